@@ -1,0 +1,253 @@
+"""Every type that crosses a wall between two folders. Imports torch only.
+
+Letters in shapes: B rows of a batch, T steps of a row, N pairs, G rows of a group.
+
+Conventions, held everywhere:
+
+- Log-probabilities are sums over the event, in nats, in float64: a token's log-probability, or the log-density of a whole
+  latent. Public code for diffusion averages over the latent's D numbers instead; that convention is the explicit ratio
+  ``objectives.ratios.per_scalar``, which divides by ``Steps.event_size``.
+- A missing number is NaN, never 0.
+- Losses come out unreduced; ``Method.weigh`` says what each cell counts for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+Kind = Literal["token", "transition", "bound"]
+Unit = Literal["cell", "row", "pair", "group"]
+
+
+class UserError(Exception):
+    """Something the user can mend: one line that says what was wrong, what was got and what is accepted (exit code 2)."""
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise UserError(message)
+
+
+def _table(owner: str, name: str, value: Tensor, shape: Sequence[int]) -> None:
+    _require(isinstance(value, Tensor), f"{owner}.{name}: got {type(value).__name__}, takes a tensor of shape {list(shape)}")
+    _require(tuple(value.shape) == tuple(shape), f"{owner}.{name}: got shape {list(value.shape)}, takes {list(shape)}")
+
+
+class Level(NamedTuple):
+    """A noise level of a Gaussian path ``x_t = signal * x_0 + noise * eps``: the time of every kernel.
+
+    Rectified flow at sigma: ``(1 - sigma, sigma)``. Variance preserving: ``(sqrt(abar), sqrt(1 - abar))``. Variance
+    exploding: ``(1, sigma)``. Both entries are tensors that broadcast against ``x``.
+    """
+
+    signal: Tensor
+    noise: Tensor
+
+
+class Prediction(NamedTuple):
+    """What a denoiser says about ``x_t``, in the one form that every parametrisation (epsilon, v, sample, flow) turns into.
+
+    ``clean`` estimates ``x_0`` and ``noise`` estimates ``eps``; ``x_t = level.signal * clean + level.noise * noise`` holds.
+    Both have the shape of ``x_t``.
+    """
+
+    clean: Tensor
+    noise: Tensor
+
+
+class Kernel(Protocol):
+    """One denoising step as a Gaussian: ``x_next ~ N(mean, std^2 I)``.
+
+    ``mean`` has the shape of ``x``; ``std`` broadcasts against it and is 0 where the step is deterministic.
+    """
+
+    def __call__(self, prediction: Prediction, x: Tensor, t: Level, t_next: Level) -> tuple[Tensor, Tensor]: ...
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The table of decisions of some rows, as the current parameters see it: the one currency of objectives.
+
+    log_probs: ``[B, T]`` float64, nats, summed over the event, differentiable. Cells outside ``mask`` hold 0.
+    mask: ``[B, T]`` bool, the cells that count.
+    old: ``[B, T]`` log-probabilities at sampling time, or None.
+    refs: name -> ``[B, T]`` log-probabilities under a named reference (``ref``, ``previous``, ``ema``, an opponent).
+    kls: name -> ``[B, T]`` exact KL of each step's distribution to the named reference's, nats, differentiable.
+    facts: name -> ``[B, T]`` whatever else a policy knows of a step, without gradient: ``std`` (of the transition, in
+        units of the latent) and ``dt`` (length of the step in the path's own time).
+    event_size: scalars in one event: 1 for a token, D for a latent of D numbers.
+    kind: ``token``, ``transition`` (a density) or ``bound`` (minus half a squared error: not a density).
+    """
+
+    log_probs: Tensor
+    mask: Tensor
+    old: Tensor | None = None
+    refs: Mapping[str, Tensor] = field(default_factory=dict)
+    kls: Mapping[str, Tensor] = field(default_factory=dict)
+    facts: Mapping[str, Tensor] = field(default_factory=dict)
+    event_size: int = 1
+    kind: Kind = "token"
+
+    def __post_init__(self) -> None:
+        _require(isinstance(self.log_probs, Tensor) and self.log_probs.ndim == 2, "Steps.log_probs: takes a tensor [batch, steps]")
+        shape = self.log_probs.shape
+        _require(self.log_probs.dtype == torch.float64, f"Steps.log_probs: got {self.log_probs.dtype}, takes torch.float64 (a float32 sum over a latent is off by milli-nats)")
+        _table("Steps", "mask", self.mask, shape)
+        _require(self.mask.dtype == torch.bool, f"Steps.mask: got {self.mask.dtype}, takes torch.bool")
+        if self.old is not None:
+            _table("Steps", "old", self.old, shape)
+        for group in ("refs", "kls", "facts"):
+            for name, value in getattr(self, group).items():
+                _table("Steps", f"{group}[{name!r}]", value, shape)
+        _require(self.event_size >= 1, f"Steps.event_size: got {self.event_size}, takes 1 or more")
+        _require(self.kind in ("token", "transition", "bound"), f"Steps.kind: got {self.kind!r}, takes 'token', 'transition' or 'bound'")
+
+    def __len__(self) -> int:
+        return self.log_probs.shape[0]
+
+    def __getitem__(self, rows: Any) -> Steps:
+        """The same table for some rows: a slice, a list of row numbers or a boolean tensor."""
+        pick: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] = lambda tables: {k: v[rows] for k, v in tables.items()}  # noqa: E731
+        old = None if self.old is None else self.old[rows]
+        return Steps(self.log_probs[rows], self.mask[rows], old, pick(self.refs), pick(self.kls), pick(self.facts), self.event_size, self.kind)
+
+
+@dataclass(frozen=True)
+class Feedback:
+    """What people, rewards and judges said of a rollout's rows. Pairs, lists, groups and thumbs are indices into rows.
+
+    rewards: ``[B]`` float64, the scalar that a method maximises; NaN is missing.
+    group: ``[B]`` int64, rows with one number share a prompt.
+    parts: name -> ``[B]`` every reward by itself, for logs and for methods that use them apart.
+    labels: ``[B]`` in 0..1, thumbs up or down, or a soft label.
+    pairs: ``[N, 2]`` row numbers (chosen, rejected).
+    strength: ``[N]`` in 0..1, the probability that the first of a pair is the better one.
+    lengths: ``[B]`` number of steps of each row, where a method shapes rewards by length.
+    """
+
+    rewards: Tensor
+    group: Tensor
+    parts: Mapping[str, Tensor] = field(default_factory=dict)
+    labels: Tensor | None = None
+    pairs: Tensor | None = None
+    strength: Tensor | None = None
+    lengths: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        _require(isinstance(self.rewards, Tensor) and self.rewards.ndim == 1, "Feedback.rewards: takes a tensor [batch]")
+        rows = self.rewards.shape
+        _require(self.rewards.dtype == torch.float64, f"Feedback.rewards: got {self.rewards.dtype}, takes torch.float64")
+        _table("Feedback", "group", self.group, rows)
+        _require(self.group.dtype == torch.int64, f"Feedback.group: got {self.group.dtype}, takes torch.int64")
+        for name, value in self.parts.items():
+            _table("Feedback", f"parts[{name!r}]", value, rows)
+        if self.labels is not None:
+            _table("Feedback", "labels", self.labels, rows)
+            known = self.labels[~self.labels.isnan()]
+            _require(bool(((known >= 0) & (known <= 1)).all()), "Feedback.labels: got values outside 0..1")
+        if self.lengths is not None:
+            _table("Feedback", "lengths", self.lengths, rows)
+        if self.pairs is not None:
+            _require(self.pairs.ndim == 2 and self.pairs.shape[1] == 2, f"Feedback.pairs: got shape {list(self.pairs.shape)}, takes [pairs, 2]")
+            inside = bool(((self.pairs >= 0) & (self.pairs < rows[0])).all())
+            _require(inside, f"Feedback.pairs: got row numbers outside 0..{rows[0] - 1}")
+        if self.strength is not None:
+            _require(self.pairs is not None, "Feedback.strength: given without pairs")
+            _table("Feedback", "strength", self.strength, self.pairs.shape[:1])  # type: ignore[union-attr]
+
+
+@dataclass
+class Rollout:
+    """Rows that a policy generated, or was given, with all that is needed to score them again.
+
+    prompts: B strings. outputs: what rewards see (B images as float tensors in 0..1 ``[B, C, H, W]``, videos
+    ``[B, F, C, H, W]``, or B strings). log_probs, mask: ``[B, T]`` at sampling time (float64, bool). group: ``[B]`` int64.
+    private: the adapter's own tensors; recipes never look inside.
+    """
+
+    prompts: list[str]
+    outputs: Any
+    log_probs: Tensor
+    mask: Tensor
+    group: Tensor
+    private: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        rows = len(self.prompts)
+        _require(self.log_probs.ndim == 2, "Rollout.log_probs: takes a tensor [batch, steps]")
+        _table("Rollout", "log_probs", self.log_probs, (rows, self.log_probs.shape[1]))
+        _table("Rollout", "mask", self.mask, self.log_probs.shape)
+        _table("Rollout", "group", self.group, (rows,))
+        _require(len(self.outputs) == rows, f"Rollout.outputs: got {len(self.outputs)}, takes one for each of {rows} prompts")
+
+
+class Loss(NamedTuple):
+    """``values``: unreduced, ``[B, T]`` or ``[B, 1]``, differentiable. ``metrics``: name -> 0-d tensor, without gradient."""
+
+    values: Tensor
+    metrics: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A published method as a sentence of parts. Recipes ask it what it needs; they never ask its name.
+
+    signal: Feedback of the whole rollout -> ``[B, 1]`` or ``[B, T]``, no gradient (advantages, labels, ...).
+    loss: Steps of a micro-batch and its rows of the signal -> Loss.
+    weigh: mask of the whole rollout ``[B, T]`` -> weights ``[B, T]``; the loss is ``sum(weight * values)``, so that it does
+        not depend on the micro-batch split, on accumulation or on the number of processes.
+    needs: what Steps must hold, of ``old``, ``refs``, ``kls``, ``std``, ``dt``, ``logits``; ``refs:NAME`` and ``kls:NAME``
+        ask for one reference by name.
+    unit: what has to stay in one micro-batch.
+    kinds: the kinds of Steps that it accepts; a bound is no density, and has no importance ratio.
+    keep: Feedback -> ``[B]`` bool, rows worth an update (dynamic sampling); None keeps all.
+    state: explicit state that is checkpointed, or None.
+    """
+
+    signal: Callable[[Feedback], Tensor]
+    loss: Callable[[Steps, Tensor], Loss]
+    weigh: Callable[[Tensor], Tensor]
+    needs: frozenset[str] = frozenset({"old"})
+    unit: Unit = "cell"
+    kinds: frozenset[str] = frozenset({"token", "transition"})
+    keep: Callable[[Feedback], Tensor] | None = None
+    state: Any = None
+
+
+class Reward(Protocol):
+    """``(outputs, prompts, **columns) -> [B]`` or ``{name: [B]}``. A plain callable; NaN says that no score could be had."""
+
+    def __call__(self, outputs: Any, prompts: list[str], **columns: Any) -> Tensor | dict[str, Tensor]: ...
+
+
+class Policy(Protocol):
+    """Anything that generates, as a table of decisions. An adapter is a handful of functions."""
+
+    kind: Kind
+    gives: frozenset[str]
+
+    def sample(self, prompts: list[str], group_size: int, rng: torch.Generator) -> Rollout:
+        """``group_size`` outputs of each prompt, without gradient; rows of one prompt stand side by side."""
+        ...
+
+    def remember(self, rollout: Rollout, names: Iterable[str], rows_at_once: int) -> None:
+        """Tabulates named references on a rollout once, before its updates."""
+        ...
+
+    def steps(self, rollout: Rollout, rows: Tensor, columns: Tensor | None = None, needs: frozenset[str] = frozenset()) -> Steps:
+        """The table of some rows under the current parameters, with gradient. ``columns``: some steps only."""
+        ...
+
+    def using(self, name: str) -> AbstractContextManager[None]:
+        """The named parameter set (``ref``, ``ema``, ``previous``) in place of the current one while the block lasts."""
+        ...
+
+    def parameters(self) -> dict[str, torch.nn.Parameter]:
+        """The trained parameters by name."""
+        ...
