@@ -1,0 +1,46 @@
+"""Alignment of generative models: image, video, text and vision-language, with one currency for all of them.
+
+``import mmalign as mm`` loads nothing heavy: the rooms (``mm.methods``, ``mm.rewards``, ``mm.policies``, ...) and the recipes
+(``mm.online``, ...) are read from the folders, and imported when they are asked for.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from mmalign.rooms import index, nearest
+
+__version__ = "0.1.0"
+
+ROOMS = ("policies", "methods", "rewards", "worlds", "data", "recipes", "guidance", "evaluation")
+"""The packages whose functions are flat to the user: ``mm.rewards.jpeg``."""
+
+FILES = {"kernels": "mmalign.samplers.kernels", "windows": "mmalign.samplers.windows"}
+"""Single files that have a name of their own: ``mm.kernels.flow_sde``."""
+
+FLAT = {"prompts": "mmalign.data"}
+"""Functions that are flat themselves, besides every recipe: ``mm.prompts``."""
+
+
+def _home(name: str) -> str | None:
+    if name in FLAT:
+        return FLAT[name]
+    return "mmalign.recipes" if name in index("mmalign.recipes") else None
+
+
+def __getattr__(name: str) -> Any:
+    if name.startswith("_"):
+        raise AttributeError(f"module 'mmalign' has no attribute {name!r}")
+    if name in ROOMS:
+        return importlib.import_module(f"mmalign.{name}")
+    if name in FILES:
+        return importlib.import_module(FILES[name])
+    home = _home(name)
+    if home is None:
+        raise AttributeError(f"mmalign has no {name!r}{nearest(name, __dir__())}")
+    return getattr(importlib.import_module(home), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({"__version__", *ROOMS, *FILES, *FLAT, *index("mmalign.recipes")})

@@ -1,0 +1,5 @@
+"""Prompts and preference records."""
+
+from mmalign.rooms import furnish
+
+furnish(__name__)

@@ -1,0 +1,170 @@
+"""The folder is the registry: a room is a package that answers with the public functions of its own files.
+
+``furnish(__name__)`` in a package's ``__init__.py`` makes it a room. The names of a room are the public top-level functions and
+classes of its files and sub-folders (only those in ``__all__`` where a file has one), read with ``ast`` and imported when they are
+asked for. So a method or a reward is added by adding one file, and ``import mmalign`` loads nothing.
+
+A file and its function may share one name (``rewards/jpeg.py`` defines ``jpeg``). Python would bind the submodule over the function
+as soon as somebody imports the file; a room keeps the function, and ``from mmalign.rewards.jpeg import jpeg`` works as ever.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib
+import sys
+from collections.abc import Iterable, Iterator
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+
+class Entry(NamedTuple):
+    """What a file says of one public name, known without importing it.
+
+    ``module``: the dotted name of its file. ``meaning``: the first line of its docstring. ``paper``: what follows ``Paper:`` in the
+    docstring (or else in the file's), or an empty string. ``function``: False for a class.
+    """
+
+    name: str
+    module: str
+    meaning: str
+    paper: str
+    function: bool
+
+
+class Room(ModuleType):
+    """The class of a furnished package: looks names up in its index, and never lets a submodule hide a function of its name."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or name not in index(self.__name__):
+            raise AttributeError(_unknown(self.__name__, name))
+        return _load(self.__name__, name)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if isinstance(value, ModuleType) and name in index(self.__name__):
+            return  # the import system binding a file over the function that has its name
+        super().__setattr__(name, value)
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *index(self.__name__)})
+
+
+def furnish(package: str) -> None:
+    """Makes the package of that name a room; to be called in its ``__init__.py`` as ``furnish(__name__)``."""
+    sys.modules[package].__class__ = Room
+
+
+@cache
+def index(room: str) -> dict[str, tuple[Entry, ...]]:
+    """name -> its entries, for a package or a single file given by dotted name; more than one entry is a mistake that `find` reports."""
+    entries: dict[str, tuple[Entry, ...]] = {}
+    for module, path in _files(room):
+        for entry in _read(module, path):
+            entries[entry.name] = (*entries.get(entry.name, ()), entry)
+    return dict(sorted(entries.items()))
+
+
+def find(room: str, name: str) -> Any:
+    """The function or class called ``name`` in a room, or at an import path.
+
+    room: dotted name of a package or of a single file, ``mmalign.methods``. name: a name of the room; or an import path inside
+    mmalign (``worlds.digits.digits_proxy``) or outside (``my_package.my_module.my_method``, ``package.Class.classmethod``).
+    Raises UserError with the nearest names for an unknown one.
+    """
+    from mmalign.types import UserError
+
+    if "." in name:
+        return import_path(name)
+    if name not in index(room):
+        raise UserError(_unknown(room, name))
+    return _load(room, name)
+
+
+def import_path(path: str) -> Any:
+    """The object at a dotted path: the longest part of it that is a module, then attributes. Raises UserError where there is none."""
+    from mmalign.types import UserError
+
+    inside = (Path(__file__).parent / path.split(".")[0]).is_dir()
+    parts = f"mmalign.{path}".split(".") if inside else path.split(".")
+    for length in range(len(parts) - 1, 0, -1):
+        module = ".".join(parts[:length])
+        try:
+            found: Any = importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            if error.name and f"{module}.".startswith(f"{error.name}."):
+                continue  # this part of the path is no module; a missing package inside an existing module is another matter
+            raise UserError(f"{path}: needs the package {error.name}, which is not installed") from error
+        for number, part in enumerate(parts[length:], length):
+            try:
+                found = getattr(found, part)
+            except AttributeError:
+                known = [name for name in dir(found) if not name.startswith("_")]
+                raise UserError(f"{path}: {'.'.join(parts[:number])} has no {part!r}{nearest(part, known)}") from None
+        return found
+    raise UserError(f"{path}: no module called {parts[0]!r} can be imported; takes an import path like my_package.my_module.my_function")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """``"; nearest: a, b"`` for a mistyped name, or an empty string where nothing is near."""
+    close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.6)
+    return f"; nearest: {', '.join(close)}" if close else ""
+
+
+def _load(room: str, name: str) -> Any:
+    first, *others = index(room)[name]
+    if others:
+        homes = ", ".join(entry.module for entry in (first, *others))
+        raise ImportError(f"{room}: {name!r} is defined in more than one file: {homes}")
+    return getattr(importlib.import_module(first.module), name)
+
+
+def _unknown(room: str, name: str) -> str:
+    known = list(index(room))
+    near = nearest(name, known)
+    return f"{room.removeprefix('mmalign.')} has no {name!r}{near or '; it has: ' + (', '.join(known) or 'nothing yet')}"
+
+
+def _files(room: str) -> Iterator[tuple[str, Path]]:
+    """(dotted name, path) of a room's public files, found without importing the room."""
+    top, *rest = room.split(".")
+    spec = find_spec(top)
+    if spec is None or not spec.submodule_search_locations:
+        raise ModuleNotFoundError(f"no package called {top!r}", name=top)
+    place = Path(spec.submodule_search_locations[0], *rest)
+    if not place.is_dir():
+        yield room, place.with_suffix(".py")
+        return
+    for path in sorted(place.rglob("*.py")):
+        parts = path.relative_to(place).with_suffix("").parts
+        if parts == ("__init__",) or any(part.startswith("_") and part != "__init__" for part in parts):
+            continue
+        yield ".".join((room, *(part for part in parts if part != "__init__"))), path
+
+
+def _read(module: str, path: Path) -> Iterator[Entry]:
+    tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+    listed = _listed(tree)
+    for node in tree.body:
+        if not isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            continue
+        if node.name not in listed if listed is not None else node.name.startswith("_"):
+            continue
+        own = ast.get_docstring(node) or ""
+        meaning = own.strip().split("\n")[0]
+        yield Entry(node.name, module, meaning, _paper(own) or _paper(ast.get_docstring(tree) or ""), isinstance(node, ast.FunctionDef))
+
+
+def _listed(tree: ast.Module) -> set[str] | None:
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and any(isinstance(target, ast.Name) and target.id == "__all__" for target in node.targets):
+            return set(ast.literal_eval(node.value))
+    return None
+
+
+def _paper(docstring: str) -> str:
+    lines = (line.strip() for line in docstring.split("\n"))
+    return next((line.removeprefix("Paper:").strip() for line in lines if line.startswith("Paper:")), "")
