@@ -1,0 +1,1 @@
+"""Published methods, one file each: a sentence of objectives and a docstring. The folder is the registry."""

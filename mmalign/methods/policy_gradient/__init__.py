@@ -1,0 +1,1 @@
+"""Methods that follow the gradient of an expected reward through importance ratios."""

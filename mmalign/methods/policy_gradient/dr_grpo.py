@@ -1,0 +1,37 @@
+"""GRPO done right."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from mmalign.objectives import advantages, penalties, ratios, surrogates, weights
+from mmalign.objectives.compose import policy_gradient
+from mmalign.types import Method
+
+
+def dr_grpo(*, length: float, clip: float = 0.2, beta: float = 0.0, kl: str = "k3") -> Method:
+    """GRPO without its two biases: no division by the group's spread, none by the row's own length.
+
+    ``A_i = r_i - mean_group``, and over live steps t of row i::
+
+        loss = mean_i [ 1 / length * sum_t -min(rho_it A_i, clip(rho_it, 1 - clip, 1 + clip) A_i) ]
+
+    Args:
+        length: the constant that stands in for every row's length, in steps: the generation budget, or the number of denoising
+            steps. It must be given, because it scales the loss: the width of a padded batch would change from batch to batch.
+        clip: how far a ratio may leave 1, both ways.
+        beta, kl: weight and kind of a KL to ``ref``; the paper has none.
+
+    Paper: Understanding R1-Zero-Like Training: A Critical Perspective, arXiv 2503.20783; length 3000.
+
+    Deviations: the paper's objective has no 1 / length at all, its code has; they differ by this constant alone. TRL's
+    ``loss_type="dr_grpo"`` takes ``max_completion_length`` for it, and still divides by the standard deviation unless
+    ``scale_rewards`` is off.
+    """
+    return policy_gradient(
+        advantage=lambda feedback: advantages.centred(feedback.rewards, feedback.group),
+        log_ratio=ratios.named("per_step"),
+        surrogate=partial(surrogates.clipped, low=clip, high=clip),
+        penalty=penalties.named(kl, beta=beta),
+        weigh=partial(weights.constant_length, length=length),
+    )

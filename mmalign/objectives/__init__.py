@@ -1,0 +1,1 @@
+"""Pure maths: one function per equation, tensors in, unreduced tensors out."""

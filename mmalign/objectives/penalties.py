@@ -1,0 +1,101 @@
+"""What a policy pays for leaving a named reference: ``Steps -> [B, T]``, 0 in dead cells, differentiable.
+
+Two ways to know a step's KL: in closed form (``Steps.kls``: Gaussians, or whole vocabularies), or estimated from the sampled
+step alone (``k1``, ``k2``, ``k3`` of ``Steps.refs``; names by John Schulman, http://joschu.net/blog/kl-approx.html).
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from torch import Tensor
+
+from mmalign.objectives.parts import Part, bounded_expm1, choose, live
+from mmalign.types import Steps, UserError
+
+
+def _log_ratio(steps: Steps, name: str) -> Tensor:
+    if name not in steps.refs:
+        raise UserError(f"Steps.refs: got {sorted(steps.refs)}, a KL estimate takes {name!r}")
+    return live(steps.log_probs - steps.refs[name].detach(), steps.mask)
+
+
+def _fact(steps: Steps, name: str) -> Tensor:
+    if name not in steps.facts:
+        raise UserError(f"Steps.facts: got {sorted(steps.facts)}, this KL takes {name!r}")
+    return live(steps.facts[name].detach(), steps.mask)
+
+
+def exact_kl(steps: Steps, name: str = "ref") -> Tensor:
+    """``KL(pi || ref)`` of each step's whole distribution, nats; for a Gaussian step ``|mean - mean_ref|^2 / (2 std^2)``."""
+    if name not in steps.kls:
+        raise UserError(f"Steps.kls: got {sorted(steps.kls)}, an exact KL takes {name!r}")
+    return live(steps.kls[name], steps.mask)
+
+
+def k1(steps: Steps, name: str = "ref") -> Tensor:
+    """``log pi - log ref``, nats. Unbiased as a number; as a loss its expected gradient is 0, so it belongs into rewards."""
+    return _log_ratio(steps, name)
+
+
+def k2(steps: Steps, name: str = "ref") -> Tensor:
+    """``(log pi - log ref)^2 / 2``, nats. Biased as a number; as a loss its expected gradient on own samples is the KL's."""
+    return _log_ratio(steps, name) ** 2 / 2
+
+
+def k3(steps: Steps, name: str = "ref") -> Tensor:
+    """``ref / pi - 1 - log(ref / pi)``, nats: never negative, unbiased (GRPO, arXiv 2402.03300, eq. 4).
+
+    Beyond 20 nats the exponential goes on along its tangent. verl clamps the value to -10..10 instead, which takes the
+    gradient away exactly where the policy is farthest from the reference.
+    """
+    difference = _log_ratio(steps, name)
+    return bounded_expm1(-difference) + difference
+
+
+def per_scalar_kl(steps: Steps, name: str = "ref") -> Tensor:
+    """The exact KL divided by D: nats per scalar, the scale that the ratio ``per_scalar`` has."""
+    return exact_kl(steps, name) / steps.event_size
+
+
+def flow_grpo_kl(steps: Steps, name: str = "ref") -> Tensor:
+    """``mean |mean - mean_ref|^2 / (2 std_dev_t^2)`` of flow_grpo's and verl-omni's code: the exact KL times ``|dt| / D``.
+
+    Their denominator leaves out ``|dt|``, the variance's time factor; at 10 steps it is about 10 times smaller than the
+    paper's KL. Needs ``facts["dt"]``.
+    """
+    return per_scalar_kl(steps, name) * _fact(steps, "dt").abs()
+
+
+def mean_distance(steps: Steps, name: str = "ref") -> Tensor:
+    """``mean (mean - mean_ref)^2``, no denominator (Flow-Factory's ``x-based``): the exact KL times ``2 std^2 / D``.
+
+    Needs ``facts["std"]``. Its ``v-based`` twin, a mean squared difference of velocities, cannot be had from this table:
+    the factor between means and velocities differs from kernel to kernel.
+    """
+    return per_scalar_kl(steps, name) * 2 * _fact(steps, "std") ** 2
+
+
+_NAMED = {
+    "paper": (exact_kl, "kls", ()),
+    "per_scalar": (per_scalar_kl, "kls", ()),
+    "flow_grpo": (flow_grpo_kl, "kls", ("dt",)),
+    "mean_distance": (mean_distance, "kls", ("std",)),
+    "exact": (exact_kl, "kls", ()),
+    "k1": (k1, "refs", ()),
+    "k2": (k2, "refs", ()),
+    "k3": (k3, "refs", ()),
+}
+
+
+def named(kl: str, *, beta: float, name: str = "ref") -> Part | None:
+    """``beta`` times the KL of that name to the reference of that name, with what it needs; None where ``beta`` is 0.
+
+    kl: ``exact`` (also called ``paper``), ``per_scalar``, ``flow_grpo``, ``mean_distance``, ``k1``, ``k2``, ``k3``.
+    Raises UserError for an unknown name or a negative ``beta``.
+    """
+    parts = {key: Part(partial(function, name=name), frozenset({f"{table}:{name}", *facts})) for key, (function, table, facts) in _NAMED.items()}
+    part = choose("kl", kl, parts)
+    if beta < 0:
+        raise UserError(f"beta: got {beta}, takes 0 or more")
+    return part._replace(of=lambda steps: beta * part.of(steps)) if beta else None

@@ -1,0 +1,60 @@
+"""Log importance ratios of a table to the policy that sampled it: ``Steps -> [B, T]``, 0 in dead cells.
+
+The true log-ratio of a step is ``log_probs - old`` in nats. Everything else here is a dialect: a rescaling that public code
+applies before it exponentiates and clips, so that one clip range means different things in different dialects.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from mmalign.objectives.parts import Part, choose, live
+from mmalign.types import Steps, UserError
+
+
+def per_step(steps: Steps) -> Tensor:
+    """``log pi - log pi_old`` of each step, nats: a token's, or a whole latent's."""
+    if steps.old is None:
+        raise UserError("Steps.old: got None, an importance ratio takes the log-probabilities at sampling time")
+    return live(steps.log_probs - steps.old.detach(), steps.mask)
+
+
+def per_scalar(steps: Steps) -> Tensor:
+    """``(log pi - log pi_old) / D``, nats per scalar of the event: what public diffusion code does (a mean over the latent)."""
+    return per_step(steps) / steps.event_size
+
+
+def per_sequence(steps: Steps) -> Tensor:
+    """The mean of a row's log-ratios over its live steps, in each of them (GSPO, arXiv 2507.18071): nats per step."""
+    length = steps.mask.sum(1, keepdim=True).clamp(min=1)
+    return live((per_step(steps).sum(1, keepdim=True) / length).expand_as(steps.log_probs), steps.mask)
+
+
+def whole_sequence(steps: Steps) -> Tensor:
+    """The log-ratio of the whole row, in each of its live steps: nats. Its exponential is the exact importance weight."""
+    return live(per_step(steps).sum(1, keepdim=True).expand_as(steps.log_probs), steps.mask)
+
+
+def cps(steps: Steps) -> Tensor:
+    """``2 std^2 (log pi - log pi_old) / D``: flow_grpo's "log-probability" of CPS, ``-mean (x' - mean)^2``, which is no density.
+
+    Needs ``facts["std"]``. Flow-Factory, verl-omni, UniRL and GenRL do the same; a clip range for ``per_scalar`` does not
+    carry over.
+    """
+    if "std" not in steps.facts:
+        raise UserError(f"Steps.facts: got {sorted(steps.facts)}, the ratio 'cps' takes std")
+    return per_scalar(steps) * 2 * live(steps.facts["std"].detach(), steps.mask) ** 2
+
+
+_NAMED = {
+    "per_step": Part(per_step, frozenset({"old"})),
+    "per_scalar": Part(per_scalar, frozenset({"old"})),
+    "per_sequence": Part(per_sequence, frozenset({"old"}), "row"),
+    "whole_sequence": Part(whole_sequence, frozenset({"old"}), "row"),
+    "cps": Part(cps, frozenset({"old", "std"})),
+}
+
+
+def named(name: str) -> Part:
+    """The log-ratio of that name, with what it needs. Raises UserError for an unknown name."""
+    return choose("ratio", name, _NAMED)

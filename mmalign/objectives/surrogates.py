@@ -1,0 +1,54 @@
+"""What is minimised in place of minus the expected reward: ``log_ratio [B, T], advantage [B, 1 or T] -> Surrogate``.
+
+Finite, with finite gradients, for log-ratios of any size: the exponential is ``parts.bounded_exp``, exact up to 20 nats and
+linear beyond.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mmalign.objectives.parts import bounded_exp
+from mmalign.types import UserError
+
+
+class Surrogate(NamedTuple):
+    """``values [B, T]``: unreduced loss, to be minimised. ``clipped [B, T]`` bool: cells whose gradient the clip took away."""
+
+    values: Tensor
+    clipped: Tensor
+
+
+def _check(log_ratio: Tensor, advantage: Tensor) -> None:
+    rows = log_ratio.shape[0]
+    if log_ratio.ndim != 2 or advantage.shape not in ((rows, 1), log_ratio.shape):
+        raise UserError(f"surrogate: got log_ratio {list(log_ratio.shape)} and advantage {list(advantage.shape)}, takes [B, T] and [B, 1 or T]")
+
+
+def unclipped(log_ratio: Tensor, advantage: Tensor) -> Surrogate:
+    """``-rho A``: at ``rho = 1`` its gradient is REINFORCE's, ``-A grad log pi``; elsewhere it is importance-weighted."""
+    _check(log_ratio, advantage)
+    return Surrogate(-bounded_exp(log_ratio) * advantage, torch.zeros_like(log_ratio, dtype=torch.bool))
+
+
+def clipped(log_ratio: Tensor, advantage: Tensor, *, low: float, high: float, dual: float | None = None) -> Surrogate:
+    """``-min(rho A, clip(rho, 1 - low, 1 + high) A)``, PPO (arXiv 1707.06347, eq. 7).
+
+    low, high: how far the ratio may go below and above 1 before its gradient stops.
+    dual: c > 1; where ``A < 0`` the loss is at most ``-c A`` (dual clip, arXiv 1912.09729; verl has it on at 3). None: off.
+    """
+    _check(log_ratio, advantage)
+    if not (0 <= low <= 1 and high >= 0):
+        raise UserError(f"clip: got low={low}, high={high}, takes low in 0..1 and high of 0 or more")
+    if dual is not None and dual <= 1:
+        raise UserError(f"dual: got {dual}, takes a number above 1 or None")
+    ratio = bounded_exp(log_ratio)
+    values = -torch.minimum(ratio * advantage, ratio.clamp(1 - low, 1 + high) * advantage)
+    cut = ((advantage > 0) & (ratio > 1 + high)) | ((advantage < 0) & (ratio < 1 - low))
+    if dual is not None:
+        values = torch.where(advantage < 0, torch.minimum(values, -dual * advantage), values)
+        cut = cut | ((advantage < 0) & (ratio > dual))
+    return Surrogate(values, cut)
