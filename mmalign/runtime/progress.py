@@ -1,0 +1,121 @@
+"""What a run says while it goes: a bar with reward, KL and time left, and Ctrl-C that saves first."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from types import FrameType, TracebackType
+from typing import Any, TextIO
+
+
+def clock(seconds: float) -> str:
+    """Seconds as ``42 s``, ``3 min 05 s`` or ``2 h 07 min``."""
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def numbers(metrics: Mapping[str, Any]) -> str:
+    """The two numbers worth a place in a line: ``reward 0.512  KL 1.3 nats``; a missing one is left out."""
+    shown = []
+    if isinstance(metrics.get("reward"), (int, float)):
+        shown.append(f"reward {metrics['reward']:.3f}")
+    if isinstance(metrics.get("kl"), (int, float)):
+        shown.append(f"KL {metrics['kl']:.3g} nats")
+    return "  ".join(shown)
+
+
+class Progress:
+    """A bar on a terminal; elsewhere one line every ``every`` steps.
+
+    total: the step at which the run ends. start: the step it continues from. stream: where to, standard output if None.
+    """
+
+    def __init__(self, total: int, *, start: int = 0, every: int = 10, stream: TextIO | None = None) -> None:
+        self.total, self.start, self.every = total, start, max(1, every)
+        self._stream = sys.stdout if stream is None else stream
+        self._bar: Any = None
+        self._task: Any = None
+        self._begin = time.monotonic()
+
+    def __enter__(self) -> Progress:
+        self._begin = time.monotonic()
+        if self._stream.isatty():
+            self._bar, self._task = _bar(self._stream, self.total, self.start)
+            self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def update(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """``step`` is done, with these metrics."""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, numbers=numbers(metrics))
+        elif step % self.every == 0 or step >= self.total:
+            done = max(1, step - self.start)
+            left = (time.monotonic() - self._begin) / done * (self.total - step)
+            self.say("  ".join(part for part in (f"step {step}/{self.total}", numbers(metrics), f"{clock(left)} left") if part))
+
+    def say(self, line: str) -> None:
+        """A line above the bar."""
+        if self._bar is not None:
+            self._bar.console.print(line, markup=False, highlight=False)
+        else:
+            print(line, file=self._stream, flush=True)
+
+
+def _bar(stream: TextIO, total: int, start: int) -> tuple[Any, Any]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[numbers]}"),
+        TimeRemainingColumn(compact=True),
+        TextColumn("left"),
+    )
+    bar = Bar(*columns, console=Console(file=stream))
+    return bar, bar.add_task("", total=total, completed=start, numbers="")
+
+
+class Interrupt:
+    """Ctrl-C, politely: ``with Interrupt() as interrupt: ... if interrupt.interrupted: save and stop``.
+
+    The first one sets ``interrupted`` and prints a line; the second raises KeyboardInterrupt at once. What handled it before
+    does so again after the block. Does nothing outside the main thread, where signals do not arrive.
+    """
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self.interrupted = False
+        self._stream = stream
+        self._before: Any = None
+        self._installed = False
+
+    def __enter__(self) -> Interrupt:
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGINT, self._handle)
+            self._installed = True
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        if self._installed:
+            signal.signal(signal.SIGINT, self._before)
+            self._installed = False
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.interrupted:
+            raise KeyboardInterrupt
+        self.interrupted = True
+        stream = sys.stderr if self._stream is None else self._stream
+        print("\nfinishing this step, then saving; Ctrl-C again to stop at once", file=stream, flush=True)
