@@ -211,7 +211,7 @@ def restore_optimizer(
     here = [sorted(called[id(p)] for p in group["params"]) for group in optimizer.param_groups]
     there = [sorted(group["params"]) for group in state["groups"]]
     if here != there:
-        strange = sorted(set(sum(here, [])) ^ set(sum(there, [])))
+        strange = sorted({name for group in here for name in group} ^ {name for group in there for name in group})
         raise UserError(f"optimizer: the checkpoint's parameters are not these: {', '.join(strange[:5]) or 'grouped otherwise'}")
     optimizer.state.clear()
     for group in optimizer.param_groups:

@@ -154,7 +154,9 @@ def _refuse_other_config(path: Path, old: Any, new: Any, may_grow: Sequence[str]
         if was != now and not grows and key not in may_differ:
             wrong.append(f"{key} was {was!r}, is {now!r}")
     if wrong:
-        raise UserError(f"{path}: cannot resume with another config: {'; '.join(wrong)}. Undo that, or give this run another name (name=...)")
+        raise UserError(
+            f"{path}: cannot resume with another config: {'; '.join(wrong)}; undo that, or give the run another name (name=...)"
+        )
 
 
 def plain(value: Any) -> Any:

@@ -100,7 +100,8 @@ def _start(
         tell(f"trackers: the package of {name!r} is not installed; going on without it")
     PartialState()  # accelerate's trackers log through it
     # what each names a run: tensorboard writes to <folder>/tensorboard, wandb and trackio take a project and a name
-    defaults = {"tensorboard": {"purge_step": next_step}, "wandb": {"name": folder.name}, "trackio": {"name": folder.name}}
+    named = {"name": folder.name}
+    defaults: dict[str, dict[str, Any]] = {"tensorboard": {"purge_step": next_step}, "wandb": named, "trackio": named}
     started = []
     for name in (name for name in asked if name in present):
         tracker_class = LOGGER_TYPE_TO_CLASS[name]
@@ -110,7 +111,8 @@ def _start(
         tracker = tracker_class(*arguments, **options)
         tracker.start()
         if config and not resumed:
-            settings = {key: value if isinstance(value, (bool, int, float, str)) else str(value) for key, value in flat(plain(config)).items()}
-            tracker.store_init_configuration(settings)
+            settings = flat(plain(config))
+            simple = {key: value if isinstance(value, (bool, int, float, str)) else str(value) for key, value in settings.items()}
+            tracker.store_init_configuration(simple)
         started.append(tracker)
     return started

@@ -89,7 +89,9 @@ def test_resume_may_only_grow_steps(tmp_path):
     with pytest.raises(UserError, match="steps was 80, is 40"):
         folder.open_run(tmp_path, "a", config=CONFIG, resume=True)
     with pytest.raises(UserError, match=r"method\.clip was 0\.0001, is 0\.1; seed was 3, is '\(absent\)'"):
-        folder.open_run(tmp_path, "a", config={"steps": 80, "rewards": CONFIG["rewards"], "method": {"use": "flow_grpo", "clip": 0.1}}, resume=True)
+        folder.open_run(
+            tmp_path, "a", config={"steps": 80, "rewards": CONFIG["rewards"], "method": {"use": "flow_grpo", "clip": 0.1}}, resume=True
+        )
     folder.open_run(tmp_path, "a", config={**CONFIG, "steps": 80, "trackers": ["wandb"]}, resume=True, may_differ=("trackers",))
 
 

@@ -76,5 +76,5 @@ def test_a_tracker_without_its_package_costs_one_line(tmp_path, monkeypatch):
 
 
 def test_an_unknown_tracker_is_refused(tmp_path):
-    with pytest.raises(UserError, match="trackers: got 'wanbd', takes .*tensorboard"):
+    with pytest.raises(UserError, match=r"trackers: got 'wanbd', takes .*tensorboard"):
         Log(tmp_path, trackers=("wanbd",))
