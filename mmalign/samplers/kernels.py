@@ -31,6 +31,8 @@ from torch import Tensor
 
 from mmalign.types import Kernel, Level, Prediction, UserError
 
+__all__ = ["cps", "dance_sde", "ddim", "flow_sde", "ode"]  # what a configuration may name as a kernel
+
 Parametrisation = Literal["epsilon", "v_prediction", "sample", "flow"]
 Weights = Callable[[Level, Level], tuple[Tensor, Tensor]]
 
@@ -77,7 +79,9 @@ def ode() -> Kernel:
 
 
 def ddim(*, eta: float = 1.0) -> Kernel:
-    """DDIM (Song et al. 2020, eq. 12 and 16), as in DDPO (Black et al. 2023); ``eta=1`` is the ancestral sampler.
+    """The stochastic DDIM step of DDPO; ``eta=1`` is the ancestral sampler, ``eta=0`` is ``ode``.
+
+    Paper: Song et al. 2020, https://arxiv.org/abs/2010.02502, eq. 12 and 16; DDPO, https://arxiv.org/abs/2305.13301
 
     ``std^2 = eta^2 (b'/b)^2 (b^2 - (a/a')^2 b'^2)``, which for a^2 + b^2 = 1 is ``eta^2 (1-abar')/(1-abar) (1-abar/abar')``.
     The step into b' = 0 is deterministic; ddpo-pytorch returns NaN as its log-probability. eta: 0 to 1, else UserError.
@@ -94,7 +98,9 @@ def ddim(*, eta: float = 1.0) -> Kernel:
 
 
 def cps(*, noise_level: float = 0.8) -> Kernel:
-    """Coefficients-preserving sampling (Flow-CPS, arXiv 2509.05952): the noise after a step is exactly the schedule's.
+    """Coefficients-preserving sampling: the noise after a step is exactly the schedule's.
+
+    Paper: Flow-CPS, https://arxiv.org/abs/2509.05952
 
     ``std = b' sin(noise_level * pi / 2)``; the step into b' = 0 is deterministic. Public code uses ``-mean((x' - mean)^2)`` as a
     "log-probability"; here it is the density, so clip ranges differ by 2 std^2. noise_level: 0 to 1, else UserError.
@@ -105,7 +111,9 @@ def cps(*, noise_level: float = 0.8) -> Kernel:
 
 
 def flow_sde(*, noise_level: float = 0.7, first: Literal["next"] | float = "next", last: Literal["ode", "noise"] = "ode") -> Kernel:
-    """The SDE of Flow-GRPO (Liu et al. 2025): ``g = noise_level * sqrt(s / (1 - s))``.
+    """The SDE of Flow-GRPO, with noise that grows with the level: ``g = noise_level * sqrt(s / (1 - s))``.
+
+    Paper: Flow-GRPO, https://arxiv.org/abs/2505.05470
 
         mean = x + (v + g^2 / (2 s) * (x + (1 - s) v)) dt,   std = g sqrt(|dt|),   dt = s' - s,   v = eps - x_0
 
@@ -132,9 +140,12 @@ def flow_sde(*, noise_level: float = 0.7, first: Literal["next"] | float = "next
 
 
 def dance_sde(*, noise_level: float = 0.3, last: Literal["ode", "noise"] = "ode") -> Kernel:
-    """The SDE of DanceGRPO (Xue et al. 2025): constant ``g = noise_level``; otherwise that of ``flow_sde``.
+    """The SDE of DanceGRPO, with constant noise: ``g = noise_level``; otherwise that of ``flow_sde``.
 
-    noise_level: 0 or more. last: as in ``flow_sde``; DanceGRPO decodes the last clean prediction, which is ``"ode"``. UserError.
+    Paper: DanceGRPO, https://arxiv.org/abs/2505.07818
+
+    noise_level: 0 or more. last: as in ``flow_sde``; DanceGRPO decodes the last clean prediction, which is ``"ode"``.
+    Errors: UserError.
     """
     _check("dance_sde", "noise_level", noise_level)
     return _sde("dance_sde", lambda t, t_next: torch.full_like(t.noise, noise_level**2), last)

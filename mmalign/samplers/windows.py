@@ -64,7 +64,9 @@ def random_window(*, size: int = 3, within: tuple[float, float] = (0.0, 0.5)) ->
 def sliding_window(
     *, size: int = 4, every: int = 25, stride: int = 1, within: tuple[float, float] = (0.0, 1.0), wrap: bool = True
 ) -> Window:
-    """``size`` neighbouring steps that move from noise to data: MixGRPO's progressive strategy (Li et al. 2025).
+    """``size`` neighbouring steps that move from noise to data: MixGRPO's progressive strategy.
+
+    Paper: MixGRPO, https://arxiv.org/abs/2507.21802
 
     every: training steps between moves (``iters_per_group``). stride: steps per move (``prog_overlap_step``). within: as in
     ``random_window``. wrap: begin again at the end (``roll_back``), else stay there. The last step is left out where

@@ -1,0 +1,326 @@
+"""A world in closed form: data from a Gaussian mixture, for which denoiser, marginals, tilted optimum and KL are known exactly.
+
+Every kernel is tested against it, and ``GaussianPolicy`` lets a whole recipe be tested against a known optimum in seconds.
+Numbers are float64 throughout. Letters: K components, D dimensions, T steps; ``...`` any leading dimensions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmalign.samplers import kernels
+from mmalign.samplers.windows import Window, all_but_last
+from mmalign.types import Kernel, Kind, Level, Prediction, Rollout, Steps, UserError
+
+__all__ = ["GaussianPolicy", "Mixture", "QuadraticReward", "flow_levels", "one_gaussian", "path_optimum", "tilt", "ve_levels", "vp_levels"]
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """``sum_k weights[k] N(means[k], diag(variances[k]))``: weights ``[K]`` (they sum to 1), means and variances ``[K, D]``."""
+
+    weights: Tensor
+    means: Tensor
+    variances: Tensor
+
+    def __post_init__(self) -> None:
+        if self.means.ndim != 2 or self.means.shape != self.variances.shape or self.weights.shape != self.means.shape[:1]:
+            got = f"{list(self.weights.shape)}, {list(self.means.shape)}, {list(self.variances.shape)}"
+            raise UserError(f"Mixture: got weights, means, variances of shapes {got}, takes [K], [K, D], [K, D]")
+        if not bool((self.variances >= 0).all() and (self.weights >= 0).all()) or abs(float(self.weights.sum()) - 1) > 1e-9:
+            raise UserError("Mixture: takes weights that sum to 1, and variances of 0 or more")
+
+
+@dataclass(frozen=True)
+class QuadraticReward:
+    """``r(x) = linear . x - 1/2 sum(curvature * x^2)``, a reward with a closed-form optimum; ``linear``, ``curvature``: ``[D]``."""
+
+    linear: Tensor
+    curvature: Tensor | float = 0.0
+
+    def __call__(self, outputs: Tensor, prompts: list[str] | None = None, **columns: Any) -> Tensor:
+        """Outputs ``[B, D]`` -> rewards ``[B]``."""
+        return (self.linear * outputs - 0.5 * self.curvature * outputs**2).sum(-1)
+
+    def mean(self, mixture: Mixture) -> Tensor:
+        """``E[r]`` under a mixture, a 0-d tensor."""
+        second = mixture.means**2 + mixture.variances
+        return mixture.weights @ (self.linear * mixture.means - 0.5 * self.curvature * second).sum(-1)
+
+
+def one_gaussian(mean: Iterable[float], variance: Iterable[float]) -> Mixture:
+    """One Gaussian: the simplest world."""
+    return Mixture(_row([1.0])[0], _row(mean), _row(variance))
+
+
+# What is known of it
+
+
+def sample(mixture: Mixture, count: int, rng: torch.Generator) -> Tensor:
+    """``[count, D]`` draws."""
+    component = torch.multinomial(mixture.weights, count, replacement=True, generator=rng)
+    noise = torch.randn(count, mixture.means.shape[1], generator=rng, dtype=torch.float64)
+    return mixture.means[component] + mixture.variances[component].sqrt() * noise
+
+
+def log_density(mixture: Mixture, x: Tensor) -> Tensor:
+    """``ln p(x)`` in nats: x ``[..., D]`` -> ``[...]``."""
+    return torch.logsumexp(_joint_log_density(mixture.weights, x.unsqueeze(-2), mixture.means, mixture.variances), dim=-1)
+
+
+def marginal(mixture: Mixture, t: Level) -> Mixture:
+    """The distribution of ``a x_0 + b eps``: the same mixture with means ``a m`` and variances ``a^2 v + b^2``; 0-d levels."""
+    return Mixture(mixture.weights, t.signal * mixture.means, t.signal**2 * mixture.variances + t.noise**2)
+
+
+def predict(mixture: Mixture, x: Tensor, t: Level) -> Prediction:
+    """The perfect denoiser: ``E[x_0 | x_t]`` and ``E[eps | x_t]``, both ``[..., D]``, at any level, a = 0 and b = 0 included.
+
+    In component k: ``E[x_0] = m + a v (x - a m) / (a^2 v + b^2)`` and ``E[eps] = b (x - a m) / (a^2 v + b^2)``, weighted by
+    each component's posterior probability.
+    """
+    a, b = t.signal.expand_as(x).unsqueeze(-2), t.noise.expand_as(x).unsqueeze(-2)
+    x, means, variances = x.unsqueeze(-2), mixture.means, mixture.variances
+    total = a**2 * variances + b**2
+    posterior = torch.softmax(_joint_log_density(mixture.weights, x, a * means, total), dim=-1).unsqueeze(-1)
+    residual = (x - a * means) / total
+    return Prediction((posterior * (means + a * variances * residual)).sum(-2), (posterior * b * residual).sum(-2))
+
+
+def tilt(mixture: Mixture, reward: QuadraticReward, *, beta: float) -> Mixture:
+    """The optimum of ``E[r] - beta KL(q || p)``: ``q(x) = p(x) exp(r(x) / beta) / Z``, again a mixture."""
+    precision, linear, log_weights = _tilted(mixture, reward, beta)
+    return Mixture(torch.softmax(log_weights, 0), linear / precision, 1 / precision)
+
+
+def log_normaliser(mixture: Mixture, reward: QuadraticReward, *, beta: float) -> Tensor:
+    """``ln Z = ln E[exp(r / beta)]``; ``beta ln Z`` is the optimal value of ``E[r] - beta KL``."""
+    return torch.logsumexp(_tilted(mixture, reward, beta)[2], 0)
+
+
+def kl(p: Mixture, q: Mixture) -> Tensor:
+    """``KL(p || q)`` in nats over components and values together, component k of p against component k of q.
+
+    Exact for single Gaussians, and for a mixture and its own tilt in either order (given x, both say the same of the
+    component). An upper bound for other mixtures.
+    """
+    ratio = p.variances / q.variances
+    each = 0.5 * (ratio - 1 - ratio.log() + (p.means - q.means) ** 2 / q.variances).sum(-1)
+    return p.weights @ (p.weights.log() - q.weights.log() + each)
+
+
+# Schedules: levels ``[T + 1]``, from noise to data
+
+
+def flow_levels(num_steps: int, *, shift: float = 1.0) -> Level:
+    """Rectified flow: ``s`` even from 1 to 0, then ``shift s / (1 + (shift - 1) s)`` (DanceGRPO; SD3 has shift 3)."""
+    s = torch.linspace(1, 0, num_steps + 1, dtype=torch.float64)
+    s = shift * s / (1 + (shift - 1) * s)
+    return Level(1 - s, s)
+
+
+def vp_levels(num_steps: int, *, start: float = 0.99) -> Level:
+    """Variance preserving: ``(cos, sin)`` of angles from ``start`` of a right angle down to 0."""
+    angle = torch.linspace(start, 0, num_steps + 1, dtype=torch.float64) * math.pi / 2
+    return Level(angle.cos(), angle.sin())
+
+
+def ve_levels(num_steps: int, *, highest: float = 20.0, rho: float = 3.0) -> Level:
+    """Variance exploding: ``(1, sigma)``, sigma from ``highest`` to 0 along a power law (Karras et al. 2022, eq. 5)."""
+    sigma = highest * torch.linspace(1, 0, num_steps + 1, dtype=torch.float64) ** rho
+    return Level(torch.ones_like(sigma), sigma)
+
+
+# A policy on it
+
+
+class GaussianPolicy:
+    """A ``types.Policy`` on this world: the perfect denoiser, plus a correction of the clean estimate that is trained.
+
+        clean = scale[i] * clean_exact + shift[i],  scale = exp(log_scale),  at step i, and noise = (x - a clean) / b
+
+    Parameters: ``shift`` and ``log_scale``, ``[T, D]``, zero at first; the reference ``ref`` is zero. With one Gaussian, a linear
+    reward and no scale, ``path_optimum`` gives the best shifts. All prompts mean the same. A trajectory starts at ``b eps``, as
+    pipelines do, though only a = 0 makes that the marginal.
+
+    levels: ``[T + 1]`` each, b > 0 but for the last. window: the random, trained steps; others take ``ode``. It is asked with
+    the number of earlier ``sample`` calls. Errors: UserError on a name of parameters or references that is not known.
+    """
+
+    kind: Kind = "transition"
+    gives = frozenset({"old", "refs", "kls", "std", "dt"})
+
+    def __init__(self, mixture: Mixture, levels: Level, *, kernel: Kernel, window: Window | None = None) -> None:
+        self.mixture, self.levels, self.kernel, self.window = mixture, levels, kernel, window or all_but_last()
+        self.num_steps, self.size = len(levels.signal) - 1, mixture.means.shape[1]
+        self.samples_drawn = 0
+        zeros = torch.zeros(self.num_steps, self.size, dtype=torch.float64)
+        self._sets: dict[str, dict[str, Tensor]] = {"ref": {"shift": zeros, "log_scale": zeros}}
+        self._trained = {name: torch.nn.Parameter(value.clone()) for name, value in self._sets["ref"].items()}
+        self._current: dict[str, Any] = self._trained
+
+    def parameters(self) -> dict[str, torch.nn.Parameter]:
+        return self._trained
+
+    def store(self, name: str) -> None:
+        """Keeps a copy of the current parameters as the set ``name`` (``previous``, ``ema``)."""
+        self._sets[name] = {key: value.detach().clone() for key, value in self._current.items()}
+
+    @contextmanager
+    def using(self, name: str) -> Iterator[None]:
+        if name not in self._sets:
+            raise UserError(f"parameters: got {name!r}, takes one of {', '.join(self._sets)}")
+        before, self._current = self._current, self._sets[name]
+        try:
+            yield
+        finally:
+            self._current = before
+
+    def between(self, columns: Tensor) -> tuple[Level, Level]:
+        """The levels before and after the steps ``columns``, ``[C, 1]`` each."""
+        signal, noise = self.levels.signal.unsqueeze(-1), self.levels.noise.unsqueeze(-1)
+        return Level(signal[columns], noise[columns]), Level(signal[columns + 1], noise[columns + 1])
+
+    def transition(self, x: Tensor, columns: Tensor, stochastic: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and std, ``[B, C, D]`` each, of the steps ``columns`` ``[C]`` from their states ``x`` ``[B, C, D]``."""
+        t, t_next = self.between(columns)
+        clean = predict(self.mixture, x, t).clean
+        clean = self._current["log_scale"][columns].exp() * clean + self._current["shift"][columns]
+        prediction = Prediction(clean, (x - t.signal * clean) / t.noise)
+        mean, std = self.kernel(prediction, x, t, t_next)
+        still, _ = kernels.ode()(prediction, x, t, t_next)
+        chosen = stochastic[columns].unsqueeze(-1)
+        return torch.where(chosen, mean, still), torch.where(chosen, std, 0.0).expand_as(x)
+
+    @torch.no_grad()
+    def sample(self, prompts: list[str], group_size: int, rng: torch.Generator) -> Rollout:
+        stochastic = self.window(self.num_steps, self.samples_drawn, rng)
+        self.samples_drawn += 1
+        rows = len(prompts) * group_size
+        noise = torch.randn(self.num_steps + 1, rows, self.size, generator=rng, dtype=torch.float64)
+        states = [self.levels.noise[0] * noise[0]]
+        for i in range(self.num_steps):
+            mean, std = self.transition(states[-1].unsqueeze(1), torch.tensor([i]), stochastic)
+            states.append(kernels.sample(mean, std, noise[i + 1].unsqueeze(1)).squeeze(1))
+        record = torch.stack(states, 1)
+        mean, std = self.transition(record[:, :-1], torch.arange(self.num_steps), stochastic)
+        return Rollout(
+            prompts=[prompt for prompt in prompts for _ in range(group_size)],
+            outputs=states[-1],
+            log_probs=_cells(kernels.log_prob, record[:, 1:], mean, std),
+            mask=(std > 0).all(-1),
+            group=torch.arange(len(prompts)).repeat_interleave(group_size),
+            private={"states": record, "stochastic": stochastic, "refs": {}},
+        )
+
+    @torch.no_grad()
+    def remember(self, rollout: Rollout, names: Iterable[str], rows_at_once: int = 0) -> None:
+        """``rows_at_once`` is accepted and not needed: this world is small."""
+        for name in names:
+            with self.using(name):
+                states = rollout.private["states"]
+                rollout.private["refs"][name] = self.transition(states[:, :-1], torch.arange(self.num_steps), rollout.private["stochastic"])
+
+    def steps(self, rollout: Rollout, rows: Tensor, columns: Tensor | None = None, needs: frozenset[str] = frozenset()) -> Steps:
+        columns = torch.arange(self.num_steps) if columns is None else columns
+        cells = (rows[:, None], columns)
+        states, time = rollout.private["states"], kernels.flow_time(self.levels)
+        x_next = states[rows[:, None], columns + 1]
+        mean, std = self.transition(states[cells], columns, rollout.private["stochastic"])
+        refs = {name: (m[cells], s[cells]) for name, (m, s) in rollout.private["refs"].items()}
+        facts = {"std": std[..., 0], "dt": (time[columns + 1] - time[columns]).expand(len(rows), -1)}
+        return Steps(
+            log_probs=_cells(kernels.log_prob, x_next, mean, std),
+            mask=rollout.mask[cells],
+            old=rollout.log_probs[cells] if "old" in needs else None,
+            refs={name: _cells(kernels.log_prob, x_next, *refs[name]) for name in _asked("refs", needs, refs)},
+            kls={name: _cells(kernels.kl, mean, std, *refs[name]) for name in _asked("kls", needs, refs)},
+            facts={name: value for name, value in facts.items() if name in needs},
+            event_size=self.size,
+            kind=self.kind,
+        )
+
+
+# The optimum of a path
+
+
+def chain(policy: GaussianPolicy, stochastic: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """A policy on one Gaussian as the linear chain ``x' = gain x + offset + std z``: three ``[T, D]`` tensors, T from noise to data."""
+    if len(policy.mixture.weights) != 1:
+        raise UserError(f"chain: got a mixture of {len(policy.mixture.weights)}, takes one Gaussian (others are not linear)")
+    probe = torch.tensor([0.0, 1.0], dtype=torch.float64)[:, None, None].expand(2, policy.num_steps, policy.size)
+    mean, std = policy.transition(probe, torch.arange(policy.num_steps), stochastic)
+    return mean[1] - mean[0], mean[0], std[0]
+
+
+def propagate(gains: Tensor, offsets: Tensor, stds: Tensor, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+    """Means and variances ``[T + 1, D]`` of a chain's states that start at ``mean``, ``variance`` (``[D]``)."""
+    means, variances = [mean], [variance]
+    for gain, offset, std in zip(gains, offsets, stds, strict=True):
+        means.append(gain * means[-1] + offset)
+        variances.append(gain**2 * variances[-1] + std**2)
+    return torch.stack(means), torch.stack(variances)
+
+
+@torch.no_grad()
+def path_optimum(policy: GaussianPolicy, linear: Tensor, *, beta: float) -> tuple[Tensor, Tensor]:
+    """The shifts ``[T, D]`` that maximise ``E[linear . x_T] - beta sum_t KL_t`` on one Gaussian, and that value above the base's.
+
+    A shift moves the mean of step t by ``k_t shift_t``, of which ``G_t = gain_{t+1} ... gain_{T-1}`` arrives at the end, at a KL
+    of ``(k_t shift_t)^2 / (2 std_t^2)``. So ``shift_t = G_t std_t^2 linear / (beta k_t)`` and the value is
+    ``sum (G_t std_t linear)^2 / (2 beta)``. No policy on these steps does better: it is ``p(path) exp(r / beta) / Z``, given
+    the first state. Steps without noise have no KL to pay, and keep shift 0.
+    """
+    stochastic = policy.window(policy.num_steps, 0, torch.Generator())
+    with policy.using("ref"):
+        gains, _, stds = chain(policy, stochastic)
+    t, t_next = policy.between(torch.arange(policy.num_steps))
+    ones = torch.ones_like(gains)
+    moved, _ = policy.kernel(Prediction(ones, -t.signal / t.noise * ones), 0 * ones, t, t_next)  # k_t: what shift 1 does
+    after = torch.cat([gains.flip(0).cumprod(0).flip(0)[1:], ones[:1]])
+    shifts = torch.where(stds > 0, after * stds**2 * linear / (beta * torch.where(moved == 0, 1.0, moved)), 0.0)
+    return shifts, ((after * stds * linear) ** 2).sum() / (2 * beta)
+
+
+# Parts
+
+
+def _row(values: Iterable[float]) -> Tensor:
+    return torch.as_tensor(list(values), dtype=torch.float64).reshape(1, -1)
+
+
+def _joint_log_density(weights: Tensor, x: Tensor, means: Tensor, variances: Tensor) -> Tensor:
+    """``ln(weight_k N(x; mean_k, variance_k))``: x ``[..., 1, D]`` -> ``[..., K]``."""
+    return weights.log() - 0.5 * ((x - means) ** 2 / variances + variances.log() + math.log(2 * math.pi)).sum(-1)
+
+
+def _tilted(mixture: Mixture, reward: QuadraticReward, beta: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Precisions and linear terms ``[K, D]`` of the tilted components, and their log-weights ``[K]`` before normalising."""
+    means, variances = mixture.means, mixture.variances
+    gain = 1 + variances * reward.curvature / beta
+    if beta <= 0 or not bool((gain > 0).all()):
+        raise UserError(f"tilt.beta: got {beta}, takes a number above 0 for which exp(r / beta) can be normalised")
+    linear = means / variances + reward.linear / beta
+    precision = gain / variances
+    log_weights = mixture.weights.log() + 0.5 * (linear**2 / precision - means**2 / variances - gain.log()).sum(-1)
+    return precision, linear, log_weights
+
+
+def _cells(function: Any, *tables: Tensor) -> Tensor:
+    """A function of rows ``[N, D] -> [N]`` on tables ``[B, C, D] -> [B, C]``."""
+    return function(*(table.flatten(0, 1) for table in tables)).unflatten(0, tables[0].shape[:2])
+
+
+def _asked(kind: str, needs: frozenset[str], known: dict[str, Any]) -> list[str]:
+    """The references that ``needs`` asks for: all that are remembered for ``refs``, one for ``refs:NAME``."""
+    names = {need.partition(":")[2] for need in needs if need.startswith(kind + ":")} | (set(known) or {"ref"} if kind in needs else set())
+    for name in names - set(known):
+        raise UserError(f"{kind}: got {name!r}, which was not remembered; known: {', '.join(known) or 'none'}")
+    return sorted(names)
