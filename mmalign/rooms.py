@@ -85,27 +85,44 @@ def find(room: str, name: str) -> Any:
 
 
 def import_path(path: str) -> Any:
-    """The object at a dotted path: the longest part of it that is a module, then attributes. Raises UserError where there is none."""
+    """The object at a dotted path: the longest part of it that is a module, then attributes. Raises UserError where there is none.
+
+    A path that begins with a folder of mmalign (``worlds.digits.digits_proxy``) is looked up there first.
+    """
     from mmalign.types import UserError
 
-    inside = (Path(__file__).parent / path.split(".")[0]).is_dir()
-    parts = f"mmalign.{path}".split(".") if inside else path.split(".")
-    for length in range(len(parts) - 1, 0, -1):
-        module = ".".join(parts[:length])
+    first = path.split(".")[0]
+    inside = (Path(__file__).parent / first).is_dir()
+    for whole in (f"mmalign.{path}", path) if inside else (path,):
+        parts = whole.split(".")
+        for length in range(len(parts) - 1, 1 if whole != path else 0, -1):
+            module = _module(".".join(parts[:length]), path)
+            if module is not None:
+                return _attribute(module, parts[length:], path)
+    raise UserError(f"{path}: no module called {first!r} can be imported; takes an import path like my_package.my_module.my_function")
+
+
+def _module(name: str, path: str) -> ModuleType | None:
+    from mmalign.types import UserError
+
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name and f"{name}.".startswith(f"{error.name}."):
+            return None  # this part of the path is no module; a package missing inside an existing module is another matter
+        raise UserError(f"{path}: needs the package {error.name}, which is not installed") from error
+
+
+def _attribute(found: Any, names: list[str], path: str) -> Any:
+    from mmalign.types import UserError
+
+    for name in names:
         try:
-            found: Any = importlib.import_module(module)
-        except ModuleNotFoundError as error:
-            if error.name and f"{module}.".startswith(f"{error.name}."):
-                continue  # this part of the path is no module; a missing package inside an existing module is another matter
-            raise UserError(f"{path}: needs the package {error.name}, which is not installed") from error
-        for number, part in enumerate(parts[length:], length):
-            try:
-                found = getattr(found, part)
-            except AttributeError:
-                known = [name for name in dir(found) if not name.startswith("_")]
-                raise UserError(f"{path}: {'.'.join(parts[:number])} has no {part!r}{nearest(part, known)}") from None
-        return found
-    raise UserError(f"{path}: no module called {parts[0]!r} can be imported; takes an import path like my_package.my_module.my_function")
+            found = getattr(found, name)
+        except AttributeError:
+            known = [known for known in dir(found) if not known.startswith("_")]
+            raise UserError(f"{path}: no {name!r} there{nearest(name, known)}") from None
+    return found
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -1,0 +1,217 @@
+"""The command line. Nothing heavy is imported before a command needs it, so that ``mmalign --help`` answers at once.
+
+Mistakes of the user end in one line per mistake and exit code 2; anything else in one line and exit code 1; ``--debug`` shows the
+traceback instead.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mmalign import __version__
+
+DEMO = "configs/digits/demo.yaml"
+
+app = typer.Typer(
+    help="Alignment of generative models: image, video, text and vision-language.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Config = Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, or a short name like digits/flow_grpo.")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[key.sub=value ...]", help="Changes to the config.")]
+Run = Annotated[str, typer.Argument(metavar="RUN", help="The folder of a run, or its name under runs/.")]
+
+
+def main() -> None:
+    """The ``mmalign`` command. ``--debug`` may stand anywhere."""
+    arguments = sys.argv[1:]
+    if "--debug" in arguments:
+        arguments = ["--debug", *(argument for argument in arguments if argument != "--debug")]
+    if (here := os.getcwd()) not in sys.path:
+        sys.path.insert(0, here)  # so that `use: my_module.my_method` finds a file of the user's
+    app(args=arguments)
+
+
+@app.callback()
+def settings(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Show the version and stop.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
+    context.obj = debug
+    if version:
+        typer.echo(f"mmalign {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def train(
+    context: typer.Context,
+    config: Config,
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run of this config where it stopped.")] = False,
+) -> None:
+    """Train what a config describes; everything in it is checked before anything is built."""
+    with _mistakes_as_lines(context):
+        from mmalign.config import load
+
+        _train(load(config, overrides or []), resume=resume)
+
+
+@app.command()
+def demo(
+    context: typer.Context,
+    overrides: Overrides = None,
+    seeds: Annotated[int, typer.Option(min=1, help="How many runs, each with its own seed.")] = 1,
+    show: Annotated[bool, typer.Option("--open", help="Open the report in a browser at the end.")] = False,
+) -> None:
+    """Align a small generator of real digits on this machine's CPU, and show what it gained and what it cost."""
+    with _mistakes_as_lines(context):
+        from mmalign.config import load, resource
+
+        report = None
+        for seed in range(seeds):
+            node = load(resource(DEMO), overrides or [])
+            node["seed"] = int(node.get("seed", 0)) + seed
+            node["name"] = _fresh_name(Path(node.get("runs", "runs")), str(node.get("name", "demo")))
+            report = _train(node)
+        if show and report is not None:
+            import webbrowser
+
+            webbrowser.open(report.resolve().as_uri())
+
+
+@app.command()
+def check(context: typer.Context, config: Config, overrides: Overrides = None) -> None:
+    """Resolve and check a config without loading a model."""
+    with _mistakes_as_lines(context):
+        from mmalign.config import check as mistakes
+        from mmalign.config import load
+        from mmalign.types import UserError
+
+        if lines := mistakes(load(config, overrides or [])):
+            raise UserError("\n".join(lines))
+        typer.echo(f"{config}: no mistakes found")
+
+
+@app.command()
+def sample(
+    context: typer.Context,
+    run: Run,
+    prompt: Annotated[list[str] | None, typer.Option("--prompt", help="A prompt; may be given more than once.")] = None,
+    count: Annotated[int, typer.Option(min=1, help="Samples for each prompt.")] = 4,
+    seed: Annotated[int, typer.Option(help="Seed of the first sample.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Where to write; the run's own folder by default.")] = None,
+) -> None:
+    """Sample from a trained run."""
+    with _mistakes_as_lines(context):
+        from mmalign.rooms import find
+
+        made = find("mmalign.recipes", "sample")(_run_folder(run), prompts=prompt or None, count=count, seed=seed, out=out)
+        typer.echo(f"samples: {made}")
+
+
+@app.command()
+def report(
+    context: typer.Context,
+    run: Run,
+    show: Annotated[bool, typer.Option("--open", help="Open it in a browser.")] = False,
+) -> None:
+    """Write a run's report again from its files."""
+    with _mistakes_as_lines(context):
+        from mmalign.report import build
+
+        page = build(_run_folder(run))
+        typer.echo(f"report: {page}")
+        if show:
+            import webbrowser
+
+            webbrowser.open(Path(page).resolve().as_uri())
+
+
+@app.command()
+def methods(context: typer.Context) -> None:
+    """List the methods: name, meaning, paper."""
+    with _mistakes_as_lines(context):
+        from rich.console import Console
+        from rich.table import Table
+
+        from mmalign.rooms import index
+
+        table = Table("method", "what it is", "paper", title="mmalign.methods", title_justify="left")
+        for name, (entry, *_) in index("mmalign.methods").items():
+            if entry.function:
+                table.add_row(f"[bold]{name}[/bold]", entry.meaning, entry.paper)
+        Console().print(table)
+
+
+@contextmanager
+def _mistakes_as_lines(context: typer.Context) -> Iterator[None]:
+    """Turns exceptions into lines on stderr and an exit code, unless ``--debug`` was given."""
+    try:
+        yield
+    except (typer.Exit, typer.Abort):
+        raise
+    except KeyboardInterrupt:
+        typer.echo("interrupted", err=True)
+        raise typer.Exit(130) from None
+    except Exception as error:
+        if context.obj:
+            raise
+        from mmalign.types import UserError  # imports torch, so only here
+
+        mine = isinstance(error, UserError)
+        lines = str(error) if mine else f"{type(error).__name__}: {' '.join(str(error).split())} (--debug shows where)"
+        typer.echo(lines, err=True)
+        raise typer.Exit(2 if mine else 1) from None
+
+
+def _train(node: dict[str, Any], *, resume: bool = False) -> Path:
+    """Builds and runs a config, prints where the run and its report are, and returns the path of the report."""
+    from mmalign.config import execute, plan
+    from mmalign.signatures import parameters
+    from mmalign.types import UserError
+
+    call, errors = plan(node)
+    if call is None or errors:
+        raise UserError("\n".join(errors))
+    takes, any_key = parameters(call.function)
+    if resume and not (any_key or "resume" in takes):
+        raise UserError(f"--resume: the recipe {call.name} cannot resume")
+    extra: dict[str, Any] = {"resume": True} if resume else {}
+    if "config" in takes:
+        extra["config"] = node
+    run = execute(call, **extra)
+    folder = Path(run.path)
+    page = folder / "report.html"
+    typer.echo(f"run:    {folder}")
+    typer.echo(f"report: {page}")
+    return page
+
+
+def _run_folder(run: str) -> Path:
+    from mmalign.types import UserError
+
+    for candidate in (Path(run), Path("runs") / run):
+        if (candidate / "config.yaml").is_file():
+            return candidate
+    raise UserError(f"{run}: no run there (no config.yaml); takes the folder of a run, or a name under runs/")
+
+
+def _fresh_name(runs: Path, name: str) -> str:
+    """The name itself, or the first of name-2, name-3, ... that is not there yet: a run is never overwritten."""
+    candidate, number = name, 1
+    while (runs / candidate).exists():
+        number += 1
+        candidate = f"{name}-{number}"
+    return candidate
