@@ -6,6 +6,7 @@ step alone (``k1``, ``k2``, ``k3`` of ``Steps.refs``; names by John Schulman, ht
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 from torch import Tensor
@@ -76,7 +77,7 @@ def mean_distance(steps: Steps, name: str = "ref") -> Tensor:
     return per_scalar_kl(steps, name) * 2 * _fact(steps, "std") ** 2
 
 
-_NAMED = {
+_NAMED: dict[str, tuple[Callable[..., Tensor], str, tuple[str, ...]]] = {
     "paper": (exact_kl, "kls", ()),
     "per_scalar": (per_scalar_kl, "kls", ()),
     "flow_grpo": (flow_grpo_kl, "kls", ("dt",)),
@@ -94,7 +95,10 @@ def named(kl: str, *, beta: float, name: str = "ref") -> Part | None:
     kl: ``exact`` (also called ``paper``), ``per_scalar``, ``flow_grpo``, ``mean_distance``, ``k1``, ``k2``, ``k3``.
     Raises UserError for an unknown name or a negative ``beta``.
     """
-    parts = {key: Part(partial(function, name=name), frozenset({f"{table}:{name}", *facts})) for key, (function, table, facts) in _NAMED.items()}
+    parts = {
+        dialect: Part(partial(function, name=name), frozenset({f"{table}:{name}", *facts}))
+        for dialect, (function, table, facts) in _NAMED.items()
+    }
     part = choose("kl", kl, parts)
     if beta < 0:
         raise UserError(f"beta: got {beta}, takes 0 or more")

@@ -25,7 +25,8 @@ class Surrogate(NamedTuple):
 def _check(log_ratio: Tensor, advantage: Tensor) -> None:
     rows = log_ratio.shape[0]
     if log_ratio.ndim != 2 or advantage.shape not in ((rows, 1), log_ratio.shape):
-        raise UserError(f"surrogate: got log_ratio {list(log_ratio.shape)} and advantage {list(advantage.shape)}, takes [B, T] and [B, 1 or T]")
+        got = f"log_ratio {list(log_ratio.shape)} and advantage {list(advantage.shape)}"
+        raise UserError(f"surrogate: got {got}, takes [B, T] and [B, 1 or T]")
 
 
 def unclipped(log_ratio: Tensor, advantage: Tensor) -> Surrogate:

@@ -1,0 +1,212 @@
+"""Straight-line oracles of the policy-gradient methods: loops over cells, written from the papers and not from mmalign's parts.
+
+An oracle takes a Table and a method's hyper-parameters, and returns the whole loss as a 0-d tensor.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tests.oracles.tables import Table
+
+
+def _cells(table: Table, row: int) -> list[int]:
+    return [step for step in range(table.mask.shape[1]) if bool(table.mask[row, step])]
+
+
+def _rows(table: Table) -> list[int]:
+    return [row for row in range(table.mask.shape[0]) if _cells(table, row)]
+
+
+def _known(table: Table, rewards: list[float], row: int) -> list[int]:
+    """The rows of this row's group whose reward is known."""
+    return [other for other in range(len(rewards)) if table.group[other] == table.group[row] and not math.isnan(rewards[other])]
+
+
+def _compared(table: Table, rewards: list[float]) -> Iterator[tuple[int, list[float]]]:
+    """Each row that can be compared, with the known rewards of its group; ties and rows alone in their group are left out."""
+    for row, reward in enumerate(rewards):
+        others = [rewards[other] for other in _known(table, rewards, row)]
+        if not math.isnan(reward) and len(others) > 1 and len(set(others)) > 1:
+            yield row, others
+
+
+def _z_scores(table: Table, rewards: list[float], unbiased: bool, eps: float, std: str = "group") -> list[float]:
+    spread = statistics.stdev if unbiased else statistics.pstdev
+    everything = [reward for reward in rewards if not math.isnan(reward)]
+    scores = [0.0] * len(rewards)
+    for row, others in _compared(table, rewards):
+        scores[row] = rewards[row] - statistics.mean(others)
+        if std != "none":
+            scores[row] /= spread(others if std == "group" else everything) + eps
+    return scores
+
+
+def _ppo(log_ratio: Tensor, advantage: float, low: float, high: float) -> Tensor:
+    """The negative of PPO's clipped objective at one cell, case by case."""
+    ratio = torch.exp(log_ratio)
+    if advantage >= 0:
+        return -advantage * (ratio if ratio < 1 + high else torch.tensor(1 + high, dtype=torch.float64))
+    return -advantage * (ratio if ratio > 1 - low else torch.tensor(1 - low, dtype=torch.float64))
+
+
+def _kl(table: Table, row: int, step: int, kl: str) -> Tensor:
+    gap = table.ref[row, step] - table.log_probs[row, step]
+    return {"exact": table.kl[row, step], "k1": -gap, "k2": gap * gap / 2, "k3": torch.exp(gap) - gap - 1}[kl]
+
+
+def _zero(table: Table) -> Tensor:
+    return table.log_probs.sum() * 0
+
+
+def grpo(
+    table: Table, *, clip: float = 0.2, beta: float = 0.04, kl: str = "k3", std: str = "group", unbiased: bool = True, eps: float = 1e-4
+) -> Tensor:
+    scores, total = _z_scores(table, table.rewards.tolist(), unbiased, eps, std), _zero(table)
+    for row in _rows(table):
+        inside = _zero(table)
+        for step in _cells(table, row):
+            inside = inside + _ppo(table.log_probs[row, step] - table.old[row, step], scores[row], clip, clip)
+            inside = inside + beta * _kl(table, row, step, kl)
+        total = total + inside / len(_cells(table, row))
+    return total / len(_rows(table))
+
+
+def gspo(table: Table, *, clip: float, **_: Any) -> Tensor:
+    scores, total = _z_scores(table, table.rewards.tolist(), True, 1e-4), _zero(table)
+    for row in _rows(table):
+        cells = _cells(table, row)
+        mean = sum(table.log_probs[row, step] - table.old[row, step] for step in cells) / len(cells)
+        total = total + _ppo(mean, scores[row], clip, clip)
+    return total / len(_rows(table))
+
+
+def _flow_kl(table: Table, row: int, step: int, kl: str) -> Tensor:
+    """The dialects as their codes write them, from the Gaussians themselves where the table has them."""
+    if table.mean is None or table.mean_ref is None:
+        return table.kl[row, step]
+    square = (table.mean[row, step] - table.mean_ref[row, step]) ** 2
+    std, length = float(table.std[row, step]), abs(float(table.dt[row, step]))
+    rate = std / math.sqrt(length)  # flow_grpo's std_dev_t: the noise per square root of time
+    if kl == "paper":
+        return square.sum() / (2 * rate**2 * length)
+    if kl == "per_scalar":
+        return square.mean() / (2 * std**2)
+    return square.mean() / (2 * rate**2) if kl == "flow_grpo" else square.mean()
+
+
+def flow_grpo(
+    table: Table,
+    *,
+    clip: float = 1e-4,
+    beta: float = 0.0,
+    kl: str = "paper",
+    ratio: str = "per_scalar",
+    std: str = "batch",
+    unbiased: bool = False,
+    eps: float = 1e-4,
+    advantage_clip: float | None = 5.0,
+) -> Tensor:
+    limit = math.inf if advantage_clip is None else advantage_clip
+    scores = [max(-limit, min(limit, score)) for score in _z_scores(table, table.rewards.tolist(), unbiased, eps, std)]
+    total = _zero(table)
+    for row in _rows(table):
+        cells = _cells(table, row)
+        for step in cells:
+            log_ratio = table.log_probs[row, step] - table.old[row, step]
+            if ratio != "per_step":
+                log_ratio = log_ratio / table.event_size
+            if ratio == "cps":
+                log_ratio = log_ratio * 2 * float(table.std[row, step]) ** 2
+            cell = _ppo(log_ratio, scores[row], clip, clip)
+            if beta:
+                cell = cell + beta * _flow_kl(table, row, step, kl)
+            total = total + cell / len(cells)
+    return total / len(_rows(table))
+
+
+def dapo(
+    table: Table,
+    *,
+    low: float = 0.2,
+    high: float = 0.28,
+    max_length: int | None = None,
+    buffer: int = 4096,
+    beta: float = 0.0,
+    kl: str = "k3",
+    unbiased: bool = True,
+    eps: float = 1e-4,
+) -> Tensor:
+    rewards = table.rewards.tolist()
+    for row, length in enumerate(table.lengths.tolist()):
+        if max_length is not None and length > max_length:
+            rewards[row] -= 1
+        elif max_length is not None and length > max_length - buffer:
+            rewards[row] += (max_length - buffer - length) / buffer
+    scores, total, count = _z_scores(table, rewards, unbiased, eps), _zero(table), 0
+    for row in _rows(table):
+        for step in _cells(table, row):
+            total = total + _ppo(table.log_probs[row, step] - table.old[row, step], scores[row], low, high)
+            total = total + beta * _kl(table, row, step, kl)
+            count += 1
+    return total / count
+
+
+def dr_grpo(table: Table, *, length: float, clip: float = 0.2, beta: float = 0.0, kl: str = "k3") -> Tensor:
+    scores, total = _z_scores(table, table.rewards.tolist(), True, 0.0, "none"), _zero(table)
+    for row in _rows(table):
+        for step in _cells(table, row):
+            cell = _ppo(table.log_probs[row, step] - table.old[row, step], scores[row], clip, clip)
+            total = total + (cell + beta * _kl(table, row, step, kl)) / length
+    return total / len(_rows(table))
+
+
+def rloo(table: Table, *, ratio: str = "whole_sequence", clip: float | None = None, beta: float = 0.0, kl: str = "k3") -> Tensor:
+    rewards, total = table.rewards.tolist(), _zero(table)
+    scores = [0.0] * len(rewards)
+    for row, _ in _compared(table, rewards):
+        scores[row] = rewards[row] - statistics.mean(rewards[other] for other in _known(table, rewards, row) if other != row)
+    low, high = (1.0, math.inf) if clip is None else (clip, clip)
+    for row in _rows(table):
+        cells = _cells(table, row)
+        gaps = [table.log_probs[row, step] - table.old[row, step] for step in cells]
+        if ratio == "whole_sequence":
+            total = total + _ppo(sum(gaps, _zero(table)), scores[row], low, high)
+        else:
+            total = total + sum(_ppo(gap, scores[row], low, high) for gap in gaps) / len(cells)
+        total = total + beta * sum(_kl(table, row, step, kl) for step in cells) / len(cells)
+    return total / len(_rows(table))
+
+
+# name of the method -> (hyper-parameters, oracle) of every case; each keyword of a method is moved at least once.
+ORACLES: dict[str, list[tuple[dict[str, Any], Callable[..., Tensor]]]] = {
+    "grpo": [
+        ({}, grpo),
+        ({"clip": 0.05, "beta": 0.3, "kl": "exact", "unbiased": False, "eps": 0.01}, grpo),
+        ({"beta": 0.0, "std": "batch"}, grpo),
+        ({"beta": 0.0, "std": "none"}, grpo),
+        ({"beta": 0.0, "ratio": "per_sequence", "clip": 0.02}, gspo),
+    ],
+    "flow_grpo": [
+        ({}, flow_grpo),
+        ({"clip": 0.05, "beta": 0.1, "std": "group", "unbiased": True, "eps": 0.01}, flow_grpo),
+        ({"clip": 0.3, "beta": 0.1, "ratio": "per_step", "kl": "per_scalar", "advantage_clip": 0.5}, flow_grpo),
+        ({"clip": 0.01, "beta": 0.04, "ratio": "cps", "kl": "flow_grpo", "advantage_clip": None}, flow_grpo),
+        ({"beta": 0.04, "kl": "mean_distance", "std": "none"}, flow_grpo),
+    ],
+    "dapo": [
+        ({}, dapo),
+        ({"low": 0.02, "high": 0.15, "max_length": 5, "buffer": 3, "beta": 0.1}, dapo),
+        ({"low": 0.05, "beta": 0.1, "kl": "k2", "unbiased": False, "eps": 0.1}, dapo),
+    ],
+    "dr_grpo": [({"length": 10}, dr_grpo), ({"length": 5, "clip": 0.05, "beta": 0.2, "kl": "k2"}, dr_grpo)],
+    "rloo": [({}, rloo), ({"ratio": "per_step", "clip": 0.1, "beta": 0.1}, rloo), ({"clip": 0.2, "beta": 0.1, "kl": "k1"}, rloo)],
+}
+# Dialects that differ from the exact KL by facts of a Gaussian step mean nothing on tokens.
+GAUSSIAN = {"cps", "flow_grpo", "mean_distance"}
