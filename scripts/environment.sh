@@ -87,7 +87,7 @@ install_torch() {
 # The first torchvision of the list that can be imported beside this torch; mmalign works without one, CLIP rewards do not.
 install_torchvision() {
     local vision
-    say "2/4 torchvision, and what needs it"
+    say "3/4 torchvision, and what needs it"
     for vision in $(pins vision); do
         if pip_install --no-deps "$torch" "$vision" ${torch_source[@]+"${torch_source[@]}"} && "$python" -c 'import torchvision' >>"$log" 2>&1; then
             # shellcheck disable=SC2046 # a word per package
@@ -104,9 +104,9 @@ install_all() {
     say "Setting up mmalign's environment in $venv (once, a few minutes; pip's output goes to $log)."
     make_venv
     install_torch
-    install_torchvision
-    say "3/4 diffusers, transformers and the rest of scripts/requirements.txt"
+    say "2/4 diffusers, transformers and the rest of scripts/requirements.txt"
     must_install "$torch" -r "$root/scripts/requirements.txt"
+    install_torchvision
     say "4/4 mmalign itself, from this checkout"
     must_install --no-deps --no-build-isolation "$torch" --editable "$root"
     fingerprint >"$venv/stamp.part" && mv "$venv/stamp.part" "$venv/stamp"
