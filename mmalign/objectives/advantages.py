@@ -11,7 +11,8 @@ Held by every function here:
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -21,7 +22,8 @@ from mmalign.types import UserError
 TIE = 1e-6  # relative to the largest reward of the group: eight units in the last place of the float32 that rewards come from
 
 
-class _Groups(NamedTuple):
+@dataclass(frozen=True)
+class _Groups:
     """Statistics of each row's group, ``[B]`` each, over known rewards; ``rewards`` has 0 in place of NaN."""
 
     rewards: Tensor

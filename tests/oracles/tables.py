@@ -74,7 +74,7 @@ def table(kind: Kind, seed: int = 0, leaf: Tensor | None = None) -> Table:
     mask[0, 2] = False  # a hole, as a tool's answer leaves one
     group = torch.tensor(GROUP)
     rewards[group == TIED], rewards[MISSING] = 0.1, math.nan
-    common = dict(std=std, dt=dt, mask=mask, rewards=rewards, group=group, lengths=lengths)
+    common = {"std": std, "dt": dt, "mask": mask, "rewards": rewards, "group": group, "lengths": lengths}
 
     if kind == "token":
         log_probs, old, ref = (parameters.log_softmax(-1) for parameters in (leaf, sampled, reference))
