@@ -213,7 +213,6 @@ def restore_optimizer(
     if here != there:
         strange = sorted({name for group in here for name in group} ^ {name for group in there for name in group})
         raise UserError(f"optimizer: the checkpoint's parameters are not these: {', '.join(strange[:5]) or 'grouped otherwise'}")
-    optimizer.state.clear()
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             optimizer.state[parameter] = dict(state["numbers"].get(called[id(parameter)], {}))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from typing import ClassVar
 
 import pytest
 import torch
@@ -73,6 +74,38 @@ def test_a_tracker_without_its_package_costs_one_line(tmp_path, monkeypatch):
     with Log(tmp_path, trackers=("wandb",), tell=said.append) as log:
         log.log(0, "train", {"reward": 1.0})
     assert len(said) == 1 and "wandb" in said[0] and len(read(tmp_path)) == 1
+
+
+def test_trackers_get_what_is_known_and_the_settings_once(tmp_path, monkeypatch):
+    import accelerate.tracking
+
+    class Recorder:
+        requires_logging_directory = False
+        seen: ClassVar[list] = []
+
+        def __init__(self, title, **options):
+            self.seen.append(("init", title, options))
+
+        def start(self):
+            self.seen.append("start")
+
+        def store_init_configuration(self, values):
+            self.seen.append(values)
+
+        def log(self, values, step):
+            self.seen.append((step, values))
+
+        def finish(self):
+            self.seen.append("finish")
+
+    monkeypatch.setitem(accelerate.tracking.LOGGER_TYPE_TO_CLASS, "wandb", Recorder)
+    monkeypatch.setattr(accelerate.tracking, "get_available_trackers", lambda: ["wandb"])
+    for step in (1, 2):
+        with Log(tmp_path, trackers={"wandb": {"mode": "offline"}}, config={"a": {"b": [1]}}) as log:
+            log.log(step, "train", {"reward": 0.5, "kl": float("nan")})
+    begin, end = [("init", "mmalign", {"name": tmp_path.name, "mode": "offline"}), "start"], "finish"
+    logged = [(step, {"train/reward": 0.5}) for step in (1, 2)]
+    assert Recorder.seen == [*begin, {"a.b": "[1]"}, logged[0], end, *begin, logged[1], end]
 
 
 def test_an_unknown_tracker_is_refused(tmp_path):

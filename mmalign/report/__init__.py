@@ -1,0 +1,21 @@
+"""One self-contained HTML page per run: ``build(run_folder)`` writes ``report.html`` beside the numbers that it shows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+__all__ = ["build"]
+
+
+def build(run_folder: str | Path) -> Path:
+    """Writes ``<run_folder>/report.html`` from what the folder holds now, and returns its path.
+
+    At any moment of a run: whatever is not there yet is named on the page. Nothing on it is fetched from elsewhere.
+    Raises UserError where ``run_folder`` is no folder.
+    """
+    from mmalign.report.page import render
+    from mmalign.report.read import read
+    from mmalign.runtime.folder import write_text
+
+    run = read(Path(run_folder))
+    return write_text(run.path / "report.html", render(run))

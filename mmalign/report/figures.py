@@ -1,0 +1,168 @@
+"""The figures of a run's page: which columns each one shows, and what it says where there are none."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mmalign.report.overoptimisation import SPREAD_LINE, Point, curve
+from mmalign.report.plots import Plot, Rule, Series, draw, short, thin
+from mmalign.report.read import Run
+
+
+@dataclass(frozen=True)
+class Figure:
+    """``svg`` is empty where there is nothing to draw, and ``note`` says why. ``legend``: (name, css classes)."""
+
+    title: str
+    note: str
+    svg: str = ""
+    legend: tuple[tuple[str, str], ...] = ()
+
+
+def figures(run: Run) -> list[Figure]:
+    """All figures in their order on the page."""
+    return [rewards_and_judges(run), against_kl(run), spread(run), training_reward(run), ratio(run), clipping(run)]
+
+
+def rewards_and_judges(run: Run) -> Figure:
+    """Trained rewards solid, judges dashed, over steps, with bands of one standard error where they were logged."""
+    title = "Rewards and judges"
+    columns = [(name, False) for name in run.rewards] + [(name, True) for name in run.judges]
+    curves = [(name, dashed, curve(run.evals, name)) for name, dashed in columns]
+    if not curves:
+        return Figure(title, "No reward and no judge has been evaluated.")
+    scaled = _scales_differ([points for _, _, points in curves])
+    series = []
+    for index, (name, dashed, points) in enumerate(curves):
+        origin, unit = _scale(points) if scaled else (0.0, 1.0)
+        line = [(float(p.step), (p.value - origin) / unit) for p in points]
+        bands = [(p.error or 0.0) / unit for p in points]
+        words = [f"{short(p.value)} at step {p.step}" for p in points]
+        series.append(Series(name, line, dashed=dashed, marks=True, bands=bands, words=words, colour=index))
+    note = "Solid: what it was trained on. Dashed: judges it never saw." if run.judges else "No judge was configured: these are trained rewards only."
+    if scaled:
+        note += " Their scales differ, so each is drawn from its start (0) in units of its largest change."
+    if any(any(s.bands) for s in series):
+        note += " Bands: one standard error."
+    return _figure(title, note, series, x_word="step")
+
+
+def against_kl(run: Run) -> Figure:
+    """The path of a run in the plane of KL and reward: what each nat away from the reference bought."""
+    title = "Reward against KL"
+    evals = [row for row in run.evals if _finite(row.get("kl"))]
+    columns = [(name, False) for name in run.rewards] + [(name, True) for name in run.judges]
+    series = []
+    if len(evals) > 1 and columns:
+        for index, (name, dashed) in enumerate(columns):
+            rows = [row for row in evals if _finite(row.get(name))]
+            line = [(float(row["kl"]), float(row[name])) for row in rows]
+            words = [f"{short(row[name])} at {short(row['kl'])} nats, step {row['step']}" for row in rows]
+            if line:
+                series.append(Series(name, line, dashed=dashed, marks=True, words=words, colour=index))
+        note = "Each mark is an evaluation; the line joins them in the order of training."
+    else:
+        path = [(float(row["kl"]), float(row["reward"])) for row in run.train if _finite(row.get("kl")) and _finite(row.get("reward"))]
+        series = [Series("reward (training)", thin(path, 40), marks=False)] if len(path) > 1 else []
+        note = "From training steps, because KL was not evaluated."
+    if not series:
+        return Figure(title, "No KL was logged: the run kept no reference, or has just begun.")
+    return _figure(title, note, series, x_word="KL to the reference, nats per trajectory", steps=False)
+
+
+def spread(run: Run) -> Figure:
+    """Within-class spread of the samples, as a share of real data's where that is known."""
+    title = "Within-class spread"
+    name = "spread_ratio" if curve(run.evals, "spread_ratio") else "spread"
+    points = curve(run.evals, name)
+    if not points:
+        return Figure(title, "Spread was not evaluated.")
+    known = name == "spread_ratio"
+    rules = (Rule(1.0, "real data"), Rule(SPREAD_LINE, f"{SPREAD_LINE:.0%} of it".replace("%", " %"))) if known else ()
+    note = "Relative to real data; below the lower line, diversity is being spent." if known else "Real data's spread is not known to this run."
+    line = Series("spread", [(float(p.step), p.value) for p in points], marks=True, words=_words(points), bands=[p.error or 0.0 for p in points], colour=2)
+    return _figure(title, note, [line], x_word="step", rules=rules)
+
+
+def training_reward(run: Run) -> Figure:
+    """Reward of the training rollouts, and each reward apart where there are several."""
+    parts = sorted({name for row in run.train for name in row if name.startswith("reward/")})
+    names = ["reward", *(parts if len(parts) > 1 else [])]
+    return _train_figure(run, "Training reward", names, "Mean over each rollout.", "No training step has been logged.")
+
+
+def ratio(run: Run) -> Figure:
+    """Importance ratio: its mean, and the largest of each step."""
+    note = "New over old probability of each step taken; both are 1 before the first update of a rollout."
+    missing = "No importance ratio was logged: this method has none, or training has not begun."
+    return _train_figure(run, "Importance ratio", ["ratio_mean", "ratio_max"], note, missing, rules=(Rule(1.0, ""),))
+
+
+def clipping(run: Run) -> Figure:
+    """Share of cells that the clip silenced."""
+    note = "Share of steps whose gradient the clip removed."
+    missing = "No clip fraction was logged: this method does not clip, or training has not begun."
+    return _train_figure(run, "Clip fraction", ["clip_fraction"], note, missing)
+
+
+def _train_figure(run: Run, title: str, names: Sequence[str], note: str, missing: str, rules: Sequence[Rule] = ()) -> Figure:
+    series = []
+    for index, name in enumerate(names):
+        points = [(float(row["step"]), float(row[name])) for row in run.train if _finite(row.get(name))]
+        if points:
+            series.append(Series(name.replace("_", " "), thin(points), colour=index))
+    if not series:
+        return Figure(title, missing)
+    values = [y for s in series for _, y in s.points]
+    log_y = bool(rules) and min(values) > 0 and max(values) / min(values) > 50
+    return _figure(title, note + (" Logarithmic scale." if log_y else ""), series, x_word="step", rules=rules, log_y=log_y)
+
+
+def _figure(
+    title: str, note: str, series: Sequence[Series], *, x_word: str, rules: Sequence[Rule] = (), log_y: bool = False, steps: bool = True
+) -> Figure:
+    ends = [f"{s.name} from {short(s.points[0][1])} to {short(s.points[-1][1])}" for s in series]
+    plot = Plot(series, x_word, f"{title}: {'; '.join(ends)}", rules, log_y, steps)
+    legend = tuple((s.name, f"s{s.colour % 6}{' dashed' if s.dashed else ''}") for s in series)
+    return Figure(title, note, draw(plot), legend if len(legend) > 1 else ())
+
+
+def _words(points: Sequence[Point]) -> list[str]:
+    return [f"{short(p.value)} at step {p.step}" for p in points]
+
+
+def _scale(points: Sequence[Point]) -> tuple[float, float]:
+    origin = points[0].value
+    return origin, max((abs(p.value - origin) for p in points), default=0.0) or 1.0
+
+
+def _scales_differ(curves: Sequence[Sequence[Point]]) -> bool:
+    """Whether one axis would flatten one of the curves: their largest values are more than 8 times apart."""
+    tops = [max(abs(p.value) for p in points) for points in curves if points]
+    tops = [top for top in tops if top > 0]
+    return len(tops) > 1 and max(tops) / min(tops) > 8
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def summary_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The summary as (words, value) for a table; lists and mappings in one line each."""
+    rows = []
+    for key, value in summary.items():
+        if isinstance(value, bool) or value is None:
+            shown = {True: "yes", False: "no", None: "not measured"}[value]
+        elif isinstance(value, float):
+            shown = short(value)
+        elif isinstance(value, int):
+            shown = f"{value:,}" if abs(value) >= 10_000 and key != "seed" else str(value)
+        elif isinstance(value, list):
+            shown = ", ".join(str(item) for item in value) or "none"
+        else:
+            shown = str(value)
+        rows.append((key.replace("_", " "), shown))
+    return rows

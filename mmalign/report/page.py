@@ -1,0 +1,101 @@
+"""The page itself: pictures inlined, figures drawn, ``page.html`` filled in. Everything that a user wrote is escaped there."""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmalign.report.figures import figures, summary_rows
+from mmalign.report.overoptimisation import curve, overoptimised
+from mmalign.report.plots import short
+from mmalign.report.read import Run
+from mmalign.report.verdict import PERCENT, describe, sentence, state
+
+LARGEST = 1400  # pixels; a larger grid is scaled down and packed as WebP, so that a page of many steps stays light
+SMALL_CELL = 64  # pixels; smaller pictures are enlarged as squares instead of being blurred
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image as a ``data:`` address, with its size in pixels."""
+
+    step: int | None
+    address: str
+    width: int
+    height: int
+    readout: str = ""
+
+
+def render(run: Run) -> str:
+    """The whole page as one string of HTML."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    findings = overoptimised(run.evals, rewards=run.rewards, judges=run.judges)
+    frames = [_picture(path, step, _readout(run, step)) for step, path in run.frames]
+    rows, columns = _shape(run, frames)
+    loader = FileSystemLoader(Path(__file__).parent)
+    template = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).get_template("page.html")
+    return template.render(
+        name=run.path.resolve().name,
+        verdict=sentence(run, findings),
+        state=state(run),
+        findings=[describe(finding) for finding in findings],
+        frames=frames,
+        real=None if run.real is None else _picture(run.real, None),
+        prompts=run.prompts if len(run.prompts) == rows else [],
+        rows=rows,
+        long_prompts=any(len(prompt) > 12 for prompt in run.prompts),
+        columns=columns,
+        pixelated=bool(frames) and frames[0].width / columns < SMALL_CELL,
+        no_frames=_no_frames(run),
+        figures=[(figure, Markup(figure.svg)) for figure in figures(run)],
+        summary=summary_rows(run.summary),
+        config=run.config_text,
+        versions=summary_rows(run.versions),
+        notes=run.notes,
+    )
+
+
+def _no_frames(run: Run) -> str:
+    if run.videos:
+        return f"This run's samples are videos: {run.videos} files in its samples folder, not shown here."
+    return "No sample grid has been written yet." if run.summary.get("status", "running") == "running" else "This run wrote no sample grids."
+
+
+def _shape(run: Run, frames: list[Picture]) -> tuple[int, int]:
+    """(rows, columns) of the grids; without prompts.json the picture counts as one cell."""
+    if not frames or not run.prompts:
+        return 1, max(1, len(run.seeds))
+    rows = len(run.prompts)
+    guessed = round(frames[0].width / (frames[0].height / rows))  # square cells
+    return rows, len(run.seeds) or max(1, guessed)
+
+
+def _readout(run: Run, step: int) -> str:
+    """The numbers of the evaluation at a step: ``proxy 0.81 · gold 0.78 · spread 95 %``."""
+    row = next((row for row in run.evals if row["step"] == step), None)
+    if row is None:
+        return ""
+    words = [f"{name} {short(points[0].value)}" for name in [*run.rewards, *run.judges] if (points := curve([row], name))]
+    ratio = curve([row], "spread_ratio")
+    return " · ".join(words + [f"spread {100 * point.value:.0f}{PERCENT}" for point in ratio])
+
+
+def _picture(path: Path, step: int | None, readout: str = "") -> Picture:
+    from PIL import Image
+
+    data, kind = path.read_bytes(), "png"
+    with Image.open(io.BytesIO(data)) as image:
+        width, height = image.size
+        if max(width, height) > LARGEST:
+            image.thumbnail((LARGEST, LARGEST), Image.Resampling.LANCZOS)
+            buffer = io.BytesIO()
+            image.save(buffer, format="WEBP", quality=85)
+            data, kind, (width, height) = buffer.getvalue(), "webp", image.size
+    return Picture(step, f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}", width, height, readout)
+
+

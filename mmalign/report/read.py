@@ -1,0 +1,114 @@
+"""What a run folder holds, read for its page. Whatever is missing is empty, and a note says what could not be read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mmalign.runtime.folder import read_metrics
+from mmalign.types import UserError
+
+VIDEOS = (".mp4", ".webm", ".gif", ".mov")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run as its folder tells it. ``frames``: (step, path) of each sample grid, in order of steps."""
+
+    path: Path
+    config: dict[str, Any] = field(default_factory=dict)
+    config_text: str = ""
+    versions: dict[str, Any] = field(default_factory=dict)
+    summary: dict[str, Any] = field(default_factory=dict)
+    train: list[dict[str, Any]] = field(default_factory=list)
+    evals: list[dict[str, Any]] = field(default_factory=list)
+    prompts: list[str] = field(default_factory=list)
+    seeds: list[Any] = field(default_factory=list)
+    frames: list[tuple[int, Path]] = field(default_factory=list)
+    real: Path | None = None
+    videos: int = 0
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def rewards(self) -> list[str]:
+        """The evaluated numbers that the run was trained on."""
+        return self._columns("rewards", fallback="proxy")
+
+    @property
+    def judges(self) -> list[str]:
+        """The evaluated numbers that only judge."""
+        return [name for name in self._columns("judges", fallback="gold") if name not in self.rewards]
+
+    def _columns(self, key: str, *, fallback: str) -> list[str]:
+        listed = self.summary.get(key) or self.config.get(key) or []
+        names = [str(name) for name in listed] if isinstance(listed, (list, dict)) else []
+        logged = {name for row in self.evals for name in row}
+        return [name for name in dict.fromkeys([*names, fallback]) if name in logged]
+
+
+def read(path: Path) -> Run:
+    """Reads ``path``, at any moment of the run. Raises UserError where there is no folder."""
+    if not path.is_dir():
+        raise UserError(f"report: got {path}, takes the folder of a run")
+    notes: list[str] = []
+    rows, torn = read_metrics(path / "metrics.jsonl")
+    config_text = _text(path / "config.yaml")
+    prompts = _json(path / "samples" / "prompts.json", notes)
+    words, seeds = (prompts.get("prompts", []), prompts.get("seeds", [])) if isinstance(prompts, dict) else (prompts or [], [])
+    samples = path / "samples"
+    files = sorted(samples.iterdir()) if samples.is_dir() else []
+    frames = [(int(file.stem[5:]), file) for file in files if file.suffix == ".png" and file.stem[:5] == "step_" and file.stem[5:].isdigit()]
+    return Run(
+        path=path,
+        config=_yaml(config_text, notes),
+        config_text=config_text,
+        versions=_mapping(_json(path / "versions.json", notes)),
+        summary=_mapping(_json(path / "summary.json", notes)),
+        train=_by_step(row for row in rows if row["phase"] == "train"),
+        evals=_by_step(row for row in rows if row["phase"] == "eval"),
+        prompts=[str(word) for word in words],
+        seeds=list(seeds),
+        frames=sorted(frames),
+        real=samples / "real.png" if (samples / "real.png").is_file() else None,
+        videos=sum(file.suffix.lower() in VIDEOS for file in files),
+        notes=notes + torn,
+    )
+
+
+def _by_step(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row for each step: what was logged later adds to it, or overrides."""
+    merged: dict[int, dict[str, Any]] = {}
+    for row in rows:
+        merged.setdefault(row["step"], {}).update(row)
+    return [merged[step] for step in sorted(merged)]
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+
+
+def _json(path: Path, notes: list[str]) -> Any:
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(_text(path))
+    except ValueError:
+        notes.append(f"{path.name} could not be read")
+        return None
+
+
+def _yaml(text: str, notes: list[str]) -> dict[str, Any]:
+    import yaml
+
+    try:
+        return _mapping(yaml.safe_load(text))
+    except yaml.YAMLError:
+        notes.append("config.yaml could not be read")
+        return {}
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return {str(key): item for key, item in value.items()} if isinstance(value, Mapping) else {}

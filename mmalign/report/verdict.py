@@ -1,0 +1,71 @@
+"""What a run came to, in one sentence of plain words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mmalign.report.overoptimisation import Finding, curve
+from mmalign.report.plots import short
+from mmalign.report.read import Run
+
+ARROW = "\N{RIGHTWARDS ARROW}"
+PERCENT = "\N{NO-BREAK SPACE}%"
+
+
+def sentence(run: Run, findings: Sequence[Finding]) -> str:
+    """``gold 0.50 -> 0.96; spread 91 % of real data; no over-optimisation seen``, with what is missing said so."""
+    if not run.evals:
+        return f"{state(run)}: nothing has been evaluated yet" if run.train else f"{state(run)}: nothing has been logged yet"
+    parts = [_changes(run), _spread(run), _flag(run, findings)]
+    words = "; ".join(part for part in parts if part)
+    return words[:1].upper() + words[1:]
+
+
+def state(run: Run) -> str:
+    """``Finished, 100 steps`` and the like."""
+    done = max((row["step"] for row in [*run.train, *run.evals]), default=0)
+    total = run.config.get("steps", run.summary.get("steps"))
+    status = str(run.summary.get("status") or "running").capitalize()
+    of = f" of {total}" if isinstance(total, int) and total != done else ""
+    return f"{status}, step {done}{of}"
+
+
+def _changes(run: Run) -> str:
+    names = [*run.judges, *(run.rewards if not run.judges else [])][:2]
+    moves = []
+    for name in names:
+        points = curve(run.evals, name)
+        if len(points) > 1:
+            moves.append(f"{name} {short(points[0].value)} {ARROW} {short(points[-1].value)}")
+        elif points:
+            moves.append(f"{name} {short(points[0].value)}")
+    return ", ".join(moves)
+
+
+def _spread(run: Run) -> str:
+    ratio = curve(run.evals, "spread_ratio")
+    if ratio:
+        return f"spread {100 * ratio[-1].value:.0f}{PERCENT} of real data"
+    return ""
+
+
+def _flag(run: Run, findings: Sequence[Finding]) -> str:
+    if findings:
+        return f"over-optimised since step {findings[0].began} ({', '.join(_plain_name(finding) for finding in findings)} fell)"
+    if len(run.evals) < 2:
+        return "one evaluation only, so nothing to compare yet"
+    if not run.judges and not curve(run.evals, "spread_ratio") and not curve(run.evals, "spread"):
+        return "no judge and no spread, so over-optimisation cannot be told"
+    if not run.rewards:
+        return "no trained reward was evaluated, so over-optimisation cannot be told"
+    return "no over-optimisation seen" if run.judges else "no judge to check it, and no alarming loss of spread"
+
+
+def describe(finding: Finding) -> str:
+    """One finding in words."""
+    fell = f"{_plain_name(finding)} fell from {short(finding.best)} to {short(finding.last)} while {finding.reward} rose"
+    return f"{fell}; its best was at step {finding.began}, and by step {finding.seen} the fall was beyond chance"
+
+
+def _plain_name(finding: Finding) -> str:
+    return "spread" if finding.name == "spread_ratio" else finding.name
