@@ -42,7 +42,11 @@ def rewards_and_judges(run: Run) -> Figure:
         bands = [(p.error or 0.0) / unit for p in points]
         words = [f"{short(p.value)} at step {p.step}" for p in points]
         series.append(Series(name, line, dashed=dashed, marks=True, bands=bands, words=words, colour=index))
-    note = "Solid: what it was trained on. Dashed: judges it never saw." if run.judges else "No judge was configured: these are trained rewards only."
+    note = (
+        "Solid: what it was trained on. Dashed: judges it never saw."
+        if run.judges
+        else "No judge was configured: these are trained rewards only."
+    )
     if scaled:
         note += " Their scales differ, so each is drawn from its start (0) in units of its largest change."
     if any(any(s.bands) for s in series):
@@ -82,8 +86,19 @@ def spread(run: Run) -> Figure:
         return Figure(title, "Spread was not evaluated.")
     known = name == "spread_ratio"
     rules = (Rule(1.0, "real data"), Rule(SPREAD_LINE, f"{SPREAD_LINE:.0%} of it".replace("%", " %"))) if known else ()
-    note = "Relative to real data; below the lower line, diversity is being spent." if known else "Real data's spread is not known to this run."
-    line = Series("spread", [(float(p.step), p.value) for p in points], marks=True, words=_words(points), bands=[p.error or 0.0 for p in points], colour=2)
+    note = (
+        "Relative to real data; below the lower line, diversity is being spent."
+        if known
+        else "Real data's spread is not known to this run."
+    )
+    line = Series(
+        "spread",
+        [(float(p.step), p.value) for p in points],
+        marks=True,
+        words=_words(points),
+        bands=[p.error or 0.0 for p in points],
+        colour=2,
+    )
     return _figure(title, note, [line], x_word="step", rules=rules)
 
 

@@ -5,7 +5,7 @@ the last evaluation,
 
 1. it lies below its best by more than the noise: two standard errors of the difference, ``2 sqrt(se_best^2 + se_last^2)``,
    from the logged ``<name>_se``; where those are missing, two standard deviations of a difference of two evaluations, with the
-   deviation read off the curve's own roughness (median absolute second difference), and never less than 2 % of the best;
+   deviation read off the curve's own roughness (median absolute second difference), and never less than 5 % of the larger;
 2. spread only: it lies below 85 % of its best, where a spread ratio above 1 (more varied than real data) counts as 1. Losing
    some spread is the price of any alignment, and this is the line where it is worth a warning;
 3. some trained reward meanwhile went up: at the last evaluation it is above its first by more than its noise, and no lower
@@ -24,7 +24,8 @@ from statistics import median
 from typing import Any
 
 SPREAD_LINE = 0.85
-FLOOR = 0.02
+FLOOR = 0.05
+FEWEST_BENDS = 3
 
 
 @dataclass(frozen=True)
@@ -59,9 +60,12 @@ def curve(evals: Sequence[Mapping[str, Any]], name: str) -> list[Point]:
 
 
 def roughness(points: Sequence[Point]) -> float:
-    """The standard deviation of one evaluation: ``1.4826 median |y_(i-1) - 2 y_i + y_(i+1)| / sqrt(6)``, 0 for fewer than 3."""
+    """The standard deviation of one evaluation: ``1.4826 median |y_(i-1) - 2 y_i + y_(i+1)| / sqrt(6)``.
+
+    0 for fewer than 5 evaluations, where a turn cannot be told from roughness.
+    """
     bends = [abs(a.value - 2 * b.value + c.value) for a, b, c in zip(points, points[1:], points[2:], strict=False)]
-    return 1.4826 * median(bends) / math.sqrt(6) if bends else 0.0
+    return 1.4826 * median(bends) / math.sqrt(6) if len(bends) >= FEWEST_BENDS else 0.0
 
 
 def noise(points: Sequence[Point], a: Point, b: Point) -> float:

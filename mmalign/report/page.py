@@ -6,7 +6,6 @@ import base64
 import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from mmalign.report.figures import figures, summary_rows
 from mmalign.report.overoptimisation import curve, overoptimised
@@ -35,17 +34,21 @@ def render(run: Run) -> str:
     from markupsafe import Markup
 
     findings = overoptimised(run.evals, rewards=run.rewards, judges=run.judges)
-    frames = [_picture(path, step, _readout(run, step)) for step, path in run.frames]
+    notes = list(run.notes)
+    drawn = [_picture(path, step, _readout(run, step), notes=notes) for step, path in run.frames]
+    frames = [picture for picture in drawn if picture is not None]
     rows, columns = _shape(run, frames)
     loader = FileSystemLoader(Path(__file__).parent)
-    template = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).get_template("page.html")
+    template = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).get_template(
+        "page.html"
+    )
     return template.render(
         name=run.path.resolve().name,
         verdict=sentence(run, findings),
         state=state(run),
         findings=[describe(finding) for finding in findings],
         frames=frames,
-        real=None if run.real is None else _picture(run.real, None),
+        real=None if run.real is None else _picture(run.real, None, notes=notes),
         prompts=run.prompts if len(run.prompts) == rows else [],
         rows=rows,
         long_prompts=any(len(prompt) > 12 for prompt in run.prompts),
@@ -56,14 +59,16 @@ def render(run: Run) -> str:
         summary=summary_rows(run.summary),
         config=run.config_text,
         versions=summary_rows(run.versions),
-        notes=run.notes,
+        notes=notes,
     )
 
 
 def _no_frames(run: Run) -> str:
     if run.videos:
         return f"This run's samples are videos: {run.videos} files in its samples folder, not shown here."
-    return "No sample grid has been written yet." if run.summary.get("status", "running") == "running" else "This run wrote no sample grids."
+    return (
+        "No sample grid has been written yet." if run.summary.get("status", "running") == "running" else "This run wrote no sample grids."
+    )
 
 
 def _shape(run: Run, frames: list[Picture]) -> tuple[int, int]:
@@ -85,17 +90,20 @@ def _readout(run: Run, step: int) -> str:
     return " · ".join(words + [f"spread {100 * point.value:.0f}{PERCENT}" for point in ratio])
 
 
-def _picture(path: Path, step: int | None, readout: str = "") -> Picture:
+def _picture(path: Path, step: int | None, readout: str = "", *, notes: list[str]) -> Picture | None:
     from PIL import Image
 
-    data, kind = path.read_bytes(), "png"
-    with Image.open(io.BytesIO(data)) as image:
-        width, height = image.size
-        if max(width, height) > LARGEST:
-            image.thumbnail((LARGEST, LARGEST), Image.Resampling.LANCZOS)
-            buffer = io.BytesIO()
-            image.save(buffer, format="WEBP", quality=85)
-            data, kind, (width, height) = buffer.getvalue(), "webp", image.size
+    try:
+        data, kind = path.read_bytes(), "png"
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+            if max(image.size) > LARGEST:
+                image.thumbnail((LARGEST, LARGEST), Image.Resampling.LANCZOS)
+                buffer = io.BytesIO()
+                image.save(buffer, format="WEBP", quality=85)
+                data, kind = buffer.getvalue(), "webp"
+            width, height = image.size
+    except (OSError, SyntaxError, ValueError):  # what Pillow raises at a damaged file
+        notes.append(f"{path.name} could not be read")
+        return None
     return Picture(step, f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}", width, height, readout)
-
-

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from html import escape
+from itertools import pairwise
 
 WIDTH, HEIGHT = 420, 250
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 12, 36
@@ -152,7 +153,7 @@ def _log_ticks(low: float, high: float) -> list[float]:
 
 
 def _tick(value: float, marks: Sequence[float]) -> str:
-    gap = min((b - a for a, b in zip(marks, marks[1:], strict=False)), default=abs(value) or 1.0)
+    gap = min((b - a for a, b in pairwise(marks)), default=abs(value) or 1.0)
     if abs(value) < gap * 1e-6:
         return "0"
     if abs(value) >= 1e5 or gap < 1e-4:

@@ -60,7 +60,9 @@ def read(path: Path) -> Run:
     words, seeds = (prompts.get("prompts", []), prompts.get("seeds", [])) if isinstance(prompts, dict) else (prompts or [], [])
     samples = path / "samples"
     files = sorted(samples.iterdir()) if samples.is_dir() else []
-    frames = [(int(file.stem[5:]), file) for file in files if file.suffix == ".png" and file.stem[:5] == "step_" and file.stem[5:].isdigit()]
+    frames = [
+        (int(file.stem[5:]), file) for file in files if file.suffix == ".png" and file.stem[:5] == "step_" and file.stem[5:].isdigit()
+    ]
     return Run(
         path=path,
         config=_yaml(config_text, notes),

@@ -12,7 +12,7 @@ import torch
 
 from mmalign.runtime import folder
 
-PROMPTS = [f"digit {word}" for word in "zero one two three four five six seven eight nine".split()]
+PROMPTS = [f"digit {word}" for word in ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]]
 CONFIG: dict[str, Any] = {
     "seed": 3,
     "steps": 100,
@@ -30,7 +30,10 @@ def images(wrong: float, seed: int) -> torch.Tensor:
 
     digits = load_digits()
     rng = np.random.default_rng(seed)
-    picks = [[rng.choice(np.flatnonzero(digits.target == (rng.integers(10) if rng.random() < wrong else row))) for _ in range(8)] for row in range(10)]
+    picks = [
+        [rng.choice(np.flatnonzero(digits.target == (rng.integers(10) if rng.random() < wrong else row))) for _ in range(8)]
+        for row in range(10)
+    ]
     return torch.tensor(digits.images[np.array(picks)] / 16.0)[:, :, None]
 
 

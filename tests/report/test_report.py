@@ -1,0 +1,179 @@
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+import torch
+from fake_run import CONFIG, EVALS, make_run
+
+from mmalign.report import build
+from mmalign.runtime import folder
+from mmalign.types import UserError
+
+VOID = {"meta", "link", "img", "input", "br", "hr"}
+
+
+class Page(HTMLParser):
+    """Reads a page, and insists that every element that opens is closed in order."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict]] = []
+        self.words: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open and self.open.pop() == tag, tag
+
+    def handle_data(self, data):
+        if not {"style", "script"} & set(self.open):
+            self.words.append(data.strip())
+
+    def named(self, tag, kind=""):
+        return [attrs for name, attrs in self.tags if name == tag and (not kind or kind in (attrs.get("class") or "").split())]
+
+    @property
+    def text(self):
+        return " ".join(word for word in self.words if word)
+
+
+def page(run):
+    text = build(run).read_text(encoding="utf-8")
+    return Page(text), text
+
+
+def test_a_whole_run(tmp_path):
+    parsed, text = page(make_run(tmp_path))
+    assert "Gold 0.50 → 0.96; spread 91\N{NO-BREAK SPACE}% of real data; no over-optimisation seen" in parsed.text
+    frames = parsed.named("img", "frame")
+    assert [frame["data-step"] for frame in frames] == [str(step) for step in EVALS]
+    assert ["hidden" in frame for frame in frames] == [True] * 5 + [False]
+    assert frames[0]["data-readout"] == "proxy 0.48 · gold 0.50 · spread 106\N{NO-BREAK SPACE}%"
+    assert next(a for a in parsed.named("input") if a["id"] == "slider")["max"] == "5"
+    assert len(parsed.named("svg", "plot")) == 6
+    assert "digit seven" in parsed.text and "flow_grpo" in parsed.text and "python" in parsed.text
+    assert not re.search(r"https?:|//[a-z]", re.sub(r"base64,[A-Za-z0-9+/=]*", "", text))
+    outside = [v for _, attrs in parsed.tags for k, v in attrs.items() if k in ("src", "href") and not v.startswith("data:")]
+    assert outside == []
+    assert all(image.get("alt") for image in parsed.named("img")) and all(plot.get("aria-label") for plot in parsed.named("svg", "plot"))
+
+
+def test_over_optimisation_is_said_at_the_top(tmp_path):
+    parsed, _ = page(make_run(tmp_path, overoptimised=True))
+    assert "over-optimised since step 40 (gold, spread fell)" in parsed.text
+    assert "Gold fell from 0.89 to 0.72 while proxy rose; its best was at step 40, and by step 80" in parsed.text
+
+
+def test_the_page_follows_the_folder(tmp_path):
+    run = make_run(tmp_path)
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    (run / "metrics.jsonl").write_text("\n".join(lines[:30]) + '\n{"step": 31, "ph')
+    (run / "summary.json").unlink()
+    for step in EVALS[2:]:
+        (run / "samples" / f"step_{step:06d}.png").unlink()
+    parsed, _ = page(run)
+    assert "Running, step 28 of 100" in parsed.text and len(parsed.named("img", "frame")) == 2
+    assert "has not written a summary yet" in parsed.text and "torn" in parsed.text
+    (run / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    assert "Running, step 100" in page(run)[0].text
+
+
+def drop(run, *, phase=None, names=()):
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    kept = [{k: v for k, v in row.items() if k.split("_se")[0] not in names} for row in rows if row["phase"] != phase]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
+
+
+@pytest.mark.parametrize(
+    ("phase", "names", "words"),
+    [
+        (None, ["gold"], ["Proxy 0.48 → 0.98", "no judge to check it", "trained rewards only"]),
+        (None, ["kl"], ["No KL was logged"]),
+        (None, ["spread", "spread_ratio"], ["Spread was not evaluated", "Gold 0.50 → 0.96; no over-optimisation seen"]),
+        (None, ["spread_ratio"], ["Real data's spread is not known"]),
+        (None, ["gold", "spread", "spread_ratio"], ["cannot be told"]),
+        (None, ["proxy"], ["no trained reward was evaluated"]),
+        (None, ["ratio_mean", "ratio_max", "clip_fraction"], ["No importance ratio was logged", "No clip fraction was logged"]),
+        ("eval", [], ["nothing has been evaluated yet", "From training steps, because KL was not evaluated"]),
+        ("train", [], ["No training step has been logged"]),
+    ],
+)
+def test_what_is_missing_is_said(tmp_path, phase, names, words):
+    run = make_run(tmp_path)
+    drop(run, phase=phase, names=names)
+    parsed, _ = page(run)
+    for word in words:
+        assert word in parsed.text, word
+
+
+def test_an_empty_run_and_one_evaluation(tmp_path):
+    run = folder.open_run(tmp_path, "a", config=CONFIG)
+    assert "nothing has been logged yet" in page(run.path)[0].text
+    run.metrics.write_text('{"step": 0, "phase": "eval", "proxy": 0.5, "gold": 0.4, "spread_ratio": null}\n')
+    parsed, _ = page(run.path)
+    assert "Gold 0.40; one evaluation only" in parsed.text and "No sample grid has been written yet" in parsed.text
+
+
+def test_a_folder_with_nothing_or_with_rubbish(tmp_path):
+    page(tmp_path)
+    (tmp_path / "samples").mkdir()
+    for name in ("config.yaml", "versions.json", "summary.json", "metrics.jsonl", "samples/prompts.json"):
+        (tmp_path / name).write_bytes(b"{[ \xff")
+    parsed, _ = page(tmp_path)
+    assert "summary.json could not be read" in parsed.text and "config.yaml could not be read" in parsed.text
+    with pytest.raises(UserError, match="takes the folder of a run"):
+        build(tmp_path / "none")
+
+
+def test_a_damaged_picture_is_left_out_and_said(tmp_path):
+    run = make_run(tmp_path)
+    (run / "samples" / "step_000040.png").write_bytes(b"\x89PNG half")
+    (run / "samples" / "real.png").write_bytes(b"")
+    parsed, _ = page(run)
+    assert len(parsed.named("img", "frame")) == 5
+    assert "step_000040.png could not be read" in parsed.text and "real.png could not be read" in parsed.text
+
+
+def test_videos_are_named(tmp_path):
+    run = folder.open_run(tmp_path, "a", config=CONFIG)
+    for name in ("step_000000_0.mp4", "step_000010_0.mp4"):
+        (run.samples / name).write_bytes(b"")
+    assert "samples are videos: 2 files" in page(run.path)[0].text
+
+
+def test_what_users_write_is_escaped(tmp_path):
+    evil = "<script>alert('x')</script>\"&"
+    run = folder.open_run(tmp_path, "a", config={**CONFIG, "rewards": {evil: {"use": "x"}}, "note": evil})
+    run.write_prompts([evil, "b"], [0, 1, 2])
+    run.write_samples(0, torch.rand(2, 3, 3, 8, 8))
+    rows = [{"step": s, "phase": "eval", evil: s / 2, "kl": s} for s in (0, 1)] + [
+        {"step": 1, "phase": "train", "reward": 1.0, "reward/a": 1, f"reward/{evil}": 2}
+    ]
+    run.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    folder.write_json(run.summary, {"status": evil, evil: evil})
+    parsed, text = page(run.path)
+    assert text.count("<script>") == 1 and len(parsed.named("script")) == 1
+    assert evil in parsed.named("li")[0]["title"]
+
+
+def test_large_grids_are_packed(tmp_path):
+    run = folder.open_run(tmp_path, "a", config=CONFIG)
+    run.write_prompts(["a lighthouse at dusk, seen from the sea, in the manner of an old engraving"] * 4, [1, 2])
+    run.write_samples(0, torch.rand(4, 2, 3, 512, 512))
+    parsed, _ = page(run.path)
+    (frame,) = parsed.named("img", "frame")
+    assert frame["src"].startswith("data:image/webp") and int(frame["height"]) == 1400
+    assert "long" in parsed.named("ol")[0]["class"] and parsed.named("div", "pixelated") == []
