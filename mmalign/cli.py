@@ -20,7 +20,6 @@ from mmalign import __version__
 DEMO = "configs/digits/demo.yaml"
 
 app = typer.Typer(
-    help="Alignment of generative models: image, video, text and vision-language.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -42,16 +41,20 @@ def main() -> None:
     app(args=arguments)
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"mmalign {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def settings(
     context: typer.Context,
-    version: Annotated[bool, typer.Option("--version", help="Show the version and stop.")] = False,
+    version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and stop.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
+    """Alignment of generative models: image, video, text and vision-language."""
     context.obj = debug
-    if version:
-        typer.echo(f"mmalign {__version__}")
-        raise typer.Exit
 
 
 @app.command()
@@ -88,7 +91,7 @@ def demo(
         if show and report is not None:
             import webbrowser
 
-            webbrowser.open(report.resolve().as_uri())
+            webbrowser.open(report.as_uri())
 
 
 @app.command()
@@ -117,7 +120,8 @@ def sample(
     with _mistakes_as_lines(context):
         from mmalign.rooms import find
 
-        made = find("mmalign.recipes", "sample")(_run_folder(run), prompts=prompt or None, count=count, seed=seed, out=out)
+        folder = _run_folder(run)
+        made = find("mmalign.recipes", "sample")(folder, prompts=prompt or None, count=count, seed=seed, out=out)
         typer.echo(f"samples: {made}")
 
 
@@ -129,9 +133,10 @@ def report(
 ) -> None:
     """Write a run's report again from its files."""
     with _mistakes_as_lines(context):
+        folder = _run_folder(run)
         from mmalign.report import build
 
-        page = build(_run_folder(run))
+        page = build(folder)
         typer.echo(f"report: {page}")
         if show:
             import webbrowser
@@ -192,7 +197,7 @@ def _train(node: dict[str, Any], *, resume: bool = False) -> Path:
     if "config" in takes:
         extra["config"] = node
     run = execute(call, **extra)
-    folder = Path(run.path)
+    folder = Path(run.path).resolve()
     page = folder / "report.html"
     typer.echo(f"run:    {folder}")
     typer.echo(f"report: {page}")

@@ -104,7 +104,7 @@ def plan(node: Mapping[str, Any]) -> tuple[Call | None, list[str]]:
     if "use" not in node:
         return None, [f"use: missing, takes the name of a recipe ({', '.join(index('mmalign.recipes'))})"]
     call = _plan_call(node, "", ("recipes",), errors)
-    if call is not None:
+    if call is not None and not any(line.startswith(("method.", "method:")) for line in errors):
         errors.extend(_incompatible(call))
     return call, errors
 
@@ -165,7 +165,7 @@ def _plan_call(node: Mapping[str, Any], path: str, rooms: tuple[str, ...], error
 
 def _plan_argument(path: str, value: Any, planned: Any, parameter: signatures.Parameter, errors: list[str]) -> Any:
     """The argument as the function will get it, of the annotated type where that is plain data."""
-    if not signatures.plain(parameter.annotation):
+    if parameter.annotation in (Any, object) or not signatures.plain(parameter.annotation):
         errors.extend(_not_nodes(path, parameter, value))
         return planned
     if _holds_node(value):
@@ -295,9 +295,11 @@ def _override(config: Any, override: str) -> None:
         raise UserError(f"{override}: takes key.sub=value")
     try:
         parsed = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]), resolve=False)
-        parent, _, last = key.rpartition(".")
-        if parent and not OmegaConf.is_config(OmegaConf.select(config, parent, default=OmegaConf.create())):
-            raise UserError(f"{override}: {parent} holds {OmegaConf.select(config, parent)!r}, so it has no {last!r}")
+        parts = key.split(".")
+        for length in range(1, len(parts)):
+            held = OmegaConf.select(config, parent := ".".join(parts[:length]))
+            if held is not None and not OmegaConf.is_config(held):
+                raise UserError(f"{override}: {parent} holds {held!r}, so it has no {parts[length]!r}")
         OmegaConf.update(config, key, parsed["value"], force_add=True)  # type: ignore[index,call-overload]
     except (yaml.YAMLError, OmegaConfBaseException, AttributeError, TypeError, ValueError, IndexError) as error:
         raise UserError(f"{override}: takes key.sub=value: {_one_line(error)}") from error

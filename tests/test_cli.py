@@ -1,0 +1,181 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from mmalign import cli
+from mmalign.rooms import index
+
+ROOT = Path(__file__).parents[1]
+
+RECIPES = """
+from pathlib import Path
+
+
+class Run:
+    def __init__(self, path):
+        self.path = path
+
+
+def recipe(*, name: str = "one", runs: Path = Path("runs"), steps: int = 3, resume: bool = False, config: dict | None = None):
+    folder = Path(runs) / name
+    folder.mkdir(parents=True, exist_ok=resume)
+    (folder / "config.yaml").write_text(repr(config))
+    print(f"recipe: steps={steps} resume={resume} config={config}")
+    return Run(folder)
+
+
+def mute(*, steps: int = 3):
+    return None
+
+
+def crashes(*, steps: int = 3):
+    raise RuntimeError("something\\nunforeseen")
+"""
+
+
+class Done(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def folder(tmp_path: Path, write_module: Callable[[str, str], Path], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of a user's, with a module and configs, to stand in."""
+    write_module("mine.py", RECIPES)
+    write_module("c.yaml", "use: mine.recipe\nsteps: 5\n")
+    write_module("crash.yaml", "use: mine.crashes\n")
+    write_module("mute.yaml", "use: mine.mute\n")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def mmalign(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
+    """The command in this process, because a process of its own imports torch each time."""
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*words: str) -> Done:
+        monkeypatch.setattr(sys, "argv", ["mmalign", *words])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        code = end.value.code
+        return Done(code if isinstance(code, int) else 0, *capsys.readouterr())
+
+    return run
+
+
+def process(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run([sys.executable, "-m", "mmalign", *words], capture_output=True, text=True, cwd=cwd, env=environment)
+
+
+def imported(code: str) -> set[str]:
+    words = [sys.executable, "-c", f"import sys\n{code}\nprint('MODULES', *sys.modules)"]
+    done = subprocess.run(words, capture_output=True, text=True, check=True, cwd=ROOT)
+    return set(done.stdout.split("MODULES ")[1].split())
+
+
+HEAVY = {"torch", "numpy", "diffusers", "transformers", "omegaconf", "pydantic", "matplotlib", "sklearn"}
+
+
+@pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["methods"], ["--version"]])
+def test_help_and_lists_import_nothing_heavy(words):
+    code = f"sys.argv = ['mmalign', *{words!r}]\nfrom mmalign.cli import main\ntry: main()\nexcept SystemExit as end: assert end.code == 0"
+    assert imported(code) & HEAVY == set()
+
+
+def test_methods_lists_every_one_with_meaning_and_paper(folder, mmalign):
+    done = mmalign("methods")
+    assert (done.code, done.err) == (0, "")
+    for name, (entry, *_) in index("mmalign.methods").items():
+        if entry.function:
+            assert name in done.out and entry.meaning[:20] in done.out and entry.paper[:15] in done.out
+
+
+def test_train_runs_a_config_and_says_where_things_are(folder, mmalign):
+    done = mmalign("train", "c.yaml", "name=two", "steps=7")
+    assert done.code == 0, done.err
+    config = {"use": "mine.recipe", "steps": 7, "name": "two"}
+    assert f"recipe: steps=7 resume=False config={config}" in done.out
+    assert f"run:    {folder / 'runs' / 'two'}" in done.out and f"report: {folder / 'runs' / 'two' / 'report.html'}" in done.out
+    again = mmalign("train", "c", "name=two", "--resume")
+    assert again.code == 0 and "resume=True" in again.out
+
+
+MISTAKES = [
+    (["train", "nope"], "nope: no such config"),
+    (["train", "c.yaml", "stepz=1"], "stepz: unknown key of mine.recipe; nearest: steps"),
+    (["train", "c.yaml", "steps=x"], "steps: got 'x', takes int"),
+    (["train", "c.yaml", "steps"], "steps: takes key.sub=value"),
+    (["train", "mute.yaml", "--resume"], "--resume: the recipe mine.mute cannot resume"),
+    (["check", "c.yaml", "use=mine.recipes"], "use: mine.recipes: no 'recipes' there; nearest: recipe"),
+    (["report", "nope"], "nope: no run there"),
+    (["sample", "nope"], "nope: no run there"),
+]
+
+
+@pytest.mark.parametrize(("words", "line"), MISTAKES, ids=[" ".join(words) for words, _ in MISTAKES])
+def test_a_mistake_is_one_line_and_exit_code_2(folder, mmalign, words, line):
+    done = mmalign(*words)
+    assert (done.code, done.out) == (2, "") and done.err.startswith(line) and done.err.count("\n") == 1
+    assert not (folder / "runs").exists()
+
+
+def test_two_mistakes_are_two_lines(folder, mmalign):
+    done = mmalign("check", "c.yaml", "stepz=1", "steps=x")
+    assert done.code == 2 and [line.split(":")[0] for line in done.err.splitlines()] == ["steps", "stepz"]
+
+
+def test_check_builds_nothing(folder, mmalign):
+    done = mmalign("check", "c.yaml")
+    assert (done.code, done.out) == (0, "c.yaml: no mistakes found\n") and not (folder / "runs").exists()
+
+
+def test_other_errors_are_one_line_and_exit_code_1(folder, mmalign):
+    assert mmalign("train", "crash.yaml") == (1, "", "RuntimeError: something unforeseen (--debug shows where)\n")
+
+
+@pytest.mark.parametrize("words", [["--debug", "train", "crash.yaml"], ["train", "crash.yaml", "--debug"]])
+def test_debug_lets_the_error_through(folder, monkeypatch, words):
+    monkeypatch.setattr(sys, "argv", ["mmalign", *words])
+    with pytest.raises(RuntimeError, match="unforeseen"):
+        cli.main()
+
+
+def test_exit_codes_and_tracebacks_of_the_real_process(folder):
+    mistake, crash, debug = (process("train", *words, cwd=folder) for words in (["nope"], ["crash.yaml"], ["--debug", "crash.yaml"]))
+    assert (mistake.returncode, mistake.stdout, mistake.stderr.count("\n")) == (2, "", 1)
+    assert (crash.returncode, crash.stdout, crash.stderr.count("\n")) == (1, "", 1)
+    assert debug.returncode == 1 and "Traceback" in debug.stderr and "something" in debug.stderr
+
+
+def test_unknown_commands_and_options_are_exit_code_2(folder, mmalign):
+    assert mmalign("trian").code == 2
+    assert mmalign("train", "c.yaml", "--no-such-option").code == 2
+
+
+def test_fresh_names_never_meet_an_old_run(tmp_path):
+    assert cli._fresh_name(tmp_path, "demo") == "demo"
+    (tmp_path / "demo").mkdir()
+    assert cli._fresh_name(tmp_path, "demo") == "demo-2"
+    (tmp_path / "demo-2").mkdir()
+    assert cli._fresh_name(tmp_path, "demo") == "demo-3"
+
+
+def test_demo_makes_a_run_for_each_seed_and_overwrites_none(folder, mmalign, monkeypatch, write_module):
+    demo = write_module("demo.yaml", "use: mine.recipe\nname: demo\nseed: 4\n")
+    write_module("mine.py", RECIPES.replace("steps: int = 3, resume", "seed: int = 0, resume").replace("steps={steps}", "seed={seed}"))
+    monkeypatch.setattr(cli, "DEMO", str(demo))
+    for _ in range(2):
+        assert mmalign("demo", "--seeds", "2").code == 0
+    kept = {path.name: path.joinpath("config.yaml").read_text() for path in (folder / "runs").iterdir()}
+    assert sorted(kept) == ["demo", "demo-2", "demo-3", "demo-4"]
+    assert ["'seed': 4" in kept[name] for name in sorted(kept)] == [True, False, True, False]

@@ -1,0 +1,294 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mmalign import config, signatures
+from mmalign.types import Method, UserError
+
+HOUSE = """
+from __future__ import annotations
+
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+if typing.TYPE_CHECKING:
+    from nowhere import Unknown
+
+GIVES = frozenset({"old", "refs", "logits"})
+KIND = "token"
+built = []
+
+
+def pipeline(*, denoiser: Literal["dit", "unet"] = "dit", weights: Path | None = None) -> Any:
+    built.append("pipeline")
+    return ("pipeline", denoiser, weights)
+
+
+def policy(pipeline: Any, *, kernel: Callable | None = None, rank: int = 4, lora: Mapping[str, Any] | None = None, odd: Unknown = None):
+    built.append("policy")
+    return ("policy", pipeline, kernel, rank, lora)
+
+
+def reward(*, scale: float = 1.0, sizes: tuple[int, int] = (8, 8)):
+    built.append("reward")
+    return lambda outputs, prompts: (scale, sizes)
+
+
+def total(parts: Sequence[Callable], *, weights: Mapping[str, float] | None = None):
+    return list(parts)
+
+
+def recipe(policy: Any, *, prompts: Sequence[str], rewards: Mapping[str, Callable], method: Any, steps: int = 10, rate: float = 1e-3,
+           save: bool = True, name: str = "run", prompt_file: str | None = None, runs: Path = Path("runs"), judges: Any = None,
+           resume: bool = False):
+    return locals()
+
+
+def open_ended(**anything):
+    return anything
+
+
+def refuses(*, low: float = 0.0):
+    from mmalign.types import UserError
+
+    raise UserError("low: got 2, takes 0..1")
+"""
+
+
+@pytest.fixture
+def house(write_module):
+    write_module("house.py", HOUSE)
+
+
+def node(**changes):
+    whole = {
+        "use": "house.recipe",
+        "policy": {"use": "house.policy", "pipeline": {"use": "house.pipeline"}, "kernel": {"use": "flow_sde", "noise_level": 0.7}},
+        "prompts": ["a", "b"],
+        "rewards": {"size": {"use": "house.reward", "scale": 2}},
+        "method": {"use": "grpo", "clip": 0.1},
+    }
+    return {key: value for key, value in {**whole, **changes}.items() if value is not ...}
+
+
+# ---- what is right
+
+
+def test_a_file_is_a_call(house):
+    assert config.check(node()) == []
+    called = config.build(node(steps=3), resume=True)
+    assert called["steps"] == 3 and called["resume"] is True and called["prompts"] == ["a", "b"]
+    assert called["policy"][:2] == ("policy", ("pipeline", "dit", None)) and callable(called["policy"][2])
+    assert called["rewards"]["size"](None, None) == (2.0, (8, 8))
+    assert isinstance(called["method"], Method)
+
+
+def test_nothing_is_built_while_there_is_a_mistake(house):
+    import house as module
+
+    with pytest.raises(UserError):
+        config.build(node(stepz=3))
+    assert config.check(node()) == [] and module.built == []
+
+
+def test_lists_and_mappings_inherit_their_keys_rooms(house):
+    parts = [{"use": "house.reward"}, {"use": "house.reward", "scale": 3.0}]
+    called = config.build(node(rewards={"total": {"use": "house.total", "parts": parts, "weights": {"a": 1}}}))
+    assert [part(None, None)[0] for part in called["rewards"]["total"]] == [1.0, 3.0]
+    wrong = node(rewards={"total": {"use": "house.total", "parts": [{"use": "house.reward"}, {"use": "nowhere_to_be_found"}]}})
+    (line,) = config.check(wrong)
+    assert line.startswith("rewards.total.parts[1].use: got 'nowhere_to_be_found', there is none in rewards or worlds")
+
+
+def test_values_become_what_the_signature_says(house, tmp_path):
+    file = tmp_path / "weights.safetensors"
+    file.touch()
+    policy = {"use": "house.policy", "pipeline": {"use": "house.pipeline", "weights": str(file)}, "lora": {"rank": 4, "targets": ["q"]}}
+    called = config.build(node(policy=policy, runs="some/where", rewards={"size": {"use": "house.reward", "sizes": [1, 2]}}))
+    assert called["policy"][1][2] == file and called["runs"] == Path("some/where")
+    assert called["policy"][4] == {"rank": 4, "targets": ["q"]}
+    assert called["rewards"]["size"](None, None)[1] == (1, 2)
+
+
+def test_any_key_goes_where_a_signature_takes_any(house):
+    assert config.build({"use": "house.open_ended", "a": 1, "b": {"c": 2}}) == {"a": 1, "b": {"c": 2}}
+
+
+# ---- what is wrong: one line each, all at once
+
+
+WRONG = [
+    (
+        {"stepz": 3},
+        "stepz: unknown key of house.recipe; nearest: steps; takes policy, prompts, rewards, method, steps, rate, save, name, "
+        "prompt_file, runs, judges, resume",
+    ),
+    ({"steps": "x"}, "steps: got 'x', takes int"),
+    ({"steps": 1.0}, "steps: got 1.0, takes int"),
+    ({"steps": True}, "steps: got True, takes int"),
+    ({"steps": None}, "steps: got None, takes int"),
+    ({"rate": "1e-4"}, "rate: got '1e-4', takes float"),
+    ({"save": 1}, "save: got 1, takes bool"),
+    ({"name": 3}, "name: got 3, takes str"),
+    ({"prompts": "one prompt"}, "prompts: got 'one prompt', takes list of str"),
+    ({"prompts": ["a", 3]}, "prompts: got ['a', 3], takes list of str"),
+    ({"prompt_file": "not/there.txt"}, "prompt_file: no such file: not/there.txt"),
+    ({"prompts": ...}, "prompts: missing, house.recipe needs it: {use: NAME of data or worlds, ...}"),
+    ({"method": ...}, "method: missing, house.recipe needs it: {use: NAME of methods, ...}"),
+    ({"rewards": ...}, "rewards: missing, house.recipe needs it: {name: {use: NAME of rewards or worlds, ...}}"),
+    ({"method": {"use": "grpo", "clip": "x"}}, "method.clip: got 'x', takes float"),
+    ({"method": {"clip": 0.1}}, "method.use: missing, takes a name of methods, or an import path"),
+    ({"method": "grpo"}, "method: got 'grpo', takes a node {use: NAME, ...} with a name of methods"),
+    ({"method": None}, "method: got None, takes a node {use: NAME, ...} with a name of methods"),
+    ({"method": {"use": "grpoo"}}, "method.use: got 'grpoo', there is none in methods; nearest: grpo"),
+    ({"method": {"use": 3}}, "method.use: got 3, takes a name of methods, or an import path"),
+    ({"method": {"use": "no_package.at_all"}}, "method.use: no_package.at_all: no module called 'no_package'"),
+    ({"method": {"use": "house.GIVES"}}, "method.use: got 'house.GIVES', which is a frozenset; takes a function"),
+    ({"method": {"use": "house.refuses"}}, "method: low: got 2, takes 0..1"),
+    ({"rewards": {"size": {"scale": 1}}}, "rewards.size.use: missing, takes a name of rewards or worlds, or an import path"),
+    ({"rewards": {"size": 3}}, "rewards.size: got 3, takes a node {use: NAME, ...}"),
+    ({"rewards": {"a": {"use": "house.reward"}, "b": {}}}, "rewards.b.use: missing"),
+    ({"rewards": {"size": {"use": "house.reward", "sizes": [1, 2, 3]}}}, "rewards.size.sizes: got [1, 2, 3], takes list of int and int"),
+    ({"policy": {"use": "house.policy"}}, "policy.pipeline: missing, house.policy needs it: {use: NAME of worlds, ...}"),
+    (
+        {"policy": {"use": "house.policy", "pipeline": {"use": "house.pipeline", "denoiser": "mlp"}}},
+        "policy.pipeline.denoiser: got 'mlp', takes 'dit' or 'unet'",
+    ),
+    (
+        {"policy": {"use": "house.policy", "pipeline": {"use": "house.pipeline", "weights": "gone.pt"}}},
+        "policy.pipeline.weights: no such file: gone.pt",
+    ),
+    (
+        {"policy": {"use": "house.policy", "pipeline": {"use": "house.pipeline"}, "kernel": {"use": "flow_sda"}}},
+        "policy.kernel.use: got 'flow_sda', there is none in samplers.kernels; nearest: flow_sde",
+    ),
+    ({"use": ...}, "use: missing, takes the name of a recipe"),
+    ({"use": "onlin_"}, "use: got 'onlin_', there is none in recipes"),
+]
+
+
+@pytest.mark.parametrize(("changes", "line"), WRONG, ids=[line[:60] for _, line in WRONG])
+def test_a_mistake_is_one_line_that_begins_with_its_key(house, changes, line):
+    errors = config.check(node(**changes))
+    assert len(errors) == 1 and errors[0].startswith(line) and "\n" not in errors[0], errors
+
+
+def test_all_mistakes_at_once(house):
+    errors = config.check(
+        node(stepz=1, rate="x", prompts=..., method={"use": "grpo", "clop": 1}, rewards={"size": {"use": "house.rewerd"}})
+    )
+    assert sorted(line.split(":")[0] for line in errors) == ["method.clop", "prompts", "rate", "rewards.size.use", "stepz"]
+
+
+# ---- what a method needs and what a policy gives
+
+
+def test_a_method_that_needs_what_the_policy_does_not_give(house, write_module):
+    write_module(
+        "wants.py",
+        """
+from mmalign.types import Method
+
+def method(*, needs: list[str], kinds: list[str] = ["token"]):
+    return Method(signal=None, loss=None, weigh=None, needs=frozenset(needs), kinds=frozenset(kinds))
+""",
+    )
+    assert config.check(node(method={"use": "wants.method", "needs": ["old", "refs:ema"]})) == []
+    (line,) = config.check(node(method={"use": "wants.method", "needs": ["old", "std", "kls:ref"]}))
+    assert line == "method: wants.method needs kls:ref, std; the policy house.policy gives logits, old, refs"
+    (line,) = config.check(node(method={"use": "wants.method", "needs": [], "kinds": ["transition", "bound"]}))
+    assert line == "method: wants.method takes steps of kind bound, transition; the policy house.policy gives token"
+
+
+# ---- files and overrides
+
+
+def write(tmp_path, text):
+    file = tmp_path / "c.yaml"
+    file.write_text(text, encoding="utf-8")
+    return file
+
+
+def test_load_resolves_interpolations_and_numbers(tmp_path):
+    file = write(tmp_path, "use: online\nclip: 1e-4\nagain: ${clip}\nrate: .7\nitems: [{a: 1}]\n")
+    assert config.load(file) == {"use": "online", "clip": 1e-4, "again": 1e-4, "rate": 0.7, "items": [{"a": 1}]}
+
+
+def test_overrides(tmp_path):
+    file = write(tmp_path, "use: online\nmethod: {use: grpo, clip: .2}\nagain: ${method.clip}\nitems: [{a: 1}]\nkernel: null\n")
+    loaded = config.load(file, ["method.clip=1e-4", "new.sub.key=[1, two]", "items[0].a=3", "kernel.use=ode", "flag=true", "method.kl=a=b"])
+    assert loaded["method"] == {"use": "grpo", "clip": 1e-4, "kl": "a=b"} and loaded["again"] == 1e-4
+    assert loaded["new"] == {"sub": {"key": [1, "two"]}} and loaded["items"] == [{"a": 3}]
+    assert loaded["kernel"] == {"use": "ode"} and loaded["flag"] is True
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "words"),
+    [
+        ("a: [1", [], "not readable as YAML"),
+        ("a: 1\na: 2", [], "duplicate key a"),
+        ("- 1\n- 2", [], "takes a mapping"),
+        ("a: ${b.c}", [], "a: Interpolation key 'b.c' not found"),
+        ("a:\n  b: ???", [], "a.b: Missing mandatory value"),
+        ("a: 1", ["b"], "b: takes key.sub=value"),
+        ("a: 1", ["=3"], "=3: takes key.sub=value"),
+        ("a: 1", ["a.b=3"], "a.b=3: a holds 1, so it has no 'b'"),
+        ("a: 1", ["a.b.c=3"], "a.b.c=3: a holds 1"),
+        ("a: 1", ["a={b: 1, c"], "takes key.sub=value"),
+        ("a: [1]", ["a[4]=3"], "a[4]=3: takes key.sub=value"),
+    ],
+)
+def test_an_unreadable_file_or_override_is_one_line(tmp_path, text, overrides, words):
+    with pytest.raises(UserError) as caught:
+        config.load(write(tmp_path, text), overrides)
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_missing_config_names_the_nearest(tmp_path, monkeypatch):
+    (tmp_path / "configs" / "digits").mkdir(parents=True)
+    (tmp_path / "configs" / "digits" / "flow_grpo.yaml").write_text("use: online\n", encoding="utf-8")
+    monkeypatch.setattr(config, "resource", lambda name: tmp_path / name)
+    assert config.load("digits/flow_grpo") == config.load("digits/flow_grpo.yaml") == {"use": "online"}
+    with pytest.raises(UserError, match=r"digits/flow_grop: no such config; .*; nearest: digits/flow_grpo"):
+        config.load("digits/flow_grop")
+
+
+def test_shipped_configs_have_no_mistakes():
+    files = sorted(config.resource("configs").rglob("*.yaml"))
+    assert {str(file): config.check(config.load(file)) for file in files} == {str(file): [] for file in files}
+
+
+# ---- signatures
+
+
+@pytest.mark.parametrize(
+    ("annotation", "words"),
+    [
+        (int | None, "int or null"),
+        (dict[str, float], "mapping of str to float"),
+        (list[int] | str, "list of int or str"),
+        (tuple[float, ...], "list of float"),
+        (Path, "path"),
+        (dict, "mapping"),
+    ],
+)
+def test_annotations_in_words(annotation, words):
+    assert signatures.plain(annotation) and signatures.show(annotation) == words
+
+
+@pytest.mark.parametrize("annotation", [Method, list[Method], Method | None, "text"])
+def test_objects_are_not_plain(annotation):
+    assert not signatures.plain(annotation)
+
+
+def test_signatures_of_classes_and_builtins():
+    class Thing:
+        def __init__(self, size: int, *, name: str = "x") -> None: ...
+
+    found, any_key = signatures.parameters(Thing)
+    assert found == {"size": signatures.Parameter("size", int, True), "name": signatures.Parameter("name", str, False)} and not any_key
+    assert signatures.parameters(dict) == ({}, True)
