@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
 from mmalign.methods.policy_gradient.flow_grpo import flow_grpo
 from mmalign.methods.policy_gradient.grpo import grpo
+from mmalign.objectives import ratios, weights
+from mmalign.objectives.compose import policy_gradient
+from mmalign.objectives.surrogates import Surrogate
 from mmalign.types import Steps, UserError
 from tests.oracles.tables import table
 
@@ -30,6 +35,18 @@ def test_kl_and_approx_kl_are_nats_in_every_dialect() -> None:
     scaled = flow_grpo(beta=0.1, kl="flow_grpo").loss(at.steps(), signal).metrics
     assert plain["kl"] == scaled["kl"] and plain["approx_kl"] == scaled["approx_kl"]
     assert plain["ratio_mean"] != scaled["ratio_mean"]
+
+
+def test_a_part_that_forgets_the_mask_does_not_reach_the_loss() -> None:
+    at = table("token")
+    method = policy_gradient(
+        advantage=lambda feedback: feedback.rewards.nan_to_num(),
+        log_ratio=ratios.named("per_step"),
+        surrogate=lambda ratio, advantage: Surrogate(torch.full_like(ratio, math.nan).where(~at.mask, ratio), ratio > 9),
+        weigh=weights.token_mean,
+    )
+    values = method.loss(at.steps(), method.signal(at.feedback())).values
+    assert values.isfinite().all() and not values[~at.mask].any()
 
 
 def test_needs_and_unit_come_from_the_parts() -> None:

@@ -66,13 +66,24 @@ def _zero(table: Table) -> Tensor:
 
 
 def grpo(
-    table: Table, *, clip: float = 0.2, beta: float = 0.04, kl: str = "k3", std: str = "group", unbiased: bool = True, eps: float = 1e-4
+    table: Table,
+    *,
+    clip: float = 0.2,
+    dual: float | None = None,
+    beta: float = 0.04,
+    kl: str = "k3",
+    std: str = "group",
+    unbiased: bool = True,
+    eps: float = 1e-4,
 ) -> Tensor:
     scores, total = _z_scores(table, table.rewards.tolist(), unbiased, eps, std), _zero(table)
     for row in _rows(table):
         inside = _zero(table)
         for step in _cells(table, row):
-            inside = inside + _ppo(table.log_probs[row, step] - table.old[row, step], scores[row], clip, clip)
+            cell = _ppo(table.log_probs[row, step] - table.old[row, step], scores[row], clip, clip)
+            if dual is not None and scores[row] < 0 and cell > -dual * scores[row]:
+                cell = _zero(table) - dual * scores[row]
+            inside = inside + cell
             inside = inside + beta * _kl(table, row, step, kl)
         total = total + inside / len(_cells(table, row))
     return total / len(_rows(table))
@@ -190,7 +201,7 @@ ORACLES: dict[str, list[tuple[dict[str, Any], Callable[..., Tensor]]]] = {
         ({}, grpo),
         ({"clip": 0.05, "beta": 0.3, "kl": "exact", "unbiased": False, "eps": 0.01}, grpo),
         ({"beta": 0.0, "std": "batch"}, grpo),
-        ({"beta": 0.0, "std": "none"}, grpo),
+        ({"beta": 0.0, "std": "none", "dual": 1.3}, grpo),
         ({"beta": 0.0, "ratio": "per_sequence", "clip": 0.02}, gspo),
     ],
     "flow_grpo": [

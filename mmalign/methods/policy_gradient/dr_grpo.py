@@ -22,7 +22,7 @@ def dr_grpo(*, length: float, clip: float = 0.2, beta: float = 0.0, kl: str = "k
         clip: how far a ratio may leave 1, both ways.
         beta, kl: weight and kind of a KL to ``ref``; the paper has none.
 
-    Paper: Understanding R1-Zero-Like Training: A Critical Perspective, arXiv 2503.20783; length 3000.
+    Paper: Understanding R1-Zero-Like Training: A Critical Perspective, arXiv 2503.20783.
 
     Deviations: the paper's objective has no 1 / length at all, its code has; they differ by this constant alone. TRL's
     ``loss_type="dr_grpo"`` takes ``max_completion_length`` for it, and still divides by the standard deviation unless

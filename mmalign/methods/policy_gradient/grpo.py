@@ -13,6 +13,7 @@ from mmalign.types import Method
 def grpo(
     *,
     clip: float = 0.2,
+    dual: float | None = None,
     beta: float = 0.04,
     kl: str = "k3",
     ratio: str = "per_step",
@@ -28,6 +29,7 @@ def grpo(
 
     Args:
         clip: how far a ratio may leave 1, both ways.
+        dual: above 1, limits the loss of a row with ``A_i < 0`` to ``-dual A_i`` (dual clip); None is off.
         beta: weight of the KL to the reference ``ref``; 0 needs no reference.
         kl: ``k3`` from the sampled step, or ``exact`` where the policy gives it; others in ``objectives.penalties``.
         ratio: ``per_step`` (nats), or another of ``objectives.ratios``; ``per_sequence`` with a small clip is GSPO's.
@@ -36,14 +38,14 @@ def grpo(
     Paper: DeepSeekMath: Pushing the Limits of Mathematical Reasoning in Open Language Models, arXiv 2402.03300, eq. 3 and 4.
 
     Deviations: the paper leaves the kind of standard deviation open and has no eps; TRL and verl take the unbiased one, with
-    1e-4 and 1e-6. A tied group has advantage 0 exactly. beta .04 is the paper's; TRL has 0, verl .001. verl's loss is a token
-    mean by default and has a dual clip at 3; TRL's default is ``dapo``'s token mean. The ratio beyond 20 nats and k3 go on along
-    their tangents.
+    1e-4 and 1e-6. A tied group has advantage 0 exactly. beta .04 is the paper's; TRL has 0, verl .001. Both weigh every token
+    the same by default, as ``dapo(low=0.2, high=0.2)`` does, and verl has ``dual=3``. The paper gives no clip; .2 is PPO's and
+    theirs. Beyond 20 nats the ratio and k3 go on along their tangents.
     """
     return policy_gradient(
         advantage=lambda feedback: advantages.normalised(feedback.rewards, feedback.group, std=std, unbiased=unbiased, eps=eps),
         log_ratio=ratios.named(ratio),
-        surrogate=partial(surrogates.clipped, low=clip, high=clip),
+        surrogate=partial(surrogates.clipped, low=clip, high=clip, dual=dual),
         penalty=penalties.named(kl, beta=beta),
         weigh=weights.sequence_mean,
     )
