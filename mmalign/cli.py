@@ -27,7 +27,7 @@ app = typer.Typer(
 )
 
 Config = Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, or a short name like digits/flow_grpo.")]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[key.sub=value ...]", help="Changes to the config.")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="key.sub=value", help="Changes to the config.")]
 Run = Annotated[str, typer.Argument(metavar="RUN", help="The folder of a run, or its name under runs/.")]
 
 

@@ -83,7 +83,7 @@ def imported(code: str) -> set[str]:
     return set(done.stdout.split("MODULES ")[1].split())
 
 
-HEAVY = {"torch", "numpy", "diffusers", "transformers", "omegaconf", "pydantic", "matplotlib", "sklearn"}
+HEAVY = {"torch", "numpy", "diffusers", "transformers", "omegaconf", "matplotlib", "sklearn"}
 
 
 @pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["methods"], ["--version"]])
