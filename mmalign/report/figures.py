@@ -105,7 +105,8 @@ def spread(run: Run) -> Figure:
 def training_reward(run: Run) -> Figure:
     """Reward of the training rollouts, and each reward apart where there are several."""
     parts = sorted({name for row in run.train for name in row if name.startswith("reward/")})
-    names = ["reward", *(parts if len(parts) > 1 else [])]
+    together = len(parts) > 1 and not _scales_differ([curve(run.train, name) for name in ("reward", *parts)])
+    names = ["reward", *(parts if together else [])]
     return _train_figure(run, "Training reward", names, "Mean over each rollout.", "No training step has been logged.")
 
 

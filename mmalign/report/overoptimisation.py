@@ -5,7 +5,8 @@ the last evaluation,
 
 1. it lies below its best by more than the noise: two standard errors of the difference, ``2 sqrt(se_best^2 + se_last^2)``,
    from the logged ``<name>_se``; where those are missing, two standard deviations of a difference of two evaluations, with the
-   deviation read off the curve's own roughness (median absolute second difference), and never less than 5 % of the larger;
+   deviation read off the curve's own roughness (median absolute second difference), and never less than 5 % of the curve's
+   range. A judge with fewer than 5 evaluations and no standard errors is left undecided (``measurable``);
 2. spread only: it lies below 85 % of its best, where a spread ratio above 1 (more varied than real data) counts as 1. Losing
    some spread is the price of any alignment, and this is the line where it is worth a warning;
 3. some trained reward meanwhile went up: at the last evaluation it is above its first by more than its noise, and no lower
@@ -72,7 +73,13 @@ def noise(points: Sequence[Point], a: Point, b: Point) -> float:
     """By how much ``a`` and ``b`` of one curve may differ by chance: two standard errors of their difference."""
     if a.error is not None and b.error is not None:
         return 2 * math.hypot(a.error, b.error)
-    return max(2 * math.sqrt(2) * roughness(points), FLOOR * max(abs(a.value), abs(b.value)))
+    values = [point.value for point in points]
+    return max(2 * math.sqrt(2) * roughness(points), FLOOR * (max(values) - min(values)))
+
+
+def measurable(points: Sequence[Point]) -> bool:
+    """Whether chance can be told from change: standard errors are known, or there are evaluations enough to see the roughness."""
+    return len(points) >= FEWEST_BENDS + 2 or (len(points) > 1 and all(point.error is not None for point in points))
 
 
 def overoptimised(evals: Sequence[Mapping[str, Any]], *, rewards: Sequence[str], judges: Sequence[str]) -> list[Finding]:
@@ -87,7 +94,8 @@ def overoptimised(evals: Sequence[Mapping[str, Any]], *, rewards: Sequence[str],
         points = curve(evals, name)
         if name == "spread_ratio":
             points = [Point(p.step, min(p.value, 1.0), p.error) for p in points]
-        fallen = _fallen(points, limit=SPREAD_LINE if name == spread else None)
+        known = name == spread or measurable(points)  # the spread's line is margin enough
+        fallen = _fallen(points, limit=SPREAD_LINE if name == spread else None) if known else None
         rising = [reward for reward in rewards if fallen and _rose(curve(evals, reward), since=fallen[0].step)]
         if fallen and rising:
             best, seen, last = fallen

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
-from mmalign.report.overoptimisation import Finding, curve
+from mmalign.report.overoptimisation import Finding, curve, measurable
 from mmalign.report.plots import short
 from mmalign.report.read import Run
 
+MINUS = "\N{MINUS SIGN}"
 ARROW = "\N{RIGHTWARDS ARROW}"
 PERCENT = "\N{NO-BREAK SPACE}%"
 
@@ -36,10 +38,19 @@ def _changes(run: Run) -> str:
     for name in names:
         points = curve(run.evals, name)
         if len(points) > 1:
-            moves.append(f"{name} {short(points[0].value)} {ARROW} {short(points[-1].value)}")
+            moves.append(f"{name} {_move(points[0].value, points[-1].value)}")
         elif points:
             moves.append(f"{name} {short(points[0].value)}")
     return ", ".join(moves)
+
+
+def _move(before: float, after: float) -> str:
+    """Both with digits enough to show two figures of the change, 2 to 4 after the point."""
+    change = abs(after - before)
+    digits = min(4, max(2, 1 - math.floor(math.log10(change)))) if change > 0 else 2
+    if max(abs(before), abs(after)) >= 100:
+        return f"{short(before)} {ARROW} {short(after)}"
+    return f"{before:.{digits}f} {ARROW} {after:.{digits}f}".replace("-", MINUS)
 
 
 def _spread(run: Run) -> str:
@@ -58,6 +69,8 @@ def _flag(run: Run, findings: Sequence[Finding]) -> str:
         return "no judge and no spread, so over-optimisation cannot be told"
     if not run.rewards:
         return "no trained reward was evaluated, so over-optimisation cannot be told"
+    if not all(measurable(curve(run.evals, name)) for name in run.judges):
+        return "too few evaluations to tell whether it over-optimised"
     return "no over-optimisation seen" if run.judges else "no judge to check it, and no alarming loss of spread"
 
 

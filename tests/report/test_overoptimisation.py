@@ -70,7 +70,8 @@ def test_missing_values_and_short_runs():
     nothing = [None] * 6
     assert find(proxy=UP, gold=nothing) == [] and find(proxy=nothing, gold=UP[::-1]) == [] and find(proxy=[0.5], gold=[0.5]) == []
     assert overoptimised([], rewards=["proxy"], judges=["gold"]) == []
-    (finding,) = find(proxy=UP, gold=[0.5, None, 0.8, float("nan"), None, 0.5])
+    gappy = [0.5, None, 0.8, float("nan"), None, 0.5]
+    (finding,) = find(proxy=UP, gold=gappy, gold_se=[0.01, None, 0.01, None, None, 0.01])
     assert (finding.began, finding.seen) == (20, 50)
 
 
@@ -91,4 +92,17 @@ def test_noise_is_two_standard_errors_of_a_difference():
     points = [Point(0, 1.0, 0.3), Point(1, 2.0, 0.4)]
     assert noise(points, *points) == pytest.approx(1.0)
     bare = curve([{"step": 0, "x": 1.0}, {"step": 1, "x": 2.0}], "x")
-    assert noise(bare, *bare) == pytest.approx(0.1)
+    assert noise(bare, *bare) == pytest.approx(0.05)
+
+
+def test_few_evaluations_without_errors_decide_nothing():
+    short = {"proxy": [0.5, 0.6, 0.7], "gold": [0.27, 0.26, 0.25]}
+    assert find(**short) == []
+    assert [f.name for f in find(**short, gold_se=[0.001] * 3)] == ["gold"]
+    assert [f.name for f in find(**short, spread=[3.0, 2.0, 1.0])] == ["spread"]
+
+
+def test_a_steady_fall_counts_on_any_scale():
+    for scale, shift in ((1.0, 0.0), (0.01, 21.0), (1e3, -5.0)):
+        gold = [shift + scale * value for value in (0.8, 0.75, 0.7, 0.6, 0.5, 0.4)]
+        assert [f.name for f in find(proxy=UP, gold=gold)] == ["gold"], scale

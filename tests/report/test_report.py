@@ -138,6 +138,13 @@ def test_a_folder_with_nothing_or_with_rubbish(tmp_path):
         build(tmp_path / "none")
 
 
+def test_few_evaluations_are_said_to_be_few(tmp_path):
+    run = folder.open_run(tmp_path, "a", config=CONFIG)
+    rows = [{"step": s, "phase": "eval", "proxy": 0.2 + s, "gold": -0.27 - s / 1000} for s in (0, 4)]
+    run.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert "Gold −0.2700 → −0.2740; too few evaluations to tell" in page(run.path)[0].text
+
+
 def test_a_damaged_picture_is_left_out_and_said(tmp_path):
     run = make_run(tmp_path)
     (run / "samples" / "step_000040.png").write_bytes(b"\x89PNG half")
