@@ -167,9 +167,12 @@ def _finite(value: Any) -> bool:
 
 
 def summary_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The summary as (words, value) for a table; lists and mappings in one line each."""
+    """The summary as (words, value) for a table: lists and mappings in one line each, ``gold_after`` with its ``gold_se_after``."""
     rows = []
+    errors = {key.replace("_se_", "_"): key for key in summary if "_se_" in key and key.replace("_se_", "_") in summary}
     for key, value in summary.items():
+        if key in errors.values():
+            continue
         if isinstance(value, bool) or value is None:
             shown = {True: "yes", False: "no", None: "not measured"}[value]
         elif isinstance(value, float):
@@ -180,5 +183,6 @@ def summary_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
             shown = ", ".join(str(item) for item in value) or "none"
         else:
             shown = str(value)
-        rows.append((key.replace("_", " "), shown))
+        error = summary.get(errors.get(key, ""))
+        rows.append((key.replace("_", " "), f"{shown} ± {short(error)}" if isinstance(error, (int, float)) else shown))
     return rows

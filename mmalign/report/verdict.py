@@ -27,7 +27,9 @@ def state(run: Run) -> str:
     """``Finished, 100 steps`` and the like."""
     done = max((row["step"] for row in [*run.train, *run.evals]), default=0)
     total = run.config.get("steps", run.summary.get("steps"))
-    status = str(run.summary.get("status") or "running").capitalize()
+    ended = run.summary.get("steps")
+    resumed = isinstance(ended, int) and done > ended  # the summary is that of an earlier end
+    status = "Running" if resumed else str(run.summary.get("status") or "running").capitalize()
     of = f" of {total}" if isinstance(total, int) and total != done else ""
     return f"{status}, step {done}{of}"
 

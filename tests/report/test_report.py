@@ -138,6 +138,15 @@ def test_a_folder_with_nothing_or_with_rubbish(tmp_path):
         build(tmp_path / "none")
 
 
+def test_a_resumed_run_is_running_again(tmp_path):
+    run = make_run(tmp_path)
+    summary = json.loads((run / "summary.json").read_text())
+    folder.write_json(run / "summary.json", {**summary, "status": "interrupted", "steps": 60, "gold_se_after": 0.0125, "lists": [1, 2]})
+    parsed, _ = page(run)
+    assert "Running, step 100" in parsed.text and "Interrupted" not in parsed.text
+    assert "gold after 0.96 ± 0.013" in parsed.text and "gold se after" not in parsed.text and "lists 1, 2" in parsed.text
+
+
 def test_few_evaluations_are_said_to_be_few(tmp_path):
     run = folder.open_run(tmp_path, "a", config=CONFIG)
     rows = [{"step": s, "phase": "eval", "proxy": 0.2 + s, "gold": -0.27 - s / 1000} for s in (0, 4)]
