@@ -55,7 +55,7 @@ HEAVY = {
 # these define subclasses of diffusers' classes, and nothing imports them before they are wanted
 MAY_BE_HEAVY = {"worlds/digits/model.py", "worlds/digits/pipeline.py"}
 LIGHT = {"__init__", "__main__", "rooms", "signatures", "config", "cli"}  # torch and numpy are heavy there
-MAX_FUNCTION, MAX_FILE = 60, 400
+MAX_FUNCTION, MAX_FILE = 60, 400  # lines; of a function, those of its body without the docstring
 
 
 def tree(name: str) -> ast.Module:
@@ -128,8 +128,8 @@ def test_lengths(name):
     assert len((PACKAGE / name).read_text(encoding="utf-8").splitlines()) <= MAX_FILE
     long = {}
     for node in functions(name):
-        docstring = node.body[0].end_lineno - node.body[0].lineno + 1 if ast.get_docstring(node) else 0
-        long[node.name] = node.end_lineno - node.lineno + 1 - docstring
+        body = node.body[1:] if ast.get_docstring(node) else node.body
+        long[node.name] = node.end_lineno - body[0].lineno + 1 if body else 0
     assert {function: lines for function, lines in long.items() if lines > MAX_FUNCTION} == {}
 
 
