@@ -174,7 +174,7 @@ def summary_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         if key in errors.values():
             continue
         if isinstance(value, bool) or value is None:
-            shown = {True: "yes", False: "no", None: "not measured"}[value]
+            shown = {True: "yes", False: "no", None: "none"}[value]
         elif isinstance(value, float):
             shown = short(value)
         elif isinstance(value, int):

@@ -301,8 +301,14 @@ def versions() -> dict[str, Any]:
     """Python, platform, packages and the git commit of the source, if it lies in a checkout. No host, no user, no environment."""
     from importlib.metadata import PackageNotFoundError, version
 
-    found: dict[str, Any] = {"python": platform.python_version(), "platform": platform.platform()}
-    for package in ("mmalign", *PACKAGES):
+    from mmalign import __version__
+
+    found: dict[str, Any] = {
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "mmalign": __version__,
+    }
+    for package in PACKAGES:
         try:
             found[package] = version(package)
         except PackageNotFoundError:

@@ -28,7 +28,8 @@ def started(root, rows: str = "", steps: tuple[int, ...] = ()):
 def test_a_new_run_holds_config_and_versions(tmp_path):
     run = folder.open_run(tmp_path, "a", config=CONFIG)
     assert folder.read_config(run.path) == CONFIG
-    assert json.loads((run.path / "versions.json").read_text())["torch"]
+    versions = json.loads((run.path / "versions.json").read_text())
+    assert versions["torch"] and versions["mmalign"]
     assert run.checkpoint is None and run.metrics.is_file()
 
 
