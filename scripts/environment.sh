@@ -15,10 +15,16 @@ die() {
     exit 1
 }
 
-# What the environment was made from; a moved checkout, other pins or another PYTHON make it anew.
+# What the environment was made from: with other pins, or in a moved checkout, it is brought up to date.
 fingerprint() {
     cat "$root/scripts/requirements.txt" "$root/scripts/environment.sh" "$root/pyproject.toml" | cksum
-    printf '%s\n%s\n' "$root" "${PYTHON:-}"
+    printf '%s\n' "$root"
+}
+
+# Whether the environment's interpreter is the one that was asked for; any will do where none was.
+is_wanted() {
+    local which='import sys; print(sys.base_prefix, sys.version)'
+    [ -z "${PYTHON:-}" ] || [ "$("$PYTHON" -c "$which" 2>/dev/null)" = "$("$python" -c "$which" 2>/dev/null)" ]
 }
 
 pins() { sed -n "s/^# $1: //p" "$root/scripts/requirements.txt"; }
@@ -54,7 +60,7 @@ choose_python() {
 make_venv() {
     local chosen
     chosen=$(choose_python) || exit 1
-    if [ -z "${PYTHON:-}" ] && "$python" -m pip --version >/dev/null 2>&1; then
+    if is_wanted && "$python" -m pip --version >/dev/null 2>&1; then
         return # an interrupted installation: go on with it
     fi
     say "Making $venv with $("$chosen" --version)."
@@ -113,6 +119,6 @@ install_all() {
     say "Done in $((SECONDS - started)) s."
 }
 
-if [ "$(fingerprint)" != "$(cat "$venv/stamp" 2>/dev/null)" ]; then
+if ! is_wanted || [ "$(fingerprint)" != "$(cat "$venv/stamp" 2>/dev/null)" ]; then
     install_all
 fi

@@ -26,9 +26,9 @@ ARROWS: dict[str, set[str]] = {
     "samplers": {"types"},
     "methods": {"types", "objectives", "samplers"},
     "policies": {"types", "samplers"},
-    "rewards": {"types"},
-    "data": {"types"},
-    "worlds": {"types", "samplers"},
+    "rewards": {"types", "config"},
+    "data": {"types", "config"},
+    "worlds": {"types", "samplers", "config"},  # config.resource: the files that come with mmalign
     "guidance": {"types", "samplers", "policies"},
     "evaluation": {"types"},
     "runtime": {"types"},
