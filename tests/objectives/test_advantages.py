@@ -65,6 +65,8 @@ def test_a_row_alone_has_no_advantage(of) -> None:  # type: ignore[no-untyped-de
 def test_informative_rows() -> None:
     got = advantages.informative(rewards(1, math.nan, 0, 2, 2), GROUP)
     assert got.tolist() == [True, False, True, False, False]
+    tied = advantages.informative(rewards(0.1, math.nan, 0.1, -2, math.nan), GROUP)
+    assert not tied.any(), "a missing reward is no 0, and unties nothing"
 
 
 def test_clip() -> None:
