@@ -58,7 +58,7 @@ def render(run: Run) -> str:
         figures=[(figure, Markup(figure.svg)) for figure in figures(run)],
         summary=summary_rows(run.summary),
         config=run.config_text,
-        versions=[(key, words) for key, (_, words) in zip(run.versions, summary_rows(run.versions), strict=True)],
+        versions=[(name, "none" if version is None else str(version)) for name, version in run.versions.items()],
         notes=notes,
     )
 

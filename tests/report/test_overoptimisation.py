@@ -28,6 +28,7 @@ def test_gold_turns_down_while_proxy_rises():
 
 def test_a_dip_that_heals_is_no_finding():
     assert find(proxy=UP, gold=[0.5, 0.7, 0.8, 0.5, 0.8, 0.85]) == []
+    assert find(proxy=UP, gold=[0.5, 0.7, 0.85, 0.5, 0.84, 0.84], gold_se=[0.02] * 6) == []
 
 
 def test_a_fall_within_the_noise_is_no_finding():
@@ -43,6 +44,8 @@ def test_a_rough_curve_needs_a_larger_fall():
 
 def test_when_the_proxy_falls_too_it_is_another_trouble():
     assert find(proxy=[0.5, 0.7, 0.8, 0.7, 0.6, 0.55], gold=[0.5, 0.65, 0.8, 0.7, 0.6, 0.5]) == []
+    turned = [0.3, 0.9, 0.95, 0.8, 0.7, 0.65]  # above its start, but below where gold was best
+    assert find(proxy=turned, proxy_se=[0.01] * 6, gold=[0.5, 0.65, 0.8, 0.7, 0.6, 0.5]) == []
     assert find(proxy=[0.5] * 6, gold=[0.8, 0.75, 0.7, 0.6, 0.5, 0.4]) == []
 
 
