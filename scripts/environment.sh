@@ -71,7 +71,8 @@ make_venv() {
 # where wheels come from is asked first. Sets $torch_source, the options that found it.
 torch_source=()
 install_torch() {
-    local cpu_index=(--index-url https://download.pytorch.org/whl/cpu)
+    local cpu_index=(--index-url https://download.pytorch.org/whl/cpu) configured
+    configured=$("$python" -m pip config list 2>/dev/null | grep -E 'index-url|find-links' || true)
     if nvidia-smi >/dev/null 2>&1; then
         say "1/4 $torch for CUDA (some gigabytes)"
         must_install "$torch"
@@ -80,7 +81,7 @@ install_torch() {
         must_install "$torch"
     else
         say "1/4 $torch for CPU (some 200 MB)"
-        if "$python" -m pip config list | grep -qE 'index-url|find-links' && pip_install "$torch"; then
+        if [ -n "$configured" ] && pip_install "$torch"; then
             return
         elif pip_install "$torch" "${cpu_index[@]}"; then
             torch_source=("${cpu_index[@]}")
