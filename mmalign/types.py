@@ -226,14 +226,43 @@ class Reward(Protocol):
     def __call__(self, outputs: Any, prompts: list[str], **columns: Any) -> Tensor | dict[str, Tensor]: ...
 
 
+class ParameterSets(Protocol):
+    """The trained parameters, and named copies of them."""
+
+    def keep(self, name: str) -> None:
+        """Makes the named set a copy of the current values."""
+        ...
+
+    def follow(self, name: str, *, decay: float) -> None:
+        """``set <- decay * set + (1 - decay) * current``; made where it is not there yet."""
+        ...
+
+    def tables(self) -> dict[str, dict[str, Tensor]]:
+        """``trained`` and every copy, as named tensors."""
+        ...
+
+    def load(self, tables: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Puts back what ``tables`` gave."""
+        ...
+
+
 class Policy(Protocol):
     """Anything that generates, as a table of decisions. An adapter is a handful of functions."""
 
     kind: Kind
     gives: frozenset[str]
 
-    def sample(self, prompts: list[str], group_size: int, rng: torch.Generator) -> Rollout:
-        """``group_size`` outputs of each prompt, without gradient; rows of one prompt stand side by side."""
+    sets: ParameterSets
+
+    def sample(self, prompts: list[str], group_size: int, rng: torch.Generator, *, step: int = 0) -> Rollout:
+        """``group_size`` outputs of each prompt, without gradient; rows of one prompt stand side by side.
+
+        step: number of the training step, for samplers that change as training goes.
+        """
+        ...
+
+    def generate(self, prompts: list[str], seeds: list[int], **call: Any) -> Any:
+        """Outputs as a user gets them, one seed for each prompt."""
         ...
 
     def remember(self, rollout: Rollout, names: Iterable[str], rows_at_once: int) -> None:

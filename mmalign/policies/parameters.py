@@ -1,0 +1,134 @@
+"""Named parameter sets: one module, several sets of values (``ref``, ``previous``, ``ema``, an opponent)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmalign.types import UserError
+
+ATTENTION = (
+    "to_q", "to_k", "to_v", "to_out", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out", "q_proj", "k_proj", "v_proj", "o_proj", "out_proj",
+)  # fmt: skip
+
+
+class ParameterSets:
+    """The trained parameters of a module, and named copies that can take their place.
+
+    With LoRA the trained parameters are the adapter's and ``ref`` is the module with its adapter switched off: it costs
+    nothing. Without, ``ref`` is a copy made here, on the parameters' device. Every set but ``ref`` is a copy of what is
+    trained; ``tables()`` and ``load()`` are what a checkpoint keeps.
+    """
+
+    def __init__(self, module: nn.Module, *, lora: Mapping[str, Any] | None = None):
+        self.module, self.lora = module, lora is not None
+        module.requires_grad_(False)
+        if lora is not None:
+            add_lora(module, **lora)
+        else:
+            module.requires_grad_(True)
+        self.trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        self.sets: dict[str, dict[str, Tensor]] = {}
+        if not self.lora:
+            self.keep("ref")
+
+    def keep(self, name: str) -> None:
+        """Makes the named set a copy of the current values."""
+        self.sets[name] = {key: p.detach().clone() for key, p in self.trained.items()}
+
+    @torch.no_grad()
+    def follow(self, name: str, *, decay: float) -> None:
+        """Exponential moving average: ``set <- decay * set + (1 - decay) * current``, in float32 at least."""
+        if name not in self.sets:
+            self.sets[name] = {key: p.detach().clone().to(torch.promote_types(p.dtype, torch.float32)) for key, p in self.trained.items()}
+        for key, kept in self.sets[name].items():
+            kept.lerp_(self.trained[key].detach().to(kept.dtype), 1 - decay)
+
+    @contextmanager
+    def using(self, name: str) -> Iterator[None]:
+        """The named set in place of the current values; they come back when the block ends, also after an exception."""
+        if name == "current":
+            yield
+        elif name == "ref" and self.lora:
+            _switch_adapters(self.module, on=False)
+            try:
+                yield
+            finally:
+                _switch_adapters(self.module, on=True)
+        elif name in self.sets:
+            current = {key: p.data for key, p in self.trained.items()}
+            for key, p in self.trained.items():
+                p.data = self.sets[name][key].to(p.dtype)
+            try:
+                yield
+            finally:
+                for key, p in self.trained.items():
+                    p.data = current[key]
+        else:
+            known = sorted({"current", "ref", *self.sets})
+            raise UserError(f"parameter set: got {name!r}, this policy has {', '.join(known)}")
+
+    def tables(self) -> dict[str, dict[str, Tensor]]:
+        """``trained`` and every named copy, as flat tensors by name."""
+        return {"trained": {key: p.detach() for key, p in self.trained.items()}, **self.sets}
+
+    @torch.no_grad()
+    def load(self, tables: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Puts back what ``tables`` gave, bit for bit. Errors: UserError where names or shapes differ."""
+        for name, table in tables.items():
+            if table.keys() != self.trained.keys():
+                odd = sorted(table.keys() ^ self.trained.keys())[:3]
+                raise UserError(f"parameter set {name!r}: got other parameters than this policy trains, such as {', '.join(odd)}")
+            for key, value in table.items():
+                if value.shape != self.trained[key].shape:
+                    raise UserError(f"parameter {key}: got shape {list(value.shape)}, takes {list(self.trained[key].shape)}")
+            if name == "trained":
+                for key, value in table.items():
+                    self.trained[key].copy_(value)
+            else:
+                self.sets[name] = {key: value.to(self.trained[key].device, copy=True) for key, value in table.items()}
+
+
+def add_lora(
+    module: nn.Module, *, rank: int = 32, alpha: float | None = None, targets: str | list[str] | None = None, dropout: float = 0.0, seed: int = 0
+) -> None:
+    """Injects a LoRA adapter (peft) in place; only its weights are trained, in float32 whatever the module's type.
+
+    targets: names that linear layers end in, or ``all-linear``; by default the projections of attention. alpha: ``rank``
+    by default, so that the scale is 1. The adapter starts as zero (B = 0), so that nothing changes before the first update.
+    Errors: UserError where no layer matches.
+    """
+    from peft import LoraConfig, inject_adapter_in_model
+
+    linear = [name for name, layer in module.named_modules() if isinstance(layer, nn.Linear)]
+    wanted = list(ATTENTION) if targets is None else targets
+    if isinstance(wanted, str) and wanted != "all-linear":
+        wanted = [wanted]
+    found = linear if wanted == "all-linear" else [name for name in linear if any(name == w or name.endswith("." + w) for w in wanted)]
+    if not found:
+        ends = sorted({".".join([p for p in name.split(".") if not p.isdigit()][-1:]) for name in linear})
+        raise UserError(f"lora.targets: got {wanted}, which matches no linear layer of {type(module).__name__}; it has {', '.join(ends[:12])}")
+    config = LoraConfig(r=rank, lora_alpha=rank if alpha is None else alpha, target_modules=found, lora_dropout=dropout, init_lora_weights=True)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        inject_adapter_in_model(config, module)
+    for name, p in module.named_parameters():
+        p.requires_grad_("lora_" in name)
+        if p.requires_grad:
+            p.data = p.data.float()
+
+
+def _switch_adapters(module: nn.Module, *, on: bool) -> None:
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for layer in module.modules():
+        if isinstance(layer, BaseTunerLayer):
+            layer.enable_adapters(on)
+            if on:  # peft freezes what it switches off
+                for name, p in layer.named_parameters():
+                    if "lora_" in name:
+                        p.requires_grad_(True)

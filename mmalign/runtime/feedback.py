@@ -1,0 +1,67 @@
+"""Rewards and judges asked about a rollout, with their answers checked before anything is learned from them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from mmalign.types import Feedback, Rollout, UserError
+
+Missing = Literal["stop", "drop"]
+
+
+def ask(rewards: Mapping[str, Callable[..., Any]], outputs: Any, prompts: list[str]) -> dict[str, Tensor]:
+    """Every reward's answer by name, ``[B]`` float64 on the CPU; NaN where a reward had none.
+
+    A reward that answers ``{part: [B]}`` gives ``name/part`` for each. Errors: UserError that names the reward, where it raises,
+    answers with the wrong shape or type, or with an infinite number.
+    """
+    found: dict[str, Tensor] = {}
+    for name, reward in rewards.items():
+        try:
+            with torch.no_grad():
+                answer = reward(outputs, prompts)
+        except UserError as error:
+            raise UserError(f"reward {name}: {error}") from error
+        except Exception as error:
+            raise UserError(f"reward {name}: raised {type(error).__name__}: {' '.join(str(error).split())}") from error
+        parts = {f"{name}/{part}": value for part, value in answer.items()} if isinstance(answer, Mapping) else {name: answer}
+        found.update({part: _checked(part, value, len(prompts)) for part, value in parts.items()})
+    return found
+
+
+def feedback(rewards: Mapping[str, Callable[..., Any]], rollout: Rollout, *, weights: Mapping[str, float] | None = None, missing: Missing = "stop") -> Feedback:
+    """Feedback on a rollout: the weighted sum of its rewards (1 for a reward without a weight), and each apart.
+
+    missing: ``stop`` refuses NaN with UserError; ``drop`` leaves it, and the row without a signal. A row's reward is NaN if
+    any part with a weight other than 0 is.
+    """
+    parts = ask(rewards, rollout.outputs, rollout.prompts)
+    weights = dict(weights or {})
+    if unknown := sorted(weights.keys() - parts.keys()):
+        raise UserError(f"reward_weights.{unknown[0]}: no such reward; takes {', '.join(parts)}")
+    for name, value in parts.items():
+        if missing == "stop" and bool(value.isnan().any()):
+            raise UserError(f"reward {name}: {int(value.isnan().sum())} of {len(value)} scores are NaN (missing: drop goes on without those rows)")
+    total = torch.zeros(len(rollout.prompts), dtype=torch.float64)
+    for name, value in parts.items():
+        if weights.get(name, 1.0) != 0:
+            total = total + weights.get(name, 1.0) * value
+    return Feedback(total, rollout.group, parts=parts, lengths=rollout.mask.sum(1))
+
+
+def _checked(name: str, value: Any, rows: int) -> Tensor:
+    if not isinstance(value, Tensor):
+        try:
+            value = torch.as_tensor(value, dtype=torch.float64)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise UserError(f"reward {name}: returned {type(value).__name__}, takes a tensor [{rows}]") from error
+    if tuple(value.shape) != (rows,):
+        raise UserError(f"reward {name}: returned shape {list(value.shape)}, takes [{rows}]: one score for each output")
+    value = value.detach().double().cpu()
+    if bool(value.isinf().any()):
+        raise UserError(f"reward {name}: returned an infinite score; takes finite numbers, and NaN for a missing one")
+    return value

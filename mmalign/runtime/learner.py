@@ -1,0 +1,105 @@
+"""One update of the parameters from rows of one or more rollouts, and all state that updates have."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmalign.runtime import checkpoint
+from mmalign.types import Method, Policy, Rollout, UserError
+
+Cells = Sequence[tuple[Rollout, Tensor, Tensor]]
+"""(rollout, signal of all its rows, the rows of this update)"""
+
+
+class Learner:
+    """AdamW over a policy's parameters, with linear warm-up, clipping by norm, and an exponential moving average."""
+
+    def __init__(self, policy: Policy, method: Method, *, learning_rate: float, warmup: int, weight_decay: float, max_grad_norm: float, ema: float | None):
+        self.policy, self.method = policy, method
+        self.learning_rate, self.warmup, self.max_grad_norm, self.ema = learning_rate, warmup, max_grad_norm, ema
+        self.optimizer = torch.optim.AdamW(policy.parameters().values(), lr=learning_rate, weight_decay=weight_decay)
+        self.updates = 0
+        self.needs = method.needs | (frozenset({"kls"}) & policy.gives)
+        self.references = sorted({need.partition(":")[2] or "ref" for need in self.needs if need.split(":")[0] in ("refs", "kls")})
+        if ema is not None:
+            policy.sets.follow("ema", decay=0.0)
+
+    def update(self, cells: Cells, *, micro_rows: int, step: int) -> dict[str, float]:
+        """One optimiser step on ``sum(weight * values)`` over all rows given, in micro-batches of ``micro_rows``.
+
+        The weights are those of all rows at once, so the split changes nothing but rounding. Returns means over live cells
+        (``*_max``: the largest), with ``loss`` and ``grad_norm``. A step whose gradient is not finite is skipped, and counted
+        in ``skipped``.
+        """
+        weights = self.method.weigh(torch.cat([rollout.mask[rows] for rollout, _, rows in cells])).split([len(rows) for _, _, rows in cells])
+        found: list[tuple[float, dict[str, Tensor]]] = []
+        total = torch.zeros((), dtype=torch.float64)
+        for (rollout, signal, all_rows), weight in zip(cells, weights, strict=True):
+            for rows, part in zip(all_rows.split(micro_rows), weight.split(micro_rows), strict=True):
+                live = torch.nonzero(rollout.mask[rows].any(0)).flatten()
+                steps = self.policy.steps(rollout, rows, live, needs=self.needs)
+                values, metrics = self.method.loss(steps, signal[rows] if signal.shape[1] == 1 else signal[rows][:, live])
+                loss = (part[:, live] * values).sum()
+                loss.backward()
+                total += loss.detach().double().cpu()
+                found.append((float(steps.mask.sum()), metrics))
+        parameters = list(self.policy.parameters().values())
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
+        finite = bool(norm.isfinite())
+        if finite:
+            self._step(step)
+        self.optimizer.zero_grad(set_to_none=True)
+        return {**_pooled(found), "loss": float(total), "grad_norm": float(norm), "skipped": float(not finite)}
+
+    def _step(self, step: int) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate * min(1.0, (step + 1) / (self.warmup + 1))
+        self.optimizer.step()
+        self.updates += 1
+        if self.ema is not None:
+            self.policy.sets.follow("ema", decay=min(self.ema, (1 + self.updates) / (10 + self.updates)))
+
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """All of the learner that is tensors, for a checkpoint."""
+        flat, _ = checkpoint.flatten_optimizer(self.optimizer, self.policy.parameters())
+        return {**self.policy.sets.tables(), "optimizer": flat}
+
+    def state(self) -> dict[str, Any]:
+        """The rest of it, as JSON."""
+        _, rest = checkpoint.flatten_optimizer(self.optimizer, self.policy.parameters())
+        return {"updates": self.updates, "optimizer": rest, "method": self.method.state.dump() if self.method.state is not None else None}
+
+    def load(self, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
+        """Puts back what ``tensors`` and ``state`` gave, bit for bit."""
+        self.policy.sets.load({name: table for name, table in tensors.items() if name != "optimizer"})
+        checkpoint.restore_optimizer(self.optimizer, self.policy.parameters(), tensors["optimizer"], state["optimizer"])
+        self.updates = state["updates"]
+        if self.method.state is not None:
+            self.method.state.load(state["method"])
+
+
+def refuse_mismatch(policy: Policy, method: Method) -> None:
+    """UserError where the method needs what the policy cannot give."""
+    lacks = sorted(need for need in method.needs if need.split(":")[0] not in policy.gives)
+    if lacks:
+        raise UserError(f"method: needs {', '.join(lacks)}; this policy gives {', '.join(sorted(policy.gives))}")
+    if policy.kind not in method.kinds:
+        raise UserError(f"method: takes steps of kind {', '.join(sorted(method.kinds))}; this policy gives {policy.kind}")
+
+
+def _pooled(found: list[tuple[float, dict[str, Tensor]]]) -> dict[str, float]:
+    """Metrics of micro-batches as one: means weighted by live cells, ``*_max`` the largest."""
+    cells = sum(count for count, _ in found)
+    names = {name for _, metrics in found for name in metrics}
+    pooled = {}
+    for name in sorted(names):
+        values = [(count, float(metrics[name])) for count, metrics in found if name in metrics]
+        if name.endswith("_max"):
+            pooled[name] = max(value for _, value in values)
+        else:
+            pooled[name] = sum(count * value for count, value in values) / max(cells, 1.0)
+    return pooled

@@ -1,0 +1,99 @@
+"""Who judges digits: a proxy that gives the reward, a gold judge that it never sees, and the spread of real digits."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmalign.types import UserError
+from mmalign.worlds.digits.data import classes, real
+
+
+def _images(outputs: Any) -> Tensor:
+    if not isinstance(outputs, Tensor) or outputs.ndim != 4 or tuple(outputs.shape[1:]) != (1, 8, 8):
+        got = list(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+        raise UserError(f"digits judge: got outputs {got}, takes images [batch, 1, 8, 8] in 0..1")
+    return outputs.float()
+
+
+@functools.cache
+@torch.enable_grad()
+def proxy_classifier(seed: int = 0) -> nn.Module:
+    """A small convolutional classifier trained on half A in about two seconds, the same on every call with one seed."""
+    images, labels = real("A")
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        net = nn.Sequential(
+            nn.Conv2d(1, 32, 3, padding=1), nn.GELU(), nn.Conv2d(32, 32, 3, padding=1), nn.GELU(), nn.MaxPool2d(2),
+            nn.Flatten(), nn.Linear(512, 64), nn.GELU(), nn.Linear(64, 10),
+        )  # fmt: skip
+    rng = torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=2e-3, weight_decay=0.05)
+    for _ in range(300):
+        rows = torch.randint(0, len(labels), (128,), generator=rng)
+        noisy = images[rows] + 0.1 * torch.randn(128, 1, 8, 8, generator=rng)
+        loss = nn.functional.cross_entropy(net(noisy), labels[rows], label_smoothing=0.05)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return net.eval().requires_grad_(False)
+
+
+@functools.cache
+def gold_classifier() -> Any:
+    """A support-vector classifier with a Gaussian kernel, fitted to half B: another half, another kind of model."""
+    from sklearn.svm import SVC
+
+    images, labels = real("B")
+    return SVC(C=10, gamma="scale").fit(images.flatten(1).numpy(), labels.numpy())
+
+
+def digits_proxy(*, seed: int = 0) -> Callable[..., Tensor]:
+    """Reward in 0..1: the probability that the proxy classifier gives to the prompt's digit. Differentiable in the images."""
+
+    def score(outputs: Any, prompts: list[str], **columns: Any) -> Tensor:
+        images = _images(outputs)
+        probabilities = proxy_classifier(seed).to(images.device)(images).softmax(-1)
+        return probabilities.gather(1, classes(prompts).to(images.device)[:, None])[:, 0]
+
+    return score
+
+
+def digits_gold() -> Callable[..., Tensor]:
+    """Judge, 0 or 1: whether the gold classifier, which training never sees, reads the prompt's digit."""
+
+    def score(outputs: Any, prompts: list[str], **columns: Any) -> Tensor:
+        read = gold_classifier().predict(_images(outputs).flatten(1).cpu().numpy())
+        return (torch.from_numpy(read) == classes(prompts)).float()
+
+    return score
+
+
+def within_class_spread(images: Tensor, digits: Tensor) -> Tensor:
+    """Root of the pixel variance within a class, averaged over classes: ``images [N, 1, 8, 8]``, ``digits [N]`` -> 0-d.
+
+    Units of a pixel in 0..1. Unbiased over samples; a class with fewer than 8 images is left out; NaN if none is left.
+    """
+    kept = [images[digits == d].flatten(1) for d in digits.unique() if int((digits == d).sum()) >= 8]
+    if not kept:
+        return torch.tensor(float("nan"))
+    return torch.stack([rows.var(dim=0).mean().sqrt() for rows in kept]).mean()
+
+
+def digits_spread() -> Callable[..., dict[str, float]]:
+    """Metric: within-class spread of the samples that the gold judge accepts, and its ratio to real digits of half B.
+
+    Rejected samples do not count, because images of a wrong digit would pass for diversity.
+    """
+
+    def measure(outputs: Any, prompts: list[str], **columns: Any) -> dict[str, float]:
+        images, digits = _images(outputs).cpu(), classes(prompts)
+        accepted = torch.from_numpy(gold_classifier().predict(images.flatten(1).numpy())) == digits
+        spread = within_class_spread(images[accepted], digits[accepted])
+        return {"spread": float(spread), "spread_ratio": float(spread / within_class_spread(*real("B")))}
+
+    return measure
