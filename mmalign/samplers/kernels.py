@@ -232,9 +232,15 @@ def _wide(tensor: Tensor) -> Tensor:
 
 
 def _per_row(cells: Tensor, like: Tensor) -> Tensor:
-    """Sums over all but the first dimension, in float64, without copying what only broadcasts."""
-    cells = cells.expand_as(like).unsqueeze(-1)
-    return cells.sum(dim=tuple(range(1, cells.ndim)), dtype=torch.float64)
+    """Sums over all but the first dimension, in float64, without copying what only broadcasts.
+
+    One dimension at a time: a single large sum is split over threads when there is one row, and not when there are several, so
+    that a row's last bits would depend on the batch.
+    """
+    cells = cells.expand_as(like)
+    while cells.ndim > 1:
+        cells = cells.sum(-1, dtype=torch.float64)
+    return cells.double()
 
 
 def _check(owner: str, name: str, value: float, high: float = math.inf) -> None:

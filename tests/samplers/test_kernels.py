@@ -225,6 +225,14 @@ def test_log_prob_in_float32_is_good_to_a_tenth_of_a_millinat() -> None:
     torch.testing.assert_close(again, (0.5 * z**2 - 0.5 * z_again**2).sum(1), rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("shape", [(16, 64, 64), (1024, 64)])
+def test_a_row_does_not_depend_on_its_batch(shape: tuple[int, ...]) -> None:
+    """To the last bit, so that recorded and replayed log-probabilities are equal whatever the micro-batch."""
+    x, mean, std = draw(0, 8, *shape).float(), draw(1, 8, *shape).float(), torch.tensor(0.3)
+    alone = torch.cat([kernels.log_prob(x[row : row + 1], mean[row : row + 1], std) for row in range(8)])
+    assert torch.equal(kernels.log_prob(x, mean, std), alone)
+
+
 def test_log_prob_has_no_gradient_through_the_sample() -> None:
     mean = draw(0, 2, 3).requires_grad_()
     std = torch.tensor(0.5).double()
