@@ -50,7 +50,7 @@ def test_when_the_proxy_falls_too_it_is_another_trouble():
 
 
 def test_a_saturated_proxy_still_counts():
-    (finding,) = find(proxy=[0.5, 0.9, 0.98, 0.99, 0.985, 0.99], gold=[0.5, 0.7, 0.8, 0.7, 0.6, 0.5])
+    (finding,) = find(proxy=[0.5, 0.9, 0.99, 0.99, 0.985, 0.985], proxy_se=[0.01] * 6, gold=[0.5, 0.7, 0.8, 0.7, 0.6, 0.5])
     assert finding.began == 20
 
 
