@@ -1,0 +1,165 @@
+"""Record, replay, probe on real pipeline classes: no per-model code, and differences of 0.0."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from policies.tiny import PIPELINES, make, shaken, stable_diffusion
+
+from mmalign.policies.diffusers import diffusers
+from mmalign.samplers import kernels
+from mmalign.samplers.windows import everything, random_window
+from mmalign.types import Level, UserError
+
+NAMES = list(PIPELINES)
+KERNELS = {"flow": kernels.flow_sde(noise_level=0.7), "dance": kernels.dance_sde(noise_level=0.3), "cps": kernels.cps(noise_level=0.8), "ddim": kernels.ddim(eta=1.0)}
+ALL = frozenset({"old", "refs", "kls", "std", "dt"})
+
+
+def rollout_of(policy, prompts=("a 1", "a 2"), seed=0, group_size=2):
+    return policy.sample(list(prompts), group_size, torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_replay_equals_record_to_the_last_bit(name, kernel):
+    policy = make(name, kernel=KERNELS[kernel])
+    rollout = rollout_of(policy)
+    steps = policy.steps(rollout, torch.arange(4), needs=ALL)
+    assert int(steps.mask.sum()) == 4 * 3
+    assert float((steps.log_probs - steps.old).abs().max()) == 0.0
+    assert bool(rollout.outputs.isfinite().all())
+    steps.log_probs.sum().backward()
+    norms = [float(p.grad.norm()) for p in policy.parameters().values() if p.grad is not None]
+    assert norms and all(math.isfinite(n) for n in norms) and max(norms) > 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_changed_parameter_changes_the_log_probability(name):
+    policy = make(name)
+    rollout = rollout_of(policy)
+    policy.remember(rollout, ["ref"], 4)
+    shaken(policy.pipe)
+    steps = policy.steps(rollout, torch.arange(4), needs=ALL)
+    assert float((steps.log_probs - steps.old).abs().min()) > 0
+    assert float(steps.kls["ref"].min()) > 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_lora_starts_at_the_reference_and_its_gradient_arrives(name):
+    policy = make(name, lora={"rank": 2})
+    rollout = rollout_of(policy)
+    policy.remember(rollout, ["ref"], 4)
+    steps = policy.steps(rollout, torch.arange(4), needs=ALL)
+    assert float(steps.kls["ref"].abs().max()) == 0.0
+    assert torch.equal(steps.refs["ref"], steps.old)
+    steps.log_probs.sum().backward()
+    assert all("lora_" in key for key in policy.parameters())
+    assert max(float(p.grad.norm()) for p in policy.parameters().values() if p.grad is not None) > 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_probe_takes_a_vector_of_times_and_agrees_with_single_ones(name):
+    policy = make(name)
+    rollout = rollout_of(policy)
+    times, levels = policy.schedule()
+    columns = torch.tensor([0, 1, 2, 1])
+    x = torch.stack([rollout.private["x"][c][row] for row, c in enumerate(columns.tolist())])
+    level = Level(levels.signal[columns], levels.noise[columns])
+    together = policy.probe(rollout.prompts, x, times[columns], level)
+    for row, column in enumerate(columns.tolist()):
+        alone = policy.probe(rollout.prompts[row : row + 1], x[row : row + 1], times[columns][row : row + 1], Level(level.signal[row : row + 1], level.noise[row : row + 1]))
+        assert torch.allclose(together.clean[row], alone.clean[0], atol=1e-4, rtol=1e-4), column
+    assert together.clean.requires_grad
+
+
+@pytest.mark.parametrize("name", ["sd3", "flux", "stable_diffusion", "digits"])
+def test_bf16_models_replay_exactly_with_float64_tables(name):
+    policy = make(name)
+    policy.pipe.to(torch.bfloat16)
+    rollout = rollout_of(policy)
+    steps = policy.steps(rollout, torch.arange(4))
+    assert rollout.private["x"].dtype == torch.bfloat16
+    assert steps.log_probs.dtype == torch.float64
+    assert float((steps.log_probs - steps.old).abs().max()) == 0.0
+
+
+@pytest.mark.parametrize("name", ["digits", "sd3", "stable_diffusion"])
+def test_gradient_checkpointing_changes_no_number(name):
+    found = []
+    for on in (False, True):
+        policy = make(name, gradient_checkpointing=on)
+        steps = policy.steps(rollout_of(policy), torch.arange(4))
+        steps.log_probs.sum().backward()
+        found.append(torch.cat([p.grad.flatten() for p in policy.parameters().values() if p.grad is not None]))
+    assert torch.allclose(found[0], found[1], rtol=1e-5, atol=1e-5 * float(found[0].abs().max()))
+
+
+def test_own_scheduler_comes_back_even_after_an_exception():
+    policy = make("sd3")
+    own = policy.pipe.scheduler
+    with pytest.raises(RuntimeError), torch.no_grad():
+        policy.denoiser.forward = lambda *a, **k: (_ for _ in ()).throw(RuntimeError("broken"))
+        rollout_of(policy)
+    assert policy.pipe.scheduler is own
+    assert "encode_prompt" not in policy.pipe.__dict__
+
+
+def test_rows_do_not_depend_on_the_chunk_they_were_sampled_in():
+    whole, parts = (make("digits", rows_at_once=size) for size in (8, 3))
+    a, b = rollout_of(whole, group_size=4), rollout_of(parts, group_size=4)
+    assert torch.allclose(a.private["x_next"], b.private["x_next"], atol=1e-5)
+    assert torch.equal(a.private["x"][0], b.private["x"][0])
+
+
+def test_a_group_shares_its_noise_only_where_asked():
+    for same in (False, True):
+        x = rollout_of(make("digits", same_noise=same)).private["x"][0]
+        assert torch.equal(x[0], x[1]) is same
+        assert not torch.equal(x[0], x[2])
+
+
+def test_windows_say_which_steps_are_random_and_trained():
+    policy = make("digits", window=random_window(size=1, within=(0.0, 0.75)))
+    rollout = rollout_of(policy)
+    assert rollout.mask.sum(1).tolist() == [1] * 4
+    assert float(rollout.log_probs[~rollout.mask].abs().max()) == 0
+    column = int(rollout.mask[0].nonzero())
+    steps = policy.steps(rollout, torch.arange(4))
+    assert steps.log_probs.shape == (4, 1) and torch.equal(steps.old[:, 0], rollout.log_probs[:, column])
+
+
+def test_a_deterministic_last_step_is_never_trained():
+    rollout = rollout_of(make("digits", window=everything()))
+    assert rollout.mask[0].tolist() == [True, True, True, False]
+
+
+def test_named_sets_swap_and_come_back():
+    policy = make("digits")
+    before = {key: p.detach().clone() for key, p in policy.parameters().items()}
+    policy.sets.keep("previous")
+    shaken(policy.pipe)
+    now = {key: p.detach().clone() for key, p in policy.parameters().items()}
+    for name in ("ref", "previous"):
+        with policy.using(name):
+            assert all(torch.equal(p, before[key]) for key, p in policy.parameters().items())
+        assert all(torch.equal(p, now[key]) for key, p in policy.parameters().items())
+    policy.sets.follow("ema", decay=0.5)
+    policy.sets.follow("ema", decay=0.0)
+    assert all(torch.equal(policy.sets.sets["ema"][key], now[key]) for key in now)
+    with pytest.raises(UserError, match="nowhere"), policy.using("nowhere"):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"call": {"altitude": 3}}, "altitude"),
+        ({"lora": {"targets": ["to_x"]}}, "matches no linear layer"),
+    ],
+)
+def test_what_the_pipeline_does_not_take_is_refused(arguments, message):
+    with pytest.raises(UserError, match=message):
+        diffusers(stable_diffusion(), **arguments)
