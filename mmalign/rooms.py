@@ -87,19 +87,29 @@ def find(room: str, name: str) -> Any:
 def import_path(path: str) -> Any:
     """The object at a dotted path: the longest part of it that is a module, then attributes. Raises UserError where there is none.
 
-    A path that begins with a folder of mmalign (``worlds.digits.digits_proxy``) is looked up there first.
+    A path that begins with a folder of mmalign (``worlds.digits.digits_proxy``) is looked up there first, and then outside.
     """
     from mmalign.types import UserError
 
-    first = path.split(".")[0]
-    inside = (Path(__file__).parent / first).is_dir()
+    inside = (Path(__file__).parent / path.split(".")[0]).is_dir()
+    mistakes = []
     for whole in (f"mmalign.{path}", path) if inside else (path,):
-        parts = whole.split(".")
-        for length in range(len(parts) - 1, 1 if whole != path else 0, -1):
-            module = _module(".".join(parts[:length]), path)
-            if module is not None:
-                return _attribute(module, parts[length:], path)
-    raise UserError(f"{path}: no module called {first!r} can be imported; takes an import path like my_package.my_module.my_function")
+        try:
+            return _walk(whole, path)
+        except UserError as mistake:
+            mistakes.append(mistake)
+    raise mistakes[0]
+
+
+def _walk(whole: str, path: str) -> Any:
+    from mmalign.types import UserError
+
+    parts = whole.split(".")
+    for length in range(len(parts) - 1, 0, -1):
+        module = _module(".".join(parts[:length]), path)
+        if module is not None:
+            return _attribute(module, parts[length:], path)
+    raise UserError(f"{path}: no module called {parts[0]!r} can be imported; takes an import path like my_package.my_module.my_function")
 
 
 def _module(name: str, path: str) -> ModuleType | None:

@@ -96,6 +96,12 @@ def test_find_takes_import_paths(room):
     assert find("mmalign.methods", "samplers.kernels.ode") is mm.kernels.ode
 
 
+def test_a_users_package_may_be_called_like_a_folder_of_ours(room, write_module):
+    write_module("rewards/__init__.py", "")
+    write_module("rewards/mine.py", "def own(): ...\n")
+    assert find(room, "rewards.mine.own").__module__ == "rewards.mine"
+
+
 @pytest.mark.parametrize(
     ("path", "words"),
     [
