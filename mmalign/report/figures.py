@@ -71,7 +71,7 @@ def against_kl(run: Run) -> Figure:
     else:
         path = [(float(row["kl"]), float(row["reward"])) for row in run.train if _finite(row.get("kl")) and _finite(row.get("reward"))]
         series = [Series("reward (training)", thin(path, 40), marks=False)] if len(path) > 1 else []
-        note = "From training steps, because KL was not evaluated."
+        note = "From training steps, because KL was not evaluated often enough."
     if not series:
         return Figure(title, "No KL was logged: the run kept no reference, or has just begun.")
     return _figure(title, note, series, x_word="KL to the reference, nats per trajectory", steps=False)

@@ -107,7 +107,7 @@ def drop(run, *, phase=None, names=()):
         (None, ["gold", "spread", "spread_ratio"], ["cannot be told"]),
         (None, ["proxy"], ["no trained reward was evaluated"]),
         (None, ["ratio_mean", "ratio_max", "clip_fraction"], ["No importance ratio was logged", "No clip fraction was logged"]),
-        ("eval", [], ["nothing has been evaluated yet", "From training steps, because KL was not evaluated"]),
+        ("eval", [], ["nothing has been evaluated yet", "From training steps, because KL was not evaluated often enough"]),
         ("train", [], ["No training step has been logged"]),
     ],
 )
@@ -125,6 +125,9 @@ def test_an_empty_run_and_one_evaluation(tmp_path):
     run.metrics.write_text('{"step": 0, "phase": "eval", "proxy": 0.5, "gold": 0.4, "spread_ratio": null}\n')
     parsed, _ = page(run.path)
     assert "Gold 0.40; one evaluation only" in parsed.text and "No sample grid has been written yet" in parsed.text
+    rows = [{"step": 0, "phase": "eval", "proxy": 0.5, "kl": 0.0}] + [{"step": k, "phase": "train", "reward": k, "kl": k} for k in (1, 2)]
+    run.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert "From training steps, because KL was not evaluated often enough" in page(run.path)[0].text
 
 
 def test_a_folder_with_nothing_or_with_rubbish(tmp_path):
