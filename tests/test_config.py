@@ -114,6 +114,12 @@ def test_values_become_what_the_signature_says(house, tmp_path):
     assert called["rewards"]["size"](None, None)[1] == (1, 2)
 
 
+def test_files_that_come_with_mmalign_are_found_from_any_folder(house, tmp_path, monkeypatch):
+    monkeypatch.setattr(config, "resource", lambda name: tmp_path / name)
+    (tmp_path / "words.txt").touch()
+    assert config.build(node(prompt_file="words.txt"))["prompt_file"] == str(tmp_path / "words.txt")
+
+
 def test_any_key_goes_where_a_signature_takes_any(house):
     assert config.build({"use": "house.open_ended", "a": 1, "b": {"c": 2}}) == {"a": 1, "b": {"c": 2}}
 
@@ -166,6 +172,8 @@ WRONG = [
         {"policy": {"use": "house.policy", "pipeline": {"use": "house.pipeline"}, "kernel": {"use": "flow_sda"}}},
         "policy.kernel.use: got 'flow_sda', there is none in samplers.kernels; nearest: flow_sde",
     ),
+    # an annotation that cannot be resolved does not keep its neighbours from being checked
+    ({"policy": {"use": "house.policy", "pipeline": {"use": "house.pipeline"}, "rank": "x"}}, "policy.rank: got 'x', takes int"),
     ({"use": ...}, "use: missing, takes the name of a recipe"),
     ({"use": "onlin_"}, "use: got 'onlin_', there is none in recipes"),
 ]
