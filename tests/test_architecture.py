@@ -28,7 +28,7 @@ ARROWS: dict[str, set[str]] = {
     "policies": {"types", "samplers"},
     "rewards": {"types", "config"},
     "data": {"types", "config"},
-    "worlds": {"types", "samplers", "config"},  # config.resource: the files that come with mmalign
+    "worlds": {"types", "samplers", "policies", "config"},  # config.resource: the files that come with mmalign
     "guidance": {"types", "samplers", "policies"},
     "evaluation": {"types"},
     "runtime": {"types"},

@@ -7,14 +7,15 @@ Numbers are float64 throughout. Letters: K components, D dimensions, T steps; ``
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from mmalign.policies.parameters import ParameterSets
 from mmalign.samplers import kernels
 from mmalign.samplers.windows import Window, all_but_last
 from mmalign.types import Kernel, Kind, Level, Prediction, Rollout, Steps, UserError
@@ -146,12 +147,12 @@ class GaussianPolicy:
 
         clean = scale[i] * clean_exact + shift[i],  scale = exp(log_scale),  at step i, and noise = (x - a clean) / b
 
-    Parameters: ``shift`` and ``log_scale``, ``[T, D]``, zero at first; the reference ``ref`` is zero. With one Gaussian, a linear
+    Parameters: ``shift`` and ``log_scale``, ``[T, D]``, zero at first, and so in the set ``ref``. With one Gaussian, a linear
     reward and no scale, ``path_optimum`` gives the best shifts. All prompts mean the same. A trajectory starts at ``b eps``, as
     pipelines do, though only a = 0 makes that the marginal.
 
-    levels: ``[T + 1]`` each, b > 0 but for the last. window: the random, trained steps; others take ``ode``. It is asked with
-    the number of earlier ``sample`` calls. Errors: UserError on a name of parameters or references that is not known.
+    levels: ``[T + 1]`` each, b > 0 but for the last. window: the random, trained steps; others take ``ode``. Errors: UserError on
+    a name of parameters or references that is not known.
     """
 
     kind: Kind = "transition"
@@ -160,28 +161,14 @@ class GaussianPolicy:
     def __init__(self, mixture: Mixture, levels: Level, *, kernel: Kernel, window: Window | None = None) -> None:
         self.mixture, self.levels, self.kernel, self.window = mixture, levels, kernel, window or all_but_last()
         self.num_steps, self.size = len(levels.signal) - 1, mixture.means.shape[1]
-        self.samples_drawn = 0
         zeros = torch.zeros(self.num_steps, self.size, dtype=torch.float64)
-        self._sets: dict[str, dict[str, Tensor]] = {"ref": {"shift": zeros, "log_scale": zeros}}
-        self._trained = {name: torch.nn.Parameter(value.clone()) for name, value in self._sets["ref"].items()}
-        self._current: dict[str, Any] = self._trained
+        self.sets = ParameterSets(torch.nn.ParameterDict({"shift": zeros, "log_scale": zeros.clone()}))
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
-        return self._trained
+        return self.sets.trained
 
-    def store(self, name: str) -> None:
-        """Keeps a copy of the current parameters as the set ``name`` (``previous``, ``ema``)."""
-        self._sets[name] = {key: value.detach().clone() for key, value in self._current.items()}
-
-    @contextmanager
-    def using(self, name: str) -> Iterator[None]:
-        if name not in self._sets:
-            raise UserError(f"parameters: got {name!r}, takes one of {', '.join(self._sets)}")
-        before, self._current = self._current, self._sets[name]
-        try:
-            yield
-        finally:
-            self._current = before
+    def using(self, name: str) -> AbstractContextManager[None]:
+        return self.sets.using(name)
 
     def between(self, columns: Tensor) -> tuple[Level, Level]:
         """The levels before and after the steps ``columns``, ``[C, 1]`` each."""
@@ -192,7 +179,7 @@ class GaussianPolicy:
         """Mean and std, ``[B, C, D]`` each, of the steps ``columns`` ``[C]`` from their states ``x`` ``[B, C, D]``."""
         t, t_next = self.between(columns)
         clean = predict(self.mixture, x, t).clean
-        clean = self._current["log_scale"][columns].exp() * clean + self._current["shift"][columns]
+        clean = self.sets.trained["log_scale"][columns].exp() * clean + self.sets.trained["shift"][columns]
         prediction = Prediction(clean, (x - t.signal * clean) / t.noise)
         mean, std = self.kernel(prediction, x, t, t_next)
         still, _ = kernels.ode()(prediction, x, t, t_next)
@@ -200,9 +187,8 @@ class GaussianPolicy:
         return torch.where(chosen, mean, still), torch.where(chosen, std, 0.0).expand_as(x)
 
     @torch.no_grad()
-    def sample(self, prompts: list[str], group_size: int, rng: torch.Generator) -> Rollout:
-        stochastic = self.window(self.num_steps, self.samples_drawn, rng)
-        self.samples_drawn += 1
+    def sample(self, prompts: list[str], group_size: int, rng: torch.Generator, *, step: int = 0) -> Rollout:
+        stochastic = self.window(self.num_steps, step, rng)
         rows = len(prompts) * group_size
         noise = torch.randn(self.num_steps + 1, rows, self.size, generator=rng, dtype=torch.float64)
         states = [self.levels.noise[0] * noise[0]]
@@ -219,6 +205,18 @@ class GaussianPolicy:
             group=torch.arange(len(prompts)).repeat_interleave(group_size),
             private={"states": record, "stochastic": stochastic, "refs": {}},
         )
+
+    @torch.no_grad()
+    def generate(self, prompts: list[str], seeds: list[int], **call: Any) -> Tensor:
+        """Outputs ``[B, D]`` of the ODE, one seed for each prompt. Errors: UserError on any argument in ``call``: there are none."""
+        if call:
+            raise UserError(f"call: got {', '.join(call)}, takes nothing in this world")
+        start = [torch.randn(self.size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) for seed in seeds]
+        x = self.levels.noise[0] * torch.stack(start)
+        for i in range(self.num_steps):
+            mean, _ = self.transition(x.unsqueeze(1), torch.tensor([i]), torch.zeros(self.num_steps, dtype=torch.bool))
+            x = mean.squeeze(1)
+        return x
 
     @torch.no_grad()
     def remember(self, rollout: Rollout, names: Iterable[str], rows_at_once: int = 0) -> None:

@@ -113,7 +113,7 @@ def test_parameter_sets() -> None:
     everyone = torch.arange(4)
     with torch.no_grad():
         policy.parameters()["shift"] += 0.5
-    policy.store("previous")
+    policy.sets.keep("previous")
     policy.remember(rollout, ["ref", "previous"], 4)
     table = policy.steps(rollout, everyone, None, frozenset({"refs", "kls:ref", "kls:previous"}))
     torch.testing.assert_close(table.refs["ref"], rollout.log_probs)
@@ -121,9 +121,36 @@ def test_parameter_sets() -> None:
     assert bool((table.kls["ref"][:, :-1] > 0).all()) and not table.kls["previous"].any()
     with policy.using("ref"):
         torch.testing.assert_close(policy.steps(rollout, everyone).log_probs, rollout.log_probs)
-    for ask in (lambda: policy.remember(rollout, ["opponent"], 4), lambda: policy.steps(rollout, everyone, None, frozenset({"kls:ema"}))):
-        with pytest.raises(UserError, match=r"got '(opponent|ema)'"):
+    policy.sets.follow("ema", decay=0.5)
+    with policy.using("ema"):
+        torch.testing.assert_close(policy.steps(rollout, everyone).log_probs, table.log_probs)
+    assert set(policy.sets.tables()) == {"trained", "ref", "previous", "ema"}
+    for ask in (lambda: policy.remember(rollout, ["opponent"], 4), lambda: policy.steps(rollout, everyone, None, frozenset({"kls:opponent"}))):
+        with pytest.raises(UserError, match="got 'opponent'"):
             ask()
+
+
+def test_a_window_is_asked_with_the_training_step() -> None:
+    asked: list[int] = []
+
+    def window(num_steps: int, step: int, generator: torch.Generator) -> torch.Tensor:
+        asked.append(step)
+        return torch.arange(num_steps) == step
+
+    policy = small_policy(window=window)
+    for step in (3, 1):
+        assert policy.sample(["a"], 2, rng(), step=step).mask.tolist() == [[i == step for i in range(5)]] * 2
+    assert asked == [3, 1]
+
+
+def test_generate_follows_the_ode_from_one_seed_for_each_prompt() -> None:
+    policy = small_policy(num_steps=200)
+    outputs = policy.generate(["a"] * 500, list(range(500)))
+    torch.testing.assert_close(outputs[[7, 3]], policy.generate(["b", "a"], [7, 3]))
+    torch.testing.assert_close(outputs.mean(0), row(0.7, -0.3), rtol=0, atol=0.15)
+    torch.testing.assert_close(outputs.var(0), row(0.5, 1.5), rtol=0.2, atol=0)
+    with pytest.raises(UserError, match="got guidance_scale, takes nothing"):
+        policy.generate(["a"], [0], guidance_scale=2.0)
 
 
 def test_log_probs_and_kl_have_the_gradients_of_finite_differences() -> None:
@@ -167,7 +194,7 @@ def test_path_optimum_is_where_the_exact_objective_is_flat(kernel: kernels.Kerne
     policy, linear, beta = small_policy(kernel), row(1.0, -0.5), 0.4
     shifts, value = gaussian.path_optimum(policy, linear, beta=beta)
     stochastic = windows.all_but_last()(5, 0, rng())
-    with policy.using("ref"):
+    with torch.no_grad(), policy.using("ref"):
         _, base, stds = gaussian.chain(policy, stochastic)
 
     def objective() -> torch.Tensor:
