@@ -92,6 +92,20 @@ def build(node: Mapping[str, Any], **extra: Any) -> Any:
     return execute(call, **extra)
 
 
+def build_part(config: Mapping[str, Any], key: str) -> Any:
+    """What stands under one key of a config, built; the rest of it is left alone. None where the key is not there.
+
+    Raises UserError, one line per mistake.
+    """
+    from mmalign.types import UserError
+
+    errors: list[str] = []
+    planned = _plan_value(config.get(key), key, ROOMS.get(key, ()), errors)
+    if errors:
+        raise UserError("\n".join(errors))
+    return _execute(planned)
+
+
 def execute(call: Call, **extra: Any) -> Any:
     """Carries out a plan without mistakes, from the inside out."""
     arguments = {key: _execute(value) for key, value in call.arguments.items()}

@@ -4,24 +4,28 @@ What differs from the papers, and from well-known code:
 
 1. A rollout may have several updates (``epochs`` times ``updates_per_epoch``), each on rows spread over all groups, so that ratios leave
    1 and the clip acts. Rows are not shuffled: within an update the loss is one sum, and their order does not matter.
+   Several ``updates_per_epoch`` of a group of G rows take every so many of them, and share the group's advantages.
 2. Weights are computed once for each update, over all of its rows; micro-batches only split the sum.
 3. The KL to the reference is exact where the policy knows it (a Gaussian step), and is measured also where no method asks for it.
 4. Evaluation samples as a user would: the pipeline's own sampler, fixed seeds, the EMA of the weights where there is one.
 5. All randomness of a step comes from generators seeded by (seed, step, attempt), so that a resumed run equals an uninterrupted one.
-6. Nothing is trained before the first rollout, scored again, has ratio 1, KL 0 and a gradient (``runtime.preflight``).
+6. Nothing is trained before a rollout, scored again, has ratio 1, a reference without KL to itself, and a gradient that arrives
+   (``runtime.preflight``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from mmalign.report import build
+from mmalign.runtime.evaluation import Exam
 from mmalign.runtime.feedback import feedback
-from mmalign.runtime.journal import Evaluated, Journal, Run
-from mmalign.runtime.learner import Learner, refuse_mismatch
+from mmalign.runtime.journal import Journal, Run
+from mmalign.runtime.learner import Cells, Learner, refuse_mismatch
 from mmalign.runtime.preflight import preflight
 from mmalign.runtime.seeds import stream
 from mmalign.types import Feedback, Method, Policy, Rollout, UserError
@@ -85,20 +89,32 @@ def online(
         missing: what to do about NaN rewards. resample: further rollouts where the method drops groups (dynamic sampling).
         judges, metrics: further rewards, and functions of the whole set, that only evaluate.
         evaluation: ``every`` (steps), ``prompts``, ``samples`` (of each), ``columns`` (shown), ``call`` (of the sampler).
-        early_stop: ``{judge: NAME, patience: N}``: stop after N evaluations without a new best, whose parameters are kept as the
-            set ``best``. That judge then takes part in training: report another one.
-        checkpoint_every, trackers, resume, config: how often to save, what accelerate calls trackers, whether to continue
-            ``runs/name``, and what ``config.yaml`` shall hold.
+        early_stop: ``{judge: NAME, patience: N}``: stop after N evaluations without a new best. The parameters of the best one are
+            kept as the set ``best``, and its numbers are the run's. That judge then takes part in training: report another one.
+        checkpoint_every, trackers: how often to save, and where to log besides, in accelerate's words.
+        resume: continue ``runs/name`` from its newest checkpoint; all else has to be as it was, but ``steps`` may be more.
+        config: what ``config.yaml`` shall hold; None writes down what can be said of this call.
+
+    In the log, ``kl`` is the KL of the trained policy to ``ref`` over a whole trajectory, in nats; beside an evaluation it is that
+    of the step before.
 
     Errors: UserError before anything is sampled (what the method needs and the policy cannot give, an existing run), and by
-    name for a reward that fails. Ctrl-C finishes the step, saves, and says how to resume.
+    name for a reward that fails; where that is before the first step is done, no folder is left behind. Ctrl-C finishes the
+    step, saves, and says how to resume.
     """
+    config = _described(locals()) if config is None else config
     refuse_mismatch(policy, method)
-    _refuse_sizes(prompts, rewards, steps=steps, prompts_per_step=prompts_per_step, group_size=group_size, epochs=epochs, updates=updates_per_epoch, micro_rows=micro_rows)
-    learner = Learner(policy, method, learning_rate=learning_rate, warmup=warmup, weight_decay=weight_decay, max_grad_norm=max_grad_norm, ema=ema)
+    _refuse_sizes(
+        prompts, rewards, ema=ema, steps=steps, prompts_per_step=prompts_per_step, group_size=group_size, epochs=epochs,
+        updates_per_epoch=updates_per_epoch, micro_rows=micro_rows, checkpoint_every=checkpoint_every,
+    )  # fmt: skip
+    learner = Learner(
+        policy, method, learning_rate=learning_rate, warmup=warmup, weight_decay=weight_decay, max_grad_norm=max_grad_norm, ema=ema
+    )
+    exam = _exam(evaluation, prompts=list(prompts)[:16], rewards=rewards, judges=judges or {}, metrics=metrics or {})
     journal = Journal(
-        learner, name=name, runs=runs, seed=seed, steps=steps, config=config or {}, resume=resume, trackers=trackers, rewards=rewards,
-        judges=judges or {}, metrics=metrics or {}, evaluated=_evaluated(prompts, evaluation), early_stop=early_stop, checkpoint_every=checkpoint_every,
+        learner, exam, name=name, runs=runs, seed=seed, steps=steps, checkpoint_every=checkpoint_every, early_stop=early_stop,
+        trackers=trackers, resume=resume, config=config,
     )  # fmt: skip
 
     def collect(step: int) -> list[Batch]:
@@ -106,7 +122,7 @@ def online(
         batches: list[Batch] = []
         wanted = prompts_per_step
         for attempt in range(1 + (resample if method.keep is not None else 0)):
-            chosen = _in_turn(prompts, seed=seed, start=step * prompts_per_step + attempt * len(prompts) // 2, count=prompts_per_step)
+            chosen = _in_turn(prompts, seed=seed, attempt=attempt, start=step * prompts_per_step, count=prompts_per_step)
             rollout = policy.sample(chosen, group_size, stream(seed, step, attempt), step=step)
             said = feedback(rewards, rollout, weights=reward_weights, missing=missing)
             kept = ~said.rewards.isnan() if method.keep is None else method.keep(said) & ~said.rewards.isnan()
@@ -123,57 +139,89 @@ def online(
             batches = collect(step)
             for batch in batches:
                 policy.remember(batch.rollout, learner.references, micro_rows)
-            first = batches[0]
-            journal.fact("preflight_difference", lambda: preflight(policy, first.rollout, method, first.signal, micro_rows=micro_rows).difference)  # noqa: B023
-            found = []
-            for part in range(epochs * updates_per_epoch):
-                cells = [(b.rollout, b.signal, b.rows[part % updates_per_epoch :: updates_per_epoch]) for b in batches]
-                found.append(learner.update(cells, micro_rows=micro_rows, step=step))
+            journal.once("preflight_difference", lambda: _checked(policy, method, batches, micro_rows=micro_rows))  # noqa: B023
+            found = [learner.update(cells, micro_rows=micro_rows, step=step) for cells in _parts(batches, epochs, updates_per_epoch)]
+            if not found:
+                journal.say(f"step {step + 1}: no group is informative after {len(batches)} rollouts, so nothing was updated")
             journal.trained(_row(batches, found, lr=learner.optimizer.param_groups[0]["lr"]))
-    return journal.conclude()
+    run = journal.conclude()
+    build(run.path)
+    return run
 
 
-def _row(batches: list[Batch], found: list[dict[str, float]], *, lr: float) -> dict[str, float]:
+def _parts(batches: Sequence[Batch], epochs: int, updates_per_epoch: int) -> Iterator[Cells]:
+    """The rows of each update: every epoch sees all rows once, in updates that take every so many of them; none is empty."""
+    for part in range(epochs * updates_per_epoch):
+        cells = [(batch.rollout, batch.signal, batch.rows[part % updates_per_epoch :: updates_per_epoch]) for batch in batches]
+        if any(len(rows) for _, _, rows in cells):
+            yield cells
+
+
+def _checked(policy: Policy, method: Method, batches: Sequence[Batch], *, micro_rows: int) -> float | None:
+    """The preflight of the first rollout with a signal; None where there is none, and so no gradient to look for."""
+    held = next((batch for batch in batches if bool((batch.signal != 0).any())), None)
+    return None if held is None else preflight(policy, held.rollout, method, held.signal, micro_rows=micro_rows).difference
+
+
+def _row(batches: Sequence[Batch], found: Sequence[Mapping[str, float]], *, lr: float) -> dict[str, float]:
     """What a training step says: rewards of all its rollouts, and the mean over its updates of what they measured.
 
-    ``kl`` becomes nats per trajectory: the mean of a step times the steps that are trained.
+    ``rows``: that were worth an update. ``signal_zero``: the part of all rows whose signal is 0. ``kl`` becomes nats per
+    trajectory: the mean of a step times the steps of a row that are trained.
     """
     rewards = torch.cat([batch.feedback.rewards for batch in batches])
+    known = rewards[~rewards.isnan()]
     signal = torch.cat([batch.signal.abs().amax(1) for batch in batches])
-    row = {"reward": float(rewards.nanmean()), "reward_std": float(rewards[~rewards.isnan()].std()), "signal_zero": float((signal == 0).double().mean())}
+    row = {
+        "reward": float(known.mean()),
+        "reward_std": float(known.std()) if len(known) > 1 else float("nan"),
+        "signal_zero": float((signal == 0).double().mean()),
+        "rows": float(sum(len(batch.rows) for batch in batches)),
+        "updates": float(len(found)),
+    }
     for name in batches[0].feedback.parts:
         row[f"reward/{name}"] = float(torch.cat([batch.feedback.parts[name] for batch in batches]).nanmean())
-    for name in found[0]:
-        values = [update[name] for update in found]
+    for name in dict.fromkeys(name for update in found for name in update):
+        values = [update[name] for update in found if name in update]
         row[name] = max(values) if name.endswith("_max") else sum(values) / len(values)
     if "kl" in row:
-        row["kl"] *= float(batches[0].rollout.mask.sum(1).double().mean())
+        row["kl"] *= float(torch.cat([batch.rollout.mask[batch.rows] for batch in batches]).sum(1).double().mean())
     return {**row, "lr": lr}
 
 
-def _in_turn(prompts: Sequence[str], *, seed: int, start: int, count: int) -> list[str]:
-    """``count`` prompts from position ``start`` of an endless list: all prompts shuffled, then shuffled again, and so on."""
+def _in_turn(prompts: Sequence[str], *, seed: int, attempt: int, start: int, count: int) -> list[str]:
+    """``count`` prompts from position ``start`` of an endless list: all prompts shuffled, then shuffled again, and so on.
+
+    Every attempt of a step has a list of its own, so that what it takes depends on nothing that came before.
+    """
     chosen: list[str] = []
     for position in range(start, start + count):
         number, place = divmod(position, len(prompts))
-        order = torch.randperm(len(prompts), generator=stream(seed, number, "prompts"))
+        order = torch.randperm(len(prompts), generator=stream(seed, number, attempt, "prompts"))
         chosen.append(prompts[int(order[place])])
     return chosen
 
 
-def _evaluated(prompts: Sequence[str], evaluation: Mapping[str, Any] | None) -> Evaluated:
-    given = {"prompts": list(prompts)[:16], **(evaluation or {})}
-    known = list(Evaluated.__dataclass_fields__)
-    if unknown := sorted(given.keys() - set(known)):
+def _exam(evaluation: Mapping[str, Any] | None, **given: Any) -> Exam:
+    """What the user says of evaluations, over what follows from the rest of the call."""
+    known = ("prompts", "every", "samples", "columns", "call")
+    if unknown := sorted((evaluation or {}).keys() - set(known)):
         raise UserError(f"evaluation.{unknown[0]}: unknown key; takes {', '.join(known)}")
-    return Evaluated(**given)
+    return Exam(**{**given, **(evaluation or {})})
 
 
-def _refuse_sizes(prompts: Sequence[str], rewards: Rewards, **sizes: int) -> None:
-    if not prompts:
-        raise UserError("prompts: got none, takes at least one")
+def _described(call: Mapping[str, Any]) -> dict[str, Any]:
+    """A call from Python as far as YAML can say it: objects become the names of their types."""
+    return {"use": "online", **{key: value for key, value in call.items() if key not in ("resume", "config")}}
+
+
+def _refuse_sizes(prompts: Sequence[str], rewards: Rewards, *, ema: float | None, **sizes: int) -> None:
+    if isinstance(prompts, str) or not prompts:
+        raise UserError(f"prompts: got {prompts!r}, takes a list of at least one")
     if not rewards:
         raise UserError("rewards: got none, takes at least one {name: reward}")
+    if ema is not None and not 0 <= ema < 1:
+        raise UserError(f"ema: got {ema}, takes a number from 0 to below 1")
     for name, size in sizes.items():
         if size < 1:
             raise UserError(f"{name}: got {size}, takes 1 or more")

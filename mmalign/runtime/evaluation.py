@@ -2,16 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from mmalign.runtime.feedback import ask
-from mmalign.types import Policy
+from mmalign.runtime.feedback import ask, measure
+from mmalign.types import Policy, UserError
 
 SEED = 2**40  # far from every seed that training draws its generators from
+
+Functions = Mapping[str, Callable[..., Any]]
+
+
+@dataclass(frozen=True)
+class Exam:
+    """What is asked at every evaluation.
+
+    prompts, samples: ``samples`` outputs of every prompt, at fixed seeds. rewards, judges: averaged over rows. metrics: functions
+    ``(outputs, prompts) -> {name: number}`` of the whole set. every: steps between evaluations. columns: how many samples of a
+    prompt the grid shows. call: arguments of the sampler that users have, such as ``num_inference_steps``.
+
+    Errors: UserError for a number below 1, and for no prompts.
+    """
+
+    prompts: Sequence[str]
+    rewards: Functions
+    judges: Functions = field(default_factory=dict)
+    metrics: Functions = field(default_factory=dict)
+    every: int = 20
+    samples: int = 16
+    columns: int = 8
+    call: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.prompts:
+            raise UserError("evaluation.prompts: got none, takes at least one")
+        for name in ("every", "samples", "columns"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise UserError(f"evaluation.{name}: got {value!r}, takes a whole number, 1 or more")
+        if both := sorted(self.rewards.keys() & self.judges.keys()):
+            raise UserError(f"judges.{both[0]}: a reward has that name too; takes another")
 
 
 class Evaluation(NamedTuple):
@@ -22,28 +56,19 @@ class Evaluation(NamedTuple):
 
 
 @torch.no_grad()
-def evaluate(
-    policy: Policy, prompts: list[str], *, samples: int, asked: Mapping[str, Callable[..., Any]], metrics: Mapping[str, Callable[..., Any]],
-    using: str = "current", columns: int = 8, call: Mapping[str, Any] | None = None,
-) -> Evaluation:  # fmt: skip
-    """``samples`` outputs of every prompt at fixed seeds, from the named parameter set, with the sampler that users have.
-
-    asked: rewards and judges, averaged over rows (missing scores left out, and counted in ``NAME_missing``). metrics: functions
-    ``(outputs, prompts) -> {name: number}`` of the whole set. call: arguments of the generation, such as more steps.
-    """
-    rows = [prompt for prompt in prompts for _ in range(samples)]
-    seeds = [SEED + number for number in range(len(rows))]
+def evaluate(policy: Policy, exam: Exam, *, using: str = "current") -> Evaluation:
+    """One evaluation of the named parameter set. Missing scores are left out of means, and counted in ``NAME_missing``."""
+    rows = [prompt for prompt in exam.prompts for _ in range(exam.samples)]
     with policy.using(using):
-        outputs = policy.generate(rows, seeds, **(call or {}))
+        outputs = policy.generate(rows, [SEED + number for number in range(len(rows))], **exam.call)
     found: dict[str, float] = {}
-    for name, scores in ask(asked, outputs, rows).items():
+    for name, scores in ask({**exam.rewards, **exam.judges}, outputs, rows).items():
         known = scores[~scores.isnan()]
         found[name] = float(known.mean()) if len(known) else float("nan")
         found[f"{name}_se"] = float(known.std() / len(known) ** 0.5) if len(known) > 1 else float("nan")
         if len(known) < len(scores):
             found[f"{name}_missing"] = float(len(scores) - len(known))
-    for measure in metrics.values():
-        found.update(measure(outputs, rows))
+    found.update(measure(exam.metrics, outputs, rows))
     image = isinstance(outputs, Tensor) and outputs.ndim == 4
-    grid = outputs.unflatten(0, (len(prompts), samples))[:, :columns].float().cpu().clamp(0, 1) if image else None
+    grid = outputs.unflatten(0, (len(exam.prompts), exam.samples))[:, : exam.columns].float().cpu().clamp(0, 1) if image else None
     return Evaluation(found, grid)

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from mmalign.types import Feedback, Rollout, UserError
 
+Functions = Mapping[str, Callable[..., Any]]
 Missing = Literal["stop", "drop"]
 
 
-def ask(rewards: Mapping[str, Callable[..., Any]], outputs: Any, prompts: list[str]) -> dict[str, Tensor]:
+def ask(rewards: Functions, outputs: Any, prompts: list[str]) -> dict[str, Tensor]:
     """Every reward's answer by name, ``[B]`` float64 on the CPU; NaN where a reward had none.
 
     A reward that answers ``{part: [B]}`` gives ``name/part`` for each. Errors: UserError that names the reward, where it raises,
@@ -21,19 +22,28 @@ def ask(rewards: Mapping[str, Callable[..., Any]], outputs: Any, prompts: list[s
     """
     found: dict[str, Tensor] = {}
     for name, reward in rewards.items():
-        try:
-            with torch.no_grad():
-                answer = reward(outputs, prompts)
-        except UserError as error:
-            raise UserError(f"reward {name}: {error}") from error
-        except Exception as error:
-            raise UserError(f"reward {name}: raised {type(error).__name__}: {' '.join(str(error).split())}") from error
+        answer = _answer("reward", name, reward, outputs, prompts)
         parts = {f"{name}/{part}": value for part, value in answer.items()} if isinstance(answer, Mapping) else {name: answer}
         found.update({part: _checked(part, value, len(prompts)) for part, value in parts.items()})
     return found
 
 
-def feedback(rewards: Mapping[str, Callable[..., Any]], rollout: Rollout, *, weights: Mapping[str, float] | None = None, missing: Missing = "stop") -> Feedback:
+def measure(metrics: Functions, outputs: Any, prompts: list[str]) -> dict[str, float]:
+    """Every metric's numbers by their own names. Errors: UserError that names the metric, where it raises or answers otherwise."""
+    found: dict[str, float] = {}
+    for name, metric in metrics.items():
+        answer = _answer("metric", name, metric, outputs, prompts)
+        if not isinstance(answer, Mapping):
+            raise UserError(f"metric {name}: returned {type(answer).__name__}, takes {{name: number}}")
+        for key, value in answer.items():
+            try:
+                found[str(key)] = float(value)
+            except (TypeError, ValueError, RuntimeError) as error:
+                raise UserError(f"metric {name}: returned {type(value).__name__} for {key}, takes a number") from error
+    return found
+
+
+def feedback(rewards: Functions, rollout: Rollout, *, weights: Mapping[str, float] | None = None, missing: Missing = "stop") -> Feedback:
     """Feedback on a rollout: the weighted sum of its rewards (1 for a reward without a weight), and each apart.
 
     missing: ``stop`` refuses NaN with UserError; ``drop`` leaves it, and the row without a signal. A row's reward is NaN if
@@ -45,12 +55,23 @@ def feedback(rewards: Mapping[str, Callable[..., Any]], rollout: Rollout, *, wei
         raise UserError(f"reward_weights.{unknown[0]}: no such reward; takes {', '.join(parts)}")
     for name, value in parts.items():
         if missing == "stop" and bool(value.isnan().any()):
-            raise UserError(f"reward {name}: {int(value.isnan().sum())} of {len(value)} scores are NaN (missing: drop goes on without those rows)")
+            count = f"{int(value.isnan().sum())} of {len(value)}"
+            raise UserError(f"reward {name}: {count} scores are NaN (missing: drop goes on without those rows)")
     total = torch.zeros(len(rollout.prompts), dtype=torch.float64)
     for name, value in parts.items():
         if weights.get(name, 1.0) != 0:
             total = total + weights.get(name, 1.0) * value
     return Feedback(total, rollout.group, parts=parts, lengths=rollout.mask.sum(1))
+
+
+def _answer(kind: str, name: str, function: Callable[..., Any], outputs: Any, prompts: list[str]) -> Any:
+    try:
+        with torch.no_grad():
+            return function(outputs, prompts)
+    except UserError as error:
+        raise UserError(f"{kind} {name}: {error}") from error
+    except Exception as error:  # somebody else's code: whatever it raises, the user has to know whose it was
+        raise UserError(f"{kind} {name}: raised {type(error).__name__}: {' '.join(str(error).split())}") from error
 
 
 def _checked(name: str, value: Any, rows: int) -> Tensor:

@@ -1,21 +1,23 @@
-"""What a training run keeps while it goes: its folder, log, evaluations, checkpoints, and how it ended."""
+"""What a training run keeps while it goes: its folder, log, evaluations and checkpoints; and how it ended."""
 
 from __future__ import annotations
 
+import math
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from mmalign.runtime import checkpoint
-from mmalign.runtime.evaluation import evaluate
+from mmalign.runtime.evaluation import Exam, evaluate
 from mmalign.runtime.folder import open_run, write_json
 from mmalign.runtime.learner import Learner
 from mmalign.runtime.log import Log
 from mmalign.runtime.progress import Interrupt, Progress, clock
-from mmalign.types import Policy, UserError
+from mmalign.types import UserError
 
 EARLY_STOP = {"judge", "patience"}
 
@@ -46,51 +48,47 @@ class Run:
         return Report(self.path / "report.html")
 
 
-@dataclass
-class Evaluated:
-    """How a run is evaluated: every ``every`` steps, ``samples`` of each of ``prompts``, at fixed seeds.
+class Journal:
+    """``with Journal(...) as journal: for step in journal.steps(): ...; journal.trained(row)``. See the recipes.
 
-    columns: how many of them the grid shows. call: arguments of the sampler, such as ``num_inference_steps``.
+    Entering it makes the run's folder, or opens it and puts everything back that its newest checkpoint holds. A fresh folder is
+    removed again where an exception ends the run before its first step is done, so that the next try finds the name free.
+
+    state: what a checkpoint keeps as JSON. over: how the run ended, "" while it goes.
     """
 
-    prompts: list[str]
-    every: int = 20
-    samples: int = 16
-    columns: int = 8
-    call: dict[str, Any] = field(default_factory=dict)
-
-
-class Journal:
-    """``with Journal(...) as journal: for step in journal.steps(): ...; journal.trained(row)``. See the recipes."""
-
     def __init__(
-        self, learner: Learner, *, name: str, runs: str, seed: int, steps: int, config: Mapping[str, Any], resume: bool, trackers: Sequence[str],
-        rewards: Mapping[str, Callable[..., Any]], judges: Mapping[str, Callable[..., Any]], metrics: Mapping[str, Callable[..., Any]],
-        evaluated: Evaluated, early_stop: Mapping[str, Any] | None, checkpoint_every: int,
+        self, learner: Learner, exam: Exam, *, name: str, runs: str, seed: int, steps: int, checkpoint_every: int,
+        early_stop: Mapping[str, Any] | None, trackers: Sequence[str], resume: bool, config: Mapping[str, Any],
     ):  # fmt: skip
-        if early_stop is not None and (set(early_stop) != EARLY_STOP or early_stop["judge"] not in {*rewards, *judges}):
-            raise UserError(f"early_stop: got {dict(early_stop)}, takes judge (one of {', '.join([*rewards, *judges])}) and patience (evaluations)")
-        self.learner, self.seed, self.total = learner, seed, steps
-        self.rewards, self.judges, self.metrics, self.evaluated = rewards, judges, metrics, evaluated
-        self.early_stop, self.checkpoint_every, self.trackers = early_stop, checkpoint_every, trackers
-        self.folder = open_run(runs, name, config=config, resume=resume, may_grow=("steps",), may_differ=("resume", "trackers", "runs"))
-        self.state: dict[str, Any] = {"step": 0, "train_seconds": 0.0, "kl": 0.0, "evaluations": []}
+        self.learner, self.exam, self.seed, self.total = learner, exam, seed, steps
+        self.checkpoint_every, self.trackers, self.early_stop = checkpoint_every, trackers, early_stop
+        self.name, self.runs, self.resume, self.config = name, runs, resume, config
+        self.state: dict[str, Any] = {"step": 0, "train_seconds": 0.0, "kl": 0.0, "evaluations": [], "facts": {}}
         self.over = ""
-        if self.folder.checkpoint is not None:
-            tensors, self.state = checkpoint.load(self.folder.checkpoint)
-            learner.load(tensors, self.state["learner"])
+        _refuse_early_stop(early_stop, [*exam.rewards, *exam.judges])
 
     def __enter__(self) -> Journal:
-        self._stack = ExitStack()
-        self.log = self._stack.enter_context(Log(self.folder.path, self.trackers, config=None))
-        self.progress = self._stack.enter_context(Progress(self.total, start=self.state["step"]))
-        self.interrupt = self._stack.enter_context(Interrupt())
-        for note in self.folder.notes:
-            self.progress.say(note)
+        self.folder = open_run(self.runs, self.name, config=self.config, resume=self.resume, may_differ=("resume", "trackers", "runs"))
+        with ExitStack() as stack:
+            stack.push(self._leave_no_trace)
+            if self.folder.checkpoint is not None:
+                tensors, self.state = checkpoint.load(self.folder.checkpoint)
+                self.learner.load(tensors, self.state.pop("learner"))
+            self.log = stack.enter_context(Log(self.folder.path, self.trackers, config=self.config))
+            self.progress = stack.enter_context(Progress(self.total, start=self.state["step"]))
+            self.interrupt = stack.enter_context(Interrupt())
+            for note in self.folder.notes:
+                self.say(note)
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *exception: Any) -> None:
         self._stack.__exit__(*exception)
+
+    def _leave_no_trace(self, kind: type[BaseException] | None, *_: Any) -> None:
+        if kind is not None and not self.resume and self.state["step"] == 0:
+            shutil.rmtree(self.folder.path)
 
     def steps(self) -> Iterator[int]:
         """The steps left, after an evaluation before the first; ends early where the run is interrupted or stopped."""
@@ -103,73 +101,95 @@ class Journal:
                 return
         self.over = self.over or "finished"
 
-    def fact(self, name: str, value: Callable[[], float]) -> None:
-        """A number of the run that is found once, and kept."""
-        if name not in self.state:
-            self.state[name] = value()
+    def once(self, name: str, find: Callable[[], float | None]) -> None:
+        """A number of the run that is found once and kept in its summary; None says that it is to be asked again."""
+        if name not in self.state["facts"] and (value := find()) is not None:
+            self.state["facts"][name] = value
+
+    def say(self, line: str) -> None:
+        """A line for the user."""
+        self.progress.say(line)
 
     def trained(self, row: Mapping[str, float]) -> None:
         """A step is done: logs it, evaluates and saves where it is time to."""
         step = self.state["step"] + 1
-        self.state.update(step=step, kl=row.get("kl", 0.0), train_seconds=self.state["train_seconds"] + time.monotonic() - self._began)
+        self.state.update(step=step, kl=row.get("kl", self.state["kl"]))
+        self.state["train_seconds"] += time.monotonic() - self._began
         self.log.log(step, "train", row)
         self.progress.update(step, row)
         last = step == self.total
-        if last or step % self.evaluated.every == 0:
+        if last or step % self.exam.every == 0:
             self._evaluate(step)
-        if self.interrupt.interrupted:
-            self.over = "interrupted"
+        if self.interrupt.interrupted and not last:
+            self.over = self.over or "interrupted"
         if last or self.over or step % self.checkpoint_every == 0:
             state = {**self.state, "learner": self.learner.state()}
             checkpoint.save(self.folder.checkpoints, step, tensors=self.learner.tensors(), state=state)
 
     def _evaluate(self, step: int) -> None:
-        plan, policy = self.evaluated, self.learner.policy
-        found = evaluate(
-            policy, plan.prompts, samples=plan.samples, columns=plan.columns, call=plan.call, asked={**self.rewards, **self.judges},
-            metrics=self.metrics, using="ema" if self.learner.ema is not None else "current",
-        )  # fmt: skip
+        found = evaluate(self.learner.policy, self.exam, using=self.learner.shown)
         if found.grid is not None:
-            self.folder.write_prompts(plan.prompts, list(range(found.grid.shape[1])))
+            self.folder.write_prompts(self.exam.prompts, list(range(found.grid.shape[1])))
             self.folder.write_samples(step, found.grid)
         row = {**found.metrics, "kl": self.state["kl"]}
         self.log.log(step, "eval", row)
         self.state["evaluations"].append({"step": step, **row})
-        self.progress.say(f"step {step:>4}  " + "  ".join(f"{key} {row[key]:.3f}" for key in row if not key.endswith(("_se", "kl"))))
-        self._stop_early(policy)
+        self.say(f"step {step:>4}  " + "  ".join(f"{key} {row[key]:.3f}" for key in row if key != "kl" and not key.endswith("_se")))
+        self._stop_early()
 
-    def _stop_early(self, policy: Policy) -> None:
+    def _stop_early(self) -> None:
         """Keeps the best parameters as the set ``best``, and ends the run once its judge has not improved for long enough."""
         if self.early_stop is None:
             return
-        judge, patience = self.early_stop["judge"], int(self.early_stop["patience"])
-        scores = [row[judge] for row in self.state["evaluations"]]
-        best = max(range(len(scores)), key=scores.__getitem__)
-        if best == len(scores) - 1:
-            with policy.using("ema" if self.learner.ema is not None else "current"):
-                policy.sets.keep("best")
-        elif len(scores) - 1 - best >= patience:
+        judge, rows = self.early_stop["judge"], self.state["evaluations"]
+        if judge not in rows[-1]:
+            raise UserError(f"early_stop.judge: got {judge!r}, takes one number of {', '.join(sorted(set(rows[-1]) - {'step', 'kl'}))}")
+        best = best_of([row[judge] for row in rows])
+        self.state["best_step"] = rows[best]["step"]
+        if best == len(rows) - 1:
+            with self.learner.policy.using(self.learner.shown):
+                self.learner.policy.sets.keep("best")
+        elif len(rows) - 1 - best >= self.early_stop["patience"]:
             self.over = "stopped early"
-            self.state["best_step"] = self.state["evaluations"][best]["step"]
 
     def conclude(self) -> Run:
-        """Writes the summary and the report, says where they are, and returns the run."""
-        from mmalign.report import build
-
-        rows = self.state["evaluations"]
-        last = next((row for row in rows if row["step"] == self.state.get("best_step")), rows[-1])
-        summary: dict[str, Any] = {
-            "seed": self.seed, "status": self.over, "steps": self.state["step"], "rewards": list(self.rewards), "judges": list(self.judges),
-            **{f"{key}_{when}": row[key] for when, row in (("before", rows[0]), ("after", last)) for key in row if key not in ("step", "kl")},
-            "kl": last["kl"], "train_seconds": round(self.state["train_seconds"], 2),
-            **{key: value for key, value in self.state.items() if key not in ("step", "train_seconds", "kl", "evaluations", "learner")},
-        }  # fmt: skip
-        if "spread_ratio" in last:
-            summary["spread_ratio"] = last["spread_ratio"]
+        """Writes the summary, says how the run ended, and returns it."""
+        summary = summarise(self.state, seed=self.seed, status=self.over, exam=self.exam)
         write_json(self.folder.summary, summary)
-        build(self.folder.path)
         if self.over == "interrupted":
             print(f"interrupted after step {self.state['step']} and saved; continue with --resume (in Python: resume=True)")
         else:
             print(f"{self.over} after {self.state['step']} steps, {clock(self.state['train_seconds'])} of training")
         return Run(self.folder.path, summary, self.learner.policy)
+
+
+def summarise(state: Mapping[str, Any], *, seed: int, status: str, exam: Exam) -> dict[str, Any]:
+    """A run in a few numbers: every evaluated one before training and after it, and what it cost.
+
+    After: the last evaluation, or the best one where the run kept it.
+    """
+    rows = state["evaluations"]
+    before, after = rows[0], next((row for row in rows if row["step"] == state.get("best_step")), rows[-1])
+    found = {"before": before, "after": after}
+    numbers = {f"{key}_{when}": row[key] for when, row in found.items() for key in row if key not in ("step", "kl")}
+    best = {"best_step": state["best_step"]} if "best_step" in state else {}
+    spread = {"spread_ratio": after["spread_ratio"]} if "spread_ratio" in after else {}
+    return {
+        "seed": seed, "status": status, "steps": state["step"], "rewards": list(exam.rewards), "judges": list(exam.judges), **numbers,
+        "kl": after["kl"], "train_seconds": round(state["train_seconds"], 2), **state["facts"], **best, **spread,
+    }  # fmt: skip
+
+
+def best_of(scores: Sequence[float]) -> int:
+    """The place of the first highest score; NaN is lower than any number."""
+    return max(range(len(scores)), key=lambda place: -math.inf if math.isnan(scores[place]) else scores[place])
+
+
+def _refuse_early_stop(early_stop: Mapping[str, Any] | None, judges: Sequence[str]) -> None:
+    if early_stop is None:
+        return
+    patience = early_stop.get("patience")
+    known = str(early_stop.get("judge")).partition("/")[0] in judges
+    if set(early_stop) != EARLY_STOP or not known or not isinstance(patience, int) or patience < 1:
+        takes = f"judge (one of {', '.join(judges)}) and patience (evaluations, 1 or more)"
+        raise UserError(f"early_stop: got {dict(early_stop)}, takes {takes}")

@@ -18,37 +18,47 @@ Cells = Sequence[tuple[Rollout, Tensor, Tensor]]
 class Learner:
     """AdamW over a policy's parameters, with linear warm-up, clipping by norm, and an exponential moving average."""
 
-    def __init__(self, policy: Policy, method: Method, *, learning_rate: float, warmup: int, weight_decay: float, max_grad_norm: float, ema: float | None):
+    def __init__(
+        self, policy: Policy, method: Method, *, learning_rate: float, warmup: int, weight_decay: float, max_grad_norm: float,
+        ema: float | None,
+    ):  # fmt: skip
         self.policy, self.method = policy, method
         self.learning_rate, self.warmup, self.max_grad_norm, self.ema = learning_rate, warmup, max_grad_norm, ema
         self.optimizer = torch.optim.AdamW(policy.parameters().values(), lr=learning_rate, weight_decay=weight_decay)
         self.updates = 0
-        self.needs = method.needs | (frozenset({"kls"}) & policy.gives)
+        self.needs = needed(policy, method)
         self.references = sorted({need.partition(":")[2] or "ref" for need in self.needs if need.split(":")[0] in ("refs", "kls")})
         if ema is not None:
             policy.sets.follow("ema", decay=0.0)
+
+    @property
+    def shown(self) -> str:
+        """The parameter set that users get: ``ema`` where there is one."""
+        return "current" if self.ema is None else "ema"
 
     def update(self, cells: Cells, *, micro_rows: int, step: int) -> dict[str, float]:
         """One optimiser step on ``sum(weight * values)`` over all rows given, in micro-batches of ``micro_rows``.
 
         The weights are those of all rows at once, so the split changes nothing but rounding. Returns means over live cells
-        (``*_max``: the largest), with ``loss`` and ``grad_norm``. A step whose gradient is not finite is skipped, and counted
-        in ``skipped``.
+        (``*_max``: the largest), with ``loss`` and ``grad_norm``. An update whose gradient is not finite is skipped, and counted
+        in ``skipped``. step: of training, from 0, for the warm-up. At least one row has to be given.
         """
-        weights = self.method.weigh(torch.cat([rollout.mask[rows] for rollout, _, rows in cells])).split([len(rows) for _, _, rows in cells])
+        mask = torch.cat([rollout.mask[rows] for rollout, _, rows in cells])
+        weights = self.method.weigh(mask).split([len(rows) for _, _, rows in cells])
         found: list[tuple[float, dict[str, Tensor]]] = []
         total = torch.zeros((), dtype=torch.float64)
         for (rollout, signal, all_rows), weight in zip(cells, weights, strict=True):
             for rows, part in zip(all_rows.split(micro_rows), weight.split(micro_rows), strict=True):
-                live = torch.nonzero(rollout.mask[rows].any(0)).flatten()
+                live = live_columns(rollout, rows)
+                if not len(live):
+                    continue  # nothing to train here: no row, or none with a live cell
                 steps = self.policy.steps(rollout, rows, live, needs=self.needs)
                 values, metrics = self.method.loss(steps, signal[rows] if signal.shape[1] == 1 else signal[rows][:, live])
                 loss = (part[:, live] * values).sum()
                 loss.backward()
                 total += loss.detach().double().cpu()
                 found.append((float(steps.mask.sum()), metrics))
-        parameters = list(self.policy.parameters().values())
-        norm = torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
+        norm = torch.nn.utils.clip_grad_norm_(list(self.policy.parameters().values()), self.max_grad_norm)
         finite = bool(norm.isfinite())
         if finite:
             self._step(step)
@@ -82,13 +92,25 @@ class Learner:
             self.method.state.load(state["method"])
 
 
+def needed(policy: Policy, method: Method) -> frozenset[str]:
+    """What a method's steps must hold: what it asks for, ``old``, and the exact KL for the log where the policy has it."""
+    return method.needs | (frozenset({"old", "kls"}) & policy.gives)
+
+
+def live_columns(rollout: Rollout, rows: Tensor) -> Tensor:
+    """The numbers of the steps in which at least one of these rows counts."""
+    return torch.nonzero(rollout.mask[rows].any(0)).flatten()
+
+
 def refuse_mismatch(policy: Policy, method: Method) -> None:
-    """UserError where the method needs what the policy cannot give."""
+    """UserError where the method needs what the policy cannot give, or more than single rows in one micro-batch."""
     lacks = sorted(need for need in method.needs if need.split(":")[0] not in policy.gives)
     if lacks:
         raise UserError(f"method: needs {', '.join(lacks)}; this policy gives {', '.join(sorted(policy.gives))}")
     if policy.kind not in method.kinds:
         raise UserError(f"method: takes steps of kind {', '.join(sorted(method.kinds))}; this policy gives {policy.kind}")
+    if method.unit not in ("cell", "row"):
+        raise UserError(f"method: has to see each {method.unit} at once, and this recipe splits updates between rows; takes cell or row")
 
 
 def _pooled(found: list[tuple[float, dict[str, Tensor]]]) -> dict[str, float]:

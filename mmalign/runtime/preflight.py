@@ -7,7 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mmalign.types import Method, Policy, Rollout, UserError
+from mmalign.runtime.learner import live_columns, needed
+from mmalign.types import Method, Policy, Rollout, Steps, UserError
 
 CAUSES = (
     "the usual causes: dropout or another module in training mode, latents stored in another type than they were scored in, guidance on "
@@ -16,7 +17,10 @@ CAUSES = (
 
 
 class Preflight(NamedTuple):
-    """``difference``: largest |log-ratio| in nats, ``kl``: largest |KL to ref|, ``gradient``: norm of the policy gradient."""
+    """``difference``: largest |log-ratio|, ``kl``: largest KL of ``ref`` to itself, nats; ``gradient``: norm of the policy gradient.
+
+    NaN where the policy has no such number.
+    """
 
     difference: float
     kl: float
@@ -24,30 +28,50 @@ class Preflight(NamedTuple):
 
 
 def preflight(policy: Policy, rollout: Rollout, method: Method, signal: Tensor, *, micro_rows: int, tolerance: float = 1e-6) -> Preflight:
-    """Scores the first rows of a fresh rollout again and takes one policy gradient, which is thrown away.
+    """Scores a few rows of a fresh rollout again and takes one policy gradient, which is thrown away.
 
-    The ratio has to be 1: ``|log-ratio| <= tolerance * event_size`` nats (0.0 in float32 where batch shapes agree). The KL to
-    ``ref`` has to be 0. The gradient has to be finite, and not zero where some row has a signal. Errors: UserError that names
-    the likely cause; nothing has been written to the parameters then.
+    The rows are the first ``micro_rows`` that hold a signal ``[B, 1 or T]``. The ratio has to be 1: ``|log-ratio| <= tolerance *
+    event_size`` nats (0.0 in float32 where batch shapes agree). The reference, scored again as itself, has to have KL 0. The
+    gradient has to be finite, and not zero where some row has a signal. Errors: UserError that names the likely cause; nothing
+    has been written to the parameters then.
     """
-    live = torch.nonzero((signal != 0).any(1)).flatten()
-    first = int(live[0]) // micro_rows * micro_rows if len(live) else 0
+    held = torch.nonzero((signal != 0).any(1)).flatten()
+    first = int(held[0]) // micro_rows * micro_rows if len(held) else 0
     rows = torch.arange(first, min(first + micro_rows, len(rollout.prompts)))
-    steps = policy.steps(rollout, rows, needs=method.needs)
-    if steps.kind == "bound" or steps.old is None:
-        return Preflight(float("nan"), float("nan"), float("nan"))
-    difference = float((steps.log_probs.detach() - steps.old)[steps.mask].abs().max()) if bool(steps.mask.any()) else 0.0
-    if not difference <= tolerance * steps.event_size:
-        raise UserError(f"preflight: a recorded step scores {difference:.3g} nats differently at replay, takes at most {tolerance * steps.event_size:.3g}; {CAUSES}")
-    apart = max([float(table.detach()[steps.mask].abs().max()) for table in steps.kls.values()], default=0.0) if bool(steps.mask.any()) else 0.0
-    if not apart <= tolerance * steps.event_size:
-        raise UserError(f"preflight: KL to the reference is {apart:.3g} nats before the first update, takes 0; {CAUSES}")
-    parameters = list(policy.parameters().values())
-    loss = (method.weigh(steps.mask) * method.loss(steps, signal[rows]).values).sum()
-    gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-    norm = float(torch.stack([g.double().norm() for g in gradients if g is not None] or [torch.zeros((), dtype=torch.float64)]).norm())
-    if norm != norm or norm == float("inf"):
-        raise UserError("preflight: the policy gradient is not finite; the usual causes: half precision without room, a step whose std is 0 in the mask")
-    if norm == 0 and bool((signal[rows] != 0).any()):
-        raise UserError("preflight: the policy gradient is 0 although rewards differ: the trained parameters do not reach the log-probabilities")
+    columns, needs = live_columns(rollout, rows), needed(policy, method)
+    steps = policy.steps(rollout, rows, columns, needs=needs)
+    difference = apart = float("nan")
+    if steps.kind != "bound" and steps.old is not None:
+        difference = _largest(steps, steps.log_probs.detach() - steps.old)
+        _refuse(f"a recorded step scores {difference:.3g} nats differently at replay", difference, tolerance * steps.event_size)
+    if "ref" in steps.kls:
+        with torch.no_grad(), policy.using("ref"):
+            itself = policy.steps(rollout, rows, columns, needs=needs)
+        apart = _largest(itself, itself.kls["ref"])
+        _refuse(f"the reference has a KL of {apart:.3g} nats to itself", apart, tolerance * steps.event_size)
+    signal = signal[rows] if signal.shape[1] == 1 else signal[rows][:, columns]
+    norm = _gradient_norm(policy, (method.weigh(steps.mask) * method.loss(steps, signal).values).sum())
+    if not norm < float("inf"):
+        raise UserError(
+            f"preflight: the policy gradient is {norm}; the usual causes: half precision without room, a step in the mask whose std is 0"
+        )
+    if norm == 0 and len(held):
+        raise UserError("preflight: the policy gradient is 0 although rewards differ: no trained parameter reaches the log-probabilities")
     return Preflight(difference, apart, norm)
+
+
+def _largest(steps: Steps, table: Tensor) -> float:
+    return float(table[steps.mask].abs().max()) if bool(steps.mask.any()) else 0.0
+
+
+def _refuse(what: str, found: float, limit: float) -> None:
+    if not found <= limit:  # NaN is refused too
+        raise UserError(f"preflight: {what}, takes at most {limit:.3g}; {CAUSES}")
+
+
+def _gradient_norm(policy: Policy, loss: Tensor) -> float:
+    if not loss.requires_grad:
+        return 0.0
+    gradients = torch.autograd.grad(loss, list(policy.parameters().values()), allow_unused=True)
+    norms = [gradient.double().norm().cpu() for gradient in gradients if gradient is not None]
+    return float(torch.stack(norms).norm()) if norms else 0.0
