@@ -18,8 +18,14 @@ def prompts(path: str, *, key: str = "prompt", limit: int | None = None) -> list
     file = Path(path)
     if not file.is_file():
         raise UserError(f"prompts.path: no such file: {path}")
+    if limit is not None and limit < 1:
+        raise UserError(f"prompts.limit: got {limit}, takes 1 or more")
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"prompts.path: {path} is not readable as UTF-8 text: {error.reason} at byte {error.start}") from error
     found: list[str] = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         if file.suffix != ".jsonl":

@@ -33,6 +33,8 @@ def sample(
     outputs that are no images.
     """
     folder = Path(run_folder)
+    if not (folder / "config.yaml").is_file():
+        raise UserError(f"{folder}: no run there (no config.yaml); takes the folder of a run")
     config = read_config(folder)
     if not isinstance(config.get("policy"), Mapping):
         raise UserError(

@@ -1,0 +1,52 @@
+"""Prompt files, and what is said of bad ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mmalign.data import prompts
+from mmalign.types import UserError
+
+
+def written(tmp_path: Path, name: str, text: str) -> str:
+    path = tmp_path / name
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def test_a_text_file_has_a_prompt_to_a_line(tmp_path: Path) -> None:
+    path = written(tmp_path, "p.txt", "  ein Würfel\n\n{not json}\na cat \n")
+    assert prompts(path) == ["ein Würfel", "{not json}", "a cat"] and prompts(path, limit=2) == ["ein Würfel", "{not json}"]
+
+
+def test_json_lines_have_it_under_a_key(tmp_path: Path) -> None:
+    path = written(tmp_path, "p.jsonl", '{"prompt": "a cat", "text": "x"}\n\n{"prompt": "a dog", "text": "y"}\n')
+    assert prompts(path) == ["a cat", "a dog"] and prompts(path, key="text", limit=1) == ["x"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "line"),
+    [
+        ("p.txt", "\n \n", "got no prompts, takes one to a line"),
+        ("p.jsonl", '{"prompt": "a"}\n{"prompt": 3}\n', "line 2: takes an object with a string under 'prompt'"),
+        ("p.jsonl", '["a"]\n', "line 1: takes an object"),
+        ("p.jsonl", '\n{"prompt": \n', "line 2: not JSON"),
+    ],
+)
+def test_bad_files_are_one_line(tmp_path: Path, name: str, text: str, line: str) -> None:
+    with pytest.raises(UserError, match=line) as caught:
+        prompts(written(tmp_path, name, text))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_and_a_limit_that_leaves_none(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="prompts.path: no such file"):
+        prompts(str(tmp_path / "p.txt"))
+    with pytest.raises(UserError, match="limit: got 0, takes 1 or more"):
+        prompts(written(tmp_path, "p.txt", "a\n"), limit=0)
+    latin = tmp_path / "latin.txt"
+    latin.write_bytes("Würfel\n".encode("latin-1"))
+    with pytest.raises(UserError, match="not readable as UTF-8 text"):
+        prompts(str(latin))

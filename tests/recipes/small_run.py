@@ -1,0 +1,56 @@
+"""A policy that trains in milliseconds, and a call of mm.online around it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import mmalign as mm
+from mmalign.samplers import kernels
+from mmalign.types import Method
+from mmalign.worlds import gaussian
+from mmalign.worlds.gaussian import GaussianPolicy, QuadraticReward
+
+LINEAR = torch.tensor([1.0, -0.5], dtype=torch.float64)
+
+
+def policy(num_steps: int = 3) -> GaussianPolicy:
+    world = gaussian.one_gaussian([0.7, -0.3], [0.5, 1.5])
+    return GaussianPolicy(world, gaussian.flow_levels(num_steps), kernel=kernels.flow_sde())
+
+
+def method(**changes: Any) -> Method:
+    return mm.methods.flow_grpo(**{"ratio": "per_step", "clip": 0.2, "beta": 0.1, "kl": "paper", "std": "none", **changes})
+
+
+def arguments(tmp_path: Path, **changes: Any) -> dict[str, Any]:
+    given = {
+        "policy": policy(),
+        "prompts": ["a", "b", "c"],
+        "rewards": {"linear": QuadraticReward(LINEAR)},
+        "method": method(),
+        "runs": str(tmp_path),
+        "name": "run",
+        "steps": 6,
+        "prompts_per_step": 2,
+        "group_size": 4,
+        "updates_per_epoch": 2,
+        "learning_rate": 0.05,
+        "ema": 0.9,
+        "evaluation": {"every": 3, "samples": 4},
+        "trackers": (),
+    }
+    return {**given, **changes}
+
+
+def online(tmp_path: Path, **changes: Any) -> Any:
+    return mm.online(**arguments(tmp_path, **changes))
+
+
+def rows(run: Path) -> list[dict[str, Any]]:
+    """metrics.jsonl without times."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]

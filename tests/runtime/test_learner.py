@@ -1,0 +1,145 @@
+"""One update against a straight line of torch, and all that must not change it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from mmalign.methods import dapo, flow_grpo
+from mmalign.runtime.learner import Cells, Learner
+from mmalign.samplers import kernels
+from mmalign.samplers.windows import random_window
+from mmalign.types import Loss, Method, Steps
+from mmalign.worlds import gaussian
+from mmalign.worlds.gaussian import GaussianPolicy
+
+METHOD = flow_grpo(ratio="per_step", clip=0.05, beta=0.3, std="none", advantage_clip=None)
+SIGNAL = torch.linspace(-1, 1, 8, dtype=torch.float64)[:, None]
+
+
+def small() -> GaussianPolicy:
+    """Two parameters' worth of a policy that has moved since its rollouts."""
+    window = random_window(size=2, within=(0.0, 1.0))
+    return GaussianPolicy(gaussian.one_gaussian([0.7], [0.5]), gaussian.flow_levels(5), kernel=kernels.flow_sde(), window=window)
+
+
+def learner(policy: GaussianPolicy, method: Method = METHOD, **changes: Any) -> Learner:
+    given = {"learning_rate": 0.01, "warmup": 0, "weight_decay": 0.0, "max_grad_norm": 1e9, "ema": None}
+    return Learner(policy, method, **{**given, **changes})
+
+
+def rollouts(policy: GaussianPolicy) -> Cells:
+    """Rows of two rollouts with unlike windows, and steps that are masked in some rows; the policy moves afterwards."""
+    cells = []
+    for seed, rows in ((0, [0, 1, 2, 5, 6]), (3, [1, 7])):
+        rollout = policy.sample(["a", "b"], 4, torch.Generator().manual_seed(seed))
+        rollout.mask[2] = False
+        rollout.mask[5, int(torch.nonzero(rollout.mask[0]).flatten()[0])] = False
+        policy.remember(rollout, ["ref"], 8)
+        cells.append((rollout, SIGNAL, torch.tensor(rows)))
+    with torch.no_grad():
+        for parameter in policy.parameters().values():
+            parameter += 0.2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1), dtype=parameter.dtype)
+    return cells
+
+
+def gradients(policy: GaussianPolicy) -> dict[str, torch.Tensor]:
+    """What an update's gradient was: SGD with rate 1 moves by it."""
+    return {name: parameter.detach().clone() for name, parameter in policy.parameters().items()}
+
+
+def moved(cells_of: Any, *, micro_rows: int, method: Method = METHOD) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
+    policy = small()
+    cells, taught = cells_of(policy), learner(policy, method)
+    taught.optimizer = torch.optim.SGD(policy.parameters().values(), lr=0.0)
+    before = gradients(policy)
+    taught.learning_rate = 1.0
+    found = taught.update(cells, micro_rows=micro_rows, step=0)
+    return {name: before[name] - value for name, value in gradients(policy).items()}, found
+
+
+@pytest.mark.parametrize("micro_rows", [1, 2, 3, 100])
+@pytest.mark.parametrize("method", [METHOD, dapo(beta=0.1)], ids=["flow_grpo", "dapo"])
+def test_micro_rows_change_neither_loss_nor_gradient_nor_metrics(micro_rows: int, method: Method) -> None:
+    wanted, metrics = moved(rollouts, micro_rows=5, method=method)
+    got, found = moved(rollouts, micro_rows=micro_rows, method=method)
+    for name, gradient in wanted.items():
+        torch.testing.assert_close(got[name], gradient, rtol=1e-10, atol=1e-13)
+    assert found == pytest.approx(metrics, rel=1e-10) and found["clip_fraction"] > 0 and found["grad_norm"] > 0.1
+
+
+def test_an_update_is_the_weighted_sum_over_all_rows_of_all_rollouts() -> None:
+    """By hand: sequence_mean over the rows of both rollouts that have a live cell, 6 of 7."""
+    got, found = moved(rollouts, micro_rows=3)
+    policy = small()
+    total, cells = torch.zeros((), dtype=torch.float64), rollouts(policy)
+    for rollout, signal, rows in cells:
+        table = policy.steps(rollout, rows, None, frozenset({"old", "kls"}))
+        ratio, signal = (table.log_probs - table.old).exp(), signal[rows]
+        values = -torch.minimum(ratio * signal, ratio.clamp(0.95, 1.05) * signal) + 0.3 * table.kls["ref"]
+        for row, mask in zip(values, table.mask, strict=True):
+            total = total + (row[mask].mean() / 6 if bool(mask.any()) else 0.0)
+    total.backward()
+    assert found["loss"] == pytest.approx(float(total.detach()), rel=1e-10)
+    for name, parameter in policy.parameters().items():
+        torch.testing.assert_close(got[name], parameter.grad, rtol=1e-10, atol=1e-13)
+    assert found["grad_norm"] == pytest.approx(math.sqrt(sum(float((g**2).sum()) for g in got.values())))
+
+
+def test_a_signal_for_each_step_meets_its_step() -> None:
+    def wide(policy: GaussianPolicy) -> Cells:
+        return [(rollout, torch.arange(5.0, dtype=torch.float64) * signal, rows) for rollout, signal, rows in rollouts(policy)]
+
+    def loss(steps: Steps, signal: torch.Tensor) -> Loss:
+        return Loss(steps.log_probs * signal, {})
+
+    def narrow(policy: GaussianPolicy) -> Cells:
+        return [(rollout, signal, rows) for rollout, signal, rows in rollouts(policy)]
+
+    got, _ = moved(wide, micro_rows=2, method=replace(METHOD, loss=loss))
+    plain, _ = moved(narrow, micro_rows=2, method=replace(METHOD, loss=loss))
+    for name in got:
+        torch.testing.assert_close(got[name], torch.arange(5.0, dtype=torch.float64)[:, None] * plain[name])
+
+
+def test_a_gradient_that_is_not_finite_is_skipped_and_counted() -> None:
+    policy = small()
+    cells, before = rollouts(policy), gradients(policy)
+    taught = learner(policy, replace(METHOD, loss=lambda steps, signal: Loss(steps.log_probs * torch.inf, {})), ema=0.5)
+    found = taught.update(cells, micro_rows=4, step=0)
+    assert found["skipped"] == 1 and taught.updates == 0
+    assert all(torch.equal(value, before[name]) and policy.parameters()[name].grad is None for name, value in gradients(policy).items())
+    taught.method = METHOD
+    assert taught.update(cells, micro_rows=4, step=0)["skipped"] == 0
+    assert all(bool(parameter.isfinite().all()) for parameter in policy.parameters().values())
+
+
+def test_warm_up_is_linear_and_gradients_are_clipped_by_their_norm() -> None:
+    policy = small()
+    taught, cells = learner(policy, warmup=3), rollouts(policy)
+    rates = []
+    for step in range(5):
+        taught.update(cells, micro_rows=8, step=step)
+        rates.append(taught.optimizer.param_groups[0]["lr"])
+    assert rates == pytest.approx([0.0025, 0.005, 0.0075, 0.01, 0.01])
+    policy = small()
+    cells, taught = rollouts(policy), learner(policy, max_grad_norm=0.01)
+    taught.optimizer, taught.learning_rate, before = torch.optim.SGD(policy.parameters().values(), lr=0.0), 1.0, gradients(policy)
+    found = taught.update(cells, micro_rows=8, step=0)
+    change = torch.stack([(before[name] - value).norm() for name, value in gradients(policy).items()]).norm()
+    assert float(change) == pytest.approx(0.01, rel=1e-4) and found["grad_norm"] > 0.1
+
+
+def test_the_average_follows_with_a_decay_that_warms_up() -> None:
+    policy = small()
+    taught = learner(policy, ema=0.25)
+    cells, wanted = rollouts(policy), torch.zeros(5, 1, dtype=torch.float64)
+    for number in range(1, 5):
+        taught.update(cells, micro_rows=8, step=0)
+        decay = min(0.25, (1 + number) / (10 + number))
+        wanted = decay * wanted + (1 - decay) * policy.parameters()["shift"].detach()
+    torch.testing.assert_close(policy.sets.tables()["ema"]["shift"], wanted)
