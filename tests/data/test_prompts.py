@@ -42,7 +42,7 @@ def test_bad_files_are_one_line(tmp_path: Path, name: str, text: str, line: str)
 
 
 def test_a_missing_file_and_a_limit_that_leaves_none(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="prompts.path: no such file"):
+    with pytest.raises(UserError, match=r"prompts\.path: no such file"):
         prompts(str(tmp_path / "p.txt"))
     with pytest.raises(UserError, match="limit: got 0, takes 1 or more"):
         prompts(written(tmp_path, "p.txt", "a\n"), limit=0)

@@ -131,7 +131,7 @@ def test_a_gradient_that_is_not_finite_is_named(bad: float) -> None:
     def loss(steps: Steps, signal: torch.Tensor) -> Loss:
         return Loss(steps.log_probs * bad, {})
 
-    with pytest.raises(UserError, match="preflight: the policy gradient is (nan|inf)"):
+    with pytest.raises(UserError, match=r"preflight: the policy gradient is (nan|inf)"):
         preflight(policy, rollout, replace(METHOD, loss=loss), signal, micro_rows=8)
 
 

@@ -33,7 +33,10 @@ def flow_grpo(
         clip: how far a ratio may leave 1. With ``ratio="per_scalar"`` that is about ``clip * event_size`` nats for the whole
             latent: 1e-4 is 6.55 nats at D = 65,536 (SD3.5, 512 px) but 0.0064 at D = 64. It does not carry over between
             resolutions, autoencoders or video lengths.
-        beta: weight of the KL to ``ref``; 0 needs no reference.
+        beta: weight of the KL to ``ref``; 0 needs no reference. With ``kl="paper"``, ``ratio="per_step"`` and ``std="none"`` it is
+            reward per nat of a whole trajectory, because both terms are means over steps: the best policy on the trained steps is
+            ``ref exp(r / beta) / Z``. (In groups of G, whose mean includes the row itself, beta counts as ``beta G / (G - 1)``.)
+            With another std, beta is in units of that standard deviation.
         kl: ``paper``, the exact KL in nats, ``|mean - mean_ref|^2 / (2 std^2)``; ``per_scalar``, that divided by D, the scale
             of the default ratio; ``flow_grpo``, that times ``|dt|``, as flow_grpo and verl-omni compute it; ``mean_distance``,
             Flow-Factory's ``x-based``.
