@@ -109,6 +109,7 @@ def test_ctrl_c_finishes_the_step_saves_and_says_how_to_resume(tmp_path: Path, c
     run = online(tmp_path / "parts", rewards={"linear": PressesCtrlC(6)})  # an evaluation, three steps, an evaluation, and the fourth
     assert run.summary["status"] == "interrupted" and run.summary["steps"] == 4 and (run.path / "report.html").is_file()
     assert "interrupted after step 4 and saved; continue with --resume (in Python: resume=True)" in capsys.readouterr().out
+    assert checkpoint.latest(run.path / "checkpoints") == run.path / "checkpoints" / "step_000004"
     parts = online(tmp_path / "parts", rewards={"linear": PressesCtrlC(0)}, resume=True)
     straight = online(tmp_path / "straight", rewards={"linear": PressesCtrlC(0)})
     assert rows(parts.path) == rows(straight.path) and equal(kept(parts.path, 6), kept(straight.path, 6))

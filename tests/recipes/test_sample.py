@@ -91,6 +91,11 @@ def test_train_resume_and_sample_from_the_command_line(tmp_path: Path, command: 
     assert sorted(file.name for file in (run / "samples").iterdir()) == ["prompts.json", *(f"step_{n:06d}.png" for n in range(3))]
     assert json.loads((run / "samples" / "prompts.json").read_text())["prompts"] == ["a 7", "a 3"]
 
+    assert command("train", "c.yaml", "name=straight")[0] == 0
+    resumed, straight = (checkpoint.load(tmp_path / "runs" / name / "checkpoints" / "step_000002")[0] for name in ("small", "straight"))
+    assert resumed.keys() == straight.keys() == {"trained", "ref", "ema", "optimizer"}
+    assert all(torch.equal(resumed[name][key], straight[name][key]) for name in resumed for key in straight[name])
+
     code, out, err = command("sample", "small", "--count", "3")
     assert code == 0 and out == "samples: runs/small/samples/sampled_000002.png\n", err
     assert Image.open(run / "samples" / "sampled_000002.png").size == (3 * 9, 2 * 9)  # a row per evaluation prompt, a gap of one pixel
