@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -52,15 +52,23 @@ def gold_classifier() -> Any:
     return SVC(C=10, gamma="scale").fit(images.flatten(1).numpy(), labels.numpy())
 
 
-def digits_proxy(*, seed: int = 0) -> Callable[..., Tensor]:
-    """Reward in 0..1: the probability that the proxy classifier gives to the prompt's digit. Differentiable in the images."""
+def digits_proxy(*, score: Literal["probability", "correct"] = "probability", seed: int = 0) -> Callable[..., Tensor]:
+    """Reward in 0..1 from the proxy classifier: what it gives to the prompt's digit.
 
-    def score(outputs: Any, prompts: list[str], **columns: Any) -> Tensor:
+    score: ``probability``, differentiable in the images; ``correct``, 1 where the prompt's digit is its first choice and else
+    0, which says nothing about which sevens are the most seven-like, and so does not reward them for looking alike.
+    """
+    net = proxy_classifier(seed)
+
+    def reward(outputs: Any, prompts: list[str], **columns: Any) -> Tensor:
         images = _images(outputs)
-        probabilities = proxy_classifier(seed).to(images.device)(images).softmax(-1)
-        return probabilities.gather(1, classes(prompts).to(images.device)[:, None])[:, 0]
+        wanted = classes(prompts).to(images.device)
+        logits = net.to(images.device)(images)
+        if score == "correct":
+            return (logits.argmax(-1) == wanted).float()
+        return logits.softmax(-1).gather(1, wanted[:, None])[:, 0]
 
-    return score
+    return reward
 
 
 def digits_gold() -> Callable[..., Tensor]:
