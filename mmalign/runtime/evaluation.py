@@ -62,7 +62,7 @@ def evaluate(policy: Policy, exam: Exam, *, using: str = "current") -> Evaluatio
     with policy.using(using):
         outputs = policy.generate(rows, [SEED + number for number in range(len(rows))], **exam.call)
     found: dict[str, float] = {}
-    for name, scores in ask({**exam.rewards, **exam.judges}, outputs, rows).items():
+    for name, scores in {**ask(exam.rewards, outputs, rows), **ask(exam.judges, outputs, rows, kind="judge")}.items():
         known = scores[~scores.isnan()]
         found[name] = float(known.mean()) if len(known) else float("nan")
         found[f"{name}_se"] = float(known.std() / len(known) ** 0.5) if len(known) > 1 else float("nan")

@@ -14,17 +14,17 @@ Functions = Mapping[str, Callable[..., Any]]
 Missing = Literal["stop", "drop"]
 
 
-def ask(rewards: Functions, outputs: Any, prompts: list[str]) -> dict[str, Tensor]:
+def ask(rewards: Functions, outputs: Any, prompts: list[str], *, kind: str = "reward") -> dict[str, Tensor]:
     """Every reward's answer by name, ``[B]`` float64 on the CPU; NaN where a reward had none.
 
     A reward that answers ``{part: [B]}`` gives ``name/part`` for each. Errors: UserError that names the reward, where it raises,
-    answers with the wrong shape or type, or with an infinite number.
+    answers with the wrong shape or type, or with an infinite number; ``kind`` is what it is called there.
     """
     found: dict[str, Tensor] = {}
     for name, reward in rewards.items():
-        answer = _answer("reward", name, reward, outputs, prompts)
+        answer = _answer(kind, name, reward, outputs, prompts)
         parts = {f"{name}/{part}": value for part, value in answer.items()} if isinstance(answer, Mapping) else {name: answer}
-        found.update({part: _checked(part, value, len(prompts)) for part, value in parts.items()})
+        found.update({part: _checked(f"{kind} {part}", value, len(prompts)) for part, value in parts.items()})
     return found
 
 
@@ -74,15 +74,15 @@ def _answer(kind: str, name: str, function: Callable[..., Any], outputs: Any, pr
         raise UserError(f"{kind} {name}: raised {type(error).__name__}: {' '.join(str(error).split())}") from error
 
 
-def _checked(name: str, value: Any, rows: int) -> Tensor:
+def _checked(who: str, value: Any, rows: int) -> Tensor:
     if not isinstance(value, Tensor):
         try:
             value = torch.as_tensor(value, dtype=torch.float64)
         except (TypeError, ValueError, RuntimeError) as error:
-            raise UserError(f"reward {name}: returned {type(value).__name__}, takes a tensor [{rows}]") from error
+            raise UserError(f"{who}: returned {type(value).__name__}, takes a tensor [{rows}]") from error
     if tuple(value.shape) != (rows,):
-        raise UserError(f"reward {name}: returned shape {list(value.shape)}, takes [{rows}]: one score for each output")
+        raise UserError(f"{who}: returned shape {list(value.shape)}, takes [{rows}]: one score for each output")
     value = value.detach().double().cpu()
     if bool(value.isinf().any()):
-        raise UserError(f"reward {name}: returned an infinite score; takes finite numbers, and NaN for a missing one")
+        raise UserError(f"{who}: returned an infinite score; takes finite numbers, and NaN for a missing one")
     return value

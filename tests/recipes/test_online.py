@@ -283,7 +283,7 @@ def raises(outputs: Any, prompts: list[str], **columns: Any) -> Any:
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "reward raises": ({"rewards": {"r": raises}}, "reward r: raised RuntimeError: no such model"),
-    "judge raises": ({"judges": {"j": raises}}, "reward j: raised RuntimeError: no such model"),
+    "judge raises": ({"judges": {"j": raises}}, "judge j: raised RuntimeError: no such model"),
     "metric raises": ({"metrics": {"m": raises}}, "metric m: raised RuntimeError: no such model"),
     "metric is a number": ({"metrics": {"m": lambda o, p: 3.0}}, r"metric m: returned float, takes \{name: number\}"),
     "wrong shape": ({"rewards": {"r": lambda o, p: o}}, r"reward r: returned shape \[12, 2\], takes \[12\]"),
@@ -315,7 +315,7 @@ def test_bad_input_is_one_line_and_leaves_no_folder(tmp_path: Path, name: str) -
 
 def test_an_error_later_keeps_what_was_trained(tmp_path: Path) -> None:
     gold = Judge(0.1, 0.2)
-    with pytest.raises(UserError, match="reward gold: raised IndexError"):
+    with pytest.raises(UserError, match="judge gold: raised IndexError"):
         online(tmp_path, judges={"gold": gold}, evaluation={"every": 1, "samples": 2}, checkpoint_every=1)
     gold.scores = [0.3] * 6
     run = online(tmp_path, judges={"gold": gold}, evaluation={"every": 1, "samples": 2}, checkpoint_every=1, resume=True)

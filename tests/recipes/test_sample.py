@@ -125,7 +125,7 @@ def test_samples_are_those_of_the_average_and_of_the_best_before_it(tmp_path: Pa
 
 def test_bad_judges_end_in_one_line_and_no_folder(tmp_path: Path, command: Any) -> None:
     code, _, err = command("train", "c.yaml", "judges.gold.use=mine.broken")
-    assert (code, err) == (2, "reward gold: raised RuntimeError: no model\n")
+    assert (code, err) == (2, "judge gold: raised RuntimeError: no model\n")
     assert not (tmp_path / "runs" / "small").exists()
 
 
