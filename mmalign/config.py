@@ -28,6 +28,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "records": ("data", "worlds"),
     "rewards": ("rewards", "worlds"),
     "judges": ("rewards", "evaluation", "worlds"),
+    "real": ("worlds",),
     "metrics": ("evaluation", "rewards", "worlds"),
 }
 """key -> where the names under it are looked up, in this order. Mappings and lists inside inherit their key's rooms."""

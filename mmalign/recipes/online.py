@@ -61,6 +61,7 @@ def online(
     micro_rows: int = 64,
     learning_rate: float = 1e-4,
     warmup: int = 0,
+    decay_steps: int | None = None,
     weight_decay: float = 0.0,
     max_grad_norm: float = 1.0,
     ema: float | None = None,
@@ -85,10 +86,12 @@ def online(
         steps: rollouts. group_size: outputs of each prompt. epochs, updates_per_epoch: updates on each rollout.
         micro_rows: rows in one backward pass; does not change the loss.
         learning_rate, warmup, weight_decay, max_grad_norm: of AdamW; warmup in steps.
+        decay_steps: steps over which the learning rate falls to 0 in a line; None keeps it constant.
         ema: decay of the average that is evaluated and exported, at most ``(1 + n) / (10 + n)`` after n updates; None for none.
         missing: what to do about NaN rewards. resample: further rollouts where the method drops groups (dynamic sampling).
         judges, metrics: further rewards, and functions of the whole set, that only evaluate.
-        evaluation: ``every`` (steps), ``prompts``, ``samples`` (of each), ``columns`` (shown), ``call`` (of the sampler).
+        evaluation: ``every`` (steps), ``prompts``, ``samples`` (of each), ``columns`` (shown), ``call`` (of the
+            sampler), ``real`` (a function ``(prompts, columns) -> [prompts, columns, C, H, W]``, to show real data beside them).
         early_stop: ``{judge: NAME, patience: N}``: stop after N evaluations without a new best. The parameters of the best one are
             kept as the set ``best``, and its numbers are the run's. That judge then takes part in training: report another one.
         checkpoint_every, trackers: how often to save, and where to log besides, in accelerate's words.
@@ -109,8 +112,9 @@ def online(
         updates_per_epoch=updates_per_epoch, micro_rows=micro_rows, checkpoint_every=checkpoint_every,
     )  # fmt: skip
     learner = Learner(
-        policy, method, learning_rate=learning_rate, warmup=warmup, weight_decay=weight_decay, max_grad_norm=max_grad_norm, ema=ema
-    )
+        policy, method, learning_rate=learning_rate, warmup=warmup, decay_steps=decay_steps, weight_decay=weight_decay,
+        max_grad_norm=max_grad_norm, ema=ema,
+    )  # fmt: skip
     exam = _exam(evaluation, prompts=list(prompts)[:16], rewards=rewards, judges=judges or {}, metrics=metrics or {})
     journal = Journal(
         learner, exam, name=name, runs=runs, seed=seed, steps=steps, checkpoint_every=checkpoint_every, early_stop=early_stop,
@@ -204,7 +208,7 @@ def _in_turn(prompts: Sequence[str], *, seed: int, attempt: int, start: int, cou
 
 def _exam(evaluation: Mapping[str, Any] | None, **given: Any) -> Exam:
     """What the user says of evaluations, over what follows from the rest of the call."""
-    known = ("prompts", "every", "samples", "columns", "call")
+    known = ("prompts", "every", "samples", "columns", "call", "real")
     if unknown := sorted((evaluation or {}).keys() - set(known)):
         raise UserError(f"evaluation.{unknown[0]}: unknown key; takes {', '.join(known)}")
     return Exam(**{**given, **(evaluation or {})})

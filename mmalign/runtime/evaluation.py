@@ -24,6 +24,7 @@ class Exam:
     prompts, samples: ``samples`` outputs of every prompt, at fixed seeds. rewards, judges: averaged over rows. metrics: functions
     ``(outputs, prompts) -> {name: number}`` of the whole set. every: steps between evaluations. columns: how many samples of a
     prompt the grid shows. call: arguments of the sampler that users have, such as ``num_inference_steps``.
+    real: ``(prompts, columns) -> [prompts, columns, C, H, W]`` in 0..1, real data to show beside the samples.
 
     Errors: UserError for a number below 1, and for no prompts.
     """
@@ -36,6 +37,7 @@ class Exam:
     samples: int = 16
     columns: int = 8
     call: Mapping[str, Any] = field(default_factory=dict)
+    real: Callable[[Sequence[str], int], Tensor] | None = None
 
     def __post_init__(self) -> None:
         if not self.prompts:

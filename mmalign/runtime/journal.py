@@ -131,6 +131,8 @@ class Journal:
         if found.grid is not None:
             self.folder.write_prompts(self.exam.prompts, list(range(found.grid.shape[1])))
             self.folder.write_samples(step, found.grid)
+            if step == 0 and self.exam.real is not None:
+                self.folder.write_real(self.exam.real(self.exam.prompts, found.grid.shape[1]))
         row = {**found.metrics, "kl": self.state["kl"]}
         self.log.log(step, "eval", row)
         self.state["evaluations"].append({"step": step, **row})

@@ -20,10 +20,11 @@ class Learner:
 
     def __init__(
         self, policy: Policy, method: Method, *, learning_rate: float, warmup: int, weight_decay: float, max_grad_norm: float,
-        ema: float | None,
+        ema: float | None, decay_steps: int | None = None,
     ):  # fmt: skip
         self.policy, self.method = policy, method
         self.learning_rate, self.warmup, self.max_grad_norm, self.ema = learning_rate, warmup, max_grad_norm, ema
+        self.decay_steps = decay_steps
         self.optimizer = torch.optim.AdamW(policy.parameters().values(), lr=learning_rate, weight_decay=weight_decay)
         self.updates = 0
         self.needs = needed(policy, method)
@@ -41,7 +42,7 @@ class Learner:
 
         The weights are those of all rows at once, so the split changes nothing but rounding. Returns means over live cells
         (``*_max``: the largest), with ``loss`` and ``grad_norm``. An update whose gradient is not finite is skipped, and counted
-        in ``skipped``. step: of training, from 0, for the warm-up. At least one row has to be given.
+        in ``skipped``. step: of training, from 0, for warm-up and decay. At least one row has to be given.
         """
         mask = torch.cat([rollout.mask[rows] for rollout, _, rows in cells])
         weights = self.method.weigh(mask).split([len(rows) for _, _, rows in cells])
@@ -66,8 +67,9 @@ class Learner:
         return {**_pooled(found), "loss": float(total), "grad_norm": float(norm), "skipped": float(not finite)}
 
     def _step(self, step: int) -> None:
+        left = 1.0 if self.decay_steps is None else max(0.0, 1 - step / self.decay_steps)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate * min(1.0, (step + 1) / (self.warmup + 1))
+            group["lr"] = self.learning_rate * min(1.0, (step + 1) / (self.warmup + 1)) * left
         self.optimizer.step()
         self.updates += 1
         if self.ema is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -60,3 +61,13 @@ def classes(prompts: list[str]) -> Tensor:
 def digit_prompts(*, count: int | None = None) -> list[str]:
     """``a handwritten zero`` to ``a handwritten nine``, the first ``count`` of them."""
     return PROMPTS[:count]
+
+
+def digits_real() -> Callable[[Sequence[str], int], Tensor]:
+    """Real scans of half B to show beside samples: ``(prompts, columns) -> [prompts, columns, 1, 8, 8]``."""
+
+    def show(prompts: Sequence[str], columns: int) -> Tensor:
+        images, labels = real("B")
+        return torch.stack([images[labels == digit_of(prompt)][:columns] for prompt in prompts])
+
+    return show
