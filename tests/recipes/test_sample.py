@@ -105,6 +105,8 @@ def test_train_resume_and_sample_from_the_command_line(tmp_path: Path, command: 
     one = sample(run, prompts=["a 7"], count=2, seed=1, out=tmp_path / "one.png")
     again = sample(run, prompts=["a 7"], count=2, seed=1, out=tmp_path / "again.png")
     other = sample(run, prompts=["a 7"], count=2, seed=9, out=tmp_path / "other.png")
+    second = Image.open(sample(run, prompts=["a 7"], count=1, seed=2, out=tmp_path / "second.png"))
+    assert Image.open(one).crop((9, 0, 18, 9)).tobytes() == second.tobytes() != Image.open(one).crop((0, 0, 9, 9)).tobytes()
     assert one == tmp_path / "one.png" and torch.equal(pixels(one), pixels(again)) and not torch.equal(pixels(one), pixels(other))
 
 
