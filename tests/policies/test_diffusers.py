@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from policies.tiny import PIPELINES, make, shaken, stable_diffusion
+from tiny import PIPELINES, make, shaken, stable_diffusion
 
 from mmalign.policies.diffusers import diffusers
 from mmalign.samplers import kernels
