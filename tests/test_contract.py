@@ -123,8 +123,15 @@ def test_what_it_needs_is_enough(case: Case) -> None:
             _loss(method, full.steps(method.needs - {need}), full.feedback())
 
 
+def _count(method: Method, steps: Steps) -> int:
+    """What the metrics of a micro-batch are means over: live rows where a method sees whole pairs, and else live cells."""
+    return int(steps.mask.any(1).sum() if method.unit == "pair" else steps.mask.sum())
+
+
 def _atoms(method: Method, at: Table, rng: torch.Generator) -> list[Tensor]:
     """Row numbers that have to stay together, in random order."""
+    if method.unit == "pair":
+        return [torch.tensor([2 * pair, 2 * pair + 1]) for pair in torch.randperm(ROWS // 2, generator=rng).tolist()]
     if method.unit in ("cell", "row"):
         return [torch.tensor([row]) for row in torch.randperm(ROWS, generator=rng).tolist()]
     return [(at.group == group).nonzero()[:, 0] for group in at.group.unique()]
@@ -147,7 +154,7 @@ def test_a_micro_batch_split_changes_nothing(case: Case, seed: int) -> None:
             part = method.loss(piece, signal[rows] if signal.shape[1] == 1 else signal[rows][:, columns])
             loss = (weight[rows][:, columns] * part.values).sum()
             loss.backward(retain_graph=True)
-            got, count = got + loss.item(), int(piece.mask.sum())
+            got, count = got + loss.item(), _count(method, piece)
             live += count
             for name, value in part.metrics.items():
                 sums[name] = max(sums[name], value.item()) if name.endswith("_max") else sums[name] + count * value.item()
@@ -174,7 +181,8 @@ def _padded(steps: Steps, feedback: Feedback, garbage: float) -> tuple[Steps, Fe
     missing = torch.full((2,), math.nan, dtype=torch.float64)
     group = torch.cat([feedback.group, torch.tensor([feedback.group[0], 10**9])])
     lengths = torch.cat([feedback.lengths, torch.zeros(2, dtype=torch.int64)])  # type: ignore[list-item]
-    return wide, Feedback(torch.cat([feedback.rewards, missing]), group, lengths=lengths), leaf
+    pairs, strength = torch.cat([feedback.pairs, torch.tensor([[ROWS, ROWS + 1]])]), torch.cat([feedback.strength, missing[:1]])  # type: ignore[list-item]
+    return wide, Feedback(torch.cat([feedback.rewards, missing]), group, pairs=pairs, strength=strength, lengths=lengths), leaf
 
 
 @every_case
@@ -198,8 +206,9 @@ def test_padding_changes_nothing(case: Case, garbage: float) -> None:
 @every_case
 def test_the_order_of_rows_changes_nothing(case: Case) -> None:
     at, method = table(case.kind), case.method
-    order = torch.randperm(ROWS, generator=torch.Generator().manual_seed(1))
-    feedback = Feedback(at.rewards[order], at.group[order], lengths=at.lengths[order])
+    order = torch.cat(_atoms(method, at, torch.Generator().manual_seed(1)))
+    pairs = order.argsort()[at.pairs]  # where the rows of each pair have gone
+    feedback = Feedback(at.rewards[order], at.group[order], pairs=pairs, strength=at.strength, lengths=at.lengths[order])
     _close(method.signal(feedback), method.signal(at.feedback())[order])
     _close(_loss(method, at.steps()[order], feedback)[0], _loss(method, at.steps(), at.feedback())[0])
 
@@ -207,14 +216,17 @@ def test_the_order_of_rows_changes_nothing(case: Case) -> None:
 @every_case
 @pytest.mark.parametrize("gap", [1e4, -1e4, 710.0, 20.0])
 def test_far_policies_and_poor_feedback_are_finite(case: Case, gap: float) -> None:
-    """Two rows of one group and one row alone; both signs of the gap within one row. Ties, and one or all rewards missing."""
+    """Two rows of one group and two alone; both signs of the gap within one row and within one pair. Ties, and missing rewards."""
     for rewards in ([0.0, 1.0], [1.0, 0.0], [1.0, 1.0], [math.nan, math.nan], [math.nan, 1.0]):
-        leaf = torch.zeros(3, 4, dtype=torch.float64, requires_grad=True)
-        far = torch.tensor([gap, -gap, 0.0, gap], dtype=torch.float64).repeat(3, 1)
-        mask = torch.ones(3, 4, dtype=torch.bool)
-        facts = {"std": torch.full((3, 4), 0.3).double(), "dt": torch.full((3, 4), -0.1).double()}
+        leaf = torch.zeros(4, 4, dtype=torch.float64, requires_grad=True)
+        far = torch.tensor([gap, -gap, 0.0, gap], dtype=torch.float64) * torch.tensor([[1.0], [-1.0], [1.0], [1.0]])
+        mask = torch.ones(4, 4, dtype=torch.bool)
+        facts = {"std": torch.full((4, 4), 0.3).double(), "dt": torch.full((4, 4), -0.1).double(), "noise": torch.full((4, 4), 0.4).double()}
         steps = Steps(leaf, mask, far, {"ref": far}, {"ref": (leaf - far) ** 2}, facts, 1, case.kind)
-        feedback = Feedback(torch.tensor([*rewards, 3.0], dtype=torch.float64), torch.tensor([0, 0, 1]), lengths=torch.full((3,), 4))
+        known = torch.tensor([*rewards, 3.0, 2.0], dtype=torch.float64)
+        strength = (known[0::2] > known[1::2]).double() + 0.5 * (known[0::2] == known[1::2]) + 0 * (known[0::2] - known[1::2])
+        pairs, group = torch.tensor([[0, 1], [2, 3]]), torch.tensor([0, 0, 1, 2])
+        feedback = Feedback(known, group, pairs=pairs, strength=strength, lengths=torch.full((4,), 4))
         loss, metrics = _loss(case.method, steps, feedback)
         loss.backward()
         assert loss.isfinite() and leaf.grad is not None and leaf.grad.isfinite().all()
@@ -228,10 +240,11 @@ def test_a_policy_that_ran_away_on_a_bad_row_is_still_pulled_back(case: Case) ->
     if case.kwargs.get("dual") is not None:
         return  # a dual clip takes this gradient away: it is what it is for
     leaf = torch.zeros(2, 1, dtype=torch.float64, requires_grad=True)
-    facts = {"std": torch.ones(2, 1).double(), "dt": -torch.ones(2, 1).double()}
+    facts = {"std": torch.ones(2, 1).double(), "dt": -torch.ones(2, 1).double(), "noise": 0.5 * torch.ones(2, 1).double()}
     same, mask = torch.zeros(2, 1).double(), torch.ones(2, 1, dtype=torch.bool)
     steps = Steps(leaf, mask, same - 1e4, {"ref": same}, {"ref": leaf * 0}, facts, 1, case.kind)
-    _loss(case.method, steps, Feedback(torch.tensor([-1.0, 1.0]).double(), torch.tensor([0, 0]), lengths=torch.ones(2)))[0].backward()
+    rewards, pairs = torch.tensor([-1.0, 1.0]).double(), torch.tensor([[1, 0]])
+    _loss(case.method, steps, Feedback(rewards, torch.tensor([0, 0]), pairs=pairs, lengths=torch.ones(2)))[0].backward()
     assert leaf.grad is not None and leaf.grad[0] > 0
 
 
@@ -257,7 +270,7 @@ def test_dead_cells_are_zero(case: Case) -> None:
 @every_case
 def test_only_the_current_policy_is_trained(case: Case) -> None:
     at, method = table(case.kind), case.method
-    frozen = {name: getattr(at, name).clone().requires_grad_() for name in ("old", "ref", "std", "dt")}
+    frozen = {name: getattr(at, name).clone().requires_grad_() for name in ("old", "ref", "std", "dt", "noise")}
     steps = replace(at, **frozen).steps(method.needs)
     _loss(method, steps, at.feedback())[0].backward()
     assert all(values.grad is None for values in frozen.values())

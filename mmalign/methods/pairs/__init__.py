@@ -1,0 +1,1 @@
+"""Methods that learn from pairs of which one row is preferred."""

@@ -1,0 +1,43 @@
+"""Direct Preference Optimization."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from mmalign.objectives import links, margins, weights
+from mmalign.objectives.compose import preference
+from mmalign.types import Method
+
+
+def dpo(
+    *,
+    beta: float = 0.1,
+    margin: Literal["total", "per_step", "per_scalar"] = "total",
+    link: Literal["logistic", "hinge", "squared"] = "logistic",
+    smoothing: float = 0.0,
+) -> Method:
+    """The policy as its own reward model: a better row's log-ratio to the reference goes up, a worse one's down.
+
+    With ``m = [log pi - log ref](better row) - [log pi - log ref](worse row)``, and p the strength of the preference::
+
+        loss = mean over pairs of  -p log sigmoid(beta m) - (1 - p) log sigmoid(-beta m)
+
+    Args:
+        beta: how much a nat of margin counts; small values let the policy go far from ``ref``.
+        margin: ``total``, sums over steps in nats; ``per_step``, means over each row's steps, with a beta about as much larger as
+            rows are long (open-instruct's ``dpo_norm``, beta 5); ``per_scalar``, the total divided by the scalars of one event,
+            for denoising steps.
+        link: ``logistic``; ``hinge``, max(0, 1 - beta m); ``squared``, (m - 1 / (2 beta))^2, which is IPO with beta its tau.
+        smoothing: part of the labels taken to be flipped, 0 to below 0.5 (conservative DPO).
+
+    Paper: Direct Preference Optimization: Your Language Model is Secretly a Reward Model, arXiv 2305.18290, eq. 7.
+
+    Deviations: the paper has neither soft labels nor ``smoothing``: p is 1 there; a tie, p = 0.5, pulls the margin to 0. Pairs
+    of which nothing is known (NaN) are left out. TRL's IPO takes means over tokens: ``margin="per_step", link="squared"``.
+    """
+    return preference(
+        margin=margins.named(margin),
+        link=links.named(link, beta=beta),
+        weigh=weights.sequence_mean,
+        smoothing=smoothing,
+    )

@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from mmalign.methods import dpo
+from mmalign.types import Feedback, Steps, UserError
+
+
+def feedback(pairs, strength=None, rows=4):
+    nothing = torch.full((rows,), math.nan, dtype=torch.float64)
+    strength = None if strength is None else torch.tensor(strength, dtype=torch.float64)
+    return Feedback(nothing, torch.arange(rows) // 2, pairs=torch.tensor(pairs), strength=strength)
+
+
+def steps(first, rows=4):
+    log_probs = torch.tensor(first, dtype=torch.float64)[:, None].requires_grad_()
+    return Steps(log_probs, torch.ones(rows, 1, dtype=torch.bool), refs={"ref": torch.zeros(rows, 1).double()})
+
+
+def test_the_signal_says_who_is_better_and_how_surely():
+    signal = dpo().signal(feedback([[0, 1], [3, 2]], [0.9, 0.2]))
+    assert signal.squeeze(1).tolist() == pytest.approx([0.9, -0.9, 0.8, -0.8])  # .2 for row 3 is .8 for row 2
+    assert dpo().signal(feedback([[1, 0]])).squeeze(1).tolist() == [-1.0, 1.0, 0.0, 0.0]
+
+
+def test_missing_labels_teach_nothing_and_ties_pull_the_margin_to_zero():
+    table, method = steps([2.0, 1.0, 2.0, 1.0]), dpo(beta=1.0)
+    said = feedback([[0, 1], [2, 3]], [0.5, math.nan])
+    assert method.keep(said).tolist() == [True, True, False, False]
+    (method.loss(table, method.signal(said)).values * 0.5).sum().backward()
+    assert table.log_probs.grad[0] > 0 > table.log_probs.grad[1] and not table.log_probs.grad[2:].any()
+    level = steps([1.0, 1.0, 0.0, 0.0])
+    method.loss(level, method.signal(said)).values.sum().backward()
+    assert not level.log_probs.grad.any()
+
+
+def test_metrics_by_hand():
+    method = dpo()
+    metrics = method.loss(steps([2.0, 1.0, 5.0, 1.0]), method.signal(feedback([[0, 1], [3, 2]]))).metrics
+    assert {name: value.item() for name, value in metrics.items()} == {"margin": -1.5, "accuracy": 0.5, "better": 1.5, "worse": 3.0}
+    assert method.loss(steps([1.0] * 4), method.signal(feedback([[0, 1], [3, 2]]))).metrics["accuracy"] == 0.5
+
+
+def test_torn_pairs_are_refused():
+    method = dpo()
+    signal = method.signal(feedback([[0, 1], [2, 3]]))
+    with pytest.raises(UserError, match="side by side"):
+        method.loss(steps([0.0] * 4)[[0, 2, 1, 3]], signal[[0, 2, 1, 3]])
+    with pytest.raises(UserError, match="whole pairs"):
+        method.loss(steps([0.0] * 4)[:3], signal[:3])
+    with pytest.raises(UserError, match="whole pairs"):
+        method.loss(steps([0.0] * 4), signal[:2])
+
+
+def test_feedback_that_is_none():
+    with pytest.raises(UserError, match="takes pairs"):
+        dpo().signal(Feedback(torch.zeros(4).double(), torch.arange(4)))
+    with pytest.raises(UserError, match="at most once"):
+        dpo().signal(feedback([[0, 1], [1, 2]]))
+    with pytest.raises(UserError, match=r"0\.\.1"):
+        dpo().signal(feedback([[0, 1]], [1.2]))
+    with pytest.raises(UserError, match="smoothing: got 0.5"):
+        dpo(smoothing=0.5)

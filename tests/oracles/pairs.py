@@ -1,0 +1,101 @@
+"""Straight-line oracles of the methods that learn from pairs: loops over pairs and cells, written from the papers and public code."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tests.oracles.tables import Table
+
+
+def _cells(table: Table, row: int) -> list[int]:
+    return [step for step in range(table.mask.shape[1]) if bool(table.mask[row, step])]
+
+
+def _known(table: Table) -> Iterator[tuple[int, int, float]]:
+    """(first row, second row, strength) of the pairs that say something and have steps in both rows."""
+    for (first, second), strength in zip(table.pairs.tolist(), table.strength.tolist(), strict=True):
+        if not math.isnan(strength) and _cells(table, first) and _cells(table, second):
+            yield first, second, strength
+
+
+def _link(margin: Tensor, link: str, beta: float) -> Tensor:
+    if link == "logistic":
+        far = -beta * margin  # log(1 + e^far), the larger exponential taken out
+        return far + torch.log1p(torch.exp(-far)) if far > 0 else torch.log1p(torch.exp(far))
+    if link == "hinge":
+        return 1 - beta * margin if beta * margin < 1 else margin * 0
+    return (margin - 0.5 / beta) ** 2
+
+
+def _soft(margin: Tensor, strength: float, smoothing: float, link: str, beta: float) -> Tensor:
+    right = strength * (1 - smoothing) + (1 - strength) * smoothing
+    return right * _link(margin, link, beta) + (1 - right) * _link(-margin, link, beta)
+
+
+def _rows(table: Table) -> int:
+    return sum(bool(_cells(table, row)) for row in range(table.mask.shape[0]))
+
+
+def dpo(table: Table, *, beta: float = 0.1, margin: str = "total", link: str = "logistic", smoothing: float = 0.0) -> Tensor:
+    total = table.log_probs.sum() * 0
+    for first, second, strength in _known(table):
+        sides = []
+        for row in (first, second):
+            side = sum(table.log_probs[row, step] - table.ref[row, step] for step in _cells(table, row))
+            sides.append(side / {"total": 1, "per_step": len(_cells(table, row)), "per_scalar": table.event_size}[margin])
+        total = total + 2 * _soft(sides[0] - sides[1], strength, smoothing, link, beta) / _rows(table)
+    return total
+
+
+def _squared_error(table: Table, row: int, step: int, error: str) -> tuple[Tensor, Tensor]:
+    """Of the policy and of the reference, to the target of the step."""
+    assert table.mean is not None and table.mean_ref is not None and table.target is not None
+    ours, theirs = (table.mean - table.target)[row, step] ** 2, (table.mean_ref - table.target)[row, step] ** 2
+    return (ours.mean(), theirs.mean()) if error == "mean" else (ours.sum(), theirs.sum())
+
+
+def diffusion_dpo(
+    table: Table, *, beta: float = 5000.0, error: str = "mean", half: bool = True, link: str = "logistic", smoothing: float = 0.0,
+    times: str = "constant",
+) -> Tensor:  # fmt: skip
+    total = table.log_probs.sum() * 0
+    for first, second, strength in _known(table):
+        for step in set(_cells(table, first)) & set(_cells(table, second)):
+            (model_w, ref_w), (model_l, ref_l) = (_squared_error(table, row, step, error) for row in (first, second))
+            inside = -(0.5 if half else 1.0) * ((model_w - ref_w) - (model_l - ref_l))
+            if times == "noise":
+                inside = inside * (1 - float(table.noise[first, step])) ** 2
+            share = 1 / len(_cells(table, first)) + 1 / len(_cells(table, second))
+            total = total + share * _soft(inside, strength, smoothing, link, beta) / _rows(table)
+    return total
+
+
+def flow_dpo(table: Table, *, beta: float = 2000.0, **settings: Any) -> Tensor:
+    return diffusion_dpo(table, beta=beta, **settings)
+
+
+ORACLES: dict[str, list[tuple[dict[str, Any], Callable[..., Tensor]]]] = {
+    "dpo": [
+        ({}, dpo),
+        ({"beta": 0.5, "margin": "per_step", "smoothing": 0.1}, dpo),
+        ({"beta": 2.0, "margin": "per_scalar", "link": "hinge"}, dpo),
+        ({"beta": 0.05, "link": "squared", "smoothing": 0.2}, dpo),
+    ],
+    "diffusion_dpo": [
+        ({}, diffusion_dpo),
+        ({"beta": 2.0}, diffusion_dpo),
+        ({"beta": 1.0, "half": False, "smoothing": 0.1}, diffusion_dpo),
+        ({"beta": 0.3, "error": "sum", "link": "hinge"}, diffusion_dpo),
+        ({"beta": 0.5, "half": False, "link": "squared"}, diffusion_dpo),
+    ],
+    "flow_dpo": [
+        ({"beta": 1.5}, flow_dpo),
+        ({"beta": 3.0, "times": "noise", "half": False}, flow_dpo),
+        ({"beta": 0.2, "error": "sum", "smoothing": 0.3}, flow_dpo),
+    ],
+}
