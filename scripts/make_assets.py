@@ -17,7 +17,7 @@ from mmalign.worlds.digits.base import train_base
 from mmalign.worlds.digits.data import PROMPTS
 from mmalign.worlds.digits.judges import digits_gold, digits_spread
 
-ITERATIONS = {"dit": 4000, "sd3": 4000}
+ITERATIONS = {"dit": 4000, "sd3": 2500}
 
 
 def numbers(pipe: object) -> str:
@@ -35,7 +35,10 @@ def main(names: list[str]) -> None:
         print(f"{name}: {numbers(pipe)}")
         pipe.to(torch.float16).to(torch.float32)
         print(f"{name}: {numbers(pipe)} after rounding to float16")
-        pipe.to(torch.float16).save_pretrained(Path(__file__).parents[1] / "assets" / "digits" / name)
+        folder = Path(__file__).parents[1] / "assets" / "digits" / name
+        pipe.to(torch.float16).save_pretrained(folder)
+        for file in folder.rglob("*.safetensors"):
+            file.chmod(0o644)
 
 
 if __name__ == "__main__":

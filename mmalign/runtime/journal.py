@@ -162,6 +162,8 @@ class Journal:
             print(f"interrupted after step {self.state['step']} and saved; continue with --resume (in Python: resume=True)")
         else:
             print(f"{self.over} after {self.state['step']} steps, {clock(self.state['train_seconds'])} of training")
+            changes = [key.removesuffix("_before") for key in summary if key.endswith("_before") and not key.endswith("_se_before")]
+            print("  ".join(f"{key} {summary[f'{key}_before']:.3f} -> {summary[f'{key}_after']:.3f}" for key in changes))
         return Run(self.folder.path, summary, self.learner.policy)
 
 

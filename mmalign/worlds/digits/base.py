@@ -6,6 +6,7 @@ A person asks such a model for a seven and gets one about half of the time, as p
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,7 +30,22 @@ def digits(*, denoiser: Denoiser = "dit", path: str | None = None) -> Any:
     folder = resource(f"assets/digits/{denoiser}") if path is None else Path(path)
     if not (folder / "model_index.json").is_file():
         raise UserError(f"pipeline: no digits pipeline in {folder}; scripts/make_assets.py makes the ones that come with mmalign")
-    return DigitsPipeline.from_pretrained(folder, dtype=torch.float32)
+    pipe = _quietly(lambda: DigitsPipeline.from_pretrained(folder, dtype=torch.float32))
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def _quietly(load: Callable[[], Any]) -> Any:
+    """Without diffusers' bar, which takes longer to read than two megabytes take to load."""
+    from diffusers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        return load()
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def untrained(denoiser: Denoiser = "dit", *, seed: int = 0) -> Any:
