@@ -42,5 +42,5 @@ def test_features_replace_the_numbers():
 
 
 def test_scale_has_to_be_positive():
-    with pytest.raises(UserError, match="novelty.scale"):
+    with pytest.raises(UserError, match=r"novelty\.scale"):
         novelty(scale=0.0)

@@ -125,7 +125,10 @@ def test_parameter_sets() -> None:
     with policy.using("ema"):
         torch.testing.assert_close(policy.steps(rollout, everyone).log_probs, table.log_probs)
     assert set(policy.sets.tables()) == {"trained", "ref", "previous", "ema"}
-    for ask in (lambda: policy.remember(rollout, ["opponent"], 4), lambda: policy.steps(rollout, everyone, None, frozenset({"kls:opponent"}))):
+    for ask in (
+        lambda: policy.remember(rollout, ["opponent"], 4),
+        lambda: policy.steps(rollout, everyone, None, frozenset({"kls:opponent"})),
+    ):
         with pytest.raises(UserError, match="got 'opponent'"):
             ask()
 

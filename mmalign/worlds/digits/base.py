@@ -107,7 +107,11 @@ def train_base(
         noised = (1 - sigma)[:, None, None, None] * clean + sigma[:, None, None, None] * noise
         condition = pipe.text_encoder(digits)
         velocity = pipe.transformer(
-            hidden_states=noised, timestep=sigma * 1000, encoder_hidden_states=condition[:, None], pooled_projections=condition, return_dict=False
+            hidden_states=noised,
+            timestep=sigma * 1000,
+            encoder_hidden_states=condition[:, None],
+            pooled_projections=condition,
+            return_dict=False,
         )[0]
         loss = functional.mse_loss(velocity, noise - clean)
         optimizer.zero_grad()

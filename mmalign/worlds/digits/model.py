@@ -56,10 +56,19 @@ class DigitsTransformer(ModelMixin, ConfigMixin):
     """
 
     _supports_gradient_checkpointing = True
-    _no_split_modules = ["Block"]
+    _no_split_modules = ["Block"]  # noqa: RUF012 (read by diffusers)
 
     @register_to_config
-    def __init__(self, sample_size: int = 8, in_channels: int = 1, patch_size: int = 2, width: int = 64, depth: int = 4, heads: int = 4, text_width: int = 64):
+    def __init__(
+        self,
+        sample_size: int = 8,
+        in_channels: int = 1,
+        patch_size: int = 2,
+        width: int = 64,
+        depth: int = 4,
+        heads: int = 4,
+        text_width: int = 64,
+    ):
         super().__init__()
         self.patch = patch_size
         self.gradient_checkpointing = False
@@ -80,8 +89,9 @@ class DigitsTransformer(ModelMixin, ConfigMixin):
         self,
         hidden_states: Tensor,
         encoder_hidden_states: Tensor | None = None,
-        pooled_projections: Tensor | None = None,
-        timestep: Tensor | None = None,
+        *,
+        pooled_projections: Tensor,
+        timestep: Tensor,
         return_dict: bool = True,
     ) -> Transformer2DModelOutput | tuple[Tensor]:
         """The velocity ``[B, 1, 8, 8]`` at ``(hidden_states, timestep)``."""

@@ -24,7 +24,7 @@ class DigitsPipeline(DiffusionPipeline):
     """
 
     model_cpu_offload_seq = "text_encoder->transformer"
-    _callback_tensor_inputs = ["latents"]
+    _callback_tensor_inputs = ["latents"]  # noqa: RUF012 (read by diffusers)
 
     def __init__(self, transformer: torch.nn.Module, text_encoder: torch.nn.Module, scheduler: FlowMatchEulerDiscreteScheduler):
         super().__init__()
