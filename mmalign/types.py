@@ -13,7 +13,7 @@ Conventions, held everywhere:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol
@@ -80,7 +80,7 @@ class Steps:
     refs: name -> ``[B, T]`` log-probabilities under a named reference (``ref``, ``previous``, ``ema``, an opponent).
     kls: name -> ``[B, T]`` exact KL of each step's distribution to the named reference's, nats, differentiable.
     facts: name -> ``[B, T]`` whatever else a policy knows of a step, without gradient: ``std`` (of the transition, in
-        units of the latent) and ``dt`` (length of the step in the path's own time).
+        units of the latent), ``dt`` (length of the step in the path's own time) and ``noise`` (the noise level of a bound).
     event_size: scalars in one event: 1 for a token, D for a latent of D numbers.
     kind: ``token``, ``transition`` (a density) or ``bound`` (minus half a squared error: not a density).
     """
@@ -97,7 +97,10 @@ class Steps:
     def __post_init__(self) -> None:
         _require(isinstance(self.log_probs, Tensor) and self.log_probs.ndim == 2, "Steps.log_probs: takes a tensor [batch, steps]")
         shape = self.log_probs.shape
-        _require(self.log_probs.dtype == torch.float64, f"Steps.log_probs: got {self.log_probs.dtype}, takes torch.float64 (a float32 sum over a latent is off by milli-nats)")
+        _require(
+            self.log_probs.dtype == torch.float64,
+            f"Steps.log_probs: got {self.log_probs.dtype}, takes torch.float64 (a float32 sum over a latent is off by milli-nats)",
+        )
         _table("Steps", "mask", self.mask, shape)
         _require(self.mask.dtype == torch.bool, f"Steps.mask: got {self.mask.dtype}, takes torch.bool")
         if self.old is not None:
@@ -115,7 +118,9 @@ class Steps:
         """The same table for some rows: a slice, a list of row numbers or a boolean tensor."""
         pick: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] = lambda tables: {k: v[rows] for k, v in tables.items()}  # noqa: E731
         old = None if self.old is None else self.old[rows]
-        return Steps(self.log_probs[rows], self.mask[rows], old, pick(self.refs), pick(self.kls), pick(self.facts), self.event_size, self.kind)
+        return Steps(
+            self.log_probs[rows], self.mask[rows], old, pick(self.refs), pick(self.kls), pick(self.facts), self.event_size, self.kind
+        )
 
 
 @dataclass(frozen=True)
@@ -154,7 +159,9 @@ class Feedback:
         if self.lengths is not None:
             _table("Feedback", "lengths", self.lengths, rows)
         if self.pairs is not None:
-            _require(self.pairs.ndim == 2 and self.pairs.shape[1] == 2, f"Feedback.pairs: got shape {list(self.pairs.shape)}, takes [pairs, 2]")
+            _require(
+                self.pairs.ndim == 2 and self.pairs.shape[1] == 2, f"Feedback.pairs: got shape {list(self.pairs.shape)}, takes [pairs, 2]"
+            )
             inside = bool(((self.pairs >= 0) & (self.pairs < rows[0])).all())
             _require(inside, f"Feedback.pairs: got row numbers outside 0..{rows[0] - 1}")
         if self.strength is not None:
@@ -187,6 +194,32 @@ class Rollout:
         _require(len(self.outputs) == rows, f"Rollout.outputs: got {len(self.outputs)}, takes one for each of {rows} prompts")
 
 
+class Pair(NamedTuple):
+    """Two outputs for one prompt, and the probability ``strength`` that the first is the better one (0.5: a tie, NaN: not known).
+
+    first, second: what rewards would see of one row (an image ``[C, H, W]`` in 0..1, a video ``[F, C, H, W]``, a string).
+    id: what to call it in messages. position: how many records of its stream are over once it is used, broken ones included.
+    """
+
+    prompt: str
+    first: Any
+    second: Any
+    strength: float = 1.0
+    id: str = ""
+    position: int = 0
+
+
+class Pairs(Protocol):
+    """Preference data: pairs without end, and what could not be read of them."""
+
+    broken: dict[str, str]
+    """id -> why; grows while the stream is read."""
+
+    def stream(self, *, seed: int, start: int = 0) -> Iterator[Pair]:
+        """All records in an order that ``seed`` gives, then again in another; from the position ``start`` on."""
+        ...
+
+
 class Loss(NamedTuple):
     """``values``: unreduced, ``[B, T]`` or ``[B, 1]``, differentiable. ``metrics``: name -> 0-d tensor, without gradient."""
 
@@ -202,7 +235,7 @@ class Method:
     loss: Steps of a micro-batch and its rows of the signal -> Loss.
     weigh: mask of the whole rollout ``[B, T]`` -> weights ``[B, T]``; the loss is ``sum(weight * values)``, so that it does
         not depend on the micro-batch split, on accumulation or on the number of processes.
-    needs: what Steps must hold, of ``old``, ``refs``, ``kls``, ``std``, ``dt``, ``logits``; ``refs:NAME`` and ``kls:NAME``
+    needs: what Steps must hold, of ``old``, ``refs``, ``kls``, ``std``, ``dt``, ``noise``, ``logits``; ``refs:NAME`` and ``kls:NAME``
         ask for one reference by name.
     unit: what has to stay in one micro-batch.
     kinds: the kinds of Steps that it accepts; a bound is no density, and has no importance ratio.
@@ -279,4 +312,12 @@ class Policy(Protocol):
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
         """The trained parameters by name."""
+        ...
+
+
+class Encoder(Policy, Protocol):
+    """A policy that takes given rows: what offline recipes need."""
+
+    def encode(self, prompts: list[str], outputs: Any, group: Tensor, rng: torch.Generator) -> Rollout:
+        """Rows that somebody else made, as a rollout; rows of one ``group`` share what is drawn for them (noise, noise levels)."""
         ...

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from mmalign.report import build
-from mmalign.runtime.evaluation import Exam
+from mmalign.runtime.evaluation import exam
 from mmalign.runtime.feedback import feedback
 from mmalign.runtime.journal import Journal, Run
 from mmalign.runtime.learner import Cells, Learner, refuse_mismatch
@@ -115,9 +115,9 @@ def online(
         policy, method, learning_rate=learning_rate, warmup=warmup, decay_steps=decay_steps, weight_decay=weight_decay,
         max_grad_norm=max_grad_norm, ema=ema,
     )  # fmt: skip
-    exam = _exam(evaluation, prompts=list(prompts)[:16], rewards=rewards, judges=judges or {}, metrics=metrics or {})
+    asked = exam(evaluation, prompts=list(prompts)[:16], rewards=rewards, judges=judges or {}, metrics=metrics or {})
     journal = Journal(
-        learner, exam, name=name, runs=runs, seed=seed, steps=steps, checkpoint_every=checkpoint_every, early_stop=early_stop,
+        learner, asked, name=name, runs=runs, seed=seed, steps=steps, checkpoint_every=checkpoint_every, early_stop=early_stop,
         trackers=trackers, resume=resume, config=config,
     )  # fmt: skip
 
@@ -204,14 +204,6 @@ def _in_turn(prompts: Sequence[str], *, seed: int, attempt: int, start: int, cou
         order = torch.randperm(len(prompts), generator=stream(seed, number, attempt, "prompts"))
         chosen.append(prompts[int(order[place])])
     return chosen
-
-
-def _exam(evaluation: Mapping[str, Any] | None, **given: Any) -> Exam:
-    """What the user says of evaluations, over what follows from the rest of the call."""
-    known = ("prompts", "every", "samples", "columns", "call", "real")
-    if unknown := sorted((evaluation or {}).keys() - set(known)):
-        raise UserError(f"evaluation.{unknown[0]}: unknown key; takes {', '.join(known)}")
-    return Exam(**{**given, **(evaluation or {})})
 
 
 def _described(call: Mapping[str, Any]) -> dict[str, Any]:

@@ -50,6 +50,14 @@ class Exam:
             raise UserError(f"judges.{both[0]}: a reward has that name too; takes another")
 
 
+def exam(evaluation: Mapping[str, Any] | None, **given: Any) -> Exam:
+    """What a user says of evaluations, over what follows from the rest of a recipe's call. Errors: UserError for an unknown key."""
+    known = ("prompts", "every", "samples", "columns", "call", "real")
+    if unknown := sorted((evaluation or {}).keys() - set(known)):
+        raise UserError(f"evaluation.{unknown[0]}: unknown key; takes {', '.join(known)}")
+    return Exam(**{**given, **(evaluation or {})})
+
+
 class Evaluation(NamedTuple):
     """``metrics``: means by name, with ``NAME_se``. ``grid``: ``[prompts, columns, C, H, W]`` in 0..1, or None for no images."""
 

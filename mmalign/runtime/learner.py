@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mmalign.runtime import checkpoint
-from mmalign.types import Method, Policy, Rollout, UserError
+from mmalign.types import Method, Policy, Rollout, Steps, UserError
 
 Cells = Sequence[tuple[Rollout, Tensor, Tensor]]
 """(rollout, signal of all its rows, the rows of this update)"""
@@ -40,9 +40,9 @@ class Learner:
     def update(self, cells: Cells, *, micro_rows: int, step: int) -> dict[str, float]:
         """One optimiser step on ``sum(weight * values)`` over all rows given, in micro-batches of ``micro_rows``.
 
-        The weights are those of all rows at once, so the split changes nothing but rounding. Returns means over live cells
-        (``*_max``: the largest), with ``loss`` and ``grad_norm``. An update whose gradient is not finite is skipped, and counted
-        in ``skipped``. step: of training, from 0, for warm-up and decay. At least one row has to be given.
+        The weights are those of all rows at once, so the split changes nothing but rounding. Returns means over live cells, or over
+        live rows where a method sees whole pairs (``*_max``: the largest), with ``loss`` and ``grad_norm``. An update whose gradient
+        is not finite is skipped, and counted in ``skipped``. step: of training, from 0, for warm-up and decay. At least one row has to be given.
         """
         mask = torch.cat([rollout.mask[rows] for rollout, _, rows in cells])
         weights = self.method.weigh(mask).split([len(rows) for _, _, rows in cells])
@@ -58,7 +58,7 @@ class Learner:
                 loss = (part[:, live] * values).sum()
                 loss.backward()
                 total += loss.detach().double().cpu()
-                found.append((float(steps.mask.sum()), metrics))
+                found.append((counted(self.method, steps), metrics))
         norm = torch.nn.utils.clip_grad_norm_(list(self.policy.parameters().values()), self.max_grad_norm)
         finite = bool(norm.isfinite())
         if finite:
@@ -99,24 +99,31 @@ def needed(policy: Policy, method: Method) -> frozenset[str]:
     return method.needs | (frozenset({"old", "kls"}) & policy.gives)
 
 
+def counted(method: Method, steps: Steps) -> float:
+    """How many things the metrics of a micro-batch are means over: live rows where a method sees whole pairs, else live cells."""
+    return float(steps.mask.any(1).sum() if method.unit == "pair" else steps.mask.sum())
+
+
 def live_columns(rollout: Rollout, rows: Tensor) -> Tensor:
     """The numbers of the steps in which at least one of these rows counts."""
     return torch.nonzero(rollout.mask[rows].any(0)).flatten()
 
 
-def refuse_mismatch(policy: Policy, method: Method) -> None:
-    """UserError where the method needs what the policy cannot give, or more than single rows in one micro-batch."""
+def refuse_mismatch(policy: Policy, method: Method, *, units: Sequence[str] = ("cell", "row")) -> None:
+    """UserError where the method needs what the policy cannot give, or more in one micro-batch than the recipe's ``units``."""
     lacks = sorted(need for need in method.needs if need.split(":")[0] not in policy.gives)
     if lacks:
         raise UserError(f"method: needs {', '.join(lacks)}; this policy gives {', '.join(sorted(policy.gives))}")
     if policy.kind not in method.kinds:
         raise UserError(f"method: takes steps of kind {', '.join(sorted(method.kinds))}; this policy gives {policy.kind}")
-    if method.unit not in ("cell", "row"):
-        raise UserError(f"method: has to see each {method.unit} at once, and this recipe splits updates between rows; takes cell or row")
+    if method.unit not in units:
+        raise UserError(
+            f"method: has to see each {method.unit} at once, and this recipe splits updates elsewhere; takes {' or '.join(units)}"
+        )
 
 
 def _pooled(found: list[tuple[float, dict[str, Tensor]]]) -> dict[str, float]:
-    """Metrics of micro-batches as one: means weighted by live cells, ``*_max`` the largest."""
+    """Metrics of micro-batches as one: means weighted by what was counted, ``*_max`` the largest."""
     cells = sum(count for count, _ in found)
     names = {name for _, metrics in found for name in metrics}
     pooled = {}

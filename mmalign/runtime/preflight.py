@@ -17,7 +17,7 @@ CAUSES = (
 
 
 class Preflight(NamedTuple):
-    """``difference``: largest |log-ratio|, ``kl``: largest KL of ``ref`` to itself, nats; ``gradient``: norm of the policy gradient.
+    """``difference``: largest |log-ratio| to the sampling policy (to ``ref`` where nothing was sampled), ``kl``: largest KL of ``ref`` to itself, nats; ``gradient``: norm of the policy gradient.
 
     NaN where the policy has no such number.
     """
@@ -31,7 +31,8 @@ def preflight(policy: Policy, rollout: Rollout, method: Method, signal: Tensor, 
     """Scores a few rows of a fresh rollout again and takes one policy gradient, which is thrown away.
 
     The rows are the first ``micro_rows`` that hold a signal ``[B, 1 or T]``. The ratio has to be 1: ``|log-ratio| <= tolerance *
-    event_size`` nats (0.0 in float32 where batch shapes agree). The reference, scored again as itself, has to have KL 0. The
+    event_size`` nats (0.0 in float32 where batch shapes agree). The reference, scored again as itself, has to have KL 0, and where
+    nothing was sampled its log-probabilities have to be the policy's, so that margins are 0. The
     gradient has to be finite, and not zero where some row has a signal. Errors: UserError that names the likely cause; nothing
     has been written to the parameters then.
     """
@@ -44,6 +45,10 @@ def preflight(policy: Policy, rollout: Rollout, method: Method, signal: Tensor, 
     if steps.kind != "bound" and steps.old is not None:
         difference = _largest(steps, steps.log_probs.detach() - steps.old)
         _refuse(f"a recorded step scores {difference:.3g} nats differently at replay", difference, tolerance * steps.event_size)
+    if steps.old is None and "ref" in steps.refs:
+        apart = _largest(steps, steps.log_probs.detach() - steps.refs["ref"])
+        _refuse(f"the policy scores {apart:.3g} nats differently from its reference before any update", apart, tolerance * steps.event_size)
+        difference = apart
     if "ref" in steps.kls:
         with torch.no_grad(), policy.using("ref"):
             itself = policy.steps(rollout, rows, columns, needs=needs)
