@@ -1,8 +1,11 @@
 """Any diffusers pipeline as a policy: its scheduler is swapped and its own ``__call__`` runs. No per-model code.
 
 A rollout is one call in which the scheduler answers with a kernel's ``mean + std * noise`` and records what it answered. A
-replay is the same call without its ``no_grad``, over one timestep, from the recorded latent, so that the scheduler receives
-the model's output with its graph. A probe is a replay at a vector of times, one for each row.
+replay of step ``i`` is the same call with the same seeds and without its ``no_grad``: through the steps before ``i`` the
+denoiser stands still and the scheduler repeats what it answered; at ``i`` the denoiser runs, the scheduler receives its output
+with its graph, and the call is left. So whatever happens inside the call (noise of images, masks that are blended in, guidance
+that depends on the step, a schedule that starts late) happens again. A probe is a call at a vector of times, one for each row,
+that is left at its first step, with given latents in place of those that the pipeline makes.
 
 Latents are recorded in the type the pipeline keeps them in, and the log-probability is that of the recorded (rounded)
 latent: with bf16 models both sides see the same numbers, and the ratio is 1 before the first update.
@@ -11,15 +14,17 @@ latent: with bf16 models both sides see the same numbers, and the ratio is 1 bef
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, ExitStack, suppress
 from typing import Any
 
+import numpy
 import torch
 from torch import Tensor
 
+from mmalign.policies.interception import Finished, Place, encoded_once, placed, skipped, watched
 from mmalign.policies.parameters import ParameterSets
-from mmalign.policies.scheduler import Moment, Player, grid, seat
+from mmalign.policies.scheduler import Moment, Player, seat
 from mmalign.samplers import kernels
 from mmalign.samplers.windows import Window, all_but_last
 from mmalign.types import Kernel, Level, Prediction, Rollout, Steps, UserError
@@ -28,7 +33,9 @@ __all__ = ["DiffusersPolicy", "diffusers"]
 
 KIND = "transition"
 GIVES = frozenset({"old", "refs", "kls", "std", "dt"})
-DENOISERS = ("transformer", "unet", "prior", "decoder")
+DENOISERS = ("transformer", "transformer_2", "unet", "image_unet", "prior", "decoder")  # those of a pipeline are trained together
+GUIDANCE = ("guidance_scale", "guidance_scale_2", "true_cfg_scale")  # 1.0 switches classifier-free guidance off
+ROWS = ("prompt", "class_labels", "batch_size")  # how a pipeline is told of its rows, first found
 
 
 def diffusers(
@@ -45,6 +52,7 @@ def diffusers(
     same_noise: bool = False,
     rows_at_once: int = 64,
     call: dict[str, Any] | None = None,
+    conditions: Callable[[list[str]], dict[str, Any]] | None = None,
 ) -> DiffusersPolicy:
     """A policy around a diffusers pipeline.
 
@@ -59,9 +67,10 @@ def diffusers(
         device: where to put the pipeline; a GPU if there is one.
         same_noise: rows of one group start from one noise (DanceGRPO).
         rows_at_once: rows in one call of the pipeline while sampling.
-        call: further arguments of the pipeline's call (height, width, num_frames, ...).
+        call: further arguments of the pipeline's call (height, width, num_frames, image, strength, ...), the same for all rows.
+        conditions: prompts -> arguments of the call that differ by row (an image for each prompt); asked again at replay.
 
-    Errors: UserError for a pipeline without a denoiser, without ``latents=``, or without an argument that was given.
+    Errors: UserError for a pipeline without a denoiser, or without an argument that was given.
     """
     if isinstance(pipeline, str):
         pipeline = load(pipeline, dtype=dtype)
@@ -75,9 +84,11 @@ def diffusers(
         same_noise=same_noise,
         rows_at_once=rows_at_once,
         call={"num_inference_steps": num_inference_steps, **({} if guidance_scale is None else {"guidance_scale": guidance_scale}), **(call or {})},
+        conditions=conditions,
     )
     if gradient_checkpointing:
-        policy.denoiser.enable_gradient_checkpointing()
+        for module in policy.denoisers.values():
+            module.enable_gradient_checkpointing()
     return policy
 
 
@@ -100,19 +111,24 @@ class DiffusersPolicy:
     kind = KIND
     gives = GIVES
 
-    def __init__(self, pipe: Any, *, kernel: Kernel, window: Window, lora: Mapping[str, Any] | None, same_noise: bool, rows_at_once: int, call: dict[str, Any]):  # fmt: skip
+    def __init__(
+        self, pipe: Any, *, kernel: Kernel, window: Window, lora: Mapping[str, Any] | None, same_noise: bool, rows_at_once: int,
+        call: dict[str, Any], conditions: Callable[[list[str]], dict[str, Any]] | None = None,
+    ):  # fmt: skip
         self.pipe, self.kernel, self.window = pipe, kernel, window
-        self.same_noise, self.rows_at_once, self.call = same_noise, rows_at_once, call
-        _check_call(pipe, call)
-        self.denoiser_name = next((name for name in DENOISERS if isinstance(pipe.components.get(name), torch.nn.Module)), "")
-        if not self.denoiser_name:
+        self.same_noise, self.rows_at_once, self.call, self.conditions = same_noise, rows_at_once, call, conditions
+        self.accepts = _check_call(pipe, call)
+        self.denoisers = {name: module for name in DENOISERS if isinstance(module := pipe.components.get(name), torch.nn.Module)}
+        if not self.denoisers:
             raise UserError(f"policy.pipeline: {type(pipe).__name__} has none of {', '.join(DENOISERS)}, so there is nothing to train")
         for module in pipe.components.values():
             if isinstance(module, torch.nn.Module):
                 module.eval().requires_grad_(False)
-        self.denoiser = pipe.components[self.denoiser_name]
+        self.denoiser = next(iter(self.denoisers.values())) if len(self.denoisers) == 1 else torch.nn.ModuleDict(self.denoisers)
         self.sets = ParameterSets(self.denoiser, lora=lora)
         self._embeddings: dict[Any, Any] = {}
+        self._shapes: dict[Any, Any] = {}
+        self._place: Place | None = None
 
     # Parameters
 
@@ -137,10 +153,10 @@ class DiffusersPolicy:
         seeds = torch.randint(2**62, (len(rows),), generator=rng)
         starts = seeds.view(-1, group_size)[:, :1].expand(-1, group_size).reshape(-1) if self.same_noise else seeds
         window_rng = torch.Generator().manual_seed(int(torch.randint(2**62, (), generator=rng)))
-        parts = []
+        known, parts = list(dict.fromkeys(rows)), []
         for chunk in range(0, len(rows), self.rows_at_once):
             at = slice(chunk, chunk + self.rows_at_once)
-            parts.append(self._record(rows[at], starts[at].tolist(), seeds[at].tolist(), step, window_rng.get_state()))
+            parts.append(self._record(rows[at], starts[at].tolist(), seeds[at].tolist(), step, window_rng.get_state(), known))
         tape = {key: torch.cat([part[key] for part in parts], dim=1 if key in ("x", "x_next") else 0) for key in ("x", "x_next", "log_probs")}
         random = parts[0]["random"]
         return Rollout(
@@ -149,37 +165,35 @@ class DiffusersPolicy:
             log_probs=tape["log_probs"],
             mask=random.expand(len(rows), -1).clone(),
             group=torch.arange(len(prompts)).repeat_interleave(group_size),
-            private={"x": tape["x"], "x_next": tape["x_next"], "random": random, "dt": parts[0]["dt"], "seeds": seeds, "refs": {}},
+            private={"x": tape["x"], "x_next": tape["x_next"], "random": random, "dt": parts[0]["dt"], "starts": starts, "known": known, "refs": {}},
         )
 
-    def _record(self, prompts: list[str], starts: list[int], seeds: list[int], step: int, window_state: Tensor) -> dict[str, Any]:
+    def _record(self, prompts: list[str], starts: list[int], seeds: list[int], step: int, window_state: Tensor, known: list[str]) -> dict[str, Any]:
         device = self.pipe._execution_device
         noises = [torch.Generator(device).manual_seed(seed ^ 0x5DEECE66D) for seed in seeds]
-        tape: dict[str, list[Tensor]] = {"x": [], "x_next": [], "log_probs": []}
-        ode, random, times = kernels.ode(), torch.zeros(0, dtype=torch.bool), torch.zeros(0)
+        tape: dict[str, list[Any]] = {"x": [], "x_next": [], "log_probs": [], "dt": []}
+        ode, random = kernels.ode(), torch.zeros(0, dtype=torch.bool)
 
         def answer(moment: Moment) -> Tensor:
-            nonlocal random, times
-            if moment.index == 0:
-                steps = len(seated.schedule)
-                random = self.window(steps, step, _generator(window_state))
-                times = kernels.flow_time(seated.levels)
-            kernel = self.kernel if random[moment.index] else ode
-            mean, std = kernel(moment.prediction, moment.x, moment.t, moment.t_next)
+            nonlocal random
+            if moment.column == 0:
+                random = self.window(moment.left, step, _generator(window_state))
+            column = min(moment.column, len(random) - 1)
+            mean, std = (self.kernel if random[column] else ode)(moment.prediction, moment.x, moment.t, moment.t_next)
             noise = torch.stack([torch.randn(mean.shape[1:], generator=g, device=device) for g in noises])
             x_next = kernels.sample(mean, std, noise).to(moment.x.dtype)
-            random[moment.index] &= bool((std > 0).all())
+            random[column] &= bool((std > 0).all())
             tape["x"].append(moment.x)
             tape["x_next"].append(x_next)
-            tape["log_probs"].append(kernels.log_prob(x_next, mean, std) * bool(random[moment.index]))
+            tape["log_probs"].append(kernels.log_prob(x_next, mean, std) * bool(random[column]))
+            tape["dt"].append((kernels.flow_time(moment.t) - kernels.flow_time(moment.t_next)).double().cpu())
             return x_next
 
-        with seat(self.pipe, Player(answer)) as seated, self._remembered_prompts():
-            generators = [torch.Generator(device).manual_seed(seed) for seed in starts]
-            outputs = self._images(self.pipe(prompt=prompts, generator=generators, output_type="pt", **self.call))
+        with torch.no_grad():
+            outputs = self._images(self._call(prompts, starts, Player(answer), known, output_type="pt"))
         return {
             "x": torch.stack(tape["x"]), "x_next": torch.stack(tape["x_next"]), "log_probs": torch.stack(tape["log_probs"], dim=1).cpu(),
-            "random": random, "dt": (times[:-1] - times[1:]).double(), "outputs": outputs,
+            "random": random[: len(tape["x"])], "dt": torch.stack(tape["dt"]), "outputs": outputs,
         }  # fmt: skip
 
     @torch.no_grad()
@@ -188,9 +202,33 @@ class DiffusersPolicy:
         images = []
         for chunk in range(0, len(prompts), self.rows_at_once):
             at = slice(chunk, chunk + self.rows_at_once)
-            generators = [torch.Generator(self.pipe._execution_device).manual_seed(seed) for seed in seeds[at]]
-            images.append(self._images(self.pipe(prompt=prompts[at], generator=generators, output_type="pt", **{**self.call, **call})))
+            images.append(self._images(self._call(prompts[at], seeds[at], None, prompts[at], output_type="pt", **call)))
         return torch.cat(images)
+
+    def _call(self, prompts: list[str], seeds: list[int], player: Player | None, known: list[str], skip: int = 0, place: tuple[Place, Tensor] | None = None, **call: Any) -> Any:  # fmt: skip
+        """The pipeline's own call, with the ``no_grad`` that it wears taken off.
+
+        player: who answers for the scheduler; None leaves the pipeline its own. skip: steps through which the denoiser stands
+        still. place: a latent to be put where the pipeline makes its first one.
+        """
+        pipe, rows = self.pipe, {"prompt": prompts, "class_labels": _whole_numbers(prompts), "batch_size": len(prompts)}
+        told = next(({name: rows[name]} for name in ROWS if name in self.accepts), {})
+        generators = [torch.Generator(pipe._execution_device).manual_seed(seed) for seed in seeds]
+        arguments = {**told, "generator": generators, **self.call, **(self.conditions(prompts) if self.conditions else {}), **call}
+        with ExitStack() as stack:
+            stack.enter_context(encoded_once(pipe, known, self._embeddings))
+            if player is not None:
+                seated = stack.enter_context(seat(pipe, player))
+                if skip:
+                    stack.enter_context(skipped(self._still(), lambda: seated.column < skip, len(prompts), self._shapes))
+            if place is not None:
+                stack.enter_context(placed(pipe, *place))
+            return inspect.unwrap(type(pipe).__call__)(pipe, **{name: value for name, value in arguments.items() if name in self.accepts})
+
+    def _still(self) -> dict[str, torch.nn.Module]:
+        """Modules that need not run in steps that are over: the denoisers, and what only speaks to them."""
+        parts = self.pipe.components.items()
+        return {**self.denoisers, **{name: part for name, part in parts if name.startswith("controlnet") and isinstance(part, torch.nn.Module)}}
 
     # Replay
 
@@ -242,18 +280,21 @@ class DiffusersPolicy:
 
     def _transition(self, rollout: Rollout, rows: Tensor, column: int) -> tuple[Tensor, Tensor]:
         """``(mean, std)`` of one recorded step under the current parameters."""
-        x = rollout.private["x"][column][rows]
+        x, x_next = (rollout.private[key] for key in ("x", "x_next"))
         heard: list[Moment] = []
 
         def answer(moment: Moment) -> Tensor:
+            if moment.column < column:
+                return x_next[moment.column][rows]
             heard.append(moment)
-            return moment.x
+            raise Finished
 
-        self._again([rollout.prompts[row] for row in rows.tolist()], x, rollout.private["seeds"][rows].tolist(), Player(answer, only=column))
+        prompts, starts = [rollout.prompts[row] for row in rows.tolist()], rollout.private["starts"][rows].tolist()
+        self._until_finished(prompts, starts, Player(answer), rollout.private["known"], skip=column)
         moment = heard[0]
-        if not torch.equal(moment.x, x):
-            worst = float((moment.x.double() - x.double()).abs().max())
-            raise UserError(f"replay: {type(self.pipe).__name__} changed latents= before its first step (by {worst:.2g}), so its steps cannot be scored again")
+        if not torch.equal(moment.x, x[column][rows]):
+            worst = float((moment.x.double() - x[column][rows].double()).abs().max())
+            raise UserError(f"replay: {type(self.pipe).__name__} came to step {column} with another latent than in the rollout (by {worst:.2g}), so it cannot be scored again")  # fmt: skip
         return self.kernel(moment.prediction, moment.x, moment.t, moment.t_next)
 
     def probe(self, prompts: list[str], x: Tensor, timesteps: Tensor, levels: Level) -> Prediction:
@@ -261,71 +302,44 @@ class DiffusersPolicy:
 
         With gradient. One call of the pipeline without classifier-free guidance.
         """
+        if self._place is None:
+            self.schedule()
         heard: list[Moment] = []
 
         def answer(moment: Moment) -> Tensor:
             heard.append(moment)
-            return moment.x
+            raise Finished
 
         player = Player(answer, timesteps=timesteps, levels=levels)
-        quiet = {"guidance_scale": 1.0} if "guidance_scale" in self.call else {}
-        self._again(prompts, x, [0] * len(prompts), player, **quiet)
+        told: dict[str, Any] = {name: 1.0 for name in GUIDANCE if name in self.accepts}
+        told |= {"latents": x} if self._place is None else {"place": (self._place, x)}
+        self._until_finished(prompts, [0] * len(prompts), player, list(dict.fromkeys(prompts)), **told)
+        if not torch.equal(heard[0].x, x):
+            raise UserError(f"probe: {type(self.pipe).__name__} makes its first latent inside its call, so another cannot be put in its place")
         return heard[0].prediction
 
     def schedule(self) -> tuple[Tensor, Level]:
-        """Timesteps ``[T]`` and levels ``[T + 1]`` that the pipeline's own call uses."""
+        """Timesteps ``[T]`` and levels ``[T + 1]`` that the pipeline's own call uses, from the step that it starts with."""
         found: list[Any] = []
 
-        class Enough(Exception):
-            pass
-
         def answer(moment: Moment) -> Tensor:
-            found.extend([seated.schedule, seated.levels])
-            raise Enough
+            first = len(self.pipe.scheduler.schedule) - moment.left
+            found.extend([self.pipe.scheduler.schedule[first:], Level(*(value[first:] for value in self.pipe.scheduler.levels))])
+            self._place = find(moment.x)
+            raise Finished
 
-        with torch.no_grad(), seat(self.pipe, Player(answer)) as seated, self._remembered_prompts():
-            try:
-                self.pipe(prompt=[""], output_type="latent", **self.call)
-            except Enough:
-                pass
+        with torch.no_grad(), watched(self.pipe) as find:
+            self._until_finished([""], [0], Player(answer), [""])
         return found[0], found[1]
 
-    def _again(self, prompts: list[str], x: Tensor, seeds: list[int], player: Player, **call: Any) -> None:
-        """The pipeline's call without its ``no_grad``, from given latents; decoders stay out."""
-        generators = [torch.Generator(self.pipe._execution_device).manual_seed(seed) for seed in seeds]
-        run = inspect.unwrap(type(self.pipe).__call__)
-        with seat(self.pipe, player), self._remembered_prompts():
-            run(self.pipe, prompt=prompts, latents=x, generator=generators, output_type="latent", return_dict=False, **{**self.call, **call})
-
-    @contextmanager
-    def _remembered_prompts(self) -> Iterator[None]:
-        """``encode_prompt`` answers from memory while the block lasts: the encoders are frozen, and replays ask again and again."""
-        encode = getattr(self.pipe, "encode_prompt", None)
-        if encode is None:
-            yield
-            return
-
-        def remembered(*args: Any, **kwargs: Any) -> Any:
-            key = repr((args, sorted(kwargs.items())))
-            if any(isinstance(value, Tensor) for value in (*args, *kwargs.values())):
-                return encode(*args, **kwargs)
-            if key not in self._embeddings:
-                while len(self._embeddings) >= 256:
-                    self._embeddings.pop(next(iter(self._embeddings)))
-                with torch.no_grad():
-                    self._embeddings[key] = encode(*args, **kwargs)
-            return self._embeddings[key]
-
-        self.pipe.encode_prompt = remembered
-        try:
-            yield
-        finally:
-            del self.pipe.encode_prompt
+    def _until_finished(self, *args: Any, **call: Any) -> None:
+        with suppress(Finished):
+            self._call(*args, output_type="latent", return_dict=False, **call)
 
     @staticmethod
     def _images(result: Any) -> Tensor:
         outputs = next(iter(result.values())) if isinstance(result, Mapping) else result[0]
-        outputs = torch.as_tensor(outputs) if not isinstance(outputs, list) else torch.stack([torch.as_tensor(o) for o in outputs])
+        outputs = torch.as_tensor(outputs) if not isinstance(outputs, list) else torch.stack([torch.as_tensor(numpy.asarray(o)) for o in outputs])
         return outputs.float()
 
 
@@ -335,10 +349,13 @@ def _generator(state: Tensor) -> torch.Generator:
     return rng
 
 
-def _check_call(pipe: Any, call: Mapping[str, Any]) -> None:
+def _whole_numbers(prompts: list[str]) -> list[int]:
+    return [int(prompt) if prompt.isdigit() else 0 for prompt in prompts]
+
+
+def _check_call(pipe: Any, call: Mapping[str, Any]) -> frozenset[str]:
     accepted = inspect.signature(inspect.unwrap(type(pipe).__call__)).parameters
-    if "latents" not in accepted:
-        raise UserError(f"policy.pipeline: {type(pipe).__name__} takes no latents=, so its steps cannot be scored again")
     for name in call:
         if name not in accepted:
             raise UserError(f"policy.{name}: {type(pipe).__name__} takes no such argument; it takes {', '.join(list(accepted)[1:])}")
+    return frozenset(accepted)

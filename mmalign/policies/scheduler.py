@@ -23,16 +23,31 @@ from mmalign.types import Level, Prediction, UserError
 # How each scheduler's latents relate to data and noise. A scheduler whose own timesteps are no plain grid (they repeat or
 # interleave for a higher order) is replaced by the first-order one of its path.
 FLOW = {"FlowMatchEulerDiscreteScheduler", "FlowMatchLCMScheduler", "FlowMatchHeunDiscreteScheduler"}
-PRESERVING = {"DDIMScheduler", "DDPMScheduler", "PNDMScheduler", "LCMScheduler", "TCDScheduler", "DDIMParallelScheduler", "DDPMParallelScheduler"}
+PRESERVING = {
+    "DDIMScheduler", "DDPMScheduler", "PNDMScheduler", "LCMScheduler", "TCDScheduler", "DDIMParallelScheduler", "DDPMParallelScheduler",
+    "CogVideoXDDIMScheduler", "CogVideoXDPMScheduler",
+}  # fmt: skip
 FROM_SIGMAS = {"DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler", "UniPCMultistepScheduler", "DEISMultistepScheduler", "SASolverScheduler"}
-EXPLODING = {"EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "HeunDiscreteScheduler", "LMSDiscreteScheduler", "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "DPMSolverSDEScheduler"}  # fmt: skip
-FIRST_ORDER = {"PNDMScheduler": "DDIMScheduler", "FlowMatchHeunDiscreteScheduler": "FlowMatchEulerDiscreteScheduler", "DPMSolverSinglestepScheduler": "DPMSolverMultistepScheduler"} | dict.fromkeys(EXPLODING - {"EulerDiscreteScheduler"}, "EulerDiscreteScheduler")  # fmt: skip
+EXPLODING = {
+    "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "HeunDiscreteScheduler", "LMSDiscreteScheduler", "KDPM2DiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler", "DPMSolverSDEScheduler",
+}  # fmt: skip
+PRECONDITIONED = {"EDMEulerScheduler", "EDMDPMSolverMultistepScheduler", "CosineDPMSolverMultistepScheduler"}  # they know how to read their model
+FIRST_ORDER = {
+    "PNDMScheduler": "DDIMScheduler", "FlowMatchHeunDiscreteScheduler": "FlowMatchEulerDiscreteScheduler",
+    "DPMSolverSinglestepScheduler": "DPMSolverMultistepScheduler",
+} | dict.fromkeys(EXPLODING - {"EulerDiscreteScheduler"}, "EulerDiscreteScheduler")  # fmt: skip
 
 
 class Moment(NamedTuple):
-    """One question of the pipeline: the step's number, its level and the next one, the latent, and what the model says."""
+    """One question of the pipeline.
 
-    index: int
+    column: how many it has asked before. left: questions from this one to the end of the schedule. t, t_next: the step's level
+    and the next one. x: the latent. prediction: what the model says.
+    """
+
+    column: int
+    left: int
     t: Level
     t_next: Level
     x: Tensor
@@ -40,13 +55,12 @@ class Moment(NamedTuple):
 
 
 class Player(NamedTuple):
-    """Who answers. ``answer``: Moment -> next latent. ``only``: play this step alone (a number), or None for all of them.
+    """Who answers. ``answer``: Moment -> next latent.
 
-    ``timesteps``: a vector, one time per row, in place of the schedule (a probe); ``times`` are then its noise levels.
+    ``timesteps``: a vector, one time per row, in place of the schedule (a probe); ``levels`` are then its noise levels.
     """
 
     answer: Callable[[Moment], Tensor]
-    only: int | None = None
     timesteps: Tensor | None = None
     levels: Level | None = None
 
@@ -59,7 +73,7 @@ def grid(scheduler: Any) -> Level:
     name = _own_name(scheduler)
     if name in FLOW or (name in FROM_SIGMAS and scheduler.config.get("use_flow_sigmas", False)):
         sigmas = scheduler.sigmas.cpu().float()
-        return Level(1 - sigmas, sigmas)
+        return _exploding(sigmas) if _above_one(scheduler) else Level(1 - sigmas, sigmas)
     if name in PRESERVING:
         abar = scheduler.alphas_cumprod.cpu()[scheduler.timesteps.cpu().long()].float()
         last = torch.ones(()) if scheduler.config.get("set_alpha_to_one", True) else scheduler.alphas_cumprod[0].cpu().float()
@@ -69,16 +83,24 @@ def grid(scheduler: Any) -> Level:
         sigmas = scheduler.sigmas.cpu().float()
         signal = 1 / (1 + sigmas**2).sqrt()
         return Level(signal, sigmas * signal)
-    if name in EXPLODING:
-        sigmas = scheduler.sigmas.cpu().float()
-        return Level(torch.ones_like(sigmas), sigmas)
-    raise UserError(f"scheduler: got {name}, takes one of {', '.join(sorted(FLOW | PRESERVING | FROM_SIGMAS | EXPLODING))}")
+    if name in EXPLODING | PRECONDITIONED:
+        return _exploding(scheduler.sigmas.cpu().float())
+    raise UserError(f"scheduler: got {name}, takes one of {', '.join(sorted(FLOW | PRESERVING | FROM_SIGMAS | EXPLODING | PRECONDITIONED))}")
+
+
+def _exploding(sigmas: Tensor) -> Level:
+    return Level(torch.ones_like(sigmas), sigmas)
+
+
+def _above_one(scheduler: Any) -> bool:
+    """A flow scheduler with EDM sigmas (Cosmos 2): ``x = x_0 + sigma * eps``, and the pipeline hands over ``eps`` as the velocity."""
+    return _own_name(scheduler) in FLOW and float(scheduler.sigmas.max()) > 1.001
 
 
 def parametrisation(scheduler: Any) -> str:
     """What the model predicts, in ``samplers.kernels.predict``'s words. Errors: UserError for one not known here."""
     if _own_name(scheduler) in FLOW:
-        return "flow"
+        return "epsilon" if _above_one(scheduler) else "flow"
     kind = scheduler.config.get("prediction_type", "epsilon")
     names = {"epsilon": "epsilon", "v_prediction": "v_prediction", "sample": "sample", "flow_prediction": "flow"}
     if kind not in names:
@@ -95,6 +117,9 @@ def clean_and_noise(scheduler: Any, output: Tensor, x: Tensor, t: Level) -> Pred
     """
     if output.shape != x.shape and output.shape[1] == 2 * x.shape[1]:
         output = output[:, : x.shape[1]]
+    if _own_name(scheduler) in PRECONDITIONED:
+        clean = scheduler.precondition_outputs(x.float(), output.float(), t.noise.to(x.device))
+        return Prediction(clean=clean, noise=(x.float() - clean) / t.noise.clamp(min=1e-12))
     if _own_name(scheduler) in EXPLODING:
         size = (t.signal**2 + t.noise**2).sqrt()
         x, t = x.float() / size, Level(t.signal / size, t.noise / size)
@@ -131,48 +156,64 @@ def _own_name(scheduler: Any) -> str:
 class _Played:
     """What is put before a scheduler class: the same object, with ``step`` answered by a player.
 
-    A sub-class made on the spot, because pipelines look at their scheduler's class, config and signatures.
+    A sub-class made on the spot, because pipelines look at their scheduler's class, config and signatures. ``column`` counts the
+    steps that were asked for, ``position`` is the place in the schedule: they differ where a pipeline starts late (strength < 1).
     """
 
     def begin(self, player: Player) -> None:
-        self.player, self.position = player, 0
+        self.player, self.column, self.position = player, 0, 0
 
-    def level(self, index: int) -> Level:
-        signal, noise = self.levels  # type: ignore[has-type]
-        return Level(signal[index], noise[index])
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        """A pipeline that copies its scheduler, for a second stream, gets one that works by itself."""
+        kind = type(self).__mro__[2]
+        twin = kind.__new__(kind)
+        twin.__dict__.update({name: copy.deepcopy(value, memo) for name, value in self.__dict__.items() if name != "player"})
+        return twin
 
     def _arrange(self) -> None:
-        """After diffusers has computed its schedule: keep the levels, and show the pipeline only the steps to be played."""
+        """After diffusers has computed its schedule: keep the levels; a probe shows the pipeline its own times instead."""
         self.position = 0
-        if self.player.timesteps is not None:
-            self.timesteps: Any = [self.player.timesteps]
+        self.levels, self.schedule = grid(self), self.timesteps  # type: ignore[has-type]
+        if self.player.timesteps is not None:  # as many as there were: pipelines slice and count them
+            self.timesteps = self.player.timesteps.expand(len(self.schedule), -1)
+
+    def _find(self, timestep: Any) -> None:
+        """Goes to where the pipeline is: the place of its timestep, unless the present place has that very timestep."""
+        if self.player.timesteps is not None or timestep is None:
             return
-        self.levels = grid(self)
-        self.schedule = self.timesteps
-        if self.player.only is not None:
-            self.position = self.player.only
-            self.timesteps = self.timesteps[self.player.only : self.player.only + 1]
+        value = torch.as_tensor(timestep).detach().flatten()[:1].to(self.schedule)
+        here = min(self.position, len(self.schedule) - 1)
+        if not bool(self.schedule[here] == value):
+            same = torch.nonzero(self.schedule == value).flatten().tolist()
+            self.position = same[0] if same else self.position
 
     def _moment_levels(self, x: Tensor) -> tuple[Level, Level]:
         if self.player.levels is not None:
             shape = (-1, *(1,) * (x.ndim - 1))
             here = Level(*(value.to(x.device).reshape(shape) for value in self.player.levels))
             return here, here
-        here, there = self.level(self.position), self.level(self.position + 1)
-        return Level(*(v.to(x.device) for v in here)), Level(*(v.to(x.device) for v in there))
+        at, last = self.position, len(self.levels.noise) - 1
+        return tuple(Level(*(v[min(i, last)].to(x.device) for v in self.levels)) for i in (at, at + 1))  # type: ignore[return-value]
 
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
-        if _own_name(self) not in EXPLODING:
+        name = _own_name(self)
+        if name not in EXPLODING | PRECONDITIONED:
             return sample
-        t, _ = self._moment_levels(sample)
-        noise = torch.cat([t.noise] * 2) if t.noise.ndim and t.noise.shape[0] * 2 == sample.shape[0] else t.noise
+        self._find(timestep)
+        noise = self._moment_levels(sample)[0].noise
+        noise = torch.cat([noise] * 2) if noise.ndim and noise.shape[0] * 2 == sample.shape[0] else noise
+        if name in PRECONDITIONED:
+            return self.precondition_inputs(sample, noise).to(sample.dtype)  # type: ignore[attr-defined]
         return (sample / (noise**2 + 1).sqrt().to(sample)).to(sample.dtype)
 
-    def step(self, model_output: Tensor, timestep: Any, sample: Tensor, eta: float = 0.0, generator: Any = None, return_dict: bool = True, **kwargs: Any) -> Any:  # fmt: skip
+    def _play(self, model_output: Tensor, timestep: Any, sample: Tensor, return_dict: bool) -> Any:
+        self._find(timestep)
         t, t_next = self._moment_levels(sample)
         prediction = clean_and_noise(self, model_output, sample, t)
-        answer = self.player.answer(Moment(self.position, t, t_next, sample, prediction))
-        self.position += 1
+        answer = self.player.answer(Moment(self.column, len(self.schedule) - self.position, t, t_next, sample, prediction))
+        self.column, self.position = self.column + 1, self.position + 1
+        if "_step_index" in self.__dict__:  # add_noise asks for it between steps
+            self._step_index = self.position
         if not return_dict:
             return (answer, prediction.clean)
         from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
@@ -181,21 +222,18 @@ class _Played:
 
 
 @functools.cache
-def _played(kind: type) -> type:
-    """A sub-class of a scheduler class that plays. ``set_timesteps`` keeps its signature: pipelines inspect it."""
+def _played(kind: Any) -> type:
+    """A sub-class of a scheduler class that plays. Its methods keep their signatures: pipelines inspect them."""
+    takes = inspect.signature(kind.step)
 
-    @functools.wraps(kind.set_timesteps)  # type: ignore[attr-defined]
+    @functools.wraps(kind.set_timesteps)
     def set_timesteps(self: Any, *args: Any, **kwargs: Any) -> None:
-        kind.set_timesteps(self, *args, **kwargs)  # type: ignore[attr-defined]
+        kind.set_timesteps(self, *args, **kwargs)
         self._arrange()
 
-    native = inspect.getattr_static(kind, "init_noise_sigma", None)  # a property in some classes, an attribute in others
+    @functools.wraps(kind.step)
+    def step(self: Any, *args: Any, **kwargs: Any) -> Any:
+        given = takes.bind(self, *args, **kwargs).arguments
+        return self._play(given["model_output"], given["timestep"], given["sample"], given.get("return_dict", True))
 
-    def initial(self: Any) -> Any:
-        """A latent that is given is already at its level; only fresh noise is scaled."""
-        if self.player.only is not None or self.player.timesteps is not None:
-            return 1.0
-        return native.fget(self) if isinstance(native, property) else self.__dict__["init_noise_sigma"]  # type: ignore[misc]
-
-    scale = property(initial, lambda self, value: self.__dict__.__setitem__("init_noise_sigma", value))
-    return type(f"Played{kind.__name__}", (_Played, kind), {"set_timesteps": set_timesteps, "init_noise_sigma": scale})
+    return type(f"Played{kind.__name__}", (_Played, kind), {"set_timesteps": set_timesteps, "step": step})

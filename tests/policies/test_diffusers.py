@@ -4,18 +4,54 @@ from __future__ import annotations
 
 import math
 
+import diffusers as diffusers_package
 import pytest
 import torch
-from tiny import PIPELINES, make, shaken, stable_diffusion
 
+from mmalign.policies import twins
 from mmalign.policies.diffusers import diffusers
 from mmalign.samplers import kernels
 from mmalign.samplers.windows import everything, random_window
 from mmalign.types import Level, UserError
 
+# name -> (pipeline class or digits network, scheduler, further arguments of the policy)
+PIPELINES = {
+    "digits": ("dit", None, {"guidance_scale": 2.0}),
+    "digits_sd3": ("sd3", None, {}),
+    "stable_diffusion": ("StableDiffusionPipeline", None, {"guidance_scale": 5.0}),
+    "stable_diffusion_pndm": ("StableDiffusionPipeline", "PNDMScheduler", {"guidance_scale": 5.0}),
+    "stable_diffusion_dpm": ("StableDiffusionPipeline", "DPMSolverMultistepScheduler", {"guidance_scale": 1.0}),
+    "stable_diffusion_euler": ("StableDiffusionPipeline", "EulerAncestralDiscreteScheduler", {"guidance_scale": 5.0}),
+    "sdxl": ("StableDiffusionXLPipeline", None, {"guidance_scale": 5.0}),
+    "sd3": ("StableDiffusion3Pipeline", None, {"guidance_scale": 4.5}),
+    "flux": ("FluxPipeline", None, {"guidance_scale": 3.5}),
+}
 NAMES = list(PIPELINES)
 KERNELS = {"flow": kernels.flow_sde(noise_level=0.7), "dance": kernels.dance_sde(noise_level=0.3), "cps": kernels.cps(noise_level=0.8), "ddim": kernels.ddim(eta=1.0)}
 ALL = frozenset({"old", "refs", "kls", "std", "dt"})
+
+
+def shaken(pipe):
+    twins.shake_parameters(pipe, 0.05)
+    return pipe
+
+
+def pipeline_of(name):
+    kind, scheduler, _ = PIPELINES[name]
+    if kind[0].islower():
+        from mmalign.worlds.digits.base import untrained
+
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return shaken(untrained(kind))
+    plan = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
+    return twins.twin(kind, scheduler=getattr(diffusers_package, scheduler)(**plan) if scheduler else None)
+
+
+def make(name, **more):
+    pipe, arguments = pipeline_of(name), PIPELINES[name][2]
+    call = {} if name.startswith("digits") else twins.call_arguments(pipe)
+    return diffusers(pipe, **{"num_inference_steps": 4, "call": call, **arguments, **more})
 
 
 def rollout_of(policy, prompts=("a 1", "a 2"), seed=0, group_size=2):
@@ -162,4 +198,4 @@ def test_named_sets_swap_and_come_back():
 )
 def test_what_the_pipeline_does_not_take_is_refused(arguments, message):
     with pytest.raises(UserError, match=message):
-        diffusers(stable_diffusion(), **arguments)
+        diffusers(twins.twin("StableDiffusionPipeline"), **arguments)
