@@ -213,7 +213,8 @@ class DiffusersPolicy:
         """
         pipe, rows = self.pipe, {"prompt": prompts, "class_labels": _whole_numbers(prompts), "batch_size": len(prompts)}
         told = next(({name: rows[name]} for name in ROWS if name in self.accepts), {})
-        generators = [torch.Generator(pipe._execution_device).manual_seed(seed) for seed in seeds]
+        device = pipe._execution_device  # asked once: diffusers searches every module for its hooks
+        generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
         arguments = {**told, "generator": generators, **self.call, **(self.conditions(prompts) if self.conditions else {}), **call}
         with ExitStack() as stack:
             stack.enter_context(encoded_once(pipe, known, self._embeddings))
