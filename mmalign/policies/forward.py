@@ -1,0 +1,248 @@
+"""A diffusers policy seen through its training objective: given images, noised, and how well they are denoised.
+
+A row's decision is a noise level and a noise; its "log-probability" is minus half of the squared error of the denoiser there, a
+bound up to weights and constants, and no density. Nothing is sampled: rows come from a data set.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor
+
+from mmalign.policies.diffusers import DiffusersPolicy
+from mmalign.policies.scheduler import EXPLODING, FLOW, FROM_SIGMAS, PRESERVING, parametrisation
+from mmalign.types import Level, Prediction, Rollout, Steps, UserError
+
+__all__ = ["ForwardPolicy", "forward"]
+
+KIND = "bound"
+GIVES = frozenset({"refs", "noise"})
+Times = Literal["uniform", "logit_normal"]
+Target = Literal["native", "epsilon", "flow", "v_prediction", "sample"]
+
+
+def forward(of: DiffusersPolicy, *, times: Times = "uniform", draws: int = 1, target: Target = "native") -> ForwardPolicy:
+    """A policy for methods on the denoising error (Diffusion-DPO, Flow-DPO), around one that ``diffusers`` makes.
+
+    Args:
+        of: the policy whose denoiser is trained, and whose pipeline samples for evaluations.
+        times: how places on the scheduler's training schedule (its shift included) are drawn: ``uniform``, as Diffusion-DPO does,
+            or ``logit_normal``, the sigmoid of a standard normal number (Esser et al. 2024), as code for flows does.
+        draws: noise levels, each with a noise of its own, for every row: the columns of its table.
+        target: whose error counts: ``native``, what the model was trained to say, or another parametrisation, which weighs noise
+            levels otherwise (``epsilon`` on a flow at level s: ``(1 - s)^2`` times the velocity's).
+
+    Errors: UserError for a scheduler without a training schedule that is known here, an unknown ``times`` or ``target``, or no draws.
+    """
+    return ForwardPolicy(of, times=times, draws=draws, target=target)
+
+
+class Schedule(NamedTuple):
+    """``timesteps [K]``, in the denoiser's own units, and ``levels`` (``[K]`` each) that a model was trained at."""
+
+    timesteps: Tensor
+    levels: Level
+
+
+class ForwardPolicy:
+    """See ``forward``. ``generate``, parameters and their sets are those of the policy inside."""
+
+    kind = KIND
+    gives = GIVES
+
+    def __init__(self, of: DiffusersPolicy, *, times: Times, draws: int, target: Target):
+        if times not in ("uniform", "logit_normal"):
+            raise UserError(f"policy.times: got {times!r}, takes 'uniform' or 'logit_normal'")
+        if target not in get_args(Target):
+            raise UserError(f"policy.target: got {target!r}, takes {', '.join(get_args(Target))}")
+        if draws < 1:
+            raise UserError(f"policy.draws: got {draws}, takes 1 or more")
+        self.of, self.times, self.draws, self.sets = of, times, draws, of.sets
+        self.schedule = training_schedule(of.pipe.scheduler)
+        self.target = parametrisation(of.pipe.scheduler) if target == "native" else target
+
+    def parameters(self) -> dict[str, torch.nn.Parameter]:
+        return self.of.parameters()
+
+    def using(self, name: str) -> AbstractContextManager[None]:
+        return self.of.using(name)
+
+    def generate(self, prompts: list[str], seeds: list[int], **call: Any) -> Tensor:
+        """Outputs as a user gets them, one seed for each prompt."""
+        return self.of.generate(prompts, seeds, **call)
+
+    @torch.no_grad()
+    def sample(self, prompts: list[str], group_size: int, rng: torch.Generator, *, step: int = 0) -> Rollout:
+        """The pipeline's own samples, ``group_size`` of each prompt, encoded: what goes through a VAE comes back changed."""
+        rows = [prompt for prompt in prompts for _ in range(group_size)]
+        outputs = self.of.generate(rows, torch.randint(2**62, (len(rows),), generator=rng).tolist())
+        return self.encode(rows, outputs, torch.arange(len(prompts)).repeat_interleave(group_size), rng)
+
+    @torch.no_grad()
+    def encode(self, prompts: list[str], outputs: Any, group: Tensor, rng: torch.Generator) -> Rollout:
+        """Given images as a rollout; rows of one group share their noise levels and their noise.
+
+        outputs: ``[B, C, H, W]`` in 0..1 (``[B, F, C, H, W]``: videos), in the size that the pipeline's call is set to. group:
+        ``[B]`` int64. rng: draws the levels and the noise, here and once, for policy and references alike; the VAE's mode is
+        taken, so that nothing else is random. ``log_probs`` are NaN: nobody sampled these rows.
+        """
+        clean = latents(self.of, outputs)
+        names, which = group.unique(return_inverse=True)
+        places = torch.rand((len(names), self.draws), generator=rng)
+        if self.times == "logit_normal":
+            places = torch.randn((len(names), self.draws), generator=rng).sigmoid()
+        count = len(self.schedule.timesteps)
+        noise = torch.randn((len(names), self.draws, *clean.shape[1:]), generator=rng)
+        shape = (len(prompts), self.draws)
+        return Rollout(
+            prompts=list(prompts),
+            outputs=outputs,
+            log_probs=torch.full(shape, float("nan"), dtype=torch.float64),
+            mask=torch.ones(shape, dtype=torch.bool),
+            group=group,
+            private={
+                "clean": clean, "noise": noise, "which": which, "places": (places * count).long().clamp(max=count - 1), "refs": {},
+            },  # fmt: skip
+        )
+
+    def remember(self, rollout: Rollout, names: Iterable[str], rows_at_once: int) -> None:
+        """Bounds of a rollout under named parameter sets, without gradient, kept in the rollout."""
+        for name in names:
+            if name in rollout.private["refs"]:
+                continue
+            table = torch.zeros_like(rollout.log_probs)
+            with torch.no_grad(), self.using(name):
+                for rows in torch.arange(len(rollout.prompts)).split(rows_at_once):
+                    for column in range(self.draws):
+                        table[rows, column] = self._bound(rollout, rows, column)
+            rollout.private["refs"][name] = table
+
+    def steps(self, rollout: Rollout, rows: Tensor, columns: Tensor | None = None, needs: frozenset[str] = frozenset()) -> Steps:
+        """The bounds of some rows, and of some draws (all, by default), with gradient; each draw is one call of the pipeline.
+
+        ``needs`` of ``refs`` (those given to ``remember``) and ``noise`` (the level's, of each draw) fill those tables.
+        """
+        columns = torch.arange(rollout.mask.shape[1]) if columns is None else columns
+        cells, wanted = (rows[:, None], columns[None, :]), {need.split(":")[0] for need in needs}
+        private = rollout.private
+        level = self.schedule.levels.noise[private["places"][private["which"]][cells]].double()
+        return Steps(
+            log_probs=torch.stack([self._bound(rollout, rows, column) for column in columns.tolist()], dim=1),
+            mask=rollout.mask[cells],
+            refs={name: table[cells] for name, table in private["refs"].items()} if "refs" in wanted else {},
+            facts={"noise": level} if "noise" in wanted else {},
+            event_size=private["clean"][0].numel(),
+            kind="bound",
+        )
+
+    def _bound(self, rollout: Rollout, rows: Tensor, column: int) -> Tensor:
+        """``-|target - prediction|^2 / 2`` of some rows at one draw, ``[rows]`` float64 on the CPU."""
+        private = rollout.private
+        which = private["which"][rows]
+        places = private["places"][which, column]
+        clean = private["clean"][rows]
+        noise = private["noise"][which, column].to(clean)
+        timesteps = self.schedule.timesteps[places].to(clean.device)
+        levels = Level(*(value[places].to(clean) for value in self.schedule.levels))
+        wide = Level(*(value.view(-1, *(1,) * (clean.ndim - 1)) for value in levels))
+        prompts = [rollout.prompts[row] for row in rows.tolist()]
+        predicted = self.of.probe(prompts, wide.signal * clean + wide.noise * noise, timesteps, levels)
+        error = self._said(predicted, wide) - self._said(Prediction(clean, noise), wide)
+        return -0.5 * error.flatten(1).double().square().sum(1).cpu()
+
+    def _said(self, about: Prediction, t: Level) -> Tensor:
+        """The target, or a prediction of it, in the parametrisation whose error counts."""
+        if self.target == "epsilon":
+            return about.noise
+        if self.target == "sample":
+            return about.clean
+        if self.target == "flow":
+            return about.noise - about.clean
+        return (t.signal * about.noise - t.noise * about.clean) / (t.signal**2 + t.noise**2).sqrt()
+
+
+def training_schedule(scheduler: Any) -> Schedule:
+    """The times that a model under this scheduler was trained at, a static shift included. Errors: UserError for others."""
+    own, name = type(scheduler).from_config(scheduler.config), type(scheduler).__name__
+    count = int(own.config.get("num_train_timesteps", 1000))
+    if name in FLOW:
+        sigmas, timesteps = own.sigmas[:count].float(), own.timesteps[:count].float()
+        if float(sigmas.max()) <= 1.001:
+            return Schedule(timesteps, Level(1 - sigmas, sigmas))
+    elif name in FROM_SIGMAS and own.config.get("use_flow_sigmas", False):
+        sigmas, shift = torch.arange(count, 0, -1) / count, float(own.config.get("flow_shift") or 1.0)
+        sigmas = shift * sigmas / (1 + (shift - 1) * sigmas)
+        return Schedule(sigmas * count, Level(1 - sigmas, sigmas))
+    elif name in PRESERVING | FROM_SIGMAS | EXPLODING:
+        kept = own.alphas_cumprod.float()
+        signal, noise = kept.sqrt(), (1 - kept).sqrt()
+        ratio = noise / signal.clamp(min=1e-12)
+        return Schedule(torch.arange(count), Level(torch.ones_like(ratio), ratio) if name in EXPLODING else Level(signal, noise))
+    known = ", ".join(sorted(FLOW | PRESERVING | FROM_SIGMAS | EXPLODING))
+    raise UserError(f"scheduler: the training schedule of {name} is not known here, or its noise goes above 1; takes one of {known}")
+
+
+def latents(policy: DiffusersPolicy, outputs: Any) -> Tensor:
+    """Images in 0..1 ``[B, C, H, W]``, or videos ``[B, F, C, H, W]``, as the pipeline's first latents would be without noise.
+
+    Through the pipeline's own ``vae`` (its mode, then ``shift_factor`` and ``scaling_factor``, or ``latents_mean`` and
+    ``latents_std``), and its own ``_pack_latents`` where it has one. Without a VAE, pixels in -1..1. Covered so: Stable Diffusion
+    1 to 3.5, SDXL, FLUX.1, Qwen-Image, Sana, PixArt, Lumina, LTX, Wan, HunyuanVideo. What a pipeline does otherwise (FLUX.2's
+    normalised patches, CogVideoX's frames before channels) does not fit the latents that it makes itself, and the
+    probe refuses it with both shapes. Errors: UserError for outputs that are not such tensors.
+    """
+    if not isinstance(outputs, Tensor) or outputs.ndim not in (4, 5):
+        got = list(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+        raise UserError(f"outputs: got {got}, takes images [batch, channels, height, width] or videos [batch, frames, channels, height, width]")
+    pipe = policy.pipe
+    pixels = (2 * outputs.float() - 1).to(pipe._execution_device)
+    vae = pipe.components.get("vae")
+    if vae is None:
+        return pixels
+    pixels = pixels.to(vae.dtype)
+    if any(isinstance(module, torch.nn.Conv3d) for module in vae.modules()):  # an autoencoder of videos: channels before frames
+        pixels = pixels.unsqueeze(2) if pixels.ndim == 4 else pixels.transpose(1, 2)
+    encoded = torch.cat([_mode(vae.encode(rows)) for rows in pixels.split(policy.rows_at_once)])
+    return _packed(pipe, _normalised(vae, encoded.float()))
+
+
+def _mode(encoded: Any) -> Tensor:
+    """What an autoencoder's ``encode`` returns: a distribution in ``latent_dist``, or ``latent`` or ``latents`` themselves."""
+    found = encoded if isinstance(encoded, dict) else {}
+    if "latent_dist" in found:
+        return found["latent_dist"].mode()
+    return found["latent"] if "latent" in found else found["latents"]
+
+
+def _normalised(vae: Any, encoded: Tensor) -> Tensor:
+    """Latents as denoisers see them."""
+    scale = float(vae.config.get("scaling_factor") or 1.0)
+    mean, std = vae.config.get("latents_mean"), vae.config.get("latents_std")
+    buffers = dict(vae.named_buffers())
+    mean, std = buffers.get("latents_mean", mean), buffers.get("latents_std", std)
+    if mean is not None and std is not None:
+        shape = (1, -1, *(1,) * (encoded.ndim - 2))
+        mean, std = (torch.as_tensor(value).to(encoded).view(shape) for value in (mean, std))
+        return (encoded - mean) * scale / std
+    return (encoded - float(vae.config.get("shift_factor") or 0.0)) * scale
+
+
+def _packed(pipe: Any, encoded: Tensor) -> Tensor:
+    """Latents in the order that the pipeline's ``_pack_latents`` gives them, its arguments found by name."""
+    pack = getattr(pipe, "_pack_latents", None)
+    if pack is None:
+        return encoded
+    height, width = encoded.shape[-2:]
+    known = {
+        "latents": encoded, "batch_size": len(encoded), "num_channels_latents": encoded.shape[1], "height": height, "width": width,
+        "patch_size": getattr(pipe, "transformer_spatial_patch_size", 1), "patch_size_t": getattr(pipe, "transformer_temporal_patch_size", 1),
+    }  # fmt: skip
+    wanted = inspect.signature(pack).parameters
+    if strange := [name for name in wanted if name not in known]:
+        raise UserError(f"latents: {type(pipe).__name__} packs its latents with {', '.join(strange)}, which is not known here")
+    return pack(**{name: known[name] for name in wanted})

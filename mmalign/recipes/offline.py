@@ -1,0 +1,183 @@
+"""Offline alignment: given pairs, encoded, compared; the same for every policy that encodes and every method for pairs.
+
+What differs from the papers, and from well-known code:
+
+1. A step is one update on ``pairs_per_step`` pairs. Micro-batches only split its sum: rows of a pair stay together, and weights are
+   those of the whole step.
+2. Noise and noise levels are drawn once for each pair and step, and both rows, the policy and the reference see the same.
+3. Pairs of which nothing is known (a missing label) are left out of the update and of its mean; ties are pulled to margin 0.
+4. Records that cannot be read are named in ``broken.jsonl`` and counted, and the next ones take their place.
+5. Evaluation samples as a user would: the pipeline's own sampler, fixed seeds, the EMA of the weights where there is one.
+6. All randomness of a step comes from generators seeded by (seed, step), and a checkpoint holds the place in the data, so that a
+   resumed run equals an uninterrupted one.
+7. Nothing is trained before the first step, scored again, has margins of 0 to its reference, and a gradient that arrives.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmalign.data.pairs import listed
+from mmalign.report import build
+from mmalign.runtime.evaluation import exam
+from mmalign.runtime.journal import Journal, Run
+from mmalign.runtime.learner import Learner, refuse_mismatch
+from mmalign.runtime.preflight import preflight
+from mmalign.runtime.seeds import stream
+from mmalign.types import Encoder, Feedback, Method, Pair, Pairs, UserError
+
+__all__ = ["offline"]
+
+Rewards = Mapping[str, Callable[..., Any]]
+
+
+def offline(
+    policy: Encoder,
+    records: Pairs | Sequence[Pair],
+    method: Method,
+    *,
+    name: str = "offline",
+    runs: str = "runs",
+    seed: int = 0,
+    steps: int = 1000,
+    pairs_per_step: int = 32,
+    micro_rows: int = 16,
+    learning_rate: float = 1e-5,
+    warmup: int = 0,
+    weight_decay: float = 0.0,
+    max_grad_norm: float = 1.0,
+    ema: float | None = None,
+    rewards: Rewards | None = None,
+    judges: Rewards | None = None,
+    metrics: Rewards | None = None,
+    evaluation: dict[str, Any] | None = None,
+    early_stop: dict[str, Any] | None = None,
+    checkpoint_every: int = 200,
+    trackers: Sequence[str] = ("tensorboard",),
+    resume: bool = False,
+    config: dict[str, Any] | None = None,
+) -> Run:
+    """Aligns a policy with preference pairs by a method for pairs; returns the finished run.
+
+    Args:
+        records: preference pairs, from ``mm.data`` (files, folders, the hub), a world, or a list of ``types.Pair``.
+        name, runs, seed: the run's folder is ``runs/name``; everything random follows from ``seed``.
+        steps: updates. pairs_per_step: pairs in each. micro_rows: rows in one backward pass, an even number; does not change the loss.
+        learning_rate, warmup, weight_decay, max_grad_norm: of AdamW; warmup in steps.
+        ema: decay of the average that is evaluated and exported, at most ``(1 + n) / (10 + n)`` after n updates; None for none.
+        rewards: what the pairs were ranked by, where that is a function; like judges, it only evaluates here.
+        judges, metrics: further rewards, and functions of the whole set, that evaluate.
+        evaluation: ``every`` (steps), ``prompts`` (by default those of the first step's pairs, at most 16), ``samples`` (of each),
+            ``columns`` (shown), ``call`` (of the sampler).
+        early_stop: ``{judge: NAME, patience: N}``, as in ``online``.
+        checkpoint_every, trackers: how often to save, and where to log besides, in accelerate's words.
+        resume: continue ``runs/name`` from its newest checkpoint; all else has to be as it was, but ``steps`` may be more.
+        config: what ``config.yaml`` shall hold; None writes down what can be said of this call.
+
+    In the log, ``margin``, ``accuracy``, ``better`` and ``worse`` are the method's; ``known`` is the part of the pairs that say
+    something, ``broken`` the records that could not be read so far. A bound has no KL, and none is reported.
+
+    Errors: UserError before anything is trained: what the method needs and the policy cannot give, data without a pair, outputs of
+    different sizes, an existing run. Ctrl-C finishes the step, saves, and says how to resume.
+    """
+    config = _described(locals()) if config is None else config
+    refuse_mismatch(policy, method, units=("cell", "row", "pair"))
+    _refuse_sizes(steps=steps, pairs_per_step=pairs_per_step, micro_rows=micro_rows, checkpoint_every=checkpoint_every, ema=ema)
+    source: Pairs = listed(records) if isinstance(records, Sequence) else records
+    first = _take(source.stream(seed=seed), pairs_per_step)
+    _rows(first)
+    learner = Learner(
+        policy, method, learning_rate=learning_rate, warmup=warmup, weight_decay=weight_decay, max_grad_norm=max_grad_norm, ema=ema
+    )
+    prompts = list(dict.fromkeys(pair.prompt for pair in first))[:16]
+    asked = exam(evaluation, prompts=prompts, rewards=rewards or {}, judges=judges or {}, metrics=metrics or {})
+    journal = Journal(
+        learner, asked, name=name, runs=runs, seed=seed, steps=steps, checkpoint_every=checkpoint_every, early_stop=early_stop,
+        trackers=trackers, resume=resume, config=config,
+    )  # fmt: skip
+
+    with journal:
+        coming = source.stream(seed=seed, start=journal.state.get("position", 0))
+        for step in journal.steps():
+            pairs = _take(coming, pairs_per_step)
+            prompts, outputs, said = _rows(pairs)
+            rollout = policy.encode(prompts, outputs, said.group, stream(seed, step, "encode"))
+            policy.remember(rollout, learner.references, micro_rows)
+            signal = method.signal(said)
+            kept = torch.ones(len(prompts), dtype=torch.bool) if method.keep is None else method.keep(said)
+            rows = torch.nonzero(kept).flatten()
+            if len(rows):
+                check = lambda: preflight(policy, rollout, method, signal, micro_rows=micro_rows).difference  # noqa: B023, E731
+                journal.once("preflight_difference", check)
+            found = learner.update([(rollout, signal, rows)], micro_rows=micro_rows, step=step) if len(rows) else {}
+            _name_broken(journal, source.broken)
+            journal.state.update(position=pairs[-1].position, kl=found.get("kl", math.nan))
+            journal.trained({**found, "known": float(kept.double().mean()), "broken": float(len(source.broken)), "lr": _rate(learner)})
+    run = journal.conclude()
+    build(run.path)
+    return run
+
+
+def _take(coming: Iterator[Pair], count: int) -> list[Pair]:
+    pairs = list(islice(coming, count))
+    if len(pairs) < count:
+        raise UserError(f"records: got {len(pairs)} pairs and no more, takes at least pairs_per_step ({count})")
+    return pairs
+
+
+def _rows(pairs: Sequence[Pair]) -> tuple[list[str], Any, Feedback]:
+    """Prompts, outputs and feedback of ``2N`` rows: the first of pair k in row 2k, the second in row 2k + 1."""
+    outputs: Any = [output for pair in pairs for output in (pair.first, pair.second)]
+    if isinstance(outputs[0], Tensor):
+        names = [pair.id for pair in pairs for _ in range(2)]
+        for name, output in zip(names, outputs, strict=True):
+            if output.shape != outputs[0].shape:
+                sizes = f"{list(outputs[0].shape)} ({names[0]}) and {list(output.shape)} ({name})"
+                raise UserError(f"records: got outputs of different sizes, {sizes}; takes one size, which records.size brings images to")
+        outputs = torch.stack(outputs)
+    rows, number = 2 * len(pairs), torch.arange(2 * len(pairs))
+    strength = torch.tensor([pair.strength for pair in pairs], dtype=torch.float64)
+    nothing = torch.full((rows,), math.nan, dtype=torch.float64)
+    said = Feedback(nothing, number // 2, pairs=number.view(-1, 2), strength=strength)
+    return [pair.prompt for pair in pairs for _ in range(2)], outputs, said
+
+
+def _name_broken(journal: Journal, broken: Mapping[str, str]) -> None:
+    """Writes records that could not be read to ``broken.jsonl``, each once, and tells of the first few."""
+    path = Path(journal.folder.path) / "broken.jsonl"
+    named = {json.loads(line)["id"] for line in path.read_text(encoding="utf-8").splitlines()} if path.exists() else set()
+    new = {name: why for name, why in broken.items() if name not in named}
+    if not new:
+        return
+    with open(path, "a", encoding="utf-8") as file:
+        file.writelines(json.dumps({"id": name, "why": why}, ensure_ascii=False) + "\n" for name, why in new.items())
+    for name, why in list(new.items())[: max(0, 3 - len(named))]:
+        journal.say(f"records: {name} left out: {why} (all of them are in {path.name})")
+
+
+def _rate(learner: Learner) -> float:
+    return float(learner.optimizer.param_groups[0]["lr"])
+
+
+def _described(call: Mapping[str, Any]) -> dict[str, Any]:
+    """A call from Python as far as YAML can say it: objects become the names of their types."""
+    records = f"{len(call['records'])} pairs" if isinstance(call["records"], Sequence) else call["records"]
+    return {"use": "offline", **{key: value for key, value in call.items() if key not in ("resume", "config")}, "records": records}
+
+
+def _refuse_sizes(*, ema: float | None, micro_rows: int, **sizes: int) -> None:
+    if ema is not None and not 0 <= ema < 1:
+        raise UserError(f"ema: got {ema}, takes a number from 0 to below 1")
+    if micro_rows < 2 or micro_rows % 2:
+        raise UserError(f"micro_rows: got {micro_rows}, takes an even number, 2 or more: the rows of a pair stay together")
+    for name, size in sizes.items():
+        if size < 1:
+            raise UserError(f"{name}: got {size}, takes 1 or more")

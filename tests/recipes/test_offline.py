@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+
+import mmalign as mm
+from mmalign.types import Pair, UserError
+
+
+@pytest.fixture
+def pairs():
+    rng = torch.Generator().manual_seed(0)
+    bright, dark = (torch.rand(12, 1, 8, 8, generator=rng) * 0.4 + shift for shift in (0.6, 0.0))
+    return [Pair(f"a {number % 3}", bright[number], dark[number], 1.0, f"pair {number}") for number in range(12)]
+
+
+def brightness(outputs, prompts, **_):
+    return outputs.flatten(1).mean(1)
+
+
+def policy():
+    from mmalign.worlds.digits.base import untrained
+
+    return mm.policies.forward(mm.policies.diffusers(untrained(), num_inference_steps=4, device="cpu"))
+
+
+def offline(tmp_path, records, **changes):
+    given = {
+        "name": "run", "runs": str(tmp_path), "steps": 4, "pairs_per_step": 4, "micro_rows": 4, "learning_rate": 3e-3, "ema": 0.5,
+        "judges": {"brightness": brightness}, "evaluation": {"every": 2, "samples": 4}, "checkpoint_every": 2, "trackers": (), **changes,
+    }  # fmt: skip
+    return mm.offline(given.pop("policy", None) or policy(), records, given.pop("method", None) or mm.methods.flow_dpo(beta=100.0), **given)
+
+
+def log(run):
+    lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+
+
+def test_preferences_move_the_samples(tmp_path, pairs):
+    run = offline(tmp_path, pairs, steps=20, ema=None, evaluation={"every": 20, "samples": 8})
+    assert run.summary["brightness_after"] > run.summary["brightness_before"] + 0.1
+    assert run.summary["preflight_difference"] == 0.0
+    rows = [row for row in log(run) if row["phase"] == "train"]
+    assert rows[0]["margin"] == 0 and rows[0]["accuracy"] == 0.5 and rows[0]["loss"] == pytest.approx(math.log(2))
+    assert rows[-1]["margin"] > 0 and rows[-1]["accuracy"] > 0.5 and rows[0]["known"] == 1.0
+    assert [row["kl"] for row in log(run) if row["phase"] == "eval"][1:] == [None]  # a bound has no KL
+    assert (run.path / "report.html").is_file()
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one_to_the_last_bit(tmp_path, pairs):
+    whole = offline(tmp_path / "whole", pairs)
+    offline(tmp_path / "parts", pairs, steps=2)
+    resumed = offline(tmp_path / "parts", pairs, resume=True)
+    assert log(resumed) == log(whole)
+    for name, table in whole.policy.sets.tables().items():
+        for key, value in table.items():
+            assert torch.equal(value, resumed.policy.sets.tables()[name][key]), (name, key)
+
+
+def test_the_split_into_micro_batches_changes_nothing(tmp_path, pairs):
+    results = [offline(tmp_path / str(rows), pairs, steps=2, micro_rows=rows, evaluation={"every": 4, "samples": 1}) for rows in (2, 8)]
+    first, second = ([row for row in log(run) if row["phase"] == "train"] for run in results)
+    for a, b in zip(first, second, strict=True):
+        assert all(a[key] == pytest.approx(b[key], rel=1e-3, abs=1e-5) for key in a if isinstance(a[key], float))
+
+
+def test_pairs_without_a_label_teach_nothing_and_ties_pull_back(tmp_path, pairs):
+    missing = [pair._replace(strength=math.nan) for pair in pairs]
+    run = offline(tmp_path, missing, steps=1)
+    trained, ref = (run.policy.sets.tables()[name] for name in ("trained", "ref"))
+    assert all(torch.equal(value, ref[key]) for key, value in trained.items()) and log(run)[-2]["known"] == 0.0
+    half = [pair._replace(strength=math.nan if number % 2 else 1.0) for number, pair in enumerate(pairs)]
+    rows = log(offline(tmp_path / "half", half, steps=1, pairs_per_step=12))
+    assert rows[1]["known"] == 0.5 and rows[1]["loss"] == pytest.approx(math.log(2))  # the mean is over pairs that are known
+
+
+def test_broken_records_are_named_once(tmp_path, pairs):
+    from mmalign.data.pairs import Listed
+
+    class Partly(Listed):
+        def stream(self, *, seed, start=0):
+            for number, pair in enumerate(super().stream(seed=seed, start=start)):
+                if number == 5:
+                    self.broken["pair x"] = "truncated"
+                yield pair
+
+    run = offline(tmp_path, Partly(pairs))
+    assert [json.loads(line) for line in (run.path / "broken.jsonl").read_text().splitlines()] == [{"id": "pair x", "why": "truncated"}]
+    assert [row["broken"] for row in log(run) if row["phase"] == "train"] == [0.0, 1.0, 1.0, 1.0]
+
+
+def test_mistakes_are_found_before_anything_is_trained(tmp_path, pairs):
+    def refused(match, records=pairs, **changes):
+        with pytest.raises(UserError, match=match):
+            offline(tmp_path, records, **changes)
+        assert not (tmp_path / "run").exists()
+
+    refused("got no pairs", [])
+    refused("takes a types.Pair", ["a"])
+    refused(r"different sizes, \[1, 8, 8\].*records.size", [*pairs[:3], pairs[3]._replace(second=torch.rand(1, 4, 4))])
+    refused("micro_rows: got 3, takes an even number", micro_rows=3)
+    refused("steps: got 0", steps=0)
+    refused("needs old", method=mm.methods.grpo(beta=0))
+    refused("takes steps of kind token, transition; this policy gives bound", method=mm.methods.dpo())
+    refused("evaluation.often", evaluation={"often": 3})
+
+
+def test_a_policy_that_no_longer_is_its_reference_is_refused(tmp_path, pairs):
+    moved = policy()
+    with torch.no_grad():
+        moved.parameters()["patch_out.bias"].add_(0.5)
+    with pytest.raises(UserError, match="differently from its reference before any update"):
+        offline(tmp_path, pairs, policy=moved)
+    assert not (tmp_path / "run").exists()
