@@ -146,6 +146,16 @@ def test_spread_does_not_count_wrong_digits():
     assert judges.digits_spread()(wrong, prompts)["spread_ratio"] < 1.03
 
 
+def test_distance_is_one_for_real_digits_and_grows_with_noise():
+    images, labels = data.real("A")
+    prompts = [str(int(label)) for label in labels]
+    measure = judges.digits_distance()
+    assert measure(images, prompts)["distance"] == pytest.approx(1)
+    noisy = (images + 0.1 * torch.randn(images.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
+    assert measure(noisy, prompts)["distance"] > 1.1
+    assert measure(data.real("B")[0][:50], prompts[:50])["distance"] == pytest.approx(0, abs=1e-3)
+
+
 def test_real_digits_for_the_grid():
     grid = data.digits_real()(["a 3", "a 4"], 5)
     assert grid.shape == (2, 5, 1, 8, 8)

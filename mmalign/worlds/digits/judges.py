@@ -92,6 +92,22 @@ def within_class_spread(images: Tensor, digits: Tensor) -> Tensor:
     return torch.stack([rows.var(dim=0).mean().sqrt() for rows in kept]).mean()
 
 
+def digits_distance() -> Callable[..., dict[str, float]]:
+    """Metric: how far samples are from what was ever written, against how far people's digits are from each other.
+
+    Mean distance (root-mean-square over pixels) of a sample to the nearest scan of half B, divided by that of the scans of half
+    A. 1 is as close as real digits of other images; noise and smears raise it, copies of a few prototypes may lower it.
+    """
+
+    def to_nearest(images: Tensor) -> Tensor:
+        return torch.cdist(images.flatten(1), real("B")[0].flatten(1)).amin(1).mean()
+
+    def measure(outputs: Any, prompts: list[str], **columns: Any) -> dict[str, float]:
+        return {"distance": float(to_nearest(_images(outputs).cpu()) / to_nearest(real("A")[0]))}
+
+    return measure
+
+
 def digits_spread() -> Callable[..., dict[str, float]]:
     """Metric: within-class spread of the samples that the gold judge accepts, and its ratio to real digits of half B.
 
