@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from mmalign.types import UserError
 
 ATTENTION = (
-    "to_q", "to_k", "to_v", "to_out", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out", "q_proj", "k_proj", "v_proj", "o_proj", "out_proj",
+    "to_q", "to_k", "to_v", "to_out", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out", "q_proj", "k_proj",
+    "v_proj", "o_proj", "out_proj",
 )  # fmt: skip
 
 
@@ -94,7 +95,13 @@ class ParameterSets:
 
 
 def add_lora(
-    module: nn.Module, *, rank: int = 32, alpha: float | None = None, targets: str | list[str] | None = None, dropout: float = 0.0, seed: int = 0
+    module: nn.Module,
+    *,
+    rank: int = 32,
+    alpha: float | None = None,
+    targets: str | list[str] | None = None,
+    dropout: float = 0.0,
+    seed: int = 0,
 ) -> None:
     """Injects a LoRA adapter (peft) in place; only its weights are trained, in float32 whatever the module's type.
 
@@ -111,8 +118,12 @@ def add_lora(
     found = linear if wanted == "all-linear" else [name for name in linear if any(name == w or name.endswith("." + w) for w in wanted)]
     if not found:
         ends = sorted({".".join([p for p in name.split(".") if not p.isdigit()][-1:]) for name in linear})
-        raise UserError(f"lora.targets: got {wanted}, which matches no linear layer of {type(module).__name__}; it has {', '.join(ends[:12])}")
-    config = LoraConfig(r=rank, lora_alpha=rank if alpha is None else alpha, target_modules=found, lora_dropout=dropout, init_lora_weights=True)
+        raise UserError(
+            f"lora.targets: got {wanted}, which matches no linear layer of {type(module).__name__}; it has {', '.join(ends[:12])}"
+        )
+    config = LoraConfig(
+        r=rank, lora_alpha=rank if alpha is None else alpha, target_modules=found, lora_dropout=dropout, init_lora_weights=True
+    )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         inject_adapter_in_model(config, module)

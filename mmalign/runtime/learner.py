@@ -42,7 +42,8 @@ class Learner:
 
         The weights are those of all rows at once, so the split changes nothing but rounding. Returns means over live cells, or over
         live rows where a method sees whole pairs (``*_max``: the largest), with ``loss`` and ``grad_norm``. An update whose gradient
-        is not finite is skipped, and counted in ``skipped``. step: of training, from 0, for warm-up and decay. At least one row has to be given.
+        is not finite is skipped, and counted in ``skipped``. step: of training, from 0, for warm-up and decay. At least one row has
+        to be given.
         """
         mask = torch.cat([rollout.mask[rows] for rollout, _, rows in cells])
         weights = self.method.weigh(mask).split([len(rows) for _, _, rows in cells])

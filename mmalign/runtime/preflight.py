@@ -17,9 +17,10 @@ CAUSES = (
 
 
 class Preflight(NamedTuple):
-    """``difference``: largest |log-ratio| to the sampling policy (to ``ref`` where nothing was sampled), ``kl``: largest KL of ``ref`` to itself, nats; ``gradient``: norm of the policy gradient.
+    """What was found; NaN where the policy has no such number.
 
-    NaN where the policy has no such number.
+    difference: largest |log-ratio| to the sampling policy (to ``ref`` where nothing was sampled), nats. kl: largest KL of ``ref``
+    to itself, nats. gradient: norm of the policy gradient.
     """
 
     difference: float

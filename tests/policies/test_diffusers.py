@@ -27,7 +27,12 @@ PIPELINES = {
     "flux": ("FluxPipeline", None, {"guidance_scale": 3.5}),
 }
 NAMES = list(PIPELINES)
-KERNELS = {"flow": kernels.flow_sde(noise_level=0.7), "dance": kernels.dance_sde(noise_level=0.3), "cps": kernels.cps(noise_level=0.8), "ddim": kernels.ddim(eta=1.0)}
+KERNELS = {
+    "flow": kernels.flow_sde(noise_level=0.7),
+    "dance": kernels.dance_sde(noise_level=0.3),
+    "cps": kernels.cps(noise_level=0.8),
+    "ddim": kernels.ddim(eta=1.0),
+}
 ALL = frozenset({"old", "refs", "kls", "std", "dt"})
 
 
@@ -106,7 +111,12 @@ def test_probe_takes_a_vector_of_times_and_agrees_with_single_ones(name):
     level = Level(levels.signal[columns], levels.noise[columns])
     together = policy.probe(rollout.prompts, x, times[columns], level)
     for row, column in enumerate(columns.tolist()):
-        alone = policy.probe(rollout.prompts[row : row + 1], x[row : row + 1], times[columns][row : row + 1], Level(level.signal[row : row + 1], level.noise[row : row + 1]))
+        alone = policy.probe(
+            rollout.prompts[row : row + 1],
+            x[row : row + 1],
+            times[columns][row : row + 1],
+            Level(level.signal[row : row + 1], level.noise[row : row + 1]),
+        )
         assert torch.allclose(together.clean[row], alone.clean[0], atol=1e-4, rtol=1e-4), column
     assert together.clean.requires_grad
 
