@@ -22,9 +22,10 @@ import numpy
 import torch
 from torch import Tensor
 
-from mmalign.policies.interception import Finished, Place, encoded_once, placed, skipped, watched
+from mmalign.policies.interception import Finished, Place, encoded_once, placed, seeded, skipped, watched
 from mmalign.policies.parameters import ParameterSets
 from mmalign.policies.scheduler import Moment, Player, seat
+from mmalign.policies.unfit import reason
 from mmalign.samplers import kernels
 from mmalign.samplers.windows import Window, all_but_last
 from mmalign.types import Kernel, Level, Prediction, Rollout, Steps, UserError
@@ -70,12 +71,13 @@ def diffusers(
         call: further arguments of the pipeline's call (height, width, num_frames, image, strength, ...), the same for all rows.
         conditions: prompts -> arguments of the call that differ by row (an image for each prompt); asked again at replay.
 
-    Errors: UserError for a pipeline without a denoiser, or without an argument that was given.
+    Errors: UserError for a pipeline without a denoiser, without an argument that was given, or among ``unfit.UNFIT``.
     """
     if isinstance(pipeline, str):
         pipeline = load(pipeline, dtype=dtype)
     pipeline.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     pipeline.set_progress_bar_config(disable=True)
+    guided = {} if guidance_scale is None else {"guidance_scale": guidance_scale}
     policy = DiffusersPolicy(
         pipeline,
         kernel=kernel or kernels.flow_sde(noise_level=0.7),
@@ -83,7 +85,7 @@ def diffusers(
         lora=lora,
         same_noise=same_noise,
         rows_at_once=rows_at_once,
-        call={"num_inference_steps": num_inference_steps, **({} if guidance_scale is None else {"guidance_scale": guidance_scale}), **(call or {})},
+        call={"num_inference_steps": num_inference_steps, **guided, **(call or {})},
         conditions=conditions,
     )
     if gradient_checkpointing:
@@ -129,6 +131,7 @@ class DiffusersPolicy:
         self._embeddings: dict[Any, Any] = {}
         self._shapes: dict[Any, Any] = {}
         self._place: Place | None = None
+        self._example = ""  # a prompt for calls that only ask for the schedule
 
     # Parameters
 
@@ -154,24 +157,28 @@ class DiffusersPolicy:
         starts = seeds.view(-1, group_size)[:, :1].expand(-1, group_size).reshape(-1) if self.same_noise else seeds
         window_rng = torch.Generator().manual_seed(int(torch.randint(2**62, (), generator=rng)))
         known, parts = list(dict.fromkeys(rows)), []
+        self._example = rows[0]
         for chunk in range(0, len(rows), self.rows_at_once):
             at = slice(chunk, chunk + self.rows_at_once)
             parts.append(self._record(rows[at], starts[at].tolist(), seeds[at].tolist(), step, window_rng.get_state(), known))
-        tape = {key: torch.cat([part[key] for part in parts], dim=1 if key in ("x", "x_next") else 0) for key in ("x", "x_next", "log_probs")}
+        tape = {key: torch.cat([part[key] for part in parts], dim=1) for key in ("x", "x_next")}
+        beside = [torch.cat(answers) for answers in zip(*(part["beside"] for part in parts), strict=True)]
         random = parts[0]["random"]
         return Rollout(
             prompts=rows,
             outputs=torch.cat([part["outputs"] for part in parts]),
-            log_probs=tape["log_probs"],
+            log_probs=torch.cat([part["log_probs"] for part in parts]),
             mask=random.expand(len(rows), -1).clone(),
             group=torch.arange(len(prompts)).repeat_interleave(group_size),
-            private={"x": tape["x"], "x_next": tape["x_next"], "random": random, "dt": parts[0]["dt"], "starts": starts, "known": known, "refs": {}},
+            private={**tape, "beside": beside, "random": random, "dt": parts[0]["dt"], "starts": starts, "known": known, "refs": {}},
         )
 
-    def _record(self, prompts: list[str], starts: list[int], seeds: list[int], step: int, window_state: Tensor, known: list[str]) -> dict[str, Any]:
+    def _record(
+        self, prompts: list[str], starts: list[int], seeds: list[int], step: int, window_state: Tensor, known: list[str]
+    ) -> dict[str, Any]:
         device = self.pipe._execution_device
         noises = [torch.Generator(device).manual_seed(seed ^ 0x5DEECE66D) for seed in seeds]
-        tape: dict[str, list[Any]] = {"x": [], "x_next": [], "log_probs": [], "dt": []}
+        tape: dict[str, list[Any]] = {"x": [], "x_next": [], "log_probs": [], "dt": [], "beside": []}
         ode, random = kernels.ode(), torch.zeros(0, dtype=torch.bool)
 
         def answer(moment: Moment) -> Tensor:
@@ -189,11 +196,15 @@ class DiffusersPolicy:
             tape["dt"].append((kernels.flow_time(moment.t) - kernels.flow_time(moment.t_next)).double().cpu())
             return x_next
 
+        def beside(number: int, own: Tensor) -> Tensor:
+            tape["beside"].append(own)
+            return own
+
         with torch.no_grad():
-            outputs = self._images(self._call(prompts, starts, Player(answer), known, output_type="pt"))
+            outputs = self._images(self._call(prompts, starts, Player(answer, beside), known, output_type="pt"))
         return {
             "x": torch.stack(tape["x"]), "x_next": torch.stack(tape["x_next"]), "log_probs": torch.stack(tape["log_probs"], dim=1).cpu(),
-            "random": random[: len(tape["x"])], "dt": torch.stack(tape["dt"]), "outputs": outputs,
+            "random": random[: len(tape["x"])], "dt": torch.stack(tape["dt"]), "outputs": outputs, "beside": tape["beside"],
         }  # fmt: skip
 
     @torch.no_grad()
@@ -205,7 +216,10 @@ class DiffusersPolicy:
             images.append(self._images(self._call(prompts[at], seeds[at], None, prompts[at], output_type="pt", **call)))
         return torch.cat(images)
 
-    def _call(self, prompts: list[str], seeds: list[int], player: Player | None, known: list[str], skip: int = 0, place: tuple[Place, Tensor] | None = None, **call: Any) -> Any:  # fmt: skip
+    def _call(
+        self, prompts: list[str], seeds: list[int], player: Player | None, known: list[str], skip: int = 0,
+        place: tuple[Place, Tensor] | None = None, **call: Any,
+    ) -> Any:  # fmt: skip
         """The pipeline's own call, with the ``no_grad`` that it wears taken off.
 
         player: who answers for the scheduler; None leaves the pipeline its own. skip: steps through which the denoiser stands
@@ -217,6 +231,7 @@ class DiffusersPolicy:
         generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
         arguments = {**told, "generator": generators, **self.call, **(self.conditions(prompts) if self.conditions else {}), **call}
         with ExitStack() as stack:
+            stack.enter_context(seeded(pipe, seeds))
             stack.enter_context(encoded_once(pipe, known, self._embeddings))
             if player is not None:
                 seated = stack.enter_context(seat(pipe, player))
@@ -229,7 +244,8 @@ class DiffusersPolicy:
     def _still(self) -> dict[str, torch.nn.Module]:
         """Modules that need not run in steps that are over: the denoisers, and what only speaks to them."""
         parts = self.pipe.components.items()
-        return {**self.denoisers, **{name: part for name, part in parts if name.startswith("controlnet") and isinstance(part, torch.nn.Module)}}
+        nets = {name: part for name, part in parts if name.startswith("controlnet") and isinstance(part, torch.nn.Module)}
+        return {**self.denoisers, **nets}
 
     # Replay
 
@@ -280,6 +296,11 @@ class DiffusersPolicy:
         )
 
     def _transition(self, rollout: Rollout, rows: Tensor, column: int) -> tuple[Tensor, Tensor]:
+        """``(mean, std)`` of one recorded step, in calls no larger than those of the rollout; all rows of a step share their std."""
+        parts = [self._transition_at_once(rollout, part, column) for part in rows.split(self.rows_at_once)]
+        return torch.cat([mean for mean, _ in parts]), parts[0][1]
+
+    def _transition_at_once(self, rollout: Rollout, rows: Tensor, column: int) -> tuple[Tensor, Tensor]:
         """``(mean, std)`` of one recorded step under the current parameters."""
         x, x_next = (rollout.private[key] for key in ("x", "x_next"))
         heard: list[Moment] = []
@@ -291,18 +312,28 @@ class DiffusersPolicy:
             raise Finished
 
         prompts, starts = [rollout.prompts[row] for row in rows.tolist()], rollout.private["starts"][rows].tolist()
-        self._until_finished(prompts, starts, Player(answer), rollout.private["known"], skip=column)
+        player = Player(answer, lambda number, own: rollout.private["beside"][number][rows])
+        self._until_finished(prompts, starts, player, rollout.private["known"], skip=column)
         moment = heard[0]
         if not torch.equal(moment.x, x[column][rows]):
             worst = float((moment.x.double() - x[column][rows].double()).abs().max())
-            raise UserError(f"replay: {type(self.pipe).__name__} came to step {column} with another latent than in the rollout (by {worst:.2g}), so it cannot be scored again")  # fmt: skip
+            raise UserError(f"replay: {type(self.pipe).__name__} came to step {column} with another latent than in the rollout (by {worst:.2g})")
         return self.kernel(moment.prediction, moment.x, moment.t, moment.t_next)
 
     def probe(self, prompts: list[str], x: Tensor, timesteps: Tensor, levels: Level) -> Prediction:
         """What the denoiser says of ``x [B, ...]`` at ``timesteps [B]`` (in its own units) with noise ``levels`` (each ``[B]``).
 
-        With gradient. One call of the pipeline without classifier-free guidance.
+        With gradient. Calls of the pipeline without classifier-free guidance, of ``rows_at_once`` rows each.
         """
+        parts = []
+        for at in torch.arange(len(prompts)).split(self.rows_at_once):
+            level = Level(*(value[at.to(value.device)] for value in levels))
+            parts.append(
+                self._probe_at_once([prompts[row] for row in at.tolist()], x[at.to(x.device)], timesteps[at.to(timesteps.device)], level)
+            )
+        return Prediction(*(torch.cat(values) for values in zip(*parts, strict=True)))
+
+    def _probe_at_once(self, prompts: list[str], x: Tensor, timesteps: Tensor, levels: Level) -> Prediction:
         if self._place is None:
             self.schedule()
         heard: list[Moment] = []
@@ -316,7 +347,9 @@ class DiffusersPolicy:
         told |= {"latents": x} if self._place is None else {"place": (self._place, x)}
         self._until_finished(prompts, [0] * len(prompts), player, list(dict.fromkeys(prompts)), **told)
         if not torch.equal(heard[0].x, x):
-            raise UserError(f"probe: {type(self.pipe).__name__} makes its first latent inside its call, so another cannot be put in its place")
+            raise UserError(
+                f"probe: {type(self.pipe).__name__} makes its first latent inside its call, so another cannot be put in its place"
+            )
         return heard[0].prediction
 
     def schedule(self) -> tuple[Tensor, Level]:
@@ -330,7 +363,7 @@ class DiffusersPolicy:
             raise Finished
 
         with torch.no_grad(), watched(self.pipe) as find:
-            self._until_finished([""], [0], Player(answer), [""])
+            self._until_finished([self._example], [0], Player(answer), [self._example])
         return found[0], found[1]
 
     def _until_finished(self, *args: Any, **call: Any) -> None:
@@ -340,7 +373,9 @@ class DiffusersPolicy:
     @staticmethod
     def _images(result: Any) -> Tensor:
         outputs = next(iter(result.values())) if isinstance(result, Mapping) else result[0]
-        outputs = torch.as_tensor(outputs) if not isinstance(outputs, list) else torch.stack([torch.as_tensor(numpy.asarray(o)) for o in outputs])
+        outputs = (
+            torch.as_tensor(outputs) if not isinstance(outputs, list) else torch.stack([torch.as_tensor(numpy.asarray(o)) for o in outputs])
+        )
         return outputs.float()
 
 
@@ -355,6 +390,9 @@ def _whole_numbers(prompts: list[str]) -> list[int]:
 
 
 def _check_call(pipe: Any, call: Mapping[str, Any]) -> frozenset[str]:
+    why = reason(type(pipe).__name__)
+    if why is not None:
+        raise UserError(f"policy.pipeline: {type(pipe).__name__} is no policy: {why}")
     accepted = inspect.signature(inspect.unwrap(type(pipe).__call__)).parameters
     for name in call:
         if name not in accepted:

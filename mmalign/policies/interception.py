@@ -23,6 +23,40 @@ class Finished(Exception):
     """Leaves a pipeline's call as soon as what was asked for is known."""
 
 
+# Randomness
+
+
+@contextmanager
+def seeded(pipe: Any, seeds: list[int]) -> Iterator[None]:
+    """Draws of which the pipeline does not tell its generators come from the rows' seeds too.
+
+    An image that is encoded without a generator gets one for each row. What is left is the global generator, which is seeded
+    and put back: its draws come again where a call has the same rows.
+    """
+    vae = getattr(pipe, "vae", None)
+    own = getattr(vae, "encode", None)
+    devices = [pipe._execution_device] if pipe._execution_device.type == "cuda" else []
+
+    def encode(*args: Any, **kwargs: Any) -> Any:
+        found = own(*args, **kwargs)
+        spread = getattr(found, "latent_dist", None)
+        if spread is not None:
+            draw, count = spread.sample, len(spread.mean)
+            rows = [torch.Generator(spread.mean.device).manual_seed(seed ^ 0x2545F4914F) for seed in seeds]
+            spread.sample = lambda generator=None: draw(rows if generator is None and count == len(rows) else generator)
+        return found
+
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(sum(seeds) % 2**63)
+        if own is not None:
+            vae.__dict__["encode"] = encode
+        try:
+            yield
+        finally:
+            if own is not None:
+                del vae.__dict__["encode"]
+
+
 # Steps that are over
 
 
@@ -49,7 +83,9 @@ def skipped(modules: Mapping[str, nn.Module], over: Callable[[], bool], rows: in
             key = (name, rows, len(given), next((shape for shape in given if len(shape) >= 3), None))
             if key not in shapes:
                 with torch.no_grad():
-                    shapes[key] = tree_map(lambda v: _Shape(v.shape, v.dtype, v.device) if isinstance(v, Tensor) else v, own(*args, **kwargs))
+                    shapes[key] = tree_map(
+                        lambda v: _Shape(v.shape, v.dtype, v.device) if isinstance(v, Tensor) else v, own(*args, **kwargs)
+                    )
             return tree_map(lambda v: torch.zeros(v.shape, dtype=v.dtype, device=v.device) if isinstance(v, _Shape) else v, shapes[key])
 
         return call
@@ -174,7 +210,9 @@ def encoded_once(pipe: Any, known: list[str], memory: dict[Any, Any], keep: int 
         rows = isinstance(prompts, list) and all(isinstance(p, str) and p in known for p in prompts)
         others = [value for name, value in arguments.items() if name != "prompt" and isinstance(value, (list, tuple))]
         if rows and all(list(value) == prompts for value in others) and not any(_is_media(value) for value in arguments.values()):
-            found = ask({name: known if name == "prompt" or isinstance(value, (list, tuple)) else value for name, value in arguments.items()})
+            found = ask(
+                {name: known if name == "prompt" or isinstance(value, (list, tuple)) else value for name, value in arguments.items()}
+            )
             if _one_each(found, len(known)):
                 return _pick(found, [known.index(p) for p in prompts])
         return ask(arguments)
@@ -194,7 +232,12 @@ def _content(value: Any) -> Any:
     """A key that is equal where the content is."""
     if isinstance(value, Tensor):
         value = value.detach().cpu()
-        return ("tensor", tuple(value.shape), str(value.dtype), hashlib.sha1(value.contiguous().view(torch.uint8).numpy().tobytes()).hexdigest())
+        return (
+            "tensor",
+            tuple(value.shape),
+            str(value.dtype),
+            hashlib.sha1(value.contiguous().view(torch.uint8).numpy().tobytes()).hexdigest(),
+        )
     if isinstance(value, Mapping):
         return tuple(sorted((name, _content(item)) for name, item in value.items()))
     if isinstance(value, (list, tuple)):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -22,17 +23,27 @@ from mmalign.types import Level, Prediction, UserError
 
 # How each scheduler's latents relate to data and noise. A scheduler whose own timesteps are no plain grid (they repeat or
 # interleave for a higher order) is replaced by the first-order one of its path.
-FLOW = {"FlowMatchEulerDiscreteScheduler", "FlowMatchLCMScheduler", "FlowMatchHeunDiscreteScheduler"}
+FLOW = {"FlowMatchEulerDiscreteScheduler", "FlowMatchLCMScheduler", "FlowMatchHeunDiscreteScheduler", "FlowMapEulerDiscreteScheduler"}
 PRESERVING = {
     "DDIMScheduler", "DDPMScheduler", "PNDMScheduler", "LCMScheduler", "TCDScheduler", "DDIMParallelScheduler", "DDPMParallelScheduler",
-    "CogVideoXDDIMScheduler", "CogVideoXDPMScheduler",
+    "CogVideoXDDIMScheduler", "CogVideoXDPMScheduler", "UnCLIPScheduler",
 }  # fmt: skip
-FROM_SIGMAS = {"DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler", "UniPCMultistepScheduler", "DEISMultistepScheduler", "SASolverScheduler"}
+FROM_SIGMAS = {
+    "DPMSolverMultistepScheduler",
+    "DPMSolverSinglestepScheduler",
+    "UniPCMultistepScheduler",
+    "DEISMultistepScheduler",
+    "SASolverScheduler",
+}
 EXPLODING = {
     "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "HeunDiscreteScheduler", "LMSDiscreteScheduler", "KDPM2DiscreteScheduler",
     "KDPM2AncestralDiscreteScheduler", "DPMSolverSDEScheduler",
 }  # fmt: skip
-PRECONDITIONED = {"EDMEulerScheduler", "EDMDPMSolverMultistepScheduler", "CosineDPMSolverMultistepScheduler"}  # they know how to read their model
+PRECONDITIONED = {
+    "EDMEulerScheduler",
+    "EDMDPMSolverMultistepScheduler",
+    "CosineDPMSolverMultistepScheduler",
+}  # they know how to read their model
 FIRST_ORDER = {
     "PNDMScheduler": "DDIMScheduler", "FlowMatchHeunDiscreteScheduler": "FlowMatchEulerDiscreteScheduler",
     "DPMSolverSinglestepScheduler": "DPMSolverMultistepScheduler",
@@ -57,10 +68,13 @@ class Moment(NamedTuple):
 class Player(NamedTuple):
     """Who answers. ``answer``: Moment -> next latent.
 
+    ``beside``: (number of the question, the scheduler's own answer) -> answer, for copies that a pipeline makes of its scheduler
+    for a second stream (the sound of a video): those steps are not trained, and a replay has to repeat them.
     ``timesteps``: a vector, one time per row, in place of the schedule (a probe); ``levels`` are then its noise levels.
     """
 
     answer: Callable[[Moment], Tensor]
+    beside: Callable[[int, Tensor], Tensor] = lambda number, own: own
     timesteps: Tensor | None = None
     levels: Level | None = None
 
@@ -85,7 +99,9 @@ def grid(scheduler: Any) -> Level:
         return Level(signal, sigmas * signal)
     if name in EXPLODING | PRECONDITIONED:
         return _exploding(scheduler.sigmas.cpu().float())
-    raise UserError(f"scheduler: got {name}, takes one of {', '.join(sorted(FLOW | PRESERVING | FROM_SIGMAS | EXPLODING | PRECONDITIONED))}")
+    raise UserError(
+        f"scheduler: got {name}, takes one of {', '.join(sorted(FLOW | PRESERVING | FROM_SIGMAS | EXPLODING | PRECONDITIONED))}"
+    )
 
 
 def _exploding(sigmas: Tensor) -> Level:
@@ -162,20 +178,29 @@ class _Played:
 
     def begin(self, player: Player) -> None:
         self.player, self.column, self.position = player, 0, 0
+        self.numbers = itertools.count()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        """A pipeline that copies its scheduler, for a second stream, gets one that works by itself."""
-        kind = type(self).__mro__[2]
-        twin = kind.__new__(kind)
-        twin.__dict__.update({name: copy.deepcopy(value, memo) for name, value in self.__dict__.items() if name != "player"})
-        return twin
+        """A pipeline that copies its scheduler, for a second stream, gets one that steps by itself."""
+        kind, player, numbers = type(self).__mro__[2], self.player, self.numbers
+        copied = kind.__new__(kind)
+        copied.__dict__.update({name: copy.deepcopy(value, memo) for name, value in self.__dict__.items() if name not in ("player", "numbers")})
+
+        @functools.wraps(kind.step)  # type: ignore[attr-defined]
+        def step(*args: Any, **kwargs: Any) -> Any:
+            found = kind.step(copied, *args, **kwargs)  # type: ignore[attr-defined]
+            answer = player.beside(next(numbers), found[0])
+            return (answer, *found[1:]) if isinstance(found, tuple) else type(found)(**{**found, "prev_sample": answer})
+
+        copied.__dict__["step"] = step
+        return copied
 
     def _arrange(self) -> None:
         """After diffusers has computed its schedule: keep the levels; a probe shows the pipeline its own times instead."""
         self.position = 0
         self.levels, self.schedule = grid(self), self.timesteps  # type: ignore[has-type]
-        if self.player.timesteps is not None:  # as many as there were: pipelines slice and count them
-            self.timesteps = self.player.timesteps.expand(len(self.schedule), -1)
+        if self.player.timesteps is not None:
+            self.timesteps = _one_time_for_each_row(self.player.timesteps, len(self.schedule))
 
     def _find(self, timestep: Any) -> None:
         """Goes to where the pipeline is: the place of its timestep, unless the present place has that very timestep."""
@@ -221,10 +246,24 @@ class _Played:
         return DDIMSchedulerOutput(prev_sample=answer, pred_original_sample=prediction.clean)
 
 
+def _one_time_for_each_row(vector: Tensor, count: int) -> Tensor:
+    """A list of timesteps to all that measures and slices it, in which each single one is the vector of all rows' times."""
+
+    class Times(Tensor):
+        def __getitem__(self, at: Any) -> Any:
+            return vector if isinstance(at, int) else super().__getitem__(at)
+
+        def __iter__(self) -> Iterator[Tensor]:
+            return iter([vector] * len(self))
+
+    return vector[:1].repeat(count).as_subclass(Times)
+
+
 @functools.cache
 def _played(kind: Any) -> type:
     """A sub-class of a scheduler class that plays. Its methods keep their signatures: pipelines inspect them."""
     takes = inspect.signature(kind.step)
+    noising = {name: _noising(getattr(kind, name)) for name in ("add_noise", "scale_noise") if hasattr(kind, name)}
 
     @functools.wraps(kind.set_timesteps)
     def set_timesteps(self: Any, *args: Any, **kwargs: Any) -> None:
@@ -236,4 +275,14 @@ def _played(kind: Any) -> type:
         given = takes.bind(self, *args, **kwargs).arguments
         return self._play(given["model_output"], given["timestep"], given["sample"], given.get("return_dict", True))
 
-    return type(f"Played{kind.__name__}", (_Played, kind), {"set_timesteps": set_timesteps, "step": step})
+    return type(f"Played{kind.__name__}", (_Played, kind), {"set_timesteps": set_timesteps, "step": step, **noising})
+
+
+def _noising(own: Any) -> Any:
+    """Noise for a given image. In a probe the latent is placed, so that what is made here is not looked at."""
+
+    @functools.wraps(own)
+    def noised(self: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return sample if self.player.timesteps is not None else own(self, sample, *args, **kwargs)
+
+    return noised

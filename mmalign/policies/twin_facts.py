@@ -8,6 +8,8 @@ from __future__ import annotations
 import fnmatch
 from typing import Any
 
+# fmt: off
+# ruff: noqa: E501
 LEAVE = object()  # a call argument that a rule would give, and that this pipeline is better without
 W = 32
 
@@ -49,7 +51,7 @@ FIELDS: dict[str, Any] = {
     "sample_size": 16, "sample_width": 4, "sample_height": 4, "sample_frames": 5, "pos_embed_max_size": 32, "rope_max_seq_len": 64,
     "video_connector_num_learnable_registers": 4, "audio_connector_num_learnable_registers": 4, "multiple_of": 16, "num_memory_tokens": 2,
     "num_experts": 4, "max_sequence_length": 48, "block_num_heads": 1, "num_learnable_tokens": 4, "num_res_layers": 1,
-}  # fmt: skip
+}
 AXES = {2: (8, 8), 3: (4, 6, 6), 4: (4, 4, 4, 4)}
 
 
@@ -71,11 +73,11 @@ ALSO_NONE = {"sample_size", "caption_channels"}
 UNET: dict[str, Any] = {
     "block_out_channels": (8, 16), "layers_per_block": 1, "sample_size": 16, "cross_attention_dim": W, "attention_head_dim": 2, "norm_num_groups": 4,
     "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"), "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
-}  # fmt: skip
+}
 XL: dict[str, Any] = {
     "cross_attention_dim": 2 * W, "attention_head_dim": (2, 4), "use_linear_projection": True, "addition_embed_type": "text_time",
     "addition_time_embed_dim": 8, "transformer_layers_per_block": (1, 1), "projection_class_embeddings_input_dim": 6 * 8 + W,
-}  # fmt: skip
+}
 CHANNELS = (8, 8, 8, 8)
 PACKED = {"in_channels": 16}  # 2 x 2 latents of 4 channels
 WAN = {"in_channels": 16, "out_channels": 16}
@@ -95,9 +97,9 @@ MODELS: dict[str, dict[str, Any]] = {
     "AutoencoderKLWan": WAN_VAE,
     "AutoencoderKLQwenImage": WAN_VAE,
     "AutoencoderKLHunyuanVideo": {"block_out_channels": CHANNELS, "latent_channels": 4},
-    "AutoencoderKLHunyuanVideo15": {"block_out_channels": CHANNELS, "latent_channels": 4, "spatial_compression_ratio": 16},
+    "AutoencoderKLHunyuanVideo15": {"block_out_channels": (32,) * 5, "latent_channels": 4, "spatial_compression_ratio": 16},
     "AutoencoderKLHunyuanImage": {
-        "in_channels": 3, "out_channels": 3, "latent_channels": 4, "block_out_channels": CHANNELS, "layers_per_block": 1, "spatial_compression_ratio": 8,
+        "in_channels": 3, "out_channels": 3, "latent_channels": 4, "block_out_channels": (32,) * 4, "layers_per_block": 1, "spatial_compression_ratio": 8,
         "sample_size": 32, "scaling_factor": 0.5,
     },
     "AutoencoderKLLTXVideo": {
@@ -131,6 +133,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "VQModel": {"block_out_channels": (8, 8), "down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2, "latent_channels": 4},
     "UNet2DConditionModel": UNET,
     "UNetFlatConditionModel": UNET,
+    "AudioLDM2UNet2DConditionModel": UNET,
     "ControlNetModel": {key: UNET[key] for key in UNET if key != "up_block_types"} | {"conditioning_embedding_out_channels": (4, 8)},
     "ControlNetUnionModel": {key: UNET[key] for key in UNET if key != "up_block_types"} | {"conditioning_embedding_out_channels": (4, 8), "num_trans_channel": 8, "num_proj_channel": 8, "num_trans_head": 2},
     "SparseControlNetModel": {
@@ -194,7 +197,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "CogView3PlusTransformer2DModel": {"in_channels": 4, "out_channels": 4, "condition_dim": 8},
     "CogView4Transformer2DModel": {"in_channels": 4, "out_channels": 4, "condition_dim": 8, "rope_axes_dim": (8, 8)},
     "MochiTransformer3DModel": {"in_channels": 12},
-    "AllegroTransformer3DModel": {"sample_width": 8, "sample_height": 8},
+    "AllegroTransformer3DModel": {"sample_width": 8, "sample_height": 8, "attention_head_dim": 12, "cross_attention_dim": 24, "sample_frames": 8},
     "LatteTransformer3DModel": {
         "in_channels": 4, "out_channels": 8, "patch_size": 2, "cross_attention_dim": W, "attention_bias": True, "sample_size": 8, "norm_type": "ada_norm_single",
         "num_embeds_ada_norm": 1000, "norm_elementwise_affine": False, "activation_fn": "gelu-approximate", "video_length": 1, "attention_head_dim": 16,
@@ -220,8 +223,34 @@ MODELS: dict[str, dict[str, Any]] = {
     "PriorTransformer": {"num_embeddings": 77, "embedding_dim": W},
     "StableUnCLIPImageNormalizer": {"embedding_dim": W},
     "JoyImageEditTransformer3DModel": WAN,
+    "AutoencoderKLLTX2Video": {
+        "latent_channels": 4, "block_out_channels": (8,), "decoder_block_out_channels": (8,), "layers_per_block": (1,), "decoder_layers_per_block": (1, 1),
+        "spatio_temporal_scaling": (True,), "decoder_spatio_temporal_scaling": (True,), "decoder_inject_noise": (False, False), "downsample_type": ("spatial",),
+        "upsample_residual": (False,), "upsample_factor": (1,), "patch_size": 1, "decoder_causal": False, "down_block_types": ("LTX2VideoDownBlock3D",),
+        "upsample_type": ("spatiotemporal",),
+    },
+    "AutoencoderKLLTX2Audio": {"base_channels": 4, "ch_mult": (1,), "num_res_blocks": 1, "resolution": 32, "latent_channels": 2, "mel_bins": 8},
+    "LTX2VideoTransformer3DModel": {
+        "in_channels": 4, "out_channels": 4, "num_attention_heads": 2, "attention_head_dim": 16, "cross_attention_dim": 32, "audio_in_channels": 4,
+        "audio_out_channels": 4, "audio_num_attention_heads": 2, "audio_attention_head_dim": 8, "audio_cross_attention_dim": 16, "rope_double_precision": False,
+        "rope_type": "split", "num_layers": 2,
+    },
+    "LTX2TextConnectors": {
+        "text_proj_in_factor": 3, "video_connector_num_attention_heads": 4, "video_connector_attention_head_dim": 8, "audio_connector_num_attention_heads": 4,
+        "audio_connector_attention_head_dim": 8, "video_connector_num_learnable_registers": None, "audio_connector_num_learnable_registers": None,
+        "connector_rope_base_seq_len": 32, "rope_double_precision": False, "rope_type": "split",
+    },
+    "LTX2Vocoder": {
+        "in_channels": 16, "hidden_channels": 32, "out_channels": 2, "upsample_kernel_sizes": [4, 4], "upsample_factors": [2, 2], "resnet_kernel_sizes": [3],
+        "resnet_dilations": [[1, 3, 5]], "leaky_relu_negative_slope": 0.1, "output_sampling_rate": 16000,
+    },
+    "AceStepTransformer1DModel": {"in_channels": 24, "audio_acoustic_hidden_dim": 8, "num_hidden_layers": 2, "sliding_window": 16, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8},
+    "AceStepConditionEncoder": {
+        "timbre_hidden_dim": 8, "num_lyric_encoder_hidden_layers": 2, "num_timbre_encoder_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "head_dim": 8, "sliding_window": 16,
+    },
     "AnyFlowTransformer3DModel": WAN,
-}  # fmt: skip
+}
 
 
 def models(name: str) -> dict[str, Any]:
@@ -232,11 +261,13 @@ def models(name: str) -> dict[str, Any]:
 # Components that a twin does without where they are optional
 EXTRAS = {"safety_checker", "feature_extractor", "image_encoder", "image_processor", "watermarker", "prompt_enhancer_head", "audio_tokenizer"}
 
+TILED = {"AutoencoderKLAllegro"}  # decode in tiles alone
+
 # Classes that stand for what an annotation leaves open
 STANDS_FOR = {
     "KarrasDiffusionSchedulers": "DDIMScheduler", "PreTrainedModel": "Qwen3Model", "Gemma2PreTrainedModel": "Gemma2Model", "GemmaPreTrainedModel": "GemmaModel",
     "SchedulerMixin": "DDIMScheduler", "EDMDPMSolverMultistepScheduler": "CosineDPMSolverMultistepScheduler",
-}  # fmt: skip
+}
 SD_SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
 SCHEDULERS: dict[str, dict[str, Any]] = {
     "DDIMScheduler": SD_SCHEDULE, "PNDMScheduler": SD_SCHEDULE, "EulerDiscreteScheduler": SD_SCHEDULE | {"timestep_spacing": "leading"},
@@ -246,7 +277,7 @@ SCHEDULERS: dict[str, dict[str, Any]] = {
     "CogVideoXDDIMScheduler": {"prediction_type": "v_prediction", "beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"},
     "EDMEulerScheduler": {"sigma_min": 0.002, "sigma_max": 80, "sigma_data": 0.5, "sigma_schedule": "karras", "num_train_timesteps": 1000, "prediction_type": "epsilon", "rho": 7.0, "final_sigmas_type": "sigma_min"},
     "CosineDPMSolverMultistepScheduler": {"solver_order": 2, "prediction_type": "v_prediction", "sigma_data": 1.0, "sigma_schedule": "exponential"},
-}  # fmt: skip
+}
 DYNAMIC = {"use_dynamic_shifting": True, "shift": 3.0}
 
 # Encoders: fields of transformers configs, at any depth
@@ -259,20 +290,32 @@ ENCODER_FIELDS: dict[str, Any] = {
     **dict.fromkeys(("head_dim", "d_kv"), 8),
     "vocab_size": 200, "max_position_embeddings": 4096, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "image_size": 32, "patch_size": 8,
     "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 200, "dropout_rate": 0.0, "query_pre_attn_scalar": 8, "sliding_window": 512,
-}  # fmt: skip
+}
 CLIP_TEXT = {"max_position_embeddings": 77, "vocab_size": 200}
 IDS = {"image_token_id": 108, "video_token_id": 109, "vision_start_token_id": 106, "vision_end_token_id": 107}
 ENCODERS: dict[str, dict[str, Any]] = {
     "CLIPTextConfig": CLIP_TEXT,
-    "CLIPConfig": {},
+    "RobertaSeriesConfig": {"project_dim": W},
+    "GPT2Config": {"n_ctx": 99, "n_positions": 99},
+    "LlavaConfig": {"image_token_index": 112},
+    "ClapAudioConfig": {
+        "num_attention_heads": [2, 2], "depths": [2, 2], "spec_size": 64, "window_size": 4, "hidden_size": 192, "patch_size": 2, "patch_stride": 2,
+        "patch_embed_input_channels": 4, "num_mel_bins": 64,
+    },
+    "SpeechT5HifiGanConfig": {
+        "model_in_dim": 8, "sampling_rate": 16000, "upsample_initial_channel": 16, "upsample_rates": [2, 2], "upsample_kernel_sizes": [4, 4],
+        "resblock_kernel_sizes": [3, 7], "resblock_dilation_sizes": [[1, 3, 5], [1, 3, 5]], "normalize_before": False,
+    },
     "Qwen2_5_VLTextConfig": {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}},
     "Qwen2_5_VLVisionConfig": {"patch_size": 14, "window_size": 112, "fullatt_block_indexes": [0], "num_heads": 2},
     "Qwen2_5_VLConfig": IDS,
     "Qwen2VLConfig": IDS,
     "Qwen3VLConfig": IDS,
+    "Qwen2VLTextConfig": {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}},
+    "Qwen2VLVisionConfig": {"patch_size": 14, "num_heads": 2, "embed_dim": W},
     "Qwen3VLTextConfig": {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}},
     "Qwen3VLVisionConfig": {"patch_size": 16, "deepstack_visual_indexes": [0], "num_position_embeddings": 16, "num_heads": 2},
-}  # fmt: skip
+}
 SPECIAL_TOKENS = (
     "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>", "<start_of_turn>", "<end_of_turn>", "<image>",
     "<|endoftext|>", "[IMG]", "<image_soft_token>", "<boi>", "<eoi>",
@@ -285,6 +328,7 @@ CHAT_TEMPLATE = (
 )
 PROCESSORS: dict[str, dict[str, Any]] = {
     "CLIPImageProcessor": {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}},
+    "ClapFeatureExtractor": {"hop_length": 7900},
     "SiglipImageProcessor": {"size": {"height": 32, "width": 32}},
     "Qwen2VLImageProcessor": {"min_pixels": 56 * 56, "max_pixels": 112 * 112},
     "Qwen2VLVideoProcessor": {"min_pixels": 56 * 56, "max_pixels": 112 * 112},
@@ -303,13 +347,29 @@ COMPONENTS: dict[str, dict[str, Any]] = {
     "FluxControl*Pipeline": {"transformer": {"in_channels": 32, "out_channels": 16}},
     "FluxControlNet*Pipeline": {"transformer": {"in_channels": 16, "out_channels": 16}},
     "QwenImage*": {"scheduler": {**DYNAMIC, "base_shift": 0.5, "max_shift": 0.9}},
-    "HunyuanVideo*": {"text_encoder_2": {}},
+    "HunyuanSkyreelsImageToVideoPipeline": {"transformer": {"in_channels": 8}},
+    "HunyuanDiT*": {"transformer": {"num_layers": 2}},
+    "PixArt*": {"transformer": {"num_layers": 2}},
     "WanPipeline": {"transformer": WAN, "transformer_2": WAN, "boundary_ratio": 0.7},
     "WanImageToVideoPipeline": {"transformer": {"in_channels": 36, "out_channels": 16}, "boundary_ratio": None},
     "WanVACEPipeline": {"transformer": {"in_channels": 16}},
     "CogVideoXImageToVideoPipeline": {"transformer": {"in_channels": 8}},
     "Kolors*": {"unet": XL},
-}  # fmt: skip
+    "AnimateDiffSDXL*": {"unet": XL},
+    "HunyuanVideo*": {"scheduler": {"shift": 7.0}},
+    "AudioLDM2Pipeline": {
+        "vae": {"in_channels": 1, "out_channels": 1}, "unet": {"cross_attention_dim": ([None, W, W], [None, W, W]), "block_out_channels": (8, 16), "layers_per_block": 2},
+        "projection_model": {"text_encoder_dim": W, "text_encoder_1_dim": W, "langauge_model_dim": W}, "text_encoder_2": {"class": "T5EncoderModel"},
+    },
+    "HunyuanVideoImageToVideoPipeline": {"transformer": {"in_channels": 9, "patch_size": 1, "guidance_embeds": False, "image_condition_type": "latent_concat"}},
+    "AudioLDMPipeline": {
+        "vae": {"in_channels": 1, "out_channels": 1},
+        "unet": {"cross_attention_dim": (8, 16), "class_embed_type": "simple_projection", "projection_class_embeddings_input_dim": W, "class_embeddings_concat": True}
+    },
+    "Cosmos*": {"safety_checker": {"class": "Unchecked"}},
+    "AceStep*": {"scheduler": {"num_train_timesteps": 1, "shift": 1.0}, "vae": {"decoder_input_channels": 8}},
+    "CogView4ControlPipeline": {"transformer": {"in_channels": 8}},
+}
 
 
 def components(pipeline: str) -> dict[str, Any]:
@@ -322,9 +382,25 @@ def components(pipeline: str) -> dict[str, Any]:
 
 
 # Calls
-CALL: dict[str, Any] = {"height": 32, "width": 32, "num_frames": 5, "max_sequence_length": 48, "strength": 0.7, "audio_end_in_s": 0.5, "audio_length_in_s": 0.5, "video_length": 5}
-WANTED = {"image", "mask_image", "control_image", "video", "control_video"}
-CALLS: dict[str, dict[str, Any]] = {}
+CALL: dict[str, Any] = {"height": 32, "width": 32, "num_frames": 5, "max_sequence_length": 48, "strength": 0.7, "audio_end_in_s": 0.5, "audio_length_in_s": 0.5, "video_length": 5, "text_encoder_out_layers": (0, 1, 2), "use_resolution_binning": False}
+WANTED = {"conditioning_frames", "image", "mask_image", "control_image", "video", "control_video"}
+CALLS: dict[str, dict[str, Any]] = {
+    "AllegroPipeline": {"num_frames": 8},
+    "EasyAnimate*": {"negative_prompt": ""},
+    "AnyFlowFAR*": {"video": LEAVE},
+    "AudioLDM2Pipeline": {"max_new_tokens": 8, "audio_length_in_s": 0.032},
+    "AudioLDMPipeline": {"audio_length_in_s": 0.032},
+    "HunyuanVideoImageToVideoPipeline": {
+        "num_frames": 9, "max_sequence_length": 64,
+        "prompt_template": {"template": "{}", "crop_start": 0, "image_emb_len": 16, "image_emb_start": 5, "image_emb_end": 21},
+    },
+    "AceStep*": {"audio_duration": 0.4, "max_text_length": 32, "lyrics": "la"},
+    "LTX2*": {"spatio_temporal_guidance_blocks": None, "stg_scale": 0.0, "audio_stg_scale": 0.0, "use_cross_timestep": False, "frame_rate": 25.0},
+    "Flux2*": {"image": LEAVE},
+    "Flux2KleinInpaintPipeline": {"image": "@image"},
+    "HunyuanVideo15Pipeline": {"image": LEAVE},
+    "FluxKontext*": {"max_area": 32 * 32, "_auto_resize": False},
+}
 
 
 def calls(pipeline: str) -> dict[str, Any]:
@@ -334,6 +410,3 @@ def calls(pipeline: str) -> dict[str, Any]:
         if fnmatch.fnmatchcase(pipeline, pattern):
             found = {**found, **values}
     return found
-
-
-WITHOUT_TWIN: dict[str, str] = {}

@@ -29,11 +29,9 @@ def twin(pipeline: Any, *, scheduler: Any = None, seed: int = 0, shake: float = 
 
     scheduler: one to use in place of the usual one, such as that of the real pipeline. shake: noise on every parameter of the
     denoisers: layers that start at zero would hide what does not reach the output.
-    Errors: UserError for a class that diffusers does not have, or one that is among ``twin_facts.WITHOUT_TWIN``.
+    Errors: UserError for a class that diffusers does not have.
     """
     kind = pipeline_class(pipeline)
-    if kind.__name__ in facts.WITHOUT_TWIN:
-        raise UserError(f"twin: {kind.__name__} has none: {facts.WITHOUT_TWIN[kind.__name__]}")
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         components = _components(kind)
@@ -41,6 +39,8 @@ def twin(pipeline: Any, *, scheduler: Any = None, seed: int = 0, shake: float = 
             components["scheduler"] = type(scheduler).from_config(scheduler.config)
         pipe = kind(**components)
         pipe.set_progress_bar_config(disable=True)
+        if type(components.get("vae")).__name__ in facts.TILED:
+            components["vae"].enable_tiling()
         shake_parameters(pipe, shake)
     return pipe
 
@@ -64,7 +64,11 @@ def call_arguments(pipe: Any) -> dict[str, Any]:
     own = facts.calls(name)
     media = {kind: make for names, make in _MEDIA.items() for kind in names}
     found = {key: facts.CALL[key] for key in parameters if key in facts.CALL}
-    found |= {key: media[key]() for key in parameters if key in media and (key in facts.WANTED or parameters[key].default is inspect.Parameter.empty)}
+    found |= {
+        key: media[key]()
+        for key in parameters
+        if key in media and (key in facts.WANTED or parameters[key].default is inspect.Parameter.empty)
+    }
     for key, value in own.items():
         if value is facts.LEAVE:
             found.pop(key, None)
@@ -83,11 +87,12 @@ def _components(kind: Any) -> dict[str, Any]:
     parameters = inspect.signature(kind.__init__).parameters
     for name, parameter in list(parameters.items())[1:]:
         told = own.get(name, {})
-        if told is None or (name not in own and (parameter.default is None or (name in optional and name in facts.EXTRAS))):
+        spare = parameter.default is None and not name.startswith(("text_encoder", "tokenizer"))
+        if told is None or (name not in own and (spare or (name in optional and name in facts.EXTRAS))):
             found[name] = None
         elif not isinstance(told, Mapping):
             found[name] = told
-        elif parameter.default is not inspect.Parameter.empty and not told:
+        elif parameter.default not in (inspect.Parameter.empty, None) and not told:
             found[name] = False if name == "requires_safety_checker" else parameter.default
         elif parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
             found[name] = build(_class_of(parameter.annotation, name, told), {k: v for k, v in told.items() if k != "class"}, kind.__name__)
@@ -100,10 +105,11 @@ def _class_of(annotation: Any, name: str, told: Mapping[str, Any]) -> Any:
 
     choices = typing.get_args(annotation) if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) else (annotation,)
     first = next((choice for choice in choices if inspect.isclass(choice) and choice is not type(None)), annotation)
-    label = told.get("class") or facts.STANDS_FOR.get(getattr(first, "__name__", str(first)))
+    label = getattr(first, "__name__", str(first).split("|")[0].strip())
+    label = told.get("class") or facts.STANDS_FOR.get(label) or (label if isinstance(first, str) else None)
     if label is None:
         return first
-    return getattr(diffusers, label, None) or getattr(transformers, label)
+    return {"Unchecked": Unchecked}.get(label) or getattr(diffusers, label, None) or getattr(transformers, label)
 
 
 def build(kind: Any, told: Mapping[str, Any], pipeline: str = "") -> Any:
@@ -112,9 +118,11 @@ def build(kind: Any, told: Mapping[str, Any], pipeline: str = "") -> Any:
     import transformers
 
     name = kind.__name__
+    if kind is Unchecked:
+        return Unchecked()
     if name in facts.PROCESSORS:
         return _processor(name, told)
-    if "Tokenizer" in name and not issubclass(kind, diffusers.ModelMixin):
+    if ("Tokenizer" in name or name == "AutoProcessor") and not issubclass(kind, diffusers.ModelMixin):
         return tokenizer(**told)
     if issubclass(kind, transformers.PreTrainedModel) and not issubclass(kind, diffusers.ModelMixin):
         return kind(_config(kind.config_class, told)).eval()
@@ -136,12 +144,13 @@ def _config(kind: Any, told: Mapping[str, Any]) -> Any:
 
 def tokenizer(length: int = 77, template: str = "<bos> $A <eos>") -> Any:
     """A character tokenizer that any pipeline takes."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
     words = ["<pad>", "<bos>", "<eos>", "<unk>", *string.printable, *facts.SPECIAL_TOKENS]
     core = Tokenizer(models.WordLevel({token: number for number, token in enumerate(words)}, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    core.decoder = decoders.Fuse()
     core.post_processor = processors.TemplateProcessing(single=template, special_tokens=[("<bos>", 1), ("<eos>", 2)])
     made = PreTrainedTokenizerFast(
         tokenizer_object=core, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", unk_token="<unk>", model_max_length=length,
@@ -174,6 +183,18 @@ def shake_parameters(pipe: Any, size: float) -> None:
                     p.add_(size * torch.randn(p.shape, generator=rng))
 
 
+class Unchecked(torch.nn.Module):
+    """Stands for a safety checker that has to be there: everything passes."""
+
+    dtype = torch.float32
+
+    def check_text_safety(self, prompt: str) -> bool:
+        return True
+
+    def check_video_safety(self, video: Any) -> Any:
+        return video
+
+
 # Media
 
 
@@ -185,14 +206,30 @@ def image(size: int = 32, mode: str = "RGB") -> Any:
     ramp = numpy.linspace(0, 1, size)
     if mode == "L":
         return Image.fromarray(numpy.uint8(255 * (ramp < 0.5))[None].repeat(size, 0), "L")
-    return Image.fromarray(numpy.uint8(255 * numpy.stack([ramp[None] + 0 * ramp[:, None], ramp[:, None] + 0 * ramp[None], 0 * ramp[None] + 0 * ramp[:, None] + 0.3], -1)))
+    return Image.fromarray(
+        numpy.uint8(
+            255
+            * numpy.stack([ramp[None] + 0 * ramp[:, None], ramp[:, None] + 0 * ramp[None], 0 * ramp[None] + 0 * ramp[:, None] + 0.3], -1)
+        )
+    )
 
 
 _MEDIA = {
-    ("image", "control_image", "input_image", "pose_image", "ip_adapter_image", "conditioning_image", "controlnet_condition", "last_image"): image,
+    (
+        "image",
+        "control_image",
+        "input_image",
+        "pose_image",
+        "ip_adapter_image",
+        "conditioning_image",
+        "controlnet_condition",
+        "last_image",
+    ): image,
     ("mask_image", "mask", "control_mask"): lambda: image(mode="L"),
     ("video", "control_video", "conditioning_frames", "pose_video", "face_video"): lambda: [image() for _ in range(5)],
     ("mask_video",): lambda: [image(mode="L") for _ in range(5)],
     ("images",): lambda: [image()],
+    ("image_embeds", "negative_image_embeds", "image_embeddings"): lambda: torch.linspace(-1, 1, WIDTH)[None],
+    ("hint",): lambda: torch.linspace(-1, 1, 3 * 32 * 32).view(1, 3, 32, 32),
     ("audio", "init_audio", "initial_audio_waveforms"): lambda: torch.sin(torch.linspace(0, 100, 2 * 1024)).view(1, 2, -1),
 }
