@@ -74,7 +74,11 @@ def read_bytes(source: Any, limits: Limits) -> bytes:
             raise Broken("no bytes")
         return found
     if not isinstance(source, (str, Path)) or not str(source):
-        raise Broken(f"nothing there ({type(source).__name__})" if source is None or source == "" else f"got {type(source).__name__}, takes bytes or a path")
+        raise Broken(
+            f"nothing there ({type(source).__name__})"
+            if source is None or source == ""
+            else f"got {type(source).__name__}, takes bytes or a path"
+        )
     path = Path(source)
     if not path.is_file():
         raise Broken(f"no such file: {path}")

@@ -158,9 +158,17 @@ class Stored:
                 given += 1
                 yield pair._replace(position=pair.position + passes * WITHIN * 2**40)
             if not given and not place:
-                why = f"; such as {next(iter(self.broken))}: {next(iter(self.broken.values()))}" if self.broken else ""
-                raise UserError(f"records: no usable pair ({len(self.broken)} broken, {self.dropped['ties']} ties and {self.dropped['unlabelled']} unlabelled passed over{why})")  # fmt: skip
+                raise self.unusable()
             passes, place = passes + 1, 0
+
+    def unusable(self) -> UserError:
+        why = "".join(f"; {name}: {reason}" for name, reason in islice(self.broken.items(), 1))
+        over = f"{len(self.broken)} broken, {self.dropped['ties']} ties and {self.dropped['unlabelled']} unlabelled passed over"
+        return UserError(f"records: no usable pair ({over}{why})")
+
+    def first(self, count: int) -> list[Pair]:
+        """The first usable pairs as the data have them, at most ``count`` and one pass."""
+        return list(islice(self._pass(None, 0), count))
 
     def _pass(self, seed: int | None, start: int) -> Iterator[Pair]:
         rows_over, over = divmod(start, WITHIN)
@@ -211,8 +219,8 @@ class Stored:
 
 def _looked_at(found: Stored) -> Stored:
     """Reads the first pairs. Raises UserError where there is none, or where sizes differ."""
-    for _ in islice(found.stream(seed=0), LOOK):
-        pass
+    if not found.first(LOOK):
+        raise found.unusable()
     for name, why in found.broken.items():
         if why.startswith("size ["):
             raise UserError(f"records: {name}: {why}")

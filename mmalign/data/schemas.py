@@ -31,7 +31,7 @@ Schema = Callable[[Row, str], Iterator[Draft]]
 
 def pickapic(row: Row, name: str) -> Iterator[Draft]:
     """Pick-a-Pic v1 and v2: ``caption, jpg_0, jpg_1, label_0, label_1, has_label``; 0.5 in both labels is a tie."""
-    name = str(row.get("ranking_id") or name)
+    name = _name(row, "ranking_id", name)
     yield Draft(_text(row, "caption"), _there(row, "jpg_0"), _there(row, "jpg_1"), _labels(row), name)
 
 
@@ -53,7 +53,7 @@ def hpdv2(row: Row, name: str) -> Iterator[Draft]:
     images = row.get("image") or row.get("image_path") or row.get("file_path") or row.get("images")
     if not isinstance(images, (list, tuple)) or len(images) < 2:
         raise Broken("takes a list of two or more images under image, image_path or file_path")
-    prompt, name = _text(row, "prompt"), str(row.get("id") or name)
+    prompt, name = _text(row, "prompt"), _name(row, "id", name)
     people = row.get("raw_annotations")
     ranks = [person.get("rank") if isinstance(person, Mapping) else person for person in people] if isinstance(people, list) else None
     for a, b in combinations(range(len(images)), 2):
@@ -76,7 +76,8 @@ def _listed_preference(row: Row, a: int, b: int, count: int) -> float:
 
 
 def _full(rankings: list[Any], count: int) -> list[list[float]]:
-    numbers = [[_number(value) for value in ranking] if isinstance(ranking, (list, tuple)) else [] for ranking in rankings]
+    lists = [ranking if isinstance(ranking, (list, tuple)) else [] for ranking in rankings]
+    numbers = [[_number(value) for value in ranking] for ranking in lists]
     if any(len(ranking) != count or any(math.isnan(value) for value in ranking) for ranking in numbers):
         raise Broken(f"takes one number for each of {count} images in every ranking")
     return numbers
@@ -98,14 +99,14 @@ def columns(names: Mapping[str, str]) -> Schema:
         strength = _number(row[called["strength"]]) if called["strength"] in row else 1.0
         if not math.isnan(strength) and not 0 <= strength <= 1:
             raise Broken(f"{called['strength']} is {strength}, takes 0..1")
-        own = str(row.get(called["id"]) or name)
+        own = _name(row, called["id"], name)
         yield Draft(_text(row, called["prompt"]), _there(row, called["chosen"]), _there(row, called["rejected"]), strength, own)
 
     return schema
 
 
 def guess(row: Row, names: Mapping[str, str] | None) -> Schema:
-    """The schema that a row looks like. Errors: UserError with its columns, where it looks like none."""
+    """The schema that a row looks like. Raises Broken with its columns, where it looks like none."""
     if names is not None:
         return columns(names)
     if {"jpg_0", "jpg_1"} <= row.keys():
@@ -114,10 +115,14 @@ def guess(row: Row, names: Mapping[str, str] | None) -> Schema:
         return columns({})
     if row.keys() & {"human_preference", "raw_annotations", "rank"}:
         return hpdv2
-    raise UserError(
-        f"records: columns {', '.join(sorted(map(str, row)))} look like no schema that is known (Pick-a-Pic, HPDv2, prompt/chosen/rejected); "
+    raise Broken(
+        f"columns {', '.join(sorted(map(str, row)))} look like no known schema (Pick-a-Pic, HPDv2, prompt/chosen/rejected); "
         "takes columns: {prompt: ..., chosen: ..., rejected: ..., strength: ...}"
     )
+
+
+def _name(row: Row, key: str, name: str) -> str:
+    return name if row.get(key) in (None, "") else str(row[key])
 
 
 def _text(row: Row, key: str) -> str:

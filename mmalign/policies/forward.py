@@ -64,6 +64,7 @@ class ForwardPolicy:
             raise UserError(f"policy.draws: got {draws}, takes 1 or more")
         self.of, self.times, self.draws, self.sets = of, times, draws, of.sets
         self.schedule = training_schedule(of.pipe.scheduler)
+        self.together: bool | None = None  # whether the pipeline takes a time for each row; not known before it is tried
         self.target = parametrisation(of.pipe.scheduler) if target == "native" else target
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
@@ -106,8 +107,12 @@ class ForwardPolicy:
             mask=torch.ones(shape, dtype=torch.bool),
             group=group,
             private={
-                "clean": clean, "noise": noise, "which": which, "places": (places * count).long().clamp(max=count - 1), "refs": {},
-            },  # fmt: skip
+                "clean": clean,
+                "noise": noise,
+                "which": which,
+                "places": (places * count).long().clamp(max=count - 1),
+                "refs": {},
+            },
         )
 
     def remember(self, rollout: Rollout, names: Iterable[str], rows_at_once: int) -> None:
@@ -151,9 +156,24 @@ class ForwardPolicy:
         levels = Level(*(value[places].to(clean) for value in self.schedule.levels))
         wide = Level(*(value.view(-1, *(1,) * (clean.ndim - 1)) for value in levels))
         prompts = [rollout.prompts[row] for row in rows.tolist()]
-        predicted = self.of.probe(prompts, wide.signal * clean + wide.noise * noise, timesteps, levels)
+        predicted = self._predicted(prompts, wide.signal * clean + wide.noise * noise, timesteps, levels)
         error = self._said(predicted, wide) - self._said(Prediction(clean, noise), wide)
         return -0.5 * error.flatten(1).double().square().sum(1).cpu()
+
+    def _predicted(self, prompts: list[str], x: Tensor, timesteps: Tensor, levels: Level) -> Prediction:
+        """One call for all rows, or, for a pipeline whose call wants one time (``if t >= boundary``), one for each: found once."""
+        if self.together is not False:
+            try:
+                found = self.of.probe(prompts, x, timesteps, levels)
+                self.together = True
+                return found
+            except (RuntimeError, ValueError, TypeError) as error:
+                if self.together or len(prompts) == 1 or isinstance(error, torch.OutOfMemoryError):
+                    raise
+        rows = [slice(row, row + 1) for row in range(len(prompts))]
+        parts = [self.of.probe(prompts[row], x[row], timesteps[row], Level(*(value[row] for value in levels))) for row in rows]
+        self.together = False
+        return Prediction(*(torch.cat(values) for values in zip(*parts, strict=True)))
 
     def _said(self, about: Prediction, t: Level) -> Tensor:
         """The target, or a prediction of it, in the parametrisation whose error counts."""
@@ -192,17 +212,22 @@ def latents(policy: DiffusersPolicy, outputs: Any) -> Tensor:
 
     Through the pipeline's own ``vae`` (its mode, then ``shift_factor`` and ``scaling_factor``, or ``latents_mean`` and
     ``latents_std``), and its own ``_pack_latents`` where it has one. Without a VAE, pixels in -1..1. Covered so: Stable Diffusion
-    1 to 3.5, SDXL, FLUX.1, Qwen-Image, Sana, PixArt, Lumina, LTX, Wan, HunyuanVideo. What a pipeline does otherwise (FLUX.2's
+    1 to 3.5, SDXL, FLUX.1, Qwen-Image, Sana, PixArt, AuraFlow, LTX, Wan, HunyuanVideo. What a pipeline does otherwise (FLUX.2's
     normalised patches, CogVideoX's frames before channels) does not fit the latents that it makes itself, and the
     probe refuses it with both shapes. Errors: UserError for outputs that are not such tensors.
     """
     if not isinstance(outputs, Tensor) or outputs.ndim not in (4, 5):
         got = list(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
-        raise UserError(f"outputs: got {got}, takes images [batch, channels, height, width] or videos [batch, frames, channels, height, width]")
+        raise UserError(
+            f"outputs: got {got}, takes images [batch, channels, height, width] or videos [batch, frames, channels, height, width]"
+        )
     pipe = policy.pipe
     pixels = (2 * outputs.float() - 1).to(pipe._execution_device)
     vae = pipe.components.get("vae")
     if vae is None:
+        side = dict(getattr(policy.denoiser, "config", {})).get("sample_size", pixels.shape[-1])
+        if tuple(pixels.shape[-2:]) != (side, side):
+            raise UserError(f"latents: got images of {list(pixels.shape[-2:])} pixels, {type(pipe).__name__} takes {[side, side]}")
         return pixels
     pixels = pixels.to(vae.dtype)
     if any(isinstance(module, torch.nn.Conv3d) for module in vae.modules()):  # an autoencoder of videos: channels before frames
@@ -240,7 +265,8 @@ def _packed(pipe: Any, encoded: Tensor) -> Tensor:
     height, width = encoded.shape[-2:]
     known = {
         "latents": encoded, "batch_size": len(encoded), "num_channels_latents": encoded.shape[1], "height": height, "width": width,
-        "patch_size": getattr(pipe, "transformer_spatial_patch_size", 1), "patch_size_t": getattr(pipe, "transformer_temporal_patch_size", 1),
+        "patch_size": getattr(pipe, "transformer_spatial_patch_size", 1),
+        "patch_size_t": getattr(pipe, "transformer_temporal_patch_size", 1),
     }  # fmt: skip
     wanted = inspect.signature(pack).parameters
     if strange := [name for name in wanted if name not in known]:

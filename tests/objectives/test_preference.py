@@ -62,5 +62,5 @@ def test_feedback_that_is_none():
         dpo().signal(feedback([[0, 1], [1, 2]]))
     with pytest.raises(UserError, match=r"0\.\.1"):
         dpo().signal(feedback([[0, 1]], [1.2]))
-    with pytest.raises(UserError, match="smoothing: got 0.5"):
+    with pytest.raises(UserError, match=r"smoothing: got 0\.5"):
         dpo(smoothing=0.5)

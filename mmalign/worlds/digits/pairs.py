@@ -28,8 +28,9 @@ def digits_pairs(
 
     reward: what ranks them; the proxy classifier's probability by default. call: arguments of the pipeline's call (10 steps by
     default). Ten prompts, so 10 * ``groups`` pairs, the same for one seed; groups without a difference are ties, strength 0.5.
-    With two samples to a group a pair is what a person sees who compares two; with more, the ceiling is higher: no pair says
-    more than that the better row is right, and that is ``1 - (1 - p)^n`` of the time where the base is right with probability p.
+    With two samples to a group a pair is what a person sees who compares two. Imitating the better rows would make a model as
+    good as they are, right ``1 - (1 - p)^n`` of the time where the base is right with probability p and the reward makes no mistakes;
+    that is the pairs' own ceiling, and methods that also push away from the worse rows may pass it.
     Errors: UserError for fewer than two samples or no group.
     """
     from mmalign.worlds.digits.judges import digits_proxy
@@ -42,18 +43,15 @@ def digits_pairs(
     for prompt in PROMPTS:
         rows = [prompt] * (groups * best_of)
         noise = torch.randn((len(rows), *_latent_shape(pipeline)), generator=rng)
-        chunks = [
-            pipeline(prompt=rows[: len(part)], latents=part, output_type="pt", **{"num_inference_steps": 10, **(call or {})}).images
-            for part in noise.split(500)
-        ]
+        told = {"output_type": "pt", "num_inference_steps": 10, **(call or {})}
+        chunks = [pipeline(prompt=rows[: len(part)], latents=part, **told).images for part in noise.split(500)]
         images = torch.cat(chunks).float().cpu()
         scores = rank(images, rows).double().view(groups, best_of)
         grouped = images.view(groups, best_of, *images.shape[1:])
         high, low = scores.max(1), scores.min(1)
-        found.append([
-            Pair(prompt, grouped[g, high.indices[g]], grouped[g, low.indices[g]], 0.5 if high.values[g] == low.values[g] else 1.0, f"{prompt} {g}")
-            for g in range(groups)
-        ])  # fmt: skip
+        tied = torch.where(high.values == low.values, 0.5, 1.0).tolist()
+        best, worst = (grouped[torch.arange(groups), end.indices] for end in (high, low))
+        found.append([Pair(prompt, best[g], worst[g], tied[g], f"{prompt} {g}") for g in range(groups)])
     return [pair for row in zip(*found, strict=True) for pair in row]
 
 

@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import io
+import struct
+import sys
+import types
+import zlib
+
+import pytest
+import torch
+from PIL import Image
+
+from mmalign.data import media
+from mmalign.data.media import Broken, Limits
+from mmalign.types import UserError
+
+
+def stored(image, kind="PNG", **how):
+    file = io.BytesIO()
+    image.save(file, kind, **how)
+    return file.getvalue()
+
+
+def test_numbers_and_sources(tmp_path):
+    image = Image.new("RGB", (3, 2), (255, 0, 51))
+    (tmp_path / "a.png").write_bytes(stored(image))
+    for source in (
+        stored(image),
+        tmp_path / "a.png",
+        str(tmp_path / "a.png"),
+        {"bytes": stored(image), "path": "x"},
+        {"path": str(tmp_path / "a.png")},
+        image,
+    ):
+        found = media.image(source, Limits())
+        assert found.shape == (3, 2, 3) and found[:, 0, 0].tolist() == pytest.approx([1.0, 0.0, 0.2])
+
+
+def test_orientation_is_applied():
+    image = Image.new("RGB", (4, 2))
+    image.putpixel((0, 0), (255, 255, 255))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by 90 degrees
+    found = media.image(stored(image, "PNG", exif=exif), Limits())
+    assert found.shape == (3, 4, 2) and found[0, 0, 1] == 1 and found[0].sum() == 1
+
+
+def test_every_mode_becomes_rgb_and_nothing_turns_black():
+    half = media.image(stored(Image.new("RGBA", (1, 1), (255, 0, 0, 0))), Limits())
+    assert half.flatten().tolist() == [1.0, 1.0, 1.0]  # transparent is white
+    palette = Image.new("P", (1, 1))
+    palette.putpalette([10, 20, 30, 0, 0, 0])
+    assert media.image(stored(palette, transparency=0), Limits()).flatten().tolist() == [1.0, 1.0, 1.0]
+    assert (media.image(stored(palette), Limits()).flatten() * 255).round().tolist() == [10, 20, 30]
+    cmyk = media.image(stored(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG"), Limits())
+    assert cmyk[0].mean() > 0.9 and cmyk[1].mean() < 0.1
+    deep = Image.frombytes("I;16", (1, 1), struct.pack("<H", 32768))
+    assert media.image(stored(deep), Limits())[0, 0, 0].item() == pytest.approx(0.5, abs=0.003)
+    assert media.image(stored(Image.new("L", (1, 1), 128)), Limits()).flatten().tolist() == pytest.approx([128 / 255] * 3)
+
+
+def test_scaled_to_cover_and_cut_in_the_middle():
+    image = Image.new("RGB", (40, 20))
+    image.paste((255, 255, 255), (10, 0, 30, 20))
+    found = media.image(image, Limits(size=(10, 10)))
+    assert found.shape == (3, 10, 10) and found.mean() > 0.95
+
+
+def refused(source, match, limits=None):
+    with pytest.raises(Broken, match=match):
+        media.image(source, limits or Limits())
+
+
+def huge_header():
+    """A PNG of 50,000 x 50,000 pixels in 60 bytes."""
+    chunk = lambda kind, data: struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))  # noqa: E731
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 50_000, 50_000, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+def test_reasons(tmp_path, monkeypatch):
+    whole = stored(Image.effect_noise((64, 64), 50).convert("RGB"))
+    refused(whole[: len(whole) // 2], "not decodable")
+    refused(b"<html>not found</html>", "no image")
+    refused(b"", "no bytes")
+    refused(None, "nothing there")
+    refused({"bytes": None, "path": None}, "nothing there")
+    refused(7, "got int")
+    refused(str(tmp_path / "none.png"), "no such file")
+    (tmp_path / "empty.png").touch()
+    refused(tmp_path / "empty.png", "empty file")
+    refused(whole, "takes at most 100", Limits(bytes=100))
+    (tmp_path / "a.png").write_bytes(whole)
+    refused(tmp_path / "a.png", "takes at most 100", Limits(bytes=100))
+    monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded before its size was looked at"))
+    refused(whole, "64 x 64 pixels, takes at most 4000", Limits(pixels=4000))
+    refused(huge_header(), "pixels")
+
+
+def test_animated_images_are_refused_or_their_first_frame_is_taken():
+    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
+    animated = stored(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    refused(animated, "animated, 2 frames")
+    found = media.image(animated, Limits(animated="first"))
+    assert found[0].min() > 0.9 and found[2].max() < 0.1
+
+
+def test_videos_say_what_they_need(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(UserError, match="need the package av"):
+        media.video(b"x", Limits())
+
+
+def test_frames_are_spread_evenly(monkeypatch):
+    """With a stand-in for PyAV, which is an extra: ten frames, whose brightness is their number."""
+
+    class Container:
+        def __init__(self):
+            self.streams = types.SimpleNamespace(video=[types.SimpleNamespace(width=4, height=4)])
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            return None
+
+        def decode(self, stream):
+            return (types.SimpleNamespace(to_image=lambda n=n: Image.new("RGB", (4, 4), (n, n, n))) for n in range(10))
+
+    error = types.SimpleNamespace(FFmpegError=RuntimeError)
+    monkeypatch.setitem(sys.modules, "av", types.SimpleNamespace(open=lambda file: Container(), error=error))
+    found = media.video(b"x", Limits(frames=4))
+    assert found.shape == (4, 3, 4, 4) and torch.equal((found[:, 0, 0, 0] * 255).round(), torch.tensor([0.0, 3.0, 6.0, 9.0]))
+    with pytest.raises(Broken, match="10 frames, takes at least 12"):
+        media.video(b"x", Limits(frames=12))
+    with pytest.raises(Broken, match="4 x 4 pixels"):
+        media.video(b"x", Limits(pixels=15))

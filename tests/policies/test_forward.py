@@ -1,0 +1,179 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+import mmalign as mm
+from mmalign.policies import twins
+from mmalign.policies.forward import latents, training_schedule
+from mmalign.types import UserError
+
+FAMILIES = (
+    "StableDiffusionPipeline", "StableDiffusionXLPipeline", "StableDiffusion3Pipeline", "FluxPipeline", "QwenImagePipeline", "SanaPipeline",
+    "PixArtSigmaPipeline", "AuraFlowPipeline",
+)  # fmt: skip
+VIDEOS = ("LTXPipeline", "WanPipeline", "HunyuanVideoPipeline")
+
+
+def wrapped(pipe, call=None, **settings):
+    return mm.policies.forward(mm.policies.diffusers(pipe, num_inference_steps=2, device="cpu", call=call), **settings)
+
+
+def twin(name):
+    pipe = twins.twin(name)
+    call = twins.call_arguments(pipe)
+    call.pop("num_inference_steps", None)
+    return pipe, call
+
+
+def digits(**settings):
+    from mmalign.worlds.digits.base import untrained
+
+    return wrapped(untrained(), **settings)
+
+
+def images(count, size=8, channels=1):
+    return torch.rand(count, channels, size, size, generator=torch.Generator().manual_seed(1))
+
+
+def rollout(policy, outputs, prompts=None, seed=0):
+    count = len(outputs)
+    return policy.encode(
+        prompts or ["a 3", "a 3", "a 5", "a 5"][:count], outputs, torch.arange(count) // 2, torch.Generator().manual_seed(seed)
+    )
+
+
+def test_the_bound_is_half_of_the_squared_error_of_the_velocity():
+    """Against the denoiser called directly."""
+    policy = digits(draws=3)
+    table = rollout(policy, images(4))
+    pipe, private = policy.of.pipe, table.private
+    steps = policy.steps(table, torch.arange(4), needs=frozenset({"noise"}))
+    assert steps.kind == "bound" and steps.event_size == 64 and steps.log_probs.dtype == torch.float64
+    for row in range(4):
+        for draw in range(3):
+            place = private["places"][row // 2, draw]
+            sigma, noise, clean = (place.item() * -1 + 1000) / 1000, private["noise"][row // 2, draw], 2 * images(4)[row] - 1
+            condition = pipe.text_encoder(torch.tensor([3 if row < 2 else 5]))
+            x = ((1 - sigma) * clean + sigma * noise)[None]
+            said = pipe.transformer(hidden_states=x, timestep=torch.tensor([sigma * 1000]), encoder_hidden_states=condition[:, None],
+                                    pooled_projections=condition, return_dict=False)[0]  # fmt: skip
+            wanted = -0.5 * ((said - (noise - clean)) ** 2).sum()
+            assert steps.log_probs[row, draw].item() == pytest.approx(wanted.item(), rel=1e-5)
+            assert steps.facts["noise"][row, draw].item() == pytest.approx(sigma, rel=1e-6)
+
+
+def test_rows_of_a_group_share_noise_and_levels_and_groups_do_not():
+    policy = digits(draws=2)
+    same = images(1).expand(4, -1, -1, -1).contiguous()
+    table = policy.steps(rollout(policy, same, ["a 3"] * 4), torch.arange(4)).log_probs.detach()
+    assert torch.equal(table[0], table[1]) and torch.equal(table[2], table[3])
+    assert not torch.isclose(table[0], table[2]).any() and not torch.isclose(table[:, 0], table[:, 1]).any()
+
+
+def test_the_reference_sees_what_the_policy_sees_and_margins_begin_at_zero():
+    policy = digits()
+    table = rollout(policy, images(4))
+    policy.remember(table, ["ref"], rows_at_once=4)
+    needs = frozenset({"refs"})
+    before = policy.steps(table, torch.arange(4), needs=needs)
+    assert torch.equal(before.log_probs.detach(), before.refs["ref"])
+    with torch.no_grad():
+        policy.parameters()["patch_out.bias"].add_(0.1)
+    after = policy.steps(table, torch.arange(4), needs=needs)
+    assert torch.equal(after.refs["ref"], before.refs["ref"]) and not torch.isclose(after.log_probs, before.log_probs).any()
+    after.log_probs.sum().backward()
+    assert policy.parameters()["patch_out.bias"].grad.abs().sum() > 0
+
+
+def test_another_target_weighs_noise_levels_otherwise():
+    table = rollout(digits(), images(4))
+    velocity = digits().steps(table, torch.arange(4), needs=frozenset({"noise"}))
+    noise = digits(target="epsilon").steps(table, torch.arange(4))
+    torch.testing.assert_close(noise.log_probs, velocity.log_probs * (1 - velocity.facts["noise"]) ** 2, rtol=1e-4, atol=1e-6)
+
+
+def test_times_are_spread_over_the_training_schedule():
+    group = torch.arange(4000)
+    counts = {}
+    for times in ("uniform", "logit_normal"):
+        table = digits(times=times).encode(["3"] * 4000, images(4000), group, torch.Generator().manual_seed(0))
+        levels = table.private["places"].flatten().double() / 1000
+        counts[times] = ((levels < 0.1).double().mean().item(), (levels > 0.9).double().mean().item(), levels.mean().item())
+    assert counts["uniform"] == pytest.approx((0.1, 0.1, 0.5), abs=0.02)
+    assert counts["logit_normal"] == pytest.approx((0.014, 0.014, 0.5), abs=0.01)  # the normal beyond 2.2 standard deviations
+
+
+@pytest.mark.parametrize("name", FAMILIES + VIDEOS)
+def test_given_outputs_through_the_pipelines_own_autoencoder(name):
+    """Latents of the shape that the pipeline makes, a reference equal to the policy, and a gradient."""
+    pipe, call = twin(name)
+    policy = wrapped(pipe, call)
+    shape = (call["num_frames"], 3) if name in VIDEOS else (3,)
+    outputs = torch.rand((2, *shape, call.get("height", 32), call.get("width", 32)), generator=torch.Generator().manual_seed(1))
+    table = rollout(policy, outputs, ["a cat", "a cat"])
+    policy.remember(table, ["ref"], rows_at_once=2)
+    steps = policy.steps(table, torch.arange(2), needs=frozenset({"refs"}))
+    assert torch.equal(steps.log_probs.detach(), steps.refs["ref"]) and bool((steps.log_probs < 0).all())
+    steps.log_probs.sum().backward()
+    assert sum(p.grad.abs().sum() for p in policy.parameters().values() if p.grad is not None) > 0
+
+
+@pytest.mark.parametrize(
+    "name", ["StableDiffusionPipeline", "StableDiffusion3Pipeline", "FluxPipeline", "QwenImagePipeline", "WanPipeline", "LTXPipeline"]
+)
+def test_latents_are_what_the_pipeline_decodes(name, monkeypatch):
+    """A run that ends in these latents decodes to the autoencoder's own round trip: packing, scale and shift are the pipeline's."""
+    pipe, call = twin(name)
+    if "shift_factor" in pipe.vae.config:  # Stable Diffusion 1 and 2 have none; tiny twins share one autoencoder
+        pipe.vae.register_to_config(shift_factor=0.3 if name in ("StableDiffusion3Pipeline", "FluxPipeline") else None)
+    policy = wrapped(pipe, call)
+    shape = (call["num_frames"], 3) if name in VIDEOS else (3,)
+    outputs = torch.rand((1, *shape, call.get("height", 32), call.get("width", 32)), generator=torch.Generator().manual_seed(1))
+    wanted = latents(policy.of, outputs)
+    seen = []
+    decode = pipe.vae.decode
+    monkeypatch.setattr(pipe.vae, "decode", lambda z, *args, **kwargs: (seen.append(z), decode(z, *args, **kwargs))[1])
+    scheduler = type(pipe.scheduler)
+    monkeypatch.setattr(scheduler, "step", lambda self, *args, **kwargs: (wanted,))
+    with torch.no_grad():
+        policy.generate(["a cat"], [0])
+        pixels = 2 * outputs - 1
+        video = any(isinstance(part, torch.nn.Conv3d) for part in pipe.vae.modules())
+        pixels = (pixels.transpose(1, 2) if pixels.ndim == 5 else pixels[:, :, None]) if video else pixels
+        straight = pipe.vae.encode(pixels).latent_dist.mode()
+    torch.testing.assert_close(seen[0].reshape(straight.shape), straight, rtol=1e-3, atol=1e-4)
+
+
+def test_training_schedules():
+    from diffusers import DDIMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
+
+    shifted = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    shifted.set_timesteps(7)  # what a pipeline did before is no matter
+    times, levels = training_schedule(shifted)
+    assert (
+        len(times) == 1000
+        and levels.noise[500].item() == pytest.approx(3 * 0.5 / (1 + 2 * 0.5))
+        and times[500].item() == pytest.approx(750)
+    )
+    times, levels = training_schedule(DDIMScheduler())
+    assert times.tolist() == list(range(1000)) and torch.allclose(levels.signal**2 + levels.noise**2, torch.ones(1000))
+    _, exploding = training_schedule(EulerDiscreteScheduler())
+    assert torch.allclose(exploding.noise, levels.noise / levels.signal) and bool((exploding.signal == 1).all())
+    wan = UniPCMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=3.0)
+    assert training_schedule(wan).levels.noise[500].item() == pytest.approx(0.75)
+
+
+def test_mistakes():
+    from diffusers import EDMEulerScheduler
+
+    with pytest.raises(UserError, match="EDMEulerScheduler is not known"):
+        training_schedule(EDMEulerScheduler())
+    for settings, message in (({"times": "cosine"}, "policy.times"), ({"draws": 0}, "policy.draws"), ({"target": "x"}, "policy.target")):
+        with pytest.raises(UserError, match=message):
+            digits(**settings)
+    with pytest.raises(UserError, match="takes images"):
+        rollout(digits(), torch.rand(4, 8, 8))
+    with pytest.raises(UserError, match="latents: got images of"):
+        policy = digits()
+        policy.steps(rollout(policy, images(2, 16)), torch.arange(2))
