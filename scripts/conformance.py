@@ -11,11 +11,15 @@ import fnmatch
 import inspect
 import json
 import logging
+import multiprocessing
+import multiprocessing.connection
+import resource
 import signal
 import time
 import traceback
 import warnings
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -112,20 +116,40 @@ def _reason(act: Any) -> Any:
         return f"{type(error).__name__}: {str(error).splitlines()[0][:160] if str(error) else ''}"
 
 
-def guarded(name: str) -> dict[str, Any]:
-    """``check``, where a class that breaks or takes more than two minutes of processor time is a line in the table."""
+def guarded(name: str, answer: Connection) -> None:
+    """Sends what ``check`` finds, or the error: a class that breaks is a line in the table."""
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
+    resource.setrlimit(resource.RLIMIT_AS, (12 << 30, 12 << 30))
     signal.signal(signal.SIGPROF, _too_long)
     signal.setitimer(signal.ITIMER_PROF, 120)  # of processor time
     try:
-        return check(name)
+        answer.send(check(name))
     except Exception as error:
         first = (str(error).splitlines() or [""])[0][:200]
-        return {"name": name, "error": f"{type(error).__name__}: {first}", "trace": "".join(traceback.format_exception(error)[-4:])}
-    finally:
-        signal.setitimer(signal.ITIMER_PROF, 0)
+        answer.send({"name": name, "error": f"{type(error).__name__}: {first}", "trace": "".join(traceback.format_exception(error)[-4:])})
+
+
+def each(names: list[str], jobs: int) -> Iterator[dict[str, Any]]:
+    """Results as they come, from one forked process for each class: one that is killed stops no other."""
+    fork, waiting, running = multiprocessing.get_context("fork"), list(names), {}
+    while waiting or running:
+        while waiting and len(running) < jobs:
+            name = waiting.pop(0)
+            here, there = fork.Pipe(duplex=False)
+            process = fork.Process(target=guarded, args=(name, there))
+            process.start()
+            there.close()
+            running[here] = (name, process)
+        for here in multiprocessing.connection.wait(list(running)):
+            name, process = running.pop(here)
+            try:
+                yield here.recv()
+            except EOFError:
+                process.join()
+                yield {"name": name, "error": f"killed (exit code {process.exitcode})"}
+            process.join()
 
 
 def cell(row: dict[str, Any], key: str) -> str:
@@ -179,19 +203,20 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     given = parser.parse_args()
     import diffusers
+    import transformers  # noqa: F401  (before the forks, once)
     from tqdm import tqdm
+
+    from mmalign.policies import diffusers as _policies  # noqa: F401
 
     known = classes()
     found = {row["name"]: row for row in json.loads(NUMBERS.read_text())} if NUMBERS.exists() else {}
     names = [name for pattern in given.names for name in known if fnmatch.fnmatchcase(name, pattern)]
-    with ProcessPoolExecutor(given.jobs) as pool:
-        for future in tqdm(as_completed([pool.submit(guarded, name) for name in names]), total=len(names), disable=None):
-            row = future.result()
-            trace = row.pop("trace", "")
-            found[row["name"]] = row
-            if given.show:
-                print(row, trace[-1500:], sep="\n", flush=True)
-            save(found)
+    for row in tqdm(each(names, given.jobs), total=len(names), disable=None):
+        trace = row.pop("trace", "")
+        found[row["name"]] = row
+        if given.show:
+            print(row, trace[-1500:], sep="\n", flush=True)
+        save(found)
     rows = [found[name] for name in known if name in found]
     (HERE / "CONFORMANCE.md").write_text(page(rows, diffusers.__version__))
     print(f"{len(rows)} classes, {sum(row.get('replay') == 0.0 for row in rows)} replayed with difference 0.0")

@@ -244,6 +244,11 @@ MODELS: dict[str, dict[str, Any]] = {
         "in_channels": 16, "hidden_channels": 32, "out_channels": 2, "upsample_kernel_sizes": [4, 4], "upsample_factors": [2, 2], "resnet_kernel_sizes": [3],
         "resnet_dilations": [[1, 3, 5]], "leaky_relu_negative_slope": 0.1, "output_sampling_rate": 16000,
     },
+    "StableCascadeUNet": {
+        "conditioning_dim": W, "block_out_channels": (W, W), "num_attention_heads": (2, 2), "down_num_layers_per_block": (1, 1), "up_num_layers_per_block": (1, 1),
+        "clip_image_in_channels": W, "in_channels": 16, "out_channels": 16, "dropout": (0.0, 0.0),
+    },
+    "PaellaVQModel": {"levels": 2, "bottleneck_blocks": 1, "embed_dim": 8},
     "AceStepTransformer1DModel": {"in_channels": 24, "audio_acoustic_hidden_dim": 8, "num_hidden_layers": 2, "sliding_window": 16, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8},
     "AceStepConditionEncoder": {
         "timbre_hidden_dim": 8, "num_lyric_encoder_hidden_layers": 2, "num_timbre_encoder_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,

@@ -1,0 +1,150 @@
+"""Twins of many families, without a network: recorded and replayed to the last bit, with a gradient; and the mechanisms behind it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmalign.policies import twins, unfit
+from mmalign.policies.diffusers import diffusers
+from mmalign.policies.interception import encoded_once, skipped
+from mmalign.types import UserError
+
+TABLE = {row["name"]: row for row in json.loads((Path(twins.__file__).parent / "conformance.json").read_text())}
+EXACT = sorted(name for name, row in TABLE.items() if row.get("replay") == 0.0)
+FAMILIES = [name for name in EXACT if TABLE[name]["seconds"] < 6]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_family_replays_to_the_last_bit_and_has_a_gradient(name):
+    policy = policy_of(name)
+    rollout = sample(policy)
+    column = torch.nonzero(rollout.private["random"]).flatten()[-1:]
+    steps = policy.steps(rollout, torch.arange(2), columns=column)
+    assert float((steps.log_probs.detach() - steps.old).abs().max()) == 0.0
+    steps.log_probs.sum().backward()
+    assert max(float(p.grad.norm()) for p in policy.parameters().values() if p.grad is not None) > 0
+
+
+def policy_of(name, steps=3, **more):
+    pipe = twins.twin(name)
+    return diffusers(
+        pipe,
+        num_inference_steps=steps,
+        rows_at_once=TABLE.get(name, {}).get("rows", 2),
+        call={**twins.call_arguments(pipe), **more},
+        device="cpu",
+    )
+
+
+def sample(policy, prompts=("a red fox", "two blue birds")):
+    return policy.sample(list(prompts), 1, torch.Generator().manual_seed(0))
+
+
+def difference(policy, rollout):
+    steps = policy.steps(rollout, torch.arange(len(rollout.prompts)))
+    return float((steps.log_probs.detach() - steps.old).abs().max())
+
+
+def test_the_table_names_a_reason_for_whatever_is_not_exact():
+    assert len(EXACT) >= 40
+    for name, row in TABLE.items():
+        assert row.get("replay") == 0.0 or row.get("unfit") or row.get("error") or row["replay"] > 0, name
+
+
+def test_both_denoisers_of_wan_are_trained_under_their_names():
+    policy = policy_of("WanPipeline", steps=4)
+    assert {name.split(".")[0] for name in policy.parameters()} == {"transformer", "transformer_2"}
+    rollout = sample(policy)
+    policy.steps(rollout, torch.arange(2)).log_probs.sum().backward()
+    touched = {name.split(".")[0] for name, p in policy.parameters().items() if p.grad is not None and float(p.grad.norm()) > 0}
+    assert touched == {"transformer", "transformer_2"}
+
+
+def test_a_schedule_that_starts_late_has_fewer_steps():
+    policy = policy_of("StableDiffusionImg2ImgPipeline", steps=4, strength=0.5)
+    rollout = sample(policy)
+    assert rollout.log_probs.shape == (2, 2)
+    assert difference(policy, rollout) == 0.0
+    times, levels = policy.schedule()
+    assert len(times) == 2 and len(levels.noise) == 3
+
+
+def test_masks_and_noise_inside_the_call_come_again_for_some_rows():
+    policy = policy_of("StableDiffusionInpaintPipeline", steps=4)
+    rollout = sample(policy, ("a", "b", "c"))
+    rows = torch.tensor([2, 0])
+    steps = policy.steps(rollout, rows)
+    assert float((steps.log_probs.detach() - steps.old).abs().max()) == 0.0
+
+
+def test_steps_that_are_over_do_not_run_the_denoiser():
+    policy = policy_of("StableDiffusion3Pipeline", steps=4)
+    rollout = sample(policy)
+    policy.steps(rollout, torch.arange(2), columns=torch.tensor([2]))  # learns the shape
+    calls = []
+    policy.denoiser.register_forward_hook(lambda *_: calls.append(1))
+    policy.steps(rollout, torch.arange(2), columns=torch.tensor([2]))
+    assert len(calls) == 1
+
+
+def test_skipped_modules_come_back():
+    module = torch.nn.Linear(2, 2)
+    over, x = True, torch.ones(1, 3, 2)
+    with pytest.raises(RuntimeError), skipped({"m": module}, lambda: over, 1, {}):
+        module(x)
+        assert float(module(x).abs().max()) == 0
+        raise RuntimeError
+    assert float(module(x).detach().abs().max()) > 0
+
+
+class Encoder:
+    def __init__(self, split: bool = True):
+        self.asked, self.split = [], split
+
+    def encode_prompt(self, prompt, device=None, negative_prompt=None):
+        self.asked.append(list(prompt))
+        width = max(len(p) for p in prompt)
+        found = torch.tensor([[ord(c) for c in p.ljust(width)] for p in prompt])
+        return (found, None) if self.split else (torch.cat([found, found]), None)
+
+
+def test_prompts_are_encoded_once_and_padded_alike_in_every_call():
+    pipe, memory = Encoder(), {}
+    with encoded_once(pipe, ["a", "long"], memory):
+        whole = pipe.encode_prompt(["a", "a", "long"])[0]
+        part = pipe.encode_prompt(prompt=["a"])[0]
+    assert pipe.asked == [["a", "long"]]
+    assert torch.equal(whole[0], part[0]) and whole.shape == (3, 4)
+
+
+def test_an_encoder_without_one_output_for_each_prompt_is_asked_as_it_is():
+    pipe = Encoder(split=False)
+    with encoded_once(pipe, ["a", "b"], {}):
+        assert pipe.encode_prompt(["a"])[0].shape == (2, 1)
+    assert pipe.asked == [["a", "b"], ["a"]]
+
+
+def test_what_is_no_policy_says_why():
+    assert unfit.reason("StableDiffusionPipeline") is None
+    with pytest.raises(UserError, match="discrete tokens"):
+        diffusers(_Named("AmusedPipeline"))
+    with pytest.raises(UserError, match="no pipeline class"):
+        twins.twin("StableConfusionPipeline")
+
+
+def _Named(name):
+    return type(name, (), {"to": lambda *_: None, "set_progress_bar_config": lambda *_, **__: None, "components": {}})()
+
+
+def test_a_probe_of_the_wrong_shape_is_refused():
+    policy = policy_of("FluxPipeline")
+    rollout = sample(policy)
+    times, levels = policy.schedule()
+    with pytest.raises(UserError, match="latents: got shape"):
+        policy.probe(
+            rollout.prompts, rollout.private["x"][0][:, :3], times[[0, 0]], type(levels)(levels.signal[[0, 0]], levels.noise[[0, 0]])
+        )
