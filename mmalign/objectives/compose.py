@@ -158,7 +158,8 @@ def _pair_metrics(steps: Steps, ahead: Tensor, sign: Tensor) -> dict[str, Tensor
     def mean(values: Tensor) -> Tensor:
         return 2 * live(values, whole).sum() / rows
 
-    return {"margin": mean(live(ahead, both).sum(1, keepdim=True) / count), "accuracy": mean(right), "better": mean(up), "worse": mean(down)}
+    margin = mean(live(ahead, both).sum(1, keepdim=True) / count)
+    return {"margin": margin, "accuracy": mean(right), "better": mean(up), "worse": mean(down)}
 
 
 @torch.no_grad()
