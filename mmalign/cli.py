@@ -126,6 +126,25 @@ def sample(
 
 
 @app.command()
+def export(
+    context: typer.Context,
+    run: Run,
+    out: Annotated[Path | None, typer.Option(help="A folder that is not there yet; runs/NAME/export by default.")] = None,
+    parameters: Annotated[str | None, typer.Option("--set", help="trained, ema or best; the best of them by default.")] = None,
+) -> None:
+    """Write a run's weights as diffusers and peft load them, with a model card; loaded again and compared before they appear."""
+    with _mistakes_as_lines(context):
+        from mmalign.rooms import find
+
+        made = find("mmalign.recipes", "export")(_run_folder(run), out=out, parameters=parameters)
+        typer.echo(f"export: {made.path} (parameters: {made.parameters}; forms: {', '.join(made.forms)})")
+        if "diffusers" not in made.forms and "peft" in made.forms:
+            typer.echo(
+                "this pipeline has no load_lora_weights: peft/ is for peft, and merged/ is the pipeline with the LoRA in its weights"
+            )
+
+
+@app.command()
 def report(
     context: typer.Context,
     run: Run,

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from mmalign.config import build_part
+from mmalign.recipes._trained import trained
 from mmalign.runtime import checkpoint
-from mmalign.runtime.folder import grid, read_config, write_png
+from mmalign.runtime.folder import grid, write_png
 from mmalign.types import Policy, UserError
 
 __all__ = ["sample"]
@@ -32,28 +33,15 @@ def sample(
     UserError for a run without a checkpoint or without a policy in its config, for a prompt that the pipeline refuses, and for
     outputs that are no images.
     """
-    folder = Path(run_folder)
-    if not (folder / "config.yaml").is_file():
-        raise UserError(f"{folder}: no run there (no config.yaml); takes the folder of a run")
-    config = read_config(folder)
-    if not isinstance(config.get("policy"), Mapping):
-        raise UserError(
-            f"{folder}: its config.yaml does not say how to build the policy (it was started from Python); takes a run of `mmalign train`"
-        )
-    newest, _ = checkpoint.newest(folder / "checkpoints")
-    if newest is None:
-        raise UserError(f"{folder}: no checkpoint there to sample from; takes a run that has saved one")
+    run = trained(run_folder)
     if count < 1:
         raise UserError(f"count: got {count}, takes 1 or more")
-    evaluation = config.get("evaluation") or {}
-    wanted = list(prompts or build_part(evaluation, "prompts") or build_part(config, "prompts"))
-    policy: Policy = build_part(config, "policy")
-    tensors, _ = checkpoint.load(newest)
-    policy.sets.load({name: table for name, table in tensors.items() if name != "optimizer"})
-    best = next(name for name in ("best", "ema", "trained") if name in tensors)
-    with policy.using("current" if best == "trained" else best):
+    evaluation = run.config.get("evaluation") or {}
+    wanted = list(prompts or build_part(evaluation, "prompts") or build_part(run.config, "prompts"))
+    policy = run.policy()
+    with policy.using("current" if run.best == "trained" else run.best):
         images = _generate(policy, wanted, list(range(seed, seed + count)), evaluation.get("call") or {})
-    path = folder / "samples" / f"sampled_{checkpoint.step_of(newest):06d}.png" if out is None else Path(out)
+    path = run.folder / "samples" / f"sampled_{checkpoint.step_of(run.checkpoint):06d}.png" if out is None else Path(out)
     return write_png(path, grid(images))
 
 

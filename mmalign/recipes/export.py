@@ -1,0 +1,148 @@
+"""A trained run as others load it, with a page that says what it is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mmalign.config import build_part
+from mmalign.policies.diffusers import DiffusersPolicy, load
+from mmalign.policies.export import Form
+from mmalign.policies.export import export as write
+from mmalign.recipes._trained import Trained, trained
+from mmalign.runtime import checkpoint
+from mmalign.types import UserError
+
+__all__ = ["export"]
+
+
+class Exported(NamedTuple):
+    """Where an export is, which parameters it holds, and the forms in it (``diffusers``, ``peft``, ``full``)."""
+
+    path: Path
+    parameters: str
+    forms: tuple[str, ...]
+
+
+def export(run_folder: str | Path, *, out: str | Path | None = None, parameters: str | None = None) -> Exported:
+    """Writes what a run has trained, as of its newest checkpoint: LoRA for diffusers and peft, or else the whole pipeline.
+
+    Args:
+        run_folder: of a run with a config, finished or interrupted.
+        out: a folder that is not there yet; ``export`` in the run by default.
+        parameters: ``trained``, ``ema``, ``best`` or another set that the run kept; the best of them by default, as in ``sample``.
+
+    See ``policies.export`` for the files and for how they are compared with the live model before they appear. Errors: UserError
+    for a run without a checkpoint, a set that it does not have, a policy that is no diffusers pipeline, and a comparison that fails.
+    """
+    run = trained(run_folder)
+    chosen = parameters or run.best
+    if chosen not in run.sets:
+        raise UserError(f"--set: got {chosen!r}, this run has {', '.join(run.sets)}")
+    node = _pipeline_node(run.config["policy"])
+    outer: Any = run.policy()
+    policy = getattr(outer, "of", outer)
+    if node is None or not isinstance(policy, DiffusersPolicy):
+        raise UserError(f"{run.folder}: got the policy {run.config['policy'].get('use')!r}, export takes one with a diffusers pipeline")
+    folder = run.folder / "export" if out is None else Path(out)
+    with policy.using("current" if chosen == "trained" else chosen):
+        card: Callable[[list[Form]], str] = lambda forms: _card(run, chosen, node, forms)  # noqa: E731
+        forms = write(policy, folder, base=lambda: _base(node), prompt=_prompt(run.config), card=card)
+    return Exported(folder, chosen, tuple(form.name for form in forms))
+
+
+def _pipeline_node(node: Any) -> Mapping[str, Any] | None:
+    """The node of a policy that has a pipeline: itself, or the one that it wraps."""
+    while isinstance(node, Mapping) and "pipeline" not in node:
+        node = node.get("of")
+    return node if isinstance(node, Mapping) else None
+
+
+def _base(node: Mapping[str, Any]) -> Any:
+    return load(node["pipeline"], dtype=node.get("dtype")) if isinstance(node["pipeline"], str) else build_part(node, "pipeline")
+
+
+def _prompt(config: Mapping[str, Any]) -> str:
+    prompts = build_part(config.get("evaluation") or {}, "prompts") or build_part(config, "prompts") or [""]
+    return str(next(iter(prompts)))
+
+
+# ---- the page
+
+
+def _card(run: Trained, chosen: str, node: Mapping[str, Any], forms: list[Form]) -> str:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    config, versions = run.config, run.folder / "versions.json"
+    page = Environment(loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    lora = any(form.name == "peft" for form in forms)
+    return page.get_template("card.md").render(
+        name=config.get("name", run.folder.name),
+        base=node["pipeline"] if isinstance(node["pipeline"], str) else None,
+        base_code=_base_code(node),
+        lora=node.get("lora") if lora else None,
+        loaders=[{"name": form.name, "code": form.code} for form in forms],
+        method=_said(config.get("method")),
+        recipe=config.get("use", "online"),
+        data=[(key, _said(config[key])) for key in ("prompts", "records") if key in config],
+        rewards=[(name, (config.get("reward_weights") or {}).get(name, 1.0)) for name in config.get("rewards") or {}],
+        numbers=list(_numbers(run)),
+        kl=_kl(run),
+        steps=checkpoint.step_of(run.checkpoint),
+        seed=config.get("seed", 0),
+        chosen=chosen,
+        measured="best" if "best_step" in run.state else "ema" if "ema" in run.sets else "trained",
+        versions=json.loads(versions.read_text(encoding="utf-8")) if versions.is_file() else {},
+    )
+
+
+def _base_code(node: Mapping[str, Any]) -> list[str]:
+    name = node["pipeline"]
+    if isinstance(name, str):
+        return ["from diffusers import DiffusionPipeline", f"pipe = DiffusionPipeline.from_pretrained({name!r})"]
+    return ["from mmalign.config import build_part", f"pipe = build_part({{'pipeline': {name!r}}}, 'pipeline')"]
+
+
+def _said(node: Any) -> str:
+    """A node of a config in words: ``flow_grpo (clip 0.2, beta 0.03)``."""
+    if isinstance(node, Mapping) and "use" in node:
+        more = ", ".join(f"{key} {value}" for key, value in node.items() if key != "use")
+        return f"{node['use']} ({more})" if more else str(node["use"])
+    return f"{len(node)} of them" if isinstance(node, list) else str(node)
+
+
+def _numbers(run: Trained) -> Iterator[tuple[str, str, str, str]]:
+    """(name, what it is, before, after) of every number of the first evaluation and of the one that counts."""
+    rows = run.state.get("evaluations") or []
+    if not rows:
+        return
+    after = _after(run)
+    for key, value in rows[0].items():
+        if key in ("step", "kl") or key.endswith("_se"):
+            continue
+        kinds = (("rewards", "reward, trained on"), ("judges", "judge, not trained on"), ("metrics", "metric"))
+        what = next((words for kind, words in kinds if key.partition("/")[0] in (run.config.get(kind) or {})), "")
+        if what and key == (run.config.get("early_stop") or {}).get("judge"):
+            what = "judge, decided when to stop"
+        yield key, what, _with_error(rows[0], key, value), _with_error(after, key, after.get(key))
+
+
+def _after(run: Trained) -> dict[str, Any]:
+    rows = run.state["evaluations"]
+    found: dict[str, Any] = next((row for row in rows if row["step"] == run.state.get("best_step")), rows[-1])
+    return found
+
+
+def _with_error(row: Mapping[str, Any], key: str, value: Any) -> str:
+    if value is None:
+        return "not measured"
+    error = row.get(f"{key}_se")
+    return f"{value:.3f}" if error is None else f"{value:.3f} ± {error:.3f}"
+
+
+def _kl(run: Trained) -> float | None:
+    """Nats to the base model, as the last rollout before the evaluation that counts had them; None for a bound, which has none."""
+    value = _after(run).get("kl") if run.state.get("evaluations") else run.state.get("kl")
+    return None if value is None or value != value else float(value)
