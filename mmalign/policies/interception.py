@@ -28,10 +28,11 @@ class Finished(Exception):
 
 @contextmanager
 def seeded(pipe: Any, seeds: list[int]) -> Iterator[None]:
-    """Draws of which the pipeline does not tell its generators come from the rows' seeds too.
+    """Draws that a pipeline does not make from the rows' generators, or not row by row, come again at replay.
 
-    An image that is encoded without a generator gets one for each row. What is left is the global generator, which is seeded
-    and put back: its draws come again where a call has the same rows.
+    An image that the VAE encodes gets the same noise in every row and call: pipelines take it from the first row's generator
+    where rows share an image, so that it would depend on the batch. What is left is the global generator, which is seeded and
+    put back: its draws come again where a call has the same rows.
     """
     vae = getattr(pipe, "vae", None)
     own = getattr(vae, "encode", None)
@@ -41,9 +42,8 @@ def seeded(pipe: Any, seeds: list[int]) -> Iterator[None]:
         found = own(*args, **kwargs)
         spread = getattr(found, "latent_dist", None)
         if spread is not None:
-            draw, count = spread.sample, len(spread.mean)
-            rows = [torch.Generator(spread.mean.device).manual_seed(seed ^ 0x2545F4914F) for seed in seeds]
-            spread.sample = lambda generator=None: draw(rows if generator is None and count == len(rows) else generator)
+            noise = torch.randn(spread.mean.shape[1:], generator=torch.Generator().manual_seed(0)).to(spread.mean)
+            spread.sample = lambda generator=None: spread.mean + spread.std * noise
         return found
 
     with torch.random.fork_rng(devices=devices):

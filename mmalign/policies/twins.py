@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from mmalign.policies import twin_facts as facts
+from mmalign.policies import twin_pipelines as pipelines
 from mmalign.types import UserError
 
 __all__ = ["call_arguments", "tokenizer", "twin"]
@@ -61,20 +62,20 @@ def call_arguments(pipe: Any) -> dict[str, Any]:
     """Small arguments for the call of a twin: sizes, frames, images, masks, by the names in its signature."""
     name = type(pipe).__name__
     parameters = inspect.signature(inspect.unwrap(type(pipe).__call__)).parameters
-    own = facts.calls(name)
+    own = pipelines.calls(name)
     media = {kind: make for names, make in _MEDIA.items() for kind in names}
-    found = {key: facts.CALL[key] for key in parameters if key in facts.CALL}
+    found = {key: pipelines.CALL[key] for key in parameters if key in pipelines.CALL}
     found |= {
         key: media[key]()
         for key in parameters
-        if key in media and (key in facts.WANTED or parameters[key].default is inspect.Parameter.empty)
+        if key in media and (key in pipelines.WANTED or parameters[key].default is inspect.Parameter.empty)
     }
     for key, value in own.items():
-        if value is facts.LEAVE:
+        if value is pipelines.LEAVE:
             found.pop(key, None)
         else:
             found[key] = media[value[1:]]() if isinstance(value, str) and value.startswith("@") else value
-    return found
+    return {key: value for key, value in found.items() if key in parameters}
 
 
 # Components
@@ -82,7 +83,7 @@ def call_arguments(pipe: Any) -> dict[str, Any]:
 
 def _components(kind: Any) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    own = facts.components(kind.__name__)
+    own = pipelines.components(kind.__name__)
     optional = set(getattr(kind, "_optional_components", []))
     parameters = inspect.signature(kind.__init__).parameters
     for name, parameter in list(parameters.items())[1:]:

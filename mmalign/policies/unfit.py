@@ -16,6 +16,7 @@ UNFIT: dict[str, str] = {
     "DiffusionGemma*": DISCRETE,
     "*Combined*": WITHIN,
     "VisualClozePipeline": WITHIN,
+    "SkyReelsV2DiffusionForcing*": "each frame has a schedule of its own, so that no step is one decision for all of the latent",
     "FluxPriorRedux*": "it encodes an image and does not denoise; train the FLUX pipeline that it serves",
     "LTX*LatentUpsamplePipeline": "it enlarges a latent in one pass and does not denoise",
     "ChromaInpaintPipeline": BROKEN + "it asks for transformer.config.guidance_embeds, which Chroma's config lacks",

@@ -1,0 +1,104 @@
+"""Facts about single pipelines, for ``twins``: what their components and their calls need beyond the rules. Data alone."""
+
+from __future__ import annotations
+
+import fnmatch
+from typing import Any
+
+from mmalign.policies.twin_facts import CHANNELS, DYNAMIC, WAN, XL, W
+
+# fmt: off
+# ruff: noqa: E501
+LEAVE = object()  # a call argument that a rule would give, and that this pipeline is better without
+
+# Pipelines (patterns of names, later ones win) -> component -> fields; "class" names another class; None leaves the component out
+COMPONENTS: dict[str, dict[str, Any]] = {
+    "StableDiffusionXL*": {"unet": XL, "scheduler": {"class": "EulerDiscreteScheduler"}, "controlnet": XL},
+    "StableDiffusion3*": {"text_encoder": {"class": "CLIPTextModelWithProjection"}, "image_encoder": None},
+    "Flux*": {"scheduler": DYNAMIC},
+    "FluxFillPipeline": {"transformer": {"in_channels": 16 + 16 + 4 * 4, "out_channels": 16}},
+    "FluxControl*Pipeline": {"transformer": {"in_channels": 32, "out_channels": 16}},
+    "FluxControlNet*Pipeline": {"transformer": {"in_channels": 16, "out_channels": 16}},
+    "QwenImage*": {"scheduler": {**DYNAMIC, "base_shift": 0.5, "max_shift": 0.9}},
+    "HunyuanSkyreelsImageToVideoPipeline": {"transformer": {"in_channels": 8}},
+    "HunyuanDiT*": {
+        "transformer": {"num_layers": 2, "sample_size": 4}, "controlnet": {"sample_size": 4},
+        "vae": {"block_out_channels": CHANNELS, "down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4},
+    },
+    "PixArt*": {"transformer": {"num_layers": 2}},
+    "WanPipeline": {"transformer": WAN, "transformer_2": WAN, "boundary_ratio": 0.7},
+    "WanImageToVideoPipeline": {"transformer": {"in_channels": 36, "out_channels": 16}, "boundary_ratio": None},
+    "WanVACEPipeline": {"transformer": {"in_channels": 16}},
+    "CogVideoXImageToVideoPipeline": {"transformer": {"in_channels": 8}},
+    "Kolors*": {"unet": XL},
+    "AnimateDiffSDXL*": {"unet": XL},
+    "StableDiffusion3*Inpaint*": {"transformer": {"in_channels": 16, "out_channels": 16}, "controlnet": {"in_channels": 16, "extra_conditioning_channels": 1}, "vae": {"latent_channels": 16}},
+    "StableDiffusion3PAG*": {"transformer": {"num_layers": 2}},
+    "StableDiffusionInstructPix2PixPipeline": {"unet": {"in_channels": 8}},
+    "StableDiffusionXLInstructPix2PixPipeline": {"unet": {**XL, "in_channels": 8}},
+    "StableDiffusionUpscalePipeline": {"unet": {"in_channels": 7, "num_class_embeds": 1000}},
+    "StableDiffusionInpaintPipelineLegacy": {"safety_checker": None, "feature_extractor": None},
+    "SanaImageToVideoPipeline": {"vae": {"class": "AutoencoderKLWan"}},
+    "SanaVideoPipeline": {"vae": {"class": "AutoencoderKLWan"}},
+    "HunyuanVideo*": {"scheduler": {"shift": 7.0}},
+    "SkyReelsV2ImageToVideoPipeline": {
+        "transformer": {"in_channels": 36, "image_dim": W, "added_kv_proj_dim": W}, "image_encoder": {"class": "CLIPVisionModelWithProjection"},
+        "image_processor": {"class": "CLIPImageProcessor"},
+    },
+    "AudioLDM2Pipeline": {
+        "vae": {"in_channels": 1, "out_channels": 1}, "unet": {"cross_attention_dim": ([None, W, W], [None, W, W]), "block_out_channels": (8, 16), "layers_per_block": 2},
+        "projection_model": {"text_encoder_dim": W, "text_encoder_1_dim": W, "langauge_model_dim": W}, "text_encoder_2": {"class": "T5EncoderModel"},
+    },
+    "HunyuanVideoImageToVideoPipeline": {"transformer": {"in_channels": 9, "patch_size": 1, "guidance_embeds": False, "image_condition_type": "latent_concat"}},
+    "AudioLDMPipeline": {
+        "vae": {"in_channels": 1, "out_channels": 1},
+        "unet": {"cross_attention_dim": (8, 16), "class_embed_type": "simple_projection", "projection_class_embeddings_input_dim": W, "class_embeddings_concat": True}
+    },
+    "Cosmos*": {"safety_checker": {"class": "Unchecked"}},
+    "AceStep*": {"scheduler": {"num_train_timesteps": 1, "shift": 1.0}, "vae": {"decoder_input_channels": 8}},
+    "CogView4ControlPipeline": {"transformer": {"in_channels": 8}},
+}
+
+
+def components(pipeline: str) -> dict[str, Any]:
+    """Named facts of a pipeline's components."""
+    found: dict[str, Any] = {}
+    for pattern, parts in COMPONENTS.items():
+        if fnmatch.fnmatchcase(pipeline, pattern):
+            found = {**found, **parts}
+    return found
+
+
+# Calls
+CALL: dict[str, Any] = {"height": 32, "width": 32, "num_frames": 5, "max_sequence_length": 48, "strength": 0.7, "audio_end_in_s": 0.5, "audio_length_in_s": 0.5, "video_length": 5, "text_encoder_out_layers": (0, 1, 2), "use_resolution_binning": False,
+    "crf": 0, "intermediate_timesteps": None,
+}
+WANTED = {"conditioning_frames", "control_mask", "image", "mask_image", "control_image", "video", "control_video"}
+CALLS: dict[str, dict[str, Any]] = {
+    "AllegroPipeline": {"num_frames": 8},
+    "EasyAnimate*": {"negative_prompt": ""},
+    "AnyFlowFAR*": {"video": LEAVE},
+    "ZImageOmniPipeline": {"image": LEAVE},
+    "*ControlNetUnion*": {"control_mode": [0]},
+    "AudioLDM2Pipeline": {"max_new_tokens": 8, "audio_length_in_s": 0.032},
+    "AudioLDMPipeline": {"audio_length_in_s": 0.032},
+    "HunyuanVideoImageToVideoPipeline": {
+        "num_frames": 9, "max_sequence_length": 64,
+        "prompt_template": {"template": "{}", "crop_start": 0, "image_emb_len": 16, "image_emb_start": 5, "image_emb_end": 21},
+    },
+    "AceStep*": {"audio_duration": 0.4, "max_text_length": 32, "lyrics": "la"},
+    "LTX2*": {"spatio_temporal_guidance_blocks": None, "stg_scale": 0.0, "audio_stg_scale": 0.0, "use_cross_timestep": False, "frame_rate": 25.0},
+    "Flux2*": {"image": LEAVE},
+    "Flux2KleinInpaintPipeline": {"image": "@image"},
+    "HunyuanVideo15Pipeline": {"image": LEAVE},
+    "FluxKontext*": {"max_area": 32 * 32, "_auto_resize": False},
+}
+
+
+def calls(pipeline: str) -> dict[str, Any]:
+    """Named facts of a pipeline's call."""
+    found: dict[str, Any] = {}
+    for pattern, values in CALLS.items():
+        if fnmatch.fnmatchcase(pipeline, pattern):
+            found = {**found, **values}
+    return found
