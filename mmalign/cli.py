@@ -163,6 +163,32 @@ def report(
             webbrowser.open(Path(page).resolve().as_uri())
 
 
+@app.command("inspect")
+def inspect_model(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A hub id, a folder, or a pipeline class of diffusers (then a tiny twin).")],
+    call: Annotated[
+        list[str] | None, typer.Option("--call", metavar="KEY=VALUE", help="An argument of its call; as often as needed.")
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Where to write the YAML to start from.")] = None,
+) -> None:
+    """Look at a model: what is trained, how it is guided, whether replay is exact, what it costs, and a YAML to start from."""
+    with _mistakes_as_lines(context):
+        from rich.console import Console
+        from rich.markup import escape
+        from rich.table import Table
+
+        found = _inspected(model, call or [], dtype)
+        table = Table(title=model, title_justify="left", show_header=False)
+        for row in found.rows:
+            table.add_row(f"[bold]{row.name}[/bold]", f"[red]failed:[/red] {escape(row.value)}" if row.failed else escape(row.value))
+        Console().print(table)
+        typer.echo(found.start)
+        if out is not None:
+            out.write_text(found.start, encoding="utf-8")
+
+
 @app.command()
 def methods(context: typer.Context) -> None:
     """List the methods: name, meaning, paper."""
@@ -198,6 +224,29 @@ def _mistakes_as_lines(context: typer.Context) -> Iterator[None]:
         lines = str(error) if mine else f"{type(error).__name__}: {' '.join(str(error).split())} (--debug shows where)"
         typer.echo(lines, err=True)
         raise typer.Exit(2 if mine else 1) from None
+
+
+def _inspected(model: str, words: list[str], dtype: str | None) -> Any:
+    import yaml
+
+    from mmalign.config import build_part
+    from mmalign.policies.inspection import inspection
+    from mmalign.policies.starting import Opened, opened
+    from mmalign.rooms import index
+    from mmalign.types import UserError
+
+    call = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not key or not equals:
+            raise UserError(f"--call {word}: takes KEY=VALUE")
+        call[key] = yaml.safe_load(value)
+    if model in index("mmalign.worlds"):
+        node = {"use": model}
+        found = Opened(build_part({"pipeline": node}, "pipeline"), {}, node)
+    else:
+        found = opened(model, dtype=dtype)
+    return inspection(found.pipe, call=call, stand_ins=found.stand_ins, node=found.node)
 
 
 def _train(node: dict[str, Any], *, resume: bool = False) -> Path:

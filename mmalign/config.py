@@ -229,7 +229,8 @@ def _not_nodes(path: str, parameter: signatures.Parameter, value: Any) -> Iterat
         if isinstance(item, Mapping):
             if "use" not in item:
                 yield f"{where}.use: missing, takes a name of {places}, or an import path"
-        elif key != "prompts" and not isinstance(item, list):  # a list of prompts may stand for itself
+        elif key != "prompts" and not isinstance(item, list) and not (key == "pipeline" and isinstance(item, str)):
+            # a list of prompts may stand for itself, and so may a pipeline's hub id or folder
             yield f"{where}: got {item!r}, takes a node {{use: NAME, ...}} with a name of {places}"
 
 

@@ -104,6 +104,13 @@ def test_lists_and_mappings_inherit_their_keys_rooms(house):
     assert line.startswith("rewards.total.parts[1].use: got 'nowhere_to_be_found', there is none in rewards or worlds")
 
 
+def test_a_pipeline_may_be_a_hub_id_or_a_folder(house):
+    policy = {"use": "house.policy", "pipeline": "some/hub-id"}
+    assert config.check(node(policy=policy)) == [] and config.build(node(policy=policy))["policy"][1] == "some/hub-id"
+    (line,) = config.check(node(policy={**policy, "pipeline": 3}))
+    assert line.startswith("policy.pipeline: got 3, takes a node {use: NAME, ...}")
+
+
 def test_values_become_what_the_signature_says(house, tmp_path):
     file = tmp_path / "weights.safetensors"
     file.touch()

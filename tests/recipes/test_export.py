@@ -14,6 +14,7 @@ import yaml
 
 from mmalign import cli
 from mmalign.config import build_part
+from mmalign.policies import twins
 from mmalign.runtime import checkpoint
 
 MODULE = """
@@ -103,10 +104,14 @@ def outputs(pipe: Any) -> torch.Tensor:
         (POLICY, "full", {"model_index.json", "transformer"}),
         (LORA, "peft, full", {"peft", "merged"}),
         (FLUX, "diffusers, peft", {"pytorch_lora_weights.safetensors", "peft"}),
+        ({**FLUX, "pipeline": "BASE"}, "diffusers, peft", {"pytorch_lora_weights.safetensors", "peft"}),
     ],
-    ids=["full", "lora", "flux"],
+    ids=["full", "lora", "flux", "folder"],
 )
 def test_a_run_is_exported_and_the_code_on_its_page_loads_it(tmp_path, command, monkeypatch, policy, forms, files):
+    if policy["pipeline"] == "BASE":
+        twins.twin("FluxPipeline").save_pretrained(tmp_path / "base")
+        policy = {**policy, "pipeline": str(tmp_path / "base")}
     run = trained(tmp_path, command, policy)
     code, out, err = command("export", "small")
     assert code == 0 and f"export: runs/small/export (parameters: ema; forms: {forms})" in out, err

@@ -1,0 +1,174 @@
+"""What ``mmalign inspect`` says of pipelines that are known, and of what is none."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+import torch
+import yaml
+
+from mmalign import cli
+from mmalign.config import check
+from mmalign.policies import twins
+from mmalign.policies.inspection import inspection, lora_targets
+from mmalign.policies.starting import opened
+from mmalign.types import UserError
+
+
+def looked_at(name, **call):
+    found = opened(name)
+    return inspection(found.pipe, call=call, stand_ins=found.stand_ins, node=found.node, device="cpu")
+
+
+def digits(**call):
+    from mmalign.worlds.digits.base import untrained
+
+    pipe = untrained()
+    twins.shake_parameters(pipe, 0.05)
+    return inspection(pipe, call=call, node={"use": "digits"}, device="cpu")
+
+
+def test_stable_diffusion():
+    found = looked_at("StableDiffusionPipeline")
+    assert not any(row.failed for row in found.rows)
+    unet = twins.twin("StableDiffusionPipeline").unet
+    assert found["denoisers"] == f"unet (UNet2DConditionModel, {sum(p.numel() for p in unet.parameters()) / 1e3:.3g} k)"
+    assert "vae" in found["frozen"] and found["LoRA targets"].startswith("to_q 8, to_k 8, to_v 8, to_out.0 8; others: ")
+    assert (found["prediction"], found["path"]) == ("epsilon", "variance preserving (signal² + noise² = 1)")
+    assert found["guidance"] == "guidance_scale: one doubled batch" and found["default steps"] == "50"
+    assert found["latent"] == "4 x 16 x 16, event_size 1024" and found["clip 1e-4 per scalar"].startswith("0.102 nats")
+    assert found["replay"] == "exact (difference 0.0)" and found["vector timesteps"].startswith("work")
+    assert found["gradient"] == "reaches 32 of 32 LoRA layers"
+    assert "for one sample" in found["seconds per step"] and "kept for the backward pass" in found["memory per sample"]
+
+
+@pytest.mark.parametrize(
+    ("name", "guidance"),
+    [
+        ("FluxPipeline", "guidance_scale: embedded (guidance); true_cfg_scale: two calls a step"),
+        ("WanPipeline", "guidance_scale: two calls a step"),
+        ("StableDiffusion3Pipeline", "guidance_scale: one doubled batch"),
+        ("LTXPipeline", "guidance_scale: one doubled batch"),
+        ("DDPMPipeline", "none: the call takes no guidance"),
+    ],
+)
+def test_guidance_is_found_by_counting(name, guidance):
+    assert looked_at(name)["guidance"] == guidance
+
+
+def test_the_other_kinds_of_path_and_a_scheduler_that_is_replaced():
+    import diffusers
+
+    heun = inspection(
+        twins.twin("StableDiffusionPipeline", scheduler=diffusers.HeunDiscreteScheduler()), node="x", device="cpu",
+        stand_ins=twins.call_arguments(twins.twin("StableDiffusionPipeline")),
+    )  # fmt: skip
+    assert heun["scheduler"] == "HeunDiscreteScheduler, replaced by EulerDiscreteScheduler while training"
+    assert heun["path"].startswith("variance exploding (signal 1, noise up to ") and "{use: ddim" in heun.start
+    assert digits()["path"] == "flow (signal + noise = 1)"
+
+
+def test_digits():
+    found = digits(guidance_scale=2.0)
+    assert not any(row.failed for row in found.rows)
+    assert found["guidance"] == "guidance_scale: one doubled batch" and found["latent"] == "1 x 8 x 8, event_size 64"
+    assert found["LoRA targets"].startswith("to_q 4, to_k 4, to_v 4, to_out 4") and "  guidance_scale: 2.0\n" in found.start
+
+
+@pytest.mark.parametrize(
+    "found", [lambda: looked_at("FluxPipeline", max_sequence_length=32), lambda: looked_at("WanImageToVideoPipeline"), digits]
+)
+def test_the_yaml_to_start_from_has_no_mistakes(found):
+    node = yaml.safe_load(found().start)
+    assert check(node) == []
+    assert node["policy"]["use"] == "diffusers" and node["policy"]["lora"]["rank"] == 32
+
+
+def test_only_what_the_user_said_comes_into_the_yaml_and_what_it_cannot_say_is_named():
+    start = looked_at("WanImageToVideoPipeline", num_frames=5).start
+    assert yaml.safe_load(start)["policy"]["call"] == {"num_frames": 5} and "# It needs image, which YAML cannot say" in start
+
+
+def test_what_fails_is_a_row_with_its_reason(monkeypatch):
+    pipe = twins.twin("StableDiffusionPipeline")
+
+    def refuses(*args, **kwargs):
+        raise RuntimeError("no such\nthing")
+
+    monkeypatch.setattr(pipe.unet, "forward", refuses)
+    found = inspection(pipe, stand_ins=twins.call_arguments(pipe), device="cpu")
+    failed = {row.name: row.value for row in found.rows if row.failed}
+    assert failed == dict.fromkeys(("path", "guidance", "latent"), "RuntimeError: no such thing") and found["prediction"] == "epsilon"
+
+
+def test_replay_that_differs_and_layers_that_nothing_reaches_are_said(monkeypatch):
+    pipe = twins.twin("StableDiffusionPipeline")
+    own, calls = pipe.unet.forward, []
+
+    def drifts(sample, *args, **kwargs):
+        calls.append(1)
+        return own(sample * (1 + 1e-4 * len(calls)), *args, **kwargs)
+
+    monkeypatch.setattr(pipe.unet, "forward", drifts)
+    pipe.unet.mid_block.attentions[0].transformer_blocks[0].attn2.to_out[0].register_forward_hook(lambda m, a, out: out.detach())
+    found = inspection(pipe, stand_ins=twins.call_arguments(pipe), device="cpu")
+    assert found["replay"].startswith("not exact: log-probabilities differ by ")
+    assert found["gradient"].startswith("reaches ") and not found["gradient"].startswith("reaches 32 of 32")
+
+
+def test_targets_are_counted_by_their_endings():
+    pipe = twins.twin("FluxPipeline")
+    found, others = lora_targets(pipe)
+    linear = sum(isinstance(layer, torch.nn.Linear) for layer in pipe.transformer.modules())
+    assert found["to_out.0"] == 1 and found["to_q"] == 2 and sum(found.values()) + sum(others.values()) == linear
+
+
+def test_what_is_no_model_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "model_index.json").write_text(json.dumps({"_class_name": "PipelineOfTomorrow"}))
+    monkeypatch.chdir(tmp_path)
+    for words, match in {
+        ("NopePipeline",): "got 'NopePipeline', which is no pipeline class of diffusers",
+        ("empty",): "empty: no model_index.json there",
+        ("new",): "got 'PipelineOfTomorrow', which is no pipeline class of diffusers",
+        ("AmusedPipeline",): "AmusedPipeline is no policy: its steps draw discrete tokens",
+        ("FluxPipeline", "--call", "moon=1"): "policy.moon: FluxPipeline takes no such argument",
+        ("FluxPipeline", "--call", "moon"): "--call moon: takes KEY=VALUE",
+    }.items():
+        monkeypatch.setattr(sys, "argv", ["mmalign", "inspect", *words])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        done = capsys.readouterr()
+        assert end.value.code == 2 and match in done.err and done.err.count("\n") == 1, done.err
+
+
+def test_a_pipeline_without_a_denoiser_is_refused():
+    from diffusers import AutoencoderKL, DiffusionPipeline
+
+    class Nothing(DiffusionPipeline):
+        def __init__(self, vae):
+            super().__init__()
+            self.register_modules(vae=vae)
+
+        def __call__(self, prompt=None):
+            return (torch.zeros(1, 3, 8, 8),)
+
+    with pytest.raises(UserError, match=r"Nothing .*so there is nothing to train"):
+        inspection(Nothing(twins.build(AutoencoderKL, {})), device="cpu")
+
+
+def test_the_command_prints_the_table_and_writes_a_yaml_that_checks(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    for words in (["inspect", "digits", "--call", "guidance_scale=3", "--out", "start.yaml"], ["check", "start.yaml"]):
+        monkeypatch.setattr(sys, "argv", ["mmalign", *words])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        done = capsys.readouterr()
+        assert not end.value.code, done.err
+        if words[0] == "inspect":
+            assert "one doubled batch" in done.out and "exact (difference 0.0)" in done.out and 'pipeline: {"use": "digits"}' in done.out
+    assert done.out == "start.yaml: no mistakes found\n"
