@@ -13,6 +13,7 @@ import json
 import logging
 import multiprocessing
 import multiprocessing.connection
+import os
 import resource
 import signal
 import time
@@ -25,6 +26,7 @@ from typing import Any
 
 import torch
 
+os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")  # twins download nothing
 HERE = Path(__file__).resolve().parents[1] / "mmalign" / "policies"
 NUMBERS = HERE / "conformance.json"
 PROMPTS = ["a red fox", "two blue birds"]
@@ -133,7 +135,7 @@ def guarded(name: str, answer: Connection) -> None:
 
 def each(names: list[str], jobs: int) -> Iterator[dict[str, Any]]:
     """Results as they come, from one forked process for each class: one that is killed stops no other."""
-    fork, waiting, running = multiprocessing.get_context("fork"), list(names), {}
+    fork, waiting, running, began = multiprocessing.get_context("fork"), list(names), {}, {}
     while waiting or running:
         while waiting and len(running) < jobs:
             name = waiting.pop(0)
@@ -141,8 +143,11 @@ def each(names: list[str], jobs: int) -> Iterator[dict[str, Any]]:
             process = fork.Process(target=guarded, args=(name, there))
             process.start()
             there.close()
-            running[here] = (name, process)
-        for here in multiprocessing.connection.wait(list(running)):
+            running[here], began[process] = (name, process), time.monotonic()
+        for _, process in running.values():
+            if time.monotonic() - began[process] > 300:  # asleep: processor time has its own limit
+                process.kill()
+        for here in multiprocessing.connection.wait(list(running), timeout=10):
             name, process = running.pop(here)
             try:
                 yield here.recv()

@@ -300,7 +300,7 @@ ENCODERS: dict[str, dict[str, Any]] = {
     "CLIPTextConfig": CLIP_TEXT,
     "RobertaSeriesConfig": {"project_dim": W},
     "GPT2Config": {"n_ctx": 99, "n_positions": 99},
-    "LlavaConfig": {"image_token_index": 112},
+    "LlavaConfig": {"image_token_index": 112, "pad_token_id": 0},
     "ClapAudioConfig": {
         "num_attention_heads": [2, 2], "depths": [2, 2], "spec_size": 64, "window_size": 4, "hidden_size": 192, "patch_size": 2, "patch_stride": 2,
         "patch_embed_input_channels": 4, "num_mel_bins": 64,

@@ -30,6 +30,7 @@ COMPONENTS: dict[str, dict[str, Any]] = {
     "WanImageToVideoPipeline": {"transformer": {"in_channels": 36, "out_channels": 16}, "boundary_ratio": None},
     "WanVACEPipeline": {"transformer": {"in_channels": 16}},
     "CogVideoXImageToVideoPipeline": {"transformer": {"in_channels": 8}},
+    "CogVideoXFunControlPipeline": {"transformer": {"in_channels": 8}},
     "Kolors*": {"unet": XL},
     "AnimateDiffSDXL*": {"unet": XL},
     "StableDiffusion3*Inpaint*": {"transformer": {"in_channels": 16, "out_channels": 16}, "controlnet": {"in_channels": 16, "extra_conditioning_channels": 1}, "vae": {"latent_channels": 16}},

@@ -187,7 +187,7 @@ def shake_parameters(pipe: Any, size: float) -> None:
 class Unchecked(torch.nn.Module):
     """Stands for a safety checker that has to be there: everything passes."""
 
-    dtype = torch.float32
+    dtype, device = torch.float32, torch.device("cpu")
 
     def check_text_safety(self, prompt: str) -> bool:
         return True
