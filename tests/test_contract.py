@@ -221,7 +221,11 @@ def test_far_policies_and_poor_feedback_are_finite(case: Case, gap: float) -> No
         leaf = torch.zeros(4, 4, dtype=torch.float64, requires_grad=True)
         far = torch.tensor([gap, -gap, 0.0, gap], dtype=torch.float64) * torch.tensor([[1.0], [-1.0], [1.0], [1.0]])
         mask = torch.ones(4, 4, dtype=torch.bool)
-        facts = {"std": torch.full((4, 4), 0.3).double(), "dt": torch.full((4, 4), -0.1).double(), "noise": torch.full((4, 4), 0.4).double()}
+        facts = {
+            "std": torch.full((4, 4), 0.3).double(),
+            "dt": torch.full((4, 4), -0.1).double(),
+            "noise": torch.full((4, 4), 0.4).double(),
+        }
         steps = Steps(leaf, mask, far, {"ref": far}, {"ref": (leaf - far) ** 2}, facts, 1, case.kind)
         known = torch.tensor([*rewards, 3.0, 2.0], dtype=torch.float64)
         strength = (known[0::2] > known[1::2]).double() + 0.5 * (known[0::2] == known[1::2]) + 0 * (known[0::2] - known[1::2])
