@@ -35,7 +35,8 @@ def pipeline(layers: int, heads: int) -> Any:
     pipe.register_modules(
         transformer=SD3Transformer2DModel(
             sample_size=32, patch_size=2, in_channels=old.in_channels, out_channels=old.in_channels, num_layers=layers,
-            attention_head_dim=64, num_attention_heads=heads, joint_attention_dim=old.joint_attention_dim, caption_projection_dim=64 * heads,
+            attention_head_dim=64, num_attention_heads=heads,
+            joint_attention_dim=old.joint_attention_dim, caption_projection_dim=64 * heads,
             pooled_projection_dim=old.pooled_projection_dim, pos_embed_max_size=32,
         )
     )  # fmt: skip
