@@ -118,6 +118,14 @@ def test_replay_that_differs_and_layers_that_nothing_reaches_are_said(monkeypatc
     assert found["gradient"].startswith("reaches ") and not found["gradient"].startswith("reaches 32 of 32")
 
 
+def test_memory_grows_with_the_picture_and_leaves_the_weights_out():
+    def kept(size):
+        size, unit = looked_at("StableDiffusionPipeline", height=size, width=size)["memory per sample"].split()[1:3]
+        return float(size) * {"KiB": 1, "MiB": 1024}[unit]
+
+    assert 3.5 < kept(64) / kept(32) < 8  # four times the pixels; attention grows with their square
+
+
 def test_targets_are_counted_by_their_endings():
     pipe = twins.twin("FluxPipeline")
     found, others = lora_targets(pipe)
@@ -153,7 +161,7 @@ def test_a_pipeline_without_a_denoiser_is_refused():
             super().__init__()
             self.register_modules(vae=vae)
 
-        def __call__(self, prompt=None):
+        def __call__(self, prompt=None, num_inference_steps=1):
             return (torch.zeros(1, 3, 8, 8),)
 
     with pytest.raises(UserError, match=r"Nothing .*so there is nothing to train"):
