@@ -1,6 +1,6 @@
 """The README's picture: a run's samples before and after, at the same seeds.
 
-    python scripts/picture.py runs/demo assets/demo.png
+python scripts/picture.py runs/demo assets/demo.png
 """
 
 from __future__ import annotations
