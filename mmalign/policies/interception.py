@@ -41,7 +41,7 @@ def seeded(pipe: Any, seeds: list[int]) -> Iterator[None]:
     def encode(*args: Any, **kwargs: Any) -> Any:
         found = own(*args, **kwargs)
         spread = getattr(found, "latent_dist", None)
-        if spread is not None:
+        if isinstance(getattr(spread, "std", None), Tensor):
             noise = torch.randn(spread.mean.shape[1:], generator=torch.Generator().manual_seed(0)).to(spread.mean)
             spread.sample = lambda generator=None: spread.mean + spread.std * noise
         return found
@@ -211,7 +211,7 @@ def encoded_once(pipe: Any, known: list[str], memory: dict[Any, Any], keep: int 
         others = [value for name, value in arguments.items() if name != "prompt" and isinstance(value, (list, tuple))]
         if rows and all(list(value) == prompts for value in others) and not any(_is_media(value) for value in arguments.values()):
             found = ask(
-                {name: known if name == "prompt" or isinstance(value, (list, tuple)) else value for name, value in arguments.items()}
+                {name: list(known) if name == "prompt" or isinstance(value, (list, tuple)) else value for name, value in arguments.items()}
             )
             if _one_each(found, len(known)):
                 return _pick(found, [known.index(p) for p in prompts])

@@ -56,6 +56,11 @@ COMPONENTS: dict[str, dict[str, Any]] = {
         "unet": {"cross_attention_dim": (8, 16), "class_embed_type": "simple_projection", "projection_class_embeddings_input_dim": W, "class_embeddings_concat": True}
     },
     "Cosmos*": {"safety_checker": {"class": "Unchecked"}},
+    "CosmosTextToWorldPipeline": {"safety_checker": {"class": "Unchecked"}, "transformer": {"in_channels": 4, "out_channels": 4}},
+    "CosmosVideoToWorldPipeline": {"safety_checker": {"class": "Unchecked"}, "transformer": {"in_channels": 5, "out_channels": 4}},
+    "Cosmos2T*": {"safety_checker": {"class": "Unchecked"}, "scheduler": {"use_karras_sigmas": True}},
+    "Cosmos2VideoToWorldPipeline": {"scheduler": {"use_karras_sigmas": True}, "safety_checker": {"class": "Unchecked"}, "transformer": {"in_channels": 17}},
+    "Cosmos2_5_*": {"safety_checker": {"class": "Unchecked"}, "transformer": {"in_channels": 17, "encoder_hidden_states_channels": 32}},
     "AceStep*": {"scheduler": {"num_train_timesteps": 1, "shift": 1.0}, "vae": {"decoder_input_channels": 8}},
     "CogView4ControlPipeline": {"transformer": {"in_channels": 8}},
 }
@@ -79,6 +84,7 @@ CALLS: dict[str, dict[str, Any]] = {
     "AllegroPipeline": {"num_frames": 8},
     "EasyAnimate*": {"negative_prompt": ""},
     "AnyFlowFAR*": {"video": LEAVE},
+    "Cosmos*": {"video": LEAVE},
     "ZImageOmniPipeline": {"image": LEAVE},
     "*ControlNetUnion*": {"control_mode": [0]},
     "AudioLDM2Pipeline": {"max_new_tokens": 8, "audio_length_in_s": 0.032},

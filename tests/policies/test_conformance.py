@@ -121,6 +121,7 @@ class Encoder:
         self.asked.append(list(prompt))
         width = max(len(p) for p in prompt)
         found = torch.tensor([[ord(c) for c in p.ljust(width)] for p in prompt])
+        prompt[0] = "changed"  # some pipelines write their template into the list they were given
         return (found, None) if self.split else (torch.cat([found, found]), None)
 
 
