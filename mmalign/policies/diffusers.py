@@ -90,7 +90,7 @@ def diffusers(
     )
     if gradient_checkpointing:
         for module in policy.denoisers.values():
-            module.enable_gradient_checkpointing()
+            module.enable_gradient_checkpointing()  # type: ignore[operator]
     return policy
 
 
@@ -229,7 +229,7 @@ class DiffusersPolicy:
         device = pipe._execution_device  # asked once: diffusers searches every module for its hooks
         generators: Any = [torch.Generator(device).manual_seed(seed) for seed in seeds]
         if len(prompts) == 1:  # some pipelines take no list
-            told, generators = {name: value[0] if name == "prompt" else value for name, value in told.items()}, generators[0]
+            told, generators = ({"prompt": prompts[0]} if "prompt" in told else told), generators[0]
         arguments = {**told, "generator": generators, **self.call, **(self.conditions(prompts) if self.conditions else {}), **call}
         with ExitStack() as stack:
             stack.enter_context(seeded(pipe, seeds))
@@ -318,7 +318,8 @@ class DiffusersPolicy:
         moment = heard[0]
         worst = float((moment.x.double() - x[column][rows].double()).abs().max())
         if worst > 1e-3 * (1 + float(x[column][rows].abs().max())):  # an encoder's last bits depend on how many rows it sees
-            raise UserError(f"replay: {type(self.pipe).__name__} came to step {column} with another latent than in the rollout (by {worst:.2g})")
+            name = type(self.pipe).__name__
+            raise UserError(f"replay: {name} came to step {column} with another latent than in the rollout (by {worst:.2g})")
         return self.kernel(moment.prediction, moment.x, moment.t, moment.t_next)
 
     def probe(self, prompts: list[str], x: Tensor, timesteps: Tensor, levels: Level) -> Prediction:
@@ -373,10 +374,8 @@ class DiffusersPolicy:
     @staticmethod
     def _images(result: Any) -> Tensor:
         outputs = next(iter(result.values())) if isinstance(result, Mapping) else result[0]
-        outputs = (
-            torch.as_tensor(outputs) if not isinstance(outputs, list) else torch.stack([torch.as_tensor(numpy.asarray(o)) for o in outputs])
-        )
-        return outputs.float()
+        many = isinstance(outputs, list)
+        return (torch.stack([torch.as_tensor(numpy.asarray(o)) for o in outputs]) if many else torch.as_tensor(outputs)).float()
 
 
 def _generator(state: Tensor) -> torch.Generator:

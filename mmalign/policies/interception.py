@@ -35,12 +35,12 @@ def seeded(pipe: Any, seeds: list[int]) -> Iterator[None]:
     put back: its draws come again where a call has the same rows.
     """
     vae = getattr(pipe, "vae", None)
-    own = getattr(vae, "encode", None)
+    own: Any = getattr(vae, "encode", None)
     devices = [pipe._execution_device] if pipe._execution_device.type == "cuda" else []
 
     def encode(*args: Any, **kwargs: Any) -> Any:
         found = own(*args, **kwargs)
-        spread = getattr(found, "latent_dist", None)
+        spread: Any = getattr(found, "latent_dist", None)
         if isinstance(getattr(spread, "std", None), Tensor):
             noise = torch.randn(spread.mean.shape[1:], generator=torch.Generator().manual_seed(0)).to(spread.mean)
             spread.sample = lambda generator=None: spread.mean + spread.std * noise
@@ -205,8 +205,8 @@ def encoded_once(pipe: Any, known: list[str], memory: dict[Any, Any], keep: int 
 
     def remembered(*args: Any, **kwargs: Any) -> Any:
         arguments = {**dict(zip(names, args, strict=False)), **kwargs}
-        prompts = arguments.get("prompt")
-        prompts = [prompts] if isinstance(prompts, str) else prompts
+        given = arguments.get("prompt")
+        prompts: Any = [given] if isinstance(given, str) else given
         rows = isinstance(prompts, list) and all(isinstance(p, str) and p in known for p in prompts)
         others = [value for name, value in arguments.items() if name != "prompt" and isinstance(value, (list, tuple))]
         if rows and all(list(value) == prompts for value in others) and not any(_is_media(value) for value in arguments.values()):
@@ -225,7 +225,7 @@ def encoded_once(pipe: Any, known: list[str], memory: dict[Any, Any], keep: int 
 
 
 def _is_media(value: Any) -> bool:
-    return isinstance(value, Tensor) or hasattr(value, "tobytes")
+    return isinstance(value, Tensor) or getattr(value, "tobytes", None) is not None
 
 
 def _content(value: Any) -> Any:

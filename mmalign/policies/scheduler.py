@@ -155,7 +155,7 @@ def seat(pipe: Any, player: Player) -> Iterator[Any]:
     """``pipe.scheduler`` is the player's while the block lasts; yields it. The pipeline gets its own back in any case."""
     own = pipe.scheduler
     seated = copy.deepcopy(first_order(own))
-    seated.__class__ = _played(type(seated))
+    seated.__class__ = _played(type(seated))  # type: ignore[arg-type]
     seated.begin(player)
     pipe.scheduler = seated
     try:
@@ -182,9 +182,12 @@ class _Played:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         """A pipeline that copies its scheduler, for a second stream, gets one that steps by itself."""
-        kind, player, numbers = type(self).__mro__[2], self.player, self.numbers
+        player, numbers = self.player, self.numbers
+        kind: Any = type(self).__mro__[2]
         copied = kind.__new__(kind)
-        copied.__dict__.update({name: copy.deepcopy(value, memo) for name, value in self.__dict__.items() if name not in ("player", "numbers")})
+        copied.__dict__.update(
+            {name: copy.deepcopy(value, memo) for name, value in self.__dict__.items() if name not in ("player", "numbers")}
+        )
 
         @functools.wraps(kind.step)  # type: ignore[attr-defined]
         def step(*args: Any, **kwargs: Any) -> Any:
@@ -263,7 +266,7 @@ def _one_time_for_each_row(vector: Tensor, count: int) -> Tensor:
 def _played(kind: Any) -> type:
     """A sub-class of a scheduler class that plays. Its methods keep their signatures: pipelines inspect them."""
     takes = inspect.signature(kind.step)
-    noising = {name: _noising(getattr(kind, name)) for name in ("add_noise", "scale_noise") if hasattr(kind, name)}
+    noising: dict[str, Any] = {name: _noising(getattr(kind, name)) for name in ("add_noise", "scale_noise") if name in dir(kind)}
 
     @functools.wraps(kind.set_timesteps)
     def set_timesteps(self: Any, *args: Any, **kwargs: Any) -> None:

@@ -137,8 +137,14 @@ def build(kind: Any, told: Mapping[str, Any], pipeline: str = "") -> Any:
 
 def _config(kind: Any, told: Mapping[str, Any]) -> Any:
     """A transformers config shrunk by the names of its fields, and so are the configs inside it."""
+    import transformers
+
     plain = kind()
-    inner = {key: _config(type(value), told.get(key, {})).to_dict() for key, value in vars(plain).items() if hasattr(value, "to_dict")}
+    inner = {
+        key: _config(type(value), told.get(key, {})).to_dict()
+        for key, value in vars(plain).items()
+        if isinstance(value, transformers.PreTrainedConfig)
+    }
     values = {key: facts.ENCODER_FIELDS[key] for key in plain.to_dict() if key in facts.ENCODER_FIELDS}
     return kind(**{**values, **inner, **facts.ENCODERS.get(kind.__name__, {}), **{k: v for k, v in told.items() if k not in inner}})
 
