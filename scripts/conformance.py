@@ -172,13 +172,16 @@ def page(rows: list[dict[str, Any]], version: str) -> str:
     lines = [
         "# Conformance",
         "",
-        f"Made by `scripts/conformance.py` with diffusers {version}: each pipeline class as a tiny twin with random weights, on the CPU in float32.",
-        f"{len(rows)} classes: {len(exact)} replay with difference 0.0, {len(good) - len(exact)} with another, {len(named)} are no policies for a named reason,",
+        f"Made by `scripts/conformance.py` with diffusers {version}: each pipeline class as a tiny twin with random weights, on the CPU "
+        "in float32.",
+        f"{len(rows)} classes: {len(exact)} replay with difference 0.0, {len(good) - len(exact)} with another, {len(named)} are no "
+        "policies for a named reason,",
         f"{len(broken)} have no twin that runs yet.",
         "",
         "- rows: how many prompts the pipeline was given at once (1: it takes one at a time with these arguments).",
         "- replay: greatest difference of a log-probability (nats) between rollout and replay. gradient: greatest norm of a parameter's.",
-        "- times: a probe with two timesteps in one call against two calls, relative. LoRA: the norm that reaches the adapter at its default targets.",
+        "- times: a probe with two timesteps in one call against two calls, relative. LoRA: the norm that reaches the adapter at its "
+        "default targets.",
         "- `-`: does not work, for the reason below the table. steps: in the table of 4 asked for (fewer where strength is below 1).",
         "",
         "| pipeline | scheduler | trained modules | rows | steps | replay | gradient | times | LoRA | seconds |",

@@ -51,8 +51,9 @@ def image(source: Any, limits: Limits) -> Tensor:
             width, height = opened.size
             if width * height > limits.pixels:
                 raise Broken(f"{width} x {height} pixels, takes at most {limits.pixels}")
-            if getattr(opened, "n_frames", 1) > 1 and limits.animated == "refuse":
-                raise Broken(f"animated, {opened.n_frames} frames (animated: first takes the first one)")
+            frames = getattr(opened, "n_frames", 1)  # only formats that may move have it
+            if frames > 1 and limits.animated == "refuse":
+                raise Broken(f"animated, {frames} frames (animated: first takes the first one)")
             return _tensor(_sized(_rgb(opened), limits.size))
     except UnidentifiedImageError as error:
         raise Broken("no image that can be read") from error

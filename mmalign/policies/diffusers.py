@@ -344,7 +344,8 @@ class DiffusersPolicy:
             raise Finished
 
         player = Player(answer, timesteps=timesteps, levels=levels)
-        told: dict[str, Any] = {name: 1.0 for name in GUIDANCE if name in self.accepts}
+        alone = len(self.denoisers) == 1  # without a second expert, its scale is refused
+        told: dict[str, Any] = {name: 1.0 for name in GUIDANCE if name in self.accepts and not (alone and name.endswith("_2"))}
         told |= {"latents": x} if self._place is None else {"place": (self._place, x)}
         self._until_finished(prompts, [0] * len(prompts), player, list(dict.fromkeys(prompts)), **told)
         if not torch.equal(heard[0].x, x):
