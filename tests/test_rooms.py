@@ -153,3 +153,11 @@ def test_importing_mmalign_loads_nothing_heavy():
 
 def test_nearest_is_empty_where_nothing_is_near():
     assert nearest("zzz", ["flow_grpo"]) == "" and nearest("flow_grop", ["flow_grpo"]) == "; nearest: flow_grpo"
+
+
+def test_a_file_may_say_that_it_has_no_public_name(write_module):
+    write_module("annexe/__init__.py", "from mmalign.rooms import furnish\nfurnish(__name__)\n")
+    write_module("annexe/inside.py", "__all__: list[str] = []\n\n\ndef hidden():\n    return 1\n")
+    write_module("annexe/outside.py", "def seen():\n    return 2\n")
+
+    assert list(index("annexe")) == ["seen"]

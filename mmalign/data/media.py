@@ -11,6 +11,8 @@ from torch import Tensor
 
 from mmalign.types import UserError
 
+__all__: list[str] = []  # nothing here is looked up by name
+
 Animated = Literal["refuse", "first"]
 
 

@@ -17,6 +17,8 @@ import torch
 from mmalign.data.media import Broken
 from mmalign.types import UserError
 
+__all__: list[str] = []  # nothing here is looked up by name
+
 Row = dict[str, Any]
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 

@@ -25,7 +25,7 @@ from mmalign.policies.diffusers import DiffusersPolicy
 from mmalign.policies.interception import Finished
 from mmalign.types import UserError
 
-__all__ = ["export"]
+__all__: list[str] = []  # nothing here is looked up by name
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.01}
 ADAPTER = "default"  # what peft calls the adapter that parameters.add_lora injects

@@ -18,6 +18,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from mmalign.types import UserError
 
+__all__: list[str] = []  # nothing here is looked up by name
+
 
 class Finished(Exception):
     """Leaves a pipeline's call as soon as what was asked for is known."""

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from mmalign.types import UserError
 
+__all__ = ["ParameterSets"]
+
 ATTENTION = (
     "to_q", "to_k", "to_v", "to_out", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out", "q_proj", "k_proj",
     "v_proj", "o_proj", "out_proj",

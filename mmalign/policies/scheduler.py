@@ -21,6 +21,8 @@ from torch import Tensor
 from mmalign.samplers.kernels import predict
 from mmalign.types import Level, Prediction, UserError
 
+__all__: list[str] = []  # nothing here is looked up by name
+
 # How each scheduler's latents relate to data and noise. A scheduler whose own timesteps are no plain grid (they repeat or
 # interleave for a higher order) is replaced by the first-order one of its path.
 FLOW = {"FlowMatchEulerDiscreteScheduler", "FlowMatchLCMScheduler", "FlowMatchHeunDiscreteScheduler", "FlowMapEulerDiscreteScheduler"}

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+__all__: list[str] = []  # nothing here is looked up by name
+
 # fmt: off
 # ruff: noqa: E501
 W = 32

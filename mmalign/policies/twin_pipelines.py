@@ -7,6 +7,8 @@ from typing import Any
 
 from mmalign.policies.twin_facts import CHANNELS, DYNAMIC, WAN, XL, W
 
+__all__: list[str] = []  # nothing here is looked up by name
+
 # fmt: off
 # ruff: noqa: E501
 LEAVE = object()  # a call argument that a rule would give, and that this pipeline is better without

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import fnmatch
 
+__all__: list[str] = []  # nothing here is looked up by name
+
 DISCRETE = "its steps draw discrete tokens, so that there is no Gaussian step to score"
 BROKEN = "diffusers 0.42.1 cannot run it: "
 WITHIN = "it runs whole pipelines inside its call, under a no_grad of their own; train the pipeline inside by itself"

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from mmalign.types import UserError
 
+__all__ = ["digit_prompts", "digits_real"]
+
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 PROMPTS = [f"a handwritten {word}" for word in WORDS]
 NO_CLASS = 10  # the empty prompt, for classifier-free guidance

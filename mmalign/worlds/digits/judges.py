@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from mmalign.types import UserError
 from mmalign.worlds.digits.data import classes, real
 
+__all__ = ["digits_distance", "digits_gold", "digits_proxy", "digits_spread"]
+
 
 def _images(outputs: Any) -> Tensor:
     if not isinstance(outputs, Tensor) or outputs.ndim != 4 or tuple(outputs.shape[1:]) != (1, 8, 8):
