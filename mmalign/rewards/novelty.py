@@ -22,8 +22,8 @@ def novelty(*, scale: float, features: Callable[[Any], Tensor] | None = None) ->
     others: NaN.
 
     scale: in units of the features. features: outputs -> ``[B, D]``; the numbers of the outputs themselves by default.
-    Not differentiable through ``min``. Source: the variance identity; DiverseGRPO and GARDO (arXiv 2512.24138) multiply
-    advantages by a distance instead.
+    Not differentiable through ``min``. Source: the variance identity. GARDO multiplies positive advantages by a distance to the
+    nearest neighbour instead, which pays for nothing once every sample of a group is right.
     """
     if not scale > 0:
         raise UserError(f"novelty.scale: got {scale}, takes a number above 0")
