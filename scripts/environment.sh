@@ -123,3 +123,6 @@ install_all() {
 if ! is_wanted || [ "$(fingerprint)" != "$(cat "$venv/stamp" 2>/dev/null)" ]; then
     install_all
 fi
+
+# torchvision 0.16.2 beside a CPU torch cannot read image files, says so at every start, and is not asked to
+export PYTHONWARNINGS="ignore:Failed to load image Python extension${PYTHONWARNINGS:+,$PYTHONWARNINGS}"
