@@ -15,14 +15,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 Kind = Literal["token", "transition", "bound"]
-Unit = Literal["cell", "row", "pair", "group"]
+Unit = Literal["cell", "row", "pair", "group", "batch"]
 
 
 class UserError(Exception):
@@ -80,9 +80,15 @@ class Steps:
     refs: name -> ``[B, T]`` log-probabilities under a named reference (``ref``, ``previous``, ``ema``, an opponent).
     kls: name -> ``[B, T]`` exact KL of each step's distribution to the named reference's, nats, differentiable.
     facts: name -> ``[B, T]`` whatever else a policy knows of a step, without gradient: ``std`` (of the transition, in
-        units of the latent), ``dt`` (length of the step in the path's own time) and ``noise`` (the noise level of a bound).
+        units of the latent), ``dt`` (length of the step in the path's own time), ``noise`` (the noise level of a bound); of tokens
+        ``changed`` (1 where the other row of the pair reads differently), ``phrase`` and ``segment`` (numbers from 1, 0 for none).
     event_size: scalars in one event: 1 for a token, D for a latent of D numbers.
     kind: ``token``, ``transition`` (a density) or ``bound`` (minus half a squared error: not a density).
+    reverse_kls: name -> ``[B, T]`` the KL of the named reference's distribution to each step's, nats, differentiable.
+    terms: name -> ``[B, T]`` further numbers of a step, differentiable: ``entropy`` (nats) and ``collision`` (log of the sum of
+        squared probabilities) of its distribution, ``value`` (what a critic expects from here on).
+    contrasts: name -> the same rows and steps under another condition, with references of its own: ``ablated`` (what the prompt
+        shows taken away), ``good`` and ``bad`` (asked to answer well, or badly).
     """
 
     log_probs: Tensor
@@ -93,6 +99,9 @@ class Steps:
     facts: Mapping[str, Tensor] = field(default_factory=dict)
     event_size: int = 1
     kind: Kind = "token"
+    reverse_kls: Mapping[str, Tensor] = field(default_factory=dict)
+    terms: Mapping[str, Tensor] = field(default_factory=dict)
+    contrasts: Mapping[str, Steps] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _require(isinstance(self.log_probs, Tensor) and self.log_probs.ndim == 2, "Steps.log_probs: takes a tensor [batch, steps]")
@@ -105,9 +114,11 @@ class Steps:
         _require(self.mask.dtype == torch.bool, f"Steps.mask: got {self.mask.dtype}, takes torch.bool")
         if self.old is not None:
             _table("Steps", "old", self.old, shape)
-        for group in ("refs", "kls", "facts"):
+        for group in TABLES:
             for name, value in getattr(self, group).items():
                 _table("Steps", f"{group}[{name!r}]", value, shape)
+        for name, steps in self.contrasts.items():
+            _table("Steps", f"contrasts[{name!r}]", steps.log_probs, shape)
         _require(self.event_size >= 1, f"Steps.event_size: got {self.event_size}, takes 1 or more")
         _require(self.kind in ("token", "transition", "bound"), f"Steps.kind: got {self.kind!r}, takes 'token', 'transition' or 'bound'")
 
@@ -116,11 +127,35 @@ class Steps:
 
     def __getitem__(self, rows: Any) -> Steps:
         """The same table for some rows: a slice, a list of row numbers or a boolean tensor."""
-        pick: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] = lambda tables: {k: v[rows] for k, v in tables.items()}  # noqa: E731
-        old = None if self.old is None else self.old[rows]
-        return Steps(
-            self.log_probs[rows], self.mask[rows], old, pick(self.refs), pick(self.kls), pick(self.facts), self.event_size, self.kind
-        )
+        return self.each(lambda values: values[rows])
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Steps:
+        """The same table with every ``[B, T]`` in it changed: rows or columns picked, detached, padded."""
+        tables: dict[str, Any] = {group: {name: change(value) for name, value in getattr(self, group).items()} for group in TABLES}
+        contrasts = {name: steps.each(change) for name, steps in self.contrasts.items()}
+        old = None if self.old is None else change(self.old)
+        return replace(self, log_probs=change(self.log_probs), mask=change(self.mask), old=old, contrasts=contrasts, **tables)
+
+
+TABLES = ("refs", "kls", "facts", "reverse_kls", "terms")
+"""The fields of Steps that are named tables."""
+
+
+def joined(parts: Sequence[Steps]) -> Steps:
+    """Tables of the same columns as one, rows of the first part first."""
+    first = parts[0]
+
+    def tables(group: str) -> dict[str, Any]:
+        return {name: torch.cat([getattr(part, group)[name] for part in parts]) for name in getattr(first, group)}
+
+    return replace(
+        first,
+        log_probs=torch.cat([part.log_probs for part in parts]),
+        mask=torch.cat([part.mask for part in parts]),
+        old=None if first.old is None else torch.cat([part.old for part in parts if part.old is not None]),
+        contrasts={name: joined([part.contrasts[name] for part in parts]) for name in first.contrasts},
+        refs=tables("refs"), kls=tables("kls"), facts=tables("facts"), reverse_kls=tables("reverse_kls"), terms=tables("terms"),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -134,6 +169,9 @@ class Feedback:
     pairs: ``[N, 2]`` row numbers (chosen, rejected).
     strength: ``[N]`` in 0..1, the probability that the first of a pair is the better one.
     lengths: ``[B]`` number of steps of each row, where a method shapes rewards by length.
+    wins: ``[B, B]`` in 0..1, the probability that a row is better than another one, NaN where nobody compared them.
+    tables: name -> ``[B, T]`` without gradient, what a method ``reads`` of the rollout's steps: ``mask`` (bool), ``old``, ``refs:NAME``,
+        ``value``, ``segment``, and ``rewards`` (of single steps).
     """
 
     rewards: Tensor
@@ -143,6 +181,8 @@ class Feedback:
     pairs: Tensor | None = None
     strength: Tensor | None = None
     lengths: Tensor | None = None
+    wins: Tensor | None = None
+    tables: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _require(isinstance(self.rewards, Tensor) and self.rewards.ndim == 1, "Feedback.rewards: takes a tensor [batch]")
@@ -152,10 +192,16 @@ class Feedback:
         _require(self.group.dtype == torch.int64, f"Feedback.group: got {self.group.dtype}, takes torch.int64")
         for name, value in self.parts.items():
             _table("Feedback", f"parts[{name!r}]", value, rows)
-        if self.labels is not None:
-            _table("Feedback", "labels", self.labels, rows)
-            known = self.labels[~self.labels.isnan()]
-            _require(bool(((known >= 0) & (known <= 1)).all()), "Feedback.labels: got values outside 0..1")
+        for name, shape in (("labels", rows), ("wins", (*rows, *rows))):
+            value = getattr(self, name)
+            if value is not None:
+                _table("Feedback", name, value, shape)
+                known = value[~value.isnan()]
+                _require(bool(((known >= 0) & (known <= 1)).all()), f"Feedback.{name}: got values outside 0..1")
+        for name, value in self.tables.items():
+            _require(
+                value.ndim == 2 and value.shape[:1] == rows, f"Feedback.tables[{name!r}]: got {list(value.shape)}, takes [{rows[0]}, steps]"
+            )
         if self.lengths is not None:
             _table("Feedback", "lengths", self.lengths, rows)
         if self.pairs is not None:
@@ -221,26 +267,35 @@ class Pairs(Protocol):
 
 
 class Loss(NamedTuple):
-    """``values``: unreduced, ``[B, T]`` or ``[B, 1]``, differentiable. ``metrics``: name -> 0-d tensor, without gradient."""
+    """``values``: unreduced, ``[B, T]`` or ``[B, 1]``, differentiable. ``metrics``: name -> 0-d tensor, without gradient.
+
+    ``over``: 0-d, how many things the metrics are means over, so that those of micro-batches can be put together; None: live cells.
+    """
 
     values: Tensor
     metrics: dict[str, Tensor]
+    over: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class Method:
     """A published method as a sentence of parts. Recipes ask it what it needs; they never ask its name.
 
-    signal: Feedback of the whole rollout -> ``[B, 1]`` or ``[B, T]``, no gradient (advantages, labels, ...).
+    signal: Feedback of the whole rollout -> ``[B, 1]`` or ``[B, T]``, no gradient (advantages, labels, ...); where a row or a step has
+        several numbers, ``[B, 1 or T, S]``. 0 for rows that nothing is known of.
     loss: Steps of a micro-batch and its rows of the signal -> Loss.
     weigh: mask of the whole rollout ``[B, T]`` -> weights ``[B, T]``; the loss is ``sum(weight * values)``, so that it does
         not depend on the micro-batch split, on accumulation or on the number of processes.
-    needs: what Steps must hold, of ``old``, ``refs``, ``kls``, ``std``, ``dt``, ``noise``, ``logits``; ``refs:NAME`` and ``kls:NAME``
-        ask for one reference by name.
-    unit: what has to stay in one micro-batch.
+    needs: what Steps must hold: ``old``; ``refs:NAME``, ``kls:NAME``, ``reverse_kls:NAME`` of one reference; ``contrast:NAME``; and of
+        facts and terms the names (``std``, ``dt``, ``noise``, ``changed``, ``phrase``, ``segment``, ``entropy``, ``collision``,
+        ``value``).
+    unit: what has to stay in one micro-batch. ``batch``: all rows of an update.
     kinds: the kinds of Steps that it accepts; a bound is no density, and has no importance ratio.
     keep: Feedback -> ``[B]`` bool, rows worth an update (dynamic sampling); None keeps all.
-    state: explicit state that is checkpointed, or None.
+    state: explicit state that is checkpointed (``dump() -> JSON``, ``load(JSON)``), or None.
+    reads: what ``Feedback.tables`` must hold when ``signal`` is asked.
+    survey: for statistics of a whole update under the current parameters (KTO's KL, AOT's ranks): before its micro-batches, the
+        table of all its rows, without gradient, and their signal -> a signal with what was found in it. None: no such pass.
     """
 
     signal: Callable[[Feedback], Tensor]
@@ -251,6 +306,8 @@ class Method:
     kinds: frozenset[str] = frozenset({"token", "transition"})
     keep: Callable[[Feedback], Tensor] | None = None
     state: Any = None
+    reads: frozenset[str] = frozenset()
+    survey: Callable[[Steps, Tensor], Tensor] | None = None
 
 
 class Reward(Protocol):

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 import mmalign.methods
-from mmalign.types import Feedback, Method, Steps, UserError
+from mmalign.types import Feedback, Loss, Method, Steps, UserError
 from tests.oracles.tables import COLUMNS, ROWS, Table, table
 
 HERE = Path(__file__).parent
@@ -33,18 +33,22 @@ def _published(path: Path) -> dict[str, Callable[..., Method]]:
     return {name: function for name, function in functions if function.__module__ == module.__name__ and not name.startswith("_")}
 
 
-def _oracles() -> tuple[dict[str, list[tuple[dict[str, Any], Callable[..., Tensor]]]], set[str]]:
+def _oracles() -> tuple[dict[str, list[tuple[dict[str, Any], Callable[..., Tensor]]]], set[str], dict[str, str]]:
+    """Cases; values of keywords that mean Gaussian steps; and, name -> why, methods whose gradient ends far away by design."""
     cases: dict[str, Any] = {}
     gaussian: set[str] = set()
+    saturating: dict[str, str] = {}
     for path in sorted((HERE / "oracles").glob("*.py")):
         module = importlib.import_module(f"tests.oracles.{path.stem}")
         cases.update(vars(module).get("ORACLES", {}))
         gaussian |= vars(module).get("GAUSSIAN", set())
-    return cases, gaussian
+        saturating |= vars(module).get("SATURATING", {})
+    return cases, gaussian, saturating
 
 
+FROZEN = ("old", "ref", "previous", "std", "dt", "noise", "changed", "phrase", "segment")
 METHODS = {name: function for path in FILES for name, function in _published(path).items()}
-ORACLES, GAUSSIAN = _oracles()
+ORACLES, GAUSSIAN, SATURATING = _oracles()
 
 
 class Case(NamedTuple):
@@ -75,16 +79,34 @@ def _close(got: Tensor, wanted: Tensor, rtol: float = 1e-12) -> None:
     torch.testing.assert_close(got, wanted, rtol=rtol, atol=1e-14)
 
 
+def _signal(method: Method, steps: Steps, feedback: Feedback) -> Tensor:
+    """The signal of a whole update, with what the method's survey of it finds."""
+    signal = method.signal(feedback)
+    if method.survey is None:
+        return signal
+    with torch.no_grad():
+        return method.survey(steps.each(Tensor.detach), signal)
+
+
 def _loss(method: Method, steps: Steps, feedback: Feedback) -> tuple[Tensor, dict[str, Tensor]]:
-    loss = method.loss(steps, method.signal(feedback))
+    loss = method.loss(steps, _signal(method, steps, feedback))
     return (method.weigh(steps.mask) * loss.values).sum(), loss.metrics
 
 
 def _columns(steps: Steps, columns: Tensor) -> Steps:
-    pick: Callable[[Any], dict[str, Tensor]] = lambda tables: {name: values[:, columns] for name, values in tables.items()}  # noqa: E731
-    old = None if steps.old is None else steps.old[:, columns]
-    tables = pick(steps.refs), pick(steps.kls), pick(steps.facts)
-    return Steps(steps.log_probs[:, columns], steps.mask[:, columns], old, *tables, steps.event_size, steps.kind)
+    return steps.each(lambda values: values[:, columns])
+
+
+def _reordered(feedback: Feedback, order: Tensor) -> Feedback:
+    """The same feedback about rows in another order; pairs stay the pairs that they are."""
+    pick: Callable[[Tensor | None], Any] = lambda values: None if values is None else values[order]  # noqa: E731
+    pairs = None if feedback.pairs is None else order.argsort()[feedback.pairs]
+    wins = None if feedback.wins is None else feedback.wins[order][:, order]
+    tables = {name: values[order] for name, values in feedback.tables.items()}
+    return replace(
+        feedback, rewards=feedback.rewards[order], group=feedback.group[order], labels=pick(feedback.labels), pairs=pairs,
+        lengths=pick(feedback.lengths), wins=wins, tables=tables,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -121,11 +143,15 @@ def test_what_it_needs_is_enough(case: Case) -> None:
     for need in method.needs:
         with pytest.raises(UserError):
             _loss(method, full.steps(method.needs - {need}), full.feedback())
+    assert torch.equal(method.signal(full.feedback(method.reads)), method.signal(full.feedback()))
+    for read in method.reads:
+        with pytest.raises(UserError):
+            method.signal(full.feedback(method.reads - {read}))
 
 
-def _count(method: Method, steps: Steps) -> int:
-    """What the metrics of a micro-batch are means over: live rows where a method sees whole pairs, and else live cells."""
-    return int(steps.mask.any(1).sum() if method.unit == "pair" else steps.mask.sum())
+def _over(loss: Loss, steps: Steps) -> int:
+    """What the metrics of a micro-batch are means over."""
+    return int(steps.mask.sum() if loss.over is None else loss.over)
 
 
 def _atoms(method: Method, at: Table, rng: torch.Generator) -> list[Tensor]:
@@ -134,6 +160,8 @@ def _atoms(method: Method, at: Table, rng: torch.Generator) -> list[Tensor]:
         return [torch.tensor([2 * pair, 2 * pair + 1]) for pair in torch.randperm(ROWS // 2, generator=rng).tolist()]
     if method.unit in ("cell", "row"):
         return [torch.tensor([row]) for row in torch.randperm(ROWS, generator=rng).tolist()]
+    if method.unit == "batch":
+        return [torch.cat([torch.tensor([2 * pair, 2 * pair + 1]) for pair in torch.randperm(ROWS // 2, generator=rng).tolist()])]
     return [(at.group == group).nonzero()[:, 0] for group in at.group.unique()]
 
 
@@ -143,7 +171,7 @@ def test_a_micro_batch_split_changes_nothing(case: Case, seed: int) -> None:
     rng, whole, split, method = torch.Generator().manual_seed(seed), table(case.kind), table(case.kind), case.method
     wanted, metrics = _loss(method, whole.steps(), whole.feedback())
     wanted.backward()
-    signal, weight = method.signal(split.feedback()), method.weigh(split.mask)
+    signal, weight = _signal(method, split.steps(), split.feedback()), method.weigh(split.mask)
     atoms, got, sums, live = _atoms(method, split, rng), 0.0, dict.fromkeys(metrics, 0.0), 0
     while atoms:
         size = int(torch.randint(1, 4, (), generator=rng))
@@ -154,7 +182,7 @@ def test_a_micro_batch_split_changes_nothing(case: Case, seed: int) -> None:
             part = method.loss(piece, signal[rows] if signal.shape[1] == 1 else signal[rows][:, columns])
             loss = (weight[rows][:, columns] * part.values).sum()
             loss.backward(retain_graph=True)
-            got, count = got + loss.item(), _count(method, piece)
+            got, count = got + loss.item(), _over(part, piece)
             live += count
             for name, value in part.metrics.items():
                 sums[name] = max(sums[name], value.item()) if name.endswith("_max") else sums[name] + count * value.item()
@@ -176,13 +204,24 @@ def _padded(steps: Steps, feedback: Feedback, garbage: float) -> tuple[Steps, Fe
     mask = torch.zeros(ROWS + 2, COLUMNS + 3, dtype=torch.bool)
     mask[:ROWS, :COLUMNS] = steps.mask
     leaf = pad(steps.log_probs).requires_grad_()
-    tables = [{name: pad(values) for name, values in part.items()} for part in (steps.refs, steps.kls, steps.facts)]
-    wide = Steps(leaf, mask, pad(steps.old), *tables, steps.event_size, steps.kind)  # type: ignore[arg-type]
+    wide = replace(steps.each(lambda values: mask if values.dtype == torch.bool else pad(values)), log_probs=leaf)
     missing = torch.full((2,), math.nan, dtype=torch.float64)
-    group = torch.cat([feedback.group, torch.tensor([feedback.group[0], 10**9])])
-    lengths = torch.cat([feedback.lengths, torch.zeros(2, dtype=torch.int64)])  # type: ignore[list-item]
-    pairs, strength = torch.cat([feedback.pairs, torch.tensor([[ROWS, ROWS + 1]])]), torch.cat([feedback.strength, missing[:1]])  # type: ignore[list-item]
-    return wide, Feedback(torch.cat([feedback.rewards, missing]), group, pairs=pairs, strength=strength, lengths=lengths), leaf
+    wins = torch.full((ROWS + 2, ROWS + 2), math.nan, dtype=torch.float64)
+    wins[:ROWS, :ROWS] = feedback.wins  # type: ignore[assignment]
+    return (
+        wide,
+        Feedback(
+            torch.cat([feedback.rewards, missing]),
+            torch.cat([feedback.group, torch.tensor([feedback.group[0], 10**9])]),
+            labels=torch.cat([feedback.labels, missing]),  # type: ignore[list-item]
+            pairs=torch.cat([feedback.pairs, torch.tensor([[ROWS, ROWS + 1]])]),  # type: ignore[list-item]
+            strength=torch.cat([feedback.strength, missing[:1]]),  # type: ignore[list-item]
+            lengths=torch.cat([feedback.lengths, torch.zeros(2, dtype=torch.int64)]),  # type: ignore[list-item]
+            wins=wins,
+            tables={name: mask if name == "mask" else pad(values) for name, values in feedback.tables.items()},
+        ),
+        leaf,
+    )
 
 
 @every_case
@@ -192,6 +231,7 @@ def test_padding_changes_nothing(case: Case, garbage: float) -> None:
     wide, feedback, leaf = _padded(at.steps(), at.feedback(), garbage)
     narrow, _, start = _padded(at.steps(), at.feedback(), 0.0)
     wanted, metrics = _loss(method, _columns(narrow[:ROWS], torch.arange(COLUMNS)), at.feedback())
+    assert method.state is None or method.state.load(case.method.state.dump()) is None  # type: ignore[union-attr]
     got, wide_metrics = _loss(method, wide, feedback)
     wanted.backward()
     got.backward()
@@ -207,10 +247,41 @@ def test_padding_changes_nothing(case: Case, garbage: float) -> None:
 def test_the_order_of_rows_changes_nothing(case: Case) -> None:
     at, method = table(case.kind), case.method
     order = torch.cat(_atoms(method, at, torch.Generator().manual_seed(1)))
-    pairs = order.argsort()[at.pairs]  # where the rows of each pair have gone
-    feedback = Feedback(at.rewards[order], at.group[order], pairs=pairs, strength=at.strength, lengths=at.lengths[order])
-    _close(method.signal(feedback), method.signal(at.feedback())[order])
-    _close(_loss(method, at.steps()[order], feedback)[0], _loss(method, at.steps(), at.feedback())[0])
+    feedback = _reordered(at.feedback(), order)
+    _close(case.method.signal(feedback), method.signal(at.feedback())[order])
+    _close(_loss(case.method, at.steps()[order], feedback)[0], _loss(case.method, at.steps(), at.feedback())[0])
+
+
+@every_case
+def test_a_pair_named_the_other_way_round_is_the_same_pair(case: Case) -> None:
+    at = table(case.kind)
+    feedback = at.feedback()
+    turned = replace(feedback, pairs=at.pairs.flip(1), strength=1 - at.strength)
+    _close(_loss(case.method, at.steps(), turned)[0], _loss(case.method, at.steps(), feedback)[0])
+
+
+def _far(kind: Any, gaps: Tensor, rewards: list[float]) -> tuple[Tensor, Steps, Feedback]:
+    """A leaf of zeros ``[B, T]`` whose old and reference log-probabilities lie ``gaps`` away; rows 2k and 2k + 1 are a pair."""
+    rows, columns = gaps.shape
+    leaf = torch.zeros_like(gaps, requires_grad=True)
+    mask, known = torch.ones(rows, columns, dtype=torch.bool), torch.tensor(rewards, dtype=torch.float64)
+    names = {"std": 0.3, "dt": -0.1, "noise": 0.4, "changed": 1.0, "phrase": 1.0, "segment": 1.0}
+    facts = {name: torch.full_like(gaps, value) for name, value in names.items()}
+    contrast = Steps(leaf * 0.5, mask, refs={"ref": gaps}, kind=kind)
+    steps = Steps(
+        leaf, mask, gaps, {"ref": gaps, "previous": gaps / 2}, {"ref": (leaf - gaps) ** 2}, facts, 1, kind, {"ref": (leaf - gaps) ** 2},
+        {"entropy": leaf + 1, "collision": leaf - 1, "value": leaf + 0.1}, dict.fromkeys(("ablated", "good", "bad"), contrast),
+    )  # fmt: skip
+    strength = (known[0::2] > known[1::2]).double() + 0.5 * (known[0::2] == known[1::2]) + 0 * (known[0::2] - known[1::2])
+    labels = (known.view(-1, 2) > known.view(-1, 2).nanmean(1, keepdim=True)).double().flatten() + 0 * known
+    pairs, group = torch.arange(rows).view(-1, 2), torch.tensor([0, 0, 1, 2][:rows])
+    same = (group[:, None] == group[None, :]).fill_diagonal_(False)
+    wins = torch.where(same, (known[:, None] - known[None, :]).sigmoid(), math.nan)
+    tables = {"mask": mask, "old": gaps, "refs:ref": gaps, "refs:previous": gaps / 2, "rewards": gaps * 0 + 1}
+    tables |= {"value": gaps * 0, "segment": gaps * 0 + 1}
+    lengths = torch.full((rows,), columns)
+    said = Feedback(known, group, labels=labels, pairs=pairs, strength=strength, lengths=lengths, wins=wins, tables=tables)
+    return leaf, steps, said
 
 
 @every_case
@@ -218,19 +289,8 @@ def test_the_order_of_rows_changes_nothing(case: Case) -> None:
 def test_far_policies_and_poor_feedback_are_finite(case: Case, gap: float) -> None:
     """Two rows of one group and two alone; both signs of the gap within one row and within one pair. Ties, and missing rewards."""
     for rewards in ([0.0, 1.0], [1.0, 0.0], [1.0, 1.0], [math.nan, math.nan], [math.nan, 1.0]):
-        leaf = torch.zeros(4, 4, dtype=torch.float64, requires_grad=True)
-        far = torch.tensor([gap, -gap, 0.0, gap], dtype=torch.float64) * torch.tensor([[1.0], [-1.0], [1.0], [1.0]])
-        mask = torch.ones(4, 4, dtype=torch.bool)
-        facts = {
-            "std": torch.full((4, 4), 0.3).double(),
-            "dt": torch.full((4, 4), -0.1).double(),
-            "noise": torch.full((4, 4), 0.4).double(),
-        }
-        steps = Steps(leaf, mask, far, {"ref": far}, {"ref": (leaf - far) ** 2}, facts, 1, case.kind)
-        known = torch.tensor([*rewards, 3.0, 2.0], dtype=torch.float64)
-        strength = (known[0::2] > known[1::2]).double() + 0.5 * (known[0::2] == known[1::2]) + 0 * (known[0::2] - known[1::2])
-        pairs, group = torch.tensor([[0, 1], [2, 3]]), torch.tensor([0, 0, 1, 2])
-        feedback = Feedback(known, group, pairs=pairs, strength=strength, lengths=torch.full((4,), 4))
+        gaps = torch.tensor([gap, -gap, 0.0, gap], dtype=torch.float64) * torch.tensor([[1.0], [-1.0], [1.0], [1.0]])
+        leaf, steps, feedback = _far(case.kind, gaps, [*rewards, 3.0, 2.0])
         loss, metrics = _loss(case.method, steps, feedback)
         loss.backward()
         assert loss.isfinite() and leaf.grad is not None and leaf.grad.isfinite().all()
@@ -241,14 +301,11 @@ def test_far_policies_and_poor_feedback_are_finite(case: Case, gap: float) -> No
 @every_case
 def test_a_policy_that_ran_away_on_a_bad_row_is_still_pulled_back(case: Case) -> None:
     """A row worse than its group whose ratio is far above 1: the gradient must lower its log-probability at any distance."""
-    if case.kwargs.get("dual") is not None:
-        return  # a dual clip takes this gradient away: it is what it is for
-    leaf = torch.zeros(2, 1, dtype=torch.float64, requires_grad=True)
-    facts = {"std": torch.ones(2, 1).double(), "dt": -torch.ones(2, 1).double(), "noise": 0.5 * torch.ones(2, 1).double()}
-    same, mask = torch.zeros(2, 1).double(), torch.ones(2, 1, dtype=torch.bool)
-    steps = Steps(leaf, mask, same - 1e4, {"ref": same}, {"ref": leaf * 0}, facts, 1, case.kind)
-    rewards, pairs = torch.tensor([-1.0, 1.0]).double(), torch.tensor([[1, 0]])
-    _loss(case.method, steps, Feedback(rewards, torch.tensor([0, 0]), pairs=pairs, lengths=torch.ones(2)))[0].backward()
+    if case.kwargs.get("dual") is not None or case.name in SATURATING:
+        return  # a dual clip takes this gradient away: it is what it is for; and so do the methods that say so
+    leaf, steps, feedback = _far(case.kind, torch.tensor([[-1e4], [-1e4]], dtype=torch.float64), [-1.0, 1.0])
+    same = {"ref": torch.zeros(2, 1, dtype=torch.float64)}
+    _loss(case.method, replace(steps, refs={**steps.refs, **same}, kls={"ref": leaf * 0}), feedback)[0].backward()
     assert leaf.grad is not None and leaf.grad[0] > 0
 
 
@@ -256,7 +313,7 @@ def test_a_policy_that_ran_away_on_a_bad_row_is_still_pulled_back(case: Case) ->
 def test_an_empty_batch_costs_nothing(case: Case) -> None:
     at = table(case.kind)
     steps = at.steps()
-    nothing = Steps(steps.log_probs, steps.mask & False, steps.old, steps.refs, steps.kls, steps.facts, steps.event_size, steps.kind)
+    nothing = steps.each(lambda values: values & False if values.dtype == torch.bool else values)
     loss, metrics = _loss(case.method, nothing, at.feedback())
     loss.backward()
     assert loss == 0 and at.leaf.grad is not None and not at.leaf.grad.any()
@@ -266,7 +323,7 @@ def test_an_empty_batch_costs_nothing(case: Case) -> None:
 @every_case
 def test_dead_cells_are_zero(case: Case) -> None:
     at, method = table(case.kind), case.method
-    values = method.loss(at.steps(), method.signal(at.feedback())).values
+    values = method.loss(at.steps(), _signal(method, at.steps(), at.feedback())).values
     assert not method.weigh(at.mask)[~at.mask].any() and not values.expand(at.mask.shape)[~at.mask].any()
     assert method.weigh(at.mask).dtype == torch.float64
 
@@ -274,7 +331,7 @@ def test_dead_cells_are_zero(case: Case) -> None:
 @every_case
 def test_only_the_current_policy_is_trained(case: Case) -> None:
     at, method = table(case.kind), case.method
-    frozen = {name: getattr(at, name).clone().requires_grad_() for name in ("old", "ref", "std", "dt", "noise")}
+    frozen = {name: getattr(at, name).clone().requires_grad_() for name in FROZEN}
     steps = replace(at, **frozen).steps(method.needs)
     _loss(method, steps, at.feedback())[0].backward()
     assert all(values.grad is None for values in frozen.values())
@@ -284,17 +341,16 @@ def test_only_the_current_policy_is_trained(case: Case) -> None:
 def test_signals_say_nothing_where_nothing_is_known(case: Case) -> None:
     at = table(case.kind)
     signal = case.method.signal(at.feedback())
-    assert signal.dtype == torch.float64 and signal.shape in ((ROWS, 1), (ROWS, COLUMNS)) and not signal.requires_grad
-    assert signal.isfinite().all() and signal.any() and not signal[at.rewards.isnan()].any()
+    assert signal.dtype == torch.float64 and signal.shape[:2] in ((ROWS, 1), (ROWS, COLUMNS)) and not signal.requires_grad
+    assert signal.ndim in (2, 3) and signal.isfinite().all() and signal.any() and not signal[at.rewards.isnan()].any()
 
 
 @every_case
 def test_a_kind_that_it_does_not_take_is_refused(case: Case) -> None:
     method, at = case.method, table(case.kind)
     for kind in {"token", "transition", "bound"} - method.kinds:
-        steps = at.steps()
-        other = Steps(steps.log_probs, steps.mask, steps.old, steps.refs, steps.kls, steps.facts, steps.event_size, kind)  # type: ignore[arg-type]
+        other = replace(at.steps(), kind=kind)  # type: ignore[arg-type]
         with pytest.raises(UserError, match=kind):
-            method.loss(other, method.signal(at.feedback()))
+            method.loss(other, _signal(method, at.steps(), at.feedback()))
     if "old" in method.needs:
         assert "bound" not in method.kinds, "a bound is no density: it has no importance ratio"

@@ -12,7 +12,7 @@ from mmalign.objectives.parts import Part, bounded_exp, bounded_expm1, live, liv
 from mmalign.objectives.surrogates import Surrogate
 from mmalign.types import Feedback, Loss, Method, Steps, Unit, UserError
 
-_WIDTH: dict[Unit, int] = {"cell": 0, "row": 1, "pair": 2, "group": 3}
+_WIDTH: dict[Unit, int] = {"cell": 0, "row": 1, "pair": 2, "group": 3, "batch": 4}
 
 
 def policy_gradient(
@@ -98,7 +98,7 @@ def preference(
         values = links.soft(link, ahead, links.smoothed(strength, flips=smoothing)) * (sign != 0)
         both = margins.paired(steps) if first.shape[1] > 1 else _whole(steps).expand(-1, steps.mask.shape[1])
         cells = live(values.expand_as(both), both).repeat_interleave(2, 0)
-        return Loss(live(cells, steps.mask), _pair_metrics(steps, ahead, sign))
+        return Loss(live(cells, steps.mask), _pair_metrics(steps, ahead, sign), steps.mask.any(1).sum())
 
     return Method(signal=_strengths, loss=loss, weigh=weigh, needs=margin.needs, unit="pair", kinds=kinds, keep=_known_pairs)
 

@@ -115,7 +115,7 @@ def offline(
             kept = torch.ones(len(prompts), dtype=torch.bool) if method.keep is None else method.keep(said)
             rows = torch.nonzero(kept).flatten()
             if len(rows):
-                check = lambda: preflight(policy, rollout, method, signal, micro_rows=micro_rows).difference  # noqa: B023, E731
+                check = lambda: preflight(policy, rollout, method, signal, rows, micro_rows=micro_rows).difference  # noqa: B023, E731
                 journal.once("preflight_difference", check)
             found = learner.update([(rollout, signal, rows)], micro_rows=micro_rows, step=step) if len(rows) else {}
             _name_broken(journal, source.broken)

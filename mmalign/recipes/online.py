@@ -8,27 +8,30 @@ What differs from the papers, and from well-known code:
 2. Weights are computed once for each update, over all of its rows; micro-batches only split the sum.
 3. The KL to the reference is exact where the policy knows it (a Gaussian step), and is measured also where no method asks for it.
 4. Evaluation samples as a user would: the pipeline's own sampler, fixed seeds, the EMA of the weights where there is one.
-5. All randomness of a step comes from generators seeded by (seed, step, attempt), so that a resumed run equals an uninterrupted one.
-6. Nothing is trained before a rollout, scored again, has ratio 1, a reference without KL to itself, and a gradient that arrives
+5. A method for pairs gets the best and the worst row of each group, by reward or by the oracle's win rate; a tied group makes no pair.
+6. All randomness of a step comes from generators seeded by (seed, step, attempt), so that a resumed run equals an uninterrupted one.
+7. Nothing is trained before a rollout, scored again, has ratio 1, a reference without KL to itself, and a gradient that arrives
    (``runtime.preflight``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from mmalign.objectives import comparisons
 from mmalign.report import build
 from mmalign.runtime.evaluation import exam
 from mmalign.runtime.feedback import feedback
 from mmalign.runtime.journal import Journal, Run
-from mmalign.runtime.learner import Cells, Learner, refuse_mismatch
+from mmalign.runtime.learner import Cells, Learner, refuse_mismatch, unit_sizes
 from mmalign.runtime.preflight import preflight
 from mmalign.runtime.seeds import stream
-from mmalign.types import Feedback, Method, Policy, Rollout, UserError
+from mmalign.types import Feedback, Method, Policy, Rollout, Unit, UserError
 
 __all__ = ["online"]
 
@@ -66,6 +69,7 @@ def online(
     max_grad_norm: float = 1.0,
     ema: float | None = None,
     reward_weights: dict[str, float] | None = None,
+    oracle: Callable[..., Any] | None = None,
     missing: Literal["stop", "drop"] = "stop",
     resample: int = 3,
     judges: Rewards | None = None,
@@ -82,6 +86,8 @@ def online(
     Args:
         prompts: the training prompts; each step takes ``prompts_per_step`` of them in turn, shuffled anew each pass.
         rewards, reward_weights: name -> reward, and what each counts for in the sum (1 by default).
+        oracle: a judge of pairs, ``(outputs, prompts, group) -> [B, B]`` win probabilities (NaN: not compared), for methods that learn
+            from those; others get Bradley-Terry's from the rewards.
         name, runs, seed: the run's folder is ``runs/name``; everything random follows from ``seed``.
         steps: rollouts. group_size: outputs of each prompt. epochs, updates_per_epoch: updates on each rollout.
         micro_rows: rows in one backward pass; does not change the loss.
@@ -125,14 +131,17 @@ def online(
         """Rollouts of a step, until enough groups are worth an update (one rollout, where the method keeps all)."""
         batches: list[Batch] = []
         wanted = prompts_per_step
-        for attempt in range(1 + (resample if method.keep is not None else 0)):
+        for attempt in range(1 + (resample if method.keep is not None and method.unit in ("cell", "row") else 0)):
             chosen = _in_turn(prompts, seed=seed, attempt=attempt, start=step * prompts_per_step, count=prompts_per_step)
             rollout = policy.sample(chosen, group_size, stream(seed, step, attempt), step=step)
-            said = feedback(rewards, rollout, weights=reward_weights, missing=missing)
+            said = feedback(rewards, rollout, weights=reward_weights, missing=missing, oracle=oracle)
+            if method.unit == "pair":
+                said = comparisons.best_and_worst(said)
+            said = replace(said, tables={**said.tables, **learner.tables(rollout, micro_rows=micro_rows)})
             kept = ~said.rewards.isnan() if method.keep is None else method.keep(said) & ~said.rewards.isnan()
             groups = rollout.group[kept].unique()[:wanted]
-            rows = torch.nonzero(kept & torch.isin(rollout.group, groups)).flatten()
-            batches.append(Batch(rollout, said, method.signal(said), rows))
+            inside = kept & torch.isin(rollout.group, groups)
+            batches.append(Batch(rollout, said, method.signal(said), _in_units(method, said, inside)))
             wanted -= len(groups)
             if wanted <= 0:
                 break
@@ -144,7 +153,8 @@ def online(
             for batch in batches:
                 policy.remember(batch.rollout, learner.references, micro_rows)
             journal.once("preflight_difference", lambda: _checked(policy, method, batches, micro_rows=micro_rows))  # noqa: B023
-            found = [learner.update(cells, micro_rows=micro_rows, step=step) for cells in _parts(batches, epochs, updates_per_epoch)]
+            parts = _parts(batches, method.unit, epochs, updates_per_epoch)
+            found = [learner.update(cells, micro_rows=micro_rows, step=step) for cells in parts]
             if not found:
                 journal.say(f"step {step + 1}: no group is informative after {len(batches)} rollouts, so nothing was updated")
             journal.trained(_row(batches, found, lr=learner.optimizer.param_groups[0]["lr"]))
@@ -153,18 +163,30 @@ def online(
     return run
 
 
-def _parts(batches: Sequence[Batch], epochs: int, updates_per_epoch: int) -> Iterator[Cells]:
-    """The rows of each update: every epoch sees all rows once, in updates that take every so many of them; none is empty."""
+def _in_units(method: Method, said: Feedback, inside: Tensor) -> Tensor:
+    """The numbers of the rows inside, the two of a pair side by side where the method compares pairs."""
+    if method.unit != "pair":
+        return torch.nonzero(inside).flatten()
+    pairs = said.pairs if said.pairs is not None else torch.zeros(0, 2, dtype=torch.int64)
+    return pairs[inside[pairs].all(1)].flatten()
+
+
+def _parts(batches: Sequence[Batch], unit: Unit, epochs: int, updates_per_epoch: int) -> Iterator[Cells]:
+    """The rows of each update: every epoch sees all rows once, in updates that take every so many units of them; none is empty."""
     for part in range(epochs * updates_per_epoch):
-        cells = [(batch.rollout, batch.signal, batch.rows[part % updates_per_epoch :: updates_per_epoch]) for batch in batches]
+        cells = []
+        for batch in batches:
+            sizes = unit_sizes(unit, batch.rollout.group[batch.rows])
+            share = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes, dtype=torch.int64)) % updates_per_epoch
+            cells.append((batch.rollout, batch.signal, batch.rows[share == part % updates_per_epoch]))
         if any(len(rows) for _, _, rows in cells):
             yield cells
 
 
 def _checked(policy: Policy, method: Method, batches: Sequence[Batch], *, micro_rows: int) -> float | None:
     """The preflight of the first rollout with a signal; None where there is none, and so no gradient to look for."""
-    held = next((batch for batch in batches if bool((batch.signal != 0).any())), None)
-    return None if held is None else preflight(policy, held.rollout, method, held.signal, micro_rows=micro_rows).difference
+    held = next((batch for batch in batches if bool((batch.signal[batch.rows] != 0).any())), None)
+    return None if held is None else preflight(policy, held.rollout, method, held.signal, held.rows, micro_rows=micro_rows).difference
 
 
 def _row(batches: Sequence[Batch], found: Sequence[Mapping[str, float]], *, lr: float) -> dict[str, float]:
@@ -175,7 +197,7 @@ def _row(batches: Sequence[Batch], found: Sequence[Mapping[str, float]], *, lr: 
     """
     rewards = torch.cat([batch.feedback.rewards for batch in batches])
     known = rewards[~rewards.isnan()]
-    signal = torch.cat([batch.signal.abs().amax(1) for batch in batches])
+    signal = torch.cat([batch.signal.flatten(1).abs().amax(1) for batch in batches])
     row = {
         "reward": float(known.mean()),
         "reward_std": float(known.std()) if len(known) > 1 else float("nan"),

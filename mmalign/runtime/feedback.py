@@ -43,11 +43,14 @@ def measure(metrics: Functions, outputs: Any, prompts: list[str]) -> dict[str, f
     return found
 
 
-def feedback(rewards: Functions, rollout: Rollout, *, weights: Mapping[str, float] | None = None, missing: Missing = "stop") -> Feedback:
+def feedback(
+    rewards: Functions, rollout: Rollout, *, weights: Mapping[str, float] | None = None, missing: Missing = "stop",
+    oracle: Callable[..., Any] | None = None,
+) -> Feedback:  # fmt: skip
     """Feedback on a rollout: the weighted sum of its rewards (1 for a reward without a weight), and each apart.
 
     missing: ``stop`` refuses NaN with UserError; ``drop`` leaves it, and the row without a signal. A row's reward is NaN if
-    any part with a weight other than 0 is.
+    any part with a weight other than 0 is. oracle: asked ``(outputs, prompts, group)`` for win probabilities ``[B, B]``.
     """
     parts = ask(rewards, rollout.outputs, rollout.prompts)
     weights = dict(weights or {})
@@ -61,7 +64,19 @@ def feedback(rewards: Functions, rollout: Rollout, *, weights: Mapping[str, floa
     for name, value in parts.items():
         if weights.get(name, 1.0) != 0:
             total = total + weights.get(name, 1.0) * value
-    return Feedback(total, rollout.group, parts=parts, lengths=rollout.mask.sum(1))
+    compared = None if oracle is None else _compared(oracle, rollout)
+    return Feedback(total, rollout.group, parts=parts, lengths=rollout.mask.sum(1), wins=compared)
+
+
+def _compared(oracle: Callable[..., Any], rollout: Rollout) -> Tensor:
+    """The oracle's win probabilities ``[B, B]`` float64; NaN across groups and on the diagonal, whatever it said there."""
+    asked = lambda outputs, prompts: oracle(outputs, prompts, rollout.group)  # noqa: E731
+    found, rows = torch.as_tensor(_answer("oracle", "of pairs", asked, rollout.outputs, rollout.prompts)), len(rollout.prompts)
+    if tuple(found.shape) != (rows, rows):
+        raise UserError(f"oracle: returned shape {list(found.shape)}, takes [{rows}, {rows}]: a probability for each two outputs")
+    same = rollout.group[:, None] == rollout.group[None, :]
+    same.fill_diagonal_(False)
+    return torch.where(same, found.detach().double().cpu(), float("nan"))
 
 
 def _answer(kind: str, name: str, function: Callable[..., Any], outputs: Any, prompts: list[str]) -> Any:

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from mmalign.runtime import checkpoint
-from mmalign.types import Method, Policy, Rollout, Steps, UserError
+from mmalign.types import Method, Policy, Rollout, Unit, UserError, joined
 
+REFERRING = ("refs", "kls", "reverse_kls")  # needs that name a reference
 Cells = Sequence[tuple[Rollout, Tensor, Tensor]]
 """(rollout, signal of all its rows, the rows of this update)"""
 
@@ -28,7 +29,9 @@ class Learner:
         self.optimizer = torch.optim.AdamW(policy.parameters().values(), lr=learning_rate, weight_decay=weight_decay)
         self.updates = 0
         self.needs = needed(policy, method)
-        self.references = sorted({need.partition(":")[2] or "ref" for need in self.needs if need.split(":")[0] in ("refs", "kls")})
+        self.references = sorted(
+            {name or "ref" for word, _, name in (need.partition(":") for need in self.needs | method.reads) if word in REFERRING}
+        )
         if ema is not None:
             policy.sets.follow("ema", decay=0.0)
 
@@ -40,32 +43,60 @@ class Learner:
     def update(self, cells: Cells, *, micro_rows: int, step: int) -> dict[str, float]:
         """One optimiser step on ``sum(weight * values)`` over all rows given, in micro-batches of ``micro_rows``.
 
-        The weights are those of all rows at once, so the split changes nothing but rounding. Returns means over live cells, or over
-        live rows where a method sees whole pairs (``*_max``: the largest), with ``loss`` and ``grad_norm``. An update whose gradient
-        is not finite is skipped, and counted in ``skipped``. step: of training, from 0, for warm-up and decay. At least one row has
-        to be given.
+        The weights are those of all rows at once, and so is what a method surveys, so the split changes nothing but rounding. Rows
+        that a method has to see at once (``unit``) stand side by side. Returns means over what ``Loss.over`` counts (``*_max``: the
+        largest), with ``loss`` and ``grad_norm``. An update whose gradient is not finite is skipped, and counted in ``skipped``.
+        step: of training, from 0, for warm-up and decay. At least one row has to be given.
         """
+        cells = [(rollout, self._surveyed(rollout, signal, rows, micro_rows), rows) for rollout, signal, rows in cells]
         mask = torch.cat([rollout.mask[rows] for rollout, _, rows in cells])
         weights = self.method.weigh(mask).split([len(rows) for _, _, rows in cells])
         found: list[tuple[float, dict[str, Tensor]]] = []
         total = torch.zeros((), dtype=torch.float64)
         for (rollout, signal, all_rows), weight in zip(cells, weights, strict=True):
-            for rows, part in zip(all_rows.split(micro_rows), weight.split(micro_rows), strict=True):
+            sizes = micro_sizes(self.method.unit, rollout.group[all_rows], micro_rows)
+            for rows, part in zip(all_rows.split(sizes), weight.split(sizes), strict=True):
                 live = live_columns(rollout, rows)
                 if not len(live):
                     continue  # nothing to train here: no row, or none with a live cell
                 steps = self.policy.steps(rollout, rows, live, needs=self.needs)
-                values, metrics = self.method.loss(steps, signal[rows] if signal.shape[1] == 1 else signal[rows][:, live])
+                values, metrics, over = self.method.loss(steps, signal[rows] if signal.shape[1] == 1 else signal[rows][:, live])
                 loss = (part[:, live] * values).sum()
                 loss.backward()
                 total += loss.detach().double().cpu()
-                found.append((counted(self.method, steps), metrics))
+                found.append((float(steps.mask.sum() if over is None else over), metrics))
         norm = torch.nn.utils.clip_grad_norm_(list(self.policy.parameters().values()), self.max_grad_norm)
         finite = bool(norm.isfinite())
         if finite:
             self._step(step)
         self.optimizer.zero_grad(set_to_none=True)
         return {**_pooled(found), "loss": float(total), "grad_norm": float(norm), "skipped": float(not finite)}
+
+    def tables(self, rollout: Rollout, *, micro_rows: int) -> dict[str, Tensor]:
+        """What the method reads of a rollout's steps before it makes its signal, ``[B, T]`` each, without gradient."""
+        if not self.method.reads:
+            return {}
+        own = {"mask": rollout.mask, "old": rollout.log_probs}
+        needs = frozenset(self.method.reads - own.keys() - {"rewards"})
+        rows = torch.arange(len(rollout.prompts))
+        self.policy.remember(rollout, self.references, micro_rows)
+        with torch.no_grad():
+            columns = torch.arange(rollout.mask.shape[1])
+            steps = joined([self.policy.steps(rollout, part, columns, needs=needs) for part in rows.split(micro_rows)]) if needs else None
+        found = {**steps.terms, **steps.facts, **{f"refs:{name}": table for name, table in steps.refs.items()}} if steps else {}
+        return {name: table.detach() for name, table in {**own, **found}.items() if name in self.method.reads}
+
+    def _surveyed(self, rollout: Rollout, signal: Tensor, rows: Tensor, micro_rows: int) -> Tensor:
+        """The signal ``[B, ...]`` with what the method's survey of these rows has put in; as it is for a method without one."""
+        if self.method.survey is None or not len(rows):
+            return signal
+        columns = torch.arange(rollout.mask.shape[1])
+        with torch.no_grad():
+            steps = joined([self.policy.steps(rollout, part, columns, needs=self.needs) for part in rows.split(micro_rows)])
+            found = self.method.survey(steps, signal[rows])
+        filled = found.new_zeros((len(rollout.prompts), *found.shape[1:]))
+        filled[rows] = found
+        return filled
 
     def _step(self, step: int) -> None:
         left = 1.0 if self.decay_steps is None else max(0.0, 1 - step / self.decay_steps)
@@ -100,9 +131,25 @@ def needed(policy: Policy, method: Method) -> frozenset[str]:
     return method.needs | (frozenset({"old", "kls"}) & policy.gives)
 
 
-def counted(method: Method, steps: Steps) -> float:
-    """How many things the metrics of a micro-batch are means over: live rows where a method sees whole pairs, else live cells."""
-    return float(steps.mask.any(1).sum() if method.unit == "pair" else steps.mask.sum())
+def unit_sizes(unit: Unit, group: Tensor) -> list[int]:
+    """How many rows each unit has, of rows that stand side by side by unit; ``group [B]`` says where groups end."""
+    if unit == "batch":
+        return [len(group)] if len(group) else []
+    if unit == "group":
+        return group.unique_consecutive(return_counts=True)[1].tolist()
+    size = 2 if unit == "pair" else 1
+    return [size] * (len(group) // size)
+
+
+def micro_sizes(unit: Unit, group: Tensor, most: int) -> list[int]:
+    """Sizes of micro-batches of whole units: at most ``most`` rows, or one unit where that is more."""
+    sizes: list[int] = []
+    for size in unit_sizes(unit, group):
+        if sizes and sizes[-1] + size <= most:
+            sizes[-1] += size
+        else:
+            sizes.append(size)
+    return sizes
 
 
 def live_columns(rollout: Rollout, rows: Tensor) -> Tensor:
@@ -110,9 +157,10 @@ def live_columns(rollout: Rollout, rows: Tensor) -> Tensor:
     return torch.nonzero(rollout.mask[rows].any(0)).flatten()
 
 
-def refuse_mismatch(policy: Policy, method: Method, *, units: Sequence[str] = ("cell", "row")) -> None:
+def refuse_mismatch(policy: Policy, method: Method, *, units: Sequence[str] = ("cell", "row", "pair", "group", "batch")) -> None:
     """UserError where the method needs what the policy cannot give, or more in one micro-batch than the recipe's ``units``."""
-    lacks = sorted(need for need in method.needs if need.split(":")[0] not in policy.gives)
+    own = {"mask", "old", "rewards"}
+    lacks = sorted(need for need in method.needs | (method.reads - own) if need.split(":")[0] not in policy.gives)
     if lacks:
         raise UserError(f"method: needs {', '.join(lacks)}; this policy gives {', '.join(sorted(policy.gives))}")
     if policy.kind not in method.kinds:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mmalign.runtime.learner import live_columns, needed
+from mmalign.runtime.learner import live_columns, micro_sizes, needed
 from mmalign.types import Method, Policy, Rollout, Steps, UserError
 
 CAUSES = (
@@ -28,18 +28,28 @@ class Preflight(NamedTuple):
     gradient: float
 
 
-def preflight(policy: Policy, rollout: Rollout, method: Method, signal: Tensor, *, micro_rows: int, tolerance: float = 1e-6) -> Preflight:
+def preflight(
+    policy: Policy,
+    rollout: Rollout,
+    method: Method,
+    signal: Tensor,
+    rows: Tensor | None = None,
+    *,
+    micro_rows: int,
+    tolerance: float = 1e-6,
+) -> Preflight:
     """Scores a few rows of a fresh rollout again and takes one policy gradient, which is thrown away.
 
-    The rows are the first ``micro_rows`` that hold a signal ``[B, 1 or T]``. The ratio has to be 1: ``|log-ratio| <= tolerance *
-    event_size`` nats (0.0 in float32 where batch shapes agree). The reference, scored again as itself, has to have KL 0, and where
-    nothing was sampled its log-probabilities have to be the policy's, so that margins are 0. The
+    Of the update's ``rows`` (all, by default), the first micro-batch with a signal is taken. The ratio has to be 1:
+    ``|log-ratio| <= tolerance * event_size`` nats (0.0 in float32 where batch shapes agree). The reference, scored again as itself,
+    has to have KL 0, and where nothing was sampled its log-probabilities have to be the policy's, so that margins are 0. The
     gradient has to be finite, and not zero where some row has a signal. Errors: UserError that names the likely cause; nothing
     has been written to the parameters then.
     """
-    held = torch.nonzero((signal != 0).any(1)).flatten()
-    first = int(held[0]) // micro_rows * micro_rows if len(held) else 0
-    rows = torch.arange(first, min(first + micro_rows, len(rollout.prompts)))
+    rows = torch.arange(len(rollout.prompts)) if rows is None else rows
+    parts = rows.split(micro_sizes(method.unit, rollout.group[rows], micro_rows))
+    held = [part for part in parts if bool((signal[part] != 0).any())]
+    rows = (held or parts)[0]
     columns, needs = live_columns(rollout, rows), needed(policy, method)
     steps = policy.steps(rollout, rows, columns, needs=needs)
     difference = apart = float("nan")
@@ -56,6 +66,8 @@ def preflight(policy: Policy, rollout: Rollout, method: Method, signal: Tensor, 
         apart = _largest(itself, itself.kls["ref"])
         _refuse(f"the reference has a KL of {apart:.3g} nats to itself", apart, tolerance * steps.event_size)
     signal = signal[rows] if signal.shape[1] == 1 else signal[rows][:, columns]
+    if method.survey is not None:
+        signal = method.survey(steps.each(Tensor.detach), signal)
     norm = _gradient_norm(policy, (method.weigh(steps.mask) * method.loss(steps, signal).values).sum())
     if not norm < float("inf"):
         raise UserError(

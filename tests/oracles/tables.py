@@ -8,6 +8,7 @@ Rows 2k and 2k + 1 are a pair, named in both orders; one is a tie, one says noth
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +21,11 @@ ROWS, COLUMNS, SIZE = len(GROUP), 5, 6
 TIED, MISSING, EMPTY = 4, 8, 6
 PAIRS = [[0, 1], [3, 2], [4, 5], [7, 6], [9, 8], [10, 11]]
 STRENGTH = [1.0, 0.8, 0.3, 1.0, math.nan, 0.5]
+
+
+EVERYTHING = frozenset({"old", "refs:ref", "refs:previous", "kls:ref", "reverse_kls:ref", "std", "dt", "noise", "changed", "phrase"})
+EVERYTHING |= {"segment", "entropy", "collision", "value", "contrast:ablated", "contrast:good", "contrast:bad"}
+READABLE = frozenset({"mask", "old", "refs:ref", "refs:previous", "value", "segment", "rewards"})
 
 
 @dataclass(frozen=True)
@@ -45,26 +51,55 @@ class Table:
     pairs: Tensor
     strength: Tensor
     event_size: int
+    labels: Tensor
+    wins: Tensor
+    changed: Tensor
+    phrase: Tensor
+    segment: Tensor
+    value: Tensor
+    dense: Tensor
+    previous: Tensor
+    reverse_kl: Tensor
+    entropy: Tensor
+    collision: Tensor
+    others: dict[str, tuple[Tensor, Tensor]]
     mean: Tensor | None = None
     mean_ref: Tensor | None = None
     target: Tensor | None = None
 
-    def steps(self, needs: frozenset[str] = frozenset({"old", "refs", "kls", "std", "dt", "noise"})) -> Steps:
-        """The Steps of the table, holding what is needed and nothing else."""
-        words = {need.split(":")[0] for need in needs}
+    def steps(self, needs: frozenset[str] = EVERYTHING) -> Steps:
+        """The Steps of the table, holding what is needed and nothing else. ``others``: name -> (log_probs, ref) of a contrast."""
+        refs = {"ref": self.ref, "previous": self.previous}
+        facts = {name: getattr(self, name) for name in ("std", "dt", "noise", "changed", "phrase", "segment") if name in needs}
+        terms = {name: getattr(self, name) for name in ("entropy", "collision", "value") if name in needs}
+        contrasts = {
+            name: Steps(log_probs, self.mask, refs={"ref": ref}, event_size=self.event_size, kind=self.kind)
+            for name, (log_probs, ref) in self.others.items()
+            if f"contrast:{name}" in needs
+        }
         return Steps(
             self.log_probs,
             self.mask,
-            self.old if "old" in words else None,
-            {"ref": self.ref} if "refs" in words else {},
-            {"ref": self.kl} if "kls" in words else {},
-            {name: fact for name, fact in (("std", self.std), ("dt", self.dt), ("noise", self.noise)) if name in words},
+            self.old if "old" in needs else None,
+            {name: table for name, table in refs.items() if f"refs:{name}" in needs},
+            {"ref": self.kl} if "kls:ref" in needs else {},
+            facts,
             self.event_size,
             self.kind,
+            {"ref": self.reverse_kl} if "reverse_kls:ref" in needs else {},
+            terms,
+            contrasts,
         )
 
-    def feedback(self) -> Feedback:
-        return Feedback(self.rewards, self.group, pairs=self.pairs, strength=self.strength, lengths=self.lengths)
+    def feedback(self, reads: frozenset[str] = READABLE) -> Feedback:
+        tables = {
+            "mask": self.mask, "old": self.old, "refs:ref": self.ref, "refs:previous": self.previous, "value": self.value.detach(),
+            "segment": self.segment, "rewards": self.dense,
+        }  # fmt: skip
+        return Feedback(
+            self.rewards, self.group, labels=self.labels, pairs=self.pairs, strength=self.strength, lengths=self.lengths, wins=self.wins,
+            tables={name: table for name, table in tables.items() if name in reads},
+        )  # fmt: skip
 
 
 def table(kind: Kind, seed: int = 0, leaf: Tensor | None = None) -> Table:
@@ -87,19 +122,58 @@ def table(kind: Kind, seed: int = 0, leaf: Tensor | None = None) -> Table:
     common = {"std": std, "dt": dt, "mask": mask, "rewards": rewards, "group": group, "lengths": lengths}
     level = torch.rand(ROWS // 2, COLUMNS, generator=rng).double().repeat_interleave(2, 0)
     common |= {"noise": level, "pairs": torch.tensor(PAIRS), "strength": torch.tensor(STRENGTH).double()}
+    common |= _said(normal, group, mask)
+    common["value"] = leaf[..., 0] / 2
+    shifted = {name: (normal(ROWS, COLUMNS, SIZE) * 0.3, normal(ROWS, COLUMNS, SIZE) * 0.3) for name in ("ablated", "good", "bad")}
+    before = reference + normal(ROWS, COLUMNS, SIZE) * 0.2
 
     if kind == "token":
-        log_probs, old, ref = (parameters.log_softmax(-1) for parameters in (leaf, sampled, reference))
-        kl = (log_probs.exp() * (log_probs - ref)).sum(-1)
-        picked = [probabilities.gather(-1, token).squeeze(-1) for probabilities in (log_probs, old, ref)]
-        return Table(kind, leaf, *picked, kl, event_size=1, **common)  # type: ignore[arg-type]
+        log_probs, old, ref, previous = (parameters.log_softmax(-1) for parameters in (leaf, sampled, reference, before))
+        kl, reverse = (log_probs.exp() * (log_probs - ref)).sum(-1), (ref.exp() * (ref - log_probs)).sum(-1)
+        entropy, collision = -(log_probs.exp() * log_probs).sum(-1), (log_probs.exp() ** 2).sum(-1).log()
 
+        def pick(probabilities: Tensor) -> Tensor:
+            return probabilities.gather(-1, token).squeeze(-1)
+
+        common["others"] = {
+            name: (pick((leaf * 0.7 + ours).log_softmax(-1)), pick((reference + theirs).log_softmax(-1)))
+            for name, (ours, theirs) in shifted.items()
+        }
+        common |= {"previous": pick(previous), "reverse_kl": reverse, "entropy": entropy, "collision": collision}
+        return Table(kind, leaf, pick(log_probs), pick(old), pick(ref), kl, event_size=1, **common)  # type: ignore[arg-type]
+
+    common |= {"reverse_kl": torch.zeros_like(std), "entropy": torch.zeros_like(std), "collision": torch.zeros_like(std)}
     if kind == "bound":
-        errors = [-0.5 * ((predicted - noise) ** 2).sum(-1) for predicted in (leaf, sampled, reference)]
+        bound: Callable[[Tensor], Tensor] = lambda predicted: -0.5 * ((predicted - noise) ** 2).sum(-1)  # noqa: E731
+        common["others"] = {name: (bound(leaf * 0.7 + ours), bound(reference + theirs)) for name, (ours, theirs) in shifted.items()}
+        common["previous"] = bound(before)
+        errors = [bound(predicted) for predicted in (leaf, sampled, reference)]
         return Table(kind, leaf, *errors, torch.zeros_like(std), event_size=SIZE, mean=leaf, mean_ref=reference, target=noise, **common)  # type: ignore[arg-type]
 
     x_next = sampled + std[..., None] * noise
     constant = SIZE * (std.log() + 0.5 * math.log(2 * math.pi))
-    densities = [-((x_next - mean) ** 2).sum(-1) / (2 * std**2) - constant for mean in (leaf, sampled, reference)]
+    density: Callable[[Tensor], Tensor] = lambda mean: -((x_next - mean) ** 2).sum(-1) / (2 * std**2) - constant  # noqa: E731
+    common["others"] = {name: (density(leaf * 0.7 + ours), density(reference + theirs)) for name, (ours, theirs) in shifted.items()}
+    common["previous"] = density(before)
+    densities = [density(mean) for mean in (leaf, sampled, reference)]
     kl = ((leaf - reference) ** 2).sum(-1) / (2 * std**2)
     return Table(kind, leaf, *densities, kl, event_size=SIZE, mean=leaf, mean_ref=reference, **common)  # type: ignore[arg-type]
+
+
+def _said(normal: Callable[..., Tensor], group: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    """Thumbs (one soft, one missing), win probabilities in groups (one missing), and what is known of single steps."""
+    labels = (normal(ROWS) > 0).double()
+    labels[3], labels[MISSING] = 0.3, math.nan
+    same = (group[:, None] == group[None, :]).fill_diagonal_(False)
+    wins = torch.where(same, normal(ROWS, ROWS).sigmoid(), math.nan)
+    wins[0, 2] = math.nan
+    number = torch.arange(COLUMNS).expand(ROWS, COLUMNS)
+    changed = (normal(ROWS, COLUMNS) > 0).double()
+    return {
+        "labels": labels,
+        "wins": wins,
+        "changed": changed,
+        "phrase": torch.where(changed > 0, 1 + number // 2, 0).double(),
+        "segment": (1 + number // 2).double() * mask,
+        "dense": normal(ROWS, COLUMNS) * mask,
+    }

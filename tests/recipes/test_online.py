@@ -155,10 +155,11 @@ def test_every_epoch_sees_every_row_once(tmp_path: Path) -> None:
     from mmalign.recipes.online import Batch, _parts
 
     rollout = policy().sample(["a", "b"], 4, torch.Generator().manual_seed(0))
-    batches = [Batch(rollout, None, torch.ones(8, 1), torch.tensor(picked)) for picked in ([0, 1, 2, 5, 7], [], [3])]  # type: ignore[arg-type]
-    seen = [[rows.tolist() for _, _, rows in cells] for cells in _parts(batches, 2, 2)]
+    picks = (torch.tensor(picked, dtype=torch.int64) for picked in ([0, 1, 2, 5, 7], [], [3]))
+    batches = [Batch(rollout, None, torch.ones(8, 1), picked) for picked in picks]  # type: ignore[arg-type]
+    seen = [[rows.tolist() for _, _, rows in cells] for cells in _parts(batches, "row", 2, 2)]
     assert seen == 2 * [[[0, 2, 7], [], [3]], [[1, 5], [], []]]
-    assert len(list(_parts(batches[1:2], 2, 2))) == 0
+    assert len(list(_parts(batches[1:2], "row", 2, 2))) == 0
 
 
 def test_the_average_of_the_weights_is_what_is_evaluated(tmp_path: Path) -> None:
@@ -336,7 +337,6 @@ def test_a_method_is_refused_where_the_policy_cannot_serve_it(tmp_path: Path) ->
     for changes, line in (
         ({"needs": frozenset({"logits"})}, "method: needs logits; this policy gives dt, kls, old, refs, std"),
         ({"kinds": frozenset({"token"})}, "method: takes steps of kind token; this policy gives transition"),
-        ({"unit": "group"}, "method: has to see each group at once"),
     ):
         with pytest.raises(UserError, match=line):
             online(tmp_path, method=replace(method(), **changes))

@@ -1,0 +1,80 @@
+"""One kind of feedback read as another: rewards as win probabilities, pairs or thumbs; nothing here sees a policy.
+
+A missing number stays NaN, and whatever cannot be told from what is known is NaN too.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from mmalign.types import Feedback, UserError
+
+
+def wins(feedback: Feedback, *, scale: float = 1.0) -> Tensor:
+    """``P(row i is better than row j)``, ``[B, B]`` float64: those given, or Bradley-Terry's from rewards in one group.
+
+    ``sigmoid((r_i - r_j) / scale)``; NaN on the diagonal, across groups and where a reward is missing. scale: reward units of a logit.
+    """
+    if feedback.wins is not None:
+        return feedback.wins.detach().double()
+    if scale <= 0:
+        raise UserError(f"scale: got {scale}, takes a number above 0")
+    rewards = feedback.rewards.detach().double()
+    same = feedback.group[:, None] == feedback.group[None, :]
+    same.fill_diagonal_(False)
+    return torch.where(same, torch.sigmoid((rewards[:, None] - rewards[None, :]) / scale), math.nan)
+
+
+def win_rate(feedback: Feedback, *, scale: float = 1.0) -> Tensor:
+    """Mean probability of a row to be better than another of its group, ``[B]`` float64; NaN where it was compared with none."""
+    found = wins(feedback, scale=scale)
+    known = ~found.isnan()
+    return torch.where(known.any(1), found.nan_to_num(0.0).sum(1) / known.sum(1).clamp(min=1), math.nan)
+
+
+def labels(feedback: Feedback) -> Tensor:
+    """``P(row is good)``, ``[B]`` float64: labels given; or the better row of a pair good, the other bad; or above its group's mean.
+
+    A pair's rows get its strength and 1 - strength. From rewards: 1 above the mean of the group's known rewards, 0 below, NaN for a
+    row at it (a tie says nothing) and for a row alone.
+    """
+    if feedback.labels is not None:
+        return feedback.labels.detach().double()
+    rewards = feedback.rewards.detach().double()
+    if feedback.pairs is not None:
+        found = torch.full_like(rewards, math.nan)
+        strength = torch.ones(len(feedback.pairs)) if feedback.strength is None else feedback.strength
+        found[feedback.pairs[:, 0]], found[feedback.pairs[:, 1]] = strength.double(), 1 - strength.double()
+        return found
+    same = (feedback.group[:, None] == feedback.group[None, :]) & ~rewards.isnan()[None, :]
+    mean = (same * rewards.nan_to_num(0.0)).sum(1) / same.sum(1).clamp(min=1)
+    apart = (rewards - mean).abs() > 1e-6 * rewards.nan_to_num(0.0).abs().max()
+    return torch.where(apart & (same.sum(1) > 1), (rewards > mean).double(), math.nan)
+
+
+def best_and_worst(feedback: Feedback) -> Feedback:
+    """The best and the worst row of every group as a pair: by reward, or by win rate where rows were compared directly.
+
+    The strength is the first one's win probability where it is known, and 1 otherwise. A tied group, or one with fewer than two
+    known rows, makes no pair. Pairs that the feedback has already stay.
+    """
+    if feedback.pairs is not None:
+        return feedback
+    scores = feedback.rewards.detach().double() if feedback.wins is None else win_rate(feedback)
+    pairs = []
+    for name in feedback.group.unique().tolist():
+        rows = torch.nonzero((feedback.group == name) & ~scores.isnan()).flatten()
+        if len(rows) > 1:
+            best, worst = rows[scores[rows].argmax()], rows[scores[rows].argmin()]
+            if scores[best] - scores[worst] > 1e-6 * scores[rows].abs().max():
+                pairs.append([int(best), int(worst)])
+    table = torch.tensor(pairs, dtype=torch.int64).view(-1, 2)
+    strength = torch.ones(len(table), dtype=torch.float64)
+    if feedback.wins is not None and len(table):
+        found = feedback.wins[table[:, 0], table[:, 1]].double()
+        strength = torch.where(found.isnan(), strength, found)
+    return replace(feedback, pairs=table, strength=strength)
