@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
+from math import nan
 from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
@@ -219,12 +220,12 @@ class Feedback:
 class Rollout:
     """Rows that a policy generated, or was given, with all that is needed to score them again.
 
-    prompts: B strings. outputs: what rewards see (B images as float tensors in 0..1 ``[B, C, H, W]``, videos
+    prompts: B strings, or conversations. outputs: what rewards see (B images as float tensors in 0..1 ``[B, C, H, W]``, videos
     ``[B, F, C, H, W]``, or B strings). log_probs, mask: ``[B, T]`` at sampling time (float64, bool). group: ``[B]`` int64.
     private: the adapter's own tensors; recipes never look inside.
     """
 
-    prompts: list[str]
+    prompts: list[Any]
     outputs: Any
     log_probs: Tensor
     mask: Tensor
@@ -243,27 +244,50 @@ class Rollout:
 class Pair(NamedTuple):
     """Two outputs for one prompt, and the probability ``strength`` that the first is the better one (0.5: a tie, NaN: not known).
 
-    first, second: what rewards would see of one row (an image ``[C, H, W]`` in 0..1, a video ``[F, C, H, W]``, a string).
-    id: what to call it in messages. position: how many records of its stream are over once it is used, broken ones included.
+    prompt: a string, or a conversation (a list of ``{role, content}``). first, second: what rewards would see of one row (an image
+    ``[C, H, W]`` in 0..1, a video ``[F, C, H, W]``, a string). id: what to call it in messages. position: how many records of its
+    stream are over once it is used, broken ones included. scores: of both, where somebody scored them.
     """
 
-    prompt: str
+    prompt: Any
     first: Any
     second: Any
     strength: float = 1.0
     id: str = ""
     position: int = 0
+    scores: tuple[float, float] = (nan, nan)
 
 
-class Pairs(Protocol):
-    """Preference data: pairs without end, and what could not be read of them."""
+class Thumb(NamedTuple):
+    """One output for a prompt, and the probability ``label`` that it is good (NaN: not known). The rest is as in ``Pair``."""
+
+    prompt: Any
+    output: Any
+    label: float
+    id: str = ""
+    position: int = 0
+
+
+class Ranking(NamedTuple):
+    """Several outputs for one prompt with a score each, the higher the better (NaN: not known). The rest is as in ``Pair``."""
+
+    prompt: Any
+    outputs: tuple[Any, ...]
+    scores: tuple[float, ...]
+    id: str = ""
+    position: int = 0
+
+
+Record = Pair | Thumb | Ranking  # of preference data
+
+
+class Records(Protocol):
+    """Preference data: records of one kind without end, and what could not be read of them (``broken``: id -> why, as it is read)."""
 
     broken: dict[str, str]
-    """id -> why; grows while the stream is read."""
 
-    def stream(self, *, seed: int, start: int = 0) -> Iterator[Pair]:
+    def stream(self, *, seed: int, start: int = 0) -> Iterator[Any]:
         """All records in an order that ``seed`` gives, then again in another; from the position ``start`` on."""
-        ...
 
 
 class Loss(NamedTuple):
@@ -321,11 +345,9 @@ class ParameterSets(Protocol):
 
     def keep(self, name: str) -> None:
         """Makes the named set a copy of the current values."""
-        ...
 
     def follow(self, name: str, *, decay: float) -> None:
         """``set <- decay * set + (1 - decay) * current``; made where it is not there yet."""
-        ...
 
     def tables(self) -> dict[str, dict[str, Tensor]]:
         """``trained`` and every copy, as named tensors."""
@@ -333,7 +355,6 @@ class ParameterSets(Protocol):
 
     def load(self, tables: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Puts back what ``tables`` gave."""
-        ...
 
 
 class Policy(Protocol):
@@ -357,7 +378,6 @@ class Policy(Protocol):
 
     def remember(self, rollout: Rollout, names: Iterable[str], rows_at_once: int) -> None:
         """Tabulates named references on a rollout once, before its updates."""
-        ...
 
     def steps(self, rollout: Rollout, rows: Tensor, columns: Tensor | None = None, needs: frozenset[str] = frozenset()) -> Steps:
         """The table of some rows under the current parameters, with gradient. ``columns``: some steps only."""

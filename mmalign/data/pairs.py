@@ -14,7 +14,7 @@ from torch import Tensor
 from mmalign.data import media, schemas
 from mmalign.data.media import Broken, Limits
 from mmalign.data.tables import Block, Row, blocks, in_order
-from mmalign.types import Pair, UserError
+from mmalign.types import Pair, Ranking, Record, Thumb, UserError
 
 __all__ = ["Listed", "Stored", "hub_pairs", "listed", "pairs"]
 
@@ -91,28 +91,33 @@ def hub_pairs(
 
 
 class Listed:
-    """Pairs that are in memory, as ``types.Pairs``: every pass in another order."""
+    """Records that are in memory, as ``types.Records``: every pass in another order."""
 
-    def __init__(self, found: Sequence[Pair]):
-        self.pairs, self.broken = found, dict[str, str]()
+    def __init__(self, found: Sequence[Record]):
+        self.records, self.broken = found, dict[str, str]()
 
-    def stream(self, *, seed: int, start: int = 0) -> Iterator[Pair]:
+    def stream(self, *, seed: int, start: int = 0) -> Iterator[Record]:
         position = start
         while True:
-            number, place = divmod(position, len(self.pairs))
-            order = torch.randperm(len(self.pairs), generator=torch.Generator().manual_seed(seed * 1_000_003 + number))
+            number, place = divmod(position, len(self.records))
+            order = torch.randperm(len(self.records), generator=torch.Generator().manual_seed(seed * 1_000_003 + number))
             for row in order[place:].tolist():
                 position += 1
-                yield self.pairs[row]._replace(position=position)
+                yield self.records[row]._replace(position=position)
 
 
-def listed(found: Sequence[Pair]) -> Listed:
-    """A list of pairs as a stream. Errors: UserError for an empty list, or what is no pair."""
+def listed(found: Sequence[Record]) -> Listed:
+    """A list of records as a stream. Errors: UserError for an empty list, or what is no record, or says what cannot be."""
     if not found:
-        raise UserError("records: got no pairs, takes at least one")
-    for number, pair in enumerate(found):
-        if not isinstance(pair, Pair):
-            raise UserError(f"records[{number}]: got {type(pair).__name__}, takes a types.Pair")
+        raise UserError("records: got none, takes at least one")
+    for number, record in enumerate(found):
+        if not isinstance(record, (Pair, Thumb, Ranking)):
+            raise UserError(f"records[{number}]: got {type(record).__name__}, takes a types.Pair, Thumb or Ranking")
+        said = record.strength if isinstance(record, Pair) else record.label if isinstance(record, Thumb) else math.nan
+        if said < 0 or said > 1:
+            raise UserError(f"records[{number}]: got {'strength' if isinstance(record, Pair) else 'label'} {said}, takes 0..1")
+        if isinstance(record, Ranking) and len(record.outputs) != len(record.scores):
+            raise UserError(f"records[{number}]: got {len(record.scores)} scores, takes one for each of {len(record.outputs)} outputs")
     return Listed(found)
 
 
@@ -133,7 +138,7 @@ class _Hub:
 
 
 class Stored:
-    """Pairs that are read as they are wanted, as ``types.Pairs``. ``dropped`` counts ties and unlabelled pairs passed over."""
+    """Pairs that are read as they are wanted, as ``types.Records``. ``dropped`` counts ties and unlabelled pairs passed over."""
 
     def __init__(
         self, source: list[Block] | _Hub, *, schema: str, columns: Mapping[str, str] | None, ties: str, limits: Limits
@@ -150,7 +155,7 @@ class Stored:
         return f"Stored({self.source.name if isinstance(self.source, _Hub) else ', '.join(block.name for block in self.source[:3])})"
 
     def stream(self, *, seed: int, start: int = 0) -> Iterator[Pair]:
-        """As in ``types.Pairs``. Raises UserError where a whole pass over the data gives no pair."""
+        """As in ``types.Records``. Raises UserError where a whole pass over the data gives no pair."""
         passes, place = divmod(start, WITHIN * 2**40)
         while True:
             given = 0

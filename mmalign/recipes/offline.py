@@ -1,11 +1,12 @@
-"""Offline alignment: given pairs, encoded, compared; the same for every policy that encodes and every method for pairs.
+"""Offline alignment: given records (pairs, thumbs, rankings), encoded, compared; the same for every policy that encodes.
 
 What differs from the papers, and from well-known code:
 
-1. A step is one update on ``pairs_per_step`` pairs. Micro-batches only split its sum: rows of a pair stay together, and weights are
-   those of the whole step.
-2. Noise and noise levels are drawn once for each pair and step, and both rows, the policy and the reference see the same.
-3. Pairs of which nothing is known (a missing label) are left out of the update and of its mean; ties are pulled to margin 0.
+1. A step is one update on ``records_per_step`` records. Micro-batches only split its sum: rows of a record that a method compares
+   stay together, and weights are those of the whole step.
+2. Noise and noise levels are drawn once for each record and step, and its rows, the policy and the reference see the same.
+3. Records of which nothing is known (a missing label) are left out of the update and of its mean; ties are pulled to margin 0.
+   Of a ranking, a method for pairs gets the best and the worst; of a pair, a method for thumbs gets a good row and a bad one.
 4. Records that cannot be read are named in ``broken.jsonl`` and counted, and the next ones take their place.
 5. Evaluation samples as a user would: the pipeline's own sampler, fixed seeds, the EMA of the weights where there is one.
 6. All randomness of a step comes from generators seeded by (seed, step), and a checkpoint holds the place in the data, so that a
@@ -18,6 +19,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -26,13 +28,14 @@ import torch
 from torch import Tensor
 
 from mmalign.data.pairs import listed
+from mmalign.objectives import comparisons
 from mmalign.report import build
 from mmalign.runtime.evaluation import exam
 from mmalign.runtime.journal import Journal, Run
-from mmalign.runtime.learner import Learner, refuse_mismatch
+from mmalign.runtime.learner import Learner, in_units, refuse_mismatch
 from mmalign.runtime.preflight import preflight
 from mmalign.runtime.seeds import stream
-from mmalign.types import Encoder, Feedback, Method, Pair, Pairs, UserError
+from mmalign.types import Encoder, Feedback, Method, Pair, Record, Records, Thumb, UserError
 
 __all__ = ["offline"]
 
@@ -41,14 +44,14 @@ Rewards = Mapping[str, Callable[..., Any]]
 
 def offline(
     policy: Encoder,
-    records: Pairs | Sequence[Pair],
+    records: Records | Sequence[Record],
     method: Method,
     *,
     name: str = "offline",
     runs: str = "runs",
     seed: int = 0,
     steps: int = 1000,
-    pairs_per_step: int = 32,
+    records_per_step: int = 32,
     micro_rows: int = 16,
     learning_rate: float = 1e-5,
     warmup: int = 0,
@@ -65,39 +68,40 @@ def offline(
     resume: bool = False,
     config: dict[str, Any] | None = None,
 ) -> Run:
-    """Aligns a policy with preference pairs by a method for pairs; returns the finished run.
+    """Aligns a policy with preference data by an offline method; returns the finished run.
 
     Args:
-        records: preference pairs, from ``mm.data`` (files, folders, the hub), a world, or a list of ``types.Pair``.
+        records: preference data, from ``mm.data`` (files, folders, the hub), a world, or a list of ``types.Pair``, ``Thumb`` or
+            ``Ranking``, of one kind.
         name, runs, seed: the run's folder is ``runs/name``; everything random follows from ``seed``.
-        steps: updates. pairs_per_step: pairs in each. micro_rows: rows in one backward pass, an even number; does not change the loss.
+        steps: updates. records_per_step: records in each. micro_rows: rows in one backward pass; does not change the loss.
         learning_rate, warmup, weight_decay, max_grad_norm: of AdamW; warmup in steps.
         ema: decay of the average that is evaluated and exported, at most ``(1 + n) / (10 + n)`` after n updates; None for none.
         rewards: what the pairs were ranked by, where that is a function; like judges, it only evaluates here.
         judges, metrics: further rewards, and functions of the whole set, that evaluate.
-        evaluation: ``every`` (steps), ``prompts`` (by default those of the first step's pairs, at most 16), ``samples`` (of each),
+        evaluation: ``every`` (steps), ``prompts`` (by default those of the first step's records, at most 16), ``samples`` (of each),
             ``columns`` (shown), ``call`` (of the sampler).
         early_stop: ``{judge: NAME, patience: N}``, as in ``online``.
         checkpoint_every, trackers: how often to save, and where to log besides, in accelerate's words.
         resume: continue ``runs/name`` from its newest checkpoint; all else has to be as it was, but ``steps`` may be more.
         config: what ``config.yaml`` shall hold; None writes down what can be said of this call.
 
-    In the log, ``margin``, ``accuracy``, ``better`` and ``worse`` are the method's; ``known`` is the part of the pairs that say
+    In the log, ``margin``, ``accuracy``, ``better`` and ``worse`` are the method's; ``known`` is the part of the rows that say
     something, ``broken`` the records that could not be read so far. A bound has no KL, and none is reported.
 
-    Errors: UserError before anything is trained: what the method needs and the policy cannot give, data without a pair, outputs of
-    different sizes, an existing run. Ctrl-C finishes the step, saves, and says how to resume.
+    Errors: UserError before anything is trained: what the method needs and the policy cannot give, data without a record, or of
+    the wrong kind for the method, outputs of different sizes, an existing run. Ctrl-C finishes the step, saves, and says how to resume.
     """
     config = _described(locals()) if config is None else config
-    refuse_mismatch(policy, method, units=("cell", "row", "pair"))
-    _refuse_sizes(steps=steps, pairs_per_step=pairs_per_step, micro_rows=micro_rows, checkpoint_every=checkpoint_every, ema=ema)
-    source: Pairs = listed(records) if isinstance(records, Sequence) else records
-    first = _take(source.stream(seed=seed), pairs_per_step)
-    _rows(first)
+    refuse_mismatch(policy, method)
+    _refuse_sizes(steps=steps, records_per_step=records_per_step, micro_rows=micro_rows, checkpoint_every=checkpoint_every, ema=ema)
+    source: Records = listed(records) if isinstance(records, Sequence) else records
+    first = _take(source.stream(seed=seed), records_per_step)
+    _rows(first, method)
     learner = Learner(
         policy, method, learning_rate=learning_rate, warmup=warmup, weight_decay=weight_decay, max_grad_norm=max_grad_norm, ema=ema
     )
-    prompts = list(dict.fromkeys(pair.prompt for pair in first))[:16]
+    prompts = _distinct([record.prompt for record in first])[:16]
     asked = exam(evaluation, prompts=prompts, rewards=rewards or {}, judges=judges or {}, metrics=metrics or {})
     journal = Journal(
         learner, asked, name=name, runs=runs, seed=seed, steps=steps, checkpoint_every=checkpoint_every, early_stop=early_stop,
@@ -107,47 +111,82 @@ def offline(
     with journal:
         coming = source.stream(seed=seed, start=journal.state.get("position", 0))
         for step in journal.steps():
-            pairs = _take(coming, pairs_per_step)
-            prompts, outputs, said = _rows(pairs)
+            records = _take(coming, records_per_step)
+            prompts, outputs, said = _rows(records, method)
             rollout = policy.encode(prompts, outputs, said.group, stream(seed, step, "encode"))
             policy.remember(rollout, learner.references, micro_rows)
+            said = replace(said, tables=learner.tables(rollout, micro_rows=micro_rows))
             signal = method.signal(said)
             kept = torch.ones(len(prompts), dtype=torch.bool) if method.keep is None else method.keep(said)
-            rows = torch.nonzero(kept).flatten()
+            rows = in_units(method, said, kept)
             if len(rows):
                 check = lambda: preflight(policy, rollout, method, signal, rows, micro_rows=micro_rows).difference  # noqa: B023, E731
                 journal.once("preflight_difference", check)
             found = learner.update([(rollout, signal, rows)], micro_rows=micro_rows, step=step) if len(rows) else {}
             _name_broken(journal, source.broken)
-            journal.state.update(position=pairs[-1].position, kl=found.get("kl", math.nan))
+            journal.state.update(position=records[-1].position, kl=found.get("kl", math.nan))
             journal.trained({**found, "known": float(kept.double().mean()), "broken": float(len(source.broken)), "lr": _rate(learner)})
     run = journal.conclude()
     build(run.path)
     return run
 
 
-def _take(coming: Iterator[Pair], count: int) -> list[Pair]:
-    pairs = list(islice(coming, count))
-    if len(pairs) < count:
-        raise UserError(f"records: got {len(pairs)} pairs and no more, takes at least pairs_per_step ({count})")
-    return pairs
+def _take(coming: Iterator[Any], count: int) -> list[Any]:
+    records = list(islice(coming, count))
+    if len(records) < count:
+        raise UserError(f"records: got {len(records)} and no more, takes at least records_per_step ({count})")
+    return records
 
 
-def _rows(pairs: Sequence[Pair]) -> tuple[list[str], Any, Feedback]:
-    """Prompts, outputs and feedback of ``2N`` rows: the first of pair k in row 2k, the second in row 2k + 1."""
-    outputs: Any = [output for pair in pairs for output in (pair.first, pair.second)]
+def _rows(records: Sequence[Record], method: Method) -> tuple[list[Any], Any, Feedback]:
+    """Prompts, outputs and feedback of the rows of some records, the rows of one record side by side and in one group."""
+    outputs_of = [_outputs(record) for record in records]
+    outputs: Any = [output for found in outputs_of for output in found]
     if isinstance(outputs[0], Tensor):
-        names = [pair.id for pair in pairs for _ in range(2)]
+        names = [record.id for record, found in zip(records, outputs_of, strict=True) for _ in found]
         for name, output in zip(names, outputs, strict=True):
             if output.shape != outputs[0].shape:
                 sizes = f"{list(outputs[0].shape)} ({names[0]}) and {list(output.shape)} ({name})"
                 raise UserError(f"records: got outputs of different sizes, {sizes}; takes one size, which records.size brings images to")
         outputs = torch.stack(outputs)
-    rows, number = 2 * len(pairs), torch.arange(2 * len(pairs))
-    strength = torch.tensor([pair.strength for pair in pairs], dtype=torch.float64)
-    nothing = torch.full((rows,), math.nan, dtype=torch.float64)
-    said = Feedback(nothing, number // 2, pairs=number.view(-1, 2), strength=strength)
-    return [pair.prompt for pair in pairs for _ in range(2)], outputs, said
+    group = torch.arange(len(records)).repeat_interleave(torch.tensor([len(found) for found in outputs_of]))
+    prompts = [record.prompt for record, found in zip(records, outputs_of, strict=True) for _ in found]
+    return prompts, outputs, _said(records, group, method)
+
+
+def _outputs(record: Record) -> tuple[Any, ...]:
+    if isinstance(record, Pair):
+        return (record.first, record.second)
+    return (record.output,) if isinstance(record, Thumb) else tuple(record.outputs)
+
+
+def _said(records: Sequence[Record], group: Tensor, method: Method) -> Feedback:
+    """What the records say of their rows, in the form that the method takes. Errors: UserError for a kind that it cannot use."""
+    kinds = {type(record) for record in records}
+    if len(kinds) > 1:
+        raise UserError(f"records: got {' and '.join(sorted(kind.__name__ for kind in kinds))} in one stream, takes one kind")
+    number, nothing = torch.arange(len(group)), torch.full((len(group),), math.nan, dtype=torch.float64)
+    if isinstance(records[0], Thumb):
+        if method.unit in ("pair", "group"):
+            raise UserError(
+                f"records: got thumbs, one output each; this method compares the rows of a {method.unit}, takes pairs or rankings"
+            )
+        return Feedback(nothing, group, labels=torch.tensor([record.label for record in records], dtype=torch.float64))  # type: ignore[union-attr]
+    rewards = torch.tensor([score for record in records for score in record.scores], dtype=torch.float64)  # type: ignore[union-attr]
+    if not isinstance(records[0], Pair):
+        if method.unit == "group" and (short := next((record for record in records if len(record.outputs) < 2), None)):  # type: ignore[union-attr]
+            raise UserError(f"records: {short.id}: a list of one output; this method compares the rows of a list, takes two or more")
+        said = Feedback(rewards, group)
+        return comparisons.best_and_worst(said) if method.unit == "pair" else said
+    strength = torch.tensor([record.strength for record in records], dtype=torch.float64)  # type: ignore[union-attr]
+    if method.unit == "group" and bool(rewards.isnan().any()):
+        rewards = torch.stack([strength, 1 - strength], 1).flatten()  # a list of two in their order
+    return Feedback(rewards, group, pairs=number.view(-1, 2), strength=strength)
+
+
+def _distinct(prompts: Sequence[Any]) -> list[Any]:
+    """Each prompt once, in their order; conversations are compared by what they say."""
+    return list({json.dumps(prompt, sort_keys=True, default=str): prompt for prompt in prompts}.values())
 
 
 def _name_broken(journal: Journal, broken: Mapping[str, str]) -> None:
@@ -169,15 +208,13 @@ def _rate(learner: Learner) -> float:
 
 def _described(call: Mapping[str, Any]) -> dict[str, Any]:
     """A call from Python as far as YAML can say it: objects become the names of their types."""
-    records = f"{len(call['records'])} pairs" if isinstance(call["records"], Sequence) else call["records"]
+    records = f"{len(call['records'])} records" if isinstance(call["records"], Sequence) else call["records"]
     return {"use": "offline", **{key: value for key, value in call.items() if key not in ("resume", "config")}, "records": records}
 
 
-def _refuse_sizes(*, ema: float | None, micro_rows: int, **sizes: int) -> None:
+def _refuse_sizes(*, ema: float | None, **sizes: int) -> None:
     if ema is not None and not 0 <= ema < 1:
         raise UserError(f"ema: got {ema}, takes a number from 0 to below 1")
-    if micro_rows < 2 or micro_rows % 2:
-        raise UserError(f"micro_rows: got {micro_rows}, takes an even number, 2 or more: the rows of a pair stay together")
     for name, size in sizes.items():
         if size < 1:
             raise UserError(f"{name}: got {size}, takes 1 or more")

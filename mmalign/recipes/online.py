@@ -28,7 +28,7 @@ from mmalign.report import build
 from mmalign.runtime.evaluation import exam
 from mmalign.runtime.feedback import feedback
 from mmalign.runtime.journal import Journal, Run
-from mmalign.runtime.learner import Cells, Learner, refuse_mismatch, unit_sizes
+from mmalign.runtime.learner import Cells, Learner, in_units, refuse_mismatch, unit_sizes
 from mmalign.runtime.preflight import preflight
 from mmalign.runtime.seeds import stream
 from mmalign.types import Feedback, Method, Policy, Rollout, Unit, UserError
@@ -141,7 +141,7 @@ def online(
             kept = ~said.rewards.isnan() if method.keep is None else method.keep(said) & ~said.rewards.isnan()
             groups = rollout.group[kept].unique()[:wanted]
             inside = kept & torch.isin(rollout.group, groups)
-            batches.append(Batch(rollout, said, method.signal(said), _in_units(method, said, inside)))
+            batches.append(Batch(rollout, said, method.signal(said), in_units(method, said, inside)))
             wanted -= len(groups)
             if wanted <= 0:
                 break
@@ -161,14 +161,6 @@ def online(
     run = journal.conclude()
     build(run.path)
     return run
-
-
-def _in_units(method: Method, said: Feedback, inside: Tensor) -> Tensor:
-    """The numbers of the rows inside, the two of a pair side by side where the method compares pairs."""
-    if method.unit != "pair":
-        return torch.nonzero(inside).flatten()
-    pairs = said.pairs if said.pairs is not None else torch.zeros(0, 2, dtype=torch.int64)
-    return pairs[inside[pairs].all(1)].flatten()
 
 
 def _parts(batches: Sequence[Batch], unit: Unit, epochs: int, updates_per_epoch: int) -> Iterator[Cells]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mmalign.runtime import checkpoint
-from mmalign.types import Method, Policy, Rollout, Unit, UserError, joined
+from mmalign.types import Feedback, Method, Policy, Rollout, Unit, UserError, joined
 
 REFERRING = ("refs", "kls", "reverse_kls")  # needs that name a reference
 Cells = Sequence[tuple[Rollout, Tensor, Tensor]]
@@ -129,6 +129,14 @@ class Learner:
 def needed(policy: Policy, method: Method) -> frozenset[str]:
     """What a method's steps must hold: what it asks for, ``old``, and the exact KL for the log where the policy has it."""
     return method.needs | (frozenset({"old", "kls"}) & policy.gives)
+
+
+def in_units(method: Method, said: Feedback, inside: Tensor) -> Tensor:
+    """The numbers of the rows ``inside [B]``, the two of a pair side by side where the method compares pairs, ``[R]``."""
+    if method.unit != "pair":
+        return torch.nonzero(inside).flatten()
+    pairs = said.pairs if said.pairs is not None else torch.zeros(0, 2, dtype=torch.int64)
+    return pairs[inside[pairs].all(1)].flatten()
 
 
 def unit_sizes(unit: Unit, group: Tensor) -> list[int]:

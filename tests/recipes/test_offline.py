@@ -2,12 +2,15 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 import mmalign as mm
-from mmalign.types import Pair, UserError
+from mmalign.types import Pair, Ranking, Thumb, UserError
+
+METHOD = mm.methods.flow_dpo(beta=100.0)
 
 
 @pytest.fixture
@@ -29,10 +32,10 @@ def policy():
 
 def offline(tmp_path, records, **changes):
     given = {
-        "name": "run", "runs": str(tmp_path), "steps": 4, "pairs_per_step": 4, "micro_rows": 4, "learning_rate": 3e-3, "ema": 0.5,
+        "name": "run", "runs": str(tmp_path), "steps": 4, "records_per_step": 4, "micro_rows": 4, "learning_rate": 3e-3, "ema": 0.5,
         "judges": {"brightness": brightness}, "evaluation": {"every": 2, "samples": 4}, "checkpoint_every": 2, "trackers": (), **changes,
     }  # fmt: skip
-    return mm.offline(given.pop("policy", None) or policy(), records, given.pop("method", None) or mm.methods.flow_dpo(beta=100.0), **given)
+    return mm.offline(given.pop("policy", None) or policy(), records, given.pop("method", None) or METHOD, **given)
 
 
 def log(run):
@@ -74,7 +77,7 @@ def test_pairs_without_a_label_teach_nothing_and_ties_pull_back(tmp_path, pairs)
     trained, ref = (run.policy.sets.tables()[name] for name in ("trained", "ref"))
     assert all(torch.equal(value, ref[key]) for key, value in trained.items()) and log(run)[-2]["known"] == 0.0
     half = [pair._replace(strength=math.nan if number % 2 else 1.0) for number, pair in enumerate(pairs)]
-    rows = log(offline(tmp_path / "half", half, steps=1, pairs_per_step=12))
+    rows = log(offline(tmp_path / "half", half, steps=1, records_per_step=12))
     assert rows[1]["known"] == 0.5 and rows[1]["loss"] == pytest.approx(math.log(2))  # the mean is over pairs that are known
 
 
@@ -99,14 +102,47 @@ def test_mistakes_are_found_before_anything_is_trained(tmp_path, pairs):
             offline(tmp_path, records, **changes)
         assert not (tmp_path / "run").exists()
 
-    refused("got no pairs", [])
-    refused("takes a types.Pair", ["a"])
+    refused("got none, takes at least one", [])
+    refused("takes a types.Pair, Thumb or Ranking", ["a"])
     refused(r"different sizes, \[1, 8, 8\].*records.size", [*pairs[:3], pairs[3]._replace(second=torch.rand(1, 4, 4))])
-    refused("micro_rows: got 3, takes an even number", micro_rows=3)
+    refused("micro_rows: got 0, takes 1 or more", micro_rows=0)
+    refused("Pair and Thumb in one stream", [*pairs[:3], Thumb("a", pairs[0].first, 1.0)] * 4, records_per_step=8)
+    refused("got thumbs, one output each; this method compares the rows of a pair", [Thumb("a", pairs[0].first, 1.0)] * 8)
+    refused(r"records\[0\]: got label 1.5, takes 0..1", [Thumb("a", pairs[0].first, 1.5)])
+    refused(r"records\[0\]: got 1 scores, takes one for each of 2", [Ranking("a", (pairs[0].first, pairs[0].second), (1.0,))])
+    refused("x: a list of one output", [Ranking("a", (pairs[0].first,), (1.0,), "x")] * 8, method=replace(METHOD, unit="group"))
     refused("steps: got 0", steps=0)
     refused("needs old", method=mm.methods.grpo(beta=0))
     refused("takes steps of kind token, transition; this policy gives bound", method=mm.methods.dpo())
     refused("evaluation.often", evaluation={"often": 3})
+
+
+def test_every_kind_of_record_says_what_a_method_can_read(pairs):
+    from mmalign.objectives import comparisons
+    from mmalign.recipes.offline import _rows
+
+    one, two = pairs[0]._replace(strength=0.8, scores=(3.0, 1.0)), pairs[1]._replace(strength=math.nan)
+    _, outputs, said = _rows([one, two], METHOD)
+    assert outputs.shape[0] == 4 and said.group.tolist() == [0, 0, 1, 1] and said.pairs.tolist() == [[0, 1], [2, 3]]
+    assert said.rewards[:2].tolist() == [3.0, 1.0] and said.rewards[2:].isnan().all()
+    assert comparisons.labels(said)[:2].tolist() == pytest.approx([0.8, 0.2])
+    listed = replace(METHOD, unit="group")
+    assert _rows([one._replace(scores=(math.nan, math.nan))], listed)[2].rewards.tolist() == pytest.approx([0.8, 0.2])
+    _, _, said = _rows([Thumb("a", one.first, 1.0), Thumb("b", one.second, math.nan)], replace(METHOD, unit="row"))
+    assert said.group.tolist() == [0, 1] and said.labels[0] == 1 and said.labels[1].isnan()
+    ranking = Ranking("a", (one.first, one.second, two.first), (0.5, math.nan, 2.0))
+    _, outputs, said = _rows([ranking, ranking], listed)
+    assert len(outputs) == 6 and said.pairs is None and said.rewards[3:].nan_to_num(-1).tolist() == [0.5, -1.0, 2.0]
+    assert _rows([ranking, ranking], METHOD)[2].pairs.tolist() == [[2, 0], [5, 3]]
+
+
+def test_a_ranking_trains_by_its_best_and_its_worst(tmp_path, pairs):
+    lists = [Ranking(pair.prompt, (pair.second, pair.first), (0.0, 1.0), pair.id) for pair in pairs]
+    as_lists, as_pairs = (offline(tmp_path / name, given, steps=2) for name, given in (("lists", lists), ("pairs", pairs)))
+    for first, second in zip(log(as_lists), log(as_pairs), strict=True):
+        assert {key: first[key] for key in ("loss", "margin") if key in first} == pytest.approx(
+            {key: second[key] for key in ("loss", "margin") if key in second}, rel=1e-4, abs=1e-6
+        )
 
 
 def test_a_policy_that_no_longer_is_its_reference_is_refused(tmp_path, pairs):

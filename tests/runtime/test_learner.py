@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from mmalign.methods import dapo, flow_grpo
-from mmalign.runtime.learner import Cells, Learner
+from mmalign.runtime.learner import Cells, Learner, in_units, micro_sizes, refuse_mismatch
 from mmalign.samplers import kernels
 from mmalign.samplers.windows import random_window
-from mmalign.types import Loss, Method, Steps
+from mmalign.types import Feedback, Loss, Method, Steps, UserError
 from mmalign.worlds import gaussian
 from mmalign.worlds.gaussian import GaussianPolicy
 
@@ -143,3 +143,61 @@ def test_the_average_follows_with_a_decay_that_warms_up() -> None:
         decay = min(0.25, (1 + number) / (10 + number))
         wanted = decay * wanted + (1 - decay) * policy.parameters()["shift"].detach()
     torch.testing.assert_close(policy.sets.tables()["ema"]["shift"], wanted)
+
+
+@pytest.mark.parametrize("unit", ["row", "pair", "group", "batch"])
+def test_units_stay_whole_and_micro_batches_small(unit: Any) -> None:
+    group = torch.tensor([4, 4, 1, 1, 1, 1, 0, 0])
+    wanted = {"row": [3, 3, 2], "pair": [2, 2, 2, 2], "group": [2, 4, 2], "batch": [8]}
+    assert micro_sizes(unit, group, 3) == wanted[unit] and micro_sizes(unit, group[:0], 3) == []
+    assert sum(micro_sizes(unit, group, 100)) == 8 and len(micro_sizes(unit, group, 100)) == 1
+
+
+def test_a_survey_sees_the_whole_update_whatever_the_split() -> None:
+    seen = []
+
+    def survey(steps: Steps, signal: torch.Tensor) -> torch.Tensor:
+        assert not steps.log_probs.requires_grad
+        seen.append(len(steps))
+        mean = (steps.log_probs * steps.mask).sum(1).mean()
+        return torch.stack([signal[:, 0], mean.expand(len(steps))], 1)[:, None]
+
+    def loss(steps: Steps, signal: torch.Tensor) -> Loss:
+        assert signal.shape == (len(steps), 1, 2)
+        live = steps.mask.any(1)
+        return Loss(steps.log_probs * (signal[..., 0] - signal[..., 1]), {"mean": signal[live, 0, 1].mean()}, live.sum())
+
+    surveyed = replace(METHOD, loss=loss, survey=survey)
+    wanted, metrics = moved(rollouts, micro_rows=100, method=surveyed)
+    got, found = moved(rollouts, micro_rows=1, method=surveyed)
+    assert seen == [5, 2, 5, 2] and found["mean"] == pytest.approx(metrics["mean"])
+    for name, gradient in wanted.items():
+        torch.testing.assert_close(got[name], gradient, rtol=1e-10, atol=1e-13)
+
+
+def test_what_a_method_reads_is_there_before_its_signal() -> None:
+    policy = small()
+    (rollout, _, _), _ = rollouts(policy)
+    taught = learner(policy, replace(METHOD, reads=frozenset({"mask", "old", "std"})))
+    found = taught.tables(rollout, micro_rows=3)
+    assert (
+        set(found) == {"mask", "old", "std"} and torch.equal(found["old"], rollout.log_probs) and found["std"].shape == rollout.mask.shape
+    )
+    assert learner(policy).tables(rollout, micro_rows=3) == {}
+    with pytest.raises(UserError, match="method: needs value; this policy gives"):
+        refuse_mismatch(policy, replace(METHOD, reads=frozenset({"value", "old", "mask"})))
+
+
+def test_what_a_survey_found_stands_in_the_rows_that_it_saw() -> None:
+    policy = small()
+    (rollout, signal, rows), _ = rollouts(policy)
+    taught = learner(policy, replace(METHOD, survey=lambda steps, signal: signal + 10))
+    found = taught._surveyed(rollout, signal, rows, 2)
+    assert torch.equal(found[rows], signal[rows] + 10) and found.sum() == (signal[rows] + 10).sum()
+
+
+def test_the_rows_of_a_pair_stand_side_by_side() -> None:
+    said = Feedback(torch.zeros(6).double(), torch.tensor([0, 1, 0, 1, 2, 2]), pairs=torch.tensor([[3, 1], [0, 2], [4, 5]]))
+    inside = torch.tensor([True, True, True, True, True, False])
+    assert in_units(replace(METHOD, unit="pair"), said, inside).tolist() == [3, 1, 0, 2]
+    assert in_units(METHOD, said, inside).tolist() == [0, 1, 2, 3, 4]
