@@ -1,0 +1,72 @@
+"""What rewards on images share: a score with what a caller may want to know of it, and checks before anything expensive."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmalign.types import UserError
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """A reward with its facts; called like any other, ``(outputs, prompts, **columns) -> [B]``.
+
+    differentiable: whether a gradient arrives at the outputs; what guidance by gradients asks (a reward that does not say is not).
+    low, high: no score is outside; None: no bound.
+    """
+
+    name: str
+    score: Callable[..., Any]
+    differentiable: bool = False
+    low: float | None = None
+    high: float | None = None
+
+    def __call__(self, outputs: Any, prompts: list[str], **columns: Any) -> Any:
+        return self.score(outputs, prompts, **columns)
+
+
+def on_images(
+    name: str, score: Callable[[Tensor, list[str]], Tensor], *, differentiable: bool, rows_at_once: int,
+    low: float | None = None, high: float | None = None,
+) -> Scorer:  # fmt: skip
+    """A scorer of images from ``score``: (``[n, 3, H, W]`` float32 in 0..1, n prompts) -> ``[n]``, asked for ``rows_at_once`` rows each.
+
+    Grey images are repeated over three channels. An image with a number that is not finite has no score: NaN.
+    Errors: UserError, before ``score`` is asked, for outputs that are not such images.
+    """
+    if rows_at_once < 1:
+        raise UserError(f"{name}.rows_at_once: got {rows_at_once}, takes 1 or more")
+
+    def reward(outputs: Any, prompts: list[str], **columns: Any) -> Tensor:
+        images, usable = _images(name, outputs, prompts)
+        found = [
+            score(images[start : start + rows_at_once], prompts[start : start + rows_at_once])
+            for start in range(0, len(prompts), rows_at_once)
+        ]
+        scores = torch.cat(found).to(images.device)
+        return torch.where(usable, scores, torch.full_like(scores, float("nan")))
+
+    return Scorer(name, reward, differentiable=differentiable, low=low, high=high)
+
+
+def _images(name: str, outputs: Any, prompts: list[str]) -> tuple[Tensor, Tensor]:
+    """Images ``[B, 3, H, W]`` float32, those that are not finite black, and which rows are finite ``[B]``."""
+    if isinstance(outputs, Tensor) and outputs.ndim == 5:
+        raise UserError(f"{name}: got videos {list(outputs.shape)}, takes images; {{use: frames, of: {{use: {name}}}}} scores their frames")
+    if not isinstance(outputs, Tensor) or outputs.ndim != 4 or outputs.shape[1] not in (1, 3) or not outputs.is_floating_point():
+        got = f"{outputs.dtype} {list(outputs.shape)}" if isinstance(outputs, Tensor) else type(outputs).__name__
+        raise UserError(f"{name}: got outputs {got}, takes images [batch, 3, height, width] of floats in 0..1")
+    if len(outputs) != len(prompts) or not prompts:
+        raise UserError(f"{name}: got {len(outputs)} images for {len(prompts)} prompts, takes one for each of at least one")
+    images = outputs.float().expand(-1, 3, -1, -1)
+    usable = images.flatten(1).isfinite().all(1)
+    images = torch.where(usable[:, None, None, None], images, 0.0)
+    low, high = float(images.detach().min()), float(images.detach().max())
+    if low < -1e-3 or high > 1 + 1e-3:  # a little rounding, not another range
+        raise UserError(f"{name}: got numbers from {low:.4g} to {high:.4g}, takes images in 0..1")
+    return images, usable

@@ -1,0 +1,101 @@
+"""Published weights: found here or on the hub, their checksum compared, never unpickled beyond tensors."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmalign.types import UserError
+
+
+def device_of(device: str | None) -> torch.device:
+    """The device asked for; a GPU if there is one."""
+    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def weight_file(key: str, name: str, *, sha256: str | None = None) -> Path:
+    """The file that ``name`` means: a path, or ``organisation/repository/file`` on the hub, which is downloaded once.
+
+    Errors: UserError that begins with ``key``, for a file that is not there, or whose SHA-256 is another.
+    """
+    path = Path(name)
+    if not path.is_file():
+        path = _downloaded(key, name)
+    if sha256 is not None:
+        with open(path, "rb") as file:
+            found = _digest(file)
+        if found != sha256.lower():
+            raise UserError(f"{key}: {path} has SHA-256 {found}, takes {sha256}")
+    return path
+
+
+def _downloaded(key: str, name: str) -> Path:
+    from huggingface_hub import hf_hub_download
+
+    parts = name.split("/")
+    why = "takes a file, or ORGANISATION/REPOSITORY/FILE on the hub"
+    if len(parts) < 3 or name.startswith((".", "/")) or not all(parts):
+        raise UserError(f"{key}: no such file: {name}; {why}")
+    try:
+        return Path(hf_hub_download("/".join(parts[:2]), "/".join(parts[2:])))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{key}: got {name}, {why}: {first_line(error)}") from error
+
+
+def tensors(key: str, path: Path) -> dict[str, Tensor]:
+    """The state dict in a file (safetensors, or torch's format with tensors alone; ``state_dict`` inside is taken out).
+
+    Errors: UserError for a file that holds none.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever the readers raise for a damaged file
+        raise UserError(f"{key}: {path} cannot be read as weights: {first_line(error)}") from error
+    found = found.get("state_dict", found) if isinstance(found, Mapping) else found
+    if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
+        raise UserError(f"{key}: {path} holds {type(found).__name__}, takes a state dict")
+    return dict(found)
+
+
+def filled(key: str, module: nn.Module, state: Mapping[str, Tensor], *, unused: tuple[str, ...] = ()) -> nn.Module:
+    """The module with a state dict in it, in evaluation mode, without gradients of its own.
+
+    unused: beginnings of names that may be there and are not taken. Errors: UserError that names what is missing, left over, or
+    of another shape.
+    """
+    state = {name: value for name, value in state.items() if not name.startswith(unused or ("\0",))}
+    own = module.state_dict()
+    wrong = [f"{name} is missing" for name in own if name not in state]
+    wrong += [f"{name} is not known" for name in state if name not in own]
+    wrong += [
+        f"{name} is {list(state[name].shape)}, takes {list(own[name].shape)}"
+        for name in own
+        if name in state and state[name].shape != own[name].shape
+    ]
+    if wrong:
+        more = f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        raise UserError(f"{key}: weights of another model: {wrong[0]}{more}")
+    module.load_state_dict(dict(state))
+    return module.eval().requires_grad_(False)
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+def _digest(file: Any) -> str:
+    digest = hashlib.sha256()
+    while block := file.read(2**20):
+        digest.update(block)
+    return digest.hexdigest()

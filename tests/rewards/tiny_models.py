@@ -1,0 +1,113 @@
+"""Tiny random models in the formats in which rewards are published, and the images and prompts of their golden scores.
+
+python tests/rewards/tiny_models.py      # writes golden.json anew; look at the difference before you keep it
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+GOLDEN = Path(__file__).with_name("golden.json")
+SIDE, MEAN, STD = 32, [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
+PROMPTS = ["a red fox", "two blue birds on a wire", 'a sign that says "open"', "a red fox"]
+OPEN_CLIP = {
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": SIDE, "layers": 1, "width": 32, "head_width": 16, "patch_size": 8},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
+}
+
+
+def images(height: int = 48, width: int = 40) -> Tensor:
+    """Four pictures ``[4, 3, height, width]`` of whole 8-bit numbers in 0..1: ramps, stripes, a disc, squares."""
+    y, x = torch.meshgrid(torch.linspace(0, 1, height), torch.linspace(0, 1, width), indexing="ij")
+    disc = ((x - 0.5) ** 2 + (y - 0.4) ** 2 < 0.08).float()
+    squares = ((x * 8).floor() + (y * 8).floor()) % 2
+    pictures = [
+        torch.stack([x, y, 1 - x]),
+        torch.stack([(torch.sin(20 * x) + 1) / 2, (torch.cos(15 * y) + 1) / 2, x * y]),
+        torch.stack([disc, 0.3 + 0 * x, 1 - disc]),
+        torch.stack([squares, squares * x, 1 - squares]),
+    ]
+    return (torch.stack(pictures) * 255).round() / 255
+
+
+def build(folder: Path) -> None:
+    """Writes every model below ``folder``."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        _transformers_clip(folder / "clip")
+        _open_clip(folder)
+        _head(folder / "head.pth")
+
+
+def _transformers_clip(folder: Path) -> None:
+    from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
+
+    letters = [chr(code) for code in range(33, 127)]
+    words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    end = len(words) - 1
+    size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    tokens = {"vocab_size": len(words), "bos_token_id": end - 1, "eos_token_id": end, "pad_token_id": end}
+    text = {**size, **tokens, "max_position_embeddings": 77}
+    vision = {**size, "image_size": SIDE, "patch_size": 8}
+    model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=16))
+    for parameter in model.parameters():  # the usual initial weights are so small that every score is nearly the same
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.2)
+    model.save_pretrained(folder)
+    CLIPTokenizer(vocab={word: number for number, word in enumerate(words)}, merges=[]).save_pretrained(folder)
+    facts = {
+        "crop_size": {"height": SIDE, "width": SIDE}, "size": {"shortest_edge": SIDE}, "image_mean": MEAN, "image_std": STD,
+        "do_center_crop": True, "do_normalize": True, "do_resize": True, "resample": 3, "do_rescale": True, "rescale_factor": 1 / 255,
+        "do_convert_rgb": True, "image_processor_type": "CLIPImageProcessor",
+    }  # fmt: skip
+    (folder / "preprocessor_config.json").write_text(json.dumps(facts))
+
+
+def _open_clip(folder: Path) -> None:
+    import open_clip
+    from safetensors.torch import save_file
+
+    (folder / "tiny-hps.json").write_text(json.dumps(OPEN_CLIP))
+    open_clip.add_model_config(folder / "tiny-hps.json")
+    state = open_clip.create_model("tiny-hps").state_dict()
+    (folder / "open_clip").mkdir()
+    facts = {"model_cfg": OPEN_CLIP, "preprocess_cfg": {"mean": MEAN, "std": STD}}
+    (folder / "open_clip" / "open_clip_config.json").write_text(json.dumps(facts))
+    save_file({name: value.contiguous() for name, value in state.items()}, folder / "open_clip" / "open_clip_model.safetensors")
+    torch.save({"epoch": 1, "state_dict": state}, folder / "hps.pt")  # as HPSv2 is published
+
+
+def _head(path: Path) -> None:
+    widths = {0: (16, 1024), 2: (1024, 128), 4: (128, 64), 6: (64, 16), 7: (16, 1)}
+    state = {}
+    for number, (inside, outside) in widths.items():
+        state[f"layers.{number}.weight"] = torch.randn(outside, inside) * inside**-0.5
+        state[f"layers.{number}.bias"] = torch.randn(outside) * 0.1
+    torch.save(state, path)
+
+
+def rewards(folder: Path) -> dict[str, object]:
+    """Every reward with weights, loaded as users do from a folder that ``build`` has filled."""
+    import mmalign as mm
+
+    return {
+        "clip_score": mm.rewards.clip_score(model=f"local-dir:{folder / 'open_clip'}", device="cpu"),
+        "hps": mm.rewards.hps(model="tiny-hps", weights=str(folder / "hps.pt"), device="cpu"),
+        "pickscore": mm.rewards.pickscore(weights=str(folder / "clip"), processor=str(folder / "clip"), device="cpu"),
+        "aesthetic": mm.rewards.aesthetic(weights=str(folder / "clip"), head=str(folder / "head.pth"), device="cpu"),
+        "jpeg": mm.rewards.jpeg(),
+    }
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as place:
+        build(Path(place))
+        found = {name: [round(float(value), 6) for value in reward(images(), PROMPTS)] for name, reward in rewards(Path(place)).items()}
+    GOLDEN.write_text(json.dumps(found, indent=1) + "\n")
+    print(GOLDEN.read_text())
