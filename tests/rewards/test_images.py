@@ -75,6 +75,8 @@ def test_an_image_with_nan_has_no_score_and_harms_no_other(found, name):
     scores = found[name](outputs, PROMPTS)
     assert scores.isnan().tolist() == [False, True, True, False]
     assert scores[[0, 3]].tolist() == pytest.approx(found[name](images(), PROMPTS)[[0, 3]].tolist(), abs=1e-5)
+    outputs[1, 0, 3, 3] = 0.5
+    assert found[name](outputs, PROMPTS).isnan().tolist() == [False, False, True, False]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -82,6 +84,7 @@ def test_an_image_with_nan_has_no_score_and_harms_no_other(found, name):
     ("outputs", "says"),
     [
         (images() * 2 - 1, "numbers from -1 to 1, takes images in 0..1"),
+        (images() * 1.5, r"numbers from 0 to 1\.5"),
         (images() * 255, "to 255"),
         ((images() * 255).to(torch.uint8), "uint8"),
         (images()[:, :2], r"\[4, 2, 48, 40\]"),
@@ -89,7 +92,7 @@ def test_an_image_with_nan_has_no_score_and_harms_no_other(found, name):
         (images()[:, None], r"videos \[4, 1, 3, 48, 40\].*use: frames"),
         (["a", "b", "c", "d"], "got outputs list"),
     ],
-    ids=["minus one", "255", "bytes", "channels", "count", "video", "text"],
+    ids=["minus one", "above one", "255", "bytes", "channels", "count", "video", "text"],
 )
 def test_what_is_no_image_is_refused_in_one_line(found, name, outputs, says):
     with pytest.raises(UserError, match=says) as caught:
