@@ -1,10 +1,13 @@
-"""What is minimised for a margin: ``margin -> value``, elementwise, low where the first row is clearly the better one.
+"""What is minimised for a pair, elementwise: ``margin -> value``, or ``(better score, worse score) -> value``.
 
-Finite, with finite gradients, at margins of any size that float64 squares.
+A link of a margin is low where the better row is clearly ahead; ``ahead`` makes one a comparison of two scores. A comparison that looks
+at each score by itself holds both in place, and not their difference alone. Finite, with finite gradients, at scores of any size that
+float64 squares.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -14,6 +17,7 @@ from torch.nn import functional
 from mmalign.types import UserError
 
 Link = Callable[[Tensor], Tensor]
+Compare = Callable[[Tensor, Tensor], Tensor]
 
 
 def logistic(margin: Tensor, *, beta: float) -> Tensor:
@@ -31,27 +35,82 @@ def squared(margin: Tensor, *, beta: float) -> Tensor:
     return (margin - 1 / (2 * beta)) ** 2
 
 
-def soft(link: Link, margin: Tensor, strength: Tensor) -> Tensor:
-    """``p link(margin) + (1 - p) link(-margin)``: the expected loss where the first row is better with probability p.
-
-    With a logistic link that is conservative DPO; its minimum is at ``beta margin = logit p``, and 0 for a tie.
-    """
-    return strength * link(margin) + (1 - strength) * link(-margin)
-
-
 def smoothed(strength: Tensor, *, flips: float) -> Tensor:
     """``p (1 - e) + (1 - p) e``: the probability that is left where a fraction e of the labels is flipped."""
     return strength * (1 - flips) + (1 - strength) * flips
 
 
+def unbiased(strength: Tensor, *, flips: float) -> Tensor:
+    """``(p - e) / (1 - 2 e)``: what p counts for if a fraction e of the labels was flipped, so that the expected loss is the clean one.
+
+    Above 1 for p near 1 (rDPO, arXiv 2403.00409): ``smoothed`` takes it back.
+    """
+    return (strength - flips) / (1 - 2 * flips)
+
+
+def discovered(margin: Tensor, *, beta: float, tau: float) -> Tensor:
+    """``(1 - m) softplus(-z) + m e^(-z)``, ``z = beta margin``, ``m = sigmoid(z / tau)``: DiscoPOP (arXiv 2406.08414, eq. 5).
+
+    ``m e^(-z)`` is ``exp(-z + log sigmoid(z / tau))``: as a product it is inf * 0 for ``z`` below about -89 in float32.
+    """
+    z = beta * margin
+    return torch.sigmoid(-z / tau) * functional.softplus(-z) + torch.exp(functional.logsigmoid(z / tau) - z)
+
+
+def exact(margin: Tensor, *, beta: float, flips: float) -> Tensor:
+    """``KL(q || (1 - e, e))``, ``q = sigmoid(beta margin)``: EXO for pairs (arXiv 2402.00856, eq. 16)."""
+    log_better, log_worse = functional.logsigmoid(beta * margin), functional.logsigmoid(-beta * margin)
+    return log_better.exp() * (log_better - math.log1p(-flips)) + log_worse.exp() * (log_worse - math.log(flips))
+
+
 _NAMED: dict[str, Callable[..., Tensor]] = {"logistic": logistic, "hinge": hinge, "squared": squared}
+
+
+def positive(**values: float) -> None:
+    """Raises UserError for the first value that is not above 0."""
+    for name, value in values.items():
+        if not value > 0:
+            raise UserError(f"{name}: got {value}, takes a number above 0")
 
 
 def named(name: str, *, beta: float) -> Link:
     """The link of that name at ``beta``. Raises UserError for an unknown name, or a ``beta`` that is not above 0."""
     if name not in _NAMED:
         raise UserError(f"link: got {name!r}, takes one of {', '.join(_NAMED)}")
-    if not beta > 0:
-        raise UserError(f"beta: got {beta}, takes a number above 0")
+    positive(beta=beta)
     function = _NAMED[name]
     return lambda margin: function(margin, beta=beta)
+
+
+def ahead(link: Link, *, by: float = 0.0) -> Compare:
+    """A link of the margin between two scores, less ``by``: the margin that is asked for."""
+    return lambda better, worse: link(better - worse - by)
+
+
+# ---- comparisons that hold each score in place, of ``better`` and ``worse`` in nats
+
+
+def noise_contrastive(better: Tensor, worse: Tensor, *, beta: float) -> Tensor:
+    """``-log sigmoid(b w) - 1/2 log sigmoid(-b w) - 1/2 log sigmoid(-b l)``: NCA for pairs (arXiv 2402.05369, table 1)."""
+    softplus = functional.softplus
+    return softplus(-beta * better) + 0.5 * softplus(beta * better) + 0.5 * softplus(beta * worse)
+
+
+def classified(better: Tensor, worse: Tensor, *, beta: float) -> Tensor:
+    """``-log sigmoid(b w) - log sigmoid(-b l)``: each row is good or bad by itself (BCO, arXiv 2404.04656)."""
+    return functional.softplus(-beta * better) + functional.softplus(beta * worse)
+
+
+def anchored_up(better: Tensor, worse: Tensor, *, beta: float) -> Tensor:
+    """``1 - sigmoid(b w) + sigmoid(b l)``: better rows up, worse rows down (APO-zero, arXiv 2408.06266, eq. 7)."""
+    return torch.sigmoid(-beta * better) + torch.sigmoid(beta * worse)
+
+
+def anchored_down(better: Tensor, worse: Tensor, *, beta: float) -> Tensor:
+    """``sigmoid(b w) + 1 - sigmoid(b (w - l))``: both down, worse rows more (APO-down, arXiv 2408.06266, eq. 8)."""
+    return torch.sigmoid(beta * better) + torch.sigmoid(-beta * (better - worse))
+
+
+def regressed(better: Tensor, worse: Tensor, *, beta: float) -> Tensor:
+    """``1/2 (w - 1/(2b))^2 + 1/2 (l + 1/(2b))^2``: each score to its own target (SPPO, arXiv 2405.00675, eq. 4.7, P = 1 and 0)."""
+    return 0.5 * (better - 0.5 / beta) ** 2 + 0.5 * (worse + 0.5 / beta) ** 2

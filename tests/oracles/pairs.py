@@ -23,33 +23,58 @@ def _known(table: Table) -> Iterator[tuple[int, int, float]]:
             yield first, second, strength
 
 
-def _link(margin: Tensor, link: str, beta: float) -> Tensor:
+def softplus(x: Tensor) -> Tensor:
+    """log(1 + e^x), the larger exponential taken out."""
+    return x + torch.log1p(torch.exp(-x)) if x > 0 else torch.log1p(torch.exp(x))
+
+
+def link_of(margin: Tensor, link: str, beta: float) -> Tensor:
     if link == "logistic":
-        far = -beta * margin  # log(1 + e^far), the larger exponential taken out
-        return far + torch.log1p(torch.exp(-far)) if far > 0 else torch.log1p(torch.exp(far))
+        return softplus(-beta * margin)
     if link == "hinge":
         return 1 - beta * margin if beta * margin < 1 else margin * 0
     return (margin - 0.5 / beta) ** 2
-
-
-def _soft(margin: Tensor, strength: float, smoothing: float, link: str, beta: float) -> Tensor:
-    right = strength * (1 - smoothing) + (1 - strength) * smoothing
-    return right * _link(margin, link, beta) + (1 - right) * _link(-margin, link, beta)
 
 
 def _rows(table: Table) -> int:
     return sum(bool(_cells(table, row)) for row in range(table.mask.shape[0]))
 
 
-def dpo(table: Table, *, beta: float = 0.1, margin: str = "total", link: str = "logistic", smoothing: float = 0.0) -> Tensor:
+def ratio(table: Table, row: int, step: int | None = None, over: str = "total", ref: str | None = "ref") -> Tensor:
+    """What a row is worth: summed over its steps, or at one noise draw; against a reference or not."""
+    steps = _cells(table, row) if step is None else [step]
+    found = table.log_probs[row, 0] * 0
+    for number in steps:
+        found = found + table.log_probs[row, number] - (0.0 if ref is None else getattr(table, ref)[row, number])
+    return found / {"total": 1, "per_step": len(steps), "per_scalar": table.event_size}[over]
+
+
+def expected(table: Table, cost: Callable[[int, int, int | None], Tensor], mix: Callable[[float], float] = lambda p: p) -> Tensor:
+    """Mean over rows of what their pair costs: with probability p its first row is the better one, else its second.
+
+    cost: (better row, worse row, noise draw or None) -> 0-d. Draws of a bound that both rows have are pairs of their own.
+    """
     total = table.log_probs.sum() * 0
     for first, second, strength in _known(table):
-        sides = []
-        for row in (first, second):
-            side = sum(table.log_probs[row, step] - table.ref[row, step] for step in _cells(table, row))
-            sides.append(side / {"total": 1, "per_step": len(_cells(table, row)), "per_scalar": table.event_size}[margin])
-        total = total + 2 * _soft(sides[0] - sides[1], strength, smoothing, link, beta) / _rows(table)
+        p = mix(strength) if strength >= 0.5 else 1 - mix(1 - strength)
+        if table.kind != "bound":
+            total = total + 2 * (p * cost(first, second, None) + (1 - p) * cost(second, first, None)) / _rows(table)
+            continue
+        for step in set(_cells(table, first)) & set(_cells(table, second)):
+            share = 1 / len(_cells(table, first)) + 1 / len(_cells(table, second))
+            total = total + share * (p * cost(first, second, step) + (1 - p) * cost(second, first, step)) / _rows(table)
     return total
+
+
+def _smooth(smoothing: float) -> Callable[[float], float]:
+    return lambda p: p * (1 - smoothing) + (1 - p) * smoothing
+
+
+def dpo(table: Table, *, beta: float = 0.1, margin: str = "total", link: str = "logistic", smoothing: float = 0.0) -> Tensor:
+    def cost(better: int, worse: int, step: int | None) -> Tensor:
+        return link_of(ratio(table, better, step, margin) - ratio(table, worse, step, margin), link, beta)
+
+    return expected(table, cost, _smooth(smoothing))
 
 
 def _squared_error(table: Table, row: int, step: int, error: str) -> tuple[Tensor, Tensor]:
@@ -63,16 +88,15 @@ def diffusion_dpo(
     table: Table, *, beta: float = 5000.0, error: str = "mean", half: bool = True, link: str = "logistic", smoothing: float = 0.0,
     times: str = "constant",
 ) -> Tensor:  # fmt: skip
-    total = table.log_probs.sum() * 0
-    for first, second, strength in _known(table):
-        for step in set(_cells(table, first)) & set(_cells(table, second)):
-            (model_w, ref_w), (model_l, ref_l) = (_squared_error(table, row, step, error) for row in (first, second))
-            inside = -(0.5 if half else 1.0) * ((model_w - ref_w) - (model_l - ref_l))
-            if times == "noise":
-                inside = inside * (1 - float(table.noise[first, step])) ** 2
-            share = 1 / len(_cells(table, first)) + 1 / len(_cells(table, second))
-            total = total + share * _soft(inside, strength, smoothing, link, beta) / _rows(table)
-    return total
+    def cost(better: int, worse: int, step: int | None) -> Tensor:
+        assert step is not None
+        (model_w, ref_w), (model_l, ref_l) = (_squared_error(table, row, step, error) for row in (better, worse))
+        inside = -(0.5 if half else 1.0) * ((model_w - ref_w) - (model_l - ref_l))
+        if times == "noise":
+            inside = inside * (1 - float(table.noise[better, step])) ** 2
+        return link_of(inside, link, beta)
+
+    return expected(table, cost, _smooth(smoothing))
 
 
 def flow_dpo(table: Table, *, beta: float = 2000.0, **settings: Any) -> Tensor:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from mmalign.objectives import links, margins, weights
-from mmalign.objectives.compose import preference
+from mmalign.objectives import links, pairwise, scores
 from mmalign.types import Method
 
 
@@ -39,10 +38,8 @@ def diffusion_dpo(
     StableDiffusion 1.5 at 512 pixels, or 0.153 with ``half=False``. Soft labels, ties and several noise draws of a pair are ours;
     draws are compared each by itself.
     """
-    return preference(
-        margin=margins.errors(error=error, half=half),
-        link=links.named(link, beta=beta),
-        weigh=weights.sequence_mean,
-        smoothing=smoothing,
+    return pairwise.pairwise(
+        pairwise.compared(scores.errors(error=error, half=half), links.ahead(links.named(link, beta=beta))),
+        mix=pairwise.smoothed(smoothing),
         kinds=frozenset({"bound"}),
     )

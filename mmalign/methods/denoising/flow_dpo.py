@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from mmalign.objectives import links, margins, weights
-from mmalign.objectives.compose import preference
+from mmalign.objectives import links, pairwise, scores
 from mmalign.types import Method
 
 
@@ -37,11 +36,9 @@ def flow_dpo(
     flow_grpo's online DPO has 100, Flow-Factory and verl-omni 2000, all with means and the 1/2. SimpleTuner sums, with a beta that
     it sets from the size of the margins. Soft labels, ties and several noise draws of a pair are ours.
     """
-    margin = margins.errors(error=error, half=half)
-    return preference(
-        margin=margins.by_noise(margin) if times == "noise" else margin,
-        link=links.named("logistic", beta=beta),
-        weigh=weights.sequence_mean,
-        smoothing=smoothing,
+    score = scores.errors(error=error, half=half)
+    return pairwise.pairwise(
+        pairwise.compared(scores.by_noise(score) if times == "noise" else score, links.ahead(links.named("logistic", beta=beta))),
+        mix=pairwise.smoothed(smoothing),
         kinds=frozenset({"bound"}),
     )

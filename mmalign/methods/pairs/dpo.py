@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from mmalign.objectives import links, margins, weights
-from mmalign.objectives.compose import preference
+from mmalign.objectives import links, pairwise, scores
 from mmalign.types import Method
 
 
@@ -25,19 +24,23 @@ def dpo(
     Args:
         beta: how much a nat of margin counts; small values let the policy go far from ``ref``.
         margin: ``total``, sums over steps in nats; ``per_step``, means over each row's steps, with a beta about as much larger as
-            rows are long (open-instruct's ``dpo_norm``, beta 5); ``per_scalar``, the total divided by the scalars of one event,
-            for denoising steps.
+            rows are long; ``per_scalar``, the total divided by the scalars of one event, for denoising steps. The noise draws of a
+            bound are estimates of one margin: each is compared by itself (``objectives.scores``).
         link: ``logistic``; ``hinge``, max(0, 1 - beta m); ``squared``, (m - 1 / (2 beta))^2, which is IPO with beta its tau.
         smoothing: part of the labels taken to be flipped, 0 to below 0.5 (conservative DPO).
 
     Paper: Direct Preference Optimization: Your Language Model is Secretly a Reward Model, arXiv 2305.18290, eq. 7.
 
     Deviations: the paper has neither soft labels nor ``smoothing``: p is 1 there; a tie, p = 0.5, pulls the margin to 0. Pairs
-    of which nothing is known (NaN) are left out. TRL's IPO takes means over tokens: ``margin="per_step", link="squared"``.
+    of which nothing is known (NaN) are left out.
+
+    Dialects:
+    - TRL 1.16: beta=0.1: ``loss_type="sigmoid"``, whose label_smoothing is ignored there.
+    - TRL 1.16 sigmoid_norm: beta=0.1, margin="per_step": its lengths count the whole completion, as here.
+    - open-instruct: beta=5.0, margin="per_step": its ``dpo_norm``.
     """
-    return preference(
-        margin=margins.named(margin),
-        link=links.named(link, beta=beta),
-        weigh=weights.sequence_mean,
-        smoothing=smoothing,
+    return pairwise.pairwise(
+        pairwise.compared(scores.ratio(margin), links.ahead(links.named(link, beta=beta))),
+        mix=pairwise.smoothed(smoothing),
+        kinds=pairwise.ANY,
     )

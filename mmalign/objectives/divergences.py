@@ -1,0 +1,51 @@
+"""Other ways to stay near a reference: ``log-ratio -> f'(ratio)``, elementwise, the implicit reward of an f-divergence.
+
+RLHF with a penalty ``D_f(pi || ref)`` instead of the reverse KL has the optimum ``reward = beta f'(pi / ref) + constant`` (f-DPO, arXiv
+2309.16240), so DPO's score goes through ``f'``. Constants that a difference of two scores cancels are left out. Exponentials go on
+along their tangents beyond 20 nats (``parts.bounded_exp``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+from torch.nn import functional
+
+from mmalign.objectives.parts import bounded_exp, bounded_expm1
+from mmalign.types import UserError
+
+
+def reverse_kl(log_ratio: Tensor) -> Tensor:
+    """``log u``: of ``f(u) = u log u``, DPO itself."""
+    return log_ratio
+
+
+def forward_kl(log_ratio: Tensor) -> Tensor:
+    """``-1 / u``: of ``f(u) = -log u``. TRL's is inf from about -88 nats on, and NaN where both rows are there."""
+    return -bounded_exp(-log_ratio)
+
+
+def jensen_shannon(log_ratio: Tensor) -> Tensor:
+    """``log(2 u / (1 + u))`` less ``log 2``: ``log sigmoid(log u)``."""
+    return functional.logsigmoid(log_ratio)
+
+
+def alpha_divergence(log_ratio: Tensor, *, alpha: float) -> Tensor:
+    """``(u^(alpha - 1) - 1) / (alpha - 1)``; ``log u`` in the limit alpha = 1."""
+    if abs(alpha - 1) < 1e-6:
+        return log_ratio
+    return bounded_expm1((alpha - 1) * log_ratio) / (alpha - 1)
+
+
+def named(name: str, *, alpha: float) -> Callable[[Tensor], Tensor]:
+    """The derivative of the divergence of that name; ``alpha`` is for ``alpha`` alone. Raises UserError for an unknown name."""
+    parts: dict[str, Callable[[Tensor], Tensor]] = {
+        "reverse_kl": reverse_kl,
+        "forward_kl": forward_kl,
+        "js": jensen_shannon,
+        "alpha": lambda log_ratio: alpha_divergence(log_ratio, alpha=alpha),
+    }
+    if name not in parts:
+        raise UserError(f"divergence: got {name!r}, takes one of {', '.join(parts)}")
+    return parts[name]

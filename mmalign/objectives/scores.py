@@ -1,0 +1,108 @@
+"""What a row is worth to a policy: ``Steps -> [B, 1 or T]``, differentiable; what pairs, lists and thumbs are compared by.
+
+A score adds up the steps of a row: log-ratios to a named reference, or log-probabilities alone. ``over`` says how: ``total``, the sum
+in nats; ``per_step``, divided by the row's live steps; ``per_scalar``, the sum divided by the scalars of one event, a mean over the
+latent.
+
+**What a column is.** Log-probabilities of tokens and transitions are factors of one density: they add up to the row's, ``[B, 1]``.
+A bound's columns are noise draws, each an estimate of the same quantity for the whole row: they are not added, a row's score is
+``[B, T]``, and every draw is compared with its twin (the outer expectation of Diffusion-DPO, arXiv 2311.12908, eq. 14). ``total``
+and ``per_step`` are then the same. So one sentence serves texts, trajectories and denoising errors.
+
+A row without a live step, and a dead cell of a bound, have score 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from mmalign.objectives.parts import Part, live
+from mmalign.types import Steps, UserError
+
+Over = Literal["total", "per_step", "per_scalar"]
+
+
+def log_ratio(steps: Steps, name: str = "ref") -> Tensor:
+    """``log pi - log ref`` of each step, ``[B, T]`` nats, 0 in dead cells."""
+    if name not in steps.refs:
+        raise UserError(f"Steps.refs: got {sorted(steps.refs)}, this score takes {name!r}")
+    return live(steps.log_probs - steps.refs[name].detach(), steps.mask)
+
+
+def log_prob(steps: Steps) -> Tensor:
+    """``log pi`` of each step, ``[B, T]`` nats, 0 in dead cells."""
+    return live(steps.log_probs, steps.mask)
+
+
+def over_row(cells: Tensor, steps: Steps, over: Over, share: Tensor | None = None) -> Tensor:
+    """``cells [B, T]``, 0 where dead, as scores of rows ``[B, 1]``; those of a bound stay ``[B, T]``.
+
+    share: ``[B, T]``, 0 where dead: what each cell counts for. With ``per_step`` a score is the weighted mean.
+    """
+    share = steps.mask.to(cells.dtype) if share is None else share
+    cells = cells * share
+    if over == "per_scalar":
+        cells = cells / steps.event_size
+    if steps.kind == "bound":
+        return cells
+    total = cells.sum(1, keepdim=True)
+    if over != "per_step":
+        return total
+    weight = share.sum(1, keepdim=True)
+    return total / torch.where(weight > 0, weight, torch.ones_like(weight))
+
+
+def _checked(over: str) -> None:
+    if over not in get_args(Over):
+        raise UserError(f"margin: got {over!r}, takes one of {', '.join(get_args(Over))}")
+
+
+def ratio(over: Over = "total", *, ref: str = "ref", share: Part | None = None) -> Part:
+    """Log-ratios to the reference of that name: DPO's implicit reward without its beta. Raises UserError for an unknown ``over``."""
+    _checked(over)
+    weights, needs = (None, frozenset[str]()) if share is None else (share.of, share.needs)
+    of = lambda steps: over_row(log_ratio(steps, ref), steps, over, None if weights is None else weights(steps))  # noqa: E731
+    return Part(of, frozenset({f"refs:{ref}"}) | needs, "pair")
+
+
+def policy(over: Over = "total", *, share: Part | None = None) -> Part:
+    """Log-probabilities alone: the score of methods without a reference. Raises UserError for an unknown ``over``."""
+    _checked(over)
+    weights, needs = (None, frozenset[str]()) if share is None else (share.of, share.needs)
+    of = lambda steps: over_row(log_prob(steps), steps, over, None if weights is None else weights(steps))  # noqa: E731
+    return Part(of, needs, "pair")
+
+
+def mapped(score: Part, change: Callable[[Tensor], Tensor]) -> Part:
+    """A score through an elementwise function."""
+    return score._replace(of=lambda steps: change(score.of(steps)))
+
+
+def errors(*, error: str, half: bool) -> Part:
+    """Minus how much larger a row's squared denoising error is than the reference's, ``[B, T]``, for tables of kind ``bound``.
+
+    ``-h (l - l^ref)`` with l the squared error, its ``mean`` or its ``sum`` over the latent (``error``), and h = 1/2 (``half``), which
+    is what a bound holds, or 1. Raises UserError for another ``error``.
+    """
+    if error not in ("mean", "sum"):
+        raise UserError(f"error: got {error!r}, takes 'mean' or 'sum'")
+    score = ratio("per_scalar" if error == "mean" else "total")
+    return score if half else mapped(score, lambda found: 2 * found)
+
+
+def by_noise(score: Part) -> Part:
+    """A score times ``(1 - s)^2`` at noise level s, which turns errors of a velocity into errors of the noise.
+
+    ``eps_hat = x + (1 - s) v_hat``, so ``|eps - eps_hat|^2 = (1 - s)^2 |v - v_hat|^2``. Needs ``facts["noise"]``.
+    """
+
+    def of(steps: Steps) -> Tensor:
+        if "noise" not in steps.facts:
+            raise UserError(f"Steps.facts: got {sorted(steps.facts)}, this score takes noise")
+        return score.of(steps) * (1 - live(steps.facts["noise"].detach(), steps.mask)) ** 2
+
+    return Part(of, score.needs | {"noise"}, "pair")
