@@ -89,7 +89,7 @@ class Steps:
     terms: name -> ``[B, T]`` further numbers of a step, differentiable: ``entropy`` (nats) and ``collision`` (log of the sum of
         squared probabilities) of its distribution, ``value`` (what a critic expects from here on).
     contrasts: name -> the same rows and steps under another condition, with references of its own: ``ablated`` (what the prompt
-        shows taken away), ``good`` and ``bad`` (asked to answer well, or badly).
+        shows taken away), ``good`` and ``bad`` (asked to answer well, or badly), ``mismatched`` (another row's prompt).
     """
 
     log_probs: Tensor
@@ -316,10 +316,9 @@ class Method:
     unit: what has to stay in one micro-batch. ``batch``: all rows of an update.
     kinds: the kinds of Steps that it accepts; a bound is no density, and has no importance ratio.
     keep: Feedback -> ``[B]`` bool, rows worth an update (dynamic sampling); None keeps all.
-    state: explicit state that is checkpointed (``dump() -> JSON``, ``load(JSON)``), or None.
-    reads: what ``Feedback.tables`` must hold when ``signal`` is asked.
+    state: explicit state that is checkpointed (``dump() -> JSON``, ``load(JSON)``). reads: what ``signal`` wants in ``Feedback.tables``.
     survey: for statistics of a whole update under the current parameters (KTO's KL, AOT's ranks): before its micro-batches, the
-        table of all its rows, without gradient, and their signal -> a signal with what was found in it. None: no such pass.
+        table of all its rows, without gradient and holding ``survey_needs`` too, and their signal -> a signal with what was found.
     """
 
     signal: Callable[[Feedback], Tensor]
@@ -332,6 +331,7 @@ class Method:
     state: Any = None
     reads: frozenset[str] = frozenset()
     survey: Callable[[Steps, Tensor], Tensor] | None = None
+    survey_needs: frozenset[str] = frozenset()
 
 
 class Reward(Protocol):

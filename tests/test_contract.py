@@ -19,7 +19,7 @@ from torch import Tensor
 
 import mmalign.methods
 from mmalign.types import Feedback, Loss, Method, Steps, UserError
-from tests.oracles.tables import COLUMNS, ROWS, Table, table
+from tests.oracles.tables import COLUMNS, CONTRASTS, ROWS, Table, table
 
 HERE = Path(__file__).parent
 FOLDER = Path(next(iter(mmalign.methods.__path__)))
@@ -139,10 +139,11 @@ def test_value_and_gradient_are_the_oracle_s(case: Case, seed: int) -> None:
 def test_what_it_needs_is_enough(case: Case) -> None:
     full, bare = table(case.kind), table(case.kind)
     method = case.method
-    _close(_loss(method, bare.steps(method.needs), bare.feedback())[0], _loss(method, full.steps(), full.feedback())[0], rtol=0)
-    for need in method.needs:
+    asked = method.needs | method.survey_needs
+    _close(_loss(case.method, bare.steps(asked), bare.feedback())[0], _loss(case.method, full.steps(), full.feedback())[0], rtol=0)
+    for need in asked:
         with pytest.raises(UserError):
-            _loss(method, full.steps(method.needs - {need}), full.feedback())
+            _loss(method, full.steps(asked - {need}), full.feedback())
     assert torch.equal(method.signal(full.feedback(method.reads)), method.signal(full.feedback()))
     for read in method.reads:
         with pytest.raises(UserError):
@@ -270,7 +271,7 @@ def _far(kind: Any, gaps: Tensor, rewards: list[float]) -> tuple[Tensor, Steps, 
     contrast = Steps(leaf * 0.5, mask, refs={"ref": gaps}, kind=kind)
     steps = Steps(
         leaf, mask, gaps, {"ref": gaps, "previous": gaps / 2}, {"ref": (leaf - gaps) ** 2}, facts, 1, kind, {"ref": (leaf - gaps) ** 2},
-        {"entropy": leaf + 1, "collision": leaf - 1, "value": leaf + 0.1}, dict.fromkeys(("ablated", "good", "bad"), contrast),
+        {"entropy": leaf + 1, "collision": leaf - 1, "value": leaf + 0.1}, dict.fromkeys(CONTRASTS, contrast),
     )  # fmt: skip
     strength = (known[0::2] > known[1::2]).double() + 0.5 * (known[0::2] == known[1::2]) + 0 * (known[0::2] - known[1::2])
     labels = (known.view(-1, 2) > known.view(-1, 2).nanmean(1, keepdim=True)).double().flatten() + 0 * known
@@ -332,7 +333,7 @@ def test_dead_cells_are_zero(case: Case) -> None:
 def test_only_the_current_policy_is_trained(case: Case) -> None:
     at, method = table(case.kind), case.method
     frozen = {name: getattr(at, name).clone().requires_grad_() for name in FROZEN}
-    steps = replace(at, **frozen).steps(method.needs)
+    steps = replace(at, **frozen).steps(method.needs | method.survey_needs)
     _loss(method, steps, at.feedback())[0].backward()
     assert all(values.grad is None for values in frozen.values())
 

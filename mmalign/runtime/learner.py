@@ -92,7 +92,8 @@ class Learner:
             return signal
         columns = torch.arange(rollout.mask.shape[1])
         with torch.no_grad():
-            steps = joined([self.policy.steps(rollout, part, columns, needs=self.needs) for part in rows.split(micro_rows)])
+            needs = self.needs | self.method.survey_needs
+            steps = joined([self.policy.steps(rollout, part, columns, needs=needs) for part in rows.split(micro_rows)])
             found = self.method.survey(steps, signal[rows])
         filled = found.new_zeros((len(rollout.prompts), *found.shape[1:]))
         filled[rows] = found
@@ -168,7 +169,7 @@ def live_columns(rollout: Rollout, rows: Tensor) -> Tensor:
 def refuse_mismatch(policy: Policy, method: Method, *, units: Sequence[str] = ("cell", "row", "pair", "group", "batch")) -> None:
     """UserError where the method needs what the policy cannot give, or more in one micro-batch than the recipe's ``units``."""
     own = {"mask", "old", "rewards"}
-    lacks = sorted(need for need in method.needs | (method.reads - own) if need.split(":")[0] not in policy.gives)
+    lacks = sorted(need for need in method.needs | method.survey_needs | (method.reads - own) if need.split(":")[0] not in policy.gives)
     if lacks:
         raise UserError(f"method: needs {', '.join(lacks)}; this policy gives {', '.join(sorted(policy.gives))}")
     if policy.kind not in method.kinds:

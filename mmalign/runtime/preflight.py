@@ -67,7 +67,9 @@ def preflight(
         _refuse(f"the reference has a KL of {apart:.3g} nats to itself", apart, tolerance * steps.event_size)
     signal = signal[rows] if signal.shape[1] == 1 else signal[rows][:, columns]
     if method.survey is not None:
-        signal = method.survey(steps.each(Tensor.detach), signal)
+        with torch.no_grad():
+            whole = policy.steps(rollout, rows, columns, needs=needs | method.survey_needs)
+            signal = method.survey(whole, signal)
     norm = _gradient_norm(policy, (method.weigh(steps.mask) * method.loss(steps, signal).values).sum())
     if not norm < float("inf"):
         raise UserError(

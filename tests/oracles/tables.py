@@ -24,7 +24,8 @@ STRENGTH = [1.0, 0.8, 0.3, 1.0, math.nan, 0.5]
 
 
 EVERYTHING = frozenset({"old", "refs:ref", "refs:previous", "kls:ref", "reverse_kls:ref", "std", "dt", "noise", "changed", "phrase"})
-EVERYTHING |= {"segment", "entropy", "collision", "value", "contrast:ablated", "contrast:good", "contrast:bad"}
+CONTRASTS = ("ablated", "good", "bad", "mismatched")
+EVERYTHING |= {"segment", "entropy", "collision", "value", *(f"contrast:{name}" for name in CONTRASTS)}
 READABLE = frozenset({"mask", "old", "refs:ref", "refs:previous", "value", "segment", "rewards"})
 
 
@@ -124,7 +125,7 @@ def table(kind: Kind, seed: int = 0, leaf: Tensor | None = None) -> Table:
     common |= {"noise": level, "pairs": torch.tensor(PAIRS), "strength": torch.tensor(STRENGTH).double()}
     common |= _said(normal, group, mask)
     common["value"] = leaf[..., 0] / 2
-    shifted = {name: (normal(ROWS, COLUMNS, SIZE) * 0.3, normal(ROWS, COLUMNS, SIZE) * 0.3) for name in ("ablated", "good", "bad")}
+    shifted = {name: (normal(ROWS, COLUMNS, SIZE) * 0.3, normal(ROWS, COLUMNS, SIZE) * 0.3) for name in CONTRASTS}
     before = reference + normal(ROWS, COLUMNS, SIZE) * 0.2
 
     if kind == "token":

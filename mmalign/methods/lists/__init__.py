@@ -1,0 +1,1 @@
+"""Methods that learn from the order of a whole list."""

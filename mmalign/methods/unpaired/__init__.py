@@ -1,0 +1,1 @@
+"""Methods that learn from single rows, good or bad."""

@@ -1,0 +1,45 @@
+"""Binary Classifier Optimization."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional
+
+from mmalign.objectives import rowwise, weights
+from mmalign.objectives.running import RunningMean
+from mmalign.types import Method, Steps
+
+
+def bco(*, beta: float = 0.1) -> Method:
+    """A classifier of good and bad rows whose logit is the policy's own reward, less what rewards are on average.
+
+    With ``r = beta (log pi - log ref)`` of the whole row and delta the mean reward::
+
+        loss = mean over rows of  -log sigmoid(r - delta)  for a good row,  -log sigmoid(delta - r)  for a bad one
+
+    Args:
+        beta: reward of a nat.
+
+    Paper: Binary Classifier Optimization for Large Language Model Alignment, arXiv 2404.04656.
+
+    Deviations: delta is the mean over all rows of all updates so far, the present one included; it is state of the method, in the
+    checkpoint. The paper's weights for good and bad rows of unlike prompts (a classifier's density ratio) are left to the data.
+    Soft labels are ours.
+
+    Dialects:
+    - TRL 1.16 (experimental BCOTrainer): beta=0.1: the same running mean, which is not in its checkpoint.
+    """
+    mean = RunningMean()
+
+    def delta(steps: Steps, verdict: Tensor) -> Tensor:
+        ratio = rowwise.row_ratio(steps)
+        live = (steps.mask if ratio.shape[1] > 1 else steps.mask.any(1, keepdim=True)) & (verdict != 0)
+        return mean.update(beta * ratio[live])
+
+    return rowwise.thumbs(
+        good=lambda ratio, z: -functional.logsigmoid(beta * ratio - z),
+        bad=lambda ratio, z: -functional.logsigmoid(z - beta * ratio),
+        baseline=delta,
+        weigh=weights.sequence_mean,
+        state=mean,
+    )
