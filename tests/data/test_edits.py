@@ -1,0 +1,76 @@
+"""Source images of editing models: found by prompt, in the size asked for, with mistakes told before anything runs."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from mmalign.config import resource
+from mmalign.data.edits import source_images
+from mmalign.types import UserError
+
+
+@pytest.fixture
+def write(tmp_path):
+    from PIL import Image
+
+    Image.new("RGB", (30, 20), "red").save(tmp_path / "red.png")
+    Image.new("RGB", (30, 20), "blue").save(tmp_path / "blue.png")
+    (tmp_path / "text.png").write_text("no image")
+
+    def written(*rows) -> str:
+        file = tmp_path / "edits.jsonl"
+        file.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+        return str(file)
+
+    return written
+
+
+def test_every_prompt_gets_its_own_image(write):
+    path = write({"prompt": "a", "image": "red.png"}, "", {"prompt": "b", "image": "blue.png"})
+    found = source_images(path)(["b", "a", "b"])["image"]
+    assert [picture.getpixel((0, 0)) for picture in found] == [(0, 0, 255), (255, 0, 0), (0, 0, 255)]
+    assert {picture.size for picture in found} == {(30, 20)}
+    assert source_images(path, size=[8, 16])(["a"])["image"][0].size == (16, 8)
+
+
+def test_columns_may_have_other_names(write):
+    path = write({"instruction": "a", "source": "red.png"})
+    assert source_images(path, key="instruction", column="source", size=8)(["a"])["image"][0].size == (8, 8)
+
+
+@pytest.mark.parametrize(
+    ("rows", "says"),
+    [
+        (["{"], "line 1: not JSON"),
+        ([{"prompt": "a"}], "line 1: takes an object with strings under 'prompt' and 'image'"),
+        ([{"prompt": "a", "image": "red.png"}, {"prompt": "a", "image": "blue.png"}], "line 2: 'a' has another image already"),
+        ([{"prompt": "a", "image": "green.png"}], "line 1: no such file"),
+        ([""], "got no lines"),
+    ],
+)
+def test_mistakes_name_the_line(write, rows, says):
+    with pytest.raises(UserError, match=says):
+        source_images(write(*rows))
+
+
+def test_mistakes_when_asked(write):
+    found = source_images(write({"prompt": "a", "image": "text.png"}))
+    with pytest.raises(UserError, match="no image for 'c'"):
+        found(["c"])
+    with pytest.raises(UserError, match=r"text\.png: no image that can be read"):
+        found(["a"])
+    with pytest.raises(UserError, match=r"conditions\.path: no such file"):
+        source_images("nothing.jsonl")
+    with pytest.raises(UserError, match=r"conditions\.size"):
+        source_images(write({"prompt": "a", "image": "red.png"}), size=0)
+
+
+def test_the_examples_that_come_with_it():
+    from mmalign.data import pairs, prompts
+
+    path = str(resource("assets/edits/edits.jsonl"))
+    asked = prompts(path)
+    assert len(source_images(path, size=64)(asked)["image"]) == len(asked) == 6
+    assert [pair.prompt for pair in pairs(str(resource("assets/edits/pairs.jsonl"))).first(9)] == asked
