@@ -161,6 +161,8 @@ def _plan_call(node: Mapping[str, Any], path: str, rooms: tuple[str, ...], error
     dot = f"{path}." if path else ""
     function = _look_up(node["use"], f"{dot}use", rooms, errors)
     given = {str(key): value for key, value in node.items() if key != "use"}
+    if rooms == ROOMS["method"] and "like" in given and function is not None:
+        given = _as_others_do(function, given, f"{dot}like", errors)
     planned = {key: _plan_value(value, f"{dot}{key}", ROOMS.get(key, rooms), errors) for key, value in given.items()}
     if function is None:
         return None
@@ -176,6 +178,19 @@ def _plan_call(node: Mapping[str, Any], path: str, rooms: tuple[str, ...], error
         if parameter.required and key not in given:
             errors.append(f"{dot}{key}: missing, {name} needs it{_kind_of_value(parameter)}")
     return Call(path, name, function, planned)
+
+
+def _as_others_do(function: Callable[..., Any], given: dict[str, Any], path: str, errors: list[str]) -> dict[str, Any]:
+    """A method's keywords with those of the dialect under ``like`` filled in, where the node does not set them."""
+    from mmalign.dialects import settings
+    from mmalign.types import UserError
+
+    who = given.pop("like")
+    try:
+        return {**settings(who, function), **given}
+    except UserError as error:
+        errors.append(f"{path.removesuffix('like')}{error}")
+        return given
 
 
 def _plan_argument(path: str, value: Any, planned: Any, parameter: signatures.Parameter, errors: list[str]) -> Any:
@@ -266,7 +281,8 @@ def _incompatible(call: Call) -> list[str]:
     except Exception as error:  # whatever a factory raises is the user's to know, as one line among the others
         return [_one_line(error) if str(error).startswith(method.path) else f"{method.path}: {_one_line(error)}"]
     wrong = []
-    lacks = sorted(need for need in built.needs if gives is not None and need.split(":")[0] not in gives)
+    needs = built.needs | built.survey_needs | (built.reads - {"mask", "old", "rewards"})
+    lacks = sorted(need for need in needs if gives is not None and need.split(":")[0] not in gives)
     if gives is not None and lacks:
         wrong.append(f"{method.path}: {method.name} needs {', '.join(lacks)}; the policy {policy.name} gives {', '.join(sorted(gives))}")
     if kind is not None and kind not in built.kinds:

@@ -20,7 +20,8 @@ ARROWS: dict[str, set[str]] = {
     "__init__": set(),
     "rooms": {"types"},
     "signatures": set(),
-    "config": {"types", "signatures"},
+    "config": {"types", "signatures", "dialects"},
+    "dialects": {"types"},
     "types": set(),
     "objectives": {"types"},
     "samplers": {"types"},
@@ -54,7 +55,7 @@ HEAVY = {
 }
 # these define subclasses of diffusers' classes, and nothing imports them before they are wanted
 MAY_BE_HEAVY = {"worlds/digits/model.py", "worlds/digits/pipeline.py"}
-LIGHT = {"__init__", "__main__", "rooms", "signatures", "config", "cli"}  # torch and numpy are heavy there
+LIGHT = {"__init__", "__main__", "rooms", "signatures", "dialects", "config", "cli"}  # torch and numpy are heavy there
 MAX_FUNCTION, MAX_FILE = 60, 400  # lines; of a function, those of its body without the docstring
 
 
