@@ -107,10 +107,8 @@ class Steps:
     def __post_init__(self) -> None:
         _require(isinstance(self.log_probs, Tensor) and self.log_probs.ndim == 2, "Steps.log_probs: takes a tensor [batch, steps]")
         shape = self.log_probs.shape
-        _require(
-            self.log_probs.dtype == torch.float64,
-            f"Steps.log_probs: got {self.log_probs.dtype}, takes torch.float64 (a float32 sum over a latent is off by milli-nats)",
-        )
+        double = self.log_probs.dtype == torch.float64
+        _require(double, f"Steps.log_probs: got {self.log_probs.dtype}, takes torch.float64 (float32 sums are off by milli-nats)")
         _table("Steps", "mask", self.mask, shape)
         _require(self.mask.dtype == torch.bool, f"Steps.mask: got {self.mask.dtype}, takes torch.bool")
         if self.old is not None:
@@ -206,9 +204,8 @@ class Feedback:
         if self.lengths is not None:
             _table("Feedback", "lengths", self.lengths, rows)
         if self.pairs is not None:
-            _require(
-                self.pairs.ndim == 2 and self.pairs.shape[1] == 2, f"Feedback.pairs: got shape {list(self.pairs.shape)}, takes [pairs, 2]"
-            )
+            wide = list(self.pairs.shape)
+            _require(len(wide) == 2 and wide[1] == 2, f"Feedback.pairs: got shape {wide}, takes [pairs, 2]")
             inside = bool(((self.pairs >= 0) & (self.pairs < rows[0])).all())
             _require(inside, f"Feedback.pairs: got row numbers outside 0..{rows[0] - 1}")
         if self.strength is not None:
@@ -222,7 +219,7 @@ class Rollout:
 
     prompts: B strings, or conversations. outputs: what rewards see (B images as float tensors in 0..1 ``[B, C, H, W]``, videos
     ``[B, F, C, H, W]``, or B strings). log_probs, mask: ``[B, T]`` at sampling time (float64, bool). group: ``[B]`` int64.
-    private: the adapter's own tensors; recipes never look inside.
+    private: the adapter's own tensors; recipes never look inside. metrics: numbers of the rollout for the log.
     """
 
     prompts: list[Any]
@@ -231,6 +228,7 @@ class Rollout:
     mask: Tensor
     group: Tensor
     private: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         rows = len(self.prompts)
