@@ -30,6 +30,15 @@ def per_sequence(steps: Steps) -> Tensor:
     return live((per_step(steps).sum(1, keepdim=True) / length).expand_as(steps.log_probs), steps.mask)
 
 
+def sequence_by_step(steps: Steps) -> Tensor:
+    """``per_sequence`` in value, with each step's own gradient: ``sg[s_i] pi_it / sg[pi_it]`` (GSPO-token, arXiv 2507.18071, eq. 14).
+
+    With one advantage for a whole row its gradient, summed with equal weights, is that of ``per_sequence``.
+    """
+    own = live(steps.log_probs - steps.log_probs.detach(), steps.mask)
+    return per_sequence(steps).detach() + own
+
+
 def whole_sequence(steps: Steps) -> Tensor:
     """The log-ratio of the whole row, in each of its live steps: nats. Its exponential is the exact importance weight."""
     return live(per_step(steps).sum(1, keepdim=True).expand_as(steps.log_probs), steps.mask)
@@ -46,10 +55,17 @@ def cps(steps: Steps) -> Tensor:
     return per_scalar(steps) * 2 * live(steps.facts["std"].detach(), steps.mask) ** 2
 
 
+def likelihood(steps: Steps) -> Tensor:
+    """``log pi`` of each step itself, nats: what REINFORCE's score function is the gradient of."""
+    return live(steps.log_probs, steps.mask)
+
+
+LIKELIHOOD = Part(likelihood)
 _NAMED = {
     "per_step": Part(per_step, frozenset({"old"})),
     "per_scalar": Part(per_scalar, frozenset({"old"})),
     "per_sequence": Part(per_sequence, frozenset({"old"}), "row"),
+    "sequence_by_step": Part(sequence_by_step, frozenset({"old"}), "row"),
     "whole_sequence": Part(whole_sequence, frozenset({"old"}), "row"),
     "cps": Part(cps, frozenset({"old", "std"})),
 }

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mmalign.objectives.parts import bounded_exp
+from mmalign.objectives.parts import bounded_exp, bounded_expm1
 from mmalign.types import UserError
 
 
@@ -53,3 +53,22 @@ def clipped(log_ratio: Tensor, advantage: Tensor, *, low: float, high: float, du
         values = torch.where(advantage < 0, torch.minimum(values, -dual * advantage), values)
         cut = cut | ((advantage < 0) & (ratio > dual))
     return Surrogate(values, cut)
+
+
+def likelihood(log_probs: Tensor, advantage: Tensor) -> Surrogate:
+    """``-A log pi``, whose gradient is REINFORCE's: for ``ratios.LIKELIHOOD``, and importance weights, if any, in a gate."""
+    _check(log_probs, advantage)
+    return Surrogate(-log_probs * advantage, torch.zeros_like(log_probs, dtype=torch.bool))
+
+
+def sigmoid(log_ratio: Tensor, advantage: Tensor, *, positive: float, negative: float) -> Surrogate:
+    """``-4 / tau sigmoid(tau (rho - 1)) A``, tau by the sign of A: a clip with soft edges (SAPO, arXiv 2511.20347).
+
+    At ``rho = 1`` its gradient is that of ``-rho A``; it fades on both sides, the faster the larger tau.
+    """
+    _check(log_ratio, advantage)
+    if not (positive > 0 and negative > 0):
+        raise UserError(f"temperature: got {positive} and {negative}, takes numbers above 0")
+    tau = torch.where(advantage > 0, positive, negative).to(log_ratio)
+    soft = torch.sigmoid(tau * bounded_expm1(log_ratio)) * 4 / tau
+    return Surrogate(-soft * advantage, torch.zeros_like(log_ratio, dtype=torch.bool))
