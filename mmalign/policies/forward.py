@@ -15,15 +15,17 @@ import torch
 from torch import Tensor
 
 from mmalign.policies.diffusers import DiffusersPolicy
-from mmalign.policies.scheduler import EXPLODING, FLOW, FROM_SIGMAS, PRESERVING, parametrisation
+from mmalign.policies.scheduler import EXPLODING, FLOW, FROM_SIGMAS, PRECONDITIONED, PRESERVING, parametrisation
 from mmalign.types import Level, Prediction, Rollout, Steps, UserError
 
 __all__ = ["ForwardPolicy", "forward"]
 
 KIND = "bound"
-GIVES = frozenset({"refs", "noise"})
+GIVES = frozenset({"refs", "noise", "contrast"})
 Times = Literal["uniform", "logit_normal"]
 Target = Literal["native", "epsilon", "flow", "v_prediction", "sample"]
+FRAMES_FIRST = frozenset({"CogVideoXTransformer3DModel", "ConsisIDTransformer3DModel"})  # latents [B, F, C, H, W]
+GRID = 1000  # places on the schedule of a model that was trained at any noise level
 
 
 def forward(of: DiffusersPolicy, *, times: Times = "uniform", draws: int = 1, target: Target = "native") -> ForwardPolicy:
@@ -35,7 +37,8 @@ def forward(of: DiffusersPolicy, *, times: Times = "uniform", draws: int = 1, ta
             or ``logit_normal``, the sigmoid of a standard normal number (Esser et al. 2024), as code for flows does.
         draws: noise levels, each with a noise of its own, for every row: the columns of its table.
         target: whose error counts: ``native``, what the model was trained to say, or another parametrisation, which weighs noise
-            levels otherwise (``epsilon`` on a flow at level s: ``(1 - s)^2`` times the velocity's).
+            levels otherwise (``epsilon`` on a flow at level s: ``(1 - s)^2`` times the velocity's). Under EDM's preconditioning
+            (Karras et al. 2022) the native one is the raw network's, ``F``, whose error their loss weighs alike at all levels.
 
     Errors: UserError for a scheduler without a training schedule that is known here, an unknown ``times`` or ``target``, or no draws.
     """
@@ -65,7 +68,9 @@ class ForwardPolicy:
         self.of, self.times, self.draws, self.sets = of, times, draws, of.sets
         self.schedule = training_schedule(of.pipe.scheduler)
         self.together: bool | None = None  # whether the pipeline takes a time for each row; not known before it is tried
-        self.target = parametrisation(of.pipe.scheduler) if target == "native" else target
+        self.target, self.sigma_data = (parametrisation(of.pipe.scheduler) if target == "native" else target), 0.0
+        if target == "native" and type(of.pipe.scheduler).__name__ in PRECONDITIONED:
+            self.target, self.sigma_data = "preconditioned", float(of.pipe.scheduler.config.sigma_data)
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
         return self.of.parameters()
@@ -130,7 +135,8 @@ class ForwardPolicy:
     def steps(self, rollout: Rollout, rows: Tensor, columns: Tensor | None = None, needs: frozenset[str] = frozenset()) -> Steps:
         """The bounds of some rows, and of some draws (all, by default), with gradient; each draw is one call of the pipeline.
 
-        ``needs`` of ``refs`` (those given to ``remember``) and ``noise`` (the level's, of each draw) fill those tables.
+        ``needs`` of ``refs`` (those given to ``remember``) and ``noise`` (the level's, of each draw) fill those tables, and
+        ``contrast:mismatched`` and ``contrast:ablated`` those of the same rows under another row's prompt, or under an empty one.
         """
         columns = torch.arange(rollout.mask.shape[1]) if columns is None else columns
         cells, wanted = (rows[:, None], columns[None, :]), {need.split(":")[0] for need in needs}
@@ -143,9 +149,21 @@ class ForwardPolicy:
             facts={"noise": level} if "noise" in wanted else {},
             event_size=private["clean"][0].numel(),
             kind="bound",
+            contrasts={
+                name: self._under(name, rollout, rows, columns) for word, _, name in (n.partition(":") for n in needs) if word == "contrast"
+            },
         )
 
-    def _bound(self, rollout: Rollout, rows: Tensor, column: int) -> Tensor:
+    def _under(self, name: str, rollout: Rollout, rows: Tensor, columns: Tensor) -> Steps:
+        """The bounds of some rows under other prompts, of the policy and of ``ref``."""
+        prompts = other_prompts(name, rollout, rows)
+        bounds = lambda: torch.stack([self._bound(rollout, rows, column, prompts) for column in columns.tolist()], dim=1)  # noqa: E731
+        own = bounds()
+        with torch.no_grad(), self.using("ref"):
+            ref = bounds()
+        return Steps(own, rollout.mask[rows][:, columns], refs={"ref": ref}, event_size=rollout.private["clean"][0].numel(), kind="bound")
+
+    def _bound(self, rollout: Rollout, rows: Tensor, column: int, prompts: list[str] | None = None) -> Tensor:
         """``-|target - prediction|^2 / 2`` of some rows at one draw, ``[rows]`` float64 on the CPU."""
         private = rollout.private
         which = private["which"][rows]
@@ -155,7 +173,7 @@ class ForwardPolicy:
         timesteps = self.schedule.timesteps[places].to(clean.device)
         levels = Level(*(value[places].to(clean) for value in self.schedule.levels))
         wide = Level(*(value.view(-1, *(1,) * (clean.ndim - 1)) for value in levels))
-        prompts = [rollout.prompts[row] for row in rows.tolist()]
+        prompts = [rollout.prompts[row] for row in rows.tolist()] if prompts is None else prompts
         predicted = self._predicted(prompts, wide.signal * clean + wide.noise * noise, timesteps, levels)
         error = self._said(predicted, wide) - self._said(Prediction(clean, noise), wide)
         return -0.5 * error.flatten(1).double().square().sum(1).cpu()
@@ -183,11 +201,34 @@ class ForwardPolicy:
             return about.clean
         if self.target == "flow":
             return about.noise - about.clean
+        if self.target == "preconditioned":  # (x_0 - c_skip * x) / c_out, with x = x_0 + sigma * eps; its sign is that of v
+            size = (t.noise**2 + self.sigma_data**2).sqrt()
+            return (self.sigma_data**2 * about.noise - t.noise * about.clean) / (self.sigma_data * size)
         return (t.signal * about.noise - t.noise * about.clean) / (t.signal**2 + t.noise**2).sqrt()
 
 
+def other_prompts(name: str, rollout: Rollout, rows: Tensor) -> list[str]:
+    """Prompts of some rows under a contrast: ``mismatched``, the next one of the rollout that differs; ``ablated``, none (empty).
+
+    Errors: UserError for another name, or where all prompts of the rollout are the same.
+    """
+    if name == "ablated":
+        return [""] * len(rows)
+    if name != "mismatched":
+        raise UserError(f"contrast: got {name!r}, this policy takes 'mismatched' or 'ablated'")
+    prompts, count = rollout.prompts, len(rollout.prompts)
+    turns = [next((turn for turn in range(1, count) if prompts[(row + turn) % count] != prompts[row]), 0) for row in rows.tolist()]
+    if 0 in turns:
+        raise UserError("contrast mismatched: all rows of the update have one prompt, takes two or more (baseline: batch does without)")
+    return [prompts[(row + turn) % count] for row, turn in zip(rows.tolist(), turns, strict=True)]
+
+
 def training_schedule(scheduler: Any) -> Schedule:
-    """The times that a model under this scheduler was trained at, a static shift included. Errors: UserError for others."""
+    """The times that a model under this scheduler was trained at, a static shift included. Errors: UserError for others.
+
+    EDM models (noise far above 1) were trained at a continuous noise level whose distribution no config tells: theirs is the
+    scheduler's own sampling schedule, in 1000 steps from ``sigma_max`` to ``sigma_min``.
+    """
     own, name = type(scheduler).from_config(scheduler.config), type(scheduler).__name__
     count = int(own.config.get("num_train_timesteps", 1000))
     if name in FLOW:
@@ -203,7 +244,11 @@ def training_schedule(scheduler: Any) -> Schedule:
         signal, noise = kept.sqrt(), (1 - kept).sqrt()
         ratio = noise / signal.clamp(min=1e-12)
         return Schedule(torch.arange(count), Level(torch.ones_like(ratio), ratio) if name in EXPLODING else Level(signal, noise))
-    known = ", ".join(sorted(FLOW | PRESERVING | FROM_SIGMAS | EXPLODING))
+    elif name in PRECONDITIONED:
+        own.set_timesteps(GRID)
+        sigmas = own.sigmas[:GRID].float()
+        return Schedule(own.timesteps[:GRID].float().cpu(), Level(torch.ones_like(sigmas), sigmas))
+    known = ", ".join(sorted(FLOW | PRESERVING | FROM_SIGMAS | EXPLODING | PRECONDITIONED))
     raise UserError(f"scheduler: the training schedule of {name} is not known here, or its noise goes above 1; takes one of {known}")
 
 
@@ -211,10 +256,10 @@ def latents(policy: DiffusersPolicy, outputs: Any) -> Tensor:
     """Images in 0..1 ``[B, C, H, W]``, or videos ``[B, F, C, H, W]``, as the pipeline's first latents would be without noise.
 
     Through the pipeline's own ``vae`` (its mode, then ``shift_factor`` and ``scaling_factor``, or ``latents_mean`` and
-    ``latents_std``), and its own ``_pack_latents`` where it has one. Without a VAE, pixels in -1..1. Covered so: Stable Diffusion
-    1 to 3.5, SDXL, FLUX.1, Qwen-Image, Sana, PixArt, AuraFlow, LTX, Wan, HunyuanVideo. What a pipeline does otherwise (FLUX.2's
-    normalised patches, CogVideoX's frames before channels) does not fit the latents that it makes itself, and the
-    probe refuses it with both shapes. Errors: UserError for outputs that are not such tensors.
+    ``latents_std``, or FLUX.2's patches under the statistics of the VAE's batch norm), and its own ``_pack_latents`` where it has
+    one. Without a VAE, pixels in -1..1. Covered so: Stable Diffusion 1 to 3.5, SDXL, FLUX.1 and 2, Qwen-Image, Sana, PixArt,
+    AuraFlow, LTX, Wan, HunyuanVideo, CogVideoX. Where a pipeline does otherwise, the shape does not fit the latents that it
+    makes itself, and the probe refuses it with both shapes. Errors: UserError for outputs that are not such tensors.
     """
     if not isinstance(outputs, Tensor) or outputs.ndim not in (4, 5):
         got = list(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
@@ -233,7 +278,10 @@ def latents(policy: DiffusersPolicy, outputs: Any) -> Tensor:
     if any(isinstance(module, torch.nn.Conv3d) for module in vae.modules()):  # an autoencoder of videos: channels before frames
         pixels = pixels.unsqueeze(2) if pixels.ndim == 4 else pixels.transpose(1, 2)
     encoded = torch.cat([_mode(vae.encode(rows)) for rows in pixels.split(policy.rows_at_once)])
-    return _packed(pipe, _normalised(vae, encoded.float()))
+    patchify = getattr(pipe, "_patchify_latents", None)
+    clean = _normalised(vae, encoded.float()) if patchify is None else _standard(vae, patchify(encoded.float()))
+    frames_first = any(type(module).__name__ in FRAMES_FIRST for module in policy.denoisers.values())
+    return clean.transpose(1, 2).contiguous() if frames_first else _packed(pipe, clean)
 
 
 def _mode(encoded: Any) -> Tensor:
@@ -255,6 +303,13 @@ def _normalised(vae: Any, encoded: Tensor) -> Tensor:
         mean, std = (torch.as_tensor(value).to(encoded).view(shape) for value in (mean, std))
         return (encoded - mean) * scale / std
     return (encoded - float(vae.config.get("shift_factor") or 0.0)) * scale
+
+
+def _standard(vae: Any, patches: Tensor) -> Tensor:
+    """Patches under the running mean and variance of the VAE's batch norm (FLUX.2)."""
+    buffers = dict(vae.named_buffers())
+    mean, variance = (buffers[f"bn.running_{name}"].to(patches).view(1, -1, 1, 1) for name in ("mean", "var"))
+    return (patches - mean) / (variance + float(vae.config.batch_norm_eps)).sqrt()
 
 
 def _packed(pipe: Any, encoded: Tensor) -> Tensor:

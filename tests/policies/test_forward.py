@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -10,9 +12,9 @@ from mmalign.types import UserError
 
 FAMILIES = (
     "StableDiffusionPipeline", "StableDiffusionXLPipeline", "StableDiffusion3Pipeline", "FluxPipeline", "QwenImagePipeline", "SanaPipeline",
-    "PixArtSigmaPipeline", "AuraFlowPipeline",
+    "PixArtSigmaPipeline", "AuraFlowPipeline", "Flux2Pipeline",
 )  # fmt: skip
-VIDEOS = ("LTXPipeline", "WanPipeline", "HunyuanVideoPipeline")
+VIDEOS = ("LTXPipeline", "WanPipeline", "HunyuanVideoPipeline", "CogVideoXPipeline")
 
 
 def wrapped(pipe, call=None, **settings):
@@ -119,14 +121,20 @@ def test_given_outputs_through_the_pipelines_own_autoencoder(name):
     assert sum(p.grad.abs().sum() for p in policy.parameters().values() if p.grad is not None) > 0
 
 
-@pytest.mark.parametrize(
-    "name", ["StableDiffusionPipeline", "StableDiffusion3Pipeline", "FluxPipeline", "QwenImagePipeline", "WanPipeline", "LTXPipeline"]
-)
+DECODED = ("StableDiffusionPipeline", "StableDiffusion3Pipeline", "FluxPipeline", "QwenImagePipeline", "Flux2Pipeline") + (
+    "WanPipeline", "LTXPipeline", "CogVideoXPipeline",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DECODED)
 def test_latents_are_what_the_pipeline_decodes(name, monkeypatch):
     """A run that ends in these latents decodes to the autoencoder's own round trip: packing, scale and shift are the pipeline's."""
     pipe, call = twin(name)
     if "shift_factor" in pipe.vae.config:  # Stable Diffusion 1 and 2 have none; tiny twins share one autoencoder
         pipe.vae.register_to_config(shift_factor=0.3 if name in ("StableDiffusion3Pipeline", "FluxPipeline") else None)
+    if name == "Flux2Pipeline":
+        pipe.vae.bn.running_mean.uniform_(-1, 1)
+        pipe.vae.bn.running_var.uniform_(0.5, 2)
     policy = wrapped(pipe, call)
     shape = (call["num_frames"], 3) if name in VIDEOS else (3,)
     outputs = torch.rand((1, *shape, call.get("height", 32), call.get("width", 32)), generator=torch.Generator().manual_seed(1))
@@ -143,6 +151,28 @@ def test_latents_are_what_the_pipeline_decodes(name, monkeypatch):
         pixels = (pixels.transpose(1, 2) if pixels.ndim == 5 else pixels[:, :, None]) if video else pixels
         straight = pipe.vae.encode(pixels).latent_dist.mode()
     torch.testing.assert_close(seen[0].reshape(straight.shape), straight, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["EDMEulerScheduler", "EDMDPMSolverMultistepScheduler"])
+def test_under_edm_preconditioning_the_raw_network_is_compared_with_its_own_target(kind, monkeypatch):
+    """Karras et al. 2022, eq. 8, written out: the target of F is (x_0 - c_skip * x) / c_out."""
+    import diffusers
+
+    pipe = twins.twin("StableDiffusionXLPipeline", scheduler=getattr(diffusers, kind)(sigma_data=0.5))
+    policy = wrapped(pipe, {"height": 32, "width": 32})
+    table = rollout(policy, torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1)), ["a cat", "a cat"])
+    seen, forward = [], pipe.unet.forward
+    monkeypatch.setattr(pipe.unet, "forward", lambda *args, **kwargs: seen.append((args, said := forward(*args, **kwargs))) or said)
+    found = policy.steps(table, torch.arange(2)).log_probs
+    (given, time), said = seen[-1][0][:2], seen[-1][1][0]
+    sigma = policy.schedule.levels.noise[table.private["places"][table.private["which"]]].view(2, 1, 1, 1)
+    clean, noise = table.private["clean"], table.private["noise"][table.private["which"], 0]
+    x, wide = clean + sigma * noise, (sigma**2 + 0.5**2).sqrt()
+    torch.testing.assert_close(given, x / wide)
+    torch.testing.assert_close(time, 0.25 * sigma.flatten().log())
+    wanted = (clean - 0.5**2 / wide**2 * x) / (sigma * 0.5 / wide)
+    torch.testing.assert_close(found, -0.5 * (said - wanted).double().square().sum((1, 2, 3)).view(2, 1), rtol=1e-4, atol=1e-6)
+    assert policy.schedule.levels.noise[0] == pytest.approx(80) and policy.schedule.levels.noise[-1] == pytest.approx(0.002)
 
 
 def test_training_schedules():
@@ -165,10 +195,10 @@ def test_training_schedules():
 
 
 def test_mistakes():
-    from diffusers import EDMEulerScheduler
+    from diffusers import SCMScheduler
 
-    with pytest.raises(UserError, match="EDMEulerScheduler is not known"):
-        training_schedule(EDMEulerScheduler())
+    with pytest.raises(UserError, match="SCMScheduler is not known"):
+        training_schedule(SCMScheduler())
     for settings, message in (({"times": "cosine"}, "policy.times"), ({"draws": 0}, "policy.draws"), ({"target": "x"}, "policy.target")):
         with pytest.raises(UserError, match=message):
             digits(**settings)
@@ -177,3 +207,28 @@ def test_mistakes():
     with pytest.raises(UserError, match="latents: got images of"):
         policy = digits()
         policy.steps(rollout(policy, images(2, 16)), torch.arange(2))
+
+
+def test_a_contrast_is_the_same_rows_under_another_prompt():
+    policy = digits(draws=2)
+    table = rollout(policy, images(4))  # prompts a 3, a 3, a 5, a 5
+    swapped = replace(table, prompts=["a 5", "a 5", "a 3", "a 3"])
+    rows = torch.tensor([1, 2])
+    steps = policy.steps(table, rows, torch.tensor([1]), frozenset({"contrast:mismatched"}))
+    other = policy.steps(swapped, rows, torch.tensor([1])).log_probs.detach()
+    found = steps.contrasts["mismatched"]
+    assert torch.equal(found.log_probs.detach(), other) and torch.equal(found.refs["ref"], other) and not found.refs["ref"].requires_grad
+    assert not torch.isclose(steps.log_probs, found.log_probs).any() and found.kind == "bound"
+    with torch.no_grad():
+        for parameter in policy.parameters().values():
+            parameter.add_(0.05)
+    moved = policy.steps(table, rows, torch.tensor([1]), frozenset({"contrast:mismatched"})).contrasts["mismatched"]
+    assert torch.equal(moved.refs["ref"], other) and not torch.isclose(moved.log_probs.detach(), other).any()
+
+
+def test_contrasts_that_cannot_be_are_refused():
+    policy = digits()
+    with pytest.raises(UserError, match="all rows of the update have one prompt"):
+        policy.steps(rollout(policy, images(2), ["a 3", "a 3"]), torch.arange(2), needs=frozenset({"contrast:mismatched"}))
+    with pytest.raises(UserError, match="contrast: got 'good', this policy takes 'mismatched' or 'ablated'"):
+        policy.steps(rollout(policy, images(2)), torch.arange(2), needs=frozenset({"contrast:good"}))
