@@ -35,19 +35,6 @@ def squared(margin: Tensor, *, beta: float) -> Tensor:
     return (margin - 1 / (2 * beta)) ** 2
 
 
-def smoothed(strength: Tensor, *, flips: float) -> Tensor:
-    """``p (1 - e) + (1 - p) e``: the probability that is left where a fraction e of the labels is flipped."""
-    return strength * (1 - flips) + (1 - strength) * flips
-
-
-def unbiased(strength: Tensor, *, flips: float) -> Tensor:
-    """``(p - e) / (1 - 2 e)``: what p counts for if a fraction e of the labels was flipped, so that the expected loss is the clean one.
-
-    Above 1 for p near 1 (rDPO, arXiv 2403.00409): ``smoothed`` takes it back.
-    """
-    return (strength - flips) / (1 - 2 * flips)
-
-
 def discovered(margin: Tensor, *, beta: float, tau: float) -> Tensor:
     """``(1 - m) softplus(-z) + m e^(-z)``, ``z = beta margin``, ``m = sigmoid(z / tau)``: DiscoPOP (arXiv 2406.08414, eq. 5).
 
@@ -85,6 +72,26 @@ def named(name: str, *, beta: float) -> Link:
 def ahead(link: Link, *, by: float = 0.0) -> Compare:
     """A link of the margin between two scores, less ``by``: the margin that is asked for."""
     return lambda better, worse: link(better - worse - by)
+
+
+def smoothed(compare: Compare, *, flips: float) -> Compare:
+    """``(1 - e) compare(better, worse) + e compare(worse, better)``: a fraction e of the labels is taken to be flipped (cDPO).
+
+    A soft label p then counts as ``p (1 - e) + (1 - p) e``. Raises UserError for ``flips`` outside 0 to below 0.5.
+    """
+    if not 0 <= flips < 0.5:
+        raise UserError(f"smoothing: got {flips}, takes 0 to below 0.5")
+    return lambda better, worse: (1 - flips) * compare(better, worse) + flips * compare(worse, better)
+
+
+def unbiased(compare: Compare, *, flips: float) -> Compare:
+    """``[(1 - e) compare(better, worse) - e compare(worse, better)] / (1 - 2 e)``: its mean over flipped labels is the clean loss.
+
+    rDPO (arXiv 2403.00409). A soft label p counts as ``(p - e) / (1 - 2 e)``. Raises UserError for ``flips`` outside 0 to below 0.5.
+    """
+    if not 0 <= flips < 0.5:
+        raise UserError(f"flips: got {flips}, takes 0 to below 0.5")
+    return lambda better, worse: ((1 - flips) * compare(better, worse) - flips * compare(worse, better)) / (1 - 2 * flips)
 
 
 # ---- comparisons that hold each score in place, of ``better`` and ``worse`` in nats

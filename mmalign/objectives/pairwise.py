@@ -83,26 +83,14 @@ def times(factor: float, term: Term) -> Term:
     return term._replace(of=lambda steps, order: factor * term.of(steps, order))
 
 
-def expected(change: Callable[[Tensor], Tensor] | None = None) -> Mix:
-    """The expected cost under the label; ``change``: strengths ``[N, 1]`` -> what each order counts for (flips taken into account)."""
-
-    def mix(cost: Tensor, turned: Tensor, order: Order) -> Tensor:
-        strength = order.strength if change is None else change(order.strength)
-        return strength * cost + (1 - strength) * turned
-
-    return mix
-
-
-def smoothed(flips: float) -> Mix:
-    """The expected cost where a fraction of the labels is taken to be flipped, 0 to below 0.5: conservative DPO's smoothing."""
-    if not 0 <= flips < 0.5:
-        raise UserError(f"smoothing: got {flips}, takes 0 to below 0.5")
-    return expected(lambda strength: links.smoothed(strength, flips=flips))
+def expected(cost: Tensor, turned: Tensor, order: Order) -> Tensor:
+    """The expected cost under the label: ``p cost + (1 - p) turned``."""
+    return order.strength * cost + (1 - order.strength) * turned
 
 
 def pairwise(
     *terms: Term,
-    mix: Mix | None = None,
+    mix: Mix = expected,
     weigh: Callable[[Tensor], Tensor] = weights.sequence_mean,
     kinds: frozenset[str] = DENSITIES,
     said: Callable[[Feedback], Tensor] | None = None,
@@ -121,7 +109,6 @@ def pairwise(
     Raises UserError for a kind of steps that it does not accept, a signal that is no pairs', and where a term misses what it needs.
     """
     score = next((term.score for term in terms if term.score is not None), None)
-    mix = expected() if mix is None else mix
 
     def signal(feedback: Feedback) -> Tensor:
         return _signal(feedback, said, channels, ties)

@@ -14,6 +14,7 @@ A row without a live step, and a dead cell of a bound, have score 0.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Literal, get_args
 
@@ -80,6 +81,18 @@ def policy(over: Over = "total", *, share: Part | None = None) -> Part:
 def mapped(score: Part, change: Callable[[Tensor], Tensor]) -> Part:
     """A score through an elementwise function."""
     return score._replace(of=lambda steps: change(score.of(steps)))
+
+
+NEARLY_ONE = -math.exp(-20.0)  # nats: a row that is certain up to 2e-9
+
+
+def log_odds(mean: Tensor) -> Tensor:
+    """``log(p / (1 - p))`` for a log-probability per step, at most 0; above ``NEARLY_ONE`` along its tangent, of slope e^20.
+
+    A branch between two formulas by ``torch.where`` (TRL's log1mexp) has the right value and a NaN gradient: 0 * inf of the other one.
+    """
+    safe = mean.clamp(max=NEARLY_ONE)
+    return safe - torch.log(-torch.expm1(safe)) + math.exp(20.0) * torch.relu(mean - NEARLY_ONE)
 
 
 def errors(*, error: str, half: bool) -> Part:

@@ -39,8 +39,15 @@ def test_the_loss_is_lowest_where_the_margin_says_what_people_say():
 
 
 def test_flips():
-    assert links.smoothed(number([1.0, 0.5, 0.8]), flips=0.1).tolist() == pytest.approx([0.9, 0.5, 0.74])
-    assert links.unbiased(number([0.9, 0.5, 0.74]), flips=0.1).tolist() == pytest.approx([1.0, 0.5, 0.8])
+    """rDPO's correction takes back what flips do to the expected loss."""
+    clean = links.ahead(links.named("logistic", beta=0.5))
+    flipped = links.unbiased(links.smoothed(clean, flips=0.1), flips=0.1)
+    assert flipped(number(2.0), number(0.5)).item() == pytest.approx(clean(number(2.0), number(0.5)).item())
+    assert links.smoothed(clean, flips=0.1)(number(2.0), number(0.0)).item() == pytest.approx(
+        0.9 * math.log(1 + math.exp(-1)) + 0.1 * math.log(1 + math.exp(1))
+    )
+    with pytest.raises(UserError, match=r"flips: got 0\.5"):
+        links.unbiased(clean, flips=0.5)
 
 
 @pytest.mark.parametrize("tau", [0.05, 1.0])

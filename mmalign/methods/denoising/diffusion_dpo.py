@@ -39,7 +39,8 @@ def diffusion_dpo(
     draws are compared each by itself.
     """
     return pairwise.pairwise(
-        pairwise.compared(scores.errors(error=error, half=half), links.ahead(links.named(link, beta=beta))),
-        mix=pairwise.smoothed(smoothing),
+        pairwise.compared(
+            scores.errors(error=error, half=half), links.smoothed(links.ahead(links.named(link, beta=beta)), flips=smoothing)
+        ),
         kinds=frozenset({"bound"}),
     )

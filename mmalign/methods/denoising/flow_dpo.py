@@ -38,7 +38,9 @@ def flow_dpo(
     """
     score = scores.errors(error=error, half=half)
     return pairwise.pairwise(
-        pairwise.compared(scores.by_noise(score) if times == "noise" else score, links.ahead(links.named("logistic", beta=beta))),
-        mix=pairwise.smoothed(smoothing),
+        pairwise.compared(
+            scores.by_noise(score) if times == "noise" else score,
+            links.smoothed(links.ahead(links.named("logistic", beta=beta)), flips=smoothing),
+        ),
         kinds=frozenset({"bound"}),
     )

@@ -40,7 +40,6 @@ def dpo(
     - open-instruct: beta=5.0, margin="per_step": its ``dpo_norm``.
     """
     return pairwise.pairwise(
-        pairwise.compared(scores.ratio(margin), links.ahead(links.named(link, beta=beta))),
-        mix=pairwise.smoothed(smoothing),
+        pairwise.compared(scores.ratio(margin), links.smoothed(links.ahead(links.named(link, beta=beta)), flips=smoothing)),
         kinds=pairwise.ANY,
     )

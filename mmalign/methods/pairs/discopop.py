@@ -1,0 +1,32 @@
+"""DiscoPOP."""
+
+from __future__ import annotations
+
+from mmalign.objectives import links, pairwise, scores
+from mmalign.types import Method, UserError
+
+
+def discopop(*, beta: float = 0.05, tau: float = 0.05) -> Method:
+    """The loss that a language model discovered: logistic for pairs that are behind, exponential for pairs that are ahead.
+
+    With m DPO's margin, ``z = beta m`` and ``s = sigmoid(z / tau)``::
+
+        loss = mean over pairs of  -(1 - s) log sigmoid(z) + s exp(-z)
+
+    Args:
+        beta: as in ``dpo``.
+        tau: width of the blend, above 0 to 1.
+
+    Paper: Discovering Preference Optimization Algorithms with and for Large Language Models, arXiv 2406.08414, eq. 5.
+
+    Deviations: ``s exp(-z)`` is computed as one exponential. TRL and ms-swift multiply: loss and gradient are NaN there for
+    z below about -89 in float32. Soft labels are ours.
+
+    Dialects:
+    - TRL 1.16: beta=0.1, tau=0.05: ``loss_type="discopop"``, ``discopop_tau``.
+    """
+    links.positive(beta=beta)
+    if not 0 < tau <= 1:
+        raise UserError(f"tau: got {tau}, takes above 0 to 1")
+    link = links.ahead(lambda margin: links.discovered(margin, beta=beta, tau=tau))
+    return pairwise.pairwise(pairwise.compared(scores.ratio(), link), kinds=pairwise.ANY)

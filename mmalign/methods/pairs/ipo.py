@@ -1,0 +1,31 @@
+"""Identity Preference Optimization."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from mmalign.methods.pairs.dpo import dpo
+from mmalign.types import Method
+
+
+def ipo(*, beta: float = 0.1, margin: Literal["total", "per_step", "per_scalar"] = "total", smoothing: float = 0.0) -> Method:
+    """DPO's margin pulled to a fixed size: sure preferences do not make the reference forgotten.
+
+    With m DPO's margin::
+
+        loss = mean over pairs of  (m - 1 / (2 beta))^2
+
+    Args:
+        beta: the paper's tau; a margin of 1 / (2 beta) is asked for, in the units of ``margin``, so that a beta does not carry over
+            from one margin to another.
+        margin, smoothing: as in ``dpo``.
+
+    Paper: A General Theoretical Paradigm to Understand Learning from Human Preferences, arXiv 2310.12036, eq. 17.
+
+    Deviations: soft labels are ours; they move the target to (2 p - 1) / (2 beta).
+
+    Dialects:
+    - TRL 1.16: margin="per_step": means over tokens, as its authors say the paper's authors did; LLaMA-Factory and HALOs too.
+    - OpenRLHF 0.11: margin="total": sums, as eric-mitchell's code and TRL's online trainers.
+    """
+    return dpo(beta=beta, margin=margin, link="squared", smoothing=smoothing)
