@@ -16,6 +16,7 @@ What differs from the papers, and from well-known code:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple
@@ -199,6 +200,8 @@ def _row(batches: Sequence[Batch], found: Sequence[Mapping[str, float]], *, lr: 
     }
     for name in batches[0].feedback.parts:
         row[f"reward/{name}"] = float(torch.cat([batch.feedback.parts[name] for batch in batches]).nanmean())
+    for name in batches[0].rollout.metrics:
+        row[name] = sum(batch.rollout.metrics.get(name, math.nan) for batch in batches) / len(batches)
     for name in dict.fromkeys(name for update in found for name in update):
         values = [update[name] for update in found if name in update]
         row[name] = max(values) if name.endswith("_max") else sum(values) / len(values)

@@ -128,8 +128,9 @@ class Learner:
 
 
 def needed(policy: Policy, method: Method) -> frozenset[str]:
-    """What a method's steps must hold: what it asks for, ``old``, and the exact KL for the log where the policy has it."""
-    return method.needs | (frozenset({"old", "kls"}) & policy.gives)
+    """What a method's steps must hold: what it asks for, ``old``, and the exact KL for the log where it costs nothing."""
+    free = frozenset({"old", "kls"} if policy.kind == "transition" else {"old"})  # of tokens, it sums over the vocabulary
+    return method.needs | (free & policy.gives)
 
 
 def in_units(method: Method, said: Feedback, inside: Tensor) -> Tensor:

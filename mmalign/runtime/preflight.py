@@ -36,16 +36,17 @@ def preflight(
     rows: Tensor | None = None,
     *,
     micro_rows: int,
-    tolerance: float = 1e-6,
+    tolerance: float | None = None,
 ) -> Preflight:
     """Scores a few rows of a fresh rollout again and takes one policy gradient, which is thrown away.
 
     Of the update's ``rows`` (all, by default), the first micro-batch with a signal is taken. The ratio has to be 1:
-    ``|log-ratio| <= tolerance * event_size`` nats (0.0 in float32 where batch shapes agree). The reference, scored again as itself,
-    has to have KL 0, and where nothing was sampled its log-probabilities have to be the policy's, so that margins are 0. The
-    gradient has to be finite, and not zero where some row has a signal. Errors: UserError that names the likely cause; nothing
-    has been written to the parameters then.
+    ``|log-ratio| <= tolerance * event_size`` nats (0.0 in float32 where batch shapes agree; by default the ``tolerance`` that a policy
+    names, or 1e-6). The reference, scored again as itself, has to have KL 0, and where nothing was sampled its log-probabilities have
+    to be the policy's, so that margins are 0. The gradient has to be finite, and not zero where some row has a signal. Errors:
+    UserError that names the likely cause; nothing has been written to the parameters then.
     """
+    tolerance = getattr(policy, "tolerance", 1e-6) if tolerance is None else tolerance
     rows = torch.arange(len(rollout.prompts)) if rows is None else rows
     parts = rows.split(micro_sizes(method.unit, rollout.group[rows], micro_rows))
     held = [part for part in parts if bool((signal[part] != 0).any())]

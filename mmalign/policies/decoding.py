@@ -1,0 +1,124 @@
+"""Sampling of completions behind shared prompts, the same for a seed whatever else is in the batch.
+
+Every row has its own uniform numbers, one for each step, and takes the token in whose stretch of the cumulated probabilities the number
+falls: what a row draws depends on its distribution and its numbers alone. Rows that are over leave the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mmalign.policies import prefixes
+from mmalign.policies.head import Head
+
+__all__: list[str] = []  # nothing here is looked up by name
+
+
+class Drawing(NamedTuple):
+    """How tokens are drawn. temperature 0: the likeliest. top_p 1, top_k 0: all tokens. banned: ids never drawn. stops: ids that end."""
+
+    temperature: float
+    top_p: float
+    top_k: int
+    banned: Tensor
+    stops: Tensor
+    most: int
+
+
+class Drawn(NamedTuple):
+    """tokens: ``[R, T]``, 0 behind the end. lengths: ``[R]``, the end included. cut: ``[R]`` bool, no end before ``most`` tokens.
+
+    log_probs: ``[R, T]`` float64 of each token as it was drawn, at the temperature, before anything was banned or cut off.
+    """
+
+    tokens: Tensor
+    lengths: Tensor
+    cut: Tensor
+    log_probs: Tensor
+
+
+@torch.no_grad()
+def draw(
+    backbone: nn.Module, head: Head, prompts: Sequence[Tensor], which: Tensor, uniform: Tensor, how: Drawing,
+    extras: Sequence[Mapping[str, Tensor]] = (),
+) -> Drawn:  # fmt: skip
+    """Completions of prompts. which: ``[R]`` the prompt of each row. uniform: ``[R, most]`` float64 in 0..1."""
+    device, rows = which.device, len(which)
+    start = prefixes.prefill(backbone, prompts, extras, device)
+    cache, mask, state = start.cache, start.mask[which], start.last[which]
+    cache.batch_select_indices(which)
+    tokens = torch.zeros((rows, how.most), dtype=torch.int64, device=device)
+    log_probs = torch.zeros((rows, how.most), dtype=torch.float64, device=device)
+    lengths, over = torch.zeros(rows, dtype=torch.int64, device=device), torch.zeros(rows, dtype=torch.bool, device=device)
+    alive = torch.arange(rows, device=device)
+    for step in range(how.most):
+        chosen, said = pick(head(state), uniform[alive, step], how)
+        tokens[alive, step], log_probs[alive, step], lengths[alive] = chosen, said, step + 1
+        ended = torch.isin(chosen, how.stops)
+        over[alive] = ended
+        if bool(ended.any()):
+            keep = torch.nonzero(~ended).flatten()
+            alive, chosen, mask = alive[keep], chosen[keep], mask[keep]
+            if len(alive) and step + 1 < how.most:
+                cache.batch_select_indices(keep)
+        if not len(alive) or step + 1 == how.most:
+            break
+        mask = torch.cat([mask, mask.new_ones((len(alive), 1))], dim=1)
+        state = prefixes.follow(backbone, cache, mask, chosen.unsqueeze(1))[:, -1]
+    width = int(lengths.max())
+    return Drawn(tokens[:, :width], lengths, ~over, log_probs[:, :width])
+
+
+def draw_by_generate(
+    model: Any, prompts: Sequence[Tensor], which: Tensor, uniform: Tensor, how: Drawing, extras: Sequence[Mapping[str, Tensor]] = ()
+) -> Drawn:
+    """The same by the model's own ``generate``, for classes whose caches are of another kind; seeded by the first uniform number."""
+    from transformers import LogitsProcessor, LogitsProcessorList
+
+    class Banned(LogitsProcessor):
+        def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+            scores[:, how.banned] = -torch.inf
+            return scores
+
+    ids, mask = prefixes.left_filled([prompts[prompt] for prompt in which.tolist()], which.device)
+    told = prefixes.together([extras[prompt] for prompt in which.tolist()] if extras else [])
+    sampled: dict[str, Any] = {"do_sample": how.temperature > 0}
+    if how.temperature > 0:
+        sampled |= {"temperature": how.temperature, "top_p": how.top_p, "top_k": how.top_k}
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(int(uniform[0, 0] * 2**53))
+        whole = model.generate(
+            ids, attention_mask=mask, **told, **sampled, max_new_tokens=how.most, eos_token_id=how.stops.tolist(), pad_token_id=0,
+            logits_processor=LogitsProcessorList([Banned()]),
+        )  # fmt: skip
+    tokens = whole[:, ids.shape[1] :]
+    stopped = torch.isin(tokens, how.stops)
+    cut = ~stopped.any(1)
+    lengths = torch.where(cut, tokens.shape[1], stopped.int().argmax(1) + 1)
+    tokens = tokens * (torch.arange(tokens.shape[1], device=tokens.device) < lengths.unsqueeze(1))
+    return Drawn(tokens, lengths, cut, torch.full(tokens.shape, torch.nan, dtype=torch.float64, device=tokens.device))
+
+
+def pick(logits: Tensor, uniform: Tensor, how: Drawing) -> tuple[Tensor, Tensor]:
+    """One token of each row and its log-probability, from logits ``[R, V]`` and numbers ``[R]`` in 0..1."""
+    full = (logits.double() / (how.temperature or 1.0)).log_softmax(-1)
+    kept = full.index_fill(-1, how.banned, -torch.inf)
+    if how.temperature == 0:
+        chosen = kept.argmax(-1)
+        return chosen, full.gather(-1, chosen.unsqueeze(-1)).squeeze(-1)
+    if how.top_k > 0:
+        kept = kept.masked_fill(kept < kept.topk(min(how.top_k, kept.shape[-1]), dim=-1).values[:, -1:], -torch.inf)
+    probs = kept.softmax(-1)
+    if how.top_p < 1:
+        order = probs.sort(dim=-1, descending=True)
+        outside = order.values.cumsum(-1) - order.values >= how.top_p  # the token that crosses the border stays
+        probs = probs.masked_fill(torch.zeros_like(outside).scatter(-1, order.indices, outside), 0.0)
+    bounds = probs.cumsum(-1)
+    chosen = torch.searchsorted(bounds, uniform.unsqueeze(-1).to(bounds) * bounds[:, -1:], right=True).squeeze(-1)
+    last = probs.shape[-1] - 1 - (probs > 0).flip(-1).int().argmax(-1)
+    chosen = torch.minimum(chosen, last)  # a number of 1 minus rounding
+    return chosen, full.gather(-1, chosen.unsqueeze(-1)).squeeze(-1)

@@ -1,0 +1,65 @@
+"""Models of transformers made ready: by folder or hub id, with a critic, with recomputation, without ids that nobody may draw."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from mmalign.policies.chat import Chat
+from mmalign.policies.parameters import ParameterSets
+from mmalign.types import UserError
+
+__all__: list[str] = []  # nothing here is looked up by name
+
+TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def load(name: str, tokenizer: Any = None, *, dtype: str | None = None, trust_remote_code: bool = False) -> tuple[Any, Any]:
+    """A causal language model and its tokenizer. dtype: as it was saved, by default.
+
+    Errors: UserError for what is no model of text, and for code of the model's own that the user did not allow.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    if dtype is not None and dtype not in TYPES:
+        raise UserError(f"policy.dtype: got {dtype!r}, takes {', '.join(TYPES)}")
+    told = {"trust_remote_code": trust_remote_code}
+    try:
+        model = AutoModelForCausalLM.from_pretrained(name, dtype="auto" if dtype is None else TYPES[dtype], **told)
+        if tokenizer is None or isinstance(tokenizer, str):
+            tokenizer = AutoTokenizer.from_pretrained(tokenizer or name, **told)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise UserError(f"policy.model: got {name!r}, takes a causal language model, a folder or a hub id: {_first_line(error)}") from error
+    return model, tokenizer
+
+
+def add_critic(sets: ParameterSets, model: Any) -> nn.Module:
+    """A linear head on the hidden states that starts at 0, among the trained parameters and in the sets."""
+    layer = nn.Linear(model.config.get_text_config().hidden_size, 1, device=next(model.parameters()).device)
+    for p in layer.parameters():
+        nn.init.zeros_(p)
+    extra = {f"critic.{name}": p for name, p in layer.named_parameters()}
+    sets.trained.update(extra)
+    for table in sets.sets.values():
+        table.update({name: p.detach().clone() for name, p in extra.items()})
+    return layer
+
+
+def never_drawn(chat: Chat, vocabulary: int) -> list[int]:
+    """Special ids that no completion holds: pad, bos, placeholders; but those that end one."""
+    known = {int(token) for token in chat.tokenizer.all_special_ids} - set(chat.stops)
+    return sorted(token for token in known if token < vocabulary)
+
+
+def checkpoint_layers(model: Any) -> None:
+    """Recomputation in the backward pass, layer by layer, without switching dropout on."""
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    for module in model.modules():
+        if getattr(module, "gradient_checkpointing", False):
+            module.training = True  # of the layer alone, not of what is in it
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

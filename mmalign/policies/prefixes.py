@@ -1,0 +1,127 @@
+"""Hidden states of completions, with every prompt computed once for all rows that share it.
+
+The prompts run with a cache; the cache is repeated for their rows with its graph, and only the completions run on it: the same
+numbers and gradients as rows that repeat their prompt, at a fraction of the work. ``run`` is that, or the plain forward for models
+whose caches cannot be repeated; ``transformers.py`` tries both on a tiny batch before it trusts the first.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+__all__: list[str] = []  # nothing here is looked up by name
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Some rows as token ids.
+
+    prompts: P distinct prompts, ``[L]`` int64 each. which: ``[R]`` the prompt of each row. tokens: ``[R, T]`` completions, filled up
+    with anything. lengths: ``[R]`` tokens of each. extras: for each prompt, further inputs of the backbone beside its ids (pixels), which
+    go side by side along their first dimension; empty where there are none.
+    """
+
+    prompts: Sequence[Tensor]
+    which: Tensor
+    tokens: Tensor
+    lengths: Tensor
+    extras: Sequence[Mapping[str, Tensor]] = ()
+
+    def __len__(self) -> int:
+        return len(self.which)
+
+
+class Prefilled(NamedTuple):
+    """Prompts that have run. cache: theirs. mask: ``[P, L]`` real tokens. last: ``[P, H]`` hidden states that the first token follows."""
+
+    cache: Any
+    mask: Tensor
+    last: Tensor
+
+
+def run(backbone: nn.Module, rows: Sequences, *, shared: bool = True) -> Tensor:
+    """Hidden states ``[R, T, H]``: at ``[r, t]`` the one that predicts token t of row r. Cells beyond a row's length hold anything."""
+    return _shared(backbone, rows) if shared else _plain(backbone, rows)
+
+
+def prefill(backbone: nn.Module, prompts: Sequence[Tensor], extras: Sequence[Mapping[str, Tensor]], device: torch.device) -> Prefilled:
+    """Runs prompts, filled up on the left, with a cache that keeps all of them (a window is then the mask's affair)."""
+    from transformers import DynamicCache
+
+    ids, mask = left_filled(prompts, device)
+    cache = DynamicCache()
+    told = {**_placed(backbone, mask, _positions(mask)), **together(extras), "past_key_values": cache}
+    said = backbone(input_ids=ids, use_cache=True, return_dict=True, **told)
+    return Prefilled(said.past_key_values, mask, said.last_hidden_state[:, -1])
+
+
+def follow(backbone: nn.Module, cache: Any, mask: Tensor, ids: Tensor) -> Tensor:
+    """Hidden states ``[R, T, H]`` of tokens ``[R, T]`` behind a cache. mask: ``[R, L + T]``, of the cache's tokens and of these."""
+    places = _positions(mask)[:, -ids.shape[1] :]
+    told = {**_placed(backbone, mask, places), "past_key_values": cache, "use_cache": True, "return_dict": True}
+    states: Tensor = backbone(input_ids=ids, **told).last_hidden_state
+    return states
+
+
+def _shared(backbone: nn.Module, rows: Sequences) -> Tensor:
+    device = rows.tokens.device
+    start = prefill(backbone, rows.prompts, rows.extras, device)
+    first = start.last[rows.which].unsqueeze(1)
+    steps = rows.tokens.shape[1] - 1
+    if steps == 0:
+        return first
+    if len(rows.which) != len(rows.prompts) or not torch.equal(rows.which, torch.arange(len(rows.prompts), device=device)):
+        start.cache.batch_select_indices(rows.which)
+    real = torch.arange(steps, device=device) < (rows.lengths - 1).unsqueeze(1)
+    mask = torch.cat([start.mask[rows.which], real.to(start.mask)], dim=1)
+    return torch.cat([first, follow(backbone, start.cache, mask, rows.tokens[:, :-1])], dim=1)
+
+
+def _plain(backbone: nn.Module, rows: Sequences) -> Tensor:
+    """Every row with its prompt, filled up on the right."""
+    device, width = rows.tokens.device, rows.tokens.shape[1]
+    sizes = torch.tensor([len(prompt) for prompt in rows.prompts], device=device)[rows.which]
+    ids = torch.zeros((len(rows), int((sizes + rows.lengths).max())), dtype=torch.int64, device=device)
+    mask = torch.arange(ids.shape[1], device=device) < (sizes + rows.lengths).unsqueeze(1)
+    for row, (which, size, length) in enumerate(zip(rows.which.tolist(), sizes.tolist(), rows.lengths.tolist(), strict=True)):
+        ids[row, :size] = rows.prompts[which].to(device)
+        ids[row, size : size + length] = rows.tokens[row, :length]
+    told = _placed(backbone, mask.long(), torch.arange(ids.shape[1], device=device).expand_as(ids))
+    extras = together([rows.extras[prompt] for prompt in rows.which.tolist()] if rows.extras else [])
+    states = backbone(input_ids=ids, **told, **extras, use_cache=False, return_dict=True).last_hidden_state
+    places = (sizes.unsqueeze(1) - 1 + torch.arange(width, device=device)).clamp(max=ids.shape[1] - 1)
+    picked: Tensor = states.gather(1, places.unsqueeze(-1).expand(-1, -1, states.shape[-1]))
+    return picked
+
+
+def left_filled(prompts: Sequence[Tensor], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Ids and mask, ``[P, L]`` int64 each, of prompts that end in the same column."""
+    width = max(len(prompt) for prompt in prompts)
+    ids = torch.zeros((len(prompts), width), dtype=torch.int64, device=device)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, width - len(prompt) :] = prompt.to(device)
+        mask[row, width - len(prompt) :] = 1
+    return ids, mask
+
+
+def together(extras: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Further inputs of several prompts as those of one call."""
+    names = dict.fromkeys(name for inputs in extras for name in inputs)
+    return {name: torch.cat([inputs[name] for inputs in extras if name in inputs]) for name in names}
+
+
+def _positions(mask: Tensor) -> Tensor:
+    return (mask.cumsum(1) - 1).clamp(min=0)
+
+
+def _placed(backbone: nn.Module, mask: Tensor, places: Tensor) -> dict[str, Tensor]:
+    """Mask and positions, as far as the backbone takes them."""
+    takes = inspect.signature(backbone.forward).parameters
+    return {"attention_mask": mask, **({"position_ids": places} if "position_ids" in takes else {})}

@@ -1,0 +1,390 @@
+"""Any causal language model of transformers as a policy: its tokenizer, its chat template, its own head. No per-model code.
+
+A step is a token of a completion, its end-of-text token included. Log-probabilities are those of the model's distribution at
+``temperature``, over its whole vocabulary: the distribution that is trained. What sampling does besides (``top_p``, ``top_k``, ids that
+are never drawn) is not in them, and neither is whatever differs in an engine that samples; ``old`` is what this policy itself says of
+the sampled tokens before the first update, and how far the sampler's own log-probabilities are from that is logged.
+
+Dropout is off, in sampling and in training: what is scored twice has to be scored the same.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from mmalign.policies import prefixes
+from mmalign.policies.chat import Chat, Row
+from mmalign.policies.decoding import Drawing, Drawn, draw, draw_by_generate
+from mmalign.policies.fitting import ROUNDING, fit
+from mmalign.policies.loading import add_critic, checkpoint_layers, load, never_drawn
+from mmalign.policies.parameters import ParameterSets
+from mmalign.policies.scoring import Scorer
+from mmalign.types import Kind, Rollout, Steps, UserError
+
+__all__ = ["TransformersPolicy", "transformers"]
+
+KIND: Kind = "token"
+GIVES = frozenset({"old", "refs", "kls", "reverse_kls", "entropy", "collision", "contrast"})
+Truncate = Literal["left", "right"]
+
+
+def transformers(
+    model: Any,
+    tokenizer: Any = None,
+    *,
+    lora: dict[str, Any] | None = None,
+    max_prompt: int | None = None,
+    max_completion: int = 256,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    template: bool | None = None,
+    system: str | None = None,
+    truncate: Truncate | None = None,
+    contrasts: dict[str, str] | None = None,
+    critic: bool = False,
+    shared_prefixes: bool = True,
+    gradient_checkpointing: bool = False,
+    rows_at_once: int = 64,
+    logits_at_once: int = 2**24,
+    dtype: str | None = None,
+    device: str | None = None,
+    trust_remote_code: bool = False,
+) -> TransformersPolicy:
+    """A policy around an ``AutoModelForCausalLM``.
+
+    Args:
+        model, tokenizer: objects, or the hub id or folder of both.
+        lora: keywords of ``parameters.add_lora`` (rank, alpha, targets); None trains all of the model.
+        max_prompt, max_completion: tokens. A prompt may have as many as the context has room for, by default.
+        temperature: of the distribution that is sampled, scored and trained.
+        top_p, top_k: cut off the unlikely in sampling alone; the log-probabilities are those of the whole distribution.
+        template: whether prompts go through the chat template (a string is then the user's turn); by default, if there is one.
+        system: the system turn of prompts that have none.
+        truncate: the end of too long prompts that is cut off, ``left`` or ``right``; too long completions then lose their end. What
+            is cut is counted and said. None: they are refused.
+        contrasts: name -> system turn, under which the same completions are scored too (``good``, ``bad``).
+        critic: a linear head on the hidden states, ``value``, trained with the rest.
+        shared_prefixes: compute a prompt once for all of its rows, where the model's cache allows it.
+        gradient_checkpointing: recompute activations in the backward pass; prompts are then not shared.
+        rows_at_once: rows in one batch while sampling. logits_at_once: numbers in the largest piece of logits.
+        dtype: ``float32``, ``bfloat16`` or ``float16``, for a model that is loaded here. device: a GPU if there is one.
+        trust_remote_code: run code that comes with the model.
+
+    Errors: UserError for a model that cannot be loaded, without a tokenizer, or whose tokenizer lacks what is asked for.
+    """
+    if isinstance(model, str):
+        model, tokenizer = load(model, tokenizer, dtype=dtype, trust_remote_code=trust_remote_code)
+    if tokenizer is None:
+        raise UserError("policy.tokenizer: got none, takes the tokenizer of the model")
+    model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    stops = getattr(model.generation_config, "eos_token_id", None) if getattr(model, "generation_config", None) else None
+    chat = Chat(tokenizer, template=template, system=system, stops=_several(stops))
+    return TransformersPolicy(
+        model, chat, lora=lora, max_prompt=max_prompt, max_completion=max_completion, temperature=temperature, top_p=top_p, top_k=top_k,
+        truncate=truncate, contrasts=contrasts or {}, critic=critic, shared=shared_prefixes, gradient_checkpointing=gradient_checkpointing,
+        rows_at_once=rows_at_once, logits_at_once=logits_at_once,
+    )  # fmt: skip
+
+
+class TransformersPolicy:
+    """See ``transformers``."""
+
+    kind = KIND
+
+    def __init__(
+        self, model: Any, chat: Chat, *, lora: Mapping[str, Any] | None, max_prompt: int | None, max_completion: int, temperature: float,
+        top_p: float, top_k: int, truncate: Truncate | None, contrasts: Mapping[str, str], critic: bool, shared: bool,
+        gradient_checkpointing: bool, rows_at_once: int, logits_at_once: int,
+    ):  # fmt: skip
+        _refuse_numbers(max_prompt, max_completion, temperature, top_p, top_k, truncate)
+        self.model, self.chat, self.temperature, self.truncate = model, chat, temperature, truncate
+        self.contrasts, self.rows_at_once = dict(contrasts), rows_at_once
+        self.context: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        self.max_completion, self.max_prompt = max_completion, max_prompt
+        if self.context is not None and max_completion >= self.context:
+            raise UserError(f"policy.max_completion: got {max_completion}, the model's context holds {self.context} tokens with the prompt")
+        model.eval()
+        self.sets = ParameterSets(model, lora=lora)
+        self.critic = add_critic(self.sets, model) if critic else None
+        self.gives = GIVES | ({"value"} if critic else frozenset())
+        trained = list(self.sets.trained.values())
+        found = fit(model, shared=shared and not gradient_checkpointing, trained=trained[:4])
+        self.fit, self.cut = found, dict[str, int]()
+        self.tolerance = ROUNDING.get(next(model.parameters()).dtype, 1e-4)
+        for line in found.said:
+            warnings.warn(line, stacklevel=3)
+        vocabulary, device = int(model.get_input_embeddings().weight.shape[0]), self.device
+        self.scorer = Scorer(found, temperature, max(1, logits_at_once // vocabulary), self.critic, device)
+        stops, banned = torch.tensor(chat.stops, device=device), torch.tensor(never_drawn(chat, vocabulary), device=device)
+        self.drawing = Drawing(temperature, top_p, top_k, banned, stops, max_completion)
+        if gradient_checkpointing:
+            checkpoint_layers(model)
+
+    # Parameters
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.model.parameters()).device
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Trained parameters by name."""
+        return self.sets.trained
+
+    def using(self, name: str) -> AbstractContextManager[None]:
+        """A named parameter set in place of the current one: ``ref``, ``ema``, ``previous``, ..."""
+        return self.sets.using(name)
+
+    # Rollout
+
+    @torch.no_grad()
+    def sample(self, prompts: list[Any], group_size: int, rng: torch.Generator, *, step: int = 0) -> Rollout:
+        """``group_size`` completions of each prompt, strings or conversations; rows of a prompt stand side by side.
+
+        ``rng`` draws one uniform number for each row and token, so that a row does not depend on ``rows_at_once``. Pad, bos and
+        placeholder ids are never drawn. ``metrics``: ``length`` (tokens), ``cut`` (the part of rows without an end), and how far the
+        sampler's log-probabilities are from those of ``old`` (``engine_difference``, nats, mean and largest).
+        """
+        ids = [self._fitted(self.chat.prompt(prompt), number) for number, prompt in enumerate(prompts)]
+        which = torch.arange(len(prompts)).repeat_interleave(group_size)
+        uniform = torch.rand((len(which), self.max_completion), generator=rng, dtype=torch.float64)
+        drawn = self._drawn(ids, which, uniform, self.drawing)
+        rows = [prompt for prompt in prompts for _ in range(group_size)]
+        texts = [self.chat.text(line[:length]) for line, length in zip(drawn.tokens.tolist(), drawn.lengths.tolist(), strict=True)]
+        real = torch.arange(drawn.tokens.shape[1]) < drawn.lengths.unsqueeze(1)
+        rollout = self.table(ids, which, drawn.tokens, drawn.lengths, real, prompts=rows, outputs=texts)
+        rollout.log_probs = self._whole(rollout, self.rows_at_once)
+        apart = (drawn.log_probs - rollout.log_probs)[real].abs()
+        rollout.private["cut"] = drawn.cut
+        rollout.metrics.update(length=float(drawn.lengths.double().mean()), cut=float(drawn.cut.double().mean()))
+        if not bool(apart.isnan().any()):
+            rollout.metrics.update(engine_difference=float(apart.mean()), engine_difference_max=float(apart.max()))
+        return rollout
+
+    @torch.no_grad()
+    def encode(self, prompts: list[Any], outputs: Any, group: Tensor, rng: torch.Generator) -> Rollout:
+        """Given completions, strings or the turns that follow, as a rollout. ``log_probs`` are NaN: nobody sampled these rows.
+
+        Errors: UserError for an empty completion, and for prompts and completions that are too long, unless ``truncate`` says what to
+        cut.
+        """
+        rows: list[Row] = []
+        for number, (prompt, output) in enumerate(zip(prompts, outputs, strict=True)):
+            try:
+                row = self.chat.row(prompt, output)
+            except UserError as error:
+                raise UserError(f"row {number}: {error}") from error
+            rows.append(self._short(row, number))
+        width = max(len(row.completion) for row in rows)
+        distinct: dict[tuple[int, ...], int] = {}
+        which = torch.tensor([distinct.setdefault(tuple(row.prompt), len(distinct)) for row in rows])
+        tokens, mask = torch.zeros((len(rows), width), dtype=torch.int64), torch.zeros((len(rows), width), dtype=torch.bool)
+        for place, row in enumerate(rows):
+            tokens[place, : len(row.completion)] = torch.tensor(row.completion)
+            mask[place, : len(row.trained)] = torch.tensor(row.trained)
+        lengths = torch.tensor([len(row.completion) for row in rows])
+        ids = [list(prompt) for prompt in distinct]
+        return self.table(ids, which, tokens, lengths, mask, prompts=list(prompts), outputs=list(outputs), group=group)
+
+    def table(
+        self, ids: Sequence[Sequence[int]], which: Tensor, tokens: Tensor, lengths: Tensor, mask: Tensor, *,
+        prompts: list[Any] | None = None, outputs: list[Any] | None = None, group: Tensor | None = None,
+    ) -> Rollout:  # fmt: skip
+        """A rollout from token ids, which is what ``sample`` and ``encode`` come to.
+
+        ids: P prompts. which: ``[B]`` the prompt of each row. tokens: ``[B, T]`` completions, filled up with anything. lengths: ``[B]``
+        tokens of each. mask: ``[B, T]`` tokens that count. group: ``[B]``, by default the rows of one prompt.
+        """
+        prompts = [self.chat.text(ids[place]) for place in which.tolist()] if prompts is None else prompts
+        lines = zip(tokens.tolist(), lengths.tolist(), strict=True)
+        outputs = [self.chat.text(line[:length]) for line, length in lines] if outputs is None else outputs
+        return Rollout(
+            prompts=prompts,
+            outputs=outputs,
+            log_probs=torch.full(tokens.shape, torch.nan, dtype=torch.float64),
+            mask=mask,
+            group=which.clone() if group is None else group,
+            private={
+                "prompts": [torch.tensor(prompt) for prompt in ids],
+                "which": which, "tokens": tokens, "lengths": lengths, "extras": (), "refs": {},
+            },
+        )  # fmt: skip
+
+    @torch.no_grad()
+    def generate(self, prompts: list[Any], seeds: list[int], **call: Any) -> list[str]:
+        """Completions as a user gets them, one seed for each prompt. call: ``temperature``, ``top_p``, ``top_k``, ``max_completion``."""
+        known = {"temperature", "top_p", "top_k", "max_completion"}
+        if odd := sorted(call.keys() - known):
+            raise UserError(f"call.{odd[0]}: takes {', '.join(sorted(known))}")
+        renamed = {("most" if key == "max_completion" else key): value for key, value in call.items()}
+        how = self.drawing._replace(**renamed)
+        ids = [self._fitted(self.chat.prompt(prompt), number) for number, prompt in enumerate(prompts)]
+        rngs = [torch.Generator().manual_seed(seed) for seed in seeds]
+        uniform = torch.stack([torch.rand(how.most, generator=rng, dtype=torch.float64) for rng in rngs])
+        drawn = self._drawn(ids, torch.arange(len(prompts)), uniform, how)
+        return [self.chat.text(line[:length]) for line, length in zip(drawn.tokens.tolist(), drawn.lengths.tolist(), strict=True)]
+
+    def _drawn(self, ids: Sequence[Sequence[int]], which: Tensor, uniform: Tensor, how: Drawing) -> Drawn:
+        parts = []
+        for rows in torch.arange(len(which)).split(self.rows_at_once):
+            used, local = which[rows].unique(return_inverse=True)
+            prompts = [torch.tensor(ids[place]) for place in used.tolist()]
+            local, part = local.to(self.device), uniform[rows].to(self.device)
+            if self.fit.shared:
+                drawn = draw(self.fit.backbone, self.fit.head, prompts, local, part, how)
+            else:
+                drawn = draw_by_generate(self.model, prompts, local, part, how)
+            parts.append(Drawn(*(value.cpu() for value in drawn)))
+        width = max(part.tokens.shape[1] for part in parts)
+        wide = [part._replace(tokens=_filled(part.tokens, width), log_probs=_filled(part.log_probs, width)) for part in parts]
+        return Drawn(*(torch.cat(values) for values in zip(*wide, strict=True)))
+
+    def _fitted(self, prompt: list[int], number: int) -> list[int]:
+        """A prompt that leaves room for a completion: itself, or cut where ``truncate`` says so."""
+        room = None if self.context is None else self.context - self.max_completion
+        most = min(size for size in (self.max_prompt, room, len(prompt)) if size is not None)
+        if len(prompt) <= most:
+            return prompt
+        if self.truncate is None:
+            where = f"max_prompt is {self.max_prompt}" if most == self.max_prompt else f"a context of {self.context} leaves room for {most}"
+            raise UserError(f"prompt {number}: has {len(prompt)} tokens, {where}; takes a shorter one, or truncate: left or right")
+        self._cut("prompts")
+        return prompt[-most:] if self.truncate == "left" else prompt[:most]
+
+    def _short(self, row: Row, number: int) -> Row:
+        """A given row that fits: itself, or cut where ``truncate`` says so."""
+        prompt, most = self._fitted(row.prompt, number), self.max_completion
+        if len(row.completion) <= most:
+            return row._replace(prompt=prompt)
+        if self.truncate is None:
+            said = f"has {len(row.completion)} tokens, max_completion is {most}"
+            raise UserError(f"completion {number}: {said}; takes a shorter one, a larger max_completion, or truncate: left or right")
+        self._cut("completions")
+        return Row(prompt, row.completion[:most], row.trained[:most])
+
+    def _cut(self, what: str) -> None:
+        self.cut[what] = self.cut.get(what, 0) + 1
+        if self.cut[what] == 1:
+            warnings.warn(f"policy.truncate: {what} are too long and cut (policy.cut counts them)", stacklevel=4)
+
+    # Scores
+
+    def remember(self, rollout: Rollout, names: Iterable[str], rows_at_once: int) -> None:
+        """Log-probabilities of a rollout under named parameter sets, without gradient, kept in the rollout."""
+        for name in names:
+            if name not in rollout.private["refs"]:
+                with torch.no_grad(), self.using(name):
+                    rollout.private["refs"][name] = self._whole(rollout, rows_at_once)
+
+    def steps(self, rollout: Rollout, rows: Tensor, columns: Tensor | None = None, needs: frozenset[str] = frozenset()) -> Steps:
+        """The table of some rows, and of some tokens (all, by default), with gradient.
+
+        ``needs`` of ``refs``, ``kls`` and ``reverse_kls`` (of the references given to ``remember``; the last two over the whole
+        vocabulary), ``entropy``, ``collision``, ``value`` and ``contrast:NAME`` fill those tables.
+        """
+        columns = torch.arange(rollout.mask.shape[1]) if columns is None else columns
+        at, mask = (rows[:, None], columns[None, :]), torch.zeros_like(rollout.mask[rows])
+        mask[:, columns] = rollout.mask[rows][:, columns]
+        asked = {need.partition(":")[0] for need in needs}
+        refs = rollout.private["refs"]
+        compared = {f"{word}:{name}" for word in ("kls", "reverse_kls") if word in asked for name in refs}
+        words = frozenset(compared | (asked & {"entropy", "collision", "value"}))
+        found = self._scored(rollout, rows, mask, words=words, references=sorted(refs) if compared else ())
+        named = lambda word: {name: found[f"{word}:{name}"][:, columns] for name in refs} if word in asked else {}  # noqa: E731
+        sampled = not bool(rollout.log_probs[rollout.mask].isnan().any())
+        contrasts = {name: self._contrast(rollout, rows, columns, mask, name) for name in _named("contrast", needs)}
+        return Steps(
+            log_probs=found["log_probs"][:, columns],
+            mask=rollout.mask[at],
+            old=rollout.log_probs[at] if sampled else None,
+            refs={name: table[at] for name, table in refs.items()} if "refs" in asked else {},
+            kls=named("kls"),
+            reverse_kls=named("reverse_kls"),
+            facts={},
+            terms={word: found[word][:, columns] for word in sorted(asked & {"entropy", "collision", "value"})},
+            contrasts=contrasts,
+            kind=KIND,
+        )
+
+    def _whole(self, rollout: Rollout, rows_at_once: int) -> Tensor:
+        """Log-probabilities ``[B, T]`` of all rows under the parameters that are in place, without gradient."""
+        parts = torch.arange(len(rollout.prompts)).split(rows_at_once)
+        with torch.no_grad():
+            return torch.cat([self._scored(rollout, rows, rollout.mask[rows])["log_probs"] for rows in parts])
+
+    def _scored(
+        self, rollout: Rollout, rows: Tensor, cells: Tensor, *, words: frozenset[str] = frozenset(), references: Sequence[str] = (),
+        prompts: Sequence[Tensor] | None = None, which: Tensor | None = None,
+    ) -> dict[str, Tensor]:  # fmt: skip
+        """Tables of some rows, ``[R, T]``; under other prompts, where they are given."""
+        private = rollout.private
+        sequences = prefixes.Sequences(
+            private["prompts"] if prompts is None else prompts,
+            (private["which"] if which is None else which)[rows],
+            private["tokens"][rows],
+            private["lengths"][rows],
+            private["extras"],
+        )
+        return self.scorer(sequences, cells, words=words, references=references, using=self.using)
+
+    def _contrast(self, rollout: Rollout, rows: Tensor, columns: Tensor, cells: Tensor, name: str) -> Steps:
+        """The same completions behind other prompts, with gradient, and the references' log-probabilities of them."""
+        prompts, which = self._other_prompts(rollout, name)
+        found = self._scored(rollout, rows, cells, prompts=prompts, which=which)
+        refs = {}
+        for reference in rollout.private["refs"]:
+            with torch.no_grad(), self.using(reference):
+                refs[reference] = self._scored(rollout, rows, cells, prompts=prompts, which=which)["log_probs"][:, columns]
+        return Steps(log_probs=found["log_probs"][:, columns], mask=rollout.mask[rows][:, columns], refs=refs, kind=KIND)
+
+    def _other_prompts(self, rollout: Rollout, name: str) -> tuple[list[Tensor], Tensor]:
+        """Prompts of a contrast and the one of each row: under another system turn, or those of the next other prompt."""
+        private = rollout.private
+        if name == "mismatched":
+            count = len(private["prompts"])
+            if count < 2:
+                raise UserError("contrast mismatched: got rows of one prompt, takes two or more in a step")
+            return private["prompts"], (private["which"] + 1) % count
+        if name not in self.contrasts:
+            raise UserError(
+                f"policy.contrasts: the method needs {name!r}, got {', '.join(sorted(self.contrasts)) or 'none'}; takes its system turn"
+            )
+        kept = private.setdefault("contrasts", {})
+        if name not in kept:
+            firsts = [int((private["which"] == place).nonzero()[0]) for place in range(len(private["prompts"]))]
+            asked = [self.chat.prompt(rollout.prompts[row], system=self.contrasts[name]) for row in firsts]
+            kept[name] = [torch.tensor(self._fitted(prompt, row)) for prompt, row in zip(asked, firsts, strict=True)]
+        return kept[name], private["which"]
+
+
+def _filled(values: Tensor, width: int) -> Tensor:
+    return nn.functional.pad(values, (0, width - values.shape[1]))
+
+
+def _several(stops: Any) -> list[int]:
+    return [] if stops is None else [int(stop) for stop in stops] if isinstance(stops, Iterable) else [int(stops)]
+
+
+def _named(word: str, needs: frozenset[str]) -> list[str]:
+    return sorted(need.partition(":")[2] for need in needs if need.startswith(f"{word}:"))
+
+
+def _refuse_numbers(
+    max_prompt: int | None, max_completion: int, temperature: float, top_p: float, top_k: int, truncate: str | None
+) -> None:
+    for name, size in (("max_prompt", max_prompt), ("max_completion", max_completion)):
+        if size is not None and size < 1:
+            raise UserError(f"policy.{name}: got {size}, takes 1 or more")
+    if not temperature > 0:
+        raise UserError(f"policy.temperature: got {temperature}, takes a number above 0 (evaluation.call.temperature may be 0)")
+    if not 0 < top_p <= 1 or top_k < 0:
+        raise UserError(f"policy.top_p, top_k: got {top_p} and {top_k}, take a number above 0 up to 1, and 0 (all) or more")
+    if truncate not in (None, "left", "right"):
+        raise UserError(f"policy.truncate: got {truncate!r}, takes left or right")

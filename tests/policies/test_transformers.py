@@ -1,0 +1,229 @@
+"""Language models as policies: the same log-probabilities as a straight forward, whatever is shared, cut into pieces or put in batches."""
+
+from __future__ import annotations
+
+import pytest
+import tiny_text
+import torch
+
+from mmalign.policies.transformers import transformers
+from mmalign.types import UserError
+
+CLASSES = [
+    "qwen2", "qwen2_sliding", "qwen3", "llama", "mistral", "gemma", "gemma2", "gemma3", "gpt2", "gpt_neox", "cohere", "granite", "phi3",
+    "opt", "bloom", "mixtral",
+]  # fmt: skip
+PROMPTS = ["hello there, you", "abc"]
+WORDS = frozenset({"old", "refs", "kls", "reverse_kls", "entropy", "collision"})
+
+
+def make(name="qwen2", *, dtype=torch.float32, chat=None, **more):
+    return transformers(tiny_text.model(name, dtype=dtype), tiny_text.tokenizer(chat), **{"max_completion": 9, **more})
+
+
+def rollout_of(policy, group_size=3, seed=0, prompts=PROMPTS):
+    return policy.sample(list(prompts), group_size, torch.Generator().manual_seed(seed))
+
+
+def straight(policy, rollout, temperature=1.0):
+    """Full log-probabilities ``[B, T, V]`` of each row by itself: prompt and completion through ``model(...).logits``."""
+    private, rows = rollout.private, []
+    for row in range(len(rollout.prompts)):
+        prompt, length = private["prompts"][int(private["which"][row])], int(private["lengths"][row])
+        ids = torch.cat([prompt, private["tokens"][row, :length]])
+        logits = policy.model(input_ids=ids.unsqueeze(0), use_cache=False).logits[0, len(prompt) - 1 : -1]
+        full = (logits.double() / temperature).log_softmax(-1)
+        rows.append(torch.nn.functional.pad(full, (0, 0, 0, private["tokens"].shape[1] - length)))
+    return torch.stack(rows)
+
+
+def chosen(policy, rollout, temperature=1.0):
+    full = straight(policy, rollout, temperature)
+    return full.gather(-1, rollout.private["tokens"].unsqueeze(-1)).squeeze(-1) * rollout.mask
+
+
+def gradient(policy, table):
+    weights = torch.linspace(-1, 1, table.numel(), dtype=torch.float64).view_as(table)
+    found = torch.autograd.grad((weights * table).sum(), list(policy.parameters().values()), allow_unused=True, retain_graph=True)
+    return torch.cat([torch.zeros(1) if g is None else g.flatten() for g in found])
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_shared_prompts_and_chunks_equal_a_straight_forward(name):
+    policy = make(name, logits_at_once=7 * 64, max_completion=12)
+    assert policy.fit.shared
+    rollout = rollout_of(policy)
+    table = policy.steps(rollout, torch.arange(6)).log_probs
+    oracle = chosen(policy, rollout)
+    assert torch.allclose(table, oracle, atol=1e-5, rtol=1e-6)
+    assert torch.allclose(rollout.log_probs, oracle, atol=1e-5, rtol=1e-6)
+    ours, theirs = gradient(policy, table), gradient(policy, oracle)
+    assert float((ours - theirs).norm() / theirs.norm()) < 1e-5
+
+
+def test_in_float64_they_are_the_same_numbers():
+    policy = make("gpt2", dtype=torch.float64)  # others norm in float32
+    rollout = rollout_of(policy)
+    table = policy.steps(rollout, torch.arange(6)).log_probs
+    assert torch.allclose(table, chosen(policy, rollout), atol=1e-12)
+
+
+def test_a_class_whose_cache_is_of_another_kind_runs_plainly_and_says_so():
+    with pytest.warns(UserWarning, match="cannot be shared"):
+        policy = make("mamba")
+    rollout = rollout_of(policy)
+    assert torch.allclose(policy.steps(rollout, torch.arange(6)).log_probs, chosen(policy, rollout), atol=1e-5)
+    assert torch.equal(rollout.private["tokens"], rollout_of(policy).private["tokens"])
+
+
+def test_a_head_that_cannot_run_apart_is_found_out():
+    model = tiny_text.model()
+    forward = model.forward
+    model.forward = lambda input_ids, **told: _lifted(forward(input_ids=input_ids, **told), input_ids)
+    with pytest.warns(UserWarning, match="cannot be run apart"):
+        policy = transformers(model, tiny_text.tokenizer(), max_completion=9)
+    rollout = rollout_of(policy)
+    assert torch.allclose(policy.steps(rollout, torch.arange(6)).log_probs, chosen(policy, rollout), atol=1e-5)
+
+
+def _lifted(said, ids):
+    said.logits = said.logits + torch.nn.functional.one_hot(ids, 64)[:, -said.logits.shape[1] :]
+    return said
+
+
+def test_temperature_is_that_of_the_trained_distribution():
+    policy = make(temperature=0.7)
+    rollout = rollout_of(policy)
+    assert torch.allclose(rollout.log_probs, chosen(policy, rollout, 0.7), atol=1e-5)
+    assert rollout.metrics["engine_difference_max"] < 1e-5
+
+
+def test_some_rows_and_columns_are_those_of_the_whole_table():
+    policy = make()
+    rollout = rollout_of(policy)
+    whole = policy.steps(rollout, torch.arange(6)).log_probs
+    rows, columns = torch.tensor([4, 1]), torch.tensor([2, 5])
+    part = policy.steps(rollout, rows, columns)
+    assert torch.allclose(part.log_probs, whole[rows][:, columns], atol=1e-6)
+    assert torch.equal(part.old, rollout.log_probs[rows][:, columns])
+
+
+def test_rows_do_not_depend_on_what_is_sampled_beside_them():
+    whole, parts = make(rows_at_once=64), make(rows_at_once=2)
+    a, b = rollout_of(whole, group_size=4), rollout_of(parts, group_size=4)
+    assert a.outputs == b.outputs and torch.equal(a.private["tokens"], b.private["tokens"])
+    assert torch.equal(rollout_of(whole, group_size=4).private["tokens"], a.private["tokens"])
+    assert not torch.equal(rollout_of(whole, group_size=4, seed=1).private["tokens"], a.private["tokens"])
+
+
+def test_lora_starts_at_the_reference_and_its_gradient_arrives():
+    policy = make(lora={"rank": 2})
+    rollout = rollout_of(policy)
+    policy.remember(rollout, ["ref"], 6)
+    steps = policy.steps(rollout, torch.arange(6), needs=WORDS)
+    assert torch.equal(steps.refs["ref"], steps.old)
+    assert float(steps.kls["ref"].abs().max()) == 0.0
+    steps.log_probs.sum().backward()
+    assert all("lora_" in key for key in policy.parameters())
+    assert max(float(p.grad.norm()) for p in policy.parameters().values() if p.grad is not None) > 0
+
+
+@pytest.mark.parametrize("lora", [None, {"rank": 2, "targets": "all-linear"}])
+@pytest.mark.parametrize("name", ["qwen2", "gemma2"])
+def test_numbers_of_whole_distributions_equal_their_formulas(name, lora):
+    policy = make(name, lora=lora, logits_at_once=5 * 64)
+    rollout = rollout_of(policy)
+    policy.remember(rollout, ["ref"], 4)
+    with torch.no_grad(), policy.using("ref"):
+        ref = straight(policy, rollout)
+    for p in policy.parameters().values():
+        p.data += 0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(1))
+    steps = policy.steps(rollout, torch.arange(6), needs=WORDS)
+    own = straight(policy, rollout)
+    wanted = {
+        "kls": (own.exp() * (own - ref)).sum(-1),
+        "reverse_kls": (ref.exp() * (ref - own)).sum(-1),
+        "entropy": -(own.exp() * own).sum(-1),
+        "collision": (2 * own).logsumexp(-1),
+    }
+    found = {"kls": steps.kls["ref"], "reverse_kls": steps.reverse_kls["ref"], **steps.terms}
+    for word, formula in wanted.items():
+        assert torch.allclose(found[word], formula * rollout.mask, atol=2e-5), word
+        ours, theirs = gradient(policy, found[word]), gradient(policy, formula * rollout.mask)
+        assert float((ours - theirs).norm() / theirs.norm()) < 1e-4, word
+    assert float(steps.kls["ref"].max()) > 1e-3
+    assert torch.allclose(steps.refs["ref"], ref.gather(-1, rollout.private["tokens"].unsqueeze(-1)).squeeze(-1) * rollout.mask, atol=1e-5)
+
+
+def test_named_sets_swap_and_come_back():
+    policy = make()
+    rollout = rollout_of(policy)
+    policy.sets.keep("previous")
+    for p in policy.parameters().values():
+        p.data += 0.1
+    moved = policy.steps(rollout, torch.arange(6)).log_probs
+    policy.remember(rollout, ["previous"], 2)
+    assert torch.allclose(rollout.private["refs"]["previous"], rollout.log_probs, atol=1e-6)
+    assert torch.equal(policy.steps(rollout, torch.arange(6)).log_probs, moved)
+
+
+def test_a_critic_is_trained_with_the_rest_and_kept():
+    for lora in (None, {"rank": 2}):
+        policy = make(critic=True, lora=lora)
+        rollout = rollout_of(policy)
+        assert "value" in policy.gives
+        with torch.no_grad():
+            policy.parameters()["critic.bias"] += 2.0
+        policy.sets.follow("ema", decay=0.0)
+        steps = policy.steps(rollout, torch.arange(6), needs=frozenset({"value"}))
+        assert torch.allclose(steps.terms["value"], 2.0 * rollout.mask.double())
+        steps.terms["value"].sum().backward()
+        assert float(policy.parameters()["critic.weight"].grad.norm()) > 0
+        with policy.using("ema"):
+            assert float(policy.parameters()["critic.bias"]) == 2.0
+
+
+def test_what_cannot_be_drawn_is_never_drawn_and_an_end_is_a_step():
+    policy = make(max_completion=40)
+    rollout = rollout_of(policy, group_size=16)
+    tokens = rollout.private["tokens"][rollout.mask]
+    assert not bool(torch.isin(tokens, torch.tensor([0, 1, 3, 4, 5])).any())
+    assert rollout.mask.sum(1).tolist() == rollout.private["lengths"].tolist()
+    ended = ~rollout.private["cut"]
+    assert 0 < int(ended.sum()) < 32
+    last = rollout.private["tokens"].gather(1, rollout.private["lengths"].unsqueeze(1) - 1).squeeze(1)
+    assert torch.equal(last == 2, ended)
+    assert all("<" not in text for text in rollout.outputs)
+
+
+def test_top_p_and_top_k_cut_off_the_unlikely_and_are_not_in_the_log_probabilities():
+    policy = make(top_k=1)
+    rollout = rollout_of(policy, group_size=2)
+    assert torch.equal(rollout.private["tokens"][0], rollout.private["tokens"][1])
+    assert torch.allclose(rollout.log_probs, chosen(policy, rollout), atol=1e-5)
+    assert rollout.outputs[0] == policy.generate(PROMPTS[:1], [5], temperature=0.0)[0]
+    assert rollout_of(make(top_p=1e-6), group_size=2).outputs == rollout.outputs
+
+
+def test_generate_has_a_seed_for_each_prompt():
+    policy = make()
+    texts = policy.generate(["ab", "cd"], [3, 4])
+    assert texts[1] == policy.generate(["cd"], [4])[0]
+    with pytest.raises(UserError, match=r"call\.height"):
+        policy.generate(["ab"], [0], height=3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"temperature": 0.0}, "temperature"),
+        ({"top_p": 0.0}, "top_p"),
+        ({"truncate": "middle"}, "truncate"),
+        ({"max_completion": 128}, "context"),
+        ({"template": True}, "no chat template"),
+        ({"lora": {"targets": ["to_x"]}}, "matches no linear layer"),
+    ],
+)
+def test_what_cannot_be_is_refused(arguments, message):
+    with pytest.raises(UserError, match=message):
+        make(**arguments)
