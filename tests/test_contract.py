@@ -19,7 +19,7 @@ from torch import Tensor
 
 import mmalign.methods
 from mmalign.types import Feedback, Loss, Method, Steps, UserError
-from tests.oracles.tables import COLUMNS, CONTRASTS, ROWS, Table, table
+from tests.oracles.tables import COLUMNS, CONTRASTS, PARTS, ROWS, Table, table
 
 HERE = Path(__file__).parent
 FOLDER = Path(next(iter(mmalign.methods.__path__)))
@@ -103,8 +103,9 @@ def _reordered(feedback: Feedback, order: Tensor) -> Feedback:
     pairs = None if feedback.pairs is None else order.argsort()[feedback.pairs]
     wins = None if feedback.wins is None else feedback.wins[order][:, order]
     tables = {name: values[order] for name, values in feedback.tables.items()}
+    parts = {name: values[order] for name, values in feedback.parts.items()}
     return replace(
-        feedback, rewards=feedback.rewards[order], group=feedback.group[order], labels=pick(feedback.labels), pairs=pairs,
+        feedback, rewards=feedback.rewards[order], group=feedback.group[order], parts=parts, labels=pick(feedback.labels), pairs=pairs,
         lengths=pick(feedback.lengths), wins=wins, tables=tables,
     )  # fmt: skip
 
@@ -144,7 +145,7 @@ def test_what_it_needs_is_enough(case: Case) -> None:
     for need in asked:
         with pytest.raises(UserError):
             _loss(method, full.steps(asked - {need}), full.feedback())
-    assert torch.equal(method.signal(full.feedback(method.reads)), method.signal(full.feedback()))
+    assert torch.equal(method.signal(full.feedback(method.reads)), case.method.signal(full.feedback()))
     for read in method.reads:
         with pytest.raises(UserError):
             method.signal(full.feedback(method.reads - {read}))
@@ -172,7 +173,7 @@ def test_a_micro_batch_split_changes_nothing(case: Case, seed: int) -> None:
     rng, whole, split, method = torch.Generator().manual_seed(seed), table(case.kind), table(case.kind), case.method
     wanted, metrics = _loss(method, whole.steps(), whole.feedback())
     wanted.backward()
-    signal, weight = _signal(method, split.steps(), split.feedback()), method.weigh(split.mask)
+    signal, weight = _signal(case.method, split.steps(), split.feedback()), method.weigh(split.mask)
     atoms, got, sums, live = _atoms(method, split, rng), 0.0, dict.fromkeys(metrics, 0.0), 0
     while atoms:
         size = int(torch.randint(1, 4, (), generator=rng))
@@ -214,6 +215,7 @@ def _padded(steps: Steps, feedback: Feedback, garbage: float) -> tuple[Steps, Fe
         Feedback(
             torch.cat([feedback.rewards, missing]),
             torch.cat([feedback.group, torch.tensor([feedback.group[0], 10**9])]),
+            parts={name: torch.cat([values, missing]) for name, values in feedback.parts.items()},
             labels=torch.cat([feedback.labels, missing]),  # type: ignore[list-item]
             pairs=torch.cat([feedback.pairs, torch.tensor([[ROWS, ROWS + 1]])]),  # type: ignore[list-item]
             strength=torch.cat([feedback.strength, missing[:1]]),  # type: ignore[list-item]
@@ -279,9 +281,10 @@ def _far(kind: Any, gaps: Tensor, rewards: list[float]) -> tuple[Tensor, Steps, 
     same = (group[:, None] == group[None, :]).fill_diagonal_(False)
     wins = torch.where(same, (known[:, None] - known[None, :]).sigmoid(), math.nan)
     tables = {"mask": mask, "old": gaps, "refs:ref": gaps, "refs:previous": gaps / 2, "rewards": gaps * 0 + 1}
-    tables |= {"value": gaps * 0, "segment": gaps * 0 + 1}
+    tables |= {"value": gaps * 0, "segment": gaps * 0 + 1, "collision": gaps * 0 - 1}
+    parts = dict.fromkeys(PARTS, known.clamp(0, 1))
     lengths = torch.full((rows,), columns)
-    said = Feedback(known, group, labels=labels, pairs=pairs, strength=strength, lengths=lengths, wins=wins, tables=tables)
+    said = Feedback(known, group, parts=parts, labels=labels, pairs=pairs, strength=strength, lengths=lengths, wins=wins, tables=tables)
     return leaf, steps, said
 
 

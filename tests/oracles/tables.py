@@ -26,7 +26,8 @@ STRENGTH = [1.0, 0.8, 0.3, 1.0, math.nan, 0.5]
 EVERYTHING = frozenset({"old", "refs:ref", "refs:previous", "kls:ref", "reverse_kls:ref", "std", "dt", "noise", "changed", "phrase"})
 CONTRASTS = ("ablated", "good", "bad", "mismatched")
 EVERYTHING |= {"segment", "entropy", "collision", "value", *(f"contrast:{name}" for name in CONTRASTS)}
-READABLE = frozenset({"mask", "old", "refs:ref", "refs:previous", "value", "segment", "rewards"})
+READABLE = frozenset({"mask", "old", "refs:ref", "refs:previous", "value", "segment", "rewards", "collision"})
+PARTS = ("first", "second", "hardness")
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ class Table:
     entropy: Tensor
     collision: Tensor
     others: dict[str, tuple[Tensor, Tensor]]
+    parts: dict[str, Tensor]
     mean: Tensor | None = None
     mean_ref: Tensor | None = None
     target: Tensor | None = None
@@ -95,10 +97,10 @@ class Table:
     def feedback(self, reads: frozenset[str] = READABLE) -> Feedback:
         tables = {
             "mask": self.mask, "old": self.old, "refs:ref": self.ref, "refs:previous": self.previous, "value": self.value.detach(),
-            "segment": self.segment, "rewards": self.dense,
+            "segment": self.segment, "rewards": self.dense, "collision": self.collision.detach(),
         }  # fmt: skip
         return Feedback(
-            self.rewards, self.group, labels=self.labels, pairs=self.pairs, strength=self.strength, lengths=self.lengths, wins=self.wins,
+            self.rewards, self.group, parts=self.parts, labels=self.labels, pairs=self.pairs, strength=self.strength, lengths=self.lengths, wins=self.wins,
             tables={name: table for name, table in tables.items() if name in reads},
         )  # fmt: skip
 
@@ -127,6 +129,7 @@ def table(kind: Kind, seed: int = 0, leaf: Tensor | None = None) -> Table:
     common["value"] = leaf[..., 0] / 2
     shifted = {name: (normal(ROWS, COLUMNS, SIZE) * 0.3, normal(ROWS, COLUMNS, SIZE) * 0.3) for name in CONTRASTS}
     before = reference + normal(ROWS, COLUMNS, SIZE) * 0.2
+    common["parts"] = _parts(normal, group)
 
     if kind == "token":
         log_probs, old, ref, previous = (parameters.log_softmax(-1) for parameters in (leaf, sampled, reference, before))
@@ -178,3 +181,13 @@ def _said(normal: Callable[..., Tensor], group: Tensor, mask: Tensor) -> dict[st
         "segment": (1 + number // 2).double() * mask,
         "dense": normal(ROWS, COLUMNS) * mask,
     }
+
+
+def _parts(normal: Callable[..., Tensor], group: Tensor) -> dict[str, Tensor]:
+    """Two rewards apart, one tied where all are, and how hard a row is (0..1)."""
+    parts = {name: normal(ROWS) for name in PARTS}
+    parts["hardness"] = parts["hardness"].sigmoid()
+    parts["first"][group == TIED] = -0.7
+    for values in parts.values():
+        values[MISSING] = math.nan
+    return parts
