@@ -235,7 +235,7 @@ class DiffusersPolicy:
             stack.enter_context(seeded(pipe, seeds))
             stack.enter_context(encoded_once(pipe, known, self._embeddings))
             if player is not None:
-                seated = stack.enter_context(seat(pipe, player))
+                seated = stack.enter_context(seat(pipe, player, len(prompts)))
                 if skip:
                     stack.enter_context(skipped(self._still(), lambda: seated.column < skip, len(prompts), self._shapes))
             if place is not None:

@@ -188,7 +188,8 @@ def encoded_once(pipe: Any, known: list[str], memory: dict[Any, Any], keep: int 
 
     known: the distinct prompts of a whole rollout. A call whose prompts are all among them encodes these once, together, and
     looks its rows up, so that padding is the same in every call; this needs an encoder whose every output has one entry for
-    each prompt. Other calls are remembered as they are, by the content of their arguments, images and tensors included.
+    each prompt and that takes them all at once. Other calls are remembered as they are, by the content of their arguments,
+    images and tensors included.
     """
     encode = getattr(pipe, "encode_prompt", None)
     if encode is None:
@@ -212,10 +213,17 @@ def encoded_once(pipe: Any, known: list[str], memory: dict[Any, Any], keep: int 
         rows = isinstance(prompts, list) and all(isinstance(p, str) and p in known for p in prompts)
         others = [value for name, value in arguments.items() if name != "prompt" and isinstance(value, (list, tuple))]
         if rows and all(list(value) == prompts for value in others) and not any(_is_media(value) for value in arguments.values()):
-            found = ask(
-                {name: list(known) if name == "prompt" or isinstance(value, (list, tuple)) else value for name, value in arguments.items()}
-            )
-            if _one_each(found, len(known)):
+            of_all = {"prompt": list(known), **({"batch_size": len(known)} if "batch_size" in arguments else {})}
+            try:
+                found = ask(
+                    {
+                        name: of_all.get(name, list(known) if isinstance(value, (list, tuple)) else value)
+                        for name, value in arguments.items()
+                    }
+                )
+            except (IndexError, RuntimeError, TypeError, ValueError):  # one prompt at a time, or a list of another length beside them
+                found = None
+            if found is not None and _one_each(found, len(known)):
                 return _pick(found, [known.index(p) for p in prompts])
         return ask(arguments)
 

@@ -46,6 +46,11 @@ PRECONDITIONED = {
     "EDMDPMSolverMultistepScheduler",
     "CosineDPMSolverMultistepScheduler",
 }  # they know how to read their model
+TRIGONOMETRIC = {"SCMScheduler"}  # x = cos(t) * x_0 + sin(t) * sigma_data * eps (TrigFlow)
+RATIOS = {"DDPMWuerstchenScheduler"}  # variance preserving, its timesteps are ratios from 1 to 0
+KNOWN = FLOW | PRESERVING | FROM_SIGMAS | EXPLODING | PRECONDITIONED | TRIGONOMETRIC | RATIOS
+# Pipelines that ask their scheduler for the clean latent first, and for the step with ``pred_original_sample`` after guidance
+ASK_CLEAN_FIRST = {"CosmosTextToWorldPipeline", "CosmosVideoToWorldPipeline"}
 FIRST_ORDER = {
     "PNDMScheduler": "DDIMScheduler", "FlowMatchHeunDiscreteScheduler": "FlowMatchEulerDiscreteScheduler",
     "DPMSolverSinglestepScheduler": "DPMSolverMultistepScheduler",
@@ -101,9 +106,13 @@ def grid(scheduler: Any) -> Level:
         return Level(signal, sigmas * signal)
     if name in EXPLODING | PRECONDITIONED:
         return _exploding(scheduler.sigmas.cpu().float())
-    raise UserError(
-        f"scheduler: got {name}, takes one of {', '.join(sorted(FLOW | PRESERVING | FROM_SIGMAS | EXPLODING | PRECONDITIONED))}"
-    )
+    if name in TRIGONOMETRIC:
+        angle = scheduler.timesteps.cpu().float()
+        return Level(angle.cos(), scheduler.config.sigma_data * angle.sin())
+    if name in RATIOS:
+        abar = scheduler._alpha_cumprod(scheduler.timesteps.cpu().float(), torch.device("cpu"))
+        return Level(abar.sqrt(), (1 - abar).sqrt())
+    raise UserError(f"scheduler: got {name}, takes one of {', '.join(sorted(KNOWN))}")
 
 
 def _exploding(sigmas: Tensor) -> Level:
@@ -119,6 +128,8 @@ def parametrisation(scheduler: Any) -> str:
     """What the model predicts, in ``samplers.kernels.predict``'s words. Errors: UserError for one not known here."""
     if _own_name(scheduler) in FLOW:
         return "epsilon" if _above_one(scheduler) else "flow"
+    if _own_name(scheduler) in TRIGONOMETRIC:
+        return "v_prediction"
     kind = scheduler.config.get("prediction_type", "epsilon")
     names = {"epsilon": "epsilon", "v_prediction": "v_prediction", "sample": "sample", "flow_prediction": "flow"}
     if kind not in names:
@@ -141,6 +152,10 @@ def clean_and_noise(scheduler: Any, output: Tensor, x: Tensor, t: Level) -> Pred
     if _own_name(scheduler) in EXPLODING:
         size = (t.signal**2 + t.noise**2).sqrt()
         x, t = x.float() / size, Level(t.signal / size, t.noise / size)
+    if _own_name(scheduler) in TRIGONOMETRIC:  # v in units of the data: noise is sigma_data * eps
+        size = scheduler.config.sigma_data
+        found = predict(output, x, Level(t.signal, t.noise / size), parametrisation="v_prediction")
+        return Prediction(clean=found.clean, noise=found.noise / size)
     return predict(output, x, t, parametrisation=parametrisation(scheduler))  # type: ignore[arg-type]
 
 
@@ -152,13 +167,45 @@ def first_order(scheduler: Any) -> Any:
     return getattr(diffusers, sibling).from_config(scheduler.config) if sibling else scheduler
 
 
+class Rows(NamedTuple):
+    """How a pipeline hands its scheduler the latents of ``count`` rows; players see one entry for each row, ``[B, ...]``.
+
+    Some fold the frames of a video into the batch, ``[B * F, C, ...]`` for ``[B, C, F, ...]``. Some hand over both halves of
+    their guidance, two times the same latent: the first half counts, and both get its answer.
+    """
+
+    count: int
+    times: int
+    halves: bool
+
+    def taken(self, value: Tensor) -> Tensor:
+        if self.times == 1:
+            return value
+        return value[: self.count] if self.halves else value.unflatten(0, (self.count, self.times)).transpose(1, 2)
+
+    def given(self, value: Tensor) -> Tensor:
+        if self.times == 1:
+            return value
+        return torch.cat([value, value]) if self.halves else value.transpose(1, 2).flatten(0, 1)
+
+
+def rows_of(x: Tensor, count: int | None) -> Rows:
+    """How ``x`` holds ``count`` rows; as it is, where the count is not known or does not fit."""
+    if count is None or len(x) == count or len(x) % count:
+        return Rows(len(x), 1, False)
+    return Rows(count, len(x) // count, len(x) == 2 * count and torch.equal(x[:count], x[count:]))
+
+
 @contextmanager
-def seat(pipe: Any, player: Player) -> Iterator[Any]:
-    """``pipe.scheduler`` is the player's while the block lasts; yields it. The pipeline gets its own back in any case."""
+def seat(pipe: Any, player: Player, rows: int | None = None) -> Iterator[Any]:
+    """``pipe.scheduler`` is the player's while the block lasts; yields it. The pipeline gets its own back in any case.
+
+    rows: how many the call has, for pipelines that hand over their latents otherwise (``Rows``).
+    """
     own = pipe.scheduler
     seated = copy.deepcopy(first_order(own))
     seated.__class__ = _played(type(seated))  # type: ignore[arg-type]
-    seated.begin(player)
+    seated.begin(player, rows, type(pipe).__name__ in ASK_CLEAN_FIRST)
     pipe.scheduler = seated
     try:
         yield seated
@@ -178,8 +225,9 @@ class _Played:
     steps that were asked for, ``position`` is the place in the schedule: they differ where a pipeline starts late (strength < 1).
     """
 
-    def begin(self, player: Player) -> None:
+    def begin(self, player: Player, rows: int | None, clean_first: bool) -> None:
         self.player, self.column, self.position = player, 0, 0
+        self.rows, self.clean_first = rows, clean_first
         self.numbers = itertools.count()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
@@ -203,7 +251,8 @@ class _Played:
     def _arrange(self) -> None:
         """After diffusers has computed its schedule: keep the levels; a probe shows the pipeline its own times instead."""
         self.position = 0
-        self.levels, self.schedule = grid(self), self.timesteps  # type: ignore[has-type]
+        self.levels = grid(self)
+        self.schedule = self.timesteps[: len(self.levels.noise) - 1]  # type: ignore[has-type]  # some end with the time of clean data
         if self.player.timesteps is not None:
             self.timesteps = _one_time_for_each_row(self.player.timesteps, len(self.schedule))
 
@@ -236,19 +285,26 @@ class _Played:
             return self.precondition_inputs(sample, noise).to(sample.dtype)  # type: ignore[attr-defined]
         return (sample / (noise**2 + 1).sqrt().to(sample)).to(sample.dtype)
 
-    def _play(self, model_output: Tensor, timestep: Any, sample: Tensor, return_dict: bool) -> Any:
+    def _play(self, model_output: Tensor, timestep: Any, sample: Tensor, return_dict: bool, clean: Tensor | None = None) -> Any:
         self._find(timestep)
-        t, t_next = self._moment_levels(sample)
-        prediction = clean_and_noise(self, model_output, sample, t)
-        answer = self.player.answer(Moment(self.column, len(self.schedule) - self.position, t, t_next, sample, prediction))
+        rows = rows_of(sample, self.rows)
+        x = rows.taken(sample)
+        t, t_next = self._moment_levels(x)
+        prediction = clean_and_noise(self, rows.taken(model_output), x, t)
+        if clean is not None:
+            prediction = Prediction(clean=clean.float(), noise=(x.float() - t.signal * clean.float()) / t.noise)
+        elif self.clean_first:
+            self._step_index = self.position + 1  # the pipeline takes one off again
+            return (sample, clean_and_noise(self, model_output, sample, self._moment_levels(sample)[0]).clean)
+        answer = rows.given(self.player.answer(Moment(self.column, len(self.schedule) - self.position, t, t_next, x, prediction)))
         self.column, self.position = self.column + 1, self.position + 1
         if "_step_index" in self.__dict__:  # add_noise asks for it between steps
             self._step_index = self.position
         if not return_dict:
-            return (answer, prediction.clean)
+            return (answer, rows.given(prediction.clean))
         from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 
-        return DDIMSchedulerOutput(prev_sample=answer, pred_original_sample=prediction.clean)
+        return DDIMSchedulerOutput(prev_sample=answer, pred_original_sample=rows.given(prediction.clean))
 
 
 def _one_time_for_each_row(vector: Tensor, count: int) -> Tensor:
@@ -278,7 +334,8 @@ def _played(kind: Any) -> type:
     @functools.wraps(kind.step)
     def step(self: Any, *args: Any, **kwargs: Any) -> Any:
         given = takes.bind(self, *args, **kwargs).arguments
-        return self._play(given["model_output"], given["timestep"], given["sample"], given.get("return_dict", True))
+        asked = (given["model_output"], given["timestep"], given["sample"], given.get("return_dict", True))
+        return self._play(*asked, given.get("pred_original_sample"))
 
     return type(f"Played{kind.__name__}", (_Played, kind), {"set_timesteps": set_timesteps, "step": step, **noising})
 
