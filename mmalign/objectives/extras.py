@@ -9,27 +9,27 @@ from torch import Tensor
 
 from mmalign.objectives import scores
 from mmalign.objectives.pairwise import Order, Term, strengths
-from mmalign.objectives.parts import live
+from mmalign.objectives.parts import Part, live
 from mmalign.types import Feedback, Steps, UserError
 
 Average = Literal["sequence", "token", "sum"]
 
 
-def likelihood(average: Average = "sequence") -> Term:
+def likelihood(average: Average = "sequence", *, share: Part | None = None) -> Term:
     """``-log pi`` of the better row, nats: per step of its row (``sequence``) or summed (``sum``); for a bound, of each draw.
 
     ``token``: the sum of all better rows over the number of all their steps, in the whole update, so that long rows count more; the
-    first channel of the signal has to be ``token_average``.
+    first channel of the signal has to be ``token_average``. share: what each step counts for.
     """
     if average not in get_args(Average):
         raise UserError(f"average: got {average!r}, takes one of {', '.join(get_args(Average))}")
-    score = scores.policy("total" if average == "sum" else "per_step")
+    score = scores.policy("total" if average == "sum" else "per_step", share=share)
 
     def of(steps: Steps, order: Order) -> Tensor:
         values = -score.of(steps)
         return order.sides(values * order.said[:, :1] if average == "token" else values)[0]
 
-    return Term(of)
+    return Term(of, score.needs)
 
 
 def token_average(feedback: Feedback) -> Tensor:

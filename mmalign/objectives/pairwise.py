@@ -62,10 +62,6 @@ class Term(NamedTuple):
     score: Part | None = None
 
 
-Mix = Callable[[Tensor, Tensor, Order], Tensor]
-"""(cost in this order, cost in the turned order, order) -> value of the pair"""
-
-
 def compared(score: Part, link: links.Compare, *, weight: Term | None = None) -> Term:
     """``weight * link(score of the better row, score of the worse row)``."""
 
@@ -83,41 +79,37 @@ def times(factor: float, term: Term) -> Term:
     return term._replace(of=lambda steps, order: factor * term.of(steps, order))
 
 
-def expected(cost: Tensor, turned: Tensor, order: Order) -> Tensor:
-    """The expected cost under the label: ``p cost + (1 - p) turned``."""
-    return order.strength * cost + (1 - order.strength) * turned
-
-
 def pairwise(
     *terms: Term,
-    mix: Mix = expected,
     weigh: Callable[[Tensor], Tensor] = weights.sequence_mean,
     kinds: frozenset[str] = DENSITIES,
     said: Callable[[Feedback], Tensor] | None = None,
     reads: frozenset[str] = frozenset(),
     survey: Callable[[Steps, Tensor], Tensor] | None = None,
     channels: int = 0,
-    ties: bool = True,
+    hard: bool = False,
     state: Any = None,
 ) -> Method:
-    """``value of a pair = mix(sum of terms, sum of terms in the turned order)``; the expected cost under the label by default.
+    """``value of a pair = p (sum of terms) + (1 - p) (sum of terms in the turned order)``, the expected cost under the label.
 
     weigh, kinds, reads, state: as in ``types.Method``. said: Feedback -> ``[B, S]``, what terms are told of each row (``Order.said``);
     NaN: nothing is known of the row's pair. channels: how many more numbers of a row ``survey`` fills in. survey: as in
-    ``types.Method``, of a signal ``[B, 1, 1 + S + channels]``. ties: False where a pair that nobody is ahead in says nothing.
+    ``types.Method``, of a signal ``[B, 1, 1 + S + channels]``. hard: a label counts by
+    which row is the better one, however sure it is, and a tie says nothing.
 
     Raises UserError for a kind of steps that it does not accept, a signal that is no pairs', and where a term misses what it needs.
     """
     score = next((term.score for term in terms if term.score is not None), None)
 
     def signal(feedback: Feedback) -> Tensor:
-        return _signal(feedback, said, channels, ties)
+        return _signal(feedback, said, channels, hard)
 
     def loss(steps: Steps, signal: Tensor) -> Loss:
         if steps.kind not in kinds:
             raise UserError(f"Steps.kind: got {steps.kind!r}, this method takes {' or '.join(sorted(kinds))}")
         order = ordered(steps, signal)
-        value = mix(_sum(terms, steps, order), _sum(terms, steps, order.turned()), order)
+        turned = order.turned()
+        value = order.strength * _sum(terms, steps, order) + turned.strength * _sum(terms, steps, turned)
         counted = shared(steps)
         cells = live(value.expand_as(counted), counted & (order.sign != 0)).repeat_interleave(2, 0)
         return Loss(live(cells, steps.mask), _metrics(steps, score, order, counted), steps.mask.any(1).sum())
@@ -168,10 +160,10 @@ def partner(feedback: Feedback, values: Tensor) -> Tensor:
     return found
 
 
-def _signal(feedback: Feedback, said: Callable[[Feedback], Tensor] | None, channels: int, ties: bool) -> Tensor:
+def _signal(feedback: Feedback, said: Callable[[Feedback], Tensor] | None, channels: int, hard: bool) -> Tensor:
     known = strengths(feedback)
-    if not ties:
-        known = torch.where(known.abs() == 0.5, 0.0, known)
+    if hard:
+        known = torch.where(known.abs() == 0.5, 0.0, known.sign())
     if said is None and not channels:
         return known[:, None]
     more = torch.zeros(len(known), 0, dtype=torch.float64) if said is None else said(feedback).detach().double()

@@ -1,0 +1,30 @@
+"""Contrastive Preference Learning."""
+
+from __future__ import annotations
+
+from mmalign.objectives import links, pairwise, scores, shares
+from mmalign.types import Method, UserError
+
+
+def cpl(*, beta: float = 0.1, gamma: float = 1.0, bias: float = 0.5) -> Method:
+    """Preferences as regrets: discounted log-probabilities of what was done take the place of advantages; no reference, no reward.
+
+    With ``s = sum_t gamma^t beta log pi_t`` of a row, better row w, worse row r::
+
+        loss = mean over pairs of  -log( e^{s_w} / (e^{s_w} + e^{bias s_r}) )
+
+    Args:
+        beta: temperature, the paper's alpha.
+        gamma: discount of a step.
+        bias: the paper's lambda, above 0 to 1; below 1 it keeps the policy near what the data does.
+
+    Paper: Contrastive Preference Learning: Learning from Human Feedback without RL, arXiv 2310.13639.
+
+    Deviations: the bias counts for the row that is worse in each order, so the two orders' probabilities do not add to 1, as in the
+    authors' code. The defaults are as we remember that code's. Soft labels are ours.
+    """
+    links.positive(beta=beta)
+    if not 0 < bias <= 1:
+        raise UserError(f"bias: got {bias}, takes above 0 to 1")
+    score = scores.policy(share=shares.discounted(gamma))
+    return pairwise.pairwise(pairwise.compared(score, lambda better, worse: links.logistic(better - bias * worse, beta=beta)))

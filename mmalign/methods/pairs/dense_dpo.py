@@ -1,0 +1,33 @@
+"""Dense DPO, of RLHF-V."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from mmalign.objectives import links, pairwise, scores, shares
+from mmalign.types import Method
+
+
+def dense_dpo(*, beta: float = 0.1, gamma: float = 5.0, margin: Literal["total", "per_step"] = "per_step") -> Method:
+    """DPO on corrected answers, in which what was corrected counts more than what was kept.
+
+    With c_t = gamma for steps that the other row has not and 1 for the others, and a row's score
+    ``d = sum_t c_t log(pi / ref)_t / sum_t c_t``::
+
+        loss = mean over pairs of  -log sigmoid(beta (d_w - d_r))
+
+    Args:
+        beta: as in ``dpo``.
+        gamma: what a corrected step counts for.
+        margin: ``per_step``, as above; ``total``, without the division.
+
+    Paper: RLHF-V: Towards Trustworthy MLLMs via Behavior Alignment from Fine-grained Correctional Human Feedback, arXiv 2312.00849.
+
+    Deviations: the paper calls it DDPO, which is another method elsewhere. Its gamma of 5 is as we remember it; beta is ours. Which
+    steps were corrected is the fact ``changed``. Soft labels are ours.
+
+    Dialects:
+    - RLAIF-V: gamma=3.0, margin="per_step": the default of the code that RLHF-V and RLAIF-V share.
+    """
+    score = scores.ratio(margin, share=shares.changed(gamma))
+    return pairwise.pairwise(pairwise.compared(score, links.ahead(links.named("logistic", beta=beta))), kinds=frozenset({"token"}))

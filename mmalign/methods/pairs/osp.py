@@ -1,0 +1,26 @@
+"""Online Self-Preferring: soft labels from the model's own judgement."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from mmalign.methods.pairs.dpo import dpo
+from mmalign.types import Method
+
+
+def osp(*, beta: float = 0.1, margin: Literal["total", "per_step", "per_scalar"] = "total") -> Method:
+    """DPO with labels as sure as the judge is: a pair that is nearly a tie is pulled near a margin of 0.
+
+    With m DPO's margin and p the strength of the preference, which the policy judges itself::
+
+        loss = mean over pairs of  -p log sigmoid(beta m) - (1 - p) log sigmoid(-beta m)
+
+    Args:
+        beta, margin: as in ``dpo``.
+
+    Paper: Online Self-Preferring Language Models (arXiv number not verified).
+
+    Deviations: only the abstract was at hand. How the policy judges, and how pairs are built from a ranking, is the recipe's; here p is
+    the strength that the feedback has. ``dpo`` is the same for such feedback.
+    """
+    return dpo(beta=beta, margin=margin)

@@ -1,0 +1,74 @@
+"""How much each step counts in the score of its row: ``Steps -> [B, T]``, without gradient, 0 in dead cells."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mmalign.objectives.parts import Part, live
+from mmalign.types import Steps, UserError
+
+
+def fact(steps: Steps, name: str) -> Tensor:
+    """A fact ``[B, T]`` of the steps, without gradient, 0 in dead cells. Raises UserError where there is none of that name."""
+    if name not in steps.facts:
+        raise UserError(f"Steps.facts: got {sorted(steps.facts)}, this method takes {name}")
+    return live(steps.facts[name].detach(), steps.mask)
+
+
+def contrast(steps: Steps, name: str) -> Steps:
+    """The same rows under another condition. Raises UserError where there is none of that name."""
+    if name not in steps.contrasts:
+        raise UserError(f"Steps.contrasts: got {sorted(steps.contrasts)}, this method takes {name!r}")
+    return steps.contrasts[name]
+
+
+def changed(factor: float) -> Part:
+    """``factor`` for steps that the other row of the pair has not, 1 for the others. Raises UserError for a negative factor."""
+    if factor < 0:
+        raise UserError(f"gamma: got {factor}, takes 0 or more")
+    return Part(lambda steps: live(1 + (factor - 1) * (fact(steps, "changed") > 0).double(), steps.mask), frozenset({"changed"}))
+
+
+def phrases() -> Part:
+    """1 for steps of a phrase in which the rows of a pair differ, 0 for the others."""
+    return Part(lambda steps: (fact(steps, "phrase") > 0).double(), frozenset({"phrase"}))
+
+
+def segment(number: int) -> Part:
+    """1 for steps of the segment of that number, 0 for the others."""
+    return Part(lambda steps: (fact(steps, "segment") == number).double(), frozenset({"segment"}))
+
+
+def position(steps: Steps) -> Tensor:
+    """Number of each live step in its row, from 0, ``[B, T]``."""
+    return live(steps.mask.cumsum(1) - 1, steps.mask).double()
+
+
+def beyond_shorter(factor: float) -> Part:
+    """1 for the first steps of a row, as many as the shorter row of its pair has, ``factor`` for those after them."""
+    if not 0 <= factor <= 1:
+        raise UserError(f"alpha: got {factor}, takes 0 to 1")
+
+    def of(steps: Steps) -> Tensor:
+        length = steps.mask.sum(1, keepdim=True)
+        shorter = torch.minimum(length[0::2], length[1::2]).repeat_interleave(2, 0)
+        return live(torch.where(position(steps) < shorter, 1.0, factor).double(), steps.mask)
+
+    return Part(of, unit="pair")
+
+
+def discounted(factor: float) -> Part:
+    """``factor ** t`` for the t-th live step of a row, from 0."""
+    if not 0 < factor <= 1:
+        raise UserError(f"gamma: got {factor}, takes above 0 to 1")
+    return Part(lambda steps: live(factor ** position(steps), steps.mask))
+
+
+def token_rewards(steps: Steps) -> Tensor:
+    """``sigmoid(log ref(good) - log ref(bad)) - 1/2``, ``[B, T]`` in -0.5..0.5: what ``ref`` thinks of a step, by two prompts (T-REG)."""
+    good, bad = (contrast(steps, name) for name in ("good", "bad"))
+    for name, other in (("good", good), ("bad", bad)):
+        if "ref" not in other.refs:
+            raise UserError(f"Steps.contrasts[{name!r}].refs: got {sorted(other.refs)}, this method takes 'ref'")
+    return live(torch.sigmoid(live((good.refs["ref"] - bad.refs["ref"]).detach(), steps.mask)) - 0.5, steps.mask)
