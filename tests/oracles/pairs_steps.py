@@ -265,7 +265,7 @@ ORACLES: dict[str, list[tuple[dict[str, Any], Callable[..., Tensor]]]] = {
     "power_dl": [({}, power_dl), ({"beta": 2.0, "eta": 0.5, "gamma": 0.6}, power_dl)],
     "lcpo": [
         ({}, lcpo),
-        ({"base": "ipo", "beta": 0.7, "reliability": 0.6, "momentum": 0.5}, lcpo),
+        ({"base": "ipo", "beta": 20.0, "reliability": 0.6, "momentum": 0.5}, lcpo),
         ({"base": "simpo", "beta": 2.0, "gamma": 0.5}, lcpo),
         ({"base": "cpo", "beta": 0.3}, lcpo),
     ],
