@@ -43,6 +43,8 @@ def build(folder: Path) -> None:
         _transformers_clip(folder / "clip")
         _open_clip(folder)
         _head(folder / "head.pth")
+        _bert(folder / "bert")
+        _blip(folder / "image_reward.pt")
 
 
 def _transformers_clip(folder: Path) -> None:
@@ -92,6 +94,57 @@ def _head(path: Path) -> None:
     torch.save(state, path)
 
 
+def _bert(folder: Path) -> None:
+    from transformers import BertTokenizer
+
+    words = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        *sorted({word for prompt in PROMPTS for word in prompt.replace('"', " ").split()}),
+    ]
+    BertTokenizer(vocab={word: number for number, word in enumerate(words)}).save_pretrained(folder)
+
+
+def _blip(path: Path, width: int = 128, hidden: int = 64) -> None:
+    """ImageReward's parameters by their published names: two blocks that see, one layer that reads, five that score."""
+    eye, text, shapes = "blip.visual_encoder", "blip.text_encoder", {}
+
+    def layer(name: str, outside: int, inside: int) -> None:
+        shapes.update({f"{name}.weight": (outside, inside), f"{name}.bias": (outside,)})
+
+    def norm(name: str, size: int) -> None:
+        shapes.update({f"{name}.weight": (size,), f"{name}.bias": (size,)})
+
+    shapes.update({f"{eye}.cls_token": (1, 1, width), f"{eye}.pos_embed": (1, 17, width)})
+    shapes.update({f"{eye}.patch_embed.proj.weight": (width, 3, 8, 8), f"{eye}.patch_embed.proj.bias": (width,)})
+    for block in (f"{eye}.blocks.0", f"{eye}.blocks.1"):
+        layer(f"{block}.attn.qkv", 3 * width, width), layer(f"{block}.attn.proj", width, width)
+        layer(f"{block}.mlp.fc1", 2 * width, width), layer(f"{block}.mlp.fc2", width, 2 * width)
+        norm(f"{block}.norm1", width), norm(f"{block}.norm2", width)
+    norm(f"{eye}.norm", width)
+    shapes.update(
+        {f"{text}.embeddings.word_embeddings.weight": (30, hidden), f"{text}.embeddings.position_embeddings.weight": (40, hidden)}
+    )
+    norm(f"{text}.embeddings.LayerNorm", hidden)
+    for kind, source in (("attention", hidden), ("crossattention", width)):
+        name = f"{text}.encoder.layer.0.{kind}"
+        layer(f"{name}.self.query", hidden, hidden), layer(f"{name}.self.key", hidden, source), layer(f"{name}.self.value", hidden, source)
+        layer(f"{name}.output.dense", hidden, hidden), norm(f"{name}.output.LayerNorm", hidden)
+    layer(f"{text}.encoder.layer.0.intermediate.dense", 2 * hidden, hidden)
+    layer(f"{text}.encoder.layer.0.output.dense", hidden, 2 * hidden), norm(f"{text}.encoder.layer.0.output.LayerNorm", hidden)
+    layer("blip.vision_proj", 8, width), layer("blip.text_proj", 8, hidden)  # in the file, and of no use
+    for number, (inside, outside) in {0: (hidden, 1024), 2: (1024, 128), 4: (128, 64), 6: (64, 16), 7: (16, 1)}.items():
+        layer(f"mlp.layers.{number}", outside, inside)
+    state = {name: torch.randn(shape) * (shape[-1] ** -0.5 if len(shape) > 1 else 0.3) for name, shape in shapes.items()}
+    state |= {name: 1 + value for name, value in state.items() if "orm" in name and name.endswith("weight")}
+    state[f"{text}.embeddings.word_embeddings.weight"] *= 5  # so that prompts differ
+    state[f"{text}.embeddings.position_ids"] = torch.arange(40)[None]
+    torch.save(state, path)
+
+
 def rewards(folder: Path) -> dict[str, object]:
     """Every reward with weights, loaded as users do from a folder that ``build`` has filled."""
     import mmalign as mm
@@ -101,6 +154,7 @@ def rewards(folder: Path) -> dict[str, object]:
         "hps": mm.rewards.hps(model="tiny-hps", weights=str(folder / "hps.pt"), device="cpu"),
         "pickscore": mm.rewards.pickscore(weights=str(folder / "clip"), processor=str(folder / "clip"), device="cpu"),
         "aesthetic": mm.rewards.aesthetic(weights=str(folder / "clip"), head=str(folder / "head.pth"), device="cpu"),
+        "image_reward": mm.rewards.image_reward(weights=str(folder / "image_reward.pt"), tokenizer=str(folder / "bert"), device="cpu"),
         "jpeg": mm.rewards.jpeg(),
     }
 
