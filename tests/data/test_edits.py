@@ -74,3 +74,34 @@ def test_the_examples_that_come_with_it():
     asked = prompts(path)
     assert len(source_images(path, size=64)(asked)["image"]) == len(asked) == 6
     assert [pair.prompt for pair in pairs(str(resource("assets/edits/pairs.jsonl"))).first(9)] == asked
+
+
+def test_an_editing_model_sees_the_image_of_each_prompt_at_every_turn():
+    """A rollout, its replay, and denoising errors of given edits, on a tiny FLUX Kontext."""
+    import torch
+
+    import mmalign as mm
+    from mmalign.policies import twins
+
+    path = str(resource("assets/edits/edits.jsonl"))
+    asked = mm.data.prompts(path, limit=2)
+    call = {"height": 32, "width": 32, "max_area": 32 * 32, "_auto_resize": False}
+    policy = mm.policies.diffusers(
+        twins.twin("FluxKontextPipeline"), num_inference_steps=2, device="cpu", call=call, conditions=source_images(path, size=32)
+    )
+    outputs = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    given = mm.policies.forward(policy).encode(asked, outputs, torch.arange(2), torch.Generator().manual_seed(0))
+    bounds = mm.policies.forward(policy).steps(given, torch.arange(2)).log_probs
+    assert bool(bounds.isfinite().all())
+    rollout = policy.sample(asked, 2, torch.Generator().manual_seed(0))
+    assert torch.equal(policy.steps(rollout, torch.arange(4)).log_probs, rollout.log_probs[:, :1])
+    blank = mm.policies.diffusers(
+        policy.pipe, num_inference_steps=2, device="cpu", call=call, conditions=lambda p: {"image": [_white()] * len(p)}
+    )
+    assert not torch.allclose(mm.policies.forward(blank).steps(given, torch.arange(2)).log_probs, bounds)
+
+
+def _white():
+    from PIL import Image
+
+    return Image.new("RGB", (32, 32), "white")
