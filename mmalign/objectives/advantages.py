@@ -11,6 +11,7 @@ Held by every function here:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -60,6 +61,12 @@ def informative(rewards: Tensor, group: Tensor) -> Tensor:
     return groups.known & groups.informative
 
 
+def group_mean(rewards: Tensor, group: Tensor) -> Tensor:
+    """The mean of the known rewards of each row's group, ``[B]``; NaN where there is none."""
+    groups = _groups(rewards, group)
+    return torch.where(groups.count > 0, groups.mean, torch.nan)
+
+
 def centred(rewards: Tensor, group: Tensor) -> Tensor:
     """``A_i = r_i - mean(group of i)``."""
     groups = _groups(rewards, group)
@@ -102,3 +109,64 @@ def normalised(
 def clip(advantages: Tensor, *, largest: float | None) -> Tensor:
     """``A`` limited to ``-largest .. largest``; None leaves it as it is."""
     return advantages if largest is None else advantages.clamp(-largest, largest)
+
+
+def best_only(
+    rewards: Tensor, group: Tensor, *, std: Literal["group", "none"] = "group", unbiased: bool = True, eps: float = 1e-6
+) -> Tensor:
+    """``A = r_1 - r_2`` for the best row of a group, r_2 its second best, over ``std + eps``; 0 for all others, and without one best.
+
+    The best of k rows is what counts: a row earns by how much the best would be worse without it (arXiv 2503.19595).
+    """
+    groups = _groups(rewards, group)
+    low = torch.where(groups.known & groups.informative, groups.rewards, -torch.inf)
+    empty = low.new_full((len(low),), -torch.inf)
+    largest = empty.scatter_reduce(0, groups.index, low, "amax")[groups.index]
+    second = empty.scatter_reduce(0, groups.index, torch.where(low == largest, -torch.inf, low), "amax")[groups.index]
+    best = (low == largest) & low.isfinite()
+    count = torch.zeros_like(low).index_add(0, groups.index, best.double())[groups.index]
+    ahead = torch.where(best & (count == 1), largest - second, torch.zeros_like(low))
+    if std == "none":
+        return ahead
+    scale = normalised(rewards, group, unbiased=unbiased, eps=eps)
+    raw = centred(rewards, group)  # raw / scale is the deviation + eps, wherever the row is not at its group's mean: the best never is
+    return torch.where(ahead > 0, ahead * scale / torch.where(raw == 0, 1.0, raw), torch.zeros_like(ahead))
+
+
+def length_weighted(rewards: Tensor, group: Tensor, lengths: Tensor) -> Tensor:
+    """``A_i = r_i - sum_j l_j r_j / sum_j l_j`` over i's group: the baseline of least variance where a score's square grows as length.
+
+    OPO (arXiv 2505.23585). A group whose rows are all empty has none, and advantage 0.
+    """
+    groups = _groups(rewards, group)
+    weight = torch.where(groups.known, lengths.double(), torch.zeros_like(groups.rewards))
+    empty = torch.zeros_like(groups.rewards)
+    total = empty.index_add(0, groups.index, weight)[groups.index]
+    baseline = empty.index_add(0, groups.index, weight * groups.rewards)[groups.index] / torch.where(total > 0, total, 1.0)
+    return torch.where(groups.known & groups.informative & (total > 0), groups.rewards - baseline, empty)
+
+
+def decoupled(parts: Mapping[str, Tensor], group: Tensor, *, weights: Mapping[str, float], eps: float = 1e-4) -> Tensor:
+    """``A = z(sum_k w_k z_group(r_k))``: each reward by its own group's mean and spread, then the sum by that of the batch.
+
+    GDPO (arXiv 2601.05242): rewards of different scales, or different rarity, do not drown one another. A reward that a row has none of
+    (NaN) counts 0 in its sum; a row without any has advantage 0.
+    """
+    if unknown := sorted(weights.keys() - parts.keys()):
+        raise UserError(f"weights: got {unknown[0]!r}, takes rewards that are there: {', '.join(parts)}")
+    total = torch.zeros(group.shape, dtype=torch.float64)
+    some = torch.zeros(group.shape, dtype=torch.bool)
+    for name, weight in weights.items():
+        total = total + weight * normalised(parts[name], group, eps=eps)
+        some = some | ~parts[name].isnan()
+    return normalised(torch.where(some, total, torch.nan), torch.zeros_like(group), eps=eps)
+
+
+def gap(rewards: Tensor, group: Tensor) -> Tensor:
+    """The largest minus the smallest known reward of each row's group, ``[B]``; 0 where it is tied, or one alone."""
+    groups = _groups(rewards, group)
+    inside = torch.where(groups.known, groups.rewards, groups.mean)
+    empty = torch.zeros_like(inside)
+    largest = empty.scatter_reduce(0, groups.index, inside, "amax", include_self=False)[groups.index]
+    smallest = empty.scatter_reduce(0, groups.index, inside, "amin", include_self=False)[groups.index]
+    return torch.where(groups.informative, largest - smallest, empty)

@@ -17,7 +17,7 @@ _WIDTH: dict[Unit, int] = {"cell": 0, "row": 1, "pair": 2, "group": 3, "batch": 
 
 
 class Gate(NamedTuple):
-    """What a cell's gradient is multiplied by: ``(Steps, advantage [B, T]) -> [B, T]``; taken without gradient.
+    """What a cell's gradient is multiplied by: ``(Steps, signal [B, T, S]) -> [B, T]``; taken without gradient.
 
     needs, unit: as in ``types.Method``.
     """
@@ -55,7 +55,7 @@ def policy_gradient(
     state: object = None,
     survey: Callable[[Steps, Tensor], Tensor] | None = None,
 ) -> Method:
-    """``values = gate(steps, A) * surrogate(log_ratio(steps), A) + penalty(steps) + terms(steps, signal)``, A the advantage.
+    """``values = gate(steps, signal) * surrogate(log_ratio(steps), A) + penalty(steps) + terms(steps, signal)``, A the advantage.
 
     advantage: Feedback of the whole rollout -> ``[B]``, or ``[B, T]`` where steps differ, or ``[B, 1 or T, S]``, the advantage first,
         where terms need more; without gradient.
@@ -87,7 +87,7 @@ def policy_gradient(
         values, clipped = surrogate(ratio if limit is None else limit(ratio, advantages, steps.mask), advantages)
         if gate is not None:
             with torch.no_grad():
-                passed = live(gate.of(steps, advantages), steps.mask)
+                passed = live(gate.of(steps, channels), steps.mask)
             values, clipped = passed * values, clipped | (passed == 0)
         if penalty is not None:
             values = values + penalty.of(steps)

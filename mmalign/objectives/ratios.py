@@ -6,6 +6,7 @@ applies before it exponentiates and clips, so that one clip range means differen
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from mmalign.objectives.parts import Part, choose, live
@@ -53,6 +54,18 @@ def cps(steps: Steps) -> Tensor:
     if "std" not in steps.facts:
         raise UserError(f"Steps.facts: got {sorted(steps.facts)}, the ratio 'cps' takes std")
     return per_scalar(steps) * 2 * live(steps.facts["std"].detach(), steps.mask) ** 2
+
+
+def geometric(log_ratio: Tensor, advantage: Tensor, mask: Tensor, *, low: float, high: float) -> Tensor:
+    """The mean of a row's log-ratios, in each of its live steps, clipped on the side where PPO clips (GMPO, arXiv 2507.20673).
+
+    ``min(x, high)`` where ``A > 0``, ``max(x, -low)`` where ``A < 0``: a step that has gone far enough the right way adds no more.
+    """
+    if min(low, high) < 0:
+        raise UserError(f"low, high: got {low} and {high}, takes 0 or more nats")
+    bound = torch.where(advantage > 0, log_ratio.clamp(max=high), torch.where(advantage < 0, log_ratio.clamp(min=-low), log_ratio))
+    length = mask.sum(1, keepdim=True).clamp(min=1)
+    return live((live(bound, mask).sum(1, keepdim=True) / length).expand_as(log_ratio), mask)
 
 
 def likelihood(steps: Steps) -> Tensor:

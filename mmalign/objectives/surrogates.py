@@ -69,6 +69,6 @@ def sigmoid(log_ratio: Tensor, advantage: Tensor, *, positive: float, negative: 
     _check(log_ratio, advantage)
     if not (positive > 0 and negative > 0):
         raise UserError(f"temperature: got {positive} and {negative}, takes numbers above 0")
-    tau = torch.where(advantage > 0, positive, negative).to(log_ratio)
+    tau = torch.where(advantage > 0, log_ratio.new_tensor(positive), log_ratio.new_tensor(negative))  # two bare floats make a float32
     soft = torch.sigmoid(tau * bounded_expm1(log_ratio)) * 4 / tau
     return Surrogate(-soft * advantage, torch.zeros_like(log_ratio, dtype=torch.bool))

@@ -1,0 +1,50 @@
+"""KL-Cov: steps that would make the entropy fall fastest pay for leaving the old policy."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from mmalign.objectives import advantages, gates, ratios, surrogates, weights
+from mmalign.objectives.compose import Term, policy_gradient
+from mmalign.types import Method, Steps, UserError
+
+
+def kl_cov(*, share: float = 2e-4, price: float = 1.0, unbiased: bool = True, eps: float = 1e-4) -> Method:
+    """The unclipped policy gradient, and a price on the steps whose covariance of advantage and log-probability is highest.
+
+    ``c_it = (A_i - mean A)(log pi_it - mean log pi)`` over the live steps of an update, K the ``share`` of them (at least one) with the
+    largest c, ``rho = pi / pi_old``::
+
+        loss = mean_it [ -rho_it A_i + price |log rho_it| 1[it in K] ]
+
+    Args:
+        share: fraction of live steps that pay. price: per nat, in units of the advantage.
+        unbiased, eps: of the group's standard deviation; eps in units of the reward.
+
+    Paper: The Entropy Mechanism of Reinforcement Learning for Reasoning Language Models, arXiv 2505.22617, sec. 4; its numbers are the
+    defaults, as verl has them.
+
+    Deviations: means and ``share`` are of the whole update; verl's are of a micro-batch, so that its choice depends on the split. The
+    gradient of the price is 0 where the policy has not moved.
+
+    Dialects:
+    - verl 0.7: eps=1e-6: `kl_cov`.
+    """
+    if not 0 < share <= 1 or price < 0:
+        raise UserError(f"share, price: got {share} and {price}, takes a number in 0..1, and 0 or more")
+
+    def chosen(steps: Steps, advantage: Tensor) -> Tensor:
+        count = max(int(share * int(steps.mask.sum())), 1)
+        return gates.largest(gates.covariance(steps, advantage), steps.mask, count).double()
+
+    def paid(steps: Steps, signal: Tensor) -> Tensor:
+        return price * gates.found(signal) * ratios.per_step(steps).abs()
+
+    return policy_gradient(
+        advantage=lambda feedback: advantages.normalised(feedback.rewards, feedback.group, unbiased=unbiased, eps=eps),
+        log_ratio=ratios.named("per_step"),
+        surrogate=surrogates.unclipped,
+        terms=[Term("price", paid, frozenset({"old"}))],
+        weigh=weights.token_mean,
+        survey=gates.surveyed(chosen),
+    )

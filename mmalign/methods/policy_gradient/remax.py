@@ -1,0 +1,56 @@
+"""ReMax."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from mmalign.objectives import advantages, ratios, returns, surrogates, weights
+from mmalign.objectives.compose import policy_gradient
+from mmalign.types import Feedback, Method
+
+
+def remax(*, beta: float = 0.0, gamma: float = 1.0, largest: float | None = None) -> Method:
+    """REINFORCE whose baseline is the reward of the policy's greedy answer to the same prompt.
+
+    With g the greedy row of i's group, ``A_it = r_i - r_g - beta sum_{s >= t} gamma^(s - t) (log pi_old - log ref)_is``, and::
+
+        loss = mean_i [ -sum_t A_it log pi_it ]
+
+    Args:
+        beta: price of a nat of KL to ``ref`` at a step, in units of the reward; 0 needs no reference.
+        gamma: discount of a step's price. largest: bound of the advantage, or None.
+
+    Paper: ReMax: A Simple, Effective, and Efficient Reinforcement Learning Method for Aligning Large Language Models, arXiv
+    2310.10505.
+
+    Deviations: the greedy row stands in the rollout, in its prompt's group, and is known by its empty mask: a row that was made
+    without a random decision (greedy words; a deterministic sampler) has nothing to train. Of several the mean reward counts. A
+    group without one has advantage 0, and is not kept.
+    """
+
+    def baseline(feedback: Feedback) -> Tensor:
+        """``[B]``, NaN in a group without a greedy row, and at that row itself."""
+        greedy = ~returns.read(feedback, "mask").any(1)
+        mean = advantages.group_mean(torch.where(greedy, feedback.rewards, torch.nan), feedback.group)
+        return torch.where(greedy, torch.nan, mean)
+
+    def advantage(feedback: Feedback) -> Tensor:
+        inside = returns.known(feedback)
+        ahead = feedback.rewards - baseline(feedback)
+        found = ahead[:, None].expand(inside.shape)
+        if beta:
+            found = found - beta * returns.to_go(returns.kl(feedback), inside, gamma=gamma)
+        found = torch.where(inside & ~ahead.isnan()[:, None], found, 0.0)
+        return advantages.clip(found, largest=largest)
+
+    return policy_gradient(
+        advantage=advantage,
+        log_ratio=ratios.LIKELIHOOD,
+        surrogate=surrogates.likelihood,
+        weigh=partial(weights.constant_length, length=1),
+        keep=lambda feedback: ~(feedback.rewards - baseline(feedback)).isnan(),
+        reads=frozenset({"mask", "old", "refs:ref"} if beta else {"mask"}),
+    )

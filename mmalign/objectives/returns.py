@@ -1,0 +1,121 @@
+"""What each step of a row earned: rewards of single steps, returns, and advantages by a critic; ``[B, T]`` float64, no gradient.
+
+A scalar reward arrives at a row's last live step. Dead cells (padding, what a tool answered) are skipped: they earn nothing, no time
+passes in them, and they hold 0. So does a row whose reward is missing (NaN): ``known`` says which cells count.
+
+What is needed of a rollout's steps stands in ``Feedback.tables`` (``mask``, ``old``, ``refs:NAME``, ``value``, ...).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mmalign.objectives.parts import live
+from mmalign.types import Feedback, UserError
+
+
+def read(feedback: Feedback, name: str) -> Tensor:
+    """The table of that name, without gradient. Raises UserError where it was not given."""
+    if name not in feedback.tables:
+        raise UserError(f"Feedback.tables: got {sorted(feedback.tables)}, this method reads {name!r}")
+    return feedback.tables[name].detach()
+
+
+def known(feedback: Feedback) -> Tensor:
+    """``[B, T]`` bool: live cells of rows whose reward is known."""
+    return read(feedback, "mask") & ~feedback.rewards.isnan()[:, None]
+
+
+def _last(mask: Tensor) -> Tensor:
+    """``[B, T]`` bool: each row's last live cell."""
+    after = mask.flip(1).cumsum(1).flip(1)
+    return mask & (after == 1)
+
+
+def at_end(rewards: Tensor, mask: Tensor) -> Tensor:
+    """Rewards of rows ``[B]`` at their last live cell; NaN becomes 0."""
+    return live(rewards.nan_to_num(0.0)[:, None].expand(mask.shape), _last(mask))
+
+
+def kl(feedback: Feedback, *, name: str = "ref") -> Tensor:
+    """``log pi_old - log ref`` of each sampled step, nats: k1, which in a reward is unbiased. Reads ``mask, old, refs:NAME``."""
+    return live(read(feedback, "old") - read(feedback, f"refs:{name}"), known(feedback))
+
+
+def to_go(rewards: Tensor, mask: Tensor, *, gamma: float = 1.0) -> Tensor:
+    """``G_t = sum_{s >= t} gamma^(s - t) r_s`` over live steps."""
+    running, found = rewards.new_zeros(len(rewards)), torch.zeros_like(rewards)
+    for step in reversed(range(rewards.shape[1])):
+        inside = mask[:, step]
+        running = torch.where(inside, rewards[:, step] + gamma * running, running)
+        found[:, step] = live(running, inside)
+    return found
+
+
+def gae(rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float, lam: float) -> Tensor:
+    """``A_t = sum_{s >= t} (gamma lam)^(s - t) [r_s + gamma V_{s+1} - V_s]`` (arXiv 1506.02438, eq. 16); V is 0 after the last step.
+
+    Values and time differences of dead cells are skipped, as in verl.
+    """
+    if not (0 <= gamma <= 1 and 0 <= lam <= 1):
+        raise UserError(f"gamma, lam: got {gamma} and {lam}, takes numbers in 0..1")
+    values, found = live(values, mask), torch.zeros_like(rewards)
+    running, ahead = rewards.new_zeros(len(rewards)), rewards.new_zeros(len(rewards))
+    for step in reversed(range(rewards.shape[1])):
+        inside = mask[:, step]
+        error = rewards[:, step] + gamma * ahead - values[:, step]
+        running = torch.where(inside, error + gamma * lam * running, running)
+        ahead = torch.where(inside, values[:, step], ahead)
+        found[:, step] = live(running, inside)
+    return found
+
+
+def whitened(advantages: Tensor, mask: Tensor, *, eps: float = 1e-8) -> Tensor:
+    """``(A - mean) / sqrt(var + eps)`` over live cells of the whole rollout; the unbiased variance, as in verl and TRL."""
+    count = mask.sum()
+    mean = live(advantages, mask).sum() / count.clamp(min=1)
+    variance = (live(advantages - mean, mask) ** 2).sum() / (count - 1).clamp(min=1)
+    return live((advantages - mean) / (variance + eps).sqrt(), mask)
+
+
+def macro(mask: Tensor, *, length: int) -> Tensor:
+    """Numbers of macro actions of ``length`` live steps each, ``[B, T]`` float64 from 1; 0 in dead cells. The last may be shorter."""
+    if length < 1:
+        raise UserError(f"length: got {length}, takes 1 or more steps")
+    return live(1.0 + torch.div(mask.cumsum(1) - 1, length, rounding_mode="floor").double(), mask)
+
+
+def first(number: Tensor) -> Tensor:
+    """``[B, T]`` bool: the first cell of each macro action."""
+    places = torch.arange(number.shape[1], dtype=torch.int64).expand(number.shape)
+    index = number.long()
+    earliest = torch.full((len(number), number.shape[1] + 1), number.shape[1]).scatter_reduce(1, index, places, "amin")
+    return (earliest.gather(1, index) == places) & (number != 0)
+
+
+def pooled(values: Tensor, number: Tensor, *, mean: bool) -> Tensor:
+    """Sum, or mean, over the steps of a row with one macro action's number, in each of them; differentiable; 0 where that is 0."""
+    index, inside = number.long(), number != 0
+    empty = values.new_zeros(len(values), values.shape[1] + 1)
+    total = empty.scatter_add(1, index, live(values, inside))
+    if mean:
+        total = total / empty.scatter_add(1, index, inside.to(values.dtype)).clamp(min=1)
+    return live(total.gather(1, index), inside)
+
+
+def optimal_baseline(returns: Tensor, feedback: Feedback) -> Tensor:
+    """``b_t = sum_i G_it W_it / sum_i W_it`` over a group's rows that are live at column t, ``W_it = sum_{s <= t} w_is``.
+
+    ``w = 1 - 2 p + sum_v p_v^2`` is the squared norm of a step's score in logits: the baseline that makes the variance of the
+    gradient least. Reads ``mask, old, collision``.
+    """
+    inside = known(feedback)
+    probability = live(read(feedback, "old"), inside).exp()
+    energy = live(1 - 2 * probability + live(read(feedback, "collision"), inside).exp(), inside).clamp(min=0).cumsum(1)
+    energy = live(energy, inside)
+    names, index = feedback.group.unique(return_inverse=True)
+    empty = returns.new_zeros(len(names), returns.shape[1])
+    weight = empty.index_add(0, index, energy)
+    mean = empty.index_add(0, index, energy * returns) / torch.where(weight > 0, weight, torch.ones_like(weight))
+    return live(mean[index], inside)
