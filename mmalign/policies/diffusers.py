@@ -13,19 +13,17 @@ latent: with bf16 models both sides see the same numbers, and the ratio is 1 bef
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, ExitStack, suppress
+from contextlib import AbstractContextManager
 from typing import Any
 
-import numpy
 import torch
 from torch import Tensor
 
-from mmalign.policies.interception import Finished, Place, encoded_once, placed, seeded, skipped, watched
+from mmalign.policies.calling import GUIDANCE, Caller, load
+from mmalign.policies.interception import Finished, Place, watched
 from mmalign.policies.parameters import ParameterSets
-from mmalign.policies.scheduler import Moment, Player, seat
-from mmalign.policies.unfit import reason
+from mmalign.policies.scheduler import Moment, Player
 from mmalign.samplers import kernels
 from mmalign.samplers.windows import Window, all_but_last
 from mmalign.types import Kernel, Level, Prediction, Rollout, Steps, UserError
@@ -34,9 +32,6 @@ __all__ = ["DiffusersPolicy", "diffusers"]
 
 KIND = "transition"
 GIVES = frozenset({"old", "refs", "kls", "std", "dt"})
-DENOISERS = ("transformer", "transformer_2", "unet", "image_unet", "prior", "decoder")  # those of a pipeline are trained together
-GUIDANCE = ("guidance_scale", "guidance_scale_2", "true_cfg_scale")  # 1.0 switches classifier-free guidance off
-ROWS = ("prompt", "class_labels", "batch_size")  # how a pipeline is told of its rows, first found
 
 
 def diffusers(
@@ -94,19 +89,6 @@ def diffusers(
     return policy
 
 
-def load(name: str, *, dtype: str | None = None) -> Any:
-    """``DiffusionPipeline.from_pretrained``. Errors: UserError where there is no such pipeline."""
-    from diffusers import DiffusionPipeline
-
-    types = {None: None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if dtype not in types:
-        raise UserError(f"policy.dtype: got {dtype!r}, takes float32, bfloat16 or float16")
-    try:
-        return DiffusionPipeline.from_pretrained(name, **({} if dtype is None else {"dtype": types[dtype]}))
-    except (OSError, ValueError) as error:
-        raise UserError(f"policy.pipeline: got {name!r}, takes a pipeline, a folder or a hub id: {str(error).splitlines()[0]}") from error
-
-
 class DiffusersPolicy:
     """See ``diffusers``. ``event_size`` is known after the first rollout."""
 
@@ -118,18 +100,14 @@ class DiffusersPolicy:
         call: dict[str, Any], conditions: Callable[[list[str]], dict[str, Any]] | None = None,
     ):  # fmt: skip
         self.pipe, self.kernel, self.window = pipe, kernel, window
-        self.same_noise, self.rows_at_once, self.call, self.conditions = same_noise, rows_at_once, call, conditions
-        self.accepts = _check_call(pipe, call)
-        self.denoisers = {name: module for name in DENOISERS if isinstance(module := pipe.components.get(name), torch.nn.Module)}
-        if not self.denoisers:
-            raise UserError(f"policy.pipeline: {type(pipe).__name__} has none of {', '.join(DENOISERS)}, so there is nothing to train")
+        self.same_noise, self.rows_at_once = same_noise, rows_at_once
+        self.caller = Caller(pipe, call, conditions)
+        self.denoisers = self.caller.denoisers
         for module in pipe.components.values():
             if isinstance(module, torch.nn.Module):
                 module.eval().requires_grad_(False)
         self.denoiser = next(iter(self.denoisers.values())) if len(self.denoisers) == 1 else torch.nn.ModuleDict(self.denoisers)
         self.sets = ParameterSets(self.denoiser, lora=lora)
-        self._embeddings: dict[Any, Any] = {}
-        self._shapes: dict[Any, Any] = {}
         self._place: Place | None = None
         self._example = ""  # a prompt for calls that only ask for the schedule
 
@@ -201,7 +179,7 @@ class DiffusersPolicy:
             return own
 
         with torch.no_grad():
-            outputs = self._images(self._call(prompts, starts, Player(answer, beside), known, output_type="pt"))
+            outputs = self.caller.images(prompts, starts, Player(answer, beside), known)
         return {
             "x": torch.stack(tape["x"]), "x_next": torch.stack(tape["x_next"]), "log_probs": torch.stack(tape["log_probs"], dim=1).cpu(),
             "random": random[: len(tape["x"])], "dt": torch.stack(tape["dt"]), "outputs": outputs, "beside": tape["beside"],
@@ -212,41 +190,8 @@ class DiffusersPolicy:
         """Outputs ``[B, ...]`` in 0..1 as a user gets them: the pipeline with its own scheduler, one seed for each prompt."""
         images = []
         for at in (slice(chunk, chunk + self.rows_at_once) for chunk in range(0, len(prompts), self.rows_at_once)):
-            images.append(self._images(self._call(prompts[at], seeds[at], None, prompts[at], output_type="pt", **call)))
+            images.append(self.caller.images(prompts[at], seeds[at], None, prompts[at], **call))
         return torch.cat(images)
-
-    def _call(
-        self, prompts: list[str], seeds: list[int], player: Player | None, known: list[str], skip: int = 0,
-        place: tuple[Place, Tensor] | None = None, **call: Any,
-    ) -> Any:  # fmt: skip
-        """The pipeline's own call, with the ``no_grad`` that it wears taken off.
-
-        player: who answers for the scheduler; None leaves the pipeline its own. skip: steps through which the denoiser stands
-        still. place: a latent to be put where the pipeline makes its first one.
-        """
-        pipe, rows = self.pipe, {"prompt": prompts, "class_labels": _whole_numbers(prompts), "batch_size": len(prompts)}
-        told = next(({name: rows[name]} for name in ROWS if name in self.accepts), {})
-        device = pipe._execution_device  # asked once: diffusers searches every module for its hooks
-        generators: Any = [torch.Generator(device).manual_seed(seed) for seed in seeds]
-        if len(prompts) == 1:  # some pipelines take no list
-            told, generators = ({"prompt": prompts[0]} if "prompt" in told else told), generators[0]
-        arguments = {**told, "generator": generators, **self.call, **(self.conditions(prompts) if self.conditions else {}), **call}
-        with ExitStack() as stack:
-            stack.enter_context(seeded(pipe, seeds))
-            stack.enter_context(encoded_once(pipe, known, self._embeddings))
-            if player is not None:
-                seated = stack.enter_context(seat(pipe, player, len(prompts)))
-                if skip:
-                    stack.enter_context(skipped(self._still(), lambda: seated.column < skip, len(prompts), self._shapes))
-            if place is not None:
-                stack.enter_context(placed(pipe, *place))
-            return inspect.unwrap(type(pipe).__call__)(pipe, **{name: value for name, value in arguments.items() if name in self.accepts})
-
-    def _still(self) -> dict[str, torch.nn.Module]:
-        """Modules that need not run in steps that are over: the denoisers, and what only speaks to them."""
-        parts = self.pipe.components.items()
-        nets = {name: part for name, part in parts if name.startswith("controlnet") and isinstance(part, torch.nn.Module)}
-        return {**self.denoisers, **nets}
 
     # Replay
 
@@ -314,7 +259,7 @@ class DiffusersPolicy:
 
         prompts, starts = [rollout.prompts[row] for row in rows.tolist()], rollout.private["starts"][rows].tolist()
         player = Player(answer, lambda number, own: rollout.private["beside"][number][rows])
-        self._until_finished(prompts, starts, player, rollout.private["known"], skip=column)
+        self.caller.until_finished(prompts, starts, player, rollout.private["known"], skip=column)
         moment = heard[0]
         worst = float((moment.x.double() - x[column][rows].double()).abs().max())
         if worst > 1e-3 * (1 + float(x[column][rows].abs().max())):  # an encoder's last bits depend on how many rows it sees
@@ -327,7 +272,7 @@ class DiffusersPolicy:
 
         With gradient. Calls of the pipeline without classifier-free guidance, of ``rows_at_once`` rows each.
         """
-        parts = []
+        parts, self._example = list[Prediction](), prompts[0]
         for at in torch.arange(len(prompts)).split(self.rows_at_once):
             level = Level(*(value[at.to(value.device)] for value in levels))
             some = [prompts[row] for row in at.tolist()]
@@ -345,9 +290,9 @@ class DiffusersPolicy:
 
         player = Player(answer, timesteps=timesteps, levels=levels)
         alone = len(self.denoisers) == 1  # without a second expert, its scale is refused
-        told: dict[str, Any] = {name: 1.0 for name in GUIDANCE if name in self.accepts and not (alone and name.endswith("_2"))}
+        told: dict[str, Any] = {name: 1.0 for name in GUIDANCE if name in self.caller.accepts and not (alone and name.endswith("_2"))}
         told |= {"latents": x} if self._place is None else {"place": (self._place, x)}
-        self._until_finished(prompts, [0] * len(prompts), player, list(dict.fromkeys(prompts)), **told)
+        self.caller.until_finished(prompts, [0] * len(prompts), player, list(dict.fromkeys(prompts)), **told)
         if not torch.equal(heard[0].x, x):
             raise UserError(
                 f"probe: {type(self.pipe).__name__} makes its first latent inside its call, so another cannot be put in its place"
@@ -365,36 +310,11 @@ class DiffusersPolicy:
             raise Finished
 
         with torch.no_grad(), watched(self.pipe) as find:
-            self._until_finished([self._example], [0], Player(answer), [self._example])
+            self.caller.until_finished([self._example], [0], Player(answer), [self._example])
         return found[0], found[1]
-
-    def _until_finished(self, *args: Any, **call: Any) -> None:
-        with suppress(Finished):
-            self._call(*args, output_type="latent", return_dict=False, **call)
-
-    @staticmethod
-    def _images(result: Any) -> Tensor:
-        outputs = next(iter(result.values())) if isinstance(result, Mapping) else result[0]
-        many = isinstance(outputs, list)
-        return (torch.stack([torch.as_tensor(numpy.asarray(o)) for o in outputs]) if many else torch.as_tensor(outputs)).float()
 
 
 def _generator(state: Tensor) -> torch.Generator:
     rng = torch.Generator()
     rng.set_state(state)
     return rng
-
-
-def _whole_numbers(prompts: list[str]) -> list[int]:
-    return [int(prompt) if prompt.isdigit() else 0 for prompt in prompts]
-
-
-def _check_call(pipe: Any, call: Mapping[str, Any]) -> frozenset[str]:
-    why = reason(type(pipe).__name__)
-    if why is not None:
-        raise UserError(f"policy.pipeline: {type(pipe).__name__} is no policy: {why}")
-    accepted = inspect.signature(inspect.unwrap(type(pipe).__call__)).parameters
-    for name in call:
-        if name not in accepted:
-            raise UserError(f"policy.{name}: {type(pipe).__name__} takes no such argument; it takes {', '.join(list(accepted)[1:])}")
-    return frozenset(accepted)

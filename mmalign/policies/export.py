@@ -233,7 +233,7 @@ def _ask(policy: DiffusersPolicy, prompt: str) -> dict[str, Asked]:
 
     hooks = [module.register_forward_hook(listen(name), with_kwargs=True) for name, module in policy.denoisers.items()]
     try:
-        policy._until_finished([prompt], [0], None, [prompt])
+        policy.caller.until_finished([prompt], [0], None, [prompt])
     finally:
         for hook in hooks:
             hook.remove()

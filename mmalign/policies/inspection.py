@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from mmalign.policies import parameters, scheduler
-from mmalign.policies.diffusers import DENOISERS, GUIDANCE, DiffusersPolicy, diffusers
+from mmalign.policies.calling import DENOISERS, GUIDANCE
+from mmalign.policies.diffusers import DiffusersPolicy, diffusers
 from mmalign.policies.interception import Finished
 from mmalign.policies.scheduler import Moment, Player
 from mmalign.policies.starting import defaults_of, one_line, quiet, starting_yaml
@@ -168,13 +169,13 @@ def _path(levels: Level) -> str:
 
 def _guidance(policy: DiffusersPolicy) -> str:
     """By counting the denoisers' calls, and rows in each, of one step of one sample."""
-    names = [name for name in GUIDANCE if name in policy.accepts and name != "guidance_scale_2"]  # a second expert has no first step
+    names = [name for name in GUIDANCE if name in policy.caller.accepts and name != "guidance_scale_2"]  # a second expert has no first step
     if not names:
         return "none: the call takes no guidance"
     off = _heard(policy, dict.fromkeys(names, 1.0))
     found = []
     for name in names:
-        more = {"negative_prompt": " "} if name == "true_cfg_scale" and "negative_prompt" in policy.accepts else {}
+        more = {"negative_prompt": " "} if name == "true_cfg_scale" and "negative_prompt" in policy.caller.accepts else {}
         on = _heard(policy, {**dict.fromkeys(names, 1.0), name: 4.0, **more})
         found.append(f"{name}: {_compared(off, on)}")
     return "; ".join(found)
@@ -196,7 +197,7 @@ def _heard(policy: DiffusersPolicy, told: Mapping[str, Any]) -> list[tuple[int, 
     hooks = [module.register_forward_pre_hook(hook, with_kwargs=True) for module in policy.denoisers.values()]
     try:
         with torch.no_grad():
-            policy._until_finished([PROMPTS[0]], [0], Player(answer), [PROMPTS[0]], **told)
+            policy.caller.until_finished([PROMPTS[0]], [0], Player(answer), [PROMPTS[0]], **told)
     finally:
         for handle in hooks:
             handle.remove()

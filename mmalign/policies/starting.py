@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mmalign.policies import twins
-from mmalign.policies.diffusers import load
+from mmalign.policies.calling import load
 from mmalign.policies.unfit import reason
 from mmalign.types import UserError
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mmalign.config import build_part
-from mmalign.policies.diffusers import DiffusersPolicy, load
+from mmalign.policies.calling import load
+from mmalign.policies.diffusers import DiffusersPolicy
 from mmalign.policies.export import Form
 from mmalign.policies.export import export as write
 from mmalign.recipes._trained import Trained, trained
