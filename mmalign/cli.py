@@ -111,6 +111,32 @@ def check(context: typer.Context, config: Config, overrides: Overrides = None) -
 
 
 @app.command()
+def rehearse(
+    context: typer.Context,
+    config: Config,
+    overrides: Overrides = None,
+    kind: Annotated[str | None, typer.Option("--class", metavar="NAME", help="The pipeline's class, where nothing else tells it.")] = None,
+    keep: Annotated[Path | None, typer.Option(help="A new folder that keeps the rehearsal's runs.")] = None,
+) -> None:
+    """Go through every phase of a run on the CPU with a tiny twin of its model, before a GPU is rented."""
+    with _mistakes_as_lines(context):
+        from mmalign.config import load
+        from mmalign.rooms import find
+
+        def say(phase: Any) -> None:
+            typer.echo(f"{phase.name:<9}{phase.seconds:6.1f} s  {'failed: ' if phase.failed else ''}{phase.what}")
+            for note in phase.notes:
+                typer.echo(f"{'':19}{note}")
+
+        phases = find("mmalign.recipes", "rehearse")(load(config, overrides or []), kind=kind, keep=keep, say=say)
+        seconds = sum(phase.seconds for phase in phases)
+        if phases[-1].failed:
+            typer.echo(f"{config}: failed at {phases[-1].name}: {phases[-1].what}", err=True)
+            raise typer.Exit(2)
+        typer.echo(f"{config}: rehearsed in {seconds:.0f} s, every phase once")
+
+
+@app.command()
 def sample(
     context: typer.Context,
     run: Run,
