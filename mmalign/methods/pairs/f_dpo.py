@@ -30,7 +30,9 @@ def f_dpo(
     about -88 nats on and NaN where both rows are there, and its alpha loses its gradient at 80. Soft labels are ours.
 
     Dialects:
-    - TRL 1.16: divergence="alpha", alpha=0.5: ``f_divergence_type="alpha_divergence"``; the others have the same formulas.
+    - TRL 1.16: divergence="alpha", alpha=0.5: ``f_divergence_type="alpha_divergence"``.
+    - TRL 1.16 forward_kl: divergence="forward_kl": without a bound.
+    - TRL 1.16 js_divergence: divergence="js": the same.
     - ms-swift 4.5: divergence="alpha", alpha=0.0: its coefficient is 1 minus this one, with a default of 1.0; older TRL too.
     """
     score = scores.mapped(scores.ratio(), divergences.named(divergence, alpha=alpha))
