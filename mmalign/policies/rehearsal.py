@@ -76,10 +76,13 @@ def tiny(kind: str, without: list[str], scheduler: dict[str, Any] | None) -> Any
 
     real = None
     if scheduler is not None:
-        real = getattr(library, str(scheduler.get("_class_name"))).from_config(scheduler)
+        home = getattr(library, name := str(scheduler.get("_class_name")), None)
+        if home is None:
+            raise UserError(f"policy.pipeline: its scheduler is a {name}, which diffusers {library.__version__} does not have")
+        real = home.from_config(scheduler)
     pipe = twins.twin(kind, scheduler=real)
     for name in without:
-        if isinstance(pipe.components.get(name), object) and name in pipe.components:
+        if name in pipe.components:
             pipe.register_modules(**{name: None})
         elif name in pipe.config:
             pipe.register_to_config(**{name: None})

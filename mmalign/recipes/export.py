@@ -50,7 +50,7 @@ def export(run_folder: str | Path, *, out: str | Path | None = None, parameters:
     folder = run.folder / "export" if out is None else Path(out)
     with policy.using("current" if chosen == "trained" else chosen):
         card: Callable[[list[Form]], str] = lambda forms: _card(run, chosen, node, forms)  # noqa: E731
-        forms = write(policy, folder, base=lambda: _base(node), prompt=_prompt(run.config), card=card)
+        forms = write(policy, folder, base=lambda: _base(node), prompt=_prompt(run), card=card)
     return Exported(folder, chosen, tuple(form.name for form in forms))
 
 
@@ -65,9 +65,13 @@ def _base(node: Mapping[str, Any]) -> Any:
     return load(node["pipeline"], dtype=node.get("dtype")) if isinstance(node["pipeline"], str) else build_part(node, "pipeline")
 
 
-def _prompt(config: Mapping[str, Any]) -> str:
-    prompts = build_part(config.get("evaluation") or {}, "prompts") or build_part(config, "prompts") or [""]
-    return str(next(iter(prompts)))
+def _prompt(run: Trained) -> str:
+    """One that the run was evaluated with: of its config, or else of its own list, since records bring theirs."""
+    told = build_part(run.config.get("evaluation") or {}, "prompts") or build_part(run.config, "prompts")
+    written = run.folder / "samples" / "prompts.json"
+    if not told and written.is_file():
+        told = json.loads(written.read_text(encoding="utf-8"))["prompts"]
+    return str(next(iter(told or [""])))
 
 
 # ---- the page

@@ -122,9 +122,9 @@ def _twin(heard: dict[str, Any]) -> list[str]:
 
 def _rollout(heard: dict[str, Any]) -> list[str]:
     node, policy = heard["made"].node, heard["policy"]
-    prompts = (node.get("evaluation") or {}).get("prompts")
+    prompts: Any = (node.get("evaluation") or {}).get("prompts")
     if "prompts" not in node:  # given records
-        records = build_part(node, "records")
+        records: Any = build_part(node, "records")
         stream = iter(records) if isinstance(records, list) else records.stream(seed=0)
         heard["prompts"] = prompts = list(prompts or [next(stream).prompt for _ in range(2)])
         heard["outputs"] = policy.generate(prompts, list(range(len(prompts))))
@@ -157,12 +157,10 @@ def _reward(heard: dict[str, Any]) -> list[str]:
 def _update(heard: dict[str, Any]) -> list[str]:
     run = build(heard["made"].node, config=heard["made"].node)
     heard["run"] = run
-    rows = [value for key, value in run.summary.items() if key == "preflight_difference"]
-    replay = f"replay within {rows[0]:.1g} nats" if rows and rows[0] == rows[0] else "no informative group for a preflight"
+    apart = run.summary.get("preflight_difference")
+    replay = "no preflight, as no group says anything" if apart is None else f"scored again {apart:.1g} nats apart"
     numbers = [key.removesuffix("_after") for key in run.summary if key.endswith("_after") and not key.endswith("_se_after")]
-    found, _ = checkpoint.newest(run.path / "checkpoints")
-    tensors, _ = checkpoint.load(found)
-    moved = _moved(tensors, build_part(heard["made"].node, "policy").sets.tables())
+    moved = _moved(_saved(run.path), build_part(heard["made"].node, "policy").sets.tables())
     if not moved:
         raise UserError("method: two updates changed no parameter (the learning rate is 0, or no row has a signal)")
     return [
@@ -174,7 +172,7 @@ def _resume(heard: dict[str, Any]) -> list[str]:
     node = {**heard["made"].node, "runs": str(heard["folder"] / "halves")}
     build({**node, "steps": 1}, config={**node, "steps": 1})
     run = build(node, config=node, resume=True)
-    tensors = [checkpoint.load(checkpoint.newest(path / "checkpoints")[0])[0] for path in (heard["run"].path, run.path)]
+    tensors = [_saved(heard["run"].path), _saved(run.path)]
     for group, table in tensors[0].items():
         for name, value in table.items():
             if not torch.equal(value, tensors[1][group][name]):
@@ -198,6 +196,13 @@ PHASES: dict[str, Callable[[dict[str, Any]], list[str]]] = {
 
 def _has_pipeline(node: Any) -> bool:
     return isinstance(node, Mapping) and ("pipeline" in node or _has_pipeline(node.get("of")))
+
+
+def _saved(run: Path) -> dict[str, dict[str, Tensor]]:
+    newest, _ = checkpoint.newest(run / "checkpoints")
+    if newest is None:
+        raise UserError("checkpoint_every: the run left no checkpoint")
+    return checkpoint.load(newest)[0]
 
 
 def _moved(tensors: Mapping[str, Mapping[str, Tensor]], before: Mapping[str, Mapping[str, Tensor]]) -> int:

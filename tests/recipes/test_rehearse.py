@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
 from mmalign.config import load
 from mmalign.policies.model_index import model_index
+from mmalign.policies.rehearsal import tiny
 from mmalign.recipes import _tiny, rehearse
 from mmalign.rewards._stand_in import stand_in
 from mmalign.types import UserError
@@ -54,6 +57,22 @@ def test_the_class_may_be_said():
     assert model_index("nobody/nothing", kind="FluxPipeline").kind == "FluxPipeline"
     with pytest.raises(UserError, match="--class"):
         model_index("nobody/nothing")
+
+
+def test_a_folder_tells_class_parts_and_scheduler(tmp_path):
+    scheduler = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}
+    index = {"_class_name": "WanPipeline", "transformer_2": [None, None], "boundary_ratio": None, "vae": ["diffusers", "AutoencoderKLWan"]}
+    (tmp_path / "scheduler").mkdir()
+    (tmp_path / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
+    with pytest.raises(UserError, match="no model_index"):
+        model_index(str(tmp_path))
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    found = model_index(str(tmp_path))
+    assert found[:3] == ("WanPipeline", ("transformer_2", "boundary_ratio"), scheduler)
+    pipe = tiny(*found[:3])
+    assert pipe.transformer_2 is None and pipe.config.boundary_ratio is None and pipe.scheduler.config.shift == 3.0
+    with pytest.raises(UserError, match="is a WanPipeline"):
+        model_index(str(tmp_path), kind="FluxPipeline")
 
 
 def test_numbers_keep_their_structure():
