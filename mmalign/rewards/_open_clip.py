@@ -26,11 +26,12 @@ class OpenClip:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     clamp: bool
+    antialias: bool
     device: torch.device
 
     def of_images(self, images: Tensor) -> Tensor:
         """``[n, 3, H, W]`` in 0..1 -> unit vectors ``[n, D]``."""
-        small = fitted(images.to(self.device), self.size, edge=self.edge)
+        small = fitted(images.to(self.device), self.size, edge=self.edge, antialias=self.antialias)
         return unit(self.model.encode_image(standard(small.clamp(0, 1) if self.clamp else small, self.mean, self.std)))
 
     @torch.no_grad()
@@ -44,7 +45,7 @@ class OpenClip:
 
 def load_open_clip(
     name: str, model: str, weights: str, *, edge: Literal["shortest", "longest", "both"] | None = None, clamp: bool = True,
-    device: str | None = None,
+    antialias: bool = True, device: str | None = None,
 ) -> OpenClip:  # fmt: skip
     """A model by open_clip's names: ``model``, and ``weights``, a tag of it or a file.
 
@@ -68,4 +69,4 @@ def load_open_clip(
     edges: dict[str, Literal["shortest", "longest", "both"]] = {"shortest": "shortest", "longest": "longest", "squash": "both"}
     fit = edge or edges[facts.get("resize_mode") or "shortest"]
     net = net.to(place).eval().requires_grad_(False)
-    return OpenClip(name, net, tokenizer, size, fit, tuple(facts["mean"]), tuple(facts["std"]), clamp, place)
+    return OpenClip(name, net, tokenizer, size, fit, tuple(facts["mean"]), tuple(facts["std"]), clamp, antialias, place)

@@ -21,6 +21,7 @@ def hps(
     weights: str | None = None,
     sha256: str | None = None,
     model: str = "ViT-H-14",
+    antialias: bool = True,
     device: str | None = None,
     rows_at_once: int = 32,
 ) -> Scorer:
@@ -35,13 +36,14 @@ def hps(
         weights: a file, or ORGANISATION/REPOSITORY/FILE on the hub, in place of the published one.
         sha256: of that file; another one is refused.
         model: the architecture, in open_clip's words.
+        antialias: hpsv2 leaves it to torchvision's default for tensors: off below version 0.17, as when it was published, on since.
         device: a GPU if there is one. rows_at_once: images in one call of the model.
 
     hpsv2 runs the model in half precision (autocast), here it is float32. Source: Human Preference Score v2, Wu et al. 2023,
     https://arxiv.org/abs/2306.09341; weights on the hub in xswu/HPSv2, checksums not known here.
     """
     path = weight_file("hps.weights", weights or FILES[version], sha256=sha256)
-    clip = load_open_clip("hps", model, str(path), edge="longest", clamp=False, device=device)
+    clip = load_open_clip("hps", model, str(path), edge="longest", clamp=False, antialias=antialias, device=device)
 
     def score(images: Tensor, prompts: list[str]) -> Tensor:
         return (clip.of_images(images) * clip.of_prompts(prompts)).sum(-1)

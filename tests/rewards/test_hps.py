@@ -12,7 +12,8 @@ from mmalign.rewards.hps import hps
 from mmalign.types import UserError
 
 
-def test_it_is_the_cosine_after_the_longer_side_is_brought_to_size(models):
+@pytest.mark.parametrize("antialias", [True, False])
+def test_it_is_the_cosine_after_the_longer_side_is_brought_to_size(models, antialias):
     import open_clip
     from torchvision.transforms.functional import InterpolationMode, normalize, pad, resize
 
@@ -20,11 +21,11 @@ def test_it_is_the_cosine_after_the_longer_side_is_brought_to_size(models):
     net.load_state_dict(torch.load(models / "hps.pt", weights_only=True)["state_dict"])
     pixels = []
     for picture in images():  # 48 x 40 -> 32 x 27, and 2 and 3 black columns
-        small = pad(resize(picture, [32, 27], InterpolationMode.BICUBIC, antialias=True), [2, 0, 3, 0])
+        small = pad(resize(picture, [32, 27], InterpolationMode.BICUBIC, antialias=antialias), [2, 0, 3, 0])
         pixels.append(normalize(small, MEAN, STD))
     with torch.no_grad():
         seen, read, _ = net.eval()(torch.stack(pixels), open_clip.get_tokenizer("ViT-H-14")(PROMPTS))
-    found = hps(model="tiny-hps", weights=str(models / "hps.pt"), device="cpu")(images(), PROMPTS)
+    found = hps(model="tiny-hps", weights=str(models / "hps.pt"), antialias=antialias, device="cpu")(images(), PROMPTS)
     assert found.tolist() == pytest.approx((seen * read).sum(-1).tolist(), abs=1e-5)
 
 
