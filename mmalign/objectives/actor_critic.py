@@ -88,7 +88,8 @@ def judged(
     if number is None:
         advantage = estimate(rewards, value, inside)
     else:
-        number = live(number, inside)
+        number = live(number.double(), inside)
+        inside = inside & (number != 0)
         first = returns.first(number)
         value = returns.pooled(value, number, mean=mean)
         apart = estimate(live(returns.pooled(rewards, number, mean=False), first), live(value, first), first)

@@ -170,3 +170,30 @@ def gap(rewards: Tensor, group: Tensor) -> Tensor:
     largest = empty.scatter_reduce(0, groups.index, inside, "amax", include_self=False)[groups.index]
     smallest = empty.scatter_reduce(0, groups.index, inside, "amin", include_self=False)[groups.index]
     return torch.where(groups.informative, largest - smallest, empty)
+
+
+def filtered(rewards: Tensor, group: Tensor, *, keep: Literal["best_worst", "best_random", "power"], power: float = 2.0) -> Tensor:
+    """``n P(i)``, ``[B]``: how often a filter would draw a row, over how often chance would (PF-PPO, arXiv 2409.06957).
+
+    ``best_worst``: half of the draws are the group's best row, half its worst. ``best_random``: half its best, the others alike.
+    ``power``: in proportion to ``|r|^power``. Rows that tie share. 1 where a group is tied; 0 where a reward is missing.
+    """
+    if keep not in ("best_worst", "best_random", "power") or power <= 0:
+        raise UserError(f"keep, power: got {keep!r} and {power}, takes 'best_worst', 'best_random' or 'power', and a number above 0")
+    groups = _groups(rewards, group)
+    inside = torch.where(groups.known, groups.rewards, groups.mean)
+    empty = torch.zeros_like(inside)
+    largest = empty.scatter_reduce(0, groups.index, inside, "amax", include_self=False)[groups.index]
+    smallest = empty.scatter_reduce(0, groups.index, inside, "amin", include_self=False)[groups.index]
+
+    def shared(weight: Tensor) -> Tensor:
+        weight = torch.where(groups.known, weight, empty)
+        total = empty.index_add(0, groups.index, weight)[groups.index]
+        return weight / torch.where(total > 0, total, 1.0)
+
+    best, worst = shared((inside == largest).double()), shared((inside == smallest).double())
+    if keep == "power":
+        chance = shared(inside.abs() ** power)
+    else:
+        chance = (best + (worst if keep == "best_worst" else shared((inside != largest).double()))) / 2
+    return torch.where(groups.known, torch.where(groups.informative, chance * groups.count, 1.0), empty)

@@ -25,7 +25,8 @@ STRENGTH = [1.0, 0.8, 0.3, 1.0, math.nan, 0.5]
 
 EVERYTHING = frozenset({"old", "refs:ref", "refs:previous", "kls:ref", "reverse_kls:ref", "std", "dt", "noise", "changed", "phrase"})
 CONTRASTS = ("ablated", "good", "bad", "mismatched")
-EVERYTHING |= {"segment", "entropy", "collision", "value", *(f"contrast:{name}" for name in CONTRASTS)}
+TERMS = ("entropy", "collision", "value", "reward_mask", "kl_mask")
+EVERYTHING |= {"segment", *TERMS, *(f"contrast:{name}" for name in CONTRASTS)}
 READABLE = frozenset({"mask", "old", "refs:ref", "refs:previous", "value", "segment", "rewards", "collision"})
 PARTS = ("first", "second", "hardness")
 
@@ -64,6 +65,8 @@ class Table:
     reverse_kl: Tensor
     entropy: Tensor
     collision: Tensor
+    reward_mask: Tensor
+    kl_mask: Tensor
     others: dict[str, tuple[Tensor, Tensor]]
     parts: dict[str, Tensor]
     mean: Tensor | None = None
@@ -74,7 +77,7 @@ class Table:
         """The Steps of the table, holding what is needed and nothing else. ``others``: name -> (log_probs, ref) of a contrast."""
         refs = {"ref": self.ref, "previous": self.previous}
         facts = {name: getattr(self, name) for name in ("std", "dt", "noise", "changed", "phrase", "segment") if name in needs}
-        terms = {name: getattr(self, name) for name in ("entropy", "collision", "value") if name in needs}
+        terms = {name: getattr(self, name) for name in TERMS if name in needs}
         contrasts = {
             name: Steps(log_probs, self.mask, refs={"ref": ref}, event_size=self.event_size, kind=self.kind)
             for name, (log_probs, ref) in self.others.items()
@@ -100,8 +103,8 @@ class Table:
             "segment": self.segment, "rewards": self.dense, "collision": self.collision.detach(),
         }  # fmt: skip
         return Feedback(
-            self.rewards, self.group, parts=self.parts, labels=self.labels, pairs=self.pairs, strength=self.strength, lengths=self.lengths, wins=self.wins,
-            tables={name: table for name, table in tables.items() if name in reads},
+            self.rewards, self.group, parts=self.parts, labels=self.labels, pairs=self.pairs, strength=self.strength,
+            lengths=self.lengths, wins=self.wins, tables={name: table for name, table in tables.items() if name in reads},
         )  # fmt: skip
 
 
@@ -126,7 +129,7 @@ def table(kind: Kind, seed: int = 0, leaf: Tensor | None = None) -> Table:
     level = torch.rand(ROWS // 2, COLUMNS, generator=rng).double().repeat_interleave(2, 0)
     common |= {"noise": level, "pairs": torch.tensor(PAIRS), "strength": torch.tensor(STRENGTH).double()}
     common |= _said(normal, group, mask)
-    common["value"] = leaf[..., 0] / 2
+    common |= {"value": leaf[..., 0] / 2, "reward_mask": leaf[..., 1].relu(), "kl_mask": leaf[..., 2].relu()}
     shifted = {name: (normal(ROWS, COLUMNS, SIZE) * 0.3, normal(ROWS, COLUMNS, SIZE) * 0.3) for name in CONTRASTS}
     before = reference + normal(ROWS, COLUMNS, SIZE) * 0.2
     common["parts"] = _parts(normal, group)

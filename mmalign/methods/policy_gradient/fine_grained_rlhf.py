@@ -1,0 +1,52 @@
+"""Fine-grained RLHF: rewards of segments."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from mmalign.objectives import actor_critic, returns
+from mmalign.objectives.parts import live
+from mmalign.types import Feedback, Method
+
+
+def fine_grained_rlhf(
+    *,
+    terminal: float = 0.0,
+    beta: float = 0.1,
+    clip: float = 0.2,
+    gamma: float = 1.0,
+    lam: float = 0.95,
+    value: float = 0.5,
+) -> Method:
+    """PPO with rewards where they are earned: at the last token of each sentence, or phrase, that a reward model judged.
+
+    ``r_t = sum_k w_k R_k(segment that ends at t) - beta (log pi_old - log ref)_t + terminal r at the last step``, the sum standing in
+    ``Feedback.tables["rewards"]``, and advantages by the critic as in ``ppo``::
+
+        loss = mean_it [ -min(rho A, clip(rho, 1 - clip, 1 + clip) A) + value / 2 (V - R)^2 ]
+
+    Args:
+        terminal: weight of the row's own reward, for what is judged as a whole.
+        beta: price of a nat of KL to ``ref``.
+        clip, gamma, lam, value: as in ``ppo``.
+
+    Paper: Fine-Grained Human Feedback Gives Better Rewards for Language Model Training, arXiv 2306.01693, sec. 2.
+
+    Deviations: the weights of several reward models, each with segments of its own, are in the table already. A step without a reward
+    is 0 there, not NaN. A row whose own reward is missing is left out. Numbers are not verified here.
+
+    Dialects:
+    - FineGrainedRLHF: terminal=0.0, value=0.5: its code has one reward model for each kind of error, and none for the whole.
+    """
+
+    def rewards(feedback: Feedback) -> Tensor:
+        inside = returns.known(feedback)
+        earned = live(returns.read(feedback, "rewards").double(), inside) + terminal * returns.at_end(feedback.rewards, inside)
+        return earned - beta * returns.kl(feedback) if beta else earned
+
+    return actor_critic.ppo(
+        rewards=rewards,
+        critic=actor_critic.Critic(gamma, lam, value),
+        clip=clip,
+        reads=actor_critic.priced(beta) | {"rewards"},
+    )

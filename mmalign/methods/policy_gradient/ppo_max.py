@@ -1,0 +1,62 @@
+"""PPO-max: PPO with everything that kept it stable."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from mmalign.objectives import actor_critic, controllers, returns
+from mmalign.types import Feedback, Method, UserError
+
+
+def ppo_max(
+    *,
+    clip: float = 0.2,
+    gamma: float = 1.0,
+    lam: float = 0.95,
+    value: float = 1.0,
+    value_clip: float | None = 0.2,
+    entropy: float = 0.0,
+    beta: float = 0.02,
+    centre: bool = False,
+    reward_clip: float = 10.0,
+    advantage_clip: float | None = 0.5,
+) -> Method:
+    """PPO whose rewards are scaled by their running spread and limited, and whose advantages and values are limited too.
+
+    ``r'_i = clip(r_i / std_run, -reward_clip, reward_clip)``, ``r_t = r' at the last step - beta (log pi_old - log ref)_t``, advantages by
+    the critic as in ``ppo``, normalised over all live steps and limited to ``+-advantage_clip``, and ``rho = pi / pi_old``::
+
+        loss = mean_it [ -min(rho A, clip(rho, 1 - clip, 1 + clip) A) + value / 2 max((V - R)^2, (V_clipped - R)^2) - entropy H ]
+
+    Args:
+        clip, gamma, lam, value, value_clip, entropy, beta: as in ``ppo``.
+        centre: whether the running mean is subtracted before the division.
+        reward_clip: bound of the scaled reward. advantage_clip: bound of the normalised advantage, or None.
+
+    Paper: Secrets of RLHF in Large Language Models Part I: PPO, arXiv 2307.04964; numbers are those of MOSS-RLHF's code.
+
+    Deviations: mean and spread are of all rewards so far, this rollout's included, and are checkpointed. The pre-training loss that the
+    paper mixes in is a recipe's business; its bound on the entropy's term (35) is not here.
+
+    Dialects:
+    - MOSS-RLHF: beta=0.02, centre=True: the mean is an option there too.
+    """
+    if reward_clip <= 0:
+        raise UserError(f"reward_clip: got {reward_clip}, takes a number above 0")
+    spread = controllers.RunningSpread()
+
+    def rewards(feedback: Feedback) -> Tensor:
+        spread.update(feedback.rewards)
+        scaled = (feedback.rewards.double() - (spread.mean if centre else 0.0)) / spread.std
+        inside = returns.known(feedback)
+        earned = returns.at_end(scaled.clamp(-reward_clip, reward_clip), inside)
+        return earned - beta * returns.kl(feedback) if beta else earned
+
+    return actor_critic.ppo(
+        rewards=rewards,
+        critic=actor_critic.Critic(gamma, lam, value, value_clip, True, advantage_clip),
+        clip=clip,
+        entropy=entropy,
+        reads=actor_critic.priced(beta),
+        state=spread,
+    )
