@@ -8,7 +8,7 @@ from torch import Tensor
 from mmalign.objectives import extras, links, scores, shares
 from mmalign.objectives.pairwise import Order, Term
 from mmalign.objectives.parts import live
-from mmalign.types import Steps
+from mmalign.types import Steps, UserError
 
 
 def tdpo(*, beta: float, alpha: float, both: bool) -> Term:
@@ -48,3 +48,24 @@ def critical(*, beta: float, both: bool) -> Term:
         return links.logistic(better - order.sides((cells * (1 - likely)).sum(1, keepdim=True))[1], beta=beta)
 
     return Term(of, score.needs | {"contrast:good", "contrast:bad"}, score)
+
+
+def masked(*, beta: float, reward_sparsity: float, kl_sparsity: float) -> Term:
+    """TDPO's first form with a mask on rewards and one on divergences (terms ``reward_mask``, ``kl_mask``), and their L1 norms."""
+    needs = frozenset({"refs:ref", "reverse_kls:ref", "reward_mask", "kl_mask"})
+
+    def mask(steps: Steps, name: str) -> Tensor:
+        if name not in steps.terms:
+            raise UserError(f"Steps.terms: got {sorted(steps.terms)}, this method takes {name}")
+        return live(steps.terms[name], steps.mask)
+
+    def of(steps: Steps, order: Order) -> Tensor:
+        if "ref" not in steps.reverse_kls:
+            raise UserError(f"Steps.reverse_kls: got {sorted(steps.reverse_kls)}, this method takes 'ref'")
+        rewards, held = mask(steps, "reward_mask"), mask(steps, "kl_mask")
+        cells = rewards * scores.log_ratio(steps) + held * live(steps.reverse_kls["ref"], steps.mask)
+        better, worse = order.sides(cells.sum(1, keepdim=True))
+        norms = (reward_sparsity * rewards.abs() + kl_sparsity * held.abs()).sum(1, keepdim=True)
+        return links.logistic(better - worse, beta=beta) + norms[0::2] + norms[1::2]
+
+    return Term(of, needs)

@@ -223,6 +223,33 @@ def power_dl(table: Table, *, beta: float = 0.1, eta: float = 0.1, gamma: float 
     return total
 
 
+def sparsepo(table: Table, *, beta: float = 0.1, reward_sparsity: float = 0.0, kl_sparsity: float = 0.0) -> Tensor:
+    def cost(better: int, worse: int, _: int | None) -> Tensor:
+        margin, norm = torch.tensor(0.0, dtype=torch.float64), torch.tensor(0.0, dtype=torch.float64)
+        for row, sign in ((better, 1), (worse, -1)):
+            for step in _cells(table, row):
+                reward, held = table.reward_mask[row, step], table.kl_mask[row, step]
+                margin = margin + sign * (reward * _lr(table, row, step) + held * table.reverse_kl[row, step])
+                norm = norm + reward_sparsity * reward + kl_sparsity * held
+        return softplus(-beta * margin) + norm
+
+    return expected(table, cost)
+
+
+def triple_po(table: Table, *, beta: float = 0.01, likelihood: float = 1.0, margin: str = "total", gamma: float = 0.0) -> Tensor:
+    total = table.log_probs.sum() * 0
+    for group in set(table.group.tolist()):
+        rows = [row for row in range(len(table.group)) if table.group[row] == group and _cells(table, row)]
+        rows = sorted((row for row in rows if not table.rewards[row].isnan()), key=lambda row: -float(table.rewards[row]))
+        if len(rows) < 3 or len({float(table.rewards[row]) for row in rows}) < len(rows):
+            continue
+        gold, better, worse = rows[0], rows[1], rows[-1]
+        gap = ratio(table, better, None, margin, None) - ratio(table, worse, None, margin, None)
+        value = -torch.log(torch.sigmoid(beta * gap - gamma)) - likelihood * ratio(table, gold, None, "per_step", None)
+        total = total + 3 * value / _live_rows(table)
+    return total
+
+
 def lcpo(
     table: Table, *, base: str = "dpo", beta: float = 0.1, gamma: float = 0.0, reliability: float = 0.9, momentum: float = 0.1
 ) -> Tensor:
@@ -263,6 +290,11 @@ ORACLES: dict[str, list[tuple[dict[str, Any], Callable[..., Tensor]]]] = {
     "cpl": [({}, cpl), ({"beta": 0.7, "gamma": 0.8, "bias": 1.0}, cpl)],
     "rationale_dpo": [({}, rationale_dpo), ({"beta": 0.7, "weight": 0.3}, rationale_dpo)],
     "power_dl": [({}, power_dl), ({"beta": 2.0, "eta": 0.5, "gamma": 0.6}, power_dl)],
+    "sparsepo": [({}, sparsepo), ({"beta": 0.7, "reward_sparsity": 0.1, "kl_sparsity": 0.2}, sparsepo)],
+    "triple_po": [
+        ({}, triple_po),
+        ({"beta": 0.7, "likelihood": 0.3, "margin": "per_step", "gamma": 0.5}, triple_po),
+    ],
     "lcpo": [
         ({}, lcpo),
         ({"base": "ipo", "beta": 20.0, "reliability": 0.6, "momentum": 0.5}, lcpo),
@@ -270,3 +302,5 @@ ORACLES: dict[str, list[tuple[dict[str, Any], Callable[..., Tensor]]]] = {
         ({"base": "cpo", "beta": 0.3}, lcpo),
     ],
 }
+
+SATURATING: dict[str, str] = {"triple_po": "a list of two rows has no triple, and no gradient at any distance"}

@@ -26,4 +26,5 @@ def mapl(*, beta: float = 0.1, weight: float = 1.0) -> Method:
     return pairwise.pairwise(
         pairwise.compared(scores.ratio(), links.ahead(links.named("logistic", beta=beta))),
         pairwise.times(weight, conditioned.needed("ablated", beta=beta)),
+        kinds=pairwise.ANY,
     )

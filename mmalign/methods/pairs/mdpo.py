@@ -26,4 +26,5 @@ def mdpo(*, beta: float = 0.1, anchor: float = 0.0) -> Method:
         pairwise.compared(scores.ratio(), links.ahead(links.named("logistic", beta=beta))),
         conditioned.needed("ablated", beta=beta),
         extras.kept(beta=beta, at_least=anchor),
+        kinds=pairwise.ANY,
     )

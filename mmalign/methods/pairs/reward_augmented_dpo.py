@@ -23,4 +23,4 @@ def reward_augmented_dpo(*, beta: float = 0.1) -> Method:
     labels are ours.
     """
     link = links.ahead(links.named("logistic", beta=beta))
-    return pairwise.pairwise(pairwise.compared(scores.ratio(), link), conditioned.turned("bad", link))
+    return pairwise.pairwise(pairwise.compared(scores.ratio(), link), conditioned.turned("bad", link), kinds=pairwise.ANY)

@@ -1,0 +1,31 @@
+"""SparsePO."""
+
+from __future__ import annotations
+
+from mmalign.objectives import links, pairwise, token_level
+from mmalign.types import Method
+
+
+def sparsepo(*, beta: float = 0.1, reward_sparsity: float = 0.0, kl_sparsity: float = 0.0) -> Method:
+    """Token-level DPO in which masks say which tokens carry the reward, and which are held to the reference.
+
+    With masks ``m^u, m^d >= 0`` of each step, ``u = sum_t m^u_t log(pi / ref)_t`` and ``K = sum_t m^d_t KL(ref || pi)_t`` of a row,
+    better row w, worse row r::
+
+        loss = mean over pairs of  -log sigmoid(beta [u_w - u_r - (K_r - K_w)])
+                                   + sum over both rows' steps of reward_sparsity m^u_t + kl_sparsity m^d_t
+
+    Args:
+        beta: as in ``dpo``.
+        reward_sparsity, kl_sparsity: weights of the masks' L1 norms, per step.
+
+    Paper: SparsePO: Controlling Preference Alignment of LLMs via Sparse Token Masks, arXiv 2410.05102.
+
+    Deviations: the formula is that of the authors' code. The masks are the policy's (terms ``reward_mask`` and ``kl_mask``): a head on the
+    reference's hidden states ending in a ReLU, trained with it, or its activations (MaPO). With both at 1 this is ``tdpo1``. Soft labels
+    are ours.
+    """
+    links.positive(beta=beta)
+    return pairwise.pairwise(
+        token_level.masked(beta=beta, reward_sparsity=reward_sparsity, kl_sparsity=kl_sparsity), kinds=frozenset({"token"})
+    )
