@@ -121,7 +121,8 @@ def _exploding(sigmas: Tensor) -> Level:
 
 def _above_one(scheduler: Any) -> bool:
     """A flow scheduler with EDM sigmas (Cosmos 2): ``x = x_0 + sigma * eps``, and the pipeline hands over ``eps`` as the velocity."""
-    return _own_name(scheduler) in FLOW and float(scheduler.sigmas.max()) > 1.001
+    known = scheduler.__dict__.get("above_one")  # a probe puts its own sigmas there
+    return (_own_name(scheduler) in FLOW and float(scheduler.sigmas.max()) > 1.001) if known is None else known
 
 
 def parametrisation(scheduler: Any) -> str:
@@ -168,20 +169,20 @@ def first_order(scheduler: Any) -> Any:
 
 
 class Rows(NamedTuple):
-    """How a pipeline hands its scheduler the latents of ``count`` rows; players see one entry for each row, ``[B, ...]``.
+    """How a pipeline hands its scheduler the latents of ``number`` rows; players see one entry for each row, ``[B, ...]``.
 
     Some fold the frames of a video into the batch, ``[B * F, C, ...]`` for ``[B, C, F, ...]``. Some hand over both halves of
     their guidance, two times the same latent: the first half counts, and both get its answer.
     """
 
-    count: int
+    number: int
     times: int
     halves: bool
 
     def taken(self, value: Tensor) -> Tensor:
         if self.times == 1:
             return value
-        return value[: self.count] if self.halves else value.unflatten(0, (self.count, self.times)).transpose(1, 2)
+        return value[: self.number] if self.halves else value.unflatten(0, (self.number, self.times)).transpose(1, 2)
 
     def given(self, value: Tensor) -> Tensor:
         if self.times == 1:
@@ -190,7 +191,7 @@ class Rows(NamedTuple):
 
 
 def rows_of(x: Tensor, count: int | None) -> Rows:
-    """How ``x`` holds ``count`` rows; as it is, where the count is not known or does not fit."""
+    """How ``x`` holds ``number`` rows; as it is, where the count is not known or does not fit."""
     if count is None or len(x) == count or len(x) % count:
         return Rows(len(x), 1, False)
     return Rows(count, len(x) // count, len(x) == 2 * count and torch.equal(x[:count], x[count:]))
@@ -251,10 +252,20 @@ class _Played:
     def _arrange(self) -> None:
         """After diffusers has computed its schedule: keep the levels; a probe shows the pipeline its own times instead."""
         self.position = 0
+        self.above_one = None
+        self.above_one = _above_one(self)
         self.levels = grid(self)
         self.schedule = self.timesteps[: len(self.levels.noise) - 1]  # type: ignore[has-type]  # some end with the time of clean data
         if self.player.timesteps is not None:
-            self.timesteps = _one_time_for_each_row(self.player.timesteps, len(self.schedule))
+            self._arrange_probe(self.player.timesteps)
+
+    def _arrange_probe(self, times: Tensor) -> None:
+        """Shows the pipeline the probe's times: a plain schedule of the one time where there is one, sigmas included."""
+        if len(times) > 1 and _above_one(self):
+            raise ValueError(f"{_own_name(self)} with sigmas above 1 takes one time in a call, got {len(times)}")
+        if len(times) == 1 and self.player.levels is not None and _own_name(self) in FLOW | EXPLODING | PRECONDITIONED:
+            self.sigmas = torch.full_like(self.sigmas, float(self.player.levels.noise))  # type: ignore[has-type]  # read by step
+        self.timesteps = _one_time_for_each_row(times, len(self.schedule)) if len(times) > 1 else times.repeat(len(self.schedule))
 
     def _find(self, timestep: Any) -> None:
         """Goes to where the pipeline is: the place of its timestep, unless the present place has that very timestep."""

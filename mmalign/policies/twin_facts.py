@@ -148,7 +148,7 @@ MODELS: dict[str, dict[str, Any]] = {
     },
     "I2VGenXLUNet": {
         "block_out_channels": (8, 16), "down_block_types": ("CrossAttnDownBlock3D", "DownBlock3D"), "up_block_types": ("UpBlock3D", "CrossAttnUpBlock3D"),
-        "attention_head_dim": None, "num_attention_heads": 2, "norm_num_groups": 2,
+        "attention_head_dim": 2, "num_attention_heads": None, "norm_num_groups": 2,
     },
     "UNetSpatioTemporalConditionModel": {
         "block_out_channels": (32, 64), "down_block_types": ("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"),
@@ -167,7 +167,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "ChromaTransformer2DModel": PACKED,
     "BriaTransformer2DModel": {**PACKED, "in_channels": 16},
     "OvisImageTransformer2DModel": {"in_channels": 16, "out_channels": 16},
-    "LongCatImageTransformer2DModel": PACKED,
+    "LongCatImageTransformer2DModel": {"in_channels": 64},
     "BriaFiboTransformer2DModel": {"in_channels": 16, "text_encoder_dim": W, "joint_attention_dim": 2 * W, "num_layers": 2, "num_single_layers": 2},
     "Flux2Transformer2DModel": {**PACKED, "joint_attention_dim": 3 * W},
     "QwenImageTransformer2DModel": {"in_channels": 64, "out_channels": 16},
@@ -255,6 +255,10 @@ MODELS: dict[str, dict[str, Any]] = {
         "head_dim": 8, "sliding_window": 16,
     },
     "AnyFlowTransformer3DModel": WAN,
+    "ControlNetXSAdapter": {
+        "conditioning_embedding_out_channels": (4, 8), "num_attention_heads": 2, "block_out_channels": (4, 8), "base_block_out_channels": (8, 16),
+        "cross_attention_dim": W, "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"), "max_norm_num_groups": 4,
+    },
 }
 
 
@@ -271,7 +275,7 @@ TILED = {"AutoencoderKLAllegro"}  # decode in tiles alone
 # Classes that stand for what an annotation leaves open
 STANDS_FOR = {
     "KarrasDiffusionSchedulers": "DDIMScheduler", "PreTrainedModel": "Qwen3Model", "Gemma2PreTrainedModel": "Gemma2Model", "GemmaPreTrainedModel": "GemmaModel",
-    "SchedulerMixin": "DDIMScheduler", "EDMDPMSolverMultistepScheduler": "CosineDPMSolverMultistepScheduler",
+    "SchedulerMixin": "DDIMScheduler",
 }
 SD_SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
 SCHEDULERS: dict[str, dict[str, Any]] = {
@@ -281,6 +285,7 @@ SCHEDULERS: dict[str, dict[str, Any]] = {
     "UniPCMultistepScheduler": {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0},
     "CogVideoXDDIMScheduler": {"prediction_type": "v_prediction", "beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"},
     "EDMEulerScheduler": {"sigma_min": 0.002, "sigma_max": 80, "sigma_data": 0.5, "sigma_schedule": "karras", "num_train_timesteps": 1000, "prediction_type": "epsilon", "rho": 7.0, "final_sigmas_type": "sigma_min"},
+    "EDMDPMSolverMultistepScheduler": {"sigma_min": 0.3, "sigma_max": 500, "sigma_data": 1.0, "sigma_schedule": "exponential", "prediction_type": "v_prediction"},
     "CosineDPMSolverMultistepScheduler": {"solver_order": 2, "prediction_type": "v_prediction", "sigma_data": 1.0, "sigma_schedule": "exponential"},
 }
 DYNAMIC = {"use_dynamic_shifting": True, "shift": 3.0}
@@ -297,10 +302,15 @@ ENCODER_FIELDS: dict[str, Any] = {
     "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 200, "dropout_rate": 0.0, "query_pre_attn_scalar": 8, "sliding_window": 512,
 }
 CLIP_TEXT = {"max_position_embeddings": 77, "vocab_size": 200}
+# Encoders whose config is another one than their class says
+CONFIGS = {"T5GemmaEncoder": "T5GemmaModuleConfig", "T5Gemma2Encoder": "T5Gemma2EncoderConfig", "PaintByExampleImageEncoder": "CLIPVisionConfig"}
 IDS = {"image_token_id": 108, "video_token_id": 109, "vision_start_token_id": 106, "vision_end_token_id": 107}
 ENCODERS: dict[str, dict[str, Any]] = {
     "CLIPTextConfig": CLIP_TEXT,
     "RobertaSeriesConfig": {"project_dim": W},
+    "MCLIPConfig": {"transformerDimSize": W, "imageDimSize": W},
+    "T5GemmaConfig": {"is_encoder_decoder": False},
+    "DPTConfig": {"num_hidden_layers": 4, "backbone_out_indices": [0, 1, 2, 3], "out_indices": None, "neck_hidden_sizes": [8, 8, 8, 8], "fusion_hidden_size": 8, "is_hybrid": False},
     "GPT2Config": {"n_ctx": 99, "n_positions": 99},
     "LlavaConfig": {"image_token_index": 112, "pad_token_id": 0},
     "ClapAudioConfig": {
@@ -332,13 +342,15 @@ CHAT_TEMPLATE = (
     "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 PROCESSORS: dict[str, dict[str, Any]] = {
-    "CLIPImageProcessor": {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}},
+    "CLIPImageProcessor": {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}, "do_convert_rgb": False},
+    "CLIPProcessor": {"image_processor": "@CLIPImageProcessor", "tokenizer": None},
     "ClapFeatureExtractor": {"hop_length": 7900},
-    "SiglipImageProcessor": {"size": {"height": 32, "width": 32}},
+    "SiglipImageProcessor": {"size": {"height": 32, "width": 32}, "do_convert_rgb": False},
     "Qwen2VLImageProcessor": {"min_pixels": 56 * 56, "max_pixels": 112 * 112},
+    "Qwen3VLImageProcessor": {"class": "Qwen2VLImageProcessor", "patch_size": 16, "min_pixels": 64 * 64, "max_pixels": 128 * 128},
     "Qwen2VLVideoProcessor": {"min_pixels": 56 * 56, "max_pixels": 112 * 112},
     "Qwen3VLVideoProcessor": {},
     "Qwen2VLProcessor": {"image_processor": "@Qwen2VLImageProcessor", "video_processor": "@Qwen2VLVideoProcessor", "tokenizer": None},
     "Qwen2_5_VLProcessor": {"image_processor": "@Qwen2VLImageProcessor", "video_processor": "@Qwen2VLVideoProcessor", "tokenizer": None},
-    "Qwen3VLProcessor": {"image_processor": "@Qwen2VLImageProcessor", "video_processor": "@Qwen3VLVideoProcessor", "tokenizer": None},
+    "Qwen3VLProcessor": {"image_processor": "@Qwen3VLImageProcessor", "video_processor": "@Qwen3VLVideoProcessor", "tokenizer": None},
 }

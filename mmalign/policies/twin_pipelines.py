@@ -13,6 +13,11 @@ __all__: list[str] = []  # nothing here is looked up by name
 # ruff: noqa: E501
 LEAVE = object()  # a call argument that a rule would give, and that this pipeline is better without
 
+KANDINSKY: dict[str, Any] = {
+    "out_channels": 8, "encoder_hid_dim": W, "encoder_hid_dim_type": "image_proj", "addition_embed_type": "image",
+}
+ADAPTED = {"down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"), "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D")}
+
 # Pipelines (patterns of names, later ones win) -> component -> fields; "class" names another class; None leaves the component out
 COMPONENTS: dict[str, dict[str, Any]] = {
     "StableDiffusionXL*": {"unet": XL, "scheduler": {"class": "EulerDiscreteScheduler"}, "controlnet": XL},
@@ -65,7 +70,39 @@ COMPONENTS: dict[str, dict[str, Any]] = {
     "Cosmos2_5_*": {"safety_checker": {"class": "Unchecked"}, "transformer": {"in_channels": 17, "encoder_hidden_states_channels": 32}},
     "AceStep*": {"scheduler": {"num_train_timesteps": 1, "shift": 1.0}, "vae": {"decoder_input_channels": 8}},
     "CogView4ControlPipeline": {"transformer": {"in_channels": 8}},
+    "LatentConsistencyModel*": {"unet": {"time_cond_proj_dim": 8}, "scheduler": {"class": "LCMScheduler"}},
+    "KandinskyV22*": {"unet": KANDINSKY},
+    "KandinskyV22InpaintPipeline": {"unet": {**KANDINSKY, "in_channels": 9}},
+    "KandinskyV22Controlnet*": {"unet": {**KANDINSKY, "in_channels": 8, "addition_embed_type": "image_hint"}},
+    "KandinskyPipeline": {"unet": {**KANDINSKY, "encoder_hid_dim_type": "text_image_proj", "addition_embed_type": "text_image"}},
+    "KandinskyImg2ImgPipeline": {"unet": {**KANDINSKY, "encoder_hid_dim_type": "text_image_proj", "addition_embed_type": "text_image"}},
+    "KandinskyInpaintPipeline": {"unet": {**KANDINSKY, "in_channels": 9, "encoder_hid_dim_type": "text_image_proj", "addition_embed_type": "text_image"}},
+    "PIAPipeline": {"unet": {"in_channels": 9}},
+    "PaintByExamplePipeline": {"unet": {"in_channels": 9}},
+    "StableDiffusionAdapterPipeline": {"unet": ADAPTED},
+    "StableDiffusionXLAdapterPipeline": {"unet": {**XL, **ADAPTED, "attention_head_dim": (4, 2)}},
+    "StableDiffusionDepth2ImgPipeline": {"unet": {"in_channels": 5}},
+    "StableDiffusionLatentUpscalePipeline": {"unet": {"in_channels": 8, "time_cond_proj_dim": 2 * W + W}},
+    "StableDiffusionGLIGEN*": {"unet": {"attention_type": "gated"}},
+    "StableDiffusionXLControlNetXSPipeline": {"controlnet": {"num_attention_heads": 2, "cross_attention_dim": 2 * W, "transformer_layers_per_block": (1, 1)}},
+    "QwenImageControlNetInpaintPipeline": {"controlnet": {"extra_condition_channels": 4}},
+    "LongCatImage*": {"vae": {"latent_channels": 16}},
+    "BriaFiboPipeline": {"text_encoder": {"vocab_size": 128_256}},
+    "BriaFiboEditPipeline": {"text_encoder": {"vocab_size": 128_256}},
+    "Krea2Pipeline": {"text_encoder_select_layers": (1, 2)},
+    "MusicLDMPipeline": {"text_encoder": {"class": "ClapModel"}, "vae": {"in_channels": 1, "out_channels": 1}, "unet": {"cross_attention_dim": (8, 16), "class_embed_type": "simple_projection", "projection_class_embeddings_input_dim": W, "class_embeddings_concat": True}},
+    "SanaSprint*": {"scheduler": {"class": "SCMScheduler"}, "transformer": {"guidance_embeds": True}},
+    "IF*": {"unet": {"in_channels": 3, "out_channels": 6, "encoder_hid_dim": W}, "scheduler": {"class": "DDPMScheduler", "variance_type": "learned_range"}},
+    "IFSuperResolutionPipeline": {"unet": {"in_channels": 6, "out_channels": 6, "encoder_hid_dim": W, "class_embed_type": "timestep"}},
+    "Marigold*": {"unet": {"in_channels": 8}},
+    "StableVideoDiffusionPipeline": {"unet": {"in_channels": 8, "out_channels": 4}, "vae": {"block_out_channels": (32, 32)}},
+    "LDMPipeline": {"unet": {"in_channels": 4, "out_channels": 4}},
+    "TextToVideoZeroSDXLPipeline": {"unet": XL},
 }
+
+
+# Prompts, for pipelines that do not take any words
+PROMPTS = {"BriaFiboEditPipeline": ('{"edit_instruction": "make it red"}', '{"edit_instruction": "make it blue"}')}
 
 
 def components(pipeline: str) -> dict[str, Any]:
@@ -89,7 +126,7 @@ CALLS: dict[str, dict[str, Any]] = {
     "Cosmos*": {"video": LEAVE},
     "ZImageOmniPipeline": {"image": LEAVE},
     "*ControlNetUnion*": {"control_mode": [0]},
-    "AudioLDM2Pipeline": {"max_new_tokens": 8, "audio_length_in_s": 0.032},
+    "AudioLDM2Pipeline": {"max_new_tokens": 8, "audio_length_in_s": 0.032, "transcription": "a"},
     "AudioLDMPipeline": {"audio_length_in_s": 0.032},
     "HunyuanVideoImageToVideoPipeline": {
         "num_frames": 9, "max_sequence_length": 64,
@@ -100,6 +137,15 @@ CALLS: dict[str, dict[str, Any]] = {
     "Flux2*": {"image": LEAVE},
     "Flux2KleinInpaintPipeline": {"image": "@image"},
     "HunyuanVideo15Pipeline": {"image": LEAVE},
+    "AnyFlowFARPipeline": {"video": LEAVE, "chunk_partition": [1, 1]},
+    "Marigold*": {"processing_resolution": 32},
+    "LTX2ImageToVideoPipeline": {"image_crf": 0},
+    "NucleusMoEImagePipeline": {"return_index": -1},
+    "EasyAnimateInpaintPipeline": {"negative_prompt": "", "video": "@video_tensor", "mask_video": "@mask_tensor"},
+    "StableDiffusionDepth2ImgPipeline": {"depth_map": "@mask_tensor"},
+    "StableDiffusionGLIGEN*": {"gligen_phrases": ["a"], "gligen_boxes": [[0.1, 0.1, 0.5, 0.5]]},
+    "Kandinsky6TI2VAPipeline": {"sample_audio": False},
+    "VisualCloze*": {"task_prompt": "a", "content_prompt": "b"},
     "FluxKontext*": {"max_area": 32 * 32, "_auto_resize": False},
 }
 

@@ -126,7 +126,7 @@ def build(kind: Any, told: Mapping[str, Any], pipeline: str = "") -> Any:
     if ("Tokenizer" in name or name == "AutoProcessor") and not issubclass(kind, diffusers.ModelMixin):
         return tokenizer(**told)
     if issubclass(kind, transformers.PreTrainedModel) and not issubclass(kind, diffusers.ModelMixin):
-        return kind(_config(kind.config_class, told)).eval()
+        return kind(_config(getattr(transformers, facts.CONFIGS.get(name, ""), kind.config_class), told)).eval()
     if issubclass(kind, diffusers.SchedulerMixin):
         return kind(**{**facts.SCHEDULERS.get(name, {}), **told})
     parameters = inspect.signature(kind.__init__).parameters
@@ -177,7 +177,7 @@ def _processor(name: str, told: Mapping[str, Any]) -> Any:
     if "tokenizer" in made:
         made["tokenizer"] = tokenizer(4096, "$A")
         made["chat_template"] = facts.CHAT_TEMPLATE
-    return getattr(transformers, name)(**made)
+    return getattr(transformers, made.pop("class", name))(**made)
 
 
 def shake_parameters(pipe: Any, size: float) -> None:
@@ -221,6 +221,11 @@ def image(size: int = 32, mode: str = "RGB") -> Any:
     )
 
 
+def image_tensor(size: int = 32) -> torch.Tensor:
+    """A smooth picture ``[1, 3, size, size]`` in -1..1."""
+    return torch.linspace(-1, 1, size).expand(1, 3, size, size).clone()
+
+
 _MEDIA = {
     (
         "image",
@@ -231,12 +236,17 @@ _MEDIA = {
         "conditioning_image",
         "controlnet_condition",
         "last_image",
+        "reference_image",
+        "condtioning_image",
+        "example_image",
     ): image,
     ("mask_image", "mask", "control_mask"): lambda: image(mode="L"),
     ("video", "control_video", "conditioning_frames", "pose_video", "face_video"): lambda: [image() for _ in range(5)],
     ("mask_video",): lambda: [image(mode="L") for _ in range(5)],
     ("images",): lambda: [image()],
     ("image_embeds", "negative_image_embeds", "image_embeddings"): lambda: torch.linspace(-1, 1, WIDTH)[None],
+    ("video_tensor",): lambda: image_tensor()[:, :, None].repeat(1, 1, 5, 1, 1),
+    ("mask_tensor",): lambda: (image_tensor()[:, :1, None] > 0).float().repeat(1, 1, 5, 1, 1),
     ("hint",): lambda: torch.linspace(-1, 1, 3 * 32 * 32).view(1, 3, 32, 32),
     ("audio", "init_audio", "initial_audio_waveforms"): lambda: torch.sin(torch.linspace(0, 100, 2 * 1024)).view(1, 2, -1),
 }

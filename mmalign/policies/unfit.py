@@ -19,7 +19,6 @@ UNFIT: dict[str, str] = {
     "*Combined*": WITHIN,
     "VisualClozePipeline": WITHIN,
     "SkyReelsV2DiffusionForcing*": "each frame has a schedule of its own, so that no step is one decision for all of the latent",
-    "DiTPipeline": "it hands its scheduler both halves of its guidance, twice the rows that it draws",
     "ConsistencyModelPipeline": "its steps jump to clean data and back, outside the Gaussian paths that are known here",
     "FluxPriorRedux*": "it encodes an image and does not denoise; train the FLUX pipeline that it serves",
     "LTX*LatentUpsamplePipeline": "it enlarges a latent in one pass and does not denoise",

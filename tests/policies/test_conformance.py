@@ -161,3 +161,41 @@ def test_a_probe_of_the_wrong_shape_is_refused():
         policy.probe(
             rollout.prompts, rollout.private["x"][0][:, :3], times[[0, 0]], type(levels)(levels.signal[[0, 0]], levels.noise[[0, 0]])
         )
+
+
+@pytest.mark.parametrize(
+    "name", ["StableDiffusionPAGPipeline", "WanPipeline", "Kandinsky5T2VPipeline", "Cosmos2TextToImagePipeline", "CogVideoXPipeline"]
+)
+def test_a_pipeline_whose_call_takes_one_time_is_probed_row_by_row(name):
+    """Through the forward policy; each row's answer is that of the pipeline's own step at the same latent and time."""
+    from mmalign.policies.forward import ForwardPolicy
+
+    policy = policy_of(name, steps=4, guidance_scale=1.0)
+    rollout = sample(policy, ("a red fox",) * 2)
+    times, levels = policy.schedule()
+    heard, kernel = [], policy.kernel
+    policy.kernel = lambda prediction, *rest: (heard.append(prediction), kernel(prediction, *rest))[1]
+    columns = torch.tensor([0, 2])
+    for column in columns:
+        policy.steps(rollout, torch.arange(2), columns=column[None])
+    x = torch.stack([rollout.private["x"][column][row] for row, column in enumerate(columns)])
+    level = type(levels)(levels.signal[columns], levels.noise[columns])
+    asking = ForwardPolicy.__new__(ForwardPolicy)  # a schedule of training is not asked for here
+    asking.of, asking.together = policy, None
+    found = asking._predicted(rollout.prompts, x, times[columns], level)
+    assert found.clean.requires_grad and asking.together is (name == "CogVideoXPipeline")
+    for row in range(2):
+        torch.testing.assert_close(found.clean[row], heard[row].clean[row], rtol=1e-4, atol=1e-5)
+
+
+def test_both_halves_of_a_guidance_count_as_one():
+    policy = policy_of("DiTPipeline", guidance_scale=4.0)
+    rollout = sample(policy, ("3", "5"))
+    assert rollout.log_probs.shape == (2, 3) and difference(policy, rollout) == 0.0
+
+
+def test_frames_in_the_batch_are_one_row():
+    policy = policy_of("TextToVideoSDPipeline")
+    rollout = sample(policy)
+    assert rollout.private["x"].shape[1:4] == (2, 4, 5)  # rows, channels, frames
+    assert difference(policy, rollout) == 0.0
