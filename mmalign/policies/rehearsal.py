@@ -18,7 +18,7 @@ from mmalign.types import UserError
 
 __all__: list[str] = []
 
-STEPS, RANK, ROWS = 10, 4, 4  # at most
+STEPS, RANK, ROWS = 6, 4, 4  # at most
 LENGTHS = {"height": 32, "width": 32, "num_frames": 4, "video_length": 4}  # sizes keep the real one's remainder by these
 
 
@@ -57,7 +57,8 @@ def diffusers(node: Mapping[str, Any], *, kind: str | None = None) -> Tiny:
         if name not in accepts:
             raise UserError(f"policy.call.{name}: {index.kind} takes no such argument; it takes {', '.join(list(accepts)[1:])}")
     small["call"] = _call(pipe, node.get("call") or {})
-    small["num_inference_steps"] = min(node.get("num_inference_steps", 10), STEPS)
+    if "size" not in (node.get("window") or {}):  # a window of so many steps lies in a part of all of them
+        small["num_inference_steps"] = min(node.get("num_inference_steps", 10), STEPS)
     if node.get("dtype") not in (None, "float32"):
         told.append(f"float32 in place of {node['dtype']}")
     if node.get("lora") is not None:
