@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -40,12 +40,71 @@ def own_head(model: nn.Module) -> Head:
     return head
 
 
-def matrix_head(model: nn.Module) -> Head | None:
+class Matrix(NamedTuple):
+    """A head that is one linear layer and nothing else."""
+
+    layer: nn.Linear
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        return functional.linear(hidden, self.layer.weight, self.layer.bias)
+
+
+def matrix_head(model: nn.Module) -> Matrix | None:
     """Logits as one matrix makes them, where the model's output embedding is a plain linear layer; None where it is not."""
     layer = model.get_output_embeddings()  # type: ignore[operator]
-    if type(layer) is not nn.Linear:
-        return None
-    return lambda hidden: functional.linear(hidden, layer.weight, layer.bias)
+    return Matrix(layer) if type(layer) is nn.Linear else None
+
+
+class Chosen(torch.autograd.Function):
+    """Log-probabilities ``[N]`` float64 of tokens under one matrix, in chunks and in place.
+
+    ``d log p_y / d h = (W_y - sum_v p_v W_v) / temperature``, and ``d log p_y / d W_v = (1[v = y] - p_v) h / temperature``. Where the matrix
+    is not trained, the first is found along with the log-probabilities and nothing is computed again.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        """inputs: hidden ``[N, H]``, weight ``[V, H]``, bias ``[V]`` or None, tokens ``[N]``, temperature, positions at once."""
+        hidden, weight, bias, tokens, temperature, at_once = inputs
+        ctx.temperature, ctx.at_once = temperature, at_once
+        slopes = torch.empty_like(hidden) if ctx.needs_input_grad[0] and not any(ctx.needs_input_grad[1:3]) else None
+        log_probs, sums = (hidden.new_empty(len(hidden), dtype=_wide(hidden.dtype)) for _ in range(2))
+        for at in _chunks(len(hidden), at_once):
+            logits = _tempered(functional.linear(hidden[at], weight, bias), temperature)
+            own, top = logits.gather(-1, tokens[at].unsqueeze(-1)).squeeze(-1), logits.amax(-1)
+            total = logits.sub_(top.unsqueeze(-1)).exp_().sum(-1)
+            sums[at] = top + total.log()
+            log_probs[at] = own - sums[at]
+            if slopes is not None:
+                mean = logits.div_(total.unsqueeze(-1)).to(weight.dtype) @ weight
+                slopes[at] = (weight[tokens[at]] - mean) / temperature
+        ctx.save_for_backward(hidden, weight, bias, tokens, sums, slopes)
+        return log_probs.double()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        """As the docstring of the class says; chunks of logits are computed again where the matrix is trained."""
+        hidden, weight, bias, tokens, sums, slopes = ctx.saved_tensors
+        upstream = gradients[0].to(sums.dtype)
+        if slopes is not None:
+            return upstream.to(slopes.dtype).unsqueeze(-1) * slopes, None, None, None, None, None
+        wanted = ctx.needs_input_grad
+        to_hidden = torch.empty_like(hidden) if wanted[0] else None
+        to_weight = torch.zeros_like(weight, dtype=_wide(weight.dtype)) if wanted[1] else None
+        to_bias = torch.zeros_like(bias, dtype=_wide(bias.dtype)) if wanted[2] else None
+        for at in _chunks(len(hidden), ctx.at_once):
+            logits = _tempered(functional.linear(hidden[at], weight, bias), ctx.temperature)
+            scale = upstream[at] / ctx.temperature
+            slope = logits.sub_(sums[at].unsqueeze(-1)).exp_().mul_(-scale.unsqueeze(-1))
+            slope.scatter_add_(-1, tokens[at].unsqueeze(-1), scale.unsqueeze(-1))
+            if to_hidden is not None:
+                to_hidden[at] = slope.to(weight.dtype) @ weight
+            if to_weight is not None:
+                to_weight.addmm_(slope.t(), hidden[at].to(slope.dtype))
+            if to_bias is not None:
+                to_bias += slope.sum(0)
+        given = (None if found is None else found.to(like.dtype) for found, like in ((to_weight, weight), (to_bias, bias)))
+        return to_hidden, *given, None, None, None
 
 
 @contextmanager
@@ -71,6 +130,9 @@ def numbers(
     Returns ``log_probs`` and the words. Log-sum-exp in float32 at least (float64 for a model in float64).
     """
     names, others = sorted(words), dict(others or {})
+    if isinstance(head, Matrix) and not names:
+        layer = head.layer
+        return {"log_probs": Chosen.apply(hidden, layer.weight, layer.bias, tokens, temperature, at_once)}
 
     def piece(part: Tensor, ids: Tensor, *theirs: Tensor) -> tuple[Tensor, ...]:
         logits = _tempered(head(part), temperature)
@@ -83,8 +145,7 @@ def numbers(
         return (log_probs.double(), *(_number(word, full, compared).double() for word in names))
 
     chunks = []
-    for start in range(0, len(hidden), at_once):
-        at = slice(start, start + at_once)
+    for at in _chunks(len(hidden), at_once):
         inputs = (hidden[at], tokens[at], *(states[at] for _, states in others.values()))
         kept = torch.is_grad_enabled()
         chunks.append(checkpoint(piece, *inputs, use_reentrant=False, preserve_rng_state=False) if kept else piece(*inputs))
@@ -94,8 +155,17 @@ def numbers(
     return dict(zip(("log_probs", *names), columns, strict=True))
 
 
+def _chunks(count: int, at_once: int) -> Iterator[slice]:
+    return (slice(start, start + at_once) for start in range(0, count, at_once))
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
 def _tempered(logits: Tensor, temperature: float) -> Tensor:
-    return logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
+    logits = logits.to(_wide(logits.dtype))
+    return logits if temperature == 1 else logits / temperature
 
 
 def _number(word: str, full: Tensor, others: Mapping[str, Tensor]) -> Tensor:
