@@ -218,10 +218,12 @@ def cell(row: dict[str, Any], key: str) -> str:
 
 def page(rows: list[dict[str, Any]], version: str) -> str:
     """The table, and a line for each pipeline that is missing from it or lacks something."""
+    from mmalign.policies import unfit
+
     good = [row for row in rows if "replay" in row]
     exact = [row for row in good if row["replay"] == 0.0]
     named = [row for row in rows if "unfit" in row]
-    broken = [row for row in rows if "error" in row]
+    broken = [(row, unfit.without_twin(row["name"]) or row["error"]) for row in rows if "error" in row]
     lines = [
         "# Conformance",
         "",
@@ -254,7 +256,7 @@ def page(rows: list[dict[str, Any]], version: str) -> str:
         ]
         lines.append(f"| {' | '.join(values)} |")
     lines += ["", "## No policies, by `unfit.UNFIT`", "", *(f"- {row['name']}: {row['unfit']}" for row in named)]
-    lines += ["", "## No twin that runs yet", "", *(f"- {row['name']}: {row['error']}" for row in broken)]
+    lines += ["", "## No twin that runs yet", "", *(f"- {row['name']}: {why}" for row, why in broken)]
     partly = [
         (row["name"], label, row[key])
         for row in good
