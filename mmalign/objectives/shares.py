@@ -53,7 +53,7 @@ def beyond_shorter(factor: float) -> Part:
     def of(steps: Steps) -> Tensor:
         length = steps.mask.sum(1, keepdim=True)
         shorter = torch.minimum(length[0::2], length[1::2]).repeat_interleave(2, 0)
-        return live(torch.where(position(steps) < shorter, 1.0, factor).double(), steps.mask)
+        return live(1 + (factor - 1) * (position(steps) >= shorter).double(), steps.mask)
 
     return Part(of, unit="pair")
 

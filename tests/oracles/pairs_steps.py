@@ -271,7 +271,7 @@ def lcpo(
 
 ORACLES: dict[str, list[tuple[dict[str, Any], Callable[..., Tensor]]]] = {
     "aot": [({}, aot), ({"beta": 0.7, "paired": False, "smoothing": 0.1}, aot)],
-    "ld_dpo": [({}, ld_dpo), ({"beta": 0.7, "alpha": 0.0}, ld_dpo)],
+    "ld_dpo": [({}, ld_dpo), ({"beta": 0.7, "alpha": 0.3}, ld_dpo)],
     "wpo": [({}, wpo), ({"beta": 0.7, "cap": False}, wpo)],
     "tdpo1": [({}, tdpo1), ({"beta": 0.7}, tdpo1)],
     "tdpo2": [({}, tdpo2), ({"beta": 0.7, "alpha": 1.5}, tdpo2)],

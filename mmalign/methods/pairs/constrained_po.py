@@ -20,7 +20,8 @@ def constrained_po(*, beta: float = 0.1, weight: float = 0.1, at_least: float = 
         weight: of the constraint's violation, a penalty for each nat.
         at_least: the margin of log-probabilities that is asked for, nats.
 
-    Paper: Conditional Equivalence of DPO and RLHF: Implicit Assumption, Failure Modes, and Provable Alignment (arXiv number not verified).
+    Paper: Conditional Equivalence of DPO and RLHF: Implicit Assumption, Failure Modes, and Provable Alignment, arXiv
+    2605.20834.
 
     Deviations: only the abstract was at hand; the constraint is there, its penalty is our choice of form. Soft labels are ours.
     """

@@ -21,7 +21,7 @@ def cpl(*, beta: float = 0.1, gamma: float = 1.0, bias: float = 0.5) -> Method:
     Paper: Contrastive Preference Learning: Learning from Human Feedback without RL, arXiv 2310.13639.
 
     Deviations: the bias counts for the row that is worse in each order, so the two orders' probabilities do not add to 1, as in the
-    authors' code. The defaults are as we remember that code's. Soft labels are ours.
+    authors' code, which has no discount and an optional supervised term. The defaults are ours; in that code's classes all are 1.
     """
     links.positive(beta=beta)
     if not 0 < bias <= 1:

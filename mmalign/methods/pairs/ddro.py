@@ -16,7 +16,7 @@ def ddro(*, beta: float = 0.4) -> Method:
     Args:
         beta: as in ``dpo``.
 
-    Paper: Lightweight and Direct Document Relevance Optimization for Generative Information Retrieval (arXiv number not verified).
+    Paper: Lightweight and Direct Document Relevance Optimization for Generative Information Retrieval, arXiv 2504.05181.
 
     Deviations: only the abstract was at hand; supervised training on identifiers comes first, and ``ref`` is its result. beta is ours.
     """

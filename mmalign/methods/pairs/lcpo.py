@@ -16,7 +16,7 @@ def lcpo(
     reliability: float = 0.9,
     momentum: float = 0.1,
 ) -> Method:
-    """Expectation-maximisation over labels that may be wrong, around any loss for pairs: doubted labels count less, or the other way.
+    """Expectation-maximisation over labels that may be wrong, around any loss for pairs: doubted labels count less.
 
     With ``L(a, b)`` the base loss of a pair whose better row is a, label (w, r), h the reliability of labels, sg without gradient::
 

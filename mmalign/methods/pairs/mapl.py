@@ -17,7 +17,7 @@ def mapl(*, beta: float = 0.1, weight: float = 1.0) -> Method:
         beta: as in ``dpo``.
         weight: of the comparison of prompts.
 
-    Paper: Multi-Level Aware Preference Learning: Enhancing RLHF for Complex Multi-Instruction Tasks (arXiv number not verified).
+    Paper: Multi-Level Aware Preference Learning: Enhancing RLHF for Complex Multi-Instruction Tasks, arXiv 2505.12845.
 
     Deviations: only the abstract was at hand. This is the term within a sample, in DPO's form; the paper's term between samples, which
     compares margins of pairs of different prompts, is left out because its form is not known to us. The changed instructions are the

@@ -18,7 +18,7 @@ def osp(*, beta: float = 0.1, margin: Literal["total", "per_step", "per_scalar"]
     Args:
         beta, margin: as in ``dpo``.
 
-    Paper: Online Self-Preferring Language Models (arXiv number not verified).
+    Paper: Online Self-Preferring Language Models, arXiv 2405.14103.
 
     Deviations: only the abstract was at hand. How the policy judges, and how pairs are built from a ranking, is the recipe's; here p is
     the strength that the feedback has. ``dpo`` is the same for such feedback.
