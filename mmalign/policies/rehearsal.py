@@ -19,7 +19,7 @@ from mmalign.types import UserError
 __all__: list[str] = []
 
 STEPS, RANK, ROWS = 6, 4, 4  # at most
-LENGTHS = {"height": 32, "width": 32, "num_frames": 4, "video_length": 4}  # sizes keep the real one's remainder by these
+SIDES, FRAMES = ("height", "width"), ("num_frames", "video_length")
 
 
 class Tiny(NamedTuple):
@@ -57,6 +57,9 @@ def diffusers(node: Mapping[str, Any], *, kind: str | None = None) -> Tiny:
         if name not in accepts:
             raise UserError(f"policy.call.{name}: {index.kind} takes no such argument; it takes {', '.join(list(accepts)[1:])}")
     small["call"] = _call(pipe, node.get("call") or {})
+    for name in SIDES:
+        if (real := given.get(name, 0)) % 8:
+            told.append(f"policy.call.{name}: {real} is no multiple of 8, and is rehearsed as {small['call'].get(name)}")
     if "size" not in (node.get("window") or {}):  # a window of so many steps lies in a part of all of them
         small["num_inference_steps"] = min(node.get("num_inference_steps", 10), STEPS)
     if node.get("dtype") not in (None, "float32"):
@@ -96,9 +99,10 @@ def _call(pipe: Any, given: Mapping[str, Any]) -> dict[str, Any]:
     special = twin_pipelines.calls(type(pipe).__name__)
     found = dict(given)
     for name, value in own.items():
-        if name in LENGTHS:
-            real = given.get(name)
-            found[name] = value if real is None else value + (real - value) % LENGTHS[name]
+        if name in SIDES:
+            found[name] = value + (given.get(name, 0) % 8 != 0)  # every VAE here halves a side three times or more, a twin's once
+        elif name in FRAMES:
+            found[name] = value + (given.get(name, value) - value) % 4
         elif name not in MEDIA and (name in special or name.startswith("max_")):
             found[name] = value
     if "max_area" in found:

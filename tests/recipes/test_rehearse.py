@@ -6,7 +6,9 @@ import json
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from mmalign.cli import app
 from mmalign.config import load
 from mmalign.policies.model_index import model_index
 from mmalign.policies.rehearsal import tiny
@@ -25,7 +27,7 @@ def offline(monkeypatch):
 @pytest.mark.parametrize("name", ["sd35_medium/flow_grpo", "wan21_1b/dpo", "digits/demo"])
 def test_every_phase(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    phases = rehearse(load(name, ["trackers=[]"]))
+    phases = rehearse(load(name, ["trackers=[]", *(["policy.num_inference_steps=3"] if name == "sd35_medium/flow_grpo" else [])]))
     assert [phase.name for phase in phases if not phase.failed] == NAMES, phases[-1].what
     assert list(tmp_path.iterdir()) == []
 
@@ -44,6 +46,12 @@ def test_every_phase(name, tmp_path, monkeypatch):
 def test_mistakes_end_at_their_phase(override, phase, key):
     last = rehearse(load("sd35_medium/flow_grpo", [override]))[-1]
     assert last.failed and (last.name, key in last.what) == (phase, True), last
+
+
+def test_the_command_names_phase_and_key():
+    done = CliRunner().invoke(app, ["rehearse", "wan22/dpo", "policy.of.call.heigth=512"])
+    assert done.exit_code == 2
+    assert "failed at twin: policy.call.heigth: WanPipeline takes no such argument" in done.output
 
 
 def test_a_kept_folder_has_to_be_new(tmp_path):
