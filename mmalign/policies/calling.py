@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mmalign.policies.interception import Finished, Place, encoded_once, placed, seeded, skipped
+from mmalign.policies.memory import Offloaded
 from mmalign.policies.scheduler import Player, seat
 from mmalign.policies.unfit import reason
 from mmalign.types import UserError
@@ -24,14 +25,20 @@ ROWS = ("prompt", "class_labels", "batch_size")  # how a pipeline is told of its
 TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
+def type_of(dtype: str | None) -> torch.dtype | None:
+    """A floating type by its name. Errors: UserError for another name."""
+    if dtype is not None and dtype not in TYPES:
+        raise UserError(f"policy.dtype: got {dtype!r}, takes {', '.join(TYPES)}")
+    return None if dtype is None else TYPES[dtype]
+
+
 def load(name: str, *, dtype: str | None = None) -> Any:
     """``DiffusionPipeline.from_pretrained``. Errors: UserError where there is no such pipeline."""
     from diffusers import DiffusionPipeline
 
-    if dtype is not None and dtype not in TYPES:
-        raise UserError(f"policy.dtype: got {dtype!r}, takes {', '.join(TYPES)}")
+    kind = type_of(dtype)
     try:
-        return DiffusionPipeline.from_pretrained(name, **({} if dtype is None else {"dtype": TYPES[dtype]}))
+        return DiffusionPipeline.from_pretrained(name, **({} if kind is None else {"dtype": kind}))
     except (OSError, ValueError) as error:
         raise UserError(f"policy.pipeline: got {name!r}, takes a pipeline, a folder or a hub id: {str(error).splitlines()[0]}") from error
 
@@ -51,6 +58,7 @@ class Caller:
             raise UserError(f"policy.pipeline: {type(pipe).__name__} has none of {', '.join(DENOISERS)}, so there is nothing to train")
         # what need not run in steps that are over: the denoisers, and what only speaks to them
         self.still = {**self.denoisers, **{name: part for name, part in parts.items() if name.startswith("controlnet")}}
+        self.away: Offloaded | None = None
         self._embeddings: dict[Any, Any] = {}
         self._shapes: dict[Any, Any] = {}
 
@@ -71,6 +79,8 @@ class Caller:
             told, generators = ({"prompt": prompts[0]} if "prompt" in told else told), generators[0]
         arguments = {**told, "generator": generators, **self.call, **(self.conditions(prompts) if self.conditions else {}), **call}
         with ExitStack() as stack:
+            if self.away is not None:
+                stack.callback(self.away.put_away)
             stack.enter_context(seeded(pipe, seeds))
             stack.enter_context(encoded_once(pipe, known, self._embeddings))
             if player is not None:

@@ -20,7 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmalign.policies.calling import GUIDANCE, Caller, load
+from mmalign.policies import memory
+from mmalign.policies.calling import GUIDANCE, Caller, load, type_of
 from mmalign.policies.interception import Finished, Place, watched
 from mmalign.policies.parameters import ParameterSets
 from mmalign.policies.scheduler import Moment, Player
@@ -42,9 +43,14 @@ def diffusers(
     guidance_scale: float | None = None,
     window: Window | None = None,
     lora: dict[str, Any] | None = None,
-    gradient_checkpointing: bool = False,
     dtype: str | None = None,
     device: str | None = None,
+    gradient_checkpointing: bool = False,
+    storage: str | None = None,
+    offload: str | list[str] | tuple[str, ...] = (),
+    slice_vae: bool = False,
+    tile_vae: bool = False,
+    compile: bool | dict[str, Any] = False,
     same_noise: bool = False,
     rows_at_once: int = 64,
     call: dict[str, Any] | None = None,
@@ -58,9 +64,20 @@ def diffusers(
         num_inference_steps, guidance_scale: as the pipeline takes them, in rollout and replay alike.
         window: which steps are random and trained; ``windows.all_but_last()`` by default.
         lora: keywords of ``parameters.add_lora`` (rank, alpha, targets); None trains all of the denoiser.
-        gradient_checkpointing: recompute activations in the backward pass.
-        dtype: ``float32``, ``bfloat16`` or ``float16``, for a pipeline that is loaded here.
+        dtype: ``float32``, ``bfloat16`` or ``float16``, of the whole pipeline; as it is by default. LoRA is float32 in any.
         device: where to put the pipeline; a GPU if there is one.
+        gradient_checkpointing: keep one activation for each block and compute the others again: a third more work in an update, and
+            its memory no longer grows with what is inside a block. Changes no number.
+        storage: ``float8`` keeps the frozen weights of the blocks' linear layers in 8 bits under LoRA: half the memory of bf16, a copy
+            of one layer at a time, and weights rounded by up to 1/16 of their size. The policy is then that of the rounded model.
+        offload: what waits on the CPU until it is needed: names of components, ``frozen`` for all that no step of sampling needs
+            (encoders once prompts are encoded, the VAE until it decodes), ``references`` for full copies of the weights (``ref``,
+            ``ema``; with LoRA they are small or none). Costs its transfer over the bus at each use. Changes no number.
+        slice_vae: decode one row at a time: the decoder's memory no longer grows with rows_at_once.
+        tile_vae: decode large images in overlapping tiles, blended at their seams, where the class can. Changes outputs a little.
+        compile: ``torch.compile`` of the blocks that a denoiser repeats, or of all of it where it has none; a dict of its
+            keywords (``backend``, ``mode``) or true. Costs minutes at the first steps. Compiled with gradient and without, arithmetic
+            may differ in its last bits, and preflight measures by how much replays differ.
         same_noise: rows of one group start from one noise (DanceGRPO).
         rows_at_once: rows in one call of the pipeline while sampling.
         call: further arguments of the pipeline's call (height, width, num_frames, image, strength, ...), the same for all rows.
@@ -68,9 +85,14 @@ def diffusers(
 
     Errors: UserError for a pipeline without a denoiser, without an argument that was given, or among ``unfit.UNFIT``.
     """
+    there, kind = memory.device_of(device), type_of(dtype)
+    if storage is not None and lora is None:
+        raise UserError(f"policy.storage: got {storage!r} without lora, takes it for weights that are not trained")
+    away = {offload} if isinstance(offload, str) else set(offload)
     if isinstance(pipeline, str):
         pipeline = load(pipeline, dtype=dtype)
-    pipeline.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    elif kind is not None:
+        pipeline.to(kind)
     pipeline.set_progress_bar_config(disable=True)
     guided = {} if guidance_scale is None else {"guidance_scale": guidance_scale}
     policy = DiffusersPolicy(
@@ -82,22 +104,29 @@ def diffusers(
         rows_at_once=rows_at_once,
         call={"num_inference_steps": num_inference_steps, **guided, **(call or {})},
         conditions=conditions,
+        home=torch.device("cpu") if "references" in away else there,
     )
-    if gradient_checkpointing:
-        for module in policy.denoisers.values():
-            module.enable_gradient_checkpointing()  # type: ignore[operator]
+    nets, acts = policy.denoisers, policy.acts_on
+    if storage is not None:
+        acts["storage"] = memory.store(nets, storage)
+    policy.caller.away = memory.place(pipeline, there, offload=away, working=policy.caller.still)
+    acts["offload"] = policy.caller.away.names if policy.caller.away else []
+    acts["gradient_checkpointing"] = memory.checkpoint(nets) if gradient_checkpointing else []
+    acts["slice_vae"] = memory.slice_vae(pipeline, nets) if slice_vae else []
+    acts["tile_vae"] = memory.tile_vae(pipeline, nets) if tile_vae else []
+    acts["compile"] = memory.compile_blocks(nets, compile) if compile is not False else []
     return policy
 
 
 class DiffusersPolicy:
-    """See ``diffusers``. ``event_size`` is known after the first rollout."""
+    """See ``diffusers``. ``acts_on``: which parts each of its options for memory and speed has found."""
 
     kind = KIND
     gives = GIVES
 
     def __init__(
         self, pipe: Any, *, kernel: Kernel, window: Window, lora: Mapping[str, Any] | None, same_noise: bool, rows_at_once: int,
-        call: dict[str, Any], conditions: Callable[[list[str]], dict[str, Any]] | None = None,
+        call: dict[str, Any], conditions: Callable[[list[str]], dict[str, Any]] | None = None, home: torch.device | None = None,
     ):  # fmt: skip
         self.pipe, self.kernel, self.window = pipe, kernel, window
         self.same_noise, self.rows_at_once = same_noise, rows_at_once
@@ -107,7 +136,8 @@ class DiffusersPolicy:
             if isinstance(module, torch.nn.Module):
                 module.eval().requires_grad_(False)
         self.denoiser = next(iter(self.denoisers.values())) if len(self.denoisers) == 1 else torch.nn.ModuleDict(self.denoisers)
-        self.sets = ParameterSets(self.denoiser, lora=lora)
+        self.sets = ParameterSets(self.denoiser, lora=lora, home=home)
+        self.acts_on: dict[str, list[str]] = {}
         self._place: Place | None = None
         self._example = ""  # a prompt for calls that only ask for the schedule
 

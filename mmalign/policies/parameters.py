@@ -23,12 +23,16 @@ class ParameterSets:
     """The trained parameters of a module, and named copies that can take their place.
 
     With LoRA the trained parameters are the adapter's and ``ref`` is the module with its adapter switched off: it costs
-    nothing. Without, ``ref`` is a copy made here, on the parameters' device. Every set but ``ref`` is a copy of what is
-    trained; ``tables()`` and ``load()`` are what a checkpoint keeps.
+    nothing. Without, ``ref`` is a copy made here. Every set but ``ref`` is a copy of what is trained; ``tables()`` and
+    ``load()`` are what a checkpoint keeps.
+
+    home: the device that copies are kept on, the parameters' own by default. From another one they come parameter by
+    parameter while they are in use, and what is trained waits at home meanwhile: one set's worth of memory on the device
+    instead of one for each, for two copies over the bus.
     """
 
-    def __init__(self, module: nn.Module, *, lora: Mapping[str, Any] | None = None):
-        self.module, self.lora = module, lora is not None
+    def __init__(self, module: nn.Module, *, lora: Mapping[str, Any] | None = None, home: torch.device | None = None):
+        self.module, self.lora, self.home = module, lora is not None, home
         module.requires_grad_(False)
         if lora is not None:
             add_lora(module, **lora)
@@ -41,15 +45,16 @@ class ParameterSets:
 
     def keep(self, name: str) -> None:
         """Makes the named set a copy of the current values."""
-        self.sets[name] = {key: p.detach().clone() for key, p in self.trained.items()}
+        self.sets[name] = {key: p.detach().to(self.home or p.device, copy=True) for key, p in self.trained.items()}
 
     @torch.no_grad()
     def follow(self, name: str, *, decay: float) -> None:
         """Exponential moving average: ``set <- decay * set + (1 - decay) * current``, in float32 at least."""
         if name not in self.sets:
-            self.sets[name] = {key: p.detach().clone().to(torch.promote_types(p.dtype, torch.float32)) for key, p in self.trained.items()}
+            self.keep(name)
+            self.sets[name] = {key: kept.to(torch.promote_types(kept.dtype, torch.float32)) for key, kept in self.sets[name].items()}
         for key, kept in self.sets[name].items():
-            kept.lerp_(self.trained[key].detach().to(kept.dtype), 1 - decay)
+            kept.lerp_(self.trained[key].detach().to(kept), 1 - decay)
 
     @contextmanager
     def using(self, name: str) -> Iterator[None]:
@@ -63,14 +68,15 @@ class ParameterSets:
             finally:
                 _switch_adapters(self.module, on=True)
         elif name in self.sets:
-            current = {key: p.data for key, p in self.trained.items()}
-            for key, p in self.trained.items():
-                p.data = self.sets[name][key].to(p.dtype)
+            current = {}
             try:
+                for key, p in self.trained.items():
+                    device, current[key] = p.device, p.data.to(self.home or p.device)
+                    p.data = self.sets[name][key].to(device, p.dtype)
                 yield
             finally:
-                for key, p in self.trained.items():
-                    p.data = current[key]
+                for key, kept in current.items():
+                    self.trained[key].data = kept.to(self.trained[key].device)
         else:
             known = sorted({"current", "ref", *self.sets})
             raise UserError(f"parameter set: got {name!r}, this policy has {', '.join(known)}")
@@ -93,7 +99,7 @@ class ParameterSets:
                 for key, value in table.items():
                     self.trained[key].copy_(value)
             else:
-                self.sets[name] = {key: value.to(self.trained[key].device, copy=True) for key, value in table.items()}
+                self.sets[name] = {key: value.to(self.home or self.trained[key].device, copy=True) for key, value in table.items()}
 
 
 def add_lora(
