@@ -184,10 +184,14 @@ def modpo(table: Table, *, beta: float = 0.1, weight: float = 0.5) -> Tensor:
     return _rewarded(table, cost)
 
 
-def constrained_po(table: Table, *, beta: float = 0.1, weight: float = 0.1, at_least: float = 0.0) -> Tensor:
-    def cost(better: int, worse: int, step: int | None) -> Tensor:
-        gap = ratio(table, better, step, "total", None) - ratio(table, worse, step, "total", None)
-        return softplus(-beta * (ratio(table, better, step) - ratio(table, worse, step))) + weight * torch.clamp(at_least - gap, min=0)
+def constrained_po(
+    table: Table, *, beta: float = 0.1, gamma: float = 0.5, tau: float = 2.0, alpha: float = 1.0, target: str = "soft"
+) -> Tensor:
+    def cost(better: int, worse: int, _: int | None) -> Tensor:
+        gap = ratio(table, better, None, "total", None) - ratio(table, worse, None, "total", None)
+        ref = table.ref[better][table.mask[better]].sum() - table.ref[worse][table.mask[worse]].sum()
+        margin = ref.clamp(min=0) if target == "clip" else ref + torch.log(1 + torch.exp(tau * (gamma - ref))) / tau / alpha
+        return softplus(-beta * (gap - margin))
 
     return expected(table, cost)
 
@@ -284,7 +288,11 @@ ORACLES: dict[str, list[tuple[dict[str, Any], Callable[..., Tensor]]]] = {
     "mapl": [({}, mapl), ({"beta": 0.7, "weight": 0.3}, mapl)],
     "mm_dpo": [({}, mm_dpo), ({"beta": 0.7, "weight": 2.0, "k": 1.5}, mm_dpo)],
     "modpo": [({}, modpo), ({"beta": 0.7, "weight": 0.3}, modpo)],
-    "constrained_po": [({}, constrained_po), ({"beta": 0.7, "weight": 0.4, "at_least": 1.0}, constrained_po)],
+    "constrained_po": [
+        ({}, constrained_po),
+        ({"beta": 0.7, "gamma": 2.0, "tau": 0.5, "alpha": 3.0}, constrained_po),
+        ({"target": "clip"}, constrained_po),
+    ],
     "osp": [({}, dpo), ({"beta": 0.7, "margin": "per_step"}, dpo)],
     "ddro": [({"beta": 0.4}, dpo), ({"beta": 0.7}, dpo)],
     "cpl": [({}, cpl), ({"beta": 0.7, "gamma": 0.8, "bias": 1.0}, cpl)],

@@ -1,32 +1,37 @@
-"""Constrained preference optimization."""
+"""Constrained Preference Optimization."""
 
 from __future__ import annotations
 
-from mmalign.objectives import links, pairwise, scores
+from typing import Literal
+
+from mmalign.objectives import links, pairwise, targets
 from mmalign.types import Method
 
 
-def constrained_po(*, beta: float = 0.1, weight: float = 0.1, at_least: float = 0.0) -> Method:
-    """DPO that also asks the better row to be the likelier one, however the reference saw them.
+def constrained_po(
+    *, beta: float = 0.1, gamma: float = 0.5, tau: float = 2.0, alpha: float = 1.0, target: Literal["soft", "clip"] = "soft"
+) -> Method:
+    """DPO that asks the better row to be the likelier one, however the reference saw them.
 
-    With m DPO's margin, ``g = log pi(better row) - log pi(worse row)``::
+    With ``g = log pi(better row) - log pi(worse row)`` and ``g_ref`` the reference's::
 
-        loss = mean over pairs of  -log sigmoid(beta m) + weight max(0, at_least - g)
+        loss = mean over pairs of  -log sigmoid(beta [g - g_ref - softplus(tau (gamma - g_ref)) / (alpha tau)])   (soft)
+        loss = mean over pairs of  -log sigmoid(beta [g - max(0, g_ref)])                                         (clip)
 
-    Where the reference prefers the worse row by more than DPO's margin, DPO is content with a policy that does so too.
+    DPO asks for ``g > g_ref``: where the reference prefers the worse row, it is content with a policy that does so too.
 
     Args:
-        beta: as in ``dpo``.
-        weight: of the constraint's violation, a penalty for each nat.
-        at_least: the margin of log-probabilities that is asked for, nats.
+        beta: how much a nat counts.
+        gamma: the margin that is asked for where the reference has less, nats.
+        tau: sharpness of the step between the two, per nat.
+        alpha: the addition counts by 1 / alpha.
+        target: which of the two; gamma, tau and alpha are of ``soft``.
 
-    Paper: Conditional Equivalence of DPO and RLHF: Implicit Assumption, Failure Modes, and Provable Alignment, arXiv
-    2605.20834.
+    Paper: Conditional Equivalence of DPO and RLHF, arXiv 2605.20834.
 
-    Deviations: only the abstract was at hand; the constraint is there, its penalty is our choice of form. Soft labels are ours.
+    Deviations: formulas and defaults, but for beta, are those of the authors' code, which is called CPO there; ``cpo`` is another paper's.
+    Soft labels are ours.
     """
-    constraint = links.ahead(lambda gap: (at_least - gap).relu())
-    return pairwise.pairwise(
-        pairwise.compared(scores.ratio(), links.ahead(links.named("logistic", beta=beta))),
-        pairwise.times(weight, pairwise.compared(scores.policy(), constraint)),
-    )
+    links.positive(beta=beta, tau=tau, alpha=alpha)
+    soft = lambda reference: targets.raised(reference, gamma=gamma, tau=tau, alpha=alpha)  # noqa: E731
+    return pairwise.pairwise(targets.above(targets.clipped if target == "clip" else soft, beta=beta))
