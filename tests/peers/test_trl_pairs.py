@@ -1,11 +1,7 @@
-"""TRL's DPOTrainer, on the same model and the same batch: loss and gradient of each of its loss types, by our dialects of it.
-
-A dialect is a line ``- LIBRARY: keywords: what it does`` of a method's docstring; the keywords are what is called here.
-"""
+"""TRL's DPOTrainer, on the same model and the same batch: loss and gradient of each of its loss types, by our dialects of it."""
 
 from __future__ import annotations
 
-import ast
 import os
 import tempfile
 from functools import cache
@@ -47,11 +43,8 @@ CASES = [
 
 
 def dialect(name, library):
-    """The method of that name, called with the keywords of a line of its docstring."""
-    method = getattr(mm.methods, name)
-    (line,) = [line.strip() for line in method.__doc__.splitlines() if line.strip().startswith(f"- {library}: ")]
-    call = ast.parse(f"f({line.removeprefix(f'- {library}: ').split(': ')[0]})", mode="eval").body
-    return method(**{keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords})
+    """The method of that name as the library computes it, by its docstring."""
+    return mm.like(library, getattr(mm.methods, name))
 
 
 @cache
