@@ -30,8 +30,8 @@ class Chat:
     """A tokenizer with its chat template, if it has one.
 
     template: whether prompts go through the chat template; a string is then the user's turn. system: the system turn of prompts that
-    have none. stops: ids that end a completion. Errors: UserError for a template that is asked for and not there, a tokenizer
-    without an end of text.
+    have none. stops: ids that end a completion, besides the end of text and what the template ends a turn with. Errors: UserError for
+    a template that is asked for and not there, a tokenizer without an end of text.
     """
 
     def __init__(self, tokenizer: Any, *, template: bool | None = None, system: str | None = None, stops: Sequence[int] = ()):
@@ -42,13 +42,14 @@ class Chat:
             raise UserError("policy.template: this tokenizer has no chat template; takes false, or a tokenizer with one")
         if system is not None and not self.template:
             raise UserError("policy.system: got a system turn, and prompts without a chat template have none")
-        ends = [*stops, *([] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id])]
+        end = tokenizer.eos_token_id
+        ends = [*stops, *(self._end_of_turn() if self.template else []), *([] if end is None else [end])]
         if not ends:
             raise UserError(
                 "policy.tokenizer: has no eos_token, so no completion would end; takes a tokenizer with one (a pad_token is not needed)"
             )
         self.stops = tuple(dict.fromkeys(int(end) for end in ends))
-        self.end = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else self.stops[0]
+        self.end = self.stops[0] if end is None else end
 
     def prompt(self, prompt: Any, *, system: str | None = None) -> list[int]:
         """A prompt's ids, up to where the assistant answers. ``system``: another system turn than the policy's own.
@@ -96,6 +97,20 @@ class Chat:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
     # ---- inside
+
+    def _end_of_turn(self) -> list[int]:
+        """The special token that the template writes behind an assistant's turn, if it does."""
+        from jinja2 import TemplateError
+
+        said = "0"
+        turns = [{"role": "user", "content": said}, {"role": "assistant", "content": said}]
+        try:
+            text = str(self.tokenizer.apply_chat_template(turns, tokenize=False))
+        except TemplateError:
+            return []
+        ids = self._ids(text[text.rfind(said) + len(said) :])
+        special = {*self.tokenizer.all_special_ids, *(n for n, token in self.tokenizer.added_tokens_decoder.items() if token.special)}
+        return [token for token in ids if token in special][:1]
 
     def _plain(self, prompt: Any, system: str | None) -> list[int]:
         if not isinstance(prompt, str):

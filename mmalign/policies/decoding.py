@@ -50,7 +50,7 @@ def draw(
     device, rows = which.device, len(which)
     start = prefixes.prefill(backbone, prompts, extras, device)
     cache, mask, state = start.cache, start.mask[which], start.last[which]
-    cache.batch_select_indices(which)
+    prefixes.spread(cache, which, len(prompts))
     tokens = torch.zeros((rows, how.most), dtype=torch.int64, device=device)
     log_probs = torch.zeros((rows, how.most), dtype=torch.float64, device=device)
     lengths, over = torch.zeros(rows, dtype=torch.int64, device=device), torch.zeros(rows, dtype=torch.bool, device=device)

@@ -63,7 +63,8 @@ def fit(model: nn.Module, *, shared: bool, trained: Sequence[nn.Parameter], exam
         ) from error
     backbone: nn.Module = whole
     head: Head = lambda logits: logits  # noqa: E731
-    for candidate in (matrix_head(model), own_head(model)):
+    candidates: tuple[Head | None, ...] = (matrix_head(model), own_head(model))
+    for candidate in candidates:
         if candidate is not None and _agrees(base, candidate, rows, truth, allowed):
             backbone, head = base, candidate
             break

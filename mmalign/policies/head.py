@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +41,8 @@ def own_head(model: nn.Module) -> Head:
     return head
 
 
-class Matrix(NamedTuple):
+@dataclass(frozen=True)
+class Matrix:
     """A head that is one linear layer and nothing else."""
 
     layer: nn.Linear
@@ -58,8 +60,8 @@ def matrix_head(model: nn.Module) -> Matrix | None:
 class Chosen(torch.autograd.Function):
     """Log-probabilities ``[N]`` float64 of tokens under one matrix, in chunks and in place.
 
-    ``d log p_y / d h = (W_y - sum_v p_v W_v) / temperature``, and ``d log p_y / d W_v = (1[v = y] - p_v) h / temperature``. Where the matrix
-    is not trained, the first is found along with the log-probabilities and nothing is computed again.
+    With respect to h: ``(W_y - sum_v p_v W_v) / temperature``; to ``W_v``: ``(1[v = y] - p_v) h / temperature``. Where the matrix is not
+    trained, the first is found along with the log-probabilities and nothing is computed again.
     """
 
     @staticmethod
@@ -69,15 +71,14 @@ class Chosen(torch.autograd.Function):
         ctx.temperature, ctx.at_once = temperature, at_once
         slopes = torch.empty_like(hidden) if ctx.needs_input_grad[0] and not any(ctx.needs_input_grad[1:3]) else None
         log_probs, sums = (hidden.new_empty(len(hidden), dtype=_wide(hidden.dtype)) for _ in range(2))
-        for at in _chunks(len(hidden), at_once):
-            logits = _tempered(functional.linear(hidden[at], weight, bias), temperature)
+        for at, logits in _pieces(hidden, weight, bias, temperature, at_once):
             own, top = logits.gather(-1, tokens[at].unsqueeze(-1)).squeeze(-1), logits.amax(-1)
             total = logits.sub_(top.unsqueeze(-1)).exp_().sum(-1)
             sums[at] = top + total.log()
             log_probs[at] = own - sums[at]
             if slopes is not None:
-                mean = logits.div_(total.unsqueeze(-1)).to(weight.dtype) @ weight
-                slopes[at] = (weight[tokens[at]] - mean) / temperature
+                mean = (logits.to(weight.dtype) @ weight).to(total.dtype) / total.unsqueeze(-1)
+                slopes[at] = ((weight[tokens[at]] - mean) / temperature).to(slopes.dtype)
         ctx.save_for_backward(hidden, weight, bias, tokens, sums, slopes)
         return log_probs.double()
 
@@ -92,17 +93,16 @@ class Chosen(torch.autograd.Function):
         to_hidden = torch.empty_like(hidden) if wanted[0] else None
         to_weight = torch.zeros_like(weight, dtype=_wide(weight.dtype)) if wanted[1] else None
         to_bias = torch.zeros_like(bias, dtype=_wide(bias.dtype)) if wanted[2] else None
-        for at in _chunks(len(hidden), ctx.at_once):
-            logits = _tempered(functional.linear(hidden[at], weight, bias), ctx.temperature)
-            scale = upstream[at] / ctx.temperature
-            slope = logits.sub_(sums[at].unsqueeze(-1)).exp_().mul_(-scale.unsqueeze(-1))
-            slope.scatter_add_(-1, tokens[at].unsqueeze(-1), scale.unsqueeze(-1))
+        scale = (upstream / ctx.temperature).unsqueeze(-1)
+        for at, logits in _pieces(hidden, weight, bias, ctx.temperature, ctx.at_once):
+            probs = logits.sub_(sums[at].unsqueeze(-1)).exp_()
             if to_hidden is not None:
-                to_hidden[at] = slope.to(weight.dtype) @ weight
+                to_hidden[at] = (scale[at] * (weight[tokens[at]] - probs.to(weight.dtype) @ weight)).to(hidden.dtype)
             if to_weight is not None:
-                to_weight.addmm_(slope.t(), hidden[at].to(slope.dtype))
+                moved = scale[at] * hidden[at].to(scale.dtype)
+                to_weight.addmm_(probs.t(), moved, alpha=-1).index_add_(0, tokens[at], moved)
             if to_bias is not None:
-                to_bias += slope.sum(0)
+                to_bias.sub_((probs * scale[at]).sum(0)).index_add_(0, tokens[at], scale[at].squeeze(-1))
         given = (None if found is None else found.to(like.dtype) for found, like in ((to_weight, weight), (to_bias, bias)))
         return to_hidden, *given, None, None, None
 
@@ -153,6 +153,16 @@ def numbers(
         return {name: hidden.new_zeros(0, dtype=torch.float64) for name in ("log_probs", *names)}
     columns = [torch.cat(values) for values in zip(*chunks, strict=True)]
     return dict(zip(("log_probs", *names), columns, strict=True))
+
+
+def _pieces(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float, at_once: int) -> Iterator[tuple[slice, Tensor]]:
+    """Logits ``[n, V]`` of some positions after others, in one piece of memory that may be written into (new pages cost time)."""
+    room = hidden.new_empty((min(at_once, len(hidden)), len(weight)))
+    for at in _chunks(len(hidden), at_once):
+        logits = torch.mm(hidden[at], weight.t(), out=room[: len(hidden[at])])
+        logits = logits if bias is None else logits.add_(bias)
+        logits = logits.to(_wide(logits.dtype))
+        yield at, logits if temperature == 1 else logits.div_(temperature)
 
 
 def _chunks(count: int, at_once: int) -> Iterator[slice]:

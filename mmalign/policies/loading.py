@@ -61,5 +61,18 @@ def checkpoint_layers(model: Any) -> None:
             module.training = True  # of the layer alone, not of what is in it
 
 
+def refuse_numbers(max_prompt: int | None, max_completion: int, temperature: float, top_p: float, top_k: int, truncate: str | None) -> None:
+    """UserError for settings out of their range."""
+    for name, size in (("max_prompt", max_prompt), ("max_completion", max_completion)):
+        if size is not None and size < 1:
+            raise UserError(f"policy.{name}: got {size}, takes 1 or more")
+    if not temperature > 0:
+        raise UserError(f"policy.temperature: got {temperature}, takes a number above 0 (evaluation.call.temperature may be 0)")
+    if not 0 < top_p <= 1 or top_k < 0:
+        raise UserError(f"policy.top_p, top_k: got {top_p} and {top_k}, take a number above 0 up to 1, and 0 (all) or more")
+    if truncate not in (None, "left", "right"):
+        raise UserError(f"policy.truncate: got {truncate!r}, takes left or right")
+
+
 def _first_line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)

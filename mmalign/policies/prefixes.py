@@ -76,11 +76,20 @@ def _shared(backbone: nn.Module, rows: Sequences) -> Tensor:
     steps = rows.tokens.shape[1] - 1
     if steps == 0:
         return first
-    if len(rows.which) != len(rows.prompts) or not torch.equal(rows.which, torch.arange(len(rows.prompts), device=device)):
-        start.cache.batch_select_indices(rows.which)
+    spread(start.cache, rows.which, len(rows.prompts))
     real = torch.arange(steps, device=device) < (rows.lengths - 1).unsqueeze(1)
     mask = torch.cat([start.mask[rows.which], real.to(start.mask)], dim=1)
     return torch.cat([first, follow(backbone, start.cache, mask, rows.tokens[:, :-1])], dim=1)
+
+
+def spread(cache: Any, which: Tensor, prompts: int) -> None:
+    """A cache of ``prompts`` rows as one of the rows ``which [R]``; equal groups side by side take no index (a faster backward pass)."""
+    times = len(which) // prompts
+    if torch.equal(which, torch.arange(prompts, device=which.device).repeat_interleave(times)):
+        if times > 1:
+            cache.batch_repeat_interleave(times)
+    else:
+        cache.batch_select_indices(which)
 
 
 def _plain(backbone: nn.Module, rows: Sequences) -> Tensor:

@@ -18,19 +18,20 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from mmalign.policies import prefixes
+from mmalign.policies import prefixes, reading
 from mmalign.policies.chat import Chat, Row
 from mmalign.policies.decoding import Drawing, Drawn, draw, draw_by_generate
 from mmalign.policies.fitting import ROUNDING, fit
-from mmalign.policies.loading import add_critic, checkpoint_layers, load, never_drawn
+from mmalign.policies.loading import add_critic, checkpoint_layers, load, never_drawn, refuse_numbers
 from mmalign.policies.parameters import ParameterSets
+from mmalign.policies.reading import Segments
 from mmalign.policies.scoring import Scorer
 from mmalign.types import Kind, Rollout, Steps, UserError
 
 __all__ = ["TransformersPolicy", "transformers"]
 
 KIND: Kind = "token"
-GIVES = frozenset({"old", "refs", "kls", "reverse_kls", "entropy", "collision", "contrast"})
+GIVES = frozenset({"old", "refs", "kls", "reverse_kls", "entropy", "collision", "contrast", "changed", "phrase", "segment"})
 Truncate = Literal["left", "right"]
 
 
@@ -48,11 +49,12 @@ def transformers(
     system: str | None = None,
     truncate: Truncate | None = None,
     contrasts: dict[str, str] | None = None,
+    segments: Segments = "sentence",
     critic: bool = False,
     shared_prefixes: bool = True,
     gradient_checkpointing: bool = False,
     rows_at_once: int = 64,
-    logits_at_once: int = 2**24,
+    logits_at_once: int = 2**23,
     dtype: str | None = None,
     device: str | None = None,
     trust_remote_code: bool = False,
@@ -60,7 +62,7 @@ def transformers(
     """A policy around an ``AutoModelForCausalLM``.
 
     Args:
-        model, tokenizer: objects, or the hub id or folder of both.
+        model, tokenizer: objects, both as a tuple under ``model``, or the hub id or folder of both.
         lora: keywords of ``parameters.add_lora`` (rank, alpha, targets); None trains all of the model.
         max_prompt, max_completion: tokens. A prompt may have as many as the context has room for, by default.
         temperature: of the distribution that is sampled, scored and trained.
@@ -70,6 +72,7 @@ def transformers(
         truncate: the end of too long prompts that is cut off, ``left`` or ``right``; too long completions then lose their end. What
             is cut is counted and said. None: they are refused.
         contrasts: name -> system turn, under which the same completions are scored too (``good``, ``bad``).
+        segments: what the fact ``segment`` numbers: ``sentence``, or ``turn`` (of the assistant's).
         critic: a linear head on the hidden states, ``value``, trained with the rest.
         shared_prefixes: compute a prompt once for all of its rows, where the model's cache allows it.
         gradient_checkpointing: recompute activations in the backward pass; prompts are then not shared.
@@ -79,6 +82,8 @@ def transformers(
 
     Errors: UserError for a model that cannot be loaded, without a tokenizer, or whose tokenizer lacks what is asked for.
     """
+    if isinstance(model, tuple):
+        model, tokenizer = model
     if isinstance(model, str):
         model, tokenizer = load(model, tokenizer, dtype=dtype, trust_remote_code=trust_remote_code)
     if tokenizer is None:
@@ -88,8 +93,8 @@ def transformers(
     chat = Chat(tokenizer, template=template, system=system, stops=_several(stops))
     return TransformersPolicy(
         model, chat, lora=lora, max_prompt=max_prompt, max_completion=max_completion, temperature=temperature, top_p=top_p, top_k=top_k,
-        truncate=truncate, contrasts=contrasts or {}, critic=critic, shared=shared_prefixes, gradient_checkpointing=gradient_checkpointing,
-        rows_at_once=rows_at_once, logits_at_once=logits_at_once,
+        truncate=truncate, contrasts=contrasts or {}, segments=segments, critic=critic, shared=shared_prefixes,
+        gradient_checkpointing=gradient_checkpointing, rows_at_once=rows_at_once, logits_at_once=logits_at_once,
     )  # fmt: skip
 
 
@@ -100,12 +105,12 @@ class TransformersPolicy:
 
     def __init__(
         self, model: Any, chat: Chat, *, lora: Mapping[str, Any] | None, max_prompt: int | None, max_completion: int, temperature: float,
-        top_p: float, top_k: int, truncate: Truncate | None, contrasts: Mapping[str, str], critic: bool, shared: bool,
-        gradient_checkpointing: bool, rows_at_once: int, logits_at_once: int,
+        top_p: float, top_k: int, truncate: Truncate | None, contrasts: Mapping[str, str], segments: Segments, critic: bool,
+        shared: bool, gradient_checkpointing: bool, rows_at_once: int, logits_at_once: int,
     ):  # fmt: skip
-        _refuse_numbers(max_prompt, max_completion, temperature, top_p, top_k, truncate)
+        refuse_numbers(max_prompt, max_completion, temperature, top_p, top_k, truncate)
         self.model, self.chat, self.temperature, self.truncate = model, chat, temperature, truncate
-        self.contrasts, self.rows_at_once = dict(contrasts), rows_at_once
+        self.contrasts, self.segments, self.rows_at_once = dict(contrasts), segments, rows_at_once
         self.context: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         self.max_completion, self.max_prompt = max_completion, max_prompt
         if self.context is not None and max_completion >= self.context:
@@ -213,7 +218,7 @@ class TransformersPolicy:
             group=which.clone() if group is None else group,
             private={
                 "prompts": [torch.tensor(prompt) for prompt in ids],
-                "which": which, "tokens": tokens, "lengths": lengths, "extras": (), "refs": {},
+                "which": which, "tokens": tokens, "lengths": lengths, "extras": (), "refs": {}, "facts": {},
             },
         )  # fmt: skip
 
@@ -287,7 +292,8 @@ class TransformersPolicy:
         """The table of some rows, and of some tokens (all, by default), with gradient.
 
         ``needs`` of ``refs``, ``kls`` and ``reverse_kls`` (of the references given to ``remember``; the last two over the whole
-        vocabulary), ``entropy``, ``collision``, ``value`` and ``contrast:NAME`` fill those tables.
+        vocabulary), ``entropy``, ``collision``, ``value``, ``contrast:NAME`` (a name of ``contrasts``, or ``mismatched``), ``changed`` and
+        ``phrase`` (by words, of rows that stand in pairs) and ``segment`` fill those tables.
         """
         columns = torch.arange(rollout.mask.shape[1]) if columns is None else columns
         at, mask = (rows[:, None], columns[None, :]), torch.zeros_like(rollout.mask[rows])
@@ -307,11 +313,24 @@ class TransformersPolicy:
             refs={name: table[at] for name, table in refs.items()} if "refs" in asked else {},
             kls=named("kls"),
             reverse_kls=named("reverse_kls"),
-            facts={},
+            facts={name: table[:, columns].double() for name, table in self._read(rollout, rows, asked).items()},
             terms={word: found[word][:, columns] for word in sorted(asked & {"entropy", "collision", "value"})},
             contrasts=contrasts,
             kind=KIND,
         )
+
+    def _read(self, rollout: Rollout, rows: Tensor, asked: set[str]) -> dict[str, Tensor]:
+        """Facts ``[R, T]`` about what the tokens of some rows say."""
+        private, found = rollout.private, dict[str, Tensor]()
+        tokens, lengths = private["tokens"][rows], private["lengths"][rows]
+        if asked & {"changed", "phrase"}:
+            key = ("phrase", tuple(rows.tolist()))
+            if key not in private["facts"]:
+                private["facts"][key] = reading.compared(rows, rollout.group[rows], tokens, lengths, self.chat.text)
+            found = {"phrase": private["facts"][key], "changed": (private["facts"][key] > 0).long()}
+        if "segment" in asked:
+            found["segment"] = reading.segmented(self.segments, tokens, lengths, rollout.mask[rows], self.chat.text)
+        return {name: table for name, table in found.items() if name in asked}
 
     def _whole(self, rollout: Rollout, rows_at_once: int) -> Tensor:
         """Log-probabilities ``[B, T]`` of all rows under the parameters that are in place, without gradient."""
@@ -374,17 +393,3 @@ def _several(stops: Any) -> list[int]:
 
 def _named(word: str, needs: frozenset[str]) -> list[str]:
     return sorted(need.partition(":")[2] for need in needs if need.startswith(f"{word}:"))
-
-
-def _refuse_numbers(
-    max_prompt: int | None, max_completion: int, temperature: float, top_p: float, top_k: int, truncate: str | None
-) -> None:
-    for name, size in (("max_prompt", max_prompt), ("max_completion", max_completion)):
-        if size is not None and size < 1:
-            raise UserError(f"policy.{name}: got {size}, takes 1 or more")
-    if not temperature > 0:
-        raise UserError(f"policy.temperature: got {temperature}, takes a number above 0 (evaluation.call.temperature may be 0)")
-    if not 0 < top_p <= 1 or top_k < 0:
-        raise UserError(f"policy.top_p, top_k: got {top_p} and {top_k}, take a number above 0 up to 1, and 0 (all) or more")
-    if truncate not in (None, "left", "right"):
-        raise UserError(f"policy.truncate: got {truncate!r}, takes left or right")

@@ -4,12 +4,12 @@
     python scripts/bench/text.py                    # all cases, some minutes on two cores
     python scripts/bench/text.py dpo_long --steps 3
 
-Both sides train the same Qwen2 (6 layers, width 256, tied embeddings, float32, random weights) on the same token ids, all rows of a step in one
-micro-batch: 4 pairs for DPO, 2 groups of 8 for GRPO. Every side of every case is a process of its own. A step of DPO is the
-reference's forward, the policy's forward and backward, and AdamW; one of GRPO is the update alone, given completions and
-rewards (neither has a reference: beta 0). Times are medians over steps after the first. Tokens count every row with its prompt on both sides,
-shared or not. Memory is the highest resident size while training (VmHWM, reset before the first step) minus the resident size before it,
-so that imports, weights and the reference's copy are in neither.
+Both sides train the same Qwen2 (6 layers, width 256, tied embeddings, float32, random weights) on the same token ids, all rows of a
+step in one micro-batch: 4 pairs for DPO, 2 groups of 8 for GRPO. Every side of every case is a process of its own. A step of DPO is
+the reference's forward, the policy's forward and backward, and AdamW; one of GRPO is the update alone, given completions and rewards
+(neither has a reference: beta 0). Times are medians over steps after the first. Tokens count every row with its prompt on both sides,
+shared or not. Memory is the highest resident size while training (VmHWM, reset before the first step) minus the resident size before
+it, so that imports, weights and the reference's copy are in neither.
 
 TRL's settings: use_cpu, bf16 off, gradient_checkpointing off (its default on costs it time), max_length none, no logging, saving or
 dataset workers, no padding (all rows are of one length); the rest as it comes. Its GRPO trainer gets the completions by replacing
