@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from mmalign.methods import dpo
+from mmalign.objectives import links, pairwise, scores
 from mmalign.types import Feedback, Steps, UserError
 
 
@@ -64,3 +66,36 @@ def test_feedback_that_is_none():
         dpo().signal(feedback([[0, 1]], [1.2]))
     with pytest.raises(UserError, match=r"smoothing: got 0\.5"):
         dpo(smoothing=0.5)
+
+
+def pieces(**settings):
+    """A method that is told one number of each row, and finds one more."""
+    term = pairwise.compared(scores.ratio(), links.ahead(links.named("logistic", beta=1.0)))
+    return pairwise.pairwise(term, said=lambda said: said.rewards[:, None], channels=1, **settings)
+
+
+def test_further_channels_stand_beside_the_label():
+    told = replace(feedback([[0, 1], [3, 2]], [0.9, 0.2]), rewards=torch.tensor([1.0, 2.0, 3.0, 4.0]).double())
+    assert pieces().signal(told)[:, 0].tolist() == [
+        pytest.approx([0.9, 1.0, 0.0]), pytest.approx([-0.9, 2.0, 0.0]), pytest.approx([0.8, 3.0, 0.0]), pytest.approx([-0.8, 4.0, 0.0])
+    ]  # fmt: skip
+
+
+def test_a_pair_of_which_something_is_missing_says_nothing():
+    told = replace(feedback([[0, 1], [3, 2]]), rewards=torch.tensor([1.0, math.nan, 3.0, 4.0]).double())
+    signal = pieces().signal(told)
+    assert not signal[:2].any() and signal[2:, 0, 0].tolist() == [-1.0, 1.0]
+    assert pieces().keep(told).tolist() == [False, False, True, True]
+
+
+def test_hard_labels_know_who_is_better_and_no_ties():
+    told = replace(feedback([[0, 1], [3, 2]], [0.9, 0.5]), rewards=torch.zeros(4).double())
+    assert pieces(hard=True).signal(told)[:, 0, 0].tolist() == [1.0, -1.0, 0.0, 0.0]
+
+
+def test_a_turned_order_is_the_other_one():
+    order = pairwise.ordered(steps([0.0] * 4), torch.tensor([[0.9], [-0.9], [-0.8], [0.8]]).double())
+    rows = torch.tensor([[1.0], [2.0], [3.0], [4.0]])
+    assert [side.flatten().tolist() for side in order.sides(rows)] == [[1.0, 4.0], [2.0, 3.0]]
+    assert [side.flatten().tolist() for side in order.turned().sides(rows)] == [[2.0, 3.0], [1.0, 4.0]]
+    assert order.turned().strength.flatten().tolist() == pytest.approx([0.1, 0.2])
