@@ -29,7 +29,7 @@ from mmalign.report import build
 from mmalign.runtime.evaluation import exam
 from mmalign.runtime.feedback import feedback
 from mmalign.runtime.journal import Journal, Run
-from mmalign.runtime.learner import Cells, Learner, in_units, refuse_mismatch, unit_sizes
+from mmalign.runtime.learner import Cells, Learner, in_units, refuse_micro_steps, refuse_mismatch, unit_sizes
 from mmalign.runtime.preflight import preflight
 from mmalign.runtime.seeds import stream
 from mmalign.types import Feedback, Method, Policy, Rollout, Unit, UserError
@@ -63,6 +63,7 @@ def online(
     epochs: int = 1,
     updates_per_epoch: int = 1,
     micro_rows: int = 64,
+    micro_steps: int | None = None,
     learning_rate: float = 1e-4,
     warmup: int = 0,
     decay_steps: int | None = None,
@@ -91,7 +92,8 @@ def online(
             from those; others get Bradley-Terry's from the rewards.
         name, runs, seed: the run's folder is ``runs/name``; everything random follows from ``seed``.
         steps: rollouts. group_size: outputs of each prompt. epochs, updates_per_epoch: updates on each rollout.
-        micro_rows: rows in one backward pass; does not change the loss.
+        micro_rows, micro_steps: rows, and steps of each (null: all), in one backward pass, which keeps the activations of both; they do
+            not change the loss. Only a method that weighs steps one by one takes micro_steps. Of text, each costs a forward pass.
         learning_rate, warmup, weight_decay, max_grad_norm: of AdamW; warmup in steps.
         decay_steps: steps over which the learning rate falls to 0 in a line; None keeps it constant.
         ema: decay of the average that is evaluated and exported, at most ``(1 + n) / (10 + n)`` after n updates; None for none.
@@ -114,6 +116,7 @@ def online(
     """
     config = _described(locals()) if config is None else config
     refuse_mismatch(policy, method)
+    refuse_micro_steps(method, micro_steps)
     _refuse_sizes(
         prompts, rewards, ema=ema, steps=steps, prompts_per_step=prompts_per_step, group_size=group_size, epochs=epochs,
         updates_per_epoch=updates_per_epoch, micro_rows=micro_rows, checkpoint_every=checkpoint_every,
@@ -153,9 +156,9 @@ def online(
             batches = collect(step)
             for batch in batches:
                 policy.remember(batch.rollout, learner.references, micro_rows)
-            journal.once("preflight_difference", lambda: _checked(policy, method, batches, micro_rows=micro_rows))  # noqa: B023
+            journal.once("preflight_difference", lambda: _checked(policy, method, batches, micro_rows=micro_rows, micro_steps=micro_steps))  # noqa: B023
             parts = _parts(batches, method.unit, epochs, updates_per_epoch)
-            found = [learner.update(cells, micro_rows=micro_rows, step=step) for cells in parts]
+            found = [learner.update(cells, micro_rows=micro_rows, micro_steps=micro_steps, step=step) for cells in parts]
             if not found:
                 journal.say(f"step {step + 1}: no group is informative after {len(batches)} rollouts, so nothing was updated")
             journal.trained(_row(batches, found, lr=learner.optimizer.param_groups[0]["lr"]))
@@ -176,10 +179,12 @@ def _parts(batches: Sequence[Batch], unit: Unit, epochs: int, updates_per_epoch:
             yield cells
 
 
-def _checked(policy: Policy, method: Method, batches: Sequence[Batch], *, micro_rows: int) -> float | None:
+def _checked(policy: Policy, method: Method, batches: Sequence[Batch], micro_rows: int, micro_steps: int | None) -> float | None:
     """The preflight of the first rollout with a signal; None where there is none, and so no gradient to look for."""
     held = next((batch for batch in batches if bool((batch.signal[batch.rows] != 0).any())), None)
-    return None if held is None else preflight(policy, held.rollout, method, held.signal, held.rows, micro_rows=micro_rows).difference
+    if held is None:
+        return None
+    return preflight(policy, held.rollout, method, held.signal, held.rows, micro_rows=micro_rows, micro_steps=micro_steps).difference
 
 
 def _row(batches: Sequence[Batch], found: Sequence[Mapping[str, float]], *, lr: float) -> dict[str, float]:

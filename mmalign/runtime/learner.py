@@ -40,13 +40,14 @@ class Learner:
         """The parameter set that users get: ``ema`` where there is one."""
         return "current" if self.ema is None else "ema"
 
-    def update(self, cells: Cells, *, micro_rows: int, step: int) -> dict[str, float]:
-        """One optimiser step on ``sum(weight * values)`` over all rows given, in micro-batches of ``micro_rows``.
+    def update(self, cells: Cells, *, micro_rows: int, step: int, micro_steps: int | None = None) -> dict[str, float]:
+        """One optimiser step on ``sum(weight * values)`` over all rows given, in micro-batches of ``micro_rows`` and ``micro_steps``.
 
         The weights are those of all rows at once, and so is what a method surveys, so the split changes nothing but rounding. Rows
-        that a method has to see at once (``unit``) stand side by side. Returns means over what ``Loss.over`` counts (``*_max``: the
-        largest), with ``loss`` and ``grad_norm``. An update whose gradient is not finite is skipped, and counted in ``skipped``.
-        step: of training, from 0, for warm-up and decay. At least one row has to be given.
+        that a method has to see at once (``unit``) stand side by side. micro_steps: the most live steps of a row in one micro-batch,
+        for methods of single cells alone; None: all, and what is kept for the backward pass grows with them. Returns means over what
+        ``Loss.over`` counts (``*_max``: the largest), with ``loss`` and ``grad_norm``. An update whose gradient is not finite is
+        skipped, and counted in ``skipped``. step: of training, from 0, for warm-up and decay. At least one row has to be given.
         """
         cells = [(rollout, self._surveyed(rollout, signal, rows, micro_rows), rows) for rollout, signal, rows in cells]
         mask = torch.cat([rollout.mask[rows] for rollout, _, rows in cells])
@@ -56,15 +57,14 @@ class Learner:
         for (rollout, signal, all_rows), weight in zip(cells, weights, strict=True):
             sizes = micro_sizes(self.method.unit, rollout.group[all_rows], micro_rows)
             for rows, part in zip(all_rows.split(sizes), weight.split(sizes), strict=True):
-                live = live_columns(rollout, rows)
-                if not len(live):
-                    continue  # nothing to train here: no row, or none with a live cell
-                steps = self.policy.steps(rollout, rows, live, needs=self.needs)
-                values, metrics, over = self.method.loss(steps, signal[rows] if signal.shape[1] == 1 else signal[rows][:, live])
-                loss = (part[:, live] * values).sum()
-                loss.backward()
-                total += loss.detach().double().cpu()
-                found.append((float(steps.mask.sum() if over is None else over), metrics))
+                every = live_columns(rollout, rows)  # none: no row, or none with a live cell
+                for live in every.split(micro_steps or len(every)) if len(every) else ():
+                    steps = self.policy.steps(rollout, rows, live, needs=self.needs)
+                    values, metrics, over = self.method.loss(steps, signal[rows] if signal.shape[1] == 1 else signal[rows][:, live])
+                    loss = (part[:, live] * values).sum()
+                    loss.backward()
+                    total += loss.detach().double().cpu()
+                    found.append((float(steps.mask.sum() if over is None else over), metrics))
         norm = torch.nn.utils.clip_grad_norm_(list(self.policy.parameters().values()), self.max_grad_norm)
         finite = bool(norm.isfinite())
         if finite:
@@ -165,6 +165,14 @@ def micro_sizes(unit: Unit, group: Tensor, most: int) -> list[int]:
 def live_columns(rollout: Rollout, rows: Tensor) -> Tensor:
     """The numbers of the steps in which at least one of these rows counts."""
     return torch.nonzero(rollout.mask[rows].any(0)).flatten()
+
+
+def refuse_micro_steps(method: Method, micro_steps: int | None) -> None:
+    """UserError for a number of steps below 1, and for a method that has to see more than a cell at once."""
+    if micro_steps is not None and micro_steps < 1:
+        raise UserError(f"micro_steps: got {micro_steps}, takes 1 or more, or null for all steps of a row at once")
+    if micro_steps is not None and method.unit != "cell":
+        raise UserError(f"micro_steps: got {micro_steps}, and this method has to see each {method.unit} whole; takes null")
 
 
 def refuse_mismatch(policy: Policy, method: Method, *, units: Sequence[str] = ("cell", "row", "pair", "group", "batch")) -> None:

@@ -36,6 +36,7 @@ def preflight(
     rows: Tensor | None = None,
     *,
     micro_rows: int,
+    micro_steps: int | None = None,
     tolerance: float | None = None,
 ) -> Preflight:
     """Scores a few rows of a fresh rollout again and takes one policy gradient, which is thrown away.
@@ -45,13 +46,14 @@ def preflight(
     names, or 1e-6). The reference, scored again as itself, has to have KL 0, and where nothing was sampled its log-probabilities have
     to be the policy's, so that margins are 0. The gradient has to be finite, and not zero where some row has a signal. Errors:
     UserError that names the likely cause; nothing has been written to the parameters then.
+    micro_rows, micro_steps: as of ``Learner.update``.
     """
     tolerance = getattr(policy, "tolerance", 1e-6) if tolerance is None else tolerance
     rows = torch.arange(len(rollout.prompts)) if rows is None else rows
     parts = rows.split(micro_sizes(method.unit, rollout.group[rows], micro_rows))
     held = [part for part in parts if bool((signal[part] != 0).any())]
     rows = (held or parts)[0]
-    columns, needs = live_columns(rollout, rows), needed(policy, method)
+    columns, needs = live_columns(rollout, rows)[:micro_steps], needed(policy, method)
     steps = policy.steps(rollout, rows, columns, needs=needs)
     difference = apart = float("nan")
     if steps.kind != "bound" and steps.old is not None:

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from mmalign.methods import dapo, flow_grpo
-from mmalign.runtime.learner import Cells, Learner, in_units, micro_sizes, refuse_mismatch
+from mmalign.methods import dapo, flow_grpo, gspo
+from mmalign.runtime.learner import Cells, Learner, in_units, micro_sizes, refuse_micro_steps, refuse_mismatch
 from mmalign.samplers import kernels
-from mmalign.samplers.windows import random_window
+from mmalign.samplers.windows import everything, random_window
 from mmalign.types import Feedback, Loss, Method, Steps, UserError
 from mmalign.worlds import gaussian
 from mmalign.worlds.gaussian import GaussianPolicy
@@ -52,13 +52,15 @@ def gradients(policy: GaussianPolicy) -> dict[str, torch.Tensor]:
     return {name: parameter.detach().clone() for name, parameter in policy.parameters().items()}
 
 
-def moved(cells_of: Any, *, micro_rows: int, method: Method = METHOD) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
+def moved(
+    cells_of: Any, *, micro_rows: int, method: Method = METHOD, micro_steps: int | None = None
+) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
     policy = small()
     cells, taught = cells_of(policy), learner(policy, method)
     taught.optimizer = torch.optim.SGD(policy.parameters().values(), lr=0.0)
     before = gradients(policy)
     taught.learning_rate = 1.0
-    found = taught.update(cells, micro_rows=micro_rows, step=0)
+    found = taught.update(cells, micro_rows=micro_rows, micro_steps=micro_steps, step=0)
     return {name: before[name] - value for name, value in gradients(policy).items()}, found
 
 
@@ -70,6 +72,43 @@ def test_micro_rows_change_neither_loss_nor_gradient_nor_metrics(micro_rows: int
     for name, gradient in wanted.items():
         torch.testing.assert_close(got[name], gradient, rtol=1e-10, atol=1e-13)
     assert found == pytest.approx(metrics, rel=1e-10) and found["clip_fraction"] > 0 and found["grad_norm"] > 0.1
+
+
+@pytest.mark.parametrize("micro_steps", [1, 2, 4, 100])
+def test_micro_steps_change_neither_loss_nor_gradient_nor_metrics(micro_steps: int) -> None:
+    """Windows of 5 steps here, with masked cells and a signal for each step."""
+
+    def wide(policy: GaussianPolicy) -> Cells:
+        policy.window = everything()
+        signal = SIGNAL * torch.linspace(0.5, 2.0, 5, dtype=torch.float64)
+        return [(rollout, signal, rows) for rollout, _, rows in rollouts(policy)]
+
+    wanted, metrics = moved(wide, micro_rows=3)
+    got, found = moved(wide, micro_rows=3, micro_steps=micro_steps)
+    for name, gradient in wanted.items():
+        torch.testing.assert_close(got[name], gradient, rtol=1e-10, atol=1e-13)
+    assert found == pytest.approx(metrics, rel=1e-10) and found["clip_fraction"] > 0
+
+
+def test_no_more_than_micro_steps_are_replayed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, own = [], GaussianPolicy.steps
+
+    def steps(self: Any, rollout: Any, rows: torch.Tensor, columns: torch.Tensor, **more: Any) -> Steps:
+        seen.append(len(columns))
+        return own(self, rollout, rows, columns, **more)
+
+    monkeypatch.setattr(GaussianPolicy, "steps", steps)
+    moved(rollouts, micro_rows=100, micro_steps=1)
+    assert seen == [1] * 4  # two rollouts with windows of two
+
+
+def test_micro_steps_are_refused_where_rows_are_seen_whole() -> None:
+    refuse_micro_steps(METHOD, 2)
+    refuse_micro_steps(gspo(), None)
+    with pytest.raises(UserError, match="micro_steps: got 2, and this method has to see each row whole; takes null"):
+        refuse_micro_steps(gspo(), 2)
+    with pytest.raises(UserError, match="micro_steps: got 0, takes 1 or more"):
+        refuse_micro_steps(METHOD, 0)
 
 
 def test_an_update_is_the_weighted_sum_over_all_rows_of_all_rollouts() -> None:
