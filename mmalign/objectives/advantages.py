@@ -197,3 +197,24 @@ def filtered(rewards: Tensor, group: Tensor, *, keep: Literal["best_worst", "bes
     else:
         chance = (best + (worst if keep == "best_worst" else shared((inside != largest).double()))) / 2
     return torch.where(groups.known, torch.where(groups.informative, chance * groups.count, 1.0), empty)
+
+
+def best_rows(rewards: Tensor, group: Tensor, *, best: int = 1) -> Tensor:
+    """1 for the ``best`` rows of each group, and those that tie with the last of them; 0 for others, and in a tied group."""
+    if best < 1:
+        raise UserError(f"best: got {best}, takes 1 or more rows")
+    groups = _groups(rewards, group)
+    same = (groups.index[:, None] == groups.index[None, :]) & groups.known[None, :]
+    ahead = (same & (groups.rewards[None, :] > groups.rewards[:, None])).sum(1)
+    return (groups.known & groups.informative & (ahead < best)).double()
+
+
+def exponential(rewards: Tensor, group: Tensor, *, temperature: float) -> Tensor:
+    """``exp(r_i / temperature)`` over its mean in i's group, ``[B]``; 0 where the reward is missing."""
+    groups = _groups(rewards, group)
+    scaled = torch.where(groups.known, groups.rewards / temperature, -torch.inf)
+    empty = torch.zeros_like(groups.rewards)
+    largest = torch.full_like(empty, -torch.inf).scatter_reduce(0, groups.index, scaled, "amax")[groups.index]
+    weight = torch.where(groups.known, torch.where(groups.known, scaled - largest, 0.0).exp(), empty)
+    total = empty.index_add(0, groups.index, weight)[groups.index]
+    return weight * groups.count / torch.where(total > 0, total, 1.0)

@@ -11,7 +11,8 @@ from functools import partial
 
 from torch import Tensor
 
-from mmalign.objectives.parts import Part, bounded_expm1, choose, live
+from mmalign.objectives import ratios
+from mmalign.objectives.parts import Part, bounded_exp, bounded_expm1, choose, live
 from mmalign.types import Steps, UserError
 
 
@@ -34,6 +35,13 @@ def exact_kl(steps: Steps, name: str = "ref") -> Tensor:
     return live(steps.kls[name], steps.mask)
 
 
+def reverse_kl(steps: Steps, name: str = "ref") -> Tensor:
+    """``KL(ref || pi)`` of each step's whole distribution, nats: it asks the policy to cover all that the reference does."""
+    if name not in steps.reverse_kls:
+        raise UserError(f"Steps.reverse_kls: got {sorted(steps.reverse_kls)}, this KL takes {name!r}")
+    return live(steps.reverse_kls[name], steps.mask)
+
+
 def k1(steps: Steps, name: str = "ref") -> Tensor:
     """``log pi - log ref``, nats. Unbiased as a number; as a loss its expected gradient is 0, so it belongs into rewards."""
     return _log_ratio(steps, name)
@@ -52,6 +60,25 @@ def k3(steps: Steps, name: str = "ref") -> Tensor:
     """
     difference = _log_ratio(steps, name)
     return bounded_expm1(-difference) + difference
+
+
+def k3_clamped(steps: Steps, name: str = "ref") -> Tensor:
+    """k3, at most 10 nats: verl's ``low_var_kl``. Above, which is 2.6 nats below the reference, its gradient is 0."""
+    return k3(steps, name).clamp(max=10.0)
+
+
+def k3_straight(steps: Steps, name: str = "ref") -> Tensor:
+    """k3 in value with k2's gradient, which on own samples is the KL's on average: verl's ``k3+``."""
+    slope = k2(steps, name)
+    return slope + (k3(steps, name) - slope).detach()
+
+
+def k3_weighted(steps: Steps, name: str = "ref") -> Tensor:
+    """k3 times the step's importance ratio, both differentiable: unbiased in value and gradient off-policy too, a step at a time.
+
+    DeepSeek-V3.2 (arXiv 2512.02556); TRL's default where there is a KL at all. Needs ``old``.
+    """
+    return bounded_exp(ratios.per_step(steps)) * k3(steps, name)
 
 
 def per_scalar_kl(steps: Steps, name: str = "ref") -> Tensor:
@@ -83,16 +110,21 @@ _NAMED: dict[str, tuple[Callable[..., Tensor], str, tuple[str, ...]]] = {
     "flow_grpo": (flow_grpo_kl, "kls", ("dt",)),
     "mean_distance": (mean_distance, "kls", ("std",)),
     "exact": (exact_kl, "kls", ()),
+    "reverse": (reverse_kl, "reverse_kls", ()),
     "k1": (k1, "refs", ()),
     "k2": (k2, "refs", ()),
     "k3": (k3, "refs", ()),
+    "k3_weighted": (k3_weighted, "refs", ("old",)),
+    "k3_clamped": (k3_clamped, "refs", ()),
+    "k3_straight": (k3_straight, "refs", ()),
 }
 
 
 def named(kl: str, *, beta: float, name: str = "ref") -> Part | None:
     """``beta`` times the KL of that name to the reference of that name, with what it needs; None where ``beta`` is 0.
 
-    kl: ``exact`` (also called ``paper``), ``per_scalar``, ``flow_grpo``, ``mean_distance``, ``k1``, ``k2``, ``k3``.
+    kl: ``exact`` (also called ``paper``), ``per_scalar``, ``flow_grpo``, ``mean_distance``, ``reverse``, ``k1``, ``k2``, ``k3``,
+        ``k3_weighted``, ``k3_clamped``, ``k3_straight``.
     Raises UserError for an unknown name or a negative ``beta``.
     """
     parts = {

@@ -58,6 +58,13 @@ def _ppo(log_ratio: Tensor, advantage: float, low: float, high: float) -> Tensor
 
 def _kl(table: Table, row: int, step: int, kl: str) -> Tensor:
     gap = table.ref[row, step] - table.log_probs[row, step]
+    k2, k3 = gap * gap / 2, torch.exp(gap) - gap - 1
+    if kl == "k3_clamped":
+        return k3 if k3 < 10 else torch.tensor(10.0, dtype=torch.float64)
+    if kl == "k3_weighted":
+        return torch.exp(table.log_probs[row, step] - table.old[row, step]) * k3
+    if kl == "k3_straight":
+        return k2 + float(k3) - float(k2)
     return {"exact": table.kl[row, step], "k1": -gap, "k2": gap * gap / 2, "k3": torch.exp(gap) - gap - 1}[kl]
 
 
@@ -149,6 +156,7 @@ def dapo(
     high: float = 0.28,
     max_length: int | None = None,
     buffer: int = 4096,
+    dual: float | None = None,
     beta: float = 0.0,
     kl: str = "k3",
     unbiased: bool = True,
@@ -163,14 +171,18 @@ def dapo(
     scores, total, count = _z_scores(table, rewards, unbiased, eps), _zero(table), 0
     for row in _rows(table):
         for step in _cells(table, row):
-            total = total + _ppo(table.log_probs[row, step] - table.old[row, step], scores[row], low, high)
-            total = total + beta * _kl(table, row, step, kl)
+            cell = _ppo(table.log_probs[row, step] - table.old[row, step], scores[row], low, high)
+            if dual is not None and scores[row] < 0 and cell > -dual * scores[row]:
+                cell = _zero(table) - dual * scores[row]
+            total = total + cell + beta * _kl(table, row, step, kl)
             count += 1
     return total / count
 
 
-def dr_grpo(table: Table, *, length: float, clip: float = 0.2, beta: float = 0.0, kl: str = "k3") -> Tensor:
-    scores, total = _z_scores(table, table.rewards.tolist(), True, 0.0, "none"), _zero(table)
+def dr_grpo(
+    table: Table, *, length: float, clip: float = 0.2, beta: float = 0.0, kl: str = "k3", std: str = "none", eps: float = 1e-4
+) -> Tensor:
+    scores, total = _z_scores(table, table.rewards.tolist(), True, eps, std), _zero(table)
     for row in _rows(table):
         for step in _cells(table, row):
             cell = _ppo(table.log_probs[row, step] - table.old[row, step], scores[row], clip, clip)
@@ -215,8 +227,15 @@ ORACLES: dict[str, list[tuple[dict[str, Any], Callable[..., Tensor]]]] = {
         ({}, dapo),
         ({"low": 0.02, "high": 0.15, "max_length": 5, "buffer": 3, "beta": 0.1}, dapo),
         ({"low": 0.05, "beta": 0.1, "kl": "k2", "unbiased": False, "eps": 0.1}, dapo),
+        ({"dual": 1.1, "beta": 0.1, "kl": "k3_clamped"}, dapo),
+        ({"beta": 0.1, "kl": "k3_straight"}, dapo),
+        ({"beta": 0.1, "kl": "k3_weighted"}, dapo),
     ],
-    "dr_grpo": [({"length": 10}, dr_grpo), ({"length": 5, "clip": 0.05, "beta": 0.2, "kl": "k2"}, dr_grpo)],
+    "dr_grpo": [
+        ({"length": 10}, dr_grpo),
+        ({"length": 5, "clip": 0.05, "beta": 0.2, "kl": "k2"}, dr_grpo),
+        ({"length": 5, "std": "group", "eps": 0.1}, dr_grpo),
+    ],
     "rloo": [({}, rloo), ({"ratio": "per_step", "clip": 0.1, "beta": 0.1}, rloo), ({"clip": 0.2, "beta": 0.1, "kl": "k1"}, rloo)],
 }
 # Dialects that differ from the exact KL by facts of a Gaussian step mean nothing on tokens.

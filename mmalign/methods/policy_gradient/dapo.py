@@ -17,6 +17,7 @@ def dapo(
     high: float = 0.28,
     max_length: int | None = None,
     buffer: int = 4096,
+    dual: float | None = None,
     beta: float = 0.0,
     kl: str = "k3",
     unbiased: bool = True,
@@ -32,6 +33,7 @@ def dapo(
         low, high: how far a ratio may go below and above 1.
         max_length: steps at which the soft overlong penalty reaches -1; None leaves it out. Needs ``Feedback.lengths``.
         buffer: steps before ``max_length`` in which the penalty grows from 0.
+        dual: above 1, bounds the loss of a row with ``A_i < 0`` at ``-dual A_i``; None is off.
         beta, kl: weight and kind of a KL to ``ref``; the paper has none.
         unbiased, eps: of the group's standard deviation; eps in units of the reward.
 
@@ -43,6 +45,13 @@ def dapo(
     tied; whether to sample more in their place is the recipe's choice (verl refills the batch, TRL does not filter). The paper
     filters by accuracy 0 and 1, which is the same for 0/1 rewards. Masking truncated rows is left to ``mask``. The paper leaves
     the standard deviation open and has no eps.
+
+    Dialects:
+    - TRL 1.16: low=0.2, high=0.2, kl="k3_weighted": `loss_type="dapo"`, its default for GRPO, inherits PPO's clip on both sides, and no other part.
+    - TRL 1.16 bnpo: low=0.2, high=0.2, kl="k3_weighted": `loss_type="bnpo"`, the mean over the tokens of each micro-batch: the same where a batch is not
+      split, and another loss for every other split.
+    - verl 0.7: low=0.2, high=0.2, dual=3.0, eps=1e-6: its GRPO: the vanilla loss with a token mean; with `use_kl_loss`,
+      beta=0.001 and kl="k3_clamped".
     """
 
     def advantage(feedback: Feedback) -> Tensor:
@@ -56,7 +65,7 @@ def dapo(
     return policy_gradient(
         advantage=advantage,
         log_ratio=ratios.named("per_step"),
-        surrogate=partial(surrogates.clipped, low=low, high=high),
+        surrogate=partial(surrogates.clipped, low=low, high=high, dual=dual),
         penalty=penalties.named(kl, beta=beta),
         weigh=weights.token_mean,
         keep=lambda feedback: advantages.informative(feedback.rewards, feedback.group),

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Literal
 
 from mmalign.objectives import advantages, penalties, ratios, surrogates, weights
 from mmalign.objectives.compose import policy_gradient
 from mmalign.types import Method
 
 
-def dr_grpo(*, length: float, clip: float = 0.2, beta: float = 0.0, kl: str = "k3") -> Method:
+def dr_grpo(
+    *,
+    length: float,
+    clip: float = 0.2,
+    beta: float = 0.0,
+    kl: str = "k3",
+    std: Literal["none", "group", "batch"] = "none",
+    eps: float = 1e-4,
+) -> Method:
     """GRPO without its two biases: no division by the group's spread, none by the row's own length.
 
     ``A_i = r_i - mean_group``, and over live steps t of row i::
@@ -21,15 +30,18 @@ def dr_grpo(*, length: float, clip: float = 0.2, beta: float = 0.0, kl: str = "k
             steps. It must be given, because it scales the loss: the width of a padded batch would change from batch to batch.
         clip: how far a ratio may leave 1, both ways.
         beta, kl: weight and kind of a KL to ``ref``; the paper has none.
+        std, eps: a standard deviation to divide by after all, which is what this method is against; eps in units of the reward.
 
     Paper: Understanding R1-Zero-Like Training: A Critical Perspective, arXiv 2503.20783.
 
-    Deviations: the paper's objective has no 1 / length at all, its code has; they differ by this constant alone. TRL's
-    ``loss_type="dr_grpo"`` takes ``max_completion_length`` for it, and still divides by the standard deviation unless
-    ``scale_rewards`` is off.
+    Deviations: the paper's objective has no 1 / length at all, its code has; they differ by this constant alone.
+
+    Dialects:
+    - TRL 1.16: length=256, std="group", kl="k3_weighted": `loss_type="dr_grpo"` takes `max_completion_length` for the length, and still divides by the
+      standard deviation unless `scale_rewards` is off.
     """
     return policy_gradient(
-        advantage=lambda feedback: advantages.centred(feedback.rewards, feedback.group),
+        advantage=lambda feedback: advantages.normalised(feedback.rewards, feedback.group, std=std, eps=eps),
         log_ratio=ratios.named("per_step"),
         surrogate=partial(surrogates.clipped, low=clip, high=clip),
         penalty=penalties.named(kl, beta=beta),

@@ -51,8 +51,12 @@ def flow_grpo(
     Deviations: ratio, clip and std are the code's, because the paper's numbers were made with them: the paper's ratio is
     ``per_step``, its std ``group``. flow_grpo is reproduced by ``flow_grpo(kl="flow_grpo", beta=0.04)`` (GenEval and OCR; 0.01
     for PickScore); a beta found so is not one for ``kl="paper"``, which is ``D / |dt|`` times larger: hence the default of 0.
-    verl-omni: ``unbiased=True``. DanceGRPO: ``std="group", unbiased=True, eps=1e-8``, beta 0. flow_grpo drops rows without
-    advantage before the update; here they stay, and pay the KL.
+    flow_grpo drops rows without advantage before the update; here they stay, and pay the KL.
+
+    Dialects:
+    - flow_grpo: kl="flow_grpo", beta=0.04: its GenEval and OCR runs.
+    - verl-omni: kl="flow_grpo", unbiased=True: an unbiased standard deviation.
+    - DanceGRPO: std="group", unbiased=True, eps=1e-8: by group, and no KL.
     """
 
     def advantage(feedback: Feedback) -> Tensor:

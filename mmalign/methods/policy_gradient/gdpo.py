@@ -37,7 +37,7 @@ def gdpo(
     deviations are unbiased. A reward that is tied in a group adds exactly 0.
 
     Dialects:
-    - TRL 1.16: eps=1e-4: `multi_objective_aggregation="normalize_then_sum"` with `loss_type="grpo"`.
+    - TRL 1.16: kl="k3_weighted": `multi_objective_aggregation="normalize_then_sum"` with `loss_type="grpo"`.
     """
 
     def advantage(feedback: Feedback) -> Tensor:

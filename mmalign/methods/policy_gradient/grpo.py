@@ -31,7 +31,8 @@ def grpo(
         clip: how far a ratio may leave 1, both ways.
         dual: above 1, limits the loss of a row with ``A_i < 0`` to ``-dual A_i`` (dual clip); None is off.
         beta: weight of the KL to the reference ``ref``; 0 needs no reference.
-        kl: ``k3`` from the sampled step, or ``exact`` where the policy gives it; others in ``objectives.penalties``.
+        kl: ``k3`` from the sampled step, or ``exact`` where the policy gives it; others in ``objectives.penalties``, among them
+            ``k3_clamped``, verl's.
         ratio: ``per_step`` (nats), or another of ``objectives.ratios``; ``per_sequence`` with a small clip is GSPO's.
         std: ``group``, ``batch`` or ``none``. unbiased, eps: of that standard deviation; eps in units of the reward.
 
@@ -41,6 +42,15 @@ def grpo(
     1e-4 and 1e-6. A tied group has advantage 0 exactly. beta .04 is the paper's; TRL has 0, verl .001. Both weigh every token
     the same by default, as ``dapo(low=0.2, high=0.2)`` does, and verl has ``dual=3``. The paper gives no clip; .2 is PPO's and
     theirs. Beyond 20 nats the ratio and k3 go on along their tangents.
+
+    Dialects:
+    - TRL 1.16: beta=0.0, kl="k3_weighted": `loss_type="grpo"`; its two-sided clip `delta` is ``dual``, and a KL, if any, is weighted by
+      the ratio (`use_bias_correction_kl`).
+    - TRL 1.16 sequence: beta=0.0, ratio="per_sequence": `importance_sampling_level="sequence"`; a KL, if any, is weighted by the
+      row's ratio there, here only by a step's (``k3_weighted``) or not at all.
+    - verl 0.7: beta=0.001, kl="k3_clamped", dual=3.0, eps=1e-6: `loss_agg_mode="seq-mean-token-mean"` with `use_kl_loss`; without both
+      it is ``dapo``.
+    - HALOs: unbiased=False, eps=1e-2: the standard deviation of the group, not of a sample.
     """
     return policy_gradient(
         advantage=lambda feedback: advantages.normalised(feedback.rewards, feedback.group, std=std, unbiased=unbiased, eps=eps),

@@ -27,7 +27,11 @@ def rloo(*, ratio: str = "whole_sequence", clip: float | None = None, beta: floa
 
     Deviations: the paper writes ``-A grad log pi`` for on-policy rows; the ratio has the same gradient there. The paper and TRL
     subtract ``beta * (log pi - log ref)`` from the reward; here the KL is a term of the loss, off by default, and a KL in the
-    reward is the reward's business. TRL clips the ratio at 0.2.
+    reward is the reward's business.
+
+    Dialects:
+    - TRL 1.16: clip=0.2: the row's ratio is clipped; its KL, beta 0.05, is in the reward.
+    - verl 0.7: ratio="per_step", clip=0.2: the estimator `rloo` goes with any policy loss, PPO's by default, and its token mean.
     """
     return policy_gradient(
         advantage=lambda feedback: advantages.leave_one_out(feedback.rewards, feedback.group),

@@ -35,7 +35,7 @@ def sapo(
     Deviations: the paper has no eps. By design a row that ran far away has no gradient, also where it should be pulled back.
 
     Dialects:
-    - TRL 1.16: eps=1e-4: `loss_type="sapo"`, the same.
+    - TRL 1.16: kl="k3_weighted": `loss_type="sapo"`: a KL, if any, is weighted by the ratio.
     - verl 0.7: eps=1e-6: the temperatures are its configuration's.
     """
     return policy_gradient(

@@ -36,7 +36,7 @@ def vespo(
     that ran far away has no gradient.
 
     Dialects:
-    - TRL 1.16: eps=1e-4: `loss_type="vespo"`, the same.
+    - TRL 1.16: kl="k3_weighted": `loss_type="vespo"`: a KL, if any, is weighted by the ratio.
     """
     return policy_gradient(
         advantage=lambda feedback: advantages.normalised(feedback.rewards, feedback.group, unbiased=unbiased, eps=eps),

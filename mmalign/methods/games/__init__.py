@@ -1,0 +1,1 @@
+"""Methods that regress on differences of rewards, or play against an opponent."""

@@ -1,0 +1,53 @@
+"""Advantage-Leftover Lunch."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Literal
+
+from torch import Tensor
+
+from mmalign.objectives import advantages, ratios, scores, surrogates, weights
+from mmalign.objectives.compose import Gate, policy_gradient
+from mmalign.objectives.parts import bounded_exp
+from mmalign.types import Feedback, Method, Steps, UserError
+
+
+def a_lol(*, ratio: Literal["row", "token", "none"] = "row", clip: float = 0.9) -> Method:
+    """An offline policy gradient on what is left over of given answers: those that are better than the reference's average.
+
+    ``A_i = max(0, r_i - V)``, V what the reference is worth on the prompt, ``rho = pi / ref`` of the whole row, sg: without gradient::
+
+        loss = mean_i [ -sg(clip(rho_i, 1 - clip, 1 + clip)) A_i sum_t log pi_it ]
+
+    Args:
+        ratio: of what: ``row``; ``token``, each by its own (the paper's A-LoL seq.); ``none``, 1 everywhere (its A-LoL ref. free).
+        clip: how far a ratio may leave 1, both ways.
+
+    Paper: Leftover Lunch: Advantage-based Offline Reinforcement Learning for Language Models, arXiv 2305.14718.
+
+    Deviations: V is the mean reward of the row's group; the paper fits a value head on the frozen reference. Its priority sampling by
+    advantage, and the variant with a KL, are not here. clip is its code's.
+
+    Dialects:
+    - LoL-RL: clip=0.9: its code (`ppo_clip`).
+    """
+    if ratio not in ("row", "token", "none") or not 0 <= clip <= 1:
+        raise UserError(f"ratio, clip: got {ratio!r} and {clip}, takes 'row', 'token' or 'none', and a number in 0..1")
+
+    def weight(steps: Steps, signal: Tensor) -> Tensor:
+        gap = scores.log_ratio(steps)
+        gap = gap.sum(1, keepdim=True).expand_as(gap) if ratio == "row" else gap
+        return bounded_exp(gap).clamp(1 - clip, 1 + clip)
+
+    def advantage(feedback: Feedback) -> Tensor:
+        return advantages.centred(feedback.rewards, feedback.group).clamp(min=0)
+
+    return policy_gradient(
+        advantage=advantage,
+        log_ratio=ratios.LIKELIHOOD,
+        surrogate=surrogates.likelihood,
+        gate=None if ratio == "none" else Gate(weight, frozenset({"refs:ref"}), "row" if ratio == "row" else "cell"),
+        weigh=partial(weights.constant_length, length=1),
+        keep=lambda feedback: advantage(feedback) > 0,
+    )

@@ -1,0 +1,40 @@
+"""SuperHF: fine-tuning on what ranked best, with a prior."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from mmalign.objectives import advantages, penalties, ratios, surrogates, weights
+from mmalign.objectives.compose import policy_gradient
+from mmalign.types import Feedback, Method
+
+
+def superhf(*, best: int = 1, beta: float = 0.1, kl: str = "reverse") -> Method:
+    """RAFT with a KL to the model it started from: supervised learning on the best of a large batch, without collapse.
+
+    ``A_i = 1`` for the ``best`` rows of i's group by reward, 0 for all others::
+
+        loss = mean_it [ -A_i log pi_it + beta kl_it ]
+
+    Args:
+        best: rows of a group that are kept; rows that tie with the last of them are kept too.
+        beta, kl: weight and kind of a KL to ``ref``: ``reverse``, ``KL(ref || pi)`` of whole distributions; ``exact``, the other way
+            round; or an estimate, of which k1 has no gradient on average.
+
+    Paper: SuperHF: Supervised Iterative Learning from Human Feedback, arXiv 2310.16763.
+
+    Deviations: the direction of the KL is recalled, and the weight not verified. A tied group has no best row. The rows left out are
+    dropped before the update (``keep``).
+    """
+
+    def advantage(feedback: Feedback) -> Tensor:
+        return advantages.best_rows(feedback.rewards, feedback.group, best=best)
+
+    return policy_gradient(
+        advantage=advantage,
+        log_ratio=ratios.LIKELIHOOD,
+        surrogate=surrogates.likelihood,
+        penalty=penalties.named(kl, beta=beta),
+        weigh=weights.token_mean,
+        keep=lambda feedback: advantage(feedback) > 0,
+    )
