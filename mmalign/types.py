@@ -87,7 +87,7 @@ class Steps:
     kind: ``token``, ``transition`` (a density) or ``bound`` (minus half a squared error: not a density).
     reverse_kls: name -> ``[B, T]`` the KL of the named reference's distribution to each step's, nats, differentiable.
     terms: name -> ``[B, T]`` further numbers of a step, differentiable: ``entropy`` (nats) and ``collision`` (log of the sum of
-        squared probabilities) of its distribution, ``value`` (what a critic expects from here on), ``reward_mask`` and ``kl_mask``.
+        squared probabilities) of its distribution, ``value`` (a critic's expectation from here on), ``reward_mask``, ``kl_mask``, ``degree``.
     contrasts: name -> the same rows and steps under another condition, with references of its own: ``ablated`` (what the prompt
         shows taken away), ``good`` and ``bad`` (asked to answer well, or badly), ``mismatched`` (another row's prompt).
     """
@@ -310,7 +310,7 @@ class Method:
         not depend on the micro-batch split, on accumulation or on the number of processes.
     needs: what Steps must hold: ``old``; ``refs:NAME``, ``kls:NAME``, ``reverse_kls:NAME`` of one reference; ``contrast:NAME``; and of
         facts and terms the names (``std``, ``dt``, ``noise``, ``changed``, ``phrase``, ``segment``, ``entropy``, ``collision``,
-        ``value``, ``reward_mask``, ``kl_mask``).
+        ``value``, ``reward_mask``, ``kl_mask``, ``degree``).
     unit: what has to stay in one micro-batch. ``batch``: all rows of an update.
     kinds: the kinds of Steps that it accepts; a bound is no density, and has no importance ratio.
     keep: Feedback -> ``[B]`` bool, rows worth an update (dynamic sampling); None keeps all.

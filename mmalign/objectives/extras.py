@@ -71,3 +71,15 @@ def reverse_kl(side: Literal["better", "worse"], *, name: str = "ref") -> Term:
         return better if side == "better" else worse
 
     return Term(of, frozenset({f"reverse_kls:{name}"}))
+
+
+def of_both(name: str) -> Term:
+    """Minus the mean over the two rows of the sum of a term of their steps."""
+
+    def of(steps: Steps, order: Order) -> Tensor:
+        if name not in steps.terms:
+            raise UserError(f"Steps.terms: got {sorted(steps.terms)}, this method takes {name}")
+        rows = live(steps.terms[name], steps.mask).sum(1, keepdim=True)
+        return -(rows[0::2] + rows[1::2]) / 2
+
+    return Term(of, frozenset({name}))

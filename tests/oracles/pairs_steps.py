@@ -240,6 +240,14 @@ def sparsepo(table: Table, *, beta: float = 0.1, reward_sparsity: float = 0.0, k
     return expected(table, cost)
 
 
+def preference_degree(table: Table, *, beta: float = 0.1, weight: float = 0.1) -> Tensor:
+    def cost(better: int, worse: int, _: int | None) -> Tensor:
+        told = [sum((table.degree[row, step] for step in _cells(table, row)), torch.tensor(0.0)) for row in (better, worse)]
+        return softplus(-beta * (ratio(table, better) - ratio(table, worse))) - weight * (told[0] + told[1]) / 2
+
+    return expected(table, cost)
+
+
 def triple_po(table: Table, *, beta: float = 0.01, likelihood: float = 1.0, margin: str = "total", gamma: float = 0.0) -> Tensor:
     total = table.log_probs.sum() * 0
     for group in set(table.group.tolist()):
@@ -299,6 +307,7 @@ ORACLES: dict[str, list[tuple[dict[str, Any], Callable[..., Tensor]]]] = {
     "rationale_dpo": [({}, rationale_dpo), ({"beta": 0.7, "weight": 0.3}, rationale_dpo)],
     "power_dl": [({}, power_dl), ({"beta": 2.0, "eta": 0.5, "gamma": 0.6}, power_dl)],
     "sparsepo": [({}, sparsepo), ({"beta": 0.7, "reward_sparsity": 0.1, "kl_sparsity": 0.2}, sparsepo)],
+    "preference_degree": [({}, preference_degree), ({"beta": 0.7, "weight": 1.5}, preference_degree)],
     "triple_po": [
         ({}, triple_po),
         ({"beta": 0.7, "likelihood": 0.3, "margin": "per_step", "gamma": 0.5}, triple_po),

@@ -25,7 +25,7 @@ STRENGTH = [1.0, 0.8, 0.3, 1.0, math.nan, 0.5]
 
 EVERYTHING = frozenset({"old", "refs:ref", "refs:previous", "kls:ref", "reverse_kls:ref", "std", "dt", "noise", "changed", "phrase"})
 CONTRASTS = ("ablated", "good", "bad", "mismatched")
-TERMS = ("entropy", "collision", "value", "reward_mask", "kl_mask")
+TERMS = ("entropy", "collision", "value", "reward_mask", "kl_mask", "degree")
 EVERYTHING |= {"segment", *TERMS, *(f"contrast:{name}" for name in CONTRASTS)}
 READABLE = frozenset({"mask", "old", "refs:ref", "refs:previous", "value", "segment", "rewards", "collision"})
 PARTS = ("first", "second", "hardness")
@@ -67,6 +67,7 @@ class Table:
     collision: Tensor
     reward_mask: Tensor
     kl_mask: Tensor
+    degree: Tensor
     others: dict[str, tuple[Tensor, Tensor]]
     parts: dict[str, Tensor]
     mean: Tensor | None = None
@@ -130,6 +131,7 @@ def table(kind: Kind, seed: int = 0, leaf: Tensor | None = None) -> Table:
     common |= {"noise": level, "pairs": torch.tensor(PAIRS), "strength": torch.tensor(STRENGTH).double()}
     common |= _said(normal, group, mask)
     common |= {"value": leaf[..., 0] / 2, "reward_mask": leaf[..., 1].relu(), "kl_mask": leaf[..., 2].relu()}
+    common["degree"] = -leaf[..., 3].exp()
     shifted = {name: (normal(ROWS, COLUMNS, SIZE) * 0.3, normal(ROWS, COLUMNS, SIZE) * 0.3) for name in CONTRASTS}
     before = reference + normal(ROWS, COLUMNS, SIZE) * 0.2
     common["parts"] = _parts(normal, group)

@@ -1,0 +1,29 @@
+"""Self-supervised preference optimization: awareness of degree."""
+
+from __future__ import annotations
+
+from mmalign.objectives import extras, links, pairwise, scores
+from mmalign.types import Method
+
+
+def preference_degree(*, beta: float = 0.1, weight: float = 0.1) -> Method:
+    """DPO, and a second task: to tell from its hidden states how much of an answer's key content was taken out.
+
+    With m DPO's margin and c the log-probability that a head of the policy gives to the right degree, of both rows::
+
+        loss = mean over pairs of  -log sigmoid(beta m) - weight (c_w + c_r) / 2
+
+    Args:
+        beta: as in ``dpo``.
+        weight: of the classification.
+
+    Paper: Self-supervised Preference Optimization: Enhance Your Language Model with Preference Degree Awareness, arXiv 2409.17791.
+
+    Deviations: only the abstract was at hand. What is taken out, by which degrees, and the head are the policy's, which gives c as the
+    term ``degree``, summed over a row's steps; no policy here has it yet. The weight is ours. ``spo`` is another paper's.
+    """
+    return pairwise.pairwise(
+        pairwise.compared(scores.ratio(), links.ahead(links.named("logistic", beta=beta))),
+        pairwise.times(weight, extras.of_both("degree")),
+        kinds=frozenset({"token"}),
+    )
