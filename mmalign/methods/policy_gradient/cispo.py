@@ -33,8 +33,8 @@ def cispo(
     eps.
 
     Dialects:
-    - TRL 1.16: largest=0.2, kl="k3_weighted": `epsilon_high` is the bound itself, and inherits 0.2 from PPO's clip, so that every on-policy gradient is
-      multiplied by 0.2 unless it is set.
+    - TRL 1.16: largest=0.2, kl="k3_weighted": `epsilon_high` is the bound itself, and inherits 0.2 from PPO's clip, so that every
+      on-policy gradient is multiplied by 0.2 unless it is set.
     - verl 0.7: smallest=0.8, largest=1.2, eps=1e-6: bounds are distances to 1, on both sides.
     - open-instruct: largest=1.2: an upper bound alone, as a distance to 1.
     """

@@ -47,9 +47,10 @@ def dapo(
     the standard deviation open and has no eps.
 
     Dialects:
-    - TRL 1.16: low=0.2, high=0.2, kl="k3_weighted": `loss_type="dapo"`, its default for GRPO, inherits PPO's clip on both sides, and no other part.
-    - TRL 1.16 bnpo: low=0.2, high=0.2, kl="k3_weighted": `loss_type="bnpo"`, the mean over the tokens of each micro-batch: the same where a batch is not
-      split, and another loss for every other split.
+    - TRL 1.16: low=0.2, high=0.2, kl="k3_weighted": `loss_type="dapo"`, its default for GRPO, inherits PPO's clip on both sides, and
+      no other part.
+    - TRL 1.16 bnpo: low=0.2, high=0.2, kl="k3_weighted": `loss_type="bnpo"`, the mean over the tokens of each micro-batch: the same
+      where a batch is not split, and another loss for every other split.
     - verl 0.7: low=0.2, high=0.2, dual=3.0, eps=1e-6: its GRPO: the vanilla loss with a token mean; with `use_kl_loss`,
       beta=0.001 and kl="k3_clamped".
     """

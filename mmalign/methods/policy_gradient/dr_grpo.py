@@ -37,8 +37,8 @@ def dr_grpo(
     Deviations: the paper's objective has no 1 / length at all, its code has; they differ by this constant alone.
 
     Dialects:
-    - TRL 1.16: length=256, std="group", kl="k3_weighted": `loss_type="dr_grpo"` takes `max_completion_length` for the length, and still divides by the
-      standard deviation unless `scale_rewards` is off.
+    - TRL 1.16: length=256, std="group", kl="k3_weighted": `loss_type="dr_grpo"` takes `max_completion_length` for the length, and
+      still divides by the standard deviation unless `scale_rewards` is off.
     """
     return policy_gradient(
         advantage=lambda feedback: advantages.normalised(feedback.rewards, feedback.group, std=std, eps=eps),
