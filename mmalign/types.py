@@ -87,7 +87,7 @@ class Steps:
     kind: ``token``, ``transition`` (a density) or ``bound`` (minus half a squared error: not a density).
     reverse_kls: name -> ``[B, T]`` the KL of the named reference's distribution to each step's, nats, differentiable.
     terms: name -> ``[B, T]`` further numbers of a step, differentiable: ``entropy`` (nats) and ``collision`` (log of the sum of
-        squared probabilities) of its distribution, ``value`` (a critic's expectation from here on), ``reward_mask``, ``kl_mask``, ``degree``.
+        squared probabilities) of its distribution, ``value`` (what a critic expects), ``reward_mask``, ``kl_mask``, ``degree``.
     contrasts: name -> the same rows and steps under another condition, with references of its own: ``ablated`` (what the prompt
         shows taken away), ``good`` and ``bad`` (asked to answer well, or badly), ``mismatched`` (another row's prompt).
     """
