@@ -21,7 +21,7 @@ def load(name: str, tokenizer: Any = None, *, dtype: str | None = None, trust_re
 
     Errors: UserError for what is no model of text, and for code of the model's own that the user did not allow.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     if dtype is not None and dtype not in TYPES:
         raise UserError(f"policy.dtype: got {dtype!r}, takes {', '.join(TYPES)}")
@@ -29,10 +29,19 @@ def load(name: str, tokenizer: Any = None, *, dtype: str | None = None, trust_re
     try:
         model = AutoModelForCausalLM.from_pretrained(name, dtype="auto" if dtype is None else TYPES[dtype], **told)
         if tokenizer is None or isinstance(tokenizer, str):
-            tokenizer = AutoTokenizer.from_pretrained(tokenizer or name, **told)
+            tokenizer = _tokenizer(tokenizer or name, **told)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise UserError(f"policy.model: got {name!r}, takes a causal language model, a folder or a hub id: {_first_line(error)}") from error
     return model, tokenizer
+
+
+def _tokenizer(name: str, **told: Any) -> Any:
+    """A tokenizer in the class that it was saved in: AutoTokenizer goes by the model beside it, and may make another one of it."""
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    from transformers.models.auto.tokenization_auto import get_tokenizer_config
+
+    generic = get_tokenizer_config(name, **told).get("tokenizer_class") in ("PreTrainedTokenizerFast", "TokenizersBackend")
+    return (PreTrainedTokenizerFast if generic else AutoTokenizer).from_pretrained(name, **told)
 
 
 def add_critic(sets: ParameterSets, model: Any) -> nn.Module:
@@ -53,12 +62,12 @@ def never_drawn(chat: Chat, vocabulary: int) -> list[int]:
     return sorted(token for token in known if token < vocabulary)
 
 
-def checkpoint_layers(model: Any) -> None:
-    """Recomputation in the backward pass, layer by layer, without switching dropout on."""
+def checkpoint_layers(model: Any) -> list[nn.Module]:
+    """The layers that can compute their activations again in the backward pass, told to do so while they are in training mode."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    for module in model.modules():
-        if getattr(module, "gradient_checkpointing", False):
-            module.training = True  # of the layer alone, not of what is in it
+    return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
 
 
 def refuse_numbers(max_prompt: int | None, max_completion: int, temperature: float, top_p: float, top_k: int, truncate: str | None) -> None:

@@ -21,13 +21,18 @@ WASTE = 1.5  # a batch is split once its filled-up size is so many times what it
 
 @dataclass(frozen=True)
 class Scorer:
-    """How tables are computed. at_once: positions whose logits are held at a time. critic: a head for ``value``."""
+    """How tables are computed. at_once: positions whose logits are held at a time. critic: a head for ``value``.
+
+    layers: those that compute their activations again in the backward pass, if any; a cache would be written twice, so prompts are
+    not shared then.
+    """
 
     fit: Fit
     temperature: float
     at_once: int
     critic: nn.Module | None
     device: torch.device
+    layers: Sequence[nn.Module] = ()
 
     def __call__(
         self, rows: prefixes.Sequences, cells: Tensor, *, words: frozenset[str] = frozenset(), references: Sequence[str] = (),
@@ -46,7 +51,7 @@ class Scorer:
             some = picked(rows, part, width, self.device)
             inside = wanted[:, :width].to(self.device)
             others = {name: self._reference(name, using, some, inside) for name in references} if using else {}
-            hidden = prefixes.run(self.fit.backbone, some, shared=self.fit.shared)[inside]
+            hidden = self._hidden(some)[inside]
             told: dict[str, Any] = {"temperature": self.temperature, "at_once": self.at_once, "others": others}
             asked = numbers(self.fit.head, hidden, some.tokens[inside], words=words - {"value"}, **told)
             if self.critic is not None and "value" in words:
@@ -58,6 +63,17 @@ class Scorer:
         where = torch.cat(places, dim=1) if places else torch.zeros((2, 0), dtype=torch.int64)
         empty = torch.zeros(cells.shape, dtype=torch.float64)
         return {name: empty.index_put(tuple(where), torch.cat([part[name].cpu() for part in found])) if found else empty for name in names}
+
+    def _hidden(self, rows: prefixes.Sequences) -> Tensor:
+        if not (self.layers and torch.is_grad_enabled()):
+            return prefixes.run(self.fit.backbone, rows, shared=self.fit.shared)
+        for layer in self.layers:
+            layer.training = True  # of the layer alone: what is in it, dropout too, stays as it is
+        try:
+            return prefixes.run(self.fit.backbone, rows, shared=False)
+        finally:
+            for layer in self.layers:
+                layer.training = False
 
     def _reference(
         self, name: str, using: Callable[[str], AbstractContextManager[None]], rows: prefixes.Sequences, inside: Tensor

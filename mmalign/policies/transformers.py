@@ -75,7 +75,7 @@ def transformers(
         segments: what the fact ``segment`` numbers: ``sentence``, or ``turn`` (of the assistant's).
         critic: a linear head on the hidden states, ``value``, trained with the rest.
         shared_prefixes: compute a prompt once for all of its rows, where the model's cache allows it.
-        gradient_checkpointing: recompute activations in the backward pass; prompts are then not shared.
+        gradient_checkpointing: recompute activations in the backward pass; where there is one, prompts are then not shared.
         rows_at_once: rows in one batch while sampling. logits_at_once: numbers in the largest piece of logits.
         dtype: ``float32``, ``bfloat16`` or ``float16``, for a model that is loaded here. device: a GPU if there is one.
         trust_remote_code: run code that comes with the model.
@@ -120,17 +120,16 @@ class TransformersPolicy:
         self.critic = add_critic(self.sets, model) if critic else None
         self.gives = GIVES | ({"value"} if critic else frozenset())
         trained = list(self.sets.trained.values())
-        found = fit(model, shared=shared and not gradient_checkpointing, trained=trained[:4])
+        found = fit(model, shared=shared, trained=trained[:4])
         self.fit, self.cut = found, dict[str, int]()
         self.tolerance = ROUNDING.get(next(model.parameters()).dtype, 1e-4)
         for line in found.said:
             warnings.warn(line, stacklevel=3)
         vocabulary, device = int(model.get_input_embeddings().weight.shape[0]), self.device
-        self.scorer = Scorer(found, temperature, max(1, logits_at_once // vocabulary), self.critic, device)
+        layers = checkpoint_layers(model) if gradient_checkpointing else []
+        self.scorer = Scorer(found, temperature, max(1, logits_at_once // vocabulary), self.critic, device, layers)
         stops, banned = torch.tensor(chat.stops, device=device), torch.tensor(never_drawn(chat, vocabulary), device=device)
         self.drawing = Drawing(temperature, top_p, top_k, banned, stops, max_completion)
-        if gradient_checkpointing:
-            checkpoint_layers(model)
 
     # Parameters
 

@@ -227,3 +227,59 @@ def test_generate_has_a_seed_for_each_prompt():
 def test_what_cannot_be_is_refused(arguments, message):
     with pytest.raises(UserError, match=message):
         make(**arguments)
+
+
+def test_a_folder_is_a_model_and_its_tokenizer(tmp_path):
+    import mmalign as mm
+    from mmalign.config import build_part
+
+    made = tiny_text.model()
+    made.save_pretrained(tmp_path)
+    tiny_text.tokenizer(tiny_text.CHATML).save_pretrained(tmp_path)
+    node = {"use": "transformers", "model": str(tmp_path), "dtype": "float32", "lora": {"rank": 2}, "max_completion": 9}
+    policy = build_part({"policy": node}, "policy")
+    own = transformers(made, tiny_text.tokenizer(tiny_text.CHATML), max_completion=9)
+    assert policy.chat.prompt("a b\nc") == own.chat.prompt("a b\nc")
+    assert policy.generate(["a b", "c"], [0, 1]) == own.generate(["a b", "c"], [0, 1])
+    with pytest.raises(UserError, match=r"policy\.model"):
+        mm.policies.transformers(str(tmp_path / "nowhere"))
+    with pytest.raises(UserError, match=r"policy\.dtype"):
+        mm.policies.transformers(str(tmp_path), dtype="int8")
+
+
+@pytest.mark.parametrize("name", ["qwen2", "gpt2"])
+def test_gradient_checkpointing_changes_no_number(name):
+    found, calls = [], []
+    for on in (False, True):
+        policy = make(name, gradient_checkpointing=on)
+        rollout = rollout_of(policy)
+        table = policy.steps(rollout, torch.arange(6)).log_probs
+        assert torch.allclose(table, rollout.log_probs, atol=1e-5)
+        seen = []
+        inner = next(module for module in policy.model.modules() if type(module).__name__ in ("LayerNorm", "Qwen2RMSNorm"))
+        inner.register_forward_hook(lambda *told: seen.append(1))  # noqa: B023
+        found.append(gradient(policy, table))
+        calls.append(len(seen))
+    assert float((found[0] - found[1]).norm() / found[0].norm()) < 1e-5
+    assert calls[0] == 0 and calls[1] > 0  # computed again
+
+
+def test_bf16_models_score_within_their_tolerance():
+    policy = make("llama", dtype=torch.bfloat16, lora={"rank": 2})
+    rollout = rollout_of(policy)
+    steps = policy.steps(rollout, torch.tensor([0, 4]), torch.arange(3))
+    assert policy.fit.shared and steps.log_probs.dtype == torch.float64
+    assert float((steps.log_probs - steps.old).abs().max()) < policy.tolerance
+    steps.log_probs.sum().backward()
+    assert all(p.dtype == torch.float32 for p in policy.parameters().values())
+
+
+def test_dropout_stays_off():
+    import transformers as library
+
+    config = tiny_text.config("gpt2")
+    config.resid_pdrop = config.attn_pdrop = config.embd_pdrop = 0.5
+    made = library.GPT2LMHeadModel(config).train()
+    policy = transformers(made, tiny_text.tokenizer(), max_completion=9)
+    rollout = rollout_of(policy)
+    assert torch.equal(policy.steps(rollout, torch.arange(6)).log_probs, rollout.log_probs)
