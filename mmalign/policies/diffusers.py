@@ -91,7 +91,7 @@ def diffusers(
     away = {offload} if isinstance(offload, str) else set(offload)
     if isinstance(pipeline, str):
         pipeline = load(pipeline, dtype=dtype)
-    elif kind is not None:
+    elif kind not in (None, pipeline.dtype):
         pipeline.to(kind)
     pipeline.set_progress_bar_config(disable=True)
     guided = {} if guidance_scale is None else {"guidance_scale": guidance_scale}
