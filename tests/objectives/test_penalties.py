@@ -73,8 +73,8 @@ def test_names_and_errors() -> None:
     assert penalties.named("paper", beta=0.0) is None
     opponent = penalties.named("k2", beta=1.0, name="previous")
     assert opponent is not None and opponent.needs == {"refs:previous"}
-    with pytest.raises(UserError, match=r"got 'reverse', takes one of paper"):
-        penalties.named("reverse", beta=0.0)
+    with pytest.raises(UserError, match=r"got 'backward', takes one of paper"):
+        penalties.named("backward", beta=0.0)
     with pytest.raises(UserError, match="beta: got -1"):
         penalties.named("k3", beta=-1)
     with pytest.raises(UserError, match=r"Steps\.kls: got \[\]"):

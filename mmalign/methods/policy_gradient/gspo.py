@@ -42,7 +42,7 @@ def gspo(
 
     Dialects:
     - TRL 1.16: low=0.2, high=0.2: `importance_sampling_level="sequence", loss_type="grpo"` inherits PPO's clip, under which
-      nothing is ever clipped.
+      next to nothing is clipped.
     - verl 0.7: low=0.2, high=0.2, form="token", eps=1e-6: inherits PPO's clip too.
     """
     if form not in ("sequence", "token"):
