@@ -30,7 +30,7 @@ os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")  # twins d
 HERE = Path(__file__).resolve().parents[1] / "mmalign" / "policies"
 NUMBERS = HERE / "conformance.json"
 LIMIT = 240  # seconds of processor time for one class
-PROMPTS = ["a red fox", "two blue birds"]
+WORDS = ["a red fox", "two blue birds"]
 
 
 def classes() -> list[str]:
@@ -46,6 +46,13 @@ def classes() -> list[str]:
     return found
 
 
+def prompts(name: str) -> list[str]:
+    """Two prompts that a class takes."""
+    from mmalign.policies import twin_pipelines
+
+    return list(twin_pipelines.PROMPTS.get(name, WORDS))
+
+
 def check(name: str) -> dict[str, Any]:
     """What one class can do. Keys: rows (in one call), replay, gradient, probe, lora (a number or a reason), seconds."""
     from mmalign.policies import twins, unfit
@@ -56,12 +63,12 @@ def check(name: str) -> dict[str, Any]:
     began, row = time.process_time(), {"name": name}
     pipe = twins.twin(name)
     call = twins.call_arguments(pipe)
-    policy = make(pipe, num_inference_steps=4, call=call, device="cpu")
+    policy, words = make(pipe, num_inference_steps=4, call=call, device="cpu"), prompts(name)
     try:
-        rollout = policy.sample(PROMPTS, 1, torch.Generator().manual_seed(0))
+        rollout = policy.sample(words, 1, torch.Generator().manual_seed(0))
     except Exception:  # some pipelines take one image, or one prompt, at a time
         policy.rows_at_once = 1
-        rollout = policy.sample(PROMPTS, 1, torch.Generator().manual_seed(0))
+        rollout = policy.sample(words, 1, torch.Generator().manual_seed(0))
     row["rows"] = min(2, policy.rows_at_once)
     steps = policy.steps(rollout, torch.arange(2))
     row["replay"] = float((steps.log_probs.detach() - steps.old).abs().max())
@@ -94,13 +101,13 @@ def probe(policy: Any, rollout: Any) -> float:
     columns = torch.tensor([0, min(2, len(times) - 1)])
     x = torch.stack([rollout.private["x"][c][row] for row, c in enumerate(columns.tolist())])
     level = Level(levels.signal[columns], levels.noise[columns])
-    together = policy.probe(PROMPTS, x, times[columns], level).clean
+    together = policy.probe(rollout.prompts, x, times[columns], level).clean
     if not together.requires_grad:
         raise RuntimeError("the probe has no gradient")
     worst = 0.0
     for row in range(2):
         one = slice(row, row + 1)
-        alone = policy.probe(PROMPTS[one], x[one], times[columns][one], Level(level.signal[one], level.noise[one])).clean
+        alone = policy.probe(rollout.prompts[one], x[one], times[columns][one], Level(level.signal[one], level.noise[one])).clean
         worst = max(worst, float((alone[0] - together[row]).abs().max() / (1 + alone.abs().max())))
     return worst
 
@@ -113,7 +120,7 @@ def probe_alone(policy: Any, rollout: Any) -> float:
     for row, column in enumerate((0, min(2, len(times) - 1))):
         at = slice(column, column + 1)
         x = rollout.private["x"][column][row : row + 1]
-        if not policy.probe(PROMPTS[row : row + 1], x, times[at], Level(levels.signal[at], levels.noise[at])).clean.requires_grad:
+        if not policy.probe(rollout.prompts[row : row + 1], x, times[at], Level(levels.signal[at], levels.noise[at])).clean.requires_grad:
             raise RuntimeError("the probe has no gradient")
     return 0.0
 
@@ -124,11 +131,12 @@ def own(pipe: Any, call: dict[str, Any], rows: int) -> float:
     from mmalign.policies.diffusers import diffusers as make
     from mmalign.types import Level
 
+    words = prompts(type(pipe).__name__)[:1]
     takes = inspect.signature(inspect.unwrap(type(pipe).__call__)).parameters
     alone = pipe.components.get("transformer_2") is None
     off = {key: 1.0 for key in GUIDANCE if key in takes and not (alone and key.endswith("_2"))}
     policy = make(pipe, num_inference_steps=4, call={**call, **off}, device="cpu", rows_at_once=rows)
-    rollout = policy.sample(PROMPTS[:1], 1, torch.Generator().manual_seed(0))
+    rollout = policy.sample(words, 1, torch.Generator().manual_seed(0))
     times, levels = policy.schedule()
     heard: list[Any] = []
     kernel = policy.kernel
@@ -141,7 +149,7 @@ def own(pipe: Any, call: dict[str, Any], rows: int) -> float:
     for column in (0, min(2, len(times) - 1)):
         policy.steps(rollout, torch.arange(1), columns=torch.tensor([column]))
         at = slice(column, column + 1)
-        said = policy.probe(PROMPTS[:1], rollout.private["x"][column], times[at], Level(levels.signal[at], levels.noise[at])).clean
+        said = policy.probe(words, rollout.private["x"][column], times[at], Level(levels.signal[at], levels.noise[at])).clean
         worst = max(worst, float((said - heard[-1].clean).detach().abs().max() / (1 + said.abs().max())))
     return worst
 
@@ -152,7 +160,7 @@ def lora(name: str, call: dict[str, Any], rows: int, targets: Any = None) -> flo
     from mmalign.policies.diffusers import diffusers as make
 
     policy = make(twins.twin(name), num_inference_steps=4, call=call, lora={"rank": 2, "targets": targets}, device="cpu", rows_at_once=rows)
-    rollout = policy.sample(PROMPTS, 1, torch.Generator().manual_seed(0))
+    rollout = policy.sample(prompts(name), 1, torch.Generator().manual_seed(0))
     policy.steps(rollout, torch.arange(2), columns=torch.nonzero(rollout.private["random"]).flatten()[:1]).log_probs.sum().backward()
     return max(float(p.grad.norm()) for p in policy.parameters().values() if p.grad is not None)
 
