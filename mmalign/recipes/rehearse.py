@@ -170,8 +170,12 @@ def _update(heard: dict[str, Any]) -> list[str]:
 
 def _resume(heard: dict[str, Any]) -> list[str]:
     node = {**heard["made"].node, "runs": str(heard["folder"] / "halves")}
-    build({**node, "steps": 1}, config={**node, "steps": 1})
+    half = build({**node, "steps": 1}, config={**node, "steps": 1})
+    written = half.path / "checkpoints" / "step_000001" / "state.json"
+    when = written.stat().st_mtime_ns
     run = build(node, config=node, resume=True)
+    if written.stat().st_mtime_ns != when:
+        raise UserError("checkpoint_every: the run began anew in place of resuming from its checkpoint")
     tensors = [_saved(heard["run"].path), _saved(run.path)]
     for group, table in tensors[0].items():
         for name, value in table.items():
