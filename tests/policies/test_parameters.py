@@ -1,0 +1,78 @@
+"""Named parameter sets: what is kept, where it is kept, and that what is trained always comes back."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from mmalign.policies.parameters import ParameterSets
+from mmalign.types import UserError
+
+HOMES = [None, torch.device("cpu")]
+META = torch.device("meta")  # a device of its own, where there is no GPU
+
+
+def layer(dtype: torch.dtype = torch.float32) -> nn.Linear:
+    torch.manual_seed(0)
+    return nn.Linear(3, 2).to(dtype)
+
+
+@pytest.mark.parametrize("home", HOMES)
+def test_a_set_takes_the_place_of_what_is_trained_and_gives_it_back_after_an_exception(home: torch.device | None) -> None:
+    module = layer()
+    sets, started = ParameterSets(module, home=home), module.weight.detach().clone()
+    with torch.no_grad():
+        module.weight += 1
+    with pytest.raises(ZeroDivisionError), sets.using("ref"):
+        assert torch.equal(module.weight, started)
+        raise ZeroDivisionError
+    assert torch.equal(module.weight, started + 1)
+    with sets.using("ref"):
+        pass
+    with torch.no_grad():
+        module.weight += 1  # of what is trained, and of no copy
+    assert torch.equal(sets.sets["ref"]["weight"], started)
+    assert torch.equal(module.weight, started + 2) and module.weight is sets.trained["weight"]
+
+
+@pytest.mark.parametrize("home", HOMES)
+def test_an_average_follows_in_float32_and_is_loaded_bit_for_bit(home: torch.device | None) -> None:
+    module = layer(torch.bfloat16)
+    sets, first = ParameterSets(module, home=home), module.weight.detach().float()
+    sets.follow("ema", decay=0.0)
+    with torch.no_grad():
+        module.weight += 1
+    second = module.weight.detach().float()
+    sets.follow("ema", decay=0.75)
+    average = sets.sets["ema"]["weight"]
+    assert average.dtype == torch.float32
+    torch.testing.assert_close(average, 0.75 * first + 0.25 * second)
+    other = ParameterSets(layer(torch.bfloat16), home=home)
+    other.load(sets.tables())
+    assert torch.equal(other.sets["ema"]["weight"], average) and torch.equal(other.trained["weight"], module.weight)
+    with sets.using("ema"):
+        assert torch.equal(module.weight, average.to(torch.bfloat16))
+
+
+def test_copies_are_kept_at_home() -> None:
+    module = layer()
+    sets = ParameterSets(module, home=META)
+    sets.keep("previous")
+    sets.follow("ema", decay=0.0)
+    sets.load({"opponent": {name: p.detach().clone() for name, p in module.named_parameters()}})
+    assert {value.device for table in sets.sets.values() for value in table.values()} == {META} and len(sets.sets) == 4
+    assert module.weight.device.type == "cpu"
+
+
+def test_an_unknown_set_is_refused_by_name() -> None:
+    with pytest.raises(UserError, match="parameter set: got 'old', this policy has current, ref"), ParameterSets(layer()).using("old"):
+        pass
+
+
+def test_tables_of_another_policy_are_refused() -> None:
+    sets = ParameterSets(layer())
+    with pytest.raises(UserError, match="parameter set 'trained': got other parameters than this policy trains, such as bias"):
+        sets.load({"trained": {"weight": torch.zeros(2, 3)}})
+    with pytest.raises(UserError, match=r"parameter weight: got shape \[3, 2\], takes \[2, 3\]"):
+        sets.load({"trained": {"weight": torch.zeros(3, 2), "bias": torch.zeros(2)}})
