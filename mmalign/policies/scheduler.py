@@ -49,6 +49,8 @@ PRECONDITIONED = {
 TRIGONOMETRIC = {"SCMScheduler"}  # x = cos(t) * x_0 + sin(t) * sigma_data * eps (TrigFlow)
 RATIOS = {"DDPMWuerstchenScheduler"}  # variance preserving, its timesteps are ratios from 1 to 0
 KNOWN = FLOW | PRESERVING | FROM_SIGMAS | EXPLODING | PRECONDITIONED | TRIGONOMETRIC | RATIOS
+# Pipelines that read ``scheduler.sigmas`` by the number of the step: a probe of theirs takes one time in a call
+READ_SIGMAS = {"Cosmos2_5_PredictBasePipeline", "Cosmos2_5_TransferPipeline", "Cosmos3OmniPipeline", "CosmosVideoToWorldPipeline"}
 # Pipelines that ask their scheduler for the clean latent first, and for the step with ``pred_original_sample`` after guidance
 ASK_CLEAN_FIRST = {"CosmosTextToWorldPipeline", "CosmosVideoToWorldPipeline"}
 FIRST_ORDER = {
@@ -206,7 +208,8 @@ def seat(pipe: Any, player: Player, rows: int | None = None) -> Iterator[Any]:
     own = pipe.scheduler
     seated = copy.deepcopy(first_order(own))
     seated.__class__ = _played(type(seated))  # type: ignore[arg-type]
-    seated.begin(player, rows, type(pipe).__name__ in ASK_CLEAN_FIRST)
+    name = type(pipe).__name__
+    seated.begin(player, rows, name in ASK_CLEAN_FIRST, name in READ_SIGMAS)
     pipe.scheduler = seated
     try:
         yield seated
@@ -226,9 +229,9 @@ class _Played:
     steps that were asked for, ``position`` is the place in the schedule: they differ where a pipeline starts late (strength < 1).
     """
 
-    def begin(self, player: Player, rows: int | None, clean_first: bool) -> None:
+    def begin(self, player: Player, rows: int | None, clean_first: bool, reads_sigmas: bool) -> None:
         self.player, self.column, self.position = player, 0, 0
-        self.rows, self.clean_first = rows, clean_first
+        self.rows, self.clean_first, self.reads_sigmas = rows, clean_first, reads_sigmas
         self.numbers = itertools.count()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
@@ -261,10 +264,13 @@ class _Played:
 
     def _arrange_probe(self, times: Tensor) -> None:
         """Shows the pipeline the probe's times: a plain schedule of the one time where there is one, sigmas included."""
-        if len(times) > 1 and _above_one(self):
-            raise ValueError(f"{_own_name(self)} with sigmas above 1 takes one time in a call, got {len(times)}")
-        if len(times) == 1 and self.player.levels is not None and _own_name(self) in FLOW | EXPLODING | PRECONDITIONED:
-            self.sigmas = torch.full_like(self.sigmas, float(self.player.levels.noise))  # type: ignore[has-type]  # read by step
+        if len(times) > 1 and (self.reads_sigmas or _above_one(self)):
+            raise ValueError(f"{_own_name(self)}: the pipeline reads its sigma by step, so that a probe takes one time in a call")
+        levels, name = self.player.levels, _own_name(self)
+        if len(times) == 1 and levels is not None and name in FLOW | FROM_SIGMAS | EXPLODING | PRECONDITIONED:
+            flow = name in FLOW or self.config.get("use_flow_sigmas", False)  # type: ignore[attr-defined]
+            sigma = levels.noise if flow else levels.noise / levels.signal
+            self.sigmas = torch.full_like(self.sigmas, float(sigma))  # type: ignore[has-type]
         self.timesteps = _one_time_for_each_row(times, len(self.schedule)) if len(times) > 1 else times.repeat(len(self.schedule))
 
     def _find(self, timestep: Any) -> None:

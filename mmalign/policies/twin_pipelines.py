@@ -151,6 +151,7 @@ CALLS: dict[str, dict[str, Any]] = {
     "StableDiffusionGLIGEN*": {"gligen_phrases": ["a"], "gligen_boxes": [[0.1, 0.1, 0.5, 0.5]]},
     "Kandinsky6TI2VAPipeline": {"sample_audio": False, "image": LEAVE},
     "KandinskyV22Controlnet*": {"hint": "@hint_large"},
+    "StableAudio3AudioToAudioPipeline": {"audio": "@audio"},
     "IF*SuperResolutionPipeline": {"original_image": "@image"},
     "VisualCloze*": {"task_prompt": "a", "content_prompt": "b"},
     "FluxKontext*": {"max_area": 32 * 32, "_auto_resize": False},
