@@ -21,7 +21,7 @@ __all__ = ["sample"]
 def sample(
     run_folder: str | Path, *, prompts: Sequence[str] | None = None, count: int = 4, seed: int = 0, out: str | Path | None = None
 ) -> Path:
-    """Draws from a run's newest checkpoint, and returns the path of one PNG: a row per prompt, a column per seed.
+    """Draws from a run's newest checkpoint, and returns the path of one PNG: a row per prompt, a column per seed (videos: an animated one).
 
     Args:
         run_folder: of a run with a config; nothing in it but its policy is built.
@@ -31,7 +31,7 @@ def sample(
 
     The best evaluated parameters are taken where the run kept them, or else their moving average where it has one. Errors:
     UserError for a run without a checkpoint or without a policy in its config, for a prompt that the pipeline refuses, and for
-    outputs that are no images.
+    outputs that are neither images nor videos.
     """
     run = trained(run_folder)
     if count < 1:
@@ -47,13 +47,15 @@ def sample(
 
 @torch.no_grad()
 def _generate(policy: Policy, prompts: list[str], seeds: list[int], call: Mapping[str, Any]) -> Tensor:
-    """``[prompts, seeds, C, H, W]`` in 0..1."""
+    """``[prompts, seeds, C, H, W]`` in 0..1; videos ``[prompts, seeds, F, C, H, W]``."""
     rows = [prompt for prompt in prompts for _ in seeds]
     try:
         outputs = policy.generate(rows, seeds * len(prompts), **call)
     except (ValueError, TypeError) as error:
         raise UserError(f"prompt: the pipeline refuses {', '.join(prompts)}: {' '.join(str(error).split())}") from error
-    if not isinstance(outputs, Tensor) or outputs.ndim != 4:
+    if not isinstance(outputs, Tensor) or outputs.ndim not in (4, 5):
         got = list(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
-        raise UserError(f"sample: got outputs {got} from this policy, takes images [batch, channels, height, width]")
+        raise UserError(
+            f"sample: got outputs {got} from this policy, takes images [batch, channels, height, width] or videos [batch, frames, ...]"
+        )
     return outputs.unflatten(0, (len(prompts), len(seeds)))

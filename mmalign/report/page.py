@@ -91,18 +91,21 @@ def _readout(run: Run, step: int) -> str:
 
 
 def _picture(path: Path, step: int | None, readout: str = "", *, notes: list[str]) -> Picture | None:
-    from PIL import Image
+    from PIL import Image, ImageSequence
 
     try:
         data, kind = path.read_bytes(), "png"
         with Image.open(io.BytesIO(data)) as image:
             image.load()
-            if max(image.size) > LARGEST:
-                image.thumbnail((LARGEST, LARGEST), Image.Resampling.LANCZOS)
-                buffer = io.BytesIO()
-                image.save(buffer, format="WEBP", quality=85)
-                data, kind = buffer.getvalue(), "webp"
             width, height = image.size
+            if max(image.size) > LARGEST:
+                scale = LARGEST / max(image.size)
+                width, height = max(1, round(width * scale)), max(1, round(height * scale))
+                frames = [frame.resize((width, height), Image.Resampling.LANCZOS) for frame in ImageSequence.Iterator(image)]
+                moving = {"save_all": True, "append_images": frames[1:], "duration": image.info.get("duration", 0)} if frames[1:] else {}
+                buffer = io.BytesIO()
+                frames[0].save(buffer, format="WEBP", quality=85, **moving)
+                data, kind = buffer.getvalue(), "webp"
     except (OSError, SyntaxError, ValueError):  # what Pillow raises at a damaged file
         notes.append(f"{path.name} could not be read")
         return None

@@ -24,7 +24,7 @@ class Exam:
     prompts, samples: ``samples`` outputs of every prompt, at fixed seeds. rewards, judges: averaged over rows. metrics: functions
     ``(outputs, prompts) -> {name: number}`` of the whole set. every: steps between evaluations. columns: how many samples of a
     prompt the grid shows. call: arguments of the sampler that users have, such as ``num_inference_steps``.
-    real: ``(prompts, columns) -> [prompts, columns, C, H, W]`` in 0..1, real data to show beside the samples.
+    real: ``(prompts, columns) -> [prompts, columns, C, H, W]`` in 0..1 (F, C, H, W: videos), real data to show beside the samples.
 
     Errors: UserError for a number below 1, and for no prompts.
     """
@@ -59,7 +59,7 @@ def exam(evaluation: Mapping[str, Any] | None, **given: Any) -> Exam:
 
 
 class Evaluation(NamedTuple):
-    """``metrics``: means by name, with ``NAME_se``. ``grid``: ``[prompts, columns, C, H, W]`` in 0..1, or None for no images."""
+    """``metrics``: means by name, with ``NAME_se``. ``grid``: ``[prompts, columns, C, H, W]`` in 0..1 (F, C, H, W: videos), else None."""
 
     metrics: dict[str, float]
     grid: Tensor | None
@@ -79,6 +79,6 @@ def evaluate(policy: Policy, exam: Exam, *, using: str = "current") -> Evaluatio
         if len(known) < len(scores):
             found[f"{name}_missing"] = float(len(scores) - len(known))
     found.update(measure(exam.metrics, outputs, rows))
-    image = isinstance(outputs, Tensor) and outputs.ndim == 4
-    grid = outputs.unflatten(0, (len(exam.prompts), exam.samples))[:, : exam.columns].float().cpu().clamp(0, 1) if image else None
+    shown = isinstance(outputs, Tensor) and outputs.ndim in (4, 5)  # images or videos
+    grid = outputs.unflatten(0, (len(exam.prompts), exam.samples))[:, : exam.columns].float().cpu().clamp(0, 1) if shown else None
     return Evaluation(found, grid)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import base64
+import io
 import json
 import re
 from html.parser import HTMLParser
@@ -7,6 +9,7 @@ from html.parser import HTMLParser
 import pytest
 import torch
 from fake_run import CONFIG, EVALS, make_run
+from PIL import Image
 
 from mmalign.report import build
 from mmalign.runtime import folder
@@ -165,6 +168,18 @@ def test_a_damaged_picture_is_left_out_and_said(tmp_path):
     parsed, _ = page(run)
     assert len(parsed.named("img", "frame")) == 5
     assert "step_000040.png could not be read" in parsed.text and "real.png could not be read" in parsed.text
+
+
+@pytest.mark.parametrize(("side", "kind", "width"), [(8, "png", 27), (700, "webp", 1400)])
+def test_videos_move_on_the_page(tmp_path, side, kind, width):
+    run = folder.open_run(tmp_path, "a", config=CONFIG)
+    run.write_prompts(["a"], [0, 1, 2])
+    run.write_samples(0, torch.rand(1, 3, 4, 1, side, side))
+    (frame,) = page(run.path)[0].named("img", "frame")
+    head, data = frame["src"].split(",")
+    assert head == f"data:image/{kind};base64" and int(frame["width"]) == width
+    with Image.open(io.BytesIO(base64.b64decode(data))) as shown:
+        assert shown.n_frames == 4 and shown.info["loop"] == 0
 
 
 def test_videos_are_named(tmp_path):

@@ -47,6 +47,13 @@ def test_rows_seeds_means_errors_and_grid() -> None:
     torch.testing.assert_close(found.grid.flatten(), torch.tensor([0.0, 0.2, 0.6, 0.8]))
 
 
+def test_videos_have_a_grid_too() -> None:
+    policy = Painter()
+    policy.generate = lambda prompts, seeds, **call: torch.zeros(len(prompts), 4, 3, 2, 2)  # type: ignore[method-assign]
+    found = evaluate(policy, Exam(["a", "b"], {"sum": lambda o, p: o.flatten(1).sum(1)}, samples=3, columns=2))  # type: ignore[arg-type]
+    assert found.grid is not None and found.grid.shape == (2, 2, 4, 3, 2, 2)
+
+
 def test_outputs_that_are_no_images_have_no_grid() -> None:
     policy = Painter()
     policy.generate = lambda prompts, seeds, **call: torch.zeros(len(prompts), 2)  # type: ignore[method-assign]

@@ -139,6 +139,24 @@ def test_grid_survives_nan_and_refuses_other_shapes():
         folder.grid(torch.zeros(2, 3, 8, 8))
 
 
+def test_a_grid_of_videos_is_an_animation_of_all_its_frames(tmp_path):
+    videos = torch.rand(2, 3, 5, 1, 8, 8)
+    frames = folder.grid(videos)
+    assert frames.shape == (5, 4, 2 * 9, 3 * 9)
+    with Image.open(folder.write_png(tmp_path / "g.png", frames)) as read:
+        assert (read.n_frames, read.info["loop"], read.info["duration"]) == (5, 0, folder.FRAME)
+        for number, frame in enumerate(frames):
+            read.seek(number)
+            assert (np.asarray(read.convert("RGBA")) == frame.permute(1, 2, 0).numpy()).all()
+            assert torch.equal(frame, folder.grid(videos[:, :, number]))
+
+
+def test_a_large_grid_of_videos_is_scaled_down_and_keeps_its_frames(monkeypatch):
+    monkeypatch.setattr(folder, "FILM", 3 * 2 * 16 * 16)
+    frames = folder.grid(torch.full((2, 1, 3, 3, 32, 32), 0.5))
+    assert frames.shape == (3, 4, 2 * 17, 17) and frames[:, :3].max() == 128
+
+
 def test_read_metrics_drops_torn_lines(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(line(0).encode() + b"[]\n" + line(1).encode() + b'{"step": 2, "phase": "train", "x": \xc3')
