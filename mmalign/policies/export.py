@@ -73,8 +73,10 @@ def export(
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists: takes a folder that is not there yet (--out)")
+    if policy.acts_on.get("storage"):
+        raise UserError("export: this policy keeps its weights in 8 bits, which is not what users load it onto; takes one without storage")
     asked = _ask(policy, prompt)
-    with _appearing(folder) as place:
+    with appearing(folder) as place:
         forms = _lora_forms(policy, place) if policy.sets.lora else [_whole(policy.pipe, policy.denoisers, place, "")]
         for form in forms:
             _compare(form, form.load(place, None if form.name == "full" else base()), asked)
@@ -84,7 +86,8 @@ def export(
 
 
 @contextmanager
-def _appearing(folder: Path) -> Iterator[Path]:
+def appearing(folder: Path) -> Iterator[Path]:
+    """A place beside ``folder`` that takes its name once the block is through."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     place = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(place, ignore_errors=True)

@@ -12,11 +12,20 @@ from mmalign.policies.calling import load
 from mmalign.policies.diffusers import DiffusersPolicy
 from mmalign.policies.export import Form
 from mmalign.policies.export import export as write
+from mmalign.policies.loading import load as load_language_model
+from mmalign.policies.saving import save
+from mmalign.policies.transformers import TransformersPolicy
 from mmalign.recipes._trained import Trained, trained
 from mmalign.runtime import checkpoint
 from mmalign.types import UserError
 
 __all__ = ["export"]
+
+
+WORDS = {
+    "pipeline": {"library": "diffusers", "a": "A diffusers pipeline", "is": "pipeline", "trained": "denoiser"},
+    "model": {"library": "transformers", "a": "A language model", "is": "model", "trained": "model"},
+}  # of the card
 
 
 class Exported(NamedTuple):
@@ -28,41 +37,57 @@ class Exported(NamedTuple):
 
 
 def export(run_folder: str | Path, *, out: str | Path | None = None, parameters: str | None = None) -> Exported:
-    """Writes what a run has trained, as of its newest checkpoint: LoRA for diffusers and peft, or else the whole pipeline.
+    """Writes what a run has trained, as of its newest checkpoint: LoRA for diffusers and peft, or else the whole pipeline or model.
 
     Args:
         run_folder: of a run with a config, finished or interrupted.
         out: a folder that is not there yet; ``export`` in the run by default.
         parameters: ``trained``, ``ema``, ``best`` or another set that the run kept; the best of them by default, as in ``sample``.
 
-    See ``policies.export`` for the files and for how they are compared with the live model before they appear. Errors: UserError
-    for a run without a checkpoint, a set that it does not have, a policy that is no diffusers pipeline, and a comparison that fails.
+    See ``policies.export`` and, of language models, ``policies.saving`` for the files and for how they are compared with the live
+    model before they appear. Errors: UserError for a run without a checkpoint, a set that it does not have, a policy that is neither a
+    diffusers pipeline nor a language model, and a comparison that fails.
     """
     run = trained(run_folder)
     chosen = parameters or run.best
     if chosen not in run.sets:
         raise UserError(f"--set: got {chosen!r}, this run has {', '.join(run.sets)}")
-    node = _pipeline_node(run.config["policy"])
+    node = _base_node(run.config["policy"])
+    if isinstance(node, dict):  # LoRA goes onto the weights that users have, and one call is not worth compiling
+        node.pop("storage", None)
+        node.pop("compile", None)
     outer: Any = run.policy()
     policy = getattr(outer, "of", outer)
-    if node is None or not isinstance(policy, DiffusersPolicy):
-        raise UserError(f"{run.folder}: got the policy {run.config['policy'].get('use')!r}, export takes one with a diffusers pipeline")
+    if node is None or not isinstance(policy, DiffusersPolicy | TransformersPolicy):
+        raise UserError(
+            f"{run.folder}: got the policy {run.config['policy'].get('use')!r}, export takes a diffusers pipeline or a language model"
+        )
     folder = run.folder / "export" if out is None else Path(out)
     with policy.using("current" if chosen == "trained" else chosen):
         card: Callable[[list[Form]], str] = lambda forms: _card(run, chosen, node, forms)  # noqa: E731
-        forms = write(policy, folder, base=lambda: _base(node), prompt=_prompt(run), card=card)
+        if isinstance(policy, TransformersPolicy):
+            forms = save(policy, folder, base=lambda: _language_model(node), prompt=_prompt(run), card=card)
+        else:
+            forms = write(policy, folder, base=lambda: _base(node), prompt=_prompt(run), card=card)
     return Exported(folder, chosen, tuple(form.name for form in forms))
 
 
-def _pipeline_node(node: Any) -> Mapping[str, Any] | None:
-    """The node of a policy that has a pipeline: itself, or the one that it wraps."""
-    while isinstance(node, Mapping) and "pipeline" not in node:
+def _base_node(node: Any) -> Mapping[str, Any] | None:
+    """The node of a policy that has a pipeline or a model: itself, or the one that it wraps."""
+    while isinstance(node, Mapping) and not ("pipeline" in node or "model" in node):
         node = node.get("of")
     return node if isinstance(node, Mapping) else None
 
 
 def _base(node: Mapping[str, Any]) -> Any:
     return load(node["pipeline"], dtype=node.get("dtype")) if isinstance(node["pipeline"], str) else build_part(node, "pipeline")
+
+
+def _language_model(node: Mapping[str, Any]) -> Any:
+    if not isinstance(node["model"], str):
+        return build_part(node, "model")
+    told = {key: node[key] for key in ("tokenizer", "dtype", "trust_remote_code") if key in node}
+    return load_language_model(node["model"], **told)[0]
 
 
 def _prompt(run: Trained) -> str:
@@ -85,7 +110,8 @@ def _card(run: Trained, chosen: str, node: Mapping[str, Any], forms: list[Form])
     lora = any(form.name == "peft" for form in forms)
     return page.get_template("card.md").render(
         name=config.get("name", run.folder.name),
-        base=node["pipeline"] if isinstance(node["pipeline"], str) else None,
+        words=WORDS["pipeline" if "pipeline" in node else "model"],
+        base=_name(node) if isinstance(_name(node), str) else None,
         base_code=_base_code(node),
         lora=node.get("lora") if lora else None,
         loaders=[{"name": form.name, "code": form.code} for form in forms],
@@ -103,8 +129,16 @@ def _card(run: Trained, chosen: str, node: Mapping[str, Any], forms: list[Form])
     )
 
 
+def _name(node: Mapping[str, Any]) -> Any:
+    return node["pipeline"] if "pipeline" in node else node["model"]
+
+
 def _base_code(node: Mapping[str, Any]) -> list[str]:
-    name = node["pipeline"]
+    name = _name(node)
+    if "pipeline" not in node:
+        if isinstance(name, str):
+            return ["from transformers import AutoModelForCausalLM", f"model = AutoModelForCausalLM.from_pretrained({name!r})"]
+        return ["from mmalign.config import build_part", f"model = build_part({{'model': {name!r}}}, 'model')"]
     if isinstance(name, str):
         return ["from diffusers import DiffusionPipeline", f"pipe = DiffusionPipeline.from_pretrained({name!r})"]
     return ["from mmalign.config import build_part", f"pipe = build_part({{'pipeline': {name!r}}}, 'pipeline')"]

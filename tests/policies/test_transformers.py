@@ -6,6 +6,7 @@ import pytest
 import tiny_text
 import torch
 
+from mmalign.policies.head import Matrix
 from mmalign.policies.transformers import transformers
 from mmalign.types import UserError
 
@@ -52,6 +53,7 @@ def gradient(policy, table):
 def test_shared_prompts_and_chunks_equal_a_straight_forward(name):
     policy = make(name, logits_at_once=7 * 64, max_completion=12)
     assert policy.fit.shared
+    assert isinstance(policy.fit.head, Matrix) is (name not in ("gemma2", "cohere", "granite"))
     rollout = rollout_of(policy)
     table = policy.steps(rollout, torch.arange(6)).log_probs
     oracle = chosen(policy, rollout)
@@ -126,6 +128,17 @@ def test_lora_starts_at_the_reference_and_its_gradient_arrives():
     steps.log_probs.sum().backward()
     assert all("lora_" in key for key in policy.parameters())
     assert max(float(p.grad.norm()) for p in policy.parameters().values() if p.grad is not None) > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_gradient_of_an_adapter_is_that_of_a_straight_forward(dtype):
+    policy = make("llama", dtype=dtype, lora={"rank": 2}, temperature=0.7, logits_at_once=7 * 64)
+    rollout = rollout_of(policy)
+    for p in policy.parameters().values():
+        p.data += 0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(1))
+    ours = gradient(policy, policy.steps(rollout, torch.arange(6)).log_probs)
+    theirs = gradient(policy, chosen(policy, rollout, 0.7))
+    assert float((ours - theirs).norm() / theirs.norm()) < 1e-5
 
 
 @pytest.mark.parametrize("lora", [None, {"rank": 2, "targets": "all-linear"}])

@@ -1,0 +1,87 @@
+"""Trained language models as others load them: an adapter for peft, or the whole model, with the tokenizer.
+
+As with pipelines (``policies.export``): written beside its place, loaded again, compared with the live model, and only then put there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mmalign.policies.export import Form, adapter, appearing
+from mmalign.policies.fitting import ROUNDING
+from mmalign.policies.transformers import TransformersPolicy
+from mmalign.types import UserError
+
+__all__: list[str] = []  # nothing here is looked up by name
+
+
+@torch.no_grad()
+def save(
+    policy: TransformersPolicy, folder: Path, *, base: Callable[[], Any], prompt: Any, card: Callable[[list[Form]], str] | None = None
+) -> list[Form]:
+    """Writes the parameters that ``policy`` has now to ``folder``, which appears whole or not at all; returns how to load them.
+
+    ::
+
+        adapter_config.json, adapter_model.safetensors    LoRA
+        config.json, model.safetensors ...                without LoRA
+        tokenizer.json ...                                with its chat template
+        README.md                                         what ``card`` says
+
+    base: makes the model as it was before training. prompt: of the one forward that is compared, all logits of it. A critic is not
+    written. Errors: UserError where something is at ``folder``, and where what was written does not give the live model again.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} exists: takes a folder that is not there yet (--out)")
+    with appearing(folder) as place:
+        form = _adapter(policy, place) if policy.sets.lora else _whole(policy, place)
+        policy.chat.tokenizer.save_pretrained(str(place))
+        _compare(policy, form.load(place, base() if policy.sets.lora else None), prompt)
+        if card is not None:
+            (place / "README.md").write_text(card([form]), encoding="utf-8")
+    return [form]
+
+
+def write_adapter(module: Any, place: Path) -> None:
+    """``adapter_config.json`` and ``adapter_model.safetensors`` as peft reads them."""
+    from safetensors.torch import save_file
+
+    weights, config = adapter(module)
+    config.inference_mode = True
+    config.save_pretrained(str(place))
+    stored = {f"base_model.model.{key}": value.cpu().contiguous() for key, value in weights.items()}
+    save_file(stored, str(place / "adapter_model.safetensors"), metadata={"format": "pt"})
+
+
+def _adapter(policy: TransformersPolicy, place: Path) -> Form:
+    def load(folder: Path, fresh: Any) -> Any:
+        from peft import PeftModel
+
+        return PeftModel.from_pretrained(fresh, str(folder))
+
+    write_adapter(policy.model, place)
+    code = ("from peft import PeftModel", "model = PeftModel.from_pretrained(model, folder)")
+    return Form("peft", code, {"model": policy.model}, load)
+
+
+def _whole(policy: TransformersPolicy, place: Path) -> Form:
+    def load(folder: Path, fresh: Any) -> Any:
+        return type(policy.model).from_pretrained(str(folder), dtype=policy.model.dtype)
+
+    policy.model.save_pretrained(str(place))
+    code = ("from transformers import AutoModelForCausalLM", "model = AutoModelForCausalLM.from_pretrained(folder)")
+    return Form("full", code, {"model": policy.model}, load)
+
+
+def _compare(policy: TransformersPolicy, fresh: Any, prompt: Any) -> None:
+    """Errors: UserError where the loaded model's log-probabilities are not the live one's."""
+    ids = torch.tensor([policy.chat.prompt(prompt)], device=policy.device)
+    fresh.to(policy.device).eval()
+    there, here = (model(input_ids=ids).logits.double().log_softmax(-1) for model in (fresh, policy.model))
+    apart, allowed = float((there - here).abs().max()), ROUNDING.get(policy.model.dtype, 1e-4)
+    if not apart <= allowed:
+        raise UserError(f"export: the model, loaded again, is {apart:.2g} nats apart from the live one, more than {allowed:g}")
