@@ -1,0 +1,43 @@
+"""Direct Nash Optimization."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import Tensor
+
+from mmalign.objectives import links, pairwise, scores
+from mmalign.types import Feedback, Method
+
+
+def dno(*, beta: float = 0.1, gap: float = 0.0) -> Method:
+    """Rounds of contrast against the policy before, on pairs that an oracle sets clearly apart.
+
+    With m the margin of log-ratios to ``previous``::
+
+        loss = mean over pairs with r_better - r_worse >= gap of  -log sigmoid(beta m)
+
+    Args:
+        beta: how much a nat counts.
+        gap: pairs whose rewards are nearer than this are left out; in units of the reward. Pairs without rewards all count.
+
+    ``previous`` is the policy of the round before: the recipe's ``refresh`` says how many steps a round has.
+
+    Paper: Direct Nash Optimization: Teaching Language Models to Self-Improve with General Preferences, arXiv 2404.03715, algorithm 2.
+
+    Deviations: this is the paper's practical version (DNO-Prct), not its regression to win rates; there pairs with a teacher's
+    answer count too, which is the data's affair. Soft labels are ours.
+    """
+    link = links.ahead(links.named("logistic", beta=beta))
+    method = pairwise.pairwise(pairwise.compared(scores.ratio(ref="previous"), link), kinds=pairwise.ANY)
+
+    def far(feedback: Feedback) -> Tensor:
+        """The signal, 0 for pairs that are too near."""
+        signal = method.signal(feedback)
+        if feedback.pairs is None:
+            return signal
+        apart = (feedback.rewards[feedback.pairs[:, 0]] - feedback.rewards[feedback.pairs[:, 1]]).abs()
+        near = feedback.pairs[~apart.isnan() & (apart < gap)].flatten()
+        return signal.index_fill(0, near, 0.0)
+
+    return replace(method, signal=far, keep=lambda feedback: far(feedback)[:, 0] != 0)

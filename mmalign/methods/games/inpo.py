@@ -1,0 +1,28 @@
+"""Iterative Nash Policy Optimization."""
+
+from __future__ import annotations
+
+from mmalign.methods.games.mnpo import mnpo
+from mmalign.types import Method, UserError
+
+
+def inpo(*, eta: float = 0.0075, ratio: float = 1 / 3) -> Method:
+    """No-regret self-play: every round takes a mirror-descent step from the policy before, held by the reference.
+
+    With ``h(q) = log q(better row) - log q(worse row)``::
+
+        loss = mean over pairs of  (h(pi) - ratio h(ref) - (1 - ratio) h(previous) - 1 / (2 eta))^2
+
+    Args:
+        eta: step size; the margin asked for is ``1 / (2 eta)`` nats.
+        ratio: tau / eta, how much the reference holds, 0 to 1.
+
+    ``previous`` is the policy of the round before: the recipe's ``refresh`` says how many steps a round has.
+
+    Paper: Iterative Nash Policy Optimization: Aligning LLMs with General Preferences via No-Regret Learning, arXiv 2407.00617.
+
+    Deviations: the defaults are those of MNPO's scripts, of which this is the case of one opponent. Soft labels are ours.
+    """
+    if not 0 <= ratio <= 1:
+        raise UserError(f"ratio: got {ratio}, takes 0 to 1")
+    return mnpo(eta=eta, shares={"ref": ratio, "previous": 1 - ratio})
