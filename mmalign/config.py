@@ -19,6 +19,7 @@ from mmalign.rooms import find, index, nearest
 ROOMS: dict[str, tuple[str, ...]] = {
     "policy": ("policies",),
     "pipeline": ("worlds",),
+    "model": ("worlds",),
     "world": ("worlds",),
     "method": ("methods",),
     "kernel": ("samplers.kernels",),
@@ -244,8 +245,8 @@ def _not_nodes(path: str, parameter: signatures.Parameter, value: Any) -> Iterat
         if isinstance(item, Mapping):
             if "use" not in item:
                 yield f"{where}.use: missing, takes a name of {places}, or an import path"
-        elif key != "prompts" and not isinstance(item, list) and not (key == "pipeline" and isinstance(item, str)):
-            # a list of prompts may stand for itself, and so may a pipeline's hub id or folder
+        elif key != "prompts" and not isinstance(item, list) and not (key in ("pipeline", "model") and isinstance(item, str)):
+            # a list of prompts may stand for itself, and so may the hub id or folder of a pipeline or a model
             yield f"{where}: got {item!r}, takes a node {{use: NAME, ...}} with a name of {places}"
 
 

@@ -1,0 +1,81 @@
+"""The base: a tiny Llama or Qwen2 that writes sentences like those of Python's documentation, a word a token."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+
+from mmalign.config import resource
+from mmalign.types import UserError
+from mmalign.worlds.text.data import frequencies, sentences
+
+__all__ = ["text"]
+
+Model = Literal["llama", "qwen2"]
+CONTEXT = 32
+
+
+def text(*, model: Model = "llama", device: str = "cpu") -> tuple[Any, Any]:
+    """(model, tokenizer): a causal language model of transformers and its tokenizer, trained on nine of ten sentences.
+
+    model: ``llama``, 0.6 M parameters, from assets/text. Its prompts are strings of words in lower case.
+    Errors: UserError for another model.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = resource(f"assets/text/{model}")
+    if not folder.is_dir():
+        raise UserError(f"text: got model={model!r}, takes llama")
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(device), AutoTokenizer.from_pretrained(folder)
+
+
+def tokenizer() -> Any:
+    """A word a token: every word of the sentences, the frequent ones first."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["<pad>", "<bos>", "<unk>", "<eos>", *(word for word, _ in frequencies().most_common())]
+    made = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=made, pad_token="<pad>", bos_token="<bos>", unk_token="<unk>", eos_token="<eos>", model_max_length=CONTEXT
+    )
+
+
+def untrained(*, width: int = 96, layers: int = 2, seed: int = 0) -> tuple[Any, Any]:
+    """The same with random weights."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    words = tokenizer()
+    config = LlamaConfig(
+        vocab_size=len(words), hidden_size=width, intermediate_size=3 * width, num_hidden_layers=layers, num_attention_heads=4,
+        num_key_value_heads=4, max_position_embeddings=CONTEXT, tie_word_embeddings=True, pad_token_id=0, bos_token_id=1,
+        eos_token_id=words.eos_token_id, attention_dropout=0.1,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return LlamaForCausalLM(config), words
+
+
+def train_base(*, iterations: int = 500, batch: int = 64, learning_rate: float = 3e-3, seed: int = 0) -> tuple[Any, Any]:
+    """Trains the base on its sentences, from the first word on; half a minute on two cores."""
+    from tqdm import tqdm
+
+    model, words = untrained(seed=seed)
+    rows = words([f"{line} <eos>" for line in sentences("base")], padding=True, return_tensors="pt", add_special_tokens=False)
+    ids, mask = rows["input_ids"], rows["attention_mask"]
+    labels = ids.masked_fill(mask == 0, -100)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.1, betas=(0.9, 0.98))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=learning_rate, total_steps=iterations, pct_start=0.05)
+    rng = torch.Generator().manual_seed(seed)
+    model.train()
+    for _ in tqdm(range(iterations), desc="text base"):
+        pick = torch.randint(len(ids), (batch,), generator=rng)
+        loss = model(input_ids=ids[pick], attention_mask=mask[pick], labels=labels[pick]).loss
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+    return model.eval(), words

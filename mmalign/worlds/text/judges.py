@@ -1,0 +1,138 @@
+"""Who judges plain words: a proxy that gives the reward, and a gold judge that also asks whether it is still English."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmalign.types import UserError
+from mmalign.worlds.text.data import frequencies, sentences
+
+__all__ = ["text_gold", "text_plain", "text_readability"]
+
+PLAIN = 200  # words that count as plain, the most frequent ones
+
+
+@functools.cache
+def plain_words(count: int = PLAIN) -> frozenset[str]:
+    """The most frequent words of the documentation."""
+    return frozenset(word for word, _ in frequencies().most_common(count + 1) if word != ".")
+
+
+def text_plain(*, words: int = PLAIN) -> Callable[..., Tensor]:
+    """Reward in 0..1: the part of a completion's words that are among the ``words`` most frequent ones; 0 for no word at all.
+
+    It says nothing of order, length or sense: "the the the" is as plain as can be.
+    """
+    if words < 1:
+        raise UserError(f"words: got {words}, takes 1 or more")
+    known = plain_words(words)
+
+    def reward(outputs: Any, prompts: list[str], **_: Any) -> Tensor:
+        parts = [[word in known for word in _words(output)] for output in outputs]
+        return torch.tensor([sum(part) / max(1, len(part)) for part in parts], dtype=torch.float64)
+
+    return reward
+
+
+def text_gold(*, words: int = PLAIN, least: float = 0.8) -> Callable[..., Tensor]:
+    """1 where a completion is plain (at least ``least`` of its words), comes to its full stop, and reads like a real sentence; else 0.
+
+    It reads so where no word follows itself, at most one word in three is there twice, and prompt and completion together have a
+    perplexity that 95 of 100 sentences which the base has not seen stay under, by a trigram model of those that it has: another kind
+    of model than the base, which training never asks.
+    """
+    plain, limit = text_plain(words=words), _limit()
+
+    def judge(outputs: Any, prompts: list[str], **_: Any) -> Tensor:
+        share = plain(outputs, prompts)
+        ended = torch.tensor([output.rstrip().endswith(".") for output in outputs])
+        fluent = [perplexity(f"{prompt} {output}") <= limit for prompt, output in zip(prompts, outputs, strict=True)]
+        read = torch.tensor(fluent) & torch.tensor([_varied(_words(output)) for output in outputs])
+        return ((share >= least) & ended & read).double()
+
+    return judge
+
+
+def text_readability() -> Callable[..., dict[str, float]]:
+    """Numbers of a set of completions: ``perplexity`` (median, by the trigram model), ``words`` (mean), ``distinct`` and ``ended``.
+
+    distinct: the part of all pairs of neighbouring words that are different pairs. ended: completions with a full stop.
+    """
+
+    def metric(outputs: Any, prompts: list[str], **_: Any) -> dict[str, float]:
+        found = torch.tensor([perplexity(f"{prompt} {output}") for prompt, output in zip(prompts, outputs, strict=True)])
+        pairs = [pair for output in outputs for pair in zip(_words(output), _words(output)[1:], strict=False)]
+        return {
+            "perplexity": float(found.median()),
+            "words": sum(len(_words(output)) for output in outputs) / len(outputs),
+            "distinct": len(set(pairs)) / max(1, len(pairs)),
+            "ended": sum(output.rstrip().endswith(".") for output in outputs) / len(outputs),
+        }
+
+    return metric
+
+
+def perplexity(text: str) -> float:
+    """``exp(-mean log p)`` of the words of a text, its full stop included, by the interpolated trigram model of the base's sentences."""
+    one, two, three, after = _counts()
+    words, total, told = ["<s>", "<s>", *text.split()], sum(one.values()), 0.0
+    for first, second, third in zip(words, words[1:], words[2:], strict=False):
+        p = (one[third] + 1) / (total + len(one) + 1)
+        for context, count in (((second,), two), ((first, second), three)):
+            kinds, seen = after[context], sum_of(context)
+            if seen:  # Witten and Bell: trust a context the more, the fewer kinds of words follow it
+                p = (count[context + (third,)] + kinds * p) / (seen + kinds)
+        told -= math.log(p)
+    return math.exp(told / max(1, len(words) - 2))
+
+
+def sum_of(context: tuple[str, ...]) -> int:
+    """How often a context of one or two words was followed by anything."""
+    return _contexts()[context]
+
+
+@functools.cache
+def _counts() -> tuple[Counter[str], Counter[tuple[str, ...]], Counter[tuple[str, ...]], Counter[tuple[str, ...]]]:
+    """Counts of words, pairs and triples, and how many different words follow each context."""
+    one, two, three = Counter[str](), Counter[tuple[str, ...]](), Counter[tuple[str, ...]]()
+    for line in sentences("base"):
+        words = ["<s>", "<s>", *line.split()]
+        one.update(words[2:])
+        two.update(itertools.pairwise(words[1:]))
+        three.update(zip(words, words[1:], words[2:], strict=False))
+    return one, two, three, Counter(key[:-1] for table in (two, three) for key in table)
+
+
+@functools.cache
+def _contexts() -> Counter[tuple[str, ...]]:
+    _, two, three, _ = _counts()
+    found = Counter[tuple[str, ...]]()
+    for table in (two, three):
+        for key, count in table.items():
+            found[key[:-1]] += count
+    return found
+
+
+@functools.cache
+def _limit() -> float:
+    """The perplexity that 95 of 100 of the judge's own sentences stay under."""
+    found = sorted(perplexity(line) for line in sentences("judge"))
+    return found[int(0.95 * len(found))]
+
+
+def _varied(words: list[str]) -> bool:
+    return 3 * len(set(words)) >= 2 * len(words) and all(word != after for word, after in itertools.pairwise(words))
+
+
+def _words(output: Any) -> list[str]:
+    if not isinstance(output, str):
+        raise UserError(f"text judge: got {type(output).__name__}, takes completions as strings")
+    return [word for word in output.split() if word.isalpha() or "'" in word]
