@@ -35,7 +35,7 @@ def _loss(
     old: Cells = {}
     for row in _known_rows(table):
         own = dict(zip(_cells(table, row), earned(row), strict=True))
-        pooled = [sum(float(table.value[row, step]) for step in run) / (len(run) if mean else 1) for run in split(row)]
+        pooled = [sum(float(table.judged[row, step]) for step in run) / (len(run) if mean else 1) for run in split(row)]
         found = _gae([sum(own[step] for step in run) for run in split(row)], pooled, gamma, lam)
         for run, judged, advantage in zip(split(row), pooled, found, strict=True):
             for step in run:
@@ -58,7 +58,7 @@ def _loss(
             error = (judged - target[row, step]) ** 2
             if value_clip is not None:
                 low, high = old[row, step] - value_clip, old[row, step] + value_clip
-                near = (min(max(judged, torch.tensor(low).double()), torch.tensor(high).double()) - target[row, step]) ** 2
+                near = (judged.clamp(low, high) - target[row, step]) ** 2
                 error = error if error > near else near
             total = total + surrogate + share(row) * value * error / 2
     return total / count

@@ -157,10 +157,32 @@ def trpa(table: Table, *, beta: float = 0.1, anisotropy: float = 2.5, trust: flo
     return total / len(_rows(table))
 
 
+def srpo(table: Table, *, revising: str, keeping: str, beta: float = 0.1, alpha: float = 0.5) -> Tensor:
+    def total(row: int, name: str | None = None) -> Tensor:
+        now, ref = (table.log_probs, table.ref) if name is None else table.others[name]
+        return sum((now[row, step] - ref[row, step] for step in _cells(table, row)), _zero(table))
+
+    loss = _zero(table)
+    for (first, second), strength in zip(PAIRS, table.strength.tolist(), strict=True):
+        if math.isnan(strength) or not _cells(table, first) or not _cells(table, second):
+            continue
+        for wins, likely in (((first, second), strength), ((second, first), 1 - strength)):
+            for y, z, target in ((wins[0], wins[1], 0.5), (wins[1], wins[0], -0.5)):
+                improver = target - beta * (total(y, revising) - total(z, keeping))
+                answerer = target - beta * (total(y, revising) - total(y, keeping) + total(y) - total(z))
+                # half of both ways, in both rows of the pair
+                loss = loss + likely * ((1 - alpha) * improver**2 + alpha * answerer**2)
+    return loss / len(_rows(table))
+
+
 # name of the method -> (hyper-parameters, oracle) of every case; each keyword of a method is moved at least once.
 ORACLES: dict[str, list[tuple[dict[str, Any], Callable[..., Tensor]]]] = {
     "rebel": [({}, rebel), ({"eta": 0.1}, rebel)],
     "refuel": [({}, refuel), ({"eta": 0.1}, refuel)],
+    "srpo": [
+        ({"revising": "good", "keeping": "bad"}, srpo),
+        ({"revising": "bad", "keeping": "good", "beta": 0.3, "alpha": 0.2}, srpo),
+    ],
     "p3o": [({}, p3o), ({"form": "joint", "clip": 0.4, "beta": 0.3}, p3o)],
     "nash_md": [({}, nash_md), ({"mixture": 1.0, "tau": 0.3, "kl": "token", "scale": 0.5}, nash_md)],
     "spo": [({}, spo), ({"scale": 0.5, "clip": 0.05, "beta": 0.1, "kl": "k2"}, spo)],

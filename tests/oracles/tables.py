@@ -67,6 +67,7 @@ class Table:
     collision: Tensor
     reward_mask: Tensor
     kl_mask: Tensor
+    judged: Tensor
     degree: Tensor
     others: dict[str, tuple[Tensor, Tensor]]
     parts: dict[str, Tensor]
@@ -100,7 +101,7 @@ class Table:
 
     def feedback(self, reads: frozenset[str] = READABLE) -> Feedback:
         tables = {
-            "mask": self.mask, "old": self.old, "refs:ref": self.ref, "refs:previous": self.previous, "value": self.value.detach(),
+            "mask": self.mask, "old": self.old, "refs:ref": self.ref, "refs:previous": self.previous, "value": self.judged,
             "segment": self.segment, "rewards": self.dense, "collision": self.collision.detach(),
         }  # fmt: skip
         return Feedback(
@@ -135,6 +136,7 @@ def table(kind: Kind, seed: int = 0, leaf: Tensor | None = None) -> Table:
     shifted = {name: (normal(ROWS, COLUMNS, SIZE) * 0.3, normal(ROWS, COLUMNS, SIZE) * 0.3) for name in CONTRASTS}
     before = reference + normal(ROWS, COLUMNS, SIZE) * 0.2
     common["parts"] = _parts(normal, group)
+    common["judged"] = common["value"].detach() + common["dense"] / 4  # what the critic said when the rows were sampled
 
     if kind == "token":
         log_probs, old, ref, previous = (parameters.log_softmax(-1) for parameters in (leaf, sampled, reference, before))
