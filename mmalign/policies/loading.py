@@ -56,6 +56,13 @@ def add_critic(sets: ParameterSets, model: Any) -> nn.Module:
     return layer
 
 
+def stops_of(model: Any) -> list[int]:
+    """The ids that a model's generation config ends with."""
+    config = getattr(model, "generation_config", None)
+    stops = None if config is None else config.eos_token_id
+    return [] if stops is None else [int(stop) for stop in stops] if isinstance(stops, (list, tuple)) else [int(stops)]
+
+
 def never_drawn(chat: Chat, vocabulary: int) -> list[int]:
     """Special ids that no completion holds: pad, bos, placeholders; but those that end one."""
     known = {int(token) for token in chat.tokenizer.all_special_ids} - set(chat.stops)

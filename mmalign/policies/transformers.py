@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from mmalign.policies import prefixes, reading
 from mmalign.policies.chat import Chat, Row
 from mmalign.policies.decoding import Drawing, Drawn, draw, draw_by_generate
+from mmalign.policies.engine import Engine
 from mmalign.policies.fitting import ROUNDING, fit
-from mmalign.policies.loading import add_critic, checkpoint_layers, load, never_drawn, refuse_numbers
+from mmalign.policies.loading import add_critic, checkpoint_layers, load, never_drawn, refuse_numbers, stops_of
 from mmalign.policies.parameters import ParameterSets
 from mmalign.policies.reading import Segments
 from mmalign.policies.scoring import Scorer
@@ -51,6 +52,7 @@ def transformers(
     contrasts: dict[str, str] | None = None,
     segments: Segments = "sentence",
     critic: bool = False,
+    engine: dict[str, Any] | None = None,
     shared_prefixes: bool = True,
     gradient_checkpointing: bool = False,
     rows_at_once: int = 64,
@@ -74,6 +76,7 @@ def transformers(
         contrasts: name -> system turn, under which the same completions are scored too (``good``, ``bad``).
         segments: what the fact ``segment`` numbers: ``sentence``, or ``turn`` (of the assistant's).
         critic: a linear head on the hidden states, ``value``, trained with the rest.
+        engine: a server that samples (vLLM's, see ``engine.Engine``): ``url``, ``model``, ``folder``. It takes lora.
         shared_prefixes: compute a prompt once for all of its rows, where the model's cache allows it.
         gradient_checkpointing: recompute activations in the backward pass; where there is one, prompts are then not shared.
         rows_at_once: rows in one batch while sampling. logits_at_once: numbers in the largest piece of logits.
@@ -89,11 +92,10 @@ def transformers(
     if tokenizer is None:
         raise UserError("policy.tokenizer: got none, takes the tokenizer of the model")
     model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    stops = getattr(model.generation_config, "eos_token_id", None) if getattr(model, "generation_config", None) else None
-    chat = Chat(tokenizer, template=template, system=system, stops=_several(stops))
+    chat = Chat(tokenizer, template=template, system=system, stops=stops_of(model))
     return TransformersPolicy(
         model, chat, lora=lora, max_prompt=max_prompt, max_completion=max_completion, temperature=temperature, top_p=top_p, top_k=top_k,
-        truncate=truncate, contrasts=contrasts or {}, segments=segments, critic=critic, shared=shared_prefixes,
+        truncate=truncate, contrasts=contrasts or {}, segments=segments, critic=critic, engine=engine, shared=shared_prefixes,
         gradient_checkpointing=gradient_checkpointing, rows_at_once=rows_at_once, logits_at_once=logits_at_once,
     )  # fmt: skip
 
@@ -106,7 +108,7 @@ class TransformersPolicy:
     def __init__(
         self, model: Any, chat: Chat, *, lora: Mapping[str, Any] | None, max_prompt: int | None, max_completion: int, temperature: float,
         top_p: float, top_k: int, truncate: Truncate | None, contrasts: Mapping[str, str], segments: Segments, critic: bool,
-        shared: bool, gradient_checkpointing: bool, rows_at_once: int, logits_at_once: int,
+        engine: Mapping[str, Any] | None, shared: bool, gradient_checkpointing: bool, rows_at_once: int, logits_at_once: int,
     ):  # fmt: skip
         refuse_numbers(max_prompt, max_completion, temperature, top_p, top_k, truncate)
         self.model, self.chat, self.temperature, self.truncate = model, chat, temperature, truncate
@@ -117,6 +119,9 @@ class TransformersPolicy:
             raise UserError(f"policy.max_completion: got {max_completion}, the model's context holds {self.context} tokens with the prompt")
         model.eval()
         self.sets = ParameterSets(model, lora=lora)
+        if engine is not None and lora is None:
+            raise UserError("policy.engine: got a server and no lora; takes lora, whose adapter is handed over before every rollout")
+        self.engine = None if engine is None else Engine(**engine)
         self.critic = add_critic(self.sets, model) if critic else None
         self.gives = GIVES | ({"value"} if critic else frozenset())
         trained = list(self.sets.trained.values())
@@ -159,7 +164,11 @@ class TransformersPolicy:
         ids = [self._fitted(self.chat.prompt(prompt), number) for number, prompt in enumerate(prompts)]
         which = torch.arange(len(prompts)).repeat_interleave(group_size)
         uniform = torch.rand((len(which), self.max_completion), generator=rng, dtype=torch.float64)
-        drawn = self._drawn(ids, which, uniform, self.drawing)
+        if self.engine is None:
+            drawn = self._drawn(ids, which, uniform, self.drawing)
+        else:
+            self.engine.refresh(self.model)
+            drawn = self.engine.draw(ids, which, (uniform[::group_size, 0] * 2**31).long().tolist(), self.drawing)
         rows = [prompt for prompt in prompts for _ in range(group_size)]
         texts = [self.chat.text(line[:length]) for line, length in zip(drawn.tokens.tolist(), drawn.lengths.tolist(), strict=True)]
         real = torch.arange(drawn.tokens.shape[1]) < drawn.lengths.unsqueeze(1)
@@ -384,10 +393,6 @@ class TransformersPolicy:
 
 def _filled(values: Tensor, width: int) -> Tensor:
     return nn.functional.pad(values, (0, width - values.shape[1]))
-
-
-def _several(stops: Any) -> list[int]:
-    return [] if stops is None else [int(stop) for stop in stops] if isinstance(stops, Iterable) else [int(stops)]
 
 
 def _named(word: str, needs: frozenset[str]) -> list[str]:

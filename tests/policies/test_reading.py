@@ -37,6 +37,9 @@ def test_phrases_have_one_number_in_both_answers():
     # "the cat sat It ran" against "the dogs sat It" : cat/dogs, and ran left out
     first, second = reading.phrases([1, 5, 6, 8, 9], [1, 10, 11, 6, 8], decode)
     assert first == [0, 1, 0, 0, 2] and second == [0, 1, 1, 0, 0]
+    # "the cat sat" against "the red cat ran": red put in, then another verb
+    first, second = reading.phrases([1, 5, 6], [1, 2, 5, 9], decode)
+    assert first == [0, 0, 2] and second == [0, 1, 0, 2]
 
 
 def test_sentences_hold_what_ends_them():
