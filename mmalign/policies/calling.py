@@ -12,14 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from mmalign.policies.interception import Finished, Place, encoded_once, placed, seeded, skipped
-from mmalign.policies.memory import Offloaded
+from mmalign.policies.memory import DENOISERS, Offloaded
 from mmalign.policies.scheduler import Player, seat
 from mmalign.policies.unfit import reason
 from mmalign.types import UserError
 
 __all__: list[str] = []  # nothing here is looked up by name
 
-DENOISERS = ("transformer", "transformer_2", "unet", "image_unet", "prior", "decoder")  # those of a pipeline are trained together
 GUIDANCE = ("guidance_scale", "guidance_scale_2", "true_cfg_scale")  # 1.0 switches classifier-free guidance off
 ROWS = ("prompt", "class_labels", "batch_size")  # how a pipeline is told of its rows, first found
 TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from mmalign.policies import parameters, scheduler
-from mmalign.policies.calling import DENOISERS, GUIDANCE
+from mmalign.policies.calling import GUIDANCE
 from mmalign.policies.diffusers import DiffusersPolicy, diffusers
 from mmalign.policies.interception import Finished
+from mmalign.policies.memory import DENOISERS
 from mmalign.policies.scheduler import Moment, Player
 from mmalign.policies.starting import defaults_of, one_line, quiet, starting_yaml
 from mmalign.types import Level, Rollout, UserError

@@ -19,9 +19,24 @@ from mmalign.types import UserError
 
 __all__: list[str] = []  # nothing here is looked up by name
 
+DENOISERS = ("transformer", "transformer_2", "unet", "image_unet", "prior", "decoder")  # those of a pipeline are trained together
 FLOAT8 = torch.float8_e4m3fn
 LARGEST = torch.finfo(FLOAT8).max
 RECOMPILATIONS = 64  # a block sees gradient on and off, adapter on and off, several shapes: more than the 8 that torch allows
+
+
+def options(pipe: Any) -> list[tuple[str, str]]:
+    """What a config may say for this pipeline to save memory or time, and on which parts it acts; the cheapest first."""
+    parts = {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)}
+    nets = {name: part for name, part in parts.items() if name in DENOISERS}
+    named, away = ", ".join(nets), ", ".join(name for name in parts if name not in {*nets, *pipe._exclude_from_cpu_offload})
+    said = [("gradient_checkpointing: true", f"of {named}: activations of an update are computed twice")] if all(
+        getattr(net, "_supports_gradient_checkpointing", False) for net in nets.values()
+    ) else []  # fmt: skip
+    said += [("offload: frozen", f"{away}: on the CPU while they wait")] if away else []
+    said += [("slice_vae: true", f"{', '.join(found)}: one row at a time")] if (found := _decoders(pipe, nets)) else []
+    said += [("storage: float8", f"frozen weights of {named} in 8 bits, rounded"), ("compile: true", f"blocks of {named}")]
+    return said
 
 
 # Where things are

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mmalign.policies import twins
+from mmalign.policies import memory, twins
 from mmalign.policies.calling import load
 from mmalign.policies.unfit import reason
 from mmalign.types import UserError
@@ -93,11 +93,13 @@ def starting_yaml(pipe: Any, *, node: Any, call: Mapping[str, Any], stand_ins: M
         "  num_inference_steps: 10",
         *([f"  guidance_scale: {shown}"] if isinstance(shown, (int, float)) else []),
         *([f"  call: {json.dumps(said)}"] if said else []),
+        *(f"  # {option:<29} # {what}" for option, what in memory.options(pipe)),
         "method: {use: flow_grpo, ratio: per_step, clip: 0.2}   # clip in nats of the whole latent",
         "prompts: [three red foxes in the snow, two blue birds on a wire]",
         "prompts_per_step: 2",
         "group_size: 8",
         "micro_rows: 4",
+        "# micro_steps: 1                # steps of a row in one backward pass: memory that does not grow with them",
         "learning_rate: 1.0e-4",
         "steps: 100",
         "ema: 0.9",

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import nn
 from torch.nn import functional as F
 
 from mmalign.policies import memory, twins
 from mmalign.policies.diffusers import DiffusersPolicy, diffusers
+from mmalign.policies.export import export
 from mmalign.types import UserError
 
 LORA = {"rank": 2}
@@ -87,13 +90,16 @@ def test_what_is_offloaded_comes_for_its_own_work_and_leaves_before_a_denoiser_s
     assert trips[first:] == ["back"] * 3 + ["vae", "back"]
 
 
-def test_a_part_that_was_put_away_is_sent_to_the_cpu() -> None:
-    layer = nn.Linear(2, 2)
+def test_what_is_not_on_the_cpu_is_sent_there() -> None:
+    layer, sent = nn.Linear(2, 2), []
     away = memory.Offloaded({"part": layer}, [], torch.device("meta"))
+    away._hooks[0].offload = lambda: sent.append("back")  # nothing comes back from meta
     away.put_away()
-    assert layer.weight.device.type == "cpu"
+    assert layer.weight.device.type == "cpu" and sent == []
     layer._hf_hook.pre_forward(layer)  # type: ignore[union-attr,operator]
     assert layer.weight.device.type == "meta"
+    away.put_away()
+    assert sent == ["back"]
 
 
 # Weights in 8 bits
@@ -204,3 +210,18 @@ def test_classes_without_the_ability_are_refused() -> None:
         memory.checkpoint({"net": nn.Linear(1, 1)})
     with pytest.raises(UserError, match="no repeated block of net has a frozen linear layer"):
         memory.store({"net": nn.Linear(1, 1)}, "float8")
+
+
+def test_what_inspection_suggests_is_taken() -> None:
+    pipe = twins.twin("StableDiffusion3Pipeline")
+    told = yaml.safe_load("\n".join(option for option, _ in memory.options(pipe)))
+    assert list(told) == ["gradient_checkpointing", "offload", "slice_vae", "storage", "compile"]
+    assert "text_encoder, text_encoder_2" in dict(memory.options(pipe))["offload: frozen"]
+    policy = diffusers(pipe, lora=LORA, device="cpu", **told)
+    assert all(policy.acts_on[name] for name in told)
+
+
+def test_weights_in_8_bits_are_not_exported(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="export: this policy keeps its weights in 8 bits"):
+        export(make(lora=LORA, storage="float8"), tmp_path / "out", base=lambda: None)
+    assert not list(tmp_path.iterdir())
