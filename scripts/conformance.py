@@ -275,8 +275,17 @@ def page(rows: list[dict[str, Any]], version: str) -> str:
     return "\n".join(lines)
 
 
-def save(found: dict[str, dict[str, Any]]) -> None:
-    NUMBERS.write_text("[\n" + ",\n".join(json.dumps(found[name]) for name in sorted(found)) + "\n]\n")
+def known_rows() -> dict[str, dict[str, Any]]:
+    """Rows of earlier runs by name."""
+    return {row["name"]: row for row in json.loads(NUMBERS.read_text())} if NUMBERS.exists() else {}
+
+
+def save(row: dict[str, Any]) -> None:
+    """Puts a row beside those of other runs, which may go on at the same time."""
+    found = {**known_rows(), row["name"]: row}
+    part = NUMBERS.with_suffix(".part")
+    part.write_text("[\n" + ",\n".join(json.dumps(found[name]) for name in sorted(found)) + "\n]\n")
+    part.replace(NUMBERS)
 
 
 def main() -> None:
@@ -292,14 +301,13 @@ def main() -> None:
     from mmalign.policies import diffusers as _policies  # noqa: F401
 
     known = classes()
-    found = {row["name"]: row for row in json.loads(NUMBERS.read_text())} if NUMBERS.exists() else {}
     names = [name for pattern in given.names for name in known if fnmatch.fnmatchcase(name, pattern)]
     for row in tqdm(each(names, given.jobs), total=len(names), disable=None):
         trace = row.pop("trace", "")
-        found[row["name"]] = row
         if given.show:
             print(row, trace[-1500:], sep="\n", flush=True)
-        save(found)
+        save(row)
+    found = known_rows()
     rows = [found[name] for name in known if name in found]
     (HERE / "CONFORMANCE.md").write_text(page(rows, diffusers.__version__))
     print(f"{len(rows)} classes, {sum(row.get('replay') == 0.0 for row in rows)} replayed with difference 0.0")

@@ -309,6 +309,8 @@ ENCODERS: dict[str, dict[str, Any]] = {
     "CLIPTextConfig": CLIP_TEXT,
     "RobertaSeriesConfig": {"project_dim": W},
     "MCLIPConfig": {"transformerDimSize": W, "imageDimSize": W},
+    "T5GemmaModuleConfig": {"dropout_rate": 0.0},
+    "T5Gemma2TextConfig": {"dropout_rate": 0.0},
     "T5GemmaConfig": {"is_encoder_decoder": False},
     "DPTConfig": {"num_hidden_layers": 4, "backbone_out_indices": [0, 1, 2, 3], "out_indices": None, "neck_hidden_sizes": [8, 8, 8, 8], "fusion_hidden_size": 8, "is_hybrid": False},
     "GPT2Config": {"n_ctx": 99, "n_positions": 99},

@@ -247,6 +247,7 @@ _MEDIA = {
     ("image_embeds", "negative_image_embeds", "image_embeddings"): lambda: torch.linspace(-1, 1, WIDTH)[None],
     ("video_tensor",): lambda: image_tensor()[:, :, None].repeat(1, 1, 5, 1, 1),
     ("mask_tensor",): lambda: (image_tensor()[:, :1, None] > 0).float().repeat(1, 1, 5, 1, 1),
+    ("plane",): lambda: image_tensor()[:, 0],
     ("hint_large",): lambda: image_tensor(128),
     ("hint",): lambda: torch.linspace(-1, 1, 3 * 32 * 32).view(1, 3, 32, 32),
     ("audio", "init_audio", "initial_audio_waveforms"): lambda: torch.sin(torch.linspace(0, 100, 2 * 1024)).view(1, 2, -1),
