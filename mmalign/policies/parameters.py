@@ -61,7 +61,7 @@ class ParameterSets:
         """The named set in place of the current values; they come back when the block ends, also after an exception."""
         if name == "current":
             yield
-        elif name == "ref" and self.lora:
+        elif name == "ref" and self.lora and "ref" not in self.sets:
             _switch_adapters(self.module, on=False)
             try:
                 yield

@@ -58,6 +58,7 @@ def offline(
     weight_decay: float = 0.0,
     max_grad_norm: float = 1.0,
     ema: float | None = None,
+    refresh: dict[str, int] | None = None,
     rewards: Rewards | None = None,
     judges: Rewards | None = None,
     metrics: Rewards | None = None,
@@ -77,6 +78,8 @@ def offline(
         steps: updates. records_per_step: records in each. micro_rows: rows in one backward pass; does not change the loss.
         learning_rate, warmup, weight_decay, max_grad_norm: of AdamW; warmup in steps.
         ema: decay of the average that is evaluated and exported, at most ``(1 + n) / (10 + n)`` after n updates; None for none.
+        refresh: name of a reference -> every how many steps it becomes a copy of the current parameters (``{ref: 512}`` is TR-DPO's
+            hard update); ``previous`` every step by default, where the method asks for it.
         rewards: what the pairs were ranked by, where that is a function; like judges, it only evaluates here.
         judges, metrics: further rewards, and functions of the whole set, that evaluate.
         evaluation: ``every`` (steps), ``prompts`` (by default those of the first step's records, at most 16), ``samples`` (of each),
@@ -99,7 +102,14 @@ def offline(
     first = _take(source.stream(seed=seed), records_per_step)
     _rows(first, method)
     learner = Learner(
-        policy, method, learning_rate=learning_rate, warmup=warmup, weight_decay=weight_decay, max_grad_norm=max_grad_norm, ema=ema
+        policy,
+        method,
+        learning_rate=learning_rate,
+        warmup=warmup,
+        weight_decay=weight_decay,
+        max_grad_norm=max_grad_norm,
+        ema=ema,
+        refresh=refresh,
     )
     prompts = _distinct([record.prompt for record in first])[:16]
     asked = exam(evaluation, prompts=prompts, rewards=rewards or {}, judges=judges or {}, metrics=metrics or {})
@@ -111,6 +121,7 @@ def offline(
     with journal:
         coming = source.stream(seed=seed, start=journal.state.get("position", 0))
         for step in journal.steps():
+            learner.begin(step)
             records = _take(coming, records_per_step)
             prompts, outputs, said = _rows(records, method)
             rollout = policy.encode(prompts, outputs, said.group, stream(seed, step, "encode"))

@@ -70,6 +70,7 @@ def online(
     weight_decay: float = 0.0,
     max_grad_norm: float = 1.0,
     ema: float | None = None,
+    refresh: dict[str, int] | None = None,
     reward_weights: dict[str, float] | None = None,
     oracle: Callable[..., Any] | None = None,
     missing: Literal["stop", "drop"] = "stop",
@@ -97,6 +98,8 @@ def online(
         learning_rate, warmup, weight_decay, max_grad_norm: of AdamW; warmup in steps.
         decay_steps: steps over which the learning rate falls to 0 in a line; None keeps it constant.
         ema: decay of the average that is evaluated and exported, at most ``(1 + n) / (10 + n)`` after n updates; None for none.
+        refresh: name of a reference -> every how many steps it becomes a copy of the current parameters; ``previous`` every step by
+            default, where the method asks for it. ``ref`` stays what it was, unless it is named here.
         missing: what to do about NaN rewards. resample: further rollouts where the method drops groups (dynamic sampling).
         judges, metrics: further rewards, and functions of the whole set, that only evaluate.
         evaluation: ``every`` (steps), ``prompts``, ``samples`` (of each), ``columns`` (shown), ``call`` (of the
@@ -123,7 +126,7 @@ def online(
     )  # fmt: skip
     learner = Learner(
         policy, method, learning_rate=learning_rate, warmup=warmup, decay_steps=decay_steps, weight_decay=weight_decay,
-        max_grad_norm=max_grad_norm, ema=ema,
+        max_grad_norm=max_grad_norm, ema=ema, refresh=refresh,
     )  # fmt: skip
     asked = exam(evaluation, prompts=list(prompts)[:16], rewards=rewards, judges=judges or {}, metrics=metrics or {})
     journal = Journal(
@@ -153,6 +156,7 @@ def online(
 
     with journal:
         for step in journal.steps():
+            learner.begin(step)
             batches = collect(step)
             for batch in batches:
                 policy.remember(batch.rollout, learner.references, micro_rows)

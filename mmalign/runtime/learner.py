@@ -21,7 +21,7 @@ class Learner:
 
     def __init__(
         self, policy: Policy, method: Method, *, learning_rate: float, warmup: int, weight_decay: float, max_grad_norm: float,
-        ema: float | None, decay_steps: int | None = None,
+        ema: float | None, decay_steps: int | None = None, refresh: Mapping[str, int] | None = None,
     ):  # fmt: skip
         self.policy, self.method = policy, method
         self.learning_rate, self.warmup, self.max_grad_norm, self.ema = learning_rate, warmup, max_grad_norm, ema
@@ -32,8 +32,18 @@ class Learner:
         self.references = sorted(
             {name or "ref" for word, _, name in (need.partition(":") for need in self.needs | method.reads) if word in REFERRING}
         )
+        self.refresh = {**({"previous": 1} if "previous" in self.references else {}), **(refresh or {})}
+        for name, every in self.refresh.items():
+            if every < 1 or name in ("current", "trained", "ema", "best", "optimizer"):
+                raise UserError(f"refresh.{name}: got {every}, takes a name of a reference that is copied anew every 1 or more steps")
         if ema is not None:
             policy.sets.follow("ema", decay=0.0)
+
+    def begin(self, step: int) -> None:
+        """Before a step's rows are made: copies the current parameters into the references that are due (``refresh``)."""
+        for name, every in self.refresh.items():
+            if step % every == 0:
+                self.policy.sets.keep(name)
 
     @property
     def shown(self) -> str:

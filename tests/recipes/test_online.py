@@ -351,3 +351,13 @@ def test_the_summary_says_what_happened(tmp_path: Path) -> None:
     assert (summary["gold_before"], summary["gold_after"]) == (pytest.approx(0.1), pytest.approx(0.3)) and summary["train_seconds"] > 0
     assert summary["kl"] == [row for row in rows(run.path) if row["phase"] == "eval"][-1]["kl"] > 0
     assert run.report.path.read_text().startswith("<!") and arguments(tmp_path)["name"] == run.path.name
+
+
+@pytest.mark.parametrize("name", ["inpo", "online_dpo", "rebel"])
+def test_pairs_of_own_samples_train_too(name: str, tmp_path: Path) -> None:
+    """The best and the worst row of each group; INPO against the policy of the step before."""
+    method = {"inpo": {"eta": 0.2}, "online_dpo": {"beta": 0.5}, "rebel": {"eta": 1.0}}[name]
+    run = online(tmp_path, method=getattr(mm.methods, name)(**method), steps=20, group_size=8, prompts_per_step=3, learning_rate=0.03)
+    evaluations = [row["linear"] for row in rows(run.path) if "linear" in row]
+    assert evaluations[-1] > evaluations[0] + 0.2
+    assert ("previous" in run.policy.sets.tables()) == (name == "inpo")

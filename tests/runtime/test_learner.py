@@ -240,3 +240,22 @@ def test_the_rows_of_a_pair_stand_side_by_side() -> None:
     inside = torch.tensor([True, True, True, True, True, False])
     assert in_units(replace(METHOD, unit="pair"), said, inside).tolist() == [3, 1, 0, 2]
     assert in_units(METHOD, said, inside).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_references_are_copied_anew_when_they_are_due() -> None:
+    policy = small()
+    method = replace(METHOD, needs=METHOD.needs | {"refs:previous"})
+    taught = learner(policy, method, refresh={"opponent": 2})
+    assert taught.refresh == {"previous": 1, "opponent": 2} and learner(policy).refresh == {}
+    values = []
+    for step in range(4):
+        taught.begin(step)
+        tables = policy.sets.tables()
+        values.append([float(next(iter(tables[name].values())).flatten()[0]) for name in ("previous", "opponent")])
+        with torch.no_grad():
+            next(iter(policy.parameters().values())).add_(1.0)
+    start = values[0][0]
+    assert values == [[start + a, start + b] for a, b in ((0, 0), (1, 0), (2, 2), (3, 2))]
+    for wrong in ({"ema": 1}, {"opponent": 0}):
+        with pytest.raises(UserError, match="refresh"):
+            learner(policy, refresh=wrong)
