@@ -43,7 +43,8 @@ def diffusers(node: Mapping[str, Any], *, kind: str | None = None) -> Tiny:
     that its call does not take, LoRA targets that match nothing.
     """
     small = {**node, "rows_at_once": min(node.get("rows_at_once", 64), ROWS), "device": "cpu"}
-    small.pop("dtype", None)
+    for key in ("dtype", "storage", "compile"):  # what a CPU has none of, or takes long to do
+        small.pop(key, None)
     if isinstance(node["pipeline"], Mapping):
         return Tiny({**small, "rows_at_once": node.get("rows_at_once", 64)}, [f"the real pipeline: {node['pipeline'].get('use')}"])
     index = model_index(node["pipeline"], kind=kind)

@@ -187,8 +187,8 @@ def _resume(heard: dict[str, Any]) -> list[str]:
 
 
 def _export(heard: dict[str, Any]) -> list[str]:
-    if not _has_pipeline(heard["made"].node["policy"]):
-        return ["left out: export takes a policy with a diffusers pipeline"]
+    if not _has_model(heard["made"].node["policy"]):
+        return ["left out: export takes a diffusers pipeline or a language model"]
     made = export(heard["run"].path)
     return [f"written, loaded again and equal: {', '.join(made.forms)} (parameters: {made.parameters})"]
 
@@ -198,8 +198,8 @@ PHASES: dict[str, Callable[[dict[str, Any]], list[str]]] = {
 }  # fmt: skip
 
 
-def _has_pipeline(node: Any) -> bool:
-    return isinstance(node, Mapping) and ("pipeline" in node or _has_pipeline(node.get("of")))
+def _has_model(node: Any) -> bool:
+    return isinstance(node, Mapping) and ("pipeline" in node or "model" in node or _has_model(node.get("of")))
 
 
 def _saved(run: Path) -> dict[str, dict[str, Tensor]]:
