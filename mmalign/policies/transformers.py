@@ -33,6 +33,7 @@ __all__ = ["TransformersPolicy", "transformers"]
 
 KIND: Kind = "token"
 GIVES = frozenset({"old", "refs", "kls", "reverse_kls", "entropy", "collision", "contrast", "changed", "phrase", "segment"})
+GIVES_WITH = {"critic": frozenset({"value"})}  # keyword -> what it adds
 Truncate = Literal["left", "right"]
 
 

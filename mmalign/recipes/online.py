@@ -215,7 +215,7 @@ def _row(batches: Sequence[Batch], found: Sequence[Mapping[str, float]], *, lr: 
         values = [update[name] for update in found if name in update]
         row[name] = max(values) if name.endswith("_max") else sum(values) / len(values)
     if "kl" in row:
-        row["kl"] *= float(torch.cat([batch.rollout.mask[batch.rows] for batch in batches]).sum(1).double().mean())
+        row["kl"] *= float(torch.cat([batch.rollout.mask[batch.rows].sum(1) for batch in batches]).double().mean())
     return {**row, "lr": lr}
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from mmalign.runtime import checkpoint
 from mmalign.types import Feedback, Method, Policy, Rollout, Unit, UserError, joined
@@ -60,8 +61,10 @@ class Learner:
         skipped, and counted in ``skipped``. step: of training, from 0, for warm-up and decay. At least one row has to be given.
         """
         cells = [(rollout, self._surveyed(rollout, signal, rows, micro_rows), rows) for rollout, signal, rows in cells]
-        mask = torch.cat([rollout.mask[rows] for rollout, _, rows in cells])
-        weights = self.method.weigh(mask).split([len(rows) for _, _, rows in cells])
+        masks = [rollout.mask[rows] for rollout, _, rows in cells]
+        width = max(mask.shape[1] for mask in masks)  # texts of one rollout may be longer than all of another
+        whole = torch.cat([functional.pad(mask, (0, width - mask.shape[1])) for mask in masks])
+        weights = self.method.weigh(whole).split([len(mask) for mask in masks])
         found: list[tuple[float, dict[str, Tensor]]] = []
         total = torch.zeros((), dtype=torch.float64)
         for (rollout, signal, all_rows), weight in zip(cells, weights, strict=True):

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn import functional
 
 from mmalign.methods import dapo, flow_grpo, gspo
 from mmalign.runtime.learner import Cells, Learner, in_units, micro_sizes, refuse_micro_steps, refuse_mismatch
@@ -259,3 +260,17 @@ def test_references_are_copied_anew_when_they_are_due() -> None:
     for wrong in ({"ema": 1}, {"opponent": 0}):
         with pytest.raises(UserError, match="refresh"):
             learner(policy, refresh=wrong)
+
+
+def test_rollouts_of_unlike_widths_are_one_update() -> None:
+    def padded(policy: GaussianPolicy) -> Cells:
+        """The first rollout two dead steps wider."""
+        (rollout, signal, rows), second = rollouts(policy)
+        wide = replace(rollout, mask=functional.pad(rollout.mask, (0, 2)), log_probs=functional.pad(rollout.log_probs, (0, 2)))
+        return [(wide, signal, rows), second]
+
+    wanted, metrics = moved(rollouts, micro_rows=3)
+    got, found = moved(padded, micro_rows=3)
+    for name, gradient in wanted.items():
+        torch.testing.assert_close(got[name], gradient, rtol=1e-10, atol=1e-13)
+    assert found == pytest.approx(metrics)

@@ -1,0 +1,124 @@
+"""Writes configs/text/<method>.yaml for every method that the text world can feed: one complete file each.
+
+    python scripts/make_text_configs.py
+
+A method for pairs without sampled log-probabilities learns from ``text_pairs``, every other one from samples of its own. What sets a
+method apart from the template stands in ``SETTINGS``, tuned by hand where the paper's default does not suit a 0.4 M model. Methods that
+need what this world does not have (system turns, segments, rewards of single words) are in ``WITHOUT``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mmalign.dialects import explanation
+from mmalign.rooms import find, index
+from mmalign.types import Method
+
+FOLDER = Path(__file__).parents[1] / "configs" / "text"
+BY_HAND = {"grpo", "dpo", "ipo", "kto"}
+
+SETTINGS: dict[str, str] = {
+    "dr_grpo": "length: 20", "sppo": "beta: 0.05", "gpo": "beta: 0.1", "inpo": "eta: 0.05", "mnpo": "eta: 0.05", "apo_zero": "beta: 0.3",
+    "apo_down": "beta: 0.3", "simpo": "beta: 2.0", "power_dl": "beta: 0.1", "ld_dpo": "", "rebel": "eta: 2.0",
+}  # fmt: skip
+
+WITHOUT = {
+    "critical_token_dpo": "contrasts", "t_reg": "contrasts", "reward_augmented_dpo": "contrasts", "srpo": "contrasts",
+    "mdpo": "something to take away from the prompt", "mapl": "something to take away from the prompt", "refuel": "turns",
+    "rationale_dpo": "a rationale after the answer", "preference_degree": "a head for the degree", "sparsepo": "learned masks",
+    "fine_grained_rlhf": "rewards of single words", "rto": "a second policy", "modpo": "a second objective", "gdpo": "a second reward",
+}  # fmt: skip
+
+END = """\
+judges:
+  gold: {{use: text_gold}}
+metrics:
+  readability: {{use: text_readability}}
+
+evaluation: {{every: {every}, prompts: {{use: text_prompts, count: 128, offset: 256}}, samples: 2, columns: 8}}
+checkpoint_every: {steps}
+trackers: []
+"""
+
+OFFLINE = (
+    """\
+# {meaning} On a tiny language model, from pairs of its own sentences.
+use: offline
+name: text_{name}
+seed: 0
+
+policy: {{use: transformers, model: {{use: text}}, max_completion: 20{critic}}}
+
+method: {{use: {name}{settings}}}
+
+records: {{use: text_pairs, prompts: 256, groups: 4, best_of: 4}}
+steps: {steps}
+records_per_step: 64
+micro_rows: 128
+learning_rate: 2.0e-4
+warmup: 5
+
+rewards:
+  plain: {{use: text_plain}}
+"""
+    + END
+)
+
+ONLINE = (
+    """\
+# {meaning} On a tiny language model, from samples of its own.
+use: online
+name: text_{name}
+seed: 0
+
+policy: {{use: transformers, model: {{use: text}}, max_completion: 20{critic}}}
+
+method: {{use: {name}{settings}}}
+
+prompts: {{use: text_prompts, count: 256}}
+rewards:
+  plain: {{use: text_plain}}
+steps: {steps}
+prompts_per_step: 16
+group_size: 8
+epochs: 2
+micro_rows: 128
+learning_rate: 5.0e-4
+warmup: 5
+
+"""
+    + END
+)
+
+
+def suited() -> dict[str, Method]:
+    """The methods that get a config, built."""
+    found = {}
+    for name, (entry, *_) in index("mmalign.methods").items():
+        if entry.function and name not in WITHOUT | dict.fromkeys(BY_HAND):
+            words = dict(pair.split(": ") for pair in SETTINGS.get(name, "").split(", ") if pair)
+            method = find("mmalign.methods", name)(**{key: float(value) for key, value in words.items()})
+            if "token" in method.kinds:
+                found[name] = method
+    return found
+
+
+def main() -> None:
+    """Writes them all."""
+    for name, method in suited().items():
+        from_pairs = method.unit == "pair" and not {"old", "refs:previous"} & method.needs and name not in ("online_dpo", "gpo")
+        text = (OFFLINE if from_pairs or name == "bco" else ONLINE).format(
+            meaning=explanation(find("mmalign.methods", name)).meaning,
+            name=name,
+            settings=f", {SETTINGS[name]}" if SETTINGS.get(name) else "",
+            critic=", critic: true" if "value" in method.needs | method.reads else "",
+            steps=60,
+            every=20,
+        )
+        (FOLDER / f"{name}.yaml").write_text(text, encoding="utf-8")
+    print(f"{len(suited())} configs in {FOLDER.name}/, {len(BY_HAND)} more by hand; without one: {', '.join(WITHOUT)}")
+
+
+if __name__ == "__main__":
+    main()
