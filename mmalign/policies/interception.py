@@ -50,6 +50,7 @@ def seeded(pipe: Any, seeds: list[int]) -> Iterator[None]:
 
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(sum(seeds) % 2**63)
+        before = None if own is None else vae.__dict__.get("encode")
         if own is not None:
             vae.__dict__["encode"] = encode
         try:
@@ -57,6 +58,8 @@ def seeded(pipe: Any, seeds: list[int]) -> Iterator[None]:
         finally:
             if own is not None:
                 del vae.__dict__["encode"]
+            if before is not None:
+                vae.__dict__["encode"] = before
 
 
 # Steps that are over

@@ -56,9 +56,9 @@ def device_of(name: str | None) -> torch.device:
 class Offloaded:
     """Parts of a pipeline that live on the CPU and come to ``device`` for their own work.
 
-    accelerate brings a part when it is called (``forward``, and ``encode`` and ``decode`` of a VAE); ``put_away`` sends back those
-    that came. It is called as soon as a denoiser starts, so that an encoder and the activations of a denoiser never meet, and at the
-    end of each call of the pipeline.
+    accelerate brings a part when it is called, and here also for ``encode`` and ``decode``, which not every VAE has marked for it.
+    ``put_away`` sends back those that came. It is called as soon as a denoiser starts, so that an encoder and the activations of a
+    denoiser never meet, and at the end of each call of the pipeline.
     """
 
     def __init__(self, parts: Mapping[str, nn.Module], denoisers: Iterable[nn.Module], device: torch.device):
@@ -66,6 +66,10 @@ class Offloaded:
 
         self.names = list(parts)
         self._hooks = [cpu_offload_with_hook(part, device)[1] for part in parts.values()]
+        for hook in self._hooks:
+            for name in ("encode", "decode"):
+                if callable(own := getattr(hook.model, name, None)):
+                    hook.model.__dict__[name] = _brought(hook.model, own)
         for module in denoisers:
             module.register_forward_pre_hook(torch.compiler.disable(lambda *_: self.put_away()))
 
@@ -74,6 +78,14 @@ class Offloaded:
         for hook in self._hooks:
             if next(hook.model.parameters()).device.type != "cpu":
                 hook.offload()
+
+
+def _brought(part: Any, own: Callable[..., Any]) -> Callable[..., Any]:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        part._hf_hook.pre_forward(part)
+        return own(*args, **kwargs)
+
+    return call
 
 
 def place(pipe: Any, device: torch.device, *, offload: str | Iterable[str], working: Mapping[str, nn.Module]) -> Offloaded | None:
