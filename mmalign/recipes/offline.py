@@ -58,7 +58,7 @@ def offline(
     weight_decay: float = 0.0,
     max_grad_norm: float = 1.0,
     ema: float | None = None,
-    refresh: dict[str, int] | None = None,
+    refresh: dict[str, Any] | None = None,
     rewards: Rewards | None = None,
     judges: Rewards | None = None,
     metrics: Rewards | None = None,
@@ -78,8 +78,8 @@ def offline(
         steps: updates. records_per_step: records in each. micro_rows: rows in one backward pass; does not change the loss.
         learning_rate, warmup, weight_decay, max_grad_norm: of AdamW; warmup in steps.
         ema: decay of the average that is evaluated and exported, at most ``(1 + n) / (10 + n)`` after n updates; None for none.
-        refresh: name of a reference -> every how many steps it becomes a copy of the current parameters (``{ref: 512}`` is TR-DPO's
-            hard update); ``previous`` every step by default, where the method asks for it.
+        refresh: references that move, as in ``online``: ``{ref: 512}`` is TR-DPO's hard update (arXiv 2404.09656), ``{ref: {ref: 0.4,
+            current: 0.6}}`` its soft one.
         rewards: what the pairs were ranked by, where that is a function; like judges, it only evaluates here.
         judges, metrics: further rewards, and functions of the whole set, that evaluate.
         evaluation: ``every`` (steps), ``prompts`` (by default those of the first step's records, at most 16), ``samples`` (of each),

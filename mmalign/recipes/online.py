@@ -70,7 +70,7 @@ def online(
     weight_decay: float = 0.0,
     max_grad_norm: float = 1.0,
     ema: float | None = None,
-    refresh: dict[str, int] | None = None,
+    refresh: dict[str, Any] | None = None,
     reward_weights: dict[str, float] | None = None,
     oracle: Callable[..., Any] | None = None,
     missing: Literal["stop", "drop"] = "stop",
@@ -98,8 +98,9 @@ def online(
         learning_rate, warmup, weight_decay, max_grad_norm: of AdamW; warmup in steps.
         decay_steps: steps over which the learning rate falls to 0 in a line; None keeps it constant.
         ema: decay of the average that is evaluated and exported, at most ``(1 + n) / (10 + n)`` after n updates; None for none.
-        refresh: name of a reference -> every how many steps it becomes a copy of the current parameters; ``previous`` every step by
-            default, where the method asks for it. ``ref`` stays what it was, unless it is named here.
+        refresh: name of a reference -> every how many steps it becomes a copy of the current parameters, or, as ``{every: N, SET:
+            share}``, a mixture of sets: ``{ref: {every: 1, ref: 0.4, current: 0.6}}``, a soup of two. ``previous`` is a copy of every
+            step's policy by default, where the method asks for it. ``ref`` stays what it was, unless it is named here.
         missing: what to do about NaN rewards. resample: further rollouts where the method drops groups (dynamic sampling).
         judges, metrics: further rewards, and functions of the whole set, that only evaluate.
         evaluation: ``every`` (steps), ``prompts``, ``samples`` (of each), ``columns`` (shown), ``call`` (of the

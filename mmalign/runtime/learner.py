@@ -22,7 +22,7 @@ class Learner:
 
     def __init__(
         self, policy: Policy, method: Method, *, learning_rate: float, warmup: int, weight_decay: float, max_grad_norm: float,
-        ema: float | None, decay_steps: int | None = None, refresh: Mapping[str, int] | None = None,
+        ema: float | None, decay_steps: int | None = None, refresh: Mapping[str, Any] | None = None,
     ):  # fmt: skip
         self.policy, self.method = policy, method
         self.learning_rate, self.warmup, self.max_grad_norm, self.ema = learning_rate, warmup, max_grad_norm, ema
@@ -33,18 +33,27 @@ class Learner:
         self.references = sorted(
             {name or "ref" for word, _, name in (need.partition(":") for need in self.needs | method.reads) if word in REFERRING}
         )
-        self.refresh = {**({"previous": 1} if "previous" in self.references else {}), **(refresh or {})}
-        for name, every in self.refresh.items():
-            if every < 1 or name in ("current", "trained", "ema", "best", "optimizer"):
-                raise UserError(f"refresh.{name}: got {every}, takes a name of a reference that is copied anew every 1 or more steps")
+        self.refresh = refresh_plan(self.references, refresh or {})
         if ema is not None:
             policy.sets.follow("ema", decay=0.0)
 
     def begin(self, step: int) -> None:
-        """Before a step's rows are made: copies the current parameters into the references that are due (``refresh``)."""
-        for name, every in self.refresh.items():
+        """Before a step's rows are made: renews the references that are due (``refresh``), as copies or as mixtures of sets."""
+        for name, (every, shares) in self.refresh.items():
             if step % every == 0:
-                self.policy.sets.keep(name)
+                self._renew(name, shares)
+
+    @torch.no_grad()
+    def _renew(self, name: str, shares: Mapping[str, float]) -> None:
+        if shares == {"current": 1.0}:
+            self.policy.sets.keep(name)
+            return
+        tables = self.policy.sets.tables()
+        known = {"current": tables["trained"], **tables}
+        if unknown := sorted(shares.keys() - known.keys()):
+            raise UserError(f"refresh.{name}: {unknown[0]!r} is no set of parameters here; takes {', '.join(sorted(known))}")
+        parts = [(known[part], share) for part, share in shares.items()]
+        self.policy.sets.load({name: {key: sum(share * table[key] for table, share in parts) for key in tables["trained"]}})  # type: ignore[misc]
 
     @property
     def shown(self) -> str:
@@ -138,6 +147,25 @@ class Learner:
         self.updates = state["updates"]
         if self.method.state is not None:
             self.method.state.load(state["method"])
+
+
+def refresh_plan(references: Sequence[str], asked: Mapping[str, Any]) -> dict[str, tuple[int, dict[str, float]]]:
+    """name -> (every how many steps, shares of the sets it is made of), from ``N`` or ``{every: N, SET: share, ...}``.
+
+    ``previous``, where a method asks for it, is a copy of every step's policy. Errors: UserError that names the reference.
+    """
+    plan = {"previous": (1, {"current": 1.0})} if "previous" in references else {}
+    for name, said in asked.items():
+        words: dict[str, Any] = dict(said) if isinstance(said, Mapping) else {"every": said}
+        every, shares = words.pop("every", 1), words or {"current": 1.0}
+        if name in ("current", "trained", "ema", "best", "optimizer"):
+            raise UserError(f"refresh.{name}: not a reference; takes another name")
+        if not isinstance(every, int) or every < 1 or abs(sum(shares.values()) - 1) > 1e-6 or min(shares.values()) < 0:
+            raise UserError(
+                f"refresh.{name}: got {said}, takes a number of steps, or {{every: N, SET: share}} with shares that add up to 1"
+            )
+        plan[name] = (every, {part: float(share) for part, share in shares.items()})
+    return plan
 
 
 def needed(policy: Policy, method: Method) -> frozenset[str]:

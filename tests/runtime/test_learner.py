@@ -247,7 +247,7 @@ def test_references_are_copied_anew_when_they_are_due() -> None:
     policy = small()
     method = replace(METHOD, needs=METHOD.needs | {"refs:previous"})
     taught = learner(policy, method, refresh={"opponent": 2})
-    assert taught.refresh == {"previous": 1, "opponent": 2} and learner(policy).refresh == {}
+    assert {name: every for name, (every, _) in taught.refresh.items()} == {"previous": 1, "opponent": 2} and learner(policy).refresh == {}
     values = []
     for step in range(4):
         taught.begin(step)
@@ -257,9 +257,27 @@ def test_references_are_copied_anew_when_they_are_due() -> None:
             next(iter(policy.parameters().values())).add_(1.0)
     start = values[0][0]
     assert values == [[start + a, start + b] for a, b in ((0, 0), (1, 0), (2, 2), (3, 2))]
-    for wrong in ({"ema": 1}, {"opponent": 0}):
+    for wrong in ({"ema": 1}, {"opponent": 0}, {"soup": {"ref": 0.5}}, {"soup": {"ref": -0.5, "current": 1.5}}, {"soup": {"every": 0}}):
         with pytest.raises(UserError, match="refresh"):
             learner(policy, refresh=wrong)
+
+
+def test_a_soup_is_a_mixture_of_sets() -> None:
+    policy = small()
+    taught = learner(policy, refresh={"soup": {"ref": 0.25, "current": 0.75}, "ref": {"every": 2, "ref": 0.5, "current": 0.5}})
+    first = next(iter(policy.parameters().values()))
+    start = first.detach().clone()
+    taught.begin(0)
+    with torch.no_grad():
+        first.add_(1.0)
+    taught.begin(1)
+    name = next(iter(policy.parameters()))
+    torch.testing.assert_close(policy.sets.tables()["soup"][name], start + 0.75)
+    torch.testing.assert_close(policy.sets.tables()["ref"][name], start)
+    taught.begin(2)
+    torch.testing.assert_close(policy.sets.tables()["ref"][name], start + 0.5)
+    with pytest.raises(UserError, match=r"refresh\.soup: 'stranger' is no set of parameters here; takes current, ref"):
+        learner(policy, refresh={"soup": {"stranger": 1.0}}).begin(0)
 
 
 def test_rollouts_of_unlike_widths_are_one_update() -> None:
