@@ -29,6 +29,7 @@ import torch
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")  # twins download nothing
 HERE = Path(__file__).resolve().parents[1] / "mmalign" / "policies"
 NUMBERS = HERE / "conformance.json"
+LABELS = {"probe": "times", "own": "own", "lora": "LoRA"}
 LIMIT = 120  # seconds of processor time for one class
 WORDS = ["a red fox", "two blue birds"]
 
@@ -265,12 +266,11 @@ def page(rows: list[dict[str, Any]], version: str) -> str:
         lines.append(f"| {' | '.join(values)} |")
     lines += ["", "## No policies, by `unfit.UNFIT`", "", *(f"- {row['name']}: {row['unfit']}" for row in named)]
     lines += ["", "## No twin that runs yet", "", *(f"- {row['name']}: {why}" for row, why in broken)]
-    partly = [
-        (row["name"], label, row[key])
-        for row in good
-        for key, label in (("probe", "times"), ("own", "own"), ("lora", "LoRA"))
-        if isinstance(row.get(key), str)
-    ]
+    partly = [(row["name"], label, row[key]) for row in good for key, label in LABELS.items() if isinstance(row.get(key), str)]
+    for row in good:
+        if isinstance(row.get("own"), float) and row["own"] > 1e-3:
+            partly.append((row["name"], "own", unfit.probe_differs(row["name"]) or "a probe is not the pipeline's own step"))
+    partly.sort()
     lines += ["", "## What is missing in the table", "", *(f"- {name}, {label}: {why}" for name, label, why in partly), ""]
     return "\n".join(lines)
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mmalign.policies.diffusers import DiffusersPolicy
 from mmalign.policies.scheduler import EXPLODING, FLOW, FROM_SIGMAS, PRECONDITIONED, PRESERVING, parametrisation
+from mmalign.policies.unfit import without_probe
 from mmalign.types import Level, Prediction, Rollout, Steps, UserError
 
 __all__ = ["ForwardPolicy", "forward"]
@@ -65,6 +66,8 @@ class ForwardPolicy:
             raise UserError(f"policy.target: got {target!r}, takes {', '.join(get_args(Target))}")
         if draws < 1:
             raise UserError(f"policy.draws: got {draws}, takes 1 or more")
+        if why := without_probe(type(of.pipe).__name__):
+            raise UserError(f"policy.of: {type(of.pipe).__name__} has no denoising error to train on: {why}")
         self.of, self.times, self.draws, self.sets = of, times, draws, of.sets
         self.schedule = training_schedule(of.pipe.scheduler)
         self.together: bool | None = None  # whether the pipeline takes a time for each row; not known before it is tried

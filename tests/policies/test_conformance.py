@@ -16,7 +16,7 @@ from mmalign.types import UserError
 
 TABLE = {row["name"]: row for row in json.loads((Path(twins.__file__).parent / "conformance.json").read_text())}
 EXACT = sorted(name for name, row in TABLE.items() if row.get("replay") == 0.0)
-FAMILIES = [name for name in EXACT if TABLE[name]["seconds"] < 6]
+FAMILIES = [name for name in EXACT if TABLE[name]["seconds"] < 1.2]  # the others are checked by scripts/conformance.py alone
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -51,7 +51,7 @@ def difference(policy, rollout):
 
 
 def test_the_table_names_a_reason_for_whatever_is_not_exact():
-    assert len(EXACT) >= 150
+    assert len(EXACT) >= 150 and len(FAMILIES) >= 60
     for name, row in TABLE.items():
         assert row.get("replay") == 0.0 or row.get("unfit") or row.get("error") or row["replay"] > 0, name
 
@@ -174,13 +174,15 @@ def test_what_is_no_policy_says_why():
 def test_each_line_of_the_table_of_exceptions_names_a_pipeline():
     import diffusers
 
-    for pattern in [*unfit.UNFIT, *unfit.NO_TWIN]:
+    for pattern in [*unfit.UNFIT, *unfit.NO_TWIN, *unfit.NO_PROBE, *unfit.ANOTHER_DRAW]:
         assert [name for name in dir(diffusers) if fnmatch.fnmatchcase(name, pattern)], pattern
     assert not [name for name in EXACT if unfit.reason(name) or unfit.without_twin(name)]
 
 
 def _Named(name):
-    return type(name, (), {"to": lambda *_: None, "set_progress_bar_config": lambda *_, **__: None, "components": {}})()
+    return type(
+        name, (), {"to": lambda *_: None, "set_progress_bar_config": lambda *_, **__: None, "components": {}, "dtype": torch.float32}
+    )()
 
 
 def test_a_probe_of_the_wrong_shape_is_refused():

@@ -121,8 +121,9 @@ def test_given_outputs_through_the_pipelines_own_autoencoder(name):
     assert sum(p.grad.abs().sum() for p in policy.parameters().values() if p.grad is not None) > 0
 
 
-DECODED = ("StableDiffusionPipeline", "StableDiffusion3Pipeline", "FluxPipeline", "QwenImagePipeline", "Flux2Pipeline") + (
-    "WanPipeline", "LTXPipeline", "CogVideoXPipeline",
+DECODED = (
+    "StableDiffusionPipeline", "StableDiffusion3Pipeline", "FluxPipeline", "QwenImagePipeline", "Flux2Pipeline", "WanPipeline",
+    "LTXPipeline", "CogVideoXPipeline",
 )  # fmt: skip
 
 
@@ -202,6 +203,8 @@ def test_mistakes():
     for settings, message in (({"times": "cosine"}, "policy.times"), ({"draws": 0}, "policy.draws"), ({"target": "x"}, "policy.target")):
         with pytest.raises(UserError, match=message):
             digits(**settings)
+    with pytest.raises(UserError, match="LTX2Pipeline has no denoising error to train on: it denoises a sound"):
+        wrapped(*twin("LTX2Pipeline"))
     with pytest.raises(UserError, match="takes images"):
         rollout(digits(), torch.rand(4, 8, 8))
     with pytest.raises(UserError, match="latents: got images of"):
