@@ -35,7 +35,7 @@ import torch
 # stabilityai/stable-diffusion-3.5-medium as its config.json has it: 24 layers of 24 heads, the first 13 with two attentions
 SIZES: dict[str, tuple[int, int, int, int, tuple[int, ...]]] = {
     "tiny": (2, 2, 1, 8, (32, 32, 32, 32)),
-    "small": (8, 8, 4, 32, (32, 64, 64, 64)),
+    "small": (4, 8, 2, 32, (32, 64, 64, 64)),
     "sd35-medium": (24, 24, 13, 64, (128, 256, 512, 512)),
 }
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -132,10 +132,10 @@ def one(name: str, told: argparse.Namespace) -> dict[str, Any]:
     option = dict(ROWS[name])
     micro_steps, device = option.pop("micro_steps", None), torch.device(told.device)
     lora = option.pop("lora", {"rank": 32})
-    side = 8 * SIZES[told.size][3]
+    side, words = 8 * SIZES[told.size][3], 256 if told.size == "sd35-medium" else 32
     policy = diffusers(
         pipeline(told.size), lora=lora, dtype=told.dtype, device=told.device, num_inference_steps=told.steps, guidance_scale=4.5,
-        call={"height": side, "width": side}, rows_at_once=told.rows, **option,
+        call={"height": side, "width": side, "max_sequence_length": words}, rows_at_once=told.rows, **option,
     )  # fmt: skip
     method = flow_grpo(ratio="per_step", clip=0.2, beta=0.0)
     learner = Learner(policy, method, learning_rate=1e-4, warmup=0, weight_decay=0.0, max_grad_norm=1.0, ema=None)
