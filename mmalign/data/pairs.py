@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,15 +12,15 @@ from torch import Tensor
 
 from mmalign.data import media, schemas
 from mmalign.data.media import Broken, Limits
-from mmalign.data.tables import Block, Row, blocks, in_order
+from mmalign.data.stored import Hub, Passed, Stored, hub
+from mmalign.data.tables import Block, blocks
 from mmalign.types import Pair, Ranking, Record, Thumb, UserError
 
-__all__ = ["Listed", "Stored", "hub_pairs", "listed", "pairs"]
+__all__ = ["Listed", "hub_pairs", "listed", "pairs"]
 
 SCHEMAS = {"pickapic": schemas.pickapic, "hpdv2": schemas.hpdv2}
 VIDEOS = {".mp4", ".webm", ".mov", ".avi", ".mkv", ".gif"}
 LOOK = 16  # pairs that are read before anything long starts
-WITHIN = 4096  # pairs of one row, at most: a position is a row's number times this, plus the pairs of the next row that are over
 
 
 def pairs(
@@ -55,7 +54,7 @@ def pairs(
     if both is not None and (len(both) != 2 or min(both) < 1):
         raise UserError(f"records.size: got {size}, takes pixels or [height, width]")
     limits = Limits(max_bytes, max_pixels, None if both is None else (both[0], both[1]), animated, frames)
-    return _looked_at(Stored(blocks(path), schema=schema, columns=columns, ties=ties, limits=limits))
+    return _stored(blocks(path), schema=schema, columns=columns, ties=ties, limits=limits)
 
 
 def hub_pairs(
@@ -77,17 +76,8 @@ def hub_pairs(
     reads over what it has seen. Images are decoded here, under the same limits as those of files. The rest is as in ``pairs``.
     Errors: UserError where the data set or the split is not there.
     """
-    import datasets
-
-    try:
-        loaded = datasets.load_dataset(name, config, split=split, streaming=streaming)
-    except (OSError, ValueError, ConnectionError, datasets.exceptions.DatasetsError) as error:
-        raise UserError(f"records.name: {name!r}, split {split!r}: {' '.join(str(error).split())}") from error
-    for column, feature in (loaded.features or {}).items():
-        if isinstance(feature, datasets.Image):
-            loaded = loaded.cast_column(column, datasets.Image(decode=False))
     limits = Limits(max_bytes, max_pixels, None if size is None else (size, size))
-    return _looked_at(Stored(_Hub(loaded, name, streaming), schema=schema, columns=columns, ties=ties, limits=limits))
+    return _stored(hub(name, config, split, streaming), schema=schema, columns=columns, ties=ties, limits=limits)
 
 
 class Listed:
@@ -121,105 +111,37 @@ def listed(found: Sequence[Record]) -> Listed:
     return Listed(found)
 
 
-class _Hub:
-    """A data set of the ``datasets`` library: rows by number, or one after the other."""
+def _made(ties: str, limits: Limits) -> Callable[[schemas.Draft], Pair]:
+    """Drafts -> pairs with their media decoded, all of the first one's size."""
+    shapes: list[tuple[int, ...]] = []
 
-    def __init__(self, loaded: Any, name: str, streaming: bool):
-        self.loaded, self.name, self.streaming = loaded, name, streaming
-
-    def rows(self, *, seed: int | None, start: int) -> Iterator[tuple[int, str, Row | Broken]]:
-        if not self.streaming:
-            block = Block(self.name, lambda: (len(self.loaded), lambda number: dict(self.loaded[number])))
-            yield from in_order([block], seed=seed, start=start)
-            return
-        coming = self.loaded if seed is None else self.loaded.shuffle(seed=seed % 2**32, buffer_size=1000)
-        for number, row in enumerate(coming.skip(start) if start else coming, start=start + 1):
-            yield number, f"{self.name}:{number}", dict(row)
-
-
-class Stored:
-    """Pairs that are read as they are wanted, as ``types.Records``. ``dropped`` counts ties and unlabelled pairs passed over."""
-
-    def __init__(
-        self, source: list[Block] | _Hub, *, schema: str, columns: Mapping[str, str] | None, ties: str, limits: Limits
-    ):  # fmt: skip
-        if schema not in ("auto", *SCHEMAS) or ties not in ("soft", "drop"):
-            raise UserError(f"records: got schema={schema!r}, ties={ties!r}, takes auto, {', '.join(SCHEMAS)}; and soft or drop")
-        self.source, self.columns, self.ties, self.limits = source, columns, ties, limits
-        self.schema = SCHEMAS.get(schema) if columns is None else schemas.columns(columns)
-        self.broken: dict[str, str] = {}
-        self.dropped = {"ties": 0, "unlabelled": 0}
-        self.shape: tuple[int, ...] | None = None
-
-    def __repr__(self) -> str:
-        return f"Stored({self.source.name if isinstance(self.source, _Hub) else ', '.join(block.name for block in self.source[:3])})"
-
-    def stream(self, *, seed: int, start: int = 0) -> Iterator[Pair]:
-        """As in ``types.Records``. Raises UserError where a whole pass over the data gives no pair."""
-        passes, place = divmod(start, WITHIN * 2**40)
-        while True:
-            given = 0
-            for pair in self._pass(seed * 1_000_003 + passes, place):
-                given += 1
-                yield pair._replace(position=pair.position + passes * WITHIN * 2**40)
-            if not given and not place:
-                raise self.unusable()
-            passes, place = passes + 1, 0
-
-    def unusable(self) -> UserError:
-        why = "".join(f"; {name}: {reason}" for name, reason in islice(self.broken.items(), 1))
-        over = f"{len(self.broken)} broken, {self.dropped['ties']} ties and {self.dropped['unlabelled']} unlabelled passed over"
-        return UserError(f"records: no usable pair ({over}{why})")
-
-    def first(self, count: int) -> list[Pair]:
-        """The first usable pairs as the data have them, at most ``count`` and one pass."""
-        return list(islice(self._pass(None, 0), count))
-
-    def _pass(self, seed: int | None, start: int) -> Iterator[Pair]:
-        rows_over, over = divmod(start, WITHIN)
-        source = self.source
-        coming = source.rows(seed=seed, start=rows_over) if isinstance(source, _Hub) else in_order(source, seed=seed, start=rows_over)
-        for number, name, row in coming:
-            try:
-                if isinstance(row, Broken):
-                    raise row
-                drafts = list(self._schema(row)(row, str(row.get("__key__") or name)))
-            except Broken as error:
-                self.broken[name] = str(error)
-                continue
-            for place, draft in enumerate(drafts, start=1):
-                if number == rows_over + 1 and place <= over:
-                    continue
-                pair = self._pair(draft)
-                if pair is not None:
-                    yield pair._replace(position=number * WITHIN if place == len(drafts) else (number - 1) * WITHIN + place)
-
-    def _schema(self, row: Row) -> schemas.Schema:
-        if self.schema is None:
-            self.schema = schemas.guess(row, self.columns)
-        return self.schema
-
-    def _pair(self, draft: schemas.Draft) -> Pair | None:
-        """The pair with its media decoded, or None where there is nothing to learn from it or it is broken."""
-        if math.isnan(draft.strength) or (draft.strength == 0.5 and self.ties == "drop"):
-            self.dropped["unlabelled" if math.isnan(draft.strength) else "ties"] += 1
-            return None
-        try:
-            first, second = self._decoded(draft.first), self._decoded(draft.second)
-            self.shape = self.shape or tuple(first.shape)
-            for output in (first, second):
-                if tuple(output.shape) != self.shape:
-                    raise Broken(f"size {list(output.shape)}, others have {list(self.shape)} (size: N brings images to one)")
-        except Broken as error:
-            self.broken[draft.id] = str(error)
-            return None
+    def made(draft: schemas.Draft) -> Pair:
+        if math.isnan(draft.strength) or (draft.strength == 0.5 and ties == "drop"):
+            raise Passed("unlabelled" if math.isnan(draft.strength) else "ties")
+        first, second = _decoded(draft.first, limits), _decoded(draft.second, limits)
+        if not shapes:
+            shapes.append(tuple(first.shape))
+        for output in (first, second):
+            if tuple(output.shape) != shapes[0]:
+                raise Broken(f"size {list(output.shape)}, others have {list(shapes[0])} (size: N brings images to one)")
         return Pair(draft.prompt, first, second, draft.strength, draft.id)
 
-    def _decoded(self, source: Any) -> Tensor:
-        path = source.get("path") if isinstance(source, dict) else source
-        if isinstance(path, str) and Path(path).suffix.lower() in VIDEOS - {".gif"}:
-            return media.video(source, self.limits)
-        return media.image(source, self.limits)
+    return made
+
+
+def _stored(source: list[Block] | Hub, *, schema: str, columns: Mapping[str, str] | None, ties: str, limits: Limits) -> Stored:
+    if schema not in ("auto", *SCHEMAS) or ties not in ("soft", "drop"):
+        raise UserError(f"records: got schema={schema!r}, ties={ties!r}, takes auto, {', '.join(SCHEMAS)}; and soft or drop")
+    named = SCHEMAS.get(schema) if columns is None else schemas.columns(columns)
+    found = Stored(source, guess=lambda row: named or schemas.guess(row, columns), made=_made(ties, limits), what="pair")
+    return _looked_at(found)
+
+
+def _decoded(source: Any, limits: Limits) -> Tensor:
+    path = source.get("path") if isinstance(source, dict) else source
+    if isinstance(path, str) and Path(path).suffix.lower() in VIDEOS - {".gif"}:
+        return media.video(source, limits)
+    return media.image(source, limits)
 
 
 def _looked_at(found: Stored) -> Stored:

@@ -30,8 +30,10 @@ class Block(NamedTuple):
     open: Callable[[], tuple[int, Callable[[int], Row]]]
 
 
-def blocks(path: str) -> list[Block]:
+def blocks(path: str, *, media: bool = True) -> list[Block]:
     """The blocks of a JSONL, JSON, CSV, parquet or tar file, or of a folder of them.
+
+    media: whether text that names a file beside the data is that file's path; otherwise text stays as it is.
 
     A folder with a metadata file (``metadata.jsonl``, ``.csv`` or ``.parquet``) is an image folder, and that file alone is read.
     Paths inside a file are relative to its folder. Errors: UserError for no such file, another kind, or an empty folder.
@@ -50,7 +52,8 @@ def blocks(path: str) -> list[Block]:
     for file in files:
         if file.suffix not in _READERS:
             raise UserError(f"records.path: got {file.name}, takes a folder or a file in {', '.join(_READERS)}")
-    return [block for file in files for block in _READERS[file.suffix](file)]
+    found = [(file, block) for file in files for block in _READERS[file.suffix](file)]
+    return [_with_paths(block, file.parent) if media else block for file, block in found]
 
 
 def in_order(found: list[Block], *, seed: int | None, start: int = 0) -> Iterator[tuple[int, str, Row | Broken]]:
@@ -90,7 +93,7 @@ def _lines(file: Path) -> list[Block]:
 
         def read(number: int) -> Row:
             try:
-                return _mapping(json.loads(lines[number]), file)
+                return _mapping(json.loads(lines[number]))
             except ValueError as error:
                 raise Broken(f"not JSON: {error}") from error
 
@@ -107,7 +110,7 @@ def _json(file: Path) -> list[Block]:
             raise UserError(f"records.path: {file} is not JSON: {error}") from error
         if not isinstance(rows, list):
             raise UserError(f"records.path: {file} holds one {type(rows).__name__}, takes a list of objects")
-        return len(rows), lambda number: _mapping(rows[number], file)
+        return len(rows), lambda number: _mapping(rows[number])
 
     return [Block(file.name, opened)]
 
@@ -116,7 +119,7 @@ def _csv(file: Path) -> list[Block]:
     def opened() -> tuple[int, Callable[[int], Row]]:
         with open(file, encoding="utf-8-sig", newline="") as text:
             rows = list(csv.DictReader(text))
-        return len(rows), lambda number: _mapping({key: value for key, value in rows[number].items() if key is not None}, file)
+        return len(rows), lambda number: _mapping({key: value for key, value in rows[number].items() if key is not None})
 
     return [Block(file.name, opened)]
 
@@ -135,7 +138,7 @@ def _parquet(file: Path) -> list[Block]:
     def block(group: int) -> Block:
         def opened() -> tuple[int, Callable[[int], Row]]:
             table = parquet.ParquetFile(file).read_row_group(group)
-            return table.num_rows, lambda number: _mapping(table.slice(number, 1).to_pylist()[0], file)
+            return table.num_rows, lambda number: _mapping(table.slice(number, 1).to_pylist()[0])
 
         return Block(f"{file.name}#{group}", opened)
 
@@ -178,7 +181,7 @@ def _member(kind: str, content: bytes) -> Row:
     end = kind.rpartition(".")[2].lower()
     if end == "json":
         try:
-            return _mapping(json.loads(content), Path(kind))
+            return _mapping(json.loads(content))
         except ValueError as error:
             raise Broken(f"{kind}: not JSON: {error}") from error
     name = kind.rpartition(".")[0] or kind
@@ -188,11 +191,20 @@ def _member(kind: str, content: bytes) -> Row:
     return {name: content}
 
 
-def _mapping(row: Any, file: Path) -> Row:
-    """A row whose relative paths are made those of files beside ``file``."""
+def _mapping(row: Any) -> Row:
     if not isinstance(row, dict):
         raise Broken(f"got {type(row).__name__}, takes an object")
-    return {str(key): _beside(value, file.parent) for key, value in row.items()}
+    return {str(key): value for key, value in row.items()}
+
+
+def _with_paths(block: Block, folder: Path) -> Block:
+    """A block in whose rows relative paths are made those of files in ``folder``."""
+
+    def opened() -> tuple[int, Callable[[int], Row]]:
+        count, read = block.open()
+        return count, lambda number: {key: _beside(value, folder) for key, value in read(number).items()}
+
+    return Block(block.name, opened)
 
 
 def _beside(value: Any, folder: Path) -> Any:

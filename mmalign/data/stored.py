@@ -1,0 +1,128 @@
+"""Records that are read as they are wanted: of files, and of data sets of the Hugging Face library."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import Any
+
+from mmalign.data.media import Broken
+from mmalign.data.tables import Block, Row, in_order
+from mmalign.types import Record, UserError
+
+__all__: list[str] = []  # nothing here is looked up by name
+
+WITHIN = 4096  # records of one row, at most: a position is a row's number times this, plus the records of the next row that are over
+PASS = WITHIN * 2**40
+
+Schema = Callable[[Row, str], Iterator[Any]]
+"""A row and what to call it -> drafts: records before anything is decoded, each with its ``id``."""
+
+
+class Passed(Exception):
+    """A record that says nothing, and is passed over: ``ties`` or ``unlabelled``."""
+
+
+class Hub:
+    """A data set of the ``datasets`` library: rows by number, or one after the other."""
+
+    def __init__(self, loaded: Any, name: str, streaming: bool):
+        self.loaded, self.name, self.streaming = loaded, name, streaming
+
+    def rows(self, *, seed: int | None, start: int) -> Iterator[tuple[int, str, Row | Broken]]:
+        if not self.streaming:
+            block = Block(self.name, lambda: (len(self.loaded), lambda number: dict(self.loaded[number])))
+            yield from in_order([block], seed=seed, start=start)
+            return
+        coming = self.loaded if seed is None else self.loaded.shuffle(seed=seed % 2**32, buffer_size=1000)
+        for number, row in enumerate(coming.skip(start) if start else coming, start=start + 1):
+            yield number, f"{self.name}:{number}", dict(row)
+
+
+def hub(name: str, config: str | None, split: str, streaming: bool) -> Hub:
+    """A data set by name, images left undecoded. Errors: UserError where the data set or the split is not there."""
+    import datasets
+
+    try:
+        loaded = datasets.load_dataset(name, config, split=split, streaming=streaming)
+    except (OSError, ValueError, ConnectionError, datasets.exceptions.DatasetsError) as error:
+        raise UserError(f"records.name: {name!r}, split {split!r}: {' '.join(str(error).split())}") from error
+    for column, feature in (loaded.features or {}).items():
+        if isinstance(feature, datasets.Image):
+            loaded = loaded.cast_column(column, datasets.Image(decode=False))
+    return Hub(loaded, name, streaming)
+
+
+class Stored:
+    """Records that are read as they are wanted, as ``types.Records``. ``dropped`` counts ties and unlabelled ones passed over.
+
+    guess: a row -> its schema, asked until a row has one. made: a draft -> its record; raises Broken, or Passed.
+    """
+
+    def __init__(
+        self, source: list[Block] | Hub, *, guess: Callable[[Row], Schema], made: Callable[[Any], Record], what: str = "record"
+    ):  # fmt: skip
+        self.source, self.guess, self.made, self.what = source, guess, made, what
+        self.schema: Schema | None = None
+        self.broken: dict[str, str] = {}
+        self.dropped = {"ties": 0, "unlabelled": 0}
+
+    def __repr__(self) -> str:
+        return f"Stored({self.source.name if isinstance(self.source, Hub) else ', '.join(block.name for block in self.source[:3])})"
+
+    def stream(self, *, seed: int, start: int = 0) -> Iterator[Any]:
+        """As in ``types.Records``. Raises UserError where a whole pass over the data gives no record."""
+        passes, place = divmod(start, PASS)
+        while True:
+            given = 0
+            for record in self._pass(seed * 1_000_003 + passes, place):
+                given += 1
+                yield record._replace(position=record.position + passes * PASS)
+            if not given and not place:
+                raise self.unusable()
+            passes, place = passes + 1, 0
+
+    def unusable(self) -> UserError:
+        why = "".join(f"; {name}: {reason}" for name, reason in islice(self.broken.items(), 1))
+        over = f"{len(self.broken)} broken, {self.dropped['ties']} ties and {self.dropped['unlabelled']} unlabelled passed over"
+        return UserError(f"records: no usable {self.what} ({over}{why})")
+
+    def first(self, count: int) -> list[Any]:
+        """The first usable records as the data have them, at most ``count`` and one pass."""
+        return list(islice(self._pass(None, 0), count))
+
+    def _pass(self, seed: int | None, start: int) -> Iterator[Any]:
+        rows_over, over = divmod(start, WITHIN)
+        source = self.source
+        coming = source.rows(seed=seed, start=rows_over) if isinstance(source, Hub) else in_order(source, seed=seed, start=rows_over)
+        for number, name, row in coming:
+            try:
+                if isinstance(row, Broken):
+                    raise row
+                drafts = list(self._schema(row)(row, str(row.get("__key__") or name)))
+                if len(drafts) > WITHIN:
+                    raise Broken(f"gives {len(drafts)} {self.what}s, takes at most {WITHIN} of a row")
+            except Broken as error:
+                self.broken[name] = str(error)
+                continue
+            for place, draft in enumerate(drafts, start=1):
+                if number == rows_over + 1 and place <= over:
+                    continue
+                record = self._made(draft)
+                if record is not None:
+                    yield record._replace(position=number * WITHIN if place == len(drafts) else (number - 1) * WITHIN + place)
+
+    def _schema(self, row: Row) -> Schema:
+        if self.schema is None:
+            self.schema = self.guess(row)
+        return self.schema
+
+    def _made(self, draft: Any) -> Any:
+        """The record of a draft, or None where there is nothing to learn from it or it is broken."""
+        try:
+            return self.made(draft)
+        except Passed as error:
+            self.dropped[str(error)] += 1
+        except Broken as error:
+            self.broken[draft.id] = str(error)
+        return None
