@@ -30,11 +30,15 @@ class Chat:
     """A tokenizer with its chat template, if it has one.
 
     template: whether prompts go through the chat template; a string is then the user's turn. system: the system turn of prompts that
-    have none. stops: ids that end a completion, besides the end of text and what the template ends a turn with. Errors: UserError for
-    a template that is asked for and not there, a tokenizer without an end of text.
+    have none. stops: ids that end a completion, besides the end of text and what the template ends a turn with. never: ids that no
+    completion says (pad, bos, unk, placeholders of media), as far as none ends one. Errors: UserError for a template that is asked for
+    and not there, a tokenizer without an end of text.
     """
 
-    def __init__(self, tokenizer: Any, *, template: bool | None = None, system: str | None = None, stops: Sequence[int] = ()):
+    def __init__(
+        self, tokenizer: Any, *, template: bool | None = None, system: str | None = None, stops: Sequence[int] = (),
+        never: Sequence[int] = (),
+    ):  # fmt: skip
         self.tokenizer, self.system = tokenizer, system
         has = bool(getattr(tokenizer, "chat_template", None))
         self.template = has if template is None else template
@@ -50,6 +54,7 @@ class Chat:
             )
         self.stops = tuple(dict.fromkeys(int(end) for end in ends))
         self.end = self.stops[0] if end is None else end
+        self.never = tuple(sorted(set(never) - set(self.stops)))
 
     def prompt(self, prompt: Any, *, system: str | None = None) -> list[int]:
         """A prompt's ids, up to where the assistant answers. ``system``: another system turn than the policy's own.
@@ -65,8 +70,17 @@ class Chat:
         """A prompt and a completion that somebody gave, a string or the turns that follow.
 
         Tokens after an end-of-turn token inside an assistant's piece (a template's line break) are context, and dropped at the end;
-        a last turn that the template does not end is ended here. Errors: UserError for an empty completion, and as in ``prompt``.
+        a last turn that the template does not end is ended here. Errors: UserError for an empty completion, one that holds an id that
+        is never said, and as in ``prompt``.
         """
+        row = self._row(prompt, output)
+        for token, counts in zip(row.completion, row.trained, strict=True):
+            if counts and token in self.never:
+                said = f"{self.tokenizer.convert_ids_to_tokens(token)!r} (id {token})"
+                raise UserError(f"completion: holds {said}, to which the policy gives no probability; takes words that the tokenizer knows")
+        return row
+
+    def _row(self, prompt: Any, output: Any) -> Row:
         added = [{"role": "assistant", "content": output}] if isinstance(output, str) else list(output)
         said = [turn["content"] for turn in added if turn.get("role") == "assistant"]
         if not said or not all(said):

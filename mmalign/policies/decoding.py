@@ -19,12 +19,13 @@ __all__: list[str] = []  # nothing here is looked up by name
 
 
 class Drawing(NamedTuple):
-    """How tokens are drawn. temperature 0: the likeliest. top_p 1, top_k 0: all tokens. banned: ids never drawn. stops: ids that end."""
+    """How tokens are drawn. temperature 0: the likeliest. top_p 1, top_k 0: all tokens. never: ids that are left out of the
+    distribution. stops: ids that end."""
 
     temperature: float
     top_p: float
     top_k: int
-    banned: Tensor
+    never: Tensor
     stops: Tensor
     most: int
 
@@ -32,7 +33,7 @@ class Drawing(NamedTuple):
 class Drawn(NamedTuple):
     """tokens: ``[R, T]``, 0 behind the end. lengths: ``[R]``, the end included. cut: ``[R]`` bool, no end before ``most`` tokens.
 
-    log_probs: ``[R, T]`` float64 of each token as it was drawn, at the temperature, before anything was banned or cut off.
+    log_probs: ``[R, T]`` float64 of each token as it was drawn, at the temperature, before anything was cut off.
     """
 
     tokens: Tensor
@@ -79,9 +80,9 @@ def draw_by_generate(
     """The same by the model's own ``generate``, for classes whose caches are of another kind; seeded by the first uniform number."""
     from transformers import LogitsProcessor, LogitsProcessorList
 
-    class Banned(LogitsProcessor):
+    class Never(LogitsProcessor):
         def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-            scores[:, how.banned] = -torch.inf
+            scores[:, how.never] = -torch.inf
             return scores
 
     ids, mask = prefixes.left_filled([prompts[prompt] for prompt in which.tolist()], which.device)
@@ -93,7 +94,7 @@ def draw_by_generate(
         torch.manual_seed(int(uniform[0, 0] * 2**53))
         whole = model.generate(
             ids, attention_mask=mask, **told, **sampled, max_new_tokens=how.most, eos_token_id=how.stops.tolist(), pad_token_id=0,
-            logits_processor=LogitsProcessorList([Banned()]),
+            logits_processor=LogitsProcessorList([Never()]),
         )  # fmt: skip
     tokens = whole[:, ids.shape[1] :]
     stopped = torch.isin(tokens, how.stops)
@@ -105,11 +106,11 @@ def draw_by_generate(
 
 def pick(logits: Tensor, uniform: Tensor, how: Drawing) -> tuple[Tensor, Tensor]:
     """One token of each row and its log-probability, from logits ``[R, V]`` and numbers ``[R]`` in 0..1."""
-    full = (logits.double() / (how.temperature or 1.0)).log_softmax(-1)
-    kept = full.index_fill(-1, how.banned, -torch.inf)
+    full = (logits.double() / (how.temperature or 1.0)).index_fill(-1, how.never, -torch.inf).log_softmax(-1)
     if how.temperature == 0:
-        chosen = kept.argmax(-1)
+        chosen = full.argmax(-1)
         return chosen, full.gather(-1, chosen.unsqueeze(-1)).squeeze(-1)
+    kept = full
     if how.top_k > 0:
         kept = kept.masked_fill(kept < kept.topk(min(how.top_k, kept.shape[-1]), dim=-1).values[:, -1:], -torch.inf)
     probs = kept.softmax(-1)

@@ -75,15 +75,13 @@ class Engine:
         told = {
             "model": self.loaded, "prompt": list(prompt), "n": count, "seed": seed, "max_tokens": how.most, "logprobs": 0,
             "temperature": how.temperature, "top_p": how.top_p, "top_k": how.top_k or -1, "stop_token_ids": how.stops.tolist(),
-            "logit_bias": {str(token): -100 for token in how.banned.tolist()}, "return_token_ids": True, "skip_special_tokens": False,
+            "logit_bias": {str(token): -100 for token in how.never.tolist()}, "return_token_ids": True, "skip_special_tokens": False,
         }  # fmt: skip
         rows = []
         for choice in self._post("completions", told).get("choices", []):
             ids, said = choice.get("token_ids"), (choice.get("logprobs") or {}).get("token_logprobs")
             if not ids or said is None or len(said) != len(ids):
-                raise UserError(
-                    f"policy.engine: {self.url} gives no token ids with log-probabilities; takes a server that does (vLLM)"
-                )
+                raise UserError(f"policy.engine: {self.url} gives no token ids with log-probabilities; takes a server that does (vLLM)")
             rows.append((list(ids), [float(value) for value in said], choice.get("finish_reason") == "length"))
         if len(rows) != count:
             raise UserError(f"policy.engine: {self.url} gave {len(rows)} completions where {count} were asked for")

@@ -18,6 +18,9 @@ from torch.utils.checkpoint import checkpoint
 
 __all__: list[str] = []  # nothing here is looked up by name
 
+NOTHING = -1e9
+"""The logit of what is never said: its probability is 0 to the last bit, and no difference of two of them is NaN."""
+
 Head = Callable[[Tensor], Tensor]
 """Hidden states ``[N, H]`` -> logits ``[N, V]``."""
 
@@ -66,12 +69,12 @@ class Chosen(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
-        """inputs: hidden ``[N, H]``, weight ``[V, H]``, bias ``[V]`` or None, tokens ``[N]``, temperature, positions at once."""
-        hidden, weight, bias, tokens, temperature, at_once = inputs
+        """inputs: hidden ``[N, H]``, weight ``[V, H]``, bias ``[V]`` or None, tokens ``[N]``, temperature, positions at once, ids."""
+        hidden, weight, bias, tokens, temperature, at_once, never = inputs
         ctx.temperature, ctx.at_once = temperature, at_once
         slopes = torch.empty_like(hidden) if ctx.needs_input_grad[0] and not any(ctx.needs_input_grad[1:3]) else None
         log_probs, sums = (hidden.new_empty(len(hidden), dtype=_wide(hidden.dtype)) for _ in range(2))
-        for at, logits in _pieces(hidden, weight, bias, temperature, at_once):
+        for at, logits in _pieces(hidden, weight, bias, temperature, at_once, never):
             own, top = logits.gather(-1, tokens[at].unsqueeze(-1)).squeeze(-1), logits.amax(-1)
             total = logits.sub_(top.unsqueeze(-1)).exp_().sum(-1)
             sums[at] = top + total.log()
@@ -79,22 +82,22 @@ class Chosen(torch.autograd.Function):
             if slopes is not None:
                 mean = (logits.to(weight.dtype) @ weight).to(total.dtype) / total.unsqueeze(-1)
                 slopes[at] = ((weight[tokens[at]] - mean) / temperature).to(slopes.dtype)
-        ctx.save_for_backward(hidden, weight, bias, tokens, sums, slopes)
+        ctx.save_for_backward(hidden, weight, bias, tokens, sums, slopes, never)
         return log_probs.double()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
         """As the docstring of the class says; chunks of logits are computed again where the matrix is trained."""
-        hidden, weight, bias, tokens, sums, slopes = ctx.saved_tensors
+        hidden, weight, bias, tokens, sums, slopes, never = ctx.saved_tensors
         upstream = gradients[0].to(sums.dtype)
         if slopes is not None:
-            return upstream.to(slopes.dtype).unsqueeze(-1) * slopes, None, None, None, None, None
+            return upstream.to(slopes.dtype).unsqueeze(-1) * slopes, *[None] * 6
         wanted = ctx.needs_input_grad
         to_hidden = torch.empty_like(hidden) if wanted[0] else None
         to_weight = torch.zeros_like(weight, dtype=_wide(weight.dtype)) if wanted[1] else None
         to_bias = torch.zeros_like(bias, dtype=_wide(bias.dtype)) if wanted[2] else None
         scale = (upstream / ctx.temperature).unsqueeze(-1)
-        for at, logits in _pieces(hidden, weight, bias, ctx.temperature, ctx.at_once):
+        for at, logits in _pieces(hidden, weight, bias, ctx.temperature, ctx.at_once, never):
             probs = logits.sub_(sums[at].unsqueeze(-1)).exp_()
             if to_hidden is not None:
                 to_hidden[at] = (scale[at] * (weight[tokens[at]] - probs.to(weight.dtype) @ weight)).to(hidden.dtype)
@@ -104,7 +107,7 @@ class Chosen(torch.autograd.Function):
             if to_bias is not None:
                 to_bias.sub_((probs * scale[at]).sum(0)).index_add_(0, tokens[at], scale[at].squeeze(-1))
         given = (None if found is None else found.to(like.dtype) for found, like in ((to_weight, weight), (to_bias, bias)))
-        return to_hidden, *given, None, None, None
+        return to_hidden, *given, *[None] * 4
 
 
 @contextmanager
@@ -119,29 +122,29 @@ def answering(backbone: nn.Module, said: Any) -> Iterator[None]:
 
 def numbers(
     head: Head, hidden: Tensor, tokens: Tensor, *, temperature: float = 1.0, words: frozenset[str] = frozenset(), at_once: int = 256,
-    others: Mapping[str, tuple[Head, Tensor]] | None = None,
+    others: Mapping[str, tuple[Head, Tensor]] | None = None, never: Tensor | None = None,
 ) -> dict[str, Tensor]:  # fmt: skip
     """What is asked of the distributions at N positions, ``[N]`` float64 each, in chunks that the backward pass computes again.
 
     hidden: ``[N, H]``. tokens: ``[N]`` ids. temperature: logits are divided by it. words: further numbers, of ``entropy``, ``collision``
     (log of the sum of squared probabilities), ``kls:NAME`` and ``reverse_kls:NAME``. at_once: positions in one chunk. others: name ->
-    head and hidden states ``[N, H]`` of a reference, without gradient.
+    head and hidden states ``[N, H]`` of a reference, without gradient. never: ids ``[K]`` that are left out of every distribution.
 
     Returns ``log_probs`` and the words. Log-sum-exp in float32 at least (float64 for a model in float64).
     """
     names, others = sorted(words), dict(others or {})
     if isinstance(head, Matrix) and not names:
         layer = head.layer
-        return {"log_probs": Chosen.apply(hidden, layer.weight, layer.bias, tokens, temperature, at_once)}
+        return {"log_probs": Chosen.apply(hidden, layer.weight, layer.bias, tokens, temperature, at_once, never)}
 
     def piece(part: Tensor, ids: Tensor, *theirs: Tensor) -> tuple[Tensor, ...]:
-        logits = _tempered(head(part), temperature)
+        logits = _tempered(head(part), temperature, never)
         log_probs = logits.gather(-1, ids.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1)
         if not names:
             return (log_probs.double(),)
         full = logits.log_softmax(-1)
         pairs = zip(others.items(), theirs, strict=True)
-        compared = {name: _tempered(other(states), temperature).log_softmax(-1) for (name, (other, _)), states in pairs}
+        compared = {name: _tempered(other(states), temperature, never).log_softmax(-1) for (name, (other, _)), states in pairs}
         return (log_probs.double(), *(_number(word, full, compared).double() for word in names))
 
     chunks = []
@@ -155,14 +158,17 @@ def numbers(
     return dict(zip(("log_probs", *names), columns, strict=True))
 
 
-def _pieces(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float, at_once: int) -> Iterator[tuple[slice, Tensor]]:
+def _pieces(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float, at_once: int, never: Tensor | None
+) -> Iterator[tuple[slice, Tensor]]:
     """Logits ``[n, V]`` of some positions after others, in one piece of memory that may be written into (new pages cost time)."""
     room = hidden.new_empty((min(at_once, len(hidden)), len(weight)))
     for at in _chunks(len(hidden), at_once):
         logits = torch.mm(hidden[at], weight.t(), out=room[: len(hidden[at])])
         logits = logits if bias is None else logits.add_(bias)
         logits = logits.to(_wide(logits.dtype))
-        yield at, logits if temperature == 1 else logits.div_(temperature)
+        logits = logits if temperature == 1 else logits.div_(temperature)
+        yield at, logits if never is None else logits.index_fill_(-1, never, NOTHING)
 
 
 def _chunks(count: int, at_once: int) -> Iterator[slice]:
@@ -173,9 +179,10 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def _tempered(logits: Tensor, temperature: float) -> Tensor:
+def _tempered(logits: Tensor, temperature: float, never: Tensor | None) -> Tensor:
     logits = logits.to(_wide(logits.dtype))
-    return logits if temperature == 1 else logits / temperature
+    logits = logits if temperature == 1 else logits / temperature
+    return logits if never is None else logits.index_fill(-1, never, NOTHING)
 
 
 def _number(word: str, full: Tensor, others: Mapping[str, Tensor]) -> Tensor:

@@ -1,4 +1,4 @@
-"""Models of transformers made ready: by folder or hub id, with a critic, with recomputation, without ids that nobody may draw."""
+"""Models of transformers made ready: by folder or hub id, with a critic, with recomputation, ids that nobody says."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from mmalign.policies.chat import Chat
 from mmalign.policies.parameters import ParameterSets
 from mmalign.types import UserError
 
@@ -63,10 +62,13 @@ def stops_of(model: Any) -> list[int]:
     return [] if stops is None else [int(stop) for stop in stops] if isinstance(stops, (list, tuple)) else [int(stops)]
 
 
-def never_drawn(chat: Chat, vocabulary: int) -> list[int]:
-    """Special ids that no completion holds: pad, bos, placeholders; but those that end one."""
-    known = {int(token) for token in chat.tokenizer.all_special_ids} - set(chat.stops)
-    return sorted(token for token in known if token < vocabulary)
+def never_said(model: Any, tokenizer: Any) -> list[int]:
+    """Ids of pad, bos, unk and of images, videos and sounds, as the tokenizer and the model's configuration name them."""
+    names = [f"{name}_token_{word}" for name in ("image", "video", "audio") for word in ("id", "index")]
+    found = [getattr(tokenizer, f"{name}_token_id", None) for name in ("pad", "bos", "unk", "image", "video", "audio")]
+    found += [getattr(model.config, name, None) for name in names]
+    vocabulary = int(model.get_input_embeddings().weight.shape[0])
+    return sorted({int(token) for token in found if token is not None and 0 <= token < vocabulary})
 
 
 def checkpoint_layers(model: Any) -> list[nn.Module]:

@@ -21,7 +21,8 @@ WASTE = 1.5  # a batch is split once its filled-up size is so many times what it
 
 @dataclass(frozen=True)
 class Scorer:
-    """How tables are computed. at_once: positions whose logits are held at a time. critic: a head for ``value``.
+    """How tables are computed. at_once: positions whose logits are held at a time. critic: a head for ``value``. never: ids ``[K]`` that
+    are left out of every distribution.
 
     layers: those that compute their activations again in the backward pass, if any; a cache would be written twice, so prompts are
     not shared then.
@@ -32,6 +33,7 @@ class Scorer:
     at_once: int
     critic: nn.Module | None
     device: torch.device
+    never: Tensor | None
     layers: Sequence[nn.Module] = ()
 
     def __call__(
@@ -52,7 +54,7 @@ class Scorer:
             inside = wanted[:, :width].to(self.device)
             others = {name: self._reference(name, using, some, inside) for name in references} if using else {}
             hidden = self._hidden(some)[inside]
-            told: dict[str, Any] = {"temperature": self.temperature, "at_once": self.at_once, "others": others}
+            told: dict[str, Any] = {"temperature": self.temperature, "at_once": self.at_once, "others": others, "never": self.never}
             asked = numbers(self.fit.head, hidden, some.tokens[inside], words=words - {"value"}, **told)
             if self.critic is not None and "value" in words:
                 asked["value"] = self.critic(hidden.float()).squeeze(-1).double()

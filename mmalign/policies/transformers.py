@@ -1,9 +1,9 @@
 """Any causal language model of transformers as a policy: its tokenizer, its chat template, its own head. No per-model code.
 
 A step is a token of a completion, its end-of-text token included. Log-probabilities are those of the model's distribution at
-``temperature``, over its whole vocabulary: the distribution that is trained. What sampling does besides (``top_p``, ``top_k``, ids that
-are never drawn) is not in them, and neither is whatever differs in an engine that samples; ``old`` is what this policy itself says of
-the sampled tokens before the first update, and how far the sampler's own log-probabilities are from that is logged.
+``temperature``, over its vocabulary without pad, bos, unk and the placeholders of media, which no completion says: the distribution that
+is sampled and trained. ``top_p`` and ``top_k`` are not in them, and neither is whatever differs in an engine that samples; ``old`` is what
+this policy itself says of the sampled tokens before the first update, and how far the sampler's own are from that is logged.
 
 Dropout is off, in sampling and in training: what is scored twice has to be scored the same.
 """
@@ -23,7 +23,7 @@ from mmalign.policies.chat import Chat, Row
 from mmalign.policies.decoding import Drawing, Drawn, draw, draw_by_generate
 from mmalign.policies.engine import Engine
 from mmalign.policies.fitting import ROUNDING, fit
-from mmalign.policies.loading import add_critic, checkpoint_layers, load, never_drawn, refuse_numbers, stops_of
+from mmalign.policies.loading import add_critic, checkpoint_layers, load, never_said, refuse_numbers, stops_of
 from mmalign.policies.parameters import ParameterSets
 from mmalign.policies.reading import Segments
 from mmalign.policies.scoring import Scorer
@@ -93,7 +93,7 @@ def transformers(
     if tokenizer is None:
         raise UserError("policy.tokenizer: got none, takes the tokenizer of the model")
     model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    chat = Chat(tokenizer, template=template, system=system, stops=stops_of(model))
+    chat = Chat(tokenizer, template=template, system=system, stops=stops_of(model), never=never_said(model, tokenizer))
     return TransformersPolicy(
         model, chat, lora=lora, max_prompt=max_prompt, max_completion=max_completion, temperature=temperature, top_p=top_p, top_k=top_k,
         truncate=truncate, contrasts=contrasts or {}, segments=segments, critic=critic, engine=engine, shared=shared_prefixes,
@@ -133,9 +133,9 @@ class TransformersPolicy:
             warnings.warn(line, stacklevel=3)
         vocabulary, device = int(model.get_input_embeddings().weight.shape[0]), self.device
         layers = checkpoint_layers(model) if gradient_checkpointing else []
-        self.scorer = Scorer(found, temperature, max(1, logits_at_once // vocabulary), self.critic, device, layers)
-        stops, banned = torch.tensor(chat.stops, device=device), torch.tensor(never_drawn(chat, vocabulary), device=device)
-        self.drawing = Drawing(temperature, top_p, top_k, banned, stops, max_completion)
+        stops, never = (torch.tensor(ids, dtype=torch.int64, device=device) for ids in (chat.stops, chat.never))
+        self.scorer = Scorer(found, temperature, max(1, logits_at_once // vocabulary), self.critic, device, never, layers)
+        self.drawing = Drawing(temperature, top_p, top_k, never, stops, max_completion)
 
     # Parameters
 
@@ -158,8 +158,8 @@ class TransformersPolicy:
     def sample(self, prompts: list[Any], group_size: int, rng: torch.Generator, *, step: int = 0) -> Rollout:
         """``group_size`` completions of each prompt, strings or conversations; rows of a prompt stand side by side.
 
-        ``rng`` draws one uniform number for each row and token, so that a row does not depend on ``rows_at_once``. Pad, bos and
-        placeholder ids are never drawn. ``metrics``: ``length`` (tokens), ``cut`` (the part of rows without an end), and how far the
+        ``rng`` draws one uniform number for each row and token, so that a row does not depend on ``rows_at_once``.
+        ``metrics``: ``length`` (tokens), ``cut`` (the part of rows without an end), and how far the
         sampler's log-probabilities are from those of ``old`` (``engine_difference``, nats, mean and largest).
         """
         ids = [self._fitted(self.chat.prompt(prompt), number) for number, prompt in enumerate(prompts)]
@@ -186,8 +186,8 @@ class TransformersPolicy:
     def encode(self, prompts: list[Any], outputs: Any, group: Tensor, rng: torch.Generator) -> Rollout:
         """Given completions, strings or the turns that follow, as a rollout. ``log_probs`` are NaN: nobody sampled these rows.
 
-        Errors: UserError for an empty completion, and for prompts and completions that are too long, unless ``truncate`` says what to
-        cut.
+        Errors: UserError for an empty completion, one with an id that is never said, and for prompts and completions that are too
+        long, unless ``truncate`` says what to cut.
         """
         rows: list[Row] = []
         for number, (prompt, output) in enumerate(zip(prompts, outputs, strict=True)):

@@ -113,7 +113,7 @@ def test_masked_turns_are_seen_and_not_scored():
     assert torch.allclose(steps.log_probs[0, first], steps.log_probs[1, first], atol=1e-5)
     assert float((steps.log_probs[0, last] - steps.log_probs[1, last]).abs()) > 1e-4  # it has read another number
     ids = torch.cat([rollout.private["prompts"][0], rollout.private["tokens"][0]])
-    full = policy.model(input_ids=ids.unsqueeze(0)).logits[0].log_softmax(-1)
+    full = policy.model(input_ids=ids.unsqueeze(0)).logits[0].index_fill(-1, torch.tensor([0, 1]), -1e9).log_softmax(-1)
     place = len(rollout.private["prompts"][0]) + last
     assert torch.allclose(steps.log_probs[0, last], full[place - 1, ids[place]].double(), atol=1e-5)
 

@@ -15,6 +15,7 @@ CLASSES = [
     "opt", "bloom", "mixtral",
 ]  # fmt: skip
 PROMPTS = ["hello there, you", "abc"]
+NEVER = [0, 1]  # pad, bos
 WORDS = frozenset({"old", "refs", "kls", "reverse_kls", "entropy", "collision"})
 
 
@@ -33,6 +34,7 @@ def straight(policy, rollout, temperature=1.0):
         prompt, length = private["prompts"][int(private["which"][row])], int(private["lengths"][row])
         ids = torch.cat([prompt, private["tokens"][row, :length]])
         logits = policy.model(input_ids=ids.unsqueeze(0), use_cache=False).logits[0, len(prompt) - 1 : -1]
+        logits = logits.index_fill(-1, torch.tensor(NEVER), -1e9)
         full = (logits.double() / temperature).log_softmax(-1)
         rows.append(torch.nn.functional.pad(full, (0, 0, 0, private["tokens"].shape[1] - length)))
     return torch.stack(rows)
@@ -200,13 +202,37 @@ def test_what_cannot_be_drawn_is_never_drawn_and_an_end_is_a_step():
     policy = make(max_completion=40)
     rollout = rollout_of(policy, group_size=16)
     tokens = rollout.private["tokens"][rollout.mask]
-    assert not bool(torch.isin(tokens, torch.tensor([0, 1, 3, 4, 5])).any())
+    assert not bool(torch.isin(tokens, torch.tensor(NEVER)).any())
+    assert bool(torch.isin(tokens, torch.tensor([3, 4])).any())  # other special tokens may be said
     assert rollout.mask.sum(1).tolist() == rollout.private["lengths"].tolist()
     ended = ~rollout.private["cut"]
     assert 0 < int(ended.sum()) < 32
     last = rollout.private["tokens"].gather(1, rollout.private["lengths"].unsqueeze(1) - 1).squeeze(1)
     assert torch.equal(last == 2, ended)
     assert all("<" not in text for text in rollout.outputs)
+
+
+@pytest.mark.parametrize("name", ["qwen2", "gemma2"])  # one matrix, and a head of its own
+def test_what_is_sampled_is_what_is_scored(name):
+    policy = make(name, max_completion=1)
+    every = torch.arange(64).unsqueeze(1)
+    ones = torch.ones_like(every)
+    rollout = policy.table([policy.chat.prompt("abc")], torch.zeros(64, dtype=torch.int64), every, ones.squeeze(1), ones.bool())
+    chances = policy.steps(rollout, torch.arange(64)).log_probs.detach().exp().squeeze(1)
+    assert float(chances.sum()) == pytest.approx(1.0, abs=1e-5) and chances[NEVER].tolist() == [0.0, 0.0]
+    drawn = policy.sample(["abc"], 4000, torch.Generator().manual_seed(0)).private["tokens"]
+    parts = torch.bincount(drawn.flatten(), minlength=64) / 4000
+    assert float((parts - chances).abs().max()) < 0.03
+
+
+def test_a_completion_that_is_never_said_is_refused():
+    policy = make(template=False)
+    with pytest.raises(UserError, match=r"row 1: completion: holds '<bos>' \(id 1\)"):
+        policy.encode(["ab", "ab"], ["cd", "c<bos>d"], torch.tensor([0, 0]), torch.Generator())
+    model = tiny_text.model()
+    model.config.image_token_id = 3
+    shown = transformers(model, tiny_text.tokenizer(pad_token="<eos>"), max_completion=9)
+    assert shown.chat.never == (1, 3)  # a pad that is the end is said
 
 
 def test_top_p_and_top_k_cut_off_the_unlikely_and_are_not_in_the_log_probabilities():
