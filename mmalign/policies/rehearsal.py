@@ -11,7 +11,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from mmalign.policies import twin_pipelines, twins
+from mmalign.policies import twin_pipelines, twin_texts, twins
 from mmalign.policies.model_index import model_index
 from mmalign.policies.starting import MEDIA, quiet
 from mmalign.types import UserError
@@ -73,6 +73,11 @@ def diffusers(node: Mapping[str, Any], *, kind: str | None = None) -> Tiny:
     if isinstance(small.get("conditions"), Mapping) and "size" in small["conditions"]:
         small["conditions"] = {**small["conditions"], "size": list(size)}
     return Tiny(small, told, size, (3, *size) if frames is None else (frames, 3, *size), small["call"])
+
+
+def transformers(node: Mapping[str, Any], *, kind: str | None = None) -> Tiny:
+    """The node of ``policies.transformers``, as ``twin_texts.small`` has it."""
+    return Tiny(*twin_texts.small(node, kind=kind))
 
 
 def tiny(kind: str, without: list[str], scheduler: dict[str, Any] | None) -> Any:

@@ -112,6 +112,9 @@ def _score(node: Any, path: str, stood: dict[str, str]) -> Any:
 
 def _records(node: Any, found: rehearsal.Tiny, stood: dict[str, str]) -> Any:
     """Records: those of a world and local files at the twin's size; pairs of noise where they are on the hub or cannot be decoded."""
+    if isinstance(node, Mapping) and node.get("use") == "hub_texts":
+        stood["records"] = f"pairs of words; {node.get('name', 'the hub')} is not downloaded"
+        return {"use": "recipes._tiny.pairs_of_words"}
     if not isinstance(node, Mapping) or found.shape is None or found.size is None or node.get("use") not in index("mmalign.data"):
         return node
     small = {**node}
@@ -138,6 +141,12 @@ def pairs_of_noise(*, shape: list[int], count: int = 8) -> list[Pair]:
     rng = torch.Generator().manual_seed(0)
     outputs = torch.rand(count, 2, *shape, generator=rng)
     return [Pair(f"prompt {n}", first, second, 1.0, f"noise:{n}") for n, (first, second) in enumerate(outputs)]
+
+
+def pairs_of_words(*, count: int = 8) -> list[Pair]:
+    """Pairs of short answers to conversations, always the same."""
+    turns = [[{"role": "user", "content": f"What comes after {n}?"}] for n in range(count)]
+    return [Pair(turn, f"{n + 1}.", f"Not {n}.", 1.0, f"words:{n}") for n, turn in enumerate(turns)]
 
 
 def _function(key: str, name: str) -> Any:
