@@ -59,6 +59,8 @@ NO_TWIN: dict[str, str] = {
     "VersatileDiffusion*": "its denoiser's flat blocks have names of their own, deprecated",
     "Kandinsky6SRPipeline": "its call wants a video of at least 256 x 256 pixels",
     "StableDiffusion*ControlNetXSPipeline": "its two networks share layers, whose sizes no config tells alone",
+    "ShapE*": "its prior takes an image for a text, with a renderer of its own; no twin of both is told here",
+    "StableAudio3InpaintPipeline": "its call asks for the seconds that a mask begins and ends at",
     "Marigold*": "its call knows no output_type latent, with which a policy leaves it early",
     "MusicLDMPipeline": BROKEN + "under transformers 5, whose text features are an output object and no tensor",
     "I2VGenXLPipeline": BROKEN + "under transformers 5, whose CLIPTextModel has no text_model",
@@ -72,6 +74,7 @@ NO_PROBE: dict[str, str] = {
 }
 ANOTHER_DRAW: dict[str, str] = {
     "IF*SuperResolution*": "the small image that it enlarges gets noise, which a probe draws anew",
+    "StableDiffusionUpscalePipeline": "the small image that it enlarges gets noise, which a probe draws anew",
     "StableVideoDiffusionPipeline": "the image that it starts from gets noise, which a probe draws anew",
     "Cosmos2_5_*": "the frames that are given move from the first latent, which is the probe's own in a probe; they have no gradient",
 }

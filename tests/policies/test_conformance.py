@@ -223,7 +223,8 @@ def test_a_pipeline_whose_call_takes_one_time_is_probed_row_by_row(name):
 def test_both_halves_of_a_guidance_count_as_one():
     policy = policy_of("DiTPipeline", guidance_scale=4.0)
     rollout = sample(policy, ("3", "5"))
-    assert rollout.log_probs.shape == (2, 3) and difference(policy, rollout) == 0.0
+    assert rollout.log_probs.shape == (2, 3) and rollout.private["x"].shape[1:3] == (2, 4) and rollout.private["x"].ndim == 5
+    assert difference(policy, rollout) == 0.0
 
 
 def test_frames_in_the_batch_are_one_row():
