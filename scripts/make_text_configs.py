@@ -27,7 +27,9 @@ WITHOUT = {
     "critical_token_dpo": "contrasts", "t_reg": "contrasts", "reward_augmented_dpo": "contrasts", "srpo": "contrasts",
     "mdpo": "something to take away from the prompt", "mapl": "something to take away from the prompt", "refuel": "turns",
     "rationale_dpo": "a rationale after the answer", "preference_degree": "a head for the degree", "sparsepo": "learned masks",
-    "fine_grained_rlhf": "rewards of single words", "rto": "a second policy", "modpo": "a second objective", "gdpo": "a second reward",
+    "fine_grained_rlhf": "rewards of single words", "rto": "a second policy",
+    "modpo": "a second objective",
+    "gdpo": "a second reward", "remax": "a greedy sample in each group",
 }  # fmt: skip
 
 END = """\
@@ -84,7 +86,7 @@ prompts_per_step: 16
 group_size: 8
 epochs: 2
 micro_rows: 128
-learning_rate: 5.0e-4
+learning_rate: {rate}
 warmup: 5
 
 """
@@ -108,11 +110,13 @@ def main() -> None:
     """Writes them all."""
     for name, method in suited().items():
         from_pairs = method.unit == "pair" and not {"old", "refs:previous"} & method.needs and name not in ("online_dpo", "gpo")
+        held = any(need.startswith(("refs:", "kls:", "reverse_kls:")) for need in method.needs | method.reads)  # to the reference
         text = (OFFLINE if from_pairs or name == "bco" else ONLINE).format(
             meaning=explanation(find("mmalign.methods", name)).meaning,
             name=name,
             settings=f", {SETTINGS[name]}" if SETTINGS.get(name) else "",
             critic=", critic: true" if "value" in method.needs | method.reads else "",
+            rate="5.0e-4" if held else "1.5e-4",
             steps=60,
             every=20,
         )

@@ -1,0 +1,37 @@
+"""Every config of the text world: checked, and two steps of each run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mmalign.config import build, check, load
+from mmalign.worlds.text.base import text
+
+CONFIGS = sorted(path.stem for path in (Path(__file__).parents[2] / "configs" / "text").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_method_trains_text(name: str, tmp_path: Path) -> None:
+    config = load(f"text/{name}")
+    assert check(config) == [] and config["name"] == f"text_{name}" and config["method"]["use"] == name
+    before = dict(text()[0].named_parameters())
+    fewer = {"records": {"use": "text_pairs", "prompts": 8}, "records_per_step": 8} if "records" in config else {"prompts_per_step": 4}
+    small = {
+        "steps": 2,
+        "runs": str(tmp_path),
+        "checkpoint_every": 2,
+        "evaluation": {"every": 2, "prompts": ["the value of"], "samples": 2},
+    }
+    run = build({**config, **fewer, **small})
+    rows = [json.loads(line) for line in (Path(run.path) / "metrics.jsonl").read_text().splitlines()]
+    trained = [row for row in rows if row["phase"] == "train"]
+    assert len(trained) == 2 and all(row["grad_norm"] > 0 and row["skipped"] == 0 for row in trained)
+    moved = max(
+        float((run.policy.parameters()[key].detach() - value).abs().max())
+        for key, value in before.items()
+        if key in run.policy.parameters()
+    )
+    assert moved > 1e-5
