@@ -107,6 +107,9 @@ def _score(node: Any, path: str, stood: dict[str, str]) -> Any:
     except Exception as error:  # whatever a reward raises while it loads
         stood[path] = f"{node['use']}, which cannot be built here: {' '.join(str(error).removeprefix('rewards.one: ').split())[:100]}"
         return {"use": "rewards._stand_in.stand_in", "name": str(node["use"])}
+    if "column" in takes and path.startswith("rewards."):
+        stood[path] = f"{node['use']}, as random weights get no answer right, and all rows would be tied"
+        return {"use": "rewards._stand_in.stand_in", "name": str(node["use"])}
     return inner
 
 
