@@ -110,7 +110,7 @@ def main() -> None:
     """Writes them all."""
     for name, method in suited().items():
         from_pairs = method.unit == "pair" and not {"old", "refs:previous"} & method.needs and name not in ("online_dpo", "gpo")
-        held = any(need.startswith(("refs:", "kls:", "reverse_kls:")) for need in method.needs | method.reads)  # to the reference
+        held = any(need.endswith(":ref") for need in method.needs | method.reads)  # to the reference
         text = (OFFLINE if from_pairs or name == "bco" else ONLINE).format(
             meaning=explanation(find("mmalign.methods", name)).meaning,
             name=name,
