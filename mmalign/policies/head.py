@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -20,6 +21,9 @@ __all__: list[str] = []  # nothing here is looked up by name
 
 NOTHING = -1e9
 """The logit of what is never said: its probability is 0 to the last bit, and no difference of two of them is NaN."""
+
+HELD = 8
+"""Chunks of probabilities that are kept for the backward pass: a fixed sum of memory, and a fifth of the head's work."""
 
 Head = Callable[[Tensor], Tensor]
 """Hidden states ``[N, H]`` -> logits ``[N, V]``."""
@@ -64,41 +68,48 @@ class Chosen(torch.autograd.Function):
     """Log-probabilities ``[N]`` float64 of tokens under one matrix, in chunks and in place.
 
     With respect to h: ``(W_y - sum_v p_v W_v) / temperature``; to ``W_v``: ``(1[v = y] - p_v) h / temperature``. Where the matrix is not
-    trained, the first is found along with the log-probabilities and nothing is computed again.
+    trained, the first is found along with the log-probabilities and nothing is computed again; where it is, the probabilities of the
+    first ``HELD`` chunks are kept, and those of the others computed again.
     """
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
-        """inputs: hidden ``[N, H]``, weight ``[V, H]``, bias ``[V]`` or None, tokens ``[N]``, temperature, positions at once, ids."""
-        hidden, weight, bias, tokens, temperature, at_once, never = inputs
-        ctx.temperature, ctx.at_once = temperature, at_once
-        slopes = torch.empty_like(hidden) if ctx.needs_input_grad[0] and not any(ctx.needs_input_grad[1:3]) else None
-        log_probs, sums = (hidden.new_empty(len(hidden), dtype=_wide(hidden.dtype)) for _ in range(2))
+        """inputs: hidden ``[N, H]``, weight ``[V, H]``, bias ``[V]`` or None, tokens ``[N]``, temperature, positions at once, never, and
+        whether a backward pass will follow (there is none under ``no_grad``, which a function cannot see).
+        """
+        hidden, weight, bias, tokens, temperature, at_once, never, backward = inputs
+        ctx.temperature, ctx.at_once, wide = temperature, at_once, _wide(hidden.dtype)
+        trained = backward and any(ctx.needs_input_grad[1:3])
+        slopes = torch.empty_like(hidden) if ctx.needs_input_grad[0] and not trained else None
+        held = hidden.new_empty((min(HELD * at_once, len(hidden)) if trained else 0, len(weight)), dtype=wide)
+        room = hidden.new_empty((min(at_once, len(hidden)) if len(held) < len(hidden) else 0, len(weight)), dtype=wide)
+        log_probs, sums = (hidden.new_empty(len(hidden), dtype=wide) for _ in range(2))
         for at, logits in _pieces(hidden, weight, bias, temperature, at_once, never):
-            own, top = logits.gather(-1, tokens[at].unsqueeze(-1)).squeeze(-1), logits.amax(-1)
-            total = logits.sub_(top.unsqueeze(-1)).exp_().sum(-1)
-            sums[at] = top + total.log()
-            log_probs[at] = own - sums[at]
+            probs = held[at] if at.start < len(held) else room[: len(logits)]
+            torch.softmax(logits, -1, out=probs)
+            sums[at] = logits.amax(-1) - probs.amax(-1).log()  # of the likeliest, whose probability is never rounded to 0
+            log_probs[at] = logits.gather(-1, tokens[at].unsqueeze(-1)).squeeze(-1) - sums[at]
             if slopes is not None:
-                mean = (logits.to(weight.dtype) @ weight).to(total.dtype) / total.unsqueeze(-1)
+                mean = (probs.to(weight.dtype) @ weight).to(wide)
                 slopes[at] = ((weight[tokens[at]] - mean) / temperature).to(slopes.dtype)
-        ctx.save_for_backward(hidden, weight, bias, tokens, sums, slopes, never)
+        ctx.save_for_backward(hidden, weight, bias, tokens, sums, slopes, never, held)
         return log_probs.double()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        """As the docstring of the class says; chunks of logits are computed again where the matrix is trained."""
-        hidden, weight, bias, tokens, sums, slopes, never = ctx.saved_tensors
+        """As the docstring of the class says."""
+        hidden, weight, bias, tokens, sums, slopes, never, held = ctx.saved_tensors
         upstream = gradients[0].to(sums.dtype)
         if slopes is not None:
-            return upstream.to(slopes.dtype).unsqueeze(-1) * slopes, *[None] * 6
+            return upstream.to(slopes.dtype).unsqueeze(-1) * slopes, *[None] * 7
         wanted = ctx.needs_input_grad
         to_hidden = torch.empty_like(hidden) if wanted[0] else None
-        to_weight = torch.zeros_like(weight, dtype=_wide(weight.dtype)) if wanted[1] else None
-        to_bias = torch.zeros_like(bias, dtype=_wide(bias.dtype)) if wanted[2] else None
+        to_weight = torch.zeros_like(weight, dtype=sums.dtype) if wanted[1] else None
+        to_bias = torch.zeros_like(bias, dtype=sums.dtype) if wanted[2] else None
         scale = (upstream / ctx.temperature).unsqueeze(-1)
-        for at, logits in _pieces(hidden, weight, bias, ctx.temperature, ctx.at_once, never):
-            probs = logits.sub_(sums[at].unsqueeze(-1)).exp_()
+        again = _pieces(hidden, weight, bias, ctx.temperature, ctx.at_once, never, start=len(held))
+        whole = ((at, logits.sub_(sums[at].unsqueeze(-1)).exp_()) for at, logits in again)
+        for at, probs in chain([(slice(0, len(held)), held)] if len(held) else [], whole):
             if to_hidden is not None:
                 to_hidden[at] = (scale[at] * (weight[tokens[at]] - probs.to(weight.dtype) @ weight)).to(hidden.dtype)
             if to_weight is not None:
@@ -107,7 +118,7 @@ class Chosen(torch.autograd.Function):
             if to_bias is not None:
                 to_bias.sub_((probs * scale[at]).sum(0)).index_add_(0, tokens[at], scale[at].squeeze(-1))
         given = (None if found is None else found.to(like.dtype) for found, like in ((to_weight, weight), (to_bias, bias)))
-        return to_hidden, *given, *[None] * 4
+        return to_hidden, *given, *[None] * 5
 
 
 @contextmanager
@@ -135,7 +146,8 @@ def numbers(
     names, others = sorted(words), dict(others or {})
     if isinstance(head, Matrix) and not names:
         layer = head.layer
-        return {"log_probs": Chosen.apply(hidden, layer.weight, layer.bias, tokens, temperature, at_once, never)}
+        told = (temperature, at_once, never, torch.is_grad_enabled())
+        return {"log_probs": Chosen.apply(hidden, layer.weight, layer.bias, tokens, *told)}
 
     def piece(part: Tensor, ids: Tensor, *theirs: Tensor) -> tuple[Tensor, ...]:
         logits = _tempered(head(part), temperature, never)
@@ -159,11 +171,11 @@ def numbers(
 
 
 def _pieces(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float, at_once: int, never: Tensor | None
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float, at_once: int, never: Tensor | None, start: int = 0
 ) -> Iterator[tuple[slice, Tensor]]:
     """Logits ``[n, V]`` of some positions after others, in one piece of memory that may be written into (new pages cost time)."""
-    room = hidden.new_empty((min(at_once, len(hidden)), len(weight)))
-    for at in _chunks(len(hidden), at_once):
+    room = hidden.new_empty((min(at_once, len(hidden) - start), len(weight)))
+    for at in _chunks(len(hidden), at_once, start):
         logits = torch.mm(hidden[at], weight.t(), out=room[: len(hidden[at])])
         logits = logits if bias is None else logits.add_(bias)
         logits = logits.to(_wide(logits.dtype))
@@ -171,8 +183,8 @@ def _pieces(
         yield at, logits if never is None else logits.index_fill_(-1, never, NOTHING)
 
 
-def _chunks(count: int, at_once: int) -> Iterator[slice]:
-    return (slice(start, start + at_once) for start in range(0, count, at_once))
+def _chunks(count: int, at_once: int, start: int = 0) -> Iterator[slice]:
+    return (slice(place, min(place + at_once, count)) for place in range(start, count, at_once))
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

@@ -27,7 +27,7 @@ class Learner:
         self.policy, self.method = policy, method
         self.learning_rate, self.warmup, self.max_grad_norm, self.ema = learning_rate, warmup, max_grad_norm, ema
         self.decay_steps = decay_steps
-        self.optimizer = torch.optim.AdamW(policy.parameters().values(), lr=learning_rate, weight_decay=weight_decay)
+        self.optimizer = torch.optim.AdamW(policy.parameters().values(), lr=learning_rate, weight_decay=weight_decay, fused=True)
         self.updates = 0
         self.needs = needed(policy, method)
         self.references = sorted(
