@@ -86,8 +86,7 @@ def diffusers(
     Errors: UserError for a pipeline without a denoiser, without an argument that was given, or among ``unfit.UNFIT``.
     """
     there, kind = memory.device_of(device), type_of(dtype)
-    if storage is not None and lora is None:
-        raise UserError(f"policy.storage: got {storage!r} without lora, takes it for weights that are not trained")
+    memory.refuse(storage=storage, lora=lora, compile=compile)
     away = {offload} if isinstance(offload, str) else set(offload)
     if isinstance(pipeline, str):
         pipeline = load(pipeline, dtype=dtype)

@@ -39,6 +39,17 @@ def options(pipe: Any) -> list[tuple[str, str]]:
     return said
 
 
+def refuse(*, storage: str | None, lora: Any, compile: bool | Mapping[str, Any]) -> None:
+    """UserError for what can be seen to be wrong before a pipeline is loaded."""
+    if storage not in (None, "float8"):
+        raise UserError(f"policy.storage: got {storage!r}, takes float8")
+    if storage is not None and lora is None:
+        raise UserError(f"policy.storage: got {storage!r} without lora, takes it for weights that are not trained")
+    backend = None if isinstance(compile, bool) else compile.get("backend")
+    if isinstance(backend, str) and backend not in (known := torch.compiler.list_backends(exclude_tags=())):
+        raise UserError(f"policy.compile.backend: got {backend!r}, takes {', '.join(known)}")
+
+
 # Where things are
 
 
@@ -154,10 +165,8 @@ def store(denoisers: Mapping[str, nn.Module], storage: str) -> list[str]:
     Arithmetic stays in the type that the weights had: it is the weights that are rounded, once, with a relative error of at most
     1/16 (but for those below 1/14,336 of the largest of their output), and rollout, replay and reference see the same ones.
     Not a plain cast, which is what diffusers' ``enable_layerwise_casting`` does and whose hooks swap a weight that the backward pass
-    still needs. Returns the names of the layers. Errors: UserError for another type, and where no layer is found.
+    still needs. Returns the names of the layers. Errors: UserError where none is found.
     """
-    if storage != "float8":
-        raise UserError(f"policy.storage: got {storage!r}, takes float8")
     stored = []
     for part, module in denoisers.items():
         blocks = [name + "." for name, child in module.named_modules() if isinstance(child, nn.ModuleList)]
@@ -244,12 +253,9 @@ def compile_blocks(denoisers: Mapping[str, nn.Module], options: bool | Mapping[s
     """``torch.compile`` in place: of the blocks that a class says it repeats (``compile_repeated_blocks``), or else of those in its own
     lists of modules, or of the whole where it has none. A block is compiled once for all of its kind.
 
-    options: keywords of ``torch.compile``, or True. Errors: UserError for an unknown backend or keyword.
+    options: keywords of ``torch.compile``, or True. Errors: UserError for an unknown keyword.
     """
     told = {} if isinstance(options, bool) else dict(options)
-    known = torch.compiler.list_backends(exclude_tags=())
-    if isinstance(told.get("backend"), str) and told["backend"] not in known:
-        raise UserError(f"policy.compile.backend: got {told['backend']!r}, takes {', '.join(known)}")
     config: Any = torch._dynamo.config
     config.recompile_limit = max(config.recompile_limit, RECOMPILATIONS)
     for name, module in denoisers.items():
