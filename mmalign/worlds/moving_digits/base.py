@@ -1,6 +1,6 @@
-"""The base: diffusers' own LTXImageToVideoPipeline around a tiny transformer, trained on half A with half of the directions told at random.
+"""The base: diffusers' own LTXImageToVideoPipeline around a tiny transformer, trained on half A with three in ten directions told at random.
 
-A person gives such a model a seven, asks it to move left, and is obeyed about six times in ten.
+A person gives such a model a seven, asks it to move left, and is obeyed about half of the time.
 """
 
 from __future__ import annotations

@@ -77,7 +77,7 @@ def first_frames(prompts: Sequence[str]) -> Tensor:
     scans = []
     for prompt in prompts:
         half, number = (STILL.search(prompt.lower()) or STILL.search("#a0")).groups()  # type: ignore[union-attr]
-        images, labels = real(half.upper())
+        images, labels = real("A" if half == "a" else "B")
         some = images[labels == asked(prompt)[0]]
         if int(number) >= len(some):
             raise UserError(f"prompt: got {prompt!r}, takes #{half}0 to #{half}{len(some) - 1} for that digit")
