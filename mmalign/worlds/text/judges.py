@@ -89,7 +89,8 @@ def perplexity(text: str) -> float:
         for context, count in (((second,), two), ((first, second), three)):
             kinds, seen = after[context], sum_of(context)
             if seen:  # Witten and Bell: trust a context the more, the fewer kinds of words follow it
-                p = (count[(*context, third)] + kinds * p) / (seen + kinds)
+                whole = (*context, third)
+                p = (count[whole] + kinds * p) / (seen + kinds)
         told -= math.log(p)
     return math.exp(told / max(1, len(words) - 2))
 
