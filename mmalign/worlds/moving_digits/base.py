@@ -1,4 +1,4 @@
-"""The base: diffusers' own LTXImageToVideoPipeline around a tiny transformer, trained on half A, three in ten directions told at random.
+"""The base: diffusers' own LTXImageToVideoPipeline around a tiny transformer, trained on half A with 3 of 10 directions told at random.
 
 A person gives such a model a seven, asks it to move left, and is obeyed about half of the time.
 """
