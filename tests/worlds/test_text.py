@@ -123,10 +123,10 @@ def test_grpo_ends_at_the_optimum_that_was_counted_out(tmp_path: Path) -> None:
     model, tokens = tiny()
     wanted = text_optimum(model, tokens, "a b", vowels, tokens=2, beta=0.5)
     before = float(wanted.base @ vowels(wanted.texts, []))
-    policy = mm.policies.transformers(model, tokens, max_completion=2, rows_at_once=128)
+    policy = mm.policies.transformers(model, tokens, max_completion=2, rows_at_once=384)
     method = mm.methods.dr_grpo(clip=0.5, beta=0.5, kl="exact", length=1)
     mm.online(
-        policy, ["a b"], {"vowels": vowels}, method, runs=str(tmp_path), steps=60, prompts_per_step=1, group_size=128, micro_rows=128,
+        policy, ["a b"], {"vowels": vowels}, method, runs=str(tmp_path), steps=60, prompts_per_step=1, group_size=384, micro_rows=384,
         learning_rate=0.03, decay_steps=60, trackers=(), evaluation={"every": 100, "samples": 1},
     )  # fmt: skip
     now = text_optimum(model, tokens, "a b", vowels, tokens=2, beta=1e9)
