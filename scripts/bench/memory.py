@@ -161,7 +161,9 @@ def one(name: str, told: argparse.Namespace) -> dict[str, Any]:
         peak.reset()
         found[f"{what}_seconds"] = statistics.median(timed(run, device) for _ in range(told.rounds))
         found[f"{what}_bytes"] = peak.read()
+    held = [*policy.denoiser.parameters(), *policy.denoiser.buffers()]
     found["parameters"] = sum(p.numel() for p in policy.denoiser.parameters())
+    found["weights_bytes"] = sum(tensor.numel() * tensor.element_size() for tensor in held)
     if told.count:
         found["matrix_rate"] = matrix_rate(device, getattr(torch, told.dtype))
     return found
@@ -175,17 +177,17 @@ def show(found: list[Mapping[str, Any]], told: argparse.Namespace) -> None:
         f"{told.steps} steps with guidance, {told.dtype} on {_card(told.device)}, {base['matrix_rate'] / 1e12:.3g} TFLOP/s in one product; "
         f"{base['rollout_flop'] / 1e12:.3g} TFLOP a rollout, {base['update_flop'] / 1e12:.3g} an update"
     )
-    print(f"{'':24}{'rollout':^34}{'update':^34}")
-    print(f"{'':24}" + f"{'GiB':>10}{'images/s':>12}{'rate':>10}  " * 2)
+    print(f"{'':27}{'denoiser':>10}{'rollout':^34}{'update':^34}")
+    print(f"{'':27}{'GiB':>10}" + f"{'GiB':>10}{'images/s':>12}{'rate':>10}  " * 2)
     for row in found:
         if "error" in row:
-            print(f"{row['name']:24}{row['error']}")
+            print(f"{row['name']:27}{row['error']}")
             continue
-        cells = ""
+        cells = f"{row['weights_bytes'] / 2**30:>10.2f}"
         for what in ("rollout", "update"):
             rate = base[f"{what}_flop"] / row[f"{what}_seconds"] / base["matrix_rate"]
             cells += f"{row[f'{what}_bytes'] / 2**30:>10.2f}{told.rows / row[f'{what}_seconds']:>12.3g}{rate:>10.1%}  "
-        print(f"{row['name']:24}{cells}")
+        print(f"{row['name']:27}{cells}")
 
 
 def _card(device: str) -> str:
