@@ -113,7 +113,7 @@ def test_mistakes_are_found_before_anything_is_trained(tmp_path, pairs):
     refused("x: a list of one output", [Ranking("a", (pairs[0].first,), (1.0,), "x")] * 8, method=replace(METHOD, unit="group"))
     refused("steps: got 0", steps=0)
     refused("needs old", method=mm.methods.grpo(beta=0))
-    refused("takes steps of kind token, transition; this policy gives bound", method=mm.methods.dpo())
+    refused("takes steps of kind token, transition; this policy gives bound", method=mm.methods.simpo())
     refused("evaluation.often", evaluation={"often": 3})
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,7 @@ def test_plain_words_are_counted() -> None:
         ("the the the the .", 0.0),
         ("is the object is the object is the object .", 0.0),
         ("of with not in a the is that .", 0.0),
+        ("is of the to a in .", 0.0),
         ("is sax xml decimal arithmetic .", 0.0),
     ],
 )
@@ -70,10 +72,10 @@ def test_the_trigram_model_is_a_distribution() -> None:
 
 
 def test_real_sentences_pass_and_shuffled_ones_do_not() -> None:
-    limit, lines = judges._limit(), data.sentences("judge")
-    shuffled = [" ".join(reversed(line.split()[:-1])) + " ." for line in lines]
-    assert sum(judges.perplexity(line) <= limit for line in lines) / len(lines) == pytest.approx(0.95, abs=0.01)
-    assert sum(judges.perplexity(line) <= limit for line in shuffled) / len(lines) < 0.6
+    limit, lines, rng = judges._limit(), data.sentences("judge"), random.Random(0)
+    shuffled = [" ".join([*rng.sample(line.split()[:-1], len(line.split()) - 1), "."]) for line in lines]
+    assert sum(judges.disorder(line) <= limit for line in lines) / len(lines) == pytest.approx(0.8, abs=0.01)
+    assert sum(judges.disorder(line) <= limit for line in shuffled) / len(lines) < 0.06
 
 
 def test_pairs_are_ended_sentences_in_the_order_of_their_rewards() -> None:
@@ -126,7 +128,7 @@ def test_grpo_ends_at_the_optimum_that_was_counted_out(tmp_path: Path) -> None:
     policy = mm.policies.transformers(model, tokens, max_completion=2, rows_at_once=384)
     method = mm.methods.dr_grpo(clip=0.5, beta=0.5, kl="exact", length=1)
     mm.online(
-        policy, ["a b"], {"vowels": vowels}, method, runs=str(tmp_path), steps=60, prompts_per_step=1, group_size=384, micro_rows=384,
+        policy, ["a b"], {"vowels": vowels}, method, runs=str(tmp_path), steps=60, prompts_per_step=1, group_size=256, micro_rows=256,
         learning_rate=0.03, decay_steps=60, trackers=(), evaluation={"every": 100, "samples": 1},
     )  # fmt: skip
     now = text_optimum(model, tokens, "a b", vowels, tokens=2, beta=1e9)
@@ -134,7 +136,7 @@ def test_grpo_ends_at_the_optimum_that_was_counted_out(tmp_path: Path) -> None:
     got = now.base[[order[text] for text in wanted.texts]]
     assert wanted.reward > before + 0.4
     assert float(got @ vowels(wanted.texts, [])) == pytest.approx(wanted.reward, abs=0.05)
-    assert float((got * (got / wanted.best).log()).sum()) < 0.01
+    assert float((got * (got / wanted.best).log()).sum()) < 0.03
 
 
 @pytest.mark.parametrize("name", ["grpo", "dpo", "ipo", "kto"])
