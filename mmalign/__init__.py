@@ -13,20 +13,22 @@ from mmalign.rooms import index, nearest
 
 __version__ = "0.1.0"
 
-ROOMS = ("policies", "methods", "rewards", "worlds", "data", "recipes", "guidance", "evaluation")
+ROOMS = ("policies", "methods", "rewards", "worlds", "data", "recipes", "commands", "combinations", "guidance", "evaluation")
 """The packages whose functions are flat to the user: ``mm.rewards.jpeg``."""
 
 FILES = {"kernels": "mmalign.samplers.kernels", "windows": "mmalign.samplers.windows"}
 """Single files that have a name of their own: ``mm.kernels.flow_sde``."""
 
 FLAT = {"prompts": "mmalign.data", "like": "mmalign.dialects", "guide": "mmalign.guidance"}
-"""Functions that are flat themselves, besides every recipe: ``mm.prompts``."""
+"""Functions that are flat themselves, besides every recipe and command: ``mm.prompts``."""
+
+CALLED = ("mmalign.recipes", "mmalign.commands")
 
 
 def _home(name: str) -> str | None:
     if name in FLAT:
         return FLAT[name]
-    return "mmalign.recipes" if name in index("mmalign.recipes") else None
+    return next((home for home in CALLED if name in index(home)), None)
 
 
 def __getattr__(name: str) -> Any:
@@ -43,4 +45,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({"__version__", *ROOMS, *FILES, *FLAT, *index("mmalign.recipes")})
+    return sorted({"__version__", *ROOMS, *FILES, *FLAT, *(name for home in CALLED for name in index(home))})

@@ -28,8 +28,8 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "prompts": ("data", "worlds"),
     "records": ("data", "worlds"),
     "rewards": ("rewards", "worlds"),
-    "combine": ("rewards.algebra", "rewards.balancing"),
-    "transforms": ("rewards.transforms",),
+    "combine": ("combinations.algebra", "combinations.balancing"),
+    "transforms": ("combinations.transforms",),
     "oracle": ("rewards", "worlds"),
     "judges": ("rewards", "evaluation", "worlds"),
     "real": ("worlds",),
@@ -123,8 +123,8 @@ def plan(node: Mapping[str, Any]) -> tuple[Call | None, list[str]]:
     """The tree of calls of a config, and every mistake in it. The tree may be executed only where there is none."""
     errors: list[str] = []
     if "use" not in node:
-        return None, [f"use: missing, takes the name of a recipe ({', '.join(index('mmalign.recipes'))})"]
-    call = _plan_call(node, "", ("recipes",), errors)
+        return None, [f"use: missing, takes the name of a recipe ({', '.join(index('mmalign.recipes'))}) or a command"]
+    call = _plan_call(node, "", ("recipes", "commands"), errors)
     if call is not None and not any(line.startswith(("method.", "method:")) for line in errors):
         errors.extend(_incompatible(call))
     return call, errors

@@ -15,8 +15,6 @@ from urllib.parse import urljoin, urlsplit
 
 from mmalign.types import UserError
 
-__all__: list[str] = []  # nothing here is looked up by name
-
 REDIRECTS = 5
 PIECE = 2**16
 AGENT = "mmalign"

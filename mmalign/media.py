@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import warnings
 from pathlib import Path
@@ -10,9 +11,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from mmalign import media
 from mmalign.types import UserError
-
-__all__: list[str] = []  # nothing here is looked up by name
 
 Animated = Literal["refuse", "first"]
 SHOWN = 120  # letters of a name in a message
@@ -236,3 +236,37 @@ def _tensor(opened: Any) -> Tensor:
 
 def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
+
+
+KINDS = ("image", "video")
+
+
+class Medium(NamedTuple):
+    """An image or a video by reference. source: as ``media.picture`` and ``media.footage`` take it. change: see ``ablation.py``."""
+
+    kind: str
+    source: Any
+    change: Any = None
+
+    def key(self) -> tuple[Any, ...]:
+        """What tells it from others: a file by its path, size and time, anything else by its bytes."""
+        if isinstance(self.source, (str, Path)) and not media.is_address(self.source):
+            path = Path(self.source)
+            stat = path.stat() if path.is_file() else None
+            return self.kind, str(path), stat and (stat.st_size, stat.st_mtime_ns), self.change
+        return self.kind, str(self.source) if isinstance(self.source, str) else _hash(canonical_bytes(self.source)), self.change
+
+
+def _hash(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+def canonical_bytes(value: Any) -> bytes:
+    """What a medium is told apart by, whatever it came as."""
+    if isinstance(value, Tensor):
+        return value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if value.numel() else b""
+    if isinstance(value, dict):
+        return canonical_bytes(value.get("bytes") or str(value.get("path")).encode())
+    if isinstance(value, (list, tuple)):
+        return b"".join(canonical_bytes(part) for part in value)
+    return bytes(value) if isinstance(value, (bytes, bytearray, memoryview)) else f"{value.mode} {value.size}".encode() + value.tobytes()

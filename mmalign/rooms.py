@@ -1,8 +1,8 @@
 """The folder is the registry: a room is a package that answers with the public functions of its own files.
 
-``furnish(__name__)`` in a package's ``__init__.py`` makes it a room. The names of a room are the public top-level functions and
-classes of its files and sub-folders (only those in ``__all__`` where a file has one), read with ``ast`` and imported when they are
-asked for. So a method or a reward is added by adding one file, and ``import mmalign`` loads nothing.
+``furnish(__name__)`` in a package's ``__init__.py`` makes it a room. A file of a room, or of one of its sub-folders, offers the function
+or class of its own name, or what its ``__all__`` lists; names are read with ``ast`` and imported when they are asked for. So a method
+or a reward is added by adding one file, what a file keeps for its neighbours stays out, and ``import mmalign`` loads nothing.
 
 A file and its function may share one name (``rewards/jpeg.py`` defines ``jpeg``). Python would bind the submodule over the function
 as soon as somebody imports the file; a room keeps the function, and ``from mmalign.rewards.jpeg import jpeg`` works as ever.
@@ -174,11 +174,9 @@ def _files(room: str) -> Iterator[tuple[str, Path]]:
 
 def _read(module: str, path: Path) -> Iterator[Entry]:
     tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
-    listed = _listed(tree)
+    offered = _listed(tree) or {path.parent.name if path.stem == "__init__" else path.stem}
     for node in tree.body:
-        if not isinstance(node, (ast.FunctionDef, ast.ClassDef)):
-            continue
-        if node.name not in listed if listed is not None else node.name.startswith("_"):
+        if not isinstance(node, (ast.FunctionDef, ast.ClassDef)) or node.name not in offered:
             continue
         own = ast.get_docstring(node) or ""
         meaning = own.strip().split("\n")[0]

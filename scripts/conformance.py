@@ -49,21 +49,22 @@ def classes() -> list[str]:
 
 def prompts(name: str) -> list[str]:
     """Two prompts that a class takes."""
-    from mmalign.policies import twin_pipelines
+    from mmalign.policies.twins import pipeline_facts
 
-    return list(twin_pipelines.PROMPTS.get(name, WORDS))
+    return list(pipeline_facts.PROMPTS.get(name, WORDS))
 
 
 def check(name: str) -> dict[str, Any]:
     """What one class can do. Keys: rows (in one call), replay, gradient, probe, lora (a number or a reason), seconds."""
-    from mmalign.policies import twins, unfit
     from mmalign.policies.diffusers import diffusers as make
+    from mmalign.policies.pipelines import unfit
+    from mmalign.policies.twins import pipelines
 
     if unfit.reason(name):
         return {"name": name, "unfit": unfit.reason(name)}
     began, row = time.process_time(), {"name": name}
-    pipe = twins.twin(name)
-    call = twins.call_arguments(pipe)
+    pipe = pipelines.twin(name)
+    call = pipelines.call_arguments(pipe)
     policy, words = make(pipe, num_inference_steps=4, call=call, device="cpu"), prompts(name)
     try:
         rollout = policy.sample(words, 1, torch.Generator().manual_seed(0))
@@ -157,10 +158,12 @@ def own(pipe: Any, call: dict[str, Any], rows: int) -> float:
 
 def lora(name: str, call: dict[str, Any], rows: int, targets: Any = None) -> float:
     """The norm of the adapter's gradient, with targets as they are by default."""
-    from mmalign.policies import twins
     from mmalign.policies.diffusers import diffusers as make
+    from mmalign.policies.twins import pipelines
 
-    policy = make(twins.twin(name), num_inference_steps=4, call=call, lora={"rank": 2, "targets": targets}, device="cpu", rows_at_once=rows)
+    policy = make(
+        pipelines.twin(name), num_inference_steps=4, call=call, lora={"rank": 2, "targets": targets}, device="cpu", rows_at_once=rows
+    )
     rollout = policy.sample(prompts(name), 1, torch.Generator().manual_seed(0))
     policy.steps(rollout, torch.arange(2), columns=torch.nonzero(rollout.private["random"]).flatten()[:1]).log_probs.sum().backward()
     return max(float(p.grad.norm()) for p in policy.parameters().values() if p.grad is not None)
@@ -231,7 +234,7 @@ def cell(row: dict[str, Any], key: str) -> str:
 
 def page(rows: list[dict[str, Any]], version: str) -> str:
     """The table, and a line for each pipeline that is missing from it or lacks something."""
-    from mmalign.policies import unfit
+    from mmalign.policies.pipelines import unfit
 
     good = [row for row in rows if "replay" in row]
     exact = [row for row in good if row["replay"] == 0.0]

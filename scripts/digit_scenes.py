@@ -21,8 +21,8 @@ from typing import Any
 import torch
 
 import mmalign as mm
+from mmalign.commands._trained import trained
 from mmalign.config import build_part, load
-from mmalign.recipes._trained import trained
 from mmalign.worlds.digit_scenes.judges import truth_of
 from mmalign.worlds.digit_scenes.scenes import named
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mmalign.dialects import explanation
-from mmalign.policies.heads import HEADS
+from mmalign.policies.language.heads import HEADS
 from mmalign.rooms import find, index
 from mmalign.types import Method
 

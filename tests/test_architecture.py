@@ -15,7 +15,6 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 NAMES = [str(file.relative_to(PACKAGE)) for file in FILES]
 
 # folder or file of mmalign -> what of mmalign it may import, besides itself and rooms.py
-EVERYTHING = {"*"}
 ARROWS: dict[str, set[str]] = {
     "__init__": set(),
     "rooms": {"types"},
@@ -24,22 +23,52 @@ ARROWS: dict[str, set[str]] = {
     "dialects": {"types"},
     "types": set(),
     "records": set(),
+    "files": {"types"},
     "media": {"types", "fetching"},
     "fetching": {"types"},
+    "conversations": {"types", "media"},
     "objectives": {"types"},
     "samplers": {"types"},
     "methods": {"types", "objectives", "samplers"},
-    "policies": {"types", "samplers", "media"},
-    "rewards": {"types", "config", "media"},
-    "data": {"types", "records", "config", "media"},
+    "policies": {"types", "samplers", "media", "conversations", "files"},
+    "serving": {"types"},
+    "combinations": {"types", "files", "conversations"},
+    "rewards": {"types", "config", "media", "conversations", "files", "serving", "combinations"},
+    "data": {"types", "records", "config", "media", "conversations"},
     "worlds": {"types", "records", "samplers", "policies", "evaluation", "config"},  # config.resource: the files that come with mmalign
     "guidance": {"types", "samplers", "policies"},
     "evaluation": {"types", "media"},
-    "runtime": {"types"},
-    "report": {"types", "runtime"},
-    "recipes": EVERYTHING,
-    "cli": EVERYTHING,
+    "runs": {"types", "files", "conversations"},
+    "training": {"types", "files", "conversations", "runs"},
+    "report": {"types", "files", "runs"},
+    "recipes": {"types", "records", "samplers", "objectives", "data", "training", "report"},
+    "commands": {"*"},
+    "cli": {"*"},
     "__main__": {"cli"},
+}
+# folder or file inside of one of those -> what beside it, of the same room, it may import; a row "*" is for all that have none
+INSIDE: dict[str, dict[str, set[str]]] = {
+    "objectives": {
+        "*": {"parts", "ratios"},
+        "parts": set(),
+        "feedback": {"parts"},
+        "terms": {"parts", "links", "ratios", "scores", "state", "sentences"},
+        "sentences": {"parts", "links", "ratios", "scores", "state", "feedback", "penalties", "surrogates", "weights"},
+        "state": set(),
+    },
+    "policies": {
+        "parameters": set(),
+        "adapters": set(),
+        "pipelines": {"parameters"},
+        "language": {"parameters", "adapters"},
+        "diffusers": {"parameters", "pipelines"},
+        "forward": {"diffusers", "pipelines"},
+        "transformers": {"parameters", "language"},
+        "twins": {"pipelines"},
+        "exports": {"adapters", "pipelines", "language", "diffusers", "transformers"},
+        "inspecting": {"parameters", "pipelines", "diffusers", "twins"},
+    },
+    "rewards": {"*": {"_shared", "_models"}, "_shared": set(), "_models": {"_shared"}, "videos": {"_shared", "_models", "pictures"}},
 }
 MODELS = {"diffusers", "transformers"}
 MODELS_ARE_KNOWN_TO = {"policies", "guidance", "rewards", "worlds"}
@@ -57,8 +86,9 @@ HEAVY = {
     "tensorboard",
 }
 # these define subclasses of classes of diffusers and transformers, and nothing imports them before they are wanted
-MAY_BE_HEAVY = {"worlds/digits/model.py", "worlds/digits/pipeline.py", "guidance/_adapter_guidance.py", "policies/caches.py"}
+MAY_BE_HEAVY = {"worlds/digits/model.py", "worlds/digits/pipeline.py", "guidance/_adapter_guidance.py", "policies/language/caches.py"}
 LIGHT = {"__init__", "__main__", "rooms", "signatures", "dialects", "config", "cli"}  # torch and numpy are heavy there
+MAX_ENTRIES = 12  # of a room whose walls are held inside, too
 MAX_FUNCTION, MAX_FILE = 60, 400  # lines; of a function, those of its body without the docstring
 
 
@@ -84,6 +114,57 @@ def imports(node: ast.AST, name: str) -> Iterator[tuple[int, str]]:
             yield from ((child.lineno, f"{module}.{alias.name}" if module == "mmalign" else module) for alias in child.names)
 
 
+def edges(name: str, source: str | None = None) -> set[str]:
+    """The files of mmalign that a file imports, those inside functions included, but for what only a type checker reads."""
+    found = set()
+    module = ast.parse(source) if source is not None else tree(name)
+    for child in ast.walk(without_type_checking(module)):
+        if not isinstance(child, ast.ImportFrom) or not (child.module or "").startswith("mmalign"):
+            continue
+        for alias in child.names:
+            whole = "/".join([*child.module.split(".")[1:], alias.name]) + ".py"
+            home = "/".join(child.module.split(".")[1:]) + ".py" if child.module != "mmalign" else "__init__.py"
+            found.add(whole if whole in NAMES else home if home in NAMES else home.removesuffix(".py") + "/__init__.py")
+    return found & {*NAMES} - {name}
+
+
+def circles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """Every set of files that import each other, directly or through others (Tarjan's strongly connected components)."""
+    number: dict[str, int] = {}
+    low: dict[str, int] = {}
+    stack: list[str] = []
+    found: list[list[str]] = []
+
+    def visit(name: str) -> None:
+        number[name] = low[name] = len(number)
+        stack.append(name)
+        for target in sorted(graph.get(name, ())):
+            if target not in number:
+                visit(target)
+                low[name] = min(low[name], low[target])
+            elif target in stack:
+                low[name] = min(low[name], number[target])
+        if low[name] == number[name]:
+            part = stack[stack.index(name) :]
+            del stack[stack.index(name) :]
+            found.extend([sorted(part)] if len(part) > 1 else [])
+
+    for name in graph:
+        if name not in number:
+            visit(name)
+    return found
+
+
+def without_type_checking(module: ast.Module) -> ast.Module:
+    """A file as it runs: without the imports that only a type checker reads."""
+
+    class Running(ast.NodeTransformer):
+        def visit_If(self, node: ast.If) -> ast.AST | None:
+            return None if ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING") else self.generic_visit(node)
+
+    return ast.fix_missing_locations(Running().visit(module))
+
+
 def top_level(module: ast.Module) -> ast.Module:
     """What runs when the file is imported: everything but the bodies of functions and what only a type checker reads."""
 
@@ -92,10 +173,7 @@ def top_level(module: ast.Module) -> ast.Module:
 
         def visit_Lambda(self, node: ast.Lambda) -> None: ...
 
-        def visit_If(self, node: ast.If) -> ast.AST | None:
-            return None if ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING") else self.generic_visit(node)
-
-    return ast.fix_missing_locations(Outside().visit(module))
+    return ast.fix_missing_locations(Outside().visit(without_type_checking(module)))
 
 
 def functions(name: str) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
@@ -109,8 +187,29 @@ def test_import_arrows(name):
     allowed = ARROWS[here] | {here, "rooms", "__version__"}
     inside = ((line, module.split(".")[1]) for line, module in imports(tree(name), name) if module.startswith("mmalign."))
     assert [(line, module) for line, module in inside if module not in allowed and "*" not in allowed] == []
-    if here == "recipes":
-        assert [line for line, module in imports(tree(name), name) if module == "mmalign.cli"] == []
+    if here == "commands":
+        assert [line for line, module in imports(tree(name), name) if module.startswith("mmalign.cli")] == []
+
+
+@pytest.mark.parametrize("room", INSIDE)
+def test_walls_inside_of_a_room(room):
+    odd = []
+    for name in (name for name in NAMES if name.startswith(f"{room}/") and name != f"{room}/__init__.py"):
+        here = name.split("/")[1].removesuffix(".py")
+        allowed = INSIDE[room].get(here, INSIDE[room].get("*", set())) | {here}
+        targets = {target.split("/")[1].removesuffix(".py") for target in edges(name) if target.startswith(f"{room}/")}
+        odd.extend((name, target) for target in sorted(targets - allowed - {"__init__"}))
+    assert odd == []
+
+
+@pytest.mark.parametrize("room", INSIDE)
+def test_a_room_can_be_overseen(room):
+    entries = [path.name for path in (PACKAGE / room).iterdir() if path.name not in ("__init__.py", "__pycache__")]
+    assert len(entries) <= MAX_ENTRIES, f"{room} has {len(entries)} entries: {', '.join(sorted(entries))}"
+
+
+def test_no_circles():
+    assert circles({name: edges(name) for name in NAMES}) == []
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -175,3 +274,13 @@ def test_imports_are_seen_wherever_they_are():
     seen = [module for _, module in imports(ast.parse(code), "worlds/digits/model.py")]
     assert sorted(seen) == ["a.b", "mmalign.rooms", "mmalign.worlds", "mmalign.worlds.digits.x", "np", "torch"]
     assert sorted(module for _, module in imports(top_level(ast.parse(code)), "x.py")) == ["a.b", "mmalign.rooms", "np"]
+
+
+def test_a_circle_is_seen():
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a", "d"}, "d": set()}) == [["a", "b", "c"]]
+    lazy = "def f():\n    from mmalign.policies.transformers import transformers\n"
+    graph = {name: edges(name) for name in NAMES}
+    graph["policies/language/chat.py"] = edges("policies/language/chat.py", lazy)
+    assert ["policies/language/chat.py", "policies/transformers.py"] in [
+        [name for name in circle if name.endswith(("chat.py", "policies/transformers.py"))] for circle in circles(graph)
+    ]

@@ -53,7 +53,7 @@ def _own(run: Path, samples: int | None) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from mmalign.recipes._examined import examined
+    from mmalign.commands._examined import examined
 
     found = examined(run, samples=samples)
     table = Table("", *found, title=str(run), title_justify="left")
@@ -77,7 +77,7 @@ def _suite(
     place = out or _place(name, model, answers, parameters)
     chosen = _built(name, options, annotations, images, server, place).first(limit)
     policy, using = (None, "current") if answers is not None or model is None else _policy(model, parameters)
-    found = find("mmalign.recipes", "evaluate")(policy, chosen, out=place, answers=answers, batch=batch, using=using, who=who)
+    found = find("mmalign.commands", "evaluate")(policy, chosen, out=place, answers=answers, batch=batch, using=using, who=who)
     _print(found, who)
     typer.echo(f"results: {found.path / 'results.json'}")
 
@@ -112,7 +112,7 @@ def _built(name: str, options: list[str], annotations: Path | None, images: Path
 
 def _judge(settings: dict[str, str]) -> Any:
     """A server as a callable: messages -> its words, or None where it gave none."""
-    from mmalign.rewards._server import connect
+    from mmalign.serving.chat import connect
 
     server = connect("judge", settings)
     return lambda messages: server.ask([messages], lambda answer: answer.text, max_tokens=REVIEW)[0]
@@ -125,7 +125,7 @@ def _policy(model: str, parameters: str | None) -> tuple[Any, str]:
 
     for folder in (Path(model), Path("runs") / model):
         if (folder / "config.yaml").is_file():
-            from mmalign.recipes._trained import trained
+            from mmalign.commands._trained import trained
 
             run = trained(folder)
             wanted = parameters or run.best

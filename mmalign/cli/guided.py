@@ -33,7 +33,7 @@ def compare(
 ) -> None:
     """Set guided samplers beside best-of-N at equal cost: a table, a picture, and whether they beat it."""
     with mistakes_as_lines(context):
-        from mmalign.recipes._models import model_of, reward_of, told
+        from mmalign.commands._models import model_of, reward_of, told
         from mmalign.rooms import find
         from mmalign.types import UserError
 
@@ -44,7 +44,7 @@ def compare(
         if not rewards or not prompts:
             raise UserError("compare: takes --reward and --prompt, or a config that has both")
         with found.using:
-            made = find("mmalign.recipes", "compare")(
+            made = find("mmalign.commands", "compare")(
                 found.pipe, rewards, guidance=guidance, prompts=prompts, judge=judged, weights=None if reward else found.weights,
                 call={**found.call, **told(call or [])}, samples=samples, seeds=seeds, out=out, say=typer.echo,
             )  # fmt: skip
@@ -56,10 +56,10 @@ def guided(
     model: str, *, reward: list[str], guidance: str | None, prompt: list[str], count: int, seed: int, call: list[str], out: Path | None
 ) -> str:
     """What ``mmalign sample`` does where it is given a reward or a guidance; a line for the end."""
-    from mmalign.recipes._models import told
+    from mmalign.commands._models import told
     from mmalign.rooms import find
 
-    made: Any = find("mmalign.recipes", "guided_sample")(
+    made: Any = find("mmalign.commands", "guided_sample")(
         model, reward=_rewards(reward) or None, guidance=guidance, prompts=prompt or None, count=count, seed=seed, call=told(call),
         out=out or Path("sampled.png"),
     )  # fmt: skip
@@ -68,6 +68,6 @@ def guided(
 
 
 def _rewards(words: list[str]) -> dict[str, Any]:
-    from mmalign.recipes._models import reward_of
+    from mmalign.commands._models import reward_of
 
     return {word: reward_of(word) for word in words}

@@ -37,10 +37,10 @@ def inspect_model(
 
 
 def _inspected(model: str, words: list[str], dtype: str | None) -> Any:
+    from mmalign.commands._models import told
     from mmalign.config import build_part
-    from mmalign.policies.inspection import inspection
-    from mmalign.policies.starting import Opened, opened
-    from mmalign.recipes._models import told
+    from mmalign.policies.inspecting.inspection import inspection
+    from mmalign.policies.inspecting.starting import Opened, opened
     from mmalign.rooms import index
 
     call = told(words)

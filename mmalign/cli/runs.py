@@ -80,7 +80,7 @@ def rehearse(
             for note in phase.notes:
                 typer.echo(f"{'':19}{note}")
 
-        phases = find("mmalign.recipes", "rehearse")(load(config, overrides or []), kind=kind, keep=keep, say=say)
+        phases = find("mmalign.commands", "rehearse")(load(config, overrides or []), kind=kind, keep=keep, say=say)
         seconds = sum(phase.seconds for phase in phases)
         if phases[-1].failed:
             typer.echo(f"{config}: failed at {phases[-1].name}: {phases[-1].what}", err=True)
@@ -111,7 +111,7 @@ def sample(
             typer.echo(guided(run, count=count, seed=seed, out=out, **told))
             return
         folder = run_folder(run)
-        made = find("mmalign.recipes", "sample")(folder, prompts=prompt or None, count=count, seed=seed, out=out)
+        made = find("mmalign.commands", "sample")(folder, prompts=prompt or None, count=count, seed=seed, out=out)
         typer.echo(f"samples: {made}")
 
 
@@ -126,7 +126,7 @@ def export(
     with mistakes_as_lines(context):
         from mmalign.rooms import find
 
-        made = find("mmalign.recipes", "export")(run_folder(run), out=out, parameters=parameters)
+        made = find("mmalign.commands", "export")(run_folder(run), out=out, parameters=parameters)
         typer.echo(f"export: {made.path} (parameters: {made.parameters}; forms: {', '.join(made.forms)})")
         if "diffusers" not in made.forms and "peft" in made.forms:
             typer.echo(

@@ -16,8 +16,6 @@ from mmalign.data.stored import PASS
 from mmalign.records import Pair, Record, Records, Thumb
 from mmalign.types import UserError
 
-__all__ = ["corrupted"]
-
 Way = Literal["swap", "add", "attribute", "number", "shorten"]
 WAYS: tuple[Way, ...] = ("swap", "add", "attribute", "number", "shorten")
 PATIENCE = 1000  # records in a row in which nothing can be changed, after which there is nothing to learn from

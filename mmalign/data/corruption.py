@@ -12,8 +12,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import permutations
 
-__all__: list[str] = []  # nothing here is looked up by name
-
 Table = Mapping[str, Sequence[str]]
 """A word or phrase -> what may stand in its place (attributes), or what is often seen beside it (objects)."""
 

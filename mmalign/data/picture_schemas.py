@@ -17,8 +17,6 @@ from mmalign.media import Broken
 from mmalign.records import Pair
 from mmalign.types import UserError
 
-__all__: list[str] = []  # nothing here is looked up by name
-
 COLUMNS = (
     "prompt", "chosen", "rejected", "strength", "score_chosen", "score_rejected", "id", "annotator", "image", "images", "video", "videos",
 )  # fmt: skip

@@ -7,8 +7,6 @@ from pathlib import Path
 
 from mmalign.types import UserError
 
-__all__ = ["prompts"]
-
 
 def prompts(path: str, *, key: str = "prompt", limit: int | None = None) -> list[str]:
     """Prompts of a file: ``.txt``, one to a line, empty lines left out; or ``.jsonl``, under ``key``.

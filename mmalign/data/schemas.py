@@ -13,8 +13,6 @@ from typing import Any, NamedTuple
 from mmalign.media import Broken
 from mmalign.types import UserError
 
-__all__: list[str] = []  # nothing here is looked up by name
-
 Row = Mapping[str, Any]
 
 

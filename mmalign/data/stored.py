@@ -11,8 +11,6 @@ from mmalign.media import Broken
 from mmalign.records import Record
 from mmalign.types import UserError
 
-__all__: list[str] = []  # nothing here is looked up by name
-
 WITHIN = 4096  # records of one row, at most: a position is a row's number times this, plus the records of the next row that are over
 PASS = WITHIN * 2**40
 

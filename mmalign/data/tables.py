@@ -17,8 +17,6 @@ import torch
 from mmalign.media import Broken
 from mmalign.types import UserError
 
-__all__: list[str] = []  # nothing here is looked up by name
-
 Row = dict[str, Any]
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 

@@ -19,8 +19,6 @@ from mmalign.media import Broken
 from mmalign.records import Pair, Ranking, Thumb
 from mmalign.types import UserError
 
-__all__: list[str] = []  # nothing here is looked up by name
-
 COLUMNS = (
     "prompt", "chosen", "rejected", "strength", "score_chosen", "score_rejected", "completion", "label", "completions", "labels", "scores",
     "ranks", "id", "annotator",

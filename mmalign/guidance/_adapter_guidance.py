@@ -10,8 +10,6 @@ from diffusers.guiders.guider_utils import BaseGuidance, GuiderOutput
 from mmalign.guidance._voices import adapters
 from mmalign.guidance.extrapolation import extrapolate
 
-__all__: list[str] = []  # nothing here is looked up by name
-
 
 class AdapterGuidance(BaseGuidance):  # type: ignore[misc]
     """See ``adapter_guidance``."""

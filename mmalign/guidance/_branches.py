@@ -20,11 +20,9 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from mmalign.guidance._run import Run
 from mmalign.guidance._voices import Clock, answered
-from mmalign.policies.interception import Finished
-from mmalign.policies.scheduler import Moment, Player, clean_and_noise
+from mmalign.policies.pipelines.interception import Finished
+from mmalign.policies.pipelines.scheduler import Moment, Player, clean_and_noise
 from mmalign.types import Prediction, UserError
-
-__all__: list[str] = []  # nothing here is looked up by name
 
 Rule = Callable[[Tensor, Tensor, float], Tensor]
 """(answer to the negative prompt, answer to the prompt, how far the schedule has gone) -> what is to come out."""

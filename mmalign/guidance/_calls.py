@@ -14,8 +14,6 @@ from torch import Tensor
 
 from mmalign.types import UserError
 
-__all__: list[str] = []  # nothing here is looked up by name
-
 COUNTS = ("num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt")  # rows of one prompt
 OWN = {"prompt", "class_labels", "batch_size", "generator", "output_type", "return_dict", *COUNTS}  # what is told anew in each call
 TYPES = ("pil", "np", "pt", "latent")

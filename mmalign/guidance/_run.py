@@ -13,12 +13,10 @@ from torch import Tensor, nn
 
 from mmalign.guidance._calls import Asked, first, seeds_of
 from mmalign.guidance.ledger import Ledger
-from mmalign.policies.calling import Caller
-from mmalign.policies.interception import Place, watched
-from mmalign.policies.scheduler import Moment, Player
+from mmalign.policies.pipelines.calling import Caller
+from mmalign.policies.pipelines.interception import Place, watched
+from mmalign.policies.pipelines.scheduler import Moment, Player
 from mmalign.types import Kernel, Prediction, UserError
-
-__all__: list[str] = []  # nothing here is looked up by name
 
 ALL = 10**9  # steps: through all of them the denoiser stands still
 
@@ -166,7 +164,7 @@ class Run:
 
         Errors: UserError where it makes it there and takes none.
         """
-        from mmalign.policies.interception import Finished
+        from mmalign.policies.pipelines.interception import Finished
 
         found: list[Any] = []
 

@@ -7,8 +7,6 @@ import math
 import torch
 from torch import Tensor
 
-__all__: list[str] = []  # nothing here is looked up by name
-
 
 def shares(log_weights: Tensor) -> Tensor:
     """Weights that sum to 1 in each group, ``[groups, K]``. A constant that is added to a group changes nothing; nothing saturates."""

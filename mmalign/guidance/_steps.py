@@ -8,11 +8,9 @@ import torch
 from torch import Tensor
 
 from mmalign.guidance._run import Filter, Guidance, Run
-from mmalign.policies.scheduler import Moment, Player
+from mmalign.policies.pipelines.scheduler import Moment, Player
 from mmalign.samplers import kernels
 from mmalign.types import Kernel, Level, Prediction, UserError
-
-__all__: list[str] = []  # nothing here is looked up by name
 
 
 class Stepper:

@@ -10,10 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from mmalign.policies.memory import DENOISERS
+from mmalign.policies.pipelines.memory import DENOISERS
 from mmalign.types import UserError
-
-__all__: list[str] = []  # nothing here is looked up by name
 
 Voice = str | nn.Module | Mapping[str, Tensor]
 """Who speaks: ``current`` (the denoiser as it is), ``base`` (its adapters off), the name of an adapter, another model of the same

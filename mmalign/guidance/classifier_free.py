@@ -18,7 +18,7 @@ from mmalign.guidance._branches import Heard, Rule, measured, ruled
 from mmalign.guidance._run import Guidance, Run
 from mmalign.guidance._voices import Voice, check_voice, speaker
 from mmalign.guidance.extrapolation import check_interval, extrapolate
-from mmalign.policies.scheduler import Moment
+from mmalign.policies.pipelines.scheduler import Moment
 from mmalign.types import Prediction, UserError
 
 __all__ = ["apg", "cfg", "cfg_plus_plus", "cfg_zero", "npo"]

@@ -23,7 +23,7 @@ from mmalign.guidance import _smc
 from mmalign.guidance._branches import Heard, measured, tensor_of
 from mmalign.guidance._run import Guidance, Run
 from mmalign.guidance._voices import Voice, answered, blended, check_voice, speaker
-from mmalign.policies.scheduler import Moment
+from mmalign.policies.pipelines.scheduler import Moment
 from mmalign.samplers import kernels
 from mmalign.types import Kernel, Level, Prediction, UserError
 

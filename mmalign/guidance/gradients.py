@@ -33,7 +33,7 @@ from torch import Tensor
 
 from mmalign.guidance._run import Guidance, Run
 from mmalign.guidance.extrapolation import check_interval
-from mmalign.policies.scheduler import Moment
+from mmalign.policies.pipelines.scheduler import Moment
 from mmalign.types import Kernel, Prediction, UserError
 
 __all__ = ["dps", "freedom", "lgd", "mpgd", "nrg", "tfg", "universal"]

@@ -19,13 +19,11 @@ from mmalign.guidance._calls import as_type, asked, fields, first, picked
 from mmalign.guidance._run import Guidance, Made, Run, counted
 from mmalign.guidance._steps import Stepper
 from mmalign.guidance.ledger import Ledger
-from mmalign.policies.interception import graphed
-from mmalign.policies.memory import DENOISERS
-from mmalign.policies.unfit import reason
+from mmalign.policies.pipelines.interception import graphed
+from mmalign.policies.pipelines.memory import DENOISERS
+from mmalign.policies.pipelines.unfit import reason
 from mmalign.rooms import find
 from mmalign.types import UserError
-
-__all__ = ["guide"]
 
 Reward = Callable[..., Any]
 

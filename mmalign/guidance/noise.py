@@ -12,7 +12,7 @@ from torch import Tensor
 from mmalign.guidance._calls import first
 from mmalign.guidance._run import Guidance, Made, Run
 from mmalign.guidance.guide import run_particles
-from mmalign.policies.scheduler import Moment, Player
+from mmalign.policies.pipelines.scheduler import Moment, Player
 from mmalign.samplers import kernels
 from mmalign.types import UserError
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from mmalign.guidance import _smc
 from mmalign.guidance._run import Guidance, Run
-from mmalign.policies.scheduler import Moment
+from mmalign.policies.pipelines.scheduler import Moment
 from mmalign.samplers import kernels
 from mmalign.types import Kernel, Prediction, UserError
 

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 
 from mmalign.types import UserError
 
-__all__ = ["urial"]
-
 SYSTEM = (
     "Below are conversations between a person and an assistant. The assistant answers helpfully, truthfully and politely. It begins"
     " with what was asked, gives its reasons or steps in order, and says so when it does not know. It declines what would do harm,"

@@ -20,11 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmalign.policies import memory, mixing
-from mmalign.policies.calling import GUIDANCE, Caller, load, type_of
-from mmalign.policies.interception import Finished, Place, watched
 from mmalign.policies.parameters import ParameterSets
-from mmalign.policies.scheduler import Moment, Player
+from mmalign.policies.pipelines import memory, mixing
+from mmalign.policies.pipelines.calling import GUIDANCE, Caller, load, type_of
+from mmalign.policies.pipelines.interception import Finished, Place, watched
+from mmalign.policies.pipelines.scheduler import Moment, Player
 from mmalign.samplers import kernels
 from mmalign.samplers.seats import drawn, seats
 from mmalign.samplers.windows import Window, all_but_last

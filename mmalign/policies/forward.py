@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from mmalign.policies.diffusers import DiffusersPolicy
-from mmalign.policies.scheduler import EXPLODING, FLOW, FROM_SIGMAS, PRECONDITIONED, PRESERVING, parametrisation
-from mmalign.policies.unfit import without_probe
+from mmalign.policies.pipelines.scheduler import EXPLODING, FLOW, FROM_SIGMAS, PRECONDITIONED, PRESERVING, parametrisation
+from mmalign.policies.pipelines.unfit import without_probe
 from mmalign.types import Level, Prediction, Rollout, Steps, UserError
 
 __all__ = ["ForwardPolicy", "forward"]

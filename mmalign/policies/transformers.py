@@ -22,25 +22,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmalign.policies import reading
-from mmalign.policies.ablation import Ablation
-from mmalign.policies.blending import blended
-from mmalign.policies.chat import Chat, Row
-from mmalign.policies.contrasts import Others, others
-from mmalign.policies.decoding import Drawing
-from mmalign.policies.drawing import Drawer
-from mmalign.policies.engine import Engine
-from mmalign.policies.fitting import ROUNDING, fit, made_up
-from mmalign.policies.heads import HEADS, MASKS, add_heads, degrees
-from mmalign.policies.loading import checkpoint_layers, context_of, load, never_said, parted, refuse_numbers, stops_of
-from mmalign.policies.members import making
+from mmalign.policies.language import reading
+from mmalign.policies.language.ablation import Ablation
+from mmalign.policies.language.blending import blended
+from mmalign.policies.language.budget import Room, Truncate
+from mmalign.policies.language.chat import Chat, Row
+from mmalign.policies.language.contrasts import Others, others
+from mmalign.policies.language.drawing import Drawer, Drawing
+from mmalign.policies.language.engine import Engine
+from mmalign.policies.language.fitting import ROUNDING, fit, made_up
+from mmalign.policies.language.heads import HEADS, MASKS, add_heads, degrees
+from mmalign.policies.language.loading import checkpoint_layers, context_of, load, never_said, parted, refuse_numbers, stops_of
+from mmalign.policies.language.masking import veils
+from mmalign.policies.language.members import making
+from mmalign.policies.language.prefixes import Sequences
+from mmalign.policies.language.reading import Segments
+from mmalign.policies.language.scoring import Scorer
+from mmalign.policies.language.vision import Prompt, Vision, inputs_of, limits
 from mmalign.policies.parameters import ParameterSets
-from mmalign.policies.prefixes import Sequences
-from mmalign.policies.reading import Segments
-from mmalign.policies.room import Room, Truncate
-from mmalign.policies.scoring import Scorer
-from mmalign.policies.veil import veils
-from mmalign.policies.vision import Prompt, Vision, inputs_of, limits
 from mmalign.samplers.seats import drawn as drawn_by
 from mmalign.samplers.seats import seats
 from mmalign.types import Kind, Rollout, Sampler, Steps, UserError

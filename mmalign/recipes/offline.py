@@ -28,18 +28,17 @@ import torch
 from torch import Tensor
 
 from mmalign.data.pairs import listed
-from mmalign.objectives import comparisons
+from mmalign.objectives.feedback import comparisons
 from mmalign.records import Pair, Ranking, Record, Records, Thumb
 from mmalign.report import build
-from mmalign.runtime import references as stored
-from mmalign.runtime.evaluation import exam
-from mmalign.runtime.journal import Journal, Run
-from mmalign.runtime.learner import Learner, in_units, refuse_mismatch
-from mmalign.runtime.preflight import preflight
-from mmalign.runtime.seeds import stream
+from mmalign.training import references as stored
+from mmalign.training.evaluation import exam
+from mmalign.training.journal import Journal, Run
+from mmalign.training.learner import Learner
+from mmalign.training.preflight import preflight
+from mmalign.training.seeds import stream
+from mmalign.training.units import in_units, refuse_mismatch
 from mmalign.types import Encoder, Feedback, Method, UserError
-
-__all__ = ["offline"]
 
 Rewards = Mapping[str, Callable[..., Any]]
 

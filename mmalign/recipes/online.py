@@ -11,7 +11,7 @@ What differs from the papers, and from well-known code:
 5. A method for pairs gets the best and the worst row of each group, by reward or by the oracle's win rate; a tied group makes no pair.
 6. All randomness of a step comes from generators seeded by (seed, step, attempt), so that a resumed run equals an uninterrupted one.
 7. Nothing is trained before a rollout, scored again, has ratio 1, a reference without KL to itself, and a gradient that arrives
-   (``runtime.preflight``).
+   (``training.preflight``).
 """
 
 from __future__ import annotations
@@ -24,19 +24,18 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from mmalign.objectives import comparisons
+from mmalign.objectives.feedback import comparisons
 from mmalign.report import build
-from mmalign.runtime import references as stored
-from mmalign.runtime.evaluation import exam
-from mmalign.runtime.feedback import feedback
-from mmalign.runtime.journal import Journal, Run
-from mmalign.runtime.learner import Cells, Learner, in_units, refuse_micro_steps, refuse_mismatch, unit_sizes
-from mmalign.runtime.preflight import preflight
-from mmalign.runtime.seeds import stream
 from mmalign.samplers.seats import seats
+from mmalign.training import references as stored
+from mmalign.training.evaluation import exam
+from mmalign.training.feedback import feedback
+from mmalign.training.journal import Journal, Run
+from mmalign.training.learner import Learner
+from mmalign.training.preflight import preflight
+from mmalign.training.seeds import stream
+from mmalign.training.units import Cells, in_units, refuse_micro_steps, refuse_mismatch, unit_sizes
 from mmalign.types import Feedback, Method, Policy, Rollout, Unit, UserError
-
-__all__ = ["online"]
 
 Rewards = Mapping[str, Callable[..., Any]]
 
@@ -93,7 +92,7 @@ def online(
     Args:
         prompts: the training prompts; each step takes ``prompts_per_step`` of them in turn, shuffled anew each pass.
         rewards, reward_weights: name -> reward, and what each counts for in the sum (1 by default).
-        combine: how rewards become one number in place of that sum, of ``rewards/algebra.py`` or ``balancing.py``: ``{use: worst}``.
+        combine: how rewards become one number in place of that sum, of ``combinations/``: ``{use: worst}``.
         oracle: a judge of pairs, ``(outputs, prompts, group) -> [B, B]`` win probabilities (NaN: not compared), for methods that learn
             from those; others get Bradley-Terry's from the rewards.
         name, runs, seed: the run's folder is ``runs/name``; everything random follows from ``seed``.

@@ -13,9 +13,9 @@ def build(run_folder: str | Path) -> Path:
     At any moment of a run: whatever is not there yet is named on the page. Nothing on it is fetched from elsewhere.
     Raises UserError where ``run_folder`` is no folder.
     """
+    from mmalign.files import write_text
     from mmalign.report.page import render
     from mmalign.report.read import read
-    from mmalign.runtime.folder import write_text
 
     run = read(Path(run_folder))
     return write_text(run.path / "report.html", render(run))

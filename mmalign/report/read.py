@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mmalign.runtime import answers
-from mmalign.runtime.folder import read_metrics
+from mmalign.runs import answers
+from mmalign.runs.metrics import read_metrics
 from mmalign.types import UserError
 
 VIDEOS = (".mp4", ".webm", ".gif", ".mov")

@@ -8,12 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmalign.rewards._combining import Combination
-from mmalign.rewards._scorer import Scorer
-from mmalign.rewards.algebra import weighted_sum
+from mmalign.combinations._parts import Combination
+from mmalign.combinations.algebra import weighted_sum
+from mmalign.rewards._shared.scorer import Scorer
 from mmalign.types import UserError
-
-__all__ = ["combined"]
 
 
 def combined(*, rewards: Mapping[str, Callable[..., Any]], combine: Combination | None = None) -> Scorer:

@@ -9,8 +9,6 @@ from torch import Tensor
 
 from mmalign.types import Sampler, UserError
 
-__all__: list[str] = []  # nothing here is looked up by name
-
 
 def seats(group_size: int, samplers: Sequence[Sampler]) -> Tensor:
     """``[G]`` int64: who draws each row of a group, 0 the current policy, k the k-th sampler, in this order.

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from mmalign.types import UserError
 
+__all__ = ["all_but_last", "everything", "first_fraction", "random_window", "sliding_window"]
+
 Window = Callable[[int, int, torch.Generator], Tensor]
 
 

@@ -9,8 +9,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-__all__: list[str] = []  # nothing here is looked up by name
-
 
 def fit(
     live: nn.Module,

@@ -10,10 +10,10 @@ import argparse
 
 import torch
 
+from mmalign.commands.compare import compare
 from mmalign.guidance._smc import effective_size, shares, systematic
 from mmalign.guidance.correction import rlg_log_weight
 from mmalign.guidance.extrapolation import extrapolate
-from mmalign.recipes.compare import compare
 from mmalign.samplers import kernels
 from mmalign.types import Level, Prediction
 from mmalign.worlds import gaussian

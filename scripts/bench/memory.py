@@ -60,7 +60,7 @@ def pipeline(size: str) -> Any:
     """A StableDiffusion3Pipeline of random weights, on the CPU."""
     from diffusers import AutoencoderKL, SD3Transformer2DModel, StableDiffusion3Pipeline
 
-    from mmalign.policies.twins import twin
+    from mmalign.policies.twins.pipelines import twin
 
     layers, heads, dual, side, widths = SIZES[size]
     tiny = twin("StableDiffusion3Pipeline")
@@ -126,7 +126,7 @@ def one(name: str, told: argparse.Namespace) -> dict[str, Any]:
 
     from mmalign.methods import flow_grpo
     from mmalign.policies.diffusers import diffusers
-    from mmalign.runtime.learner import Learner
+    from mmalign.training.learner import Learner
 
     torch.set_num_threads(1 if told.device == "cpu" else torch.get_num_threads())
     option = dict(ROWS[name])

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from mmalign.policies.diffusers import diffusers
-from mmalign.policies.twins import twin
+from mmalign.policies.twins.pipelines import twin
 from mmalign.samplers import kernels
 from mmalign.types import Level
 

@@ -127,7 +127,7 @@ def data(steps: int) -> tuple[list[list[dict[str, Any]]], list[list[str]]]:
 def ours(case: Case, steps: int, clock: Clock) -> None:
     """mmalign, as its recipes do a step."""
     import mmalign as mm
-    from mmalign.runtime.learner import Learner
+    from mmalign.training.learner import Learner
     from mmalign.types import Feedback
 
     model, processor = made(case)

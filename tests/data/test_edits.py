@@ -81,13 +81,13 @@ def test_an_editing_model_sees_the_image_of_each_prompt_at_every_turn():
     import torch
 
     import mmalign as mm
-    from mmalign.policies import twins
+    from mmalign.policies.twins import pipelines
 
     path = str(resource("assets/edits/edits.jsonl"))
     asked = mm.data.prompts(path, limit=2)
     call = {"height": 32, "width": 32, "max_area": 32 * 32, "_auto_resize": False}
     policy = mm.policies.diffusers(
-        twins.twin("FluxKontextPipeline"), num_inference_steps=2, device="cpu", call=call, conditions=source_images(path, size=32)
+        pipelines.twin("FluxKontextPipeline"), num_inference_steps=2, device="cpu", call=call, conditions=source_images(path, size=32)
     )
     outputs = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     given = mm.policies.forward(policy).encode(asked, outputs, torch.arange(2), torch.Generator().manual_seed(0))

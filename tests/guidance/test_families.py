@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import mmalign as mm
-from mmalign.policies import twins
+from mmalign.policies.twins import pipelines
 
 IMAGES = (
     "StableDiffusionPipeline", "StableDiffusionXLPipeline", "StableDiffusion3Pipeline", "FluxPipeline", "QwenImagePipeline",
@@ -26,8 +26,8 @@ def brightness(outputs, prompts, **columns):
 
 @pytest.mark.parametrize(("number", "name"), enumerate(IMAGES + VIDEOS))
 def test_a_family_in_three_lines(number, name):
-    pipe = twins.twin(name)
-    call = {**twins.call_arguments(pipe), "num_inference_steps": 3}
+    pipe = pipelines.twin(name)
+    call = {**pipelines.call_arguments(pipe), "num_inference_steps": 3}
     kind, scheduler, (guidance, settings) = type(pipe), pipe.scheduler, WAYS[number % len(WAYS)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -44,8 +44,8 @@ def test_a_family_in_three_lines(number, name):
 @pytest.mark.parametrize("name", ["StableDiffusionPipeline", "StableDiffusion3Pipeline", "WanPipeline", "FluxPipeline"])
 def test_rlg_is_the_base_and_the_aligned_model_to_the_last_bit(name):
     """Adapters off, or at 1, whatever the pipeline's own scheduler, guidance and number of denoisers are."""
-    pipe = twins.twin(name)
-    call = {**twins.call_arguments(pipe), "num_inference_steps": 3, "output_type": "pt"}
+    pipe = pipelines.twin(name)
+    call = {**pipelines.call_arguments(pipe), "num_inference_steps": 3, "output_type": "pt"}
     made = lambda: torch.as_tensor(next(iter(pipe("a red fox", generator=torch.Generator().manual_seed(0), **call).values())))  # noqa: E731
     base = made()
     policy = mm.policies.diffusers(pipe, lora={"rank": 2}, device="cpu")

@@ -8,7 +8,7 @@ from PIL import Image
 import mmalign as mm
 from mmalign.guidance._run import Guidance
 from mmalign.policies.parameters import add_lora
-from mmalign.rewards.jpeg import jpeg
+from mmalign.rewards.pictures.jpeg import jpeg
 from mmalign.types import UserError
 from mmalign.worlds.digits.data import PROMPTS
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import mmalign as mm
-from mmalign.policies import twins
 from mmalign.policies.parameters import add_lora
+from mmalign.policies.twins import pipelines
 from mmalign.types import UserError
 
 
@@ -15,7 +15,7 @@ from mmalign.types import UserError
 def pipe():
     from diffusers.modular_pipelines.stable_diffusion_3.modular_blocks_stable_diffusion_3 import StableDiffusion3AutoBlocks
 
-    parts = twins.twin("StableDiffusion3Pipeline").components
+    parts = pipelines.twin("StableDiffusion3Pipeline").components
     add_lora(parts["transformer"], rank=2)
     with torch.no_grad():
         for name, p in parts["transformer"].named_parameters():

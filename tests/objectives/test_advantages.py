@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from mmalign.objectives import advantages
+from mmalign.objectives.feedback import advantages
 from mmalign.types import UserError
 
 GROUP = torch.tensor([3, 3, 3, 8, 8])

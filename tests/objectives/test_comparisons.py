@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from mmalign.objectives import comparisons
+from mmalign.objectives.feedback import comparisons
 from mmalign.types import Feedback, UserError
 
 NAN = math.nan

@@ -8,7 +8,7 @@ import torch
 from mmalign.methods.policy_gradient.flow_grpo import flow_grpo
 from mmalign.methods.policy_gradient.grpo import grpo
 from mmalign.objectives import ratios, weights
-from mmalign.objectives.compose import policy_gradient
+from mmalign.objectives.sentences.compose import policy_gradient
 from mmalign.objectives.surrogates import Surrogate
 from mmalign.types import Steps, UserError
 from tests.oracles.tables import table

@@ -7,7 +7,7 @@ import torch
 
 from mmalign.methods.policy_gradient.ppo import ppo
 from mmalign.methods.policy_gradient.ppo_max import ppo_max
-from mmalign.objectives.controllers import AdaptiveKL, RunningSpread, Together
+from mmalign.objectives.state.controllers import AdaptiveKL, RunningSpread, Together
 from tests.oracles.tables import table
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mmalign.methods import rpo
-from mmalign.objectives import extras
+from mmalign.objectives.terms import extras
 from mmalign.types import Feedback, Steps, UserError
 
 NAN = float("nan")

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from mmalign.objectives import gates
+from mmalign.objectives.terms import gates
 from mmalign.types import Steps, UserError
 
 

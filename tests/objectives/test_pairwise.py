@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from mmalign.methods import dpo
-from mmalign.objectives import links, pairwise, scores
+from mmalign.objectives import links, scores
+from mmalign.objectives.sentences import pairwise
 from mmalign.types import Feedback, Steps, UserError
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mmalign.methods import dpo, lcpo, power_dl
-from mmalign.objectives.relabelled import weighted_entropy
+from mmalign.objectives.terms.relabelled import weighted_entropy
 from mmalign.types import Feedback, Steps, UserError
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mmalign.objectives import returns
+from mmalign.objectives.feedback import returns
 from mmalign.types import Feedback, UserError
 
 MASK = torch.tensor([[True, True, False, True], [True, False, False, False], [False] * 4])

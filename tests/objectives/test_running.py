@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from mmalign.objectives.running import RunningMean
+from mmalign.objectives.state.running import RunningMean
 
 
 def test_a_mean_of_everything_is_the_mean_whatever_the_batches() -> None:

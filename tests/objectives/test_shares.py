@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from mmalign.objectives import shares
+from mmalign.objectives.terms import shares
 from mmalign.types import Steps, UserError
 
 

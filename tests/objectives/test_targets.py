@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mmalign.objectives import targets
+from mmalign.objectives.terms import targets
 
 
 def number(*values):

@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import torch
 
-from mmalign.objectives import links, transport
-from mmalign.objectives.pairwise import pairwise
+from mmalign.objectives import links
+from mmalign.objectives.sentences.pairwise import pairwise
+from mmalign.objectives.terms import transport
 from mmalign.types import Feedback, Steps
 
 GAP = links.ahead(lambda margin: -margin)  # the cost is minus the margin: each comparison can be read off

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mmalign.methods import triple_po
-from mmalign.objectives import triples
+from mmalign.objectives.sentences import triples
 from mmalign.types import Feedback, UserError
 
 NAN = float("nan")

@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mmalign.objectives import shaping, weights
+from mmalign.objectives import weights
+from mmalign.objectives.feedback import shaping
 from mmalign.types import UserError
 
 MASK = torch.tensor([[True, True, True, False], [False, True, False, False], [False] * 4])

@@ -8,10 +8,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from trl_models import kept_quiet, tokenizer_and_models
 
 import mmalign as mm
 from mmalign.types import Feedback, Steps
+from tests.helpers.trl_models import kept_quiet, tokenizer_and_models
 
 trl = pytest.importorskip("trl", minversion="1.16")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_text import model, tokenizer
 
 import mmalign as mm
 from mmalign.types import UserError
+from tests.helpers.tiny_text import model, tokenizer
 
 NEEDS = frozenset({"contrast:blended"})
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-import tiny_text
 import torch
 
-from mmalign.policies import prefixes
-from mmalign.policies.caches import Joined, equal_groups
+from mmalign.policies.language import prefixes
+from mmalign.policies.language.caches import Joined, equal_groups
+from tests.helpers import tiny_text
 
 
 @pytest.mark.parametrize("which", [[0, 0, 1, 1], [1, 0, 0, 0], [0, 1], [1, 1, 0, 0]])

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-import tiny_text
 import torch
 
-from mmalign.policies.chat import Chat
+from mmalign.policies.language.chat import Chat
 from mmalign.policies.transformers import transformers
 from mmalign.types import UserError
+from tests.helpers import tiny_text
 
 ASK = [{"role": "user", "content": "hi"}]
 TOOLS = [

@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmalign.policies import twin_pipelines, twins, unfit
 from mmalign.policies.diffusers import diffusers
-from mmalign.policies.interception import encoded_once, skipped
+from mmalign.policies.pipelines import unfit
+from mmalign.policies.pipelines.interception import encoded_once, skipped
+from mmalign.policies.twins import pipeline_facts, pipelines
 from mmalign.types import UserError
 
-TABLE = {row["name"]: row for row in json.loads((Path(twins.__file__).parent / "conformance.json").read_text())}
+TABLE = {row["name"]: row for row in json.loads((Path(pipelines.__file__).parent / "conformance.json").read_text())}
 EXACT = sorted(name for name, row in TABLE.items() if row.get("replay") == 0.0)
 FAMILIES = [name for name in EXACT if TABLE[name]["seconds"] < 0.7]  # the others are checked by scripts/conformance.py alone
 
@@ -22,7 +23,7 @@ FAMILIES = [name for name in EXACT if TABLE[name]["seconds"] < 0.7]  # the other
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_family_replays_to_the_last_bit_and_has_a_gradient(name):
     policy = policy_of(name)
-    rollout = sample(policy, twin_pipelines.PROMPTS.get(name, ("a red fox", "two blue birds")))
+    rollout = sample(policy, pipeline_facts.PROMPTS.get(name, ("a red fox", "two blue birds")))
     column = torch.nonzero(rollout.private["random"]).flatten()[-1:]
     steps = policy.steps(rollout, torch.arange(2), columns=column)
     assert float((steps.log_probs.detach() - steps.old).abs().max()) == 0.0
@@ -31,12 +32,12 @@ def test_a_family_replays_to_the_last_bit_and_has_a_gradient(name):
 
 
 def policy_of(name, steps=3, **more):
-    pipe = twins.twin(name)
+    pipe = pipelines.twin(name)
     return diffusers(
         pipe,
         num_inference_steps=steps,
         rows_at_once=TABLE.get(name, {}).get("rows", 2),
-        call={**twins.call_arguments(pipe), **more},
+        call={**pipelines.call_arguments(pipe), **more},
         device="cpu",
     )
 
@@ -168,7 +169,7 @@ def test_what_is_no_policy_says_why():
     with pytest.raises(UserError, match="discrete tokens"):
         diffusers(_Named("AmusedPipeline"))
     with pytest.raises(UserError, match="no pipeline class"):
-        twins.twin("StableConfusionPipeline")
+        pipelines.twin("StableConfusionPipeline")
 
 
 def test_each_line_of_the_table_of_exceptions_names_a_pipeline():

@@ -8,8 +8,8 @@ import diffusers as diffusers_package
 import pytest
 import torch
 
-from mmalign.policies import twins
 from mmalign.policies.diffusers import diffusers
+from mmalign.policies.twins import pipelines
 from mmalign.samplers import kernels
 from mmalign.samplers.windows import everything, random_window
 from mmalign.types import Level, UserError
@@ -37,7 +37,7 @@ ALL = frozenset({"old", "refs", "kls", "std", "dt"})
 
 
 def shaken(pipe):
-    twins.shake_parameters(pipe, 0.05)
+    pipelines.shake_parameters(pipe, 0.05)
     return pipe
 
 
@@ -50,12 +50,12 @@ def pipeline_of(name):
             torch.manual_seed(0)
             return shaken(untrained(kind))
     plan = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
-    return twins.twin(kind, scheduler=getattr(diffusers_package, scheduler)(**plan) if scheduler else None)
+    return pipelines.twin(kind, scheduler=getattr(diffusers_package, scheduler)(**plan) if scheduler else None)
 
 
 def make(name, **more):
     pipe, arguments = pipeline_of(name), PIPELINES[name][2]
-    call = {} if name.startswith("digits") else twins.call_arguments(pipe)
+    call = {} if name.startswith("digits") else pipelines.call_arguments(pipe)
     return diffusers(pipe, **{"num_inference_steps": 4, "call": call, **arguments, **more})
 
 
@@ -208,4 +208,4 @@ def test_named_sets_swap_and_come_back():
 )
 def test_what_the_pipeline_does_not_take_is_refused(arguments, message):
     with pytest.raises(UserError, match=message):
-        diffusers(twins.twin("StableDiffusionPipeline"), **arguments)
+        diffusers(pipelines.twin("StableDiffusionPipeline"), **arguments)

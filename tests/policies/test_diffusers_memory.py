@@ -11,9 +11,10 @@ import yaml
 from torch import nn
 from torch.nn import functional as F
 
-from mmalign.policies import memory, twins
 from mmalign.policies.diffusers import DiffusersPolicy, diffusers
-from mmalign.policies.export import export
+from mmalign.policies.exports.pipelines import export
+from mmalign.policies.pipelines import memory
+from mmalign.policies.twins import pipelines
 from mmalign.types import UserError
 
 LORA = {"rank": 2}
@@ -21,8 +22,8 @@ NEEDS = frozenset({"old", "kls"})
 
 
 def make(kind: str = "StableDiffusion3Pipeline", **more: Any) -> DiffusersPolicy:
-    pipe = twins.twin(kind)
-    told = {"num_inference_steps": 3, "call": twins.call_arguments(pipe), "device": "cpu", **more}
+    pipe = pipelines.twin(kind)
+    told = {"num_inference_steps": 3, "call": pipelines.call_arguments(pipe), "device": "cpu", **more}
     policy = diffusers(pipe, **told)
     with torch.no_grad():  # LoRA's B starts at 0: nothing would reach A
         for n, p in enumerate(policy.parameters().values()):
@@ -216,7 +217,7 @@ def test_classes_without_the_ability_are_refused() -> None:
 
 
 def test_what_inspection_suggests_is_taken() -> None:
-    pipe = twins.twin("StableDiffusion3Pipeline")
+    pipe = pipelines.twin("StableDiffusion3Pipeline")
     told = yaml.safe_load("\n".join(option for option, _ in memory.options(pipe)))
     assert list(told) == ["gradient_checkpointing", "offload", "slice_vae", "storage", "compile"]
     assert "text_encoder, text_encoder_2" in dict(memory.options(pipe))["offload: frozen"]

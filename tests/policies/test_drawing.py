@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny_text import model, tokenizer
 
 import mmalign as mm
-from mmalign.policies.decoding import pick
+from mmalign.policies.language.drawing import pick
 from mmalign.samplers.seats import seats
 from mmalign.types import Sampler, UserError
+from tests.helpers.tiny_text import model, tokenizer
 
 MIXTURE = Sampler("mixture", {"current": 0.7, "ref": 0.3}, part=0.25)
 GREEDY = Sampler("greedy", {"current": 1.0}, part=0, greedy=True)

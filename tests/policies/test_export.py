@@ -8,9 +8,10 @@ import pytest
 import torch
 from peft import PeftModel
 
-from mmalign.policies import twins
+from mmalign.policies.adapters import merged
 from mmalign.policies.diffusers import diffusers
-from mmalign.policies.export import export, merged
+from mmalign.policies.exports.pipelines import export
+from mmalign.policies.twins import pipelines
 from mmalign.types import UserError
 
 TWINS = ["StableDiffusionPipeline", "StableDiffusionXLPipeline", "StableDiffusion3Pipeline", "FluxPipeline", "WanPipeline"]
@@ -21,22 +22,22 @@ def base_of(name):
         from mmalign.worlds.digits.base import untrained
 
         pipe = untrained()
-        twins.shake_parameters(pipe, 0.05)
+        pipelines.shake_parameters(pipe, 0.05)
         return pipe
-    pipe = twins.twin(name)
+    pipe = pipelines.twin(name)
     if name == "WanPipeline":
         with torch.random.fork_rng():
             torch.manual_seed(2)
             pipe.register_modules(transformer_2=type(pipe.transformer).from_config(pipe.transformer.config))
         pipe.register_to_config(boundary_ratio=0.5)
-        twins.shake_parameters(pipe, 0.05)
+        pipelines.shake_parameters(pipe, 0.05)
     return pipe
 
 
 def policy_of(name, **more):
     """A policy whose trained parameters are far from where they began."""
     pipe = base_of(name)
-    call = {} if name == "digits" else twins.call_arguments(pipe)
+    call = {} if name == "digits" else pipelines.call_arguments(pipe)
     policy = diffusers(pipe, num_inference_steps=4, call=call, device="cpu", **more)
     rng = torch.Generator().manual_seed(3)
     with torch.no_grad():
@@ -54,7 +55,7 @@ def outputs(pipe, call, seed=5):
 @pytest.mark.parametrize("name", TWINS)
 def test_lora_comes_back_through_load_lora_weights_and_through_peft(name, tmp_path):
     policy = policy_of(name, lora={"rank": 3, "alpha": 12, "targets": ["to_q", "to_k", "to_v", "to_out.0"]})
-    call = twins.call_arguments(policy.pipe)
+    call = pipelines.call_arguments(policy.pipe)
     forms = export(policy, tmp_path / "out", base=lambda: base_of(name))
     assert [form.name for form in forms] == ["diffusers", "peft"]
     live, plain = outputs(policy.pipe, call), outputs(base_of(name), call)
@@ -86,7 +87,7 @@ def test_without_a_loader_lora_is_written_for_peft_and_merged(tmp_path):
 @pytest.mark.parametrize("name", ["digits", "StableDiffusionPipeline", "FluxPipeline"])
 def test_all_weights_come_back_through_from_pretrained(name, tmp_path):
     policy = policy_of(name)
-    call = {} if name == "digits" else twins.call_arguments(policy.pipe)
+    call = {} if name == "digits" else pipelines.call_arguments(policy.pipe)
     (form,) = export(policy, tmp_path / "out", base=lambda: None, prompt="a 3")
     fresh = type(policy.pipe).from_pretrained(tmp_path / "out")
     assert form.name == "full"
@@ -110,7 +111,7 @@ def test_bf16_weights_under_a_float32_adapter(tmp_path):
         return base_of("StableDiffusion3Pipeline").to(torch.bfloat16)
 
     pipe = base()
-    policy = diffusers(pipe, num_inference_steps=2, call=twins.call_arguments(pipe), device="cpu", lora={"rank": 2})
+    policy = diffusers(pipe, num_inference_steps=2, call=pipelines.call_arguments(pipe), device="cpu", lora={"rank": 2})
     with torch.no_grad():
         for p in policy.parameters().values():
             p.add_(0.1)
@@ -138,7 +139,7 @@ def missing(weights):
 def test_weights_that_come_back_different_leave_nothing_behind(spoil, match, tmp_path, monkeypatch):
     from importlib import import_module
 
-    files = import_module("mmalign.policies.export")
+    files = import_module("mmalign.policies.exports.pipelines")
 
     own = files.adapter
     monkeypatch.setattr(files, "adapter", lambda module: (spoil(own(module)[0]), own(module)[1]))
@@ -150,7 +151,7 @@ def test_weights_that_come_back_different_leave_nothing_behind(spoil, match, tmp
 def test_a_lost_alpha_is_found(tmp_path, monkeypatch):
     from importlib import import_module
 
-    files = import_module("mmalign.policies.export")
+    files = import_module("mmalign.policies.exports.pipelines")
 
     own = files.adapter
 
@@ -167,7 +168,7 @@ def test_a_lost_alpha_is_found(tmp_path, monkeypatch):
 
 def test_another_base_is_found_by_what_it_answers(tmp_path):
     def other():
-        return twins.twin("FluxPipeline", seed=1)
+        return pipelines.twin("FluxPipeline", seed=1)
 
     with pytest.raises(UserError, match=r"answers .* apart from the live model, more than 0.0001"):
         export(policy_of("FluxPipeline", lora={"rank": 2}), tmp_path / "out", base=other)

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import mmalign as mm
-from mmalign.policies import twins
 from mmalign.policies.forward import latents, training_schedule
+from mmalign.policies.twins import pipelines
 from mmalign.types import UserError
 
 FAMILIES = (
@@ -22,8 +22,8 @@ def wrapped(pipe, call=None, **settings):
 
 
 def twin(name):
-    pipe = twins.twin(name)
-    call = twins.call_arguments(pipe)
+    pipe = pipelines.twin(name)
+    call = pipelines.call_arguments(pipe)
     call.pop("num_inference_steps", None)
     return pipe, call
 
@@ -159,7 +159,7 @@ def test_under_edm_preconditioning_the_raw_network_is_compared_with_its_own_targ
     """Karras et al. 2022, eq. 8, written out: the target of F is (x_0 - c_skip * x) / c_out."""
     import diffusers
 
-    pipe = twins.twin("StableDiffusionXLPipeline", scheduler=getattr(diffusers, kind)(sigma_data=0.5))
+    pipe = pipelines.twin("StableDiffusionXLPipeline", scheduler=getattr(diffusers, kind)(sigma_data=0.5))
     policy = wrapped(pipe, {"height": 32, "width": 32})
     table = rollout(policy, torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1)), ["a cat", "a cat"])
     seen, forward = [], pipe.unet.forward

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import pytest
-import tiny_text
 import torch
 
 import mmalign as mm
-from mmalign.policies.heads import DEGREES, degrees
+from mmalign.policies.language.heads import DEGREES, degrees
 from mmalign.policies.transformers import transformers
 from mmalign.records import Pair
 from mmalign.types import UserError
+from tests.helpers import tiny_text
 
 
 def make(heads, **more):
@@ -119,7 +119,7 @@ def test_unknown_heads_are_refused():
 
 
 def test_rewards_of_words_arrive_at_the_tokens_that_end_them():
-    from mmalign.runtime.feedback import feedback
+    from mmalign.training.feedback import feedback
 
     policy = make(["value"], max_completion=30)
     rollout = policy.sample(["abc"], 8, torch.Generator().manual_seed(3))

@@ -11,9 +11,9 @@ import yaml
 
 from mmalign import cli
 from mmalign.config import check
-from mmalign.policies import twins
-from mmalign.policies.inspection import inspection, lora_targets
-from mmalign.policies.starting import opened
+from mmalign.policies.inspecting.inspection import inspection, lora_targets
+from mmalign.policies.inspecting.starting import opened
+from mmalign.policies.twins import pipelines
 from mmalign.types import UserError
 
 
@@ -26,14 +26,14 @@ def digits(**call):
     from mmalign.worlds.digits.base import untrained
 
     pipe = untrained()
-    twins.shake_parameters(pipe, 0.05)
+    pipelines.shake_parameters(pipe, 0.05)
     return inspection(pipe, call=call, node={"use": "digits"}, device="cpu")
 
 
 def test_stable_diffusion():
     found = looked_at("StableDiffusionPipeline")
     assert not any(row.failed for row in found.rows)
-    unet = twins.twin("StableDiffusionPipeline").unet
+    unet = pipelines.twin("StableDiffusionPipeline").unet
     assert found["denoisers"] == f"unet (UNet2DConditionModel, {sum(p.numel() for p in unet.parameters()) / 1e3:.3g} k)"
     assert "vae" in found["frozen"] and found["LoRA targets"].startswith("to_q 8, to_k 8, to_v 8, to_out.0 8; others: ")
     assert (found["prediction"], found["path"]) == ("epsilon", "variance preserving (signal² + noise² = 1)")
@@ -62,8 +62,8 @@ def test_the_other_kinds_of_path_and_a_scheduler_that_is_replaced():
     import diffusers
 
     heun = inspection(
-        twins.twin("StableDiffusionPipeline", scheduler=diffusers.HeunDiscreteScheduler()), node="x", device="cpu",
-        stand_ins=twins.call_arguments(twins.twin("StableDiffusionPipeline")),
+        pipelines.twin("StableDiffusionPipeline", scheduler=diffusers.HeunDiscreteScheduler()), node="x", device="cpu",
+        stand_ins=pipelines.call_arguments(pipelines.twin("StableDiffusionPipeline")),
     )  # fmt: skip
     assert heun["scheduler"] == "HeunDiscreteScheduler, replaced by EulerDiscreteScheduler while training"
     assert heun["path"].startswith("variance exploding (signal 1, noise up to ") and "{use: ddim" in heun.start
@@ -92,19 +92,19 @@ def test_only_what_the_user_said_comes_into_the_yaml_and_what_it_cannot_say_is_n
 
 
 def test_what_fails_is_a_row_with_its_reason(monkeypatch):
-    pipe = twins.twin("StableDiffusionPipeline")
+    pipe = pipelines.twin("StableDiffusionPipeline")
 
     def refuses(*args, **kwargs):
         raise RuntimeError("no such\nthing")
 
     monkeypatch.setattr(pipe.unet, "forward", refuses)
-    found = inspection(pipe, stand_ins=twins.call_arguments(pipe), device="cpu")
+    found = inspection(pipe, stand_ins=pipelines.call_arguments(pipe), device="cpu")
     failed = {row.name: row.value for row in found.rows if row.failed}
     assert failed == dict.fromkeys(("path", "guidance", "latent"), "RuntimeError: no such thing") and found["prediction"] == "epsilon"
 
 
 def test_replay_that_differs_and_layers_that_nothing_reaches_are_said(monkeypatch):
-    pipe = twins.twin("StableDiffusionPipeline")
+    pipe = pipelines.twin("StableDiffusionPipeline")
     own, calls = pipe.unet.forward, []
 
     def drifts(sample, *args, **kwargs):
@@ -113,7 +113,7 @@ def test_replay_that_differs_and_layers_that_nothing_reaches_are_said(monkeypatc
 
     monkeypatch.setattr(pipe.unet, "forward", drifts)
     pipe.unet.mid_block.attentions[0].transformer_blocks[0].attn2.to_out[0].register_forward_hook(lambda m, a, out: out.detach())
-    found = inspection(pipe, stand_ins=twins.call_arguments(pipe), device="cpu")
+    found = inspection(pipe, stand_ins=pipelines.call_arguments(pipe), device="cpu")
     assert found["replay"].startswith("not exact: log-probabilities differ by ")
     assert found["gradient"].startswith("reaches ") and not found["gradient"].startswith("reaches 32 of 32")
 
@@ -127,7 +127,7 @@ def test_memory_grows_with_the_picture_and_leaves_the_weights_out():
 
 
 def test_targets_are_counted_by_their_endings():
-    pipe = twins.twin("FluxPipeline")
+    pipe = pipelines.twin("FluxPipeline")
     found, others = lora_targets(pipe)
     linear = sum(isinstance(layer, torch.nn.Linear) for layer in pipe.transformer.modules())
     assert found["to_out.0"] == 1 and found["to_q"] == 2 and sum(found.values()) + sum(others.values()) == linear
@@ -165,7 +165,7 @@ def test_a_pipeline_without_a_denoiser_is_refused():
             return (torch.zeros(1, 3, 8, 8),)
 
     with pytest.raises(UserError, match=r"Nothing .*so there is nothing to train"):
-        inspection(Nothing(twins.build(AutoencoderKL, {})), device="cpu")
+        inspection(Nothing(pipelines.build(AutoencoderKL, {})), device="cpu")
 
 
 def test_the_command_prints_the_table_and_writes_a_yaml_that_checks(tmp_path, monkeypatch, capsys):

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from mmalign.policies.adapters import write_adapter
 from mmalign.policies.parameters import ParameterSets
-from mmalign.policies.saving import write_adapter
 from mmalign.types import UserError
 
 HOMES = [None, torch.device("cpu")]

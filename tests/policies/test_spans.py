@@ -10,9 +10,9 @@ from functools import cache
 import pytest
 import torch
 
-from mmalign.policies import twin_visions
-from mmalign.policies.scoring import batches, picked
+from mmalign.policies.language.scoring import batches, picked
 from mmalign.policies.transformers import transformers
+from mmalign.policies.twins import visions
 from mmalign.types import UserError
 
 FAMILIES = ["Llava", "Qwen2VL", "Idefics3", "InternVL", "LlavaOnevision"]
@@ -20,7 +20,7 @@ FAMILIES = ["Llava", "Qwen2VL", "Idefics3", "InternVL", "LlavaOnevision"]
 
 @cache
 def twin(name):
-    return twin_visions.tiny(f"{name}ForConditionalGeneration")
+    return visions.tiny(f"{name}ForConditionalGeneration")
 
 
 def policy_of(name, **more):
@@ -155,7 +155,7 @@ def test_pixels_are_made_again_and_are_the_same():
 
 
 def test_kept_pixels_are_bounded(monkeypatch):
-    from mmalign.policies import vision
+    from mmalign.policies.language import vision
 
     policy = policy_of("Llava")
     one = 3 * 32 * 32 * 4

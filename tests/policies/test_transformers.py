@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-import tiny_text
 import torch
 
-from mmalign.policies.head import Matrix
+from mmalign.policies.language.logits import Matrix
 from mmalign.policies.transformers import transformers
 from mmalign.types import UserError
+from tests.helpers import tiny_text
 
 CLASSES = [
     "qwen2", "qwen2_sliding", "qwen3", "llama", "mistral", "gemma", "gemma2", "gemma3", "gpt2", "gpt_neox", "cohere", "granite", "phi3",

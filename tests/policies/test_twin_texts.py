@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from mmalign.policies.twin_texts import small, tiny
+from mmalign.policies.twins.texts import small, tiny
 from mmalign.types import UserError
 
 

@@ -7,20 +7,20 @@ from functools import cache
 import pytest
 import torch
 
-from mmalign.policies import twin_visions
-from mmalign.policies.ablation import Ablation
-from mmalign.policies.head import Matrix
-from mmalign.policies.members import members
+from mmalign.policies.language.ablation import Ablation
+from mmalign.policies.language.logits import Matrix
+from mmalign.policies.language.members import members_of
 from mmalign.policies.transformers import transformers
+from mmalign.policies.twins import visions
 from mmalign.types import UserError
 
-CLASSES = [name.removesuffix("ForConditionalGeneration") for name in twin_visions.known()]
+CLASSES = [name.removesuffix("ForConditionalGeneration") for name in visions.known()]
 
 
 @cache
 def twin(name):
     """A twin whose distributions are not flat."""
-    model, processor = twin_visions.tiny(f"{name}ForConditionalGeneration")
+    model, processor = visions.tiny(f"{name}ForConditionalGeneration")
     with torch.random.fork_rng():
         torch.manual_seed(0)
         for p in model.parameters():
@@ -161,7 +161,7 @@ def test_ids_around_and_of_pixels_are_never_said():
 
 @pytest.mark.parametrize("name", CLASSES)
 def test_members_are_found_by_the_models_own_structure(name):
-    found = members(twin(name)[0])
+    found = members_of(twin(name)[0])
     every = [parameter for names in found.values() for parameter in names]
     assert sorted(every) == sorted(parameter for parameter, _ in twin(name)[0].named_parameters())
     assert list(found) == ["vision", "projector", "language"] and "lm_head.weight" in found["language"]
@@ -170,7 +170,7 @@ def test_members_are_found_by_the_models_own_structure(name):
 
 
 def test_what_is_trained_is_said_in_one_line():
-    model, processor = twin_visions.tiny("Qwen2VLForConditionalGeneration")
+    model, processor = visions.tiny("Qwen2VLForConditionalGeneration")
     train = {"vision": "freeze", "projector": "full", "language": {"rank": 4, "targets": ["q_proj", "up_proj"]}}
     policy = transformers(model, processor, train=train, max_completion=4)
     trained = policy.parameters()
@@ -200,7 +200,7 @@ def test_what_is_trained_is_said_in_one_line():
 )
 def test_train_names_what_there_is(train, match):
     with pytest.raises(UserError, match=match):
-        transformers(*twin_visions.tiny("LlavaForConditionalGeneration"), train=train, max_completion=4)
+        transformers(*visions.tiny("LlavaForConditionalGeneration"), train=train, max_completion=4)
 
 
 @pytest.mark.parametrize("how", ["crop", "blank", "noise", "diffuse"])
@@ -253,10 +253,10 @@ def test_hidden_pictures_are_not_seen(name):
 def test_a_saved_model_that_sees_is_the_live_one(train, tmp_path):
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    from mmalign.policies.saving import save
+    from mmalign.policies.exports.language import save
 
-    base = lambda: twin_visions.tiny("Qwen2VLForConditionalGeneration")[0]  # noqa: E731
-    policy = transformers(*twin_visions.tiny("Qwen2VLForConditionalGeneration"), train=train, max_completion=4)
+    base = lambda: visions.tiny("Qwen2VLForConditionalGeneration")[0]  # noqa: E731
+    policy = transformers(*visions.tiny("Qwen2VLForConditionalGeneration"), train=train, max_completion=4)
     with torch.no_grad():
         for p in policy.parameters().values():
             p.add_(0.02 * torch.randn(p.shape, generator=torch.Generator().manual_seed(1)))

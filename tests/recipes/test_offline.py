@@ -119,7 +119,7 @@ def test_mistakes_are_found_before_anything_is_trained(tmp_path, pairs):
 
 
 def test_every_kind_of_record_says_what_a_method_can_read(pairs):
-    from mmalign.objectives import comparisons
+    from mmalign.objectives.feedback import comparisons
     from mmalign.recipes.offline import _rows
 
     one, two = pairs[0]._replace(strength=0.8, scores=(3.0, 1.0)), pairs[1]._replace(strength=math.nan)

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from small_run import LINEAR, arguments, method, online, policy, rows
 
 import mmalign as mm
-from mmalign.runtime import checkpoint
+from mmalign.runs import checkpoint
 from mmalign.samplers import windows
 from mmalign.types import UserError
 from mmalign.worlds import gaussian
+from tests.helpers.small_run import LINEAR, arguments, method, online, policy, rows
 
 
 def equal(a: Any, b: Any) -> bool:

@@ -10,7 +10,7 @@ import torch
 
 import mmalign as mm
 from mmalign.config import resource
-from mmalign.policies import twin_visions
+from mmalign.policies.twins import visions
 from mmalign.recipes.offline import _rows
 
 NEEDS = {
@@ -21,7 +21,7 @@ NEEDS = {
 
 @pytest.fixture(scope="module")
 def policy():
-    return mm.policies.transformers(*twin_visions.tiny("LlavaForConditionalGeneration"), max_completion=64, device="cpu")
+    return mm.policies.transformers(*visions.tiny("LlavaForConditionalGeneration"), max_completion=64, device="cpu")
 
 
 @pytest.fixture(scope="module")

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from small_run import LINEAR, online, policy, rows
 from test_online import equal, kept
 
 import mmalign as mm
 from mmalign.samplers import kernels
 from mmalign.types import Rollout, Sampler, UserError
 from mmalign.worlds import gaussian
+from tests.helpers.small_run import LINEAR, online, policy, rows
 
 GAMES: dict[str, dict[str, Any]] = {
     "xpo": {"beta": 0.5, "alpha": 0.01},

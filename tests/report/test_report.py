@@ -8,12 +8,12 @@ from html.parser import HTMLParser
 
 import pytest
 import torch
-from fake_run import CONFIG, EVALS, make_run
 from PIL import Image
 
 from mmalign.report import build
-from mmalign.runtime import folder
+from mmalign.runs import folder
 from mmalign.types import UserError
+from tests.helpers.fake_run import CONFIG, EVALS, make_run
 
 VOID = {"meta", "link", "img", "input", "br", "hr"}
 

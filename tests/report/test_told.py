@@ -6,14 +6,14 @@ import json
 import re
 
 import pytest
-from fake_run import make_run, make_vlm_run
 from test_report import Page
 
 from mmalign.report import build
 from mmalign.report.honesty import Standing, front
 from mmalign.report.overoptimisation import Point, fell_silent
 from mmalign.report.told import MOST_STEPS, spaced, told
-from mmalign.runtime import answers
+from mmalign.runs import answers
+from tests.helpers.fake_run import make_run, make_vlm_run
 
 
 def page(run):

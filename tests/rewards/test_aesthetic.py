@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_models import PROMPTS, images
 
-from mmalign.rewards.aesthetic import aesthetic
+from mmalign.rewards.pictures.aesthetic import aesthetic
 from mmalign.types import UserError
+from tests.helpers.tiny_models import PROMPTS, images
 
 
 def test_it_is_five_layers_on_the_unit_vector(models):

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mmalign.rewards.by_segment import by_segment
+from mmalign.rewards.texts.by_segment import by_segment
 from mmalign.types import UserError
 
 TEXT = "A cat sat.  Two dogs ran!\n- no 3.5 end"

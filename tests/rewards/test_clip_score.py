@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_models import PROMPTS, images
 
-from mmalign.rewards.clip_score import clip_score
+from mmalign.rewards.pictures.clip_score import clip_score
 from mmalign.types import UserError
+from tests.helpers.tiny_models import PROMPTS, images
 
 
 def test_it_is_the_cosine_of_open_clip(models):

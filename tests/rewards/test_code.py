@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from mmalign.rewards._sandbox import Limits, run
-from mmalign.rewards.code_tests import code_of, code_tests
-from mmalign.rewards.testbench import testbench as bench
+from mmalign.rewards._shared.sandbox import Limits, run
+from mmalign.rewards.texts.code_tests import code_of, code_tests
+from mmalign.rewards.texts.testbench import testbench as bench
 from mmalign.types import UserError
 
 pytestmark = [
@@ -118,10 +118,10 @@ def test_what_it_started_ends_with_it(isolated, tmp_path):
 
 
 def test_an_open_network_is_said(monkeypatch):
-    from mmalign.rewards import _sandbox
+    from mmalign.rewards._shared import sandbox
 
-    whole = _sandbox._one
-    monkeypatch.setattr(_sandbox, "_one", lambda *a: whole(*a)._replace(isolated=False))
+    whole = sandbox._one
+    monkeypatch.setattr(sandbox, "_one", lambda *a: whole(*a)._replace(isolated=False))
     with warnings.catch_warnings(), pytest.warns(UserWarning, match="with the network open"):
         one(GOOD, tests=TESTS[:1])
     with pytest.raises(UserError, match=r"code_tests\.isolate: got must, and this system gives no namespaces"):
@@ -132,9 +132,9 @@ def test_an_open_network_is_said(monkeypatch):
 
 
 def test_a_launcher_that_does_not_start_is_no_score(monkeypatch, tmp_path):
-    from mmalign.rewards import _sandbox
+    from mmalign.rewards._shared import sandbox
 
-    monkeypatch.setattr(_sandbox, "LAUNCH", tmp_path / "nothing.py")
+    monkeypatch.setattr(sandbox, "LAUNCH", tmp_path / "nothing.py")
     with pytest.raises(UserError, match="the process for running code did not start"):
         one(GOOD)
 

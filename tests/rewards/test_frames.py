@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_models import PROMPTS, images, rewards
 
-from mmalign.rewards.frames import frames
+from mmalign.rewards.videos.frames import frames
 from mmalign.types import UserError
+from tests.helpers.tiny_models import PROMPTS, images, rewards
 
 
 def brightness(outputs, prompts, **columns):

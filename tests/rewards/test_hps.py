@@ -6,10 +6,10 @@ import hashlib
 
 import pytest
 import torch
-from tiny_models import MEAN, PROMPTS, STD, images
 
-from mmalign.rewards.hps import hps
+from mmalign.rewards.pictures.hps import hps
 from mmalign.types import UserError
+from tests.helpers.tiny_models import MEAN, PROMPTS, STD, images
 
 
 @pytest.mark.parametrize("antialias", [True, False])

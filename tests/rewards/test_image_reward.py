@@ -6,12 +6,12 @@ import math
 
 import pytest
 import torch
-from tiny_models import PROMPTS, images
 from torch.nn.functional import conv2d, gelu, layer_norm, linear
 
-from mmalign.rewards._pictures import standard
-from mmalign.rewards.image_reward import image_reward
+from mmalign.rewards._shared.pictures import standard
+from mmalign.rewards.pictures.image_reward import image_reward
 from mmalign.types import UserError
+from tests.helpers.tiny_models import PROMPTS, images
 
 
 def reward(models, **changes):

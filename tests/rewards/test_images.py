@@ -6,10 +6,10 @@ import json
 
 import pytest
 import torch
-from tiny_models import GOLDEN, PROMPTS, images, rewards
 
-from mmalign.rewards._pictures import fitted
+from mmalign.rewards._shared.pictures import fitted
 from mmalign.types import UserError
+from tests.helpers.tiny_models import GOLDEN, PROMPTS, images, rewards
 
 NAMES = ["clip_score", "hps", "pickscore", "aesthetic", "image_reward", "hpsv3", "jpeg"]
 LEARNED = NAMES[:-1]

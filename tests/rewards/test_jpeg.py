@@ -6,10 +6,10 @@ import io
 
 import pytest
 import torch
-from tiny_models import PROMPTS, images
 
-from mmalign.rewards.jpeg import jpeg
+from mmalign.rewards.pictures.jpeg import jpeg
 from mmalign.types import UserError
+from tests.helpers.tiny_models import PROMPTS, images
 
 
 @pytest.mark.parametrize("quality", [95, 30])

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from fake_server import FakeServer, likely
 
 import mmalign as mm
 from mmalign.types import UserError
 from mmalign.worlds.text import base
+from tests.helpers.fake_server import FakeServer, likely
 
 LETTERS = "aeiou"
 
@@ -140,7 +140,7 @@ def test_an_oracle_on_a_server_trains(tmp_path):
 
 
 def test_a_config_with_judges_is_rehearsed_without_their_server(tmp_path, monkeypatch):
-    from mmalign.recipes import rehearse
+    from mmalign.commands import rehearse
 
     monkeypatch.chdir(tmp_path)
     server = {"url": "http://127.0.0.1:9/v1", "model": "m"}

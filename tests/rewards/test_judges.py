@@ -9,13 +9,13 @@ import math
 
 import pytest
 import torch
-from fake_server import FakeServer, likely, written
-from tiny_models import images
 
 import mmalign as mm
-from mmalign.rewards._judging import drawn, mass, written_score
-from mmalign.rewards._server import Answer, Unreadable
+from mmalign.rewards.judges._judging import drawn, mass, written_score
+from mmalign.serving.chat import Answer, Unreadable
 from mmalign.types import UserError
+from tests.helpers.fake_server import FakeServer, likely, written
+from tests.helpers.tiny_models import images
 
 
 @pytest.fixture

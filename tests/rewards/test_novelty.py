@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mmalign.rewards.novelty import novelty
+from mmalign.rewards.pictures.novelty import novelty
 from mmalign.types import UserError
 
 

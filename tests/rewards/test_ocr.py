@@ -8,10 +8,10 @@ from types import SimpleNamespace
 import numpy
 import pytest
 import torch
-from tiny_models import images
 
-from mmalign.rewards.ocr import edit_distance, ocr
+from mmalign.rewards.pictures.ocr import edit_distance, ocr
 from mmalign.types import UserError
+from tests.helpers.tiny_models import images
 
 ASKED = ['a sign that says "Open now"', "a sign that says “CLOSED”", "a sign", 'a "cat"']
 

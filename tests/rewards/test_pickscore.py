@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_models import PROMPTS, images
 
-from mmalign.rewards.pickscore import pickscore
+from mmalign.rewards.pictures.pickscore import pickscore
 from mmalign.types import UserError
+from tests.helpers.tiny_models import PROMPTS, images
 
 
 def test_it_is_the_scaled_cosine_of_transformers(models):
@@ -32,7 +32,7 @@ def test_it_is_the_scaled_cosine_of_transformers(models):
 def test_both_kinds_of_answers_of_transformers_are_understood():
     from types import SimpleNamespace
 
-    from mmalign.rewards._clip import _features
+    from mmalign.rewards._models.clip import _features
 
     vectors = torch.rand(2, 3)
     assert _features(vectors) is vectors

@@ -6,11 +6,11 @@ import json
 
 import pytest
 import torch
-from tiny_models import NORMS, PROMPTS, READS, images, videos
 
 import mmalign as mm
-from mmalign.rewards._qwen_head import QwenHead, fitting, merged
+from mmalign.rewards._models.qwen_head import QwenHead, fitting, merged
 from mmalign.types import UserError
+from tests.helpers.tiny_models import NORMS, PROMPTS, READS, images, videos
 
 
 def hpsv3(models, **more):

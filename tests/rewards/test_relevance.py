@@ -7,10 +7,10 @@ import sys
 
 import pytest
 import torch
-from tiny_models import ANSWERS, GOLDEN, PROMPTS, text_rewards
 
 import mmalign as mm
 from mmalign.types import UserError
+from tests.helpers.tiny_models import ANSWERS, GOLDEN, PROMPTS, text_rewards
 
 
 def test_repetition():

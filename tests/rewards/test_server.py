@@ -6,10 +6,10 @@ import json
 import threading
 
 import pytest
-from fake_server import FakeServer, likely, written
 
-from mmalign.rewards._server import Unreadable, connect
+from mmalign.serving.chat import Unreadable, connect
 from mmalign.types import UserError
+from tests.helpers.fake_server import FakeServer, likely, written
 
 TALKS = [[{"role": "user", "content": str(number)}] for number in range(6)]
 

@@ -7,11 +7,11 @@ import math
 
 import pytest
 import torch
-from tiny_models import PROMPTS, images
 
 import mmalign as mm
-from mmalign.rewards.object_counts import Found, clauses, load_detector, standing
+from mmalign.rewards.pictures.object_counts import Found, clauses, load_detector, standing
 from mmalign.types import UserError
+from tests.helpers.tiny_models import PROMPTS, images
 
 # ---- subjects
 
@@ -55,8 +55,8 @@ def test_the_harmonic_mixture_of_subject_and_prompt(models):
 def test_dino_sees_what_dreambooth_s_evaluation_shows_it(models):
     from transformers import ViTModel
 
-    from mmalign.rewards._pictures import fitted
-    from mmalign.rewards.subject_similarity import load_dino
+    from mmalign.rewards._shared.pictures import fitted
+    from mmalign.rewards.pictures.subject_similarity import load_dino
 
     pictures = images(64, 48)
     cut = (fitted(pictures, 37)[..., 2:34, 2:34].clamp(0, 1) - 0.5) / 0.5  # 32 * 256 / 224

@@ -8,10 +8,10 @@ from fractions import Fraction
 
 import pytest
 
-from mmalign.rewards.exact_match import exact_match
-from mmalign.rewards.format import format as form
-from mmalign.rewards.length import length
-from mmalign.rewards.math_answer import given, math_answer
+from mmalign.rewards.texts.exact_match import exact_match
+from mmalign.rewards.texts.format import format as form
+from mmalign.rewards.texts.length import length
+from mmalign.rewards.texts.math_answer import given, math_answer
 from mmalign.types import UserError
 
 

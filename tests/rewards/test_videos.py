@@ -6,17 +6,17 @@ import json
 
 import pytest
 import torch
-from tiny_models import GOLDEN, PROMPTS, videos
 
 import mmalign as mm
 from mmalign.types import UserError
+from tests.helpers.tiny_models import GOLDEN, PROMPTS, videos
 
 NAMES = ["motion", "frame_consistency", "feature_prediction", "video_reward"]
 
 
 @pytest.fixture(scope="module")
 def found(models):
-    from tiny_models import video_rewards
+    from tests.helpers.tiny_models import video_rewards
 
     return video_rewards(models)
 
@@ -69,7 +69,7 @@ def test_motion_is_the_mean_difference_up_to_what_is_wanted():
 
 
 def test_consistency_is_the_mean_of_two_cosines(models):
-    from mmalign.rewards.subject_similarity import load_dino
+    from mmalign.rewards.pictures.subject_similarity import load_dino
 
     see, frames = load_dino("x", str(models / "dino"), "cpu"), videos()[0]
     f = see(frames)

@@ -8,16 +8,16 @@ import math
 
 import pytest
 import torch
-from tiny_models import images
 
-from mmalign.rewards._boxes import Box, boxes_in, json_in, matched, overlaps
-from mmalign.rewards._completions import known_by
-from mmalign.rewards.detection import detection
-from mmalign.rewards.exact_match import exact_match
-from mmalign.rewards.grounded_answer import center_closeness, grounded_answer
-from mmalign.rewards.jigsaw import jigsaw
-from mmalign.rewards.several_points import several_points
+from mmalign.conversations import known_by
+from mmalign.rewards._shared.boxes import Box, boxes_in, json_in, matched, overlaps
+from mmalign.rewards.grounding.detection import detection
+from mmalign.rewards.grounding.grounded_answer import center_closeness, grounded_answer
+from mmalign.rewards.grounding.jigsaw import jigsaw
+from mmalign.rewards.grounding.several_points import several_points
+from mmalign.rewards.texts.exact_match import exact_match
 from mmalign.types import UserError
+from tests.helpers.tiny_models import images
 
 
 def box(*corners, label="cat"):

@@ -14,8 +14,6 @@ from mmalign.evaluation.objects import TOKEN, plurals, read_json
 from mmalign.evaluation.suite import Item, Suite, filled, picture, read_rows
 from mmalign.types import UserError
 
-__all__ = ["amber"]
-
 SELDOM_NOUNS = ("can", "hot", "leave")  # words of the relation file that are mostly something else
 ALIKE = 0.8
 

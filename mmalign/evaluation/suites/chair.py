@@ -12,8 +12,6 @@ from mmalign.evaluation.objects import Pieces, Synonyms, coco_truth, marked, men
 from mmalign.evaluation.suite import Item, Suite, picture, read_rows
 from mmalign.types import UserError
 
-__all__ = ["chair"]
-
 ASK = "Please describe this image in detail."
 
 

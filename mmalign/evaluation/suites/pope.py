@@ -10,8 +10,6 @@ from mmalign.evaluation.intervals import RESAMPLES, Scores
 from mmalign.evaluation.suite import Item, Suite, filled, picture, read_rows
 from mmalign.types import UserError
 
-__all__ = ["pope"]
-
 SPLITS = ("random", "popular", "adversarial")
 FIELDS = ("question_id", "image", "text", "label")
 

@@ -12,8 +12,6 @@ from mmalign.evaluation.preference import length_controlled_win_rate, win_rate
 from mmalign.evaluation.suite import Item, Suite, picture, read_rows
 from mmalign.types import UserError
 
-__all__ = ["refomb"]
-
 FIELDS = ("image_url", "question", "description")
 BETTER = """Two models answered a question about an image. You do not see the image; the description below holds all that is in it. \
 Compare the answers by how much they can be trusted (count what conflicts with the description or is not in it) and by how much they \

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from mmalign.objectives import links, pairwise, scores
+from mmalign.objectives import links, scores
+from mmalign.objectives.sentences import pairwise
 from mmalign.types import Feedback, Method
 
 

@@ -7,7 +7,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from mmalign.objectives import comparisons, gaps, links, scores
+from mmalign.objectives import links, scores
+from mmalign.objectives.feedback import comparisons
+from mmalign.objectives.sentences import gaps
 from mmalign.types import Feedback, Method, Move, Sampler
 
 HALF = Sampler("half", {"half": 1.0})

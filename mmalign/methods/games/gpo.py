@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from mmalign.objectives import comparisons, links, pairwise, scores
-from mmalign.objectives.pairwise import Order, Term
+from mmalign.objectives import links, scores
+from mmalign.objectives.feedback import comparisons
+from mmalign.objectives.sentences import pairwise
+from mmalign.objectives.sentences.pairwise import Order, Term
 from mmalign.types import Feedback, Method, Steps
 
 

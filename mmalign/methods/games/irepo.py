@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mmalign.objectives import links, pairwise, scores
-from mmalign.objectives.pairwise import Order, Term
+from mmalign.objectives import links, scores
+from mmalign.objectives.sentences import pairwise
+from mmalign.objectives.sentences.pairwise import Order, Term
 from mmalign.types import Feedback, Method, Steps, UserError
 
 

@@ -6,8 +6,9 @@ from typing import Literal
 
 import torch
 
-from mmalign.objectives import links, pairwise, scores
+from mmalign.objectives import links, scores
 from mmalign.objectives.parts import Part
+from mmalign.objectives.sentences import pairwise
 from mmalign.types import Method, UserError
 
 

@@ -9,8 +9,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mmalign.objectives import comparisons, ratios, returns, surrogates, weights
-from mmalign.objectives.compose import policy_gradient
+from mmalign.objectives import ratios, surrogates, weights
+from mmalign.objectives.feedback import comparisons, returns
+from mmalign.objectives.sentences.compose import policy_gradient
 from mmalign.types import Feedback, Method, Sampler, UserError
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from functools import partial
 
-from mmalign.objectives import gaps, ratios
+from mmalign.objectives import ratios
+from mmalign.objectives.sentences import gaps
 from mmalign.types import Method
 
 

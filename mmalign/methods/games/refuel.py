@@ -7,8 +7,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from mmalign.objectives import gaps, ratios
+from mmalign.objectives import ratios
 from mmalign.objectives.parts import live
+from mmalign.objectives.sentences import gaps
 from mmalign.types import Method, Steps, UserError
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from mmalign.objectives import pairwise, scores, shares
+from mmalign.objectives import scores
+from mmalign.objectives.sentences import pairwise
+from mmalign.objectives.terms import shares
 from mmalign.types import Method, Steps, UserError
 
 

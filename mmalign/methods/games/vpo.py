@@ -9,8 +9,10 @@ from typing import Literal
 from torch import Tensor
 
 from mmalign.methods.pairs.dpo import dpo
-from mmalign.objectives import comparisons, pairwise, scores
-from mmalign.objectives.explored import explored
+from mmalign.objectives import scores
+from mmalign.objectives.feedback import comparisons
+from mmalign.objectives.sentences import pairwise
+from mmalign.objectives.sentences.explored import explored
 from mmalign.types import Feedback, Method, Sampler, UserError
 
 

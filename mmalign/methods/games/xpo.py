@@ -6,8 +6,9 @@ from dataclasses import replace
 from functools import partial
 
 from mmalign.methods.pairs.dpo import dpo
-from mmalign.objectives import comparisons, scores
-from mmalign.objectives.explored import explored
+from mmalign.objectives import scores
+from mmalign.objectives.feedback import comparisons
+from mmalign.objectives.sentences.explored import explored
 from mmalign.types import Method, Sampler, UserError
 
 

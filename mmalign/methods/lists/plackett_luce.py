@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from mmalign.objectives import scores, weights
-from mmalign.objectives.listwise import Order, lists, log_sum
 from mmalign.objectives.parts import live
+from mmalign.objectives.sentences.listwise import Order, lists, log_sum
 from mmalign.types import Method
 
 

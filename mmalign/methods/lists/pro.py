@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from mmalign.objectives import scores, weights
-from mmalign.objectives.listwise import Order, lists, log_sum
 from mmalign.objectives.parts import live
+from mmalign.objectives.sentences.listwise import Order, lists, log_sum
 from mmalign.types import Method, Steps
 
 

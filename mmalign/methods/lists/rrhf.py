@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from mmalign.objectives import scores, weights
-from mmalign.objectives.listwise import Order, lists
 from mmalign.objectives.parts import live
+from mmalign.objectives.sentences.listwise import Order, lists
 from mmalign.types import Method, Steps
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from mmalign.objectives import divergences, links, pairwise, scores
+from mmalign.objectives import divergences, links, scores
+from mmalign.objectives.sentences import pairwise
 from mmalign.types import Method
 
 

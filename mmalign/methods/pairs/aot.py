@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from mmalign.objectives import links, transport
-from mmalign.objectives.pairwise import DENSITIES, pairwise
+from mmalign.objectives import links
+from mmalign.objectives.sentences.pairwise import DENSITIES, pairwise
+from mmalign.objectives.terms import transport
 from mmalign.types import Method
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from mmalign.objectives import shifted
-from mmalign.objectives.pairwise import ANY, pairwise
+from mmalign.objectives.sentences.pairwise import ANY, pairwise
+from mmalign.objectives.terms import shifted
 from mmalign.types import Method
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from mmalign.objectives import links, pairwise, targets
+from mmalign.objectives import links
+from mmalign.objectives.sentences import pairwise
+from mmalign.objectives.terms import targets
 from mmalign.types import Method
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from mmalign.objectives import extras, links, pairwise, scores
+from mmalign.objectives import links, scores
+from mmalign.objectives.sentences import pairwise
+from mmalign.objectives.terms import extras
 from mmalign.types import Method
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from mmalign.objectives import links, pairwise, scores, shares
+from mmalign.objectives import links, scores
+from mmalign.objectives.sentences import pairwise
+from mmalign.objectives.terms import shares
 from mmalign.types import Method
 
 

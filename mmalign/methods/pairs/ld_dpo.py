@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from mmalign.objectives import links, pairwise, scores, shares
+from mmalign.objectives import links, scores
+from mmalign.objectives.sentences import pairwise
+from mmalign.objectives.terms import shares
 from mmalign.types import Method
 
 

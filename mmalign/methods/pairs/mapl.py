@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from mmalign.objectives import conditioned, links, pairwise, scores
+from mmalign.objectives import links, scores
+from mmalign.objectives.sentences import pairwise
+from mmalign.objectives.terms import conditioned
 from mmalign.types import Method
 
 

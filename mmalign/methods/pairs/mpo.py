@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from mmalign.objectives import extras, links, scores, shifted
-from mmalign.objectives.pairwise import ANY, DENSITIES, compared, pairwise, times
+from mmalign.objectives import links, scores
+from mmalign.objectives.sentences.pairwise import ANY, DENSITIES, compared, pairwise, times
+from mmalign.objectives.terms import extras, shifted
 from mmalign.types import Method
 
 

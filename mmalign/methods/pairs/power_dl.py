@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from mmalign.objectives import extras, links, pairwise, relabelled
+from mmalign.objectives import links
+from mmalign.objectives.sentences import pairwise
+from mmalign.objectives.terms import extras, relabelled
 from mmalign.types import Method, UserError
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from mmalign.objectives import extras, links, pairwise, scores
+from mmalign.objectives import links, scores
+from mmalign.objectives.sentences import pairwise
+from mmalign.objectives.terms import extras
 from mmalign.types import Method
 
 
@@ -23,7 +25,7 @@ def preference_degree(*, beta: float = 0.1, weight: float = 0.1) -> Method:
     alignment loss and a classification of how much key content was taken out; the mean over both rows and the weight are ours. There
     RAKE, which ranks keywords, finds the key content. Here that is the policy's choice, as the degrees and the head are, which gives c
     as the term ``degree``, summed over a row's steps: of language models, ``heads: [degree]``, which takes 0 to 3 quarters of an
-    answer's tokens out, those that the reference expects least first (``policies/heads.py``). ``spo`` is another paper's.
+    answer's tokens out, those that the reference expects least first (``policies/language/heads.py``). ``spo`` is another paper's.
     """
     return pairwise.pairwise(
         pairwise.compared(scores.ratio(), links.ahead(links.named("logistic", beta=beta))),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from mmalign.objectives import links, pairwise, scores
+from mmalign.objectives import links, scores
+from mmalign.objectives.sentences import pairwise
 from mmalign.types import Method
 
 

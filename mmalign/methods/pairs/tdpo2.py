@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from mmalign.objectives import links, pairwise, token_level
+from mmalign.objectives import links
+from mmalign.objectives.sentences import pairwise
+from mmalign.objectives.terms import token_level
 from mmalign.types import Method
 
 

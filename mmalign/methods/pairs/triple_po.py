@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from mmalign.objectives import triples
+from mmalign.objectives.sentences import triples
 from mmalign.types import Method
 
 

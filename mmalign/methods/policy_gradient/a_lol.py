@@ -7,9 +7,10 @@ from typing import Literal
 
 from torch import Tensor
 
-from mmalign.objectives import advantages, ratios, scores, surrogates, weights
-from mmalign.objectives.compose import Gate, policy_gradient
+from mmalign.objectives import ratios, scores, surrogates, weights
+from mmalign.objectives.feedback import advantages
 from mmalign.objectives.parts import bounded_exp
+from mmalign.objectives.sentences.compose import Gate, policy_gradient
 from mmalign.types import Feedback, Method, Steps, UserError
 
 

@@ -8,8 +8,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mmalign.objectives import advantages, gates, ratios, surrogates, weights
-from mmalign.objectives.compose import Gate, policy_gradient
+from mmalign.objectives import ratios, surrogates, weights
+from mmalign.objectives.feedback import advantages
+from mmalign.objectives.sentences.compose import Gate, policy_gradient
+from mmalign.objectives.terms import gates
 from mmalign.types import Method, Steps, UserError
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from functools import partial
 from typing import Literal
 
-from mmalign.objectives import advantages, gates, ratios, surrogates, weights
-from mmalign.objectives.compose import policy_gradient
+from mmalign.objectives import ratios, surrogates, weights
+from mmalign.objectives.feedback import advantages
 from mmalign.objectives.parts import Part
+from mmalign.objectives.sentences.compose import policy_gradient
+from mmalign.objectives.terms import gates
 from mmalign.types import Method
 
 _BOUNDS = {"tv": 0.2, "kl": 0.05}

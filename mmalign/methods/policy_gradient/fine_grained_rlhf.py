@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from mmalign.objectives import actor_critic, returns
+from mmalign.objectives.feedback import returns
 from mmalign.objectives.parts import live
+from mmalign.objectives.sentences import actor_critic
 from mmalign.types import Feedback, Method
 
 

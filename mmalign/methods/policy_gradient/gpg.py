@@ -6,8 +6,9 @@ from typing import Literal
 
 from torch import Tensor
 
-from mmalign.objectives import advantages, ratios, surrogates, weights
-from mmalign.objectives.compose import policy_gradient
+from mmalign.objectives import ratios, surrogates, weights
+from mmalign.objectives.feedback import advantages
+from mmalign.objectives.sentences.compose import policy_gradient
 from mmalign.types import Feedback, Method
 
 

@@ -7,8 +7,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from mmalign.objectives import advantages, penalties, ratios, surrogates, weights
-from mmalign.objectives.compose import policy_gradient
+from mmalign.objectives import penalties, ratios, surrogates, weights
+from mmalign.objectives.feedback import advantages
+from mmalign.objectives.sentences.compose import policy_gradient
 from mmalign.types import Feedback, Method, UserError
 
 

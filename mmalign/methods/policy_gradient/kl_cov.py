@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from mmalign.objectives import advantages, gates, ratios, surrogates, weights
-from mmalign.objectives.compose import Term, policy_gradient
+from mmalign.objectives import ratios, surrogates, weights
+from mmalign.objectives.feedback import advantages
+from mmalign.objectives.sentences.compose import Term, policy_gradient
+from mmalign.objectives.terms import gates
 from mmalign.types import Method, Steps, UserError
 
 

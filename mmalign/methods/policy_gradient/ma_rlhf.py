@@ -7,7 +7,9 @@ from typing import Literal
 
 from torch import Tensor
 
-from mmalign.objectives import actor_critic, controllers, returns
+from mmalign.objectives.feedback import returns
+from mmalign.objectives.sentences import actor_critic
+from mmalign.objectives.state import controllers
 from mmalign.types import Feedback, Method, UserError
 
 

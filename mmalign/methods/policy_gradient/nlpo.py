@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from mmalign.objectives import actor_critic, controllers
+from mmalign.objectives.sentences import actor_critic
+from mmalign.objectives.state import controllers
 from mmalign.types import Method
 
 

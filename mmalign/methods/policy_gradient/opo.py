@@ -6,8 +6,9 @@ from functools import partial
 
 from torch import Tensor
 
-from mmalign.objectives import advantages, ratios, returns, surrogates, weights
-from mmalign.objectives.compose import policy_gradient
+from mmalign.objectives import ratios, surrogates, weights
+from mmalign.objectives.feedback import advantages, returns
+from mmalign.objectives.sentences.compose import policy_gradient
 from mmalign.types import Feedback, Method
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from functools import partial
 from typing import Literal
 
-from mmalign.objectives import gaps, ratios
+from mmalign.objectives import ratios
+from mmalign.objectives.sentences import gaps
 from mmalign.types import Method, UserError
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from mmalign.objectives import actor_critic, advantages, controllers
+from mmalign.objectives.feedback import advantages
+from mmalign.objectives.sentences import actor_critic
+from mmalign.objectives.state import controllers
 from mmalign.types import Method
 
 

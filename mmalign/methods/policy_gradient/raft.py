@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from mmalign.objectives import advantages, gaps, ratios, surrogates, weights
-from mmalign.objectives.compose import policy_gradient
+from mmalign.objectives import ratios, surrogates, weights
+from mmalign.objectives.feedback import advantages
+from mmalign.objectives.sentences import gaps
+from mmalign.objectives.sentences.compose import policy_gradient
 from mmalign.types import Feedback, Method
 
 

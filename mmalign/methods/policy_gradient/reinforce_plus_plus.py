@@ -6,9 +6,12 @@ from functools import partial
 
 from torch import Tensor
 
-from mmalign.objectives import advantages, penalties, ratios, returns, surrogates, weights
-from mmalign.objectives.compose import policy_gradient
+from mmalign.objectives import penalties, ratios, surrogates, weights
+from mmalign.objectives.feedback import advantages, returns
+from mmalign.objectives.sentences.compose import policy_gradient
 from mmalign.types import Feedback, Method
+
+__all__ = ["reinforce_plus_plus", "reinforce_plus_plus_baseline"]
 
 
 def reinforce_plus_plus(

@@ -8,8 +8,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from mmalign.objectives import advantages, comparisons, ratios, returns, surrogates, weights
-from mmalign.objectives.compose import policy_gradient
+from mmalign.objectives import ratios, surrogates, weights
+from mmalign.objectives.feedback import advantages, comparisons, returns
+from mmalign.objectives.sentences.compose import policy_gradient
 from mmalign.types import Feedback, Method, Sampler
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from mmalign.objectives import leagues, scores
+from mmalign.objectives import scores
 from mmalign.objectives.parts import Part
+from mmalign.objectives.sentences import leagues
 from mmalign.types import Method, UserError
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from mmalign.objectives import advantages, gates, penalties, ratios, surrogates, weights
-from mmalign.objectives.compose import policy_gradient
+from mmalign.objectives import penalties, ratios, surrogates, weights
+from mmalign.objectives.feedback import advantages
+from mmalign.objectives.sentences.compose import policy_gradient
+from mmalign.objectives.terms import gates
 from mmalign.types import Method
 
 

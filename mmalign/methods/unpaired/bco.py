@@ -5,8 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional
 
-from mmalign.objectives import rowwise, weights
-from mmalign.objectives.running import RunningMean
+from mmalign.objectives import weights
+from mmalign.objectives.sentences import rowwise
+from mmalign.objectives.state.running import RunningMean
 from mmalign.types import Method, Steps
 
 

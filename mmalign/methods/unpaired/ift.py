@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mmalign.objectives import comparisons, returns, shares, weights
+from mmalign.objectives import weights
+from mmalign.objectives.feedback import comparisons, returns
 from mmalign.objectives.parts import live
+from mmalign.objectives.terms import shares
 from mmalign.types import Feedback, Loss, Method, Steps, UserError
 
 

@@ -6,7 +6,8 @@ from typing import Literal
 
 import torch
 
-from mmalign.objectives import rowwise, weights
+from mmalign.objectives import weights
+from mmalign.objectives.sentences import rowwise
 from mmalign.types import Method
 
 

@@ -111,7 +111,7 @@ def scene_hallucination() -> Callable[..., dict[str, float]]:
 
 
 def scene_marks() -> Callable[..., list[dict[str, Any]]]:
-    """What answers say that is there and that is not, to be shown (``evaluation.mark``, see ``runtime.answers``)."""
+    """What answers say that is there and that is not, to be shown (``evaluation.mark``, see ``runs.answers``)."""
 
     def mark(outputs: Sequence[str], prompts: Sequence[Any], **columns: Any) -> list[dict[str, Any]]:
         found = []

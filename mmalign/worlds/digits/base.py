@@ -16,6 +16,8 @@ from mmalign.types import UserError
 from mmalign.worlds._fitting import fit
 from mmalign.worlds.digits.data import NO_CLASS, real
 
+__all__ = ["digits", "train_base", "untrained"]
+
 Denoiser = Literal["dit", "sd3"]
 
 

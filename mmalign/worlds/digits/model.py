@@ -17,8 +17,6 @@ from torch.utils.checkpoint import checkpoint
 
 from mmalign.worlds.digits.data import NO_CLASS
 
-__all__: list[str] = []  # nothing here is looked up by name
-
 
 def sinusoids(time: Tensor, width: int) -> Tensor:
     """Sinusoidal features ``[B, width]`` of times ``[B]``, frequencies 1 to 1/10000 (Vaswani et al. 2017, section 3.5)."""

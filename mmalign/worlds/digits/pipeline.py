@@ -15,6 +15,8 @@ from mmalign.types import UserError
 from mmalign.worlds.digits import model as _model  # noqa: F401 (from_pretrained only takes classes from modules that are imported)
 from mmalign.worlds.digits.data import classes
 
+__all__ = ["DigitsPipeline"]
+
 
 class DigitsPipeline(DiffusionPipeline):
     """Text to 8x8 grey digits by rectified flow in pixel space (-1..1); no VAE.

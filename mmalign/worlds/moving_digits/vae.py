@@ -10,8 +10,6 @@ from typing import Any
 
 import torch
 
-__all__: list[str] = []
-
 PATCH, LATENT, CHANNELS, LARGE = 8, 16, 36, 6144.0
 
 

@@ -5,7 +5,7 @@ import itertools
 import torch
 
 from mmalign.methods.policy_gradient.clip_cov import clip_cov
-from mmalign.objectives import gates
+from mmalign.objectives.terms import gates
 from tests.oracles.tables import table
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mmalign.objectives import advantages
+from mmalign.objectives.feedback import advantages
 
 REWARDS = torch.tensor([1.0, 4.0, -3.0, 2.0, 5.0, 5.0, float("nan"), 1.0, 1.0]).double()
 GROUP = torch.tensor([0, 0, 0, 0, 1, 1, 1, 2, 2])

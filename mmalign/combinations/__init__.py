@@ -1,0 +1,5 @@
+"""Several rewards as one: combinations, balances and transforms."""
+
+from mmalign.rooms import furnish
+
+furnish(__name__)

@@ -1,0 +1,239 @@
+"""Combinations of rewards that change as training goes; what they have learned is in every checkpoint."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmalign.combinations._parts import Both, Chain, Combination, Rows, chosen, or_missing, table
+from mmalign.types import UserError
+
+__all__ = ["constrained", "fairest", "gradient_weights", "hypervolume_weights"]
+
+Parts = Mapping[str, Tensor]
+
+
+def constrained(
+    *, limits: Mapping[str, float], weights: Mapping[str, float] | None = None, rate: float = 0.05, start: float = 1.0, most: float = 100.0,
+    window: int = 10, transforms: Mapping[str, Any] | None = None,
+) -> Combination:  # fmt: skip
+    """``(sum_k w_k r_k - sum_c lambda_c c) / (1 + sum_c lambda_c)``, each multiplier raised while its cost is above its limit.
+
+    ``log lambda_c <- log lambda_c + rate * lambda_c * (mean cost - limit_c)``, the mean over the last ``window`` rollouts of the known
+    costs; a step of gradient ascent on the Lagrangian in log lambda, before the rollout is scored. At most ``most``.
+
+    Args:
+        limits: name of a cost (a reward that counts harm) -> what its mean may be. weights: of the rewards; all that are no costs, with
+            1, by default. start: of every lambda.
+
+    A row without one of the scores has no reward. Paper: Safe RLHF, https://arxiv.org/abs/2310.12773; with window and normaliser as in
+    align-anything's Safe RLHF-V. Deviations: no delay before the first update. Errors: UserError.
+    """
+    if not limits or rate <= 0 or start <= 0 or most < start or window < 1:
+        raise UserError(
+            f"constrained: got limits={dict(limits)}, rate={rate}, start={start}, most={most}, window={window}, takes one limit or more, "
+            "rate and start above 0, most at least start, window of 1 or more"
+        )
+    held = _Multipliers(limits, rate, start, most, window)
+    chain = Chain("constrained", transforms)
+
+    def of(parts: Parts, rows: Rows) -> Tensor:
+        parts = chain.apply(parts, rows)
+        chosen("constrained", "limits", limits, parts)
+        names = chosen("constrained", "weights", [name for name in parts if name not in limits] if weights is None else weights, parts)
+        total = sum(parts[name] * (1.0 if weights is None else weights[name]) for name in names)
+        price = sum(held.values[name] * parts[name] for name in limits)
+        return (total - price) / (1 + sum(held.values.values()))  # type: ignore[return-value]
+
+    return Combination("constrained", of, Both(chain, held))
+
+
+def fairest(*, of: Sequence[str] | None = None, decay: float = 0.0, transforms: Mapping[str, Any] | None = None) -> Combination:
+    """The reward of the group of people who have the least of it: ``r_u``, u the one with the smallest mean over the rollout.
+
+    ``max_policy min_u E[r_u]``: each rollout is scored for whoever is worst off. of: one reward for each group of people, of one scale.
+    decay: of an average of the means over rollouts, so that the choice does not flicker; 0 for this rollout's alone.
+    Paper: MaxMin-RLHF, https://arxiv.org/abs/2402.08925. Deviations: the groups' rewards come from the user; nothing is clustered.
+    Errors: UserError.
+    """
+    if not 0 <= decay < 1:
+        raise UserError(f"fairest.decay: got {decay}, takes 0 to below 1")
+    held, chain = _Means(of, decay), Chain("fairest", transforms)
+
+    def least(parts: Parts, rows: Rows) -> Tensor:
+        parts = chain.apply(parts, rows)
+        names = chosen("fairest", "of", of, parts)
+        means = {name: held.means[name] if name in held.means else float(parts[name].detach().nanmean()) for name in names}
+        known = [name for name in names if not math.isnan(means[name])]
+        return parts[min(known, key=lambda name: means[name])] if known else parts[names[0]]
+
+    return Combination("fairest", least, Both(chain, held))
+
+
+def gradient_weights(*, weights: Mapping[str, float], rate: float = 0.1, transforms: Mapping[str, Any] | None = None) -> Combination:
+    """``sum_k w_k r_k``, whose weights move to the rewards that help the others: ``w_k <- w_k exp(rate * I_k) / Z``.
+
+    ``I_k = sum_j <g_k, g_j>``, g_k the policy gradient of reward k alone. Here ``<g_k, g_j>`` is the mean over rows of the product of
+    their group-relative advantages, which it is (up to a factor) where the score functions of rows are orthogonal and of one length:
+    no gradient of the model is taken. Weights stay positive and keep their sum.
+
+    Paper: Learning to Optimize Multi-Objective Alignment Through Dynamic Reward Weighting, https://arxiv.org/abs/2509.11452.
+    Deviations: that estimate of the inner products. A row without one of the scores has no reward. Errors: UserError.
+    """
+    if not weights or not all(weight > 0 for weight in weights.values()) or rate <= 0:
+        raise UserError(f"gradient_weights: got weights={dict(weights)}, rate={rate}, takes numbers above 0")
+    held, chain = _MirrorWeights(weights, rate), Chain("gradient_weights", transforms)
+
+    def of(parts: Parts, rows: Rows) -> Tensor:
+        parts = chain.apply(parts, rows)
+        names = chosen("gradient_weights", "weights", weights, parts)
+        return sum(held.values[name] * parts[name] for name in names)  # type: ignore[return-value]
+
+    return Combination("gradient_weights", of, Both(chain, held))
+
+
+def hypervolume_weights(
+    *, weights: Mapping[str, float], worst: Mapping[str, float], strength: float = 1.0, transforms: Mapping[str, Any] | None = None
+) -> Combination:
+    """``(1 + strength * gain) * sum_k w_k r_k``: more for a rollout whose mean rewards push the Pareto front out.
+
+    ``gain``: the volume that the rollout's mean rewards add to what the best rollouts before it dominate, over that volume (1 for the
+    first). worst: name -> the corner that volumes are measured from; what is below it adds nothing. Weights at 0 or above.
+
+    Paper: Learning to Optimize Multi-Objective Alignment Through Dynamic Reward Weighting, https://arxiv.org/abs/2509.11452.
+    Deviations: the front is of training rollouts, not of held-out evaluations, and the gain is relative, so that it has no units.
+    A row without one of the scores has no reward. Errors: UserError.
+    """
+    if not weights or set(weights) != set(worst) or min(weights.values()) < 0 or strength < 0:
+        raise UserError(
+            f"hypervolume_weights: got weights={dict(weights)}, worst={dict(worst)}, takes a corner for every weight of 0 or more"
+        )
+    held, chain = _Front(worst), Chain("hypervolume_weights", transforms)
+
+    def of(parts: Parts, rows: Rows) -> Tensor:
+        parts = chain.apply(parts, rows)
+        names = chosen("hypervolume_weights", "weights", weights, parts)
+        scores, known = table(parts, names)
+        total = (scores.new_tensor([weights[name] for name in names])[:, None] * scores).sum(0)
+        return or_missing((1 + strength * held.gain) * total, known.all(0))
+
+    return Combination("hypervolume_weights", of, Both(chain, held))
+
+
+def hypervolume(points: Sequence[Sequence[float]], corner: Sequence[float]) -> float:
+    """The volume between ``corner`` and what the points dominate (larger is better), exact, by slices along the last axis."""
+    inside = [tuple(point) for point in points if all(value > low for value, low in zip(point, corner, strict=True))]
+    if not inside:
+        return 0.0
+    if len(corner) == 1:
+        return max(point[0] for point in inside) - corner[0]
+    levels, volume = sorted({point[-1] for point in inside}, reverse=True), 0.0
+    for number, level in enumerate(levels):
+        below = levels[number + 1] if number + 1 < len(levels) else corner[-1]
+        volume += (level - below) * hypervolume([point[:-1] for point in inside if point[-1] >= level], corner[:-1])
+    return volume
+
+
+class _Multipliers:
+    """Lagrange multipliers and the costs of the last rollouts."""
+
+    def __init__(self, limits: Mapping[str, float], rate: float, start: float, most: float, window: int):
+        self.limits, self.rate, self.most, self.window = limits, rate, most, window
+        self.values = dict.fromkeys(limits, start)
+        self.costs: dict[str, list[float]] = {name: [] for name in limits}
+
+    def learn(self, parts: Parts, rows: Rows) -> None:
+        chosen("constrained", "limits", self.limits, parts)
+        for name, limit in self.limits.items():
+            mean = float(parts[name].nanmean())
+            if math.isnan(mean):
+                continue
+            self.costs[name] = [*self.costs[name], mean][-self.window :]
+            over = sum(self.costs[name]) / len(self.costs[name]) - limit
+            step = self.rate * self.values[name] * over
+            self.values[name] = min(self.most, self.values[name] * math.exp(max(-50.0, min(50.0, step))))
+
+    def dump(self) -> dict[str, Any]:
+        return {"values": self.values, "costs": self.costs}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        self.values, self.costs = dict(state["values"]), {name: list(costs) for name, costs in state["costs"].items()}
+
+
+class _Means:
+    """The mean of each reward over rollouts, averaged exponentially."""
+
+    def __init__(self, names: Sequence[str] | None, decay: float):
+        self.names, self.decay = names, decay
+        self.means: dict[str, float] = {}
+
+    def learn(self, parts: Parts, rows: Rows) -> None:
+        for name in self.names or parts:
+            mean = float(parts[name].nanmean()) if name in parts else math.nan
+            if not math.isnan(mean):
+                before = self.means.get(name, mean)
+                self.means[name] = self.decay * before + (1 - self.decay) * mean
+
+    def dump(self) -> dict[str, Any]:
+        return {"means": self.means}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        self.means = dict(state["means"])
+
+
+class _MirrorWeights:
+    """Weights under mirror descent."""
+
+    def __init__(self, weights: Mapping[str, float], rate: float):
+        self.values, self.rate, self.total = dict(weights), rate, sum(weights.values())
+
+    def learn(self, parts: Parts, rows: Rows) -> None:
+        names = chosen("gradient_weights", "weights", self.values, parts)
+        scores, known = table(parts, names)
+        scores, group = scores[:, known.all(0)], rows.group[known.all(0)]
+        if not scores.shape[1]:
+            return
+        same = (group[:, None] == group[None, :]).double()
+        advantages = scores - scores @ same / same.sum(1)
+        gram = advantages @ advantages.T / scores.shape[1]
+        logs = torch.tensor([math.log(self.values[name]) for name in names], dtype=torch.float64) + self.rate * gram.sum(1)
+        moved = logs.softmax(0) * self.total
+        self.values = dict(zip(names, moved.clamp(min=1e-12).tolist(), strict=True))
+
+    def dump(self) -> dict[str, Any]:
+        return {"values": self.values}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        self.values = dict(state["values"])
+
+
+class _Front:
+    """The Pareto front of rollouts' mean rewards, and what the last of them added to it."""
+
+    def __init__(self, corner: Mapping[str, float]):
+        self.corner = corner
+        self.points: list[list[float]] = []
+        self.gain = 0.0
+
+    def learn(self, parts: Parts, rows: Rows) -> None:
+        names = chosen("hypervolume_weights", "weights", self.corner, parts)
+        point = [float(parts[name].nanmean()) for name in names]
+        self.gain = 0.0
+        if any(math.isnan(value) for value in point):
+            return
+        corner = list(self.corner.values())
+        before, after = hypervolume(self.points, corner), hypervolume([*self.points, point], corner)
+        self.gain = (after - before) / before if before > 0 else float(after > 0)
+        if after > before:
+            beaten = [old for old in self.points if all(new >= value for new, value in zip(point, old, strict=True))]
+            self.points = [old for old in self.points if old not in beaten] + [point]
+
+    def dump(self) -> dict[str, Any]:
+        return {"points": self.points, "gain": self.gain}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        self.points, self.gain = [list(point) for point in state["points"]], state["gain"]

@@ -1,0 +1,31 @@
+"""A trained run asked again what its own evaluations asked: its prompts, its rewards and judges, before training and after it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from mmalign.commands._trained import trained
+from mmalign.config import build_part
+from mmalign.training.evaluation import evaluate, exam
+from mmalign.types import UserError
+
+
+def examined(run_folder: str | Path, *, samples: int | None = None) -> dict[str, dict[str, float]]:
+    """``{"ref": {name: number}, NAME: {...}}``: what a run's evaluation says of the reference and of its best parameters.
+
+    samples: of each prompt, those of the run's config by default. Errors: UserError for a run without a checkpoint, and for one whose
+    config names no prompts (an offline run evaluates on its records').
+    """
+    run = trained(run_folder)
+    said = dict(build_part(run.config, "evaluation") or {})
+    if samples is not None:
+        said["samples"] = samples
+    prompts = said.get("prompts") or build_part(run.config, "prompts")
+    if not prompts:
+        raise UserError(f"{run.folder}: its config names no prompts to evaluate on; takes --suite, or a run with evaluation.prompts")
+    named = {key: dict(build_part(run.config, key) or {}) for key in ("rewards", "judges", "metrics")}
+    asked = exam(said, prompts=list(prompts)[:16], **named)
+    policy: Any = run.policy()
+    best = "current" if run.best == "trained" else run.best
+    return {"ref": evaluate(policy, asked, using="ref").metrics, run.best: evaluate(policy, asked, using=best).metrics}

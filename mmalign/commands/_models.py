@@ -1,0 +1,97 @@
+"""A model to sample from, by the name of a run, a config, a world, a class, a folder or a hub id; and guidance by its words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mmalign.commands._trained import trained
+from mmalign.config import build_part, load
+from mmalign.policies.inspecting.starting import opened
+from mmalign.rooms import find, index
+from mmalign.types import UserError
+
+
+class Model(NamedTuple):
+    """A pipeline, arguments of its call, prompts, rewards and judges that its config has, and the parameters to sample with."""
+
+    pipe: Any
+    call: dict[str, Any]
+    prompts: list[str]
+    rewards: dict[str, Callable[..., Any]]
+    weights: dict[str, float]
+    judges: dict[str, Callable[..., Any]]
+    using: AbstractContextManager[Any]
+
+
+def model_of(name: str) -> Model:
+    """Errors: UserError for a name that is none of these, and for a policy that is no diffusers pipeline."""
+    folder = next((place for place in (Path(name), Path("runs") / name) if (place / "config.yaml").is_file()), None)
+    if folder is not None:
+        run = trained(folder)
+        policy: Any = run.policy()
+        return _of_config(run.config, policy, policy.using("current" if run.best == "trained" else run.best))
+    if name in index("mmalign.worlds"):
+        return Model(build_part({"pipeline": {"use": name}}, "pipeline"), {}, [], {}, {}, {}, nullcontext())
+    if name.endswith((".yaml", ".yml")) or (not Path(name).exists() and _is_config(name)):
+        config = load(name, [])
+        return _of_config(config, build_part(config, "policy"), nullcontext())
+    found = opened(name)
+    found.pipe.set_progress_bar_config(disable=True)
+    return Model(found.pipe, dict(found.stand_ins), [], {}, {}, {}, nullcontext())
+
+
+def _is_config(name: str) -> bool:
+    try:
+        load(name, [])
+    except UserError:
+        return False  # then it is the id of a model
+    return True
+
+
+def _of_config(config: Mapping[str, Any], policy: Any, using: AbstractContextManager[Any]) -> Model:
+    inner = getattr(policy, "of", policy)  # a policy on the training objective samples with the one inside
+    pipe = getattr(inner, "pipe", None)
+    if pipe is None:
+        raise UserError("guidance: this model is no diffusers pipeline; language models are guided by mm.guidance.steered and its kin")
+    evaluation = config.get("evaluation") or {}
+    prompts = list(build_part(evaluation, "prompts") or build_part(config, "prompts") or [])
+    judges, rewards = build_part(config, "judges") or {}, build_part(config, "rewards") or {}
+    weights = {name: float(weight) for name, weight in (config.get("reward_weights") or {}).items()}
+    return Model(pipe, {**inner.caller.call, **(evaluation.get("call") or {})}, prompts, rewards, weights, judges, using)
+
+
+def reward_of(word: str, role: str = "reward") -> Callable[..., Any]:
+    """A reward by its name, or a node of YAML (``{use: jpeg, want: large}``). Errors: UserError."""
+    import yaml
+
+    node = yaml.safe_load(word)
+    node = {"use": node} if isinstance(node, str) else node
+    if not isinstance(node, Mapping) or "use" not in node:
+        raise UserError(f"--{role} {word}: takes a name of mm.rewards, or {{use: NAME, key: value}}")
+    found: Callable[..., Any] = build_part({"rewards": {role: dict(node)}}, "rewards")[role]
+    return found
+
+
+def guidance_of(words: str) -> Any:
+    """A guidance by its words: ``dps scale=5 start=0.2``. Errors: UserError."""
+    name, *settings = words.split()
+    try:
+        return find("mmalign.guidance", name)(**told(settings, f"--guidance {name}"))
+    except TypeError as error:
+        raise UserError(f"--guidance {words}: {error}") from error
+
+
+def told(words: Sequence[str], option: str = "--call") -> dict[str, Any]:
+    """Keywords from words ``KEY=VALUE``, values as in YAML. Errors: UserError that begins with ``option``."""
+    import yaml
+
+    call = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not key or not equals:
+            raise UserError(f"{option} {word}: takes KEY=VALUE")
+        call[key] = yaml.safe_load(value)
+    return call

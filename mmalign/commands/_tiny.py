@@ -1,0 +1,165 @@
+"""A config made tiny: every node that needs weights or downloads gets a stand-in, and sizes shrink with their structure kept."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+
+from mmalign import signatures
+from mmalign.config import ROOMS, build_part, resource
+from mmalign.policies.twins import rehearsal
+from mmalign.records import Pair
+from mmalign.rooms import find, index
+from mmalign.types import UserError
+
+PROMPTS, GROUP, STEPS = 2, 4, 2  # at most, or exactly
+SCORES = ("rewards", "judges", "metrics")
+
+
+class Rehearsed(NamedTuple):
+    """A tiny config, what was said of its policy, and what stands in for what: names, with the reason where it is not weights."""
+
+    node: dict[str, Any]
+    told: list[str]
+    stand_ins: dict[str, str]
+
+
+def tiny(config: Mapping[str, Any], *, kind: str | None = None) -> Rehearsed:
+    """The config of a rehearsal; runs on this machine's CPU as the real one would. kind: the pipeline's class, where unknown.
+
+    Prompts are the config's own. Errors: UserError that begins with the config's key.
+    """
+    found = _policy(config["policy"], "policy", kind)
+    node, stood = _sizes(config), dict[str, str]()
+    node["policy"] = found.node
+    for key in SCORES:
+        if isinstance(config.get(key), Mapping):
+            node[key] = {name: _score(value, f"{key}.{name}", stood) for name, value in config[key].items()}
+    if isinstance(config.get("oracle"), Mapping):
+        node["oracle"] = _score(config["oracle"], "oracle", stood)
+    if "records" in config:
+        node["records"] = _records(config["records"], found, stood)
+    if isinstance(config.get("evaluation"), Mapping) or "prompts" in config:
+        node["evaluation"] = _evaluation(config, found)
+    return Rehearsed(node, found.told, stood)
+
+
+def _policy(node: Mapping[str, Any], path: str, kind: str | None) -> rehearsal.Tiny:
+    """By the function of the policy's name in ``policies.twins.rehearsal``, by ``rehearsal`` in its module, or what it wraps."""
+    function = _function("policies", node["use"])
+    inside = function.__module__.startswith("mmalign.policies.")
+    home, name = (rehearsal, function.__name__) if inside else (sys.modules[function.__module__], "rehearsal")
+    shrink = vars(home).get(name)
+    try:
+        if callable(shrink):
+            made: rehearsal.Tiny = shrink(node, kind=kind)
+            return made
+    except UserError as error:
+        raise error if str(error).startswith(("policy", "--")) else UserError(f"{path}: {error}") from error
+    for key, value in node.items():
+        if isinstance(value, Mapping) and "use" in value and key not in ROOMS:
+            inner = _policy(value, f"{path}.{key}", kind)
+            return inner._replace(node={**node, key: inner.node})
+    return rehearsal.Tiny(dict(node), [f"the real policy: {node['use']}"])
+
+
+def _sizes(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Numbers of the recipe: a micro-batch that holds a whole group still does, and one that does not still does not."""
+    node = dict(config)
+    node.update(steps=STEPS, checkpoint_every=1, trackers=[])
+    for key, most in (("prompts_per_step", PROMPTS), ("records_per_step", GROUP), ("updates_per_epoch", 2), ("epochs", 2)):
+        if key in node:
+            node[key] = min(node[key], most)
+    group = node.get("group_size", 8 if "rewards" in node and "records" not in node else 2)
+    if "records" not in node:
+        node["group_size"] = min(group, GROUP)
+    if "micro_rows" in node:
+        whole = node["micro_rows"] >= group
+        node["micro_rows"] = max(2, GROUP) if whole else min(node["micro_rows"], max(1, min(group, GROUP) - 1))
+    return node
+
+
+def _evaluation(config: Mapping[str, Any], found: rehearsal.Tiny) -> dict[str, Any]:
+    asked = dict(config.get("evaluation") or {})
+    own = asked.get("prompts", config.get("prompts"))
+    if own is not None:
+        asked["prompts"] = list(build_part({"prompts": own}, "prompts"))[:PROMPTS]
+    asked.update(every=1, samples=min(asked.get("samples", 2), 2), columns=min(asked.get("columns", 2), 2))
+    call = {key: found.changed.get(key, value) for key, value in (asked.get("call") or {}).items()}
+    asked["call"] = {**call, "num_inference_steps": 3} if found.changed or "num_inference_steps" in call else call
+    return asked
+
+
+def _score(node: Any, path: str, stood: dict[str, str]) -> Any:
+    """A reward's node: as it is where it can be built without weights, a stand-in otherwise; what it wraps first."""
+    if not isinstance(node, Mapping) or "use" not in node:
+        return node
+    function = _function("rewards", node["use"])
+    takes, _ = signatures.parameters(function)
+    if path == "oracle" and "server" in takes:
+        stood[path] = str(node["use"])
+        return {"use": "rewards._stand_in.stand_in_of_pairs", "name": str(node["use"])}
+    if "weights" in takes or "server" in takes:
+        stood[path] = str(node["use"])
+        return {"use": "rewards._stand_in.stand_in", "name": str(node["use"])}
+    inner = {key: _score(value, f"{path}.{key}", stood) for key, value in node.items()}
+    try:
+        build_part({"rewards": {"one": inner}}, "rewards")
+    except Exception as error:  # whatever a reward raises while it loads
+        stood[path] = f"{node['use']}, which cannot be built here: {' '.join(str(error).removeprefix('rewards.one: ').split())[:100]}"
+        return {"use": "rewards._stand_in.stand_in", "name": str(node["use"])}
+    if "column" in takes and path.startswith("rewards."):
+        stood[path] = f"{node['use']}, as random weights get no answer right, and all rows would be tied"
+        return {"use": "rewards._stand_in.stand_in", "name": str(node["use"])}
+    return inner
+
+
+def _records(node: Any, found: rehearsal.Tiny, stood: dict[str, str]) -> Any:
+    """Records: those of a world and local files at the twin's size; pairs of noise where they are on the hub or cannot be decoded."""
+    if isinstance(node, Mapping) and node.get("use") == "hub_texts":
+        stood["records"] = f"pairs of words; {node.get('name', 'the hub')} is not downloaded"
+        return {"use": "commands._tiny.pairs_of_words"}
+    if isinstance(node, Mapping) and node.get("use") == "hub_picture_texts":
+        stood["records"] = f"pairs about pictures of shapes; {node.get('name', 'the hub')} is not downloaded"
+        return {"use": "picture_texts", "path": str(resource("assets/pictures/pairs.jsonl"))}
+    if not isinstance(node, Mapping) or found.shape is None or found.size is None or node.get("use") not in index("mmalign.data"):
+        return node
+    small = {**node}
+    takes, _ = signatures.parameters(_function("data", node["use"]))
+    if "size" in takes:
+        small["size"] = list(found.size) if not isinstance(node.get("size"), int) or found.size[0] != found.size[1] else found.size[0]
+    if "frames" in takes and len(found.shape) == 4:
+        small["frames"] = found.shape[0]
+    if node["use"] != "hub_pairs":
+        try:
+            build_part({"records": small}, "records")
+            return small
+        except UserError as error:
+            if "which is not installed" not in str(error):
+                raise
+            stood["records"] = f"pairs of noise, as this machine cannot decode them: {str(error).removeprefix('records: ')}"
+    else:
+        stood["records"] = f"pairs of noise; {node.get('name', 'the hub')} is not downloaded"
+    return {"use": "commands._tiny.pairs_of_noise", "shape": list(found.shape)}
+
+
+def pairs_of_noise(*, shape: list[int], count: int = 8) -> list[Pair]:
+    """Pairs of random outputs ``shape`` in 0..1, always the same; each is one image or video."""
+    rng = torch.Generator().manual_seed(0)
+    outputs = torch.rand(count, 2, *shape, generator=rng)
+    return [Pair(f"prompt {n}", first, second, 1.0, f"noise:{n}") for n, (first, second) in enumerate(outputs)]
+
+
+def pairs_of_words(*, count: int = 8) -> list[Pair]:
+    """Pairs of short answers to conversations, always the same."""
+    turns = [[{"role": "user", "content": f"What comes after {n}?"}] for n in range(count)]
+    return [Pair(turn, f"{n + 1}.", f"Not {n}.", 1.0, f"words:{n}") for n, turn in enumerate(turns)]
+
+
+def _function(key: str, name: str) -> Any:
+    rooms = ROOMS.get(key, (key,))
+    home = next((room for room in rooms if name in index(f"mmalign.{room}")), rooms[0])
+    return find(f"mmalign.{home}", name)

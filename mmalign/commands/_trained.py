@@ -1,0 +1,51 @@
+"""A run's policy as training left it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mmalign.config import build_part
+from mmalign.runs import checkpoint
+from mmalign.runs.folder import read_config
+from mmalign.types import Policy, UserError
+
+
+class Trained(NamedTuple):
+    """A run's config, newest checkpoint, the state kept in it, its parameter sets' names, and the best of them: what users want."""
+
+    folder: Path
+    config: dict[str, Any]
+    checkpoint: Path
+    state: dict[str, Any]
+    sets: tuple[str, ...]
+    best: str
+    tensors: dict[str, Any]
+
+    def policy(self) -> Policy:
+        """The policy of the config with the checkpoint's parameters."""
+        policy: Policy = build_part(self.config, "policy")
+        policy.sets.load({name: self.tensors[name] for name in self.sets})
+        return policy
+
+
+def trained(run_folder: str | Path) -> Trained:
+    """Reads a run. ``best``: the best evaluated parameters where the run kept them, or else their moving average where it has one.
+
+    Errors: UserError for a folder without a run, a run without a policy in its config, or without a checkpoint.
+    """
+    folder = Path(run_folder)
+    if not (folder / "config.yaml").is_file():
+        raise UserError(f"{folder}: no run there (no config.yaml); takes the folder of a run")
+    config = read_config(folder)
+    if not isinstance(config.get("policy"), Mapping):
+        raise UserError(
+            f"{folder}: its config.yaml does not say how to build the policy (it was started from Python); takes a run of `mmalign train`"
+        )
+    newest, _ = checkpoint.newest(folder / "checkpoints")
+    if newest is None:
+        raise UserError(f"{folder}: no checkpoint there to sample from; takes a run that has saved one")
+    tensors, state = checkpoint.load(newest)
+    sets = checkpoint.parameter_sets(tensors)
+    return Trained(folder, config, newest, state, sets, next(name for name in ("best", "ema", "trained") if name in sets), tensors)

@@ -1,0 +1,49 @@
+"""Scores of a model's own samples, prompt by prompt: what ``calibrated`` and ``log_sigmoid`` compare later ones with."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmalign.training.feedback import ask
+from mmalign.training.seeds import stream
+from mmalign.types import Policy, UserError
+
+
+def calibrate(
+    policy: Policy,
+    prompts: Sequence[Any],
+    rewards: Mapping[str, Callable[..., Any]],
+    *,
+    out: Path,
+    samples: int = 16,
+    prompts_at_once: int = 8,
+    seed: int = 0,
+) -> Path:
+    """Writes ``{"prompt": ..., "rewards": {name: [samples]}}``, a JSON line for each prompt, and returns the file.
+
+    The policy draws as in training, by its own sampler; it should be the one that training starts from. Missing scores are null.
+    out: the file; it appears whole or not at all. samples: of each prompt. Errors: UserError for a file that is there already.
+    """
+    if samples < 1 or prompts_at_once < 1 or not prompts:
+        got = f"{len(prompts)} prompts, samples={samples}, prompts_at_once={prompts_at_once}"
+        raise UserError(f"calibrate: got {got}, takes 1 or more of each")
+    if out.exists():
+        raise UserError(f"out: {out} is there already; takes a new file")
+    lines = []
+    for start in range(0, len(prompts), prompts_at_once):
+        some = list(prompts[start : start + prompts_at_once])
+        rollout = policy.sample(some, samples, stream(seed, start, 0, "calibrate"))
+        scores = {name: values.view(len(some), samples).tolist() for name, values in ask(rewards, rollout.outputs, rollout.prompts).items()}
+        for row, prompt in enumerate(some):
+            by_name = {name: [None if math.isnan(value) else value for value in values[row]] for name, values in scores.items()}
+            lines.append(json.dumps({"prompt": prompt, "rewards": by_name}, ensure_ascii=False))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    os.replace(temporary, out)
+    return out

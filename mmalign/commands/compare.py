@@ -1,0 +1,236 @@
+"""Guided samplers against best-of-N at equal cost: a table, a picture, and whether they beat it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmalign.commands._models import guidance_of
+from mmalign.files import write_bytes
+from mmalign.guidance.guide import guide
+from mmalign.guidance.ledger import Ledger
+from mmalign.guidance.search import best_of
+from mmalign.types import UserError
+
+Reward = Callable[..., Any]
+MOST = 64  # samples of best-of-N that are drawn for each output, whatever a sampler cost
+
+
+@dataclass(frozen=True)
+class Row:
+    """One sampler. All numbers are of one output; ``error``: standard errors over seeds.
+
+    cost: evaluations of the denoiser, a backward pass counted as so many. best_reward, best_judge: of best-of-N at that cost, on a
+    straight line between whole numbers; NaN beyond the most that was drawn. lead: judge minus that, seed by seed.
+    """
+
+    name: str
+    cost: float
+    ledger: dict[str, float]
+    reward: float
+    reward_error: float
+    judge: float
+    judge_error: float
+    best_reward: float
+    best_judge: float
+    lead: float
+    lead_error: float
+
+    @property
+    def verdict(self) -> str:
+        """In a word: beyond two standard errors, or not."""
+        if math.isnan(self.lead):
+            return "not known"
+        return "beats it" if self.lead > 2 * self.lead_error else "is below it" if self.lead < -2 * self.lead_error else "no difference"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """rows: a sampler each. curve: (cost, reward, judge, error of judge) of best-of-N, N = 1, 2, ...; seeds: of each number."""
+
+    rows: list[Row]
+    curve: list[tuple[float, float, float, float]]
+    seeds: int
+    outputs: int
+
+    def table(self) -> str:
+        """As Markdown."""
+        lines = [
+            f"Mean and standard error over {self.seeds} seeds of {self.outputs} outputs each; cost in evaluations for an output.",
+            "",
+            "| sampler | cost | evaluations | gradients | decodes | rewards | seconds | reward | judge | best-of-N there | lead | |",
+            "|---|---|---|---|---|---|---|---|---|---|---|---|",
+        ]
+        for row in self.rows:
+            spent = " | ".join(f"{row.ledger[key]:.4g}" for key in ("evaluations", "gradients", "decodes", "rewards", "seconds"))
+            scored = f"{row.reward:.3f} ± {row.reward_error:.3f} | {row.judge:.3f} ± {row.judge_error:.3f}"
+            lead = f"{row.best_judge:.3f} | {row.lead:+.3f} ± {row.lead_error:.3f} | {row.verdict}"
+            lines.append(f"| {row.name} | {row.cost:.4g} | {spent} | {scored} | {lead} |")
+        for number, (cost, reward, judge, error) in enumerate(self.curve, 1):
+            if number & (number - 1) == 0:
+                lines.append(f"| best of {number} | {cost:.4g} | | | | | | {reward:.3f} | {judge:.3f} ± {error:.3f} | | | |")
+        return "\n".join(lines) + "\n"
+
+
+def compare(
+    pipe: Any, reward: Reward | Mapping[str, Reward], *, guidance: Sequence[str], prompts: Sequence[str], judge: Reward | None = None,
+    weights: Mapping[str, float] | None = None, call: Mapping[str, Any] | None = None, samples: int = 4, seeds: int = 3,
+    gradient: float = 2.0, rows_at_once: int = 64, out: str | Path | None = None, say: Callable[[str], None] = lambda line: None,
+) -> Comparison:  # fmt: skip
+    """Samples with each guidance and without, and sets them beside best-of-N that cost as much.
+
+    Args:
+        pipe: a pipeline. reward: what samplers see, as ``guide`` takes it. judge: what they do not see, ``(outputs, prompts) -> [B]``;
+            the reward itself where there is none.
+        guidance: names with settings, ``"dps scale=5"``. prompts, call: of the pipeline.
+        samples: outputs of each prompt and seed. seeds: how often all of it is done; errors are over these.
+        gradient: forward passes that a backward pass through the denoiser counts for; decodes and rewards are in the table, not the cost.
+        out: a folder for ``comparison.md``, ``.json`` and ``.png``. say: hears a line of progress.
+
+    Best-of-N is drawn once for all N, as many as the dearest sampler pays for (64 at most); best of n is the mean over blocks of n.
+    Errors: UserError.
+    """
+    if samples < 1 or seeds < 2 or not guidance or not prompts:
+        got = f"samples {samples}, seeds {seeds}, {len(guidance)} guidances and {len(prompts)} prompts"
+        raise UserError(f"compare: got {got}, takes 1, 2, 1 and 1 or more")
+    chosen = {words: guidance_of(words) for words in guidance}
+    rows = [prompt for prompt in prompts for _ in range(samples)]
+    draw = _Drawing(pipe, reward, weights, judge, rows, dict(call or {}), rows_at_once)
+    found = {}
+    for words, made in chosen.items():
+        found[words] = [draw(made, seed, 0) for seed in range(seeds)]
+        say(f"{words}: {sum(one.seconds for one in found[words]):.1f} s")
+    plain = draw(best_of(count=1), 0, 0).ledger.cost(gradient=gradient)
+    need = max(one.ledger.cost(gradient=gradient) for drawn in found.values() for one in drawn) / plain
+    count = min(MOST, max(2, math.ceil(need)))
+    pool = [[draw(best_of(count=1), seed, number) for number in range(count)] for seed in range(seeds)]
+    say(f"best of 1 to {count}: {sum(one.seconds for drawn in pool for one in drawn):.1f} s")
+    made = _compared(found, pool, plain, gradient, len(rows))
+    if out is not None:
+        _write(made, Path(out))
+    return made
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """Scores of all rows ``[R]`` by the reward and by the judge, and what they cost."""
+
+    scores: Tensor
+    judged: Tensor
+    ledger: Ledger
+
+    @property
+    def seconds(self) -> float:
+        return self.ledger.seconds
+
+
+@dataclass(frozen=True)
+class _Drawing:
+    pipe: Any
+    reward: Any
+    weights: Mapping[str, float] | None
+    judge: Reward | None
+    rows: list[str]
+    call: dict[str, Any]
+    at_once: int
+
+    def __call__(self, guidance: Any, seed: int, number: int) -> _Drawn:
+        scores, judged, ledger = [], [], Ledger()
+        for chunk in torch.arange(len(self.rows)).split(self.at_once):
+            some = [self.rows[row] for row in chunk.tolist()]
+            rng = [torch.Generator(self.pipe._execution_device).manual_seed(_seed(seed, row, number)) for row in chunk.tolist()]
+            with guide(self.pipe, self.reward, guidance=guidance, weights=self.weights) as guided:
+                outputs = _outputs(self.pipe(some, **{**self.call, "generator": rng, "output_type": "pt"}))
+            own = guided.rewards
+            total = sum(guided.weights[name] * torch.as_tensor(one(outputs, some)).detach().double().cpu() for name, one in own.items())
+            scores.append(torch.as_tensor(total))
+            judged.append(scores[-1] if self.judge is None else torch.as_tensor(self.judge(outputs, some)).detach().double().cpu())
+            for name, value in vars(guided.ledger).items():
+                setattr(ledger, name, getattr(ledger, name) + value)
+        return _Drawn(torch.cat(scores), torch.cat(judged), ledger)
+
+
+def _seed(seed: int, row: int, number: int) -> int:
+    return (seed * 1_000_003 + row) * 1_000_003 + number
+
+
+def _outputs(result: Any) -> Tensor:
+    found = next(iter(result.values())) if isinstance(result, Mapping) else result[0]
+    return torch.as_tensor(found).detach().float()
+
+
+def _compared(found: Mapping[str, list[_Drawn]], pool: list[list[_Drawn]], plain: float, gradient: float, outputs: int) -> Comparison:
+    curves = [_best_of_each(torch.stack([one.scores for one in drawn]), torch.stack([one.judged for one in drawn])) for drawn in pool]
+    rewards, judged = (torch.stack([curve[which] for curve in curves]) for which in (0, 1))  # [seeds, N]
+    rows = []
+    for name, drawn in found.items():
+        cost = sum(one.ledger.cost(gradient=gradient) for one in drawn) / len(drawn)
+        at = cost / plain
+        own = torch.stack([one.judged.nanmean() for one in drawn])
+        reward = torch.stack([one.scores.nanmean() for one in drawn])
+        lead = own - _at(judged, at)
+        spent = {key: sum(vars(one.ledger)[key] for one in drawn) / len(drawn) / outputs for key in vars(drawn[0].ledger)}
+        numbers = (*_mean(reward), *_mean(own), float(_at(rewards, at).mean()), float(_at(judged, at).mean()), *_mean(lead))
+        rows.append(Row(name, cost / outputs, spent, *numbers))
+    curve = [
+        (plain / outputs * (n + 1), float(rewards[:, n].mean()), float(judged[:, n].mean()), _mean(judged[:, n])[1])
+        for n in range(judged.shape[1])
+    ]
+    return Comparison(rows, curve, len(pool), outputs)
+
+
+def _best_of_each(scores: Tensor, judged: Tensor) -> tuple[Tensor, Tensor]:
+    """Best of n, n = 1 to N, of candidates ``[N, R]``: means ``[N]`` over rows and over blocks of n candidates."""
+    known = torch.where(scores.isfinite(), scores, -math.inf)
+    best = []
+    for n in range(1, len(scores) + 1):
+        blocks = [slice(start, start + n) for start in range(0, len(scores) - n + 1, n)]
+        picks = [(known[block].argmax(0, keepdim=True), block) for block in blocks]
+        best.append([torch.stack([values[block].gather(0, pick).nanmean() for pick, block in picks]).mean() for values in (scores, judged)])
+    return torch.stack([one[0] for one in best]), torch.stack([one[1] for one in best])
+
+
+def _at(curves: Tensor, number: float) -> Tensor:
+    """Curves ``[seeds, N]`` at a number of samples between 1 and N, on straight lines; NaN beyond."""
+    if number > curves.shape[1] + 1e-9:
+        return torch.full((len(curves),), float("nan"), dtype=curves.dtype)
+    low = min(max(int(number), 1), curves.shape[1])
+    high = min(low + 1, curves.shape[1])
+    return torch.lerp(curves[:, low - 1], curves[:, high - 1], max(number - low, 0.0))
+
+
+def _mean(values: Tensor) -> tuple[float, float]:
+    return float(values.mean()), float(values.std() / len(values) ** 0.5)
+
+
+def _write(made: Comparison, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    write_bytes(folder / "comparison.md", made.table().encode())
+    node = {**asdict(made), "verdicts": {row.name: row.verdict for row in made.rows}}
+    write_bytes(folder / "comparison.json", (json.dumps(node, indent=1) + "\n").encode())
+    write_bytes(folder / "comparison.png", _picture(made))
+
+
+def _picture(made: Comparison) -> bytes:
+    import io
+
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.2, 4.2), layout="constrained")
+    axes = figure.add_subplot()
+    cost, _, judged, error = zip(*made.curve, strict=True)
+    axes.errorbar(cost, judged, yerr=error, color="0.5", marker=".", label="best of N", zorder=1)
+    for row in made.rows:
+        axes.errorbar([row.cost], [row.judge], yerr=[row.judge_error], marker="o", capsize=3, linestyle="none", label=row.name)
+    axes.set(xlabel="cost of one output, evaluations of the denoiser", ylabel="judge", xscale="log")
+    axes.legend(fontsize=8, frameon=False)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    return buffer.getvalue()

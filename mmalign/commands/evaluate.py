@@ -1,0 +1,168 @@
+"""A benchmark: its questions are put to a policy, its scorer reads the answers, and both are kept in files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mmalign.evaluation.intervals import Scores
+from mmalign.evaluation.suite import Item, Suite, read_answers
+from mmalign.files import finite, write_json, write_text
+from mmalign.runs.progress import Interrupt, Progress
+from mmalign.types import Policy, UserError
+
+SEED = 2**41  # far from every seed of training and of its evaluations
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What came of it. ``path``: the folder with ``answers.jsonl``, ``rows.jsonl`` and ``results.json``."""
+
+    path: Path
+    suite: Suite
+    scores: Scores
+
+
+def evaluate(
+    policy: Policy | None, suite: Suite, *, out: str | Path, answers: str | Path | None = None, batch: int = 8,
+    call: Mapping[str, Any] | None = None, seed: int = 0, using: str = "current",
+    who: str = "",
+) -> Evaluated:  # fmt: skip
+    """Puts a suite's questions to a policy, or reads its answers from a file, and scores them.
+
+    Args:
+        policy: whatever answers in words; None where ``answers`` is given.
+        suite: from ``mm.evaluation.suites``: ``mm.evaluation.pope(annotations=..., images=...)``.
+        out: a folder. ``answers.jsonl`` there grows with every batch, and a call that was interrupted goes on behind it; it refuses
+            answers to other questions, of another policy (``who``) or another call.
+        answers: a file of answers in one of the benchmarks' forms, see ``evaluation.suite.read_answers``; nothing is generated.
+        batch: questions at once. call: arguments of the policy's sampler, over those of the suite; ``{temperature: 0}`` by default.
+        seed: of sampling; each question has its own stream, whatever the batch.
+        using: which of the policy's parameter sets answers. who: what answers, for the files.
+
+    ``results.json`` holds every number with its 95 % interval, the counts, and the numbers as the benchmark's own script prints them;
+    ``rows.jsonl`` what was found in each answer. An answer that is missing is left out of the numbers and counted.
+    Errors: UserError for images that are not there, a policy that does not answer in words, answers to none of the questions, and what
+    the suite finds wrong. Ctrl-C keeps what there is.
+    """
+    folder = Path(out)
+    settings = {"temperature": 0, **suite.call, **(call or {})}
+    if answers is not None:
+        found = _given(suite, read_answers(answers), answers)
+    elif policy is None:
+        raise UserError("evaluate: got no policy and no answers, takes one of them")
+    else:
+        if batch < 1:
+            raise UserError(f"batch: got {batch}, takes 1 or more")
+        suite.refuse_missing_images()
+        with policy.using(using):
+            found = _asked(policy, suite, folder, batch=batch, settings=settings, seed=seed, who=f"{who} ({using})")
+    scores = suite.score(suite.items, [found.get(item.id) for item in suite.items])
+    _write(
+        folder,
+        suite,
+        found,
+        scores,
+        {"who": who, "using": using, "answers": None if answers is None else str(answers), "call": settings, "seed": seed},
+    )
+    return Evaluated(folder, suite, scores)
+
+
+def _given(suite: Suite, known: Mapping[str, str | None], path: str | Path) -> dict[str, str | None]:
+    ids = [item.id for item in suite.items]
+    if next(iter(known), "").startswith("#"):  # no ids: by their order, and only where there is one for each question
+        if len(known) != (suite.whole or len(ids)):
+            raise UserError(f"answers: {path} has {len(known)} rows without an id, takes ids, or one row for each of {len(ids)} questions")
+        return {name: known[f"#{number}"] for number, name in enumerate(ids, start=1)}
+    if not known.keys() & set(ids):
+        example, theirs = ids[0], next(iter(known), "nothing")
+        raise UserError(f"answers: {path} answers none of the questions (ids like {example}; it has ids like {theirs})")
+    return {name: known[name] for name in ids if name in known}
+
+
+def _asked(
+    policy: Policy, suite: Suite, folder: Path, *, batch: int, settings: Mapping[str, Any], seed: int, who: str
+) -> dict[str, str | None]:
+    """Answers to every question, from the file and then from the policy, batch by batch."""
+    file = folder / "answers.jsonl"
+    head = {"suite": suite.name, "who": who, "call": dict(settings), "seed": seed}
+    found = _continued(file, head, {item.id for item in suite.items})
+    left = [(place, item) for place, item in enumerate(suite.items) if item.id not in found]
+    with Progress(len(suite.items), start=len(found), every=50 * batch) as progress, Interrupt() as interrupt:
+        for start in range(0, len(left), batch):
+            some = left[start : start + batch]
+            said = _generated(policy, [item for _, item in some], [SEED + seed * 2**20 + place for place, _ in some], settings)
+            lines = [{"id": item.id, "answer": text} for (_, item), text in zip(some, said, strict=True)]
+            with open(file, "a", encoding="utf-8") as kept:
+                kept.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+            found.update({line["id"]: line["answer"] for line in lines})
+            progress.update(len(found), {})
+            if interrupt.interrupted:
+                raise KeyboardInterrupt
+    return found
+
+
+@torch.no_grad()
+def _generated(policy: Policy, items: Sequence[Item], seeds: list[int], settings: Mapping[str, Any]) -> list[str]:
+    prompts: list[Any] = [item.prompt for item in items]
+    try:
+        said = policy.generate(prompts, seeds, **settings)
+    except (TypeError, ValueError, AttributeError) as error:  # what pipelines and tokenizers raise at what they cannot read
+        why = " ".join(str(error).split())
+        raise UserError(
+            f"evaluate: {type(policy).__name__} takes no questions about images ({why}); takes a vision-language policy"
+        ) from error
+    if not isinstance(said, (list, tuple)) or not all(isinstance(text, str) for text in said):
+        what = "images" if isinstance(said, torch.Tensor) else type(said).__name__
+        raise UserError(f"evaluate: the policy answers with {what}, and this benchmark reads words; takes a vision-language policy")
+    return list(said)
+
+
+def _continued(file: Path, head: Mapping[str, Any], ids: set[str]) -> dict[str, str | None]:
+    """The answers that are there already; a file that does not begin with ``head`` is refused, and a torn last line dropped."""
+    plain_head = json.loads(json.dumps(head))
+    if not file.is_file():
+        write_text(file, json.dumps(plain_head, ensure_ascii=False) + "\n")
+        return {}
+    lines = file.read_text(encoding="utf-8").split("\n")
+    rows = []
+    for line in lines:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:  # empty, or torn by a crash
+            continue
+    if not rows or rows[0] != plain_head:
+        differs = [key for key in plain_head if not rows or rows[0].get(key) != plain_head[key]]
+        raise UserError(f"{file}: holds answers with another {', '.join(differs)}; give another --out, or delete it")
+    if other := next((row["id"] for row in rows[1:] if row["id"] not in ids), None):
+        raise UserError(f"{file}: answers {other}, which is not asked; give another --out, or delete it")
+    if lines[-1]:
+        write_text(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    return {row["id"]: row["answer"] for row in rows[1:]}
+
+
+def _write(folder: Path, suite: Suite, found: Mapping[str, str | None], scores: Scores, about: Mapping[str, Any]) -> None:
+    rows = [
+        {"id": item.id, "question": item.question, "answer": found.get(item.id), **(row or {"missing": True})}
+        for item, row in zip(suite.items, scores.rows, strict=True)
+    ]
+    write_text(folder / "rows.jsonl", "".join(json.dumps(finite(_plain(row)), ensure_ascii=False) + "\n" for row in rows))
+    values = {name: value._asdict() for name, value in scores.values.items()}
+    write_json(folder / "results.json", {
+        "suite": suite.name, **about, "questions": len(suite.items), "of": suite.whole or len(suite.items), "counts": dict(scores.counts),
+        "values": values, "published": dict(scores.published), "notes": list(suite.notes),
+    })  # fmt: skip
+
+
+def _plain(value: Any) -> Any:
+    """Tuples and sets as lists, so that a row is JSON."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_plain(item) for item in value]
+    return value

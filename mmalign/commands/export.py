@@ -1,0 +1,186 @@
+"""A trained run as others load it, with a page that says what it is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mmalign.commands._trained import Trained, trained
+from mmalign.config import build_part
+from mmalign.policies.adapters import Form
+from mmalign.policies.diffusers import DiffusersPolicy
+from mmalign.policies.exports.language import auto_class, save
+from mmalign.policies.exports.pipelines import export as write
+from mmalign.policies.language.loading import load as load_language_model
+from mmalign.policies.pipelines.calling import load
+from mmalign.policies.transformers import TransformersPolicy
+from mmalign.runs import checkpoint
+from mmalign.types import UserError
+
+WORDS = {
+    "pipeline": {"package": "diffusers", "a": "A diffusers pipeline", "is": "pipeline", "trained": "denoiser"},
+    "model": {"package": "transformers", "a": "A language model", "is": "model", "trained": "model"},
+}  # of the card
+
+
+class Exported(NamedTuple):
+    """Where an export is, which parameters it holds, and the forms in it (``diffusers``, ``peft``, ``full``)."""
+
+    path: Path
+    parameters: str
+    forms: tuple[str, ...]
+
+
+def export(run_folder: str | Path, *, out: str | Path | None = None, parameters: str | None = None) -> Exported:
+    """Writes what a run has trained, as of its newest checkpoint: LoRA for diffusers and peft, or else the whole pipeline or model.
+
+    Args:
+        run_folder: of a run with a config, finished or interrupted.
+        out: a folder that is not there yet; ``export`` in the run by default.
+        parameters: ``trained``, ``ema``, ``best`` or another set that the run kept; the best of them by default, as in ``sample``.
+
+    See ``policies.exports`` for the files and for how they are compared with the live model before they appear.
+    Errors: UserError for a run without a checkpoint, a set that it does not have, a policy that is neither a
+    diffusers pipeline nor a language model, and a comparison that fails.
+    """
+    run = trained(run_folder)
+    chosen = parameters or run.best
+    if chosen not in run.sets:
+        raise UserError(f"--set: got {chosen!r}, this run has {', '.join(run.sets)}")
+    node = _base_node(run.config["policy"])
+    if isinstance(node, dict):  # LoRA goes onto the weights that users have, and one call is not worth compiling
+        node.pop("storage", None)
+        node.pop("compile", None)
+    outer: Any = run.policy()
+    policy = getattr(outer, "of", outer)
+    if node is None or not isinstance(policy, DiffusersPolicy | TransformersPolicy):
+        raise UserError(
+            f"{run.folder}: got the policy {run.config['policy'].get('use')!r}, export takes a diffusers pipeline or a language model"
+        )
+    folder = run.folder / "export" if out is None else Path(out)
+    with policy.using("current" if chosen == "trained" else chosen):
+        card: Callable[[list[Form]], str] = lambda forms: _card(run, chosen, node, forms)  # noqa: E731
+        if isinstance(policy, TransformersPolicy):
+            forms = save(policy, folder, base=lambda: _language_model(node), prompt=_prompt(run), card=card)
+        else:
+            forms = write(policy, folder, base=lambda: _base(node), prompt=_prompt(run), card=card)
+    return Exported(folder, chosen, tuple(form.name for form in forms))
+
+
+def _base_node(node: Any) -> Mapping[str, Any] | None:
+    """The node of a policy that has a pipeline or a model: itself, or the one that it wraps."""
+    while isinstance(node, Mapping) and not ("pipeline" in node or "model" in node):
+        node = node.get("of")
+    return node if isinstance(node, Mapping) else None
+
+
+def _base(node: Mapping[str, Any]) -> Any:
+    return load(node["pipeline"], dtype=node.get("dtype")) if isinstance(node["pipeline"], str) else build_part(node, "pipeline")
+
+
+def _language_model(node: Mapping[str, Any]) -> Any:
+    if not isinstance(node["model"], str):
+        built = build_part(node, "model")
+        return built[0] if isinstance(built, tuple) else built
+    told = {key: node[key] for key in ("tokenizer", "dtype", "trust_remote_code") if key in node}
+    return load_language_model(node["model"], **told)[0]
+
+
+def _prompt(run: Trained) -> str:
+    """One that the run was evaluated with: of its config, or else of its own list, since records bring theirs."""
+    told = build_part(run.config.get("evaluation") or {}, "prompts") or build_part(run.config, "prompts")
+    written = run.folder / "samples" / "prompts.json"
+    if not told and written.is_file():
+        told = json.loads(written.read_text(encoding="utf-8"))["prompts"]
+    return str(next(iter(told or [""])))
+
+
+# ---- the page
+
+
+def _card(run: Trained, chosen: str, node: Mapping[str, Any], forms: list[Form]) -> str:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    config, versions = run.config, run.folder / "versions.json"
+    page = Environment(loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    lora = any(form.name == "peft" for form in forms)
+    return page.get_template("card.md").render(
+        name=config.get("name", run.folder.name),
+        words=WORDS["pipeline" if "pipeline" in node else "model"],
+        base=_name(node) if isinstance(_name(node), str) else None,
+        base_code=_base_code(node, forms),
+        lora=node.get("lora") if lora else None,
+        loaders=[{"name": form.name, "code": form.code} for form in forms],
+        method=_said(config.get("method")),
+        recipe=config.get("use", "online"),
+        data=[(key, _said(config[key])) for key in ("prompts", "records") if key in config],
+        rewards=[(name, (config.get("reward_weights") or {}).get(name, 1.0)) for name in config.get("rewards") or {}],
+        numbers=list(_numbers(run)),
+        kl=_kl(run),
+        steps=checkpoint.step_of(run.checkpoint),
+        seed=config.get("seed", 0),
+        chosen=chosen,
+        measured="best" if "best_step" in run.state else "ema" if "ema" in run.sets else "trained",
+        versions=json.loads(versions.read_text(encoding="utf-8")) if versions.is_file() else {},
+    )
+
+
+def _name(node: Mapping[str, Any]) -> Any:
+    return node["pipeline"] if "pipeline" in node else node["model"]
+
+
+def _base_code(node: Mapping[str, Any], forms: list[Form]) -> list[str]:
+    name = _name(node)
+    if "pipeline" not in node:
+        if isinstance(name, str):
+            home = auto_class(forms[0].modules["model"])
+            return [f"from transformers import {home}", f"model = {home}.from_pretrained({name!r})"]
+        return ["from mmalign.config import build_part", f"model = build_part({{'model': {name!r}}}, 'model')"]
+    if isinstance(name, str):
+        return ["from diffusers import DiffusionPipeline", f"pipe = DiffusionPipeline.from_pretrained({name!r})"]
+    return ["from mmalign.config import build_part", f"pipe = build_part({{'pipeline': {name!r}}}, 'pipeline')"]
+
+
+def _said(node: Any) -> str:
+    """A node of a config in words: ``flow_grpo (clip 0.2, beta 0.03)``."""
+    if isinstance(node, Mapping) and "use" in node:
+        more = ", ".join(f"{key} {value}" for key, value in node.items() if key != "use")
+        return f"{node['use']} ({more})" if more else str(node["use"])
+    return f"{len(node)} of them" if isinstance(node, list) else str(node)
+
+
+def _numbers(run: Trained) -> Iterator[tuple[str, str, str, str]]:
+    """(name, what it is, before, after) of every number of the first evaluation and of the one that counts."""
+    rows = run.state.get("evaluations") or []
+    if not rows:
+        return
+    after = _after(run)
+    for key, value in rows[0].items():
+        if key in ("step", "kl") or key.endswith("_se"):
+            continue
+        kinds = (("rewards", "reward, trained on"), ("judges", "judge, not trained on"), ("metrics", "metric"))
+        what = next((words for kind, words in kinds if key.partition("/")[0] in (run.config.get(kind) or {})), "")
+        if what and key == (run.config.get("early_stop") or {}).get("judge"):
+            what = "judge, decided when to stop"
+        yield key, what, _with_error(rows[0], key, value), _with_error(after, key, after.get(key))
+
+
+def _after(run: Trained) -> dict[str, Any]:
+    rows = run.state["evaluations"]
+    found: dict[str, Any] = next((row for row in rows if row["step"] == run.state.get("best_step")), rows[-1])
+    return found
+
+
+def _with_error(row: Mapping[str, Any], key: str, value: Any) -> str:
+    if value is None:
+        return "not measured"
+    error = row.get(f"{key}_se")
+    return f"{value:.3f}" if error is None else f"{value:.3f} ± {error:.3f}"
+
+
+def _kl(run: Trained) -> float | None:
+    """Nats to the base model, as the last rollout before the evaluation that counts had them; None for a bound, which has none."""
+    value = _after(run).get("kl") if run.state.get("evaluations") else run.state.get("kl")
+    return None if value is None or value != value else float(value)

@@ -1,0 +1,169 @@
+"""Preference pairs made with a policy, as a file that ``data.texts`` and ``data.picture_texts`` read.
+
+``make_pairs``: its own answers, ranked by rewards (RLAIF-V's way with ``rewards.claims``). ``make_rejected``: answers that it gives under a
+handicap, such as hidden pictures, against the better ones of a data set (BDHS).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from difflib import SequenceMatcher
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from mmalign.data.pairs import listed
+from mmalign.records import Pair, Record, Records, Thumb
+from mmalign.training.feedback import feedback
+from mmalign.training.seeds import stream
+from mmalign.types import Feedback, Policy, Rollout, UserError
+
+__all__ = ["make_pairs", "make_rejected"]
+
+Line = dict[str, Any]
+SEED = 2**31
+
+
+def make_pairs(
+    policy: Policy,
+    prompts: Sequence[Any],
+    rewards: Mapping[str, Callable[..., Any]],
+    *,
+    out: str,
+    reward_weights: dict[str, float] | None = None,
+    group_size: int = 10,
+    most: int = 1,
+    least_gap: float = 0.0,
+    prompts_at_once: int = 8,
+    seed: int = 0,
+) -> dict[str, int]:
+    """Writes the policy's own answers as pairs, the better one by the rewards' sum first; returns counts.
+
+    Args:
+        out: the file, JSON lines of ``prompt, chosen, rejected, score_chosen, score_rejected, id``; it appears whole or not at all.
+        group_size: answers to each prompt, drawn by the policy's own sampler. most: pairs of one prompt: the best with the worst, the
+            second best with the second worst, and so on, each answer once. least_gap: by how much more than this a score has to be ahead.
+        seed: of the sampling.
+
+    An answer without a score is in no pair. Counts: ``pairs``, ``prompts`` (asked), ``tied`` (that gave none), ``missing`` (answers
+    without a score). Errors: UserError for a file that is there already, numbers out of range, prompts that are not JSON.
+    """
+    _refuse(out, prompts=len(prompts), group_size=group_size - 1, most=most, prompts_at_once=prompts_at_once)
+    counts = {"pairs": 0, "prompts": 0, "tied": 0, "missing": 0}
+
+    def lines() -> Iterator[Line]:
+        for start in range(0, len(prompts), prompts_at_once):
+            some = list(prompts[start : start + prompts_at_once])
+            rollout = policy.sample(some, group_size, stream(seed, start, 0, "pairs"))
+            said = feedback(rewards, rollout, weights=reward_weights, missing="drop")
+            counts["missing"] += int(said.rewards.isnan().sum())
+            for number in range(len(some)):
+                rows = range(number * group_size, (number + 1) * group_size)
+                made = list(_ranked(rollout, said, rows, most, least_gap))
+                counts["prompts"] += 1
+                counts["tied"] += not made
+                for place, line in enumerate(made):
+                    counts["pairs"] += 1
+                    yield {**line, "id": f"{start + number}" if most == 1 else f"{start + number}-{place}"}
+
+    _write(Path(out), lines())
+    return counts
+
+
+def make_rejected(
+    policy: Policy,
+    records: Records | Sequence[Record],
+    *,
+    out: str,
+    count: int,
+    call: dict[str, Any] | None = None,
+    alike: float = 1.0,
+    records_at_once: int = 8,
+    seed: int = 0,
+) -> dict[str, int]:
+    """Writes the better answers of ``count`` records, each against what the policy answers when called with ``call``; returns counts.
+
+    Args:
+        records: pairs, of which the better answer is taken, or thumbs that are up. out: as of ``make_pairs``.
+        call: of ``policy.generate``: the temperature, and what hides the pictures from it.
+        alike: answers whose words are more alike than this are left out (0: no word in common, 1: the same).
+        seed: of the sampling, and of the order of the records.
+
+    Counts: ``pairs``, ``records``, ``alike`` (left out). Paper: BDHS, in Understanding Alignment in Multimodal LLMs: A Comprehensive Study,
+    https://arxiv.org/abs/2407.02477; answers are drawn from their beginning here. Errors: UserError, as of ``make_pairs``.
+    """
+    _refuse(out, count=count, records_at_once=records_at_once)
+    if not 0 <= alike <= 1:
+        raise UserError(f"alike: got {alike}, takes 0..1")
+    source: Records = listed(records) if isinstance(records, Sequence) else records
+    counts = {"pairs": 0, "records": 0, "alike": 0}
+
+    def lines() -> Iterator[Line]:
+        coming = islice(filter(None, map(_better, source.stream(seed=seed))), count)
+        while some := list(islice(coming, records_at_once)):
+            seeds = [(seed * 1_000_003 + counts["records"] + place) % SEED for place in range(len(some))]
+            answers = policy.generate([prompt for prompt, _, _ in some], seeds, **(call or {}))
+            for (prompt, better, name), answer in zip(some, answers, strict=True):
+                counts["records"] += 1
+                same = SequenceMatcher(None, better.split(), answer.split(), autojunk=False).ratio()
+                if same > alike or answer == better or not answer.strip():
+                    counts["alike"] += 1
+                    continue
+                counts["pairs"] += 1
+                yield {"prompt": prompt, "chosen": better, "rejected": answer, "id": name}
+
+    _write(Path(out), lines())
+    return counts
+
+
+def _ranked(rollout: Rollout, said: Feedback, rows: Sequence[int], most: int, least_gap: float) -> Iterator[Line]:
+    """Pairs of one prompt's answers, the clearest first."""
+    known = sorted((row for row in rows if not math.isnan(float(said.rewards[row]))), key=lambda row: float(said.rewards[row]))
+    for place in range(min(most, len(known) // 2)):
+        worse, better = known[place], known[-1 - place]
+        scores = float(said.rewards[better]), float(said.rewards[worse])
+        if scores[0] - scores[1] > least_gap and rollout.outputs[better] != rollout.outputs[worse]:
+            yield {
+                "prompt": rollout.prompts[better], "chosen": rollout.outputs[better], "rejected": rollout.outputs[worse],
+                "score_chosen": scores[0], "score_rejected": scores[1],
+            }  # fmt: skip
+
+
+def _better(record: Any) -> tuple[Any, str, str] | None:
+    """Prompt, the answer that is taken to be good, and id; None for a record that has none that is a text."""
+    answer = None
+    if isinstance(record, Pair) and record.strength != 0.5:
+        answer = record.first if record.strength > 0.5 else record.second
+    elif isinstance(record, Thumb) and record.label > 0.5:
+        answer = record.output
+    return (record.prompt, answer, record.id) if isinstance(answer, str) else None
+
+
+def _write(out: Path, lines: Iterator[Line]) -> None:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    half = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    try:
+        with open(half, "w", encoding="utf-8") as file:
+            for line in lines:
+                file.write(_json(line) + "\n")
+        os.replace(half, out)
+    finally:
+        half.unlink(missing_ok=True)
+
+
+def _json(line: Line) -> str:
+    try:
+        return json.dumps(line, ensure_ascii=False)
+    except TypeError as error:
+        raise UserError(f"prompts: {error}; takes texts, and media by their paths") from error
+
+
+def _refuse(out: str, **sizes: int) -> None:
+    if Path(out).exists():
+        raise UserError(f"out: {out} is there already; takes a new file")
+    for name, size in sizes.items():
+        if size < 1:
+            raise UserError(f"{name}: got {size + (name == 'group_size')}, takes {1 + (name == 'group_size')} or more")

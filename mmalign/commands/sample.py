@@ -1,0 +1,112 @@
+"""Samples of a trained run, by the sampler that users have; or of any model, guided."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mmalign.commands._models import Model, guidance_of, model_of
+from mmalign.commands._trained import trained
+from mmalign.config import build_part
+from mmalign.guidance._calls import first
+from mmalign.guidance.guide import guide
+from mmalign.guidance.ledger import Ledger
+from mmalign.runs import checkpoint
+from mmalign.runs.pictures import grid, write_png
+from mmalign.types import Policy, UserError
+
+__all__ = ["guided_sample", "sample"]
+
+
+def sample(
+    run_folder: str | Path, *, prompts: Sequence[str] | None = None, count: int = 4, seed: int = 0, out: str | Path | None = None
+) -> Path:
+    """Draws from a run's newest checkpoint, and returns the path of one PNG: a row per prompt, a column per seed (videos: an animated one).
+
+    Args:
+        run_folder: of a run with a config; nothing in it but its policy is built.
+        prompts: those of the run's evaluations by default, or else the ones it trained on.
+        count: samples of each prompt, at the seeds ``seed``, ``seed + 1``, ...
+        out: where to write; ``samples/sampled_<step>.png`` in the run by default.
+
+    The best evaluated parameters are taken where the run kept them, or else their moving average where it has one. Errors:
+    UserError for a run without a checkpoint or without a policy in its config, for a prompt that the pipeline refuses, and for
+    outputs that are neither images nor videos.
+    """
+    run = trained(run_folder)
+    if count < 1:
+        raise UserError(f"count: got {count}, takes 1 or more")
+    evaluation = run.config.get("evaluation") or {}
+    wanted = list(prompts or build_part(evaluation, "prompts") or build_part(run.config, "prompts"))
+    policy = run.policy()
+    with policy.using("current" if run.best == "trained" else run.best):
+        images = _generate(policy, wanted, list(range(seed, seed + count)), evaluation.get("call") or {})
+    path = run.folder / "samples" / f"sampled_{checkpoint.step_of(run.checkpoint):06d}.png" if out is None else Path(out)
+    return write_png(path, grid(images))
+
+
+@torch.no_grad()
+def _generate(policy: Policy, prompts: list[str], seeds: list[int], call: Mapping[str, Any]) -> Tensor:
+    """``[prompts, seeds, C, H, W]`` in 0..1; videos ``[prompts, seeds, F, C, H, W]``."""
+    rows = [prompt for prompt in prompts for _ in seeds]
+    try:
+        outputs = policy.generate(rows, seeds * len(prompts), **call)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"prompt: the pipeline refuses {', '.join(prompts)}: {' '.join(str(error).split())}") from error
+    if not isinstance(outputs, Tensor) or outputs.ndim not in (4, 5):
+        got = list(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+        raise UserError(
+            f"sample: got outputs {got} from this policy, takes images [batch, channels, height, width] or videos [batch, frames, ...]"
+        )
+    return outputs.unflatten(0, (len(prompts), len(seeds)))
+
+
+class Sampled(NamedTuple):
+    """A PNG with a row for each prompt; scores ``[prompts, count]`` of what is in it, where there is a reward; what it cost."""
+
+    path: Path
+    scores: Tensor | None
+    ledger: Ledger
+
+
+def guided_sample(
+    model: str | Model, *, reward: Callable[..., Any] | Mapping[str, Callable[..., Any]] | None = None, guidance: str | None = None,
+    prompts: Sequence[str] | None = None, count: int = 4, seed: int = 0, call: Mapping[str, Any] | None = None,
+    out: str | Path = "sampled.png", rows_at_once: int = 16,
+) -> Sampled:  # fmt: skip
+    """Draws from any diffusers pipeline under a guidance, and writes one PNG: a row per prompt, a column per seed.
+
+    Args:
+        model: a run's folder, a config, a world, a class of diffusers (then a tiny twin), a folder or a hub id.
+        reward: what to guide by; that of the model's config by default.
+        guidance: a name of ``mm.guidance`` with its settings, ``"dps scale=5"``; ``guide``'s choice by default.
+        prompts: those of the model's config by default. call: arguments of the pipeline's call, over those of the config.
+        count: samples of each prompt, at the seeds ``seed``, ``seed + 1``, ...
+
+    Errors: UserError for a model without a pipeline, without prompts, with neither reward nor guidance, and for bad settings.
+    """
+    found = model_of(model) if isinstance(model, str) else model
+    wanted = list(prompts or found.prompts)
+    if not wanted or count < 1:
+        raise UserError(f"sample: got {len(wanted)} prompts and count {count}, takes 1 or more (--prompt)")
+    rewards = reward if reward is not None else found.rewards or None
+    weights = found.weights if reward is None and found.rewards else None
+    chosen = None if guidance is None else guidance_of(guidance)
+    rows = [(prompt, seed + number) for prompt in wanted for number in range(count)]
+    outputs, scores, ledger = [], [], Ledger()
+    with found.using, guide(found.pipe, rewards, guidance=chosen, weights=weights) as guided:
+        for chunk in (rows[start : start + rows_at_once] for start in range(0, len(rows), rows_at_once)):
+            rng = [torch.Generator(found.pipe._execution_device).manual_seed(own) for _, own in chunk]
+            told = {**found.call, **(call or {}), "output_type": "pt", "generator": rng if len(chunk) > 1 else rng[0]}
+            some = [prompt for prompt, _ in chunk]
+            outputs.append(first(found.pipe(some if len(some) > 1 else some[0], **told)).detach().cpu())
+            if guided.scores is not None:
+                scores.append(guided.scores)
+        ledger = guided.ledger
+    images = torch.cat(outputs).unflatten(0, (len(wanted), count))
+    known = torch.cat(scores).unflatten(0, (len(wanted), count)) if scores else None
+    return Sampled(write_png(Path(out), grid(images)), known, ledger)

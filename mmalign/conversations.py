@@ -1,0 +1,153 @@
+"""Contents of turns: strings, or lists of parts (text, images, videos), and what templates and models are given of them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from mmalign.media import KINDS, Medium
+from mmalign.types import UserError
+
+Turn = Mapping[str, Any]
+SOURCES = ("path", "url", "bytes")
+
+
+def media_of(turns: Sequence[Turn]) -> list[Medium]:
+    """Images and videos of a conversation in their order. Errors: UserError for parts of another form."""
+    return [medium for turn in turns for medium in _media(turn.get("content"))]
+
+
+def texts_of(turn: Turn) -> list[str]:
+    """The words of a turn."""
+    content = turn.get("content")
+    return [content] if isinstance(content, str) else [str(part.get("text", "")) for part in content or () if part.get("type") == "text"]
+
+
+def without(turns: Sequence[Turn], gone: set[int]) -> list[Turn]:
+    """A conversation without its media number ``gone``."""
+    count, found = 0, list[Turn]()
+    for turn in turns:
+        content = turn.get("content")
+        if isinstance(content, str):
+            found.append(turn)
+            continue
+        kept = []
+        for part in content or ():
+            is_medium = part.get("type") in KINDS
+            if not (is_medium and count in gone):
+                kept.append(part)
+            count += is_medium
+        found.append({**turn, "content": kept})
+    return found
+
+
+def as_parts(turns: Sequence[Turn]) -> list[Turn]:
+    """Every content as a list of parts, media without what they hold, as templates of vision-language models take it."""
+    return [{**turn, "content": list(_parts(turn.get("content")))} for turn in turns]
+
+
+def as_text(turns: Sequence[Turn]) -> list[Turn]:
+    """Contents without media as strings, as templates of language models take them."""
+    return [turn if _media(turn.get("content")) else {**turn, "content": "".join(texts_of(turn))} for turn in turns]
+
+
+def _parts(content: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(content, str):
+        yield {"type": "text", "text": content}
+        return
+    for part in content or ():
+        yield {"type": "text", "text": part.get("text", "")} if part.get("type") == "text" else {"type": part.get("type")}
+
+
+def _media(content: Any) -> list[Medium]:
+    if content is None or isinstance(content, str):
+        return []
+    found = []
+    for part in content:
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if kind == "text":
+            continue
+        if kind not in KINDS:
+            raise UserError(f"prompt: got a part of type {kind!r}, takes text, {', '.join(KINDS)} (with path, or with the medium itself)")
+        given = [part[key] for key in (kind, *SOURCES) if part.get(key) is not None]
+        if len(given) != 1:
+            raise UserError(f"prompt: got a part {kind} with {len(given)} sources, takes one of {', '.join((kind, *SOURCES))}")
+        found.append(Medium(kind, given[0]))
+    return found
+
+
+def question(prompt: Any) -> str:
+    """A prompt as a string; of a conversation, the words that the user said last."""
+    return prompt if isinstance(prompt, str) else last_words(prompt, "user") or ""
+
+
+def known_by(prompt: Any) -> str:
+    """What a prompt is found by: its words, and before them the pictures and videos that the user sent with the last of them."""
+    if isinstance(prompt, str):
+        return prompt.strip()
+    turns = prompt if isinstance(prompt, (list, tuple)) else []
+    content = next((turn.get("content") for turn in reversed(turns) if isinstance(turn, Mapping) and turn.get("role") == "user"), "")
+    parts = [part for part in content if isinstance(part, Mapping)] if isinstance(content, (list, tuple)) else []
+    media = [f"<{part['type']} {_named(part)}>" for part in parts if part.get("type") in ("image", "video")]
+    return " ".join([*media, question(prompt).strip()])
+
+
+def _named(part: Mapping[str, Any]) -> str:
+    held = part.get("path", part.get(str(part["type"])))
+    if isinstance(held, Tensor):
+        return hashlib.sha256(held.detach().float().cpu().contiguous().numpy().tobytes()).hexdigest()[:16]
+    return str(held) if isinstance(held, (str, Path)) else f"({type(held).__name__})"
+
+
+def last_words(turns: Any, role: str) -> str | None:
+    """The words of the last turn of a role; None where turns are none, or nobody of that role said anything."""
+    if not isinstance(turns, (list, tuple)) or not all(isinstance(turn, Mapping) for turn in turns):
+        return None
+    return next((_words(turn["content"]) for turn in reversed(turns) if turn.get("role") == role and turn.get("content")), None)
+
+
+def _words(content: Any) -> str:
+    if isinstance(content, (list, tuple)):
+        return "\n".join(str(part["text"]) for part in content if isinstance(part, Mapping) and part.get("type") == "text")
+    return str(content)
+
+
+def asked(prompt: Any) -> tuple[str, list[Any]]:
+    """A prompt's words (a conversation's last user turn) and its images: paths, PIL images or tensors."""
+    if not isinstance(prompt, (list, tuple)):
+        return str(prompt), []
+    turns = [turn for turn in prompt if isinstance(turn, Mapping)]
+    last = next((turn for turn in reversed(turns) if turn.get("role") == "user"), {})
+    words = [part.get("text", "") for part in _parts_of(last) if part.get("type") == "text"]
+    images = [part.get("path", part.get("image")) for turn in turns for part in _parts_of(turn) if part.get("type") == "image"]
+    return " ".join(word for word in words if word), images
+
+
+def _parts_of(turn: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    content = turn.get("content", "")
+    return [{"type": "text", "text": content}] if isinstance(content, str) else [part for part in content if isinstance(part, Mapping)]
+
+
+MEDIA = ("image", "video")
+
+
+def without_media(prompt: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A conversation without its images and videos."""
+    turns = []
+    for turn in prompt:
+        parts = turn.get("content", "")
+        kept = parts if isinstance(parts, str) else [part for part in parts if part.get("type") not in MEDIA]
+        turns.append({**turn, "content": kept})
+    return turns
+
+
+def has_media(prompt: Any) -> bool:
+    """Whether a conversation holds an image or a video."""
+    if not isinstance(prompt, (list, tuple)):
+        return False
+    contents = [turn.get("content") for turn in prompt if isinstance(turn, Mapping)]
+    return any(part.get("type") in MEDIA for content in contents if isinstance(content, (list, tuple)) for part in content)

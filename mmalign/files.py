@@ -1,0 +1,93 @@
+"""Files that appear whole or not at all, JSON as it should be, and columns of numbers in JSON lines."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmalign.types import UserError
+
+
+def plain(value: Any) -> Any:
+    """The same value in what YAML and JSON know; a callable or an object becomes the name of its type or itself."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [plain(item) for item in (sorted(value, key=str) if isinstance(value, (set, frozenset)) else value)]
+    if isinstance(value, Path):
+        return str(value)
+    owner = value if isinstance(value, type) or type(value).__name__ == "function" else type(value)
+    return f"{owner.__module__}.{owner.__qualname__}"
+
+
+def flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one with dotted keys; lists stay whole."""
+    if not isinstance(value, Mapping):
+        return {prefix: value}
+    items: dict[str, Any] = {}
+    for key, item in value.items():
+        items.update(flat(item, f"{prefix}.{key}" if prefix else str(key)))
+    return items
+
+
+def finite(value: Any) -> Any:
+    """The same nested value with None in place of NaN and infinities, which JSON does not know."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [finite(item) for item in value]
+    return value
+
+
+def write_bytes(path: Path, data: bytes) -> Path:
+    """Puts ``data`` at ``path`` whole or not at all: whatever goes wrong, the old file stays and no other is left behind."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def write_text(path: Path, text: str) -> Path:
+    """``write_bytes`` in UTF-8."""
+    return write_bytes(path, text.encode("utf-8"))
+
+
+def write_json(path: Path, value: Any) -> Path:
+    """``write_bytes`` as strict JSON: a number that is not finite is written as null."""
+    return write_text(path, json.dumps(finite(plain(value)), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def numbers(owner: str, path: str, columns: Sequence[str]) -> list[list[float]]:
+    """The columns of a file of JSON lines, each a list. Errors: UserError with the line's number."""
+    file = Path(path)
+    if not file.is_file():
+        raise UserError(f"{owner}: no such file: {path}")
+    found: list[list[float]] = [[] for _ in columns]
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            values = [float(row[column]) for column in columns]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{owner}: {path}, line {number}: takes an object with the numbers {', '.join(columns)}") from error
+        if not all(math.isfinite(value) for value in values):
+            raise UserError(f"{owner}: {path}, line {number}: takes finite numbers")
+        for column, value in zip(found, values, strict=True):
+            column.append(value)
+    return found

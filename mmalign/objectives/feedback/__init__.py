@@ -1,0 +1,1 @@
+"""From feedback to signals: rewards as advantages, returns and comparisons; nothing here sees a policy."""

@@ -1,0 +1,1 @@
+"""Parts put together: every function returns a ``types.Method``."""

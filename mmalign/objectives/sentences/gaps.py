@@ -1,0 +1,121 @@
+"""Sentences about two rows of one prompt, by how much better one's reward is than the other's.
+
+**Layout.** Rows ``2k`` and ``2k + 1`` of the Steps are a pair. The signal ``[2N, 1, 2]`` holds a row's reward minus its partner's, and 1
+where both are known; a tie is a gap of 0, and known. Both are 0 where nothing is known. A recipe brings the rows into order.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from mmalign.objectives import surrogates, weights
+from mmalign.objectives.feedback import returns
+from mmalign.objectives.parts import Part, live
+from mmalign.types import Feedback, Loss, Method, Steps, UserError
+
+DENSITIES = frozenset({"token", "transition"})
+
+
+def signal(feedback: Feedback, rewards: Tensor | None = None) -> Tensor:
+    """The signal ``[B, 1, 2]``; rewards ``[B]`` instead of the feedback's own."""
+    if feedback.pairs is None:
+        raise UserError("Feedback.pairs: got None, this method takes pairs of row numbers")
+    rows = feedback.pairs.flatten()
+    if len(rows.unique()) < len(rows):
+        raise UserError("Feedback.pairs: got a row in more than one pair, takes each at most once")
+    rewards = feedback.rewards.detach().double() if rewards is None else rewards
+    first, second = feedback.pairs[:, 0], feedback.pairs[:, 1]
+    ahead = rewards[first] - rewards[second]
+    known = (~ahead.isnan()).double()
+    found = torch.zeros(len(rewards), 1, 2, dtype=torch.float64)
+    found[first, 0] = torch.stack([ahead.nan_to_num(0.0), known], dim=-1)
+    found[second, 0] = torch.stack([-ahead.nan_to_num(0.0), known], dim=-1)
+    return found
+
+
+def shaped(feedback: Feedback, *, beta: float) -> Tensor:
+    """``r - beta (log pi_old - log ref)`` of whole rows, ``[B]``; NaN stays. Reads ``mask, old, refs:ref`` where beta is not 0."""
+    rewards = feedback.rewards.detach().double()
+    return rewards - beta * returns.kl(feedback).sum(1) if beta else rewards
+
+
+def of_pairs(*, score: Part, value: Callable[[Tensor, Tensor], Tensor], reads: frozenset[str] = frozenset(), beta: float = 0.0) -> Method:
+    """Each pair costs ``value(scores [N, 2], gap [N, 1]) -> [N, 1]``, which stands in all live cells of both its rows.
+
+    score: ``Steps -> [2N, 1]``, of whole rows. gap: reward of the first minus the second. reads, beta: of a price in the reward
+    (``shaped``). A pair with an empty row, or of which nothing is known, has value 0.
+    """
+
+    def loss(steps: Steps, signal: Tensor) -> Loss:
+        if steps.kind not in DENSITIES:
+            raise UserError(f"Steps.kind: got {steps.kind!r}, this method takes {' or '.join(sorted(DENSITIES))}")
+        if signal.shape != (len(steps), 1, 2) or len(steps) % 2:
+            raise UserError(f"signal: got shape {list(signal.shape)} for {len(steps)} rows, takes [{len(steps)}, 1, 2] and whole pairs")
+        gap, known = signal[0::2, :, 0], signal[0::2, :, 1] > 0
+        if not torch.equal(gap, -signal[1::2, :, 0]):
+            raise UserError("signal: rows 2k and 2k + 1 are no pair; takes the two rows of each pair side by side")
+        rows = steps.mask.any(1, keepdim=True)
+        whole = rows[0::2] & rows[1::2] & known
+        found = live(score.of(steps), rows).view(-1, 2)
+        values = live(value(found, gap), whole)
+        cells = live(values.repeat_interleave(2, 0).expand_as(steps.mask), steps.mask)
+        return Loss(cells, _metrics(found, gap, whole, rows), rows.sum())
+
+    return Method(
+        signal=lambda feedback: signal(feedback, shaped(feedback, beta=beta)),
+        loss=loss,
+        weigh=weights.sequence_mean,
+        needs=score.needs,
+        unit="pair",
+        kinds=DENSITIES,
+        keep=lambda feedback: signal(feedback)[:, 0, 1] > 0,
+        reads=reads,
+    )
+
+
+@torch.no_grad()
+def _metrics(scores: Tensor, gap: Tensor, whole: Tensor, rows: Tensor) -> dict[str, Tensor]:
+    """Means over live rows. ahead: score of the better row minus the other's. gap: of their rewards. accuracy: right order; 1/2 a tie."""
+    count, ahead = rows.sum().clamp(min=1), (scores[:, :1] - scores[:, 1:]) * gap.sign()
+
+    def mean(values: Tensor) -> Tensor:
+        return 2 * live(values, whole).sum() / count
+
+    return {"ahead": mean(ahead), "gap": mean(gap.abs()), "accuracy": mean((ahead.sign() + 1) / 2)}
+
+
+def regressed(scores: Tensor, gap: Tensor, *, eta: float) -> Tensor:
+    """``((s_1 - s_2) / eta - gap)^2`` (REBEL, arXiv 2404.16767)."""
+    if eta <= 0:
+        raise UserError(f"eta: got {eta}, takes a number above 0")
+    return ((scores[:, :1] - scores[:, 1:]) / eta - gap) ** 2
+
+
+def apart(scores: Tensor, gap: Tensor, *, clip: float, largest: float) -> Tensor:
+    """``-1/2 sum_i min(c_j rho_i d_i, c_j clip(rho_i) d_i)``, d the gap as each row sees it, j the other row (P3O-V1).
+
+    c_j is rho_j, without gradient and in ``1 / largest .. largest``: a pair that the old policy drew counts as often as the new one would.
+    """
+    weight = _ratio(scores, largest)
+    first = surrogates.clipped(scores[:, :1], gap * weight[:, 1:], low=clip, high=clip).values
+    return (first + surrogates.clipped(scores[:, 1:], -gap * weight[:, :1], low=clip, high=clip).values) / 2
+
+
+def together(scores: Tensor, gap: Tensor, *, clip: float, largest: float) -> Tensor:
+    """``-c/2 min(d u, d clip(u, -clip, clip))``, ``u = log rho_1 - log rho_2``, ``c = rho_1 rho_2`` limited as in ``apart`` (P3O-V2)."""
+    weighted, ahead = gap * _ratio(scores.sum(1, keepdim=True), largest), scores[:, :1] - scores[:, 1:]
+    return -torch.minimum(weighted * ahead, weighted * ahead.clamp(-clip, clip)) / 2
+
+
+def _ratio(scores: Tensor, largest: float) -> Tensor:
+    """``exp(scores)`` in ``1 / largest .. largest``, without gradient."""
+    return scores.detach().clamp(-math.log(largest), math.log(largest)).exp()
+
+
+def total(of: Callable[[Steps], Tensor], needs: frozenset[str]) -> Part:
+    """The sum of a part's cells over each row, ``[B, 1]``."""
+    return Part(lambda steps: of(steps).sum(1, keepdim=True), needs, "pair")

@@ -1,0 +1,1 @@
+"""Numbers that a method keeps from update to update, and that every checkpoint holds."""

@@ -1,0 +1,97 @@
+"""Trained language models as others load them: an adapter for peft, or the whole model, with the tokenizer.
+
+As with pipelines (``policies.exports.pipelines``): written beside its place, loaded again, compared with the live model, and only
+then put there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmalign.policies.adapters import Form, appearing, write_adapter
+from mmalign.policies.language.fitting import ROUNDING
+from mmalign.policies.transformers import TransformersPolicy
+from mmalign.types import UserError
+
+
+@torch.no_grad()
+def save(
+    policy: TransformersPolicy, folder: Path, *, base: Callable[[], Any], prompt: Any, card: Callable[[list[Form]], str] | None = None
+) -> list[Form]:
+    """Writes the parameters that ``policy`` has now to ``folder``, which appears whole or not at all; returns how to load them.
+
+    ::
+
+        adapter_config.json, adapter_model.safetensors    LoRA
+        config.json, model.safetensors ...                without LoRA
+        tokenizer.json ...                                with its chat template, and the processor of a model that sees
+        README.md                                         what ``card`` says
+
+    base: makes the model as it was before training. prompt: of the one forward that is compared, all logits of it. Heads are not
+    written. Errors: UserError where something is at ``folder``, and where what was written does not give the live model again.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} exists: takes a folder that is not there yet (--out)")
+    with appearing(folder) as place:
+        form = _adapter(policy, place) if policy.sets.lora else _whole(policy, place)
+        (policy.chat.tokenizer if policy.chat.vision is None else policy.chat.vision.processor).save_pretrained(str(place))
+        _compare(policy, form.load(place, base() if policy.sets.lora else None), prompt)
+        if card is not None:
+            (place / "README.md").write_text(card([form]), encoding="utf-8")
+    return [form]
+
+
+def _adapter(policy: TransformersPolicy, place: Path) -> Form:
+    def load(folder: Path, fresh: Any) -> Any:
+        from peft import PeftModel
+
+        return PeftModel.from_pretrained(fresh, str(folder))
+
+    write_adapter(policy.model, place)
+    code = ("from peft import PeftModel", "model = PeftModel.from_pretrained(model, folder)")
+    return Form("peft", code, {"model": policy.model}, load)
+
+
+def _whole(policy: TransformersPolicy, place: Path) -> Form:
+    def load(folder: Path, fresh: Any) -> Any:
+        return type(policy.model).from_pretrained(str(folder), dtype=policy.model.dtype)
+
+    policy.model.save_pretrained(str(place), state_dict=merged(policy.model))
+    home = auto_class(policy.model)
+    code = (f"from transformers import {home}", f"model = {home}.from_pretrained(folder)")
+    return Form("full", code, {"model": policy.model}, load)
+
+
+def merged(model: nn.Module) -> dict[str, Tensor]:
+    """Weights of a model by their own names, LoRA in its members added in."""
+    from peft.tuners.lora import LoraLayer
+
+    weights = {name.replace(".base_layer.", "."): value for name, value in model.state_dict().items() if "lora_" not in name}
+    for name, layer in model.named_modules():
+        if isinstance(layer, LoraLayer):
+            delta: Tensor = layer.get_delta_weight("default")
+            weights[f"{name}.weight"] = weights[f"{name}.weight"] + delta.to(weights[f"{name}.weight"])
+    return weights
+
+
+def auto_class(model: Any) -> str:
+    """The class of transformers that loads a model by its name."""
+    sees = getattr(model.config, "vision_config", None) is not None  # only vision-language configurations have it
+    return "AutoModelForImageTextToText" if sees else "AutoModelForCausalLM"
+
+
+def _compare(policy: TransformersPolicy, fresh: Any, prompt: Any) -> None:
+    """Errors: UserError where the loaded model's log-probabilities are not the live one's."""
+    given = policy.chat.prompt(prompt)
+    inputs = {} if policy.chat.vision is None else policy.chat.vision.inputs(given)
+    told = {name: value.to(policy.device) for name, value in {"input_ids": torch.tensor([given.ids]), **inputs}.items()}
+    fresh.to(policy.device).eval()
+    there, here = (model(**told).logits.double().log_softmax(-1) for model in (fresh, policy.model))
+    apart, allowed = float((there - here).abs().max()), ROUNDING.get(policy.model.dtype, 1e-4)
+    if not apart <= allowed:
+        raise UserError(f"export: the model, loaded again, is {apart:.2g} nats apart from the live one, more than {allowed:g}")

@@ -1,0 +1,214 @@
+"""Trained weights as others load them: LoRA for diffusers and for peft, whole pipelines for ``from_pretrained``.
+
+Everything is written beside its place, loaded again into a fresh pipeline and compared with the live model, and only then put
+there. Compared are the weights, bit for bit in the type they were loaded in, and the denoisers' answers to what the live pipeline
+asked them at its first step: the same latents and the same embeddings. Answers may differ by ``TOLERANCE`` of their largest number.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from mmalign.policies.adapters import Form, adapter, appearing, lora_layers, lora_weights, merged, plain_config
+from mmalign.policies.diffusers import DiffusersPolicy
+from mmalign.policies.pipelines.interception import Finished
+from mmalign.types import UserError
+
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.01}
+
+
+class Asked(NamedTuple):
+    """What a denoiser was asked, and what it answered."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    answers: list[Tensor]
+
+
+@torch.no_grad()
+def export(
+    policy: DiffusersPolicy, folder: Path, *, base: Callable[[], Any], prompt: str = "", card: Callable[[list[Form]], str] | None = None
+) -> list[Form]:
+    """Writes the parameters that ``policy`` has now to ``folder``, which appears whole or not at all; returns how to load them.
+
+    ::
+
+        pytorch_lora_weights.safetensors     LoRA, where the pipeline has load_lora_weights
+        peft/transformer/                    LoRA: adapter_config.json, adapter_model.safetensors
+        merged/                              LoRA in the weights, where the pipeline has no load_lora_weights
+        model_index.json ...                 without LoRA: the pipeline's save_pretrained
+        README.md                            what ``card`` says of these forms
+
+    base: makes the pipeline as it was before training, to load the LoRA into. prompt: of the one call that is compared. Needs room
+    for a second denoiser on the policy's device.
+
+    Errors: UserError where something is at ``folder``, and where what was written does not give the live model again.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} exists: takes a folder that is not there yet (--out)")
+    if policy.acts_on.get("storage"):
+        raise UserError("export: this policy keeps its weights in 8 bits, which is not what users load it onto; takes one without storage")
+    asked = _ask(policy, prompt)
+    with appearing(folder) as place:
+        forms = _lora_forms(policy, place) if policy.sets.lora else [_whole(policy.pipe, policy.denoisers, place, "")]
+        for form in forms:
+            _compare(form, form.load(place, None if form.name == "full" else base()), asked)
+        if card is not None:
+            (place / "README.md").write_text(card(forms), encoding="utf-8")
+    return forms
+
+
+# ---- writing
+
+
+def _lora_forms(policy: DiffusersPolicy, place: Path) -> list[Form]:
+    pipe, modules = policy.pipe, policy.denoisers
+    forms = []
+    if _loads_lora(pipe, modules):
+        forms.append(_diffusers_lora(pipe, modules, place))
+    forms.append(_peft_lora(modules, place))
+    if forms[0].name != "diffusers":
+        forms.append(_whole(pipe, {name: merged(module) for name, module in modules.items()}, place, "merged"))
+    return forms
+
+
+def _loads_lora(pipe: Any, modules: Mapping[str, nn.Module]) -> bool:
+    """Whether the pipeline's own loader takes LoRA for each of these; for a second expert only Wan's does."""
+    save = getattr(type(pipe), "save_lora_weights", None)
+    takes = inspect.signature(save).parameters if save is not None else {}
+    wan = any(kind.__name__ == "WanLoraLoaderMixin" for kind in type(pipe).__mro__)
+    return all(f"{name}lora_layers" in takes or (name == "transformer_2" and wan) for name in modules)
+
+
+def _diffusers_lora(pipe: Any, modules: Mapping[str, nn.Module], place: Path) -> Form:
+    """``pytorch_lora_weights.safetensors`` with rank and alpha in its header; a second expert in a folder of its own."""
+
+    def options(name: str) -> dict[str, Any]:
+        return {"load_into_transformer_2": True} if name == "transformer_2" else {}
+
+    def load(folder: Path, fresh: Any) -> Any:
+        for name in modules:
+            fresh.load_lora_weights(str(folder / name if options(name) else folder), **options(name))
+        return fresh
+
+    code = []
+    for name, module in modules.items():
+        weights, config = adapter(module)
+        key = "transformer" if options(name) else name
+        told = {f"{key}lora_layers": weights, f"{key}_lora_adapter_metadata": plain_config(config.to_dict())}
+        type(pipe).save_lora_weights(str(place / name if options(name) else place), **told)
+        code.append(
+            f'pipe.load_lora_weights(f"{{folder}}/{name}", load_into_transformer_2=True)'
+            if options(name)
+            else "pipe.load_lora_weights(folder)"
+        )
+    return Form("diffusers", tuple(code), dict(modules), load)
+
+
+def _peft_lora(modules: Mapping[str, nn.Module], place: Path) -> Form:
+    from peft import PeftModel
+    from safetensors.torch import save_file
+
+    def load(folder: Path, fresh: Any) -> Any:
+        for name in modules:
+            PeftModel.from_pretrained(fresh.components[name], str(folder / "peft" / name))
+        return fresh
+
+    for name, module in modules.items():
+        weights, config = adapter(module)
+        config.inference_mode = True
+        config.save_pretrained(str(place / "peft" / name))
+        stored = {f"base_model.model.{key}": value.cpu().contiguous() for key, value in weights.items()}
+        save_file(stored, str(place / "peft" / name / "adapter_model.safetensors"), metadata={"format": "pt"})
+    lines = [f'PeftModel.from_pretrained(pipe.{name}, f"{{folder}}/peft/{name}")  # in place' for name in modules]
+    return Form("peft", ("from peft import PeftModel", *lines), dict(modules), load)
+
+
+def _whole(pipe: Any, modules: dict[str, nn.Module], place: Path, under: str) -> Form:
+    """``save_pretrained`` of the pipeline with these denoisers; the live one is not touched."""
+    whole = copy.copy(pipe)
+    whole.register_modules(**modules)
+    whole.save_pretrained(str(place / under), safe_serialization=True)
+    dtype = next(next(iter(modules.values())).parameters()).dtype
+
+    def load(folder: Path, fresh: Any) -> Any:
+        return type(pipe).from_pretrained(str(folder / under), dtype=dtype)
+
+    kind = type(pipe)
+    home = "diffusers" if kind.__module__.startswith("diffusers.") else kind.__module__
+    at = f'f"{{folder}}/{under}"' if under else "folder"
+    return Form("full", (f"from {home} import {kind.__name__}", f"pipe = {kind.__name__}.from_pretrained({at})"), modules, load)
+
+
+# ---- comparing
+
+
+def _ask(policy: DiffusersPolicy, prompt: str) -> dict[str, Asked]:
+    """What the pipeline asks each of its denoisers first, in the call of the policy with the pipeline's own scheduler."""
+    heard: dict[str, Asked] = {}
+
+    def listen(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            if name not in heard:
+                args, kwargs = tree_map(lambda value: value.clone() if isinstance(value, Tensor) else value, (args, kwargs))
+                heard[name] = Asked(args, kwargs, [answer.clone() for answer in _answers(output)])
+            if len(heard) == len(policy.denoisers):
+                raise Finished
+
+        return hook
+
+    hooks = [module.register_forward_hook(listen(name), with_kwargs=True) for name, module in policy.denoisers.items()]
+    try:
+        policy.caller.until_finished([prompt], [0], None, [prompt])
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return heard
+
+
+def _answers(output: Any) -> list[Tensor]:
+    values = list(output.values()) if isinstance(output, Mapping) else output
+    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
+
+
+def _compare(form: Form, fresh: Any, asked: Mapping[str, Asked]) -> None:
+    """Errors: UserError where a denoiser that was loaded is another than the one it was written from."""
+    for name, module in form.modules.items():
+        loaded, what = fresh.components[name].eval(), f"export: the {form.name} form of {name}, loaded again,"
+        there, here = _facts(loaded), _facts(module)
+        if there.keys() != here.keys():
+            odd = sorted(there.keys() ^ here.keys())[:3]
+            raise UserError(f"{what} has other parameters than the live model: {', '.join(odd)}")
+        for key, value in here.items():
+            if not torch.equal(value.cpu().to(there[key].dtype), there[key].cpu()):
+                raise UserError(f"{what} differs from the live model in {key}")
+        if name not in asked:  # an expert that this call did not reach
+            continue
+        device = next(module.parameters()).device
+        said = _answers(loaded.to(device)(*asked[name].args, **asked[name].kwargs))
+        worst = max(_distance(a, b) for a, b in zip(said, asked[name].answers, strict=True))
+        allowed = TOLERANCE[next(p.dtype for key, p in module.named_parameters() if "lora_" not in key)]
+        if not worst <= allowed:
+            raise UserError(f"{what} answers {worst:.2g} (of the largest number) apart from the live model, more than {allowed:g}")
+
+
+def _facts(module: nn.Module) -> dict[str, Tensor]:
+    """All that a form says of a module: LoRA weights and scales, or else all of its tensors."""
+    layers = lora_layers(module)
+    if not layers:
+        return dict(module.state_dict())
+    scales = {f"{name}.scale": torch.tensor([layer.scaling[a] for a in layer.active_adapters]) for name, layer in layers.items()}
+    return {**lora_weights(module), **scales}
+
+
+def _distance(a: Tensor, b: Tensor) -> float:
+    a, b = a.double(), b.double()
+    return float((a - b).abs().max() / b.abs().max().clamp(min=1e-30))

@@ -1,0 +1,1 @@
+"""What a pipeline is to mmalign, found by trying."""

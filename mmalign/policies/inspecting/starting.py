@@ -1,0 +1,96 @@
+"""Where looking at a model starts and ends: from a name to a pipeline, and from what was found to a config."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mmalign.policies.pipelines import memory
+from mmalign.policies.pipelines.calling import MEDIA, load, one_line, quiet
+from mmalign.policies.pipelines.unfit import reason
+from mmalign.policies.twins import pipelines
+from mmalign.types import UserError
+
+
+class Opened(NamedTuple):
+    """A pipeline to look at: itself, arguments that stand in for what its call needs, and how a config names it."""
+
+    pipe: Any
+    stand_ins: dict[str, Any]
+    node: Any
+
+
+@quiet()
+def opened(model: str, *, dtype: str | None = None) -> Opened:
+    """A pipeline by hub id, folder, or the name of its class, of which a tiny twin is made.
+
+    Errors: UserError for a class that diffusers does not have, a folder without ``model_index.json``, an id that cannot be loaded.
+    """
+    if model.isidentifier() and not Path(model).exists():
+        kind = pipelines.pipeline_class(model)
+        if why := reason(model):
+            raise UserError(f"{model} is no policy: {why}")
+        try:
+            pipe = pipelines.twin(kind)
+        except Exception as error:  # whatever a class of diffusers raises
+            raise UserError(f"{model}: no tiny twin can be made of it, {one_line(error)}; takes a hub id or a folder") from error
+        return Opened(pipe, pipelines.call_arguments(pipe), f"hub/id-of-a-{model}")
+    if Path(model).is_dir():
+        index = Path(model) / "model_index.json"
+        if not index.is_file():
+            raise UserError(
+                f"{model}: no model_index.json there; takes the folder of a diffusers pipeline, a hub id or the name of a class"
+            )
+        pipelines.pipeline_class(str(json.loads(index.read_text(encoding="utf-8")).get("_class_name")))
+    try:
+        pipe = load(model, dtype=dtype)
+    except (AttributeError, ImportError, TypeError) as error:
+        raise UserError(f"{model}: cannot be loaded, {one_line(error)}") from error
+    return Opened(pipe, {key: value for key, value in pipelines.call_arguments(pipe).items() if key in MEDIA}, model)
+
+
+def starting_yaml(pipe: Any, *, node: Any, call: Mapping[str, Any], stand_ins: Mapping[str, Any], path: str | None, adapted: bool) -> str:
+    """A config to start from; ``mmalign check`` passes on it."""
+    defaults = defaults_of(pipe)
+    said = {key: value for key, value in call.items() if isinstance(value, (bool, int, float, str)) and key != "num_inference_steps"}
+    shown = said.pop("guidance_scale", defaults.get("guidance_scale"))
+    missing = [key for key in stand_ins if key in MEDIA and key not in call]
+    kernel = "{use: ddim, eta: 1.0}" if path is not None and not path.startswith("flow") else "{use: flow_sde, noise_level: 0.7}"
+    lines = [
+        f"# A start for {type(pipe).__name__}, from `mmalign inspect`. Put your prompts and reward in, then check and train.",
+        *(f"# It needs {key}, which YAML cannot say: give {key} in Python, under call or from conditions." for key in missing),
+        "use: online",
+        f"name: {''.join(c if c.isalnum() else '-' for c in type(pipe).__name__.removesuffix('Pipeline').lower())}",
+        "seed: 0",
+        "policy:",
+        "  use: diffusers",
+        f"  pipeline: {json.dumps(node)}",
+        f"  lora: {{rank: 32{'' if adapted else ', targets: all-linear'}}}",
+        f"  kernel: {kernel}",
+        "  num_inference_steps: 10",
+        *([f"  guidance_scale: {shown}"] if isinstance(shown, (int, float)) else []),
+        *([f"  call: {json.dumps(said)}"] if said else []),
+        *(f"  # {option:<29} # {what}" for option, what in memory.options(pipe)),
+        "method: {use: flow_grpo, ratio: per_step, clip: 0.2}   # clip in nats of the whole latent",
+        "prompts: [three red foxes in the snow, two blue birds on a wire]",
+        "prompts_per_step: 2",
+        "group_size: 8",
+        "micro_rows: 4",
+        "# micro_steps: 1                # steps of a row in one backward pass: memory that does not grow with them",
+        "learning_rate: 1.0e-4",
+        "steps: 100",
+        "ema: 0.9",
+        "rewards:",
+        "  novelty: {use: novelty, scale: 0.2}   # in place of your own: {use: my_module.my_reward}",
+        "evaluation: {every: 10, samples: 4}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def defaults_of(pipe: Any) -> dict[str, Any]:
+    """Defaults of the arguments of a pipeline's call."""
+    given = inspect.signature(inspect.unwrap(type(pipe).__call__)).parameters.values()
+    return {parameter.name: parameter.default for parameter in given if parameter.default is not parameter.empty}

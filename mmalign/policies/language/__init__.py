@@ -1,0 +1,1 @@
+"""What a policy of a language or vision-language model is made of."""

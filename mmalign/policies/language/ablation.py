@@ -1,0 +1,73 @@
+"""Pictures with something taken out of them, so that what an answer owes to a picture can be seen: same size, so the same tokens."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from mmalign.types import UserError
+
+How = Literal["crop", "blank", "noise", "diffuse"]
+HOW = ("crop", "blank", "noise", "diffuse")
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """What is done to an image, or to every frame of a video, the same each time for one picture and ``seed``.
+
+    how: ``crop``, a part of the picture of a random shape, place and area up to ``share`` of its own, scaled to its size (mDPO,
+    arXiv:2406.11839: up to a fifth, *recalled*; the released code hides the picture's tokens in the model instead). ``blank``, mid-grey.
+    ``noise``, uniform. ``diffuse``, ``sqrt(1 - share) picture + sqrt(share) noise`` in -1..1, the forward process of a diffusion model at
+    a signal of ``1 - share`` (POVID's and V-DPO's corrupted pictures are of this kind). Errors: UserError for other words and numbers.
+    """
+
+    how: How = "crop"
+    share: float = 0.2
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.how not in HOW or not 0 < self.share <= 1:
+            raise UserError(f"policy.ablation: got how={self.how!r}, share={self.share}, takes {', '.join(HOW)}, and above 0 up to 1")
+
+    def __call__(self, picture: Any) -> Any:
+        """A picture as PIL has it, changed."""
+        from PIL import Image
+
+        whole = picture.convert("RGB")
+        if self.how == "blank":
+            return Image.new("RGB", whole.size, (128, 128, 128))
+        pixels = whole.tobytes()
+        seed = int.from_bytes(hashlib.blake2b(pixels + str(self.seed).encode(), digest_size=7).digest(), "big")
+        if self.how == "crop":
+            return self._cropped(whole, random.Random(seed))
+        rng, size = torch.Generator().manual_seed(seed), (whole.height, whole.width, 3)
+        if self.how == "noise":
+            found = torch.randint(256, size, generator=rng, dtype=torch.uint8)
+        else:
+            values = torch.frombuffer(bytearray(pixels), dtype=torch.uint8).view(size).float() / 127.5 - 1
+            mixed = (1 - self.share) ** 0.5 * values + self.share**0.5 * torch.randn(size, generator=rng)
+            found = ((mixed.clamp(-1, 1) + 1) * 127.5).round().byte()
+        return Image.fromarray(found.numpy())
+
+    def frames(self, clip: Tensor) -> Tensor:
+        """Frames ``[F, 3, H, W]`` uint8, each changed."""
+        from PIL import Image
+
+        made = [self(Image.fromarray(frame.permute(1, 2, 0).contiguous().numpy())) for frame in clip]
+        found = [torch.frombuffer(bytearray(frame.tobytes()), dtype=torch.uint8).view(frame.height, frame.width, 3) for frame in made]
+        return torch.stack(found).permute(0, 3, 1, 2).contiguous()
+
+    def _cropped(self, whole: Any, rng: random.Random) -> Any:
+        from PIL import Image
+
+        area = rng.uniform(0.0, self.share) * whole.width * whole.height
+        stretch = 2 ** rng.uniform(-0.5, 0.5)
+        width = min(whole.width, max(1, round((area * stretch) ** 0.5)))
+        height = min(whole.height, max(1, round((area / stretch) ** 0.5)))
+        left, top = rng.randint(0, whole.width - width), rng.randint(0, whole.height - height)
+        return whole.crop((left, top, left + width, top + height)).resize(whole.size, Image.Resampling.BICUBIC)

@@ -1,0 +1,87 @@
+"""Prompts and completions that fit: refused where they are too long, or cut where the user says so, images and videos as wholes."""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from mmalign.conversations import without
+from mmalign.policies.language.chat import Chat, Row
+from mmalign.policies.language.vision import Prompt
+from mmalign.types import UserError
+
+Truncate = Literal["left", "right"]
+
+
+@dataclass(frozen=True)
+class Room:
+    """How much there is. context: tokens of a prompt and its completion, None for no end. max_prompt, max_completion: of each.
+
+    truncate: the end of too long prompts that is cut off; too long completions then lose their end; None refuses them. An image or a
+    video that a cut would go through is left out: the prompt is read anew without it. cut: what was, counted.
+    """
+
+    chat: Chat
+    context: int | None
+    max_prompt: int | None
+    max_completion: int
+    truncate: Truncate | None
+    cut: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, size in (("max_prompt", self.max_prompt), ("max_completion", self.max_completion)):
+            if size is not None and size < 1:
+                raise UserError(f"policy.{name}: got {size}, takes 1 or more")
+        if self.context is not None and self.max_completion >= self.context:
+            said = f"the model's context holds {self.context} tokens with the prompt"
+            raise UserError(f"policy.max_completion: got {self.max_completion}, {said}")
+        if self.truncate not in (None, "left", "right"):
+            raise UserError(f"policy.truncate: got {self.truncate!r}, takes left or right")
+
+    def prompt(self, asked: Any, number: int, *, system: str | None = None) -> Prompt:
+        """Prompt ``number`` as a model is given it. Errors: UserError that names it."""
+        try:
+            found = self.chat.prompt(asked, system=system)
+        except UserError as error:
+            raise UserError(f"prompt {number}: {str(error).removeprefix('prompt: ')}") from error
+        return self.fitted(found, asked, number, system=system)
+
+    def fitted(self, found: Prompt, asked: Any, number: int, *, system: str | None = None) -> Prompt:
+        """A prompt that leaves room for a completion: itself, or cut. asked: what it was made of."""
+        while True:
+            room = None if self.context is None else self.context - self.max_completion
+            most = min(size for size in (self.max_prompt, room, len(found)) if size is not None)
+            if len(found) <= most:
+                return found
+            if self.truncate is None:
+                here = f"a context of {self.context} leaves room for {most}"
+                where = f"max_prompt is {self.max_prompt}" if most == self.max_prompt else here
+                raise UserError(f"prompt {number}: has {len(found)} tokens, {where}; takes a shorter one, or truncate: left or right")
+            start, end = (len(found) - most, len(found)) if self.truncate == "left" else (0, most)
+            gone = {place for place, (first, last) in enumerate(found.spans) if first < start or last > end}
+            if not gone:
+                self._count("prompts")
+                return found.window(start, end)
+            for kind, count in Counter(found.media[place].kind for place in gone).items():
+                self._count(f"{kind}s", count)
+            asked = without(asked, gone)
+            found = self.chat.prompt(asked, system=system)
+
+    def row(self, row: Row, asked: Any, number: int) -> Row:
+        """A given row that fits: itself, or cut."""
+        prompt = self.fitted(row.prompt, asked, number)
+        if len(row.completion) <= self.max_completion:
+            return row._replace(prompt=prompt)
+        if self.truncate is None:
+            said = f"has {len(row.completion)} tokens, max_completion is {self.max_completion}"
+            raise UserError(f"completion {number}: {said}; takes a shorter one, a larger max_completion, or truncate: left or right")
+        self._count("completions")
+        return Row(prompt, row.completion[: self.max_completion], row.trained[: self.max_completion])
+
+    def _count(self, what: str, times: int = 1) -> None:
+        if what not in self.cut:
+            how = "are too long and cut" if what in ("prompts", "completions") else "do not fit and are left out, with their tokens"
+            warnings.warn(f"policy.truncate: {what} {how} (policy.cut counts them)", stacklevel=5)
+        self.cut[what] = self.cut.get(what, 0) + times

@@ -1,0 +1,249 @@
+"""Prompts and completions as token ids: a tokenizer, its chat template, and which tokens a completion is answerable for.
+
+A conversation is a list of ``{"role": ..., "content": ...}``. A prompt ends where the template asks for the assistant; a completion
+is what follows: one assistant turn (a string), or several turns, of which only the assistant's are trained and the others (user,
+tool) are context. Which tokens those are comes from the template's own ``{% generation %}`` marks where it has them, and else from
+what each turn adds to the text before it; the pieces are tokenized apart, so that a prompt has the same ids here as in sampling.
+
+Contents are strings or lists of parts: ``{"type": "text", "text": ...}``, ``{"type": "image", "path": ...}``, ``{"type": "video", ...}``
+(``parts.py``). Images and videos stand in prompts; ``vision.py`` reads them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from mmalign.conversations import Turn, as_parts, as_text, media_of, texts_of
+from mmalign.policies.language.vision import Prompt, Vision
+from mmalign.types import UserError
+
+
+class Row(NamedTuple):
+    """One row. prompt: what is given. completion: the ids that follow. trained: of each of those, whether it counts."""
+
+    prompt: Prompt
+    completion: list[int]
+    trained: list[bool]
+
+
+class Chat:
+    """A tokenizer with its chat template, if it has one.
+
+    vision: what reads images and videos, and whose processor's template goes before the tokenizer's. template: whether prompts go
+    through the chat template; a string is then the user's turn. system: the system turn of prompts that have none. stops: ids that end a
+    completion, besides the end of text and what the template ends a turn with. never: ids that no completion says (pad, bos, unk,
+    placeholders of media), as far as none ends one. Errors: UserError for a template that is asked for and not there, a tokenizer
+    without an end of text.
+    """
+
+    def __init__(
+        self, tokenizer: Any, *, template: bool | None = None, system: str | None = None, stops: Sequence[int] = (),
+        never: Sequence[int] = (), vision: Vision | None = None,
+    ):  # fmt: skip
+        self.tokenizer, self.system, self.vision = tokenizer, system, vision
+        processor = None if vision is None else vision.processor
+        self.writer: Any = processor if getattr(processor, "chat_template", None) else tokenizer
+        has = bool(getattr(self.writer, "chat_template", None))
+        self.template = has if template is None else template
+        if self.template and not has:
+            raise UserError("policy.template: this tokenizer has no chat template; takes false, or a tokenizer with one")
+        if system is not None and not self.template:
+            raise UserError("policy.system: got a system turn, and prompts without a chat template have none")
+        end = tokenizer.eos_token_id
+        ends = [*stops, *(self._end_of_turn() if self.template else []), *([] if end is None else [end])]
+        if not ends:
+            raise UserError(
+                "policy.tokenizer: has no eos_token, so no completion would end; takes a tokenizer with one (a pad_token is not needed)"
+            )
+        self.stops = tuple(dict.fromkeys(int(end) for end in ends))
+        self.end = self.stops[0] if end is None else end
+        self.never = tuple(sorted(set(never) - set(self.stops)))
+
+    def prompt(self, prompt: Any, *, system: str | None = None) -> Prompt:
+        """A prompt up to where the assistant answers. ``system``: another system turn than the policy's own.
+
+        Errors: UserError for a conversation without a template, turns that the template drops or refuses, an empty prompt, media that
+        cannot be read, that the model does not take, or that are fewer or more than their placeholders.
+        """
+        if not self.template:
+            return self._plain(prompt, system)
+        turns = self.turns(prompt, system=system)
+        return self._given(self._rendered(turns, ask=True), turns)
+
+    def row(self, prompt: Any, output: Any) -> Row:
+        """A prompt and a completion that somebody gave, a string or the turns that follow.
+
+        Tokens after an end-of-turn token inside an assistant's piece (a template's line break) are context, and dropped at the end;
+        a last turn that the template does not end is ended here. Errors: UserError for an empty completion, one that holds an id that
+        is never said, and as in ``prompt``.
+        """
+        row = self._row(prompt, output)
+        for token, counts in zip(row.completion, row.trained, strict=True):
+            if counts and token in self.never:
+                said = f"{self.tokenizer.convert_ids_to_tokens(token)!r} (id {token})"
+                raise UserError(f"completion: holds {said}, to which the policy gives no probability; takes words that the tokenizer knows")
+        return row
+
+    def _row(self, prompt: Any, output: Any) -> Row:
+        added = [{"role": "assistant", "content": output}] if isinstance(output, str) else list(output)
+        said = [turn["content"] for turn in added if turn.get("role") == "assistant"]
+        if not said or not all(said):
+            raise UserError("completion: got an empty one, takes at least one token of the assistant's")
+        if not self.template:
+            if not isinstance(output, str):
+                raise UserError("completion: got turns, and this policy has no chat template; takes a string")
+            ids = [*self._ids(output), self.end]
+            return Row(self._plain(prompt, None), ids, [True] * len(ids))
+        turns = self.turns(prompt)
+        if media_of(added):
+            raise UserError("completion: holds an image or a video, takes them in prompts")
+        marked = "{% generation" in _source(self.writer) and self.vision is None
+        row = self._marked(turns, added) if marked else self._pieces(turns, added)
+        return self._ended(row, added[-1].get("role") == "assistant")
+
+    def turns(self, prompt: Any, *, system: str | None = None) -> list[Turn]:
+        """A prompt as a conversation, with the system turn that was asked for."""
+        turns: list[Turn] = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+        if not turns or turns[-1].get("role") == "assistant":
+            raise UserError("prompt: got a conversation that ends with the assistant's turn (or none), takes one that asks for it")
+        wanted = system if system is not None else self.system
+        if system is not None and turns[0]["role"] == "system":
+            turns = turns[1:]
+        if wanted is not None and turns[0]["role"] != "system":
+            turns = [{"role": "system", "content": wanted}, *turns]
+        return turns
+
+    def text(self, ids: Sequence[int]) -> str:
+        """A completion as rewards see it, without special tokens."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    # ---- inside
+
+    def _end_of_turn(self) -> list[int]:
+        """The special token that the template writes behind an assistant's turn, if it does."""
+        said = "0"
+        turns = [{"role": "user", "content": said}, {"role": "assistant", "content": said}]
+        text, _ = self._written(turns, ask=False)
+        if text is None:
+            return []
+        ids = self._ids(text[text.rfind(said) + len(said) :])
+        special = {*self.tokenizer.all_special_ids, *(n for n, token in self.tokenizer.added_tokens_decoder.items() if token.special)}
+        return [token for token in ids if token in special][:1]
+
+    def _given(self, text: str, turns: Sequence[Turn]) -> Prompt:
+        """A text with the media of its turns."""
+        some = media_of(turns)
+        if self.vision is not None:
+            return self.vision.read(text, some, () if some else self._ids(text))
+        if some:
+            raise UserError(f"prompt: holds a {some[0].kind}, and this model reads words alone; takes text")
+        return Prompt(tuple(self._ids(text)), text)
+
+    def _plain(self, prompt: Any, system: str | None) -> Prompt:
+        """Without a template; of a conversation, a single turn with media, which stand where it says."""
+        if not isinstance(prompt, str) and self.vision is not None and len(prompt) == 1 and (some := media_of(prompt)):
+            tokens, parts = self.vision.tokens, as_parts(prompt)[0]["content"]
+            text = "".join(part["text"] if part["type"] == "text" else tokens.get(part["type"], "") for part in parts)
+            return self.vision.read(text if system is None else f"{system}\n{text}", some)
+        if not isinstance(prompt, str):
+            raise UserError("prompt: got a conversation, and this policy has no chat template; takes a string")
+        ids = self._plain_ids(prompt, system)
+        return Prompt(tuple(ids), prompt) if self.vision is None else self.vision.read(prompt, (), ids)
+
+    def _plain_ids(self, prompt: str, system: str | None) -> list[int]:
+        ids = list(self.tokenizer(prompt if system is None else f"{system}\n{prompt}")["input_ids"])
+        while ids and ids[-1] in self.stops:
+            ids.pop()
+        if not ids and self.tokenizer.bos_token_id is not None:
+            ids = [self.tokenizer.bos_token_id]
+        if not ids:
+            raise UserError("prompt: got an empty one, takes at least one token")
+        return ids
+
+    def _ids(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _rendered(self, turns: Sequence[Turn], *, ask: bool) -> str:
+        """Text of a conversation. Errors: UserError where the template refuses a turn, or leaves out what it says."""
+        text, said = self._written(turns, ask=ask)
+        if text is None:
+            raise UserError(f"policy.template: {said}")
+        return text
+
+    def _written(self, turns: Sequence[Turn], *, ask: bool) -> tuple[str | None, str]:
+        """What the template makes of a conversation, or None and why; contents in the first form that it takes and keeps."""
+        from jinja2 import TemplateError
+
+        said = ""
+        for form in (as_text,) if self.vision is None else (as_parts, as_text):
+            try:
+                text = str(self.writer.apply_chat_template(form(turns), tokenize=False, add_generation_prompt=ask))
+            except (TemplateError, TypeError) as error:
+                roles = ", ".join(str(turn.get("role")) for turn in turns)
+                said = said or f"refuses turns of {roles}: {str(error).splitlines()[0]}"
+                continue
+            lost = [(turn, part.strip()) for turn in turns for part in texts_of(turn) if part.strip() not in text]
+            if not any(turn.get("role") != "assistant" for turn, _ in lost):
+                return text, ""
+            turn, part = next((turn, part) for turn, part in lost if turn.get("role") != "assistant")
+            said = said or f"drops the {turn.get('role')} turn ({part[:40]!r} is not in what it makes)"
+        return None, said
+
+    def _pieces(self, turns: list[Turn], added: Sequence[Turn]) -> Row:
+        """What each turn adds to the text before it."""
+        before = self._rendered(turns, ask=True)
+        prompt, completion, trained = self._given(before, turns), list[int](), list[bool]()
+        for count, turn in enumerate(added, start=1):
+            own = turn.get("role") == "assistant"
+            coming = not own and count < len(added) and added[count].get("role") == "assistant"
+            after = self._rendered([*turns, *added[:count]], ask=coming)
+            if not after.startswith(before):
+                raise UserError(
+                    "policy.template: writes earlier turns otherwise once later ones follow; takes a template with {% generation %} marks"
+                )
+            ids = self._ids(after[len(before) :])
+            completion += ids
+            trained += self._until_stop(ids) if own else [False] * len(ids)
+            before = after
+        return Row(prompt, completion, trained)
+
+    def _marked(self, turns: list[Turn], added: Sequence[Turn]) -> Row:
+        """By the template's own marks."""
+        self._rendered([*turns, *added], ask=False)
+        told: dict[str, Any] = {"tokenize": True, "return_dict": True, "return_assistant_tokens_mask": True}
+        found = self.tokenizer.apply_chat_template(as_text([*turns, *added]), **told)
+        ids, marks = list(found["input_ids"]), [bool(mark) for mark in found["assistant_masks"]]
+        prompt = list(self.prompt(turns).ids)
+        split = len(prompt)
+        if ids[:split] != prompt:
+            earlier = sum(turn.get("role") == "assistant" for turn in turns)
+            split = _start_of_run(marks, earlier)
+        if not any(marks[split:]):
+            raise UserError("policy.template: its {% generation %} marks are empty for this completion")
+        return Row(Prompt(tuple(ids[:split])), ids[split:], marks[split:])
+
+    def _until_stop(self, ids: Sequence[int]) -> list[bool]:
+        last = max((place for place, token in enumerate(ids) if token in self.stops), default=len(ids) - 1)
+        return [place <= last for place in range(len(ids))]
+
+    def _ended(self, row: Row, own: bool) -> Row:
+        """A row whose last assistant turn ends with a token that stops sampling; what follows it is dropped."""
+        last = max(place for place, counts in enumerate(row.trained) if counts)
+        completion, trained = list(row.completion[: last + 1]), list(row.trained[: last + 1])
+        if own and completion[-1] not in self.stops:
+            if last + 1 < len(row.completion) and row.completion[last + 1] in self.stops:
+                return Row(row.prompt, [*completion, row.completion[last + 1]], [*trained, True])
+            return Row(row.prompt, [*completion, self.end], [*trained, True])
+        return Row(row.prompt, completion, trained)
+
+
+def _source(tokenizer: Any) -> str:
+    template = tokenizer.chat_template
+    return "".join(template.values()) if isinstance(template, Mapping) else str(template)
+
+
+def _start_of_run(marks: Sequence[bool], skip: int) -> int:
+    """Where the run of marks number ``skip`` (from 0) starts; the end where there are fewer."""
+    starts = [place for place, mark in enumerate(marks) if mark and (place == 0 or not marks[place - 1])]
+    return starts[skip] if skip < len(starts) else len(marks)

@@ -1,0 +1,57 @@
+"""Other prompts for the same completions: under another system turn, with other pictures, of another row."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mmalign.policies.language.ablation import Ablation
+from mmalign.policies.language.budget import Room
+from mmalign.policies.language.vision import Prompt, inputs_of
+from mmalign.types import Rollout, UserError
+
+
+class Others(NamedTuple):
+    """prompts: ids of each, which: ``[B]`` the one of each row, extras: further inputs of each; as in ``prefixes.Sequences``."""
+
+    prompts: Sequence[Tensor]
+    which: Tensor
+    extras: Sequence[Mapping[str, Tensor]]
+
+
+def others(rollout: Rollout, name: str, *, systems: Mapping[str, str], ablation: Ablation, room: Room) -> Others:
+    """The prompts of a contrast.
+
+    name: ``mismatched``, the next other prompt of the step, with its images; ``ablated``, the own prompt whose images and videos are
+    replaced (``ablation``; a prompt without any stays as it is); a name of ``systems``, the own prompt under that system turn. Errors:
+    UserError for other names, rows of one prompt, a step without any image.
+    """
+    private = rollout.private
+    if name == "mismatched":
+        count = len(private["prompts"])
+        if count < 2:
+            raise UserError("contrast mismatched: got rows of one prompt, takes two or more in a step")
+        return Others(private["prompts"], (private["which"] + 1) % count, private["extras"])
+    kept = private.setdefault("contrasts", {})
+    if name not in kept:
+        kept[name] = _ablated(private["given"], ablation, room) if name == "ablated" else _told(rollout, name, systems, room)
+    return Others([torch.tensor(prompt.ids) for prompt in kept[name]], private["which"], inputs_of(room.chat.vision, kept[name]))
+
+
+def _ablated(given: Sequence[Prompt], ablation: Ablation, room: Room) -> list[Prompt]:
+    vision = room.chat.vision
+    if vision is None or not any(prompt.media for prompt in given):
+        raise UserError("contrast ablated: got a step without any image or video, takes prompts of which some have one")
+    return [vision.changed(prompt, ablation) for prompt in given]
+
+
+def _told(rollout: Rollout, name: str, systems: Mapping[str, str], room: Room) -> list[Prompt]:
+    if name not in systems:
+        known = ", ".join(sorted(systems)) or "none"
+        raise UserError(f"policy.contrasts: the method needs {name!r}, got {known}; takes its system turn")
+    which: Any = rollout.private["which"]
+    firsts = [int((which == place).nonzero()[0]) for place in range(len(rollout.private["prompts"]))]
+    return [room.prompt(rollout.prompts[row], row, system=systems[name]) for row in firsts]

@@ -1,0 +1,236 @@
+"""Sampling of completions behind shared prompts, the same for a seed whatever else is in the batch.
+
+Every row has its own uniform numbers, one for each step, and takes the token in whose stretch of the cumulated probabilities the number
+falls: what a row draws depends on its distribution and its numbers alone. Rows that are over leave the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mmalign.policies.language import prefixes
+from mmalign.policies.language.fitting import Fit
+from mmalign.policies.language.logits import Head
+from mmalign.policies.language.masking import Veil, veil_of
+from mmalign.types import Sampler, UserError
+
+
+class Drawing(NamedTuple):
+    """How tokens are drawn. temperature 0: the likeliest. top_p 1, top_k 0: all tokens. never: ids that are left out of the
+    distribution. stops: ids that end."""
+
+    temperature: float
+    top_p: float
+    top_k: int
+    never: Tensor
+    stops: Tensor
+    most: int
+
+
+class Drawn(NamedTuple):
+    """tokens: ``[R, T]``, 0 behind the end. lengths: ``[R]``, the end included. cut: ``[R]`` bool, no end before ``most`` tokens.
+
+    log_probs: ``[R, T]`` float64 of each token as it was drawn, at the temperature, before anything was cut off.
+    """
+
+    tokens: Tensor
+    lengths: Tensor
+    cut: Tensor
+    log_probs: Tensor
+
+
+class Voice(NamedTuple):
+    """A set of parameters in a geometric mixture. share: its exponent. using: puts it in place."""
+
+    share: float
+    using: Callable[[], AbstractContextManager[None]]
+
+
+ALONE = (Voice(1.0, nullcontext),)
+
+
+@torch.no_grad()
+def draw(
+    backbone: nn.Module, head: Head, prompts: Sequence[Tensor], which: Tensor, uniform: Tensor, how: Drawing,
+    extras: Sequence[Mapping[str, Tensor]] = (), *, voices: Sequence[Voice] = ALONE, veil: Veil | None = None,
+) -> Drawn:  # fmt: skip
+    """Completions of prompts. which: ``[R]`` the prompt of each row. uniform: ``[R, most]`` float64 in 0..1.
+
+    voices: whose logits are mixed, ``sum_k share_k logits_k``: each token is drawn from ``prod_k pi_k^share_k``, normalised. Every one
+    has a cache of its own. veil: what is hidden of the prompts, while its ``over`` lasts.
+    """
+    device, rows = which.device, len(which)
+    caches, states = [], []
+    for voice in voices:
+        with voice.using():
+            start = prefixes.prefill(backbone, prompts, extras, device)
+        start.cache.batch_select_indices(which)
+        caches.append(start.cache)
+        states.append(start.last[which])
+    mask, shift = start.mask[which], start.shift[which]
+    if veil is not None:
+        veil.take(which)
+    tokens = torch.zeros((rows, how.most), dtype=torch.int64, device=device)
+    log_probs = torch.zeros((rows, how.most), dtype=torch.float64, device=device)
+    lengths, over = torch.zeros(rows, dtype=torch.int64, device=device), torch.zeros(rows, dtype=torch.bool, device=device)
+    alive = torch.arange(rows, device=device)
+    for step in range(how.most):
+        chosen, said = pick(_mixed(head, voices, states), uniform[alive, step], how)
+        tokens[alive, step], log_probs[alive, step], lengths[alive] = chosen, said, step + 1
+        ended = torch.isin(chosen, how.stops)
+        over[alive] = ended
+        if bool(ended.any()):
+            keep = torch.nonzero(~ended).flatten()
+            alive, chosen, mask, shift = alive[keep], chosen[keep], mask[keep], shift[keep]
+            if veil is not None:
+                veil.take(keep)
+            if len(alive) and step + 1 < how.most:
+                for cache in caches:
+                    cache.batch_select_indices(keep)
+        if not len(alive) or step + 1 == how.most:
+            break
+        mask = torch.cat([mask, mask.new_ones((len(alive), 1))], dim=1)
+        for number, voice in enumerate(voices):
+            with voice.using():
+                states[number] = prefixes.follow(backbone, caches[number], mask, chosen.unsqueeze(1), shift)[:, -1]
+    width = int(lengths.max())
+    return Drawn(tokens[:, :width], lengths, ~over, log_probs[:, :width])
+
+
+def _mixed(head: Head, voices: Sequence[Voice], states: Sequence[Tensor]) -> Tensor:
+    """``sum_k share_k logits_k [R, V]``, of one voice as they are."""
+    logits = []
+    for voice, state in zip(voices, states, strict=True):
+        with voice.using():
+            logits.append(head(state))
+    return logits[0] if len(voices) == 1 else sum(voice.share * part.double() for voice, part in zip(voices, logits, strict=True))  # type: ignore[return-value]
+
+
+def draw_by_generate(
+    model: Any, prompts: Sequence[Tensor], which: Tensor, uniform: Tensor, how: Drawing, extras: Sequence[Mapping[str, Tensor]] = ()
+) -> Drawn:
+    """The same by the model's own ``generate``, for classes whose caches are of another kind; seeded by the first uniform number."""
+    from transformers import LogitsProcessor, LogitsProcessorList
+
+    class Never(LogitsProcessor):
+        def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+            scores[:, how.never] = -torch.inf
+            return scores
+
+    some = [prompts[prompt] for prompt in which.tolist()]
+    ids, mask = prefixes.left_filled(some, which.device)
+    given = [extras[prompt] for prompt in which.tolist()] if extras else []
+    told = prefixes.together(given, [len(prompt) for prompt in some], ids.shape[1], left=True)
+    sampled: dict[str, Any] = {"do_sample": how.temperature > 0}
+    if how.temperature > 0:
+        sampled |= {"temperature": how.temperature, "top_p": how.top_p, "top_k": how.top_k}
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(int(uniform[0, 0] * 2**53))
+        whole = model.generate(
+            ids, attention_mask=mask, **told, **sampled, max_new_tokens=how.most, eos_token_id=how.stops.tolist(), pad_token_id=0,
+            logits_processor=LogitsProcessorList([Never()]),
+        )  # fmt: skip
+    tokens = whole[:, ids.shape[1] :]
+    stopped = torch.isin(tokens, how.stops)
+    cut = ~stopped.any(1)
+    lengths = torch.where(cut, tokens.shape[1], stopped.int().argmax(1) + 1)
+    tokens = tokens * (torch.arange(tokens.shape[1], device=tokens.device) < lengths.unsqueeze(1))
+    return Drawn(tokens, lengths, cut, torch.full(tokens.shape, torch.nan, dtype=torch.float64, device=tokens.device))
+
+
+def pick(logits: Tensor, uniform: Tensor, how: Drawing) -> tuple[Tensor, Tensor]:
+    """One token of each row and its log-probability, from logits ``[R, V]`` and numbers ``[R]`` in 0..1."""
+    full = (logits.double() / (how.temperature or 1.0)).index_fill(-1, how.never, -torch.inf).log_softmax(-1)
+    if how.temperature == 0:
+        chosen = full.argmax(-1)
+        return chosen, full.gather(-1, chosen.unsqueeze(-1)).squeeze(-1)
+    kept = full
+    if how.top_k > 0:
+        kept = kept.masked_fill(kept < kept.topk(min(how.top_k, kept.shape[-1]), dim=-1).values[:, -1:], -torch.inf)
+    probs = kept.softmax(-1)
+    if how.top_p < 1:
+        order = probs.sort(dim=-1, descending=True)
+        outside = order.values.cumsum(-1) - order.values >= how.top_p  # the token that crosses the border stays
+        probs = probs.masked_fill(torch.zeros_like(outside).scatter(-1, order.indices, outside), 0.0)
+    bounds = probs.cumsum(-1)
+    chosen = torch.searchsorted(bounds, uniform.unsqueeze(-1).to(bounds) * bounds[:, -1:], right=True).squeeze(-1)
+    last = probs.shape[-1] - 1 - (probs > 0).flip(-1).int().argmax(-1)
+    chosen = torch.minimum(chosen, last)  # a number of 1 minus rounding
+    return chosen, full.gather(-1, chosen.unsqueeze(-1)).squeeze(-1)
+
+
+CURRENT = {"current": 1.0}
+
+
+@dataclass(frozen=True)
+class Drawer:
+    """A model that draws completions. rows_at_once: rows in one batch. using: puts a named set of parameters in place."""
+
+    model: Any
+    fit: Fit
+    rows_at_once: int
+    using: Callable[[str], AbstractContextManager[None]]
+
+    def __call__(
+        self, ids: Sequence[Sequence[int]], which: Tensor, uniform: Tensor, how: Drawing, *, shares: Mapping[str, float] = CURRENT,
+        extras: Sequence[Mapping[str, Tensor]] = (), hidden: Sequence[Tensor] = (),
+    ) -> Drawn:  # fmt: skip
+        """Completions of prompts ``ids``. which: ``[R]`` the prompt of each row. uniform: ``[R, most]``. shares: as of ``types.Sampler``.
+
+        extras: further inputs of each prompt, as of ``prefixes.Sequences``. hidden: of each prompt ``[L]`` bool, the tokens that get no
+        attention. Errors: UserError for a mixture where the model's cache is not known.
+        """
+        voices = [Voice(share, lambda name=name: self.using(name)) for name, share in shares.items()]  # type: ignore[misc]
+        if len(voices) > 1 and not self.fit.shared:
+            raise UserError(
+                f"sampler: got {', '.join(shares)}; {type(self.model).__name__} has no cache to mix distributions with, takes one set"
+            )
+        parts, device = [], next(self.model.parameters()).device
+        for rows in torch.arange(len(which)).split(self.rows_at_once):
+            used, local = which[rows].unique(return_inverse=True)
+            prompts = [torch.tensor(ids[place]) for place in used.tolist()]
+            local, part = local.to(device), uniform[rows].to(device)
+            more = [{key: value.to(device) for key, value in extras[place].items()} for place in used.tolist()] if extras else []
+            veil = veil_of([hidden[place] for place in used.tolist()], device) if hidden else None
+            with nullcontext() if veil is None else veil.over(self.model):
+                if self.fit.shared:
+                    drawn = draw(self.fit.backbone, self.fit.head, prompts, local, part, how, more, voices=voices, veil=veil)
+                else:
+                    if veil is not None:
+                        veil.take(local)
+                    with voices[0].using():
+                        drawn = draw_by_generate(self.model, prompts, local, part, how, more)
+            parts.append(Drawn(*(value.cpu() for value in drawn)))
+        return joined(parts)
+
+    def in_seats(
+        self, ids: Sequence[Sequence[int]], which: Tensor, uniform: Tensor, how: Drawing, who: Tensor, samplers: Sequence[Sampler],
+        extras: Sequence[Mapping[str, Tensor]] = (),
+    ) -> Drawn:  # fmt: skip
+        """The same, where ``who [R]`` draws: 0 the current policy, k the k-th sampler."""
+        parts, places = [], []
+        for number, sampler in enumerate([None, *samplers]):
+            rows = torch.nonzero(who == number).flatten()
+            shares = CURRENT if sampler is None else sampler.shares
+            manner = how._replace(temperature=0.0) if sampler is not None and sampler.greedy else how
+            parts.append(self(ids, which[rows], uniform[rows], manner, shares=shares, extras=extras))
+            places.append(rows)
+        order = torch.cat(places).argsort()
+        return Drawn(*(values[order] for values in joined(parts)))
+
+
+def joined(parts: Sequence[Drawn]) -> Drawn:
+    """Rows of several batches as one, filled up to the longest."""
+    width = max(part.tokens.shape[1] for part in parts)
+    wide = [part._replace(tokens=_filled(part.tokens, width), log_probs=_filled(part.log_probs, width)) for part in parts]
+    return Drawn(*(torch.cat(values) for values in zip(*wide, strict=True)))
+
+
+def _filled(values: Tensor, width: int) -> Tensor:
+    return nn.functional.pad(values, (0, width - values.shape[1]))

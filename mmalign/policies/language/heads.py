@@ -1,0 +1,77 @@
+"""Linear heads on a language model's hidden states: what methods ask of a step besides its probability, trained and kept with the rest.
+
+``value``: what a critic expects; it starts at 0. ``reward_mask`` and ``kl_mask`` (SparsePO): ``relu(W h + b)`` on the hidden states of the
+reference, from 1 on, so that training starts as TDPO's. ``degree``: the log-probability of how much of an answer was taken out of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmalign.policies.language.prefixes import Sequences
+from mmalign.policies.parameters import ParameterSets
+from mmalign.types import UserError
+
+MASKS = frozenset({"reward_mask", "kl_mask"})
+HEADS = frozenset({"value", "degree"}) | MASKS
+DEGREES = 4
+"""Degrees are 0, 1, ... of so many: that part of an answer's live tokens is taken out, those that surprise the reference most first."""
+
+
+def add_heads(sets: ParameterSets, model: Any, names: Sequence[str]) -> dict[str, nn.Module]:
+    """A head for each name, ``NAME.weight`` and ``NAME.bias`` among the trained parameters and in the sets. Errors: UserError."""
+    if isinstance(names, str) or not set(names) <= HEADS:
+        raise UserError(f"policy.heads: got {names!r}, takes a list of {', '.join(sorted(HEADS))}")
+    width, device = model.config.get_text_config().hidden_size, next(model.parameters()).device
+    heads: dict[str, nn.Module] = {}
+    for name in names:
+        heads[name] = layer = nn.Linear(width, DEGREES if name == "degree" else 1, device=device)
+        nn.init.zeros_(layer.weight)
+        nn.init.constant_(layer.bias, 1.0 if name in MASKS else 0.0)
+        extra = {f"{name}.{key}": p for key, p in layer.named_parameters()}
+        sets.trained.update(extra)
+        for table in sets.sets.values():
+            table.update({key: p.detach().clone() for key, p in extra.items()})
+    return heads
+
+
+def told(name: str, head: nn.Module, hidden: Tensor) -> dict[str, Tensor]:
+    """What a head says at N positions, ``[N]`` float64; of ``degree``, one table ``degree:K`` for each degree. hidden: ``[N, H]``."""
+    said = head(hidden.float()).double()
+    if name == "degree":
+        return {f"degree:{number}": column for number, column in enumerate(said.log_softmax(-1).unbind(-1))}
+    return {name: said.squeeze(-1).relu() if name in MASKS else said.squeeze(-1)}
+
+
+def degrees(
+    score: Callable[..., dict[str, Tensor]], rows: Sequences, cells: Tensor, likely: Tensor, *, which: Tensor | None = None
+) -> Tensor:
+    """Log-probability of the right degree, at each row's last live cell and 0 elsewhere, ``[R, T]``, differentiable.
+
+    Of every row a copy is read from which tokens are missing, and its last live token's hidden state has to tell how many. score: as
+    ``scoring.Scorer``. cells: ``[R, T]`` bool, live. likely: ``[R, T]``, the reference's log-probabilities; the least likely go first.
+    which: ``[R]``, the degree of each row; by default it follows from the row's own tokens, so that it is the same in every batch.
+    """
+    shown = torch.where(cells, rows.tokens, 0)
+    kind = shown.sum(1) % DEGREES if which is None else which
+    last = cells & (cells.flip(1).cumsum(1).flip(1) == 1)
+    open_to = cells & ~last  # what ends a row stays
+    order = torch.where(open_to, likely, torch.inf).argsort(dim=1, stable=True).argsort(dim=1)
+    gone = open_to & (order < (kind * open_to.sum(1) // DEGREES).unsqueeze(1))
+    inside = torch.arange(cells.shape[1]) < rows.lengths.unsqueeze(1)
+    kept = inside & ~gone
+    places = (~kept).long().argsort(dim=1, stable=True)
+    short = replace(rows, tokens=rows.tokens.gather(1, places), lengths=kept.sum(1))
+    found = score(short, last.gather(1, places), words=frozenset({"degree"}))
+    tables = [found[name].sum(1) for name in _columns(found)]
+    right = torch.stack(tables, 1).gather(1, kind.unsqueeze(1))
+    return torch.where(last, right, 0.0)
+
+
+def _columns(found: Mapping[str, Tensor]) -> list[str]:
+    return sorted(name for name in found if name.startswith("degree:"))

@@ -1,0 +1,105 @@
+"""Models of transformers made ready: by folder or hub id, with recomputation, ids that nobody says, what reads for them."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import torch
+from torch import nn
+
+from mmalign.types import UserError
+
+ABOUT = ("image", "video", "audio", "vision", "boi", "eoi")
+FRAMES = re.compile(r"image|img|video|vision|audio|^<row_\d+_col_\d+>$", re.IGNORECASE)
+TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def load(name: str, reader: Any = None, *, dtype: str | None = None, trust_remote_code: bool = False) -> tuple[Any, Any]:
+    """A model and what reads for it: a causal language model and its tokenizer, or, where its configuration has a part that sees, a
+    vision-language model and its processor. dtype: as it was saved, by default.
+
+    Errors: UserError for what is neither, and for code of the model's own that the user did not allow.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
+
+    if dtype is not None and dtype not in TYPES:
+        raise UserError(f"policy.dtype: got {dtype!r}, takes {', '.join(TYPES)}")
+    told = {"trust_remote_code": trust_remote_code}
+    kind: Any = AutoModelForCausalLM
+    try:
+        if getattr(AutoConfig.from_pretrained(name, **told), "vision_config", None) is not None:
+            kind = AutoModelForImageTextToText
+        model = kind.from_pretrained(name, dtype="auto" if dtype is None else TYPES[dtype], **told)
+        if reader is None or isinstance(reader, str):
+            sees = kind is AutoModelForImageTextToText
+            reader = AutoProcessor.from_pretrained(reader or name, **told) if sees else _tokenizer(reader or name, **told)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        what = "a causal language model or a vision-language model"
+        raise UserError(f"policy.model: got {name!r}, takes {what}, a folder or a hub id: {_first_line(error)}") from error
+    return model, reader
+
+
+def _tokenizer(name: str, **told: Any) -> Any:
+    """A tokenizer in the class that it was saved in: AutoTokenizer goes by the model beside it, and may make another one of it."""
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    from transformers.models.auto.tokenization_auto import get_tokenizer_config
+
+    generic = get_tokenizer_config(name, **told).get("tokenizer_class") in ("PreTrainedTokenizerFast", "TokenizersBackend")
+    return (PreTrainedTokenizerFast if generic else AutoTokenizer).from_pretrained(name, **told)
+
+
+def stops_of(model: Any) -> list[int]:
+    """The ids that a model's generation config ends with."""
+    config = getattr(model, "generation_config", None)
+    stops = None if config is None else config.eos_token_id
+    return [] if stops is None else [int(stop) for stop in stops] if isinstance(stops, (list, tuple)) else [int(stops)]
+
+
+def never_said(model: Any, tokenizer: Any, processor: Any = None) -> list[int]:
+    """Ids of pad, bos and unk, of images, videos and sounds and of what frames them, as the tokenizer, the processor and the model's
+    configuration name them; for a model that sees, also its special tokens whose own name says so (``<row_1_col_2>``)."""
+    found = [getattr(tokenizer, f"{name}_token_id", None) for name in ("pad", "bos", "unk", "image", "video", "audio")]
+    found += [value for name, value in model.config.to_dict().items() if _about_media(name)]
+    if processor is not None:
+        found += [value for name, value in vars(processor).items() if _about_media(name)]
+        found += [number for number, token in tokenizer.added_tokens_decoder.items() if token.special and FRAMES.search(token.content)]
+    vocabulary = int(model.get_input_embeddings().weight.shape[0])
+    return sorted({int(token) for token in found if isinstance(token, int) and 0 <= token < vocabulary})
+
+
+def _about_media(name: str) -> bool:
+    """``image_token_id``, ``vision_start_token_id``, ``boi_token_index``, ``fake_image_token_id``, ..."""
+    return name.endswith(("_token_id", "_token_index")) and any(word in name for word in ABOUT)
+
+
+def parted(reader: Any) -> tuple[Any, Any]:
+    """(tokenizer, processor): of a processor, itself and its tokenizer; of a tokenizer, itself and None."""
+    tokenizer = getattr(reader, "tokenizer", None)  # a processor's; a tokenizer has none
+    return (reader, None) if tokenizer is None else (tokenizer, reader)
+
+
+def checkpoint_layers(model: Any) -> list[nn.Module]:
+    """The layers that can compute their activations again in the backward pass, told to do so while they are in training mode."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+
+
+def context_of(model: Any) -> int | None:
+    """Tokens that a prompt and its completion may have together, None where the model does not say."""
+    found: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return found
+
+
+def refuse_numbers(temperature: float, top_p: float, top_k: int) -> None:
+    """UserError for settings out of their range."""
+    if not temperature > 0:
+        raise UserError(f"policy.temperature: got {temperature}, takes a number above 0 (evaluation.call.temperature may be 0)")
+    if not 0 < top_p <= 1 or top_k < 0:
+        raise UserError(f"policy.top_p, top_k: got {top_p} and {top_k}, take a number above 0 up to 1, and 0 (all) or more")
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

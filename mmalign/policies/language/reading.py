@@ -1,0 +1,102 @@
+"""What tokens say: the words they are part of, where two answers read differently, sentences and turns.
+
+Everything goes by words of the text and not by tokens: a tokenizer may cut one and the same word in two ways.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from difflib import SequenceMatcher
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from mmalign.types import UserError
+
+Decode = Callable[[Sequence[int]], str]
+Segments = Literal["sentence", "turn"]
+Span = tuple[int, int]
+
+WORD = re.compile(r"\S+")
+SENTENCE_END = re.compile(r"[.!?]+(?=\s|$)|\n+|[。！？]+")
+
+
+def spans(ids: Sequence[int], decode: Decode) -> tuple[str, list[Span]]:
+    """The text of some tokens, and of each token the characters that it adds; none for special tokens and halves of a character."""
+    ends, text = [0], ""
+    for count in range(1, len(ids) + 1):
+        text = decode(ids[:count])
+        whole = len(text.rstrip("\ufffd"))
+        ends.append(max(whole, ends[-1]))
+    return text, list(pairwise(ends))
+
+
+def written(tokens: Tensor, lengths: Tensor, decode: Decode) -> list[list[Span]]:
+    """Of each row, the characters of its text that each token adds. tokens: ``[B, T]``, lengths: ``[B]``."""
+    return [spans(line[:length], decode)[1] for line, length in zip(tokens.tolist(), lengths.tolist(), strict=True)]
+
+
+def phrases(first: Sequence[int], second: Sequence[int], decode: Decode) -> tuple[list[int], list[int]]:
+    """For each token of two answers, the number (from 1) of the differing phrase that it is part of, 0 for none.
+
+    A phrase is a run of words that were replaced, added or left out, and has one number in both answers.
+    """
+    read = [spans(ids, decode) for ids in (first, second)]
+    words = [[match.span() for match in WORD.finditer(text)] for text, _ in read]
+    said = [[text[start:end] for start, end in some] for (text, _), some in zip(read, words, strict=True)]
+    numbers = [[0] * len(some) for some in words]
+    changes = [change for change in SequenceMatcher(None, said[0], said[1], autojunk=False).get_opcodes() if change[0] != "equal"]
+    for number, (_, start, end, other_start, other_end) in enumerate(changes, start=1):
+        numbers[0][start:end] = [number] * (end - start)
+        numbers[1][other_start:other_end] = [number] * (other_end - other_start)
+    found = [_of_tokens(tokens, some, values) for (_, tokens), some, values in zip(read, words, numbers, strict=True)]
+    return found[0], found[1]
+
+
+def sentences(ids: Sequence[int], decode: Decode) -> list[int]:
+    """The number (from 1) of each token's sentence; what ends one belongs to it."""
+    text, tokens = spans(ids, decode)
+    ends = [match.end() for match in SENTENCE_END.finditer(text)]
+    return [1 + sum(end <= start for end in ends if end < len(text)) for start, _ in tokens]
+
+
+def turns(trained: Sequence[bool]) -> list[int]:
+    """The number (from 1) of the run of trained tokens that each is in, 0 outside of them."""
+    number, found = 0, []
+    for place, counts in enumerate(trained):
+        number += counts and (place == 0 or not trained[place - 1])
+        found.append(number if counts else 0)
+    return found
+
+
+def compared(rows: Tensor, group: Tensor, tokens: Tensor, lengths: Tensor, decode: Decode) -> Tensor:
+    """Phrase numbers ``[R, T]`` int64 of rows that stand in pairs. group: ``[R]``, tokens ``[R, T]`` and lengths ``[R]`` of those rows."""
+    if len(rows) % 2 or not torch.equal(group[::2], group[1::2]):
+        raise UserError("facts changed, phrase: got rows that do not stand in pairs of one prompt, takes the two of a pair side by side")
+    found = torch.zeros(tokens.shape, dtype=torch.int64)
+    ids = [line[:length] for line, length in zip(tokens.tolist(), lengths.tolist(), strict=True)]
+    for row in range(0, len(ids), 2):
+        for place, numbers in enumerate(phrases(ids[row], ids[row + 1], decode)):
+            found[row + place, : len(numbers)] = torch.tensor(numbers)
+    return found
+
+
+def segmented(how: Segments, tokens: Tensor, lengths: Tensor, mask: Tensor, decode: Decode) -> Tensor:
+    """Segment numbers ``[R, T]`` int64 of some rows, 0 outside of their ``mask``."""
+    found = torch.zeros(tokens.shape, dtype=torch.int64)
+    for row, (line, length) in enumerate(zip(tokens.tolist(), lengths.tolist(), strict=True)):
+        numbers = turns(mask[row, :length].tolist()) if how == "turn" else sentences(line[:length], decode)
+        found[row, :length] = torch.tensor(numbers)
+    return found * mask
+
+
+def _of_tokens(tokens: Sequence[Span], words: Sequence[Span], numbers: Sequence[int]) -> list[int]:
+    """For each token, the number of the first numbered word that it shares a character with."""
+    found = []
+    for start, end in tokens:
+        shared = (number for (first, last), number in zip(words, numbers, strict=True) if number and first < end and start < last)
+        found.append(next(shared, 0))
+    return found

@@ -1,0 +1,126 @@
+"""Tables ``[R, T]`` of given completions: batches of rows of like lengths, their hidden states, and the head where cells are wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmalign.policies.language import prefixes
+from mmalign.policies.language.fitting import Fit
+from mmalign.policies.language.heads import HEADS, MASKS, told
+from mmalign.policies.language.logits import Head, numbers
+from mmalign.types import UserError
+
+WASTE = 1.5  # a batch is split once its filled-up size is so many times what it really holds
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """How tables are computed. at_once: positions whose logits are held at a time. heads: see ``heads.py``. never: ids ``[K]`` that
+    are left out of every distribution.
+
+    layers: those that compute their activations again in the backward pass, if any; a cache would be written twice, so prompts are
+    not shared then.
+    """
+
+    fit: Fit
+    temperature: float
+    at_once: int
+    heads: Mapping[str, nn.Module]
+    device: torch.device
+    never: Tensor | None
+    layers: Sequence[nn.Module] = ()
+
+    def __call__(
+        self, rows: prefixes.Sequences, cells: Tensor, *, words: frozenset[str] = frozenset(), references: Sequence[str] = (),
+        using: Callable[[str], AbstractContextManager[None]] | None = None,
+    ) -> dict[str, Tensor]:  # fmt: skip
+        """Tables ``[R, T]`` float64 on the CPU, 0 outside ``cells [R, T]``: ``log_probs`` and the words (``head.numbers``, ``heads.py``).
+
+        references: names whose distributions the words compare with. using: puts a named parameter set in place.
+        """
+        if words & MASKS and "ref" not in references:
+            raise UserError(f"terms {', '.join(sorted(words & MASKS))}: are read off the reference; takes a method that needs refs:ref")
+        places, found = list[Tensor](), list[dict[str, Tensor]]()
+        for part in batches(rows):
+            wanted = cells[part]
+            width = int(wanted.any(0).nonzero().max()) + 1 if bool(wanted.any()) else 0
+            if not width:
+                continue
+            some = picked(rows, part, width, self.device)
+            inside = wanted[:, :width].to(self.device)
+            others = {name: self._reference(name, using, some, inside) for name in references} if using else {}
+            hidden = self._hidden(some)[inside]
+            how: dict[str, Any] = {"temperature": self.temperature, "at_once": self.at_once, "others": others, "never": self.never}
+            asked = numbers(self.fit.head, hidden, some.tokens[inside], words=words - HEADS, **how)
+            for name in sorted(words & HEADS):
+                asked |= told(name, self.heads[name], others["ref"][1] if name in MASKS else hidden)
+            at = wanted.nonzero()
+            places.append(torch.stack([part[at[:, 0]], at[:, 1]]))
+            found.append(asked)
+        names = found[0] if found else dict.fromkeys(["log_probs", *words])
+        where = torch.cat(places, dim=1) if places else torch.zeros((2, 0), dtype=torch.int64)
+        empty = torch.zeros(cells.shape, dtype=torch.float64)
+        return {name: empty.index_put(tuple(where), torch.cat([part[name].cpu() for part in found])) if found else empty for name in names}
+
+    def _hidden(self, rows: prefixes.Sequences) -> Tensor:
+        if not (self.layers and torch.is_grad_enabled()):
+            return prefixes.run(self.fit.backbone, rows, shared=self.fit.shared)
+        for layer in self.layers:
+            layer.training = True  # of the layer alone: what is in it, dropout too, stays as it is
+        try:
+            return prefixes.run(self.fit.backbone, rows, shared=False)
+        finally:
+            for layer in self.layers:
+                layer.training = False
+
+    def _reference(
+        self, name: str, using: Callable[[str], AbstractContextManager[None]], rows: prefixes.Sequences, inside: Tensor
+    ) -> tuple[Head, Tensor]:
+        """Head and hidden states of the rows under a named parameter set, without gradient."""
+
+        def head(hidden: Tensor) -> Tensor:
+            with torch.no_grad(), using(name):
+                return self.fit.head(hidden)
+
+        with torch.no_grad(), using(name):
+            return head, prefixes.run(self.fit.backbone, rows, shared=self.fit.shared)[inside]
+
+
+def batches(rows: prefixes.Sequences) -> Iterator[Tensor]:
+    """Row numbers of batches in which little is filled up; rows of one prompt stay together where their lengths are alike."""
+    sizes = torch.tensor([len(prompt) for prompt in rows.prompts])[rows.which]
+    order = sorted(range(len(rows)), key=lambda row: (int(sizes[row]), int(rows.which[row]), int(rows.lengths[row])))
+    batch: list[int] = []
+    for row in order:
+        if batch and _waste(sizes, rows, [*batch, row]) > WASTE:
+            yield torch.tensor(batch)
+            batch = []
+        batch.append(row)
+    if batch:
+        yield torch.tensor(batch)
+
+
+def _waste(sizes: Tensor, rows: prefixes.Sequences, batch: Sequence[int]) -> float:
+    """How many tokens a batch of a shared prompts runs, for every real one."""
+    prompts = {int(rows.which[row]): int(sizes[row]) for row in batch}
+    lengths = [int(rows.lengths[row]) for row in batch]
+    filled = max(prompts.values()) * len(prompts) + max(lengths) * len(lengths)
+    return filled / (sum(prompts.values()) + sum(lengths))
+
+
+def picked(rows: prefixes.Sequences, part: Tensor, width: int, device: torch.device) -> prefixes.Sequences:
+    """Some rows, their first ``width`` tokens, and the prompts that they use."""
+    used, which = rows.which[part].unique(return_inverse=True)
+    return prefixes.Sequences(
+        prompts=[rows.prompts[place].to(device) for place in used.tolist()],
+        which=which.to(device),
+        tokens=rows.tokens[part, :width].to(device),
+        lengths=rows.lengths[part].clamp(max=width).to(device),
+        extras=[{name: value.to(device) for name, value in rows.extras[place].items()} for place in used.tolist()] if rows.extras else (),
+    )

@@ -1,0 +1,299 @@
+"""Images and videos of prompts: read when they are wanted, put through the model's own processor, and never parted from their tokens.
+
+A prompt keeps its media by reference, the tokens that stand for each of them, and a hash of what the model is given (ids and pixels).
+Pixels are made again when they are needed, of whole prompts, and compared with that hash: what a rollout was conditioned on is what
+it is scored and trained on, or the run stops. No tensor of pixels is ever cut: a prompt that has to be shortened is read anew
+without the media that do not fit (``room.py``).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections import Counter, OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+
+from mmalign import media
+from mmalign.media import KINDS, Limits, Medium, canonical_bytes
+from mmalign.types import UserError
+
+Span = tuple[int, int]
+WORDS = frozenset({"input_ids", "attention_mask", "labels"})
+KEPT = 256 * 2**20  # bytes of pixels that are kept for the next time
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt as a model is given it.
+
+    ids: its tokens. text: what the processor read. media: in their order. spans: of each medium the tokens, from and up to, that the
+    processor wrote for it. types: further inputs with a number for each token. digest: of the ids and pixels; empty without media.
+    """
+
+    ids: tuple[int, ...]
+    text: str = ""
+    media: tuple[Medium, ...] = ()
+    spans: tuple[Span, ...] = ()
+    types: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    digest: str = ""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def window(self, start: int, end: int) -> Prompt:
+        """Some of its tokens; all media have to be inside. Errors: ValueError."""
+        if any(first < start or last > end for first, last in self.spans):
+            raise ValueError("a medium's tokens are cut")
+        spans = tuple((first - start, last - start) for first, last in self.spans)
+        types = {name: values[start:end] for name, values in self.types.items()}
+        return replace(self, ids=self.ids[start:end], spans=spans, types=types)
+
+
+class Vision:
+    """A processor, and what is kept of what it made.
+
+    model: that it is for. frames: ids of tokens that stand around pixels (no completion says them), which belong to them. limits: of files.
+    """
+
+    def __init__(self, processor: Any, model: Any, *, frames: frozenset[int], limits: Limits):
+        self.processor, self.frames, self.limits, self.dtype = processor, frames, limits, model.dtype
+        self.takes = frozenset(inspect.signature(model.base_model.forward).parameters)
+        self.placeholders = placeholders(model)
+        size = getattr(getattr(model.config, "vision_config", None), "image_size", None) or (48, 40)  # of models that take any
+        self.height, self.width = (int(side) for side in ((size, size) if isinstance(size, int) else size))
+        readers = {"image": "image_processor", "video": "video_processor"}
+        tokens = {kind: getattr(processor, f"{kind}_token", None) for kind, reader in readers.items() if getattr(processor, reader, None)}
+        self.tokens: dict[str, str] = {kind: str(token) for kind, token in tokens.items() if token is not None}
+        self.kept: OrderedDict[Any, dict[str, Tensor]] = OrderedDict()
+
+    def read(self, text: str, some: Sequence[Medium], ids: Sequence[int] = ()) -> Prompt:
+        """A prompt with its media; ``ids`` are those of a text without any.
+
+        Errors: UserError where the text holds more or fewer placeholders than there are media, media that cannot be read or that the
+        processor does not take.
+        """
+        self._refuse_counts(text, some)
+        if not some:
+            if odd := self.placeholders & set(ids):
+                raise UserError(f"prompt: holds the token {min(odd)}, which stands for pixels, and no image or video")
+            types = {"token_type_ids": (0,) * len(ids)} if "token_type_ids" in self.takes else {}
+            return Prompt(tuple(ids), text, types=types)
+        made = self._processed(text, some)
+        found = made["input_ids"][0].tolist()
+        spans = self._spans(made, found, some)
+        inside = sum(token in self.placeholders for first, last in spans for token in found[first:last])
+        if inside != sum(token in self.placeholders for token in found):
+            raise UserError("prompt: holds tokens that stand for pixels outside of its images and videos; takes media as parts")
+        pixels = self._pixels(made)
+        types = {name: tuple(made[name][0].tolist()) for name in made if _by_token(name) and name in self.takes}
+        self._keep(text, some, pixels)
+        return Prompt(tuple(found), text, tuple(some), tuple(spans), types, _digest(found, pixels))
+
+    def inputs(self, prompt: Prompt) -> dict[str, Tensor]:
+        """What the model takes beside the ids of a prompt. Errors: UserError where it is not what the prompt was read with."""
+        types = {name: torch.tensor([values]) for name, values in prompt.types.items()}
+        if not prompt.media:
+            return types
+        key = _key(prompt.text, prompt.media)
+        if key not in self.kept:
+            made = self._processed(prompt.text, prompt.media)
+            pixels = self._pixels(made)
+            if _digest(made["input_ids"][0].tolist(), pixels) != prompt.digest:
+                names = ", ".join(_said(medium) for medium in prompt.media)
+                raise UserError(
+                    f"media: {names} changed since a rollout read it, so training would see another picture; takes files that stay"
+                )
+            self._keep(prompt.text, prompt.media, pixels)
+        self.kept.move_to_end(key)
+        return {**self.kept[key], **types}
+
+    def changed(self, prompt: Prompt, change: Any) -> Prompt:
+        """A prompt whose media are changed, before the same tokens; one without any stays as it is."""
+        if not prompt.media:
+            return prompt
+        some = tuple(medium._replace(change=change) for medium in prompt.media)
+        made = self._processed(prompt.text, some)
+        ids, pixels = made["input_ids"][0].tolist(), self._pixels(made)
+        if sum(token in self.placeholders for token in ids) != sum(token in self.placeholders for token in prompt.ids):
+            raise UserError(
+                f"{type(self.processor).__name__}: makes other tokens of a changed picture of the same size; takes another ablation"
+            )
+        self._keep(prompt.text, some, pixels)
+        return replace(prompt, media=some, digest=_digest(ids, pixels))
+
+    def example(self) -> list[tuple[Tensor, dict[str, Tensor]]]:
+        """A prompt with a small picture, as ids and further inputs, to try a model on; none where the processor takes no images."""
+        if "image" not in self.tokens:
+            return []
+        picture = torch.linspace(0, 1, 3 * self.height * self.width).view(3, self.height, self.width)
+        prompt = self.read(f"{self.tokens['image']}", [Medium("image", picture)])
+        return [(torch.tensor(prompt.ids), self.inputs(prompt))]
+
+    # ---- inside
+
+    def _refuse_counts(self, text: str, some: Sequence[Medium]) -> None:
+        given = Counter(medium.kind for medium in some)
+        for kind in KINDS:
+            token = self.tokens.get(kind)
+            if token is None:
+                if given[kind]:
+                    raise UserError(f"prompt: holds a {kind}, which {type(self.processor).__name__} does not take")
+            elif (written := text.count(token)) != given[kind]:
+                raise UserError(f"prompt: holds {written} placeholders {token!r} and {given[kind]} {kind}s; takes as many as there are")
+
+    def _processed(self, text: str, some: Sequence[Medium]) -> Any:
+        told: dict[str, Any] = {}
+        if pictures := [self._picture(medium) for medium in some if medium.kind == "image"]:
+            told["images"] = pictures
+        if clips := [medium for medium in some if medium.kind == "video"]:
+            told |= self._clips(clips)
+        try:
+            return self.processor(
+                text=[text], **told, return_tensors="pt", return_offsets_mapping=True, return_text_replacement_offsets=True,
+                return_mm_token_type_ids=True, add_special_tokens=False,
+            )  # fmt: skip
+        except (ValueError, TypeError, RuntimeError, KeyError, IndexError) as error:
+            names = ", ".join(_said(medium) for medium in some)
+            said = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise UserError(f"{type(self.processor).__name__}: refuses {names}: {said}") from error
+
+    def _picture(self, medium: Medium) -> Any:
+        found = media.picture(medium.source, self.limits)
+        return found if medium.change is None else medium.change(found)
+
+    def _clips(self, some: Sequence[Medium]) -> dict[str, Any]:
+        read = [media.footage(medium.source, self.limits) for medium in some]
+        frames = [
+            clip.frames if medium.change is None else medium.change.frames(clip.frames) for medium, clip in zip(some, read, strict=True)
+        ]
+        told = [
+            {
+                "total_num_frames": clip.length, "fps": clip.rate, "frames_indices": clip.places, "height": clip.frames.shape[2],
+                "width": clip.frames.shape[3], "duration": None if clip.rate is None else clip.length / clip.rate,
+            }
+            for clip in read
+        ]  # fmt: skip
+        how = {"do_sample_frames": False, "do_convert_rgb": False, "video_metadata": told}  # they are chosen, and RGB
+        return {"videos": frames, "videos_kwargs": how}
+
+    def _pixels(self, made: Any) -> dict[str, Tensor]:
+        """The inputs that are no table of tokens; numbers with a point in the model's type."""
+        given = {name: torch.as_tensor(value) for name, value in made.items() if name in self.takes - WORDS and not _by_token(name)}
+        return {name: value.to(self.dtype) if value.is_floating_point() else value for name, value in given.items()}
+
+    def _spans(self, made: Any, ids: Sequence[int], some: Sequence[Medium]) -> list[Span]:
+        """The tokens of each medium, by what the processor says that it wrote for it."""
+        told = made.get("text_replacement_offsets")
+        if told is None or made.get("offset_mapping") is None:
+            return self._runs(ids, some)
+        letters = [(int(first), int(last)) for first, last in made["offset_mapping"][0].tolist()]
+        spans = []
+        for written in told[0]:
+            start, end = written["new_span"]
+            places = [place for place, (first, last) in enumerate(letters) if first < end and start < last]
+            spans.append((places[0], places[-1] + 1))
+        return self._framed(ids, spans)
+
+    def _framed(self, ids: Sequence[int], spans: Sequence[Span]) -> list[Span]:
+        """Spans with the token before and behind them, where those only frame pixels and are nobody else's."""
+        taken = {place for first, last in spans for place in range(first, last)}
+        found = []
+        for first, last in spans:
+            if first > 0 and first - 1 not in taken and ids[first - 1] in self.frames:
+                first -= 1
+            if last < len(ids) and last not in taken and ids[last] in self.frames:
+                last += 1
+            taken |= {first, last - 1}
+            found.append((first, last))
+        return found
+
+    def _runs(self, ids: Sequence[int], some: Sequence[Medium]) -> list[Span]:
+        """The same where the processor does not say it: one medium's are all of them, several media are one run each."""
+        places = [place for place, token in enumerate(ids) if token in self.placeholders]
+        starts = [place for place in places if place - 1 not in set(places)]
+        if not places or len(some) not in (1, len(starts)):
+            raise UserError(
+                f"{type(self.processor).__name__}: does not say which tokens are which medium's; takes prompts of one image or video"
+            )
+        if len(some) == 1:
+            return [(places[0], places[-1] + 1)]
+        ends = [place + 1 for place in places if place + 1 not in set(places)]
+        return list(zip(starts, ends, strict=True))
+
+    def _keep(self, text: str, some: Sequence[Medium], pixels: dict[str, Tensor]) -> None:
+        self.kept[_key(text, some)] = pixels
+        while len(self.kept) > 1 and sum(_size(value) for value in self.kept.values()) > KEPT:
+            self.kept.popitem(last=False)
+
+
+class Inputs(Sequence[Mapping[str, Tensor]]):
+    """What a model takes beside the ids of some prompts, made when it is asked for."""
+
+    def __init__(self, vision: Vision, prompts: Sequence[Prompt]):
+        self.vision, self.prompts = vision, tuple(prompts)
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    @overload
+    def __getitem__(self, place: int) -> dict[str, Tensor]: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> Inputs: ...
+
+    def __getitem__(self, place: int | slice) -> dict[str, Tensor] | Inputs:
+        if isinstance(place, slice):
+            return Inputs(self.vision, self.prompts[place])
+        return self.vision.inputs(self.prompts[place])
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        return (self.vision.inputs(prompt) for prompt in self.prompts)
+
+
+def placeholders(model: Any) -> frozenset[int]:
+    """Ids that stand for pixels."""
+    names = [f"{kind}_token_{word}" for kind in KINDS for word in ("id", "index")]
+    found = [getattr(model.config, name, None) for name in names]
+    return frozenset(int(token) for token in found if isinstance(token, int))
+
+
+def limits(given: Mapping[str, Any] | None) -> Limits:
+    """Limits by their names. Errors: UserError for a name that there is not."""
+    odd = sorted(set(given or {}) - set(Limits._fields))
+    if odd:
+        raise UserError(f"policy.media.{odd[0]}: takes {', '.join(Limits._fields)}")
+    return Limits(**(given or {}))
+
+
+def inputs_of(vision: Vision | None, prompts: Sequence[Prompt]) -> Sequence[Mapping[str, Tensor]]:
+    """Further inputs of some prompts, none where a model takes words alone."""
+    return Inputs(vision, prompts) if vision is not None and any(prompt.media or prompt.types for prompt in prompts) else ()
+
+
+def _by_token(name: str) -> bool:
+    return name.endswith("token_type_ids")
+
+
+def _key(text: str, some: Sequence[Medium]) -> Any:
+    return text, tuple(medium.key() for medium in some)
+
+
+def _said(medium: Medium) -> str:
+    return media.named(medium.source).removesuffix(": ") or f"{medium.kind} in memory"
+
+
+def _digest(ids: Sequence[int], pixels: Mapping[str, Tensor]) -> str:
+    made = hashlib.blake2b(torch.tensor(ids, dtype=torch.int64).numpy().tobytes(), digest_size=16)
+    for name, value in sorted(pixels.items()):
+        made.update(f"{name} {value.dtype} {list(value.shape)}".encode())
+        made.update(canonical_bytes(value))
+    return made.hexdigest()
+
+
+def _size(pixels: Mapping[str, Tensor]) -> int:
+    return sum(value.numel() * value.element_size() for value in pixels.values())

@@ -1,0 +1,141 @@
+"""A pipeline's own ``__call__`` as a policy asks for it: with gradient, seeded by row, prompts encoded once, finished steps skipped."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Any
+
+import numpy
+import torch
+from torch import Tensor, nn
+
+from mmalign.policies.pipelines.interception import Finished, Place, encoded_once, placed, seeded, skipped
+from mmalign.policies.pipelines.memory import DENOISERS, Offloaded
+from mmalign.policies.pipelines.scheduler import Player, seat
+from mmalign.policies.pipelines.unfit import reason
+from mmalign.types import UserError
+
+GUIDANCE = ("guidance_scale", "guidance_scale_2", "true_cfg_scale")  # 1.0 switches classifier-free guidance off
+ROWS = ("prompt", "class_labels", "batch_size")  # how a pipeline is told of its rows, first found
+TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def type_of(dtype: str | None) -> torch.dtype | None:
+    """A floating type by its name. Errors: UserError for another name."""
+    if dtype is not None and dtype not in TYPES:
+        raise UserError(f"policy.dtype: got {dtype!r}, takes {', '.join(TYPES)}")
+    return None if dtype is None else TYPES[dtype]
+
+
+def load(name: str, *, dtype: str | None = None) -> Any:
+    """``DiffusionPipeline.from_pretrained``. Errors: UserError where there is no such pipeline."""
+    from diffusers import DiffusionPipeline
+
+    kind = type_of(dtype)
+    try:
+        return DiffusionPipeline.from_pretrained(name, **({} if kind is None else {"dtype": kind}))
+    except (OSError, ValueError) as error:
+        raise UserError(f"policy.pipeline: got {name!r}, takes a pipeline, a folder or a hub id: {str(error).splitlines()[0]}") from error
+
+
+class Caller:
+    """Calls one pipeline, always with the arguments given here; ``denoisers`` are its own, by name.
+
+    Errors: UserError for a pipeline without a denoiser, without an argument that was given, or among ``unfit.UNFIT``.
+    """
+
+    def __init__(self, pipe: Any, call: dict[str, Any], conditions: Callable[[list[str]], dict[str, Any]] | None = None):
+        self.pipe, self.call, self.conditions = pipe, call, conditions
+        self.accepts = _check_call(pipe, call)
+        parts = {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)}
+        self.denoisers = {name: parts[name] for name in DENOISERS if name in parts}
+        if not self.denoisers:
+            raise UserError(f"policy.pipeline: {type(pipe).__name__} has none of {', '.join(DENOISERS)}, so there is nothing to train")
+        # what need not run in steps that are over: the denoisers, and what only speaks to them
+        self.still = {**self.denoisers, **{name: part for name, part in parts.items() if name.startswith("controlnet")}}
+        self.away: Offloaded | None = None
+        self._embeddings: dict[Any, Any] = {}
+        self._shapes: dict[Any, Any] = {}
+
+    def __call__(
+        self, prompts: list[str], seeds: list[int], player: Player | None, known: list[str], skip: int = 0,
+        place: tuple[Place, Tensor] | None = None, **call: Any,
+    ) -> Any:  # fmt: skip
+        """The pipeline's own call, with the ``no_grad`` that it wears taken off.
+
+        player: who answers for the scheduler; None leaves the pipeline its own. skip: steps through which the denoiser stands
+        still. place: a latent to be put where the pipeline makes its first one.
+        """
+        pipe, rows = self.pipe, {"prompt": prompts, "class_labels": _whole_numbers(prompts), "batch_size": len(prompts)}
+        told = next(({name: rows[name]} for name in ROWS if name in self.accepts), {})
+        device = pipe._execution_device  # asked once: diffusers searches every module for its hooks
+        generators: Any = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+        if len(prompts) == 1:  # some pipelines take no list
+            told, generators = ({"prompt": prompts[0]} if "prompt" in told else told), generators[0]
+        arguments = {**told, "generator": generators, **self.call, **(self.conditions(prompts) if self.conditions else {}), **call}
+        with ExitStack() as stack:
+            if self.away is not None:
+                stack.callback(self.away.put_away)
+            stack.enter_context(seeded(pipe, seeds))
+            stack.enter_context(encoded_once(pipe, known, self._embeddings))
+            if player is not None:
+                seated = stack.enter_context(seat(pipe, player, len(prompts)))
+                if skip:
+                    stack.enter_context(skipped(self.still, lambda: seated.column < skip, len(prompts), self._shapes))
+            if place is not None:
+                stack.enter_context(placed(pipe, *place))
+            return inspect.unwrap(type(pipe).__call__)(pipe, **{name: value for name, value in arguments.items() if name in self.accepts})
+
+    def until_finished(self, *args: Any, **call: Any) -> None:
+        """The call, for what the player hears of it, until the player leaves it."""
+        with suppress(Finished):
+            self(*args, output_type="latent", return_dict=False, **call)
+
+    def images(self, *args: Any, **call: Any) -> Tensor:
+        """What a whole call makes, ``[B, ...]`` in 0..1."""
+        result = self(*args, output_type="pt", **call)
+        outputs = next(iter(result.values())) if isinstance(result, Mapping) else result[0]
+        many = isinstance(outputs, list)
+        return (torch.stack([torch.as_tensor(numpy.asarray(o)) for o in outputs]) if many else torch.as_tensor(outputs)).float()
+
+
+def _whole_numbers(prompts: list[str]) -> list[int]:
+    return [int(prompt) if prompt.isdigit() else 0 for prompt in prompts]
+
+
+def _check_call(pipe: Any, call: Mapping[str, Any]) -> frozenset[str]:
+    why = reason(type(pipe).__name__)
+    if why is not None:
+        raise UserError(f"policy.pipeline: {type(pipe).__name__} is no policy: {why}")
+    accepted = inspect.signature(inspect.unwrap(type(pipe).__call__)).parameters
+    for name in call:
+        if name not in accepted:
+            raise UserError(f"policy.{name}: {type(pipe).__name__} takes no such argument; it takes {', '.join(list(accepted)[1:])}")
+    return frozenset(accepted)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the remarks of diffusers about its own arguments, of which a trial makes many."""
+    from diffusers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(level)
+
+
+MEDIA = "image", "video", "mask_image", "control_image", "control_video"  # arguments that YAML cannot say
+
+
+def one_line(error: BaseException) -> str:
+    """An error as a row or a message holds it."""
+    words = " ".join(str(error).split())[:240]
+    return words if isinstance(error, UserError) else f"{type(error).__name__}: {words}"

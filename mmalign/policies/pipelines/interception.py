@@ -1,0 +1,295 @@
+"""What stands between a pipeline and its parts for one call: prompts are encoded once, finished steps cost nothing, latents are placed.
+
+Each is a context manager that puts an attribute on one instance and takes it away again. No class is changed.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from mmalign.types import UserError
+
+
+class Finished(Exception):
+    """Leaves a pipeline's call as soon as what was asked for is known."""
+
+
+# Randomness
+
+
+@contextmanager
+def seeded(pipe: Any, seeds: list[int]) -> Iterator[None]:
+    """Draws that a pipeline does not make from the rows' generators, or not row by row, come again at replay.
+
+    An image that the VAE encodes gets the same noise in every row and call: pipelines take it from the first row's generator
+    where rows share an image, so that it would depend on the batch. What is left is the global generator, which is seeded and
+    put back: its draws come again where a call has the same rows.
+    """
+    vae = getattr(pipe, "vae", None)
+    own: Any = getattr(vae, "encode", None)
+    devices = [pipe._execution_device] if pipe._execution_device.type == "cuda" else []
+
+    def encode(*args: Any, **kwargs: Any) -> Any:
+        found = own(*args, **kwargs)
+        spread: Any = getattr(found, "latent_dist", None)
+        if isinstance(getattr(spread, "std", None), Tensor):
+            noise = torch.randn(spread.mean.shape[1:], generator=torch.Generator().manual_seed(0)).to(spread.mean)
+            spread.sample = lambda generator=None: spread.mean + spread.std * noise
+        return found
+
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(sum(seeds) % 2**63)
+        before = None if own is None else vae.__dict__.get("encode")
+        if own is not None:
+            vae.__dict__["encode"] = encode
+        try:
+            yield
+        finally:
+            if own is not None:
+                del vae.__dict__["encode"]
+            if before is not None:
+                vae.__dict__["encode"] = before
+
+
+# Steps that are over
+
+
+@dataclass(frozen=True)
+class _Shape:
+    shape: torch.Size
+    dtype: torch.dtype
+    device: torch.device
+
+
+@contextmanager
+def skipped(modules: Mapping[str, nn.Module], over: Callable[[], bool], rows: int, shapes: dict[Any, Any]) -> Iterator[None]:
+    """While ``over()``, the modules answer zeros of the right shape instead of running.
+
+    A shape is learnt by running once for each new shape of input; ``shapes`` keeps them between calls. The stand-in is put
+    where torch looks for a compiled forward, so that hooks (sharding, offloading) stay out of what is skipped.
+    """
+
+    def stand_in(name: str, own: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if not over():
+                return own(*args, **kwargs)
+            given = [leaf.shape for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+            key = (name, rows, len(given), next((shape for shape in given if len(shape) >= 3), None))
+            if key not in shapes:
+                with torch.no_grad():
+                    shapes[key] = tree_map(
+                        lambda v: _Shape(v.shape, v.dtype, v.device) if isinstance(v, Tensor) else v, own(*args, **kwargs)
+                    )
+            return tree_map(lambda v: torch.zeros(v.shape, dtype=v.dtype, device=v.device) if isinstance(v, _Shape) else v, shapes[key])
+
+        return call
+
+    before = {name: module.__dict__.pop("_compiled_call_impl", None) for name, module in modules.items()}
+    for name, module in modules.items():
+        module.__dict__["_compiled_call_impl"] = stand_in(name, before[name] or module._call_impl)
+    try:
+        yield
+    finally:
+        for name, module in modules.items():
+            del module.__dict__["_compiled_call_impl"]
+            if before[name] is not None:
+                module.__dict__["_compiled_call_impl"] = before[name]
+
+
+# Where the first latent comes from
+
+
+class Place(NamedTuple):
+    """The ``number``-th call of one of the pipeline's methods, and the item of what it returns (None: all of it)."""
+
+    method: str
+    number: int
+    item: int | None
+
+
+def _makers(pipe: Any) -> list[str]:
+    """Methods that may make the first latent: ``prepare_latents``, ``_pack_latents`` and their kin."""
+    names = [name for name in dir(type(pipe)) if name.startswith("prepare_") or "latents" in name]
+    return [name for name in names if callable(getattr(type(pipe), name, None)) and not name.startswith("decode")]
+
+
+@contextmanager
+def watched(pipe: Any) -> Iterator[Callable[[Tensor], Place | None]]:
+    """Yields ``find(x) -> Place``: which of the methods that ran made this very latent, the last one first."""
+    made: list[tuple[Place, Tensor]] = []
+
+    def note(name: str, number: int, result: Any) -> Any:
+        items = list(enumerate(result)) if isinstance(result, (tuple, list)) else [(None, result)]
+        made.extend((Place(name, number, item), value) for item, value in items if isinstance(value, Tensor))
+        return result
+
+    def find(x: Tensor) -> Place | None:
+        same = [place for place, value in made if value is x]
+        equal = [place for place, value in made if value.shape == x.shape and torch.equal(value.to(x), x)]
+        return next(reversed([*equal, *same]), None)
+
+    with _wrapped(pipe, note):
+        yield find
+
+
+@contextmanager
+def placed(pipe: Any, place: Place, x: Tensor) -> Iterator[None]:
+    """``x`` in place of the latent that the pipeline makes. All else that the method does and returns stays."""
+
+    def put(name: str, number: int, result: Any) -> Any:
+        if (name, number) != place[:2]:
+            return result
+        own = result if place.item is None else result[place.item]
+        if own.shape != x.shape:
+            raise UserError(f"latents: got shape {list(x.shape)}, {type(pipe).__name__} takes {list(own.shape)}")
+        if place.item is None:
+            return x.to(own)
+        return type(result)(x.to(own) if item == place.item else value for item, value in enumerate(result))
+
+    with _wrapped(pipe, put):
+        yield
+
+
+@contextmanager
+def graphed(pipe: Any) -> Iterator[None]:
+    """The latents that a pipeline makes first have a gradient, so that its first step has a graph from the latent on."""
+
+    def mark(name: str, number: int, result: Any) -> Any:
+        return tree_map(lambda v: _leaf(v) if isinstance(v, Tensor) and v.is_floating_point() else v, result)
+
+    with _wrapped(pipe, mark):
+        yield
+
+
+def _leaf(value: Tensor) -> Tensor:
+    return value if value.requires_grad else value.detach().requires_grad_().clone()
+
+
+@contextmanager
+def _wrapped(pipe: Any, change: Callable[[str, int, Any], Any]) -> Iterator[None]:
+    counts: dict[str, int] = {}
+
+    def wrap(name: str, own: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            number = counts[name] = counts.get(name, -1) + 1
+            return change(name, number, own(*args, **kwargs))
+
+        return call
+
+    with ExitStack() as stack:
+        for name in _makers(pipe):
+            stack.enter_context(_instead(pipe, name, wrap(name, getattr(pipe, name))))
+        yield
+
+
+@contextmanager
+def _instead(pipe: Any, name: str, value: Any) -> Iterator[None]:
+    """An attribute of the instance while the block lasts; what was there before, a block around this one's perhaps, comes back."""
+    before = pipe.__dict__.get(name)
+    pipe.__dict__[name] = value
+    try:
+        yield
+    finally:
+        del pipe.__dict__[name]
+        if before is not None:
+            pipe.__dict__[name] = before
+
+
+# Prompts
+
+
+@contextmanager
+def encoded_once(pipe: Any, known: list[str], memory: dict[Any, Any], keep: int = 32) -> Iterator[None]:
+    """``encode_prompt`` answers from memory while the block lasts: the encoders are frozen, and replays ask again and again.
+
+    known: the distinct prompts of a whole rollout. A call whose prompts are all among them encodes these once, together, and
+    looks its rows up, so that padding is the same in every call; this needs an encoder whose every output has one entry for
+    each prompt and that takes them all at once. Other calls are remembered as they are, by the content of their arguments,
+    images and tensors included.
+    """
+    encode = getattr(pipe, "encode_prompt", None)
+    if encode is None:
+        yield
+        return
+    names = list(inspect.signature(encode).parameters)
+
+    def ask(arguments: dict[str, Any]) -> Any:
+        key = _content(arguments)
+        if key not in memory:
+            while len(memory) >= keep:
+                memory.pop(next(iter(memory)))
+            with torch.no_grad():
+                memory[key] = encode(**arguments)
+        return memory[key]
+
+    @functools.wraps(encode)
+    def remembered(*args: Any, **kwargs: Any) -> Any:
+        arguments = {**dict(zip(names, args, strict=False)), **kwargs}
+        given = arguments.get("prompt")
+        prompts: Any = [given] if isinstance(given, str) else given
+        rows = isinstance(prompts, list) and all(isinstance(p, str) and p in known for p in prompts)
+        others = [value for name, value in arguments.items() if name != "prompt" and isinstance(value, (list, tuple))]
+        if rows and all(list(value) == prompts for value in others) and not any(_is_media(value) for value in arguments.values()):
+            of_all = {"prompt": list(known), **({"batch_size": len(known)} if "batch_size" in arguments else {})}
+            try:
+                found = ask(
+                    {
+                        name: of_all.get(name, list(known) if isinstance(value, (list, tuple)) else value)
+                        for name, value in arguments.items()
+                    }
+                )
+            except (IndexError, RuntimeError, TypeError, ValueError):  # one prompt at a time, or a list of another length beside them
+                found = None
+            if found is not None and _one_each(found, len(known)):
+                return _pick(found, [known.index(p) for p in prompts])
+        return ask(arguments)
+
+    with _instead(pipe, "encode_prompt", remembered):
+        yield
+
+
+def _is_media(value: Any) -> bool:
+    return isinstance(value, Tensor) or getattr(value, "tobytes", None) is not None
+
+
+def _content(value: Any) -> Any:
+    """A key that is equal where the content is."""
+    if isinstance(value, Tensor):
+        value = value.detach().cpu()
+        return (
+            "tensor",
+            tuple(value.shape),
+            str(value.dtype),
+            hashlib.sha1(value.contiguous().view(torch.uint8).numpy().tobytes()).hexdigest(),
+        )
+    if isinstance(value, Mapping):
+        return tuple(sorted((name, _content(item)) for name, item in value.items()))
+    if isinstance(value, (list, tuple)):
+        return tuple(_content(item) for item in value)
+    if isinstance(value, (str, int, float, bool, type(None), torch.device, torch.dtype)):
+        return repr(value)
+    media = getattr(value, "tobytes", None)  # a PIL image or an array
+    return (type(value).__name__, hashlib.sha1(media()).hexdigest() if media else id(value))
+
+
+def _one_each(found: Any, count: int) -> bool:
+    parts = found if isinstance(found, tuple) else (found,)
+    return all(part is None or (isinstance(part, (Tensor, list)) and len(part) == count) for part in parts)
+
+
+def _pick(found: Any, rows: list[int]) -> Any:
+    if isinstance(found, tuple):
+        return tuple(_pick(part, rows) for part in found)
+    if isinstance(found, Tensor):
+        return found[torch.tensor(rows, device=found.device)]
+    return None if found is None else [found[row] for row in rows]

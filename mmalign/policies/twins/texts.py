@@ -1,0 +1,104 @@
+"""Language models made tiny for a rehearsal: the real class with random weights, and a tokenizer of bytes with a chat template."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mmalign.policies.pipelines.calling import quiet
+from mmalign.types import UserError
+
+FAMILIES = {
+    **{
+        start: f"{name}ForConditionalGeneration"
+        for start, name in {
+            "llava-onevision": "LlavaOnevision", "llava-v1.6": "LlavaNext", "llava-1.5": "Llava", "qwen2.5-vl": "Qwen2_5_VL",
+            "qwen2-vl": "Qwen2VL", "qwen3-vl": "Qwen3VL", "smolvlm": "SmolVLM", "idefics3": "Idefics3", "internvl": "InternVL",
+            "paligemma": "PaliGemma", "gemma-3": "Gemma3",
+        }.items()
+    },
+    "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM", "llama": "LlamaForCausalLM", "smollm2": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM", "gemma-2": "Gemma2ForCausalLM", "phi-3": "Phi3ForCausalLM", "olmo-2": "Olmo2ForCausalLM",
+}  # fmt: skip
+"""How a hub id's last part begins, in small letters -> its class, where neither its folder nor ``--kind`` tells it."""
+CONTEXT, COMPLETION, RANK, ROWS = 4096, 16, 4, 4  # at most
+TEMPLATE = (
+    "{% for turn in messages %}<|im_start|>{{ turn['role'] }}\n{{ turn['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def small(node: Mapping[str, Any], *, kind: str | None = None) -> tuple[dict[str, Any], list[str]]:
+    """The node of ``policies.transformers`` with a twin in place of its model, and what to tell; a model of a world is kept.
+
+    kind: the model's class, where nothing else tells it. Errors: UserError by the config's key.
+    """
+    made = {**node, "rows_at_once": min(node.get("rows_at_once", 64), ROWS), "device": "cpu"}
+    told = []
+    for key in ("dtype", "engine"):  # what a CPU has none of
+        if made.pop(key, None) is not None:
+            told.append(f"policy.{key} is left out")
+    if isinstance(node["model"], Mapping):
+        return {**made, "rows_at_once": node.get("rows_at_once", 64)}, [f"the real model: {node['model'].get('use')}", *told]
+    name, source = _kind(str(node["model"]), kind)
+    made.pop("tokenizer", None)
+    most = min(node.get("max_completion", 256), COMPLETION)
+    home = "twin_visions" if name.endswith("ForConditionalGeneration") else "twin_texts"
+    made.update(model={"use": f"policies.{home}.tiny", "kind": name}, max_completion=most, truncate=node.get("truncate") or "right")
+    if isinstance(node.get("lora"), Mapping):
+        rank = node["lora"].get("rank", 32)
+        made["lora"] = {**node["lora"], "rank": min(rank, RANK)}
+    return made, [f"a twin of {name} (known from {source}) that reads bytes; completions are cut at {most} of them", *told]
+
+
+@quiet()
+def tiny(kind: str) -> tuple[Any, Any]:
+    """(model, tokenizer): a class of transformers with random weights of width 32, always the same, and a tokenizer of bytes."""
+    import torch
+    import transformers as library
+
+    home = getattr(library, kind, None)
+    if home is None or not kind.endswith("ForCausalLM"):
+        raise UserError(f"policy.model: got {kind!r}, which transformers {library.__version__} does not have as a ...ForCausalLM")
+    words = bytes_tokenizer()
+    sizes = {
+        "vocab_size": len(words), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": CONTEXT,
+    }  # fmt: skip
+    ids = {"pad_token_id": words.pad_token_id, "bos_token_id": None, "eos_token_id": words.eos_token_id}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return home(home.config_class(**sizes, **ids)), words
+
+
+def bytes_tokenizer(extra: Mapping[str, str] | None = None) -> Any:
+    """A token for each byte, with a chat template. extra: further special tokens by name (``image_token``: ``<image>``)."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    made = Tokenizer(models.BPE(vocab={letter: number for number, letter in enumerate(letters)}, merges=[]))
+    made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    named = {key: (extra or {})[key] for key in ("bos_token",) if key in (extra or {})}
+    more = {key: token for key, token in (extra or {}).items() if key not in named}
+    words = PreTrainedTokenizerFast(
+        tokenizer_object=made, eos_token="<|im_end|>", pad_token="<|endoftext|>", additional_special_tokens=["<|im_start|>"],
+        **named, **({"extra_special_tokens": more} if more else {}),
+    )  # fmt: skip
+    words.chat_template = TEMPLATE
+    return words
+
+
+def _kind(model: str, kind: str | None) -> tuple[str, str]:
+    if kind is not None:
+        return kind, "--kind"
+    told = Path(model) / "config.json"
+    if told.is_file():
+        return str((json.loads(told.read_text(encoding="utf-8")).get("architectures") or ["?"])[0]), "its config.json"
+    last = model.rpartition("/")[2].lower()
+    for start, name in FAMILIES.items():
+        if last.startswith(start):
+            return name, "its name"
+    raise UserError(f"policy.model: the class of {model!r} is not known here; takes --kind CLASS, as in --kind LlamaForCausalLM")

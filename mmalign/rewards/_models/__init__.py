@@ -1,0 +1,1 @@
+"""What published reward models look like, and their weights."""

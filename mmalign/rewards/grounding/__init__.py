@@ -1,0 +1,1 @@
+"""Rewards on where things are in a picture."""

@@ -1,0 +1,116 @@
+"""An answer with where it was seen: boxes of the objects, the reasoning, the answer."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+
+from mmalign.rewards._shared.boxes import Box, overlaps, plain
+from mmalign.rewards._shared.completions import answers, texts
+from mmalign.rewards._shared.scorer import Scorer
+from mmalign.types import UserError
+
+FORM = re.compile(r"\s*<location>.*?</location>\s*<think>.*?</think>\s*<answer>.*?</answer>\s*", re.DOTALL)
+NAMED_BOX = re.compile(r"([^:\[\]]+):\s*\[\s*(-?[\d.]+)\s*,\s*(-?[\d.]+)\s*,\s*(-?[\d.]+)\s*,\s*(-?[\d.]+)\s*\]")
+
+
+def grounded_answer(
+    path: str | None = None, *, by: Literal["overlap", "center"] = "overlap", least: float = 0.5,
+    weights: Mapping[str, float] | None = None, apart: bool = False, key: str = "prompt", column: str = "answer",
+) -> Scorer:  # fmt: skip
+    """The weighted sum of three scores in 0..1: ``location``, ``answer`` and ``format``, of completions of the form::
+
+        <location>car: [10, 20, 30, 40], bus: [...]</location> <think>...</think> <answer>...</answer>
+
+    location: the part of the true objects that a box of the same name hits: ``overlap`` (intersection over union) above ``least``; or
+    ``center``, ``2 c - 1 > least`` with ``c = sqrt((1 - dx) (1 - dy))``, d the distance of the centers over half of the true box's side.
+    answer: 1 for the true one, but for case, articles and punctuation. format: 1 for that form and nothing else.
+
+    Args:
+        path, key, column: JSON lines with, under ``column``, ``{"answer": ..., "boxes": {name: [x1, y1, x2, y2]}}``; without boxes the
+            location is missing, and so is the reward, unless its weight is 0.
+        weights: of ``location``, ``answer`` and ``format``, 1 by default. apart: the three as parts in place of their sum.
+
+    Paper: SURDS, https://arxiv.org/abs/2411.13112. Deviations: its fourth score, whether a language model finds the answer from the
+    reasoning alone, needs one: ``judge`` can be asked that; and its code measures ``dx, dy`` in the drawn box's sides, so that a large
+    box is near everything. Errors: UserError, also for true answers of another shape.
+    """
+    if by not in ("overlap", "center") or not 0 <= least < 1:
+        raise UserError(f"grounded_answer: got by={by!r}, least={least}, takes overlap or center, and 0 to below 1")
+    weight = {"location": 1.0, "answer": 1.0, "format": 1.0, **(weights or {})}
+    if len(weight) > 3 or min(weight.values()) < 0:
+        raise UserError(f"grounded_answer.weights: got {dict(weights or {})}, takes location, answer and format, 0 or more each")
+    find = answers("grounded_answer", path, key=key, column=column)
+
+    def score(outputs: Any, prompts: list[Any], **columns: Any) -> Any:
+        rows = []
+        for text, held in zip(texts("grounded_answer", outputs, prompts), find(prompts, columns), strict=True):
+            answer, boxes = _true(held)
+            rows.append([_located(text, boxes, by, least), float(plain(_tagged(text, "answer")) == plain(answer)), float(_formed(text))])
+        table = torch.tensor(rows, dtype=torch.float64).view(-1, 3)
+        if apart:
+            return dict(zip(weight, table.T, strict=True))
+        return sum(weight[name] * values for name, values in zip(weight, table.T, strict=True) if weight[name])
+
+    return Scorer("grounded_answer", score, low=0.0, high=sum(weight.values()))
+
+
+def center_closeness(drawn: Box, true: Box) -> float:
+    """``sqrt((1 - dx) (1 - dy))``, d the distance of the centers over half of the true box's side, at most 1: 1 at the center."""
+    apart = []
+    for low, high in ((0, 2), (1, 3)):
+        half = (true.corners[high] - true.corners[low]) / 2
+        middle = [(box.corners[low] + box.corners[high]) / 2 for box in (drawn, true)]
+        apart.append(min(1.0, abs(middle[0] - middle[1]) / half))
+    return math.sqrt((1 - apart[0]) * (1 - apart[1]))
+
+
+def _located(text: str, true: list[Box], by: str, least: float) -> float:
+    if not true:
+        return math.nan
+    drawn = {plain(box.label): box for box in _named(_tagged(text, "location"))}
+    hits = 0
+    for box in true:
+        held = drawn.get(plain(box.label))
+        if held is not None:
+            near = float(overlaps([held], [box])[0, 0]) if by == "overlap" else 2 * center_closeness(held, box) - 1
+            hits += near > least
+    return hits / len(true)
+
+
+def _named(text: str) -> list[Box]:
+    found = []
+    for name, *numbers in NAMED_BOX.findall(text):
+        if all(number.count(".") < 2 and number.strip(".-") for number in numbers):
+            x1, y1, x2, y2 = (float(number) for number in numbers)
+            if x1 < x2 and y1 < y2:
+                found.append(Box((x1, y1, x2, y2), name.lstrip(" ,;\n")))
+    return found
+
+
+def _tagged(text: str, tag: str) -> str:
+    """What stands in the last ``<tag>...</tag>``; an empty string where there is none."""
+    found = re.findall(rf"<{tag}>(.*?)</{tag}>", text, flags=re.DOTALL)
+    return found[-1].strip() if found else ""
+
+
+def _formed(text: str) -> bool:
+    tags = [f"<{slash}{tag}>" for tag in ("location", "think", "answer") for slash in ("", "/")]
+    return FORM.fullmatch(text) is not None and all(text.count(tag) == 1 for tag in tags)
+
+
+def _true(held: str) -> tuple[str, list[Box]]:
+    try:
+        row = json.loads(held)
+        boxes = [Box(tuple(float(corner) for corner in corners), name) for name, corners in row.get("boxes", {}).items()]  # type: ignore[arg-type]
+        if any(len(box.corners) != 4 or box.corners[0] >= box.corners[2] or box.corners[1] >= box.corners[3] for box in boxes):
+            raise ValueError("corners")
+        return str(row["answer"]), boxes
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        takes = '{"answer": ..., "boxes": {name: [x1, y1, x2, y2]}}'
+        raise UserError(f"grounded_answer.column: got {held[:80]!r}, takes {takes}") from error

@@ -1,0 +1,59 @@
+"""An order that a completion gives, against the true one: pieces of an image, clips of a video, points by their depth."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+from mmalign.rewards._shared.completions import against_answers, answers
+from mmalign.rewards._shared.scorer import Scorer
+from mmalign.types import UserError
+
+
+def jigsaw(
+    path: str | None = None, *, partial: float = 0.2, formed: float = 0.2, where: Literal["answer", "boxed"] = "answer",
+    think: bool = True, key: str = "prompt", column: str = "order",
+) -> Scorer:  # fmt: skip
+    """``formed`` for the form, and 1 for the right order, ``partial`` times the part of right places for another order of the same pieces.
+
+    0 for a completion without the form, whatever it says; ``formed`` alone for numbers that are no order of the pieces. The task is the
+    data's: the raster order of an image's pieces, the order in time of a video's clips, points from the nearest to the farthest.
+
+    Args:
+        path, key, column: JSON lines with the true order under ``column``: a list of whole numbers, or ``3, 1, 2``.
+        where: the order stands in ``<answer>...</answer>`` or in ``\\boxed{...}``. think: whether ``<think>...</think>`` goes before it.
+
+    Paper: Visual Jigsaw Post-Training Improves MLLMs, https://arxiv.org/abs/2509.25190; partial credit 0.2 and format 0.2 are its.
+    Deviations: its code gives partial credit for more than four pieces alone, to any list of as many different numbers, and takes 0.5
+    off for repeated lines (see ``repetition``). Errors: UserError, also for a true order that is none.
+    """
+    if not 0 <= partial < 1 or formed < 0:
+        raise UserError(f"jigsaw: got partial={partial}, formed={formed}, takes 0 to below 1, and 0 or more")
+    if where not in ("answer", "boxed"):
+        raise UserError(f"jigsaw.where: got {where!r}, takes answer or boxed")
+    before = r"\s*<think>(?:(?!<think>).)*?</think>" if think else ""
+    inside = r"<answer>((?:(?!<answer>).)*?)</answer>\s*" if where == "answer" else r".*\\boxed\{([^{}]*)\}.*"
+    form = re.compile(rf"{before}\s*{inside}" if where == "answer" else rf"{before}{inside}", re.DOTALL)
+
+    def score(text: str, answer: str) -> float:
+        true = _numbers(answer)
+        if not true or len(set(true)) < len(true):
+            raise UserError(f"jigsaw.column: got {answer[:80]!r}, takes an order of different whole numbers")
+        match = form.fullmatch(text)
+        if match is None:
+            return 0.0
+        given = _numbers(match[1])
+        if given == true:
+            return formed + 1.0
+        if given is None or sorted(given) != sorted(true):
+            return formed
+        return formed + partial * sum(one == other for one, other in zip(given, true, strict=True)) / len(true)
+
+    scorer = against_answers("jigsaw", score, answers("jigsaw", path, key=key, column=column))
+    return Scorer("jigsaw", scorer.score, low=0.0, high=1.0 + formed)
+
+
+def _numbers(text: str) -> list[int] | None:
+    """The whole numbers of a list such as ``[3, 1, 2]``, ``3, 1, 2`` or ``3 1 2``; None for anything else."""
+    held = re.fullmatch(r"\s*[\[(]?\s*(-?\d+(?:\s*[,;>\s]\s*-?\d+)*)\s*[\])]?\s*", text)
+    return [int(number) for number in re.findall(r"-?\d+", held[1])] if held else None

@@ -1,0 +1,81 @@
+"""Several points for one thing to click on, the likeliest first: more of them explore, and the first right one counts."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from itertools import combinations
+
+from mmalign.rewards._shared.boxes import boxes_in, json_in
+from mmalign.rewards._shared.completions import against_answers, answers
+from mmalign.rewards._shared.scorer import Scorer
+from mmalign.types import UserError
+
+THINK = re.compile(r"<think>(.*?)</think>(.*)", re.DOTALL)
+
+
+def several_points(
+    path: str | None = None, *, think: bool = True, most: int | None = None, key: str = "prompt", column: str = "box"
+) -> Scorer:
+    """``1 + a`` in -1..2: ``a = 1 / sqrt(N k)`` where the k-th of N points is the first inside the box, ``-1 / N`` where none is.
+
+    -1 altogether for a completion without points, or of another form, and where three of its points lie on one line (a way to sweep the
+    screen without looking). So one right point earns 2, and of N wrong ones each costs less: guessing on is worth it while it may help.
+
+    Args:
+        path, key, column: JSON lines with the box ``[x1, y1, x2, y2]`` under ``column``, in the unit that the model is to answer in.
+        think: whether ``<think>...</think>`` goes before the list ``[{"point_2d": [x, y]}, ...]``. most: points beyond it are another
+            form; null for any number.
+
+    Paper: InfiGUI-G1, https://arxiv.org/abs/2508.05731 (AEPO's adaptive exploration reward; format and accuracy count 1 each, as in its
+    code). Errors: UserError, also for a true box that is none.
+    """
+    if most is not None and most < 1:
+        raise UserError(f"several_points.most: got {most}, takes 1 or more, or null")
+
+    def score(text: str, answer: str) -> float:
+        x1, y1, x2, y2 = _box(answer)
+        points = _points(text, think)
+        if not points or (most is not None and len(points) > most) or any(on_a_line(*three) for three in combinations(points, 3)):
+            return -1.0
+        inside = [x1 <= x <= x2 and y1 <= y <= y2 for x, y in points]
+        return 1 + (1 / math.sqrt(len(points) * (inside.index(True) + 1)) if any(inside) else -1 / len(points))
+
+    scorer = against_answers("several_points", score, answers("several_points", path, key=key, column=column))
+    return Scorer("several_points", scorer.score, low=-1.0, high=2.0)
+
+
+def on_a_line(first: tuple[float, float], second: tuple[float, float], third: tuple[float, float]) -> bool:
+    """Whether three points lie on one line, by the area of their triangle; two equal points always do with a third."""
+    (x1, y1), (x2, y2), (x3, y3) = first, second, third
+    return math.isclose((y2 - y1) * (x3 - x1), (y3 - y1) * (x2 - x1))
+
+
+def _points(text: str, think: bool) -> list[tuple[float, float]] | None:
+    """The points of a completion in its order; None where it has another form."""
+    if think:
+        match = THINK.fullmatch(text.strip())
+        if match is None or not match[1].strip() or text.count("<think>") != 1 or text.count("</think>") != 1:
+            return None
+        text = match[2]
+    value = json_in(text)
+    if not isinstance(value, list):
+        return None
+    found = []
+    for item in value:
+        point = item.get("point_2d") if isinstance(item, dict) else None
+        if not isinstance(point, list) or len(point) != 2 or not all(isinstance(v, (int, float)) and abs(v) < 1e9 for v in point):
+            return None
+        found.append((float(point[0]), float(point[1])))
+    return found
+
+
+def _box(answer: str) -> tuple[float, float, float, float]:
+    try:
+        found = boxes_in([json.loads(answer)])
+    except ValueError:
+        found = None  # said below
+    if not found:
+        raise UserError(f"several_points.column: got {answer[:80]!r}, takes a box [x1, y1, x2, y2]")
+    return found[0].corners

@@ -1,0 +1,69 @@
+"""A model on a server as a judge of edited images, beside the image that was edited: single ones, and pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+from torch import Tensor
+
+from mmalign.conversations import question
+from mmalign.rewards._shared.pictures_in import pictures
+from mmalign.rewards._shared.scorer import Scorer
+from mmalign.rewards.judges.judge import judge
+from mmalign.rewards.judges.judge_pairs import judge_pairs
+
+__all__ = ["judge_edit", "judge_edit_pairs"]
+
+FOLLOWS = "whether the response is the first image with the requested change made, all of it, and with nothing else changed"
+LOOKS = "how the response looks as an image: real, clean, without seams, distortions or artefacts"
+BETTER = "which response is the better edit: the requested change is made, nothing else is changed, and it looks right"
+
+
+def judge_edit(
+    path: str | None = None, *, server: Mapping[str, Any], low: int = 1, high: int = 5, read: Literal["likely", "written"] = "likely",
+    apart: bool = False, key: str = "prompt", column: str = "source",
+) -> Scorer:  # fmt: skip
+    """Reward in ``low..high``: the mean of two scores of an edited image, ``follows`` and ``looks``; NaN where one is missing.
+
+    The judge sees the source image and the instruction as the request, and the edited image as the response; each score is a question
+    of its own, as of ``judge``, which has the arguments. path, key, column: JSON lines with a path to the source image of each
+    prompt under ``column``; without it they come with the call. apart: the two as parts in place of their mean. Not differentiable.
+
+    Source: the two dimensions of EditReward, https://arxiv.org/abs/2509.26346, asked of any vision-language model on a server; its own
+    weights are not read. Errors: UserError.
+    """
+    find = pictures("judge_edit", path, key=key, column=column)
+    asked = {
+        name: judge(server=server, criterion=what, low=low, high=high, read=read) for name, what in (("follows", FOLLOWS), ("looks", LOOKS))
+    }
+
+    def score(outputs: Any, prompts: list[Any], **columns: Any) -> Any:
+        requests = _requests(prompts, find(prompts, columns))
+        parts = {name: one(outputs, requests) for name, one in asked.items()}
+        return parts if apart else (parts["follows"] + parts["looks"]) / 2
+
+    return Scorer("judge_edit", score, low=float(low), high=float(high))
+
+
+def judge_edit_pairs(
+    path: str, *, server: Mapping[str, Any], read: Literal["likely", "written"] = "likely", ties: bool = False,
+    opponents: int | None = None, key: str = "prompt", column: str = "source",
+) -> Callable[..., Tensor]:  # fmt: skip
+    """An oracle of pairs of edited images, each compared beside the source image in both orders; arguments as of ``judge_pairs``.
+
+    path, key, column: JSON lines with a path to the source image of each prompt under ``column``. Source: EditReward's pairs,
+    https://arxiv.org/abs/2509.26346. Errors: UserError.
+    """
+    find = pictures("judge_edit_pairs", path, key=key, column=column)
+    oracle = judge_pairs(server=server, criterion=BETTER, read=read, ties=ties, opponents=opponents)
+    return lambda outputs, prompts, group: oracle(outputs, _requests(prompts, find(prompts, {})), group)
+
+
+def _requests(prompts: list[Any], sources: list[list[Tensor]]) -> list[list[dict[str, Any]]]:
+    """Prompts as conversations that show their source images first."""
+    found = []
+    for prompt, images in zip(prompts, sources, strict=True):
+        parts: list[dict[str, Any]] = [{"type": "image", "image": image} for image in images]
+        found.append([{"role": "user", "content": [*parts, {"type": "text", "text": question(prompt)}]}])
+    return found

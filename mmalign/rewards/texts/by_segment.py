@@ -1,0 +1,47 @@
+"""Any reward on texts, asked about every part of a text by itself."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+
+from mmalign.rewards._shared.completions import texts
+from mmalign.types import UserError
+
+UNITS = {
+    "word": re.compile(r"\S+"),
+    "line": re.compile(r"[^\n]*\S[^\n]*"),
+    "sentence": re.compile(r"\S.*?(?:[.!?]+(?=\s|$)|(?=\n)|[。！？]+|$)", re.DOTALL),
+}
+
+
+def by_segment(reward: Callable[..., Any], *, unit: Literal["sentence", "line", "word"] = "sentence") -> Callable[..., Any]:
+    """Scores of the parts of each text, ``(start, end, score)``: ``reward`` is asked about each part as if it were the whole.
+
+    What the parts earn arrives at the steps that end them for methods that read rewards of steps (``fine_grained_rlhf``); for others
+    their sum is the reward of the text. unit: ``sentence`` (up to . ! ? or a line's end), ``line`` or ``word`` (between spaces).
+    Paper: Fine-Grained Human Feedback Gives Better Rewards for Language Model Training, https://arxiv.org/abs/2306.01693, whose reward
+    models see the text up to each part and not the part alone. Errors: UserError.
+    """
+    if unit not in UNITS:
+        raise UserError(f"by_segment.unit: got {unit!r}, takes {', '.join(UNITS)}")
+
+    def scores(outputs: Any, prompts: list[Any], **columns: Any) -> list[list[tuple[int, int, float]]]:
+        whole = texts("by_segment", outputs, prompts)
+        parts = [(row, match.start(), match.end()) for row, text in enumerate(whole) for match in UNITS[unit].finditer(text)]
+        found: list[list[tuple[int, int, float]]] = [[] for _ in whole]
+        if not parts:
+            return found
+        told = {name: [values[row] for row, _, _ in parts] for name, values in columns.items()}
+        said = reward([whole[row][start:end] for row, start, end in parts], [prompts[row] for row, _, _ in parts], **told)
+        values = torch.as_tensor(said, dtype=torch.float64).tolist()
+        if len(values) != len(parts):
+            raise UserError(f"by_segment.reward: returned {len(values)} scores, takes one for each of {len(parts)} parts")
+        for (row, start, end), value in zip(parts, values, strict=True):
+            found[row].append((start, end, value))
+        return found
+
+    return scores

@@ -1,0 +1,83 @@
+"""Whether a completion is about what was asked, by a retriever; and the mixture of rewards that keeps that from being hacked."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from mmalign.conversations import question
+from mmalign.rewards._models.weights import device_of, first_line
+from mmalign.rewards._shared.completions import answers, texts
+from mmalign.rewards._shared.scorer import Scorer
+from mmalign.rewards.texts.repetition import distinct_part
+from mmalign.types import UserError
+
+
+def relevance(
+    path: str | None = None, *, weights: str = "facebook/contriever", closed: tuple[float, float] = (0.0, 2.0), words: int = 100,
+    key: str = "prompt", column: str = "reference", device: str | None = None, rows_at_once: int = 32,
+) -> Scorer:  # fmt: skip
+    """Relevance of a completion y to its prompt x, mixed by kind of prompt; 0 or more for a retriever whose products are::
+
+        open:    (M(x) . M(y)) * (words of y / 100) * (different trigrams of y / all trigrams of y)
+        closed:  F(M(a) . M(y)) * (different trigrams of y / all trigrams of y)       a: the prompt's reference answer
+
+    M is the mean over tokens of a retriever's last layer; F is the line that takes ``closed`` to 0..1, cut at its ends. The factors keep
+    one another in check: the first alone is won by repeating the question, the second by length, the third by silence. A completion
+    without three words has no trigram, and 0.
+
+    Args:
+        path: JSON lines with a prompt under ``key`` and, where it is a closed question, its answer under ``column``; a prompt with an
+            empty answer, or without a file at all, is open. Without path, answers may come with the call.
+        weights: hub id or folder of an encoder of transformers. closed: products of the reference that count 0 and 1.
+        words: that make the length 1; more than that is more. device, rows_at_once: as of other rewards.
+
+    Paper: Regularized Relevance Reward (R3), https://arxiv.org/abs/2402.03469. Deviations: which prompts are closed comes from the data
+    (the paper asks a language model), and F's two ends are the user's. Checksum of the weights not known here. Errors: UserError.
+    """
+    from transformers import AutoModel, AutoTokenizer
+
+    if closed[0] >= closed[1] or words < 1 or rows_at_once < 1:
+        raise UserError(f"relevance: got closed={closed}, words={words}, rows_at_once={rows_at_once}, takes a range, 1 or more, 1 or more")
+    try:
+        model, tokenizer = AutoModel.from_pretrained(weights), AutoTokenizer.from_pretrained(weights)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"relevance.weights: got {weights!r}, takes a folder or a hub id of an encoder: {first_line(error)}") from error
+    place = device_of(device)
+    model = model.to(place).eval().requires_grad_(False)
+    find = answers("relevance", path, key=key, column=column) if path is not None else None
+
+    def score(outputs: Any, prompts: list[Any], **columns: Any) -> Tensor:
+        said = texts("relevance", outputs, prompts)
+        if find is None and column not in columns:
+            known = [""] * len(said)
+        else:
+            known = (find or answers("relevance", None, key=key, column=column))(prompts, columns)
+        others = [answer or question(prompt) for answer, prompt in zip(known, prompts, strict=True)]
+        both = embedded(model, tokenizer, [*said, *others], place, rows_at_once)
+        near = (both[: len(said)] * both[len(said) :]).sum(1)
+        found = []
+        for text, answer, product in zip(said, known, near.tolist(), strict=True):
+            fresh = distinct_part(text.casefold(), 3) if len(text.split()) > 2 else 0.0
+            level = min(1.0, max(0.0, (product - closed[0]) / (closed[1] - closed[0])))
+            found.append(fresh * (level if answer else product * len(text.split()) / words))
+        return torch.tensor(found, dtype=torch.float64)
+
+    return Scorer("relevance", score)
+
+
+@torch.no_grad()
+def embedded(
+    model: Any, tokenizer: Any, said: list[str], place: torch.device, rows_at_once: int, *, pool: Literal["mean"] = "mean"
+) -> Tensor:
+    """Means of the last layer over each text's tokens, ``[n, D]`` float64 on the CPU; each text is read once."""
+    different = list(dict.fromkeys(said))
+    found = []
+    for start in range(0, len(different), rows_at_once):
+        tokens = tokenizer(different[start : start + rows_at_once], padding=True, truncation=True, return_tensors="pt").to(place)
+        states, mask = model(**tokens).last_hidden_state.double(), tokens["attention_mask"][..., None].double()
+        found.append(((states * mask).sum(1) / mask.sum(1).clamp(min=1)).cpu())
+    rows = {text: row for row, text in enumerate(different)}
+    return torch.cat(found)[[rows[text] for text in said]]

@@ -1,0 +1,91 @@
+"""What a model answered at each evaluation, in the run's folder, with the images that it was asked about::
+
+    answers/step_000040.jsonl    {"prompt": "What is there?", "images": ["images/3f2a9c.png"], "answer": "a dog and a cat",
+                                  "mentions": [[2, 5, "dog", true], [12, 15, "cat", false]], "objects": ["dog"]}
+    answers/images/3f2a9c.png    a small copy, once for all steps
+
+``mentions`` (start, end, object, whether it is there) and ``objects`` (what is there) are in a line only where the evaluation could
+tell (``Exam.mark``). Prompts of a conversation are their last user turn.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from mmalign.conversations import asked
+from mmalign.files import finite, plain, write_bytes, write_text
+from mmalign.types import UserError
+
+LARGEST = 224  # pixels of a copy's longer side
+MOST_PIXELS = 2**26  # an image with more is not opened here
+
+
+def write(
+    folder: Path, step: int, prompts: Sequence[Any], answers: Sequence[str], marks: Sequence[Mapping[str, Any]] | None = None
+) -> Path:
+    """``answers/step_000040.jsonl``, a line for each answer. An image that cannot be read is null there."""
+    lines = []
+    for number, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        question, images = asked(prompt)
+        row = {"prompt": question, "images": [_kept(folder / "answers", image) for image in images], "answer": answer}
+        lines.append({**row, **({} if marks is None else _mark(marks[number]))})
+    text = "".join(json.dumps(finite(plain(line)), ensure_ascii=False, allow_nan=False) + "\n" for line in lines)
+    return write_text(folder / "answers" / f"step_{step:06d}.jsonl", text)
+
+
+def _mark(mark: Mapping[str, Any]) -> dict[str, Any]:
+    mentions = [[int(start), int(end), str(name), bool(there)] for start, end, name, there in mark.get("mentions", [])]
+    return {"mentions": mentions, "objects": [str(name) for name in mark.get("objects", [])]}
+
+
+def read(folder: Path) -> tuple[list[tuple[int, list[dict[str, Any]]]], list[str]]:
+    """((step, lines) in order of steps, notes on what could not be read)."""
+    found, notes = [], []
+    for file in sorted((folder / "answers").glob("step_*.jsonl")):
+        if not file.stem[5:].isdigit():
+            continue
+        try:
+            rows = [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line.strip()]
+        except ValueError:  # torn, or not of ours
+            notes.append(f"{file.name} could not be read")
+            continue
+        found.append((int(file.stem[5:]), [row for row in rows if isinstance(row, dict)]))
+    return found, notes
+
+
+def _kept(folder: Path, image: Any) -> str | None:
+    """The name of a small copy of an image, made where it is not there yet; None for one that cannot be read."""
+    from PIL import Image
+
+    try:
+        picture = Image.fromarray(_pixels(image)) if isinstance(image, Tensor) else image if isinstance(image, Image.Image) else None
+        if picture is None:
+            picture = Image.open(image)
+            if picture.width * picture.height > MOST_PIXELS:
+                return None
+        small = picture.convert("RGB")
+    except (OSError, ValueError, SyntaxError, AttributeError, Image.DecompressionBombError):
+        return None  # what Pillow raises at what is no image: the answer is worth showing without it
+    if max(small.size) > LARGEST:
+        small.thumbnail((LARGEST, LARGEST))
+    buffer = io.BytesIO()
+    small.save(buffer, format="PNG", optimize=True)
+    name = f"images/{hashlib.blake2b(buffer.getvalue(), digest_size=8).hexdigest()}.png"
+    if not (folder / name).exists():
+        write_bytes(folder / name, buffer.getvalue())
+    return name
+
+
+def _pixels(image: Tensor) -> Any:
+    """``[C, H, W]`` in 0..1 as an array that Pillow takes."""
+    if image.ndim != 3 or image.shape[0] not in (1, 3):
+        raise UserError(f"prompts: got an image of shape {list(image.shape)}, takes [1 or 3, height, width]")
+    bytes_ = (image.detach().float().nan_to_num(0.0).clamp(0, 1) * 255).round().byte().cpu()
+    return bytes_.expand(3, -1, -1).permute(1, 2, 0).numpy() if image.shape[0] == 1 else bytes_.permute(1, 2, 0).numpy()

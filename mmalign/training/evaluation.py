@@ -1,0 +1,123 @@
+"""The same prompts and seeds, judged every so often: what a person would get from the model now."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mmalign.training.feedback import ask, measure
+from mmalign.training.image_dependence import image_dependence
+from mmalign.types import Policy, UserError
+
+SEED = 2**40  # far from every seed that training draws its generators from
+
+Functions = Mapping[str, Callable[..., Any]]
+
+
+@dataclass(frozen=True)
+class Exam:
+    """What is asked at every evaluation.
+
+    prompts, samples: ``samples`` outputs of every prompt, at fixed seeds. rewards, judges: averaged over rows. metrics: functions
+    ``(outputs, prompts) -> {name: number}`` of the whole set. every: steps between evaluations. columns: how many samples of a
+    prompt the grid shows. call: arguments of the sampler that users have, such as ``num_inference_steps``.
+    real: ``(prompts, columns) -> [prompts, columns, C, H, W]`` in 0..1 (F, C, H, W: videos), real data to show beside the samples.
+    mark: of answers in words, ``(outputs, prompts) -> [{"mentions": [(start, end, object, whether it is there)], "objects": [...]}]``,
+    what each of them says that is there and that is not, to be shown; see ``runs.answers``.
+    blind: score the answers without their images too, for ``image_dependence``; see ``training.image_dependence``. Two more passes
+    over them.
+
+    Errors: UserError for a number below 1, and for no prompts.
+    """
+
+    prompts: Sequence[str]
+    rewards: Functions
+    judges: Functions = field(default_factory=dict)
+    metrics: Functions = field(default_factory=dict)
+    every: int = 20
+    samples: int = 16
+    columns: int = 8
+    call: Mapping[str, Any] = field(default_factory=dict)
+    real: Callable[[Sequence[str], int], Tensor] | None = None
+    mark: Callable[[Sequence[str], Sequence[Any]], Sequence[Mapping[str, Any]]] | None = None
+    blind: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.prompts:
+            raise UserError("evaluation.prompts: got none, takes at least one")
+        for name in ("every", "samples", "columns"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise UserError(f"evaluation.{name}: got {value!r}, takes a whole number, 1 or more")
+        if both := sorted(self.rewards.keys() & self.judges.keys()):
+            raise UserError(f"judges.{both[0]}: a reward has that name too; takes another")
+
+
+def exam(evaluation: Mapping[str, Any] | None, **given: Any) -> Exam:
+    """What a user says of evaluations, over what follows from the rest of a recipe's call. Errors: UserError for an unknown key."""
+    known = ("prompts", "every", "samples", "columns", "call", "real", "mark", "blind")
+    if unknown := sorted((evaluation or {}).keys() - set(known)):
+        raise UserError(f"evaluation.{unknown[0]}: unknown key; takes {', '.join(known)}")
+    return Exam(**{**given, **(evaluation or {})})
+
+
+class Answers(NamedTuple):
+    """Answers in words to the prompts beside them; marks as in ``Exam.mark``, None where nobody marks."""
+
+    prompts: list[Any]
+    outputs: list[str]
+    marks: list[Mapping[str, Any]] | None
+
+
+class Evaluation(NamedTuple):
+    """``metrics``: means by name, with ``NAME_se``. ``grid``: ``[prompts, columns, C, H, W]`` in 0..1 (F, C, H, W: videos), else None.
+
+    ``answers``: the first ``columns`` of each prompt where outputs are words, else None.
+    """
+
+    metrics: dict[str, float]
+    grid: Tensor | None
+    answers: Answers | None = None
+
+
+@torch.no_grad()
+def evaluate(policy: Policy, exam: Exam, *, using: str = "current") -> Evaluation:
+    """One evaluation of the named parameter set. Missing scores are left out of means, and counted in ``NAME_missing``."""
+    rows = [prompt for prompt in exam.prompts for _ in range(exam.samples)]
+    with policy.using(using):
+        outputs = policy.generate(rows, [SEED + number for number in range(len(rows))], **exam.call)
+        looks = image_dependence(policy, rows, _words(outputs)) if exam.blind else None
+    found: dict[str, float] = {}
+    judged = {**ask(exam.rewards, outputs, rows), **ask(exam.judges, outputs, rows, kind="judge")}
+    for name, scores in {**judged, **({} if looks is None else {"image_dependence": looks})}.items():
+        known = scores[~scores.isnan()]
+        found[name] = float(known.mean()) if len(known) else float("nan")
+        found[f"{name}_se"] = float(known.std() / len(known) ** 0.5) if len(known) > 1 else float("nan")
+        if len(known) < len(scores):
+            found[f"{name}_missing"] = float(len(scores) - len(known))
+    found.update(measure(exam.metrics, outputs, rows))
+    shown = isinstance(outputs, Tensor) and outputs.ndim in (4, 5)  # images or videos
+    grid = outputs.unflatten(0, (len(exam.prompts), exam.samples))[:, : exam.columns].float().cpu().clamp(0, 1) if shown else None
+    return Evaluation(found, grid, None if isinstance(outputs, Tensor) else _answers(exam, outputs, rows))
+
+
+def _words(outputs: Any) -> list[str]:
+    if isinstance(outputs, Tensor) or not all(isinstance(output, str) for output in outputs):
+        raise UserError("evaluation.blind: this policy does not answer in words; takes false")
+    return list(outputs)
+
+
+def _answers(exam: Exam, outputs: Any, rows: list[Any]) -> Answers | None:
+    """What a person may read of it. Errors: UserError for marks that are not one for each answer."""
+    if not isinstance(outputs, (list, tuple)) or not all(isinstance(output, str) for output in outputs):
+        return None
+    kept = [place for place in range(len(outputs)) if place % exam.samples < exam.columns]
+    prompts, words = [rows[place] for place in kept], [outputs[place] for place in kept]
+    marks = None if exam.mark is None else list(exam.mark(words, prompts))
+    if marks is not None and len(marks) != len(words):
+        raise UserError(f"evaluation.mark: returned {len(marks)} marks for {len(words)} answers, takes one for each")
+    return Answers(prompts, words, marks)

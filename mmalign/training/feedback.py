@@ -1,0 +1,119 @@
+"""Rewards and judges asked about a rollout, with their answers checked before anything is learned from them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from mmalign.training import dense
+from mmalign.training.dense import Parts
+from mmalign.types import Feedback, Rollout, UserError
+
+Functions = Mapping[str, Callable[..., Any]]
+Missing = Literal["stop", "drop"]
+
+
+def ask(rewards: Functions, outputs: Any, prompts: list[str], *, kind: str = "reward") -> dict[str, Tensor]:
+    """Every reward's answer by name, ``[B]`` float64 on the CPU; NaN where a reward had none.
+
+    A reward that answers ``{part: [B]}`` gives ``name/part`` for each. Errors: UserError that names the reward, where it raises,
+    answers with the wrong shape or type, or with an infinite number; ``kind`` is what it is called there. Scores of parts are summed.
+    """
+    return _asked(rewards, outputs, prompts, kind=kind)[0]
+
+
+def _asked(rewards: Functions, outputs: Any, prompts: list[str], *, kind: str = "reward") -> tuple[dict[str, Tensor], dict[str, Parts]]:
+    """Every reward's answer ``[B]`` by name, and the scores of parts of those that gave such."""
+    found, parted = dict[str, Tensor](), dict[str, Parts]()
+    for name, reward in rewards.items():
+        answer = _answer(kind, name, reward, outputs, prompts)
+        parts = {f"{name}/{part}": value for part, value in answer.items()} if isinstance(answer, Mapping) else {name: answer}
+        parted.update({part: dense.checked(f"{kind} {part}", value, outputs) for part, value in parts.items() if dense.is_parts(value)})
+        for part, value in parts.items():
+            found[part] = dense.totals(parted[part]) if part in parted else _checked(f"{kind} {part}", value, len(prompts))
+    return found, parted
+
+
+def measure(metrics: Functions, outputs: Any, prompts: list[str]) -> dict[str, float]:
+    """Every metric's numbers by their own names. Errors: UserError that names the metric, where it raises or answers otherwise."""
+    found: dict[str, float] = {}
+    for name, metric in metrics.items():
+        answer = _answer("metric", name, metric, outputs, prompts)
+        if not isinstance(answer, Mapping):
+            raise UserError(f"metric {name}: returned {type(answer).__name__}, takes {{name: number}}")
+        for key, value in answer.items():
+            try:
+                found[str(key)] = float(value)
+            except (TypeError, ValueError, RuntimeError) as error:
+                raise UserError(f"metric {name}: returned {type(value).__name__} for {key}, takes a number") from error
+    return found
+
+
+def feedback(
+    rewards: Functions, rollout: Rollout, *, weights: Mapping[str, float] | None = None, missing: Missing = "stop",
+    oracle: Callable[..., Any] | None = None, combine: Callable[..., Any] | None = None,
+) -> Feedback:  # fmt: skip
+    """Feedback on a rollout: the weighted sum of its rewards (1 for a reward without a weight), and each apart.
+
+    combine: ``(parts {name: [B]}, group [B], prompts, learn=True) -> [B]`` in place of the sum; its state takes the rollout in.
+
+    missing: ``stop`` refuses NaN with UserError; ``drop`` leaves it, and the row without a signal. A row's reward is NaN if
+    any part with a weight other than 0 is. Scores of parts of an output count by their sum, and stand in ``tables["rewards"]``, times
+    their weight, at the steps that wrote those parts. oracle: asked ``(outputs, prompts, group)`` for win probabilities ``[B, B]``.
+    """
+    parts, parted = _asked(rewards, rollout.outputs, rollout.prompts)
+    weights = dict(weights or {})
+    if unknown := sorted(weights.keys() - parts.keys()):
+        raise UserError(f"reward_weights.{unknown[0]}: no such reward; takes {', '.join(parts)}")
+    for name, value in parts.items():
+        if missing == "stop" and bool(value.isnan().any()):
+            count = f"{int(value.isnan().sum())} of {len(value)}"
+            raise UserError(f"reward {name}: {count} scores are NaN (missing: drop goes on without those rows)")
+    total = torch.zeros(len(rollout.prompts), dtype=torch.float64)
+    for name, value in parts.items():
+        if combine is None and weights.get(name, 1.0) != 0:
+            total = total + weights.get(name, 1.0) * value
+    if combine is not None:
+        together = lambda outputs, prompts: combine(parts, rollout.group, prompts, learn=True)  # noqa: E731
+        total = _checked("combine", _answer("combine", "of rewards", together, rollout.outputs, rollout.prompts), len(rollout.prompts))
+    compared = None if oracle is None else _compared(oracle, rollout)
+    tables = {"rewards": dense.table(parted, weights, rollout)} if parted else {}
+    return Feedback(total, rollout.group, parts=parts, lengths=rollout.mask.sum(1), wins=compared, tables=tables, drawn=rollout.drawn)
+
+
+def _compared(oracle: Callable[..., Any], rollout: Rollout) -> Tensor:
+    """The oracle's win probabilities ``[B, B]`` float64; NaN across groups and on the diagonal, whatever it said there."""
+    asked = lambda outputs, prompts: oracle(outputs, prompts, rollout.group)  # noqa: E731
+    found, rows = torch.as_tensor(_answer("oracle", "of pairs", asked, rollout.outputs, rollout.prompts)), len(rollout.prompts)
+    if tuple(found.shape) != (rows, rows):
+        raise UserError(f"oracle: returned shape {list(found.shape)}, takes [{rows}, {rows}]: a probability for each two outputs")
+    same = rollout.group[:, None] == rollout.group[None, :]
+    same.fill_diagonal_(False)
+    return torch.where(same, found.detach().double().cpu(), float("nan"))
+
+
+def _answer(kind: str, name: str, function: Callable[..., Any], outputs: Any, prompts: list[str]) -> Any:
+    try:
+        with torch.no_grad():
+            return function(outputs, prompts)
+    except UserError as error:
+        raise UserError(f"{kind} {name}: {error}") from error
+    except Exception as error:  # somebody else's code: whatever it raises, the user has to know whose it was
+        raise UserError(f"{kind} {name}: raised {type(error).__name__}: {' '.join(str(error).split())}") from error
+
+
+def _checked(who: str, value: Any, rows: int) -> Tensor:
+    if not isinstance(value, Tensor):
+        try:
+            value = torch.as_tensor(value, dtype=torch.float64)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise UserError(f"{who}: returned {type(value).__name__}, takes a tensor [{rows}]") from error
+    if tuple(value.shape) != (rows,):
+        raise UserError(f"{who}: returned shape {list(value.shape)}, takes [{rows}]: one score for each output")
+    value = value.detach().double().cpu()
+    if bool(value.isinf().any()):
+        raise UserError(f"{who}: returned an infinite score; takes finite numbers, and NaN for a missing one")
+    return value

@@ -1,0 +1,165 @@
+"""One update of the parameters from rows of one or more rollouts, and all state that updates have."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from mmalign.runs import checkpoint
+from mmalign.training import allocator, references
+from mmalign.training.optimizer import flatten_optimizer, restore_optimizer
+from mmalign.training.units import Cells, live_columns, micro_sizes, needed
+from mmalign.types import Method, Policy, Rollout, joined
+
+
+class Learner:
+    """AdamW over a policy's parameters, with linear warm-up, clipping by norm, and an exponential moving average."""
+
+    def __init__(
+        self, policy: Policy, method: Method, *, learning_rate: float, warmup: int, weight_decay: float, max_grad_norm: float,
+        ema: float | None, decay_steps: int | None = None, refresh: Mapping[str, Any] | None = None,
+    ):  # fmt: skip
+        self.policy, self.method = policy, method
+        self.learning_rate, self.warmup, self.max_grad_norm, self.ema = learning_rate, warmup, max_grad_norm, ema
+        self.decay_steps = decay_steps
+        self.optimizer = torch.optim.AdamW(policy.parameters().values(), lr=learning_rate, weight_decay=weight_decay, fused=True)
+        self.updates = 0
+        if all(parameter.device.type == "cpu" for parameter in policy.parameters().values()):
+            allocator.keep()
+        self.needs = needed(policy, method)
+        self.references = references.references(method, self.needs)
+        self.moves = references.plan(method, self.references, refresh or {})
+        references.prepare(policy, self.references, self.moves)
+        self.moments = {move.name: self._optimizer() for move in self.moves if move.moments and move.name != "current"}
+        if ema is not None:
+            policy.sets.follow("ema", decay=0.0)
+
+    def begin(self, step: int) -> None:
+        """Before a step's rows are made: renews the sets of parameters that are due, as the method and ``refresh`` say."""
+        references.move(self.policy, self.moves, step)
+        for move in references.due(self.moves, step):
+            if move.moments and move.name != "current":
+                self.moments[move.name] = self._optimizer()
+            elif move.moments:
+                (kept,) = move.shares
+                restore_optimizer(self.optimizer, self.policy.parameters(), *self.moments[kept])
+
+    @property
+    def shown(self) -> str:
+        """The parameter set that users get: ``ema`` where there is one."""
+        return "current" if self.ema is None else "ema"
+
+    def update(self, cells: Cells, *, micro_rows: int, step: int, micro_steps: int | None = None) -> dict[str, float]:
+        """One optimiser step on ``sum(weight * values)`` over all rows given, in micro-batches of ``micro_rows`` and ``micro_steps``.
+
+        The weights are those of all rows at once, and so is what a method surveys, so the split changes nothing but rounding. Rows
+        that a method has to see at once (``unit``) stand side by side. micro_steps: the most live steps of a row in one micro-batch,
+        for methods of single cells alone; None: all, and what is kept for the backward pass grows with them. Returns means over what
+        ``Loss.over`` counts (``*_max``: the largest), with ``loss`` and ``grad_norm``. An update whose gradient is not finite is
+        skipped, and counted in ``skipped``. step: of training, from 0, for warm-up and decay. At least one row has to be given.
+        """
+        cells = [(rollout, self._surveyed(rollout, signal, rows, micro_rows), rows) for rollout, signal, rows in cells]
+        masks = [rollout.mask[rows] for rollout, _, rows in cells]
+        width = max(mask.shape[1] for mask in masks)  # texts of one rollout may be longer than all of another
+        whole = torch.cat([functional.pad(mask, (0, width - mask.shape[1])) for mask in masks])
+        weights = self.method.weigh(whole).split([len(mask) for mask in masks])
+        found: list[tuple[float, dict[str, Tensor]]] = []
+        total = torch.zeros((), dtype=torch.float64)
+        for (rollout, signal, all_rows), weight in zip(cells, weights, strict=True):
+            sizes = micro_sizes(self.method.unit, rollout.group[all_rows], micro_rows)
+            for rows, part in zip(all_rows.split(sizes), weight.split(sizes), strict=True):
+                every = live_columns(rollout, rows)  # none: no row, or none with a live cell
+                for live in every.split(micro_steps or len(every)) if len(every) else ():
+                    steps = self.policy.steps(rollout, rows, live, needs=self.needs)
+                    values, metrics, over = self.method.loss(steps, signal[rows] if signal.shape[1] == 1 else signal[rows][:, live])
+                    loss = (part[:, live] * values).sum()
+                    loss.backward()
+                    total += loss.detach().double().cpu()
+                    found.append((float(steps.mask.sum() if over is None else over), metrics))
+        norm = torch.nn.utils.clip_grad_norm_(list(self.policy.parameters().values()), self.max_grad_norm)
+        finite = bool(norm.isfinite())
+        if finite:
+            self._step(step)
+        self.optimizer.zero_grad(set_to_none=True)
+        return {**_pooled(found), "loss": float(total), "grad_norm": float(norm), "skipped": float(not finite)}
+
+    def tables(self, rollout: Rollout, *, micro_rows: int) -> dict[str, Tensor]:
+        """What the method reads of a rollout's steps before it makes its signal, ``[B, T]`` each, without gradient."""
+        if not self.method.reads:
+            return {}
+        own = {"mask": rollout.mask, "old": rollout.log_probs}
+        needs = frozenset(self.method.reads - own.keys() - {"rewards"})
+        rows = torch.arange(len(rollout.prompts))
+        self.policy.remember(rollout, self.references, micro_rows)
+        with torch.no_grad():
+            columns = torch.arange(rollout.mask.shape[1])
+            steps = joined([self.policy.steps(rollout, part, columns, needs=needs) for part in rows.split(micro_rows)]) if needs else None
+        found = {**steps.terms, **steps.facts, **{f"refs:{name}": table for name, table in steps.refs.items()}} if steps else {}
+        return {name: table.detach() for name, table in {**own, **found}.items() if name in self.method.reads}
+
+    def _surveyed(self, rollout: Rollout, signal: Tensor, rows: Tensor, micro_rows: int) -> Tensor:
+        """The signal ``[B, ...]`` with what the method's survey of these rows has put in; as it is for a method without one."""
+        if self.method.survey is None or not len(rows):
+            return signal
+        columns = torch.arange(rollout.mask.shape[1])
+        with torch.no_grad():
+            needs = self.needs | self.method.survey_needs
+            steps = joined([self.policy.steps(rollout, part, columns, needs=needs) for part in rows.split(micro_rows)])
+            found = self.method.survey(steps, signal[rows])
+        filled = found.new_zeros((len(rollout.prompts), *found.shape[1:]))
+        filled[rows] = found
+        return filled
+
+    def _step(self, step: int) -> None:
+        left = 1.0 if self.decay_steps is None else max(0.0, 1 - step / self.decay_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate * min(1.0, (step + 1) / (self.warmup + 1)) * left
+        self.optimizer.step()
+        self.updates += 1
+        if self.ema is not None:
+            self.policy.sets.follow("ema", decay=min(self.ema, (1 + self.updates) / (10 + self.updates)))
+
+    def _optimizer(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The optimiser's state as it is now, as tensors and JSON: a copy."""
+        flat, rest = flatten_optimizer(self.optimizer, self.policy.parameters())
+        return {name: value.clone() for name, value in flat.items()}, rest
+
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """All of the learner that is tensors, for a checkpoint."""
+        flat, _ = flatten_optimizer(self.optimizer, self.policy.parameters())
+        kept = {f"optimizer.{name}": tensors for name, (tensors, _) in self.moments.items()}
+        return {**self.policy.sets.tables(), "optimizer": flat, **kept}
+
+    def state(self) -> dict[str, Any]:
+        """The rest of it, as JSON."""
+        _, rest = flatten_optimizer(self.optimizer, self.policy.parameters())
+        held = self.method.state.dump() if self.method.state is not None else None
+        moments = {name: kept for name, (_, kept) in self.moments.items()}
+        return {"updates": self.updates, "optimizer": rest, "method": held, **({"moments": moments} if moments else {})}
+
+    def load(self, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
+        """Puts back what ``tensors`` and ``state`` gave, bit for bit."""
+        self.policy.sets.load({name: tensors[name] for name in checkpoint.parameter_sets(tensors)})
+        self.moments |= {name: (dict(tensors[f"optimizer.{name}"]), kept) for name, kept in state.get("moments", {}).items()}
+        restore_optimizer(self.optimizer, self.policy.parameters(), tensors["optimizer"], state["optimizer"])
+        self.updates = state["updates"]
+        if self.method.state is not None:
+            self.method.state.load(state["method"])
+
+
+def _pooled(found: list[tuple[float, dict[str, Tensor]]]) -> dict[str, float]:
+    """Metrics of micro-batches as one: means weighted by what was counted, ``*_max`` the largest."""
+    cells = sum(count for count, _ in found)
+    names = {name for _, metrics in found for name in metrics}
+    pooled = {}
+    for name in sorted(names):
+        values = [(count, float(metrics[name])) for count, metrics in found if name in metrics]
+        if name.endswith("_max"):
+            pooled[name] = max(value for _, value in values)
+        else:
+            pooled[name] = sum(count * value for count, value in values) / max(cells, 1.0)
+    return pooled

@@ -1,0 +1,103 @@
+"""Before the first update: is a recorded rollout, scored again, the same rollout? Most silent failures of others end here."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mmalign.training.units import live_columns, micro_sizes, needed
+from mmalign.types import Method, Policy, Rollout, Steps, UserError
+
+CAUSES = (
+    "the usual causes: dropout or another module in training mode, latents stored in another type than they were scored in, guidance on "
+    "one side only, a batch shape that changes the kernels' rounding (rows_at_once against micro_rows)"
+)
+
+
+class Preflight(NamedTuple):
+    """What was found; NaN where the policy has no such number.
+
+    difference: largest |log-ratio| to the sampling policy (to ``ref`` where nothing was sampled), nats. kl: largest KL of ``ref``
+    to itself, nats. gradient: norm of the policy gradient.
+    """
+
+    difference: float
+    kl: float
+    gradient: float
+
+
+def preflight(
+    policy: Policy,
+    rollout: Rollout,
+    method: Method,
+    signal: Tensor,
+    rows: Tensor | None = None,
+    *,
+    micro_rows: int,
+    micro_steps: int | None = None,
+    tolerance: float | None = None,
+) -> Preflight:
+    """Scores a few rows of a fresh rollout again and takes one policy gradient, which is thrown away.
+
+    Of the update's ``rows`` (all, by default), the first micro-batch with a signal is taken. The ratio has to be 1:
+    ``|log-ratio| <= tolerance * event_size`` nats (0.0 in float32 where batch shapes agree; by default the ``tolerance`` that a policy
+    names, or 1e-6). The reference, scored again as itself, has to have KL 0, and where nothing was sampled its log-probabilities have
+    to be the policy's, so that margins are 0. The gradient has to be finite, and not zero where some row has a signal. Errors:
+    UserError that names the likely cause; nothing has been written to the parameters then.
+    micro_rows, micro_steps: as of ``Learner.update``.
+    """
+    tolerance = getattr(policy, "tolerance", 1e-6) if tolerance is None else tolerance
+    rows = torch.arange(len(rollout.prompts)) if rows is None else rows
+    parts = rows.split(micro_sizes(method.unit, rollout.group[rows], micro_rows))
+    held = [part for part in parts if bool((signal[part] != 0).any())]
+    rows = (held or parts)[0]
+    columns, needs = live_columns(rollout, rows)[:micro_steps], needed(policy, method)
+    steps = policy.steps(rollout, rows, columns, needs=needs)
+    difference = apart = float("nan")
+    if steps.kind != "bound" and steps.old is not None:
+        difference = _largest(steps, steps.log_probs.detach() - steps.old)
+        _refuse(f"a recorded step scores {difference:.3g} nats differently at replay", difference, tolerance * steps.event_size)
+    if steps.old is None and "ref" in steps.refs:
+        apart = _largest(steps, steps.log_probs.detach() - steps.refs["ref"])
+        _refuse(f"the policy scores {apart:.3g} nats differently from its reference before any update", apart, tolerance * steps.event_size)
+        difference = apart
+    if "ref" in steps.kls:
+        with torch.no_grad(), policy.using("ref"):
+            itself = policy.steps(rollout, rows, columns, needs=needs)
+        apart = _largest(itself, itself.kls["ref"])
+        _refuse(f"the reference has a KL of {apart:.3g} nats to itself", apart, tolerance * steps.event_size)
+    signal = signal[rows] if signal.shape[1] == 1 else signal[rows][:, columns]
+    if method.survey is not None:
+        kept = None if method.state is None else method.state.dump()
+        with torch.no_grad():
+            whole = policy.steps(rollout, rows, columns, needs=needs | method.survey_needs)
+            signal = method.survey(whole, signal)
+        if kept is not None:
+            method.state.load(kept)  # a look at an update is none
+    norm = _gradient_norm(policy, (method.weigh(steps.mask) * method.loss(steps, signal).values).sum())
+    if not norm < float("inf"):
+        raise UserError(
+            f"preflight: the policy gradient is {norm}; the usual causes: half precision without room, a step in the mask whose std is 0"
+        )
+    if norm == 0 and len(held):
+        raise UserError("preflight: the policy gradient is 0 although rewards differ: no trained parameter reaches the log-probabilities")
+    return Preflight(difference, apart, norm)
+
+
+def _largest(steps: Steps, table: Tensor) -> float:
+    return float(table[steps.mask].abs().max()) if bool(steps.mask.any()) else 0.0
+
+
+def _refuse(what: str, found: float, limit: float) -> None:
+    if not found <= limit:  # NaN is refused too
+        raise UserError(f"preflight: {what}, takes at most {limit:.3g}; {CAUSES}")
+
+
+def _gradient_norm(policy: Policy, loss: Tensor) -> float:
+    if not loss.requires_grad:
+        return 0.0
+    gradients = torch.autograd.grad(loss, list(policy.parameters().values()), allow_unused=True)
+    norms = [gradient.double().norm().cpu() for gradient in gradients if gradient is not None]
+    return float(torch.stack(norms).norm()) if norms else 0.0

@@ -1,0 +1,78 @@
+"""What has to stay in one micro-batch, and how an update is split."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mmalign.types import Feedback, Method, Policy, Rollout, Unit, UserError
+
+Cells = Sequence[tuple[Rollout, Tensor, Tensor]]
+"""(rollout, signal of all its rows, the rows of this update)"""
+
+
+def needed(policy: Policy, method: Method) -> frozenset[str]:
+    """What a method's steps must hold: what it asks for, ``old``, and the exact KL for the log where it costs nothing."""
+    free = frozenset({"old", "kls"} if policy.kind == "transition" else {"old"})  # of tokens, it sums over the vocabulary
+    return method.needs | (free & policy.gives)
+
+
+def in_units(method: Method, said: Feedback, inside: Tensor) -> Tensor:
+    """The numbers of the rows ``inside [B]``, the two of a pair side by side where the method compares pairs, ``[R]``."""
+    if method.unit != "pair":
+        return torch.nonzero(inside).flatten()
+    pairs = said.pairs if said.pairs is not None else torch.zeros(0, 2, dtype=torch.int64)
+    return pairs[inside[pairs].all(1)].flatten()
+
+
+def unit_sizes(unit: Unit, group: Tensor) -> list[int]:
+    """How many rows each unit has, of rows that stand side by side by unit; ``group [B]`` says where groups end."""
+    if unit == "batch":
+        return [len(group)] if len(group) else []
+    if unit == "group":
+        return group.unique_consecutive(return_counts=True)[1].tolist()
+    size = 2 if unit == "pair" else 1
+    return [size] * (len(group) // size)
+
+
+def micro_sizes(unit: Unit, group: Tensor, most: int) -> list[int]:
+    """Sizes of micro-batches of whole units: at most ``most`` rows, or one unit where that is more."""
+    sizes: list[int] = []
+    for size in unit_sizes(unit, group):
+        if sizes and sizes[-1] + size <= most:
+            sizes[-1] += size
+        else:
+            sizes.append(size)
+    return sizes
+
+
+def live_columns(rollout: Rollout, rows: Tensor) -> Tensor:
+    """The numbers of the steps in which at least one of these rows counts."""
+    return torch.nonzero(rollout.mask[rows].any(0)).flatten()
+
+
+def refuse_micro_steps(method: Method, micro_steps: int | None) -> None:
+    """UserError for a number of steps below 1, and for a method that has to see more than a cell at once."""
+    if micro_steps is not None and micro_steps < 1:
+        raise UserError(f"micro_steps: got {micro_steps}, takes 1 or more, or null for all steps of a row at once")
+    if micro_steps is not None and method.unit != "cell":
+        raise UserError(f"micro_steps: got {micro_steps}, and this method has to see each {method.unit} whole; takes null")
+
+
+def refuse_mismatch(policy: Policy, method: Method, *, units: Sequence[str] = ("cell", "row", "pair", "group", "batch")) -> None:
+    """UserError where the method needs what the policy cannot give, or more in one micro-batch than the recipe's ``units``."""
+    own = {"mask", "old", "rewards"}
+    lacks = sorted(need for need in method.needs | method.survey_needs | (method.reads - own) if need.split(":")[0] not in policy.gives)
+    if lacks:
+        raise UserError(f"method: needs {', '.join(lacks)}; this policy gives {', '.join(sorted(policy.gives))}")
+    if method.samplers and "samplers" not in policy.gives:
+        names = ", ".join(sampler.name for sampler in method.samplers)
+        raise UserError(f"method: takes rows drawn by {names} too; this policy draws by itself alone")
+    if policy.kind not in method.kinds:
+        raise UserError(f"method: takes steps of kind {', '.join(sorted(method.kinds))}; this policy gives {policy.kind}")
+    if method.unit not in units:
+        raise UserError(
+            f"method: has to see each {method.unit} at once, and this recipe splits updates elsewhere; takes {' or '.join(units)}"
+        )

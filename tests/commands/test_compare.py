@@ -1,0 +1,82 @@
+"""Guided samplers against best-of-N: the arithmetic of equal cost, what is written, and the commands."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from mmalign.commands._models import guidance_of, model_of
+from mmalign.commands.compare import _at, _best_of_each, compare
+from mmalign.commands.sample import guided_sample
+from mmalign.types import UserError
+from mmalign.worlds.digits.base import digits
+from mmalign.worlds.digits.data import PROMPTS
+
+
+def brightness(outputs, prompts, **columns):
+    return outputs.flatten(1).mean(1)
+
+
+def test_best_of_n_is_over_blocks_and_by_the_reward_alone():
+    scores = torch.tensor([[1.0], [3.0], [2.0], [float("nan")]], dtype=torch.float64)
+    judged = torch.tensor([[10.0], [30.0], [20.0], [40.0]], dtype=torch.float64)
+    rewards, gold = _best_of_each(scores, judged)
+    assert gold.tolist() == [25.0, 25.0, 30.0, 30.0]
+    assert rewards[1:].tolist() == [2.5, 3.0, 3.0]
+    curve = torch.tensor([[1.0, 2.0, 4.0]])
+    assert [float(_at(curve, n)) for n in (0.5, 1.0, 1.5, 2.5, 3.0)] == [1.0, 1.0, 1.5, 3.0, 4.0]
+    assert bool(_at(curve, 3.5).isnan())
+
+
+def test_a_comparison_is_a_table_numbers_and_a_picture(tmp_path):
+    told = {
+        "guidance": ["dps scale=50", "fk particles=2"],
+        "prompts": PROMPTS[:2],
+        "samples": 2,
+        "seeds": 2,
+        "call": {"num_inference_steps": 4},
+    }
+    made = compare(digits(), brightness, out=tmp_path, **told)
+    dps, fk = made.rows
+    assert dps.cost == pytest.approx(5 + 2 * 3) and fk.ledger["evaluations"] == pytest.approx(2 * 5)  # one each for a shape
+    assert dps.reward == dps.judge and dps.lead == pytest.approx(dps.judge - dps.best_judge)
+    assert dps.reward > made.curve[0][1]
+    assert (
+        replace(dps, lead=0.3, lead_error=0.1).verdict == "beats it" and replace(dps, lead=0.1, lead_error=0.1).verdict == "no difference"
+    )
+    assert replace(dps, lead=float("nan")).verdict == "not known"
+    written = json.loads((tmp_path / "comparison.json").read_text())
+    assert written["verdicts"]["dps scale=50"] == dps.verdict and len(written["curve"]) == 3
+    assert (tmp_path / "comparison.md").read_text() == made.table() and "| best of 2 |" in made.table()
+    assert (tmp_path / "comparison.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_any_model_is_sampled_under_guidance(tmp_path):
+    made = guided_sample(
+        "digits", reward=brightness, guidance="best_of count=2", prompts=PROMPTS[:2], count=2, call={"num_inference_steps": 3},
+        out=tmp_path / "made.png",
+    )  # fmt: skip
+    assert made.path.is_file() and made.scores.shape == (2, 2) and made.ledger.evaluations == 2 * 2 * 2 * 3
+    found = model_of("digits/demo")
+    assert set(found.rewards) == {"proxy", "novelty"} and found.weights["novelty"] == 2.15 and found.judges.keys() == {"gold"}
+    assert found.call["num_inference_steps"] == 20 and len(found.prompts) == 10
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: guidance_of("dsp"), "nearest: dps"),
+        (lambda: guidance_of("dps 5"), "--guidance dps 5: takes KEY=VALUE"),
+        (lambda: guidance_of("dps weight=5"), "weight"),
+        (lambda: guided_sample("digits", guidance="dps"), "got 0 prompts"),
+        (lambda: guided_sample("digits", guidance="dps", prompts=PROMPTS[:1]), "takes a reward, got none"),
+        (lambda: compare(digits(), brightness, guidance=["dps"], prompts=[]), "takes 1, 2, 1 and 1 or more"),
+    ],
+)
+def test_bad_input_is_one_line(call, words):
+    with pytest.raises(UserError, match=words) as found:
+        call()
+    assert "\n" not in str(found.value)

@@ -1,0 +1,165 @@
+"""From a finished run to weights that load, through the command line; the code on the page is run as it stands there."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from mmalign import cli
+from mmalign.config import build_part
+from mmalign.policies.twins import pipelines
+from mmalign.runs import checkpoint
+
+MODULE = """
+from mmalign.policies import twins
+from mmalign.worlds.digits.base import untrained
+
+
+def pipeline():
+    pipe = untrained("dit")
+    twins.shake_parameters(pipe, 0.05)
+    return pipe
+
+
+def flux():
+    return twins.twin("FluxPipeline")
+
+
+def bright():
+    return lambda outputs, prompts: outputs.flatten(1).mean(1)
+"""
+CALL = {"height": 32, "width": 32, "max_sequence_length": 16}
+POLICY = {"use": "diffusers", "pipeline": {"use": "mine.pipeline"}, "num_inference_steps": 3, "device": "cpu"}
+CONFIG: dict[str, Any] = {
+    "use": "online",
+    "name": "small",
+    "policy": POLICY,
+    "method": {"use": "flow_grpo", "ratio": "per_step", "clip": 0.2, "beta": 0.05, "std": "none"},
+    "prompts": ["a 7", "a 3"],
+    "rewards": {"bright": {"use": "mine.bright"}},
+    "judges": {"gold": {"use": "mine.bright"}},
+    "steps": 2,
+    "prompts_per_step": 2,
+    "group_size": 2,
+    "learning_rate": 0.02,
+    "ema": 0.5,
+    "evaluation": {"every": 1, "samples": 2},
+    "trackers": [],
+}
+FLUX = {**POLICY, "pipeline": {"use": "mine.flux"}, "lora": {"rank": 2, "alpha": 4}, "call": CALL}
+LORA = {**POLICY, "lora": {"rank": 2, "targets": "all-linear"}}
+
+
+@pytest.fixture
+def command(tmp_path: Path, write_module: Callable[[str, str], Path], monkeypatch: pytest.MonkeyPatch, capsys: Any) -> Callable[..., Any]:
+    write_module("mine.py", MODULE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["mmalign", *words])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        return (end.value.code or 0, *capsys.readouterr())  # type: ignore[return-value]
+
+    return run
+
+
+def trained(tmp_path: Path, command: Any, policy: dict[str, Any], **changes: Any) -> Path:
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump({**CONFIG, "policy": policy, **changes}))
+    code, _, err = command("train", "c.yaml")
+    assert code == 0, err
+    return tmp_path / "runs" / "small"
+
+
+def code_on(page: Path) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+
+
+def live(run: Path, name: str) -> Any:
+    policy = build_part(yaml.safe_load((run / "config.yaml").read_text()), "policy")
+    tensors, _ = checkpoint.load(max((run / "checkpoints").iterdir()))
+    policy.sets.load({key: value for key, value in tensors.items() if key != "optimizer"})
+    with policy.using(name):
+        return outputs(policy.pipe)
+
+
+def outputs(pipe: Any) -> torch.Tensor:
+    more = CALL if type(pipe).__name__ == "FluxPipeline" else {}
+    rng = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        return pipe(prompt="a 7", num_inference_steps=2, generator=rng, output_type="pt", return_dict=False, **more)[0]
+
+
+@pytest.mark.parametrize(
+    ("policy", "forms", "files"),
+    [
+        (POLICY, "full", {"model_index.json", "transformer"}),
+        (LORA, "peft, full", {"peft", "merged"}),
+        (FLUX, "diffusers, peft", {"pytorch_lora_weights.safetensors", "peft"}),
+        ({**FLUX, "pipeline": "BASE"}, "diffusers, peft", {"pytorch_lora_weights.safetensors", "peft"}),
+    ],
+    ids=["full", "lora", "flux", "folder"],
+)
+def test_a_run_is_exported_and_the_code_on_its_page_loads_it(tmp_path, command, monkeypatch, policy, forms, files):
+    if policy["pipeline"] == "BASE":
+        pipelines.twin("FluxPipeline").save_pretrained(tmp_path / "base")
+        policy = {**policy, "pipeline": str(tmp_path / "base")}
+    run = trained(tmp_path, command, policy)
+    code, out, err = command("export", "small")
+    assert code == 0 and f"export: runs/small/export (parameters: ema; forms: {forms})" in out, err
+    assert ("has no load_lora_weights" in out) == (forms == "peft, full")
+    assert files | {"README.md"} <= {path.name for path in (run / "export").iterdir()}
+    expected, base = live(run, "ema"), live(run, "ref")
+    assert float((expected - base).abs().max()) > 1e-4
+    monkeypatch.chdir(run / "export")
+    codes = code_on(run / "export" / "README.md")
+    assert len(codes) == len(forms.split(", "))
+    for text in codes:
+        names: dict[str, Any] = {}
+        exec(text, names)
+        names["pipe"].set_progress_bar_config(disable=True)
+        torch.testing.assert_close(outputs(names["pipe"]), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_the_page_says_what_was_done_and_what_changed(tmp_path, command):
+    run = trained(tmp_path, command, POLICY)
+    assert command("export", "small", "--set", "trained", "--out", "there")[0] == 0
+    page = (tmp_path / "there" / "README.md").read_text()
+    _, state = checkpoint.load(max((run / "checkpoints").iterdir()))
+    first, last = state["evaluations"][0]["bright"], state["evaluations"][-1]["bright"]
+    assert (
+        re.search(rf"\| bright \| reward, trained on \| {first:.3f}.* \| {last:.3f}", page) and "| gold | judge, not trained on |" in page
+    )
+    assert "Measured on the parameters `ema`, which are not those of this export" in page and "| seed | 0 |" in page
+    assert "license:  # yours to choose" in page and "flow_grpo (beta 0.05, clip 0.2" in page and "- torch " in page and "nats" in page
+    assert str(tmp_path) not in page
+
+
+def test_an_offline_run_is_exported_through_the_policy_that_it_wraps(tmp_path, command):
+    from mmalign.commands.export import _base_node
+
+    assert _base_node({"use": "forward", "of": POLICY}) == POLICY and _base_node({"use": "mine"}) is None
+
+
+def test_what_cannot_be_exported_is_one_line(tmp_path, command):
+    run = trained(tmp_path, command, POLICY, steps=1)
+    assert command("export", "nowhere")[::2] == (
+        2,
+        "nowhere: no run there (no config.yaml); takes the folder of a run, or a name under runs/\n",
+    )
+    assert command("export", "small", "--set", "moon")[::2] == (2, "--set: got 'moon', this run has trained, ref, ema\n")
+    assert command("export", "small")[0] == 0
+    code, _, err = command("export", "small")
+    assert code == 2 and err == "runs/small/export exists: takes a folder that is not there yet (--out)\n"
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    (run / "config.yaml").write_text(yaml.safe_dump({**config, "policy": {"use": "mine.own"}}))
+    code, _, err = command("export", "small", "--out", "other")
+    assert code == 2 and err.count("\n") == 1

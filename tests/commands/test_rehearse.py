@@ -1,0 +1,102 @@
+"""Rehearsals of configs as they are, and what a rehearsal refuses."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from mmalign.cli import app
+from mmalign.commands import _tiny, rehearse
+from mmalign.config import load
+from mmalign.policies.pipelines.model_index import read_index
+from mmalign.policies.twins.rehearsal import tiny
+from mmalign.rewards._shared.stand_in import stand_in
+from mmalign.types import UserError
+
+NAMES = ["check", "twin", "rollout", "reward", "update", "resume", "export"]
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+@pytest.mark.parametrize("name", ["sd35_medium/flow_grpo", "wan21_1b/dpo", "digits/demo"])
+def test_every_phase(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    phases = rehearse(load(name, ["trackers=[]", *(["policy.num_inference_steps=3"] if name == "sd35_medium/flow_grpo" else [])]))
+    assert [phase.name for phase in phases if not phase.failed] == NAMES, phases[-1].what
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("override", "phase", "key"),
+    [
+        ("policy.lora.targets=[to_z]", "twin", "policy.lora.targets"),
+        ("policy.call.heigth=512", "twin", "policy.call.heigth"),
+        ("policy.call.height=500", "rollout", "divisible"),
+        ("policy.pipeline=nobody/nothing", "twin", "--class"),
+        ("learning_rate=0.0", "update", "learning rate"),
+        ("policy.kernel.noise_level=-1", "twin", "noise_level"),
+    ],
+)
+def test_mistakes_end_at_their_phase(override, phase, key):
+    last = rehearse(load("sd35_medium/flow_grpo", [override]))[-1]
+    assert last.failed and (last.name, key in last.what) == (phase, True), last
+
+
+def test_the_command_names_phase_and_key():
+    done = CliRunner().invoke(app, ["rehearse", "wan22/dpo", "policy.of.call.heigth=512"])
+    assert done.exit_code == 2
+    assert "failed at twin: policy.call.heigth: WanPipeline takes no such argument" in done.output
+
+
+def test_a_kept_folder_has_to_be_new(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError, match="--keep"):
+        rehearse(load("digits/demo"), keep=tmp_path)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_the_class_may_be_said():
+    assert read_index("nobody/nothing", kind="FluxPipeline").kind == "FluxPipeline"
+    with pytest.raises(UserError, match="--class"):
+        read_index("nobody/nothing")
+
+
+def test_a_folder_tells_class_parts_and_scheduler(tmp_path):
+    scheduler = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}
+    index = {"_class_name": "WanPipeline", "transformer_2": [None, None], "boundary_ratio": None, "vae": ["diffusers", "AutoencoderKLWan"]}
+    (tmp_path / "scheduler").mkdir()
+    (tmp_path / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
+    with pytest.raises(UserError, match="no model_index"):
+        read_index(str(tmp_path))
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    found = read_index(str(tmp_path))
+    assert found[:3] == ("WanPipeline", ("transformer_2", "boundary_ratio"), scheduler)
+    pipe = tiny(*found[:3])
+    assert pipe.transformer_2 is None and pipe.config.boundary_ratio is None and pipe.scheduler.config.shift == 3.0
+    with pytest.raises(UserError, match="is a WanPipeline"):
+        read_index(str(tmp_path), kind="FluxPipeline")
+
+
+def test_numbers_keep_their_structure():
+    node = _tiny._sizes({"rewards": {}, "group_size": 24, "micro_rows": 3, "prompts_per_step": 48, "updates_per_epoch": 2})
+    assert (node["group_size"], node["micro_rows"], node["prompts_per_step"], node["updates_per_epoch"]) == (4, 3, 2, 2)
+    assert _tiny._sizes({"rewards": {}, "group_size": 8, "micro_rows": 64})["micro_rows"] == 4
+
+
+def test_a_stand_in_varies_and_has_a_gradient():
+    outputs = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    reward = stand_in("pickscore")
+    scores = reward(outputs, ["a"] * 4, more=[1] * 4)
+    assert scores.shape == (4,) and len(scores.unique()) == 4 and bool(((scores >= 0) & (scores <= 1)).all())
+    assert torch.equal(scores, reward(outputs, ["a"] * 4)) and not torch.equal(scores, stand_in("hps")(outputs, ["a"] * 4))
+    (gradient,) = torch.autograd.grad(scores.sum(), outputs)
+    assert bool(gradient.isfinite().all()) and float(gradient.abs().max()) > 0
+    assert len({float(value) for value in reward(["a", "b"], ["p", "p"])}) == 2
+    with pytest.raises(UserError, match="one for each"):
+        reward(outputs, ["a"])

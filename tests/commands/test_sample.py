@@ -1,0 +1,148 @@
+"""The whole way through the command line on a small real pipeline: train, stop, resume, sample, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from mmalign import cli
+from mmalign.commands.sample import sample
+from mmalign.runs import checkpoint
+from mmalign.types import UserError
+from tests.helpers.small_run import online
+
+MODULE = """
+import torch
+from mmalign.worlds.digits.base import untrained
+
+
+def pipeline():
+    pipe = untrained("dit")
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        for parameter in pipe.transformer.parameters():
+            torch.nn.init.normal_(parameter, std=0.05)
+    return pipe
+
+
+def bright():
+    return lambda outputs, prompts: outputs.flatten(1).mean(1)
+
+
+def broken():
+    def judge(outputs, prompts):
+        raise RuntimeError("no model")
+    return judge
+"""
+
+CONFIG: dict[str, Any] = {
+    "use": "online",
+    "name": "small",
+    "policy": {"use": "diffusers", "pipeline": {"use": "mine.pipeline"}, "num_inference_steps": 3},
+    "method": {"use": "flow_grpo", "ratio": "per_step", "clip": 0.2, "beta": 0.05, "std": "none"},
+    "prompts": {"use": "digit_prompts", "count": 3},
+    "rewards": {"bright": {"use": "mine.bright"}},
+    "steps": 2,
+    "prompts_per_step": 2,
+    "group_size": 2,
+    "learning_rate": 0.01,
+    "ema": 0.5,
+    "evaluation": {"every": 1, "samples": 2, "prompts": ["a 7", "a 3"], "call": {"num_inference_steps": 4}},
+    "trackers": [],
+}
+
+
+@pytest.fixture
+def command(tmp_path: Path, write_module: Callable[[str, str], Path], monkeypatch: pytest.MonkeyPatch, capsys: Any) -> Callable[..., Any]:
+    """The command in this process: (exit code, stdout, stderr)."""
+    write_module("mine.py", MODULE)
+    write_module("c.yaml", yaml.safe_dump(CONFIG))
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["mmalign", *words])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        return (end.value.code or 0, *capsys.readouterr())  # type: ignore[return-value]
+
+    return run
+
+
+def pixels(path: Path) -> torch.Tensor:
+    return torch.tensor(list(Image.open(path).convert("L").tobytes()))
+
+
+def test_train_resume_and_sample_from_the_command_line(tmp_path: Path, command: Any) -> None:
+    code, out, err = command("train", "c.yaml", "steps=1")
+    assert code == 0, err
+    code, out, err = command("train", "c.yaml", "--resume")
+    assert code == 0 and "finished after 2 steps" in out, err
+    run = tmp_path / "runs" / "small"
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["preflight_difference"] == 0.0 and summary["steps"] == 2 and summary["bright_after"] != summary["bright_before"]
+    assert sorted(file.name for file in (run / "samples").iterdir()) == ["prompts.json", *(f"step_{n:06d}.png" for n in range(3))]
+    assert json.loads((run / "samples" / "prompts.json").read_text())["prompts"] == ["a 7", "a 3"]
+
+    assert command("train", "c.yaml", "name=straight")[0] == 0
+    resumed, straight = (checkpoint.load(tmp_path / "runs" / name / "checkpoints" / "step_000002")[0] for name in ("small", "straight"))
+    assert resumed.keys() == straight.keys() == {"trained", "ref", "ema", "optimizer"}
+    assert all(torch.equal(resumed[name][key], straight[name][key]) for name in resumed for key in straight[name])
+
+    code, out, err = command("sample", "small", "--count", "3")
+    assert code == 0 and out == "samples: runs/small/samples/sampled_000002.png\n", err
+    assert Image.open(run / "samples" / "sampled_000002.png").size == (3 * 9, 2 * 9)  # a row per evaluation prompt, a gap of one pixel
+    code, _, err = command("sample", "small", "--prompt", "a handwritten cat")
+    assert (code, err) == (2, "prompt: got 'a handwritten cat', takes one digit, as a word or a numeral, such as 'a handwritten three'\n")
+
+    one = sample(run, prompts=["a 7"], count=2, seed=1, out=tmp_path / "one.png")
+    again = sample(run, prompts=["a 7"], count=2, seed=1, out=tmp_path / "again.png")
+    other = sample(run, prompts=["a 7"], count=2, seed=9, out=tmp_path / "other.png")
+    second = Image.open(sample(run, prompts=["a 7"], count=1, seed=2, out=tmp_path / "second.png"))
+    assert Image.open(one).crop((9, 0, 18, 9)).tobytes() == second.tobytes() != Image.open(one).crop((0, 0, 9, 9)).tobytes()
+    assert one == tmp_path / "one.png" and torch.equal(pixels(one), pixels(again)) and not torch.equal(pixels(one), pixels(other))
+
+
+def test_samples_are_those_of_the_average_and_of_the_best_before_it(tmp_path: Path, command: Any) -> None:
+    assert command("train", "c.yaml", "ema=0.9", "learning_rate=0.05")[0] == 0
+    run = tmp_path / "runs" / "small"
+    (path,) = (run / "checkpoints").glob("step_000002")
+    tensors, state = checkpoint.load(path)
+    averaged = pixels(sample(run, out=tmp_path / "ema.png"))
+    checkpoint.save(run / "checkpoints", 3, tensors={**tensors, "best": tensors["ref"]}, state=state)
+    best = pixels(sample(run, out=tmp_path / "best.png"))
+    checkpoint.save(run / "checkpoints", 4, tensors={name: tensors[name] for name in ("trained", "ref", "optimizer")}, state=state)
+    trained = pixels(sample(run, out=tmp_path / "trained.png"))
+    checkpoint.save(run / "checkpoints", 5, tensors={"trained": tensors["ema"]}, state=state)
+    assert torch.equal(averaged, pixels(sample(run, out=tmp_path / "again.png")))
+    assert not torch.equal(averaged, trained) and not torch.equal(averaged, best) and not torch.equal(best, trained)
+
+
+def test_bad_judges_end_in_one_line_and_no_folder(tmp_path: Path, command: Any) -> None:
+    code, _, err = command("train", "c.yaml", "judges.gold.use=mine.broken")
+    assert (code, err) == (2, "judge gold: raised RuntimeError: no model\n")
+    assert not (tmp_path / "runs" / "small").exists()
+
+
+def test_what_cannot_be_sampled_is_one_line(tmp_path: Path, write_module: Callable[[str, str], Path]) -> None:
+    run = online(tmp_path, steps=1).path
+    with pytest.raises(UserError, match=r"does not say how to build the policy \(it was started from Python\)"):
+        sample(run)
+    write_module("mine.py", MODULE)
+    (run / "config.yaml").write_text(yaml.safe_dump(CONFIG))
+    with pytest.raises(UserError, match=r"parameter set '.*': got other parameters than this policy trains"):
+        sample(run)
+    for path in (run / "checkpoints").rglob("*"):
+        if path.is_file():
+            path.unlink()
+    with pytest.raises(UserError, match="no checkpoint there to sample from"):
+        sample(run)
+    with pytest.raises(UserError, match="no run there"):
+        sample(tmp_path / "nowhere")

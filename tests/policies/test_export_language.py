@@ -1,0 +1,60 @@
+"""Language models as others load them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import mmalign as mm
+from mmalign.policies.exports import language
+from mmalign.policies.transformers import transformers
+from mmalign.types import UserError
+from tests.helpers import tiny_text
+
+
+def trained(**more):
+    policy = transformers(tiny_text.model(), tiny_text.tokenizer(tiny_text.CHATML), max_completion=9, **more)
+    for p in policy.parameters().values():
+        p.data += 0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(1))
+    return policy
+
+
+@pytest.mark.parametrize("lora", [None, {"rank": 2, "alpha": 4}])
+def test_what_is_written_answers_as_the_live_model(tmp_path, lora):
+    policy = trained(lora=lora, heads=["value"])
+    (form,) = language.save(policy, tmp_path / "out", base=tiny_text.model, prompt="ab", card=lambda forms: forms[0].name)
+    model = form.load(tmp_path / "out", tiny_text.model()).eval()
+    ids = torch.tensor([[5, 9, 11]])
+    with torch.no_grad():
+        assert torch.allclose(model(input_ids=ids).logits, policy.model(input_ids=ids).logits, atol=1e-5)
+        assert not torch.allclose(model(input_ids=ids).logits, tiny_text.model()(input_ids=ids).logits, atol=1e-3)
+    assert (tmp_path / "out" / "README.md").read_text() == ("full" if lora is None else "peft")
+    assert (tmp_path / "out" / "tokenizer.json").is_file()
+    with pytest.raises(UserError, match="exists"):
+        language.save(policy, tmp_path / "out", base=tiny_text.model, prompt="ab")
+
+
+def test_another_base_is_found_out_and_nothing_is_left(tmp_path):
+    with pytest.raises(UserError, match="nats apart"):
+        language.save(trained(lora={"rank": 2}), tmp_path / "out", base=lambda: tiny_text.model(seed=1), prompt="ab")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_is_exported(tmp_path):
+    tiny_text.model().save_pretrained(tmp_path / "base")
+    tiny_text.tokenizer().save_pretrained(tmp_path / "base")
+    node = {"use": "transformers", "model": str(tmp_path / "base"), "max_completion": 6}
+    policy = mm.policies.transformers(node["model"], max_completion=6)
+    reward = lambda outputs, prompts, **columns: torch.tensor([float(text.count("a")) for text in outputs])  # noqa: E731
+    run = mm.online(
+        policy, ["ab"], {"letters": reward}, mm.methods.grpo(beta=0.0), steps=2, prompts_per_step=2, group_size=4, learning_rate=1e-2,
+        runs=str(tmp_path / "runs"), trackers=(), config={"use": "online", "policy": node, "method": {"use": "grpo"}, "prompts": ["ab"]},
+    )  # fmt: skip
+    found = mm.recipes.export(run.path)
+    assert found.forms == ("full",)
+    model = AutoModelForCausalLM.from_pretrained(found.path).eval()
+    ids = torch.tensor([[5, 9, 11]])
+    assert torch.allclose(model(input_ids=ids).logits, policy.model(input_ids=ids).logits, atol=1e-5)
+    page = (found.path / "README.md").read_text()
+    assert "library_name: transformers" in page and "AutoModelForCausalLM.from_pretrained(folder)" in page and "denoiser" not in page

@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mmalign.runs import answers, folder
+from mmalign.training.evaluation import Exam, evaluate
+from mmalign.types import UserError
+
+
+class Speaker:
+    """A policy that answers with its prompt's number and the seed."""
+
+    def using(self, name):
+        from contextlib import nullcontext
+
+        return nullcontext()
+
+    def generate(self, prompts, seeds, **call):
+        return [f"{prompt} {place}" for place, prompt in enumerate(prompts)]
+
+
+def question(image, words="What is there?"):
+    return [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": [{"type": "image", **image}, {"type": "text", "text": words}]},
+    ]
+
+
+def test_written_and_read(tmp_path):
+    Image.new("RGB", (900, 300), "red").save(tmp_path / "red.png")
+    prompts = [question({"path": str(tmp_path / "red.png")}), question({"image": torch.ones(1, 8, 6)}), "only words"]
+    marks = [{"mentions": [(0, 3, "dog", np.bool_(True))], "objects": {"dog"}}, {"mentions": [], "objects": []}, {"mentions": []}]
+    answers.write(tmp_path, 40, prompts, ["dog", "", "x"], marks)
+    answers.write(tmp_path, 0, prompts, ["cat", "\u2028 é", "x"])
+    found, notes = answers.read(tmp_path)
+    assert [step for step, _ in found] == [0, 40] and notes == []
+    first, second, third = found[1][1]
+    assert first["prompt"] == "What is there?" and first["mentions"] == [[0, 3, "dog", True]] and first["objects"] == ["dog"]
+    assert third == {"prompt": "only words", "images": [], "answer": "x", "mentions": [], "objects": []}
+    assert found[0][1][1]["answer"] == "\u2028 é" and "mentions" not in found[0][1][0]
+    copy = Image.open(tmp_path / "answers" / first["images"][0])
+    assert copy.size == (224, 75) and copy.getpixel((100, 30)) == (255, 0, 0)
+    assert Image.open(tmp_path / "answers" / second["images"][0]).size == (6, 8)
+    assert len(list((tmp_path / "answers" / "images").iterdir())) == 2  # one copy for both steps
+
+
+def test_images_that_cannot_be_read(tmp_path, monkeypatch):
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    Image.new("CMYK", (4, 4)).save(tmp_path / "cmyk.jpg")
+    Image.new("L", (64, 64)).save(tmp_path / "large.png")
+    paths = ["broken.png", "absent.png", "cmyk.jpg", "large.png"]
+    monkeypatch.setattr(answers, "MOST_PIXELS", 1000)
+    answers.write(tmp_path, 1, [question({"path": str(tmp_path / path)}) for path in paths], ["x"] * 4)
+    kept = [row["images"][0] for row in answers.read(tmp_path)[0][0][1]]
+    assert [name is None for name in kept] == [True, True, False, True]
+    with pytest.raises(UserError, match=r"shape \[8, 6\]"):
+        answers.write(tmp_path, 2, [question({"image": torch.ones(8, 6)})], ["x"])
+
+
+def test_a_torn_file_is_noted(tmp_path):
+    answers.write(tmp_path, 1, ["a"], ["b"])
+    (tmp_path / "answers" / "step_000002.jsonl").write_text('{"prompt": "a"')
+    (tmp_path / "answers" / "step_last.jsonl").write_text("")
+    found, notes = answers.read(tmp_path)
+    assert [step for step, _ in found] == [1] and notes == ["step_000002.jsonl could not be read"]
+    assert answers.read(tmp_path / "nowhere") == ([], [])
+
+
+def test_an_evaluation_keeps_what_a_person_may_read():
+    mark = lambda outputs, prompts: [{"mentions": [], "objects": [prompt]} for prompt in prompts]  # noqa: E731
+    found = evaluate(Speaker(), Exam(["a", "b"], {}, samples=3, columns=2, mark=mark)).answers
+    assert found.prompts == ["a", "a", "b", "b"] and found.outputs == ["a 0", "a 1", "b 3", "b 4"]
+    assert [mark["objects"] for mark in found.marks] == [["a"], ["a"], ["b"], ["b"]]
+    assert evaluate(Speaker(), Exam(["a"], {}, samples=1)).answers.marks is None
+    with pytest.raises(UserError, match="0 marks for 1 answers"):
+        evaluate(Speaker(), Exam(["a"], {}, samples=1, mark=lambda outputs, prompts: []))
+
+
+def test_images_have_no_answers():
+    class Painter(Speaker):
+        def generate(self, prompts, seeds, **call):
+            return torch.zeros(len(prompts), 3, 4, 4)
+
+    found = evaluate(Painter(), Exam(["a"], {}, samples=2))
+    assert found.answers is None and found.grid is not None
+
+
+def test_resuming_drops_what_comes_later(tmp_path):
+    run = folder.open_run(tmp_path, "run", config={"steps": 2})
+    for step in (0, 1):
+        answers.write(run.path, step, ["a"], ["b"])
+    from mmalign.runs import checkpoint
+
+    checkpoint.save(run.checkpoints, 0, tensors={}, state={"step": 0})
+    folder.open_run(tmp_path, "run", config={"steps": 2}, resume=True)
+    assert [step for step, _ in answers.read(run.path)[0]] == [0]
+    assert json.loads((run.path / "answers" / "step_000000.jsonl").read_text())["answer"] == "b"

@@ -1,0 +1,186 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from mmalign.runs import checkpoint
+from mmalign.types import UserError
+
+
+def save(folder, step, value=1.0, **more):
+    return checkpoint.save(folder, step, tensors={"trained": {"w": torch.full((3,), value)}}, state={"value": value}, **more)
+
+
+def test_round_trip_is_exact(tmp_path):
+    wide = torch.randn(4, 6, dtype=torch.float64)
+    tied = torch.randn(5, dtype=torch.bfloat16)
+    tensors = {
+        "trained": {"a": tied, "b": tied, "t": wide.T, "part": wide[1:3, ::2], "row": wide[0], "flat": wide.view(-1)},
+        "method": {
+            "scalar": torch.tensor(7),
+            "empty": torch.zeros(0, 3),
+            "mask": torch.tensor([True, False]),
+            "rng": torch.get_rng_state(),
+        },
+        "none": {},
+    }
+    state = {"seed": 3, "best": 0.1 + 0.2, "worst": float("-inf"), "words": ["a", None, True]}
+    loaded, again = checkpoint.load(checkpoint.save(tmp_path, 40, tensors=tensors, state=state))
+    assert again == state and loaded.keys() == tensors.keys()
+    for group, named in tensors.items():
+        assert loaded[group].keys() == named.keys()
+        for name, tensor in named.items():
+            assert loaded[group][name].dtype == tensor.dtype and torch.equal(loaded[group][name], tensor), name
+    assert loaded["trained"]["a"] is loaded["trained"]["b"]
+
+
+def test_a_parameter_loses_its_graph_and_nothing_else(tmp_path):
+    parameter = torch.nn.Parameter(torch.randn(3))
+    loaded, _ = checkpoint.load(checkpoint.save(tmp_path, 1, tensors={"trained": {"w": parameter}}, state={}))
+    assert torch.equal(loaded["trained"]["w"], parameter.detach()) and not loaded["trained"]["w"].requires_grad
+
+
+def test_keeps_the_newest(tmp_path):
+    for step in (5, 10, 200_000, 1_000_000):
+        save(tmp_path, step, keep=2)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step_1000000", "step_200000"]
+    assert checkpoint.latest(tmp_path).name == "step_1000000"
+    with pytest.raises(UserError, match="keep"):
+        save(tmp_path, 6, keep=0)
+
+
+def test_no_checkpoint(tmp_path):
+    assert checkpoint.latest(tmp_path) is None and checkpoint.latest(tmp_path / "none") is None
+
+
+def test_saving_a_step_again_replaces_it(tmp_path):
+    save(tmp_path, 5, 1.0)
+    path = save(tmp_path, 5, 2.0)
+    assert checkpoint.load(path)[1] == {"value": 2.0} and [p.name for p in tmp_path.iterdir()] == ["step_000005"]
+
+
+@pytest.mark.parametrize("moment", ["fsync", "replace"])
+def test_a_save_that_fails_leaves_the_older_ones(tmp_path, monkeypatch, moment):
+    save(tmp_path, 5)
+
+    def fail(*_):
+        raise OSError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.os, moment, fail)
+        with pytest.raises(OSError, match="killed"):
+            save(tmp_path, 6, 2.0)
+    assert [p.name for p in tmp_path.iterdir()] == ["step_000005"]
+    assert checkpoint.load(checkpoint.latest(tmp_path))[1] == {"value": 1.0}
+
+
+def shorten(path):
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(bytes(data))
+
+
+@pytest.mark.parametrize(
+    ("file", "harm", "word"),
+    [
+        ("trained.safetensors", shorten, "bytes"),
+        ("trained.safetensors", flip, "changed"),
+        ("trained.safetensors", lambda path: path.unlink(), "cannot be read"),
+        ("state.json", lambda path: path.unlink(), "cannot be read"),
+        ("state.json", shorten, "state.json is damaged"),
+        ("state.json", lambda path: path.write_text("[]"), "state.json is damaged"),
+    ],
+)
+def test_a_damaged_checkpoint_is_passed_over_with_a_line(tmp_path, file, harm, word):
+    save(tmp_path, 5)
+    harm(save(tmp_path, 6) / file)
+    path, lines = checkpoint.newest(tmp_path)
+    assert path is not None and path.name == "step_000005" and len(lines) == 1 and word in lines[0]
+    with pytest.raises(UserError, match=word):
+        checkpoint.load(tmp_path / "step_000006")
+
+
+def model(seed: int = 0):
+    torch.manual_seed(seed)
+    net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
+    frozen = torch.nn.Parameter(torch.ones(2))  # in the optimiser, never stepped: it has no state
+    return net, {**dict(net.named_parameters()), "frozen": frozen}
+
+
+def train(net, optimizer, first, last):
+    for step in range(first, last):
+        x = torch.randn(16, 4, generator=torch.Generator().manual_seed(step))
+        optimizer.zero_grad()
+        (net(x) - x.sum(1, keepdim=True)).square().mean().backward()
+        optimizer.step()
+
+
+MAKERS = {
+    "adamw": lambda p: torch.optim.AdamW(
+        [{"params": p[:2], "lr": 0.01}, {"params": p[2:], "lr": 0.03, "weight_decay": 0.5}], betas=(0.8, 0.9), amsgrad=True
+    ),
+    "adamw_tensor_lr": lambda p: torch.optim.AdamW(p, lr=torch.tensor(0.01), foreach=False),
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
+    "adagrad": lambda p: torch.optim.Adagrad(p, lr=0.1),
+    "rmsprop": lambda p: torch.optim.RMSprop(p, lr=0.01, centered=True),
+}
+
+
+@pytest.mark.parametrize("maker", MAKERS)
+def test_an_optimiser_continues_bit_for_bit(tmp_path, maker):
+    net, names = model()
+    straight = MAKERS[maker](list(names.values()))
+    train(net, straight, 0, 3)
+    tensors, state = checkpoint.flatten_optimizer(straight, names)
+    weights = {name: p.detach() for name, p in names.items()}
+    path = checkpoint.save(tmp_path, 3, tensors={"trained": weights, "optimizer": tensors}, state={"optimizer": state})
+    train(net, straight, 3, 6)
+
+    other, fresh = model(seed=9)
+    optimizer = MAKERS[maker](list(fresh.values()))
+    train(other, optimizer, 50, 52)  # dirty state, to be replaced
+    for group in optimizer.param_groups:
+        group["weight_decay"], group["lr"] = 9.0, torch.tensor(9.0) if isinstance(group["lr"], torch.Tensor) else 9.0
+    loaded, saved = checkpoint.load(path)
+    with torch.no_grad():
+        for name, parameter in fresh.items():
+            parameter.copy_(loaded["trained"][name])
+    checkpoint.restore_optimizer(optimizer, fresh, loaded["optimizer"], saved["optimizer"])
+    train(other, optimizer, 3, 6)
+    for name in names:
+        assert torch.equal(names[name], fresh[name]), name
+    before, after = straight.state_dict(), optimizer.state_dict()
+    assert before["param_groups"] == after["param_groups"] and before["state"].keys() == after["state"].keys()
+    for index, entries in before["state"].items():
+        for key, value in entries.items():
+            same = (
+                torch.equal(value, after["state"][index][key]) if isinstance(value, torch.Tensor) else value == after["state"][index][key]
+            )
+            assert same, (index, key)
+
+
+def test_optimiser_state_keeps_its_own_dtype(tmp_path):
+    parameter = torch.nn.Parameter(torch.ones(3, dtype=torch.bfloat16))
+    optimizer = torch.optim.AdamW([parameter])
+    optimizer.state[parameter] = {"step": torch.tensor(1.0), "exp_avg": torch.full((3,), 1 / 3), "exp_avg_sq": torch.full((3,), 1 / 7)}
+    tensors, state = checkpoint.flatten_optimizer(optimizer, {"w": parameter})
+    fresh = torch.optim.AdamW([parameter])
+    checkpoint.restore_optimizer(fresh, {"w": parameter}, tensors, json.loads(json.dumps(state)))
+    assert torch.equal(fresh.state[parameter]["exp_avg"], torch.full((3,), 1 / 3))
+
+
+def test_an_optimiser_over_other_parameters_is_refused():
+    net, names = model()
+    optimizer = torch.optim.SGD(list(names.values()), lr=0.1)
+    tensors, state = checkpoint.flatten_optimizer(optimizer, names)
+    renamed = {f"x.{name}" if name == "frozen" else name: p for name, p in names.items()}
+    with pytest.raises(UserError, match=r"frozen, x.frozen"):
+        checkpoint.restore_optimizer(optimizer, renamed, tensors, state)
+    with pytest.raises(UserError, match="without a name"):
+        checkpoint.flatten_optimizer(optimizer, dict(net.named_parameters()))

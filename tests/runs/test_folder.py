@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mmalign.runs import checkpoint, folder
+from mmalign.types import UserError
+
+CONFIG = {"seed": 3, "steps": 40, "method": {"use": "flow_grpo", "clip": 1e-4}, "rewards": {"proxy": {"use": "digits"}}}
+
+
+def line(step: int, phase: str = "train", **metrics: float) -> str:
+    return json.dumps({"step": step, "phase": phase, "seconds": 0.1 * step, **metrics}) + "\n"
+
+
+def started(root, rows: str = "", steps: tuple[int, ...] = ()):
+    run = folder.open_run(root, "a", config=CONFIG)
+    run.metrics.write_text(rows)
+    for step in steps:
+        checkpoint.save(run.checkpoints, step, tensors={"trained": {"w": torch.ones(2)}}, state={"step": step})
+    return run
+
+
+def test_a_new_run_holds_config_and_versions(tmp_path):
+    run = folder.open_run(tmp_path, "a", config=CONFIG)
+    assert folder.read_config(run.path) == CONFIG
+    versions = json.loads((run.path / "versions.json").read_text())
+    assert versions["torch"] and versions["mmalign"]
+    assert run.checkpoint is None and run.metrics.is_file()
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/tmp/x"])
+def test_a_name_is_one_folder(tmp_path, name):
+    with pytest.raises(UserError, match="name"):
+        folder.open_run(tmp_path, name, config=CONFIG)
+
+
+def test_an_existing_run_is_not_overwritten(tmp_path):
+    run = started(tmp_path, line(0))
+    with pytest.raises(UserError, match="resume"):
+        folder.open_run(tmp_path, "a", config=CONFIG)
+    assert run.metrics.read_text() == line(0)
+
+
+def test_an_empty_folder_is_no_run(tmp_path):
+    (tmp_path / "a").mkdir()
+    folder.open_run(tmp_path, "a", config=CONFIG)
+
+
+def test_nothing_to_resume(tmp_path):
+    with pytest.raises(UserError, match="no run here"):
+        folder.open_run(tmp_path, "a", config=CONFIG, resume=True)
+    assert not (tmp_path / "a").exists()
+
+
+def test_resume_cuts_the_log_and_samples_after_the_checkpoint(tmp_path):
+    kept = line(0, "eval", gold=0.5) + line(1, reward=0.1) + line(2, reward=0.25) + line(2, "eval", gold=0.6)
+    run = started(tmp_path, kept + line(3, reward=0.3) + '{"step": 4, "phase": "tr', steps=(2,))
+    for step in (0, 2, 3):
+        run.write_samples(step, torch.rand(2, 3, 1, 8, 8))
+    again = folder.open_run(tmp_path, "a", config=CONFIG, resume=True)
+    assert again.metrics.read_text() == kept
+    assert again.checkpoint == run.checkpoints / "step_000002"
+    assert [n for n in again.notes if "torn" in n]
+    assert sorted(p.name for p in again.samples.glob("*.png")) == ["step_000000.png", "step_000002.png"]
+
+
+def test_resume_without_a_checkpoint_starts_again(tmp_path):
+    started(tmp_path, line(0) + line(1))
+    again = folder.open_run(tmp_path, "a", config=CONFIG, resume=True)
+    assert again.checkpoint is None and again.metrics.read_text() == "" and "beginning" in again.notes[0]
+
+
+def test_resume_passes_over_a_damaged_checkpoint(tmp_path):
+    run = started(tmp_path, line(1) + line(2) + line(3), steps=(1, 2))
+    weights = run.checkpoints / "step_000002" / "trained.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-3])
+    again = folder.open_run(tmp_path, "a", config=CONFIG, resume=True)
+    assert again.checkpoint is not None and again.checkpoint.name == "step_000001"
+    assert "damaged" in again.notes[0] and again.metrics.read_text() == line(1)
+
+
+def test_resume_may_only_grow_steps(tmp_path):
+    started(tmp_path, steps=(2,))
+    folder.open_run(tmp_path, "a", config={**CONFIG, "steps": 80}, resume=True)
+    with pytest.raises(UserError, match="steps was 80, is 40"):
+        folder.open_run(tmp_path, "a", config=CONFIG, resume=True)
+    with pytest.raises(UserError, match=r"method\.clip was 0\.0001, is 0\.1; seed was 3, is '\(absent\)'"):
+        folder.open_run(
+            tmp_path, "a", config={"steps": 80, "rewards": CONFIG["rewards"], "method": {"use": "flow_grpo", "clip": 0.1}}, resume=True
+        )
+    folder.open_run(tmp_path, "a", config={**CONFIG, "steps": 80, "trackers": ["wandb"]}, resume=True, may_differ=("trackers",))
+
+
+def test_config_of_objects_becomes_names(tmp_path):
+    config = {"rewards": {"f": torch.sigmoid, "g": line}, "path": tmp_path, "betas": (0.9, 0.95), "size": torch.Size([2])}
+    run = folder.open_run(tmp_path, "a", config=config)
+    assert folder.read_config(run.path)["rewards"]["g"].endswith("test_folder.line")
+    folder.open_run(tmp_path, "a", config=config, resume=True)
+
+
+@pytest.mark.parametrize("moment", ["fsync", "replace"])
+def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch, moment):
+    path = folder.write_json(tmp_path / "summary.json", {"a": 1})
+
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(folder.os, moment, fail)
+    with pytest.raises(OSError, match="disk full"):
+        folder.write_json(path, {"a": 2})
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["summary.json"]
+
+
+def test_json_knows_no_nan(tmp_path):
+    path = folder.write_json(tmp_path / "s.json", {"a": float("nan"), "b": [1.5, float("inf")], "c": {"d": float("-inf")}})
+    assert json.loads(path.read_text()) == {"a": None, "b": [1.5, None], "c": {"d": None}}
+
+
+def test_grid_places_rows_and_columns(tmp_path):
+    images = torch.zeros(2, 3, 1, 8, 8)
+    images[1, 2] = 1.0
+    image = folder.grid(images)
+    assert image.shape == (4, 2 * 9, 3 * 9)
+    path = folder.write_png(tmp_path / "g.png", image)
+    read = np.asarray(Image.open(path))
+    assert (read[9:17, 18:26] == 255).all()
+    assert read[:9, :, :3].sum() == 0 and (read[8, :, 3] == 0).all() and (read[0, 0] == [0, 0, 0, 255]).all()
+
+
+def test_grid_survives_nan_and_refuses_other_shapes():
+    assert folder.grid(torch.full((1, 1, 3, 4, 4), float("nan")))[:3].sum() == 0
+    with pytest.raises(UserError, match="rows, columns"):
+        folder.grid(torch.zeros(2, 3, 8, 8))
+
+
+def test_a_grid_of_videos_is_an_animation_of_all_its_frames(tmp_path):
+    videos = torch.rand(2, 3, 5, 1, 8, 8)
+    frames = folder.grid(videos)
+    assert frames.shape == (5, 4, 2 * 9, 3 * 9)
+    with Image.open(folder.write_png(tmp_path / "g.png", frames)) as read:
+        assert (read.n_frames, read.info["loop"], read.info["duration"]) == (5, 0, folder.FRAME)
+        for number, frame in enumerate(frames):
+            read.seek(number)
+            assert (np.asarray(read.convert("RGBA")) == frame.permute(1, 2, 0).numpy()).all()
+            assert torch.equal(frame, folder.grid(videos[:, :, number]))
+
+
+def test_a_large_grid_of_videos_is_scaled_down_and_keeps_its_frames(monkeypatch):
+    monkeypatch.setattr(folder, "FILM", 3 * 2 * 16 * 16)
+    frames = folder.grid(torch.full((2, 1, 3, 3, 32, 32), 0.5))
+    assert frames.shape == (3, 4, 2 * 17, 17) and frames[:, :3].max() == 128
+
+
+def test_read_metrics_drops_torn_lines(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(line(0).encode() + b"[]\n" + line(1).encode() + b'{"step": 2, "phase": "train", "x": \xc3')
+    rows, notes = folder.read_metrics(path)
+    assert [row["step"] for row in rows] == [0, 1] and len(notes) == 2
+    assert folder.read_metrics(tmp_path / "none.jsonl") == ([], [])

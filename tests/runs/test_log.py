@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import json
+from typing import ClassVar
+
+import pytest
+import torch
+
+from mmalign.runs import folder
+from mmalign.runs.log import Log
+from mmalign.types import UserError
+
+
+def read(path):
+    return [json.loads(text) for text in (path / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_lines_are_there_as_they_are_logged(tmp_path):
+    with Log(tmp_path, trackers=()) as log:
+        log.log(0, "eval", {"gold": 0.5, "proxy": torch.tensor(0.25, dtype=torch.float64)})
+        assert read(tmp_path)[0].items() >= {"step": 0, "phase": "eval", "gold": 0.5, "proxy": 0.25}.items()
+        log.log(1, "train", {"reward": float("nan"), "kl": float("inf"), "rows": 4})
+        row = read(tmp_path)[1]
+    assert row["reward"] is None and row["kl"] is None and row["rows"] == 4 and row["seconds"] >= 0
+
+
+def test_a_resumed_log_continues_its_clock_and_its_lines(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 4, "phase": "train", "seconds": 1000.0}\n')
+    with Log(tmp_path, trackers=()) as log:
+        log.log(5, "train", {"reward": 1.0})
+    rows = read(tmp_path)
+    assert [row["step"] for row in rows] == [4, 5] and rows[1]["seconds"] >= 1000.0
+
+
+def test_a_cut_and_resumed_log_equals_a_straight_one(tmp_path):
+    def go(path, first, last):
+        with Log(path, trackers=()) as log:
+            for step in range(first, last):
+                log.log(step, "train", {"reward": step / 7})
+
+    for name in ("straight", "resumed"):
+        (tmp_path / name).mkdir()
+    go(tmp_path / "straight", 0, 8)
+    go(tmp_path / "resumed", 0, 5)
+    folder.truncate_metrics(tmp_path / "resumed" / "metrics.jsonl", 2)
+    go(tmp_path / "resumed", 3, 8)
+    strip = [[{k: v for k, v in row.items() if k != "seconds"} for row in read(tmp_path / name)] for name in ("straight", "resumed")]
+    assert strip[0] == strip[1]
+
+
+def test_a_metric_is_one_number(tmp_path):
+    with Log(tmp_path, trackers=()) as log, pytest.raises(UserError, match=r"metrics\['reward'\]: got shape \[2\]"):
+        log.log(0, "train", {"reward": torch.zeros(2)})
+    assert read(tmp_path) == []
+
+
+def test_tensorboard_through_accelerate(tmp_path):
+    pytest.importorskip("tensorboard")
+    with Log(tmp_path, trackers=("tensorboard",), config={"seed": 1, "method": {"clip": 0.1}, "none": None}) as log:
+        log.log(3, "train", {"reward": 0.5, "kl": float("nan")})
+    log.close()  # a second time does nothing
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert "train/kl" not in events.Tags()["scalars"]
+    assert [(event.step, event.value) for event in events.Scalars("train/reward")] == [(3, 0.5)]
+
+
+def test_a_tracker_without_its_package_costs_one_line(tmp_path, monkeypatch):
+    import accelerate.tracking
+
+    monkeypatch.setattr(accelerate.tracking, "get_available_trackers", lambda: [])
+    said: list[str] = []
+    with Log(tmp_path, trackers=("wandb",), tell=said.append) as log:
+        log.log(0, "train", {"reward": 1.0})
+    assert len(said) == 1 and "wandb" in said[0] and len(read(tmp_path)) == 1
+
+
+def test_trackers_get_what_is_known_and_the_settings_once(tmp_path, monkeypatch):
+    import accelerate.tracking
+
+    class Recorder:
+        requires_logging_directory = False
+        seen: ClassVar[list] = []
+
+        def __init__(self, title, **options):
+            self.seen.append(("init", title, options))
+
+        def start(self):
+            self.seen.append("start")
+
+        def store_init_configuration(self, values):
+            self.seen.append(values)
+
+        def log(self, values, step):
+            self.seen.append((step, values))
+
+        def finish(self):
+            self.seen.append("finish")
+
+    monkeypatch.setitem(accelerate.tracking.LOGGER_TYPE_TO_CLASS, "wandb", Recorder)
+    monkeypatch.setattr(accelerate.tracking, "get_available_trackers", lambda: ["wandb"])
+    for step in (1, 2):
+        with Log(tmp_path, trackers={"wandb": {"mode": "offline"}}, config={"a": {"b": [1]}}) as log:
+            log.log(step, "train", {"reward": 0.5, "kl": float("nan")})
+    begin, end = [("init", "mmalign", {"name": tmp_path.name, "mode": "offline"}), "start"], "finish"
+    logged = [(step, {"train/reward": 0.5}) for step in (1, 2)]
+    assert Recorder.seen == [*begin, {"a.b": "[1]"}, logged[0], end, *begin, logged[1], end]
+
+
+def test_an_unknown_tracker_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"trackers: got 'wanbd', takes .*tensorboard"):
+        Log(tmp_path, trackers=("wanbd",))

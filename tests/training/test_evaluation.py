@@ -1,0 +1,76 @@
+"""An evaluation: the same rows at the same seeds, means with their errors, and the grid."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+import torch
+
+from mmalign.training.evaluation import SEED, Exam, evaluate
+from mmalign.types import UserError
+
+
+class Painter:
+    """Generates one-pixel images whose grey is their seed's number, and remembers how it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[Any] = []
+
+    def using(self, name: str) -> Any:
+        self.asked.append(name)
+        return nullcontext()
+
+    def generate(self, prompts: list[str], seeds: list[int], **call: Any) -> torch.Tensor:
+        self.asked.append((prompts, seeds, call))
+        return torch.tensor([(seed - SEED) / 5 for seed in seeds]).view(-1, 1, 1, 1)
+
+
+def grey(outputs: torch.Tensor, prompts: list[str], **columns: Any) -> torch.Tensor:
+    return outputs.flatten()
+
+
+def test_rows_seeds_means_errors_and_grid() -> None:
+    policy = Painter()
+    exam = Exam(
+        ["a", "b"], {"grey": grey}, {"some": lambda o, p: torch.where(o.flatten() > 0.7, o.flatten(), torch.nan)},
+        {"m": lambda o, p: {"count": len(o)}}, samples=3, columns=2, call={"num_inference_steps": 7},
+    )  # fmt: skip
+    found = evaluate(policy, exam, using="ema")  # type: ignore[arg-type]
+    assert policy.asked == ["ema", (["a"] * 3 + ["b"] * 3, [SEED + n for n in range(6)], {"num_inference_steps": 7})]
+    deviation = float(torch.tensor([0, 0.2, 0.4, 0.6, 0.8, 1.0]).std())
+    assert found.metrics == pytest.approx(
+        {"grey": 0.5, "grey_se": deviation / 6**0.5, "some": 0.9, "some_se": 0.1, "some_missing": 4, "count": 6}
+    )
+    assert found.grid is not None and found.grid.shape == (2, 2, 1, 1, 1)
+    torch.testing.assert_close(found.grid.flatten(), torch.tensor([0.0, 0.2, 0.6, 0.8]))
+
+
+def test_videos_have_a_grid_too() -> None:
+    policy = Painter()
+    policy.generate = lambda prompts, seeds, **call: torch.zeros(len(prompts), 4, 3, 2, 2)  # type: ignore[method-assign]
+    found = evaluate(policy, Exam(["a", "b"], {"sum": lambda o, p: o.flatten(1).sum(1)}, samples=3, columns=2))  # type: ignore[arg-type]
+    assert found.grid is not None and found.grid.shape == (2, 2, 4, 3, 2, 2)
+
+
+def test_outputs_that_are_no_images_have_no_grid() -> None:
+    policy = Painter()
+    policy.generate = lambda prompts, seeds, **call: torch.zeros(len(prompts), 2)  # type: ignore[method-assign]
+    exam = Exam(["a"], {"sum": lambda o, p: o.sum(1)}, samples=1)
+    found = evaluate(policy, exam)  # type: ignore[arg-type]
+    assert found.grid is None and found.metrics["sum"] == 0 and found.metrics["sum_se"] != found.metrics["sum_se"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"prompts": []}, "evaluation.prompts: got none"),
+        ({"samples": 0}, "evaluation.samples: got 0, takes a whole number, 1 or more"),
+        ({"every": 2.5}, r"evaluation.every: got 2\.5"),
+        ({"judges": {"grey": grey}}, "judges.grey: a reward has that name too"),
+    ],
+)
+def test_bad_input_is_one_line(changes: dict[str, Any], line: str) -> None:
+    with pytest.raises(UserError, match=line):
+        Exam(**{"prompts": ["a"], "rewards": {"grey": grey}, **changes})

@@ -1,0 +1,94 @@
+"""What rewards and metrics may answer, and what becomes of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from mmalign.training.feedback import ask, feedback, measure
+from mmalign.types import Rollout, UserError
+
+OUTPUTS, PROMPTS = torch.tensor([[0.0], [1.0], [2.0]]), ["a", "a", "b"]
+
+
+def rollout() -> Rollout:
+    mask = torch.tensor([[True, True], [True, False], [True, True]])
+    return Rollout(PROMPTS, OUTPUTS, torch.zeros(3, 2, dtype=torch.float64), mask, torch.tensor([0, 0, 1]))
+
+
+def test_answers_of_every_kind_become_float64_rows() -> None:
+    rewards = {
+        "half": lambda o, p: o[:, 0].half(),
+        "list": lambda o, p: [1, 2, 3],
+        "yes": lambda o, p: o[:, 0] > 0.5,
+        "parts": lambda o, p: {"x": o[:, 0], "y": [0.5] * 3},
+        "some": lambda o, p: torch.tensor([1.0, torch.nan, 3.0]),
+        "graph": lambda o, p: o[:, 0].clone().requires_grad_(),
+    }
+    found = ask(rewards, OUTPUTS, PROMPTS)
+    assert list(found) == ["half", "list", "yes", "parts/x", "parts/y", "some", "graph"]
+    assert all(value.dtype == torch.float64 and value.shape == (3,) and not value.requires_grad for value in found.values())
+    assert found["yes"].tolist() == [0, 1, 1] and found["parts/y"].tolist() == [0.5] * 3 and bool(found["some"].isnan()[1])
+
+
+def raises(outputs: Any, prompts: list[str]) -> Any:
+    raise KeyError("weights.pt")
+
+
+def refuses(outputs: Any, prompts: list[str]) -> Any:
+    raise UserError("takes images")
+
+
+BAD = [
+    (raises, "reward r: raised KeyError: 'weights.pt'"),
+    (refuses, "reward r: takes images"),
+    (lambda o, p: o, r"reward r: returned shape \[3, 1\], takes \[3\]: one score for each output"),
+    (lambda o, p: torch.zeros(2), r"reward r: returned shape \[2\], takes \[3\]"),
+    (lambda o, p: 1.0, r"reward r: returned shape \[\], takes \[3\]"),
+    (lambda o, p: None, r"reward r: returned NoneType, takes a tensor \[3\]"),
+    (lambda o, p: "abc", r"reward r: returned str, takes a tensor \[3\]"),
+    (lambda o, p: {"x": torch.zeros(3, 3)}, r"reward r/x: returned shape \[3, 3\]"),
+    (lambda o, p: -o[:, 0] / 0, "reward r: returned an infinite score"),
+]
+
+
+@pytest.mark.parametrize(("reward", "line"), BAD)
+def test_a_bad_reward_is_one_line_with_its_name(reward: Any, line: str) -> None:
+    with pytest.raises(UserError, match=line) as caught:
+        ask({"fine": lambda o, p: o[:, 0], "r": reward}, OUTPUTS, PROMPTS)
+    assert "\n" not in str(caught.value)
+
+
+def test_metrics_are_numbers_by_their_own_names() -> None:
+    assert measure({"m": lambda o, p: {"x": o.sum(), "y": 2}, "n": lambda o, p: {"z": 0.5}}, OUTPUTS, PROMPTS) == {
+        "x": 3.0,
+        "y": 2.0,
+        "z": 0.5,
+    }
+    for metric, line in (
+        (raises, "metric m: raised KeyError"),
+        (lambda o, p: 3.0, "metric m: returned float"),
+        (lambda o, p: {"x": o}, "metric m: returned Tensor for x, takes a number"),
+    ):
+        with pytest.raises(UserError, match=line):
+            measure({"m": metric}, OUTPUTS, PROMPTS)
+
+
+def test_the_scalar_is_the_weighted_sum_and_parts_stay_apart() -> None:
+    rewards = {"a": lambda o, p: o[:, 0], "b": lambda o, p: torch.ones(3), "c": lambda o, p: {"x": -o[:, 0]}}
+    said = feedback(rewards, rollout(), weights={"a": 2.0, "c/x": 0.5})
+    assert said.rewards.tolist() == [1.0, 2.5, 4.0] and list(said.parts) == ["a", "b", "c/x"]
+    assert said.group.tolist() == [0, 0, 1] and said.lengths is not None and said.lengths.tolist() == [2, 1, 2]
+    with pytest.raises(UserError, match=r"reward_weights\.c: no such reward; takes a, b, c/x"):
+        feedback(rewards, rollout(), weights={"c": 1.0})
+
+
+def test_missing_scores_stop_or_are_left_missing() -> None:
+    rewards = {"a": lambda o, p: torch.tensor([1.0, torch.nan, 3.0]), "b": lambda o, p: torch.tensor([torch.nan, 1.0, 1.0])}
+    with pytest.raises(UserError, match=r"reward a: 1 of 3 scores are NaN \(missing: drop goes on without those rows\)"):
+        feedback(rewards, rollout())
+    assert feedback(rewards, rollout(), missing="drop").rewards.isnan().tolist() == [True, True, False]
+    said = feedback(rewards, rollout(), missing="drop", weights={"b": 0.0})
+    assert said.rewards.isnan().tolist() == [False, True, False] and said.rewards[2] == 3.0

@@ -1,0 +1,36 @@
+"""What a run's summary says, and which evaluation is its best; the journal at work is in tests/recipes/test_online.py."""
+
+from __future__ import annotations
+
+from math import nan
+
+from mmalign.training.evaluation import Exam
+from mmalign.training.journal import best_of, summarise
+
+
+def test_the_first_of_the_highest_is_best_and_nan_is_lowest() -> None:
+    assert best_of([0.1, 0.4, 0.4, 0.2]) == 1
+    assert best_of([nan, -5.0, nan]) == 1 and best_of([0.3, nan, 0.2]) == 0 and best_of([nan, nan]) == 0
+
+
+def state(**more: object) -> dict[str, object]:
+    evaluations = [
+        {"step": 0, "r": 0.1, "r_se": 0.01, "spread_ratio": 1.0, "kl": 0.0},
+        {"step": 5, "r": 0.7, "r_se": 0.02, "spread_ratio": 0.9, "kl": 2.0},
+        {"step": 10, "r": 0.6, "r_se": 0.03, "spread_ratio": 0.8, "kl": 3.0},
+    ]
+    return {"step": 12, "train_seconds": 1.234, "kl": 3.5, "evaluations": evaluations, "facts": {"preflight_difference": 0.0}, **more}
+
+
+def test_a_summary_is_before_and_after_and_what_it_cost() -> None:
+    found = summarise(state(), seed=3, status="interrupted", exam=Exam(["a"], {"r": len}, {"j": len}))
+    assert found == {
+        "seed": 3, "status": "interrupted", "steps": 12, "rewards": ["r"], "judges": ["j"],
+        "r_before": 0.1, "r_se_before": 0.01, "spread_ratio_before": 1.0, "r_after": 0.6, "r_se_after": 0.03, "spread_ratio_after": 0.8,
+        "kl": 3.0, "train_seconds": 1.23, "preflight_difference": 0.0, "spread_ratio": 0.8,
+    }  # fmt: skip
+
+
+def test_a_run_that_kept_its_best_reports_that() -> None:
+    found = summarise(state(best_step=5), seed=3, status="stopped early", exam=Exam(["a"], {"r": len}))
+    assert (found["r_after"], found["kl"], found["spread_ratio"], found["best_step"]) == (0.7, 2.0, 0.9, 5)

@@ -1,0 +1,295 @@
+"""One update against a straight line of torch, and all that must not change it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional
+
+from mmalign.methods import dapo, flow_grpo, gspo
+from mmalign.samplers import kernels
+from mmalign.samplers.windows import everything, random_window
+from mmalign.training.learner import Learner
+from mmalign.training.units import Cells, in_units, micro_sizes, refuse_micro_steps, refuse_mismatch
+from mmalign.types import Feedback, Loss, Method, Steps, UserError
+from mmalign.worlds import gaussian
+from mmalign.worlds.gaussian import GaussianPolicy
+
+METHOD = flow_grpo(ratio="per_step", clip=0.05, beta=0.3, std="none", advantage_clip=None)
+SIGNAL = torch.linspace(-1, 1, 8, dtype=torch.float64)[:, None]
+
+
+def small() -> GaussianPolicy:
+    """Two parameters' worth of a policy that has moved since its rollouts."""
+    window = random_window(size=2, within=(0.0, 1.0))
+    return GaussianPolicy(gaussian.one_gaussian([0.7], [0.5]), gaussian.flow_levels(5), kernel=kernels.flow_sde(), window=window)
+
+
+def learner(policy: GaussianPolicy, method: Method = METHOD, **changes: Any) -> Learner:
+    given = {"learning_rate": 0.01, "warmup": 0, "weight_decay": 0.0, "max_grad_norm": 1e9, "ema": None}
+    return Learner(policy, method, **{**given, **changes})
+
+
+def rollouts(policy: GaussianPolicy) -> Cells:
+    """Rows of two rollouts with unlike windows, and steps that are masked in some rows; the policy moves afterwards."""
+    cells = []
+    for seed, rows in ((0, [0, 1, 2, 5, 6]), (3, [1, 7])):
+        rollout = policy.sample(["a", "b"], 4, torch.Generator().manual_seed(seed))
+        rollout.mask[2] = False
+        rollout.mask[5, int(torch.nonzero(rollout.mask[0]).flatten()[0])] = False
+        policy.remember(rollout, ["ref"], 8)
+        cells.append((rollout, SIGNAL, torch.tensor(rows)))
+    with torch.no_grad():
+        for parameter in policy.parameters().values():
+            parameter += 0.2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1), dtype=parameter.dtype)
+    return cells
+
+
+def gradients(policy: GaussianPolicy) -> dict[str, torch.Tensor]:
+    """What an update's gradient was: SGD with rate 1 moves by it."""
+    return {name: parameter.detach().clone() for name, parameter in policy.parameters().items()}
+
+
+def moved(
+    cells_of: Any, *, micro_rows: int, method: Method = METHOD, micro_steps: int | None = None
+) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
+    policy = small()
+    cells, taught = cells_of(policy), learner(policy, method)
+    taught.optimizer = torch.optim.SGD(policy.parameters().values(), lr=0.0)
+    before = gradients(policy)
+    taught.learning_rate = 1.0
+    found = taught.update(cells, micro_rows=micro_rows, micro_steps=micro_steps, step=0)
+    return {name: before[name] - value for name, value in gradients(policy).items()}, found
+
+
+@pytest.mark.parametrize("micro_rows", [1, 2, 3, 100])
+@pytest.mark.parametrize("method", [METHOD, dapo(beta=0.1)], ids=["flow_grpo", "dapo"])
+def test_micro_rows_change_neither_loss_nor_gradient_nor_metrics(micro_rows: int, method: Method) -> None:
+    wanted, metrics = moved(rollouts, micro_rows=5, method=method)
+    got, found = moved(rollouts, micro_rows=micro_rows, method=method)
+    for name, gradient in wanted.items():
+        torch.testing.assert_close(got[name], gradient, rtol=1e-10, atol=1e-13)
+    assert found == pytest.approx(metrics, rel=1e-10) and found["clip_fraction"] > 0 and found["grad_norm"] > 0.1
+
+
+@pytest.mark.parametrize("micro_steps", [1, 2, 4, 100])
+def test_micro_steps_change_neither_loss_nor_gradient_nor_metrics(micro_steps: int) -> None:
+    """Windows of 5 steps here, with masked cells and a signal for each step."""
+
+    def wide(policy: GaussianPolicy) -> Cells:
+        policy.window = everything()
+        signal = SIGNAL * torch.linspace(0.5, 2.0, 5, dtype=torch.float64)
+        return [(rollout, signal, rows) for rollout, _, rows in rollouts(policy)]
+
+    wanted, metrics = moved(wide, micro_rows=3)
+    got, found = moved(wide, micro_rows=3, micro_steps=micro_steps)
+    for name, gradient in wanted.items():
+        torch.testing.assert_close(got[name], gradient, rtol=1e-10, atol=1e-13)
+    assert found == pytest.approx(metrics, rel=1e-10) and found["clip_fraction"] > 0
+
+
+def test_no_more_than_micro_steps_are_replayed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, own = [], GaussianPolicy.steps
+
+    def steps(self: Any, rollout: Any, rows: torch.Tensor, columns: torch.Tensor, **more: Any) -> Steps:
+        seen.append(len(columns))
+        return own(self, rollout, rows, columns, **more)
+
+    monkeypatch.setattr(GaussianPolicy, "steps", steps)
+    moved(rollouts, micro_rows=100, micro_steps=1)
+    assert seen == [1] * 4  # two rollouts with windows of two
+
+
+def test_micro_steps_are_refused_where_rows_are_seen_whole() -> None:
+    refuse_micro_steps(METHOD, 2)
+    refuse_micro_steps(gspo(), None)
+    with pytest.raises(UserError, match="micro_steps: got 2, and this method has to see each row whole; takes null"):
+        refuse_micro_steps(gspo(), 2)
+    with pytest.raises(UserError, match="micro_steps: got 0, takes 1 or more"):
+        refuse_micro_steps(METHOD, 0)
+
+
+def test_an_update_is_the_weighted_sum_over_all_rows_of_all_rollouts() -> None:
+    """By hand: sequence_mean over the rows of both rollouts that have a live cell, 6 of 7."""
+    got, found = moved(rollouts, micro_rows=3)
+    policy = small()
+    total, cells = torch.zeros((), dtype=torch.float64), rollouts(policy)
+    for rollout, signal, rows in cells:
+        table = policy.steps(rollout, rows, None, frozenset({"old", "kls"}))
+        ratio, signal = (table.log_probs - table.old).exp(), signal[rows]
+        values = -torch.minimum(ratio * signal, ratio.clamp(0.95, 1.05) * signal) + 0.3 * table.kls["ref"]
+        for row, mask in zip(values, table.mask, strict=True):
+            total = total + (row[mask].mean() / 6 if bool(mask.any()) else 0.0)
+    total.backward()
+    assert found["loss"] == pytest.approx(float(total.detach()), rel=1e-10)
+    for name, parameter in policy.parameters().items():
+        torch.testing.assert_close(got[name], parameter.grad, rtol=1e-10, atol=1e-13)
+    assert found["grad_norm"] == pytest.approx(math.sqrt(sum(float((g**2).sum()) for g in got.values())))
+
+
+def test_a_signal_for_each_step_meets_its_step() -> None:
+    def wide(policy: GaussianPolicy) -> Cells:
+        return [(rollout, torch.arange(5.0, dtype=torch.float64) * signal, rows) for rollout, signal, rows in rollouts(policy)]
+
+    def loss(steps: Steps, signal: torch.Tensor) -> Loss:
+        return Loss(steps.log_probs * signal, {})
+
+    def narrow(policy: GaussianPolicy) -> Cells:
+        return [(rollout, signal, rows) for rollout, signal, rows in rollouts(policy)]
+
+    got, _ = moved(wide, micro_rows=2, method=replace(METHOD, loss=loss))
+    plain, _ = moved(narrow, micro_rows=2, method=replace(METHOD, loss=loss))
+    for name in got:
+        torch.testing.assert_close(got[name], torch.arange(5.0, dtype=torch.float64)[:, None] * plain[name])
+
+
+def test_a_gradient_that_is_not_finite_is_skipped_and_counted() -> None:
+    policy = small()
+    cells, before = rollouts(policy), gradients(policy)
+    taught = learner(policy, replace(METHOD, loss=lambda steps, signal: Loss(steps.log_probs * torch.inf, {})), ema=0.5)
+    found = taught.update(cells, micro_rows=4, step=0)
+    assert found["skipped"] == 1 and taught.updates == 0
+    assert all(torch.equal(value, before[name]) and policy.parameters()[name].grad is None for name, value in gradients(policy).items())
+    taught.method = METHOD
+    assert taught.update(cells, micro_rows=4, step=0)["skipped"] == 0
+    assert all(bool(parameter.isfinite().all()) for parameter in policy.parameters().values())
+
+
+def test_warm_up_is_linear_and_gradients_are_clipped_by_their_norm() -> None:
+    policy = small()
+    taught, cells = learner(policy, warmup=3), rollouts(policy)
+    rates = []
+    for step in range(5):
+        taught.update(cells, micro_rows=8, step=step)
+        rates.append(taught.optimizer.param_groups[0]["lr"])
+    assert rates == pytest.approx([0.0025, 0.005, 0.0075, 0.01, 0.01])
+    policy = small()
+    cells, taught = rollouts(policy), learner(policy, max_grad_norm=0.01)
+    taught.optimizer, taught.learning_rate, before = torch.optim.SGD(policy.parameters().values(), lr=0.0), 1.0, gradients(policy)
+    found = taught.update(cells, micro_rows=8, step=0)
+    change = torch.stack([(before[name] - value).norm() for name, value in gradients(policy).items()]).norm()
+    assert float(change) == pytest.approx(0.01, rel=1e-4) and found["grad_norm"] > 0.1
+
+
+def test_the_average_follows_with_a_decay_that_warms_up() -> None:
+    policy = small()
+    taught = learner(policy, ema=0.25)
+    cells, wanted = rollouts(policy), torch.zeros(5, 1, dtype=torch.float64)
+    for number in range(1, 5):
+        taught.update(cells, micro_rows=8, step=0)
+        decay = min(0.25, (1 + number) / (10 + number))
+        wanted = decay * wanted + (1 - decay) * policy.parameters()["shift"].detach()
+    torch.testing.assert_close(policy.sets.tables()["ema"]["shift"], wanted)
+
+
+@pytest.mark.parametrize("unit", ["row", "pair", "group", "batch"])
+def test_units_stay_whole_and_micro_batches_small(unit: Any) -> None:
+    group = torch.tensor([4, 4, 1, 1, 1, 1, 0, 0])
+    wanted = {"row": [3, 3, 2], "pair": [2, 2, 2, 2], "group": [2, 4, 2], "batch": [8]}
+    assert micro_sizes(unit, group, 3) == wanted[unit] and micro_sizes(unit, group[:0], 3) == []
+    assert sum(micro_sizes(unit, group, 100)) == 8 and len(micro_sizes(unit, group, 100)) == 1
+
+
+def test_a_survey_sees_the_whole_update_whatever_the_split() -> None:
+    seen = []
+
+    def survey(steps: Steps, signal: torch.Tensor) -> torch.Tensor:
+        assert not steps.log_probs.requires_grad
+        seen.append(len(steps))
+        mean = (steps.log_probs * steps.mask).sum(1).mean()
+        return torch.stack([signal[:, 0], mean.expand(len(steps))], 1)[:, None]
+
+    def loss(steps: Steps, signal: torch.Tensor) -> Loss:
+        assert signal.shape == (len(steps), 1, 2)
+        live = steps.mask.any(1)
+        return Loss(steps.log_probs * (signal[..., 0] - signal[..., 1]), {"mean": signal[live, 0, 1].mean()}, live.sum())
+
+    surveyed = replace(METHOD, loss=loss, survey=survey)
+    wanted, metrics = moved(rollouts, micro_rows=100, method=surveyed)
+    got, found = moved(rollouts, micro_rows=1, method=surveyed)
+    assert seen == [5, 2, 5, 2] and found["mean"] == pytest.approx(metrics["mean"])
+    for name, gradient in wanted.items():
+        torch.testing.assert_close(got[name], gradient, rtol=1e-10, atol=1e-13)
+
+
+def test_what_a_method_reads_is_there_before_its_signal() -> None:
+    policy = small()
+    (rollout, _, _), _ = rollouts(policy)
+    taught = learner(policy, replace(METHOD, reads=frozenset({"mask", "old", "std"})))
+    found = taught.tables(rollout, micro_rows=3)
+    assert (
+        set(found) == {"mask", "old", "std"} and torch.equal(found["old"], rollout.log_probs) and found["std"].shape == rollout.mask.shape
+    )
+    assert learner(policy).tables(rollout, micro_rows=3) == {}
+    with pytest.raises(UserError, match="method: needs value; this policy gives"):
+        refuse_mismatch(policy, replace(METHOD, reads=frozenset({"value", "old", "mask"})))
+
+
+def test_what_a_survey_found_stands_in_the_rows_that_it_saw() -> None:
+    policy = small()
+    (rollout, signal, rows), _ = rollouts(policy)
+    taught = learner(policy, replace(METHOD, survey=lambda steps, signal: signal + 10))
+    found = taught._surveyed(rollout, signal, rows, 2)
+    assert torch.equal(found[rows], signal[rows] + 10) and found.sum() == (signal[rows] + 10).sum()
+
+
+def test_the_rows_of_a_pair_stand_side_by_side() -> None:
+    said = Feedback(torch.zeros(6).double(), torch.tensor([0, 1, 0, 1, 2, 2]), pairs=torch.tensor([[3, 1], [0, 2], [4, 5]]))
+    inside = torch.tensor([True, True, True, True, True, False])
+    assert in_units(replace(METHOD, unit="pair"), said, inside).tolist() == [3, 1, 0, 2]
+    assert in_units(METHOD, said, inside).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_references_are_copied_anew_when_they_are_due() -> None:
+    policy = small()
+    method = replace(METHOD, needs=METHOD.needs | {"refs:previous"})
+    taught = learner(policy, method, refresh={"opponent": 2})
+    assert {move.name: move.every for move in taught.moves} == {"previous": 1, "opponent": 2} and learner(policy).moves == []
+    values = []
+    for step in range(4):
+        taught.begin(step)
+        tables = policy.sets.tables()
+        values.append([float(next(iter(tables[name].values())).flatten()[0]) for name in ("previous", "opponent")])
+        with torch.no_grad():
+            next(iter(policy.parameters().values())).add_(1.0)
+    start = values[0][0]
+    assert values == [[start + a, start + b] for a, b in ((0, 0), (1, 0), (2, 2), (3, 2))]
+    for wrong in ({"ema": 1}, {"opponent": 0}, {"soup": {"ref": 0.5}}, {"soup": {"ref": -0.5, "current": 1.5}}, {"soup": {"every": 0}}):
+        with pytest.raises(UserError, match="refresh"):
+            learner(policy, refresh=wrong)
+
+
+def test_a_soup_is_a_mixture_of_sets() -> None:
+    policy = small()
+    taught = learner(policy, refresh={"soup": {"ref": 0.25, "current": 0.75}, "ref": {"every": 2, "ref": 0.5, "current": 0.5}})
+    first = next(iter(policy.parameters().values()))
+    start = first.detach().clone()
+    taught.begin(0)
+    with torch.no_grad():
+        first.add_(1.0)
+    taught.begin(1)
+    name = next(iter(policy.parameters()))
+    torch.testing.assert_close(policy.sets.tables()["soup"][name], start + 0.75)
+    torch.testing.assert_close(policy.sets.tables()["ref"][name], start)
+    taught.begin(2)
+    torch.testing.assert_close(policy.sets.tables()["ref"][name], start + 0.5)
+    with pytest.raises(UserError, match=r"refresh\.soup: 'stranger' is no set of parameters here; takes current, ref"):
+        learner(policy, refresh={"soup": {"stranger": 1.0}}).begin(0)
+
+
+def test_rollouts_of_unlike_widths_are_one_update() -> None:
+    def padded(policy: GaussianPolicy) -> Cells:
+        """The first rollout two dead steps wider."""
+        (rollout, signal, rows), second = rollouts(policy)
+        wide = replace(rollout, mask=functional.pad(rollout.mask, (0, 2)), log_probs=functional.pad(rollout.log_probs, (0, 2)))
+        return [(wide, signal, rows), second]
+
+    wanted, metrics = moved(rollouts, micro_rows=3)
+    got, found = moved(padded, micro_rows=3)
+    for name, gradient in wanted.items():
+        torch.testing.assert_close(got[name], gradient, rtol=1e-10, atol=1e-13)
+    assert found == pytest.approx(metrics)
