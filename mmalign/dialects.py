@@ -1,4 +1,4 @@
-"""What a docstring says of a method: its formula, its keywords, and who does otherwise.
+"""Who computes something else under the name of a method, and how to compute it as they do.
 
 The paragraph ``Dialects:`` of a method's docstring has an entry for each library whose numbers differ from the paper's::
 
@@ -12,13 +12,11 @@ The words between the name and the note are the keywords that reproduce it: ``{u
 from __future__ import annotations
 
 import ast
-import inspect
 import re
-import textwrap
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-SECTIONS = ("Args", "Paper", "Deviations", "Dialects", "Errors")
+from mmalign.docstrings import explanation, paragraphs
 
 
 class Dialect(NamedTuple):
@@ -29,43 +27,9 @@ class Dialect(NamedTuple):
     note: str
 
 
-class Explanation(NamedTuple):
-    """A method in parts.
-
-    formula: prose and equations. keywords: (names, meaning) as the docstring has them. defaults: name -> default. remarks: what
-    follows the keywords.
-    """
-
-    name: str
-    meaning: str
-    formula: str
-    defaults: dict[str, Any]
-    keywords: list[tuple[str, str]]
-    remarks: str
-    paper: str
-    deviations: str
-    dialects: list[Dialect]
-
-
-def explanation(function: Callable[..., Any]) -> Explanation:
-    """What a method's signature and docstring say. Errors: UserError for an entry under ``Dialects:`` that cannot be read."""
-    first, *rest = re.split(rf"^({'|'.join(SECTIONS)}):", inspect.cleandoc(function.__doc__ or ""), flags=re.MULTILINE)
-    parts = dict(zip(rest[::2], rest[1::2], strict=True))
-    meaning, _, formula = first.strip().partition("\n")
-    arguments, *remarks = re.split(r"^(?=\S)", parts.get("Args", "").strip("\n"), maxsplit=1, flags=re.MULTILINE)
-    entries = re.split(r"^(?=\S)", textwrap.dedent(arguments), flags=re.MULTILINE)
-    keywords = [entry.partition(":") for entry in entries if entry.strip()]
-    return Explanation(
-        name=function.__name__,
-        meaning=meaning.strip(),
-        formula=formula.strip("\n").replace("::", ":"),
-        defaults={name: parameter.default for name, parameter in inspect.signature(function).parameters.items()},
-        keywords=[(names.strip(), _unwrapped(text)) for names, _, text in keywords],
-        remarks=_unwrapped("".join(remarks)),
-        paper=_unwrapped(parts.get("Paper", "")),
-        deviations=_unwrapped(parts.get("Deviations", "")),
-        dialects=list(_dialects(function.__name__, parts.get("Dialects", ""))),
-    )
+def dialects(function: Callable[..., Any]) -> list[Dialect]:
+    """What others compute under the name of a method. Errors: UserError for an entry under ``Dialects:`` that cannot be read."""
+    return list(_read(function.__name__, explanation(function).dialects))
 
 
 def like(who: str, function: Callable[..., Any], **changes: Any) -> Any:
@@ -80,7 +44,7 @@ def settings(who: str, function: Callable[..., Any]) -> dict[str, Any]:
     """The keywords of a dialect. Errors: UserError with the names there are."""
     from mmalign.types import UserError
 
-    known = explanation(function).dialects
+    known = dialects(function)
     for dialect in known:
         if dialect.who.casefold().startswith(str(who).casefold()):
             return dict(dialect.settings)
@@ -88,11 +52,11 @@ def settings(who: str, function: Callable[..., Any]) -> dict[str, Any]:
     raise UserError(f"like: got {who!r}, {function.__name__} has the dialects {names}")
 
 
-def _dialects(name: str, text: str) -> Iterator[Dialect]:
+def _read(name: str, text: str) -> Iterator[Dialect]:
     from mmalign.types import UserError
 
-    for entry in re.split(r"^\s*- ", text, flags=re.MULTILINE)[1:]:
-        who, _, said = _unwrapped(entry).partition(":")
+    for entry in paragraphs(text):
+        who, _, said = entry.partition(":")
         for colon in (match.start() for match in re.finditer(":|$", said)):
             found = _keywords(said[:colon])
             if found is not None:
@@ -111,7 +75,3 @@ def _keywords(text: str) -> dict[str, Any] | None:
     except (SyntaxError, ValueError):
         return None
     return None
-
-
-def _unwrapped(text: str) -> str:
-    return " ".join(text.split())

@@ -26,7 +26,7 @@ class Entry(NamedTuple):
     """What a file says of one public name, known without importing it.
 
     ``module``: the dotted name of its file. ``meaning``: the first line of its docstring. ``paper``: what follows ``Paper:`` in the
-    docstring (or else in the file's), or an empty string. ``function``: False for a class.
+    docstring (or else in the file's), or an empty string. ``function``: False for a class. ``returns``: its annotation, as it is written.
     """
 
     name: str
@@ -34,6 +34,7 @@ class Entry(NamedTuple):
     meaning: str
     paper: str
     function: bool
+    returns: str
 
 
 class Room(ModuleType):
@@ -72,7 +73,7 @@ def find(room: str, name: str) -> Any:
     """The function or class called ``name`` in a room, or at an import path.
 
     room: dotted name of a package or of a single file, ``mmalign.methods``. name: a name of the room; or an import path inside
-    mmalign (``worlds.digits.digits_proxy``) or outside (``my_package.my_module.my_method``, ``package.Class.classmethod``).
+    mmalign (``worlds.digits.judges.digits_proxy``) or outside (``my_package.my_module.my_method``, ``package.Class.classmethod``).
     Raises UserError with the nearest names for an unknown one.
     """
     from mmalign.types import UserError
@@ -87,7 +88,7 @@ def find(room: str, name: str) -> Any:
 def import_path(path: str) -> Any:
     """The object at a dotted path: the longest part of it that is a module, then attributes. Raises UserError where there is none.
 
-    A path that begins with a folder of mmalign (``worlds.digits.digits_proxy``) is looked up there first, and then outside.
+    A path that begins with a folder of mmalign (``worlds.digits.judges.digits_proxy``) is looked up there first, and then outside.
     """
     from mmalign.types import UserError
 
@@ -180,7 +181,9 @@ def _read(module: str, path: Path) -> Iterator[Entry]:
             continue
         own = ast.get_docstring(node) or ""
         meaning = own.strip().split("\n")[0]
-        yield Entry(node.name, module, meaning, _paper(own) or _paper(ast.get_docstring(tree) or ""), isinstance(node, ast.FunctionDef))
+        paper = _paper(own) or _paper(ast.get_docstring(tree) or "")
+        returns = ast.unparse(node.returns) if isinstance(node, ast.FunctionDef) and node.returns is not None else ""
+        yield Entry(node.name, module, meaning, paper, isinstance(node, ast.FunctionDef), returns)
 
 
 def _listed(tree: ast.Module) -> set[str] | None:

@@ -335,6 +335,12 @@ class Reward(Protocol):
     def __call__(self, outputs: Any, prompts: list[str], **columns: Any) -> Tensor | dict[str, Tensor]: ...
 
 
+class Oracle(Protocol):
+    """``(outputs, prompts, group) -> [B, B]``: how probably a row is better than each other of its group, in 0..1; NaN: not known."""
+
+    def __call__(self, outputs: Any, prompts: Any, group: Tensor) -> Tensor: ...
+
+
 class ParameterSets(Protocol):
     """The trained parameters, and named copies of them."""
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mmalign.dialects import explanation
+from mmalign.docstrings import explanation
 from mmalign.policies.language.heads import HEADS
 from mmalign.rooms import find, index
 from mmalign.types import Method

@@ -87,14 +87,14 @@ def imported(code: str) -> set[str]:
 HEAVY = {"torch", "numpy", "diffusers", "transformers", "omegaconf", "matplotlib", "sklearn"}
 
 
-@pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["methods"], ["--version"]])
+@pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["list"], ["list", "methods"], ["--version"]])
 def test_help_and_lists_import_nothing_heavy(words):
     code = f"sys.argv = ['mmalign', *{words!r}]\nfrom mmalign.cli import main\ntry: main()\nexcept SystemExit as end: assert end.code == 0"
     assert imported(code) & HEAVY == set()
 
 
-def test_methods_lists_every_one_with_meaning_and_paper(folder, mmalign):
-    done = mmalign("methods")
+def test_list_has_every_method_with_meaning_and_paper(folder, mmalign):
+    done = mmalign("list", "methods")
     assert (done.code, done.err) == (0, "")
     for name, (entry, *_) in index("mmalign.methods").items():
         if entry.function:

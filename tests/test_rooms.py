@@ -49,9 +49,9 @@ def room(write_module):
 def test_the_index_is_read_without_importing(room):
     paper = "DDPO, https://arxiv.org/abs/2305.13301"
     assert index(room) == {
-        "broken": (Entry("broken", "house.rewards.broken", "", "", True),),
-        "jpeg": (Entry("jpeg", "house.rewards.jpeg", "Minus the size of a JPEG.", paper, True),),
-        "kept": (Entry("kept", "house.rewards.deep.er", "Kept.", "", True),),
+        "broken": (Entry("broken", "house.rewards.broken", "", "", True, ""),),
+        "jpeg": (Entry("jpeg", "house.rewards.jpeg", "Minus the size of a JPEG.", paper, True, ""),),
+        "kept": (Entry("kept", "house.rewards.deep.er", "Kept.", "", True, ""),),
     }
     assert "house" not in sys.modules
 
@@ -118,7 +118,7 @@ def test_wrong_import_paths_are_one_line(room, path, words):
 
 
 def test_two_files_with_one_name_are_refused(room, write_module):
-    write_module("house/rewards/other.py", "def jpeg(): ...\n")
+    write_module("house/rewards/other.py", '__all__ = ["jpeg"]\n\n\ndef jpeg(): ...\n')
     index.cache_clear()
     with pytest.raises(ImportError, match=r"'jpeg' is defined in more than one file: house.rewards.jpeg, house.rewards.other"):
         find(room, "jpeg")
@@ -155,9 +155,10 @@ def test_nearest_is_empty_where_nothing_is_near():
     assert nearest("zzz", ["flow_grpo"]) == "" and nearest("flow_grop", ["flow_grpo"]) == "; nearest: flow_grpo"
 
 
-def test_a_file_may_say_that_it_has_no_public_name(write_module):
+def test_a_file_offers_the_function_of_its_name_or_what_it_lists(write_module):
     write_module("annexe/__init__.py", "from mmalign.rooms import furnish\nfurnish(__name__)\n")
-    write_module("annexe/inside.py", "__all__: list[str] = []\n\n\ndef hidden():\n    return 1\n")
-    write_module("annexe/outside.py", "def seen():\n    return 2\n")
+    write_module("annexe/own.py", "def own():\n    return 1\n\n\ndef neighbour():\n    return 2\n")
+    write_module("annexe/family.py", '__all__ = ["one", "two"]\n\n\ndef one(): ...\ndef two(): ...\ndef family(): ...\n')
+    write_module("annexe/parts/__init__.py", "def parts(): ...\ndef part(): ...\n")
 
-    assert list(index("annexe")) == ["seen"]
+    assert list(index("annexe")) == ["one", "own", "parts", "two"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from torch import Tensor
@@ -12,6 +12,7 @@ from mmalign.rewards._shared.pictures_in import pictures
 from mmalign.rewards._shared.scorer import Scorer
 from mmalign.rewards.judges.judge import judge
 from mmalign.rewards.judges.judge_pairs import judge_pairs
+from mmalign.types import Oracle
 
 __all__ = ["judge_edit", "judge_edit_pairs"]
 
@@ -49,7 +50,7 @@ def judge_edit(
 def judge_edit_pairs(
     path: str, *, server: Mapping[str, Any], read: Literal["likely", "written"] = "likely", ties: bool = False,
     opponents: int | None = None, key: str = "prompt", column: str = "source",
-) -> Callable[..., Tensor]:  # fmt: skip
+) -> Oracle:  # fmt: skip
     """An oracle of pairs of edited images, each compared beside the source image in both orders; arguments as of ``judge_pairs``.
 
     path, key, column: JSON lines with a path to the source image of each prompt under ``column``. Source: EditReward's pairs,

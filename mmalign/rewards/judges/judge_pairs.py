@@ -13,7 +13,7 @@ from mmalign.rewards._shared.completions import answers
 from mmalign.rewards._shared.scorer import Scorer
 from mmalign.rewards.judges._judging import asked_of, drawn, message, parts_of, preferred, shown, text_part
 from mmalign.serving.chat import Answer, Conversation, Server, Unreadable, connect
-from mmalign.types import UserError
+from mmalign.types import Oracle, UserError
 
 __all__ = ["judge_against", "judge_pairs"]
 
@@ -24,7 +24,7 @@ Read = Literal["likely", "written"]
 def judge_pairs(
     *, server: Mapping[str, Any], criterion: str = QUALITY, read: Read = "likely", ties: bool = False, opponents: int | None = None,
     principles: Sequence[str] = (), principles_at_once: int | None = None,
-) -> Callable[..., Tensor]:  # fmt: skip
+) -> Oracle:  # fmt: skip
     """An oracle of pairs: ``(outputs, prompts, group) -> [B, B]``, the probability that a row is better than another of its group.
 
     Each pair is asked about in both orders, and ``P = (p(first | i, j) + 1 - p(first | j, i)) / 2``: a judge that always prefers what

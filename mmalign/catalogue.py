@@ -1,0 +1,138 @@
+"""Everything that has a name: its kind, where it is, how YAML and Python say it. What ``mmalign list`` and ``mmalign explain`` look up.
+
+A kind is some rooms and, where a room holds several kinds (a small world has models, prompts, rewards and metrics), what its functions
+return. Nothing is registered: names come from the files (`rooms.index`), and nothing is imported before it is explained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mmalign.rooms import Entry, find, import_path, index, nearest
+
+
+class Kind(NamedTuple):
+    """``what``: in a few words. rooms: where its names are. node: a line of YAML with ``{use}``. returns: annotations that tell its
+    functions from others of the same rooms; empty: all."""
+
+    what: str
+    rooms: tuple[str, ...]
+    node: str = ""
+    returns: frozenset[str] = frozenset()
+
+
+REWARDS = frozenset({"Scorer", "Reward", "Callable[..., Tensor]", "Callable[..., Any]"})
+PROMPTS = frozenset({"Prompts", "list[str]", "list[Any]", "list[Prompt]", "list[list[dict[str, Any]]]"})
+
+KINDS = {
+    "recipes": Kind("loops that train, by data flow", ("recipes",), "use: {name}"),
+    "methods": Kind("what is optimised", ("methods",), "method: {use}", frozenset({"Method"})),
+    "policies": Kind("models as policies", ("policies",), "policy: {use}",
+                     frozenset({"DiffusersPolicy", "TransformersPolicy", "ForwardPolicy"})),
+    "rewards": Kind("what scores an output", ("rewards", "worlds"), "rewards: {{mine: {use}}}", REWARDS),
+    "oracles": Kind("what compares the outputs of a prompt", ("rewards", "worlds"), "oracle: {use}", frozenset({"Oracle"})),
+    "metrics": Kind("numbers of an evaluation that no method sees", ("evaluation", "worlds"), "evaluation: {{metrics: {{mine: {use}}}}}",
+                    frozenset({"Callable[..., dict[str, float]]", "Metric"})),
+    "combinations": Kind("several rewards as one", ("combinations",), "combine: {use}", frozenset({"Combination"})),
+    "transforms": Kind("a reward on another scale", ("combinations",), "combine: {{use: weighted_sum, transforms: {{mine: {use}}}}}",
+                       frozenset({"Transform"})),
+    "guidance": Kind("alignment while a model samples, without training", ("guidance",), "guidance: {use}"),
+    "kernels": Kind("how a denoising step is made random", ("samplers.kernels",), "kernel: {use}", frozenset({"Kernel"})),
+    "windows": Kind("which denoising steps are random, and trained", ("samplers.windows",), "window: {use}", frozenset({"Window"})),
+    "worlds": Kind("small tasks with a known truth", ("worlds",), "{use}"),
+    "data": Kind("prompts and preference records from files and hubs", ("data",), "records: {use}"),
+    "suites": Kind("published benchmarks", ("evaluation.suites",), "suite: {use}", frozenset({"Suite"})),
+    "commands": Kind("what the command line does besides training", ("commands",)),
+    "configs": Kind("complete experiments, one YAML each", ()),
+}  # fmt: skip
+"""word -> its kind."""
+
+
+class Named(NamedTuple):
+    """Something with a name. kind: a word of `KINDS`. ``meaning`` and ``paper`` as in `rooms.Entry`. place: its file."""
+
+    name: str
+    kind: str
+    meaning: str
+    paper: str
+    place: str
+
+
+def everything(kind: str) -> list[Named]:
+    """What there is of a kind, by name. Errors: UserError for another word, with the nearest."""
+    if kind not in KINDS:
+        from mmalign.types import UserError  # imports torch, so only here
+
+        raise UserError(f"{kind}: no such kind{nearest(kind, KINDS)}; takes one of {', '.join(KINDS)}")
+    if kind == "configs":
+        return [Named(name, kind, _title(path), "", str(path)) for name, path in configs().items()]
+    entries = {name: entry for room in KINDS[kind].rooms for name, (entry, *_) in index(f"mmalign.{room}").items()}
+    return [_named(entry, kind) for _, entry in sorted(entries.items()) if _is(entry, KINDS[kind])]
+
+
+def lookup(name: str) -> list[Named]:
+    """What goes by a name, in every kind: ``kto``, ``rewards/jpeg`` for one kind alone, a config, or an import path.
+
+    A function of a world stands under what it is (a reward, a metric) where it is that. Errors: UserError with the nearest names.
+    """
+    from mmalign.types import UserError
+
+    kind, _, short = name.partition("/")
+    kinds = [kind] if kind in KINDS and short else list(KINDS)
+    wanted = short if kind in KINDS and short else name
+    found = [named for kind in kinds for named in everything(kind) if named.name == wanted]
+    special = [named for named in found if named.kind != "worlds"]
+    if special or found:
+        return special or found
+    if "." in name:
+        import_path(name)
+        return [Named(name, "", "", "", "")]
+    known = [named.name for kind in kinds for named in everything(kind)]
+    raise UserError(f"{name}: nothing has this name{nearest(name, known)}; `mmalign list` says what there is")
+
+
+def function(named: Named) -> Any:
+    """What has that name. Errors: UserError for an import path that leads nowhere."""
+    for room in KINDS[named.kind].rooms if named.kind else ():
+        if named.name in index(f"mmalign.{room}"):
+            return find(f"mmalign.{room}", named.name)
+    return import_path(named.name)
+
+
+def configs() -> dict[str, Path]:
+    """short name -> file, of every config that comes with mmalign."""
+    from mmalign.config import resource
+
+    folder = resource("configs")
+    return {str(file.relative_to(folder).with_suffix("")): file for file in sorted(folder.rglob("*.yaml"))}
+
+
+def comment(path: Path) -> str:
+    """The comment at the head of a YAML file, without its marks."""
+    lines = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        lines.append(line.lstrip("#").strip())
+    return "\n".join(lines)
+
+
+def _title(path: Path) -> str:
+    words = " ".join(comment(path).split())
+    end = min((place for place in (words.find(". "), words.find(": ")) if place > 0), default=len(words))
+    return words[: end + 1].rstrip(":")
+
+
+def _is(entry: Entry, kind: Kind) -> bool:
+    return entry.function and (not kind.returns or entry.returns in kind.returns)
+
+
+def _named(entry: Entry, kind: str) -> Named:
+    return Named(entry.name, kind, entry.meaning, entry.paper, entry.module.replace(".", "/") + ".py")
+
+
+def words() -> Iterator[tuple[str, str, int]]:
+    """(kind, what it is, how many there are) of every kind."""
+    return ((word, kind.what, len(everything(word))) for word, kind in KINDS.items())

@@ -1,0 +1,176 @@
+"""Commands that look things up: what there is, and what it does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mmalign.cli.app import app, mistakes_as_lines
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from mmalign.catalogue import Named
+    from mmalign.docstrings import Explanation
+
+
+@app.command(name="list")
+def list_(
+    context: typer.Context, kind: Annotated[str, typer.Argument(help="methods, rewards, guidance, ...; none: the kinds.")] = ""
+) -> None:
+    """List what there is: methods, rewards, guidance, kernels, configs, ..., a line each."""
+    with mistakes_as_lines(context):
+        from rich.console import Console
+        from rich.table import Table
+
+        from mmalign.catalogue import everything, words
+
+        if not kind:
+            table = Table("kind", "what it is", "how many", title="mmalign list KIND", title_justify="left")
+            for word, what, count in words():
+                table.add_row(f"[bold]{word}[/bold]", what, str(count))
+        else:
+            rows = everything(kind)
+            papers = any(named.paper for named in rows)
+            table = Table(*("name", "what it is", *(["paper"] if papers else [])), title=kind, title_justify="left")
+            for named in rows:
+                table.add_row(f"[bold]{named.name}[/bold]", named.meaning, *([named.paper] if papers else []))
+        Console().print(table)
+
+
+@app.command()
+def explain(context: typer.Context, name: Annotated[str, typer.Argument(help="Any name of `mmalign list`, or an import path.")]) -> None:
+    """Explain a method, a reward, a way of guidance, a config, ...: formula, every keyword, paper, needs, an example."""
+    with mistakes_as_lines(context):
+        from rich.console import Console
+
+        from mmalign.catalogue import function, lookup
+
+        out = Console(highlight=False)
+        for number, named in enumerate(lookup(name)):
+            out.print("\n" if number else "", end="")
+            if named.kind == "configs":
+                _config(out, named)
+            else:
+                _function(out, named, function(named))
+
+
+def _config(out: Console, named: Named) -> None:
+    from pathlib import Path
+
+    from rich.markup import escape
+    from rich.syntax import Syntax
+
+    from mmalign.catalogue import comment
+
+    path = Path(named.place)
+    out.print(f"[bold]{named.name}[/bold]  a config\n\n{escape(comment(path))}\n")
+    out.print(Syntax(_body(path.read_text(encoding="utf-8")), "yaml", background_color="default"))
+    out.print(f"\nmmalign train {named.name}")
+
+
+def _body(text: str) -> str:
+    """A YAML file without the comment at its head."""
+    lines = text.splitlines()
+    first = next((number for number, line in enumerate(lines) if not line.startswith("#")), len(lines))
+    return "\n".join(lines[first:]).strip()
+
+
+def _function(out: Console, named: Named, made_by: Callable[..., Any]) -> None:
+    from rich.markup import escape
+    from rich.padding import Padding
+
+    from mmalign.docstrings import explanation
+
+    told = explanation(made_by)
+    out.print(f"[bold]{told.name}[/bold]  {escape(told.meaning)}")
+    if told.formula:
+        out.print(Padding(escape(told.formula), (1, 2, 0, 2)))
+    if told.defaults:
+        out.print()
+        _keywords(out, told, made_by)
+    sections = {"": told.remarks, "Paper": told.paper, "Deviations": told.deviations, "Errors": told.errors, **_needs(named, made_by)}
+    for head, text in sections.items():
+        if text:
+            out.print(f"\n[bold]{head}[/bold]{'  ' if head else ''}{escape(text)}")
+    _dialects(out, made_by)
+    out.print(f"\n[bold]Source[/bold]  {named.place or made_by.__module__}")
+    for line in _example(named, told):
+        out.print(f"  {escape(line)}")
+
+
+def _keywords(out: Console, told: Explanation, made_by: Callable[..., Any]) -> None:
+    """A row for each keyword: name, what it takes, its default, what it means."""
+    import inspect
+
+    from rich.markup import escape
+    from rich.table import Table
+
+    from mmalign import signatures
+
+    rows = Table.grid(padding=(0, 2))
+    parameters, _ = signatures.parameters(made_by)
+    for names, meaning in [*told.keywords, *((name, "") for name in told.unexplained)]:
+        given = [name.strip() for name in names.split(",") if name.strip() in parameters]
+        takes = dict.fromkeys(
+            signatures.show(parameters[name].annotation) for name in given if signatures.plain(parameters[name].annotation)
+        )
+        defaults = [told.defaults[name] for name in given if name in told.defaults]
+        shown = ", ".join("required" if default is inspect.Parameter.empty else repr(default) for default in defaults)
+        rows.add_row(f"[bold]{escape(names)}[/bold]", escape(", ".join(takes)), escape(shown), escape(meaning))
+    out.print(rows)
+
+
+def _needs(named: Named, made_by: Callable[..., Any]) -> dict[str, str]:
+    """What a method asks of a policy, where it can be made without a keyword."""
+    from mmalign import signatures
+
+    if named.kind != "methods" or any(parameter.required for parameter in signatures.parameters(made_by)[0].values()):
+        return {}
+    method = made_by()
+    needs = ", ".join(sorted(str(need) for need in method.needs | method.survey_needs)) or "log-probabilities alone"
+    return {"Needs": f"{needs}; steps of kind {' or '.join(sorted(method.kinds))}; sees a {method.unit} at once"}
+
+
+def _dialects(out: Console, made_by: Callable[..., Any]) -> None:
+    from rich.markup import escape
+
+    from mmalign.dialects import dialects
+
+    known = dialects(made_by)
+    for dialect in known:
+        settings = ", ".join(f"{name}={value!r}" for name, value in dialect.settings.items()) or "as it is"
+        out.print(f"\n[bold]{escape(dialect.who)}[/bold]  {escape(settings)}\n  {escape(dialect.note)}")
+    if known:
+        who = known[0].who.split()[0]
+        out.print(f"\nIn a config: [bold]method: {{use: {made_by.__name__}, like: {escape(who)}}}[/bold]")
+
+
+def _example(named: Named, told: Explanation) -> list[str]:
+    """A line of YAML and one of Python, with what is required and the first plain defaults."""
+    import inspect
+
+    from mmalign.catalogue import KINDS
+
+    if not named.kind:
+        return []
+    required = [name for name, default in told.defaults.items() if default is inspect.Parameter.empty]
+    plain = [name for name, default in told.defaults.items() if isinstance(default, (bool, int, float, str)) and name not in required]
+    shown = {**dict.fromkeys(required, "..."), **{name: told.defaults[name] for name in plain[:2]}}
+    room = {"kernels": "kernels.", "windows": "windows.", "recipes": "", "commands": ""}
+    prefix = room.get(named.kind, f"{KINDS[named.kind].rooms[0].split('.')[0]}." if named.kind != "metrics" else "evaluation.")
+    lines = []
+    if node := KINDS[named.kind].node:
+        use = ", ".join([f"use: {named.name}", *(f"{name}: {_yaml(value)}" for name, value in shown.items())])
+        lines.append("YAML    " + node.format(use="{" + use + "}", name=named.name))
+    if "/worlds/" in f"/{named.place}":
+        prefix = "worlds."
+    given = ", ".join(f"{name}={value if value == '...' else repr(value)}" for name, value in shown.items())
+    lines.append(f"Python  mm.{prefix}{named.name}({given})")
+    return lines
+
+
+def _yaml(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,136 @@
+"""What a docstring says of a function, in parts: what it is, its formula, every keyword, its paper, who does otherwise.
+
+The house form is::
+
+    First line: what it is.
+
+    The formula, and what else there is to say.
+
+    Args:
+        beta: how much a nat counts.
+        low, high: of the clip.
+
+    Paper: title, arXiv number, equation.
+
+    Deviations: from it, and from well-known code.
+
+    Dialects: see ``dialects``.
+
+    Errors: UserError where ...
+
+Where a function needs no list, its keywords may stand in prose, each at the start of a sentence: ``path: a JSON file. seed: of the
+order.`` What means the same wherever it occurs (`SHARED`) need not be said again.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import textwrap
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+SECTIONS = ("Args", "Paper", "Deviations", "Dialects", "Errors")
+
+SHARED = {
+    "path": "the file that it reads.",
+    "device": "where it computes; the fastest device there is by default.",
+    "rows_at_once": "rows computed at a time: memory grows with them, results do not change.",
+    "seed": "of everything random in it.",
+    "weights": "a folder or file of published weights, or their hub id.",
+    "sha256": "checksum of the weights; another file is refused.",
+    "transforms": "name of a reward -> its transform, or a list of them, before they are combined (`mmalign list transforms`).",
+    "missing": "what a row is worth of which a reward is missing.",
+    "start, stop": "the part of the steps in which it acts, as fractions of the way from noise (0) to data (1).",
+    "limit": "the longest that a step's move may be, relative to the step itself.",
+    "resamples": "how often the rows are drawn anew for the interval.",
+    "clusters": "rows with one name are drawn together in the interval.",
+    "max_bytes": "of one file; a larger one is a broken record.",
+    "max_pixels": "width times height of one image; a larger one is a broken record.",
+    "animated": "what an animated image is: ``refuse`` it, or take its ``first`` frame.",
+    "split": "of the data set.",
+    "streaming": "read the data set while it is used, without a copy on the disk.",
+    "config": "name of the data set's configuration on the hub.",
+}
+"""keyword -> its meaning, where a function's own docstring does not give another one."""
+
+
+class Explanation(NamedTuple):
+    """A docstring in parts.
+
+    formula: prose and equations. keywords: (names, meaning), those of ``Args``, of the prose and of ``SHARED``, in that order.
+    defaults: name -> default, ``inspect.Parameter.empty`` where it is required. remarks: what follows the keywords. dialects: as text.
+    """
+
+    name: str
+    meaning: str
+    formula: str
+    defaults: dict[str, Any]
+    keywords: list[tuple[str, str]]
+    remarks: str
+    paper: str
+    deviations: str
+    dialects: str
+    errors: str
+
+    @property
+    def unexplained(self) -> list[str]:
+        """Keywords that nothing is said of."""
+        said = {name.strip().lstrip("*") for names, _ in self.keywords for name in names.split(",")}
+        return [name for name in self.defaults if name not in said]
+
+
+def explanation(function: Callable[..., Any]) -> Explanation:
+    """What a function's signature and docstring say of it, or of a class that is called like one."""
+    first, *rest = re.split(rf"^({'|'.join(SECTIONS)}):", inspect.cleandoc(function.__doc__ or ""), flags=re.MULTILINE)
+    parts = dict(zip(rest[::2], rest[1::2], strict=True))
+    meaning, _, prose = first.strip().partition("\n")
+    arguments, *remarks = re.split(r"^(?=\S)", parts.get("Args", "").strip("\n"), maxsplit=1, flags=re.MULTILINE)
+    entries = re.split(r"^(?=\S)", textwrap.dedent(arguments), flags=re.MULTILINE)
+    listed = [(names.strip(), unwrapped(text)) for names, _, text in (entry.partition(":") for entry in entries if entry.strip())]
+    defaults = {
+        name: parameter.default
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
+    }
+    known = {name.strip() for names, _ in listed for name in names.split(",")}
+    rest_of_it, in_prose = _from_prose(prose.strip("\n"), [name for name in defaults if name not in known])
+    known |= {name.strip() for names, _ in in_prose for name in names.split(",")}
+    shared = [(names, meaning) for names, meaning in SHARED.items() if {*names.split(", ")} <= {*defaults} - known]
+    return Explanation(
+        name=function.__name__,
+        meaning=meaning.strip(),
+        formula=rest_of_it.replace("::", ":").strip("\n"),
+        defaults=defaults,
+        keywords=[*listed, *in_prose, *shared],
+        remarks=unwrapped("".join(remarks)),
+        paper=unwrapped(parts.get("Paper", "")),
+        deviations=unwrapped(parts.get("Deviations", "")),
+        dialects=parts.get("Dialects", ""),
+        errors=unwrapped(parts.get("Errors", "")),
+    )
+
+
+def _from_prose(prose: str, names: list[str]) -> tuple[str, list[tuple[str, str]]]:
+    """(the prose without them, keywords that a sentence of it begins with). A keyword's words end at the next one's, or at a blank line."""
+    if not names:
+        return prose, []
+    one = "|".join(re.escape(name) for name in names)
+    begins = re.compile(rf"(?:(?<=^)|(?<=\.\s)|(?<=\.\s\s)|(?<=\n)|(?<=\n\n))((?:{one})(?:, (?:{one}))*): ")
+    kept, found = [], []
+    for paragraph in prose.split("\n\n"):
+        starts = list(begins.finditer(paragraph))
+        kept.append(paragraph[: starts[0].start()] if starts else paragraph)
+        for start, end in zip(starts, [*(following.start() for following in starts[1:]), None], strict=False):
+            found.append((start.group(1), unwrapped(paragraph[start.end() : end])))
+    return "\n\n".join(text.rstrip() for text in kept if text.strip()), found
+
+
+def unwrapped(text: str) -> str:
+    """A paragraph as one line."""
+    return " ".join(text.split())
+
+
+def paragraphs(text: str) -> Iterator[str]:
+    """The entries of a list of ``- `` points, each as one line."""
+    return (unwrapped(entry) for entry in re.split(r"^\s*- ", text, flags=re.MULTILINE)[1:])

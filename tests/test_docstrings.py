@@ -1,0 +1,58 @@
+"""Docstrings in parts: keywords in a list, in prose, and those that mean the same everywhere."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from mmalign.docstrings import explanation
+
+
+def made_up(*, beta: float = 0.1, mix: Any = None, link: str = "logistic") -> dict[str, Any]:
+    """A method that is none.
+
+    A sentence, and::
+
+        loss = beta * mix
+
+    Args:
+        beta, link: two keywords
+            on two lines: of text.
+        mix: another.
+
+    A remark.
+
+    Paper: None, arXiv 0000.00000.
+
+    Deviations: all.
+
+    Errors: UserError for nothing.
+    """
+    return {"beta": beta, "mix": mix, "link": link}
+
+
+def in_prose(first: int, *, low: float = 0.0, high: float = 1.0, seed: int = 0, other: int = 1) -> None:
+    """What it is.
+
+    first: a number that is said: of it. low, high: the ends, in nats.
+
+    Prose that stays, with low: in the middle of a sentence.
+
+    Errors: UserError for a wrong one.
+    """
+
+
+def test_a_list_of_keywords() -> None:
+    parts = explanation(made_up)
+    assert parts.meaning == "A method that is none." and parts.formula.endswith("    loss = beta * mix") and "::" not in parts.formula
+    assert parts.keywords == [("beta, link", "two keywords on two lines: of text."), ("mix", "another.")] and parts.remarks == "A remark."
+    assert parts.paper == "None, arXiv 0000.00000." and parts.deviations == "all." and parts.defaults["link"] == "logistic"
+    assert parts.errors == "UserError for nothing." and parts.unexplained == []
+
+
+def test_keywords_in_prose_and_those_that_mean_the_same_everywhere() -> None:
+    parts = explanation(in_prose)
+    assert parts.keywords[:2] == [("first", "a number that is said: of it."), ("low, high", "the ends, in nats.")]
+    assert parts.keywords[2][0] == "seed" and parts.unexplained == ["other"]
+    assert parts.formula == "Prose that stays, with low: in the middle of a sentence."
+    assert parts.defaults["first"] is inspect.Parameter.empty
