@@ -1,0 +1,9 @@
+from mmalign.commands.calibrate import calibrate as calibrate
+from mmalign.commands.compare import compare as compare
+from mmalign.commands.evaluate import evaluate as evaluate
+from mmalign.commands.export import export as export
+from mmalign.commands.make_pairs import make_pairs as make_pairs
+from mmalign.commands.make_pairs import make_rejected as make_rejected
+from mmalign.commands.rehearse import rehearse as rehearse
+from mmalign.commands.sample import guided_sample as guided_sample
+from mmalign.commands.sample import sample as sample

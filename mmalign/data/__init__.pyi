@@ -1,0 +1,12 @@
+from mmalign.data.corrupted import corrupted as corrupted
+from mmalign.data.edits import source_images as source_images
+from mmalign.data.pairs import Listed as Listed
+from mmalign.data.pairs import hub_pairs as hub_pairs
+from mmalign.data.pairs import listed as listed
+from mmalign.data.pairs import pairs as pairs
+from mmalign.data.pictures import hub_picture_texts as hub_picture_texts
+from mmalign.data.pictures import picture_prompts as picture_prompts
+from mmalign.data.pictures import picture_texts as picture_texts
+from mmalign.data.prompts import prompts as prompts
+from mmalign.data.texts import hub_texts as hub_texts
+from mmalign.data.texts import texts as texts

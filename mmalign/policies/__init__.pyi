@@ -1,0 +1,11 @@
+from mmalign.policies.diffusers import DiffusersPolicy as DiffusersPolicy
+from mmalign.policies.diffusers import diffusers as diffusers
+from mmalign.policies.forward import ForwardPolicy as ForwardPolicy
+from mmalign.policies.forward import forward as forward
+from mmalign.policies.inspecting.inspection import inspection as inspection
+from mmalign.policies.parameters import ParameterSets as ParameterSets
+from mmalign.policies.transformers import TransformersPolicy as TransformersPolicy
+from mmalign.policies.transformers import transformers as transformers
+from mmalign.policies.twins.pipelines import call_arguments as call_arguments
+from mmalign.policies.twins.pipelines import tokenizer as tokenizer
+from mmalign.policies.twins.pipelines import twin as twin

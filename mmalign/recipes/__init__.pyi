@@ -1,0 +1,2 @@
+from mmalign.recipes.offline import offline as offline
+from mmalign.recipes.online import online as online
