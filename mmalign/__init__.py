@@ -7,9 +7,11 @@
 from __future__ import annotations
 
 import importlib
+from functools import cache
 from typing import Any
 
-from mmalign.rooms import index, nearest
+from mmalign.rooms import Room, index, offered
+from mmalign.signatures import nearest
 
 __version__ = "0.1.0"
 
@@ -31,17 +33,23 @@ def _home(name: str) -> str | None:
     return next((home for home in CALLED if name in index(home)), None)
 
 
+@cache
+def _view(module: str) -> Room:
+    """A single file as a room."""
+    return Room(module, importlib.import_module(module).__doc__)
+
+
 def __getattr__(name: str) -> Any:
     if name.startswith("_"):
         raise AttributeError(f"module 'mmalign' has no attribute {name!r}")
     if name in ROOMS:
         return importlib.import_module(f"mmalign.{name}")
     if name in FILES:
-        return importlib.import_module(FILES[name])
+        return _view(FILES[name])
     home = _home(name)
     if home is None:
         raise AttributeError(f"mmalign has no {name!r}{nearest(name, __dir__())}")
-    return getattr(importlib.import_module(home), name)
+    return offered(home, name) if name in index(home) else getattr(importlib.import_module(home), name)
 
 
 def __dir__() -> list[str]:

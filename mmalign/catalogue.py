@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mmalign.rooms import Entry, find, import_path, index, nearest
+from mmalign.rooms import Entry, find, import_path, index
+from mmalign.signatures import nearest
 
 
 class Kind(NamedTuple):

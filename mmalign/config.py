@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from mmalign import signatures
-from mmalign.rooms import find, index, nearest
+from mmalign.rooms import find, index
+from mmalign.signatures import nearest
 
 ROOMS: dict[str, tuple[str, ...]] = {
     "policy": ("policies",),

@@ -11,15 +11,16 @@ as soon as somebody imports the file; a room keeps the function, and ``from mmal
 from __future__ import annotations
 
 import ast
-import difflib
 import importlib
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any, NamedTuple
+
+from mmalign.signatures import nearest
 
 
 class Entry(NamedTuple):
@@ -43,7 +44,7 @@ class Room(ModuleType):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_") or name not in index(self.__name__):
             raise AttributeError(_unknown(self.__name__, name))
-        return _load(self.__name__, name)
+        return offered(self.__name__, name)
 
     def __setattr__(self, name: str, value: object) -> None:
         if isinstance(value, ModuleType) and name in index(self.__name__):
@@ -52,6 +53,16 @@ class Room(ModuleType):
 
     def __dir__(self) -> list[str]:
         return sorted({*super().__dir__(), *index(self.__name__)})
+
+
+def offered(room: str, name: str) -> Any:
+    """What a room answers with: a class as it is, and a function so that what it returns remembers its call (`calls`)."""
+    found = _load(room, name)
+    if not isinstance(found, FunctionType):
+        return found
+    from mmalign.calls import remembering
+
+    return remembering(found)
 
 
 def furnish(package: str) -> None:
@@ -134,12 +145,6 @@ def _attribute(found: Any, names: list[str], path: str) -> Any:
             known = [known for known in dir(found) if not known.startswith("_")]
             raise UserError(f"{path}: no {name!r} there{nearest(name, known)}") from None
     return found
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """``"; nearest: a, b"`` for a mistyped name, or an empty string where nothing is near."""
-    close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.6)
-    return f"; nearest: {', '.join(close)}" if close else ""
 
 
 def _load(room: str, name: str) -> Any:

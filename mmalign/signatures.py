@@ -7,11 +7,12 @@ Everything else is an object, which a config builds with a node.
 from __future__ import annotations
 
 import collections.abc
+import difflib
 import inspect
 import json
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Union
 
@@ -109,3 +110,9 @@ def is_file(parameter: Parameter) -> bool:
         return True
     parts = (parameter.annotation, *typing.get_args(parameter.annotation))
     return Path in parts and parameter.name not in OUTPUTS and not parameter.name.endswith(("_folder", "_dir"))
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """``"; nearest: a, b"`` for a mistyped name, or an empty string where nothing is near."""
+    close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.6)
+    return f"; nearest: {', '.join(close)}" if close else ""

@@ -16,13 +16,14 @@ NAMES = [str(file.relative_to(PACKAGE)) for file in FILES]
 
 # folder or file of mmalign -> what of mmalign it may import, besides itself and rooms.py
 ARROWS: dict[str, set[str]] = {
-    "__init__": set(),
-    "rooms": {"types"},
+    "__init__": {"signatures"},
+    "rooms": {"types", "calls", "signatures"},
     "signatures": set(),
+    "calls": {"types", "signatures"},
     "config": {"types", "signatures", "dialects"},
     "docstrings": set(),
     "dialects": {"types", "docstrings"},
-    "catalogue": {"types", "config"},
+    "catalogue": {"types", "config", "signatures"},
     "types": set(),
     "records": set(),
     "files": {"types"},
@@ -94,6 +95,7 @@ LIGHT = {
     "__main__",
     "rooms",
     "signatures",
+    "calls",
     "docstrings",
     "dialects",
     "catalogue",

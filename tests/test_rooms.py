@@ -7,7 +7,8 @@ import sys
 import pytest
 
 import mmalign as mm
-from mmalign.rooms import Entry, find, index, nearest
+from mmalign.rooms import Entry, find, index
+from mmalign.signatures import nearest
 from mmalign.types import UserError
 
 FURNISHED = "from mmalign.rooms import furnish\nfurnish(__name__)\n"
@@ -93,7 +94,7 @@ def test_find_takes_import_paths(room):
     assert find(room, "house.rewards.jpeg.jpeg")() == "jpeg"
     assert find(room, "house.rewards.jpeg")() == "jpeg"
     assert find("mmalign.methods", "collections.OrderedDict.fromkeys")("ab") == {"a": None, "b": None}
-    assert find("mmalign.methods", "samplers.kernels.ode") is mm.kernels.ode
+    assert find("mmalign.methods", "samplers.kernels.ode") is mm.kernels.ode.__wrapped__
 
 
 def test_a_users_package_may_be_called_like_a_folder_of_ours(room, write_module):
@@ -135,8 +136,8 @@ def test_every_room_of_ours_is_furnished():
 
 
 def test_flat_names():
-    assert mm.kernels.flow_sde is importlib.import_module("mmalign.samplers.kernels").flow_sde
-    assert mm.methods.flow_grpo is importlib.import_module("mmalign.methods.policy_gradient.flow_grpo").flow_grpo
+    assert mm.kernels.flow_sde.__wrapped__ is importlib.import_module("mmalign.samplers.kernels").flow_sde
+    assert mm.methods.flow_grpo.__wrapped__ is importlib.import_module("mmalign.methods.policy_gradient.flow_grpo").flow_grpo
     assert set(index("mmalign.recipes")) <= set(dir(mm))
     for name in index("mmalign.recipes"):
         assert getattr(mm, name) is getattr(mm.recipes, name)
