@@ -281,6 +281,8 @@ def _incompatible(call: Call) -> list[str]:
     policy, method = call.arguments.get("policy"), call.arguments.get("method")
     if not isinstance(policy, Call) or not isinstance(method, Call):
         return []
+    from mmalign.needs import lacking
+
     adapter = sys.modules.get(policy.function.__module__)
     gives, kind = getattr(adapter, "GIVES", None), getattr(adapter, "KIND", None)
     for option, more in getattr(adapter, "GIVES_WITH", {}).items():
@@ -290,9 +292,7 @@ def _incompatible(call: Call) -> list[str]:
     except Exception as error:  # whatever a factory raises is the user's to know, as one line among the others
         return [_one_line(error) if str(error).startswith(method.path) else f"{method.path}: {_one_line(error)}"]
     wrong = []
-    needs = built.needs | built.survey_needs | (built.reads - {"mask", "old", "rewards"})
-    lacks = sorted(need for need in needs if gives is not None and need.split(":")[0] not in gives)
-    if gives is not None and lacks:
+    if gives is not None and (lacks := lacking(built, gives)):
         wrong.append(f"{method.path}: {method.name} needs {', '.join(lacks)}; the policy {policy.name} gives {', '.join(sorted(gives))}")
     if kind is not None and kind not in built.kinds:
         kinds = ", ".join(sorted(built.kinds))

@@ -70,6 +70,22 @@ class Kernel(Protocol):
     def __call__(self, prediction: Prediction, x: Tensor, t: Level, t_next: Level) -> tuple[Tensor, Tensor]: ...
 
 
+@dataclass(frozen=True, order=True)
+class Need:
+    """A table of steps that a method asks for. ``mmalign.needs`` has one of each to write methods with.
+
+    kind: ``old``; ``refs``, ``kls``, ``reverse_kls`` of a reference; ``contrast``; and of facts and terms the names (``std``, ``dt``,
+        ``noise``, ``changed``, ``phrase``, ``segment``, ``entropy``, ``collision``, ``value``, ``reward_mask``, ``kl_mask``, ``degree``).
+    name: of the reference or of the contrast; empty where there is one such table, or where all that a rollout remembers are meant.
+    """
+
+    kind: str
+    name: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.kind}:{self.name}" if self.name else self.kind
+
+
 @dataclass(frozen=True)
 class Steps:
     """The table of decisions of some rows, as the current parameters see it: the one currency of objectives.
@@ -198,7 +214,7 @@ class Feedback:
     lengths: ``[B]`` number of steps of each row, where a method shapes rewards by length.
     wins: ``[B, B]`` in 0..1, the probability that a row is better than another one, NaN where nobody compared them.
     ids, annotators: B strings, of the record that a row comes from and of who judged it, where there are records; '' is not known.
-    tables: name -> ``[B, T]`` without gradient, what a method ``reads`` of the rollout's steps: ``mask`` (bool), ``old``, ``refs:NAME``,
+    tables: need -> ``[B, T]`` without gradient, what a method ``reads`` of the rollout's steps: ``mask`` (bool), ``old``, ``refs:NAME``,
         ``value``, ``segment``, and ``rewards`` (of single steps).
     drawn: name of a sampler -> ``[B]`` bool, the rows that it drew instead of the current policy.
     """
@@ -211,7 +227,7 @@ class Feedback:
     strength: Tensor | None = None
     lengths: Tensor | None = None
     wins: Tensor | None = None
-    tables: Mapping[str, Tensor] = field(default_factory=dict)
+    tables: Mapping[Need, Tensor] = field(default_factory=dict)
     ids: Sequence[str] | None = None
     annotators: Sequence[str] | None = None
     drawn: Mapping[str, Tensor] = field(default_factory=dict)
@@ -231,10 +247,9 @@ class Feedback:
             if value is not None:
                 _table("Feedback", name, value, shape)
                 _require(not bool(((value < 0) | (value > 1)).any()), f"Feedback.{name}: got values outside 0..1")
-        for name, value in self.tables.items():
-            _require(
-                value.ndim == 2 and value.shape[:1] == rows, f"Feedback.tables[{name!r}]: got {list(value.shape)}, takes [{rows[0]}, steps]"
-            )
+        for need, value in self.tables.items():
+            fits = value.ndim == 2 and value.shape[:1] == rows
+            _require(fits, f"Feedback.tables[{need}]: got {list(value.shape)}, takes [{rows[0]}, steps]")
         if self.lengths is not None:
             _table("Feedback", "lengths", self.lengths, rows)
         if self.pairs is not None:
@@ -297,9 +312,7 @@ class Method:
     loss: Steps of a micro-batch and its rows of the signal -> Loss.
     weigh: mask of the whole rollout ``[B, T]`` -> weights ``[B, T]``; the loss is ``sum(weight * values)``, so that it does
         not depend on the micro-batch split, on accumulation or on the number of processes.
-    needs: what Steps must hold: ``old``; ``refs:NAME``, ``kls:NAME``, ``reverse_kls:NAME`` of one reference; ``contrast:NAME``; and of
-        facts and terms the names (``std``, ``dt``, ``noise``, ``changed``, ``phrase``, ``segment``, ``entropy``, ``collision``,
-        ``value``, ``reward_mask``, ``kl_mask``, ``degree``).
+    needs: what Steps must hold.
     unit: what has to stay in one micro-batch. ``batch``: all rows of an update.
     kinds: the kinds of Steps that it accepts; a bound is no density, and has no importance ratio.
     keep: Feedback -> ``[B]`` bool, rows worth an update (dynamic sampling); None keeps all.
@@ -313,17 +326,22 @@ class Method:
     signal: Callable[[Feedback], Tensor]
     loss: Callable[[Steps, Tensor], Loss]
     weigh: Callable[[Tensor], Tensor]
-    needs: frozenset[str] = frozenset({"old"})
+    needs: frozenset[Need] = frozenset({Need("old")})
     unit: Unit = "cell"
     kinds: frozenset[str] = frozenset({"token", "transition"})
     keep: Callable[[Feedback], Tensor] | None = None
     state: Any = None
-    reads: frozenset[str] = frozenset()
+    reads: frozenset[Need] = frozenset()
     survey: Callable[[Steps, Tensor], Tensor] | None = None
-    survey_needs: frozenset[str] = frozenset()
+    survey_needs: frozenset[Need] = frozenset()
     samplers: tuple[Sampler, ...] = ()
     moves: tuple[Move, ...] = ()
     pairs: Callable[[Feedback], Feedback] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("needs", "survey_needs", "reads"):
+            for need in getattr(self, name):
+                _require(isinstance(need, Need), f"Method.{name}: got {need!r}, takes records of mmalign.needs")
 
 
 class Reward(Protocol):
@@ -385,7 +403,7 @@ class Policy(Protocol):
     def remember(self, rollout: Rollout, names: Iterable[str], rows_at_once: int) -> None:
         """Tabulates named references on a rollout once, before its updates."""
 
-    def steps(self, rollout: Rollout, rows: Tensor, columns: Tensor | None = None, needs: frozenset[str] = frozenset()) -> Steps:
+    def steps(self, rollout: Rollout, rows: Tensor, columns: Tensor | None = None, needs: frozenset[Need] = frozenset()) -> Steps:
         """The table of some rows under the current parameters, with gradient. ``columns``: some steps only."""
         ...
 

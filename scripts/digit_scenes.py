@@ -23,6 +23,7 @@ import torch
 import mmalign as mm
 from mmalign.commands._trained import trained
 from mmalign.config import build_part, load
+from mmalign.types import Need
 from mmalign.worlds.digit_scenes.judges import truth_of
 from mmalign.worlds.digit_scenes.scenes import named
 
@@ -109,7 +110,7 @@ def silence(name: str, runs: Path, *, every: int = 15) -> list[str]:
                 evaluation={"every": 10**6, "prompts": prompts[:2], "samples": 1}, checkpoint_every=every, **told,
             )  # fmt: skip
         with torch.no_grad():
-            now = policy.steps(rollout, torch.arange(2 * len(some)), needs=frozenset({"refs"}))
+            now = policy.steps(rollout, torch.arange(2 * len(some)), needs=frozenset({Need("refs")}))
         ratio = (now.log_probs - now.refs["ref"]).sum(1)
         told = mm.worlds.scene_hallucination()(policy.generate(prompts, list(range(len(prompts))), temperature=0), prompts)
         cells = [

@@ -12,6 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mmalign.docstrings import explanation
+from mmalign.needs import OLD, kinds, refs
 from mmalign.policies.language.heads import HEADS
 from mmalign.rooms import find, index
 from mmalign.types import Method
@@ -111,15 +112,15 @@ def suited() -> dict[str, Method]:
 def main() -> None:
     """Writes them all."""
     for name, method in suited().items():
-        from_pairs = method.unit == "pair" and not {"old", "refs:previous"} & method.needs and name not in ("online_dpo", "gpo")
+        from_pairs = method.unit == "pair" and not {OLD, refs("previous")} & method.needs and name not in ("online_dpo", "gpo")
         from_pairs = from_pairs and not method.samplers
-        held = any(need.endswith(":ref") for need in method.needs | method.reads)  # to the reference
+        held = any(need.name == "ref" for need in method.needs | method.reads)  # to the reference
         text = (OFFLINE if from_pairs or name in ("bco", "sft", "ift") else ONLINE).format(
             meaning=explanation(find("mmalign.methods", name)).meaning,
             name=name,
-            references="references: {dpo: text_dpo}  # train text/dpo first\n" if "refs:dpo" in method.reads else "",
+            references="references: {dpo: text_dpo}  # train text/dpo first\n" if refs("dpo") in method.reads else "",
             settings=f", {SETTINGS[name]}" if SETTINGS.get(name) else "",
-            heads=f", heads: [{', '.join(heads)}]" if (heads := sorted(HEADS & (method.needs | method.reads))) else "",
+            heads=f", heads: [{', '.join(heads)}]" if (heads := sorted(HEADS & kinds(method.needs | method.reads))) else "",
             rate="5.0e-4" if held else "1.5e-4",
             steps=60,
             every=20,

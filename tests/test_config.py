@@ -206,10 +206,10 @@ def test_a_method_that_needs_what_the_policy_does_not_give(house, write_module):
     write_module(
         "wants.py",
         """
-from mmalign.types import Method
+from mmalign.types import Method, Need
 
 def method(*, needs: list[str], kinds: list[str] = ["token"]):
-    return Method(signal=None, loss=None, weigh=None, needs=frozenset(needs), kinds=frozenset(kinds))
+    return Method(signal=None, loss=None, weigh=None, needs=frozenset(Need(*need.split(":")) for need in needs), kinds=frozenset(kinds))
 """,
     )
     assert config.check(node(method={"use": "wants.method", "needs": ["old", "refs:ema"]})) == []

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 import mmalign.methods
+from mmalign.needs import COLLISION, MASK, OLD, REWARDS, SEGMENT, VALUE, refs
 from mmalign.types import Feedback, Loss, Method, Steps, UserError
 from tests.oracles.tables import COLUMNS, CONTRASTS, DRAWN, PARTS, ROWS, Table, table
 
@@ -109,7 +110,7 @@ def _reordered(feedback: Feedback, order: Tensor) -> Feedback:
     pick: Callable[[Tensor | None], Any] = lambda values: None if values is None else values[order]  # noqa: E731
     pairs = None if feedback.pairs is None else order.argsort()[feedback.pairs]
     wins = None if feedback.wins is None else feedback.wins[order][:, order]
-    tables = {name: values[order] for name, values in feedback.tables.items()}
+    tables = {need: values[order] for need, values in feedback.tables.items()}
     parts = {name: values[order] for name, values in feedback.parts.items()}
     drawn = {name: rows[order] for name, rows in feedback.drawn.items()}
     return replace(
@@ -231,7 +232,7 @@ def _padded(steps: Steps, feedback: Feedback, garbage: float) -> tuple[Steps, Fe
             strength=torch.cat([feedback.strength, missing[:1]]),  # type: ignore[list-item]
             lengths=torch.cat([feedback.lengths, torch.zeros(2, dtype=torch.int64)]),  # type: ignore[list-item]
             wins=wins,
-            tables={name: mask if name == "mask" else pad(values) for name, values in feedback.tables.items()},
+            tables={need: mask if need == MASK else pad(values) for need, values in feedback.tables.items()},
             drawn={name: torch.cat([rows, torch.tensor([False, False])]) for name, rows in feedback.drawn.items()},
         ),
         leaf,
@@ -292,8 +293,8 @@ def _far(kind: Any, gaps: Tensor, rewards: list[float]) -> tuple[Tensor, Steps, 
     pairs, group = torch.arange(rows).view(-1, 2), torch.tensor([0, 0, 1, 2][:rows])
     same = (group[:, None] == group[None, :]).fill_diagonal_(False)
     wins = torch.where(same, (known[:, None] - known[None, :]).sigmoid(), math.nan)
-    tables = {"mask": mask, "old": gaps, "refs:ref": gaps, "refs:previous": gaps / 2, "rewards": gaps * 0 + 1}
-    tables |= {"value": gaps * 0, "segment": gaps * 0 + 1, "collision": gaps * 0 - 1}
+    tables = {MASK: mask, OLD: gaps, refs("ref"): gaps, refs("previous"): gaps / 2, REWARDS: gaps * 0 + 1}
+    tables |= {VALUE: gaps * 0, SEGMENT: gaps * 0 + 1, COLLISION: gaps * 0 - 1}
     parts = dict.fromkeys(PARTS, known.clamp(0, 1))
     lengths = torch.full((rows,), columns)
     drawn = dict.fromkeys(DRAWN, torch.arange(rows) == 1)
@@ -371,5 +372,5 @@ def test_a_kind_that_it_does_not_take_is_refused(case: Case) -> None:
         other = replace(at.steps(), kind=kind)  # type: ignore[arg-type]
         with pytest.raises(UserError, match=kind):
             method.loss(other, _signal(method, at.steps(), at.feedback()))
-    if "old" in method.needs:
+    if OLD in method.needs:
         assert "bound" not in method.kinds, "a bound is no density: it has no importance ratio"

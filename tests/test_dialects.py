@@ -10,6 +10,7 @@ import mmalign as mm
 from mmalign.config import check, plan
 from mmalign.dialects import dialects, like, settings
 from mmalign.docstrings import explanation
+from mmalign.needs import refs
 from mmalign.rooms import find, index
 from mmalign.types import Method, UserError
 
@@ -87,4 +88,4 @@ def test_a_config_may_say_like() -> None:
     assert any(
         "method.like: got 'verl', kto has the dialects TRL" in line for line in check({**node, "method": {"use": "kto", "like": "verl"}})
     )
-    assert mm.like("TRL", mm.methods.kto).needs == {"refs:ref"}
+    assert mm.like("TRL", mm.methods.kto).needs == {refs("ref")}

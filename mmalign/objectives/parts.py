@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mmalign.types import Steps, Unit, UserError
+from mmalign.types import Feedback, Need, Steps, Unit, UserError
 
 CAP = 20.0  # nats; e^20 = 4.9e8 is far outside any trust region, and its square still fits into the float32 of a gradient norm
 
@@ -22,7 +22,7 @@ class Part(NamedTuple):
     """
 
     of: Callable[[Steps], Tensor]
-    needs: frozenset[str] = frozenset()
+    needs: frozenset[Need] = frozenset()
     unit: Unit = "cell"
 
 
@@ -31,6 +31,13 @@ def choose(what: str, name: str, parts: Mapping[str, Part]) -> Part:
     if name not in parts:
         raise UserError(f"{what}: got {name!r}, takes one of {', '.join(parts)}")
     return parts[name]
+
+
+def read(feedback: Feedback, need: Need) -> Tensor:
+    """The table ``[B, T]`` of a rollout's steps that a method reads, without gradient. Errors: UserError where it was not given."""
+    if need not in feedback.tables:
+        raise UserError(f"Feedback.tables: got {', '.join(map(str, sorted(feedback.tables))) or 'none'}, this method reads {need}")
+    return feedback.tables[need].detach()
 
 
 def live(values: Tensor, mask: Tensor) -> Tensor:

@@ -11,9 +11,10 @@ from functools import partial
 
 from torch import Tensor
 
+from mmalign.needs import DT, OLD, STD
 from mmalign.objectives import ratios
 from mmalign.objectives.parts import Part, bounded_exp, bounded_expm1, choose, live
-from mmalign.types import Steps, UserError
+from mmalign.types import Need, Steps, UserError
 
 
 def _log_ratio(steps: Steps, name: str) -> Tensor:
@@ -104,17 +105,17 @@ def mean_distance(steps: Steps, name: str = "ref") -> Tensor:
     return per_scalar_kl(steps, name) * 2 * _fact(steps, "std") ** 2
 
 
-_NAMED: dict[str, tuple[Callable[..., Tensor], str, tuple[str, ...]]] = {
+_NAMED: dict[str, tuple[Callable[..., Tensor], str, tuple[Need, ...]]] = {
     "paper": (exact_kl, "kls", ()),
     "per_scalar": (per_scalar_kl, "kls", ()),
-    "flow_grpo": (flow_grpo_kl, "kls", ("dt",)),
-    "mean_distance": (mean_distance, "kls", ("std",)),
+    "flow_grpo": (flow_grpo_kl, "kls", (DT,)),
+    "mean_distance": (mean_distance, "kls", (STD,)),
     "exact": (exact_kl, "kls", ()),
     "reverse": (reverse_kl, "reverse_kls", ()),
     "k1": (k1, "refs", ()),
     "k2": (k2, "refs", ()),
     "k3": (k3, "refs", ()),
-    "k3_weighted": (k3_weighted, "refs", ("old",)),
+    "k3_weighted": (k3_weighted, "refs", (OLD,)),
     "k3_clamped": (k3_clamped, "refs", ()),
     "k3_straight": (k3_straight, "refs", ()),
 }
@@ -128,7 +129,7 @@ def named(kl: str, *, beta: float, name: str = "ref") -> Part | None:
     Raises UserError for an unknown name or a negative ``beta``.
     """
     parts = {
-        dialect: Part(partial(function, name=name), frozenset({f"{table}:{name}", *facts}))
+        dialect: Part(partial(function, name=name), frozenset({Need(table, name), *facts}))
         for dialect, (function, table, facts) in _NAMED.items()
     }
     part = choose("kl", kl, parts)

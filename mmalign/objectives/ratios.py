@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mmalign.needs import OLD, STD
 from mmalign.objectives.parts import Part, choose, live
 from mmalign.types import Steps, UserError
 
@@ -75,12 +76,12 @@ def likelihood(steps: Steps) -> Tensor:
 
 LIKELIHOOD = Part(likelihood)
 _NAMED = {
-    "per_step": Part(per_step, frozenset({"old"})),
-    "per_scalar": Part(per_scalar, frozenset({"old"})),
-    "per_sequence": Part(per_sequence, frozenset({"old"}), "row"),
-    "sequence_by_step": Part(sequence_by_step, frozenset({"old"}), "row"),
-    "whole_sequence": Part(whole_sequence, frozenset({"old"}), "row"),
-    "cps": Part(cps, frozenset({"old", "std"})),
+    "per_step": Part(per_step, frozenset({OLD})),
+    "per_scalar": Part(per_scalar, frozenset({OLD})),
+    "per_sequence": Part(per_sequence, frozenset({OLD}), "row"),
+    "sequence_by_step": Part(sequence_by_step, frozenset({OLD}), "row"),
+    "whole_sequence": Part(whole_sequence, frozenset({OLD}), "row"),
+    "cps": Part(cps, frozenset({OLD, STD})),
 }
 
 

@@ -21,8 +21,9 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from mmalign.needs import NOISE, refs
 from mmalign.objectives.parts import Part, live
-from mmalign.types import Steps, UserError
+from mmalign.types import Need, Steps, UserError
 
 Over = Literal["total", "per_step", "per_scalar"]
 
@@ -65,15 +66,15 @@ def _checked(over: str) -> None:
 def ratio(over: Over = "total", *, ref: str = "ref", share: Part | None = None) -> Part:
     """Log-ratios to the reference of that name: DPO's implicit reward without its beta. Raises UserError for an unknown ``over``."""
     _checked(over)
-    weights, needs = (None, frozenset[str]()) if share is None else (share.of, share.needs)
+    weights, needs = (None, frozenset[Need]()) if share is None else (share.of, share.needs)
     of = lambda steps: over_row(log_ratio(steps, ref), steps, over, None if weights is None else weights(steps))  # noqa: E731
-    return Part(of, frozenset({f"refs:{ref}"}) | needs, "pair")
+    return Part(of, frozenset({refs(ref)}) | needs, "pair")
 
 
 def policy(over: Over = "total", *, share: Part | None = None) -> Part:
     """Log-probabilities alone: the score of methods without a reference. Raises UserError for an unknown ``over``."""
     _checked(over)
-    weights, needs = (None, frozenset[str]()) if share is None else (share.of, share.needs)
+    weights, needs = (None, frozenset[Need]()) if share is None else (share.of, share.needs)
     of = lambda steps: over_row(log_prob(steps), steps, over, None if weights is None else weights(steps))  # noqa: E731
     return Part(of, needs, "pair")
 
@@ -118,4 +119,4 @@ def by_noise(score: Part) -> Part:
             raise UserError(f"Steps.facts: got {sorted(steps.facts)}, this score takes noise")
         return score.of(steps) * (1 - live(steps.facts["noise"].detach(), steps.mask)) ** 2
 
-    return Part(of, score.needs | {"noise"}, "pair")
+    return Part(of, score.needs | {NOISE}, "pair")

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmalign.needs import kinds
 from mmalign.policies.parameters import ParameterSets
 from mmalign.policies.pipelines import memory, mixing
 from mmalign.policies.pipelines.calling import GUIDANCE, Caller, load, type_of
@@ -28,7 +29,7 @@ from mmalign.policies.pipelines.scheduler import Moment, Player
 from mmalign.samplers import kernels
 from mmalign.samplers.seats import drawn, seats
 from mmalign.samplers.windows import Window, all_but_last
-from mmalign.types import Kernel, Level, Prediction, Rollout, Sampler, Steps, UserError
+from mmalign.types import Kernel, Level, Need, Prediction, Rollout, Sampler, Steps, UserError
 
 __all__ = ["DiffusersPolicy", "diffusers"]
 
@@ -257,7 +258,7 @@ class DiffusersPolicy:
                         means[column][rows] = mean
             rollout.private["refs"][name] = {"log_probs": log_probs, "means": means}
 
-    def steps(self, rollout: Rollout, rows: Tensor, columns: Tensor | None = None, needs: frozenset[str] = frozenset()) -> Steps:
+    def steps(self, rollout: Rollout, rows: Tensor, columns: Tensor | None = None, needs: frozenset[Need] = frozenset()) -> Steps:
         """The table of some rows, and of some columns (all that are trained, by default), with gradient.
 
         Each column is one call of the pipeline, the same in shape as those of ``sample`` where ``rows`` are the same.
@@ -265,7 +266,7 @@ class DiffusersPolicy:
         """
         columns = torch.nonzero(rollout.private["random"]).flatten() if columns is None else columns
         refs = rollout.private["refs"]
-        wanted = {need.split(":")[0] for need in needs}
+        wanted = kinds(needs)
         log_probs, stds, kls = [], [], {name: [] for name in refs} if "kls" in wanted else {}  # type: ignore[var-annotated]
         for column in columns.tolist():
             mean, std = self._transition(rollout, rows, column)

@@ -14,10 +14,11 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
+from mmalign.needs import kinds, named
 from mmalign.policies.diffusers import DiffusersPolicy
 from mmalign.policies.pipelines.scheduler import EXPLODING, FLOW, FROM_SIGMAS, PRECONDITIONED, PRESERVING, parametrisation
 from mmalign.policies.pipelines.unfit import without_probe
-from mmalign.types import Level, Prediction, Rollout, Steps, UserError
+from mmalign.types import Level, Need, Prediction, Rollout, Steps, UserError
 
 __all__ = ["ForwardPolicy", "forward"]
 
@@ -135,14 +136,14 @@ class ForwardPolicy:
                         table[rows, column] = self._bound(rollout, rows, column)
             rollout.private["refs"][name] = table
 
-    def steps(self, rollout: Rollout, rows: Tensor, columns: Tensor | None = None, needs: frozenset[str] = frozenset()) -> Steps:
+    def steps(self, rollout: Rollout, rows: Tensor, columns: Tensor | None = None, needs: frozenset[Need] = frozenset()) -> Steps:
         """The bounds of some rows, and of some draws (all, by default), with gradient; each draw is one call of the pipeline.
 
         ``needs`` of ``refs`` (those given to ``remember``) and ``noise`` (the level's, of each draw) fill those tables, and
         ``contrast:mismatched`` and ``contrast:ablated`` those of the same rows under another row's prompt, or under an empty one.
         """
         columns = torch.arange(rollout.mask.shape[1]) if columns is None else columns
-        cells, wanted = (rows[:, None], columns[None, :]), {need.split(":")[0] for need in needs}
+        cells, wanted = (rows[:, None], columns[None, :]), kinds(needs)
         private = rollout.private
         level = self.schedule.levels.noise[private["places"][private["which"]][cells]].double()
         return Steps(
@@ -152,9 +153,7 @@ class ForwardPolicy:
             facts={"noise": level} if "noise" in wanted else {},
             event_size=private["clean"][0].numel(),
             kind="bound",
-            contrasts={
-                name: self._under(name, rollout, rows, columns) for word, _, name in (n.partition(":") for n in needs) if word == "contrast"
-            },
+            contrasts={name: self._under(name, rollout, rows, columns) for name in named("contrast", needs)},
         )
 
     def _under(self, name: str, rollout: Rollout, rows: Tensor, columns: Tensor) -> Steps:

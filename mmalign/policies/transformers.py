@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmalign.needs import DEGREE, kinds, named
 from mmalign.policies.language import reading
 from mmalign.policies.language.ablation import Ablation
 from mmalign.policies.language.blending import blended
@@ -33,6 +34,7 @@ from mmalign.policies.language.engine import Engine
 from mmalign.policies.language.fitting import ROUNDING, fit, made_up
 from mmalign.policies.language.heads import HEADS, MASKS, add_heads, degrees
 from mmalign.policies.language.loading import checkpoint_layers, context_of, load, never_said, parted, refuse_numbers, stops_of
+from mmalign.policies.language.logits import LOG_PROBS
 from mmalign.policies.language.masking import veils
 from mmalign.policies.language.members import making
 from mmalign.policies.language.prefixes import Sequences
@@ -42,7 +44,7 @@ from mmalign.policies.language.vision import Prompt, Vision, inputs_of, limits
 from mmalign.policies.parameters import ParameterSets
 from mmalign.samplers.seats import drawn as drawn_by
 from mmalign.samplers.seats import seats
-from mmalign.types import Kind, Rollout, Sampler, Steps, UserError
+from mmalign.types import Kind, Need, Rollout, Sampler, Steps, UserError
 
 __all__ = ["TransformersPolicy", "transformers"]
 
@@ -301,7 +303,7 @@ class TransformersPolicy:
                 with torch.no_grad(), self.using(name):
                     rollout.private["refs"][name] = self._whole(rollout, rows_at_once)
 
-    def steps(self, rollout: Rollout, rows: Tensor, columns: Tensor | None = None, needs: frozenset[str] = frozenset()) -> Steps:
+    def steps(self, rollout: Rollout, rows: Tensor, columns: Tensor | None = None, needs: frozenset[Need] = frozenset()) -> Steps:
         """The table of some rows, and of some tokens (all, by default), with gradient.
 
         ``needs`` of ``refs``, ``kls`` and ``reverse_kls`` (of the references given to ``remember``; the last two over the whole
@@ -311,53 +313,53 @@ class TransformersPolicy:
         columns = torch.arange(rollout.mask.shape[1]) if columns is None else columns
         at, mask = (rows[:, None], columns[None, :]), torch.zeros_like(rollout.mask[rows])
         mask[:, columns] = rollout.mask[rows][:, columns]
-        asked = {need.partition(":")[0] for need in needs}
-        refs = rollout.private["refs"]
-        compared = {f"{word}:{name}" for word in ("kls", "reverse_kls") if word in asked for name in refs}
-        words = frozenset(compared | (asked & {"entropy", "collision", *HEADS} - {"degree"}))
-        found = self._scored(rollout, rows, mask, words=words, references=sorted(refs) if compared or asked & MASKS else ())
-        if "degree" in asked:
-            found["degree"] = degrees(self.scorer, self._sequences(rollout, rows), rollout.mask[rows], refs["ref"][rows])
-        named = lambda word: {name: found[f"{word}:{name}"][:, columns] for name in refs} if word in asked else {}  # noqa: E731
-        contrasts = {name: self._contrast(rollout, rows, columns, mask, name) for name in _named("contrast", needs)}
+        wanted, refs = kinds(needs), rollout.private["refs"]
+        compared = {Need(kind, name) for kind in ("kls", "reverse_kls") if kind in wanted for name in refs}
+        terms = {Need(kind) for kind in wanted & {"entropy", "collision", *HEADS}}
+        numbers = frozenset(compared | terms - {DEGREE})
+        table = self._scored(rollout, rows, mask, numbers=numbers, references=sorted(refs) if compared or wanted & MASKS else ())
+        if DEGREE in terms:
+            table[DEGREE] = degrees(self.scorer, self._sequences(rollout, rows), rollout.mask[rows], refs["ref"][rows])
+        of_references = lambda kind: {need.name: table[need][:, columns] for need in sorted(compared) if need.kind == kind}  # noqa: E731
+        contrasts = {name: self._contrast(rollout, rows, columns, mask, name) for name in named("contrast", needs)}
         return Steps(
-            log_probs=found["log_probs"][:, columns],
+            log_probs=table[LOG_PROBS][:, columns],
             mask=rollout.mask[at],
             old=None if bool(rollout.log_probs[rollout.mask].isnan().any()) else rollout.log_probs[at],
-            refs={name: table[at] for name, table in refs.items()} if "refs" in asked else {},
-            kls=named("kls"),
-            reverse_kls=named("reverse_kls"),
-            facts={name: table[:, columns].double() for name, table in self._read(rollout, rows, asked).items()},
-            terms={word: found[word][:, columns] for word in sorted(asked & {"entropy", "collision", *HEADS})},
+            refs={name: table[at] for name, table in refs.items()} if "refs" in wanted else {},
+            kls=of_references("kls"),
+            reverse_kls=of_references("reverse_kls"),
+            facts={name: table[:, columns].double() for name, table in self._read(rollout, rows, wanted).items()},
+            terms={need.kind: table[need][:, columns] for need in sorted(terms)},
             contrasts=contrasts,
             kind=KIND,
         )
 
-    def _read(self, rollout: Rollout, rows: Tensor, asked: set[str]) -> dict[str, Tensor]:
+    def _read(self, rollout: Rollout, rows: Tensor, wanted: set[str]) -> dict[str, Tensor]:
         """Facts ``[R, T]`` about what the tokens of some rows say."""
         private, found = rollout.private, dict[str, Tensor]()
         tokens, lengths = private["tokens"][rows], private["lengths"][rows]
-        if asked & {"changed", "phrase"}:
+        if wanted & {"changed", "phrase"}:
             key = ("phrase", tuple(rows.tolist()))
             if key not in private["facts"]:
                 private["facts"][key] = reading.compared(rows, rollout.group[rows], tokens, lengths, self.chat.text)
             found = {"phrase": private["facts"][key], "changed": (private["facts"][key] > 0).long()}
-        if "segment" in asked:
+        if "segment" in wanted:
             found["segment"] = reading.segmented(self.segments, tokens, lengths, rollout.mask[rows], self.chat.text)
-        return {name: table for name, table in found.items() if name in asked}
+        return {name: table for name, table in found.items() if name in wanted}
 
     def _whole(self, rollout: Rollout, rows_at_once: int) -> Tensor:
         """Log-probabilities ``[B, T]`` of all rows under the parameters that are in place, without gradient."""
         parts = torch.arange(len(rollout.prompts)).split(rows_at_once)
         with torch.no_grad():
-            return torch.cat([self._scored(rollout, rows, rollout.mask[rows])["log_probs"] for rows in parts])
+            return torch.cat([self._scored(rollout, rows, rollout.mask[rows])[LOG_PROBS] for rows in parts])
 
     def _scored(
-        self, rollout: Rollout, rows: Tensor, cells: Tensor, *, words: frozenset[str] = frozenset(), references: Sequence[str] = (),
+        self, rollout: Rollout, rows: Tensor, cells: Tensor, *, numbers: frozenset[Need] = frozenset(), references: Sequence[str] = (),
         behind: Others | None = None,
-    ) -> dict[str, Tensor]:  # fmt: skip
+    ) -> dict[Need, Tensor]:  # fmt: skip
         """Tables of some rows, ``[R, T]``; behind other prompts, where they are given."""
-        return self.scorer(self._sequences(rollout, rows, behind), cells, words=words, references=references, using=self.using)
+        return self.scorer(self._sequences(rollout, rows, behind), cells, numbers=numbers, references=references, using=self.using)
 
     @staticmethod
     def _sequences(rollout: Rollout, rows: Tensor, behind: Others | None = None) -> Sequences:
@@ -377,9 +379,5 @@ class TransformersPolicy:
         refs = {}
         for reference in rollout.private["refs"]:
             with torch.no_grad(), self.using(reference):
-                refs[reference] = self._scored(rollout, rows, cells, behind=behind)["log_probs"][:, columns]
-        return Steps(log_probs=found["log_probs"][:, columns], mask=rollout.mask[rows][:, columns], refs=refs, kind=KIND)
-
-
-def _named(word: str, needs: frozenset[str]) -> list[str]:
-    return sorted(need.partition(":")[2] for need in needs if need.startswith(f"{word}:"))
+                refs[reference] = self._scored(rollout, rows, cells, behind=behind)[LOG_PROBS][:, columns]
+        return Steps(log_probs=found[LOG_PROBS][:, columns], mask=rollout.mask[rows][:, columns], refs=refs, kind=KIND)

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from mmalign.needs import REWARDS
 from mmalign.training import dense
 from mmalign.training.dense import Parts
 from mmalign.types import Feedback, Rollout, UserError
@@ -61,7 +62,7 @@ def feedback(
     combine: ``(parts {name: [B]}, group [B], prompts, learn=True) -> [B]`` in place of the sum; its state takes the rollout in.
 
     missing: ``stop`` refuses NaN with UserError; ``drop`` leaves it, and the row without a signal. A row's reward is NaN if
-    any part with a weight other than 0 is. Scores of parts of an output count by their sum, and stand in ``tables["rewards"]``, times
+    any part with a weight other than 0 is. Scores of parts of an output count by their sum, and stand in ``tables[REWARDS]``, times
     their weight, at the steps that wrote those parts. oracle: asked ``(outputs, prompts, group)`` for win probabilities ``[B, B]``.
     """
     parts, parted = _asked(rewards, rollout.outputs, rollout.prompts)
@@ -80,7 +81,7 @@ def feedback(
         together = lambda outputs, prompts: combine(parts, rollout.group, prompts, learn=True)  # noqa: E731
         total = _checked("combine", _answer("combine", "of rewards", together, rollout.outputs, rollout.prompts), len(rollout.prompts))
     compared = None if oracle is None else _compared(oracle, rollout)
-    tables = {"rewards": dense.table(parted, weights, rollout)} if parted else {}
+    tables = {REWARDS: dense.table(parted, weights, rollout)} if parted else {}
     return Feedback(total, rollout.group, parts=parts, lengths=rollout.mask.sum(1), wins=compared, tables=tables, drawn=rollout.drawn)
 
 

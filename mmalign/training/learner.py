@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from mmalign.needs import MASK, OLD, REWARDS, refs
 from mmalign.runs import checkpoint
 from mmalign.training import allocator, references
 from mmalign.training.optimizer import flatten_optimizer, restore_optimizer
 from mmalign.training.units import Cells, live_columns, micro_sizes, needed
-from mmalign.types import Method, Policy, Rollout, joined
+from mmalign.types import Method, Need, Policy, Rollout, joined
 
 
 class Learner:
@@ -87,19 +88,21 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         return {**_pooled(found), "loss": float(total), "grad_norm": float(norm), "skipped": float(not finite)}
 
-    def tables(self, rollout: Rollout, *, micro_rows: int) -> dict[str, Tensor]:
+    def tables(self, rollout: Rollout, *, micro_rows: int) -> dict[Need, Tensor]:
         """What the method reads of a rollout's steps before it makes its signal, ``[B, T]`` each, without gradient."""
         if not self.method.reads:
             return {}
-        own = {"mask": rollout.mask, "old": rollout.log_probs}
-        needs = frozenset(self.method.reads - own.keys() - {"rewards"})
+        own = {MASK: rollout.mask, OLD: rollout.log_probs}
+        needs = frozenset(self.method.reads - own.keys() - {REWARDS})
         rows = torch.arange(len(rollout.prompts))
         self.policy.remember(rollout, self.references, micro_rows)
         with torch.no_grad():
             columns = torch.arange(rollout.mask.shape[1])
             steps = joined([self.policy.steps(rollout, part, columns, needs=needs) for part in rows.split(micro_rows)]) if needs else None
-        found = {**steps.terms, **steps.facts, **{f"refs:{name}": table for name, table in steps.refs.items()}} if steps else {}
-        return {name: table.detach() for name, table in {**own, **found}.items() if name in self.method.reads}
+        if steps is not None:
+            own |= {Need(name): table for name, table in {**steps.terms, **steps.facts}.items()}
+            own |= {refs(name): table for name, table in steps.refs.items()}
+        return {need: table.detach() for need, table in own.items() if need in self.method.reads}
 
     def _surveyed(self, rollout: Rollout, signal: Tensor, rows: Tensor, micro_rows: int) -> Tensor:
         """The signal ``[B, ...]`` with what the method's survey of these rows has put in; as it is for a method without one."""

@@ -11,16 +11,15 @@ import torch
 from torch import Tensor
 
 from mmalign.runs import checkpoint
-from mmalign.types import Method, Move, Policy, UserError
+from mmalign.types import Method, Move, Need, Policy, UserError
 
 REFERRING = ("refs", "kls", "reverse_kls")  # needs that name a reference
 OWN = ("current", "trained", "ema", "best", "optimizer")  # sets that are no references
 
 
-def references(method: Method, needs: frozenset[str]) -> list[str]:
+def references(method: Method, needs: frozenset[Need]) -> list[str]:
     """The names of the references that a method's steps and tables hold."""
-    named = (need.partition(":") for need in needs | method.reads)
-    return sorted({name or "ref" for word, _, name in named if word in REFERRING})
+    return sorted({need.name or "ref" for need in needs | method.reads if need.kind in REFERRING})
 
 
 def load(policy: Policy, stored: Mapping[str, str | Path], *, runs: str | Path) -> None:

@@ -7,16 +7,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mmalign.types import Feedback, Method, Policy, Rollout, Unit, UserError
+from mmalign.needs import OLD, lacking
+from mmalign.types import Feedback, Method, Need, Policy, Rollout, Unit, UserError
 
 Cells = Sequence[tuple[Rollout, Tensor, Tensor]]
 """(rollout, signal of all its rows, the rows of this update)"""
 
 
-def needed(policy: Policy, method: Method) -> frozenset[str]:
+def needed(policy: Policy, method: Method) -> frozenset[Need]:
     """What a method's steps must hold: what it asks for, ``old``, and the exact KL for the log where it costs nothing."""
-    free = frozenset({"old", "kls"} if policy.kind == "transition" else {"old"})  # of tokens, it sums over the vocabulary
-    return method.needs | (free & policy.gives)
+    free = {OLD, Need("kls")} if policy.kind == "transition" else {OLD}  # of tokens, it sums over the vocabulary
+    return method.needs | {need for need in free if need.kind in policy.gives}
 
 
 def in_units(method: Method, said: Feedback, inside: Tensor) -> Tensor:
@@ -63,9 +64,7 @@ def refuse_micro_steps(method: Method, micro_steps: int | None) -> None:
 
 def refuse_mismatch(policy: Policy, method: Method, *, units: Sequence[str] = ("cell", "row", "pair", "group", "batch")) -> None:
     """UserError where the method needs what the policy cannot give, or more in one micro-batch than the recipe's ``units``."""
-    own = {"mask", "old", "rewards"}
-    lacks = sorted(need for need in method.needs | method.survey_needs | (method.reads - own) if need.split(":")[0] not in policy.gives)
-    if lacks:
+    if lacks := lacking(method, policy.gives):
         raise UserError(f"method: needs {', '.join(lacks)}; this policy gives {', '.join(sorted(policy.gives))}")
     if method.samplers and "samplers" not in policy.gives:
         names = ", ".join(sampler.name for sampler in method.samplers)

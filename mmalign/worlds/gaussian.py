@@ -15,11 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmalign.needs import OLD, named
 from mmalign.policies.parameters import ParameterSets
 from mmalign.samplers import kernels
 from mmalign.samplers.seats import drawn, seats
 from mmalign.samplers.windows import Window, all_but_last
-from mmalign.types import Kernel, Kind, Level, Prediction, Rollout, Sampler, Steps, UserError
+from mmalign.types import Kernel, Kind, Level, Need, Prediction, Rollout, Sampler, Steps, UserError
 
 __all__ = ["GaussianPolicy", "Mixture", "QuadraticReward", "flow_levels", "one_gaussian", "path_optimum", "tilt", "ve_levels", "vp_levels"]
 
@@ -243,7 +244,7 @@ class GaussianPolicy:
                 states = rollout.private["states"]
                 rollout.private["refs"][name] = self.transition(states[:, :-1], torch.arange(self.num_steps), rollout.private["stochastic"])
 
-    def steps(self, rollout: Rollout, rows: Tensor, columns: Tensor | None = None, needs: frozenset[str] = frozenset()) -> Steps:
+    def steps(self, rollout: Rollout, rows: Tensor, columns: Tensor | None = None, needs: frozenset[Need] = frozenset()) -> Steps:
         columns = torch.arange(self.num_steps) if columns is None else columns
         cells = (rows[:, None], columns)
         states, time = rollout.private["states"], kernels.flow_time(self.levels)
@@ -254,10 +255,10 @@ class GaussianPolicy:
         return Steps(
             log_probs=_cells(kernels.log_prob, x_next, mean, std),
             mask=rollout.mask[cells],
-            old=rollout.log_probs[cells] if "old" in needs else None,
+            old=rollout.log_probs[cells] if OLD in needs else None,
             refs={name: _cells(kernels.log_prob, x_next, *refs[name]) for name in _asked("refs", needs, refs)},
             kls={name: _cells(kernels.kl, mean, std, *refs[name]) for name in _asked("kls", needs, refs)},
-            facts={name: value for name, value in facts.items() if name in needs},
+            facts={name: value for name, value in facts.items() if Need(name) in needs},
             event_size=self.size,
             kind=self.kind,
         )
@@ -333,9 +334,9 @@ def _cells(function: Any, *tables: Tensor) -> Tensor:
     return function(*(table.flatten(0, 1) for table in tables)).unflatten(0, tables[0].shape[:2])
 
 
-def _asked(kind: str, needs: frozenset[str], known: dict[str, Any]) -> list[str]:
+def _asked(kind: str, needs: frozenset[Need], known: dict[str, Any]) -> list[str]:
     """The references that ``needs`` asks for: all that are remembered for ``refs``, one for ``refs:NAME``."""
-    names = {need.partition(":")[2] for need in needs if need.startswith(kind + ":")} | (set(known) or {"ref"} if kind in needs else set())
+    names = {*named(kind, needs), *((known or ["ref"]) if Need(kind) in needs else ())}
     for name in names - set(known):
         raise UserError(f"{kind}: got {name!r}, which was not remembered; known: {', '.join(known) or 'none'}")
     return sorted(names)

@@ -7,6 +7,7 @@ import torch
 
 from mmalign.methods.policy_gradient.flow_grpo import flow_grpo
 from mmalign.methods.policy_gradient.grpo import grpo
+from mmalign.needs import DT, OLD, STD, kls
 from mmalign.objectives import ratios, weights
 from mmalign.objectives.sentences.compose import policy_gradient
 from mmalign.objectives.surrogates import Surrogate
@@ -50,8 +51,8 @@ def test_a_part_that_forgets_the_mask_does_not_reach_the_loss() -> None:
 
 
 def test_needs_and_unit_come_from_the_parts() -> None:
-    assert flow_grpo().needs == {"old"} and flow_grpo().unit == "cell"
-    assert flow_grpo(beta=0.1, kl="flow_grpo", ratio="cps").needs == {"old", "std", "dt", "kls:ref"}
+    assert flow_grpo().needs == {OLD} and flow_grpo().unit == "cell"
+    assert flow_grpo(beta=0.1, kl="flow_grpo", ratio="cps").needs == {OLD, STD, DT, kls("ref")}
     assert grpo(ratio="per_sequence").unit == "row"
 
 

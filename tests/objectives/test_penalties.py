@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from mmalign.needs import DT, STD, kls, refs
 from mmalign.objectives import penalties
 from mmalign.types import Steps, UserError
 from tests.oracles.tables import SIZE, table
@@ -22,7 +23,7 @@ def pair(difference: float) -> Steps:
 )
 def test_estimators_by_hand(name: str, value: float, gradient: float) -> None:
     steps, part = pair(-0.5), penalties.named(name, beta=2.0)
-    assert part is not None and part.needs == {"refs:ref"}
+    assert part is not None and part.needs == {refs("ref")}
     part.of(steps).sum().backward()
     torch.testing.assert_close(part.of(steps).detach(), torch.tensor([[2 * value, 0.0]], dtype=torch.float64))
     torch.testing.assert_close(steps.log_probs.grad, torch.tensor([[2 * gradient, 0.0]], dtype=torch.float64))
@@ -59,10 +60,10 @@ def test_dialects_of_the_gaussian_kl() -> None:
     steps, live = at.steps(), at.mask
     square = (at.mean - at.mean_ref) ** 2  # type: ignore[operator]
     for name, wanted, needs in (
-        ("paper", square.sum(-1) / (2 * at.std**2), {"kls:ref"}),
-        ("per_scalar", square.mean(-1) / (2 * at.std**2), {"kls:ref"}),
-        ("flow_grpo", square.mean(-1) / (2 * at.std**2) * at.dt.abs(), {"kls:ref", "dt"}),
-        ("mean_distance", square.mean(-1), {"kls:ref", "std"}),
+        ("paper", square.sum(-1) / (2 * at.std**2), {kls("ref")}),
+        ("per_scalar", square.mean(-1) / (2 * at.std**2), {kls("ref")}),
+        ("flow_grpo", square.mean(-1) / (2 * at.std**2) * at.dt.abs(), {kls("ref"), DT}),
+        ("mean_distance", square.mean(-1), {kls("ref"), STD}),
     ):
         part = penalties.named(name, beta=1.0)
         assert part is not None and part.needs == needs and SIZE > 1
@@ -72,7 +73,7 @@ def test_dialects_of_the_gaussian_kl() -> None:
 def test_names_and_errors() -> None:
     assert penalties.named("paper", beta=0.0) is None
     opponent = penalties.named("k2", beta=1.0, name="previous")
-    assert opponent is not None and opponent.needs == {"refs:previous"}
+    assert opponent is not None and opponent.needs == {refs("previous")}
     with pytest.raises(UserError, match=r"got 'backward', takes one of paper"):
         penalties.named("backward", beta=0.0)
     with pytest.raises(UserError, match="beta: got -1"):

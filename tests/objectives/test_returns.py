@@ -3,7 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from mmalign import needs
 from mmalign.objectives.feedback import returns
+from mmalign.objectives.parts import read
 from mmalign.types import Feedback, UserError
 
 MASK = torch.tensor([[True, True, False, True], [True, False, False, False], [False] * 4])
@@ -45,8 +47,8 @@ def test_macro_actions_count_live_steps() -> None:
 
 
 def test_a_table_that_was_not_given_is_named() -> None:
-    with pytest.raises(UserError, match="value"):
-        returns.read(Feedback(torch.zeros(1).double(), torch.zeros(1, dtype=torch.int64)), "value")
+    with pytest.raises(UserError, match="reads value"):
+        read(Feedback(torch.zeros(1).double(), torch.zeros(1, dtype=torch.int64)), needs.VALUE)
 
 
 def test_the_optimal_baseline_makes_the_gradient_s_variance_least() -> None:
@@ -65,9 +67,9 @@ def test_the_optimal_baseline_makes_the_gradient_s_variance_least() -> None:
     exact = float((p * (scores**2).sum(1) * rewards).sum() / (p * (scores**2).sum(1)).sum())
     assert variance(exact) < min(variance(exact - 0.1), variance(exact + 0.1))
     tables = {
-        "mask": torch.ones(len(words), 1, dtype=torch.bool),
-        "old": p.log()[words][:, None],
-        "collision": (p**2).sum().log().expand(len(words), 1),
+        needs.MASK: torch.ones(len(words), 1, dtype=torch.bool),
+        needs.OLD: p.log()[words][:, None],
+        needs.COLLISION: (p**2).sum().log().expand(len(words), 1),
     }
     said = Feedback(rewards[words], torch.zeros(len(words), dtype=torch.int64), tables=tables)
     frequency = count / count.sum()

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from mmalign.needs import CHANGED, refs
 from mmalign.objectives import scores
 from mmalign.objectives.parts import Part
 from mmalign.types import Steps, UserError
@@ -33,10 +34,10 @@ def test_draws_of_a_bound_stay_apart():
 
 
 def test_shares():
-    share = Part(lambda steps: torch.tensor([[3.0, 1.0, 0.0]] * 3 + [[0.0] * 3]).double(), frozenset({"changed"}))
+    share = Part(lambda steps: torch.tensor([[3.0, 1.0, 0.0]] * 3 + [[0.0] * 3]).double(), frozenset({CHANGED}))
     assert scores.ratio(share=share).of(steps()).squeeze(1).tolist() == [3.0, -0.5, 2.0, 0.0]
     assert scores.policy("per_step", share=share).of(steps()).squeeze(1).tolist() == [1.25, 0.375, 1.0, 0.0]
-    assert scores.ratio(share=share).needs == {"refs:ref", "changed"}
+    assert scores.ratio(share=share).needs == {refs("ref"), CHANGED}
 
 
 def test_an_error_is_twice_the_bound():

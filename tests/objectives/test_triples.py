@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from mmalign.methods import triple_po
+from mmalign.needs import MASK
 from mmalign.objectives.sentences import triples
 from mmalign.types import Feedback, UserError
 
@@ -15,7 +16,7 @@ def said(rewards, group=None, empty=()):
     mask = torch.ones(rows, 2, dtype=torch.bool)
     mask[list(empty)] = False
     group = torch.zeros(rows, dtype=torch.int64) if group is None else torch.tensor(group)
-    return Feedback(torch.tensor(rewards, dtype=torch.float64), group, tables={"mask": mask})
+    return Feedback(torch.tensor(rewards, dtype=torch.float64), group, tables={MASK: mask})
 
 
 @pytest.mark.parametrize(
@@ -42,7 +43,7 @@ def test_groups_are_apart_and_rows_without_steps_have_no_role():
 
 
 def test_mistakes():
-    with pytest.raises(UserError, match="takes mask"):
+    with pytest.raises(UserError, match="reads mask"):
         triples.roles(Feedback(torch.zeros(2).double(), torch.zeros(2, dtype=torch.int64)))
     with pytest.raises(UserError, match="likelihood: got -1"):
         triple_po(likelihood=-1.0)

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mmalign.types import Feedback, Kind, Steps
+from mmalign.needs import CHANGED, COLLISION, DT, MASK, NOISE, OLD, PHRASE, REWARDS, SEGMENT, STD, VALUE, contrast, kls, refs, reverse_kls
+from mmalign.types import Feedback, Kind, Need, Steps
 
 GROUP = [7, 2, 7, 5, 2, 9, 7, 5, 2, 7, 4, 4]
 ROWS, COLUMNS, SIZE = len(GROUP), 5, 6
@@ -23,11 +24,11 @@ PAIRS = [[0, 1], [3, 2], [4, 5], [7, 6], [9, 8], [10, 11]]
 STRENGTH = [1.0, 0.8, 0.3, 1.0, math.nan, 0.5]
 
 
-EVERYTHING = frozenset({"old", "refs:ref", "refs:previous", "kls:ref", "reverse_kls:ref", "std", "dt", "noise", "changed", "phrase"})
+EVERYTHING = frozenset({OLD, refs("ref"), refs("previous"), kls("ref"), reverse_kls("ref"), STD, DT, NOISE, CHANGED, PHRASE})
 CONTRASTS = ("ablated", "good", "bad", "mismatched", "blended")
 TERMS = ("entropy", "collision", "value", "reward_mask", "kl_mask", "degree")
-EVERYTHING |= {"segment", *TERMS, *(f"contrast:{name}" for name in CONTRASTS)}
-READABLE = frozenset({"mask", "old", "refs:ref", "refs:previous", "value", "segment", "rewards", "collision"})
+EVERYTHING |= {SEGMENT, *map(Need, TERMS), *map(contrast, CONTRASTS)}
+READABLE = frozenset({MASK, OLD, refs("ref"), refs("previous"), VALUE, SEGMENT, REWARDS, COLLISION})
 PARTS = ("first", "second", "hardness")
 DRAWN = {"ref": [1, 2, 5, 6, 8, 10], "mixture": [2, 4, 7, 9, 11], "half": [1, 6, 7, 8], "greedy": [4, 6, 11]}
 """Rows that a sampler drew: of the empty row, of pairs torn apart and of whole ones."""
@@ -77,38 +78,38 @@ class Table:
     mean_ref: Tensor | None = None
     target: Tensor | None = None
 
-    def steps(self, needs: frozenset[str] = EVERYTHING) -> Steps:
+    def steps(self, needs: frozenset[Need] = EVERYTHING) -> Steps:
         """The Steps of the table, holding what is needed and nothing else. ``others``: name -> (log_probs, ref) of a contrast."""
-        refs = {"ref": self.ref, "previous": self.previous}
-        facts = {name: getattr(self, name) for name in ("std", "dt", "noise", "changed", "phrase", "segment") if name in needs}
-        terms = {name: getattr(self, name) for name in TERMS if name in needs}
+        references = {"ref": self.ref, "previous": self.previous}
+        facts = {name: getattr(self, name) for name in ("std", "dt", "noise", "changed", "phrase", "segment") if Need(name) in needs}
+        terms = {name: getattr(self, name) for name in TERMS if Need(name) in needs}
         contrasts = {
             name: Steps(log_probs, self.mask, refs={"ref": ref}, event_size=self.event_size, kind=self.kind)
             for name, (log_probs, ref) in self.others.items()
-            if f"contrast:{name}" in needs
+            if contrast(name) in needs
         }
         return Steps(
             self.log_probs,
             self.mask,
-            self.old if "old" in needs else None,
-            {name: table for name, table in refs.items() if f"refs:{name}" in needs},
-            {"ref": self.kl} if "kls:ref" in needs else {},
+            self.old if OLD in needs else None,
+            {name: table for name, table in references.items() if refs(name) in needs},
+            {"ref": self.kl} if kls("ref") in needs else {},
             facts,
             self.event_size,
             self.kind,
-            {"ref": self.reverse_kl} if "reverse_kls:ref" in needs else {},
+            {"ref": self.reverse_kl} if reverse_kls("ref") in needs else {},
             terms,
             contrasts,
         )
 
-    def feedback(self, reads: frozenset[str] = READABLE) -> Feedback:
+    def feedback(self, reads: frozenset[Need] = READABLE) -> Feedback:
         tables = {
-            "mask": self.mask, "old": self.old, "refs:ref": self.ref, "refs:previous": self.previous, "value": self.judged,
-            "segment": self.segment, "rewards": self.dense, "collision": self.collision.detach(),
+            MASK: self.mask, OLD: self.old, refs("ref"): self.ref, refs("previous"): self.previous, VALUE: self.judged,
+            SEGMENT: self.segment, REWARDS: self.dense, COLLISION: self.collision.detach(),
         }  # fmt: skip
         return Feedback(
             self.rewards, self.group, parts=self.parts, labels=self.labels, pairs=self.pairs, strength=self.strength,
-            lengths=self.lengths, wins=self.wins, tables={name: table for name, table in tables.items() if name in reads},
+            lengths=self.lengths, wins=self.wins, tables={need: table for need, table in tables.items() if need in reads},
             drawn={name: torch.isin(torch.arange(ROWS), torch.tensor(rows)) for name, rows in DRAWN.items()},
         )  # fmt: skip
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import mmalign as mm
+from mmalign.needs import MASK, refs
 from mmalign.types import Feedback, Steps
 from tests.helpers.trl_models import kept_quiet, tokenizer_and_models
 
@@ -122,9 +123,9 @@ def ours(method):
     """Our loss and flat gradient on the same batch."""
     made, batch = trainer()
     mask = batch["completion_mask"].bool()
-    refs = {"ref": batch["ref_per_token_logps"]} if "refs:ref" in method.needs else {}
-    steps = Steps(scored(made.model, batch), mask, batch["old_per_token_logps"], refs)
-    signal = method.signal(Feedback(REWARDS, GROUP, tables={"mask": mask}))
+    reference = {"ref": batch["ref_per_token_logps"]} if refs("ref") in method.needs else {}
+    steps = Steps(scored(made.model, batch), mask, batch["old_per_token_logps"], reference)
+    signal = method.signal(Feedback(REWARDS, GROUP, tables={MASK: mask}))
     made.model.zero_grad()
     loss = (method.weigh(mask) * method.loss(steps, signal).values).sum()
     loss.backward()

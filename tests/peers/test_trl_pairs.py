@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import mmalign as mm
+from mmalign.needs import MASK
 from mmalign.types import Feedback, Steps
 from tests.helpers.trl_models import kept_quiet, tokenizer_and_models
 
@@ -96,7 +97,7 @@ def ours(method):
     count = len(log_probs)
     pairs = torch.arange(count).view(-1, 2)
     rewards = torch.full((count,), torch.nan, dtype=torch.float64)
-    signal = method.signal(Feedback(rewards, torch.arange(count) // 2, pairs=pairs, tables={"mask": mask}))
+    signal = method.signal(Feedback(rewards, torch.arange(count) // 2, pairs=pairs, tables={MASK: mask}))
     if method.survey is not None:
         with torch.no_grad():
             signal = method.survey(steps.each(torch.Tensor.detach), signal)
@@ -172,7 +173,7 @@ def table():
     leaf = (-3 * torch.rand(4, 2, generator=generator, dtype=torch.float64)).requires_grad_()
     steps = Steps(leaf, torch.ones(4, 2, dtype=torch.bool))
     pairs, rewards = torch.tensor([[0, 1], [2, 3]]), torch.full((4,), torch.nan, dtype=torch.float64)
-    return steps, Feedback(rewards, torch.tensor([0, 0, 1, 1]), pairs=pairs, tables={"mask": steps.mask})
+    return steps, Feedback(rewards, torch.tensor([0, 0, 1, 1]), pairs=pairs, tables={MASK: steps.mask})
 
 
 def total(method, steps, said):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import mmalign as mm
+from mmalign import needs
 from mmalign.types import Feedback, Steps
 
 GROUP = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1])
@@ -134,7 +135,7 @@ def test_value_and_gradient(name, formula):
     now, old, ref = numbers()
     method = mm.like("verl", getattr(mm.methods, name))
     steps = Steps(now, MASK, old, {"ref": ref})
-    signal = method.signal(Feedback(REWARDS, GROUP, tables={"mask": MASK, "old": old, "refs:ref": ref}))
+    signal = method.signal(Feedback(REWARDS, GROUP, tables={needs.MASK: MASK, needs.OLD: old, needs.refs("ref"): ref}))
     if method.survey is not None:
         signal = method.survey(steps.each(Tensor.detach), signal)
     loss = (method.weigh(MASK) * method.loss(steps, signal).values).sum()

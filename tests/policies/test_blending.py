@@ -6,10 +6,11 @@ import pytest
 import torch
 
 import mmalign as mm
+from mmalign.needs import contrast
 from mmalign.types import UserError
 from tests.helpers.tiny_text import model, tokenizer
 
-NEEDS = frozenset({"contrast:blended"})
+NEEDS = frozenset({contrast("blended")})
 
 
 def made(name="llama", **more):

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from mmalign.needs import CHANGED, OLD, PHRASE, SEGMENT, contrast
 from mmalign.policies.language.chat import Chat
 from mmalign.policies.transformers import transformers
-from mmalign.types import UserError
+from mmalign.types import Need, UserError
 from tests.helpers import tiny_text
 
 ASK = [{"role": "user", "content": "hi"}]
@@ -106,7 +107,7 @@ def encoded(policy, prompts, outputs):
 def test_masked_turns_are_seen_and_not_scored():
     policy = policy_of()
     rollout = encoded(policy, [ASK, ASK], [TOOLS, [*TOOLS[:1], {"role": "tool", "content": "43"}, TOOLS[2]]])
-    steps = policy.steps(rollout, torch.arange(2), needs=frozenset({"old", "segment"}))
+    steps = policy.steps(rollout, torch.arange(2), needs=frozenset({OLD, SEGMENT}))
     assert steps.old is None and bool(rollout.log_probs.isnan().all())
     assert not bool(steps.log_probs[~steps.mask].any())
     first, last = steps.mask[0].nonzero().flatten()[[0, -1]].tolist()
@@ -140,19 +141,19 @@ def test_contrasts_score_the_same_completions_behind_other_prompts():
     policy = policy_of(contrasts={"good": "be kind"})
     rollout = encoded(policy, ["hi", "yo"], ["yes", "no"])
     policy.remember(rollout, ["ref"], 2)
-    steps = policy.steps(rollout, torch.arange(2), needs=frozenset({"refs", "contrast:good", "contrast:mismatched"}))
+    steps = policy.steps(rollout, torch.arange(2), needs=frozenset({Need("refs"), contrast("good"), contrast("mismatched")}))
     by_hand = encoded(policy_of(system="be kind"), ["hi", "yo"], ["yes", "no"])
     assert torch.allclose(steps.contrasts["good"].log_probs, policy.steps(by_hand, torch.arange(2)).log_probs, atol=1e-5)
     swapped = encoded(policy, ["yo", "hi"], ["yes", "no"])
     assert torch.allclose(steps.contrasts["mismatched"].log_probs, policy.steps(swapped, torch.arange(2)).log_probs, atol=1e-5)
     assert torch.allclose(steps.contrasts["good"].refs["ref"], steps.contrasts["good"].log_probs, atol=1e-5)
     with pytest.raises(UserError, match="needs 'bad'"):
-        policy.steps(rollout, torch.arange(2), needs=frozenset({"contrast:bad"}))
+        policy.steps(rollout, torch.arange(2), needs=frozenset({contrast("bad")}))
 
 
 def test_pairs_know_where_they_differ():
     policy = policy_of()
     rollout = policy.encode(["hi", "hi"], ["a red cat", "a dog"], torch.zeros(2, dtype=torch.int64), torch.Generator())
-    facts = policy.steps(rollout, torch.arange(2), needs=frozenset({"changed", "phrase"})).facts
+    facts = policy.steps(rollout, torch.arange(2), needs=frozenset({CHANGED, PHRASE})).facts
     assert facts["changed"].tolist() == [[0, 0, 1, 1, 1, 0, 1, 1, 1, 0], [0, 0, 1, 1, 1, 0, 0, 0, 0, 0]]
     assert torch.equal(facts["changed"], facts["phrase"])

@@ -8,11 +8,12 @@ import diffusers as diffusers_package
 import pytest
 import torch
 
+from mmalign.needs import DT, OLD, STD
 from mmalign.policies.diffusers import diffusers
 from mmalign.policies.twins import pipelines
 from mmalign.samplers import kernels
 from mmalign.samplers.windows import everything, random_window
-from mmalign.types import Level, UserError
+from mmalign.types import Level, Need, UserError
 
 # name -> (pipeline class or digits network, scheduler, further arguments of the policy)
 PIPELINES = {
@@ -33,7 +34,7 @@ KERNELS = {
     "cps": kernels.cps(noise_level=0.8),
     "ddim": kernels.ddim(eta=1.0),
 }
-ALL = frozenset({"old", "refs", "kls", "std", "dt"})
+ALL = frozenset({OLD, Need("refs"), Need("kls"), STD, DT})
 
 
 def shaken(pipe):

@@ -11,14 +11,15 @@ import yaml
 from torch import nn
 from torch.nn import functional as F
 
+from mmalign.needs import OLD
 from mmalign.policies.diffusers import DiffusersPolicy, diffusers
 from mmalign.policies.exports.pipelines import export
 from mmalign.policies.pipelines import memory
 from mmalign.policies.twins import pipelines
-from mmalign.types import UserError
+from mmalign.types import Need, UserError
 
 LORA = {"rank": 2}
-NEEDS = frozenset({"old", "kls"})
+NEEDS = frozenset({OLD, Need("kls")})
 
 
 def make(kind: str = "StableDiffusion3Pipeline", **more: Any) -> DiffusersPolicy:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import mmalign as mm
+from mmalign.needs import OLD
 from mmalign.policies.language.drawing import pick
 from mmalign.samplers.seats import seats
 from mmalign.types import Sampler, UserError
@@ -64,7 +65,7 @@ def test_every_row_is_drawn_by_the_one_whose_seat_it_is(lora) -> None:
 def test_what_the_current_policy_says_is_recorded_of_every_row() -> None:
     policy = moved()
     rollout = policy.sample(PROMPTS, 4, torch.Generator().manual_seed(0), samplers=(MIXTURE,))
-    steps = policy.steps(rollout, torch.arange(8), needs=frozenset({"old"}))
+    steps = policy.steps(rollout, torch.arange(8), needs=frozenset({OLD}))
     torch.testing.assert_close(steps.log_probs.detach(), rollout.log_probs)
     assert rollout.metrics["engine_difference_max"] < 1e-5  # of its own rows
 

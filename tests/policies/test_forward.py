@@ -6,9 +6,10 @@ import pytest
 import torch
 
 import mmalign as mm
+from mmalign.needs import NOISE, contrast
 from mmalign.policies.forward import latents, training_schedule
 from mmalign.policies.twins import pipelines
-from mmalign.types import UserError
+from mmalign.types import Need, UserError
 
 FAMILIES = (
     "StableDiffusionPipeline", "StableDiffusionXLPipeline", "StableDiffusion3Pipeline", "FluxPipeline", "QwenImagePipeline", "SanaPipeline",
@@ -50,7 +51,7 @@ def test_the_bound_is_half_of_the_squared_error_of_the_velocity():
     policy = digits(draws=3)
     table = rollout(policy, images(4))
     pipe, private = policy.of.pipe, table.private
-    steps = policy.steps(table, torch.arange(4), needs=frozenset({"noise"}))
+    steps = policy.steps(table, torch.arange(4), needs=frozenset({NOISE}))
     assert steps.kind == "bound" and steps.event_size == 64 and steps.log_probs.dtype == torch.float64
     for row in range(4):
         for draw in range(3):
@@ -77,7 +78,7 @@ def test_the_reference_sees_what_the_policy_sees_and_margins_begin_at_zero():
     policy = digits()
     table = rollout(policy, images(4))
     policy.remember(table, ["ref"], rows_at_once=4)
-    needs = frozenset({"refs"})
+    needs = frozenset({Need("refs")})
     before = policy.steps(table, torch.arange(4), needs=needs)
     assert torch.equal(before.log_probs.detach(), before.refs["ref"])
     with torch.no_grad():
@@ -90,7 +91,7 @@ def test_the_reference_sees_what_the_policy_sees_and_margins_begin_at_zero():
 
 def test_another_target_weighs_noise_levels_otherwise():
     table = rollout(digits(), images(4))
-    velocity = digits().steps(table, torch.arange(4), needs=frozenset({"noise"}))
+    velocity = digits().steps(table, torch.arange(4), needs=frozenset({NOISE}))
     noise = digits(target="epsilon").steps(table, torch.arange(4))
     torch.testing.assert_close(noise.log_probs, velocity.log_probs * (1 - velocity.facts["noise"]) ** 2, rtol=1e-4, atol=1e-6)
 
@@ -115,7 +116,7 @@ def test_given_outputs_through_the_pipelines_own_autoencoder(name):
     outputs = torch.rand((2, *shape, call.get("height", 32), call.get("width", 32)), generator=torch.Generator().manual_seed(1))
     table = rollout(policy, outputs, ["a cat", "a cat"])
     policy.remember(table, ["ref"], rows_at_once=2)
-    steps = policy.steps(table, torch.arange(2), needs=frozenset({"refs"}))
+    steps = policy.steps(table, torch.arange(2), needs=frozenset({Need("refs")}))
     assert torch.equal(steps.log_probs.detach(), steps.refs["ref"]) and bool((steps.log_probs < 0).all())
     steps.log_probs.sum().backward()
     assert sum(p.grad.abs().sum() for p in policy.parameters().values() if p.grad is not None) > 0
@@ -221,7 +222,7 @@ def test_a_contrast_is_the_same_rows_under_another_prompt():
     table = rollout(policy, images(4))  # prompts a 3, a 3, a 5, a 5
     swapped = replace(table, prompts=["a 5", "a 5", "a 3", "a 3"])
     rows = torch.tensor([1, 2])
-    steps = policy.steps(table, rows, torch.tensor([1]), frozenset({"contrast:mismatched"}))
+    steps = policy.steps(table, rows, torch.tensor([1]), frozenset({contrast("mismatched")}))
     other = policy.steps(swapped, rows, torch.tensor([1])).log_probs.detach()
     found = steps.contrasts["mismatched"]
     assert torch.equal(found.log_probs.detach(), other) and torch.equal(found.refs["ref"], other) and not found.refs["ref"].requires_grad
@@ -229,13 +230,13 @@ def test_a_contrast_is_the_same_rows_under_another_prompt():
     with torch.no_grad():
         for parameter in policy.parameters().values():
             parameter.add_(0.05)
-    moved = policy.steps(table, rows, torch.tensor([1]), frozenset({"contrast:mismatched"})).contrasts["mismatched"]
+    moved = policy.steps(table, rows, torch.tensor([1]), frozenset({contrast("mismatched")})).contrasts["mismatched"]
     assert torch.equal(moved.refs["ref"], other) and not torch.isclose(moved.log_probs.detach(), other).any()
 
 
 def test_contrasts_that_cannot_be_are_refused():
     policy = digits()
     with pytest.raises(UserError, match="all rows of the update have one prompt"):
-        policy.steps(rollout(policy, images(2), ["a 3", "a 3"]), torch.arange(2), needs=frozenset({"contrast:mismatched"}))
+        policy.steps(rollout(policy, images(2), ["a 3", "a 3"]), torch.arange(2), needs=frozenset({contrast("mismatched")}))
     with pytest.raises(UserError, match="contrast: got 'good', this policy takes 'mismatched' or 'ablated'"):
-        policy.steps(rollout(policy, images(2)), torch.arange(2), needs=frozenset({"contrast:good"}))
+        policy.steps(rollout(policy, images(2)), torch.arange(2), needs=frozenset({contrast("good")}))

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import mmalign as mm
+from mmalign.needs import DEGREE, KL_MASK, REWARD_MASK, REWARDS, refs, reverse_kls
 from mmalign.policies.language.heads import DEGREES, degrees
 from mmalign.policies.transformers import transformers
 from mmalign.records import Pair
@@ -42,7 +43,7 @@ def scatter(policy, size=0.3):
 
 def test_masks_start_at_one_and_are_read_off_the_reference():
     policy = make(["reward_mask", "kl_mask"])
-    rollout, needs = rollout_of(policy), frozenset({"reward_mask", "kl_mask", "refs:ref", "reverse_kls:ref"})
+    rollout, needs = rollout_of(policy), frozenset({REWARD_MASK, KL_MASK, refs("ref"), reverse_kls("ref")})
     steps = policy.steps(rollout, torch.arange(6), needs=needs)
     assert torch.equal(steps.terms["reward_mask"], rollout.mask.double()) and torch.equal(steps.terms["kl_mask"], rollout.mask.double())
     scatter(policy)
@@ -62,7 +63,7 @@ def test_a_mask_wants_a_reference():
     policy = make(["kl_mask"])
     rollout = policy.sample(["abc"], 2, torch.Generator().manual_seed(0))
     with pytest.raises(UserError, match="kl_mask: are read off the reference"):
-        policy.steps(rollout, torch.arange(2), needs=frozenset({"kl_mask"}))
+        policy.steps(rollout, torch.arange(2), needs=frozenset({KL_MASK}))
 
 
 @pytest.mark.parametrize("kind", range(DEGREES))
@@ -88,7 +89,7 @@ def test_degrees_do_not_depend_on_the_batch_and_are_not_all_one():
     policy = make(["degree"])
     rollout = rollout_of(policy)
     scatter(policy)
-    needs = frozenset({"degree", "refs:ref"})
+    needs = frozenset({DEGREE, refs("ref")})
     whole = policy.steps(rollout, torch.arange(6), needs=needs).terms["degree"]
     parts = torch.cat([policy.steps(rollout, torch.tensor([row]), needs=needs).terms["degree"] for row in range(6)])
     assert torch.allclose(whole, parts, atol=1e-5)
@@ -124,7 +125,7 @@ def test_rewards_of_words_arrive_at_the_tokens_that_end_them():
     policy = make(["value"], max_completion=30)
     rollout = policy.sample(["abc"], 8, torch.Generator().manual_seed(3))
     reward = mm.rewards.by_segment(lambda outputs, prompts: [float(len(text)) for text in outputs], unit="word")
-    table = feedback({"words": reward}, rollout).tables["rewards"]
+    table = feedback({"words": reward}, rollout).tables[REWARDS]
     assert any(" " in text for text in rollout.outputs)
     for row, text in enumerate(rollout.outputs):
         letters = [place for place, span in enumerate(rollout.spans()[row]) if span[1] > span[0]]  # a token is a letter here
@@ -147,7 +148,7 @@ def test_fine_grained_rlhf_learns_from_them(tmp_path):
         learning_rate=1e-3, runs=str(tmp_path), trackers=(),
     )  # fmt: skip
     assert run.path
-    with pytest.raises(UserError, match="this method reads 'rewards'"):
+    with pytest.raises(UserError, match="this method reads rewards"):
         mm.online(
             policy, ["ab"], {"plain": lambda outputs, prompts: [0.0] * len(outputs)}, mm.methods.fine_grained_rlhf(), steps=1,
             prompts_per_step=1, group_size=2, runs=str(tmp_path), name="plain", trackers=(),

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmalign.policies.language import logits as of_head
-from mmalign.policies.language.logits import Matrix, numbers
+from mmalign.policies.language.logits import LOG_PROBS, Matrix, numbers_of
 
 WORDS, WIDTH, AT_ONCE = 13, 5, 2
 COUNT = 19
@@ -45,7 +45,7 @@ def made(bias: bool, dtype: torch.dtype = torch.float64, words: int = WORDS) -> 
 
 
 def scored(head: Matrix, hidden: Tensor, tokens: Tensor) -> Tensor:
-    return numbers(head, hidden, tokens, temperature=0.7, at_once=AT_ONCE, never=torch.tensor([0, 2]))["log_probs"]
+    return numbers_of(head, hidden, tokens, temperature=0.7, at_once=AT_ONCE, never=torch.tensor([0, 2]))[LOG_PROBS]
 
 
 def plain(head: Matrix, hidden: Tensor, tokens: Tensor) -> Tensor:
@@ -106,7 +106,7 @@ def test_tokens_whose_probability_is_rounded_to_nothing_have_their_log_probabili
     layer = nn.Linear(1, 4, bias=False)
     layer.weight.data = torch.tensor([[0.0], [300.0], [-50.0], [75.0]])
     hidden = torch.ones((3, 1), requires_grad=True)
-    found = numbers(Matrix(layer), hidden, torch.tensor([0, 1, 2]))["log_probs"]
+    found = numbers_of(Matrix(layer), hidden, torch.tensor([0, 1, 2]))[LOG_PROBS]
     assert torch.allclose(found, torch.tensor([-300.0, 0.0, -350.0], dtype=torch.float64), atol=1e-4)
     slope = torch.autograd.grad(found.sum(), hidden)[0].flatten()
     assert torch.allclose(slope, torch.tensor([-300.0, 0.0, -350.0]), atol=1e-3)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_diffusers import make, shaken
 
+from mmalign.needs import OLD
 from mmalign.samplers import kernels
 from mmalign.types import Sampler
+from tests.policies.test_diffusers import make, shaken
 
 SAMPLERS = (
     Sampler("mixture", {"current": 0.7, "ref": 0.3}, part=0.25),
@@ -57,7 +58,7 @@ def test_what_the_current_policy_says_is_recorded_of_every_row_and_greedy_ones_h
     policy = make("digits")
     shaken(policy.pipe)
     rollout = policy.sample(["a 1", "a 2"], 4, torch.Generator().manual_seed(0), samplers=SAMPLERS)
-    steps = policy.steps(rollout, torch.arange(10), needs=frozenset({"old"}))
+    steps = policy.steps(rollout, torch.arange(10), needs=frozenset({OLD}))
     assert float((steps.log_probs - steps.old)[steps.mask].abs().max()) < 1e-6 * steps.event_size
     assert rollout.mask.any(1).tolist() == [True, True, True, True, False] * 2
     ode = policy.sample(["a 1"], 1, torch.Generator().manual_seed(0), samplers=(SAMPLERS[2],)).outputs[1]

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from mmalign.needs import COLLISION, ENTROPY, OLD, VALUE
 from mmalign.policies.language.logits import Matrix
 from mmalign.policies.transformers import transformers
-from mmalign.types import UserError
+from mmalign.types import Need, UserError
 from tests.helpers import tiny_text
 
 CLASSES = [
@@ -16,7 +17,7 @@ CLASSES = [
 ]  # fmt: skip
 PROMPTS = ["hello there, you", "abc"]
 NEVER = [0, 1]  # pad, bos
-WORDS = frozenset({"old", "refs", "kls", "reverse_kls", "entropy", "collision"})
+WORDS = frozenset({OLD, Need("refs"), Need("kls"), Need("reverse_kls"), ENTROPY, COLLISION})
 
 
 def make(name="qwen2", *, dtype=torch.float32, chat=None, **more):
@@ -190,7 +191,7 @@ def test_a_head_is_trained_with_the_rest_and_kept():
         with torch.no_grad():
             policy.parameters()["value.bias"] += 2.0
         policy.sets.follow("ema", decay=0.0)
-        steps = policy.steps(rollout, torch.arange(6), needs=frozenset({"value"}))
+        steps = policy.steps(rollout, torch.arange(6), needs=frozenset({VALUE}))
         assert torch.allclose(steps.terms["value"], 2.0 * rollout.mask.double())
         steps.terms["value"].sum().backward()
         assert float(policy.parameters()["value.weight"].grad.norm()) > 0

@@ -7,12 +7,13 @@ from functools import cache
 import pytest
 import torch
 
+from mmalign.needs import contrast
 from mmalign.policies.language.ablation import Ablation
 from mmalign.policies.language.logits import Matrix
 from mmalign.policies.language.members import members_of
 from mmalign.policies.transformers import transformers
 from mmalign.policies.twins import visions
-from mmalign.types import UserError
+from mmalign.types import Need, UserError
 
 CLASSES = [name.removesuffix("ForConditionalGeneration") for name in visions.known()]
 
@@ -183,7 +184,7 @@ def test_what_is_trained_is_said_in_one_line():
         for p in trained.values():
             p.add_(0.05)
     policy.remember(rollout, ["ref"], 8)
-    table = policy.steps(rollout, torch.arange(2), needs=frozenset({"refs"}))
+    table = policy.steps(rollout, torch.arange(2), needs=frozenset({Need("refs")}))
     assert torch.allclose(table.refs["ref"], rollout.log_probs, atol=1e-6)  # ref: before anything moved, LoRA and full members alike
     assert float((table.log_probs - table.refs["ref"]).abs().max()) > 1e-3
 
@@ -207,14 +208,14 @@ def test_train_names_what_there_is(train, match):
 def test_ablated_is_the_same_answer_behind_another_picture(how):
     policy = make("Qwen2VL", ablation={"how": how, "share": 0.5})
     rollout = policy.sample(mixed(), 2, torch.Generator().manual_seed(0))
-    found = policy.steps(rollout, torch.arange(6), needs=frozenset({"contrast:ablated"})).contrasts["ablated"].log_probs
+    found = policy.steps(rollout, torch.arange(6), needs=frozenset({contrast("ablated")})).contrasts["ablated"].log_probs
     apart = (found - rollout.log_probs).abs().amax(1)
     assert float(apart[:2].min()) > 1e-4 and float(apart[4:].min()) > 1e-4 and float(apart[2:4].max()) < 1e-6  # words alone stay
     vision, whole = policy.chat.vision, rollout.private["given"][0]
     changed = vision.changed(whole, Ablation(how=how, share=0.5))
     assert vision.inputs(changed)["pixel_values"].shape == vision.inputs(whole)["pixel_values"].shape
     other = make("Qwen2VL", ablation={"how": how, "share": 0.5})
-    again = other.steps(rollout, torch.tensor([5, 0]), needs=frozenset({"contrast:ablated"})).contrasts["ablated"].log_probs
+    again = other.steps(rollout, torch.tensor([5, 0]), needs=frozenset({contrast("ablated")})).contrasts["ablated"].log_probs
     assert torch.allclose(again, found[[5, 0]], atol=1e-6)  # the same each time
 
 
@@ -222,7 +223,7 @@ def test_mismatched_is_the_next_prompt_with_its_pictures():
     policy = make("Llava")
     prompts = [user(picture(32, 32, seed), "hi") for seed in (0, 1)]
     rollout = policy.sample(prompts, 2, torch.Generator().manual_seed(0))
-    found = policy.steps(rollout, torch.arange(4), needs=frozenset({"contrast:mismatched"})).contrasts["mismatched"].log_probs
+    found = policy.steps(rollout, torch.arange(4), needs=frozenset({contrast("mismatched")})).contrasts["mismatched"].log_probs
     turned = policy.encode([prompts[1]] * 2 + [prompts[0]] * 2, ["x"] * 4, torch.arange(4), torch.Generator())
     private = {**rollout.private, "extras": turned.private["extras"], "given": turned.private["given"], "which": torch.tensor([0, 0, 1, 1])}
     oracle = straight(policy, type(rollout)(**{**vars(rollout), "private": private}))
@@ -233,7 +234,7 @@ def test_a_step_without_pictures_has_nothing_to_ablate():
     policy = make("Llava")
     rollout = policy.sample(["hi", "ho"], 1, torch.Generator())
     with pytest.raises(UserError, match="contrast ablated: got a step without any image"):
-        policy.steps(rollout, torch.arange(2), needs=frozenset({"contrast:ablated"}))
+        policy.steps(rollout, torch.arange(2), needs=frozenset({contrast("ablated")}))
 
 
 @pytest.mark.parametrize("name", ["Llava", "Qwen2VL", "PaliGemma", "Gemma3"])

@@ -16,7 +16,7 @@ import yaml
 import mmalign as mm
 from mmalign.runs import checkpoint
 from mmalign.samplers import windows
-from mmalign.types import UserError
+from mmalign.types import Need, UserError
 from mmalign.worlds import gaussian
 from tests.helpers.small_run import LINEAR, arguments, method, online, policy, rows
 
@@ -335,7 +335,7 @@ def test_a_method_is_refused_where_the_policy_cannot_serve_it(tmp_path: Path) ->
     from dataclasses import replace
 
     for changes, line in (
-        ({"needs": frozenset({"logits"})}, "method: needs logits; this policy gives dt, kls, old, refs, samplers, std"),
+        ({"needs": frozenset({Need("logits")})}, "method: needs logits; this policy gives dt, kls, old, refs, samplers, std"),
         ({"kinds": frozenset({"token"})}, "method: takes steps of kind token; this policy gives transition"),
     ):
         with pytest.raises(UserError, match=line):

@@ -10,12 +10,13 @@ import torch
 
 import mmalign as mm
 from mmalign.config import resource
+from mmalign.needs import CHANGED, PHRASE, contrast, refs, reverse_kls
 from mmalign.policies.twins import visions
 from mmalign.recipes.offline import _rows
 
 NEEDS = {
-    "dpo": {"refs:ref"}, "dense_dpo": {"changed"}, "rrpo": {"phrase", "reverse_kls:ref"}, "mdpo": {"contrast:ablated"},
-    "opa_dpo": {"contrast:ablated"}, "mapl": {"contrast:ablated"}, "mm_dpo": set(), "tdpo2": {"reverse_kls:ref"}, "sft": set(),
+    "dpo": {refs("ref")}, "dense_dpo": {CHANGED}, "rrpo": {PHRASE, reverse_kls("ref")}, "mdpo": {contrast("ablated")},
+    "opa_dpo": {contrast("ablated")}, "mapl": {contrast("ablated")}, "mm_dpo": set(), "tdpo2": {reverse_kls("ref")}, "sft": set(),
 }  # fmt: skip
 
 
@@ -57,7 +58,7 @@ def test_a_batch_of_pictures_trains(policy, records, name):
 def test_words_that_differ_are_told_apart_behind_pictures(policy, records):
     method = mm.methods.rrpo()
     rollout, _ = encoded(policy, records, method)
-    facts = policy.steps(rollout, torch.arange(4), needs=frozenset({"changed", "phrase"})).facts
+    facts = policy.steps(rollout, torch.arange(4), needs=frozenset({CHANGED, PHRASE})).facts
     for row, other in ((0, 1), (1, 0), (2, 3), (3, 2)):
         text, spans = rollout.outputs[row], rollout.spans()[row]
         words, theirs = re.findall(r"\S+", text), set(re.findall(r"\S+", rollout.outputs[other]))

@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from test_online import equal, kept
 
 import mmalign as mm
+from mmalign.needs import OLD
 from mmalign.samplers import kernels
 from mmalign.types import Rollout, Sampler, UserError
 from mmalign.worlds import gaussian
 from tests.helpers.small_run import LINEAR, online, policy, rows
+from tests.recipes.test_online import equal, kept
 
 GAMES: dict[str, dict[str, Any]] = {
     "xpo": {"beta": 0.5, "alpha": 0.01},
@@ -73,7 +74,7 @@ def test_a_mixture_of_gaussian_steps_lies_between_the_two() -> None:
     torch.testing.assert_close(half, (none + whole) / 2, atol=0.12, rtol=0)
     torch.testing.assert_close(own, whole, atol=0.15, rtol=0)
     assert bool((whole - none > 1).all())
-    steps = given.steps(rollout, torch.arange(4000), needs=frozenset({"old"}))
+    steps = given.steps(rollout, torch.arange(4000), needs=frozenset({OLD}))
     torch.testing.assert_close(steps.log_probs.detach(), rollout.log_probs)
 
 

@@ -6,7 +6,6 @@ import json
 import re
 
 import pytest
-from test_report import Page
 
 from mmalign.report import build
 from mmalign.report.honesty import Standing, front
@@ -14,6 +13,7 @@ from mmalign.report.overoptimisation import Point, fell_silent
 from mmalign.report.told import MOST_STEPS, spaced, told
 from mmalign.runs import answers
 from tests.helpers.fake_run import make_run, make_vlm_run
+from tests.report.test_report import Page
 
 
 def page(run):

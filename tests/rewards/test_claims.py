@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from test_judges import at, said
 
 import mmalign as mm
 from mmalign.types import UserError
 from tests.helpers.fake_server import FakeServer, likely, written
 from tests.helpers.tiny_models import images
+from tests.rewards.test_judges import at, said
 
 QUESTIONS = {
     "a dog": "1. Is there a dog?\n2) Is it red?",

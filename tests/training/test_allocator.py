@@ -12,7 +12,7 @@ FAULTS = """
 import ctypes, resource, sys
 from mmalign.training import allocator
 if sys.argv[1] == "kept":
-    assert pages.keep()
+    assert allocator.keep()
 library = ctypes.CDLL(None)
 library.malloc.restype, library.malloc.argtypes, library.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
 def step():

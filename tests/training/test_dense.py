@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from mmalign.needs import REWARDS
 from mmalign.training.feedback import ask, feedback
 from mmalign.types import Rollout, UserError
 
@@ -35,7 +36,7 @@ def parts(outputs: Any, prompts: Any) -> Any:
 
 def test_a_score_stands_at_the_last_step_that_wrote_some_of_its_part() -> None:
     said = feedback({"fine": parts, "whole": lambda o, p: [10.0, 20.0, 30.0]}, rollout(), weights={"fine": 2.0})
-    table = said.tables["rewards"]
+    table = said.tables[REWARDS]
     assert table.dtype == torch.float64
     assert {(row, step): table[row, step].item() for row, step in table.nonzero().tolist()} == {
         (0, 2): 2.0, (0, 6): -4.0, (1, 0): 1.0, (2, 2): 8.0,
@@ -46,10 +47,10 @@ def test_a_score_stands_at_the_last_step_that_wrote_some_of_its_part() -> None:
 def test_steps_that_do_not_count_earn_nothing() -> None:
     mask = rollout().mask
     mask[0, 2], mask[0, 5:], mask[1], mask[2, 0] = False, False, False, False
-    table = feedback({"fine": parts}, rollout(mask=mask)).tables["rewards"]
+    table = feedback({"fine": parts}, rollout(mask=mask)).tables[REWARDS]
     assert {(row, step): table[row, step].item() for row, step in table.nonzero().tolist()} == {(0, 1): 1.0, (0, 4): -2.0, (2, 2): 4.0}
     mask[2] = torch.tensor([False, False, False, True] + [False] * 5)
-    first = feedback({"fine": lambda o, p: [[], [], [(0, 1, 4.0)]]}, rollout(mask=mask)).tables["rewards"]
+    first = feedback({"fine": lambda o, p: [[], [], [(0, 1, 4.0)]]}, rollout(mask=mask)).tables[REWARDS]
     assert first.nonzero().tolist() == [[2, 3]]  # nothing that counts was written before: the first step that does
 
 
@@ -59,7 +60,7 @@ def test_two_rewards_add_up_and_a_part_that_cannot_be_judged_is_missing() -> Non
         feedback(twice, rollout())
     said = feedback(twice, rollout(), missing="drop")
     assert said.rewards.tolist()[0] == 2.0 and said.rewards.isnan().tolist() == [False, True, True]
-    assert said.tables["rewards"][0, 2] == 4.0 and not said.tables["rewards"].isnan().any()
+    assert said.tables[REWARDS][0, 2] == 4.0 and not said.tables[REWARDS].isnan().any()
 
 
 def test_as_judges_they_are_sums() -> None:

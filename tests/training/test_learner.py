@@ -11,11 +11,12 @@ import torch
 from torch.nn import functional
 
 from mmalign.methods import dapo, flow_grpo, gspo
+from mmalign.needs import MASK, OLD, STD, VALUE, refs
 from mmalign.samplers import kernels
 from mmalign.samplers.windows import everything, random_window
 from mmalign.training.learner import Learner
 from mmalign.training.units import Cells, in_units, micro_sizes, refuse_micro_steps, refuse_mismatch
-from mmalign.types import Feedback, Loss, Method, Steps, UserError
+from mmalign.types import Feedback, Loss, Method, Need, Steps, UserError
 from mmalign.worlds import gaussian
 from mmalign.worlds.gaussian import GaussianPolicy
 
@@ -119,7 +120,7 @@ def test_an_update_is_the_weighted_sum_over_all_rows_of_all_rollouts() -> None:
     policy = small()
     total, cells = torch.zeros((), dtype=torch.float64), rollouts(policy)
     for rollout, signal, rows in cells:
-        table = policy.steps(rollout, rows, None, frozenset({"old", "kls"}))
+        table = policy.steps(rollout, rows, None, frozenset({OLD, Need("kls")}))
         ratio, signal = (table.log_probs - table.old).exp(), signal[rows]
         values = -torch.minimum(ratio * signal, ratio.clamp(0.95, 1.05) * signal) + 0.3 * table.kls["ref"]
         for row, mask in zip(values, table.mask, strict=True):
@@ -219,14 +220,12 @@ def test_a_survey_sees_the_whole_update_whatever_the_split() -> None:
 def test_what_a_method_reads_is_there_before_its_signal() -> None:
     policy = small()
     (rollout, _, _), _ = rollouts(policy)
-    taught = learner(policy, replace(METHOD, reads=frozenset({"mask", "old", "std"})))
+    taught = learner(policy, replace(METHOD, reads=frozenset({MASK, OLD, STD})))
     found = taught.tables(rollout, micro_rows=3)
-    assert (
-        set(found) == {"mask", "old", "std"} and torch.equal(found["old"], rollout.log_probs) and found["std"].shape == rollout.mask.shape
-    )
+    assert set(found) == {MASK, OLD, STD} and torch.equal(found[OLD], rollout.log_probs) and found[STD].shape == rollout.mask.shape
     assert learner(policy).tables(rollout, micro_rows=3) == {}
     with pytest.raises(UserError, match="method: needs value; this policy gives"):
-        refuse_mismatch(policy, replace(METHOD, reads=frozenset({"value", "old", "mask"})))
+        refuse_mismatch(policy, replace(METHOD, reads=frozenset({VALUE, OLD, MASK})))
 
 
 def test_what_a_survey_found_stands_in_the_rows_that_it_saw() -> None:
@@ -246,7 +245,7 @@ def test_the_rows_of_a_pair_stand_side_by_side() -> None:
 
 def test_references_are_copied_anew_when_they_are_due() -> None:
     policy = small()
-    method = replace(METHOD, needs=METHOD.needs | {"refs:previous"})
+    method = replace(METHOD, needs=METHOD.needs | {refs("previous")})
     taught = learner(policy, method, refresh={"opponent": 2})
     assert {move.name: move.every for move in taught.moves} == {"previous": 1, "opponent": 2} and learner(policy).moves == []
     values = []

@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
+from mmalign.needs import DT, OLD, STD, kls
 from mmalign.samplers import kernels, windows
-from mmalign.types import Level, UserError
+from mmalign.types import Level, Need, UserError
 from mmalign.worlds import gaussian
 from mmalign.worlds.gaussian import GaussianPolicy, Mixture, QuadraticReward
 
-EVERYTHING_NEEDED = frozenset({"old", "refs", "kls", "std", "dt"})
+EVERYTHING_NEEDED = frozenset({OLD, Need("refs"), Need("kls"), STD, DT})
 
 
 def row(*values: float) -> torch.Tensor:
@@ -115,7 +116,7 @@ def test_parameter_sets() -> None:
         policy.parameters()["shift"] += 0.5
     policy.sets.keep("previous")
     policy.remember(rollout, ["ref", "previous"], 4)
-    table = policy.steps(rollout, everyone, None, frozenset({"refs", "kls:ref", "kls:previous"}))
+    table = policy.steps(rollout, everyone, None, frozenset({Need("refs"), kls("ref"), kls("previous")}))
     torch.testing.assert_close(table.refs["ref"], rollout.log_probs)
     torch.testing.assert_close(table.refs["previous"], table.log_probs.detach())
     assert bool((table.kls["ref"][:, :-1] > 0).all()) and not table.kls["previous"].any()
@@ -127,7 +128,7 @@ def test_parameter_sets() -> None:
     assert set(policy.sets.tables()) == {"trained", "ref", "previous", "ema"}
     for ask in (
         lambda: policy.remember(rollout, ["opponent"], 4),
-        lambda: policy.steps(rollout, everyone, None, frozenset({"kls:opponent"})),
+        lambda: policy.steps(rollout, everyone, None, frozenset({kls("opponent")})),
     ):
         with pytest.raises(UserError, match="got 'opponent'"):
             ask()
@@ -165,7 +166,7 @@ def test_log_probs_and_kl_have_the_gradients_of_finite_differences() -> None:
             parameter += 0.2 * torch.randn(parameter.shape, generator=rng(1), dtype=torch.float64)
 
     def value() -> torch.Tensor:
-        table = policy.steps(rollout, torch.arange(3), None, frozenset({"kls"}))
+        table = policy.steps(rollout, torch.arange(3), None, frozenset({Need("kls")}))
         return (table.log_probs + table.kls["ref"]).sum()
 
     value().backward()
@@ -227,7 +228,7 @@ def test_policy_gradient_with_exact_kl_finds_the_optimum(kernel: kernels.Kernel)
         rollout = policy.sample(["a"], 512, generator)
         policy.remember(rollout, ["ref"], 512)
         rewards = reward(rollout.outputs)
-        table = policy.steps(rollout, torch.arange(512), None, frozenset({"kls"}))
+        table = policy.steps(rollout, torch.arange(512), None, frozenset({Need("kls")}))
         # E[r] - beta * KL of the path: reward-to-go of the later KL is constant for shifts, so that this gradient is exact.
         loss = (-(rewards - rewards.mean())[:, None] * table.log_probs + beta * table.kls["ref"]).sum(1).mean()
         optimiser.zero_grad()

@@ -6,6 +6,7 @@ from typing import Literal
 
 import torch
 
+from mmalign.needs import refs
 from mmalign.objectives import links, scores
 from mmalign.objectives.parts import Part
 from mmalign.objectives.sentences import pairwise
@@ -50,7 +51,7 @@ def mnpo(
     # the shares add up to 1, so log pi - sum_j c_j log q_j is a mean of log-ratios
     score = Part(
         lambda steps: torch.stack([share * part.of(steps) for share, part in parts]).sum(0),
-        frozenset(f"refs:{name}" for name in shares),
+        frozenset(map(refs, shares)),
         "pair",
     )
     link = links.ahead(lambda margin: links.squared(margin, beta=eta))

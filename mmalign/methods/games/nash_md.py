@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from mmalign.needs import MASK, OLD, refs
 from mmalign.objectives import ratios, surrogates, weights
 from mmalign.objectives.feedback import comparisons, returns
 from mmalign.objectives.sentences.compose import policy_gradient
@@ -70,7 +71,7 @@ def nash_md(
         log_ratio=ratios.LIKELIHOOD,
         surrogate=surrogates.likelihood,
         weigh=partial(weights.constant_length, length=1),
-        reads=frozenset({"mask", "old", "refs:ref"}),
+        reads=frozenset({MASK, OLD, refs("ref")}),
     )
     if not drawn:
         return method

@@ -7,6 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from mmalign.needs import OLD, SEGMENT
 from mmalign.objectives import ratios
 from mmalign.objectives.parts import live
 from mmalign.objectives.sentences import gaps
@@ -39,4 +40,4 @@ def refuel(*, eta: float = 1.0) -> Method:
         number = torch.where(steps.mask & (steps.facts["segment"] > 0), steps.facts["segment"].detach(), torch.inf)
         return live(ratios.per_step(steps), number == number.amin(1, keepdim=True).nan_to_num(posinf=-1.0))
 
-    return gaps.of_pairs(score=gaps.total(first_turn, frozenset({"old", "segment"})), value=partial(gaps.regressed, eta=eta))
+    return gaps.of_pairs(score=gaps.total(first_turn, frozenset({OLD, SEGMENT})), value=partial(gaps.regressed, eta=eta))

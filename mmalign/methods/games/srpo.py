@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from mmalign.needs import contrast
 from mmalign.objectives import scores
 from mmalign.objectives.sentences import pairwise
 from mmalign.objectives.terms import shares
@@ -47,4 +48,4 @@ def srpo(*, beta: float = 0.1, alpha: float = 0.5, revising: str = "revising", k
         answerer = (0.5 - beta * (raised - same + ahead)) ** 2 + (0.5 + beta * (lowered - low - ahead)) ** 2
         return ((1 - alpha) * improver + alpha * answerer) / 2
 
-    return pairwise.pairwise(pairwise.Term(of, score.needs | {f"contrast:{revising}", f"contrast:{keeping}"}, score))
+    return pairwise.pairwise(pairwise.Term(of, score.needs | {contrast(revising), contrast(keeping)}, score))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from mmalign.needs import MASK
 from mmalign.objectives import links, scores
 from mmalign.objectives.sentences import pairwise
 from mmalign.objectives.terms import extras
@@ -37,5 +38,5 @@ def cpo(
         pairwise.compared(scores.policy(), links.smoothed(links.ahead(links.named("logistic", beta=beta)), flips=smoothing)),
         pairwise.times(likelihood, extras.likelihood(average)),
         said=extras.token_average if token else None,
-        reads=frozenset({"mask"}) if token else frozenset(),
+        reads=frozenset({MASK}) if token else frozenset(),
     )

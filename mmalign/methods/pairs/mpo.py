@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from mmalign.needs import MASK
 from mmalign.objectives import links, scores
 from mmalign.objectives.sentences.pairwise import ANY, DENSITIES, compared, pairwise, times
 from mmalign.objectives.terms import extras, shifted
@@ -45,6 +46,6 @@ def mpo(
         times(likelihood, extras.likelihood(average)),
         kinds=DENSITIES if token else ANY,
         said=extras.token_average if token else None,
-        reads=frozenset({"mask"}) if token else frozenset(),
+        reads=frozenset({MASK}) if token else frozenset(),
         **extra,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from mmalign.needs import MASK
 from mmalign.objectives import links, scores
 from mmalign.objectives.sentences import pairwise
 from mmalign.objectives.terms import extras
@@ -37,5 +38,5 @@ def orpo(*, beta: float = 0.1, average: Literal["sequence", "token", "sum"] = "s
         extras.likelihood(average),
         kinds=frozenset({"token"}),
         said=extras.token_average if token else None,
-        reads=frozenset({"mask"}) if token else frozenset(),
+        reads=frozenset({MASK}) if token else frozenset(),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from mmalign.needs import MASK
 from mmalign.objectives import links, scores
 from mmalign.objectives.sentences import pairwise
 from mmalign.objectives.terms import extras
@@ -38,5 +39,5 @@ def rpo(*, beta: float = 0.1, likelihood: float = 1.0, average: Literal["sequenc
         pairwise.times(likelihood, extras.likelihood(average)),
         kinds=pairwise.DENSITIES if token else pairwise.ANY,
         said=extras.token_average if token else None,
-        reads=frozenset({"mask"}) if token else frozenset(),
+        reads=frozenset({MASK}) if token else frozenset(),
     )

@@ -7,6 +7,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from mmalign.needs import refs
 from mmalign.objectives import ratios, scores, surrogates, weights
 from mmalign.objectives.feedback import advantages
 from mmalign.objectives.parts import bounded_exp
@@ -48,7 +49,7 @@ def a_lol(*, ratio: Literal["row", "token", "none"] = "row", clip: float = 0.9) 
         advantage=advantage,
         log_ratio=ratios.LIKELIHOOD,
         surrogate=surrogates.likelihood,
-        gate=None if ratio == "none" else Gate(weight, frozenset({"refs:ref"}), "row" if ratio == "row" else "cell"),
+        gate=None if ratio == "none" else Gate(weight, frozenset({refs("ref")}), "row" if ratio == "row" else "cell"),
         weigh=partial(weights.constant_length, length=1),
         keep=lambda feedback: advantage(feedback) > 0,
     )

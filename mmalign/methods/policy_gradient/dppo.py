@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Literal
 
+from mmalign.needs import OLD
 from mmalign.objectives import ratios, surrogates, weights
 from mmalign.objectives.feedback import advantages
 from mmalign.objectives.parts import Part
@@ -51,7 +52,7 @@ def dppo(
     - prime-rl: low=0.2, high=0.2, trust=1e-3, length=None: its default loss.
     - verl: low=0.15, high=0.15: the script of its example; it divides by the longest answer.
     """
-    part = Part(lambda steps: trust * ratios.per_step(steps) ** 2, frozenset({"old"}))
+    part = Part(lambda steps: trust * ratios.per_step(steps) ** 2, frozenset({OLD}))
     bound = _BOUNDS.get(divergence, 0.0)
     return policy_gradient(
         advantage=lambda feedback: advantages.normalised(feedback.rewards, feedback.group, std=std, eps=eps),

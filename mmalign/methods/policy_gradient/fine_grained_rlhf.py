@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from mmalign.needs import REWARDS
 from mmalign.objectives.feedback import returns
-from mmalign.objectives.parts import live
+from mmalign.objectives.parts import live, read
 from mmalign.objectives.sentences import actor_critic
 from mmalign.types import Feedback, Method
 
@@ -22,7 +23,7 @@ def fine_grained_rlhf(
     """PPO with rewards where they are earned: at the last token of each sentence, or phrase, that a reward model judged.
 
     ``r_t = sum_k w_k R_k(segment that ends at t) - beta (log pi_old - log ref)_t + terminal r at the last step``, the sum standing in
-    ``Feedback.tables["rewards"]``, and advantages by the critic as in ``ppo``::
+    ``Feedback.tables[REWARDS]``, and advantages by the critic as in ``ppo``::
 
         loss = mean_it [ -min(rho A, clip(rho, 1 - clip, 1 + clip) A) + value / 2 (V - R)^2 ]
 
@@ -42,7 +43,7 @@ def fine_grained_rlhf(
 
     def rewards(feedback: Feedback) -> Tensor:
         inside = returns.known(feedback)
-        parts = live(returns.read(feedback, "rewards").double(), inside)
+        parts = live(read(feedback, REWARDS).double(), inside)
         earned = parts + terminal * returns.at_end(feedback.rewards - parts.sum(1), inside)
         return earned - beta * returns.kl(feedback) if beta else earned
 
@@ -50,5 +51,5 @@ def fine_grained_rlhf(
         rewards=rewards,
         critic=actor_critic.Critic(gamma, lam, value),
         clip=clip,
-        reads=actor_critic.priced(beta) | {"rewards"},
+        reads=actor_critic.priced(beta) | {REWARDS},
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from mmalign.needs import OLD
 from mmalign.objectives import ratios, surrogates, weights
 from mmalign.objectives.feedback import advantages
 from mmalign.objectives.sentences.compose import Term, policy_gradient
@@ -46,7 +47,7 @@ def kl_cov(*, share: float = 2e-4, price: float = 1.0, unbiased: bool = True, ep
         advantage=lambda feedback: advantages.normalised(feedback.rewards, feedback.group, unbiased=unbiased, eps=eps),
         log_ratio=ratios.named("per_step"),
         surrogate=surrogates.unclipped,
-        terms=[Term("price", paid, frozenset({"old"}))],
+        terms=[Term("price", paid, frozenset({OLD}))],
         weigh=weights.token_mean,
         survey=gates.surveyed(chosen),
     )

@@ -7,7 +7,9 @@ from typing import Literal
 
 from torch import Tensor
 
+from mmalign.needs import SEGMENT
 from mmalign.objectives.feedback import returns
+from mmalign.objectives.parts import read
 from mmalign.objectives.sentences import actor_critic
 from mmalign.objectives.state import controllers
 from mmalign.types import Feedback, Method, UserError
@@ -52,7 +54,7 @@ def ma_rlhf(
     control = controllers.AdaptiveKL(beta=beta, target=None)
 
     def signal(feedback: Feedback, earned: Tensor) -> Tensor:
-        number = returns.macro(returns.known(feedback), length=length) if macro == "ngram" else returns.read(feedback, "segment")
+        number = returns.macro(returns.known(feedback), length=length) if macro == "ngram" else read(feedback, SEGMENT)
         return actor_critic.judged(feedback, earned, critic, number=number, mean=mean)
 
     return actor_critic.ppo(
@@ -61,5 +63,5 @@ def ma_rlhf(
         clip=clip,
         signal=signal,
         pool=partial(returns.pooled, mean=mean),
-        reads=actor_critic.priced(beta) | (frozenset({"segment"}) if macro == "segment" else frozenset()),
+        reads=actor_critic.priced(beta) | (frozenset({SEGMENT}) if macro == "segment" else frozenset()),
     )

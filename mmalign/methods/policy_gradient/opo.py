@@ -6,8 +6,10 @@ from functools import partial
 
 from torch import Tensor
 
+from mmalign.needs import MASK
 from mmalign.objectives import ratios, surrogates, weights
-from mmalign.objectives.feedback import advantages, returns
+from mmalign.objectives.feedback import advantages
+from mmalign.objectives.parts import read
 from mmalign.objectives.sentences.compose import policy_gradient
 from mmalign.types import Feedback, Method
 
@@ -31,12 +33,12 @@ def opo(*, clip: float | None = None) -> Method:
     """
 
     def advantage(feedback: Feedback) -> Tensor:
-        return advantages.length_weighted(feedback.rewards, feedback.group, returns.read(feedback, "mask").sum(1))
+        return advantages.length_weighted(feedback.rewards, feedback.group, read(feedback, MASK).sum(1))
 
     return policy_gradient(
         advantage=advantage,
         log_ratio=ratios.named("per_step"),
         surrogate=surrogates.unclipped if clip is None else partial(surrogates.clipped, low=clip, high=clip),
         weigh=weights.token_mean,
-        reads=frozenset({"mask"}),
+        reads=frozenset({MASK}),
     )

@@ -7,6 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from mmalign.needs import COLLISION, MASK, OLD
 from mmalign.objectives import ratios, surrogates, weights
 from mmalign.objectives.feedback import advantages, returns
 from mmalign.objectives.sentences.compose import policy_gradient
@@ -43,5 +44,5 @@ def optimal_token_baseline(*, clip: float | None = 0.2, gamma: float = 1.0) -> M
         surrogate=surrogates.unclipped if clip is None else partial(surrogates.clipped, low=clip, high=clip),
         weigh=weights.token_mean,
         kinds=frozenset({"token"}),
-        reads=frozenset({"mask", "old", "collision"}),
+        reads=frozenset({MASK, OLD, COLLISION}),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Literal
 
+from mmalign.needs import MASK, OLD, refs
 from mmalign.objectives import ratios
 from mmalign.objectives.sentences import gaps
 from mmalign.types import Method, UserError
@@ -44,8 +45,8 @@ def p3o(*, form: Literal["separate", "joint"] = "separate", clip: float = 0.2, l
     if largest < 1:
         raise UserError(f"largest: got {largest}, takes 1 or more")
     return gaps.of_pairs(
-        score=gaps.total(ratios.per_step, frozenset({"old"})),
+        score=gaps.total(ratios.per_step, frozenset({OLD})),
         value=partial(gaps.apart if form == "separate" else gaps.together, clip=clip, largest=largest),
-        reads=frozenset({"mask", "old", "refs:ref"} if beta else set()),
+        reads=frozenset({MASK, OLD, refs("ref")} if beta else set()),
         beta=beta,
     )

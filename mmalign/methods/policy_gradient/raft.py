@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from mmalign.needs import MASK, OLD, refs
 from mmalign.objectives import ratios, surrogates, weights
 from mmalign.objectives.feedback import advantages
 from mmalign.objectives.sentences import gaps
@@ -38,5 +39,5 @@ def raft(*, best: int = 1, beta: float = 0.0) -> Method:
         weigh=weights.token_mean,
         keep=lambda feedback: advantage(feedback) > 0,
         kinds=frozenset({"token", "transition", "bound"}),
-        reads=frozenset({"mask", "old", "refs:ref"} if beta else set()),
+        reads=frozenset({MASK, OLD, refs("ref")} if beta else set()),
     )

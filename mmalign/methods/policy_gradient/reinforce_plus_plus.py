@@ -6,6 +6,7 @@ from functools import partial
 
 from torch import Tensor
 
+from mmalign.needs import MASK, OLD, refs
 from mmalign.objectives import penalties, ratios, surrogates, weights
 from mmalign.objectives.feedback import advantages, returns
 from mmalign.objectives.sentences.compose import policy_gradient
@@ -50,7 +51,7 @@ def reinforce_plus_plus(
         log_ratio=ratios.named("per_step"),
         surrogate=partial(surrogates.clipped, low=clip, high=clip, dual=dual),
         weigh=weights.token_mean,
-        reads=frozenset({"mask", "old", "refs:ref"} if beta else {"mask"}),
+        reads=frozenset({MASK, OLD, refs("ref")} if beta else {MASK}),
     )
 
 
@@ -87,5 +88,5 @@ def reinforce_plus_plus_baseline(
         surrogate=partial(surrogates.clipped, low=clip, high=clip, dual=dual),
         penalty=penalties.named(kl, beta=beta),
         weigh=weights.token_mean,
-        reads=frozenset({"mask"}),
+        reads=frozenset({MASK}),
     )

@@ -8,6 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from mmalign.needs import MASK, OLD, refs
 from mmalign.objectives import ratios, surrogates, weights
 from mmalign.objectives.feedback import advantages, comparisons, returns
 from mmalign.objectives.sentences.compose import policy_gradient
@@ -53,6 +54,6 @@ def remax(*, beta: float = 0.0, gamma: float = 1.0, largest: float | None = None
         surrogate=surrogates.likelihood,
         weigh=partial(weights.constant_length, length=1),
         keep=lambda feedback: ~(feedback.rewards - baseline(feedback)).isnan(),
-        reads=frozenset({"mask", "old", "refs:ref"} if beta else {"mask"}),
+        reads=frozenset({MASK, OLD, refs("ref")} if beta else {MASK}),
     )
     return replace(method, samplers=(Sampler("greedy", {"current": 1.0}, part=0, greedy=True),))

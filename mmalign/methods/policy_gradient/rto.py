@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from mmalign.needs import OLD, refs
 from mmalign.objectives.feedback import returns
-from mmalign.objectives.parts import live
+from mmalign.objectives.parts import live, read
 from mmalign.objectives.sentences import actor_critic
 from mmalign.types import Feedback, Method, UserError
 
@@ -48,7 +49,7 @@ def rto(
 
     def rewards(feedback: Feedback) -> Tensor:
         inside = returns.known(feedback)
-        liked = live(returns.read(feedback, f"refs:{judge}") - returns.read(feedback, "refs:ref"), inside)
+        liked = live(read(feedback, refs(judge)) - read(feedback, refs("ref")), inside)
         liked = liked if dense_clip is None else liked.clamp(-dense_clip, dense_clip)
         return dense * liked - beta * returns.kl(feedback) + terminal * returns.at_end(feedback.rewards, inside)
 
@@ -56,5 +57,5 @@ def rto(
         rewards=rewards,
         critic=actor_critic.Critic(gamma, lam, value),
         clip=clip,
-        reads=frozenset({"old", "refs:ref", f"refs:{judge}"}),
+        reads=frozenset({OLD, refs("ref"), refs(judge)}),
     )

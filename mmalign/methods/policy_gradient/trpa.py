@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mmalign.needs import OLD, refs
 from mmalign.objectives import scores
 from mmalign.objectives.parts import Part
 from mmalign.objectives.sentences import leagues
@@ -34,9 +35,9 @@ def trpa(*, beta: float = 0.1, anisotropy: float = 2.5, trust: float = 0.0) -> M
     """
     if trust < 0:
         raise UserError(f"trust: got {trust}, takes 0 or more")
-    region = Part(lambda steps: trust * leagues.drift(steps), frozenset({"old"}))
+    region = Part(lambda steps: trust * leagues.drift(steps), frozenset({OLD}))
     return leagues.levels(
-        score=Part(scores.log_ratio, frozenset({"refs:ref"})),
+        score=Part(scores.log_ratio, frozenset({refs("ref")})),
         beta=beta,
         favoured=anisotropy,
         penalty=region if trust else None,

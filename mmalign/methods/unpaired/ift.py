@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mmalign.needs import contrast
 from mmalign.objectives import weights
 from mmalign.objectives.feedback import comparisons, returns
 from mmalign.objectives.parts import live
@@ -51,7 +52,7 @@ def ift(*, gamma: float = 0.95) -> Method:
         signal=signal,
         loss=loss,
         weigh=weights.sequence_mean,
-        needs=frozenset({"contrast:blended"}),
+        needs=frozenset({contrast("blended")}),
         unit="row",
         kinds=frozenset({"token"}),
         keep=lambda feedback: signal(feedback)[:, 0] > 0,

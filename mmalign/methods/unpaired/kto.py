@@ -6,6 +6,7 @@ from typing import Literal
 
 import torch
 
+from mmalign.needs import contrast
 from mmalign.objectives import weights
 from mmalign.objectives.sentences import rowwise
 from mmalign.types import Method
@@ -43,5 +44,5 @@ def kto(
         bad=lambda ratio, z: undesirable * torch.sigmoid(beta * (ratio - z)),
         baseline=rowwise.baselines(baseline),
         weigh=weights.sequence_mean,
-        survey_needs=frozenset({"contrast:mismatched"} if baseline == "mismatched" else ()),
+        survey_needs=frozenset({contrast("mismatched")} if baseline == "mismatched" else ()),
     )

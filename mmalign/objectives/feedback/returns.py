@@ -11,20 +11,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mmalign.objectives.parts import live
+from mmalign.needs import COLLISION, MASK, OLD, refs
+from mmalign.objectives.parts import live, read
 from mmalign.types import Feedback, UserError
-
-
-def read(feedback: Feedback, name: str) -> Tensor:
-    """The table of that name, without gradient. Raises UserError where it was not given."""
-    if name not in feedback.tables:
-        raise UserError(f"Feedback.tables: got {sorted(feedback.tables)}, this method reads {name!r}")
-    return feedback.tables[name].detach()
 
 
 def known(feedback: Feedback) -> Tensor:
     """``[B, T]`` bool: live cells of rows whose reward is known."""
-    return read(feedback, "mask") & ~feedback.rewards.isnan()[:, None]
+    return read(feedback, MASK) & ~feedback.rewards.isnan()[:, None]
 
 
 def _last(mask: Tensor) -> Tensor:
@@ -40,7 +34,7 @@ def at_end(rewards: Tensor, mask: Tensor) -> Tensor:
 
 def kl(feedback: Feedback, *, name: str = "ref") -> Tensor:
     """``log pi_old - log ref`` of each sampled step, nats: k1, which in a reward is unbiased. Reads ``mask, old, refs:NAME``."""
-    return live(read(feedback, "old") - read(feedback, f"refs:{name}"), known(feedback))
+    return live(read(feedback, OLD) - read(feedback, refs(name)), known(feedback))
 
 
 def to_go(rewards: Tensor, mask: Tensor, *, gamma: float = 1.0) -> Tensor:
@@ -111,8 +105,8 @@ def optimal_baseline(returns: Tensor, feedback: Feedback) -> Tensor:
     gradient least. Reads ``mask, old, collision``.
     """
     inside = known(feedback)
-    probability = live(read(feedback, "old"), inside).exp()
-    energy = live(1 - 2 * probability + live(read(feedback, "collision"), inside).exp(), inside).clamp(min=0).cumsum(1)
+    probability = live(read(feedback, OLD), inside).exp()
+    energy = live(1 - 2 * probability + live(read(feedback, COLLISION), inside).exp(), inside).clamp(min=0).cumsum(1)
     energy = live(energy, inside)
     names, index = feedback.group.unique(return_inverse=True)
     empty = returns.new_zeros(len(names), returns.shape[1])

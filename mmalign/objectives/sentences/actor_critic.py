@@ -9,12 +9,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from mmalign import needs
 from mmalign.objectives import ratios, surrogates, weights
 from mmalign.objectives.feedback import returns
-from mmalign.objectives.parts import live
+from mmalign.objectives.parts import live, read
 from mmalign.objectives.sentences.compose import Term, policy_gradient
 from mmalign.objectives.state import controllers
-from mmalign.types import Feedback, Method, Steps, UserError
+from mmalign.types import Feedback, Method, Need, Steps, UserError
 
 ADVANTAGE, RETURN, VALUE, SHARE, MACRO = range(5)  # channels of the signal, [B, T] each
 
@@ -60,7 +61,7 @@ def fitted(critic: Critic, *, pool: Callable[[Tensor, Tensor], Tensor] | None = 
         error = value_error(value, signal[..., RETURN], signal[..., VALUE], clip=critic.clip)
         return critic.weight * signal[..., SHARE] * error
 
-    return Term("value_loss", of, frozenset({"value"}), "cell" if pool is None else "row")
+    return Term("value_loss", of, frozenset({needs.VALUE}), "cell" if pool is None else "row")
 
 
 def spread(bonus: float) -> list[Term]:
@@ -73,7 +74,7 @@ def spread(bonus: float) -> list[Term]:
 
     if bonus < 0:
         raise UserError(f"entropy: got {bonus}, takes 0 or more")
-    return [Term("entropy_loss", of, frozenset({"entropy"}))] if bonus else []
+    return [Term("entropy_loss", of, frozenset({needs.ENTROPY}))] if bonus else []
 
 
 def judged(
@@ -85,7 +86,7 @@ def judged(
     are added up, whose values are pooled, and whose advantage every step of them gets.
     """
     inside, share = returns.known(feedback), torch.ones_like(feedback.rewards) if share is None else share
-    value = live(returns.read(feedback, "value").to(rewards), inside)
+    value = live(read(feedback, needs.VALUE).to(rewards), inside)
     estimate = partial(returns.gae, gamma=critic.gamma, lam=critic.lam)
     if number is None:
         advantage = estimate(rewards, value, inside)
@@ -114,7 +115,7 @@ def ppo(
     entropy: float = 0.0,
     signal: Callable[[Feedback, Tensor], Tensor] | None = None,
     pool: Callable[[Tensor, Tensor], Tensor] | None = None,
-    reads: frozenset[str] = frozenset(),
+    reads: frozenset[Need] = frozenset(),
     state: Any = None,
 ) -> Method:
     """``values = PPO's clipped surrogate + critic's loss - entropy bonus``, every token the same.
@@ -129,7 +130,7 @@ def ppo(
         surrogate=partial(surrogates.clipped, low=clip, high=clip, dual=dual),
         terms=[fitted(critic, pool=pool), *spread(entropy)],
         weigh=weights.token_mean,
-        reads=reads | {"mask", "value"},
+        reads=reads | {needs.MASK, needs.VALUE},
         state=state,
     )
 
@@ -150,6 +151,6 @@ def penalised(control: controllers.AdaptiveKL, *, name: str = "ref") -> Callable
     return of
 
 
-def priced(beta: float, *, name: str = "ref") -> frozenset[str]:
+def priced(beta: float, *, name: str = "ref") -> frozenset[Need]:
     """What a KL in the reward reads: nothing where beta is 0."""
-    return frozenset({"old", f"refs:{name}"}) if beta else frozenset()
+    return frozenset({needs.OLD, needs.refs(name)}) if beta else frozenset()

@@ -11,7 +11,7 @@ from torch import Tensor
 from mmalign.objectives import penalties, ratios
 from mmalign.objectives.parts import Part, bounded_exp, bounded_expm1, live, live_mean
 from mmalign.objectives.surrogates import Surrogate
-from mmalign.types import Feedback, Loss, Method, Steps, Unit, UserError
+from mmalign.types import Feedback, Loss, Method, Need, Steps, Unit, UserError
 
 _WIDTH: dict[Unit, int] = {"cell": 0, "row": 1, "pair": 2, "group": 3, "batch": 4}
 
@@ -23,7 +23,7 @@ class Gate(NamedTuple):
     """
 
     of: Callable[[Steps, Tensor], Tensor]
-    needs: frozenset[str] = frozenset()
+    needs: frozenset[Need] = frozenset()
     unit: Unit = "cell"
 
 
@@ -35,7 +35,7 @@ class Term(NamedTuple):
 
     name: str
     of: Callable[[Steps, Tensor], Tensor]
-    needs: frozenset[str] = frozenset()
+    needs: frozenset[Need] = frozenset()
     unit: Unit = "cell"
 
 
@@ -51,7 +51,7 @@ def policy_gradient(
     terms: Sequence[Term] = (),
     keep: Callable[[Feedback], Tensor] | None = None,
     kinds: frozenset[str] = frozenset({"token", "transition"}),
-    reads: frozenset[str] = frozenset(),
+    reads: frozenset[Need] = frozenset(),
     state: object = None,
     survey: Callable[[Steps, Tensor], Tensor] | None = None,
 ) -> Method:

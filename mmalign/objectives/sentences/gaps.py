@@ -15,7 +15,7 @@ from torch import Tensor
 from mmalign.objectives import surrogates, weights
 from mmalign.objectives.feedback import returns
 from mmalign.objectives.parts import Part, live
-from mmalign.types import Feedback, Loss, Method, Steps, UserError
+from mmalign.types import Feedback, Loss, Method, Need, Steps, UserError
 
 DENSITIES = frozenset({"token", "transition"})
 
@@ -43,7 +43,7 @@ def shaped(feedback: Feedback, *, beta: float) -> Tensor:
     return rewards - beta * returns.kl(feedback).sum(1) if beta else rewards
 
 
-def of_pairs(*, score: Part, value: Callable[[Tensor, Tensor], Tensor], reads: frozenset[str] = frozenset(), beta: float = 0.0) -> Method:
+def of_pairs(*, score: Part, value: Callable[[Tensor, Tensor], Tensor], reads: frozenset[Need] = frozenset(), beta: float = 0.0) -> Method:
     """Each pair costs ``value(scores [N, 2], gap [N, 1]) -> [N, 1]``, which stands in all live cells of both its rows.
 
     score: ``Steps -> [2N, 1]``, of whole rows. gap: reward of the first minus the second. reads, beta: of a price in the reward
@@ -116,6 +116,6 @@ def _ratio(scores: Tensor, largest: float) -> Tensor:
     return scores.detach().clamp(-math.log(largest), math.log(largest)).exp()
 
 
-def total(of: Callable[[Steps], Tensor], needs: frozenset[str]) -> Part:
+def total(of: Callable[[Steps], Tensor], needs: frozenset[Need]) -> Part:
     """The sum of a part's cells over each row, ``[B, 1]``."""
     return Part(lambda steps: of(steps).sum(1, keepdim=True), needs, "pair")

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from mmalign.objectives import links, scores, weights
 from mmalign.objectives.parts import Part, live
-from mmalign.types import Feedback, Loss, Method, Steps, UserError
+from mmalign.types import Feedback, Loss, Method, Need, Steps, UserError
 
 DENSITIES = frozenset({"token", "transition"})
 ANY = DENSITIES | {"bound"}
@@ -58,7 +58,7 @@ class Term(NamedTuple):
     """
 
     of: Callable[[Steps, Order], Tensor]
-    needs: frozenset[str] = frozenset()
+    needs: frozenset[Need] = frozenset()
     score: Part | None = None
 
 
@@ -84,7 +84,7 @@ def pairwise(
     weigh: Callable[[Tensor], Tensor] = weights.sequence_mean,
     kinds: frozenset[str] = DENSITIES,
     said: Callable[[Feedback], Tensor] | None = None,
-    reads: frozenset[str] = frozenset(),
+    reads: frozenset[Need] = frozenset(),
     survey: Callable[[Steps, Tensor], Tensor] | None = None,
     channels: int = 0,
     hard: bool = False,

@@ -7,10 +7,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from mmalign.needs import refs
 from mmalign.objectives import scores
 from mmalign.objectives.feedback import comparisons
 from mmalign.objectives.parts import live
-from mmalign.types import Feedback, Loss, Method, Steps, UserError
+from mmalign.types import Feedback, Loss, Method, Need, Steps, UserError
 
 ANY = frozenset({"token", "transition", "bound"})
 
@@ -52,8 +53,8 @@ def thumbs(
     bad: Callable[[Tensor, Tensor], Tensor],
     weigh: Callable[[Tensor], Tensor],
     baseline: Callable[[Steps, Tensor], Tensor],
-    needs: frozenset[str] = frozenset({"refs:ref"}),
-    survey_needs: frozenset[str] = frozenset(),
+    needs: frozenset[Need] = frozenset({refs("ref")}),
+    survey_needs: frozenset[Need] = frozenset(),
     state: object = None,
 ) -> Method:
     """``value of a row = p good(ratio, z) + (1 - p) bad(ratio, z)``, p the probability that the row is good.

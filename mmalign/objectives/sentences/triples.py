@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mmalign.needs import MASK
 from mmalign.objectives import links, scores, weights
-from mmalign.objectives.parts import live
+from mmalign.objectives.parts import live, read
 from mmalign.types import Feedback, Loss, Method, Steps, UserError
 
 DENSITIES = frozenset({"token", "transition"})
@@ -18,10 +19,8 @@ def roles(feedback: Feedback) -> Tensor:
 
     Rows without a reward or without a step are passed over; a group of fewer than three, or in which two of these are equal, is 0.
     """
-    if "mask" not in feedback.tables:
-        raise UserError(f"Feedback.tables: got {sorted(feedback.tables)}, a triple takes mask")
     rewards, found = feedback.rewards.detach(), torch.zeros(len(feedback.rewards), dtype=torch.float64)
-    known = ~rewards.isnan() & feedback.tables["mask"].any(1)
+    known = ~rewards.isnan() & read(feedback, MASK).any(1)
     for name in feedback.group[known].unique().tolist():
         rows = torch.nonzero(known & (feedback.group == name)).flatten()
         rows = rows[rewards[rows].argsort(descending=True)]
@@ -62,7 +61,7 @@ def triples(*, beta: float, likelihood: float, margin: scores.Over, gamma: float
     keep = lambda feedback: signal(feedback)[:, 0, 0] != 0  # noqa: E731
     return Method(
         signal=signal, loss=loss, weigh=weights.sequence_mean, needs=frozenset(), unit="group", kinds=DENSITIES, keep=keep,
-        reads=frozenset({"mask"}),
+        reads=frozenset({MASK}),
     )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from mmalign.needs import contrast
 from mmalign.objectives import links, scores
 from mmalign.objectives.sentences.pairwise import Order, Term
 from mmalign.objectives.terms import shares
@@ -21,7 +22,7 @@ def needed(name: str, *, beta: float, rows: Literal["better", "both"] = "better"
         better, worse = order.sides(links.logistic(gain, beta=beta))
         return better if rows == "better" else (better + worse) / 2
 
-    return Term(of, score.needs | {f"contrast:{name}"})
+    return Term(of, score.needs | {contrast(name)})
 
 
 def turned(name: str, link: links.Compare) -> Term:
@@ -32,4 +33,4 @@ def turned(name: str, link: links.Compare) -> Term:
         better, worse = order.sides(score.of(shares.contrast(steps, name)))
         return link(worse, better)
 
-    return Term(of, frozenset({f"contrast:{name}"}))
+    return Term(of, frozenset({contrast(name)}))

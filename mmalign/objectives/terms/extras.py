@@ -7,10 +7,11 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from mmalign.needs import MASK, reverse_kls
 from mmalign.objectives import scores
-from mmalign.objectives.parts import Part, live
+from mmalign.objectives.parts import Part, live, read
 from mmalign.objectives.sentences.pairwise import Order, Term, strengths
-from mmalign.types import Feedback, Steps, UserError
+from mmalign.types import Feedback, Need, Steps, UserError
 
 Average = Literal["sequence", "token", "sum"]
 
@@ -38,9 +39,7 @@ def token_average(feedback: Feedback) -> Tensor:
     N and steps are those of the pairs that are known and have steps in both rows; a soft label counts both rows by its strength.
     Reads ``mask``.
     """
-    if "mask" not in feedback.tables:
-        raise UserError(f"Feedback.tables: got {sorted(feedback.tables)}, a token average takes mask")
-    length = feedback.tables["mask"].sum(1).double()
+    length = read(feedback, MASK).sum(1).double()
     known = strengths(feedback)
     share = torch.where(known > 0, known, torch.where(known < 0, 1 + known, 0.0))
     pairs = feedback.pairs if feedback.pairs is not None else torch.zeros(0, 2, dtype=torch.int64)
@@ -70,7 +69,7 @@ def reverse_kl(side: Literal["better", "worse"], *, name: str = "ref") -> Term:
         better, worse = order.sides(live(steps.reverse_kls[name], steps.mask).sum(1, keepdim=True))
         return better if side == "better" else worse
 
-    return Term(of, frozenset({f"reverse_kls:{name}"}))
+    return Term(of, frozenset({reverse_kls(name)}))
 
 
 def of_both(name: str) -> Term:
@@ -82,4 +81,4 @@ def of_both(name: str) -> Term:
         rows = live(steps.terms[name], steps.mask).sum(1, keepdim=True)
         return -(rows[0::2] + rows[1::2]) / 2
 
-    return Term(of, frozenset({name}))
+    return Term(of, frozenset({Need(name)}))

@@ -8,12 +8,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from mmalign.needs import OLD
 from mmalign.objectives import ratios
 from mmalign.objectives.parts import CAP, bounded_exp, live
 from mmalign.objectives.sentences.compose import Gate
 from mmalign.types import Steps, UserError
 
-_OLD = frozenset({"old"})
+_OLD = frozenset({OLD})
 
 
 def within(low: float, high: float, *, ratio: str = "per_step") -> Gate:

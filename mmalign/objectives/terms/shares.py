@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mmalign.needs import CHANGED, PHRASE, SEGMENT
 from mmalign.objectives.parts import Part, live
 from mmalign.types import Steps, UserError
 
@@ -27,17 +28,17 @@ def changed(factor: float) -> Part:
     """``factor`` for steps that the other row of the pair has not, 1 for the others. Raises UserError for a negative factor."""
     if factor < 0:
         raise UserError(f"gamma: got {factor}, takes 0 or more")
-    return Part(lambda steps: live(1 + (factor - 1) * (fact(steps, "changed") > 0).double(), steps.mask), frozenset({"changed"}))
+    return Part(lambda steps: live(1 + (factor - 1) * (fact(steps, "changed") > 0).double(), steps.mask), frozenset({CHANGED}))
 
 
 def phrases() -> Part:
     """1 for steps of a phrase in which the rows of a pair differ, 0 for the others."""
-    return Part(lambda steps: (fact(steps, "phrase") > 0).double(), frozenset({"phrase"}))
+    return Part(lambda steps: (fact(steps, "phrase") > 0).double(), frozenset({PHRASE}))
 
 
 def segment(number: int) -> Part:
     """1 for steps of the segment of that number, 0 for the others."""
-    return Part(lambda steps: (fact(steps, "segment") == number).double(), frozenset({"segment"}))
+    return Part(lambda steps: (fact(steps, "segment") == number).double(), frozenset({SEGMENT}))
 
 
 def position(steps: Steps) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mmalign.needs import KL_MASK, REWARD_MASK, contrast, refs, reverse_kls
 from mmalign.objectives import links, scores
 from mmalign.objectives.parts import live
 from mmalign.objectives.sentences.pairwise import Order, Term
@@ -36,7 +37,7 @@ def rewarded(*, beta: float) -> Term:
         rows = torch.stack(order.sides(cells.sum(1, keepdim=True))).sum(0)
         return torch.sigmoid(beta * (worse - better)) * rows
 
-    return Term(of, score.needs | {"contrast:good", "contrast:bad"})
+    return Term(of, score.needs | {contrast("good"), contrast("bad")})
 
 
 def critical(*, beta: float, both: bool) -> Term:
@@ -48,12 +49,12 @@ def critical(*, beta: float, both: bool) -> Term:
         better = order.sides((cells * likely if both else cells).sum(1, keepdim=True))[0]
         return links.logistic(better - order.sides((cells * (1 - likely)).sum(1, keepdim=True))[1], beta=beta)
 
-    return Term(of, score.needs | {"contrast:good", "contrast:bad"}, score)
+    return Term(of, score.needs | {contrast("good"), contrast("bad")}, score)
 
 
 def masked(*, beta: float, reward_sparsity: float, kl_sparsity: float) -> Term:
     """TDPO's first form with a mask on rewards and one on divergences (terms ``reward_mask``, ``kl_mask``), and their L1 norms."""
-    needs = frozenset({"refs:ref", "reverse_kls:ref", "reward_mask", "kl_mask"})
+    needs = frozenset({refs("ref"), reverse_kls("ref"), REWARD_MASK, KL_MASK})
 
     def mask(steps: Steps, name: str) -> Tensor:
         if name not in steps.terms:

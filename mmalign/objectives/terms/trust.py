@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mmalign.needs import COLLISION
 from mmalign.objectives import links
 from mmalign.objectives.parts import Part, bounded_exp, live
 from mmalign.objectives.sentences.pairwise import Order, Term
@@ -22,7 +23,7 @@ def likely(*, cap: bool) -> Term:
         both = torch.stack(order.sides(mean)).sum(0)
         return bounded_exp(both.clamp(max=0) if cap else both)
 
-    return Term(of, frozenset({"collision"}))
+    return Term(of, frozenset({COLLISION}))
 
 
 def rewards(feedback: Feedback) -> Tensor:

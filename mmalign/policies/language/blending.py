@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mmalign.policies.language import prefixes
-from mmalign.policies.language.logits import numbers
+from mmalign.policies.language.logits import LOG_PROBS, numbers_of
 from mmalign.policies.language.scoring import Scorer, picked
 from mmalign.types import UserError
 
@@ -30,7 +30,7 @@ def blended(score: Scorer, embedding: nn.Module, rows: prefixes.Sequences, cells
     with _reading(embedding, some, torch.where(inside, guessed, some.tokens), share):
         hidden = prefixes.run(score.fit.backbone, some, shared=False)
     told: dict[str, Any] = {"temperature": score.temperature, "at_once": score.at_once, "others": {}, "never": score.never}
-    said = numbers(score.fit.head, hidden[inside], some.tokens[inside], words=frozenset(), **told)["log_probs"]
+    said = numbers_of(score.fit.head, hidden[inside], some.tokens[inside], **told)[LOG_PROBS]
     return torch.zeros(cells.shape, dtype=torch.float64).index_put(tuple(cells.nonzero().T), said.cpu())
 
 

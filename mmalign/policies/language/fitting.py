@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mmalign.policies.language import prefixes
-from mmalign.policies.language.logits import Head, matrix_head, numbers, own_head
+from mmalign.policies.language.logits import LOG_PROBS, Head, matrix_head, numbers_of, own_head
 from mmalign.types import UserError
 
 ROUNDING = {torch.float64: 1e-5, torch.float32: 1e-4, torch.bfloat16: 0.15, torch.float16: 0.02}
@@ -93,7 +93,7 @@ def made_up(model: Any, never: Sequence[int], shown: Sequence[tuple[Tensor, Mapp
 
 def _scores(backbone: nn.Module, head: Head, rows: prefixes.Sequences, *, shared: bool) -> Tensor:
     real = torch.arange(rows.tokens.shape[1], device=rows.tokens.device) < rows.lengths.unsqueeze(1)
-    return numbers(head, prefixes.run(backbone, rows, shared=shared)[real], rows.tokens[real])["log_probs"]
+    return numbers_of(head, prefixes.run(backbone, rows, shared=shared)[real], rows.tokens[real])[LOG_PROBS]
 
 
 def _agrees(backbone: nn.Module, head: Head, rows: prefixes.Sequences, truth: Tensor, allowed: float) -> bool:

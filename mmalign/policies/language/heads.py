@@ -6,16 +6,17 @@ reference, from 1 on, so that training starts as TDPO's. ``degree``: the log-pro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from mmalign.needs import DEGREE
 from mmalign.policies.language.prefixes import Sequences
 from mmalign.policies.parameters import ParameterSets
-from mmalign.types import UserError
+from mmalign.types import Need, UserError
 
 MASKS = frozenset({"reward_mask", "kl_mask"})
 HEADS = frozenset({"value", "degree"}) | MASKS
@@ -40,16 +41,16 @@ def add_heads(sets: ParameterSets, model: Any, names: Sequence[str]) -> dict[str
     return heads
 
 
-def told(name: str, head: nn.Module, hidden: Tensor) -> dict[str, Tensor]:
-    """What a head says at N positions, ``[N]`` float64; of ``degree``, one table ``degree:K`` for each degree. hidden: ``[N, H]``."""
+def told(name: str, head: nn.Module, hidden: Tensor) -> dict[Need, Tensor]:
+    """What a head says at N positions, ``[N]`` float64; of ``degree`` one table for each, named by its number. hidden: ``[N, H]``."""
     said = head(hidden.float()).double()
     if name == "degree":
-        return {f"degree:{number}": column for number, column in enumerate(said.log_softmax(-1).unbind(-1))}
-    return {name: said.squeeze(-1).relu() if name in MASKS else said.squeeze(-1)}
+        return {Need("degree", str(number)): column for number, column in enumerate(said.log_softmax(-1).unbind(-1))}
+    return {Need(name): said.squeeze(-1).relu() if name in MASKS else said.squeeze(-1)}
 
 
 def degrees(
-    score: Callable[..., dict[str, Tensor]], rows: Sequences, cells: Tensor, likely: Tensor, *, which: Tensor | None = None
+    score: Callable[..., dict[Need, Tensor]], rows: Sequences, cells: Tensor, likely: Tensor, *, which: Tensor | None = None
 ) -> Tensor:
     """Log-probability of the right degree, at each row's last live cell and 0 elsewhere, ``[R, T]``, differentiable.
 
@@ -67,11 +68,7 @@ def degrees(
     kept = inside & ~gone
     places = (~kept).long().argsort(dim=1, stable=True)
     short = replace(rows, tokens=rows.tokens.gather(1, places), lengths=kept.sum(1))
-    found = score(short, last.gather(1, places), words=frozenset({"degree"}))
-    tables = [found[name].sum(1) for name in _columns(found)]
+    found = score(short, last.gather(1, places), numbers=frozenset({DEGREE}))
+    tables = [found[need].sum(1) for need in sorted(found) if need.kind == "degree"]
     right = torch.stack(tables, 1).gather(1, kind.unsqueeze(1))
     return torch.where(last, right, 0.0)
-
-
-def _columns(found: Mapping[str, Tensor]) -> list[str]:
-    return sorted(name for name in found if name.startswith("degree:"))

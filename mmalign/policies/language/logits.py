@@ -16,11 +16,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from mmalign.needs import COLLISION, ENTROPY
+from mmalign.types import Need
+
 NOTHING = -1e9
 """The logit of what is never said: its probability is 0 to the last bit, and no difference of two of them is NaN."""
 
 ROWS = 1024
 """Positions whose pieces of the vocabulary are computed at a time."""
+
+LOG_PROBS = Need("log_probs")
+"""Of the tokens that are there: what every table holds."""
 
 Head = Callable[[Tensor], Tensor]
 """Hidden states ``[N, H]`` -> logits ``[N, V]``."""
@@ -132,23 +138,23 @@ def answering(backbone: nn.Module, said: Any) -> Iterator[None]:
         del backbone.__dict__["forward"]
 
 
-def numbers(
-    head: Head, hidden: Tensor, tokens: Tensor, *, temperature: float = 1.0, words: frozenset[str] = frozenset(), at_once: int = 256,
+def numbers_of(
+    head: Head, hidden: Tensor, tokens: Tensor, *, temperature: float = 1.0, numbers: frozenset[Need] = frozenset(), at_once: int = 256,
     others: Mapping[str, tuple[Head, Tensor]] | None = None, never: Tensor | None = None,
-) -> dict[str, Tensor]:  # fmt: skip
+) -> dict[Need, Tensor]:  # fmt: skip
     """What is asked of the distributions at N positions, ``[N]`` float64 each, in chunks that the backward pass computes again.
 
-    hidden: ``[N, H]``. tokens: ``[N]`` ids. temperature: logits are divided by it. words: further numbers, of ``entropy``, ``collision``
+    hidden: ``[N, H]``. tokens: ``[N]`` ids. temperature: logits are divided by it. numbers: further ones, of ``entropy``, ``collision``
     (log of the sum of squared probabilities), ``kls:NAME`` and ``reverse_kls:NAME``. at_once: positions in one chunk. others: name ->
     head and hidden states ``[N, H]`` of a reference, without gradient. never: ids ``[K]`` that are left out of every distribution.
 
-    Returns ``log_probs`` and the words. Log-sum-exp in float32 at least (float64 for a model in float64).
+    Returns ``LOG_PROBS`` and the numbers. Log-sum-exp in float32 at least (float64 for a model in float64).
     """
-    names, others = sorted(words), dict(others or {})
+    names, others = sorted(numbers), dict(others or {})
     if isinstance(head, Matrix) and not names:
         layer = head.layer
         told = (temperature, at_once * len(layer.weight), never, torch.is_grad_enabled())
-        return {"log_probs": Chosen.apply(hidden, layer.weight, layer.bias, tokens, *told)}
+        return {LOG_PROBS: Chosen.apply(hidden, layer.weight, layer.bias, tokens, *told)}
 
     def piece(part: Tensor, ids: Tensor, *theirs: Tensor) -> tuple[Tensor, ...]:
         logits = _tempered(head(part), temperature, never)
@@ -158,7 +164,7 @@ def numbers(
         full = logits.log_softmax(-1)
         pairs = zip(others.items(), theirs, strict=True)
         compared = {name: _tempered(other(states), temperature, never).log_softmax(-1) for (name, (other, _)), states in pairs}
-        return (log_probs.double(), *(_number(word, full, compared).double() for word in names))
+        return (log_probs.double(), *(_number(need, full, compared).double() for need in names))
 
     chunks = []
     for at in _chunks(len(hidden), at_once):
@@ -166,9 +172,9 @@ def numbers(
         kept = torch.is_grad_enabled()
         chunks.append(checkpoint(piece, *inputs, use_reentrant=False, preserve_rng_state=False) if kept else piece(*inputs))
     if not chunks:
-        return {name: hidden.new_zeros(0, dtype=torch.float64) for name in ("log_probs", *names)}
+        return {name: hidden.new_zeros(0, dtype=torch.float64) for name in (LOG_PROBS, *names)}
     columns = [torch.cat(values) for values in zip(*chunks, strict=True)]
-    return dict(zip(("log_probs", *names), columns, strict=True))
+    return dict(zip((LOG_PROBS, *names), columns, strict=True))
 
 
 def _pieces(
@@ -205,15 +211,14 @@ def _tempered(logits: Tensor, temperature: float, never: Tensor | None) -> Tenso
     return logits if never is None else logits.index_fill(-1, never, NOTHING)
 
 
-def _number(word: str, full: Tensor, others: Mapping[str, Tensor]) -> Tensor:
+def _number(need: Need, full: Tensor, others: Mapping[str, Tensor]) -> Tensor:
     """One number of each distribution, from its log-probabilities ``[N, V]``; impossible tokens (-inf) count nothing."""
-    if word == "collision":
+    if need == COLLISION:
         return (2 * full).logsumexp(-1)
-    if word == "entropy":
+    if need == ENTROPY:
         return -_expected(full, full)
-    kind, _, name = word.partition(":")
-    other = others[name]
-    return _expected(full, full - other) if kind == "kls" else _expected(other, other - full)
+    other = others[need.name]
+    return _expected(full, full - other) if need.kind == "kls" else _expected(other, other - full)
 
 
 def _expected(log_probs: Tensor, values: Tensor) -> Tensor:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from mmalign.policies.language import prefixes
 from mmalign.policies.language.fitting import Fit
 from mmalign.policies.language.heads import HEADS, MASKS, told
-from mmalign.policies.language.logits import Head, numbers
-from mmalign.types import UserError
+from mmalign.policies.language.logits import LOG_PROBS, Head, numbers_of
+from mmalign.types import Need, UserError
 
 WASTE = 1.5  # a batch is split once its filled-up size is so many times what it really holds
 
@@ -37,16 +37,18 @@ class Scorer:
     layers: Sequence[nn.Module] = ()
 
     def __call__(
-        self, rows: prefixes.Sequences, cells: Tensor, *, words: frozenset[str] = frozenset(), references: Sequence[str] = (),
+        self, rows: prefixes.Sequences, cells: Tensor, *, numbers: frozenset[Need] = frozenset(), references: Sequence[str] = (),
         using: Callable[[str], AbstractContextManager[None]] | None = None,
-    ) -> dict[str, Tensor]:  # fmt: skip
-        """Tables ``[R, T]`` float64 on the CPU, 0 outside ``cells [R, T]``: ``log_probs`` and the words (``head.numbers``, ``heads.py``).
+    ) -> dict[Need, Tensor]:  # fmt: skip
+        """Tables ``[R, T]`` float64 on the CPU, 0 outside ``cells [R, T]``: ``LOG_PROBS`` and the numbers (``logits.py``, ``heads.py``).
 
-        references: names whose distributions the words compare with. using: puts a named parameter set in place.
+        references: names whose distributions the numbers compare with. using: puts a named parameter set in place.
         """
-        if words & MASKS and "ref" not in references:
-            raise UserError(f"terms {', '.join(sorted(words & MASKS))}: are read off the reference; takes a method that needs refs:ref")
-        places, found = list[Tensor](), list[dict[str, Tensor]]()
+        masks = [need.kind for need in sorted(numbers) if need.kind in MASKS]
+        if masks and "ref" not in references:
+            raise UserError(f"terms {', '.join(masks)}: are read off the reference; takes a method that needs refs:ref")
+        of_heads = {need for need in numbers if need.kind in HEADS}
+        places, found = list[Tensor](), list[dict[Need, Tensor]]()
         for part in batches(rows):
             wanted = cells[part]
             width = int(wanted.any(0).nonzero().max()) + 1 if bool(wanted.any()) else 0
@@ -57,13 +59,13 @@ class Scorer:
             others = {name: self._reference(name, using, some, inside) for name in references} if using else {}
             hidden = self._hidden(some)[inside]
             how: dict[str, Any] = {"temperature": self.temperature, "at_once": self.at_once, "others": others, "never": self.never}
-            asked = numbers(self.fit.head, hidden, some.tokens[inside], words=words - HEADS, **how)
-            for name in sorted(words & HEADS):
+            asked = numbers_of(self.fit.head, hidden, some.tokens[inside], numbers=numbers - of_heads, **how)
+            for name in (need.kind for need in sorted(of_heads)):
                 asked |= told(name, self.heads[name], others["ref"][1] if name in MASKS else hidden)
             at = wanted.nonzero()
             places.append(torch.stack([part[at[:, 0]], at[:, 1]]))
             found.append(asked)
-        names = found[0] if found else dict.fromkeys(["log_probs", *words])
+        names = found[0] if found else dict.fromkeys([LOG_PROBS, *numbers])
         where = torch.cat(places, dim=1) if places else torch.zeros((2, 0), dtype=torch.int64)
         empty = torch.zeros(cells.shape, dtype=torch.float64)
         return {name: empty.index_put(tuple(where), torch.cat([part[name].cpu() for part in found])) if found else empty for name in names}

@@ -6,6 +6,7 @@ from dataclasses import replace
 import torch
 
 from mmalign.methods.games.nash_md import nash_md
+from mmalign.needs import MASK, OLD, refs
 from mmalign.types import Feedback
 
 
@@ -13,9 +14,9 @@ def said(ref: list[float]) -> Feedback:
     """Three rows of one step, sampled alike; row 0 beats row 1 with .9 and row 2 with .3."""
     wins = torch.tensor([[math.nan, 0.9, 0.3], [0.1, math.nan, 0.5], [0.7, 0.5, math.nan]]).double()
     tables = {
-        "mask": torch.ones(3, 1, dtype=torch.bool),
-        "old": torch.zeros(3, 1).double(),
-        "refs:ref": torch.tensor(ref).double()[:, None],
+        MASK: torch.ones(3, 1, dtype=torch.bool),
+        OLD: torch.zeros(3, 1).double(),
+        refs("ref"): torch.tensor(ref).double()[:, None],
     }
     return Feedback(torch.zeros(3).double(), torch.zeros(3, dtype=torch.int64), wins=wins, tables=tables)
 
@@ -39,7 +40,7 @@ def test_the_mixture_is_the_one_that_is_meant() -> None:
     wins = torch.full((4001, 4001), math.nan).double()
     wins[0, 1:] = beats[words]
     words = torch.cat([torch.zeros(1, dtype=torch.int64), words])
-    tables = {"mask": torch.ones(4001, 1, dtype=torch.bool), "old": pi.log()[words][:, None], "refs:ref": ref.log()[words][:, None]}
+    tables = {MASK: torch.ones(4001, 1, dtype=torch.bool), OLD: pi.log()[words][:, None], refs("ref"): ref.log()[words][:, None]}
     signal = nash_md(mixture=0.4, tau=0.0, opponents="weighted").signal(
         Feedback(torch.zeros(4001).double(), torch.zeros(4001, dtype=torch.int64), wins=wins, tables=tables)
     )

@@ -1,0 +1,52 @@
+"""What a method asks of a policy, and reads of a rollout, as records: the words of ``Method.needs``, ``survey_needs`` and ``reads``.
+
+Tables of one reference, or of one condition, have its name: ``refs("ref")``, ``contrast("ablated")``; those that there is one of are
+constants. ``str(refs("ref"))`` is ``refs:ref``, as messages and tables show it. What each holds is said at ``types.Steps``; ``MASK``
+and ``REWARDS`` (of single steps) are what is read of a rollout alone.
+"""
+
+from __future__ import annotations
+
+from mmalign.types import Method, Need
+
+OLD, MASK, REWARDS = Need("old"), Need("mask"), Need("rewards")
+STD, DT, NOISE = Need("std"), Need("dt"), Need("noise")
+CHANGED, PHRASE, SEGMENT = Need("changed"), Need("phrase"), Need("segment")
+ENTROPY, COLLISION, VALUE = Need("entropy"), Need("collision"), Need("value")
+REWARD_MASK, KL_MASK, DEGREE = Need("reward_mask"), Need("kl_mask"), Need("degree")
+
+
+def refs(name: str) -> Need:
+    """Log-probabilities under the reference of that name."""
+    return Need("refs", name)
+
+
+def kls(name: str) -> Need:
+    """Exact KL of each step's distribution to that reference's."""
+    return Need("kls", name)
+
+
+def reverse_kls(name: str) -> Need:
+    """Exact KL of that reference's distribution to each step's."""
+    return Need("reverse_kls", name)
+
+
+def contrast(name: str) -> Need:
+    """The same rows under another condition."""
+    return Need("contrast", name)
+
+
+def kinds(needs: frozenset[Need]) -> set[str]:
+    """The kinds of tables that are asked for, whatever their names."""
+    return {need.kind for need in needs}
+
+
+def named(kind: str, needs: frozenset[Need]) -> list[str]:
+    """The names of one kind of table that are asked for."""
+    return sorted(need.name for need in needs if need.kind == kind and need.name)
+
+
+def lacking(method: Method, gives: frozenset[str]) -> list[str]:
+    """What a method asks of a policy that ``gives`` these kinds and not that one, as messages name it."""
+    asked = method.needs | method.survey_needs | (method.reads - {MASK, OLD, REWARDS})
+    return [str(need) for need in sorted(asked) if need.kind not in gives]
