@@ -21,10 +21,20 @@ ROOMS = ("policies", "methods", "rewards", "worlds", "data", "recipes", "command
 FILES = {"kernels": "mmalign.samplers.kernels", "windows": "mmalign.samplers.windows"}
 """Single files that have a name of their own: ``mm.kernels.flow_sde``."""
 
-FLAT = {"prompts": "mmalign.data", "like": "mmalign.dialects", "guide": "mmalign.guidance"}
-"""Functions that are flat themselves, besides every recipe and command: ``mm.prompts``."""
+SETTINGS = {
+    "Batch": "training", "RecordBatch": "training", "Evaluation": "training", "Reference": "training", "RunSettings": "training",
+    "Stop": "training", "Lora": "policies", "Train": "policies", "Schedule": "policies", "Memory": "policies", "TextMemory": "policies",
+    "EngineSettings": "policies",
+}  # fmt: skip
+"""Records of settings: ``mm.Batch(prompts=10)``; a mapping of the same keys does as well."""
 
-CALLED = ("mmalign.recipes", "mmalign.commands")
+FLAT = {
+    "prompts": "mmalign.data", "like": "mmalign.dialects", "guide": "mmalign.guidance",
+    **{name: f"mmalign.{room}.settings" for name, room in SETTINGS.items()},
+}  # fmt: skip
+"""Functions that are flat themselves, besides every recipe, command and optimiser: ``mm.prompts``."""
+
+CALLED = ("mmalign.recipes", "mmalign.commands", "mmalign.training.optimizers")
 
 
 def _home(name: str) -> str | None:

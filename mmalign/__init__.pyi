@@ -20,9 +20,26 @@ from mmalign.commands.sample import sample as sample
 from mmalign.data.prompts import prompts as prompts
 from mmalign.dialects import like as like
 from mmalign.guidance.guide import guide as guide
+from mmalign.policies.settings import EngineSettings as EngineSettings
+from mmalign.policies.settings import Lora as Lora
+from mmalign.policies.settings import Memory as Memory
+from mmalign.policies.settings import Schedule as Schedule
+from mmalign.policies.settings import TextMemory as TextMemory
+from mmalign.policies.settings import Train as Train
 from mmalign.recipes.offline import offline as offline
 from mmalign.recipes.online import online as online
 from mmalign.samplers import kernels as kernels
 from mmalign.samplers import windows as windows
+from mmalign.training.optimizers import adafactor as adafactor
+from mmalign.training.optimizers import adamw as adamw
+from mmalign.training.optimizers import adamw_8bit as adamw_8bit
+from mmalign.training.optimizers import muon as muon
+from mmalign.training.optimizers import sgd as sgd
+from mmalign.training.settings import Batch as Batch
+from mmalign.training.settings import Evaluation as Evaluation
+from mmalign.training.settings import RecordBatch as RecordBatch
+from mmalign.training.settings import Reference as Reference
+from mmalign.training.settings import RunSettings as RunSettings
+from mmalign.training.settings import Stop as Stop
 
 __version__: str

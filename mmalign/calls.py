@@ -12,11 +12,14 @@ import dataclasses
 import functools
 import inspect
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from mmalign import signatures
+from mmalign.renamed import renamed
 
 
 class Made(NamedTuple):
@@ -29,6 +32,8 @@ class Made(NamedTuple):
 _MADE: dict[tuple[int, ...], tuple[tuple[weakref.ref[Any], ...], Made]] = {}
 """key of what was made -> (it, or its parts, weakly; what it was made by)."""
 
+_NOW: ContextVar[Made | Mapping[str, Any] | None] = ContextVar("now", default=None)
+
 
 @functools.cache
 def remembering(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -36,35 +41,82 @@ def remembering(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        arguments = bound(function, args, kwargs)
-        found = function(*args, **kwargs)
-        _remember(found, Made(function.__name__, arguments))
+        given, read = bound(function, args, kwargs)
+        made = Made(function.__name__, given)
+        with saying(made):
+            found = function(**read)
+        _remember(found, made)
         return found
 
     return call
 
 
-def bound(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments by name. Errors: UserError in one line for an unknown or a missing keyword, and for a plain value that does not fit."""
+@contextmanager
+def saying(what: Made | Mapping[str, Any]) -> Iterator[None]:
+    """What `described` answers inside of the block: a call, or the node of a config that is carried out."""
+    token = _NOW.set(what)
+    try:
+        yield
+    finally:
+        _NOW.reset(token)
+
+
+def described() -> dict[str, Any]:
+    """The call that is going on as a config says it, without ``resume``; empty for a function that no room answered with."""
+    now = _NOW.get()
+    if now is None:
+        return {}
+    if isinstance(now, Made):
+        now = {"use": now.name, **{key: node_of(item) for key, item in now.arguments.items()}}
+    return {key: value for key, value in now.items() if key != "resume"}
+
+
+def bound(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Arguments by name, as they were given and as the function takes them: mappings become records where it takes those.
+
+    Errors: UserError in one line for an unknown or a missing keyword, at any depth, and for a plain value that does not fit.
+    """
     from mmalign.types import UserError
 
     name, (parameters, any_key) = function.__name__, signatures.parameters(function)
     for key in kwargs:
         if key not in parameters and not any_key:
-            raise UserError(
-                f"{name}.{key}: unknown key of {name}{signatures.nearest(key, parameters)}; takes {', '.join(parameters) or 'nothing'}"
-            )
+            near, known = signatures.nearest(key, parameters), ", ".join(parameters) or "nothing"
+            raise UserError(f"{name}.{key}: " + (renamed(key, name) or f"unknown key of {name}{near}; takes {known}"))
+    signature = inspect.signature(function)
     try:
-        given = dict(inspect.signature(function).bind(*args, **kwargs).arguments)
+        arguments = signature.bind(*args, **kwargs).arguments
     except TypeError as error:
         raise UserError(f"{name}: {error}; takes {', '.join(parameters)}") from error
-    for key, value in given.items():
-        if key in parameters and _is_plain(value) and signatures.plain(parameters[key].annotation):
-            try:
-                signatures.convert(value, parameters[key].annotation)
-            except ValueError:
-                raise UserError(f"{name}.{key}: got {value!r}, takes {signatures.show(parameters[key].annotation)}") from None
-    return given
+    more = next((key for key, item in signature.parameters.items() if item.kind is item.VAR_KEYWORD), "")
+    given = {**{key: value for key, value in arguments.items() if key != more}, **arguments.get(more, {})}
+    reader = signatures.Reader(leaf=_leaf, build=lambda record, values, path: signatures.make(record, values), errors=[])
+    read = dict(given)
+    for key in given.keys() & parameters.keys():
+        read[key] = signatures.read(given[key], parameters[key], f"{name}.{key}", reader)
+    if reader.errors:
+        raise UserError(reader.errors[0])
+    return given, read
+
+
+def _leaf(path: str, value: Any, parameter: signatures.Parameter) -> Any:
+    """A plain value as it was given, if it fits."""
+    from mmalign.types import UserError
+
+    if _is_plain(value) and signatures.plain(parameter.annotation):
+        try:
+            signatures.convert(value, parameter.annotation)
+        except ValueError:
+            raise UserError(f"{path}: got {value!r}, takes {signatures.show(parameter.annotation)}") from None
+    wanted = parameter.annotation
+    if _is_plain(value) and isinstance(wanted, type) and wanted is not object and not signatures.plain(wanted) and _is_made(wanted):
+        raise UserError(f"{path}: got {value!r}, takes what a function that gives {wanted.__name__} made (`mmalign list`)")
+    return value
+
+
+def _is_made(kind: type) -> bool:
+    """Whether a class is one of mmalign's own things, of which plain data is none; a protocol may be met by anything."""
+    return kind.__module__.startswith("mmalign.") and not getattr(kind, "_is_protocol", False)
 
 
 def node_of(value: Any) -> Any:
@@ -76,7 +128,7 @@ def node_of(value: Any) -> Any:
     if made is not None:
         return {"use": made.name, **{key: node_of(item) for key, item in made.arguments.items()}}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: node_of(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {field.name.rstrip("_"): node_of(item) for field, item in _changed(value)}
     if isinstance(value, Mapping):
         return {str(key): node_of(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -84,6 +136,14 @@ def node_of(value: Any) -> Any:
     if isinstance(value, (bool, int, float, str, type(None))):
         return value
     return str(value) if isinstance(value, Path) else _loaded_from(value) or f"<{type(value).__name__}>"
+
+
+def _changed(record: Any) -> Iterator[tuple[dataclasses.Field[Any], Any]]:
+    """The fields of a record that are not what they are by default."""
+    for field in dataclasses.fields(record):
+        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        if (item := getattr(record, field.name)) is not default and not (_is_plain(item) and item == default):
+            yield field, item
 
 
 def sayable(node: Any) -> bool:

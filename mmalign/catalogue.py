@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mmalign.rooms import Entry, find, import_path, index
+from mmalign.rooms import Entry, find, import_path, index, resource
 from mmalign.signatures import nearest
 
 
@@ -24,7 +24,7 @@ class Kind(NamedTuple):
     returns: frozenset[str] = frozenset()
 
 
-REWARDS = frozenset({"Scorer", "Reward", "Callable[..., Tensor]", "Callable[..., Any]"})
+REWARDS = frozenset({"Scorer", "Reward", "Callable[..., Tensor]", "Callable[..., dict[str, Tensor]]", "Callable[..., Any]"})
 PROMPTS = frozenset({"Prompts", "list[str]", "list[Any]", "list[Prompt]", "list[list[dict[str, Any]]]"})
 
 KINDS = {
@@ -40,6 +40,7 @@ KINDS = {
     "transforms": Kind("a reward on another scale", ("combinations",), "combine: {{use: weighted_sum, transforms: {{mine: {use}}}}}",
                        frozenset({"Transform"})),
     "guidance": Kind("alignment while a model samples, without training", ("guidance",), "guidance: {use}"),
+    "optimizers": Kind("how parameters follow their gradient", ("training.optimizers",), "optimizer: {use}"),
     "kernels": Kind("how a denoising step is made random", ("samplers.kernels",), "kernel: {use}", frozenset({"Kernel"})),
     "windows": Kind("which denoising steps are random, and trained", ("samplers.windows",), "window: {use}", frozenset({"Window"})),
     "worlds": Kind("small tasks with a known truth", ("worlds",), "{use}"),
@@ -104,8 +105,6 @@ def function(named: Named) -> Any:
 
 def configs() -> dict[str, Path]:
     """short name -> file, of every config that comes with mmalign."""
-    from mmalign.config import resource
-
     folder = resource("configs")
     return {str(file.relative_to(folder).with_suffix("")): file for file in sorted(folder.rglob("*.yaml"))}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mmalign import media
+from mmalign.signatures import Record
 from mmalign.types import UserError
 
 Animated = Literal["refuse", "first"]
@@ -22,7 +24,8 @@ class Broken(UserError):
     """A medium that cannot be used; one line says which and why. Readers of many put it aside and go on."""
 
 
-class Limits(NamedTuple):
+@dataclass(frozen=True)
+class Limits(Record):
     """What a file may cost: ``bytes`` of the file, ``pixels`` (width times height) of an image or of one frame.
 
     size: bring every image to ``(height, width)`` by scaling it to cover that and cutting the middle out; None leaves sizes alone.
@@ -37,6 +40,11 @@ class Limits(NamedTuple):
     frames: int = 16
     urls: bool = False
     seconds: float = 20.0
+
+    def __post_init__(self) -> None:
+        for name in ("bytes", "pixels", "frames"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}: got {getattr(self, name)}, takes 1 or more")
 
 
 class Footage(NamedTuple):

@@ -65,6 +65,13 @@ def offered(room: str, name: str) -> Any:
     return remembering(found)
 
 
+def resource(name: str) -> Path:
+    """A file or folder of ``configs/`` or ``assets/``, in a checkout or inside the installed package; it may not exist."""
+    package = Path(__file__).parent
+    installed = package / name
+    return installed if installed.exists() else package.parent / name
+
+
 def furnish(package: str) -> None:
     """Makes the package of that name a room; to be called in its ``__init__.py`` as ``furnish(__name__)``."""
     sys.modules[package].__class__ = Room

@@ -1,18 +1,20 @@
 """What a function's signature says of its arguments, and whether a value from a YAML file fits.
 
-Only plain data is checked (numbers, strings, booleans, null, paths, Literal, and lists, tuples, sets, mappings and unions of these).
-Everything else is an object, which a config builds with a node.
+Only plain data is checked (numbers, strings, booleans, null, paths, Literal, lists, tuples, sets, mappings and unions of these), and
+records: an argument that is annotated with one (`Record`) takes a mapping of its fields, which are checked in the same way down to the last
+leaf. Everything else is an object, which a config builds with a node.
 """
 
 from __future__ import annotations
 
 import collections.abc
+import dataclasses
 import difflib
 import inspect
 import json
 import types
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Union
 
@@ -20,6 +22,10 @@ LEAVES = (int, float, str, bool, type(None), Path, Any, object)
 CONTAINERS = (list, dict, tuple, set, frozenset, collections.abc.Sequence, collections.abc.Mapping, collections.abc.Collection)
 OUTPUTS = ("out", "output", "runs", "root", "folder")
 """Parameters annotated ``Path`` that name what will be written, and need not exist."""
+
+
+class Record:
+    """Marks a frozen dataclass of settings: a mapping of its fields, in YAML or in Python, stands for it. It has nothing to inherit."""
 
 
 class Parameter(NamedTuple):
@@ -40,7 +46,8 @@ def parameters(function: Callable[..., Any]) -> tuple[dict[str, Parameter], bool
     found, any_key = {}, False
     for name, parameter in signature.parameters.items():
         if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
-            found[name] = Parameter(name, annotations.get(name, Any), parameter.default is parameter.empty)
+            key = name.rstrip("_")  # a field that would be a word of Python's: `from_`
+            found[key] = Parameter(key, annotations.get(name, Any), parameter.default is parameter.empty)
         any_key = any_key or parameter.kind == parameter.VAR_KEYWORD
     return found, any_key
 
@@ -64,6 +71,100 @@ def _resolved_one(owner: Any, name: str, annotation: Any) -> Any:
         return Any
 
 
+class Reader(NamedTuple):
+    """How arguments are read: ``leaf(path, value, parameter)`` for what is no record, ``build(record, arguments, path)`` for one that is
+    right. Mistakes, a line each, go into ``errors``."""
+
+    leaf: Callable[[str, Any, Parameter], Any]
+    build: Callable[[type, dict[str, Any], str], Any]
+    errors: list[str]
+
+
+def read(value: Any, parameter: Parameter, path: str, reader: Reader) -> Any:
+    """A value for a parameter: mappings where it takes records become those, whatever their depth."""
+    record, inside = record_of(parameter.annotation), _records_inside(parameter.annotation)
+    node = isinstance(value, Mapping) and "use" in value
+    if record is not None and isinstance(value, Mapping) and not node:
+        return _read_record(value, record, path, reader)
+    if inside is not None and isinstance(value, Mapping) and not node:
+        return {key: read(item, Parameter(str(key), inside, True), f"{path}.{key}", reader) for key, item in value.items()}
+    if record is not None and not isinstance(value, record) and not node:
+        return _read_otherwise(value, parameter, record, path, reader)
+    return reader.leaf(path, value, parameter)
+
+
+def _read_otherwise(value: Any, parameter: Parameter, record: type, path: str, reader: Reader) -> Any:
+    """What is no mapping where a record may stand: one of the other types that the parameter takes."""
+    other = _without_records(parameter.annotation)
+    if other is None:
+        reader.errors.append(f"{path}: got {value!r}, takes a mapping of {', '.join(parameters(record)[0])}")
+        return value
+    if value is not None and plain(other):
+        try:
+            return convert(value, other)
+        except ValueError:
+            takes = show(other).replace("null or ", "").replace(" or null", "")
+            near = f"{takes}, or a mapping" if takes != "null" else "a mapping"
+            reader.errors.append(f"{path}: got {value!r}, takes {near} of {', '.join(parameters(record)[0])}")
+    return value
+
+
+def _read_record(value: Mapping[str, Any], record: type, path: str, reader: Reader) -> Any:
+    from mmalign.renamed import renamed
+    from mmalign.types import UserError
+
+    before, (known, _), word = len(reader.errors), parameters(record), path.rpartition(".")[2]
+    arguments = {}
+    for key, item in value.items():
+        if key in known:
+            arguments[str(key)] = read(item, known[key], f"{path}.{key}", reader)
+        else:
+            why = renamed(str(key), path) or f"unknown key of {word}{nearest(str(key), known)}; takes {', '.join(known)}"
+            reader.errors.append(f"{path}.{key}: {why}")
+    for key, parameter in known.items():
+        if parameter.required and key not in value:
+            reader.errors.append(f"{path}.{key}: missing, {word} needs it")
+    if len(reader.errors) > before:
+        return value
+    try:
+        make(record, arguments)
+    except UserError as error:
+        reader.errors.append(f"{path}.{error}")
+        return value
+    return reader.build(record, arguments, path)
+
+
+def make(record: Any, arguments: Mapping[str, Any]) -> Any:
+    """A record from its arguments by name, those included that are words of Python's (``from``)."""
+    names = {field.name.rstrip("_"): field.name for field in dataclasses.fields(record)}
+    return record(**{names[key]: value for key, value in arguments.items()})
+
+
+def record_of(annotation: Any) -> type | None:
+    """The record that a mapping stands for under this annotation; None where there is none."""
+    parts = typing.get_args(annotation) if typing.get_origin(annotation) in (Union, types.UnionType) else (annotation,)
+    return next((part for part in parts if isinstance(part, type) and issubclass(part, Record)), None)
+
+
+def _records_inside(annotation: Any) -> Any:
+    """What the values of a mapping are, where they may be records: ``dict[str, Reference]``."""
+    parts = typing.get_args(annotation) if typing.get_origin(annotation) in (Union, types.UnionType) else (annotation,)
+    for part in parts:
+        if typing.get_origin(part) in (dict, collections.abc.Mapping):
+            inside = typing.get_args(part)[1]
+            if record_of(inside) is not None:
+                return inside
+    return None
+
+
+def _without_records(annotation: Any) -> Any:
+    """What else a parameter takes than its record; None where that is all."""
+    if typing.get_origin(annotation) not in (Union, types.UnionType):
+        return None
+    rest = [part for part in typing.get_args(annotation) if record_of(part) is None]
+    return Union[tuple(rest)] if rest else None  # noqa: UP007 (types known at run time alone)
+
+
 def plain(annotation: Any) -> bool:
     """Whether a YAML value can be checked against an annotation."""
     if any(annotation is leaf for leaf in (*LEAVES, *CONTAINERS)):
@@ -73,6 +174,30 @@ def plain(annotation: Any) -> bool:
         return True
     if origin in (Union, types.UnionType, *CONTAINERS):
         return all(plain(part) for part in inside if part is not ...)
+    return False
+
+
+def scalar(annotation: Any) -> bool:
+    """Whether only numbers, words, booleans, paths and null fit: then no node may stand there."""
+    parts = typing.get_args(annotation) if typing.get_origin(annotation) in (Union, types.UnionType) else (annotation,)
+    scalars = (int, float, str, bool, type(None), Path)
+    return all(any(part is leaf for leaf in scalars) or typing.get_origin(part) is Literal for part in parts)
+
+
+def may_be_plain(value: Any, annotation: Any) -> bool:
+    """Whether a value that holds no node may stand for an object: one of a union's plain types, or a list or mapping of nodes."""
+    parts = typing.get_args(annotation) if typing.get_origin(annotation) in (Union, types.UnionType) else (annotation,)
+    for part in parts:
+        if part in (Any, object) or (isinstance(value, (list, Mapping)) and typing.get_origin(part) in CONTAINERS):
+            return True
+        if isinstance(value, Mapping) and "use" in value:
+            return True
+        try:
+            if plain(part):
+                convert(value, part)
+                return True
+        except ValueError:
+            continue
     return False
 
 
@@ -100,7 +225,11 @@ def show(annotation: Any) -> str:
     if origin in (dict, collections.abc.Mapping):
         return f"mapping of {show(inside[0])} to {show(inside[1])}"
     if origin in CONTAINERS:
+        if len(inside) == 2 and inside[0] is inside[1]:
+            inside = inside[:1]
         return f"list of {' and '.join(show(part) for part in inside if part is not ...)}"
+    if record_of(annotation) is not None:
+        return f"mapping of {', '.join(parameters(annotation)[0])}"
     return "path" if annotation is Path else getattr(annotation, "__name__", str(annotation))
 
 

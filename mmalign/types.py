@@ -416,6 +416,19 @@ class Policy(Protocol):
         ...
 
 
+class Adapter(NamedTuple):
+    """What a module of policies says of those that it makes, as ``ADAPTER``, so that a config can be checked before anything is built.
+
+    kind, gives: as of its policies. gives_with: keyword -> what the policy gives besides for each name that is listed under it. call: the
+    keywords that ``generate`` takes, from the arguments of the policy's node; None where any may be right.
+    """
+
+    kind: Kind
+    gives: frozenset[str]
+    gives_with: Mapping[str, frozenset[str]] = {}
+    call: Callable[[Mapping[str, Any]], Iterable[str] | None] = lambda arguments: None
+
+
 class Encoder(Policy, Protocol):
     """A policy that takes given rows: what offline recipes need."""
 

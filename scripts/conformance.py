@@ -1,6 +1,6 @@
 """Every pipeline class of the installed diffusers as a policy: a tiny twin, a rollout, its replay, a gradient, a probe, LoRA.
 
-python scripts/conformance.py                  # all classes, writes mmalign/policies/CONFORMANCE.md and conformance.json
+python scripts/conformance.py                  # all classes, writes mmalign/policies/CONFORMANCE.md and pipelines/conformance.json
 python scripts/conformance.py Flux* --show     # some, to the screen, with tracebacks
 """
 
@@ -26,9 +26,11 @@ from typing import Any
 
 import torch
 
+from mmalign.policies.settings import Lora, Memory, Schedule
+
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")  # twins download nothing
 HERE = Path(__file__).resolve().parents[1] / "mmalign" / "policies"
-NUMBERS = HERE / "conformance.json"
+NUMBERS = HERE / "pipelines" / "conformance.json"
 LABELS = {"probe": "times", "own": "own", "lora": "LoRA"}
 LIMIT = 120  # seconds of processor time for one class
 WORDS = ["a red fox", "two blue birds"]
@@ -65,7 +67,7 @@ def check(name: str) -> dict[str, Any]:
     began, row = time.process_time(), {"name": name}
     pipe = pipelines.twin(name)
     call = pipelines.call_arguments(pipe)
-    policy, words = make(pipe, num_inference_steps=4, call=call, device="cpu"), prompts(name)
+    policy, words = make(pipe, call=call, device="cpu", schedule=Schedule(steps=4)), prompts(name)
     try:
         rollout = policy.sample(words, 1, torch.Generator().manual_seed(0))
     except Exception:  # some pipelines take one image, or one prompt, at a time
@@ -137,7 +139,7 @@ def own(pipe: Any, call: dict[str, Any], rows: int) -> float:
     takes = inspect.signature(inspect.unwrap(type(pipe).__call__)).parameters
     alone = pipe.components.get("transformer_2") is None
     off = {key: 1.0 for key in GUIDANCE if key in takes and not (alone and key.endswith("_2"))}
-    policy = make(pipe, num_inference_steps=4, call={**call, **off}, device="cpu", rows_at_once=rows)
+    policy = make(pipe, call={**call, **off}, device="cpu", schedule=Schedule(steps=4), memory=Memory(rows_at_once=rows))
     rollout = policy.sample(words, 1, torch.Generator().manual_seed(0))
     times, levels = policy.schedule()
     heard: list[Any] = []
@@ -162,7 +164,12 @@ def lora(name: str, call: dict[str, Any], rows: int, targets: Any = None) -> flo
     from mmalign.policies.twins import pipelines
 
     policy = make(
-        pipelines.twin(name), num_inference_steps=4, call=call, lora={"rank": 2, "targets": targets}, device="cpu", rows_at_once=rows
+        pipelines.twin(name),
+        call=call,
+        lora=Lora(rank=2, targets=targets),
+        device="cpu",
+        schedule=Schedule(steps=4),
+        memory=Memory(rows_at_once=rows),
     )
     rollout = policy.sample(prompts(name), 1, torch.Generator().manual_seed(0))
     policy.steps(rollout, torch.arange(2), columns=torch.nonzero(rollout.private["random"]).flatten()[:1]).log_probs.sum().backward()

@@ -106,9 +106,15 @@ def silence(name: str, runs: Path, *, every: int = 15) -> list[str]:
         if step:
             told = {key: config[key] for key in keys}
             mm.offline(
-                policy, records, method, name=f"silence-{name}", runs=str(runs), steps=step, resume=step > every, trackers=(),
-                evaluation={"every": 10**6, "prompts": prompts[:2], "samples": 1}, checkpoint_every=every, **told,
-            )  # fmt: skip
+                policy,
+                records,
+                method,
+                steps=step,
+                resume=step > every,
+                evaluation={"every": 10**6, "prompts": prompts[:2], "samples": 1},
+                **told,
+                run={"name": f"silence-{name}", "folder": str(runs), "trackers": (), "checkpoint_every": every},
+            )
         with torch.no_grad():
             now = policy.steps(rollout, torch.arange(2 * len(some)), needs=frozenset({Need("refs")}))
         ratio = (now.log_probs - now.refs["ref"]).sum(1)

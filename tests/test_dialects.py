@@ -7,10 +7,11 @@ import os
 import pytest
 
 import mmalign as mm
-from mmalign.config import check, plan
+from mmalign.config import check
 from mmalign.dialects import dialects, like, settings
 from mmalign.docstrings import explanation
 from mmalign.needs import refs
+from mmalign.planning import plan
 from mmalign.rooms import find, index
 from mmalign.types import Method, UserError
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from mmalign.config import check, load, resource
+from mmalign.config import check, load
+from mmalign.rooms import resource
 
 FOLDER = resource("configs")
 MODELS = (

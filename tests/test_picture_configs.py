@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from mmalign.config import build_part, check, load, resource
+from mmalign.config import build_part, check, load
+from mmalign.rooms import resource
 
 FOLDER = resource("configs")
 PAIRS = ("qwen25_vl_7b/pairs_ranked", "qwen25_vl_7b/pairs_hidden")  # not runs, but what runs learn from

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from mmalign.config import build_part, check, load, resource
+from mmalign.config import build_part, check, load
+from mmalign.rooms import resource
 
 FOLDER = resource("configs")
 FILES = [f"{model}/{method}" for model in ("qwen25_0b", "llama32_1b") for method in ("dpo", "grpo")]

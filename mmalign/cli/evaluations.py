@@ -110,11 +110,11 @@ def _built(name: str, options: list[str], annotations: Path | None, images: Path
     return build_part({"suite": node}, "suite")
 
 
-def _judge(settings: dict[str, str]) -> Any:
+def _judge(settings: dict[str, Any]) -> Any:
     """A server as a callable: messages -> its words, or None where it gave none."""
-    from mmalign.serving.chat import connect
+    from mmalign.serving.chat import ServerSettings, connect
 
-    server = connect("judge", settings)
+    server = connect("judge", ServerSettings(**settings))
     return lambda messages: server.ask([messages], lambda answer: answer.text, max_tokens=REVIEW)[0]
 
 

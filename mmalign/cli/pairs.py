@@ -15,7 +15,8 @@ RECIPES = ("make_pairs", "make_rejected")
 def pairs(context: typer.Context, config: Config, overrides: Overrides = None) -> None:
     """Make a file of preference pairs with a policy, as a config of make_pairs or make_rejected describes."""
     with mistakes_as_lines(context):
-        from mmalign.config import execute, load, plan
+        from mmalign.config import load
+        from mmalign.planning import execute, plan
         from mmalign.types import UserError
 
         node: dict[str, Any] = load(config, overrides or [])

@@ -35,13 +35,14 @@ def demo(
 ) -> None:
     """Align a small generator of real digits on this machine's CPU, and show what it gained and what it cost."""
     with mistakes_as_lines(context):
-        from mmalign.config import load, resource
+        from mmalign.config import load
+        from mmalign.rooms import resource
 
         report = None
         for seed in range(seeds):
             node = load(resource(DEMO), overrides or [])
-            node["seed"] = int(node.get("seed", 0)) + seed
-            node["name"] = _fresh_name(Path(node.get("runs", "runs")), str(node.get("name", "demo")))
+            run = {"name": "demo", "folder": "runs", "seed": 0, **node.get("run", {})}
+            node["run"] = {**run, "seed": int(run["seed"]) + seed, "name": _fresh_name(Path(run["folder"]), str(run["name"]))}
             report = _train(node)
         if show and report is not None:
             import webbrowser
@@ -155,20 +156,9 @@ def report(
 
 def _train(node: dict[str, Any], *, resume: bool = False) -> Path:
     """Builds and runs a config, prints where the run and its report are, and returns the path of the report."""
-    from mmalign.config import execute, plan
-    from mmalign.signatures import parameters
-    from mmalign.types import UserError
+    from mmalign.config import build
 
-    call, errors = plan(node)
-    if call is None or errors:
-        raise UserError("\n".join(errors))
-    takes, any_key = parameters(call.function)
-    if resume and not (any_key or "resume" in takes):
-        raise UserError(f"--resume: the recipe {call.name} cannot resume")
-    extra: dict[str, Any] = {"resume": True} if resume else {}
-    if "config" in takes:
-        extra["config"] = node
-    run = execute(call, **extra)
+    run = build(node, **({"resume": True} if resume else {}))
     folder = Path(run.path).resolve()
     page = folder / "report.html"
     typer.echo(f"run:    {folder}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -52,12 +52,14 @@ class Transform:
 class Combination:
     """Rewards by name into one number for each row, ``(parts {name: [B]}, group [B], prompts) -> [B]`` float64; NaN is missing.
 
-    learn: whether the state may take these rows in; only training does. state: None, or what is checkpointed.
+    learn: whether the state may take these rows in; only training does. state: None, or what is checkpointed. weights: what each reward
+    counts for where it is a sum; rewards of single steps count for as much, and for 1 where there are none.
     """
 
     name: str
     of: Callable[[Mapping[str, Tensor], Rows], Tensor]
     state: State | None = None
+    weights: Mapping[str, float] = field(default_factory=dict)
 
     def __call__(self, parts: Mapping[str, Tensor], group: Tensor, prompts: Sequence[Any], *, learn: bool = False) -> Tensor:
         rows = Rows(group, prompts)

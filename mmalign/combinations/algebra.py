@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -55,7 +56,7 @@ def weighted_sum(
         by_name = dict.fromkeys(names, 1.0) if weights is None else weights
         return _sum(parts, by_name, missing=missing, required=required)
 
-    return combination("weighted_sum", transforms, of)
+    return replace(combination("weighted_sum", transforms, of), weights=dict(weights or {}))
 
 
 def normalised_sum(*, weights: Weights | None = None, over: Literal["group", "batch"] = "group", missing: Missing = "row") -> Combination:

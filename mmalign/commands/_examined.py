@@ -8,6 +8,7 @@ from typing import Any
 from mmalign.commands._trained import trained
 from mmalign.config import build_part
 from mmalign.training.evaluation import evaluate, exam
+from mmalign.training.settings import Evaluation
 from mmalign.types import UserError
 
 
@@ -24,8 +25,8 @@ def examined(run_folder: str | Path, *, samples: int | None = None) -> dict[str,
     prompts = said.get("prompts") or build_part(run.config, "prompts")
     if not prompts:
         raise UserError(f"{run.folder}: its config names no prompts to evaluate on; takes --suite, or a run with evaluation.prompts")
-    named = {key: dict(build_part(run.config, key) or {}) for key in ("rewards", "judges", "metrics")}
-    asked = exam(said, prompts=list(prompts)[:16], **named)
+    said.pop("stop", None)
+    asked = exam(Evaluation(**said), prompts=list(prompts)[:16], rewards=dict(build_part(run.config, "rewards") or {}))
     policy: Any = run.policy()
     best = "current" if run.best == "trained" else run.best
     return {"ref": evaluate(policy, asked, using="ref").metrics, run.best: evaluate(policy, asked, using=best).metrics}

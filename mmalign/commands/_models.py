@@ -58,8 +58,8 @@ def _of_config(config: Mapping[str, Any], policy: Any, using: AbstractContextMan
         raise UserError("guidance: this model is no diffusers pipeline; language models are guided by mm.guidance.steered and its kin")
     evaluation = config.get("evaluation") or {}
     prompts = list(build_part(evaluation, "prompts") or build_part(config, "prompts") or [])
-    judges, rewards = build_part(config, "judges") or {}, build_part(config, "rewards") or {}
-    weights = {name: float(weight) for name, weight in (config.get("reward_weights") or {}).items()}
+    judges, rewards = build_part(evaluation, "judges") or {}, build_part(config, "rewards") or {}
+    weights = {name: float(weight) for name, weight in ((config.get("combine") or {}).get("weights") or {}).items()}
     return Model(pipe, {**inner.caller.call, **(evaluation.get("call") or {})}, prompts, rewards, weights, judges, using)
 
 

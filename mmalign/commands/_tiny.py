@@ -9,14 +9,14 @@ from typing import Any, NamedTuple
 import torch
 
 from mmalign import signatures
-from mmalign.config import ROOMS, build_part, resource
+from mmalign.config import build_part
+from mmalign.planning import ROOMS
 from mmalign.policies.twins import rehearsal
 from mmalign.records import Pair
-from mmalign.rooms import find, index
+from mmalign.rooms import find, index, resource
 from mmalign.types import UserError
 
 PROMPTS, GROUP, STEPS = 2, 4, 2  # at most, or exactly
-SCORES = ("rewards", "judges", "metrics")
 
 
 class Rehearsed(NamedTuple):
@@ -35,15 +35,14 @@ def tiny(config: Mapping[str, Any], *, kind: str | None = None) -> Rehearsed:
     found = _policy(config["policy"], "policy", kind)
     node, stood = _sizes(config), dict[str, str]()
     node["policy"] = found.node
-    for key in SCORES:
-        if isinstance(config.get(key), Mapping):
-            node[key] = {name: _score(value, f"{key}.{name}", stood) for name, value in config[key].items()}
+    if isinstance(config.get("rewards"), Mapping):
+        node["rewards"] = {name: _score(value, f"rewards.{name}", stood) for name, value in config["rewards"].items()}
     if isinstance(config.get("oracle"), Mapping):
         node["oracle"] = _score(config["oracle"], "oracle", stood)
     if "records" in config:
         node["records"] = _records(config["records"], found, stood)
     if isinstance(config.get("evaluation"), Mapping) or "prompts" in config:
-        node["evaluation"] = _evaluation(config, found)
+        node["evaluation"] = _evaluation(config, found, stood)
     return Rehearsed(node, found.told, stood)
 
 
@@ -68,22 +67,24 @@ def _policy(node: Mapping[str, Any], path: str, kind: str | None) -> rehearsal.T
 
 def _sizes(config: Mapping[str, Any]) -> dict[str, Any]:
     """Numbers of the recipe: a micro-batch that holds a whole group still does, and one that does not still does not."""
-    node = dict(config)
-    node.update(steps=STEPS, checkpoint_every=1, trackers=[])
-    for key, most in (("prompts_per_step", PROMPTS), ("records_per_step", GROUP), ("updates_per_epoch", 2), ("epochs", 2)):
-        if key in node:
-            node[key] = min(node[key], most)
-    group = node.get("group_size", 8 if "rewards" in node and "records" not in node else 2)
-    if "records" not in node:
-        node["group_size"] = min(group, GROUP)
-    if "micro_rows" in node:
-        whole = node["micro_rows"] >= group
-        node["micro_rows"] = max(2, GROUP) if whole else min(node["micro_rows"], max(1, min(group, GROUP) - 1))
-    return node
+    batch = dict(config.get("batch") or {})
+    for key, most in (("prompts", PROMPTS), ("records", GROUP), ("updates", 2), ("epochs", 2)):
+        if key in batch:
+            batch[key] = min(batch[key], most)
+    group = batch.get("group", 8 if "rewards" in config and "records" not in config else 2)
+    if "records" not in config:
+        batch["group"] = min(group, GROUP)
+    if "micro_rows" in batch:
+        whole = batch["micro_rows"] >= group
+        batch["micro_rows"] = max(2, GROUP) if whole else min(batch["micro_rows"], max(1, min(group, GROUP) - 1))
+    return {**config, "steps": STEPS, "batch": batch, "run": {**(config.get("run") or {}), "checkpoint_every": 1, "trackers": []}}
 
 
-def _evaluation(config: Mapping[str, Any], found: rehearsal.Tiny) -> dict[str, Any]:
+def _evaluation(config: Mapping[str, Any], found: rehearsal.Tiny, stood: dict[str, str]) -> dict[str, Any]:
     asked = dict(config.get("evaluation") or {})
+    for key in ("judges", "metrics"):
+        if isinstance(asked.get(key), Mapping):
+            asked[key] = {name: _score(value, f"evaluation.{key}.{name}", stood) for name, value in asked[key].items()}
     own = asked.get("prompts", config.get("prompts"))
     if own is not None:
         asked["prompts"] = list(build_part({"prompts": own}, "prompts"))[:PROMPTS]
@@ -101,19 +102,19 @@ def _score(node: Any, path: str, stood: dict[str, str]) -> Any:
     takes, _ = signatures.parameters(function)
     if path == "oracle" and "server" in takes:
         stood[path] = str(node["use"])
-        return {"use": "rewards._stand_in.stand_in_of_pairs", "name": str(node["use"])}
+        return {"use": "rewards._shared.stand_in.stand_in_of_pairs", "name": str(node["use"])}
     if "weights" in takes or "server" in takes:
         stood[path] = str(node["use"])
-        return {"use": "rewards._stand_in.stand_in", "name": str(node["use"])}
+        return {"use": "rewards._shared.stand_in.stand_in", "name": str(node["use"])}
     inner = {key: _score(value, f"{path}.{key}", stood) for key, value in node.items()}
     try:
         build_part({"rewards": {"one": inner}}, "rewards")
     except Exception as error:  # whatever a reward raises while it loads
         stood[path] = f"{node['use']}, which cannot be built here: {' '.join(str(error).removeprefix('rewards.one: ').split())[:100]}"
-        return {"use": "rewards._stand_in.stand_in", "name": str(node["use"])}
+        return {"use": "rewards._shared.stand_in.stand_in", "name": str(node["use"])}
     if "column" in takes and path.startswith("rewards."):
         stood[path] = f"{node['use']}, as random weights get no answer right, and all rows would be tied"
-        return {"use": "rewards._stand_in.stand_in", "name": str(node["use"])}
+        return {"use": "rewards._shared.stand_in.stand_in", "name": str(node["use"])}
     return inner
 
 

@@ -107,7 +107,7 @@ def _card(run: Trained, chosen: str, node: Mapping[str, Any], forms: list[Form])
     page = Environment(loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     lora = any(form.name == "peft" for form in forms)
     return page.get_template("card.md").render(
-        name=config.get("name", run.folder.name),
+        name=(config.get("run") or {}).get("name", run.folder.name),
         words=WORDS["pipeline" if "pipeline" in node else "model"],
         base=_name(node) if isinstance(_name(node), str) else None,
         base_code=_base_code(node, forms),
@@ -116,11 +116,12 @@ def _card(run: Trained, chosen: str, node: Mapping[str, Any], forms: list[Form])
         method=_said(config.get("method")),
         recipe=config.get("use", "online"),
         data=[(key, _said(config[key])) for key in ("prompts", "records") if key in config],
-        rewards=[(name, (config.get("reward_weights") or {}).get(name, 1.0)) for name in config.get("rewards") or {}],
+        rewards=list(config.get("rewards") or {}),
+        combine=_said(config["combine"]) if config.get("combine") else None,
         numbers=list(_numbers(run)),
         kl=_kl(run),
         steps=checkpoint.step_of(run.checkpoint),
-        seed=config.get("seed", 0),
+        seed=(config.get("run") or {}).get("seed", 0),
         chosen=chosen,
         measured="best" if "best_step" in run.state else "ema" if "ema" in run.sets else "trained",
         versions=json.loads(versions.read_text(encoding="utf-8")) if versions.is_file() else {},
@@ -161,8 +162,9 @@ def _numbers(run: Trained) -> Iterator[tuple[str, str, str, str]]:
         if key in ("step", "kl") or key.endswith("_se"):
             continue
         kinds = (("rewards", "reward, trained on"), ("judges", "judge, not trained on"), ("metrics", "metric"))
-        what = next((words for kind, words in kinds if key.partition("/")[0] in (run.config.get(kind) or {})), "")
-        if what and key == (run.config.get("early_stop") or {}).get("judge"):
+        asked = {**(run.config.get("evaluation") or {}), "rewards": run.config.get("rewards")}
+        what = next((words for kind, words in kinds if key.partition("/")[0] in (asked.get(kind) or {})), "")
+        if what and key == (asked.get("stop") or {}).get("judge"):
             what = "judge, decided when to stop"
         yield key, what, _with_error(rows[0], key, value), _with_error(after, key, after.get(key))
 

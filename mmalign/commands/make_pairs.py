@@ -33,35 +33,36 @@ def make_pairs(
     rewards: Mapping[str, Callable[..., Any]],
     *,
     out: str,
-    reward_weights: dict[str, float] | None = None,
-    group_size: int = 10,
+    combine: Callable[..., Any] | None = None,
+    group: int = 10,
     most: int = 1,
     least_gap: float = 0.0,
     prompts_at_once: int = 8,
     seed: int = 0,
 ) -> dict[str, int]:
-    """Writes the policy's own answers as pairs, the better one by the rewards' sum first; returns counts.
+    """Writes the policy's own answers as pairs, the better one by the rewards first; returns counts.
 
     Args:
         out: the file, JSON lines of ``prompt, chosen, rejected, score_chosen, score_rejected, id``; it appears whole or not at all.
-        group_size: answers to each prompt, drawn by the policy's own sampler. most: pairs of one prompt: the best with the worst, the
+        combine: how rewards become one number; their sum by default.
+        group: answers to each prompt, drawn by the policy's own sampler. most: pairs of one prompt: the best with the worst, the
             second best with the second worst, and so on, each answer once. least_gap: by how much more than this a score has to be ahead.
         seed: of the sampling.
 
     An answer without a score is in no pair. Counts: ``pairs``, ``prompts`` (asked), ``tied`` (that gave none), ``missing`` (answers
     without a score). Errors: UserError for a file that is there already, numbers out of range, prompts that are not JSON.
     """
-    _refuse(out, prompts=len(prompts), group_size=group_size - 1, most=most, prompts_at_once=prompts_at_once)
+    _refuse(out, prompts=len(prompts), group=group - 1, most=most, prompts_at_once=prompts_at_once)
     counts = {"pairs": 0, "prompts": 0, "tied": 0, "missing": 0}
 
     def lines() -> Iterator[Line]:
         for start in range(0, len(prompts), prompts_at_once):
             some = list(prompts[start : start + prompts_at_once])
-            rollout = policy.sample(some, group_size, stream(seed, start, 0, "pairs"))
-            said = feedback(rewards, rollout, weights=reward_weights, missing="drop")
+            rollout = policy.sample(some, group, stream(seed, start, 0, "pairs"))
+            said = feedback(rewards, rollout, combine=combine, missing="drop")
             counts["missing"] += int(said.rewards.isnan().sum())
             for number in range(len(some)):
-                rows = range(number * group_size, (number + 1) * group_size)
+                rows = range(number * group, (number + 1) * group)
                 made = list(_ranked(rollout, said, rows, most, least_gap))
                 counts["prompts"] += 1
                 counts["tied"] += not made

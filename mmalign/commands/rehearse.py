@@ -111,7 +111,7 @@ def _check(heard: dict[str, Any]) -> list[str]:
 
 def _twin(heard: dict[str, Any]) -> list[str]:
     made: Rehearsed = tiny(heard["config"], kind=heard["kind"])
-    made.node.update(name="rehearsal", runs=str(heard["folder"] / "whole"))
+    made.node["run"] |= {"name": "rehearsal", "folder": str(heard["folder"] / "whole")}
     heard.update(made=made, policy=build_part(made.node, "policy"))
     count = sum(p.numel() for p in heard["policy"].parameters().values())
     first, *others = made.told
@@ -127,18 +127,18 @@ def _rollout(heard: dict[str, Any]) -> list[str]:
         heard["prompts"] = prompts = list(prompts or [next(stream).prompt for _ in range(2)])
         heard["outputs"] = policy.generate(prompts, list(range(len(prompts))))
         return [f"{_shape(heard['outputs'])} from the pipeline's own sampler; records give {len(prompts)} prompts"]
-    rollout = policy.sample(list(prompts)[:1], node["group_size"], torch.Generator().manual_seed(0))
+    rollout = policy.sample(list(prompts)[:1], node["batch"]["group"], torch.Generator().manual_seed(0))
     heard.update(prompts=list(rollout.prompts), outputs=rollout.outputs)
     steps = int(rollout.mask.sum(1).max())
     if steps == 0:
-        raise UserError("policy.window: no step of the rollout is random, so there is nothing to train")
+        raise UserError("policy.schedule.window: no step of the rollout is random, so there is nothing to train")
     return [f"{_shape(rollout.outputs)}, {rollout.mask.shape[1]} steps, {steps} of them random and trained"]
 
 
 def _reward(heard: dict[str, Any]) -> list[str]:
     node, made, real = heard["made"].node, heard["made"], []
-    for key in ("rewards", "judges"):
-        for name, reward in (build_part(node, key) or {}).items():
+    for key, home in (("rewards", node), ("judges", node.get("evaluation") or {})):
+        for name, reward in (build_part(home, key) or {}).items():
             scores = reward(heard["outputs"], heard["prompts"])
             for part, values in scores.items() if isinstance(scores, Mapping) else [(name, scores)]:
                 values = torch.as_tensor(values)
@@ -146,14 +146,14 @@ def _reward(heard: dict[str, Any]) -> list[str]:
                     raise UserError(
                         f"{key}.{name}: {part} gives {list(values.shape)}, takes one number for each of {len(heard['prompts'])}"
                     )
-            if not any(f"{path}.".startswith(f"{key}.{name}.") for path in made.stand_ins):
+            if not any(f"{path.removeprefix('evaluation.')}.".startswith(f"{key}.{name}.") for path in made.stand_ins):
                 real.append(name)
     stood = [f"stand-in for {path}: {what}" for path, what in made.stand_ins.items()]
     return [f"asked for real: {', '.join(real) or 'none'}; stand-ins: {len(stood)}", *stood]
 
 
 def _update(heard: dict[str, Any]) -> list[str]:
-    run = build(heard["made"].node, config=heard["made"].node)
+    run = build(heard["made"].node)
     heard["run"] = run
     apart = run.summary.get("preflight_difference")
     replay = "no preflight, as no group says anything" if apart is None else f"scored again {apart:.1g} nats apart"
@@ -167,18 +167,19 @@ def _update(heard: dict[str, Any]) -> list[str]:
 
 
 def _resume(heard: dict[str, Any]) -> list[str]:
-    node = {**heard["made"].node, "runs": str(heard["folder"] / "halves")}
-    half = build({**node, "steps": 1}, config={**node, "steps": 1})
+    node = {**heard["made"].node}
+    node["run"] = {**node["run"], "folder": str(heard["folder"] / "halves")}
+    half = build({**node, "steps": 1})
     written = half.path / "checkpoints" / "step_000001" / "state.json"
     when = written.stat().st_mtime_ns
-    run = build(node, config=node, resume=True)
+    run = build(node, resume=True)
     if written.stat().st_mtime_ns != when:
-        raise UserError("checkpoint_every: the run began anew in place of resuming from its checkpoint")
+        raise UserError("run.checkpoint_every: the run began anew in place of resuming from its checkpoint")
     tensors = [_saved(heard["run"].path), _saved(run.path)]
     for group, table in tensors[0].items():
         for name, value in table.items():
             if not torch.equal(value, tensors[1][group][name]):
-                raise UserError(f"checkpoint_every: a resumed run differs from an uninterrupted one in {group}: {name}")
+                raise UserError(f"run.checkpoint_every: a resumed run differs from an uninterrupted one in {group}: {name}")
     return [
         f"stopped after 1 step and resumed: all {sum(map(len, tensors[0].values()))} tensors equal, bit for bit ({', '.join(tensors[0])})"
     ]

@@ -13,7 +13,7 @@ latent: with bf16 models both sides see the same numbers, and the ratio is 1 bef
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -22,116 +22,84 @@ from torch import Tensor
 
 from mmalign.needs import kinds
 from mmalign.policies.parameters import ParameterSets
-from mmalign.policies.pipelines import memory, mixing
+from mmalign.policies.pipelines import memory as fitting
+from mmalign.policies.pipelines import mixing
+from mmalign.policies.pipelines.arguments import call_arguments_of
 from mmalign.policies.pipelines.calling import GUIDANCE, Caller, load, type_of
 from mmalign.policies.pipelines.interception import Finished, Place, watched
 from mmalign.policies.pipelines.scheduler import Moment, Player
+from mmalign.policies.settings import Dtype, Lora, Memory, Schedule
 from mmalign.samplers import kernels
 from mmalign.samplers.seats import drawn, seats
-from mmalign.samplers.windows import Window, all_but_last
-from mmalign.types import Kernel, Level, Need, Prediction, Rollout, Sampler, Steps, UserError
+from mmalign.samplers.windows import all_but_last
+from mmalign.types import Adapter, Level, Need, Prediction, Rollout, Sampler, Steps, UserError
 
 __all__ = ["DiffusersPolicy", "diffusers"]
 
-KIND = "transition"
-GIVES = frozenset({"old", "refs", "kls", "std", "dt", "samplers"})
+ADAPTER = Adapter("transition", frozenset({"old", "refs", "kls", "std", "dt", "samplers"}), call=call_arguments_of)
 
 
 def diffusers(
     pipeline: Any,
     *,
-    kernel: Kernel | None = None,
-    num_inference_steps: int = 10,
-    guidance_scale: float | None = None,
-    window: Window | None = None,
-    lora: dict[str, Any] | None = None,
-    dtype: str | None = None,
-    device: str | None = None,
-    gradient_checkpointing: bool = False,
-    storage: str | None = None,
-    offload: str | list[str] | tuple[str, ...] = (),
-    slice_vae: bool = False,
-    tile_vae: bool = False,
-    compile: bool | dict[str, Any] = False,
-    same_noise: bool = False,
-    rows_at_once: int = 64,
+    schedule: Schedule = Schedule(),  # noqa: B008 (records are frozen)
+    lora: Lora | None = None,
+    memory: Memory = Memory(),  # noqa: B008
     call: dict[str, Any] | None = None,
     conditions: Callable[[list[str]], dict[str, Any]] | None = None,
+    dtype: Dtype | None = None,
+    device: str | None = None,
 ) -> DiffusersPolicy:
     """A policy around a diffusers pipeline.
 
     Args:
         pipeline: a pipeline, or the hub id or folder of one.
-        kernel: how a step is made random; ``kernels.flow_sde(noise_level=0.7)`` by default.
-        num_inference_steps, guidance_scale: as the pipeline takes them, in rollout and replay alike.
-        window: which steps are random and trained; ``windows.all_but_last()`` by default.
-        lora: keywords of ``parameters.add_lora`` (rank, alpha, targets); None trains all of the denoiser.
-        dtype: ``float32``, ``bfloat16`` or ``float16``, of the whole pipeline; as it is by default. LoRA is float32 in any.
-        device: where to put the pipeline; a GPU if there is one.
-        gradient_checkpointing: keep one activation for each block and compute the others again: a third more work in an update, and
-            its memory no longer grows with what is inside a block. Changes no number.
-        storage: ``float8`` keeps the frozen weights of the blocks' linear layers in 8 bits under LoRA: half the memory of bf16, a copy
-            of one layer at a time, and weights rounded by up to 1/16 of their size. The policy is then that of the rounded model.
-        offload: what waits on the CPU until it is needed: names of components, ``frozen`` for all that no step of sampling needs
-            (encoders once prompts are encoded, the VAE until it decodes), ``references`` for full copies of the weights (``ref``,
-            ``ema``; with LoRA they are small or none). Costs its transfer over the bus at each use. Changes no number.
-        slice_vae: decode one row at a time: the decoder's memory no longer grows with rows_at_once.
-        tile_vae: decode large images in overlapping tiles, blended at their seams, where the class can. Changes outputs a little.
-        compile: ``torch.compile`` of the blocks that a denoiser repeats, or of all of it where it has none; a dict of its
-            keywords (``backend``, ``mode``) or true. Costs minutes at the first steps. Compiled with gradient and without, arithmetic
-            may differ in its last bits, and preflight measures by how much replays differ.
-        same_noise: rows of one group start from one noise (DanceGRPO).
-        rows_at_once: rows in one call of the pipeline while sampling.
+        schedule: steps, guidance, kernel, and which steps are trained.
+        lora: rank, alpha, targets; None trains all of the denoiser.
+        memory: what makes it fit, and run faster.
         call: further arguments of the pipeline's call (height, width, num_frames, image, strength, ...), the same for all rows.
         conditions: prompts -> arguments of the call that differ by row (an image for each prompt); asked again at replay.
+        dtype: of the whole pipeline; as it is by default. LoRA is float32 in any.
+        device: where to put the pipeline; a GPU if there is one.
 
     Errors: UserError for a pipeline without a denoiser, without an argument that was given, or among ``unfit.UNFIT``.
     """
-    there, kind = memory.device_of(device), type_of(dtype)
-    memory.refuse(storage=storage, lora=lora, compile=compile)
-    away = {offload} if isinstance(offload, str) else set(offload)
+    there, kind = fitting.device_of(device), type_of(dtype)
+    fitting.refuse(memory, lora)
+    away = {memory.offload} if isinstance(memory.offload, str) else set(memory.offload)
     if isinstance(pipeline, str):
         pipeline = load(pipeline, dtype=dtype)
     elif kind not in (None, pipeline.dtype):
         pipeline.to(kind)
     pipeline.set_progress_bar_config(disable=True)
-    guided = {} if guidance_scale is None else {"guidance_scale": guidance_scale}
-    policy = DiffusersPolicy(
-        pipeline,
-        kernel=kernel or kernels.flow_sde(noise_level=0.7),
-        window=window or all_but_last(),
-        lora=lora,
-        same_noise=same_noise,
-        rows_at_once=rows_at_once,
-        call={"num_inference_steps": num_inference_steps, **guided, **(call or {})},
-        conditions=conditions,
-        home=torch.device("cpu") if "references" in away else there,
-    )
+    home = torch.device("cpu") if "references" in away else there
+    policy = DiffusersPolicy(pipeline, schedule, lora=lora, rows_at_once=memory.rows_at_once, call=call, conditions=conditions, home=home)
     nets, acts = policy.denoisers, policy.acts_on
-    if storage is not None:
-        acts["storage"] = memory.store(nets, storage)
-    policy.caller.away = memory.place(pipeline, there, offload=away, working=policy.caller.still)
+    if memory.storage is not None:
+        acts["storage"] = fitting.store(nets, memory.storage)
+    policy.caller.away = fitting.place(pipeline, there, offload=away, working=policy.caller.still)
     acts["offload"] = policy.caller.away.names if policy.caller.away else []
-    acts["gradient_checkpointing"] = memory.checkpoint(nets) if gradient_checkpointing else []
-    acts["slice_vae"] = memory.slice_vae(pipeline, nets) if slice_vae else []
-    acts["tile_vae"] = memory.tile_vae(pipeline, nets) if tile_vae else []
-    acts["compile"] = memory.compile_blocks(nets, compile) if compile is not False else []
+    acts["gradient_checkpointing"] = fitting.checkpoint(nets) if memory.gradient_checkpointing else []
+    acts["slice_vae"] = fitting.slice_vae(pipeline, nets) if memory.slice_vae else []
+    acts["tile_vae"] = fitting.tile_vae(pipeline, nets) if memory.tile_vae else []
+    acts["compile"] = fitting.compile_blocks(nets, memory.compile) if memory.compile is not False else []
     return policy
 
 
 class DiffusersPolicy:
     """See ``diffusers``. ``acts_on``: which parts each of its options for memory and speed has found."""
 
-    kind = KIND
-    gives = GIVES
+    kind = ADAPTER.kind
+    gives = ADAPTER.gives
 
     def __init__(
-        self, pipe: Any, *, kernel: Kernel, window: Window, lora: Mapping[str, Any] | None, same_noise: bool, rows_at_once: int,
-        call: dict[str, Any], conditions: Callable[[list[str]], dict[str, Any]] | None = None, home: torch.device | None = None,
+        self, pipe: Any, schedule: Schedule, *, lora: Lora | None = None, rows_at_once: int = 64, call: dict[str, Any] | None = None,
+        conditions: Callable[[list[str]], dict[str, Any]] | None = None, home: torch.device | None = None,
     ):  # fmt: skip
-        self.pipe, self.kernel, self.window = pipe, kernel, window
-        self.same_noise, self.rows_at_once = same_noise, rows_at_once
-        self.caller = Caller(pipe, call, conditions)
+        self.pipe, self.kernel = pipe, schedule.kernel or kernels.flow_sde(noise_level=0.7)
+        self.window, self.same_noise, self.rows_at_once = schedule.window or all_but_last(), schedule.same_noise, rows_at_once
+        guided = {} if schedule.guidance is None else {"guidance_scale": schedule.guidance}
+        self.caller = Caller(pipe, {"num_inference_steps": schedule.steps, **guided, **(call or {})}, conditions)
         self.denoisers = self.caller.denoisers
         for module in pipe.components.values():
             if isinstance(module, torch.nn.Module):

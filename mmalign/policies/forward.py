@@ -16,14 +16,14 @@ from torch import Tensor
 
 from mmalign.needs import kinds, named
 from mmalign.policies.diffusers import DiffusersPolicy
+from mmalign.policies.pipelines.arguments import known
 from mmalign.policies.pipelines.scheduler import EXPLODING, FLOW, FROM_SIGMAS, PRECONDITIONED, PRESERVING, parametrisation
 from mmalign.policies.pipelines.unfit import without_probe
-from mmalign.types import Level, Need, Prediction, Rollout, Steps, UserError
+from mmalign.types import Adapter, Level, Need, Prediction, Rollout, Steps, UserError
 
 __all__ = ["ForwardPolicy", "forward"]
 
-KIND = "bound"
-GIVES = frozenset({"refs", "noise", "contrast"})
+ADAPTER = Adapter("bound", frozenset({"refs", "noise", "contrast"}), call=lambda arguments: known())
 Times = Literal["uniform", "logit_normal"]
 Target = Literal["native", "epsilon", "flow", "v_prediction", "sample"]
 FRAMES_FIRST = frozenset({"CogVideoXTransformer3DModel", "ConsisIDTransformer3DModel"})  # latents [B, F, C, H, W]
@@ -47,7 +47,7 @@ def forward(of: DiffusersPolicy, *, times: Times = "uniform", draws: int = 1, ta
     return ForwardPolicy(of, times=times, draws=draws, target=target)
 
 
-class Schedule(NamedTuple):
+class TrainingSchedule(NamedTuple):
     """``timesteps [K]``, in the denoiser's own units, and ``levels`` (``[K]`` each) that a model was trained at."""
 
     timesteps: Tensor
@@ -57,8 +57,8 @@ class Schedule(NamedTuple):
 class ForwardPolicy:
     """See ``forward``. ``generate``, parameters and their sets are those of the policy inside."""
 
-    kind = KIND
-    gives = GIVES
+    kind = ADAPTER.kind
+    gives = ADAPTER.gives
 
     def __init__(self, of: DiffusersPolicy, *, times: Times, draws: int, target: Target):
         if times not in ("uniform", "logit_normal"):
@@ -225,7 +225,7 @@ def other_prompts(name: str, rollout: Rollout, rows: Tensor) -> list[str]:
     return [prompts[(row + turn) % count] for row, turn in zip(rows.tolist(), turns, strict=True)]
 
 
-def training_schedule(scheduler: Any) -> Schedule:
+def training_schedule(scheduler: Any) -> TrainingSchedule:
     """The times that a model under this scheduler was trained at, a static shift included. Errors: UserError for others.
 
     EDM models (noise far above 1) were trained at a continuous noise level whose distribution no config tells: theirs is the
@@ -236,20 +236,20 @@ def training_schedule(scheduler: Any) -> Schedule:
     if name in FLOW:
         sigmas, timesteps = own.sigmas[:count].float(), own.timesteps[:count].float()
         if float(sigmas.max()) <= 1.001:
-            return Schedule(timesteps, Level(1 - sigmas, sigmas))
+            return TrainingSchedule(timesteps, Level(1 - sigmas, sigmas))
     elif name in FROM_SIGMAS and own.config.get("use_flow_sigmas", False):
         sigmas, shift = torch.arange(count, 0, -1) / count, float(own.config.get("flow_shift") or 1.0)
         sigmas = shift * sigmas / (1 + (shift - 1) * sigmas)
-        return Schedule(sigmas * count, Level(1 - sigmas, sigmas))
+        return TrainingSchedule(sigmas * count, Level(1 - sigmas, sigmas))
     elif name in PRESERVING | FROM_SIGMAS | EXPLODING:
         kept = own.alphas_cumprod.float()
         signal, noise = kept.sqrt(), (1 - kept).sqrt()
         ratio = noise / signal.clamp(min=1e-12)
-        return Schedule(torch.arange(count), Level(torch.ones_like(ratio), ratio) if name in EXPLODING else Level(signal, noise))
+        return TrainingSchedule(torch.arange(count), Level(torch.ones_like(ratio), ratio) if name in EXPLODING else Level(signal, noise))
     elif name in PRECONDITIONED:
         own.set_timesteps(GRID)
         sigmas = own.sigmas[:GRID].float()
-        return Schedule(own.timesteps[:GRID].float().cpu(), Level(torch.ones_like(sigmas), sigmas))
+        return TrainingSchedule(own.timesteps[:GRID].float().cpu(), Level(torch.ones_like(sigmas), sigmas))
     known = ", ".join(sorted(FLOW | PRESERVING | FROM_SIGMAS | EXPLODING | PRECONDITIONED))
     raise UserError(f"scheduler: the training schedule of {name} is not known here, or its noise goes above 1; takes one of {known}")
 

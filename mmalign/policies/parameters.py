@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from mmalign.policies.settings import Lora
 from mmalign.types import UserError
 
 __all__ = ["ParameterSets"]
@@ -18,7 +18,6 @@ ATTENTION = (
     "v_proj", "o_proj", "out_proj",
 )  # fmt: skip
 
-RANK = 32
 PREFIXES = ("base_model.model.", "transformer.", "unet.", "")  # of a library's names in a file; the plain name goes last, and wins
 
 
@@ -38,16 +37,16 @@ class ParameterSets:
     """
 
     def __init__(
-        self, module: nn.Module, *, lora: Mapping[str, Any] | None = None, home: torch.device | None = None,
+        self, module: nn.Module, *, lora: Lora | None = None, home: torch.device | None = None,
         train: Callable[[nn.Module], bool] | None = None,
     ):  # fmt: skip
         self.module, self.lora, self.home = module, lora is not None, home
-        self.lora_keywords = dict(lora or {})
+        self.scale = 1.0 if lora is None else lora.scale
         module.requires_grad_(False)
         if train is not None:
             self.lora = train(module)
         elif lora is not None:
-            add_lora(module, **lora)
+            add_lora(module, lora)
         else:
             module.requires_grad_(True)
         self.trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
@@ -131,50 +130,50 @@ class ParameterSets:
                 found[key] = found[key] * (scale / self.scale)
         self.load({name: found})
 
-    @property
-    def scale(self) -> float:
-        """alpha / rank of the LoRA."""
-        lora = self.lora_keywords
-        rank, alpha = lora.get("rank", RANK), lora.get("alpha")
-        return 1.0 if alpha is None else alpha / rank
 
-
-def add_lora(
-    module: nn.Module,
-    *,
-    rank: int = RANK,
-    alpha: float | None = None,
-    targets: str | list[str] | None = None,
-    dropout: float = 0.0,
-    seed: int = 0,
-) -> None:
+def add_lora(module: nn.Module, lora: Lora) -> None:
     """Injects a LoRA adapter (peft) in place; only its weights are trained, in float32 whatever the module's type.
 
-    targets: names that linear layers end in, or ``all-linear``; by default the projections of attention. alpha: ``rank``
-    by default, so that the scale is 1. The adapter starts as zero (B = 0), so that nothing changes before the first update.
-    Errors: UserError where no layer matches.
+    The adapter starts as zero (B = 0), so that nothing changes before the first update. Errors: UserError where no layer matches.
     """
-    from peft import LoraConfig, inject_adapter_in_model
-
-    linear = [name for name, layer in module.named_modules() if isinstance(layer, nn.Linear)]
-    wanted = list(ATTENTION) if targets is None else targets
-    if isinstance(wanted, str) and wanted != "all-linear":
-        wanted = [wanted]
-    found = linear if wanted == "all-linear" else [name for name in linear if any(name == w or name.endswith("." + w) for w in wanted)]
-    if not found:
-        ends = sorted({".".join([p for p in name.split(".") if not p.isdigit()][-1:]) for name in linear})
-        raise UserError(
-            f"lora.targets: got {wanted}, which matches no linear layer of {type(module).__name__}; it has {', '.join(ends[:12])}"
-        )
-    config = LoraConfig(
-        r=rank, lora_alpha=rank if alpha is None else alpha, target_modules=found, lora_dropout=dropout, init_lora_weights=True
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        inject_adapter_in_model(config, module)
+    inject(module, dict.fromkeys(lora_targets(module, lora.targets, "lora.targets"), lora))
     for name, p in module.named_parameters():
         p.requires_grad_("lora_" in name)
-        if p.requires_grad:
+
+
+def lora_targets(module: nn.Module, targets: str | list[str] | None, key: str, *, among: set[str] | None = None) -> list[str]:
+    """Linear layers that LoRA goes into, by name. among: names of weights, where others are not to be touched.
+
+    targets: as in ``Lora``. Errors: UserError where none matches, by the config's ``key``.
+    """
+    linear = [name for name, layer in module.named_modules() if isinstance(layer, nn.Linear)]
+    linear = [name for name in linear if among is None or f"{name}.weight" in among]
+    wanted = [targets] if isinstance(targets, str) and targets != "all-linear" else ATTENTION if targets is None else targets
+    found = linear if wanted == "all-linear" else [name for name in linear if any(name == w or name.endswith(f".{w}") for w in wanted)]
+    if not found:
+        ends = sorted({[part for part in name.split(".") if not part.isdigit()][-1] for name in linear})
+        got = "the projections of attention" if targets is None else targets
+        raise UserError(f"{key}: got {got}, which matches no linear layer of {type(module).__name__}; it has {', '.join(ends[:12])}")
+    return found
+
+
+def inject(module: nn.Module, layers: Mapping[str, Lora]) -> None:
+    """One adapter with a rank and a scale for each layer, in float32."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    first = next(iter(layers.values()))
+    alphas = {name: lora.rank if lora.alpha is None else lora.alpha for name, lora in layers.items()}
+    config = LoraConfig(
+        r=first.rank, lora_alpha=first.rank if first.alpha is None else first.alpha, target_modules=list(layers),
+        rank_pattern={name: lora.rank for name, lora in layers.items() if lora.rank != first.rank},
+        alpha_pattern={name: alpha for name, alpha in alphas.items() if alpha != alphas[next(iter(layers))]},
+        lora_dropout=first.dropout, init_lora_weights=True,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(first.seed)
+        inject_adapter_in_model(config, module)
+    for name, p in module.named_parameters():
+        if "lora_" in name:
             p.data = p.data.float()
 
 

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmalign.media import Limits
 from mmalign.needs import DEGREE, kinds, named
 from mmalign.policies.language import reading
 from mmalign.policies.language.ablation import Ablation
@@ -32,7 +33,7 @@ from mmalign.policies.language.contrasts import Others, others
 from mmalign.policies.language.drawing import Drawer, Drawing
 from mmalign.policies.language.engine import Engine
 from mmalign.policies.language.fitting import ROUNDING, fit, made_up
-from mmalign.policies.language.heads import HEADS, MASKS, add_heads, degrees
+from mmalign.policies.language.heads import HEADS, MASKS, HeadName, add_heads, degrees
 from mmalign.policies.language.loading import checkpoint_layers, context_of, load, never_said, parted, refuse_numbers, stops_of
 from mmalign.policies.language.logits import LOG_PROBS
 from mmalign.policies.language.masking import veils
@@ -40,25 +41,33 @@ from mmalign.policies.language.members import making
 from mmalign.policies.language.prefixes import Sequences
 from mmalign.policies.language.reading import Segments
 from mmalign.policies.language.scoring import Scorer
-from mmalign.policies.language.vision import Prompt, Vision, inputs_of, limits
+from mmalign.policies.language.vision import Prompt, Vision, inputs_of
 from mmalign.policies.parameters import ParameterSets
+from mmalign.policies.settings import Dtype, EngineSettings, Lora, TextMemory, Train
 from mmalign.samplers.seats import drawn as drawn_by
 from mmalign.samplers.seats import seats
-from mmalign.types import Kind, Need, Rollout, Sampler, Steps, UserError
+from mmalign.types import Adapter, Need, Rollout, Sampler, Steps, UserError
 
 __all__ = ["TransformersPolicy", "transformers"]
 
-KIND: Kind = "token"
-GIVES = frozenset({"old", "refs", "kls", "reverse_kls", "entropy", "collision", "contrast", "changed", "phrase", "segment", "samplers"})
-GIVES_WITH = {"heads": HEADS}  # keyword -> what it adds, by name
+CALL = ("temperature", "top_p", "top_k", "max_completion", "hidden_media")
+ADAPTER = Adapter(
+    "token",
+    frozenset({"old", "refs", "kls", "reverse_kls", "entropy", "collision", "contrast", "changed", "phrase", "segment", "samplers"}),
+    gives_with={"heads": HEADS},
+    call=lambda arguments: CALL,
+)
 
 
 def transformers(
     model: Any,
     tokenizer: Any = None,
     *,
-    lora: dict[str, Any] | None = None,
-    train: dict[str, Any] | None = None,
+    lora: Lora | None = None,
+    train: Train | None = None,
+    memory: TextMemory = TextMemory(),  # noqa: B008 (records are frozen)
+    engine: EngineSettings | None = None,
+    media: Limits = Limits(),  # noqa: B008
     max_prompt: int | None = None,
     max_completion: int = 256,
     temperature: float = 1.0,
@@ -67,17 +76,11 @@ def transformers(
     template: bool | None = None,
     system: str | None = None,
     truncate: Truncate | None = None,
-    contrasts: dict[str, Any] | None = None,
-    ablation: dict[str, Any] | None = None,
+    contrasts: dict[str, str | float] | None = None,
+    ablation: Ablation = Ablation(),  # noqa: B008
     segments: Segments = "sentence",
-    heads: Sequence[str] = (),
-    media: dict[str, Any] | None = None,
-    engine: dict[str, Any] | None = None,
-    shared_prefixes: bool = True,
-    gradient_checkpointing: bool = False,
-    rows_at_once: int = 64,
-    logits_at_once: int = 2**23,
-    dtype: str | None = None,
+    heads: Sequence[HeadName] = (),
+    dtype: Dtype | None = None,
     device: str | None = None,
     trust_remote_code: bool = False,
 ) -> TransformersPolicy:
@@ -86,7 +89,7 @@ def transformers(
     Args:
         model, tokenizer: objects, both as a tuple under ``model``, or the hub id or folder of both. A vision-language model's
             ``tokenizer`` is its processor.
-        lora: keywords of ``parameters.add_lora`` (rank, alpha, targets); None trains all of the model.
+        lora: rank, alpha, targets; None trains all of the model.
         train: in place of lora, what of each member is trained: ``{vision: freeze, projector: full, language: {rank: 16}}``.
         max_prompt, max_completion: tokens. A prompt may have as many as the context has room for, by default.
         temperature: of the distribution that is sampled, scored and trained.
@@ -97,15 +100,14 @@ def transformers(
             is cut is counted and said; an image that a cut would go through is left out whole. None: they are refused.
         contrasts: name -> system turn, under which the same completions are scored too (``good``, ``bad``); ``blended``: a share of the
             policy's own likeliest tokens in what it reads, 0.2 by default.
-        ablation: how the contrast ``ablated`` replaces images, keywords of ``ablation.Ablation`` (``how``, ``share``, ``seed``).
+        ablation: how the contrast ``ablated`` replaces images (``how``, ``share``, ``seed``).
         segments: what the fact ``segment`` numbers: ``sentence``, or ``turn`` (of the assistant's).
         heads: linear ones on hidden states, trained with the rest: ``value``, ``reward_mask``, ``kl_mask``, ``degree`` (``heads.py``).
-        media: limits of images and videos, keywords of ``media.Limits`` (``pixels``, ``bytes``, ``frames``, ``animated``, ``urls``).
-        engine: a server that samples (vLLM's, see ``engine.Engine``): ``url``, ``model``, ``folder``. It takes lora.
-        shared_prefixes: compute a prompt once for all of its rows, where the model's cache allows it.
-        gradient_checkpointing: recompute activations in the backward pass; where there is one, prompts are then not shared.
-        rows_at_once: rows in one batch while sampling. logits_at_once: numbers in the largest piece of logits.
-        dtype: ``float32``, ``bfloat16`` or ``float16``, for a model that is loaded here. device: a GPU if there is one.
+        media: limits of images and videos (``pixels``, ``bytes``, ``frames``, ``animated``, ``urls``).
+        engine: a server that samples (vLLM's): ``url``, ``model``, ``folder``. It takes lora.
+        memory: what makes it fit, and run faster.
+        dtype: of a model that is loaded here.
+        device: a GPU if there is one.
         trust_remote_code: run code that comes with the model.
 
     Errors: UserError for a model that cannot be loaded, without a tokenizer, or whose tokenizer lacks what is asked for.
@@ -119,48 +121,47 @@ def transformers(
     model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     words, processor = parted(tokenizer)
     never = never_said(model, words, processor)
-    vision = None if processor is None else Vision(processor, model, frames=frozenset(never), limits=limits(media))
+    vision = None if processor is None else Vision(processor, model, frames=frozenset(never), limits=media)
     chat = Chat(words, template=template, system=system, stops=stops_of(model), never=never, vision=vision)
     room = Room(chat, context_of(model), max_prompt, max_completion, truncate)
     return TransformersPolicy(
-        model, chat, room, lora=lora, train=train, temperature=temperature, top_p=top_p, top_k=top_k, contrasts=contrasts or {},
-        ablation=Ablation(**(ablation or {})), segments=segments, heads=heads, engine=engine, shared=shared_prefixes,
-        gradient_checkpointing=gradient_checkpointing, rows_at_once=rows_at_once, logits_at_once=logits_at_once,
+        model, chat, room, lora=lora, train=train, memory=memory, engine=engine, temperature=temperature, top_p=top_p, top_k=top_k,
+        contrasts=contrasts or {}, ablation=ablation, segments=segments, heads=heads,
     )  # fmt: skip
 
 
 class TransformersPolicy:
     """See ``transformers``."""
 
-    kind = KIND
+    kind = ADAPTER.kind
 
     def __init__(
-        self, model: Any, chat: Chat, room: Room, *, lora: Mapping[str, Any] | None, train: Mapping[str, Any] | None, temperature: float,
-        top_p: float, top_k: int, contrasts: Mapping[str, Any], ablation: Ablation, segments: Segments, heads: Sequence[str],
-        engine: Mapping[str, Any] | None, shared: bool, gradient_checkpointing: bool, rows_at_once: int, logits_at_once: int,
+        self, model: Any, chat: Chat, room: Room, *, lora: Lora | None, train: Train | None, memory: TextMemory,
+        engine: EngineSettings | None, temperature: float, top_p: float, top_k: int, contrasts: Mapping[str, Any], ablation: Ablation,
+        segments: Segments, heads: Sequence[str],
     ):  # fmt: skip
         refuse_numbers(temperature, top_p, top_k)
         self.model, self.chat, self.room, self.temperature = model, chat, room, temperature
-        self.contrasts, self.ablation, self.segments, self.rows_at_once = dict(contrasts), ablation, segments, rows_at_once
+        self.contrasts, self.ablation, self.segments, self.rows_at_once = dict(contrasts), ablation, segments, memory.rows_at_once
         model.eval()
         if lora is not None and train is not None:
             raise UserError("policy.train: got lora too, takes one of them (train: {language: {rank: 16}} is LoRA in the language model)")
         self.sets = ParameterSets(model, lora=lora, train=None if train is None else making(train))
         if engine is not None and not self.sets.lora:
             raise UserError("policy.engine: got a server and no lora; takes lora, whose adapter is handed over before every rollout")
-        self.engine = None if engine is None else Engine(**engine)
-        self.heads, self.gives = add_heads(self.sets, model, heads), GIVES | set(heads)
+        self.engine = None if engine is None else Engine(engine)
+        self.heads, self.gives = add_heads(self.sets, model, heads), ADAPTER.gives | set(heads)
         example = made_up(model, chat.never, [] if chat.vision is None else chat.vision.example())
-        self.fit = found = fit(model, shared=shared, trained=list(self.sets.trained.values())[:4], example=example)
+        self.fit = found = fit(model, shared=memory.shared_prefixes, trained=list(self.sets.trained.values())[:4], example=example)
         self.tolerance = ROUNDING.get(next(model.parameters()).dtype, 1e-4)
         for line in found.said:
             warnings.warn(line, stacklevel=3)
         vocabulary, device = int(model.get_input_embeddings().weight.shape[0]), self.device
-        layers = checkpoint_layers(model) if gradient_checkpointing else []
+        layers = checkpoint_layers(model) if memory.gradient_checkpointing else []
         stops, never = (torch.tensor(ids, dtype=torch.int64, device=device) for ids in (chat.stops, chat.never))
-        self.scorer = Scorer(found, temperature, max(1, logits_at_once // vocabulary), self.heads, device, never, layers)
+        self.scorer = Scorer(found, temperature, max(1, memory.logits_at_once // vocabulary), self.heads, device, never, layers)
         self.drawing = Drawing(temperature, top_p, top_k, never, stops, room.max_completion)
-        self.drawer = Drawer(model, found, rows_at_once, self.using)
+        self.drawer = Drawer(model, found, memory.rows_at_once, self.using)
 
     # Parameters
 
@@ -282,9 +283,9 @@ class TransformersPolicy:
         call: ``temperature``, ``top_p``, ``top_k``, ``max_completion``; ``hidden_media``, the share of the images' and videos' tokens that
         the model cannot attend to while it answers (``veil.py``).
         """
-        known, share = {"temperature", "top_p", "top_k", "max_completion"}, float(call.pop("hidden_media", 0.0))
-        if odd := sorted(call.keys() - known):
-            raise UserError(f"call.{odd[0]}: takes {', '.join(sorted({*known, 'hidden_media'}))}")
+        if odd := sorted(call.keys() - {*CALL}):
+            raise UserError(f"call.{odd[0]}: takes {', '.join(CALL)}")
+        share = float(call.pop("hidden_media", 0.0))
         how = self.drawing._replace(**{("most" if key == "max_completion" else key): value for key, value in call.items()})
         given = [self.room.prompt(prompt, number) for number, prompt in enumerate(prompts)]
         ids, extras = [prompt.ids for prompt in given], inputs_of(self.chat.vision, given)
@@ -332,7 +333,7 @@ class TransformersPolicy:
             facts={name: table[:, columns].double() for name, table in self._read(rollout, rows, wanted).items()},
             terms={need.kind: table[need][:, columns] for need in sorted(terms)},
             contrasts=contrasts,
-            kind=KIND,
+            kind=ADAPTER.kind,
         )
 
     def _read(self, rollout: Rollout, rows: Tensor, wanted: set[str]) -> dict[str, Tensor]:
@@ -373,11 +374,11 @@ class TransformersPolicy:
         if name == "blended":
             share = float(self.contrasts.get("blended", 0.2))
             said = blended(self.scorer, self.model.get_input_embeddings(), self._sequences(rollout, rows), cells, share=share)
-            return Steps(log_probs=said[:, columns], mask=rollout.mask[rows][:, columns], kind=KIND)
+            return Steps(log_probs=said[:, columns], mask=rollout.mask[rows][:, columns], kind=ADAPTER.kind)
         behind = others(rollout, name, systems=self.contrasts, ablation=self.ablation, room=self.room)
         found = self._scored(rollout, rows, cells, behind=behind)
         refs = {}
         for reference in rollout.private["refs"]:
             with torch.no_grad(), self.using(reference):
                 refs[reference] = self._scored(rollout, rows, cells, behind=behind)[LOG_PROBS][:, columns]
-        return Steps(log_probs=found[LOG_PROBS][:, columns], mask=rollout.mask[rows][:, columns], refs=refs, kind=KIND)
+        return Steps(log_probs=found[LOG_PROBS][:, columns], mask=rollout.mask[rows][:, columns], refs=refs, kind=ADAPTER.kind)

@@ -2,7 +2,7 @@
 
 What differs from the papers, and from well-known code:
 
-1. A step is one update on ``records_per_step`` records. Micro-batches only split its sum: rows of a record that a method compares
+1. A step is one update on ``batch.records`` records. Micro-batches only split its sum: rows of a record that a method compares
    stay together, and weights are those of the whole step.
 2. Noise and noise levels are drawn once for each record and step, and its rows, the policy and the reference see the same.
 3. Records of which nothing is known (a missing label) are left out of the update and of its mean; ties are pulled to margin 0.
@@ -35,8 +35,10 @@ from mmalign.training import references as stored
 from mmalign.training.evaluation import exam
 from mmalign.training.journal import Journal, Run
 from mmalign.training.learner import Learner
+from mmalign.training.optimizers import Optimizer, adamw
 from mmalign.training.preflight import preflight
 from mmalign.training.seeds import stream
+from mmalign.training.settings import Evaluation, RecordBatch, Reference, RunSettings, at_least
 from mmalign.training.units import in_units, refuse_mismatch
 from mmalign.types import Encoder, Feedback, Method, UserError
 
@@ -48,49 +50,31 @@ def offline(
     records: Records | Sequence[Record],
     method: Method,
     *,
-    name: str = "offline",
-    runs: str = "runs",
-    seed: int = 0,
-    steps: int = 1000,
-    records_per_step: int = 32,
-    micro_rows: int = 16,
-    learning_rate: float = 1e-5,
-    warmup: int = 0,
-    weight_decay: float = 0.0,
-    max_grad_norm: float = 1.0,
-    ema: float | None = None,
-    references: dict[str, str] | None = None,
-    refresh: dict[str, Any] | None = None,
     rewards: Rewards | None = None,
-    judges: Rewards | None = None,
-    metrics: Rewards | None = None,
-    evaluation: dict[str, Any] | None = None,
-    early_stop: dict[str, Any] | None = None,
-    checkpoint_every: int = 200,
-    trackers: Sequence[str] = ("tensorboard",),
+    steps: int = 1000,
+    batch: RecordBatch = RecordBatch(),  # noqa: B008 (records are frozen)
+    optimizer: Optimizer = adamw(rate=1e-5),  # noqa: B008
+    references: dict[str, Reference] | None = None,
+    evaluation: Evaluation = Evaluation(),  # noqa: B008
+    run: RunSettings = RunSettings(name="offline"),  # noqa: B008
     resume: bool = False,
-    config: dict[str, Any] | None = None,
 ) -> Run:
     """Aligns a policy with preference data by an offline method; returns the finished run.
 
     Args:
         records: preference data, from ``mm.data`` (files, folders, the hub), a world, or a list of ``records.Pair``, ``Thumb`` or
             ``Ranking``, of one kind.
-        name, runs, seed: the run's folder is ``runs/name``; everything random follows from ``seed``.
-        steps: updates. records_per_step: records in each. micro_rows: rows in one backward pass; does not change the loss.
-        learning_rate, warmup, weight_decay, max_grad_norm: of AdamW; warmup in steps.
-        ema: decay of the average that is evaluated and exported, at most ``(1 + n) / (10 + n)`` after n updates; None for none.
-        references: name -> a folder or a run, whose parameters are a set of that name, as in ``online``.
-        refresh: references that move, as in ``online``: ``{ref: 512}`` is TR-DPO's hard update (arXiv 2404.09656), ``{ref: {ref: 0.4,
-            current: 0.6}}`` its soft one.
+        method: what is optimised (`mmalign list methods`).
         rewards: what the pairs were ranked by, where that is a function; like judges, it only evaluates here.
-        judges, metrics: further rewards, and functions of the whole set, that evaluate.
-        evaluation: ``every`` (steps), ``prompts`` (by default those of the first step's records, at most 16), ``samples`` (of each),
-            ``columns`` (shown), ``call`` (of the sampler).
-        early_stop: ``{judge: NAME, patience: N}``, as in ``online``.
-        checkpoint_every, trackers: how often to save, and where to log besides, in accelerate's words.
-        resume: continue ``runs/name`` from its newest checkpoint; all else has to be as it was, but ``steps`` may be more.
-        config: what ``config.yaml`` shall hold; None writes down what can be said of this call.
+        steps: updates.
+        batch: records of each update, and rows in one backward pass.
+        optimizer: by name, with its schedule and moving average (`mmalign list optimizers`).
+        references: name -> where a set of parameters comes from, and how it moves, as in ``online``: ``{ref: {every: 512}}`` is TR-DPO's
+            hard update (arXiv 2404.09656), ``{ref: {shares: {ref: 0.4, current: 0.6}}}`` its soft one.
+        evaluation: what is asked every so often, by whom it is judged, and when to stop; its prompts are by default those of the first
+            step's records, at most 16.
+        run: what the run is called, where it is kept, and its seed.
+        resume: continue the run from its newest checkpoint; all else has to be as it was, but ``steps`` may be more.
 
     In the log, ``margin``, ``accuracy``, ``better`` and ``worse`` are the method's; ``known`` is the part of the rows that say
     something, ``broken`` the records that could not be read so far. A bound has no KL, and none is reported.
@@ -98,60 +82,46 @@ def offline(
     Errors: UserError before anything is trained: what the method needs and the policy cannot give, data without a record, or of
     the wrong kind for the method, outputs of different sizes, an existing run. Ctrl-C finishes the step, saves, and says how to resume.
     """
-    config = _described(locals()) if config is None else config
     refuse_mismatch(policy, method)
     if method.samplers:
         raise UserError(f"method: takes rows that {method.samplers[0].name} draws, and nothing is sampled here; takes the recipe online")
-    _refuse_sizes(steps=steps, records_per_step=records_per_step, micro_rows=micro_rows, checkpoint_every=checkpoint_every, ema=ema)
+    at_least(1, steps=steps)
     source: Records = listed(records) if isinstance(records, Sequence) else records
-    first = _take(source.stream(seed=seed), records_per_step)
+    first = _take(source.stream(seed=run.seed), batch.records)
     _rows(first, method)
-    stored.load(policy, references or {}, runs=runs)
-    learner = Learner(
-        policy,
-        method,
-        learning_rate=learning_rate,
-        warmup=warmup,
-        weight_decay=weight_decay,
-        max_grad_norm=max_grad_norm,
-        ema=ema,
-        refresh=refresh,
-    )
-    prompts = _distinct([record.prompt for record in first])[:16]
-    asked = exam(evaluation, prompts=prompts, rewards=rewards or {}, judges=judges or {}, metrics=metrics or {})
-    journal = Journal(
-        learner, asked, name=name, runs=runs, seed=seed, steps=steps, checkpoint_every=checkpoint_every, early_stop=early_stop,
-        trackers=trackers, resume=resume, config=config,
-    )  # fmt: skip
+    stored.load(policy, references or {}, runs=run.folder)
+    learner = Learner(policy, method, optimizer, steps=steps, moving=references)
+    asked = exam(evaluation, prompts=_distinct([record.prompt for record in first])[:16], rewards=rewards or {})
+    journal = Journal(learner, asked, run, steps=steps, resume=resume, stop=evaluation.stop)
 
     with journal:
-        coming = source.stream(seed=seed, start=journal.state.get("position", 0))
+        coming = source.stream(seed=run.seed, start=journal.state.get("position", 0))
         for step in journal.steps():
             learner.begin(step)
-            records = _take(coming, records_per_step)
+            records = _take(coming, batch.records)
             prompts, outputs, said = _rows(records, method)
-            rollout = policy.encode(prompts, outputs, said.group, stream(seed, step, "encode"))
-            policy.remember(rollout, learner.references, micro_rows)
-            said = replace(said, tables=learner.tables(rollout, micro_rows=micro_rows))
+            rollout = policy.encode(prompts, outputs, said.group, stream(run.seed, step, "encode"))
+            policy.remember(rollout, learner.references, batch.micro_rows)
+            said = replace(said, tables=learner.tables(rollout, micro_rows=batch.micro_rows))
             signal = method.signal(said)
             kept = torch.ones(len(prompts), dtype=torch.bool) if method.keep is None else method.keep(said)
             rows = in_units(method, said, kept)
             if len(rows):
-                check = lambda: preflight(policy, rollout, method, signal, rows, micro_rows=micro_rows).difference  # noqa: B023, E731
+                check = lambda: preflight(policy, rollout, method, signal, rows, micro_rows=batch.micro_rows).difference  # noqa: B023, E731
                 journal.once("preflight_difference", check)
-            found = learner.update([(rollout, signal, rows)], micro_rows=micro_rows, step=step) if len(rows) else {}
+            found = learner.update([(rollout, signal, rows)], micro_rows=batch.micro_rows, step=step) if len(rows) else {}
             _name_broken(journal, source.broken)
             journal.state.update(position=records[-1].position, kl=found.get("kl", math.nan))
             journal.trained({**found, "known": float(kept.double().mean()), "broken": float(len(source.broken)), "lr": _rate(learner)})
-    run = journal.conclude()
-    build(run.path)
-    return run
+    ended = journal.conclude()
+    build(ended.path)
+    return ended
 
 
 def _take(coming: Iterator[Any], count: int) -> list[Any]:
     records = list(islice(coming, count))
     if len(records) < count:
-        raise UserError(f"records: got {len(records)} and no more, takes at least records_per_step ({count})")
+        raise UserError(f"records: got {len(records)} and no more, takes at least batch.records ({count})")
     return records
 
 
@@ -224,17 +194,3 @@ def _name_broken(journal: Journal, broken: Mapping[str, str]) -> None:
 
 def _rate(learner: Learner) -> float:
     return float(learner.optimizer.param_groups[0]["lr"])
-
-
-def _described(call: Mapping[str, Any]) -> dict[str, Any]:
-    """A call from Python as far as YAML can say it: objects become the names of their types."""
-    records = f"{len(call['records'])} records" if isinstance(call["records"], Sequence) else call["records"]
-    return {"use": "offline", **{key: value for key, value in call.items() if key not in ("resume", "config")}, "records": records}
-
-
-def _refuse_sizes(*, ema: float | None, **sizes: int) -> None:
-    if ema is not None and not 0 <= ema < 1:
-        raise UserError(f"ema: got {ema}, takes a number from 0 to below 1")
-    for name, size in sizes.items():
-        if size < 1:
-            raise UserError(f"{name}: got {size}, takes 1 or more")

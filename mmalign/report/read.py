@@ -45,7 +45,8 @@ class Run:
         return [name for name in self._columns("judges", fallback="gold") if name not in self.rewards]
 
     def _columns(self, key: str, *, fallback: str) -> list[str]:
-        listed = self.summary.get(key) or self.config.get(key) or []
+        asked = {**(self.config.get("evaluation") or {}), "rewards": self.config.get("rewards")}
+        listed = self.summary.get(key) or asked.get(key) or []
         names = [str(name) for name in listed] if isinstance(listed, (list, dict)) else []
         logged = {name for row in self.evals for name in row}
         return [name for name in dict.fromkeys([*names, fallback]) if name in logged]

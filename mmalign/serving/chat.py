@@ -17,10 +17,11 @@ import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from mmalign.signatures import Record
 from mmalign.types import UserError
 
 PASSING = {408, 425, 429, 500, 502, 503, 504}
@@ -60,7 +61,7 @@ class Answer(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Settings:
+class ServerSettings(Record):
     """How a server is asked: the keys of ``server:``.
 
     url: up to and with ``/v1``. model: its name there. key_env: the environment variable that holds the key; it is read when the run
@@ -82,33 +83,28 @@ class Settings:
     failures: float = 0.5
     bytes: int = 4 * 2**20
     quarantine: str | None = None
-    body: Mapping[str, Any] = field(default_factory=dict)
+    body: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        least = {"timeout": 0, "backoff": 0, "longest_wait": 0, "failures": 0, "retries": 0, "at_once": 1, "bytes": 1}
+        for name, low in least.items():
+            value = getattr(self, name)
+            if not value >= low or (name == "timeout" and value == 0) or (name == "failures" and value > 1):
+                raise UserError(f"{name}: got {value!r}, takes a number in its range")
 
 
-def connect(name: str, server: Mapping[str, Any]) -> Server:
+def connect(name: str, server: ServerSettings) -> Server:
     """The client that ``server:`` of a reward describes; nothing is sent yet. name: of the reward. Errors: UserError by key."""
-    known = [item.name for item in fields(Settings)]
-    if not isinstance(server, Mapping) or not {"url", "model"} <= set(server):
-        raise UserError(f"{name}.server: got {server!r}, takes {{url: http://localhost:8000/v1, model: NAME}}")
-    if unknown := sorted(set(server) - set(known)):
-        raise UserError(f"{name}.server.{unknown[0]}: unknown key; takes {', '.join(known)}")
-    settings = Settings(**server)
-    whole = {"retries": 0, "at_once": 1, "bytes": 1}
-    for item in ("timeout", "backoff", "longest_wait", "failures", *whole):
-        value = getattr(settings, item)
-        number = isinstance(value, int if item in whole else (int, float)) and not isinstance(value, bool)
-        if not number or value < whole.get(item, 0) or (item == "timeout" and value == 0) or (item == "failures" and value > 1):
-            raise UserError(f"{name}.server.{item}: got {value!r}, takes a {'whole ' if item in whole else ''}number in its range")
     key = None
-    if settings.key_env is not None and not (key := os.environ.get(settings.key_env)):
-        raise UserError(f"{name}.server.key_env: the environment has no {settings.key_env}")
-    return Server(name, settings, key)
+    if server.key_env is not None and not (key := os.environ.get(server.key_env)):
+        raise UserError(f"{name}.server.key_env: the environment has no {server.key_env}")
+    return Server(name, server, key)
 
 
 class Server:
-    """Asks a server; see `Settings`. ``counts``: asked, missing, and missing for each reason, since it was connected."""
+    """Asks a server; see `ServerSettings`. ``counts``: asked, missing, and missing for each reason, since it was connected."""
 
-    def __init__(self, name: str, settings: Settings, key: str | None):
+    def __init__(self, name: str, settings: ServerSettings, key: str | None):
         import httpx2
 
         self.name, self.settings, self._key = name, settings, key

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mmalign.training.feedback import ask, measure
 from mmalign.training.image_dependence import image_dependence
+from mmalign.training.settings import Evaluation
 from mmalign.types import Policy, UserError
 
 SEED = 2**40  # far from every seed that training draws its generators from
@@ -31,7 +32,7 @@ class Exam:
     blind: score the answers without their images too, for ``image_dependence``; see ``training.image_dependence``. Two more passes
     over them.
 
-    Errors: UserError for a number below 1, and for no prompts.
+    Errors: UserError for no prompts, and for a judge that has a reward's name.
     """
 
     prompts: Sequence[str]
@@ -49,20 +50,15 @@ class Exam:
     def __post_init__(self) -> None:
         if not self.prompts:
             raise UserError("evaluation.prompts: got none, takes at least one")
-        for name in ("every", "samples", "columns"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise UserError(f"evaluation.{name}: got {value!r}, takes a whole number, 1 or more")
         if both := sorted(self.rewards.keys() & self.judges.keys()):
-            raise UserError(f"judges.{both[0]}: a reward has that name too; takes another")
+            raise UserError(f"evaluation.judges.{both[0]}: a reward has that name too; takes another")
 
 
-def exam(evaluation: Mapping[str, Any] | None, **given: Any) -> Exam:
-    """What a user says of evaluations, over what follows from the rest of a recipe's call. Errors: UserError for an unknown key."""
-    known = ("prompts", "every", "samples", "columns", "call", "real", "mark", "blind")
-    if unknown := sorted((evaluation or {}).keys() - set(known)):
-        raise UserError(f"evaluation.{unknown[0]}: unknown key; takes {', '.join(known)}")
-    return Exam(**{**given, **(evaluation or {})})
+def exam(asked: Evaluation, *, prompts: Sequence[Any], rewards: Functions) -> Exam:
+    """An evaluation as a recipe makes it: on ``prompts`` where the settings name none, and with the rewards of training beside judges."""
+    chosen = prompts if asked.prompts is None else asked.prompts
+    same = {name: getattr(asked, name) for name in ("judges", "metrics", "every", "samples", "columns", "call", "real", "mark", "blind")}
+    return Exam(prompts=chosen, rewards=rewards, **same)
 
 
 class Answers(NamedTuple):
@@ -73,7 +69,7 @@ class Answers(NamedTuple):
     marks: list[Mapping[str, Any]] | None
 
 
-class Evaluation(NamedTuple):
+class Results(NamedTuple):
     """``metrics``: means by name, with ``NAME_se``. ``grid``: ``[prompts, columns, C, H, W]`` in 0..1 (F, C, H, W: videos), else None.
 
     ``answers``: the first ``columns`` of each prompt where outputs are words, else None.
@@ -85,7 +81,7 @@ class Evaluation(NamedTuple):
 
 
 @torch.no_grad()
-def evaluate(policy: Policy, exam: Exam, *, using: str = "current") -> Evaluation:
+def evaluate(policy: Policy, exam: Exam, *, using: str = "current") -> Results:
     """One evaluation of the named parameter set. Missing scores are left out of means, and counted in ``NAME_missing``."""
     rows = [prompt for prompt in exam.prompts for _ in range(exam.samples)]
     with policy.using(using):
@@ -102,7 +98,7 @@ def evaluate(policy: Policy, exam: Exam, *, using: str = "current") -> Evaluatio
     found.update(measure(exam.metrics, outputs, rows))
     shown = isinstance(outputs, Tensor) and outputs.ndim in (4, 5)  # images or videos
     grid = outputs.unflatten(0, (len(exam.prompts), exam.samples))[:, : exam.columns].float().cpu().clamp(0, 1) if shown else None
-    return Evaluation(found, grid, None if isinstance(outputs, Tensor) else _answers(exam, outputs, rows))
+    return Results(found, grid, None if isinstance(outputs, Tensor) else _answers(exam, outputs, rows))
 
 
 def _words(outputs: Any) -> list[str]:

@@ -54,34 +54,29 @@ def measure(metrics: Functions, outputs: Any, prompts: list[str]) -> dict[str, f
 
 
 def feedback(
-    rewards: Functions, rollout: Rollout, *, weights: Mapping[str, float] | None = None, missing: Missing = "stop",
-    oracle: Callable[..., Any] | None = None, combine: Callable[..., Any] | None = None,
+    rewards: Functions, rollout: Rollout, *, combine: Callable[..., Any] | None = None, oracle: Callable[..., Any] | None = None,
+    missing: Missing = "stop",
 ) -> Feedback:  # fmt: skip
-    """Feedback on a rollout: the weighted sum of its rewards (1 for a reward without a weight), and each apart.
+    """Feedback on a rollout: its rewards as one number, and each apart.
 
-    combine: ``(parts {name: [B]}, group [B], prompts, learn=True) -> [B]`` in place of the sum; its state takes the rollout in.
+    combine: ``(parts {name: [B]}, group [B], prompts, learn=True) -> [B]`` in place of their sum; its state takes the rollout in.
 
-    missing: ``stop`` refuses NaN with UserError; ``drop`` leaves it, and the row without a signal. A row's reward is NaN if
-    any part with a weight other than 0 is. Scores of parts of an output count by their sum, and stand in ``tables[REWARDS]``, times
-    their weight, at the steps that wrote those parts. oracle: asked ``(outputs, prompts, group)`` for win probabilities ``[B, B]``.
+    missing: ``stop`` refuses NaN with UserError; ``drop`` leaves it, and the row without a signal. Scores of parts of an output count by
+    their sum, and stand in ``tables[REWARDS]``, times the ``weights`` of a combination that has such, at the steps that wrote those
+    parts. oracle: asked ``(outputs, prompts, group)`` for win probabilities ``[B, B]``.
     """
     parts, parted = _asked(rewards, rollout.outputs, rollout.prompts)
-    weights = dict(weights or {})
-    if unknown := sorted(weights.keys() - parts.keys()):
-        raise UserError(f"reward_weights.{unknown[0]}: no such reward; takes {', '.join(parts)}")
     for name, value in parts.items():
         if missing == "stop" and bool(value.isnan().any()):
             count = f"{int(value.isnan().sum())} of {len(value)}"
-            raise UserError(f"reward {name}: {count} scores are NaN (missing: drop goes on without those rows)")
-    total = torch.zeros(len(rollout.prompts), dtype=torch.float64)
-    for name, value in parts.items():
-        if combine is None and weights.get(name, 1.0) != 0:
-            total = total + weights.get(name, 1.0) * value
-    if combine is not None:
+            raise UserError(f"reward {name}: {count} scores are NaN (batch.missing: drop goes on without those rows)")
+    if combine is None:
+        total = torch.stack(list(parts.values())).sum(0)
+    else:
         together = lambda outputs, prompts: combine(parts, rollout.group, prompts, learn=True)  # noqa: E731
         total = _checked("combine", _answer("combine", "of rewards", together, rollout.outputs, rollout.prompts), len(rollout.prompts))
     compared = None if oracle is None else _compared(oracle, rollout)
-    tables = {REWARDS: dense.table(parted, weights, rollout)} if parted else {}
+    tables = {REWARDS: dense.table(parted, getattr(combine, "weights", {}), rollout)} if parted else {}
     return Feedback(total, rollout.group, parts=parts, lengths=rollout.mask.sum(1), wins=compared, tables=tables, drawn=rollout.drawn)
 
 

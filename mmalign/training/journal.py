@@ -11,16 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mmalign import calls
 from mmalign.files import write_json
 from mmalign.runs import answers, checkpoint
 from mmalign.runs.folder import open_run
 from mmalign.runs.log import Log
 from mmalign.runs.progress import Interrupt, Progress, clock
+from mmalign.signatures import nearest
 from mmalign.training.evaluation import Exam, evaluate
 from mmalign.training.learner import Learner
+from mmalign.training.settings import RunSettings, Stop
 from mmalign.types import UserError
-
-EARLY_STOP = {"judge", "patience"}
 
 
 @dataclass(frozen=True)
@@ -55,25 +56,24 @@ class Journal:
     Entering it makes the run's folder, or opens it and puts everything back that its newest checkpoint holds. A fresh folder is
     removed again where an exception ends the run before its first step is done, so that the next try finds the name free.
 
-    states: name -> what else has state (``dump``, ``load``) that a checkpoint keeps, or None. state: what it keeps as JSON. over: how
-    the run ended, "" while it goes.
+    stop: when to end early. states: name -> what else has state (``dump``, ``load``) that a checkpoint keeps, or None. state: what it
+    keeps as JSON. over: how the run ended, "" while it goes.
     """
 
     def __init__(
-        self, learner: Learner, exam: Exam, *, name: str, runs: str, seed: int, steps: int, checkpoint_every: int,
-        early_stop: Mapping[str, Any] | None, trackers: Sequence[str], resume: bool, config: Mapping[str, Any],
+        self, learner: Learner, exam: Exam, settings: RunSettings, *, steps: int, resume: bool, stop: Stop | None = None,
         states: Mapping[str, Any] | None = None,
     ):  # fmt: skip
-        self.learner, self.exam, self.seed, self.total = learner, exam, seed, steps
-        self.checkpoint_every, self.trackers, self.early_stop = checkpoint_every, trackers, early_stop
-        self.name, self.runs, self.resume, self.config = name, runs, resume, config
+        self.learner, self.exam, self.settings, self.stop = learner, exam, settings, stop
+        self.total, self.resume, self.config = steps, resume, calls.described()
         self.state: dict[str, Any] = {"step": 0, "train_seconds": 0.0, "kl": 0.0, "evaluations": [], "facts": {}}
         self.states = {name: held for name, held in (states or {}).items() if held is not None}
         self.over = ""
-        _refuse_early_stop(early_stop, [*exam.rewards, *exam.judges])
+        _refuse_stop(stop, [*exam.rewards, *exam.judges])
 
     def __enter__(self) -> Journal:
-        self.folder = open_run(self.runs, self.name, config=self.config, resume=self.resume, may_differ=("resume", "trackers", "runs"))
+        where, name = self.settings.folder, self.settings.name
+        self.folder = open_run(where, name, config=self.config, resume=self.resume, may_differ=("run.trackers", "run.folder"))
         with ExitStack() as stack:
             stack.push(self._leave_no_trace)
             if self.folder.checkpoint is not None:
@@ -81,7 +81,7 @@ class Journal:
                 self.learner.load(tensors, self.state.pop("learner"))
                 for name, kept in self.state.pop("states", {}).items():
                     self.states[name].load(kept)
-            self.log = stack.enter_context(Log(self.folder.path, self.trackers, config=self.config))
+            self.log = stack.enter_context(Log(self.folder.path, self.settings.trackers, config=self.config))
             self.progress = stack.enter_context(Progress(self.total, start=self.state["step"]))
             self.interrupt = stack.enter_context(Interrupt())
             for note in self.folder.notes:
@@ -129,7 +129,7 @@ class Journal:
             self._evaluate(step)
         if self.interrupt.interrupted and not last:
             self.over = self.over or "interrupted"
-        if last or self.over or step % self.checkpoint_every == 0:
+        if last or self.over or step % self.settings.checkpoint_every == 0:
             held = {name: held.dump() for name, held in self.states.items()}
             state = {**self.state, "learner": self.learner.state(), **({"states": held} if held else {})}
             checkpoint.save(self.folder.checkpoints, step, tensors=self.learner.tensors(), state=state)
@@ -151,22 +151,24 @@ class Journal:
 
     def _stop_early(self) -> None:
         """Keeps the best parameters as the set ``best``, and ends the run once its judge has not improved for long enough."""
-        if self.early_stop is None:
+        if self.stop is None:
             return
-        judge, rows = self.early_stop["judge"], self.state["evaluations"]
+        judge, rows = self.stop.judge, self.state["evaluations"]
         if judge not in rows[-1]:
-            raise UserError(f"early_stop.judge: got {judge!r}, takes one number of {', '.join(sorted(set(rows[-1]) - {'step', 'kl'}))}")
+            raise UserError(
+                f"evaluation.stop.judge: got {judge!r}, takes one number of {', '.join(sorted(set(rows[-1]) - {'step', 'kl'}))}"
+            )
         best = best_of([row[judge] for row in rows])
         self.state["best_step"] = rows[best]["step"]
         if best == len(rows) - 1:
             with self.learner.policy.using(self.learner.shown):
                 self.learner.policy.sets.keep("best")
-        elif len(rows) - 1 - best >= self.early_stop["patience"]:
+        elif len(rows) - 1 - best >= self.stop.patience:
             self.over = "stopped early"
 
     def conclude(self) -> Run:
         """Writes the summary, says how the run ended, and returns it."""
-        summary = summarise(self.state, seed=self.seed, status=self.over, exam=self.exam)
+        summary = summarise(self.state, seed=self.settings.seed, status=self.over, exam=self.exam)
         write_json(self.folder.summary, summary)
         if self.over == "interrupted":
             print(f"interrupted after step {self.state['step']} and saved; continue with --resume (in Python: resume=True)")
@@ -199,11 +201,6 @@ def best_of(scores: Sequence[float]) -> int:
     return max(range(len(scores)), key=lambda place: -math.inf if math.isnan(scores[place]) else scores[place])
 
 
-def _refuse_early_stop(early_stop: Mapping[str, Any] | None, judges: Sequence[str]) -> None:
-    if early_stop is None:
-        return
-    patience = early_stop.get("patience")
-    known = str(early_stop.get("judge")).partition("/")[0] in judges
-    if set(early_stop) != EARLY_STOP or not known or not isinstance(patience, int) or patience < 1:
-        takes = f"judge (one of {', '.join(judges)}) and patience (evaluations, 1 or more)"
-        raise UserError(f"early_stop: got {dict(early_stop)}, takes {takes}")
+def _refuse_stop(stop: Stop | None, judges: Sequence[str]) -> None:
+    if stop is not None and stop.judge.partition("/")[0] not in judges:
+        raise UserError(f"evaluation.stop.judge: got {stop.judge!r}, takes one of {', '.join(judges)}{nearest(stop.judge, judges)}")

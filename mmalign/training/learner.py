@@ -13,34 +13,34 @@ from mmalign.needs import MASK, OLD, REWARDS, refs
 from mmalign.runs import checkpoint
 from mmalign.training import allocator, references
 from mmalign.training.optimizer import flatten_optimizer, restore_optimizer
+from mmalign.training.optimizers import Optimizer
+from mmalign.training.settings import Reference
 from mmalign.training.units import Cells, live_columns, micro_sizes, needed
 from mmalign.types import Method, Need, Policy, Rollout, joined
 
 
 class Learner:
-    """AdamW over a policy's parameters, with linear warm-up, clipping by norm, and an exponential moving average."""
+    """An optimiser over a policy's parameters, with its schedule, clipping by norm, references that move, and a moving average.
 
-    def __init__(
-        self, policy: Policy, method: Method, *, learning_rate: float, warmup: int, weight_decay: float, max_grad_norm: float,
-        ema: float | None, decay_steps: int | None = None, refresh: Mapping[str, Any] | None = None,
-    ):  # fmt: skip
-        self.policy, self.method = policy, method
-        self.learning_rate, self.warmup, self.max_grad_norm, self.ema = learning_rate, warmup, max_grad_norm, ema
-        self.decay_steps = decay_steps
-        self.optimizer = torch.optim.AdamW(policy.parameters().values(), lr=learning_rate, weight_decay=weight_decay, fused=True)
+    steps: of the whole run, over which the learning rate decays.
+    """
+
+    def __init__(self, policy: Policy, method: Method, optimizer: Optimizer, *, steps: int, moving: Mapping[str, Reference] | None = None):
+        self.policy, self.method, self.settings, self.steps = policy, method, optimizer, steps
+        self.optimizer = optimizer.make(policy.parameters().values())
         self.updates = 0
         if all(parameter.device.type == "cpu" for parameter in policy.parameters().values()):
             allocator.keep()
         self.needs = needed(policy, method)
         self.references = references.references(method, self.needs)
-        self.moves = references.plan(method, self.references, refresh or {})
+        self.moves = references.plan(method, self.references, moving or {})
         references.prepare(policy, self.references, self.moves)
         self.moments = {move.name: self._optimizer() for move in self.moves if move.moments and move.name != "current"}
-        if ema is not None:
+        if optimizer.ema is not None:
             policy.sets.follow("ema", decay=0.0)
 
     def begin(self, step: int) -> None:
-        """Before a step's rows are made: renews the sets of parameters that are due, as the method and ``refresh`` say."""
+        """Before a step's rows are made: renews the sets of parameters that are due, as the method and ``references`` say."""
         references.move(self.policy, self.moves, step)
         for move in references.due(self.moves, step):
             if move.moments and move.name != "current":
@@ -52,7 +52,7 @@ class Learner:
     @property
     def shown(self) -> str:
         """The parameter set that users get: ``ema`` where there is one."""
-        return "current" if self.ema is None else "ema"
+        return "current" if self.settings.ema is None else "ema"
 
     def update(self, cells: Cells, *, micro_rows: int, step: int, micro_steps: int | None = None) -> dict[str, float]:
         """One optimiser step on ``sum(weight * values)`` over all rows given, in micro-batches of ``micro_rows`` and ``micro_steps``.
@@ -81,7 +81,7 @@ class Learner:
                     loss.backward()
                     total += loss.detach().double().cpu()
                     found.append((float(steps.mask.sum() if over is None else over), metrics))
-        norm = torch.nn.utils.clip_grad_norm_(list(self.policy.parameters().values()), self.max_grad_norm)
+        norm = torch.nn.utils.clip_grad_norm_(list(self.policy.parameters().values()), self.settings.max_norm)
         finite = bool(norm.isfinite())
         if finite:
             self._step(step)
@@ -118,13 +118,17 @@ class Learner:
         return filled
 
     def _step(self, step: int) -> None:
-        left = 1.0 if self.decay_steps is None else max(0.0, 1 - step / self.decay_steps)
+        rate = self.settings.rate_at(step, self.steps)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate * min(1.0, (step + 1) / (self.warmup + 1)) * left
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)  # 8-bit optimisers keep it so
+            else:
+                group["lr"] = rate
         self.optimizer.step()
         self.updates += 1
-        if self.ema is not None:
-            self.policy.sets.follow("ema", decay=min(self.ema, (1 + self.updates) / (10 + self.updates)))
+        ema = self.settings.ema
+        if ema is not None and self.updates % ema.every == 0:
+            self.policy.sets.follow("ema", decay=min(ema.decay, (1 + self.updates) / (10 + self.updates)))
 
     def _optimizer(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The optimiser's state as it is now, as tensors and JSON: a copy."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mmalign.runs import checkpoint
+from mmalign.training.settings import Reference
 from mmalign.types import Method, Move, Need, Policy, UserError
 
 REFERRING = ("refs", "kls", "reverse_kls")  # needs that name a reference
@@ -22,13 +23,15 @@ def references(method: Method, needs: frozenset[Need]) -> list[str]:
     return sorted({need.name or "ref" for need in needs | method.reads if need.kind in REFERRING})
 
 
-def load(policy: Policy, stored: Mapping[str, str | Path], *, runs: str | Path) -> None:
-    """Makes sets of parameters from disk: name -> a folder, or the name of a run in the folder ``runs``.
+def load(policy: Policy, named: Mapping[str, Reference], *, runs: str | Path) -> None:
+    """Makes those sets of parameters that come from disk: from a folder, or from a run of that name in the folder ``runs``.
 
     Of a run its best parameters, as users get them; of a folder its safetensors: an adapter for peft, or whole weights. Errors:
     UserError for a name that is no reference, a folder without weights, and weights of another model.
     """
-    for name, place in stored.items():
+    for name, reference in named.items():
+        if (place := reference.from_) is None:
+            continue
         if name in OWN:
             raise UserError(f"references.{name}: not a reference; takes another name")
         folder = next((path for path in (Path(place), Path(runs) / place) if path.is_dir()), None)
@@ -55,26 +58,19 @@ def _weights(name: str, folder: Path) -> tuple[dict[str, Tensor], float | None]:
     return {key: value for file in files for key, value in load_file(file).items()}, scale
 
 
-def plan(method: Method, names: Sequence[str], asked: Mapping[str, Any]) -> list[Move]:
-    """The method's own moves, and those of ``asked``: name -> ``N`` or ``{every: N, SET: share, ...}``, which replace them.
+def plan(method: Method, names: Sequence[str], named: Mapping[str, Reference]) -> list[Move]:
+    """The method's own moves, and those of the references that move, which replace them.
 
     ``previous``, where a method refers to it and does not move it, is a copy of every step's policy. Errors: UserError that names
     the reference.
     """
-    moves = [move for move in method.moves if move.name not in asked]
-    if "previous" in names and "previous" not in {*asked, *(move.name for move in moves)}:
+    moving = {name: reference for name, reference in named.items() if reference.every is not None or reference.shares is not None}
+    if own := [name for name in moving if name in OWN]:
+        raise UserError(f"references.{own[0]}: not a reference; takes another name")
+    moves = [move for move in method.moves if move.name not in moving]
+    if "previous" in names and "previous" not in {*moving, *(move.name for move in moves)}:
         moves.append(Move("previous", {"current": 1.0}))
-    return moves + [_asked(name, said) for name, said in asked.items()]
-
-
-def _asked(name: str, said: Any) -> Move:
-    words: dict[str, Any] = dict(said) if isinstance(said, Mapping) else {"every": said}
-    every, shares = words.pop("every", 1), words or {"current": 1.0}
-    if name in OWN:
-        raise UserError(f"refresh.{name}: not a reference; takes another name")
-    if not isinstance(every, int) or every < 1 or abs(sum(shares.values()) - 1) > 1e-6 or min(shares.values()) < 0:
-        raise UserError(f"refresh.{name}: got {said}, takes a number of steps, or {{every: N, SET: share}} with shares that add up to 1")
-    return Move(name, {part: float(share) for part, share in shares.items()}, every)
+    return moves + [Move(name, dict(asked.shares or {"current": 1.0}), asked.every or 1) for name, asked in moving.items()]
 
 
 def prepare(policy: Policy, names: Sequence[str], moves: Sequence[Move]) -> None:
@@ -88,7 +84,7 @@ def prepare(policy: Policy, names: Sequence[str], moves: Sequence[Move]) -> None
             policy.sets.keep(name)
     if missing := [name for name in names if name not in known | made]:
         raise UserError(
-            f"method: refers to {missing[0]!r}, which is no set of parameters here; takes references: {{{missing[0]}: FOLDER}} or a refresh"
+            f"method: refers to {missing[0]!r}, which is no set here; takes references.{missing[0]}: {{from: FOLDER}} or {{every: N}}"
         )
 
 
@@ -107,7 +103,7 @@ def move(policy: Policy, moves: Sequence[Move], step: int) -> None:
         tables = policy.sets.tables()
         known = {"current": tables["trained"], **tables}
         if unknown := sorted(shares.keys() - known.keys()):
-            raise UserError(f"refresh.{name}: {unknown[0]!r} is no set of parameters here; takes {', '.join(sorted(known))}")
+            raise UserError(f"references.{name}.shares: {unknown[0]!r} is no set of parameters here; takes {', '.join(sorted(known))}")
         parts = [(known[part], share) for part, share in shares.items()]
         mixed = {key: sum(share * table[key] for table, share in parts) for key in tables["trained"]}
         policy.sets.load({"trained" if name == "current" else name: mixed})  # type: ignore[dict-item]

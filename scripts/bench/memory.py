@@ -31,6 +31,8 @@ from typing import Any
 
 import torch
 
+from mmalign.policies.settings import Memory, Schedule
+
 # layers, heads of 64, layers with a second attention, sides of the latent, widths of the decoder. The large one is
 # stabilityai/stable-diffusion-3.5-medium as its config.json has it: 24 layers of 24 heads, the first 13 with two attentions
 SIZES: dict[str, tuple[int, int, int, int, tuple[int, ...]]] = {
@@ -134,9 +136,15 @@ def one(name: str, told: argparse.Namespace) -> dict[str, Any]:
     lora = option.pop("lora", {"rank": 32})
     side, words = 8 * SIZES[told.size][3], 256 if told.size == "sd35-medium" else 32
     policy = diffusers(
-        pipeline(told.size), lora=lora, dtype=told.dtype, device=told.device, num_inference_steps=told.steps, guidance_scale=4.5,
-        call={"height": side, "width": side, "max_sequence_length": words}, rows_at_once=told.rows, **option,
-    )  # fmt: skip
+        pipeline(told.size),
+        lora=lora,
+        dtype=told.dtype,
+        device=told.device,
+        call={"height": side, "width": side, "max_sequence_length": words},
+        **option,
+        schedule=Schedule(steps=told.steps, guidance=4.5),
+        memory=Memory(rows_at_once=told.rows),
+    )
     method = flow_grpo(ratio="per_step", clip=0.2, beta=0.0)
     learner = Learner(policy, method, learning_rate=1e-4, warmup=0, weight_decay=0.0, max_grad_norm=1.0, ema=None)
     signal = torch.linspace(-1, 1, told.rows, dtype=torch.float64)[:, None]

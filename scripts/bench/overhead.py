@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from mmalign.policies.diffusers import diffusers
+from mmalign.policies.settings import Schedule
 from mmalign.policies.twins.pipelines import twin
 from mmalign.samplers import kernels
 from mmalign.types import Level
@@ -47,7 +48,7 @@ def sides(pipe: Any) -> tuple[Callable[[], None], Callable[[], None]]:
     """The two things that are timed: through the pipeline, and directly."""
     edge = 32 * pipe.vae_scale_factor
     call = {"height": edge, "width": edge, "max_sequence_length": 16}
-    policy = diffusers(pipe, num_inference_steps=4, guidance_scale=1.0, call=call)
+    policy = diffusers(pipe, call=call, schedule=Schedule(steps=4, guidance=1.0))
     rollout = policy.sample(["a", "b"], ROWS // 2, torch.Generator().manual_seed(0))
     rows, columns = torch.arange(ROWS), torch.tensor([1])
     caught: dict[str, Any] = {}

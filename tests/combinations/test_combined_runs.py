@@ -29,10 +29,18 @@ def policy():
 
 def train(folder, combine, *, steps=2, **more):
     return mm.online(
-        policy(), mm.worlds.text_prompts(count=8), config.build_part(NODE, "rewards"), mm.methods.grpo(beta=0.01), combine=combine,
-        runs=str(folder), steps=steps, prompts_per_step=2, group_size=4, trackers=[], checkpoint_every=1, learning_rate=1e-2,
-        evaluation={"every": 100, "prompts": ["the"], "samples": 2, "columns": 1}, **more,
-    )  # fmt: skip
+        policy(),
+        mm.worlds.text_prompts(count=8),
+        config.build_part(NODE, "rewards"),
+        mm.methods.grpo(beta=0.01),
+        combine=combine,
+        steps=steps,
+        evaluation={"every": 100, "prompts": ["the"], "samples": 2, "columns": 1},
+        **more,
+        run={"folder": str(folder), "trackers": [], "checkpoint_every": 1},
+        batch={"prompts": 2, "group": 4},
+        optimizer=mm.adamw(rate=1e-2),
+    )
 
 
 def test_a_resumed_run_has_the_state_of_one_that_was_not_interrupted(tmp_path):

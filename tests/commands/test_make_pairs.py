@@ -142,8 +142,8 @@ def test_each_answer_is_in_one_pair_and_what_has_no_score_in_none(tmp_path):
 
 
 def test_a_model_that_sees_answers_with_its_picture_hidden(tmp_path):
-    from mmalign.config import resource
     from mmalign.policies.twins import visions
+    from mmalign.rooms import resource
 
     model, processor = visions.tiny("LlavaForConditionalGeneration")
     with torch.no_grad():

@@ -6,8 +6,9 @@ import json
 
 import pytest
 
-from mmalign.config import resource
 from mmalign.data.edits import source_images
+from mmalign.policies.settings import Schedule
+from mmalign.rooms import resource
 from mmalign.types import UserError
 
 
@@ -87,7 +88,7 @@ def test_an_editing_model_sees_the_image_of_each_prompt_at_every_turn():
     asked = mm.data.prompts(path, limit=2)
     call = {"height": 32, "width": 32, "max_area": 32 * 32, "_auto_resize": False}
     policy = mm.policies.diffusers(
-        pipelines.twin("FluxKontextPipeline"), num_inference_steps=2, device="cpu", call=call, conditions=source_images(path, size=32)
+        pipelines.twin("FluxKontextPipeline"), device="cpu", call=call, conditions=source_images(path, size=32), schedule=Schedule(steps=2)
     )
     outputs = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     given = mm.policies.forward(policy).encode(asked, outputs, torch.arange(2), torch.Generator().manual_seed(0))
@@ -96,7 +97,7 @@ def test_an_editing_model_sees_the_image_of_each_prompt_at_every_turn():
     rollout = policy.sample(asked, 2, torch.Generator().manual_seed(0))
     assert torch.equal(policy.steps(rollout, torch.arange(4)).log_probs, rollout.log_probs[:, :1])
     blank = mm.policies.diffusers(
-        policy.pipe, num_inference_steps=2, device="cpu", call=call, conditions=lambda p: {"image": [_white()] * len(p)}
+        policy.pipe, device="cpu", call=call, conditions=lambda p: {"image": [_white()] * len(p)}, schedule=Schedule(steps=2)
     )
     assert not torch.allclose(mm.policies.forward(blank).steps(given, torch.arange(2)).log_probs, bounds)
 

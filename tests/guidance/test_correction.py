@@ -9,6 +9,7 @@ import mmalign as mm
 from mmalign.guidance import _smc
 from mmalign.guidance.correction import rlg_log_weight
 from mmalign.guidance.extrapolation import extrapolate
+from mmalign.policies.settings import Lora
 from mmalign.samplers import kernels
 from mmalign.types import Level, Prediction
 from mmalign.worlds import gaussian
@@ -92,7 +93,7 @@ def test_nothing_is_weighed_where_nothing_is_mixed():
 
 
 def test_the_correction_runs_on_a_pipeline_and_at_scale_1_no_weight_moves(pipe):
-    mm.policies.diffusers(pipe, lora={"rank": 2}, device="cpu")
+    mm.policies.diffusers(pipe, lora=Lora(rank=2), device="cpu")
     with torch.no_grad():
         for name, p in pipe.transformer.named_parameters():
             if "lora_B" in name:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import mmalign as mm
+from mmalign.policies.settings import Lora
 from mmalign.policies.twins import pipelines
 
 IMAGES = (
@@ -48,7 +49,7 @@ def test_rlg_is_the_base_and_the_aligned_model_to_the_last_bit(name):
     call = {**pipelines.call_arguments(pipe), "num_inference_steps": 3, "output_type": "pt"}
     made = lambda: torch.as_tensor(next(iter(pipe("a red fox", generator=torch.Generator().manual_seed(0), **call).values())))  # noqa: E731
     base = made()
-    policy = mm.policies.diffusers(pipe, lora={"rank": 2}, device="cpu")
+    policy = mm.policies.diffusers(pipe, lora=Lora(rank=2), device="cpu")
     with torch.no_grad():
         for p in policy.parameters().values():
             p.add_(0.3)

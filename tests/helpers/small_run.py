@@ -27,23 +27,21 @@ def method(**changes: Any) -> Method:
 
 
 def arguments(tmp_path: Path, **changes: Any) -> dict[str, Any]:
-    given = {
+    """Keywords of ``mm.online``; changes to its settings go into those that are there, and ``optimizer`` takes AdamW's keywords."""
+    given: dict[str, Any] = {
         "policy": policy(),
         "prompts": ["a", "b", "c"],
         "rewards": {"linear": QuadraticReward(LINEAR)},
         "method": method(),
-        "runs": str(tmp_path),
-        "name": "run",
         "steps": 6,
-        "prompts_per_step": 2,
-        "group_size": 4,
-        "updates_per_epoch": 2,
-        "learning_rate": 0.05,
-        "ema": 0.9,
+        "batch": {"prompts": 2, "group": 4, "updates": 2},
+        "optimizer": {"rate": 0.05, "ema": 0.9},
         "evaluation": {"every": 3, "samples": 4},
-        "trackers": (),
+        "run": {"folder": str(tmp_path), "name": "run", "trackers": ()},
     }
-    return {**given, **changes}
+    for key, value in changes.items():
+        given[key] = {**given.get(key, {}), **value} if key in ("batch", "optimizer", "evaluation", "run") else value
+    return {**given, "optimizer": mm.adamw(**given["optimizer"])}
 
 
 def online(tmp_path: Path, **changes: Any) -> Any:

@@ -12,10 +12,11 @@ import torch
 from mmalign.policies.diffusers import diffusers
 from mmalign.policies.pipelines import unfit
 from mmalign.policies.pipelines.interception import encoded_once, skipped
+from mmalign.policies.settings import Memory, Schedule
 from mmalign.policies.twins import pipeline_facts, pipelines
 from mmalign.types import UserError
 
-TABLE = {row["name"]: row for row in json.loads((Path(pipelines.__file__).parent / "conformance.json").read_text())}
+TABLE = {row["name"]: row for row in json.loads((Path(pipelines.__file__).parents[1] / "pipelines" / "conformance.json").read_text())}
 EXACT = sorted(name for name, row in TABLE.items() if row.get("replay") == 0.0)
 FAMILIES = [name for name in EXACT if TABLE[name]["seconds"] < 0.7]  # the others are checked by scripts/conformance.py alone
 
@@ -35,10 +36,10 @@ def policy_of(name, steps=3, **more):
     pipe = pipelines.twin(name)
     return diffusers(
         pipe,
-        num_inference_steps=steps,
-        rows_at_once=TABLE.get(name, {}).get("rows", 2),
         call={**pipelines.call_arguments(pipe), **more},
         device="cpu",
+        schedule=Schedule(steps=steps),
+        memory=Memory(rows_at_once=TABLE.get(name, {}).get("rows", 2)),
     )
 
 

@@ -10,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import torch
 
+from mmalign.policies.settings import Lora, Train
 from mmalign.policies.transformers import transformers
 from mmalign.types import UserError
 from tests.helpers import tiny_text
@@ -126,7 +127,9 @@ def test_a_server_is_sent_no_pictures(tmp_path):
     from mmalign.policies.twins import visions
 
     engine = {"url": "http://127.0.0.1:9/v1", "model": "base", "folder": str(tmp_path)}
-    policy = transformers(*visions.tiny("LlavaForConditionalGeneration"), max_completion=4, engine=engine, train={"language": {"rank": 2}})
+    policy = transformers(
+        *visions.tiny("LlavaForConditionalGeneration"), max_completion=4, engine=engine, train=Train(language=Lora(rank=2))
+    )
     shown = [{"role": "user", "content": [{"type": "image", "image": torch.zeros(3, 8, 8)}, {"type": "text", "text": "hi"}]}]
     with pytest.raises(UserError, match="token ids alone"):
         policy.sample([shown], 2, torch.Generator())

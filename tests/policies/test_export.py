@@ -11,6 +11,7 @@ from peft import PeftModel
 from mmalign.policies.adapters import merged
 from mmalign.policies.diffusers import diffusers
 from mmalign.policies.exports.pipelines import export
+from mmalign.policies.settings import Lora, Schedule
 from mmalign.policies.twins import pipelines
 from mmalign.types import UserError
 
@@ -38,7 +39,7 @@ def policy_of(name, **more):
     """A policy whose trained parameters are far from where they began."""
     pipe = base_of(name)
     call = {} if name == "digits" else pipelines.call_arguments(pipe)
-    policy = diffusers(pipe, num_inference_steps=4, call=call, device="cpu", **more)
+    policy = diffusers(pipe, call=call, device="cpu", **more, schedule=Schedule(steps=4))
     rng = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for p in policy.parameters().values():
@@ -111,7 +112,7 @@ def test_bf16_weights_under_a_float32_adapter(tmp_path):
         return base_of("StableDiffusion3Pipeline").to(torch.bfloat16)
 
     pipe = base()
-    policy = diffusers(pipe, num_inference_steps=2, call=pipelines.call_arguments(pipe), device="cpu", lora={"rank": 2})
+    policy = diffusers(pipe, call=pipelines.call_arguments(pipe), device="cpu", lora=Lora(rank=2), schedule=Schedule(steps=2))
     with torch.no_grad():
         for p in policy.parameters().values():
             p.add_(0.1)

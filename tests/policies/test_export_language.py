@@ -48,9 +48,16 @@ def test_a_run_is_exported(tmp_path):
     policy = mm.policies.transformers(node["model"], max_completion=6)
     reward = lambda outputs, prompts, **columns: torch.tensor([float(text.count("a")) for text in outputs])  # noqa: E731
     run = mm.online(
-        policy, ["ab"], {"letters": reward}, mm.methods.grpo(beta=0.0), steps=2, prompts_per_step=2, group_size=4, learning_rate=1e-2,
-        runs=str(tmp_path / "runs"), trackers=(), config={"use": "online", "policy": node, "method": {"use": "grpo"}, "prompts": ["ab"]},
-    )  # fmt: skip
+        policy,
+        ["ab"],
+        {"letters": reward},
+        mm.methods.grpo(beta=0.0),
+        steps=2,
+        config={"use": "online", "policy": node, "method": {"use": "grpo"}, "prompts": ["ab"]},
+        batch={"prompts": 2, "group": 4},
+        optimizer=mm.adamw(rate=1e-2),
+        run={"folder": str(tmp_path / "runs"), "trackers": ()},
+    )
     found = mm.recipes.export(run.path)
     assert found.forms == ("full",)
     model = AutoModelForCausalLM.from_pretrained(found.path).eval()

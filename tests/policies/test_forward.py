@@ -8,6 +8,7 @@ import torch
 import mmalign as mm
 from mmalign.needs import NOISE, contrast
 from mmalign.policies.forward import latents, training_schedule
+from mmalign.policies.settings import Schedule
 from mmalign.policies.twins import pipelines
 from mmalign.types import Need, UserError
 
@@ -19,7 +20,7 @@ VIDEOS = ("LTXPipeline", "WanPipeline", "HunyuanVideoPipeline", "CogVideoXPipeli
 
 
 def wrapped(pipe, call=None, **settings):
-    return mm.policies.forward(mm.policies.diffusers(pipe, num_inference_steps=2, device="cpu", call=call), **settings)
+    return mm.policies.forward(mm.policies.diffusers(pipe, device="cpu", call=call, schedule=Schedule(steps=2)), **settings)
 
 
 def twin(name):

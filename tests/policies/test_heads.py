@@ -144,12 +144,23 @@ def test_fine_grained_rlhf_learns_from_them(tmp_path):
     policy = make(["value"])
     reward = mm.rewards.by_segment(lambda outputs, prompts: [float("e" in text) for text in outputs], unit="word")
     run = mm.online(
-        policy, ["ab", "cd"], {"words": reward}, mm.methods.fine_grained_rlhf(), steps=2, prompts_per_step=2, group_size=4,
-        learning_rate=1e-3, runs=str(tmp_path), trackers=(),
-    )  # fmt: skip
+        policy,
+        ["ab", "cd"],
+        {"words": reward},
+        mm.methods.fine_grained_rlhf(),
+        steps=2,
+        batch={"prompts": 2, "group": 4},
+        optimizer=mm.adamw(rate=1e-3),
+        run={"folder": str(tmp_path), "trackers": ()},
+    )
     assert run.path
     with pytest.raises(UserError, match="this method reads rewards"):
         mm.online(
-            policy, ["ab"], {"plain": lambda outputs, prompts: [0.0] * len(outputs)}, mm.methods.fine_grained_rlhf(), steps=1,
-            prompts_per_step=1, group_size=2, runs=str(tmp_path), name="plain", trackers=(),
-        )  # fmt: skip
+            policy,
+            ["ab"],
+            {"plain": lambda outputs, prompts: [0.0] * len(outputs)},
+            mm.methods.fine_grained_rlhf(),
+            steps=1,
+            batch={"prompts": 1, "group": 2},
+            run={"folder": str(tmp_path), "name": "plain", "trackers": ()},
+        )

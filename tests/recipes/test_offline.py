@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import mmalign as mm
+from mmalign.policies.settings import Schedule
 from mmalign.records import Pair, Ranking, Thumb
 from mmalign.types import UserError
 
@@ -28,7 +29,7 @@ def brightness(outputs, prompts, **_):
 def policy():
     from mmalign.worlds.digits.base import untrained
 
-    return mm.policies.forward(mm.policies.diffusers(untrained(), num_inference_steps=4, device="cpu"))
+    return mm.policies.forward(mm.policies.diffusers(untrained(), device="cpu", schedule=Schedule(steps=4)))
 
 
 def offline(tmp_path, records, **changes):
@@ -45,7 +46,7 @@ def log(run):
 
 
 def test_preferences_move_the_samples(tmp_path, pairs):
-    run = offline(tmp_path, pairs, steps=20, ema=None, evaluation={"every": 20, "samples": 8})
+    run = offline(tmp_path, pairs, steps=20, evaluation={"every": 20, "samples": 8}, optimizer=mm.adamw(ema=None))
     assert run.summary["brightness_after"] > run.summary["brightness_before"] + 0.1
     assert run.summary["preflight_difference"] == 0.0
     rows = [row for row in log(run) if row["phase"] == "train"]
@@ -66,7 +67,9 @@ def test_a_resumed_run_equals_an_uninterrupted_one_to_the_last_bit(tmp_path, pai
 
 
 def test_the_split_into_micro_batches_changes_nothing(tmp_path, pairs):
-    results = [offline(tmp_path / str(rows), pairs, steps=2, micro_rows=rows, evaluation={"every": 4, "samples": 1}) for rows in (2, 8)]
+    results = [
+        offline(tmp_path / str(rows), pairs, steps=2, evaluation={"every": 4, "samples": 1}, batch={"micro_rows": rows}) for rows in (2, 8)
+    ]
     first, second = ([row for row in log(run) if row["phase"] == "train"] for run in results)
     for a, b in zip(first, second, strict=True):
         assert all(a[key] == pytest.approx(b[key], rel=1e-3, abs=1e-5) for key in a if isinstance(a[key], float))
@@ -78,7 +81,7 @@ def test_pairs_without_a_label_teach_nothing_and_ties_pull_back(tmp_path, pairs)
     trained, ref = (run.policy.sets.tables()[name] for name in ("trained", "ref"))
     assert all(torch.equal(value, ref[key]) for key, value in trained.items()) and log(run)[-2]["known"] == 0.0
     half = [pair._replace(strength=math.nan if number % 2 else 1.0) for number, pair in enumerate(pairs)]
-    rows = log(offline(tmp_path / "half", half, steps=1, records_per_step=12))
+    rows = log(offline(tmp_path / "half", half, steps=1, batch={"records": 12}))
     assert rows[1]["known"] == 0.5 and rows[1]["loss"] == pytest.approx(math.log(2))  # the mean is over pairs that are known
 
 

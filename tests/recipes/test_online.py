@@ -64,10 +64,16 @@ def test_it_finds_the_optimum_of_reward_minus_beta_nats_of_a_trajectory(tmp_path
         tilted.parameters()["shift"].copy_(gaussian.path_optimum(tilted, LINEAR, beta=beta * group_size / (group_size - 1))[0])
         plain.parameters()["shift"].copy_(gaussian.path_optimum(plain, LINEAR, beta=beta)[0])
     run = online(
-        tmp_path, policy=trained, prompts=["a"], method=method(beta=beta, clip=1.0, advantage_clip=None), steps=150, prompts_per_step=64,
-        group_size=group_size, micro_rows=256, updates_per_epoch=1, learning_rate=0.03, max_grad_norm=1e9, ema=0.98,
-        evaluation={"every": 1000}, checkpoint_every=1000,
-    )  # fmt: skip
+        tmp_path,
+        policy=trained,
+        prompts=["a"],
+        method=method(beta=beta, clip=1.0, advantage_clip=None),
+        steps=150,
+        evaluation={"every": 1000},
+        batch={"prompts": 64, "group": group_size, "micro_rows": 256, "updates": 1},
+        optimizer={"rate": 0.03, "max_norm": 1e9, "ema": 0.98},
+        run={"checkpoint_every": 1000},
+    )
     with trained.using("ema"):
         assert path_distance(trained, tilted) < 0.006
         assert path_distance(trained, plain) > 0.05
@@ -125,7 +131,7 @@ def test_a_run_from_python_says_what_it_can_and_resumes_with_nothing_else_change
     assert config["use"] == "online" and config["policy"] == "mmalign.worlds.gaussian.GaussianPolicy" and config["steps"] == 2
     assert config["rewards"] == {"linear": "mmalign.worlds.gaussian.QuadraticReward"} and config["prompts"] == ["a", "b", "c"]
     with pytest.raises(UserError, match=r"learning_rate was 0\.05, is 0\.1"):
-        online(tmp_path, resume=True, learning_rate=0.1)
+        online(tmp_path, resume=True, optimizer={"rate": 0.1})
     assert online(tmp_path, steps=4, resume=True).summary["steps"] == 4
     with pytest.raises(UserError, match=r"exists: resume it \(resume=true\), or give this run another name"):
         online(tmp_path)
@@ -137,15 +143,15 @@ def test_a_run_from_python_says_what_it_can_and_resumes_with_nothing_else_change
 
 @pytest.mark.parametrize("changes", [{"micro_rows": 1}, {"micro_rows": 3}, {"micro_rows": 64}])
 def test_micro_rows_change_nothing(tmp_path: Path, changes: dict[str, Any]) -> None:
-    ours, other = online(tmp_path / "ours", **changes), online(tmp_path / "other", micro_rows=4)
+    ours, other = online(tmp_path / "ours", **changes), online(tmp_path / "other", batch={"micro_rows": 4})
     assert numbers(ours.path) == [pytest.approx(row, rel=1e-10, abs=1e-12) for row in numbers(other.path)]
 
 
 def test_inner_updates_leave_ratio_1_and_meet_the_clip(tmp_path: Path) -> None:
-    once = online(tmp_path / "once", updates_per_epoch=1, method=method(clip=0.01))
+    once = online(tmp_path / "once", method=method(clip=0.01), batch={"updates": 1})
     trained = [row for row in rows(once.path) if row["phase"] == "train"]
     assert all(row["ratio_max"] == 1 and row["clip_fraction"] == 0 and row["updates"] == 1 for row in trained)
-    often = online(tmp_path / "often", epochs=2, updates_per_epoch=2, method=method(clip=0.01))
+    often = online(tmp_path / "often", method=method(clip=0.01), batch={"epochs": 2, "updates": 2})
     trained = [row for row in rows(often.path) if row["phase"] == "train"]
     assert all(row["updates"] == 4 and row["ratio_max"] > 1.01 and row["approx_kl"] > 0 for row in trained)
     assert max(row["clip_fraction"] for row in trained) > 0.1
@@ -166,9 +172,9 @@ def test_the_average_of_the_weights_is_what_is_evaluated(tmp_path: Path) -> None
     def position(outputs: torch.Tensor, prompts: list[str]) -> dict[str, float]:
         return {"position": float(outputs.mean())}
 
-    still = online(tmp_path / "still", ema=0.0, metrics={"p": position})
-    slow = online(tmp_path / "slow", ema=0.999, metrics={"p": position})
-    none = online(tmp_path / "none", ema=None, metrics={"p": position})
+    still = online(tmp_path / "still", optimizer={"ema": 0.0}, evaluation={"metrics": {"p": position}})
+    slow = online(tmp_path / "slow", optimizer={"ema": 0.999}, evaluation={"metrics": {"p": position}})
+    none = online(tmp_path / "none", optimizer={"ema": None}, evaluation={"metrics": {"p": position}})
     assert still.summary["position_after"] == none.summary["position_after"] != slow.summary["position_after"]
     last = slow.policy.generate(["a"] * 4, [2**40 + n for n in range(4)])
     with slow.policy.using("ema"):
@@ -178,8 +184,8 @@ def test_the_average_of_the_weights_is_what_is_evaluated(tmp_path: Path) -> None
 
 def test_kl_is_nats_of_a_whole_trajectory(tmp_path: Path) -> None:
     """The second step's rollout comes from parameters we can put back; its KL at the first update is the path's."""
-    first = online(tmp_path, steps=1, updates_per_epoch=1, ema=None, group_size=256)
-    second = online(tmp_path, steps=2, updates_per_epoch=1, ema=None, group_size=256, resume=True)
+    first = online(tmp_path, steps=1, batch={"updates": 1, "group": 256}, optimizer={"ema": None})
+    second = online(tmp_path, steps=2, resume=True, batch={"updates": 1, "group": 256}, optimizer={"ema": None})
     moved = policy()
     tensors, _ = checkpoint.load(first.path / "checkpoints" / "step_000001")
     moved.sets.load({"trained": tensors["trained"]})
@@ -201,19 +207,19 @@ class Sparse:
 
 def test_dynamic_sampling_fills_an_update_from_several_rollouts(tmp_path: Path) -> None:
     changes = {"method": mm.methods.dapo(), "rewards": {"sparse": Sparse(1.6)}, "prompts_per_step": 4, "updates_per_epoch": 1}
-    run = online(tmp_path / "a", **changes, resample=8)
-    other = online(tmp_path / "b", **changes, resample=8, micro_rows=3)
+    run = online(tmp_path / "a", **changes, batch={"resample": 8})
+    other = online(tmp_path / "b", **changes, batch={"resample": 8, "micro_rows": 3})
     trained = [row for row in rows(run.path) if row["phase"] == "train"]
     assert all(row["rows"] == 4 * 4 and row["updates"] == 1 for row in trained)
     assert max(row["signal_zero"] for row in trained) > 0.2  # more was sampled than used
     assert numbers(run.path) == [pytest.approx(row, rel=1e-10, abs=1e-12) for row in numbers(other.path)]
-    fewer = online(tmp_path / "c", **changes, resample=0)
+    fewer = online(tmp_path / "c", **changes, batch={"resample": 0})
     assert min(row["rows"] for row in rows(fewer.path) if row["phase"] == "train") < 16
 
 
 def test_a_step_without_an_informative_group_trains_nothing_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = policy()
-    run = online(tmp_path, policy=given, method=mm.methods.dapo(), rewards={"sparse": Sparse(1e9)}, resample=2, steps=2)
+    run = online(tmp_path, policy=given, method=mm.methods.dapo(), rewards={"sparse": Sparse(1e9)}, steps=2, batch={"resample": 2})
     assert "step 1: no group is informative after 3 rollouts, so nothing was updated" in capsys.readouterr().out
     trained = [row for row in rows(run.path) if row["phase"] == "train"]
     assert [(row["rows"], row["updates"], row["signal_zero"]) for row in trained] == [(0, 0, 1)] * 2
@@ -228,7 +234,7 @@ def test_missing_rewards_can_be_dropped(tmp_path: Path) -> None:
 
     with pytest.raises(UserError, match=r"reward sometimes: \d of 8 scores are NaN"):
         online(tmp_path, rewards={"sometimes": sometimes})
-    run = online(tmp_path, rewards={"sometimes": sometimes}, missing="drop")
+    run = online(tmp_path, rewards={"sometimes": sometimes}, batch={"missing": "drop"})
     trained = [row for row in rows(run.path) if row["phase"] == "train"]
     assert 0 < min(row["rows"] for row in trained) < 8 and all(math.isfinite(row["loss"]) for row in trained)
 
@@ -258,12 +264,12 @@ class Judge:
 
 def test_early_stopping_keeps_the_best_and_reports_it(tmp_path: Path) -> None:
     stop = {"evaluation": {"every": 1, "samples": 2}, "early_stop": {"judge": "gold", "patience": 2}, "ema": None}
-    run = online(tmp_path / "stopped", judges={"gold": Judge(0.1, 0.5, 0.9, 0.3, 0.8, 1.0)}, **stop)
+    run = online(tmp_path / "stopped", **stop, evaluation={"judges": {"gold": Judge(0.1, 0.5, 0.9, 0.3, 0.8, 1.0)}})
     assert {key: run.summary[key] for key in ("status", "steps", "best_step", "gold_before")} == {
         "status": "stopped early", "steps": 4, "best_step": 2, "gold_before": pytest.approx(0.1),
     }  # fmt: skip
     assert run.summary["gold_after"] == pytest.approx(0.9)
-    straight = online(tmp_path / "straight", steps=2, ema=None)
+    straight = online(tmp_path / "straight", steps=2, optimizer={"ema": None})
     tensors, _ = kept(run.path, 4)
     assert equal(tensors["best"], kept(straight.path, 2)[0]["trained"]) and not equal(tensors["best"], tensors["trained"])
 
@@ -317,9 +323,9 @@ def test_bad_input_is_one_line_and_leaves_no_folder(tmp_path: Path, name: str) -
 def test_an_error_later_keeps_what_was_trained(tmp_path: Path) -> None:
     gold = Judge(0.1, 0.2)
     with pytest.raises(UserError, match="judge gold: raised IndexError"):
-        online(tmp_path, judges={"gold": gold}, evaluation={"every": 1, "samples": 2}, checkpoint_every=1)
+        online(tmp_path, evaluation={"every": 1, "samples": 2, "judges": {"gold": gold}}, run={"checkpoint_every": 1})
     gold.scores = [0.3] * 6
-    run = online(tmp_path, judges={"gold": gold}, evaluation={"every": 1, "samples": 2}, checkpoint_every=1, resume=True)
+    run = online(tmp_path, evaluation={"every": 1, "samples": 2, "judges": {"gold": gold}}, resume=True, run={"checkpoint_every": 1})
     assert [row["step"] for row in rows(run.path) if row["phase"] == "train"] == [1, 2, 3, 4, 5, 6]
 
 
@@ -344,7 +350,7 @@ def test_a_method_is_refused_where_the_policy_cannot_serve_it(tmp_path: Path) ->
 
 
 def test_the_summary_says_what_happened(tmp_path: Path) -> None:
-    run = online(tmp_path, judges={"gold": Judge(0.1, 0.2, 0.3)}, seed=3, trackers=("tensorboard",))
+    run = online(tmp_path, evaluation={"judges": {"gold": Judge(0.1, 0.2, 0.3)}}, run={"seed": 3, "trackers": ("tensorboard",)})
     summary = json.loads(run.report.path.with_name("summary.json").read_text())
     told = {"seed": 3, "status": "finished", "steps": 6, "preflight_difference": 0.0, "rewards": ["linear"], "judges": ["gold"]}
     assert {key: summary[key] for key in told} == told
@@ -357,7 +363,7 @@ def test_the_summary_says_what_happened(tmp_path: Path) -> None:
 def test_pairs_of_own_samples_train_too(name: str, tmp_path: Path) -> None:
     """The best and the worst row of each group; INPO against the policy of the step before."""
     method = {"inpo": {"eta": 0.2}, "online_dpo": {"beta": 0.5}, "rebel": {"eta": 1.0}}[name]
-    run = online(tmp_path, method=getattr(mm.methods, name)(**method), steps=20, group_size=8, prompts_per_step=3, learning_rate=0.03)
+    run = online(tmp_path, method=getattr(mm.methods, name)(**method), steps=20, batch={"group": 8, "prompts": 3}, optimizer={"rate": 0.03})
     evaluations = [row["linear"] for row in rows(run.path) if "linear" in row]
     assert evaluations[-1] > evaluations[0] + 0.2
     assert ("previous" in run.policy.sets.tables()) == (name == "inpo")

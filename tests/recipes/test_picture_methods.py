@@ -9,10 +9,10 @@ import pytest
 import torch
 
 import mmalign as mm
-from mmalign.config import resource
 from mmalign.needs import CHANGED, PHRASE, contrast, refs, reverse_kls
 from mmalign.policies.twins import visions
 from mmalign.recipes.offline import _rows
+from mmalign.rooms import resource
 
 NEEDS = {
     "dpo": {refs("ref")}, "dense_dpo": {CHANGED}, "rrpo": {PHRASE, reverse_kls("ref")}, "mdpo": {contrast("ablated")},

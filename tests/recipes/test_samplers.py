@@ -57,7 +57,7 @@ class Watched(gaussian.GaussianPolicy):
 @pytest.mark.parametrize(("name", "own", "others"), [("nash_md", 4, 0), ("egpo", 4, 0), ("remax", 8, 0), ("xpo", 4, 4)])
 def test_opponents_and_baselines_are_not_trained(name: str, own: int, others: int, tmp_path: Path) -> None:
     watched = Watched(gaussian.one_gaussian([0.7, -0.3], [0.5, 1.5]), gaussian.flow_levels(3), kernel=kernels.flow_sde())
-    online(tmp_path, policy=watched, method=getattr(mm.methods, name)(), group_size=8, prompts_per_step=1, steps=1)
+    online(tmp_path, policy=watched, method=getattr(mm.methods, name)(), steps=1, batch={"group": 8, "prompts": 1})
     drawn = torch.stack(list(watched.rollout.drawn.values())).any(0)
     trained = torch.tensor(sorted(watched.trained))
     assert int((~drawn[trained]).sum()) == own and int(drawn[trained].sum()) == others
@@ -92,7 +92,7 @@ def test_a_greedy_row_has_no_noise() -> None:
 
 def test_the_log_says_how_good_each_sampler_s_rows_are(tmp_path: Path) -> None:
     watched = Watched(gaussian.one_gaussian([0.7, -0.3], [0.5, 1.5]), gaussian.flow_levels(3), kernel=kernels.flow_sde())
-    run = online(tmp_path, policy=watched, method=mm.methods.xpo(), group_size=4, steps=1)
+    run = online(tmp_path, policy=watched, method=mm.methods.xpo(), steps=1, batch={"group": 4})
     row = next(row for row in rows(run.path) if row["phase"] == "train")
     rewards, theirs = watched.rollout.outputs @ LINEAR, watched.rollout.drawn["ref"]
     assert row["reward"] == pytest.approx(float(rewards[~theirs].mean()))

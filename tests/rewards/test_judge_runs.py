@@ -61,10 +61,16 @@ def run(server, folder, *, settings=None, **more):
         return scores
 
     done = mm.online(
-        policy(), mm.worlds.text_prompts(count=8), {"judge": remembered}, mm.methods.grpo(beta=0.01), name="judged", runs=str(folder),
-        steps=5, prompts_per_step=2, group_size=4, trackers=[], checkpoint_every=5,
-        evaluation={"every": 100, "prompts": ["the"], "samples": 2, "columns": 1}, **more,
-    )  # fmt: skip
+        policy(),
+        mm.worlds.text_prompts(count=8),
+        {"judge": remembered},
+        mm.methods.grpo(beta=0.01),
+        steps=5,
+        evaluation={"every": 100, "prompts": ["the"], "samples": 2, "columns": 1},
+        **more,
+        run={"name": "judged", "folder": str(folder), "trackers": [], "checkpoint_every": 5},
+        batch={"prompts": 2, "group": 4},
+    )
     return done, seen
 
 
@@ -130,11 +136,16 @@ def test_an_oracle_on_a_server_trains(tmp_path):
 
     server = FakeServer(prefers)
     done = mm.online(
-        policy(), mm.worlds.text_prompts(count=8), {"length": mm.rewards.length(100)}, mm.methods.online_dpo(),
-        oracle=mm.rewards.judge_pairs(server={"url": server.url, "model": "m"}), name="pairs",
-        runs=str(tmp_path), steps=2, prompts_per_step=2, group_size=3, trackers=[], checkpoint_every=5,
+        policy(),
+        mm.worlds.text_prompts(count=8),
+        {"length": mm.rewards.length(100)},
+        mm.methods.online_dpo(),
+        oracle=mm.rewards.judge_pairs(server={"url": server.url, "model": "m"}),
+        steps=2,
         evaluation={"every": 100, "prompts": ["the"], "samples": 1, "columns": 1},
-    )  # fmt: skip
+        run={"name": "pairs", "folder": str(tmp_path), "trackers": [], "checkpoint_every": 5},
+        batch={"prompts": 2, "group": 3},
+    )
     server.kill()
     assert done.summary["status"] == "finished" and len(server.requests) == 2 * 2 * 3 * 2
 

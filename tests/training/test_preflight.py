@@ -11,6 +11,7 @@ import torch
 
 from mmalign.methods import flow_grpo
 from mmalign.policies.diffusers import diffusers
+from mmalign.policies.settings import Schedule
 from mmalign.samplers import kernels
 from mmalign.samplers.windows import random_window
 from mmalign.training.preflight import preflight
@@ -137,7 +138,7 @@ def test_a_gradient_that_is_not_finite_is_named(bad: float) -> None:
 
 def test_dropout_is_caught_on_a_real_pipeline() -> None:
     pipe = untrained("dit")
-    policy = diffusers(pipe, num_inference_steps=3, kernel=kernels.flow_sde())
+    policy = diffusers(pipe, schedule=Schedule(steps=3, kernel=kernels.flow_sde()))
     rollout, signal = flown(policy)
     assert preflight(policy, rollout, METHOD, signal, micro_rows=8).difference == 0.0
     pipe.transformer.patch_in.register_forward_hook(lambda layer, given, out: torch.dropout(out, 0.1, layer.training))

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 import mmalign as mm
-from mmalign.config import build, check, load, resource
+from mmalign.config import build, check, load
+from mmalign.rooms import resource
 from mmalign.types import UserError
 from mmalign.worlds.digit_scenes import base, judges, scenes
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import mmalign as mm
-from mmalign.config import build, load, resource
+from mmalign.config import build, load
+from mmalign.rooms import resource
 from mmalign.types import UserError
 from mmalign.worlds.digits.data import real
 from mmalign.worlds.moving_digits import base, data, judges, vae

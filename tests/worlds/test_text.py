@@ -11,6 +11,7 @@ import torch
 
 import mmalign as mm
 from mmalign.config import build, check, load
+from mmalign.policies.settings import TextMemory
 from mmalign.types import UserError
 from mmalign.worlds.text import base, data, judges
 from mmalign.worlds.text.optimum import text_optimum
@@ -125,12 +126,20 @@ def test_grpo_ends_at_the_optimum_that_was_counted_out(tmp_path: Path) -> None:
     model, tokens = tiny()
     wanted = text_optimum(model, tokens, "a b", vowels, tokens=2, beta=0.5)
     before = float(wanted.base @ vowels(wanted.texts, []))
-    policy = mm.policies.transformers(model, tokens, max_completion=2, rows_at_once=384)
+    policy = mm.policies.transformers(model, tokens, max_completion=2, memory=TextMemory(rows_at_once=384))
     method = mm.methods.dr_grpo(clip=0.5, beta=0.5, kl="exact", length=1)
     mm.online(
-        policy, ["a b"], {"vowels": vowels}, method, runs=str(tmp_path), steps=60, prompts_per_step=1, group_size=256, micro_rows=256,
-        learning_rate=0.03, decay_steps=60, trackers=(), evaluation={"every": 100, "samples": 1},
-    )  # fmt: skip
+        policy,
+        ["a b"],
+        {"vowels": vowels},
+        method,
+        steps=60,
+        decay_steps=60,
+        evaluation={"every": 100, "samples": 1},
+        run={"folder": str(tmp_path), "trackers": ()},
+        batch={"prompts": 1, "group": 256, "micro_rows": 256},
+        optimizer=mm.adamw(rate=0.03),
+    )
     now = text_optimum(model, tokens, "a b", vowels, tokens=2, beta=1e9)
     order = {text: number for number, text in enumerate(now.texts)}
     got = now.base[[order[text] for text in wanted.texts]]

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from mmalign.config import build, check, load, resource
+from mmalign.config import build, check, load
+from mmalign.rooms import resource
 from mmalign.worlds.text.base import text
 
 CONFIGS = sorted(path.stem for path in (Path(__file__).parents[2] / "configs" / "text").glob("*.yaml"))

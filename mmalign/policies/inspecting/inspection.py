@@ -25,6 +25,7 @@ from mmalign.policies.pipelines.calling import GUIDANCE, one_line, quiet
 from mmalign.policies.pipelines.interception import Finished
 from mmalign.policies.pipelines.memory import DENOISERS
 from mmalign.policies.pipelines.scheduler import Moment, Player
+from mmalign.policies.settings import Lora, Schedule
 from mmalign.types import Level, Rollout, UserError
 
 PROMPTS = ["three red foxes", "two blue birds"]  # a number in each: the digits world takes nothing else
@@ -72,10 +73,10 @@ def inspection(
     adapted = bool(lora_targets(pipe)[0])
     policy = diffusers(
         pipe,
-        num_inference_steps=min(STEPS, int(steps or STEPS)),
+        schedule=Schedule(steps=min(STEPS, int(steps or STEPS))),
         call=told,
         device=device,
-        lora={"rank": 4, "targets": None if adapted else "all-linear"},
+        lora=Lora(rank=4, targets=None if adapted else "all-linear"),
     )
 
     def tell(name: str, find: Callable[[], str]) -> str | None:

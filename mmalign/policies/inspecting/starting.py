@@ -58,34 +58,29 @@ def starting_yaml(pipe: Any, *, node: Any, call: Mapping[str, Any], stand_ins: M
     said = {key: value for key, value in call.items() if isinstance(value, (bool, int, float, str)) and key != "num_inference_steps"}
     shown = said.pop("guidance_scale", defaults.get("guidance_scale"))
     missing = [key for key in stand_ins if key in MEDIA and key not in call]
+    name = "".join(c if c.isalnum() else "-" for c in type(pipe).__name__.removesuffix("Pipeline").lower())
     kernel = "{use: ddim, eta: 1.0}" if path is not None and not path.startswith("flow") else "{use: flow_sde, noise_level: 0.7}"
     lines = [
         f"# A start for {type(pipe).__name__}, from `mmalign inspect`. Put your prompts and reward in, then check and train.",
         *(f"# It needs {key}, which YAML cannot say: give {key} in Python, under call or from conditions." for key in missing),
         "use: online",
-        f"name: {''.join(c if c.isalnum() else '-' for c in type(pipe).__name__.removesuffix('Pipeline').lower())}",
-        "seed: 0",
         "policy:",
         "  use: diffusers",
         f"  pipeline: {json.dumps(node)}",
         f"  lora: {{rank: 32{'' if adapted else ', targets: all-linear'}}}",
-        f"  kernel: {kernel}",
-        "  num_inference_steps: 10",
-        *([f"  guidance_scale: {shown}"] if isinstance(shown, (int, float)) else []),
+        f"  schedule: {{steps: 10, {f'guidance: {shown}, ' if isinstance(shown, (int, float)) else ''}kernel: {kernel}}}",
         *([f"  call: {json.dumps(said)}"] if said else []),
-        *(f"  # {option:<29} # {what}" for option, what in memory.options(pipe)),
+        "  # memory:",
+        *(f"  #   {option:<27} # {what}" for option, what in memory.options(pipe)),
         "method: {use: flow_grpo, ratio: per_step, clip: 0.2}   # clip in nats of the whole latent",
         "prompts: [three red foxes in the snow, two blue birds on a wire]",
-        "prompts_per_step: 2",
-        "group_size: 8",
-        "micro_rows: 4",
-        "# micro_steps: 1                # steps of a row in one backward pass: memory that does not grow with them",
-        "learning_rate: 1.0e-4",
         "steps: 100",
-        "ema: 0.9",
+        "batch: {prompts: 2, group: 8, micro_rows: 4}   # micro_steps: 1 is memory that does not grow with a row's steps",
+        "optimizer: {use: adamw, rate: 1.0e-4, ema: 0.9}",
         "rewards:",
         "  novelty: {use: novelty, scale: 0.2}   # in place of your own: {use: my_module.my_reward}",
         "evaluation: {every: 10, samples: 4}",
+        f"run: {{name: {name}}}",
     ]
     return "\n".join(lines) + "\n"
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from mmalign.signatures import Record
 from mmalign.types import UserError
 
 How = Literal["crop", "blank", "noise", "diffuse"]
@@ -17,7 +18,7 @@ HOW = ("crop", "blank", "noise", "diffuse")
 
 
 @dataclass(frozen=True)
-class Ablation:
+class Ablation(Record):
     """What is done to an image, or to every frame of a video, the same each time for one picture and ``seed``.
 
     how: ``crop``, a part of the picture of a random shape, place and area up to ``share`` of its own, scaled to its size (mDPO,
@@ -31,8 +32,10 @@ class Ablation:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.how not in HOW or not 0 < self.share <= 1:
-            raise UserError(f"policy.ablation: got how={self.how!r}, share={self.share}, takes {', '.join(HOW)}, and above 0 up to 1")
+        if self.how not in HOW:
+            raise UserError(f"how: got {self.how!r}, takes {', '.join(HOW)}")
+        if not 0 < self.share <= 1:
+            raise UserError(f"share: got {self.share}, takes a number above 0 up to 1")
 
     def __call__(self, picture: Any) -> Any:
         """A picture as PIL has it, changed."""

@@ -25,21 +25,17 @@ import torch
 from torch import Tensor, nn
 
 from mmalign.policies.language.drawing import Drawing, Drawn
+from mmalign.policies.settings import EngineSettings
 from mmalign.types import UserError
 
 
 class Engine:
-    """A server. url: up to and with ``/v1``. model: its name there. folder: where adapters are handed over, on a disk that both see.
+    """A server that samples, with the settings of ``EngineSettings``."""
 
-    at_once: requests under way, one for each prompt. timeout: seconds for each.
-    """
-
-    def __init__(self, url: str, *, model: str, folder: str | None = None, at_once: int = 64, timeout: float = 600.0):
-        if not url.startswith(("http://", "https://")):
-            raise UserError(f"policy.engine.url: got {url!r}, takes an address that starts with http:// or https://")
-        self.url, self.model, self.at_once, self.timeout = url.rstrip("/"), model, at_once, timeout
-        self.folder = Path(tempfile.mkdtemp(prefix="mmalign-adapters-") if folder is None else folder)
-        self.loaded, self.count = model, 0
+    def __init__(self, settings: EngineSettings):
+        self.url, self.model, self.at_once, self.timeout = settings.url.rstrip("/"), settings.model, settings.at_once, settings.timeout
+        self.folder = Path(tempfile.mkdtemp(prefix="mmalign-adapters-") if settings.folder is None else settings.folder)
+        self.loaded, self.count = self.model, 0
 
     def refresh(self, module: nn.Module) -> None:
         """Hands the module's adapter over, and takes the one before away."""

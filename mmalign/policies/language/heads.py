@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from mmalign.policies.language.prefixes import Sequences
 from mmalign.policies.parameters import ParameterSets
 from mmalign.types import Need, UserError
 
+HeadName = Literal["value", "degree", "reward_mask", "kl_mask"]
 MASKS = frozenset({"reward_mask", "kl_mask"})
 HEADS = frozenset({"value", "degree"}) | MASKS
 DEGREES = 4

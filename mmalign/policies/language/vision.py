@@ -262,14 +262,6 @@ def placeholders(model: Any) -> frozenset[int]:
     return frozenset(int(token) for token in found if isinstance(token, int))
 
 
-def limits(given: Mapping[str, Any] | None) -> Limits:
-    """Limits by their names. Errors: UserError for a name that there is not."""
-    odd = sorted(set(given or {}) - set(Limits._fields))
-    if odd:
-        raise UserError(f"policy.media.{odd[0]}: takes {', '.join(Limits._fields)}")
-    return Limits(**(given or {}))
-
-
 def inputs_of(vision: Vision | None, prompts: Sequence[Prompt]) -> Sequence[Mapping[str, Tensor]]:
     """Further inputs of some prompts, none where a model takes words alone."""
     return Inputs(vision, prompts) if vision is not None and any(prompt.media or prompt.types for prompt in prompts) else ()

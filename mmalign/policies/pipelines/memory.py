@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._pytree import tree_map
 
+from mmalign.policies.settings import Compile, Lora, Memory
 from mmalign.types import UserError
 
 DENOISERS = ("transformer", "transformer_2", "unet", "image_unet", "prior", "decoder")  # those of a pipeline are trained together
@@ -37,15 +38,13 @@ def options(pipe: Any) -> list[tuple[str, str]]:
     return said
 
 
-def refuse(*, storage: str | None, lora: Any, compile: bool | Mapping[str, Any]) -> None:
+def refuse(memory: Memory, lora: Lora | None) -> None:
     """UserError for what can be seen to be wrong before a pipeline is loaded."""
-    if storage not in (None, "float8"):
-        raise UserError(f"policy.storage: got {storage!r}, takes float8")
-    if storage is not None and lora is None:
-        raise UserError(f"policy.storage: got {storage!r} without lora, takes it for weights that are not trained")
-    backend = None if isinstance(compile, bool) else compile.get("backend")
-    if isinstance(backend, str) and backend not in (known := torch.compiler.list_backends(exclude_tags=())):
-        raise UserError(f"policy.compile.backend: got {backend!r}, takes {', '.join(known)}")
+    if memory.storage is not None and lora is None:
+        raise UserError(f"policy.memory.storage: got {memory.storage!r} without lora, takes it for weights that are not trained")
+    backend = None if isinstance(memory.compile, bool) else memory.compile.backend
+    if backend is not None and backend not in (known := torch.compiler.list_backends(exclude_tags=())):
+        raise UserError(f"policy.memory.compile.backend: got {backend!r}, takes {', '.join(known)}")
 
 
 # Where things are
@@ -106,7 +105,7 @@ def place(pipe: Any, device: torch.device, *, offload: str | Iterable[str], work
     parts = {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module) and any(True for _ in part.parameters())}
     may = {name: part for name, part in parts.items() if name not in working and name not in pipe._exclude_from_cpu_offload}
     if odd := sorted(wanted - {"frozen", "references", *may}):
-        raise UserError(f"policy.offload: got {odd[0]!r}, takes frozen, references{''.join(f', {name}' for name in may)}")
+        raise UserError(f"policy.memory.offload: got {odd[0]!r}, takes frozen, references{''.join(f', {name}' for name in may)}")
     away = may if "frozen" in wanted else {name: may[name] for name in may if name in wanted}
     if not away:
         pipe.to(device)
@@ -115,7 +114,7 @@ def place(pipe: Any, device: torch.device, *, offload: str | Iterable[str], work
         part.to("cpu" if name in away else device)
     offloaded = Offloaded(away, working.values(), device)
     if pipe._execution_device.type != device.type:
-        raise UserError(f"policy.offload: {type(pipe).__name__} looks for its device at a part that stays; takes frozen")
+        raise UserError(f"policy.memory.offload: {type(pipe).__name__} looks for its device at a part that stays; takes frozen")
     return offloaded
 
 
@@ -127,7 +126,7 @@ def checkpoint(denoisers: Mapping[str, nn.Module]) -> list[str]:
     for name, module in denoisers.items():
         turn_on: Any = getattr(module, "enable_gradient_checkpointing", None)
         if turn_on is None or not getattr(module, "_supports_gradient_checkpointing", False):
-            raise UserError(f"policy.gradient_checkpointing: got true, and {name} ({type(module).__name__}) has none; takes false")
+            raise UserError(f"policy.memory.gradient_checkpointing: got true, and {name} ({type(module).__name__}) has none; takes false")
         turn_on()
     return list(denoisers)
 
@@ -174,7 +173,9 @@ def store(denoisers: Mapping[str, nn.Module], storage: str) -> list[str]:
                 _store(layer)
                 stored.append(f"{part}.{name}")
     if not stored:
-        raise UserError(f"policy.storage: got {storage!r}, and no repeated block of {', '.join(denoisers)} has a frozen linear layer")
+        raise UserError(
+            f"policy.memory.storage: got {storage!r}, and no repeated block of {', '.join(denoisers)} has a frozen linear layer"
+        )
     return stored
 
 
@@ -210,7 +211,7 @@ def tile_vae(pipe: Any, denoisers: Mapping[str, nn.Module]) -> list[str]:
     found = _decoders(pipe, denoisers)
     for name, part in found.items():
         if not _turned_on(part, "enable_tiling"):
-            raise UserError(f"policy.tile_vae: got true, and {name} ({type(part).__name__}) has no tiles; takes false")
+            raise UserError(f"policy.memory.tile_vae: got true, and {name} ({type(part).__name__}) has no tiles; takes false")
     return list(found)
 
 
@@ -247,13 +248,13 @@ def row_by_row(decode: Callable[..., Any]) -> Callable[..., Any]:
 # Compiling
 
 
-def compile_blocks(denoisers: Mapping[str, nn.Module], options: bool | Mapping[str, Any]) -> list[str]:
+def compile_blocks(denoisers: Mapping[str, nn.Module], options: bool | Compile) -> list[str]:
     """``torch.compile`` in place: of the blocks that a class says it repeats (``compile_repeated_blocks``), or else of those in its own
     lists of modules, or of the whole where it has none. A block is compiled once for all of its kind.
 
-    options: keywords of ``torch.compile``, or True. Errors: UserError for an unknown keyword.
+    options: keywords of ``torch.compile``, or True. Errors: UserError for what torch refuses.
     """
-    told = {} if isinstance(options, bool) else dict(options)
+    told = {} if isinstance(options, bool) else {key: value for key, value in vars(options).items() if value is not None}
     config: Any = torch._dynamo.config
     config.recompile_limit = max(config.recompile_limit, RECOMPILATIONS)
     for name, module in denoisers.items():
@@ -266,5 +267,5 @@ def compile_blocks(denoisers: Mapping[str, nn.Module], options: bool | Mapping[s
                 for part in [block for blocks in lists for block in blocks] or [whole]:
                     part.compile(**told)
         except (RuntimeError, TypeError, ValueError) as error:
-            raise UserError(f"policy.compile: {name} ({type(module).__name__}): {' '.join(str(error).split())[:200]}") from error
+            raise UserError(f"policy.memory.compile: {name} ({type(module).__name__}): {' '.join(str(error).split())[:200]}") from error
     return list(denoisers)

@@ -40,18 +40,25 @@ def diffusers(node: Mapping[str, Any], *, kind: str | None = None) -> Tiny:
     kind: the pipeline's class, where nothing else tells it. Errors: UserError by the config's key, for an unknown class, an argument
     that its call does not take, LoRA targets that match nothing.
     """
-    small = {**node, "rows_at_once": min(node.get("rows_at_once", 64), ROWS), "device": "cpu"}
-    for key in ("dtype", "storage", "compile"):  # what a CPU has none of, or takes long to do
-        small.pop(key, None)
+    memory, schedule = dict(node.get("memory") or {}), dict(node.get("schedule") or {})
+    slow = {"storage", "compile"}  # what a CPU has none of, or takes long to do
+    small = {**node, "memory": {key: value for key, value in memory.items() if key not in slow}, "device": "cpu"}
+    small.pop("dtype", None)
     if isinstance(node["pipeline"], Mapping):
-        return Tiny({**small, "rows_at_once": node.get("rows_at_once", 64)}, [f"the real pipeline: {node['pipeline'].get('use')}"])
+        return Tiny(small, [f"the real pipeline: {node['pipeline'].get('use')}"])
+    small["memory"] |= {"rows_at_once": min(memory.get("rows_at_once", 64), ROWS)}
     index = read_index(node["pipeline"], kind=kind)
-    small["pipeline"] = {"use": "policies.rehearsal.tiny", "kind": index.kind, "without": list(index.without), "scheduler": index.scheduler}
+    small["pipeline"] = {
+        "use": "policies.twins.rehearsal.tiny",
+        "kind": index.kind,
+        "without": list(index.without),
+        "scheduler": index.scheduler,
+    }
     pipe = tiny(index.kind, list(index.without), index.scheduler)
     scheduler = f"{type(pipe.scheduler).__name__}{'' if index.scheduler else ', the usual one of its class'}"
     told = [f"a twin of {index.kind} (known from {index.source}), scheduler {scheduler}"]
     accepts = inspect.signature(inspect.unwrap(type(pipe).__call__)).parameters
-    given = {**(node.get("call") or {}), **({"guidance_scale": 0} if node.get("guidance_scale") is not None else {})}
+    given = {**(node.get("call") or {}), **({"guidance_scale": 0} if schedule.get("guidance") is not None else {})}
     for name in given:
         if name not in accepts:
             raise UserError(f"policy.call.{name}: {index.kind} takes no such argument; it takes {', '.join(list(accepts)[1:])}")
@@ -59,8 +66,8 @@ def diffusers(node: Mapping[str, Any], *, kind: str | None = None) -> Tiny:
     for name in SIDES:
         if (real := given.get(name, 0)) % 8:
             told.append(f"policy.call.{name}: {real} is no multiple of 8, and is rehearsed as {small['call'].get(name)}")
-    if "size" not in (node.get("window") or {}):  # a window of so many steps lies in a part of all of them
-        small["num_inference_steps"] = min(node.get("num_inference_steps", 10), STEPS)
+    if "size" not in (schedule.get("window") or {}):  # a window of so many steps lies in a part of all of them
+        small["schedule"] = {**schedule, "steps": min(schedule.get("steps", 10), STEPS)}
     if node.get("dtype") not in (None, "float32"):
         told.append(f"float32 in place of {node['dtype']}")
     if node.get("lora") is not None:

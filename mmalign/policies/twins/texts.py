@@ -35,18 +35,20 @@ def small(node: Mapping[str, Any], *, kind: str | None = None) -> tuple[dict[str
 
     kind: the model's class, where nothing else tells it. Errors: UserError by the config's key.
     """
-    made = {**node, "rows_at_once": min(node.get("rows_at_once", 64), ROWS), "device": "cpu"}
+    memory = dict(node.get("memory") or {})
+    made = {**node, "device": "cpu"}
     told = []
     for key in ("dtype", "engine"):  # what a CPU has none of
         if made.pop(key, None) is not None:
             told.append(f"policy.{key} is left out")
     if isinstance(node["model"], Mapping):
-        return {**made, "rows_at_once": node.get("rows_at_once", 64)}, [f"the real model: {node['model'].get('use')}", *told]
+        return made, [f"the real model: {node['model'].get('use')}", *told]
     name, source = _kind(str(node["model"]), kind)
     made.pop("tokenizer", None)
+    made["memory"] = {**memory, "rows_at_once": min(memory.get("rows_at_once", 64), ROWS)}
     most = min(node.get("max_completion", 256), COMPLETION)
-    home = "twin_visions" if name.endswith("ForConditionalGeneration") else "twin_texts"
-    made.update(model={"use": f"policies.{home}.tiny", "kind": name}, max_completion=most, truncate=node.get("truncate") or "right")
+    home = "visions" if name.endswith("ForConditionalGeneration") else "texts"
+    made.update(model={"use": f"policies.twins.{home}.tiny", "kind": name}, max_completion=most, truncate=node.get("truncate") or "right")
     if isinstance(node.get("lora"), Mapping):
         rank = node["lora"].get("rank", 32)
         made["lora"] = {**node["lora"], "rank": min(rank, RANK)}

@@ -13,7 +13,7 @@ from torch import Tensor
 from mmalign.rewards._shared.completions import texts
 from mmalign.rewards._shared.scorer import Scorer
 from mmalign.rewards.judges._judging import message, parts_of, preferred, shown, text_part
-from mmalign.serving.chat import Answer, Unreadable, connect
+from mmalign.serving.chat import Answer, ServerSettings, Unreadable, connect
 from mmalign.types import UserError
 
 TAKES_APART = (
@@ -26,7 +26,7 @@ LINE = re.compile(r"^\s*(?:\(?\d{1,3}[.):]|[-*•])?\s*(\S.*\?)\s*$")
 
 
 def claims(
-    *, server: Mapping[str, Any], splitter: Mapping[str, Any] | None = None, least: float = 0.5, most: int = 32, max_tokens: int = 1024
+    *, server: ServerSettings, splitter: ServerSettings | None = None, least: float = 0.5, most: int = 32, max_tokens: int = 1024
 ) -> Scorer:
     """Minus the number of false claims in an answer: a model on a server writes each as a yes/no question, and one that sees answers it.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from torch import Tensor
@@ -20,7 +20,7 @@ from mmalign.rewards.judges._judging import (
     text_part,
     written_score,
 )
-from mmalign.serving.chat import Answer, Conversation, Unreadable, connect
+from mmalign.serving.chat import Answer, Conversation, ServerSettings, Unreadable, connect
 from mmalign.types import UserError
 
 __all__ = ["critic", "judge"]
@@ -29,7 +29,7 @@ QUALITY = "how well the response does what was asked for"
 
 
 def judge(
-    *, server: Mapping[str, Any], criterion: str = QUALITY, low: int = 1, high: int = 5, read: Literal["likely", "written"] = "likely",
+    *, server: ServerSettings, criterion: str = QUALITY, low: int = 1, high: int = 5, read: Literal["likely", "written"] = "likely",
     principles: Sequence[str] = (), principles_at_once: int | None = None,
 ) -> Scorer:  # fmt: skip
     """Reward in ``low..high``: the score that a model on a server gives an output, NaN where it gives none.
@@ -73,7 +73,7 @@ def judge(
 
 
 def critic(
-    *, server: Mapping[str, Any], criterion: str = QUALITY, low: int = 1, high: int = 5, read: Literal["likely", "written"] = "likely",
+    *, server: ServerSettings, criterion: str = QUALITY, low: int = 1, high: int = 5, read: Literal["likely", "written"] = "likely",
     principles: Sequence[str] = (), principles_at_once: int | None = None, max_tokens: int = 512, votes: int = 1, temperature: float = 0.0,
 ) -> Scorer:  # fmt: skip
     """Reward in ``low..high``: a model on a server writes a critique and then ``Score: n``; the score that follows from the critique.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, Literal
 
 from torch import Tensor
@@ -12,6 +11,7 @@ from mmalign.rewards._shared.pictures_in import pictures
 from mmalign.rewards._shared.scorer import Scorer
 from mmalign.rewards.judges.judge import judge
 from mmalign.rewards.judges.judge_pairs import judge_pairs
+from mmalign.serving.chat import ServerSettings
 from mmalign.types import Oracle
 
 __all__ = ["judge_edit", "judge_edit_pairs"]
@@ -22,7 +22,7 @@ BETTER = "which response is the better edit: the requested change is made, nothi
 
 
 def judge_edit(
-    path: str | None = None, *, server: Mapping[str, Any], low: int = 1, high: int = 5, read: Literal["likely", "written"] = "likely",
+    path: str | None = None, *, server: ServerSettings, low: int = 1, high: int = 5, read: Literal["likely", "written"] = "likely",
     apart: bool = False, key: str = "prompt", column: str = "source",
 ) -> Scorer:  # fmt: skip
     """Reward in ``low..high``: the mean of two scores of an edited image, ``follows`` and ``looks``; NaN where one is missing.
@@ -48,7 +48,7 @@ def judge_edit(
 
 
 def judge_edit_pairs(
-    path: str, *, server: Mapping[str, Any], read: Literal["likely", "written"] = "likely", ties: bool = False,
+    path: str, *, server: ServerSettings, read: Literal["likely", "written"] = "likely", ties: bool = False,
     opponents: int | None = None, key: str = "prompt", column: str = "source",
 ) -> Oracle:  # fmt: skip
     """An oracle of pairs of edited images, each compared beside the source image in both orders; arguments as of ``judge_pairs``.

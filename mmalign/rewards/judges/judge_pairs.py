@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from mmalign.rewards._shared.completions import answers
 from mmalign.rewards._shared.scorer import Scorer
 from mmalign.rewards.judges._judging import asked_of, drawn, message, parts_of, preferred, shown, text_part
-from mmalign.serving.chat import Answer, Conversation, Server, Unreadable, connect
+from mmalign.serving.chat import Answer, Conversation, Server, ServerSettings, Unreadable, connect
 from mmalign.types import Oracle, UserError
 
 __all__ = ["judge_against", "judge_pairs"]
@@ -22,7 +22,7 @@ Read = Literal["likely", "written"]
 
 
 def judge_pairs(
-    *, server: Mapping[str, Any], criterion: str = QUALITY, read: Read = "likely", ties: bool = False, opponents: int | None = None,
+    *, server: ServerSettings, criterion: str = QUALITY, read: Read = "likely", ties: bool = False, opponents: int | None = None,
     principles: Sequence[str] = (), principles_at_once: int | None = None,
 ) -> Oracle:  # fmt: skip
     """An oracle of pairs: ``(outputs, prompts, group) -> [B, B]``, the probability that a row is better than another of its group.
@@ -59,7 +59,7 @@ def judge_pairs(
 
 
 def judge_against(
-    path: str | None = None, *, server: Mapping[str, Any], criterion: str = QUALITY, read: Read = "likely", ties: bool = False,
+    path: str | None = None, *, server: ServerSettings, criterion: str = QUALITY, read: Read = "likely", ties: bool = False,
     principles: Sequence[str] = (), principles_at_once: int | None = None, key: str = "prompt", column: str = "answer",
 ) -> Scorer:  # fmt: skip
     """Reward in 0..1: the probability that a completion is better than its prompt's reference answer, both orders averaged; or NaN.

@@ -10,12 +10,12 @@ from mmalign.rewards._shared.completions import answers
 from mmalign.rewards._shared.scorer import Scorer
 from mmalign.rewards.judges._judging import as_table, asked_of, preferred, shown
 from mmalign.rewards.judges.judge import conversation
-from mmalign.serving.chat import Answer, connect
+from mmalign.serving.chat import Answer, ServerSettings, connect
 from mmalign.types import UserError
 
 
 def judge_rubric(
-    path: str | None = None, *, server: Mapping[str, Any], criteria: Mapping[str, str] | None = None,
+    path: str | None = None, *, server: ServerSettings, criteria: Mapping[str, str] | None = None,
     weights: Mapping[str, float] | None = None, required: Sequence[str] = (), apart: bool = False, key: str = "prompt",
     column: str = "rubric",
 ) -> Scorer:  # fmt: skip

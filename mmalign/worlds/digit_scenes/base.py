@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from mmalign.config import resource
+from mmalign.rooms import resource
 from mmalign.types import UserError
 from mmalign.worlds._fitting import fit
 from mmalign.worlds.digit_scenes.scenes import CELL, CELLS, EMPTY, REQUEST, SIDE, WORDS, Scenes, caption, expecting, question, scenes

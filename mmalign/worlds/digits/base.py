@@ -26,7 +26,7 @@ def digits(*, denoiser: Denoiser = "dit", path: str | None = None) -> Any:
 
     path: the folder of another digits pipeline (``save_pretrained``). Errors: UserError where there is none.
     """
-    from mmalign.config import resource
+    from mmalign.rooms import resource
     from mmalign.worlds.digits.pipeline import DigitsPipeline
 
     folder = resource(f"assets/digits/{denoiser}") if path is None else Path(path)

@@ -37,7 +37,7 @@ def moving_digits(*, path: str | None = None) -> Any:
     """
     from diffusers import LTXImageToVideoPipeline
 
-    from mmalign.config import resource
+    from mmalign.rooms import resource
     from mmalign.worlds.digits.base import _quietly
 
     folder = resource("assets/moving_digits/ltx") if path is None else Path(path)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from mmalign.config import resource
+from mmalign.rooms import resource
 from mmalign.types import UserError
 from mmalign.worlds._fitting import fit
 from mmalign.worlds.text.data import frequencies, sentences

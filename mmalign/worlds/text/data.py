@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from mmalign.config import resource
+from mmalign.rooms import resource
 from mmalign.types import UserError
 
 __all__ = ["text_prompts"]

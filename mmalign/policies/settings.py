@@ -1,0 +1,161 @@
+"""The settings of policies as records: LoRA, which members are trained, how a pipeline denoises, and what saves memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from mmalign.samplers.windows import Window
+from mmalign.signatures import Record
+from mmalign.types import Kernel, UserError
+
+RANK = 32
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True)
+class Lora(Record):
+    """A low-rank adapter (Hu et al. 2021, arXiv 2106.09685): ``W + alpha / rank * B A``, of which B starts as zero.
+
+    rank: columns of B. alpha: ``rank`` by default, so that the scale is 1. targets: names that linear layers end in, or ``all-linear``;
+    by default the projections of attention. dropout: of what enters A. seed: of A.
+    """
+
+    rank: int = RANK
+    alpha: float | None = None
+    targets: str | list[str] | None = None
+    dropout: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise UserError(f"rank: got {self.rank}, takes 1 or more")
+        if self.alpha is not None and not self.alpha > 0:
+            raise UserError(f"alpha: got {self.alpha}, takes a number above 0")
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"dropout: got {self.dropout}, takes 0 to below 1")
+
+    @property
+    def scale(self) -> float:
+        """alpha / rank."""
+        return 1.0 if self.alpha is None else self.alpha / self.rank
+
+
+How = Literal["freeze", "full"]
+
+
+@dataclass(frozen=True)
+class Train(Record):
+    """What of each member of a model is trained: ``freeze``, ``full``, or LoRA as in ``{rank: 16}``. A member that is not named is frozen.
+
+    vision: the encoder of images. projector: what leads from images to words. language: the decoder, with its output embeddings.
+    """
+
+    vision: How | Lora = "freeze"
+    projector: How | Lora = "freeze"
+    language: How | Lora = "freeze"
+
+    def __post_init__(self) -> None:
+        if self.vision == self.projector == self.language == "freeze":
+            raise UserError("vision, projector, language: all are frozen, and nothing would be trained; takes full or LoRA for one of them")
+
+
+@dataclass(frozen=True)
+class Schedule(Record):
+    """How a pipeline denoises, in rollout and replay alike.
+
+    steps, guidance: its ``num_inference_steps`` and ``guidance_scale``; None leaves the pipeline's own guidance. kernel: how a step is
+    made random; ``kernels.flow_sde(noise_level=0.7)`` by default. window: which steps are random and trained; ``windows.all_but_last()``
+    by default. same_noise: rows of one group start from one noise (DanceGRPO).
+    """
+
+    steps: int = 10
+    guidance: float | None = None
+    kernel: Kernel | None = None
+    window: Window | None = None
+    same_noise: bool = False
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise UserError(f"steps: got {self.steps}, takes 1 or more")
+
+
+@dataclass(frozen=True)
+class Compile(Record):
+    """Keywords of ``torch.compile``. backend: as torch knows it. mode: ``default``, ``reduce-overhead`` or ``max-autotune``."""
+
+    backend: str = "inductor"
+    mode: str | None = None
+    fullgraph: bool = False
+    dynamic: bool | None = None
+    options: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Memory(Record):
+    """What makes a pipeline fit, and run faster; none of it changes more than it says.
+
+    rows_at_once: rows in one call of the pipeline while sampling. gradient_checkpointing: keep one activation for each block and compute
+    the others again: a third more work in an update, and its memory no longer grows with what is inside a block. Changes no number.
+    storage: ``float8`` keeps the frozen weights of the blocks' linear layers in 8 bits under LoRA: half the memory of bf16, a copy of one
+    layer at a time, and weights rounded by up to 1/16 of their size. The policy is then that of the rounded model. offload: what waits on
+    the CPU until it is needed: names of components, ``frozen`` for all that no step of sampling needs (encoders once prompts are encoded,
+    the VAE until it decodes), ``references`` for full copies of the weights (``ref``, ``ema``; with LoRA they are small or none). Costs
+    its transfer over the bus at each use. Changes no number. slice_vae: decode one row at a time: the decoder's memory no longer grows
+    with rows_at_once. tile_vae: decode large images in overlapping tiles, blended at their seams, where the class can. Changes outputs a
+    little. compile: ``torch.compile`` of the blocks that a denoiser repeats, or of all of it where it has none. Costs minutes at the
+    first steps. Compiled with gradient and without, arithmetic may differ in its last bits, and preflight measures by how much.
+    """
+
+    rows_at_once: int = 64
+    gradient_checkpointing: bool = False
+    storage: Literal["float8"] | None = None
+    offload: str | list[str] = field(default_factory=list)
+    slice_vae: bool = False
+    tile_vae: bool = False
+    compile: bool | Compile = False
+
+    def __post_init__(self) -> None:
+        if self.rows_at_once < 1:
+            raise UserError(f"rows_at_once: got {self.rows_at_once}, takes 1 or more")
+
+
+@dataclass(frozen=True)
+class TextMemory(Record):
+    """What makes a language model fit, and run faster.
+
+    rows_at_once: rows in one batch while sampling. logits_at_once: numbers in the largest piece of logits. gradient_checkpointing:
+    recompute activations in the backward pass; prompts are then not shared. shared_prefixes: compute a prompt once for all of its rows,
+    where the model's cache allows it.
+    """
+
+    rows_at_once: int = 64
+    logits_at_once: int = 2**23
+    gradient_checkpointing: bool = False
+    shared_prefixes: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("rows_at_once", "logits_at_once"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}: got {getattr(self, name)}, takes 1 or more")
+
+
+@dataclass(frozen=True)
+class EngineSettings(Record):
+    """A server that samples (vLLM's, see ``language.engine``); the policy's adapter is handed over before every rollout.
+
+    url: up to and with ``/v1``. model: its name there. folder: where adapters are handed over, on a disk that both see. at_once: requests
+    under way, one for each prompt. timeout: seconds for each.
+    """
+
+    url: str
+    model: str
+    folder: str | None = None
+    at_once: int = 64
+    timeout: float = 600.0
+
+    def __post_init__(self) -> None:
+        if not self.url.startswith(("http://", "https://")):
+            raise UserError(f"url: got {self.url!r}, takes an address that starts with http:// or https://")
+        if self.at_once < 1 or not self.timeout > 0:
+            raise UserError(f"at_once, timeout: got {self.at_once} and {self.timeout}, takes 1 or more, and above 0")

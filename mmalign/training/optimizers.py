@@ -1,0 +1,197 @@
+"""Optimisers by name: torch's own, and 8-bit ones of torchao; each with a schedule, clipping, and a moving average of the parameters.
+
+``optimizer: {use: adamw, rate: 1.0e-4, decay: cosine}`` in a config is ``mm.adamw(rate=1e-4, decay="cosine")``. What all of them share:
+
+- rate: the highest learning rate. warmup: steps over which it rises in a line, ``(step + 1) / (warmup + 1)``.
+- decay: what it is times otherwise: ``constant`` 1; ``linear`` ``1 - step / steps`` of the run's steps; ``cosine``
+  ``(1 + cos(pi step / steps)) / 2`` (Loshchilov and Hutter 2017, arXiv 1608.03983, eq. 5, one cycle down to 0).
+- max_norm: gradients are scaled down to this norm of all parameters together.
+- ema: the decay of an exponential moving average that is evaluated and exported, or ``{decay, every}`` for one that is updated after
+  every so many updates.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from mmalign.signatures import Record
+from mmalign.training.settings import at_least
+from mmalign.types import UserError
+
+__all__ = ["adafactor", "adamw", "adamw_8bit", "muon", "sgd"]
+
+Decay = Literal["constant", "linear", "cosine"]
+
+
+@dataclass(frozen=True)
+class Ema(Record):
+    """An exponential moving average: ``set <- d set + (1 - d) current`` after every ``every`` updates, d at most ``decay``.
+
+    After n updates d is ``min(decay, (1 + n) / (10 + n))``, so that a short run's average is no average of its beginning.
+    """
+
+    decay: float
+    every: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.decay < 1:
+            raise UserError(f"decay: got {self.decay}, takes a number from 0 to below 1")
+        at_least(1, every=self.every)
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """make: trained parameters -> torch's optimiser, at the rate ``rate``. The rest is as the file's docstring says."""
+
+    make: Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer]
+    rate: float
+    warmup: int
+    decay: Decay
+    max_norm: float
+    ema: Ema | None
+
+    def rate_at(self, step: int, steps: int) -> float:
+        """The learning rate of a step, from 0, of so many."""
+        done = min(step / steps, 1.0)
+        left = {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}[self.decay]
+        return self.rate * min(1.0, (step + 1) / (self.warmup + 1)) * left
+
+
+def adamw(
+    *, rate: float = 1e-4, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, weight_decay: float = 0.0, warmup: int = 0,
+    decay: Decay = "constant", max_norm: float = 1.0, ema: float | Ema | None = None,
+) -> Optimizer:  # fmt: skip
+    """AdamW: steps of the size of the rate, whatever the gradient's; weights decay apart from it.
+
+    betas: decays of the means of gradients and of their squares. eps: added to the root of the second. weight_decay: times the rate,
+    each step. rate, warmup, decay, max_norm, ema: as of every optimiser.
+
+    Paper: Decoupled Weight Decay Regularization, arXiv 1711.05101.
+    """
+    at_least(0, weight_decay=weight_decay, eps=eps)
+    _refuse_betas(betas)
+
+    def make(parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(parameters, lr=rate, betas=betas, eps=eps, weight_decay=weight_decay, fused=True)
+
+    return _optimizer(make, rate, warmup, decay, max_norm, ema)
+
+
+def adamw_8bit(
+    *, rate: float = 1e-4, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, weight_decay: float = 0.0, warmup: int = 0,
+    decay: Decay = "constant", max_norm: float = 1.0, ema: float | Ema | None = None,
+) -> Optimizer:  # fmt: skip
+    """AdamW whose two means are kept in 8 bits, in blocks with a scale each: a quarter of its memory. Needs torchao.
+
+    betas, eps, weight_decay: as of ``adamw``. rate, warmup, decay, max_norm, ema: as of every optimiser.
+
+    Paper: 8-bit Optimizers via Block-wise Quantization, arXiv 2110.02861.
+    """
+    at_least(0, weight_decay=weight_decay, eps=eps)
+    _refuse_betas(betas)
+
+    def make(parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
+        try:
+            from torchao.optim import AdamW8bit
+        except ImportError as error:
+            raise UserError("optimizer: adamw_8bit needs the package torchao, which is not installed (mmalign[eight_bit])") from error
+        made: torch.optim.Optimizer = AdamW8bit(parameters, lr=rate, betas=betas, eps=eps, weight_decay=weight_decay)
+        return made
+
+    return _optimizer(make, rate, warmup, decay, max_norm, ema)
+
+
+def adafactor(
+    *, rate: float = 1e-4, beta2_decay: float = -0.8, weight_decay: float = 0.0, warmup: int = 0, decay: Decay = "constant",
+    max_norm: float = 1.0, ema: float | Ema | None = None,
+) -> Optimizer:  # fmt: skip
+    """Adafactor: second moments as a row's and a column's, so that a matrix of n x m costs n + m numbers.
+
+    beta2_decay: the mean of squares after t steps forgets at ``1 - t^beta2_decay``. weight_decay: times the rate, each step. rate,
+    warmup, decay, max_norm, ema: as of every optimiser.
+
+    Paper: Adafactor: Adaptive Learning Rates with Sublinear Memory Cost, arXiv 1804.04235.
+
+    Deviations: torch's: updates are clipped at a root mean square of 1, and the rate is the one given, times the parameters' scale.
+    """
+    at_least(0, weight_decay=weight_decay)
+
+    def make(parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
+        return torch.optim.Adafactor(parameters, lr=rate, beta2_decay=beta2_decay, weight_decay=weight_decay)
+
+    return _optimizer(make, rate, warmup, decay, max_norm, ema)
+
+
+def sgd(
+    *, rate: float = 1e-2, momentum: float = 0.0, nesterov: bool = False, weight_decay: float = 0.0, warmup: int = 0,
+    decay: Decay = "constant", max_norm: float = 1.0, ema: float | Ema | None = None,
+) -> Optimizer:  # fmt: skip
+    """Gradient descent: no memory beside the parameters' own, and one more copy of them with momentum.
+
+    momentum: how much of the last step goes along. nesterov: the gradient is that of the place where momentum leads. weight_decay: added
+    to the gradient, times the weight. rate, warmup, decay, max_norm, ema: as of every optimiser.
+    """
+    at_least(0, weight_decay=weight_decay, momentum=momentum)
+    if nesterov and momentum == 0:
+        raise UserError("nesterov: got true without momentum, takes momentum above 0")
+
+    def make(parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
+        return torch.optim.SGD(parameters, lr=rate, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay)
+
+    return _optimizer(make, rate, warmup, decay, max_norm, ema)
+
+
+def muon(
+    *, rate: float = 1e-3, momentum: float = 0.95, weight_decay: float = 0.1, warmup: int = 0, decay: Decay = "constant",
+    max_norm: float = 1.0, ema: float | Ema | None = None,
+) -> Optimizer:  # fmt: skip
+    """Muon: the momentum of every matrix made orthogonal (Newton-Schulz), at AdamW's step size. Matrices alone, so that it suits LoRA.
+
+    momentum: Nesterov's. weight_decay: times the rate, each step. rate, warmup, decay, max_norm, ema: as of every optimiser.
+
+    Source: Jordan et al., Muon: An optimizer for hidden layers in neural networks (2024). Paper: Muon is Scalable for LLM Training,
+    arXiv 2502.16982.
+
+    Deviations: torch's, with ``match_rms_adamw``. Errors: UserError for trained parameters that are no matrices, and for a torch
+    without it.
+    """
+    at_least(0, weight_decay=weight_decay, momentum=momentum)
+
+    def make(parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
+        kind: Any = vars(torch.optim).get("Muon")
+        if kind is None:
+            raise UserError(f"optimizer: torch {torch.__version__} has no Muon; takes torch 2.9 or newer, or another optimizer")
+        held = list(parameters)
+        if odd := [parameter for parameter in held if parameter.ndim != 2]:
+            shape = list(odd[0].shape)
+            raise UserError(f"optimizer: muon takes matrices, got {len(odd)} of other shapes, such as {shape}; takes LoRA, or adamw")
+        made: torch.optim.Optimizer = kind(held, lr=rate, momentum=momentum, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+        return made
+
+    return _optimizer(make, rate, warmup, decay, max_norm, ema)
+
+
+def _optimizer(
+    make: Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer],
+    rate: float,
+    warmup: int,
+    decay: Decay,
+    max_norm: float,
+    ema: float | Ema | None,
+) -> Optimizer:
+    at_least(0, rate=rate, warmup=warmup, max_norm=max_norm)
+    if ema is not None and not isinstance(ema, Ema):
+        if not 0 <= ema < 1:
+            raise UserError(f"ema: got {ema}, takes a number from 0 to below 1")
+        ema = Ema(ema)
+    return Optimizer(make, rate, warmup, decay, max_norm, ema)
+
+
+def _refuse_betas(betas: tuple[float, float]) -> None:
+    if not all(0 <= beta < 1 for beta in betas):
+        raise UserError(f"betas: got {list(betas)}, takes two numbers from 0 to below 1")

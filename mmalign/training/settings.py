@@ -1,0 +1,144 @@
+"""The settings of a recipe as records: what YAML says in mappings and Python in these classes or in mappings, checked to the last leaf.
+
+Every record is frozen, checks its numbers when it is made, and is part of a run's ``config.yaml``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from mmalign.signatures import Record
+from mmalign.types import UserError
+
+Tracker = Literal["tensorboard", "wandb", "trackio", "comet_ml", "aim", "mlflow", "clearml", "dvclive", "swanlab"]
+"""Where accelerate can log to."""
+
+Functions = Mapping[str, Callable[..., Any]]
+
+
+def at_least(least: float, **numbers: float | None) -> None:
+    """Errors: UserError for the first number below ``least``; None is no number."""
+    for name, value in numbers.items():
+        if value is not None and not value >= least:
+            raise UserError(f"{name}: got {value}, takes {least:g} or more")
+
+
+@dataclass(frozen=True)
+class Batch(Record):
+    """What a step of an online recipe samples, and how it is learned from.
+
+    prompts, group: prompts of a step, and outputs of each. epochs, updates: passes over a rollout, and updates in each, which take every
+    so many rows of all groups. micro_rows, micro_steps: rows, and steps of each row (None: all), in one backward pass; they change the
+    memory and not the loss, and only a method that weighs steps one by one takes micro_steps. missing: what NaN rewards do: ``stop`` the
+    run, or ``drop`` their rows. resample: further rollouts where the method drops groups (dynamic sampling).
+    """
+
+    prompts: int = 8
+    group: int = 8
+    epochs: int = 1
+    updates: int = 1
+    micro_rows: int = 64
+    micro_steps: int | None = None
+    missing: Literal["stop", "drop"] = "stop"
+    resample: int = 3
+
+    def __post_init__(self) -> None:
+        at_least(1, prompts=self.prompts, group=self.group, epochs=self.epochs, updates=self.updates)
+        at_least(1, micro_rows=self.micro_rows, micro_steps=self.micro_steps)
+        at_least(0, resample=self.resample)
+
+
+@dataclass(frozen=True)
+class RecordBatch(Record):
+    """What an update of an offline recipe takes. records: of the data. micro_rows: rows in one backward pass; does not change the loss."""
+
+    records: int = 32
+    micro_rows: int = 16
+
+    def __post_init__(self) -> None:
+        at_least(1, records=self.records, micro_rows=self.micro_rows)
+
+
+@dataclass(frozen=True)
+class Reference(Record):
+    """A named set of parameters: where it comes from, and how it follows the trained ones.
+
+    from_: a folder (an adapter for peft, whole weights) or a run, whose parameters it starts as; in YAML ``from``. every: it is renewed
+    before every so many steps. shares: set -> its share of what it becomes then, of ``current``, ``ref``, itself and others; they add up
+    to 1. ``{current: 1}``, a copy of the current parameters, by default. A LoRA set is mixed by its effective weights.
+    """
+
+    from_: str | None = None
+    every: int | None = None
+    shares: dict[str, float] | None = None
+
+    def __post_init__(self) -> None:
+        at_least(1, every=self.every)
+        if self.from_ is None and self.every is None and self.shares is None:
+            raise UserError("from: missing; takes from (a folder or a run), or every and shares, or both")
+        if self.shares is not None and (abs(sum(self.shares.values()) - 1) > 1e-6 or min(self.shares.values()) < 0):
+            raise UserError(f"shares: got {self.shares}, takes shares of 0 or more that add up to 1")
+
+
+@dataclass(frozen=True)
+class Stop(Record):
+    """An early end: after ``patience`` evaluations without a new best of ``judge``, a reward or a judge of the evaluation.
+
+    The parameters of the best evaluation are kept as the set ``best``, and its numbers are the run's. That judge then takes part in
+    training: report another one.
+    """
+
+    judge: str
+    patience: int = 3
+
+    def __post_init__(self) -> None:
+        at_least(1, patience=self.patience)
+
+
+@dataclass(frozen=True)
+class Evaluation(Record):
+    """The same prompts and seeds, judged every so often: what a person would get from the model now.
+
+    every: steps between evaluations. prompts: to ask; the first 16 that are trained on by default. samples: outputs of every prompt, at
+    fixed seeds. columns: how many of them the report shows. call: arguments of the sampler that users have, such as
+    ``num_inference_steps``. judges: name -> a reward that training never sees, averaged over rows. metrics: name -> a function
+    ``(outputs, prompts) -> {name: number}`` of the whole set. real: ``(prompts, columns) -> [prompts, columns, C, H, W]`` in 0..1 (F, C,
+    H, W: videos), real data to show beside the samples. mark: of answers in words, ``(outputs, prompts) -> [{"mentions": [(start, end,
+    object, whether it is there)], "objects": [...]}]``, what each of them says that is there and that is not, to be shown. blind: score
+    the answers without their images too (``image_dependence``): two more passes over them. stop: when to end early.
+    """
+
+    every: int = 20
+    prompts: Sequence[Any] | None = None
+    samples: int = 16
+    columns: int = 8
+    call: dict[str, Any] = field(default_factory=dict)
+    judges: Functions = field(default_factory=dict)
+    metrics: Functions = field(default_factory=dict)
+    real: Callable[..., Any] | None = None
+    mark: Callable[..., Any] | None = None
+    blind: bool = False
+    stop: Stop | None = None
+
+    def __post_init__(self) -> None:
+        at_least(1, every=self.every, samples=self.samples, columns=self.columns)
+
+
+@dataclass(frozen=True)
+class RunSettings(Record):
+    """What a run is called and keeps.
+
+    name, folder: it is written to ``folder/name``. seed: everything random follows from it. checkpoint_every: steps between checkpoints.
+    trackers: where to log besides, in accelerate's words.
+    """
+
+    name: str = "run"
+    folder: str = "runs"
+    seed: int = 0
+    checkpoint_every: int = 50
+    trackers: Sequence[Tracker] = ("tensorboard",)
+
+    def __post_init__(self) -> None:
+        at_least(1, checkpoint_every=self.checkpoint_every)

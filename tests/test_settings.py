@@ -1,0 +1,181 @@
+"""Settings are records: every leaf of every config is known, and a wrong one is one line, in YAML and in Python."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import mmalign as mm
+from mmalign import catalogue, signatures
+from mmalign.config import check, load
+from mmalign.renamed import POLICY, RECIPE
+from mmalign.types import UserError
+
+CONFIGS = catalogue.configs()
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The path of every key of a config, at any depth."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield (*path, key)
+            yield from places(item, (*path, key))
+    elif isinstance(value, list):
+        for number, item in enumerate(value):
+            yield from places(item, (*path, number))
+
+
+def misspelled(config: dict[str, Any], path: tuple[Any, ...]) -> dict[str, Any]:
+    """The config with one key spelled wrong: its second letter left out, or one more where there is none."""
+    wrong = copy.deepcopy(config)
+    node: Any = wrong
+    for key in path[:-1]:
+        node = node[key]
+    key = str(path[-1])
+    node[key[0] + key[2:] if len(key) > 2 else key + "x"] = node.pop(path[-1])
+    return wrong
+
+
+def free(config: dict[str, Any], path: tuple[Any, ...]) -> bool:
+    """Whether a key is the user's own word: a reward's name, a reference's, a column's, of a server's or a library's own settings."""
+    names = {
+        "rewards",
+        "judges",
+        "metrics",
+        "references",
+        "weights",
+        "limits",
+        "transforms",
+        "criteria",
+        "contrasts",
+        "columns",
+        "scheduler",
+    }
+    return len(path) > 1 and path[-2] in names
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_misspelled_key_of_every_config_is_found(name: str) -> None:
+    config = load(CONFIGS[name])
+    assert check(config) == []
+    missed = [".".join(map(str, path)) for path in places(config) if not free(config, path) and not check(misspelled(config, path))]
+    assert missed == []
+
+
+def changed(name: str, **changes: Any) -> list[str]:
+    """What `check` says of a config after changes, ``policy__lora={...}``."""
+    config = load(CONFIGS[name])
+    for key, value in changes.items():
+        *parts, last = key.split("__")
+        node = config
+        for part in parts:
+            node = node.setdefault(part, {})
+        node[last] = value
+    return check(config)
+
+
+MISTAKES = {
+    "lora": ("digits/lora", {"policy__lora": {"rnk": 8}}, "policy.lora.rnk: unknown key of lora; nearest: rank; takes rank, alpha"),
+    "call": ("sd35_medium/flow_grpo", {"policy__call": {"hight": 512}}, "policy.call.hight: no argument of this policy's calls; near"),
+    "evaluation": ("digits/demo", {"evaluation": {"evry": 5}}, "evaluation.evry: unknown key of evaluation; nearest: every; takes every"),
+    "stop": ("digits/demo", {"evaluation__stop": {"jdge": "gold"}}, "evaluation.stop.jdge: unknown key of stop; nearest: judge"),
+    "early_stop": ("digits/demo", {"early_stop": {"jdge": "gold"}}, "early_stop: is evaluation.stop since 0.2.0"),
+    "references": ("digits/demo", {"references": {"ref": {"evry": 3}}}, "references.ref.evry: unknown key of ref; nearest: every"),
+    "train": ("digit_scenes/grpo", {"policy__train": {"langage": "full"}}, "policy.train.langage: unknown key of train; nearest: language"),
+    "media": ("digit_scenes/grpo", {"policy__media": {"pxels": 4}}, "policy.media.pxels: unknown key of media; nearest: pixels"),
+    "engine": ("digit_scenes/grpo", {"policy__engine": {"ur": "x"}}, "policy.engine.ur: unknown key of engine; nearest: url"),
+    "trackers": ("digits/demo", {"run__trackers": ["wandbb"]}, "run.trackers: got ['wandbb'], takes list of 'tensorboard' or 'wandb'"),
+    "old trackers": ("digits/demo", {"trackers": ["wandbb"]}, "trackers: is run.trackers since 0.2.0"),
+    "a combination": ("digits/demo", {"rewards": {"a": {"use": "worst"}}}, "rewards.a.use: got 'worst', there is none"),
+    "prompts": ("digits/demo", {"rewards": {"a": {"use": "digit_prompts"}}}, "rewards.a.use: got 'digit_prompts', which is none"),
+    "a reward as oracle": ("digits/demo", {"oracle": {"use": "jpeg"}}, "oracle.use: got 'jpeg', which is none of the oracles"),
+    "a reward as metric": ("digits/demo", {"evaluation__metrics": {"a": {"use": "digits_gold"}}}, "evaluation.metrics.a.use: got 'digits_gold'"),
+    "a type": ("digits/lora", {"policy__lora__rank": "x"}, "policy.lora.rank: got 'x', takes int"),
+    "a node": ("digits/demo", {"batch__prompts": {"use": "digit_prompts"}}, "batch.prompts: got a node, takes int"),
+    "no mapping": ("digits/demo", {"batch": 3}, "batch: got 3, takes a mapping of prompts, group"),
+    "a range": ("digits/demo", {"batch__micro_rows": 0}, "batch.micro_rows: got 0, takes 1 or more"),
+    "betas": ("digits/demo", {"optimizer__betas": [1, 2]}, "optimizer.betas: got [1.0, 2.0], takes two numbers from 0 to below 1"),
+    "ema": ("digits/demo", {"optimizer__ema": 1.5}, "optimizer.ema: got 1.5, takes a number from 0 to below 1"),
+    "ema, deep": ("digits/demo", {"optimizer__ema": {"decy": 0.9}}, "optimizer.ema.decy: unknown key of ema; nearest: decay"),
+    "optimizer": ("digits/demo", {"optimizer__use": "adamm"}, "optimizer.use: got 'adamm', there is none in training.optimizers; near"),
+    "shares": ("digits/demo", {"references": {"ref": {"shares": {"ref": 0.5}}}}, "references.ref.shares: got {'ref': 0.5}"),
+    "an empty reference": ("digits/demo", {"references": {"ref": {}}}, "references.ref.from: missing; takes from"),
+    "sampler": ("text/grpo", {"evaluation__call": {"temprature": 0}}, "evaluation.call.temprature: no argument of this policy's calls"),
+    "old kernel": ("digits/demo", {"policy__kernel": {"use": "ddim"}}, "policy.kernel: is schedule.kernel since 0.2.0"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_line(mistake: str) -> None:
+    name, changes, line = MISTAKES[mistake]
+    lines = changed(name, **changes)
+    assert lines and lines[0].startswith(line) and all("\n" not in one for one in lines)
+
+
+@pytest.mark.parametrize("key", RECIPE)
+def test_every_old_key_of_a_recipe_names_the_new_one(key: str) -> None:
+    assert f"{key}: is {RECIPE[key]} since 0.2.0" in changed("digits/demo", **{key: 1})
+
+
+@pytest.mark.parametrize("key", POLICY)
+def test_every_old_key_of_a_policy_names_the_new_one(key: str) -> None:
+    name = "text/grpo" if key in ("logits_at_once", "shared_prefixes") else "digits/demo"
+    assert f"policy.{key}: is {POLICY[key]} since 0.2.0" in changed(name, **{f"policy__{key}": 1})
+
+
+PYTHON = {
+    "unknown": (lambda: mm.Batch(prompts=0), "prompts: got 0, takes 1 or more"),
+    "deep": (lambda: mm.policies.diffusers(None, lora={"rnk": 8}), "diffusers.lora.rnk: unknown key of lora; nearest: rank"),
+    "deeper": (lambda: mm.policies.diffusers(None, memory={"compile": {"bakend": "x"}}), "diffusers.memory.compile.bakend: unknown key"),
+    "type": (lambda: mm.policies.diffusers(None, schedule={"steps": "many"}), "diffusers.schedule.steps: got 'many', takes int"),
+    "old": (lambda: mm.policies.diffusers(None, num_inference_steps=3), "diffusers.num_inference_steps: is schedule.steps since 0.2.0"),
+    "recipe": (lambda: mm.online(None, ["a"], {}, mm.methods.grpo(), batch={"prmpts": 3}), "online.batch.prmpts: unknown key of batch"),
+    "old setting": (lambda: mm.online(None, ["a"], {}, mm.methods.grpo(), learning_rate=1), "online.learning_rate: is optimizer.rate"),
+    "method": (lambda: mm.online(None, ["a"], {}, "grpo"), "online.method: got 'grpo', takes what a function that gives Method made"),
+}
+
+
+@pytest.mark.parametrize("mistake", PYTHON)
+def test_python_says_the_same_line(mistake: str) -> None:
+    call, line = PYTHON[mistake]
+    with pytest.raises(UserError) as error:
+        call()
+    assert str(error.value).startswith(line) and "\n" not in str(error.value)
+
+
+def test_a_record_and_a_mapping_are_the_same() -> None:
+    reader = signatures.Reader(lambda path, value, parameter: value, lambda record, given, path: signatures.make(record, given), [])
+    parameter = signatures.parameters(mm.online)[0]["references"]
+    made = signatures.read({"ref": {"from": "runs/x", "every": 3}}, parameter, "references", reader)
+    assert made == {"ref": mm.Reference(from_="runs/x", every=3)} and reader.errors == []
+
+
+def test_a_recipe_has_at_most_thirteen_arguments() -> None:
+    assert {name: len(signatures.parameters(getattr(mm, name))[0]) for name in ("online", "offline")} == {"online": 13, "offline": 11}
+
+
+def test_configs_are_no_longer_than_they_were() -> None:
+    def leaves(value: Any) -> int:
+        inside = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) and value else ()
+        return sum(map(leaves, inside)) if inside else 1
+
+    lengths = sorted(leaves(load(path)) for path in CONFIGS.values())
+    assert lengths[len(lengths) // 2] <= 28
+
+
+def test_a_changed_use_on_the_command_line_replaces_the_node() -> None:
+    config = load(CONFIGS["digits/demo"], ["policy.schedule.kernel.use=ddim"])
+    assert config["policy"]["schedule"]["kernel"] == {"use": "ddim"}
+    config = load(CONFIGS["digits/demo"], ["policy.schedule.kernel.use=flow_sde"])
+    assert config["policy"]["schedule"]["kernel"] == {"use": "flow_sde", "noise_level": 1.0}
+
+
+def test_paths_are_relative_to_the_config(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("a\nb\n")
+    (tmp_path / "c.yaml").write_text(Path(CONFIGS["digits/demo"]).read_text())
+    config = load(tmp_path / "c.yaml", ["prompts={use: prompts, path: mine.txt}"])
+    assert config["prompts"]["path"] == str(tmp_path / "mine.txt") and check(config) == []
