@@ -93,7 +93,7 @@ MISTAKES = {
     "a combination": ("digits/demo", {"rewards": {"a": {"use": "worst"}}}, "rewards.a.use: got 'worst', there is none"),
     "prompts": ("digits/demo", {"rewards": {"a": {"use": "digit_prompts"}}}, "rewards.a.use: got 'digit_prompts', which is none"),
     "a reward as oracle": ("digits/demo", {"oracle": {"use": "jpeg"}}, "oracle.use: got 'jpeg', which is none of the oracles"),
-    "a reward as metric": ("digits/demo", {"evaluation__metrics": {"a": {"use": "digits_gold"}}}, "evaluation.metrics.a.use: got 'digits_gold'"),
+    "a reward as metric": ("digits/demo", {"evaluation__metrics": {"a": {"use": "digits_gold"}}}, "evaluation.metrics.a.use: got"),
     "a type": ("digits/lora", {"policy__lora__rank": "x"}, "policy.lora.rank: got 'x', takes int"),
     "a node": ("digits/demo", {"batch__prompts": {"use": "digit_prompts"}}, "batch.prompts: got a node, takes int"),
     "no mapping": ("digits/demo", {"batch": 3}, "batch: got 3, takes a mapping of prompts, group"),
