@@ -64,7 +64,7 @@ INSIDE: dict[str, dict[str, set[str]]] = {
     },
     "policies": {
         "settings": set(),
-        "parameters": {"settings"},
+        "parameters": {"adapters", "settings"},
         "adapters": set(),
         "pipelines": {"settings", "parameters"},
         "language": {"settings", "parameters", "adapters"},

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from mmalign.policies.parameters import replaced, reshard
 from mmalign.policies.pipelines.memory import DENOISERS
 from mmalign.types import UserError
 
@@ -95,21 +96,10 @@ def adapters(net: nn.Module, voice: str) -> Any:
 
 
 def _values(name: str, net: nn.Module, voice: Mapping[str, Tensor]) -> Any:
+    reshard(net)
     own = dict(net.named_parameters())
     found = {key.removeprefix(f"{name}."): value for key, value in voice.items() if key.removeprefix(f"{name}.") in own}
-
-    @contextmanager
-    def change() -> Iterator[None]:
-        kept = {key: own[key].data for key in found}
-        try:
-            for key, value in found.items():
-                own[key].data = value.to(kept[key])
-            yield
-        finally:
-            for key, value in kept.items():
-                own[key].data = value
-
-    return change
+    return lambda: replaced(net, own, found)
 
 
 @contextmanager

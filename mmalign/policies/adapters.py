@@ -76,6 +76,24 @@ def lora_weights(module: nn.Module) -> dict[str, Tensor]:
     return {pattern.sub(r".\1.weight", name): p.detach() for name, p in module.named_parameters() if pattern.search(name)}
 
 
+@contextmanager
+def switched(module: nn.Module, *, on: bool) -> Iterator[None]:
+    """While the block lasts, a module's adapters are on or off; they come back as they were. No parameter is touched.
+
+    peft's own switch also freezes what it switches off, and by that the wrong tensors where ``fully_shard`` has put others in their place.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    before = [(layer, layer.disable_adapters) for layer in module.modules() if isinstance(layer, BaseTunerLayer)]
+    try:
+        for layer, _ in before:
+            layer._disable_adapters = not on
+        yield
+    finally:
+        for layer, off in before:
+            layer._disable_adapters = off
+
+
 def plain_config(config: dict[str, Any]) -> dict[str, Any]:
     """A config of peft's as JSON can hold it: sets become sorted lists."""
     return {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}

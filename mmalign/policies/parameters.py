@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
 
+from mmalign.policies.adapters import switched
 from mmalign.policies.settings import Lora
 from mmalign.types import UserError
 
@@ -28,9 +29,11 @@ class ParameterSets:
     nothing. Without, ``ref`` is a copy made here. Every set but ``ref`` is a copy of what is trained; ``tables()`` and
     ``load()`` are what a checkpoint keeps.
 
-    home: the device that copies are kept on, the parameters' own by default. From another one they come parameter by
-    parameter while they are in use, and what is trained waits at home meanwhile: one set's worth of memory on the device
-    instead of one for each, for two copies over the bus.
+    A set's values are copied into the parameters themselves (``replaced``), so that whoever holds these, an optimiser or ``fully_shard``,
+    sees what is in use. Parameters are looked up at every use, as ``fully_shard`` puts others in their place.
+
+    home: the device that copies are kept on, the parameters' own by default. What is trained waits there while a set is in use: with
+    another home one set's worth of memory on the device instead of one for each, for two copies over the bus.
 
     train: in place of ``lora``, what makes the module ready (some of its parameters trained, some under LoRA, some frozen), and tells
     whether all that is trained is LoRA. Where some is not, ``ref`` is a copy of what is trained.
@@ -49,10 +52,25 @@ class ParameterSets:
             add_lora(module, lora)
         else:
             module.requires_grad_(True)
-        self.trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        trained = [name.rpartition(".") for name, p in module.named_parameters() if p.requires_grad]
+        self._owners = {f"{path}{dot}{leaf}": (module.get_submodule(path), leaf) for path, dot, leaf in trained}
         self.sets: dict[str, dict[str, Tensor]] = {}
         if not self.lora:
             self.keep("ref")
+
+    @property
+    def trained(self) -> dict[str, nn.Parameter]:
+        """The trained parameters by name, as they are now: in shards where ``fully_shard`` has cut them."""
+        reshard(self.module)
+        return {name: getattr(owner, leaf) for name, (owner, leaf) in self._owners.items()}
+
+    def add(self, beside: Mapping[str, nn.Module]) -> None:
+        """Modules that are trained beside this one: ``NAME.weight``, ... among the trained parameters, and as they are now in all sets."""
+        for name, layer in beside.items():
+            for leaf, p in layer.named_parameters(recurse=False):
+                self._owners[f"{name}.{leaf}"] = (layer, leaf)
+                for table in self.sets.values():
+                    table[f"{name}.{leaf}"] = p.detach().to(self.home or p.device, copy=True)
 
     def keep(self, name: str) -> None:
         """Makes the named set a copy of the current values."""
@@ -64,30 +82,28 @@ class ParameterSets:
         if name not in self.sets:
             self.keep(name)
             self.sets[name] = {key: kept.to(torch.promote_types(kept.dtype, torch.float32)) for key, kept in self.sets[name].items()}
+        trained = self.trained
         for key, kept in self.sets[name].items():
-            kept.lerp_(self.trained[key].detach().to(kept), 1 - decay)
+            kept.lerp_(trained[key].detach().to(kept), 1 - decay)
 
     @contextmanager
     def using(self, name: str) -> Iterator[None]:
-        """The named set in place of the current values; they come back when the block ends, also after an exception."""
+        """The named set in place of the values that are there; they come back when the block ends, bit for bit, also after an exception.
+
+        ``current`` is what is in place. Blocks nest. A graph of autograd that was recorded before the block is whole after it, and
+        one that is recorded inside has to be used inside: torch raises where a backward pass meets other values than it was recorded with.
+        """
         if name == "current":
             yield
         elif name == "ref" and self.lora and "ref" not in self.sets:
-            _switch_adapters(self.module, on=False)
-            try:
+            with switched(self.module, on=False):
                 yield
-            finally:
-                _switch_adapters(self.module, on=True)
         elif name in self.sets:
-            current = {}
-            try:
-                for key, p in self.trained.items():
-                    device, current[key] = p.device, p.data.to(self.home or p.device)
-                    p.data = self.sets[name][key].to(device, p.dtype)
+            with ExitStack() as stack:
+                if self.lora:
+                    stack.enter_context(switched(self.module, on=True))  # a block of "ref" may be around this one
+                stack.enter_context(replaced(self.module, self.trained, self.sets[name], home=self.home))
                 yield
-            finally:
-                for key, kept in current.items():
-                    self.trained[key].data = kept.to(self.trained[key].device)
         else:
             known = sorted({"current", "ref", *self.sets})
             raise UserError(f"parameter set: got {name!r}, this policy has {', '.join(known)}")
@@ -99,18 +115,19 @@ class ParameterSets:
     @torch.no_grad()
     def load(self, tables: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Puts back what ``tables`` gave, bit for bit. Errors: UserError where names or shapes differ."""
+        trained = self.trained
         for name, table in tables.items():
-            if table.keys() != self.trained.keys():
-                odd = sorted(table.keys() ^ self.trained.keys())[:3]
+            if table.keys() != trained.keys():
+                odd = sorted(table.keys() ^ trained.keys())[:3]
                 raise UserError(f"parameter set {name!r}: got other parameters than this policy trains, such as {', '.join(odd)}")
             for key, value in table.items():
-                if value.shape != self.trained[key].shape:
-                    raise UserError(f"parameter {key}: got shape {list(value.shape)}, takes {list(self.trained[key].shape)}")
+                if value.shape != trained[key].shape:
+                    raise UserError(f"parameter {key}: got shape {list(value.shape)}, takes {list(trained[key].shape)}")
             if name == "trained":
                 for key, value in table.items():
-                    self.trained[key].copy_(value)
+                    trained[key].copy_(like(value, trained[key]))
             else:
-                self.sets[name] = {key: value.to(self.home or self.trained[key].device, copy=True) for key, value in table.items()}
+                self.sets[name] = {key: value.to(self.home or trained[key].device, copy=True) for key, value in table.items()}
 
     def adopt(self, name: str, stored: Mapping[str, Tensor], *, scale: float | None = None) -> None:
         """Makes the named set from weights as files hold them: with a library's prefix, and LoRA without its adapter's name.
@@ -177,13 +194,50 @@ def inject(module: nn.Module, layers: Mapping[str, Lora]) -> None:
             p.data = p.data.float()
 
 
-def _switch_adapters(module: nn.Module, *, on: bool) -> None:
-    from peft.tuners.tuners_utils import BaseTunerLayer
+@contextmanager
+def replaced(
+    module: nn.Module, parameters: Mapping[str, nn.Parameter], values: Mapping[str, Tensor], *, home: torch.device | None = None
+) -> Iterator[None]:
+    """While the block lasts, a module's parameters hold the values of the same names. home: where their own wait, their device by default.
 
-    for layer in module.modules():
-        if isinstance(layer, BaseTunerLayer):
-            layer.enable_adapters(on)
-            if on:  # peft freezes what it switches off
-                for name, p in layer.named_parameters():
-                    if "lora_" in name:
-                        p.requires_grad_(True)
+    Values are copied into the parameters' storage and back, one parameter at a time, and nothing else of them changes: gradients, flags
+    and an optimiser's state stay. Their version counters count the copies inside of the block and are set back after it, where the
+    values are again, bit for bit, those that a graph from before was recorded with.
+    """
+    kept: dict[str, Tensor] = {}
+    with torch.autograd.grad_mode._unsafe_preserve_version_counter(tuple(parameters[key] for key in values)):
+        try:
+            reshard(module)
+            with torch.no_grad():
+                for key, value in values.items():
+                    p = parameters[key]
+                    kept[key] = p.detach().to(home or p.device, copy=True)
+                    p.copy_(like(value, p))
+            yield
+        finally:
+            reshard(module)
+            with torch.no_grad():
+                for key, own in kept.items():
+                    parameters[key].copy_(own)
+
+
+def like(value: Tensor, p: Tensor) -> Tensor:
+    """A whole tensor as the shards of a parameter that ``fully_shard`` has cut; others as they are."""
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return value
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    if not isinstance(p, DTensor) or isinstance(value, DTensor):
+        return value
+    return distribute_tensor(value.to(p.device), p.device_mesh, p.placements, src_data_rank=None)  # all processes hold the same values
+
+
+def reshard(module: nn.Module) -> None:
+    """Drops gathered parameters of ``fully_shard``, which keeps those of its outermost module after a forward pass."""
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return
+    from torch.distributed.fsdp import FSDPModule
+
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()

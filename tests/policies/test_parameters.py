@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from mmalign.policies.adapters import write_adapter
 from mmalign.policies.parameters import ParameterSets
@@ -39,6 +39,64 @@ def test_a_set_takes_the_place_of_what_is_trained_and_gives_it_back_after_an_exc
         module.weight += 1  # of what is trained, and of no copy
     assert torch.equal(sets.sets["ref"]["weight"], started)
     assert torch.equal(module.weight, started + 2) and module.weight is sets.trained["weight"]
+
+
+def test_values_are_copied_into_the_parameters_themselves() -> None:
+    module = layer()
+    sets = ParameterSets(module)
+    optimizer = torch.optim.AdamW(sets.trained.values())
+    module(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    before = [(p, p.data_ptr(), p.grad.clone(), {k: v.clone() for k, v in optimizer.state[p].items()}) for p in module.parameters()]
+    held = module.weight.detach()
+    with sets.using("ref"):
+        assert torch.equal(held, sets.sets["ref"]["weight"])  # whoever holds the storage sees what is in use
+    for p, (own, place, gradient, state) in zip(sets.trained.values(), before, strict=True):
+        assert p is own and p.data_ptr() == place and p.requires_grad and torch.equal(p.grad, gradient)
+        assert all(torch.equal(optimizer.state[p][key], value) for key, value in state.items())
+
+
+def test_a_graph_is_whole_after_a_block_and_refused_inside() -> None:
+    def twice(x: Tensor) -> Tensor:
+        return module(module(x))  # whose backward pass needs the weight
+
+    module, x = nn.Linear(3, 3), torch.ones(1, 3)
+    sets = ParameterSets(module)
+    with torch.no_grad():
+        module.weight += 1
+    (wanted,) = torch.autograd.grad(twice(x).sum(), module.weight)
+    before, inside = twice(x).sum(), twice(x).sum()
+    with sets.using("ref"):
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            inside.backward()
+        with sets.using("ref"):
+            pass
+        recorded = twice(x).sum()
+    assert torch.equal(torch.autograd.grad(before, module.weight)[0], wanted)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        recorded.backward()
+
+
+def test_sets_nest_and_an_adapter_that_is_off_comes_on_for_a_copy_of_it() -> None:
+    torch.manual_seed(0)
+    module, x = nn.Sequential(OrderedDict(q_proj=nn.Linear(3, 3))), torch.ones(1, 3)
+    base = module(x)
+    sets = ParameterSets(module, lora=Lora(rank=2))
+    seen = []
+    for _ in range(2):
+        with torch.no_grad():
+            sets.trained["q_proj.lora_B.default.weight"].add_(1.0)
+        sets.keep(f"copy{len(seen)}")
+        seen.append(module(x))
+    with sets.using("copy0"), sets.using("ref"):
+        assert torch.equal(module(x), base)
+        with pytest.raises(ZeroDivisionError), sets.using("copy0"), sets.using("copy1"):
+            assert torch.equal(module(x), seen[1])
+            raise ZeroDivisionError
+        with sets.using("copy0"):
+            assert torch.equal(module(x), seen[0])
+        assert torch.equal(module(x), base)
+    assert torch.equal(module(x), seen[1]) and all(p.requires_grad for p in sets.trained.values())
 
 
 @pytest.mark.parametrize("home", HOMES)
@@ -104,8 +162,9 @@ def test_a_stored_adapter_becomes_a_set_at_its_own_scale(tmp_path: Path) -> None
 
 
 def test_heads_beside_the_module_stay_what_they_are() -> None:
-    sets, other = ParameterSets(layer()), layer()
-    sets.trained["value.weight"] = nn.Parameter(torch.ones(1, 3))
+    sets, other, head = ParameterSets(layer()), layer(), nn.Linear(3, 1, bias=False)
+    nn.init.ones_(head.weight)
+    sets.add({"value": head})
     sets.adopt("dpo", {f"transformer.{name}": p.detach() + 1 for name, p in other.named_parameters()})
     assert torch.equal(sets.sets["dpo"]["value.weight"], torch.ones(1, 3)) and torch.equal(sets.sets["dpo"]["bias"], other.bias + 1)
     with pytest.raises(UserError, match=r"references\.dpo: got weights with no bias; takes those of the same model"):

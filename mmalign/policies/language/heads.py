@@ -35,10 +35,7 @@ def add_heads(sets: ParameterSets, model: Any, names: Sequence[str]) -> dict[str
         heads[name] = layer = nn.Linear(width, DEGREES if name == "degree" else 1, device=device)
         nn.init.zeros_(layer.weight)
         nn.init.constant_(layer.bias, 1.0 if name in MASKS else 0.0)
-        extra = {f"{name}.{key}": p for key, p in layer.named_parameters()}
-        sets.trained.update(extra)
-        for table in sets.sets.values():
-            table.update({key: p.detach().clone() for key, p in extra.items()})
+    sets.add(heads)
     return heads
 
 
