@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mmalign.policies.adapters import write_adapter
 from mmalign.policies.parameters import ParameterSets
+from mmalign.policies.settings import Lora
 from mmalign.types import UserError
 
 HOMES = [None, torch.device("cpu")]
@@ -145,7 +146,7 @@ def test_a_stored_adapter_becomes_a_set_at_its_own_scale(tmp_path: Path) -> None
     def made(alpha: float) -> tuple[nn.Module, ParameterSets]:
         torch.manual_seed(0)
         module = nn.Sequential(OrderedDict(q_proj=nn.Linear(4, 4)))
-        return module, ParameterSets(module, lora={"rank": 2, "alpha": alpha})
+        return module, ParameterSets(module, lora=Lora(rank=2, alpha=alpha))
 
     (stored, theirs), (here, sets), x = made(8.0), made(2.0), torch.randn(3, 4)
     with torch.no_grad():
