@@ -225,8 +225,6 @@ def show(annotation: Any) -> str:
     if origin in (dict, collections.abc.Mapping):
         return f"mapping of {show(inside[0])} to {show(inside[1])}"
     if origin in CONTAINERS:
-        if len(inside) == 2 and inside[0] is inside[1]:
-            inside = inside[:1]
         return f"list of {' and '.join(show(part) for part in inside if part is not ...)}"
     if record_of(annotation) is not None:
         return f"mapping of {', '.join(parameters(annotation)[0])}"

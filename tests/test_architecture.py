@@ -109,6 +109,7 @@ LIGHT = {
     "cli",
 }  # torch and numpy are heavy there
 MAX_ENTRIES = 12  # of a room whose walls are held inside, too
+MAX_PARAMETERS = 8  # without a comment beside the name that says why
 MAX_FUNCTION, MAX_FILE = 60, 400  # lines; of a function, those of its body without the docstring
 
 
@@ -265,6 +266,17 @@ def test_lengths(name):
         body = node.body[1:] if ast.get_docstring(node) else node.body
         long[node.name] = node.end_lineno - body[0].lineno + 1 if body else 0
     assert {function: lines for function, lines in long.items() if lines > MAX_FUNCTION} == {}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_more_than_eight_parameters_have_a_reason_beside_them(name):
+    found, lines = {}, source(name).splitlines()
+    for node in functions(name):
+        given = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+        count = sum(argument.arg not in ("self", "cls") for argument in given)
+        if count > MAX_PARAMETERS and "  # " not in lines[node.lineno - 1]:
+            found[node.name] = count
+    assert found == {}
 
 
 @pytest.mark.parametrize("name", NAMES)

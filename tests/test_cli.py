@@ -18,14 +18,17 @@ ROOT = Path(__file__).parents[1]
 RECIPES = """
 from pathlib import Path
 
+from mmalign import calls
+from mmalign.training.settings import RunSettings
+
 
 class Run:
     def __init__(self, path):
         self.path = path
 
 
-def recipe(*, name: str = "one", runs: Path = Path("runs"), steps: int = 3, resume: bool = False, config: dict | None = None):
-    folder = Path(runs) / name
+def recipe(*, steps: int = 3, run: RunSettings = RunSettings(name="one"), resume: bool = False):
+    folder, config = Path(run.folder) / run.name, calls.described()
     folder.mkdir(parents=True, exist_ok=resume)
     (folder / "config.yaml").write_text(repr(config))
     print(f"recipe: steps={steps} resume={resume} config={config}")
@@ -102,12 +105,12 @@ def test_list_has_every_method_with_meaning_and_paper(folder, mmalign):
 
 
 def test_train_runs_a_config_and_says_where_things_are(folder, mmalign):
-    done = mmalign("train", "c.yaml", "name=two", "steps=7")
+    done = mmalign("train", "c.yaml", "run.name=two", "steps=7")
     assert done.code == 0, done.err
-    config = {"use": "mine.recipe", "steps": 7, "name": "two"}
+    config = {"use": "mine.recipe", "steps": 7, "run": {"name": "two"}}
     assert f"recipe: steps=7 resume=False config={config}" in done.out
     assert f"run:    {folder / 'runs' / 'two'}" in done.out and f"report: {folder / 'runs' / 'two' / 'report.html'}" in done.out
-    again = mmalign("train", "c", "name=two", "--resume")
+    again = mmalign("train", "c", "run.name=two", "--resume")
     assert again.code == 0 and "resume=True" in again.out
 
 
@@ -116,7 +119,7 @@ MISTAKES = [
     (["train", "c.yaml", "stepz=1"], "stepz: unknown key of mine.recipe; nearest: steps"),
     (["train", "c.yaml", "steps=x"], "steps: got 'x', takes int"),
     (["train", "c.yaml", "steps"], "steps: takes key.sub=value"),
-    (["train", "mute.yaml", "--resume"], "--resume: the recipe mine.mute cannot resume"),
+    (["train", "mute.yaml", "--resume"], "--resume: the recipe mine.mute takes no such thing"),
     (["check", "c.yaml", "use=mine.recipes"], "use: mine.recipes: no 'recipes' there; nearest: recipe"),
     (["report", "nope"], "nope: no run there"),
     (["sample", "nope"], "nope: no run there"),
@@ -172,8 +175,8 @@ def test_fresh_names_never_meet_an_old_run(tmp_path):
 
 
 def test_demo_makes_a_run_for_each_seed_and_overwrites_none(folder, mmalign, monkeypatch, write_module):
-    demo = write_module("demo.yaml", "use: mine.recipe\nname: demo\nseed: 4\n")
-    write_module("mine.py", RECIPES.replace("steps: int = 3, resume", "seed: int = 0, resume").replace("steps={steps}", "seed={seed}"))
+    demo = write_module("demo.yaml", "use: mine.recipe\nrun: {name: demo, seed: 4}\n")
+    write_module("mine.py", RECIPES.replace("steps={steps}", "seed={run.seed}"))
     monkeypatch.setattr(runs, "DEMO", str(demo))
     for _ in range(2):
         assert mmalign("demo", "--seeds", "2").code == 0

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from mmalign import config, signatures
+from mmalign import config, planning, signatures
 from mmalign.types import Method, UserError
 
 HOUSE = """
@@ -15,11 +15,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from mmalign.types import Adapter
+
 if typing.TYPE_CHECKING:
     from nowhere import Unknown
 
-GIVES = frozenset({"old", "refs", "logits"})
-KIND = "token"
+ADAPTER = Adapter("token", frozenset({"old", "refs", "logits"}))
 built = []
 
 
@@ -122,7 +123,7 @@ def test_values_become_what_the_signature_says(house, tmp_path):
 
 
 def test_files_that_come_with_mmalign_are_found_from_any_folder(house, tmp_path, monkeypatch):
-    monkeypatch.setattr(config, "resource", lambda name: tmp_path / name)
+    monkeypatch.setattr(planning, "resource", lambda name: tmp_path / name)
     (tmp_path / "words.txt").touch()
     assert config.build(node(prompt_file="words.txt"))["prompt_file"] == str(tmp_path / "words.txt")
 
@@ -160,7 +161,7 @@ WRONG = [
     ({"method": {"use": "grpoo"}}, "method.use: got 'grpoo', there is none in methods; nearest: grpo"),
     ({"method": {"use": 3}}, "method.use: got 3, takes a name of methods, or an import path"),
     ({"method": {"use": "no_package.at_all"}}, "method.use: no_package.at_all: no module called 'no_package'"),
-    ({"method": {"use": "house.GIVES"}}, "method.use: got 'house.GIVES', which is a frozenset; takes a function"),
+    ({"method": {"use": "house.ADAPTER"}}, "method.use: got 'house.ADAPTER', which is a Adapter; takes a function"),
     ({"method": {"use": "house.refuses"}}, "method: low: got 2, takes 0..1"),
     ({"rewards": {"size": {"scale": 1}}}, "rewards.size.use: missing, takes a name of rewards or worlds, or an import path"),
     ({"rewards": {"size": 3}}, "rewards.size: got 3, takes a node {use: NAME, ...}"),

@@ -23,7 +23,7 @@ def test_every_model_has_both():
 def test_no_mistakes(name):
     node = load(name)
     assert check(node) == []
-    assert node["name"] == name.replace("/", "-")
+    assert node["run"]["name"] == name.replace("/", "-")
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -36,5 +36,5 @@ def test_the_head_says_where_numbers_come_from(name):
 
 @pytest.mark.parametrize("name", [name for name in FILES if name.endswith("/flow_grpo")])
 def test_updates_have_as_many_rows_each(name):
-    node = load(name)
-    assert node["prompts_per_step"] * node["group_size"] % node["updates_per_epoch"] == 0
+    batch = load(name)["batch"]
+    assert batch["prompts"] * batch["group"] % batch["updates"] == 0

@@ -22,7 +22,7 @@ def test_there_are_those_that_were_promised():
 def test_no_mistakes(name):
     node = load(name)
     assert check(node) == []
-    assert name in PAIRS or node["name"] == name.replace("/", "-")
+    assert name in PAIRS or node["run"]["name"] == name.replace("/", "-")
     text = (FOLDER / f"{name}.yaml").read_text(encoding="utf-8")
     head = text[: text.index("\nuse:")]
     assert "https://" in head and ("Values: " in head or "Nobody published" in head)
@@ -32,8 +32,9 @@ def test_no_mistakes(name):
 @pytest.mark.parametrize("name", [name for name in FILES if name.endswith("/grpo")])
 def test_every_question_has_its_answer(name):
     node = load(name)
-    assert node["prompts_per_step"] * node["group_size"] % node.get("updates_per_epoch", 1) == 0
+    batch = node["batch"]
+    assert batch["prompts"] * batch["group"] % batch.get("updates", 1) == 0
     prompts, reward = build_part(node, "prompts"), build_part(node, "rewards")["answer"]
-    assert len(prompts) >= node["prompts_per_step"] and all(prompt[0]["content"][0]["type"] == "image" for prompt in prompts)
+    assert len(prompts) >= batch["prompts"] and all(prompt[0]["content"][0]["type"] == "image" for prompt in prompts)
     right = sum(reward([f"There are {count}."] * len(prompts), prompts) for count in range(1, 5))
     assert right.tolist() == [1.0] * len(prompts)

@@ -66,9 +66,9 @@ def test_every_misspelled_key_of_every_config_is_found(name: str) -> None:
     assert missed == []
 
 
-def changed(name: str, **changes: Any) -> list[str]:
+def changed(config_name: str, /, **changes: Any) -> list[str]:
     """What `check` says of a config after changes, ``policy__lora={...}``."""
-    config = load(CONFIGS[name])
+    config = load(CONFIGS[config_name])
     for key, value in changes.items():
         *parts, last = key.split("__")
         node = config

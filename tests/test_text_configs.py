@@ -15,7 +15,7 @@ FILES = [f"{model}/{method}" for model in ("qwen25_0b", "llama32_1b") for method
 def test_no_mistakes(name):
     node = load(name)
     assert check(node) == []
-    assert node["name"] == name.replace("/", "-")
+    assert node["run"]["name"] == name.replace("/", "-")
     text = (FOLDER / f"{name}.yaml").read_text(encoding="utf-8")
     assert "Values: " in text and "https://" in text[: text.index("\nuse:")]
     assert f"`{name}`" in (FOLDER / "README.md").read_text(encoding="utf-8")
@@ -24,8 +24,8 @@ def test_no_mistakes(name):
 @pytest.mark.parametrize("name", [name for name in FILES if name.endswith("/grpo")])
 def test_every_prompt_has_an_answer(name):
     node = load(name)
-    assert node["prompts_per_step"] * node["group_size"] % node.get("updates_per_epoch", 1) == 0
+    assert node["batch"]["prompts"] * node["batch"]["group"] % node["batch"].get("updates", 1) == 0
     prompts = build_part(node, "prompts")
     scores = build_part(node, "rewards")["answer"]([r"So it is \boxed{-1}."] * len(prompts), prompts)
     assert scores.tolist() == [0] * len(prompts)
-    assert build_part(node, "judges")["boxed"]([r"So it is \boxed{-1}.", "-1"], ["", ""]).tolist() == [1, 0]
+    assert build_part(node["evaluation"], "judges")["boxed"]([r"So it is \boxed{-1}.", "-1"], ["", ""]).tolist() == [1, 0]

@@ -15,7 +15,7 @@ Options = Annotated[list[str] | None, typer.Argument(metavar="key=value", help="
 
 
 @app.command("eval")
-def evaluate(
+def evaluate(  # the options of a command
     context: typer.Context,
     model: Annotated[str | None, typer.Argument(metavar="RUN_OR_MODEL", help="A run, or a hub id or folder of a model.")] = None,
     options: Options = None,
@@ -62,7 +62,7 @@ def _own(run: Path, samples: int | None) -> None:
     Console().print(table)
 
 
-def _suite(
+def _suite(  # the options of a command
     name: str, model: str | None, options: list[str], annotations: Path | None, images: Path | None, answers: Path | None,
     out: Path | None, parameters: str | None, batch: int, limit: int | None, server: dict[str, str],
 ) -> None:  # fmt: skip

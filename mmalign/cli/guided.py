@@ -19,7 +19,7 @@ Call = Annotated[list[str] | None, typer.Option("--call", metavar="KEY=VALUE", h
 
 
 @app.command()
-def compare(
+def compare(  # the options of a command
     context: typer.Context,
     model: Model,
     guidance: Annotated[list[str], typer.Option("--guidance", help='A way to guide, as "dps scale=5"; may be given more than once.')],

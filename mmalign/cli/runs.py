@@ -90,7 +90,7 @@ def rehearse(
 
 
 @app.command()
-def sample(
+def sample(  # the options of a command
     context: typer.Context,
     run: Annotated[str, typer.Argument(metavar="RUN", help="A run; with --reward or --guidance any model, see compare.")],
     prompt: Annotated[list[str] | None, typer.Option("--prompt", help="A prompt; may be given more than once.")] = None,

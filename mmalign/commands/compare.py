@@ -79,7 +79,7 @@ class Comparison:
         return "\n".join(lines) + "\n"
 
 
-def compare(
+def compare(  # what a command may be told
     pipe: Any, reward: Reward | Mapping[str, Reward], *, guidance: Sequence[str], prompts: Sequence[str], judge: Reward | None = None,
     weights: Mapping[str, float] | None = None, call: Mapping[str, Any] | None = None, samples: int = 4, seeds: int = 3,
     gradient: float = 2.0, rows_at_once: int = 64, out: str | Path | None = None, say: Callable[[str], None] = lambda line: None,

@@ -28,7 +28,7 @@ class Evaluated:
     scores: Scores
 
 
-def evaluate(
+def evaluate(  # what a command may be told
     policy: Policy | None, suite: Suite, *, out: str | Path, answers: str | Path | None = None, batch: int = 8,
     call: Mapping[str, Any] | None = None, seed: int = 0, using: str = "current",
     who: str = "",

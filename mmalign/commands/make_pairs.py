@@ -27,7 +27,7 @@ Line = dict[str, Any]
 SEED = 2**31
 
 
-def make_pairs(
+def make_pairs(  # what a command may be told
     policy: Policy,
     prompts: Sequence[Any],
     rewards: Mapping[str, Callable[..., Any]],

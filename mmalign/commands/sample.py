@@ -73,7 +73,7 @@ class Sampled(NamedTuple):
     ledger: Ledger
 
 
-def guided_sample(
+def guided_sample(  # what a command may be told
     model: str | Model, *, reward: Callable[..., Any] | Mapping[str, Callable[..., Any]] | None = None, guidance: str | None = None,
     prompts: Sequence[str] | None = None, count: int = 4, seed: int = 0, call: Mapping[str, Any] | None = None,
     out: str | Path = "sampled.png", rows_at_once: int = 16,

@@ -25,7 +25,7 @@ VIDEOS = {".mp4", ".webm", ".mov", ".avi", ".mkv", ".gif"}
 LOOK = 16  # pairs that are read before anything long starts
 
 
-def pairs(
+def pairs(  # how a data set of others is read
     path: str,
     *,
     schema: Literal["auto", "pickapic", "hpdv2"] = "auto",
@@ -59,7 +59,7 @@ def pairs(
     return _stored(blocks(path), schema=schema, columns=columns, ties=ties, limits=limits)
 
 
-def hub_pairs(
+def hub_pairs(  # how a data set of others is read
     name: str,
     *,
     split: str = "train",

@@ -32,7 +32,7 @@ SCHEMAS: dict[str, picture_schemas.Schema] = {
 }  # fmt: skip
 
 
-def picture_texts(
+def picture_texts(  # how a data set of others is read
     path: str, *, schema: Named = "auto", columns: dict[str, str] | None = None, folder: str | None = None, cache: str | None = None,
     ties: Literal["soft", "drop"] = "soft", animated: media.Animated = "refuse", max_text: int = 2**20, max_bytes: int = 64 * 2**20,
     max_pixels: int = 64 * 10**6,
@@ -60,7 +60,7 @@ def picture_texts(
     return _looked_at(blocks(path), schema, columns, ties, max_text, Media(limits, folder, cache))
 
 
-def hub_picture_texts(
+def hub_picture_texts(  # how a data set of others is read
     name: str, *, split: str = "train", config: str | None = None, streaming: bool = True, schema: Named = "auto",
     columns: dict[str, str] | None = None, folder: str | None = None, cache: str | None = None, ties: Literal["soft", "drop"] = "soft",
     animated: media.Animated = "refuse", max_text: int = 2**20, max_bytes: int = 64 * 2**20, max_pixels: int = 64 * 10**6,

@@ -47,7 +47,7 @@ def texts(
     return _looked_at(blocks(path, media=False), schema, columns, ties, score, transcripts, separator, max_bytes)
 
 
-def hub_texts(
+def hub_texts(  # how a data set of others is read
     name: str, *, split: str = "train", config: str | None = None, streaming: bool = True, schema: Named = "auto",
     columns: dict[str, str] | None = None, ties: Literal["soft", "drop"] = "soft", score: Score = "ratings",
     transcripts: Form = "turns", separator: str = "\n", max_bytes: int = 2**20,

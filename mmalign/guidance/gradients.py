@@ -39,7 +39,7 @@ from mmalign.types import Kernel, Prediction, UserError
 __all__ = ["dps", "freedom", "lgd", "mpgd", "nrg", "tfg", "universal"]
 
 
-def tfg(
+def tfg(  # the published sampler's own numbers
     *, scale: float = 1.0, rho: float = 1.0, mu: float = 1.0, samples: int = 1, sigma: float = 0.0, steps: int = 1, recurrences: int = 1,
     start: float = 0.0, stop: float = 1.0, limit: float | None = 1.0, kernel: Kernel | None = None, name: str = "tfg",
 ) -> Guidance:  # fmt: skip

@@ -31,7 +31,7 @@ Potential = Literal["difference", "max", "sum", "mean"]
 Select = Literal["best", "draw"]
 
 
-def fk(
+def fk(  # the published sampler's own numbers
     *, scale: float = 10.0, particles: int = 4, potential: Potential = "difference", every: int = 1, start: float = 0.2, stop: float = 1.0,
     ess: float = 0.5, select: Select = "best", kernel: Kernel | None = None,
 ) -> Guidance:  # fmt: skip
@@ -76,7 +76,7 @@ def svdd(
     return Guidance("svdd", frozenset({"reward"}), filter=make, particles=particles, kernel=kernel or kernels.ddim(eta=1.0))
 
 
-def das(
+def das(  # the published sampler's own numbers
     *, scale: float = 10.0, particles: int = 4, tempering: float = 0.0, gradient: bool = True, start: float = 0.0, ess: float = 0.5,
     select: Select = "best", limit: float | None = 1.0, kernel: Kernel | None = None,
 ) -> Guidance:  # fmt: skip
@@ -133,7 +133,7 @@ class Rule:
     is a value, of which only what was added since the last time counts.
     """
 
-    def __init__(
+    def __init__(  # the published sampler's own numbers
         self, *, scale: float, log_potential: Callable[[Tensor], Tensor], every: int, start: float, stop: float, ess: float, select: Select,
         one: bool = False, temper: Callable[[int, int], float] = lambda step, total: 1.0, telescopes: bool = False,
     ):  # fmt: skip

@@ -33,7 +33,7 @@ class Decoded:
     ledger: Ledger
 
 
-def steered(
+def steered(  # a sampler of language models: who speaks, how, how long
     model: Any, input_ids: Tensor, value: Value, *, particles: int = 4, block: int = 8, max_new_tokens: int = 64, scale: float = 1.0,
     ess: float = 0.5, select: Literal["best", "draw"] = "best", keep: int | None = None, temperature: float = 1.0, seed: int = 0,
 ) -> Decoded:  # fmt: skip
@@ -77,7 +77,7 @@ def steered(
     return Decoded(text.ids[rows, width:], values.flatten()[rows], filter_.log_normaliser, ledger)
 
 
-def beam_search(
+def beam_search(  # a sampler of language models: who speaks, how, how long
     model: Any, input_ids: Tensor, *, tuned: Any, untuned: Any, width: int = 2, successors: int = 2, block: int = 30,
     max_new_tokens: int = 60, temperature: float = 1.0, seed: int = 0,
 ) -> Decoded:  # fmt: skip

@@ -59,7 +59,7 @@ ADAPTER = Adapter(
 )
 
 
-def transformers(
+def transformers(  # one keyword for each thing that a user may set
     model: Any,
     tokenizer: Any = None,
     *,
@@ -135,7 +135,7 @@ class TransformersPolicy:
 
     kind = ADAPTER.kind
 
-    def __init__(
+    def __init__(  # one keyword for each thing that a user may set
         self, model: Any, chat: Chat, room: Room, *, lora: Lora | None, train: Train | None, memory: TextMemory,
         engine: EngineSettings | None, temperature: float, top_p: float, top_k: int, contrasts: Mapping[str, Any], ablation: Ablation,
         segments: Segments, heads: Sequence[str],

@@ -45,7 +45,7 @@ from mmalign.types import Encoder, Feedback, Method, UserError
 Rewards = Mapping[str, Callable[..., Any]]
 
 
-def offline(
+def offline(  # one argument for each thing that a run is made of
     policy: Encoder,
     records: Records | Sequence[Record],
     method: Method,

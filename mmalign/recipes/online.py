@@ -51,7 +51,7 @@ class Scored(NamedTuple):
     rows: Tensor
 
 
-def online(
+def online(  # one argument for each thing that a run is made of
     policy: Policy,
     prompts: Sequence[str],
     rewards: Rewards,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 
-def fit(
+def fit(  # the settings of a small training loop
     live: nn.Module,
     loss: Callable[[], Tensor],
     *,

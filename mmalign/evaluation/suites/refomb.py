@@ -31,7 +31,7 @@ Review: {review}
 """
 
 
-def refomb(
+def refomb(  # what the benchmark's own script takes
     annotations: Path, judge: Judge, *, images: Path | None = None, reference: Path | None = None, better_file: Path | None = None,
     fewer_file: Path | None = None, both_orders: bool = False, repetitions: int = 1, resamples: int = RESAMPLES,
 ) -> Suite:  # fmt: skip

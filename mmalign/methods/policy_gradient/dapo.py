@@ -12,7 +12,7 @@ from mmalign.objectives.sentences.compose import policy_gradient
 from mmalign.types import Feedback, Method, UserError
 
 
-def dapo(
+def dapo(  # the paper's own numbers
     *,
     low: float = 0.2,
     high: float = 0.28,

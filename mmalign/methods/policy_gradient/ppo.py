@@ -7,7 +7,7 @@ from mmalign.objectives.state import controllers
 from mmalign.types import Method
 
 
-def ppo(
+def ppo(  # the paper's own numbers
     *,
     clip: float = 0.2,
     dual: float | None = None,

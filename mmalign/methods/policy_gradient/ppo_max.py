@@ -10,7 +10,7 @@ from mmalign.objectives.state import controllers
 from mmalign.types import Feedback, Method, UserError
 
 
-def ppo_max(
+def ppo_max(  # the paper's own numbers
     *,
     clip: float = 0.2,
     gamma: float = 1.0,

@@ -11,7 +11,7 @@ from mmalign.objectives.sentences import actor_critic
 from mmalign.types import Feedback, Method, UserError
 
 
-def rto(
+def rto(  # the paper's own numbers
     *,
     judge: str = "dpo",
     dense: float = 0.05,

@@ -106,7 +106,7 @@ def judged(
     return torch.stack([live(channel.double(), inside) for channel in channels], dim=-1)
 
 
-def ppo(
+def ppo(  # the parts of a sentence
     *,
     rewards: Callable[[Feedback], Tensor],
     critic: Critic,

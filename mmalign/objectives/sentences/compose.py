@@ -39,7 +39,7 @@ class Term(NamedTuple):
     unit: Unit = "cell"
 
 
-def policy_gradient(
+def policy_gradient(  # the parts of a sentence
     *,
     advantage: Callable[[Feedback], Tensor],
     log_ratio: Part,

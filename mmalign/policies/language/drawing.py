@@ -56,7 +56,7 @@ ALONE = (Voice(1.0, nullcontext),)
 
 
 @torch.no_grad()
-def draw(
+def draw(  # all that a draw depends on
     backbone: nn.Module, head: Head, prompts: Sequence[Tensor], which: Tensor, uniform: Tensor, how: Drawing,
     extras: Sequence[Mapping[str, Tensor]] = (), *, voices: Sequence[Voice] = ALONE, veil: Veil | None = None,
 ) -> Drawn:  # fmt: skip

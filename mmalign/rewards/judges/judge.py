@@ -72,7 +72,7 @@ def judge(
     return Scorer("judge", score, low=float(low), high=float(high))
 
 
-def critic(
+def critic(  # the published reward's own settings
     *, server: ServerSettings, criterion: str = QUALITY, low: int = 1, high: int = 5, read: Literal["likely", "written"] = "likely",
     principles: Sequence[str] = (), principles_at_once: int | None = None, max_tokens: int = 512, votes: int = 1, temperature: float = 0.0,
 ) -> Scorer:  # fmt: skip

@@ -58,7 +58,7 @@ def judge_pairs(
     return oracle
 
 
-def judge_against(
+def judge_against(  # the published reward's own settings
     path: str | None = None, *, server: ServerSettings, criterion: str = QUALITY, read: Read = "likely", ties: bool = False,
     principles: Sequence[str] = (), principles_at_once: int | None = None, key: str = "prompt", column: str = "answer",
 ) -> Scorer:  # fmt: skip

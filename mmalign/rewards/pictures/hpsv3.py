@@ -14,7 +14,7 @@ from mmalign.rewards._shared.scorer import Scorer, on_images
 PIXELS = 256 * 28 * 28
 
 
-def hpsv3(
+def hpsv3(  # the published reward's own settings
     *, instruction: str, weights: str = "MizzenAI/HPSv3/HPSv3.safetensors", base: str = "Qwen/Qwen2-VL-7B-Instruct",
     sha256: str | None = None, pixels: int = PIXELS, apart: bool = False, dtype: str = "bfloat16", device: str | None = None,
     rows_at_once: int = 8,

@@ -34,7 +34,7 @@ class Found(NamedTuple):
 Detect = Callable[[Tensor, Sequence[str]], Sequence[Found]]
 
 
-def object_counts(
+def object_counts(  # the published reward's own settings
     path: str | None = None, *, detector: str = "google/owlv2-base-patch16-ensemble", detect: Detect | None = None,
     clip: str = "openai/clip-vit-large-patch14", least: float = 0.3, least_counting: float = 0.9, overlap: float = 1.0, part: bool = False,
     key: str = "prompt", column: str = "objects", device: str | None = None,

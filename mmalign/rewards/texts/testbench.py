@@ -18,7 +18,7 @@ from mmalign.rewards.texts.code_tests import code_of, say_open
 from mmalign.types import UserError
 
 
-def testbench(
+def testbench(  # the published reward's own settings
     path: str | None = None, *, commands: Sequence[Sequence[str]], file: str, bench: str, languages: Sequence[str] = ("",),
     passed: str | None = None, built: float = 0.0, seconds: float = 30.0, memory: int = 2**31,
     isolate: Literal["try", "must", "no"] = "try", at_once: int = 4, key: str = "prompt", column: str = "bench",

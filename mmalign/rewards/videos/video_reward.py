@@ -20,7 +20,7 @@ PARTS = ("VQ", "MQ", "TA")
 LEAST = 128 * 28 * 28
 
 
-def video_reward(
+def video_reward(  # the published reward's own settings
     *, weights: str, config: str, instruction: str, base: str = "Qwen/Qwen2-VL-2B-Instruct", sha256: str | None = None,
     normalise: bool = True, stride: int = 1, pixels: tuple[int, int] | None = None, apart: bool = False,
     dtype: str = "bfloat16", device: str | None = None, rows_at_once: int = 4,

@@ -38,7 +38,7 @@ class DigitsPipeline(DiffusionPipeline):
         return self.text_encoder(classes(prompt).to(device))
 
     @torch.no_grad()
-    def __call__(
+    def __call__(  # the call of a diffusers pipeline
         self,
         prompt: str | list[str] | None = None,
         num_inference_steps: int = 10,
