@@ -368,6 +368,10 @@ class ParameterSets(Protocol):
     def follow(self, name: str, *, decay: float) -> None:
         """``set <- decay * set + (1 - decay) * current``; made where it is not there yet."""
 
+    def mix(self, name: str, shares: Mapping[str, float]) -> float:
+        """Makes a set, or ``current``, the mixture ``sum_k share_k set_k``; returns how far off it is, relative to its size."""
+        ...
+
     def tables(self) -> dict[str, dict[str, Tensor]]:
         """``trained`` and every copy, as named tensors."""
         ...

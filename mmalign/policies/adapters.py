@@ -1,4 +1,4 @@
-"""LoRA adapters as files hold them: for peft and diffusers, merged into the weights, written whole or not at all."""
+"""LoRA adapters: on, off, of another rank, mixed; and as files hold them, for peft and diffusers, merged into the weights."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import copy
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 ADAPTER = "default"  # what peft calls the adapter that parameters.add_lora injects
@@ -27,6 +28,15 @@ class Form(NamedTuple):
     code: tuple[str, ...]
     modules: dict[str, nn.Module]
     load: Callable[[Path, Any], Any]
+
+
+class Pair(NamedTuple):
+    """A layer with a LoRA, the names of its A and B among the module's parameters, and the modules that hold these."""
+
+    layer: Any
+    down: str
+    up: str
+    modules: tuple[nn.Module, nn.Module]
 
 
 @contextmanager
@@ -70,6 +80,14 @@ def lora_layers(module: nn.Module) -> dict[str, Any]:
     return {name: layer for name, layer in module.named_modules() if isinstance(layer, LoraLayer)}
 
 
+def pairs_of(module: nn.Module) -> list[Pair]:
+    """All pairs of a module."""
+    return [
+        Pair(layer, f"{name}.lora_A.{ADAPTER}.weight", f"{name}.lora_B.{ADAPTER}.weight", (layer.lora_A[ADAPTER], layer.lora_B[ADAPTER]))
+        for name, layer in lora_layers(module).items()
+    ]
+
+
 def lora_weights(module: nn.Module) -> dict[str, Tensor]:
     """By names without an adapter's name in them."""
     pattern = re.compile(r"\.(lora_[AB])\.[^.]+\.weight$")
@@ -92,6 +110,68 @@ def switched(module: nn.Module, *, on: bool) -> Iterator[None]:
     finally:
         for layer, off in before:
             layer._disable_adapters = off
+
+
+@contextmanager
+def seated(pairs: Mapping[Pair, tuple[Tensor, Tensor] | None]) -> Iterator[None]:
+    """While the block lasts, layers use other pairs, A ``[R, in]`` and B ``[out, R]`` of any rank; None: their own.
+
+    What is trained steps aside as modules and is not written to. What stood there before comes back.
+    """
+    before = [(pair.layer, pair.layer.lora_A[ADAPTER], pair.layer.lora_B[ADAPTER]) for pair in pairs]
+    try:
+        for pair, other in pairs.items():
+            down, up = pair.modules if other is None else (_linear(other[0]), _linear(other[1]))
+            pair.layer.lora_A[ADAPTER], pair.layer.lora_B[ADAPTER] = down, up
+        yield
+    finally:
+        for layer, down, up in before:
+            layer.lora_A[ADAPTER], layer.lora_B[ADAPTER] = down, up
+
+
+def _linear(weight: Tensor) -> nn.Linear:
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    layer.weight = nn.Parameter(weight, requires_grad=False)
+    return layer
+
+
+def stacked(parts: Sequence[tuple[float, Tensor, Tensor]], *, most: int) -> tuple[Tensor, Tensor]:
+    """The pair A ``[R, in]``, B ``[out, R]`` with ``B A = sum_k share_k B_k A_k``, of (share, A_k, B_k): their ranks one after the other.
+
+    most: above this rank the sum is factored anew, and singular values are dropped that together are below 1e-7 of it.
+    """
+    down = torch.cat([a for share, a, _ in parts if share])
+    up = torch.cat([share * b for share, _, b in parts if share], dim=1)
+    if len(down) <= most:
+        return down, up
+    left, values, right = factors(down, up)
+    rest = values.square().flip(0).cumsum(0).flip(0).sqrt()  # what is dropped from there on
+    kept = int((rest > 1e-7 * rest[0]).sum())
+    return right[:, :kept].T.to(down).contiguous(), (left[:, :kept] * values[:kept]).to(up)
+
+
+def fitted(down: Tensor, up: Tensor, near: Tensor) -> tuple[Tensor, Tensor, float]:
+    """The pair of the rank of ``near [r, in]`` whose product is nearest to ``up down`` (Eckart & Young 1936), and its distance.
+
+    Of the pairs with that product, one whose A is as near to ``near`` as the rows of the product allow, so that what an optimiser has
+    gathered about A and B still means something. The distance is in Frobenius norms, over that of ``up down``.
+    """
+    left, values, right = factors(down, up)
+    kept = min(len(near), int((values > 1e-7 * values[:1]).sum()))
+    lost = float(values[kept:].norm() / values.norm()) if kept else 0.0
+    near = near.double()
+    basis = torch.linalg.qr(torch.cat([right[:, :kept], near.T], dim=1)).Q[:, : len(near)]  # rows of the product, then those of near
+    turn, sizes, back = torch.linalg.svd(near @ basis, full_matrices=False)
+    sizes = sizes.clamp(min=1e-3 * float(sizes[0]))  # rows that near has little of would need huge columns of B
+    product = (left[:, :kept] * values[:kept]) @ (right[:, :kept].T @ basis)
+    return (turn * sizes) @ back @ basis.T, product @ back.T / sizes @ turn.T, lost
+
+
+def factors(down: Tensor, up: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """``up down`` as ``(U, s, V)`` with ``U diag(s) V^T``, in float64, without the product itself."""
+    (one, left), (other, right) = torch.linalg.qr(up.double()), torch.linalg.qr(down.double().T)
+    turn, values, back = torch.linalg.svd(left @ right.T, full_matrices=False)
+    return one @ turn, values, other @ back.T
 
 
 def plain_config(config: dict[str, Any]) -> dict[str, Any]:

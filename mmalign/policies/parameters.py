@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mmalign.policies.adapters import switched
+from mmalign.policies.adapters import fitted, pairs_of, seated, stacked, switched
 from mmalign.policies.settings import Lora
 from mmalign.types import UserError
 
@@ -19,6 +20,7 @@ ATTENTION = (
     "v_proj", "o_proj", "out_proj",
 )  # fmt: skip
 
+WIDEST = 8  # times the trained rank: a mixture of LoRA sets with more is factored anew
 PREFIXES = ("base_model.model.", "transformer.", "unet.", "")  # of a library's names in a file; the plain name goes last, and wins
 
 
@@ -26,8 +28,9 @@ class ParameterSets:
     """The trained parameters of a module, and named copies that can take their place.
 
     With LoRA the trained parameters are the adapter's and ``ref`` is the module with its adapter switched off: it costs
-    nothing. Without, ``ref`` is a copy made here. Every set but ``ref`` is a copy of what is trained; ``tables()`` and
-    ``load()`` are what a checkpoint keeps.
+    nothing. Without, ``ref`` is a copy made here. Other sets are copies of what is trained, averages of it, and mixtures of sets;
+    ``tables()`` and ``load()`` are what a checkpoint keeps. A mixture of LoRA sets is one of their effective weights, and its A and B
+    have the rank that this takes, while all others have the trained one.
 
     A set's values are copied into the parameters themselves (``replaced``), so that whoever holds these, an optimiser or ``fully_shard``,
     sees what is in use. Parameters are looked up at every use, as ``fully_shard`` puts others in their place.
@@ -54,6 +57,7 @@ class ParameterSets:
             module.requires_grad_(True)
         trained = [name.rpartition(".") for name, p in module.named_parameters() if p.requires_grad]
         self._owners = {f"{path}{dot}{leaf}": (module.get_submodule(path), leaf) for path, dot, leaf in trained}
+        self._pairs = [pair for pair in pairs_of(module) if pair.down in self._owners] if lora or train else []
         self.sets: dict[str, dict[str, Tensor]] = {}
         if not self.lora:
             self.keep("ref")
@@ -78,13 +82,54 @@ class ParameterSets:
 
     @torch.no_grad()
     def follow(self, name: str, *, decay: float) -> None:
-        """Exponential moving average: ``set <- decay * set + (1 - decay) * current``, in float32 at least."""
+        """Exponential moving average: ``set <- decay * set + (1 - decay) * current``, in float32 at least.
+
+        Of every parameter by itself, so that an average of LoRA is that of A and that of B, as in diffusers' ``EMAModel``. It is not
+        the average of their products, which no pair of the trained rank holds; ``mix`` is.
+        """
         if name not in self.sets:
             self.keep(name)
             self.sets[name] = {key: kept.to(torch.promote_types(kept.dtype, torch.float32)) for key, kept in self.sets[name].items()}
         trained = self.trained
         for key, kept in self.sets[name].items():
             kept.lerp_(trained[key].detach().to(kept), 1 - decay)
+
+    @torch.no_grad()
+    def mix(self, name: str, shares: Mapping[str, float]) -> float:
+        """Makes a set, or what is trained (``current``), the mixture ``sum_k share_k set_k``; of LoRA, of the effective weights B A.
+
+        The rank of a set grows as it has to. What is trained has a rank of its own and becomes the nearest that this can hold; returned
+        is how far that is off in the layer where it is furthest, over the size of the mixture; 0 is exact. Shares may be below 0.
+        Errors: UserError for a set that is not there.
+        """
+        trained, parts = self.trained, [(share, self._table(part)) for part, share in shares.items()]
+        named = {key for pair in self._pairs for key in (pair.down, pair.up)}
+        mixed: dict[str, Any] = {
+            key: sum(share * like(table[key].to(p.device), p) for share, table in parts) for key, p in trained.items() if key not in named
+        }
+        furthest = 0.0
+        for _, down, up, _ in self._pairs:
+            own = whole(trained[down].detach())
+            several = [(share, whole(table[down]).to(own.device), whole(table[up]).to(own.device)) for share, table in parts]
+            copied = len(several) == 1 and several[0][0] == 1.0
+            a, b = several[0][1:] if copied else stacked(several, most=WIDEST * len(own))
+            if name == "current" and a.shape != own.shape:
+                a, b, lost = fitted(a, b, own)
+                furthest = max(furthest, lost)
+            mixed[down], mixed[up] = a, b
+        self.load({"trained" if name == "current" else name: {key: mixed[key] for key in trained}})
+        return furthest
+
+    def _table(self, name: str) -> dict[str, Tensor]:
+        """A set's values; of an adapter that is off, pairs of rank 0."""
+        trained = {key: p.detach() for key, p in self.trained.items()}
+        if name in self.sets or name in ("current", "trained"):
+            return self.sets.get(name, trained)
+        if name != "ref":
+            raise UserError(f"parameter set: got {name!r}, this policy has {', '.join(sorted({'current', 'ref', *self.sets}))}")
+        for _, down, up, _ in self._pairs:
+            trained[down], trained[up] = whole(trained[down])[:0], whole(trained[up])[:, :0]
+        return trained
 
     @contextmanager
     def using(self, name: str) -> Iterator[None]:
@@ -99,10 +144,15 @@ class ParameterSets:
             with switched(self.module, on=False):
                 yield
         elif name in self.sets:
+            table, trained = self.sets[name], self.trained
+            fits = {key for key, value in table.items() if value.shape == trained[key].shape}
+            there = {key: table[key].to(trained[key].device) for pair in self._pairs for key in (pair.down, pair.up) if key not in fits}
+            others = {pair: (there[pair.down], there[pair.up]) if pair.down in there else None for pair in self._pairs}
             with ExitStack() as stack:
-                if self.lora:
-                    stack.enter_context(switched(self.module, on=True))  # a block of "ref" may be around this one
-                stack.enter_context(replaced(self.module, self.trained, self.sets[name], home=self.home))
+                if others:
+                    stack.enter_context(switched(self.module, on=True))  # a block of "ref", or of a mixture, may be around this one
+                    stack.enter_context(seated(others))
+                stack.enter_context(replaced(self.module, trained, {key: table[key] for key in trained if key in fits}, home=self.home))
                 yield
         else:
             known = sorted({"current", "ref", *self.sets})
@@ -120,9 +170,11 @@ class ParameterSets:
             if table.keys() != trained.keys():
                 odd = sorted(table.keys() ^ trained.keys())[:3]
                 raise UserError(f"parameter set {name!r}: got other parameters than this policy trains, such as {', '.join(odd)}")
+            ranks = {key: len(table[pair.down]) for pair in self._pairs for key in (pair.down, pair.up)} if name != "trained" else {}
             for key, value in table.items():
-                if value.shape != trained[key].shape:
-                    raise UserError(f"parameter {key}: got shape {list(value.shape)}, takes {list(trained[key].shape)}")
+                shape = _of_rank(trained[key], ranks.get(key), down="lora_A" in key)
+                if list(value.shape) != shape:
+                    raise UserError(f"parameter {key}: got shape {list(value.shape)}, takes {shape}")
             if name == "trained":
                 for key, value in table.items():
                     trained[key].copy_(like(value, trained[key]))
@@ -146,6 +198,12 @@ class ParameterSets:
             if scale is not None and "lora_B" in key:
                 found[key] = found[key] * (scale / self.scale)
         self.load({name: found})
+
+
+def _of_rank(p: Tensor, rank: int | None, *, down: bool) -> list[int]:
+    """The shape of a parameter; of A ``[rank, in]``, or B ``[out, rank]``, with another rank."""
+    own = list(p.shape)
+    return own if rank is None else [rank, own[1]] if down else [own[0], rank]
 
 
 def add_lora(module: nn.Module, lora: Lora) -> None:
@@ -230,6 +288,15 @@ def like(value: Tensor, p: Tensor) -> Tensor:
     if not isinstance(p, DTensor) or isinstance(value, DTensor):
         return value
     return distribute_tensor(value.to(p.device), p.device_mesh, p.placements, src_data_rank=None)  # all processes hold the same values
+
+
+def whole(value: Tensor) -> Tensor:
+    """Shards of ``fully_shard`` put together; others as they are."""
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return value
+    from torch.distributed.tensor import DTensor
+
+    return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 def reshard(module: nn.Module) -> None:

@@ -97,7 +97,7 @@ def offline(  # one argument for each thing that a run is made of
     with journal:
         coming = source.stream(seed=run.seed, start=journal.state.get("position", 0))
         for step in journal.steps():
-            learner.begin(step)
+            moved = learner.begin(step)
             records = _take(coming, batch.records)
             prompts, outputs, said = _rows(records, method)
             rollout = policy.encode(prompts, outputs, said.group, stream(run.seed, step, "encode"))
@@ -112,7 +112,8 @@ def offline(  # one argument for each thing that a run is made of
             found = learner.update([(rollout, signal, rows)], micro_rows=batch.micro_rows, step=step) if len(rows) else {}
             _name_broken(journal, source.broken)
             journal.state.update(position=records[-1].position, kl=found.get("kl", math.nan))
-            journal.trained({**found, "known": float(kept.double().mean()), "broken": float(len(source.broken)), "lr": _rate(learner)})
+            known, broken = float(kept.double().mean()), float(len(source.broken))
+            journal.trained({**found, **moved, "known": known, "broken": broken, "lr": _rate(learner)})
     ended = journal.conclude()
     build(ended.path)
     return ended

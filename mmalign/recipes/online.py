@@ -129,7 +129,7 @@ def online(  # one argument for each thing that a run is made of
 
     with journal:
         for step in journal.steps():
-            learner.begin(step)
+            moved = learner.begin(step)
             _tell(rewards, step)
             scored = collect(step)
             for part in scored:
@@ -139,7 +139,7 @@ def online(  # one argument for each thing that a run is made of
             found = [learner.update(cells, micro_rows=micro_rows, micro_steps=micro_steps, step=step) for cells in parts]
             if not found:
                 journal.say(f"step {step + 1}: no group is informative after {len(scored)} rollouts, so nothing was updated")
-            journal.trained(_row(scored, found, lr=float(learner.optimizer.param_groups[0]["lr"])))
+            journal.trained({**_row(scored, found, lr=float(learner.optimizer.param_groups[0]["lr"])), **moved})
     ended = journal.conclude()
     build(ended.path)
     return ended

@@ -39,15 +39,19 @@ class Learner:
         if optimizer.ema is not None:
             policy.sets.follow("ema", decay=0.0)
 
-    def begin(self, step: int) -> None:
-        """Before a step's rows are made: renews the sets of parameters that are due, as the method and ``references`` say."""
-        references.move(self.policy, self.moves, step)
+    def begin(self, step: int) -> dict[str, float]:
+        """Before a step's rows are made: renews the sets of parameters that are due, as the method and ``references`` say.
+
+        Returns what the log should hold of it, see ``references.move``.
+        """
+        found = references.move(self.policy, self.moves, step)
         for move in references.due(self.moves, step):
             if move.moments and move.name != "current":
                 self.moments[move.name] = self._optimizer()
             elif move.moments:
                 (kept,) = move.shares
                 restore_optimizer(self.optimizer, self.policy.parameters(), *self.moments[kept])
+        return found
 
     @property
     def shown(self) -> str:

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from mmalign.runs import checkpoint
@@ -93,17 +92,18 @@ def due(moves: Sequence[Move], step: int) -> list[Move]:
     return [move for move in moves if step % move.every == move.at]
 
 
-@torch.no_grad()
-def move(policy: Policy, moves: Sequence[Move], step: int) -> None:
-    """Makes the moves that are due before ``step``, in their order. Errors: UserError for a set that is not there."""
+def move(policy: Policy, moves: Sequence[Move], step: int) -> dict[str, float]:
+    """Makes the moves that are due before ``step``, in their order. Errors: UserError for a set that is not there.
+
+    Returned, for the log: ``moved_error``, how far the trained LoRA is from a mixture that its rank cannot hold, where there is one.
+    """
+    furthest = 0.0
     for name, shares, *_ in due(moves, step):
         if name != "current" and shares == {"current": 1.0}:
             policy.sets.keep(name)
             continue
-        tables = policy.sets.tables()
-        known = {"current": tables["trained"], **tables}
-        if unknown := sorted(shares.keys() - known.keys()):
+        known = {"current", "ref", *policy.sets.tables()}
+        if unknown := sorted(shares.keys() - known):
             raise UserError(f"references.{name}.shares: {unknown[0]!r} is no set of parameters here; takes {', '.join(sorted(known))}")
-        parts = [(known[part], share) for part, share in shares.items()]
-        mixed = {key: sum(share * table[key] for table, share in parts) for key in tables["trained"]}
-        policy.sets.load({"trained" if name == "current" else name: mixed})  # type: ignore[dict-item]
+        furthest = max(furthest, policy.sets.mix(name, shares))
+    return {"moved_error": furthest} if furthest else {}

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 
 from mmalign.policies.parameters import ParameterSets
 from mmalign.policies.settings import Lora
@@ -74,6 +75,22 @@ def test_sets_follow_nest_and_are_loaded_in_shards(alone: None, lora: bool) -> N
             torch.testing.assert_close(average.full_tensor(), sets.trained[key].full_tensor() - 0.5)
         sets.load({"trained": {key: kept.full_tensor() for key, kept in sets.sets["previous"].items()}})
         assert torch.equal(module(X), now)
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_soup_in_shards_is_that_of_whole_tensors(alone: None, lora: bool) -> None:
+    module, sets, base = sharded(lora=lora)
+    with torch.no_grad():
+        now = module.q_proj(X)
+        sets.mix("soup", {"ref": 0.5, "current": 0.5})
+        assert {type(value) for value in sets.sets["soup"].values()} == {
+            Tensor if lora else DTensor
+        }  # a wide pair has no shards
+        with sets.using("ref"):
+            base = module.q_proj(X)
+        with sets.using("soup"):
+            torch.testing.assert_close(module.q_proj(X), (base + now) / 2)  # a linear layer's outputs mix as its weights do
+        assert torch.equal(module.q_proj(X), now)
 
 
 @pytest.mark.parametrize("lora", [False, True])

@@ -26,9 +26,10 @@ def accelerated_po(*, beta: float = 0.1, momentum: float = 0.3, every: int = 10)
     Paper: Accelerated Preference Optimization for Large Language Model Alignment, arXiv 2410.06293.
 
     Deviations: the paper extrapolates policies (eq. 3.6), ``pi_hat_{t+1} (pi_hat_{t+1} / pi_hat_t)^alpha`` normalised; parameters are
-    extrapolated here, as a softmax in its logits would be, and under LoRA those of the adapter. Adam's moments run on from round to round;
-    the paper trains with RMSprop. (APO is also the name of a method with anchors.) The values of beta and momentum could not be
-    checked: no text or code of the authors was at hand. Soft labels are ours.
+    extrapolated here, as a softmax in its logits would be, and under LoRA the effective weights, of which the adapter becomes the nearest
+    that its rank can hold (``moved_error`` in the log says how near). Adam's moments run on from round to round; the paper trains with
+    RMSprop. (APO is also the name of a method with anchors.) The values of beta and momentum could not be checked: no text or code of the
+    authors was at hand. Soft labels are ours.
     """
     if not 0 <= momentum < 1 or every < 1:
         raise UserError(f"momentum, every: got {momentum} and {every}, takes 0 to below 1, and 1 or more steps")
