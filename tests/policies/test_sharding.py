@@ -83,9 +83,7 @@ def test_a_soup_in_shards_is_that_of_whole_tensors(alone: None, lora: bool) -> N
     with torch.no_grad():
         now = module.q_proj(X)
         sets.mix("soup", {"ref": 0.5, "current": 0.5})
-        assert {type(value) for value in sets.sets["soup"].values()} == {
-            Tensor if lora else DTensor
-        }  # a wide pair has no shards
+        assert {type(value) for value in sets.sets["soup"].values()} == {Tensor if lora else DTensor}  # a wide pair has no shards
         with sets.using("ref"):
             base = module.q_proj(X)
         with sets.using("soup"):
