@@ -260,6 +260,7 @@ class Feedback:
         if self.strength is not None:
             _require(self.pairs is not None, "Feedback.strength: given without pairs")
             _table("Feedback", "strength", self.strength, self.pairs.shape[:1])  # type: ignore[union-attr]
+            _require(not bool(((self.strength < 0) | (self.strength > 1)).any()), "Feedback.strength: got values outside 0..1")
 
 
 @dataclass

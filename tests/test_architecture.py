@@ -58,8 +58,8 @@ INSIDE: dict[str, dict[str, set[str]]] = {
         "*": {"parts", "ratios"},
         "parts": set(),
         "feedback": {"parts"},
-        "terms": {"parts", "links", "ratios", "scores", "state", "sentences"},
-        "sentences": {"parts", "links", "ratios", "scores", "state", "feedback", "penalties", "surrogates", "weights"},
+        "terms": {"parts", "links", "ratios", "scores", "state", "feedback"},
+        "sentences": {"parts", "links", "ratios", "scores", "state", "feedback", "terms", "penalties", "surrogates", "weights"},
         "state": set(),
     },
     "policies": {

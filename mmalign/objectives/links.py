@@ -54,10 +54,17 @@ _NAMED: dict[str, Callable[..., Tensor]] = {"logistic": logistic, "hinge": hinge
 
 
 def positive(**values: float) -> None:
-    """Raises UserError for the first value that is not above 0."""
+    """Errors: UserError for the first value that is not above 0."""
     for name, value in values.items():
         if not value > 0:
             raise UserError(f"{name}: got {value}, takes a number above 0")
+
+
+def not_negative(**values: float) -> None:
+    """Errors: UserError for the first value that is below 0."""
+    for name, value in values.items():
+        if not value >= 0:
+            raise UserError(f"{name}: got {value}, takes 0 or more")
 
 
 def named(name: str, *, beta: float) -> Link:

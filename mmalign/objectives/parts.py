@@ -1,17 +1,25 @@
-"""What every objective is made of: a part that says what it needs, exponentials that stay finite, and means over live cells."""
+"""What every objective is made of: pieces that say what they need, exponentials that stay finite, and means over live cells."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
+from mmalign.needs import CHANGED, DT, NOISE, PHRASE, SEGMENT, STD
 from mmalign.types import Feedback, Need, Steps, Unit, UserError
 
 CAP = 20.0  # nats; e^20 = 4.9e8 is far outside any trust region, and its square still fits into the float32 of a gradient norm
+
+
+FACTS = frozenset({STD, DT, NOISE, CHANGED, PHRASE, SEGMENT})  # the tables that have no gradient, of those with no name
+DENSITIES = frozenset({"token", "transition"})
+ANY = DENSITIES | {"bound"}
+Known = TypeVar("Known", contravariant=True)
 
 
 class Part(NamedTuple):
@@ -26,11 +34,71 @@ class Part(NamedTuple):
     unit: Unit = "cell"
 
 
-def choose(what: str, name: str, parts: Mapping[str, Part]) -> Part:
-    """The part of that name. Raises UserError, with the accepted names, for a name that is not there."""
-    if name not in parts:
-        raise UserError(f"{what}: got {name!r}, takes one of {', '.join(parts)}")
-    return parts[name]
+class Reading(NamedTuple):
+    """A function of the feedback on a whole rollout, what it reads of the steps, and what it keeps.
+
+    of: Feedback -> numbers of each row or step, without gradient. width: how many, where there may be several. reads, state: as in
+    ``types.Method``.
+    """
+
+    of: Callable[[Feedback], Tensor]
+    reads: frozenset[Need] = frozenset()
+    width: int = 1
+    state: Any = None
+
+
+class Survey(NamedTuple):
+    """What is found out about all rows of an update before its micro-batches, without gradient.
+
+    of: (the table of all rows, what the sentence knows of them) -> ``width`` numbers of each. needs: besides the method's own. state:
+    as in ``types.Method``.
+    """
+
+    of: Callable[[Steps, Any], Tensor]
+    needs: frozenset[Need] = frozenset()
+    width: int = 1
+    state: Any = None
+
+
+@dataclass(frozen=True)
+class Term(Generic[Known]):
+    """A piece of a loss, whole: what it adds, and all that it needs to be told, finds out and keeps. A sentence puts several together.
+
+    of: (Steps, what the sentence knows of the rows) -> values, differentiable, finite for rows of zeros. What the sentence knows comes
+        with this term's own ``extras`` and ``surveyed`` numbers, and with nobody else's.
+    needs, unit: as in ``types.Method``. kinds: the kinds of steps that it makes sense for.
+    extras: what it is told of each row. survey: what it finds out about all rows of an update.
+    """
+
+    of: Callable[[Steps, Known], Tensor]
+    needs: frozenset[Need] = frozenset()
+    unit: Unit = "cell"
+    kinds: frozenset[str] = ANY
+    extras: Reading | None = None
+    survey: Survey | None = None
+
+
+def refuse_kind(steps: Steps, kinds: frozenset[str]) -> None:
+    """Errors: UserError for steps of another kind than those."""
+    if steps.kind not in kinds:
+        raise UserError(f"Steps.kind: got {steps.kind!r}, this method takes {' or '.join(sorted(kinds))}")
+
+
+def held(steps: Steps, need: Need) -> Tensor:
+    """The table ``[B, T]`` of that need, as it is; references, and facts, without gradient. Errors: UserError where it is not there."""
+    group = need.kind if need.name else "facts" if need in FACTS else "terms"
+    tables: Mapping[str, Tensor] = getattr(steps, group)
+    name = need.name or need.kind
+    if name not in tables:
+        raise UserError(f"Steps.{group}: got {sorted(tables)}, this method takes {name!r}")
+    return tables[name].detach() if group in ("refs", "facts") else tables[name]
+
+
+def under(steps: Steps, name: str) -> Steps:
+    """The same rows under the contrast of that name. Errors: UserError where it is not there."""
+    if name not in steps.contrasts:
+        raise UserError(f"Steps.contrasts: got {sorted(steps.contrasts)}, this method takes {name!r}")
+    return steps.contrasts[name]
 
 
 def read(feedback: Feedback, need: Need) -> Tensor:
@@ -38,6 +106,13 @@ def read(feedback: Feedback, need: Need) -> Tensor:
     if need not in feedback.tables:
         raise UserError(f"Feedback.tables: got {', '.join(map(str, sorted(feedback.tables))) or 'none'}, this method reads {need}")
     return feedback.tables[need].detach()
+
+
+def choose(what: str, name: str, parts: Mapping[str, Part]) -> Part:
+    """The part of that name. Errors: UserError, with the accepted names, for another."""
+    if name not in parts:
+        raise UserError(f"{what}: got {name!r}, takes one of {', '.join(parts)}")
+    return parts[name]
 
 
 def live(values: Tensor, mask: Tensor) -> Tensor:

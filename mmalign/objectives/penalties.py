@@ -11,36 +11,24 @@ from functools import partial
 
 from torch import Tensor
 
-from mmalign.needs import DT, OLD, STD
+from mmalign.needs import DT, OLD, STD, kls, refs, reverse_kls
 from mmalign.objectives import ratios
-from mmalign.objectives.parts import Part, bounded_exp, bounded_expm1, choose, live
+from mmalign.objectives.parts import Part, bounded_exp, bounded_expm1, choose, held, live
 from mmalign.types import Need, Steps, UserError
 
 
 def _log_ratio(steps: Steps, name: str) -> Tensor:
-    if name not in steps.refs:
-        raise UserError(f"Steps.refs: got {sorted(steps.refs)}, a KL estimate takes {name!r}")
-    return live(steps.log_probs - steps.refs[name].detach(), steps.mask)
-
-
-def _fact(steps: Steps, name: str) -> Tensor:
-    if name not in steps.facts:
-        raise UserError(f"Steps.facts: got {sorted(steps.facts)}, this KL takes {name!r}")
-    return live(steps.facts[name].detach(), steps.mask)
+    return live(steps.log_probs - held(steps, refs(name)), steps.mask)
 
 
 def exact_kl(steps: Steps, name: str = "ref") -> Tensor:
     """``KL(pi || ref)`` of each step's whole distribution, nats; for a Gaussian step ``|mean - mean_ref|^2 / (2 std^2)``."""
-    if name not in steps.kls:
-        raise UserError(f"Steps.kls: got {sorted(steps.kls)}, an exact KL takes {name!r}")
-    return live(steps.kls[name], steps.mask)
+    return live(held(steps, kls(name)), steps.mask)
 
 
 def reverse_kl(steps: Steps, name: str = "ref") -> Tensor:
     """``KL(ref || pi)`` of each step's whole distribution, nats: it asks the policy to cover all that the reference does."""
-    if name not in steps.reverse_kls:
-        raise UserError(f"Steps.reverse_kls: got {sorted(steps.reverse_kls)}, this KL takes {name!r}")
-    return live(steps.reverse_kls[name], steps.mask)
+    return live(held(steps, reverse_kls(name)), steps.mask)
 
 
 def k1(steps: Steps, name: str = "ref") -> Tensor:
@@ -93,7 +81,7 @@ def flow_grpo_kl(steps: Steps, name: str = "ref") -> Tensor:
     Their denominator leaves out ``|dt|``, the variance's time factor; at 10 steps it is about 10 times smaller than the
     paper's KL. Needs ``facts["dt"]``.
     """
-    return per_scalar_kl(steps, name) * _fact(steps, "dt").abs()
+    return per_scalar_kl(steps, name) * live(held(steps, DT), steps.mask).abs()
 
 
 def mean_distance(steps: Steps, name: str = "ref") -> Tensor:
@@ -102,7 +90,7 @@ def mean_distance(steps: Steps, name: str = "ref") -> Tensor:
     Needs ``facts["std"]``. Its ``v-based`` twin, a mean squared difference of velocities, cannot be had from this table:
     the factor between means and velocities differs from kernel to kernel.
     """
-    return per_scalar_kl(steps, name) * 2 * _fact(steps, "std") ** 2
+    return per_scalar_kl(steps, name) * 2 * live(held(steps, STD), steps.mask) ** 2
 
 
 _NAMED: dict[str, tuple[Callable[..., Tensor], str, tuple[Need, ...]]] = {

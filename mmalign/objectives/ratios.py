@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mmalign.needs import OLD, STD
-from mmalign.objectives.parts import Part, choose, live
+from mmalign.objectives.parts import Part, choose, held, live
 from mmalign.types import Steps, UserError
 
 
@@ -52,9 +52,7 @@ def cps(steps: Steps) -> Tensor:
     Needs ``facts["std"]``. Flow-Factory, verl-omni, UniRL and GenRL do the same; a clip range for ``per_scalar`` does not
     carry over.
     """
-    if "std" not in steps.facts:
-        raise UserError(f"Steps.facts: got {sorted(steps.facts)}, the ratio 'cps' takes std")
-    return per_scalar(steps) * 2 * live(steps.facts["std"].detach(), steps.mask) ** 2
+    return per_scalar(steps) * 2 * live(held(steps, STD), steps.mask) ** 2
 
 
 def geometric(log_ratio: Tensor, advantage: Tensor, mask: Tensor, *, low: float, high: float) -> Tensor:

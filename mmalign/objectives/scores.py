@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from mmalign.needs import NOISE, refs
-from mmalign.objectives.parts import Part, live
+from mmalign.objectives.parts import Part, held, live
 from mmalign.types import Need, Steps, UserError
 
 Over = Literal["total", "per_step", "per_scalar"]
@@ -30,9 +30,7 @@ Over = Literal["total", "per_step", "per_scalar"]
 
 def log_ratio(steps: Steps, name: str = "ref") -> Tensor:
     """``log pi - log ref`` of each step, ``[B, T]`` nats, 0 in dead cells."""
-    if name not in steps.refs:
-        raise UserError(f"Steps.refs: got {sorted(steps.refs)}, this score takes {name!r}")
-    return live(steps.log_probs - steps.refs[name].detach(), steps.mask)
+    return live(steps.log_probs - held(steps, refs(name)), steps.mask)
 
 
 def log_prob(steps: Steps) -> Tensor:
@@ -58,25 +56,22 @@ def over_row(cells: Tensor, steps: Steps, over: Over, share: Tensor | None = Non
     return total / torch.where(weight > 0, weight, torch.ones_like(weight))
 
 
-def _checked(over: str) -> None:
+def _score(cells: Callable[[Steps], Tensor], over: Over, share: Part | None, needs: frozenset[Need]) -> Part:
     if over not in get_args(Over):
         raise UserError(f"margin: got {over!r}, takes one of {', '.join(get_args(Over))}")
+    if share is None:
+        return Part(lambda steps: over_row(cells(steps), steps, over), needs, "pair")
+    return Part(lambda steps: over_row(cells(steps), steps, over, share.of(steps)), needs | share.needs, "pair")
 
 
 def ratio(over: Over = "total", *, ref: str = "ref", share: Part | None = None) -> Part:
     """Log-ratios to the reference of that name: DPO's implicit reward without its beta. Raises UserError for an unknown ``over``."""
-    _checked(over)
-    weights, needs = (None, frozenset[Need]()) if share is None else (share.of, share.needs)
-    of = lambda steps: over_row(log_ratio(steps, ref), steps, over, None if weights is None else weights(steps))  # noqa: E731
-    return Part(of, frozenset({refs(ref)}) | needs, "pair")
+    return _score(lambda steps: log_ratio(steps, ref), over, share, frozenset({refs(ref)}))
 
 
 def policy(over: Over = "total", *, share: Part | None = None) -> Part:
     """Log-probabilities alone: the score of methods without a reference. Raises UserError for an unknown ``over``."""
-    _checked(over)
-    weights, needs = (None, frozenset[Need]()) if share is None else (share.of, share.needs)
-    of = lambda steps: over_row(log_prob(steps), steps, over, None if weights is None else weights(steps))  # noqa: E731
-    return Part(of, needs, "pair")
+    return _score(log_prob, over, share, frozenset())
 
 
 def mapped(score: Part, change: Callable[[Tensor], Tensor]) -> Part:
@@ -105,7 +100,7 @@ def errors(*, error: str, half: bool) -> Part:
     if error not in ("mean", "sum"):
         raise UserError(f"error: got {error!r}, takes 'mean' or 'sum'")
     score = ratio("per_scalar" if error == "mean" else "total")
-    return score if half else mapped(score, lambda found: 2 * found)
+    return score if half else mapped(score, lambda error: 2 * error)
 
 
 def by_noise(score: Part) -> Part:
@@ -114,9 +109,5 @@ def by_noise(score: Part) -> Part:
     ``eps_hat = x + (1 - s) v_hat``, so ``|eps - eps_hat|^2 = (1 - s)^2 |v - v_hat|^2``. Needs ``facts["noise"]``.
     """
 
-    def of(steps: Steps) -> Tensor:
-        if "noise" not in steps.facts:
-            raise UserError(f"Steps.facts: got {sorted(steps.facts)}, this score takes noise")
-        return score.of(steps) * (1 - live(steps.facts["noise"].detach(), steps.mask)) ** 2
-
+    of = lambda steps: score.of(steps) * (1 - live(held(steps, NOISE), steps.mask)) ** 2  # noqa: E731
     return Part(of, score.needs | {NOISE}, "pair")

@@ -14,8 +14,9 @@ def steps(now: list[float], old: list[float]) -> Steps:
     return Steps(torch.tensor([now], dtype=torch.float64).log(), mask, torch.tensor([old], dtype=torch.float64).log())
 
 
-def signal(*advantages: float) -> torch.Tensor:
-    return torch.tensor([advantages]).double()[..., None]
+def signal(*advantages: float) -> gates.Signal:
+    advantage = torch.tensor([advantages]).double()
+    return gates.Signal(advantage, advantage[..., None][..., :0], advantage[..., None][..., :0])
 
 
 def test_a_rare_token_may_double_and_a_sure_one_not() -> None:
@@ -62,8 +63,3 @@ def test_the_largest_are_taken_from_the_candidates() -> None:
     values, candidates = torch.tensor([[5.0, 1.0, 4.0], [3.0, 2.0, 9.0]]), torch.tensor([[True, True, False], [True, True, False]])
     assert gates.largest(values, candidates, 2).tolist() == [[True, False, False], [True, False, False]]
     assert torch.equal(gates.largest(values, candidates, 9), candidates)
-
-
-def test_a_loss_without_a_survey_is_refused() -> None:
-    with pytest.raises(UserError, match="survey"):
-        gates.found(torch.zeros(1, 1, 1))

@@ -8,7 +8,10 @@ import torch
 
 from mmalign.methods import dpo
 from mmalign.objectives import links, scores
+from mmalign.objectives.feedback import comparisons
+from mmalign.objectives.parts import Reading, Survey
 from mmalign.objectives.sentences import pairwise
+from mmalign.objectives.terms.pairs import compared
 from mmalign.types import Feedback, Steps, UserError
 
 
@@ -71,15 +74,20 @@ def test_feedback_that_is_none():
 
 def pieces(**settings):
     """A method that is told one number of each row, and finds one more."""
-    term = pairwise.compared(scores.ratio(), links.ahead(links.named("logistic", beta=1.0)))
-    return pairwise.pairwise(term, said=lambda said: said.rewards[:, None], channels=1, **settings)
+    term = compared(scores.ratio(), links.ahead(links.named("logistic", beta=1.0)))
+    find = lambda steps, order: torch.full((len(steps), 1), 7.0).double()  # noqa: E731
+    return pairwise.pairwise(replace(term, extras=Reading(lambda feedback: feedback.rewards[:, None]), survey=Survey(find), **settings))
 
 
 def test_further_channels_stand_beside_the_label():
     told = replace(feedback([[0, 1], [3, 2]], [0.9, 0.2]), rewards=torch.tensor([1.0, 2.0, 3.0, 4.0]).double())
     assert pieces().signal(told)[:, 0].tolist() == [
-        pytest.approx([0.9, 1.0, 0.0]), pytest.approx([-0.9, 2.0, 0.0]), pytest.approx([0.8, 3.0, 0.0]), pytest.approx([-0.8, 4.0, 0.0])
+        pytest.approx([0.9, 1.0]), pytest.approx([-0.9, 2.0]), pytest.approx([0.8, 3.0]), pytest.approx([-0.8, 4.0])
     ]  # fmt: skip
+    surveyed = pieces().survey(steps([0.0] * 4), pieces().signal(told))
+    assert torch.equal(surveyed[..., :2], pieces().signal(told)) and bool((surveyed[..., 2] == 7).all())
+    with pytest.raises(UserError, match="no survey"):
+        pieces().loss(steps([0.0] * 4), pieces().signal(told))
 
 
 def test_a_pair_of_which_something_is_missing_says_nothing():
@@ -91,11 +99,11 @@ def test_a_pair_of_which_something_is_missing_says_nothing():
 
 def test_hard_labels_know_who_is_better_and_no_ties():
     told = replace(feedback([[0, 1], [3, 2]], [0.9, 0.5]), rewards=torch.zeros(4).double())
-    assert pieces(hard=True).signal(told)[:, 0, 0].tolist() == [1.0, -1.0, 0.0, 0.0]
+    assert pieces(labels=comparisons.hard).signal(told)[:, 0, 0].tolist() == [1.0, -1.0, 0.0, 0.0]
 
 
 def test_a_turned_order_is_the_other_one():
-    order = pairwise.ordered(steps([0.0] * 4), torch.tensor([[0.9], [-0.9], [-0.8], [0.8]]).double())
+    order, _ = pairwise.ordered(steps([0.0] * 4), torch.tensor([[0.9], [-0.9], [-0.8], [0.8]]).double())
     rows = torch.tensor([[1.0], [2.0], [3.0], [4.0]])
     assert [side.flatten().tolist() for side in order.sides(rows)] == [[1.0, 4.0], [2.0, 3.0]]
     assert [side.flatten().tolist() for side in order.turned().sides(rows)] == [[2.0, 3.0], [1.0, 4.0]]

@@ -54,7 +54,7 @@ def test_cps_is_the_public_code_s_difference_of_squares() -> None:
 def test_errors_name_what_is_missing() -> None:
     with pytest.raises(UserError, match=r"Steps\.old"):
         ratios.per_step(Steps(torch.zeros(1, 1).double(), torch.ones(1, 1, dtype=torch.bool)))
-    with pytest.raises(UserError, match="takes std"):
+    with pytest.raises(UserError, match="takes 'std'"):
         ratios.cps(steps())
     with pytest.raises(UserError, match=r"got 'per_token', takes one of per_step, per_scalar"):
         ratios.named("per_token")

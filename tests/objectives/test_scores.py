@@ -69,7 +69,7 @@ def test_noise_levels_turn_errors_of_velocities_into_errors_of_noise():
 def test_mistakes():
     with pytest.raises(UserError, match="takes 'ref'"):
         scores.ratio().of(steps(refs={}))
-    with pytest.raises(UserError, match="takes noise"):
+    with pytest.raises(UserError, match="takes 'noise'"):
         scores.by_noise(scores.ratio()).of(steps())
     with pytest.raises(UserError, match="'mean', takes one of total"):
         scores.ratio("mean")

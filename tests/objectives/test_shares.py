@@ -39,7 +39,7 @@ def test_token_rewards():
 
 
 def test_mistakes():
-    with pytest.raises(UserError, match="takes changed"):
+    with pytest.raises(UserError, match="takes 'changed'"):
         shares.changed(2.0).of(steps(facts={}))
     with pytest.raises(UserError, match="takes 'good'"):
         shares.token_rewards(steps())

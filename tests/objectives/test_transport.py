@@ -18,8 +18,7 @@ def table(better, worse, ref=None):
 
 
 def loss(steps, paired):
-    term, survey = transport.by_rank(GAP, paired=paired)
-    method = pairwise(term, survey=survey, channels=1, hard=True)
+    method = pairwise(transport.by_rank(GAP, paired=paired))
     count = len(steps)
     rewards = torch.full((count,), torch.nan, dtype=torch.float64)
     signal = method.signal(Feedback(rewards, torch.arange(count) // 2, pairs=torch.arange(count).view(-1, 2)))

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Literal
 
 from mmalign.objectives import links, scores
-from mmalign.objectives.sentences import pairwise
+from mmalign.objectives.sentences.pairwise import pairwise
+from mmalign.objectives.terms.pairs import compared
 from mmalign.types import Method
 
 
@@ -39,9 +40,7 @@ def diffusion_dpo(
     StableDiffusion 1.5 at 512 pixels, or 0.153 with ``half=False``. Soft labels, ties and several noise draws of a pair are ours;
     draws are compared each by itself.
     """
-    return pairwise.pairwise(
-        pairwise.compared(
-            scores.errors(error=error, half=half), links.smoothed(links.ahead(links.named(link, beta=beta)), flips=smoothing)
-        ),
+    return pairwise(
+        compared(scores.errors(error=error, half=half), links.smoothed(links.ahead(links.named(link, beta=beta)), flips=smoothing)),
         kinds=frozenset({"bound"}),
     )

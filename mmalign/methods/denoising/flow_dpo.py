@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Literal
 
 from mmalign.objectives import links, scores
-from mmalign.objectives.sentences import pairwise
+from mmalign.objectives.sentences.pairwise import pairwise
+from mmalign.objectives.terms.pairs import compared
 from mmalign.types import Method
 
 
@@ -38,8 +39,8 @@ def flow_dpo(
     it sets from the size of the margins. Soft labels, ties and several noise draws of a pair are ours.
     """
     score = scores.errors(error=error, half=half)
-    return pairwise.pairwise(
-        pairwise.compared(
+    return pairwise(
+        compared(
             scores.by_noise(score) if times == "noise" else score,
             links.smoothed(links.ahead(links.named("logistic", beta=beta)), flips=smoothing),
         ),

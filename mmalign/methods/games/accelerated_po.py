@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from mmalign.objectives import links, scores
-from mmalign.objectives.sentences import pairwise
+from mmalign.objectives.parts import ANY
+from mmalign.objectives.sentences.pairwise import pairwise
+from mmalign.objectives.terms.pairs import compared
 from mmalign.types import Method, Move, UserError
 
 
@@ -34,7 +36,7 @@ def accelerated_po(*, beta: float = 0.1, momentum: float = 0.3, every: int = 10)
     if not 0 <= momentum < 1 or every < 1:
         raise UserError(f"momentum, every: got {momentum} and {every}, takes 0 to below 1, and 1 or more steps")
     link = links.ahead(links.named("logistic", beta=beta))
-    method = pairwise.pairwise(pairwise.compared(scores.ratio(ref="previous"), link), kinds=pairwise.ANY)
+    method = pairwise(compared(scores.ratio(ref="previous"), link), kinds=ANY)
     moves = (
         Move("start", {"current": 1 + momentum, "ended": -momentum}, every),
         Move("ended", {"current": 1.0}, every),

@@ -7,7 +7,9 @@ from dataclasses import replace
 from torch import Tensor
 
 from mmalign.objectives import links, scores
-from mmalign.objectives.sentences import pairwise
+from mmalign.objectives.parts import ANY
+from mmalign.objectives.sentences.pairwise import pairwise
+from mmalign.objectives.terms.pairs import compared
 from mmalign.types import Feedback, Method
 
 
@@ -30,7 +32,7 @@ def dno(*, beta: float = 0.1, gap: float = 0.0) -> Method:
     answer count too, which is the data's affair. Soft labels are ours.
     """
     link = links.ahead(links.named("logistic", beta=beta))
-    method = pairwise.pairwise(pairwise.compared(scores.ratio(ref="previous"), link), kinds=pairwise.ANY)
+    method = pairwise(compared(scores.ratio(ref="previous"), link), kinds=ANY)
 
     def far(feedback: Feedback) -> Tensor:
         """The signal, 0 for pairs that are too near."""

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from mmalign.objectives import links, scores
 from mmalign.objectives.feedback import comparisons
-from mmalign.objectives.sentences import gaps
+from mmalign.objectives.parts import Reading
+from mmalign.objectives.sentences import reward_gaps
 from mmalign.types import Feedback, Method, Move, Sampler
 
 HALF = Sampler("half", {"half": 1.0})
@@ -53,16 +54,11 @@ def egpo(*, beta: float = 0.1, scale: float = 1.0) -> Method:
         mean = torch.where(met, wins, 0.0).sum(1) / met.sum(1).clamp(min=1)
         return torch.where(met.any(1), mean, torch.nan)
 
-    def signal(feedback: Feedback) -> Tensor:
-        return gaps.signal(feedback, ahead(feedback))
-
-    def value(found: Tensor, gap: Tensor) -> Tensor:
-        return (found[:, :1] - found[:, 1:] - gap / beta) ** 2
+    def value(log_ratios: Tensor, gap: Tensor) -> Tensor:
+        return (log_ratios[:, :1] - log_ratios[:, 1:] - gap / beta) ** 2
 
     return replace(
-        gaps.of_pairs(score=scores.ratio("total"), value=value),
-        signal=signal,
-        keep=lambda feedback: signal(feedback)[:, 0, 1] > 0,
+        reward_gaps.reward_gaps(score=scores.ratio("total"), value=value, rewards=Reading(ahead)),
         samplers=(HALF,),
         moves=MOVES,
         pairs=comparisons.two_by_two,

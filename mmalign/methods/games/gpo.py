@@ -6,8 +6,9 @@ from torch import Tensor
 
 from mmalign.objectives import links, scores
 from mmalign.objectives.feedback import comparisons
-from mmalign.objectives.sentences import pairwise
-from mmalign.objectives.sentences.pairwise import Order, Term
+from mmalign.objectives.parts import ANY, Reading
+from mmalign.objectives.sentences.pairwise import pairwise
+from mmalign.objectives.terms.pairs import Order, Term
 from mmalign.types import Feedback, Method, Steps
 
 
@@ -31,12 +32,12 @@ def gpo(*, beta: float = 1e-3) -> Method:
     links.positive(beta=beta)
     score = scores.ratio()
 
-    def said(feedback: Feedback) -> Tensor:
+    def log_odds(feedback: Feedback) -> Tensor:
         wins = comparisons.wins(feedback).clamp(1e-3, 1 - 1e-3)
         return (wins / (1 - wins)).log().nanmean(1, keepdim=True)
 
     def of(steps: Steps, order: Order) -> Tensor:
-        (better, worse), (first, second) = order.sides(score.of(steps)), order.sides(order.said[:, :1])
+        (better, worse), (first, second) = order.sides(score.of(steps)), order.sides(order.extras)
         return ((better - first / beta) ** 2 + (worse - second / beta) ** 2) / 2
 
-    return pairwise.pairwise(Term(of, score.needs, score), kinds=pairwise.ANY, said=said)
+    return pairwise(Term(of, score.needs, score=score, extras=Reading(log_odds)), kinds=ANY)

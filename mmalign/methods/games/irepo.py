@@ -6,8 +6,10 @@ import torch
 from torch import Tensor
 
 from mmalign.objectives import links, scores
-from mmalign.objectives.sentences import pairwise
-from mmalign.objectives.sentences.pairwise import Order, Term
+from mmalign.objectives.feedback import comparisons
+from mmalign.objectives.parts import ANY, Reading
+from mmalign.objectives.sentences.pairwise import pairwise
+from mmalign.objectives.terms.pairs import Order, Term
 from mmalign.types import Feedback, Method, Steps, UserError
 
 
@@ -36,13 +38,13 @@ def irepo(*, beta: float = 0.1, eps: float = 0.01) -> Method:
     score = scores.ratio()
 
     def odds(feedback: Feedback) -> Tensor:
-        sure = pairwise.strengths(feedback)
+        sure = comparisons.strengths(feedback)
         p = torch.where(sure > 0, sure, 1 + sure).clamp(eps, 1 - eps)
         return torch.where(sure != 0, (p / (1 - p)).log(), torch.nan)[:, None]
 
     def of(steps: Steps, order: Order) -> Tensor:
         better, worse = order.sides(score.of(steps))
-        wanted, _ = order.sides(order.said[:, :1])
+        wanted, _ = order.sides(order.extras)
         return (beta * (better - worse) - wanted) ** 2
 
-    return pairwise.pairwise(Term(of, score.needs, score), kinds=pairwise.ANY, said=odds)
+    return pairwise(Term(of, score.needs, score=score, extras=Reading(odds)), kinds=ANY)

@@ -8,8 +8,9 @@ import torch
 
 from mmalign.needs import refs
 from mmalign.objectives import links, scores
-from mmalign.objectives.parts import Part
-from mmalign.objectives.sentences import pairwise
+from mmalign.objectives.parts import ANY, Part
+from mmalign.objectives.sentences.pairwise import pairwise
+from mmalign.objectives.terms.pairs import compared
 from mmalign.types import Method, UserError
 
 
@@ -55,4 +56,4 @@ def mnpo(
         "pair",
     )
     link = links.ahead(lambda margin: links.squared(margin, beta=eta))
-    return pairwise.pairwise(pairwise.compared(score, link), kinds=pairwise.ANY)
+    return pairwise(compared(score, link), kinds=ANY)

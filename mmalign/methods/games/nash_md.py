@@ -12,7 +12,8 @@ from torch import Tensor
 from mmalign.needs import MASK, OLD, refs
 from mmalign.objectives import ratios, surrogates, weights
 from mmalign.objectives.feedback import comparisons, returns
-from mmalign.objectives.sentences.compose import policy_gradient
+from mmalign.objectives.parts import Reading
+from mmalign.objectives.sentences.policy_gradient import policy_gradient
 from mmalign.types import Feedback, Method, Sampler, UserError
 
 
@@ -67,11 +68,10 @@ def nash_md(
         return torch.where(inside & own[:, None], ahead[:, None] - tau * paid, 0.0)
 
     method = policy_gradient(
-        advantage=advantage,
+        advantage=Reading(advantage, frozenset({MASK, OLD, refs("ref")})),
         log_ratio=ratios.LIKELIHOOD,
         surrogate=surrogates.likelihood,
         weigh=partial(weights.constant_length, length=1),
-        reads=frozenset({MASK, OLD, refs("ref")}),
     )
     if not drawn:
         return method

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from mmalign.needs import OLD
-from mmalign.objectives import ratios
-from mmalign.objectives.sentences import gaps
+from mmalign.objectives.sentences import reward_gaps
 from mmalign.types import Method
 
 
@@ -28,4 +26,4 @@ def rebel(*, eta: float = 1.0) -> Method:
     Dialects:
     - REBEL: eta=1.0: its code minimises eta^2 times this; its large-batch script has 1e6.
     """
-    return gaps.of_pairs(score=gaps.total(ratios.per_step, frozenset({OLD})), value=partial(gaps.regressed, eta=eta))
+    return reward_gaps.reward_gaps(score=reward_gaps.row_ratio(), value=partial(reward_gaps.regressed, eta=eta))

@@ -7,11 +7,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from mmalign.needs import OLD, SEGMENT
+from mmalign.needs import SEGMENT
 from mmalign.objectives import ratios
-from mmalign.objectives.parts import live
-from mmalign.objectives.sentences import gaps
-from mmalign.types import Method, Steps, UserError
+from mmalign.objectives.parts import held, live
+from mmalign.objectives.sentences import reward_gaps
+from mmalign.types import Method, Steps
 
 
 def refuel(*, eta: float = 1.0) -> Method:
@@ -35,9 +35,9 @@ def refuel(*, eta: float = 1.0) -> Method:
     """
 
     def first_turn(steps: Steps) -> Tensor:
-        if "segment" not in steps.facts:
-            raise UserError(f"Steps.facts: got {sorted(steps.facts)}, this method takes segment")
-        number = torch.where(steps.mask & (steps.facts["segment"] > 0), steps.facts["segment"].detach(), torch.inf)
+        segment = held(steps, SEGMENT)
+        number = torch.where(steps.mask & (segment > 0), segment, torch.inf)
         return live(ratios.per_step(steps), number == number.amin(1, keepdim=True).nan_to_num(posinf=-1.0))
 
-    return gaps.of_pairs(score=gaps.total(first_turn, frozenset({OLD, SEGMENT})), value=partial(gaps.regressed, eta=eta))
+    score = reward_gaps.row_ratio(first_turn, also=frozenset({SEGMENT}))
+    return reward_gaps.reward_gaps(score=score, value=partial(reward_gaps.regressed, eta=eta))

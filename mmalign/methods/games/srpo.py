@@ -6,8 +6,9 @@ from torch import Tensor
 
 from mmalign.needs import contrast
 from mmalign.objectives import scores
-from mmalign.objectives.sentences import pairwise
-from mmalign.objectives.terms import shares
+from mmalign.objectives.parts import under
+from mmalign.objectives.sentences.pairwise import pairwise
+from mmalign.objectives.terms.pairs import Order, Term
 from mmalign.types import Method, Steps, UserError
 
 
@@ -39,13 +40,13 @@ def srpo(*, beta: float = 0.1, alpha: float = 0.5, revising: str = "revising", k
         raise UserError(f"beta, alpha: got {beta} and {alpha}, takes a number above 0, and one in 0..1")
     score = scores.ratio()
 
-    def of(steps: Steps, order: pairwise.Order) -> Tensor:
+    def of(steps: Steps, order: Order) -> Tensor:
         better, worse = order.sides(score.of(steps))
-        raised, lowered = order.sides(score.of(shares.contrast(steps, revising)))
-        same, low = order.sides(score.of(shares.contrast(steps, keeping)))
+        raised, lowered = order.sides(score.of(under(steps, revising)))
+        same, low = order.sides(score.of(under(steps, keeping)))
         improver = (0.5 - beta * (raised - low)) ** 2 + (0.5 + beta * (lowered - same)) ** 2
         ahead = better - worse
         answerer = (0.5 - beta * (raised - same + ahead)) ** 2 + (0.5 + beta * (lowered - low - ahead)) ** 2
         return ((1 - alpha) * improver + alpha * answerer) / 2
 
-    return pairwise.pairwise(pairwise.Term(of, score.needs | {contrast(revising), contrast(keeping)}, score))
+    return pairwise(Term(of, score.needs | {contrast(revising), contrast(keeping)}, score=score))

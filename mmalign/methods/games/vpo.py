@@ -11,7 +11,6 @@ from torch import Tensor
 from mmalign.methods.pairs.dpo import dpo
 from mmalign.objectives import scores
 from mmalign.objectives.feedback import comparisons
-from mmalign.objectives.sentences import pairwise
 from mmalign.objectives.sentences.explored import explored
 from mmalign.types import Feedback, Method, Sampler, UserError
 
@@ -53,4 +52,4 @@ def vpo(*, beta: float = 0.1, alpha: float = 0.01, value: Literal["optimism", "p
 
 
 def _better(feedback: Feedback) -> Tensor:
-    return pairwise.strengths(feedback) > 0.5
+    return comparisons.strengths(feedback) > 0.5

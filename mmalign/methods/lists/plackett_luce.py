@@ -6,7 +6,8 @@ from torch import Tensor
 
 from mmalign.objectives import scores, weights
 from mmalign.objectives.parts import live
-from mmalign.objectives.sentences.listwise import Order, lists, log_sum
+from mmalign.objectives.sentences.listwise import listwise
+from mmalign.objectives.terms.lists import Ranking, log_sum
 from mmalign.types import Method
 
 
@@ -27,7 +28,7 @@ def plackett_luce(*, beta: float = 0.1) -> Method:
     competes with the others at it (Breslow's handling of ties).
     """
 
-    def value(found: Tensor, order: Order) -> Tensor:
-        return live(log_sum(beta * found, order.beside) - beta * found, order.beside.any(1))
+    def value(scores: Tensor, ranking: Ranking) -> Tensor:
+        return live(log_sum(beta * scores, ranking.beside) - beta * scores, ranking.beside.any(1))
 
-    return lists(score=scores.ratio("total"), value=value, weigh=weights.sequence_mean)
+    return listwise(score=scores.ratio("total"), value=value, weigh=weights.sequence_mean)

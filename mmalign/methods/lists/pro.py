@@ -7,9 +7,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from mmalign.objectives import scores, weights
-from mmalign.objectives.parts import live
-from mmalign.objectives.sentences.listwise import Order, lists, log_sum
-from mmalign.types import Method, Steps
+from mmalign.objectives.parts import DENSITIES, live
+from mmalign.objectives.sentences.listwise import listwise
+from mmalign.objectives.terms.lists import Ranking, likelihood, log_sum
+from mmalign.types import Method
 
 
 def pro(*, sft: float = 0.05, temperature: bool = True) -> Method:
@@ -30,20 +31,17 @@ def pro(*, sft: float = 0.05, temperature: bool = True) -> Method:
     scales with the length of a list in the authors' scripts, ``.05 (n - 1)^2``; their code takes log(1e-10 + sum exp).
     """
 
-    def value(found: Tensor, order: Order) -> Tensor:
-        apart = (order.rewards - order.rewards.T)[..., None] if temperature else torch.ones_like(found[:, None])
-        gaps = live(apart.expand_as(order.below), order.below)
-        own = found * gaps.amax(1)
-        rest = log_sum(found[None] * gaps, order.below)
-        return live(functional.softplus(rest - own), order.below.any(1))
+    def value(scores: Tensor, ranking: Ranking) -> Tensor:
+        apart = (ranking.rewards - ranking.rewards.T)[..., None] if temperature else torch.ones_like(scores[:, None])
+        gaps = live(apart.expand_as(ranking.below), ranking.below)
+        own = scores * gaps.amax(1)
+        rest = log_sum(scores[None] * gaps, ranking.below)
+        return live(functional.softplus(rest - own), ranking.below.any(1))
 
-    def likelihood(steps: Steps, order: Order) -> Tensor:
-        return -sft * live(steps.log_probs, order.best)
-
-    return lists(
+    return listwise(
         score=scores.policy("per_step"),
         value=value,
         weigh=weights.sequence_mean,
-        extra=likelihood if sft else None,
-        kinds=frozenset({"token", "transition"}),
+        terms=likelihood(sft),
+        kinds=DENSITIES,
     )

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from mmalign.objectives import scores, weights
-from mmalign.objectives.parts import live
-from mmalign.objectives.sentences.listwise import Order, lists
-from mmalign.types import Method, Steps
+from mmalign.objectives.parts import DENSITIES, live
+from mmalign.objectives.sentences.listwise import listwise
+from mmalign.objectives.terms.lists import Ranking, likelihood
+from mmalign.types import Method
 
 
 def rrhf(*, sft: float = 1.0) -> Method:
@@ -27,18 +28,14 @@ def rrhf(*, sft: float = 1.0) -> Method:
     learned; the authors' code takes the first. The paper's length exponent is 1 here.
     """
 
-    def value(found: Tensor, order: Order) -> Tensor:
-        gaps = torch.relu(found[None, :] - found[:, None])
-        return live(gaps, order.below).sum(1)
+    def value(scores: Tensor, ranking: Ranking) -> Tensor:
+        gaps = torch.relu(scores[None, :] - scores[:, None])
+        return live(gaps, ranking.below).sum(1)
 
-    def likelihood(steps: Steps, order: Order) -> Tensor:
-        length = steps.mask.sum(1, keepdim=True)  # sequence_mean divides by it, and the sum is wanted
-        return -sft * live(steps.log_probs, order.best) * length
-
-    return lists(
+    return listwise(
         score=scores.policy("per_step"),
         value=value,
         weigh=weights.sequence_mean,
-        extra=likelihood if sft else None,
-        kinds=frozenset({"token", "transition"}),
+        terms=likelihood(sft, summed=True),
+        kinds=DENSITIES,
     )

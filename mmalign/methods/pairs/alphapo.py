@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from mmalign.objectives import divergences, links, scores
-from mmalign.objectives.sentences import pairwise
+from mmalign.objectives.sentences.pairwise import pairwise
+from mmalign.objectives.terms.pairs import compared
 from mmalign.types import Method
 
 
@@ -30,4 +31,4 @@ def alphapo(*, beta: float = 2.0, gamma: float = 1.0, alpha: float = 0.25) -> Me
     links.positive(beta=beta)
     link = links.ahead(links.named("logistic", beta=beta), by=gamma / beta)
     bent = scores.mapped(scores.policy("per_step"), lambda mean: divergences.alpha_divergence(mean, alpha=1 - alpha))
-    return pairwise.pairwise(pairwise.compared(bent, link))
+    return pairwise(compared(bent, link))

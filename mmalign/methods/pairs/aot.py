@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mmalign.objectives import links
-from mmalign.objectives.sentences.pairwise import DENSITIES, pairwise
+from mmalign.objectives.sentences.pairwise import pairwise
 from mmalign.objectives.terms import transport
 from mmalign.types import Method
 
@@ -32,5 +32,4 @@ def aot(*, beta: float = 0.1, paired: bool = True, smoothing: float = 0.0) -> Me
     - TRL 1.16 aot_unpaired: paired=False, beta=0.1: older TRL, ms-swift and LLaMA-Factory call this one ``aot``, the other ``aot_pair``.
     """
     link = links.smoothed(links.ahead(links.named("logistic", beta=beta)), flips=smoothing)
-    term, survey = transport.by_rank(link, paired=paired)
-    return pairwise(term, kinds=DENSITIES, survey=survey, channels=1, hard=True)
+    return pairwise(transport.by_rank(link, paired=paired))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from mmalign.objectives.sentences.pairwise import ANY, pairwise
-from mmalign.objectives.terms import shifted
+from mmalign.objectives.parts import ANY
+from mmalign.objectives.sentences.pairwise import pairwise
+from mmalign.objectives.terms import baselines
 from mmalign.types import Method
 
 
@@ -29,5 +30,4 @@ def bco_pair(*, beta: float = 0.1, shift: Literal["running", "none"] = "running"
     - TRL 1.16: shift="none", beta=0.1: ``loss_type="bco_pair"``.
     - LLaMA-Factory 0.9.5: shift="running", beta=0.1: and ms-swift; per process, and not in the checkpoint.
     """
-    term, extra = shifted.classified(beta=beta, shift=shift)
-    return pairwise(term, kinds=ANY, **extra)
+    return pairwise(baselines.classified(beta=beta, shift=shift), kinds=ANY)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Literal
 
 from mmalign.objectives import links
-from mmalign.objectives.sentences import pairwise
-from mmalign.objectives.terms import targets
+from mmalign.objectives.sentences.pairwise import pairwise
+from mmalign.objectives.terms import margins
 from mmalign.types import Method
 
 
@@ -35,5 +35,5 @@ def constrained_po(
     Soft labels are ours.
     """
     links.positive(beta=beta, tau=tau, alpha=alpha)
-    soft = lambda reference: targets.raised(reference, gamma=gamma, tau=tau, alpha=alpha)  # noqa: E731
-    return pairwise.pairwise(targets.above(targets.clipped if target == "clip" else soft, beta=beta))
+    soft = lambda reference: margins.raised(reference, gamma=gamma, tau=tau, alpha=alpha)  # noqa: E731
+    return pairwise(margins.above_reference(margins.clipped if target == "clip" else soft, beta=beta))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from mmalign.objectives import links, scores
-from mmalign.objectives.sentences import pairwise
+from mmalign.objectives.sentences.pairwise import pairwise
 from mmalign.objectives.terms import shares
+from mmalign.objectives.terms.pairs import compared
 from mmalign.types import Method, UserError
 
 
@@ -29,4 +30,4 @@ def cpl(*, beta: float = 0.1, gamma: float = 1.0, bias: float = 0.5) -> Method:
     if not 0 < bias <= 1:
         raise UserError(f"bias: got {bias}, takes above 0 to 1")
     score = scores.policy(share=shares.discounted(gamma))
-    return pairwise.pairwise(pairwise.compared(score, lambda better, worse: links.logistic(better - bias * worse, beta=beta)))
+    return pairwise(compared(score, lambda better, worse: links.logistic(better - bias * worse, beta=beta)))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from mmalign.needs import MASK
 from mmalign.objectives import links, scores
-from mmalign.objectives.sentences import pairwise
-from mmalign.objectives.terms import extras
+from mmalign.objectives.sentences.pairwise import pairwise
+from mmalign.objectives.terms import regularisers
+from mmalign.objectives.terms.pairs import compared, times
 from mmalign.types import Method
 
 
@@ -33,10 +33,7 @@ def cpo(
     Dialects:
     - TRL 1.16: beta=0.1, average="token": CPOTrainer; its likelihood covers the prompt too unless the labels mask it.
     """
-    token = average == "token"
-    return pairwise.pairwise(
-        pairwise.compared(scores.policy(), links.smoothed(links.ahead(links.named("logistic", beta=beta)), flips=smoothing)),
-        pairwise.times(likelihood, extras.likelihood(average)),
-        said=extras.token_average if token else None,
-        reads=frozenset({MASK}) if token else frozenset(),
+    return pairwise(
+        compared(scores.policy(), links.smoothed(links.ahead(links.named("logistic", beta=beta)), flips=smoothing)),
+        times(likelihood, regularisers.likelihood(average)),
     )

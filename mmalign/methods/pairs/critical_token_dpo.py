@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mmalign.objectives import links
-from mmalign.objectives.sentences import pairwise
+from mmalign.objectives.sentences.pairwise import pairwise
 from mmalign.objectives.terms import token_level
 from mmalign.types import Method
 
@@ -27,4 +27,4 @@ def critical_token_dpo(*, beta: float = 0.1, both: bool = True) -> Method:
     reference asked for a good and for a bad answer (contrasts ``good`` and ``bad``) in place of two more models. Soft labels are ours.
     """
     links.positive(beta=beta)
-    return pairwise.pairwise(token_level.critical(beta=beta, both=both), kinds=frozenset({"token"}))
+    return pairwise(token_level.critical(beta=beta, both=both))

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Literal
 
 from mmalign.objectives import links, scores
-from mmalign.objectives.sentences import pairwise
+from mmalign.objectives.sentences.pairwise import pairwise
 from mmalign.objectives.terms import shares
+from mmalign.objectives.terms.pairs import compared
 from mmalign.types import Method
 
 
@@ -32,4 +33,4 @@ def dense_dpo(*, beta: float = 0.1, gamma: float = 5.0, margin: Literal["total",
     - RLAIF-V: gamma=3.0, margin="per_step": the default of the code that RLHF-V and RLAIF-V share.
     """
     score = scores.ratio(margin, share=shares.changed(gamma))
-    return pairwise.pairwise(pairwise.compared(score, links.ahead(links.named("logistic", beta=beta))), kinds=frozenset({"token"}))
+    return pairwise(compared(score, links.ahead(links.named("logistic", beta=beta))), kinds=frozenset({"token"}))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from mmalign.objectives import links, scores
-from mmalign.objectives.sentences import pairwise
+from mmalign.objectives.parts import ANY
+from mmalign.objectives.sentences.pairwise import pairwise
+from mmalign.objectives.terms.pairs import compared
 from mmalign.types import Method, UserError
 
 
@@ -30,4 +32,4 @@ def discopop(*, beta: float = 0.05, tau: float = 0.05) -> Method:
     if not 0 < tau <= 1:
         raise UserError(f"tau: got {tau}, takes above 0 to 1")
     link = links.ahead(lambda margin: links.discovered(margin, beta=beta, tau=tau))
-    return pairwise.pairwise(pairwise.compared(scores.ratio(), link), kinds=pairwise.ANY)
+    return pairwise(compared(scores.ratio(), link), kinds=ANY)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Literal
 
 from mmalign.objectives import links, scores
-from mmalign.objectives.sentences import pairwise
+from mmalign.objectives.parts import ANY
+from mmalign.objectives.sentences.pairwise import pairwise
+from mmalign.objectives.terms.pairs import compared
 from mmalign.types import Method
 
 
@@ -40,7 +42,7 @@ def dpo(
     - TRL 1.16 sigmoid_norm: beta=0.1, margin="per_step": its lengths count the whole completion, as here.
     - open-instruct: beta=5.0, margin="per_step": its ``dpo_norm``.
     """
-    return pairwise.pairwise(
-        pairwise.compared(scores.ratio(margin), links.smoothed(links.ahead(links.named(link, beta=beta)), flips=smoothing)),
-        kinds=pairwise.ANY,
+    return pairwise(
+        compared(scores.ratio(margin), links.smoothed(links.ahead(links.named(link, beta=beta)), flips=smoothing)),
+        kinds=ANY,
     )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from mmalign.objectives import links, scores
-from mmalign.objectives.sentences import pairwise
+from mmalign.objectives.parts import ANY
+from mmalign.objectives.sentences.pairwise import pairwise
+from mmalign.objectives.terms.pairs import compared
 from mmalign.types import Method, UserError
 
 
@@ -31,4 +33,4 @@ def exo(*, beta: float = 0.1, smoothing: float = 1e-3) -> Method:
     if not 0 < smoothing < 0.5:
         raise UserError(f"smoothing: got {smoothing}, takes above 0 to below 0.5")
     link = links.ahead(lambda margin: links.exact(margin, beta=beta, flips=smoothing))
-    return pairwise.pairwise(pairwise.compared(scores.ratio(), link), kinds=pairwise.ANY)
+    return pairwise(compared(scores.ratio(), link), kinds=ANY)

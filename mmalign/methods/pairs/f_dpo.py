@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Literal
 
 from mmalign.objectives import divergences, links, scores
-from mmalign.objectives.sentences import pairwise
+from mmalign.objectives.parts import ANY
+from mmalign.objectives.sentences.pairwise import pairwise
+from mmalign.objectives.terms.pairs import compared
 from mmalign.types import Method
 
 
@@ -37,4 +39,4 @@ def f_dpo(
     - ms-swift 4.5: divergence="alpha", alpha=0.0: its coefficient is 1 minus this one, with a default of 1.0; older TRL too.
     """
     score = scores.mapped(scores.ratio(), divergences.named(divergence, alpha=alpha))
-    return pairwise.pairwise(pairwise.compared(score, links.ahead(links.named("logistic", beta=beta))), kinds=pairwise.ANY)
+    return pairwise(compared(score, links.ahead(links.named("logistic", beta=beta))), kinds=ANY)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Literal
 
 from mmalign.objectives import links, scores
-from mmalign.objectives.sentences import pairwise
+from mmalign.objectives.parts import ANY, DENSITIES
+from mmalign.objectives.sentences.pairwise import pairwise
 from mmalign.objectives.terms import relabelled
+from mmalign.objectives.terms.pairs import compared
 from mmalign.types import Method, UserError
 
 
@@ -45,5 +47,5 @@ def lcpo(
         raise UserError(f"gamma: got {gamma} for base {base!r}, which has no gap; takes 0")
     link = links.ahead(links.named("squared" if base == "ipo" else "logistic", beta=beta), by=gamma / beta)
     score = scores.policy("per_step" if base == "simpo" else "total") if policy else scores.ratio()
-    term, said, survey, state = relabelled.posterior(pairwise.compared(score, link), reliability=reliability, momentum=momentum)
-    return pairwise.pairwise(term, kinds=pairwise.DENSITIES if policy else pairwise.ANY, said=said, survey=survey, state=state)
+    term = relabelled.posterior(compared(score, link), reliability=reliability, momentum=momentum)
+    return pairwise(term, kinds=DENSITIES if policy else ANY)

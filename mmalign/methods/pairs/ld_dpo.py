@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from mmalign.objectives import links, scores
-from mmalign.objectives.sentences import pairwise
+from mmalign.objectives.sentences.pairwise import pairwise
 from mmalign.objectives.terms import shares
+from mmalign.objectives.terms.pairs import compared
 from mmalign.types import Method
 
 
@@ -28,4 +29,4 @@ def ld_dpo(*, beta: float = 0.1, alpha: float = 0.5) -> Method:
     - TRL 1.16: alpha=0.5, beta=0.1: ``ld_alpha=0.5``.
     """
     score = scores.ratio(share=shares.beyond_shorter(alpha))
-    return pairwise.pairwise(pairwise.compared(score, links.ahead(links.named("logistic", beta=beta))))
+    return pairwise(compared(score, links.ahead(links.named("logistic", beta=beta))))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from mmalign.objectives import links, scores
-from mmalign.objectives.sentences import pairwise
+from mmalign.objectives.parts import ANY
+from mmalign.objectives.sentences.pairwise import pairwise
 from mmalign.objectives.terms import conditioned
+from mmalign.objectives.terms.pairs import compared, times
 from mmalign.types import Method
 
 
@@ -29,8 +31,8 @@ def mapl(*, beta: float = 0.1, weight: float = 1.0) -> Method:
     that the answer follows, or does not; here x_w is the row's own prompt and x_l the policy's contrast ``ablated``. What the two
     prompts' partition functions add to the rewards is left out, as in ``mdpo``. Soft labels are ours.
     """
-    return pairwise.pairwise(
-        pairwise.compared(scores.ratio(), links.ahead(links.named("logistic", beta=beta))),
-        pairwise.times(weight, conditioned.needed("ablated", beta=beta, rows="both")),
-        kinds=pairwise.ANY,
+    return pairwise(
+        compared(scores.ratio(), links.ahead(links.named("logistic", beta=beta))),
+        times(weight, conditioned.informed("ablated", beta=beta, rows="both")),
+        kinds=ANY,
     )

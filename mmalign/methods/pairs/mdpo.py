@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from mmalign.objectives import links, scores
-from mmalign.objectives.sentences import pairwise
-from mmalign.objectives.terms import conditioned, extras
+from mmalign.objectives.parts import ANY
+from mmalign.objectives.sentences.pairwise import pairwise
+from mmalign.objectives.terms import conditioned, regularisers
+from mmalign.objectives.terms.pairs import compared
 from mmalign.types import Method
 
 
@@ -24,9 +26,9 @@ def mdpo(*, beta: float = 0.1, anchor: float = 0.0) -> Method:
     Deviations: what is taken away, and how, is the policy's: its contrast ``ablated``, the same for the policy and the reference. The
     anchor is in nats, before beta. Soft labels are ours.
     """
-    return pairwise.pairwise(
-        pairwise.compared(scores.ratio(), links.ahead(links.named("logistic", beta=beta))),
-        conditioned.needed("ablated", beta=beta),
-        extras.kept(beta=beta, at_least=anchor),
-        kinds=pairwise.ANY,
+    return pairwise(
+        compared(scores.ratio(), links.ahead(links.named("logistic", beta=beta))),
+        conditioned.informed("ablated", beta=beta),
+        regularisers.anchored(beta=beta, at_least=anchor),
+        kinds=ANY,
     )

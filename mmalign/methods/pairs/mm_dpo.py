@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from mmalign.objectives import links, scores
-from mmalign.objectives.sentences import pairwise
-from mmalign.objectives.terms import trust
+from mmalign.objectives.parts import ANY
+from mmalign.objectives.sentences.pairwise import pairwise
+from mmalign.objectives.terms import margins
 from mmalign.types import Method
 
 
@@ -26,4 +27,4 @@ def mm_dpo(*, beta: float = 0.1, weight: float = 0.5, k: float = 0.5) -> Method:
     weight 0.1. Rewards are those of the feedback; a pair without them is left out. Soft labels are ours: the turned order has delta 0.
     """
     links.positive(beta=beta, k=k)
-    return pairwise.pairwise(trust.scaled(scores.ratio(), beta=beta, weight=weight, k=k), kinds=pairwise.ANY, said=trust.rewards)
+    return pairwise(margins.by_reward(scores.ratio(), beta=beta, weight=weight, k=k), kinds=ANY)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from mmalign.objectives import links, scores
-from mmalign.objectives.sentences import pairwise
-from mmalign.objectives.terms import trust
+from mmalign.objectives.parts import ANY
+from mmalign.objectives.sentences.pairwise import pairwise
+from mmalign.objectives.terms import margins
 from mmalign.types import Method
 
 
@@ -25,4 +26,4 @@ def modpo(*, beta: float = 0.1, weight: float = 0.5) -> Method:
     left out. The paper takes reward models for them, or implicit rewards. Soft labels are ours.
     """
     links.positive(beta=beta)
-    return pairwise.pairwise(trust.asked(scores.ratio(), beta=beta, share=weight), kinds=pairwise.ANY, said=trust.rewards)
+    return pairwise(margins.less_rewards(scores.ratio(), beta=beta, share=weight), kinds=ANY)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-from mmalign.needs import MASK
 from mmalign.objectives import links, scores
-from mmalign.objectives.sentences.pairwise import ANY, DENSITIES, compared, pairwise, times
-from mmalign.objectives.terms import extras, shifted
+from mmalign.objectives.parts import ANY
+from mmalign.objectives.sentences.pairwise import pairwise
+from mmalign.objectives.terms import baselines, regularisers
+from mmalign.objectives.terms.pairs import compared, times
 from mmalign.types import Method
 
 
@@ -38,14 +39,9 @@ def mpo(
     Dialects:
     - TRL 1.16: shift="none", average="token": ``loss_type=["sigmoid", "bco_pair", "sft"]``, ``loss_weights=[0.8, 0.2, 1.0]``.
     """
-    term, extra = shifted.classified(beta=beta, shift=shift)
-    token = average == "token"
     return pairwise(
         times(preference, compared(scores.ratio(), links.ahead(links.named("logistic", beta=beta)))),
-        times(quality, term),
-        times(likelihood, extras.likelihood(average)),
-        kinds=DENSITIES if token else ANY,
-        said=extras.token_average if token else None,
-        reads=frozenset({MASK}) if token else frozenset(),
-        **extra,
+        times(quality, baselines.classified(beta=beta, shift=shift)),
+        times(likelihood, regularisers.likelihood(average)),
+        kinds=ANY,
     )

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Literal
 
 from mmalign.objectives import links, scores
-from mmalign.objectives.sentences import pairwise
+from mmalign.objectives.parts import ANY
+from mmalign.objectives.sentences.pairwise import pairwise
+from mmalign.objectives.terms.pairs import compared
 from mmalign.types import Method
 
 
@@ -30,4 +32,4 @@ def nca(*, beta: float = 0.1, margin: Literal["total", "per_step", "per_scalar"]
     """
     links.positive(beta=beta)
     link = lambda better, worse: links.noise_contrastive(better, worse, beta=beta)  # noqa: E731
-    return pairwise.pairwise(pairwise.compared(scores.ratio(margin), link), kinds=pairwise.ANY)
+    return pairwise(compared(scores.ratio(margin), link), kinds=ANY)

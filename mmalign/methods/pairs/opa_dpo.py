@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from mmalign.objectives import links, scores
-from mmalign.objectives.sentences import pairwise
-from mmalign.objectives.terms import conditioned, extras
+from mmalign.objectives.parts import ANY
+from mmalign.objectives.sentences.pairwise import pairwise
+from mmalign.objectives.terms import conditioned, regularisers
+from mmalign.objectives.terms.pairs import compared, times
 from mmalign.types import Method
 
 
@@ -29,9 +31,9 @@ def opa_dpo(*, beta: float = 0.1, picture: float = 0.2, keep: float = 1.0, ancho
     the policy's own; here they are two records. That code compares position by position and not row by row, weighs words by how bad a
     reviser called them, and turns the anchor of the revised answer around; none of this is here. Soft labels are ours.
     """
-    return pairwise.pairwise(
-        pairwise.compared(scores.ratio(), links.ahead(links.named("logistic", beta=beta))),
-        pairwise.times(picture, conditioned.needed("ablated", beta=beta)),
-        pairwise.times(keep, extras.kept(beta=beta, at_least=anchor)),
-        kinds=pairwise.ANY,
+    return pairwise(
+        compared(scores.ratio(), links.ahead(links.named("logistic", beta=beta))),
+        times(picture, conditioned.informed("ablated", beta=beta)),
+        times(keep, regularisers.anchored(beta=beta, at_least=anchor)),
+        kinds=ANY,
     )

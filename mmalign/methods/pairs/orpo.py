@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from mmalign.needs import MASK
 from mmalign.objectives import links, scores
-from mmalign.objectives.sentences import pairwise
-from mmalign.objectives.terms import extras
+from mmalign.objectives.sentences.pairwise import pairwise
+from mmalign.objectives.terms import regularisers
+from mmalign.objectives.terms.pairs import compared
 from mmalign.types import Method
 
 
@@ -31,12 +31,9 @@ def orpo(*, beta: float = 0.1, average: Literal["sequence", "token", "sum"] = "s
     - TRL 1.16: beta=0.1, average="token": ORPOTrainer; its likelihood covers the prompt too unless the labels mask it.
     """
     links.positive(beta=beta)
-    token = average == "token"
     odds = links.ahead(lambda gap: beta * links.logistic(gap, beta=1.0))
-    return pairwise.pairwise(
-        pairwise.compared(scores.mapped(scores.policy("per_step"), scores.log_odds), odds),
-        extras.likelihood(average),
+    return pairwise(
+        compared(scores.mapped(scores.policy("per_step"), scores.log_odds), odds),
+        regularisers.likelihood(average),
         kinds=frozenset({"token"}),
-        said=extras.token_average if token else None,
-        reads=frozenset({MASK}) if token else frozenset(),
     )

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from mmalign.objectives import links
-from mmalign.objectives.sentences import pairwise
-from mmalign.objectives.terms import extras, relabelled
+from mmalign.objectives.sentences.pairwise import pairwise
+from mmalign.objectives.terms import regularisers, relabelled
+from mmalign.objectives.terms.pairs import compared, times
 from mmalign.types import Method, UserError
 
 
@@ -39,9 +38,5 @@ def power_dl(*, beta: float = 0.1, eta: float = 0.1, gamma: float = 0.1) -> Meth
     links.positive(beta=beta)
     if not 0 <= gamma <= 1:
         raise UserError(f"gamma: got {gamma}, takes 0 to 1")
-    compared = pairwise.compared(relabelled.weighted_entropy(), links.ahead(links.named("logistic", beta=beta)))
-    said, survey, state = relabelled.remembered(compared, gamma)
-    method = pairwise.pairwise(
-        relabelled.moved(compared, gamma), pairwise.times(eta * beta, extras.likelihood("sequence")), said=said, survey=survey, state=state
-    )
-    return replace(method, signal=lambda feedback: method.signal(relabelled.current(feedback, state)))
+    comparison = compared(relabelled.weighted_entropy(), links.ahead(links.named("logistic", beta=beta)))
+    return pairwise(relabelled.moved(comparison, gamma), times(eta * beta, regularisers.likelihood("sequence")))

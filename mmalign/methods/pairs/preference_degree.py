@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from mmalign.needs import DEGREE
 from mmalign.objectives import links, scores
-from mmalign.objectives.sentences import pairwise
-from mmalign.objectives.terms import extras
+from mmalign.objectives.sentences.pairwise import pairwise
+from mmalign.objectives.terms import regularisers
+from mmalign.objectives.terms.pairs import compared, times
 from mmalign.types import Method
 
 
@@ -27,8 +29,8 @@ def preference_degree(*, beta: float = 0.1, weight: float = 0.1) -> Method:
     as the term ``degree``, summed over a row's steps: of language models, ``heads: [degree]``, which takes 0 to 3 quarters of an
     answer's tokens out, those that the reference expects least first (``policies/language/heads.py``). ``spo`` is another paper's.
     """
-    return pairwise.pairwise(
-        pairwise.compared(scores.ratio(), links.ahead(links.named("logistic", beta=beta))),
-        pairwise.times(weight, extras.of_both("degree")),
+    return pairwise(
+        compared(scores.ratio(), links.ahead(links.named("logistic", beta=beta))),
+        times(weight, regularisers.of_both(DEGREE)),
         kinds=frozenset({"token"}),
     )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from mmalign.objectives import links, scores
-from mmalign.objectives.sentences import pairwise
-from mmalign.objectives.terms import extras, shares
+from mmalign.objectives.sentences.pairwise import pairwise
+from mmalign.objectives.terms import regularisers, shares
+from mmalign.objectives.terms.pairs import compared, times
 from mmalign.types import Method
 
 
@@ -25,8 +26,8 @@ def rationale_dpo(*, beta: float = 0.1, weight: float = 1.0) -> Method:
     its row, as segment 2 of the fact ``segment``, so that it is conditioned on that answer alone unless the prompt shows the other.
     A row without a rationale has no such term. Soft labels are ours.
     """
-    return pairwise.pairwise(
-        pairwise.compared(scores.ratio(share=shares.segment(1)), links.ahead(links.named("logistic", beta=beta))),
-        pairwise.times(weight, extras.likelihood("sequence", share=shares.segment(2))),
+    return pairwise(
+        compared(scores.ratio(share=shares.segment(1)), links.ahead(links.named("logistic", beta=beta))),
+        times(weight, regularisers.likelihood("sequence", share=shares.segment(2))),
         kinds=frozenset({"token"}),
     )

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Literal
 
 from mmalign.objectives import links, scores
-from mmalign.objectives.sentences import pairwise
+from mmalign.objectives.parts import ANY
+from mmalign.objectives.sentences.pairwise import pairwise
+from mmalign.objectives.terms.pairs import compared
 from mmalign.types import Method
 
 
@@ -29,7 +31,7 @@ def rdpo(*, beta: float = 0.1, flips: float = 0.1, margin: Literal["total", "per
     Dialects:
     - TRL 1.16: beta=0.1, flips=0.1: ``loss_type="robust"``; flips is its label_smoothing, whose default is 0.
     """
-    return pairwise.pairwise(
-        pairwise.compared(scores.ratio(margin), links.unbiased(links.ahead(links.named("logistic", beta=beta)), flips=flips)),
-        kinds=pairwise.ANY,
+    return pairwise(
+        compared(scores.ratio(margin), links.unbiased(links.ahead(links.named("logistic", beta=beta)), flips=flips)),
+        kinds=ANY,
     )

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from mmalign.objectives import links, scores
-from mmalign.objectives.sentences import pairwise
+from mmalign.objectives.parts import ANY
+from mmalign.objectives.sentences.pairwise import pairwise
 from mmalign.objectives.terms import conditioned
+from mmalign.objectives.terms.pairs import compared
 from mmalign.types import Method
 
 
@@ -25,4 +27,4 @@ def reward_augmented_dpo(*, beta: float = 0.1) -> Method:
     labels are ours.
     """
     link = links.ahead(links.named("logistic", beta=beta))
-    return pairwise.pairwise(pairwise.compared(scores.ratio(), link), conditioned.turned("bad", link), kinds=pairwise.ANY)
+    return pairwise(compared(scores.ratio(), link), conditioned.reversed_under("bad", link), kinds=ANY)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-from mmalign.needs import MASK
 from mmalign.objectives import links, scores
-from mmalign.objectives.sentences import pairwise
-from mmalign.objectives.terms import extras
+from mmalign.objectives.parts import ANY
+from mmalign.objectives.sentences.pairwise import pairwise
+from mmalign.objectives.terms import regularisers
+from mmalign.objectives.terms.pairs import compared, times
 from mmalign.types import Method
 
 
@@ -33,11 +34,8 @@ def rpo(*, beta: float = 0.1, likelihood: float = 1.0, average: Literal["sequenc
     - TRL 1.16: likelihood=1.0, average="token": ``loss_type=["sigmoid", "sft"]``: one mean over all tokens of the batch.
     - ms-swift 4.5: likelihood=1.0, average="token": ``rpo_alpha``.
     """
-    token = average == "token"
-    return pairwise.pairwise(
-        pairwise.compared(scores.ratio(), links.ahead(links.named("logistic", beta=beta))),
-        pairwise.times(likelihood, extras.likelihood(average)),
-        kinds=pairwise.DENSITIES if token else pairwise.ANY,
-        said=extras.token_average if token else None,
-        reads=frozenset({MASK}) if token else frozenset(),
+    return pairwise(
+        compared(scores.ratio(), links.ahead(links.named("logistic", beta=beta))),
+        times(likelihood, regularisers.likelihood(average)),
+        kinds=ANY,
     )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from mmalign.objectives import links, scores
-from mmalign.objectives.sentences import pairwise
-from mmalign.objectives.terms import extras, shares
+from mmalign.objectives.sentences.pairwise import pairwise
+from mmalign.objectives.terms import regularisers, shares
+from mmalign.objectives.terms.pairs import compared, times
 from mmalign.types import Method
 
 
@@ -25,8 +26,8 @@ def rrpo(*, beta: float = 0.1, alpha: float = 0.1) -> Method:
     code takes the reference's logarithm after a softmax, as TDPO's does (NaN far away). Phrases are the fact ``phrase``, not 0 where
     rows differ. Soft labels are ours.
     """
-    return pairwise.pairwise(
-        pairwise.compared(scores.ratio(share=shares.phrases()), links.ahead(links.named("logistic", beta=beta))),
-        pairwise.times(alpha, extras.reverse_kl("better")),
+    return pairwise(
+        compared(scores.ratio(share=shares.phrases()), links.ahead(links.named("logistic", beta=beta))),
+        times(alpha, regularisers.reverse_kl("better")),
         kinds=frozenset({"token"}),
     )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from mmalign.objectives import links, scores
-from mmalign.objectives.sentences import pairwise
-from mmalign.objectives.terms import extras
+from mmalign.objectives.sentences.pairwise import pairwise
+from mmalign.objectives.terms import regularisers
+from mmalign.objectives.terms.pairs import compared, times
 from mmalign.types import Method
 
 
@@ -31,7 +32,7 @@ def simpo(*, beta: float = 2.0, gamma: float = 1.0, likelihood: float = 0.0, smo
     """
     links.positive(beta=beta)
     link = links.smoothed(links.ahead(links.named("logistic", beta=beta), by=gamma / beta), flips=smoothing)
-    return pairwise.pairwise(
-        pairwise.compared(scores.policy("per_step"), link),
-        pairwise.times(likelihood, extras.likelihood("sequence")),
+    return pairwise(
+        compared(scores.policy("per_step"), link),
+        times(likelihood, regularisers.likelihood("sequence")),
     )

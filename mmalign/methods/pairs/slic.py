@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from mmalign.objectives import links, scores
-from mmalign.objectives.sentences import pairwise
-from mmalign.objectives.terms import extras
+from mmalign.objectives.sentences.pairwise import pairwise
+from mmalign.objectives.terms import regularisers
+from mmalign.objectives.terms.pairs import compared, times
 from mmalign.types import Method
 
 
@@ -25,4 +26,4 @@ def slic(*, delta: float = 1.0, likelihood: float = 1.0) -> Method:
     weight is tuned there; 1 is ours. HALOs adds a hinge ``[B]`` to a likelihood ``[B, T]``, which broadcasts where B = T.
     """
     margin = links.ahead(lambda gap: (delta - gap).relu())
-    return pairwise.pairwise(pairwise.compared(scores.policy(), margin), pairwise.times(likelihood, extras.likelihood("sum")))
+    return pairwise(compared(scores.policy(), margin), times(likelihood, regularisers.likelihood("sum")))

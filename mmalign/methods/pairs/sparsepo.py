@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mmalign.objectives import links
-from mmalign.objectives.sentences import pairwise
+from mmalign.objectives.sentences.pairwise import pairwise
 from mmalign.objectives.terms import token_level
 from mmalign.types import Method
 
@@ -29,6 +29,4 @@ def sparsepo(*, beta: float = 0.1, reward_sparsity: float = 0.0, kl_sparsity: fl
     activations (MaPO) are not here. Soft labels are ours.
     """
     links.positive(beta=beta)
-    return pairwise.pairwise(
-        token_level.masked(beta=beta, reward_sparsity=reward_sparsity, kl_sparsity=kl_sparsity), kinds=frozenset({"token"})
-    )
+    return pairwise(token_level.masked(beta=beta, reward_sparsity=reward_sparsity, kl_sparsity=kl_sparsity))

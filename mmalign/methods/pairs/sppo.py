@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from mmalign.objectives import links, scores
-from mmalign.objectives.sentences import pairwise
+from mmalign.objectives.parts import ANY
+from mmalign.objectives.sentences.pairwise import pairwise
+from mmalign.objectives.terms.pairs import compared
 from mmalign.types import Method
 
 
@@ -31,4 +33,4 @@ def sppo(*, beta: float = 1e-3, half: bool = True) -> Method:
     links.positive(beta=beta)
     scale = 1.0 if half else 2.0
     link = lambda better, worse: scale * links.regressed(better, worse, beta=beta)  # noqa: E731
-    return pairwise.pairwise(pairwise.compared(scores.ratio(), link), kinds=pairwise.ANY)
+    return pairwise(compared(scores.ratio(), link), kinds=ANY)

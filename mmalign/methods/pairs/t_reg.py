@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from mmalign.objectives import links, scores
-from mmalign.objectives.sentences import pairwise
+from mmalign.objectives.sentences.pairwise import pairwise
 from mmalign.objectives.terms import token_level
+from mmalign.objectives.terms.pairs import compared, times
 from mmalign.types import Method
 
 
@@ -24,8 +25,7 @@ def t_reg(*, beta: float = 0.1, weight: float = 0.25) -> Method:
     Deviations: the formula is from a published summary of the paper, not from its text or code. The two prompts are the policy's
     contrasts ``good`` and ``bad``. Soft labels are ours.
     """
-    return pairwise.pairwise(
-        pairwise.compared(scores.ratio(), links.ahead(links.named("logistic", beta=beta))),
-        pairwise.times(weight, token_level.rewarded(beta=beta)),
-        kinds=frozenset({"token"}),
+    return pairwise(
+        compared(scores.ratio(), links.ahead(links.named("logistic", beta=beta))),
+        times(weight, token_level.rewarded(beta=beta)),
     )

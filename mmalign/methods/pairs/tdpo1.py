@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mmalign.objectives import links
-from mmalign.objectives.sentences import pairwise
+from mmalign.objectives.sentences.pairwise import pairwise
 from mmalign.objectives.terms import token_level
 from mmalign.types import Method
 
@@ -24,4 +24,4 @@ def tdpo1(*, beta: float = 0.1) -> Method:
     nats in float32; here policies hand over a KL from log-softmaxes. Soft labels are ours. Equation numbers are as we remember them.
     """
     links.positive(beta=beta)
-    return pairwise.pairwise(token_level.tdpo(beta=beta, alpha=1.0, both=True), kinds=frozenset({"token"}))
+    return pairwise(token_level.tdpo(beta=beta, alpha=1.0, both=True))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mmalign.objectives import links
-from mmalign.objectives.sentences import pairwise
+from mmalign.objectives.sentences.pairwise import pairwise
 from mmalign.objectives.terms import token_level
 from mmalign.types import Method
 
@@ -24,4 +24,4 @@ def tdpo2(*, beta: float = 0.1, alpha: float = 0.5) -> Method:
     Deviations: as in ``tdpo1``. Without the stop at K_w this is ``tdpo1`` at alpha = 1.
     """
     links.positive(beta=beta)
-    return pairwise.pairwise(token_level.tdpo(beta=beta, alpha=alpha, both=False), kinds=frozenset({"token"}))
+    return pairwise(token_level.tdpo(beta=beta, alpha=alpha, both=False))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from mmalign.objectives import links, scores
-from mmalign.objectives.sentences import pairwise
-from mmalign.objectives.terms import trust
+from mmalign.objectives.sentences.pairwise import pairwise
+from mmalign.objectives.terms import margins
+from mmalign.objectives.terms.pairs import compared
 from mmalign.types import Method
 
 
@@ -30,4 +31,4 @@ def wpo(*, beta: float = 0.01, cap: bool = True) -> Method:
     - TRL 1.16: cap=False, beta=0.1: ``use_weighting=True``; its own default beta.
     """
     ahead = links.ahead(links.named("logistic", beta=beta))
-    return pairwise.pairwise(pairwise.compared(scores.ratio(), ahead, weight=trust.likely(cap=cap)), kinds=frozenset({"token"}))
+    return pairwise(compared(scores.ratio(), ahead, weight=margins.on_policy(cap=cap)), kinds=frozenset({"token"}))

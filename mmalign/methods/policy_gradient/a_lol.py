@@ -11,7 +11,8 @@ from mmalign.needs import refs
 from mmalign.objectives import ratios, scores, surrogates, weights
 from mmalign.objectives.feedback import advantages
 from mmalign.objectives.parts import bounded_exp
-from mmalign.objectives.sentences.compose import Gate, policy_gradient
+from mmalign.objectives.sentences.policy_gradient import policy_gradient
+from mmalign.objectives.terms.gates import Gate, Signal
 from mmalign.types import Feedback, Method, Steps, UserError
 
 
@@ -37,7 +38,7 @@ def a_lol(*, ratio: Literal["row", "token", "none"] = "row", clip: float = 0.9) 
     if ratio not in ("row", "token", "none") or not 0 <= clip <= 1:
         raise UserError(f"ratio, clip: got {ratio!r} and {clip}, takes 'row', 'token' or 'none', and a number in 0..1")
 
-    def weight(steps: Steps, signal: Tensor) -> Tensor:
+    def weight(steps: Steps, signal: Signal) -> Tensor:
         gap = scores.log_ratio(steps)
         gap = gap.sum(1, keepdim=True).expand_as(gap) if ratio == "row" else gap
         return bounded_exp(gap).clamp(1 - clip, 1 + clip)

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from mmalign.objectives import ratios, surrogates, weights
 from mmalign.objectives.feedback import advantages
-from mmalign.objectives.sentences.compose import Gate, policy_gradient
+from mmalign.objectives.sentences.policy_gradient import policy_gradient
 from mmalign.objectives.terms import gates
+from mmalign.objectives.terms.gates import Gate
 from mmalign.types import Method, Steps, UserError
 
 
@@ -65,7 +66,6 @@ def clip_cov(
         advantage=lambda feedback: advantages.normalised(feedback.rewards, feedback.group, unbiased=unbiased, eps=eps),
         log_ratio=ratios.named("per_step"),
         surrogate=surrogate,
-        gate=Gate(lambda steps, signal: gates.found(signal)),
+        gate=Gate(lambda steps, signal: signal.surveyed[..., 0], survey=gates.surveyed(kept)),
         weigh=weights.token_mean,
-        survey=gates.surveyed(kept),
     )

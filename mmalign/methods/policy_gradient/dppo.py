@@ -9,7 +9,7 @@ from mmalign.needs import OLD
 from mmalign.objectives import ratios, surrogates, weights
 from mmalign.objectives.feedback import advantages
 from mmalign.objectives.parts import Part
-from mmalign.objectives.sentences.compose import policy_gradient
+from mmalign.objectives.sentences.policy_gradient import policy_gradient
 from mmalign.objectives.terms import gates
 from mmalign.types import Method
 

@@ -6,8 +6,9 @@ from torch import Tensor
 
 from mmalign.needs import REWARDS
 from mmalign.objectives.feedback import returns
-from mmalign.objectives.parts import live, read
-from mmalign.objectives.sentences import actor_critic
+from mmalign.objectives.parts import Reading, live, read
+from mmalign.objectives.sentences.actor_critic import actor_critic
+from mmalign.objectives.terms.critics import Critic, priced
 from mmalign.types import Feedback, Method
 
 
@@ -47,9 +48,4 @@ def fine_grained_rlhf(
         earned = parts + terminal * returns.at_end(feedback.rewards - parts.sum(1), inside)
         return earned - beta * returns.kl(feedback) if beta else earned
 
-    return actor_critic.ppo(
-        rewards=rewards,
-        critic=actor_critic.Critic(gamma, lam, value),
-        clip=clip,
-        reads=actor_critic.priced(beta) | {REWARDS},
-    )
+    return actor_critic(rewards=Reading(rewards, priced(beta) | {REWARDS}), critic=Critic(gamma, lam, value), clip=clip)

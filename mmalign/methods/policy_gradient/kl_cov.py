@@ -7,8 +7,10 @@ from torch import Tensor
 from mmalign.needs import OLD
 from mmalign.objectives import ratios, surrogates, weights
 from mmalign.objectives.feedback import advantages
-from mmalign.objectives.sentences.compose import Term, policy_gradient
+from mmalign.objectives.parts import Term
+from mmalign.objectives.sentences.policy_gradient import policy_gradient
 from mmalign.objectives.terms import gates
+from mmalign.objectives.terms.gates import Signal
 from mmalign.types import Method, Steps, UserError
 
 
@@ -40,14 +42,13 @@ def kl_cov(*, share: float = 2e-4, price: float = 1.0, unbiased: bool = True, ep
         count = max(int(share * int(steps.mask.sum())), 1)
         return gates.largest(gates.covariance(steps, advantage), steps.mask, count).double()
 
-    def paid(steps: Steps, signal: Tensor) -> Tensor:
-        return price * gates.found(signal) * ratios.per_step(steps).abs()
+    def paid(steps: Steps, signal: Signal) -> Tensor:
+        return price * signal.surveyed[..., 0] * ratios.per_step(steps).abs()
 
     return policy_gradient(
         advantage=lambda feedback: advantages.normalised(feedback.rewards, feedback.group, unbiased=unbiased, eps=eps),
         log_ratio=ratios.named("per_step"),
         surrogate=surrogates.unclipped,
-        terms=[Term("price", paid, frozenset({OLD}))],
+        terms={"price": Term(paid, frozenset({OLD}), survey=gates.surveyed(chosen))},
         weigh=weights.token_mean,
-        survey=gates.surveyed(chosen),
     )

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Literal
 
-from torch import Tensor
-
-from mmalign.needs import SEGMENT
+from mmalign.needs import MASK, SEGMENT
 from mmalign.objectives.feedback import returns
-from mmalign.objectives.parts import read
-from mmalign.objectives.sentences import actor_critic
-from mmalign.objectives.state import controllers
-from mmalign.types import Feedback, Method, UserError
+from mmalign.objectives.parts import Reading, read
+from mmalign.objectives.sentences.actor_critic import actor_critic
+from mmalign.objectives.state.controllers import AdaptiveKL
+from mmalign.objectives.terms.critics import Critic, Macro, penalised
+from mmalign.types import Method, UserError
 
 
 def ma_rlhf(
@@ -50,18 +48,11 @@ def ma_rlhf(
     """
     if macro not in ("ngram", "segment") or pool not in ("mean", "sum"):
         raise UserError(f"macro, pool: got {macro!r} and {pool!r}, takes 'ngram' or 'segment', and 'mean' or 'sum'")
-    critic, mean = actor_critic.Critic(gamma, lam, value), pool == "mean"
-    control = controllers.AdaptiveKL(beta=beta, target=None)
-
-    def signal(feedback: Feedback, earned: Tensor) -> Tensor:
-        number = returns.macro(returns.known(feedback), length=length) if macro == "ngram" else read(feedback, SEGMENT)
-        return actor_critic.judged(feedback, earned, critic, number=number, mean=mean)
-
-    return actor_critic.ppo(
-        rewards=actor_critic.penalised(control),
-        critic=critic,
+    ngrams = Reading(lambda feedback: returns.macro(returns.known(feedback), length=length), frozenset({MASK}))
+    segments = Reading(lambda feedback: read(feedback, SEGMENT), frozenset({SEGMENT}))
+    return actor_critic(
+        rewards=penalised(AdaptiveKL(beta=beta, target=None)),
+        critic=Critic(gamma, lam, value),
         clip=clip,
-        signal=signal,
-        pool=partial(returns.pooled, mean=mean),
-        reads=actor_critic.priced(beta) | (frozenset({SEGMENT}) if macro == "segment" else frozenset()),
+        macro=Macro(ngrams if macro == "ngram" else segments, pool == "mean"),
     )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from mmalign.objectives.sentences import actor_critic
-from mmalign.objectives.state import controllers
+from mmalign.objectives.sentences.actor_critic import actor_critic
+from mmalign.objectives.state.controllers import AdaptiveKL
+from mmalign.objectives.terms.critics import Critic, penalised
 from mmalign.types import Method
 
 
@@ -42,11 +43,5 @@ def nlpo(
     - RL4LMs: beta=0.1, target_kl=1.0, rate=0.2: its configuration of IMDB, where the masking copy is renewed every 5 updates and keeps
       the likeliest 0.9, at least 100 words. The rate is not in it.
     """
-    control = controllers.AdaptiveKL(beta=beta, target=target_kl, rate=rate)
-    return actor_critic.ppo(
-        rewards=actor_critic.penalised(control),
-        critic=actor_critic.Critic(gamma, lam, value),
-        clip=clip,
-        reads=actor_critic.priced(beta),
-        state=None if target_kl is None else control,
-    )
+    rewards = penalised(AdaptiveKL(beta=beta, target=target_kl, rate=rate))
+    return actor_critic(rewards=rewards, critic=Critic(gamma, lam, value), clip=clip)

@@ -9,8 +9,8 @@ from torch import Tensor
 from mmalign.needs import MASK
 from mmalign.objectives import ratios, surrogates, weights
 from mmalign.objectives.feedback import advantages
-from mmalign.objectives.parts import read
-from mmalign.objectives.sentences.compose import policy_gradient
+from mmalign.objectives.parts import Reading, read
+from mmalign.objectives.sentences.policy_gradient import policy_gradient
 from mmalign.types import Feedback, Method
 
 
@@ -36,9 +36,8 @@ def opo(*, clip: float | None = None) -> Method:
         return advantages.length_weighted(feedback.rewards, feedback.group, read(feedback, MASK).sum(1))
 
     return policy_gradient(
-        advantage=advantage,
+        advantage=Reading(advantage, frozenset({MASK})),
         log_ratio=ratios.named("per_step"),
         surrogate=surrogates.unclipped if clip is None else partial(surrogates.clipped, low=clip, high=clip),
         weigh=weights.token_mean,
-        reads=frozenset({MASK}),
     )

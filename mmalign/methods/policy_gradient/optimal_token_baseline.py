@@ -10,7 +10,8 @@ from torch import Tensor
 from mmalign.needs import COLLISION, MASK, OLD
 from mmalign.objectives import ratios, surrogates, weights
 from mmalign.objectives.feedback import advantages, returns
-from mmalign.objectives.sentences.compose import policy_gradient
+from mmalign.objectives.parts import Reading
+from mmalign.objectives.sentences.policy_gradient import policy_gradient
 from mmalign.types import Feedback, Method
 
 
@@ -39,10 +40,9 @@ def optimal_token_baseline(*, clip: float | None = 0.2, gamma: float = 1.0) -> M
         return torch.where(advantages.informative(feedback.rewards, feedback.group)[:, None] & inside, ahead, 0.0)
 
     return policy_gradient(
-        advantage=advantage,
+        advantage=Reading(advantage, frozenset({MASK, OLD, COLLISION})),
         log_ratio=ratios.named("per_step"),
         surrogate=surrogates.unclipped if clip is None else partial(surrogates.clipped, low=clip, high=clip),
         weigh=weights.token_mean,
         kinds=frozenset({"token"}),
-        reads=frozenset({MASK, OLD, COLLISION}),
     )

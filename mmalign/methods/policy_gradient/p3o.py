@@ -5,9 +5,8 @@ from __future__ import annotations
 from functools import partial
 from typing import Literal
 
-from mmalign.needs import MASK, OLD, refs
-from mmalign.objectives import ratios
-from mmalign.objectives.sentences import gaps
+from mmalign.objectives.feedback import returns
+from mmalign.objectives.sentences import reward_gaps
 from mmalign.types import Method, UserError
 
 
@@ -44,9 +43,7 @@ def p3o(*, form: Literal["separate", "joint"] = "separate", clip: float = 0.2, l
         raise UserError(f"form, clip: got {form!r} and {clip}, takes 'separate' or 'joint', and a number in 0..1")
     if largest < 1:
         raise UserError(f"largest: got {largest}, takes 1 or more")
-    return gaps.of_pairs(
-        score=gaps.total(ratios.per_step, frozenset({OLD})),
-        value=partial(gaps.apart if form == "separate" else gaps.together, clip=clip, largest=largest),
-        reads=frozenset({MASK, OLD, refs("ref")} if beta else set()),
-        beta=beta,
+    form_of = reward_gaps.separate if form == "separate" else reward_gaps.joint
+    return reward_gaps.reward_gaps(
+        score=reward_gaps.row_ratio(), value=partial(form_of, clip=clip, largest=largest), rewards=returns.shaped(beta)
     )

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Literal
 
 from mmalign.objectives.feedback import advantages
-from mmalign.objectives.sentences import actor_critic
-from mmalign.objectives.state import controllers
+from mmalign.objectives.sentences.actor_critic import actor_critic
+from mmalign.objectives.state.controllers import AdaptiveKL
+from mmalign.objectives.terms.critics import Critic, penalised
 from mmalign.types import Method
 
 
@@ -42,14 +43,9 @@ def pf_ppo(
     - verl 0.7: keep="power", beta=0.0: by the size of the reward, its sign aside, over the whole batch and drawn with replacement; its
       other choices are the largest and the smallest, and .4 for the largest with .1 for the others.
     """
-    critic = actor_critic.Critic(gamma, lam, value)
-    control = controllers.AdaptiveKL(beta=beta, target=None)
-    return actor_critic.ppo(
-        rewards=actor_critic.penalised(control),
-        critic=critic,
+    return actor_critic(
+        rewards=penalised(AdaptiveKL(beta=beta, target=None)),
+        critic=Critic(gamma, lam, value),
         clip=clip,
-        signal=lambda feedback, earned: actor_critic.judged(
-            feedback, earned, critic, share=advantages.filtered(feedback.rewards, feedback.group, keep=keep, power=power)
-        ),
-        reads=actor_critic.priced(beta),
+        share=lambda feedback: advantages.filtered(feedback.rewards, feedback.group, keep=keep, power=power),
     )

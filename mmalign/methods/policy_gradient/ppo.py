@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from mmalign.objectives.sentences import actor_critic
-from mmalign.objectives.state import controllers
+from mmalign.objectives.sentences.actor_critic import actor_critic
+from mmalign.objectives.state.controllers import AdaptiveKL
+from mmalign.objectives.terms.critics import Critic, penalised
 from mmalign.types import Method
 
 
@@ -46,13 +47,10 @@ def ppo(  # the paper's own numbers
     - verl 0.7: dual=3.0, lam=1.0, value_clip=0.5, beta=0.0: no KL in the reward unless it is asked for; the critic has an optimiser of its
       own.
     """
-    control = controllers.AdaptiveKL(beta=beta, target=target_kl)
-    return actor_critic.ppo(
-        rewards=actor_critic.penalised(control),
-        critic=actor_critic.Critic(gamma, lam, value, value_clip, whiten),
+    return actor_critic(
+        rewards=penalised(AdaptiveKL(beta=beta, target=target_kl)),
+        critic=Critic(gamma, lam, value, value_clip, whiten),
         clip=clip,
         dual=dual,
         entropy=entropy,
-        reads=actor_critic.priced(beta),
-        state=None if target_kl is None else control,
     )

@@ -5,8 +5,10 @@ from __future__ import annotations
 from torch import Tensor
 
 from mmalign.objectives.feedback import returns
-from mmalign.objectives.sentences import actor_critic
-from mmalign.objectives.state import controllers
+from mmalign.objectives.parts import Reading
+from mmalign.objectives.sentences.actor_critic import actor_critic
+from mmalign.objectives.state.controllers import RunningSpread
+from mmalign.objectives.terms.critics import Critic, priced
 from mmalign.types import Feedback, Method, UserError
 
 
@@ -45,7 +47,7 @@ def ppo_max(  # the paper's own numbers
     """
     if reward_clip <= 0:
         raise UserError(f"reward_clip: got {reward_clip}, takes a number above 0")
-    spread = controllers.RunningSpread()
+    spread = RunningSpread()
 
     def rewards(feedback: Feedback) -> Tensor:
         spread.update(feedback.rewards)
@@ -54,11 +56,9 @@ def ppo_max(  # the paper's own numbers
         earned = returns.at_end(scaled.clamp(-reward_clip, reward_clip), inside)
         return earned - beta * returns.kl(feedback) if beta else earned
 
-    return actor_critic.ppo(
-        rewards=rewards,
-        critic=actor_critic.Critic(gamma, lam, value, value_clip, True, advantage_clip),
+    return actor_critic(
+        rewards=Reading(rewards, priced(beta), state=spread),
+        critic=Critic(gamma, lam, value, value_clip, True, advantage_clip),
         clip=clip,
         entropy=entropy,
-        reads=actor_critic.priced(beta),
-        state=spread,
     )

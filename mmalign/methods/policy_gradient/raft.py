@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from mmalign.needs import MASK, OLD, refs
 from mmalign.objectives import ratios, surrogates, weights
-from mmalign.objectives.feedback import advantages
-from mmalign.objectives.sentences import gaps
-from mmalign.objectives.sentences.compose import policy_gradient
+from mmalign.objectives.feedback import advantages, returns
+from mmalign.objectives.parts import ANY, Reading
+from mmalign.objectives.sentences.policy_gradient import policy_gradient
 from mmalign.types import Feedback, Method
 
 
@@ -29,15 +28,16 @@ def raft(*, best: int = 1, beta: float = 0.0) -> Method:
     examples. On a bound (denoising errors) log pi is the bound: the example's usual denoising loss, halved.
     """
 
+    rewards = returns.shaped(beta)
+
     def advantage(feedback: Feedback) -> Tensor:
-        return advantages.best_rows(gaps.shaped(feedback, beta=beta), feedback.group, best=best)
+        return advantages.best_rows(rewards.of(feedback), feedback.group, best=best)
 
     return policy_gradient(
-        advantage=advantage,
+        advantage=Reading(advantage, rewards.reads),
         log_ratio=ratios.LIKELIHOOD,
         surrogate=surrogates.likelihood,
         weigh=weights.token_mean,
         keep=lambda feedback: advantage(feedback) > 0,
-        kinds=frozenset({"token", "transition", "bound"}),
-        reads=frozenset({MASK, OLD, refs("ref")} if beta else set()),
+        kinds=ANY,
     )

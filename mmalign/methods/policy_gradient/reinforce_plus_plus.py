@@ -6,10 +6,12 @@ from functools import partial
 
 from torch import Tensor
 
-from mmalign.needs import MASK, OLD, refs
+from mmalign.needs import MASK
 from mmalign.objectives import penalties, ratios, surrogates, weights
 from mmalign.objectives.feedback import advantages, returns
-from mmalign.objectives.sentences.compose import policy_gradient
+from mmalign.objectives.parts import Reading
+from mmalign.objectives.sentences.policy_gradient import policy_gradient
+from mmalign.objectives.terms.critics import priced
 from mmalign.types import Feedback, Method
 
 __all__ = ["reinforce_plus_plus", "reinforce_plus_plus_baseline"]
@@ -47,11 +49,10 @@ def reinforce_plus_plus(
         return returns.whitened(returns.to_go(earned, inside, gamma=gamma), inside, eps=eps)
 
     return policy_gradient(
-        advantage=advantage,
+        advantage=Reading(advantage, priced(beta)),
         log_ratio=ratios.named("per_step"),
         surrogate=partial(surrogates.clipped, low=clip, high=clip, dual=dual),
         weigh=weights.token_mean,
-        reads=frozenset({MASK, OLD, refs("ref")} if beta else {MASK}),
     )
 
 
@@ -83,10 +84,9 @@ def reinforce_plus_plus_baseline(
         return returns.whitened(centred[:, None].expand(inside.shape), inside, eps=eps)
 
     return policy_gradient(
-        advantage=advantage,
+        advantage=Reading(advantage, frozenset({MASK})),
         log_ratio=ratios.named("per_step"),
         surrogate=partial(surrogates.clipped, low=clip, high=clip, dual=dual),
         penalty=penalties.named(kl, beta=beta),
         weigh=weights.token_mean,
-        reads=frozenset({MASK}),
     )

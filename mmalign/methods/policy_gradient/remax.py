@@ -8,10 +8,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from mmalign.needs import MASK, OLD, refs
 from mmalign.objectives import ratios, surrogates, weights
 from mmalign.objectives.feedback import advantages, comparisons, returns
-from mmalign.objectives.sentences.compose import policy_gradient
+from mmalign.objectives.parts import Reading
+from mmalign.objectives.sentences.policy_gradient import policy_gradient
+from mmalign.objectives.terms.critics import priced
 from mmalign.types import Feedback, Method, Sampler
 
 
@@ -42,18 +43,17 @@ def remax(*, beta: float = 0.0, gamma: float = 1.0, largest: float | None = None
     def advantage(feedback: Feedback) -> Tensor:
         inside = returns.known(feedback)
         ahead = feedback.rewards - baseline(feedback)
-        found = ahead[:, None].expand(inside.shape)
+        better = ahead[:, None].expand(inside.shape)
         if beta:
-            found = found - beta * returns.to_go(returns.kl(feedback), inside, gamma=gamma)
-        found = torch.where(inside & ~ahead.isnan()[:, None], found, 0.0)
-        return advantages.clip(found, largest=largest)
+            better = better - beta * returns.to_go(returns.kl(feedback), inside, gamma=gamma)
+        better = torch.where(inside & ~ahead.isnan()[:, None], better, 0.0)
+        return advantages.clip(better, largest=largest)
 
     method = policy_gradient(
-        advantage=advantage,
+        advantage=Reading(advantage, priced(beta)),
         log_ratio=ratios.LIKELIHOOD,
         surrogate=surrogates.likelihood,
         weigh=partial(weights.constant_length, length=1),
         keep=lambda feedback: ~(feedback.rewards - baseline(feedback)).isnan(),
-        reads=frozenset({MASK, OLD, refs("ref")} if beta else {MASK}),
     )
     return replace(method, samplers=(Sampler("greedy", {"current": 1.0}, part=0, greedy=True),))

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from mmalign.objectives import ratios, surrogates, weights
 from mmalign.objectives.feedback import advantages
-from mmalign.objectives.sentences.compose import policy_gradient
+from mmalign.objectives.parts import ANY
+from mmalign.objectives.sentences.policy_gradient import policy_gradient
 from mmalign.types import Feedback, Method, UserError
 
 
@@ -48,5 +49,5 @@ def reward_weighted_regression(
         log_ratio=ratios.LIKELIHOOD,
         surrogate=surrogates.likelihood,
         weigh=weights.sequence_mean,
-        kinds=frozenset({"token", "transition", "bound"}),
+        kinds=ANY,
     )

@@ -6,8 +6,9 @@ from torch import Tensor
 
 from mmalign.needs import OLD, refs
 from mmalign.objectives.feedback import returns
-from mmalign.objectives.parts import live, read
-from mmalign.objectives.sentences import actor_critic
+from mmalign.objectives.parts import Reading, live, read
+from mmalign.objectives.sentences.actor_critic import actor_critic
+from mmalign.objectives.terms.critics import Critic
 from mmalign.types import Feedback, Method, UserError
 
 
@@ -53,9 +54,5 @@ def rto(  # the paper's own numbers
         liked = liked if dense_clip is None else liked.clamp(-dense_clip, dense_clip)
         return dense * liked - beta * returns.kl(feedback) + terminal * returns.at_end(feedback.rewards, inside)
 
-    return actor_critic.ppo(
-        rewards=rewards,
-        critic=actor_critic.Critic(gamma, lam, value),
-        clip=clip,
-        reads=frozenset({OLD, refs("ref"), refs(judge)}),
-    )
+    reads = frozenset({OLD, refs("ref"), refs(judge)})
+    return actor_critic(rewards=Reading(rewards, reads), critic=Critic(gamma, lam, value), clip=clip)

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from mmalign.objectives import penalties, ratios, surrogates, weights
 from mmalign.objectives.feedback import advantages
-from mmalign.objectives.sentences.compose import policy_gradient
+from mmalign.objectives.sentences.policy_gradient import policy_gradient
 from mmalign.types import Feedback, Method
 
 

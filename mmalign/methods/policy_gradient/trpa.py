@@ -5,7 +5,7 @@ from __future__ import annotations
 from mmalign.needs import OLD, refs
 from mmalign.objectives import scores
 from mmalign.objectives.parts import Part
-from mmalign.objectives.sentences import leagues
+from mmalign.objectives.sentences import all_pairs
 from mmalign.types import Method, UserError
 
 
@@ -35,8 +35,8 @@ def trpa(*, beta: float = 0.1, anisotropy: float = 2.5, trust: float = 0.0) -> M
     """
     if trust < 0:
         raise UserError(f"trust: got {trust}, takes 0 or more")
-    region = Part(lambda steps: trust * leagues.drift(steps), frozenset({OLD}))
-    return leagues.levels(
+    region = Part(lambda steps: trust * all_pairs.drift(steps), frozenset({OLD}))
+    return all_pairs.all_pairs(
         score=Part(scores.log_ratio, frozenset({refs("ref")})),
         beta=beta,
         favoured=anisotropy,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mmalign.objectives import penalties, ratios, surrogates, weights
 from mmalign.objectives.feedback import advantages
-from mmalign.objectives.sentences.compose import policy_gradient
+from mmalign.objectives.sentences.policy_gradient import policy_gradient
 from mmalign.objectives.terms import gates
 from mmalign.types import Method
 

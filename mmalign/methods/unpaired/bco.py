@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from torch import Tensor
 from torch.nn import functional
 
 from mmalign.objectives import weights
-from mmalign.objectives.sentences import rowwise
-from mmalign.objectives.state.running import RunningMean
-from mmalign.types import Method, Steps
+from mmalign.objectives.sentences.rowwise import rowwise
+from mmalign.objectives.terms import baselines
+from mmalign.types import Method
 
 
 def bco(*, beta: float = 0.1) -> Method:
@@ -30,17 +29,9 @@ def bco(*, beta: float = 0.1) -> Method:
     Dialects:
     - TRL 1.16 (experimental BCOTrainer): beta=0.1: the same running mean, which is not in its checkpoint.
     """
-    mean = RunningMean()
-
-    def delta(steps: Steps, verdict: Tensor) -> Tensor:
-        ratio = rowwise.row_ratio(steps)
-        live = (steps.mask if ratio.shape[1] > 1 else steps.mask.any(1, keepdim=True)) & (verdict != 0)
-        return mean.update(beta * ratio[live])
-
-    return rowwise.thumbs(
+    return rowwise(
         good=lambda ratio, z: -functional.logsigmoid(beta * ratio - z),
         bad=lambda ratio, z: -functional.logsigmoid(z - beta * ratio),
-        baseline=delta,
+        baseline=baselines.running(beta=beta),
         weigh=weights.sequence_mean,
-        state=mean,
     )

@@ -8,8 +8,7 @@ from torch import Tensor
 from mmalign.needs import contrast
 from mmalign.objectives import weights
 from mmalign.objectives.feedback import comparisons, returns
-from mmalign.objectives.parts import live
-from mmalign.objectives.terms import shares
+from mmalign.objectives.parts import live, refuse_kind, under
 from mmalign.types import Feedback, Loss, Method, Steps, UserError
 
 
@@ -39,9 +38,8 @@ def ift(*, gamma: float = 0.95) -> Method:
         return (comparisons.labels(feedback) > 0.5).double()[:, None]
 
     def loss(steps: Steps, signal: Tensor) -> Loss:
-        if steps.kind != "token":
-            raise UserError(f"Steps.kind: got {steps.kind!r}, this method takes token")
-        cost = live(-shares.contrast(steps, "blended").log_probs, steps.mask)
+        refuse_kind(steps, frozenset({"token"}))
+        cost = live(-under(steps, "blended").log_probs, steps.mask)
         later = returns.to_go(cost, steps.mask, gamma=gamma)
         whole = later.sum(1, keepdim=True)
         row = signal * (later * cost).sum(1, keepdim=True) / torch.where(whole > 0, whole, torch.ones_like(whole))

@@ -6,9 +6,9 @@ from typing import Literal
 
 import torch
 
-from mmalign.needs import contrast
 from mmalign.objectives import weights
-from mmalign.objectives.sentences import rowwise
+from mmalign.objectives.sentences.rowwise import rowwise
+from mmalign.objectives.terms import baselines
 from mmalign.types import Method
 
 
@@ -39,10 +39,9 @@ def kto(
     - TRL 1.16: beta=0.1, baseline="mismatched": outputs meet the next row's prompt; needs more than one row to a device.
     - HALOs: beta=0.1, baseline="mismatched": the same, with sums and counts gathered before they are divided.
     """
-    return rowwise.thumbs(
+    return rowwise(
         good=lambda ratio, z: desirable * torch.sigmoid(beta * (z - ratio)),
         bad=lambda ratio, z: undesirable * torch.sigmoid(beta * (ratio - z)),
-        baseline=rowwise.baselines(baseline),
+        baseline=baselines.named(baseline),
         weigh=weights.sequence_mean,
-        survey_needs=frozenset({contrast("mismatched")} if baseline == "mismatched" else ()),
     )

@@ -6,7 +6,8 @@ from torch import Tensor
 
 from mmalign.objectives import ratios, surrogates, weights
 from mmalign.objectives.feedback import comparisons
-from mmalign.objectives.sentences.compose import policy_gradient
+from mmalign.objectives.parts import ANY
+from mmalign.objectives.sentences.policy_gradient import policy_gradient
 from mmalign.types import Feedback, Method
 
 
@@ -32,5 +33,5 @@ def sft() -> Method:
         surrogate=surrogates.likelihood,
         weigh=weights.token_mean,
         keep=lambda feedback: good(feedback) > 0,
-        kinds=frozenset({"token", "transition", "bound"}),
+        kinds=ANY,
     )

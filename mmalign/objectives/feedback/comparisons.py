@@ -68,6 +68,46 @@ def labels(feedback: Feedback) -> Tensor:
     return torch.where(apart & (same.sum(1) > 1), (rewards > mean).double(), math.nan)
 
 
+def strengths(feedback: Feedback) -> Tensor:
+    """Plus p for the better row of a pair, minus p for the other, ``[B]`` float64; 0 for rows that nothing is known of.
+
+    p is ``Feedback.strength``, 1 where there is none; each row in at most one pair. Errors: UserError where that does not hold.
+    """
+    if feedback.pairs is None:
+        raise UserError("Feedback.pairs: got None, a preference takes pairs of row numbers")
+    refuse_shared_rows(feedback.pairs)
+    given = torch.ones(len(feedback.pairs)) if feedback.strength is None else feedback.strength
+    strength = given.detach().double()
+    first = torch.where(strength >= 0.5, strength, strength - 1).nan_to_num(0.0)
+    signed = torch.zeros(len(feedback.rewards), dtype=torch.float64)
+    signed[feedback.pairs[:, 0]], signed[feedback.pairs[:, 1]] = first, -first
+    return signed
+
+
+def refuse_shared_rows(pairs: Tensor) -> None:
+    """Errors: UserError where a row stands in more than one pair."""
+    rows = pairs.flatten()
+    if len(rows.unique()) < len(rows):
+        raise UserError("Feedback.pairs: got a row in more than one pair, takes each at most once")
+
+
+def partner(feedback: Feedback, values: Tensor) -> Tensor:
+    """``values [B, ...]`` of the other row of each row's pair; NaN for rows in no pair."""
+    others = torch.full_like(values, torch.nan)
+    if feedback.pairs is not None:
+        others[feedback.pairs[:, 0]], others[feedback.pairs[:, 1]] = values[feedback.pairs[:, 1]], values[feedback.pairs[:, 0]]
+    return others
+
+
+def hard(feedback: Feedback) -> Feedback:
+    """The same pairs, where a label counts by which row is the better one, however sure it is, and a tie says nothing."""
+    if feedback.strength is None:
+        return feedback
+    sure = (feedback.strength.double() > 0.5).double()
+    unknown = feedback.strength.isnan() | (feedback.strength == 0.5)
+    return replace(feedback, strength=torch.where(unknown, math.nan, sure))
+
+
 def best_and_worst(feedback: Feedback) -> Feedback:
     """The best and the worst row of every group as a pair: by reward, or by win rate where rows were compared directly.
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mmalign.needs import COLLISION, MASK, OLD, refs
-from mmalign.objectives.parts import live, read
+from mmalign.objectives.parts import Reading, live, read
 from mmalign.types import Feedback, UserError
 
 
@@ -37,14 +37,22 @@ def kl(feedback: Feedback, *, name: str = "ref") -> Tensor:
     return live(read(feedback, OLD) - read(feedback, refs(name)), known(feedback))
 
 
+def shaped(beta: float) -> Reading:
+    """``r - beta (log pi_old - log ref)`` of whole rows, ``[B]``; NaN stays."""
+    plain = Reading(lambda feedback: feedback.rewards.detach().double())
+    if not beta:
+        return plain
+    return Reading(lambda feedback: plain.of(feedback) - beta * kl(feedback).sum(1), frozenset({MASK, OLD, refs("ref")}))
+
+
 def to_go(rewards: Tensor, mask: Tensor, *, gamma: float = 1.0) -> Tensor:
     """``G_t = sum_{s >= t} gamma^(s - t) r_s`` over live steps."""
-    running, found = rewards.new_zeros(len(rewards)), torch.zeros_like(rewards)
+    running, later = rewards.new_zeros(len(rewards)), torch.zeros_like(rewards)
     for step in reversed(range(rewards.shape[1])):
         inside = mask[:, step]
         running = torch.where(inside, rewards[:, step] + gamma * running, running)
-        found[:, step] = live(running, inside)
-    return found
+        later[:, step] = live(running, inside)
+    return later
 
 
 def gae(rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float, lam: float) -> Tensor:
@@ -54,15 +62,15 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float, lam: flo
     """
     if not (0 <= gamma <= 1 and 0 <= lam <= 1):
         raise UserError(f"gamma, lam: got {gamma} and {lam}, takes numbers in 0..1")
-    values, found = live(values, mask), torch.zeros_like(rewards)
+    values, advantages = live(values, mask), torch.zeros_like(rewards)
     running, ahead = rewards.new_zeros(len(rewards)), rewards.new_zeros(len(rewards))
     for step in reversed(range(rewards.shape[1])):
         inside = mask[:, step]
         error = rewards[:, step] + gamma * ahead - values[:, step]
         running = torch.where(inside, error + gamma * lam * running, running)
         ahead = torch.where(inside, values[:, step], ahead)
-        found[:, step] = live(running, inside)
-    return found
+        advantages[:, step] = live(running, inside)
+    return advantages
 
 
 def whitened(advantages: Tensor, mask: Tensor, *, eps: float = 1e-8) -> Tensor:

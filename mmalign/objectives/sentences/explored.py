@@ -12,8 +12,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from mmalign.objectives.parts import Part, live
-from mmalign.objectives.sentences.pairwise import DENSITIES
+from mmalign.objectives.parts import DENSITIES, Part, live, refuse_kind
 from mmalign.types import Feedback, Loss, Method, Steps, UserError
 
 
@@ -22,7 +21,7 @@ def explored(method: Method, *, score: Part, weight: float, rows: Callable[[Feed
 
     ``loss = mean over pairs of the method's value + weight * mean over rows of score``: the two means have counts of their own, those of
     the whole rollout. score: ``Steps -> [B, 1]``, of whole rows. rows: Feedback -> ``[B]`` bool, rows with a score to add. Takes
-    tokens and transitions; raises UserError for a bound.
+    tokens and transitions. Errors: UserError of the loss for a bound.
     """
 
     def signal(feedback: Feedback) -> Tensor:
@@ -33,8 +32,7 @@ def explored(method: Method, *, score: Part, weight: float, rows: Callable[[Feed
         return torch.stack([known, pair, own], dim=-1)
 
     def loss(steps: Steps, signal: Tensor) -> Loss:
-        if steps.kind not in DENSITIES:
-            raise UserError(f"Steps.kind: got {steps.kind!r}, this method takes {' or '.join(sorted(DENSITIES))}")
+        refuse_kind(steps, DENSITIES)
         if signal.shape != (len(steps), 1, 3):
             raise UserError(f"signal: got shape {list(signal.shape)}, takes [{len(steps)}, 1, 3]")
         preferred, metrics, over = method.loss(steps, signal[..., 0])

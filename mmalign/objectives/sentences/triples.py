@@ -1,4 +1,4 @@
-"""Sentences about three rows of a list: one to imitate, and two of which one is the better."""
+"""Methods for three rows of a list: one to imitate, and two of which one is the better."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from torch import Tensor
 
 from mmalign.needs import MASK
 from mmalign.objectives import links, scores, weights
-from mmalign.objectives.parts import live, read
-from mmalign.types import Feedback, Loss, Method, Steps, UserError
+from mmalign.objectives.parts import DENSITIES, live, read, refuse_kind
+from mmalign.types import Feedback, Loss, Method, Steps
 
-DENSITIES = frozenset({"token", "transition"})
 GOLD, BETTER, WORSE = 2.0, 1.0, -1.0
 
 
@@ -19,15 +18,15 @@ def roles(feedback: Feedback) -> Tensor:
 
     Rows without a reward or without a step are passed over; a group of fewer than three, or in which two of these are equal, is 0.
     """
-    rewards, found = feedback.rewards.detach(), torch.zeros(len(feedback.rewards), dtype=torch.float64)
+    rewards, role = feedback.rewards.detach(), torch.zeros(len(feedback.rewards), dtype=torch.float64)
     known = ~rewards.isnan() & read(feedback, MASK).any(1)
     for name in feedback.group[known].unique().tolist():
         rows = torch.nonzero(known & (feedback.group == name)).flatten()
         rows = rows[rewards[rows].argsort(descending=True)]
         distinct = rewards[rows[:3]].diff().ne(0).all() & rewards[rows[-2:]].diff().ne(0).all()
         if len(rows) > 2 and distinct:
-            found[rows[0]], found[rows[1]], found[rows[-1]] = GOLD, BETTER, WORSE
-    return found
+            role[rows[0]], role[rows[1]], role[rows[-1]] = GOLD, BETTER, WORSE
+    return role
 
 
 def triples(*, beta: float, likelihood: float, margin: scores.Over, gamma: float) -> Method:
@@ -38,16 +37,14 @@ def triples(*, beta: float, likelihood: float, margin: scores.Over, gamma: float
     """
     link = links.ahead(links.named("logistic", beta=beta), by=gamma / beta)
     score, mean = scores.policy(margin), scores.policy("per_step")
-    if likelihood < 0:
-        raise UserError(f"likelihood: got {likelihood}, takes 0 or more")
+    links.not_negative(likelihood=likelihood)
 
     def signal(feedback: Feedback) -> Tensor:
         role = roles(feedback)
         return torch.stack([role, feedback.group.double() * (role != 0)], -1)[:, None]
 
     def loss(steps: Steps, signal: Tensor) -> Loss:
-        if steps.kind not in DENSITIES:
-            raise UserError(f"Steps.kind: got {steps.kind!r}, this method takes {' or '.join(sorted(DENSITIES))}")
+        refuse_kind(steps, DENSITIES)
         role, group = signal[:, 0, :1], signal[:, 0, 1]
         there = (role != 0) & steps.mask.any(1, keepdim=True)
         same = ((group[:, None] == group[None, :]) & there & there.T).double()
@@ -58,11 +55,16 @@ def triples(*, beta: float, likelihood: float, margin: scores.Over, gamma: float
         values = live(link(better, worse) - likelihood * gold, whole)
         return Loss(live(values.expand_as(steps.mask), steps.mask), _metrics(steps, better - worse, whole), steps.mask.any(1).sum())
 
-    keep = lambda feedback: signal(feedback)[:, 0, 0] != 0  # noqa: E731
     return Method(
-        signal=signal, loss=loss, weigh=weights.sequence_mean, needs=frozenset(), unit="group", kinds=DENSITIES, keep=keep,
+        signal=signal,
+        loss=loss,
+        weigh=weights.sequence_mean,
+        needs=score.needs | mean.needs,
+        unit="group",
+        kinds=DENSITIES,
+        keep=lambda feedback: signal(feedback)[:, 0, 0] != 0,
         reads=frozenset({MASK}),
-    )  # fmt: skip
+    )
 
 
 @torch.no_grad()

@@ -8,29 +8,29 @@ from torch import Tensor
 
 from mmalign.needs import contrast
 from mmalign.objectives import links, scores
-from mmalign.objectives.sentences.pairwise import Order, Term
-from mmalign.objectives.terms import shares
+from mmalign.objectives.parts import under
+from mmalign.objectives.terms.pairs import Order, Term
 from mmalign.types import Steps
 
 
-def needed(name: str, *, beta: float, rows: Literal["better", "both"] = "better") -> Term:
+def informed(name: str, *, beta: float, rows: Literal["better", "both"] = "better") -> Term:
     """``-log sigmoid(beta (d - d'))`` of the better row, or the mean over both, d' a row's log-ratio under the contrast."""
     score = scores.ratio()
 
     def of(steps: Steps, order: Order) -> Tensor:
-        gain = score.of(steps) - score.of(shares.contrast(steps, name))
+        gain = score.of(steps) - score.of(under(steps, name))
         better, worse = order.sides(links.logistic(gain, beta=beta))
         return better if rows == "better" else (better + worse) / 2
 
     return Term(of, score.needs | {contrast(name)})
 
 
-def turned(name: str, link: links.Compare) -> Term:
+def reversed_under(name: str, link: links.Compare) -> Term:
     """A comparison of log-ratios under a contrast, where the worse row is the better one."""
     score = scores.ratio()
 
     def of(steps: Steps, order: Order) -> Tensor:
-        better, worse = order.sides(score.of(shares.contrast(steps, name)))
+        better, worse = order.sides(score.of(under(steps, name)))
         return link(worse, better)
 
     return Term(of, frozenset({contrast(name)}))

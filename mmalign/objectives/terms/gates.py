@@ -1,20 +1,34 @@
-"""What a cell's policy gradient is multiplied by: importance weights that are limited, faded or cut; all without gradient."""
+"""What a cell's policy gradient is multiplied by: importance weights that are limited, faded or cut; all without gradient.
+
+A gate is a term, ``(Steps, Signal) -> [B, T]``, that the sentence takes without gradient.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from mmalign.needs import OLD
 from mmalign.objectives import ratios
-from mmalign.objectives.parts import CAP, bounded_exp, live
-from mmalign.objectives.sentences.compose import Gate
+from mmalign.objectives.parts import CAP, Survey, Term, bounded_exp, live
 from mmalign.types import Steps, UserError
 
-_OLD = frozenset({OLD})
+
+class Signal(NamedTuple):
+    """What a signal says of each cell, as one term sees it; 0 in dead cells.
+
+    advantage: ``[B, T]``. extras, surveyed: ``[B, T, E]`` and ``[B, T, S]``, what this term was told, and what its survey found.
+    """
+
+    advantage: Tensor
+    extras: Tensor
+    surveyed: Tensor
+
+
+Gate = Term[Signal]
 
 
 def within(low: float, high: float, *, ratio: str = "per_step") -> Gate:
@@ -33,14 +47,14 @@ def gamma(*, k: tuple[float, float], scale: tuple[float, float]) -> Gate:
     if min(*k, *scale) <= 0:
         raise UserError(f"k, scale: got {k} and {scale}, takes numbers above 0")
 
-    def of(steps: Steps, signal: Tensor) -> Tensor:
-        advantage = signal[..., 0]
+    def of(steps: Steps, signal: Signal) -> Tensor:
+        advantage = signal.advantage
         log_w = ratios.whole_sequence(steps).clamp(max=CAP)
         power = torch.where(advantage >= 0, log_w.new_tensor(k[0]), log_w.new_tensor(k[1]))
         rate = torch.where(advantage >= 0, log_w.new_tensor(scale[0]), log_w.new_tensor(scale[1]))
         return (rate + power * log_w - rate * log_w.exp()).exp()
 
-    return Gate(of, _OLD, "row")
+    return Gate(of, frozenset({OLD}), "row")
 
 
 def divergence(kind: Literal["tv", "kl"], *, low: float, high: float, largest: float | None = None) -> Gate:
@@ -57,8 +71,8 @@ def divergence(kind: Literal["tv", "kl"], *, low: float, high: float, largest: f
     if largest is not None and largest < 1:
         raise UserError(f"largest: got {largest}, takes 1 or more, or None")
 
-    def of(steps: Steps, signal: Tensor) -> Tensor:
-        advantage, moved = signal[..., 0], ratios.per_step(steps)
+    def of(steps: Steps, signal: Signal) -> Tensor:
+        advantage, moved = signal.advantage, ratios.per_step(steps)
         assert steps.old is not None  # per_step has looked
         log_now, log_old = live(steps.log_probs, steps.mask), live(steps.old, steps.mask)
         now, old = log_now.exp(), log_old.exp()
@@ -70,7 +84,7 @@ def divergence(kind: Literal["tv", "kl"], *, low: float, high: float, largest: f
         passed = (~cut).to(log_now)
         return passed if largest is None else passed * (largest / bounded_exp(moved)).clamp(max=1.0)
 
-    return Gate(of, _OLD)
+    return Gate(of, frozenset({OLD}))
 
 
 def covariance(steps: Steps, advantage: Tensor) -> Tensor:
@@ -85,25 +99,13 @@ def covariance(steps: Steps, advantage: Tensor) -> Tensor:
 
 def largest(values: Tensor, candidates: Tensor, count: int) -> Tensor:
     """``[B, T]`` bool: the ``count`` largest values among the candidates; all of them where they are fewer."""
-    found = torch.zeros_like(candidates)
+    chosen = torch.zeros_like(candidates)
     places = torch.nonzero(candidates.flatten())[:, 0]
     order = values.flatten()[places].argsort(descending=True, stable=True)
-    found.view(-1)[places[order[:count]]] = True
-    return found
+    chosen.view(-1)[places[order[:count]]] = True
+    return chosen
 
 
-def surveyed(of: Callable[[Steps, Tensor], Tensor]) -> Callable[[Steps, Tensor], Tensor]:
-    """A survey that puts ``of(steps, advantage [B, T]) -> [B, T]`` into the signal's second channel."""
-
-    def survey(steps: Steps, signal: Tensor) -> Tensor:
-        advantage = live(signal.expand_as(steps.log_probs), steps.mask)
-        return torch.stack([advantage, of(steps, advantage)], dim=-1)
-
-    return survey
-
-
-def found(signal: Tensor) -> Tensor:
-    """What a survey put into the second channel, ``[B, T]``. Raises UserError where nothing was surveyed."""
-    if signal.shape[-1] != 2:
-        raise UserError("signal: got no survey of the update, this method takes one before its micro-batches")
-    return signal[..., 1]
+def surveyed(of: Callable[[Steps, Tensor], Tensor]) -> Survey:
+    """A survey that finds one number of each cell, ``of(steps, advantage [B, T]) -> [B, T]``."""
+    return Survey(lambda steps, signal: of(steps, signal.advantage)[..., None])

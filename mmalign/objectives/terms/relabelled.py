@@ -1,12 +1,11 @@
 """Terms whose label is doubted: what the policy itself says of a pair moves the label, or tells how likely it is to be right.
 
 The policy's own opinion comes from any term's cost in both orders, ``sigmoid(cost of the turned order - cost)``: for a logistic link
-the probability that the link is the likelihood of.
+the probability that the link is the likelihood of. Both take a term that is told nothing and surveys nothing itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -14,9 +13,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from mmalign.objectives import scores
-from mmalign.objectives.parts import Part, live
-from mmalign.objectives.sentences.pairwise import Order, Term, ordered, shared
+from mmalign.objectives.parts import Part, Reading, Survey, live
 from mmalign.objectives.state.running import Named
+from mmalign.objectives.terms.pairs import Order, Term, shared
 from mmalign.types import Feedback, Steps, UserError
 
 
@@ -31,46 +30,45 @@ def weighted_entropy() -> Part:
     return score._replace(of=of)
 
 
+def _sureness(term: Term, steps: Steps, order: Order) -> Tensor:
+    """By how much the order costs less than the turned one, ``[N, 1 or T]``."""
+    assert term.extras is None and term.survey is None
+    return term.of(steps, order.turned()) - term.of(steps, order)
+
+
 def moved(term: Term, by: float) -> Term:
-    """The expected cost under a label that goes ``by`` of the way to the policy's own opinion, which has no gradient."""
+    """The expected cost under a label that goes ``by`` of the way to the policy's own opinion, which has no gradient.
+
+    Labels of records with an id move on from visit to visit: the survey puts a record's moved label into the state, the probability
+    that the first row of its pair is the better one, and it stands in place of the given one at the next visit.
+    """
+    state = Named()
 
     def of(steps: Steps, order: Order) -> Tensor:
         cost, turned = term.of(steps, order), term.of(steps, order.turned())
         doubt = by * torch.sigmoid(cost - turned).detach()
         return (1 - doubt) * cost + doubt * turned
 
-    return term._replace(of=of)
-
-
-def remembered(term: Term, by: float) -> tuple[Callable[[Feedback], Tensor], Callable[[Steps, Tensor], Tensor], Named]:
-    """Labels that move on from visit to visit of a record: what goes with ``moved(term, by)``, for records that have an id.
-
-    Returns what ``pairwise`` takes as ``said`` (places of records in the state, -1 without an id), the survey that puts a record's moved
-    label into the state, for its next visit, and the state: the probability that the first row of its pair is the better one.
-    """
-    state = Named()
-
-    def said(feedback: Feedback) -> Tensor:
-        count = len(feedback.rewards)
+    def places(feedback: Feedback) -> Tensor:
+        """Where each row's record stands in the state, -1 without an id."""
         if feedback.ids is None:
-            return torch.full((count, 1), -1.0, dtype=torch.float64)
+            return torch.full((len(feedback.rewards), 1), -1.0, dtype=torch.float64)
         known = torch.tensor([bool(name) for name in feedback.ids])
         return torch.where(known, state.find(feedback.ids), -1.0)[:, None]
 
-    def survey(steps: Steps, signal: Tensor) -> Tensor:
-        order = ordered(steps, signal)
-        sure = term.of(steps, order.turned()) - term.of(steps, order)
-        right = ((1 - by) * order.strength + by * torch.sigmoid(sure)).mean(1)
+    def remember(steps: Steps, order: Order) -> Tensor:
+        right = ((1 - by) * order.strength + by * torch.sigmoid(_sureness(term, steps, order))).mean(1)
         first = torch.where(order.sign[:, 0] > 0, right, 1 - right)
-        places = order.said[0::2, 0]
-        counted = (places >= 0) & (order.sign[:, 0] != 0) & shared(steps).any(1)
-        state.write(places[counted], first[counted])
-        return signal
+        place = order.extras[0::2, 0]
+        counted = (place >= 0) & (order.sign[:, 0] != 0) & shared(steps).any(1)
+        state.write(place[counted], first[counted])
+        return order.surveyed
 
-    return said, survey, state
+    survey = Survey(remember, width=0, state=state)
+    return replace(term, of=of, extras=Reading(places), survey=survey, labels=lambda feedback: _remembered(feedback, state))
 
 
-def current(feedback: Feedback, state: Named) -> Feedback:
+def _remembered(feedback: Feedback, state: Named) -> Feedback:
     """The same feedback with the labels that the state holds in place of those of records that it has met."""
     if feedback.pairs is None or feedback.ids is None:
         return feedback
@@ -80,14 +78,12 @@ def current(feedback: Feedback, state: Named) -> Feedback:
     return replace(feedback, strength=torch.where(kept.isnan() | given.isnan(), given, kept))
 
 
-def posterior(
-    term: Term, *, reliability: float, momentum: float
-) -> tuple[Term, Callable[[Feedback], Tensor], Callable[[Steps, Tensor], Tensor], Named]:
+def posterior(term: Term, *, reliability: float, momentum: float) -> Term:
     """``-w log q - (1 - w) log(1 - q)``, q the policy's opinion, w the probability that the label is right (RE-PO, arXiv 2509.24159).
 
-    ``w = q h / (q h + (1 - q) (1 - h))``, without gradient; h, the reliability of whoever gave the label, is in the last channel of the
-    signal. With the term come what the signal says of each row (the place of its annotator), the survey that puts h there, and the
-    state: each annotator's h moves by ``momentum`` to the mean of w over the labels it gave in an update, after use.
+    ``w = q h / (q h + (1 - q) (1 - h))``, without gradient; h is the reliability of whoever gave the label, which the survey looks up:
+    each annotator's h moves by ``momentum`` to the mean of w over the labels it gave in an update, after use. Errors: UserError for
+    numbers out of range.
     """
     if not 0.5 <= reliability < 1:
         raise UserError(f"reliability: got {reliability}, takes 0.5 to below 1")
@@ -95,26 +91,27 @@ def posterior(
         raise UserError(f"momentum: got {momentum}, takes above 0 to 1")
     state = Named(reliability)
 
-    def said(feedback: Feedback) -> Tensor:
+    def places(feedback: Feedback) -> Tensor:
+        """Where each row's annotator stands in the state."""
         return state.find([""] * len(feedback.rewards) if feedback.annotators is None else feedback.annotators)[:, None]
 
-    def opinion(steps: Steps, order: Order, known: Tensor) -> tuple[Tensor, Tensor]:
-        sure = term.of(steps, order.turned()) - term.of(steps, order)
-        return sure, torch.sigmoid(sure + torch.logit(known)).detach()
+    def right(sure: Tensor, reliable: Tensor) -> Tensor:
+        return torch.sigmoid(sure + torch.logit(reliable)).detach()
 
     def of(steps: Steps, order: Order) -> Tensor:
-        sure, right = opinion(steps, order, order.sides(order.said[:, -1:])[0])
-        return right * functional.softplus(-sure) + (1 - right) * functional.softplus(sure)
+        sure = _sureness(term, steps, order)
+        likely = right(sure, order.sides(order.surveyed)[0])
+        return likely * functional.softplus(-sure) + (1 - likely) * functional.softplus(sure)
 
-    def survey(steps: Steps, signal: Tensor) -> Tensor:
-        order, places = ordered(steps, signal), signal[..., -1]
-        known, of_pair, turned = state.read(places), places[0::2], ordered(steps, signal).turned()
-        right = order.strength * opinion(steps, order, known[0::2])[1] + turned.strength * opinion(steps, turned, known[0::2])[1]
+    def look_up(steps: Steps, order: Order) -> Tensor:
+        reliable, turned, place = state.read(order.extras), order.turned(), order.extras[0::2]
+        likely = order.strength * right(_sureness(term, steps, order), reliable[0::2])
+        likely = likely + turned.strength * right(_sureness(term, steps, turned), reliable[0::2])
         counted = shared(steps) & (order.sign != 0)
-        counted = counted if right.shape[1] > 1 else counted.any(1, keepdim=True)
-        for place in of_pair[counted.any(1)].unique():
-            mean = right[counted & (of_pair == place)].mean()
-            state.write(place, (1 - momentum) * state.read(place) + momentum * mean)
-        return torch.cat([signal[..., :-1], known.to(signal).unsqueeze(-1)], -1)
+        counted = counted if likely.shape[1] > 1 else counted.any(1, keepdim=True)
+        for one in place[counted.any(1)].unique():
+            mean = likely[counted & (place == one)].mean()
+            state.write(one, (1 - momentum) * state.read(one) + momentum * mean)
+        return reliable
 
-    return term._replace(of=of), said, survey, state
+    return replace(term, of=of, extras=Reading(places), survey=Survey(look_up, state=state))

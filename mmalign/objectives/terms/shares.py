@@ -5,40 +5,30 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mmalign.needs import CHANGED, PHRASE, SEGMENT
-from mmalign.objectives.parts import Part, live
-from mmalign.types import Steps, UserError
+from mmalign.needs import CHANGED, PHRASE, SEGMENT, refs
+from mmalign.objectives.parts import Part, held, live, under
+from mmalign.types import Need, Steps, UserError
 
 
-def fact(steps: Steps, name: str) -> Tensor:
-    """A fact ``[B, T]`` of the steps, without gradient, 0 in dead cells. Raises UserError where there is none of that name."""
-    if name not in steps.facts:
-        raise UserError(f"Steps.facts: got {sorted(steps.facts)}, this method takes {name}")
-    return live(steps.facts[name].detach(), steps.mask)
-
-
-def contrast(steps: Steps, name: str) -> Steps:
-    """The same rows under another condition. Raises UserError where there is none of that name."""
-    if name not in steps.contrasts:
-        raise UserError(f"Steps.contrasts: got {sorted(steps.contrasts)}, this method takes {name!r}")
-    return steps.contrasts[name]
+def _fact(steps: Steps, need: Need) -> Tensor:
+    return live(held(steps, need), steps.mask)
 
 
 def changed(factor: float) -> Part:
     """``factor`` for steps that the other row of the pair has not, 1 for the others. Raises UserError for a negative factor."""
     if factor < 0:
         raise UserError(f"gamma: got {factor}, takes 0 or more")
-    return Part(lambda steps: live(1 + (factor - 1) * (fact(steps, "changed") > 0).double(), steps.mask), frozenset({CHANGED}))
+    return Part(lambda steps: live(1 + (factor - 1) * (_fact(steps, CHANGED) > 0).double(), steps.mask), frozenset({CHANGED}))
 
 
 def phrases() -> Part:
     """1 for steps of a phrase in which the rows of a pair differ, 0 for the others."""
-    return Part(lambda steps: (fact(steps, "phrase") > 0).double(), frozenset({PHRASE}))
+    return Part(lambda steps: (_fact(steps, PHRASE) > 0).double(), frozenset({PHRASE}))
 
 
 def segment(number: int) -> Part:
     """1 for steps of the segment of that number, 0 for the others."""
-    return Part(lambda steps: (fact(steps, "segment") == number).double(), frozenset({SEGMENT}))
+    return Part(lambda steps: (_fact(steps, SEGMENT) == number).double(), frozenset({SEGMENT}))
 
 
 def position(steps: Steps) -> Tensor:
@@ -68,8 +58,5 @@ def discounted(factor: float) -> Part:
 
 def token_rewards(steps: Steps) -> Tensor:
     """``sigmoid(log ref(good) - log ref(bad)) - 1/2``, ``[B, T]`` in -0.5..0.5: what ``ref`` thinks of a step, by two prompts (T-REG)."""
-    good, bad = (contrast(steps, name) for name in ("good", "bad"))
-    for name, other in (("good", good), ("bad", bad)):
-        if "ref" not in other.refs:
-            raise UserError(f"Steps.contrasts[{name!r}].refs: got {sorted(other.refs)}, this method takes 'ref'")
-    return live(torch.sigmoid(live((good.refs["ref"] - bad.refs["ref"]).detach(), steps.mask)) - 0.5, steps.mask)
+    good, bad = (held(under(steps, name), refs("ref")) for name in ("good", "bad"))
+    return live(torch.sigmoid(live(good - bad, steps.mask)) - 0.5, steps.mask)

@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from mmalign.objectives import links, scores
-from mmalign.objectives.sentences.pairwise import Order, Term, ordered, whole
+from mmalign.objectives.feedback import comparisons
+from mmalign.objectives.parts import DENSITIES, Survey
+from mmalign.objectives.terms.pairs import Order, Term, whole
 from mmalign.types import Steps
 
 
-def by_rank(link: links.Compare, *, paired: bool) -> tuple[Term, Callable[[Steps, Tensor], Tensor]]:
-    """A term, and the survey that tells each row what it is compared with, in the last channel of the signal.
+def by_rank(link: links.Compare, *, paired: bool) -> Term:
+    """A comparison with what a survey finds for each row; a label counts by which row is the better one, and a tie says nothing.
 
     paired: the margin of log-probabilities of each pair with the reference's margin of the same rank. Otherwise: the log-ratio of
     each better row with the worse row's of the same rank; a comparison is shared by two pairs, each of which gives the gradient of
     its own row, while the value stands with the better row's.
     """
     score = scores.ratio()
-    policy, needs = scores.policy(), score.needs
+    policy = scores.policy()
 
     def of(steps: Steps, order: Order) -> Tensor:
-        other, others = order.sides(order.said[:, -1:])
+        other, others = order.sides(order.surveyed)
         if paired:
             better, worse = order.sides(policy.of(steps))
             return link(better - worse, other)
@@ -31,8 +31,7 @@ def by_rank(link: links.Compare, *, paired: bool) -> tuple[Term, Callable[[Steps
         mirrored = link(others, worse)
         return link(better, other) + (mirrored - mirrored.detach())
 
-    def survey(steps: Steps, signal: Tensor) -> Tensor:
-        order = ordered(steps, signal)
+    def matched(steps: Steps, order: Order) -> Tensor:
         known = (whole(steps) & (order.sign != 0))[:, 0]
         ratio = score.of(steps).detach()
         if paired:
@@ -44,15 +43,14 @@ def by_rank(link: links.Compare, *, paired: bool) -> tuple[Term, Callable[[Steps
             better, worse = order.sides(ratio)
             mine, theirs = _matched(better, worse, known), _matched(worse, better, known)
         up = order.sign >= 0
-        found = torch.stack([torch.where(up, mine, theirs), torch.where(up, theirs, mine)], 1).view(-1, 1, 1)
-        return torch.cat([signal[..., :-1], found.to(signal)], -1)
+        return torch.stack([torch.where(up, mine, theirs), torch.where(up, theirs, mine)], 1).view(-1, 1)
 
-    return Term(of, needs, score), survey
+    return Term(of, score.needs, kinds=DENSITIES, survey=Survey(matched), score=score, labels=comparisons.hard)
 
 
 def _matched(values: Tensor, others: Tensor, known: Tensor) -> Tensor:
     """The one of ``others [N, 1]`` whose rank among the known is that of each of ``values [N, 1]``; 0 for the unknown."""
-    found = torch.zeros_like(values)
+    matches = torch.zeros_like(values)
     rank = values[known, 0].argsort(stable=True).argsort(stable=True)
-    found[known, 0] = others[known, 0].sort().values[rank]
-    return found
+    matches[known, 0] = others[known, 0].sort().values[rank]
+    return matches

@@ -1,4 +1,4 @@
-"""Sentences about two rows of one prompt, by how much better one's reward is than the other's.
+"""Methods for two rows of one prompt, by how much better one's reward is than the other's.
 
 **Layout.** Rows ``2k`` and ``2k + 1`` of the Steps are a pair. The signal ``[2N, 1, 2]`` holds a row's reward minus its partner's, and 1
 where both are known; a tie is a gap of 0, and known. Both are 0 where nothing is known. A recipe brings the rows into order.
@@ -12,47 +12,43 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from mmalign.objectives import surrogates, weights
-from mmalign.objectives.feedback import returns
-from mmalign.objectives.parts import Part, live
+from mmalign.needs import OLD
+from mmalign.objectives import links, ratios, surrogates, weights
+from mmalign.objectives.feedback import comparisons
+from mmalign.objectives.parts import DENSITIES, Part, Reading, live, refuse_kind
 from mmalign.types import Feedback, Loss, Method, Need, Steps, UserError
 
-DENSITIES = frozenset({"token", "transition"})
 
-
-def signal(feedback: Feedback, rewards: Tensor | None = None) -> Tensor:
-    """The signal ``[B, 1, 2]``; rewards ``[B]`` instead of the feedback's own."""
+def _signal(feedback: Feedback, rewards: Tensor) -> Tensor:
+    """The signal ``[B, 1, 2]`` of rewards ``[B]``."""
     if feedback.pairs is None:
         raise UserError("Feedback.pairs: got None, this method takes pairs of row numbers")
-    rows = feedback.pairs.flatten()
-    if len(rows.unique()) < len(rows):
-        raise UserError("Feedback.pairs: got a row in more than one pair, takes each at most once")
-    rewards = feedback.rewards.detach().double() if rewards is None else rewards
+    comparisons.refuse_shared_rows(feedback.pairs)
     first, second = feedback.pairs[:, 0], feedback.pairs[:, 1]
     ahead = rewards[first] - rewards[second]
     known = (~ahead.isnan()).double()
-    found = torch.zeros(len(rewards), 1, 2, dtype=torch.float64)
-    found[first, 0] = torch.stack([ahead.nan_to_num(0.0), known], dim=-1)
-    found[second, 0] = torch.stack([-ahead.nan_to_num(0.0), known], dim=-1)
-    return found
+    numbers = torch.zeros(len(rewards), 1, 2, dtype=torch.float64)
+    numbers[first, 0] = torch.stack([ahead.nan_to_num(0.0), known], dim=-1)
+    numbers[second, 0] = torch.stack([-ahead.nan_to_num(0.0), known], dim=-1)
+    return numbers
 
 
-def shaped(feedback: Feedback, *, beta: float) -> Tensor:
-    """``r - beta (log pi_old - log ref)`` of whole rows, ``[B]``; NaN stays. Reads ``mask, old, refs:ref`` where beta is not 0."""
-    rewards = feedback.rewards.detach().double()
-    return rewards - beta * returns.kl(feedback).sum(1) if beta else rewards
+REWARDS_OF_ROWS = Reading(lambda feedback: feedback.rewards.detach().double())
 
 
-def of_pairs(*, score: Part, value: Callable[[Tensor, Tensor], Tensor], reads: frozenset[Need] = frozenset(), beta: float = 0.0) -> Method:
+def reward_gaps(*, score: Part, value: Callable[[Tensor, Tensor], Tensor], rewards: Reading = REWARDS_OF_ROWS) -> Method:
     """Each pair costs ``value(scores [N, 2], gap [N, 1]) -> [N, 1]``, which stands in all live cells of both its rows.
 
-    score: ``Steps -> [2N, 1]``, of whole rows. gap: reward of the first minus the second. reads, beta: of a price in the reward
-    (``shaped``). A pair with an empty row, or of which nothing is known, has value 0.
+    score: ``Steps -> [2N, 1]``, of whole rows. gap: reward of the first minus the second. rewards: ``[B]``, NaN is missing, in place of
+    the feedback's own. A pair with an empty row, or of which nothing is known, has value 0. Errors: UserError for a bound, and for rows
+    that are no pairs.
     """
 
+    def signal(feedback: Feedback) -> Tensor:
+        return _signal(feedback, rewards.of(feedback))
+
     def loss(steps: Steps, signal: Tensor) -> Loss:
-        if steps.kind not in DENSITIES:
-            raise UserError(f"Steps.kind: got {steps.kind!r}, this method takes {' or '.join(sorted(DENSITIES))}")
+        refuse_kind(steps, DENSITIES)
         if signal.shape != (len(steps), 1, 2) or len(steps) % 2:
             raise UserError(f"signal: got shape {list(signal.shape)} for {len(steps)} rows, takes [{len(steps)}, 1, 2] and whole pairs")
         gap, known = signal[0::2, :, 0], signal[0::2, :, 1] > 0
@@ -60,20 +56,21 @@ def of_pairs(*, score: Part, value: Callable[[Tensor, Tensor], Tensor], reads: f
             raise UserError("signal: rows 2k and 2k + 1 are no pair; takes the two rows of each pair side by side")
         rows = steps.mask.any(1, keepdim=True)
         whole = rows[0::2] & rows[1::2] & known
-        found = live(score.of(steps), rows).view(-1, 2)
-        values = live(value(found, gap), whole)
+        scores = live(score.of(steps), rows).view(-1, 2)
+        values = live(value(scores, gap), whole)
         cells = live(values.repeat_interleave(2, 0).expand_as(steps.mask), steps.mask)
-        return Loss(cells, _metrics(found, gap, whole, rows), rows.sum())
+        return Loss(cells, _metrics(scores, gap, whole, rows), rows.sum())
 
     return Method(
-        signal=lambda feedback: signal(feedback, shaped(feedback, beta=beta)),
+        signal=signal,
         loss=loss,
         weigh=weights.sequence_mean,
         needs=score.needs,
         unit="pair",
         kinds=DENSITIES,
         keep=lambda feedback: signal(feedback)[:, 0, 1] > 0,
-        reads=reads,
+        reads=rewards.reads,
+        state=rewards.state,
     )
 
 
@@ -90,12 +87,11 @@ def _metrics(scores: Tensor, gap: Tensor, whole: Tensor, rows: Tensor) -> dict[s
 
 def regressed(scores: Tensor, gap: Tensor, *, eta: float) -> Tensor:
     """``((s_1 - s_2) / eta - gap)^2`` (REBEL, arXiv 2404.16767)."""
-    if eta <= 0:
-        raise UserError(f"eta: got {eta}, takes a number above 0")
+    links.positive(eta=eta)
     return ((scores[:, :1] - scores[:, 1:]) / eta - gap) ** 2
 
 
-def apart(scores: Tensor, gap: Tensor, *, clip: float, largest: float) -> Tensor:
+def separate(scores: Tensor, gap: Tensor, *, clip: float, largest: float) -> Tensor:
     """``-1/2 sum_i min(c_j rho_i d_i, c_j clip(rho_i) d_i)``, d the gap as each row sees it, j the other row (P3O-V1).
 
     c_j is rho_j, without gradient and in ``1 / largest .. largest``: a pair that the old policy drew counts as often as the new one would.
@@ -105,8 +101,8 @@ def apart(scores: Tensor, gap: Tensor, *, clip: float, largest: float) -> Tensor
     return (first + surrogates.clipped(scores[:, 1:], -gap * weight[:, :1], low=clip, high=clip).values) / 2
 
 
-def together(scores: Tensor, gap: Tensor, *, clip: float, largest: float) -> Tensor:
-    """``-c/2 min(d u, d clip(u, -clip, clip))``, ``u = log rho_1 - log rho_2``, ``c = rho_1 rho_2`` limited as in ``apart`` (P3O-V2)."""
+def joint(scores: Tensor, gap: Tensor, *, clip: float, largest: float) -> Tensor:
+    """``-c/2 min(d u, d clip(u, -clip, clip))``, ``u = log rho_1 - log rho_2``, ``c = rho_1 rho_2`` limited as in ``separate`` (P3O-V2)."""
     weighted, ahead = gap * _ratio(scores.sum(1, keepdim=True), largest), scores[:, :1] - scores[:, 1:]
     return -torch.minimum(weighted * ahead, weighted * ahead.clamp(-clip, clip)) / 2
 
@@ -116,6 +112,6 @@ def _ratio(scores: Tensor, largest: float) -> Tensor:
     return scores.detach().clamp(-math.log(largest), math.log(largest)).exp()
 
 
-def total(of: Callable[[Steps], Tensor], needs: frozenset[Need]) -> Part:
-    """The sum of a part's cells over each row, ``[B, 1]``."""
-    return Part(lambda steps: of(steps).sum(1, keepdim=True), needs, "pair")
+def row_ratio(of: Callable[[Steps], Tensor] = ratios.per_step, *, also: frozenset[Need] = frozenset()) -> Part:
+    """``log pi - log pi_old`` summed over each row, ``[B, 1]`` nats; ``of``: over some of its steps, for which ``also`` is needed."""
+    return Part(lambda steps: of(steps).sum(1, keepdim=True), frozenset({OLD}) | also, "pair")

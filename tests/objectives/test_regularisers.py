@@ -5,7 +5,7 @@ import torch
 
 from mmalign.methods import rpo
 from mmalign.needs import MASK
-from mmalign.objectives.terms import extras
+from mmalign.objectives.terms import regularisers
 from mmalign.types import Feedback, Steps, UserError
 
 NAN = float("nan")
@@ -20,12 +20,12 @@ def said(strength, lengths, pairs=((0, 1), (2, 3))):
 
 
 def test_a_token_average_is_over_the_steps_of_all_better_rows():
-    assert extras.token_average(said([1.0, 1.0], [3, 9, 1, 9]))[[0, 2], 0].tolist() == [2 * 3 / 4, 2 * 1 / 4]
-    assert extras.token_average(said([1.0, NAN], [3, 9, 1, 9]))[0, 0] == 1.0  # a pair that says nothing is not counted
-    assert extras.token_average(said([1.0, 1.0], [3, 9, 1, 0]))[0, 0] == 1.0  # nor one with an empty row
-    assert extras.token_average(said([0.5, 1.0], [3, 9, 4, 9]))[2, 0] == pytest.approx(2 * 4 / (0.5 * 12 + 4))
+    assert regularisers.token_average(said([1.0, 1.0], [3, 9, 1, 9]))[[0, 2], 0].tolist() == [2 * 3 / 4, 2 * 1 / 4]
+    assert regularisers.token_average(said([1.0, NAN], [3, 9, 1, 9]))[0, 0] == 1.0  # a pair that says nothing is not counted
+    assert regularisers.token_average(said([1.0, 1.0], [3, 9, 1, 0]))[0, 0] == 1.0  # nor one with an empty row
+    assert regularisers.token_average(said([0.5, 1.0], [3, 9, 4, 9]))[2, 0] == pytest.approx(2 * 4 / (0.5 * 12 + 4))
     with pytest.raises(UserError, match="reads mask"):
-        extras.token_average(Feedback(torch.zeros(2).double(), torch.zeros(2, dtype=torch.int64), pairs=torch.tensor([[0, 1]])))
+        regularisers.token_average(Feedback(torch.zeros(2).double(), torch.zeros(2, dtype=torch.int64), pairs=torch.tensor([[0, 1]])))
 
 
 @pytest.mark.parametrize("average, wanted", [("sequence", (1.0 + 2.0) / 2), ("token", (3 * 1.0 + 1 * 2.0) / 4), ("sum", (3.0 + 2.0) / 2)])
@@ -43,6 +43,6 @@ def test_the_likelihood_of_better_rows(average, wanted):
 
 def test_mistakes():
     with pytest.raises(UserError, match="'mean', takes one of sequence, token, sum"):
-        extras.likelihood("mean")
+        regularisers.likelihood("mean")
     with pytest.raises(UserError, match="weight: got -1"):
         rpo(likelihood=-1.0)

@@ -1,4 +1,4 @@
-"""Sentences about a whole group: every row is compared with every one of another level of reward."""
+"""Methods for whole groups: every row is compared with every one of another level of reward."""
 
 from __future__ import annotations
 
@@ -8,11 +8,8 @@ from torch.nn import functional
 
 from mmalign.objectives import ratios, weights
 from mmalign.objectives.feedback.advantages import TIE
-from mmalign.objectives.parts import Part, bounded_expm1, live
+from mmalign.objectives.parts import DENSITIES, Part, bounded_expm1, live, refuse_kind
 from mmalign.types import Feedback, Loss, Method, Steps, UserError
-
-DENSITIES = frozenset({"token", "transition"})
-REWARD, GROUP, KNOWN, TOP = range(4)  # channels of the signal, [B, 1] each
 
 
 def drift(steps: Steps) -> Tensor:
@@ -21,7 +18,7 @@ def drift(steps: Steps) -> Tensor:
     return bounded_expm1(-moved) + moved
 
 
-def levels(*, score: Part, beta: float, favoured: float, penalty: Part | None = None) -> Method:
+def all_pairs(*, score: Part, beta: float, favoured: float, penalty: Part | None = None) -> Method:
     """A row's value: the mean of ``-log sigmoid(a beta (m_b - m_w))`` over the rows of its group with another reward.
 
     m: mean of ``score`` over a row's live steps, of the better and of the worse row. a: ``favoured`` where the better row has the
@@ -31,8 +28,7 @@ def levels(*, score: Part, beta: float, favoured: float, penalty: Part | None = 
         raise UserError(f"beta, anisotropy: got {beta} and {favoured}, takes numbers above 0")
 
     def loss(steps: Steps, signal: Tensor) -> Loss:
-        if steps.kind not in DENSITIES:
-            raise UserError(f"Steps.kind: got {steps.kind!r}, this method takes {' or '.join(sorted(DENSITIES))}")
+        refuse_kind(steps, DENSITIES)
         if signal.shape != (len(steps), 1, 4):
             raise UserError(f"signal: got shape {list(signal.shape)}, takes [{len(steps)}, 1, 4]")
         reward, group, known, top = signal[:, 0].unbind(-1)
@@ -61,8 +57,8 @@ def _signal(feedback: Feedback) -> Tensor:
     reward = feedback.rewards.detach().double().nan_to_num(0.0)
     highest = torch.where(known, reward, -torch.inf).amax() if bool(known.any()) else torch.tensor(0.0, dtype=torch.float64)
     top = known & (highest - reward <= TIE * highest.abs())
-    found = torch.stack([reward, feedback.group.double(), known.double(), top.double()], dim=-1)
-    return torch.where(known[:, None], found, 0.0)[:, None]
+    numbers = torch.stack([reward, feedback.group.double(), known.double(), top.double()], dim=-1)
+    return torch.where(known[:, None], numbers, 0.0)[:, None]
 
 
 @torch.no_grad()

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mmalign.objectives.terms import targets
+from mmalign.objectives.terms import margins
 
 
 def number(*values):
@@ -11,15 +11,15 @@ def number(*values):
 
 
 def test_a_target_is_gamma_where_the_reference_has_less_and_the_reference_s_where_it_has_more():
-    found = targets.raised(number(-200.0, 0.5, 200.0), gamma=0.5, tau=2.0, alpha=1.0)
+    found = margins.raised(number(-200.0, 0.5, 200.0), gamma=0.5, tau=2.0, alpha=1.0)
     assert found.tolist() == pytest.approx([0.5, 0.5 + torch.tensor(2.0).log().item() / 2, 200.0])
-    assert targets.raised(number(-200.0), gamma=0.5, tau=2.0, alpha=2.0).item() == pytest.approx(-200 + 200.5 / 2)
+    assert margins.raised(number(-200.0), gamma=0.5, tau=2.0, alpha=2.0).item() == pytest.approx(-200 + 200.5 / 2)
 
 
 def test_a_clipped_target_never_prefers_the_worse_row():
-    assert targets.clipped(number(-3.0, 0.0, 3.0)).tolist() == [0.0, 0.0, 3.0]
+    assert margins.clipped(number(-3.0, 0.0, 3.0)).tolist() == [0.0, 0.0, 3.0]
 
 
 def test_far_references_are_finite():
     far = number(-1e4, 1e4)
-    assert targets.raised(far, gamma=0.5, tau=2.0, alpha=1.0).isfinite().all()
+    assert margins.raised(far, gamma=0.5, tau=2.0, alpha=1.0).isfinite().all()

@@ -9,7 +9,7 @@ from mmalign.methods.policy_gradient.flow_grpo import flow_grpo
 from mmalign.methods.policy_gradient.grpo import grpo
 from mmalign.needs import DT, OLD, STD, kls
 from mmalign.objectives import ratios, weights
-from mmalign.objectives.sentences.compose import policy_gradient
+from mmalign.objectives.sentences.policy_gradient import policy_gradient
 from mmalign.objectives.surrogates import Surrogate
 from mmalign.types import Steps, UserError
 from tests.oracles.tables import table

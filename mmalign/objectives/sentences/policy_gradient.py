@@ -1,113 +1,108 @@
-"""Sentences: parts put together into a ``types.Method``."""
+"""Policy gradients: an advantage, a ratio, a surrogate and what stands beside them, put together into a ``types.Method``."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
 from mmalign.objectives import penalties, ratios
-from mmalign.objectives.parts import Part, bounded_exp, bounded_expm1, live, live_mean
+from mmalign.objectives.parts import DENSITIES, Part, Reading, Term, bounded_exp, bounded_expm1, live, live_mean, refuse_kind
+from mmalign.objectives.sentences.layout import Layout, side_by_side
 from mmalign.objectives.surrogates import Surrogate
-from mmalign.types import Feedback, Loss, Method, Need, Steps, Unit, UserError
-
-_WIDTH: dict[Unit, int] = {"cell": 0, "row": 1, "pair": 2, "group": 3, "batch": 4}
-
-
-class Gate(NamedTuple):
-    """What a cell's gradient is multiplied by: ``(Steps, signal [B, T, S]) -> [B, T]``; taken without gradient.
-
-    needs, unit: as in ``types.Method``.
-    """
-
-    of: Callable[[Steps, Tensor], Tensor]
-    needs: frozenset[Need] = frozenset()
-    unit: Unit = "cell"
-
-
-class Term(NamedTuple):
-    """What is added to the values and looks into the signal: ``(Steps, signal [B, T, S]) -> [B, T]``, differentiable.
-
-    name: of its mean in the metrics. needs, unit: as in ``types.Method``.
-    """
-
-    name: str
-    of: Callable[[Steps, Tensor], Tensor]
-    needs: frozenset[Need] = frozenset()
-    unit: Unit = "cell"
+from mmalign.objectives.terms.gates import Gate, Signal
+from mmalign.types import Feedback, Loss, Method, Steps, UserError
 
 
 def policy_gradient(  # the parts of a sentence
     *,
-    advantage: Callable[[Feedback], Tensor],
+    advantage: Callable[[Feedback], Tensor] | Reading,
     log_ratio: Part,
     surrogate: Callable[[Tensor, Tensor], Surrogate],
     weigh: Callable[[Tensor], Tensor],
     penalty: Part | None = None,
     limit: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
     gate: Gate | None = None,
-    terms: Sequence[Term] = (),
+    critic: Term[Signal] | None = None,
+    terms: Mapping[str, Term[Signal]] | None = None,
     keep: Callable[[Feedback], Tensor] | None = None,
-    kinds: frozenset[str] = frozenset({"token", "transition"}),
-    reads: frozenset[Need] = frozenset(),
-    state: object = None,
-    survey: Callable[[Steps, Tensor], Tensor] | None = None,
+    kinds: frozenset[str] = DENSITIES,
 ) -> Method:
     """``values = gate(steps, signal) * surrogate(log_ratio(steps), A) + penalty(steps) + terms(steps, signal)``, A the advantage.
 
-    advantage: Feedback of the whole rollout -> ``[B]``, or ``[B, T]`` where steps differ, or ``[B, 1 or T, S]``, the advantage first,
-        where terms need more; without gradient.
+    advantage: Feedback of the whole rollout -> ``[B]``, or ``[B, T]`` where steps differ, without gradient; a ``Reading``, where it reads
+        tables, keeps a state, or has ``width`` numbers ``[B, 1 or T, width]``, the advantage first, and then what a critic is fitted to.
     log_ratio, penalty: parts; ``ratios.named`` and ``penalties.named`` give them by name. ``ratios.LIKELIHOOD`` is no ratio.
     surrogate: ``(log_ratio [B, T], advantage [B, 1 or T]) -> Surrogate``.
     limit: ``(log_ratio, advantage, mask) -> log_ratio``, each ``[B, T]``: what is done to a ratio that depends on the advantage.
-    gate, terms: see there. weigh, keep, kinds, reads, state, survey: as in ``types.Method``.
+    gate: what a cell's gradient is multiplied by. critic: a term that is told the advantage's further numbers. terms: name -> what is
+        added. The means of terms are metrics of their names, the critic's is ``value_loss``.
+    weigh, keep: as in ``types.Method``. kinds: of steps, as far as all terms take them.
 
-    The loss raises UserError for a kind of steps that it does not accept, and where a part misses what it needs. A row whose
+    Errors: UserError of the loss for a kind of steps that it does not accept, and where a part misses what it needs. A row whose
     advantage is 0 has no policy gradient but still pays the penalty and still counts in the weights.
 
     Metrics are those of ``_metrics``, and the mean of each term.
     """
-    parts: list[Part | Gate | Term] = [part for part in (log_ratio, penalty, gate, *terms) if part is not None]
+    reading = advantage if isinstance(advantage, Reading) else Reading(advantage)
+    terms = dict(terms or {})
+    layout = Layout([*([] if gate is None else [gate]), *terms.values()])
+    kinds = layout.kinds(kinds)
 
     def signal(feedback: Feedback) -> Tensor:
-        advantages = advantage(feedback).detach()
-        return advantages[:, None] if advantages.ndim == 1 else advantages
+        first = reading.of(feedback).detach()
+        first = first[:, None] if first.ndim == 1 else first
+        extras = layout.extras(feedback)
+        return side_by_side([first if first.ndim == 3 else first[..., None], *extras]) if extras else first
 
-    def loss(steps: Steps, signal: Tensor) -> Loss:
-        if steps.kind not in kinds:
-            raise UserError(f"Steps.kind: got {steps.kind!r}, this method takes {' or '.join(sorted(kinds))}")
+    def cells(steps: Steps, signal: Tensor) -> Tensor:
+        """The signal's numbers ``[B, T, W]``, 0 in dead cells."""
         shape = tuple(steps.log_probs.shape)
         if signal.shape[:2] not in ((len(steps), 1), shape) or signal.ndim not in (2, 3):
             raise UserError(f"signal: got shape {list(signal.shape)}, takes [{len(steps)}, 1] or {list(shape)}, and channels")
-        channels = signal[..., None] if signal.ndim == 2 else signal
-        channels = torch.where(steps.mask[..., None], channels.expand(*shape, -1), torch.zeros_like(channels[:, :1]))
-        advantages, ratio = channels[..., 0], log_ratio.of(steps)
+        numbers = signal[..., None] if signal.ndim == 2 else signal
+        return torch.where(steps.mask[..., None], numbers.expand(*shape, -1), torch.zeros_like(numbers[:, :1]))
+
+    def survey(steps: Steps, signal: Tensor) -> Tensor:
+        numbers = cells(steps, signal)
+        known = lambda told, found: Signal(numbers[..., 0], told, found)  # noqa: E731
+        return torch.cat([numbers, *layout.survey(known, steps, numbers[..., reading.width :])], -1)
+
+    def loss(steps: Steps, signal: Tensor) -> Loss:
+        refuse_kind(steps, kinds)
+        numbers = cells(steps, signal)
+        advantages, ratio = numbers[..., 0], log_ratio.of(steps)
+        own = [Signal(advantages, told, found) for told, found in layout.split(numbers[..., reading.width :])]
         values, clipped = surrogate(ratio if limit is None else limit(ratio, advantages, steps.mask), advantages)
         if gate is not None:
             with torch.no_grad():
-                passed = live(gate.of(steps, channels), steps.mask)
+                passed = live(gate.of(steps, own.pop(0)), steps.mask)
             values, clipped = passed * values, clipped | (passed == 0)
         if penalty is not None:
             values = values + penalty.of(steps)
+        added = {name: term.of(steps, told) for (name, term), told in zip(terms.items(), own, strict=True)}
+        if critic is not None:
+            fitted = critic.of(steps, Signal(advantages, numbers[..., 1 : reading.width], numbers[..., :0]))
+            added = {"value_loss": fitted, **added}
         metrics = _metrics(steps, ratio if log_ratio.needs else None, clipped)
-        for term in terms:
-            added = live(term.of(steps, channels), steps.mask)
-            values, metrics[term.name] = values + added, live_mean(added.detach(), steps.mask)
+        for name, more in added.items():
+            more = live(more, steps.mask)
+            values, metrics[name] = values + more, live_mean(more.detach(), steps.mask)
         return Loss(live(values, steps.mask), metrics)
 
     return Method(
         signal=signal,
         loss=loss,
         weigh=weigh,
-        needs=frozenset().union(*(part.needs for part in parts)),
-        unit=max((part.unit for part in parts), key=_WIDTH.__getitem__),
+        needs=layout.needs(log_ratio, penalty, critic),
+        unit=layout.unit(log_ratio, penalty, critic),
         kinds=kinds,
         keep=keep,
-        reads=reads,
-        state=state,
-        survey=survey,
+        reads=layout.reads(reading),
+        survey=survey if layout.surveys else None,
+        survey_needs=layout.survey_needs(),
+        state=layout.state(reading),
     )
 
 

@@ -1,0 +1,77 @@
+"""Comparisons whose margin, or whose weight, differs from pair to pair: by the reference's margin, by rewards, by how on-policy it is."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from mmalign.needs import COLLISION
+from mmalign.objectives import links, scores
+from mmalign.objectives.parts import Part, Reading, bounded_exp, held, live
+from mmalign.objectives.terms.pairs import Order, Term
+from mmalign.types import Steps, UserError
+
+
+def raised(reference: Tensor, *, gamma: float, tau: float, alpha: float) -> Tensor:
+    """``g_ref + softplus(tau (gamma - g_ref)) / (alpha tau)``: far below gamma the target is gamma (at alpha 1), far above it g_ref."""
+    return reference + functional.softplus(tau * (gamma - reference)) / (alpha * tau)
+
+
+def clipped(reference: Tensor) -> Tensor:
+    """``max(0, g_ref)``: never a target that prefers the worse row."""
+    return reference.clamp(min=0)
+
+
+def above_reference(target: links.Link, *, beta: float) -> Term:
+    """``-log sigmoid(beta (g - target(g_ref)))``, g the difference of log-probabilities of the two rows, g_ref the reference's."""
+    score, policy = scores.ratio(), scores.policy()
+
+    def of(steps: Steps, order: Order) -> Tensor:
+        own, ratio = policy.of(steps), score.of(steps)
+        better, worse = order.sides(own)
+        reference = torch.sub(*order.sides((own - ratio).detach()))
+        return links.logistic(better - worse - target(reference), beta=beta)
+
+    return Term(of, score.needs, score=score)
+
+
+def on_policy(*, cap: bool) -> Term:
+    """``exp(a_w + a_r)``, at most 1 with ``cap``; a: mean over steps of the log-probability less that of a like draw (``collision``)."""
+
+    def of(steps: Steps, order: Order) -> Tensor:
+        cells = live((steps.log_probs - held(steps, COLLISION)).detach(), steps.mask)
+        mean = cells.sum(1, keepdim=True) / steps.mask.sum(1, keepdim=True).clamp(min=1)
+        both = torch.stack(order.sides(mean)).sum(0)
+        return bounded_exp(both.clamp(max=0) if cap else both)
+
+    return Term(of, frozenset({COLLISION}))
+
+
+REWARDS_OF_ROWS = Reading(lambda feedback: feedback.rewards.detach()[:, None])
+
+
+def by_reward(score: Part, *, beta: float, weight: float, k: float) -> Term:
+    """``-log sigmoid(b m)``, ``b = beta (1 + weight (1 - e^(-k delta)))``, delta how much more reward the better row has, at least 0."""
+    links.not_negative(weight=weight)
+
+    def of(steps: Steps, order: Order) -> Tensor:
+        better, worse = order.sides(score.of(steps))
+        more, less = order.sides(order.extras)
+        sure = -torch.expm1(-k * (more - less).clamp(min=0))
+        return links.logistic((1 + weight * sure) * (better - worse), beta=beta)
+
+    return Term(of, score.needs, score=score, extras=REWARDS_OF_ROWS)
+
+
+def less_rewards(score: Part, *, beta: float, share: float) -> Term:
+    """``-log sigmoid((beta m - (1 - w) delta) / w)``, w the ``share`` of this objective, delta what others say for the better row."""
+    if not 0 < share <= 1:
+        raise UserError(f"weight: got {share}, takes above 0 to 1")
+
+    def of(steps: Steps, order: Order) -> Tensor:
+        better, worse = order.sides(score.of(steps))
+        more, less = order.sides(order.extras)
+        return links.logistic((beta * (better - worse) - (1 - share) * (more - less)) / share, beta=1.0)
+
+    return Term(of, score.needs, score=score, extras=REWARDS_OF_ROWS)

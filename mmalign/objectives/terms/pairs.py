@@ -1,0 +1,79 @@
+"""Terms of a pair's loss: what it costs if one of its rows is the better one.
+
+A **term** costs ``[N, 1]``, or ``[N, T]`` for a bound, for an order of the two rows. The label is the sentence's business: a term says what
+one order costs, and a soft label is a mean over both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mmalign.objectives import links, parts
+from mmalign.objectives.parts import Part
+from mmalign.types import Feedback, Steps
+
+
+class Order(NamedTuple):
+    """Which row of each pair is taken to be the better one.
+
+    sign: ``[N, 1]``, +1 the first, -1 the second, 0 for a pair of which nothing is known. strength: ``[N, 1]``, how likely that is.
+    extras, surveyed: ``[2N, E]`` and ``[2N, S]``, what the term that is asked was told of each row, and what it found.
+    """
+
+    sign: Tensor
+    strength: Tensor
+    extras: Tensor
+    surveyed: Tensor
+
+    def sides(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """``rows [2N, ...]`` of the better and of the worse row of each pair, ``[N, ...]`` each."""
+        first = (self.sign >= 0).view(-1, *[1] * (rows.ndim - 1))
+        return torch.where(first, rows[0::2], rows[1::2]), torch.where(first, rows[1::2], rows[0::2])
+
+    def turned(self) -> Order:
+        """The other order of every pair."""
+        return self._replace(sign=torch.where(self.sign == 0, -1.0, -self.sign), strength=1 - self.strength)
+
+
+@dataclass(frozen=True)
+class Term(parts.Term[Order]):
+    """What a pair costs in an order: ``of(steps, order) -> [N, 1 or T]``.
+
+    score: what the rows are compared by, ``[2N, 1 or T]``, where there is such a thing; for metrics. labels: what the term makes of the
+    labels before anybody sees them.
+    """
+
+    score: Part | None = None
+    labels: Callable[[Feedback], Feedback] | None = None
+
+
+def compared(score: Part, link: links.Compare, *, weight: Term | None = None) -> Term:
+    """``weight * link(score of the better row, score of the worse row)``."""
+    if weight is None:
+        return Term(lambda steps, order: link(*order.sides(score.of(steps))), score.needs, score=score)
+    of = lambda steps, order: weight.of(steps, order) * link(*order.sides(score.of(steps)))  # noqa: E731
+    return replace(weight, of=of, needs=score.needs | weight.needs, score=score)
+
+
+def times(factor: float, term: Term) -> Term:
+    """A term, ``factor`` times. Errors: UserError for a factor that is negative."""
+    links.not_negative(weight=factor)
+    return replace(term, of=lambda steps, order: factor * term.of(steps, order))
+
+
+def whole(steps: Steps) -> Tensor:
+    """``[N, 1]`` bool: pairs of which both rows have a live step."""
+    rows = steps.mask.any(1, keepdim=True)
+    return rows[0::2] & rows[1::2]
+
+
+def shared(steps: Steps) -> Tensor:
+    """``[N, T]`` bool: the columns in which a pair's value stands: all of a whole pair; of a bound, those that both rows have."""
+    if steps.kind == "bound":
+        return steps.mask[0::2] & steps.mask[1::2]
+    return whole(steps).expand(-1, steps.mask.shape[1])
