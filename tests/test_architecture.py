@@ -47,7 +47,7 @@ ARROWS: dict[str, set[str]] = {
     "runs": {"types", "files", "conversations"},
     "training": {"types", "needs", "signatures", "calls", "files", "conversations", "runs"},
     "report": {"types", "files", "runs"},
-    "recipes": {"types", "records", "samplers", "objectives", "data", "training", "report"},
+    "recipes": {"types", "records", "samplers", "objectives", "data", "training", "report", "commands"},
     "commands": {"*"},
     "cli": {"*"},
     "__main__": {"cli"},

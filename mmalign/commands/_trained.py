@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mmalign.calls import sayable
 from mmalign.config import build_part
 from mmalign.runs import checkpoint
 from mmalign.runs.folder import read_config
@@ -39,9 +40,10 @@ def trained(run_folder: str | Path) -> Trained:
     if not (folder / "config.yaml").is_file():
         raise UserError(f"{folder}: no run there (no config.yaml); takes the folder of a run")
     config = read_config(folder)
-    if not isinstance(config.get("policy"), Mapping):
+    if not isinstance(config.get("policy"), Mapping) or not sayable(config["policy"]):
         raise UserError(
-            f"{folder}: its config.yaml does not say how to build the policy (it was started from Python); takes a run of `mmalign train`"
+            f"{folder}: its config.yaml does not say how to build the policy, which was made by other functions than mm's; "
+            "takes a run of `mmalign train`, or of Python with mm.policies and mm.worlds, or models loaded by name"
         )
     newest, _ = checkpoint.newest(folder / "checkpoints")
     if newest is None:

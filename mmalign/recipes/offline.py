@@ -29,11 +29,12 @@ from torch import Tensor
 
 from mmalign.data.pairs import listed
 from mmalign.objectives.feedback import comparisons
+from mmalign.recipes._run import Run
 from mmalign.records import Pair, Ranking, Record, Records, Thumb
 from mmalign.report import build
 from mmalign.training import references as stored
 from mmalign.training.evaluation import exam
-from mmalign.training.journal import Journal, Run
+from mmalign.training.journal import Journal
 from mmalign.training.learner import Learner
 from mmalign.training.optimizers import Optimizer, adamw
 from mmalign.training.preflight import preflight
@@ -116,7 +117,7 @@ def offline(  # one argument for each thing that a run is made of
             journal.trained({**found, **moved, "known": known, "broken": broken, "lr": _rate(learner)})
     ended = journal.conclude()
     build(ended.path)
-    return ended
+    return Run(ended.path, ended.summary, policy)
 
 
 def _take(coming: Iterator[Any], count: int) -> list[Any]:

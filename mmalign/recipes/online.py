@@ -25,12 +25,13 @@ import torch
 from torch import Tensor
 
 from mmalign.objectives.feedback import comparisons
+from mmalign.recipes._run import Run
 from mmalign.report import build
 from mmalign.samplers.seats import seats
 from mmalign.training import references as stored
 from mmalign.training.evaluation import exam
 from mmalign.training.feedback import feedback
-from mmalign.training.journal import Journal, Run
+from mmalign.training.journal import Journal
 from mmalign.training.learner import Learner
 from mmalign.training.optimizers import Optimizer, adamw
 from mmalign.training.preflight import preflight
@@ -142,7 +143,7 @@ def online(  # one argument for each thing that a run is made of
             journal.trained({**_row(scored, found, lr=float(learner.optimizer.param_groups[0]["lr"])), **moved})
     ended = journal.conclude()
     build(ended.path)
-    return ended
+    return Run(ended.path, ended.summary, policy)
 
 
 def _parts(batches: Sequence[Scored], unit: Unit, epochs: int, updates: int) -> Iterator[Cells]:

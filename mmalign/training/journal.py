@@ -7,9 +7,8 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mmalign import calls
 from mmalign.files import write_json
@@ -24,30 +23,11 @@ from mmalign.training.settings import RunSettings, Stop
 from mmalign.types import UserError
 
 
-@dataclass(frozen=True)
-class Report:
-    """The page of a run."""
-
-    path: Path
-
-    def open(self) -> None:
-        """Shows it in the default browser."""
-        import webbrowser
-
-        webbrowser.open(self.path.resolve().as_uri())
-
-
-@dataclass(frozen=True)
-class Run:
-    """A run that has ended: its folder, its numbers (``summary.json``), the policy as it is now."""
+class Ended(NamedTuple):
+    """A run that has ended: its folder, and its numbers (``summary.json``)."""
 
     path: Path
     summary: dict[str, Any]
-    policy: Any
-
-    @property
-    def report(self) -> Report:
-        return Report(self.path / "report.html")
 
 
 class Journal:
@@ -166,7 +146,7 @@ class Journal:
         elif len(rows) - 1 - best >= self.stop.patience:
             self.over = "stopped early"
 
-    def conclude(self) -> Run:
+    def conclude(self) -> Ended:
         """Writes the summary, says how the run ended, and returns it."""
         summary = summarise(self.state, seed=self.settings.seed, status=self.over, exam=self.exam)
         write_json(self.folder.summary, summary)
@@ -176,7 +156,7 @@ class Journal:
             print(f"{self.over} after {self.state['step']} steps, {clock(self.state['train_seconds'])} of training")
             changes = [key.removesuffix("_before") for key in summary if key.endswith("_before") and not key.endswith("_se_before")]
             print("  ".join(f"{key} {summary[f'{key}_before']:.3f} -> {summary[f'{key}_after']:.3f}" for key in changes))
-        return Run(self.folder.path, summary, self.learner.policy)
+        return Ended(self.folder.path, summary)
 
 
 def summarise(state: Mapping[str, Any], *, seed: int, status: str, exam: Exam) -> dict[str, Any]:

@@ -1,0 +1,47 @@
+"""What a recipe returns: a run that has ended, and what can be done with it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Report:
+    """The page of a run."""
+
+    path: Path
+
+    def open(self) -> None:
+        """Shows it in the default browser."""
+        import webbrowser
+
+        webbrowser.open(self.path.resolve().as_uri())
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that has ended: its folder, its numbers (``summary.json``), the policy as it is now."""
+
+    path: Path
+    summary: dict[str, Any]
+    policy: Any
+
+    @property
+    def report(self) -> Report:
+        """Its page."""
+        return Report(self.path / "report.html")
+
+    def sample(self, prompts: Sequence[str] | None = None, *, count: int = 4, seed: int = 0, out: str | Path | None = None) -> Path:
+        """A picture of samples of the best parameters, as ``mmalign sample RUN`` makes it (``commands.sample``); returns its path."""
+        from mmalign.commands.sample import sample
+
+        return sample(self.path, prompts=prompts, count=count, seed=seed, out=out)
+
+    def export(self, out: Path | None = None, *, parameters: str | None = None) -> Path:
+        """Its weights as diffusers and peft load them, as ``mmalign export RUN`` writes them (``commands.export``); returns the folder."""
+        from mmalign.commands.export import export
+
+        return export(self.path, out=out, parameters=parameters).path
