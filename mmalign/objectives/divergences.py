@@ -39,7 +39,7 @@ def alpha_divergence(log_ratio: Tensor, *, alpha: float) -> Tensor:
 
 
 def named(name: str, *, alpha: float) -> Callable[[Tensor], Tensor]:
-    """The derivative of the divergence of that name; ``alpha`` is for ``alpha`` alone. Raises UserError for an unknown name."""
+    """The derivative of the divergence of that name; ``alpha`` is for ``alpha`` alone. Errors: UserError for an unknown name."""
     parts: dict[str, Callable[[Tensor], Tensor]] = {
         "reverse_kl": reverse_kl,
         "forward_kl": forward_kl,

@@ -68,7 +68,7 @@ def not_negative(**values: float) -> None:
 
 
 def named(name: str, *, beta: float) -> Link:
-    """The link of that name at ``beta``. Raises UserError for an unknown name, or a ``beta`` that is not above 0."""
+    """The link of that name at ``beta``. Errors: UserError for an unknown name, or a ``beta`` that is not above 0."""
     if name not in _NAMED:
         raise UserError(f"link: got {name!r}, takes one of {', '.join(_NAMED)}")
     positive(beta=beta)
@@ -84,7 +84,7 @@ def ahead(link: Link, *, by: float = 0.0) -> Compare:
 def smoothed(compare: Compare, *, flips: float) -> Compare:
     """``(1 - e) compare(better, worse) + e compare(worse, better)``: a fraction e of the labels is taken to be flipped (cDPO).
 
-    A soft label p then counts as ``p (1 - e) + (1 - p) e``. Raises UserError for ``flips`` outside 0 to below 0.5.
+    A soft label p then counts as ``p (1 - e) + (1 - p) e``. Errors: UserError for ``flips`` outside 0 to below 0.5.
     """
     if not 0 <= flips < 0.5:
         raise UserError(f"smoothing: got {flips}, takes 0 to below 0.5")
@@ -94,7 +94,7 @@ def smoothed(compare: Compare, *, flips: float) -> Compare:
 def unbiased(compare: Compare, *, flips: float) -> Compare:
     """``[(1 - e) compare(better, worse) - e compare(worse, better)] / (1 - 2 e)``: its mean over flipped labels is the clean loss.
 
-    rDPO (arXiv 2403.00409). A soft label p counts as ``(p - e) / (1 - 2 e)``. Raises UserError for ``flips`` outside 0 to below 0.5.
+    rDPO (arXiv 2403.00409). A soft label p counts as ``(p - e) / (1 - 2 e)``. Errors: UserError for ``flips`` outside 0 to below 0.5.
     """
     if not 0 <= flips < 0.5:
         raise UserError(f"flips: got {flips}, takes 0 to below 0.5")

@@ -86,7 +86,9 @@ def refuse_kind(steps: Steps, kinds: frozenset[str]) -> None:
 
 def held(steps: Steps, need: Need) -> Tensor:
     """The table ``[B, T]`` of that need, as it is; references, and facts, without gradient. Errors: UserError where it is not there."""
-    group = need.kind if need.name else "facts" if need in FACTS else "terms"
+    group = need.kind
+    if not need.name:
+        group = "facts" if need in FACTS else "terms"
     tables: Mapping[str, Tensor] = getattr(steps, group)
     name = need.name or need.kind
     if name not in tables:

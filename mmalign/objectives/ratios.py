@@ -84,5 +84,5 @@ _NAMED = {
 
 
 def named(name: str) -> Part:
-    """The log-ratio of that name, with what it needs. Raises UserError for an unknown name."""
+    """The log-ratio of that name, with what it needs. Errors: UserError for an unknown name."""
     return choose("ratio", name, _NAMED)

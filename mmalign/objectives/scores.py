@@ -65,12 +65,12 @@ def _score(cells: Callable[[Steps], Tensor], over: Over, share: Part | None, nee
 
 
 def ratio(over: Over = "total", *, ref: str = "ref", share: Part | None = None) -> Part:
-    """Log-ratios to the reference of that name: DPO's implicit reward without its beta. Raises UserError for an unknown ``over``."""
+    """Log-ratios to the reference of that name: DPO's implicit reward without its beta. Errors: UserError for an unknown ``over``."""
     return _score(lambda steps: log_ratio(steps, ref), over, share, frozenset({refs(ref)}))
 
 
 def policy(over: Over = "total", *, share: Part | None = None) -> Part:
-    """Log-probabilities alone: the score of methods without a reference. Raises UserError for an unknown ``over``."""
+    """Log-probabilities alone: the score of methods without a reference. Errors: UserError for an unknown ``over``."""
     return _score(log_prob, over, share, frozenset())
 
 
@@ -95,7 +95,7 @@ def errors(*, error: str, half: bool) -> Part:
     """Minus how much larger a row's squared denoising error is than the reference's, ``[B, T]``, for tables of kind ``bound``.
 
     ``-h (l - l^ref)`` with l the squared error, its ``mean`` or its ``sum`` over the latent (``error``), and h = 1/2 (``half``), which
-    is what a bound holds, or 1. Raises UserError for another ``error``.
+    is what a bound holds, or 1. Errors: UserError for another ``error``.
     """
     if error not in ("mean", "sum"):
         raise UserError(f"error: got {error!r}, takes 'mean' or 'sum'")

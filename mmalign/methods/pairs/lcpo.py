@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from mmalign.objectives import links, scores
-from mmalign.objectives.parts import ANY, DENSITIES
+from mmalign.objectives.parts import ANY, DENSITIES, choose
 from mmalign.objectives.sentences.pairwise import pairwise
 from mmalign.objectives.terms import relabelled
 from mmalign.objectives.terms.pairs import compared
@@ -40,12 +40,10 @@ def lcpo(
     method, in the checkpoint. ``cpo`` and ``simpo`` have no likelihood term here. The formulas are from a published summary of the
     later version; for ``dpo`` they are those of the first. A soft label is a hard one in expectation.
     """
-    policy = base in ("cpo", "simpo")
-    if base not in ("dpo", "ipo", "cpo", "simpo"):
-        raise UserError(f"base: got {base!r}, takes one of dpo, ipo, simpo, cpo")
+    bases = {"dpo": scores.ratio(), "ipo": scores.ratio(), "simpo": scores.policy("per_step"), "cpo": scores.policy()}
+    score = choose("base", base, bases)
     if gamma and base != "simpo":
         raise UserError(f"gamma: got {gamma} for base {base!r}, which has no gap; takes 0")
     link = links.ahead(links.named("squared" if base == "ipo" else "logistic", beta=beta), by=gamma / beta)
-    score = scores.policy("per_step" if base == "simpo" else "total") if policy else scores.ratio()
     term = relabelled.posterior(compared(score, link), reliability=reliability, momentum=momentum)
-    return pairwise(term, kinds=DENSITIES if policy else ANY)
+    return pairwise(term, kinds=ANY if score.needs else DENSITIES)

@@ -43,6 +43,8 @@ def a_lol(*, ratio: Literal["row", "token", "none"] = "row", clip: float = 0.9) 
         gap = gap.sum(1, keepdim=True).expand_as(gap) if ratio == "row" else gap
         return bounded_exp(gap).clamp(1 - clip, 1 + clip)
 
+    gate = Gate(weight, frozenset({refs("ref")}), unit="row" if ratio == "row" else "cell")
+
     def advantage(feedback: Feedback) -> Tensor:
         return advantages.centred(feedback.rewards, feedback.group).clamp(min=0)
 
@@ -50,7 +52,7 @@ def a_lol(*, ratio: Literal["row", "token", "none"] = "row", clip: float = 0.9) 
         advantage=advantage,
         log_ratio=ratios.LIKELIHOOD,
         surrogate=surrogates.likelihood,
-        gate=None if ratio == "none" else Gate(weight, frozenset({refs("ref")}), "row" if ratio == "row" else "cell"),
+        gate=None if ratio == "none" else gate,
         weigh=partial(weights.constant_length, length=1),
         keep=lambda feedback: advantage(feedback) > 0,
     )

@@ -38,7 +38,7 @@ def dapo(  # the paper's own numbers
         beta, kl: weight and kind of a KL to ``ref``; the paper has none.
         unbiased, eps: of the group's standard deviation; eps in units of the reward.
 
-    Raises UserError where ``max_length`` is given and the feedback has no lengths.
+    Errors: UserError where ``max_length`` is given and the feedback has no lengths.
 
     Paper: DAPO: An Open-Source LLM Reinforcement Learning System at Scale, arXiv 2503.14476, eq. 8, 9 and 13; max_length 20480.
 

@@ -30,7 +30,7 @@ def gdpo(
         beta, kl: weight and kind of a KL to ``ref``.
         eps: in units of each reward, and of the sum.
 
-    Raises UserError where a reward is named that is not there.
+    Errors: UserError where a reward is named that is not there.
 
     Paper: GDPO: Group reward-Decoupled Normalization Policy Optimization for Multi-reward RL Optimization, arXiv 2601.05242.
 

@@ -34,9 +34,9 @@ def gpg(*, std: Literal["none", "group"] = "none", correct: bool = True, eps: fl
     """
 
     def advantage(feedback: Feedback) -> Tensor:
-        found = advantages.normalised(feedback.rewards, feedback.group, std=std, eps=eps)
+        centred = advantages.normalised(feedback.rewards, feedback.group, std=std, eps=eps)
         informative = advantages.informative(feedback.rewards, feedback.group).sum().clamp(min=1)
         rows = (~feedback.rewards.isnan()).sum()
-        return found * rows / informative if correct else found
+        return centred * rows / informative if correct else centred
 
     return policy_gradient(advantage=advantage, log_ratio=ratios.LIKELIHOOD, surrogate=surrogates.likelihood, weigh=weights.token_mean)

@@ -37,7 +37,7 @@ def grpo_s(
         gap, outlier: which is R, and from which square on a row's R is an outlier, in units of it; None: without their factor.
         clip, beta, kl: as in ``grpo``.
 
-    Raises UserError where a part is named and not there, a difference outside 0..2, or one of gap and outlier without the other.
+    Errors: UserError where a part is named and not there, a difference outside 0..2, or one of gap and outlier without the other.
 
     Paper: Inverse Reinforcement Learning with Dynamic Reward Scaling for LLM Alignment (DR-IRL; its GRPO-S), arXiv 2503.18991.
 
@@ -50,16 +50,16 @@ def grpo_s(
         raise UserError(f"gap, outlier: got {gap!r} and {outlier}, takes both or neither, and a number of 0 or more")
 
     def advantage(feedback: Feedback) -> Tensor:
-        found = advantages.normalised(feedback.rewards, feedback.group)
+        better = advantages.normalised(feedback.rewards, feedback.group)
         if difference is not None:
             delta = _part(feedback, "difference", difference)
             if bool(((delta < 0) | (delta > 2)).any()):
                 raise UserError(f"Feedback.parts[{difference!r}]: got values outside 0..2, takes one minus a cosine similarity")
             scale = delta.sigmoid() / delta.nanmean().sigmoid()
-            found = torch.where(delta.isnan(), 0.0, found * scale.nan_to_num(0.0))
+            better = torch.where(delta.isnan(), 0.0, better * scale.nan_to_num(0.0))
         if gap is not None and outlier is not None:
-            found = found * _responsiveness(_part(feedback, "gap", gap), outlier)
-        return found
+            better = better * _responsiveness(_part(feedback, "gap", gap), outlier)
+        return better
 
     return policy_gradient(
         advantage=advantage,

@@ -41,8 +41,8 @@ def reward_weighted_regression(
 
     def advantage(feedback: Feedback) -> Tensor:
         group = feedback.group if over == "group" else torch.zeros_like(feedback.group)
-        found = advantages.exponential(feedback.rewards, group, temperature=temperature)
-        return found if largest is None else found.clamp(max=largest)
+        weight = advantages.exponential(feedback.rewards, group, temperature=temperature)
+        return weight if largest is None else weight.clamp(max=largest)
 
     return policy_gradient(
         advantage=advantage,

@@ -15,7 +15,7 @@ from mmalign.types import Feedback, UserError
 
 
 def drawn(feedback: Feedback, name: str) -> Tensor:
-    """``[B]`` bool: rows that the sampler of that name drew and whose reward is known. Raises UserError where there is no such sampler."""
+    """``[B]`` bool: rows that the sampler of that name drew and whose reward is known. Errors: UserError where there is no such sampler."""
     if name not in feedback.drawn:
         raise UserError(f"Feedback.drawn: got {sorted(feedback.drawn)}, this method takes rows drawn by {name!r}")
     return feedback.drawn[name] & ~feedback.rewards.isnan()
@@ -43,9 +43,9 @@ def wins(feedback: Feedback, *, scale: float = 1.0) -> Tensor:
 
 def win_rate(feedback: Feedback, *, scale: float = 1.0) -> Tensor:
     """Mean probability of a row to be better than another of its group, ``[B]`` float64; NaN where it was compared with none."""
-    found = wins(feedback, scale=scale)
-    known = ~found.isnan()
-    return torch.where(known.any(1), found.nan_to_num(0.0).sum(1) / known.sum(1).clamp(min=1), math.nan)
+    chances = wins(feedback, scale=scale)
+    known = ~chances.isnan()
+    return torch.where(known.any(1), chances.nan_to_num(0.0).sum(1) / known.sum(1).clamp(min=1), math.nan)
 
 
 def labels(feedback: Feedback) -> Tensor:
@@ -58,10 +58,10 @@ def labels(feedback: Feedback) -> Tensor:
         return feedback.labels.detach().double()
     rewards = feedback.rewards.detach().double()
     if feedback.pairs is not None:
-        found = torch.full_like(rewards, math.nan)
+        label = torch.full_like(rewards, math.nan)
         strength = torch.ones(len(feedback.pairs)) if feedback.strength is None else feedback.strength
-        found[feedback.pairs[:, 0]], found[feedback.pairs[:, 1]] = strength.double(), 1 - strength.double()
-        return found
+        label[feedback.pairs[:, 0]], label[feedback.pairs[:, 1]] = strength.double(), 1 - strength.double()
+        return label
     same = (feedback.group[:, None] == feedback.group[None, :]) & ~rewards.isnan()[None, :]
     mean = (same * rewards.nan_to_num(0.0)).sum(1) / same.sum(1).clamp(min=1)
     apart = (rewards - mean).abs() > 1e-6 * rewards.nan_to_num(0.0).abs().max()
@@ -127,8 +127,8 @@ def best_and_worst(feedback: Feedback) -> Feedback:
     table = torch.tensor(pairs, dtype=torch.int64).view(-1, 2)
     strength = torch.ones(len(table), dtype=torch.float64)
     if feedback.wins is not None and len(table):
-        found = feedback.wins[table[:, 0], table[:, 1]].double()
-        strength = torch.where(found.isnan(), strength, found)
+        chance = feedback.wins[table[:, 0], table[:, 1]].double()
+        strength = torch.where(chance.isnan(), strength, chance)
     return replace(feedback, pairs=table, strength=strength)
 
 
@@ -179,11 +179,11 @@ def with_rest(feedback: Feedback, *, by: str) -> Feedback:
     """
     if feedback.pairs is not None:
         return feedback
-    found = best_and_worst(feedback)
-    free = torch.ones(len(feedback.rewards), dtype=torch.bool).index_fill(0, found.pairs.flatten(), False)  # type: ignore[union-attr]
+    paired = best_and_worst(feedback)
+    free = torch.ones(len(feedback.rewards), dtype=torch.bool).index_fill(0, paired.pairs.flatten(), False)  # type: ignore[union-attr]
     theirs = drawn(feedback, by) & free
     rows = torch.nonzero(theirs).flatten().tolist()
     rows += torch.nonzero(free & ~theirs).flatten().tolist()[: len(rows) % 2]
     more = torch.tensor(rows[: len(rows) // 2 * 2], dtype=torch.int64).view(-1, 2)
     unknown = torch.full((len(more),), math.nan, dtype=torch.float64)
-    return replace(found, pairs=torch.cat([found.pairs, more]), strength=torch.cat([found.strength, unknown]))  # type: ignore[list-item]
+    return replace(paired, pairs=torch.cat([paired.pairs, more]), strength=torch.cat([paired.strength, unknown]))  # type: ignore[list-item]

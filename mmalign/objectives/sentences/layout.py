@@ -22,8 +22,8 @@ class Layout:
         self.terms = terms
         self.readings = [term.extras for term in terms if term.extras is not None]
         self.surveys = [term.survey for term in terms if term.survey is not None]
-        self._told = [0 if term.extras is None else term.extras.width for term in terms]
-        self._found = [0 if term.survey is None else term.survey.width for term in terms]
+        self._extras = [0 if term.extras is None else term.extras.width for term in terms]
+        self._surveyed = [0 if term.survey is None else term.survey.width for term in terms]
 
     def needs(self, *others: Part | Term[Any] | None) -> frozenset[Need]:
         """What the terms need, and parts beside them."""
@@ -61,10 +61,10 @@ class Layout:
 
         Errors: UserError where a survey is still to be made.
         """
-        found = self._found if surveyed else [0] * len(self.terms)
-        if numbers.shape[-1] != sum(self._told) + sum(found):
+        widths = self._surveyed if surveyed else [0] * len(self.terms)
+        if numbers.shape[-1] != sum(self._extras) + sum(widths):
             raise UserError("signal: got no survey of the update, this method takes one before its micro-batches")
-        pieces = numbers.split([*self._told, *found], -1)
+        pieces = numbers.split([*self._extras, *widths], -1)
         return list(zip(pieces[: len(self.terms)], pieces[len(self.terms) :], strict=True))
 
     def survey(self, known: Callable[[Tensor, Tensor], Any], steps: Steps, numbers: Tensor) -> list[Tensor]:

@@ -43,11 +43,11 @@ def listwise(
     def rankings(steps: Steps, signal: Tensor, wide: bool) -> Callable[[Tensor, Tensor], Ranking]:
         there = steps.mask if wide else steps.mask.any(1, keepdim=True)
         ranking = _ranking(signal, there & (signal[:, :, 0] != 0))
-        return lambda told, found: ranking._replace(extras=told, surveyed=found)
+        return lambda extras, surveyed: ranking._replace(extras=extras, surveyed=surveyed)
 
     def survey(steps: Steps, signal: Tensor) -> Tensor:
         known = rankings(steps, signal, score.of(steps).shape[1] > 1)
-        return side_by_side([signal, *(found[:, None].to(signal) for found in layout.survey(known, steps, signal[:, 0, 3:]))])
+        return side_by_side([signal, *(values[:, None].to(signal) for values in layout.survey(known, steps, signal[:, 0, 3:]))])
 
     def loss(steps: Steps, signal: Tensor) -> Loss:
         refuse_kind(steps, kinds)

@@ -42,7 +42,7 @@ def pairwise(*terms: Term, weigh: Callable[[Tensor], Tensor] = weights.sequence_
 
     def orders(steps: Steps, signal: Tensor) -> list[Order]:
         order, numbers = ordered(steps, signal)
-        return [order._replace(extras=told, surveyed=found) for told, found in layout.split(numbers)]
+        return [order._replace(extras=extras, surveyed=surveyed) for extras, surveyed in layout.split(numbers)]
 
     def signal(feedback: Feedback) -> Tensor:
         for term in terms:
@@ -51,15 +51,15 @@ def pairwise(*terms: Term, weigh: Callable[[Tensor], Tensor] = weights.sequence_
         extras = layout.extras(feedback)
         if not extras:
             return known[:, None]
-        told = torch.cat(extras, 1)
-        silent = told.isnan().any(1)
+        numbers = torch.cat(extras, 1)
+        silent = numbers.isnan().any(1)
         known = torch.where(silent | comparisons.partner(feedback, silent.double()).eq(1), 0.0, known)
-        return torch.cat([known[:, None], torch.where((known != 0)[:, None], told, 0.0)], 1)[:, None]
+        return torch.cat([known[:, None], torch.where((known != 0)[:, None], numbers, 0.0)], 1)[:, None]
 
     def survey(steps: Steps, signal: Tensor) -> Tensor:
         order, numbers = ordered(steps, signal)
-        found = layout.survey(lambda told, found: order._replace(extras=told, surveyed=found), steps, numbers)
-        return torch.cat([signal.flatten(1), *(values.to(signal) for values in found)], 1)[:, None]
+        surveyed = layout.survey(lambda extras, surveyed: order._replace(extras=extras, surveyed=surveyed), steps, numbers)
+        return torch.cat([signal.flatten(1), *(values.to(signal) for values in surveyed)], 1)[:, None]
 
     def loss(steps: Steps, signal: Tensor) -> Loss:
         refuse_kind(steps, kinds)

@@ -54,26 +54,20 @@ def policy_gradient(  # the parts of a sentence
         first = reading.of(feedback).detach()
         first = first[:, None] if first.ndim == 1 else first
         extras = layout.extras(feedback)
-        return side_by_side([first if first.ndim == 3 else first[..., None], *extras]) if extras else first
-
-    def cells(steps: Steps, signal: Tensor) -> Tensor:
-        """The signal's numbers ``[B, T, W]``, 0 in dead cells."""
-        shape = tuple(steps.log_probs.shape)
-        if signal.shape[:2] not in ((len(steps), 1), shape) or signal.ndim not in (2, 3):
-            raise UserError(f"signal: got shape {list(signal.shape)}, takes [{len(steps)}, 1] or {list(shape)}, and channels")
-        numbers = signal[..., None] if signal.ndim == 2 else signal
-        return torch.where(steps.mask[..., None], numbers.expand(*shape, -1), torch.zeros_like(numbers[:, :1]))
+        if not extras:
+            return first
+        return side_by_side([first if first.ndim == 3 else first[..., None], *extras])
 
     def survey(steps: Steps, signal: Tensor) -> Tensor:
-        numbers = cells(steps, signal)
-        known = lambda told, found: Signal(numbers[..., 0], told, found)  # noqa: E731
+        numbers = _numbers(steps, signal)
+        known = lambda extras, surveyed: Signal(numbers[..., 0], extras, surveyed)  # noqa: E731
         return torch.cat([numbers, *layout.survey(known, steps, numbers[..., reading.width :])], -1)
 
     def loss(steps: Steps, signal: Tensor) -> Loss:
         refuse_kind(steps, kinds)
-        numbers = cells(steps, signal)
+        numbers = _numbers(steps, signal)
         advantages, ratio = numbers[..., 0], log_ratio.of(steps)
-        own = [Signal(advantages, told, found) for told, found in layout.split(numbers[..., reading.width :])]
+        own = [Signal(advantages, extras, surveyed) for extras, surveyed in layout.split(numbers[..., reading.width :])]
         values, clipped = surrogate(ratio if limit is None else limit(ratio, advantages, steps.mask), advantages)
         if gate is not None:
             with torch.no_grad():
@@ -81,7 +75,7 @@ def policy_gradient(  # the parts of a sentence
             values, clipped = passed * values, clipped | (passed == 0)
         if penalty is not None:
             values = values + penalty.of(steps)
-        added = {name: term.of(steps, told) for (name, term), told in zip(terms.items(), own, strict=True)}
+        added = {name: term.of(steps, seen) for (name, term), seen in zip(terms.items(), own, strict=True)}
         if critic is not None:
             fitted = critic.of(steps, Signal(advantages, numbers[..., 1 : reading.width], numbers[..., :0]))
             added = {"value_loss": fitted, **added}
@@ -104,6 +98,15 @@ def policy_gradient(  # the parts of a sentence
         survey_needs=layout.survey_needs(),
         state=layout.state(reading),
     )
+
+
+def _numbers(steps: Steps, signal: Tensor) -> Tensor:
+    """The signal's numbers ``[B, T, W]``, 0 in dead cells."""
+    shape = tuple(steps.log_probs.shape)
+    if signal.shape[:2] not in ((len(steps), 1), shape) or signal.ndim not in (2, 3):
+        raise UserError(f"signal: got shape {list(signal.shape)}, takes [{len(steps)}, 1] or {list(shape)}, and channels")
+    numbers = signal[..., None] if signal.ndim == 2 else signal
+    return torch.where(steps.mask[..., None], numbers.expand(*shape, -1), torch.zeros_like(numbers[:, :1]))
 
 
 @torch.no_grad()

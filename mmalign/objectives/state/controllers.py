@@ -31,8 +31,8 @@ class RunningSpread:
     @property
     def std(self) -> float:
         """With n - 1; 1 where fewer than two values were seen, or all were equal."""
-        found = math.sqrt(self.squares / (self.count - 1)) if self.count > 1 else 0.0
-        return found if found > 1e-6 * abs(self.mean) else 1.0
+        std = math.sqrt(self.squares / (self.count - 1)) if self.count > 1 else 0.0
+        return std if std > 1e-6 * abs(self.mean) else 1.0
 
     def dump(self) -> dict[str, Any]:
         """As JSON."""

@@ -15,7 +15,7 @@ def _fact(steps: Steps, need: Need) -> Tensor:
 
 
 def changed(factor: float) -> Part:
-    """``factor`` for steps that the other row of the pair has not, 1 for the others. Raises UserError for a negative factor."""
+    """``factor`` for steps that the other row of the pair has not, 1 for the others. Errors: UserError for a negative factor."""
     if factor < 0:
         raise UserError(f"gamma: got {factor}, takes 0 or more")
     return Part(lambda steps: live(1 + (factor - 1) * (_fact(steps, CHANGED) > 0).double(), steps.mask), frozenset({CHANGED}))
