@@ -380,8 +380,13 @@ class ParameterSets(Protocol):
     def load(self, tables: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Puts back what ``tables`` gave."""
 
-    def adopt(self, name: str, stored: Mapping[str, Tensor], *, scale: float | None = None) -> None:
-        """Makes the named set from weights as files hold them. scale: alpha / rank of a stored LoRA."""
+    def adopt(self, name: str, stored: Any) -> None:
+        """Makes the named set from weights as files hold them, see ``runs.weights``."""
+
+    @property
+    def scales(self) -> Mapping[str, float]:
+        """alpha / rank of every LoRA layer by name, for checkpoints."""
+        ...
 
 
 class Policy(Protocol):

@@ -36,7 +36,7 @@ ARROWS: dict[str, set[str]] = {
     "objectives": {"types", "needs"},
     "samplers": {"types"},
     "methods": {"types", "needs", "objectives", "samplers"},
-    "policies": {"types", "needs", "signatures", "samplers", "media", "conversations", "files"},
+    "policies": {"types", "needs", "signatures", "samplers", "media", "conversations", "files", "runs"},
     "serving": {"types", "signatures"},
     "combinations": {"types", "files", "conversations"},
     "rewards": {"types", "media", "conversations", "files", "serving", "combinations"},
@@ -65,7 +65,7 @@ INSIDE: dict[str, dict[str, set[str]]] = {
     "policies": {
         "settings": set(),
         "parameters": {"adapters", "settings"},
-        "adapters": set(),
+        "adapters": {"settings"},
         "pipelines": {"settings", "parameters"},
         "language": {"settings", "parameters", "adapters"},
         "diffusers": {"settings", "parameters", "pipelines"},
@@ -73,7 +73,7 @@ INSIDE: dict[str, dict[str, set[str]]] = {
         "transformers": {"settings", "parameters", "language"},
         "twins": {"pipelines"},
         "exports": {"adapters", "pipelines", "language", "diffusers", "transformers"},
-        "inspecting": {"settings", "parameters", "pipelines", "diffusers", "twins"},
+        "inspecting": {"settings", "adapters", "pipelines", "diffusers", "twins"},
     },
     "rewards": {"*": {"_shared", "_models"}, "_shared": set(), "_models": {"_shared"}, "videos": {"_shared", "_models", "pictures"}},
 }

@@ -1,4 +1,4 @@
-"""LoRA adapters: on, off, of another rank, mixed; and as files hold them, for peft and diffusers, merged into the weights."""
+"""LoRA adapters: put in, on, off, of another rank, mixed; and as files hold them, for peft and diffusers, merged into the weights."""
 
 from __future__ import annotations
 
@@ -9,12 +9,119 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-ADAPTER = "default"  # what peft calls the adapter that parameters.add_lora injects
+from mmalign.policies.settings import Lora
+from mmalign.runs import weights
+from mmalign.types import UserError
+
+ATTENTION = (
+    "to_q", "to_k", "to_v", "to_out", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out", "q_proj", "k_proj",
+    "v_proj", "o_proj", "out_proj",
+)  # fmt: skip
+ADAPTER = "default"  # what peft calls the adapter that add_lora injects
+
+
+@runtime_checkable
+class Speaking(Protocol):
+    """A language model, which knows its output embeddings."""
+
+    def get_output_embeddings(self) -> nn.Module | None: ...
+
+
+class Layer(NamedTuple):
+    """What one layer's LoRA is made as. pair: A ``[rank, in]`` and B ``[out, rank]``; None: A is drawn, and B is 0."""
+
+    rank: int
+    alpha: float
+    lora: Lora
+    pair: tuple[Tensor, Tensor] | None = None
+
+
+def add_lora(module: nn.Module, lora: Lora) -> None:
+    """Injects a LoRA adapter (peft) in place; only its weights are trained, in float32 whatever the module's type.
+
+    The adapter starts as zero (B = 0), so that nothing changes before the first update, or as what ``lora.from_`` holds. Errors:
+    UserError where no layer matches, and for what ``planned`` refuses.
+    """
+    inject(module, planned(module, lora, "policy.lora"))
+    for name, p in module.named_parameters():
+        p.requires_grad_("lora_" in name)
+
+
+def planned(module: nn.Module, lora: Lora, key: str, *, among: set[str] | None = None) -> dict[str, Layer]:
+    """LoRA layers by name. among: names of weights, where others are not to be touched.
+
+    Errors: UserError, by the config's ``key``, for targets that match nothing, and for a stored adapter with tensors that have no place.
+    """
+    if lora.from_ is None:
+        alpha = lora.rank if lora.alpha is None else lora.alpha
+        return dict.fromkeys(lora_targets(module, lora.targets, f"{key}.targets", among=among), Layer(lora.rank, alpha, lora))
+    stored = weights.read(weights.existing(lora.from_, f"{key}.from"), f"{key}.from")
+    linear = {
+        name: layer
+        for name, layer in module.named_modules()
+        if isinstance(layer, nn.Linear) and (among is None or f"{name}.weight" in among)
+    }
+    left, layers = dict(stored.tensors), dict[str, Layer]()
+    for place, scale in stored.scales.items():
+        name = next((name for name in weights.plain({place: 1}) if name in linear), None)
+        down, up = (_key(left, f"{place}.{side}") for side in ("lora_A", "lora_B"))
+        if name is None or not up:
+            continue
+        pair, base = (left[down], left[up]), linear[name]
+        rank = len(pair[0])
+        if pair[0].shape[1:] == (base.in_features,) and pair[1].shape == (base.out_features, rank):
+            layers[name] = Layer(rank, scale * rank, lora, pair)
+            del left[down], left[up]
+    if left:
+        raise UserError(f"{key}.from: {lora.from_} holds {len(left)} tensors with no place in {type(module).__name__}, such as {min(left)}")
+    if not layers:
+        raise UserError(f"{key}.from: {lora.from_} holds no LoRA; takes a run that trained one, or an adapter of peft's or diffusers'")
+    return layers
+
+
+def _key(tensors: Mapping[str, Tensor], half: str) -> str:
+    """The name of A or B in a file, with the adapter's name in it or without; '' where it is not there."""
+    return next((key for key in (f"{half}.weight", f"{half}.{ADAPTER}.weight") if key in tensors), "")
+
+
+def lora_targets(module: nn.Module, targets: str | list[str] | None, key: str, *, among: set[str] | None = None) -> list[str]:
+    """Linear layers that LoRA goes into, by name. among: names of weights, where others are not to be touched.
+
+    targets: as in ``Lora``. Errors: UserError where none matches, by the config's ``key``.
+    """
+    last = module.get_output_embeddings() if isinstance(module, Speaking) and targets == "all-linear" else None
+    linear = [name for name, layer in module.named_modules() if isinstance(layer, nn.Linear) and layer is not last]
+    linear = [name for name in linear if among is None or f"{name}.weight" in among]
+    wanted = [targets] if isinstance(targets, str) and targets != "all-linear" else ATTENTION if targets is None else targets
+    found = linear if wanted == "all-linear" else [name for name in linear if any(name == w or name.endswith(f".{w}") for w in wanted)]
+    if not found:
+        ends = sorted({[part for part in name.split(".") if not part.isdigit()][-1] for name in linear})
+        got = "the projections of attention" if targets is None else targets
+        raise UserError(f"{key}: got {got}, which matches no linear layer of {type(module).__name__}; it has {', '.join(ends[:12])}")
+    return found
+
+
+def inject(module: nn.Module, layers: Mapping[str, Layer]) -> None:
+    """One adapter with a rank and a scale for each layer, in float32."""
+    from peft import inject_adapter_in_model
+
+    first = next(iter(layers.values()))
+    ranks, alphas = {name: layer.rank for name, layer in layers.items()}, {name: layer.alpha for name, layer in layers.items()}
+    config = _config(ranks, alphas, lora_dropout=first.lora.dropout, init_lora_weights=True)
+    with torch.random.fork_rng():
+        torch.manual_seed(first.lora.seed)
+        inject_adapter_in_model(config, module)
+    found = lora_layers(module)
+    for name, layer in layers.items():
+        for number, half in enumerate((found[name].lora_A[ADAPTER], found[name].lora_B[ADAPTER])):
+            half.float()
+            if layer.pair is not None:
+                half.load_state_dict({"weight": layer.pair[number]})
 
 
 class Form(NamedTuple):
@@ -53,14 +160,29 @@ def appearing(folder: Path) -> Iterator[Path]:
         shutil.rmtree(place, ignore_errors=True)
 
 
-def adapter(module: nn.Module) -> tuple[dict[str, Tensor], Any]:
-    """The LoRA weights of a module by peft's names (``blocks.0.to_q.lora_A.weight``), and its ``peft.LoraConfig``."""
+def adapter(module: nn.Module, *, folded: bool = False) -> tuple[dict[str, Tensor], Any]:
+    """The LoRA weights of a module by peft's names (``blocks.0.to_q.lora_A.weight``), and its ``peft.LoraConfig``.
+
+    folded: B is multiplied by alpha / rank and alpha is the rank, for loaders that know the tensors alone.
+    """
+    layers, weights = lora_layers(module), lora_weights(module)
+    ranks = {name: layer.r[ADAPTER] for name, layer in layers.items()}
+    if folded:
+        weights |= {key: weights[key] * layer.scaling[ADAPTER] for name, layer in layers.items() for key in (f"{name}.lora_B.weight",)}
+    alphas = ranks if folded else {name: layer.lora_alpha[ADAPTER] for name, layer in layers.items()}
+    return weights, _config(ranks, alphas)
+
+
+def _config(ranks: Mapping[str, int], alphas: Mapping[str, float], **more: Any) -> Any:
+    """A ``peft.LoraConfig`` with a rank and an alpha for each layer, by name."""
     from peft import LoraConfig
 
-    layers = lora_layers(module)
-    first = next(iter(layers.values()))
-    config = LoraConfig(r=first.r[ADAPTER], lora_alpha=first.lora_alpha[ADAPTER], target_modules=sorted(layers))
-    return lora_weights(module), config
+    rank, alpha = next(iter(ranks.values())), next(iter(alphas.values()))
+    return LoraConfig(
+        r=rank, lora_alpha=alpha, target_modules=sorted(ranks),
+        rank_pattern={name: own for name, own in ranks.items() if own != rank},
+        alpha_pattern={name: own for name, own in alphas.items() if own != alpha}, **more,
+    )  # fmt: skip
 
 
 def merged(module: nn.Module) -> nn.Module:

@@ -39,11 +39,12 @@ __all__ = ["DiffusersPolicy", "diffusers"]
 ADAPTER = Adapter("transition", frozenset({"old", "refs", "kls", "std", "dt", "samplers"}), call=call_arguments_of)
 
 
-def diffusers(
+def diffusers(  # one keyword for each thing that a user may set
     pipeline: Any,
     *,
     schedule: Schedule = Schedule(),  # noqa: B008 (records are frozen)
     lora: Lora | None = None,
+    start: str | None = None,
     memory: Memory = Memory(),  # noqa: B008
     call: dict[str, Any] | None = None,
     conditions: Callable[[list[str]], dict[str, Any]] | None = None,
@@ -56,6 +57,7 @@ def diffusers(
         pipeline: a pipeline, or the hub id or folder of one.
         schedule: steps, guidance, kernel, and which steps are trained.
         lora: rank, alpha, targets; None trains all of the denoiser.
+        start: a run, or whole weights on disk, that the trained parameters start as, where they are no LoRA (``lora: {from: ...}``).
         memory: what makes it fit, and run faster.
         call: further arguments of the pipeline's call (height, width, num_frames, image, strength, ...), the same for all rows.
         conditions: prompts -> arguments of the call that differ by row (an image for each prompt); asked again at replay.
@@ -73,7 +75,9 @@ def diffusers(
         pipeline.to(kind)
     pipeline.set_progress_bar_config(disable=True)
     home = torch.device("cpu") if "references" in away else there
-    policy = DiffusersPolicy(pipeline, schedule, lora=lora, rows_at_once=memory.rows_at_once, call=call, conditions=conditions, home=home)
+    policy = DiffusersPolicy(
+        pipeline, schedule, lora=lora, start=start, rows_at_once=memory.rows_at_once, call=call, conditions=conditions, home=home
+    )
     nets, acts = policy.denoisers, policy.acts_on
     if memory.storage is not None:
         acts["storage"] = fitting.store(nets, memory.storage)
@@ -94,7 +98,7 @@ class DiffusersPolicy:
 
     def __init__(
         self, pipe: Any, schedule: Schedule, *, lora: Lora | None = None, rows_at_once: int = 64, call: dict[str, Any] | None = None,
-        conditions: Callable[[list[str]], dict[str, Any]] | None = None, home: torch.device | None = None,
+        conditions: Callable[[list[str]], dict[str, Any]] | None = None, home: torch.device | None = None, start: str | None = None,
     ):  # fmt: skip
         self.pipe, self.kernel = pipe, schedule.kernel or kernels.flow_sde(noise_level=0.7)
         self.window, self.same_noise, self.rows_at_once = schedule.window or all_but_last(), schedule.same_noise, rows_at_once
@@ -105,7 +109,7 @@ class DiffusersPolicy:
             if isinstance(module, torch.nn.Module):
                 module.eval().requires_grad_(False)
         self.denoiser = next(iter(self.denoisers.values())) if len(self.denoisers) == 1 else torch.nn.ModuleDict(self.denoisers)
-        self.sets = ParameterSets(self.denoiser, lora=lora, home=home)
+        self.sets = ParameterSets(self.denoiser, lora=lora, home=home, start=start)
         self.acts_on: dict[str, list[str]] = {}
         self._place: Place | None = None
         self._example = ""  # a prompt for calls that only ask for the schedule

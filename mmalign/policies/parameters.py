@@ -9,19 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmalign.policies.adapters import fitted, pairs_of, seated, stacked, switched
+from mmalign.policies.adapters import ADAPTER, add_lora, fitted, pairs_of, seated, stacked, switched
 from mmalign.policies.settings import Lora
+from mmalign.runs import weights
+from mmalign.runs.weights import existing
 from mmalign.types import UserError
 
 __all__ = ["ParameterSets"]
 
-ATTENTION = (
-    "to_q", "to_k", "to_v", "to_out", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out", "q_proj", "k_proj",
-    "v_proj", "o_proj", "out_proj",
-)  # fmt: skip
-
 WIDEST = 8  # times the trained rank: a mixture of LoRA sets with more is factored anew
-PREFIXES = ("base_model.model.", "transformer.", "unet.", "")  # of a library's names in a file; the plain name goes last, and wins
 
 
 class ParameterSets:
@@ -40,14 +36,18 @@ class ParameterSets:
 
     train: in place of ``lora``, what makes the module ready (some of its parameters trained, some under LoRA, some frozen), and tells
     whether all that is trained is LoRA. Where some is not, ``ref`` is a copy of what is trained.
+
+    start: a run, or whole weights on disk, that what is trained starts as without ``lora``; with it, ``lora.from_`` is that. ``ref``
+    is then a copy of the start, not the base.
     """
 
     def __init__(
         self, module: nn.Module, *, lora: Lora | None = None, home: torch.device | None = None,
-        train: Callable[[nn.Module], bool] | None = None,
+        train: Callable[[nn.Module], bool] | None = None, start: str | None = None,
     ):  # fmt: skip
+        if lora is not None and start is not None:
+            raise UserError("policy.start: given beside lora; takes lora: {from: PLACE}, or no lora")
         self.module, self.lora, self.home = module, lora is not None, home
-        self.scale = 1.0 if lora is None else lora.scale
         module.requires_grad_(False)
         if train is not None:
             self.lora = train(module)
@@ -59,8 +59,15 @@ class ParameterSets:
         self._owners = {f"{path}{dot}{leaf}": (module.get_submodule(path), leaf) for path, dot, leaf in trained}
         self._pairs = [pair for pair in pairs_of(module) if pair.down in self._owners] if lora or train else []
         self.sets: dict[str, dict[str, Tensor]] = {}
-        if not self.lora:
+        if start is not None:
+            self.load({"trained": self._matched(weights.read(existing(start, "policy.start"), "policy.start"), "policy.start")})
+        if not self.lora or any(pair.layer.lora_B[ADAPTER].weight.any() for pair in self._pairs):
             self.keep("ref")
+
+    @property
+    def scales(self) -> dict[str, float]:
+        """alpha / rank of every LoRA layer, by its name in the module."""
+        return {pair.down.removesuffix(f".lora_A.{ADAPTER}.weight"): float(pair.layer.scaling[ADAPTER]) for pair in self._pairs}
 
     @property
     def trained(self) -> dict[str, nn.Parameter]:
@@ -181,75 +188,37 @@ class ParameterSets:
             else:
                 self.sets[name] = {key: value.to(self.home or trained[key].device, copy=True) for key, value in table.items()}
 
-    def adopt(self, name: str, stored: Mapping[str, Tensor], *, scale: float | None = None) -> None:
-        """Makes the named set from weights as files hold them: with a library's prefix, and LoRA without its adapter's name.
+    def adopt(self, name: str, stored: weights.Stored) -> None:
+        """Makes the named set from weights as files hold them: with a library's prefix, and LoRA of any rank, without its adapter's name.
 
-        scale: alpha / rank of a stored LoRA; None: this one's. Heads that are trained beside the module, and are not stored, keep their
-        current values. Errors: UserError where a parameter is missing or has another shape.
+        Heads that are trained beside the module, and are not stored, keep their current values. Errors: UserError where a parameter is
+        missing or has another shape, and for LoRA in layers that have none here.
         """
-        plain = {key.removeprefix(prefix): value for prefix in PREFIXES for key, value in stored.items() if key.startswith(prefix)}
-        inside, found = {id(p) for p in self.module.parameters()}, dict[str, Tensor]()
-        for key, p in self.trained.items():
-            value = plain.get(key, plain.get(key.replace(".default.", ".")))
+        self.load({name: self._matched(stored, f"references.{name}")})
+
+    def _matched(self, stored: weights.Stored, key: str) -> dict[str, Tensor]:
+        """Stored values by the names of what is trained, B at the scale of its layer here."""
+        plain, scales, trained = weights.plain(stored.tensors), weights.plain(stored.scales), self.trained
+        inside, own, found = {id(p) for p in self.module.parameters()}, self.scales, dict[str, Tensor]()
+        if self.lora and not scales:
+            raise UserError(f"{key}: got weights with no LoRA, and this policy trains one; takes those of the same model, trained alike")
+        if odd := sorted(layer for layer in stored.scales if not weights.plain({layer: 1}).keys() & own.keys()):
+            raise UserError(f"{key}: got LoRA in {len(odd)} layers with none here, such as {odd[0]}; takes that of this model's layers")
+        for name, p in trained.items():
+            value = plain.get(name, plain.get(name.replace(f".{ADAPTER}.", ".")))
             if value is None and id(p) in inside:
-                what = "no LoRA, and this policy trains one" if self.lora and not any("lora_" in key for key in plain) else f"no {key}"
-                raise UserError(f"references.{name}: got weights with {what}; takes those of the same model, trained in the same way")
-            found[key] = p.detach().clone() if value is None else value.to(p)
-            if scale is not None and "lora_B" in key:
-                found[key] = found[key] * (scale / self.scale)
-        self.load({name: found})
+                raise UserError(f"{key}: got weights with no {name}; takes those of the same model, trained alike")
+            found[name] = p.detach().clone() if value is None else value.to(p.device, p.dtype)
+            layer = name.removesuffix(f".lora_B.{ADAPTER}.weight")
+            if layer in own and value is not None:
+                found[name] = found[name] * (scales[layer] / own[layer])
+        return found
 
 
 def _of_rank(p: Tensor, rank: int | None, *, down: bool) -> list[int]:
     """The shape of a parameter; of A ``[rank, in]``, or B ``[out, rank]``, with another rank."""
     own = list(p.shape)
     return own if rank is None else [rank, own[1]] if down else [own[0], rank]
-
-
-def add_lora(module: nn.Module, lora: Lora) -> None:
-    """Injects a LoRA adapter (peft) in place; only its weights are trained, in float32 whatever the module's type.
-
-    The adapter starts as zero (B = 0), so that nothing changes before the first update. Errors: UserError where no layer matches.
-    """
-    inject(module, dict.fromkeys(lora_targets(module, lora.targets, "lora.targets"), lora))
-    for name, p in module.named_parameters():
-        p.requires_grad_("lora_" in name)
-
-
-def lora_targets(module: nn.Module, targets: str | list[str] | None, key: str, *, among: set[str] | None = None) -> list[str]:
-    """Linear layers that LoRA goes into, by name. among: names of weights, where others are not to be touched.
-
-    targets: as in ``Lora``. Errors: UserError where none matches, by the config's ``key``.
-    """
-    linear = [name for name, layer in module.named_modules() if isinstance(layer, nn.Linear)]
-    linear = [name for name in linear if among is None or f"{name}.weight" in among]
-    wanted = [targets] if isinstance(targets, str) and targets != "all-linear" else ATTENTION if targets is None else targets
-    found = linear if wanted == "all-linear" else [name for name in linear if any(name == w or name.endswith(f".{w}") for w in wanted)]
-    if not found:
-        ends = sorted({[part for part in name.split(".") if not part.isdigit()][-1] for name in linear})
-        got = "the projections of attention" if targets is None else targets
-        raise UserError(f"{key}: got {got}, which matches no linear layer of {type(module).__name__}; it has {', '.join(ends[:12])}")
-    return found
-
-
-def inject(module: nn.Module, layers: Mapping[str, Lora]) -> None:
-    """One adapter with a rank and a scale for each layer, in float32."""
-    from peft import LoraConfig, inject_adapter_in_model
-
-    first = next(iter(layers.values()))
-    alphas = {name: lora.rank if lora.alpha is None else lora.alpha for name, lora in layers.items()}
-    config = LoraConfig(
-        r=first.rank, lora_alpha=first.rank if first.alpha is None else first.alpha, target_modules=list(layers),
-        rank_pattern={name: lora.rank for name, lora in layers.items() if lora.rank != first.rank},
-        alpha_pattern={name: alpha for name, alpha in alphas.items() if alpha != alphas[next(iter(layers))]},
-        lora_dropout=first.dropout, init_lora_weights=True,
-    )  # fmt: skip
-    with torch.random.fork_rng():
-        torch.manual_seed(first.seed)
-        inject_adapter_in_model(config, module)
-    for name, p in module.named_parameters():
-        if "lora_" in name:
-            p.data = p.data.float()
 
 
 @contextmanager

@@ -18,7 +18,9 @@ class Lora(Record):
     """A low-rank adapter (Hu et al. 2021, arXiv 2106.09685): ``W + alpha / rank * B A``, of which B starts as zero.
 
     rank: columns of B. alpha: ``rank`` by default, so that the scale is 1. targets: names that linear layers end in, or ``all-linear``;
-    by default the projections of attention. dropout: of what enters A. seed: of A.
+    by default the projections of attention; ``all-linear`` leaves the output embeddings out, as peft does. dropout: of what enters A.
+    seed: of A. from_: a run's folder, or an adapter of peft's or diffusers', that it starts as; rank, alpha and targets are read from
+    there. In YAML ``from``.
     """
 
     rank: int = RANK
@@ -26,19 +28,17 @@ class Lora(Record):
     targets: str | list[str] | None = None
     dropout: float = 0.0
     seed: int = 0
+    from_: str | None = None
 
     def __post_init__(self) -> None:
+        if self.from_ is not None and (self.rank, self.alpha, self.targets) != (RANK, None, None):
+            raise UserError("from: given beside rank, alpha or targets, which are read from there; takes one or the other")
         if self.rank < 1:
             raise UserError(f"rank: got {self.rank}, takes 1 or more")
         if self.alpha is not None and not self.alpha > 0:
             raise UserError(f"alpha: got {self.alpha}, takes a number above 0")
         if not 0 <= self.dropout < 1:
             raise UserError(f"dropout: got {self.dropout}, takes 0 to below 1")
-
-    @property
-    def scale(self) -> float:
-        """alpha / rank."""
-        return 1.0 if self.alpha is None else self.alpha / self.rank
 
 
 How = Literal["freeze", "full"]

@@ -65,6 +65,7 @@ def transformers(  # one keyword for each thing that a user may set
     *,
     lora: Lora | None = None,
     train: Train | None = None,
+    start: str | None = None,
     memory: TextMemory = TextMemory(),  # noqa: B008 (records are frozen)
     engine: EngineSettings | None = None,
     media: Limits = Limits(),  # noqa: B008
@@ -91,6 +92,7 @@ def transformers(  # one keyword for each thing that a user may set
             ``tokenizer`` is its processor.
         lora: rank, alpha, targets; None trains all of the model.
         train: in place of lora, what of each member is trained: ``{vision: freeze, projector: full, language: {rank: 16}}``.
+        start: a run, or whole weights on disk, that the trained parameters start as, where they are no LoRA (``lora: {from: ...}``).
         max_prompt, max_completion: tokens. A prompt may have as many as the context has room for, by default.
         temperature: of the distribution that is sampled, scored and trained.
         top_p, top_k: cut off the unlikely in sampling alone; the log-probabilities are those of the whole distribution.
@@ -125,8 +127,8 @@ def transformers(  # one keyword for each thing that a user may set
     chat = Chat(words, template=template, system=system, stops=stops_of(model), never=never, vision=vision)
     room = Room(chat, context_of(model), max_prompt, max_completion, truncate)
     return TransformersPolicy(
-        model, chat, room, lora=lora, train=train, memory=memory, engine=engine, temperature=temperature, top_p=top_p, top_k=top_k,
-        contrasts=contrasts or {}, ablation=ablation, segments=segments, heads=heads,
+        model, chat, room, lora=lora, train=train, start=start, memory=memory, engine=engine, temperature=temperature, top_p=top_p,
+        top_k=top_k, contrasts=contrasts or {}, ablation=ablation, segments=segments, heads=heads,
     )  # fmt: skip
 
 
@@ -136,7 +138,7 @@ class TransformersPolicy:
     kind = ADAPTER.kind
 
     def __init__(  # one keyword for each thing that a user may set
-        self, model: Any, chat: Chat, room: Room, *, lora: Lora | None, train: Train | None, memory: TextMemory,
+        self, model: Any, chat: Chat, room: Room, *, lora: Lora | None, train: Train | None, start: str | None, memory: TextMemory,
         engine: EngineSettings | None, temperature: float, top_p: float, top_k: int, contrasts: Mapping[str, Any], ablation: Ablation,
         segments: Segments, heads: Sequence[str],
     ):  # fmt: skip
@@ -146,7 +148,7 @@ class TransformersPolicy:
         model.eval()
         if lora is not None and train is not None:
             raise UserError("policy.train: got lora too, takes one of them (train: {language: {rank: 16}} is LoRA in the language model)")
-        self.sets = ParameterSets(model, lora=lora, train=None if train is None else making(train))
+        self.sets = ParameterSets(model, lora=lora, train=None if train is None else making(train), start=start)
         if engine is not None and not self.sets.lora:
             raise UserError("policy.engine: got a server and no lora; takes lora, whose adapter is handed over before every rollout")
         self.engine = None if engine is None else Engine(engine)

@@ -150,7 +150,9 @@ class Learner:
         _, rest = flatten_optimizer(self.optimizer, self.policy.parameters())
         held = self.method.state.dump() if self.method.state is not None else None
         moments = {name: kept for name, (_, kept) in self.moments.items()}
-        return {"updates": self.updates, "optimizer": rest, "method": held, **({"moments": moments} if moments else {})}
+        scales = dict(self.policy.sets.scales)
+        kept = {**({"moments": moments} if moments else {}), **({"scales": scales} if scales else {})}
+        return {"updates": self.updates, "optimizer": rest, "method": held, **kept}
 
     def load(self, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
         """Puts back what ``tensors`` and ``state`` gave, bit for bit."""

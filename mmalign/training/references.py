@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from torch import Tensor
-
-from mmalign.runs import checkpoint
+from mmalign.runs import weights
 from mmalign.training.settings import Reference
 from mmalign.types import Method, Move, Need, Policy, UserError
 
@@ -33,28 +29,8 @@ def load(policy: Policy, named: Mapping[str, Reference], *, runs: str | Path) ->
             continue
         if name in OWN:
             raise UserError(f"references.{name}: not a reference; takes another name")
-        folder = next((path for path in (Path(place), Path(runs) / place) if path.is_dir()), None)
-        if folder is None:
-            raise UserError(f"references.{name}: no folder {place}, and no run of that name in {runs}; takes a folder or a run")
-        weights, scale = _weights(name, folder)
-        policy.sets.adopt(name, weights, scale=scale)
-
-
-def _weights(name: str, folder: Path) -> tuple[dict[str, Tensor], float | None]:
-    """What a folder holds, and alpha / rank where that is an adapter of peft's."""
-    from safetensors.torch import load_file
-
-    newest = folder if (folder / "state.json").is_file() else checkpoint.newest(folder / "checkpoints")[0]
-    if newest is not None:
-        tensors, _ = checkpoint.load(newest)
-        return tensors[next(best for best in ("best", "ema", "trained") if best in tensors)], None
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise UserError(f"references.{name}: {folder} holds neither a checkpoint nor safetensors; takes a run, an adapter or a model")
-    config = folder / "adapter_config.json"
-    adapter: dict[str, Any] = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
-    scale = adapter["lora_alpha"] / adapter["r"] if adapter else None
-    return {key: value for file in files for key, value in load_file(file).items()}, scale
+        key = f"references.{name}"
+        policy.sets.adopt(name, weights.read(weights.existing(place, key, runs=Path(runs)), key))
 
 
 def plan(method: Method, names: Sequence[str], named: Mapping[str, Reference]) -> list[Move]:

@@ -7,7 +7,8 @@ from PIL import Image
 
 import mmalign as mm
 from mmalign.guidance._run import Guidance
-from mmalign.policies.parameters import add_lora
+from mmalign.policies.adapters import add_lora
+from mmalign.policies.settings import Lora
 from mmalign.rewards.pictures.jpeg import jpeg
 from mmalign.types import UserError
 from mmalign.worlds.digits.data import PROMPTS
@@ -196,7 +197,7 @@ def test_a_guidance_of_ones_own_is_a_record(pipe):
 
 def test_rlg_at_0_and_1_is_the_base_and_the_aligned_model_to_the_last_bit(pipe):
     base = images(pipe)
-    add_lora(pipe.transformer, rank=4)
+    add_lora(pipe.transformer, Lora(rank=4))
     with torch.no_grad():
         for p in pipe.transformer.parameters():
             p.add_(0.05 * torch.ones_like(p)) if p.requires_grad else None
@@ -261,7 +262,7 @@ def test_rules_of_guidance_are_each_others_special_cases(pipe):
 
 
 def test_extrapolation_particles_and_a_search_work_together(pipe):
-    add_lora(pipe.transformer, rank=2)
+    add_lora(pipe.transformer, Lora(rank=2))
     with torch.no_grad():
         for p in pipe.transformer.parameters():
             p.add_(0.05) if p.requires_grad else None

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import mmalign as mm
-from mmalign.policies.parameters import add_lora
+from mmalign.policies.adapters import add_lora
+from mmalign.policies.settings import Lora
 from mmalign.policies.twins import pipelines
 from mmalign.types import UserError
 
@@ -16,7 +17,7 @@ def pipe():
     from diffusers.modular_pipelines.stable_diffusion_3.modular_blocks_stable_diffusion_3 import StableDiffusion3AutoBlocks
 
     parts = pipelines.twin("StableDiffusion3Pipeline").components
-    add_lora(parts["transformer"], rank=2)
+    add_lora(parts["transformer"], Lora(rank=2))
     with torch.no_grad():
         for name, p in parts["transformer"].named_parameters():
             if "lora_B" in name:

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from mmalign.policies.adapters import write_adapter
 from mmalign.policies.parameters import ParameterSets
 from mmalign.policies.settings import Lora
+from mmalign.runs.weights import Stored, read
 from mmalign.types import UserError
 
 HOMES = [None, torch.device("cpu")]
@@ -153,10 +153,9 @@ def test_a_stored_adapter_becomes_a_set_at_its_own_scale(tmp_path: Path) -> None
         for p in theirs.trained.values():
             p.normal_()
     write_adapter(stored, tmp_path)
-    weights = load_file(tmp_path / "adapter_model.safetensors")
     with pytest.raises(UserError, match=r"references\.dpo: got weights with no LoRA, and this policy trains one"):
-        sets.adopt("dpo", {"q_proj.weight": torch.zeros(4, 4)})
-    sets.adopt("dpo", weights, scale=4.0)
+        sets.adopt("dpo", Stored({"q_proj.weight": torch.zeros(4, 4)}, {}))
+    sets.adopt("dpo", read(tmp_path, "references.dpo"))
     with sets.using("dpo"):
         torch.testing.assert_close(here(x), stored(x))
     assert not torch.allclose(here(x), stored(x))
@@ -166,7 +165,7 @@ def test_heads_beside_the_module_stay_what_they_are() -> None:
     sets, other, head = ParameterSets(layer()), layer(), nn.Linear(3, 1, bias=False)
     nn.init.ones_(head.weight)
     sets.add({"value": head})
-    sets.adopt("dpo", {f"transformer.{name}": p.detach() + 1 for name, p in other.named_parameters()})
+    sets.adopt("dpo", Stored({f"transformer.{name}": p.detach() + 1 for name, p in other.named_parameters()}, {}))
     assert torch.equal(sets.sets["dpo"]["value.weight"], torch.ones(1, 3)) and torch.equal(sets.sets["dpo"]["bias"], other.bias + 1)
     with pytest.raises(UserError, match=r"references\.dpo: got weights with no bias; takes those of the same model"):
-        sets.adopt("dpo", {"weight": torch.zeros(2, 3)})
+        sets.adopt("dpo", Stored({"weight": torch.zeros(2, 3)}, {}))

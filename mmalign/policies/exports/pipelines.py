@@ -85,11 +85,11 @@ def _loads_lora(pipe: Any, modules: Mapping[str, nn.Module]) -> bool:
     save = getattr(type(pipe), "save_lora_weights", None)
     takes = inspect.signature(save).parameters if save is not None else {}
     wan = any(kind.__name__ == "WanLoraLoaderMixin" for kind in type(pipe).__mro__)
-    return all(f"{name}lora_layers" in takes or (name == "transformer_2" and wan) for name in modules)
+    return all(f"{name}_lora_layers" in takes or (name == "transformer_2" and wan) for name in modules)
 
 
 def _diffusers_lora(pipe: Any, modules: Mapping[str, nn.Module], place: Path) -> Form:
-    """``pytorch_lora_weights.safetensors`` with rank and alpha in its header; a second expert in a folder of its own."""
+    """``pytorch_lora_weights.safetensors`` at a scale of 1, which is also in its header; a second expert in a folder of its own."""
 
     def options(name: str) -> dict[str, Any]:
         return {"load_into_transformer_2": True} if name == "transformer_2" else {}
@@ -101,9 +101,9 @@ def _diffusers_lora(pipe: Any, modules: Mapping[str, nn.Module], place: Path) ->
 
     code = []
     for name, module in modules.items():
-        weights, config = adapter(module)
+        weights, config = adapter(module, folded=True)
         key = "transformer" if options(name) else name
-        told = {f"{key}lora_layers": weights, f"{key}_lora_adapter_metadata": plain_config(config.to_dict())}
+        told = {f"{key}_lora_layers": weights, f"{key}_lora_adapter_metadata": plain_config(config.to_dict())}
         type(pipe).save_lora_weights(str(place / name if options(name) else place), **told)
         code.append(
             f'pipe.load_lora_weights(f"{{folder}}/{name}", load_into_transformer_2=True)'

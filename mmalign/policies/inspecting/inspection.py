@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from mmalign.policies import parameters
+from mmalign.policies.adapters import ATTENTION
 from mmalign.policies.diffusers import DiffusersPolicy, diffusers
 from mmalign.policies.inspecting.starting import defaults_of, starting_yaml
 from mmalign.policies.pipelines import scheduler
@@ -131,7 +131,7 @@ def lora_targets(pipe: Any) -> tuple[Counter[str], Counter[str]]:
             if isinstance(layer, nn.Linear):
                 end = _ending(name.replace(".base_layer", "")) if ".lora_" not in name else None
                 if end is not None:
-                    (found if end in parameters.ATTENTION else others)[end] += 1
+                    (found if end in ATTENTION else others)[end] += 1
     return found, others
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from mmalign.policies.parameters import inject, lora_targets
+from mmalign.policies.adapters import Layer, inject, planned
 from mmalign.policies.settings import Lora, Train
 from mmalign.types import UserError
 
@@ -44,11 +44,11 @@ def ready(model: nn.Module, train: Train) -> bool:
     asked = {member: how for member, how in vars(train).items() if how != "freeze"}
     if odd := sorted(set(asked) - set(have)):
         raise UserError(f"policy.train: got {', '.join(odd)}; {type(model).__name__} has {', '.join(have)}")
-    lora: dict[str, Lora] = {}
+    lora: dict[str, Layer] = {}
     opened = set[str]()
     for member, how in asked.items():
         if isinstance(how, Lora):
-            lora |= dict.fromkeys(lora_targets(model, how.targets, f"policy.train.{member}.targets", among=set(have[member])), how)
+            lora |= planned(model, how, f"policy.train.{member}", among=set(have[member]))
         else:
             opened |= set(have[member])
     if lora:
