@@ -35,11 +35,11 @@ def base_of(name):
     return pipe
 
 
-def policy_of(name, **more):
+def policy_of(name, lora=None, **more):
     """A policy whose trained parameters are far from where they began."""
     pipe = base_of(name)
     call = {} if name == "digits" else pipelines.call_arguments(pipe)
-    policy = diffusers(pipe, call=call, device="cpu", **more, schedule=Schedule(steps=4))
+    policy = diffusers(pipe, call=call, device="cpu", lora=lora and Lora(**lora), **more, schedule=Schedule(steps=4))
     rng = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for p in policy.parameters().values():
@@ -143,7 +143,7 @@ def test_weights_that_come_back_different_leave_nothing_behind(spoil, match, tmp
     files = import_module("mmalign.policies.exports.pipelines")
 
     own = files.adapter
-    monkeypatch.setattr(files, "adapter", lambda module: (spoil(own(module)[0]), own(module)[1]))
+    monkeypatch.setattr(files, "adapter", lambda module, **how: (spoil(own(module)[0]), own(module)[1]))
     with pytest.raises(UserError, match=match):
         export(policy_of("FluxPipeline", lora={"rank": 2}), tmp_path / "out", base=lambda: base_of("FluxPipeline"))
     assert list(tmp_path.iterdir()) == []
@@ -156,13 +156,13 @@ def test_a_lost_alpha_is_found(tmp_path, monkeypatch):
 
     own = files.adapter
 
-    def forgets(module):
-        weights, config = own(module)
-        config.lora_alpha = config.r
+    def forgets(module, **how):
+        weights, config = own(module, **how)
+        config.lora_alpha = 2 * config.r
         return weights, config
 
     monkeypatch.setattr(files, "adapter", forgets)
-    with pytest.raises(UserError, match=r"diffusers form of transformer.*differs from the live model in .*scale"):
+    with pytest.raises(UserError, match=r"diffusers form of transformer.*differs from the live model in .*lora_B"):
         export(policy_of("FluxPipeline", lora={"rank": 2, "alpha": 8}), tmp_path / "out", base=lambda: base_of("FluxPipeline"))
     assert list(tmp_path.iterdir()) == []
 

@@ -8,6 +8,7 @@ from transformers import AutoModelForCausalLM
 
 import mmalign as mm
 from mmalign.policies.exports import language
+from mmalign.policies.settings import Lora
 from mmalign.policies.transformers import transformers
 from mmalign.types import UserError
 from tests.helpers import tiny_text
@@ -20,7 +21,7 @@ def trained(**more):
     return policy
 
 
-@pytest.mark.parametrize("lora", [None, {"rank": 2, "alpha": 4}])
+@pytest.mark.parametrize("lora", [None, Lora(rank=2, alpha=4.0)])
 def test_what_is_written_answers_as_the_live_model(tmp_path, lora):
     policy = trained(lora=lora, heads=["value"])
     (form,) = language.save(policy, tmp_path / "out", base=tiny_text.model, prompt="ab", card=lambda forms: forms[0].name)
@@ -37,7 +38,7 @@ def test_what_is_written_answers_as_the_live_model(tmp_path, lora):
 
 def test_another_base_is_found_out_and_nothing_is_left(tmp_path):
     with pytest.raises(UserError, match="nats apart"):
-        language.save(trained(lora={"rank": 2}), tmp_path / "out", base=lambda: tiny_text.model(seed=1), prompt="ab")
+        language.save(trained(lora=Lora(rank=2)), tmp_path / "out", base=lambda: tiny_text.model(seed=1), prompt="ab")
     assert list(tmp_path.iterdir()) == []
 
 

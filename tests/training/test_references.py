@@ -13,6 +13,7 @@ from mmalign.runs import checkpoint
 from mmalign.samplers import kernels
 from mmalign.training import references
 from mmalign.training.learner import Learner
+from mmalign.training.settings import Reference
 from mmalign.types import Method, UserError
 from mmalign.worlds import gaussian
 
@@ -45,7 +46,8 @@ def test_an_extragradient_step_goes_back_to_where_it_started() -> None:
 
 def test_the_first_half_of_an_extragradient_step_leaves_no_trace_in_the_optimiser() -> None:
     given, alone = policy(), policy()
-    learner = lambda: Learner(given, mm.methods.egpo(), learning_rate=0.1, warmup=0, weight_decay=0.1, max_grad_norm=1.0, ema=None)  # noqa: E731
+    optimizer = mm.adamw(rate=0.1, warmup=0, weight_decay=0.1, max_norm=1.0)
+    learner = lambda: Learner(given, mm.methods.egpo(), optimizer, steps=6)  # noqa: E731
     taught, plain = learner(), torch.optim.AdamW(alone.parameters().values(), lr=0.1, weight_decay=0.1, fused=True)
     for step, gradient in enumerate([90.0, 1.0, -5.0, 2.0, 7.0, -0.3]):
         taught.begin(step)
@@ -71,24 +73,29 @@ def test_a_round_starts_ahead_of_where_the_one_before_it_ended() -> None:
 
 def test_a_method_s_own_moves_can_be_changed_and_previous_is_there_by_itself() -> None:
     own = mm.methods.accelerated_po(every=3)
-    assert [move.name for move in references.plan(own, ["previous"], {"previous": 7})] == ["start", "ended", "current", "previous"]
-    assert references.plan(own, ["previous"], {"previous": 7})[-1].every == 7
+    assert [move.name for move in references.plan(own, ["previous"], {"previous": Reference(every=7)})] == [
+        "start",
+        "ended",
+        "current",
+        "previous",
+    ]
+    assert references.plan(own, ["previous"], {"previous": Reference(every=7)})[-1].every == 7
     assert [move.name for move in references.plan(mm.methods.inpo(), ["previous", "ref"], {})] == ["previous"]
     assert references.plan(mm.methods.dpo(), ["ref"], {}) == []
-    with pytest.raises(UserError, match=r"refresh\.current: not a reference"):
-        references.plan(own, ["previous"], {"current": {"ref": 1.0}})
+    with pytest.raises(UserError, match=r"references\.current: not a reference"):
+        references.plan(own, ["previous"], {"current": Reference(shares={"ref": 1.0})})
 
 
 def test_a_set_that_is_not_there_is_named() -> None:
-    moves = references.plan(mm.methods.dpo(), ["ref"], {"ref": {"stranger": 1.0}})
-    with pytest.raises(UserError, match=r"refresh\.ref: 'stranger' is no set of parameters here; takes current, ref, trained"):
+    moves = references.plan(mm.methods.dpo(), ["ref"], {"ref": Reference(shares={"stranger": 1.0})})
+    with pytest.raises(UserError, match=r"references\.ref\.shares: 'stranger' is no set of parameters here; takes current, ref, trained"):
         references.move(policy(), moves, 0)
 
 
 def test_a_league_of_earlier_policies() -> None:
     given, method = policy(), mm.methods.mnpo(shares={"last": 0.5, "before": 0.5})
     names = references.references(method, method.needs)
-    moves = references.plan(method, names, {"before": {"every": 2, "last": 1.0}, "last": 2})
+    moves = references.plan(method, names, {"before": Reference(every=2, shares={"last": 1.0}), "last": Reference(every=2)})
     references.prepare(given, names, moves)
     seen = []
     for step in range(6):
@@ -97,8 +104,8 @@ def test_a_league_of_earlier_policies() -> None:
         with torch.no_grad():
             given.parameters()["shift"].add_(1.0)
     assert seen == [(0, 0), (0, 0), (0, 2), (0, 2), (2, 4), (2, 4)]
-    with pytest.raises(UserError, match=r"method: refers to 'before', which is no set of parameters here; takes references: \{before: "):
-        references.prepare(policy(), names, references.plan(method, names, {"last": 2}))
+    with pytest.raises(UserError, match=r"method: refers to 'before', which is no set here; takes references\.before: \{from: FOLDER\}"):
+        references.prepare(policy(), names, references.plan(method, names, {"last": Reference(every=2)}))
 
 
 def test_a_set_comes_from_a_run_or_from_a_folder(tmp_path: Path) -> None:
@@ -109,11 +116,11 @@ def test_a_set_comes_from_a_run_or_from_a_folder(tmp_path: Path) -> None:
     with torch.no_grad():
         other.parameters()["shift"].fill_(4.0)
     checkpoint.save(tmp_path / "runs" / "before" / "checkpoints", 1, tensors=other.sets.tables(), state={})
-    references.load(given, {"opponent": "before"}, runs=tmp_path / "runs")
+    references.load(given, {"opponent": Reference(from_="before")}, runs=tmp_path / "runs")
     assert shift(given, "opponent") == 3.0 and shift(given) == 0.0
     (tmp_path / "folder").mkdir()
     save_file({key: value.detach().contiguous() for key, value in other.parameters().items()}, tmp_path / "folder" / "model.safetensors")
-    references.load(given, {"opponent": tmp_path / "folder"}, runs="runs")
+    references.load(given, {"opponent": Reference(from_=str(tmp_path / "folder"))}, runs="runs")
     assert shift(given, "opponent") == 4.0
 
 
@@ -122,10 +129,13 @@ def test_what_is_no_set_of_this_policy_is_said(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     save_file({"weight": torch.zeros(2)}, tmp_path / "other" / "model.safetensors")
     for stored, line in (
-        ({"ema": "empty"}, r"references\.ema: not a reference; takes another name"),
-        ({"dpo": "nowhere"}, r"references\.dpo: no folder nowhere, and no run of that name in"),
-        ({"dpo": "empty"}, r"references\.dpo: .*empty holds neither a checkpoint nor safetensors; takes a run, an adapter or a model"),
-        ({"dpo": "other"}, r"references\.dpo: got weights with no (shift|log_scale); takes those of the same model"),
+        ({"ema": Reference(from_="empty")}, r"references\.ema: not a reference; takes another name"),
+        ({"dpo": Reference(from_="nowhere")}, r"references\.dpo: no folder nowhere, and no run of that name in"),
+        (
+            {"dpo": Reference(from_="empty")},
+            r"references\.dpo: .*empty holds neither a checkpoint nor safetensors; takes a run, an ad",
+        ),
+        ({"dpo": Reference(from_="other")}, r"references\.dpo: got weights with no (shift|log_scale); takes those of the same model"),
     ):
         with pytest.raises(UserError, match=line):
             references.load(policy(), stored, runs=tmp_path)

@@ -201,12 +201,12 @@ def _compare(form: Form, fresh: Any, asked: Mapping[str, Asked]) -> None:
 
 
 def _facts(module: nn.Module) -> dict[str, Tensor]:
-    """All that a form says of a module: LoRA weights and scales, or else all of its tensors."""
+    """All that a form says of a module: A, and B at its scale, of every LoRA layer, or else all of its tensors."""
     layers = lora_layers(module)
     if not layers:
         return dict(module.state_dict())
-    scales = {f"{name}.scale": torch.tensor([layer.scaling[a] for a in layer.active_adapters]) for name, layer in layers.items()}
-    return {**lora_weights(module), **scales}
+    scaled = {f"{name}.lora_B.weight": layer.scaling[next(iter(layer.active_adapters))] for name, layer in layers.items()}
+    return {key: value * scaled.get(key, 1.0) for key, value in lora_weights(module).items()}
 
 
 def _distance(a: Tensor, b: Tensor) -> float:
