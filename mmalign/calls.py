@@ -127,12 +127,13 @@ def node_of(value: Any) -> Any:
     made = made_by(value)
     if made is not None:
         return {"use": made.name, **{key: node_of(item) for key, item in made.arguments.items()}}
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+    if isinstance(value, signatures.Record):
         return {field.name.rstrip("_"): node_of(item) for field, item in _changed(value)}
     if isinstance(value, Mapping):
         return {str(key): node_of(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [node_of(item) for item in value]
+        items = [node_of(item) for item in value]
+        return items if sayable(items) else f"<{len(items)} of {type(value[0]).__name__}>"
     if isinstance(value, (bool, int, float, str, type(None))):
         return value
     return str(value) if isinstance(value, Path) else _loaded_from(value) or f"<{type(value).__name__}>"

@@ -134,6 +134,25 @@ def _read_record(value: Mapping[str, Any], record: type, path: str, reader: Read
     return reader.build(record, arguments, path)
 
 
+def record(kind: type, value: Any, path: str) -> Any:
+    """A record of that kind from a mapping, or as it is. Errors: UserError with the first mistake, whose key begins with ``path``."""
+    from mmalign.types import UserError
+
+    def leaf(place: str, item: Any, parameter: Parameter) -> Any:
+        if plain(parameter.annotation):
+            try:
+                return convert(item, parameter.annotation)
+            except ValueError:
+                reader.errors.append(f"{place}: got {item!r}, takes {show(parameter.annotation)}")
+        return item
+
+    reader = Reader(leaf, lambda made, arguments, place: make(made, arguments), [])
+    found = read(value, Parameter(path, kind, True), path, reader)
+    if reader.errors:
+        raise UserError(reader.errors[0])
+    return found
+
+
 def make(record: Any, arguments: Mapping[str, Any]) -> Any:
     """A record from its arguments by name, those included that are words of Python's (``from``)."""
     names = {field.name.rstrip("_"): field.name for field in dataclasses.fields(record)}

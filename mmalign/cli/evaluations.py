@@ -112,9 +112,9 @@ def _built(name: str, options: list[str], annotations: Path | None, images: Path
 
 def _judge(settings: dict[str, Any]) -> Any:
     """A server as a callable: messages -> its words, or None where it gave none."""
-    from mmalign.serving.chat import ServerSettings, connect
+    from mmalign.serving.chat import connect
 
-    server = connect("judge", ServerSettings(**settings))
+    server = connect("judge", settings)
     return lambda messages: server.ask([messages], lambda answer: answer.text, max_tokens=REVIEW)[0]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -82,9 +83,9 @@ class Schedule(Record):
 
 @dataclass(frozen=True)
 class Compile(Record):
-    """Keywords of ``torch.compile``. backend: as torch knows it. mode: ``default``, ``reduce-overhead`` or ``max-autotune``."""
+    """Keywords of ``torch.compile``. backend: as torch knows it by name, or a function. mode: ``default``, ``reduce-overhead`` or ``max-autotune``."""
 
-    backend: str = "inductor"
+    backend: str | Callable[..., Any] = "inductor"
     mode: str | None = None
     fullgraph: bool = False
     dynamic: bool | None = None

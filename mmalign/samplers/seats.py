@@ -19,7 +19,7 @@ def seats(group_size: int, samplers: Sequence[Sampler]) -> Tensor:
     own = group_size - sum(count for count, sampler in zip(counts, samplers, strict=True) if sampler.part)
     if own < 1:
         names = ", ".join(sampler.name for sampler in samplers)
-        raise UserError(f"group_size: got {group_size}, takes more: the policy and {names} all draw rows of each group")
+        raise UserError(f"batch.group: got {group_size}, takes more: the policy and {names} all draw rows of each group")
     return torch.arange(len(counts) + 1).repeat_interleave(torch.tensor([own, *counts]))
 
 

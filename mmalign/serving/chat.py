@@ -19,9 +19,9 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
-from mmalign.signatures import Record
+from mmalign.signatures import Record, record
 from mmalign.types import UserError
 
 PASSING = {408, 425, 429, 500, 502, 503, 504}
@@ -93,8 +93,9 @@ class ServerSettings(Record):
                 raise UserError(f"{name}: got {value!r}, takes a number in its range")
 
 
-def connect(name: str, server: ServerSettings) -> Server:
+def connect(name: str, server: ServerSettings | Mapping[str, Any]) -> Server:
     """The client that ``server:`` of a reward describes; nothing is sent yet. name: of the reward. Errors: UserError by key."""
+    server = cast(ServerSettings, record(ServerSettings, server, f"{name}.server"))
     key = None
     if server.key_env is not None and not (key := os.environ.get(server.key_env)):
         raise UserError(f"{name}.server.key_env: the environment has no {server.key_env}")

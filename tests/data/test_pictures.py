@@ -169,7 +169,7 @@ def test_other_names_other_folders(folder):
 
 def test_mistakes(folder):
     for wrong, line in (
-        ({"schema": "coco"}, "records.schema: got 'coco', takes auto, preference, rlhf_v"),
+        ({"schema": "coco"}, "picture_texts.schema: got 'coco', takes 'auto' or 'preference' or 'rlhf_v'"),
         ({"ties": "no"}, "records.ties: got 'no'"),
         ({"columns": {"picture": "x"}}, "records.columns.picture: unknown"),
         ({"folder": str(Path("gone"))}, "records.folder: no such folder: gone"),

@@ -237,10 +237,10 @@ def test_nothing_usable_is_one_line(tmp_path, row, reason):
 @pytest.mark.parametrize(
     ("more", "says"),
     [
-        ({"schema": "reddit"}, "records.schema: got 'reddit', takes auto, preference"),
-        ({"ties": "hard"}, "records.ties"),
-        ({"score": "best"}, "records.score"),
-        ({"transcripts": "html"}, "records.transcripts"),
+        ({"schema": "reddit"}, "texts.schema: got 'reddit', takes 'auto' or 'preference'"),
+        ({"ties": "hard"}, "texts.ties"),
+        ({"score": "best"}, "texts.score"),
+        ({"transcripts": "html"}, "texts.transcripts"),
         ({"max_bytes": 0}, "records.max_bytes"),
         ({"columns": {"better": "x"}}, "records.columns.better: unknown"),
     ],

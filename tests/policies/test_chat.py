@@ -7,9 +7,9 @@ import torch
 
 from mmalign.needs import CHANGED, OLD, PHRASE, SEGMENT, contrast
 from mmalign.policies.language.chat import Chat
-from mmalign.policies.transformers import transformers
 from mmalign.types import Need, UserError
 from tests.helpers import tiny_text
+from tests.helpers.flat import transformers
 
 ASK = [{"role": "user", "content": "hi"}]
 TOOLS = [

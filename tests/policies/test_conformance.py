@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmalign.policies.diffusers import diffusers
 from mmalign.policies.pipelines import unfit
 from mmalign.policies.pipelines.interception import encoded_once, skipped
 from mmalign.policies.settings import Memory, Schedule
 from mmalign.policies.twins import pipeline_facts, pipelines
 from mmalign.types import UserError
+from tests.helpers.flat import diffusers
 
 TABLE = {row["name"]: row for row in json.loads((Path(pipelines.__file__).parents[1] / "pipelines" / "conformance.json").read_text())}
 EXACT = sorted(name for name, row in TABLE.items() if row.get("replay") == 0.0)

@@ -9,23 +9,23 @@ import pytest
 import torch
 
 from mmalign.needs import DT, OLD, STD
-from mmalign.policies.diffusers import diffusers
 from mmalign.policies.twins import pipelines
 from mmalign.samplers import kernels
 from mmalign.samplers.windows import everything, random_window
 from mmalign.types import Level, Need, UserError
+from tests.helpers.flat import diffusers
 
 # name -> (pipeline class or digits network, scheduler, further arguments of the policy)
 PIPELINES = {
-    "digits": ("dit", None, {"guidance_scale": 2.0}),
+    "digits": ("dit", None, {"guidance": 2.0}),
     "digits_sd3": ("sd3", None, {}),
-    "stable_diffusion": ("StableDiffusionPipeline", None, {"guidance_scale": 5.0}),
-    "stable_diffusion_pndm": ("StableDiffusionPipeline", "PNDMScheduler", {"guidance_scale": 5.0}),
-    "stable_diffusion_dpm": ("StableDiffusionPipeline", "DPMSolverMultistepScheduler", {"guidance_scale": 1.0}),
-    "stable_diffusion_euler": ("StableDiffusionPipeline", "EulerAncestralDiscreteScheduler", {"guidance_scale": 5.0}),
-    "sdxl": ("StableDiffusionXLPipeline", None, {"guidance_scale": 5.0}),
-    "sd3": ("StableDiffusion3Pipeline", None, {"guidance_scale": 4.5}),
-    "flux": ("FluxPipeline", None, {"guidance_scale": 3.5}),
+    "stable_diffusion": ("StableDiffusionPipeline", None, {"guidance": 5.0}),
+    "stable_diffusion_pndm": ("StableDiffusionPipeline", "PNDMScheduler", {"guidance": 5.0}),
+    "stable_diffusion_dpm": ("StableDiffusionPipeline", "DPMSolverMultistepScheduler", {"guidance": 1.0}),
+    "stable_diffusion_euler": ("StableDiffusionPipeline", "EulerAncestralDiscreteScheduler", {"guidance": 5.0}),
+    "sdxl": ("StableDiffusionXLPipeline", None, {"guidance": 5.0}),
+    "sd3": ("StableDiffusion3Pipeline", None, {"guidance": 4.5}),
+    "flux": ("FluxPipeline", None, {"guidance": 3.5}),
 }
 NAMES = list(PIPELINES)
 KERNELS = {
@@ -57,7 +57,7 @@ def pipeline_of(name):
 def make(name, **more):
     pipe, arguments = pipeline_of(name), PIPELINES[name][2]
     call = {} if name.startswith("digits") else pipelines.call_arguments(pipe)
-    return diffusers(pipe, **{"num_inference_steps": 4, "call": call, **arguments, **more})
+    return diffusers(pipe, **{"steps": 4, "call": call, **arguments, **more})
 
 
 def rollout_of(policy, prompts=("a 1", "a 2"), seed=0, group_size=2):

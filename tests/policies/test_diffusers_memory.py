@@ -12,11 +12,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from mmalign.needs import OLD
-from mmalign.policies.diffusers import DiffusersPolicy, diffusers
+from mmalign.policies.diffusers import DiffusersPolicy
 from mmalign.policies.exports.pipelines import export
 from mmalign.policies.pipelines import memory
 from mmalign.policies.twins import pipelines
 from mmalign.types import Need, UserError
+from tests.helpers.flat import diffusers
 
 LORA = {"rank": 2}
 NEEDS = frozenset({OLD, Need("kls")})
@@ -24,7 +25,7 @@ NEEDS = frozenset({OLD, Need("kls")})
 
 def make(kind: str = "StableDiffusion3Pipeline", **more: Any) -> DiffusersPolicy:
     pipe = pipelines.twin(kind)
-    told = {"num_inference_steps": 3, "call": pipelines.call_arguments(pipe), "device": "cpu", **more}
+    told = {"steps": 3, "call": pipelines.call_arguments(pipe), "device": "cpu", **more}
     policy = diffusers(pipe, **told)
     with torch.no_grad():  # LoRA's B starts at 0: nothing would reach A
         for n, p in enumerate(policy.parameters().values()):
@@ -195,12 +196,12 @@ def test_tiles_and_slices_are_the_classes_own_where_they_have_them() -> None:
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"storage": "float8"}, "policy.storage: got 'float8' without lora"),
-        ({"storage": "int4", "lora": LORA}, "policy.storage: got 'int4', takes float8"),
-        ({"offload": ["vae", "transformer"]}, r"policy.offload: got 'transformer', takes frozen, references, .*text_encoder"),
-        ({"compile": {"backend": "nope"}}, "policy.compile.backend: got 'nope', takes .*inductor"),
-        ({"compile": {"mood": 1}}, "policy.compile: transformer .*mood"),
-        ({"dtype": "float64"}, "policy.dtype: got 'float64', takes float32"),
+        ({"storage": "float8"}, "policy.memory.storage: got 'float8' without lora"),
+        ({"storage": "int4", "lora": LORA}, "diffusers.memory.storage: got 'int4', takes 'float8'"),
+        ({"offload": ["vae", "transformer"]}, r"policy.memory.offload: got 'transformer', takes frozen, references, .*text_encoder"),
+        ({"compile": {"backend": "nope"}}, "policy.memory.compile.backend: got 'nope', takes .*inductor"),
+        ({"compile": {"mood": 1}}, "diffusers.memory.compile.mood: unknown key of compile; nearest: mode"),
+        ({"dtype": "float64"}, "diffusers.dtype: got 'float64', takes .*float32"),
         ({"device": "cuda:99"}, "policy.device: got 'cuda:99', this machine has cpu"),
     ],
 )
@@ -211,7 +212,7 @@ def test_what_cannot_be_is_refused_in_one_line(more: dict[str, Any], message: st
 
 
 def test_classes_without_the_ability_are_refused() -> None:
-    with pytest.raises(UserError, match=r"policy.gradient_checkpointing: got true, and net \(Linear\)"):
+    with pytest.raises(UserError, match=r"policy.memory.gradient_checkpointing: got true, and net \(Linear\)"):
         memory.checkpoint({"net": nn.Linear(1, 1)})
     with pytest.raises(UserError, match="no repeated block of net has a frozen linear layer"):
         memory.store({"net": nn.Linear(1, 1)}, "float8")

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from mmalign.policies.settings import Lora, Train
-from mmalign.policies.transformers import transformers
 from mmalign.types import UserError
 from tests.helpers import tiny_text
+from tests.helpers.flat import transformers
 
 
 @contextmanager

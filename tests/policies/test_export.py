@@ -9,11 +9,11 @@ import torch
 from peft import PeftModel
 
 from mmalign.policies.adapters import merged
-from mmalign.policies.diffusers import diffusers
 from mmalign.policies.exports.pipelines import export
 from mmalign.policies.settings import Lora, Schedule
 from mmalign.policies.twins import pipelines
 from mmalign.types import UserError
+from tests.helpers.flat import diffusers
 
 TWINS = ["StableDiffusionPipeline", "StableDiffusionXLPipeline", "StableDiffusion3Pipeline", "FluxPipeline", "WanPipeline"]
 

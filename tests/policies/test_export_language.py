@@ -9,9 +9,9 @@ from transformers import AutoModelForCausalLM
 import mmalign as mm
 from mmalign.policies.exports import language
 from mmalign.policies.settings import Lora
-from mmalign.policies.transformers import transformers
 from mmalign.types import UserError
 from tests.helpers import tiny_text
+from tests.helpers.flat import transformers
 
 
 def trained(**more):
@@ -45,8 +45,7 @@ def test_another_base_is_found_out_and_nothing_is_left(tmp_path):
 def test_a_run_is_exported(tmp_path):
     tiny_text.model().save_pretrained(tmp_path / "base")
     tiny_text.tokenizer().save_pretrained(tmp_path / "base")
-    node = {"use": "transformers", "model": str(tmp_path / "base"), "max_completion": 6}
-    policy = mm.policies.transformers(node["model"], max_completion=6)
+    policy = mm.policies.transformers(str(tmp_path / "base"), max_completion=6)
     reward = lambda outputs, prompts, **columns: torch.tensor([float(text.count("a")) for text in outputs])  # noqa: E731
     run = mm.online(
         policy,
@@ -54,12 +53,11 @@ def test_a_run_is_exported(tmp_path):
         {"letters": reward},
         mm.methods.grpo(beta=0.0),
         steps=2,
-        config={"use": "online", "policy": node, "method": {"use": "grpo"}, "prompts": ["ab"]},
         batch={"prompts": 2, "group": 4},
         optimizer=mm.adamw(rate=1e-2),
         run={"folder": str(tmp_path / "runs"), "trackers": ()},
     )
-    found = mm.recipes.export(run.path)
+    found = mm.commands.export(run.path)
     assert found.forms == ("full",)
     model = AutoModelForCausalLM.from_pretrained(found.path).eval()
     ids = torch.tensor([[5, 9, 11]])

@@ -8,10 +8,10 @@ import torch
 import mmalign as mm
 from mmalign.needs import DEGREE, KL_MASK, REWARD_MASK, REWARDS, refs, reverse_kls
 from mmalign.policies.language.heads import DEGREES, degrees
-from mmalign.policies.transformers import transformers
 from mmalign.records import Pair
 from mmalign.types import UserError
 from tests.helpers import tiny_text
+from tests.helpers.flat import transformers
 
 
 def make(heads, **more):
@@ -99,10 +99,10 @@ def test_degrees_do_not_depend_on_the_batch_and_are_not_all_one():
 @pytest.mark.parametrize(("method", "heads"), [("sparsepo", ["reward_mask", "kl_mask"]), ("preference_degree", ["degree"])])
 def test_methods_train_their_heads_and_resume_with_them(tmp_path, method, heads):
     records = [Pair(word, "yes yes", "no no no", id=word) for word in ("ab", "cd", "ef")]
-    told = {"records_per_step": 3, "learning_rate": 1e-2, "checkpoint_every": 2, "runs": str(tmp_path), "trackers": ()}
 
-    def trained(steps, **more):
-        policy = make(heads)
+    def trained(steps, name, **more):
+        policy, run = make(heads), {"name": name, "checkpoint_every": 2, "folder": str(tmp_path), "trackers": ()}
+        told = {"batch": {"records": 3}, "optimizer": mm.adamw(rate=1e-2), "run": run}
         mm.offline(policy, records, getattr(mm.methods, method)(), steps=steps, **told, **more)
         return {name: p.detach().clone() for name, p in policy.parameters().items()}
 

@@ -74,7 +74,7 @@ def test_digits():
     found = digits(guidance_scale=2.0)
     assert not any(row.failed for row in found.rows)
     assert found["guidance"] == "guidance_scale: one doubled batch" and found["latent"] == "1 x 8 x 8, event_size 64"
-    assert found["LoRA targets"].startswith("to_q 4, to_k 4, to_v 4, to_out 4") and "  guidance_scale: 2.0\n" in found.start
+    assert found["LoRA targets"].startswith("to_q 4, to_k 4, to_v 4, to_out 4") and "guidance: 2.0, " in found.start
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from mmalign.policies.language.scoring import batches, picked
-from mmalign.policies.transformers import transformers
 from mmalign.policies.twins import visions
 from mmalign.types import UserError
+from tests.helpers.flat import transformers
 
 FAMILIES = ["Llava", "Qwen2VL", "Idefics3", "InternVL", "LlavaOnevision"]
 

@@ -7,9 +7,9 @@ import torch
 
 from mmalign.needs import COLLISION, ENTROPY, OLD, VALUE
 from mmalign.policies.language.logits import Matrix
-from mmalign.policies.transformers import transformers
 from mmalign.types import Need, UserError
 from tests.helpers import tiny_text
+from tests.helpers.flat import transformers
 
 CLASSES = [
     "qwen2", "qwen2_sliding", "qwen3", "llama", "mistral", "gemma", "gemma2", "gemma3", "gpt2", "gpt_neox", "cohere", "granite", "phi3",
@@ -283,7 +283,7 @@ def test_a_folder_is_a_model_and_its_tokenizer(tmp_path):
     assert policy.generate(["a b", "c"], [0, 1]) == own.generate(["a b", "c"], [0, 1])
     with pytest.raises(UserError, match=r"policy\.model"):
         mm.policies.transformers(str(tmp_path / "nowhere"))
-    with pytest.raises(UserError, match=r"policy\.dtype"):
+    with pytest.raises(UserError, match=r"transformers\.dtype: got 'int8'"):
         mm.policies.transformers(str(tmp_path), dtype="int8")
 
 

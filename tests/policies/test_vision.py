@@ -11,9 +11,9 @@ from mmalign.needs import contrast
 from mmalign.policies.language.ablation import Ablation
 from mmalign.policies.language.logits import Matrix
 from mmalign.policies.language.members import members_of
-from mmalign.policies.transformers import transformers
 from mmalign.policies.twins import visions
 from mmalign.types import Need, UserError
+from tests.helpers.flat import transformers
 
 CLASSES = [name.removesuffix("ForConditionalGeneration") for name in visions.known()]
 
@@ -192,11 +192,11 @@ def test_what_is_trained_is_said_in_one_line():
 @pytest.mark.parametrize(
     ("train", "match"),
     [
-        ({"vison": "freeze"}, "got vison; .* has vision, projector, language, each freeze, full"),
-        ({"vision": "frozen"}, "train.vision: got 'frozen', takes freeze"),
-        ({"vision": "freeze"}, "trains nothing"),
+        ({"vison": "freeze"}, "train.vison: unknown key of train; nearest: vision; takes vision, projector, language"),
+        ({"vision": "frozen"}, "train.vision: got 'frozen', takes 'freeze' or 'full', or a mapping of rank"),
+        ({"vision": "freeze"}, "train.vision, projector, language: all are frozen, and nothing would be trained"),
         ({"language": {"rank": 4, "targets": ["nope"]}}, "train.language.targets: .* it has .*q_proj"),
-        ({"language": {"ranks": 4}}, "train.language: got .* takes rank"),
+        ({"language": {"ranks": 4}}, "train.language.ranks: unknown key of language; nearest: rank"),
     ],
 )
 def test_train_names_what_there_is(train, match):

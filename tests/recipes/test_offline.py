@@ -34,9 +34,15 @@ def policy():
 
 def offline(tmp_path, records, **changes):
     given = {
-        "name": "run", "runs": str(tmp_path), "steps": 4, "records_per_step": 4, "micro_rows": 4, "learning_rate": 3e-3, "ema": 0.5,
-        "judges": {"brightness": brightness}, "evaluation": {"every": 2, "samples": 4}, "checkpoint_every": 2, "trackers": (), **changes,
-    }  # fmt: skip
+        "steps": 4,
+        "batch": {"records": 4, "micro_rows": 4},
+        "optimizer": {"rate": 3e-3, "ema": 0.5},
+        "evaluation": {"every": 2, "samples": 4, "judges": {"brightness": brightness}},
+        "run": {"name": "run", "folder": str(tmp_path), "checkpoint_every": 2, "trackers": ()},
+    }
+    for key, value in changes.items():
+        given[key] = {**given[key], **value} if key in ("batch", "optimizer", "evaluation", "run") else value
+    given["optimizer"] = mm.adamw(**given["optimizer"])
     return mm.offline(given.pop("policy", None) or policy(), records, given.pop("method", None) or METHOD, **given)
 
 
@@ -46,7 +52,7 @@ def log(run):
 
 
 def test_preferences_move_the_samples(tmp_path, pairs):
-    run = offline(tmp_path, pairs, steps=20, evaluation={"every": 20, "samples": 8}, optimizer=mm.adamw(ema=None))
+    run = offline(tmp_path, pairs, steps=20, evaluation={"every": 20, "samples": 8}, optimizer={"ema": None})
     assert run.summary["brightness_after"] > run.summary["brightness_before"] + 0.1
     assert run.summary["preflight_difference"] == 0.0
     rows = [row for row in log(run) if row["phase"] == "train"]
@@ -109,8 +115,8 @@ def test_mistakes_are_found_before_anything_is_trained(tmp_path, pairs):
     refused("got none, takes at least one", [])
     refused("takes a records.Pair, Thumb or Ranking", ["a"])
     refused(r"different sizes, \[1, 8, 8\].*records.size", [*pairs[:3], pairs[3]._replace(second=torch.rand(1, 4, 4))])
-    refused("micro_rows: got 0, takes 1 or more", micro_rows=0)
-    refused("Pair and Thumb in one stream", [*pairs[:3], Thumb("a", pairs[0].first, 1.0)] * 4, records_per_step=8)
+    refused("batch.micro_rows: got 0, takes 1 or more", batch={"micro_rows": 0})
+    refused("Pair and Thumb in one stream", [*pairs[:3], Thumb("a", pairs[0].first, 1.0)] * 4, batch={"records": 8})
     refused("got thumbs, one output each; this method compares the rows of a pair", [Thumb("a", pairs[0].first, 1.0)] * 8)
     refused(r"records\[0\]: got label 1.5, takes 0..1", [Thumb("a", pairs[0].first, 1.5)])
     refused(r"records\[0\]: got 1 scores, takes one for each of 2", [Ranking("a", (pairs[0].first, pairs[0].second), (1.0,))])

@@ -128,9 +128,9 @@ def test_ctrl_c_in_the_last_step_is_a_finished_run(tmp_path: Path) -> None:
 def test_a_run_from_python_says_what_it_can_and_resumes_with_nothing_else_changed(tmp_path: Path) -> None:
     run = online(tmp_path, steps=2)
     config = yaml.safe_load((run.path / "config.yaml").read_text())
-    assert config["use"] == "online" and config["policy"] == "mmalign.worlds.gaussian.GaussianPolicy" and config["steps"] == 2
-    assert config["rewards"] == {"linear": "mmalign.worlds.gaussian.QuadraticReward"} and config["prompts"] == ["a", "b", "c"]
-    with pytest.raises(UserError, match=r"learning_rate was 0\.05, is 0\.1"):
+    assert config["use"] == "online" and config["policy"] == "<GaussianPolicy>" and config["steps"] == 2
+    assert config["rewards"] == {"linear": "<QuadraticReward>"} and config["prompts"] == ["a", "b", "c"]
+    with pytest.raises(UserError, match=r"optimizer\.rate was 0\.05, is 0\.1"):
         online(tmp_path, resume=True, optimizer={"rate": 0.1})
     assert online(tmp_path, steps=4, resume=True).summary["steps"] == 4
     with pytest.raises(UserError, match=r"exists: resume it \(resume=true\), or give this run another name"):
@@ -141,9 +141,9 @@ def test_a_run_from_python_says_what_it_can_and_resumes_with_nothing_else_change
 # ---- updates
 
 
-@pytest.mark.parametrize("changes", [{"micro_rows": 1}, {"micro_rows": 3}, {"micro_rows": 64}])
-def test_micro_rows_change_nothing(tmp_path: Path, changes: dict[str, Any]) -> None:
-    ours, other = online(tmp_path / "ours", **changes), online(tmp_path / "other", batch={"micro_rows": 4})
+@pytest.mark.parametrize("micro_rows", [1, 3, 64])
+def test_micro_rows_change_nothing(tmp_path: Path, micro_rows: int) -> None:
+    ours, other = online(tmp_path / "ours", batch={"micro_rows": micro_rows}), online(tmp_path / "other", batch={"micro_rows": 4})
     assert numbers(ours.path) == [pytest.approx(row, rel=1e-10, abs=1e-12) for row in numbers(other.path)]
 
 
@@ -158,11 +158,11 @@ def test_inner_updates_leave_ratio_1_and_meet_the_clip(tmp_path: Path) -> None:
 
 
 def test_every_epoch_sees_every_row_once(tmp_path: Path) -> None:
-    from mmalign.recipes.online import Batch, _parts
+    from mmalign.recipes.online import Scored, _parts
 
     rollout = policy().sample(["a", "b"], 4, torch.Generator().manual_seed(0))
     picks = (torch.tensor(picked, dtype=torch.int64) for picked in ([0, 1, 2, 5, 7], [], [3]))
-    batches = [Batch(rollout, None, torch.ones(8, 1), picked) for picked in picks]  # type: ignore[arg-type]
+    batches = [Scored(rollout, None, torch.ones(8, 1), picked) for picked in picks]  # type: ignore[arg-type]
     seen = [[rows.tolist() for _, _, rows in cells] for cells in _parts(batches, "row", 2, 2)]
     assert seen == 2 * [[[0, 2, 7], [], [3]], [[1, 5], [], []]]
     assert len(list(_parts(batches[1:2], "row", 2, 2))) == 0
@@ -206,14 +206,15 @@ class Sparse:
 
 
 def test_dynamic_sampling_fills_an_update_from_several_rollouts(tmp_path: Path) -> None:
-    changes = {"method": mm.methods.dapo(), "rewards": {"sparse": Sparse(1.6)}, "prompts_per_step": 4, "updates_per_epoch": 1}
-    run = online(tmp_path / "a", **changes, batch={"resample": 8})
-    other = online(tmp_path / "b", **changes, batch={"resample": 8, "micro_rows": 3})
+    changes = {"method": mm.methods.dapo(), "rewards": {"sparse": Sparse(1.6)}, "evaluation": {"every": 3}}
+    batch = {"prompts": 4, "updates": 1}
+    run = online(tmp_path / "a", **changes, batch={**batch, "resample": 8})
+    other = online(tmp_path / "b", **changes, batch={**batch, "resample": 8, "micro_rows": 3})
     trained = [row for row in rows(run.path) if row["phase"] == "train"]
     assert all(row["rows"] == 4 * 4 and row["updates"] == 1 for row in trained)
     assert max(row["signal_zero"] for row in trained) > 0.2  # more was sampled than used
     assert numbers(run.path) == [pytest.approx(row, rel=1e-10, abs=1e-12) for row in numbers(other.path)]
-    fewer = online(tmp_path / "c", **changes, batch={"resample": 0})
+    fewer = online(tmp_path / "c", **changes, batch={**batch, "resample": 0})
     assert min(row["rows"] for row in rows(fewer.path) if row["phase"] == "train") < 16
 
 
@@ -263,8 +264,8 @@ class Judge:
 
 
 def test_early_stopping_keeps_the_best_and_reports_it(tmp_path: Path) -> None:
-    stop = {"evaluation": {"every": 1, "samples": 2}, "early_stop": {"judge": "gold", "patience": 2}, "ema": None}
-    run = online(tmp_path / "stopped", **stop, evaluation={"judges": {"gold": Judge(0.1, 0.5, 0.9, 0.3, 0.8, 1.0)}})
+    judged = {"every": 1, "samples": 2, "judges": {"gold": Judge(0.1, 0.5, 0.9, 0.3, 0.8, 1.0)}, "stop": {"judge": "gold", "patience": 2}}
+    run = online(tmp_path / "stopped", evaluation=judged, optimizer={"ema": None})
     assert {key: run.summary[key] for key in ("status", "steps", "best_step", "gold_before")} == {
         "status": "stopped early", "steps": 4, "best_step": 2, "gold_before": pytest.approx(0.1),
     }  # fmt: skip
@@ -275,9 +276,13 @@ def test_early_stopping_keeps_the_best_and_reports_it(tmp_path: Path) -> None:
 
 
 def test_early_stopping_is_refused_where_its_judge_is_unknown(tmp_path: Path) -> None:
-    for wrong in ({"judge": "gold", "patience": 2}, {"judge": "linear"}, {"judge": "linear", "patience": 0}):
-        with pytest.raises(UserError, match=r"early_stop: got .*, takes judge \(one of linear\) and patience"):
-            online(tmp_path, early_stop=wrong)
+    for wrong, line in (
+        ({"judge": "gold"}, r"evaluation\.stop\.judge: got 'gold', takes one of linear"),
+        ({"judge": "linear", "patience": 0}, r"online\.evaluation\.stop\.patience: got 0, takes 1 or more"),
+        ({"patience": 1}, r"online\.evaluation\.stop\.judge: missing"),
+    ):
+        with pytest.raises(UserError, match=line):
+            online(tmp_path, evaluation={"stop": wrong})
     assert not list(tmp_path.iterdir())
 
 
@@ -290,24 +295,30 @@ def raises(outputs: Any, prompts: list[str], **columns: Any) -> Any:
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "reward raises": ({"rewards": {"r": raises}}, "reward r: raised RuntimeError: no such model"),
-    "judge raises": ({"judges": {"j": raises}}, "judge j: raised RuntimeError: no such model"),
-    "metric raises": ({"metrics": {"m": raises}}, "metric m: raised RuntimeError: no such model"),
-    "metric is a number": ({"metrics": {"m": lambda o, p: 3.0}}, r"metric m: returned float, takes \{name: number\}"),
+    "judge raises": ({"evaluation": {"judges": {"j": raises}}}, "judge j: raised RuntimeError: no such model"),
+    "metric raises": ({"evaluation": {"metrics": {"m": raises}}}, "metric m: raised RuntimeError: no such model"),
+    "metric is a number": ({"evaluation": {"metrics": {"m": lambda o, p: 3.0}}}, r"metric m: returned float, takes \{name: number\}"),
     "wrong shape": ({"rewards": {"r": lambda o, p: o}}, r"reward r: returned shape \[12, 2\], takes \[12\]"),
     "not numbers": ({"rewards": {"r": lambda o, p: p}}, r"reward r: returned list, takes a tensor \[12\]"),
     "infinite": ({"rewards": {"r": lambda o, p: o[:, 0] / 0}}, "reward r: returned an infinite score"),
     "NaN": ({"rewards": {"r": lambda o, p: o[:, 0] * torch.nan}}, "reward r: 8 of 8 scores are NaN"),
-    "unknown weight": ({"reward_weights": {"x": 1.0}}, "reward_weights.x: no such reward; takes linear"),
+    "unknown weight": (
+        {"combine": mm.combinations.weighted_sum(weights={"x": 1.0})},
+        r"weighted_sum\.weights: got 'x', takes rewards that are there",
+    ),
     "no prompts": ({"prompts": []}, r"prompts: got \[\], takes a list"),
-    "one prompt": ({"prompts": "a"}, "prompts: got 'a', takes a list"),
+    "one prompt": ({"prompts": "a"}, "online.prompts: got 'a', takes list of str"),
     "no steps": ({"steps": 0}, "steps: got 0, takes 1 or more"),
-    "no micro rows": ({"micro_rows": 0}, "micro_rows: got 0"),
-    "an average of 1": ({"ema": 1.0}, "ema: got 1.0, takes"),
+    "no micro rows": ({"batch": {"micro_rows": 0}}, "online.batch.micro_rows: got 0"),
+    "a set of its own": ({"references": {"ema": {"every": 1}}}, "references.ema: not a reference"),
     "never evaluated": ({"evaluation": {"every": 0}}, "evaluation.every: got 0"),
-    "unknown evaluation": ({"evaluation": {"prompt": ["a"]}}, "evaluation.prompt: unknown key; takes prompts"),
-    "two of one name": ({"judges": {"linear": raises}}, "judges.linear: a reward has that name too"),
+    "unknown evaluation": ({"evaluation": {"prompt": ["a"]}}, "online.evaluation.prompt: unknown key of evaluation; nearest: prompts"),
+    "two of one name": ({"evaluation": {"judges": {"linear": raises}}}, "evaluation.judges.linear: a reward has that name too"),
     "sampler's argument": ({"evaluation": {"call": {"eta": 1}}}, "call: got eta, takes nothing"),
-    "unknown tracker": ({"trackers": ("tensorbored",)}, "trackers: got 'tensorbored'"),
+    "unknown tracker": (
+        {"run": {"trackers": ("tensorbored",)}},
+        r"online.run.trackers: got \('tensorbored',\), takes list of 'tensorboard'",
+    ),
 }
 
 
@@ -356,7 +367,7 @@ def test_the_summary_says_what_happened(tmp_path: Path) -> None:
     assert {key: summary[key] for key in told} == told
     assert (summary["gold_before"], summary["gold_after"]) == (pytest.approx(0.1), pytest.approx(0.3)) and summary["train_seconds"] > 0
     assert summary["kl"] == [row for row in rows(run.path) if row["phase"] == "eval"][-1]["kl"] > 0
-    assert run.report.path.read_text().startswith("<!") and arguments(tmp_path)["name"] == run.path.name
+    assert run.report.path.read_text().startswith("<!") and arguments(tmp_path)["run"]["name"] == run.path.name
 
 
 @pytest.mark.parametrize("name", ["inpo", "online_dpo", "rebel"])

@@ -30,7 +30,7 @@ GAMES: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", GAMES)
 def test_it_learns_and_resumes_to_the_last_bit(name: str, tmp_path: Path) -> None:
-    given = {"group_size": 8, "prompts_per_step": 3, "learning_rate": 0.03, "steps": 20, "evaluation": {"every": 20, "samples": 64}}
+    given = {"batch": {"group": 8, "prompts": 3}, "optimizer": {"rate": 0.03}, "steps": 20, "evaluation": {"every": 20, "samples": 64}}
     made = lambda: getattr(mm.methods, name)(**GAMES[name])  # noqa: E731
     straight = online(tmp_path / "straight", method=made(), **given)
     online(tmp_path / "parts", method=made(), **{**given, "steps": 7})
@@ -101,7 +101,7 @@ def test_the_log_says_how_good_each_sampler_s_rows_are(tmp_path: Path) -> None:
 
 def test_what_is_refused_before_anything_is_sampled(tmp_path: Path) -> None:
     for changes, line in (
-        ({"group_size": 1}, "group_size: got 1, takes more: the policy and ref all draw rows of each group"),
+        ({"batch": {"group": 1}}, "batch.group: got 1, takes more: the policy and ref all draw rows of each group"),
         ({"method": replace(mm.methods.xpo(), samplers=(Sampler("rival", {"rival": 1.0}),))}, "parameter set: got 'rival'"),
     ):
         with pytest.raises(UserError, match=line):

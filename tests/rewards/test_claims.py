@@ -88,5 +88,5 @@ def test_mistakes(server):
     for wrong in ({"least": 0.0}, {"most": 0}, {"max_tokens": 0}):
         with pytest.raises(UserError, match="claims: got"):
             mm.rewards.claims(server=at(server), **wrong)
-    with pytest.raises(UserError, match=r"claims\.splitter\.server: got"):
+    with pytest.raises(UserError, match=r"claims\.splitter\.model: missing, splitter needs it"):
         mm.rewards.claims(server=at(server), splitter={"url": "x"})

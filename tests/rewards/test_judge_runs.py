@@ -67,9 +67,8 @@ def run(server, folder, *, settings=None, **more):
         mm.methods.grpo(beta=0.01),
         steps=5,
         evaluation={"every": 100, "prompts": ["the"], "samples": 2, "columns": 1},
-        **more,
         run={"name": "judged", "folder": str(folder), "trackers": [], "checkpoint_every": 5},
-        batch={"prompts": 2, "group": 4},
+        **{**more, "batch": {"prompts": 2, "group": 4, **more.get("batch", {})}},
     )
     return done, seen
 
@@ -88,7 +87,7 @@ def test_a_server_that_is_slow_corrupt_and_killed_ends_the_run_with_the_right_co
     quarantine = tmp_path / "missing.jsonl"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        done, seen = run(server, tmp_path, missing="drop", settings={"quarantine": str(quarantine)})
+        done, seen = run(server, tmp_path, batch={"missing": "drop"}, settings={"quarantine": str(quarantine)})
     server.kill()
     assert done.summary["status"] == "finished" and done.summary["steps"] == 5
     known = 0
@@ -115,7 +114,7 @@ def test_a_server_that_is_slow_corrupt_and_killed_ends_the_run_with_the_right_co
 
 
 @pytest.mark.parametrize(
-    ("more", "says"), [({}, "reward judge: 8 of 8 scores are NaN"), ({"missing": "drop"}, "answers are missing .*failures")]
+    ("more", "says"), [({}, "reward judge: 8 of 8 scores are NaN"), ({"batch": {"missing": "drop"}}, "answers are missing .*failures")]
 )
 def test_a_dead_server_stops_the_run_where_the_config_says_so(tmp_path, more, says):
     server = FakeServer(digits)
@@ -156,8 +155,8 @@ def test_a_config_with_judges_is_rehearsed_without_their_server(tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     server = {"url": "http://127.0.0.1:9/v1", "model": "m"}
     node = {
-        "use": "online", "name": "judged", "policy": {"use": "transformers", "model": {"use": "text"}, "max_completion": 8},
-        "method": {"use": "online_dpo"}, "prompts": {"use": "text_prompts", "count": 8}, "steps": 2, "trackers": [],
+        "use": "online", "policy": {"use": "transformers", "model": {"use": "text"}, "max_completion": 8},
+        "method": {"use": "online_dpo"}, "prompts": {"use": "text_prompts", "count": 8}, "steps": 2, "run": {"trackers": []},
         "rewards": {"judge": {"use": "judge", "server": server}, "short": {"use": "length", "most": 4}},
         "oracle": {"use": "judge_pairs", "server": server},
         "combine": {"use": "weighted_sum", "weights": {"judge": 1.0, "short": 0.5}, "transforms": {"judge": {"use": "z_score"}}},

@@ -46,7 +46,7 @@ def test_the_harmonic_mixture_of_subject_and_prompt(models):
         "subject": mm.rewards.subject_similarity(features="clip", weights=folder, device="cpu"),
         "prompt": lambda outputs, prompts, **_: torch.full((len(prompts),), 0.5),
     }
-    reward = mm.rewards.combined(rewards=parts, combine=mm.rewards.harmonic(weights={"subject": 0.3, "prompt": 0.7}))
+    reward = mm.rewards.combined(rewards=parts, combine=mm.combinations.harmonic(weights={"subject": 0.3, "prompt": 0.7}))
     found = reward(images()[:1], ["p"], references=[images()[1]])
     near = parts["subject"](images()[:1], ["p"], references=[images()[1]]).item()
     assert found.item() == pytest.approx(1 / (0.3 / near + 0.7 / 0.5), abs=1e-6)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+import mmalign as mm
 from mmalign.needs import REWARDS
 from mmalign.training.feedback import ask, feedback
 from mmalign.types import Rollout, UserError
@@ -35,7 +36,11 @@ def parts(outputs: Any, prompts: Any) -> Any:
 
 
 def test_a_score_stands_at_the_last_step_that_wrote_some_of_its_part() -> None:
-    said = feedback({"fine": parts, "whole": lambda o, p: [10.0, 20.0, 30.0]}, rollout(), weights={"fine": 2.0})
+    said = feedback(
+        {"fine": parts, "whole": lambda o, p: [10.0, 20.0, 30.0]},
+        rollout(),
+        combine=mm.combinations.weighted_sum(weights={"fine": 2.0, "whole": 1.0}),
+    )
     table = said.tables[REWARDS]
     assert table.dtype == torch.float64
     assert {(row, step): table[row, step].item() for row, step in table.nonzero().tolist()} == {

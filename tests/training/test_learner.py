@@ -15,6 +15,8 @@ from mmalign.needs import MASK, OLD, STD, VALUE, refs
 from mmalign.samplers import kernels
 from mmalign.samplers.windows import everything, random_window
 from mmalign.training.learner import Learner
+from mmalign.training.optimizers import adamw, sgd
+from mmalign.training.settings import Reference
 from mmalign.training.units import Cells, in_units, micro_sizes, refuse_micro_steps, refuse_mismatch
 from mmalign.types import Feedback, Loss, Method, Need, Steps, UserError
 from mmalign.worlds import gaussian
@@ -31,8 +33,8 @@ def small() -> GaussianPolicy:
 
 
 def learner(policy: GaussianPolicy, method: Method = METHOD, **changes: Any) -> Learner:
-    given = {"learning_rate": 0.01, "warmup": 0, "weight_decay": 0.0, "max_grad_norm": 1e9, "ema": None}
-    return Learner(policy, method, **{**given, **changes})
+    moving, optimizer = changes.pop("moving", None), changes.pop("optimizer", None)
+    return Learner(policy, method, optimizer or adamw(**{"rate": 0.01, "max_norm": 1e9, **changes}), steps=100, moving=moving)
 
 
 def rollouts(policy: GaussianPolicy) -> Cells:
@@ -59,10 +61,8 @@ def moved(
     cells_of: Any, *, micro_rows: int, method: Method = METHOD, micro_steps: int | None = None
 ) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
     policy = small()
-    cells, taught = cells_of(policy), learner(policy, method)
-    taught.optimizer = torch.optim.SGD(policy.parameters().values(), lr=0.0)
+    cells, taught = cells_of(policy), learner(policy, method, optimizer=sgd(rate=1.0, max_norm=1e9))
     before = gradients(policy)
-    taught.learning_rate = 1.0
     found = taught.update(cells, micro_rows=micro_rows, micro_steps=micro_steps, step=0)
     return {name: before[name] - value for name, value in gradients(policy).items()}, found
 
@@ -169,8 +169,7 @@ def test_warm_up_is_linear_and_gradients_are_clipped_by_their_norm() -> None:
         rates.append(taught.optimizer.param_groups[0]["lr"])
     assert rates == pytest.approx([0.0025, 0.005, 0.0075, 0.01, 0.01])
     policy = small()
-    cells, taught = rollouts(policy), learner(policy, max_grad_norm=0.01)
-    taught.optimizer, taught.learning_rate, before = torch.optim.SGD(policy.parameters().values(), lr=0.0), 1.0, gradients(policy)
+    cells, taught, before = rollouts(policy), learner(policy, optimizer=sgd(rate=1.0, max_norm=0.01)), gradients(policy)
     found = taught.update(cells, micro_rows=8, step=0)
     change = torch.stack([(before[name] - value).norm() for name, value in gradients(policy).items()]).norm()
     assert float(change) == pytest.approx(0.01, rel=1e-4) and found["grad_norm"] > 0.1
@@ -246,7 +245,7 @@ def test_the_rows_of_a_pair_stand_side_by_side() -> None:
 def test_references_are_copied_anew_when_they_are_due() -> None:
     policy = small()
     method = replace(METHOD, needs=METHOD.needs | {refs("previous")})
-    taught = learner(policy, method, refresh={"opponent": 2})
+    taught = learner(policy, method, moving={"opponent": Reference(every=2)})
     assert {move.name: move.every for move in taught.moves} == {"previous": 1, "opponent": 2} and learner(policy).moves == []
     values = []
     for step in range(4):
@@ -257,14 +256,19 @@ def test_references_are_copied_anew_when_they_are_due() -> None:
             next(iter(policy.parameters().values())).add_(1.0)
     start = values[0][0]
     assert values == [[start + a, start + b] for a, b in ((0, 0), (1, 0), (2, 2), (3, 2))]
-    for wrong in ({"ema": 1}, {"opponent": 0}, {"soup": {"ref": 0.5}}, {"soup": {"ref": -0.5, "current": 1.5}}, {"soup": {"every": 0}}):
-        with pytest.raises(UserError, match="refresh"):
-            learner(policy, refresh=wrong)
+    with pytest.raises(UserError, match=r"references\.ema: not a reference"):
+        learner(policy, moving={"ema": Reference(every=1)})
+    for wrong in ({"every": 0}, {"shares": {"ref": 0.5}}, {"shares": {"ref": -0.5, "current": 1.5}}, {}):
+        with pytest.raises(UserError, match=r"every: got 0|shares: got|from: missing"):
+            Reference(**wrong)
 
 
 def test_a_soup_is_a_mixture_of_sets() -> None:
     policy = small()
-    taught = learner(policy, refresh={"soup": {"ref": 0.25, "current": 0.75}, "ref": {"every": 2, "ref": 0.5, "current": 0.5}})
+    taught = learner(
+        policy,
+        moving={"soup": Reference(shares={"ref": 0.25, "current": 0.75}), "ref": Reference(every=2, shares={"ref": 0.5, "current": 0.5})},
+    )
     first = next(iter(policy.parameters().values()))
     start = first.detach().clone()
     taught.begin(0)
@@ -276,8 +280,8 @@ def test_a_soup_is_a_mixture_of_sets() -> None:
     torch.testing.assert_close(policy.sets.tables()["ref"][name], start)
     taught.begin(2)
     torch.testing.assert_close(policy.sets.tables()["ref"][name], start + 0.5)
-    with pytest.raises(UserError, match=r"refresh\.soup: 'stranger' is no set of parameters here; takes current, ref"):
-        learner(policy, refresh={"soup": {"stranger": 1.0}}).begin(0)
+    with pytest.raises(UserError, match=r"references\.soup\.shares: 'stranger' is no set of parameters here; takes current, ref"):
+        learner(policy, moving={"soup": Reference(shares={"stranger": 1.0})}).begin(0)
 
 
 def test_rollouts_of_unlike_widths_are_one_update() -> None:

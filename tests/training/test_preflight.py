@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from mmalign.methods import flow_grpo
-from mmalign.policies.diffusers import diffusers
 from mmalign.policies.settings import Schedule
 from mmalign.samplers import kernels
 from mmalign.samplers.windows import random_window
@@ -19,6 +18,7 @@ from mmalign.types import Feedback, Loss, Method, Rollout, Steps, UserError
 from mmalign.worlds import gaussian
 from mmalign.worlds.digits.base import untrained
 from mmalign.worlds.gaussian import GaussianPolicy
+from tests.helpers.flat import diffusers
 
 METHOD = flow_grpo(ratio="per_step", clip=0.2, beta=0.1, std="none")
 

@@ -229,31 +229,31 @@ def test_numerals_are_read_as_words_and_the_number_of_a_still_is_not_read():
 
 
 SMALL = [
-    "prompts_per_step=4", "group_size=4", "evaluation.samples=2", "evaluation.columns=2", "evaluation.every=1",
-    "evaluation.prompts.each=1", "evaluation.call.num_inference_steps=2", "trackers=[]", "checkpoint_every=1", "decay_steps=2",
+    "batch.prompts=4", "batch.group=4", "evaluation.samples=2", "evaluation.columns=2", "evaluation.every=1",
+    "evaluation.prompts.each=1", "evaluation.call.num_inference_steps=2", "run.trackers=[]", "run.checkpoint_every=1",
 ]  # fmt: skip
 
 
 def started(overrides, **more):
     node = load("moving_digits/flow_grpo", overrides)
-    return build(node, config=node, **more)
+    return build(node, **more)
 
 
 def test_steps_of_the_config(tmp_path):
     """The shipped config, smaller: exact replay, resumed as if never interrupted, videos among the samples, an export that loads."""
     from PIL import Image
 
-    small = [f"runs={tmp_path}", *SMALL]
+    small = [f"run.folder={tmp_path}", *SMALL]
     run = started([*small, "steps=2"])
     rows = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
     assert run.summary["preflight_difference"] == 0.0
     assert [row["step"] for row in rows if row["phase"] == "eval"] == [0, 1, 2]
     assert rows[-1].keys() >= {"proxy", "gold", "identity", "error"}
-    started([*small, "steps=1", "name=cut"])
-    again = started([*small, "steps=2", "name=cut"], resume=True)
+    started([*small, "steps=1", "run.name=cut"])
+    again = started([*small, "steps=2", "run.name=cut"], resume=True)
     assert again.summary["gold_after"] == run.summary["gold_after"] and again.summary["proxy_after"] == run.summary["proxy_after"]
     assert all(torch.equal(p, again.policy.parameters()[name]) for name, p in run.policy.parameters().items())
-    for file in (*run.path.glob("samples/*.png"), mm.recipes.sample(run.path, prompts=["a 7 moving left #b3"], count=2)):
+    for file in (*run.path.glob("samples/*.png"), mm.commands.sample(run.path, prompts=["a 7 moving left #b3"], count=2)):
         with Image.open(file) as shown:
             assert shown.n_frames == 4, file
     assert len(list(run.path.glob("samples/step_*.png"))) == 3

@@ -134,11 +134,10 @@ def test_grpo_ends_at_the_optimum_that_was_counted_out(tmp_path: Path) -> None:
         {"vowels": vowels},
         method,
         steps=60,
-        decay_steps=60,
         evaluation={"every": 100, "samples": 1},
         run={"folder": str(tmp_path), "trackers": ()},
         batch={"prompts": 1, "group": 256, "micro_rows": 256},
-        optimizer=mm.adamw(rate=0.03),
+        optimizer=mm.adamw(rate=0.03, decay="linear"),
     )
     now = text_optimum(model, tokens, "a b", vowels, tokens=2, beta=1e9)
     order = {text: number for number, text in enumerate(now.texts)}
@@ -152,16 +151,17 @@ def test_grpo_ends_at_the_optimum_that_was_counted_out(tmp_path: Path) -> None:
 def test_configs_of_the_world_train(name: str, tmp_path: Path) -> None:
     config = load(f"text/{name}")
     assert check(config) == []
-    small = {"steps": 2, "runs": str(tmp_path), "checkpoint_every": 2}
-    small |= {"prompts_per_step": 2} if name == "grpo" else {"records_per_step": 4, "records": {"use": "text_pairs", "prompts": 4}}
-    evaluation = {"every": 2, "prompts": ["the value of"], "samples": 2}
-    run = build({**config, **small, "evaluation": evaluation})
+    config["batch"] |= {"prompts": 2} if name == "grpo" else {"records": 4}
+    config["run"] |= {"folder": str(tmp_path), "checkpoint_every": 2}
+    config["evaluation"] |= {"every": 2, "prompts": ["the value of"], "samples": 2}
+    records = {} if name == "grpo" else {"records": {"use": "text_pairs", "prompts": 4}}
+    run = build({**config, **records, "steps": 2})
     rows = [json.loads(line) for line in (Path(run.path) / "metrics.jsonl").read_text().splitlines()]
     assert {"gold", "plain", "perplexity"} <= rows[-1].keys() | rows[0].keys() and (Path(run.path) / "report.html").exists()
 
 
 def test_an_unknown_base_or_too_many_prompts_are_refused() -> None:
-    with pytest.raises(UserError, match="got model='gpt', takes llama"):
+    with pytest.raises(UserError, match="text.model: got 'gpt', takes 'llama'|got model='gpt', takes llama"):
         mm.worlds.text(model="gpt")
     with pytest.raises(UserError, match="together at most"):
         mm.worlds.text_prompts(count=10**6)

@@ -17,18 +17,15 @@ CONFIGS = sorted(path.stem for path in (Path(__file__).parents[2] / "configs" / 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_method_trains_text(name: str, tmp_path: Path) -> None:
     config = load(f"text/{name}")
-    assert check(config) == [] and config["name"] == f"text_{name}" and config["method"]["use"] == name
+    assert check(config) == [] and config["run"]["name"] == f"text_{name}" and config["method"]["use"] == name
     before = dict(text()[0].named_parameters())
     if "references" in config:  # a run that would have been trained before: its folder holds the base itself
-        config["references"] = {key: str(resource("assets/text/llama")) for key in config["references"]}
-    fewer = {"records": {"use": "text_pairs", "prompts": 8}, "records_per_step": 8} if "records" in config else {"prompts_per_step": 4}
-    small = {
-        "steps": 2,
-        "runs": str(tmp_path),
-        "checkpoint_every": 2,
-        "evaluation": {"every": 2, "prompts": ["the value of"], "samples": 2},
-    }
-    run = build({**config, **fewer, **small})
+        config["references"] = {key: {"from": str(resource("assets/text/llama"))} for key in config["references"]}
+    if "records" in config:
+        config["records"] = {"use": "text_pairs", "prompts": 8}
+    config["batch"] |= {"records": 8} if "records" in config else {"prompts": 4}
+    config["run"] |= {"folder": str(tmp_path), "checkpoint_every": 2}
+    run = build({**config, "steps": 2, "evaluation": {"every": 2, "prompts": ["the value of"], "samples": 2}})
     rows = [json.loads(line) for line in (Path(run.path) / "metrics.jsonl").read_text().splitlines()]
     trained = [row for row in rows if row["phase"] == "train"]
     assert len(trained) == 2 and all(row["grad_norm"] > 0 and row["skipped"] == 0 for row in trained)

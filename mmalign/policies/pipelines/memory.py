@@ -43,7 +43,7 @@ def refuse(memory: Memory, lora: Lora | None) -> None:
     if memory.storage is not None and lora is None:
         raise UserError(f"policy.memory.storage: got {memory.storage!r} without lora, takes it for weights that are not trained")
     backend = None if isinstance(memory.compile, bool) else memory.compile.backend
-    if backend is not None and backend not in (known := torch.compiler.list_backends(exclude_tags=())):
+    if isinstance(backend, str) and backend not in (known := torch.compiler.list_backends(exclude_tags=())):
         raise UserError(f"policy.memory.compile.backend: got {backend!r}, takes {', '.join(known)}")
 
 
