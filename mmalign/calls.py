@@ -131,7 +131,7 @@ def node_of(value: Any) -> Any:
         return {field.name.rstrip("_"): node_of(item) for field, item in _changed(value)}
     if isinstance(value, Mapping):
         return {str(key): node_of(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
+    if type(value) in (list, tuple):  # and no record of a data set
         items = [node_of(item) for item in value]
         return items if sayable(items) else f"<{len(items)} of {type(value[0]).__name__}>"
     if isinstance(value, (bool, int, float, str, type(None))):

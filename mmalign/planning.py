@@ -241,7 +241,8 @@ def _not_nodes(path: str, parameter: signatures.Parameter, value: Any) -> Iterat
     if value is None and not parameter.required:
         return
     if key not in ROOMS:
-        if parameter.annotation not in (Any, object) and not signatures.may_be_plain(value, parameter.annotation):
+        said_in_words = isinstance(value, (str, bool, int, float, Mapping, list))  # Python may hand over what it has built
+        if said_in_words and parameter.annotation not in (Any, object) and not signatures.may_be_plain(value, parameter.annotation):
             yield (
                 f"{path}.use: missing, takes a node {{use: NAME, ...}}"
                 if isinstance(value, Mapping)

@@ -25,5 +25,6 @@ POLICY = {
 
 def renamed(key: str, path: str) -> str:
     """``is optimizer.rate since 0.2.0`` for an old key; an empty string for any other. path: of the node that it stands in."""
-    where = POLICY if path.split(".")[0] == "policy" or path in ("diffusers", "transformers") else RECIPE
+    policy = path.split(".")[0] == "policy" or path in ("diffusers", "transformers")
+    where = POLICY if policy else RECIPE if path in ("", "online", "offline") else {}
     return f"is {where[key]} since 0.2.0" if key in where else ""

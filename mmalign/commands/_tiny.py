@@ -108,7 +108,8 @@ def _score(node: Any, path: str, stood: dict[str, str]) -> Any:
         return {"use": "rewards._shared.stand_in.stand_in", "name": str(node["use"])}
     inner = {key: _score(value, f"{path}.{key}", stood) for key, value in node.items()}
     try:
-        build_part({"rewards": {"one": inner}}, "rewards")
+        kind = "metrics" if path.startswith("evaluation.metrics.") else "oracle" if path == "oracle" else "rewards"
+        build_part({kind: inner if kind == "oracle" else {"one": inner}}, kind)
     except Exception as error:  # whatever a reward raises while it loads
         stood[path] = f"{node['use']}, which cannot be built here: {' '.join(str(error).removeprefix('rewards.one: ').split())[:100]}"
         return {"use": "rewards._shared.stand_in.stand_in", "name": str(node["use"])}

@@ -167,4 +167,4 @@ def _refuse(out: str, **sizes: int) -> None:
         raise UserError(f"out: {out} is there already; takes a new file")
     for name, size in sizes.items():
         if size < 1:
-            raise UserError(f"{name}: got {size + (name == 'group_size')}, takes {1 + (name == 'group_size')} or more")
+            raise UserError(f"{name}: got {size + (name == 'group')}, takes {1 + (name == 'group')} or more")

@@ -83,7 +83,8 @@ class Schedule(Record):
 
 @dataclass(frozen=True)
 class Compile(Record):
-    """Keywords of ``torch.compile``. backend: as torch knows it by name, or a function. mode: ``default``, ``reduce-overhead`` or ``max-autotune``."""
+    """Keywords of ``torch.compile``. backend: as torch knows it by name, or a function. mode: ``default``, ``reduce-overhead``,
+    ``max-autotune``."""
 
     backend: str | Callable[..., Any] = "inductor"
     mode: str | None = None

@@ -413,8 +413,8 @@ def test_combined_is_one_reward_with_a_gradient():
 
 
 def test_every_combination_is_known_to_yaml():
-    from mmalign import config
+    from mmalign.planning import ROOMS
     from mmalign.rooms import index
 
-    rooms = {name for room in config.ROOMS["combine"] for name in index(f"mmalign.{room}")}
-    assert rooms >= {*ALL, *FIXED} and not any(isinstance(getattr(mm.rewards, name), Combination) for name in rooms)
+    rooms = {name for room in ROOMS["combine"] for name in index(f"mmalign.{room}")}
+    assert rooms >= {*ALL, *FIXED} and not any(isinstance(getattr(mm.combinations, name), Combination) for name in rooms)

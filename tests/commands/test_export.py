@@ -18,7 +18,7 @@ from mmalign.policies.twins import pipelines
 from mmalign.runs import checkpoint
 
 MODULE = """
-from mmalign.policies import twins
+from mmalign.policies.twins import pipelines as twins
 from mmalign.worlds.digits.base import untrained
 
 
@@ -36,22 +36,18 @@ def bright():
     return lambda outputs, prompts: outputs.flatten(1).mean(1)
 """
 CALL = {"height": 32, "width": 32, "max_sequence_length": 16}
-POLICY = {"use": "diffusers", "pipeline": {"use": "mine.pipeline"}, "num_inference_steps": 3, "device": "cpu"}
+POLICY = {"use": "diffusers", "pipeline": {"use": "mine.pipeline"}, "schedule": {"steps": 3}, "device": "cpu"}
 CONFIG: dict[str, Any] = {
     "use": "online",
-    "name": "small",
     "policy": POLICY,
     "method": {"use": "flow_grpo", "ratio": "per_step", "clip": 0.2, "beta": 0.05, "std": "none"},
     "prompts": ["a 7", "a 3"],
     "rewards": {"bright": {"use": "mine.bright"}},
-    "judges": {"gold": {"use": "mine.bright"}},
     "steps": 2,
-    "prompts_per_step": 2,
-    "group_size": 2,
-    "learning_rate": 0.02,
-    "ema": 0.5,
-    "evaluation": {"every": 1, "samples": 2},
-    "trackers": [],
+    "batch": {"prompts": 2, "group": 2},
+    "optimizer": {"use": "adamw", "rate": 0.02, "ema": 0.5},
+    "evaluation": {"every": 1, "samples": 2, "judges": {"gold": {"use": "mine.bright"}}},
+    "run": {"name": "small", "trackers": []},
 }
 FLUX = {**POLICY, "pipeline": {"use": "mine.flux"}, "lora": {"rank": 2, "alpha": 4}, "call": CALL}
 LORA = {**POLICY, "lora": {"rank": 2, "targets": "all-linear"}}

@@ -31,8 +31,8 @@ ASKED = [f"{word} " for word in ("one", "two", "three", "four", "five")]
 
 
 def test_ranked_answers_of_its_own(tmp_path, policy):
-    told = {"group_size": 6, "prompts_at_once": 2}
-    counts = mm.recipes.make_pairs(policy, ASKED, {"e": letters}, out=str(tmp_path / "new" / "a.jsonl"), **told)
+    told = {"group": 6, "prompts_at_once": 2}
+    counts = mm.commands.make_pairs(policy, ASKED, {"e": letters}, out=str(tmp_path / "new" / "a.jsonl"), **told)
     found = lines(tmp_path / "new" / "a.jsonl")
     assert counts["pairs"] == len(found) > 2 and counts["prompts"] == 5 and counts["pairs"] + counts["tied"] == 5 and counts["missing"] > 0
     drawn = {prompt: [] for prompt in ASKED}
@@ -49,7 +49,7 @@ def test_ranked_answers_of_its_own(tmp_path, policy):
         assert ASKED[int(line["id"])] == line["prompt"] and {line["chosen"], line["rejected"]} <= set(drawn[line["prompt"]])
     records = mm.data.texts(str(tmp_path / "new" / "a.jsonl"))
     assert records.first(9)[0].scores == (found[0]["score_chosen"], found[0]["score_rejected"])
-    wide = mm.recipes.make_pairs(policy, ASKED, {"e": letters}, out=str(tmp_path / "b.jsonl"), least_gap=1.0, most=3, **told)
+    wide = mm.commands.make_pairs(policy, ASKED, {"e": letters}, out=str(tmp_path / "b.jsonl"), least_gap=1.0, most=3, **told)
     several = lines(tmp_path / "b.jsonl")
     assert all(line["score_chosen"] - line["score_rejected"] > 1 for line in several) and wide["pairs"] == len(several)
     assert not list(tmp_path.rglob("*.tmp"))
@@ -63,14 +63,14 @@ def test_answers_under_a_handicap_against_those_of_the_data(tmp_path, policy):
     ]  # fmt: skip
     for kind in (Pair, Thumb):
         some, out = [record for record in records if isinstance(record, kind)], tmp_path / f"{kind.__name__}.jsonl"
-        counts = mm.recipes.make_rejected(policy, some, out=str(out), count=4, call={"temperature": 2.0}, records_at_once=3)
+        counts = mm.commands.make_rejected(policy, some, out=str(out), count=4, call={"temperature": 2.0}, records_at_once=3)
         assert counts["records"] == 4 == counts["pairs"] + counts["alike"] and counts["pairs"] == len(lines(out))
         better = {"a": ("one ", "yes"), "b": ("two ", "yes sir"), "c": ("three ", "ok")}
         assert all((line["prompt"], line["chosen"]) == better[line["id"]] and line["rejected"] for line in lines(out))
         assert len({line["rejected"] for line in lines(out)}) > 1
-    again = mm.recipes.make_rejected(policy, some, out=str(tmp_path / "c.jsonl"), count=4, call={"temperature": 2.0}, records_at_once=2)
+    again = mm.commands.make_rejected(policy, some, out=str(tmp_path / "c.jsonl"), count=4, call={"temperature": 2.0}, records_at_once=2)
     assert lines(tmp_path / "c.jsonl") == lines(out) and again == counts
-    none = mm.recipes.make_rejected(
+    none = mm.commands.make_rejected(
         policy, [Pair("p ", "a b", "x")], out=str(tmp_path / "d.jsonl"), count=3, alike=0.0, call={"temperature": 0.5}
     )
     assert none["pairs"] + none["alike"] == 3
@@ -79,22 +79,22 @@ def test_answers_under_a_handicap_against_those_of_the_data(tmp_path, policy):
 def test_what_is_too_like_the_better_answer_is_left_out(tmp_path, policy):
     said = policy.generate(["one "], [0], temperature=1e-3)[0]
     records = [Pair("one ", said, "x", 1.0, "a")]
-    counts = mm.recipes.make_rejected(policy, records, out=str(tmp_path / "a.jsonl"), count=2, call={"temperature": 1e-3})
+    counts = mm.commands.make_rejected(policy, records, out=str(tmp_path / "a.jsonl"), count=2, call={"temperature": 1e-3})
     assert counts == {"pairs": 0, "records": 2, "alike": 2} and lines(tmp_path / "a.jsonl") == []
 
 
 def test_mistakes_leave_nothing_behind(tmp_path, policy):
     (tmp_path / "there.jsonl").write_text("")
     for wrong, line in (
-        ({"out": str(tmp_path / "there.jsonl")}, "is there already"), ({"group_size": 1}, "group_size: got 1, takes 2 or more"),
+        ({"out": str(tmp_path / "there.jsonl")}, "is there already"), ({"group": 1}, "group: got 1, takes 2 or more"),
         ({"most": 0}, "most: got 0, takes 1"),
     ):  # fmt: skip
         with pytest.raises(UserError, match=line):
-            mm.recipes.make_pairs(policy, ASKED, {"e": letters}, **{"out": str(tmp_path / "new.jsonl"), **wrong})
+            mm.commands.make_pairs(policy, ASKED, {"e": letters}, **{"out": str(tmp_path / "new.jsonl"), **wrong})
     with pytest.raises(UserError, match="alike: got 2"):
-        mm.recipes.make_rejected(policy, [Pair("p", "a", "b")], out=str(tmp_path / "new.jsonl"), count=1, alike=2)
+        mm.commands.make_rejected(policy, [Pair("p", "a", "b")], out=str(tmp_path / "new.jsonl"), count=1, alike=2)
     with pytest.raises(UserError, match="reward e: raised"):
-        mm.recipes.make_pairs(policy, ASKED, {"e": lambda outputs, prompts: 1 / 0}, out=str(tmp_path / "new.jsonl"))
+        mm.commands.make_pairs(policy, ASKED, {"e": lambda outputs, prompts: 1 / 0}, out=str(tmp_path / "new.jsonl"))
     assert [file.name for file in tmp_path.iterdir()] == ["there.jsonl"]
 
 
@@ -107,7 +107,7 @@ def test_the_command(tmp_path, monkeypatch):
     tiny_text.tokenizer().save_pretrained(tmp_path / "base")
     (tmp_path / "pairs.yaml").write_text(
         f"use: make_pairs\npolicy: {{use: transformers, model: {tmp_path / 'base'}, max_completion: 6}}\nprompts: [ab, cd]\n"
-        f"rewards:\n  short: {{use: length, most: 1, unit: characters, soft: 1}}\nout: {tmp_path / 'out.jsonl'}\ngroup_size: 3\n"
+        f"rewards:\n  short: {{use: length, most: 1, unit: characters, soft: 1}}\nout: {tmp_path / 'out.jsonl'}\ngroup: 3\n"
     )
     done = CliRunner().invoke(app, ["pairs", str(tmp_path / "pairs.yaml")])
     assert done.exit_code == 0 and f"{tmp_path / 'out.jsonl'}: " in done.output and "2 prompts" in done.output
@@ -135,7 +135,7 @@ def told(outputs, prompts, **_):
 
 def test_each_answer_is_in_one_pair_and_what_has_no_score_in_none(tmp_path):
     policy = Fixed(["3", "nan", "1", "5", "2", "4"], ["nan", "nan", "nan", "nan", "nan", "7"], ["1", "1.0", "1", "1", "1", "1"])
-    counts = mm.recipes.make_pairs(policy, ASKED[:3], {"r": told}, out=str(tmp_path / "a.jsonl"), group_size=6, most=9)
+    counts = mm.commands.make_pairs(policy, ASKED[:3], {"r": told}, out=str(tmp_path / "a.jsonl"), group=6, most=9)
     pairs = [(line["chosen"], line["rejected"], line["id"]) for line in lines(tmp_path / "a.jsonl")]
     assert pairs == [("5", "1", "0-0"), ("4", "2", "0-1")]
     assert counts == {"pairs": 2, "prompts": 3, "tied": 2, "missing": 6}
@@ -154,7 +154,7 @@ def test_a_model_that_sees_answers_with_its_picture_hidden(tmp_path):
     found = {}
     for share in (0.0, 1.0):
         out, call = tmp_path / f"{share}.jsonl", {"hidden_media": share, "temperature": 1.0}
-        counts = mm.recipes.make_rejected(policy, mm.data.picture_texts(source), out=str(out), count=4, call=call, records_at_once=2)
+        counts = mm.commands.make_rejected(policy, mm.data.picture_texts(source), out=str(out), count=4, call=call, records_at_once=2)
         assert counts == {"pairs": 4, "records": 4, "alike": 0}
         found[share] = [(line["prompt"], line["chosen"], line["rejected"]) for line in lines(out)]
     assert [row[:2] for row in found[0.0]] == [row[:2] for row in found[1.0]] and found[0.0] != found[1.0]

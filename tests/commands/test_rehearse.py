@@ -27,7 +27,7 @@ def offline(monkeypatch):
 @pytest.mark.parametrize("name", ["sd35_medium/flow_grpo", "wan21_1b/dpo", "digits/demo"])
 def test_every_phase(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    phases = rehearse(load(name, ["trackers=[]", *(["policy.num_inference_steps=3"] if name == "sd35_medium/flow_grpo" else [])]))
+    phases = rehearse(load(name, ["run.trackers=[]", *(["policy.schedule.steps=3"] if name == "sd35_medium/flow_grpo" else [])]))
     assert [phase.name for phase in phases if not phase.failed] == NAMES, phases[-1].what
     assert list(tmp_path.iterdir()) == []
 
@@ -36,11 +36,11 @@ def test_every_phase(name, tmp_path, monkeypatch):
     ("override", "phase", "key"),
     [
         ("policy.lora.targets=[to_z]", "twin", "policy.lora.targets"),
-        ("policy.call.heigth=512", "twin", "policy.call.heigth"),
+        ("policy.call.heigth=512", "check", "policy.call.heigth: no argument of this policy's calls; nearest: height"),
         ("policy.call.height=500", "rollout", "divisible"),
         ("policy.pipeline=nobody/nothing", "twin", "--class"),
-        ("learning_rate=0.0", "update", "learning rate"),
-        ("policy.kernel.noise_level=-1", "twin", "noise_level"),
+        ("optimizer.rate=0.0", "update", "learning rate"),
+        ("policy.schedule.kernel.noise_level=-1", "check", "policy.schedule.kernel: flow_sde.noise_level: got -1"),
     ],
 )
 def test_mistakes_end_at_their_phase(override, phase, key):
@@ -49,9 +49,9 @@ def test_mistakes_end_at_their_phase(override, phase, key):
 
 
 def test_the_command_names_phase_and_key():
-    done = CliRunner().invoke(app, ["rehearse", "wan22/dpo", "policy.of.call.heigth=512"])
+    done = CliRunner().invoke(app, ["rehearse", "wan22/dpo", "policy.of.call.audio=512"])
     assert done.exit_code == 2
-    assert "failed at twin: policy.call.heigth: WanPipeline takes no such argument" in done.output
+    assert "failed at twin: policy.call.audio: WanPipeline takes no such argument" in done.output
 
 
 def test_a_kept_folder_has_to_be_new(tmp_path):
@@ -84,9 +84,9 @@ def test_a_folder_tells_class_parts_and_scheduler(tmp_path):
 
 
 def test_numbers_keep_their_structure():
-    node = _tiny._sizes({"rewards": {}, "group_size": 24, "micro_rows": 3, "prompts_per_step": 48, "updates_per_epoch": 2})
-    assert (node["group_size"], node["micro_rows"], node["prompts_per_step"], node["updates_per_epoch"]) == (4, 3, 2, 2)
-    assert _tiny._sizes({"rewards": {}, "group_size": 8, "micro_rows": 64})["micro_rows"] == 4
+    batch = _tiny._sizes({"rewards": {}, "batch": {"group": 24, "micro_rows": 3, "prompts": 48, "updates": 2}})["batch"]
+    assert batch == {"group": 4, "micro_rows": 3, "prompts": 2, "updates": 2}
+    assert _tiny._sizes({"rewards": {}, "batch": {"group": 8, "micro_rows": 64}})["batch"]["micro_rows"] == 4
 
 
 def test_a_stand_in_varies_and_has_a_gradient():

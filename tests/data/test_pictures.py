@@ -170,7 +170,7 @@ def test_other_names_other_folders(folder):
 def test_mistakes(folder):
     for wrong, line in (
         ({"schema": "coco"}, "picture_texts.schema: got 'coco', takes 'auto' or 'preference' or 'rlhf_v'"),
-        ({"ties": "no"}, "records.ties: got 'no'"),
+        ({"ties": "no"}, "picture_texts.ties: got 'no'"),
         ({"columns": {"picture": "x"}}, "records.columns.picture: unknown"),
         ({"folder": str(Path("gone"))}, "records.folder: no such folder: gone"),
         ({"max_text": 0}, "records.max_text: got 0"),

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from mmalign.runs import checkpoint
+from mmalign.training.optimizer import flatten_optimizer, restore_optimizer
 from mmalign.types import UserError
 
 
@@ -137,7 +138,7 @@ def test_an_optimiser_continues_bit_for_bit(tmp_path, maker):
     net, names = model()
     straight = MAKERS[maker](list(names.values()))
     train(net, straight, 0, 3)
-    tensors, state = checkpoint.flatten_optimizer(straight, names)
+    tensors, state = flatten_optimizer(straight, names)
     weights = {name: p.detach() for name, p in names.items()}
     path = checkpoint.save(tmp_path, 3, tensors={"trained": weights, "optimizer": tensors}, state={"optimizer": state})
     train(net, straight, 3, 6)
@@ -151,7 +152,7 @@ def test_an_optimiser_continues_bit_for_bit(tmp_path, maker):
     with torch.no_grad():
         for name, parameter in fresh.items():
             parameter.copy_(loaded["trained"][name])
-    checkpoint.restore_optimizer(optimizer, fresh, loaded["optimizer"], saved["optimizer"])
+    restore_optimizer(optimizer, fresh, loaded["optimizer"], saved["optimizer"])
     train(other, optimizer, 3, 6)
     for name in names:
         assert torch.equal(names[name], fresh[name]), name
@@ -169,18 +170,18 @@ def test_optimiser_state_keeps_its_own_dtype(tmp_path):
     parameter = torch.nn.Parameter(torch.ones(3, dtype=torch.bfloat16))
     optimizer = torch.optim.AdamW([parameter])
     optimizer.state[parameter] = {"step": torch.tensor(1.0), "exp_avg": torch.full((3,), 1 / 3), "exp_avg_sq": torch.full((3,), 1 / 7)}
-    tensors, state = checkpoint.flatten_optimizer(optimizer, {"w": parameter})
+    tensors, state = flatten_optimizer(optimizer, {"w": parameter})
     fresh = torch.optim.AdamW([parameter])
-    checkpoint.restore_optimizer(fresh, {"w": parameter}, tensors, json.loads(json.dumps(state)))
+    restore_optimizer(fresh, {"w": parameter}, tensors, json.loads(json.dumps(state)))
     assert torch.equal(fresh.state[parameter]["exp_avg"], torch.full((3,), 1 / 3))
 
 
 def test_an_optimiser_over_other_parameters_is_refused():
     net, names = model()
     optimizer = torch.optim.SGD(list(names.values()), lr=0.1)
-    tensors, state = checkpoint.flatten_optimizer(optimizer, names)
+    tensors, state = flatten_optimizer(optimizer, names)
     renamed = {f"x.{name}" if name == "frozen" else name: p for name, p in names.items()}
     with pytest.raises(UserError, match=r"frozen, x.frozen"):
-        checkpoint.restore_optimizer(optimizer, renamed, tensors, state)
+        restore_optimizer(optimizer, renamed, tensors, state)
     with pytest.raises(UserError, match="without a name"):
-        checkpoint.flatten_optimizer(optimizer, dict(net.named_parameters()))
+        flatten_optimizer(optimizer, dict(net.named_parameters()))

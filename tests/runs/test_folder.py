@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from mmalign.runs import checkpoint, folder
+from mmalign import files
+from mmalign.runs import checkpoint, folder, metrics, pictures
 from mmalign.types import UserError
 
 CONFIG = {"seed": 3, "steps": 40, "method": {"use": "flow_grpo", "clip": 1e-4}, "rewards": {"proxy": {"use": "digits"}}}
@@ -105,61 +106,61 @@ def test_config_of_objects_becomes_names(tmp_path):
 
 @pytest.mark.parametrize("moment", ["fsync", "replace"])
 def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch, moment):
-    path = folder.write_json(tmp_path / "summary.json", {"a": 1})
+    path = files.write_json(tmp_path / "summary.json", {"a": 1})
 
     def fail(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr(folder.os, moment, fail)
+    monkeypatch.setattr(files.os, moment, fail)
     with pytest.raises(OSError, match="disk full"):
-        folder.write_json(path, {"a": 2})
+        files.write_json(path, {"a": 2})
     assert json.loads(path.read_text()) == {"a": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["summary.json"]
 
 
 def test_json_knows_no_nan(tmp_path):
-    path = folder.write_json(tmp_path / "s.json", {"a": float("nan"), "b": [1.5, float("inf")], "c": {"d": float("-inf")}})
+    path = files.write_json(tmp_path / "s.json", {"a": float("nan"), "b": [1.5, float("inf")], "c": {"d": float("-inf")}})
     assert json.loads(path.read_text()) == {"a": None, "b": [1.5, None], "c": {"d": None}}
 
 
 def test_grid_places_rows_and_columns(tmp_path):
     images = torch.zeros(2, 3, 1, 8, 8)
     images[1, 2] = 1.0
-    image = folder.grid(images)
+    image = pictures.grid(images)
     assert image.shape == (4, 2 * 9, 3 * 9)
-    path = folder.write_png(tmp_path / "g.png", image)
+    path = pictures.write_png(tmp_path / "g.png", image)
     read = np.asarray(Image.open(path))
     assert (read[9:17, 18:26] == 255).all()
     assert read[:9, :, :3].sum() == 0 and (read[8, :, 3] == 0).all() and (read[0, 0] == [0, 0, 0, 255]).all()
 
 
 def test_grid_survives_nan_and_refuses_other_shapes():
-    assert folder.grid(torch.full((1, 1, 3, 4, 4), float("nan")))[:3].sum() == 0
+    assert pictures.grid(torch.full((1, 1, 3, 4, 4), float("nan")))[:3].sum() == 0
     with pytest.raises(UserError, match="rows, columns"):
-        folder.grid(torch.zeros(2, 3, 8, 8))
+        pictures.grid(torch.zeros(2, 3, 8, 8))
 
 
 def test_a_grid_of_videos_is_an_animation_of_all_its_frames(tmp_path):
     videos = torch.rand(2, 3, 5, 1, 8, 8)
-    frames = folder.grid(videos)
+    frames = pictures.grid(videos)
     assert frames.shape == (5, 4, 2 * 9, 3 * 9)
-    with Image.open(folder.write_png(tmp_path / "g.png", frames)) as read:
-        assert (read.n_frames, read.info["loop"], read.info["duration"]) == (5, 0, folder.FRAME)
+    with Image.open(pictures.write_png(tmp_path / "g.png", frames)) as read:
+        assert (read.n_frames, read.info["loop"], read.info["duration"]) == (5, 0, pictures.FRAME)
         for number, frame in enumerate(frames):
             read.seek(number)
             assert (np.asarray(read.convert("RGBA")) == frame.permute(1, 2, 0).numpy()).all()
-            assert torch.equal(frame, folder.grid(videos[:, :, number]))
+            assert torch.equal(frame, pictures.grid(videos[:, :, number]))
 
 
 def test_a_large_grid_of_videos_is_scaled_down_and_keeps_its_frames(monkeypatch):
-    monkeypatch.setattr(folder, "FILM", 3 * 2 * 16 * 16)
-    frames = folder.grid(torch.full((2, 1, 3, 3, 32, 32), 0.5))
+    monkeypatch.setattr(pictures, "FILM", 3 * 2 * 16 * 16)
+    frames = pictures.grid(torch.full((2, 1, 3, 3, 32, 32), 0.5))
     assert frames.shape == (3, 4, 2 * 17, 17) and frames[:, :3].max() == 128
 
 
 def test_read_metrics_drops_torn_lines(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(line(0).encode() + b"[]\n" + line(1).encode() + b'{"step": 2, "phase": "train", "x": \xc3')
-    rows, notes = folder.read_metrics(path)
+    rows, notes = metrics.read_metrics(path)
     assert [row["step"] for row in rows] == [0, 1] and len(notes) == 2
-    assert folder.read_metrics(tmp_path / "none.jsonl") == ([], [])
+    assert metrics.read_metrics(tmp_path / "none.jsonl") == ([], [])

@@ -183,7 +183,7 @@ def test_bases_train_on_what_captioners_say(model: base.Model) -> None:
 
 
 def test_an_unknown_base_is_refused() -> None:
-    with pytest.raises(UserError, match="takes '?llava'?(,| or) '?qwen2_vl"):
+    with pytest.raises(UserError, match=r"takes '?llava'?(,| or) '?qwen2_vl"):
         mm.worlds.digit_scenes(model="gpt")
     with pytest.raises(UserError, match="takes llava, qwen2_vl"):
         base.untrained("gpt")  # type: ignore[arg-type]

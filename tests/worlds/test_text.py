@@ -161,7 +161,7 @@ def test_configs_of_the_world_train(name: str, tmp_path: Path) -> None:
 
 
 def test_an_unknown_base_or_too_many_prompts_are_refused() -> None:
-    with pytest.raises(UserError, match="text.model: got 'gpt', takes 'llama'|got model='gpt', takes llama"):
+    with pytest.raises(UserError, match=r"text.model: got 'gpt', takes 'llama'|got model='gpt', takes llama"):
         mm.worlds.text(model="gpt")
     with pytest.raises(UserError, match="together at most"):
         mm.worlds.text_prompts(count=10**6)
