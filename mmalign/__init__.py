@@ -13,7 +13,7 @@ from typing import Any
 from mmalign.rooms import Room, index, offered
 from mmalign.signatures import nearest
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 ROOMS = ("policies", "methods", "rewards", "worlds", "data", "recipes", "commands", "combinations", "guidance", "evaluation")
 """The packages whose functions are flat to the user: ``mm.rewards.jpeg``."""

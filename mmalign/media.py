@@ -188,14 +188,14 @@ def _decoded(data: bytes, limits: Limits, name: str) -> Footage:
     except ModuleNotFoundError as error:
         raise UserError("media: videos need the package av, which is not installed (pip install av)") from error
     try:
-        with av.open(io.BytesIO(data)) as container:
+        with av.open(io.BytesIO(data), "r") as container:
             stream = container.streams.video[0]
             if stream.width * stream.height > limits.pixels:
                 raise Broken(f"{name}{stream.width} x {stream.height} pixels, takes at most {limits.pixels}")
             rate = getattr(stream, "average_rate", None)  # not every container says it
             count = sum(1 for _ in container.decode(stream))  # what a container says of its length need not be true
         places = _spread(count, limits.frames)
-        with av.open(io.BytesIO(data)) as container:
+        with av.open(io.BytesIO(data), "r") as container:
             wanted = (frame for place, frame in enumerate(container.decode(container.streams.video[0])) if place in places)
             decoded = [_tensor(_sized(frame.to_image(), limits.size)) for frame in wanted]
     except (OSError, ValueError, IndexError, av.error.FFmpegError) as error:

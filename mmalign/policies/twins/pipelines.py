@@ -210,15 +210,9 @@ def image(size: int = 32, mode: str = "RGB") -> Any:
     import numpy
     from PIL import Image
 
-    ramp = numpy.linspace(0, 1, size)
-    if mode == "L":
-        return Image.fromarray(numpy.uint8(255 * (ramp < 0.5))[None].repeat(size, 0), "L")
-    return Image.fromarray(
-        numpy.uint8(
-            255
-            * numpy.stack([ramp[None] + 0 * ramp[:, None], ramp[:, None] + 0 * ramp[None], 0 * ramp[None] + 0 * ramp[:, None] + 0.3], -1)
-        )
-    )
+    across, down = numpy.meshgrid(*[numpy.linspace(0, 1, size)] * 2)
+    picture = across < 0.5 if mode == "L" else numpy.stack([across, down, numpy.full_like(down, 0.3)], -1)
+    return Image.fromarray((255 * picture).astype(numpy.uint8), mode)
 
 
 def image_tensor(size: int = 32) -> torch.Tensor:
