@@ -128,7 +128,7 @@ def test_frames_are_spread_evenly(monkeypatch):
             return (types.SimpleNamespace(to_image=lambda n=n: Image.new("RGB", (4, 4), (n, n, n))) for n in range(10))
 
     error = types.SimpleNamespace(FFmpegError=RuntimeError)
-    monkeypatch.setitem(sys.modules, "av", types.SimpleNamespace(open=lambda file: Container(), error=error))
+    monkeypatch.setitem(sys.modules, "av", types.SimpleNamespace(open=lambda file, mode: Container(), error=error))
     found = media.video(b"x", Limits(frames=4))
     assert found.shape == (4, 3, 4, 4) and torch.equal((found[:, 0, 0, 0] * 255).round(), torch.tensor([0.0, 3.0, 6.0, 9.0]))
     with pytest.raises(Broken, match="10 frames, takes at least 12"):
