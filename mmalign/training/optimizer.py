@@ -7,25 +7,33 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from mmalign.types import UserError
+
+PARTS = ("codes", "scale", "qmap")  # what a state of torchao's 8-bit optimisers consists of
 
 
 def flatten_optimizer(optimizer: torch.optim.Optimizer, names: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """An optimiser's state as named tensors and JSON.
 
     names: parameter name -> parameter, holding every parameter of the optimiser (``policy.parameters()``), so that the state
-    is found again by name whatever the order. Tensors are called ``exp_avg/<parameter>`` and ``group/0/lr``.
+    is found again by name whatever the order. Tensors are called ``exp_avg/<parameter>`` and ``group/0/lr``, and those that an 8-bit
+    state consists of ``exp_avg.codes/<parameter>``.
     """
     called = _called(optimizer, names)
     tensors: dict[str, Tensor] = {}
     numbers: dict[str, dict[str, Any]] = {}
     for parameter, entries in optimizer.state.items():
+        name = called[id(parameter)]
         for key, value in entries.items():
-            if isinstance(value, Tensor):
-                tensors[f"{key}/{called[id(parameter)]}"] = value
+            if _eight_bit(value):
+                tensors |= {f"{key}.{part}/{name}": getattr(value, part) for part in PARTS}
+                numbers.setdefault(name, {})[key] = {"signed": value.signed}
+            elif isinstance(value, Tensor):
+                tensors[f"{key}/{name}"] = value
             else:
-                numbers.setdefault(called[id(parameter)], {})[key] = _number(key, value)
+                numbers.setdefault(name, {})[key] = _number(key, value)
     groups = []
     for index, group in enumerate(optimizer.param_groups):
         settings: dict[str, Any] = {"params": [called[id(p)] for p in group["params"]]}
@@ -66,6 +74,9 @@ def restore_optimizer(
         # torch keeps the count of steps on the CPU unless the update is captured or fused
         stays = key == "step" and not (group.get("capturable") or group.get("fused"))
         optimizer.state[parameter][key] = tensor.clone() if stays else tensor.to(parameter.device, copy=True)
+    for parameter, entries in optimizer.state.items():
+        for key in [key for key, value in entries.items() if isinstance(value, dict)]:
+            entries[key] = _packed({part: entries.pop(f"{key}.{part}") for part in PARTS}, entries[key]["signed"], parameter.dtype)
     for group, settings in zip(optimizer.param_groups, state["groups"], strict=True):
         for key, value in settings.items():
             if key != "params":
@@ -80,6 +91,18 @@ def _called(optimizer: torch.optim.Optimizer, names: Mapping[str, Tensor]) -> di
     if unnamed:
         raise UserError(f"optimizer: got {unnamed} parameters without a name, takes a name for each")
     return called
+
+
+def _eight_bit(value: Any) -> bool:
+    """Whether this is a state of torchao's 8-bit optimisers, which has no storage of its own that could be written."""
+    return isinstance(value, Tensor) and is_traceable_wrapper_subclass(value) and set(PARTS) <= set(value.__tensor_flatten__()[0])
+
+
+def _packed(parts: Mapping[str, Tensor], signed: bool, dtype: torch.dtype) -> Tensor:
+    from torchao.optim.subclass_8bit import OptimState8bit
+
+    packed: Tensor = OptimState8bit(**parts, signed=signed, dtype=dtype)
+    return packed
 
 
 def _number(key: str, value: Any) -> Any:

@@ -91,6 +91,9 @@ def adamw_8bit(
     betas, eps, weight_decay: as of ``adamw``. rate, warmup, decay, max_norm, ema: as of every optimiser.
 
     Paper: 8-bit Optimizers via Block-wise Quantization, arXiv 2110.02861.
+
+    Deviations: torchao's: a parameter of fewer than 4096 numbers, or of no whole blocks of 256, keeps its means as they are. The first
+    update compiles one kernel for every shape of parameter, which takes a while. Errors: UserError without torchao.
     """
     at_least(0, weight_decay=weight_decay, eps=eps)
     _refuse_betas(betas)
@@ -117,7 +120,8 @@ def adafactor(
 
     Paper: Adafactor: Adaptive Learning Rates with Sublinear Memory Cost, arXiv 1804.04235.
 
-    Deviations: torch's: updates are clipped at a root mean square of 1, and the rate is the one given, times the parameters' scale.
+    Deviations: torch's: updates are clipped at a root mean square of 1, and the rate is the one given, at most ``1 / sqrt(t)``,
+    times the parameter's root mean square.
     """
     at_least(0, weight_decay=weight_decay)
 
