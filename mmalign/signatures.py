@@ -52,6 +52,12 @@ def parameters(function: Callable[..., Any]) -> tuple[dict[str, Parameter], bool
     return found, any_key
 
 
+def accepted(function: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Those keywords that a function takes: all of them where it takes any."""
+    known, any_key = parameters(function)
+    return {name: value for name, value in given.items() if any_key or name in known}
+
+
 def _resolved(function: Callable[..., Any]) -> dict[str, Any]:
     """Annotations as types, even where they are strings and some of them name what only a type checker imports."""
     owner: Any = function.__init__ if isinstance(function, type) else inspect.unwrap(function)  # type: ignore[misc]

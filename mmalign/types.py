@@ -263,6 +263,33 @@ class Feedback:
             _require(not bool(((self.strength < 0) | (self.strength > 1)).any()), "Feedback.strength: got values outside 0..1")
 
 
+@dataclass(frozen=True)
+class Prompt:
+    """What a model is asked, and what is known beside it.
+
+    content: a string, or a conversation. columns: name -> whatever a reward, a judge or an oracle reads of this prompt: its answer, its
+    tests, a picture's path. Errors: UserError for a column that is called like a reward's own arguments.
+    """
+
+    content: Any
+    columns: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if odd := sorted(self.columns.keys() & {"outputs", "prompts", "group"}):
+            raise UserError(f"prompts: got a column {odd[0]!r}, which is what a reward's own argument is called; takes another name")
+
+
+def contents(prompts: Sequence[Any]) -> list[Any]:
+    """What is asked, of prompts with columns and of plain ones."""
+    return [prompt.content if isinstance(prompt, Prompt) else prompt for prompt in prompts]
+
+
+def columns_of(prompts: Sequence[Any]) -> dict[str, list[Any]]:
+    """name -> an entry for each prompt, None where it has no such column."""
+    held = [prompt.columns if isinstance(prompt, Prompt) else {} for prompt in prompts]
+    return {name: [columns.get(name) for columns in held] for name in dict.fromkeys(name for columns in held for name in columns)}
+
+
 @dataclass
 class Rollout:
     """Rows that a policy generated, or was given, with all that is needed to score them again.
@@ -271,6 +298,7 @@ class Rollout:
     ``[B, F, C, H, W]``, or B strings). log_probs, mask: ``[B, T]`` at sampling time (float64, bool). group: ``[B]`` int64.
     private: the adapter's own tensors; recipes never look inside. metrics: numbers of the rollout for the log. drawn: name of a sampler
     -> ``[B]`` bool, the rows that it drew; ``log_probs`` are the current policy's of these rows too.
+    columns: name -> an entry for each row, what is known beside its prompt (``Prompt.columns``).
     spans: ``() ->`` for each row, of each of its steps the characters ``(start, end)`` of its output that it wrote; None: no text.
     """
 
@@ -282,6 +310,7 @@ class Rollout:
     private: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
     drawn: dict[str, Tensor] = field(default_factory=dict)
+    columns: dict[str, list[Any]] = field(default_factory=dict)
     spans: Callable[[], list[list[tuple[int, int]]]] | None = None
 
     def __post_init__(self) -> None:
@@ -355,9 +384,9 @@ class Reward(Protocol):
 
 
 class Oracle(Protocol):
-    """``(outputs, prompts, group) -> [B, B]``: how probably a row is better than each other of its group, in 0..1; NaN: not known."""
+    """``(outputs, prompts, group, **columns) -> [B, B]``: how probably a row is better than each other of its group; NaN: not known."""
 
-    def __call__(self, outputs: Any, prompts: Any, group: Tensor) -> Tensor: ...
+    def __call__(self, outputs: Any, prompts: Any, group: Tensor, **columns: Any) -> Tensor: ...
 
 
 class ParameterSets(Protocol):

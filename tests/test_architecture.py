@@ -39,7 +39,7 @@ ARROWS: dict[str, set[str]] = {
     "policies": {"types", "needs", "signatures", "samplers", "media", "conversations", "files", "runs"},
     "serving": {"types", "signatures"},
     "combinations": {"types", "files", "conversations"},
-    "rewards": {"types", "media", "conversations", "files", "serving", "combinations"},
+    "rewards": {"types", "signatures", "media", "conversations", "files", "serving", "combinations"},
     "data": {"types", "records", "media", "conversations"},
     "worlds": {"types", "needs", "records", "samplers", "policies", "evaluation"},
     "guidance": {"types", "samplers", "policies"},

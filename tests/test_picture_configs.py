@@ -6,6 +6,7 @@ import pytest
 
 from mmalign.config import build_part, check, load
 from mmalign.rooms import resource
+from mmalign.types import columns_of, contents
 
 FOLDER = resource("configs")
 PAIRS = ("qwen25_vl_7b/pairs_ranked", "qwen25_vl_7b/pairs_hidden")  # not runs, but what runs learn from
@@ -34,7 +35,8 @@ def test_every_question_has_its_answer(name):
     node = load(name)
     batch = node["batch"]
     assert batch["prompts"] * batch["group"] % batch.get("updates", 1) == 0
-    prompts, reward = build_part(node, "prompts"), build_part(node, "rewards")["answer"]
+    given, reward = build_part(node, "prompts"), build_part(node, "rewards")["answer"]
+    prompts, columns = contents(given), columns_of(given)
     assert len(prompts) >= batch["prompts"] and all(prompt[0]["content"][0]["type"] == "image" for prompt in prompts)
-    right = sum(reward([f"There are {count}."] * len(prompts), prompts) for count in range(1, 5))
+    right = sum(reward([f"There are {count}."] * len(prompts), prompts, **columns) for count in range(1, 5))
     assert right.tolist() == [1.0] * len(prompts)

@@ -6,6 +6,7 @@ import pytest
 
 from mmalign.config import build_part, check, load
 from mmalign.rooms import resource
+from mmalign.types import columns_of, contents
 
 FOLDER = resource("configs")
 FILES = [f"{model}/{method}" for model in ("qwen25_0b", "llama32_1b") for method in ("dpo", "grpo")]
@@ -25,7 +26,8 @@ def test_no_mistakes(name):
 def test_every_prompt_has_an_answer(name):
     node = load(name)
     assert node["batch"]["prompts"] * node["batch"]["group"] % node["batch"].get("updates", 1) == 0
-    prompts = build_part(node, "prompts")
-    scores = build_part(node, "rewards")["answer"]([r"So it is \boxed{-1}."] * len(prompts), prompts)
+    given = build_part(node, "prompts")
+    prompts, columns = contents(given), columns_of(given)
+    scores = build_part(node, "rewards")["answer"]([r"So it is \boxed{-1}."] * len(prompts), prompts, **columns)
     assert scores.tolist() == [0] * len(prompts)
     assert build_part(node["evaluation"], "judges")["boxed"]([r"So it is \boxed{-1}.", "-1"], ["", ""]).tolist() == [1, 0]

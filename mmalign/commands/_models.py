@@ -11,7 +11,7 @@ from mmalign.commands._trained import trained
 from mmalign.config import build_part, load
 from mmalign.policies.inspecting.starting import opened
 from mmalign.rooms import find, index
-from mmalign.types import UserError
+from mmalign.types import UserError, contents
 
 
 class Model(NamedTuple):
@@ -57,7 +57,7 @@ def _of_config(config: Mapping[str, Any], policy: Any, using: AbstractContextMan
     if pipe is None:
         raise UserError("guidance: this model is no diffusers pipeline; language models are guided by mm.guidance.steered and its kin")
     evaluation = config.get("evaluation") or {}
-    prompts = list(build_part(evaluation, "prompts") or build_part(config, "prompts") or [])
+    prompts = contents(build_part(evaluation, "prompts") or build_part(config, "prompts") or [])
     judges, rewards = build_part(evaluation, "judges") or {}, build_part(config, "rewards") or {}
     weights = {name: float(weight) for name, weight in ((config.get("combine") or {}).get("weights") or {}).items()}
     return Model(pipe, {**inner.caller.call, **(evaluation.get("call") or {})}, prompts, rewards, weights, judges, using)

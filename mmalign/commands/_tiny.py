@@ -14,7 +14,7 @@ from mmalign.planning import ROOMS
 from mmalign.policies.twins import rehearsal
 from mmalign.records import Pair
 from mmalign.rooms import find, index, resource
-from mmalign.types import UserError
+from mmalign.types import UserError, contents
 
 PROMPTS, GROUP, STEPS = 2, 4, 2  # at most, or exactly
 
@@ -87,7 +87,7 @@ def _evaluation(config: Mapping[str, Any], found: rehearsal.Tiny, stood: dict[st
             asked[key] = {name: _score(value, f"evaluation.{key}.{name}", stood) for name, value in asked[key].items()}
     own = asked.get("prompts", config.get("prompts"))
     if own is not None:
-        asked["prompts"] = list(build_part({"prompts": own}, "prompts"))[:PROMPTS]
+        asked["prompts"] = contents(list(build_part({"prompts": own}, "prompts"))[:PROMPTS])
     asked.update(every=1, samples=min(asked.get("samples", 2), 2), columns=min(asked.get("columns", 2), 2))
     call = {key: found.changed.get(key, value) for key, value in (asked.get("call") or {}).items()}
     asked["call"] = {**call, "num_inference_steps": 3} if found.changed or "num_inference_steps" in call else call
@@ -113,7 +113,7 @@ def _score(node: Any, path: str, stood: dict[str, str]) -> Any:
     except Exception as error:  # whatever a reward raises while it loads
         stood[path] = f"{node['use']}, which cannot be built here: {' '.join(str(error).removeprefix('rewards.one: ').split())[:100]}"
         return {"use": "rewards._shared.stand_in.stand_in", "name": str(node["use"])}
-    if "column" in takes and path.startswith("rewards."):
+    if "column" in takes:
         stood[path] = f"{node['use']}, as random weights get no answer right, and all rows would be tied"
         return {"use": "rewards._shared.stand_in.stand_in", "name": str(node["use"])}
     return inner

@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmalign.training.feedback import ask
+from mmalign.training.feedback import ask, beside
 from mmalign.training.seeds import stream
-from mmalign.types import Policy, UserError
+from mmalign.types import Policy, UserError, contents
 
 
 def calibrate(
@@ -37,11 +37,14 @@ def calibrate(
     lines = []
     for start in range(0, len(prompts), prompts_at_once):
         some = list(prompts[start : start + prompts_at_once])
-        rollout = policy.sample(some, samples, stream(seed, start, 0, "calibrate"))
-        scores = {name: values.view(len(some), samples).tolist() for name, values in ask(rewards, rollout.outputs, rollout.prompts).items()}
+        rollout = policy.sample(contents(some), samples, stream(seed, start, 0, "calibrate"))
+        scores = {
+            name: values.view(len(some), samples).tolist()
+            for name, values in ask(rewards, rollout.outputs, rollout.prompts, beside(some, rows=len(rollout.prompts))).items()
+        }
         for row, prompt in enumerate(some):
             by_name = {name: [None if math.isnan(value) else value for value in values[row]] for name, values in scores.items()}
-            lines.append(json.dumps({"prompt": prompt, "rewards": by_name}, ensure_ascii=False))
+            lines.append(json.dumps({"prompt": contents([prompt])[0], "rewards": by_name}, ensure_ascii=False))
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")

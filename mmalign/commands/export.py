@@ -17,7 +17,7 @@ from mmalign.policies.language.loading import load as load_language_model
 from mmalign.policies.pipelines.calling import load
 from mmalign.policies.transformers import TransformersPolicy
 from mmalign.runs import checkpoint
-from mmalign.types import UserError
+from mmalign.types import UserError, contents
 
 WORDS = {
     "pipeline": {"package": "diffusers", "a": "A diffusers pipeline", "is": "pipeline", "trained": "denoiser"},
@@ -90,7 +90,7 @@ def _language_model(node: Mapping[str, Any]) -> Any:
 
 def _prompt(run: Trained) -> str:
     """One that the run was evaluated with: of its config, or else of its own list, since records bring theirs."""
-    told = build_part(run.config.get("evaluation") or {}, "prompts") or build_part(run.config, "prompts")
+    told = contents(build_part(run.config.get("evaluation") or {}, "prompts") or build_part(run.config, "prompts") or [])
     written = run.folder / "samples" / "prompts.json"
     if not told and written.is_file():
         told = json.loads(written.read_text(encoding="utf-8"))["prompts"]

@@ -17,9 +17,9 @@ from typing import Any
 
 from mmalign.data.pairs import listed
 from mmalign.records import Pair, Record, Records, Thumb
-from mmalign.training.feedback import feedback
+from mmalign.training.feedback import beside, feedback
 from mmalign.training.seeds import stream
-from mmalign.types import Feedback, Policy, Rollout, UserError
+from mmalign.types import Feedback, Policy, Rollout, UserError, contents
 
 __all__ = ["make_pairs", "make_rejected"]
 
@@ -58,7 +58,8 @@ def make_pairs(  # what a command may be told
     def lines() -> Iterator[Line]:
         for start in range(0, len(prompts), prompts_at_once):
             some = list(prompts[start : start + prompts_at_once])
-            rollout = policy.sample(some, group, stream(seed, start, 0, "pairs"))
+            rollout = policy.sample(contents(some), group, stream(seed, start, 0, "pairs"))
+            rollout.columns = beside(some, rows=len(rollout.prompts))
             said = feedback(rewards, rollout, combine=combine, missing="drop")
             counts["missing"] += int(said.rewards.isnan().sum())
             for number in range(len(some)):

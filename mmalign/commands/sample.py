@@ -17,7 +17,7 @@ from mmalign.guidance.guide import guide
 from mmalign.guidance.ledger import Ledger
 from mmalign.runs import checkpoint
 from mmalign.runs.pictures import grid, write_png
-from mmalign.types import Policy, UserError
+from mmalign.types import Policy, UserError, contents
 
 __all__ = ["guided_sample", "sample"]
 
@@ -42,7 +42,7 @@ def sample(
         raise UserError(f"count: got {count}, takes 1 or more")
     evaluation = run.config.get("evaluation") or {}
     wanted = list(prompts or build_part(evaluation, "prompts") or build_part(run.config, "prompts"))
-    policy = run.policy()
+    wanted, policy = contents(wanted), run.policy()
     with policy.using("current" if run.best == "trained" else run.best):
         images = _generate(policy, wanted, list(range(seed, seed + count)), evaluation.get("call") or {})
     path = run.folder / "samples" / f"sampled_{checkpoint.step_of(run.checkpoint):06d}.png" if out is None else Path(out)

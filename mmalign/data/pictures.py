@@ -21,7 +21,7 @@ from mmalign.data.texts import LOOK
 from mmalign.data.texts import made as made_of_texts
 from mmalign.media import Broken, Limits
 from mmalign.records import Pair, Record
-from mmalign.types import UserError
+from mmalign.types import Prompt, UserError
 
 __all__ = ["hub_picture_texts", "picture_prompts", "picture_texts"]
 
@@ -77,8 +77,8 @@ def hub_picture_texts(  # how a data set of others is read
 def picture_prompts(
     path: str, *, columns: dict[str, str] | None = None, folder: str | None = None, cache: str | None = None, limit: int | None = None,
     animated: media.Animated = "refuse", max_bytes: int = 64 * 2**20, max_pixels: int = 64 * 10**6,
-) -> list[list[dict[str, Any]]]:  # fmt: skip
-    """Prompts with pictures or videos, as conversations, from files as ``picture_texts`` reads them; answers in them are not read.
+) -> list[Any]:  # fmt: skip
+    """Prompts with pictures or videos, as conversations, from files as ``picture_texts`` reads them; what else a row holds is a column.
 
     columns: what ``prompt`` (or ``question``), ``image``, ``images``, ``video``, ``videos`` are called here. limit: the first so many. Rows
     that cannot be used are left out, and how many is said. The rest is as in ``picture_texts``. Errors: UserError for no usable row.
@@ -87,14 +87,17 @@ def picture_prompts(
         raise UserError(f"prompts.limit: got {limit}, takes 1 or more")
     files, names = Media(Limits(max_bytes, max_pixels, animated=animated), folder, cache), columns or {}
     picture_schemas.renamed(names, picture_schemas.preference)
-    found: list[list[dict[str, Any]]] = []
+    found: list[Any] = []
+    taken = {*names.values(), *("prompt", "question", "image", "images", "video", "videos")}
     broken: dict[str, str] = {}
     for _, name, row in in_order(blocks(path), seed=None):
         try:
             if isinstance(row, Broken):
                 raise row
             prompt = picture_schemas.prompt({**row, **{own: row[theirs] for own, theirs in names.items() if theirs in row}})
-            found.append([{**turn, "content": files.inside(turn["content"])} for turn in prompt])
+            content = [{**turn, "content": files.inside(turn["content"])} for turn in prompt]
+            columns = {key: value for key, value in row.items() if key not in taken}
+            found.append(Prompt(content, columns) if columns else content)
         except Broken as error:
             broken[name] = str(error)
         if len(found) == limit:

@@ -1,17 +1,21 @@
-"""Prompts: a list, a text file with one to a line, or JSON lines."""
+"""Prompts: a list, a text file with one to a line, or JSON lines, whose further columns rewards and judges read."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from mmalign.types import UserError
+from mmalign.types import Prompt, UserError
 
 
-def prompts(path: str, *, key: str = "prompt", limit: int | None = None) -> list[str]:
-    """Prompts of a file: ``.txt``, one to a line, empty lines left out; or ``.jsonl``, under ``key``.
+def prompts(path: str, *, key: str = "prompt", limit: int | None = None, files: Sequence[str] = ()) -> list[str | Prompt]:
+    """Prompts of a file: ``.txt``, one to a line, empty lines left out; or ``.jsonl``, under ``key``, with its other keys as columns.
 
-    limit: the first so many. Errors: UserError with the line's number where a line cannot be read, or for a file without prompts.
+    path: the file. key: where a line of JSON has the prompt, a string or a conversation (a list of turns). limit: the first so many.
+    files: columns that hold paths relative to the file, or lists of them. What rewards, judges and oracles read of a prompt, such as its
+    answer, is a column. Errors: UserError with the line's number where a line cannot be read, or for a file without prompts.
     """
     file = Path(path)
     if not file.is_file():
@@ -22,7 +26,7 @@ def prompts(path: str, *, key: str = "prompt", limit: int | None = None) -> list
         text = file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"prompts.path: {path} is not readable as UTF-8 text: {error.reason} at byte {error.start}") from error
-    found: list[str] = []
+    found: list[str | Prompt] = []
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
@@ -33,9 +37,24 @@ def prompts(path: str, *, key: str = "prompt", limit: int | None = None) -> list
             row = json.loads(line)
         except json.JSONDecodeError as error:
             raise UserError(f"{path}, line {number}: not JSON: {error.msg}") from error
-        if not isinstance(row, dict) or not isinstance(row.get(key), str):
-            raise UserError(f"{path}, line {number}: takes an object with a string under {key!r}")
-        found.append(row[key])
+        if not isinstance(row, dict) or not isinstance(row.get(key), (str, list)):
+            raise UserError(f"{path}, line {number}: takes an object with a string, or a conversation, under {key!r}")
+        columns = {name: _placed(value, file.parent) if name in files else value for name, value in row.items() if name != key}
+        found.append(_prompt(f"{path}, line {number}", row[key], columns))
     if not found:
         raise UserError(f"{path}: got no prompts, takes one to a line")
     return found[:limit]
+
+
+def _prompt(where: str, content: Any, columns: Mapping[str, Any]) -> str | Prompt:
+    try:
+        return Prompt(content, columns) if columns else content
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+
+
+def _placed(value: Any, folder: Path) -> Any:
+    """A path, or a list of them, from the file's own folder."""
+    if isinstance(value, list):
+        return [_placed(item, folder) for item in value]
+    return str(folder / value) if isinstance(value, str) else value

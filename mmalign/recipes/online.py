@@ -30,7 +30,7 @@ from mmalign.report import build
 from mmalign.samplers.seats import seats
 from mmalign.training import references as stored
 from mmalign.training.evaluation import exam
-from mmalign.training.feedback import feedback
+from mmalign.training.feedback import beside, feedback, refuse_columns
 from mmalign.training.journal import Journal
 from mmalign.training.learner import Learner
 from mmalign.training.optimizers import Optimizer, adamw
@@ -38,7 +38,7 @@ from mmalign.training.preflight import preflight
 from mmalign.training.seeds import stream
 from mmalign.training.settings import Batch, Evaluation, Reference, RunSettings, at_least
 from mmalign.training.units import Cells, in_units, refuse_micro_steps, refuse_mismatch, unit_sizes
-from mmalign.types import Feedback, Method, Oracle, Policy, Rollout, Unit, UserError
+from mmalign.types import Feedback, Method, Oracle, Policy, Rollout, Unit, UserError, columns_of, contents
 
 Rewards = Mapping[str, Callable[..., Any]]
 
@@ -54,7 +54,7 @@ class Scored(NamedTuple):
 
 def online(  # one argument for each thing that a run is made of
     policy: Policy,
-    prompts: Sequence[str],
+    prompts: Sequence[Any],
     rewards: Rewards,
     method: Method,
     *,
@@ -99,13 +99,14 @@ def online(  # one argument for each thing that a run is made of
     refuse_micro_steps(method, batch.micro_steps)
     seats(batch.group, method.samplers)  # refuses a group too small for all who draw
     _refuse_empty(prompts, rewards)
+    refuse_columns({**rewards, **({} if oracle is None else {"of pairs": oracle})}, {*columns_of(prompts), "group"}, kind="reward")
     at_least(1, steps=steps)
     drawing: dict[str, Any] = {"samplers": method.samplers} if method.samplers else {}
     stored.load(policy, references or {}, runs=run.folder)
     learner = Learner(policy, method, optimizer, steps=steps, moving=references)
     asked = exam(evaluation, prompts=list(prompts)[:16], rewards=rewards)
     states = {"combine": getattr(combine, "state", None)}
-    journal = Journal(learner, asked, run, steps=steps, resume=resume, stop=evaluation.stop, states=states)
+    journal = Journal(learner, asked, run, steps=steps, resume=resume, stop=evaluation.stop, states=states, prompts=prompts)
     micro_rows, micro_steps = batch.micro_rows, batch.micro_steps
 
     def collect(step: int) -> list[Scored]:
@@ -114,7 +115,8 @@ def online(  # one argument for each thing that a run is made of
         wanted = batch.prompts
         for attempt in range(1 + (batch.resample if method.keep is not None and method.unit in ("cell", "row") else 0)):
             chosen = _in_turn(prompts, seed=run.seed, attempt=attempt, start=step * batch.prompts, count=batch.prompts)
-            rollout = policy.sample(chosen, batch.group, stream(run.seed, step, attempt), step=step, **drawing)
+            rollout = policy.sample(contents(chosen), batch.group, stream(run.seed, step, attempt), step=step, **drawing)
+            rollout.columns = beside(chosen, rows=len(rollout.prompts))
             said = feedback(rewards, rollout, missing=batch.missing, oracle=oracle, combine=combine)
             if method.unit == "pair":
                 said = (method.pairs or comparisons.best_and_worst)(said)
@@ -202,12 +204,12 @@ def _row(batches: Sequence[Scored], found: Sequence[Mapping[str, float]], *, lr:
     return {**row, "lr": lr}
 
 
-def _in_turn(prompts: Sequence[str], *, seed: int, attempt: int, start: int, count: int) -> list[str]:
+def _in_turn(prompts: Sequence[Any], *, seed: int, attempt: int, start: int, count: int) -> list[Any]:
     """``count`` prompts from position ``start`` of an endless list: all prompts shuffled, then shuffled again, and so on.
 
     Every attempt of a step has a list of its own, so that what it takes depends on nothing that came before.
     """
-    chosen: list[str] = []
+    chosen: list[Any] = []
     for position in range(start, start + count):
         number, place = divmod(position, len(prompts))
         order = torch.randperm(len(prompts), generator=stream(seed, number, attempt, "prompts"))
@@ -215,7 +217,7 @@ def _in_turn(prompts: Sequence[str], *, seed: int, attempt: int, start: int, cou
     return chosen
 
 
-def _refuse_empty(prompts: Sequence[str], rewards: Rewards) -> None:
+def _refuse_empty(prompts: Sequence[Any], rewards: Rewards) -> None:
     if isinstance(prompts, str) or not prompts:
         raise UserError(f"prompts: got {prompts!r}, takes a list of at least one")
     if not rewards:

@@ -11,6 +11,7 @@ from torch import Tensor
 from mmalign.combinations._parts import Combination
 from mmalign.combinations.algebra import weighted_sum
 from mmalign.rewards._shared.scorer import Scorer
+from mmalign.signatures import accepted
 from mmalign.types import UserError
 
 
@@ -29,7 +30,7 @@ def combined(*, rewards: Mapping[str, Callable[..., Any]], combine: Combination 
     def score(outputs: Any, prompts: list[Any], **columns: Any) -> Tensor:
         parts: dict[str, Tensor] = {}
         for name, reward in rewards.items():
-            answer = reward(outputs, prompts, **columns)
+            answer = reward(outputs, prompts, **accepted(reward, columns))
             named = {f"{name}/{part}": values for part, values in answer.items()} if isinstance(answer, Mapping) else {name: answer}
             parts.update({part: torch.as_tensor(values).double().cpu() for part, values in named.items()})
         numbers: dict[str, int] = {}
@@ -42,4 +43,5 @@ def combined(*, rewards: Mapping[str, Callable[..., Any]], combine: Combination 
                 reward.at(step)
 
     differentiable = all(bool(getattr(reward, "differentiable", False)) for reward in rewards.values())
-    return Scorer("combined", score, differentiable=differentiable, at=at)
+    reads = frozenset(name for reward in rewards.values() for name in getattr(reward, "reads", ()))
+    return Scorer("combined", score, differentiable=differentiable, at=at, reads=reads)

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mmalign.training.feedback import ask, measure
+from mmalign.training.feedback import ask, measure, refuse_columns
 from mmalign.training.image_dependence import image_dependence
 from mmalign.training.settings import Evaluation
-from mmalign.types import Policy, UserError
+from mmalign.types import Policy, UserError, columns_of, contents
 
 SEED = 2**40  # far from every seed that training draws its generators from
 
@@ -50,6 +50,9 @@ class Exam:
     def __post_init__(self) -> None:
         if not self.prompts:
             raise UserError("evaluation.prompts: got none, takes at least one")
+        there = columns_of(self.prompts)
+        refuse_columns(self.rewards, there, kind="reward")
+        refuse_columns(self.judges, there, kind="judge")
         if both := sorted(self.rewards.keys() & self.judges.keys()):
             raise UserError(f"evaluation.judges.{both[0]}: a reward has that name too; takes another")
 
@@ -83,19 +86,20 @@ class Results(NamedTuple):
 @torch.no_grad()
 def evaluate(policy: Policy, exam: Exam, *, using: str = "current") -> Results:
     """One evaluation of the named parameter set. Missing scores are left out of means, and counted in ``NAME_missing``."""
-    rows = [prompt for prompt in exam.prompts for _ in range(exam.samples)]
+    rows = [prompt for prompt in contents(exam.prompts) for _ in range(exam.samples)]
+    columns = {name: [value for value in held for _ in range(exam.samples)] for name, held in columns_of(exam.prompts).items()}
     with policy.using(using):
         outputs = policy.generate(rows, [SEED + number for number in range(len(rows))], **exam.call)
         looks = image_dependence(policy, rows, _words(outputs)) if exam.blind else None
     found: dict[str, float] = {}
-    judged = {**ask(exam.rewards, outputs, rows), **ask(exam.judges, outputs, rows, kind="judge")}
+    judged = {**ask(exam.rewards, outputs, rows, columns), **ask(exam.judges, outputs, rows, columns, kind="judge")}
     for name, scores in {**judged, **({} if looks is None else {"image_dependence": looks})}.items():
         known = scores[~scores.isnan()]
         found[name] = float(known.mean()) if len(known) else float("nan")
         found[f"{name}_se"] = float(known.std() / len(known) ** 0.5) if len(known) > 1 else float("nan")
         if len(known) < len(scores):
             found[f"{name}_missing"] = float(len(scores) - len(known))
-    found.update(measure(exam.metrics, outputs, rows))
+    found.update(measure(exam.metrics, outputs, rows, columns))
     shown = isinstance(outputs, Tensor) and outputs.ndim in (4, 5)  # images or videos
     grid = outputs.unflatten(0, (len(exam.prompts), exam.samples))[:, : exam.columns].float().cpu().clamp(0, 1) if shown else None
     return Results(found, grid, None if isinstance(outputs, Tensor) else _answers(exam, outputs, rows))

@@ -2,35 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from mmalign import signatures
 from mmalign.needs import REWARDS
 from mmalign.training import dense
 from mmalign.training.dense import Parts
-from mmalign.types import Feedback, Rollout, UserError
+from mmalign.types import Feedback, Rollout, UserError, columns_of
 
 Functions = Mapping[str, Callable[..., Any]]
+Columns = Mapping[str, list[Any]]
 Missing = Literal["stop", "drop"]
 
 
-def ask(rewards: Functions, outputs: Any, prompts: list[str], *, kind: str = "reward") -> dict[str, Tensor]:
+def ask(rewards: Functions, outputs: Any, prompts: list[str], columns: Columns | None = None, *, kind: str = "reward") -> dict[str, Tensor]:
     """Every reward's answer by name, ``[B]`` float64 on the CPU; NaN where a reward had none.
 
     A reward that answers ``{part: [B]}`` gives ``name/part`` for each. Errors: UserError that names the reward, where it raises,
     answers with the wrong shape or type, or with an infinite number; ``kind`` is what it is called there. Scores of parts are summed.
     """
-    return _asked(rewards, outputs, prompts, kind=kind)[0]
+    return _asked(rewards, outputs, prompts, columns or {}, kind=kind)[0]
 
 
-def _asked(rewards: Functions, outputs: Any, prompts: list[str], *, kind: str = "reward") -> tuple[dict[str, Tensor], dict[str, Parts]]:
+def beside(prompts: Sequence[Any], *, rows: int) -> dict[str, list[Any]]:
+    """The columns of prompts for the rows of their rollout, as many of each, side by side."""
+    each = rows // len(prompts)
+    return {name: [value for value in held for _ in range(each)] for name, held in columns_of(prompts).items()}
+
+
+def refuse_columns(functions: Functions, there: Iterable[str], *, kind: str) -> None:
+    """Errors: UserError, in one line that names the columns there are, for a function that reads one that the prompts have not.
+
+    A reward of ours says what it ``reads``; of any other function, a keyword without a default is a column.
+    """
+    known = sorted(there)
+    for name, function in functions.items():
+        reads = getattr(function, "reads", None)
+        if reads is None:
+            takes = [parameter for parameter in signatures.parameters(function)[0].values() if parameter.required]
+            reads = [parameter.name for parameter in takes[2:]]
+        if lacks := sorted(set(reads) - set(known)):
+            has = f"they have {', '.join(known)}" if known else "they have none"
+            near = signatures.nearest(lacks[0], known)
+            raise UserError(f"{kind} {name}: reads the column {lacks[0]!r} of the prompts; {has}{near}")
+
+
+def _asked(
+    rewards: Functions, outputs: Any, prompts: list[str], columns: Columns, *, kind: str = "reward"
+) -> tuple[dict[str, Tensor], dict[str, Parts]]:
     """Every reward's answer ``[B]`` by name, and the scores of parts of those that gave such."""
     found, parted = dict[str, Tensor](), dict[str, Parts]()
     for name, reward in rewards.items():
-        answer = _answer(kind, name, reward, outputs, prompts)
+        answer = _answer(kind, name, reward, outputs, prompts, columns)
         parts = {f"{name}/{part}": value for part, value in answer.items()} if isinstance(answer, Mapping) else {name: answer}
         parted.update({part: dense.checked(f"{kind} {part}", value, outputs) for part, value in parts.items() if dense.is_parts(value)})
         for part, value in parts.items():
@@ -38,11 +65,11 @@ def _asked(rewards: Functions, outputs: Any, prompts: list[str], *, kind: str = 
     return found, parted
 
 
-def measure(metrics: Functions, outputs: Any, prompts: list[str]) -> dict[str, float]:
+def measure(metrics: Functions, outputs: Any, prompts: list[str], columns: Columns | None = None) -> dict[str, float]:
     """Every metric's numbers by their own names. Errors: UserError that names the metric, where it raises or answers otherwise."""
     found: dict[str, float] = {}
     for name, metric in metrics.items():
-        answer = _answer("metric", name, metric, outputs, prompts)
+        answer = _answer("metric", name, metric, outputs, prompts, columns or {})
         if not isinstance(answer, Mapping):
             raise UserError(f"metric {name}: returned {type(answer).__name__}, takes {{name: number}}")
         for key, value in answer.items():
@@ -65,7 +92,7 @@ def feedback(
     their sum, and stand in ``tables[REWARDS]``, times the ``weights`` of a combination that has such, at the steps that wrote those
     parts. oracle: asked ``(outputs, prompts, group)`` for win probabilities ``[B, B]``.
     """
-    parts, parted = _asked(rewards, rollout.outputs, rollout.prompts)
+    parts, parted = _asked(rewards, rollout.outputs, rollout.prompts, rollout.columns)
     for name, value in parts.items():
         if missing == "stop" and bool(value.isnan().any()):
             count = f"{int(value.isnan().sum())} of {len(value)}"
@@ -74,7 +101,7 @@ def feedback(
         total = torch.stack(list(parts.values())).sum(0)
     else:
         together = lambda outputs, prompts: combine(parts, rollout.group, prompts, learn=True)  # noqa: E731
-        total = _checked("combine", _answer("combine", "of rewards", together, rollout.outputs, rollout.prompts), len(rollout.prompts))
+        total = _checked("combine", _answer("combine", "of rewards", together, rollout.outputs, rollout.prompts, {}), len(rollout.prompts))
     compared = None if oracle is None else _compared(oracle, rollout)
     tables = {REWARDS: dense.table(parted, getattr(combine, "weights", {}), rollout)} if parted else {}
     return Feedback(total, rollout.group, parts=parts, lengths=rollout.mask.sum(1), wins=compared, tables=tables, drawn=rollout.drawn)
@@ -82,8 +109,9 @@ def feedback(
 
 def _compared(oracle: Callable[..., Any], rollout: Rollout) -> Tensor:
     """The oracle's win probabilities ``[B, B]`` float64; NaN across groups and on the diagonal, whatever it said there."""
-    asked = lambda outputs, prompts: oracle(outputs, prompts, rollout.group)  # noqa: E731
-    found, rows = torch.as_tensor(_answer("oracle", "of pairs", asked, rollout.outputs, rollout.prompts)), len(rollout.prompts)
+    told = signatures.accepted(oracle, rollout.columns)
+    asked = lambda outputs, prompts: oracle(outputs, prompts, rollout.group, **told)  # noqa: E731
+    found, rows = torch.as_tensor(_answer("oracle", "of pairs", asked, rollout.outputs, rollout.prompts, {})), len(rollout.prompts)
     if tuple(found.shape) != (rows, rows):
         raise UserError(f"oracle: returned shape {list(found.shape)}, takes [{rows}, {rows}]: a probability for each two outputs")
     same = rollout.group[:, None] == rollout.group[None, :]
@@ -91,10 +119,10 @@ def _compared(oracle: Callable[..., Any], rollout: Rollout) -> Tensor:
     return torch.where(same, found.detach().double().cpu(), float("nan"))
 
 
-def _answer(kind: str, name: str, function: Callable[..., Any], outputs: Any, prompts: list[str]) -> Any:
+def _answer(kind: str, name: str, function: Callable[..., Any], outputs: Any, prompts: list[str], columns: Columns) -> Any:
     try:
         with torch.no_grad():
-            return function(outputs, prompts)
+            return function(outputs, prompts, **signatures.accepted(function, columns))
     except UserError as error:
         raise UserError(f"{kind} {name}: {error}") from error
     except Exception as error:  # somebody else's code: whatever it raises, the user has to know whose it was

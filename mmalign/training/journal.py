@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import shutil
 import time
@@ -9,6 +11,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from torch import Tensor
 
 from mmalign import calls
 from mmalign.files import write_json
@@ -20,7 +24,7 @@ from mmalign.signatures import nearest
 from mmalign.training.evaluation import Exam, evaluate
 from mmalign.training.learner import Learner
 from mmalign.training.settings import RunSettings, Stop
-from mmalign.types import UserError
+from mmalign.types import UserError, columns_of, contents
 
 
 class Ended(NamedTuple):
@@ -42,11 +46,12 @@ class Journal:
 
     def __init__(
         self, learner: Learner, exam: Exam, settings: RunSettings, *, steps: int, resume: bool, stop: Stop | None = None,
-        states: Mapping[str, Any] | None = None,
+        states: Mapping[str, Any] | None = None, prompts: Sequence[Any] = (),
     ):  # fmt: skip
         self.learner, self.exam, self.settings, self.stop = learner, exam, settings, stop
         self.total, self.resume, self.config = steps, resume, calls.described()
         self.state: dict[str, Any] = {"step": 0, "train_seconds": 0.0, "kl": 0.0, "evaluations": [], "facts": {}}
+        self.prompts = hashed(prompts)
         self.states = {name: held for name, held in (states or {}).items() if held is not None}
         self.over = ""
         _refuse_stop(stop, [*exam.rewards, *exam.judges])
@@ -59,6 +64,8 @@ class Journal:
             if self.folder.checkpoint is not None:
                 tensors, self.state = checkpoint.load(self.folder.checkpoint)
                 self.learner.load(tensors, self.state.pop("learner"))
+                if self.state.get("prompts", self.prompts) != self.prompts:
+                    raise UserError("prompts: are others than those that this run began with; undo that, or give the run another name")
                 for name, kept in self.state.pop("states", {}).items():
                     self.states[name].load(kept)
             self.log = stack.enter_context(Log(self.folder.path, self.settings.trackers, config=self.config))
@@ -111,16 +118,16 @@ class Journal:
             self.over = self.over or "interrupted"
         if last or self.over or step % self.settings.checkpoint_every == 0:
             held = {name: held.dump() for name, held in self.states.items()}
-            state = {**self.state, "learner": self.learner.state(), **({"states": held} if held else {})}
+            state = {**self.state, "prompts": self.prompts, "learner": self.learner.state(), **({"states": held} if held else {})}
             checkpoint.save(self.folder.checkpoints, step, tensors=self.learner.tensors(), state=state)
 
     def _evaluate(self, step: int) -> None:
         found = evaluate(self.learner.policy, self.exam, using=self.learner.shown)
         if found.grid is not None:
-            self.folder.write_prompts(self.exam.prompts, list(range(found.grid.shape[1])))
+            self.folder.write_prompts(contents(self.exam.prompts), list(range(found.grid.shape[1])))
             self.folder.write_samples(step, found.grid)
             if step == 0 and self.exam.real is not None:
-                self.folder.write_real(self.exam.real(self.exam.prompts, found.grid.shape[1]))
+                self.folder.write_real(self.exam.real(contents(self.exam.prompts), found.grid.shape[1]))
         if found.answers is not None:
             answers.write(self.folder.path, step, found.answers.prompts, found.answers.outputs, found.answers.marks)
         row = {**found.metrics, "kl": self.state["kl"]}
@@ -174,6 +181,19 @@ def summarise(state: Mapping[str, Any], *, seed: int, status: str, exam: Exam) -
         "seed": seed, "status": status, "steps": state["step"], "rewards": list(exam.rewards), "judges": list(exam.judges), **numbers,
         "kl": after["kl"], "train_seconds": round(state["train_seconds"], 2), **state["facts"], **best, **spread,
     }  # fmt: skip
+
+
+def hashed(prompts: Sequence[Any]) -> str:
+    """What prompts and their columns are told apart by: a changed file is another run's. Media count by what their paths are called."""
+    text = json.dumps([contents(prompts), columns_of(prompts)], default=canonical, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def canonical(value: Any) -> str:
+    """Anything that JSON has no word for."""
+    if isinstance(value, Tensor):
+        return hashlib.sha256(value.detach().float().cpu().contiguous().numpy().tobytes()).hexdigest()[:16]
+    return str(value) if isinstance(value, Path) else type(value).__name__
 
 
 def best_of(scores: Sequence[float]) -> int:

@@ -9,7 +9,7 @@ import pytest
 from mmalign.data.edits import source_images
 from mmalign.policies.settings import Schedule
 from mmalign.rooms import resource
-from mmalign.types import UserError
+from mmalign.types import UserError, contents
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def test_the_examples_that_come_with_it():
     from mmalign.data import pairs, prompts
 
     path = str(resource("assets/edits/edits.jsonl"))
-    asked = prompts(path)
+    asked = contents(prompts(path))
     assert len(source_images(path, size=64)(asked)["image"]) == len(asked) == 6
     assert [pair.prompt for pair in pairs(str(resource("assets/edits/pairs.jsonl"))).first(9)] == asked
 
@@ -85,7 +85,7 @@ def test_an_editing_model_sees_the_image_of_each_prompt_at_every_turn():
     from mmalign.policies.twins import pipelines
 
     path = str(resource("assets/edits/edits.jsonl"))
-    asked = mm.data.prompts(path, limit=2)
+    asked = contents(mm.data.prompts(path, limit=2))
     call = {"height": 32, "width": 32, "max_area": 32 * 32, "_auto_resize": False}
     policy = mm.policies.diffusers(
         pipelines.twin("FluxKontextPipeline"), device="cpu", call=call, conditions=source_images(path, size=32), schedule=Schedule(steps=2)

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 import mmalign as mm
-from mmalign.types import UserError
+from mmalign.types import Prompt, UserError
 
 
 def png(colour="red", size=(6, 4)):
@@ -203,9 +203,10 @@ def test_prompts_with_pictures(folder):
     ]  # fmt: skip
     with pytest.warns(UserWarning, match=r"2 rows are left out \(asked.jsonl:2: no such file"):
         found = prompts(folder, rows)
-    assert found == [[{"role": "user", "content": [shown(folder), ASKED]}], [{"role": "user", "content": "no picture"}]]
+    talk = [{"role": "user", "content": [shown(folder), ASKED]}]
+    assert found == [Prompt(talk, {"answer": "x"}), [{"role": "user", "content": "no picture"}]]
     assert prompts(folder, rows, limit=1) == found[:1]
-    assert prompts(folder, [{"q": "What is it?", "i": "red.png"}], columns={"prompt": "q", "image": "i"}) == found[:1]
+    assert prompts(folder, [{"q": "What is it?", "i": "red.png"}], columns={"prompt": "q", "image": "i"}) == [talk]
     with pytest.raises(UserError, match=r"no usable row \(1 broken; asked.jsonl:1: no such file"):
         prompts(folder, rows[1:2])
     with pytest.raises(UserError, match="limit: got 0"):

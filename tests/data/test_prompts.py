@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mmalign.data import prompts
-from mmalign.types import UserError
+from mmalign.types import Prompt, UserError
 
 
 def written(tmp_path: Path, name: str, text: str) -> str:
@@ -23,14 +23,15 @@ def test_a_text_file_has_a_prompt_to_a_line(tmp_path: Path) -> None:
 
 def test_json_lines_have_it_under_a_key(tmp_path: Path) -> None:
     path = written(tmp_path, "p.jsonl", '{"prompt": "a cat", "text": "x"}\n\n{"prompt": "a dog", "text": "y"}\n')
-    assert prompts(path) == ["a cat", "a dog"] and prompts(path, key="text", limit=1) == ["x"]
+    assert prompts(path) == [Prompt("a cat", {"text": "x"}), Prompt("a dog", {"text": "y"})]
+    assert prompts(path, key="text", limit=1) == [Prompt("x", {"prompt": "a cat"})]
 
 
 @pytest.mark.parametrize(
     ("name", "text", "line"),
     [
         ("p.txt", "\n \n", "got no prompts, takes one to a line"),
-        ("p.jsonl", '{"prompt": "a"}\n{"prompt": 3}\n', "line 2: takes an object with a string under 'prompt'"),
+        ("p.jsonl", '{"prompt": "a"}\n{"prompt": 3}\n', "line 2: takes an object with a string, or a conversation, under 'prompt'"),
         ("p.jsonl", '["a"]\n', "line 1: takes an object"),
         ("p.jsonl", '\n{"prompt": \n', "line 2: not JSON"),
     ],

@@ -219,7 +219,7 @@ def test_a_pipeline_whose_call_takes_one_time_is_probed_row_by_row(name):
     found = asking._predicted(rollout.prompts, x, times[columns], level)
     assert found.clean.requires_grad and asking.together is (name == "CogVideoXPipeline")
     for row in range(2):
-        torch.testing.assert_close(found.clean[row], heard[row].clean[row], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(found.clean[row], heard[row].clean[row], rtol=1e-4, atol=1e-4)  # row by row or together: other kernels
 
 
 def test_both_halves_of_a_guidance_count_as_one():

@@ -307,7 +307,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         r"weighted_sum\.weights: got 'x', takes rewards that are there",
     ),
     "no prompts": ({"prompts": []}, r"prompts: got \[\], takes a list"),
-    "one prompt": ({"prompts": "a"}, "online.prompts: got 'a', takes list of str"),
+    "one prompt": ({"prompts": "a"}, "online.prompts: got 'a', takes list of anything"),
     "no steps": ({"steps": 0}, "steps: got 0, takes 1 or more"),
     "no micro rows": ({"batch": {"micro_rows": 0}}, "online.batch.micro_rows: got 0"),
     "a set of its own": ({"references": {"ema": {"every": 1}}}, "references.ema: not a reference"),

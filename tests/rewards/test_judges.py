@@ -209,9 +209,8 @@ def test_a_rubric_is_a_mean_of_its_criteria(server, tmp_path):
     assert {name: values.tolist() for name, values in apart.items()} == {name: pytest.approx([p, p]) for name, p in chances.items()}
     chances["units"] = 0.4
     assert mm.rewards.judge_rubric(server=at(server), criteria=criteria, required=["units"])(["x"], ["p"]).tolist() == [0]
-    file = tmp_path / "rubrics.jsonl"
-    file.write_text(json.dumps({"prompt": "p", "rubric": "Is it short?\n\nIs it units?"}) + "\n")
-    assert mm.rewards.judge_rubric(str(file), server=at(server))(["x"], ["p"]).tolist() == pytest.approx([0.5])
+    own = mm.rewards.judge_rubric(server=at(server))
+    assert own(["x"], ["p"], rubric=["Is it short?\n\nIs it units?"]).tolist() == pytest.approx([0.5])
     server.misbehave = lambda number: (400, b"") if number % 3 == 0 else None
     with pytest.warns(UserWarning):
         assert mm.rewards.judge_rubric(server=at(server), criteria=criteria)(["x"], ["p"]).isnan().all()
@@ -227,7 +226,6 @@ def test_mass_counts_what_is_written_otherwise():
         (lambda s: mm.rewards.judge(server=s, high=10), "takes low below high, single digits"),
         (lambda s: mm.rewards.judge(server=s, read="token"), r"judge\.read: got 'token'"),
         (lambda s: mm.rewards.judge_pairs(server=s, opponents=0), "opponents: got 0"),
-        (lambda s: mm.rewards.judge_rubric(server=s), "takes either path, or criteria"),
         (lambda s: mm.rewards.judge_rubric(server=s, criteria={"a": "?"}, weights={"b": 1}), "'b' is no criterion; takes a"),
     ],
 )
@@ -250,10 +248,8 @@ def test_edits_are_judged_beside_their_source(server, tmp_path):
     with pytest.warns(UserWarning):
         assert reward(images()[:1], ["make it red"], source=[images()[1]]).isnan().all()
     Image.new("RGB", (8, 8), (9, 9, 9)).save(tmp_path / "source.png")
-    file = tmp_path / "sources.jsonl"
-    file.write_text(json.dumps({"prompt": "make it red", "source": str(tmp_path / "source.png")}) + "\n")
     server.answer, server.misbehave = (lambda body: likely(A=0.9, B=0.1)), lambda number: None
-    oracle = mm.rewards.judge_edit_pairs(str(file), server=at(server))
-    table = oracle(images()[:2], ["make it red"] * 2, torch.zeros(2, dtype=torch.int64))
+    oracle = mm.rewards.judge_edit_pairs(server=at(server))
+    table = oracle(images()[:2], ["make it red"] * 2, torch.zeros(2, dtype=torch.int64), source=[str(tmp_path / "source.png")] * 2)
     assert table[0, 1] == pytest.approx(0.5) and "better edit" in said(server.requests[-1])
     assert sum(part["type"] == "image_url" for part in server.requests[-1]["messages"][0]["content"]) == 3

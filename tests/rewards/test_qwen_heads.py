@@ -90,7 +90,9 @@ def test_newer_names_of_the_same_tensors_are_understood(models, tmp_path):
         body = name.replace("model.", "model.language_model.", 1) if name.startswith("model.") else name
         renamed[f"model.{body}" if name.startswith("visual.") else body] = value
     save_file(renamed, tmp_path / "new.safetensors")
-    assert torch.equal(hpsv3(models, weights=str(tmp_path / "new.safetensors"))(images(), PROMPTS), hpsv3(models)(images(), PROMPTS))
+    # the same numbers, though not the same bits: memory that is laid out otherwise is summed in another order
+    found = hpsv3(models, weights=str(tmp_path / "new.safetensors"))(images(), PROMPTS)
+    torch.testing.assert_close(found, hpsv3(models)(images(), PROMPTS), rtol=1e-5, atol=1e-6)
 
 
 def test_video_reward_is_the_sum_of_three_normalised_numbers(models):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 
 import pytest
@@ -32,12 +31,9 @@ def test_similarity_is_the_mean_cosine(models, features, tmp_path):
     assert bool((leaf.grad.flatten(1).abs().amax(1) > 0)[1:].all())
     for number, picture in enumerate(pictures):
         Image.fromarray((picture * 255).round().byte().permute(1, 2, 0).numpy()).save(tmp_path / f"{number}.png")
-    file = tmp_path / "subjects.jsonl"
-    rows = [{"prompt": "a", "references": str(tmp_path / "1.png")}, {"prompt": "b", "references": [str(tmp_path / "0.png")]}]
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    kept = mm.rewards.subject_similarity(str(file), features=features, weights=str(models / features), device="cpu")
-    assert kept(pictures[:2], ["a", "a"]).tolist() == pytest.approx([single[0].item(), 1], abs=1e-5)
-    assert kept(pictures[:1], ["b"]).item() == pytest.approx(1, abs=1e-5)
+    paths = [str(tmp_path / "1.png")] * 2
+    assert reward(pictures[:2], ["a", "a"], references=paths).tolist() == pytest.approx([single[0].item(), 1], abs=1e-5)
+    assert reward(pictures[:1], ["b"], references=[[str(tmp_path / "0.png")]]).item() == pytest.approx(1, abs=1e-5)
 
 
 def test_the_harmonic_mixture_of_subject_and_prompt(models):

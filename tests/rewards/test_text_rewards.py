@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from fractions import Fraction
 
@@ -60,21 +59,16 @@ def test_math_answer():
     assert math.isnan(asked(reward, "18", " "))
 
 
-def test_answers_of_a_file_are_found_by_the_prompt(tmp_path):
-    file = tmp_path / "answers.jsonl"
-    file.write_text("\n".join(json.dumps({"question": f"{n} + 1?", "answer": n + 1}) for n in range(3)) + "\n")
-    for reward in (math_answer(str(file), key="question"), exact_match(str(file), key="question")):
-        talk = [{"role": "system", "content": "s"}, {"role": "user", "content": "2 + 1?"}]
-        assert reward(["1", "1", "3"], ["0 + 1?", "1 + 1?\n", talk]).tolist() == [1, 0, 1]
-        with pytest.raises(UserError, match=r"\.path: .* has no answer for '9 \+ 1\?'"):
-            reward(["1"], ["9 + 1?"])
+def test_answers_are_a_column_of_the_prompts():
+    for reward in (math_answer(), exact_match(), math_answer(column="gold")):
+        (column,) = reward.reads
+        assert reward(["1", "1", "3"], ["0 + 1?"] * 3, **{column: [1, 2, 3]}).tolist() == [1, 0, 1]
+        partly = reward(["1", "1", "3"], ["0 + 1?"] * 3, **{column: [1, None, 3]})
+        assert partly[[0, 2]].tolist() == [1, 1] and bool(partly[1].isnan()), "a missing answer is a missing score"
+        assert bool(reward(["1"], ["0 + 1?"], **{column: [None]}).isnan().all())
+        with pytest.raises(UserError, match=rf"reads the column '{column}' of the prompts; they have anwser, id"):
+            reward(["1"], ["0 + 1?"], anwser=["1"], id=[3])
     assert math_answer()([[{"role": "assistant", "content": "5"}]], ["p"], answer=["5"]).tolist() == [1]
-    twice = '{"question": "a", "answer": 1}\n{"question": "a", "answer": 2}'
-    wrong = {"{": "line 1: not JSON", '{"question": 3}': "line 1: takes an object", twice: "line 2: 'a' has another answer"}
-    for text, says in wrong.items():
-        file.write_text(text)
-        with pytest.raises(UserError, match=says):
-            math_answer(str(file), key="question")
 
 
 def test_format():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ class Scorer:
 
     differentiable: whether a gradient arrives at the outputs; what guidance by gradients asks (a reward that does not say is not).
     low, high: no score is outside; None: no bound. at: told the number of the training step before it, by a reward that changes as
-    training goes.
+    training goes. reads: the columns of the prompts that it needs; a row in which one of them is None has no score (NaN).
     """
 
     name: str
@@ -27,9 +27,41 @@ class Scorer:
     low: float | None = None
     high: float | None = None
     at: Callable[[int], None] | None = None
+    reads: frozenset[str] = frozenset()
 
     def __call__(self, outputs: Any, prompts: list[Any], **columns: Any) -> Any:
-        return self.score(outputs, prompts, **columns)
+        absent = {row for name in self.reads for row, value in enumerate(column_of(self.name, name, columns)) if value is None}
+        if not absent:
+            return self.score(outputs, prompts, **columns)
+        rows = [row for row in range(len(prompts)) if row not in absent]
+        if not rows:
+            return torch.full((len(prompts),), torch.nan, dtype=torch.float64)
+        some = outputs[rows] if isinstance(outputs, Tensor) else [outputs[row] for row in rows]
+        found = self.score(some, [prompts[row] for row in rows], **{name: [held[row] for row in rows] for name, held in columns.items()})
+        if isinstance(found, Mapping):
+            return {name: _spread(values, rows, len(prompts)) for name, values in found.items()}
+        return _spread(found, rows, len(prompts))
+
+
+def column_of(owner: str, name: str, columns: Mapping[str, Any]) -> Sequence[Any]:
+    """A column of the prompts. Errors: UserError in one line that names those there are."""
+    if name not in columns:
+        there = (
+            f"they have {', '.join(sorted(columns))}"
+            if columns
+            else "they have none (a file's columns go along: prompts: {use: prompts, path: ...})"
+        )
+        raise UserError(f"{owner}: reads the column {name!r} of the prompts; {there}")
+    held: Sequence[Any] = columns[name]
+    return held
+
+
+def _spread(values: Any, rows: list[int], count: int) -> Any:
+    """Scores of some rows as those of all: NaN, or None for scores of parts, where there is none."""
+    if isinstance(values, Tensor):
+        return values.new_full((count,), torch.nan).index_copy(0, torch.tensor(rows, device=values.device), values)
+    known = dict(zip(rows, values, strict=True))
+    return [known.get(row) for row in range(count)]
 
 
 def on_images(

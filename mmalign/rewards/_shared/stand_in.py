@@ -37,7 +37,7 @@ def stand_in_of_pairs(name: str) -> Callable[..., Tensor]:
     """An oracle of pairs that stands for one on a server: Bradley-Terry's probabilities of the stand-in's scores."""
     scorer = stand_in(name)
 
-    def oracle(outputs: Any, prompts: list[Any], group: Tensor) -> Tensor:
+    def oracle(outputs: Any, prompts: list[Any], group: Tensor, **columns: Any) -> Tensor:
         scores = scorer(outputs, prompts).double()
         return (scores[:, None] - scores[None, :]).sigmoid()
 

@@ -15,8 +15,8 @@ from mmalign.types import UserError
 
 
 def detection(
-    path: str | None = None, *, switch_at: int | None = None, thresholds: tuple[float, float, float] | None = None, labels: bool = False,
-    apart: bool = False, key: str = "prompt", column: str = "boxes",
+    *, switch_at: int | None = None, thresholds: tuple[float, float, float] | None = None, labels: bool = False,
+    apart: bool = False, column: str = "boxes",
 ) -> Scorer:  # fmt: skip
     """Reward in 0..1: the mean of format, recall and precision of the boxes in a completion.
 
@@ -27,8 +27,8 @@ def detection(
     - recall then goes through s too, with 0.5 and 0.75, where thresholds are on. Without true boxes both are 1 for no box, else 0.
 
     Args:
-        path, key, column: JSON lines with the true boxes of each prompt under ``column``: a list of objects as above, or of four
-            numbers each; in the unit that the model is to answer in. Without path they come with the call.
+        column: of the prompts, that holds each one's true boxes: a list of objects as above, or of four numbers each; in the unit that
+            the model is to answer in.
         switch_at: the training step from which ``match, low, high`` are .75, .75, .9 instead of .5, .5, .75.
         thresholds: ``(match, low, high)`` all along, in place of that. Neither: .5, 0, 1: nothing is cut off.
         labels: whether a match needs the true label (not so in the paper, to which wrong labels are rare).
@@ -39,7 +39,7 @@ def detection(
     A completion is never missing: what cannot be read as boxes is a wrong answer. Errors: UserError, also for true boxes that are none.
     """
     _refuse(switch_at, thresholds)
-    find = answers("detection", path, key=key, column=column)
+    find = answers("detection", column)
     stage = [0]
 
     def score(outputs: Any, prompts: list[Any], **columns: Any) -> Any:
@@ -54,7 +54,7 @@ def detection(
     def at(step: int) -> None:
         stage[0] = int(switch_at is not None and step >= switch_at)
 
-    return Scorer("detection", score, low=0.0, high=1.0, at=at)
+    return Scorer("detection", score, low=0.0, high=1.0, at=at, reads=frozenset({column}))
 
 
 def _scores(text: str, true: list[Box], *, match: float, low: float, high: float, graded: bool, labels: bool) -> list[float]:

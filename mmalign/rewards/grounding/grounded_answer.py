@@ -20,8 +20,8 @@ NAMED_BOX = re.compile(r"([^:\[\]]+):\s*\[\s*(-?[\d.]+)\s*,\s*(-?[\d.]+)\s*,\s*(
 
 
 def grounded_answer(
-    path: str | None = None, *, by: Literal["overlap", "center"] = "overlap", least: float = 0.5,
-    weights: Mapping[str, float] | None = None, apart: bool = False, key: str = "prompt", column: str = "answer",
+    *, by: Literal["overlap", "center"] = "overlap", least: float = 0.5,
+    weights: Mapping[str, float] | None = None, apart: bool = False, column: str = "answer",
 ) -> Scorer:  # fmt: skip
     """The weighted sum of three scores in 0..1: ``location``, ``answer`` and ``format``, of completions of the form::
 
@@ -32,7 +32,7 @@ def grounded_answer(
     answer: 1 for the true one, but for case, articles and punctuation. format: 1 for that form and nothing else.
 
     Args:
-        path, key, column: JSON lines with, under ``column``, ``{"answer": ..., "boxes": {name: [x1, y1, x2, y2]}}``; without boxes the
+        column: of the prompts, that holds ``{"answer": ..., "boxes": {name: [x1, y1, x2, y2]}}``; without boxes the
             location is missing, and so is the reward, unless its weight is 0.
         weights: of ``location``, ``answer`` and ``format``, 1 by default. apart: the three as parts in place of their sum.
 
@@ -45,7 +45,7 @@ def grounded_answer(
     weight = {"location": 1.0, "answer": 1.0, "format": 1.0, **(weights or {})}
     if len(weight) > 3 or min(weight.values()) < 0:
         raise UserError(f"grounded_answer.weights: got {dict(weights or {})}, takes location, answer and format, 0 or more each")
-    find = answers("grounded_answer", path, key=key, column=column)
+    find = answers("grounded_answer", column)
 
     def score(outputs: Any, prompts: list[Any], **columns: Any) -> Any:
         rows = []
@@ -57,7 +57,7 @@ def grounded_answer(
             return dict(zip(weight, table.T, strict=True))
         return sum(weight[name] * values for name, values in zip(weight, table.T, strict=True) if weight[name])
 
-    return Scorer("grounded_answer", score, low=0.0, high=sum(weight.values()))
+    return Scorer("grounded_answer", score, low=0.0, high=sum(weight.values()), reads=frozenset({column}))
 
 
 def center_closeness(drawn: Box, true: Box) -> float:

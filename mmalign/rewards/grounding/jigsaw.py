@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Literal
 
-from mmalign.rewards._shared.completions import against_answers, answers
+from mmalign.rewards._shared.completions import against_answers
 from mmalign.rewards._shared.scorer import Scorer
 from mmalign.types import UserError
 
 
 def jigsaw(
-    path: str | None = None, *, partial: float = 0.2, formed: float = 0.2, where: Literal["answer", "boxed"] = "answer",
-    think: bool = True, key: str = "prompt", column: str = "order",
+    *, partial: float = 0.2, formed: float = 0.2, where: Literal["answer", "boxed"] = "answer",
+    think: bool = True, column: str = "order",
 ) -> Scorer:  # fmt: skip
     """``formed`` for the form, and 1 for the right order, ``partial`` times the part of right places for another order of the same pieces.
 
@@ -20,7 +21,7 @@ def jigsaw(
     data's: the raster order of an image's pieces, the order in time of a video's clips, points from the nearest to the farthest.
 
     Args:
-        path, key, column: JSON lines with the true order under ``column``: a list of whole numbers, or ``3, 1, 2``.
+        column: of the prompts, that holds the true order: a list of whole numbers, or ``3, 1, 2``.
         where: the order stands in ``<answer>...</answer>`` or in ``\\boxed{...}``. think: whether ``<think>...</think>`` goes before it.
 
     Paper: Visual Jigsaw Post-Training Improves MLLMs, https://arxiv.org/abs/2509.25190; partial credit 0.2 and format 0.2 are its.
@@ -49,8 +50,8 @@ def jigsaw(
             return formed
         return formed + partial * sum(one == other for one, other in zip(given, true, strict=True)) / len(true)
 
-    scorer = against_answers("jigsaw", score, answers("jigsaw", path, key=key, column=column))
-    return Scorer("jigsaw", scorer.score, low=0.0, high=1.0 + formed)
+    scorer = against_answers("jigsaw", score, column)
+    return replace(scorer, low=0.0, high=1.0 + formed)
 
 
 def _numbers(text: str) -> list[int] | None:

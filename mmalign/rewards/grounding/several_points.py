@@ -5,26 +5,25 @@ from __future__ import annotations
 import json
 import math
 import re
+from dataclasses import replace
 from itertools import combinations
 
 from mmalign.rewards._shared.boxes import boxes_in, json_in
-from mmalign.rewards._shared.completions import against_answers, answers
+from mmalign.rewards._shared.completions import against_answers
 from mmalign.rewards._shared.scorer import Scorer
 from mmalign.types import UserError
 
 THINK = re.compile(r"<think>(.*?)</think>(.*)", re.DOTALL)
 
 
-def several_points(
-    path: str | None = None, *, think: bool = True, most: int | None = None, key: str = "prompt", column: str = "box"
-) -> Scorer:
+def several_points(*, think: bool = True, most: int | None = None, column: str = "box") -> Scorer:
     """``1 + a`` in -1..2: ``a = 1 / sqrt(N k)`` where the k-th of N points is the first inside the box, ``-1 / N`` where none is.
 
     -1 altogether for a completion without points, or of another form, and where three of its points lie on one line (a way to sweep the
     screen without looking). So one right point earns 2, and of N wrong ones each costs less: guessing on is worth it while it may help.
 
     Args:
-        path, key, column: JSON lines with the box ``[x1, y1, x2, y2]`` under ``column``, in the unit that the model is to answer in.
+        column: of the prompts, that holds the box ``[x1, y1, x2, y2]``, in the unit that the model is to answer in.
         think: whether ``<think>...</think>`` goes before the list ``[{"point_2d": [x, y]}, ...]``. most: points beyond it are another
             form; null for any number.
 
@@ -42,8 +41,8 @@ def several_points(
         inside = [x1 <= x <= x2 and y1 <= y <= y2 for x, y in points]
         return 1 + (1 / math.sqrt(len(points) * (inside.index(True) + 1)) if any(inside) else -1 / len(points))
 
-    scorer = against_answers("several_points", score, answers("several_points", path, key=key, column=column))
-    return Scorer("several_points", scorer.score, low=-1.0, high=2.0)
+    scorer = against_answers("several_points", score, column)
+    return replace(scorer, low=-1.0, high=2.0)
 
 
 def on_a_line(first: tuple[float, float], second: tuple[float, float], third: tuple[float, float]) -> bool:

@@ -22,19 +22,19 @@ BETTER = "which response is the better edit: the requested change is made, nothi
 
 
 def judge_edit(
-    path: str | None = None, *, server: ServerSettings, low: int = 1, high: int = 5, read: Literal["likely", "written"] = "likely",
-    apart: bool = False, key: str = "prompt", column: str = "source",
+    *, server: ServerSettings, low: int = 1, high: int = 5, read: Literal["likely", "written"] = "likely",
+    apart: bool = False, column: str = "source",
 ) -> Scorer:  # fmt: skip
     """Reward in ``low..high``: the mean of two scores of an edited image, ``follows`` and ``looks``; NaN where one is missing.
 
     The judge sees the source image and the instruction as the request, and the edited image as the response; each score is a question
-    of its own, as of ``judge``, which has the arguments. path, key, column: JSON lines with a path to the source image of each
-    prompt under ``column``; without it they come with the call. apart: the two as parts in place of their mean. Not differentiable.
+    of its own, as of ``judge``, which has the arguments. column: of the prompts, that holds the source image
+    of each, a path or a tensor. apart: the two as parts in place of their mean. Not differentiable.
 
     Source: the two dimensions of EditReward, https://arxiv.org/abs/2509.26346, asked of any vision-language model on a server; its own
     weights are not read. Errors: UserError.
     """
-    find = pictures("judge_edit", path, key=key, column=column)
+    find = pictures("judge_edit", column)
     asked = {
         name: judge(server=server, criterion=what, low=low, high=high, read=read) for name, what in (("follows", FOLLOWS), ("looks", LOOKS))
     }
@@ -44,21 +44,21 @@ def judge_edit(
         parts = {name: one(outputs, requests) for name, one in asked.items()}
         return parts if apart else (parts["follows"] + parts["looks"]) / 2
 
-    return Scorer("judge_edit", score, low=float(low), high=float(high))
+    return Scorer("judge_edit", score, low=float(low), high=float(high), reads=frozenset({column}))
 
 
 def judge_edit_pairs(
-    path: str, *, server: ServerSettings, read: Literal["likely", "written"] = "likely", ties: bool = False,
-    opponents: int | None = None, key: str = "prompt", column: str = "source",
+    *, server: ServerSettings, read: Literal["likely", "written"] = "likely", ties: bool = False,
+    opponents: int | None = None, column: str = "source",
 ) -> Oracle:  # fmt: skip
     """An oracle of pairs of edited images, each compared beside the source image in both orders; arguments as of ``judge_pairs``.
 
-    path, key, column: JSON lines with a path to the source image of each prompt under ``column``. Source: EditReward's pairs,
+    column: of the prompts, that holds the source image of each, a path or a tensor. Source: EditReward's pairs,
     https://arxiv.org/abs/2509.26346. Errors: UserError.
     """
-    find = pictures("judge_edit_pairs", path, key=key, column=column)
+    find = pictures("judge_edit_pairs", column)
     oracle = judge_pairs(server=server, criterion=BETTER, read=read, ties=ties, opponents=opponents)
-    return lambda outputs, prompts, group: oracle(outputs, _requests(prompts, find(prompts, {})), group)
+    return lambda outputs, prompts, group, **columns: oracle(outputs, _requests(prompts, find(prompts, columns)), group)
 
 
 def _requests(prompts: list[Any], sources: list[list[Tensor]]) -> list[list[dict[str, Any]]]:

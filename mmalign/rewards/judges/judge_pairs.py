@@ -44,7 +44,7 @@ def judge_pairs(
     _refuse(read, opponents)
     client = connect("judge_pairs", server)
 
-    def oracle(outputs: Any, prompts: list[Any], group: Tensor) -> Tensor:
+    def oracle(outputs: Any, prompts: list[Any], group: Tensor, **columns: Any) -> Tensor:
         pairs = _pairs(group.tolist(), opponents)
         found = _both_orders(
             client, [(prompts[i], outputs[i], outputs[j]) for i, j in pairs], criterion=criterion, read=read, ties=ties,
@@ -59,16 +59,16 @@ def judge_pairs(
 
 
 def judge_against(  # the published reward's own settings
-    path: str | None = None, *, server: ServerSettings, criterion: str = QUALITY, read: Read = "likely", ties: bool = False,
-    principles: Sequence[str] = (), principles_at_once: int | None = None, key: str = "prompt", column: str = "answer",
+    *, server: ServerSettings, criterion: str = QUALITY, read: Read = "likely", ties: bool = False,
+    principles: Sequence[str] = (), principles_at_once: int | None = None, column: str = "answer",
 ) -> Scorer:  # fmt: skip
     """Reward in 0..1: the probability that a completion is better than its prompt's reference answer, both orders averaged; or NaN.
 
-    path, key, column: where the reference answers are, as of ``exact_match``. The rest is as of ``judge_pairs``.
+    column: of the prompts, that holds the reference answers. The rest is as of ``judge_pairs``.
     Source: rewards as a judged win over a reference, as in win rates of AlpacaEval. Errors: UserError.
     """
     _refuse(read, None)
-    client, find = connect("judge_against", server), answers("judge_against", path, key=key, column=column)
+    client, find = connect("judge_against", server), answers("judge_against", column)
 
     def score(outputs: Any, prompts: list[Any], **columns: Any) -> Tensor:
         triples = list(zip(prompts, outputs, find(prompts, columns), strict=True))
@@ -77,7 +77,7 @@ def judge_against(  # the published reward's own settings
         )
         return torch.tensor(found, dtype=torch.float64)
 
-    return Scorer("judge_against", score, low=0.0, high=1.0)
+    return Scorer("judge_against", score, low=0.0, high=1.0, reads=frozenset({column}))
 
 
 def _pairs(group: list[int], opponents: int | None) -> list[tuple[int, int]]:

@@ -15,8 +15,8 @@ from mmalign.types import UserError
 
 
 def judge_rubric(
-    path: str | None = None, *, server: ServerSettings, criteria: Mapping[str, str] | None = None,
-    weights: Mapping[str, float] | None = None, required: Sequence[str] = (), apart: bool = False, key: str = "prompt",
+    *, server: ServerSettings, criteria: Mapping[str, str] | None = None,
+    weights: Mapping[str, float] | None = None, required: Sequence[str] = (), apart: bool = False,
     column: str = "rubric",
 ) -> Scorer:  # fmt: skip
     """Reward in 0..1: the weighted mean over criteria of the probability that a judge says yes to each.
@@ -26,7 +26,7 @@ def judge_rubric(
     is not met (p below one half) makes it 0.
 
     Args:
-        path: JSON lines with a prompt under ``key`` and its own rubric under ``column``, a criterion in every line that is not empty; or
+        column: of the prompts, that holds each one's own rubric, a criterion in every line that is not empty; where there are no
             ``criteria``: name -> question, the same for all prompts, such as ``{units: Does it give units?}``.
         weights: name -> weight of ``criteria``, 1 where there is none. required: names of ``criteria``.
         apart: answer with every criterion by name too, as parts of the reward, in place of the mean.
@@ -35,17 +35,15 @@ def judge_rubric(
     Source: p_k is P(yes) over P(yes) + P(no) at the first token, as VQAScore has it, https://arxiv.org/abs/2404.01291; a weighted
     list of criteria for each prompt as in Rubrics as Rewards, https://arxiv.org/abs/2507.17746. Errors: UserError.
     """
-    if (path is None) == (criteria is None):
-        raise UserError("judge_rubric: takes either path, or criteria {name: question}")
     names = list(criteria or {})
     if unknown := sorted((set(weights or {}) | set(required)) - set(names)):
-        raise UserError(f"judge_rubric: {unknown[0]!r} is no criterion; takes {', '.join(names) or 'none, as they come from the file'}")
+        raise UserError(f"judge_rubric: {unknown[0]!r} is no criterion; takes {', '.join(names) or 'none, as they come from the prompts'}")
     if apart and criteria is None:
         raise UserError("judge_rubric.apart: got true, and criteria that differ from prompt to prompt have no names; takes false")
     if any(weight == 0 or not math.isfinite(weight) for weight in (weights or {}).values()):
         raise UserError(f"judge_rubric.weights: got {dict(weights or {})}, takes numbers other than 0")
     client = connect("judge_rubric", server)
-    find = None if path is None else answers("judge_rubric", path, key=key, column=column)
+    find = answers("judge_rubric", column) if criteria is None else None
     signs = [(weights or {}).get(name, 1.0) for name in names]
 
     def value(answer: Answer) -> float:
@@ -69,7 +67,7 @@ def judge_rubric(
         musts = [place for place, name in enumerate(names) if name in required]
         return as_table([_mean(row, signs or [1.0] * len(row), musts) for row in rows])
 
-    return Scorer("judge_rubric", score, low=0.0, high=1.0)
+    return Scorer("judge_rubric", score, low=0.0, high=1.0, reads=frozenset({column} if criteria is None else ()))
 
 
 def _mean(met: Sequence[float | None], weights: Sequence[float], musts: Sequence[int]) -> float | None:

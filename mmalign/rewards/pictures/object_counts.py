@@ -35,9 +35,9 @@ Detect = Callable[[Tensor, Sequence[str]], Sequence[Found]]
 
 
 def object_counts(  # the published reward's own settings
-    path: str | None = None, *, detector: str = "google/owlv2-base-patch16-ensemble", detect: Detect | None = None,
+    *, detector: str = "google/owlv2-base-patch16-ensemble", detect: Detect | None = None,
     clip: str = "openai/clip-vit-large-patch14", least: float = 0.3, least_counting: float = 0.9, overlap: float = 1.0, part: bool = False,
-    key: str = "prompt", column: str = "objects", device: str | None = None,
+    column: str = "objects", device: str | None = None,
 ) -> Scorer:  # fmt: skip
     """1 where an image shows what its prompt's metadata asks for, 0 where it does not; or the ``part`` of its clauses that hold.
 
@@ -46,7 +46,7 @@ def object_counts(  # the published reward's own settings
     objects of the include with that number; every ``exclude`` for fewer than its count.
 
     Args:
-        path, key, column: JSON lines with the metadata of each prompt under ``column``.
+        column: of the prompts, that holds the metadata of each.
         detector: hub id or folder of a zero-shot object detector of transformers (OWL-ViT, OWLv2), or of a closed one (DETR and its kin,
             whose classes have to have these names). detect: ``(image [H, W, 3] uint8, names) -> [Found]`` in place of it.
         clip: of the colours, asked only where metadata name one: the likeliest of ten, of the object's box.
@@ -60,7 +60,7 @@ def object_counts(  # the published reward's own settings
     if not (0 <= least <= 1 and 0 <= least_counting <= 1 and 0 < overlap <= 1):
         raise UserError(f"object_counts: got least={least}, least_counting={least_counting}, overlap={overlap}, takes 0 to 1")
     see = detect or load_detector("object_counts.detector", detector, device)
-    find = answers("object_counts", path, key=key, column=column)
+    find = answers("object_counts", column)
     eyes: list[Clip] = []
 
     def color_of(picture: Tensor, found: Found) -> str:
@@ -83,7 +83,7 @@ def object_counts(  # the published reward's own settings
 
         return on_images("object_counts", score, differentiable=False, rows_at_once=16)(outputs, prompts)  # type: ignore[no-any-return]
 
-    return Scorer("object_counts", reward, low=0.0, high=1.0)
+    return Scorer("object_counts", reward, low=0.0, high=1.0, reads=frozenset({column}))
 
 
 def clauses(row: Mapping[str, Any], objects: Mapping[str, Sequence[Found]], color_of: Callable[[Found], str]) -> list[bool]:

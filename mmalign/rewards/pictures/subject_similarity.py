@@ -19,7 +19,7 @@ WEIGHTS = {"dino": "facebook/dino-vits16", "clip": "openai/clip-vit-base-patch32
 
 
 def subject_similarity(
-    path: str | None = None, *, features: Literal["dino", "clip"] = "dino", weights: str | None = None, key: str = "prompt",
+    *, features: Literal["dino", "clip"] = "dino", weights: str | None = None,
     column: str = "references", device: str | None = None, rows_at_once: int = 32,
 ) -> Scorer:  # fmt: skip
     """Reward in -1..1: the mean cosine of an image and its subject's reference images; DINO-I or CLIP-I.
@@ -31,8 +31,7 @@ def subject_similarity(
     (for DINO to 256/224 of it, as DreamBooth's evaluation does), the middle cut out, normalised, without rounding to 8 bits.
 
     Args:
-        path, key, column: JSON lines with a path, or a list of paths, for each prompt under ``column``; without path they come with the
-            call, as paths or tensors.
+        column: of the prompts, that holds a picture of each one's subject, or a list of them: paths or tensors.
         features: ``dino`` takes the class token of a ViT, ``clip`` the projected image. weights: hub id or folder of a model of that
             kind; DINO ViT-S/16 and CLIP ViT-B/32, as DreamBooth has them, by default.
         device: a GPU if there is one. rows_at_once: images in one call of the model.
@@ -47,7 +46,7 @@ def subject_similarity(
         if features == "dino"
         else load_clip("subject_similarity", name, device=device).of_images
     )
-    find = pictures("subject_similarity", path, key=key, column=column)
+    find = pictures("subject_similarity", column)
 
     def reward(outputs: Any, prompts: list[Any], **columns: Any) -> Tensor:
         with torch.no_grad():
@@ -59,7 +58,7 @@ def subject_similarity(
 
         return on_images("subject_similarity", score, differentiable=True, rows_at_once=rows_at_once)(outputs, prompts)  # type: ignore[no-any-return]
 
-    return Scorer("subject_similarity", reward, differentiable=True, low=-1.0, high=1.0)
+    return Scorer("subject_similarity", reward, differentiable=True, low=-1.0, high=1.0, reads=frozenset({column}))
 
 
 def load_dino(key: str, weights: str, device: str | None) -> Callable[[Tensor], Tensor]:

@@ -22,8 +22,8 @@ FENCE = re.compile(r"```[ \t]*([\w+-]*)[^\n]*\n(.*?)```", re.DOTALL)
 
 
 def code_tests(
-    path: str | None = None, *, score: Literal["part", "all"] = "part", seconds: float = 10.0, memory: int = 2**30,
-    isolate: Literal["try", "must", "no"] = "try", at_once: int = 4, key: str = "prompt", column: str = "tests",
+    *, score: Literal["part", "all"] = "part", seconds: float = 10.0, memory: int = 2**30,
+    isolate: Literal["try", "must", "no"] = "try", at_once: int = 4, column: str = "tests",
 ) -> Scorer:  # fmt: skip
     """The part of the prompt's tests that a completion's Python passes, in 0..1; or 1 where it passes ``all`` of them, else 0.
 
@@ -32,7 +32,7 @@ def code_tests(
     an exception and in time. Leaving early, by ``exit(0)`` say, is no pass.
 
     Args:
-        path, key, column: JSON lines with the tests of each prompt under ``column``: a list of statements, such as
+        column: of the prompts, that holds each one's tests: a list of statements, such as
             ``assert add(1, 2) == 3``, or one string, which is one test.
         seconds, memory: of one test; memory in bytes of address space.
         isolate: whether the code has no network and sees no other processes: ``try`` (said once where the system cannot), ``must``, ``no``.
@@ -46,7 +46,7 @@ def code_tests(
     if score not in ("part", "all") or at_once < 1:
         raise UserError(f"code_tests: got score={score!r}, at_once={at_once}, takes part or all, and 1 or more")
     refuse("code_tests", limits)
-    find = answers("code_tests", path, key=key, column=column)
+    find = answers("code_tests", column)
 
     def reward(outputs: Any, prompts: list[Any], **columns: Any) -> Tensor:
         codes = [code_of(text, ("python", "py", "python3", "")) for text in texts("code_tests", outputs, prompts)]
@@ -59,7 +59,7 @@ def code_tests(
             found[row] += float(good) / len(lists[row])
         return (found > 1 - 1e-9).double() if score == "all" else found
 
-    return Scorer("code_tests", reward, low=0.0, high=1.0)
+    return Scorer("code_tests", reward, low=0.0, high=1.0, reads=frozenset({column}))
 
 
 def code_of(text: str, languages: tuple[str, ...]) -> str:

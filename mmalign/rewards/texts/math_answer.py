@@ -7,7 +7,7 @@ import re
 from fractions import Fraction
 from typing import Literal
 
-from mmalign.rewards._shared.completions import against_answers, answers
+from mmalign.rewards._shared.completions import against_answers
 from mmalign.rewards._shared.scorer import Scorer
 from mmalign.types import UserError
 
@@ -15,18 +15,17 @@ Where = Literal["any", "boxed", "hashes", "last"]
 NUMBER = re.compile(r"-?\$?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:\s*/\s*\d+)?")
 
 
-def math_answer(path: str | None = None, *, key: str = "prompt", column: str = "answer", where: Where = "any") -> Scorer:
+def math_answer(*, column: str = "answer", where: Where = "any") -> Scorer:
     """1 where the answer a completion gives equals its prompt's, 0 where it does not or none is given.
 
     Args:
-        path: JSON lines with a prompt under ``key`` and its answer under ``column`` (whole solutions, as GSM8K has them, are read the
-            same way as completions); without it, answers come with the call, as the column of that name.
+        column: of the prompts, that holds each one's answer (whole solutions, as GSM8K has them, are read the same way as completions).
         where: what counts as giving an answer: the last ``boxed``, what follows the last ``####`` (``hashes``), the ``last`` number; or
             ``any``, the first of these three that is there.
 
     Numbers are equal as fractions (``1,000`` = ``1000.0``, ``\\frac{1}{2}`` = ``.5``); all else is equal as text without spaces and
     LaTeX's ornaments: no algebra is done, and no units are converted. An answer of the data's without a value is NaN.
-    Errors: UserError for a file that cannot be read, and for a prompt without an answer.
+    Errors: UserError for prompts without that column.
     """
     if where not in ("any", "boxed", "hashes", "last"):
         raise UserError(f"math_answer.where: got {where!r}, takes any, boxed, hashes or last")
@@ -36,7 +35,7 @@ def math_answer(path: str | None = None, *, key: str = "prompt", column: str = "
         wanted = plain(answer) if wanted is None else wanted
         return math.nan if wanted == "" else float(given(text, where) == wanted)
 
-    return against_answers("math_answer", score, answers("math_answer", path, key=key, column=column))
+    return against_answers("math_answer", score, column)
 
 
 def given(text: str, where: Where) -> Fraction | str | None:

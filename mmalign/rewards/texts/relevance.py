@@ -9,15 +9,15 @@ from torch import Tensor
 
 from mmalign.conversations import question
 from mmalign.rewards._models.weights import device_of, first_line
-from mmalign.rewards._shared.completions import answers, texts
+from mmalign.rewards._shared.completions import as_text, texts
 from mmalign.rewards._shared.scorer import Scorer
 from mmalign.rewards.texts.repetition import distinct_part
 from mmalign.types import UserError
 
 
 def relevance(
-    path: str | None = None, *, weights: str = "facebook/contriever", closed: tuple[float, float] = (0.0, 2.0), words: int = 100,
-    key: str = "prompt", column: str = "reference", device: str | None = None, rows_at_once: int = 32,
+    *, weights: str = "facebook/contriever", closed: tuple[float, float] = (0.0, 2.0), words: int = 100,
+    column: str = "reference", device: str | None = None, rows_at_once: int = 32,
 ) -> Scorer:  # fmt: skip
     """Relevance of a completion y to its prompt x, mixed by kind of prompt; 0 or more for a retriever whose products are::
 
@@ -29,8 +29,7 @@ def relevance(
     without three words has no trigram, and 0.
 
     Args:
-        path: JSON lines with a prompt under ``key`` and, where it is a closed question, its answer under ``column``; a prompt with an
-            empty answer, or without a file at all, is open. Without path, answers may come with the call.
+        column: of the prompts, that holds a closed question's answer; a prompt with an empty one, none, or no such column is open.
         weights: hub id or folder of an encoder of transformers. closed: products of the reference that count 0 and 1.
         words: that make the length 1; more than that is more. device, rows_at_once: as of other rewards.
 
@@ -47,14 +46,10 @@ def relevance(
         raise UserError(f"relevance.weights: got {weights!r}, takes a folder or a hub id of an encoder: {first_line(error)}") from error
     place = device_of(device)
     model = model.to(place).eval().requires_grad_(False)
-    find = answers("relevance", path, key=key, column=column) if path is not None else None
 
     def score(outputs: Any, prompts: list[Any], **columns: Any) -> Tensor:
         said = texts("relevance", outputs, prompts)
-        if find is None and column not in columns:
-            known = [""] * len(said)
-        else:
-            known = (find or answers("relevance", None, key=key, column=column))(prompts, columns)
+        known = ["" if answer is None else as_text(answer) for answer in columns.get(column, [None] * len(said))]
         others = [answer or question(prompt) for answer, prompt in zip(known, prompts, strict=True)]
         both = embedded(model, tokenizer, [*said, *others], place, rows_at_once)
         near = (both[: len(said)] * both[len(said) :]).sum(1)

@@ -19,9 +19,9 @@ from mmalign.types import UserError
 
 
 def testbench(  # the published reward's own settings
-    path: str | None = None, *, commands: Sequence[Sequence[str]], file: str, bench: str, languages: Sequence[str] = ("",),
+    *, commands: Sequence[Sequence[str]], file: str, bench: str, languages: Sequence[str] = ("",),
     passed: str | None = None, built: float = 0.0, seconds: float = 30.0, memory: int = 2**31,
-    isolate: Literal["try", "must", "no"] = "try", at_once: int = 4, key: str = "prompt", column: str = "bench",
+    isolate: Literal["try", "must", "no"] = "try", at_once: int = 4, column: str = "bench",
 ) -> Scorer:  # fmt: skip
     """1 where all commands end well (and the last one prints ``passed``), ``built`` where all but the last do, 0 elsewhere; in 0..1.
 
@@ -29,7 +29,7 @@ def testbench(  # the published reward's own settings
     bench: bench.v, languages: [verilog, v, ""], passed: "ALL PASSED"``.
 
     Args:
-        path, key, column: JSON lines with the testbench of each prompt, as text, under ``column``.
+        column: of the prompts, that holds each one's testbench, as text.
         commands: programs with their arguments, run one after the other in a fresh folder, without a shell.
         file, bench: names that the completion's code and the testbench have there.
         languages: of the fence that holds the code (``""``: a fence without one); the last one, or else the whole completion.
@@ -55,7 +55,7 @@ def testbench(  # the published reward's own settings
         wanted = re.compile(passed or "")
     except re.error as error:
         raise UserError(f"testbench.passed: {passed!r} is no regular expression: {error}") from error
-    find = answers("testbench", path, key=key, column=column)
+    find = answers("testbench", column)
 
     def one(code: str, held: str) -> float:
         done = run(commands, {file: code, bench: held}, limits)
@@ -69,4 +69,4 @@ def testbench(  # the published reward's own settings
         with ThreadPoolExecutor(at_once) as pool:
             return torch.tensor(list(pool.map(one, codes, find(prompts, columns))), dtype=torch.float64)
 
-    return Scorer("testbench", reward, low=0.0, high=1.0)
+    return Scorer("testbench", reward, low=0.0, high=1.0, reads=frozenset({column}))

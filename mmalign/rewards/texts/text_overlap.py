@@ -5,20 +5,20 @@ from __future__ import annotations
 import json
 from typing import Any, Literal
 
-from mmalign.rewards._shared.completions import against_answers, answers
+from mmalign.rewards._shared.completions import against_answers
 from mmalign.rewards._shared.scorer import Scorer
 from mmalign.types import UserError
 
 
 def text_overlap(
-    path: str | None = None, *, metric: Literal["chrf", "chrf++", "bleu"] = "chrf", case: bool = True, tokenize: str | None = None,
-    key: str = "prompt", column: str = "answer",
+    *, metric: Literal["chrf", "chrf++", "bleu"] = "chrf", case: bool = True, tokenize: str | None = None,
+    column: str = "answer",
 ) -> Scorer:  # fmt: skip
     """Reward in 0..1: sacrebleu's sentence score of a completion against its prompt's references, over 100.
 
     metric: ``chrf`` (letters), ``chrf++`` (letters, words and pairs of them), or ``bleu`` (words, with effective order, as single
     sentences need). case: whether it counts. tokenize: of BLEU, in sacrebleu's words (``13a`` by default; ``zh``, ``ja-mecab``, ...);
-    texts are to be detokenised. path, key, column: as of ``exact_match``; an answer may be a list of references.
+    texts are to be detokenised. column: as of ``exact_match``; an answer may be a list of references.
 
     Needs the package sacrebleu (the group ``metrics``). Source: chrF, https://aclanthology.org/W15-3049; BLEU,
     https://aclanthology.org/P02-1040; sacrebleu, https://aclanthology.org/W18-6319. Errors: UserError.
@@ -43,7 +43,7 @@ def text_overlap(
     def score(text: str, answer: str) -> float:
         return float(scorer.sentence_score(text, _references(answer)).score) / 100
 
-    return against_answers("text_overlap", score, answers("text_overlap", path, key=key, column=column))
+    return against_answers("text_overlap", score, column)
 
 
 def _references(answer: str) -> list[str]:

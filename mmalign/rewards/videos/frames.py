@@ -36,4 +36,11 @@ def frames(*, of: Callable[..., Any], stride: int = 1) -> Scorer:
         return found.unflatten(0, kept.shape[:2]).mean(1)
 
     low, high = getattr(of, "low", None), getattr(of, "high", None)
-    return Scorer("frames", score, differentiable=bool(getattr(of, "differentiable", False)), low=low, high=high)
+    return Scorer(
+        "frames",
+        score,
+        differentiable=bool(getattr(of, "differentiable", False)),
+        low=low,
+        high=high,
+        reads=frozenset(getattr(of, "reads", ())),
+    )
