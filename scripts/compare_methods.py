@@ -1,7 +1,7 @@
 """Trains every config of a small world, and writes what each method gained and what it cost as a table beside them.
 
 python scripts/compare_methods.py text                        # all of configs/text, about half a minute each; writes its README.md
-python scripts/compare_methods.py text --seeds 3 --runs runs/text dpo ipo grpo    # some, with three seeds; no README
+python scripts/compare_methods.py text dpo ipo grpo --seeds 3 --runs runs/text    # some, with three seeds; no README
 
 A run that is finished under --runs is not made again, so an interrupted call goes on where it was.
 """
@@ -42,10 +42,10 @@ def trained(name: str, folder: str, seed: int, runs: Path) -> dict[str, Any]:
 
     Runs of one seed stand side by side under the names that their configs give them, by which one may be another's reference.
     """
-    run = str(OmegaConf.load(CONFIGS / folder / f"{name}.yaml").name)
+    run = str(OmegaConf.load(CONFIGS / folder / f"{name}.yaml").run.name)
     said = runs / str(seed) / run / "summary.json"
     if not said.is_file():
-        command = [sys.executable, "-m", "mmalign", "train", f"{folder}/{name}", f"runs={runs / str(seed)}", f"seed={seed}"]
+        command = [sys.executable, "-m", "mmalign", "train", f"{folder}/{name}", f"run.folder={runs / str(seed)}", f"run.seed={seed}"]
         done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False)
         if done.returncode:
             return {"failed": done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"exit code {done.returncode}"}

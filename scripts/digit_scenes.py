@@ -39,7 +39,7 @@ def finished(name: str, seed: int, runs: Path) -> Path:
     """The folder of a run of ``digit_scenes/name``, which is made where it is not there."""
     folder = runs / f"{name}-{seed}"
     if not (folder / "summary.json").is_file():
-        told = [f"name={folder.name}", f"runs={runs}", f"seed={seed}"]
+        told = [f"run.name={folder.name}", f"run.folder={runs}", f"run.seed={seed}"]
         command = [sys.executable, "-m", "mmalign", "train", f"digit_scenes/{name}", *told]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
     return folder
@@ -101,19 +101,18 @@ def silence(name: str, runs: Path, *, every: int = 15) -> list[str]:
     asked, texts = [pair.prompt for pair in some for _ in range(2)], [text for pair in some for text in (pair.first, pair.second)]
     rollout = policy.encode(asked, texts, torch.arange(len(some)).repeat_interleave(2), torch.Generator())
     policy.remember(rollout, ["ref"], 64)
-    keys = ("records_per_step", "micro_rows", "learning_rate", "warmup", "seed")
     for step in range(0, config["steps"] + 1, every):
         if step:
-            told = {key: config[key] for key in keys}
             mm.offline(
                 policy,
                 records,
                 method,
                 steps=step,
-                resume=step > every,
+                batch=config["batch"],
+                optimizer=build_part(config, "optimizer"),
                 evaluation={"every": 10**6, "prompts": prompts[:2], "samples": 1},
-                **told,
-                run={"name": f"silence-{name}", "folder": str(runs), "trackers": (), "checkpoint_every": every},
+                run={**config["run"], "name": f"silence-{name}", "folder": str(runs), "checkpoint_every": every},
+                resume=step > every,
             )
         with torch.no_grad():
             now = policy.steps(rollout, torch.arange(2 * len(some)), needs=frozenset({Need("refs")}))

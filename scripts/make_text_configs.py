@@ -18,7 +18,7 @@ from mmalign.rooms import find, index
 from mmalign.types import Method
 
 FOLDER = Path(__file__).parents[1] / "configs" / "text"
-BY_HAND = {"grpo", "dpo", "ipo", "kto", "fine_grained_rlhf"}
+BY_HAND = {"grpo", "dpo", "ipo", "kto", "fine_grained_rlhf", "dppo", "grpo_s", "p3o"}
 
 SETTINGS: dict[str, str] = {
     "dr_grpo": "length: 20", "sppo": "beta: 0.05", "gpo": "beta: 0.1", "inpo": "eta: 0.05", "mnpo": "eta: 0.05", "apo_zero": "beta: 0.3",
@@ -35,34 +35,40 @@ WITHOUT = {
     "gdpo": "a second reward",
 }  # fmt: skip
 
-END = """\
-judges:
-  gold: {{use: text_gold}}
-metrics:
-  readability: {{use: text_readability}}
+POLICY = """\
+policy: {{use: transformers, model: {{use: text}}, max_completion: 20{heads}}}
 
-evaluation: {{every: {every}, prompts: {{use: text_prompts, count: 128, offset: 256}}, samples: 2, columns: 8}}
-checkpoint_every: {steps}
-trackers: []
+method: {{use: {name}{settings}}}
+"""
+
+END = """\
+
+evaluation:
+  every: {every}
+  prompts: {{use: text_prompts, count: 128, offset: 256}}
+  samples: 2
+  columns: 8
+  judges:
+    gold: {{use: text_gold}}
+  metrics:
+    readability: {{use: text_readability}}
+run: {{name: text_{name}, seed: 0, checkpoint_every: {steps}, trackers: []}}
 """
 
 OFFLINE = (
     """\
 # {meaning} On a tiny language model, from pairs of its own sentences.
 use: offline
-name: text_{name}
-seed: 0
 
-policy: {{use: transformers, model: {{use: text}}, max_completion: 20{heads}}}
-
-method: {{use: {name}{settings}}}
+"""
+    + POLICY
+    + """\
 
 records: {{use: text_pairs, prompts: 256, groups: 4, best_of: 4}}
+
 steps: {steps}
-records_per_step: 64
-micro_rows: 128
-learning_rate: 2.0e-4
-warmup: 5
+batch: {{records: 64, micro_rows: 128}}
+optimizer: {{rate: 2.0e-4, warmup: 5}}
 
 rewards:
   plain: {{use: text_plain}}
@@ -74,24 +80,18 @@ ONLINE = (
     """\
 # {meaning} On a tiny language model, from samples of its own.
 use: online
-name: text_{name}
-seed: 0
 
-policy: {{use: transformers, model: {{use: text}}, max_completion: 20{heads}}}
-
-method: {{use: {name}{settings}}}
+"""
+    + POLICY
+    + """\
 {references}
 prompts: {{use: text_prompts, count: 256}}
 rewards:
   plain: {{use: text_plain}}
-steps: {steps}
-prompts_per_step: 16
-group_size: 8
-epochs: 2
-micro_rows: 128
-learning_rate: {rate}
-warmup: 5
 
+steps: {steps}
+batch: {{prompts: 16, group: 8, epochs: 2, micro_rows: 128}}
+optimizer: {{rate: {rate}, warmup: 5}}
 """
     + END
 )
@@ -118,7 +118,7 @@ def main() -> None:
         text = (OFFLINE if from_pairs or name in ("bco", "sft", "ift") else ONLINE).format(
             meaning=explanation(find("mmalign.methods", name)).meaning,
             name=name,
-            references="references: {dpo: text_dpo}  # train text/dpo first\n" if refs("dpo") in method.reads else "",
+            references="references: {dpo: {from: text_dpo}}  # train text/dpo first\n" if refs("dpo") in method.reads else "",
             settings=f", {SETTINGS[name]}" if SETTINGS.get(name) else "",
             heads=f", heads: [{', '.join(heads)}]" if (heads := sorted(HEADS & kinds(method.needs | method.reads))) else "",
             rate="5.0e-4" if held else "1.5e-4",

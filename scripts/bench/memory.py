@@ -31,7 +31,7 @@ from typing import Any
 
 import torch
 
-from mmalign.policies.settings import Memory, Schedule
+from mmalign.policies.settings import Lora, Memory, Schedule
 
 # layers, heads of 64, layers with a second attention, sides of the latent, widths of the decoder. The large one is
 # stabilityai/stable-diffusion-3.5-medium as its config.json has it: 24 layers of 24 heads, the first 13 with two attentions
@@ -53,8 +53,8 @@ ROWS: dict[str, dict[str, Any]] = {
     **{f"base+{name}": option for name, option in OPTIONS.items()},
     "all but compile": {key: value for name, option in OPTIONS.items() if name != "compile" for key, value in option.items()},
     "all": {key: value for option in OPTIONS.values() for key, value in option.items()},
-    "full weights": {"lora": None},
-    "full weights+offload": {"lora": None, "offload": ["frozen", "references"]},
+    "full weights": {"full": True},
+    "full weights+offload": {"full": True, "offload": ["frozen", "references"]},
 }
 
 
@@ -129,11 +129,12 @@ def one(name: str, told: argparse.Namespace) -> dict[str, Any]:
     from mmalign.methods import flow_grpo
     from mmalign.policies.diffusers import diffusers
     from mmalign.training.learner import Learner
+    from mmalign.training.optimizers import adamw
 
     torch.set_num_threads(1 if told.device == "cpu" else torch.get_num_threads())
     option = dict(ROWS[name])
     micro_steps, device = option.pop("micro_steps", None), torch.device(told.device)
-    lora = option.pop("lora", {"rank": 32})
+    lora = None if option.pop("full", False) else Lora()
     side, words = 8 * SIZES[told.size][3], 256 if told.size == "sd35-medium" else 32
     policy = diffusers(
         pipeline(told.size),
@@ -141,12 +142,11 @@ def one(name: str, told: argparse.Namespace) -> dict[str, Any]:
         dtype=told.dtype,
         device=told.device,
         call={"height": side, "width": side, "max_sequence_length": words},
-        **option,
         schedule=Schedule(steps=told.steps, guidance=4.5),
-        memory=Memory(rows_at_once=told.rows),
+        memory=Memory(rows_at_once=told.rows, **option),
     )
     method = flow_grpo(ratio="per_step", clip=0.2, beta=0.0)
-    learner = Learner(policy, method, learning_rate=1e-4, warmup=0, weight_decay=0.0, max_grad_norm=1.0, ema=None)
+    learner = Learner(policy, method, adamw(rate=1e-4), steps=told.rounds + 1)
     signal = torch.linspace(-1, 1, told.rows, dtype=torch.float64)[:, None]
     kept: dict[str, Any] = {}
 

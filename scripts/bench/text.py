@@ -94,7 +94,7 @@ def ours(case: Case, steps: int, clock: Clock) -> None:
 
     policy = mm.policies.transformers(network(case.words), tokenizer(case.words), max_completion=case.completion, device="cpu")
     method = mm.methods.dpo() if case.method == "dpo" else mm.methods.grpo(beta=0.0)
-    learner = Learner(policy, method, learning_rate=1e-5, warmup=0, weight_decay=0.0, max_grad_norm=1.0, ema=None)
+    learner = Learner(policy, method, mm.adamw(rate=1e-5), steps=steps)
     prompts, rows = ROWS[case.method]
     data, rng = texts(case, steps), torch.Generator().manual_seed(0)
     group = torch.arange(prompts).repeat_interleave(rows)

@@ -132,7 +132,7 @@ def ours(case: Case, steps: int, clock: Clock) -> None:
 
     model, processor = made(case)
     policy, method = mm.policies.transformers(model, processor, max_completion=COMPLETION, device="cpu"), mm.methods.grpo(beta=0.0)
-    learner = Learner(policy, method, learning_rate=1e-5, warmup=0, weight_decay=0.0, max_grad_norm=1.0, ema=None)
+    learner = Learner(policy, method, mm.adamw(rate=1e-5), steps=steps)
     asked, said = data(steps)
     group, rng = torch.arange(PROMPTS).repeat_interleave(ROWS), torch.Generator().manual_seed(0)
     feedback = Feedback(torch.randn(len(group), generator=rng).double(), group)
