@@ -36,6 +36,10 @@ def like(who: str, function: Callable[..., Any], **changes: Any) -> Any:
     """A method as a library computes it: ``like("TRL", mm.methods.ipo, beta=0.2)``; ``changes`` go before the dialect's keywords.
 
     who: the beginning of a name under ``Dialects:``, in any case; the first that fits. Errors: UserError with the names there are.
+
+    Examples:
+        >>> sorted(map(str, like("TRL", mm.methods.grpo).needs))  # beta is 0 there: no reference
+        ['old']
     """
     return function(**{**settings(who, function), **changes})
 

@@ -18,6 +18,10 @@ The house form is::
 
     Errors: UserError where ...
 
+    Examples:
+        >>> mm.methods.kto(beta=0.2).unit
+        'batch'
+
 Where a function needs no list, its keywords may stand in prose, each at the start of a sentence: ``path: a JSON file. seed: of the
 order.`` What means the same wherever it occurs (`SHARED`) need not be said again.
 """
@@ -30,7 +34,7 @@ import textwrap
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-SECTIONS = ("Args", "Paper", "Deviations", "Dialects", "Errors")
+SECTIONS = ("Args", "Paper", "Deviations", "Dialects", "Errors", "Examples")
 
 SHARED = {
     "path": "the file that it reads.",
@@ -59,7 +63,8 @@ class Explanation(NamedTuple):
     """A docstring in parts.
 
     formula: prose and equations. keywords: (names, meaning), those of ``Args``, of the prose and of ``SHARED``, in that order.
-    defaults: name -> default, ``inspect.Parameter.empty`` where it is required. remarks: what follows the keywords. dialects: as text.
+    defaults: name -> default, ``inspect.Parameter.empty`` where it is required. remarks: what follows the keywords. dialects, examples: as
+    text.
     """
 
     name: str
@@ -72,6 +77,7 @@ class Explanation(NamedTuple):
     deviations: str
     dialects: str
     errors: str
+    examples: str
 
     @property
     def unexplained(self) -> list[str]:
@@ -108,6 +114,7 @@ def explanation(function: Callable[..., Any]) -> Explanation:
         deviations=unwrapped(parts.get("Deviations", "")),
         dialects=parts.get("Dialects", ""),
         errors=unwrapped(parts.get("Errors", "")),
+        examples=textwrap.dedent(parts.get("Examples", "").strip("\n")).rstrip(),
     )
 
 

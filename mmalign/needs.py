@@ -17,7 +17,12 @@ REWARD_MASK, KL_MASK, DEGREE = Need("reward_mask"), Need("kl_mask"), Need("degre
 
 
 def refs(name: str) -> Need:
-    """Log-probabilities under the reference of that name."""
+    """Log-probabilities under the reference of that name.
+
+    Examples:
+        >>> str(refs("ref"))
+        'refs:ref'
+    """
     return Need("refs", name)
 
 

@@ -265,6 +265,11 @@ def is_file(parameter: Parameter) -> bool:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """``"; nearest: a, b"`` for a mistyped name, or an empty string where nothing is near."""
+    """``"; nearest: a, b"`` for a mistyped name, or an empty string where nothing is near.
+
+    Examples:
+        >>> nearest("flow_grop", ["flow_grpo", "kto", "dpo"])
+        '; nearest: flow_grpo'
+    """
     close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.6)
     return f"; nearest: {', '.join(close)}" if close else ""

@@ -27,6 +27,11 @@ def made_up(*, beta: float = 0.1, mix: Any = None, link: str = "logistic") -> di
     Deviations: all.
 
     Errors: UserError for nothing.
+
+    Examples:
+        >>> for one in [1]:
+        ...     one
+        1
     """
     return {"beta": beta, "mix": mix, "link": link}
 
@@ -48,6 +53,7 @@ def test_a_list_of_keywords() -> None:
     assert parts.keywords == [("beta, link", "two keywords on two lines: of text."), ("mix", "another.")] and parts.remarks == "A remark."
     assert parts.paper == "None, arXiv 0000.00000." and parts.deviations == "all." and parts.defaults["link"] == "logistic"
     assert parts.errors == "UserError for nothing." and parts.unexplained == []
+    assert parts.examples == ">>> for one in [1]:\n...     one\n1"
 
 
 def test_keywords_in_prose_and_those_that_mean_the_same_everywhere() -> None:

@@ -96,6 +96,10 @@ def _function(out: Console, named: Named, made_by: Callable[..., Any]) -> None:
         if text:
             out.print(f"\n[bold]{head}[/bold]{'  ' if head else ''}{escape(text)}")
     _dialects(out, made_by)
+    if told.examples:
+        out.print("\n[bold]Examples[/bold]")
+        for line in told.examples.splitlines():
+            out.print(f"  {escape(line)}", soft_wrap=True)
     out.print(f"\n[bold]Source[/bold]  {named.place or made_by.__module__}")
     for line in _example(named, told):
         out.print(f"  {escape(line)}")

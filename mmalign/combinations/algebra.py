@@ -47,6 +47,14 @@ def weighted_sum(
         transforms: name -> what is done to that reward first (``transforms.py``).
         missing: ``row``, a row without one of them has no reward; ``rest``, the others stand for it, which makes sense where all have
             one scale. required: rewards whose absence leaves the row without one all the same.
+
+    Examples:
+        >>> parts = {"hps": torch.tensor([0.25, 0.5]).double(), "ocr": torch.tensor([1.0, torch.nan]).double()}
+        >>> group, prompts = torch.tensor([0, 0]), ["a sign", "a sign"]
+        >>> mm.combinations.weighted_sum(weights={"hps": 2.0, "ocr": 0.5})(parts, group, prompts).tolist()
+        [1.0, nan]
+        >>> mm.combinations.weighted_sum(missing="rest")(parts, group, prompts).tolist()  # 2 / 1 times the one that is there
+        [1.25, 1.0]
     """
     refuse_missing("weighted_sum", missing)
 
@@ -82,6 +90,11 @@ def harmonic(*, weights: Weights | None = None, transforms: Mapping[str, Any] | 
     With two weights ``lambda`` and ``1 - lambda`` on similarity to the subject and on fit to the prompt it is the lambda-harmonic reward.
     A reward of 0 makes it 0. A negative one is refused: UserError.
     Paper: Subject-driven Text-to-Image Generation via Preference-based Reinforcement Learning, https://arxiv.org/abs/2407.12164.
+
+    Examples:
+        >>> parts = {"subject": torch.tensor([0.5, 1.0, 1.0]).double(), "prompt": torch.tensor([0.5, 0.5, 0.0]).double()}
+        >>> mm.combinations.harmonic()(parts, torch.tensor([0, 0, 0]), ["a dog"] * 3)  # 2 / (1 + 2) = 2/3
+        tensor([0.5000, 0.6667, 0.0000], dtype=torch.float64)
     """
     refuse_missing("harmonic", missing)
     if weights is not None and not all(weight > 0 for weight in weights.values()):
@@ -102,7 +115,13 @@ def harmonic(*, weights: Weights | None = None, transforms: Mapping[str, Any] | 
 
 
 def worst(*, of: Sequence[str] | None = None, transforms: Mapping[str, Any] | None = None, missing: Missing = "row") -> Combination:
-    """``min_k r_k``: worst-case optimisation, of rewards of one scale (WCO, https://arxiv.org/abs/2310.02743)."""
+    """``min_k r_k``: worst-case optimisation, of rewards of one scale (WCO, https://arxiv.org/abs/2310.02743).
+
+    Examples:
+        >>> parts = {"a": torch.tensor([1.0, 4.0]).double(), "b": torch.tensor([2.0, 3.0]).double()}
+        >>> mm.combinations.worst()(parts, torch.tensor([0, 0]), ["x", "x"]).tolist()
+        [1.0, 3.0]
+    """
     refuse_missing("worst", missing)
 
     def least(parts: Parts, rows: Rows) -> Tensor:
@@ -123,6 +142,11 @@ def lower_bound(
     spread: ``variance`` is uncertainty-weighted optimisation, ``mean - k * variance``. unbiased: divide by n - 1; public code of UWO has
     it both ways in one repository (numpy's n, torch's n - 1), which are 1.56 and 2.33 on rewards of 1, 2 and 4.
     Paper: Reward Model Ensembles Help Mitigate Overoptimization (UWO), https://arxiv.org/abs/2310.02743. Errors: UserError.
+
+    Examples:
+        >>> parts = {"a": torch.tensor([1.0, 2.0]).double(), "b": torch.tensor([3.0, 2.0]).double()}
+        >>> mm.combinations.lower_bound(k=0.5)(parts, torch.tensor([0, 0]), ["x", "x"]).tolist()  # 2 - 0.5 * 1
+        [1.5, 2.0]
     """
     refuse_missing("lower_bound", missing)
     if k < 0 or spread not in ("std", "variance"):
@@ -224,6 +248,11 @@ def gated(
     gates: name -> least score, taken before any transform of that name. otherwise: what a row gets that a gate stops. weights: of
     the rewards that are summed; all that are no gates, with 1, by default. A row that one known gate stops is stopped, whatever is
     missing; else a missing gate, or a missing reward, leaves it without one.
+
+    Examples:
+        >>> parts = {"safe": torch.tensor([0.9, 0.1]).double(), "nice": torch.tensor([0.25, 8.0]).double()}
+        >>> mm.combinations.gated(gates={"safe": 0.5}, otherwise=-1.0)(parts, torch.tensor([0, 0]), ["x", "x"]).tolist()
+        [0.25, -1.0]
     """
     if not gates or not math.isfinite(otherwise):
         raise UserError(f"gated: got gates={dict(gates)}, otherwise={otherwise}, takes one gate or more, and a finite number")
@@ -248,6 +277,11 @@ def lexicographic(*, order: Mapping[str, float]) -> Combination:
     compared with none has no reward.
     Paper: Deep Reinforcement Learning from Hierarchical Weak Preference Feedback (HERON), https://arxiv.org/abs/2309.02632.
     Deviations: the paper trains a reward model on such comparisons; here their mean over the group is the reward. Errors: UserError.
+
+    Examples:
+        >>> parts = {"right": torch.tensor([1.0, 1.0, 0.0]).double(), "short": torch.tensor([0.25, 0.75, 1.0]).double()}
+        >>> mm.combinations.lexicographic(order={"right": 0.5, "short": 0.0})(parts, torch.tensor([0, 0, 0]), ["x"] * 3).tolist()
+        [0.5, 1.0, 0.0]
     """
     if not order or not all(margin >= 0 for margin in order.values()):
         raise UserError(f"lexicographic.order: got {dict(order)}, takes name -> margin of 0 or more, the most important first")

@@ -26,6 +26,11 @@ def z_score(*, over: Over = "group", eps: float = 1e-6) -> Transform:
 
     Equal scores (found by the largest minus the smallest, relative to their size) and a score alone become 0. ``running`` takes a
     rollout in before it is transformed, and its count, mean and squares are in the checkpoint. Errors: UserError.
+
+    Examples:
+        >>> scaled = mm.combinations.weighted_sum(transforms={"likes": mm.combinations.z_score(eps=0.0)})
+        >>> scaled({"likes": torch.tensor([1.0, 2.0, 3.0, 5.0]).double()}, torch.tensor([0, 0, 0, 1]), ["x"] * 4).tolist()  # 5 is alone
+        [-1.0, 0.0, 1.0, 0.0]
     """
     _refuse_over("z_score", over, ("group", "batch", "running"))
     if eps < 0:
@@ -43,6 +48,11 @@ def rank(*, over: Literal["group", "batch"] = "group") -> Transform:
     """The part of the other rows that a row is better than, a tie counting one half: 0 for the worst, 1 for the best; 1/2 alone.
 
     Only the order counts, so that no outlier and no scale does. Errors: UserError.
+
+    Examples:
+        >>> ranked = mm.combinations.weighted_sum(transforms={"likes": mm.combinations.rank()})
+        >>> ranked({"likes": torch.tensor([10.0, 900.0, 10.0]).double()}, torch.tensor([0, 0, 0]), ["x"] * 3).tolist()
+        [0.25, 1.0, 0.25]
     """
     _refuse_over("rank", over, ("group", "batch"))
 

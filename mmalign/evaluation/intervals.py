@@ -65,6 +65,12 @@ def estimates(
 
     A draw without a value (0 / 0) is left out. One cluster alone has no interval: NaN. Errors: UserError for a level outside 0..1,
     no resamples, and columns of another length than ``clusters``.
+
+    Examples:
+        >>> counts = {"right": [1, 0, 1, 1], "rows": [1, 1, 1, 1]}
+        >>> found = estimates(counts, ["cat", "cat", "dog", "owl"], lambda sums: {"accuracy": ratio(sums["right"], sums["rows"])})
+        >>> found["accuracy"].value, found["accuracy"].high
+        (0.75, 1.0)
     """
     if not 0 < level < 1 or resamples < 1:
         raise UserError(f"intervals: got level {level}, resamples {resamples}; takes a level between 0 and 1, and 1 resample or more")

@@ -25,6 +25,11 @@ def win_rate(
     outcomes: 1 for a win, 0 for a loss, .5 for a tie, or a win probability; NaN for a comparison that nobody decided, which is left out
     and counted. prompts: what each comparison was about; several of one prompt (repetitions, both orders) are resampled together.
     Errors: UserError for an outcome outside 0..1 and lists of different lengths.
+
+    Examples:
+        >>> scores = win_rate([1, 1, 0, 0.5], ["a", "b", "c", "d"])
+        >>> scores.values["win_rate"].value, scores.values["ties"].value
+        (0.625, 0.25)
     """
     said, asked = _checked(outcomes, prompts)
     known = [place for place, outcome in enumerate(said) if not np.isnan(outcome)]

@@ -67,6 +67,13 @@ def guide(
 
     Blocks nest: what is around the denoiser, changes steps and filters particles works together, and a search runs all that is inside.
     The ledger of a block counts all calls in it. Errors: UserError.
+
+    Examples:
+        >>> pipe = mm.worlds.digits()
+        >>> with mm.guide(pipe, mm.worlds.digits_proxy(), guidance="best_of", count=3) as guided:
+        ...     images = pipe("a handwritten seven", num_inference_steps=2).images
+        >>> len(images), guided.ledger.rewards  # one of three that were scored
+        (1, 3)
     """
     rewards = reward if isinstance(reward, Mapping) else {} if reward is None else {"reward": reward}
     chosen = _chosen(guidance, rewards, settings)

@@ -22,7 +22,12 @@ def reverse_kl(log_ratio: Tensor) -> Tensor:
 
 
 def forward_kl(log_ratio: Tensor) -> Tensor:
-    """``-1 / u``: of ``f(u) = -log u``. TRL's is inf from about -88 nats on, and NaN where both rows are there."""
+    """``-1 / u``: of ``f(u) = -log u``. TRL's is inf from about -88 nats on, and NaN where both rows are there.
+
+    Examples:
+        >>> forward_kl(torch.tensor([0.5, 1.0, 2.0]).log())
+        tensor([-2.0000, -1.0000, -0.5000])
+    """
     return -bounded_exp(-log_ratio)
 
 
@@ -32,7 +37,12 @@ def jensen_shannon(log_ratio: Tensor) -> Tensor:
 
 
 def alpha_divergence(log_ratio: Tensor, *, alpha: float) -> Tensor:
-    """``(u^(alpha - 1) - 1) / (alpha - 1)``; ``log u`` in the limit alpha = 1."""
+    """``(u^(alpha - 1) - 1) / (alpha - 1)``; ``log u`` in the limit alpha = 1.
+
+    Examples:
+        >>> alpha_divergence(torch.tensor([0.25, 4.0]).log(), alpha=0.5)  # (2 - 1) / (-1/2), (1/2 - 1) / (-1/2)
+        tensor([-2.,  1.])
+    """
     if abs(alpha - 1) < 1e-6:
         return log_ratio
     return bounded_expm1((alpha - 1) * log_ratio) / (alpha - 1)

@@ -21,17 +21,32 @@ Compare = Callable[[Tensor, Tensor], Tensor]
 
 
 def logistic(margin: Tensor, *, beta: float) -> Tensor:
-    """``-log sigmoid(beta margin)``: the Bradley-Terry likelihood of the preference (DPO, arXiv 2305.18290, eq. 7)."""
+    """``-log sigmoid(beta margin)``: the Bradley-Terry likelihood of the preference (DPO, arXiv 2305.18290, eq. 7).
+
+    Examples:
+        >>> logistic(torch.tensor([0.0, 10.0, -10.0]), beta=0.1)  # log 2, log(1 + 1/e), log(1 + e)
+        tensor([0.6931, 0.3133, 1.3133])
+    """
     return -functional.logsigmoid(beta * margin)
 
 
 def hinge(margin: Tensor, *, beta: float) -> Tensor:
-    """``max(0, 1 - beta margin)`` (SLiC's loss on DPO's margin; RSO, arXiv 2309.06657, eq. 10)."""
+    """``max(0, 1 - beta margin)`` (SLiC's loss on DPO's margin; RSO, arXiv 2309.06657, eq. 10).
+
+    Examples:
+        >>> hinge(torch.tensor([-5.0, 5.0, 10.0, 20.0]), beta=0.1)
+        tensor([1.5000, 0.5000, 0.0000, 0.0000])
+    """
     return torch.relu(1 - beta * margin)
 
 
 def squared(margin: Tensor, *, beta: float) -> Tensor:
-    """``(margin - 1 / (2 beta))^2``: a margin of ``1 / (2 beta)`` is enough, and more is too much (IPO, arXiv 2310.12036, eq. 17)."""
+    """``(margin - 1 / (2 beta))^2``: a margin of ``1 / (2 beta)`` is enough, and more is too much (IPO, arXiv 2310.12036, eq. 17).
+
+    Examples:
+        >>> squared(torch.tensor([0.0, 5.0, 7.0]), beta=0.1)  # 5 is enough
+        tensor([25.,  0.,  4.])
+    """
     return (margin - 1 / (2 * beta)) ** 2
 
 
@@ -77,7 +92,13 @@ def named(name: str, *, beta: float) -> Link:
 
 
 def ahead(link: Link, *, by: float = 0.0) -> Compare:
-    """A link of the margin between two scores, less ``by``: the margin that is asked for."""
+    """A link of the margin between two scores, less ``by``: the margin that is asked for.
+
+    Examples:
+        >>> compare = ahead(named("squared", beta=0.5), by=2.0)  # a margin of 2, and then 1 / (2 beta) = 1
+        >>> compare(torch.tensor([4.0, 2.0]), torch.tensor([1.0, 2.0]))
+        tensor([0., 9.])
+    """
     return lambda better, worse: link(better - worse - by)
 
 
@@ -85,6 +106,11 @@ def smoothed(compare: Compare, *, flips: float) -> Compare:
     """``(1 - e) compare(better, worse) + e compare(worse, better)``: a fraction e of the labels is taken to be flipped (cDPO).
 
     A soft label p then counts as ``p (1 - e) + (1 - p) e``. Errors: UserError for ``flips`` outside 0 to below 0.5.
+
+    Examples:
+        >>> compare = smoothed(ahead(named("hinge", beta=1.0)), flips=0.25)  # 3/4 of 0, and 1/4 of 1 + 1
+        >>> compare(torch.tensor(3.0), torch.tensor(2.0))
+        tensor(0.5000)
     """
     if not 0 <= flips < 0.5:
         raise UserError(f"smoothing: got {flips}, takes 0 to below 0.5")
@@ -95,6 +121,12 @@ def unbiased(compare: Compare, *, flips: float) -> Compare:
     """``[(1 - e) compare(better, worse) - e compare(worse, better)] / (1 - 2 e)``: its mean over flipped labels is the clean loss.
 
     rDPO (arXiv 2403.00409). A soft label p counts as ``(p - e) / (1 - 2 e)``. Errors: UserError for ``flips`` outside 0 to below 0.5.
+
+    Examples:
+        >>> compare = unbiased(ahead(named("hinge", beta=1.0)), flips=0.25)
+        >>> right, flipped = compare(torch.tensor(3.0), torch.tensor(2.0)), compare(torch.tensor(2.0), torch.tensor(3.0))
+        >>> 0.75 * right + 0.25 * flipped  # what the loss of the right label is: max(0, 1 - 1)
+        tensor(0.)
     """
     if not 0 <= flips < 0.5:
         raise UserError(f"flips: got {flips}, takes 0 to below 0.5")

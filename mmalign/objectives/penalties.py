@@ -46,6 +46,12 @@ def k3(steps: Steps, name: str = "ref") -> Tensor:
 
     Beyond 20 nats the exponential goes on along its tangent. verl clamps the value to -10..10 instead, which takes the
     gradient away exactly where the policy is farthest from the reference.
+
+    Examples:
+        >>> log_probs, mask = torch.tensor([[0.5, 0.25]], dtype=torch.float64).log(), torch.tensor([[True, True]])
+        >>> steps = Steps(log_probs, mask, refs={"ref": torch.tensor([[0.5, 0.5]], dtype=torch.float64).log()})
+        >>> k3(steps)  # 0, and 2 - 1 - log 2
+        tensor([[0.0000, 0.3069]], dtype=torch.float64)
     """
     difference = _log_ratio(steps, name)
     return bounded_expm1(-difference) + difference

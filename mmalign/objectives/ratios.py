@@ -27,7 +27,14 @@ def per_scalar(steps: Steps) -> Tensor:
 
 
 def per_sequence(steps: Steps) -> Tensor:
-    """The mean of a row's log-ratios over its live steps, in each of them (GSPO, arXiv 2507.18071): nats per step."""
+    """The mean of a row's log-ratios over its live steps, in each of them (GSPO, arXiv 2507.18071): nats per step.
+
+    Examples:
+        >>> mask = torch.tensor([[True, True, False]])
+        >>> old = torch.tensor([[-1.0, -2.0, 0.0]], dtype=torch.float64)
+        >>> per_sequence(Steps(torch.tensor([[-1.5, -1.0, 0.0]], dtype=torch.float64), mask, old=old)).tolist()  # (-0.5 + 1) / 2
+        [[0.25, 0.25, 0.0]]
+    """
     length = steps.mask.sum(1, keepdim=True).clamp(min=1)
     return live((per_step(steps).sum(1, keepdim=True) / length).expand_as(steps.log_probs), steps.mask)
 

@@ -40,6 +40,11 @@ def clipped(log_ratio: Tensor, advantage: Tensor, *, low: float, high: float, du
 
     low, high: how far the ratio may go below and above 1 before its gradient stops.
     dual: c > 1; where ``A < 0`` the loss is at most ``-c A`` (dual clip, arXiv 1912.09729; verl has it on at 3). None: off.
+
+    Examples:
+        >>> ratio = torch.tensor([[1.0, 1.5, 0.5]])
+        >>> clipped(ratio.log(), torch.tensor([[2.0]]), low=0.2, high=0.2)
+        Surrogate(values=tensor([[-2.0000, -2.4000, -1.0000]]), clipped=tensor([[False,  True, False]]))
     """
     _check(log_ratio, advantage)
     if not (0 <= low <= 1 and high >= 0):
@@ -65,6 +70,10 @@ def sigmoid(log_ratio: Tensor, advantage: Tensor, *, positive: float, negative: 
     """``-4 / tau sigmoid(tau (rho - 1)) A``, tau by the sign of A: a clip with soft edges (SAPO, arXiv 2511.20347).
 
     At ``rho = 1`` its gradient is that of ``-rho A``; it fades on both sides, the faster the larger tau.
+
+    Examples:
+        >>> sigmoid(torch.tensor([[0.0]]), torch.tensor([[3.0]]), positive=1.0, negative=1.05).values  # -4 sigmoid(0) 3
+        tensor([[-6.]])
     """
     _check(log_ratio, advantage)
     if not (positive > 0 and negative > 0):

@@ -22,6 +22,13 @@ class Lora(Record):
     by default the projections of attention; ``all-linear`` leaves the output embeddings out, as peft does. dropout: of what enters A.
     seed: of A. from_: a run's folder, or an adapter of peft's or diffusers', that it starts as; rank, alpha and targets are read from
     there. In YAML ``from``.
+
+    Examples:
+        >>> mm.Lora(rank=8)
+        Lora(rank=8, alpha=None, targets=None, dropout=0.0, seed=0, from_=None)
+        >>> mm.Lora(rank=0)
+        Traceback (most recent call last):
+        mmalign.types.UserError: rank: got 0, takes 1 or more
     """
 
     rank: int = RANK

@@ -20,6 +20,11 @@ def combined(*, rewards: Mapping[str, Callable[..., Any]], combine: Combination 
 
     What is normalised by group takes equal prompts for one group. State is used as it is, and learns nothing: training has its own
     ``combine``, which also logs each reward by itself. Errors: UserError.
+
+    Examples:
+        >>> both = mm.rewards.combined(rewards={"brief": mm.rewards.length(2), "digit": mm.rewards.format(r".*[0-9].*")})
+        >>> both(["4", "it is surely 4", "four"], ["2 + 2?"] * 3).tolist()
+        [1.0, 0.0, 0.0]
     """
     if not rewards or not all(callable(reward) for reward in rewards.values()):
         raise UserError(f"combined.rewards: got {dict(rewards)!r}, takes at least one {{name: reward}}")

@@ -14,6 +14,10 @@ def seats(group_size: int, samplers: Sequence[Sampler]) -> Tensor:
     """``[G]`` int64: who draws each row of a group, 0 the current policy, k the k-th sampler, in this order.
 
     G is ``group_size`` and one for each sampler without a part of it. Errors: UserError for a group too small for all of them.
+
+    Examples:
+        >>> seats(4, [Sampler("opponent", {"ref": 1.0}, part=0.5), Sampler("greedy", {"current": 1.0}, part=0.0, greedy=True)]).tolist()
+        [0, 0, 1, 1, 2]
     """
     counts = [max(1, round(sampler.part * group_size)) if sampler.part else 1 for sampler in samplers]
     own = group_size - sum(count for count, sampler in zip(counts, samplers, strict=True) if sampler.part)

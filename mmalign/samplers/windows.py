@@ -29,6 +29,10 @@ def all_but_last(*, count: int = 1) -> Window:
 
     ``count=2`` for schedules that end in a tiny level before 0 (diffusers with a static shift): a random step into it leaves
     noise in the image just as the last one does.
+
+    Examples:
+        >>> mm.windows.all_but_last()(4, 0, torch.Generator()).tolist()
+        [True, True, True, False]
     """
     _require(count >= 0, f"all_but_last.count: got {count}, takes 0 or more")
 
@@ -43,6 +47,10 @@ def first_fraction(*, fraction: float = 0.5) -> Window:
     """The first ``int(fraction * num_steps)`` steps, at least one: ``timestep_fraction`` in flow_grpo.
 
     The first steps settle the layout. DanceGRPO means another thing by the same name: a random choice of steps in each row.
+
+    Examples:
+        >>> mm.windows.first_fraction(fraction=0.5)(5, 0, torch.Generator()).tolist()
+        [True, True, False, False, False]
     """
     _require(0 < fraction <= 1, f"first_fraction.fraction: got {fraction}, takes a number above 0, up to 1")
     return lambda num_steps, step, rng: _between(num_steps, 0, max(1, _whole(fraction * num_steps)))
@@ -52,6 +60,11 @@ def random_window(*, size: int = 3, within: tuple[float, float] = (0.0, 0.5)) ->
     """``size`` neighbouring steps at a random place, new at each training step: Flow-GRPO-Fast (size 2 or 3, first half).
 
     within: the part of the trajectory in which the whole window lies, as fractions of its steps.
+
+    Examples:
+        >>> window = mm.windows.random_window(size=2, within=(0.0, 0.5))(10, 0, torch.Generator().manual_seed(0))
+        >>> int(window.sum()), bool(window[5:].any())
+        (2, False)
     """
     _check_span("random_window", size, within)
 
@@ -73,6 +86,11 @@ def sliding_window(
     every: training steps between moves (``iters_per_group``). stride: steps per move (``prog_overlap_step``). within: as in
     ``random_window``. wrap: begin again at the end (``roll_back``), else stay there. The last step is left out where
     ``within`` reaches it: it has nothing to train.
+
+    Examples:
+        >>> window = mm.windows.sliding_window(size=2, every=25)
+        >>> [window(5, step, torch.Generator()).nonzero().flatten().tolist() for step in (0, 25, 50, 75)]
+        [[0, 1], [1, 2], [2, 3], [0, 1]]
     """
     _check_span("sliding_window", size, within)
     _require(every >= 1 and stride >= 1, f"sliding_window: got every={every}, stride={stride}, takes 1 or more")

@@ -72,6 +72,11 @@ def adamw(
     each step. rate, warmup, decay, max_norm, ema: as of every optimiser.
 
     Paper: Decoupled Weight Decay Regularization, arXiv 1711.05101.
+
+    Examples:
+        >>> optimizer = mm.adamw(rate=1.0, warmup=3, decay="linear")
+        >>> [optimizer.rate_at(step, steps=8) for step in (0, 1, 4, 6)]  # 1/4 of 1, 2/4 of 7/8, then 4/8 and 2/8
+        [0.25, 0.4375, 0.5, 0.25]
     """
     at_least(0, weight_decay=weight_decay, eps=eps)
     _refuse_betas(betas)

@@ -33,6 +33,13 @@ class Batch(Record):
     so many rows of all groups. micro_rows, micro_steps: rows, and steps of each row (None: all), in one backward pass; they change the
     memory and not the loss, and only a method that weighs steps one by one takes micro_steps. missing: what NaN rewards do: ``stop`` the
     run, or ``drop`` their rows. resample: further rollouts where the method drops groups (dynamic sampling).
+
+    Examples:
+        >>> mm.Batch(prompts=10, group=12)
+        Batch(prompts=10, group=12, epochs=1, updates=1, micro_rows=64, micro_steps=None, missing='stop', resample=3)
+        >>> mm.Batch(prompts=0)
+        Traceback (most recent call last):
+        mmalign.types.UserError: prompts: got 0, takes 1 or more
     """
 
     prompts: int = 8

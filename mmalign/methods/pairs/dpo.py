@@ -41,6 +41,16 @@ def dpo(
     - TRL 1.16: beta=0.1: ``loss_type="sigmoid"``, whose label_smoothing is ignored there.
     - TRL 1.16 sigmoid_norm: beta=0.1, margin="per_step": its lengths count the whole completion, as here.
     - open-instruct: beta=5.0, margin="per_step": its ``dpo_norm``.
+
+    Examples:
+        >>> from mmalign.types import Feedback, Steps
+        >>> method = mm.methods.dpo(beta=0.5)
+        >>> mask, ref = torch.tensor([[True], [True]]), torch.tensor([[-3.0], [-3.0]]).double()
+        >>> steps = Steps(torch.tensor([[-2.0], [-4.0]]).double(), mask, refs={"ref": ref})
+        >>> feedback = Feedback(torch.tensor([1.0, 0.0]).double(), torch.tensor([0, 0]), pairs=torch.tensor([[0, 1]]))
+        >>> loss = method.loss(steps, method.signal(feedback))
+        >>> (method.weigh(mask) * loss.values).sum()  # a margin of 1 - (-1) nats: -log sigmoid(0.5 * 2)
+        tensor(0.3133, dtype=torch.float64)
     """
     return pairwise(
         compared(scores.ratio(margin), links.smoothed(links.ahead(links.named(link, beta=beta)), flips=smoothing)),

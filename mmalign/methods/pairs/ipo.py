@@ -27,5 +27,14 @@ def ipo(*, beta: float = 0.1, margin: Literal["total", "per_step", "per_scalar"]
     Dialects:
     - TRL 1.16: margin="per_step": means over tokens, as its authors say the paper's authors did; LLaMA-Factory and HALOs too.
     - OpenRLHF 0.11: margin="total": sums, as eric-mitchell's code and TRL's online trainers.
+
+    Examples:
+        >>> from mmalign.types import Feedback, Steps
+        >>> method = mm.methods.ipo(beta=0.5)
+        >>> mask, ref = torch.tensor([[True], [True]]), torch.tensor([[-3.0], [-3.0]]).double()
+        >>> steps = Steps(torch.tensor([[-2.0], [-4.0]]).double(), mask, refs={"ref": ref})
+        >>> feedback = Feedback(torch.tensor([1.0, 0.0]).double(), torch.tensor([0, 0]), pairs=torch.tensor([[0, 1]]))
+        >>> float((method.weigh(mask) * method.loss(steps, method.signal(feedback)).values).sum())  # (2 - 1)^2
+        1.0
     """
     return dpo(beta=beta, margin=margin, link="squared", smoothing=smoothing)

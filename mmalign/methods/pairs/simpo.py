@@ -29,6 +29,10 @@ def simpo(*, beta: float = 2.0, gamma: float = 1.0, likelihood: float = 0.0, smo
     Dialects:
     - TRL 1.16: beta=0.1, gamma=0.5, likelihood=1.0: CPOTrainer's ``loss_type="simpo"`` adds the likelihood unless cpo_alpha is 0.
     - SimPO: beta=2.0, gamma=0.5: its code has gamma_beta_ratio, 0.25 of beta.
+
+    Examples:
+        >>> mm.methods.simpo().needs  # no reference
+        frozenset()
     """
     links.positive(beta=beta)
     link = links.smoothed(links.ahead(links.named("logistic", beta=beta), by=gamma / beta), flips=smoothing)

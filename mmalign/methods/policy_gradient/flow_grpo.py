@@ -58,6 +58,13 @@ def flow_grpo(
     - flow_grpo: kl="flow_grpo", beta=0.04: its GenEval and OCR runs.
     - verl-omni: kl="flow_grpo", unbiased=True: an unbiased standard deviation.
     - DanceGRPO: std="group", unbiased=True, eps=1e-8: by group, and no KL.
+
+    Examples:
+        >>> from mmalign.types import Feedback
+        >>> method = mm.methods.flow_grpo(std="none", advantage_clip=2.0)
+        >>> feedback = Feedback(torch.tensor([0.0, 1.0, 11.0]).double(), group=torch.tensor([0, 0, 0]))
+        >>> method.signal(feedback).tolist()  # -4, -3 and 7, limited to 2
+        [[-2.0], [-2.0], [2.0]]
     """
 
     def advantage(feedback: Feedback) -> Tensor:

@@ -52,6 +52,15 @@ def grpo(
     - verl 0.7: beta=0.001, kl="k3_clamped", dual=3.0, eps=1e-6: `loss_agg_mode="seq-mean-token-mean"` with `use_kl_loss`; without both
       it is ``dapo``.
     - HALOs: unbiased=False, eps=1e-2: the standard deviation of the group, not of a sample.
+
+    Examples:
+        >>> from mmalign.types import Feedback
+        >>> method = mm.methods.grpo(unbiased=False, eps=0.0, beta=0.0)
+        >>> feedback = Feedback(torch.tensor([0.0, 2.0, 5.0, 5.0]).double(), group=torch.tensor([0, 0, 1, 1]))
+        >>> method.signal(feedback).tolist()  # (r - 1) / 1, and a tie
+        [[-1.0], [1.0], [0.0], [0.0]]
+        >>> sorted(map(str, method.needs)), sorted(map(str, mm.methods.grpo(beta=0.04).needs))
+        (['old'], ['old', 'refs:ref'])
     """
     return policy_gradient(
         advantage=lambda feedback: advantages.normalised(feedback.rewards, feedback.group, std=std, unbiased=unbiased, eps=eps),

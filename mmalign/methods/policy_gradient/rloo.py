@@ -33,6 +33,12 @@ def rloo(*, ratio: str = "whole_sequence", clip: float | None = None, beta: floa
     Dialects:
     - TRL 1.16: clip=0.2: the row's ratio is clipped; its KL, beta 0.05, is in the reward.
     - verl 0.7: ratio="per_step", clip=0.2: the estimator `rloo` goes with any policy loss, PPO's by default, and its token mean.
+
+    Examples:
+        >>> from mmalign.types import Feedback
+        >>> feedback = Feedback(torch.tensor([3.0, 0.0, 0.0]).double(), group=torch.tensor([0, 0, 0]))
+        >>> mm.methods.rloo(beta=0.0).signal(feedback).tolist()
+        [[3.0], [-1.5], [-1.5]]
     """
     return policy_gradient(
         advantage=lambda feedback: advantages.leave_one_out(feedback.rewards, feedback.group),

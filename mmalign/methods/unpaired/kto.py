@@ -38,6 +38,11 @@ def kto(
     Dialects:
     - TRL 1.16: beta=0.1, baseline="mismatched": outputs meet the next row's prompt; needs more than one row to a device.
     - HALOs: beta=0.1, baseline="mismatched": the same, with sums and counts gathered before they are divided.
+
+    Examples:
+        >>> method = mm.methods.kto()
+        >>> sorted(map(str, method.needs)), sorted(map(str, method.survey_needs))
+        (['refs:ref'], ['contrast:mismatched'])
     """
     return rowwise(
         good=lambda ratio, z: desirable * torch.sigmoid(beta * (z - ratio)),

@@ -68,13 +68,23 @@ def group_mean(rewards: Tensor, group: Tensor) -> Tensor:
 
 
 def centred(rewards: Tensor, group: Tensor) -> Tensor:
-    """``A_i = r_i - mean(group of i)``."""
+    """``A_i = r_i - mean(group of i)``.
+
+    Examples:
+        >>> centred(torch.tensor([1.0, 3.0, torch.nan, 5.0, 5.0]), torch.tensor([0, 0, 0, 1, 1])).tolist()  # a missing reward; a tie
+        [-1.0, 1.0, 0.0, 0.0, 0.0]
+    """
     groups = _groups(rewards, group)
     return torch.where(groups.known & groups.informative, groups.rewards - groups.mean, torch.zeros_like(groups.rewards))
 
 
 def leave_one_out(rewards: Tensor, group: Tensor) -> Tensor:
-    """``A_i = r_i - mean(the others of i's group) = n / (n - 1) (r_i - mean(group of i))``, n the known rewards of the group."""
+    """``A_i = r_i - mean(the others of i's group) = n / (n - 1) (r_i - mean(group of i))``, n the known rewards of the group.
+
+    Examples:
+        >>> leave_one_out(torch.tensor([3.0, 0.0, 0.0]), torch.tensor([0, 0, 0])).tolist()  # 3 - 0, 0 - (3 + 0) / 2
+        [3.0, -1.5, -1.5]
+    """
     count = _groups(rewards, group).count
     return centred(rewards, group) * count / (count - 1).clamp(min=1)
 
@@ -89,6 +99,13 @@ def normalised(
     unbiased: divide squares by ``n - 1`` (torch, TRL, verl) or by ``n`` (numpy, flow_grpo). In groups of 2 that is a factor
         1.41 in every advantage.
     eps: added to the standard deviation, in units of the reward.
+
+    Examples:
+        >>> rewards, group = torch.tensor([0.0, 2.0, 0.0, 2.0]), torch.tensor([0, 0, 0, 0])
+        >>> normalised(rewards, group, unbiased=False, eps=0.0).tolist()  # (r - 1) / 1
+        [-1.0, 1.0, -1.0, 1.0]
+        >>> normalised(rewards, group, unbiased=True, eps=0.0)  # (r - 1) / sqrt(4 / 3)
+        tensor([-0.8660,  0.8660, -0.8660,  0.8660], dtype=torch.float64)
     """
     if std not in ("group", "batch", "none"):
         raise UserError(f"std: got {std!r}, takes 'group', 'batch' or 'none'")
@@ -190,7 +207,12 @@ def filtered(rewards: Tensor, group: Tensor, *, keep: Literal["best_worst", "bes
 
 
 def best_rows(rewards: Tensor, group: Tensor, *, best: int = 1) -> Tensor:
-    """1 for the ``best`` rows of each group, and those that tie with the last of them; 0 for others, and in a tied group."""
+    """1 for the ``best`` rows of each group, and those that tie with the last of them; 0 for others, and in a tied group.
+
+    Examples:
+        >>> best_rows(torch.tensor([0.5, 2.0, 1.0, 7.0, 8.0]), torch.tensor([0, 0, 0, 1, 1])).tolist()
+        [0.0, 1.0, 0.0, 0.0, 1.0]
+    """
     if best < 1:
         raise UserError(f"best: got {best}, takes 1 or more rows")
     groups = _groups(rewards, group)

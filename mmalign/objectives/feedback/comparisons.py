@@ -42,7 +42,13 @@ def wins(feedback: Feedback, *, scale: float = 1.0) -> Tensor:
 
 
 def win_rate(feedback: Feedback, *, scale: float = 1.0) -> Tensor:
-    """Mean probability of a row to be better than another of its group, ``[B]`` float64; NaN where it was compared with none."""
+    """Mean probability of a row to be better than another of its group, ``[B]`` float64; NaN where it was compared with none.
+
+    Examples:
+        >>> rewards = torch.tensor([2.0, 2.0, 2.0], dtype=torch.float64)  # the third has a group of its own
+        >>> win_rate(Feedback(rewards, torch.tensor([0, 0, 1]))).tolist()
+        [0.5, 0.5, nan]
+    """
     chances = wins(feedback, scale=scale)
     known = ~chances.isnan()
     return torch.where(known.any(1), chances.nan_to_num(0.0).sum(1) / known.sum(1).clamp(min=1), math.nan)

@@ -46,7 +46,12 @@ def shaped(beta: float) -> Reading:
 
 
 def to_go(rewards: Tensor, mask: Tensor, *, gamma: float = 1.0) -> Tensor:
-    """``G_t = sum_{s >= t} gamma^(s - t) r_s`` over live steps."""
+    """``G_t = sum_{s >= t} gamma^(s - t) r_s`` over live steps.
+
+    Examples:
+        >>> to_go(torch.tensor([[0.0, 2.0, 4.0]]), torch.tensor([[True, True, True]]), gamma=0.5).tolist()  # 0 + (2 + 4 / 2) / 2, ...
+        [[2.0, 4.0, 4.0]]
+    """
     running, later = rewards.new_zeros(len(rewards)), torch.zeros_like(rewards)
     for step in reversed(range(rewards.shape[1])):
         inside = mask[:, step]
@@ -59,6 +64,11 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float, lam: flo
     """``A_t = sum_{s >= t} (gamma lam)^(s - t) [r_s + gamma V_{s+1} - V_s]`` (arXiv 1506.02438, eq. 16); V is 0 after the last step.
 
     Values and time differences of dead cells are skipped, as in verl.
+
+    Examples:
+        >>> rewards, values = torch.tensor([[0.0, 1.0]]), torch.tensor([[0.5, 0.75]])
+        >>> gae(rewards, values, torch.tensor([[True, True]]), gamma=1.0, lam=0.5).tolist()  # 0.75 - 0.5 + (1 - 0.75) / 2, 1 - 0.75
+        [[0.375, 0.25]]
     """
     if not (0 <= gamma <= 1 and 0 <= lam <= 1):
         raise UserError(f"gamma, lam: got {gamma} and {lam}, takes numbers in 0..1")

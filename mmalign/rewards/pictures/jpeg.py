@@ -21,6 +21,12 @@ def jpeg(*, want: Literal["small", "large"] = "small", quality: int = 95) -> Sco
 
     Source: (in)compressibility in DDPO, https://arxiv.org/abs/2305.13301. flow_grpo divides ``small`` by 500.
     Errors: UserError.
+
+    Examples:
+        >>> flat, noise = torch.zeros(3, 64, 64), torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(0))
+        >>> plain, busy = mm.rewards.jpeg(want="small")(torch.stack([flat, noise]), ["grey", "noise"])
+        >>> bool(busy < plain < 0)
+        True
     """
     if want not in ("small", "large"):
         raise UserError(f"jpeg.want: got {want!r}, takes 'small' or 'large'")

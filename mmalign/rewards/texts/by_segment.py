@@ -25,6 +25,11 @@ def by_segment(reward: Callable[..., Any], *, unit: Literal["sentence", "line", 
     their sum is the reward of the text. unit: ``sentence`` (up to . ! ? or a line's end), ``line`` or ``word`` (between spaces).
     Paper: Fine-Grained Human Feedback Gives Better Rewards for Language Model Training, https://arxiv.org/abs/2306.01693, whose reward
     models see the text up to each part and not the part alone. Errors: UserError.
+
+    Examples:
+        >>> short = mm.rewards.by_segment(mm.rewards.length(2))
+        >>> short(["I see. It is not so."], ["Is it?"])  # characters 0 to 6 and 7 to 20
+        [[(0, 6, 0.0), (7, 20, -1.0)]]
     """
     if unit not in UNITS:
         raise UserError(f"by_segment.unit: got {unit!r}, takes {', '.join(UNITS)}")

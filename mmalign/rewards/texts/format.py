@@ -17,6 +17,12 @@ def format(pattern: str = THINK, *, whole: bool = True) -> Scorer:
     pattern: of Python's ``re``; by default the form of DeepSeek-R1, https://arxiv.org/abs/2501.12948: ``<think>`` and ``<answer>`` once
     each, in this order. whole: all of it has to match; or it is enough that some of it does.
     Errors: UserError for what is no regular expression.
+
+    Examples:
+        >>> mm.rewards.format()(["<think>2 + 2</think><answer>4</answer>", "4"], ["2 + 2?"] * 2).tolist()
+        [1.0, 0.0]
+        >>> mm.rewards.format(r"[0-9]+", whole=False)(["It is 4.", "four"], ["2 + 2?"] * 2).tolist()
+        [1.0, 0.0]
     """
     try:
         found = re.compile(pattern, re.DOTALL)

@@ -17,6 +17,10 @@ def length(most: int, *, least: int = 0, soft: int = 0, unit: Literal["words", "
     unit: ``words`` (between spaces) or ``characters``. soft: 0 for a step.
     Paper: Decoupled Clip and Dynamic Sampling Policy Optimization (DAPO), equation 13, https://arxiv.org/abs/2503.14476, in tokens.
     Errors: UserError.
+
+    Examples:
+        >>> mm.rewards.length(4, soft=2)(["one two", "one two three", "one two three four five"], ["count"] * 3).tolist()
+        [0.0, -0.5, -1.0]
     """
     if not 0 <= least <= most - soft or soft < 0 or most < 1:
         raise UserError(f"length: got least={least}, most={most}, soft={soft}, takes 0 <= least <= most - soft")

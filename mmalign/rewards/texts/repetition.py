@@ -17,6 +17,10 @@ def repetition(*, n: int = 3, case: bool = False) -> Scorer:
     A completion of fewer than ``n`` words repeats nothing: 1, so that this alone pays for silence; combine it with ``length`` or others.
     case: whether it counts. Prompts are not read.
     Paper: the repetition penalty of Regularized Relevance Reward, https://arxiv.org/abs/2402.03469 (trigrams). Errors: UserError.
+
+    Examples:
+        >>> mm.rewards.repetition(n=1)(["a b c d", "a b a b"], ["say letters"] * 2).tolist()
+        [1.0, 0.5]
     """
     if n < 1:
         raise UserError(f"repetition.n: got {n}, takes 1 or more words")
