@@ -109,13 +109,14 @@ def suited() -> dict[str, Method]:
     return found
 
 
-def main() -> None:
-    """Writes them all."""
+def texts() -> dict[str, str]:
+    """What each of them says."""
+    found = {}
     for name, method in suited().items():
         from_pairs = method.unit == "pair" and not {OLD, refs("previous")} & method.needs and name not in ("online_dpo", "gpo")
         from_pairs = from_pairs and not method.samplers
         held = any(need.name == "ref" for need in method.needs | method.reads)  # to the reference
-        text = (OFFLINE if from_pairs or name in ("bco", "sft", "ift") else ONLINE).format(
+        found[name] = (OFFLINE if from_pairs or name in ("bco", "sft", "ift") else ONLINE).format(
             meaning=explanation(find("mmalign.methods", name)).meaning,
             name=name,
             references="references: {dpo: {from: text_dpo}}  # train text/dpo first\n" if refs("dpo") in method.reads else "",
@@ -125,8 +126,15 @@ def main() -> None:
             steps=60,
             every=20,
         )
+    return found
+
+
+def main() -> None:
+    """Writes them all."""
+    made = texts()
+    for name, text in made.items():
         (FOLDER / f"{name}.yaml").write_text(text, encoding="utf-8")
-    print(f"{len(suited())} configs in {FOLDER.name}/, {len(BY_HAND)} more by hand; without one: {', '.join(WITHOUT)}")
+    print(f"{len(made)} configs in {FOLDER.name}/, {len(BY_HAND)} more by hand; without one: {', '.join(WITHOUT)}")
 
 
 if __name__ == "__main__":

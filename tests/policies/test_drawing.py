@@ -74,7 +74,7 @@ def test_seats() -> None:
     assert seats(8, ()).tolist() == [0] * 8
     assert seats(8, (Sampler("ref", {"ref": 1.0}), GREEDY)).tolist() == [0] * 4 + [1] * 4 + [2]
     assert seats(2, (Sampler("ref", {"ref": 1.0}, part=0.1),)).tolist() == [0, 1]
-    with pytest.raises(UserError, match=r"batch.group: got 1, takes more: the policy and ref all draw rows of each group"):
+    with pytest.raises(UserError, match=r"batch\.group: got 1, takes more: the policy and ref all draw rows of each group"):
         seats(1, (Sampler("ref", {"ref": 1.0}),))
 
 

@@ -202,7 +202,7 @@ def test_corrupted_pairs_hold_one_invention_that_is_expected() -> None:
         expected = {scenes.EXPECTED[digit][0] for digit in there if digit in scenes.EXPECTED} - there
         assert set(scenes.mentions(pair.first)) == there and (invented in expected or not expected)
         assert scenes.well_formed(pair.first) and scenes.well_formed(pair.second) and pair.strength == 1.0
-    with pytest.raises(UserError, match="takes 'ranked' or 'corrected' or 'corrupted'"):
+    with pytest.raises(UserError, match="kind: got 'random', takes 'ranked' or 'corrected' or 'corrupted'"):
         mm.worlds.digit_scenes_pairs(kind="random")
 
 
