@@ -10,27 +10,12 @@ from typing import Any
 
 import pytest
 
-from mmalign import catalogue, cli
+from mmalign import catalogue
 from mmalign.catalogue import KINDS, everything, lookup
 from mmalign.docstrings import explanation
 from mmalign.types import UserError
 
 FUNCTIONS = [named for kind in KINDS if kind != "configs" for named in everything(kind)]
-
-
-@pytest.fixture
-def mmalign(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """The command in this process."""
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def run(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["mmalign", *words])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        out, err = capsys.readouterr()
-        return int(end.value.code or 0), out, err
-
-    return run
 
 
 def test_every_kind_has_names_and_every_room_is_of_a_kind() -> None:

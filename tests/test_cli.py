@@ -5,7 +5,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
@@ -44,12 +43,6 @@ def crashes(*, steps: int = 3):
 """
 
 
-class Done(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
 @pytest.fixture
 def folder(tmp_path: Path, write_module: Callable[[str, str], Path], monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of a user's, with a module and configs, to stand in."""
@@ -59,21 +52,6 @@ def folder(tmp_path: Path, write_module: Callable[[str, str], Path], monkeypatch
     write_module("mute.yaml", "use: mine.mute\n")
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-@pytest.fixture
-def mmalign(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
-    """The command in this process, because a process of its own imports torch each time."""
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def run(*words: str) -> Done:
-        monkeypatch.setattr(sys, "argv", ["mmalign", *words])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        code = end.value.code
-        return Done(code if isinstance(code, int) else 0, *capsys.readouterr())
-
-    return run
 
 
 def process(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ import pytest
 import torch
 import yaml
 
-from mmalign import cli
 from mmalign.config import build_part
 from mmalign.policies.twins import pipelines
 from mmalign.runs import checkpoint
@@ -54,18 +52,10 @@ LORA = {**POLICY, "lora": {"rank": 2, "targets": "all-linear"}}
 
 
 @pytest.fixture
-def command(tmp_path: Path, write_module: Callable[[str, str], Path], monkeypatch: pytest.MonkeyPatch, capsys: Any) -> Callable[..., Any]:
+def command(tmp_path: Path, write_module: Callable[[str, str], Path], monkeypatch: pytest.MonkeyPatch, mmalign: Any) -> Callable[..., Any]:
     write_module("mine.py", MODULE)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def run(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["mmalign", *words])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        return (end.value.code or 0, *capsys.readouterr())  # type: ignore[return-value]
-
-    return run
+    return mmalign
 
 
 def trained(tmp_path: Path, command: Any, policy: dict[str, Any], **changes: Any) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ import torch
 import yaml
 from PIL import Image
 
-from mmalign import cli
 from mmalign.commands.sample import sample
 from mmalign.runs import checkpoint
 from mmalign.types import UserError
@@ -58,19 +56,12 @@ CONFIG: dict[str, Any] = {
 
 
 @pytest.fixture
-def command(tmp_path: Path, write_module: Callable[[str, str], Path], monkeypatch: pytest.MonkeyPatch, capsys: Any) -> Callable[..., Any]:
+def command(tmp_path: Path, write_module: Callable[[str, str], Path], monkeypatch: pytest.MonkeyPatch, mmalign: Any) -> Callable[..., Any]:
     """The command in this process: (exit code, stdout, stderr)."""
     write_module("mine.py", MODULE)
     write_module("c.yaml", yaml.safe_dump(CONFIG))
     monkeypatch.chdir(tmp_path)
-
-    def run(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["mmalign", *words])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        return (end.value.code or 0, *capsys.readouterr())  # type: ignore[return-value]
-
-    return run
+    return mmalign
 
 
 def pixels(path: Path) -> torch.Tensor:
