@@ -22,8 +22,8 @@ The house form is::
         >>> mm.methods.kto(beta=0.2).unit
         'batch'
 
-Where a function needs no list, its keywords may stand in prose, each at the start of a sentence: ``path: a JSON file. seed: of the
-order.`` What means the same wherever it occurs (`SHARED`) need not be said again.
+An entry may go on with other keywords, each at the start of a sentence: ``path: a JSON file. seed: of the order.`` Where a function needs
+no list, its keywords may stand so in prose. What means the same wherever it occurs (`SHARED`) need not be said again.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 SECTIONS = ("Args", "Paper", "Deviations", "Dialects", "Errors", "Examples")
+PARAGRAPHS = ("Paper", "Deviations", "Errors")  # sections of one paragraph: what comes after it is prose again
 
 SHARED = {
     "path": "the file that it reads.",
@@ -46,7 +47,6 @@ SHARED = {
     "transforms": "name of a reward -> its transform, or a list of them, before they are combined (`mmalign list transforms`).",
     "missing": "what a row is worth of which a reward is missing.",
     "start, stop": "the part of the steps in which it acts, as fractions of the way from noise (0) to data (1).",
-    "limit": "the longest that a step's move may be, relative to the step itself.",
     "resamples": "how often the rows are drawn anew for the interval.",
     "clusters": "rows with one name are drawn together in the interval.",
     "max_bytes": "of one file; a larger one is a broken record.",
@@ -89,16 +89,22 @@ class Explanation(NamedTuple):
 def explanation(function: Callable[..., Any]) -> Explanation:
     """What a function's signature and docstring say of it, or of a class that is called like one."""
     first, *rest = re.split(rf"^({'|'.join(SECTIONS)}):", inspect.cleandoc(function.__doc__ or ""), flags=re.MULTILINE)
-    parts = dict(zip(rest[::2], rest[1::2], strict=True))
     meaning, _, prose = first.strip().partition("\n")
+    parts = {}
+    for section, text in zip(rest[::2], rest[1::2], strict=True):
+        parts[section], after = text.split("\n\n", 1) if section in PARAGRAPHS and "\n\n" in text.strip("\n") else (text, "")
+        prose = f"{prose}\n\n{after}"
     arguments, *remarks = re.split(r"^(?=\S)", parts.get("Args", "").strip("\n"), maxsplit=1, flags=re.MULTILINE)
     entries = re.split(r"^(?=\S)", textwrap.dedent(arguments), flags=re.MULTILINE)
-    listed = [(names.strip(), unwrapped(text)) for names, _, text in (entry.partition(":") for entry in entries if entry.strip())]
     defaults = {
         name: parameter.default
         for name, parameter in inspect.signature(function).parameters.items()
         if parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
     }
+    listed: list[tuple[str, str]] = []
+    for names, _, text in (entry.partition(":") for entry in entries if entry.strip()):
+        own, others = _from_prose(unwrapped(text), [*defaults])
+        listed += [(names.strip(), own), *others]
     known = {name.strip() for names, _ in listed for name in names.split(",")}
     rest_of_it, in_prose = _from_prose(prose.strip("\n"), [name for name in defaults if name not in known])
     known |= {name.strip() for names, _ in in_prose for name in names.split(",")}
@@ -123,7 +129,7 @@ def _from_prose(prose: str, names: list[str]) -> tuple[str, list[tuple[str, str]
     if not names:
         return prose, []
     one = "|".join(re.escape(name) for name in names)
-    begins = re.compile(rf"(?:(?<=^)|(?<=\.\s)|(?<=\.\s\s)|(?<=\n)|(?<=\n\n))((?:{one})(?:, (?:{one}))*): ")
+    begins = re.compile(rf"(?:(?<=^)|(?<=\.\s)|(?<=\.\s\s)|(?<=\n)|(?<=\n\n))((?:{one})(?:, (?:{one}))*):\s")
     kept, found = [], []
     for paragraph in prose.split("\n\n"):
         starts = list(begins.finditer(paragraph))

@@ -5,7 +5,17 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+import pytest
+
+from mmalign import catalogue
 from mmalign.docstrings import explanation
+
+EXPLAINED = [
+    named
+    for kind in ("methods", "guidance", "kernels", "windows", "worlds")
+    for named in catalogue.everything(kind)
+    if not named.place.endswith("gaussian.py")
+]
 
 
 def made_up(*, beta: float = 0.1, mix: Any = None, link: str = "logistic") -> dict[str, Any]:
@@ -47,6 +57,25 @@ def in_prose(first: int, *, low: float = 0.0, high: float = 1.0, seed: int = 0, 
     """
 
 
+def several_in_an_entry(*, clip: float = 0.2, dual: float = 3.0, gamma: float = 1.0, eps: float = 1e-8) -> None:
+    """What it is.
+
+    Paper: First, arXiv 0000.00000;
+    second, arXiv 0000.00001.
+
+    A formula that follows the paper::
+
+        loss = clip
+
+    Deviations: none.
+
+    Args:
+        clip: how far, both ways. dual: above 1, of a value: -dual; None is off.
+            gamma, eps:
+            two that begin a line.
+    """
+
+
 def test_a_list_of_keywords() -> None:
     parts = explanation(made_up)
     assert parts.meaning == "A method that is none." and parts.formula.endswith("    loss = beta * mix") and "::" not in parts.formula
@@ -62,3 +91,17 @@ def test_keywords_in_prose_and_those_that_mean_the_same_everywhere() -> None:
     assert parts.keywords[2][0] == "seed" and parts.unexplained == ["other"]
     assert parts.formula == "Prose that stays, with low: in the middle of a sentence."
     assert parts.defaults["first"] is inspect.Parameter.empty
+
+
+def test_an_entry_goes_on_with_other_keywords_and_prose_after_a_paper_is_not_the_papers() -> None:
+    parts = explanation(several_in_an_entry)
+    assert parts.keywords == [
+        ("clip", "how far, both ways."), ("dual", "above 1, of a value: -dual; None is off."), ("gamma, eps", "two that begin a line."),
+    ]  # fmt: skip
+    assert parts.paper == "First, arXiv 0000.00000; second, arXiv 0000.00001." and parts.deviations == "none."
+    assert parts.formula == "A formula that follows the paper:\n\n    loss = clip"
+
+
+@pytest.mark.parametrize("named", EXPLAINED, ids=lambda named: f"{named.kind}/{named.name}")
+def test_every_keyword_has_a_meaning(named: catalogue.Named) -> None:
+    assert explanation(catalogue.function(named)).unexplained == []

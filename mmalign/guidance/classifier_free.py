@@ -33,6 +33,8 @@ def cfg(*, scale: float = 7.5, rescale: float = 0.0, start: float = 0.0, stop: f
         scale: 1 is the conditional prediction, 0 the unconditional one (the paper's w is one less).
         rescale: 0 to 1, how much of the conditional prediction's standard deviation is put back (https://arxiv.org/abs/2305.08891, 3.4).
         start, stop: fractions of the schedule between which it guides (https://arxiv.org/abs/2404.07724); outside, scale is 1.
+
+    Errors: UserError for an interval outside 0..1, and for a call that asks about one prompt alone.
     """
     check_interval("cfg", start, stop)
 
@@ -52,7 +54,15 @@ def apg(*, scale: float = 7.5, eta: float = 0.0, norm: float | None = None, mome
 
         d = u_c - u_0 + momentum d_before;  d *= min(1, norm / |d|);  u = u_c + (scale - 1) (d_orthogonal + eta d_parallel)
 
-    Deviations: in the model's own parametrisation; the paper works on the clean estimate. eta: 1, with nothing else, is ``cfg``.
+    Args:
+        scale: as in ``cfg``.
+        eta: how much counts of what is along the positive prediction; 1, with nothing else, is ``cfg``.
+        norm: the largest length of a row's d, in units of what the model predicts; None for any.
+        momentum: share of the step before that is added to d; the paper's are below 0, away from where the last step went.
+
+    Deviations: in the model's own parametrisation; the paper works on the clean estimate.
+
+    Errors: UserError for a call that asks about one prompt alone.
     """
     before: list[Tensor] = []
 
@@ -78,6 +88,12 @@ def cfg_zero(*, scale: float = 4.0, zero_steps: float = 0.04) -> Guidance:
         alpha = <u_c, u_0> / |u_0|^2;   u = alpha u_0 + scale (u_c - alpha u_0);   u = 0 in the first ``zero_steps`` of the schedule
 
     For models that predict a flow's velocity, where no velocity means no step.
+
+    Args:
+        scale: as in ``cfg``, from the fitted negative prediction.
+        zero_steps: fraction of the schedule, from noise, in which nothing moves; 0 for none.
+
+    Errors: UserError for a fraction outside 0..1, and for a call that asks about one prompt alone.
     """
     if not 0 <= zero_steps <= 1:
         raise UserError(f"cfg_zero.zero_steps: got {zero_steps}, takes a fraction of the schedule, 0 to 1")
@@ -96,8 +112,14 @@ def npo(*, negative: Voice, scale: float = 5.0) -> Guidance:
 
     Paper: Diffusion-NPO, https://arxiv.org/abs/2505.11245; Self-NPO, https://arxiv.org/abs/2505.11777
 
-    negative: an adapter's name, a model, or parameters, trained on preferences turned round (``strength`` 1 - s), or on the model's own
-    samples; see ``rlg``. ``autoguidance(worse=...)`` is the same for pipelines that ask about one prompt.
+    ``autoguidance(worse=...)`` is the same for pipelines that ask about one prompt.
+
+    Args:
+        negative: an adapter's name, a model, or parameters, trained on preferences turned round (``strength`` 1 - s), or on the model's own
+            samples; as ``base`` of ``rlg``.
+        scale: 1 is the pipeline's model alone, as in ``cfg``.
+
+    Errors: UserError for a model that the pipeline lacks, and for a call that asks about one prompt alone.
     """
     return _by_rule("npo", lambda low, high, place: extrapolate(low, high, scale), negative)
 
@@ -109,7 +131,11 @@ def cfg_plus_plus(*, scale: float = 0.6) -> Guidance:
 
         x' = a' clean(u_0 + scale (u_c - u_0)) + b' noise(u_0),    scale in 0..1
 
-    Takes deterministic steps of first order in place of the pipeline's own. Errors: UserError for a scale outside 0..1.
+    Takes deterministic steps of first order in place of the pipeline's own.
+
+    scale: 0 is the negative prompt's sample, 1 has the conditional clean estimate; the paper's lambda.
+
+    Errors: UserError for a scale outside 0..1, and for a call that asks about one prompt alone.
     """
     if not 0 <= scale <= 1:
         raise UserError(f"cfg_plus_plus.scale: got {scale}, takes 0 to 1")

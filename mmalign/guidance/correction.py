@@ -35,7 +35,9 @@ def rlg_log_weight(difference: Prediction, t: Level, t_next: Level, *, scale: fl
 
     Paper: Feynman-Kac Correctors in Diffusion, https://arxiv.org/abs/2503.02819
 
-    difference: aligned minus base, of both estimates ``[B, ...]``; ``v = noise - clean``. 0 at scale 0 and 1, where nothing is mixed.
+    ``v = noise - clean``. 0 at scale 0 and 1, where nothing is mixed.
+
+    difference: aligned minus base, of both estimates ``[B, ...]``. t, t_next: levels before and after the step. scale: as in ``rlg``.
     """
     s, s_next = kernels.flow_time(t).double(), kernels.flow_time(t_next).double()
     apart = (difference.noise - difference.clean).flatten(1).double().square().sum(1)
@@ -52,8 +54,15 @@ def corrected_rlg(
     Paper: RLG, https://arxiv.org/abs/2508.21016; weights of Feynman-Kac correctors, https://arxiv.org/abs/2503.02819
 
     Exact as steps and particles become many; in the thousands of dimensions of an image's latent the weights of few particles may
-    well be those of one (``trace`` has their effective number at each step). particles, ess, kernel: as in ``fk``; one is drawn by weight.
-    Cost: two evaluations a step for each particle; no decodes, no rewards. Errors: UserError.
+    well be those of one (``trace`` has their effective number at each step). What is handed over is drawn by weight.
+
+    Args:
+        scale, base, aligned: as in ``rlg``; a number alone.
+        particles, ess, kernel: as in ``fk``.
+
+    Cost: two evaluations a step for each particle; no decodes, no rewards.
+
+    Errors: UserError for fewer than one particle, an ``ess`` outside 0..1, and a model that the pipeline lacks.
     """
     if particles < 1 or not 0 <= ess <= 1:
         raise UserError(f"corrected_rlg: got particles {particles} and ess {ess}, takes 1 or more, and 0 to 1")

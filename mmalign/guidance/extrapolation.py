@@ -26,6 +26,8 @@ def extrapolate(a: Tensor, b: Tensor, scale: float) -> Tensor:
     """``a + scale (b - a)``: exactly a at 0 and b at 1; between them below 1, past b above it.
 
     Affine composition: ``extrapolate(a, extrapolate(a, b, u), w) = extrapolate(a, b, u w)``. Exact to rounding elsewhere.
+
+    a, b: predictions of one shape. scale: how far from a to b.
     """
     found: Tensor = blended(a, b, scale)
     return found
@@ -46,8 +48,11 @@ def rlg(*, scale: Scale = 1.6, base: Voice = "base", aligned: Voice = "current",
         base, aligned: who they are: ``base`` (adapters off), ``current``, an adapter's name, a model, or tensors by parameter name.
         start, stop: fractions of the schedule between which it acts; outside, the aligned model speaks alone.
 
-    Cost: two evaluations where scale is neither 0 nor 1. Errors: UserError for a voice that the pipeline lacks.
+    Cost: two evaluations where scale is neither 0 nor 1.
+
     Deviations: with classifier-free guidance each branch is extrapolated, the paper's code the result: equal without rescaling.
+
+    Errors: UserError for an interval outside 0..1, for a scale that is no number, and for a model that the pipeline lacks.
     """
     return _two_voices("rlg", base, aligned, scale, start, stop)
 
@@ -57,8 +62,11 @@ def autoguidance(*, worse: Voice, scale: Scale = 2.0, start: float = 0.0, stop: 
 
     Paper: Guiding a Diffusion Model with a Bad Version of Itself, https://arxiv.org/abs/2406.02507
 
-    worse: a smaller or less trained model with the same call, an adapter, or parameters (an early checkpoint). scale: 1 is the model
-    itself. The rest is as in ``rlg``.
+    Args:
+        worse: a smaller or less trained model with the same call, an adapter, or parameters (an early checkpoint).
+        scale: 1 is the model itself. start, stop: as in ``rlg``.
+
+    Errors: as in ``rlg``.
     """
     return _two_voices("autoguidance", worse, "current", scale, start, stop)
 
@@ -67,6 +75,12 @@ def interpolate(*, a: Voice, b: Voice, scale: Scale = 0.5, start: float = 0.0, s
     """Between two adapters (or models): ``u = u_a + scale (u_b - u_a)``; a dial between 0 and 1, as in ``rlg``.
 
     Between predictions, and not between weights: two adapters of different ranks or places can be mixed.
+
+    Args:
+        a, b: the ends, each as ``base`` and ``aligned`` of ``rlg``.
+        scale: 0 is a and 1 is b. start, stop: as in ``rlg``; outside, b speaks alone.
+
+    Errors: as in ``rlg``.
     """
     return _two_voices("interpolate", a, b, scale, start, stop)
 

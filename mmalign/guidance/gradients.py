@@ -50,16 +50,18 @@ def tfg(  # the published sampler's own numbers
     Args:
         scale: of the reward: the target is ``p exp(scale r)``. 0 is the model without guidance, to the last bit.
         rho: strength along the noisy latent, through the denoiser; 0 saves its backward pass.
-        mu: strength along the clean estimate, in each of ``steps`` steps of gradient ascent; 0 for none.
+        mu, steps: strength along the clean estimate, in each of ``steps`` steps of gradient ascent; a mu of 0 is none.
         samples, sigma: clean estimates with noise of ``sigma`` (in units of the latent) over which the reward is averaged in ``rho``.
         recurrences: how often each level is come by.
         start, stop: fractions of the schedule between which it acts.
         limit: a row's clean estimate moves by no more than this root mean square in one step, in units of the latent; None for any.
-        kernel: how steps are made random; deterministic by default.
+        kernel: how steps are made random; deterministic by default. name: what errors call it.
 
     Cost per step: ``recurrences`` evaluations; as many gradients with rho; ``samples + steps`` decodes and rewards each time.
     Rows whose gradient is not finite go on without it, and are counted (``failed``). Pure noise (signal 0) says nothing of the data: its
-    step is not guided; nor is, along x, the first one where a pipeline makes its first latent inside its call. Errors: UserError.
+    step is not guided; nor is, along x, the first one where a pipeline makes its first latent inside its call.
+
+    Errors: UserError for a number out of range, and for a reward or a pipeline without a gradient.
     """
     check_interval(name, start, stop)
     for key, value in {"samples": samples, "steps": steps, "recurrences": recurrences}.items():
@@ -94,8 +96,17 @@ def tfg(  # the published sampler's own numbers
 def dps(*, scale: float = 1.0, start: float = 0.0, stop: float = 1.0, limit: float | None = 1.0, kernel: Kernel | None = None) -> Guidance:
     """The gradient of the clean estimate's reward along the noisy latent, through the denoiser; see ``tfg``.
 
+    ``tfg`` with rho 1 and mu 0::
+
+        score += scale * grad_x r(D(x))
+
+    scale, start, stop, limit, kernel: as in ``tfg``.
+
     Paper: Diffusion Posterior Sampling, https://arxiv.org/abs/2209.14687
+
     Deviations: any reward in place of a measurement's error; no division by its norm.
+
+    Errors: as in ``tfg``.
     """
     return tfg(scale=scale, mu=0.0, start=start, stop=stop, limit=limit, kernel=kernel, name="dps")
 
@@ -105,7 +116,15 @@ def lgd(
 ) -> Guidance:
     """``dps`` of a reward that is averaged (in exponentials) over clean estimates with noise; see ``tfg``.
 
+    ``tfg`` with rho 1 and mu 0, over ``samples`` draws e_i of standard normal noise::
+
+        score += grad_x ln mean_i exp(scale * r(D(x) + sigma e_i))
+
+    scale, samples, sigma, start, stop, limit: as in ``tfg``.
+
     Paper: Loss-Guided Diffusion Models, Song et al., ICML 2023
+
+    Errors: as in ``tfg``.
     """
     return tfg(scale=scale, mu=0.0, samples=samples, sigma=sigma, start=start, stop=stop, limit=limit, name="lgd")
 
@@ -113,8 +132,17 @@ def lgd(
 def mpgd(*, scale: float = 1.0, steps: int = 1, start: float = 0.0, stop: float = 1.0, limit: float | None = 1.0) -> Guidance:
     """Gradient ascent on the clean estimate alone: no backward pass through the denoiser; see ``tfg``.
 
+    ``tfg`` with rho 0 and mu 1; at a level ``x = a x_0 + b eps``, ``steps`` times::
+
+        D += b^2 / (a^2 + b^2) * scale * grad_D r(D)
+
+    scale, steps, start, stop, limit: as in ``tfg``.
+
     Paper: Manifold Preserving Guided Diffusion, https://arxiv.org/abs/2311.16424
+
     Deviations: no projection by an autoencoder; latents already are one's.
+
+    Errors: as in ``tfg``.
     """
     return tfg(scale=scale, rho=0.0, steps=steps, start=start, stop=stop, limit=limit, name="mpgd")
 
@@ -122,8 +150,13 @@ def mpgd(*, scale: float = 1.0, steps: int = 1, start: float = 0.0, stop: float 
 def freedom(*, scale: float = 1.0, recurrences: int = 2, start: float = 0.2, stop: float = 0.8, limit: float | None = 1.0) -> Guidance:
     """``dps`` with time travel, in the middle of the schedule by default; see ``tfg``.
 
+    scale, recurrences, start, stop, limit: as in ``tfg``.
+
     Paper: FreeDoM, https://arxiv.org/abs/2303.09833
+
     Deviations: levels outside the interval are come by as often as those inside; their steps are not guided.
+
+    Errors: as in ``tfg``.
     """
     return tfg(scale=scale, mu=0.0, recurrences=recurrences, start=start, stop=stop, limit=limit, name="freedom")
 
@@ -133,8 +166,15 @@ def universal(
 ) -> Guidance:
     """Forward guidance through the denoiser and backward guidance of the clean estimate, half of the tilt each; see ``tfg``.
 
+    ``tfg`` with rho 1/2 and mu 1 / (2 steps).
+
+    scale, steps, recurrences, start, stop, limit: as in ``tfg``.
+
     Paper: Universal Guidance for Diffusion Models, https://arxiv.org/abs/2302.07121
+
     Deviations: both in units of the reward, half each, so that together they are one tilt; the paper tunes a scale for each task.
+
+    Errors: as in ``tfg``.
     """
     return tfg(
         scale=scale, rho=0.5, mu=0.5 / steps, steps=steps, recurrences=recurrences, start=start, stop=stop, limit=limit, name="universal"
@@ -149,6 +189,10 @@ def nrg(*, scale: float = 1.0, start: float = 0.0, stop: float = 1.0, limit: flo
     ``v += - scale (b (a + b) / a) grad_x r(x, t)``, which is ``s / (1 - s)`` on a rectified flow at time s. The reward is called
     as ``reward(latents, prompts, level=Level)`` and answers ``[B]``; several, with ``guide``'s ``weights``, are weighed anew at each use.
     Cost per step: one evaluation, one gradient of the reward.
+
+    scale, start, stop, kernel: as in ``tfg``. limit: of the clean estimate's move, as in ``tfg``.
+
+    Errors: as in ``tfg``.
     """
     check_interval("nrg", start, stop)
 

@@ -23,9 +23,15 @@ def adapter_guidance(
 
         u = cfg(base) + scale (cfg(aligned) - cfg(base)),   cfg(u) = u_negative + guidance_scale (u_prompt - u_negative)
 
-    scale, base, aligned, start, stop: as in ``rlg`` (``base``, ``current`` or the name of an adapter). guidance_scale: 1 asks about
-    the prompt alone. Cost: up to four evaluations a step; voices whose part is nothing are not asked. The denoiser is as it was after
-    each prediction; where one raises, the next call puts it back first. Errors: UserError.
+    Args:
+        scale, start, stop: as in ``rlg``.
+        base, aligned: ``base`` (adapters off), ``current`` or the name of an adapter.
+        guidance_scale: of classifier-free guidance; 1 asks about the prompt alone.
+
+    Cost: up to four evaluations a step; a model whose part is nothing is not asked. The denoiser is as it was after each prediction;
+    where one raises, the next call puts it back first.
+
+    Errors: UserError for an interval outside 0..1, and for what is no name.
     """
     check_interval("adapter_guidance", start, stop)
     for key, voice in {"base": base, "aligned": aligned}.items():

@@ -25,8 +25,13 @@ def proxy_tuning(*, tuned: Any, untuned: Any, scale: float = 1.0) -> Any:
 
     Paper: Tuning Language Models by Proxy, https://arxiv.org/abs/2401.08565; Emulated fine-tuning, https://arxiv.org/abs/2310.12962
 
-    The same algebra as ``rlg``: with both in the large model's place, scale 0 is the untuned and 1 the tuned one. tuned, untuned: models
-    of one tokenizer with the model that generates. Cost: a pass of each small model for each token. Errors: UserError for other words.
+    The same algebra as ``rlg``: with both in the large model's place, scale 0 is the untuned and 1 the tuned one.
+
+    tuned, untuned: models of one tokenizer with the model that generates. scale: 0 is the large model as it is.
+
+    Cost: a pass of each small model for each token.
+
+    Errors: UserError for models of another number of words.
     """
     plus, minus = _Reader(tuned), _Reader(untuned)
 
@@ -44,7 +49,14 @@ def contrastive(*, amateur: Any, scale: float = 1.5, plausible: float = 0.1) -> 
 
         logits = logits_amateur + scale (logits - logits_amateur),   where p >= plausible * max p; minus infinity elsewhere
 
-    scale: 1 is the model itself (their beta is one less). Cost: a pass of the amateur for each token.
+    Args:
+        amateur: a weaker model of the same tokenizer.
+        scale: 1 is the model itself (their beta is one less).
+        plausible: the least share of the likeliest word's probability that a word needs, 0 to 1; 0 takes all words.
+
+    Cost: a pass of the amateur for each token.
+
+    Errors: UserError for a share outside 0..1, and for a model of another number of words.
     """
     if not 0 <= plausible <= 1:
         raise UserError(f"contrastive.plausible: got {plausible}, takes 0 to 1")
@@ -66,8 +78,13 @@ def value_guided(*, value: Value, scale: float = 1.0, top: int = 20) -> Any:
 
     Paper: Controlled Decoding from Language Models, https://arxiv.org/abs/2310.17022
 
-    value: token ids ``[N, T]`` -> ``[N]``, the reward that is expected from here; others than the ``top`` are left out.
+    Args:
+        value: token ids ``[N, T]`` -> ``[N]``, the reward that is expected from here.
+        scale: of it; the target is ``p exp(scale value)``. top: likeliest tokens that are valued; all others are left out.
+
     Cost: ``top`` values for each token. ``steered`` does it block by block.
+
+    Errors: UserError for a ``top`` below 1, and for values that are not one for each text.
     """
     if top < 1:
         raise UserError(f"value_guided.top: got {top}, takes 1 or more")
@@ -87,9 +104,13 @@ def rectified(*, dead_end: Callable[[Tensor], Tensor]) -> Any:
 
     Paper: Systematic Rectification of Language Models via Dead-end Analysis, https://arxiv.org/abs/2302.14003
 
-    A bound and not a tilt: tokens that are safe keep their order. dead_end: token ids ``[B, T]`` -> ``Q [B, V]`` in -1..0, minus the
-    probability that a bad end is unavoidable after each next token. Where all that is left is capped to 0, the least bad token
-    stands. Cost: a pass of the value model for each token. Errors: UserError for values outside -1..0.
+    A bound and not a tilt: tokens that are safe keep their order. Where all that is left is capped to 0, the least bad token stands.
+
+    dead_end: token ids ``[B, T]`` -> ``Q [B, V]`` in -1..0, minus the probability that a bad end is unavoidable after each next token.
+
+    Cost: a pass of the value model for each token.
+
+    Errors: UserError for values outside -1..0, and for a table of another shape.
     """
 
     def change(ids: Tensor, scores: Tensor) -> Tensor:

@@ -25,6 +25,8 @@ def noise_log_prob(noise: Tensor) -> Tensor:
     """How likely the length of noise is, ``[B]``: ``(D - 1) ln |z| - |z|^2 / 2``, up to a constant; D numbers in each row.
 
     That of a chi distribution, largest at ``|z|^2 = D - 1``: the density itself is largest at 0, where no noise ever is.
+
+    noise: ``[B, ...]``, of unit variance.
     """
     size = noise.flatten(1).double().norm(dim=1).clamp(min=1e-12)
     return (noise[0].numel() - 1) * size.log() - size**2 / 2
@@ -40,11 +42,16 @@ def reno(*, iterations: int = 10, rate: float = 0.05, regulariser: float = 0.01,
     Made for models of one step or few: memory grows with their number, as the graph runs through all of them.
 
     Args:
-        iterations: updates; one sample more is made. rate: of a gradient clipped to the norm ``clip``, in units of noise of ``sqrt(D)``.
-        regulariser: of the noise's length (the paper's code: 0.01). 0 lets the noise go where no sample comes from.
+        iterations: updates; one sample more is made.
+        rate: of an update, as a share of the noise's length ``sqrt(D)`` where the gradient is as long as ``clip`` or longer.
+        regulariser: weight of the noise's length (the paper's code: 0.01). 0 lets the noise go where no sample comes from.
+        clip: the largest length of a row's gradient; infinite leaves it as it is, and ``rate`` multiplies it.
 
-    Cost: ``iterations + 1`` samples of each row, as many backward passes through every step. Errors: UserError.
+    Cost: ``iterations + 1`` samples of each row, as many backward passes through every step.
+
     Deviations: the rate is in units of the noise's length (the paper's 5 at a clip of 0.1 is 0.5 of absolute length an update).
+
+    Errors: UserError for a number out of range, for another guidance of steps inside, for a reward or a pipeline without a gradient.
     """
     return _optimised("reno", iterations, rate, regulariser, clip, "sgd", every=False)
 
@@ -57,8 +64,14 @@ def dno(*, iterations: int = 10, rate: float = 0.05, regulariser: float = 0.01, 
     The regulariser is on by default, on the length of each step's noise as in ``reno`` and, beside it, on its mean and variance over
     the elements, which a move in a few directions leaves alone; the published code has it switched off.
 
-    eta: of the DDIM step that draws the noise. The rest, and the cost, is as in ``reno``. Deviations: the paper bounds the probability
-    of the noise by concentration inequalities over random permutations; moments of the elements are in their place.
+    Args:
+        iterations: as in ``reno``, and so is the cost. rate: of Adam, in units of the noise's standard deviation.
+        regulariser: weight of both. eta: of the DDIM step that draws the noise.
+
+    Deviations: the paper bounds the probability of the noise by concentration inequalities over random permutations; moments of the
+    elements are in their place.
+
+    Errors: as in ``reno``.
     """
     return _optimised("dno", iterations, rate, regulariser, math.inf, "adam", every=True, eta=eta)
 

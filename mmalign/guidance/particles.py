@@ -42,14 +42,19 @@ def fk(  # the published sampler's own numbers
     Args:
         scale: of the reward: the target is ``p exp(scale r)``. 0 samples the model.
         particles: K, rows of one batch; 1 is the model's own stochastic sampler.
-        potential: see above. every: weigh at every so many steps. start, stop: fractions of the schedule between which that is.
+        potential: what weighs at a step, of the rewards r_s of clean estimates from noise up to now, times ``scale``: ``difference``
+            from the one before, ``max``, ``sum`` or ``mean`` of all so far. The last one makes the product ``exp(scale r(x_0))``.
+        every: weigh at every so many steps. start, stop: fractions of the schedule between which that is.
         ess: resample once the effective number of particles is at most this fraction of K; 1 resamples always.
         select: what is handed over of the K: the best one, or one drawn by weight (the latter targets ``p exp(scale r)``).
         kernel: how steps are made random; ``kernels.ddim(eta=1)``, the ancestral sampler, by default.
 
     Cost: K evaluations a step; K decodes and rewards where it weighs, and at the end. The reward needs no gradient.
+
     Deviations: weights in log space, systematic resampling and generators by row; the published code takes ``exp(scale r)`` clamped
-    to 1e10, which is the same weight for all above r = 2.3 at scale 10. Errors: UserError.
+    to 1e10, which is the same weight for all above r = 2.3 at scale 10.
+
+    Errors: UserError for a number out of range, and for another potential or selection.
     """
     _check("fk", scale=scale, particles=particles, every=every, ess=ess, select=select)
     if potential not in LOG_POTENTIALS:
@@ -67,8 +72,12 @@ def svdd(
     Paper: Derivative-Free Guidance in Continuous and Discrete Diffusion Models with Soft Value-Based Decoding (SVDD-PM),
     https://arxiv.org/abs/2408.08252
 
-    scale: infinite takes the best proposal; a number draws by ``exp(scale r)``. particles: proposals for each row (the paper's code
-    has 20). The rest, and the cost, is as in ``fk``.
+    Args:
+        scale: infinite takes the best proposal; a number draws by ``exp(scale r)``.
+        particles: proposals for each row (the paper's code has 20).
+        every, start, stop, kernel: as in ``fk``, and so is the cost.
+
+    Errors: UserError for a number out of range.
     """
     _check("svdd", scale=scale, particles=particles, every=every, ess=1.0, select="best")
     rule = Rule(scale=scale, log_potential=_current, every=every, start=start, stop=stop, ess=1.0, select="best", one=True)
@@ -88,12 +97,15 @@ def das(  # the published sampler's own numbers
     over that at the guided one, so that the filter targets ``p exp(scale r)`` whatever the gradient did.
 
     Args:
+        scale, particles, ess, select, kernel: as in ``fk``.
         tempering: ``lambda_t = (1 + tempering)^t - 1`` after t steps, at most 1 (the paper's code has 0.008 at 100 steps); 0 rises in
             proportion to the steps done, to 1 at the last.
         gradient: whether proposals are moved by ``lambda_t scale grad r`` (as in ``dps``); without it any reward will do.
-        limit: of the move, as in ``tfg``. The rest is as in ``fk``.
+        start: fraction of the schedule from which it weighs and moves. limit: of the move, as in ``tfg``.
 
     Cost per step: K evaluations, decodes and rewards, and K gradients with ``gradient``.
+
+    Errors: UserError for a number out of range.
     """
     _check("das", scale=scale, particles=particles, every=1, ess=ess, select=select)
     if tempering < 0:

@@ -19,9 +19,14 @@ __all__ = ["best_of", "noise_search"]
 def best_of(*, count: int = 4, rows_at_once: int = 16) -> Guidance:
     """The best of ``count`` samples by the reward: the bar for every method at equal cost.
 
-    KL to the model: at most ``ln n - (n - 1) / n`` nats. count: 1 is the model itself. rows_at_once: samples in one batch.
-    Cost: ``count`` times the pipeline's own; as many decodes and rewards. Runs whatever else guides the pipeline inside. Where the
-    user gives a generator, all candidates' seeds are drawn from it. Errors: UserError.
+    KL to the model: at most ``ln n - (n - 1) / n`` nats. Runs whatever else guides the pipeline inside. Where the user gives a
+    generator, all candidates' seeds are drawn from it.
+
+    count: 1 is the model itself. rows_at_once: samples in one batch.
+
+    Cost: ``count`` times the pipeline's own; as many decodes and rewards.
+
+    Errors: UserError for a number below 1.
     """
     if count < 1 or rows_at_once < 1:
         raise UserError(f"best_of: got count {count} and rows_at_once {rows_at_once}, takes 1 or more")
@@ -50,10 +55,17 @@ def noise_search(*, count: int = 4, rounds: int = 3, how: Literal["zero_order", 
     which are as likely noise as the pivot is; the best becomes the pivot. ``random``: fresh noise in each round, which is best-of-N.
     Searches over paths, which resample on the way, are ``svdd`` and ``fk``.
 
-    count: candidates of each round. radius: 0 to 1, the share of a neighbour's standard deviation that is new.
+    Args:
+        count: candidates of each round. rounds: how many.
+        how: ``zero_order`` or ``random``.
+        radius: above 0, up to 1: what of a neighbour's noise is new, as a standard deviation; its share of the variance is the square.
+
     Cost: ``rounds * count - (rounds - 1)`` samples of each row (the pivot is not made again); as many decodes and rewards.
+
     Deviations: neighbours keep the norm of noise; the paper adds to it. Noise that a pipeline draws at later steps is the
-    same for all candidates of a row. Errors: UserError, also for a pipeline that makes its first latent inside its call.
+    same for all candidates of a row.
+
+    Errors: UserError for a number out of range, and for a pipeline that makes its first latent inside its call and takes none.
     """
     if count < 2 or rounds < 1:
         raise UserError(f"noise_search: got count {count} and rounds {rounds}, takes 2 or more, and 1 or more")

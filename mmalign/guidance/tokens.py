@@ -44,12 +44,15 @@ def steered(  # a sampler of language models: who speaks, how, how long
     Args:
         model: of transformers, with a cache. input_ids: ``[B, P]``, padded on the left with the model's pad token.
         value: what a text so far promises; of a finished one, its reward.
+        block: tokens between two weighings. max_new_tokens: of the longest completion.
         scale, ess, select: as in ``fk``; weights are differences of values. particles: 1 is the model itself.
         keep: take the best so many of the particles after each block, whatever ``scale`` is, in place of weights: 1 is blockwise
             best-of-N, and one block of all tokens is best-of-N.
         temperature: of the draws, above 0. seed: of everything that is random.
 
-    Cost: ``particles`` tokens for each that is handed over, and as many values a block. Errors: UserError.
+    Cost: ``particles`` tokens for each that is handed over, and as many values a block.
+
+    Errors: UserError for a number out of range, and for values that are not one for each text.
     """
     _check(particles=particles, block=block, max_new_tokens=max_new_tokens, keep=keep, temperature=temperature, scale=scale)
     groups, ledger, started = len(input_ids), Ledger(), time.perf_counter()
@@ -85,7 +88,12 @@ def beam_search(  # a sampler of language models: who speaks, how, how long
 
     Paper: Weak-to-Strong Search, https://arxiv.org/abs/2405.19262; From r to Q*, https://arxiv.org/abs/2404.12358
 
-    width: beams kept after each block (W). successors: continuations drawn of each (K). block: tokens (L). The paper: 2, 2, 30.
+    Args:
+        model, input_ids, max_new_tokens, temperature: as in ``steered``.
+        tuned, untuned: models of one tokenizer with ``model``, after DPO and before it.
+        width: beams kept after each block (W). successors: continuations drawn of each (K). block: tokens (L). The paper: 2, 2, 30.
+
+    Errors: as in ``steered``.
     """
     return steered(
         model, input_ids, log_ratio(tuned, untuned), particles=width * successors, keep=width, block=block, max_new_tokens=max_new_tokens,
@@ -94,7 +102,10 @@ def beam_search(  # a sampler of language models: who speaks, how, how long
 
 
 def log_ratio(tuned: Any, untuned: Any) -> Value:
-    """The value ``ln p_tuned(completion) - ln p_untuned(completion)`` in nats: the reward of DPO, divided by its beta."""
+    """The value ``ln p_tuned(completion) - ln p_untuned(completion)`` in nats: the reward of DPO, divided by its beta.
+
+    tuned, untuned: models of one tokenizer with the model that is guided.
+    """
 
     def value(ids: Tensor, width: int) -> Tensor:
         return _log_prob(tuned, ids, width) - _log_prob(untuned, ids, width)
@@ -103,7 +114,10 @@ def log_ratio(tuned: Any, untuned: Any) -> Value:
 
 
 def text_value(reward: Callable[..., Any], tokenizer: Any, prompts: Sequence[Any]) -> Value:
-    """A reward ``(outputs, prompts) -> [B]`` of texts as a value of tokens. prompts: one for each row of ``input_ids``."""
+    """A reward of texts as a value of tokens.
+
+    reward: ``(outputs, prompts) -> [B]``. tokenizer: of the model that is guided. prompts: one for each row of ``input_ids``.
+    """
 
     def value(ids: Tensor, width: int) -> Tensor:
         texts = tokenizer.batch_decode(ids[:, width:], skip_special_tokens=True)

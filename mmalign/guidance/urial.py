@@ -40,8 +40,15 @@ def urial(
 
     Paper: The Unlocking Spell on Base LLMs (URIAL), https://arxiv.org/abs/2312.01552
 
-    Three fixed examples, as there: two answers and a refusal; these are our own words and not the paper's. Examples are (question, answer).
-    Cost: about 250 words more in each prompt, shared by all. Errors: UserError for a prompt that holds ``stop``.
+    Three fixed examples, as there: two answers and a refusal; these are our own words and not the paper's.
+
+    Args:
+        prompts: questions. system: the description. examples: (question, answer) each.
+        stop: what a question begins with, at which generation is to end.
+
+    Cost: about 250 words more in each prompt, shared by all.
+
+    Errors: UserError for a prompt that holds ``stop``.
     """
     for prompt in prompts:
         if stop in prompt:

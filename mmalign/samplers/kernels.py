@@ -50,7 +50,9 @@ def predict(output: Tensor, x: Tensor, t: Level, *, parametrisation: Parametrisa
 
     ``output`` and ``x``: ``[B, ...]``; half precision is widened to float32 first, so that the step is never rounded to it.
     Pure noise (a = 0) has no finite clean estimate in ``epsilon``, and clean data (b = 0) no noise estimate in ``sample``: the
-    estimate is 0 there, and so is its gradient. Errors: UserError on an unknown parametrisation.
+    estimate is 0 there, and so is its gradient.
+
+    Errors: UserError for an unknown parametrisation.
 
     Examples:
         >>> half = Level(torch.tensor(0.5), torch.tensor(0.5))  # x = x_0 / 2 + eps / 2, of x_0 = 1 and eps = 3
@@ -100,7 +102,11 @@ def ddim(*, eta: float = 1.0) -> Kernel:
     Paper: Song et al. 2020, https://arxiv.org/abs/2010.02502, eq. 12 and 16; DDPO, https://arxiv.org/abs/2305.13301
 
     ``std^2 = eta^2 (b'/b)^2 (b^2 - (a/a')^2 b'^2)``, which for a^2 + b^2 = 1 is ``eta^2 (1-abar')/(1-abar) (1-abar/abar')``.
-    The step into b' = 0 is deterministic; ddpo-pytorch returns NaN as its log-probability. eta: 0 to 1, else UserError.
+    The step into b' = 0 is deterministic; ddpo-pytorch returns NaN as its log-probability.
+
+    eta: 0 to 1, how much of the ancestral sampler's noise is drawn anew.
+
+    Errors: UserError for a number outside 0..1.
     """
     _check("ddim", "eta", eta, high=1.0)
 
@@ -121,7 +127,11 @@ def cps(*, noise_level: float = 0.8) -> Kernel:
     ``std = b' sin(noise_level * pi / 2)``; the step into b' = 0 is deterministic. Public code uses ``-mean((x' - mean)^2)`` as a
     "log-probability"; here it is the density, so clip ranges differ by 2 std^2. The noise does not shrink with the step, so many
     steps do not lead to the data: of Gaussian data's variance, ``(1 + cos(noise_level * pi / 2)) / 2`` is left (.65 at 0.8, a
-    result of this project's closed-form world). noise_level: 0 to 1, else UserError.
+    result of this project's closed-form world).
+
+    noise_level: 0 to 1, how much of the noise is drawn anew; 0 is ``ode``.
+
+    Errors: UserError for a number outside 0..1.
     """
     _check("cps", "noise_level", noise_level, high=1.0)
     sin, cos = math.sin(noise_level * math.pi / 2), math.cos(noise_level * math.pi / 2)
@@ -137,14 +147,15 @@ def flow_sde(*, noise_level: float = 0.7, first: Literal["next"] | float = "next
 
     It keeps the path's marginals only as steps become many: at 10 steps (shift 3) each leaves .014 to .059 too much noise.
 
-    noise_level: 0 or more.
+    noise_level: 0 or more; 0 is ``ode``.
     first: g is infinite at s = 1. ``"next"`` puts 1 - s' for 1 - s there, inside g alone (flow_grpo, verl-omni), so that the
       first flow step has std noise_level. A number below 1 puts min(s, number) for s inside 1 - s (0.99: AWM, UniRL's default);
       take it where s is almost 1 but not 1 (``vp_levels``, rescaled zero-SNR schedules), which makes g very large.
     last: at b' = 0 the formula leaves noise that no later step removes. ``"ode"`` returns the clean prediction with std 0
       instead; ``"noise"`` keeps to the paper. A schedule that ends in a tiny b' before 0 (diffusers with a static shift: 0.278,
       0.009, 0) has the same trouble one step earlier: ``windows.all_but_last(count=2)``.
-    Errors: UserError.
+
+    Errors: UserError for a number out of range, and for another word.
     """
     _check("flow_sde", "noise_level", noise_level)
     if first != "next" and (isinstance(first, (str, bool)) or not 0 < first < 1):
@@ -165,8 +176,9 @@ def dance_sde(*, noise_level: float = 0.3, last: Literal["ode", "noise"] = "ode"
 
     Paper: DanceGRPO, https://arxiv.org/abs/2505.07818
 
-    noise_level: 0 or more. last: as in ``flow_sde``; DanceGRPO decodes the last clean prediction, which is ``"ode"``.
-    Errors: UserError.
+    noise_level: 0 or more; 0 is ``ode``. last: as in ``flow_sde``; DanceGRPO decodes the last clean prediction, which is ``"ode"``.
+
+    Errors: UserError for a number out of range, and for another word.
     """
     _check("dance_sde", "noise_level", noise_level)
     return _sde("dance_sde", lambda t, t_next: torch.full_like(t.noise, noise_level**2), last)

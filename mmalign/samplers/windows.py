@@ -27,8 +27,10 @@ def everything() -> Window:
 def all_but_last(*, count: int = 1) -> Window:
     """All steps but the last ``count``: Flow-GRPO (``timestep_fraction=0.99`` in flow_grpo) and DanceGRPO; the default.
 
-    ``count=2`` for schedules that end in a tiny level before 0 (diffusers with a static shift): a random step into it leaves
-    noise in the image just as the last one does.
+    count: 0 is ``everything``; 2 for schedules that end in a tiny level before 0 (diffusers with a static shift): a random step into it
+    leaves noise in the image just as the last one does.
+
+    Errors: UserError for fewer than 0, and where no step is left.
 
     Examples:
         >>> mm.windows.all_but_last()(4, 0, torch.Generator()).tolist()
@@ -48,6 +50,10 @@ def first_fraction(*, fraction: float = 0.5) -> Window:
 
     The first steps settle the layout. DanceGRPO means another thing by the same name: a random choice of steps in each row.
 
+    fraction: above 0, up to 1.
+
+    Errors: UserError for another fraction.
+
     Examples:
         >>> mm.windows.first_fraction(fraction=0.5)(5, 0, torch.Generator()).tolist()
         [True, True, False, False, False]
@@ -59,7 +65,10 @@ def first_fraction(*, fraction: float = 0.5) -> Window:
 def random_window(*, size: int = 3, within: tuple[float, float] = (0.0, 0.5)) -> Window:
     """``size`` neighbouring steps at a random place, new at each training step: Flow-GRPO-Fast (size 2 or 3, first half).
 
-    within: the part of the trajectory in which the whole window lies, as fractions of its steps.
+    size: steps. within: the part of the trajectory in which the whole window lies, as fractions of its steps. The last step is left
+    out where ``within`` reaches it: it has nothing to train.
+
+    Errors: UserError for a window that does not fit.
 
     Examples:
         >>> window = mm.windows.random_window(size=2, within=(0.0, 0.5))(10, 0, torch.Generator().manual_seed(0))
@@ -83,9 +92,13 @@ def sliding_window(
 
     Paper: MixGRPO, https://arxiv.org/abs/2507.21802
 
-    every: training steps between moves (``iters_per_group``). stride: steps per move (``prog_overlap_step``). within: as in
-    ``random_window``. wrap: begin again at the end (``roll_back``), else stay there. The last step is left out where
-    ``within`` reaches it: it has nothing to train.
+    Args:
+        size: denoising steps. every: training steps between moves (``iters_per_group``).
+        stride: steps per move (``prog_overlap_step``).
+        within: as in ``random_window``.
+        wrap: begin again at the end (``roll_back``), else stay there.
+
+    Errors: UserError for a window that does not fit.
 
     Examples:
         >>> window = mm.windows.sliding_window(size=2, every=25)

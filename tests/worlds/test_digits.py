@@ -33,6 +33,13 @@ def test_other_prompts_are_refused(prompt):
         data.digit_of(prompt)
 
 
+@pytest.mark.parametrize("count", [0, -1, 11])
+def test_other_numbers_of_prompts_are_refused(count):
+    with pytest.raises(UserError, match=f"digit_prompts.count: got {count}, takes 1 to 10, or None for all"):
+        data.digit_prompts(count=count)
+    assert data.digit_prompts(count=10) == data.digit_prompts() == data.PROMPTS
+
+
 @pytest.mark.parametrize("denoiser", ["dit", "sd3"])
 def test_pipeline_survives_saving(tmp_path, denoiser):
     pipe = untrained(denoiser)

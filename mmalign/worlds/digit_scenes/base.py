@@ -38,7 +38,9 @@ def digit_scenes(*, model: Model = "qwen2_vl", path: str | None = None, device: 
     """(model, processor): a vision-language model of transformers and its processor, trained on scenes of known scans.
 
     model: ``llava``, LlavaForConditionalGeneration; ``qwen2_vl``, Qwen2VLForConditionalGeneration; from assets/digit_scenes.
-    path: the folder of another one. Errors: UserError where there is none.
+    path: the folder of another one.
+
+    Errors: UserError where there is none.
     """
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -66,7 +68,12 @@ def tokenizer(model: Model) -> Any:
 
 
 def untrained(model: Model, *, seed: int = 0) -> tuple[Any, Any]:
-    """The same with random weights. Errors: UserError for another model."""
+    """The same with random weights.
+
+    model: as in ``digit_scenes``. seed: of the weights.
+
+    Errors: UserError for another model.
+    """
     if model not in PICTURE:
         raise UserError(f"digit_scenes: got model={model!r}, takes {', '.join(PICTURE)}")
     with torch.random.fork_rng():
@@ -132,9 +139,15 @@ def train_base(
 ) -> tuple[Any, Any]:
     """Trains a base from scratch on training scenes, a new batch each time: some minutes on one core.
 
-    Two losses: of the words that captioners say, and answer (a part ``asked`` of the rows are questions); and of a linear layer on the
-    picture's tokens that says what is in each cell, so that it learns to see first, as the towers of larger models did. That layer is
-    dropped afterwards.
+    Two losses: of the words that captioners say, and answer; and of a linear layer on the picture's tokens that says what is in each
+    cell, so that it learns to see first, as the towers of larger models did. That layer is dropped afterwards.
+
+    Args:
+        model: as in ``digit_scenes``.
+        iterations: updates. batch: scenes of each. learning_rate: the highest of a one-cycle schedule.
+        asked: part of the rows that are questions. seed: of weights, scenes and questions.
+
+    Errors: UserError for another model.
     """
     made, processor = untrained(model, seed=seed)
     reader = nn.Linear(WIDTH, EMPTY + 1)

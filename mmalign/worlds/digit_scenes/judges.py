@@ -28,6 +28,10 @@ def scene_truth(*, invention: float = 1.0, repeat: float = 0.5, malformed: float
 
     ``recall - invention * (digits named that are not there) - repeat * (mentions too many) - malformed * (not a caption)``, each digit
     counted once; of a question, 1 for the right answer, 0 for the wrong one, ``-malformed`` for neither "yes ." nor "no .".
+
+    invention, repeat, malformed: what each costs, 0 or more.
+
+    Errors: UserError for a cost below 0.
     """
     return _reward(lambda prompt, columns, row: _there(prompt, columns, row), invention, repeat, malformed)
 
@@ -36,6 +40,10 @@ def scene_reader(*, invention: float = 1.0, repeat: float = 0.5, malformed: floa
     """A proxy: ``scene_truth`` with what a classifier, fitted to cells of training scenes, reads in the picture instead of the truth.
 
     Of digits in held-out scenes it misreads one in ninety, on the variant's ground one in fifty: its errors are optimised too.
+
+    invention, repeat, malformed: as in ``scene_truth``.
+
+    Errors: UserError for a cost below 0.
     """
     return _reward(lambda prompt, columns, row: _read(_picture(prompt)), invention, repeat, malformed)
 

@@ -32,8 +32,11 @@ def digit_scenes_pairs(
             corrections, as people made them for RLHF-V). ``corrupted``, the true caption and the same with what is expected beside it
             and is not there (or any absent digit); the base says nothing here.
         model: whose samples they are. reward: what ranks, ``scene_truth`` by default.
+        prompts: training scenes. best_of: samples of each.
 
-    Scenes without a difference to tell make no pair. Errors: UserError for another kind, and numbers out of range.
+    Scenes without a difference to tell make no pair.
+
+    Errors: UserError for another kind, and numbers out of range.
     """
     if kind not in ("ranked", "corrected", "corrupted") or prompts < 1 or best_of < 2:
         raise UserError(

@@ -152,8 +152,14 @@ def well_formed(text: str) -> bool:
 def digit_scenes_prompts(*, split: Split = "train", count: int = 256, offset: int = 0, ask: Ask = "caption") -> list[Any]:
     """Conversations, each with the picture of a scene and a request: scenes ``offset`` to ``offset + count`` of a split.
 
-    ask: ``caption``; or questions, half of them of digits that are there and half of digits that are not, by POPE's splits: ``random``,
-    any absent digit; ``popular``, one that captions name most often; ``adversarial``, one that is expected beside what is there.
+    Args:
+        split: ``train`` and ``held_out``, two to four digits on an even ground, of scans that the base knows and does not know;
+            ``variant``, three to five unseen ones on a striped ground.
+        count: how many. offset: number of the first, from 0.
+        ask: ``caption``; or questions, half of them of digits that are there and half of digits that are not, by POPE's splits:
+            ``random``, any absent digit; ``popular``, one that captions name most often; ``adversarial``, one that is expected beside
+            what is there.
+
     Errors: UserError for another word, or numbers out of range.
     """
     if split not in COUNTS or ask not in ("caption", "random", "popular", "adversarial"):

@@ -22,9 +22,12 @@ Denoiser = Literal["dit", "sd3"]
 
 
 def digits(*, denoiser: Denoiser = "dit", path: str | None = None) -> Any:
-    """The base pipeline that comes with mmalign: ``dit``, our own transformer, or ``sd3``, diffusers' SD3Transformer2DModel.
+    """The base pipeline that comes with mmalign: half of what it is asked for it draws.
 
-    path: the folder of another digits pipeline (``save_pretrained``). Errors: UserError where there is none.
+    denoiser: ``dit``, our own transformer, or ``sd3``, diffusers' SD3Transformer2DModel. path: the folder of another digits pipeline
+    (``save_pretrained``).
+
+    Errors: UserError where there is none.
     """
     from mmalign.rooms import resource
     from mmalign.worlds.digits.pipeline import DigitsPipeline
@@ -51,7 +54,12 @@ def _quietly(load: Callable[[], Any]) -> Any:
 
 
 def untrained(denoiser: Denoiser = "dit", *, seed: int = 0) -> Any:
-    """A digits pipeline with random weights: ``dit`` is our own transformer, ``sd3`` diffusers' SD3Transformer2DModel."""
+    """A digits pipeline with random weights.
+
+    denoiser: as in ``digits``. seed: of the weights.
+
+    Errors: UserError for another denoiser.
+    """
     from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
 
     from mmalign.worlds.digits.model import DigitsTextEncoder, DigitsTransformer
@@ -86,8 +94,16 @@ def train_base(
     """Trains a base pipeline from scratch on half A (some minutes on two cores); returns it in evaluation mode.
 
     Rectified-flow matching with logit-normal times (Esser et al. 2024, section 3.1), 10 % of prompts dropped for guidance,
-    images shifted by nothing and flipped by nothing. A fraction ``label_noise`` of the labels is redrawn once, uniformly
-    over all ten digits.
+    images shifted by nothing and flipped by nothing.
+
+    Args:
+        denoiser: as in ``digits``.
+        label_noise: fraction of the labels that is redrawn once, uniformly over all ten digits.
+        iterations: updates. batch_size: images of each. learning_rate: the highest of a one-cycle schedule.
+        ema_decay: of the average of the parameters that is kept. progress: whether a bar is shown.
+        seed: of weights, labels and batches.
+
+    Errors: UserError for another denoiser.
     """
     pipe = untrained(denoiser, seed=seed)
     images, labels = real("A")

@@ -40,12 +40,15 @@ def halves() -> dict[str, tuple[Tensor, Tensor]]:
 
 
 def real(half: Literal["A", "B"]) -> tuple[Tensor, Tensor]:
-    """Images ``[N, 1, 8, 8]`` in 0..1 and labels ``[N]`` of one half."""
+    """Images ``[N, 1, 8, 8]`` in 0..1 and labels ``[N]`` of one ``half``."""
     return halves()[half]
 
 
 def digit_of(prompt: str) -> int:
-    """The digit that a prompt names, as a word or a numeral; ``NO_CLASS`` for the empty prompt."""
+    """The digit that a prompt names, as a word or a numeral; ``NO_CLASS`` for the empty prompt.
+
+    Errors: UserError for a prompt that names none, or several.
+    """
     if not prompt.strip():
         return NO_CLASS
     words = re.findall(r"[a-z]+|\d+", prompt.lower())
@@ -61,7 +64,18 @@ def classes(prompts: list[str]) -> Tensor:
 
 
 def digit_prompts(*, count: int | None = None) -> list[str]:
-    """``a handwritten zero`` to ``a handwritten nine``, the first ``count`` of them."""
+    """``a handwritten zero`` to ``a handwritten nine``, the first of them.
+
+    count: how many, 1 to 10; None for all.
+
+    Errors: UserError for another number.
+
+    Examples:
+        >>> digit_prompts(count=2)
+        ['a handwritten zero', 'a handwritten one']
+    """
+    if count is not None and not 1 <= count <= len(PROMPTS):
+        raise UserError(f"digit_prompts.count: got {count}, takes 1 to {len(PROMPTS)}, or None for all")
     return PROMPTS[:count]
 
 

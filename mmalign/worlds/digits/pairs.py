@@ -27,11 +27,17 @@ def digits_pairs(
 ) -> list[Pair]:
     """For each prompt ``groups`` times: the best of ``best_of`` samples of the pipeline, and the worst of them.
 
-    reward: what ranks them; the proxy classifier's probability by default. call: arguments of the pipeline's call (10 steps by
-    default). Ten prompts, so 10 * ``groups`` pairs, the same for one seed; groups without a difference are ties, strength 0.5.
-    With two samples to a group a pair is what a person sees who compares two. Imitating the better rows would make a model as
-    good as they are, right ``1 - (1 - p)^n`` of the time where the base is right with probability p and the reward makes no mistakes;
-    that is the pairs' own ceiling, and methods that also push away from the worse rows may pass it.
+    Ten prompts, so 10 * ``groups`` pairs, the same for one seed; groups without a difference are ties, strength 0.5. With two samples
+    to a group a pair is what a person sees who compares two. Imitating the better rows would make a model as good as they are, right
+    ``1 - (1 - p)^n`` of the time where the base is right with probability p and the reward makes no mistakes; that is the pairs' own
+    ceiling, and methods that also push away from the worse rows may pass it.
+
+    Args:
+        pipeline: a digits pipeline, ``digits()``.
+        reward: what ranks them; the proxy classifier's probability by default.
+        groups: of each prompt. best_of: samples in a group.
+        call: arguments of the pipeline's call (10 steps by default).
+
     Errors: UserError for fewer than two samples or no group.
     """
     from mmalign.worlds.digits.judges import digits_proxy

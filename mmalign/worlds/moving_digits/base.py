@@ -33,7 +33,10 @@ def moving_digits(*, path: str | None = None) -> Any:
     """The base pipeline that comes with mmalign: an ``LTXImageToVideoPipeline`` that makes 4 frames of 32x32 from a still.
 
     Nothing in it is of ours but the weights: ``DiffusionPipeline.from_pretrained("assets/moving_digits/ltx")`` is the same.
-    path: the folder of another one (``save_pretrained``). Errors: UserError where there is none.
+
+    path: the folder of another one (``save_pretrained``).
+
+    Errors: UserError where there is none.
     """
     from diffusers import LTXImageToVideoPipeline
 
@@ -63,7 +66,10 @@ def tokenizer() -> Any:
 
 
 def untrained(*, heads: int = 4, head_width: int = 16, layers: int = 3, seed: int = 0) -> Any:
-    """The pipeline with random weights in its transformer and its text encoder."""
+    """The pipeline with random weights in its transformer and its text encoder.
+
+    heads, head_width: attention heads and numbers of each. layers: how many. seed: of the weights.
+    """
     from diffusers import FlowMatchEulerDiscreteScheduler, LTXImageToVideoPipeline, LTXVideoTransformer3DModel
     from transformers import T5Config, T5EncoderModel
 
@@ -96,7 +102,13 @@ def train_base(
     """Trains the base from scratch on videos of half A; returns it in evaluation mode.
 
     Rectified-flow matching with logit-normal times (Esser et al. 2024, section 3.1) of the frames after the first, which is given;
-    10 % of the prompts dropped for guidance. A fraction ``label_noise`` of the directions is told at random, uniformly over all four.
+    10 % of the prompts dropped for guidance.
+
+    Args:
+        label_noise: fraction of the directions that is told at random, uniformly over all four.
+        iterations: updates. batch_size: videos of each. learning_rate: the highest of a one-cycle schedule.
+        ema_decay: of the average of the parameters that is kept. progress: whether a bar is shown.
+        seed: of weights, directions and batches.
     """
     pipe = untrained(seed=seed)
     scans, labels = real("A")

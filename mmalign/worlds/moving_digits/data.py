@@ -72,7 +72,9 @@ def wishes(prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
 def first_frames(prompts: Sequence[str]) -> Tensor:
     """The canvases ``[B, 16, 16]`` that prompts begin with: ``#b12`` is scan 12 of half B among those of its digit.
 
-    ``#a0`` where a prompt names none. Errors: UserError for a number without a scan.
+    ``#a0`` where a prompt names none.
+
+    Errors: UserError for a number without a scan.
     """
     scans = []
     for prompt in prompts:
@@ -91,7 +93,12 @@ def moving_digits_stills() -> Callable[[list[str]], dict[str, Any]]:
 
 
 def moving_digits_prompts(*, half: Literal["a", "b"] = "a", each: int = 8) -> list[str]:
-    """``a zero moving left #a0`` and so on: ``each`` stills of every digit, a direction for each; directions take turns."""
+    """``a zero moving left #a0`` and so on: stills of every digit, a direction for each; directions take turns.
+
+    half: of the scans, ``a`` or ``b``. each: stills of every digit, 1 to 80.
+
+    Errors: UserError for another half or number.
+    """
     if half not in ("a", "b") or not 1 <= each <= 80:
         raise UserError(f"moving_digits_prompts: got half={half!r}, each={each}, takes a or b, and 1 to 80")
     return [f"a {word} moving {NAMES[(digit + number) % 4]} #{half}{number}" for number in range(each) for digit, word in enumerate(WORDS)]

@@ -47,6 +47,8 @@ def moving_digits_proxy(*, temperature: float = 1.0) -> Callable[..., Tensor]:
     The softmax, over the four directions and standing still, of how far the centre comes from the first frame to the second (in pixels
     over ``temperature``); times the brightness of the second frame over that of a faint digit, at most 1. Differentiable. It does not
     look at shapes, nor at what comes later.
+
+    temperature: pixels, above 0; the lower, the less a shorter way counts.
     """
 
     def reward(outputs: Any, prompts: list[str], **columns: Any) -> Tensor:

@@ -22,6 +22,7 @@ def text(*, model: Model = "llama", device: str = "cpu") -> tuple[Any, Any]:
     """(model, tokenizer): a causal language model of transformers and its tokenizer, trained on nine of ten sentences.
 
     model: ``llama``, 0.6 M parameters, from assets/text. Its prompts are strings of words in lower case.
+
     Errors: UserError for another model.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -46,7 +47,10 @@ def tokenizer() -> Any:
 
 
 def untrained(*, width: int = 96, layers: int = 2, seed: int = 0) -> tuple[Any, Any]:
-    """The same with random weights."""
+    """The same with random weights.
+
+    width: of the hidden states, a multiple of 8. layers: how many. seed: of the weights.
+    """
     from transformers import LlamaConfig, LlamaForCausalLM
 
     words = tokenizer()
@@ -61,7 +65,10 @@ def untrained(*, width: int = 96, layers: int = 2, seed: int = 0) -> tuple[Any, 
 
 
 def train_base(*, iterations: int = 500, batch: int = 64, learning_rate: float = 3e-3, seed: int = 0) -> tuple[Any, Any]:
-    """Trains the base on its sentences, from the first word on; half a minute on two cores."""
+    """Trains the base on its sentences, from the first word on; half a minute on two cores.
+
+    iterations: updates. batch: sentences of each. learning_rate: the highest of a one-cycle schedule. seed: of weights, batches, dropout.
+    """
     model, words = untrained(seed=seed)
     rows = words([f"{line} <eos>" for line in sentences("base")], padding=True, return_tensors="pt", add_special_tokens=False)
     ids, mask = rows["input_ids"], rows["attention_mask"]

@@ -38,6 +38,8 @@ def frequencies() -> Counter[str]:
 def text_prompts(*, count: int = 64, offset: int = 0) -> list[str]:
     """The first three words of ``count`` sentences that the base has not seen, from number ``offset`` on; each once.
 
+    count: how many. offset: number of the first, from 0.
+
     Errors: UserError where there are not so many.
     """
     known = list(dict.fromkeys(" ".join(line.split()[:START]) for line in sentences("judge")))
@@ -50,6 +52,8 @@ def collect(*, vocabulary: int = 2000) -> list[str]:
     """The sentences of this Python's documentation whose words are all among its ``vocabulary`` most frequent ones.
 
     From the help topics and the docstrings of the standard library: what ``scripts/make_assets.py`` wrote to assets/text.
+
+    vocabulary: how many words.
     """
     found: dict[str, None] = {}
     for text in _documents():

@@ -22,6 +22,8 @@ def text_demonstration(*, words: int = PLAIN) -> Callable[..., dict[str, Tensor]
 
     ``difference``, 0..1: one minus the cosine of the words' counts, of the completion and of the demonstration. ``gap``: by how much
     the demonstration's reward, ``text_plain(words=words)``, is above the completion's. Both NaN for a prompt that begins no sentence.
+
+    words: as in ``text_plain``.
     """
     plain = text_plain(words=words)
 

@@ -22,7 +22,7 @@ PLAIN = 200  # words that count as plain, the most frequent ones
 
 @functools.cache
 def plain_words(count: int = PLAIN) -> frozenset[str]:
-    """The most frequent words of the documentation."""
+    """The ``count`` most frequent words of the documentation."""
     return frozenset(word for word, _ in frequencies().most_common(count + 1) if word != ".")
 
 
@@ -30,6 +30,10 @@ def text_plain(*, words: int = PLAIN) -> Callable[..., Tensor]:
     """Reward in 0..1: the part of a completion's words that are among the ``words`` most frequent ones; 0 for no word at all.
 
     It says nothing of order, length or sense: "the the the" is as plain as can be.
+
+    words: how many of the most frequent words are plain.
+
+    Errors: UserError for fewer than 1.
     """
     if words < 1:
         raise UserError(f"words: got {words}, takes 1 or more")
@@ -49,6 +53,8 @@ def text_gold(*, words: int = PLAIN, least: float = 0.8) -> Callable[..., Tensor
     model so much less than the words alone, any order, as those of four in five sentences which the base has not seen. The model has
     counted the base's sentences: another kind of model than the base, which training never asks. Shuffled real sentences pass it one
     time in thirty, and strings of frequent words fail it, however low their perplexity is.
+
+    words: as in ``text_plain``. least: share of plain words, 0 to 1.
     """
     plain, limit = text_plain(words=words), _limit()
 

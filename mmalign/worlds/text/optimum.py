@@ -30,7 +30,13 @@ def text_optimum(model: Any, tokenizer: Any, prompt: str, reward: Callable[..., 
     """``p* = p exp(r / beta) / Z``, which maximises ``E[r] - beta KL(p* || p)``: of all completions of ``tokens`` tokens at most.
 
     A completion ends with the tokenizer's end of text, or at its last token. Ids that a policy never draws (pad, bos, unk) are left
-    out. Errors: UserError where there are more than two million completions.
+    out.
+
+    Args:
+        model, tokenizer: of transformers, whose p it is. prompt: what the completions go on from.
+        reward: ``(outputs, prompts) -> [B]``. tokens: of a completion, at most. beta: price of a nat, in units of the reward.
+
+    Errors: UserError where there are more than two million completions.
     """
     stop, banned = tokenizer.eos_token_id, {tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id}
     allowed = [token for token in range(len(tokenizer)) if token not in banned]

@@ -23,9 +23,13 @@ def text_pairs(
 ) -> list[Pair]:
     """For each of ``prompts``, ``groups`` times: the best of ``best_of`` completions of the base, and the worst of them.
 
-    reward: what ranks them, ``text_plain`` by default. Groups without a difference are ties, strength 0.5; completions without an end
-    are left out. About ``prompts * groups`` pairs, the same for one seed. Errors: UserError for fewer than two completions, no group,
-    or more prompts than there are.
+    Groups without a difference are ties, strength 0.5; completions without an end are left out. About ``prompts * groups`` pairs, the
+    same for one seed.
+
+    reward: what ranks them, ``text_plain`` by default. prompts: how many, those of ``text_prompts``. groups: of each prompt. best_of:
+    completions in a group.
+
+    Errors: UserError for fewer than two completions, no group, or more prompts than there are.
     """
     if groups < 1 or best_of < 2:
         raise UserError(f"text_pairs: got groups={groups}, best_of={best_of}, takes 1 or more, and 2 or more")
