@@ -58,6 +58,33 @@ SHARED = {
 }
 """keyword -> its meaning, where a function's own docstring does not give another one."""
 
+TABLES = {
+    "steps": "the table of a batch of rows (``types.Steps``).",
+    "feedback": "rewards, groups and labels of a rollout (``types.Feedback``).",
+    "rewards": "of each row ``[B]``, or of each step ``[B, T]``; NaN is missing.",
+    "group": "``[B]``, the number of each row's group.",
+    "mask": "``[B, T]`` bool: live cells.",
+    "log_ratio": "of the policy to another, nats.",
+    "log_probs": "``[B, T]``, of the policy, nats.",
+    "advantage": "``[B, 1 or T]``: how much better than expected a row or a step is.",
+    "advantages": "``[B]`` or ``[B, T]``.",
+    "margin": "of the better score over the worse one, nats.",
+    "better, worse": "scores of the rows of pairs, nats.",
+    "name": "which one, by its name.",
+    "need": "which table (``types.Need``).",
+    "beta": "how much a nat counts.",
+    "flips": "fraction of the labels that is taken to be flipped, 0 to below 0.5.",
+    "score": "what a row is worth to the policy, one of ``objectives.scores``.",
+    "link": "of a margin to a cost, one of ``objectives.links``.",
+    "compare": "(better score, worse score) -> cost.",
+    "terms": "what is added to the loss.",
+    "lam": "how far advantages trust returns over the critic, 0 to 1.",
+    "eps": "what is added to a divisor.",
+    "lengths": "``[B]``, live steps of each row.",
+    "critic": "how the critic is used and fitted (``terms.critics.Critic``).",
+}
+"""The same for functions of ``objectives``, which all take the same few tables."""
+
 
 class Explanation(NamedTuple):
     """A docstring in parts.
@@ -108,7 +135,8 @@ def explanation(function: Callable[..., Any]) -> Explanation:
     known = {name.strip() for names, _ in listed for name in names.split(",")}
     rest_of_it, in_prose = _from_prose(prose.strip("\n"), [name for name in defaults if name not in known])
     known |= {name.strip() for names, _ in in_prose for name in names.split(",")}
-    shared = [(names, meaning) for names, meaning in SHARED.items() if {*names.split(", ")} <= {*defaults} - known]
+    common = {**SHARED, **TABLES} if function.__module__.startswith("mmalign.objectives.") else SHARED
+    shared = [(names, meaning) for names, meaning in common.items() if {*names.split(", ")} <= {*defaults} - known]
     return Explanation(
         name=function.__name__,
         meaning=meaning.strip(),

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
+import pkgutil
 from typing import Any
 
 import pytest
 
-from mmalign import catalogue
+from mmalign import catalogue, objectives
 from mmalign.docstrings import explanation
+from mmalign.objectives import links
 
 EXPLAINED = [
     named
@@ -105,3 +108,20 @@ def test_an_entry_goes_on_with_other_keywords_and_prose_after_a_paper_is_not_the
 @pytest.mark.parametrize("named", EXPLAINED, ids=lambda named: f"{named.kind}/{named.name}")
 def test_every_keyword_has_a_meaning(named: catalogue.Named) -> None:
     assert explanation(catalogue.function(named)).unexplained == []
+
+
+@pytest.mark.parametrize("module", [found.name for found in pkgutil.walk_packages(objectives.__path__, "mmalign.objectives.")])
+def test_every_keyword_of_an_objective_has_a_meaning(module: str) -> None:
+    public = [value for name, value in vars(importlib.import_module(module)).items() if not name.startswith("_")]
+    own = [value for value in public if inspect.isfunction(value) and value.__module__ == module]
+    assert {function.__name__: explanation(function).unexplained for function in own if explanation(function).unexplained} == {}
+
+
+def test_what_objectives_share_is_said_of_nothing_else() -> None:
+    shared = [("margin", "of the better score over the worse one, nats."), ("beta", "how much a nat counts.")]
+    assert explanation(links.logistic).keywords == shared
+
+    def elsewhere(margin: float, *, beta: float) -> None:
+        """What it is."""
+
+    assert explanation(elsewhere).unexplained == ["margin", "beta"]

@@ -66,7 +66,9 @@ def guide(
         settings: keywords of the function that is named.
 
     Blocks nest: what is around the denoiser, changes steps and filters particles works together, and a search runs all that is inside.
-    The ledger of a block counts all calls in it. Errors: UserError.
+    The ledger of a block counts all calls in it.
+
+    Errors: UserError for what is no diffusers pipeline, and for a guidance that misses its reward or gradient, or takes other settings.
 
     Examples:
         >>> pipe = mm.worlds.digits()

@@ -39,6 +39,8 @@ def jensen_shannon(log_ratio: Tensor) -> Tensor:
 def alpha_divergence(log_ratio: Tensor, *, alpha: float) -> Tensor:
     """``(u^(alpha - 1) - 1) / (alpha - 1)``; ``log u`` in the limit alpha = 1.
 
+    alpha: 1 is the reverse KL, 0 the forward one up to a constant.
+
     Examples:
         >>> alpha_divergence(torch.tensor([0.25, 4.0]).log(), alpha=0.5)  # (2 - 1) / (-1/2), (1/2 - 1) / (-1/2)
         tensor([-2.,  1.])
@@ -49,7 +51,12 @@ def alpha_divergence(log_ratio: Tensor, *, alpha: float) -> Tensor:
 
 
 def named(name: str, *, alpha: float) -> Callable[[Tensor], Tensor]:
-    """The derivative of the divergence of that name; ``alpha`` is for ``alpha`` alone. Errors: UserError for an unknown name."""
+    """The derivative of the divergence of that name; ``alpha`` is for ``alpha`` alone.
+
+    name: ``reverse_kl``, ``forward_kl``, ``js`` or ``alpha``. alpha: of the last.
+
+    Errors: UserError for an unknown name.
+    """
     parts: dict[str, Callable[[Tensor], Tensor]] = {
         "reverse_kl": reverse_kl,
         "forward_kl": forward_kl,

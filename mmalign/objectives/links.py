@@ -54,6 +54,8 @@ def discovered(margin: Tensor, *, beta: float, tau: float) -> Tensor:
     """``(1 - m) softplus(-z) + m e^(-z)``, ``z = beta margin``, ``m = sigmoid(z / tau)``: DiscoPOP (arXiv 2406.08414, eq. 5).
 
     ``m e^(-z)`` is ``exp(-z + log sigmoid(z / tau))``: as a product it is inf * 0 for ``z`` below about -89 in float32.
+
+    tau: temperature of the mixture, in units of z.
     """
     z = beta * margin
     return torch.sigmoid(-z / tau) * functional.softplus(-z) + torch.exp(functional.logsigmoid(z / tau) - z)
@@ -94,6 +96,8 @@ def named(name: str, *, beta: float) -> Link:
 def ahead(link: Link, *, by: float = 0.0) -> Compare:
     """A link of the margin between two scores, less ``by``: the margin that is asked for.
 
+    by: nats.
+
     Examples:
         >>> compare = ahead(named("squared", beta=0.5), by=2.0)  # a margin of 2, and then 1 / (2 beta) = 1
         >>> compare(torch.tensor([4.0, 2.0]), torch.tensor([1.0, 2.0]))
@@ -105,7 +109,9 @@ def ahead(link: Link, *, by: float = 0.0) -> Compare:
 def smoothed(compare: Compare, *, flips: float) -> Compare:
     """``(1 - e) compare(better, worse) + e compare(worse, better)``: a fraction e of the labels is taken to be flipped (cDPO).
 
-    A soft label p then counts as ``p (1 - e) + (1 - p) e``. Errors: UserError for ``flips`` outside 0 to below 0.5.
+    A soft label p then counts as ``p (1 - e) + (1 - p) e``.
+
+    Errors: UserError for ``flips`` outside 0 to below 0.5.
 
     Examples:
         >>> compare = smoothed(ahead(named("hinge", beta=1.0)), flips=0.25)  # 3/4 of 0, and 1/4 of 1 + 1
@@ -120,7 +126,9 @@ def smoothed(compare: Compare, *, flips: float) -> Compare:
 def unbiased(compare: Compare, *, flips: float) -> Compare:
     """``[(1 - e) compare(better, worse) - e compare(worse, better)] / (1 - 2 e)``: its mean over flipped labels is the clean loss.
 
-    rDPO (arXiv 2403.00409). A soft label p counts as ``(p - e) / (1 - 2 e)``. Errors: UserError for ``flips`` outside 0 to below 0.5.
+    rDPO (arXiv 2403.00409). A soft label p counts as ``(p - e) / (1 - 2 e)``.
+
+    Errors: UserError for ``flips`` outside 0 to below 0.5.
 
     Examples:
         >>> compare = unbiased(ahead(named("hinge", beta=1.0)), flips=0.25)

@@ -79,7 +79,12 @@ class Term(Generic[Known]):
 
 
 def refuse_kind(steps: Steps, kinds: frozenset[str]) -> None:
-    """Errors: UserError for steps of another kind than those."""
+    """Refuses steps of another kind than those.
+
+    kinds: those that are taken.
+
+    Errors: UserError for others.
+    """
     if steps.kind not in kinds:
         raise UserError(f"Steps.kind: got {steps.kind!r}, this method takes {' or '.join(sorted(kinds))}")
 
@@ -111,7 +116,12 @@ def read(feedback: Feedback, need: Need) -> Tensor:
 
 
 def choose(what: str, name: str, parts: Mapping[str, Part]) -> Part:
-    """The part of that name. Errors: UserError, with the accepted names, for another."""
+    """The part of that name.
+
+    what: the setting that errors name. parts: name -> part.
+
+    Errors: UserError, with the accepted names, for another.
+    """
     if name not in parts:
         raise UserError(f"{what}: got {name!r}, takes one of {', '.join(parts)}")
     return parts[name]
@@ -121,6 +131,8 @@ def live(values: Tensor, mask: Tensor) -> Tensor:
     """``values`` where the mask is true, 0 elsewhere; NaN in a dead cell reaches neither the value nor the gradient.
 
     Dead cells must go before any function whose derivative could be infinite there: 0 * inf is NaN in a backward pass.
+
+    values: ``[B, T]``, whatever stands in dead cells.
     """
     return torch.where(mask, values, torch.zeros_like(values))
 
@@ -130,15 +142,23 @@ def bounded_exp(x: Tensor) -> Tensor:
 
     Clamping instead (verl, at 20 nats) has the same value at the cap but no gradient beyond it, so that the policy that has
     run away farthest is the one that is not pulled back.
+
+    x: nats.
     """
     return torch.exp(x.clamp(max=CAP)) + math.exp(CAP) * torch.relu(x - CAP)
 
 
 def bounded_expm1(x: Tensor) -> Tensor:
-    """``exp(x) - 1`` without cancellation near 0, and with the tangent of ``bounded_exp`` beyond CAP nats."""
+    """``exp(x) - 1`` without cancellation near 0, and with the tangent of ``bounded_exp`` beyond CAP nats.
+
+    x: nats.
+    """
     return torch.expm1(x.clamp(max=CAP)) + math.exp(CAP) * torch.relu(x - CAP)
 
 
 def live_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean of ``values [B, T]`` over live cells as a 0-d tensor; 0 where no cell is live."""
+    """Mean over live cells as a 0-d tensor; 0 where no cell is live.
+
+    values: ``[B, T]``.
+    """
     return live(values, mask).sum() / mask.sum().clamp(min=1)

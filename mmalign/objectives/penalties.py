@@ -120,6 +120,7 @@ def named(kl: str, *, beta: float, name: str = "ref") -> Part | None:
 
     kl: ``exact`` (also called ``paper``), ``per_scalar``, ``flow_grpo``, ``mean_distance``, ``reverse``, ``k1``, ``k2``, ``k3``,
         ``k3_weighted``, ``k3_clamped``, ``k3_straight``.
+
     Errors: UserError for an unknown name or a negative ``beta``.
     """
     parts = {

@@ -66,6 +66,8 @@ def geometric(log_ratio: Tensor, advantage: Tensor, mask: Tensor, *, low: float,
     """The mean of a row's log-ratios, in each of its live steps, clipped on the side where PPO clips (GMPO, arXiv 2507.20673).
 
     ``min(x, high)`` where ``A > 0``, ``max(x, -low)`` where ``A < 0``: a step that has gone far enough the right way adds no more.
+
+    low, high: how far a mean may fall and rise, nats, 0 or more.
     """
     if min(low, high) < 0:
         raise UserError(f"low, high: got {low} and {high}, takes 0 or more nats")

@@ -39,9 +39,10 @@ def log_prob(steps: Steps) -> Tensor:
 
 
 def over_row(cells: Tensor, steps: Steps, over: Over, share: Tensor | None = None) -> Tensor:
-    """``cells [B, T]``, 0 where dead, as scores of rows ``[B, 1]``; those of a bound stay ``[B, T]``.
+    """Numbers of cells as scores of rows ``[B, 1]``; those of a bound stay ``[B, T]``.
 
-    share: ``[B, T]``, 0 where dead: what each cell counts for. With ``per_step`` a score is the weighted mean.
+    cells: ``[B, T]``, 0 where dead. over: ``total``, ``per_step`` or ``per_scalar``. share: ``[B, T]``, 0 where dead: what each cell
+    counts for. With ``per_step`` a score is the weighted mean.
     """
     share = steps.mask.to(cells.dtype) if share is None else share
     cells = cells * share
@@ -65,17 +66,30 @@ def _score(cells: Callable[[Steps], Tensor], over: Over, share: Part | None, nee
 
 
 def ratio(over: Over = "total", *, ref: str = "ref", share: Part | None = None) -> Part:
-    """Log-ratios to the reference of that name: DPO's implicit reward without its beta. Errors: UserError for an unknown ``over``."""
+    """Log-ratios to the reference of that name: DPO's implicit reward without its beta.
+
+    over: as in ``over_row``. ref: name of the reference. share: what each step counts for.
+
+    Errors: UserError for an unknown ``over``.
+    """
     return _score(lambda steps: log_ratio(steps, ref), over, share, frozenset({refs(ref)}))
 
 
 def policy(over: Over = "total", *, share: Part | None = None) -> Part:
-    """Log-probabilities alone: the score of methods without a reference. Errors: UserError for an unknown ``over``."""
+    """Log-probabilities alone: the score of methods without a reference.
+
+    over: as in ``over_row``. share: what each step counts for.
+
+    Errors: UserError for an unknown ``over``.
+    """
     return _score(log_prob, over, share, frozenset())
 
 
 def mapped(score: Part, change: Callable[[Tensor], Tensor]) -> Part:
-    """A score through an elementwise function."""
+    """A score through an elementwise function.
+
+    change: of the score's numbers, one by one.
+    """
     return score._replace(of=lambda steps: change(score.of(steps)))
 
 
@@ -86,6 +100,8 @@ def log_odds(mean: Tensor) -> Tensor:
     """``log(p / (1 - p))`` for a log-probability per step, at most 0; above ``NEARLY_ONE`` along its tangent, of slope e^20.
 
     A branch between two formulas by ``torch.where`` (TRL's log1mexp) has the right value and a NaN gradient: 0 * inf of the other one.
+
+    mean: a row's log-probability per step, nats.
     """
     safe = mean.clamp(max=NEARLY_ONE)
     return safe - torch.log(-torch.expm1(safe)) + math.exp(20.0) * torch.relu(mean - NEARLY_ONE)
@@ -94,8 +110,11 @@ def log_odds(mean: Tensor) -> Tensor:
 def errors(*, error: str, half: bool) -> Part:
     """Minus how much larger a row's squared denoising error is than the reference's, ``[B, T]``, for tables of kind ``bound``.
 
-    ``-h (l - l^ref)`` with l the squared error, its ``mean`` or its ``sum`` over the latent (``error``), and h = 1/2 (``half``), which
-    is what a bound holds, or 1. Errors: UserError for another ``error``.
+    ``-h (l - l^ref)`` with l the squared error.
+
+    error: l is the ``mean`` or the ``sum`` over the latent. half: h is 1/2, which is what a bound holds, or 1.
+
+    Errors: UserError for another ``error``.
     """
     if error not in ("mean", "sum"):
         raise UserError(f"error: got {error!r}, takes 'mean' or 'sum'")

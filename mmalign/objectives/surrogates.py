@@ -71,6 +71,8 @@ def sigmoid(log_ratio: Tensor, advantage: Tensor, *, positive: float, negative: 
 
     At ``rho = 1`` its gradient is that of ``-rho A``; it fades on both sides, the faster the larger tau.
 
+    positive, negative: tau where the advantage is above 0, and elsewhere; above 0.
+
     Examples:
         >>> sigmoid(torch.tensor([[0.0]]), torch.tensor([[3.0]]), positive=1.0, negative=1.05).values  # -4 sigmoid(0) 3
         tensor([[-6.]])

@@ -38,6 +38,8 @@ def sequence_mean(mask: Tensor) -> Tensor:
 def constant_length(mask: Tensor, *, length: float) -> Tensor:
     """The sum over each row divided by a constant: ``1 / (rows * length)``; long rows count more. ``length=1``: sums.
 
+    length: steps that count as one row, above 0.
+
     Examples:
         >>> constant_length(torch.tensor([[True, True], [True, False]]), length=4).tolist()  # 1 / (2 rows * 4)
         [[0.125, 0.125], [0.125, 0.0]]

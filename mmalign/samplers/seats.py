@@ -13,7 +13,9 @@ from mmalign.types import Sampler, UserError
 def seats(group_size: int, samplers: Sequence[Sampler]) -> Tensor:
     """``[G]`` int64: who draws each row of a group, 0 the current policy, k the k-th sampler, in this order.
 
-    G is ``group_size`` and one for each sampler without a part of it. Errors: UserError for a group too small for all of them.
+    G is ``group_size`` and one for each sampler without a part of it.
+
+    Errors: UserError for a group too small for all of them.
 
     Examples:
         >>> seats(4, [Sampler("opponent", {"ref": 1.0}, part=0.5), Sampler("greedy", {"current": 1.0}, part=0.0, greedy=True)]).tolist()

@@ -124,7 +124,10 @@ def normalised(
 
 
 def clip(advantages: Tensor, *, largest: float | None) -> Tensor:
-    """``A`` limited to ``-largest .. largest``; None leaves it as it is."""
+    """``A`` limited to ``-largest .. largest``; None leaves it as it is.
+
+    largest: above 0, in units of the advantage.
+    """
     return advantages if largest is None else advantages.clamp(-largest, largest)
 
 
@@ -134,6 +137,8 @@ def best_only(
     """``A = r_1 - r_2`` for the best row of a group, r_2 its second best, over ``std + eps``; 0 for all others, and without one best.
 
     The best of k rows is what counts: a row earns by how much the best would be worse without it (arXiv 2503.19595).
+
+    std: ``none`` for no division. unbiased, eps: as in ``normalised``.
     """
     groups = _groups(rewards, group)
     low = torch.where(groups.known & groups.informative, groups.rewards, -torch.inf)
@@ -168,6 +173,8 @@ def decoupled(parts: Mapping[str, Tensor], group: Tensor, *, weights: Mapping[st
 
     GDPO (arXiv 2601.05242): rewards of different scales, or different rarity, do not drown one another. A reward that a row has none of
     (NaN) counts 0 in its sum; a row without any has advantage 0.
+
+    parts: name of a reward -> ``[B]``. weights: name -> what it counts for. eps: as in ``normalised``.
     """
     if unknown := sorted(weights.keys() - parts.keys()):
         raise UserError(f"weights: got {unknown[0]!r}, takes rewards that are there: {', '.join(parts)}")
@@ -184,6 +191,8 @@ def filtered(rewards: Tensor, group: Tensor, *, keep: Literal["best_worst", "bes
 
     ``best_worst``: half of the draws are the group's best row, half its worst. ``best_random``: half its best, the others alike.
     ``power``: in proportion to ``|r|^power``. Rows that tie share. 1 where a group is tied; 0 where a reward is missing.
+
+    keep: which filter. power: of ``power`` alone, above 0.
     """
     if keep not in ("best_worst", "best_random", "power") or power <= 0:
         raise UserError(f"keep, power: got {keep!r} and {power}, takes 'best_worst', 'best_random' or 'power', and a number above 0")
@@ -209,6 +218,8 @@ def filtered(rewards: Tensor, group: Tensor, *, keep: Literal["best_worst", "bes
 def best_rows(rewards: Tensor, group: Tensor, *, best: int = 1) -> Tensor:
     """1 for the ``best`` rows of each group, and those that tie with the last of them; 0 for others, and in a tied group.
 
+    best: how many, 1 or more.
+
     Examples:
         >>> best_rows(torch.tensor([0.5, 2.0, 1.0, 7.0, 8.0]), torch.tensor([0, 0, 0, 1, 1])).tolist()
         [0.0, 1.0, 0.0, 0.0, 1.0]
@@ -222,7 +233,10 @@ def best_rows(rewards: Tensor, group: Tensor, *, best: int = 1) -> Tensor:
 
 
 def exponential(rewards: Tensor, group: Tensor, *, temperature: float) -> Tensor:
-    """``exp(r_i / temperature)`` over its mean in i's group, ``[B]``; 0 where the reward is missing."""
+    """``exp(r_i / temperature)`` over its mean in i's group, ``[B]``; 0 where the reward is missing.
+
+    temperature: in units of the reward.
+    """
     groups = _groups(rewards, group)
     scaled = torch.where(groups.known, groups.rewards / temperature, -torch.inf)
     empty = torch.zeros_like(groups.rewards)

@@ -44,6 +44,8 @@ def wins(feedback: Feedback, *, scale: float = 1.0) -> Tensor:
 def win_rate(feedback: Feedback, *, scale: float = 1.0) -> Tensor:
     """Mean probability of a row to be better than another of its group, ``[B]`` float64; NaN where it was compared with none.
 
+    scale: as in ``wins``.
+
     Examples:
         >>> rewards = torch.tensor([2.0, 2.0, 2.0], dtype=torch.float64)  # the third has a group of its own
         >>> win_rate(Feedback(rewards, torch.tensor([0, 0, 1]))).tolist()
@@ -77,7 +79,9 @@ def labels(feedback: Feedback) -> Tensor:
 def strengths(feedback: Feedback) -> Tensor:
     """Plus p for the better row of a pair, minus p for the other, ``[B]`` float64; 0 for rows that nothing is known of.
 
-    p is ``Feedback.strength``, 1 where there is none; each row in at most one pair. Errors: UserError where that does not hold.
+    p is ``Feedback.strength``, 1 where there is none; each row in at most one pair.
+
+    Errors: UserError without pairs, and for a row in two of them.
     """
     if feedback.pairs is None:
         raise UserError("Feedback.pairs: got None, a preference takes pairs of row numbers")
@@ -91,14 +95,22 @@ def strengths(feedback: Feedback) -> Tensor:
 
 
 def refuse_shared_rows(pairs: Tensor) -> None:
-    """Errors: UserError where a row stands in more than one pair."""
+    """Refuses a row in more than one pair.
+
+    pairs: ``[N, 2]`` row numbers.
+
+    Errors: UserError for it.
+    """
     rows = pairs.flatten()
     if len(rows.unique()) < len(rows):
         raise UserError("Feedback.pairs: got a row in more than one pair, takes each at most once")
 
 
 def partner(feedback: Feedback, values: Tensor) -> Tensor:
-    """``values [B, ...]`` of the other row of each row's pair; NaN for rows in no pair."""
+    """``values [B, ...]`` of the other row of each row's pair; NaN for rows in no pair.
+
+    values: of each row.
+    """
     others = torch.full_like(values, torch.nan)
     if feedback.pairs is not None:
         others[feedback.pairs[:, 0]], others[feedback.pairs[:, 1]] = values[feedback.pairs[:, 1]], values[feedback.pairs[:, 0]]
@@ -143,6 +155,8 @@ def across(feedback: Feedback, *, by: str) -> Feedback:
 
     The better one first, by reward; the strength is its win probability where rows were compared directly, 1 where one is ahead, 0.5
     for a tie and NaN where a reward is missing. Pairs that the feedback has already stay.
+
+    by: the sampler's name.
     """
     if feedback.pairs is not None:
         return feedback
@@ -182,6 +196,8 @@ def with_rest(feedback: Feedback, *, by: str) -> Feedback:
     """``best_and_worst``, and the rows that a sampler drew and that are in no pair, two by two, as pairs of which nothing is known.
 
     An odd one out stands with any other row that is in no pair, if there is one.
+
+    by: the sampler's name.
     """
     if feedback.pairs is not None:
         return feedback

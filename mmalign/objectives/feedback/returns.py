@@ -48,6 +48,8 @@ def shaped(beta: float) -> Reading:
 def to_go(rewards: Tensor, mask: Tensor, *, gamma: float = 1.0) -> Tensor:
     """``G_t = sum_{s >= t} gamma^(s - t) r_s`` over live steps.
 
+    gamma: discount of a step, 0 to 1.
+
     Examples:
         >>> to_go(torch.tensor([[0.0, 2.0, 4.0]]), torch.tensor([[True, True, True]]), gamma=0.5).tolist()  # 0 + (2 + 4 / 2) / 2, ...
         [[2.0, 4.0, 4.0]]
@@ -64,6 +66,8 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float, lam: flo
     """``A_t = sum_{s >= t} (gamma lam)^(s - t) [r_s + gamma V_{s+1} - V_s]`` (arXiv 1506.02438, eq. 16); V is 0 after the last step.
 
     Values and time differences of dead cells are skipped, as in verl.
+
+    values: ``[B, T]``, what the critic says at each step. gamma: discount of a step, 0 to 1.
 
     Examples:
         >>> rewards, values = torch.tensor([[0.0, 1.0]]), torch.tensor([[0.5, 0.75]])
@@ -92,14 +96,20 @@ def whitened(advantages: Tensor, mask: Tensor, *, eps: float = 1e-8) -> Tensor:
 
 
 def macro(mask: Tensor, *, length: int) -> Tensor:
-    """Numbers of macro actions of ``length`` live steps each, ``[B, T]`` float64 from 1; 0 in dead cells. The last may be shorter."""
+    """Numbers of macro actions of ``length`` live steps each, ``[B, T]`` float64 from 1; 0 in dead cells. The last may be shorter.
+
+    length: live steps of each.
+    """
     if length < 1:
         raise UserError(f"length: got {length}, takes 1 or more steps")
     return live(1.0 + torch.div(mask.cumsum(1) - 1, length, rounding_mode="floor").double(), mask)
 
 
 def first(number: Tensor) -> Tensor:
-    """``[B, T]`` bool: the first cell of each macro action."""
+    """``[B, T]`` bool: the first cell of each macro action.
+
+    number: what ``macro`` gives.
+    """
     places = torch.arange(number.shape[1], dtype=torch.int64).expand(number.shape)
     index = number.long()
     earliest = torch.full((len(number), number.shape[1] + 1), number.shape[1]).scatter_reduce(1, index, places, "amin")
@@ -107,7 +117,10 @@ def first(number: Tensor) -> Tensor:
 
 
 def pooled(values: Tensor, number: Tensor, *, mean: bool) -> Tensor:
-    """Sum, or mean, over the steps of a row with one macro action's number, in each of them; differentiable; 0 where that is 0."""
+    """Sum, or mean, over the steps of a row with one macro action's number, in each of them; differentiable; 0 where that is 0.
+
+    values: ``[B, T]``. number: what ``macro`` gives. mean: or the sum.
+    """
     index, inside = number.long(), number != 0
     empty = values.new_zeros(len(values), values.shape[1] + 1)
     total = empty.scatter_add(1, index, live(values, inside))
@@ -121,6 +134,8 @@ def optimal_baseline(returns: Tensor, feedback: Feedback) -> Tensor:
 
     ``w = 1 - 2 p + sum_v p_v^2`` is the squared norm of a step's score in logits: the baseline that makes the variance of the
     gradient least. Reads ``mask, old, collision``.
+
+    returns: ``[B, T]``.
     """
     inside = known(feedback)
     probability = live(read(feedback, OLD), inside).exp()

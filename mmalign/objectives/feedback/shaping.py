@@ -12,6 +12,8 @@ def soft_overlong(lengths: Tensor, *, max_length: int, buffer: int) -> Tensor:
 
     0 up to ``max_length - buffer`` steps, -1 from ``max_length`` on, linear between (DAPO, arXiv 2503.14476, eq. 13).
 
+    max_length: steps from which the price is 1. buffer: steps before that in which it rises.
+
     Examples:
         >>> soft_overlong(torch.tensor([6, 9, 12]), max_length=10, buffer=4).tolist()
         [0.0, -0.75, -1.0]

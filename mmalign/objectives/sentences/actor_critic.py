@@ -27,6 +27,9 @@ def actor_critic(
     """``values = PPO's clipped surrogate + critic's loss - entropy bonus``, every token the same.
 
     rewards: of single steps ``[B, T]``. share, macro: as in ``critics.estimates``.
+
+    clip: how far a ratio may leave 1, both ways. dual: bound of the loss where the advantage is below 0, or None. entropy: bonus for a nat
+    of a step's entropy.
     """
     return policy_gradient(
         advantage=estimates(rewards, critic, share=share, macro=macro),

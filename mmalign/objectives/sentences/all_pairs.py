@@ -21,8 +21,11 @@ def drift(steps: Steps) -> Tensor:
 def all_pairs(*, score: Part, beta: float, favoured: float, penalty: Part | None = None) -> Method:
     """A row's value: the mean of ``-log sigmoid(a beta (m_b - m_w))`` over the rows of its group with another reward.
 
-    m: mean of ``score`` over a row's live steps, of the better and of the worse row. a: ``favoured`` where the better row has the
-    highest reward of the rollout, else 1. penalty: a part that every live cell pays.
+    m: mean of ``score`` over a row's live steps, of the better and of the worse row.
+
+    favoured: a, where the better row has the highest reward of the rollout; else a is 1. penalty: a part that every live cell pays.
+
+    Errors: UserError for a beta or a ``favoured`` that is not above 0.
     """
     if beta <= 0 or favoured <= 0:
         raise UserError(f"beta, anisotropy: got {beta} and {favoured}, takes numbers above 0")

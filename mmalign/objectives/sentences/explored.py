@@ -21,7 +21,11 @@ def explored(method: Method, *, score: Part, weight: float, rows: Callable[[Feed
 
     ``loss = mean over pairs of the method's value + weight * mean over rows of score``: the two means have counts of their own, those of
     the whole rollout. score: ``Steps -> [B, 1]``, of whole rows. rows: Feedback -> ``[B]`` bool, rows with a score to add. Takes
-    tokens and transitions. Errors: UserError of the loss for a bound.
+    tokens and transitions.
+
+    method: for pairs. weight: of the rows' mean, of any sign.
+
+    Errors: UserError of the loss for a bound.
     """
 
     def signal(feedback: Feedback) -> Tensor:

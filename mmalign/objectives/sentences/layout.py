@@ -74,6 +74,9 @@ class Layout:
 
 
 def side_by_side(values: Sequence[Tensor]) -> Tensor:
-    """Numbers ``[B, 1 or T, S]`` of several pieces side by side, those of a row repeated where others are of steps."""
+    """Numbers ``[B, 1 or T, S]`` of several pieces side by side, those of a row repeated where others are of steps.
+
+    values: ``[B, 1 or T, S_k]`` each.
+    """
     wide = max(value.shape[1] for value in values)
     return torch.cat([value.expand(-1, wide, -1) for value in values], -1)

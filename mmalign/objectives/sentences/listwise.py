@@ -25,11 +25,13 @@ def listwise(
 
     score: a part, ``[R, 1 or T]``; ``objectives.scores`` has them. value: ``(scores [R, C], ranking) -> [R, C]``, C columns that are
     compared each by itself. weigh: as in ``types.Method``; with ``weights.sequence_mean`` the loss is the mean over rows. kinds: of
-    steps, as far as all terms take them. Errors: UserError of the loss for other kinds, and where the table misses what is needed.
+    steps, as far as all terms take them.
 
     **Layout.** The signal ``[B, 1, 3]`` of a row holds 1 where its reward is known (else 0 in all), the reward, and the number of its
     group; then what terms are told, and find. A row without a reward, without a live step, or alone in its list says nothing, and lists
     stay whole (``unit="group"``).
+
+    Errors: UserError of the loss for other kinds, and where the table misses what is needed.
     """
     layout = Layout(terms)
     kinds = layout.kinds(kinds)

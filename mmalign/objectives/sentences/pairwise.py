@@ -90,7 +90,10 @@ def pairwise(*terms: Term, weigh: Callable[[Tensor], Tensor] = weights.sequence_
 
 
 def ordered(steps: Steps, signal: Tensor) -> tuple[Order, Tensor]:
-    """The order that a signal ``[2N, 1]`` or ``[2N, 1, S]`` tells, after a look at the layout, and the other numbers ``[2N, S - 1]``."""
+    """The order that a signal ``[2N, 1]`` or ``[2N, 1, S]`` tells, after a look at the layout, and the other numbers ``[2N, S - 1]``.
+
+    signal: as in the module's layout.
+    """
     flat = signal.flatten(1)
     if signal.ndim not in (2, 3) or signal.shape[:2] != (len(steps), 1) or len(steps) % 2:
         raise UserError(f"signal: got shape {list(signal.shape)} for {len(steps)} rows, takes [{len(steps)}, 1] and whole pairs")

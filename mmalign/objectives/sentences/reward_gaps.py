@@ -37,11 +37,16 @@ REWARDS_OF_ROWS = Reading(lambda feedback: feedback.rewards.detach().double())
 
 
 def reward_gaps(*, score: Part, value: Callable[[Tensor, Tensor], Tensor], rewards: Reading = REWARDS_OF_ROWS) -> Method:
-    """Each pair costs ``value(scores [N, 2], gap [N, 1]) -> [N, 1]``, which stands in all live cells of both its rows.
+    """Each pair costs ``value(scores, gap)``, which stands in all live cells of both its rows.
 
-    score: ``Steps -> [2N, 1]``, of whole rows. gap: reward of the first minus the second. rewards: ``[B]``, NaN is missing, in place of
-    the feedback's own. A pair with an empty row, or of which nothing is known, has value 0. Errors: UserError for a bound, and for rows
-    that are no pairs.
+    A pair with an empty row, or of which nothing is known, has value 0.
+
+    Args:
+        score: ``Steps -> [2N, 1]``, of whole rows.
+        value: of the scores ``[N, 2]`` and of the gap ``[N, 1]``, the reward of the first minus that of the second, ``-> [N, 1]``.
+        rewards: ``[B]``, NaN is missing, in place of the feedback's own.
+
+    Errors: UserError for a bound, and for rows that are no pairs.
     """
 
     def signal(feedback: Feedback) -> Tensor:
@@ -86,7 +91,11 @@ def _metrics(scores: Tensor, gap: Tensor, whole: Tensor, rows: Tensor) -> dict[s
 
 
 def regressed(scores: Tensor, gap: Tensor, *, eta: float) -> Tensor:
-    """``((s_1 - s_2) / eta - gap)^2`` (REBEL, arXiv 2404.16767)."""
+    """``((s_1 - s_2) / eta - gap)^2`` (REBEL, arXiv 2404.16767).
+
+    scores: ``[N, 2]``, of both rows. gap: ``[N, 1]``, of their rewards, the first's minus the second's. eta: nats for a unit of reward,
+    above 0.
+    """
     links.positive(eta=eta)
     return ((scores[:, :1] - scores[:, 1:]) / eta - gap) ** 2
 
@@ -95,6 +104,9 @@ def separate(scores: Tensor, gap: Tensor, *, clip: float, largest: float) -> Ten
     """``-1/2 sum_i min(c_j rho_i d_i, c_j clip(rho_i) d_i)``, d the gap as each row sees it, j the other row (P3O-V1).
 
     c_j is rho_j, without gradient and in ``1 / largest .. largest``: a pair that the old policy drew counts as often as the new one would.
+
+    scores, gap: as in ``regressed``, the scores log-ratios to the old policy. clip: how far a ratio may leave 1, both ways. largest: bound
+    of c_j.
     """
     weight = _ratio(scores, largest)
     first = surrogates.clipped(scores[:, :1], gap * weight[:, 1:], low=clip, high=clip).values
@@ -102,7 +114,10 @@ def separate(scores: Tensor, gap: Tensor, *, clip: float, largest: float) -> Ten
 
 
 def joint(scores: Tensor, gap: Tensor, *, clip: float, largest: float) -> Tensor:
-    """``-c/2 min(d u, d clip(u, -clip, clip))``, ``u = log rho_1 - log rho_2``, ``c = rho_1 rho_2`` limited as in ``separate`` (P3O-V2)."""
+    """``-c/2 min(d u, d clip(u, -clip, clip))``, ``u = log rho_1 - log rho_2``, ``c = rho_1 rho_2`` limited as in ``separate`` (P3O-V2).
+
+    scores, gap: as in ``separate``. clip: bound of u, nats. largest: bound of c.
+    """
     weighted, ahead = gap * _ratio(scores.sum(1, keepdim=True), largest), scores[:, :1] - scores[:, 1:]
     return -torch.minimum(weighted * ahead, weighted * ahead.clamp(-clip, clip)) / 2
 
@@ -113,5 +128,8 @@ def _ratio(scores: Tensor, largest: float) -> Tensor:
 
 
 def row_ratio(of: Callable[[Steps], Tensor] = ratios.per_step, *, also: frozenset[Need] = frozenset()) -> Part:
-    """``log pi - log pi_old`` summed over each row, ``[B, 1]`` nats; ``of``: over some of its steps, for which ``also`` is needed."""
+    """``log pi - log pi_old`` summed over each row, ``[B, 1]`` nats; ``of``: over some of its steps, for which ``also`` is needed.
+
+    of: what is summed. also: needs of ``of`` besides ``old``.
+    """
     return Part(lambda steps: of(steps).sum(1, keepdim=True), frozenset({OLD}) | also, "pair")

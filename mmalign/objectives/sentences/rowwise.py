@@ -24,10 +24,12 @@ def rowwise(
 
     good, bad: ``(log-ratio to ref [B, 1 or T], baseline [B, 1]) -> value``. baseline: what all rows of an update are compared with,
     ``(steps of all rows, verdicts [B, 1]) -> 0-d``, found once for each update; ``terms.baselines`` has some. weigh: as in
-    ``types.Method``. Errors: UserError of the loss where the table misses what is needed.
+    ``types.Method``.
 
     **Layout.** The signal ``[B, 1, 2]`` holds the verdict, plus p for a good row and minus 1 - p for a bad one (|.| in 0.5..1; 0:
     nothing is known), and the baseline. Labels are those of ``comparisons.labels``: given, or from pairs, or from rewards.
+
+    Errors: UserError of the loss where the table misses what is needed.
     """
 
     def signal(feedback: Feedback) -> Tensor:

@@ -34,6 +34,9 @@ def triples(*, beta: float, likelihood: float, margin: scores.Over, gamma: float
 
     **Layout.** The signal ``[B, 1, 2]`` holds a row's role and the number of its group; groups stay whole (``unit="group"``). With
     ``weights.sequence_mean`` the loss is the mean over triples where every row has a part.
+
+    likelihood: weight of the gold row's likelihood. margin: how a row's score is summed, as in ``scores.policy``. gamma: the margin that is
+    asked for, nats times beta.
     """
     link = links.ahead(links.named("logistic", beta=beta), by=gamma / beta)
     score, mean = scores.policy(margin), scores.policy("per_step")

@@ -86,5 +86,8 @@ class Together:
 
 
 def rows(table: Tensor, inside: Tensor) -> Tensor:
-    """Sums of ``[B, T]`` over each row that has a cell inside, ``[R]``."""
+    """Sums of ``[B, T]`` over each row that has a cell inside, ``[R]``.
+
+    table: of numbers that are summed. inside: ``[B, T]`` bool, cells that count.
+    """
     return table.sum(1)[inside.any(1)]

@@ -19,8 +19,9 @@ LOG_RATIO = scores.ratio("total")
 def named(name: str) -> Survey:
     """What single rows are compared with, by name: ``mismatched``, ``batch`` (both ``max(0, mean log-ratio)``) or ``zero``; 0-d.
 
-    The survey takes the verdicts ``[B, 1]``; rows of which nothing is known (verdict 0) do not count. Errors: UserError for another
-    name, or a table without the contrast.
+    The survey takes the verdicts ``[B, 1]``; rows of which nothing is known (verdict 0) do not count.
+
+    Errors: UserError for another name, or a table without the contrast.
     """
     if name not in ("mismatched", "batch", "zero"):
         raise UserError(f"baseline: got {name!r}, takes 'mismatched', 'batch' or 'zero'")
@@ -56,7 +57,9 @@ def running(*, beta: float) -> Survey:
 def classified(*, beta: float, shift: str) -> Term:
     """``-log sigmoid(b w - d) - log sigmoid(d - b l)``: the rows of a pair are classified, each by itself (BCO).
 
-    shift: ``running``, d is the mean of ``beta * log-ratio`` over all rows so far; ``none``, 0. Errors: UserError for another.
+    shift: ``running``, d is the mean of ``beta * log-ratio`` over all rows so far; ``none``, 0.
+
+    Errors: UserError for another shift.
     """
     links.positive(beta=beta)
     if shift not in ("running", "none"):

@@ -14,7 +14,10 @@ from mmalign.types import Steps
 
 
 def informed(name: str, *, beta: float, rows: Literal["better", "both"] = "better") -> Term:
-    """``-log sigmoid(beta (d - d'))`` of the better row, or the mean over both, d' a row's log-ratio under the contrast."""
+    """``-log sigmoid(beta (d - d'))`` of the better row, or the mean over both, d' a row's log-ratio under the contrast.
+
+    name: of the contrast. rows: the ``better`` one, or ``both``.
+    """
     score = scores.ratio()
 
     def of(steps: Steps, order: Order) -> Tensor:
@@ -26,7 +29,10 @@ def informed(name: str, *, beta: float, rows: Literal["better", "both"] = "bette
 
 
 def reversed_under(name: str, link: links.Compare) -> Term:
-    """A comparison of log-ratios under a contrast, where the worse row is the better one."""
+    """A comparison of log-ratios under a contrast, where the worse row is the better one.
+
+    name: of the contrast. link: a comparison of two scores.
+    """
     score = scores.ratio()
 
     def of(steps: Steps, order: Order) -> Tensor:

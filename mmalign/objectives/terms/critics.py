@@ -45,7 +45,11 @@ class Macro(NamedTuple):
 
 
 def value_error(value: Tensor, target: Tensor, old: Tensor, *, clip: float | None) -> Tensor:
-    """``1/2 max((V - R)^2, (clip(V, V_old - c, V_old + c) - R)^2)``, elementwise (PPO's code; verl and TRL have it too)."""
+    """``1/2 max((V - R)^2, (clip(V, V_old - c, V_old + c) - R)^2)``, elementwise (PPO's code; verl and TRL have it too).
+
+    value: what the critic says now. target: what it is fitted to. old: what it said at sampling. clip: how far a value may move from that,
+    or None.
+    """
     error = (value - target) ** 2
     if clip is not None:
         near = torch.minimum(torch.maximum(value, old - clip), old + clip)
@@ -56,7 +60,9 @@ def value_error(value: Tensor, target: Tensor, old: Tensor, *, clip: float | Non
 def value_loss(critic: Critic, macro: Macro | None = None) -> Term[Signal]:
     """The critic's loss, in every live cell of rows that count, by their share. It is told what ``estimates`` gives.
 
-    macro: a row has to stay together then. Errors: UserError for numbers out of range.
+    macro: a row has to stay together then.
+
+    Errors: UserError for numbers out of range.
     """
     if critic.weight < 0 or (critic.clip is not None and critic.clip <= 0):
         raise UserError(f"value, value_clip: got {critic.weight} and {critic.clip}, takes 0 or more, and a number above 0 or None")
@@ -71,7 +77,10 @@ def value_loss(critic: Critic, macro: Macro | None = None) -> Term[Signal]:
 
 
 def entropy_loss(bonus: float) -> dict[str, Term[Signal]]:
-    """``- bonus * entropy`` of each step, which keeps a policy from collapsing; nothing where bonus is 0."""
+    """``- bonus * entropy`` of each step, which keeps a policy from collapsing; nothing where bonus is 0.
+
+    bonus: for a nat, in units of the advantage.
+    """
     if bonus < 0:
         raise UserError(f"entropy: got {bonus}, takes 0 or more")
     of = lambda steps, signal: -bonus * live(held(steps, ENTROPY).to(steps.log_probs), steps.mask)  # noqa: E731
@@ -115,7 +124,10 @@ def estimates(
 
 
 def penalised(control: controllers.AdaptiveKL, *, name: str = "ref") -> Reading:
-    """``r_t = r at the last step - beta (log pi_old - log ref)``, ``[B, T]``; beta is adapted to the rollout's KL afterwards."""
+    """``r_t = r at the last step - beta (log pi_old - log ref)``, ``[B, T]``; beta is adapted to the rollout's KL afterwards.
+
+    control: holds beta, and moves it. name: of the reference.
+    """
 
     def of(feedback: Feedback) -> Tensor:
         inside = returns.known(feedback)

@@ -32,7 +32,10 @@ Gate = Term[Signal]
 
 
 def within(low: float, high: float, *, ratio: str = "per_step") -> Gate:
-    """``clip(rho, low, high)``, both absolute: a weight that is limited, so that no step loses its gradient (CISPO)."""
+    """``clip(rho, low, high)``, both absolute: a weight that is limited, so that no step loses its gradient (CISPO).
+
+    ratio: one of ``objectives.ratios``. low, high: bounds of its exponential.
+    """
     if not 0 <= low <= 1 <= high and not 0 <= low < high:
         raise UserError(f"smallest, largest: got {low} and {high}, takes 0 <= smallest < largest")
     part = ratios.named(ratio)
@@ -43,6 +46,8 @@ def gamma(*, k: tuple[float, float], scale: tuple[float, float]) -> Gate:
     """``phi(w) = e^s w^k e^(-s w)``, w the whole row's ratio, k and s (``scale``) for ``A >= 0`` and for ``A < 0``; ``phi(1) = 1``.
 
     A gamma density's shape: it fades for rows that the policy has left behind, and for those it has run towards (VESPO).
+
+    k, scale: (where the advantage is 0 or more, where it is below), above 0.
     """
     if min(*k, *scale) <= 0:
         raise UserError(f"k, scale: got {k} and {scale}, takes numbers above 0")
@@ -63,6 +68,8 @@ def divergence(kind: Literal["tv", "kl"], *, low: float, high: float, largest: f
     ``A > 0``: cut where ``pi > pi_old`` and their distance is above ``high``; ``A < 0``: where ``pi < pi_old`` and it is above
     ``low``. Of the two-way choice, this token or another: ``tv``, ``|pi - pi_old|``; ``kl``, the KL of the old choice to the new one.
     largest: ``largest / rho`` in place of 1 where rho is above it, so that the gradient weighs as ``largest`` would (eq. 23).
+
+    kind: ``tv`` or ``kl``. low, high: bounds of the distance where the advantage is below and above 0.
     """
     if kind not in ("tv", "kl"):
         raise UserError(f"divergence: got {kind!r}, takes 'tv' or 'kl'")
@@ -98,7 +105,10 @@ def covariance(steps: Steps, advantage: Tensor) -> Tensor:
 
 
 def largest(values: Tensor, candidates: Tensor, count: int) -> Tensor:
-    """``[B, T]`` bool: the ``count`` largest values among the candidates; all of them where they are fewer."""
+    """``[B, T]`` bool: the ``count`` largest values among the candidates; all of them where they are fewer.
+
+    values: ``[B, T]``. candidates: ``[B, T]`` bool. count: how many.
+    """
     chosen = torch.zeros_like(candidates)
     places = torch.nonzero(candidates.flatten())[:, 0]
     order = values.flatten()[places].argsort(descending=True, stable=True)
@@ -107,5 +117,8 @@ def largest(values: Tensor, candidates: Tensor, count: int) -> Tensor:
 
 
 def surveyed(of: Callable[[Steps, Tensor], Tensor]) -> Survey:
-    """A survey that finds one number of each cell, ``of(steps, advantage [B, T]) -> [B, T]``."""
+    """A survey that finds one number of each cell, ``of(steps, advantage [B, T]) -> [B, T]``.
+
+    of: called once, on all rows of an update.
+    """
     return Survey(lambda steps, signal: of(steps, signal.advantage)[..., None])

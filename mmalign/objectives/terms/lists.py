@@ -32,6 +32,8 @@ def log_sum(scores: Tensor, among: Tensor) -> Tensor:
     """``log sum_j exp(scores_j)``, of ``scores [R, R, C]`` or ``[R, C]``, over rows j that are ``among [R, R, C]`` row i, ``[R, C]``.
 
     0 where there is none.
+
+    scores: of rows. among: row j is summed over for row i.
     """
     some = among.any(1, keepdim=True)
     filled = torch.where(among, scores, torch.full_like(scores, -torch.inf))
@@ -40,7 +42,10 @@ def log_sum(scores: Tensor, among: Tensor) -> Tensor:
 
 
 def likelihood(weight: float, *, summed: bool = False) -> list[Term[Ranking]]:
-    """``-weight log pi`` of the steps of each list's best row; nothing where weight is 0. summed: over a row, where weights divide."""
+    """``-weight log pi`` of the steps of each list's best row; nothing where weight is 0.
+
+    weight: 0 or more. summed: over a row, where weights divide.
+    """
     links.not_negative(sft=weight)
 
     def of(steps: Steps, ranking: Ranking) -> Tensor:

@@ -14,17 +14,27 @@ from mmalign.types import Steps, UserError
 
 
 def raised(reference: Tensor, *, gamma: float, tau: float, alpha: float) -> Tensor:
-    """``g_ref + softplus(tau (gamma - g_ref)) / (alpha tau)``: far below gamma the target is gamma (at alpha 1), far above it g_ref."""
+    """``g_ref + softplus(tau (gamma - g_ref)) / (alpha tau)``: far below gamma the target is gamma (at alpha 1), far above it g_ref.
+
+    reference: g_ref, nats. gamma: the least target, nats. tau: how sharp the bend is. alpha: slope of it, 1 for a target that ends at
+    gamma.
+    """
     return reference + functional.softplus(tau * (gamma - reference)) / (alpha * tau)
 
 
 def clipped(reference: Tensor) -> Tensor:
-    """``max(0, g_ref)``: never a target that prefers the worse row."""
+    """``max(0, g_ref)``: never a target that prefers the worse row.
+
+    reference: g_ref, nats.
+    """
     return reference.clamp(min=0)
 
 
 def above_reference(target: links.Link, *, beta: float) -> Term:
-    """``-log sigmoid(beta (g - target(g_ref)))``, g the difference of log-probabilities of the two rows, g_ref the reference's."""
+    """``-log sigmoid(beta (g - target(g_ref)))``, g the difference of log-probabilities of the two rows, g_ref the reference's.
+
+    target: of g_ref, nats.
+    """
     score, policy = scores.ratio(), scores.policy()
 
     def of(steps: Steps, order: Order) -> Tensor:
@@ -37,7 +47,10 @@ def above_reference(target: links.Link, *, beta: float) -> Term:
 
 
 def on_policy(*, cap: bool) -> Term:
-    """``exp(a_w + a_r)``, at most 1 with ``cap``; a: mean over steps of the log-probability less that of a like draw (``collision``)."""
+    """``exp(a_w + a_r)``, at most 1 with ``cap``; a: mean over steps of the log-probability less that of a like draw (``collision``).
+
+    cap: whether 1 is the most.
+    """
 
     def of(steps: Steps, order: Order) -> Tensor:
         cells = live((steps.log_probs - held(steps, COLLISION)).detach(), steps.mask)
@@ -52,7 +65,10 @@ REWARDS_OF_ROWS = Reading(lambda feedback: feedback.rewards.detach()[:, None])
 
 
 def by_reward(score: Part, *, beta: float, weight: float, k: float) -> Term:
-    """``-log sigmoid(b m)``, ``b = beta (1 + weight (1 - e^(-k delta)))``, delta how much more reward the better row has, at least 0."""
+    """``-log sigmoid(b m)``, ``b = beta (1 + weight (1 - e^(-k delta)))``, delta how much more reward the better row has, at least 0.
+
+    weight: how much larger b may grow, as a share of beta. k: how fast, per unit of reward.
+    """
     links.not_negative(weight=weight)
 
     def of(steps: Steps, order: Order) -> Tensor:
@@ -65,7 +81,10 @@ def by_reward(score: Part, *, beta: float, weight: float, k: float) -> Term:
 
 
 def less_rewards(score: Part, *, beta: float, share: float) -> Term:
-    """``-log sigmoid((beta m - (1 - w) delta) / w)``, w the ``share`` of this objective, delta what others say for the better row."""
+    """``-log sigmoid((beta m - (1 - w) delta) / w)``, w the ``share`` of this objective, delta what others say for the better row.
+
+    share: above 0, to 1.
+    """
     if not 0 < share <= 1:
         raise UserError(f"weight: got {share}, takes above 0 to 1")
 

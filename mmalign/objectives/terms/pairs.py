@@ -53,7 +53,10 @@ class Term(parts.Term[Order]):
 
 
 def compared(score: Part, link: links.Compare, *, weight: Term | None = None) -> Term:
-    """``weight * link(score of the better row, score of the worse row)``."""
+    """``weight * link(score of the better row, score of the worse row)``.
+
+    link: a comparison of two scores. weight: a term that multiplies it, or None.
+    """
     if weight is None:
         return Term(lambda steps, order: link(*order.sides(score.of(steps))), score.needs, score=score)
     of = lambda steps, order: weight.of(steps, order) * link(*order.sides(score.of(steps)))  # noqa: E731
@@ -61,7 +64,12 @@ def compared(score: Part, link: links.Compare, *, weight: Term | None = None) ->
 
 
 def times(factor: float, term: Term) -> Term:
-    """A term, ``factor`` times. Errors: UserError for a factor that is negative."""
+    """A term, ``factor`` times.
+
+    factor: 0 or more. term: of a pair.
+
+    Errors: UserError for a factor that is negative.
+    """
     links.not_negative(weight=factor)
     return replace(term, of=lambda steps, order: factor * term.of(steps, order))
 

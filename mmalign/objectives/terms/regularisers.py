@@ -21,7 +21,11 @@ def likelihood(average: Average = "sequence", *, share: Part | None = None) -> T
     """``-log pi`` of the better row, nats: per step of its row (``sequence``) or summed (``sum``); for a bound, of each draw.
 
     ``token``: the sum of all better rows over the number of all their steps, in the whole update, so that long rows count more; not
-    for bounds. share: what each step counts for. Errors: UserError for another average.
+    for bounds. share: what each step counts for.
+
+    average: ``sequence``, ``token`` or ``sum``.
+
+    Errors: UserError for another average.
     """
     if average not in get_args(Average):
         raise UserError(f"average: got {average!r}, takes one of {', '.join(get_args(Average))}")
@@ -49,7 +53,10 @@ def token_average(feedback: Feedback) -> Tensor:
 
 
 def anchored(*, beta: float, at_least: float = 0.0) -> Term:
-    """``-log sigmoid(beta (log-ratio of the better row - at_least))``: it shall not fall below the reference (mDPO's anchor)."""
+    """``-log sigmoid(beta (log-ratio of the better row - at_least))``: it shall not fall below the reference (mDPO's anchor).
+
+    at_least: nats.
+    """
     score = scores.ratio("total")
     softplus = torch.nn.functional.softplus
 
@@ -60,7 +67,10 @@ def anchored(*, beta: float, at_least: float = 0.0) -> Term:
 
 
 def reverse_kl(side: Literal["better", "worse"], *, name: str = "ref") -> Term:
-    """``sum_t KL(ref || pi)`` over the steps of the better or the worse row, nats. Needs ``reverse_kls``."""
+    """``sum_t KL(ref || pi)`` over the steps of the better or the worse row, nats. Needs ``reverse_kls``.
+
+    side: which row's. name: of the reference.
+    """
 
     def of(steps: Steps, order: Order) -> Tensor:
         better, worse = order.sides(live(held(steps, reverse_kls(name)), steps.mask).sum(1, keepdim=True))

@@ -41,6 +41,8 @@ def moved(term: Term, by: float) -> Term:
 
     Labels of records with an id move on from visit to visit: the survey puts a record's moved label into the state, the probability
     that the first row of its pair is the better one, and it stands in place of the given one at the next visit.
+
+    term: whose cost tells the opinion. by: 0 to 1.
     """
     state = Named()
 
@@ -82,8 +84,11 @@ def posterior(term: Term, *, reliability: float, momentum: float) -> Term:
     """``-w log q - (1 - w) log(1 - q)``, q the policy's opinion, w the probability that the label is right (RE-PO, arXiv 2509.24159).
 
     ``w = q h / (q h + (1 - q) (1 - h))``, without gradient; h is the reliability of whoever gave the label, which the survey looks up:
-    each annotator's h moves by ``momentum`` to the mean of w over the labels it gave in an update, after use. Errors: UserError for
-    numbers out of range.
+    each annotator's h moves by ``momentum`` to the mean of w over the labels it gave in an update, after use.
+
+    term: whose cost tells the opinion. reliability: h of an annotator at the start, 0.5 to below 1. momentum: above 0, to 1.
+
+    Errors: UserError for numbers out of range.
     """
     if not 0.5 <= reliability < 1:
         raise UserError(f"reliability: got {reliability}, takes 0.5 to below 1")

@@ -15,7 +15,12 @@ def _fact(steps: Steps, need: Need) -> Tensor:
 
 
 def changed(factor: float) -> Part:
-    """``factor`` for steps that the other row of the pair has not, 1 for the others. Errors: UserError for a negative factor."""
+    """``factor`` for steps that the other row of the pair has not, 1 for the others.
+
+    factor: 0 or more.
+
+    Errors: UserError for a negative factor.
+    """
     if factor < 0:
         raise UserError(f"gamma: got {factor}, takes 0 or more")
     return Part(lambda steps: live(1 + (factor - 1) * (_fact(steps, CHANGED) > 0).double(), steps.mask), frozenset({CHANGED}))
@@ -27,7 +32,10 @@ def phrases() -> Part:
 
 
 def segment(number: int) -> Part:
-    """1 for steps of the segment of that number, 0 for the others."""
+    """1 for steps of the segment of that number, 0 for the others.
+
+    number: of the segment.
+    """
     return Part(lambda steps: (_fact(steps, SEGMENT) == number).double(), frozenset({SEGMENT}))
 
 
@@ -37,7 +45,10 @@ def position(steps: Steps) -> Tensor:
 
 
 def beyond_shorter(factor: float) -> Part:
-    """1 for the first steps of a row, as many as the shorter row of its pair has, ``factor`` for those after them."""
+    """1 for the first steps of a row, as many as the shorter row of its pair has, ``factor`` for those after them.
+
+    factor: 0 to 1.
+    """
     if not 0 <= factor <= 1:
         raise UserError(f"alpha: got {factor}, takes 0 to 1")
 
@@ -50,7 +61,10 @@ def beyond_shorter(factor: float) -> Part:
 
 
 def discounted(factor: float) -> Part:
-    """``factor ** t`` for the t-th live step of a row, from 0."""
+    """``factor ** t`` for the t-th live step of a row, from 0.
+
+    factor: above 0, to 1.
+    """
     if not 0 < factor <= 1:
         raise UserError(f"gamma: got {factor}, takes above 0 to 1")
     return Part(lambda steps: live(factor ** position(steps), steps.mask))

@@ -16,7 +16,10 @@ TOKENS = frozenset({"token"})
 
 
 def tdpo(*, beta: float, alpha: float, both: bool) -> Term:
-    """``-log sigmoid(beta [m - alpha (K_worse - K_better)])``, K the row's ``KL(ref || pi)``; K_better without gradient unless ``both``."""
+    """``-log sigmoid(beta [m - alpha (K_worse - K_better)])``, K the row's ``KL(ref || pi)``; K_better without gradient unless ``both``.
+
+    alpha: weight of the divergences. both: whether K_better has a gradient.
+    """
     score = scores.ratio()
     better_kl, worse_kl = regularisers.reverse_kl("better"), regularisers.reverse_kl("worse")
 
@@ -43,7 +46,10 @@ def rewarded(*, beta: float) -> Term:
 
 
 def critical(*, beta: float, both: bool) -> Term:
-    """DPO whose worse rows' steps count by ``1 - s`` and, with ``both``, better rows' by s: ``sigmoid(log ref(good) - log ref(bad))``."""
+    """DPO whose worse rows' steps count by ``1 - s`` and, with ``both``, better rows' by s: ``sigmoid(log ref(good) - log ref(bad))``.
+
+    both: whether better rows' steps are weighed too.
+    """
     score = scores.ratio()
 
     def of(steps: Steps, order: Order) -> Tensor:
@@ -55,7 +61,10 @@ def critical(*, beta: float, both: bool) -> Term:
 
 
 def masked(*, beta: float, reward_sparsity: float, kl_sparsity: float) -> Term:
-    """TDPO's first form with a mask on rewards and one on divergences (terms ``reward_mask``, ``kl_mask``), and their L1 norms."""
+    """TDPO's first form with a mask on rewards and one on divergences (terms ``reward_mask``, ``kl_mask``), and their L1 norms.
+
+    reward_sparsity, kl_sparsity: weights of the two norms.
+    """
     needs = frozenset({refs("ref"), reverse_kls("ref"), REWARD_MASK, KL_MASK})
 
     def of(steps: Steps, order: Order) -> Tensor:
