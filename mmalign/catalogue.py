@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mmalign.rooms import Entry, find, import_path, index, resource
+from mmalign.outside import is_there, ours, written
+from mmalign.rooms import Entry, find, index, no_module, resource
 from mmalign.signatures import nearest
 
 
@@ -89,18 +90,20 @@ def lookup(name: str) -> list[Named]:
     if special or found:
         return special or found
     if "." in name:
-        import_path(name)
-        return [Named(name, "", "", "", "")]
+        source = None if ours(name, whole=True) else written(name)
+        if not ours(name, whole=True) and source is None:
+            raise UserError(f"{no_module(name)}" if not is_there(name) else f"{name}: no source there says what it is")
+        return [Named(name, "", "", "", "" if source is None else str(source.file))]
     known = [named.name for kind in kinds for named in everything(kind)]
     raise UserError(f"{name}: nothing has this name{nearest(name, known)}; `mmalign list` says what there is")
 
 
 def function(named: Named) -> Any:
-    """What has that name. Errors: UserError for an import path that leads nowhere."""
+    """What has that name, imported: mmalign's own, or an import path. Errors: UserError for a path that leads nowhere."""
     for room in KINDS[named.kind].rooms if named.kind else ():
         if named.name in index(f"mmalign.{room}"):
             return find(f"mmalign.{room}", named.name)
-    return import_path(named.name)
+    return find("mmalign.recipes", named.name)
 
 
 def configs() -> dict[str, Path]:

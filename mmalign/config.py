@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from mmalign import calls
-from mmalign.planning import ROOMS, carry_out, execute, one_line, plan, plan_value, said
+from mmalign.crosschecks import crosschecked
+from mmalign.outside import Outside
+from mmalign.planning import ROOMS, Call, Review, carry_out, execute, one_line, plan, plan_value, said
 from mmalign.rooms import resource
 from mmalign.signatures import nearest, parameters
 
@@ -21,7 +23,9 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """The config in a file, its ``${interpolations}`` resolved, after ``key.sub=value`` overrides.
 
     path: a YAML file, or the short name of one under configs/ (``digits/flow_grpo``). Files that it names by ``path`` or ``*_file`` are
-    looked for beside it first. An override that changes a node's ``use`` replaces the node. Raises UserError in one line.
+    looked for beside it first. An override that changes a node's ``use`` replaces the node.
+
+    Errors: UserError in one line.
     """
     import yaml
     from omegaconf import DictConfig, OmegaConf
@@ -56,21 +60,33 @@ def _from(folder: Path, value: Any, key: str) -> Any:
     return str((folder / value).resolve()) if is_file and (folder / value).is_file() else value
 
 
-def check(node: Mapping[str, Any]) -> list[str]:
-    """Every mistake of a config, a line each; an empty list where there is none. Builds methods, which are cheap, and nothing else."""
-    return plan(node)[1]
+def check(node: Mapping[str, Any], *, trust: bool = False) -> list[str]:
+    """Every mistake of a config, a line each; an empty list where there is none. Builds methods, which are cheap, and nothing else.
+
+    trust: import what the config names outside of mmalign, and check it as well; otherwise its keywords are read from its source.
+    """
+    return _reviewed(node, trust)[1].errors
+
+
+def outside(node: Mapping[str, Any]) -> list[Outside]:
+    """What a config, or the config of a run, names outside of mmalign, whatever else is wrong with it. Imports none of it."""
+    review = Review(trust=False)
+    _reviewed(node, False, review)
+    for key, value in node.items():  # parts are built by themselves too
+        plan_value(value, str(key), ROOMS.get(str(key), ()), review)
+    return list(dict.fromkeys(review.outside))
 
 
 def build(node: Mapping[str, Any], **extra: Any) -> Any:
-    """Calls a config from the inside out and returns what its outermost function returns.
+    """Calls a config from the inside out and returns what its outermost function returns. Imports whatever the config names.
 
-    extra: further keywords for the outermost function, beyond those of the file. Raises UserError, one line per mistake.
+    extra: further keywords for the outermost function, beyond those of the file. Errors: UserError, one line per mistake.
     """
     from mmalign.types import UserError
 
-    call, errors = plan(node)
-    if call is None or errors:
-        raise UserError("\n".join(errors))
+    call, review = _reviewed(node, True)
+    if call is None or review.errors:
+        raise UserError("\n".join(review.errors))
     takes, any_key = parameters(call.function)
     if odd := [key for key in extra if key not in takes and not any_key]:
         raise UserError(f"--{odd[0]}: the recipe {call.name} takes no such thing")
@@ -81,19 +97,27 @@ def build(node: Mapping[str, Any], **extra: Any) -> Any:
 def build_part(config: Mapping[str, Any], key: str) -> Any:
     """What stands under one key of a config, built; the rest of it is left alone. None where the key is not there.
 
-    Raises UserError, one line per mistake.
+    Imports whatever it names: ask `outside` first where the config is somebody else's. Errors: UserError, one line per mistake.
     """
     from mmalign.types import UserError
 
-    errors: list[str] = []
-    planned = plan_value(config.get(key), key, ROOMS.get(key, ()), errors)
-    if errors:
-        raise UserError("\n".join(errors))
+    review = Review(trust=True)
+    planned = plan_value(config.get(key), key, ROOMS.get(key, ()), review)
+    if review.errors:
+        raise UserError("\n".join(review.errors))
     return carry_out(planned)
 
 
+def _reviewed(node: Mapping[str, Any], trust: bool, review: Review | None = None) -> tuple[Call | None, Review]:
+    review = Review(trust) if review is None else review
+    call = plan(node, review)
+    if call is not None:
+        crosschecked(call, review)
+    return call, review
+
+
 def locate(path: str | Path) -> Path:
-    """The config file meant by a path or a short name. Raises UserError with the nearest short names."""
+    """The config file meant by a path or a short name. Errors: UserError with the nearest short names."""
     from mmalign.types import UserError
 
     for candidate in (Path(path), Path(f"{path}.yaml"), resource(f"configs/{path}"), resource(f"configs/{path}.yaml")):

@@ -1,20 +1,21 @@
-"""From nodes to calls: names are looked up, arguments checked against signatures and records, and what a method needs against its policy.
+"""From nodes to calls: names are looked up, and arguments checked against signatures and records.
 
-Nothing is built here but methods, which are cheap; every mistake is one line that begins with its dotted key.
+Nothing is built here but optimisers, kernels and windows, which are cheap; every mistake is one line that begins with its dotted key.
+What is outside of mmalign is imported where the caller trusts the config, and otherwise listed and read as text (`outside`).
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mmalign import catalogue, signatures
+from mmalign.outside import IMPORT_PATH, Outside, is_there, located, ours, written
 from mmalign.renamed import renamed
-from mmalign.rooms import find, index, resource
+from mmalign.rooms import find, index, no_module, resource
 from mmalign.signatures import nearest
 
 ROOMS: dict[str, tuple[str, ...]] = {
@@ -47,6 +48,9 @@ NAMED = ("rewards", "judges", "metrics", "transforms")
 CHEAP = ("mmalign.training.optimizers", "mmalign.samplers.")
 """Where functions are that are called already when a config is checked: what they refuse is a mistake of the config."""
 
+METHODS = "mmalign.methods."
+"""Where methods are, which are called then too, to be compared with their policy."""
+
 USUAL = {"optimizer": "adamw"}
 """key -> what a node under it uses where it does not say."""
 
@@ -65,6 +69,16 @@ class Maker:
 
 
 @dataclass(frozen=True)
+class Unread:
+    """In place of a function outside of mmalign, which was not imported."""
+
+    name: str
+
+    def __call__(self, **arguments: Any) -> Any:
+        raise ImportError(f"{self.name}: was not imported")
+
+
+@dataclass(frozen=True)
 class Call:
     """A checked node: what will be called with what. Arguments may hold further calls inside mappings and lists."""
 
@@ -74,17 +88,25 @@ class Call:
     arguments: dict[str, Any]
 
 
-def plan(node: Mapping[str, Any]) -> tuple[Call | None, list[str]]:
-    """The tree of calls of a config, and every mistake in it. The tree may be executed only where there is none."""
-    errors: list[str] = []
+@dataclass
+class Review:
+    """What is found while a config is planned. trust: import what it names outside of mmalign, and call that where it is a method.
+
+    errors: a line each. outside: what it names there, in the order of the config.
+    """
+
+    trust: bool
+    errors: list[str] = field(default_factory=list)
+    outside: list[Outside] = field(default_factory=list)
+
+
+def plan(node: Mapping[str, Any], review: Review) -> Call | None:
+    """The tree of calls of a config, which may be executed only where the review has no errors then."""
     if "use" not in node:
-        return None, [f"use: missing, takes the name of a recipe ({', '.join(index('mmalign.recipes'))}) or a command"]
-    call = _plan_call(node, "", ("recipes", "commands"), errors)
-    if call is not None:
-        errors.extend(_calls(call))
-    if call is not None and not any(line.startswith(("method.", "method:")) for line in errors):
-        errors.extend(_incompatible(call))
-    return call, errors
+        known = ", ".join(index("mmalign.recipes"))
+        review.errors.append(f"use: missing, takes the name of a recipe ({known}) or a command")
+        return None
+    return _plan_call(node, "", ("recipes", "commands"), review)
 
 
 def said(planned: Any) -> Any:
@@ -97,50 +119,85 @@ def said(planned: Any) -> Any:
     return [said(value) for value in planned] if isinstance(planned, (list, tuple)) else planned
 
 
-def plan_value(value: Any, path: str, rooms: tuple[str, ...], errors: list[str]) -> Any:
-    """A value with every node in it, at any depth, as a Call. Mistakes go into ``errors``."""
+def plan_value(value: Any, path: str, rooms: tuple[str, ...], review: Review) -> Any:
+    """A value with every node in it, at any depth, as a Call."""
     usual = USUAL.get(path.rpartition(".")[2])
     if isinstance(value, Mapping) and usual is not None:
         value = {"use": usual, **value}
     if isinstance(value, Mapping) and "use" in value:
-        return _plan_call(value, path, rooms, errors)
+        return _plan_call(value, path, rooms, review)
     if isinstance(value, Mapping):
-        return {key: plan_value(item, f"{path}.{key}", ROOMS.get(str(key), rooms), errors) for key, item in value.items()}
+        return {key: plan_value(item, f"{path}.{key}", ROOMS.get(str(key), rooms), review) for key, item in value.items()}
     if isinstance(value, list):
-        return [plan_value(item, f"{path}[{number}]", rooms, errors) for number, item in enumerate(value)]
+        return [plan_value(item, f"{path}[{number}]", rooms, review) for number, item in enumerate(value)]
     return value
 
 
-def _plan_call(node: Mapping[str, Any], path: str, rooms: tuple[str, ...], errors: list[str]) -> Call | None:
+def _plan_call(node: Mapping[str, Any], path: str, rooms: tuple[str, ...], review: Review) -> Call:
     dot = f"{path}." if path else ""
-    function = _look_up(node["use"], f"{dot}use", rooms, errors)
+    function = _look_up(node["use"], f"{dot}use", rooms, review)
     given = {str(key): value for key, value in node.items() if key != "use"}
-    if rooms == ROOMS["method"] and "like" in given and function is not None:
-        given = _as_others_do(function, given, f"{dot}like", errors)
-    if function is None:
-        for key, value in given.items():
-            plan_value(value, f"{dot}{key}", ROOMS.get(key, rooms), errors)
-        return None
-    name, before = str(node["use"]), len(errors)
+    if given.get("trust_remote_code"):
+        review.outside.append(Outside(f"{dot}trust_remote_code", "code that comes with the model"))
+    if isinstance(function, Unread):
+        review.errors.extend(_keys_as_written(function.name, given, path))
+        return Call(
+            path, function.name, function, {key: plan_value(given[key], f"{dot}{key}", ROOMS.get(key, rooms), review) for key in given}
+        )
+    if rooms == ROOMS["method"] and "like" in given:
+        given = _as_others_do(function, given, f"{dot}like", review.errors)
+    name, before = str(node["use"]), len(review.errors)
     parameters, any_key = signatures.parameters(function)
-    reader = signatures.Reader(leaf=partial(_leaf, rooms=rooms, errors=errors), build=_record_call, errors=errors)
+    reader = signatures.Reader(leaf=partial(_leaf, rooms=rooms, review=review), build=_record_call, errors=review.errors)
     planned = {}
     for key, value in given.items():
         if key in parameters:
             planned[key] = signatures.read(value, parameters[key], f"{dot}{key}", reader)
             continue
-        planned[key] = plan_value(value, f"{dot}{key}", ROOMS.get(key, rooms), errors)
+        planned[key] = plan_value(value, f"{dot}{key}", ROOMS.get(key, rooms), review)
         if not any_key:
-            known = ", ".join(parameters) or "nothing"
-            why = renamed(key, path) or f"unknown key of {name}{nearest(key, parameters)}; takes {known}"
-            errors.append(f"{dot}{key}: {why}")
+            review.errors.append(f"{dot}{key}: {_unknown_key(key, path, name, parameters)}")
     for key, parameter in parameters.items():
         if parameter.required and key not in given:
-            errors.append(f"{dot}{key}: missing, {name} needs it{_kind_of_value(parameter)}")
+            review.errors.append(f"{dot}{key}: missing, {name} needs it{_kind_of_value(parameter)}")
     call = Call(path, name, function, planned)
-    if function.__module__.startswith(CHEAP) and len(errors) == before:
-        errors.extend(_refusal(call))
+    if home(function).startswith(CHEAP) and len(review.errors) == before and harmless(call, review):
+        review.errors.extend(_refusal(call))
     return call
+
+
+def _unknown_key(key: str, path: str, name: str, known: Mapping[str, Any]) -> str:
+    return renamed(key, path) or f"unknown key of {name}{nearest(key, known)}; takes {', '.join(known) or 'nothing'}"
+
+
+def _keys_as_written(name: str, given: Mapping[str, Any], path: str) -> Iterator[str]:
+    """Unknown and missing keywords of a function that was not imported, as its source says."""
+    source, dot = written(name), f"{path}." if path else ""
+    if source is None or source.any_key:
+        return
+    for key in given:
+        if key not in source.keywords:
+            yield f"{dot}{key}: {_unknown_key(key, path, name, source.keywords)}"
+    for key, required in source.keywords.items():
+        if required and key not in given:
+            yield f"{dot}{key}: missing, {name} needs it"
+
+
+def home(function: Callable[..., Any]) -> str:
+    """The module of a function; an empty string where it does not say."""
+    return getattr(function, "__module__", None) or ""
+
+
+def harmless(planned: Any, review: Review) -> bool:
+    """Whether a plan may be carried out to see what it refuses: whatever it calls is cheap, or a method, or trusted and outside."""
+    if isinstance(planned, Call):
+        where = home(planned.function)
+        trusted = review.trust and not where.startswith("mmalign.")
+        cheap = isinstance(planned.function, Maker) or where.startswith((*CHEAP, METHODS)) or trusted
+        return cheap and harmless(planned.arguments, review)
+    if isinstance(planned, Mapping):
+        return all(harmless(value, review) for value in planned.values())
+    return all(harmless(value, review) for value in planned) if isinstance(planned, (list, tuple)) else True
 
 
 def _refusal(call: Call) -> list[str]:
@@ -155,10 +212,10 @@ def _refusal(call: Call) -> list[str]:
     return []
 
 
-def _leaf(path: str, value: Any, parameter: signatures.Parameter, *, rooms: tuple[str, ...], errors: list[str]) -> Any:
+def _leaf(path: str, value: Any, parameter: signatures.Parameter, *, rooms: tuple[str, ...], review: Review) -> Any:
     """What is no record: a node, or plain data, or several of these."""
-    planned = plan_value(value, path, ROOMS.get(parameter.name, rooms), errors)
-    return _plan_argument(path, value, planned, parameter, errors)
+    planned = plan_value(value, path, ROOMS.get(parameter.name, rooms), review)
+    return _plan_argument(path, value, planned, parameter, review.errors)
 
 
 def _record_call(record: type, arguments: dict[str, Any], path: str) -> Call:
@@ -196,31 +253,38 @@ def _plan_argument(path: str, value: Any, planned: Any, parameter: signatures.Pa
         return value
 
 
-def _look_up(name: Any, path: str, rooms: tuple[str, ...], errors: list[str]) -> Callable[..., Any] | None:
+def _look_up(name: Any, path: str, rooms: tuple[str, ...], review: Review) -> Callable[..., Any]:
+    """What a name leads to; `Unread` where it leads nowhere, or out of mmalign with a config that is not trusted."""
     from mmalign.types import UserError
 
     places = " or ".join(rooms)
     if not isinstance(name, str):
-        errors.append(f"{path}: got {name!r}, takes a name of {places}, or an import path")
-        return None
+        review.errors.append(f"{path}: got {name!r}, takes a name of {places}, or an import path")
+        return Unread(str(name))
     homes = [room for room in rooms if name in index(f"mmalign.{room}")]
     if homes and (why := _of_another_kind(name, path, homes[0])):
-        errors.append(f"{path}: {why}")
-        return None
-    if "." not in name and not homes:
+        review.errors.append(f"{path}: {why}")
+        return Unread(name)
+    if not homes and not IMPORT_PATH.fullmatch(name):
         known = [known for room in rooms for known in index(f"mmalign.{room}")]
         near = nearest(name, known) or (f"; it has: {', '.join(known)}" if len(known) <= 12 else "")
-        errors.append(f"{path}: got {name!r}, there is none in {places}{near}; an import path works too")
-        return None
+        review.errors.append(f"{path}: got {name!r}, there is none in {places}{near}; an import path works too")
+        return Unread(name)
+    if not homes and not ours(name, whole=path == "use"):
+        review.outside.append(Outside(path, name, located(name)[0]))
+        if not review.trust:
+            if not is_there(name):
+                review.errors.append(f"{path}: {no_module(name)}")
+            return Unread(name)
     try:
         function = find(f"mmalign.{homes[0] if homes else rooms[0]}", name)
-    except (UserError, ImportError) as error:
-        errors.append(f"{path}: {one_line(error)}")
-        return None
+    except (UserError, ImportError, SyntaxError) as error:
+        review.errors.append(f"{path}: {one_line(error)}")
+        return Unread(name)
     if not callable(function):
-        errors.append(f"{path}: got {name!r}, which is a {type(function).__name__}; takes a function")
-        return None
-    return function
+        review.errors.append(f"{path}: got {name!r}, which is a {type(function).__name__}; takes a function")
+        return Unread(name)
+    return function  # type: ignore[no-any-return]
 
 
 def _of_another_kind(name: str, path: str, room: str) -> str:
@@ -274,52 +338,6 @@ def _existing(path: str, value: str, errors: list[str]) -> str:
             return str(place.resolve())
     errors.append(f"{path}: no such file: {value}")
     return value
-
-
-def _incompatible(call: Call) -> list[str]:
-    policy, method = call.arguments.get("policy"), call.arguments.get("method")
-    if not isinstance(policy, Call) or not isinstance(method, Call):
-        return []
-    adapter = _adapter(policy)
-    if adapter is None:
-        return []
-    from mmalign.needs import lacking  # imports torch, so only here
-
-    gives = adapter.gives
-    for option, more in adapter.gives_with.items():
-        gives = gives | (more & set(policy.arguments.get(option) or ()))
-    try:
-        built = carry_out(method)
-    except Exception as error:  # whatever a factory raises is the user's to know, as one line among the others
-        return [one_line(error) if str(error).startswith(method.path) else f"{method.path}: {one_line(error)}"]
-    wrong = []
-    if lacks := lacking(built, gives):
-        wrong.append(f"{method.path}: {method.name} needs {', '.join(lacks)}; the policy {policy.name} gives {', '.join(sorted(gives))}")
-    if adapter.kind not in built.kinds:
-        kinds = ", ".join(sorted(built.kinds))
-        wrong.append(f"{method.path}: {method.name} takes steps of kind {kinds}; the policy {policy.name} gives {adapter.kind}")
-    return wrong
-
-
-def _adapter(policy: Call) -> Any:
-    """What the module of a policy says of those it makes (``types.Adapter``); None where it says nothing."""
-    return vars(sys.modules[policy.function.__module__]).get("ADAPTER")
-
-
-def _calls(call: Call) -> Iterator[str]:
-    """Keywords of a policy's calls that no such call takes: under ``call`` of the policy, and of the evaluation."""
-    evaluation = call.arguments.get("evaluation")
-    policy, asked = call.arguments.get("policy"), evaluation.arguments if isinstance(evaluation, Call) else {}
-    if not isinstance(policy, Call):
-        return
-    inner = [policy, *(value for value in policy.arguments.values() if isinstance(value, Call))]
-    own = [(f"{node.path}.call", node.arguments.get("call"), node) for node in inner if node is policy or node.path == f"{policy.path}.of"]
-    for path, given, node in [*own, ("evaluation.call", asked.get("call"), policy), ("call", call.arguments.get("call"), policy)]:
-        adapter = _adapter(node)
-        known = adapter.call(node.arguments) if given and adapter is not None else None
-        for key in given or {}:
-            if known is not None and key not in known:
-                yield f"{path}.{key}: no argument of this policy's calls{nearest(str(key), known)}"
 
 
 def _holds_node(value: Any) -> bool:

@@ -128,7 +128,12 @@ def _walk(whole: str, path: str) -> Any:
         module = _module(".".join(parts[:length]), path)
         if module is not None:
             return _attribute(module, parts[length:], path)
-    raise UserError(f"{path}: no module called {parts[0]!r} can be imported; takes an import path like my_package.my_module.my_function")
+    raise UserError(no_module(path))
+
+
+def no_module(path: str) -> str:
+    """The line for an import path that begins with no module."""
+    return f"{path}: no module called {path.split('.')[0]!r} can be imported; takes an import path like my_package.my_module.my_function"
 
 
 def _module(name: str, path: str) -> ModuleType | None:

@@ -11,7 +11,7 @@ from mmalign.config import check
 from mmalign.dialects import dialects, like, settings
 from mmalign.docstrings import explanation
 from mmalign.needs import refs
-from mmalign.planning import plan
+from mmalign.planning import Review, plan
 from mmalign.rooms import find, index
 from mmalign.types import Method, UserError
 
@@ -82,9 +82,9 @@ def test_every_method_explains_itself(name: str) -> None:
 
 def test_a_config_may_say_like() -> None:
     node = {"use": "offline", "policy": {"use": "gaussian"}, "records": {"use": "digits_pairs"}, "method": {"use": "kto", "like": "TRL"}}
-    call, _ = plan(node)
+    call = plan(node, Review(trust=False))
     assert call is not None and call.arguments["method"].arguments == {"beta": 0.1, "baseline": "mismatched"}
-    call, _ = plan({**node, "method": {"use": "kto", "like": "TRL", "beta": 0.7}})
+    call = plan({**node, "method": {"use": "kto", "like": "TRL", "beta": 0.7}}, Review(trust=False))
     assert call is not None and call.arguments["method"].arguments["beta"] == 0.7
     assert any(
         "method.like: got 'verl', kto has the dialects TRL" in line for line in check({**node, "method": {"use": "kto", "like": "verl"}})

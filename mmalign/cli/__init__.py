@@ -21,5 +21,5 @@ def main() -> None:
     if "--debug" in arguments:
         arguments = ["--debug", *(argument for argument in arguments if argument != "--debug")]
     if (here := os.getcwd()) not in sys.path:
-        sys.path.insert(0, here)  # so that `use: my_module.my_method` finds a file of the user's
+        sys.path.append(here)  # so that `use: my_module.my_method` finds a file of the user's, and no file there hides a library
     app(args=arguments)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -20,6 +20,7 @@ app = typer.Typer(
 
 Config = Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, or a short name like digits/flow_grpo.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="key.sub=value", help="Changes to the config.")]
+Trust = Annotated[bool, typer.Option("--trust", help="Import and run what its config names outside of mmalign.")]
 Run = Annotated[str, typer.Argument(metavar="RUN", help="The folder of a run, or its name under runs/.")]
 
 
@@ -60,8 +61,18 @@ def mistakes_as_lines(context: typer.Context) -> Iterator[None]:
         raise typer.Exit(2 if mine else 1) from None
 
 
+def configured(config: str, overrides: list[str] | None) -> dict[str, Any]:
+    """A config that is about to be carried out; says first what it names outside of mmalign, which will be imported and run then."""
+    from mmalign.config import load, outside
+
+    node = load(config, overrides or [])
+    if names := outside(node):
+        typer.echo(f"{config}: imports code from outside of mmalign: {', '.join(map(str, names))}", err=True)
+    return node
+
+
 def run_folder(run: str) -> Path:
-    """The folder of a run, given by its path or by its name under runs/. Raises UserError where there is none."""
+    """The folder of a run, given by its path or by its name under runs/. Errors: UserError where there is none."""
     from mmalign.types import UserError
 
     for candidate in (Path(run), Path("runs") / run):

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mmalign.cli.app import app, mistakes_as_lines, run_folder
+from mmalign.cli.app import Trust, app, mistakes_as_lines, run_folder
 
 REVIEW = 2048  # tokens of a judge's review at most
 
@@ -31,6 +31,7 @@ def evaluate(  # the options of a command
     judge: Annotated[str | None, typer.Option(help="The URL of an OpenAI-compatible server, for mmhal and refomb.")] = None,
     judge_model: Annotated[str | None, typer.Option(help="The judge's name on that server.")] = None,
     judge_key_env: Annotated[str | None, typer.Option(help="The environment variable that holds its key.")] = None,
+    trust: Trust = False,
 ) -> None:
     """Measure hallucination with a published benchmark over local files; or ask a run's own judges again."""
     with mistakes_as_lines(context):
@@ -42,20 +43,20 @@ def evaluate(  # the options of a command
         if suite is None:
             if model is None:
                 raise UserError("eval: got neither a run nor --suite, takes one of them or both")
-            _own(run_folder(model), samples)
+            _own(run_folder(model), samples, trust)
             return
         known = {"url": judge, "model": judge_model, "key_env": judge_key_env}
         server = {key: value for key, value in known.items() if value is not None}
-        _suite(suite, model, options or [], annotations, images, answers, out, parameters, batch, limit, server)
+        _suite(suite, model, options or [], annotations, images, answers, out, parameters, batch, limit, server, trust)
 
 
-def _own(run: Path, samples: int | None) -> None:
+def _own(run: Path, samples: int | None, trust: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
     from mmalign.commands._examined import examined
 
-    found = examined(run, samples=samples)
+    found = examined(run, samples=samples, trust=trust)
     table = Table("", *found, title=str(run), title_justify="left")
     for name in [name for name in next(iter(found.values())) if not name.endswith("_se")]:
         table.add_row(name, *(_with_error(numbers.get(name), numbers.get(f"{name}_se")) for numbers in found.values()))
@@ -64,7 +65,7 @@ def _own(run: Path, samples: int | None) -> None:
 
 def _suite(  # the options of a command
     name: str, model: str | None, options: list[str], annotations: Path | None, images: Path | None, answers: Path | None,
-    out: Path | None, parameters: str | None, batch: int, limit: int | None, server: dict[str, str],
+    out: Path | None, parameters: str | None, batch: int, limit: int | None, server: dict[str, str], trust: bool,
 ) -> None:  # fmt: skip
     from mmalign.rooms import find
     from mmalign.types import UserError
@@ -76,7 +77,7 @@ def _suite(  # the options of a command
     who = model or f"answers of {answers.name if answers else ''}"
     place = out or _place(name, model, answers, parameters)
     chosen = _built(name, options, annotations, images, server, place).first(limit)
-    policy, using = (None, "current") if answers is not None or model is None else _policy(model, parameters)
+    policy, using = (None, "current") if answers is not None or model is None else _policy(model, parameters, trust)
     found = find("mmalign.commands", "evaluate")(policy, chosen, out=place, answers=answers, batch=batch, using=using, who=who)
     _print(found, who)
     typer.echo(f"results: {found.path / 'results.json'}")
@@ -118,7 +119,7 @@ def _judge(settings: dict[str, Any]) -> Any:
     return lambda messages: server.ask([messages], lambda answer: answer.text, max_tokens=REVIEW)[0]
 
 
-def _policy(model: str, parameters: str | None) -> tuple[Any, str]:
+def _policy(model: str, parameters: str | None, trust: bool) -> tuple[Any, str]:
     """The policy of a run, or of a model, and which of its parameters are wanted."""
     from mmalign.rooms import find
     from mmalign.types import UserError
@@ -127,7 +128,7 @@ def _policy(model: str, parameters: str | None) -> tuple[Any, str]:
         if (folder / "config.yaml").is_file():
             from mmalign.commands._trained import trained
 
-            run = trained(folder)
+            run = trained(folder, trust=trust)
             wanted = parameters or run.best
             return run.policy(), "current" if wanted == "trained" else wanted
     if parameters is not None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mmalign.cli.app import app, mistakes_as_lines
+from mmalign.cli.app import Trust, app, mistakes_as_lines
 
 Model = Annotated[
     str,
@@ -30,6 +30,7 @@ def compare(  # the options of a command
     samples: Annotated[int, typer.Option(min=1, help="Outputs of each prompt and seed.")] = 4,
     seeds: Annotated[int, typer.Option(min=2, help="How often all of it is done.")] = 3,
     out: Annotated[Path, typer.Option(help="A folder for the table, the numbers and the picture.")] = Path("comparison"),
+    trust: Trust = False,
 ) -> None:
     """Set guided samplers beside best-of-N at equal cost: a table, a picture, and whether they beat it."""
     with mistakes_as_lines(context):
@@ -37,7 +38,7 @@ def compare(  # the options of a command
         from mmalign.rooms import find
         from mmalign.types import UserError
 
-        found = model_of(model)
+        found = model_of(model, trust=trust)
         rewards = _rewards(reward or []) or found.rewards
         judged = reward_of(judge, "judge") if judge is not None else next(iter(found.judges.values()), None)
         prompts = prompt or found.prompts
@@ -52,16 +53,17 @@ def compare(  # the options of a command
         typer.echo(f"table, numbers and picture: {out}")
 
 
-def guided(
-    model: str, *, reward: list[str], guidance: str | None, prompt: list[str], count: int, seed: int, call: list[str], out: Path | None
-) -> str:
+def guided(  # the options of a command
+    model: str, *, reward: list[str], guidance: str | None, prompt: list[str], count: int, seed: int, call: list[str], out: Path | None,
+    trust: bool,
+) -> str:  # fmt: skip
     """What ``mmalign sample`` does where it is given a reward or a guidance; a line for the end."""
     from mmalign.commands._models import told
     from mmalign.rooms import find
 
     made: Any = find("mmalign.commands", "guided_sample")(
         model, reward=_rewards(reward) or None, guidance=guidance, prompts=prompt or None, count=count, seed=seed, call=told(call),
-        out=out or Path("sampled.png"),
+        out=out or Path("sampled.png"), trust=trust,
     )  # fmt: skip
     scored = "" if made.scores is None else f"mean reward {float(made.scores.nanmean()):.4g}; "
     return f"samples: {made.path}\n{scored}{made.ledger}"

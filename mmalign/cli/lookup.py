@@ -53,6 +53,8 @@ def explain(context: typer.Context, name: Annotated[str, typer.Argument(help="An
             out.print("\n" if number else "", end="")
             if named.kind == "configs":
                 _config(out, named)
+            elif not named.kind and named.place:
+                _outside(out, named)
             else:
                 _function(out, named, function(named))
 
@@ -103,6 +105,17 @@ def _function(out: Console, named: Named, made_by: Callable[..., Any]) -> None:
     out.print(f"\n[bold]Source[/bold]  {named.place or made_by.__module__}")
     for line in _example(named, told):
         out.print(f"  {escape(line)}")
+
+
+def _outside(out: Console, named: Named) -> None:
+    """What the source of something outside of mmalign says, which is not imported for that."""
+    from rich.markup import escape
+
+    from mmalign.outside import written
+
+    if source := written(named.name):
+        out.print(f"[bold]{escape(named.name)}[/bold]  outside of mmalign; read, and not imported\n\n{escape(source.signature)}\n")
+        out.print(escape(source.docstring) + f"\n\n[bold]Source[/bold]  {source.file}:{source.line}", soft_wrap=True)
 
 
 def _keywords(out: Console, told: Explanation, made_by: Callable[..., Any]) -> None:

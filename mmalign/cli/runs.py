@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mmalign.cli.app import Config, Overrides, Run, app, mistakes_as_lines, run_folder
+from mmalign.cli.app import Config, Overrides, Run, Trust, app, configured, mistakes_as_lines, run_folder
 
 DEMO = "configs/digits/demo.yaml"
 
@@ -21,9 +21,7 @@ def train(
 ) -> None:
     """Train what a config describes; everything in it is checked before anything is built."""
     with mistakes_as_lines(context):
-        from mmalign.config import load
-
-        _train(load(config, overrides or []), resume=resume)
+        _train(configured(config, overrides), resume=resume)
 
 
 @app.command()
@@ -35,12 +33,11 @@ def demo(
 ) -> None:
     """Align a small generator of real digits on this machine's CPU, and show what it gained and what it cost."""
     with mistakes_as_lines(context):
-        from mmalign.config import load
         from mmalign.rooms import resource
 
         report = None
         for seed in range(seeds):
-            node = load(resource(DEMO), overrides or [])
+            node = configured(str(resource(DEMO)), overrides)
             run = {"name": "demo", "folder": "runs", "seed": 0, **node.get("run", {})}
             node["run"] = {**run, "seed": int(run["seed"]) + seed, "name": _fresh_name(Path(run["folder"]), str(run["name"]))}
             report = _train(node)
@@ -51,16 +48,22 @@ def demo(
 
 
 @app.command()
-def check(context: typer.Context, config: Config, overrides: Overrides = None) -> None:
-    """Resolve and check a config without loading a model."""
+def check(context: typer.Context, config: Config, overrides: Overrides = None, trust: Trust = False) -> None:
+    """Resolve and check a config without loading a model, and without importing what it names outside of mmalign."""
     with mistakes_as_lines(context):
         from mmalign.config import check as mistakes
-        from mmalign.config import load
+        from mmalign.config import load, outside
         from mmalign.types import UserError
 
-        if lines := mistakes(load(config, overrides or [])):
+        node = load(config, overrides or [])
+        if lines := mistakes(node, trust=trust):
             raise UserError("\n".join(lines))
         typer.echo(f"{config}: no mistakes found")
+        names = [] if trust else outside(node)
+        for name in names:
+            typer.echo(f"outside of mmalign, not imported: {name}{f', in {name.file}' if name.file else ''}")
+        if names:
+            typer.echo("training imports and runs these; check --trust imports them, and checks all of what they take")
 
 
 @app.command()
@@ -73,7 +76,6 @@ def rehearse(
 ) -> None:
     """Go through every phase of a run on the CPU with a tiny twin of its model, before a GPU is rented."""
     with mistakes_as_lines(context):
-        from mmalign.config import load
         from mmalign.rooms import find
 
         def say(phase: Any) -> None:
@@ -81,7 +83,7 @@ def rehearse(
             for note in phase.notes:
                 typer.echo(f"{'':19}{note}")
 
-        phases = find("mmalign.commands", "rehearse")(load(config, overrides or []), kind=kind, keep=keep, say=say)
+        phases = find("mmalign.commands", "rehearse")(configured(config, overrides), kind=kind, keep=keep, say=say)
         seconds = sum(phase.seconds for phase in phases)
         if phases[-1].failed:
             typer.echo(f"{config}: failed at {phases[-1].name}: {phases[-1].what}", err=True)
@@ -100,6 +102,7 @@ def sample(  # the options of a command
     reward: Annotated[list[str] | None, typer.Option("--reward", help="Guide by it: a name of mm.rewards, or {use: NAME, ...}.")] = None,
     guidance: Annotated[str | None, typer.Option(help='How to guide: a name of mm.guidance and settings, "dps scale=5".')] = None,
     call: Annotated[list[str] | None, typer.Option("--call", metavar="KEY=VALUE", help="An argument of the call, under guidance.")] = None,
+    trust: Trust = False,
 ) -> None:
     """Sample from a trained run, or from any model under guidance."""
     with mistakes_as_lines(context):
@@ -109,10 +112,10 @@ def sample(  # the options of a command
             from mmalign.cli.guided import guided
 
             told: dict[str, Any] = {"reward": reward or [], "guidance": guidance, "prompt": prompt or [], "call": call or []}
-            typer.echo(guided(run, count=count, seed=seed, out=out, **told))
+            typer.echo(guided(run, count=count, seed=seed, out=out, trust=trust, **told))
             return
         folder = run_folder(run)
-        made = find("mmalign.commands", "sample")(folder, prompts=prompt or None, count=count, seed=seed, out=out)
+        made = find("mmalign.commands", "sample")(folder, prompts=prompt or None, count=count, seed=seed, out=out, trust=trust)
         typer.echo(f"samples: {made}")
 
 
@@ -122,12 +125,13 @@ def export(
     run: Run,
     out: Annotated[Path | None, typer.Option(help="A folder that is not there yet; runs/NAME/export by default.")] = None,
     parameters: Annotated[str | None, typer.Option("--set", help="trained, ema or best; the best of them by default.")] = None,
+    trust: Trust = False,
 ) -> None:
     """Write a run's weights as diffusers and peft load them, with a model card; loaded again and compared before they appear."""
     with mistakes_as_lines(context):
         from mmalign.rooms import find
 
-        made = find("mmalign.commands", "export")(run_folder(run), out=out, parameters=parameters)
+        made = find("mmalign.commands", "export")(run_folder(run), out=out, parameters=parameters, trust=trust)
         typer.echo(f"export: {made.path} (parameters: {made.parameters}; forms: {', '.join(made.forms)})")
         if "diffusers" not in made.forms and "peft" in made.forms:
             typer.echo(

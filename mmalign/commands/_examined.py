@@ -12,13 +12,14 @@ from mmalign.training.settings import Evaluation
 from mmalign.types import UserError
 
 
-def examined(run_folder: str | Path, *, samples: int | None = None) -> dict[str, dict[str, float]]:
+def examined(run_folder: str | Path, *, samples: int | None = None, trust: bool = False) -> dict[str, dict[str, float]]:
     """``{"ref": {name: number}, NAME: {...}}``: what a run's evaluation says of the reference and of its best parameters.
 
-    samples: of each prompt, those of the run's config by default. Errors: UserError for a run without a checkpoint, and for one whose
-    config names no prompts (an offline run evaluates on its records').
+    samples: of each prompt, those of the run's config by default. trust: its config may name code outside of mmalign.
+
+    Errors: UserError for a run without a checkpoint, and for one whose config names no prompts (an offline run evaluates on its records').
     """
-    run = trained(run_folder)
+    run = trained(run_folder, trust=trust)
     said = dict(build_part(run.config, "evaluation") or {})
     if samples is not None:
         said["samples"] = samples

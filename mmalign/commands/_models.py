@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mmalign.commands._trained import trained
+from mmalign.commands._trained import refuse_outside, trained
 from mmalign.config import build_part, load
 from mmalign.policies.inspecting.starting import opened
 from mmalign.rooms import find, index
@@ -26,17 +26,21 @@ class Model(NamedTuple):
     using: AbstractContextManager[Any]
 
 
-def model_of(name: str) -> Model:
-    """Errors: UserError for a name that is none of these, and for a policy that is no diffusers pipeline."""
+def model_of(name: str, *, trust: bool = False) -> Model:
+    """trust: the config of a run or of a file may name code outside of mmalign.
+
+    Errors: UserError for a name that is none of these, for a policy that is no diffusers pipeline, and for outside code.
+    """
     folder = next((place for place in (Path(name), Path("runs") / name) if (place / "config.yaml").is_file()), None)
     if folder is not None:
-        run = trained(folder)
+        run = trained(folder, trust=trust)
         policy: Any = run.policy()
         return _of_config(run.config, policy, policy.using("current" if run.best == "trained" else run.best))
     if name in index("mmalign.worlds"):
         return Model(build_part({"pipeline": {"use": name}}, "pipeline"), {}, [], {}, {}, {}, nullcontext())
     if name.endswith((".yaml", ".yml")) or (not Path(name).exists() and _is_config(name)):
         config = load(name, [])
+        refuse_outside(config, name, trust)
         return _of_config(config, build_part(config, "policy"), nullcontext())
     found = opened(name)
     found.pipe.set_progress_bar_config(disable=True)

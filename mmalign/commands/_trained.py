@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mmalign.calls import sayable
-from mmalign.config import build_part
+from mmalign.config import build_part, outside
 from mmalign.runs import checkpoint
 from mmalign.runs.folder import read_config
 from mmalign.types import Policy, UserError
@@ -31,15 +31,18 @@ class Trained(NamedTuple):
         return policy
 
 
-def trained(run_folder: str | Path) -> Trained:
+def trained(run_folder: str | Path, *, trust: bool = False) -> Trained:
     """Reads a run. ``best``: the best evaluated parameters where the run kept them, or else their moving average where it has one.
 
-    Errors: UserError for a folder without a run, a run without a policy in its config, or without a checkpoint.
+    trust: its config may name code outside of mmalign, which is imported and run where something of the config is built.
+
+    Errors: UserError for a folder without a run, a run without a policy in its config, or without a checkpoint, and for outside code.
     """
     folder = Path(run_folder)
     if not (folder / "config.yaml").is_file():
         raise UserError(f"{folder}: no run there (no config.yaml); takes the folder of a run")
     config = read_config(folder)
+    refuse_outside(config, str(folder), trust)
     if not isinstance(config.get("policy"), Mapping) or not sayable(config["policy"]):
         raise UserError(
             f"{folder}: its config.yaml does not say how to build the policy, which was made by other functions than mm's; "
@@ -51,3 +54,13 @@ def trained(run_folder: str | Path) -> Trained:
     tensors, state = checkpoint.load(newest)
     sets = checkpoint.parameter_sets(tensors)
     return Trained(folder, config, newest, state, sets, next(name for name in ("best", "ema", "trained") if name in sets), tensors)
+
+
+def refuse_outside(config: Mapping[str, Any], where: str, trust: bool) -> None:
+    """Errors: UserError for a config that names code outside of mmalign, unless it is trusted. Imports none of it."""
+    if not trust and (names := outside(config)):
+        listed = ", ".join(map(str, names))
+        raise UserError(
+            f"{where}: its config names code outside of mmalign, which would be imported and run: {listed}; "
+            "takes --trust (in Python: trust=True) where you know it"
+        )

@@ -33,19 +33,20 @@ class Exported(NamedTuple):
     forms: tuple[str, ...]
 
 
-def export(run_folder: str | Path, *, out: str | Path | None = None, parameters: str | None = None) -> Exported:
+def export(run_folder: str | Path, *, out: str | Path | None = None, parameters: str | None = None, trust: bool = False) -> Exported:
     """Writes what a run has trained, as of its newest checkpoint: LoRA for diffusers and peft, or else the whole pipeline or model.
 
     Args:
         run_folder: of a run with a config, finished or interrupted.
         out: a folder that is not there yet; ``export`` in the run by default.
         parameters: ``trained``, ``ema``, ``best`` or another set that the run kept; the best of them by default, as in ``sample``.
+        trust: the run's config may name code outside of mmalign, which is then imported and run.
 
     See ``policies.exports`` for the files and for how they are compared with the live model before they appear.
     Errors: UserError for a run without a checkpoint, a set that it does not have, a policy that is neither a
     diffusers pipeline nor a language model, and a comparison that fails.
     """
-    run = trained(run_folder)
+    run = trained(run_folder, trust=trust)
     chosen = parameters or run.best
     if chosen not in run.sets:
         raise UserError(f"--set: got {chosen!r}, this run has {', '.join(run.sets)}")

@@ -23,8 +23,9 @@ __all__ = ["guided_sample", "sample"]
 
 
 def sample(
-    run_folder: str | Path, *, prompts: Sequence[str] | None = None, count: int = 4, seed: int = 0, out: str | Path | None = None
-) -> Path:
+    run_folder: str | Path, *, prompts: Sequence[str] | None = None, count: int = 4, seed: int = 0, out: str | Path | None = None,
+    trust: bool = False,
+) -> Path:  # fmt: skip
     """Draws from a run's newest checkpoint, and returns the path of one PNG: a row per prompt, a column per seed (videos: an animated one).
 
     Args:
@@ -32,12 +33,13 @@ def sample(
         prompts: those of the run's evaluations by default, or else the ones it trained on.
         count: samples of each prompt, at the seeds ``seed``, ``seed + 1``, ...
         out: where to write; ``samples/sampled_<step>.png`` in the run by default.
+        trust: the run's config may name code outside of mmalign, which is then imported and run.
 
     The best evaluated parameters are taken where the run kept them, or else their moving average where it has one. Errors:
     UserError for a run without a checkpoint or without a policy in its config, for a prompt that the pipeline refuses, and for
     outputs that are neither images nor videos.
     """
-    run = trained(run_folder)
+    run = trained(run_folder, trust=trust)
     if count < 1:
         raise UserError(f"count: got {count}, takes 1 or more")
     evaluation = run.config.get("evaluation") or {}
@@ -76,7 +78,7 @@ class Sampled(NamedTuple):
 def guided_sample(  # what a command may be told
     model: str | Model, *, reward: Callable[..., Any] | Mapping[str, Callable[..., Any]] | None = None, guidance: str | None = None,
     prompts: Sequence[str] | None = None, count: int = 4, seed: int = 0, call: Mapping[str, Any] | None = None,
-    out: str | Path = "sampled.png", rows_at_once: int = 16,
+    out: str | Path = "sampled.png", rows_at_once: int = 16, trust: bool = False,
 ) -> Sampled:  # fmt: skip
     """Draws from any diffusers pipeline under a guidance, and writes one PNG: a row per prompt, a column per seed.
 
@@ -86,10 +88,11 @@ def guided_sample(  # what a command may be told
         guidance: a name of ``mm.guidance`` with its settings, ``"dps scale=5"``; ``guide``'s choice by default.
         prompts: those of the model's config by default. call: arguments of the pipeline's call, over those of the config.
         count: samples of each prompt, at the seeds ``seed``, ``seed + 1``, ...
+        trust: the config of ``model`` may name code outside of mmalign, which is then imported and run.
 
     Errors: UserError for a model without a pipeline, without prompts, with neither reward nor guidance, and for bad settings.
     """
-    found = model_of(model) if isinstance(model, str) else model
+    found = model_of(model, trust=trust) if isinstance(model, str) else model
     wanted = list(prompts or found.prompts)
     if not wanted or count < 1:
         raise UserError(f"sample: got {len(wanted)} prompts and count {count}, takes 1 or more (--prompt)")

@@ -38,10 +38,10 @@ class Run:
         """A picture of samples of the best parameters, as ``mmalign sample RUN`` makes it (``commands.sample``); returns its path."""
         from mmalign.commands.sample import sample
 
-        return sample(self.path, prompts=prompts, count=count, seed=seed, out=out)
+        return sample(self.path, prompts=prompts, count=count, seed=seed, out=out, trust=True)  # this process made it
 
     def export(self, out: Path | None = None, *, parameters: str | None = None) -> Path:
         """Its weights as diffusers and peft load them, as ``mmalign export RUN`` writes them (``commands.export``); returns the folder."""
         from mmalign.commands.export import export
 
-        return export(self.path, out=out, parameters=parameters).path
+        return export(self.path, out=out, parameters=parameters, trust=True).path

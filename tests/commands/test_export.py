@@ -99,7 +99,7 @@ def test_a_run_is_exported_and_the_code_on_its_page_loads_it(tmp_path, command, 
         pipelines.twin("FluxPipeline").save_pretrained(tmp_path / "base")
         policy = {**policy, "pipeline": str(tmp_path / "base")}
     run = trained(tmp_path, command, policy)
-    code, out, err = command("export", "small")
+    code, out, err = command("export", "small", "--trust")
     assert code == 0 and f"export: runs/small/export (parameters: ema; forms: {forms})" in out, err
     assert ("has no load_lora_weights" in out) == (forms == "peft, full")
     assert files | {"README.md"} <= {path.name for path in (run / "export").iterdir()}
@@ -117,7 +117,7 @@ def test_a_run_is_exported_and_the_code_on_its_page_loads_it(tmp_path, command, 
 
 def test_the_page_says_what_was_done_and_what_changed(tmp_path, command):
     run = trained(tmp_path, command, POLICY)
-    assert command("export", "small", "--set", "trained", "--out", "there")[0] == 0
+    assert command("export", "small", "--trust", "--set", "trained", "--out", "there")[0] == 0
     page = (tmp_path / "there" / "README.md").read_text()
     _, state = checkpoint.load(max((run / "checkpoints").iterdir()))
     first, last = state["evaluations"][0]["bright"], state["evaluations"][-1]["bright"]
@@ -141,11 +141,11 @@ def test_what_cannot_be_exported_is_one_line(tmp_path, command):
         2,
         "nowhere: no run there (no config.yaml); takes the folder of a run, or a name under runs/\n",
     )
-    assert command("export", "small", "--set", "moon")[::2] == (2, "--set: got 'moon', this run has trained, ref, ema\n")
-    assert command("export", "small")[0] == 0
-    code, _, err = command("export", "small")
+    assert command("export", "small", "--trust", "--set", "moon")[::2] == (2, "--set: got 'moon', this run has trained, ref, ema\n")
+    assert command("export", "small", "--trust")[0] == 0
+    code, _, err = command("export", "small", "--trust")
     assert code == 2 and err == "runs/small/export exists: takes a folder that is not there yet (--out)\n"
     config = yaml.safe_load((run / "config.yaml").read_text())
     (run / "config.yaml").write_text(yaml.safe_dump({**config, "policy": {"use": "mine.own"}}))
-    code, _, err = command("export", "small", "--out", "other")
+    code, _, err = command("export", "small", "--trust", "--out", "other")
     assert code == 2 and err.count("\n") == 1

@@ -1,0 +1,75 @@
+"""What keys of a config say of each other: a method and its policy, arguments of calls, and names that have to be somebody's."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from mmalign.planning import METHODS, Call, Review, Unread, carry_out, harmless, home, one_line
+from mmalign.signatures import nearest
+
+
+def crosschecked(call: Call, review: Review) -> None:
+    """Adds to a review what is wrong between the keys of a plan."""
+    review.errors.extend(_calls(call))
+    if not any(line.startswith(("method.", "method:")) for line in review.errors):
+        review.errors.extend(_incompatible(call, review))
+
+
+def _incompatible(call: Call, review: Review) -> list[str]:
+    policy, method = call.arguments.get("policy"), call.arguments.get("method")
+    if isinstance(method, Call) and home(method.function).startswith("mmalign.") and not home(method.function).startswith(METHODS):
+        return [] if isinstance(method.function, Unread) else [f"{method.path}.use: got {method.name!r}, which is none of the methods"]
+    if not isinstance(policy, Call) or not isinstance(method, Call) or not harmless(method, review):
+        return []
+    adapter = _adapter(policy)
+    if adapter is None:
+        return []
+    from mmalign.needs import lacking  # imports torch, so only here
+    from mmalign.types import Method
+
+    gives = adapter.gives
+    for option, more in adapter.gives_with.items():
+        gives = gives | (more & set(policy.arguments.get(option) or ()))
+    try:
+        built = carry_out(method)
+    except Exception as error:  # whatever a factory raises is the user's to know, as one line among the others
+        return [one_line(error) if str(error).startswith(method.path) else f"{method.path}: {one_line(error)}"]
+    if not isinstance(built, Method):
+        return [f"{method.path}.use: got {method.name!r}, which gives a {type(built).__name__}; takes a function that gives a Method"]
+    wrong = []
+    if lacks := lacking(built, gives):
+        wrong.append(f"{method.path}: {method.name} needs {', '.join(lacks)}; the policy {policy.name} gives {', '.join(sorted(gives))}")
+    if adapter.kind not in built.kinds:
+        kinds = ", ".join(sorted(built.kinds))
+        wrong.append(f"{method.path}: {method.name} takes steps of kind {kinds}; the policy {policy.name} gives {adapter.kind}")
+    return wrong
+
+
+def _adapter(policy: Call) -> Any:
+    """What the module of a policy says of those it makes (``types.Adapter``); None where it says nothing, or was not imported."""
+    module = sys.modules.get(home(policy.function))
+    return None if module is None else vars(module).get("ADAPTER")
+
+
+def _calls(call: Call) -> Iterator[str]:
+    """Keywords of a policy's calls that no such call takes: under ``call`` of the policy, and of the evaluation."""
+    policy, evaluation = call.arguments.get("policy"), call.arguments.get("evaluation")
+    if not isinstance(policy, Call):
+        return
+    inner = [policy, *(value for value in policy.arguments.values() if isinstance(value, Call))]
+    own = [(f"{node.path}.call", node.arguments.get("call"), node) for node in inner if node is policy or node.path == f"{policy.path}.of"]
+    theirs = evaluation.arguments.get("call") if isinstance(evaluation, Call) else None
+    for path, arguments, node in [*own, ("evaluation.call", theirs, policy), ("call", call.arguments.get("call"), policy)]:
+        known = _arguments(node) if arguments else None
+        for key in arguments or {}:
+            if known is not None and key not in known:
+                yield f"{path}.{key}: no argument of this policy's calls{nearest(str(key), known)}"
+
+
+def _arguments(policy: Call) -> Any:
+    """The keywords of a policy's calls; None where any may be right."""
+    adapter = _adapter(policy)
+    unread = any(isinstance(value, Call) and isinstance(value.function, Unread) for value in policy.arguments.values())
+    return None if adapter is None or unread else adapter.call(policy.arguments)
