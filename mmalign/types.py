@@ -1,4 +1,4 @@
-"""Every type that crosses a wall between two folders. Imports torch only.
+"""Every type that crosses a wall between two folders. Imports torch only, and how its tables are put beside each other.
 
 Letters in shapes: B rows of a batch, T steps of a row, N pairs, G rows of a group.
 
@@ -20,6 +20,8 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+
+from mmalign.stacking import entries_by_name, offset, pooled, stacked
 
 Kind = Literal["token", "transition", "bound"]
 Unit = Literal["cell", "row", "pair", "group", "batch"]
@@ -155,23 +157,6 @@ TABLES = ("refs", "kls", "facts", "reverse_kls", "terms")
 """The fields of Steps that are named tables."""
 
 
-def joined(parts: Sequence[Steps]) -> Steps:
-    """Tables of the same columns as one, rows of the first part first."""
-    first = parts[0]
-
-    def tables(group: str) -> dict[str, Any]:
-        return {name: torch.cat([getattr(part, group)[name] for part in parts]) for name in getattr(first, group)}
-
-    return replace(
-        first,
-        log_probs=torch.cat([part.log_probs for part in parts]),
-        mask=torch.cat([part.mask for part in parts]),
-        old=None if first.old is None else torch.cat([part.old for part in parts if part.old is not None]),
-        contrasts={name: joined([part.contrasts[name] for part in parts]) for name in first.contrasts},
-        refs=tables("refs"), kls=tables("kls"), facts=tables("facts"), reverse_kls=tables("reverse_kls"), terms=tables("terms"),
-    )  # fmt: skip
-
-
 class Sampler(NamedTuple):
     """Who else draws rows of a group, beside the current policy: another set of parameters, or a mixture of several.
 
@@ -290,15 +275,32 @@ def columns_of(prompts: Sequence[Any]) -> dict[str, list[Any]]:
     return {name: [columns.get(name) for columns in held] for name in dict.fromkeys(name for columns in held for name in columns)}
 
 
+class Held(Protocol):
+    """What an adapter keeps of a rollout's rows to score them again: a record of its own, see there for its fields.
+
+    Whatever the numbers of a row depend on goes along with it, so that rows that are taken out of a rollout, or put beside those of
+    another one of the same policy, score as before.
+    """
+
+    def take(self, rows: Tensor) -> Held:
+        """Some rows, by their numbers ``[R]``."""
+        ...
+
+    @staticmethod
+    def join(parts: Sequence[Any]) -> Held:
+        """Records of one adapter as one, rows of the first part first."""
+        ...
+
+
 @dataclass
 class Rollout:
     """Rows that a policy generated, or was given, with all that is needed to score them again.
 
     prompts: B strings, or conversations. outputs: what rewards see (B images as float tensors in 0..1 ``[B, C, H, W]``, videos
     ``[B, F, C, H, W]``, or B strings). log_probs, mask: ``[B, T]`` at sampling time (float64, bool). group: ``[B]`` int64.
-    private: the adapter's own tensors; recipes never look inside. metrics: numbers of the rollout for the log. drawn: name of a sampler
-    -> ``[B]`` bool, the rows that it drew; ``log_probs`` are the current policy's of these rows too.
-    columns: name -> an entry for each row, what is known beside its prompt (``Prompt.columns``).
+    held: the adapter's own record, a ``Held``, or None where it keeps nothing; recipes never look inside. metrics: numbers of the
+    rollout for the log. drawn: name of a sampler -> ``[B]`` bool, the rows that it drew; ``log_probs`` are the current policy's of these
+    rows too. columns: name -> an entry for each row, what is known beside its prompt (``Prompt.columns``).
     spans: ``() ->`` for each row, of each of its steps the characters ``(start, end)`` of its output that it wrote; None: no text.
     """
 
@@ -307,7 +309,7 @@ class Rollout:
     log_probs: Tensor
     mask: Tensor
     group: Tensor
-    private: dict[str, Any] = field(default_factory=dict)
+    held: Any = None
     metrics: dict[str, float] = field(default_factory=dict)
     drawn: dict[str, Tensor] = field(default_factory=dict)
     columns: dict[str, list[Any]] = field(default_factory=dict)
@@ -320,6 +322,99 @@ class Rollout:
         _table("Rollout", "mask", self.mask, self.log_probs.shape)
         _table("Rollout", "group", self.group, (rows,))
         _require(len(self.outputs) == rows, f"Rollout.outputs: got {len(self.outputs)}, takes one for each of {rows} prompts")
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def take(self, rows: Tensor) -> Rollout:
+        """Some rows, by their numbers ``[R]`` int64, as a rollout of their own that scores as before.
+
+        Groups keep their numbers, ``metrics`` stay those of the whole, and references that were remembered stay so.
+        """
+        places, spans = rows.tolist(), self.spans
+        return replace(
+            self,
+            prompts=[self.prompts[place] for place in places],
+            outputs=self.outputs[rows] if isinstance(self.outputs, Tensor) else [self.outputs[place] for place in places],
+            log_probs=self.log_probs[rows],
+            mask=self.mask[rows],
+            group=self.group[rows],
+            held=None if self.held is None else self.held.take(rows),
+            drawn={name: theirs[rows] for name, theirs in self.drawn.items()},
+            columns={name: [column[place] for place in places] for name, column in self.columns.items()},
+            spans=None if spans is None else lambda: [found[place] for found in [spans()] for place in places],
+        )
+
+    @staticmethod
+    def join(parts: Sequence[Rollout]) -> Rollout:
+        """Rollouts of one policy as one, rows of the first part first; narrower tables are filled up with steps that do not count.
+
+        Groups are renumbered, so that none reaches over two parts: whoever splits a rollout splits between groups. ``metrics`` are
+        means over rows (``*_max``: the largest) of what every part measured, and references those that every part remembers.
+        Errors: UserError for no part, and for outputs of different kinds or sizes.
+        """
+        _require(len(parts) > 0, "Rollout.join: got no part, takes one or more")
+        outputs = [part.outputs for part in parts]
+        sizes = {tuple(output.shape[1:]) if isinstance(output, Tensor) else None for output in outputs}
+        _require(len(sizes) == 1, f"Rollout.join: got outputs of sizes {', '.join(map(str, sizes))}, takes one size (None: no tensor)")
+        groups = [int(part.group.max()) + 1 if len(part) else 0 for part in parts]
+        counts = [len(part) for part in parts]
+        drawn = entries_by_name([{name: rows.tolist() for name, rows in part.drawn.items()} for part in parts], counts, False)
+        spans = [part.spans for part in parts if part.spans is not None]
+        return Rollout(
+            prompts=[prompt for part in parts for prompt in part.prompts],
+            outputs=torch.cat(outputs) if isinstance(outputs[0], Tensor) else [output for some in outputs for output in some],
+            log_probs=stacked([part.log_probs for part in parts]),
+            mask=stacked([part.mask for part in parts]),
+            group=offset([part.group for part in parts], groups),
+            held=None if parts[0].held is None else parts[0].held.join([part.held for part in parts]),
+            metrics=pooled([part.metrics for part in parts], counts),
+            drawn={name: torch.tensor(rows, dtype=torch.bool) for name, rows in drawn.items()},
+            columns=entries_by_name([part.columns for part in parts], counts, None),
+            spans=(lambda: [row for some in spans for row in some()]) if len(spans) == len(parts) else None,
+        )
+
+
+@dataclass(frozen=True)
+class Experience:
+    """Rows of a rollout with what an update learns them by.
+
+    signal: ``[B, 1 or T, ...]`` of all rows of the rollout, see ``Method.signal``. rows: ``[R]`` int64, the numbers of those that the
+    update takes, those side by side that a method has to see at once. Errors: UserError for other shapes, and rows that are not there.
+    """
+
+    rollout: Rollout
+    signal: Tensor
+    rows: Tensor
+
+    def __post_init__(self) -> None:
+        count, width = self.rollout.mask.shape
+        shape = tuple(self.signal.shape)
+        fits = len(shape) >= 2 and shape[0] == count and shape[1] in (1, width)
+        _require(fits, f"Experience.signal: got shape {list(shape)}, takes [{count}, 1 or {width}, ...]")
+        whole = self.rows.ndim == 1 and self.rows.dtype == torch.int64
+        _require(whole, f"Experience.rows: got {self.rows.dtype} {list(self.rows.shape)}, takes torch.int64 [rows]")
+        inside = bool(((self.rows >= 0) & (self.rows < count)).all())
+        _require(inside, f"Experience.rows: got row numbers outside 0..{count - 1}")
+
+    @property
+    def mask(self) -> Tensor:
+        """``[R, T]``: the cells of its rows that count."""
+        return self.rollout.mask[self.rows]
+
+    @property
+    def group(self) -> Tensor:
+        """``[R]``: the groups of its rows."""
+        return self.rollout.group[self.rows]
+
+    @property
+    def silent(self) -> bool:
+        """Whether no row of it has a signal, and so nothing is to be learned."""
+        return not bool((self.signal[self.rows] != 0).any())
+
+    def signal_at(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """The signal of some of the rollout's rows and steps, ``[R, 1 or C, ...]``."""
+        return self.signal[rows] if self.signal.shape[1] == 1 else self.signal[rows][:, columns]
 
 
 class Loss(NamedTuple):

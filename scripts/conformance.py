@@ -103,7 +103,7 @@ def probe(policy: Any, rollout: Any) -> float:
 
     times, levels = policy.schedule()
     columns = torch.tensor([0, min(2, len(times) - 1)])
-    x = torch.stack([rollout.private["x"][c][row] for row, c in enumerate(columns.tolist())])
+    x = torch.stack([rollout.held.x[c][row] for row, c in enumerate(columns.tolist())])
     level = Level(levels.signal[columns], levels.noise[columns])
     together = policy.probe(rollout.prompts, x, times[columns], level).clean
     if not together.requires_grad:
@@ -123,7 +123,7 @@ def probe_alone(policy: Any, rollout: Any) -> float:
     times, levels = policy.schedule()
     for row, column in enumerate((0, min(2, len(times) - 1))):
         at = slice(column, column + 1)
-        x = rollout.private["x"][column][row : row + 1]
+        x = rollout.held.x[column][row : row + 1]
         if not policy.probe(rollout.prompts[row : row + 1], x, times[at], Level(levels.signal[at], levels.noise[at])).clean.requires_grad:
             raise RuntimeError("the probe has no gradient")
     return 0.0
@@ -153,7 +153,7 @@ def own(pipe: Any, call: dict[str, Any], rows: int) -> float:
     for column in (0, min(2, len(times) - 1)):
         policy.steps(rollout, torch.arange(1), columns=torch.tensor([column]))
         at = slice(column, column + 1)
-        said = policy.probe(words, rollout.private["x"][column], times[at], Level(levels.signal[at], levels.noise[at])).clean
+        said = policy.probe(words, rollout.held.x[column], times[at], Level(levels.signal[at], levels.noise[at])).clean
         worst = max(worst, float((said - heard[-1].clean).detach().abs().max() / (1 + said.abs().max())))
     return worst
 
@@ -172,7 +172,7 @@ def lora(name: str, call: dict[str, Any], rows: int, targets: Any = None) -> flo
         memory=Memory(rows_at_once=rows),
     )
     rollout = policy.sample(prompts(name), 1, torch.Generator().manual_seed(0))
-    policy.steps(rollout, torch.arange(2), columns=torch.nonzero(rollout.private["random"]).flatten()[:1]).log_probs.sum().backward()
+    policy.steps(rollout, torch.arange(2), columns=rollout.held.columns[:1]).log_probs.sum().backward()
     return max(float(p.grad.norm()) for p in policy.parameters().values() if p.grad is not None)
 
 

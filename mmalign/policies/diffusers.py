@@ -28,6 +28,7 @@ from mmalign.policies.pipelines.arguments import call_arguments_of
 from mmalign.policies.pipelines.calling import GUIDANCE, Caller, load, type_of
 from mmalign.policies.pipelines.interception import Finished, Place, watched
 from mmalign.policies.pipelines.scheduler import Moment, Player
+from mmalign.policies.pipelines.trajectories import Remembered, Trajectories
 from mmalign.policies.settings import Dtype, Lora, Memory, Schedule
 from mmalign.samplers import kernels
 from mmalign.samplers.seats import drawn, seats
@@ -159,17 +160,20 @@ class DiffusersPolicy:
             log_probs=torch.cat([part["log_probs"] for part in parts])[order],
             mask=random & ~torch.tensor([False, *(sampler.greedy for sampler in samplers)])[who].unsqueeze(1),
             group=group,
-            private={**tape, "beside": beside, "random": random, "dt": parts[0]["dt"], "starts": starts, "known": known, "refs": {}},
+            held=Trajectories(
+                x=tape["x"], x_next=tape["x_next"], beside=beside, random=random, dt=parts[0]["dt"].expand(len(rows), -1), starts=starts,
+                together=(tuple(known),), which=torch.zeros(len(rows), dtype=torch.int64),
+            ),
             drawn=drawn(who, samplers),
-        )
+        )  # fmt: skip
         self._score(rollout, torch.nonzero((who > 0) & rollout.mask.any(1)).flatten())
         return rollout
 
     def _score(self, rollout: Rollout, rows: Tensor) -> None:
         """Puts into ``log_probs`` what the current parameters say of rows that others drew."""
-        for column in torch.nonzero(rollout.private["random"]).flatten().tolist() if len(rows) else ():
+        for column in rollout.held.columns.tolist() if len(rows) else ():
             mean, std = self._transition(rollout, rows, column)
-            rollout.log_probs[rows, column] = kernels.log_prob(rollout.private["x_next"][column][rows], mean, std).cpu()
+            rollout.log_probs[rows, column] = kernels.log_prob(rollout.held.x_next[column][rows], mean, std).cpu()
 
     def _record(
         self, prompts: list[str], starts: list[int], seeds: list[int], step: int, window_state: Tensor, known: list[str], *, greedy: bool
@@ -217,18 +221,18 @@ class DiffusersPolicy:
 
     def remember(self, rollout: Rollout, names: Iterable[str], rows_at_once: int) -> None:
         """Means and log-probabilities of a rollout under named parameter sets, without gradient, kept in the rollout."""
-        live = torch.nonzero(rollout.private["random"]).flatten().tolist()
+        held: Trajectories = rollout.held
         for name in names:
-            if name in rollout.private["refs"]:
+            if name in held.refs:
                 continue
-            log_probs, means = torch.zeros_like(rollout.log_probs), torch.zeros_like(rollout.private["x_next"], dtype=torch.float32)
+            log_probs, means = torch.zeros_like(rollout.log_probs), torch.zeros_like(held.x_next, dtype=torch.float32)
             with torch.no_grad(), self.using(name):
                 for rows in torch.arange(len(rollout.prompts)).split(rows_at_once):
-                    for column in live:
+                    for column in held.columns.tolist():
                         mean, std = self._transition(rollout, rows, column)
-                        log_probs[rows, column] = kernels.log_prob(rollout.private["x_next"][column][rows], mean, std).cpu()
+                        log_probs[rows, column] = kernels.log_prob(held.x_next[column][rows], mean, std).cpu()
                         means[column][rows] = mean
-            rollout.private["refs"][name] = {"log_probs": log_probs, "means": means}
+            held.refs[name] = Remembered(log_probs, means)
 
     def steps(self, rollout: Rollout, rows: Tensor, columns: Tensor | None = None, needs: frozenset[Need] = frozenset()) -> Steps:
         """The table of some rows, and of some columns (all that are trained, by default), with gradient.
@@ -236,53 +240,54 @@ class DiffusersPolicy:
         Each column is one call of the pipeline, the same in shape as those of ``sample`` where ``rows`` are the same.
         ``needs`` of ``refs``, ``kls``, ``std``, ``dt`` fill those tables; references are those given to ``remember``.
         """
-        columns = torch.nonzero(rollout.private["random"]).flatten() if columns is None else columns
-        refs = rollout.private["refs"]
-        wanted = kinds(needs)
+        held: Trajectories = rollout.held
+        columns = held.columns if columns is None else columns
+        wanted, refs = kinds(needs), held.refs
         log_probs, stds, kls = [], [], {name: [] for name in refs} if "kls" in wanted else {}  # type: ignore[var-annotated]
         for column in columns.tolist():
             mean, std = self._transition(rollout, rows, column)
-            log_probs.append(kernels.log_prob(rollout.private["x_next"][column][rows], mean, std))
+            log_probs.append(kernels.log_prob(held.x_next[column][rows], mean, std))
             stds.append(std.detach().double().cpu().reshape(-1)[:1].expand(len(rows)))
             for name, table in kls.items():
-                table.append(kernels.kl(mean, std, refs[name]["means"][column][rows].to(mean), std))
+                table.append(kernels.kl(mean, std, refs[name].means[column][rows].to(mean), std))
         cells = (rows[:, None], columns[None, :])
         facts = {"std": torch.stack(stds, dim=1)} if "std" in wanted else {}
         if "dt" in wanted:
-            facts["dt"] = rollout.private["dt"][columns].expand(len(rows), -1)
+            facts["dt"] = held.dt[cells]
         return Steps(
             log_probs=torch.stack(log_probs, dim=1).cpu(),
             mask=rollout.mask[cells],
             old=rollout.log_probs[cells],
-            refs={name: table["log_probs"][cells] for name, table in refs.items()} if "refs" in wanted else {},
+            refs={name: table.log_probs[cells] for name, table in refs.items()} if "refs" in wanted else {},
             kls={name: torch.stack(table, dim=1).cpu() for name, table in kls.items()},
             facts=facts,
-            event_size=rollout.private["x"][0, 0].numel(),
+            event_size=held.event_size,
             kind="transition",
         )
 
     def _transition(self, rollout: Rollout, rows: Tensor, column: int) -> tuple[Tensor, Tensor]:
         """``(mean, std)`` of one recorded step, in calls no larger than those of the rollout; all rows of a step share their std."""
-        parts = [self._transition_at_once(rollout, part, column) for part in rows.split(self.rows_at_once)]
+        runs = rows.split(rollout.held.which[rows].unique_consecutive(return_counts=True)[1].tolist())
+        parts = [self._transition_at_once(rollout, part, column) for run in runs for part in run.split(self.rows_at_once)]
         return torch.cat([mean for mean, _ in parts]), parts[0][1]
 
     def _transition_at_once(self, rollout: Rollout, rows: Tensor, column: int) -> tuple[Tensor, Tensor]:
-        """``(mean, std)`` of one recorded step under the current parameters."""
-        x, x_next = (rollout.private[key] for key in ("x", "x_next"))
+        """``(mean, std)`` of one recorded step under the current parameters, of rows whose prompts were encoded together."""
+        held: Trajectories = rollout.held
         heard: list[Moment] = []
 
         def answer(moment: Moment) -> Tensor:
             if moment.column < column:
-                return x_next[moment.column][rows]
+                return held.x_next[moment.column][rows]
             heard.append(moment)
             raise Finished
 
-        prompts, starts = [rollout.prompts[row] for row in rows.tolist()], rollout.private["starts"][rows].tolist()
-        player = Player(answer, lambda number, own: rollout.private["beside"][number][rows])
-        self.caller.until_finished(prompts, starts, player, rollout.private["known"], skip=column)
-        moment = heard[0]
-        worst = float((moment.x.double() - x[column][rows].double()).abs().max())
-        if worst > 1e-3 * (1 + float(x[column][rows].abs().max())):  # an encoder's last bits depend on how many rows it sees
+        prompts, starts = [rollout.prompts[row] for row in rows.tolist()], held.starts[rows].tolist()
+        player = Player(answer, lambda number, own: held.beside[number][rows])
+        self.caller.until_finished(prompts, starts, player, list(held.together[int(held.which[rows[0]])]), skip=column)
+        moment, x = heard[0], held.x[column][rows]
+        worst = float((moment.x.double() - x.double()).abs().max())
+        if worst > 1e-3 * (1 + float(x.abs().max())):  # an encoder's last bits depend on how many rows it sees
             name = type(self.pipe).__name__
             raise UserError(f"replay: {name} came to step {column} with another latent than in the rollout (by {worst:.2g})")
         return self.kernel(moment.prediction, moment.x, moment.t, moment.t_next)

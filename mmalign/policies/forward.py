@@ -7,8 +7,9 @@ bound up to weights and constants, and no density. Nothing is sampled: rows come
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
@@ -19,6 +20,7 @@ from mmalign.policies.diffusers import DiffusersPolicy
 from mmalign.policies.pipelines.arguments import known
 from mmalign.policies.pipelines.scheduler import EXPLODING, FLOW, FROM_SIGMAS, PRECONDITIONED, PRESERVING, parametrisation
 from mmalign.policies.pipelines.unfit import without_probe
+from mmalign.stacking import offset, stacked_by_name
 from mmalign.types import Adapter, Level, Need, Prediction, Rollout, Steps, UserError
 
 __all__ = ["ForwardPolicy", "forward"]
@@ -52,6 +54,37 @@ class TrainingSchedule(NamedTuple):
 
     timesteps: Tensor
     levels: Level
+
+
+@dataclass(frozen=True)
+class Noised:
+    """Given rows, and what is drawn for each of their G groups.
+
+    clean: ``[B, ...]`` latents. noise: ``[G, draws, ...]``. places: ``[G, draws]`` on the training schedule. which: ``[B]`` the group of
+    each row. others: B prompts, the next that differs in the rollout that a row was made in. refs: name -> ``[B, draws]`` bounds.
+    """
+
+    clean: Tensor
+    noise: Tensor
+    places: Tensor
+    which: Tensor
+    others: list[str | None]
+    refs: dict[str, Tensor] = field(default_factory=dict)
+
+    def take(self, rows: Tensor) -> Noised:
+        others, refs = [self.others[row] for row in rows.tolist()], {name: table[rows] for name, table in self.refs.items()}
+        return replace(self, clean=self.clean[rows], which=self.which[rows], others=others, refs=refs)
+
+    @staticmethod
+    def join(parts: Sequence[Noised]) -> Noised:
+        return Noised(
+            torch.cat([part.clean for part in parts]),
+            torch.cat([part.noise for part in parts]),
+            torch.cat([part.places for part in parts]),
+            offset([part.which for part in parts], [len(part.noise) for part in parts]),
+            [other for part in parts for other in part.others],
+            stacked_by_name([part.refs for part in parts]),
+        )
 
 
 class ForwardPolicy:
@@ -115,26 +148,21 @@ class ForwardPolicy:
             log_probs=torch.full(shape, float("nan"), dtype=torch.float64),
             mask=torch.ones(shape, dtype=torch.bool),
             group=group,
-            private={
-                "clean": clean,
-                "noise": noise,
-                "which": which,
-                "places": (places * count).long().clamp(max=count - 1),
-                "refs": {},
-            },
+            held=Noised(clean, noise, (places * count).long().clamp(max=count - 1), which, following(prompts)),
         )
 
     def remember(self, rollout: Rollout, names: Iterable[str], rows_at_once: int) -> None:
         """Bounds of a rollout under named parameter sets, without gradient, kept in the rollout."""
+        noised: Noised = rollout.held
         for name in names:
-            if name in rollout.private["refs"]:
+            if name in noised.refs:
                 continue
             table = torch.zeros_like(rollout.log_probs)
             with torch.no_grad(), self.using(name):
                 for rows in torch.arange(len(rollout.prompts)).split(rows_at_once):
                     for column in range(self.draws):
                         table[rows, column] = self._bound(rollout, rows, column)
-            rollout.private["refs"][name] = table
+            noised.refs[name] = table
 
     def steps(self, rollout: Rollout, rows: Tensor, columns: Tensor | None = None, needs: frozenset[Need] = frozenset()) -> Steps:
         """The bounds of some rows, and of some draws (all, by default), with gradient; each draw is one call of the pipeline.
@@ -144,34 +172,34 @@ class ForwardPolicy:
         """
         columns = torch.arange(rollout.mask.shape[1]) if columns is None else columns
         cells, wanted = (rows[:, None], columns[None, :]), kinds(needs)
-        private = rollout.private
-        level = self.schedule.levels.noise[private["places"][private["which"]][cells]].double()
+        noised: Noised = rollout.held
+        level = self.schedule.levels.noise[noised.places[noised.which][cells]].double()
         return Steps(
             log_probs=torch.stack([self._bound(rollout, rows, column) for column in columns.tolist()], dim=1),
             mask=rollout.mask[cells],
-            refs={name: table[cells] for name, table in private["refs"].items()} if "refs" in wanted else {},
+            refs={name: table[cells] for name, table in noised.refs.items()} if "refs" in wanted else {},
             facts={"noise": level} if "noise" in wanted else {},
-            event_size=private["clean"][0].numel(),
+            event_size=noised.clean[0].numel(),
             kind="bound",
             contrasts={name: self._under(name, rollout, rows, columns) for name in named("contrast", needs)},
         )
 
     def _under(self, name: str, rollout: Rollout, rows: Tensor, columns: Tensor) -> Steps:
         """The bounds of some rows under other prompts, of the policy and of ``ref``."""
-        prompts = other_prompts(name, rollout, rows)
+        prompts = other_prompts(name, rollout.held, rows)
         bounds = lambda: torch.stack([self._bound(rollout, rows, column, prompts) for column in columns.tolist()], dim=1)  # noqa: E731
         own = bounds()
         with torch.no_grad(), self.using("ref"):
             ref = bounds()
-        return Steps(own, rollout.mask[rows][:, columns], refs={"ref": ref}, event_size=rollout.private["clean"][0].numel(), kind="bound")
+        return Steps(own, rollout.mask[rows][:, columns], refs={"ref": ref}, event_size=rollout.held.clean[0].numel(), kind="bound")
 
     def _bound(self, rollout: Rollout, rows: Tensor, column: int, prompts: list[str] | None = None) -> Tensor:
         """``-|target - prediction|^2 / 2`` of some rows at one draw, ``[rows]`` float64 on the CPU."""
-        private = rollout.private
-        which = private["which"][rows]
-        places = private["places"][which, column]
-        clean = private["clean"][rows]
-        noise = private["noise"][which, column].to(clean)
+        noised: Noised = rollout.held
+        which = noised.which[rows]
+        places = noised.places[which, column]
+        clean = noised.clean[rows]
+        noise = noised.noise[which, column].to(clean)
         timesteps = self.schedule.timesteps[places].to(clean.device)
         levels = Level(*(value[places].to(clean) for value in self.schedule.levels))
         wide = Level(*(value.view(-1, *(1,) * (clean.ndim - 1)) for value in levels))
@@ -209,8 +237,15 @@ class ForwardPolicy:
         return (t.signal * about.noise - t.noise * about.clean) / (t.signal**2 + t.noise**2).sqrt()
 
 
-def other_prompts(name: str, rollout: Rollout, rows: Tensor) -> list[str]:
-    """Prompts of some rows under a contrast: ``mismatched``, the next one of the rollout that differs; ``ablated``, none (empty).
+def following(prompts: Sequence[str]) -> list[str | None]:
+    """For each prompt the next one that differs, the first after the last; None where all are the same."""
+    count = len(prompts)
+    turned = ((prompts[(row + turn) % count] for turn in range(1, count)) for row in range(count))
+    return [next((other for other in others if other != own), None) for own, others in zip(prompts, turned, strict=True)]
+
+
+def other_prompts(name: str, noised: Noised, rows: Tensor) -> list[str]:
+    """Prompts of some rows under a contrast: ``mismatched``, the next one of their rollout that differs; ``ablated``, none (empty).
 
     Errors: UserError for another name, or where all prompts of the rollout are the same.
     """
@@ -218,11 +253,10 @@ def other_prompts(name: str, rollout: Rollout, rows: Tensor) -> list[str]:
         return [""] * len(rows)
     if name != "mismatched":
         raise UserError(f"contrast: got {name!r}, this policy takes 'mismatched' or 'ablated'")
-    prompts, count = rollout.prompts, len(rollout.prompts)
-    turns = [next((turn for turn in range(1, count) if prompts[(row + turn) % count] != prompts[row]), 0) for row in rows.tolist()]
-    if 0 in turns:
+    others = [noised.others[row] for row in rows.tolist()]
+    if None in others:
         raise UserError("contrast mismatched: all rows of the update have one prompt, takes two or more (baseline: batch does without)")
-    return [prompts[(row + turn) % count] for row, turn in zip(rows.tolist(), turns, strict=True)]
+    return [other for other in others if other is not None]
 
 
 def training_schedule(scheduler: Any) -> TrainingSchedule:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -29,6 +30,7 @@ from mmalign.policies.language.ablation import Ablation
 from mmalign.policies.language.blending import blended
 from mmalign.policies.language.budget import Room, Truncate
 from mmalign.policies.language.chat import Chat, Row
+from mmalign.policies.language.completions import Completions, completions
 from mmalign.policies.language.contrasts import Others, others
 from mmalign.policies.language.drawing import Drawer, Drawing
 from mmalign.policies.language.engine import Engine
@@ -221,7 +223,7 @@ class TransformersPolicy:
         apart = (drawn.log_probs - rollout.log_probs)[real & (who == 0).unsqueeze(1)].abs()
         for sampler in (sampler for sampler in samplers if sampler.greedy):
             rollout.mask &= ~rollout.drawn[sampler.name].unsqueeze(1)
-        rollout.private["cut"] = drawn.cut
+        rollout.held = replace(rollout.held, cut=drawn.cut)
         rollout.metrics.update(length=float(drawn.lengths.double().mean()), cut=float(drawn.cut.double().mean()))
         if not bool(apart.isnan().any()):
             rollout.metrics.update(engine_difference=float(apart.mean()), engine_difference_max=float(apart.max()))
@@ -271,12 +273,8 @@ class TransformersPolicy:
             mask=mask,
             group=which.clone() if group is None else group,
             spans=partial(reading.written, tokens, lengths, self.chat.text),
-            private={
-                "prompts": [torch.tensor(prompt.ids) for prompt in given], "given": list(given),
-                "extras": inputs_of(self.chat.vision, given),
-                "which": which, "tokens": tokens, "lengths": lengths, "refs": {}, "facts": {},
-            },
-        )  # fmt: skip
+            held=completions(self.chat.vision, given, prompts, which, tokens, lengths),
+        )
 
     @torch.no_grad()
     def generate(self, prompts: list[Any], seeds: list[int], **call: Any) -> list[str]:
@@ -302,9 +300,9 @@ class TransformersPolicy:
     def remember(self, rollout: Rollout, names: Iterable[str], rows_at_once: int) -> None:
         """Log-probabilities of a rollout under named parameter sets, without gradient, kept in the rollout."""
         for name in names:
-            if name not in rollout.private["refs"]:
+            if name not in rollout.held.refs:
                 with torch.no_grad(), self.using(name):
-                    rollout.private["refs"][name] = self._whole(rollout, rows_at_once)
+                    rollout.held.refs[name] = self._whole(rollout, rows_at_once)
 
     def steps(self, rollout: Rollout, rows: Tensor, columns: Tensor | None = None, needs: frozenset[Need] = frozenset()) -> Steps:
         """The table of some rows, and of some tokens (all, by default), with gradient.
@@ -316,7 +314,7 @@ class TransformersPolicy:
         columns = torch.arange(rollout.mask.shape[1]) if columns is None else columns
         at, mask = (rows[:, None], columns[None, :]), torch.zeros_like(rollout.mask[rows])
         mask[:, columns] = rollout.mask[rows][:, columns]
-        wanted, refs = kinds(needs), rollout.private["refs"]
+        wanted, refs = kinds(needs), rollout.held.refs
         compared = {Need(kind, name) for kind in ("kls", "reverse_kls") if kind in wanted for name in refs}
         terms = {Need(kind) for kind in wanted & {"entropy", "collision", *HEADS}}
         numbers = frozenset(compared | terms - {DEGREE})
@@ -340,13 +338,13 @@ class TransformersPolicy:
 
     def _read(self, rollout: Rollout, rows: Tensor, wanted: set[str]) -> dict[str, Tensor]:
         """Facts ``[R, T]`` about what the tokens of some rows say."""
-        private, found = rollout.private, dict[str, Tensor]()
-        tokens, lengths = private["tokens"][rows], private["lengths"][rows]
+        held: Completions = rollout.held
+        found, tokens, lengths = dict[str, Tensor](), held.tokens[rows], held.lengths[rows]
         if wanted & {"changed", "phrase"}:
-            key = ("phrase", tuple(rows.tolist()))
-            if key not in private["facts"]:
-                private["facts"][key] = reading.compared(rows, rollout.group[rows], tokens, lengths, self.chat.text)
-            found = {"phrase": private["facts"][key], "changed": (private["facts"][key] > 0).long()}
+            key = tuple(rows.tolist())
+            if key not in held.phrases:
+                held.phrases[key] = reading.compared(rows, rollout.group[rows], tokens, lengths, self.chat.text)
+            found = {"phrase": held.phrases[key], "changed": (held.phrases[key] > 0).long()}
         if "segment" in wanted:
             found["segment"] = reading.segmented(self.segments, tokens, lengths, rollout.mask[rows], self.chat.text)
         return {name: table for name, table in found.items() if name in wanted}
@@ -367,9 +365,9 @@ class TransformersPolicy:
     @staticmethod
     def _sequences(rollout: Rollout, rows: Tensor, behind: Others | None = None) -> Sequences:
         """Some rows as token ids; behind other prompts, where they are given."""
-        private = rollout.private
-        behind = behind or Others(private["prompts"], private["which"], private["extras"])
-        return Sequences(behind.prompts, behind.which[rows], private["tokens"][rows], private["lengths"][rows], behind.extras)
+        held: Completions = rollout.held
+        behind = behind or Others(held.prompts, held.which, held.extras)
+        return Sequences(behind.prompts, behind.which[rows], held.tokens[rows], held.lengths[rows], behind.extras)
 
     def _contrast(self, rollout: Rollout, rows: Tensor, columns: Tensor, cells: Tensor, name: str) -> Steps:
         """The same completions behind other prompts, with gradient, and the references' log-probabilities of them; or read ``blended``."""
@@ -377,10 +375,10 @@ class TransformersPolicy:
             share = float(self.contrasts.get("blended", 0.2))
             said = blended(self.scorer, self.model.get_input_embeddings(), self._sequences(rollout, rows), cells, share=share)
             return Steps(log_probs=said[:, columns], mask=rollout.mask[rows][:, columns], kind=ADAPTER.kind)
-        behind = others(rollout, name, systems=self.contrasts, ablation=self.ablation, room=self.room)
+        behind = others(rollout.held, name, systems=self.contrasts, ablation=self.ablation, room=self.room)
         found = self._scored(rollout, rows, cells, behind=behind)
         refs = {}
-        for reference in rollout.private["refs"]:
+        for reference in rollout.held.refs:
             with torch.no_grad(), self.using(reference):
                 refs[reference] = self._scored(rollout, rows, cells, behind=behind)[LOG_PROBS][:, columns]
         return Steps(log_probs=found[LOG_PROBS][:, columns], mask=rollout.mask[rows][:, columns], refs=refs, kind=ADAPTER.kind)

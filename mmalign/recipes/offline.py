@@ -41,7 +41,7 @@ from mmalign.training.preflight import preflight
 from mmalign.training.seeds import stream
 from mmalign.training.settings import Evaluation, RecordBatch, Reference, RunSettings, at_least
 from mmalign.training.units import in_units, refuse_mismatch
-from mmalign.types import Encoder, Feedback, Method, UserError
+from mmalign.types import Encoder, Experience, Feedback, Method, UserError
 
 Rewards = Mapping[str, Callable[..., Any]]
 
@@ -107,10 +107,11 @@ def offline(  # one argument for each thing that a run is made of
             signal = method.signal(said)
             kept = torch.ones(len(prompts), dtype=torch.bool) if method.keep is None else method.keep(said)
             rows = in_units(method, said, kept)
+            experience = Experience(rollout, signal, rows)
             if len(rows):
-                check = lambda: preflight(policy, rollout, method, signal, rows, micro_rows=batch.micro_rows).difference  # noqa: B023, E731
+                check = lambda: preflight(policy, method, experience, micro_rows=batch.micro_rows).difference  # noqa: B023, E731
                 journal.once("preflight_difference", check)
-            found = learner.update([(rollout, signal, rows)], micro_rows=batch.micro_rows, step=step) if len(rows) else {}
+            found = learner.update([experience], micro_rows=batch.micro_rows, step=step) if len(rows) else {}
             _name_broken(journal, source.broken)
             journal.state.update(position=records[-1].position, kl=found.get("kl", math.nan))
             known, broken = float(kept.double().mean()), float(len(source.broken))

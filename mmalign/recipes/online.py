@@ -22,7 +22,6 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from mmalign.objectives.feedback import comparisons
 from mmalign.recipes._run import Run
@@ -37,19 +36,17 @@ from mmalign.training.optimizers import Optimizer, adamw
 from mmalign.training.preflight import preflight
 from mmalign.training.seeds import stream
 from mmalign.training.settings import Batch, Evaluation, Reference, RunSettings, at_least
-from mmalign.training.units import Cells, in_units, refuse_micro_steps, refuse_mismatch, unit_sizes
-from mmalign.types import Feedback, Method, Oracle, Policy, Rollout, Unit, UserError, columns_of, contents
+from mmalign.training.units import in_units, refuse_micro_steps, refuse_mismatch, unit_sizes
+from mmalign.types import Experience, Feedback, Method, Oracle, Policy, Unit, UserError, columns_of, contents
 
 Rewards = Mapping[str, Callable[..., Any]]
 
 
 class Scored(NamedTuple):
-    """One rollout with what was said of it: ``signal [B, 1 or T]``, and the rows worth an update."""
+    """What was said of one rollout, and what is learned from it: its rows are those worth an update."""
 
-    rollout: Rollout
     feedback: Feedback
-    signal: Tensor
-    rows: Tensor
+    experience: Experience
 
 
 def online(  # one argument for each thing that a run is made of
@@ -124,7 +121,7 @@ def online(  # one argument for each thing that a run is made of
             kept = ~said.rewards.isnan() if method.keep is None else method.keep(said) & ~said.rewards.isnan()
             groups = rollout.group[kept].unique()[:wanted]
             inside = kept & torch.isin(rollout.group, groups)
-            scored.append(Scored(rollout, said, method.signal(said), in_units(method, said, inside)))
+            scored.append(Scored(said, Experience(rollout, method.signal(said), in_units(method, said, inside))))
             wanted -= len(groups)
             if wanted <= 0:
                 break
@@ -135,11 +132,11 @@ def online(  # one argument for each thing that a run is made of
             moved = learner.begin(step)
             _tell(rewards, step)
             scored = collect(step)
-            for part in scored:
-                policy.remember(part.rollout, learner.references, micro_rows)
+            for _, experience in scored:
+                policy.remember(experience.rollout, learner.references, micro_rows)
             journal.once("preflight_difference", lambda: _checked(policy, method, scored, micro_rows=micro_rows, micro_steps=micro_steps))  # noqa: B023
-            parts = _parts(scored, method.unit, batch.epochs, batch.updates)
-            found = [learner.update(cells, micro_rows=micro_rows, micro_steps=micro_steps, step=step) for cells in parts]
+            parts = _parts([batch.experience for batch in scored], method.unit, batch.epochs, batch.updates)
+            found = [learner.update(part, micro_rows=micro_rows, micro_steps=micro_steps, step=step) for part in parts]
             if not found:
                 journal.say(f"step {step + 1}: no group is informative after {len(scored)} rollouts, so nothing was updated")
             journal.trained({**_row(scored, found, lr=float(learner.optimizer.param_groups[0]["lr"])), **moved})
@@ -148,24 +145,24 @@ def online(  # one argument for each thing that a run is made of
     return Run(ended.path, ended.summary, policy)
 
 
-def _parts(batches: Sequence[Scored], unit: Unit, epochs: int, updates: int) -> Iterator[Cells]:
+def _parts(experiences: Sequence[Experience], unit: Unit, epochs: int, updates: int) -> Iterator[list[Experience]]:
     """The rows of each update: every epoch sees all rows once, in updates that take every so many units of them; none is empty."""
     for part in range(epochs * updates):
-        cells = []
-        for batch in batches:
-            sizes = unit_sizes(unit, batch.rollout.group[batch.rows])
+        taken = []
+        for experience in experiences:
+            sizes = unit_sizes(unit, experience.group)
             share = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes, dtype=torch.int64)) % updates
-            cells.append((batch.rollout, batch.signal, batch.rows[share == part % updates]))
-        if any(len(rows) for _, _, rows in cells):
-            yield cells
+            taken.append(replace(experience, rows=experience.rows[share == part % updates]))
+        if any(len(experience.rows) for experience in taken):
+            yield taken
 
 
 def _checked(policy: Policy, method: Method, batches: Sequence[Scored], micro_rows: int, micro_steps: int | None) -> float | None:
     """The preflight of the first rollout with a signal; None where there is none, and so no gradient to look for."""
-    held = next((batch for batch in batches if bool((batch.signal[batch.rows] != 0).any())), None)
+    held = next((experience for _, experience in batches if not experience.silent), None)
     if held is None:
         return None
-    return preflight(policy, held.rollout, method, held.signal, held.rows, micro_rows=micro_rows, micro_steps=micro_steps).difference
+    return preflight(policy, method, held, micro_rows=micro_rows, micro_steps=micro_steps).difference
 
 
 def _row(batches: Sequence[Scored], found: Sequence[Mapping[str, float]], *, lr: float) -> dict[str, float]:
@@ -178,29 +175,29 @@ def _row(batches: Sequence[Scored], found: Sequence[Mapping[str, float]], *, lr:
     own = torch.cat([comparisons.own(batch.feedback) for batch in batches])
     rewards = torch.cat([batch.feedback.rewards for batch in batches])
     known = rewards[own & ~rewards.isnan()]
-    signal = torch.cat([batch.signal.flatten(1).abs().amax(1) for batch in batches])
+    signal = torch.cat([batch.experience.signal.flatten(1).abs().amax(1) for batch in batches])
     row = {
         "reward": float(known.mean()),
         "reward_std": float(known.std()) if len(known) > 1 else float("nan"),
         "signal_zero": float((signal == 0).double().mean()),
-        "rows": float(sum(len(batch.rows) for batch in batches)),
+        "rows": float(sum(len(batch.experience.rows) for batch in batches)),
         "updates": float(len(found)),
     }
-    for name in batches[0].rollout.drawn:
-        theirs = torch.cat([batch.rollout.drawn[name] for batch in batches])
+    for name in batches[0].experience.rollout.drawn:
+        theirs = torch.cat([batch.experience.rollout.drawn[name] for batch in batches])
         row[f"reward_{name}"] = float(rewards[theirs].nanmean())
     for name in batches[0].feedback.parts:
         scores = torch.cat([batch.feedback.parts[name] for batch in batches])
         row[f"reward/{name}"] = float(scores.nanmean())
         if missing := int(scores.isnan().sum()):
             row[f"missing/{name}"] = float(missing)
-    for name in batches[0].rollout.metrics:
-        row[name] = sum(batch.rollout.metrics.get(name, math.nan) for batch in batches) / len(batches)
+    for name in batches[0].experience.rollout.metrics:
+        row[name] = sum(batch.experience.rollout.metrics.get(name, math.nan) for batch in batches) / len(batches)
     for name in dict.fromkeys(name for update in found for name in update):
         values = [update[name] for update in found if name in update]
         row[name] = max(values) if name.endswith("_max") else sum(values) / len(values)
     if "kl" in row:
-        row["kl"] *= float(torch.cat([batch.rollout.mask[batch.rows].sum(1) for batch in batches]).double().mean())
+        row["kl"] *= float(torch.cat([batch.experience.mask.sum(1) for batch in batches]).double().mean())
     return {**row, "lr": lr}
 
 

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from mmalign.needs import MASK, OLD, REWARDS, refs
 from mmalign.runs import checkpoint
+from mmalign.stacking import joined, stacked
 from mmalign.training import allocator, references
 from mmalign.training.optimizer import flatten_optimizer, restore_optimizer
 from mmalign.training.optimizers import Optimizer
 from mmalign.training.settings import Reference
-from mmalign.training.units import Cells, live_columns, micro_sizes, needed
-from mmalign.types import Method, Need, Policy, Rollout, joined
+from mmalign.training.units import live_columns, micro_sizes, needed
+from mmalign.types import Experience, Method, Need, Policy, Rollout
 
 
 class Learner:
@@ -58,7 +59,7 @@ class Learner:
         """The parameter set that users get: ``ema`` where there is one."""
         return "current" if self.settings.ema is None else "ema"
 
-    def update(self, cells: Cells, *, micro_rows: int, step: int, micro_steps: int | None = None) -> dict[str, float]:
+    def update(self, experiences: Sequence[Experience], *, micro_rows: int, step: int, micro_steps: int | None = None) -> dict[str, float]:
         """One optimiser step on ``sum(weight * values)`` over all rows given, in micro-batches of ``micro_rows`` and ``micro_steps``.
 
         The weights are those of all rows at once, and so is what a method surveys, so the split changes nothing but rounding. Rows
@@ -67,20 +68,18 @@ class Learner:
         ``Loss.over`` counts (``*_max``: the largest), with ``loss`` and ``grad_norm``. An update whose gradient is not finite is
         skipped, and counted in ``skipped``. step: of training, from 0, for warm-up and decay. At least one row has to be given.
         """
-        cells = [(rollout, self._surveyed(rollout, signal, rows, micro_rows), rows) for rollout, signal, rows in cells]
-        masks = [rollout.mask[rows] for rollout, _, rows in cells]
-        width = max(mask.shape[1] for mask in masks)  # texts of one rollout may be longer than all of another
-        whole = torch.cat([functional.pad(mask, (0, width - mask.shape[1])) for mask in masks])
-        weights = self.method.weigh(whole).split([len(mask) for mask in masks])
+        experiences = [self._surveyed(experience, micro_rows) for experience in experiences]
+        masks = [experience.mask for experience in experiences]  # texts of one rollout may be longer than all of another
+        weights = self.method.weigh(stacked(masks)).split([len(mask) for mask in masks])
         found: list[tuple[float, dict[str, Tensor]]] = []
         total = torch.zeros((), dtype=torch.float64)
-        for (rollout, signal, all_rows), weight in zip(cells, weights, strict=True):
-            sizes = micro_sizes(self.method.unit, rollout.group[all_rows], micro_rows)
-            for rows, part in zip(all_rows.split(sizes), weight.split(sizes), strict=True):
-                every = live_columns(rollout, rows)  # none: no row, or none with a live cell
+        for experience, weight in zip(experiences, weights, strict=True):
+            sizes = micro_sizes(self.method.unit, experience.group, micro_rows)
+            for rows, part in zip(experience.rows.split(sizes), weight.split(sizes), strict=True):
+                every = live_columns(experience.rollout, rows)  # none: no row, or none with a live cell
                 for live in every.split(micro_steps or len(every)) if len(every) else ():
-                    steps = self.policy.steps(rollout, rows, live, needs=self.needs)
-                    values, metrics, over = self.method.loss(steps, signal[rows] if signal.shape[1] == 1 else signal[rows][:, live])
+                    steps = self.policy.steps(experience.rollout, rows, live, needs=self.needs)
+                    values, metrics, over = self.method.loss(steps, experience.signal_at(rows, live))
                     loss = (part[:, live] * values).sum()
                     loss.backward()
                     total += loss.detach().double().cpu()
@@ -108,18 +107,19 @@ class Learner:
             own |= {refs(name): table for name, table in steps.refs.items()}
         return {need: table.detach() for need, table in own.items() if need in self.method.reads}
 
-    def _surveyed(self, rollout: Rollout, signal: Tensor, rows: Tensor, micro_rows: int) -> Tensor:
-        """The signal ``[B, ...]`` with what the method's survey of these rows has put in; as it is for a method without one."""
+    def _surveyed(self, experience: Experience, micro_rows: int) -> Experience:
+        """The same rows with what the method's survey of them has put into the signal; as it is for a method without one."""
+        rollout, rows = experience.rollout, experience.rows
         if self.method.survey is None or not len(rows):
-            return signal
+            return experience
         columns = torch.arange(rollout.mask.shape[1])
         with torch.no_grad():
             needs = self.needs | self.method.survey_needs
             steps = joined([self.policy.steps(rollout, part, columns, needs=needs) for part in rows.split(micro_rows)])
-            found = self.method.survey(steps, signal[rows])
+            found = self.method.survey(steps, experience.signal[rows])
         filled = found.new_zeros((len(rollout.prompts), *found.shape[1:]))
         filled[rows] = found
-        return filled
+        return replace(experience, signal=filled)
 
     def _step(self, step: int) -> None:
         rate = self.settings.rate_at(step, self.steps)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from mmalign.training.units import live_columns, micro_sizes, needed
-from mmalign.types import Method, Policy, Rollout, Steps, UserError
+from mmalign.types import Experience, Method, Policy, Steps, UserError
 
 CAUSES = (
     "the usual causes: dropout or another module in training mode, latents stored in another type than they were scored in, guidance on "
@@ -30,10 +31,8 @@ class Preflight(NamedTuple):
 
 def preflight(
     policy: Policy,
-    rollout: Rollout,
     method: Method,
-    signal: Tensor,
-    rows: Tensor | None = None,
+    experience: Experience,
     *,
     micro_rows: int,
     micro_steps: int | None = None,
@@ -41,7 +40,7 @@ def preflight(
 ) -> Preflight:
     """Scores a few rows of a fresh rollout again and takes one policy gradient, which is thrown away.
 
-    Of the update's ``rows`` (all, by default), the first micro-batch with a signal is taken. The ratio has to be 1:
+    Of the update's rows, the first micro-batch with a signal is taken. The ratio has to be 1:
     ``|log-ratio| <= tolerance * event_size`` nats (0.0 in float32 where batch shapes agree; by default the ``tolerance`` that a policy
     names, or 1e-6). The reference, scored again as itself, has to have KL 0, and where nothing was sampled its log-probabilities have
     to be the policy's, so that margins are 0. The gradient has to be finite, and not zero where some row has a signal. Errors:
@@ -49,9 +48,9 @@ def preflight(
     micro_rows, micro_steps: as of ``Learner.update``.
     """
     tolerance = getattr(policy, "tolerance", 1e-6) if tolerance is None else tolerance
-    rows = torch.arange(len(rollout.prompts)) if rows is None else rows
-    parts = rows.split(micro_sizes(method.unit, rollout.group[rows], micro_rows))
-    held = [part for part in parts if bool((signal[part] != 0).any())]
+    rollout = experience.rollout
+    parts = experience.rows.split(micro_sizes(method.unit, experience.group, micro_rows))
+    held = [part for part in parts if not replace(experience, rows=part).silent]
     rows = (held or parts)[0]
     columns, needs = live_columns(rollout, rows)[:micro_steps], needed(policy, method)
     steps = policy.steps(rollout, rows, columns, needs=needs)
@@ -68,7 +67,7 @@ def preflight(
             itself = policy.steps(rollout, rows, columns, needs=needs)
         apart = _largest(itself, itself.kls["ref"])
         _refuse(f"the reference has a KL of {apart:.3g} nats to itself", apart, tolerance * steps.event_size)
-    signal = signal[rows] if signal.shape[1] == 1 else signal[rows][:, columns]
+    signal = experience.signal_at(rows, columns)
     if method.survey is not None:
         kept = None if method.state is None else method.state.dump()
         with torch.no_grad():

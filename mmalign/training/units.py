@@ -10,9 +10,6 @@ from torch import Tensor
 from mmalign.needs import OLD, lacking
 from mmalign.types import Feedback, Method, Need, Policy, Rollout, Unit, UserError
 
-Cells = Sequence[tuple[Rollout, Tensor, Tensor]]
-"""(rollout, signal of all its rows, the rows of this update)"""
-
 
 def needed(policy: Policy, method: Method) -> frozenset[Need]:
     """What a method's steps must hold: what it asks for, ``old``, and the exact KL for the log where it costs nothing."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from mmalign.policies.parameters import ParameterSets
 from mmalign.samplers import kernels
 from mmalign.samplers.seats import drawn, seats
 from mmalign.samplers.windows import Window, all_but_last
+from mmalign.stacking import stacked_by_name
 from mmalign.types import Kernel, Kind, Level, Need, Prediction, Rollout, Sampler, Steps, UserError
 
 __all__ = ["GaussianPolicy", "Mixture", "QuadraticReward", "flow_levels", "one_gaussian", "path_optimum", "tilt", "ve_levels", "vp_levels"]
@@ -144,6 +145,24 @@ def ve_levels(num_steps: int, *, highest: float = 20.0, rho: float = 3.0) -> Lev
 # A policy on it
 
 
+@dataclass(frozen=True)
+class Paths:
+    """A rollout's rows on this world. states: ``[B, T + 1, D]``. stochastic: ``[B, T]`` bool. refs: name -> mean and std, ``[B, T, D]``."""
+
+    states: Tensor
+    stochastic: Tensor
+    refs: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def take(self, rows: Tensor) -> Paths:
+        return Paths(self.states[rows], self.stochastic[rows], {name: (mean[rows], std[rows]) for name, (mean, std) in self.refs.items()})
+
+    @staticmethod
+    def join(parts: Sequence[Paths]) -> Paths:
+        means, stds = (stacked_by_name([{name: ref[at] for name, ref in part.refs.items()} for part in parts]) for at in (0, 1))
+        states, stochastic = torch.cat([part.states for part in parts]), torch.cat([part.stochastic for part in parts])
+        return Paths(states, stochastic, {name: (means[name], stds[name]) for name in means})
+
+
 class GaussianPolicy:
     """A ``types.Policy`` on this world: the perfect denoiser, plus a correction of the clean estimate that is trained.
 
@@ -178,14 +197,17 @@ class GaussianPolicy:
         return Level(signal[columns], noise[columns]), Level(signal[columns + 1], noise[columns + 1])
 
     def transition(self, x: Tensor, columns: Tensor, stochastic: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and std, ``[B, C, D]`` each, of the steps ``columns`` ``[C]`` from their states ``x`` ``[B, C, D]``."""
+        """Mean and std, ``[B, C, D]`` each, of the steps ``columns`` ``[C]`` from their states ``x`` ``[B, C, D]``.
+
+        stochastic: ``[T]`` bool, or ``[B, T]``: the steps that take the kernel; others are the ODE's.
+        """
         t, t_next = self.between(columns)
         clean = predict(self.mixture, x, t).clean
         clean = self.sets.trained["log_scale"][columns].exp() * clean + self.sets.trained["shift"][columns]
         prediction = Prediction(clean, (x - t.signal * clean) / t.noise)
         mean, std = self.kernel(prediction, x, t, t_next)
         still, _ = kernels.ode()(prediction, x, t, t_next)
-        chosen = stochastic[columns].unsqueeze(-1)
+        chosen = stochastic[..., columns].unsqueeze(-1)
         return torch.where(chosen, mean, still), torch.where(chosen, std, 0.0).expand_as(x)
 
     @torch.no_grad()
@@ -213,7 +235,7 @@ class GaussianPolicy:
             log_probs=_cells(kernels.log_prob, record[:, 1:], mean, std),
             mask=(std > 0).all(-1) & random[:, None],
             group=group,
-            private={"states": record, "stochastic": stochastic, "refs": {}},
+            held=Paths(record, stochastic.expand(len(who), -1)),
             drawn=drawn(who, samplers),
         )
 
@@ -239,18 +261,18 @@ class GaussianPolicy:
     @torch.no_grad()
     def remember(self, rollout: Rollout, names: Iterable[str], rows_at_once: int = 0) -> None:
         """``rows_at_once`` is accepted and not needed: this world is small."""
+        paths: Paths = rollout.held
         for name in names:
             with self.using(name):
-                states = rollout.private["states"]
-                rollout.private["refs"][name] = self.transition(states[:, :-1], torch.arange(self.num_steps), rollout.private["stochastic"])
+                paths.refs[name] = self.transition(paths.states[:, :-1], torch.arange(self.num_steps), paths.stochastic)
 
     def steps(self, rollout: Rollout, rows: Tensor, columns: Tensor | None = None, needs: frozenset[Need] = frozenset()) -> Steps:
         columns = torch.arange(self.num_steps) if columns is None else columns
         cells = (rows[:, None], columns)
-        states, time = rollout.private["states"], kernels.flow_time(self.levels)
-        x_next = states[rows[:, None], columns + 1]
-        mean, std = self.transition(states[cells], columns, rollout.private["stochastic"])
-        refs = {name: (m[cells], s[cells]) for name, (m, s) in rollout.private["refs"].items()}
+        paths: Paths = rollout.held
+        time, x_next = kernels.flow_time(self.levels), paths.states[rows[:, None], columns + 1]
+        mean, std = self.transition(paths.states[cells], columns, paths.stochastic[rows])
+        refs = {name: (m[cells], s[cells]) for name, (m, s) in paths.refs.items()}
         facts = {"std": std[..., 0], "dt": (time[columns + 1] - time[columns]).expand(len(rows), -1)}
         return Steps(
             log_probs=_cells(kernels.log_prob, x_next, mean, std),

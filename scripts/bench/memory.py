@@ -130,6 +130,7 @@ def one(name: str, told: argparse.Namespace) -> dict[str, Any]:
     from mmalign.policies.diffusers import diffusers
     from mmalign.training.learner import Learner
     from mmalign.training.optimizers import adamw
+    from mmalign.types import Experience
 
     torch.set_num_threads(1 if told.device == "cpu" else torch.get_num_threads())
     option = dict(ROWS[name])
@@ -154,8 +155,8 @@ def one(name: str, told: argparse.Namespace) -> dict[str, Any]:
         kept["rollout"] = policy.sample(["three red foxes"], told.rows, torch.Generator().manual_seed(0))
 
     def update() -> None:
-        cells = [(kept["rollout"], signal, torch.arange(told.rows))]
-        learner.update(cells, micro_rows=told.rows, micro_steps=micro_steps, step=0)
+        taken = [Experience(kept["rollout"], signal, torch.arange(told.rows))]
+        learner.update(taken, micro_rows=told.rows, micro_steps=micro_steps, step=0)
 
     found: dict[str, Any] = {"name": name}
     peak = Peak(device)

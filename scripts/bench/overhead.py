@@ -57,7 +57,7 @@ def sides(pipe: Any) -> tuple[Callable[[], None], Callable[[], None]]:
     hook.remove()
     _, levels = policy.schedule()
     t, t_next = (Level(levels.signal[i], levels.noise[i]) for i in (1, 2))
-    x, x_next = caught["hidden_states"].detach(), rollout.private["x_next"][1]
+    x, x_next = caught["hidden_states"].detach(), rollout.held.x_next[1]
 
     def through() -> None:
         policy.steps(rollout, rows, columns).log_probs.sum().backward()

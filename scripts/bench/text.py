@@ -90,7 +90,7 @@ def ours(case: Case, steps: int, clock: Clock) -> None:
     """mmalign, as its recipes do a step."""
     import mmalign as mm
     from mmalign.training.learner import Learner
-    from mmalign.types import Feedback
+    from mmalign.types import Experience, Feedback
 
     policy = mm.policies.transformers(network(case.words), tokenizer(case.words), max_completion=case.completion, device="cpu")
     method = mm.methods.dpo() if case.method == "dpo" else mm.methods.grpo(beta=0.0)
@@ -110,7 +110,7 @@ def ours(case: Case, steps: int, clock: Clock) -> None:
             rollout.log_probs = torch.full_like(rollout.log_probs, -5.0)
             clock.start()
         policy.remember(rollout, learner.references, len(group))
-        learner.update([(rollout, method.signal(said), torch.arange(len(group)))], micro_rows=len(group), step=step)
+        learner.update([Experience(rollout, method.signal(said), torch.arange(len(group)))], micro_rows=len(group), step=step)
         clock.tick()
 
 

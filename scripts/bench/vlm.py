@@ -128,7 +128,7 @@ def ours(case: Case, steps: int, clock: Clock) -> None:
     """mmalign, as its recipes do a step."""
     import mmalign as mm
     from mmalign.training.learner import Learner
-    from mmalign.types import Feedback
+    from mmalign.types import Experience, Feedback
 
     model, processor = made(case)
     policy, method = mm.policies.transformers(model, processor, max_completion=COMPLETION, device="cpu"), mm.methods.grpo(beta=0.0)
@@ -139,10 +139,10 @@ def ours(case: Case, steps: int, clock: Clock) -> None:
     for step in range(steps):
         rows = [(asked[place], row) for place in range(step * PROMPTS, (step + 1) * PROMPTS) for row in said[place]]
         rollout = policy.encode([prompt for prompt, _ in rows], [row for _, row in rows], group, rng)
-        refuse_odd(len(rollout.private["prompts"][0]) - extra(case), rollout.mask.shape[1])
+        refuse_odd(len(rollout.held.prompts[0]) - extra(case), rollout.mask.shape[1])
         rollout.log_probs = torch.full_like(rollout.log_probs, -5.0)
         clock.start()
-        learner.update([(rollout, method.signal(feedback), torch.arange(len(group)))], micro_rows=len(group), step=step)
+        learner.update([Experience(rollout, method.signal(feedback), torch.arange(len(group)))], micro_rows=len(group), step=step)
         clock.tick()
 
 

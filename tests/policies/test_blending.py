@@ -19,9 +19,9 @@ def made(name="llama", **more):
 
 def straight(policy, rollout, row, share):
     """Log-probabilities of one row, and the tokens that the policy would have said."""
-    private = rollout.private
-    prompt, length = private["prompts"][private["which"][row]], int(private["lengths"][row])
-    ids = torch.cat([prompt, private["tokens"][row, :length]])[None]
+    held = rollout.held
+    prompt, length = held.prompts[held.which[row]], int(held.lengths[row])
+    ids = torch.cat([prompt, held.tokens[row, :length]])[None]
     start, never = len(prompt), policy.scorer.never
     embed = policy.model.get_input_embeddings()
     logits = policy.model(input_ids=ids).logits.index_fill(-1, never, -1e9)

@@ -113,9 +113,9 @@ def test_masked_turns_are_seen_and_not_scored():
     first, last = steps.mask[0].nonzero().flatten()[[0, -1]].tolist()
     assert torch.allclose(steps.log_probs[0, first], steps.log_probs[1, first], atol=1e-5)
     assert float((steps.log_probs[0, last] - steps.log_probs[1, last]).abs()) > 1e-4  # it has read another number
-    ids = torch.cat([rollout.private["prompts"][0], rollout.private["tokens"][0]])
+    ids = torch.cat([rollout.held.prompts[0], rollout.held.tokens[0]])
     full = policy.model(input_ids=ids.unsqueeze(0)).logits[0].index_fill(-1, torch.tensor([0, 1]), -1e9).log_softmax(-1)
-    place = len(rollout.private["prompts"][0]) + last
+    place = len(rollout.held.prompts[0]) + last
     assert torch.allclose(steps.log_probs[0, last], full[place - 1, ids[place]].double(), atol=1e-5)
 
 
@@ -133,8 +133,8 @@ def test_too_long_is_refused_or_cut_and_counted():
             rollout = encoded(policy, ["hi", long], [long, "no"])
         assert policy.cut == {"prompts": 1, "completions": 1}
         whole = list(policy.chat.prompt(long).ids)
-        assert rollout.private["prompts"][1].tolist() == (whole[-88:] if side == "left" else whole[:88])
-        assert rollout.private["lengths"].tolist() == [40, 3]
+        assert rollout.held.prompts[1].tolist() == (whole[-88:] if side == "left" else whole[:88])
+        assert rollout.held.lengths.tolist() == [40, 3]
 
 
 def test_contrasts_score_the_same_completions_behind_other_prompts():

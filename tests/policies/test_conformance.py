@@ -25,7 +25,7 @@ FAMILIES = [name for name in EXACT if TABLE[name]["seconds"] < 0.7]  # the other
 def test_a_family_replays_to_the_last_bit_and_has_a_gradient(name):
     policy = policy_of(name)
     rollout = sample(policy, pipeline_facts.PROMPTS.get(name, ("a red fox", "two blue birds")))
-    column = torch.nonzero(rollout.private["random"]).flatten()[-1:]
+    column = torch.nonzero(rollout.held.random).flatten()[-1:]
     steps = policy.steps(rollout, torch.arange(2), columns=column)
     assert float((steps.log_probs.detach() - steps.old).abs().max()) == 0.0
     steps.log_probs.sum().backward()
@@ -102,7 +102,7 @@ def test_randomness_inside_the_call_is_the_rollouts_own(name):
     policy.sample(["a red fox"], 1, torch.Generator().manual_seed(9))  # something else, in between
     assert difference(policy, rollout) == 0.0
     others = policy.sample(["a red fox", "two blue birds"], 1, torch.Generator().manual_seed(1))
-    assert not torch.isclose(others.private["x"][0], rollout.private["x"][0]).all()
+    assert not torch.isclose(others.held.x[0], rollout.held.x[0]).all()
 
 
 def test_a_pipeline_that_writes_into_its_latents_spoils_no_record():
@@ -113,7 +113,7 @@ def test_a_pipeline_that_writes_into_its_latents_spoils_no_record():
 def test_the_sound_beside_a_video_is_repeated():
     policy = policy_of("LTX2Pipeline")
     rollout = sample(policy)
-    assert len(rollout.private["beside"]) == 3
+    assert len(rollout.held.beside) == 3
     assert difference(policy, rollout) == 0.0
 
 
@@ -192,9 +192,7 @@ def test_a_probe_of_the_wrong_shape_is_refused():
     rollout = sample(policy)
     times, levels = policy.schedule()
     with pytest.raises(UserError, match="latents: got shape"):
-        policy.probe(
-            rollout.prompts, rollout.private["x"][0][:, :3], times[[0, 0]], type(levels)(levels.signal[[0, 0]], levels.noise[[0, 0]])
-        )
+        policy.probe(rollout.prompts, rollout.held.x[0][:, :3], times[[0, 0]], type(levels)(levels.signal[[0, 0]], levels.noise[[0, 0]]))
 
 
 @pytest.mark.parametrize(
@@ -212,7 +210,7 @@ def test_a_pipeline_whose_call_takes_one_time_is_probed_row_by_row(name):
     columns = torch.tensor([0, 2])
     for column in columns:
         policy.steps(rollout, torch.arange(2), columns=column[None])
-    x = torch.stack([rollout.private["x"][column][row] for row, column in enumerate(columns)])
+    x = torch.stack([rollout.held.x[column][row] for row, column in enumerate(columns)])
     level = type(levels)(levels.signal[columns], levels.noise[columns])
     asking = ForwardPolicy.__new__(ForwardPolicy)  # a schedule of training is not asked for here
     asking.of, asking.together = policy, None
@@ -225,12 +223,12 @@ def test_a_pipeline_whose_call_takes_one_time_is_probed_row_by_row(name):
 def test_both_halves_of_a_guidance_count_as_one():
     policy = policy_of("DiTPipeline", guidance_scale=4.0)
     rollout = sample(policy, ("3", "5"))
-    assert rollout.log_probs.shape == (2, 3) and rollout.private["x"].shape[1:3] == (2, 4) and rollout.private["x"].ndim == 5
+    assert rollout.log_probs.shape == (2, 3) and rollout.held.x.shape[1:3] == (2, 4) and rollout.held.x.ndim == 5
     assert difference(policy, rollout) == 0.0
 
 
 def test_frames_in_the_batch_are_one_row():
     policy = policy_of("TextToVideoSDPipeline")
     rollout = sample(policy)
-    assert rollout.private["x"].shape[1:4] == (2, 4, 5)  # rows, channels, frames
+    assert rollout.held.x.shape[1:4] == (2, 4, 5)  # rows, channels, frames
     assert difference(policy, rollout) == 0.0

@@ -108,7 +108,7 @@ def test_probe_takes_a_vector_of_times_and_agrees_with_single_ones(name):
     rollout = rollout_of(policy)
     times, levels = policy.schedule()
     columns = torch.tensor([0, 1, 2, 1])
-    x = torch.stack([rollout.private["x"][c][row] for row, c in enumerate(columns.tolist())])
+    x = torch.stack([rollout.held.x[c][row] for row, c in enumerate(columns.tolist())])
     level = Level(levels.signal[columns], levels.noise[columns])
     together = policy.probe(rollout.prompts, x, times[columns], level)
     for row, column in enumerate(columns.tolist()):
@@ -128,7 +128,7 @@ def test_bf16_models_replay_exactly_with_float64_tables(name):
     policy.pipe.to(torch.bfloat16)
     rollout = rollout_of(policy)
     steps = policy.steps(rollout, torch.arange(4))
-    assert rollout.private["x"].dtype == torch.bfloat16
+    assert rollout.held.x.dtype == torch.bfloat16
     assert steps.log_probs.dtype == torch.float64
     assert float((steps.log_probs - steps.old).abs().max()) == 0.0
 
@@ -157,13 +157,13 @@ def test_own_scheduler_comes_back_even_after_an_exception():
 def test_rows_do_not_depend_on_the_chunk_they_were_sampled_in():
     whole, parts = (make("digits", rows_at_once=size) for size in (8, 3))
     a, b = rollout_of(whole, group_size=4), rollout_of(parts, group_size=4)
-    assert torch.allclose(a.private["x_next"], b.private["x_next"], atol=1e-5)
-    assert torch.equal(a.private["x"][0], b.private["x"][0])
+    assert torch.allclose(a.held.x_next, b.held.x_next, atol=1e-5)
+    assert torch.equal(a.held.x[0], b.held.x[0])
 
 
 def test_a_group_shares_its_noise_only_where_asked():
     for same in (False, True):
-        x = rollout_of(make("digits", same_noise=same)).private["x"][0]
+        x = rollout_of(make("digits", same_noise=same)).held.x[0]
         assert torch.equal(x[0], x[1]) is same
         assert not torch.equal(x[0], x[2])
 

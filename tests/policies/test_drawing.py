@@ -53,8 +53,8 @@ def test_every_row_is_drawn_by_the_one_whose_seat_it_is(lora) -> None:
     for row in range(10):
         how = policy.drawing._replace(temperature=0.0) if row % 5 == 4 else policy.drawing
         wanted = alone(policy, PROMPTS[row // 5], uniform[row], shares[row % 5], how)
-        drawn.append(rollout.private["tokens"][row, : len(wanted)].tolist())
-        assert drawn[-1] == wanted and int(rollout.private["lengths"][row]) == len(wanted)
+        drawn.append(rollout.held.tokens[row, : len(wanted)].tolist())
+        assert drawn[-1] == wanted and int(rollout.held.lengths[row]) == len(wanted)
     assert rollout.group.tolist() == [0] * 5 + [1] * 5 and rollout.prompts == [PROMPTS[0]] * 5 + [PROMPTS[1]] * 5
     assert {name: rows.nonzero().flatten().tolist() for name, rows in rollout.drawn.items()} == {
         "mixture": [2, 7], "ref": [3, 8], "greedy": [4, 9],

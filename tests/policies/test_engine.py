@@ -71,7 +71,7 @@ def test_a_server_samples_and_old_is_the_policys_own(tmp_path):
         policy = policy_of(url, tmp_path, temperature=0.5)
         rollout = policy.sample(["ab", "cd"], 2, torch.Generator().manual_seed(0))
         policy.sample(["ab"], 2, torch.Generator().manual_seed(1))
-    assert rollout.private["lengths"].tolist() == [5, 3, 5, 3] and rollout.private["cut"].tolist() == [True, False] * 2
+    assert rollout.held.lengths.tolist() == [5, 3, 5, 3] and rollout.held.cut.tolist() == [True, False] * 2
     steps = policy.steps(rollout, torch.arange(4))
     assert torch.allclose(steps.old, steps.log_probs, atol=1e-5)
     assert rollout.metrics["engine_difference"] == pytest.approx(float((rollout.log_probs + 1)[rollout.mask].abs().mean()))
@@ -93,7 +93,7 @@ def test_the_adapter_that_is_handed_over_is_the_trained_one(tmp_path):
             p.data += 0.1
         rollout = policy.sample(["ab"], 2, torch.Generator())
     fresh = PeftModel.from_pretrained(tiny_text.model(), str(tmp_path / "mmalign-1")).eval()
-    ids = torch.cat([rollout.private["prompts"][0], rollout.private["tokens"][0]]).unsqueeze(0)
+    ids = torch.cat([rollout.held.prompts[0], rollout.held.tokens[0]]).unsqueeze(0)
     with torch.no_grad():
         full = fresh(input_ids=ids).logits[0].index_fill(-1, torch.tensor([0, 1]), -1e9).log_softmax(-1)  # pad and bos are never said
     places = torch.arange(1, 6) + 1

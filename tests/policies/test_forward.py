@@ -51,13 +51,13 @@ def test_the_bound_is_half_of_the_squared_error_of_the_velocity():
     """Against the denoiser called directly."""
     policy = digits(draws=3)
     table = rollout(policy, images(4))
-    pipe, private = policy.of.pipe, table.private
+    pipe, held = policy.of.pipe, table.held
     steps = policy.steps(table, torch.arange(4), needs=frozenset({NOISE}))
     assert steps.kind == "bound" and steps.event_size == 64 and steps.log_probs.dtype == torch.float64
     for row in range(4):
         for draw in range(3):
-            place = private["places"][row // 2, draw]
-            sigma, noise, clean = (place.item() * -1 + 1000) / 1000, private["noise"][row // 2, draw], 2 * images(4)[row] - 1
+            place = held.places[row // 2, draw]
+            sigma, noise, clean = (place.item() * -1 + 1000) / 1000, held.noise[row // 2, draw], 2 * images(4)[row] - 1
             condition = pipe.text_encoder(torch.tensor([3 if row < 2 else 5]))
             x = ((1 - sigma) * clean + sigma * noise)[None]
             said = pipe.transformer(hidden_states=x, timestep=torch.tensor([sigma * 1000]), encoder_hidden_states=condition[:, None],
@@ -102,7 +102,7 @@ def test_times_are_spread_over_the_training_schedule():
     counts = {}
     for times in ("uniform", "logit_normal"):
         table = digits(times=times).encode(["3"] * 4000, images(4000), group, torch.Generator().manual_seed(0))
-        levels = table.private["places"].flatten().double() / 1000
+        levels = table.held.places.flatten().double() / 1000
         counts[times] = ((levels < 0.1).double().mean().item(), (levels > 0.9).double().mean().item(), levels.mean().item())
     assert counts["uniform"] == pytest.approx((0.1, 0.1, 0.5), abs=0.02)
     assert counts["logit_normal"] == pytest.approx((0.014, 0.014, 0.5), abs=0.01)  # the normal beyond 2.2 standard deviations
@@ -168,8 +168,8 @@ def test_under_edm_preconditioning_the_raw_network_is_compared_with_its_own_targ
     monkeypatch.setattr(pipe.unet, "forward", lambda *args, **kwargs: seen.append((args, said := forward(*args, **kwargs))) or said)
     found = policy.steps(table, torch.arange(2)).log_probs
     (given, time), said = seen[-1][0][:2], seen[-1][1][0]
-    sigma = policy.schedule.levels.noise[table.private["places"][table.private["which"]]].view(2, 1, 1, 1)
-    clean, noise = table.private["clean"], table.private["noise"][table.private["which"], 0]
+    sigma = policy.schedule.levels.noise[table.held.places[table.held.which]].view(2, 1, 1, 1)
+    clean, noise = table.held.clean, table.held.noise[table.held.which, 0]
     x, wide = clean + sigma * noise, (sigma**2 + 0.5**2).sqrt()
     torch.testing.assert_close(given, x / wide)
     torch.testing.assert_close(time, 0.25 * sigma.flatten().log())

@@ -31,8 +31,8 @@ def states(policy, prompt, tokens):
 
 
 def row_of(rollout, row):
-    private = rollout.private
-    return private["prompts"][int(private["which"][row])], private["tokens"][row, : int(private["lengths"][row])]
+    held = rollout.held
+    return held.prompts[int(held.which[row])], held.tokens[row, : int(held.lengths[row])]
 
 
 def scatter(policy, size=0.3):
@@ -71,7 +71,7 @@ def test_a_degree_is_told_from_what_is_left_of_an_answer(kind):
     policy = make(["degree"])
     rollout = rollout_of(policy)
     scatter(policy)
-    private, likely = rollout.private, rollout.private["refs"]["ref"]
+    held, likely = rollout.held, rollout.held.refs["ref"]
     which = torch.full((6,), kind)
     found = degrees(policy.scorer, policy._sequences(rollout, torch.arange(6)), rollout.mask, likely, which=which)
     for row in range(6):
@@ -80,7 +80,7 @@ def test_a_degree_is_told_from_what_is_left_of_an_answer(kind):
         gone = set(sorted(range(len(tokens) - 1), key=lambda place: float(likely[row, place]))[:count])
         left = torch.tensor([token for place, token in enumerate(tokens.tolist()) if place not in gone])
         said = policy.heads["degree"](states(policy, prompt, left)[-1]).double().log_softmax(-1)[kind]
-        last = int(private["lengths"][row]) - 1
+        last = int(held.lengths[row]) - 1
         assert found[row, last].item() == pytest.approx(said.item(), abs=1e-5)
         assert found[row].count_nonzero() == 1
 
@@ -93,7 +93,7 @@ def test_degrees_do_not_depend_on_the_batch_and_are_not_all_one():
     whole = policy.steps(rollout, torch.arange(6), needs=needs).terms["degree"]
     parts = torch.cat([policy.steps(rollout, torch.tensor([row]), needs=needs).terms["degree"] for row in range(6)])
     assert torch.allclose(whole, parts, atol=1e-5)
-    assert len({int(tokens.sum()) % DEGREES for tokens in rollout.private["tokens"] * rollout.mask}) > 1
+    assert len({int(tokens.sum()) % DEGREES for tokens in rollout.held.tokens * rollout.mask}) > 1
 
 
 @pytest.mark.parametrize(("method", "heads"), [("sparsepo", ["reward_mask", "kl_mask"]), ("preference_degree", ["degree"])])

@@ -48,7 +48,7 @@ def test_every_step_is_drawn_by_the_one_whose_seat_it_is(name, more):
         for column in range(3):
             mean, std = drawn_by(policy, rollout, row, column, shares[row % 5])
             wanted = kernels.sample(mean, std.reshape(-1)[0], torch.randn(mean.shape, generator=noise))
-            torch.testing.assert_close(rollout.private["x_next"][column][row], wanted, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(rollout.held.x_next[column][row], wanted, rtol=1e-4, atol=1e-4)
     others, _ = drawn_by(policy, rollout, 2, 0, SAMPLERS[1].shares)
     mixed, _ = drawn_by(policy, rollout, 2, 0, SAMPLERS[0].shares)
     assert float((others - mixed).abs().max()) > 1e-3  # the sets are not the same
@@ -65,7 +65,7 @@ def test_what_the_current_policy_says_is_recorded_of_every_row_and_greedy_ones_h
     again = policy.sample(["a 1"], 1, torch.Generator().manual_seed(0), samplers=(SAMPLERS[2],)).outputs[1]
     assert torch.equal(ode, again)
     for column in range(4):
-        x, x_next = (rollout.private[key][column][4] for key in ("x", "x_next"))
+        x, x_next = (getattr(rollout.held, key)[column][4] for key in ("x", "x_next"))
         with torch.no_grad():
             mean, _ = policy._transition(rollout, torch.tensor([4]), column)
         assert not torch.equal(x, x_next) and (column == 3 or not torch.allclose(mean[0], x_next))

@@ -30,20 +30,20 @@ def rollout_of(policy, group_size=3, seed=0, prompts=PROMPTS):
 
 def straight(policy, rollout, temperature=1.0):
     """Full log-probabilities ``[B, T, V]`` of each row by itself: prompt and completion through ``model(...).logits``."""
-    private, rows = rollout.private, []
+    held, rows = rollout.held, []
     for row in range(len(rollout.prompts)):
-        prompt, length = private["prompts"][int(private["which"][row])], int(private["lengths"][row])
-        ids = torch.cat([prompt, private["tokens"][row, :length]])
+        prompt, length = held.prompts[int(held.which[row])], int(held.lengths[row])
+        ids = torch.cat([prompt, held.tokens[row, :length]])
         logits = policy.model(input_ids=ids.unsqueeze(0), use_cache=False).logits[0, len(prompt) - 1 : -1]
         logits = logits.index_fill(-1, torch.tensor(NEVER), -1e9)
         full = (logits.double() / temperature).log_softmax(-1)
-        rows.append(torch.nn.functional.pad(full, (0, 0, 0, private["tokens"].shape[1] - length)))
+        rows.append(torch.nn.functional.pad(full, (0, 0, 0, held.tokens.shape[1] - length)))
     return torch.stack(rows)
 
 
 def chosen(policy, rollout, temperature=1.0):
     full = straight(policy, rollout, temperature)
-    return full.gather(-1, rollout.private["tokens"].unsqueeze(-1)).squeeze(-1) * rollout.mask
+    return full.gather(-1, rollout.held.tokens.unsqueeze(-1)).squeeze(-1) * rollout.mask
 
 
 def gradient(policy, table):
@@ -78,7 +78,7 @@ def test_a_class_whose_cache_is_of_another_kind_runs_plainly_and_says_so():
         policy = make("mamba")
     rollout = rollout_of(policy)
     assert torch.allclose(policy.steps(rollout, torch.arange(6)).log_probs, chosen(policy, rollout), atol=1e-5)
-    assert torch.equal(rollout.private["tokens"], rollout_of(policy).private["tokens"])
+    assert torch.equal(rollout.held.tokens, rollout_of(policy).held.tokens)
 
 
 def test_a_head_that_cannot_run_apart_is_found_out():
@@ -116,9 +116,9 @@ def test_some_rows_and_columns_are_those_of_the_whole_table():
 def test_rows_do_not_depend_on_what_is_sampled_beside_them():
     whole, parts = make(rows_at_once=64), make(rows_at_once=2)
     a, b = rollout_of(whole, group_size=4), rollout_of(parts, group_size=4)
-    assert a.outputs == b.outputs and torch.equal(a.private["tokens"], b.private["tokens"])
-    assert torch.equal(rollout_of(whole, group_size=4).private["tokens"], a.private["tokens"])
-    assert not torch.equal(rollout_of(whole, group_size=4, seed=1).private["tokens"], a.private["tokens"])
+    assert a.outputs == b.outputs and torch.equal(a.held.tokens, b.held.tokens)
+    assert torch.equal(rollout_of(whole, group_size=4).held.tokens, a.held.tokens)
+    assert not torch.equal(rollout_of(whole, group_size=4, seed=1).held.tokens, a.held.tokens)
 
 
 def test_lora_starts_at_the_reference_and_its_gradient_arrives():
@@ -168,7 +168,7 @@ def test_numbers_of_whole_distributions_equal_their_formulas(name, lora):
         ours, theirs = gradient(policy, found[word]), gradient(policy, formula * rollout.mask)
         assert float((ours - theirs).norm() / theirs.norm()) < 1e-4, word
     assert float(steps.kls["ref"].max()) > 1e-3
-    assert torch.allclose(steps.refs["ref"], ref.gather(-1, rollout.private["tokens"].unsqueeze(-1)).squeeze(-1) * rollout.mask, atol=1e-5)
+    assert torch.allclose(steps.refs["ref"], ref.gather(-1, rollout.held.tokens.unsqueeze(-1)).squeeze(-1) * rollout.mask, atol=1e-5)
 
 
 def test_named_sets_swap_and_come_back():
@@ -179,7 +179,7 @@ def test_named_sets_swap_and_come_back():
         p.data += 0.1
     moved = policy.steps(rollout, torch.arange(6)).log_probs
     policy.remember(rollout, ["previous"], 2)
-    assert torch.allclose(rollout.private["refs"]["previous"], rollout.log_probs, atol=1e-6)
+    assert torch.allclose(rollout.held.refs["previous"], rollout.log_probs, atol=1e-6)
     assert torch.equal(policy.steps(rollout, torch.arange(6)).log_probs, moved)
 
 
@@ -202,13 +202,13 @@ def test_a_head_is_trained_with_the_rest_and_kept():
 def test_what_cannot_be_drawn_is_never_drawn_and_an_end_is_a_step():
     policy = make(max_completion=40)
     rollout = rollout_of(policy, group_size=16)
-    tokens = rollout.private["tokens"][rollout.mask]
+    tokens = rollout.held.tokens[rollout.mask]
     assert not bool(torch.isin(tokens, torch.tensor(NEVER)).any())
     assert bool(torch.isin(tokens, torch.tensor([3, 4])).any())  # other special tokens may be said
-    assert rollout.mask.sum(1).tolist() == rollout.private["lengths"].tolist()
-    ended = ~rollout.private["cut"]
+    assert rollout.mask.sum(1).tolist() == rollout.held.lengths.tolist()
+    ended = ~rollout.held.cut
     assert 0 < int(ended.sum()) < 32
-    last = rollout.private["tokens"].gather(1, rollout.private["lengths"].unsqueeze(1) - 1).squeeze(1)
+    last = rollout.held.tokens.gather(1, rollout.held.lengths.unsqueeze(1) - 1).squeeze(1)
     assert torch.equal(last == 2, ended)
     assert all("<" not in text for text in rollout.outputs)
 
@@ -221,7 +221,7 @@ def test_what_is_sampled_is_what_is_scored(name):
     rollout = policy.table([policy.chat.prompt("abc")], torch.zeros(64, dtype=torch.int64), every, ones.squeeze(1), ones.bool())
     chances = policy.steps(rollout, torch.arange(64)).log_probs.detach().exp().squeeze(1)
     assert float(chances.sum()) == pytest.approx(1.0, abs=1e-5) and chances[NEVER].tolist() == [0.0, 0.0]
-    drawn = policy.sample(["abc"], 4000, torch.Generator().manual_seed(0)).private["tokens"]
+    drawn = policy.sample(["abc"], 4000, torch.Generator().manual_seed(0)).held.tokens
     parts = torch.bincount(drawn.flatten(), minlength=64) / 4000
     assert float((parts - chances).abs().max()) < 0.03
 
@@ -239,7 +239,7 @@ def test_a_completion_that_is_never_said_is_refused():
 def test_top_p_and_top_k_cut_off_the_unlikely_and_are_not_in_the_log_probabilities():
     policy = make(top_k=1)
     rollout = rollout_of(policy, group_size=2)
-    assert torch.equal(rollout.private["tokens"][0], rollout.private["tokens"][1])
+    assert torch.equal(rollout.held.tokens[0], rollout.held.tokens[1])
     assert torch.allclose(rollout.log_probs, chosen(policy, rollout), atol=1e-5)
     assert rollout.outputs[0] == policy.generate(PROMPTS[:1], [5], temperature=0.0)[0]
     assert rollout_of(make(top_p=1e-6), group_size=2).outputs == rollout.outputs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -49,13 +50,13 @@ def mixed():
 
 def straight(policy, rollout):
     """Log-probabilities ``[B, T]`` of each row by itself: its prompt with its pixels and its completion through the model's own forward."""
-    private, found = rollout.private, torch.zeros(rollout.mask.shape, dtype=torch.float64)
+    held, found = rollout.held, torch.zeros(rollout.mask.shape, dtype=torch.float64)
     answer = 1 if policy.model.config.model_type == "paligemma" else 0
     rows = []
     for row in range(len(rollout.prompts)):
-        place, length = int(private["which"][row]), int(private["lengths"][row])
-        prompt, tokens = private["prompts"][place], private["tokens"][row, :length]
-        inputs = dict(private["extras"][place]) if len(private["extras"]) else {}
+        place, length = int(held.which[row]), int(held.lengths[row])
+        prompt, tokens = held.prompts[place], held.tokens[row, :length]
+        inputs = dict(held.extras[place]) if len(held.extras) else {}
         for name in [name for name in inputs if name.endswith("token_type_ids")]:
             inputs[name] = torch.cat([inputs[name], torch.full((1, length), answer)], 1)
         logits = policy.model(input_ids=torch.cat([prompt, tokens]).unsqueeze(0), use_cache=False, **inputs).logits[0, len(prompt) - 1 : -1]
@@ -94,7 +95,7 @@ def test_rows_that_end_leave_the_others_their_places():
     policy = make("Qwen2VL", max_completion=12)
     policy.drawing = policy.drawing._replace(stops=torch.arange(60))  # about every fourth token ends a row
     rollout = policy.sample(mixed(), 6, torch.Generator().manual_seed(0))
-    assert len(set(rollout.private["lengths"].tolist())) > 4 and rollout.metrics["engine_difference_max"] < 1e-5
+    assert len(set(rollout.held.lengths.tolist())) > 4 and rollout.metrics["engine_difference_max"] < 1e-5
 
 
 @pytest.mark.parametrize("name", ["Llava", "Qwen2VL", "PaliGemma"])
@@ -107,9 +108,9 @@ def test_unshared_prompts_give_the_same(name):
 def test_other_pictures_give_other_numbers():
     policy = make("Qwen2VL")
     rollout = policy.sample([user(picture(32, 32, seed), "hi") for seed in (0, 1)], 2, torch.Generator().manual_seed(0))
-    assert rollout.private["prompts"][0].equal(rollout.private["prompts"][1])
-    swapped = rollout.private | {"extras": [rollout.private["extras"][1], rollout.private["extras"][0]]}
-    table = policy.steps(type(rollout)(**{**vars(rollout), "private": swapped}), torch.arange(4)).log_probs
+    assert rollout.held.prompts[0].equal(rollout.held.prompts[1])
+    swapped = replace(rollout.held, given=rollout.held.given[::-1])
+    table = policy.steps(replace(rollout, held=swapped), torch.arange(4)).log_probs
     assert float((table - rollout.log_probs).abs().max()) > 1e-3
 
 
@@ -118,15 +119,15 @@ def test_given_answers_and_samples_have_the_same_prompt():
     prompts = [prompt for prompt in mixed() for _ in range(2)]
     given = policy.encode(prompts, ["yes", "no"] * 3, torch.arange(6) // 2, torch.Generator())
     sampled = policy.sample(mixed(), 1, torch.Generator())
-    assert [prompt.digest for prompt in given.private["given"]] == [prompt.digest for prompt in sampled.private["given"]]
-    assert given.private["which"].tolist() == [0, 0, 1, 1, 2, 2]
+    assert [prompt.digest for prompt in given.held.given] == [prompt.digest for prompt in sampled.held.given]
+    assert given.held.which.tolist() == [0, 0, 1, 1, 2, 2]
 
 
 def test_prompts_that_look_alike_and_show_others_are_two():
     policy = make("Llava")
     prompts = [user(picture(32, 32, seed), "hi") for seed in (0, 1, 0)]
     rollout = policy.encode(prompts, ["a", "a", "b"], torch.arange(3), torch.Generator())
-    assert rollout.private["which"].tolist() == [0, 1, 0]
+    assert rollout.held.which.tolist() == [0, 1, 0]
 
 
 @pytest.mark.parametrize(
@@ -211,7 +212,7 @@ def test_ablated_is_the_same_answer_behind_another_picture(how):
     found = policy.steps(rollout, torch.arange(6), needs=frozenset({contrast("ablated")})).contrasts["ablated"].log_probs
     apart = (found - rollout.log_probs).abs().amax(1)
     assert float(apart[:2].min()) > 1e-4 and float(apart[4:].min()) > 1e-4 and float(apart[2:4].max()) < 1e-6  # words alone stay
-    vision, whole = policy.chat.vision, rollout.private["given"][0]
+    vision, whole = policy.chat.vision, rollout.held.given[0]
     changed = vision.changed(whole, Ablation(how=how, share=0.5))
     assert vision.inputs(changed)["pixel_values"].shape == vision.inputs(whole)["pixel_values"].shape
     other = make("Qwen2VL", ablation={"how": how, "share": 0.5})
@@ -225,8 +226,8 @@ def test_mismatched_is_the_next_prompt_with_its_pictures():
     rollout = policy.sample(prompts, 2, torch.Generator().manual_seed(0))
     found = policy.steps(rollout, torch.arange(4), needs=frozenset({contrast("mismatched")})).contrasts["mismatched"].log_probs
     turned = policy.encode([prompts[1]] * 2 + [prompts[0]] * 2, ["x"] * 4, torch.arange(4), torch.Generator())
-    private = {**rollout.private, "extras": turned.private["extras"], "given": turned.private["given"], "which": torch.tensor([0, 0, 1, 1])}
-    oracle = straight(policy, type(rollout)(**{**vars(rollout), "private": private}))
+    held = replace(rollout.held, given=turned.held.given, which=torch.tensor([0, 0, 1, 1]))
+    oracle = straight(policy, replace(rollout, held=held))
     assert torch.allclose(found, oracle, atol=1e-5)
 
 
@@ -277,10 +278,10 @@ def test_videos_stand_beside_images(name):
     clip = {"type": "video", "video": torch.rand((4, 3, 32, 32), generator=torch.Generator().manual_seed(0))}
     prompts = [user(clip, "what"), user(picture(32, 32), clip, "and"), "words"]
     rollout = policy.sample(prompts, 2, torch.Generator().manual_seed(0))
-    assert [[medium.kind for medium in prompt.media] for prompt in rollout.private["given"]] == [["video"], ["image", "video"], []]
+    assert [[medium.kind for medium in prompt.media] for prompt in rollout.held.given] == [["video"], ["image", "video"], []]
     table = policy.steps(rollout, torch.tensor([5, 2, 0, 3])).log_probs
     assert torch.allclose(table, straight(policy, rollout)[[5, 2, 0, 3]], atol=1e-5)
-    for prompt in rollout.private["given"]:
+    for prompt in rollout.held.given:
         stand_in = [place for place, token in enumerate(prompt.ids) if token in policy.chat.vision.placeholders]
         assert all(any(first <= place < last for first, last in prompt.spans) for place in stand_in)
 

@@ -16,7 +16,7 @@ import yaml
 import mmalign as mm
 from mmalign.runs import checkpoint
 from mmalign.samplers import windows
-from mmalign.types import Need, UserError
+from mmalign.types import Experience, Need, UserError
 from mmalign.worlds import gaussian
 from tests.helpers.small_run import LINEAR, arguments, method, online, policy, rows
 
@@ -158,12 +158,12 @@ def test_inner_updates_leave_ratio_1_and_meet_the_clip(tmp_path: Path) -> None:
 
 
 def test_every_epoch_sees_every_row_once(tmp_path: Path) -> None:
-    from mmalign.recipes.online import Scored, _parts
+    from mmalign.recipes.online import _parts
 
     rollout = policy().sample(["a", "b"], 4, torch.Generator().manual_seed(0))
     picks = (torch.tensor(picked, dtype=torch.int64) for picked in ([0, 1, 2, 5, 7], [], [3]))
-    batches = [Scored(rollout, None, torch.ones(8, 1), picked) for picked in picks]  # type: ignore[arg-type]
-    seen = [[rows.tolist() for _, _, rows in cells] for cells in _parts(batches, "row", 2, 2)]
+    batches = [Experience(rollout, torch.ones(8, 1), picked) for picked in picks]
+    seen = [[one.rows.tolist() for one in part] for part in _parts(batches, "row", 2, 2)]
     assert seen == 2 * [[[0, 2, 7], [], [3]], [[1, 5], [], []]]
     assert len(list(_parts(batches[1:2], "row", 2, 2))) == 0
 

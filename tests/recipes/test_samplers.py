@@ -82,7 +82,7 @@ def test_a_greedy_row_has_no_noise() -> None:
     given = policy()
     greedy = Sampler("greedy", {"current": 1.0}, part=0, greedy=True)
     rollout = given.sample(["a"], 2, torch.Generator().manual_seed(0), samplers=(greedy,))
-    states = rollout.private["states"][2]
+    states = rollout.held.states[2]
     for column in range(given.num_steps):
         with torch.no_grad():
             mean, _ = given.transition(states[None, column : column + 1], torch.tensor([column]), torch.zeros(3, dtype=torch.bool))

@@ -17,8 +17,8 @@ from mmalign.samplers.windows import everything, random_window
 from mmalign.training.learner import Learner
 from mmalign.training.optimizers import adamw, sgd
 from mmalign.training.settings import Reference
-from mmalign.training.units import Cells, in_units, micro_sizes, refuse_micro_steps, refuse_mismatch
-from mmalign.types import Feedback, Loss, Method, Need, Steps, UserError
+from mmalign.training.units import in_units, micro_sizes, refuse_micro_steps, refuse_mismatch
+from mmalign.types import Experience, Feedback, Loss, Method, Need, Steps, UserError
 from mmalign.worlds import gaussian
 from mmalign.worlds.gaussian import GaussianPolicy
 
@@ -37,7 +37,7 @@ def learner(policy: GaussianPolicy, method: Method = METHOD, **changes: Any) -> 
     return Learner(policy, method, optimizer or adamw(**{"rate": 0.01, "max_norm": 1e9, **changes}), steps=100, moving=moving)
 
 
-def rollouts(policy: GaussianPolicy) -> Cells:
+def rollouts(policy: GaussianPolicy) -> list[Experience]:
     """Rows of two rollouts with unlike windows, and steps that are masked in some rows; the policy moves afterwards."""
     cells = []
     for seed, rows in ((0, [0, 1, 2, 5, 6]), (3, [1, 7])):
@@ -45,7 +45,7 @@ def rollouts(policy: GaussianPolicy) -> Cells:
         rollout.mask[2] = False
         rollout.mask[5, int(torch.nonzero(rollout.mask[0]).flatten()[0])] = False
         policy.remember(rollout, ["ref"], 8)
-        cells.append((rollout, SIGNAL, torch.tensor(rows)))
+        cells.append(Experience(rollout, SIGNAL, torch.tensor(rows)))
     with torch.no_grad():
         for parameter in policy.parameters().values():
             parameter += 0.2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1), dtype=parameter.dtype)
@@ -81,10 +81,10 @@ def test_micro_rows_change_neither_loss_nor_gradient_nor_metrics(micro_rows: int
 def test_micro_steps_change_neither_loss_nor_gradient_nor_metrics(micro_steps: int) -> None:
     """Windows of 5 steps here, with masked cells and a signal for each step."""
 
-    def wide(policy: GaussianPolicy) -> Cells:
+    def wide(policy: GaussianPolicy) -> list[Experience]:
         policy.window = everything()
         signal = SIGNAL * torch.linspace(0.5, 2.0, 5, dtype=torch.float64)
-        return [(rollout, signal, rows) for rollout, _, rows in rollouts(policy)]
+        return [replace(experience, signal=signal) for experience in rollouts(policy)]
 
     wanted, metrics = moved(wide, micro_rows=3)
     got, found = moved(wide, micro_rows=3, micro_steps=micro_steps)
@@ -119,9 +119,9 @@ def test_an_update_is_the_weighted_sum_over_all_rows_of_all_rollouts() -> None:
     got, found = moved(rollouts, micro_rows=3)
     policy = small()
     total, cells = torch.zeros((), dtype=torch.float64), rollouts(policy)
-    for rollout, signal, rows in cells:
-        table = policy.steps(rollout, rows, None, frozenset({OLD, Need("kls")}))
-        ratio, signal = (table.log_probs - table.old).exp(), signal[rows]
+    for one in cells:
+        table = policy.steps(one.rollout, one.rows, None, frozenset({OLD, Need("kls")}))
+        ratio, signal = (table.log_probs - table.old).exp(), one.signal[one.rows]
         values = -torch.minimum(ratio * signal, ratio.clamp(0.95, 1.05) * signal) + 0.3 * table.kls["ref"]
         for row, mask in zip(values, table.mask, strict=True):
             total = total + (row[mask].mean() / 6 if bool(mask.any()) else 0.0)
@@ -133,17 +133,14 @@ def test_an_update_is_the_weighted_sum_over_all_rows_of_all_rollouts() -> None:
 
 
 def test_a_signal_for_each_step_meets_its_step() -> None:
-    def wide(policy: GaussianPolicy) -> Cells:
-        return [(rollout, torch.arange(5.0, dtype=torch.float64) * signal, rows) for rollout, signal, rows in rollouts(policy)]
+    def wide(policy: GaussianPolicy) -> list[Experience]:
+        return [replace(one, signal=torch.arange(5.0, dtype=torch.float64) * one.signal) for one in rollouts(policy)]
 
     def loss(steps: Steps, signal: torch.Tensor) -> Loss:
         return Loss(steps.log_probs * signal, {})
 
-    def narrow(policy: GaussianPolicy) -> Cells:
-        return [(rollout, signal, rows) for rollout, signal, rows in rollouts(policy)]
-
     got, _ = moved(wide, micro_rows=2, method=replace(METHOD, loss=loss))
-    plain, _ = moved(narrow, micro_rows=2, method=replace(METHOD, loss=loss))
+    plain, _ = moved(rollouts, micro_rows=2, method=replace(METHOD, loss=loss))
     for name in got:
         torch.testing.assert_close(got[name], torch.arange(5.0, dtype=torch.float64)[:, None] * plain[name])
 
@@ -218,7 +215,7 @@ def test_a_survey_sees_the_whole_update_whatever_the_split() -> None:
 
 def test_what_a_method_reads_is_there_before_its_signal() -> None:
     policy = small()
-    (rollout, _, _), _ = rollouts(policy)
+    rollout = rollouts(policy)[0].rollout
     taught = learner(policy, replace(METHOD, reads=frozenset({MASK, OLD, STD})))
     found = taught.tables(rollout, micro_rows=3)
     assert set(found) == {MASK, OLD, STD} and torch.equal(found[OLD], rollout.log_probs) and found[STD].shape == rollout.mask.shape
@@ -229,10 +226,10 @@ def test_what_a_method_reads_is_there_before_its_signal() -> None:
 
 def test_what_a_survey_found_stands_in_the_rows_that_it_saw() -> None:
     policy = small()
-    (rollout, signal, rows), _ = rollouts(policy)
+    given = rollouts(policy)[0]
     taught = learner(policy, replace(METHOD, survey=lambda steps, signal: signal + 10))
-    found = taught._surveyed(rollout, signal, rows, 2)
-    assert torch.equal(found[rows], signal[rows] + 10) and found.sum() == (signal[rows] + 10).sum()
+    found, wanted = taught._surveyed(given, 2).signal, given.signal[given.rows] + 10
+    assert torch.equal(found[given.rows], wanted) and found.sum() == wanted.sum()
 
 
 def test_the_rows_of_a_pair_stand_side_by_side() -> None:
@@ -285,11 +282,12 @@ def test_a_soup_is_a_mixture_of_sets() -> None:
 
 
 def test_rollouts_of_unlike_widths_are_one_update() -> None:
-    def padded(policy: GaussianPolicy) -> Cells:
+    def padded(policy: GaussianPolicy) -> list[Experience]:
         """The first rollout two dead steps wider."""
-        (rollout, signal, rows), second = rollouts(policy)
+        first, second = rollouts(policy)
+        rollout = first.rollout
         wide = replace(rollout, mask=functional.pad(rollout.mask, (0, 2)), log_probs=functional.pad(rollout.log_probs, (0, 2)))
-        return [(wide, signal, rows), second]
+        return [replace(first, rollout=wide), second]
 
     wanted, metrics = moved(rollouts, micro_rows=3)
     got, found = moved(padded, micro_rows=3)

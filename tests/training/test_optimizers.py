@@ -16,7 +16,7 @@ from mmalign.runs import checkpoint
 from mmalign.training.learner import Learner
 from mmalign.training.optimizer import flatten_optimizer, restore_optimizer
 from mmalign.training.optimizers import Ema, Optimizer
-from mmalign.types import UserError
+from mmalign.types import Experience, UserError
 from tests.helpers.small_run import arguments, method, policy, rows
 from tests.recipes.test_online import equal, kept
 
@@ -142,8 +142,8 @@ def taught(optimizer: Optimizer) -> tuple[Learner, Any]:
     learner = Learner(policy(), method(), optimizer, steps=8)
     rollout = learner.policy.sample(["a", "b"], 4, torch.Generator().manual_seed(0))
     learner.policy.remember(rollout, ["ref"], 8)
-    cells = [(rollout, torch.linspace(-1, 1, 8, dtype=torch.float64)[:, None], torch.arange(8))]
-    return learner, lambda step: learner.update(cells, micro_rows=8, step=step)
+    experience = Experience(rollout, torch.linspace(-1, 1, 8, dtype=torch.float64)[:, None], torch.arange(8))
+    return learner, lambda step: learner.update([experience], micro_rows=8, step=step)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -14,7 +14,7 @@ from mmalign.policies.settings import Schedule
 from mmalign.samplers import kernels
 from mmalign.samplers.windows import random_window
 from mmalign.training.preflight import preflight
-from mmalign.types import Feedback, Loss, Method, Rollout, Steps, UserError
+from mmalign.types import Experience, Feedback, Loss, Rollout, Steps, UserError
 from mmalign.worlds import gaussian
 from mmalign.worlds.digits.base import untrained
 from mmalign.worlds.gaussian import GaussianPolicy
@@ -35,11 +35,15 @@ def flown(policy: Any, *, rewards: torch.Tensor | None = None, prompts: int = 2)
     return rollout, METHOD.signal(Feedback(rewards, rollout.group))
 
 
+def whole(rollout: Rollout, signal: torch.Tensor) -> Experience:
+    return Experience(rollout, signal, torch.arange(len(rollout)))
+
+
 def test_a_sound_policy_passes_and_nothing_is_written() -> None:
     policy = small()
     before = {name: parameter.clone() for name, parameter in policy.parameters().items()}
     rollout, signal = flown(policy)
-    found = preflight(policy, rollout, METHOD, signal, micro_rows=3)
+    found = preflight(policy, METHOD, whole(rollout, signal), micro_rows=3)
     assert found.difference == 0.0 and found.kl == 0.0 and found.gradient > 0
     assert all(torch.equal(parameter, before[name]) and parameter.grad is None for name, parameter in policy.parameters().items())
 
@@ -48,28 +52,23 @@ def test_a_policy_that_has_left_its_reference_passes() -> None:
     policy = small()
     with torch.no_grad():
         policy.parameters()["shift"] += 0.5
-    assert preflight(policy, *with_method(policy), micro_rows=8).kl == 0.0
-
-
-def with_method(policy: Any) -> tuple[Rollout, Method, torch.Tensor]:
-    rollout, signal = flown(policy)
-    return rollout, METHOD, signal
+    assert preflight(policy, METHOD, whole(*flown(policy)), micro_rows=8).kl == 0.0
 
 
 def test_rows_with_a_signal_are_the_ones_looked_at() -> None:
     policy = small()
     rewards = torch.tensor([1.0] * 8 + [0.0, 0.0, 0.0, 1.0], dtype=torch.float64)
     rollout, signal = flown(policy, rewards=rewards, prompts=3)
-    assert preflight(policy, rollout, METHOD, signal, micro_rows=4).gradient > 0
+    assert preflight(policy, METHOD, whole(rollout, signal), micro_rows=4).gradient > 0
     rollout.log_probs[9] += 1.0
     with pytest.raises(UserError, match="scores 1 nats differently"):
-        preflight(policy, rollout, METHOD, signal, micro_rows=4)
+        preflight(policy, METHOD, whole(rollout, signal), micro_rows=4)
 
 
 def test_a_signal_for_each_step_and_a_window() -> None:
     policy = small(window=random_window(size=2, within=(0.0, 1.0)))
     rollout, signal = flown(policy)
-    assert preflight(policy, rollout, METHOD, signal.expand(-1, 4), micro_rows=8).difference == 0.0
+    assert preflight(policy, METHOD, whole(rollout, signal.expand(-1, 4)), micro_rows=8).difference == 0.0
 
 
 def other_kernel(policy: GaussianPolicy, rollout: Rollout) -> None:
@@ -120,7 +119,7 @@ def test_faults_are_named(fault: Callable[[GaussianPolicy, Rollout], None], line
     rollout, signal = flown(policy)
     fault(policy, rollout)
     with pytest.raises(UserError, match=f"preflight: {line}") as caught:
-        preflight(policy, rollout, METHOD, signal, micro_rows=8)
+        preflight(policy, METHOD, whole(rollout, signal), micro_rows=8)
     assert "\n" not in str(caught.value)
 
 
@@ -133,23 +132,23 @@ def test_a_gradient_that_is_not_finite_is_named(bad: float) -> None:
         return Loss(steps.log_probs * bad, {})
 
     with pytest.raises(UserError, match=r"preflight: the policy gradient is (nan|inf)"):
-        preflight(policy, rollout, replace(METHOD, loss=loss), signal, micro_rows=8)
+        preflight(policy, replace(METHOD, loss=loss), whole(rollout, signal), micro_rows=8)
 
 
 def test_dropout_is_caught_on_a_real_pipeline() -> None:
     pipe = untrained("dit")
     policy = diffusers(pipe, schedule=Schedule(steps=3, kernel=kernels.flow_sde()))
     rollout, signal = flown(policy)
-    assert preflight(policy, rollout, METHOD, signal, micro_rows=8).difference == 0.0
+    assert preflight(policy, METHOD, whole(rollout, signal), micro_rows=8).difference == 0.0
     pipe.transformer.patch_in.register_forward_hook(lambda layer, given, out: torch.dropout(out, 0.1, layer.training))
-    assert preflight(policy, rollout, METHOD, signal, micro_rows=8).difference == 0.0
+    assert preflight(policy, METHOD, whole(rollout, signal), micro_rows=8).difference == 0.0
     pipe.transformer.train()
     torch.nn.init.normal_(pipe.transformer.patch_out.weight, std=0.1)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         rollout, signal = flown(policy)
         with pytest.raises(UserError, match="the usual causes: dropout or another module in training mode"):
-            preflight(policy, rollout, METHOD, signal, micro_rows=8)
+            preflight(policy, METHOD, whole(rollout, signal), micro_rows=8)
 
 
 def test_a_look_leaves_what_a_method_has_learnt_as_it_was() -> None:
@@ -163,5 +162,5 @@ def test_a_look_leaves_what_a_method_has_learnt_as_it_was() -> None:
         policy.parameters()["shift"] += 0.5  # the policy has an opinion, which would move the reliability
     rollout.log_probs = policy.steps(rollout, torch.arange(8)).log_probs.detach()
     before = method.state.dump()
-    preflight(policy, rollout, method, signal, micro_rows=8)
+    preflight(policy, method, whole(rollout, signal), micro_rows=8)
     assert method.state.dump() == before and before["values"] == [0.8]

@@ -188,7 +188,7 @@ def test_simulated_moments_are_those_of_the_chain(kernel: kernels.Kernel) -> Non
     with torch.no_grad():
         steps = gaussian.chain(policy, windows.all_but_last()(5, 0, rng()))
     means, variances = gaussian.propagate(*steps, row(0.0, 0.0), row(1.0, 1.0))
-    states = rollout.private["states"]
+    states = rollout.held.states
     torch.testing.assert_close(states.mean(0), means, rtol=0, atol=0.04)
     torch.testing.assert_close(states.var(0), variances, rtol=0.05, atol=0)
 

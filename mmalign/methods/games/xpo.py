@@ -28,7 +28,7 @@ def xpo(*, beta: float = 0.1, alpha: float = 1e-5) -> Method:
     algorithm 1.
 
     Deviations: each round learns from its own rows, as in TRL's trainer; the paper's from those of all rounds so far. What a row is
-    scored again with is the policy's own (``Rollout.private``: latents, media), and no checkpoint holds it, so a run that resumed would
+    scored again with is the policy's own (``Rollout.held``: latents, media), and no checkpoint holds it, so a run that resumed would
     not have the rows of earlier rounds; ``prompts_per_step`` with ``updates_per_epoch`` makes a round larger. Soft labels and ties are
     ours. The default of alpha is TRL's.
 

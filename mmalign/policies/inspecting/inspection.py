@@ -98,7 +98,7 @@ def inspection(
     rollouts: list[Rollout] = []
     if tell("latent", lambda: _latent(policy, rollouts)) is not None:
         rollout = rollouts[0]
-        tell("clip 1e-4 per scalar", lambda: f"{1e-4 * rollout.private['x'][0, 0].numel():.3g} nats for the whole latent")
+        tell("clip 1e-4 per scalar", lambda: f"{1e-4 * rollout.held.event_size:.3g} nats for the whole latent")
         tell("replay", lambda: _replay(policy, rollout))
         tell("vector timesteps", lambda: _probe(policy, rollout))
         tell("gradient", lambda: _gradient(policy, rollout))
@@ -227,7 +227,7 @@ def _latent(policy: DiffusersPolicy, rollouts: list[Rollout]) -> str:
     except Exception:  # some pipelines take one prompt or one image at a time
         policy.rows_at_once = 1
         rollouts.append(policy.sample(PROMPTS, 1, torch.Generator().manual_seed(0)))
-    x = rollouts[0].private["x"][0, 0]
+    x = rollouts[0].held.x[0, 0]
     alone = "" if policy.rows_at_once > 1 else ", one sample in a call (rows_at_once: 1)"
     return f"{' x '.join(map(str, x.shape))}, event_size {x.numel()}{alone}"
 
@@ -243,7 +243,7 @@ def _probe(policy: DiffusersPolicy, rollout: Rollout) -> str:
     """A vector of two times in one call, against one after the other."""
     times, levels = policy.schedule()
     columns = torch.tensor([0, min(2, len(times) - 1)])
-    x = torch.stack([rollout.private["x"][column][row] for row, column in enumerate(columns.tolist())])
+    x = torch.stack([rollout.held.x[column][row] for row, column in enumerate(columns.tolist())])
     level = Level(levels.signal[columns], levels.noise[columns])
     with torch.no_grad():
         together = policy.probe(PROMPTS, x, times[columns], level).clean
@@ -255,7 +255,7 @@ def _probe(policy: DiffusersPolicy, rollout: Rollout) -> str:
 
 def _one_step(policy: DiffusersPolicy, rollout: Rollout) -> Tensor:
     """The log-probability of the first trained step of one sample."""
-    column = torch.nonzero(rollout.private["random"]).flatten()[:1]
+    column = rollout.held.columns[:1]
     return policy.steps(rollout, torch.arange(1), columns=column).log_probs.sum()
 
 

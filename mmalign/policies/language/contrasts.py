@@ -10,8 +10,9 @@ from torch import Tensor
 
 from mmalign.policies.language.ablation import Ablation
 from mmalign.policies.language.budget import Room
+from mmalign.policies.language.completions import Completions
 from mmalign.policies.language.vision import Prompt, inputs_of
-from mmalign.types import Rollout, UserError
+from mmalign.types import UserError
 
 
 class Others(NamedTuple):
@@ -22,23 +23,22 @@ class Others(NamedTuple):
     extras: Sequence[Mapping[str, Tensor]]
 
 
-def others(rollout: Rollout, name: str, *, systems: Mapping[str, str], ablation: Ablation, room: Room) -> Others:
+def others(held: Completions, name: str, *, systems: Mapping[str, str], ablation: Ablation, room: Room) -> Others:
     """The prompts of a contrast.
 
     name: ``mismatched``, the next other prompt of the step, with its images; ``ablated``, the own prompt whose images and videos are
     replaced (``ablation``; a prompt without any stays as it is); a name of ``systems``, the own prompt under that system turn. Errors:
     UserError for other names, rows of one prompt, a step without any image.
     """
-    private = rollout.private
     if name == "mismatched":
-        count = len(private["prompts"])
-        if count < 2:
+        following = held.following[held.which]
+        if bool((following == held.which).any()):
             raise UserError("contrast mismatched: got rows of one prompt, takes two or more in a step")
-        return Others(private["prompts"], (private["which"] + 1) % count, private["extras"])
-    kept = private.setdefault("contrasts", {})
+        return Others(held.prompts, following, held.extras)
+    kept = held.contrasts
     if name not in kept:
-        kept[name] = _ablated(private["given"], ablation, room) if name == "ablated" else _told(rollout, name, systems, room)
-    return Others([torch.tensor(prompt.ids) for prompt in kept[name]], private["which"], inputs_of(room.chat.vision, kept[name]))
+        kept[name] = _ablated(held.given, ablation, room) if name == "ablated" else _told(held.asked, name, systems, room)
+    return Others([torch.tensor(prompt.ids) for prompt in kept[name]], held.which, inputs_of(room.chat.vision, kept[name]))
 
 
 def _ablated(given: Sequence[Prompt], ablation: Ablation, room: Room) -> list[Prompt]:
@@ -48,10 +48,8 @@ def _ablated(given: Sequence[Prompt], ablation: Ablation, room: Room) -> list[Pr
     return [vision.changed(prompt, ablation) for prompt in given]
 
 
-def _told(rollout: Rollout, name: str, systems: Mapping[str, str], room: Room) -> list[Prompt]:
+def _told(asked: Sequence[Any], name: str, systems: Mapping[str, str], room: Room) -> list[Prompt]:
     if name not in systems:
         known = ", ".join(sorted(systems)) or "none"
         raise UserError(f"policy.contrasts: the method needs {name!r}, got {known}; takes its system turn")
-    which: Any = rollout.private["which"]
-    firsts = [int((which == place).nonzero()[0]) for place in range(len(rollout.private["prompts"]))]
-    return [room.prompt(rollout.prompts[row], row, system=systems[name]) for row in firsts]
+    return [room.prompt(prompt, number, system=systems[name]) for number, prompt in enumerate(asked)]

@@ -1,0 +1,81 @@
+"""What a diffusers pipeline's rollout is replayed from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mmalign.stacking import offset
+from mmalign.types import UserError
+
+
+class Remembered(NamedTuple):
+    """A reference on a rollout. log_probs: ``[B, T]``. means: of its steps, ``[T, B, ...]``."""
+
+    log_probs: Tensor
+    means: Tensor
+
+
+@dataclass(frozen=True)
+class Trajectories:
+    """The denoising of some rows, as the scheduler's player recorded it.
+
+    x, x_next: ``[T, B, ...]`` latents before and after each step. beside: what schedulers of further streams answered, ``[B, ...]`` each,
+    in the order in which they were asked. random: ``[T]`` bool, the steps at which some row was drawn at random. dt: ``[B, T]`` length
+    of a step in the path's own time. starts: ``[B]`` seeds of the first latents. together: sets of prompts that are encoded at once,
+    which pads them alike; which: ``[B]`` the set of each row. refs: by name.
+    """
+
+    x: Tensor
+    x_next: Tensor
+    beside: list[Tensor]
+    random: Tensor
+    dt: Tensor
+    starts: Tensor
+    together: tuple[tuple[str, ...], ...]
+    which: Tensor
+    refs: dict[str, Remembered] = field(default_factory=dict)
+
+    @property
+    def columns(self) -> Tensor:
+        """The numbers of the random steps."""
+        return torch.nonzero(self.random).flatten()
+
+    @property
+    def event_size(self) -> int:
+        """Numbers in a latent."""
+        return self.x[0, 0].numel()
+
+    def take(self, rows: Tensor) -> Trajectories:
+        refs = {name: Remembered(ref.log_probs[rows], ref.means[:, rows]) for name, ref in self.refs.items()}
+        return replace(
+            self, x=self.x[:, rows], x_next=self.x_next[:, rows], beside=[answers[rows] for answers in self.beside], dt=self.dt[rows],
+            starts=self.starts[rows], which=self.which[rows], refs=refs,
+        )  # fmt: skip
+
+    @staticmethod
+    def join(parts: Sequence[Trajectories]) -> Trajectories:
+        """Errors: UserError for parts of different schedules."""
+        lengths = sorted({(len(part.random), len(part.beside)) for part in parts})
+        if len(lengths) > 1:
+            raise UserError(f"Rollout.join: got rollouts of {' and '.join(str(steps) for steps, _ in lengths)} steps, takes one schedule")
+        names = [name for name in parts[0].refs if all(name in part.refs for part in parts)]
+        return Trajectories(
+            x=torch.cat([part.x for part in parts], 1),
+            x_next=torch.cat([part.x_next for part in parts], 1),
+            beside=[torch.cat(answers) for answers in zip(*(part.beside for part in parts), strict=True)],
+            random=torch.stack([part.random for part in parts]).any(0),
+            dt=torch.cat([part.dt for part in parts]),
+            starts=torch.cat([part.starts for part in parts]),
+            together=tuple(prompts for part in parts for prompts in part.together),
+            which=offset([part.which for part in parts], [len(part.together) for part in parts]),
+            refs={name: _joined([part.refs[name] for part in parts]) for name in names},
+        )
+
+
+def _joined(refs: Sequence[Remembered]) -> Remembered:
+    return Remembered(torch.cat([ref.log_probs for ref in refs]), torch.cat([ref.means for ref in refs], 1))
