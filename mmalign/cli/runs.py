@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -159,14 +160,21 @@ def report(
 
 
 def _train(node: dict[str, Any], *, resume: bool = False) -> Path:
-    """Builds and runs a config, prints where the run and its report are, and returns the path of the report."""
-    from mmalign.config import build
+    """Builds and runs a config, prints where the run and its report are, and returns the path of the report.
 
+    A run that a signal ended exits as the signal would have it: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP.
+    """
+    from mmalign.config import build
+    from mmalign.training.journal import refuse_many_processes
+
+    refuse_many_processes()
     run = build(node, **({"resume": True} if resume else {}))
     folder = Path(run.path).resolve()
     page = folder / "report.html"
     typer.echo(f"run:    {folder}")
     typer.echo(f"report: {page}")
+    if name := run.summary.get("interrupted_by"):
+        raise typer.Exit(128 + signal.Signals[name])
     return page
 
 

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mmalign.report import build
+from mmalign.training.journal import Journal
+
 
 @dataclass(frozen=True)
 class Report:
@@ -45,3 +48,13 @@ class Run:
         from mmalign.commands.export import export
 
         return export(self.path, out=out, parameters=parameters, trust=True).path
+
+
+def concluded(journal: Journal, policy: Any) -> Run:
+    """The run of a journal whose steps are done, with its page; a page that cannot be made costs a line, since all else is saved."""
+    ended = journal.conclude()
+    try:
+        build(ended.path)
+    except Exception as error:  # whatever it is, hours of training do not end with it
+        journal.say(f"report: could not be made ({type(error).__name__}: {' '.join(str(error).split())}); mmalign report {ended.path}")
+    return Run(ended.path, ended.summary, policy)

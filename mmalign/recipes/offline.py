@@ -29,9 +29,8 @@ from torch import Tensor
 
 from mmalign.data.pairs import listed
 from mmalign.objectives.feedback import comparisons
-from mmalign.recipes._run import Run
+from mmalign.recipes._run import Run, concluded
 from mmalign.records import Pair, Ranking, Record, Records, Thumb
-from mmalign.report import build
 from mmalign.training import references as stored
 from mmalign.training.evaluation import exam
 from mmalign.training.journal import Journal
@@ -116,9 +115,7 @@ def offline(  # one argument for each thing that a run is made of
             journal.state.update(position=records[-1].position, kl=found.get("kl", math.nan))
             known, broken = float(kept.double().mean()), float(len(source.broken))
             journal.trained({**found, **moved, "known": known, "broken": broken, "lr": _rate(learner)})
-    ended = journal.conclude()
-    build(ended.path)
-    return Run(ended.path, ended.summary, policy)
+    return concluded(journal, policy)
 
 
 def _take(coming: Iterator[Any], count: int) -> list[Any]:

@@ -24,8 +24,7 @@ from typing import Any, NamedTuple
 import torch
 
 from mmalign.objectives.feedback import comparisons
-from mmalign.recipes._run import Run
-from mmalign.report import build
+from mmalign.recipes._run import Run, concluded
 from mmalign.samplers.seats import seats
 from mmalign.training import references as stored
 from mmalign.training.evaluation import exam
@@ -140,9 +139,7 @@ def online(  # one argument for each thing that a run is made of
             if not found:
                 journal.say(f"step {step + 1}: no group is informative after {len(scored)} rollouts, so nothing was updated")
             journal.trained({**_row(scored, found, lr=float(learner.optimizer.param_groups[0]["lr"])), **moved})
-    ended = journal.conclude()
-    build(ended.path)
-    return Run(ended.path, ended.summary, policy)
+    return concluded(journal, policy)
 
 
 def _parts(experiences: Sequence[Experience], unit: Unit, epochs: int, updates: int) -> Iterator[list[Experience]]:

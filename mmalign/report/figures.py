@@ -22,9 +22,11 @@ def rewards_and_judges(run: Run) -> Figure:
     """Trained rewards solid, judges dashed, over steps, with bands of one standard error where they were logged."""
     title = "Rewards and judges"
     columns = [(name, False) for name in run.rewards] + [(name, True) for name in run.judges]
-    curves = [(name, dashed, curve(run.evals, name)) for name, dashed in columns]
+    evaluated = [(name, dashed, curve(run.evals, name)) for name, dashed in columns]
+    curves = [one for one in evaluated if one[2]]
+    missing = ", ".join(name for name, _, points in evaluated if not points)
     if not curves:
-        return Figure(title, "No reward and no judge has been evaluated.")
+        return Figure(title, f"No evaluation has a number of {missing}." if missing else "No reward and no judge has been evaluated.")
     scaled = _scales_differ([points for _, _, points in curves])
     series = []
     for index, (name, dashed, points) in enumerate(curves):
@@ -42,6 +44,8 @@ def rewards_and_judges(run: Run) -> Figure:
         note += " Their scales differ, so each is drawn from its start (0) in units of its largest change."
     if any(any(s.bands) for s in series):
         note += " Bands: one standard error."
+    if missing:
+        note += f" No evaluation has a number of {missing}."
     return _figure(title, note, series, x_word="step")
 
 

@@ -70,8 +70,8 @@ def _changes(run: Run) -> str:
         points = curve(run.evals, name)
         if len(points) > 1:
             moves.append(f"{name} {_move(points[0].value, points[-1].value)}")
-        elif points:
-            moves.append(f"{name} {short(points[0].value)}")
+        else:
+            moves.append(f"{name} {short(points[0].value)}" if points else f"{name} has no number")
     return ", ".join(moves)
 
 

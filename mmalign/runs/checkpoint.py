@@ -4,13 +4,14 @@
 
     checkpoints/step_000040/
         trained.safetensors  ema.safetensors  optimizer.safetensors ...   one file per group of named tensors
-        state.json          {"step", "state", "files": {name: {"bytes", "crc32"}}}, written last
+        state.json          {"step", "state", "files": {name: {"bytes", "crc32"}}, "crc32": of the rest}, written last
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import zlib
 from collections.abc import Iterable, Mapping
@@ -23,13 +24,15 @@ from torch import Tensor
 from mmalign.types import UserError
 
 PREFIX = "step_"
+NAME = re.compile(rf"{PREFIX}(\d+)", re.ASCII)
+TEMPORARY, ASIDE, LEAVING = ".tmp", ".old", ".gone"  # what hidden folders beside the checkpoints end with
 
 
 def save(folder: Path, step: int, *, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], keep: int = 2) -> Path:
-    """Writes ``folder/step_000040`` and then removes all but the newest ``keep`` checkpoints.
+    """Writes ``folder/step_000040`` and then removes all but the newest ``keep`` checkpoints up to that step.
 
     Everything goes into a hidden folder that is flushed to disk and renamed at the end, so a crash leaves the older
-    checkpoints as they were.
+    checkpoints as they were; what else it leaves, ``sweep`` puts right.
 
     folder: the run's ``checkpoints``. tensors: group -> name -> tensor of any dtype, device, strides and sharing; tensors
     that are one and the same come back as one. state: anything JSON knows; floats come back bit for bit.
@@ -38,7 +41,7 @@ def save(folder: Path, step: int, *, tensors: Mapping[str, Mapping[str, Tensor]]
         raise UserError(f"keep: got {keep}, takes 1 or more checkpoints")
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"{PREFIX}{step:06d}"
-    temporary = folder / f".{target.name}.{os.getpid()}.tmp"
+    temporary = folder / f".{target.name}.{os.getpid()}{TEMPORARY}"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
@@ -46,27 +49,48 @@ def save(folder: Path, step: int, *, tensors: Mapping[str, Mapping[str, Tensor]]
         for group, named in tensors.items():
             written = _write_tensors(temporary / f"{group}.safetensors", named)
             files[written.name] = {"bytes": written.stat().st_size, "crc32": _crc32(written)}
-        body = json.dumps({"step": step, "state": state, "files": files}, indent=1)
-        (temporary / "state.json").write_text(body, encoding="utf-8")
+        body = json.loads(json.dumps({"step": step, "state": state, "files": files}))
+        (temporary / "state.json").write_text(json.dumps({**body, "crc32": _crc32_of(body)}, indent=1), encoding="utf-8")
         _flush(temporary / "state.json")
         _flush(temporary)
         _swap(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     _flush(folder)
-    for old in _all(folder)[keep:]:
-        shutil.rmtree(old)
+    for old in [path for path in _all(folder) if step_of(path) <= step][keep:]:
+        leaving = old.with_name(f".{old.name}{LEAVING}")  # so that no half of it is ever taken for a checkpoint
+        _discard(leaving)
+        os.replace(old, leaving)
+        _discard(leaving)
     return target
+
+
+def sweep(folder: Path) -> None:
+    """Puts right what a kill in the middle of ``save`` left: hidden folders go, and a checkpoint that had stepped aside comes back."""
+    for path in sorted(folder.glob(f".{PREFIX}*")):
+        whole = path.with_name(path.name.removeprefix(".").removesuffix(ASIDE))
+        if path.suffix == ASIDE and not whole.exists():
+            os.replace(path, whole)
+        elif path.suffix in (TEMPORARY, ASIDE, LEAVING):
+            _discard(path)
 
 
 def _swap(new: Path, target: Path) -> None:
     # a non-empty folder cannot be replaced in one call: the old one steps aside first
-    aside = target.with_name(f".{target.name}.old")
-    shutil.rmtree(aside, ignore_errors=True)
+    aside = target.with_name(f".{target.name}{ASIDE}")
+    _discard(aside)
     if target.exists():
         os.replace(target, aside)
     os.replace(new, target)
-    shutil.rmtree(aside, ignore_errors=True)
+    _discard(aside)
+
+
+def _discard(path: Path) -> None:
+    """Removes a folder, or whatever else stands there; one that is not there is nothing."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _write_tensors(path: Path, named: Mapping[str, Tensor]) -> Path:
@@ -110,28 +134,38 @@ def _crc32(path: Path) -> int:
     return value
 
 
+def _crc32_of(body: Any) -> int:
+    """Of JSON, whatever the order of its keys."""
+    return zlib.crc32(json.dumps(body, sort_keys=True).encode())
+
+
 def step_of(path: Path) -> int:
     """The step in a checkpoint's name."""
     return int(path.name.removeprefix(PREFIX))
 
 
 def _all(folder: Path) -> list[Path]:
-    found = [path for path in folder.glob(f"{PREFIX}*") if path.name.removeprefix(PREFIX).isdigit()]
-    return sorted(found, key=step_of, reverse=True)
+    return sorted((path for path in folder.glob(f"{PREFIX}*") if NAME.fullmatch(path.name)), key=step_of, reverse=True)
 
 
 def damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint, in a few words, or None: its list of files is compared with what is there."""
+    """What is wrong with a checkpoint, in a few words, or None: state.json and the files in its list are what was written."""
     try:
-        files = json.loads((path / "state.json").read_text(encoding="utf-8"))["files"]
-        for name, known in files.items():
+        body = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        if not isinstance(body, dict) or body.keys() != {"step", "state", "files", "crc32"}:
+            return "state.json is damaged, or was written before 0.2.0"
+        if body.pop("crc32") != _crc32_of(body):
+            return "state.json has changed since it was written"
+        if NAME.fullmatch(path.name) and step_of(path) != body["step"]:
+            return f"it holds step {body['step']}"
+        for name, known in body["files"].items():
             if (path / name).stat().st_size != known["bytes"]:
                 return f"{name} has {(path / name).stat().st_size} bytes of {known['bytes']}"
             if _crc32(path / name) != known["crc32"]:
                 return f"{name} has changed since it was written"
     except OSError as error:
         return f"{Path(str(error.filename)).name} cannot be read ({error.strerror})"
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, RecursionError):  # no JSON, or brackets without end
         return "state.json is damaged"
     return None
 
@@ -152,8 +186,14 @@ def latest(folder: Path) -> Path | None:
     return newest(folder)[0]
 
 
+def newest_step(folder: Path) -> int:
+    """The step of the newest sound checkpoint of ``folder``, or -1."""
+    path = latest(folder)
+    return -1 if path is None else step_of(path)
+
+
 def load(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-    """(tensors, state) as they were given to ``save``, on the CPU. Raises UserError where the checkpoint is damaged."""
+    """(tensors, state) as they were given to ``save``, on the CPU. Errors: UserError where the checkpoint is damaged."""
     from safetensors import safe_open
 
     wrong = damage(path)
@@ -172,6 +212,3 @@ def load(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
 def parameter_sets(names: Iterable[str]) -> tuple[str, ...]:
     """Of the groups of tensors in a run's checkpoint, those that are sets of parameters and not states of its optimiser."""
     return tuple(name for name in names if name.partition(".")[0] != "optimizer")
-
-
-# ---- optimisers

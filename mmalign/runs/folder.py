@@ -10,14 +10,18 @@
         samples/            prompts.json, step_000040.png (a row per prompt, a column per seed; videos are animated), real.png (optional)
         checkpoints/        step_000040/ (see checkpoint.py)
         summary.json  report.html  tensorboard/
+        .lock               held by the process that trains here
 """
 
 from __future__ import annotations
 
 import platform
+import re
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +29,13 @@ from torch import Tensor
 
 from mmalign.files import flat, plain, write_json, write_text
 from mmalign.runs import checkpoint as checkpoints
-from mmalign.runs.metrics import truncate_metrics
+from mmalign.runs.metrics import read_metrics, truncate_metrics
 from mmalign.runs.pictures import grid, write_png
 from mmalign.types import UserError
 
 PACKAGES = ("torch", "torchvision", "diffusers", "transformers", "accelerate", "peft", "open_clip_torch", "safetensors", "numpy")
+LOCK = ".lock"
+STRAY = re.compile(r"\..+\.\d+\.tmp")  # what files are called until they are whole
 
 
 @dataclass(frozen=True)
@@ -77,6 +83,32 @@ class RunFolder:
         return write_png(self.samples / "real.png", grid(images))
 
 
+@contextmanager
+def opened(root: str | Path, name: str, *, config: Mapping[str, Any], resume: bool = False, **how: Any) -> Iterator[RunFolder]:
+    """``open_run``, and no other process trains in that folder until the block ends. how: its other keywords.
+
+    Errors: UserError of ``open_run``, and where another process has the folder.
+    """
+    from filelock import FileLock, Timeout
+
+    path = _path(root, name)
+    _refuse(path, resume)
+    path.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path / LOCK, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise UserError(f"{path}: another process trains there; wait until it ends, or give this run another name (name=...)") from error
+    try:
+        try:
+            run = open_run(root, name, config=config, resume=resume, **how)
+        except OSError as error:  # no room, no right to write, a folder in place of a file
+            raise UserError(f"{path}: cannot be opened: {error}") from error
+        yield run
+    finally:
+        lock.release()
+
+
 def open_run(
     root: str | Path,
     name: str,
@@ -90,31 +122,35 @@ def open_run(
 
     On resume, whatever was logged or drawn after that checkpoint's step is cut off, because the run will do it again: the log
     ends up equal to that of an uninterrupted run (times aside). So a recipe saves the checkpoint of a step after it has logged
-    that step.
+    that step. What a killed process left half written is removed. A folder whose making was interrupted is made anew, with
+    ``resume`` and without.
 
     config: the resolved config; ``may_grow`` names dotted keys that may be larger on resume (never smaller), and
-    ``may_differ`` those that change no number of the run (trackers, where to print).
+    ``may_differ`` patterns of those that change no number of the run but by rounding (trackers, rows at once).
 
-    Raises UserError where a run exists and ``resume`` is False, where there is nothing to resume, and where the configs differ.
+    Errors: UserError where a run exists and ``resume`` is False, where there is nothing to resume, where the configs differ, and where
+    there were checkpoints and none can be read.
     """
-    if not name or name in (".", "..") or Path(name).name != name:
-        raise UserError(f"name: got {name!r}, takes the name of one folder")
-    path = Path(root) / name
+    path = _path(root, name)
+    _refuse(path, resume)
     kept = plain(config)
-    if not resume:
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise UserError(f"{path} exists: resume it (resume=true), or give this run another name (name=...)")
-        run = RunFolder(path)
+    if not (path / "config.yaml").is_file():
+        again = path.is_dir() and any(file.name != LOCK for file in path.iterdir())
+        _sweep(path)
+        run = RunFolder(path, notes=(f"{path}: its making was interrupted, starting from the beginning",) if resume or again else ())
         _write_identity(run, kept)
         return run
-    if not (path / "config.yaml").is_file():
-        raise UserError(f"{path}: got resume=true, but there is no run here (no config.yaml)")
-    _refuse_other_config(path, read_config(path), kept, may_grow, may_differ)
-    found, notes = checkpoints.newest(path / "checkpoints")
-    step = -1 if found is None else checkpoints.step_of(found)
-    if found is None:
-        notes.append(f"{path}: no checkpoint yet, starting again from the beginning")
-    run = RunFolder(path, found, tuple(notes + truncate_metrics(path / "metrics.jsonl", step)))
+    differing = _refuse_other_config(path, read_config(path), kept, may_grow, may_differ)
+    _sweep(path)
+    newest, damaged = checkpoints.newest(path / "checkpoints")
+    if newest is None and damaged:
+        why = "; ".join(line.removeprefix(f"{path / 'checkpoints'}/").removesuffix(", skipped") for line in damaged)
+        raise UserError(f"{path}: no checkpoint can be read, so there is nothing to resume ({why}); give the run another name (name=...)")
+    if newest is None:
+        _refuse_lost(path, flat(kept).get("run.checkpoint_every"))
+    step = -1 if newest is None else checkpoints.step_of(newest)
+    notes = [*differing, *damaged, *([] if newest else [f"{path}: no checkpoint yet, starting again from the beginning"])]
+    run = RunFolder(path, newest, tuple(notes + truncate_metrics(path / "metrics.jsonl", step)))
     for shown in (*run.samples.glob("step_*.png"), *run.path.glob("answers/step_*.jsonl")):
         if _step_of_sample(shown) > step:
             shown.unlink()
@@ -122,50 +158,93 @@ def open_run(
     return run
 
 
+def _path(root: str | Path, name: str) -> Path:
+    if not name or name in (".", "..") or Path(name).name != name:
+        raise UserError(f"name: got {name!r}, takes the name of one folder")
+    return Path(root) / name
+
+
+def _refuse(path: Path, resume: bool) -> None:
+    """Errors: UserError where a fresh run would meet another one, or where there is none to resume."""
+    if resume and not (path / "config.yaml").is_file() and not (path.is_dir() and _unmade(path)):
+        raise UserError(f"{path}: got resume=true, but there is no run here (no config.yaml)")
+    if not resume and path.exists() and not _unmade(path):
+        raise UserError(f"{path} exists: resume it (resume=true), or give this run another name (name=...)")
+
+
+def _unmade(path: Path) -> bool:
+    """Whether the making of a run there was interrupted, or never began; ``config.yaml`` is written last."""
+    if not path.is_dir():
+        return False
+    entries = [entry for entry in path.iterdir() if entry.name != LOCK and not STRAY.fullmatch(entry.name)]
+    inside = [held for entry in entries if entry.is_dir() for held in entry.iterdir()]
+    full = [entry for entry in entries if entry.name == "metrics.jsonl" and entry.stat().st_size]
+    return {entry.name for entry in entries} <= {"samples", "checkpoints", "versions.json", "metrics.jsonl"} and not inside and not full
+
+
+def _sweep(path: Path) -> None:
+    """Removes what a killed process left half written."""
+    checkpoints.sweep(path / "checkpoints")
+    for folder in (path, path / "samples", path / "answers", path / "answers" / "images"):
+        for file in folder.glob(".*.tmp"):
+            if STRAY.fullmatch(file.name) and file.is_file():
+                file.unlink()
+
+
+def _refuse_lost(path: Path, checkpoint_every: Any) -> None:
+    """Errors: UserError where the run has come so far that it had a checkpoint, and has none: starting again would write over its log."""
+    steps = [row["step"] for row in read_metrics(path / "metrics.jsonl")[0] if row["phase"] == "train"]
+    if (path / "summary.json").exists() or (isinstance(checkpoint_every, int) and max(steps, default=0) > checkpoint_every):
+        raise UserError(
+            f"{path}: its checkpoints are gone (its log goes to step {max(steps, default=0)}), so there is nothing to resume; "
+            "give the run another name (name=...)"
+        )
+
+
 def _write_identity(run: RunFolder, config: Any) -> None:
     import yaml
 
     for folder in (run.samples, run.checkpoints):
         folder.mkdir(parents=True, exist_ok=True)
-    write_text(run.config, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
     write_json(run.path / "versions.json", versions())
     run.metrics.touch()
+    write_text(run.config, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))  # last: with it there is a run
 
 
 def _step_of_sample(path: Path) -> int:
     digits = path.stem.removeprefix("step_")
-    return int(digits) if digits.isdigit() else -1
+    return int(digits) if digits.isdecimal() else -1
 
 
-def read_config(path: Path) -> Any:
-    """The config of the run at ``path``."""
+def read_config(path: Path) -> dict[str, Any]:
+    """The config of the run at ``path``. Errors: UserError where it cannot be read."""
     import yaml
 
-    return yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
+    try:
+        config = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise UserError(f"{path / 'config.yaml'}: cannot be read ({' '.join(str(error).split())})") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{path / 'config.yaml'}: holds no mapping, takes the config that the run was made with")
+    return config
 
 
-def _refuse_other_config(path: Path, old: Any, new: Any, may_grow: Sequence[str], may_differ: Sequence[str]) -> None:
+def _refuse_other_config(path: Path, old: Any, new: Any, may_grow: Sequence[str], may_differ: Sequence[str]) -> list[str]:
+    """A line for each difference that matters no more than by rounding. Errors: UserError for others."""
     missing = "(absent)"
     before, after = flat(old), flat(new)
-    wrong = []
+    wrong, allowed = list[str](), list[str]()
     for key in sorted(set(before) | set(after)):
         was, now = before.get(key, missing), after.get(key, missing)
         grows = key in may_grow and isinstance(was, (int, float)) and isinstance(now, (int, float)) and now >= was
-        if was != now and not grows and key not in may_differ:
-            wrong.append(f"{key} was {was!r}, is {now!r}")
+        if was == now or grows:
+            continue
+        (allowed if any(fnmatchcase(key, pattern) for pattern in may_differ) else wrong).append(f"{key} was {was!r}, is {now!r}")
     if wrong:
         raise UserError(
             f"{path}: cannot resume with another config: {'; '.join(wrong)}; undo that, or give the run another name (name=...)"
         )
-
-
-# ---- atomic writers: a file in the same folder, flushed to disk, then renamed over the old one
-
-
-# ---- metrics
-
-
-# ---- versions
+    return [f"{path}: goes on although {change}" for change in allowed]
 
 
 def versions() -> dict[str, Any]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,8 +25,8 @@ class Log:
     folder: the run's folder. trackers: names that accelerate knows (``tensorboard``, ``wandb``, ``trackio``, ...), or name ->
     keyword arguments for its start. config: what trackers show as the run's settings. tell: takes a line for the user.
 
-    A tracker whose package is missing costs one line, and the run goes on. Raises UserError at an unknown name.
-    Continues the clock of a log that is already there. Only the main process makes one.
+    A tracker whose package is missing, or that fails, costs one line, and the run goes on without it. Continues the clock of a log
+    that is already there. Only the main process makes one. Errors: UserError at an unknown name.
     """
 
     def __init__(
@@ -38,7 +39,16 @@ class Log:
     ) -> None:
         rows, _ = read_metrics(folder / "metrics.jsonl")
         last = rows[-1] if rows else {}
-        self._trackers = _start(folder, trackers, config=config, next_step=last.get("step", -1) + 1, resumed=bool(rows), tell=tell)
+        self._tell = tell
+        self._trackers: dict[str, Any] = {}
+        for name, options in _known(trackers, tell).items():
+            tracker = self._trying(name, partial(_start, folder, name, options, last.get("step", -1) + 1))
+            if tracker is not None:
+                self._trackers[name] = tracker
+        if config and not rows:
+            settings = flat(plain(config))
+            simple = {key: value if isinstance(value, (bool, int, float, str)) else str(value) for key, value in settings.items()}
+            self._each(lambda tracker: tracker.store_init_configuration(simple))
         self._begin = time.monotonic() - float(last.get("seconds") or 0.0)
         folder.mkdir(parents=True, exist_ok=True)
         self._file = open(folder / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115 (open as long as the log is)
@@ -56,16 +66,28 @@ class Log:
         self._file.write(json.dumps(row, allow_nan=False) + "\n")
         self._file.flush()
         known = {f"{phase}/{name}": value for name, value in numbers.items() if value is not None}
-        for tracker in self._trackers:
-            tracker.log(known, step=int(step))
+        self._each(lambda tracker: tracker.log(known, step=int(step)))
         return row
 
     def close(self) -> None:
         """Ends the trackers and the file; a second call does nothing."""
-        trackers, self._trackers = self._trackers, []
         self._file.close()
-        for tracker in trackers:
-            tracker.finish()
+        self._each(lambda tracker: tracker.finish())
+        self._trackers = {}
+
+    def _each(self, act: Callable[[Any], Any]) -> None:
+        for name, tracker in list(self._trackers.items()):
+            self._trying(name, partial(act, tracker))
+
+    def _trying(self, name: str, act: Callable[[], Any]) -> Any:
+        """What an act upon a tracker gives; one that fails costs a line, and the tracker is left out from then on."""
+        try:
+            return act()
+        except Exception as error:  # somebody else's code and network: whatever it raises, the run goes on
+            self._trackers.pop(name, None)
+            why = " ".join(str(error).split())[:200]
+            self._tell(f"trackers: {name} failed, going on without it ({type(error).__name__}: {why})")
+            return None
 
 
 def _number(name: str, value: float | Tensor) -> float | int | None:
@@ -78,42 +100,33 @@ def _number(name: str, value: float | Tensor) -> float | int | None:
     return value if isinstance(value, int) else float(value)
 
 
-def _start(
-    folder: Path,
-    wanted: Sequence[str] | Mapping[str, Mapping[str, Any]],
-    *,
-    config: Mapping[str, Any] | None,
-    next_step: int,
-    resumed: bool,
-    tell: Any,
-) -> list[Any]:
-    asked = {name: dict(wanted[name]) if isinstance(wanted, Mapping) else {} for name in wanted}
-    if not asked:
-        return []
+def _known(wanted: Sequence[str] | Mapping[str, Mapping[str, Any]], tell: Any) -> dict[str, dict[str, Any]]:
+    """Trackers whose packages are there, with the keywords of their start. Errors: UserError at an unknown name."""
+    named = {name: dict(wanted[name]) if isinstance(wanted, Mapping) else {} for name in wanted}
+    if not named:
+        return {}
     from accelerate import PartialState
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
-    unknown = [name for name in asked if name not in LOGGER_TYPE_TO_CLASS]
+    unknown = [name for name in named if name not in LOGGER_TYPE_TO_CLASS]
     if unknown:
         raise UserError(f"trackers: got {unknown[0]!r}, takes {', '.join(sorted(LOGGER_TYPE_TO_CLASS))}")
     present = {str(name) for name in get_available_trackers()}
-    for name in set(asked) - present:
+    for name in named.keys() - present:
         tell(f"trackers: the package of {name!r} is not installed; going on without it")
     PartialState()  # accelerate's trackers log through it
+    return {name: options for name, options in named.items() if name in present}
+
+
+def _start(folder: Path, name: str, options: Mapping[str, Any], next_step: int) -> Any:
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
     # what each names a run: tensorboard writes to <folder>/tensorboard, wandb and trackio take a project and a name
-    named = {"name": folder.name}
-    defaults: dict[str, dict[str, Any]] = {"tensorboard": {"purge_step": next_step}, "wandb": named, "trackio": named}
-    started = []
-    for name in (name for name in asked if name in present):
-        tracker_class = LOGGER_TYPE_TO_CLASS[name]
-        options = {**defaults.get(name, {}), **asked[name]}
-        title = {"tensorboard": "tensorboard", "wandb": "mmalign", "trackio": "mmalign"}.get(name, folder.name)
-        arguments = (title, str(folder)) if tracker_class.requires_logging_directory else (title,)
-        tracker = tracker_class(*arguments, **options)
-        tracker.start()
-        if config and not resumed:
-            settings = flat(plain(config))
-            simple = {key: value if isinstance(value, (bool, int, float, str)) else str(value) for key, value in settings.items()}
-            tracker.store_init_configuration(simple)
-        started.append(tracker)
-    return started
+    own = {"name": folder.name}
+    defaults: dict[str, dict[str, Any]] = {"tensorboard": {"purge_step": next_step}, "wandb": own, "trackio": own}
+    tracker_class = LOGGER_TYPE_TO_CLASS[name]
+    title = {"tensorboard": "tensorboard", "wandb": "mmalign", "trackio": "mmalign"}.get(name, folder.name)
+    arguments = (title, str(folder)) if tracker_class.requires_logging_directory else (title,)
+    tracker = tracker_class(*arguments, **{**defaults.get(name, {}), **options})
+    tracker.start()
+    return tracker

@@ -8,6 +8,8 @@ from typing import Any
 
 from mmalign.files import write_bytes
 
+MOST_STEPS, LARGEST = 10**12, 1e150  # beyond these a line is damaged; squares of what is below are still finite
+
 
 def read_metrics(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
     """The rows of ``metrics.jsonl`` in order, and notes on lines that could not be read (a crash tears the last one)."""
@@ -40,10 +42,21 @@ def _metric_lines(path: Path) -> list[tuple[bytes, dict[str, Any] | None, str]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except ValueError:  # torn by a crash; UnicodeDecodeError is one of these too
-            row = None
-        if not (isinstance(row, dict) and isinstance(row.get("step"), int) and "phase" in row):
+            row = _row(json.loads(line))
+        except (ValueError, RecursionError):  # torn by a crash; UnicodeDecodeError is one of these too
             row = None
         parsed.append((line, row, f"{path.name}: line {number} is torn, dropped" if row is None else ""))
     return parsed
+
+
+def _row(value: Any) -> dict[str, Any] | None:
+    """A line's step, phase and numbers; what is no number is left out, and what is no row at all is None."""
+    if not isinstance(value, dict) or not isinstance(value.get("phase"), str):
+        return None
+    step = value.get("step")
+    if not isinstance(step, int) or isinstance(step, bool) or not 0 <= step < MOST_STEPS:
+        return None
+    numbers = {
+        key: number for key, number in value.items() if number is None or (isinstance(number, (int, float)) and abs(number) < LARGEST)
+    }
+    return {**numbers, "step": step, "phase": value["phase"]}

@@ -1,4 +1,4 @@
-"""What a run says while it goes: a bar with reward, KL and time left, and Ctrl-C that saves first."""
+"""What a run says while it goes: a bar with reward, KL and time left; and signals that end it after its step, with all of it saved."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from types import FrameType, TracebackType
 from typing import Any, TextIO
+
+SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 
 
 def clock(seconds: float) -> str:
@@ -34,7 +37,8 @@ def numbers(metrics: Mapping[str, Any]) -> str:
 class Progress:
     """A bar on a terminal; elsewhere one line every ``every`` steps.
 
-    total: the step at which the run ends. start: the step it continues from. stream: where to, standard output if None.
+    A terminal or a pipe that is gone costs its lines, and nothing else. total: the step at which the run ends. start: the step it
+    continues from. stream: where to, standard output if None.
     """
 
     def __init__(self, total: int, *, start: int = 0, every: int = 10, stream: TextIO | None = None) -> None:
@@ -53,13 +57,15 @@ class Progress:
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         if self._bar is not None:
-            self._bar.stop()
+            with suppress(OSError):
+                self._bar.stop()
             self._bar = None
 
     def update(self, step: int, metrics: Mapping[str, Any]) -> None:
         """``step`` is done, with these metrics."""
         if self._bar is not None:
-            self._bar.update(self._task, completed=step, numbers=numbers(metrics))
+            with suppress(OSError):
+                self._bar.update(self._task, completed=step, numbers=numbers(metrics))
         elif step % self.every == 0 or step >= self.total:
             done = max(1, step - self.start)
             left = (time.monotonic() - self._begin) / done * (self.total - step)
@@ -67,10 +73,11 @@ class Progress:
 
     def say(self, line: str) -> None:
         """A line above the bar."""
-        if self._bar is not None:
-            self._bar.console.print(line, markup=False, highlight=False)
-        else:
-            print(line, file=self._stream, flush=True)
+        with suppress(OSError):
+            if self._bar is not None:
+                self._bar.console.print(line, markup=False, highlight=False)
+            else:
+                print(line, file=self._stream, flush=True)
 
 
 def _bar(stream: TextIO, total: int, start: int) -> tuple[Any, Any]:
@@ -90,32 +97,43 @@ def _bar(stream: TextIO, total: int, start: int) -> tuple[Any, Any]:
 
 
 class Interrupt:
-    """Ctrl-C, politely: ``with Interrupt() as interrupt: ... if interrupt.interrupted: save and stop``.
+    """Signals, politely: ``with Interrupt() as interrupt: ... if interrupt.interrupted: save and stop``.
 
-    The first one sets ``interrupted`` and prints a line; the second raises KeyboardInterrupt at once. What handled it before
-    does so again after the block. Does nothing outside the main thread, where signals do not arrive.
+    Ctrl-C, SIGTERM (of schedulers) and SIGHUP (a terminal that closes) set ``interrupted``, and print a line; a second Ctrl-C raises
+    KeyboardInterrupt at once. A signal that was ignored (``nohup``) stays so, Ctrl-C aside. What handled them before does so again after
+    the block. Does nothing outside the main thread, where signals do not arrive. name: of the signal that came first, "" for none.
     """
 
     def __init__(self, stream: TextIO | None = None) -> None:
-        self.interrupted = False
+        self.name = ""
         self._stream = stream
-        self._before: Any = None
-        self._installed = False
+        self._before: dict[signal.Signals, Any] = {}
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether one of them has come."""
+        return bool(self.name)
 
     def __enter__(self) -> Interrupt:
         if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGINT, self._handle)
-            self._installed = True
+            stops = [each for each in signal.Signals if each.name in SIGNALS]  # those of this system
+            for each in stops:
+                if each is signal.SIGINT or signal.getsignal(each) is not signal.SIG_IGN:
+                    self._before[each] = signal.signal(each, self._handle)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
-        if self._installed:
-            signal.signal(signal.SIGINT, self._before)
-            self._installed = False
+        for each, handler in self._before.items():
+            signal.signal(each, handler)
+        self._before = {}
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.interrupted:
+        which = signal.Signals(number)
+        if self.interrupted and which is signal.SIGINT:
             raise KeyboardInterrupt
-        self.interrupted = True
-        stream = sys.stderr if self._stream is None else self._stream
-        print("\nfinishing this step, then saving; Ctrl-C again to stop at once", file=stream, flush=True)
+        if self.interrupted:
+            return
+        self.name = which.name
+        line = "finishing this step, then saving; Ctrl-C again to stop at once"
+        with suppress(OSError, RuntimeError):  # the terminal may be gone, or be in the middle of a line
+            print(f"\n{line}" if which is signal.SIGINT else f"\n{which.name}: {line}", file=self._stream or sys.stderr, flush=True)

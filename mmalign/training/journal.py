@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from types import TracebackType
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -17,14 +19,18 @@ from torch import Tensor
 from mmalign import calls
 from mmalign.files import write_json
 from mmalign.runs import answers, checkpoint
-from mmalign.runs.folder import open_run
+from mmalign.runs.folder import opened
 from mmalign.runs.log import Log
 from mmalign.runs.progress import Interrupt, Progress, clock
 from mmalign.signatures import nearest
 from mmalign.training.evaluation import Exam, evaluate
 from mmalign.training.learner import Learner
+from mmalign.training.recovery import Snapshot, out_of_memory, snapshot
 from mmalign.training.settings import RunSettings, Stop
 from mmalign.types import UserError, columns_of, contents
+
+MAY_DIFFER = ("run.trackers", "run.folder", "batch.micro_rows", "batch.micro_steps", "policy.memory.*", "policy.of.memory.*")
+"""What a resumed run may have another of: these change no number but by rounding."""
 
 
 class Ended(NamedTuple):
@@ -37,8 +43,9 @@ class Ended(NamedTuple):
 class Journal:
     """``with Journal(...) as journal: for step in journal.steps(): ...; journal.trained(row)``. See the recipes.
 
-    Entering it makes the run's folder, or opens it and puts everything back that its newest checkpoint holds. A fresh folder is
-    removed again where an exception ends the run before its first step is done, so that the next try finds the name free.
+    Entering it makes the run's folder, or opens it and puts everything back that its newest checkpoint holds; no other process trains
+    there meanwhile. A fresh folder is removed again where an exception ends the run before its first step is done, so that the next try
+    finds the name free. Where one ends it later, what was whole before the step that failed is saved.
 
     stop: when to end early. states: name -> what else has state (``dump``, ``load``) that a checkpoint keeps, or None. state: what it
     keeps as JSON. over: how the run ended, "" while it goes.
@@ -48,36 +55,61 @@ class Journal:
         self, learner: Learner, exam: Exam, settings: RunSettings, *, steps: int, resume: bool, stop: Stop | None = None,
         states: Mapping[str, Any] | None = None, prompts: Sequence[Any] = (),
     ):  # fmt: skip
+        refuse_many_processes()
         self.learner, self.exam, self.settings, self.stop = learner, exam, settings, stop
         self.total, self.resume, self.config = steps, resume, calls.described()
         self.state: dict[str, Any] = {"step": 0, "train_seconds": 0.0, "kl": 0.0, "evaluations": [], "facts": {}}
         self.prompts = hashed(prompts)
         self.states = {name: held for name, held in (states or {}).items() if held is not None}
-        self.over = ""
+        self.over, self.doing = "", "step 1"
+        self.snapshot: Snapshot | None = None
         _refuse_stop(stop, [*exam.rewards, *exam.judges])
 
     def __enter__(self) -> Journal:
-        where, name = self.settings.folder, self.settings.name
-        self.folder = open_run(where, name, config=self.config, resume=self.resume, may_differ=("run.trackers", "run.folder"))
         with ExitStack() as stack:
+            self.folder = stack.enter_context(
+                opened(self.settings.folder, self.settings.name, config=self.config, resume=self.resume, may_differ=MAY_DIFFER)
+            )
             stack.push(self._leave_no_trace)
             if self.folder.checkpoint is not None:
                 tensors, self.state = checkpoint.load(self.folder.checkpoint)
                 self.learner.load(tensors, self.state.pop("learner"))
-                if self.state.get("prompts", self.prompts) != self.prompts:
+                if self.state.pop("prompts", self.prompts) != self.prompts:
                     raise UserError("prompts: are others than those that this run began with; undo that, or give the run another name")
                 for name, kept in self.state.pop("states", {}).items():
                     self.states[name].load(kept)
-            self.log = stack.enter_context(Log(self.folder.path, self.settings.trackers, config=self.config))
-            self.progress = stack.enter_context(Progress(self.total, start=self.state["step"]))
+            self.progress = Progress(self.total, start=self.state["step"])
+            self.log = stack.enter_context(Log(self.folder.path, self.settings.trackers, config=self.config, tell=self.say))
+            stack.enter_context(self.progress)
             self.interrupt = stack.enter_context(Interrupt())
             for note in self.folder.notes:
                 self.say(note)
             self._stack = stack.pop_all()
         return self
 
-    def __exit__(self, *exception: Any) -> None:
-        self._stack.__exit__(*exception)
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if not isinstance(error, Exception):
+            self._stack.__exit__(kind, error, trace)
+            return
+        with self._stack:
+            self._rescue()
+            if out_of_memory(error):
+                why = " ".join(str(error).split())[:200]
+                takes = "a smaller batch.micro_rows (a run may be resumed with another), policy.memory, or fewer evaluation.samples"
+                raise UserError(f"{self.doing}: out of memory ({why}); takes {takes}") from error
+            raise error
+
+    def _rescue(self) -> None:
+        """Saves the state before the step that failed, where all of it is still there, and says where the run may go on."""
+        step, saved = self.state["step"], checkpoint.newest_step(self.folder.checkpoints)
+        if self.snapshot is not None and step > saved and step and self.snapshot.whole(self.learner):
+            try:
+                self._save()
+                saved = step
+            except OSError as error:  # no room on the disk, which may be what failed before
+                self.say(f"step {step} could not be saved: {error}")
+        if saved >= 0:
+            self.say(f"stopped in {self.doing}; step {saved} is saved, continue with --resume (in Python: resume=True) once this is mended")
 
     def _leave_no_trace(self, kind: type[BaseException] | None, *_: Any) -> None:
         if kind is not None and not self.resume and self.state["step"] == 0:
@@ -85,13 +117,19 @@ class Journal:
 
     def steps(self) -> Iterator[int]:
         """The steps left, after an evaluation before the first; ends early where the run is interrupted or stopped."""
-        if self.state["step"] == 0:
-            self._evaluate(0)
+        owed = self.state.pop("owed", False)  # an evaluation that a run was stopped before, or in
+        if self.state["step"] == 0 or owed:
+            self._evaluate(self.state["step"])
+        self._remember()
+        if owed and (self.over or self.state["step"] == self.total):
+            self._save()
         for step in range(self.state["step"], self.total):
-            self._began = time.monotonic()
-            yield step
             if self.over:
                 return
+            self._began, self.doing = time.monotonic(), f"step {step + 1}"
+            if self.snapshot is not None:
+                self.snapshot.begun = True
+            yield step
         self.over = self.over or "finished"
 
     def once(self, name: str, find: Callable[[], float | None]) -> None:
@@ -107,30 +145,42 @@ class Journal:
         """A step is done: logs it, evaluates and saves where it is time to."""
         step = self.state["step"] + 1
         unmoved = not row.get("updates", 1.0)  # then the KL is what it was; without a measurement of a step that moved it is not known
+        self.log.log(step, "train", row)
         self.state.update(step=step, kl=row.get("kl", self.state["kl"] if unmoved else math.nan))
         self.state["train_seconds"] += time.monotonic() - self._began
-        self.log.log(step, "train", row)
         self.progress.update(step, row)
         last = step == self.total
-        if last or step % self.exam.every == 0:
+        due = last or step % self.exam.every == 0
+        self._remember(owed=due)
+        if due and (last or not self.interrupt.interrupted):  # a resumed run evaluates what this one has no time for
             self._evaluate(step)
+            self._remember()
         if self.interrupt.interrupted and not last:
             self.over = self.over or "interrupted"
         if last or self.over or step % self.settings.checkpoint_every == 0:
-            held = {name: held.dump() for name, held in self.states.items()}
-            state = {**self.state, "prompts": self.prompts, "learner": self.learner.state(), **({"states": held} if held else {})}
-            checkpoint.save(self.folder.checkpoints, step, tensors=self.learner.tensors(), state=state)
+            self._save()
+
+    def _remember(self, *, owed: bool = False) -> None:
+        """The state as it is now is whole, but for an evaluation that is owed."""
+        state = {**self.state, "prompts": self.prompts, **({"owed": True} if owed else {})}
+        self.snapshot = snapshot(self.learner, state, self.states)
+
+    def _save(self) -> None:
+        if self.snapshot is not None:
+            state = self.snapshot.checkpoint(self.learner)
+            checkpoint.save(self.folder.checkpoints, self.snapshot.step, tensors=self.learner.tensors(), state=state)
 
     def _evaluate(self, step: int) -> None:
-        found = evaluate(self.learner.policy, self.exam, using=self.learner.shown)
-        if found.grid is not None:
-            self.folder.write_prompts(contents(self.exam.prompts), list(range(found.grid.shape[1])))
-            self.folder.write_samples(step, found.grid)
+        self.doing = f"the evaluation after step {step}"
+        results = evaluate(self.learner.policy, self.exam, using=self.learner.shown)
+        if results.grid is not None:
+            self.folder.write_prompts(contents(self.exam.prompts), list(range(results.grid.shape[1])))
+            self.folder.write_samples(step, results.grid)
             if step == 0 and self.exam.real is not None:
-                self.folder.write_real(self.exam.real(contents(self.exam.prompts), found.grid.shape[1]))
-        if found.answers is not None:
-            answers.write(self.folder.path, step, found.answers.prompts, found.answers.outputs, found.answers.marks)
-        row = {**found.metrics, "kl": self.state["kl"]}
+                self.folder.write_real(self.exam.real(contents(self.exam.prompts), results.grid.shape[1]))
+        if results.answers is not None:
+            answers.write(self.folder.path, step, results.answers.prompts, results.answers.outputs, results.answers.marks)
+        row = {**results.metrics, "kl": self.state["kl"]}
         self.log.log(step, "eval", row)
         self.state["evaluations"].append({"step": step, **row})
         self.say(f"step {step:>4}  " + "  ".join(f"{key} {row[key]:.3f}" for key in row if key != "kl" and not key.endswith("_se")))
@@ -141,11 +191,11 @@ class Journal:
         if self.stop is None:
             return
         judge, rows = self.stop.judge, self.state["evaluations"]
-        if judge not in rows[-1]:
+        if len(rows) == 1 and judge not in rows[0]:
             raise UserError(
                 f"evaluation.stop.judge: got {judge!r}, takes one number of {', '.join(sorted(set(rows[-1]) - {'step', 'kl'}))}"
             )
-        best = best_of([row[judge] for row in rows])
+        best = best_of([row.get(judge, math.nan) for row in rows])
         self.state["best_step"] = rows[best]["step"]
         if best == len(rows) - 1:
             with self.learner.policy.using(self.learner.shown):
@@ -154,33 +204,49 @@ class Journal:
             self.over = "stopped early"
 
     def conclude(self) -> Ended:
-        """Writes the summary, says how the run ended, and returns it."""
+        """Writes the summary, says how the run ended, and returns it; a summary that cannot be written costs a line."""
         summary = summarise(self.state, seed=self.settings.seed, status=self.over, exam=self.exam)
-        write_json(self.folder.summary, summary)
         if self.over == "interrupted":
-            print(f"interrupted after step {self.state['step']} and saved; continue with --resume (in Python: resume=True)")
+            summary["interrupted_by"] = self.interrupt.name
+        try:
+            write_json(self.folder.summary, summary)
+        except OSError as error:
+            self.say(f"summary: {self.folder.summary} could not be written: {error}")
+        if self.over == "interrupted":
+            self.say(f"interrupted after step {self.state['step']} and saved; continue with --resume (in Python: resume=True)")
         else:
-            print(f"{self.over} after {self.state['step']} steps, {clock(self.state['train_seconds'])} of training")
-            changes = [key.removesuffix("_before") for key in summary if key.endswith("_before") and not key.endswith("_se_before")]
-            print("  ".join(f"{key} {summary[f'{key}_before']:.3f} -> {summary[f'{key}_after']:.3f}" for key in changes))
+            self.say(f"{self.over} after {self.state['step']} steps, {clock(self.state['train_seconds'])} of training")
+            names = [key.removesuffix("_before") for key in summary if key.endswith("_before") and not key.endswith("_se_before")]
+            self.say("  ".join(f"{name} {_known(summary[f'{name}_before'])} -> {_known(summary[f'{name}_after'])}" for name in names))
         return Ended(self.folder.path, summary)
 
 
 def summarise(state: Mapping[str, Any], *, seed: int, status: str, exam: Exam) -> dict[str, Any]:
-    """A run in a few numbers: every evaluated one before training and after it, and what it cost.
+    """A run in a few numbers: every evaluated one before training and after it, and what it cost; NaN is missing.
 
     After: the last evaluation, or the best one where the run kept it.
     """
     rows = state["evaluations"]
     before, after = rows[0], next((row for row in rows if row["step"] == state.get("best_step")), rows[-1])
-    found = {"before": before, "after": after}
-    numbers = {f"{key}_{when}": row[key] for when, row in found.items() for key in row if key not in ("step", "kl")}
+    names = [name for name in {**before, **after} if name not in ("step", "kl")]
+    numbers = {f"{name}_{when}": row.get(name, math.nan) for when, row in (("before", before), ("after", after)) for name in names}
     best = {"best_step": state["best_step"]} if "best_step" in state else {}
     spread = {"spread_ratio": after["spread_ratio"]} if "spread_ratio" in after else {}
     return {
         "seed": seed, "status": status, "steps": state["step"], "rewards": list(exam.rewards), "judges": list(exam.judges), **numbers,
         "kl": after["kl"], "train_seconds": round(state["train_seconds"], 2), **state["facts"], **best, **spread,
     }  # fmt: skip
+
+
+def refuse_many_processes() -> None:
+    """Errors: UserError under a launcher of several processes, each of which would train by itself into the same folder."""
+    count = os.environ.get("WORLD_SIZE", "1")
+    if count.isdecimal() and int(count) > 1:
+        raise UserError(f"WORLD_SIZE: got {count} processes, takes 1: a run trains in one process (start it without torchrun)")
+
+
+def _known(value: float | None) -> str:
+    return "missing" if value is None or math.isnan(value) else f"{value:.3f}"
 
 
 def hashed(prompts: Sequence[Any]) -> str:

@@ -128,8 +128,8 @@ class Learner:
                 group["lr"].fill_(rate)  # 8-bit optimisers keep it so
             else:
                 group["lr"] = rate
+        self.updates += 1  # before it: a step that fails half way has changed parameters too
         self.optimizer.step()
-        self.updates += 1
         ema = self.settings.ema
         if ema is not None and self.updates % ema.every == 0:
             self.policy.sets.follow("ema", decay=min(ema.decay, (1 + self.updates) / (10 + self.updates)))

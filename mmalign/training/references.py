@@ -68,6 +68,12 @@ def due(moves: Sequence[Move], step: int) -> list[Move]:
     return [move for move in moves if step % move.every == move.at]
 
 
+def repeatable(moves: Sequence[Move], step: int) -> bool:
+    """Whether the moves before ``step`` come to the same where they are made twice: none reads what one of them makes."""
+    made = due(moves, step)
+    return not {move.name for move in made} & {name for move in made for name in move.shares} and not any(move.moments for move in made)
+
+
 def move(policy: Policy, moves: Sequence[Move], step: int) -> dict[str, float]:
     """Makes the moves that are due before ``step``, in their order. Errors: UserError for a set that is not there.
 

@@ -18,6 +18,9 @@ from mmalign.types import UserError
 from tests.helpers.small_run import online
 
 MODULE = """
+import os
+import signal
+
 import torch
 from mmalign.worlds.digits.base import untrained
 
@@ -33,6 +36,17 @@ def pipeline():
 
 def bright():
     return lambda outputs, prompts: outputs.flatten(1).mean(1)
+
+
+def signalled(name):
+    calls = []
+
+    def reward(outputs, prompts):
+        calls.append(1)
+        if len(calls) == 1:
+            os.kill(os.getpid(), signal.Signals[name])
+        return outputs.flatten(1).mean(1)
+    return reward
 
 
 def broken():
@@ -111,6 +125,20 @@ def test_samples_are_those_of_the_average_and_of_the_best_before_it(tmp_path: Pa
     checkpoint.save(run / "checkpoints", 5, tensors={"trained": tensors["ema"]}, state=state)
     assert torch.equal(averaged, pixels(sample(run, trust=True, out=tmp_path / "again.png")))
     assert not torch.equal(averaged, trained) and not torch.equal(averaged, best) and not torch.equal(best, trained)
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
+def test_a_run_that_a_signal_ends_is_no_success(tmp_path: Path, command: Any, name: str, code: int) -> None:
+    reward = f"rewards.bright={{use: mine.signalled, name: {name}}}"
+    end = command("train", "c.yaml", reward)
+    assert end.code == code and "interrupted after step 1 and saved; continue with --resume" in end.out, end.err
+    assert command("train", "c.yaml", reward, "--resume").code == 0  # the last step of a run is a finished run
+
+
+def test_several_processes_are_refused_before_a_model_is_loaded(tmp_path: Path, command: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    code, _, err = command("train", "c.yaml", "policy.pipeline=/nowhere")
+    assert (code, err.count("\n")) == (2, 1) and err.startswith("WORLD_SIZE: got 2 processes") and not (tmp_path / "runs").exists()
 
 
 def test_bad_judges_end_in_one_line_and_no_folder(tmp_path: Path, command: Any) -> None:

@@ -87,6 +87,17 @@ def flip(path):
     path.write_bytes(bytes(data))
 
 
+def edit(without="", **changes):
+    """What a hand does to state.json."""
+
+    def harm(path):
+        body = json.loads(path.read_text())
+        body.pop(without, None)
+        path.write_text(json.dumps({**body, **changes}))
+
+    return harm
+
+
 @pytest.mark.parametrize(
     ("file", "harm", "word"),
     [
@@ -96,6 +107,14 @@ def flip(path):
         ("state.json", lambda path: path.unlink(), "cannot be read"),
         ("state.json", shorten, "state.json is damaged"),
         ("state.json", lambda path: path.write_text("[]"), "state.json is damaged"),
+        ("state.json", lambda path: path.write_text("[" * 9999), "state.json is damaged"),
+        ("state.json", lambda path: path.write_bytes(b"\xff"), "state.json is damaged"),
+        ("state.json", edit(step=5), "state.json has changed"),
+        ("state.json", edit(state={"value": 3.0}), "state.json has changed"),
+        ("state.json", edit(files={}), "state.json has changed"),
+        ("state.json", edit(crc32=0), "state.json has changed"),
+        ("state.json", edit(more=1), "state.json is damaged"),
+        ("state.json", edit(without="crc32"), "state.json is damaged, or was written before 0.2.0"),
     ],
 )
 def test_a_damaged_checkpoint_is_passed_over_with_a_line(tmp_path, file, harm, word):
@@ -105,6 +124,33 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_line(tmp_path, file, harm, w
     assert path is not None and path.name == "step_000005" and len(lines) == 1 and word in lines[0]
     with pytest.raises(UserError, match=word):
         checkpoint.load(tmp_path / "step_000006")
+
+
+def test_a_checkpoint_under_another_step_s_name_is_damaged(tmp_path):
+    save(tmp_path, 5).rename(tmp_path / "step_000009")
+    path, lines = checkpoint.newest(tmp_path)
+    assert path is None and "step_000009: damaged (it holds step 5), skipped" in lines[0]
+    (tmp_path / "step_000009").rename(tmp_path / "kept")  # a name of the user's own says nothing
+    assert checkpoint.load(tmp_path / "kept")[1] == {"value": 1.0}
+
+
+def test_a_damaged_future_does_not_push_out_what_is_sound(tmp_path):
+    for step in (2, 4, 6):
+        shorten(save(tmp_path, step, keep=9) / "trained.safetensors") if step > 2 else save(tmp_path, step)
+    save(tmp_path, 3)
+    assert checkpoint.latest(tmp_path).name == "step_000003" and (tmp_path / "step_000002").is_dir()
+
+
+def test_the_order_of_its_keys_is_nothing(tmp_path):
+    path = save(tmp_path, 5)
+    body = json.loads((path / "state.json").read_text())
+    (path / "state.json").write_text(json.dumps(dict(reversed(body.items()))))
+    assert checkpoint.damage(path) is None
+
+
+def test_numbers_that_are_not_finite_come_back(tmp_path):
+    path = checkpoint.save(tmp_path, 1, tensors={}, state={"a": float("nan"), "b": [float("inf"), -0.0, 1e-320, 2**70], 3: None})
+    assert str(checkpoint.load(path)[1]) == "{'a': nan, 'b': [inf, -0.0, 1e-320, 1180591620717411303424], '3': None}"
 
 
 def model(seed: int = 0):

@@ -85,6 +85,101 @@ def test_resume_passes_over_a_damaged_checkpoint(tmp_path):
     assert "damaged" in again.notes[0] and again.metrics.read_text() == line(1)
 
 
+def test_a_run_whose_checkpoints_are_all_damaged_is_refused_and_left_as_it_is(tmp_path):
+    run = started(tmp_path, line(1) + line(2), steps=(1, 2))
+    for file in run.checkpoints.rglob("trained.safetensors"):
+        file.write_bytes(file.read_bytes()[:-3])
+    with pytest.raises(UserError, match=r"no checkpoint can be read.*\(step_000002: damaged \(train.*; step_000001: damaged \(.*; give"):
+        folder.open_run(tmp_path, "a", config=CONFIG, resume=True)
+    assert run.metrics.read_text() == line(1) + line(2)
+
+
+@pytest.mark.parametrize("how", ["ended", "far"])
+def test_a_run_whose_checkpoints_are_gone_is_not_started_again_over_its_log(tmp_path, how):
+    config = {**CONFIG, "run": {"checkpoint_every": 1}}
+    run = folder.open_run(tmp_path, "a", config=config)
+    run.metrics.write_text(line(1) + (line(2) if how == "far" else ""))
+    if how == "ended":
+        files.write_json(run.summary, {"status": "interrupted"})
+    with pytest.raises(UserError, match=r"its checkpoints are gone \(its log goes to step [12]\)"):
+        folder.open_run(tmp_path, "a", config=config, resume=True)
+    assert run.metrics.read_text().startswith(line(1))
+
+
+@pytest.mark.parametrize("resume", [False, True])
+@pytest.mark.parametrize("made", [(), ("samples",), ("samples", "checkpoints", "versions.json"), ("metrics.jsonl", ".config.yaml.17.tmp")])
+def test_a_folder_whose_making_was_interrupted_is_free(tmp_path, resume, made):
+    for name in made:
+        (tmp_path / "a" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "a" / name).write_text("") if "." in name else (tmp_path / "a" / name).mkdir()
+    (tmp_path / "a").mkdir(exist_ok=True)
+    run = folder.open_run(tmp_path, "a", config=CONFIG, resume=resume)
+    assert run.checkpoint is None and folder.read_config(run.path) == CONFIG and not list(run.path.glob(".*.tmp"))
+    assert len(run.notes) == bool(made or resume)
+
+
+@pytest.mark.parametrize("there", ["notes.txt", "config.yaml", "samples/step_000000.png", "metrics.jsonl"])
+def test_a_folder_with_anything_else_in_it_is_not(tmp_path, there):
+    (tmp_path / "a" / "samples").mkdir(parents=True)
+    (tmp_path / "a" / there).write_text("{}\n")
+    with pytest.raises(UserError, match="exists"):
+        folder.open_run(tmp_path, "a", config=CONFIG)
+    assert (tmp_path / "a" / there).read_text() == "{}\n"
+
+
+def test_resume_removes_what_a_killed_process_left(tmp_path):
+    run = started(tmp_path, line(1) + line(2), steps=(1, 2))
+    (run.checkpoints / ".step_000003.77.tmp").mkdir()
+    (run.checkpoints / ".step_000000.gone").mkdir()
+    (run.checkpoints / "step_000002").rename(run.checkpoints / ".step_000002.old")  # killed between the two names of a swap
+    (run.path / "answers" / "images").mkdir(parents=True)
+    strays = [
+        ".summary.json.77.tmp",
+        "samples/.step_000002.png.77.tmp",
+        "answers/.step_000002.jsonl.77.tmp",
+        "answers/images/.a.png.77.tmp",
+    ]
+    for stray in strays:
+        (run.path / stray).write_text("")
+    (run.path / ".mine.tmp").write_text("")
+    again = folder.open_run(tmp_path, "a", config=CONFIG, resume=True)
+    assert again.checkpoint == run.checkpoints / "step_000002"
+    assert sorted(path.name for path in run.checkpoints.iterdir()) == ["step_000001", "step_000002"]
+    assert [path.name for path in run.path.rglob(".*")] == [".mine.tmp"]
+
+
+@pytest.mark.parametrize("text", ["[1, 2", "- a list", "", "a: " + "[" * 5000, "\udcff"])
+def test_a_config_that_cannot_be_read_is_one_line(tmp_path, text):
+    started(tmp_path, steps=(2,)).config.write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(UserError, match=r"config.yaml: (cannot be read|holds no mapping)") as caught:
+        folder.open_run(tmp_path, "a", config=CONFIG, resume=True)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
+    started(tmp_path, steps=(2,)).metrics.unlink()
+    (tmp_path / "a" / "metrics.jsonl").mkdir()
+    with pytest.raises(UserError, match=r"cannot be opened: .*metrics.jsonl"), folder.opened(tmp_path, "a", config=CONFIG, resume=True):
+        pass
+
+
+def test_an_open_run_is_nobody_elses(tmp_path):
+    first, second = folder.opened(tmp_path, "a", config=CONFIG), folder.opened(tmp_path, "a", config=CONFIG, resume=True)
+    with first, pytest.raises(UserError, match="another process trains there"), second:
+        pass
+    with folder.opened(tmp_path, "a", config=CONFIG, resume=True) as run:
+        assert run.path == tmp_path / "a"
+    with pytest.raises(UserError, match="no run here"), folder.opened(tmp_path, "b", config=CONFIG, resume=True):
+        pass
+    assert not (tmp_path / "b").exists()
+
+
+def test_what_changes_no_number_may_differ_and_is_said(tmp_path):
+    started(tmp_path, steps=(2,))
+    run = folder.open_run(tmp_path, "a", config={**CONFIG, "memory": {"rows": 3}}, resume=True, may_differ=("memory.*",))
+    assert run.notes == (f"{tmp_path / 'a'}: goes on although memory.rows was '(absent)', is 3",)
+
+
 def test_resume_may_only_grow_steps(tmp_path):
     started(tmp_path, steps=(2,))
     folder.open_run(tmp_path, "a", config={**CONFIG, "steps": 80}, resume=True)
@@ -156,6 +251,22 @@ def test_a_large_grid_of_videos_is_scaled_down_and_keeps_its_frames(monkeypatch)
     monkeypatch.setattr(pictures, "FILM", 3 * 2 * 16 * 16)
     frames = pictures.grid(torch.full((2, 1, 3, 3, 32, 32), 0.5))
     assert frames.shape == (3, 4, 2 * 17, 17) and frames[:, :3].max() == 128
+
+
+def test_read_metrics_keeps_numbers_alone(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    odd = [
+        '{"step": true, "phase": "eval"}',
+        '{"step": -1, "phase": "eval"}',
+        '{"step": 1, "phase": 3}',
+        f'{{"step": {10**20}, "phase": "x"}}',
+    ]
+    odd += ['{"step": 1, "phase": "eval", "x": ' + "[" * 9999, '{"step": ' + "9" * 5000 + "}"]
+    path.write_text(
+        "\n".join([*odd, f'{{"step": 2, "phase": "eval", "a": "b", "c": [1], "d": {10**400}, "e": 1e999, "f": null, "g": 0.5}}'])
+    )
+    rows, notes = metrics.read_metrics(path)
+    assert rows == [{"step": 2, "phase": "eval", "f": None, "g": 0.5}] and len(notes) == 6
 
 
 def test_read_metrics_drops_torn_lines(tmp_path):

@@ -108,6 +108,36 @@ def test_trackers_get_what_is_known_and_the_settings_once(tmp_path, monkeypatch)
     assert Recorder.seen == [*begin, {"a.b": "[1]"}, logged[0], end, *begin, logged[1], end]
 
 
+@pytest.mark.parametrize("when", ["__init__", "start", "store_init_configuration", "log", "finish"])
+def test_a_tracker_that_fails_costs_one_line(tmp_path, monkeypatch, when):
+    import accelerate.tracking
+
+    class Error(Exception):
+        pass
+
+    def act(self, *args, **kwargs):
+        pass
+
+    def fail(self, *args, **kwargs):
+        raise Error("no\nnetwork")
+
+    names = ("__init__", "start", "store_init_configuration", "log", "finish")
+    good, bad = (
+        type("Tracker", (), {"requires_logging_directory": False, **dict.fromkeys(names, act), **more}) for more in ({}, {when: fail})
+    )
+    monkeypatch.setitem(accelerate.tracking.LOGGER_TYPE_TO_CLASS, "wandb", bad)
+    monkeypatch.setitem(accelerate.tracking.LOGGER_TYPE_TO_CLASS, "trackio", good)
+    monkeypatch.setattr(accelerate.tracking, "get_available_trackers", lambda: ["wandb", "trackio"])
+    lines: list[str] = []
+    with Log(tmp_path, trackers=("wandb", "trackio"), config={"a": 1}, tell=lines.append) as log:
+        for step in (1, 2):
+            log.log(step, "train", {"reward": 0.5})
+    assert lines == ["trackers: wandb failed, going on without it (Error: no network)"] and [row["step"] for row in read(tmp_path)] == [
+        1,
+        2,
+    ]
+
+
 def test_an_unknown_tracker_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"trackers: got 'wanbd', takes .*tensorboard"):
         Log(tmp_path, trackers=("wanbd",))

@@ -55,6 +55,59 @@ def test_the_first_interrupt_waits_and_the_second_does_not():
     assert signal.getsignal(signal.SIGINT) is before
 
 
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_a_scheduler_and_a_closing_terminal_may_ask_twice(name):
+    number = signal.Signals[name]
+    before, stream = signal.getsignal(number), io.StringIO()
+    with pytest.raises(KeyboardInterrupt), Interrupt(stream) as interrupt:
+        os.kill(os.getpid(), number)
+        os.kill(os.getpid(), number)
+        assert (
+            interrupt.name == name and stream.getvalue().startswith(f"\n{name}: finishing this step") and stream.getvalue().count("\n") == 2
+        )
+        os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(number) is before
+
+
+def test_a_hang_up_that_nohup_ignores_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Interrupt(io.StringIO()) as interrupt:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not interrupt.interrupted
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+class Gone(io.StringIO):
+    """A terminal that was closed."""
+
+    def __init__(self, tty: bool):
+        super().__init__()
+        self.tty, self.gone = tty, False
+
+    def isatty(self) -> bool:
+        return self.tty
+
+    def write(self, text):
+        if self.gone:
+            raise OSError(5, "Input/output error")
+        return super().write(text)
+
+
+@pytest.mark.parametrize("tty", [False, True])
+def test_a_terminal_that_is_gone_costs_its_lines_alone(tty):
+    stream = Gone(tty)
+    with Progress(4, every=1, stream=stream) as progress, Interrupt(stream) as interrupt:
+        progress.update(1, {})
+        stream.gone = True
+        progress.update(2, {"reward": 0.5})
+        progress.say("above")
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert interrupt.interrupted
+
+
 def test_handlers_come_back_after_an_error():
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(ValueError, match="x"), Interrupt():
