@@ -18,7 +18,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mmalign import signatures
+from mmalign import environment, signatures
 from mmalign.renamed import renamed
 
 
@@ -62,13 +62,16 @@ def saying(what: Made | Mapping[str, Any]) -> Iterator[None]:
 
 
 def described() -> dict[str, Any]:
-    """The call that is going on as a config says it, without ``resume``; empty for a function that no room answered with."""
+    """The call that is going on as a config says it, without ``resume``; empty for a function that no room answered with.
+
+    What was read of the environment is as it was written.
+    """
     now = _NOW.get()
     if now is None:
         return {}
     if isinstance(now, Made):
         now = {"use": now.name, **{key: node_of(item) for key, item in now.arguments.items()}}
-    return {key: value for key, value in now.items() if key != "resume"}
+    return {key: environment.as_written(value) for key, value in now.items() if key != "resume"}
 
 
 def bound(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

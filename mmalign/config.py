@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmalign import calls
+from mmalign import calls, environment
 from mmalign.crosschecks import crosschecked
 from mmalign.outside import Outside
 from mmalign.planning import ROOMS, Call, Review, carry_out, execute, one_line, plan, plan_value, said
@@ -33,6 +33,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
 
     from mmalign.types import UserError
 
+    environment.watch()
     file = locate(path)
     try:
         config = OmegaConf.load(file)
@@ -69,12 +70,13 @@ def check(node: Mapping[str, Any], *, trust: bool = False) -> list[str]:
 
 
 def outside(node: Mapping[str, Any]) -> list[Outside]:
-    """What a config, or the config of a run, names outside of mmalign, whatever else is wrong with it. Imports none of it."""
+    """What a config, or the config of a run, names outside of mmalign, whatever else is wrong with it. Imports and reads none of it."""
     review = Review(trust=False)
     _reviewed(node, False, review)
     for key, value in node.items():  # parts are built by themselves too
         plan_value(value, str(key), ROOMS.get(str(key), ()), review)
-    return list(dict.fromkeys(review.outside))
+    read = [Outside(key, f"{text} of the environment") for key, text in environment.reads(node)]
+    return list(dict.fromkeys([*review.outside, *read]))
 
 
 def build(node: Mapping[str, Any], **extra: Any) -> Any:
@@ -102,7 +104,7 @@ def build_part(config: Mapping[str, Any], key: str) -> Any:
     from mmalign.types import UserError
 
     review = Review(trust=True)
-    planned = plan_value(config.get(key), key, ROOMS.get(key, ()), review)
+    planned = plan_value(environment.resolved(config.get(key), key), key, ROOMS.get(key, ()), review)
     if review.errors:
         raise UserError("\n".join(review.errors))
     return carry_out(planned)

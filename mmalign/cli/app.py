@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from mmalign import __version__
+from mmalign.environment import masked
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -57,7 +58,7 @@ def mistakes_as_lines(context: typer.Context) -> Iterator[None]:
 
         mine = isinstance(error, UserError)
         lines = str(error) if mine else f"{type(error).__name__}: {' '.join(str(error).split())} (--debug shows where)"
-        typer.echo(lines, err=True)
+        typer.echo(masked(lines), err=True)
         raise typer.Exit(2 if mine else 1) from None
 
 

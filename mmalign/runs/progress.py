@@ -11,6 +11,8 @@ from contextlib import suppress
 from types import FrameType, TracebackType
 from typing import Any, TextIO
 
+from mmalign.environment import masked
+
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 
 
@@ -72,7 +74,8 @@ class Progress:
             self.say("  ".join(part for part in (f"step {step}/{self.total}", numbers(metrics), f"{clock(left)} left") if part))
 
     def say(self, line: str) -> None:
-        """A line above the bar."""
+        """A line above the bar, without what was read of the environment."""
+        line = masked(line)
         with suppress(OSError):
             if self._bar is not None:
                 self._bar.console.print(line, markup=False, highlight=False)
