@@ -23,7 +23,7 @@ from mmalign.training.settings import RunSettings
 
 class Run:
     def __init__(self, path):
-        self.path = path
+        self.path, self.summary = path, {}
 
 
 def recipe(*, steps: int = 3, run: RunSettings = RunSettings(name="one"), resume: bool = False):
