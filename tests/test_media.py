@@ -3,7 +3,7 @@ from __future__ import annotations
 import io
 import struct
 import sys
-import types
+import warnings
 import zlib
 
 import pytest
@@ -105,36 +105,29 @@ def test_animated_images_are_refused_or_their_first_frame_is_taken():
     assert found[0].min() > 0.9 and found[2].max() < 0.1
 
 
+@pytest.mark.parametrize(("kind", "more"), [("MPO", 1), ("MPO", 2), ("TIFF", 1), ("TIFF", 4)])
+@pytest.mark.parametrize("limits", [Limits(), Limits(animated="first")])
+def test_further_pictures_and_pages_are_no_animation(kind, more, limits):
+    """Phones write a preview or a gain map behind the picture; scanners write pages."""
+    data = stored(Image.new("RGB", (16, 8), "red"), kind, save_all=True, append_images=[Image.new("RGB", (16, 8), "blue")] * more)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = media.image(data, limits)
+    assert found.shape == (3, 8, 16) and found[0].min() > 0.9 and found[2].max() < 0.1
+    words = [str(warning.message) for warning in caught if issubclass(warning.category, UserWarning)]
+    assert words == ([f"the first of {more + 1} pages is taken"] if kind == "TIFF" else [])
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "AVIF"])
+def test_every_format_that_moves_is_animated(kind):
+    frames = [Image.new("RGB", (32, 32), colour) for colour in ("red", "blue", "green")]
+    refused(stored(frames[0], kind, save_all=True, append_images=frames[1:]), "animated, 3 frames")
+
+
 def test_videos_say_what_they_need(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(UserError, match="need the package av"):
         media.video(b"x", Limits())
-
-
-def test_frames_are_spread_evenly(monkeypatch):
-    """With a stand-in for PyAV, which is an extra: ten frames, whose brightness is their number."""
-
-    class Container:
-        def __init__(self):
-            self.streams = types.SimpleNamespace(video=[types.SimpleNamespace(width=4, height=4)])
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            return None
-
-        def decode(self, stream):
-            return (types.SimpleNamespace(to_image=lambda n=n: Image.new("RGB", (4, 4), (n, n, n))) for n in range(10))
-
-    error = types.SimpleNamespace(FFmpegError=RuntimeError)
-    monkeypatch.setitem(sys.modules, "av", types.SimpleNamespace(open=lambda file, mode: Container(), error=error))
-    found = media.video(b"x", Limits(frames=4))
-    assert found.shape == (4, 3, 4, 4) and torch.equal((found[:, 0, 0, 0] * 255).round(), torch.tensor([0.0, 3.0, 6.0, 9.0]))
-    with pytest.raises(Broken, match="10 frames, takes at least 12"):
-        media.video(b"x", Limits(frames=12))
-    with pytest.raises(Broken, match="4 x 4 pixels"):
-        media.video(b"x", Limits(pixels=15))
 
 
 def test_tensors_frames_and_messages_that_name_the_file(tmp_path):
@@ -174,6 +167,10 @@ def test_a_real_video_is_read_at_its_frames(tmp_path) -> None:
     found = media.footage(tmp_path / "v.mp4", media.Limits(frames=5))
     assert (found.places, found.length, found.rate) == ([0, 2, 4, 6, 8], 9, 4.0)
     assert found.frames.shape == (5, 3, 16, 32)
+    with pytest.raises(Broken, match="9 frames, takes at least 12"):
+        media.video(tmp_path / "v.mp4", Limits(frames=12))
+    with pytest.raises(Broken, match="32 x 16 pixels, takes at most 500"):
+        media.video(tmp_path / "v.mp4", Limits(pixels=500))
     levels = found.frames.float().mean((1, 2, 3))
     assert (levels - torch.tensor([0.0, 40, 80, 120, 160])).abs().max() < 6
     (tmp_path / "cut.mp4").write_bytes((tmp_path / "v.mp4").read_bytes()[:300])

@@ -1,0 +1,27 @@
+"""Images and videos from wherever they are, with limits that hold before anything is decoded, and one line of reason where it fails.
+
+``picture`` and ``footage`` read; ``Limits`` says what they may cost; ``Broken`` is all that they raise of a file, however it is damaged.
+"""
+
+from mmalign.media.images import image, picture
+from mmalign.media.limits import Animated, Broken, Limits, named
+from mmalign.media.medium import KINDS, Medium, canonical_bytes
+from mmalign.media.sources import is_address, read_bytes
+from mmalign.media.videos import Footage, footage, video
+
+__all__ = [
+    "KINDS",
+    "Animated",
+    "Broken",
+    "Footage",
+    "Limits",
+    "Medium",
+    "canonical_bytes",
+    "footage",
+    "image",
+    "is_address",
+    "named",
+    "picture",
+    "read_bytes",
+    "video",
+]
