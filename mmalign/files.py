@@ -63,8 +63,8 @@ def write_bytes(path: Path, data: bytes) -> Path:
 
 
 def write_text(path: Path, text: str) -> Path:
-    """``write_bytes`` in UTF-8."""
-    return write_bytes(path, text.encode("utf-8"))
+    """``write_bytes`` in UTF-8; a lone surrogate, which a file's name may hold, becomes its escape, which JSON reads again."""
+    return write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
 def write_json(path: Path, value: Any) -> Path:

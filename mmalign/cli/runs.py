@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -159,21 +160,27 @@ def report(
             webbrowser.open(Path(page).resolve().as_uri())
 
 
-def _train(node: dict[str, Any], *, resume: bool = False) -> Path:
+def _train(node: dict[str, Any], *, resume: bool = False) -> Path | None:
     """Builds and runs a config, prints where the run and its report are, and returns the path of the report.
 
+    A config of a command, such as ``calibrate``, makes no run: what it made is said, and None returned.
     A run that a signal ended exits as the signal would have it: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP.
     """
     from mmalign.config import build
+    from mmalign.recipes._run import Run
     from mmalign.training.journal import refuse_many_processes
 
     refuse_many_processes()
     run = build(node, **({"resume": True} if resume else {}))
+    if isinstance(run, (Mapping, Path)):
+        counts = ", ".join(f"{count} {name}" for name, count in run.items()) if isinstance(run, Mapping) else ""
+        typer.echo(f"{node['use']}: {node.get('out', 'done')}{f' ({counts})' if counts else ''}")
+        return None
     folder = Path(run.path).resolve()
     page = folder / "report.html"
     typer.echo(f"run:    {folder}")
     typer.echo(f"report: {page}")
-    if name := run.summary.get("interrupted_by"):
+    if isinstance(run, Run) and (name := run.summary.get("interrupted_by")):
         raise typer.Exit(128 + signal.Signals[name])
     return page
 

@@ -10,12 +10,15 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from difflib import SequenceMatcher
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from mmalign.data.pairs import listed
+from mmalign.policies.language.completions import Completions
+from mmalign.policies.transformers import TransformersPolicy
 from mmalign.records import Pair, Record, Records, Thumb
 from mmalign.training.feedback import beside, feedback
 from mmalign.training.seeds import stream
@@ -24,6 +27,7 @@ from mmalign.types import Feedback, Policy, Rollout, UserError, contents
 __all__ = ["make_pairs", "make_rejected"]
 
 Line = dict[str, Any]
+Cut = Literal["drop", "keep"]
 SEED = 2**31
 
 
@@ -37,6 +41,7 @@ def make_pairs(  # what a command may be told
     group: int = 10,
     most: int = 1,
     least_gap: float = 0.0,
+    cut: Cut = "drop",
     prompts_at_once: int = 8,
     seed: int = 0,
 ) -> dict[str, int]:
@@ -47,13 +52,17 @@ def make_pairs(  # what a command may be told
         combine: how rewards become one number; their sum by default.
         group: answers to each prompt, drawn by the policy's own sampler. most: pairs of one prompt: the best with the worst, the
             second best with the second worst, and so on, each answer once. least_gap: by how much more than this a score has to be ahead.
-        seed: of the sampling.
+        cut: what becomes of answers that came to no end within the policy's ``max_completion``: ``drop`` leaves them out, ``keep`` takes
+            them, though whoever trains on the file is told that they end there.
+        prompts_at_once: prompts in one rollout. seed: of the sampling.
 
     An answer without a score is in no pair. Counts: ``pairs``, ``prompts`` (asked), ``tied`` (that gave none), ``missing`` (answers
-    without a score). Errors: UserError for a file that is there already, numbers out of range, prompts that are not JSON.
+    without a score), ``cut`` (answers left out for that).
+
+    Errors: UserError for a file that is there already, numbers out of range, prompts that are not JSON.
     """
     _refuse(out, prompts=len(prompts), group=group - 1, most=most, prompts_at_once=prompts_at_once)
-    counts = {"pairs": 0, "prompts": 0, "tied": 0, "missing": 0}
+    counts = {"pairs": 0, "prompts": 0, "tied": 0, "missing": 0, "cut": 0}
 
     def lines() -> Iterator[Line]:
         for start in range(0, len(prompts), prompts_at_once):
@@ -62,6 +71,9 @@ def make_pairs(  # what a command may be told
             rollout.columns = beside(some, rows=len(rollout.prompts))
             said = feedback(rewards, rollout, combine=combine, missing="drop")
             counts["missing"] += int(said.rewards.isnan().sum())
+            if cut == "drop" and isinstance(rollout.held, Completions):
+                counts["cut"] += int(rollout.held.cut.sum())
+                said = replace(said, rewards=said.rewards.masked_fill(rollout.held.cut, math.nan))
             for number in range(len(some)):
                 rows = range(number * group, (number + 1) * group)
                 made = list(_ranked(rollout, said, rows, most, least_gap))
@@ -83,6 +95,7 @@ def make_rejected(
     count: int,
     call: dict[str, Any] | None = None,
     alike: float = 1.0,
+    cut: Cut = "drop",
     records_at_once: int = 8,
     seed: int = 0,
 ) -> dict[str, int]:
@@ -92,24 +105,30 @@ def make_rejected(
         records: pairs, of which the better answer is taken, or thumbs that are up. out: as of ``make_pairs``.
         call: of ``policy.generate``: the temperature, and what hides the pictures from it.
         alike: answers whose words are more alike than this are left out (0: no word in common, 1: the same).
-        seed: of the sampling, and of the order of the records.
+        cut: as of ``make_pairs``.
+        records_at_once: records that are answered at once. seed: of the sampling, and of the order of the records.
 
-    Counts: ``pairs``, ``records``, ``alike`` (left out). Paper: BDHS, in Understanding Alignment in Multimodal LLMs: A Comprehensive Study,
+    Counts: ``pairs``, ``records``, ``alike`` and ``cut`` (left out).
+
+    Paper: BDHS, in Understanding Alignment in Multimodal LLMs: A Comprehensive Study,
     https://arxiv.org/abs/2407.02477; answers are drawn from their beginning here. Errors: UserError, as of ``make_pairs``.
     """
     _refuse(out, count=count, records_at_once=records_at_once)
     if not 0 <= alike <= 1:
         raise UserError(f"alike: got {alike}, takes 0..1")
     source: Records = listed(records) if isinstance(records, Sequence) else records
-    counts = {"pairs": 0, "records": 0, "alike": 0}
+    counts = {"pairs": 0, "records": 0, "alike": 0, "cut": 0}
 
     def lines() -> Iterator[Line]:
         coming = islice(filter(None, map(_better, source.stream(seed=seed))), count)
         while some := list(islice(coming, records_at_once)):
             seeds = [(seed * 1_000_003 + counts["records"] + place) % SEED for place in range(len(some))]
-            answers = policy.generate([prompt for prompt, _, _ in some], seeds, **(call or {}))
-            for (prompt, better, name), answer in zip(some, answers, strict=True):
+            answers, endless = _answered(policy, [prompt for prompt, _, _ in some], seeds, call or {})
+            for (prompt, better, name), answer, goes_on in zip(some, answers, endless, strict=True):
                 counts["records"] += 1
+                if goes_on and cut == "drop":
+                    counts["cut"] += 1
+                    continue
                 same = SequenceMatcher(None, better.split(), answer.split(), autojunk=False).ratio()
                 if same > alike or answer == better or not answer.strip():
                     counts["alike"] += 1
@@ -119,6 +138,13 @@ def make_rejected(
 
     _write(Path(out), lines())
     return counts
+
+
+def _answered(policy: Policy, prompts: list[Any], seeds: list[int], call: Mapping[str, Any]) -> tuple[list[str], list[bool]]:
+    """Answers, and which of them came to no end, where the policy can tell."""
+    if isinstance(policy, TransformersPolicy):
+        return policy.answer(prompts, seeds, **call)
+    return list(policy.generate(prompts, seeds, **call)), [False] * len(prompts)
 
 
 def _ranked(rollout: Rollout, said: Feedback, rows: Sequence[int], most: int, least_gap: float) -> Iterator[Line]:

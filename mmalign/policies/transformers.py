@@ -283,6 +283,11 @@ class TransformersPolicy:
         call: ``temperature``, ``top_p``, ``top_k``, ``max_completion``; ``hidden_media``, the share of the images' and videos' tokens that
         the model cannot attend to while it answers (``veil.py``).
         """
+        return self.answer(prompts, seeds, **call)[0]
+
+    @torch.no_grad()
+    def answer(self, prompts: list[Any], seeds: list[int], **call: Any) -> tuple[list[str], list[bool]]:
+        """What ``generate`` gives, and which of it came to no end within ``max_completion``."""
         if odd := sorted(call.keys() - {*CALL}):
             raise UserError(f"call.{odd[0]}: takes {', '.join(CALL)}")
         share = float(call.pop("hidden_media", 0.0))
@@ -293,7 +298,8 @@ class TransformersPolicy:
         uniform = torch.stack([torch.rand(how.most, generator=rng, dtype=torch.float64) for rng in rngs])
         hidden = [] if self.chat.vision is None or not share else veils(given, share, seeds, self.chat.vision.placeholders)
         drawn = self.drawer(ids, torch.arange(len(prompts)), uniform, how, extras=extras, hidden=hidden)
-        return [self.chat.text(line[:length]) for line, length in zip(drawn.tokens.tolist(), drawn.lengths.tolist(), strict=True)]
+        texts = [self.chat.text(line[:length]) for line, length in zip(drawn.tokens.tolist(), drawn.lengths.tolist(), strict=True)]
+        return texts, drawn.cut.tolist()
 
     # Scores
 

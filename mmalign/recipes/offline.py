@@ -21,7 +21,6 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -111,7 +110,7 @@ def offline(  # one argument for each thing that a run is made of
                 check = lambda: preflight(policy, method, experience, micro_rows=batch.micro_rows).difference  # noqa: B023, E731
                 journal.once("preflight_difference", check)
             found = learner.update([experience], micro_rows=batch.micro_rows, step=step) if len(rows) else {}
-            _name_broken(journal, source.broken)
+            journal.put_aside(source.broken)
             journal.state.update(position=records[-1].position, kl=found.get("kl", math.nan))
             known, broken = float(kept.double().mean()), float(len(source.broken))
             journal.trained({**found, **moved, "known": known, "broken": broken, "lr": _rate(learner)})
@@ -177,19 +176,6 @@ def _said(records: Sequence[Record], group: Tensor, method: Method) -> Feedback:
 def _distinct(prompts: Sequence[Any]) -> list[Any]:
     """Each prompt once, in their order; conversations are compared by what they say."""
     return list({json.dumps(prompt, sort_keys=True, default=str): prompt for prompt in prompts}.values())
-
-
-def _name_broken(journal: Journal, broken: Mapping[str, str]) -> None:
-    """Writes records that could not be read to ``broken.jsonl``, each once, and tells of the first few."""
-    path = Path(journal.folder.path) / "broken.jsonl"
-    named = {json.loads(line)["id"] for line in path.read_text(encoding="utf-8").splitlines()} if path.exists() else set()
-    new = {name: why for name, why in broken.items() if name not in named}
-    if not new:
-        return
-    with open(path, "a", encoding="utf-8") as file:
-        file.writelines(json.dumps({"id": name, "why": why}, ensure_ascii=False) + "\n" for name, why in new.items())
-    for name, why in list(new.items())[: max(0, 3 - len(named))]:
-        journal.say(f"records: {name} left out: {why} (all of them are in {path.name})")
 
 
 def _rate(learner: Learner) -> float:

@@ -74,8 +74,9 @@ class Progress:
             self.say("  ".join(part for part in (f"step {step}/{self.total}", numbers(metrics), f"{clock(left)} left") if part))
 
     def say(self, line: str) -> None:
-        """A line above the bar, without what was read of the environment."""
-        line = masked(line)
+        """A line above the bar, without what was read of the environment; what the stream's encoding has no sign for is escaped."""
+        encoding = getattr(self._stream, "encoding", None) or "utf-8"
+        line = masked(line).encode(encoding, "backslashreplace").decode(encoding)
         with suppress(OSError):
             if self._bar is not None:
                 self._bar.console.print(line, markup=False, highlight=False)

@@ -19,6 +19,7 @@ from torch import Tensor
 from mmalign import calls
 from mmalign.files import write_json
 from mmalign.runs import answers, checkpoint
+from mmalign.runs.broken import Broken
 from mmalign.runs.folder import opened
 from mmalign.runs.log import Log
 from mmalign.runs.progress import Interrupt, Progress, clock
@@ -78,6 +79,7 @@ class Journal:
                     raise UserError("prompts: are others than those that this run began with; undo that, or give the run another name")
                 for name, kept in self.state.pop("states", {}).items():
                     self.states[name].load(kept)
+            self.broken = Broken(self.folder.path)
             self.progress = Progress(self.total, start=self.state["step"])
             self.log = stack.enter_context(Log(self.folder.path, self.settings.trackers, config=self.config, tell=self.say))
             stack.enter_context(self.progress)
@@ -140,6 +142,12 @@ class Journal:
     def say(self, line: str) -> None:
         """A line for the user."""
         self.progress.say(line)
+
+    def put_aside(self, broken: Mapping[str, str]) -> None:
+        """Records that could not be read, id -> why: written to ``broken.jsonl``, each once, and the first few told."""
+        told = len(self.broken.why)
+        for name, why in list(self.broken.add(broken).items())[: max(0, 3 - told)]:
+            self.say(f"records: {name} left out: {why} (all of them are in {self.broken.path.name})")
 
     def trained(self, row: Mapping[str, float]) -> None:
         """A step is done: logs it, evaluates and saves where it is time to."""

@@ -31,8 +31,8 @@ ASKED = [f"{word} " for word in ("one", "two", "three", "four", "five")]
 
 
 def test_ranked_answers_of_its_own(tmp_path, policy):
-    told = {"group": 6, "prompts_at_once": 2}
-    counts = mm.commands.make_pairs(policy, ASKED, {"e": letters}, out=str(tmp_path / "new" / "a.jsonl"), **told)
+    settings = {"group": 6, "prompts_at_once": 2, "cut": "keep"}
+    counts = mm.commands.make_pairs(policy, ASKED, {"e": letters}, out=str(tmp_path / "new" / "a.jsonl"), **settings)
     found = lines(tmp_path / "new" / "a.jsonl")
     assert counts["pairs"] == len(found) > 2 and counts["prompts"] == 5 and counts["pairs"] + counts["tied"] == 5 and counts["missing"] > 0
     drawn = {prompt: [] for prompt in ASKED}
@@ -49,7 +49,7 @@ def test_ranked_answers_of_its_own(tmp_path, policy):
         assert ASKED[int(line["id"])] == line["prompt"] and {line["chosen"], line["rejected"]} <= set(drawn[line["prompt"]])
     records = mm.data.texts(str(tmp_path / "new" / "a.jsonl"))
     assert records.first(9)[0].scores == (found[0]["score_chosen"], found[0]["score_rejected"])
-    wide = mm.commands.make_pairs(policy, ASKED, {"e": letters}, out=str(tmp_path / "b.jsonl"), least_gap=1.0, most=3, **told)
+    wide = mm.commands.make_pairs(policy, ASKED, {"e": letters}, out=str(tmp_path / "b.jsonl"), least_gap=1.0, most=3, **settings)
     several = lines(tmp_path / "b.jsonl")
     assert all(line["score_chosen"] - line["score_rejected"] > 1 for line in several) and wide["pairs"] == len(several)
     assert not list(tmp_path.rglob("*.tmp"))
@@ -63,15 +63,17 @@ def test_answers_under_a_handicap_against_those_of_the_data(tmp_path, policy):
     ]  # fmt: skip
     for kind in (Pair, Thumb):
         some, out = [record for record in records if isinstance(record, kind)], tmp_path / f"{kind.__name__}.jsonl"
-        counts = mm.commands.make_rejected(policy, some, out=str(out), count=4, call={"temperature": 2.0}, records_at_once=3)
+        counts = mm.commands.make_rejected(policy, some, out=str(out), count=4, call={"temperature": 2.0}, records_at_once=3, cut="keep")
         assert counts["records"] == 4 == counts["pairs"] + counts["alike"] and counts["pairs"] == len(lines(out))
         better = {"a": ("one ", "yes"), "b": ("two ", "yes sir"), "c": ("three ", "ok")}
         assert all((line["prompt"], line["chosen"]) == better[line["id"]] and line["rejected"] for line in lines(out))
         assert len({line["rejected"] for line in lines(out)}) > 1
-    again = mm.commands.make_rejected(policy, some, out=str(tmp_path / "c.jsonl"), count=4, call={"temperature": 2.0}, records_at_once=2)
+    again = mm.commands.make_rejected(
+        policy, some, out=str(tmp_path / "c.jsonl"), count=4, call={"temperature": 2.0}, records_at_once=2, cut="keep"
+    )
     assert lines(tmp_path / "c.jsonl") == lines(out) and again == counts
     none = mm.commands.make_rejected(
-        policy, [Pair("p ", "a b", "x")], out=str(tmp_path / "d.jsonl"), count=3, alike=0.0, call={"temperature": 0.5}
+        policy, [Pair("p ", "a b", "x")], out=str(tmp_path / "d.jsonl"), count=3, alike=0.0, call={"temperature": 0.5}, cut="keep"
     )
     assert none["pairs"] + none["alike"] == 3
 
@@ -79,8 +81,25 @@ def test_answers_under_a_handicap_against_those_of_the_data(tmp_path, policy):
 def test_what_is_too_like_the_better_answer_is_left_out(tmp_path, policy):
     said = policy.generate(["one "], [0], temperature=1e-3)[0]
     records = [Pair("one ", said, "x", 1.0, "a")]
-    counts = mm.commands.make_rejected(policy, records, out=str(tmp_path / "a.jsonl"), count=2, call={"temperature": 1e-3})
-    assert counts == {"pairs": 0, "records": 2, "alike": 2} and lines(tmp_path / "a.jsonl") == []
+    counts = mm.commands.make_rejected(policy, records, out=str(tmp_path / "a.jsonl"), count=2, call={"temperature": 1e-3}, cut="keep")
+    assert counts == {"pairs": 0, "records": 2, "alike": 2, "cut": 0} and lines(tmp_path / "a.jsonl") == []
+
+
+def test_answers_without_an_end_are_left_out_and_the_rest_can_be_trained_on(tmp_path, policy):
+    """Tokens are characters here: what is cut has 9 of them, and with the end that training adds it would have 10."""
+    asked, records = ASKED * 6, [Pair("one ", "yes", "no", 1.0, "a")] * 30
+    made = mm.commands.make_pairs(policy, asked, {"e": letters}, out=str(tmp_path / "a.jsonl"), group=6)
+    kept = mm.commands.make_pairs(policy, asked, {"e": letters}, out=str(tmp_path / "b.jsonl"), group=6, cut="keep")
+    assert made["cut"] > made["pairs"] > 0 == kept["cut"] and kept["pairs"] > made["pairs"]
+    rejected = mm.commands.make_rejected(policy, records, out=str(tmp_path / "c.jsonl"), count=30)
+    assert rejected["pairs"] > 0 < rejected["cut"] and rejected["pairs"] + rejected["alike"] + rejected["cut"] == rejected["records"] == 30
+    for name in ("a", "c"):
+        some = lines(tmp_path / f"{name}.jsonl")
+        answers = [line["rejected"] for line in some] + ([line["chosen"] for line in some] if name == "a" else [])
+        policy.encode([some[0]["prompt"]] * len(answers), answers, torch.arange(len(answers)), torch.Generator())
+    cut = [line["chosen"] for line in lines(tmp_path / "b.jsonl") if len(line["chosen"]) == 9][:1]
+    with pytest.raises(UserError, match="has 10 tokens, max_completion is 9"):
+        policy.encode(["one "], cut, torch.zeros(1, dtype=torch.int64), torch.Generator())
 
 
 def test_mistakes_leave_nothing_behind(tmp_path, policy):
@@ -111,6 +130,16 @@ def test_the_command(tmp_path, monkeypatch):
     )
     done = CliRunner().invoke(app, ["pairs", str(tmp_path / "pairs.yaml")])
     assert done.exit_code == 0 and f"{tmp_path / 'out.jsonl'}: " in done.output and "2 prompts" in done.output
+    done = CliRunner().invoke(app, ["train", str(tmp_path / "pairs.yaml"), f"out={tmp_path / 'again.jsonl'}"])
+    assert done.exit_code == 0 and f"make_pairs: {tmp_path / 'again.jsonl'} (" in done.output and "2 prompts" in done.output
+    assert (tmp_path / "again.jsonl").read_text() == (tmp_path / "out.jsonl").read_text()
+    (tmp_path / "scores.yaml").write_text(
+        f"use: calibrate\npolicy: {{use: transformers, model: {tmp_path / 'base'}, max_completion: 6}}\nprompts: [ab, cd]\n"
+        f"rewards:\n  short: {{use: length, most: 1, unit: characters, soft: 1}}\nout: {tmp_path / 'scores.jsonl'}\nsamples: 2\n"
+    )
+    done = CliRunner().invoke(app, ["train", str(tmp_path / "scores.yaml")])
+    assert done.exit_code == 0 and f"calibrate: {tmp_path / 'scores.jsonl'}\n" in done.output
+    assert len(lines(tmp_path / "scores.jsonl")) == 2
     (tmp_path / "other.yaml").write_text("use: online\n")
     assert CliRunner().invoke(app, ["pairs", str(tmp_path / "other.yaml")]).exit_code == 2
 
@@ -138,7 +167,7 @@ def test_each_answer_is_in_one_pair_and_what_has_no_score_in_none(tmp_path):
     counts = mm.commands.make_pairs(policy, ASKED[:3], {"r": told}, out=str(tmp_path / "a.jsonl"), group=6, most=9)
     pairs = [(line["chosen"], line["rejected"], line["id"]) for line in lines(tmp_path / "a.jsonl")]
     assert pairs == [("5", "1", "0-0"), ("4", "2", "0-1")]
-    assert counts == {"pairs": 2, "prompts": 3, "tied": 2, "missing": 6}
+    assert counts == {"pairs": 2, "prompts": 3, "tied": 2, "missing": 6, "cut": 0}
 
 
 def test_a_model_that_sees_answers_with_its_picture_hidden(tmp_path):
@@ -154,8 +183,8 @@ def test_a_model_that_sees_answers_with_its_picture_hidden(tmp_path):
     found = {}
     for share in (0.0, 1.0):
         out, call = tmp_path / f"{share}.jsonl", {"hidden_media": share, "temperature": 1.0}
-        counts = mm.commands.make_rejected(policy, mm.data.picture_texts(source), out=str(out), count=4, call=call, records_at_once=2)
-        assert counts == {"pairs": 4, "records": 4, "alike": 0}
+        counts = mm.commands.make_rejected(policy, mm.data.picture_texts(source), out=str(out), count=4, call=call, cut="keep")
+        assert counts == {"pairs": 4, "records": 4, "alike": 0, "cut": 0}
         found[share] = [(line["prompt"], line["chosen"], line["rejected"]) for line in lines(out)]
     assert [row[:2] for row in found[0.0]] == [row[:2] for row in found[1.0]] and found[0.0] != found[1.0]
     again = mm.data.picture_texts(str(tmp_path / "1.0.jsonl")).first(9)

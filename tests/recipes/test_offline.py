@@ -106,6 +106,23 @@ def test_broken_records_are_named_once(tmp_path, pairs):
     assert [row["broken"] for row in log(run) if row["phase"] == "train"] == [0.0, 1.0, 1.0, 1.0]
 
 
+@pytest.mark.parametrize("end", ['{"id": "pair y", "wh', "[]\n", "\xff\n", '{"id": 3, "why": "x"}\n'])
+def test_a_torn_list_of_broken_records_stops_no_resume(tmp_path, pairs, end):
+    from mmalign.data.pairs import Listed
+
+    class Broken(Listed):
+        def stream(self, *, seed, start=0):
+            self.broken |= {"pair x": "truncated", "pair \udcffy": "no\nline"}
+            yield from super().stream(seed=seed, start=start)
+
+    run = offline(tmp_path, Broken(pairs), steps=2)
+    file = run.path / "broken.jsonl"
+    named = file.read_text()
+    file.write_text(named.splitlines()[0] + "\n" + end, encoding="latin-1")
+    offline(tmp_path, Broken(pairs), resume=True)
+    assert file.read_text() == named and len(named.splitlines()) == 2
+
+
 def test_mistakes_are_found_before_anything_is_trained(tmp_path, pairs):
     def refused(match, records=pairs, **changes):
         with pytest.raises(UserError, match=match):
