@@ -12,7 +12,7 @@ from torch import Tensor
 from mmalign.commands._models import Model, guidance_of, model_of
 from mmalign.commands._trained import trained
 from mmalign.config import build_part
-from mmalign.guidance._calls import first
+from mmalign.guidance._calls import outputs_of
 from mmalign.guidance.guide import guide
 from mmalign.guidance.ledger import Ledger
 from mmalign.runs import checkpoint
@@ -106,7 +106,7 @@ def guided_sample(  # what a command may be told
             rng = [torch.Generator(found.pipe._execution_device).manual_seed(own) for _, own in chunk]
             told = {**found.call, **(call or {}), "output_type": "pt", "generator": rng if len(chunk) > 1 else rng[0]}
             some = [prompt for prompt, _ in chunk]
-            outputs.append(first(found.pipe(some if len(some) > 1 else some[0], **told)).detach().cpu())
+            outputs.append(outputs_of(found.pipe(some if len(some) > 1 else some[0], **told)).detach().cpu())
             if guided.scores is not None:
                 scores.append(guided.scores)
         ledger = guided.ledger

@@ -7,7 +7,7 @@ from typing import Any
 from diffusers.configuration_utils import register_to_config
 from diffusers.guiders.guider_utils import BaseGuidance, GuiderOutput
 
-from mmalign.guidance._voices import adapters
+from mmalign.guidance._models import adapters
 from mmalign.guidance.extrapolation import extrapolate
 
 
@@ -32,21 +32,21 @@ class AdapterGuidance(BaseGuidance):  # type: ignore[misc]
             inside = int(self._start * self._num_inference_steps) <= self._step < int(self._stop * self._num_inference_steps)
             between = self.scale if inside else 1.0
         both = self._enabled and self.guidance_scale != 1.0
-        voices = [voice for voice, needed in (("", between != 0.0), ("base_", between != 1.0)) if needed]
-        return [f"pred_{voice}{branch}" for voice in voices for branch in (("cond", "uncond") if both else ("cond",))]
+        prefixes = [prefix for prefix, needed in (("", between != 0.0), ("base_", between != 1.0)) if needed]
+        return [f"pred_{prefix}{branch}" for prefix in prefixes for branch in (("cond", "uncond") if both else ("cond",))]
 
     def _between(self) -> float:
         names = self._names()
         return self.scale if any("base" in name for name in names) else 1.0
 
     def prepare_models(self, denoiser: Any) -> None:
-        """Puts the voice of the next prediction in place."""
+        """Puts the model of the next prediction in place."""
         self._count_prepared += 1
         self._close()
         name = self._names()[self._count_prepared - 1]
-        voice = self.base if "base" in name else self.aligned
-        if voice != "current":
-            self._open = adapters(denoiser, voice)()
+        model = self.base if "base" in name else self.aligned
+        if model != "current":
+            self._open = adapters(denoiser, model)()
             self._open.__enter__()
 
     def cleanup_models(self, denoiser: Any) -> None:
@@ -73,8 +73,8 @@ class AdapterGuidance(BaseGuidance):  # type: ignore[misc]
             for negative, prompt in ((pred_base_uncond, pred_base_cond), (pred_uncond, pred_cond))
         )
         pred = high if low is None else low if high is None else extrapolate(low, high, self._between())
-        told = pred_cond if pred_cond is not None else pred_base_cond
-        return GuiderOutput(pred=pred, pred_cond=told, pred_uncond=pred_uncond if pred_cond is not None else pred_base_uncond)
+        conditional = pred_cond if pred_cond is not None else pred_base_cond
+        return GuiderOutput(pred=pred, pred_cond=conditional, pred_uncond=pred_uncond if pred_cond is not None else pred_base_uncond)
 
     @property
     def is_conditional(self) -> bool:

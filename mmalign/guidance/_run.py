@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from mmalign.guidance._calls import Asked, first, seeds_of
+from mmalign.guidance._calls import UserCall, outputs_of, seeds_of
 from mmalign.guidance.ledger import Ledger
 from mmalign.policies.pipelines.calling import Caller
 from mmalign.policies.pipelines.interception import Place, watched
@@ -50,10 +50,10 @@ class Guidance:
     name: str
     needs: frozenset[str] = frozenset()
     around: Callable[[Any], AbstractContextManager[Any]] | None = None
-    about: Callable[[Run], AbstractContextManager[Any]] | None = None
-    change: Callable[[Run, Moment, Sequence[int]], Prediction] | None = None
-    filter: Callable[[Run, Sequence[int], int], Filter] | None = None
-    search: Callable[[Run], Made] | None = None
+    about: Callable[[GuidedRun], AbstractContextManager[Any]] | None = None
+    change: Callable[[GuidedRun, Moment, Sequence[int]], Prediction] | None = None
+    filter: Callable[[GuidedRun, Sequence[int], int], Filter] | None = None
+    search: Callable[[GuidedRun], Samples] | None = None
     particles: int = 1
     repeats: int = 1
     kernel: Kernel | None = None
@@ -64,11 +64,11 @@ class Guidance:
         return self.change is not None or self.filter is not None
 
 
-class Made(NamedTuple):
+class Samples(NamedTuple):
     """Rows that were sampled.
 
     result: what the pipeline returned, rows that were not picked included. outputs: of the picked ones, ``[n, ...]``, with their
-    scores ``[n]`` and places in the result. kind: the class of the pipeline's own answer.
+    scores ``[n]`` and places in the result. kind: the class of what the pipeline itself returns.
     """
 
     result: Any
@@ -79,11 +79,11 @@ class Made(NamedTuple):
 
 
 @dataclass
-class Run:
+class GuidedRun:
     """See the module. ``rewards``: name -> reward, with ``weights`` of the same names; ``trace``: a dict for each event worth keeping."""
 
     pipe: Any
-    asked: Asked
+    call: UserCall
     guides: tuple[Guidance, ...]
     rewards: Mapping[str, Callable[..., Any]]
     weights: Mapping[str, float]
@@ -92,23 +92,23 @@ class Run:
     trace: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.caller = Caller(self.pipe, {name: value for name, value in self.asked.told.items() if name != "prompt"})
+        self.caller = Caller(self.pipe, {name: value for name, value in self.call.shared.items() if name != "prompt"})
         self.scheduler = self.pipe.scheduler
-        self.known = list(dict.fromkeys(self.asked.prompts))
+        self.known = list(dict.fromkeys(self.call.prompts))
         self._scored: tuple[Tensor, Tensor] | None = None
 
     # Rewards
 
     def score(self, outputs: Any, rows: Sequence[int], **columns: Any) -> Tensor:
         """The weighted sum of the rewards of outputs of some rows, ``[n]`` float64 on the CPU unless it has a gradient."""
-        prompts = [self.asked.prompts[row] for row in rows]
+        prompts = [self.call.prompts[row] for row in rows]
         total = sum(
             self.weights[name] * _checked(name, reward(outputs, prompts, **columns), len(rows)) for name, reward in self.rewards.items()
         )
         self.ledger.rewards += len(rows)
-        found = torch.as_tensor(total)
-        self.ledger.missing += int((~found.detach().isfinite()).sum())
-        return found if found.requires_grad else found.double().cpu()
+        scores = torch.as_tensor(total)
+        self.ledger.missing += int((~scores.detach().isfinite()).sum())
+        return scores if scores.requires_grad else scores.double().cpu()
 
     def score_latents(self, latents: Tensor, rows: Sequence[int]) -> Tensor:
         """Scores of what clean latents decode to; those of the latents that were asked for last are remembered."""
@@ -127,7 +127,7 @@ class Run:
         self.pipe.scheduler = self.scheduler
         try:
             with torch.set_grad_enabled(latents.requires_grad):
-                found = self._call([0] * len(rows), rows, Player(lambda moment: latents.to(moment.x.dtype)), skip=ALL, output_type="pt")
+                result = self._call([0] * len(rows), rows, Player(lambda moment: latents.to(moment.x.dtype)), skip=ALL, output_type="pt")
         except RuntimeError as error:
             if "requires grad" not in str(error):
                 raise
@@ -137,14 +137,14 @@ class Run:
         finally:
             self.pipe.scheduler = own
             self.pipe.__dict__.update(kept)
-        return first(found)
+        return outputs_of(result)
 
     def _call(self, seeds: list[int], rows: Sequence[int], player: Player | None, **call: Any) -> Any:
         self.ledger.decodes += len(rows) if call.get("output_type") != "latent" else 0
-        prompts = [self.asked.prompts[row] for row in rows]
-        silent = {"prompt": None} if "prompt" in self.asked.told else {}
-        told = {**silent, **self.asked.arguments(rows), **call}
-        return self.caller(prompts, seeds, player, self.known, **told)
+        prompts = [self.call.prompts[row] for row in rows]
+        silent = {"prompt": None} if "prompt" in self.call.shared else {}
+        arguments = {**silent, **self.call.arguments(rows), **call}
+        return self.caller(prompts, seeds, player, self.known, **arguments)
 
     def sample(
         self, rows: Sequence[int], seeds: list[int], *, player: Player | None = None, generator: Any = None,
@@ -166,25 +166,25 @@ class Run:
         """
         from mmalign.policies.pipelines.interception import Finished
 
-        found: list[Any] = []
+        first: list[Any] = []
 
         def answer(moment: Moment) -> Tensor:
-            found.extend([find(moment.x), moment.x.clone()])
+            first.extend([find(moment.x), moment.x.clone()])
             raise Finished
 
         with torch.no_grad(), watched(self.pipe) as find:
-            prompts = [self.asked.prompts[row] for row in rows]
-            self.caller.until_finished(prompts, seeds, Player(answer), self.known, skip=ALL, **self.asked.arguments(rows))
-        if not found or (found[0] is None and "latents" not in self.caller.accepts):
+            prompts = [self.call.prompts[row] for row in rows]
+            self.caller.until_finished(prompts, seeds, Player(answer), self.known, skip=ALL, **self.call.arguments(rows))
+        if not first or (first[0] is None and "latents" not in self.caller.accepts):
             raise UserError(f"{type(self.pipe).__name__}: its first latents are made inside its call, so that no others can be put there")
-        return found[0], found[1]
+        return first[0], first[1]
 
     def seeds(self, copies: int, *, peek: bool = False) -> list[int]:
         """Seeds of ``copies`` of each row, those of a row side by side. peek: leaves a user's generators where they are."""
-        own = self.asked.generator
+        own = self.call.generator
         if peek and own is not None:
             own = [_copy(generator) for generator in own] if isinstance(own, (list, tuple)) else _copy(own)
-        return seeds_of(own, len(self.asked.prompts), copies)
+        return seeds_of(own, len(self.call.prompts), copies)
 
     def rng(self, seeds: Sequence[int]) -> torch.Generator:
         """A generator on the CPU for what a call decides besides its noise."""
@@ -192,21 +192,21 @@ class Run:
 
 
 def _copy(generator: torch.Generator) -> torch.Generator:
-    found = torch.Generator(generator.device)
-    found.set_state(generator.get_state())
-    return found
+    copy = torch.Generator(generator.device)
+    copy.set_state(generator.get_state())
+    return copy
 
 
 def _checked(name: str, scores: Any, rows: int) -> Tensor:
     if isinstance(scores, Mapping):
         scores = next(iter(scores.values())) if len(scores) == 1 else scores
-    found = scores if isinstance(scores, Tensor) else None
-    if found is None and isinstance(scores, Sequence):
-        found = torch.tensor([float("nan") if score is None else float(score) for score in scores], dtype=torch.float64)
-    if found is None or tuple(found.shape) != (rows,):
-        got = list(found.shape) if found is not None else type(scores).__name__
+    table = scores if isinstance(scores, Tensor) else None
+    if table is None and isinstance(scores, Sequence):
+        table = torch.tensor([float("nan") if score is None else float(score) for score in scores], dtype=torch.float64)
+    if table is None or tuple(table.shape) != (rows,):
+        got = list(table.shape) if table is not None else type(scores).__name__
         raise UserError(f"reward {name}: got {got} for {rows} outputs, takes one number for each ([{rows}])")
-    return found
+    return table
 
 
 @contextmanager

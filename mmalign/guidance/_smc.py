@@ -42,7 +42,7 @@ def one_of_each(log_weights: Tensor, rng: torch.Generator) -> Tensor:
     return (log_weights.double().cpu() - (-uniform.log()).log()).argmax(1)
 
 
-def known(scores: Tensor) -> Tensor:
+def imputed(scores: Tensor) -> Tensor:
     """Scores ``[groups, K]`` in which a missing one stands at the mean of its group: no weight is lost or won by it.
 
     A group of which nothing is known gets 0, so that it is not resampled.

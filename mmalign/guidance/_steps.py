@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mmalign.guidance._run import Filter, Guidance, Run
+from mmalign.guidance._run import Filter, Guidance, GuidedRun
 from mmalign.policies.pipelines.scheduler import Moment, Player
 from mmalign.samplers import kernels
 from mmalign.types import Kernel, Level, Prediction, UserError
@@ -20,7 +20,7 @@ class Stepper:
     the noise of its steps, whatever else is in the batch. ``last``: the latents at the end.
     """
 
-    def __init__(self, run: Run, guides: Sequence[Guidance], rows: Sequence[int], seeds: Sequence[int]):
+    def __init__(self, run: GuidedRun, guides: Sequence[Guidance], rows: Sequence[int], seeds: Sequence[int]):
         self.run, self.rows = run, rows
         self.changes = [guide.change for guide in guides if guide.change is not None]
         self.graph = any("denoiser" in guide.needs for guide in guides)
@@ -58,7 +58,7 @@ class Stepper:
             if parents is not None:
                 parents = parents.to(moment.x.device)
                 moment = moment._replace(x=moment.x[parents])
-                plain, guided = (Prediction(*(value[parents] for value in found)) for found in (plain, guided))
+                plain, guided = (Prediction(*(value[parents] for value in prediction)) for prediction in (plain, guided))
         mean, std = self.kernel(guided, moment.x, moment.t, moment.t_next)
         noise = self._noise(mean)
         x_next = kernels.sample(mean, std, noise)
@@ -81,7 +81,7 @@ def renoised(x: Tensor, noise: Tensor, t: Level, t_back: Level) -> Tensor:
 
 
 def _kernel(guides: Sequence[Guidance]) -> Kernel:
-    told = {guide.name: guide.kernel for guide in guides if guide.kernel is not None}
-    if len(told) > 1:
-        raise UserError(f"guide: {' and '.join(told)} each say how steps are made random; one of them may")
-    return next(iter(told.values()), kernels.ode())
+    own = {guide.name: guide.kernel for guide in guides if guide.kernel is not None}
+    if len(own) > 1:
+        raise UserError(f"guide: {' and '.join(own)} each say how steps are made random; one of them may")
+    return next(iter(own.values()), kernels.ode())

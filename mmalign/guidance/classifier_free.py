@@ -1,6 +1,6 @@
 """Classifier-free guidance and its kin, in the place of a pipeline's own rule: other scales, intervals, projections, negative models.
 
-Each is a rule ``(negative, positive) -> prediction`` on what the denoiser answers. The pipeline has to ask about both prompts
+Each is a rule ``(negative, positive) -> prediction`` on what the denoiser gives. The pipeline has to ask about both prompts
 (``guidance_scale`` above 1, or ``true_cfg_scale``); its own scale is then replaced. Which branch is the negative one is measured
 (``_branches``). Cost: that of the pipeline's own guidance, and one step of it for the measurement.
 """
@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmalign.guidance._branches import Heard, Rule, measured, ruled
-from mmalign.guidance._run import Guidance, Run
-from mmalign.guidance._voices import Voice, check_voice, speaker
+from mmalign.guidance._branches import BranchOutputs, Rule, measured, ruled
+from mmalign.guidance._models import Model, check_model, predictor
+from mmalign.guidance._run import Guidance, GuidedRun
 from mmalign.guidance.extrapolation import check_interval, extrapolate
 from mmalign.policies.pipelines.scheduler import Moment
 from mmalign.types import Prediction, UserError
@@ -41,8 +41,8 @@ def cfg(*, scale: float = 7.5, rescale: float = 0.0, start: float = 0.0, stop: f
     def rule(negative: Tensor, positive: Tensor, place: float) -> Tensor:
         if not start <= place < stop:
             return positive
-        found = extrapolate(negative, positive, scale)
-        return found if rescale == 0 else torch.lerp(found, found * _std(positive) / _std(found), rescale)
+        guided = extrapolate(negative, positive, scale)
+        return guided if rescale == 0 else torch.lerp(guided, guided * _std(positive) / _std(guided), rescale)
 
     return _by_rule("cfg", rule)
 
@@ -107,7 +107,7 @@ def cfg_zero(*, scale: float = 4.0, zero_steps: float = 0.04) -> Guidance:
     return _by_rule("cfg_zero", rule)
 
 
-def npo(*, negative: Voice, scale: float = 5.0) -> Guidance:
+def npo(*, negative: Model, scale: float = 5.0) -> Guidance:
     """Guidance whose negative branch is a model of what people do not want: ``u = u_bad(negative) + scale (u - u_bad(negative))``.
 
     Paper: Diffusion-NPO, https://arxiv.org/abs/2505.11245; Self-NPO, https://arxiv.org/abs/2505.11777
@@ -139,18 +139,18 @@ def cfg_plus_plus(*, scale: float = 0.6) -> Guidance:
     """
     if not 0 <= scale <= 1:
         raise UserError(f"cfg_plus_plus.scale: got {scale}, takes 0 to 1")
-    heard: list[Heard] = []
+    current: list[BranchOutputs] = []
 
     @contextmanager
-    def about(run: Run) -> Iterator[None]:
-        with ruled(run, measured(run, "cfg_plus_plus"), lambda low, high, place: extrapolate(low, high, scale)) as here:
-            heard[:] = [here]
+    def about(run: GuidedRun) -> Iterator[None]:
+        with ruled(run, measured(run, "cfg_plus_plus"), lambda low, high, place: extrapolate(low, high, scale)) as outputs:
+            current[:] = [outputs]
             yield
 
-    def change(run: Run, moment: Moment, rows: Any) -> Prediction:
-        here = heard[0]
-        low, high = here.answers[here.branches.negative], here.answers[1 - here.branches.negative]
-        away = here.seen(run.pipe.scheduler, extrapolate(low, high, scale) - low, moment)
+    def change(run: GuidedRun, moment: Moment, rows: Any) -> Prediction:
+        outputs = current[0]
+        low, high = outputs.tensors[outputs.branches.negative], outputs.tensors[1 - outputs.branches.negative]
+        away = outputs.seen(run.pipe.scheduler, extrapolate(low, high, scale) - low, moment)
         return moment.prediction._replace(noise=moment.prediction.noise - away.noise)
 
     return Guidance("cfg_plus_plus", about=about, change=change)
@@ -159,13 +159,13 @@ def cfg_plus_plus(*, scale: float = 0.6) -> Guidance:
 # Parts
 
 
-def _by_rule(name: str, rule: Rule, negative: Voice | None = None) -> Guidance:
-    def about(run: Run) -> AbstractContextManager[Any]:
-        speakers = None
+def _by_rule(name: str, rule: Rule, negative: Model | None = None) -> Guidance:
+    def about(run: GuidedRun) -> AbstractContextManager[Any]:
+        negative_of = None
         if negative is not None:
-            check_voice(run.pipe, negative, f"guidance {name}")
-            speakers = lambda net_name, net, own: speaker(net_name, net, own, negative)  # noqa: E731
-        return ruled(run, measured(run, name), rule, speakers)
+            check_model(run.pipe, negative, f"guidance {name}")
+            negative_of = lambda net_name, net, own: predictor(net_name, net, own, negative)  # noqa: E731
+        return ruled(run, measured(run, name), rule, negative_of)
 
     return Guidance(name, about=about)
 

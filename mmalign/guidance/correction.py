@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from mmalign.guidance import _smc
-from mmalign.guidance._branches import Heard, measured, tensor_of
-from mmalign.guidance._run import Guidance, Run
-from mmalign.guidance._voices import Voice, answered, blended, check_voice, speaker
+from mmalign.guidance._branches import BranchOutputs, measured, tensor_of
+from mmalign.guidance._models import Model, blended, check_model, intercepted, predictor
+from mmalign.guidance._run import Guidance, GuidedRun
 from mmalign.policies.pipelines.scheduler import Moment
 from mmalign.samplers import kernels
 from mmalign.types import Kernel, Level, Prediction, UserError
@@ -46,7 +46,7 @@ def rlg_log_weight(difference: Prediction, t: Level, t_next: Level, *, scale: fl
 
 
 def corrected_rlg(
-    *, scale: float = 1.6, particles: int = 8, base: Voice = "base", aligned: Voice = "current", ess: float = 0.5,
+    *, scale: float = 1.6, particles: int = 8, base: Model = "base", aligned: Model = "current", ess: float = 0.5,
     kernel: Kernel | None = None,
 ) -> Guidance:  # fmt: skip
     """RLG as a proposal, its particles weighed and resampled so that they stand for ``p_base^(1 - scale) p_aligned^scale``.
@@ -66,26 +66,26 @@ def corrected_rlg(
     """
     if particles < 1 or not 0 <= ess <= 1:
         raise UserError(f"corrected_rlg: got particles {particles} and ess {ess}, takes 1 or more, and 0 to 1")
-    current: list[Heard] = []
+    current: list[BranchOutputs] = []
 
     @contextmanager
-    def about(run: Run) -> Iterator[None]:
-        check_voice(run.pipe, base, "guidance corrected_rlg")
-        check_voice(run.pipe, aligned, "guidance corrected_rlg")
-        heard = Heard(measured(run, "corrected_rlg", needs_both=False))
-        current[:] = [heard]
+    def about(run: GuidedRun) -> Iterator[None]:
+        check_model(run.pipe, base, "guidance corrected_rlg")
+        check_model(run.pipe, aligned, "guidance corrected_rlg")
+        outputs = BranchOutputs(measured(run, "corrected_rlg", needs_both=False))
+        current[:] = [outputs]
 
         def make(name: str, net: Any, own: Any) -> Any:
-            says_base, says_aligned = speaker(name, net, own, base), speaker(name, net, own, aligned)
+            predict_base, predict_aligned = predictor(name, net, own, base), predictor(name, net, own, aligned)
 
             def call(*args: Any, **kwargs: Any) -> Any:
-                low, high = says_base(*args, **kwargs), says_aligned(*args, **kwargs)
-                heard.add(tensor_of(high) - tensor_of(low))
+                low, high = predict_base(*args, **kwargs), predict_aligned(*args, **kwargs)
+                outputs.add(tensor_of(high) - tensor_of(low))
                 return blended(low, high, scale)
 
             return call
 
-        with answered(run.pipe, make):
+        with intercepted(run.pipe, make):
             yield
 
     return Guidance(
@@ -97,15 +97,15 @@ def corrected_rlg(
 class Corrected:
     """The particles of one call of ``corrected_rlg``."""
 
-    def __init__(self, run: Run, rows: Sequence[int], count: int, scale: float, ess: float, heard: Heard):
-        self.run, self.count, self.scale, self.ess, self.heard = run, count, scale, ess, heard
+    def __init__(self, run: GuidedRun, rows: Sequence[int], count: int, scale: float, ess: float, outputs: BranchOutputs):
+        self.run, self.count, self.scale, self.ess, self.outputs = run, count, scale, ess, outputs
         self.groups = len(rows) // count
         self.rng = torch.Generator().manual_seed(run.seed or 0)
         self.log_weights = torch.zeros((self.groups, count), dtype=torch.float64)
 
     def weigh(self, moment: Moment, prediction: Prediction) -> Tensor | None:
-        branches = self.heard.branches
-        apart = self.heard.seen(self.run.pipe.scheduler, branches.combined(self.heard.answers), moment)
+        branches = self.outputs.branches
+        apart = self.outputs.seen(self.run.pipe.scheduler, branches.combined(self.outputs.tensors), moment)
         added = rlg_log_weight(apart, moment.t, moment.t_next, scale=self.scale)
         self.log_weights = self.log_weights + added.cpu().view(self.groups, self.count)
         size = _smc.effective_size(self.log_weights)

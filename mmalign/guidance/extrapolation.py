@@ -1,6 +1,6 @@
 """One operator, ``a + w(t) (b - a)``, on what two models predict: RLG, auto-guidance, interpolation between adapters.
 
-It is applied to what the denoiser answers, in the model's own parametrisation. For one latent and level, epsilon, v, x_0 and the flow
+It is applied to what the denoiser gives, in the model's own parametrisation. For one latent and level, epsilon, v, x_0 and the flow
 velocity are affine in each other, and the operator commutes with affine maps: all forms agree. So does classifier-free guidance, which
 is the same operator between two prompts: doing it before or after comes to the same (but for a pipeline's own rescaling).
 """
@@ -13,8 +13,8 @@ from typing import Any
 
 from torch import Tensor
 
+from mmalign.guidance._models import Model, Progress, blended, check_model, intercepted, predictor
 from mmalign.guidance._run import Guidance
-from mmalign.guidance._voices import Clock, Voice, answered, blended, check_voice, speaker
 from mmalign.types import UserError
 
 __all__ = ["autoguidance", "extrapolate", "interpolate", "rlg"]
@@ -29,11 +29,11 @@ def extrapolate(a: Tensor, b: Tensor, scale: float) -> Tensor:
 
     a, b: predictions of one shape. scale: how far from a to b.
     """
-    found: Tensor = blended(a, b, scale)
-    return found
+    prediction: Tensor = blended(a, b, scale)
+    return prediction
 
 
-def rlg(*, scale: Scale = 1.6, base: Voice = "base", aligned: Voice = "current", start: float = 0.0, stop: float = 1.0) -> Guidance:
+def rlg(*, scale: Scale = 1.6, base: Model = "base", aligned: Model = "current", start: float = 0.0, stop: float = 1.0) -> Guidance:
     """Past the aligned model: ``u = u_base + scale (u_aligned - u_base)`` in every step.
 
     Paper: Reinforcement Learning Guidance, https://arxiv.org/abs/2508.21016
@@ -54,10 +54,10 @@ def rlg(*, scale: Scale = 1.6, base: Voice = "base", aligned: Voice = "current",
 
     Errors: UserError for an interval outside 0..1, for a scale that is no number, and for a model that the pipeline lacks.
     """
-    return _two_voices("rlg", base, aligned, scale, start, stop)
+    return _between_models("rlg", base, aligned, scale, start, stop)
 
 
-def autoguidance(*, worse: Voice, scale: Scale = 2.0, start: float = 0.0, stop: float = 1.0) -> Guidance:
+def autoguidance(*, worse: Model, scale: Scale = 2.0, start: float = 0.0, stop: float = 1.0) -> Guidance:
     """Away from a worse version of the same model: ``u = u_worse + scale (u - u_worse)``.
 
     Paper: Guiding a Diffusion Model with a Bad Version of Itself, https://arxiv.org/abs/2406.02507
@@ -68,10 +68,10 @@ def autoguidance(*, worse: Voice, scale: Scale = 2.0, start: float = 0.0, stop: 
 
     Errors: as in ``rlg``.
     """
-    return _two_voices("autoguidance", worse, "current", scale, start, stop)
+    return _between_models("autoguidance", worse, "current", scale, start, stop)
 
 
-def interpolate(*, a: Voice, b: Voice, scale: Scale = 0.5, start: float = 0.0, stop: float = 1.0) -> Guidance:
+def interpolate(*, a: Model, b: Model, scale: Scale = 0.5, start: float = 0.0, stop: float = 1.0) -> Guidance:
     """Between two adapters (or models): ``u = u_a + scale (u_b - u_a)``; a dial between 0 and 1, as in ``rlg``.
 
     Between predictions, and not between weights: two adapters of different ranks or places can be mixed.
@@ -82,34 +82,34 @@ def interpolate(*, a: Voice, b: Voice, scale: Scale = 0.5, start: float = 0.0, s
 
     Errors: as in ``rlg``.
     """
-    return _two_voices("interpolate", a, b, scale, start, stop)
+    return _between_models("interpolate", a, b, scale, start, stop)
 
 
-def _two_voices(name: str, a: Voice, b: Voice, scale: Scale, start: float, stop: float) -> Guidance:
+def _between_models(name: str, a: Model, b: Model, scale: Scale, start: float, stop: float) -> Guidance:
     check_interval(name, start, stop)
     if not callable(scale) and (isinstance(scale, bool) or not isinstance(scale, (int, float)) or scale != scale):
         raise UserError(f"{name}.scale: got {scale!r}, takes a number, or a function of the fraction of the schedule")
 
     def around(pipe: Any) -> AbstractContextManager[None]:
-        check_voice(pipe, a, f"guidance {name}")
-        check_voice(pipe, b, f"guidance {name}")
-        clock = Clock(pipe)
+        check_model(pipe, a, f"guidance {name}")
+        check_model(pipe, b, f"guidance {name}")
+        progress = Progress(pipe)
 
         def make(net_name: str, net: Any, own: Any) -> Any:
-            says_a, says_b = speaker(net_name, net, own, a), speaker(net_name, net, own, b)
+            predict_a, predict_b = predictor(net_name, net, own, a), predictor(net_name, net, own, b)
 
             def call(*args: Any, **kwargs: Any) -> Any:
-                place = clock(args, kwargs)
+                place = progress(args, kwargs)
                 weight = 1.0 if not start <= place < stop else float(scale(place) if callable(scale) else scale)
                 if weight == 0:
-                    return says_a(*args, **kwargs)
+                    return predict_a(*args, **kwargs)
                 if weight == 1:
-                    return says_b(*args, **kwargs)
-                return blended(says_a(*args, **kwargs), says_b(*args, **kwargs), weight)
+                    return predict_b(*args, **kwargs)
+                return blended(predict_a(*args, **kwargs), predict_b(*args, **kwargs), weight)
 
             return call
 
-        return answered(pipe, make)
+        return intercepted(pipe, make)
 
     return Guidance(name, around=around)
 

@@ -31,7 +31,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmalign.guidance._run import Guidance, Run
+from mmalign.guidance._run import Guidance, GuidedRun
 from mmalign.guidance.extrapolation import check_interval
 from mmalign.policies.pipelines.scheduler import Moment
 from mmalign.types import Kernel, Prediction, UserError
@@ -73,7 +73,7 @@ def tfg(  # the published sampler's own numbers
     if samples > 1 and sigma == 0:
         raise UserError(f"{name}.sigma: got 0 with {samples} samples, which would all be the same")
 
-    def change(run: Run, moment: Moment, rows: Sequence[int]) -> Prediction:
+    def change(run: GuidedRun, moment: Moment, rows: Sequence[int]) -> Prediction:
         if scale == 0 or not start <= _place(run, moment) < stop or float(moment.t.signal.min()) <= 0:
             return moment.prediction
         clean = moment.prediction.clean
@@ -196,7 +196,7 @@ def nrg(*, scale: float = 1.0, start: float = 0.0, stop: float = 1.0, limit: flo
     """
     check_interval("nrg", start, stop)
 
-    def change(run: Run, moment: Moment, rows: Sequence[int]) -> Prediction:
+    def change(run: GuidedRun, moment: Moment, rows: Sequence[int]) -> Prediction:
         if scale == 0 or not start <= _place(run, moment) < stop or float(moment.t.signal.min()) <= 0:
             return moment.prediction
         with torch.enable_grad():
@@ -216,13 +216,13 @@ def shifted(moment: Moment, shift: Tensor) -> Prediction:
     return Prediction(clean, moment.prediction.noise.detach() - t.signal.to(shift) / t.noise.to(shift).clamp(min=1e-12) * shift)
 
 
-def _place(run: Run, moment: Moment) -> float:
+def _place(run: GuidedRun, moment: Moment) -> float:
     """How far the schedule has gone, 0 to 1."""
     total = len(run.pipe.scheduler.schedule)
     return (total - moment.left) / total
 
 
-def _along_x(run: Run, moment: Moment, rows: Sequence[int], scale: float, samples: int, sigma: float) -> Tensor:
+def _along_x(run: GuidedRun, moment: Moment, rows: Sequence[int], scale: float, samples: int, sigma: float) -> Tensor:
     """``grad_x ln mean_i exp(scale F(D + sigma e_i))``, ``[B, ...]``, through the denoiser."""
     clean = moment.prediction.clean
     if not clean.requires_grad or not moment.x.requires_grad:
@@ -239,25 +239,25 @@ def _along_x(run: Run, moment: Moment, rows: Sequence[int], scale: float, sample
     return _gradient(run, value, moment.x).to(clean.dtype)
 
 
-def _along_clean(run: Run, clean: Tensor, rows: Sequence[int], scale: float) -> Tensor:
+def _along_clean(run: GuidedRun, clean: Tensor, rows: Sequence[int], scale: float) -> Tensor:
     """``grad_D scale F(D)``, ``[B, ...]``."""
     leaf = clean.detach().requires_grad_()
     return _gradient(run, scale * run.score_latents(leaf, rows), leaf)
 
 
-def _gradient(run: Run, value: Tensor, of: Tensor) -> Tensor:
+def _gradient(run: GuidedRun, value: Tensor, of: Tensor) -> Tensor:
     """The gradient, 0 in rows where it is not finite. Errors: UserError for a value that has none."""
     names = ", ".join(getattr(reward, "name", key) for key, reward in run.rewards.items())
     if not value.requires_grad:
         raise UserError(f"reward {names}: no gradient arrives at what it scores; gradient guidance takes a differentiable reward")
     alive = value.isfinite()
-    found: Any = torch.autograd.grad(torch.where(alive, value, 0.0).sum(), of, allow_unused=True)[0]
-    if found is None:
+    gradient: Any = torch.autograd.grad(torch.where(alive, value, 0.0).sum(), of, allow_unused=True)[0]
+    if gradient is None:
         raise UserError(f"reward {names}: no gradient arrives at the latent of {type(run.pipe).__name__}; fk, svdd and best_of need none")
     run.ledger.reward_gradients += len(value)
-    good = found.flatten(1).isfinite().all(1) & alive.to(found.device)
+    good = gradient.flatten(1).isfinite().all(1) & alive.to(gradient.device)
     run.ledger.failed += int((~good).sum())
-    return torch.where(good.view(-1, *(1,) * (found.ndim - 1)), found, 0.0)
+    return torch.where(good.view(-1, *(1,) * (gradient.ndim - 1)), gradient, 0.0)
 
 
 def _limited(shift: Tensor, limit: float | None) -> Tensor:

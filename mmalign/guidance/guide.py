@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from mmalign.guidance._calls import as_type, asked, fields, first, picked
-from mmalign.guidance._run import Guidance, Made, Run, counted
+from mmalign.guidance._calls import as_type, fields, outputs_of, selected, user_call
+from mmalign.guidance._run import Guidance, GuidedRun, Samples, counted
 from mmalign.guidance._steps import Stepper
 from mmalign.guidance.ledger import Ledger
 from mmalign.policies.pipelines.interception import graphed
@@ -32,7 +32,7 @@ Reward = Callable[..., Any]
 class Guided:
     """What ``guide`` yields.
 
-    ledger: what was spent in the block so far. trace: what samplers noted. scores: of the last call's outputs, where it scored them.
+    ledger: what was spent in the block so far. trace: what guidances noted. scores: of the last call's outputs, where it scored them.
     """
 
     guidance: Guidance
@@ -102,12 +102,12 @@ def _chosen(guidance: Guidance | str | None, rewards: Mapping[str, Reward], sett
         return guidance
     function = find("mmalign.guidance", guidance)
     try:
-        found = function(**settings)
+        made = function(**settings)
     except TypeError as error:
         raise UserError(f"guidance {guidance}: {error}") from error
-    if not isinstance(found, Guidance):
+    if not isinstance(made, Guidance):
         raise UserError(f"guidance: got {guidance!r}, which does not guide a pipeline")
-    return found
+    return made
 
 
 def _weights(rewards: Mapping[str, Reward], weights: Mapping[str, float] | None) -> dict[str, float]:
@@ -141,8 +141,8 @@ def _guided_class(base: type, guides: tuple[Guided, ...]) -> type:
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         return _call(self, own, guides, args, kwargs)
 
-    told = {"__call__": call, "_guides": guides, "_unguided": base, "__module__": base.__module__, "__doc__": base.__doc__}
-    return type(base.__name__, (base,), told)
+    attributes = {"__call__": call, "_guides": guides, "_unguided": base, "__module__": base.__module__, "__doc__": base.__doc__}
+    return type(base.__name__, (base,), attributes)
 
 
 def _call(pipe: Any, own: Any, guides: tuple[Guided, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -159,7 +159,7 @@ def _call(pipe: Any, own: Any, guides: tuple[Guided, ...], args: tuple[Any, ...]
             inside = any(part.steps or part.search for part in parts)
             if not inside and all(part.about is None for part in parts):
                 return own(pipe, *args, **kwargs)
-            run = Run(pipe, asked(pipe, args, kwargs), parts, outer.rewards, outer.weights, before)
+            run = GuidedRun(pipe, user_call(pipe, args, kwargs), parts, outer.rewards, outer.weights, before)
             for part in parts:
                 if part.about is not None:
                     stack.enter_context(part.about(run))
@@ -178,34 +178,34 @@ def _add(total: Ledger, more: Ledger) -> None:
         setattr(total, name, getattr(total, name) + value)
 
 
-def _guided(run: Run) -> tuple[Any, torch.Tensor | None]:
+def _guided(run: GuidedRun) -> tuple[Any, torch.Tensor | None]:
     """The call's result as the user asked for it, and the scores of its outputs where they are known."""
-    asked_for = run.asked
+    call = run.call
     search = [part.search for part in run.guides if part.search is not None]
-    if asked_for.output_type == "latent" and (search or any(part.filter for part in run.guides)):
+    if call.output_type == "latent" and (search or any(part.filter for part in run.guides)):
         raise UserError("output_type: got 'latent' under a guidance that chooses among outputs, takes pil, np or pt")
     if len(search) > 1:
         raise UserError("guide: one search inside another; one of them may be there")
     scored = bool(search) or any(part.filter is not None for part in run.guides)
     if not scored:
-        rows = list(range(len(asked_for.prompts)))
+        rows = list(range(len(call.prompts)))
         seeds = run.seeds(1, peek=True)
-        kind = "latent" if asked_for.output_type == "latent" else "pt"
-        result, _ = stepped(run, rows, seeds, generator=asked_for.generator, output_type=kind)
-        outputs = as_type(first(result).detach(), asked_for.output_type)
-        return picked(result, outputs, rows, len(rows), asked_for, type(result)), None
-    made = search[0](run) if search else sampled(run, run.seeds(run_particles(run)))
-    outputs = as_type(made.outputs, asked_for.output_type)
-    of = len(next(iter(fields(made.result).values())))
-    return picked(made.result, outputs, made.places, of, asked_for, made.kind), made.scores
+        kind = "latent" if call.output_type == "latent" else "pt"
+        result, _ = stepped(run, rows, seeds, generator=call.generator, output_type=kind)
+        outputs = as_type(outputs_of(result).detach(), call.output_type)
+        return selected(result, outputs, rows, len(rows), call, type(result)), None
+    samples = search[0](run) if search else sampled(run, run.seeds(run_particles(run)))
+    outputs = as_type(samples.outputs, call.output_type)
+    of = len(next(iter(fields(samples.result).values())))
+    return selected(samples.result, outputs, samples.places, of, call, samples.kind), samples.scores
 
 
-def run_particles(run: Run) -> int:
+def run_particles(run: GuidedRun) -> int:
     """Rows that are sampled for each that is wanted."""
     return max([1, *(part.particles for part in run.guides)])
 
 
-def stepped(run: Run, rows: list[int], seeds: list[int], **call: Any) -> tuple[Any, Stepper | None]:
+def stepped(run: GuidedRun, rows: list[int], seeds: list[int], **call: Any) -> tuple[Any, Stepper | None]:
     """What the pipeline returns for rows that stand side by side as its particles, under what steps there are."""
     steppers = [part for part in run.guides if part.steps]
     stepper = Stepper(run, steppers, rows, seeds) if steppers else None
@@ -217,21 +217,21 @@ def stepped(run: Run, rows: list[int], seeds: list[int], **call: Any) -> tuple[A
     return result, stepper
 
 
-def sampled(run: Run, seeds: list[int], *, rows: list[int] | None = None, latents: Any = None, generator: Any = None) -> Made:
+def sampled(run: GuidedRun, seeds: list[int], *, rows: list[int] | None = None, latents: Any = None, generator: Any = None) -> Samples:
     """One output for each wanted row, particles sampled and one of them chosen, with its score.
 
     seeds: ``particles`` for each row. latents: a place and a latent for each of these.
     """
-    wanted = list(range(len(run.asked.prompts))) if rows is None else rows
+    wanted = list(range(len(run.call.prompts))) if rows is None else rows
     count = run_particles(run)
     wide = [row for row in wanted for _ in range(count)]
     result, stepper = stepped(run, wide, seeds, latents=latents, generator=generator)
-    outputs = first(result).detach()
+    outputs = outputs_of(result).detach()
     scores = (
         run.score(outputs, wide).detach().double().cpu() if run.rewards else torch.full((len(wide),), float("nan"), dtype=torch.float64)
     )
     if stepper is None or stepper.filter is None:
-        return Made(result, outputs, scores, list(range(len(wide))), type(result))
+        return Samples(result, outputs, scores, list(range(len(wide))), type(result))
     chosen = stepper.filter.chosen(scores.view(-1, count))
     places = (torch.arange(len(wanted)) * count + chosen.cpu()).tolist()
-    return Made(result, outputs[places], scores[places], places, type(result))
+    return Samples(result, outputs[places], scores[places], places, type(result))

@@ -34,9 +34,9 @@ def adapter_guidance(
     Errors: UserError for an interval outside 0..1, and for what is no name.
     """
     check_interval("adapter_guidance", start, stop)
-    for key, voice in {"base": base, "aligned": aligned}.items():
-        if not isinstance(voice, str):
-            raise UserError(f"adapter_guidance.{key}: got {type(voice).__name__}, takes 'base', 'current' or the name of an adapter")
+    for key, model in {"base": base, "aligned": aligned}.items():
+        if not isinstance(model, str):
+            raise UserError(f"adapter_guidance.{key}: got {type(model).__name__}, takes 'base', 'current' or the name of an adapter")
     from mmalign.guidance._adapter_guidance import AdapterGuidance
 
     return AdapterGuidance(scale=scale, guidance_scale=guidance_scale, base=base, aligned=aligned, start=start, stop=stop)

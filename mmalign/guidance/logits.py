@@ -64,11 +64,11 @@ def contrastive(*, amateur: Any, scale: float = 1.5, plausible: float = 0.1) -> 
 
     def change(ids: Tensor, scores: Tensor) -> Tensor:
         _same_words("contrastive", scores, weaker.logits(ids))
-        found = extrapolate(weaker.last.log_softmax(-1).to(scores), scores.log_softmax(-1), scale)
+        logits = extrapolate(weaker.last.log_softmax(-1).to(scores), scores.log_softmax(-1), scale)
         if plausible == 0:
-            return found
+            return logits
         floor = scores.amax(-1, keepdim=True) + math.log(plausible)
-        return torch.where(scores >= floor, found, float("-inf"))
+        return torch.where(scores >= floor, logits, float("-inf"))
 
     return _processors(change)
 
@@ -121,10 +121,10 @@ def rectified(*, dead_end: Callable[[Tensor], Tensor]) -> Any:
         if not (low >= -1 - 1e-4 and high <= 1e-4):
             raise UserError(f"rectified.dead_end: got numbers from {low:.4g} to {high:.4g}, takes -1 to 0")
         capped = torch.minimum(scores.softmax(-1), (1 + bound).clamp(0, 1))
-        found = capped.log()
+        logits = capped.log()
         nothing = capped.sum(-1, keepdim=True) <= 0
         least = torch.full_like(scores, float("-inf")).scatter(1, bound.argmax(-1, keepdim=True), 0.0)
-        return torch.where(nothing, least, found)
+        return torch.where(nothing, least, logits)
 
     return _processors(change)
 
@@ -148,11 +148,11 @@ class _Reader:
         behind = self.ids.shape[1]
         goes_on = self.cache is not None and ids.shape[1] == behind + 1 and torch.equal(ids[:, :behind], self.ids)
         new = slice(behind, None) if goes_on else slice(None)
-        found = self.model(
+        outputs = self.model(
             input_ids=ids[:, new], attention_mask=mask, position_ids=place[:, new], use_cache=True,
             past_key_values=self.cache if goes_on else None,
         )  # fmt: skip
-        self.ids, self.cache, self.last = ids.clone(), found.past_key_values, found.logits[:, -1].float()
+        self.ids, self.cache, self.last = ids.clone(), outputs.past_key_values, outputs.logits[:, -1].float()
         return self.last
 
 

@@ -9,8 +9,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from mmalign.guidance._calls import first
-from mmalign.guidance._run import Guidance, Made, Run
+from mmalign.guidance._calls import outputs_of
+from mmalign.guidance._run import Guidance, GuidedRun, Samples
 from mmalign.guidance.guide import run_particles
 from mmalign.policies.pipelines.scheduler import Moment, Player
 from mmalign.samplers import kernels
@@ -39,7 +39,7 @@ def reno(*, iterations: int = 10, rate: float = 0.05, regulariser: float = 0.01,
 
         maximise r(sample(z)) + regulariser * noise_log_prob(z),  by gradient ascent with Nesterov momentum 0.9
 
-    Made for models of one step or few: memory grows with their number, as the graph runs through all of them.
+    Samples for models of one step or few: memory grows with their number, as the graph runs through all of them.
 
     Args:
         iterations: updates; one sample more is made.
@@ -87,16 +87,16 @@ def _optimised(
                 f"{name}.{key}: got {value}, takes a number {'above' if key == 'rate' else 'of'} 0{'' if key == 'rate' else ' or more'}"
             )
 
-    def search(run: Run) -> Made:
+    def search(run: GuidedRun) -> Samples:
         if run_particles(run) > 1 or any(part.change for part in run.guides):
             raise UserError(f"{name}: takes no other guidance of steps inside")
-        rows, seeds = list(range(len(run.asked.prompts))), run.seeds(1)
+        rows, seeds = list(range(len(run.call.prompts))), run.seeds(1)
         noises = _Noises(run, rows, seeds, eta if every else None)
-        best: Made | None = None
+        best: Samples | None = None
         for number in range(iterations + 1):
-            made = noises.sample(keep_graph=number < iterations)
-            best = made if best is None else _better(best, made)
-            run.trace.append({"iteration": number, "scores": made.scores, "length": noises.lengths()})
+            samples = noises.sample(keep_graph=number < iterations)
+            best = samples if best is None else _better(best, samples)
+            run.trace.append({"iteration": number, "scores": samples.scores, "length": noises.lengths()})
             if number < iterations:
                 noises.update(rate, regulariser, clip, optimiser)
         assert best is not None
@@ -108,7 +108,7 @@ def _optimised(
 class _Noises:
     """The noise of some rows: ``values``, of the first latent and, with ``eta``, of every step; leaves of a graph through the sampler."""
 
-    def __init__(self, run: Run, rows: Sequence[int], seeds: list[int], eta: float | None):
+    def __init__(self, run: GuidedRun, rows: Sequence[int], seeds: list[int], eta: float | None):
         self.run, self.rows, self.seeds = run, rows, seeds
         self.kernel = kernels.ode() if eta is None else kernels.ddim(eta=eta)
         self.place, start = run.first_latents(rows, seeds)
@@ -126,13 +126,13 @@ class _Noises:
             self.values.append(torch.randn(mean.shape, generator=self.rng).to(mean).requires_grad_())
         return (mean + std * self.values[moment.column + 1]).to(moment.x.dtype)
 
-    def sample(self, *, keep_graph: bool) -> Made:
+    def sample(self, *, keep_graph: bool) -> Samples:
         with torch.set_grad_enabled(keep_graph):
             latents = (self.place, self.size * self.values[0])
             result = self.run.sample(self.rows, self.seeds, player=Player(self._answer), latents=latents)
-            outputs = first(result)
+            outputs = outputs_of(result)
             self.score = self.run.score(outputs, self.rows)
-        return Made(result, outputs.detach(), self.score.detach().double().cpu(), list(range(len(self.rows))), type(result))
+        return Samples(result, outputs.detach(), self.score.detach().double().cpu(), list(range(len(self.rows))), type(result))
 
     def lengths(self) -> Tensor:
         """``|z|^2 / D`` of each row, over all noise: 1 is typical."""
@@ -145,12 +145,12 @@ class _Noises:
             raise UserError(f"reward {names}: no gradient arrives at what it scores; noise is optimised by a differentiable reward")
         likely = torch.stack([_likely(value, optimiser == "adam") for value in self.values]).sum(0)
         total = torch.where(score.isfinite(), score, 0.0).sum() + regulariser * likely.to(score).sum()
-        found = torch.autograd.grad(total, self.values, allow_unused=True)
+        gradients = torch.autograd.grad(total, self.values, allow_unused=True)
         run.ledger.gradients += len(self.rows) * max(1, len(run.pipe.scheduler.timesteps))
         run.ledger.reward_gradients += len(self.rows)
-        if found[0] is None:
+        if gradients[0] is None:
             raise UserError(f"{type(run.pipe).__name__}: no gradient arrives at its first latent; noise_search needs none")
-        self._move([torch.zeros_like(v) if g is None else g for g, v in zip(found, self.values, strict=True)], rate, clip, optimiser)
+        self._move([torch.zeros_like(v) if g is None else g for g, v in zip(gradients, self.values, strict=True)], rate, clip, optimiser)
 
     @torch.no_grad()
     def _move(self, ascent: list[Tensor], rate: float, clip: float, optimiser: Optimiser) -> None:
@@ -183,17 +183,17 @@ def _stepped(g: Tensor, kept: tuple[Tensor, Tensor, int], optimiser: Optimiser) 
 
 def _likely(noise: Tensor, moments: bool) -> Tensor:
     """``noise_log_prob``, and minus how far mean and variance of the elements are from 0 and 1 in their own standard errors, squared."""
-    found = noise_log_prob(noise)
+    log_prob = noise_log_prob(noise)
     if not moments:
-        return found
+        return log_prob
     flat = noise.flatten(1).double()
     count = flat.shape[1]
-    return found - 0.5 * count * flat.mean(1).square() - 0.25 * count * (flat.square().mean(1) - 1).square()
+    return log_prob - 0.5 * count * flat.mean(1).square() - 0.25 * count * (flat.square().mean(1) - 1).square()
 
 
-def _better(a: Made, b: Made) -> Made:
+def _better(a: Samples, b: Samples) -> Samples:
     """Row by row the better of two."""
     wins = (b.scores > a.scores) | (a.scores.isnan() & ~b.scores.isnan())
     wide = (-1, *(1,) * (a.outputs.ndim - 1))
     outputs = torch.where(wins.view(wide).to(a.outputs.device), b.outputs, a.outputs)
-    return Made(a.result, outputs, torch.where(wins, b.scores, a.scores), a.places, a.kind)
+    return Samples(a.result, outputs, torch.where(wins, b.scores, a.scores), a.places, a.kind)

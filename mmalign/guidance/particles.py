@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from mmalign.guidance import _smc
-from mmalign.guidance._run import Guidance, Run
+from mmalign.guidance._run import Guidance, GuidedRun
 from mmalign.policies.pipelines.scheduler import Moment
 from mmalign.samplers import kernels
 from mmalign.types import Kernel, Prediction, UserError
@@ -156,7 +156,7 @@ class Rule:
 class Particles:
     """The particles of one call, ``K`` of each wanted row side by side; ``log_normaliser``: of each row, ln of the estimate of Z."""
 
-    def __init__(self, run: Run, rows: Sequence[int], count: int, rule: Rule):
+    def __init__(self, run: GuidedRun, rows: Sequence[int], count: int, rule: Rule):
         self.run, self.rows, self.count, self.rule = run, rows, count, rule
         self.groups = len(rows) // count
         self.rng = torch.Generator().manual_seed(run.seed if run.seed is not None else 0)
@@ -173,7 +173,7 @@ class Particles:
             return None
         scores = self.run.score_latents(moment.prediction.clean, self.rows).detach().double().cpu().view(self.groups, self.count)
         self.run.trace.append({"step": step, "scores": scores})
-        return self.weighed(_smc.known(scores), rule.temper(step, total))
+        return self.weighed(_smc.imputed(scores), rule.temper(step, total))
 
     def weighed(self, scores: Tensor, temper: float = 1.0) -> Tensor | None:
         """Row numbers that go on, after the particles' potentials at the scores ``[groups, K]`` of now."""
@@ -221,7 +221,7 @@ class Particles:
     def chosen(self, scores: Tensor) -> Tensor:
         if self.rule.select == "best" or self.rule.one:
             return _smc.best(scores)
-        return _smc.one_of_each(self.finish(_smc.known(scores)), self.rng)
+        return _smc.one_of_each(self.finish(_smc.imputed(scores)), self.rng)
 
 
 def _tempering(growth: float) -> Callable[[int, int], float]:
@@ -231,7 +231,7 @@ def _tempering(growth: float) -> Callable[[int, int], float]:
 def _tempered_gradient(scale: float, temper: Callable[[int, int], float], start: float, limit: float | None) -> Any:
     from mmalign.guidance.gradients import tfg
 
-    def change(run: Run, moment: Moment, rows: Any) -> Prediction:
+    def change(run: GuidedRun, moment: Moment, rows: Any) -> Prediction:
         total = len(run.pipe.scheduler.schedule)
         strength = scale * temper(total - moment.left, total)
         inner: Any = tfg(scale=strength, mu=0.0, start=start, limit=limit, name="das").change

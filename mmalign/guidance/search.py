@@ -9,7 +9,7 @@ import torch
 
 from mmalign.guidance import _smc
 from mmalign.guidance._calls import fields, merged
-from mmalign.guidance._run import Guidance, Made, Run
+from mmalign.guidance._run import Guidance, GuidedRun, Samples
 from mmalign.guidance.guide import run_particles, sampled
 from mmalign.types import UserError
 
@@ -31,10 +31,10 @@ def best_of(*, count: int = 4, rows_at_once: int = 16) -> Guidance:
     if count < 1 or rows_at_once < 1:
         raise UserError(f"best_of: got count {count} and rows_at_once {rows_at_once}, takes 1 or more")
 
-    def search(run: Run) -> Made:
-        every, wanted = run_particles(run), len(run.asked.prompts)
+    def search(run: GuidedRun) -> Samples:
+        every, wanted = run_particles(run), len(run.call.prompts)
         if count == 1:
-            return sampled(run, run.seeds(every, peek=every == 1), generator=run.asked.generator if every == 1 else None)
+            return sampled(run, run.seeds(every, peek=every == 1), generator=run.call.generator if every == 1 else None)
         seeds = run.seeds(count * every)
         rows = [row for row in range(wanted) for _ in range(count)]
         parts = []
@@ -74,13 +74,13 @@ def noise_search(*, count: int = 4, rounds: int = 3, how: Literal["zero_order", 
     if not 0 < radius <= 1:
         raise UserError(f"noise_search.radius: got {radius}, takes a number above 0 and up to 1")
 
-    def search(run: Run) -> Made:
+    def search(run: GuidedRun) -> Samples:
         if run_particles(run) > 1:
             raise UserError("noise_search: takes no particles inside; best_of does")
-        rows, seeds = list(range(len(run.asked.prompts))), run.seeds(1)
+        rows, seeds = list(range(len(run.call.prompts))), run.seeds(1)
         place, pivot = run.first_latents(rows, seeds)
         size = pivot.flatten(1).float().std(1).mean()  # noise of a variance-exploding path is not of unit size
-        rng, parts = run.rng(seeds), list[Made]()
+        rng, parts = run.rng(seeds), list[Samples]()
         best = torch.full((len(rows),), float("-inf"), dtype=torch.float64)
         for number in range(rounds):
             tried = pivot
@@ -101,18 +101,18 @@ def noise_search(*, count: int = 4, rounds: int = 3, how: Literal["zero_order", 
     return Guidance("noise_search", frozenset({"reward"}), search=search)
 
 
-def _of_rounds(parts: Sequence[Made], wanted: int) -> Made:
+def _of_rounds(parts: Sequence[Samples], wanted: int) -> Samples:
     """The best of each row over parts that hold one candidate of every row."""
     scores = torch.stack([part.scores for part in parts], 1)
     best = _smc.best(scores).tolist()
     sizes = [len(next(iter(fields(part.result).values()))) for part in parts]
     places = [parts[which].places[row] + sum(sizes[:which]) for row, which in enumerate(best)]
     outputs = torch.stack([parts[which].outputs[row] for row, which in enumerate(best)])
-    found = scores[torch.arange(wanted), torch.tensor(best)]
-    return Made(merged([part.result for part in parts]), outputs, found, places, parts[0].kind)
+    highest = scores[torch.arange(wanted), torch.tensor(best)]
+    return Samples(merged([part.result for part in parts]), outputs, highest, places, parts[0].kind)
 
 
-def chosen(parts: Sequence[Made], wanted: int) -> Made:
+def chosen(parts: Sequence[Samples], wanted: int) -> Samples:
     """The best of the candidates of each wanted row, all made in parts one after the other, those of a row side by side."""
     scores = torch.cat([part.scores for part in parts]).view(wanted, -1)
     best = _smc.best(scores)
@@ -120,5 +120,5 @@ def chosen(parts: Sequence[Made], wanted: int) -> Made:
     sizes = [len(next(iter(fields(part.result).values()))) for part in parts]
     places = [place + sum(sizes[:number]) for number, part in enumerate(parts) for place in part.places]
     outputs = torch.cat([part.outputs for part in parts])
-    picked = [places[place] for place in flat]
-    return Made(merged([part.result for part in parts]), outputs[flat], scores.flatten()[flat], picked, parts[0].kind)
+    kept = [places[place] for place in flat]
+    return Samples(merged([part.result for part in parts]), outputs[flat], scores.flatten()[flat], kept, parts[0].kind)

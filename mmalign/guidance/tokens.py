@@ -33,7 +33,7 @@ class Decoded:
     ledger: Ledger
 
 
-def steered(  # a sampler of language models: who speaks, how, how long
+def steered(  # a decoder of language models: which model, how, how long
     model: Any, input_ids: Tensor, value: Value, *, particles: int = 4, block: int = 8, max_new_tokens: int = 64, scale: float = 1.0,
     ess: float = 0.5, select: Literal["best", "draw"] = "best", keep: int | None = None, temperature: float = 1.0, seed: int = 0,
 ) -> Decoded:  # fmt: skip
@@ -68,19 +68,19 @@ def steered(  # a sampler of language models: who speaks, how, how long
         ledger.missing += int((~values.isfinite()).sum())
         if text.ids.shape[1] == width + max_new_tokens or bool(text.over.all()):
             break
-        parents = _best_of(values, keep) if keep is not None else filter_.weighed(_smc.known(values))
+        parents = _best_of(values, keep) if keep is not None else filter_.weighed(_smc.imputed(values))
         if parents is not None:
             text.take(parents.to(input_ids.device))
             values = values.flatten()[parents].view(groups, particles)
     picked = _smc.best(values) if keep is not None else filter_.chosen(values)
     if keep is not None or select == "best":
-        filter_.finish(_smc.known(values))
+        filter_.finish(_smc.imputed(values))
     rows = torch.arange(groups) * particles + picked
     ledger.seconds = time.perf_counter() - started
     return Decoded(text.ids[rows, width:], values.flatten()[rows], filter_.log_normaliser, ledger)
 
 
-def beam_search(  # a sampler of language models: who speaks, how, how long
+def beam_search(  # a decoder of language models: which model, how, how long
     model: Any, input_ids: Tensor, *, tuned: Any, untuned: Any, width: int = 2, successors: int = 2, block: int = 30,
     max_new_tokens: int = 60, temperature: float = 1.0, seed: int = 0,
 ) -> Decoded:  # fmt: skip
@@ -156,13 +156,13 @@ class _Text:
         """So many tokens more in every row; rows that are over get the pad token."""
         for _ in range(count):
             place = (self.mask.cumsum(1) - 1).clamp(min=0)
-            found = self.model(
+            outputs = self.model(
                 input_ids=self.ids[:, -self.unread :], attention_mask=self.mask, position_ids=place[:, -self.unread :],
                 past_key_values=self.cache, use_cache=True,
             )  # fmt: skip
             self.ledger.evaluations += len(self.ids)
-            self.cache, self.unread = found.past_key_values, 1
-            shares = (found.logits[:, -1].double() / temperature).softmax(-1)
+            self.cache, self.unread = outputs.past_key_values, 1
+            shares = (outputs.logits[:, -1].double() / temperature).softmax(-1)
             drawn = torch.multinomial(shares, 1, generator=self.rng)[:, 0]
             drawn = torch.where(self.over, self.pad, drawn)
             self.ids = torch.cat([self.ids, drawn[:, None]], dim=1)
@@ -183,12 +183,12 @@ def _log_prob(model: Any, ids: Tensor, width: int) -> Tensor:
     mask = torch.ones_like(ids) if pad is None else (ids != pad).long().cummax(1).values
     place = (mask.cumsum(1) - 1).clamp(min=0)
     logits = model(input_ids=ids, attention_mask=mask, position_ids=place).logits[:, width - 1 : -1].double()
-    said = logits.log_softmax(-1).gather(2, ids[:, width:, None])[..., 0]
+    log_probs = logits.log_softmax(-1).gather(2, ids[:, width:, None])[..., 0]
     if ends is None:
-        return said.sum(1)
+        return log_probs.sum(1)
     ended = torch.isin(ids[:, width:], torch.as_tensor(ends, device=ids.device).flatten())
     before = ended.long().cumsum(1) - ended.long()  # ends that came before this token
-    return torch.where(before == 0, said, 0.0).sum(1)
+    return torch.where(before == 0, log_probs, 0.0).sum(1)
 
 
 def _best_of(values: Tensor, keep: int) -> Tensor:

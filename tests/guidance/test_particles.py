@@ -132,7 +132,7 @@ def test_weights_between_resamplings_are_kept():
 
 def test_missing_scores_stand_at_the_mean_of_their_group():
     scores = torch.tensor([[1.0, float("nan"), 3.0], [float("nan")] * 3], dtype=torch.float64)
-    assert _smc.known(scores).tolist() == [[1.0, 2.0, 3.0], [0.0, 0.0, 0.0]]
+    assert _smc.imputed(scores).tolist() == [[1.0, 2.0, 3.0], [0.0, 0.0, 0.0]]
     assert _smc.best(scores).tolist() == [2, 0]
     assert _smc.best(torch.tensor([[float("nan"), -5.0]])).tolist() == [1]
 

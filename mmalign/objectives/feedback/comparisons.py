@@ -86,8 +86,8 @@ def strengths(feedback: Feedback) -> Tensor:
     if feedback.pairs is None:
         raise UserError("Feedback.pairs: got None, a preference takes pairs of row numbers")
     refuse_shared_rows(feedback.pairs)
-    given = torch.ones(len(feedback.pairs)) if feedback.strength is None else feedback.strength
-    strength = given.detach().double()
+    probability = torch.ones(len(feedback.pairs)) if feedback.strength is None else feedback.strength
+    strength = probability.detach().double()
     first = torch.where(strength >= 0.5, strength, strength - 1).nan_to_num(0.0)
     signed = torch.zeros(len(feedback.rewards), dtype=torch.float64)
     signed[feedback.pairs[:, 0]], signed[feedback.pairs[:, 1]] = first, -first

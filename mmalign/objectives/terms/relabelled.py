@@ -74,10 +74,10 @@ def _remembered(feedback: Feedback, state: Named) -> Feedback:
     """The same feedback with the labels that the state holds in place of those of records that it has met."""
     if feedback.pairs is None or feedback.ids is None:
         return feedback
-    given = torch.ones(len(feedback.pairs), dtype=torch.float64) if feedback.strength is None else feedback.strength.double()
+    labels = torch.ones(len(feedback.pairs), dtype=torch.float64) if feedback.strength is None else feedback.strength.double()
     names = [feedback.ids[row] for row in feedback.pairs[:, 0].tolist()]
-    kept = torch.tensor([state.values[state.places[name]] if name in state.places else torch.nan for name in names], dtype=torch.float64)
-    return replace(feedback, strength=torch.where(kept.isnan() | given.isnan(), given, kept))
+    remembered = torch.tensor([state.values[state.places[name]] if name in state.places else torch.nan for name in names], dtype=torch.float64)
+    return replace(feedback, strength=torch.where(remembered.isnan() | labels.isnan(), labels, remembered))
 
 
 def posterior(term: Term, *, reliability: float, momentum: float) -> Term:

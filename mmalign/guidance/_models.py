@@ -1,4 +1,4 @@
-"""Two opinions of one denoiser: under other parameters, or of another model, in the same call."""
+"""Which model predicts: a denoiser as it is, under other parameters, or another one, in the same call of a pipeline."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ from mmalign.policies.parameters import replaced, reshard
 from mmalign.policies.pipelines.memory import DENOISERS
 from mmalign.types import UserError
 
-Voice = str | nn.Module | Mapping[str, Tensor]
-"""Who speaks: ``current`` (the denoiser as it is), ``base`` (its adapters off), the name of an adapter, another model of the same
+Model = str | nn.Module | Mapping[str, Tensor]
+"""Which one predicts: ``current`` (the denoiser as it is), ``base`` (its adapters off), the name of an adapter, another model of the same
 call, or tensors by parameter name that take the place of the denoiser's own."""
 
 Call = Callable[..., Any]
-Speaker = Callable[..., Any]
 
 
 def denoisers_of(pipe: Any) -> dict[str, nn.Module]:
@@ -27,42 +26,42 @@ def denoisers_of(pipe: Any) -> dict[str, nn.Module]:
     return {name: pipe.components[name] for name in DENOISERS if isinstance(pipe.components.get(name), nn.Module)}
 
 
-def check_voice(pipe: Any, voice: Voice, where: str) -> None:
-    """Errors: UserError for a voice that the pipeline does not have; before anything is computed."""
+def check_model(pipe: Any, model: Model, where: str) -> None:
+    """Errors: UserError for a model that the pipeline does not have; before anything is computed."""
     nets = denoisers_of(pipe)
-    if isinstance(voice, str):
+    if isinstance(model, str):
         named = sorted({name for net in nets.values() for layer in _layers(net) for name in layer.lora_A})
-        if voice == "base" and not named:
+        if model == "base" and not named:
             raise UserError(f"{where}: got 'base', but {', '.join(nets)} of {type(pipe).__name__} has no adapter to switch off")
-        if voice not in ("current", "base", *named):
+        if model not in ("current", "base", *named):
             raise UserError(
-                f"{where}: got {voice!r}, takes 'current', 'base', {', '.join(map(repr, named)) or 'or the name of an adapter'}"
+                f"{where}: got {model!r}, takes 'current', 'base', {', '.join(map(repr, named)) or 'or the name of an adapter'}"
             )
-    elif isinstance(voice, Mapping):
+    elif isinstance(model, Mapping):
         own = {
             f"{prefix}{name}": p for net_name, net in nets.items() for prefix in ("", f"{net_name}.") for name, p in net.named_parameters()
         }
-        for name, value in voice.items():
+        for name, value in model.items():
             if name not in own or own[name].shape != value.shape:
                 got = f"{name} {list(value.shape)}"
                 raise UserError(f"{where}: got {got}, which is no parameter of {', '.join(nets)}")
-    elif not isinstance(voice, nn.Module):
-        raise UserError(f"{where}: got {type(voice).__name__}, takes a name, a model or tensors by parameter name")
+    elif not isinstance(model, nn.Module):
+        raise UserError(f"{where}: got {type(model).__name__}, takes a name, a model or tensors by parameter name")
 
 
-def speaker(name: str, net: nn.Module, own: Call, voice: Voice) -> Speaker:
-    """A denoiser's call in a voice; the denoiser is as it was afterwards, also after an exception."""
-    if isinstance(voice, nn.Module):
-        return voice
-    if voice == "current":
+def predictor(name: str, net: nn.Module, own: Call, model: Model) -> Call:
+    """A denoiser's call by that model; the denoiser is as it was afterwards, also after an exception."""
+    if isinstance(model, nn.Module):
+        return model
+    if model == "current":
         return own
-    change: Any = _values(name, net, voice) if isinstance(voice, Mapping) else adapters(net, voice)
+    change: Any = _values(name, net, model) if isinstance(model, Mapping) else adapters(net, model)
 
-    def say(*args: Any, **kwargs: Any) -> Any:
+    def predict(*args: Any, **kwargs: Any) -> Any:
         with change():
             return own(*args, **kwargs)
 
-    return say
+    return predict
 
 
 def _layers(net: nn.Module) -> list[Any]:
@@ -71,7 +70,7 @@ def _layers(net: nn.Module) -> list[Any]:
     return [layer for layer in net.modules() if isinstance(layer, LoraLayer)]
 
 
-def adapters(net: nn.Module, voice: str) -> Any:
+def adapters(net: nn.Module, model: str) -> Any:
     """() -> a context in which a model's adapters are off (``base``), or only the named one is on; they come back as they were."""
     layers = _layers(net)
 
@@ -81,9 +80,9 @@ def adapters(net: nn.Module, voice: str) -> Any:
         flags = [(p, p.requires_grad) for layer in layers for name, p in layer.named_parameters() if "lora_" in name]
         try:
             for layer in layers:
-                layer.enable_adapters(voice != "base")
-                if voice != "base":
-                    layer.set_adapter([voice] if voice in layer.lora_A else [])
+                layer.enable_adapters(model != "base")
+                if model != "base":
+                    layer.set_adapter([model] if model in layer.lora_A else [])
             yield
         finally:
             for layer, active, off in kept:
@@ -95,16 +94,16 @@ def adapters(net: nn.Module, voice: str) -> Any:
     return change
 
 
-def _values(name: str, net: nn.Module, voice: Mapping[str, Tensor]) -> Any:
+def _values(name: str, net: nn.Module, model: Mapping[str, Tensor]) -> Any:
     reshard(net)
     own = dict(net.named_parameters())
-    found = {key.removeprefix(f"{name}."): value for key, value in voice.items() if key.removeprefix(f"{name}.") in own}
-    return lambda: replaced(net, own, found)
+    values = {key.removeprefix(f"{name}."): value for key, value in model.items() if key.removeprefix(f"{name}.") in own}
+    return lambda: replaced(net, own, values)
 
 
 @contextmanager
-def answered(pipe: Any, make: Callable[[str, nn.Module, Call], Call]) -> Iterator[None]:
-    """While the block lasts, each denoiser's calls are answered by ``make(name, denoiser, its own call)``.
+def intercepted(pipe: Any, make: Callable[[str, nn.Module, Call], Call]) -> Iterator[None]:
+    """While the block lasts, each denoiser's calls are intercepted by ``make(name, denoiser, its own call)``.
 
     Put where torch looks for a compiled forward, so that hooks (offloading, sharding) run inside; blocks nest.
     """
@@ -124,7 +123,7 @@ def _put_back(net: nn.Module, before: Any) -> None:
         net.__dict__["_compiled_call_impl"] = before
 
 
-class Clock:
+class Progress:
     """How far a call's schedule has gone, 0 to 1, told by the times that its denoisers are asked at."""
 
     def __init__(self, pipe: Any):
@@ -139,5 +138,5 @@ class Clock:
 
 
 def blended(a: Any, b: Any, weight: float) -> Any:
-    """``a + weight (b - a)`` of two answers of one form; exactly ``a`` at 0 and ``b`` at 1 (``torch.lerp``)."""
+    """``a + weight (b - a)`` of two outputs of one form; exactly ``a`` at 0 and ``b`` at 1 (``torch.lerp``)."""
     return tree_map(lambda x, y: torch.lerp(x, y, weight) if isinstance(x, Tensor) and x.is_floating_point() else x, a, b)
