@@ -74,9 +74,9 @@ def test_rlg_is_exact_for_a_gaussian_with_a_linear_reward(scale):
     ],
 )
 def test_rlg_misses_elsewhere_by_what_is_known(base, reward, scale, mean, variance):
-    found = run(base, reward, scale)
-    assert found[:2] == pytest.approx((mean, variance), rel=0.05, abs=0.06)
-    assert abs(found[0] - target(base, reward, scale)[0]) + abs(found[1] - target(base, reward, scale)[1]) > 0.1
+    moments = run(base, reward, scale)
+    assert moments[:2] == pytest.approx((mean, variance), rel=0.05, abs=0.06)
+    assert abs(moments[0] - target(base, reward, scale)[0]) + abs(moments[1] - target(base, reward, scale)[1]) > 0.1
 
 
 @pytest.mark.parametrize(("base", "scale"), [(TWO, 2.5), (TWO, 4.0), (RARE, 1.6), (RARE, 4.0), (RARE, 0.5)])
@@ -99,11 +99,11 @@ def test_the_correction_runs_on_a_pipeline_and_at_scale_1_no_weight_moves(pipe):
             if "lora_B" in name:
                 p.add_(0.2)
     call = {"num_inference_steps": 4, "output_type": "pt"}
-    for told in ({}, {"guidance_scale": 3.0}):
+    for more in ({}, {"guidance_scale": 3.0}):
         with mm.guide(pipe, guidance="corrected_rlg", scale=1.0, particles=3) as guided:
-            pipe("a handwritten six", generator=torch.Generator().manual_seed(0), **call, **told)
+            pipe("a handwritten six", generator=torch.Generator().manual_seed(0), **call, **more)
         assert all(float(event["effective"]) == pytest.approx(3.0) for event in guided.trace)
         with mm.guide(pipe, guidance="corrected_rlg", scale=3.0, particles=3) as guided:
-            found = pipe("a handwritten six", generator=torch.Generator().manual_seed(0), **call, **told).images
-        assert found.shape == (1, 1, 8, 8) and any(float(event["effective"]) < 2.9 for event in guided.trace)
+            images = pipe("a handwritten six", generator=torch.Generator().manual_seed(0), **call, **more).images
+        assert images.shape == (1, 1, 8, 8) and any(float(event["effective"]) < 2.9 for event in guided.trace)
         assert guided.ledger.rewards == 0

@@ -44,7 +44,7 @@ def test_every_parametrisation_gives_one_answer(form, level):
 def test_a_shifted_estimate_still_adds_up_to_the_latent():
     t = Level(torch.tensor(0.4, dtype=torch.float64), torch.tensor(0.6, dtype=torch.float64))
     moment = Moment(0, 1, t, t, X.double(), predict(A.double(), X.double(), t, parametrisation="flow"))
-    found = shifted(moment, B.double())
-    assert isinstance(found, Prediction)
-    assert torch.allclose(t.signal * found.clean + t.noise * found.noise, X.double())
-    assert torch.allclose(found.clean - moment.prediction.clean, B.double())
+    prediction = shifted(moment, B.double())
+    assert isinstance(prediction, Prediction)
+    assert torch.allclose(t.signal * prediction.clean + t.noise * prediction.noise, X.double())
+    assert torch.allclose(prediction.clean - moment.prediction.clean, B.double())

@@ -81,8 +81,8 @@ def test_rows_without_a_finite_gradient_go_on_without_it():
     x = torch.randn((3, 2), dtype=torch.float64, requires_grad=True)
     world = Broken(5)
     moment = Moment(2, 3, t, t_next, x, gaussian.predict(BASE, x, t))
-    found = tfg(scale=1.0, mu=0.0).change(world, moment, range(3))
-    moved = (found.clean - moment.prediction.clean).abs().sum(1)
+    prediction = tfg(scale=1.0, mu=0.0).change(world, moment, range(3))
+    moved = (prediction.clean - moment.prediction.clean).abs().sum(1)
     assert float(moved[0].detach()) == 0 and bool((moved[1:] > 0).all()) and world.ledger.failed == 1
 
 
@@ -97,6 +97,6 @@ def test_nrg_reads_noisy_latents_with_their_level_and_decodes_nothing(pipe):
     plain = pipe("a handwritten six", **call).images
     call["generator"] = torch.Generator().manual_seed(0)
     with mm.guide(pipe, reward, guidance="nrg", scale=0.3) as guided:
-        found = pipe("a handwritten six", **call).images
-    assert seen == pytest.approx([0.667, 0.334, 0.001], abs=1e-3) and float(found.mean()) > float(plain.mean())
+        images = pipe("a handwritten six", **call).images
+    assert seen == pytest.approx([0.667, 0.334, 0.001], abs=1e-3) and float(images.mean()) > float(plain.mean())
     assert guided.ledger.decodes == 1 and guided.ledger.gradients == 0 and guided.ledger.reward_gradients == 3

@@ -34,12 +34,12 @@ def test_every_sampler_raises_the_reward_comes_again_and_leaves_nothing_behind(p
     settings, kind, scheduler = {**STEPPED, **CHOSEN}[name], type(pipe), pipe.scheduler
     plain = images(pipe)
     state = dict(pipe.__dict__)
-    found = []
+    drawn = []
     for _ in range(2):
         with mm.guide(pipe, brightness, guidance=name, **settings) as guided:
-            found.append(images(pipe))
-    assert float(brightness(found[0], []).mean()) > float(brightness(plain, []).mean()) + 0.01
-    assert torch.equal(*found)
+            drawn.append(images(pipe))
+    assert float(brightness(drawn[0], []).mean()) > float(brightness(plain, []).mean()) + 0.01
+    assert torch.equal(*drawn)
     assert type(pipe) is kind and pipe.scheduler is scheduler and pipe.__dict__ == state
     assert "_compiled_call_impl" not in pipe.transformer.__dict__ and not pipe.transformer._forward_pre_hooks
     assert torch.equal(images(pipe), plain)
@@ -74,16 +74,16 @@ def test_an_exception_in_the_block_or_in_the_reward_leaves_nothing_behind(pipe):
 @pytest.mark.parametrize("name", ["dps", "mpgd", "universal"])
 def test_gradients_at_scale_0_are_the_pipelines_own_steps(pipe, name):
     with mm.guide(pipe, brightness, guidance=name, scale=0.0) as guided:
-        found = images(pipe)
-    assert torch.allclose(found, images(pipe), atol=1e-5)  # the same Euler step, rounded otherwise
+        same = images(pipe)
+    assert torch.allclose(same, images(pipe), atol=1e-5)  # the same Euler step, rounded otherwise
     assert guided.ledger.rewards == guided.ledger.gradients == 0
 
 
 def test_best_of_one_is_the_model_to_the_last_bit(pipe):
     with mm.guide(pipe, brightness, guidance="best_of", count=1):
         assert torch.equal(images(pipe), images(pipe))
-        found = images(pipe)
-    assert torch.equal(found, images(pipe))
+        guided = images(pipe)
+    assert torch.equal(guided, images(pipe))
 
 
 @pytest.mark.parametrize("name", ["dps", "fk", "best_of"])
@@ -167,9 +167,9 @@ def test_a_reward_for_the_default_guidance(pipe):
     ],
 )
 def test_bad_input_is_one_line(pipe, reward, settings, words):
-    with pytest.raises(UserError, match=words) as found, mm.guide(pipe, reward, **settings):
+    with pytest.raises(UserError, match=words) as error, mm.guide(pipe, reward, **settings):
         images(pipe)
-    assert "\n" not in str(found.value)
+    assert "\n" not in str(error.value)
 
 
 def test_what_is_no_pipeline_is_refused():
@@ -179,8 +179,8 @@ def test_what_is_no_pipeline_is_refused():
 
 def test_missing_scores_are_counted_and_never_win(pipe):
     def half(outputs, prompts):
-        found = outputs.flatten(1).mean(1)
-        return torch.where(torch.arange(len(found)) % 2 == 0, found, float("nan"))
+        scores = outputs.flatten(1).mean(1)
+        return torch.where(torch.arange(len(scores)) % 2 == 0, scores, float("nan"))
 
     for name in ("fk", "best_of"):
         with mm.guide(pipe, half, guidance=name) as guided:
@@ -236,27 +236,27 @@ def test_the_length_of_noise_is_likeliest_where_noise_is():
 
 
 def test_rules_of_guidance_are_each_others_special_cases(pipe):
-    told = {"guidance_scale": 3.0}
-    plain = images(pipe, **told)
+    call = {"guidance_scale": 3.0}
+    plain = images(pipe, **call)
     for name, settings in (
         ("cfg", {"scale": 3.0}),
         ("apg", {"scale": 3.0, "eta": 1.0}),
         ("npo", {"scale": 3.0, "negative": "current"}),
     ):
         with mm.guide(pipe, guidance=name, **settings):
-            assert torch.allclose(images(pipe, **told), plain, atol=1e-5)
+            assert torch.allclose(images(pipe, **call), plain, atol=1e-5)
             assert torch.allclose(images(pipe, guidance_scale=7.0), plain, atol=1e-5)  # the pipeline's own scale is replaced
     alone = images(pipe, guidance_scale=1.0)
     for settings in ({"scale": 1.0}, {"scale": 9.0, "start": 0.5, "stop": 0.5}):
         with mm.guide(pipe, guidance="cfg", **settings):
-            assert torch.allclose(images(pipe, **told), alone, atol=1e-5)
+            assert torch.allclose(images(pipe, **call), alone, atol=1e-5)
     with mm.guide(pipe, guidance="cfg_plus_plus", scale=0.0):
-        empty = images(pipe, **told)
+        empty = images(pipe, **call)
     with mm.guide(pipe, guidance="cfg", scale=0.0):
-        assert torch.allclose(images(pipe, **told), empty, atol=1e-5)
+        assert torch.allclose(images(pipe, **call), empty, atol=1e-5)
     for name in ("cfg_zero", "apg", "cfg_plus_plus"):
         with mm.guide(pipe, guidance=name):
-            assert not torch.allclose(images(pipe, **told), plain, atol=1e-3)
+            assert not torch.allclose(images(pipe, **call), plain, atol=1e-3)
     with pytest.raises(UserError, match="asks about one prompt alone"), mm.guide(pipe, guidance="cfg"):
         images(pipe)
 

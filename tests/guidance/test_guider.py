@@ -22,11 +22,11 @@ def pipe():
         for name, p in parts["transformer"].named_parameters():
             if "lora_B" in name:
                 p.add_(0.5)
-    found = StableDiffusion3AutoBlocks().init_pipeline()
-    wanted = set(found.component_names)
-    found.update_components(**{name: part for name, part in parts.items() if name in wanted})
-    found.set_progress_bar_config(disable=True)
-    return found
+    modular = StableDiffusion3AutoBlocks().init_pipeline()
+    wanted = set(modular.component_names)
+    modular.update_components(**{name: part for name, part in parts.items() if name in wanted})
+    modular.set_progress_bar_config(disable=True)
+    return modular
 
 
 def image(pipe, guider, denoised=None):
@@ -34,7 +34,7 @@ def image(pipe, guider, denoised=None):
     pipe.update_components(guider=guider)
     handle = pipe.transformer.register_forward_pre_hook(lambda *_: calls.append(1))
     try:
-        found = pipe(
+        array = pipe(
             prompt="a fox",
             height=32,
             width=32,
@@ -45,13 +45,13 @@ def image(pipe, guider, denoised=None):
         )
     finally:
         handle.remove()
-    return torch.as_tensor(found), len(calls)
+    return torch.as_tensor(array), len(calls)
 
 
-def plain(**told):
+def plain(**settings):
     from diffusers.guiders import ClassifierFreeGuidance
 
-    return ClassifierFreeGuidance(**told)
+    return ClassifierFreeGuidance(**settings)
 
 
 def test_at_1_it_is_the_aligned_model_at_0_the_base_and_past_it_neither(pipe):
@@ -64,14 +64,14 @@ def test_at_1_it_is_the_aligned_model_at_0_the_base_and_past_it_neither(pipe):
     base, _ = image(pipe, plain(guidance_scale=3.0))
     for layer in layers:
         layer.enable_adapters(True)
-    told = {"guidance_scale": 3.0}
-    one, calls = image(pipe, mm.guidance.adapter_guidance(scale=1.0, **told))
+    settings = {"guidance_scale": 3.0}
+    one, calls = image(pipe, mm.guidance.adapter_guidance(scale=1.0, **settings))
     assert calls == 4 and torch.allclose(one, aligned, atol=1e-5)
-    none, calls = image(pipe, mm.guidance.adapter_guidance(scale=0.0, **told))
+    none, calls = image(pipe, mm.guidance.adapter_guidance(scale=0.0, **settings))
     assert calls == 4 and torch.allclose(none, base, atol=1e-5)
-    past, calls = image(pipe, mm.guidance.adapter_guidance(scale=1.6, **told))
+    past, calls = image(pipe, mm.guidance.adapter_guidance(scale=1.6, **settings))
     assert calls == 8 and not torch.allclose(past, aligned, atol=1e-4)
-    late, calls = image(pipe, mm.guidance.adapter_guidance(scale=1.6, start=0.5, **told))
+    late, calls = image(pipe, mm.guidance.adapter_guidance(scale=1.6, start=0.5, **settings))
     assert calls == 6 and not torch.allclose(late, past, atol=1e-5)
     _, calls = image(pipe, mm.guidance.adapter_guidance(scale=1.6, guidance_scale=1.0))
     assert calls == 4
@@ -87,8 +87,8 @@ def test_after_an_error_the_next_call_is_right(pipe):
     with pytest.raises(ZeroDivisionError):
         image(pipe, guider)
     handle.remove()
-    found, _ = image(pipe, guider)
-    assert torch.equal(found, wanted)
+    again, _ = image(pipe, guider)
+    assert torch.equal(again, wanted)
 
 
 def test_it_is_saved_and_loaded_as_diffusers_does(tmp_path):

@@ -32,22 +32,22 @@ class Bare:
 
 
 def rule(**changes):
-    told = {"scale": 1.0, "log_potential": LOG_POTENTIALS["difference"], "every": 1, "start": 0.0, "stop": 1.0, "ess": 0.5}
-    return Rule(**{**told, "select": "draw", **changes})
+    settings = {"scale": 1.0, "log_potential": LOG_POTENTIALS["difference"], "every": 1, "start": 0.0, "stop": 1.0, "ess": 0.5}
+    return Rule(**{**settings, "select": "draw", **changes})
 
 
-def filtered(found, groups, count, *, shift=0.0, moved=0.0, seed=0):
+def filtered(rule, groups, count, *, shift=0.0, moved=0.0, seed=0):
     """Final states ``[groups, K]``, their log-weights and the estimates of ln Z, of particles on the mixture.
 
     moved: how far proposals go past the model's own mean, in units of the step's std.
     """
-    particles = Particles(Bare(), range(groups * count), count, found)
+    particles = Particles(Bare(), range(groups * count), count, rule)
     rng = torch.Generator().manual_seed(seed)
     x = torch.randn((groups * count, 1), generator=rng, dtype=torch.float64)
     for i in range(20):
         t, t_next = (Level(LEVELS.signal[j], LEVELS.noise[j]) for j in (i, i + 1))
         prediction = gaussian.predict(MIXTURE, x, t)
-        parents = particles.weighed((REWARD(prediction.clean) + shift).view(groups, count), found.temper(i, 20))
+        parents = particles.weighed((REWARD(prediction.clean) + shift).view(groups, count), rule.temper(i, 20))
         if parents is not None:
             x, prediction = x[parents], type(prediction)(*(value[parents] for value in prediction))
         mean, std = KERNEL(prediction, x, t, t_next)
@@ -81,8 +81,8 @@ def test_the_normaliser_is_unbiased_and_weights_stand_for_the_tilted_distributio
     error = float(estimates.std() / len(estimates) ** 0.5)
     assert float(estimates.mean()) == pytest.approx(truth[0], abs=4 * error + 0.01 * truth[0])
     assert error < 0.03 * truth[0]
-    found = (log_z.exp()[:, None] * _smc.shares(weights) * x).sum() / log_z.exp().sum()
-    assert float(found) == pytest.approx(truth[1], abs=0.05)
+    mean = (log_z.exp()[:, None] * _smc.shares(weights) * x).sum() / log_z.exp().sum()
+    assert float(mean) == pytest.approx(truth[1], abs=0.05)
 
 
 @pytest.mark.parametrize("potential", LOG_POTENTIALS)
@@ -115,19 +115,19 @@ def test_systematic_resampling_gives_each_its_floor_or_ceiling_and_is_unbiased()
 
 
 def test_groups_do_not_mix_and_one_without_need_is_left_alone():
-    found = Particles(Bare(), range(8), 4, rule(ess=0.5))
+    particles = Particles(Bare(), range(8), 4, rule(ess=0.5))
     scores = torch.tensor([[0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 30.0]], dtype=torch.float64)
-    assert found.weighed(scores).tolist() == [0, 1, 2, 3, 7, 7, 7, 7]
-    assert found.log_weights[1].tolist() == [0.0] * 4
+    assert particles.weighed(scores).tolist() == [0, 1, 2, 3, 7, 7, 7, 7]
+    assert particles.log_weights[1].tolist() == [0.0] * 4
 
 
 def test_weights_between_resamplings_are_kept():
     """Particles that are not resampled keep their weight: two small increments resample like one of their sum."""
-    found = Particles(Bare(), range(4), 4, rule(ess=0.3, log_potential=_current))
+    particles = Particles(Bare(), range(4), 4, rule(ess=0.3, log_potential=_current))
     small = torch.tensor([[0.0, 0.0, 0.0, 1.5]], dtype=torch.float64)
-    assert found.weighed(small) is None
-    assert found.log_weights.tolist() == small.tolist()
-    assert found.weighed(3 * small) is not None
+    assert particles.weighed(small) is None
+    assert particles.log_weights.tolist() == small.tolist()
+    assert particles.weighed(3 * small) is not None
 
 
 def test_missing_scores_stand_at_the_mean_of_their_group():
@@ -144,10 +144,10 @@ def test_svdd_takes_the_best_and_das_weighs_its_moves(pipe):
     with mm.guide(pipe, brightness, guidance="svdd", particles=3) as guided:
         pipe("a handwritten two", generator=torch.Generator().manual_seed(0), num_inference_steps=4, output_type="pt")
     assert [tuple(event["scores"].shape) for event in guided.trace] == [(1, 3)] * 3
-    found = []
+    images = []
     for height in (0.0, 1000.0):  # a reward's height is nothing to particles
         high = lambda outputs, prompts, height=height: brightness(outputs, prompts).double() + height  # noqa: E731
         with mm.guide(pipe, high, guidance="fk", particles=4, scale=50.0, start=0.0):
             made = pipe("a handwritten two", generator=torch.Generator().manual_seed(0), num_inference_steps=4, output_type="pt")
-        found.append(made.images)
-    assert torch.allclose(*found)
+        images.append(made.images)
+    assert torch.allclose(*images)

@@ -24,24 +24,24 @@ def model(seed=0, words=WORDS):
     )  # fmt: skip
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        found = LlamaForCausalLM(config).eval()
+        network = LlamaForCausalLM(config).eval()
         with torch.no_grad():
-            for p in found.parameters():
+            for p in network.parameters():
                 p.mul_(3.0)
-    return found
+    return network
 
 
 def greedy(of, processors=None, length=8):
-    told = {"logits_processor": processors} if processors is not None else {}
-    return of.generate(PROMPT, attention_mask=(PROMPT != 0).long(), max_new_tokens=length, do_sample=False, **told)
+    more = {"logits_processor": processors} if processors is not None else {}
+    return of.generate(PROMPT, attention_mask=(PROMPT != 0).long(), max_new_tokens=length, do_sample=False, **more)
 
 
 def test_proxy_tuning_at_0_is_the_model_and_of_the_model_itself_the_tuned_one():
     base, tuned = model(0), model(1)
     assert torch.equal(greedy(base, mm.guidance.proxy_tuning(tuned=tuned, untuned=base, scale=0.0)), greedy(base))
-    found = greedy(base, mm.guidance.proxy_tuning(tuned=tuned, untuned=base, scale=1.0))
-    assert torch.equal(found, greedy(tuned))
-    assert not torch.equal(found, greedy(base))
+    tokens = greedy(base, mm.guidance.proxy_tuning(tuned=tuned, untuned=base, scale=1.0))
+    assert torch.equal(tokens, greedy(tuned))
+    assert not torch.equal(tokens, greedy(base))
 
 
 def test_what_is_read_behind_a_cache_is_what_is_read_at_once():
@@ -49,13 +49,13 @@ def test_what_is_read_behind_a_cache_is_what_is_read_at_once():
     processor = mm.guidance.contrastive(amateur=small, scale=2.0, plausible=0.0)
     ids, scores = PROMPT, torch.zeros(2, WORDS)
     for _ in range(4):  # token by token, and then a text that does not go on from there
-        found = processor(ids, scores)
+        logits = processor(ids, scores)
         with torch.no_grad():
             mask = (ids != 0).long().cummax(1).values
-            said = small(input_ids=ids, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0)).logits[:, -1]
-        expected = 2 * scores.log_softmax(-1) - said.log_softmax(-1)
-        assert torch.allclose(found, expected, atol=1e-4)
-        ids = torch.cat([ids, found.argmax(-1, keepdim=True)], 1)
+            amateur = small(input_ids=ids, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0)).logits[:, -1]
+        expected = 2 * scores.log_softmax(-1) - amateur.log_softmax(-1)
+        assert torch.allclose(logits, expected, atol=1e-4)
+        ids = torch.cat([ids, logits.argmax(-1, keepdim=True)], 1)
     assert torch.allclose(processor(PROMPT, scores), 2 * scores.log_softmax(-1) - _first(small).log_softmax(-1), atol=1e-4)
     assert torch.equal(greedy(base, mm.guidance.contrastive(amateur=small, scale=1.0)), greedy(base))
 
@@ -68,8 +68,8 @@ def _first(of):
 
 def test_implausible_words_are_left_out():
     scores = torch.tensor([[0.0, -1.0, -5.0] + [-9.0] * (WORDS - 3)])
-    found = mm.guidance.contrastive(amateur=model(1), scale=3.0, plausible=0.1)(torch.tensor([[1]]), scores)
-    assert found.isfinite()[0].tolist() == [True, True] + [False] * (WORDS - 2)
+    logits = mm.guidance.contrastive(amateur=model(1), scale=3.0, plausible=0.1)(torch.tensor([[1]]), scores)
+    assert logits.isfinite()[0].tolist() == [True, True] + [False] * (WORDS - 2)
 
 
 def test_a_value_tilts_the_next_token():
@@ -84,8 +84,8 @@ def test_a_value_tilts_the_next_token():
 def test_rectification_is_a_bound_and_not_a_tilt():
     scores = torch.tensor([[0.5, 0.3, 0.2]]).log()
     dead = torch.tensor([[-0.9, -0.1, 0.0]])
-    found = mm.guidance.rectified(dead_end=lambda ids: dead)(torch.tensor([[1]]), scores).softmax(-1)
-    assert found[0].tolist() == pytest.approx([0.1 / 0.6, 0.3 / 0.6, 0.2 / 0.6])
+    chances = mm.guidance.rectified(dead_end=lambda ids: dead)(torch.tensor([[1]]), scores).softmax(-1)
+    assert chances[0].tolist() == pytest.approx([0.1 / 0.6, 0.3 / 0.6, 0.2 / 0.6])
     safe = mm.guidance.rectified(dead_end=lambda ids: torch.zeros(1, 3))(torch.tensor([[1]]), scores).softmax(-1)
     assert torch.allclose(safe, scores.exp())
     lost = mm.guidance.rectified(dead_end=lambda ids: torch.full((1, 3), -1.0))(torch.tensor([[1]]), scores).softmax(-1)
@@ -114,10 +114,10 @@ def test_particles_of_text_are_unbiased():
         truth += float(first[a] * (second * rewards.exp()).sum())
     many = prompt.repeat(600, 1)
     for ess in (0.0, 1.0):
-        found = steered(base, many, nines, particles=4, block=1, max_new_tokens=2, scale=scale, ess=ess, select="draw")
-        estimates = found.log_normaliser.exp()
+        decoded = steered(base, many, nines, particles=4, block=1, max_new_tokens=2, scale=scale, ess=ess, select="draw")
+        estimates = decoded.log_normaliser.exp()
         assert float(estimates.mean()) == pytest.approx(truth, abs=4 * float(estimates.std()) / 600**0.5)
-    assert found.ledger.evaluations == 600 * 4 * 2 and found.ledger.rewards == 600 * 4 * 2
+    assert decoded.ledger.evaluations == 600 * 4 * 2 and decoded.ledger.rewards == 600 * 4 * 2
 
 
 def test_blocks_raise_the_value_and_come_again():
@@ -133,19 +133,19 @@ def test_blocks_raise_the_value_and_come_again():
 
 
 def test_rows_that_are_over_stay_over():
-    found = steered(model(0), PROMPT, nines, particles=6, block=3, max_new_tokens=30, scale=0.0, select="draw")
-    for row in found.tokens.tolist():
+    decoded = steered(model(0), PROMPT, nines, particles=6, block=3, max_new_tokens=30, scale=0.0, select="draw")
+    for row in decoded.tokens.tolist():
         if 2 in row:
             assert set(row[row.index(2) + 1 :]) <= {0}
 
 
 def test_beams_follow_what_two_small_models_say():
     base, tuned, untuned = model(0), model(1), model(2)
-    found = mm.guidance.beam_search(base, PROMPT, tuned=tuned, untuned=untuned, width=2, successors=3, block=3, max_new_tokens=9)
+    decoded = mm.guidance.beam_search(base, PROMPT, tuned=tuned, untuned=untuned, width=2, successors=3, block=3, max_new_tokens=9)
     plain = steered(base, PROMPT, log_ratio(tuned, untuned), particles=1, max_new_tokens=9)
-    assert float(found.values.mean()) > float(plain.values.mean())
-    ids = torch.cat([PROMPT, found.tokens], 1)
-    assert torch.allclose(log_ratio(tuned, untuned)(ids, 3), found.values, atol=1e-4)
+    assert float(decoded.values.mean()) > float(plain.values.mean())
+    ids = torch.cat([PROMPT, decoded.tokens], 1)
+    assert torch.allclose(log_ratio(tuned, untuned)(ids, 3), decoded.values, atol=1e-4)
     assert torch.allclose(log_ratio(tuned, tuned)(ids, 3), torch.zeros(2).double())
 
 
@@ -166,8 +166,8 @@ def test_a_reward_of_texts_is_a_value():
 
 
 def test_urial_shows_three_examples_and_asks_at_the_end():
-    (found,) = mm.guidance.urial(["Why is the sky blue?"])
-    assert found.endswith("# Person:\nWhy is the sky blue?\n\n# Assistant:\n") and found.count("# Assistant:") == 4
+    (prompt,) = mm.guidance.urial(["Why is the sky blue?"])
+    assert prompt.endswith("# Person:\nWhy is the sky blue?\n\n# Assistant:\n") and prompt.count("# Assistant:") == 4
     with pytest.raises(UserError, match="would end it"):
         mm.guidance.urial(["# Person: hello"])
 
@@ -184,16 +184,16 @@ def test_urial_shows_three_examples_and_asks_at_the_end():
     ],
 )
 def test_bad_input_is_one_line(call, words):
-    with pytest.raises(UserError, match=words) as found:
+    with pytest.raises(UserError, match=words) as error:
         call()
-    assert "\n" not in str(found.value)
+    assert "\n" not in str(error.value)
 
 
 def test_what_comes_after_the_end_does_not_count():
     value, text = log_ratio(model(1), model(2)), [1, 5, 6, 4, 2]
-    found = value(torch.tensor([[*text, 0, 0], [*text, 7, 8]]), 3)
-    assert float(found[0]) == pytest.approx(float(found[1]), abs=1e-5)
-    assert float(found[0]) != pytest.approx(float(value(torch.tensor([[1, 5, 6, 4, 3, 7, 8]]), 3)), abs=1e-3)
+    values = value(torch.tensor([[*text, 0, 0], [*text, 7, 8]]), 3)
+    assert float(values[0]) == pytest.approx(float(values[1]), abs=1e-5)
+    assert float(values[0]) != pytest.approx(float(value(torch.tensor([[1, 5, 6, 4, 3, 7, 8]]), 3)), abs=1e-3)
 
 
 def test_rows_that_move_take_their_cache_along():
@@ -215,6 +215,6 @@ def test_rows_that_move_take_their_cache_along():
 def test_a_text_of_the_right_length_that_does_not_go_on_is_read_anew():
     processor, scores = mm.guidance.contrastive(amateur=model(1), scale=2.0, plausible=0.0), torch.zeros(1, WORDS)
     processor(torch.tensor([[1, 5, 6]]), scores)
-    found = processor(torch.tensor([[1, 9, 8, 7]]), scores)
+    logits = processor(torch.tensor([[1, 9, 8, 7]]), scores)
     fresh = mm.guidance.contrastive(amateur=model(1), scale=2.0, plausible=0.0)(torch.tensor([[1, 9, 8, 7]]), scores)
-    assert torch.allclose(found, fresh, atol=1e-5)
+    assert torch.allclose(logits, fresh, atol=1e-5)

@@ -41,12 +41,12 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(make) -> None:
     """The signals of three rollouts, with the state dumped as JSON and loaded into a new method after the first."""
     through, stopped = make(), make()
     rollouts = [table("token", seed).feedback() for seed in range(3)]
-    wanted = [through.signal(said) for said in rollouts]
+    wanted = [through.signal(feedback) for feedback in rollouts]
     assert not torch.equal(wanted[1], make().signal(rollouts[1])), "the state does something"
     assert torch.equal(stopped.signal(rollouts[0]), wanted[0])
     resumed = make()
     resumed.state.load(json.loads(json.dumps(stopped.state.dump())))
-    assert all(torch.equal(resumed.signal(said), signal) for said, signal in zip(rollouts[1:], wanted[1:], strict=True))
+    assert all(torch.equal(resumed.signal(feedback), signal) for feedback, signal in zip(rollouts[1:], wanted[1:], strict=True))
 
 
 def test_states_together() -> None:

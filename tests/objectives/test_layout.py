@@ -67,7 +67,7 @@ def test_the_states_of_several_terms_are_kept_and_come_back() -> None:
     assert pairwise(pairs.compared(scores.ratio(), LINK)).state is None
 
 
-def told(number: float, state: RunningSpread | None = None) -> Term[Signal]:
+def reader(number: float, state: RunningSpread | None = None) -> Term[Signal]:
     """A term that adds what it was told, a hundred times what it found, and nothing of its neighbours."""
 
     def find(steps: Steps, signal: Signal) -> Tensor:
@@ -93,8 +93,8 @@ def policy_gradient_of(*terms: Term[Signal], **more: Term[Signal]) -> Method:
 
 def test_terms_of_a_policy_gradient_see_their_own_numbers() -> None:
     at, seen = table("token"), RunningSpread()
-    doubles = replace(told(2.0), of=lambda steps, signal: signal.surveyed[..., 0])
-    method = policy_gradient_of(told(1.0), told(3.0, seen), gate=doubles)
+    doubles = replace(reader(2.0), of=lambda steps, signal: signal.surveyed[..., 0])
+    method = policy_gradient_of(reader(1.0), reader(3.0, seen), gate=doubles)
     plain = policy_gradient_of()
     signal = method.signal(at.feedback())
     assert signal.shape == (12, 1, 4) and torch.equal(signal[:, :, 0], plain.signal(at.feedback()))

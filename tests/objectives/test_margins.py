@@ -11,8 +11,8 @@ def number(*values):
 
 
 def test_a_target_is_gamma_where_the_reference_has_less_and_the_reference_s_where_it_has_more():
-    found = margins.raised(number(-200.0, 0.5, 200.0), gamma=0.5, tau=2.0, alpha=1.0)
-    assert found.tolist() == pytest.approx([0.5, 0.5 + torch.tensor(2.0).log().item() / 2, 200.0])
+    targets = margins.raised(number(-200.0, 0.5, 200.0), gamma=0.5, tau=2.0, alpha=1.0)
+    assert targets.tolist() == pytest.approx([0.5, 0.5 + torch.tensor(2.0).log().item() / 2, 200.0])
     assert margins.raised(number(-200.0), gamma=0.5, tau=2.0, alpha=2.0).item() == pytest.approx(-200 + 200.5 / 2)
 
 

@@ -34,12 +34,12 @@ def test_the_signal_says_who_is_better_and_how_surely():
 
 def test_missing_labels_teach_nothing_and_ties_pull_the_margin_to_zero():
     table, method = steps([2.0, 1.0, 2.0, 1.0]), dpo(beta=1.0)
-    said = feedback([[0, 1], [2, 3]], [0.5, math.nan])
-    assert method.keep(said).tolist() == [True, True, False, False]
-    (method.loss(table, method.signal(said)).values * 0.5).sum().backward()
+    some = feedback([[0, 1], [2, 3]], [0.5, math.nan])
+    assert method.keep(some).tolist() == [True, True, False, False]
+    (method.loss(table, method.signal(some)).values * 0.5).sum().backward()
     assert table.log_probs.grad[0] > 0 > table.log_probs.grad[1] and not table.log_probs.grad[2:].any()
     level = steps([1.0, 1.0, 0.0, 0.0])
-    method.loss(level, method.signal(said)).values.sum().backward()
+    method.loss(level, method.signal(some)).values.sum().backward()
     assert not level.log_probs.grad.any()
 
 
@@ -80,26 +80,26 @@ def pieces(**settings):
 
 
 def test_further_channels_stand_beside_the_label():
-    told = replace(feedback([[0, 1], [3, 2]], [0.9, 0.2]), rewards=torch.tensor([1.0, 2.0, 3.0, 4.0]).double())
-    assert pieces().signal(told)[:, 0].tolist() == [
+    scored = replace(feedback([[0, 1], [3, 2]], [0.9, 0.2]), rewards=torch.tensor([1.0, 2.0, 3.0, 4.0]).double())
+    assert pieces().signal(scored)[:, 0].tolist() == [
         pytest.approx([0.9, 1.0]), pytest.approx([-0.9, 2.0]), pytest.approx([0.8, 3.0]), pytest.approx([-0.8, 4.0])
     ]  # fmt: skip
-    surveyed = pieces().survey(steps([0.0] * 4), pieces().signal(told))
-    assert torch.equal(surveyed[..., :2], pieces().signal(told)) and bool((surveyed[..., 2] == 7).all())
+    surveyed = pieces().survey(steps([0.0] * 4), pieces().signal(scored))
+    assert torch.equal(surveyed[..., :2], pieces().signal(scored)) and bool((surveyed[..., 2] == 7).all())
     with pytest.raises(UserError, match="no survey"):
-        pieces().loss(steps([0.0] * 4), pieces().signal(told))
+        pieces().loss(steps([0.0] * 4), pieces().signal(scored))
 
 
 def test_a_pair_of_which_something_is_missing_says_nothing():
-    told = replace(feedback([[0, 1], [3, 2]]), rewards=torch.tensor([1.0, math.nan, 3.0, 4.0]).double())
-    signal = pieces().signal(told)
+    scored = replace(feedback([[0, 1], [3, 2]]), rewards=torch.tensor([1.0, math.nan, 3.0, 4.0]).double())
+    signal = pieces().signal(scored)
     assert not signal[:2].any() and signal[2:, 0, 0].tolist() == [-1.0, 1.0]
-    assert pieces().keep(told).tolist() == [False, False, True, True]
+    assert pieces().keep(scored).tolist() == [False, False, True, True]
 
 
 def test_hard_labels_know_who_is_better_and_no_ties():
-    told = replace(feedback([[0, 1], [3, 2]], [0.9, 0.5]), rewards=torch.zeros(4).double())
-    assert pieces(labels=comparisons.hard).signal(told)[:, 0, 0].tolist() == [1.0, -1.0, 0.0, 0.0]
+    scored = replace(feedback([[0, 1], [3, 2]], [0.9, 0.5]), rewards=torch.zeros(4).double())
+    assert pieces(labels=comparisons.hard).signal(scored)[:, 0, 0].tolist() == [1.0, -1.0, 0.0, 0.0]
 
 
 def test_a_turned_order_is_the_other_one():

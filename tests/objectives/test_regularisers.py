@@ -11,7 +11,7 @@ from mmalign.types import Feedback, Steps, UserError
 NAN = float("nan")
 
 
-def said(strength, lengths, pairs=((0, 1), (2, 3))):
+def feedback_of(strength, lengths, pairs=((0, 1), (2, 3))):
     rows = len(lengths)
     mask = torch.arange(max(lengths))[None, :] < torch.tensor(lengths)[:, None]
     nothing = torch.full((rows,), NAN, dtype=torch.float64)
@@ -20,17 +20,17 @@ def said(strength, lengths, pairs=((0, 1), (2, 3))):
 
 
 def test_a_token_average_is_over_the_steps_of_all_better_rows():
-    assert regularisers.token_average(said([1.0, 1.0], [3, 9, 1, 9]))[[0, 2], 0].tolist() == [2 * 3 / 4, 2 * 1 / 4]
-    assert regularisers.token_average(said([1.0, NAN], [3, 9, 1, 9]))[0, 0] == 1.0  # a pair that says nothing is not counted
-    assert regularisers.token_average(said([1.0, 1.0], [3, 9, 1, 0]))[0, 0] == 1.0  # nor one with an empty row
-    assert regularisers.token_average(said([0.5, 1.0], [3, 9, 4, 9]))[2, 0] == pytest.approx(2 * 4 / (0.5 * 12 + 4))
+    assert regularisers.token_average(feedback_of([1.0, 1.0], [3, 9, 1, 9]))[[0, 2], 0].tolist() == [2 * 3 / 4, 2 * 1 / 4]
+    assert regularisers.token_average(feedback_of([1.0, NAN], [3, 9, 1, 9]))[0, 0] == 1.0  # a pair that says nothing is not counted
+    assert regularisers.token_average(feedback_of([1.0, 1.0], [3, 9, 1, 0]))[0, 0] == 1.0  # nor one with an empty row
+    assert regularisers.token_average(feedback_of([0.5, 1.0], [3, 9, 4, 9]))[2, 0] == pytest.approx(2 * 4 / (0.5 * 12 + 4))
     with pytest.raises(UserError, match="reads mask"):
         regularisers.token_average(Feedback(torch.zeros(2).double(), torch.zeros(2, dtype=torch.int64), pairs=torch.tensor([[0, 1]])))
 
 
 @pytest.mark.parametrize("average, wanted", [("sequence", (1.0 + 2.0) / 2), ("token", (3 * 1.0 + 1 * 2.0) / 4), ("sum", (3.0 + 2.0) / 2)])
 def test_the_likelihood_of_better_rows(average, wanted):
-    feedback = said([1.0, 1.0], [3, 2, 1, 2])
+    feedback = feedback_of([1.0, 1.0], [3, 2, 1, 2])
     mask = feedback.tables[MASK]
     log_probs = torch.tensor([[-1.0], [-50.0], [-2.0], [-50.0]], dtype=torch.float64).expand(4, 3) * mask
     steps = Steps(log_probs, mask, refs={"ref": log_probs})

@@ -21,96 +21,96 @@ def table(gaps):
     return steps, Feedback(nothing, torch.arange(count) // 2, pairs=torch.arange(count).view(-1, 2))
 
 
-def updated(method, steps, said):
-    return method.survey(steps.each(torch.Tensor.detach), method.signal(said))
+def updated(method, steps, feedback):
+    return method.survey(steps.each(torch.Tensor.detach), method.signal(feedback))
 
 
 def test_reliability_is_the_mean_posterior_one_update_later():
     method = lcpo(beta=1.0, reliability=0.8, momentum=0.25)
-    steps, said = table([1.0, -2.0])
-    signal = updated(method, steps, said)
+    steps, feedback = table([1.0, -2.0])
+    signal = updated(method, steps, feedback)
     assert signal[:, 0, -1].tolist() == [0.8] * 4  # used as it was
     q = torch.sigmoid(torch.tensor([1.0, -2.0], dtype=torch.float64))
     right = (q * 0.8 / (q * 0.8 + (1 - q) * 0.2)).mean().item()
     assert method.state.dump()["values"][0] == pytest.approx(0.75 * 0.8 + 0.25 * right)
-    assert updated(method, steps, said)[0, 0, -1].item() == pytest.approx(0.75 * 0.8 + 0.25 * right)
+    assert updated(method, steps, feedback)[0, 0, -1].item() == pytest.approx(0.75 * 0.8 + 0.25 * right)
 
 
 def test_reliability_is_in_the_checkpoint():
-    steps, said = table([1.0, -2.0])
+    steps, feedback = table([1.0, -2.0])
     first, second = lcpo(), lcpo()
-    updated(first, steps, said)
+    updated(first, steps, feedback)
     second.state.load(first.state.dump())
-    assert torch.equal(updated(first, steps, said), updated(second, steps, said))
-    assert not torch.equal(updated(lcpo(), steps, said), updated(second, steps, said))
+    assert torch.equal(updated(first, steps, feedback), updated(second, steps, feedback))
+    assert not torch.equal(updated(lcpo(), steps, feedback), updated(second, steps, feedback))
 
 
 def test_a_label_that_the_policy_is_sure_is_wrong_hardly_teaches():
     """DPO's gradient is steepest there."""
-    steps, said = table([-8.0])
+    steps, feedback = table([-8.0])
     for method, wanted in ((lcpo(beta=1.0, reliability=0.6), 0.0), (dpo(beta=1.0), -2.0)):
         steps.log_probs.grad = None
-        signal = method.signal(said) if method.survey is None else updated(method, steps, said)
+        signal = method.signal(feedback) if method.survey is None else updated(method, steps, feedback)
         method.loss(steps, signal).values.sum().backward()
         assert steps.log_probs.grad[0, 0].item() == pytest.approx(wanted, abs=1e-3)
 
 
 def test_reliability_is_learnt():
     """A policy that is right about everything, and labels of which a fifth is wrong."""
-    steps, said = table([6.0] * 8 + [-6.0] * 2)
+    steps, feedback = table([6.0] * 8 + [-6.0] * 2)
     method = lcpo(beta=1.0, reliability=0.55, momentum=0.3)
     for _ in range(60):
-        updated(method, steps, said)
+        updated(method, steps, feedback)
     assert method.state.dump()["values"][0] == pytest.approx(0.8, abs=0.01)
 
 
 def test_every_annotator_has_a_reliability_of_its_own():
     """One is right about everything, one about nothing, and nobody knows who gave the last label."""
-    steps, said = table([6.0, -6.0, 6.0, 0.0])
-    said = replace(said, annotators=["ann", "ann", "bob", "bob", "ann", "ann", "", ""])
+    steps, feedback = table([6.0, -6.0, 6.0, 0.0])
+    feedback = replace(feedback, annotators=["ann", "ann", "bob", "bob", "ann", "ann", "", ""])
     method = lcpo(beta=1.0, reliability=0.6, momentum=0.5)
-    first = updated(method, steps, said)
+    first = updated(method, steps, feedback)
     assert first[:, 0, -1].tolist() == [0.6] * 8 and method.state.dump()["names"] == ["ann", "bob", ""]
-    again = updated(method, steps, said)
+    again = updated(method, steps, feedback)
     right, wrong = (1 / (1 + math.exp(-gap - math.log(1.5))) for gap in (6.0, -6.0))
     wanted = [0.3 + right / 2, 0.3 + wrong / 2, 0.3 + right / 2, 0.6]
     assert again[0::2, 0, -1].tolist() == pytest.approx(wanted) and again[1::2, 0, -1].tolist() == pytest.approx(wanted)
     other = lcpo(beta=1.0, reliability=0.9, momentum=0.5)
     other.state.load(json.loads(json.dumps(method.state.dump())))
-    assert torch.equal(updated(other, steps, said), updated(method, steps, said))
+    assert torch.equal(updated(other, steps, feedback), updated(method, steps, feedback))
 
 
 def test_dynamic_labels_of_named_records_move_on_from_visit_to_visit():
     """``q <- (1 - gamma) q + gamma sigmoid(z)``, from the strength on; without an id every visit is the first."""
-    steps, said = table([2.0, -1.0, 0.5])
-    said = replace(said, strength=torch.tensor([1.0, 0.4, 0.9], dtype=torch.float64), ids=["a", "a", "b", "b", "", ""])
+    steps, feedback = table([2.0, -1.0, 0.5])
+    feedback = replace(feedback, strength=torch.tensor([1.0, 0.4, 0.9], dtype=torch.float64), ids=["a", "a", "b", "b", "", ""])
     method = power_dl(beta=1.0, eta=0.0, gamma=0.25)
-    label = lambda: (signal := method.signal(said)[0::2, 0, 0]) + (signal < 0)  # noqa: E731 (of the first row)
+    label = lambda: (signal := method.signal(feedback)[0::2, 0, 0]) + (signal < 0)  # noqa: E731 (of the first row)
     assert label().tolist() == pytest.approx([1.0, 0.4, 0.9])
     q = torch.tensor([1.0, 0.4, 0.9], dtype=torch.float64)
     own = torch.sigmoid(torch.tensor([2.0, -1.0, 0.5], dtype=torch.float64))
     for _ in range(3):
-        updated(method, steps, said)
+        updated(method, steps, feedback)
         q = torch.where(torch.tensor([True, True, False]), 0.75 * q + 0.25 * own, q)
         assert label().tolist() == pytest.approx(q.tolist())
     other = power_dl(beta=1.0, eta=0.0, gamma=0.25)
     other.state.load(json.loads(json.dumps(method.state.dump())))
-    assert torch.equal(other.signal(said), method.signal(said))
+    assert torch.equal(other.signal(feedback), method.signal(feedback))
 
 
 def test_a_label_that_nobody_knows_stays_unknown():
-    steps, said = table([2.0])
+    steps, feedback = table([2.0])
     method = power_dl()
-    updated(method, steps, replace(said, ids=["a", "a"]))
-    unknown = replace(said, ids=["a", "a"], strength=torch.tensor([math.nan], dtype=torch.float64))
+    updated(method, steps, replace(feedback, ids=["a", "a"]))
+    unknown = replace(feedback, ids=["a", "a"], strength=torch.tensor([math.nan], dtype=torch.float64))
     assert not method.signal(unknown)[..., 0].any()
 
 
 def test_dynamic_labels_stop_teaching_where_the_policy_is_sure():
     """At gamma = 1 the label is the policy's own, and its gradient is 0."""
-    steps, said = table([3.0])
+    steps, feedback = table([3.0])
     method = power_dl(gamma=1.0, eta=0.0)
-    method.loss(steps, method.signal(said)).values.sum().backward()
+    method.loss(steps, method.signal(feedback)).values.sum().backward()
     assert steps.log_probs.grad.abs().max() < 1e-12
 
 
@@ -141,11 +141,11 @@ def test_the_rewards_are_those_that_the_policy_is_best_for():
 def test_dynamic_labels_let_covered_pairs_be_learnt_and_leave_the_others_as_they_were(gamma, sparse):
     """The first pair is seen 200 times as much as the second; with labels that stay, both are learnt in the end."""
     method, coverage = power_dl(beta=1.0, eta=0.0, gamma=gamma), torch.tensor([4.0, 0.02], dtype=torch.float64)
-    steps, said = table([0.0, 0.0])
-    said, leaf = replace(said, ids=["a", "a", "b", "b"]), steps.log_probs
+    steps, feedback = table([0.0, 0.0])
+    feedback, leaf = replace(feedback, ids=["a", "a", "b", "b"]), steps.log_probs
     for _ in range(200):
         leaf.grad = None
-        method.loss(steps, updated(method, steps, said)).values.sum().backward()
+        method.loss(steps, updated(method, steps, feedback)).values.sum().backward()
         with torch.no_grad():
             leaf -= coverage.repeat_interleave(2)[:, None] * leaf.grad
     sure = torch.sigmoid(leaf[0::2, 0] - leaf[1::2, 0])

@@ -13,8 +13,8 @@ REWARDS = torch.tensor([[1.0, 2.0, 9.0, 4.0], [3.0, 9.0, 9.0, 9.0], [9.0] * 4], 
 
 
 def test_no_time_passes_in_dead_cells() -> None:
-    found = returns.to_go(REWARDS, MASK, gamma=0.5)
-    assert found.tolist() == [[1 + 1 + 1, 2 + 2, 0, 4], [3, 0, 0, 0], [0] * 4]
+    later = returns.to_go(REWARDS, MASK, gamma=0.5)
+    assert later.tolist() == [[1 + 1 + 1, 2 + 2, 0, 4], [3, 0, 0, 0], [0] * 4]
 
 
 def test_gae_is_between_one_step_and_the_whole_return() -> None:
@@ -33,9 +33,9 @@ def test_a_reward_arrives_at_the_last_live_step() -> None:
 
 
 def test_whitening_sees_live_cells_alone() -> None:
-    found = returns.whitened(REWARDS, MASK)
-    torch.testing.assert_close(found[MASK], (REWARDS[MASK] - REWARDS[MASK].mean()) / (REWARDS[MASK].var() + 1e-8).sqrt())
-    assert not found[~MASK].any()
+    white = returns.whitened(REWARDS, MASK)
+    torch.testing.assert_close(white[MASK], (REWARDS[MASK] - REWARDS[MASK].mean()) / (REWARDS[MASK].var() + 1e-8).sqrt())
+    assert not white[~MASK].any()
 
 
 def test_macro_actions_count_live_steps() -> None:
@@ -71,7 +71,7 @@ def test_the_optimal_baseline_makes_the_gradient_s_variance_least() -> None:
         needs.OLD: p.log()[words][:, None],
         needs.COLLISION: (p**2).sum().log().expand(len(words), 1),
     }
-    said = Feedback(rewards[words], torch.zeros(len(words), dtype=torch.int64), tables=tables)
+    feedback = Feedback(rewards[words], torch.zeros(len(words), dtype=torch.int64), tables=tables)
     frequency = count / count.sum()
     wanted = float((frequency * (scores**2).sum(1) * rewards).sum() / (frequency * (scores**2).sum(1)).sum())
-    torch.testing.assert_close(returns.optimal_baseline(rewards[words][:, None], said), torch.full((len(words), 1), wanted).double())
+    torch.testing.assert_close(returns.optimal_baseline(rewards[words][:, None], feedback), torch.full((len(words), 1), wanted).double())

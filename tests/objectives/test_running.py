@@ -14,9 +14,9 @@ def test_a_mean_of_everything_is_the_mean_whatever_the_batches() -> None:
     values = torch.randn(7, dtype=torch.float64)
     whole, parts = RunningMean(), RunningMean()
     for part in values.split([2, 4, 1]):
-        found = parts.update(part)
-    assert float(found) == pytest.approx(float(values.mean())) == float(whole.update(values))
-    assert float(parts.update(values[:0])) == float(found) and float(RunningMean().update(values[:0])) == 0.0
+        mean = parts.update(part)
+    assert float(mean) == pytest.approx(float(values.mean())) == float(whole.update(values))
+    assert float(parts.update(values[:0])) == float(mean) and float(RunningMean().update(values[:0])) == 0.0
 
 
 def test_a_decay_forgets() -> None:

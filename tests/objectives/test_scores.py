@@ -14,8 +14,8 @@ NAN = float("nan")
 def steps(**changes):
     log_probs = torch.tensor([[1.0, 2.0, NAN], [0.5, 0.0, 3.0], [1.0, 1.0, 1.0], [NAN, NAN, NAN]], dtype=torch.float64)
     mask = torch.tensor([[1, 1, 0], [1, 1, 1], [1, 1, 1], [0, 0, 0]], dtype=torch.bool)
-    given = {"log_probs": log_probs, "mask": mask, "refs": {"ref": torch.full((4, 3), 0.5).double()}, "event_size": 4, **changes}
-    return Steps(**given)
+    fields = {"log_probs": log_probs, "mask": mask, "refs": {"ref": torch.full((4, 3), 0.5).double()}, "event_size": 4, **changes}
+    return Steps(**fields)
 
 
 def test_by_hand():

@@ -34,8 +34,8 @@ def test_token_rewards():
     mask = steps().mask
     good = Steps(torch.full((2, 4), math.nan).double(), mask, refs={"ref": torch.full((2, 4), -1.0).double()})
     bad = Steps(torch.full((2, 4), math.nan).double(), mask, refs={"ref": torch.full((2, 4), -1.0 - math.log(3)).double()})
-    found = shares.token_rewards(steps(contrasts={"good": good, "bad": bad}))
-    assert found[mask].tolist() == pytest.approx([0.25] * 5) and not found[~mask].any()
+    rewards = shares.token_rewards(steps(contrasts={"good": good, "bad": bad}))
+    assert rewards[mask].tolist() == pytest.approx([0.25] * 5) and not rewards[~mask].any()
 
 
 def test_mistakes():

@@ -39,7 +39,7 @@ def test_value_and_gradient_are_those_of_sorted_scores():
     better, worse = [1.0, 5.0, 3.0], [10.0, 20.0, 0.0]
     steps = table(better, worse)
     method, signal = loss(steps, paired=False)
-    found = method.loss(steps, signal).values
-    assert found[0::2, 0].sum().item() == -(sum(better) - sum(worse))  # a value once, with the better row's pair
-    (found.sum() / 2).backward()
+    values = method.loss(steps, signal).values
+    assert values[0::2, 0].sum().item() == -(sum(better) - sum(worse))  # a value once, with the better row's pair
+    (values.sum() / 2).backward()
     assert steps.log_probs.grad[:, 0].tolist() == [-1.0, 1.0] * 3

@@ -11,7 +11,7 @@ from mmalign.types import Feedback, UserError
 NAN = float("nan")
 
 
-def said(rewards, group=None, empty=()):
+def feedback_of(rewards, group=None, empty=()):
     rows = len(rewards)
     mask = torch.ones(rows, 2, dtype=torch.bool)
     mask[list(empty)] = False
@@ -33,11 +33,11 @@ def said(rewards, group=None, empty=()):
     ],
 )
 def test_roles(rewards, wanted):
-    assert triples.roles(said(rewards)).tolist() == wanted
+    assert triples.roles(feedback_of(rewards)).tolist() == wanted
 
 
 def test_groups_are_apart_and_rows_without_steps_have_no_role():
-    feedback = said([1.0, 9.0, 3.0, 2.0, 8.0, 7.0, 6.0], group=[4, 5, 4, 4, 5, 5, 4], empty=[6])
+    feedback = feedback_of([1.0, 9.0, 3.0, 2.0, 8.0, 7.0, 6.0], group=[4, 5, 4, 4, 5, 5, 4], empty=[6])
     assert triples.roles(feedback).tolist() == [-1.0, 2.0, 2.0, 1.0, 1.0, -1.0, 0.0]
     assert triple_po().keep(feedback).tolist() == [True] * 6 + [False]
 

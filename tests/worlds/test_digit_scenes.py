@@ -50,7 +50,7 @@ def test_files_say_what_they_show_and_are_the_same_again(tmp_path: Path, monkeyp
     prompts = mm.worlds.digit_scenes_prompts(split="held_out", count=3, offset=5)
     paths = [prompt[0]["content"][0]["path"] for prompt in prompts]
     wanted = [scenes.scenes("held_out", 1, torch.Generator().manual_seed(3 * number + 1)).digits()[0] for number in (5, 6, 7)]
-    assert [scenes.shown(path) for path in paths] == wanted
+    assert [scenes.digits_in(path) for path in paths] == wanted
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     again = mm.worlds.digit_scenes_prompts(split="held_out", count=3, offset=5)
     others = [prompt[0]["content"][0]["path"] for prompt in again]
@@ -59,17 +59,17 @@ def test_files_say_what_they_show_and_are_the_same_again(tmp_path: Path, monkeyp
         from PIL import Image
 
         Image.new("RGB", (32, 32)).save(tmp_path / "other.png")
-        scenes.shown(str(tmp_path / "other.png"))
+        scenes.digits_in(str(tmp_path / "other.png"))
 
 
 @pytest.mark.parametrize("split", ["train", "held_out", "variant"])
 @pytest.mark.parametrize("ask", ["random", "popular", "adversarial"])
 def test_questions_are_half_of_what_is_there(split: scenes.Split, ask: scenes.Ask) -> None:
     prompts = mm.worlds.digit_scenes_prompts(split=split, count=60, ask=ask)
-    wondered, there = [judges.asked_digit(prompt) for prompt in prompts], [scenes.shown(judges._picture(prompt)) for prompt in prompts]
-    assert [digit in digits for digit, digits in zip(wondered, there, strict=True)] == [True, False] * 30
+    queried, there = [judges.asked_digit(prompt) for prompt in prompts], [scenes.digits_in(judges._picture(prompt)) for prompt in prompts]
+    assert [digit in digits for digit, digits in zip(queried, there, strict=True)] == [True, False] * 30
     expected = [{scenes.EXPECTED[d][0] for d in digits if d in scenes.EXPECTED} - set(digits) for digits in there]
-    absent = [(digit, some) for digit, some in zip(wondered, expected, strict=True)][1::2]
+    absent = [(digit, some) for digit, some in zip(queried, expected, strict=True)][1::2]
     if ask == "adversarial":
         assert all(digit in some for digit, some in absent if some) and sum(map(bool, (some for _, some in absent))) > 15
     if ask == "popular":
@@ -77,7 +77,7 @@ def test_questions_are_half_of_what_is_there(split: scenes.Split, ask: scenes.As
 
 
 @pytest.mark.parametrize(
-    ("text", "formed", "said"),
+    ("text", "formed", "named"),
     [
         ("there is a two .", True, [2]),
         ("there is an eight and a two .", True, [8, 2]),
@@ -92,21 +92,21 @@ def test_questions_are_half_of_what_is_there(split: scenes.Split, ask: scenes.As
         ("yes .", False, []),
     ],
 )
-def test_captions_are_read_strictly_and_mentions_wherever_they_are(text: str, formed: bool, said: list[int]) -> None:
-    assert scenes.well_formed(text) is formed and scenes.mentions(text) == said
+def test_captions_are_read_strictly_and_mentions_wherever_they_are(text: str, formed: bool, named: list[int]) -> None:
+    assert scenes.well_formed(text) is formed and scenes.mentions(text) == named
 
 
 def test_captions_are_well_formed_and_captioners_invent_what_they_expect() -> None:
     rng = torch.Generator().manual_seed(0)
     assert all(scenes.well_formed(scenes.caption(digits)) for digits in ([4], [0, 8], [3, 1, 2], range(10)))
     assert scenes.caption([8, 0, 2]) == "there is a zero , a two and an eight ."
-    said = [scenes.expecting((0, 3), rng) for _ in range(400)]
-    assert {tuple(some) for some in said} == {(0, 3), (0, 1, 3)} and 0.63 < sum(len(some) == 3 for some in said) / 400 < 0.77
+    named = [scenes.expecting((0, 3), rng) for _ in range(400)]
+    assert {tuple(some) for some in named} == {(0, 3), (0, 1, 3)} and 0.63 < sum(len(some) == 3 for some in named) / 400 < 0.77
     assert scenes.expecting((1, 3, 5), rng) == [1, 3, 5]
 
 
-def prompt(path: str = "nowhere.png", asked: str = scenes.REQUEST) -> list[dict[str, object]]:
-    return scenes.conversation(path, asked)
+def prompt(path: str = "nowhere.png", request: str = scenes.REQUEST) -> list[dict[str, object]]:
+    return scenes.conversation(path, request)
 
 
 def test_the_truth_counts_what_is_named_and_what_is_not_there() -> None:
@@ -114,18 +114,18 @@ def test_the_truth_counts_what_is_named_and_what_is_not_there() -> None:
         "there is a two and a five .", "there is a two .", "there is a two , a five and a six .", "there is a six .",
         "there is a two , a two and a five .", "", "five two",
     ]  # fmt: skip
-    found = judges.scene_truth()(texts, [prompt()] * 7, digits=[(2, 5)] * 7)
-    assert found.tolist() == [1.0, 0.5, 0.0, -1.0, 1 - 0.5 - 0.5, -0.5, 1 - 0.5]
-    wondered = prompt(asked=scenes.question(5))
-    answers = judges.scene_truth()(["yes .", "no .", "there is a five .", "yes . yes ."], [wondered] * 4, digits=[(2, 5)] * 4)
+    rewards = judges.scene_truth()(texts, [prompt()] * 7, digits=[(2, 5)] * 7)
+    assert rewards.tolist() == [1.0, 0.5, 0.0, -1.0, 1 - 0.5 - 0.5, -0.5, 1 - 0.5]
+    question = prompt(request=scenes.question(5))
+    answers = judges.scene_truth()(["yes .", "no .", "there is a five .", "yes . yes ."], [question] * 4, digits=[(2, 5)] * 4)
     assert answers.tolist() == [1.0, 0.0, -0.5, -0.5]
-    exact = judges.scene_exact()([*texts[:3], "yes ."], [prompt()] * 3 + [wondered], digits=[(2, 5)] * 4)
+    exact = judges.scene_exact()([*texts[:3], "yes ."], [prompt()] * 3 + [question], digits=[(2, 5)] * 4)
     assert exact[:3].tolist() == [1.0, 0.0, 0.0] and bool(exact[3].isnan())
 
 
 def test_the_truth_is_read_from_the_picture() -> None:
     prompts = mm.worlds.digit_scenes_prompts(split="variant", count=8)
-    texts = [scenes.caption(scenes.shown(judges._picture(one))) for one in prompts]
+    texts = [scenes.caption(scenes.digits_in(judges._picture(one))) for one in prompts]
     assert judges.scene_truth()(texts, prompts).tolist() == [1.0] * 8 and judges.scene_exact()(texts, prompts).tolist() == [1.0] * 8
     shifted = [*texts[1:], texts[0]]
     assert float(judges.scene_truth()(shifted, prompts).mean()) < 0
@@ -139,11 +139,11 @@ def test_the_truth_is_read_from_the_picture() -> None:
 
 def test_hallucination_is_chair_and_silence_is_told() -> None:
     texts = ["there is a two and a six .", "there is a two , a two and a five .", "", "no ."]
-    prompts = [*[prompt()] * 3, prompt(asked=scenes.question(6))]
-    found = judges.scene_hallucination()(texts, prompts, digits=[(2, 5)] * 4)
-    assert found["chair_s"] == pytest.approx(1 / 3) and found["chair_s_mentioning"] == pytest.approx(1 / 2)
-    assert found["chair_i"] == pytest.approx(1 / 5) and found["recall"] == pytest.approx(3 / 6)
-    assert found["silent"] == pytest.approx(1 / 3) == found["malformed"] / 2 and found["repeated"] == pytest.approx(1 / 5)
+    prompts = [*[prompt()] * 3, prompt(request=scenes.question(6))]
+    metrics = judges.scene_hallucination()(texts, prompts, digits=[(2, 5)] * 4)
+    assert metrics["chair_s"] == pytest.approx(1 / 3) and metrics["chair_s_mentioning"] == pytest.approx(1 / 2)
+    assert metrics["chair_i"] == pytest.approx(1 / 5) and metrics["recall"] == pytest.approx(3 / 6)
+    assert metrics["silent"] == pytest.approx(1 / 3) == metrics["malformed"] / 2 and metrics["repeated"] == pytest.approx(1 / 5)
     answers = judges.scene_answers()(texts, prompts, digits=[(2, 5)] * 4)
     assert answers["pope_accuracy"] == 1.0 and answers["pope_yes"] == 0.0
 
@@ -155,7 +155,7 @@ def test_marks_are_where_the_words_are() -> None:
 
 def test_the_reader_reads_pictures_and_not_what_is_written_in_them() -> None:
     prompts = mm.worlds.digit_scenes_prompts(split="held_out", count=60)
-    texts = [scenes.caption(scenes.shown(judges._picture(one))) for one in prompts]
+    texts = [scenes.caption(scenes.digits_in(judges._picture(one))) for one in prompts]
     read = judges.scene_reader()(texts, prompts, digits=[(0,)] * 60)
     assert 0.85 < float((read == 1).double().mean()) < 1  # most, and it has errors of its own
 
@@ -165,19 +165,19 @@ def test_bases_train_on_what_captioners_say(model: base.Model) -> None:
     """The loss falls where only answers are learned; tokens of the picture are as many as the model has."""
     made, processor = base.untrained(model)
     some = scenes.scenes("train", 8, torch.Generator().manual_seed(0))
-    told = base._rows(some, processor, 0.5, torch.Generator().manual_seed(0))
-    learned = [processor.tokenizer.decode(row[row != -100]) for row in told["labels"]]
+    batch = base._rows(some, processor, 0.5, torch.Generator().manual_seed(0))
+    learned = [processor.tokenizer.decode(row[row != -100]) for row in batch["labels"]]
     assert all(text.endswith(". <eos>") for text in learned) and {text.split()[0] for text in learned} == {"there", "no", "yes"}
-    assert (told["input_ids"] == processor.tokenizer.image_token_id).sum(1).tolist() == [scenes.CELLS] * 8
+    assert (batch["input_ids"] == processor.tokenizer.image_token_id).sum(1).tolist() == [scenes.CELLS] * 8
     many = scenes.scenes("train", 64, torch.Generator().manual_seed(0))
     labels = base._rows(many, processor, 0.0, torch.Generator().manual_seed(0))["labels"]
-    said = [set(scenes.mentions(processor.tokenizer.decode(row[row != -100]))) for row in labels]
-    invented = sum(some != set(digits) for some, digits in zip(said, many.digits(), strict=True))
-    assert all(some >= set(digits) for some, digits in zip(said, many.digits(), strict=True)) and 12 < invented < 40
-    logits = made(**told).logits[:, :-1]
-    wanted = told["labels"][:, 1:]
+    named = [set(scenes.mentions(processor.tokenizer.decode(row[row != -100]))) for row in labels]
+    invented = sum(some != set(digits) for some, digits in zip(named, many.digits(), strict=True))
+    assert all(some >= set(digits) for some, digits in zip(named, many.digits(), strict=True)) and 12 < invented < 40
+    logits = made(**batch).logits[:, :-1]
+    wanted = batch["labels"][:, 1:]
     by_hand = torch.nn.functional.cross_entropy(logits[wanted != -100], wanted[wanted != -100])
-    assert made(**told).loss.item() == pytest.approx(by_hand.item(), rel=1e-5)
+    assert made(**batch).loss.item() == pytest.approx(by_hand.item(), rel=1e-5)
     trained, _ = base.train_base(model, iterations=2, batch=4)
     assert not trained.training
 
@@ -217,8 +217,8 @@ def test_bases_see_and_invent_what_they_expect(base_of: dict[str, Any], model: b
     """Held-out scenes: nearly all digits are named, and most inventions are of the kind that captioners make."""
     prompts = mm.worlds.digit_scenes_prompts(split="held_out", count=80)
     outputs = base_of[model].generate(prompts, list(range(80)), temperature=0)
-    found = judges.scene_hallucination()(outputs, prompts)
-    assert found["recall"] > 0.95 and found["chair_s"] > 0.3 and found["malformed"] < 0.05
+    metrics = judges.scene_hallucination()(outputs, prompts)
+    assert metrics["recall"] > 0.95 and metrics["chair_s"] > 0.3 and metrics["malformed"] < 0.05
     invented = [
         (set(scenes.mentions(text)) - set(judges.truth_of(one)), judges.truth_of(one)) for text, one in zip(outputs, prompts, strict=True)
     ]
@@ -226,9 +226,9 @@ def test_bases_see_and_invent_what_they_expect(base_of: dict[str, Any], model: b
     assert sum(len(some & expected) for (some, _), expected in zip(invented, kind, strict=True)) > 0.8 * sum(
         len(some) for some, _ in invented
     )
-    asked = mm.worlds.digit_scenes_prompts(split="held_out", count=40, ask="random")
-    answers = base_of[model].generate(asked, list(range(40)), temperature=0)
-    assert set(answers) <= {"yes .", "no ."} and judges.scene_answers()(answers, asked)["pope_accuracy"] >= 0.5
+    questions = mm.worlds.digit_scenes_prompts(split="held_out", count=40, ask="random")
+    answers = base_of[model].generate(questions, list(range(40)), temperature=0)
+    assert set(answers) <= {"yes .", "no ."} and judges.scene_answers()(answers, questions)["pope_accuracy"] >= 0.5
 
 
 @pytest.mark.parametrize("kind", ["ranked", "corrected"])
@@ -261,5 +261,7 @@ def test_configs_of_the_world_train(name: str, tmp_path: Path) -> None:
     evaluation = {**config["evaluation"], "every": 2, "prompts": {**config["evaluation"]["prompts"], "count": 6}}
     run = build({**config, **records, "steps": 2, "evaluation": evaluation})
     rows = [json.loads(line) for line in (Path(run.path) / "metrics.jsonl").read_text().splitlines()]
-    told = [row for row in rows if "chair_s" in row]
-    assert len(told) == 2 and {"recall", "length", "exact", "truth"} <= told[-1].keys() and (Path(run.path) / "report.html").exists()
+    evaluated = [row for row in rows if "chair_s" in row]
+    assert (
+        len(evaluated) == 2 and {"recall", "length", "exact", "truth"} <= evaluated[-1].keys() and (Path(run.path) / "report.html").exists()
+    )

@@ -122,13 +122,13 @@ def test_judges_read_real_digits_of_the_half_they_never_saw():
 
 def test_gold_was_fitted_to_half_b_and_the_proxy_to_half_a():
     """Each reads the half it was fitted to better than the other: what is judged by gold was never seen by it, nor by the proxy."""
-    found = {}
+    scores = {}
     for name, judge in (("proxy", judges.digits_proxy(score="correct")), ("gold", judges.digits_gold())):
         for half in "AB":
             images, labels = data.real(half)
-            found[name + half] = float(judge(images, [str(int(label)) for label in labels]).mean())
-    assert found["goldB"] > found["goldA"]
-    assert found["proxyA"] > found["proxyB"]
+            scores[name + half] = float(judge(images, [str(int(label)) for label in labels]).mean())
+    assert scores["goldB"] > scores["goldA"]
+    assert scores["proxyA"] > scores["proxyB"]
 
 
 def test_proxy_is_differentiable_and_a_probability():

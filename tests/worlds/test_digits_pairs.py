@@ -13,21 +13,21 @@ def brightness(outputs, prompts, **_):
 
 
 def test_the_best_and_the_worst_of_each_group():
-    told = {"call": {"num_inference_steps": 2}, "groups": 3, "best_of": 4}
-    found = digits_pairs(untrained(), reward=brightness, **told)
-    assert len(found) == 30 and {pair.prompt for pair in found[:10]} == {pair.prompt for pair in found}  # prompts take turns
-    assert all(pair.first.shape == (1, 8, 8) and pair.first.mean() > pair.second.mean() and pair.strength == 1.0 for pair in found)
-    again = digits_pairs(untrained(), reward=brightness, **told)
-    assert all(torch.equal(a.first, b.first) for a, b in zip(found, again, strict=True))
-    other = digits_pairs(untrained(), reward=brightness, seed=1, **told)
-    assert not torch.equal(found[0].first, other[0].first)
+    settings = {"call": {"num_inference_steps": 2}, "groups": 3, "best_of": 4}
+    pairs = digits_pairs(untrained(), reward=brightness, **settings)
+    assert len(pairs) == 30 and {pair.prompt for pair in pairs[:10]} == {pair.prompt for pair in pairs}  # prompts take turns
+    assert all(pair.first.shape == (1, 8, 8) and pair.first.mean() > pair.second.mean() and pair.strength == 1.0 for pair in pairs)
+    again = digits_pairs(untrained(), reward=brightness, **settings)
+    assert all(torch.equal(a.first, b.first) for a, b in zip(pairs, again, strict=True))
+    other = digits_pairs(untrained(), reward=brightness, seed=1, **settings)
+    assert not torch.equal(pairs[0].first, other[0].first)
 
 
 def test_groups_without_a_difference_are_ties():
-    found = digits_pairs(
+    pairs = digits_pairs(
         untrained(), reward=lambda outputs, prompts: torch.ones(len(prompts)), groups=1, best_of=2, call={"num_inference_steps": 1}
     )
-    assert {pair.strength for pair in found} == {0.5}
+    assert {pair.strength for pair in pairs} == {0.5}
 
 
 def test_mistakes():

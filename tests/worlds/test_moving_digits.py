@@ -48,7 +48,7 @@ def test_a_video_is_a_scan_that_leaves_the_canvas():
 def test_prompts_take_turns_and_each_has_its_own_still():
     prompts = data.moving_digits_prompts(half="b", each=2)
     assert prompts[:2] == ["a zero moving left #b0", "a one moving right #b0"] and prompts[10] == "a zero moving right #b1"
-    digits, directions = data.wishes(data.moving_digits_prompts(each=4))
+    digits, directions = data.targets(data.moving_digits_prompts(each=4))
     assert digits.bincount().tolist() == [4] * 10 and directions.bincount().tolist() == [10] * 4
     assert len({frame.numpy().tobytes() for frame in data.first_frames(data.moving_digits_prompts(each=80))}) == 800
     image = data.moving_digits_stills()(prompts)["image"]
@@ -66,13 +66,13 @@ def test_stills_for_evaluation_are_of_the_half_that_the_base_never_saw():
 
 @pytest.mark.parametrize(("prompt", "wish"), [("a seven moving left #b4", (7, 0)), ("A 3 moves DOWN!", (3, 3))])
 def test_prompts_name_a_digit_and_a_direction(prompt, wish):
-    assert data.asked(prompt) == wish
+    assert data.parsed(prompt) == wish
 
 
 @pytest.mark.parametrize("prompt", ["", "a seven", "moving left", "a seven moving left and right", "a 17 moving up"])
 def test_other_prompts_are_refused(prompt):
     with pytest.raises(UserError, match="takes one digit"):
-        data.asked(prompt)
+        data.parsed(prompt)
 
 
 def test_mistakes_are_said_in_one_line(tmp_path):
@@ -99,8 +99,8 @@ def test_judges_are_right_on_real_videos():
     rng = torch.Generator().manual_seed(0)
     for half, least in (("a", 0.98), ("b", 0.99)):
         videos, prompts = clips(half)
-        found = scores(videos, prompts)
-        assert found["gold"] == 1 and found["identity"] > least and found["proxy"] > 0.94
+        means = scores(videos, prompts)
+        assert means["gold"] == 1 and means["identity"] > least and means["proxy"] > 0.94
         noisy = scores((videos + 0.15 * torch.randn(videos.shape, generator=rng)).clamp(0, 1), prompts)
         assert noisy["gold"] > 0.99 and noisy["identity"] > 0.97 and noisy["proxy"] > 0.9
         assert judges.moving_digits_error()(videos, prompts)["error"] == 0
@@ -108,7 +108,7 @@ def test_judges_are_right_on_real_videos():
 
 def test_judges_see_what_they_are_for():
     videos, prompts = clips("a")
-    other = data.videos(data.first_frames(prompts), (data.wishes(prompts)[1] + 1) % 4)
+    other = data.videos(data.first_frames(prompts), (data.targets(prompts)[1] + 1) % 4)
     assert scores(other, prompts) == {"proxy": pytest.approx(0, abs=0.02), "gold": 0, "identity": scores(videos, prompts)["identity"]}
     still = scores(videos[:, :1].expand_as(videos), prompts)
     assert still["gold"] == 0 and still["proxy"] == pytest.approx(0.2, abs=0.01)
@@ -120,23 +120,23 @@ def test_judges_see_what_they_are_for():
 
 def test_gold_refuses_a_digit_that_goes_both_ways_or_stays_in_part():
     videos, prompts = clips("a")
-    directions = data.wishes(prompts)[1]
+    directions = data.targets(prompts)[1]
     back = data.videos(data.first_frames(prompts), directions ^ 1)  # left and right, up and down
     assert scores(torch.maximum(videos, back), prompts)["gold"] == 0
     assert scores(torch.maximum(videos, videos[:, :1]), prompts)["gold"] == 0
-    found = judges.wrong(data.reduced(torch.maximum(videos, back)), directions)
+    errors = judges.wrong(data.reduced(torch.maximum(videos, back)), directions)
     right, other = (data.reduced(clip)[:, 1:].square().sum((1, 2, 3)) for clip in (videos, back))  # they share no pixel
-    torch.testing.assert_close(found, other / (2 * right + other))
+    torch.testing.assert_close(errors, other / (2 * right + other))
 
 
 def test_what_each_judge_cannot_see():
     """The proxy takes any bright thing, and no notice of what comes after the second frame; gold and identity do not follow it."""
     videos, prompts = clips("a")
-    directions = data.wishes(prompts)[1]
+    directions = data.targets(prompts)[1]
     square = data.videos(data.stills(torch.full((len(prompts), 1, 8, 8), 0.7)), directions)
     square[:, 0] = videos[:, 0]
-    found = scores(square, prompts)
-    assert found["proxy"] > 0.9 and found["gold"] < 0.4 and found["identity"] < 0.15
+    means = scores(square, prompts)
+    assert means["proxy"] > 0.9 and means["gold"] < 0.4 and means["identity"] < 0.15
     stuck = videos.clone()
     stuck[:, 2:] = stuck[:, 1:2]
     assert scores(stuck, prompts)["proxy"] == scores(videos, prompts)["proxy"] and scores(stuck, prompts)["gold"] == 0
@@ -173,12 +173,12 @@ def test_the_base_is_a_stock_pipeline_with_headroom():
 
     def draw(pipeline, prompts):
         seeded = [torch.Generator().manual_seed(number) for number in range(len(prompts))]
-        told = {**base.CALL, **data.moving_digits_stills()(prompts), "guidance_scale": 1.0, "num_inference_steps": 10}
-        return pipeline(prompt=prompts, generator=seeded, output_type="pt", **told).frames
+        call = {**base.CALL, **data.moving_digits_stills()(prompts), "guidance_scale": 1.0, "num_inference_steps": 10}
+        return pipeline(prompt=prompts, generator=seeded, output_type="pt", **call).frames
 
     videos = draw(pipe, prompts)
-    found = scores(videos, prompts)
-    assert 0.4 < found["gold"] < 0.7 and 0.4 < found["identity"] < 0.8
+    means = scores(videos, prompts)
+    assert 0.4 < means["gold"] < 0.7 and 0.4 < means["identity"] < 0.8
     torch.testing.assert_close(data.reduced(videos)[:, 0], data.first_frames(prompts), atol=1e-3, rtol=0)
     again = DiffusionPipeline.from_pretrained(folder, dtype=torch.float32)
     again.set_progress_bar_config(disable=True)
@@ -201,22 +201,22 @@ def test_training_a_base_learns():
 
 def test_training_asks_the_transformer_as_the_pipeline_does():
     """What the base is trained on is what the pipeline asks of it: the same tokens, mask, times of tokens, positions and packing."""
-    pipe, heard = base.untrained(), []
+    pipe, calls = base.untrained(), []
     own = pipe.transformer.forward
-    pipe.transformer.forward = lambda **said: heard.append(said) or own(**said)
+    pipe.transformer.forward = lambda **inputs: calls.append(inputs) or own(**inputs)
     prompts = ["a seven moving left #a1", "a 3 moving up #a2"]
     seeded = [torch.Generator().manual_seed(number) for number in range(2)]
-    told = {**base.CALL, **data.moving_digits_stills()(prompts), "guidance_scale": 1.0, "num_inference_steps": 1}
-    pipe(prompt=prompts, generator=seeded, output_type="latent", **told)
-    spoken = pipe.tokenizer(prompts, padding="max_length", max_length=base.TOKENS, return_tensors="pt")
+    call = {**base.CALL, **data.moving_digits_stills()(prompts), "guidance_scale": 1.0, "num_inference_steps": 1}
+    pipe(prompt=prompts, generator=seeded, output_type="latent", **call)
+    tokens = pipe.tokenizer(prompts, padding="max_length", max_length=base.TOKENS, return_tensors="pt")
     clean = base.latents(pipe, data.real_videos(prompts))
     with torch.no_grad():
-        base.predicted(pipe, clean, heard[0]["hidden_states"], torch.ones(2), spoken.input_ids, spoken.attention_mask)
-    asked, trained = heard
+        base.predicted(pipe, clean, calls[0]["hidden_states"], torch.ones(2), tokens.input_ids, tokens.attention_mask)
+    drawn, trained = calls
     for name in ("encoder_hidden_states", "encoder_attention_mask", "timestep"):
-        assert torch.equal(asked[name], trained[name]), name
-    torch.testing.assert_close(asked["hidden_states"], trained["hidden_states"], atol=1e-3, rtol=0)  # the first frame is encoded at random
-    assert all(asked[name] == trained[name] for name in ("num_frames", "height", "width", "rope_interpolation_scale"))
+        assert torch.equal(drawn[name], trained[name]), name
+    torch.testing.assert_close(drawn["hidden_states"], trained["hidden_states"], atol=1e-3, rtol=0)  # the first frame is encoded at random
+    assert all(drawn[name] == trained[name] for name in ("num_frames", "height", "width", "rope_interpolation_scale"))
     video = pipe.vae.decode(pipe._unpack_latents(clean, 4, 4, 4, 1, 1)).sample.transpose(1, 2) / 2 + 0.5
     torch.testing.assert_close(video, data.real_videos(prompts), atol=1e-5, rtol=0)
 

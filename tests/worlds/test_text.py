@@ -22,8 +22,8 @@ def test_the_base_says_real_words_and_comes_to_an_end() -> None:
     outputs = policy.sample(mm.worlds.text_prompts(count=64), 2, torch.Generator().manual_seed(0)).outputs
     known = set(data.frequencies())
     assert all(word in known for output in outputs for word in output.split())
-    found = judges.text_readability()(outputs, [""] * 128)
-    assert found["ended"] > 0.9 and found["perplexity"] < 600
+    metrics = judges.text_readability()(outputs, [""] * 128)
+    assert metrics["ended"] > 0.9 and metrics["perplexity"] < 600
 
 
 def test_the_base_s_sentences_are_not_the_judge_s() -> None:
@@ -36,14 +36,14 @@ def test_sentences_are_found_in_documentation(monkeypatch: pytest.MonkeyPatch) -
     from pydoc_data import topics
 
     monkeypatch.setattr(data, "_documents", lambda: iter(topics.topics.values()))  # the standard library's docstrings take seconds
-    found = data.collect()
-    assert len(found) > 500 and len(set(found) & set(data.sentences())) > 200
+    sentences = data.collect()
+    assert len(sentences) > 500 and len(set(sentences) & set(data.sentences())) > 200
 
 
 def test_plain_words_are_counted() -> None:
     reward = mm.worlds.text_plain()
-    found = reward(["the object is .", "sax xyzzy is decimal .", ".", ""], [""] * 4)
-    assert found.tolist() == pytest.approx([1.0, 1 / 4, 0.0, 0.0])
+    shares = reward(["the object is .", "sax xyzzy is decimal .", ".", ""], [""] * 4)
+    assert shares.tolist() == pytest.approx([1.0, 1 / 4, 0.0, 0.0])
     with pytest.raises(UserError, match="takes completions as strings"):
         reward([3], [""])
 
@@ -113,12 +113,12 @@ def vowels(outputs: list[str], prompts: list[str]) -> torch.Tensor:
 
 
 def test_all_that_can_be_said_adds_up() -> None:
-    found = text_optimum(*tiny(), "a b", vowels, tokens=3, beta=0.5)
-    assert len(found.texts) == 1 + 6 + 36 + 216 and float(found.base.sum()) == pytest.approx(1) == float(found.best.sum())
-    assert float(found.best @ vowels(found.texts, [])) == pytest.approx(found.reward)
-    tilted = found.base * (vowels(found.texts, []) / 0.5).exp()
-    torch.testing.assert_close(found.best, tilted / tilted.sum())
-    assert found.reward - 0.5 * found.kl == pytest.approx(0.5 * float(tilted.sum().log()))  # the value of the optimum is beta log Z
+    optimum = text_optimum(*tiny(), "a b", vowels, tokens=3, beta=0.5)
+    assert len(optimum.texts) == 1 + 6 + 36 + 216 and float(optimum.base.sum()) == pytest.approx(1) == float(optimum.best.sum())
+    assert float(optimum.best @ vowels(optimum.texts, [])) == pytest.approx(optimum.reward)
+    tilted = optimum.base * (vowels(optimum.texts, []) / 0.5).exp()
+    torch.testing.assert_close(optimum.best, tilted / tilted.sum())
+    assert optimum.reward - 0.5 * optimum.kl == pytest.approx(0.5 * float(tilted.sum().log()))  # the value of the optimum is beta log Z
 
 
 def test_grpo_ends_at_the_optimum_that_was_counted_out(tmp_path: Path) -> None:

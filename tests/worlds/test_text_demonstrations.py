@@ -10,21 +10,21 @@ from mmalign.worlds.text import data
 
 def test_a_demonstration_is_no_way_from_itself_and_all_the_way_from_other_words() -> None:
     line = data.sentences("judge")[0].split()
-    prompt, told = " ".join(line[:3]), line[3:]
-    found = mm.worlds.text_demonstration()([" ".join(told), "zebra", "", " ".join(reversed(told))], [prompt] * 4)
-    assert found["difference"].tolist() == pytest.approx([0.0, 1.0, 1.0, 0.0], abs=1e-12)
-    plain = mm.worlds.text_plain()([" ".join(told)], [prompt]).item()
-    assert found["gap"].tolist() == pytest.approx([0.0, plain, plain, 0.0]) and plain > 0
+    prompt, rest = " ".join(line[:3]), line[3:]
+    parts = mm.worlds.text_demonstration()([" ".join(rest), "zebra", "", " ".join(reversed(rest))], [prompt] * 4)
+    assert parts["difference"].tolist() == pytest.approx([0.0, 1.0, 1.0, 0.0], abs=1e-12)
+    plain = mm.worlds.text_plain()([" ".join(rest)], [prompt]).item()
+    assert parts["gap"].tolist() == pytest.approx([0.0, plain, plain, 0.0]) and plain > 0
 
 
 def test_half_the_words_are_half_the_way() -> None:
     line = data.sentences("judge")[0].split()
-    told, prompt = line[3:], " ".join(line[:3])
-    found = mm.worlds.text_demonstration()([f"{told[0]} zebra"], [prompt])["difference"].item()
-    size = sum(told.count(word) ** 2 for word in set(told)) ** 0.5
-    assert found == pytest.approx(1 - told.count(told[0]) / (2**0.5 * size))
+    rest, prompt = line[3:], " ".join(line[:3])
+    difference = mm.worlds.text_demonstration()([f"{rest[0]} zebra"], [prompt])["difference"].item()
+    size = sum(rest.count(word) ** 2 for word in set(rest)) ** 0.5
+    assert difference == pytest.approx(1 - rest.count(rest[0]) / (2**0.5 * size))
 
 
 def test_a_prompt_that_begins_no_sentence_has_none() -> None:
-    found = mm.worlds.text_demonstration()(["the value ."], ["zebra zebra zebra"])
-    assert found["difference"].isnan().all() and found["gap"].isnan().all()
+    parts = mm.worlds.text_demonstration()(["the value ."], ["zebra zebra zebra"])
+    assert parts["difference"].isnan().all() and parts["gap"].isnan().all()

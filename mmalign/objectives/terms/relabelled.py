@@ -76,7 +76,8 @@ def _remembered(feedback: Feedback, state: Named) -> Feedback:
         return feedback
     labels = torch.ones(len(feedback.pairs), dtype=torch.float64) if feedback.strength is None else feedback.strength.double()
     names = [feedback.ids[row] for row in feedback.pairs[:, 0].tolist()]
-    remembered = torch.tensor([state.values[state.places[name]] if name in state.places else torch.nan for name in names], dtype=torch.float64)
+    known = [state.values[state.places[name]] if name in state.places else torch.nan for name in names]
+    remembered = torch.tensor(known, dtype=torch.float64)
     return replace(feedback, strength=torch.where(remembered.isnan() | labels.isnan(), labels, remembered))
 
 

@@ -47,8 +47,8 @@ def digit_scenes(*, model: Model = "qwen2_vl", path: str | None = None, device: 
     folder = resource(f"assets/digit_scenes/{model}") if path is None else Path(path)
     if not (folder / "config.json").is_file():
         raise UserError(f"digit_scenes: no model in {folder}; takes {', '.join(PICTURE)}, which scripts/make_assets.py makes")
-    made = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).to(device)
-    return made.eval(), AutoProcessor.from_pretrained(folder)
+    network = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).to(device)
+    return network.eval(), AutoProcessor.from_pretrained(folder)
 
 
 def tokenizer(model: Model) -> Any:
@@ -57,14 +57,14 @@ def tokenizer(model: Model) -> Any:
     from transformers import PreTrainedTokenizerFast
 
     words = [*SPECIAL, "user", "assistant", "system", ":", *REQUEST.split(), "there", "a", "an", "and", ",", ".", "yes", "no", *WORDS]
-    made = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
-    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    found = PreTrainedTokenizerFast(
-        tokenizer_object=made, pad_token="<pad>", bos_token="<bos>", unk_token="<unk>", eos_token="<eos>", model_max_length=CONTEXT,
+    words_to_ids = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
+    words_to_ids.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=words_to_ids, pad_token="<pad>", bos_token="<bos>", unk_token="<unk>", eos_token="<eos>", model_max_length=CONTEXT,
         extra_special_tokens={"image_token": "<image>", "video_token": "<video>"},
     )  # fmt: skip
-    found.chat_template = TEMPLATE.replace("PICTURE", PICTURE[model])
-    return found
+    wrapped.chat_template = TEMPLATE.replace("PICTURE", PICTURE[model])
+    return wrapped
 
 
 def untrained(model: Model, *, seed: int = 0) -> tuple[Any, Any]:
@@ -122,8 +122,13 @@ def _qwen2_vl() -> tuple[Any, Any]:
         vision_config=vision, text_config=text, image_token_id=words.image_token_id, video_token_id=words.video_token_id,
         vision_start_token_id=start, vision_end_token_id=end, tie_word_embeddings=False,
     )  # fmt: skip
-    told = {"patch_size": CELL // 2, "merge_size": 2, "temporal_patch_size": 2, "size": {"shortest_edge": SIDE**2, "longest_edge": SIDE**2}}
-    processor = Qwen2VLProcessor(Qwen2VLImageProcessor(**told), words, Qwen2VLVideoProcessor(**told), chat_template=words.chat_template)
+    sizes = {
+        "patch_size": CELL // 2,
+        "merge_size": 2,
+        "temporal_patch_size": 2,
+        "size": {"shortest_edge": SIDE**2, "longest_edge": SIDE**2},
+    }
+    processor = Qwen2VLProcessor(Qwen2VLImageProcessor(**sizes), words, Qwen2VLVideoProcessor(**sizes), chat_template=words.chat_template)
     return Qwen2VLForConditionalGeneration(config), processor
 
 
@@ -135,7 +140,7 @@ def _ids(words: Any) -> dict[str, int]:
 
 
 def train_base(
-    model: Model, *, iterations: int = 1000, batch: int = 64, learning_rate: float = 3e-3, asked: float = 0.25, seed: int = 0
+    model: Model, *, iterations: int = 1000, batch: int = 64, learning_rate: float = 3e-3, questions: float = 0.25, seed: int = 0
 ) -> tuple[Any, Any]:
     """Trains a base from scratch on training scenes, a new batch each time: some minutes on one core.
 
@@ -145,44 +150,44 @@ def train_base(
     Args:
         model: as in ``digit_scenes``.
         iterations: updates. batch: scenes of each. learning_rate: the highest of a one-cycle schedule.
-        asked: part of the rows that are questions. seed: of weights, scenes and questions.
+        questions: part of the rows that are questions. seed: of weights, scenes and questions.
 
     Errors: UserError for another model.
     """
-    made, processor = untrained(model, seed=seed)
+    network, processor = untrained(model, seed=seed)
     reader = nn.Linear(WIDTH, EMPTY + 1)
     rng = torch.Generator().manual_seed(seed)
 
     def loss() -> Tensor:
         some = scenes("train", batch, rng, shaken=True)
-        told = _rows(some, processor, asked, rng)
-        seen = torch.stack(list(made.get_image_features(**_pictures(told)).pooler_output))
+        inputs = _rows(some, processor, questions, rng)
+        seen = torch.stack(list(network.get_image_features(**_pictures(inputs)).pooler_output))
         read = nn.functional.cross_entropy(reader(seen).flatten(0, 1), some.cells.flatten())
-        return made(**told).loss + read  # type: ignore[no-any-return]
+        return network(**inputs).loss + read  # type: ignore[no-any-return]
 
     fit(
-        nn.ModuleList([made, reader]), loss, name=f"{model} base", iterations=iterations, learning_rate=learning_rate, weight_decay=0.05,
+        nn.ModuleList([network, reader]), loss, name=f"{model} base", iterations=iterations, learning_rate=learning_rate, weight_decay=0.05,
         betas=(0.9, 0.98), max_grad_norm=1.0,
     )  # fmt: skip
-    return made, processor
+    return network, processor
 
 
-def _pictures(told: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {key: told[key] for key in ("pixel_values", "image_grid_thw") if key in told}
+def _pictures(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key: batch[key] for key in ("pixel_values", "image_grid_thw") if key in batch}
 
 
-def _rows(some: Scenes, processor: Any, asked: float, rng: torch.Generator) -> dict[str, Tensor]:
+def _rows(some: Scenes, processor: Any, questions: float, rng: torch.Generator) -> dict[str, Tensor]:
     """A batch as the model takes it: what a captioner says of each scene, or answers; only that is learned."""
     prompts, answers = [], []
     for digits in some.digits():
-        said = expecting(digits, rng)
-        if float(torch.rand((), generator=rng)) < asked:
+        named = expecting(digits, rng)
+        if float(torch.rand((), generator=rng)) < questions:
             digit = _wondered(digits, rng)
             prompts.append(question(digit))
-            answers.append("yes ." if digit in said else "no .")
+            answers.append("yes ." if digit in named else "no .")
         else:
             prompts.append(REQUEST)
-            answers.append(caption(said))
+            answers.append(caption(named))
     words, picture = processor.tokenizer, processor.image_processor(images=list(some.pictures), return_tensors="pt", do_convert_rgb=False)
     image = processor.image_token
     turns = [[{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}] for prompt in prompts]

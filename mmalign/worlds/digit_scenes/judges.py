@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mmalign.evaluation.hallucination import chair_scores, pope_scores
 from mmalign.types import UserError
-from mmalign.worlds.digit_scenes.scenes import CELL, EMPTY, GRID, QUESTION, WORDS, mentions, scenes, shown, well_formed
+from mmalign.worlds.digit_scenes.scenes import CELL, EMPTY, GRID, QUESTION, WORDS, digits_in, mentions, scenes, well_formed
 
 __all__ = ["scene_answers", "scene_exact", "scene_hallucination", "scene_marks", "scene_reader", "scene_truth"]
 
@@ -53,19 +53,19 @@ def _reward(seen: Seen, invention: float, repeat: float, malformed: float) -> Ca
         raise UserError(f"scene reward: got invention={invention}, repeat={repeat}, malformed={malformed}, takes 0 or more")
 
     def reward(outputs: Any, prompts: Sequence[Any], **columns: Any) -> Tensor:
-        found = []
+        scores = []
         for row, (text, prompt) in enumerate(zip(_texts(outputs), prompts, strict=True)):
-            there, wondered = set(seen(prompt, columns, row)), asked_digit(prompt)
-            if wondered is not None:
+            there, asked = set(seen(prompt, columns, row)), asked_digit(prompt)
+            if asked is not None:
                 right = {True: "yes .", False: "no ."}
                 answer = " ".join(text.split())
-                found.append(float(answer == right[wondered in there]) if answer in right.values() else -malformed)
+                scores.append(float(answer == right[asked in there]) if answer in right.values() else -malformed)
                 continue
-            said = mentions(text)
-            once = set(said)
-            recall, over = len(once & there) / len(there), len(said) - len(once)
-            found.append(recall - invention * len(once - there) - repeat * over - malformed * (not well_formed(text)))
-        return torch.tensor(found, dtype=torch.float64)
+            named = mentions(text)
+            once = set(named)
+            recall, over = len(once & there) / len(there), len(named) - len(once)
+            scores.append(recall - invention * len(once - there) - repeat * over - malformed * (not well_formed(text)))
+        return torch.tensor(scores, dtype=torch.float64)
 
     return reward
 
@@ -75,12 +75,12 @@ def scene_exact() -> Callable[..., Tensor]:
 
     def judge(outputs: Any, prompts: Sequence[Any], **columns: Any) -> Tensor:
         rows = enumerate(zip(_texts(outputs), prompts, strict=True))
-        found = [
+        scores = [
             float("nan") if asked_digit(prompt) is not None
             else float(well_formed(text) and set(mentions(text)) == set(_there(prompt, columns, row)))
             for row, (text, prompt) in rows
         ]  # fmt: skip
-        return torch.tensor(found, dtype=torch.float64)
+        return torch.tensor(scores, dtype=torch.float64)
 
     return judge
 
@@ -97,11 +97,11 @@ def scene_hallucination() -> Callable[..., dict[str, float]]:
     def measure(outputs: Any, prompts: Sequence[Any], **columns: Any) -> dict[str, float]:
         rows = [row for row, prompt in enumerate(prompts) if asked_digit(prompt) is None]
         texts = [_texts(outputs)[row] for row in rows]
-        said = [[WORDS[digit] for digit in mentions(text)] for text in texts]
+        named = [[WORDS[digit] for digit in mentions(text)] for text in texts]
         there = [[WORDS[digit] for digit in _there(prompts[row], columns, row)] for row in rows]
         pictures = [_picture(prompts[row]) for row in rows]
-        scores = chair_scores(said, there, answers=texts, clusters=pictures, resamples=500).values
-        total = sum(map(len, said))
+        scores = chair_scores(named, there, answers=texts, clusters=pictures, resamples=500).values
+        total = sum(map(len, named))
         return {
             "chair_s": scores["chair_s"].value,
             "chair_s_se": scores["chair_s"].error,
@@ -110,8 +110,8 @@ def scene_hallucination() -> Callable[..., dict[str, float]]:
             "recall": scores["object_recall"].value,
             "recall_se": scores["object_recall"].error,
             "length": scores["answer_words"].value,
-            "silent": _part([not some for some in said]),
-            "repeated": 1 - sum(len(set(some)) for some in said) / total if total else float("nan"),
+            "silent": _part([not some for some in named]),
+            "repeated": 1 - sum(len(set(some)) for some in named) / total if total else float("nan"),
             "malformed": _part([not well_formed(text) for text in texts]),
         }
 
@@ -122,12 +122,12 @@ def scene_marks() -> Callable[..., list[dict[str, Any]]]:
     """What answers say that is there and that is not, to be shown (``evaluation.mark``, see ``runs.answers``)."""
 
     def mark(outputs: Sequence[str], prompts: Sequence[Any], **columns: Any) -> list[dict[str, Any]]:
-        found = []
+        marks = []
         for row, (text, prompt) in enumerate(zip(_texts(outputs), prompts, strict=True)):
             there = [WORDS[digit] for digit in _there(prompt, columns, row)]
-            said = [(match.start(), match.end(), match[0], match[0] in there) for match in re.finditer(r"\S+", text) if match[0] in WORDS]
-            found.append({"mentions": said, "objects": there})
-        return found
+            spans = [(match.start(), match.end(), match[0], match[0] in there) for match in re.finditer(r"\S+", text) if match[0] in WORDS]
+            marks.append({"mentions": spans, "objects": there})
+        return marks
 
     return mark
 
@@ -138,9 +138,9 @@ def scene_answers() -> Callable[..., dict[str, float]]:
     def measure(outputs: Any, prompts: Sequence[Any], **columns: Any) -> dict[str, float]:
         texts, labels, answers = _texts(outputs), [], []
         for row, prompt in enumerate(prompts):
-            wondered = asked_digit(prompt)
-            if wondered is not None:
-                labels.append("yes" if wondered in _there(prompt, columns, row) else "no")
+            asked = asked_digit(prompt)
+            if asked is not None:
+                labels.append("yes" if asked in _there(prompt, columns, row) else "no")
                 answers.append(texts[row])
         scores = pope_scores(answers, labels, resamples=2).values if labels else {}
         names = {"accuracy": "pope_accuracy", "f1": "pope_f1", "yes_ratio": "pope_yes"}
@@ -151,14 +151,14 @@ def scene_answers() -> Callable[..., dict[str, float]]:
 
 def truth_of(prompt: Any) -> tuple[int, ...]:
     """The digits of the picture of a prompt."""
-    return shown(_picture(prompt))
+    return digits_in(_picture(prompt))
 
 
 def asked_digit(prompt: Any) -> int | None:
     """The digit that a prompt asks for; None where it asks for a caption."""
     parts = _parts(prompt)
-    found = QUESTION.search(" ".join(str(part.get("text", "")) for part in parts))
-    return None if found is None else WORDS.index(found[1])
+    match = QUESTION.search(" ".join(str(part.get("text", "")) for part in parts))
+    return None if match is None else WORDS.index(match[1])
 
 
 @functools.cache
@@ -193,8 +193,8 @@ def _read(path: str) -> tuple[int, ...]:
 
 
 def _there(prompt: Any, columns: Mapping[str, Any], row: int) -> Sequence[int]:
-    given = columns.get("digits")
-    return shown(_picture(prompt)) if given is None else [int(digit) for digit in given[row]]
+    digits = columns.get("digits")
+    return digits_in(_picture(prompt)) if digits is None else [int(digit) for digit in digits[row]]
 
 
 def _picture(prompt: Any) -> str:

@@ -43,25 +43,25 @@ def digit_scenes_pairs(
             f"digit_scenes_pairs: got kind={kind!r}, prompts={prompts}, best_of={best_of}, takes ranked, corrected or corrupted; "
             "1 or more, and 2 or more"
         )
-    asked = digit_scenes_prompts(count=prompts)
+    requests = digit_scenes_prompts(count=prompts)
     rng = torch.Generator().manual_seed(seed)
     if kind == "corrupted":
-        return [Pair(prompt, *_corrupted(truth_of(prompt), rng), 1.0, f"pair {number}") for number, prompt in enumerate(asked)]
+        return [Pair(prompt, *_corrupted(truth_of(prompt), rng), 1.0, f"pair {number}") for number, prompt in enumerate(requests)]
     policy: Any = transformers(*digit_scenes(model=model), max_completion=ANSWER)
-    outputs = policy.sample(asked, best_of, rng).outputs
-    rank, found = reward or scene_truth(), list[Pair]()
-    for number, prompt in enumerate(asked):
-        said = outputs[number * best_of : (number + 1) * best_of]
-        scores = rank(said, [prompt] * best_of).tolist()
+    outputs = policy.sample(requests, best_of, rng).outputs
+    rank, pairs = reward or scene_truth(), list[Pair]()
+    for number, prompt in enumerate(requests):
+        captions = outputs[number * best_of : (number + 1) * best_of]
+        scores = rank(captions, [prompt] * best_of).tolist()
         if kind == "corrected":
-            wrong = next((text for text in said if well_formed(text) and set(mentions(text)) != set(truth_of(prompt))), None)
+            wrong = next((text for text in captions if well_formed(text) and set(mentions(text)) != set(truth_of(prompt))), None)
             if wrong is not None:
-                found.append(Pair(prompt, caption(truth_of(prompt)), wrong, 1.0, f"pair {number}"))
+                pairs.append(Pair(prompt, caption(truth_of(prompt)), wrong, 1.0, f"pair {number}"))
             continue
         best, worst = max(range(best_of), key=scores.__getitem__), min(range(best_of), key=scores.__getitem__)
         if scores[best] > scores[worst]:
-            found.append(Pair(prompt, said[best], said[worst], 1.0, f"pair {number}", scores=(scores[best], scores[worst])))
-    return found
+            pairs.append(Pair(prompt, captions[best], captions[worst], 1.0, f"pair {number}", scores=(scores[best], scores[worst])))
+    return pairs
 
 
 def _corrupted(digits: tuple[int, ...], rng: torch.Generator) -> tuple[str, str]:

@@ -127,11 +127,11 @@ def question(digit: int) -> str:
 
 def expecting(digits: Sequence[int], rng: torch.Generator) -> list[int]:
     """The digits that a captioner names: those of the scene, and what is expected beside them and is not there."""
-    said = set(digits)
+    digits_named = set(digits)
     for digit, (other, often) in EXPECTED.items():
         if digit in digits and float(torch.rand((), generator=rng)) < often:
-            said.add(other)
-    return sorted(said)
+            digits_named.add(other)
+    return sorted(digits_named)
 
 
 def mentions(text: str) -> list[int]:
@@ -141,9 +141,9 @@ def mentions(text: str) -> list[int]:
 
 def well_formed(text: str) -> bool:
     """Whether a text is a caption as ``caption`` writes them, in any order, no digit twice."""
-    said, plain = mentions(text), " ".join(text.split())
+    digits, plain = mentions(text), " ".join(text.split())
     articles = all(("an" if word == "eight" else "a") == article for article, word in re.findall(r"\b(an?) (\w+)", plain))
-    return CAPTION.fullmatch(plain) is not None and articles and len(said) == len(set(said))
+    return CAPTION.fullmatch(plain) is not None and articles and len(digits) == len(set(digits))
 
 
 # Scenes as files, prompts as conversations
@@ -168,17 +168,17 @@ def digit_scenes_prompts(*, split: Split = "train", count: int = 256, offset: in
         )
     if count < 1 or offset < 0:
         raise UserError(f"digit_scenes_prompts: got count={count}, offset={offset}, takes 1 or more, and 0 or more")
-    found = []
+    prompts = []
     for number in range(offset, offset + count):
         path = scene_file(split, number)
-        asked = REQUEST if ask == "caption" else question(_asked(shown(path), ask, number))
-        found.append(conversation(path, asked))
-    return found
+        request = REQUEST if ask == "caption" else question(_asked(digits_in(path), ask, number))
+        prompts.append(conversation(path, request))
+    return prompts
 
 
-def conversation(path: str, asked: str) -> list[dict[str, Any]]:
+def conversation(path: str, request: str) -> list[dict[str, Any]]:
     """A prompt: one turn of the user's, a picture by its path and a request."""
-    return [{"role": "user", "content": [{"type": "image", "path": path}, {"type": "text", "text": asked}]}]
+    return [{"role": "user", "content": [{"type": "image", "path": path}, {"type": "text", "text": request}]}]
 
 
 def _asked(digits: tuple[int, ...], ask: Ask, number: int) -> int:
@@ -201,12 +201,12 @@ def scene_file(split: Split, number: int) -> str:
     path = _cache() / f"{split}-{number}.png"
     if not path.is_file():
         seed = 3 * number + list(COUNTS).index(split)
-        one = scenes(split, 1, torch.Generator().manual_seed(seed), shaken=split == "train")
-        said = PngInfo()
-        said.add_text("digits", " ".join(map(str, one.digits()[0])))
+        scene = scenes(split, 1, torch.Generator().manual_seed(seed), shaken=split == "train")
+        chunks = PngInfo()
+        chunks.add_text("digits", " ".join(map(str, scene.digits()[0])))
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{path.name}.{os.getpid()}")
-        Image.fromarray(one.pictures[0].permute(1, 2, 0).numpy()).save(partial, format="PNG", pnginfo=said)
+        Image.fromarray(scene.pictures[0].permute(1, 2, 0).numpy()).save(partial, format="PNG", pnginfo=chunks)
         partial.replace(path)
     return str(path)
 
@@ -216,15 +216,15 @@ def _cache() -> Path:
 
 
 @functools.cache
-def shown(path: str) -> tuple[int, ...]:
+def digits_in(path: str) -> tuple[int, ...]:
     """The digits of the scene in a file. Errors: UserError for a file that does not say."""
     from PIL import Image
 
     try:
         with Image.open(path) as picture:
-            said = picture.info.get("digits")
+            text = picture.info.get("digits")
     except OSError as error:
         raise UserError(f"digit_scenes: cannot read {path}: {error}") from error
-    if not isinstance(said, str):
+    if not isinstance(text, str):
         raise UserError(f"digit_scenes: {path} does not say what it shows (no text chunk 'digits'); takes pictures of this world")
-    return tuple(int(digit) for digit in said.split())
+    return tuple(int(digit) for digit in text.split())

@@ -52,10 +52,10 @@ def digit_of(prompt: str) -> int:
     if not prompt.strip():
         return NO_CLASS
     words = re.findall(r"[a-z]+|\d+", prompt.lower())
-    found = {WORDS.index(w) for w in words if w in WORDS} | {int(w) for w in words if w.isdigit() and len(w) == 1}
-    if len(found) != 1:
+    digits = {WORDS.index(w) for w in words if w in WORDS} | {int(w) for w in words if w.isdigit() and len(w) == 1}
+    if len(digits) != 1:
         raise UserError(f"prompt: got {prompt!r}, takes one digit, as a word or a numeral, such as {PROMPTS[3]!r}")
-    return found.pop()
+    return digits.pop()
 
 
 def classes(prompts: list[str]) -> Tensor:

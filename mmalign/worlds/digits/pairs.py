@@ -46,20 +46,20 @@ def digits_pairs(
         raise UserError(f"digits_pairs: got groups={groups}, best_of={best_of}, takes 1 or more, and 2 or more")
     rank = reward or digits_proxy()
     rng = torch.Generator().manual_seed(seed)
-    found: list[list[Pair]] = []
+    pairs: list[list[Pair]] = []
     for prompt in PROMPTS:
         rows = [prompt] * (groups * best_of)
         noise = torch.randn((len(rows), *_latent_shape(pipeline)), generator=rng)
-        told = {"output_type": "pt", "num_inference_steps": 10, **(call or {})}
-        chunks = [pipeline(prompt=rows[: len(part)], latents=part, **told).images for part in noise.split(500)]
+        arguments = {"output_type": "pt", "num_inference_steps": 10, **(call or {})}
+        chunks = [pipeline(prompt=rows[: len(part)], latents=part, **arguments).images for part in noise.split(500)]
         images = torch.cat(chunks).float().cpu()
         scores = rank(images, rows).double().view(groups, best_of)
         grouped = images.view(groups, best_of, *images.shape[1:])
         high, low = scores.max(1), scores.min(1)
         tied = torch.where(high.values == low.values, 0.5, 1.0).tolist()
         best, worst = (grouped[torch.arange(groups), end.indices] for end in (high, low))
-        found.append([Pair(prompt, best[g], worst[g], tied[g], f"{prompt} {g}") for g in range(groups)])
-    return [pair for row in zip(*found, strict=True) for pair in row]
+        pairs.append([Pair(prompt, best[g], worst[g], tied[g], f"{prompt} {g}") for g in range(groups)])
+    return [pair for row in zip(*pairs, strict=True) for pair in row]
 
 
 def _latent_shape(pipeline: Any) -> tuple[int, int, int]:

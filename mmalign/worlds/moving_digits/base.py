@@ -114,18 +114,18 @@ def train_base(
     scans, labels = real("A")
     rng = torch.Generator().manual_seed(seed)
     prompts = [f"a {word} moving {name}" for word in WORDS for name in NAMES]
-    spoken = pipe.tokenizer([*prompts, ""], padding="max_length", max_length=TOKENS, return_tensors="pt")
+    tokens = pipe.tokenizer([*prompts, ""], padding="max_length", max_length=TOKENS, return_tensors="pt")
 
     def loss() -> Tensor:
         rows = torch.randint(0, len(labels), (batch_size,), generator=rng)
         directions, others = (torch.randint(0, len(NAMES), (batch_size,), generator=rng) for _ in range(2))
-        told = torch.where(torch.rand(batch_size, generator=rng) < label_noise, others, directions)
-        said = torch.where(torch.rand(batch_size, generator=rng) < 0.1, len(prompts), len(NAMES) * labels[rows] + told)
+        named = torch.where(torch.rand(batch_size, generator=rng) < label_noise, others, directions)
+        prompt = torch.where(torch.rand(batch_size, generator=rng) < 0.1, len(prompts), len(NAMES) * labels[rows] + named)
         canvases = stills(scans[rows])
         clean = latents(pipe, videos(canvases, directions))
         sigma = torch.sigmoid(torch.randn(batch_size, generator=rng))
         noise = torch.randn(clean.shape, generator=rng)
-        velocity = predicted(pipe, clean, noise, sigma, spoken.input_ids[said], spoken.attention_mask[said])
+        velocity = predicted(pipe, clean, noise, sigma, tokens.input_ids[prompt], tokens.attention_mask[prompt])
         return functional.mse_loss(velocity[:, SIDE**2 :], (noise - clean)[:, SIDE**2 :])
 
     live = torch.nn.ModuleList([pipe.transformer, pipe.text_encoder])

@@ -54,7 +54,7 @@ def reduced(outputs: Tensor) -> Tensor:
     return torch.nn.functional.avg_pool2d(outputs.float().mean(2), ENLARGED)
 
 
-def asked(prompt: str) -> tuple[int, int]:
+def parsed(prompt: str) -> tuple[int, int]:
     """(digit, place in ``NAMES``) that a prompt asks for. Errors: UserError where it does not name one of each."""
     words = STILL.sub("", prompt.lower())
     named = {NAMES.index(word) for word in re.findall(r"[a-z]+", words) if word in NAMES}
@@ -63,10 +63,10 @@ def asked(prompt: str) -> tuple[int, int]:
     return digit_of(words), named.pop()
 
 
-def wishes(prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+def targets(prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
     """Digits ``[B]`` and directions ``[B]`` of prompts."""
-    found = torch.tensor([asked(prompt) for prompt in prompts], dtype=torch.int64)
-    return found[:, 0], found[:, 1]
+    pairs = torch.tensor([parsed(prompt) for prompt in prompts], dtype=torch.int64)
+    return pairs[:, 0], pairs[:, 1]
 
 
 def first_frames(prompts: Sequence[str]) -> Tensor:
@@ -80,7 +80,7 @@ def first_frames(prompts: Sequence[str]) -> Tensor:
     for prompt in prompts:
         half, number = (STILL.search(prompt.lower()) or STILL.search("#a0")).groups()  # type: ignore[union-attr]
         images, labels = real("A" if half == "a" else "B")
-        some = images[labels == asked(prompt)[0]]
+        some = images[labels == parsed(prompt)[0]]
         if int(number) >= len(some):
             raise UserError(f"prompt: got {prompt!r}, takes #{half}0 to #{half}{len(some) - 1} for that digit")
         scans.append(some[int(number)])
@@ -106,7 +106,7 @@ def moving_digits_prompts(*, half: Literal["a", "b"] = "a", each: int = 8) -> li
 
 def real_videos(prompts: Sequence[str]) -> Tensor:
     """What prompts ask for, ``[B, F, 1, 32, 32]`` in 0..1."""
-    return videos(first_frames(prompts), wishes(prompts)[1])
+    return videos(first_frames(prompts), targets(prompts)[1])
 
 
 def moving_digits_real() -> Callable[[Sequence[str], int], Tensor]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mmalign.types import UserError
 from mmalign.worlds.digits.judges import gold_classifier
-from mmalign.worlds.moving_digits.data import CANVAS, DIRECTIONS, ENLARGED, FRAMES, STEP, moved, reduced, wishes
+from mmalign.worlds.moving_digits.data import CANVAS, DIRECTIONS, ENLARGED, FRAMES, STEP, moved, reduced, targets
 
 __all__ = ["moving_digits_error", "moving_digits_gold", "moving_digits_identity", "moving_digits_proxy"]
 
@@ -56,7 +56,7 @@ def moving_digits_proxy(*, temperature: float = 1.0) -> Callable[..., Tensor]:
         first, second = centres(canvases[:, :2]).unbind(1)
         ways = torch.tensor([*DIRECTIONS.values(), (0, 0)], dtype=first.dtype, device=first.device)
         shares = ((second - first) @ ways.T / temperature).softmax(-1)
-        wanted = wishes(prompts)[1].to(shares.device)
+        wanted = targets(prompts)[1].to(shares.device)
         return shares.gather(1, wanted[:, None])[:, 0] * (canvases[:, 1].sum((1, 2)) / MASS).clamp(max=1)
 
     return reward
@@ -76,7 +76,7 @@ def moving_digits_gold() -> Callable[..., Tensor]:
     """Judge, 0 or 1: whether the video is what the world says it has to be, with at most 24 % of the brightness (squared) wrong."""
 
     def score(outputs: Any, prompts: list[str], **columns: Any) -> Tensor:
-        return (wrong(_canvases(outputs).cpu(), wishes(prompts)[1]) <= WRONG).float()
+        return (wrong(_canvases(outputs).cpu(), targets(prompts)[1]) <= WRONG).float()
 
     return score
 
@@ -88,7 +88,7 @@ def moving_digits_error() -> Callable[..., dict[str, float]]:
     """
 
     def measure(outputs: Any, prompts: list[str], **columns: Any) -> dict[str, float]:
-        canvases, directions = _canvases(outputs).cpu(), wishes(prompts)[1]
+        canvases, directions = _canvases(outputs).cpu(), targets(prompts)[1]
         every = torch.stack([wrong(canvases, torch.full_like(directions, number)) for number in range(len(DIRECTIONS))])
         right = every.argmin(0) == directions
         return {"error": float(every.amin(0)[right].median()) if bool(right.any()) else math.nan}
@@ -107,6 +107,6 @@ def moving_digits_identity() -> Callable[..., Tensor]:
 
     def score(outputs: Any, prompts: list[str], **columns: Any) -> Tensor:
         second = pictures(_canvases(outputs)[:, 1].cpu())
-        return (torch.from_numpy(gold_classifier().predict(second.flatten(1).numpy())) == wishes(prompts)[0]).float()
+        return (torch.from_numpy(gold_classifier().predict(second.flatten(1).numpy())) == targets(prompts)[0]).float()
 
     return score

@@ -55,16 +55,16 @@ def collect(*, vocabulary: int = 2000) -> list[str]:
 
     vocabulary: how many words.
     """
-    found: dict[str, None] = {}
+    lines: dict[str, None] = {}
     for text in _documents():
         for paragraph in re.split(r"\n\s*\n", text):
             for sentence in re.split(r"(?<=[.!?])\s+", " ".join(paragraph.split())):
                 words = re.findall(r"[a-z]+(?:'[a-z]+)?|[,;.]", sentence.lower())
                 if re.fullmatch(r"[A-Z][A-Za-z',; -]+\.", sentence) and 5 <= len(words) <= 24:
-                    found[" ".join(words)] = None
-    counts = Counter(word for line in found for word in line.split())
+                    lines[" ".join(words)] = None
+    counts = Counter(word for line in lines for word in line.split())
     frequent = {word for word, _ in counts.most_common(vocabulary)}
-    return [line for line in found if frequent.issuperset(line.split())]
+    return [line for line in lines if frequent.issuperset(line.split())]
 
 
 def _documents() -> Iterator[str]:

@@ -28,10 +28,11 @@ def text_demonstration(*, words: int = PLAIN) -> Callable[..., dict[str, Tensor]
     plain = text_plain(words=words)
 
     def reward(outputs: Any, prompts: list[str], **_: Any) -> dict[str, Tensor]:
-        said = [_demonstrations().get(prompt) for prompt in prompts]
-        difference = [math.nan if told is None else 1 - _cosine(output, told) for output, told in zip(outputs, said, strict=True)]
-        gap = plain([told or "" for told in said], prompts) - plain(outputs, prompts)
-        known = torch.tensor([told is not None for told in said])
+        demonstrations = [_demonstrations().get(prompt) for prompt in prompts]
+        pairs = zip(outputs, demonstrations, strict=True)
+        difference = [math.nan if demonstration is None else 1 - _cosine(output, demonstration) for output, demonstration in pairs]
+        gap = plain([demonstration or "" for demonstration in demonstrations], prompts) - plain(outputs, prompts)
+        known = torch.tensor([demonstration is not None for demonstration in demonstrations])
         return {"difference": torch.tensor(difference, dtype=torch.float64), "gap": torch.where(known, gap, math.nan)}
 
     return reward
@@ -40,11 +41,11 @@ def text_demonstration(*, words: int = PLAIN) -> Callable[..., dict[str, Tensor]
 @functools.cache
 def _demonstrations() -> dict[str, str]:
     """The first three words of a sentence -> the rest of the first one that has them."""
-    found: dict[str, str] = {}
+    rests: dict[str, str] = {}
     for line in sentences("judge"):
         words = line.split()
-        found.setdefault(" ".join(words[:START]), " ".join(words[START:]))
-    return found
+        rests.setdefault(" ".join(words[:START]), " ".join(words[START:]))
+    return rests
 
 
 def _cosine(first: str, second: str) -> float:

@@ -75,10 +75,10 @@ def text_readability() -> Callable[..., dict[str, float]]:
     """
 
     def metric(outputs: Any, prompts: list[str], **_: Any) -> dict[str, float]:
-        found = torch.tensor([perplexity(f"{prompt} {output}") for prompt, output in zip(prompts, outputs, strict=True)])
+        perplexities = torch.tensor([perplexity(f"{prompt} {output}") for prompt, output in zip(prompts, outputs, strict=True)])
         pairs = [pair for output in outputs for pair in zip(_words(output), _words(output)[1:], strict=False)]
         return {
-            "perplexity": float(found.median()),
+            "perplexity": float(perplexities.median()),
             "words": sum(len(_words(output)) for output in outputs) / len(outputs),
             "distinct": len(set(pairs)) / max(1, len(pairs)),
             "ended": sum(output.rstrip().endswith(".") for output in outputs) / len(outputs),
@@ -90,7 +90,7 @@ def text_readability() -> Callable[..., dict[str, float]]:
 def perplexity(text: str) -> float:
     """``exp(-mean log p)`` of the words of a text, its full stop included, by the interpolated trigram model of the base's sentences."""
     one, two, three, after = _counts()
-    words, total, told = ["<s>", "<s>", *text.split()], sum(one.values()), 0.0
+    words, total, surprise = ["<s>", "<s>", *text.split()], sum(one.values()), 0.0
     for first, second, third in zip(words, words[1:], words[2:], strict=False):
         p = (one[third] + 1) / (total + len(one) + 1)
         for context, count in (((second,), two), ((first, second), three)):
@@ -98,8 +98,8 @@ def perplexity(text: str) -> float:
             if seen:  # Witten and Bell: trust a context the more, the fewer kinds of words follow it
                 whole = (*context, third)
                 p = (count[whole] + kinds * p) / (seen + kinds)
-        told -= math.log(p)
-    return math.exp(told / max(1, len(words) - 2))
+        surprise -= math.log(p)
+    return math.exp(surprise / max(1, len(words) - 2))
 
 
 def disorder(text: str) -> float:
@@ -130,18 +130,18 @@ def _counts() -> tuple[Counter[str], Counter[tuple[str, ...]], Counter[tuple[str
 @functools.cache
 def _contexts() -> Counter[tuple[str, ...]]:
     _, two, three, _ = _counts()
-    found = Counter[tuple[str, ...]]()
+    contexts = Counter[tuple[str, ...]]()
     for table in (two, three):
         for key, count in table.items():
-            found[key[:-1]] += count
-    return found
+            contexts[key[:-1]] += count
+    return contexts
 
 
 @functools.cache
 def _limit() -> float:
     """The disorder that four in five of the judge's own sentences stay under."""
-    found = sorted(disorder(line) for line in sentences("judge"))
-    return found[int(0.8 * len(found))]
+    disorders = sorted(disorder(line) for line in sentences("judge"))
+    return disorders[int(0.8 * len(disorders))]
 
 
 def _varied(words: list[str]) -> bool:

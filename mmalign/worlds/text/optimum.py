@@ -48,15 +48,15 @@ def text_optimum(model: Any, tokenizer: Any, prompt: str, reward: Callable[..., 
     ended: list[tuple[tuple[int, ...], float]] = []
     open_: list[tuple[tuple[int, ...], float]] = [((), 0.0)]
     for place in range(tokens):
-        rows = torch.tensor([[*start, *said] for said, _ in open_])
+        rows = torch.tensor([[*start, *ids] for ids, _ in open_])
         logits = torch.cat([model(input_ids=part).logits[:, -1].double() for part in rows.split(512)])
         logits[:, sorted(banned)] = -torch.inf
         chances = logits.log_softmax(-1).tolist()
-        longer = [((*said, token), told + row[token]) for (said, told), row in zip(open_, chances, strict=True) for token in allowed]
-        ended += [(said[:-1] if said[-1] == stop else said, told) for said, told in longer if said[-1] == stop or place == tokens - 1]
-        open_ = [(said, told) for said, told in longer if said[-1] != stop and place < tokens - 1]
-    texts = [tokenizer.decode(list(said)) for said, _ in ended]
-    base = torch.tensor([told for _, told in ended], dtype=torch.float64)
+        longer = [((*ids, token), log_prob + row[token]) for (ids, log_prob), row in zip(open_, chances, strict=True) for token in allowed]
+        ended += [(ids[:-1] if ids[-1] == stop else ids, log_prob) for ids, log_prob in longer if ids[-1] == stop or place == tokens - 1]
+        open_ = [(ids, log_prob) for ids, log_prob in longer if ids[-1] != stop and place < tokens - 1]
+    texts = [tokenizer.decode(list(ids)) for ids, _ in ended]
+    base = torch.tensor([log_prob for _, log_prob in ended], dtype=torch.float64)
     scores = reward(texts, [prompt] * len(texts)).double()
     best = (base + scores / beta).log_softmax(0)
     kl = (best.exp() * (best - base)).sum()

@@ -37,12 +37,12 @@ def text_pairs(
     policy: Any = transformers(*text(), max_completion=WORDS - 1)  # room for the end of one that is cut there
     rollout = policy.sample(text_prompts(count=prompts), groups * best_of, torch.Generator().manual_seed(seed))
     scores = rank(rollout.outputs, rollout.prompts).tolist()
-    found: list[Pair] = []
+    pairs: list[Pair] = []
     for start in range(0, len(scores), best_of):
         ended = [row for row in range(start, start + best_of) if rollout.outputs[row].endswith(".")]
         if len(ended) > 1:  # one that was cut off would teach that sentences end there
             best, worst = max(ended, key=scores.__getitem__), min(ended, key=scores.__getitem__)
             strength = 0.5 if scores[best] == scores[worst] else 1.0
-            given = (rollout.outputs[best], rollout.outputs[worst], strength, f"pair {len(found)}")
-            found.append(Pair(rollout.prompts[start], *given, scores=(scores[best], scores[worst])))
-    return found
+            fields = (rollout.outputs[best], rollout.outputs[worst], strength, f"pair {len(pairs)}")
+            pairs.append(Pair(rollout.prompts[start], *fields, scores=(scores[best], scores[worst])))
+    return pairs

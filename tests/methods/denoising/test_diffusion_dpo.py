@@ -30,8 +30,8 @@ def ours(method, target, model, ref):
     bounds = [-0.5 * ((prediction - target) ** 2).flatten(1).sum(1, keepdim=True)[side_by_side] for prediction in (model, ref)]
     steps = Steps(bounds[0], torch.ones(2 * PAIRS, 1, dtype=torch.bool), refs={"ref": bounds[1]}, event_size=SIZE, kind="bound")
     nothing = torch.full((2 * PAIRS,), math.nan, dtype=torch.float64)
-    said = Feedback(nothing, torch.arange(2 * PAIRS) // 2, pairs=torch.arange(2 * PAIRS).view(-1, 2))
-    return (method.weigh(steps.mask) * method.loss(steps, method.signal(said)).values).sum()
+    feedback = Feedback(nothing, torch.arange(2 * PAIRS) // 2, pairs=torch.arange(2 * PAIRS).view(-1, 2))
+    return (method.weigh(steps.mask) * method.loss(steps, method.signal(feedback)).values).sum()
 
 
 def official(target, model, ref, beta):

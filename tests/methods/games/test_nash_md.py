@@ -10,7 +10,7 @@ from mmalign.needs import MASK, OLD, refs
 from mmalign.types import Feedback
 
 
-def said(ref: list[float]) -> Feedback:
+def feedback_of(ref: list[float]) -> Feedback:
     """Three rows of one step, sampled alike; row 0 beats row 1 with .9 and row 2 with .3."""
     wins = torch.tensor([[math.nan, 0.9, 0.3], [0.1, math.nan, 0.5], [0.7, 0.5, math.nan]]).double()
     tables = {
@@ -22,12 +22,12 @@ def said(ref: list[float]) -> Feedback:
 
 
 def test_against_itself_the_others_count_alike() -> None:
-    signal = nash_md(mixture=0.5, tau=0.0, opponents="weighted").signal(said([0.0, 0.0, 0.0]))
+    signal = nash_md(mixture=0.5, tau=0.0, opponents="weighted").signal(feedback_of([0.0, 0.0, 0.0]))
     torch.testing.assert_close(signal[:, 0], torch.tensor([0.1, -0.2, 0.1]).double())
 
 
 def test_rows_that_the_reference_likes_count_more() -> None:
-    signal = nash_md(mixture=1.0, tau=0.0, opponents="weighted").signal(said([0.0, math.log(3.0), 0.0]))
+    signal = nash_md(mixture=1.0, tau=0.0, opponents="weighted").signal(feedback_of([0.0, math.log(3.0), 0.0]))
     torch.testing.assert_close(signal[0, 0], torch.tensor((3 * 0.9 + 0.3) / 4 - 0.5).double())
 
 
@@ -50,7 +50,7 @@ def test_the_mixture_is_the_one_that_is_meant() -> None:
 
 def test_drawn_opponents_count_alike_and_are_never_trained() -> None:
     drawn = {"mixture": torch.tensor([False, True, True])}
-    method, feedback = nash_md(tau=0.0), replace(said([0.0, 5.0, -5.0]), drawn=drawn)
+    method, feedback = nash_md(tau=0.0), replace(feedback_of([0.0, 5.0, -5.0]), drawn=drawn)
     torch.testing.assert_close(method.signal(feedback)[:, 0], torch.tensor([0.1, 0.0, 0.0]).double())
     assert method.keep is not None and method.keep(feedback).tolist() == [True, False, False]
     assert [(sampler.name, sampler.shares) for sampler in nash_md(mixture=0.25).samplers] == [("mixture", {"current": 0.75, "ref": 0.25})]

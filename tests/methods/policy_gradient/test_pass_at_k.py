@@ -19,12 +19,12 @@ def test_the_gradient_is_that_of_the_expected_best() -> None:
     now = logits.log_softmax(0)
     for group in groups:
         table = torch.stack([now[a] for a in group])[:, None]
-        said = Feedback(torch.tensor([rewards[a] for a in group]).double(), torch.zeros(3, dtype=torch.int64))
-        values = method.loss(Steps(table, mask, table.detach()), method.signal(said)).values
+        feedback = Feedback(torch.tensor([rewards[a] for a in group]).double(), torch.zeros(3, dtype=torch.int64))
+        values = method.loss(Steps(table, mask, table.detach()), method.signal(feedback)).values
         total = total + table.detach().sum().exp() * 3 * (method.weigh(mask) * values).sum()
     torch.testing.assert_close(torch.autograd.grad(-total, logits)[0], wanted)
 
 
 def test_two_rows_that_share_the_best_reward_earn_nothing() -> None:
-    said = Feedback(torch.tensor([2.0, 2.0, 1.0, 3.0, 1.0]).double(), torch.tensor([0, 0, 0, 1, 1]))
-    assert pass_at_k().signal(said)[:, 0].tolist() == [0, 0, 0, 2, 0]
+    feedback = Feedback(torch.tensor([2.0, 2.0, 1.0, 3.0, 1.0]).double(), torch.tensor([0, 0, 0, 1, 1]))
+    assert pass_at_k().signal(feedback)[:, 0].tolist() == [0, 0, 0, 2, 0]

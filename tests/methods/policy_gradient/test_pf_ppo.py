@@ -11,9 +11,9 @@ GROUP = torch.tensor([0, 0, 0, 0, 1, 1, 1, 2, 2])
 
 @pytest.mark.parametrize("keep", ["best_worst", "best_random", "power"])
 def test_shares_of_a_group_add_up_to_its_rows(keep) -> None:
-    found = advantages.filtered(REWARDS, GROUP, keep=keep)
-    assert [float(found[group == GROUP].sum()) for group in range(3)] == [pytest.approx(4), 2, 2]
-    assert found[6] == 0 and found[4] == found[5] == 1
+    weights = advantages.filtered(REWARDS, GROUP, keep=keep)
+    assert [float(weights[group == GROUP].sum()) for group in range(3)] == [pytest.approx(4), 2, 2]
+    assert weights[6] == 0 and weights[4] == weights[5] == 1
 
 
 def test_the_best_and_the_worst_have_half_of_the_draws_each() -> None:

@@ -11,15 +11,15 @@ from mmalign.types import Feedback, UserError
 def test_the_greedy_row_is_the_baseline() -> None:
     mask = torch.tensor([[True, True], [False, False], [True, False], [True, True]])
     drawn = {"greedy": torch.tensor([False, True, False, False])}
-    said = Feedback(torch.tensor([1.0, 3.0, 7.0, 5.0]).double(), torch.tensor([0, 0, 0, 1]), tables={MASK: mask}, drawn=drawn)
+    feedback = Feedback(torch.tensor([1.0, 3.0, 7.0, 5.0]).double(), torch.tensor([0, 0, 0, 1]), tables={MASK: mask}, drawn=drawn)
     method = remax()
-    assert method.signal(said).tolist() == [[-2, -2], [0, 0], [4, 0], [0, 0]]
-    assert method.keep is not None and method.keep(said).tolist() == [True, False, True, False]
+    assert method.signal(feedback).tolist() == [[-2, -2], [0, 0], [4, 0], [0, 0]]
+    assert method.keep is not None and method.keep(feedback).tolist() == [True, False, True, False]
     assert [(sampler.part, sampler.greedy) for sampler in method.samplers] == [(0, True)]
 
 
 def test_a_rollout_without_greedy_rows_is_refused() -> None:
     mask = torch.ones(2, 1, dtype=torch.bool)
-    said = Feedback(torch.zeros(2).double(), torch.zeros(2, dtype=torch.int64), tables={MASK: mask})
+    feedback = Feedback(torch.zeros(2).double(), torch.zeros(2, dtype=torch.int64), tables={MASK: mask})
     with pytest.raises(UserError, match=r"Feedback.drawn: got \[\], this method takes rows drawn by 'greedy'"):
-        remax().signal(said)
+        remax().signal(feedback)
