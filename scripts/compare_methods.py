@@ -43,17 +43,17 @@ def trained(name: str, folder: str, seed: int, runs: Path) -> dict[str, Any]:
     Runs of one seed stand side by side under the names that their configs give them, by which one may be another's reference.
     """
     run = str(OmegaConf.load(CONFIGS / folder / f"{name}.yaml").run.name)
-    said = runs / str(seed) / run / "summary.json"
-    if not said.is_file():
+    path = runs / str(seed) / run / "summary.json"
+    if not path.is_file():
         command = [sys.executable, "-m", "mmalign", "train", f"{folder}/{name}", f"run.folder={runs / str(seed)}", f"run.seed={seed}"]
         done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False)
         if done.returncode:
             return {"failed": done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"exit code {done.returncode}"}
-    found: dict[str, Any] = json.loads(said.read_text(encoding="utf-8"))
-    return found
+    summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return summary
 
 
-def told(values: list[float]) -> str:
+def with_spread(values: list[float]) -> str:
     """A mean, with the spread over seeds where there are several."""
     return f"{mean(values):.3f}" + (f" ± {stdev(values):.3f}" if len(values) > 1 else "")
 
@@ -65,9 +65,9 @@ def columns(summary: dict[str, Any]) -> list[str]:
     return [*first, *(key for key in rest if key not in first)]
 
 
-def table(folder: str, found: dict[str, list[dict[str, Any]]]) -> str:
+def table(folder: str, summaries: dict[str, list[dict[str, Any]]]) -> str:
     """The page: a row a method, by the gold judge."""
-    good = {name: runs for name, runs in found.items() if not any("failed" in run for run in runs)}
+    good = {name: runs for name, runs in summaries.items() if not any("failed" in run for run in runs)}
     some = next(iter(good.values()))[0]
     names = columns(some)
     judge = (some["judges"] or some["rewards"])[0]
@@ -86,12 +86,14 @@ def table(folder: str, found: dict[str, list[dict[str, Any]]]) -> str:
         f"|---|---|{'---|' * (len(names) + 1)}",
     ]  # fmt: skip
     for name in order:
-        numbers = [told([run[f"{column}_after"] for run in good[name]]) for column in names]
+        numbers = [with_spread([run[f"{column}_after"] for run in good[name]]) for column in names]
         seconds = mean(run["train_seconds"] for run in good[name])
         meaning = explanation(find("mmalign.methods", name)).meaning
         lines.append(f"| [`{name}`]({name}.yaml) | {meaning} | {' | '.join(numbers)} | {seconds:.0f} |")
     lines += [
-        f"\n`{name}` failed: {next(run['failed'] for run in runs if 'failed' in run)}" for name, runs in found.items() if name not in good
+        f"\n`{name}` failed: {next(run['failed'] for run in runs if 'failed' in run)}"
+        for name, runs in summaries.items()
+        if name not in good
     ]
     return "\n".join(lines) + "\n"
 
@@ -103,24 +105,24 @@ def main() -> int:
     takes.add_argument("methods", nargs="*")
     takes.add_argument("--seeds", type=int, default=1)
     takes.add_argument("--runs", type=Path)
-    call = takes.parse_args()
-    runs = (call.runs or Path("runs") / "methods" / call.folder).resolve()
-    there = sorted(path.stem for path in (CONFIGS / call.folder).glob("*.yaml"))
-    if odd := [name for name in call.methods or [call.folder] * (not there) if name not in there]:
-        takes.error(f"no configs/{call.folder}/{odd[0]}.yaml; takes {', '.join(there) or 'a folder of configs/'}")
-    names = call.methods or there
-    work = [(name, seed) for name in names for seed in range(call.seeds)]
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
-    for name, seed in tqdm(work, desc=call.folder):
-        found[name].append(trained(name, call.folder, seed, runs))
-        if "failed" in found[name][-1]:
-            tqdm.write(f"{name}, seed {seed}: {found[name][-1]['failed']}")
-    page = table(call.folder, found)
-    if call.methods:
+    args = takes.parse_args()
+    runs = (args.runs or Path("runs") / "methods" / args.folder).resolve()
+    there = sorted(path.stem for path in (CONFIGS / args.folder).glob("*.yaml"))
+    if odd := [name for name in args.methods or [args.folder] * (not there) if name not in there]:
+        takes.error(f"no configs/{args.folder}/{odd[0]}.yaml; takes {', '.join(there) or 'a folder of configs/'}")
+    names = args.methods or there
+    work = [(name, seed) for name in names for seed in range(args.seeds)]
+    summaries: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    for name, seed in tqdm(work, desc=args.folder):
+        summaries[name].append(trained(name, args.folder, seed, runs))
+        if "failed" in summaries[name][-1]:
+            tqdm.write(f"{name}, seed {seed}: {summaries[name][-1]['failed']}")
+    page = table(args.folder, summaries)
+    if args.methods:
         print(page)
     else:
-        (CONFIGS / call.folder / "README.md").write_text(page, encoding="utf-8")
-    return int(any("failed" in run for several in found.values() for run in several))
+        (CONFIGS / args.folder / "README.md").write_text(page, encoding="utf-8")
+    return int(any("failed" in run for several in summaries.values() for run in several))
 
 
 if __name__ == "__main__":

@@ -41,12 +41,12 @@ def classes() -> list[str]:
     import diffusers
 
     names = [name for name in dir(diffusers) if name.endswith("Pipeline") or "Pipeline" in name]
-    found = []
+    pipelines = []
     for name in names:
         kind = getattr(diffusers, name, None)
         if inspect.isclass(kind) and issubclass(kind, diffusers.DiffusionPipeline) and "__call__" in vars(kind):
-            found.append(name)
-    return found
+            pipelines.append(name)
+    return pipelines
 
 
 def prompts(name: str) -> list[str]:
@@ -142,19 +142,19 @@ def own(pipe: Any, call: dict[str, Any], rows: int) -> float:
     policy = make(pipe, call={**call, **off}, device="cpu", schedule=Schedule(steps=4), memory=Memory(rows_at_once=rows))
     rollout = policy.sample(words, 1, torch.Generator().manual_seed(0))
     times, levels = policy.schedule()
-    heard: list[Any] = []
+    predictions: list[Any] = []
     kernel = policy.kernel
 
-    def listening(prediction: Any, *rest: Any) -> Any:
-        heard.append(prediction)
+    def recorded(prediction: Any, *rest: Any) -> Any:
+        predictions.append(prediction)
         return kernel(prediction, *rest)
 
-    policy.kernel, worst = listening, 0.0
+    policy.kernel, worst = recorded, 0.0
     for column in (0, min(2, len(times) - 1)):
         policy.steps(rollout, torch.arange(1), columns=torch.tensor([column]))
         at = slice(column, column + 1)
-        said = policy.probe(words, rollout.held.x[column], times[at], Level(levels.signal[at], levels.noise[at])).clean
-        worst = max(worst, float((said - heard[-1].clean).detach().abs().max() / (1 + said.abs().max())))
+        clean = policy.probe(words, rollout.held.x[column], times[at], Level(levels.signal[at], levels.noise[at])).clean
+        worst = max(worst, float((clean - predictions[-1].clean).detach().abs().max() / (1 + clean.abs().max())))
     return worst
 
 
@@ -296,9 +296,9 @@ def known_rows() -> dict[str, dict[str, Any]]:
 
 def save(row: dict[str, Any]) -> None:
     """Puts a row beside those of other runs, which may go on at the same time."""
-    found = {**known_rows(), row["name"]: row}
+    rows = {**known_rows(), row["name"]: row}
     part = NUMBERS.with_suffix(".part")
-    part.write_text("[\n" + ",\n".join(json.dumps(found[name]) for name in sorted(found)) + "\n]\n")
+    part.write_text("[\n" + ",\n".join(json.dumps(rows[name]) for name in sorted(rows)) + "\n]\n")
     part.replace(NUMBERS)
 
 
@@ -307,7 +307,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", default=["*"], help="patterns of class names; results of others are kept")
     parser.add_argument("--show", action="store_true", help="results to the screen, with tracebacks")
     parser.add_argument("--jobs", type=int, default=1, help="processes")
-    given = parser.parse_args()
+    args = parser.parse_args()
     import diffusers
     import transformers  # noqa: F401  (before the forks, once)
     from tqdm import tqdm
@@ -315,14 +315,14 @@ def main() -> None:
     from mmalign.policies import diffusers as _policies  # noqa: F401
 
     known = classes()
-    names = [name for pattern in given.names for name in known if fnmatch.fnmatchcase(name, pattern)]
-    for row in tqdm(each(names, given.jobs), total=len(names), disable=None):
+    names = [name for pattern in args.names for name in known if fnmatch.fnmatchcase(name, pattern)]
+    for row in tqdm(each(names, args.jobs), total=len(names), disable=None):
         trace = row.pop("trace", "")
-        if given.show:
+        if args.show:
             print(row, trace[-1500:], sep="\n", flush=True)
         save(row)
-    found = known_rows()
-    rows = [found.get(name, {"name": name, "error": "not run for this table, for want of time"}) for name in known]
+    results = known_rows()
+    rows = [results.get(name, {"name": name, "error": "not run for this table, for want of time"}) for name in known]
     (HERE / "CONFORMANCE.md").write_text(page(rows, diffusers.__version__))
     print(f"{len(rows)} classes, {sum(row.get('replay') == 0.0 for row in rows)} replayed with difference 0.0")
 

@@ -39,20 +39,20 @@ def finished(name: str, seed: int, runs: Path) -> Path:
     """The folder of a run of ``digit_scenes/name``, which is made where it is not there."""
     folder = runs / f"{name}-{seed}"
     if not (folder / "summary.json").is_file():
-        told = [f"run.name={folder.name}", f"run.folder={runs}", f"run.seed={seed}"]
-        command = [sys.executable, "-m", "mmalign", "train", f"digit_scenes/{name}", *told]
+        overrides = [f"run.name={folder.name}", f"run.folder={runs}", f"run.seed={seed}"]
+        command = [sys.executable, "-m", "mmalign", "train", f"digit_scenes/{name}", *overrides]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
     return folder
 
 
 def numbers(policy: Any) -> dict[str, float]:
     """What a policy says of held-out scenes, greedy and sampled, and of the variant."""
-    hallucination, found = mm.worlds.scene_hallucination(), dict[str, float]()
+    hallucination, measured = mm.worlds.scene_hallucination(), dict[str, float]()
     for name, split, temperature in (("held_out", "held_out", 0), ("sampled", "held_out", 1), ("variant", "variant", 0)):
         prompts = mm.worlds.digit_scenes_prompts(split=split, count=SCENES)
-        told = hallucination(policy.generate(prompts, list(range(SCENES)), temperature=temperature), prompts)
-        found |= {f"{name} {key}": value for key, value in told.items()}
-    return found
+        metrics = hallucination(policy.generate(prompts, list(range(SCENES)), temperature=temperature), prompts)
+        measured |= {f"{name} {key}": value for key, value in metrics.items()}
+    return measured
 
 
 def measured(folder: Path) -> dict[str, float]:
@@ -60,21 +60,22 @@ def measured(folder: Path) -> dict[str, float]:
     kept = folder / "digit_scenes.json"
     if not kept.is_file():
         summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-        found = {**numbers(trained(folder).policy()), "train_seconds": summary["train_seconds"]}
-        kept.write_text(json.dumps(found, indent=1), encoding="utf-8")
-    told: dict[str, float] = json.loads(kept.read_text(encoding="utf-8"))
-    return told
+        row = {**numbers(trained(folder).policy()), "train_seconds": summary["train_seconds"]}
+        kept.write_text(json.dumps(row, indent=1), encoding="utf-8")
+    numbers_of_run: dict[str, float] = json.loads(kept.read_text(encoding="utf-8"))
+    return numbers_of_run
 
 
-def said(values: Sequence[float], digits: int) -> str:
+def with_spread(values: Sequence[float], digits: int) -> str:
     """A mean, with the standard deviation over seeds where there are several."""
     return f"{mean(values):.{digits}f}" + (f" ± {stdev(values):.{digits}f}" if len(values) > 1 else "")
 
 
-def row(name: str, found: Sequence[dict[str, float]]) -> str:
+def row(name: str, runs: Sequence[dict[str, float]]) -> str:
     """A line of the table."""
     cells = [
-        said([one[key] for one in found], 0 if key == "train_seconds" else 1 if key.endswith("length") else 3) for key in COLUMNS.values()
+        with_spread([one[key] for one in runs], 0 if key == "train_seconds" else 1 if key.endswith("length") else 3)
+        for key in COLUMNS.values()
     ]
     return f"| {name} | " + " | ".join(cells) + " |"
 
@@ -83,13 +84,13 @@ def early(policy: Any, prompts: Sequence[Any]) -> float:
     """The mass on ending the list too early: of the full stop, or of "and", after the first of three or more digits; scenes on average."""
     rows = [(prompt, truth_of(prompt)) for prompt in prompts]
     rows = [(prompt, digits) for prompt, digits in rows if len(digits) > 2]
-    found = torch.zeros(len(rows), dtype=torch.float64)
+    chances = torch.zeros(len(rows), dtype=torch.float64)
     for last in (".", f"and {named(9)} ."):
         texts = [f"there is {named(digits[0])} {last}" for _, digits in rows]
         rollout = policy.encode([prompt for prompt, _ in rows], texts, torch.arange(len(rows)), torch.Generator())
         with torch.no_grad():
-            found += policy.steps(rollout, torch.arange(len(rows))).log_probs[:, 4].exp()
-    return float(found.mean())
+            chances += policy.steps(rollout, torch.arange(len(rows))).log_probs[:, 4].exp()
+    return float(chances.mean())
 
 
 def silence(name: str, runs: Path, *, every: int = 15) -> list[str]:
@@ -98,8 +99,11 @@ def silence(name: str, runs: Path, *, every: int = 15) -> list[str]:
     policy, records, method = (build_part(config, key) for key in ("policy", "records", "method"))
     prompts, lines = mm.worlds.digit_scenes_prompts(split="held_out", count=200), []
     some = records[:128]
-    asked, texts = [pair.prompt for pair in some for _ in range(2)], [text for pair in some for text in (pair.first, pair.second)]
-    rollout = policy.encode(asked, texts, torch.arange(len(some)).repeat_interleave(2), torch.Generator())
+    prompts_of_pairs, texts = (
+        [pair.prompt for pair in some for _ in range(2)],
+        [text for pair in some for text in (pair.first, pair.second)],
+    )
+    rollout = policy.encode(prompts_of_pairs, texts, torch.arange(len(some)).repeat_interleave(2), torch.Generator())
     policy.remember(rollout, ["ref"], 64)
     for step in range(0, config["steps"] + 1, every):
         if step:
@@ -117,14 +121,14 @@ def silence(name: str, runs: Path, *, every: int = 15) -> list[str]:
         with torch.no_grad():
             now = policy.steps(rollout, torch.arange(2 * len(some)), needs=frozenset({Need("refs")}))
         ratio = (now.log_probs - now.refs["ref"]).sum(1)
-        told = mm.worlds.scene_hallucination()(policy.generate(prompts, list(range(len(prompts))), temperature=0), prompts)
+        metrics = mm.worlds.scene_hallucination()(policy.generate(prompts, list(range(len(prompts))), temperature=0), prompts)
         cells = [
             float(ratio[::2].mean()),
             float(ratio[1::2].mean()),
             early(policy, prompts),
-            told["length"],
-            told["chair_s"],
-            told["recall"],
+            metrics["length"],
+            metrics["chair_s"],
+            metrics["recall"],
         ]
         lines.append(
             f"| `{name}` | {step} | {cells[0]:+.1f} | {cells[1]:+.1f} | {cells[2]:.3f} | {cells[3]:.1f} | {cells[4]:.3f} | {cells[5]:.3f} |"

@@ -42,9 +42,9 @@ def numbers(pipe: object) -> str:
 def video_numbers(pipe: object) -> str:
     """Motion, identity and picture error of 400 videos of stills from half B, without guidance, 10 steps."""
     rows = moving_data.moving_digits_prompts(half="b", each=40)
-    told = {**moving.CALL, **moving_data.moving_digits_stills()(rows), "guidance_scale": 1.0, "num_inference_steps": 10}
+    call = {**moving.CALL, **moving_data.moving_digits_stills()(rows), "guidance_scale": 1.0, "num_inference_steps": 10}
     seeded = [torch.Generator().manual_seed(number) for number in range(len(rows))]
-    videos = pipe(prompt=rows, generator=seeded, output_type="pt", **told).frames  # type: ignore[operator]
+    videos = pipe(prompt=rows, generator=seeded, output_type="pt", **call).frames  # type: ignore[operator]
     gold, identity = moving_judges.moving_digits_gold()(videos, rows), moving_judges.moving_digits_identity()(videos, rows)
     error = moving_judges.moving_digits_error()(videos, rows)["error"]
     return f"gold {float(gold.mean()):.3f}  identity {float(identity.mean()):.3f}  error {error:.3f}"
@@ -65,8 +65,8 @@ def scene_numbers(made: object, processor: object) -> str:
     """Inventions and recall of greedy captions of 500 held-out scenes."""
     prompts = digit_scenes_prompts(split="held_out", count=500)
     policy = transformers(made, processor, max_completion=scenes_base.ANSWER)
-    found = scene_hallucination()(policy.generate(prompts, list(range(500)), temperature=0), prompts)
-    return f"CHAIR_s {found['chair_s']:.3f}  recall {found['recall']:.3f}"
+    metrics = scene_hallucination()(policy.generate(prompts, list(range(500)), temperature=0), prompts)
+    return f"CHAIR_s {metrics['chair_s']:.3f}  recall {metrics['recall']:.3f}"
 
 
 def make_digit_scenes(name: scenes_base.Model) -> None:

@@ -37,12 +37,12 @@ class Group(NamedTuple):
 def scenes() -> list[tuple[Group, Group]]:
     """For each colour and shape a picture with one to four of it, and of one other kind beside it."""
     kinds = list(product(COLOURS, SHAPES))
-    found = []
+    pairs = []
     for number, (colour, shape) in enumerate(kinds):
         rng = random.Random(number)
         other = rng.choice([kind for kind in kinds if kind[0] != colour and kind[1] != shape])
-        found.append((Group(rng.randint(1, 4), colour, shape), Group(rng.randint(1, 4), *other)))
-    return found
+        pairs.append((Group(rng.randint(1, 4), colour, shape), Group(rng.randint(1, 4), *other)))
+    return pairs
 
 
 def drawn(scene: tuple[Group, Group], seed: int) -> Image.Image:
@@ -67,12 +67,12 @@ def drawn(scene: tuple[Group, Group], seed: int) -> Image.Image:
 def rows() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The lines of both files."""
     questions, pairs = [], []
-    for number, (asked, other) in enumerate(scenes()):
+    for number, (first, other) in enumerate(scenes()):
         name = f"{number:02}.png"
-        words = f"How many {asked.colour} {asked.shape}s are in the picture? Answer with a number."
-        questions.append({"question": words, "answer": str(asked.count), "image": name})
-        wrong = asked._replace(count=asked.count + 1) if number % 2 else asked._replace(shape=SHAPES[SHAPES.index(asked.shape) - 1])
-        chosen, rejected = f"The picture shows {asked} and {other}.", f"The picture shows {wrong} and {other}."
+        words = f"How many {first.colour} {first.shape}s are in the picture? Answer with a number."
+        questions.append({"question": words, "answer": str(first.count), "image": name})
+        wrong = first._replace(count=first.count + 1) if number % 2 else first._replace(shape=SHAPES[SHAPES.index(first.shape) - 1])
+        chosen, rejected = f"The picture shows {first} and {other}.", f"The picture shows {wrong} and {other}."
         pairs.append({"prompt": "What does the picture show?", "chosen": chosen, "rejected": rejected, "images": [name], "id": str(number)})
     return questions, pairs
 

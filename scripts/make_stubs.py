@@ -18,11 +18,11 @@ ROOT = Path(__file__).parents[1]
 
 def stubs() -> dict[Path, str]:
     """path -> what it shall hold, for the package and for each of its rooms."""
-    found = {ROOT / "mmalign" / "__init__.pyi": _package()}
+    files = {ROOT / "mmalign" / "__init__.pyi": _package()}
     for room in mmalign.ROOMS:
         if isinstance(getattr(mmalign, room), Room):
-            found[ROOT / "mmalign" / room / "__init__.pyi"] = _names(f"mmalign.{room}")
-    return found
+            files[ROOT / "mmalign" / room / "__init__.pyi"] = _names(f"mmalign.{room}")
+    return files
 
 
 def _names(room: str) -> str:

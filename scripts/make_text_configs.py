@@ -99,24 +99,24 @@ optimizer: {{rate: {rate}, warmup: 5}}
 
 def suited() -> dict[str, Method]:
     """The methods that get a config, built."""
-    found = {}
+    methods = {}
     for name, (entry, *_) in index("mmalign.methods").items():
         if entry.function and name not in WITHOUT | dict.fromkeys(BY_HAND):
             words = dict(pair.split(": ") for pair in SETTINGS.get(name, "").split(", ") if pair)
             method = find("mmalign.methods", name)(**{key: float(value) for key, value in words.items()})
             if "token" in method.kinds:
-                found[name] = method
-    return found
+                methods[name] = method
+    return methods
 
 
 def texts() -> dict[str, str]:
     """What each of them says."""
-    found = {}
+    files = {}
     for name, method in suited().items():
         from_pairs = method.unit == "pair" and not {OLD, refs("previous")} & method.needs and name not in ("online_dpo", "gpo")
         from_pairs = from_pairs and not method.samplers
         held = any(need.name == "ref" for need in method.needs | method.reads)  # to the reference
-        found[name] = (OFFLINE if from_pairs or name in ("bco", "sft", "ift") else ONLINE).format(
+        files[name] = (OFFLINE if from_pairs or name in ("bco", "sft", "ift") else ONLINE).format(
             meaning=explanation(find("mmalign.methods", name)).meaning,
             name=name,
             references="references: {dpo: {from: text_dpo}}  # train text/dpo first\n" if refs("dpo") in method.reads else "",
@@ -126,7 +126,7 @@ def texts() -> dict[str, str]:
             steps=60,
             every=20,
         )
-    return found
+    return files
 
 
 def main() -> None:

@@ -129,23 +129,23 @@ def trained(tree: Path, name: str, folder: Path, *, steps: int, threads: int) ->
 
 def rows_of(run: Path) -> dict[str, dict[str, float]]:
     """``train 3`` -> name -> number of that row of ``metrics.jsonl``; null, which stands for a number that is not finite, becomes NaN."""
-    found = {}
+    rows = {}
     for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
         where = f"{row.pop('phase')} {row.pop('step')}"
         kept = {name: value for name, value in row.items() if not any(part in name for part in UNREPEATABLE)}
         numbers = {name: math.nan if value is None else value for name, value in kept.items()}
-        found[where] = {name: value for name, value in numbers.items() if isinstance(value, (int, float))}
-    return found
+        rows[where] = {name: value for name, value in numbers.items() if isinstance(value, (int, float))}
+    return rows
 
 
 def tensors_of(run: Path) -> dict[str, torch.Tensor]:
     """The trained tensors of a run's last checkpoint by name; one that is stored under another's name is found under both."""
     last = max((run / "checkpoints").glob("step_*"))
     with safe_open(str(last / "trained.safetensors"), framework="pt") as file:
-        found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (the handle is not a dict)
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (the handle is not a dict)
         same = json.loads((file.metadata() or {}).get("same", "{}"))
-    return {**found, **{name: found[owner] for name, owner in same.items()}}
+    return {**tensors, **{name: tensors[owner] for name, owner in same.items()}}
 
 
 def apart(old: torch.Tensor, new: torch.Tensor) -> tuple[float, float]:
@@ -160,41 +160,46 @@ def apart(old: torch.Tensor, new: torch.Tensor) -> tuple[float, float]:
     return largest, largest / (scale or 1.0)
 
 
-def compare_rows(found: Difference, base: Rows, here: Rows, tolerance: float) -> None:
+def compare_rows(difference: Difference, base: Rows, here: Rows, tolerance: float) -> None:
     """Adds every number of two logs, each as in ``rows_of``. A row of one of them alone is wrong."""
     if lost := [where for where in {**base, **here} if where not in base or where not in here]:
-        found.wrong.append(f"rows of one tree only: {', '.join(lost)}")
+        difference.wrong.append(f"rows of one tree only: {', '.join(lost)}")
     for where in (where for where in base if where in here):
-        found.rows += 1
+        difference.rows += 1
         phase = where.split()[0]
         for name in {**base[where], **here[where]}:
             if name not in base[where] or name not in here[where]:
-                found.alone.append(f"{phase} {name} ({'here' if name in here[where] else 'base'})")
+                difference.alone.append(f"{phase} {name} ({'here' if name in here[where] else 'base'})")
                 continue
             old, new = base[where][name], here[where][name]
             largest, relative = apart(torch.tensor(old, dtype=torch.float64), torch.tensor(new, dtype=torch.float64))
-            found.fields.add(f"{phase} {name}")
-            found.largest, found.relative = max(found.largest, largest), max(found.relative, relative)
+            difference.fields.add(f"{phase} {name}")
+            difference.largest, difference.relative = max(difference.largest, largest), max(difference.relative, relative)
             if largest > FLOOR and relative > tolerance:
-                found.wrong.append(f"{where}: {name} was {old!r}, is {new!r}")
-    found.alone = list(dict.fromkeys(found.alone))
-    if not found.fields:
-        found.wrong.append("there is no number that both trees log")
+                difference.wrong.append(f"{where}: {name} was {old!r}, is {new!r}")
+    difference.alone = list(dict.fromkeys(difference.alone))
+    if not difference.fields:
+        difference.wrong.append("there is no number that both trees log")
 
 
-def compare_tensors(found: Difference, base: Tensors, here: Tensors, tolerance: float) -> None:
+def compare_tensors(difference: Difference, base: Tensors, here: Tensors, tolerance: float) -> None:
     """Adds every trained tensor of two runs, each as in ``tensors_of``. A tensor of one of them alone is wrong."""
     if lost := sorted(base.keys() ^ here.keys()):
-        found.wrong.append(f"trained tensors of one tree only: {len(lost)}, such as {lost[0]} ({'here' if lost[0] in here else 'base'})")
+        difference.wrong.append(
+            f"trained tensors of one tree only: {len(lost)}, such as {lost[0]} ({'here' if lost[0] in here else 'base'})"
+        )
     for name in (name for name in base if name in here):
-        found.tensors += 1
+        difference.tensors += 1
         if base[name].shape != here[name].shape:
-            found.wrong.append(f"{name}: the trained tensor was {list(base[name].shape)}, is {list(here[name].shape)}")
+            difference.wrong.append(f"{name}: the trained tensor was {list(base[name].shape)}, is {list(here[name].shape)}")
             continue
         largest, relative = apart(base[name], here[name])
-        found.tensor_largest, found.tensor_relative = max(found.tensor_largest, largest), max(found.tensor_relative, relative)
+        difference.tensor_largest, difference.tensor_relative = (
+            max(difference.tensor_largest, largest),
+            max(difference.tensor_relative, relative),
+        )
         if largest > FLOOR and relative > tolerance:
-            found.wrong.append(f"{name}: the trained tensor is {largest:.3g} away, {relative:.3g} of its largest number")
+            difference.wrong.append(f"{name}: the trained tensor is {largest:.3g} away, {relative:.3g} of its largest number")
 
 
 # ---- telling
@@ -205,18 +210,18 @@ HEAD = (
 )
 
 
-def told(name: str, found: Difference) -> str:
+def described(name: str, difference: Difference) -> str:
     """A row of the table, and below it the first of what is wrong."""
-    numbers = f"{found.rows:>4} {len(found.fields):>6} {found.largest:>11.3g} {found.relative:>11.3g}"
-    tensors = f"{found.tensors:>6} {found.tensor_largest:>10.3g} {found.tensor_relative:>10.3g}"
-    lines = [f"{name:<25} | {numbers} | {tensors} | {f'DIFFERS ({len(found.wrong)})' if found.wrong else 'equal'}"]
-    lines += [f"    {wrong}" for wrong in found.wrong[:SHOWN]]
-    if found.alone:
-        lines.append(f"    logged by one tree only, not compared: {', '.join(found.alone)}")
+    numbers = f"{difference.rows:>4} {len(difference.fields):>6} {difference.largest:>11.3g} {difference.relative:>11.3g}"
+    tensors = f"{difference.tensors:>6} {difference.tensor_largest:>10.3g} {difference.tensor_relative:>10.3g}"
+    lines = [f"{name:<25} | {numbers} | {tensors} | {f'DIFFERS ({len(difference.wrong)})' if difference.wrong else 'equal'}"]
+    lines += [f"    {wrong}" for wrong in difference.wrong[:SHOWN]]
+    if difference.alone:
+        lines.append(f"    logged by one tree only, not compared: {', '.join(difference.alone)}")
     return "\n".join(lines)
 
 
-def asked() -> argparse.Namespace:
+def arguments() -> argparse.Namespace:
     """The call, ``base`` as the whole hash of its revision. Errors: exit code 2 and one line."""
     takes = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     takes.add_argument("configs", nargs="*", metavar="CONFIG", help=f"short names of configs/; default: {' '.join(CONFIGS)}")
@@ -257,19 +262,19 @@ def compare(call: argparse.Namespace, place: Path) -> int:
         runs = {name: {side: pool.submit(run, *tree, name) for side, tree in trees.items()} for name in call.configs}
         for name, sides in runs.items():
             errors = {side: future.exception() for side, future in sides.items()}
-            found = Difference(wrong=[f"{side}: {error}" for side, error in errors.items() if isinstance(error, ValueError)])
-            if not found.wrong:
+            difference = Difference(wrong=[f"{side}: {error}" for side, error in errors.items() if isinstance(error, ValueError)])
+            if not difference.wrong:
                 old, new = (future.result() for future in sides.values())
-                compare_rows(found, rows_of(old), rows_of(new), call.tolerance)
-                compare_tensors(found, tensors_of(old), tensors_of(new), call.tolerance)
-            differ += bool(found.wrong)
-            print(told(name, found), flush=True)
+                compare_rows(difference, rows_of(old), rows_of(new), call.tolerance)
+                compare_tensors(difference, tensors_of(old), tensors_of(new), call.tolerance)
+            differ += bool(difference.wrong)
+            print(described(name, difference), flush=True)
     return differ
 
 
 def main() -> int:
     """The exit code."""
-    call = asked()
+    call = arguments()
     print(f"base {call.base[:12]} and this tree, {call.steps} steps, threads per run: {call.threads}; equal is within {call.tolerance:g}")
     print(HEAD, flush=True)
     with tempfile.TemporaryDirectory() as place:

@@ -31,7 +31,7 @@ from mmalign.policies.pipelines.scheduler import Moment, Player
 from mmalign.policies.pipelines.trajectories import Remembered, Trajectories
 from mmalign.policies.settings import Dtype, Lora, Memory, Schedule
 from mmalign.samplers import kernels
-from mmalign.samplers.seats import drawn, seats
+from mmalign.samplers.assignment import assignment, drawn_by
 from mmalign.samplers.windows import all_but_last
 from mmalign.types import Adapter, Level, Need, Prediction, Rollout, Sampler, Steps, UserError
 
@@ -137,7 +137,7 @@ class DiffusersPolicy:
         the training step, for windows that move. A mixture of ``samplers`` is one of distributions, step by step (``mixing.py``); a
         greedy row has no random step.
         """
-        who = seats(group_size, samplers).repeat(len(prompts))
+        who = assignment(group_size, samplers).repeat(len(prompts))
         group = torch.arange(len(prompts)).repeat_interleave(len(who) // len(prompts))
         rows = [prompts[place] for place in group.tolist()]
         seeds = torch.randint(2**62, (len(rows),), generator=rng)
@@ -164,7 +164,7 @@ class DiffusersPolicy:
                 x=tape["x"], x_next=tape["x_next"], beside=beside, random=random, dt=parts[0]["dt"].expand(len(rows), -1), starts=starts,
                 together=(tuple(known),), which=torch.zeros(len(rows), dtype=torch.int64),
             ),
-            drawn=drawn(who, samplers),
+            drawn=drawn_by(who, samplers),
         )  # fmt: skip
         self._score(rollout, torch.nonzero((who > 0) & rollout.mask.any(1)).flatten())
         return rollout

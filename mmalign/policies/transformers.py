@@ -46,8 +46,7 @@ from mmalign.policies.language.scoring import Scorer
 from mmalign.policies.language.vision import Prompt, Vision, inputs_of
 from mmalign.policies.parameters import ParameterSets
 from mmalign.policies.settings import Dtype, EngineSettings, Lora, TextMemory, Train
-from mmalign.samplers.seats import drawn as drawn_by
-from mmalign.samplers.seats import seats
+from mmalign.samplers.assignment import assignment, drawn_by
 from mmalign.types import Adapter, Need, Rollout, Sampler, Steps, UserError
 
 __all__ = ["TransformersPolicy", "transformers"]
@@ -202,11 +201,11 @@ class TransformersPolicy:
         """
         given = [self.room.prompt(prompt, number) for number, prompt in enumerate(prompts)]
         ids, extras = [prompt.ids for prompt in given], inputs_of(self.chat.vision, given)
-        who = seats(group_size, samplers).repeat(len(prompts))
+        who = assignment(group_size, samplers).repeat(len(prompts))
         which = torch.arange(len(prompts)).repeat_interleave(len(who) // len(prompts))
         uniform = torch.rand((len(which), self.room.max_completion), generator=rng, dtype=torch.float64)
         if self.engine is None:
-            drawn = self.drawer.in_seats(ids, which, uniform, self.drawing, who, samplers, extras)
+            drawn = self.drawer.by_samplers(ids, which, uniform, self.drawing, who, samplers, extras)
         elif samplers:
             raise UserError(f"policy.engine: the method's {samplers[0].name} draws rows too, which a server cannot; takes no engine")
         elif any(prompt.media for prompt in given):

@@ -25,7 +25,7 @@ import torch
 
 from mmalign.objectives.feedback import comparisons
 from mmalign.recipes._run import Run, concluded
-from mmalign.samplers.seats import seats
+from mmalign.samplers.assignment import assignment
 from mmalign.training import references as stored
 from mmalign.training.evaluation import exam
 from mmalign.training.feedback import beside, feedback, refuse_columns
@@ -93,7 +93,7 @@ def online(  # one argument for each thing that a run is made of
     """
     refuse_mismatch(policy, method)
     refuse_micro_steps(method, batch.micro_steps)
-    seats(batch.group, method.samplers)  # refuses a group too small for all who draw
+    assignment(batch.group, method.samplers)  # refuses a group too small for all who draw
     _refuse_empty(prompts, rewards)
     refuse_columns({**rewards, **({} if oracle is None else {"of pairs": oracle})}, {*columns_of(prompts), "group"}, kind="reward")
     at_least(1, steps=steps)

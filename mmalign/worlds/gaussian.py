@@ -18,7 +18,7 @@ from torch import Tensor
 from mmalign.needs import OLD, named
 from mmalign.policies.parameters import ParameterSets
 from mmalign.samplers import kernels
-from mmalign.samplers.seats import drawn, seats
+from mmalign.samplers.assignment import assignment, drawn_by
 from mmalign.samplers.windows import Window, all_but_last
 from mmalign.stacking import stacked_by_name
 from mmalign.types import Kernel, Kind, Level, Need, Prediction, Rollout, Sampler, Steps, UserError
@@ -216,7 +216,7 @@ class GaussianPolicy:
     ) -> Rollout:
         """A mixture of Gaussians with one std and shares that add up to 1 is the Gaussian at the mixture of their means."""
         stochastic = self.window(self.num_steps, step, rng)
-        who = seats(group_size, samplers).repeat(len(prompts))
+        who = assignment(group_size, samplers).repeat(len(prompts))
         group = torch.arange(len(prompts)).repeat_interleave(len(who) // len(prompts))
         noise = torch.randn(self.num_steps + 1, len(who), self.size, generator=rng, dtype=torch.float64)
         states = [self.levels.noise[0] * noise[0]]
@@ -236,7 +236,7 @@ class GaussianPolicy:
             mask=(std > 0).all(-1) & random[:, None],
             group=group,
             held=Paths(record, stochastic.expand(len(who), -1)),
-            drawn=drawn(who, samplers),
+            drawn=drawn_by(who, samplers),
         )
 
     def _mixed(self, sampler: Sampler, x: Tensor, columns: Tensor, stochastic: Tensor) -> Tensor:

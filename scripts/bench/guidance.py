@@ -29,8 +29,8 @@ SAMPLERS = [
 
 def against_best_of_n(args: argparse.Namespace) -> None:
     """The base draws the digit that it is asked for about half of the time; the proxy guides, the gold judge is never seen."""
-    told = {"prompts": PROMPTS, "samples": args.samples, "seeds": args.seeds, "out": args.out, "say": print}
-    print(compare(digits(), digits_proxy(), judge=digits_gold(), guidance=args.guidance or SAMPLERS, **told).table())
+    settings = {"prompts": PROMPTS, "samples": args.samples, "seeds": args.seeds, "out": args.out, "say": print}
+    print(compare(digits(), digits_proxy(), judge=digits_gold(), guidance=args.guidance or SAMPLERS, **settings).table())
 
 
 def rlg(args: argparse.Namespace) -> None:

@@ -99,9 +99,9 @@ class Peak:
             return torch.cuda.max_memory_allocated(self.device)
         if sys.platform != "linux":
             return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        found = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"))
-        assert found is not None
-        return int(found[1]) * 1024
+        match = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"))
+        assert match is not None
+        return int(match[1]) * 1024
 
 
 def timed(run: Callable[[], Any], device: torch.device) -> float:
@@ -122,7 +122,7 @@ def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
     return 2 * n**3 / min(timed(lambda: a @ b, device) for _ in range(10))
 
 
-def one(name: str, told: argparse.Namespace) -> dict[str, Any]:
+def one(name: str, args: argparse.Namespace) -> dict[str, Any]:
     """One row, measured in this process."""
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -132,70 +132,70 @@ def one(name: str, told: argparse.Namespace) -> dict[str, Any]:
     from mmalign.training.optimizers import adamw
     from mmalign.types import Experience
 
-    torch.set_num_threads(1 if told.device == "cpu" else torch.get_num_threads())
+    torch.set_num_threads(1 if args.device == "cpu" else torch.get_num_threads())
     option = dict(ROWS[name])
-    micro_steps, device = option.pop("micro_steps", None), torch.device(told.device)
+    micro_steps, device = option.pop("micro_steps", None), torch.device(args.device)
     lora = None if option.pop("full", False) else Lora()
-    side, words = 8 * SIZES[told.size][3], 256 if told.size == "sd35-medium" else 32
+    side, words = 8 * SIZES[args.size][3], 256 if args.size == "sd35-medium" else 32
     policy = diffusers(
-        pipeline(told.size),
+        pipeline(args.size),
         lora=lora,
-        dtype=told.dtype,
-        device=told.device,
+        dtype=args.dtype,
+        device=args.device,
         call={"height": side, "width": side, "max_sequence_length": words},
-        schedule=Schedule(steps=told.steps, guidance=4.5),
-        memory=Memory(rows_at_once=told.rows, **option),
+        schedule=Schedule(steps=args.steps, guidance=4.5),
+        memory=Memory(rows_at_once=args.rows, **option),
     )
     method = flow_grpo(ratio="per_step", clip=0.2, beta=0.0)
-    learner = Learner(policy, method, adamw(rate=1e-4), steps=told.rounds + 1)
-    signal = torch.linspace(-1, 1, told.rows, dtype=torch.float64)[:, None]
+    learner = Learner(policy, method, adamw(rate=1e-4), steps=args.rounds + 1)
+    signal = torch.linspace(-1, 1, args.rows, dtype=torch.float64)[:, None]
     kept: dict[str, Any] = {}
 
     def rollout() -> None:
-        kept["rollout"] = policy.sample(["three red foxes"], told.rows, torch.Generator().manual_seed(0))
+        kept["rollout"] = policy.sample(["three red foxes"], args.rows, torch.Generator().manual_seed(0))
 
     def update() -> None:
-        taken = [Experience(kept["rollout"], signal, torch.arange(told.rows))]
-        learner.update(taken, micro_rows=told.rows, micro_steps=micro_steps, step=0)
+        experience = [Experience(kept["rollout"], signal, torch.arange(args.rows))]
+        learner.update(experience, micro_rows=args.rows, micro_steps=micro_steps, step=0)
 
-    found: dict[str, Any] = {"name": name}
+    measured: dict[str, Any] = {"name": name}
     peak = Peak(device)
     for what, run in (("rollout", rollout), ("update", update)):
-        if told.count:
+        if args.count:
             with FlopCounterMode(display=False) as counter:
                 run()
-            found[f"{what}_flop"] = counter.get_total_flops()
+            measured[f"{what}_flop"] = counter.get_total_flops()
         else:
             run()
         peak.reset()
-        found[f"{what}_seconds"] = statistics.median(timed(run, device) for _ in range(told.rounds))
-        found[f"{what}_bytes"] = peak.read()
+        measured[f"{what}_seconds"] = statistics.median(timed(run, device) for _ in range(args.rounds))
+        measured[f"{what}_bytes"] = peak.read()
     held = [*policy.denoiser.parameters(), *policy.denoiser.buffers()]
-    found["parameters"] = sum(p.numel() for p in policy.denoiser.parameters())
-    found["weights_bytes"] = sum(tensor.numel() * tensor.element_size() for tensor in held)
-    if told.count:
-        found["matrix_rate"] = matrix_rate(device, getattr(torch, told.dtype))
-    return found
+    measured["parameters"] = sum(p.numel() for p in policy.denoiser.parameters())
+    measured["weights_bytes"] = sum(tensor.numel() * tensor.element_size() for tensor in held)
+    if args.count:
+        measured["matrix_rate"] = matrix_rate(device, getattr(torch, args.dtype))
+    return measured
 
 
-def show(found: list[Mapping[str, Any]], told: argparse.Namespace) -> None:
+def show(rows: list[Mapping[str, Any]], args: argparse.Namespace) -> None:
     """The table: memory in GiB, images per second, and how much of the matrix rate is used."""
-    base = found[0]
+    base = rows[0]
     print(
-        f"{told.size}: {base['parameters'] / 1e6:,.0f} M parameters, {told.rows} images of {8 * SIZES[told.size][3]} px, "
-        f"{told.steps} steps with guidance, {told.dtype} on {_card(told.device)}, {base['matrix_rate'] / 1e12:.3g} TFLOP/s in one product; "
+        f"{args.size}: {base['parameters'] / 1e6:,.0f} M parameters, {args.rows} images of {8 * SIZES[args.size][3]} px, "
+        f"{args.steps} steps with guidance, {args.dtype} on {_card(args.device)}, {base['matrix_rate'] / 1e12:.3g} TFLOP/s in one product; "
         f"{base['rollout_flop'] / 1e12:.3g} TFLOP a rollout, {base['update_flop'] / 1e12:.3g} an update"
     )
     print(f"{'':27}{'denoiser':>10}{'rollout':^34}{'update':^34}")
     print(f"{'':27}{'GiB':>10}" + f"{'GiB':>10}{'images/s':>12}{'rate':>10}  " * 2)
-    for row in found:
+    for row in rows:
         if "error" in row:
             print(f"{row['name']:27}{row['error']}")
             continue
         cells = f"{row['weights_bytes'] / 2**30:>10.2f}"
         for what in ("rollout", "update"):
             rate = base[f"{what}_flop"] / row[f"{what}_seconds"] / base["matrix_rate"]
-            cells += f"{row[f'{what}_bytes'] / 2**30:>10.2f}{told.rows / row[f'{what}_seconds']:>12.3g}{rate:>10.1%}  "
+            cells += f"{row[f'{what}_bytes'] / 2**30:>10.2f}{args.rows / row[f'{what}_seconds']:>12.3g}{rate:>10.1%}  "
         print(f"{row['name']:27}{cells}")
 
 
@@ -203,25 +203,25 @@ def _card(device: str) -> str:
     return torch.cuda.get_device_name(device) if device.startswith("cuda") else "one thread of a CPU"
 
 
-def main(told: argparse.Namespace) -> None:
+def main(args: argparse.Namespace) -> None:
     """Measures the rows that are wanted, one process each, and prints and keeps the table."""
-    names = list(dict.fromkeys(["base", *(told.only or ROWS)]))
-    found: list[Mapping[str, Any]] = []
+    names = list(dict.fromkeys(["base", *(args.only or ROWS)]))
+    rows: list[Mapping[str, Any]] = []
     for name in names:
-        same = [f"--{key}={getattr(told, key)}" for key in ("size", "dtype", "device", "steps", "rows", "rounds")]
+        same = [f"--{key}={getattr(args, key)}" for key in ("size", "dtype", "device", "steps", "rows", "rounds")]
         command = [sys.executable, __file__, "--one", name, *same, *(["--count"] if name == "base" else [])]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             error = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), "failed")[:100]
             if name == "base":
                 sys.exit(done.stderr)
-            found.append({"name": name, "error": error})
+            rows.append({"name": name, "error": error})
         else:
-            found.append(json.loads(done.stdout.splitlines()[-1]))
+            rows.append(json.loads(done.stdout.splitlines()[-1]))
         print(name, file=sys.stderr, flush=True)
-        if told.out:
-            Path(told.out).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    show(found, told)
+        if args.out:
+            Path(args.out).write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    show(rows, args)
 
 
 if __name__ == "__main__":

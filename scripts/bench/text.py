@@ -100,7 +100,7 @@ def ours(case: Case, steps: int, clock: Clock) -> None:
     group = torch.arange(prompts).repeat_interleave(rows)
     pairs = torch.arange(prompts * rows).view(-1, 2) if case.method == "dpo" else None
     strength = torch.ones(prompts, dtype=torch.float64) if case.method == "dpo" else None
-    said = Feedback(torch.randn(len(group), generator=rng).double(), group, pairs=pairs, strength=strength)
+    feedback = Feedback(torch.randn(len(group), generator=rng).double(), group, pairs=pairs, strength=strength)
     for step in range(steps):
         if case.method == "dpo":
             clock.start()
@@ -110,7 +110,7 @@ def ours(case: Case, steps: int, clock: Clock) -> None:
             rollout.log_probs = torch.full_like(rollout.log_probs, -5.0)
             clock.start()
         policy.remember(rollout, learner.references, len(group))
-        learner.update([Experience(rollout, method.signal(said), torch.arange(len(group)))], micro_rows=len(group), step=step)
+        learner.update([Experience(rollout, method.signal(feedback), torch.arange(len(group)))], micro_rows=len(group), step=step)
         clock.tick()
 
 
@@ -128,7 +128,7 @@ def theirs(case: Case, steps: int, clock: Clock, **more: Any) -> None:
 
     prompts, rows = ROWS[case.method]
     data = texts(case, steps)
-    told: dict[str, Any] = {
+    settings: dict[str, Any] = {
         "use_cpu": True, "bf16": False, "max_steps": steps, "learning_rate": 1e-5, "report_to": [],
         "logging_strategy": "no", "save_strategy": "no", "disable_tqdm": True, "output_dir": tempfile.mkdtemp(),
         "per_device_train_batch_size": prompts if case.method == "dpo" else prompts * rows, **more,
@@ -138,19 +138,19 @@ def theirs(case: Case, steps: int, clock: Clock, **more: Any) -> None:
         from trl import DPOConfig, DPOTrainer
 
         table = Dataset.from_list([{"prompt": text, "chosen": some[0], "rejected": some[1]} for text, some in data])
-        trainer: Any = DPOTrainer(args=DPOConfig(**told), train_dataset=table, ref_model=network(case.words), **common)
+        trainer: Any = DPOTrainer(args=DPOConfig(**settings), train_dataset=table, ref_model=network(case.words), **common)
     else:
         from trl import GRPOConfig, GRPOTrainer
 
         table = Dataset.from_list([{"prompt": text} for text, _ in data])
-        told |= {"num_generations": rows, "beta": 0.0, "max_completion_length": case.completion}
+        settings |= {"num_generations": rows, "beta": 0.0, "max_completion_length": case.completion}
         reward = lambda completions, **columns: [0.0] * len(completions)  # noqa: E731
-        trainer = GRPOTrainer(args=GRPOConfig(**told), train_dataset=table, reward_funcs=reward, **common)
-        trainer._generate_and_score_completions = lambda inputs: given(case, trainer.processing_class, data, inputs)
+        trainer = GRPOTrainer(args=GRPOConfig(**settings), train_dataset=table, reward_funcs=reward, **common)
+        trainer._generate_and_score_completions = lambda inputs: inputs_of(case, trainer.processing_class, data, inputs)
     trainer.train()
 
 
-def given(case: Case, words: Any, data: list[tuple[str, list[str]]], inputs: list[dict[str, Any]]) -> dict[str, Any]:
+def inputs_of(case: Case, words: Any, data: list[tuple[str, list[str]]], inputs: list[dict[str, Any]]) -> dict[str, Any]:
     """What TRL's GRPO trainer would have sampled and scored."""
     some = dict(data)
     rows = [some[text][number % ROWS["grpo"][1]] for number, text in enumerate(item["prompt"] for item in inputs)]

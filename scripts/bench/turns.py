@@ -66,9 +66,9 @@ class Clock:
 
 def resident(line: str) -> float:
     """A line of this process's status, in MB. Linux alone."""
-    found = re.search(rf"^{line}:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"), re.MULTILINE)
-    assert found is not None
-    return int(found.group(1)) / 1024
+    match = re.search(rf"^{line}:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"), re.MULTILINE)
+    assert match is not None
+    return int(match.group(1)) / 1024
 
 
 Side = Callable[[Any, int, Clock], None]
@@ -89,16 +89,16 @@ def interleaved(script: str, name: str, sides: Mapping[str, Side], steps: int) -
     running = {}
     for which in sides:
         command = [sys.executable, script, name, "--side", which, "--steps", str(steps)]
-        told: dict[str, Any] = {"env": {**os.environ, "TOKENIZERS_PARALLELISM": "false"}, "text": True}
-        running[which] = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, **told)
-    found = {which: answer(process, f"{name}, {which}") for which, process in running.items()}  # ready, all of them
+        pipes: dict[str, Any] = {"env": {**os.environ, "TOKENIZERS_PARALLELISM": "false"}, "text": True}
+        running[which] = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, **pipes)
+    answers = {which: answer(process, f"{name}, {which}") for which, process in running.items()}  # ready, all of them
     for _ in range(steps):
         for which, process in running.items():
             assert process.stdin is not None
             process.stdin.write("\n")
             process.stdin.flush()
-            found[which] = answer(process, f"{name}, {which}")
-    return found
+            answers[which] = answer(process, f"{name}, {which}")
+    return answers
 
 
 def answer(process: subprocess.Popen[str], what: str) -> dict[str, float]:
@@ -106,8 +106,8 @@ def answer(process: subprocess.Popen[str], what: str) -> dict[str, float]:
     assert process.stdout is not None
     for line in process.stdout:
         if line.startswith(('{"', "{}")):  # a trainer says things of its own
-            said: dict[str, float] = json.loads(line)
-            return said
+            numbers: dict[str, float] = json.loads(line)
+            return numbers
     raise SystemExit(f"{what}: ended with {process.wait()}")
 
 
@@ -117,17 +117,17 @@ def main(doc: str, script: str, cases: Mapping[str, Case], sides: Mapping[str, S
     parser.add_argument("cases", nargs="*", choices=[*cases, []], help="all by default")
     parser.add_argument("--steps", type=int, default=4, help="of each side, the first of which does not count")
     parser.add_argument("--side", choices=sides, help="one side alone, in this process, a step for every line it is sent")
-    asked = parser.parse_args()
-    names = asked.cases or list(cases)
-    if asked.side:
-        print(json.dumps(side(sides[asked.side], cases[names[0]], asked.steps)), flush=True)
+    args = parser.parse_args()
+    names = args.cases or list(cases)
+    if args.side:
+        print(json.dumps(side(sides[args.side], cases[names[0]], args.steps)), flush=True)
         return
-    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, {asked.steps - 1} steps timed")
+    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, {args.steps - 1} steps timed")
     print(f"{'case':14} {'side':10} {'tokens/s':>9} {'CPU s':>7} {'MB':>6}   mmalign: {'faster':>6} {'by CPU':>7} {'memory':>7}   asked")
     for name in names:
-        case, found = cases[name], interleaved(script, name, sides, asked.steps)
-        own = found[OURS]
-        for which, one in found.items():
+        case, answers = cases[name], interleaved(script, name, sides, args.steps)
+        own = answers[OURS]
+        for which, one in answers.items():
             ratios = f"{one['seconds'] / own['seconds']:6.2f}x {one['cpu'] / own['cpu']:6.2f}x {own['memory'] / one['memory']:7.2f}"
             wanted = f"{case.faster:g}x" + (f", {case.memory:g}" if case.memory else "")
             beside = f"            {ratios}   {wanted}" if one is not own else ""

@@ -100,10 +100,10 @@ def qwen2_vl() -> tuple[Any, Any]:
         vision_config=vision, text_config=text, image_token_id=WORDS - 1, video_token_id=WORDS - 2, vision_start_token_id=WORDS - 3,
         vision_end_token_id=WORDS - 4, tie_word_embeddings=False,
     )  # fmt: skip
-    told = {"patch_size": PATCH, "merge_size": 2, "temporal_patch_size": 2, "size": {"shortest_edge": side**2, "longest_edge": side**2}}
+    sizes = {"patch_size": PATCH, "merge_size": 2, "temporal_patch_size": 2, "size": {"shortest_edge": side**2, "longest_edge": side**2}}
     template = TEMPLATE.replace("IMAGE", f"{start} {image} {end}")
     processor = library.Qwen2VLProcessor(
-        library.Qwen2VLImageProcessor(**told), words, library.Qwen2VLVideoProcessor(**told), chat_template=template
+        library.Qwen2VLImageProcessor(**sizes), words, library.Qwen2VLVideoProcessor(**sizes), chat_template=template
     )
     return library.Qwen2VLForConditionalGeneration(config), processor
 
@@ -120,8 +120,8 @@ def data(steps: int) -> tuple[list[list[dict[str, Any]]], list[list[str]]]:
     shape = (16 * PATCH, 16 * PATCH, 3)
     pictures = [Image.fromarray(torch.randint(256, shape, generator=rng).byte().numpy()) for _ in range(PROMPTS * steps)]
     parts = [[{"type": "image", "image": picture}, {"type": "text", "text": words(QUESTION)}] for picture in pictures]
-    asked: list[list[dict[str, Any]]] = [[{"role": "user", "content": some}] for some in parts]
-    return asked, [[" " + words(COMPLETION - 1) for _ in range(ROWS)] for _ in asked]
+    requests: list[list[dict[str, Any]]] = [[{"role": "user", "content": some}] for some in parts]
+    return requests, [[" " + words(COMPLETION - 1) for _ in range(ROWS)] for _ in requests]
 
 
 def ours(case: Case, steps: int, clock: Clock) -> None:
@@ -133,11 +133,11 @@ def ours(case: Case, steps: int, clock: Clock) -> None:
     model, processor = made(case)
     policy, method = mm.policies.transformers(model, processor, max_completion=COMPLETION, device="cpu"), mm.methods.grpo(beta=0.0)
     learner = Learner(policy, method, mm.adamw(rate=1e-5), steps=steps)
-    asked, said = data(steps)
+    requests, completions = data(steps)
     group, rng = torch.arange(PROMPTS).repeat_interleave(ROWS), torch.Generator().manual_seed(0)
     feedback = Feedback(torch.randn(len(group), generator=rng).double(), group)
     for step in range(steps):
-        rows = [(asked[place], row) for place in range(step * PROMPTS, (step + 1) * PROMPTS) for row in said[place]]
+        rows = [(requests[place], row) for place in range(step * PROMPTS, (step + 1) * PROMPTS) for row in completions[place]]
         rollout = policy.encode([prompt for prompt, _ in rows], [row for _, row in rows], group, rng)
         refuse_odd(len(rollout.held.prompts[0]) - extra(case), rollout.mask.shape[1])
         rollout.log_probs = torch.full_like(rollout.log_probs, -5.0)
@@ -171,8 +171,8 @@ def theirs(case: Case, steps: int, clock: Clock, **more: Any) -> None:
             clock.tick()
 
     model, processor = made(case)
-    asked, said = data(steps)
-    table = Dataset.from_list([{"prompt": str(number)} for number in range(len(asked))])
+    requests, completions = data(steps)
+    table = Dataset.from_list([{"prompt": str(number)} for number in range(len(requests))])
     args = GRPOConfig(
         use_cpu=True, bf16=False, max_steps=steps, learning_rate=1e-5, report_to=[], logging_strategy="no", save_strategy="no",
         disable_tqdm=True, output_dir=tempfile.mkdtemp(), per_device_train_batch_size=PROMPTS * ROWS, num_generations=ROWS, beta=0.0,
@@ -182,23 +182,25 @@ def theirs(case: Case, steps: int, clock: Clock, **more: Any) -> None:
     trainer: Any = GRPOTrainer(
         model=model, processing_class=processor, args=args, train_dataset=table, reward_funcs=reward, callbacks=[Times()]
     )
-    trainer._generate_and_score_completions = lambda inputs: given(case, processor, asked, said, [int(item["prompt"]) for item in inputs])
+    trainer._generate_and_score_completions = lambda inputs: inputs_of(
+        case, processor, requests, completions, [int(item["prompt"]) for item in inputs]
+    )
     trainer.train()
 
 
-def given(
-    case: Case, processor: Any, asked: list[list[dict[str, Any]]], said: list[list[str]], places: list[int]
+def inputs_of(
+    case: Case, processor: Any, requests: list[list[dict[str, Any]]], completions: list[list[str]], places: list[int]
 ) -> dict[str, torch.Tensor | list[int]]:
     """What TRL's trainer would have sampled and scored, for rows of some prompts."""
-    text = [processor.apply_chat_template(asked[place], add_generation_prompt=True, tokenize=False) for place in places]
-    pictures = [[asked[place][0]["content"][0]["image"]] for place in places]
-    found = processor(text=text, images=pictures, return_tensors="pt", add_special_tokens=False)
-    prompt = found.pop("input_ids")
-    completion = torch.tensor([[*processor.tokenizer(said[place][row % ROWS])["input_ids"], 2] for row, place in enumerate(places)])
+    text = [processor.apply_chat_template(requests[place], add_generation_prompt=True, tokenize=False) for place in places]
+    pictures = [[requests[place][0]["content"][0]["image"]] for place in places]
+    inputs = processor(text=text, images=pictures, return_tensors="pt", add_special_tokens=False)
+    prompt = inputs.pop("input_ids")
+    completion = torch.tensor([[*processor.tokenizer(completions[place][row % ROWS])["input_ids"], 2] for row, place in enumerate(places)])
     refuse_odd(prompt.shape[1] - extra(case), completion.shape[1])
-    kinds = {name: torch.cat([value, torch.zeros_like(completion)], 1) for name, value in found.items() if name.endswith("token_type_ids")}
+    kinds = {name: torch.cat([value, torch.zeros_like(completion)], 1) for name, value in inputs.items() if name.endswith("token_type_ids")}
     return {
-        **found, **kinds, "prompt_ids": prompt, "prompt_mask": torch.ones_like(prompt), "completion_ids": completion,
+        **inputs, **kinds, "prompt_ids": prompt, "prompt_mask": torch.ones_like(prompt), "completion_ids": completion,
         "completion_mask": torch.ones_like(completion), "advantages": torch.randn(len(places), generator=torch.Generator().manual_seed(0)),
         "num_items_in_batch": torch.tensor(completion.numel()), "num_images": [1] * len(places),
     }  # fmt: skip

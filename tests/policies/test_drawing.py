@@ -10,7 +10,7 @@ import torch
 import mmalign as mm
 from mmalign.needs import OLD
 from mmalign.policies.language.drawing import pick
-from mmalign.samplers.seats import seats
+from mmalign.samplers.assignment import assignment
 from mmalign.types import Sampler, UserError
 from tests.helpers.tiny_text import model, tokenizer
 
@@ -70,12 +70,12 @@ def test_what_the_current_policy_says_is_recorded_of_every_row() -> None:
     assert rollout.metrics["engine_difference_max"] < 1e-5  # of its own rows
 
 
-def test_seats() -> None:
-    assert seats(8, ()).tolist() == [0] * 8
-    assert seats(8, (Sampler("ref", {"ref": 1.0}), GREEDY)).tolist() == [0] * 4 + [1] * 4 + [2]
-    assert seats(2, (Sampler("ref", {"ref": 1.0}, part=0.1),)).tolist() == [0, 1]
+def test_assignment() -> None:
+    assert assignment(8, ()).tolist() == [0] * 8
+    assert assignment(8, (Sampler("ref", {"ref": 1.0}), GREEDY)).tolist() == [0] * 4 + [1] * 4 + [2]
+    assert assignment(2, (Sampler("ref", {"ref": 1.0}, part=0.1),)).tolist() == [0, 1]
     with pytest.raises(UserError, match=r"batch\.group: got 1, takes more: the policy and ref all draw rows of each group"):
-        seats(1, (Sampler("ref", {"ref": 1.0}),))
+        assignment(1, (Sampler("ref", {"ref": 1.0}),))
 
 
 def test_a_mixture_is_refused_where_a_cache_is_not_known() -> None:

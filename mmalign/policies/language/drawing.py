@@ -209,7 +209,7 @@ class Drawer:
             parts.append(Drawn(*(value.cpu() for value in drawn)))
         return joined(parts)
 
-    def in_seats(
+    def by_samplers(
         self, ids: Sequence[Sequence[int]], which: Tensor, uniform: Tensor, how: Drawing, who: Tensor, samplers: Sequence[Sampler],
         extras: Sequence[Mapping[str, Tensor]] = (),
     ) -> Drawn:  # fmt: skip
