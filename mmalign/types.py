@@ -270,7 +270,12 @@ def contents(prompts: Sequence[Any]) -> list[Any]:
 
 
 def columns_of(prompts: Sequence[Any]) -> dict[str, list[Any]]:
-    """name -> an entry for each prompt, None where it has no such column."""
+    """name -> an entry for each prompt, None where it has no such column.
+
+    Examples:
+        >>> columns_of([Prompt("1 + 1 =", {"answer": "2"}), "a fox"])
+        {'answer': ['2', None]}
+    """
     held = [prompt.columns if isinstance(prompt, Prompt) else {} for prompt in prompts]
     return {name: [columns.get(name) for columns in held] for name in dict.fromkeys(name for columns in held for name in columns)}
 

@@ -15,7 +15,19 @@ def prompts(path: str, *, key: str = "prompt", limit: int | None = None, files: 
 
     path: the file. key: where a line of JSON has the prompt, a string or a conversation (a list of turns). limit: the first so many.
     files: columns that hold paths relative to the file, or lists of them. What rewards, judges and oracles read of a prompt, such as its
-    answer, is a column. Errors: UserError with the line's number where a line cannot be read, or for a file without prompts.
+    answer, is a column.
+
+    Errors: UserError with the line's number where a line cannot be read, or for a file without prompts.
+
+    Examples:
+        >>> import tempfile
+        >>> from mmalign.types import columns_of, contents
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = Path(folder) / "prompts.jsonl"
+        ...     _ = file.write_text('{"prompt": "1 + 1 =", "answer": "2"}\\n{"prompt": "2 + 2 ="}\\n', encoding="utf-8")
+        ...     records = prompts(str(file))
+        >>> contents(records), columns_of(records)
+        (['1 + 1 =', '2 + 2 ='], {'answer': ['2', None]})
     """
     file = Path(path)
     if not file.is_file():

@@ -54,6 +54,16 @@ def dapo(  # the paper's own numbers
       where a batch is not split, and another loss for every other split.
     - verl 0.7: low=0.2, high=0.2, dual=3.0, eps=1e-6: its GRPO: the vanilla loss with a token mean; with `use_kl_loss`,
       beta=0.001 and kl="k3_clamped".
+
+    Examples:
+        >>> from mmalign.types import Feedback
+        >>> method = mm.methods.dapo(max_length=10, buffer=4, unbiased=False, eps=0.0)
+        >>> rewards, group = torch.tensor([1.0, 1.0, 0.0, 1.0]).double(), torch.tensor([0, 0, 1, 1])
+        >>> feedback = Feedback(rewards, group, lengths=torch.tensor([6, 10, 5, 5]).double())
+        >>> method.signal(feedback).tolist()  # an overlong row earns 1 - 1 = 0
+        [[1.0], [-1.0], [-1.0], [1.0]]
+        >>> method.keep(feedback).tolist()  # a group that was tied before its overlong row paid
+        [False, False, True, True]
     """
 
     def advantage(feedback: Feedback) -> Tensor:

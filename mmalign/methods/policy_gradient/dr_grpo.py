@@ -40,6 +40,14 @@ def dr_grpo(
     Dialects:
     - TRL 1.16: length=256, std="group", kl="k3_weighted": `loss_type="dr_grpo"` takes `max_completion_length` for the length, and
       still divides by the standard deviation unless `scale_rewards` is off.
+
+    Examples:
+        >>> from mmalign.types import Feedback
+        >>> method = mm.methods.dr_grpo(length=4)
+        >>> method.signal(Feedback(torch.tensor([0.0, 6.0]).double(), group=torch.tensor([0, 0]))).tolist()  # r - 3, undivided
+        [[-3.0], [3.0]]
+        >>> method.weigh(torch.tensor([[True, True], [True, False]])).tolist()  # 1 / (2 rows * 4), long or short
+        [[0.125, 0.125], [0.125, 0.0]]
     """
     return policy_gradient(
         advantage=lambda feedback: advantages.normalised(feedback.rewards, feedback.group, std=std, eps=eps),

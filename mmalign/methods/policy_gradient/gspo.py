@@ -45,6 +45,15 @@ def gspo(
     - TRL 1.16: low=0.2, high=0.2: `importance_sampling_level="sequence", loss_type="grpo"` inherits PPO's clip, under which
       next to nothing is clipped.
     - verl 0.7: low=0.2, high=0.2, form="token", eps=1e-6: inherits PPO's clip too.
+
+    Examples:
+        >>> from mmalign.types import Feedback, Steps
+        >>> method = mm.methods.gspo(low=0.2, high=0.2, unbiased=False, eps=0.0)
+        >>> old, mask = torch.zeros(2, 2).double(), torch.tensor([[True, True], [True, True]])
+        >>> steps = Steps(torch.tensor([[2.0, -2.0], [0.25, 0.75]]).double(), mask, old=old)  # means 0 and 1/2: s = 1 and 1.65
+        >>> signal = method.signal(Feedback(torch.tensor([0.0, 2.0]).double(), group=torch.tensor([0, 0])))  # A = -1 and 1
+        >>> method.loss(steps, signal).values.tolist()  # not clipped, whatever single steps do; clipped at 1.2
+        [[1.0, 1.0], [-1.2, -1.2]]
     """
     if form not in ("sequence", "token"):
         raise UserError(f"form: got {form!r}, takes 'sequence' or 'token'")

@@ -28,6 +28,17 @@ def bco(*, beta: float = 0.1) -> Method:
 
     Dialects:
     - TRL 1.16 (experimental BCOTrainer): beta=0.1: the same running mean, which is not in its checkpoint.
+
+    Examples:
+        >>> from mmalign.types import Feedback, Steps
+        >>> method = mm.methods.bco(beta=0.5)
+        >>> mask, ref = torch.tensor([[True], [True]]), torch.tensor([[-3.0], [-3.0]]).double()
+        >>> steps = Steps(torch.tensor([[-1.0], [-5.0]]).double(), mask, refs={"ref": ref})
+        >>> rewards, group = torch.zeros(2).double(), torch.tensor([0, 1])
+        >>> signal = method.signal(Feedback(rewards, group, labels=torch.tensor([1.0, 0.0]).double()))
+        >>> method.loss(steps, method.survey(steps, signal)).values  # rewards of 1 and -1, their mean 0: -log sigmoid(1) twice
+        tensor([[0.3133],
+                [0.3133]], dtype=torch.float64)
     """
     return rowwise(
         good=lambda ratio, z: -functional.logsigmoid(beta * ratio - z),

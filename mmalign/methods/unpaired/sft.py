@@ -22,6 +22,13 @@ def sft() -> Method:
 
     Deviations: every step of the update weighs the same, as in TRL's SFTTrainer. Rows with p = 0 are dropped before the update (``keep``),
     so that the mean is over examples. On a bound (denoising errors) log pi is the bound: the example's usual denoising loss, halved.
+
+    Examples:
+        >>> from mmalign.types import Feedback
+        >>> labels = torch.tensor([1.0, 0.0, torch.nan]).double()  # up, down, nobody knows
+        >>> feedback = Feedback(torch.zeros(3).double(), torch.tensor([0, 1, 2]), labels=labels)
+        >>> mm.methods.sft().keep(feedback).tolist()
+        [True, False, False]
     """
 
     def good(feedback: Feedback) -> Tensor:

@@ -9,7 +9,15 @@ from mmalign.rewards._shared.scorer import Scorer
 def exact_match(*, column: str = "answer", case: bool = False) -> Scorer:
     """1 where a completion is the answer, 0 where it is not; spaces at the ends and their number in between do not count.
 
-    column: of the prompts, that holds each one's answer. case: whether it counts. Errors: UserError for prompts without that column.
+    column: of the prompts, that holds each one's answer. case: whether it counts.
+
+    Errors: UserError for prompts without that column.
+
+    Examples:
+        >>> exact_match()([" The  Hague", "Hague"], ["Where?", "Where?"], answer=["the hague", "The Hague"]).tolist()
+        [1.0, 0.0]
+        >>> exact_match(case=True)(["the hague"], ["Where?"], answer=["The Hague"]).tolist()
+        [0.0]
     """
 
     def plain(text: str) -> str:
