@@ -513,6 +513,16 @@ class ParameterSets(Protocol):
         """Makes the named set from weights as files hold them, see ``runs.weights``."""
 
     @property
+    def digests(self) -> Mapping[str, str]:
+        """name -> what the weights of another model are told apart by, for each name that stands for one (``Policy.refer``)."""
+        ...
+
+    @property
+    def foreign(self) -> frozenset[str]:
+        """The names of what did not start as the trained parameters: other models, and sets that were read from disk."""
+        ...
+
+    @property
     def scales(self) -> Mapping[str, float]:
         """alpha / rank of every LoRA layer by name, for checkpoints."""
         ...
@@ -538,6 +548,12 @@ class Policy(Protocol):
     def generate(self, prompts: list[str], seeds: list[int], **call: Any) -> Any:
         """Outputs as a user gets them, one seed for each prompt."""
         ...
+
+    def refer(self, name: str, other: Any, examples: Sequence[Any] = ()) -> None:
+        """Makes a name stand for another model: that of ``other``, a policy of the same kind, which is frozen. examples: some prompts.
+
+        ``using``, ``remember`` and ``steps`` then mean that model by the name. Errors: UserError where it cannot score the same rows.
+        """
 
     def remember(self, rollout: Rollout, names: Iterable[str], rows_at_once: int) -> None:
         """Tabulates named references on a rollout once, before its updates."""

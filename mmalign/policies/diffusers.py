@@ -21,12 +21,13 @@ import torch
 from torch import Tensor
 
 from mmalign.needs import kinds
-from mmalign.policies.parameters import ParameterSets
+from mmalign.policies.parameters import Other, ParameterSets, digest, frozen
 from mmalign.policies.pipelines import memory as fitting
-from mmalign.policies.pipelines import mixing
+from mmalign.policies.pipelines import mixing, reference_models
 from mmalign.policies.pipelines.arguments import call_arguments_of
 from mmalign.policies.pipelines.calling import GUIDANCE, Caller, load, type_of
 from mmalign.policies.pipelines.interception import Finished, Place, watched
+from mmalign.policies.pipelines.reference_models import First
 from mmalign.policies.pipelines.scheduler import Moment, Player
 from mmalign.policies.pipelines.trajectories import Remembered, Trajectories
 from mmalign.policies.settings import Dtype, Lora, Memory, Schedule
@@ -101,7 +102,7 @@ class DiffusersPolicy:
         self, pipe: Any, schedule: Schedule, *, lora: Lora | None = None, rows_at_once: int = 64, call: dict[str, Any] | None = None,
         conditions: Callable[[list[str]], dict[str, Any]] | None = None, home: torch.device | None = None, start: str | None = None,
     ):  # fmt: skip
-        self.pipe, self.kernel = pipe, schedule.kernel or kernels.flow_sde(noise_level=0.7)
+        self.pipe, self.settings, self.kernel = pipe, schedule, schedule.kernel or kernels.flow_sde(noise_level=0.7)
         self.window, self.same_noise, self.rows_at_once = schedule.window or all_but_last(), schedule.same_noise, rows_at_once
         guided = {} if schedule.guidance is None else {"guidance_scale": schedule.guidance}
         self.caller = Caller(pipe, {"num_inference_steps": schedule.steps, **guided, **(call or {})}, conditions)
@@ -122,8 +123,27 @@ class DiffusersPolicy:
         return self.sets.trained
 
     def using(self, name: str) -> AbstractContextManager[None]:
-        """A named parameter set in place of the current one: ``ref``, ``ema``, ``previous``, ..."""
+        """A named parameter set, or another pipeline, in place of the current one: ``ref``, ``ema``, ``previous``, ..."""
         return self.sets.using(name)
+
+    def refer(self, name: str, other: Any, examples: Sequence[Any] = ()) -> None:
+        """Makes a name stand for another pipeline: what it says of each recorded step, under this policy's kernel."""
+        key = f"references.{name}.policy"
+        if not isinstance(other, DiffusersPolicy):
+            raise UserError(f"{key}: got a {type(other).__name__}, takes one that diffusers makes, as the policy is")
+        own, theirs = self.first(examples), other.first(examples)
+        reference_models.refuse_times(key, own[:2], theirs[:2])
+        reference_models.refuse_sampling(key, (self.kernel, self.window), other.settings, own)
+        self.stand_for(name, other, own, theirs)
+
+    def stand_for(self, name: str, other: DiffusersPolicy, own: First, theirs: First) -> None:
+        """The same, where times have been compared. Errors: UserError for other latents."""
+        key = f"references.{name}.policy"
+        reference_models.refuse_latents(key, self.pipe, other.pipe, own, theirs)
+        frozen(key, self.sets, other.sets)
+        modules = {part: module for part, module in other.pipe.components.items() if isinstance(module, torch.nn.Module)}
+        own_parts = ("pipe", "caller", "denoisers", "denoiser", "_place")
+        self.sets.lend(name, self, Other({part: vars(other)[part] for part in own_parts}, digest(modules)))
 
     # Rollout
 
@@ -326,17 +346,23 @@ class DiffusersPolicy:
 
     def schedule(self) -> tuple[Tensor, Level]:
         """Timesteps ``[T]`` and levels ``[T + 1]`` that the pipeline's own call uses, from the step that it starts with."""
-        found: list[Any] = []
+        return self.first()[:2]
+
+    def first(self, examples: Sequence[Any] = ()) -> First:
+        """The same, and what the first latent is. examples: prompts, the first of which is asked."""
+        found: list[First] = []
+        self._example = examples[0] if examples else self._example
 
         def answer(moment: Moment) -> Tensor:
             first = len(self.pipe.scheduler.schedule) - moment.left
-            found.extend([self.pipe.scheduler.schedule[first:], Level(*(value[first:] for value in self.pipe.scheduler.levels))])
+            levels = Level(*(value[first:] for value in self.pipe.scheduler.levels))
+            found.append(First(self.pipe.scheduler.schedule[first:], levels, tuple(moment.x.shape[1:]), moment.x.dtype))
             self._place = find(moment.x)
             raise Finished
 
         with torch.no_grad(), watched(self.pipe) as find:
             self.caller.until_finished([self._example], [0], Player(answer), [self._example])
-        return found[0], found[1]
+        return found[0]
 
 
 def _generator(state: Tensor) -> torch.Generator:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mmalign.needs import kinds, named
 from mmalign.policies.diffusers import DiffusersPolicy
+from mmalign.policies.pipelines import reference_models
 from mmalign.policies.pipelines.arguments import known
 from mmalign.policies.pipelines.scheduler import EXPLODING, FLOW, FROM_SIGMAS, PRECONDITIONED, PRESERVING, parametrisation
 from mmalign.policies.pipelines.unfit import without_probe
@@ -104,7 +105,7 @@ class ForwardPolicy:
             raise UserError(f"policy.of: {type(of.pipe).__name__} has no denoising error to train on: {why}")
         self.of, self.times, self.draws, self.sets = of, times, draws, of.sets
         self.schedule = training_schedule(of.pipe.scheduler)
-        self.together: bool | None = None  # whether the pipeline takes a time for each row; not known before it is tried
+        self.together: dict[type, bool] = {}  # whether a class of pipelines takes a time for each row; not known before it is tried
         self.target, self.sigma_data = (parametrisation(of.pipe.scheduler) if target == "native" else target), 0.0
         if target == "native" and type(of.pipe.scheduler).__name__ in PRECONDITIONED:
             self.target, self.sigma_data = "preconditioned", float(of.pipe.scheduler.config.sigma_data)
@@ -114,6 +115,17 @@ class ForwardPolicy:
 
     def using(self, name: str) -> AbstractContextManager[None]:
         return self.of.using(name)
+
+    def refer(self, name: str, other: Any, examples: Sequence[Any] = ()) -> None:
+        """Makes a name stand for another pipeline: how well it denoises the same latents, with the same noise, at the same levels."""
+        key = f"references.{name}.policy"
+        if not isinstance(other, ForwardPolicy):
+            raise UserError(f"{key}: got a {type(other).__name__}, takes one that forward makes, as the policy is")
+        for word in ("times", "draws", "target", "sigma_data"):
+            if (there := vars(other)[word]) != (here := vars(self)[word]):
+                raise UserError(f"{key}.{word}: is {there!r}, and the policy's {here!r}; takes the same, as both errors are compared")
+        reference_models.refuse_times(f"{key}.of", self.schedule[:2], other.schedule[:2])
+        self.of.stand_for(name, other.of, self.of.first(examples), other.of.first(examples))
 
     def generate(self, prompts: list[str], seeds: list[int], **call: Any) -> Tensor:
         """Outputs as a user gets them, one seed for each prompt."""
@@ -210,17 +222,18 @@ class ForwardPolicy:
 
     def _predicted(self, prompts: list[str], x: Tensor, timesteps: Tensor, levels: Level) -> Prediction:
         """One call for all rows, or, for a pipeline whose call wants one time (``if t >= boundary``), one for each: found once."""
-        if self.together is not False:
+        kind = type(self.of.pipe)
+        if self.together.get(kind, True):
             try:
                 found = self.of.probe(prompts, x, timesteps, levels)
-                self.together = True
+                self.together[kind] = True
                 return found
             except (RuntimeError, ValueError, TypeError) as error:
-                if self.together or len(prompts) == 1 or isinstance(error, torch.OutOfMemoryError):
+                if kind in self.together or len(prompts) == 1 or isinstance(error, torch.OutOfMemoryError):
                     raise
         rows = [slice(row, row + 1) for row in range(len(prompts))]
         parts = [self.of.probe(prompts[row], x[row], timesteps[row], Level(*(value[row] for value in levels))) for row in rows]
-        self.together = False
+        self.together[kind] = False
         return Prediction(*(torch.cat(values) for values in zip(*parts, strict=True)))
 
     def _said(self, about: Prediction, t: Level) -> Tensor:

@@ -1,10 +1,11 @@
-"""Named parameter sets: one module, several sets of values (``ref``, ``previous``, ``ema``, an opponent)."""
+"""Named parameter sets: one module, several sets of values (``ref``, ``previous``, ``ema``, an opponent), or another model's name."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,17 @@ from mmalign.types import UserError
 __all__ = ["ParameterSets"]
 
 WIDEST = 8  # times the trained rank: a mixture of LoRA sets with more is factored anew
+SOME = 64  # numbers of each tensor that a digest looks at
+
+
+class Other(NamedTuple):
+    """Another model that a name stands for. parts: the attributes of the policy that are its own model's, as they are of that one.
+
+    digest: what its weights are told apart by.
+    """
+
+    parts: Mapping[str, Any]
+    digest: str
 
 
 class ParameterSets:
@@ -39,6 +51,9 @@ class ParameterSets:
 
     start: a run, or whole weights on disk, that what is trained starts as without ``lora``; with it, ``lora.from_`` is that. ``ref``
     is then a copy of the start, not the base.
+
+    A name may also stand for another model (``lend``), of whatever width and depth: while it is in use, the policy runs that one. It is
+    no set: it cannot be mixed or kept, and no checkpoint holds it.
     """
 
     def __init__(
@@ -59,6 +74,10 @@ class ParameterSets:
         self._owners = {f"{path}{dot}{leaf}": (module.get_submodule(path), leaf) for path, dot, leaf in trained}
         self._pairs = [pair for pair in pairs_of(module) if pair.down in self._owners] if lora or train else []
         self.sets: dict[str, dict[str, Tensor]] = {}
+        self.others: dict[str, Other] = {}
+        self._policy: Any = None
+        self._own: dict[str, Any] | None = None  # the policy's parts while those of another model are in their place
+        self._adopted: set[str] = set()
         if start is not None:
             self.load({"trained": self._matched(weights.read(existing(start, "policy.start"), "policy.start"), "policy.start")})
         if not self.lora or any(pair.layer.lora_B[ADAPTER].weight.any() for pair in self._pairs):
@@ -82,6 +101,21 @@ class ParameterSets:
                 self._owners[f"{name}.{leaf}"] = (layer, leaf)
                 for table in self.sets.values():
                     table[f"{name}.{leaf}"] = p.detach().to(self.home or p.device, copy=True)
+
+    def lend(self, name: str, policy: Any, other: Other) -> None:
+        """Makes a name stand for another model. policy: whose attributes are swapped. Memory of a set of that name is given back."""
+        self.others[name], self._policy = other, policy
+        self.sets.pop(name, None)
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """The other models by name, and what each is told apart by."""
+        return {name: other.digest for name, other in self.others.items()}
+
+    @property
+    def foreign(self) -> frozenset[str]:
+        """The names of what did not start as this policy: other models, and sets whose values were read from disk."""
+        return frozenset({*self.others, *self._adopted})
 
     def keep(self, name: str) -> None:
         """Makes the named set a copy of the current values."""
@@ -130,6 +164,8 @@ class ParameterSets:
     def _table(self, name: str) -> dict[str, Tensor]:
         """A set's values; of an adapter that is off, pairs of rank 0."""
         trained = {key: p.detach() for key, p in self.trained.items()}
+        if name in self.others:
+            raise UserError(f"parameter set: {name} is another model, which cannot be mixed with this one's")
         if name in self.sets or name in ("current", "trained"):
             return self.sets.get(name, trained)
         if name != "ref":
@@ -142,13 +178,17 @@ class ParameterSets:
     def using(self, name: str) -> Iterator[None]:
         """The named set in place of the values that are there; they come back when the block ends, bit for bit, also after an exception.
 
-        ``current`` is what is in place. Blocks nest. A graph of autograd that was recorded before the block is whole after it, and
-        one that is recorded inside has to be used inside: torch raises where a backward pass meets other values than it was recorded with.
+        ``current`` is what is in place. Blocks nest, also that of a set inside of another model's. A graph of autograd that was recorded
+        before the block is whole after it, and one that is recorded inside has to be used inside: torch raises where a backward pass
+        meets other values than it was recorded with.
         """
         if name == "current":
             yield
+        elif name in self.others:
+            with self._in_place(self.others[name].parts):
+                yield
         elif name == "ref" and self.lora and "ref" not in self.sets:
-            with switched(self.module, on=False):
+            with self._in_place(self._own), switched(self.module, on=False):
                 yield
         elif name in self.sets:
             table, trained = self.sets[name], self.trained
@@ -156,14 +196,32 @@ class ParameterSets:
             there = {key: table[key].to(trained[key].device) for pair in self._pairs for key in (pair.down, pair.up) if key not in fits}
             others = {pair: (there[pair.down], there[pair.up]) if pair.down in there else None for pair in self._pairs}
             with ExitStack() as stack:
+                stack.enter_context(self._in_place(self._own))
                 if others:
                     stack.enter_context(switched(self.module, on=True))  # a block of "ref", or of a mixture, may be around this one
                     stack.enter_context(seated(others))
                 stack.enter_context(replaced(self.module, trained, {key: table[key] for key in trained if key in fits}, home=self.home))
                 yield
         else:
-            known = sorted({"current", "ref", *self.sets})
+            known = sorted({"current", "ref", *self.sets, *self.others})
             raise UserError(f"parameter set: got {name!r}, this policy has {', '.join(known)}")
+
+    @contextmanager
+    def _in_place(self, parts: Mapping[str, Any] | None) -> Iterator[None]:
+        """The policy with these parts while the block lasts; None: with those that it has."""
+        if parts is None:
+            yield
+            return
+        before, own = {name: getattr(self._policy, name) for name in parts}, self._own
+        self._own = None if parts is own else own or before
+        try:
+            for name, part in parts.items():
+                setattr(self._policy, name, part)
+            yield
+        finally:
+            for name, part in before.items():
+                setattr(self._policy, name, part)
+            self._own = own
 
     def tables(self) -> dict[str, dict[str, Tensor]]:
         """``trained`` and every named copy, as flat tensors by name."""
@@ -195,6 +253,7 @@ class ParameterSets:
         missing or has another shape, and for LoRA in layers that have none here.
         """
         self.load({name: self._matched(stored, f"references.{name}")})
+        self._adopted.add(name)
 
     def _matched(self, stored: weights.Stored, key: str) -> dict[str, Tensor]:
         """Stored values by the names of what is trained, B at the scale of its layer here."""
@@ -213,6 +272,28 @@ class ParameterSets:
             if layer in own and value is not None:
                 found[name] = found[name] * (scales[layer] / own[layer])
         return found
+
+
+def digest(modules: Mapping[str, nn.Module]) -> str:
+    """What weights are told apart by: the names, shapes and types of all tensors, and some numbers of each, spread over it."""
+    made = hashlib.blake2b(digest_size=8)
+    for part, module in sorted(modules.items()):
+        for name, value in sorted(module.state_dict().items()):
+            made.update(f"{part}.{name} {value.dtype} {list(value.shape)}".encode())
+            count = min(value.numel(), SOME)
+            at = torch.arange(count) * (value.numel() - 1) // max(count - 1, 1)
+            numbers = value.detach().flatten().view(torch.uint8).view(-1, value.element_size())[at.to(value.device)]
+            made.update(numbers.cpu().numpy().tobytes())
+    return made.hexdigest()
+
+
+def frozen(key: str, sets: ParameterSets, others: ParameterSets) -> None:
+    """Makes the model of ``others`` one that nothing trains, and drops the copies that it holds. Errors: UserError where it is this one."""
+    own = {p.data_ptr() for p in sets.module.parameters()}
+    if any(p.data_ptr() in own for p in others.module.parameters() if p.numel()):
+        raise UserError(f"{key}: shares weights with the policy that is trained; takes a model that was loaded by itself")
+    others.module.requires_grad_(False)
+    others.sets.clear()
 
 
 def _of_rank(p: Tensor, rank: int | None, *, down: bool) -> list[int]:

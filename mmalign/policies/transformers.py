@@ -14,8 +14,8 @@ Dropout is off, in sampling and in training: what is scored twice has to be scor
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from mmalign.media import Limits
 from mmalign.needs import DEGREE, kinds, named
-from mmalign.policies.language import reading
+from mmalign.policies.language import reading, reference_models
 from mmalign.policies.language.ablation import Ablation
 from mmalign.policies.language.blending import blended
 from mmalign.policies.language.budget import Room, Truncate
@@ -34,7 +34,7 @@ from mmalign.policies.language.completions import Completions, completions
 from mmalign.policies.language.contrasts import Others, others
 from mmalign.policies.language.drawing import Drawer, Drawing
 from mmalign.policies.language.engine import Engine
-from mmalign.policies.language.fitting import ROUNDING, fit, made_up
+from mmalign.policies.language.fitting import ROUNDING, Fit, fit, made_up
 from mmalign.policies.language.heads import HEADS, MASKS, HeadName, add_heads, degrees
 from mmalign.policies.language.loading import checkpoint_layers, context_of, load, never_said, parted, refuse_numbers, stops_of
 from mmalign.policies.language.logits import LOG_PROBS
@@ -183,8 +183,20 @@ class TransformersPolicy:
         return self.sets.trained
 
     def using(self, name: str) -> AbstractContextManager[None]:
-        """A named parameter set in place of the current one: ``ref``, ``ema``, ``previous``, ..."""
+        """A named parameter set, or another model, in place of the current one: ``ref``, ``ema``, ``previous``, ..."""
         return self.sets.using(name)
+
+    @contextmanager
+    def _running(self, name: str) -> Iterator[Fit]:
+        """The same, and how to run what is there."""
+        with self.using(name):
+            yield self.fit
+
+    def refer(self, name: str, other: Any, examples: Sequence[Any] = ()) -> None:
+        """Makes a name stand for another language model, see ``reference_models``."""
+        if not isinstance(other, TransformersPolicy):
+            raise UserError(f"references.{name}.policy: got a {type(other).__name__}, takes one that transformers makes, as the policy is")
+        reference_models.refer(self, name, other, examples)
 
     # Rollout
 
@@ -365,7 +377,7 @@ class TransformersPolicy:
         behind: Others | None = None,
     ) -> dict[Need, Tensor]:  # fmt: skip
         """Tables of some rows, ``[R, T]``; behind other prompts, where they are given."""
-        return self.scorer(self._sequences(rollout, rows, behind), cells, numbers=numbers, references=references, using=self.using)
+        return self.scorer(self._sequences(rollout, rows, behind), cells, numbers=numbers, references=references, using=self._running)
 
     @staticmethod
     def _sequences(rollout: Rollout, rows: Tensor, behind: Others | None = None) -> Sequences:

@@ -88,7 +88,7 @@ def offline(  # one argument for each thing that a run is made of
     source: Records = listed(records) if isinstance(records, Sequence) else records
     first = _take(source.stream(seed=run.seed), batch.records)
     _rows(first, method)
-    stored.load(policy, references or {}, runs=run.folder)
+    stored.load(policy, references or {}, runs=run.folder, method=method, examples=_distinct([record.prompt for record in first]))
     learner = Learner(policy, method, optimizer, steps=steps, moving=references)
     asked = exam(evaluation, prompts=_distinct([record.prompt for record in first])[:16], rewards=rewards or {})
     journal = Journal(learner, asked, run, steps=steps, resume=resume, stop=evaluation.stop)

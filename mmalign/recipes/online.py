@@ -98,7 +98,7 @@ def online(  # one argument for each thing that a run is made of
     refuse_columns({**rewards, **({} if oracle is None else {"of pairs": oracle})}, {*columns_of(prompts), "group"}, kind="reward")
     at_least(1, steps=steps)
     drawing: dict[str, Any] = {"samplers": method.samplers} if method.samplers else {}
-    stored.load(policy, references or {}, runs=run.folder)
+    stored.load(policy, references or {}, runs=run.folder, method=method, examples=contents(prompts))
     learner = Learner(policy, method, optimizer, steps=steps, moving=references)
     asked = exam(evaluation, prompts=list(prompts)[:16], rewards=rewards)
     states = {"combine": getattr(combine, "state", None)}

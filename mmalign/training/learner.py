@@ -151,11 +151,13 @@ class Learner:
         held = self.method.state.dump() if self.method.state is not None else None
         moments = {name: kept for name, (_, kept) in self.moments.items()}
         scales = dict(self.policy.sets.scales)
-        kept = {**({"moments": moments} if moments else {}), **({"scales": scales} if scales else {})}
+        digests = dict(self.policy.sets.digests)
+        kept = {name: some for name, some in (("moments", moments), ("scales", scales), ("digests", digests)) if some}
         return {"updates": self.updates, "optimizer": rest, "method": held, **kept}
 
     def load(self, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
-        """Puts back what ``tensors`` and ``state`` gave, bit for bit."""
+        """Puts back what ``tensors`` and ``state`` gave, bit for bit. Errors: UserError where a reference is another model than before."""
+        references.refuse_others(self.policy, state.get("digests", {}))
         self.policy.sets.load({name: tensors[name] for name in checkpoint.parameter_sets(tensors)})
         self.moments |= {name: (dict(tensors[f"optimizer.{name}"]), kept) for name, kept in state.get("moments", {}).items()}
         restore_optimizer(self.optimizer, self.policy.parameters(), tensors["optimizer"], state["optimizer"])

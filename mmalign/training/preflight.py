@@ -43,11 +43,11 @@ def preflight(
     Of the update's rows, the first micro-batch with a signal is taken. The ratio has to be 1:
     ``|log-ratio| <= tolerance * event_size`` nats (0.0 in float32 where batch shapes agree; by default the ``tolerance`` that a policy
     names, or 1e-6). The reference, scored again as itself, has to have KL 0, and where nothing was sampled its log-probabilities have
-    to be the policy's, so that margins are 0. The gradient has to be finite, and not zero where some row has a signal. Errors:
-    UserError that names the likely cause; nothing has been written to the parameters then.
+    to be the policy's, so that margins are 0; those of a reference from elsewhere, its own again. The gradient has to be finite, and not
+    zero where some row has a signal. Errors: UserError that names the likely cause; nothing has been written to the parameters then.
     micro_rows, micro_steps: as of ``Learner.update``.
     """
-    tolerance = getattr(policy, "tolerance", 1e-6) if tolerance is None else tolerance
+    given, tolerance = tolerance, getattr(policy, "tolerance", 1e-6) if tolerance is None else tolerance
     rollout = experience.rollout
     parts = experience.rows.split(micro_sizes(method.unit, experience.group, micro_rows))
     held = [part for part in parts if not replace(experience, rows=part).silent]
@@ -58,7 +58,13 @@ def preflight(
     if steps.kind != "bound" and steps.old is not None:
         difference = _largest(steps, steps.log_probs.detach() - steps.old)
         _refuse(f"a recorded step scores {difference:.3g} nats differently at replay", difference, tolerance * steps.event_size)
-    if steps.old is None and "ref" in steps.refs:
+    if steps.old is None and "ref" in steps.refs and "ref" in policy.sets.foreign:
+        with torch.no_grad(), policy.using("ref"):
+            itself = policy.steps(rollout, rows, columns)
+            allowed = getattr(policy, "tolerance", 1e-6) if given is None else given  # another model may be of another type
+        difference = _largest(steps, itself.log_probs - steps.refs["ref"])
+        _refuse(f"the reference scores {difference:.3g} nats differently at replay", difference, allowed * steps.event_size)
+    elif steps.old is None and "ref" in steps.refs:
         apart = _largest(steps, steps.log_probs.detach() - steps.refs["ref"])
         _refuse(f"the policy scores {apart:.3g} nats differently from its reference before any update", apart, tolerance * steps.event_size)
         difference = apart

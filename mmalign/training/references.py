@@ -1,12 +1,17 @@
-"""Named sets of parameters: where they come from (a folder, a run), and how they follow the trained ones before some of the steps."""
+"""What a policy is compared with: named sets of parameters, from a folder, a run or the trained ones, and other models.
+
+Sets may follow the trained parameters before some of the steps. Another model never does.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from mmalign.runs import weights
 from mmalign.training.settings import Reference
+from mmalign.training.units import needed
 from mmalign.types import Method, Move, Need, Policy, UserError
 
 REFERRING = ("refs", "kls", "reverse_kls")  # needs that name a reference
@@ -18,19 +23,54 @@ def references(method: Method, needs: frozenset[Need]) -> list[str]:
     return sorted({need.name or "ref" for need in needs | method.reads if need.kind in REFERRING})
 
 
-def load(policy: Policy, named: Mapping[str, Reference], *, runs: str | Path) -> None:
-    """Makes those sets of parameters that come from disk: from a folder, or from a run of that name in the folder ``runs``.
+def load(
+    policy: Policy, named: Mapping[str, Reference], *, runs: str | Path, method: Method | None = None, examples: Sequence[Any] = ()
+) -> None:
+    """Makes those references that come from elsewhere: a set's values from a folder, or a run of that name in ``runs``; other models.
 
-    Of a run its best parameters, as users get them; of a folder its safetensors: an adapter for peft, or whole weights. Errors:
-    UserError for a name that is no reference, a folder without weights, and weights of another model.
+    Of a run its best parameters, as users get them; of a folder its safetensors: an adapter for peft, or whole weights. method: who reads
+    them. examples: prompts that another model has to read as the policy does. Errors: UserError for a name that is no reference, a folder
+    without weights, weights of another model, and a model that cannot score the same rows, or that nothing asks.
     """
     for name, reference in named.items():
-        if (place := reference.from_) is None:
-            continue
-        if name in OWN:
-            raise UserError(f"references.{name}: not a reference; takes another name")
         key = f"references.{name}"
-        policy.sets.adopt(name, weights.read(weights.existing(place, key, runs=Path(runs)), key))
+        if name in OWN and (reference.from_ is not None or reference.policy is not None):
+            raise UserError(f"{key}: not a reference; takes another name")
+        if reference.from_ is not None:
+            policy.sets.adopt(name, weights.read(weights.existing(reference.from_, key, runs=Path(runs)), key))
+        elif reference.policy is not None:
+            _refuse_use(policy, method, name, named)
+            policy.refer(name, reference.policy, examples)
+
+
+def _refuse_use(policy: Policy, method: Method | None, name: str, named: Mapping[str, Reference]) -> None:
+    """Errors: UserError where another model would be unused, or used as the parameters that it does not have."""
+    key, another = f"references.{name}.policy", "is another model, whose parameters these are not"
+    for of, shares in ((of, reference.shares or {}) for of, reference in named.items()):
+        if name in shares:
+            raise UserError(f"references.{of}.shares: {name} {another}; takes shares of sets of the trained one")
+    if method is None:
+        return
+    asked = references(method, needed(policy, method))
+    if name not in asked:
+        raise UserError(f"{key}: the method asks nothing of {name!r}; takes a name of {', '.join(asked) or 'a method with references'}")
+    for move in method.moves:
+        if name == move.name or name in move.shares:
+            raise UserError(f"{key}: the method renews {move.name!r} from {', '.join(move.shares)}; {name} {another}")
+    for sampler in method.samplers:
+        if name in sampler.shares:
+            raise UserError(f"{key}: the method's {sampler.name} draws rows from {name}, and another model only scores here")
+
+
+def refuse_others(policy: Policy, digests: Mapping[str, str]) -> None:
+    """Errors: UserError where the models that references are have not the weights of those ``digests``."""
+    for name in {**digests, **policy.sets.digests}:
+        before, now = digests.get(name, "none"), policy.sets.digests.get(name, "none")
+        if before != now:
+            raise UserError(
+                f"references.{name}.policy: its weights are others than those that this run began with (digest {now}, was {before}); "
+                "takes those, or the run another name"
+            )
 
 
 def plan(method: Method, names: Sequence[str], named: Mapping[str, Reference]) -> list[Move]:
@@ -43,7 +83,8 @@ def plan(method: Method, names: Sequence[str], named: Mapping[str, Reference]) -
     if own := [name for name in moving if name in OWN]:
         raise UserError(f"references.{own[0]}: not a reference; takes another name")
     moves = [move for move in method.moves if move.name not in moving]
-    if "previous" in names and "previous" not in {*moving, *(move.name for move in moves)}:
+    others = {name for name, reference in named.items() if reference.policy is not None}
+    if "previous" in names and "previous" not in {*moving, *others, *(move.name for move in moves)}:
         moves.append(Move("previous", {"current": 1.0}))
     return moves + [Move(name, dict(asked.shares or {"current": 1.0}), asked.every or 1) for name, asked in moving.items()]
 
@@ -53,13 +94,14 @@ def prepare(policy: Policy, names: Sequence[str], moves: Sequence[Move]) -> None
 
     Errors: UserError for a reference that nothing makes.
     """
-    known, made = {"current", "ref", *policy.sets.tables()}, {move.name for move in moves}
+    known, made = {"current", "ref", *policy.sets.tables(), *policy.sets.digests}, {move.name for move in moves}
     for name in dict.fromkeys(name for move in moves for name in move.shares):
         if name in made - known:
             policy.sets.keep(name)
     if missing := [name for name in names if name not in known | made]:
         raise UserError(
-            f"method: refers to {missing[0]!r}, which is no set here; takes references.{missing[0]}: {{from: FOLDER}} or {{every: N}}"
+            f"method: refers to {missing[0]!r}, which is no set here; takes references.{missing[0]}: {{from: FOLDER}} or {{every: N}}, or "
+            "another model: {policy: ...}"
         )
 
 

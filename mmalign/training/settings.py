@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from mmalign.signatures import Record
-from mmalign.types import UserError
+from mmalign.types import Policy, UserError
 
 Tracker = Literal["tensorboard", "wandb", "trackio", "comet_ml", "aim", "mlflow", "clearml", "dvclive", "swanlab"]
 """Where accelerate can log to."""
@@ -70,21 +70,36 @@ class RecordBatch(Record):
 
 @dataclass(frozen=True)
 class Reference(Record):
-    """A named set of parameters: where it comes from, and how it follows the trained ones.
+    """A named set of parameters: where it comes from, and how it follows the trained ones; or another model, which nothing trains.
 
     from_: a folder (an adapter for peft, whole weights) or a run, whose parameters it starts as; in YAML ``from``. every: it is renewed
     before every so many steps. shares: set -> its share of what it becomes then, of ``current``, ``ref``, itself and others; they add up
     to 1. ``{current: 1}``, a copy of the current parameters, by default. A LoRA set is mixed by its effective weights.
+    policy: in place of these, a policy of the same kind around another model, of any width and depth, that can score the same rows: a
+    teacher, a larger reference. What it reads and how it samples has to be said as of the trained one, where that is not as by default.
+
+    Examples:
+        >>> mm.Reference(from_="runs/before", every=3)
+        Reference(from_='runs/before', every=3, shares=None, policy=None)
+        >>> mm.Reference(policy="gpt2")
+        Traceback (most recent call last):
+        mmalign.types.UserError: policy: got 'gpt2', takes a policy: {use: transformers, model: ...}
     """
 
     from_: str | None = None
     every: int | None = None
     shares: dict[str, float] | None = None
+    policy: Policy | None = None
 
     def __post_init__(self) -> None:
         at_least(1, every=self.every)
-        if self.from_ is None and self.every is None and self.shares is None:
-            raise UserError("from: missing; takes from (a folder or a run), or every and shares, or both")
+        moved = [name for name, value in (("from", self.from_), ("every", self.every), ("shares", self.shares)) if value is not None]
+        if self.policy is None and not moved:
+            raise UserError("from: missing; takes from (a folder or a run), or every and shares, or both; or policy, another model")
+        if self.policy is not None and moved:
+            raise UserError(f"{moved[0]}: given beside policy, and another model is never renewed from this one's; takes one of them")
+        if isinstance(self.policy, (str, int, float, bool)):
+            raise UserError(f"policy: got {self.policy!r}, takes a policy: {{use: transformers, model: ...}}")
         if self.shares is not None and (abs(sum(self.shares.values()) - 1) > 1e-6 or min(self.shares.values()) < 0):
             raise UserError(f"shares: got {self.shares}, takes shares of 0 or more that add up to 1")
 

@@ -191,6 +191,10 @@ class GaussianPolicy:
     def using(self, name: str) -> AbstractContextManager[None]:
         return self.sets.using(name)
 
+    def refer(self, name: str, other: Any, examples: Sequence[Any] = ()) -> None:
+        """Errors: UserError, always: a world's mixture is the truth that policies are measured by, and there is one."""
+        raise UserError(f"references.{name}.policy: a policy on this world takes sets of its own parameters alone")
+
     def between(self, columns: Tensor) -> tuple[Level, Level]:
         """The levels before and after the steps ``columns``, ``[C, 1]`` each."""
         signal, noise = self.levels.signal.unsqueeze(-1), self.levels.noise.unsqueeze(-1)

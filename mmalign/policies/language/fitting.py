@@ -21,12 +21,21 @@ classes are computed in float32 in float64 models too)."""
 
 @dataclass(frozen=True)
 class Fit:
-    """How a model is run: hidden states by ``backbone``, logits by ``head``; ``shared`` prompts or not. said: what does not hold."""
+    """How a model is run: hidden states by ``backbone``, logits by ``head``; ``shared`` prompts or not. said: what does not hold.
+
+    device, dtype: where its weights are, and of what type.
+    """
 
     backbone: nn.Module
     head: Head
     shared: bool
     said: tuple[str, ...]
+    device: torch.device
+    dtype: torch.dtype
+
+    def states(self, rows: prefixes.Sequences) -> Tensor:
+        """Hidden states ``[R, T, H]`` of rows, wherever they are, as ``prefixes.run`` has them."""
+        return prefixes.run(self.backbone, prefixes.moved(rows, self.device, self.dtype), shared=self.shared)
 
 
 class Whole(nn.Module):
@@ -49,8 +58,8 @@ def fit(model: nn.Module, *, shared: bool, trained: Sequence[nn.Parameter], exam
     trained: some parameters whose gradient is compared. example: rows to try; made up by default. Errors: UserError for a model
     that does not answer at all.
     """
-    name, rows = type(model).__name__, example or made_up(model, ())
-    allowed, said = ROUNDING.get(next(model.parameters()).dtype, 1e-4), list[str]()
+    name, rows, p = type(model).__name__, example or made_up(model, ()), next(model.parameters())
+    allowed, said = ROUNDING.get(p.dtype, 1e-4), list[str]()
     whole, base = Whole(model), cast(nn.Module, model.base_model)
     try:
         with torch.no_grad():
@@ -71,7 +80,7 @@ def fit(model: nn.Module, *, shared: bool, trained: Sequence[nn.Parameter], exam
     if shared and not _shares(backbone, head, rows, truth, allowed, trained):
         said.append(f"{name}: its cache cannot be shared with its gradient, so prompts are computed once for every row")
         shared = False
-    return Fit(backbone, head, shared, tuple(said))
+    return Fit(backbone, head, shared, tuple(said), p.device, p.dtype)
 
 
 def made_up(model: Any, never: Sequence[int], shown: Sequence[tuple[Tensor, Mapping[str, Tensor]]] = ()) -> prefixes.Sequences:

@@ -163,7 +163,8 @@ def numbers_of(
             return (log_probs.double(),)
         full = logits.log_softmax(-1)
         pairs = zip(others.items(), theirs, strict=True)
-        compared = {name: _tempered(other(states), temperature, never).log_softmax(-1) for (name, (other, _)), states in pairs}
+        as_wide = lambda theirs: _as_wide(theirs, logits.shape[-1])  # noqa: E731
+        compared = {name: _tempered(as_wide(other(states)), temperature, never).log_softmax(-1) for (name, (other, _)), states in pairs}
         return (log_probs.double(), *(_number(need, full, compared).double() for need in names))
 
     chunks = []
@@ -203,6 +204,12 @@ def _chunks(count: int, at_once: int) -> Iterator[slice]:
 def _wider(logits: Tensor) -> Tensor:
     """In float32 at least."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def _as_wide(logits: Tensor, width: int) -> Tensor:
+    """Another model's logits ``[n, W]`` as ``[n, width]``: what one of both has no word for is never said, by neither."""
+    more = width - logits.shape[-1]
+    return logits if not more else functional.pad(logits, (0, more), value=NOTHING)  # a negative number cuts
 
 
 def _tempered(logits: Tensor, temperature: float, never: Tensor | None) -> Tensor:

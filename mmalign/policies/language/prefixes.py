@@ -58,6 +58,21 @@ FIRST_PLACE = {"paligemma": 1}
 """The position of the first token, by model type, where it is not 0."""
 
 
+def moved(rows: Sequences, device: torch.device, dtype: torch.dtype) -> Sequences:
+    """The same rows where a model is, and what is no number of a token (pixels) in its type."""
+
+    def put(value: Tensor) -> Tensor:
+        return value.to(device, dtype) if value.is_floating_point() else value.to(device)
+
+    return Sequences(
+        prompts=[prompt.to(device) for prompt in rows.prompts],
+        which=rows.which.to(device),
+        tokens=rows.tokens.to(device),
+        lengths=rows.lengths.to(device),
+        extras=[{name: put(value) for name, value in inputs.items()} for inputs in rows.extras],
+    )
+
+
 def run(backbone: nn.Module, rows: Sequences, *, shared: bool = True) -> Tensor:
     """Hidden states ``[R, T, H]``: at ``[r, t]`` the one that predicts token t of row r. Cells beyond a row's length hold anything."""
     return _shared(backbone, rows) if shared else _plain(backbone, rows)

@@ -38,11 +38,12 @@ class Scorer:
 
     def __call__(
         self, rows: prefixes.Sequences, cells: Tensor, *, numbers: frozenset[Need] = frozenset(), references: Sequence[str] = (),
-        using: Callable[[str], AbstractContextManager[None]] | None = None,
+        using: Callable[[str], AbstractContextManager[Fit]] | None = None,
     ) -> dict[Need, Tensor]:  # fmt: skip
         """Tables ``[R, T]`` float64 on the CPU, 0 outside ``cells [R, T]``: ``LOG_PROBS`` and the numbers (``logits.py``, ``heads.py``).
 
-        references: names whose distributions the numbers compare with. using: puts a named parameter set in place.
+        references: names whose distributions the numbers compare with. using: puts a named parameter set, or
+        another model, in place, and says how to run what is there.
         """
         masks = [need.kind for need in sorted(numbers) if need.kind in MASKS]
         if masks and "ref" not in references:
@@ -72,7 +73,7 @@ class Scorer:
 
     def _hidden(self, rows: prefixes.Sequences) -> Tensor:
         if not (self.layers and torch.is_grad_enabled()):
-            return prefixes.run(self.fit.backbone, rows, shared=self.fit.shared)
+            return self.fit.states(rows)
         for layer in self.layers:
             layer.training = True  # of the layer alone: what is in it, dropout too, stays as it is
         try:
@@ -82,16 +83,16 @@ class Scorer:
                 layer.training = False
 
     def _reference(
-        self, name: str, using: Callable[[str], AbstractContextManager[None]], rows: prefixes.Sequences, inside: Tensor
+        self, name: str, using: Callable[[str], AbstractContextManager[Fit]], rows: prefixes.Sequences, inside: Tensor
     ) -> tuple[Head, Tensor]:
-        """Head and hidden states of the rows under a named parameter set, without gradient."""
+        """Head and hidden states of the rows under a named parameter set, or another model, without gradient."""
 
         def head(hidden: Tensor) -> Tensor:
-            with torch.no_grad(), using(name):
-                return self.fit.head(hidden)
+            with torch.no_grad(), using(name) as fit:
+                return fit.head(hidden).to(inside.device)
 
-        with torch.no_grad(), using(name):
-            return head, prefixes.run(self.fit.backbone, rows, shared=self.fit.shared)[inside]
+        with torch.no_grad(), using(name) as fit:
+            return head, fit.states(rows)[inside.to(fit.device)]
 
 
 def batches(rows: prefixes.Sequences) -> Iterator[Tensor]:

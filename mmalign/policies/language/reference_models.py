@@ -1,0 +1,155 @@
+"""Another language model as a reference: the same token ids, scored by a model of another width and depth.
+
+Its rows are the policy's own: prompts as the policy's tokenizer and template write them, completions as they were sampled or given. So
+both have to read alike, which is tried on the tokenizers and on prompts, and not by their names. Probabilities are over the words that
+the policy may say (``loading.never_said``), at its temperature; an id beyond the smaller of two heads has no word, and is said by neither.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Protocol
+
+import torch
+
+from mmalign.policies.language.budget import Room
+from mmalign.policies.language.chat import Chat
+from mmalign.policies.language.drawing import Drawing
+from mmalign.policies.language.fitting import Fit, made_up
+from mmalign.policies.language.heads import MASKS
+from mmalign.policies.language.scoring import Scorer
+from mmalign.policies.parameters import Other, ParameterSets, digest, frozen
+from mmalign.types import UserError
+
+TALK = ({"role": "user", "content": "Hello."}, {"role": "assistant", "content": "Yes?"}, {"role": "user", "content": "What is 2 + 2?"})
+"""A conversation that two templates have to write alike."""
+TRIED = 16  # prompts of a run, at most
+
+
+class Reader(Protocol):
+    """What of a policy of language models takes part."""
+
+    model: Any
+    chat: Chat
+    room: Room
+    temperature: float
+    fit: Fit
+    tolerance: float
+    scorer: Scorer
+    drawing: Drawing
+    sets: ParameterSets
+
+
+def refer(policy: Reader, name: str, other: Reader, examples: Sequence[Any]) -> None:
+    """Makes ``name`` stand for the other policy's model. Errors: UserError, in one line, for what differs of how both read."""
+    key = f"references.{name}.policy"
+    if odd := sorted(MASKS & policy.scorer.heads.keys()):
+        raise UserError(f"{key}: another model, and the head {odd[0]} reads the hidden states of this one's own; takes no such head")
+    _refuse_settings(key, policy, other)
+    _refuse_words(key, policy, other)
+    _refuse_prompts(key, policy.chat, other.chat, examples)
+    _refuse_context(key, policy.room, other.room)
+    frozen(key, policy.sets, other.sets)
+    kept = {known: lent.parts for known, lent in policy.sets.others.items() if known != name}
+    parts = {**kept, name: {"model": other.model, "fit": other.fit, "tolerance": other.tolerance}}
+    widths = {known: width_of(part["model"], part["fit"]) for known, part in parts.items()}
+    own = width_of(policy.model, policy.fit)
+    least = min(own, *widths.values())
+    never = _within(policy.scorer, least, own)
+    policy.scorer, policy.drawing = replace(policy.scorer, never=never), policy.drawing._replace(never=never)
+    for known, part in parts.items():
+        there = part["fit"].device
+        never = _within(policy.scorer, least, widths[known]).to(there)
+        scorer = replace(policy.scorer, fit=part["fit"], device=there, layers=(), never=never)
+        policy.sets.lend(known, policy, Other({**part, "scorer": scorer}, digest({"model": part["model"]})))
+
+
+def width_of(model: Any, fit: Fit) -> int:
+    """How many logits a model has for each token."""
+    with torch.no_grad():
+        return int(fit.head(fit.states(made_up(model, ()))[:1, 0]).shape[-1])
+
+
+def _within(scorer: Scorer, least: int, width: int) -> torch.Tensor:
+    """The ids of a head of that width that are never said: the policy's own, and those from ``least`` on."""
+    kept = [] if scorer.never is None else [number for number in scorer.never.tolist() if number < least]
+    return torch.tensor([*kept, *range(least, width)], dtype=torch.int64, device=scorer.device)
+
+
+def _refuse_settings(key: str, policy: Reader, other: Reader) -> None:
+    own, theirs = policy.chat, other.chat
+    for word, here, there in (
+        ("temperature", policy.temperature, other.temperature),
+        ("template", own.template, theirs.template),
+        ("system", own.system, theirs.system),
+    ):
+        if here != there:
+            raise UserError(f"{key}.{word}: got {there!r}, and policy.{word} is {here!r}; takes the same, as it scores the same rows")
+
+
+def _refuse_words(key: str, policy: Reader, other: Reader) -> None:
+    """Errors: UserError where an id means another word, or has no logit."""
+    here, there = policy.chat.tokenizer.get_vocab(), other.chat.tokenizer.get_vocab()
+    odd = sorted((word for word in here.keys() | there.keys() if here.get(word) != there.get(word)), key=lambda word: (len(word), word))
+    if odd:
+        word, count = odd[0], len(odd)
+        said = f"{word!r} has the id {there.get(word, 'none')} there and {here.get(word, 'none')} here"
+        raise UserError(f"{key}.model: its tokenizer has other ids: {said} ({count} such); takes a model with the policy's vocabulary")
+    words = 1 + max(number for number in here.values() if number not in policy.chat.never)
+    width = width_of(other.model, other.fit)
+    if width < words:
+        raise UserError(f"{key}.model: it has {width} logits, and the tokenizer {words} words; takes a model with one for each")
+
+
+def _refuse_prompts(key: str, own: Chat, other: Chat, examples: Sequence[Any]) -> None:
+    """Errors: UserError where some prompt has other ids, or other pixels, there than here."""
+    if own.vision is not None and other.vision is None:
+        raise UserError(f"{key}.model: reads words alone, and the policy sees; takes a model that sees")
+    if own.vision is not None and other.vision is not None:
+        for (ids, here), (others, there) in zip(own.vision.example(), other.vision.example(), strict=True):
+            alike = here.keys() == there.keys() and all(
+                here[part].shape == there[part].shape and torch.allclose(here[part].double(), there[part].double(), rtol=0.01, atol=0.01)
+                for part in here
+            )
+            if not alike or not torch.equal(ids, others):
+                raise UserError(f"{key}.model: its processor makes other inputs of a picture; takes a model with the policy's processor")
+    for prompt in [*([list(TALK)] if own.template else []), *list(examples)[:TRIED]]:
+        ids, others = _ids(own, prompt), _ids(other, prompt)
+        if ids is not None and others != ids:
+            writes = "refuses it" if others is None else f"writes {_apart(other, others, ids)}"
+            raise UserError(
+                f"{key}.model: of the prompt {_short(prompt)} its chat template {writes} where the policy's writes "
+                f"{_apart(own, ids, others or [])}; takes a model with the policy's template"
+            )
+
+
+def _ids(chat: Chat, prompt: Any) -> list[int] | None:
+    """A prompt's ids; None where the policy refuses it."""
+    try:
+        return list(chat.prompt(prompt).ids)
+    except UserError:
+        return None
+
+
+def _apart(chat: Chat, ids: Sequence[int], others: Sequence[int]) -> str:
+    """The first words that differ from another version's."""
+    at = next((place for place, (one, two) in enumerate(zip(ids, others, strict=False)) if one != two), min(len(ids), len(others)))
+    return repr(str(chat.tokenizer.decode(list(ids[at : at + 8])))) if at < len(ids) else "nothing more"
+
+
+def _short(prompt: Any) -> str:
+    text = repr(prompt if isinstance(prompt, str) else prompt[-1].get("content"))
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def _refuse_context(key: str, own: Room, other: Room) -> None:
+    if other.context is None:
+        return
+    prompt = own.max_prompt if own.max_prompt is not None else None if own.context is None else own.context - own.max_completion
+    if prompt is None or prompt + own.max_completion > other.context:
+        rows = "as long as they like" if prompt is None else f"up to {prompt + own.max_completion} tokens long"
+        raise UserError(
+            f"{key}.model: reads {other.context} tokens, and rows may be {rows}; takes policy.max_prompt and policy.max_completion "
+            "that fit together"
+        )
