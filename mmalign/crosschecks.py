@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mmalign.planning import METHODS, Call, Review, Unread, carry_out, harmless, home, one_line
@@ -13,6 +13,7 @@ from mmalign.signatures import nearest
 def crosschecked(call: Call, review: Review) -> None:
     """Adds to a review what is wrong between the keys of a plan."""
     review.errors.extend(_calls(call))
+    review.errors.extend(_other_kinds(call))
     if not any(line.startswith(("method.", "method:")) for line in review.errors):
         review.errors.extend(_incompatible(call, review))
 
@@ -47,6 +48,24 @@ def _incompatible(call: Call, review: Review) -> list[str]:
     return wrong
 
 
+def _others(call: Call) -> list[Call]:
+    """The policies that references are, other models."""
+    references = call.arguments.get("references")
+    records = references.values() if isinstance(references, Mapping) else ()
+    found = [record.arguments.get("policy") for record in records if isinstance(record, Call)]
+    return [policy for policy in found if isinstance(policy, Call)]
+
+
+def _other_kinds(call: Call) -> Iterator[str]:
+    """Other models that are no policies of the trained one's kind, and so score other rows."""
+    policy = call.arguments.get("policy")
+    if not isinstance(policy, Call):
+        return
+    for other in _others(call):
+        if home(other.function) != home(policy.function):
+            yield f"{other.path}.use: got {other.name}, and policy is {policy.name}; takes {policy.name}, which scores the same rows"
+
+
 def _adapter(policy: Call) -> Any:
     """What the module of a policy says of those it makes (``types.Adapter``); None where it says nothing, or was not imported."""
     module = sys.modules.get(home(policy.function))
@@ -58,8 +77,11 @@ def _calls(call: Call) -> Iterator[str]:
     policy, evaluation = call.arguments.get("policy"), call.arguments.get("evaluation")
     if not isinstance(policy, Call):
         return
-    inner = [policy, *(value for value in policy.arguments.values() if isinstance(value, Call))]
-    own = [(f"{node.path}.call", node.arguments.get("call"), node) for node in inner if node is policy or node.path == f"{policy.path}.of"]
+    asked = [policy, *_others(call)]
+    asked += [
+        inner for outer in asked for inner in outer.arguments.values() if isinstance(inner, Call) and inner.path == f"{outer.path}.of"
+    ]
+    own = [(f"{node.path}.call", node.arguments.get("call"), node) for node in asked]
     theirs = evaluation.arguments.get("call") if isinstance(evaluation, Call) else None
     for path, arguments, node in [*own, ("evaluation.call", theirs, policy), ("call", call.arguments.get("call"), policy)]:
         known = _arguments(node) if arguments else None

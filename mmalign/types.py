@@ -500,11 +500,9 @@ class ParameterSets(Protocol):
 
     def mix(self, name: str, shares: Mapping[str, float]) -> float:
         """Makes a set, or ``current``, the mixture ``sum_k share_k set_k``; returns how far off it is, relative to its size."""
-        ...
 
     def tables(self) -> dict[str, dict[str, Tensor]]:
         """``trained`` and every copy, as named tensors."""
-        ...
 
     def load(self, tables: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Puts back what ``tables`` gave."""
@@ -513,19 +511,13 @@ class ParameterSets(Protocol):
         """Makes the named set from weights as files hold them, see ``runs.weights``."""
 
     @property
-    def digests(self) -> Mapping[str, str]:
-        """name -> what the weights of another model are told apart by, for each name that stands for one (``Policy.refer``)."""
-        ...
-
-    @property
-    def foreign(self) -> frozenset[str]:
-        """The names of what did not start as the trained parameters: other models, and sets that were read from disk."""
-        ...
+    def foreign(self) -> Mapping[str, str]:
+        """The names of what did not start as the trained parameters: of other models (``Policy.refer``) -> what their weights are told
+        apart by, of sets that were read from disk -> an empty string."""
 
     @property
     def scales(self) -> Mapping[str, float]:
         """alpha / rank of every LoRA layer by name, for checkpoints."""
-        ...
 
 
 class Policy(Protocol):

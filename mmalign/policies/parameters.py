@@ -108,14 +108,9 @@ class ParameterSets:
         self.sets.pop(name, None)
 
     @property
-    def digests(self) -> dict[str, str]:
-        """The other models by name, and what each is told apart by."""
-        return {name: other.digest for name, other in self.others.items()}
-
-    @property
-    def foreign(self) -> frozenset[str]:
-        """The names of what did not start as this policy: other models, and sets whose values were read from disk."""
-        return frozenset({*self.others, *self._adopted})
+    def foreign(self) -> dict[str, str]:
+        """What did not start as this policy: other models -> their digest, sets whose values were read from disk -> an empty string."""
+        return {**dict.fromkeys(sorted(self._adopted), ""), **{name: other.digest for name, other in self.others.items()}}
 
     def keep(self, name: str) -> None:
         """Makes the named set a copy of the current values."""

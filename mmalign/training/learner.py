@@ -151,7 +151,7 @@ class Learner:
         held = self.method.state.dump() if self.method.state is not None else None
         moments = {name: kept for name, (_, kept) in self.moments.items()}
         scales = dict(self.policy.sets.scales)
-        digests = dict(self.policy.sets.digests)
+        digests = references.digests_of(self.policy)
         kept = {name: some for name, some in (("moments", moments), ("scales", scales), ("digests", digests)) if some}
         return {"updates": self.updates, "optimizer": rest, "method": held, **kept}
 

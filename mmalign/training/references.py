@@ -62,10 +62,16 @@ def _refuse_use(policy: Policy, method: Method | None, name: str, named: Mapping
             raise UserError(f"{key}: the method's {sampler.name} draws rows from {name}, and another model only scores here")
 
 
+def digests_of(policy: Policy) -> dict[str, str]:
+    """The references that are other models, and what the weights of each are told apart by."""
+    return {name: digest for name, digest in policy.sets.foreign.items() if digest}
+
+
 def refuse_others(policy: Policy, digests: Mapping[str, str]) -> None:
     """Errors: UserError where the models that references are have not the weights of those ``digests``."""
-    for name in {**digests, **policy.sets.digests}:
-        before, now = digests.get(name, "none"), policy.sets.digests.get(name, "none")
+    others = digests_of(policy)
+    for name in {**digests, **others}:
+        before, now = digests.get(name, "none"), others.get(name, "none")
         if before != now:
             raise UserError(
                 f"references.{name}.policy: its weights are others than those that this run began with (digest {now}, was {before}); "
@@ -94,7 +100,7 @@ def prepare(policy: Policy, names: Sequence[str], moves: Sequence[Move]) -> None
 
     Errors: UserError for a reference that nothing makes.
     """
-    known, made = {"current", "ref", *policy.sets.tables(), *policy.sets.digests}, {move.name for move in moves}
+    known, made = {"current", "ref", *policy.sets.tables(), *policy.sets.foreign}, {move.name for move in moves}
     for name in dict.fromkeys(name for move in moves for name in move.shares):
         if name in made - known:
             policy.sets.keep(name)

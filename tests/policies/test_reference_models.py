@@ -49,21 +49,21 @@ def rollout_of(policy, prompts=("hello there, you", "abc")):
     return policy.sample(list(prompts), 3, torch.Generator().manual_seed(0))
 
 
-def alone(model, rollout, *, never=NEVER, temperature=1.0):
+def alone(model, rollout, *, never=NEVER, temperature=1.0, prompts=None):
     """``[B, T, V]``: what a model of transformers says of each row by itself, prompt and completion through its own forward."""
-    model, held, rows = model.eval(), rollout.private, []
+    model, held, rows = model.eval(), rollout.held, []
     for row in range(len(rollout.prompts)):
-        prompt, length = held["prompts"][int(held["which"][row])], int(held["lengths"][row])
-        ids = torch.cat([prompt, held["tokens"][row, :length]]).unsqueeze(0)
+        prompt, length = (prompts or held.prompts)[int(held.which[row])], int(held.lengths[row])
+        ids = torch.cat([prompt, held.tokens[row, :length]]).unsqueeze(0)
         with torch.no_grad():
             logits = model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1]
         full = (logits.double() / temperature).index_fill(-1, torch.tensor(never), -1e9).log_softmax(-1)
-        rows.append(pad(full, (0, 0, 0, held["tokens"].shape[1] - length)))
+        rows.append(pad(full, (0, 0, 0, held.tokens.shape[1] - length)))
     return torch.stack(rows)
 
 
 def of_tokens(full, rollout):
-    return full.gather(-1, rollout.private["tokens"].unsqueeze(-1)).squeeze(-1) * rollout.mask
+    return full.gather(-1, rollout.held.tokens.unsqueeze(-1)).squeeze(-1) * rollout.mask
 
 
 def kl(one, two, mask):
@@ -110,7 +110,7 @@ def test_it_stays_as_it_was_while_the_policy_is_trained():
     again = rollout_of(student())  # the same rows
     policy.remember(again, ["ref"], 6)
     after = policy.steps(again, torch.arange(6), needs=REFS)
-    assert torch.equal(again.private["tokens"], rollout.private["tokens"])
+    assert torch.equal(again.held.tokens, rollout.held.tokens)
     assert torch.equal(after.refs["ref"], before.refs["ref"]) and float((after.log_probs - before.log_probs).abs().max()) > 0.1
     assert not any(p.requires_grad for p in other.model.parameters()) and not other.model.training
     assert policy.sets.tables().keys() == {"trained"}  # no checkpoint holds it
@@ -165,7 +165,7 @@ def test_ids_without_a_word_are_said_by_neither_where_heads_are_filled_up_differ
     policy = transformers(llama(0, vocab_size=own), tiny_text.tokenizer(), max_completion=9)
     policy.refer("ref", teacher(model=sizes))
     rollout, least = rollout_of(policy), min(own, theirs)
-    assert int(rollout.private["tokens"].max()) < least
+    assert int(rollout.held.tokens.max()) < least
     policy.remember(rollout, ["ref"], 6)
     steps = policy.steps(rollout, torch.arange(6), needs=WORDS)
     there = alone(llama(1, **sizes), rollout, never=[*NEVER, *range(least, theirs)])
@@ -196,12 +196,11 @@ def test_other_prompts_are_scored_by_it_too():
     rollout = rollout_of(policy)
     policy.remember(rollout, ["ref"], 6)
     found = policy.steps(rollout, torch.arange(6), needs=frozenset({contrast("bad"), Need("refs")})).contrasts["bad"]
-    asked = teacher(chat=tiny_text.CHATML, policy={"template": True, "system": "lie", "max_completion": 12})
-    given = asked.encode(rollout.prompts, rollout.outputs, rollout.group, torch.Generator())
-    ended = rollout.mask & given.mask[:, : rollout.mask.shape[1]]
-    wanted = asked.steps(given, torch.arange(6)).log_probs[:, : rollout.mask.shape[1]]
-    rows = ~rollout.private["cut"]  # others were cut off, and the text of those ends earlier
-    assert torch.allclose(found.refs["ref"][rows][ended[rows]], wanted[rows][ended[rows]], atol=1e-5)
+    chat = teacher(chat=tiny_text.CHATML, policy={"system": "lie"}).chat
+    model = llama(1, hidden_size=24, intermediate_size=40, num_hidden_layers=3)
+    behind = [torch.tensor(chat.prompt(prompt).ids) for prompt in rollout.held.asked]
+    for asked, table in ((model, found.refs["ref"]), (policy.model, found.log_probs)):
+        assert torch.allclose(table, of_tokens(alone(asked, rollout, prompts=behind), rollout), atol=1e-5)
 
 
 def test_a_model_that_sees_is_asked_about_the_same_pictures():
@@ -217,40 +216,44 @@ def test_a_model_that_sees_is_asked_about_the_same_pictures():
     rollout = policy.sample([turn, "only words"], 2, torch.Generator().manual_seed(0))
     policy.remember(rollout, ["ref"], 4)
     refs = policy.steps(rollout, torch.arange(4), needs=REFS).refs["ref"]
-    held = rollout.private
+    held = rollout.held
     for row in range(4):
-        place, length = int(held["which"][row]), int(held["lengths"][row])
-        prompt, tokens = held["prompts"][place], held["tokens"][row, :length]
+        place, length = int(held.which[row]), int(held.lengths[row])
+        prompt, tokens = held.prompts[place], held.tokens[row, :length]
         with torch.no_grad():
-            inputs = dict(held["extras"][place])
+            inputs = dict(held.extras[place])
             logits = model(input_ids=torch.cat([prompt, tokens]).unsqueeze(0), use_cache=False, **inputs).logits[0, len(prompt) - 1 : -1]
         full = logits.double().index_fill(-1, torch.tensor(policy.chat.never), -1e9).log_softmax(-1)
         assert torch.allclose(refs[row, :length], full.gather(-1, tokens.unsqueeze(-1)).squeeze(-1), atol=1e-4)
+
+
+CHATML = {"chat": tiny_text.CHATML}
 
 
 def renamed():
     """A tokenizer of the same size in which two ids are swapped."""
     words = tiny_text.tokenizer()
     swapped = {"a": words.get_vocab()["b"], "b": words.get_vocab()["a"]}
-    words.get_vocab = lambda own=words.get_vocab(): {**own, **swapped}
+    own = words.get_vocab()
+    words.get_vocab = lambda: {**own, **swapped}
     return words
 
 
 @pytest.mark.parametrize(
     ("policy", "other", "line"),
     [
-        ({}, lambda: transformers(llama(1), renamed(), max_completion=9), r"policy\.model: its tokenizer has other ids: 'a' has the id"),
-        ({}, lambda: teacher(policy={"temperature": 0.5}), r"policy\.temperature: got 0\.5, and policy\.temperature is 1\.0; takes the same"),
-        ({"chat": tiny_text.CHATML}, lambda: teacher(), r"policy\.template: got False, and policy\.template is True"),
-        ({"chat": tiny_text.CHATML}, lambda: teacher(chat=tiny_text.CHATML, policy={"system": "be kind"}), r"policy\.system: got 'be kind'"),
+        ({}, lambda: transformers(llama(1), renamed(), max_completion=9), r"its tokenizer has other ids: 'a' has the id"),
+        ({}, lambda: teacher(policy={"temperature": 0.5}), r"policy\.temperature: got 0\.5, and policy\.temperature is 1\.0"),
+        (CHATML, lambda: teacher(), r"policy\.template: got False, and policy\.template is True"),
+        (CHATML, lambda: teacher(chat=tiny_text.CHATML, policy={"system": "be kind"}), r"policy\.system: got 'be kind'"),
         (
-            {"chat": tiny_text.CHATML},
+            CHATML,
             lambda: teacher(chat=tiny_text.CHATML.replace("assistant\n", "model\n")),
             r"of the prompt 'What is 2 \+ 2\?' its chat template writes 'model\\n' where the policy's writes 'assistan'",
         ),
-        ({}, lambda: teacher(model={"max_position_embeddings": 64}), r"reads 64 tokens, and rows may be up to 128 tokens long; takes policy"),
+        ({}, lambda: teacher(model={"max_position_embeddings": 64}), r"reads 64 tokens, and rows may be up to 128 tokens long"),
         ({"heads": ["reward_mask"]}, lambda: teacher(), r"the head reward_mask reads the hidden states of this one's own"),
-        ({}, lambda: transformers(llama(1, vocab_size=40), tiny_text.tokenizer(), max_completion=9), r"it has 40 logits, and the tokenizer 49"),
+        ({}, lambda: teacher(model={"vocab_size": 40}), r"has 40 logits, and the tokenizer 49 words"),
         ({}, lambda: mm.policies.diffusers(digits()), r"references\.ref\.policy: got a DiffusersPolicy, takes one that transformers makes"),
     ],
 )  # fmt: skip
@@ -307,12 +310,12 @@ def test_a_larger_pipeline_s_transitions_are_those_of_its_denoiser_asked_alone(l
     policy.remember(rollout, ["ref"], 3)
     steps = policy.steps(rollout, torch.arange(4), needs=frozenset({OLD, Need("refs"), Need("kls")}))
     assert float((steps.log_probs - steps.old).abs().max()) == 0.0
-    pipe, held = digits(1, **LARGER), rollout.private
+    pipe, held = digits(1, **LARGER), rollout.held
     _, levels = policy.schedule()
     with torch.no_grad():
         for row in range(4):
             for column in range(steps.log_probs.shape[1]):
-                x, x_next, sigma = held["x"][column, row], held["x_next"][column, row], float(levels.noise[column])
+                x, x_next, sigma = held.x[column, row], held.x_next[column, row], float(levels.noise[column])
                 velocity = said_by(pipe, x, sigma, 1 + row // 2)
                 between = [Level(levels.signal[place], levels.noise[place]) for place in (column, column + 1)]
                 prediction = Prediction((x - sigma * velocity)[None], (x + (1 - sigma) * velocity)[None])
@@ -357,11 +360,11 @@ def test_a_larger_pipeline_s_bounds_are_its_own_errors():
     table = policy.encode(["a 3", "a 3", "a 5", "a 5"], images, torch.arange(4) // 2, torch.Generator().manual_seed(0))
     policy.remember(table, ["ref"], 4)
     steps = policy.steps(table, torch.arange(4), needs=REFS)
-    held, clean = table.private, 2 * images - 1
+    held, clean = table.held, 2 * images - 1
     with torch.no_grad():
         for row in range(4):
             for draw in range(2):
-                sigma, noise = float(1000 - held["places"][row // 2, draw]) / 1000, held["noise"][row // 2, draw]
+                sigma, noise = float(1000 - held.places[row // 2, draw]) / 1000, held.noise[row // 2, draw]
                 for asked, found in ((pipe, steps.refs["ref"]), (policy.of.pipe, steps.log_probs)):
                     velocity = said_by(asked, (1 - sigma) * clean[row] + sigma * noise, sigma, 3 if row < 2 else 5)
                     wanted = -0.5 * float(((velocity - (noise - clean[row])) ** 2).sum())

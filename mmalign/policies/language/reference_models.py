@@ -7,7 +7,7 @@ the policy may say (``loading.never_said``), at its temperature; an id beyond th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -107,13 +107,9 @@ def _refuse_prompts(key: str, own: Chat, other: Chat, examples: Sequence[Any]) -
     if own.vision is not None and other.vision is None:
         raise UserError(f"{key}.model: reads words alone, and the policy sees; takes a model that sees")
     if own.vision is not None and other.vision is not None:
-        for (ids, here), (others, there) in zip(own.vision.example(), other.vision.example(), strict=True):
-            alike = here.keys() == there.keys() and all(
-                here[part].shape == there[part].shape and torch.allclose(here[part].double(), there[part].double(), rtol=0.01, atol=0.01)
-                for part in here
-            )
-            if not alike or not torch.equal(ids, others):
-                raise UserError(f"{key}.model: its processor makes other inputs of a picture; takes a model with the policy's processor")
+        one, two = ([{"ids": ids, **inputs} for ids, inputs in vision.example()] for vision in (own.vision, other.vision))
+        if len(one) != len(two) or not all(_alike(here, there) for here, there in zip(one, two, strict=True)):
+            raise UserError(f"{key}.model: its processor makes other inputs of a picture; takes a model with the policy's processor")
     for prompt in [*([list(TALK)] if own.template else []), *list(examples)[:TRIED]]:
         ids, others = _ids(own, prompt), _ids(other, prompt)
         if ids is not None and others != ids:
@@ -122,6 +118,13 @@ def _refuse_prompts(key: str, own: Chat, other: Chat, examples: Sequence[Any]) -
                 f"{key}.model: of the prompt {_short(prompt)} its chat template {writes} where the policy's writes "
                 f"{_apart(own, ids, others or [])}; takes a model with the policy's template"
             )
+
+
+def _alike(one: Mapping[str, torch.Tensor], two: Mapping[str, torch.Tensor]) -> bool:
+    """Up to the rounding of another type."""
+    if one.keys() != two.keys() or any(one[name].shape != two[name].shape for name in one):
+        return False
+    return all(torch.allclose(one[name].double(), two[name].double(), rtol=0.01, atol=0.01) for name in one)
 
 
 def _ids(chat: Chat, prompt: Any) -> list[int] | None:
