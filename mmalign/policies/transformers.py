@@ -14,8 +14,8 @@ Dropout is off, in sampling and in training: what is scored twice has to be scor
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -34,7 +34,7 @@ from mmalign.policies.language.completions import Completions, completions
 from mmalign.policies.language.contrasts import Others, others
 from mmalign.policies.language.drawing import Drawer, Drawing
 from mmalign.policies.language.engine import Engine
-from mmalign.policies.language.fitting import ROUNDING, Fit, fit, made_up
+from mmalign.policies.language.fitting import ROUNDING, fit, made_up
 from mmalign.policies.language.heads import HEADS, MASKS, HeadName, add_heads, degrees
 from mmalign.policies.language.loading import checkpoint_layers, context_of, load, never_said, parted, refuse_numbers, stops_of
 from mmalign.policies.language.logits import LOG_PROBS
@@ -186,16 +186,8 @@ class TransformersPolicy:
         """A named parameter set, or another model, in place of the current one: ``ref``, ``ema``, ``previous``, ..."""
         return self.sets.using(name)
 
-    @contextmanager
-    def _running(self, name: str) -> Iterator[Fit]:
-        """The same, and how to run what is there."""
-        with self.using(name):
-            yield self.fit
-
     def refer(self, name: str, other: Any, examples: Sequence[Any] = ()) -> None:
         """Makes a name stand for another language model, see ``reference_models``."""
-        if not isinstance(other, TransformersPolicy):
-            raise UserError(f"references.{name}.policy: got a {type(other).__name__}, takes one that transformers makes, as the policy is")
         reference_models.refer(self, name, other, examples)
 
     # Rollout
@@ -377,7 +369,8 @@ class TransformersPolicy:
         behind: Others | None = None,
     ) -> dict[Need, Tensor]:  # fmt: skip
         """Tables of some rows, ``[R, T]``; behind other prompts, where they are given."""
-        return self.scorer(self._sequences(rollout, rows, behind), cells, numbers=numbers, references=references, using=self._running)
+        using = partial(reference_models.running, self)
+        return self.scorer(self._sequences(rollout, rows, behind), cells, numbers=numbers, references=references, using=using)
 
     @staticmethod
     def _sequences(rollout: Rollout, rows: Tensor, behind: Others | None = None) -> Sequences:

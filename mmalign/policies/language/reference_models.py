@@ -7,7 +7,8 @@ the policy may say (``loading.never_said``), at its temperature; an id beyond th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -40,10 +41,21 @@ class Reader(Protocol):
     drawing: Drawing
     sets: ParameterSets
 
+    def using(self, name: str) -> AbstractContextManager[None]: ...
 
-def refer(policy: Reader, name: str, other: Reader, examples: Sequence[Any]) -> None:
+
+@contextmanager
+def running(policy: Reader, name: str) -> Iterator[Fit]:
+    """What a name stands for in place, and how to run it."""
+    with policy.using(name):
+        yield policy.fit
+
+
+def refer(policy: Reader, name: str, other: Any, examples: Sequence[Any]) -> None:
     """Makes ``name`` stand for the other policy's model. Errors: UserError, in one line, for what differs of how both read."""
     key = f"references.{name}.policy"
+    if not isinstance(other, type(policy)):
+        raise UserError(f"{key}: got a {type(other).__name__}, takes one that transformers makes, as the policy is")
     if odd := sorted(MASKS & policy.scorer.heads.keys()):
         raise UserError(f"{key}: another model, and the head {odd[0]} reads the hidden states of this one's own; takes no such head")
     _refuse_settings(key, policy, other)
