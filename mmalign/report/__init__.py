@@ -11,11 +11,17 @@ def build(run_folder: str | Path) -> Path:
     """Writes ``<run_folder>/report.html`` from what the folder holds now, and returns its path.
 
     At any moment of a run: whatever is not there yet is named on the page. Nothing on it is fetched from elsewhere.
-    Raises UserError where ``run_folder`` is no folder.
+
+    Errors: UserError where ``run_folder`` is no folder, or the page cannot be written there.
     """
     from mmalign.files import write_text
     from mmalign.report.page import render
     from mmalign.report.read import read
+    from mmalign.types import UserError
 
     run = read(Path(run_folder))
-    return write_text(run.path / "report.html", render(run))
+    page = render(run)
+    try:
+        return write_text(run.path / "report.html", page)
+    except OSError as error:
+        raise UserError(f"report: {run.path / 'report.html'} cannot be written: {error}") from error

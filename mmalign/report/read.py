@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,7 @@ from mmalign.runs import answers
 from mmalign.runs.metrics import read_metrics
 from mmalign.types import UserError
 
+FRAME = re.compile(r"step_(\d{1,12})\.png", re.ASCII)
 VIDEOS = (".mp4", ".webm", ".gif", ".mov")
 
 
@@ -45,28 +47,26 @@ class Run:
         return [name for name in self._columns("judges", fallback="gold") if name not in self.rewards]
 
     def _columns(self, key: str, *, fallback: str) -> list[str]:
-        asked = {**(self.config.get("evaluation") or {}), "rewards": self.config.get("rewards")}
-        listed = self.summary.get(key) or asked.get(key) or []
+        configured = {**_mapping(self.config.get("evaluation")), "rewards": self.config.get("rewards")}
+        listed = self.summary.get(key) or configured.get(key) or []
         names = [str(name) for name in listed] if isinstance(listed, (list, dict)) else []
         logged = {name for row in self.evals for name in row}
         return [name for name in dict.fromkeys([*names, fallback]) if name in logged]
 
 
 def read(path: Path) -> Run:
-    """Reads ``path``, at any moment of the run. Raises UserError where there is no folder."""
+    """Reads ``path``, at any moment of the run. Errors: UserError where there is no folder."""
     if not path.is_dir():
         raise UserError(f"report: got {path}, takes the folder of a run")
     notes: list[str] = []
     rows, torn = read_metrics(path / "metrics.jsonl")
-    config_text = _text(path / "config.yaml")
+    config_text = _text(path / "config.yaml", notes)
     prompts = _json(path / "samples" / "prompts.json", notes)
-    words, seeds = (prompts.get("prompts", []), prompts.get("seeds", [])) if isinstance(prompts, dict) else (prompts or [], [])
-    said, unread = answers.read(path)
+    words, seeds = (prompts.get("prompts"), prompts.get("seeds")) if isinstance(prompts, dict) else (prompts, None)
+    lines, unread = answers.read(path)
     samples = path / "samples"
     files = sorted(samples.iterdir()) if samples.is_dir() else []
-    frames = [
-        (int(file.stem[5:]), file) for file in files if file.suffix == ".png" and file.stem[:5] == "step_" and file.stem[5:].isdigit()
-    ]
+    frames = [(int(match[1]), file) for file in files if (match := FRAME.fullmatch(file.name))]
     return Run(
         path=path,
         config=_yaml(config_text, notes),
@@ -75,13 +75,13 @@ def read(path: Path) -> Run:
         summary=_mapping(_json(path / "summary.json", notes)),
         train=_by_step(row for row in rows if row["phase"] == "train"),
         evals=_by_step(row for row in rows if row["phase"] == "eval"),
-        prompts=[str(word) for word in words],
-        seeds=list(seeds),
+        prompts=[str(word) for word in words] if isinstance(words, list) else [],
+        seeds=list(seeds) if isinstance(seeds, list) else [],
         frames=sorted(frames),
         real=samples / "real.png" if (samples / "real.png").is_file() else None,
         videos=sum(file.suffix.lower() in VIDEOS for file in files),
         notes=notes + torn + unread,
-        answers=said,
+        answers=lines,
     )
 
 
@@ -93,16 +93,21 @@ def _by_step(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     return [merged[step] for step in sorted(merged)]
 
 
-def _text(path: Path) -> str:
-    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+def _text(path: Path, notes: list[str]) -> str:
+    if not path.exists():
+        return ""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        notes.append(f"{path.name} could not be read")
+        return ""
 
 
 def _json(path: Path, notes: list[str]) -> Any:
-    if not path.is_file():
-        return None
+    text = _text(path, notes)
     try:
-        return json.loads(_text(path))
-    except ValueError:
+        return json.loads(text) if text or path.is_file() else None
+    except (ValueError, RecursionError):
         notes.append(f"{path.name} could not be read")
         return None
 
@@ -112,7 +117,15 @@ def _yaml(text: str, notes: list[str]) -> dict[str, Any]:
 
     try:
         return _mapping(yaml.safe_load(text))
-    except yaml.YAMLError:
+    except (
+        yaml.YAMLError,
+        ValueError,
+        TypeError,
+        LookupError,
+        ArithmeticError,
+        AttributeError,
+        RecursionError,
+    ):
         notes.append("config.yaml could not be read")
         return {}
 

@@ -104,7 +104,10 @@ def _address(folder: Path, name: Any, known: dict[str, str | None]) -> str | Non
         return None
     if name not in known:
         file = folder / "answers" / name
-        inside = file.resolve().is_relative_to((folder / "answers").resolve())
-        data = file.read_bytes() if inside and file.is_file() and file.suffix == ".png" else b""
+        try:
+            inside = file.resolve().is_relative_to((folder / "answers").resolve())
+            data = file.read_bytes() if inside and file.is_file() and file.suffix == ".png" else b""
+        except (OSError, ValueError, RuntimeError):  # no right to read, a name with a zero byte, a link to itself
+            data = b""
         known[name] = f"data:image/png;base64,{base64.b64encode(data).decode('ascii')}" if data else None
     return known[name]

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from mmalign.conversations import asked
 from mmalign.files import finite, plain, write_bytes, write_text
 from mmalign.types import UserError
 
+NAME = re.compile(r"step_(\d{1,12})\.jsonl", re.ASCII)
 LARGEST = 224  # pixels of a copy's longer side
 MOST_PIXELS = 2**26  # an image with more is not opened here
 
@@ -47,17 +49,32 @@ def _mark(mark: Mapping[str, Any]) -> dict[str, Any]:
 
 def read(folder: Path) -> tuple[list[tuple[int, list[dict[str, Any]]]], list[str]]:
     """((step, lines) in order of steps, notes on what could not be read)."""
-    found, notes = [], []
+    steps, notes = [], []
     for file in sorted((folder / "answers").glob("step_*.jsonl")):
-        if not file.stem[5:].isdigit():
+        if (match := NAME.fullmatch(file.name)) is None:
             continue
         try:
             rows = [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line.strip()]
-        except ValueError:  # torn, or not of ours
+        except (OSError, ValueError, RecursionError):  # torn, or not of ours
             notes.append(f"{file.name} could not be read")
             continue
-        found.append((int(file.stem[5:]), [row for row in rows if isinstance(row, dict)]))
-    return found, notes
+        steps.append((int(match[1]), [_line(row) for row in rows if isinstance(row, dict)]))
+    return sorted(steps, key=lambda step: step[0]), notes
+
+
+def _line(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A line as ``write`` writes them; what is of another kind is left out."""
+    images = row.get("images")
+    names = [name if isinstance(name, str) else None for name in images] if isinstance(images, list) else []
+    line = {"prompt": str(row.get("prompt", "")), "images": names, "answer": str(row.get("answer") or "")}
+    if not isinstance(row.get("mentions"), list):
+        return line
+    mentions = [mark for mark in row["mentions"] if isinstance(mark, list) and [type(part) for part in mark] == [int, int, str, bool]]
+    return {**line, "mentions": mentions, "objects": _texts(row.get("objects"))}
+
+
+def _texts(value: Any) -> list[str]:
+    return [text for text in value if isinstance(text, str)] if isinstance(value, list) else []
 
 
 def _kept(folder: Path, image: Any) -> str | None:
