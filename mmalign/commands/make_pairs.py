@@ -87,7 +87,7 @@ def make_pairs(  # what a command may be told
     return counts
 
 
-def make_rejected(
+def make_rejected(  # what a command may be told
     policy: Policy,
     records: Records | Sequence[Record],
     *,
