@@ -205,6 +205,7 @@ class TransformersPolicy:
         """
         given = [self.room.prompt(prompt, number) for number, prompt in enumerate(prompts)]
         ids, extras = [prompt.ids for prompt in given], inputs_of(self.chat.vision, given)
+        self.chat.agree(prompts[0])
         who = assignment(group_size, samplers).repeat(len(prompts))
         which = torch.arange(len(prompts)).repeat_interleave(len(who) // len(prompts))
         uniform = torch.rand((len(which), self.room.max_completion), generator=rng, dtype=torch.float64)
@@ -246,6 +247,7 @@ class TransformersPolicy:
             except UserError as error:
                 raise UserError(f"row {number}: {error}") from error
             rows.append(self.room.row(row, prompt, number))
+        self.chat.agree(prompts[0], outputs[0])
         width = max(len(row.completion) for row in rows)
         distinct: dict[tuple[Any, ...], int] = {}
         which = torch.tensor([distinct.setdefault((row.prompt.ids, row.prompt.digest), len(distinct)) for row in rows])

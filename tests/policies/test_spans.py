@@ -60,7 +60,7 @@ def agrees(policy, rollout, rows):
             assert all(within or not stands for stands, within in zip(stand_in, inside, strict=True))
             assert all(any(stand_in[first:last]) for first, last in prompt.spans) and len(prompt.spans) == len(prompt.media)
             given = run.extras[place] if run.extras else {}
-            alone = policy.chat.vision._processed(prompt.text, prompt.media) if prompt.media else {}
+            alone = policy.chat.vision.called(prompt.text, prompt.media) if prompt.media else {}
             for name in [name for name in alone if "pixel" in name]:
                 assert torch.equal(given[name], torch.as_tensor(alone[name]))
             assert bool(prompt.media) == any("pixel" in name for name in given)

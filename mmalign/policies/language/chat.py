@@ -5,16 +5,24 @@ is what follows: one assistant turn (a string), or several turns, of which only 
 tool) are context. Which tokens those are comes from the template's own ``{% generation %}`` marks where it has them, and else from
 what each turn adds to the text before it; the pieces are tokenized apart, so that a prompt has the same ids here as in sampling.
 
+Special tokens are those that a user gets. A tokenizer's template writes all of them itself; behind a processor the tokenizer adds its own,
+unless the text begins with BOS. An end of text that a tokenizer puts behind a prompt is taken off, a prompt that arrives rendered is not
+rendered again, and an answer that carries its end is ended once. Where a template cuts out of an answer what it says (its reasoning),
+the answer stands behind the prompt as it was given. ``agreement.py`` compares all of it with transformers' own.
+
 Contents are strings or lists of parts: ``{"type": "text", "text": ...}``, ``{"type": "image", "path": ...}``, ``{"type": "video", ...}``
 (``parts.py``). Images and videos stand in prompts; ``vision.py`` reads them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from mmalign.conversations import Turn, as_parts, as_text, media_of, texts_of
+from mmalign.policies.language.agreement import Agreement, compared
+from mmalign.policies.language.templates import PROBE, REASONING, Frame, ends_of, frame, holds, overlap, source, start_of_run
 from mmalign.policies.language.vision import Prompt, Vision
 from mmalign.types import UserError
 
@@ -58,6 +66,10 @@ class Chat:
             )
         self.stops = tuple(dict.fromkeys(int(end) for end in ends))
         self.end = self.stops[0] if end is None else end
+        self.ends = ends_of(tokenizer, self.stops)
+        asking, told = (self._written(PROBE, ask=ask)[0] or "" for ask in (True, False)) if self.template else ("", "")
+        self.frame = frame(asking, told, tokenizer) if self.template else Frame()
+        self.agreement: Agreement | None = None
         self.never = tuple(sorted(set(never) - set(self.stops)))
 
     def prompt(self, prompt: Any, *, system: str | None = None) -> Prompt:
@@ -68,8 +80,14 @@ class Chat:
         """
         if not self.template:
             return self._plain(prompt, system)
+        if self.arrives_rendered(prompt):
+            return self._as_rendered(prompt, system)
         turns = self.turns(prompt, system=system)
-        return self._given(self._rendered(turns, ask=True), turns)
+        return self._given(self.rendered(turns, ask=True), turns)
+
+    def arrives_rendered(self, prompt: Any) -> bool:
+        """Whether a prompt is a text that this template has already made, see ``templates.Frame``."""
+        return isinstance(prompt, str) and self.frame.around(prompt)
 
     def row(self, prompt: Any, output: Any) -> Row:
         """A prompt and a completion that somebody gave, a string or the turns that follow.
@@ -85,26 +103,42 @@ class Chat:
                 raise UserError(f"completion: holds {said}, to which the policy gives no probability; takes words that the tokenizer knows")
         return row
 
-    def _row(self, prompt: Any, output: Any) -> Row:
-        added = [{"role": "assistant", "content": output}] if isinstance(output, str) else list(output)
-        said = [turn["content"] for turn in added if turn.get("role") == "assistant"]
-        if not said or not all(said):
+    def answer(self, output: Any) -> list[Turn]:
+        """A completion as turns, the ends that its words carry taken off.
+
+        Errors: UserError for a completion that is empty, or that ends before its last word.
+        """
+        given: list[Turn] = [{"role": "assistant", "content": output}] if isinstance(output, str) else list(output)
+        added = [self._unended(turn) for turn in given]
+        own = [turn for turn in added if turn.get("role") == "assistant"]
+        for turn in own:
+            for end in (end for text in texts_of(turn) for end in self.ends if end in text):
+                raise UserError(f"completion: holds its end {end!r} before its last word; takes an answer that ends once")
+        if not own or not all(turn.get("content") or turn.get("tool_calls") for turn in own):
             raise UserError("completion: got an empty one, takes at least one token of the assistant's")
+        return added
+
+    def _row(self, prompt: Any, output: Any) -> Row:
+        added = self.answer(output)
         if not self.template:
             if not isinstance(output, str):
                 raise UserError("completion: got turns, and this policy has no chat template; takes a string")
-            ids = [*self._ids(output), self.end]
+            ids = [*self._ids(added[0]["content"]), self.end]
             return Row(self._plain(prompt, None), ids, [True] * len(ids))
-        turns = self.turns(prompt)
         if media_of(added):
             raise UserError("completion: holds an image or a video, takes them in prompts")
-        marked = "{% generation" in _source(self.writer) and self.vision is None
-        row = self._marked(turns, added) if marked else self._pieces(turns, added)
-        return self._ended(row, added[-1].get("role") == "assistant")
+        own = added[-1].get("role") == "assistant"
+        if self.arrives_rendered(prompt):
+            return self._ended(self._pieces(PROBE, added, self._as_rendered(prompt, None)), own)
+        turns = self.turns(prompt)
+        marked = "{% generation" in source(self.writer) and self.vision is None
+        if marked and not self._keeps(self.rendered([*turns, *added], ask=False), added):
+            marked = False
+        return self._ended(self._marked(turns, added) if marked else self._pieces(turns, added), own)
 
     def turns(self, prompt: Any, *, system: str | None = None) -> list[Turn]:
         """A prompt as a conversation, with the system turn that was asked for."""
-        turns: list[Turn] = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+        turns: list[Turn] = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [self._unended(turn) for turn in prompt]
         if not turns or turns[-1].get("role") == "assistant":
             raise UserError("prompt: got a conversation that ends with the assistant's turn (or none), takes one that asks for it")
         wanted = system if system is not None else self.system
@@ -114,9 +148,27 @@ class Chat:
             turns = [{"role": "system", "content": wanted}, *turns]
         return turns
 
+    def rendered(self, turns: Sequence[Turn], *, ask: bool) -> str:
+        """Text of a conversation. Errors: UserError where the template refuses a turn, or leaves out what it says."""
+        text, said = self._written(turns, ask=ask)
+        if text is None:
+            raise UserError(f"policy.template: {said}")
+        return text
+
+    def takes_parts(self, turns: Sequence[Turn], *, ask: bool) -> bool:
+        """Whether the template reads contents as lists of parts."""
+        return self._written(turns, ask=ask, forms=(as_parts,))[0] is not None
+
     def text(self, ids: Sequence[int]) -> str:
         """A completion as rewards see it, without special tokens."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    def agree(self, prompt: Any, output: Any = None) -> None:
+        """Once: whether the ids of a row are those that transformers itself makes, said where they are not."""
+        if self.agreement is None:
+            self.agreement = compared(self, prompt, output)
+            if self.agreement.place is not None:
+                warnings.warn(f"policy.tokenizer: {self.agreement}", stacklevel=5)
 
     # ---- inside
 
@@ -128,33 +180,74 @@ class Chat:
         if text is None:
             return []
         ids = self._ids(text[text.rfind(said) + len(said) :])
-        special = {*self.tokenizer.all_special_ids, *(n for n, token in self.tokenizer.added_tokens_decoder.items() if token.special)}
-        return [token for token in ids if token in special][:1]
+        added = {*self.tokenizer.all_special_ids, *self.tokenizer.added_tokens_decoder}
+        return [token for token in ids if token in added][:1]
+
+    def _unended(self, turn: Turn) -> Turn:
+        """A turn; of the assistant's, without the ends that its words carry, which the template writes."""
+        content = turn.get("content")
+        if turn.get("role") != "assistant" or not content:
+            return turn
+        if isinstance(content, str):
+            return {**turn, "content": self._without_ends(content)}
+        *before, last = content
+        return {**turn, "content": [*before, {**last, "text": self._without_ends(last["text"])}]} if last.get("type") == "text" else turn
+
+    def _without_ends(self, text: str) -> str:
+        while (bare := text.rstrip()).endswith(self.ends):
+            text = bare.removesuffix(next(end for end in self.ends if bare.endswith(end)))
+        return text
 
     def _given(self, text: str, turns: Sequence[Turn]) -> Prompt:
         """A text with the media of its turns."""
         some = media_of(turns)
         if self.vision is not None:
-            return self.vision.read(text, some, () if some else self._ids(text))
+            return self._open(self.vision.read(text, some, () if some else self._prompt_ids(text)))
         if some:
             raise UserError(f"prompt: holds a {some[0].kind}, and this model reads words alone; takes text")
         return Prompt(tuple(self._ids(text)), text)
+
+    def _as_rendered(self, text: str, system: str | None) -> Prompt:
+        """A prompt that arrives rendered, with the BOS that the template writes, once."""
+        if system is not None or self.system is not None:
+            raise UserError(
+                "prompt: arrives rendered, so that a system turn cannot be put in; takes a conversation, or policy.system: null"
+            )
+        bos = self.tokenizer.bos_token
+        if bos and not text.startswith(bos) and self.rendered(PROBE, ask=True).startswith(bos):
+            text = bos + text
+        return self._given(text, ())
+
+    def _prompt_ids(self, text: str) -> list[int]:
+        """A text's ids with what the tokenizer puts before it; BOS once."""
+        bos = self.tokenizer.bos_token
+        return list(self.tokenizer(text, add_special_tokens=not (bos and text.startswith(bos)))["input_ids"])
+
+    def _open(self, prompt: Prompt) -> Prompt:
+        """A prompt without the ends that the tokenizer put behind it: the answer follows."""
+        count = len(prompt)
+        if not prompt.text.rstrip().endswith(self.ends):
+            while count > 1 and prompt.ids[count - 1] in self.stops:
+                count -= 1
+        return prompt if count == len(prompt) else prompt.window(0, count)
 
     def _plain(self, prompt: Any, system: str | None) -> Prompt:
         """Without a template; of a conversation, a single turn with media, which stand where it says."""
         if not isinstance(prompt, str) and self.vision is not None and len(prompt) == 1 and (some := media_of(prompt)):
             tokens, parts = self.vision.tokens, as_parts(prompt)[0]["content"]
             text = "".join(part["text"] if part["type"] == "text" else tokens.get(part["type"], "") for part in parts)
-            return self.vision.read(text if system is None else f"{system}\n{text}", some)
+            return self._open(self.vision.read(text if system is None else f"{system}\n{text}", some))
         if not isinstance(prompt, str):
             raise UserError("prompt: got a conversation, and this policy has no chat template; takes a string")
         ids = self._plain_ids(prompt, system)
         return Prompt(tuple(ids), prompt) if self.vision is None else self.vision.read(prompt, (), ids)
 
     def _plain_ids(self, prompt: str, system: str | None) -> list[int]:
-        ids = list(self.tokenizer(prompt if system is None else f"{system}\n{prompt}")["input_ids"])
-        while ids and ids[-1] in self.stops:
-            ids.pop()
+        text = prompt if system is None else f"{system}\n{prompt}"
+        ids = self._prompt_ids(text)
+        if not text.rstrip().endswith(self.ends):
+            while ids and ids[-1] in self.stops:
+                ids.pop()
         if not ids and self.tokenizer.bos_token_id is not None:
             ids = [self.tokenizer.bos_token_id]
         if not ids:
@@ -164,19 +257,14 @@ class Chat:
     def _ids(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    def _rendered(self, turns: Sequence[Turn], *, ask: bool) -> str:
-        """Text of a conversation. Errors: UserError where the template refuses a turn, or leaves out what it says."""
-        text, said = self._written(turns, ask=ask)
-        if text is None:
-            raise UserError(f"policy.template: {said}")
-        return text
-
-    def _written(self, turns: Sequence[Turn], *, ask: bool) -> tuple[str | None, str]:
+    def _written(
+        self, turns: Sequence[Turn], *, ask: bool, forms: Sequence[Callable[[Sequence[Turn]], list[Turn]]] = ()
+    ) -> tuple[str | None, str]:
         """What the template makes of a conversation, or None and why; contents in the first form that it takes and keeps."""
         from jinja2 import TemplateError
 
         said = ""
-        for form in (as_text,) if self.vision is None else (as_parts, as_text):
+        for form in forms or ((as_text,) if self.vision is None else (as_parts, as_text)):
             try:
                 text = str(self.writer.apply_chat_template(form(turns), tokenize=False, add_generation_prompt=ask))
             except (TemplateError, TypeError) as error:
@@ -190,17 +278,27 @@ class Chat:
             said = said or f"drops the {turn.get('role')} turn ({part[:40]!r} is not in what it makes)"
         return None, said
 
-    def _pieces(self, turns: list[Turn], added: Sequence[Turn]) -> Row:
-        """What each turn adds to the text before it."""
-        before = self._rendered(turns, ask=True)
-        prompt, completion, trained = self._given(before, turns), list[int](), list[bool]()
+    def _pieces(self, turns: Sequence[Turn], added: Sequence[Turn], rendered: Prompt | None = None) -> Row:
+        """What each turn adds to the text before it. rendered: the prompt itself, where ``turns`` only stand for it."""
+        before = self.rendered(turns, ask=True)
+        prompt = self._given(before, turns) if rendered is None else rendered
+        completion, trained = list[int](), list[bool]()
         for count, turn in enumerate(added, start=1):
             own = turn.get("role") == "assistant"
             coming = not own and count < len(added) and added[count].get("role") == "assistant"
-            after = self._rendered([*turns, *added[:count]], ask=coming)
-            if not after.startswith(before):
+            after = self.rendered([*turns, *added[:count]], ask=coming)
+            follows = after.startswith(before)
+            if own and count == len(added) and not (follows and self._keeps(after[len(before) :], [turn])):
+                if count == 1 and rendered is None and (shorter := self._unopened(before, after, turn)) is not None:
+                    return self._pieces_behind(shorter, after, turns)
+                return Row(prompt, [*completion, *(ids := self._told(before, turn))], [*trained, *[True] * len(ids)])
+            if not follows:
                 raise UserError(
                     "policy.template: writes earlier turns otherwise once later ones follow; takes a template with {% generation %} marks"
+                )
+            if own and not self._keeps(after[len(before) :], [turn]):
+                raise UserError(
+                    "policy.template: cuts what an assistant's turn says before the last; takes one answer, or a template that keeps it"
                 )
             ids = self._ids(after[len(before) :])
             completion += ids
@@ -208,9 +306,39 @@ class Chat:
             before = after
         return Row(prompt, completion, trained)
 
+    def _keeps(self, text: str, added: Sequence[Turn]) -> bool:
+        """Whether a text holds what the assistant says in some turns, spaces aside.
+
+        Errors: UserError for reasoning under a key of its own that it drops.
+        """
+        own = [turn for turn in added if turn.get("role") == "assistant"]
+        for key, turn in ((key, turn) for turn in own for key in REASONING if turn.get(key)):
+            if not holds(text, str(turn[key])):
+                raise UserError(
+                    f"policy.template: drops the assistant's {key}; takes reasoning inside of the content, or a template that writes it"
+                )
+        return all(holds(text, part) for turn in own for part in texts_of(turn))
+
+    def _unopened(self, before: str, after: str, turn: Turn) -> str | None:
+        """The prompt of an answer without the reasoning that the template opens for the assistant: up to where the answer stands."""
+        words = "".join(texts_of(turn)).strip()
+        start = after.rfind(words) if words else -1
+        return after[:start] if start > 0 and not after.startswith(before) and before.startswith(after[:start].rstrip()) else None
+
+    def _pieces_behind(self, text: str, after: str, turns: Sequence[Turn]) -> Row:
+        ids = self._ids(after[len(text) :])
+        return Row(self._given(text, turns), ids, self._until_stop(ids))
+
+    def _told(self, before: str, turn: Turn) -> list[int]:
+        """An answer that the template would cut, behind the prompt as it was given, and the end of its turn."""
+        words = "".join(texts_of(turn))
+        ids = self._ids(words[overlap(before, words) :])
+        end = self._end_of_turn() or [self.end]
+        return [*ids, end[0] if end[0] in self.stops else self.end]
+
     def _marked(self, turns: list[Turn], added: Sequence[Turn]) -> Row:
         """By the template's own marks."""
-        self._rendered([*turns, *added], ask=False)
+        self.rendered([*turns, *added], ask=False)
         told: dict[str, Any] = {"tokenize": True, "return_dict": True, "return_assistant_tokens_mask": True}
         found = self.tokenizer.apply_chat_template(as_text([*turns, *added]), **told)
         ids, marks = list(found["input_ids"]), [bool(mark) for mark in found["assistant_masks"]]
@@ -218,14 +346,25 @@ class Chat:
         split = len(prompt)
         if ids[:split] != prompt:
             earlier = sum(turn.get("role") == "assistant" for turn in turns)
-            split = _start_of_run(marks, earlier)
+            split = start_of_run(marks, earlier)
+        marks = self._until_stops(ids, marks)
         if not any(marks[split:]):
             raise UserError("policy.template: its {% generation %} marks are empty for this completion")
         return Row(Prompt(tuple(ids[:split])), ids[split:], marks[split:])
 
     def _until_stop(self, ids: Sequence[int]) -> list[bool]:
-        last = max((place for place, token in enumerate(ids) if token in self.stops), default=len(ids) - 1)
-        return [place <= last for place in range(len(ids))]
+        """Of what an assistant's turn adds, its tokens up to its first end: what follows can never be sampled."""
+        end = next((place for place, token in enumerate(ids) if token in self.stops), len(ids) - 1)
+        return [place <= end for place in range(len(ids))]
+
+    def _until_stops(self, ids: Sequence[int], marks: Sequence[bool]) -> list[bool]:
+        """Marks of each run up to its first end."""
+        found, open_run = list[bool](), False
+        for place, (token, mark) in enumerate(zip(ids, marks, strict=True)):
+            open_run = mark and (open_run or place == 0 or not marks[place - 1])
+            found.append(open_run)
+            open_run = open_run and token not in self.stops
+        return found
 
     def _ended(self, row: Row, own: bool) -> Row:
         """A row whose last assistant turn ends with a token that stops sampling; what follows it is dropped."""
@@ -236,14 +375,3 @@ class Chat:
                 return Row(row.prompt, [*completion, row.completion[last + 1]], [*trained, True])
             return Row(row.prompt, [*completion, self.end], [*trained, True])
         return Row(row.prompt, completion, trained)
-
-
-def _source(tokenizer: Any) -> str:
-    template = tokenizer.chat_template
-    return "".join(template.values()) if isinstance(template, Mapping) else str(template)
-
-
-def _start_of_run(marks: Sequence[bool], skip: int) -> int:
-    """Where the run of marks number ``skip`` (from 0) starts; the end where there are fewer."""
-    starts = [place for place, mark in enumerate(marks) if mark and (place == 0 or not marks[place - 1])]
-    return starts[skip] if skip < len(starts) else len(marks)

@@ -12,6 +12,7 @@ from mmalign.types import UserError
 
 ABOUT = ("image", "video", "audio", "vision", "boi", "eoi")
 FRAMES = re.compile(r"image|img|video|vision|audio|^<row_\d+_col_\d+>$", re.IGNORECASE)
+BRACKETS = re.compile(r"<.+>|\[.+\]")
 TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -58,12 +59,14 @@ def stops_of(model: Any) -> list[int]:
 
 def never_said(model: Any, tokenizer: Any, processor: Any = None) -> list[int]:
     """Ids of pad, bos and unk, of images, videos and sounds and of what frames them, as the tokenizer, the processor and the model's
-    configuration name them; for a model that sees, also its special tokens whose own name says so (``<row_1_col_2>``)."""
+    configuration name them; for a model that sees, also the tokens that were added to its tokenizer, marked as special or only in brackets,
+    whose own name says so (``<row_1_col_2>``)."""
     found = [getattr(tokenizer, f"{name}_token_id", None) for name in ("pad", "bos", "unk", "image", "video", "audio")]
     found += [value for name, value in model.config.to_dict().items() if _about_media(name)]
     if processor is not None:
         found += [value for name, value in vars(processor).items() if _about_media(name)]
-        found += [number for number, token in tokenizer.added_tokens_decoder.items() if token.special and FRAMES.search(token.content)]
+        added = tokenizer.added_tokens_decoder.items()
+        found += [n for n, token in added if FRAMES.search(token.content) and (token.special or BRACKETS.fullmatch(token.content))]
     vocabulary = int(model.get_input_embeddings().weight.shape[0])
     return sorted({int(token) for token in found if isinstance(token, int) and 0 <= token < vocabulary})
 

@@ -83,8 +83,9 @@ class Vision:
                 raise UserError(f"prompt: holds the token {min(odd)}, which stands for pixels, and no image or video")
             types = {"token_type_ids": (0,) * len(ids)} if "token_type_ids" in self.takes else {}
             return Prompt(tuple(ids), text, types=types)
-        made = self._processed(text, some)
+        made = self.called(text, some)
         found = made["input_ids"][0].tolist()
+        self._refuse_unmarked(found, some)
         spans = self._spans(made, found, some)
         inside = sum(token in self.placeholders for first, last in spans for token in found[first:last])
         if inside != sum(token in self.placeholders for token in found):
@@ -101,7 +102,7 @@ class Vision:
             return types
         key = _key(prompt.text, prompt.media)
         if key not in self.kept:
-            made = self._processed(prompt.text, prompt.media)
+            made = self.called(prompt.text, prompt.media)
             pixels = self._pixels(made)
             if _digest(made["input_ids"][0].tolist(), pixels) != prompt.digest:
                 names = ", ".join(_said(medium) for medium in prompt.media)
@@ -117,7 +118,7 @@ class Vision:
         if not prompt.media:
             return prompt
         some = tuple(medium._replace(change=change) for medium in prompt.media)
-        made = self._processed(prompt.text, some)
+        made = self.called(prompt.text, some)
         ids, pixels = made["input_ids"][0].tolist(), self._pixels(made)
         if sum(token in self.placeholders for token in ids) != sum(token in self.placeholders for token in prompt.ids):
             raise UserError(
@@ -146,23 +147,38 @@ class Vision:
             elif (written := text.count(token)) != given[kind]:
                 raise UserError(f"prompt: holds {written} placeholders {token!r} and {given[kind]} {kind}s; takes as many as there are")
 
-    def _processed(self, text: str, some: Sequence[Medium]) -> Any:
+    def _refuse_unmarked(self, ids: Sequence[int], some: Sequence[Medium]) -> None:
+        """UserError where the tokenizer cut a medium's placeholder into words, so that the model would see nothing of it."""
+        if self.placeholders.isdisjoint(ids):
+            token, words = self.tokens[some[0].kind], self.processor.tokenizer
+            cut = ", ".join(map(repr, words.convert_ids_to_tokens(words(token, add_special_tokens=False)["input_ids"])))
+            raise UserError(
+                f"policy.tokenizer: reads {token!r} as {cut}, and the model's {some[0].kind}s are the ids {sorted(self.placeholders)}; "
+                f"takes a tokenizer that has it as one special token"
+            )
+
+    def called(self, text: str, some: Sequence[Medium]) -> Any:
+        """What the processor makes of a text and its media. Errors: UserError for media that it does not take."""
         told: dict[str, Any] = {}
-        if pictures := [self._picture(medium) for medium in some if medium.kind == "image"]:
-            told["images"] = pictures
+        if pictures := [self.picture(medium) for medium in some if medium.kind == "image"]:
+            told["images"] = [pictures]  # those of one prompt: some processors cut a single image finer than several
         if clips := [medium for medium in some if medium.kind == "video"]:
             told |= self._clips(clips)
+        bos = self.processor.tokenizer.bos_token
+        if bos and text.startswith(bos):  # as the processor's own template does it: BOS once
+            told["add_special_tokens"] = False
         try:
             return self.processor(
                 text=[text], **told, return_tensors="pt", return_offsets_mapping=True, return_text_replacement_offsets=True,
-                return_mm_token_type_ids=True, add_special_tokens=False,
+                return_mm_token_type_ids=True,
             )  # fmt: skip
         except (ValueError, TypeError, RuntimeError, KeyError, IndexError) as error:
             names = ", ".join(_said(medium) for medium in some)
             said = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UserError(f"{type(self.processor).__name__}: refuses {names}: {said}") from error
 
-    def _picture(self, medium: Medium) -> Any:
+    def picture(self, medium: Medium) -> Any:
+        """An image as PIL has it, changed where that was asked for."""
         found = media.picture(medium.source, self.limits)
         return found if medium.change is None else medium.change(found)
 

@@ -1,0 +1,111 @@
+"""Whether the ids that are trained are those that transformers itself makes for a user, token by token.
+
+A prompt, and an answer behind it, go once through ``apply_chat_template(tokenize=True)`` of the tokenizer or processor (without a template:
+through the tokenizer or processor called with a text), and once through ``Chat``. Where they differ, the first token that does is named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from mmalign.conversations import Turn, as_text, media_of
+from mmalign.policies.language.vision import Vision
+from mmalign.types import UserError
+
+if TYPE_CHECKING:
+    from mmalign.policies.language.chat import Chat
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Tokens of one row. ours: as they are trained; theirs: as ``by`` makes them. ended: the last of ours is an end that theirs lacks."""
+
+    ours: tuple[str, ...]
+    theirs: tuple[str, ...]
+    by: str
+    ended: bool = False
+
+    @property
+    def place(self) -> int | None:
+        """The first token that differs, None where all are the same; what a template writes behind an answer's end is left out."""
+        ours = self.ours[: len(self.ours) - self.ended]
+        pairs = enumerate(zip(ours, self.theirs, strict=False))
+        apart = next((place for place, (own, other) in pairs if own != other), None)
+        return min(len(ours), len(self.theirs)) if apart is None and len(ours) != len(self.theirs) else apart
+
+    def __str__(self) -> str:
+        count = len(self.ours)
+        if self.place is None:
+            return f"the same {count} tokens as {self.by}{', and an end behind them' if self.ended else ''}"
+        own, other = (repr(side[self.place]) if self.place < len(side) else "no token" for side in (self.ours, self.theirs))
+        return f"token {self.place} of {count} is {own} here, and {other} by {self.by} (of {len(self.theirs)})"
+
+
+def compared(chat: Chat, prompt: Any, output: Any = None) -> Agreement:
+    """A prompt, and an answer where there is one, both ways. Errors: UserError as ``Chat.prompt`` and ``Chat.row``."""
+    words = chat.tokenizer
+    if output is None:
+        ids = list(chat.prompt(prompt).ids)
+    else:
+        row = chat.row(prompt, output)
+        ids = [*row.prompt.ids, *row.completion]
+    theirs, by = _theirs(chat, prompt, output)
+    if output is not None and not words.decode(theirs[len(ids) :], skip_special_tokens=True).strip():
+        theirs = theirs[: len(ids)]  # a line break or a second end behind the answer's own
+    ended = output is not None and ids[:-1] == theirs and ids[-1] in chat.stops
+    return Agreement(tuple(words.convert_ids_to_tokens(ids)), tuple(words.convert_ids_to_tokens(theirs)), by, ended)
+
+
+def _theirs(chat: Chat, prompt: Any, output: Any) -> tuple[list[int], str]:
+    reader = chat.tokenizer if chat.vision is None else chat.vision.processor
+    if not chat.template or chat.arrives_rendered(prompt):
+        return _called(chat, prompt, output), f"{type(reader).__name__}(text)"
+    turns = chat.turns(prompt)
+    some = media_of(turns)
+    whole = turns if output is None else [*turns, *chat.answer(output)]
+    ask, by = output is None, f"{type(chat.writer).__name__}.apply_chat_template"
+    told: dict[str, Any] = {"tokenize": True, "return_dict": True, "add_generation_prompt": ask}
+    if chat.vision is None:
+        return _line(chat.writer.apply_chat_template(as_text(whole), **told)), by
+    if chat.writer is not chat.tokenizer and all(medium.kind == "image" for medium in some) and chat.takes_parts(whole, ask=ask):
+        return _line(chat.writer.apply_chat_template(_with_pictures(chat.vision, whole), **told)), by
+    text = chat.rendered(whole, ask=ask)  # of videos, the processor's own loader would choose other frames
+    return _line(chat.vision.called(text, some)), f"{type(reader).__name__}(text, images, videos)"
+
+
+def _called(chat: Chat, prompt: Any, output: Any) -> list[int]:
+    """A text through the tokenizer or the processor, as a user calls it, and the answer's words behind it."""
+    bos = chat.tokenizer.bos_token
+    more = {} if output is None else {"output": chat.answer(output)}
+    words = "".join(turn["content"] for turn in more.get("output", []) if isinstance(turn["content"], str))
+    if not isinstance(prompt, str):
+        own = chat.prompt(prompt)
+        ids = _line(chat.vision.called(own.text, own.media)) if chat.vision is not None else list(own.ids)
+    else:
+        own_bos = bool(bos) and prompt.startswith(bos)
+        ids = _line(chat.tokenizer(prompt, **({"add_special_tokens": False} if own_bos else {})))
+    return [*ids, *chat.tokenizer(words, add_special_tokens=False)["input_ids"]] if words else ids
+
+
+def _with_pictures(vision: Vision, turns: Sequence[Turn]) -> list[Turn]:
+    """A conversation whose parts hold their images, as a user hands it to a processor."""
+    found: list[Turn] = []
+    for turn in turns:
+        content = turn.get("content")
+        if isinstance(content, str):
+            found.append({**turn, "content": [{"type": "text", "text": content}]})
+            continue
+        media = iter(media_of([turn]))
+        parts = [part if part.get("type") == "text" else {"type": "image", "image": vision.picture(next(media))} for part in content or ()]
+        found.append({**turn, "content": parts})
+    return found
+
+
+def _line(made: Any) -> list[int]:
+    ids = made["input_ids"]
+    ids = ids.tolist() if not isinstance(ids, list) else ids
+    if not ids:
+        raise UserError("prompt: got an empty one, takes at least one token")
+    return [int(token) for token in (ids[0] if isinstance(ids[0], list) else ids)]

@@ -1,0 +1,76 @@
+"""What a chat template does to a text, found in the text: where it begins, what it ends with, and what of a turn it keeps."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+PROBE: list[dict[str, Any]] = [{"role": "user", "content": "0"}]
+"""A conversation that shows what a template writes around a user's words."""
+REASONING = ("reasoning_content", "reasoning", "thinking")
+"""Keys under which an assistant's turn holds its reasoning apart from its content."""
+
+
+def source(writer: Any) -> str:
+    """A tokenizer's or processor's chat template, all of them where there are several."""
+    template = writer.chat_template
+    return "".join(template.values()) if isinstance(template, Mapping) else str(template)
+
+
+def ends_of(tokenizer: Any, stops: Sequence[int]) -> tuple[str, ...]:
+    """Texts of the ids that end a completion, as far as they were added to the tokenizer: no word of a text is one by chance."""
+    added = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+    return tuple(str(tokenizer.convert_ids_to_tokens(stop)) for stop in stops if stop in added)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What tells a text that a template made from what a user says.
+
+    opening: special tokens that the template writes before a user's words, one of which begins the text; or head and tail: what it writes
+    before them stands in the text, and what asks for the assistant ends it.
+    """
+
+    opening: tuple[str, ...] = ()
+    head: str = ""
+    tail: str = ""
+
+    def around(self, text: str) -> bool:
+        """Whether a text is one that the template made."""
+        framed = bool(self.head and self.tail) and self.head in text and text.rstrip().endswith(self.tail)
+        return framed or text.startswith(self.opening)
+
+
+def frame(asking: str, told: str, tokenizer: Any) -> Frame:
+    """Of a template that rendered ``PROBE``, with and without what asks for the assistant."""
+    words = str(PROBE[0]["content"])
+    if words not in asking:
+        return Frame((tokenizer.bos_token,) if tokenizer.bos_token else ())
+    head, _, tail = asking.rpartition(words)
+    bos = tokenizer.bos_token or ""
+    special = {*tokenizer.all_special_tokens, *(token.content for token in tokenizer.added_tokens_decoder.values() if token.special)}
+    media = {str(getattr(tokenizer, f"{kind}_token", None)) for kind in ("image", "video", "audio")}
+    opening = {token for token in special - media if token in head} | ({bos} if bos else set())
+    asks = asking.removeprefix(told) if asking.startswith(told) and asking != told else tail
+    return Frame(tuple(sorted(opening)), head.removeprefix(bos).strip(), asks.strip())
+
+
+def holds(text: str, words: str) -> bool:
+    """Whether a text holds some words, spaces aside, which templates strip and add."""
+    return "".join(words.split()) in "".join(text.split())
+
+
+def overlap(before: str, words: str) -> int:
+    """How many letters of an answer stand before it already: a tag (``<think>``) that the template opens and the answer repeats."""
+    tag = re.match(r"\s*(<[^<>]+>)\s*", words)
+    if tag is None or not before.rstrip().endswith(tag.group(1)):
+        return 0
+    return tag.end() if before != before.rstrip() else tag.end(1)
+
+
+def start_of_run(marks: Sequence[bool], skip: int) -> int:
+    """Where the run of marks number ``skip`` (from 0) starts; the end where there are fewer."""
+    starts = [place for place, mark in enumerate(marks) if mark and (place == 0 or not marks[place - 1])]
+    return starts[skip] if skip < len(starts) else len(marks)
