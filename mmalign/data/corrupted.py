@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import codecs
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mmalign.data import corruption
+from mmalign.data._reading.parsing import is_file, parsed
+from mmalign.data._reading.stored import PASS
 from mmalign.data.pairs import listed
-from mmalign.data.stored import PASS
+from mmalign.media import Broken
 from mmalign.records import Pair, Record, Records, Thumb
 from mmalign.types import UserError
 
@@ -49,9 +51,9 @@ def corrupted(
         "attribute": partial(_with, corruption.swapped, tables["attributes"]), "number": corruption.renumbered,
         "shorten": corruption.shortened,
     }  # fmt: skip
-    found = Corrupted(source, {name: made[name] for name in ways}, changes, seed)
-    list(islice(found.stream(seed=0), 1))
-    return found
+    worse = Corrupted(source, {name: made[name] for name in ways}, changes, seed)
+    list(islice(worse.stream(seed=0), 1))
+    return worse
 
 
 class Corrupted:
@@ -94,12 +96,12 @@ def _tables(vocabulary: Any) -> dict[str, dict[str, list[str]]]:
     where = "records.vocabulary"
     if isinstance(vocabulary, str):
         where, file = vocabulary, Path(vocabulary)
-        if not file.is_file():
-            raise UserError(f"records.vocabulary: no such file: {vocabulary}")
+        if not is_file(file):
+            raise UserError(f"records.vocabulary: no such file: {vocabulary[:240]}")
         try:
-            vocabulary = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UserError(f"{where}: not JSON: {error}") from error
+            vocabulary = parsed(file.read_bytes().removeprefix(codecs.BOM_UTF8))
+        except Broken as error:
+            raise UserError(f"{where}: {error}") from error
     if not isinstance(vocabulary, Mapping) or not vocabulary or set(vocabulary) - {"objects", "attributes"}:
         raise UserError(f"{where}: takes {{objects: {{word: [others]}}, attributes: {{word: [others]}}}}")
     for name, table in vocabulary.items():

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from mmalign.data._reading.parsing import is_file
+from mmalign.data._reading.tables import numbered_lines
 from mmalign.media import Broken, Limits, image
 from mmalign.types import UserError
 
@@ -25,39 +26,31 @@ def source_images(
     prompt with two images; and for a prompt without an image when it is asked for.
     """
     file = Path(path)
-    if not file.is_file():
-        raise UserError(f"conditions.path: no such file: {path}")
+    if not is_file(file):
+        raise UserError(f"conditions.path: no such file: {path[:240]}")
     both = (size, size) if isinstance(size, int) else size
     if both is not None and (len(both) != 2 or min(both) < 1):
         raise UserError(f"conditions.size: got {size}, takes pixels or [height, width]")
-    found: dict[str, Path] = {}
-    for number, line in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), start=1):
-        if line.strip():
-            prompt, source = _row(f"{path}, line {number}", line, key, column)
-            if found.setdefault(prompt, file.parent / source) != file.parent / source:
-                raise UserError(f"{path}, line {number}: {prompt!r} has another image already; word it differently")
-            if not found[prompt].is_file():
-                raise UserError(f"{path}, line {number}: no such file: {found[prompt]}")
-    if not found:
+    sources: dict[str, Path] = {}
+    for number, row in numbered_lines(file):
+        where = f"{path}, line {number}"
+        if isinstance(row, Broken) or not isinstance(row.get(key), str) or not isinstance(row.get(column), str):
+            raise UserError(f"{where}: {row if isinstance(row, Broken) else f'takes an object with strings under {key!r} and {column!r}'}")
+        prompt, source = row[key], file.parent / row[column]
+        if sources.setdefault(prompt, source) != source:
+            raise UserError(f"{where}: {prompt[:120]!r} has another image already; word it differently")
+        if not is_file(source):
+            raise UserError(f"{where}: no such file: {str(source)[:240]}")
+    if not sources:
         raise UserError(f"{path}: got no lines, takes {{{key!r}: ..., {column!r}: ...}}")
     limits = Limits(size=None if both is None else (both[0], both[1]))
 
     def conditions(prompts: list[str]) -> dict[str, Any]:
-        if missing := [prompt for prompt in prompts if prompt not in found]:
+        if missing := [prompt for prompt in prompts if prompt not in sources]:
             raise UserError(f"conditions: {path} has no image for {missing[0]!r}")
-        return {"image": [_picture(found[prompt], limits) for prompt in prompts]}
+        return {"image": [_picture(sources[prompt], limits) for prompt in prompts]}
 
     return conditions
-
-
-def _row(where: str, line: str, key: str, column: str) -> tuple[str, str]:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{where}: not JSON: {error.msg}") from error
-    if not isinstance(row, dict) or not isinstance(row.get(key), str) or not isinstance(row.get(column), str):
-        raise UserError(f"{where}: takes an object with strings under {key!r} and {column!r}")
-    return row[key], row[column]
 
 
 def _picture(path: Path, limits: Limits) -> Any:

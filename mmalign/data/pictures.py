@@ -7,29 +7,35 @@ is in them.
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import warnings
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
+
+from PIL import Image
 
 from mmalign import media
-from mmalign.data import picture_schemas
-from mmalign.data.stored import Hub, Stored, hub
-from mmalign.data.tables import Block, Row, blocks, in_order
+from mmalign.data._reading.parsing import is_file, is_folder, shown
+from mmalign.data._reading.stored import Hub, Schema, Stored, hub
+from mmalign.data._reading.tables import Block, Row, blocks, in_order, located
+from mmalign.data._schemas import columns as layouts
+from mmalign.data._schemas import pictures as picture_schemas
+from mmalign.data._schemas import texts as text_schemas
 from mmalign.data.texts import LOOK
 from mmalign.data.texts import made as made_of_texts
 from mmalign.media import Broken, Limits
-from mmalign.records import Pair, Record
+from mmalign.records import Record
 from mmalign.types import Prompt, UserError
 
 __all__ = ["hub_picture_texts", "picture_prompts", "picture_texts"]
 
-Named = Literal["auto", "preference", "rlhf_v", "rlaif_v", "mm_rlhf", "povid"]
-SCHEMAS: dict[str, picture_schemas.Schema] = {
-    "preference": picture_schemas.preference, "rlhf_v": picture_schemas.rlhf_v, "rlaif_v": picture_schemas.rlaif_v,
-    "mm_rlhf": picture_schemas.preference, "povid": picture_schemas.povid,
-}  # fmt: skip
+Named = Literal[
+    "auto", "preference", "rlhf_v", "rlaif_v", "mm_rlhf", "povid", "thumbs", "ranked", "ultrafeedback"
+]  # fmt: skip
+KINDS = {"rlaif_v": "preference", "mm_rlhf": "preference", "povid": "preference"}  # data sets by their names: what their rows are
 
 
 def picture_texts(  # how a data set of others is read
@@ -57,7 +63,7 @@ def picture_texts(  # how a data set of others is read
     file, no schema, no usable pair.
     """
     limits = Limits(max_bytes, max_pixels, animated=animated)
-    return _looked_at(blocks(path), schema, columns, ties, max_text, Media(limits, folder, cache))
+    return _looked_at(blocks(path, most=max_bytes), schema, columns, ties, max_text, Media(limits, folder, cache))
 
 
 def hub_picture_texts(  # how a data set of others is read
@@ -86,28 +92,27 @@ def picture_prompts(
     if limit is not None and limit < 1:
         raise UserError(f"prompts.limit: got {limit}, takes 1 or more")
     files, names = Media(Limits(max_bytes, max_pixels, animated=animated), folder, cache), columns or {}
-    picture_schemas.renamed(names, picture_schemas.preference)
-    found: list[Any] = []
-    taken = {*names.values(), *("prompt", "question", "image", "images", "video", "videos")}
+    layouts.checked(names)
+    prompts: list[Any] = []
     broken: dict[str, str] = {}
-    for _, name, row in in_order(blocks(path), seed=None):
+    for _, name, row in in_order(blocks(path, most=max_bytes), seed=None):
         try:
             if isinstance(row, Broken):
                 raise row
-            prompt = picture_schemas.prompt({**row, **{own: row[theirs] for own, theirs in names.items() if theirs in row}})
+            prompt, read = picture_schemas.prompt(row, names)
             content = [{**turn, "content": files.inside(turn["content"])} for turn in prompt]
-            columns = {key: value for key, value in row.items() if key not in taken}
-            found.append(Prompt(content, columns) if columns else content)
+            beside = {key: value for key, value in row.items() if layouts.low(key) not in read and key not in read}
+            prompts.append(Prompt(content, beside) if beside else content)
         except Broken as error:
             broken[name] = str(error)
-        if len(found) == limit:
+        if len(prompts) == limit:
             break
     first = next((f"{name}: {why}" for name, why in broken.items()), "no row")
-    if not found:
+    if not prompts:
         raise UserError(f"prompts: {path}: no usable row ({len(broken)} broken; {first})")
     if broken:
         warnings.warn(f"prompts: {path}: {len(broken)} rows are left out ({first})", stacklevel=2)
-    return found
+    return prompts
 
 
 class Media:
@@ -118,18 +123,23 @@ class Media:
         self.limits, self.folder = limits, None if folder is None else Path(folder)
         self.cache = Path(cache) if cache is not None else home / "mmalign" / "media"
         self.seen: set[tuple[str, int, int]] = set()
-        if self.folder is not None and not self.folder.is_dir():
-            raise UserError(f"records.folder: no such folder: {folder}")
+        if self.folder is not None and not is_folder(self.folder):
+            raise UserError(f"records.folder: no such folder: {str(folder)[:240]}")
 
     def __call__(self, kind: str, source: Any) -> str:
         """The path of a medium. Raises Broken where it cannot be used."""
         content = source.get("bytes") if isinstance(source, Mapping) else source
         if isinstance(content, (bytes, bytearray, memoryview)):
             return str(self._written(kind, bytes(content)))
-        path = source.get("path") if isinstance(source, Mapping) else source
-        if isinstance(path, str) and self.folder is not None and not media.is_address(path) and not Path(path).is_file():
+        if isinstance(content, Image.Image):
+            return str(self._written(kind, _as_png(content)))
+        path = located(source, self.folder)
+        path = path.get("path") if isinstance(path, Mapping) else path
+        if not isinstance(path, (str, Path)):
+            raise Broken(f"nothing there: takes a path or bytes, got {shown(path)}")
+        if self.folder is not None and not media.is_address(path) and not is_file(path):  # of a data set that is in no file
             path = str(self.folder / path)
-        return self._known(kind, path)
+        return self._known(kind, str(path))
 
     def inside(self, content: Any) -> Any:
         """A turn's content with every medium in it as a file that can be used. Raises Broken."""
@@ -137,9 +147,9 @@ class Media:
             return content
         return [part if part["type"] == "text" else {**part, "path": self(part["type"], part["path"])} for part in content]
 
-    def _known(self, kind: str, path: Any) -> str:
+    def _known(self, kind: str, path: str) -> str:
         """A file that was looked at, or is now."""
-        if isinstance(path, str) and Path(path).is_file():
+        if is_file(path):
             stat = Path(path).stat()
             key = (path, stat.st_size, stat.st_mtime_ns)
             if key in self.seen:
@@ -147,8 +157,10 @@ class Media:
             self._look(kind, path)
             self.seen.add(key)
             return path
+        if not media.is_address(path):
+            raise Broken(f"no such file: {path[:240]}")
         self._look(kind, path)  # says what is wrong with it
-        return str(path)
+        return path
 
     def _look(self, kind: str, source: Any) -> None:
         if kind == "image":
@@ -168,35 +180,48 @@ class Media:
         return place
 
 
+def _as_png(picture: Any) -> bytes:
+    """A picture that somebody decoded already, without loss."""
+    held = io.BytesIO()
+    picture.save(held, "PNG")
+    return held.getvalue()
+
+
 def _looked_at(source: list[Block] | Hub, schema: str, columns: dict[str, str] | None, ties: str, max_text: int, files: Media) -> Stored:
-    for key, value, takes in (("schema", schema, ("auto", *SCHEMAS)), ("ties", ties, ("soft", "drop"))):
+    for key, value, takes in (("schema", schema, get_args(Named)), ("ties", ties, ("soft", "drop"))):
         if value not in takes:
             raise UserError(f"records.{key}: got {value!r}, takes {', '.join(takes)}")
     if max_text < 1:
         raise UserError(f"records.max_text: got {max_text}, takes 1 or more")
     names = columns or {}
-    picture_schemas.renamed(names, picture_schemas.preference)
+    layouts.checked(names)
+    notice = layouts.Notice("records")
 
-    def guess(row: Row) -> picture_schemas.Schema:
-        found = SCHEMAS.get(schema) or picture_schemas.guess(
-            {**row, **{own: row[theirs] for own, theirs in names.items() if theirs in row}}
-        )
-        return picture_schemas.renamed(names, found) if names else found
+    def guess(row: Row) -> Schema:
+        kind = picture_schemas.kind_of(row, names) if schema == "auto" else KINDS.get(schema, schema)
+        placed = partial(_put, names)
+        own = "preference" if kind == "rlhf_v" else kind
+        read = text_schemas.reader(own, names, score="ratings", form="turns", separator="\n", notice=notice, placed=placed)
+        return read if kind != "rlhf_v" else lambda row, name: read(picture_schemas.opened(row), name)
 
-    found = Stored(source, guess=guess, made=_made(made_of_texts(ties, max_text), files), what="pair")
-    if not found.first(LOOK):
-        raise found.unusable()
-    found.dropped = dict.fromkeys(found.dropped, 0)
-    return found
+    stored = Stored(source, guess=guess, made=_made(made_of_texts(ties, max_text), files), what="pair")
+    if not stored.first(LOOK):
+        raise stored.unusable()
+    stored.dropped = dict.fromkeys(stored.dropped, 0)
+    return stored
+
+
+def _put(names: layouts.Names, record: Any, row: Row, layout: layouts.Layout) -> Any:
+    return picture_schemas.put(record, row, names, layout)
 
 
 def _made(of_texts: Callable[[Any], Record], files: Media) -> Callable[[Any], Record]:
-    """Pairs whose texts say something and whose media are files that can be used."""
+    """Records whose texts say something and whose media are files that can be used."""
 
-    def made(draft: Pair) -> Record:
-        pair = of_texts(draft)
-        if not isinstance(pair, Pair) or isinstance(pair.prompt, str):
-            return pair
-        return pair._replace(prompt=[{**turn, "content": files.inside(turn["content"])} for turn in pair.prompt])
+    def made(draft: Any) -> Record:
+        record = of_texts(draft)
+        if isinstance(record.prompt, str):
+            return record
+        return record._replace(prompt=[{**turn, "content": files.inside(turn["content"])} for turn in record.prompt])
 
     return made

@@ -1,23 +1,30 @@
-"""Prompts: a list, a text file with one to a line, or JSON lines, whose further columns rewards and judges read."""
+"""Prompts: a list, a text file with one to a line, or rows, whose further columns rewards and judges read."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from mmalign.data._reading.parsing import is_file
+from mmalign.data._reading.tables import FILE, blocks, in_order, numbered_lines
+from mmalign.media import Broken
 from mmalign.types import Prompt, UserError
+
+ROWS = (".jsonl", ".json", ".csv", ".parquet")
+BINARY = (".tar", ".gz", ".zip", ".arrow", ".xlsx", ".pdf", ".png", ".jpg")
 
 
 def prompts(path: str, *, key: str = "prompt", limit: int | None = None, files: Sequence[str] = ()) -> list[str | Prompt]:
-    """Prompts of a file: ``.txt``, one to a line, empty lines left out; or ``.jsonl``, under ``key``, with its other keys as columns.
+    """Prompts of a file: ``.txt``, one to a line, empty lines left out; or rows (JSON lines, JSON, CSV, parquet), other keys as columns.
 
-    path: the file. key: where a line of JSON has the prompt, a string or a conversation (a list of turns). limit: the first so many.
+    path: the file. key: where a row has the prompt, a string or a conversation (a list of turns). limit: the first so many.
     files: columns that hold paths relative to the file, or lists of them. What rewards, judges and oracles read of a prompt, such as its
     answer, is a column.
 
-    Errors: UserError with the line's number where a line cannot be read, or for a file without prompts.
+    Errors: UserError with the row's place where a row cannot be read, or for a file without prompts.
 
     Examples:
         >>> import tempfile
@@ -30,39 +37,54 @@ def prompts(path: str, *, key: str = "prompt", limit: int | None = None, files: 
         (['1 + 1 =', '2 + 2 ='], {'answer': ['2', None]})
     """
     file = Path(path)
-    if not file.is_file():
-        raise UserError(f"prompts.path: no such file: {path}")
+    if not is_file(file):
+        raise UserError(f"prompts.path: no such file: {path[:240]}")
     if limit is not None and limit < 1:
         raise UserError(f"prompts.limit: got {limit}, takes 1 or more")
+    kind = file.suffix.lower()
+    if kind in BINARY:
+        raise UserError(f"prompts.path: got {file.name}, takes text, one prompt to a line, or {', '.join(ROWS)}")
+    listed = list(islice(_rows(file, key, files) if kind in ROWS else _lines(file), limit))
+    if not listed:
+        raise UserError(f"{path}: got no prompts, takes one to a line")
+    return listed
+
+
+def _lines(file: Path) -> Iterator[str | Prompt]:
     try:
         text = file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"prompts.path: {path} is not readable as UTF-8 text: {error.reason} at byte {error.start}") from error
-    found: list[str | Prompt] = []
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        if file.suffix != ".jsonl":
-            found.append(line.strip())
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}, line {number}: not JSON: {error.msg}") from error
-        if not isinstance(row, dict) or not isinstance(row.get(key), (str, list)):
-            raise UserError(f"{path}, line {number}: takes an object with a string, or a conversation, under {key!r}")
-        columns = {name: _placed(value, file.parent) if name in files else value for name, value in row.items() if name != key}
-        found.append(_prompt(f"{path}, line {number}", row[key], columns))
-    if not found:
-        raise UserError(f"{path}: got no prompts, takes one to a line")
-    return found[:limit]
+        raise UserError(f"prompts.path: {file} is not readable as UTF-8 text: {error.reason} at byte {error.start}") from error
+    yield from (line.strip() for line in text.split("\n") if line.strip())
+
+
+def _rows(file: Path, key: str, files: Sequence[str]) -> Iterator[str | Prompt]:
+    lines = file.suffix.lower() == ".jsonl"
+    for number, row in numbered_lines(file) if lines else ((number, row) for number, _, row in in_order(blocks(str(file)), seed=None)):
+        where = f"{file}, {'line' if lines else 'row'} {number}"
+        if isinstance(row, Broken):
+            raise UserError(f"{where}: {row}")
+        if not isinstance(row.get(key), (str, list)):
+            raise UserError(f"{where}: takes an object with a string, or a conversation, under {key!r}")
+        columns = {name: value for name, value in row.items() if name not in (key, FILE)}
+        yield _prompt(where, row[key], {name: _placed(value, file.parent) if name in files else value for name, value in columns.items()})
 
 
 def _prompt(where: str, content: Any, columns: Mapping[str, Any]) -> str | Prompt:
     try:
+        _unicode(content)
         return Prompt(content, columns) if columns else content
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
+
+
+def _unicode(content: Any) -> None:
+    """Errors: UserError for half a letter (a lone surrogate), which no tokenizer takes."""
+    text = content if isinstance(content, str) else json.dumps(content, ensure_ascii=False, default=str)
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"a prompt that is not Unicode: {error.reason}") from error
 
 
 def _placed(value: Any, folder: Path) -> Any:

@@ -116,7 +116,7 @@ def test_broken_records_are_put_aside_with_a_reason(tmp_path):
     assert {pair.id for pair in found} == {"row 0", "row 5", "row 6"}
     assert {name: why.split(".png: ")[-1].split()[0] for name, why in records.broken.items()} == {
         "row 1": "no", "row 2": "no", "row 3": "not", "metadata.jsonl:5": "no", "metadata.jsonl:8": "not", "metadata.jsonl:9": "got",
-        "metadata.jsonl:10": "no",
+        "metadata.jsonl:10": "nothing",
     }  # fmt: skip
     assert min(pair.first.mean() for pair in found) > 0.3  # no black image in place of a broken one
 

@@ -32,7 +32,7 @@ def test_json_lines_have_it_under_a_key(tmp_path: Path) -> None:
     [
         ("p.txt", "\n \n", "got no prompts, takes one to a line"),
         ("p.jsonl", '{"prompt": "a"}\n{"prompt": 3}\n', "line 2: takes an object with a string, or a conversation, under 'prompt'"),
-        ("p.jsonl", '["a"]\n', "line 1: takes an object"),
+        ("p.jsonl", '["a"]\n', "line 1: got list, takes an object"),
         ("p.jsonl", '\n{"prompt": \n', "line 2: not JSON"),
     ],
 )

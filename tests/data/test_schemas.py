@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from mmalign.data import schemas
+from mmalign.data._schemas import outputs as schemas
 from mmalign.media import Broken
 
 LIST = {"prompt": "p", "image": ["a", "b", "c"], "id": "x"}
@@ -66,5 +66,5 @@ def test_rows_that_are_broken():
 def test_guesses():
     assert schemas.guess({"jpg_0": 0, "jpg_1": 0, "caption": 0}, None) is schemas.pickapic
     assert schemas.guess({"image": 0, "human_preference": 0}, None) is schemas.hpdv2
-    with pytest.raises(Broken, match="columns image, text look like no known schema"):
-        schemas.guess({"image": 0, "text": 0}, None)
+    with pytest.raises(Broken, match="columns image, note look like no known schema"):
+        schemas.guess({"image": 0, "note": 0}, None)

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any
 
-from mmalign.data.tables import Block, Row, in_order
+from mmalign.data._reading.parsing import short
+from mmalign.data._reading.tables import Block, Row, in_order
 from mmalign.media import Broken
 from mmalign.records import Record
 from mmalign.types import UserError
@@ -30,12 +31,28 @@ class Hub:
 
     def rows(self, *, seed: int | None, start: int) -> Iterator[tuple[int, str, Row | Broken]]:
         if not self.streaming:
-            block = Block(self.name, lambda: (len(self.loaded), lambda number: dict(self.loaded[number])))
-            yield from in_order([block], seed=seed, start=start)
+            yield from in_order(self.blocks(), seed=seed, start=start)
             return
-        coming = self.loaded if seed is None else self.loaded.shuffle(seed=seed % 2**32, buffer_size=1000)
-        for number, row in enumerate(coming.skip(start) if start else coming, start=start + 1):
-            yield number, f"{self.name}:{number}", dict(row)
+        shuffled = self.loaded if seed is None else self.loaded.shuffle(seed=seed % 2**32, buffer_size=1000)
+        coming, number = iter(shuffled.skip(start) if start else shuffled), start
+        while (row := self._row(lambda: next(coming, None))) is not None:
+            number += 1
+            yield number, f"{self.name}:{number}", row
+
+    def blocks(self) -> list[Block]:
+        """All rows by number, of a data set that is not streamed."""
+        return [Block(self.name, lambda: (len(self.loaded), lambda number: self._row(lambda: self.loaded[number]) or {}))]
+
+    def _row(self, read: Callable[[], Any]) -> Row | None:
+        """A row, or None at the end. Errors: UserError for what the library cannot read: it cannot go on after that."""
+        import datasets
+        import pyarrow
+
+        try:
+            row = read()
+        except (OSError, ValueError, OverflowError, pyarrow.ArrowException, datasets.exceptions.DatasetsError) as error:
+            raise UserError(f"records.name: {self.name} is not readable: {short(error)}") from error
+        return None if row is None else {str(key): value for key, value in row.items()}
 
 
 def hub(name: str, config: str | None, split: str, streaming: bool) -> Hub:
@@ -45,11 +62,24 @@ def hub(name: str, config: str | None, split: str, streaming: bool) -> Hub:
     try:
         loaded = datasets.load_dataset(name, config, split=split, streaming=streaming)
     except (OSError, ValueError, ConnectionError, datasets.exceptions.DatasetsError) as error:
-        raise UserError(f"records.name: {name!r}, split {split!r}: {' '.join(str(error).split())}") from error
+        raise UserError(f"records.name: {name!r}, split {split!r}: {short(error)}") from error
     for column, feature in (loaded.features or {}).items():
-        if isinstance(feature, datasets.Image):
-            loaded = loaded.cast_column(column, datasets.Image(decode=False))
+        if (plain := _undecoded(feature)) != feature:
+            loaded = loaded.cast_column(column, plain)
     return Hub(loaded, name, streaming)
+
+
+def _undecoded(feature: Any) -> Any:
+    """A feature whose media stay bytes and paths, also those in lists and objects."""
+    import datasets
+
+    if isinstance(feature, (datasets.Image, datasets.Video, datasets.Audio)):
+        return type(feature)(decode=False)
+    if isinstance(feature, datasets.List):
+        return datasets.List(_undecoded(feature.feature), length=feature.length)
+    if isinstance(feature, datasets.LargeList):
+        return datasets.LargeList(_undecoded(feature.feature))
+    return {key: _undecoded(part) for key, part in feature.items()} if isinstance(feature, dict) else feature
 
 
 class Stored:

@@ -1,0 +1,1 @@
+"""How files, and data sets of the Hugging Face library, become rows, and rows become records."""

@@ -1,0 +1,1 @@
+"""How the data sets people have say which answer is better: a row -> records."""

@@ -1,0 +1,302 @@
+"""Files as they are published: what is asked is read by the columns they have, what nobody reads is named, and nothing is guessed."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import warnings
+
+import pytest
+from PIL import Image
+
+import mmalign as mm
+from mmalign.records import Pair, Thumb
+from mmalign.types import UserError
+
+
+def png(colour="red", size=(6, 4)):
+    held = io.BytesIO()
+    Image.new("RGB", size, colour).save(held, format="PNG")
+    return held.getvalue()
+
+
+def written(place, rows, name="data.jsonl"):
+    (place / name).write_text("\n".join(json.dumps(row) for row in rows) + "\n", encoding="utf-8")
+    return str(place / name)
+
+
+def read(place, row, **more):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        (record,) = mm.data.texts(written(place, [row]), **more).first(2)
+    return record
+
+
+def user(text):
+    return {"role": "user", "content": text}
+
+
+def assistant(text):
+    return {"role": "assistant", "content": text}
+
+
+def system(text):
+    return {"role": "system", "content": text}
+
+
+def gpt(text):
+    return {"from": "gpt", "value": text}
+
+
+def human(text):
+    return {"from": "human", "value": text}
+
+
+TALK = [system("Be short."), user("Hi"), assistant("Yes?"), user("Name a fruit.")]
+
+PAIRS = {
+    "orca_dpo_pairs": (
+        {"system": "Be short.", "question": "A fruit?", "chosen": "Apple", "rejected": "Axe"},
+        [system("Be short."), user("A fruit?")],
+    ),
+    "no system": ({"system": "", "question": "A fruit?", "chosen": "Apple", "rejected": "Axe"}, "A fruit?"),
+    "alpaca": ({"instruction": "Name it:", "input": "a fruit", "chosen": "Apple", "rejected": "Axe"}, "Name it:\na fruit"),
+    "alpaca, empty input": ({"instruction": "A fruit?", "input": "", "chosen": "Apple", "rejected": "Axe"}, "A fruit?"),
+    "alpaca, empty instruction": ({"instruction": "", "input": "A fruit?", "chosen": "Apple", "rejected": "Axe"}, "A fruit?"),
+    "input alone": ({"input": "A fruit?", "chosen": "Apple", "rejected": "Axe"}, "A fruit?"),
+    "capitals": ({"Question": "A fruit?", "Chosen": "Apple", "Rejected": "Axe"}, "A fruit?"),
+    "LLaMA-Factory, ShareGPT": (
+        {"conversations": [human("Hi"), gpt("Yes?"), human("A fruit?")], "chosen": gpt("Apple"), "rejected": gpt("Axe")},
+        [user("Hi"), assistant("Yes?"), user("A fruit?")],
+    ),
+    "LLaMA-Factory, history": (
+        {"instruction": "A fruit?", "history": [["Hi", "Yes?"]], "system": "Be short.", "chosen": "Apple", "rejected": "Axe"},
+        [system("Be short."), user("Hi"), assistant("Yes?"), user("A fruit?")],
+    ),
+    "roles in capitals": (
+        {
+            "chosen": [{"role": "USER", "content": "A fruit?"}, {"role": "Assistant", "content": "Apple"}],
+            "rejected": [{"role": "User", "content": "A fruit?"}, {"role": "ASSISTANT", "content": "Axe"}],
+        },
+        [user("A fruit?")],
+    ),
+    "one-turn objects": ({"prompt": user("A fruit?"), "chosen": assistant("Apple"), "rejected": assistant("Axe")}, [user("A fruit?")]),
+    "ms-swift 2": (
+        {"query": "A fruit?", "response": "Apple", "rejected_response": "Axe", "history": [["Hi", "Yes?"]]},
+        [user("Hi"), assistant("Yes?"), user("A fruit?")],
+    ),
+    "ms-swift 3": ({"messages": [*TALK, assistant("Apple")], "rejected_response": "Axe"}, TALK),
+    "ms-swift 3, messages": ({"messages": [*TALK, assistant("Apple")], "rejected_messages": [*TALK, assistant("Axe")]}, TALK),
+    "ms-swift 3, last turn": ({"messages": [*TALK, assistant("Apple")], "rejected_messages": [assistant("Axe")]}, TALK),
+    "OpenAI": (
+        {"input": {"messages": [user("A fruit?")]}, "preferred_output": [assistant("Apple")], "non_preferred_output": [assistant("Axe")]},
+        [user("A fruit?")],
+    ),
+    "OpenAI's parts": (
+        {
+            "prompt": [{"role": "user", "content": [{"type": "text", "text": "A "}, {"type": "input_text", "text": "fruit?"}]}],
+            "chosen": [{"role": "assistant", "content": [{"type": "output_text", "text": "Apple"}]}],
+            "rejected": [assistant("Axe")],
+        },
+        [user("A fruit?")],
+    ),
+    "Anthropic": (
+        {
+            "system": "Be short.",
+            "messages": [{"role": "user", "content": [{"type": "text", "text": "A fruit?"}]}],
+            "chosen": "Apple",
+            "rejected": "Axe",
+        },
+        [system("Be short."), user("A fruit?")],
+    ),
+    "HH-RLHF": (
+        {"chosen": "\n\nHuman: A fruit?\n\nAssistant: Apple", "rejected": "\n\nHuman: A fruit?\n\nAssistant: Axe"},
+        [user("A fruit?")],
+    ),
+    "messages that end with the better answer": ({"messages": [*TALK, assistant("Apple")], "chosen": "Apple", "rejected": "Axe"}, TALK),
+    "UltraFeedback, binarized": (
+        {"prompt": "A fruit?", "chosen": [user("A fruit?"), assistant("Apple")], "rejected": [user("A fruit?"), assistant("Axe")]},
+        [user("A fruit?")],
+    ),
+    "stack-exchange": ({"question": "A fruit?", "response_j": "Apple", "response_k": "Axe"}, "A fruit?"),
+    "PKU-SafeRLHF": ({"prompt": "A fruit?", "response_0": "Axe", "response_1": "Apple", "better_response_id": 1}, "A fruit?"),
+    "SHP": ({"history": "A fruit?", "human_ref_A": "Apple", "human_ref_B": "Axe", "labels": 1}, "A fruit?"),
+    "arena": (
+        {
+            "conversation_a": [user("A fruit?"), assistant("Axe")],
+            "conversation_b": [user("A fruit?"), assistant("Apple")],
+            "winner": "model_b",
+        },
+        [user("A fruit?")],
+    ),
+    "reject": ({"conversations": [human("A fruit?")], "chosen": gpt("Apple"), "reject": gpt("Axe")}, [user("A fruit?")]),
+}
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_pairs(tmp_path, name):
+    row, prompt = PAIRS[name]
+    pair = read(tmp_path, row)
+    assert isinstance(pair, Pair) and (pair.prompt, pair.first, pair.second, pair.strength) == (prompt, "Apple", "Axe", 1.0)
+
+
+def test_a_tie_of_an_arena(tmp_path):
+    row = {"conversation_a": [user("A fruit?"), assistant("Axe")], "conversation_b": [user("A fruit?"), assistant("Apple")]}
+    assert read(tmp_path, {**row, "winner": "tie"}).strength == 0.5
+
+
+def test_a_renamed_instruction_keeps_its_input(tmp_path):
+    row = {"instruction": "Name it:", "input": "a fruit", "good": "Apple", "bad": "Axe"}
+    pair = read(tmp_path, row, columns={"prompt": "instruction", "chosen": "good", "rejected": "bad"})
+    assert (pair.prompt, pair.first, pair.second) == ("Name it:\na fruit", "Apple", "Axe")
+
+
+THUMBS = {
+    "alpaca": ({"instruction": "Name it:", "input": "a fruit", "output": "Apple"}, "Name it:\na fruit", 1.0),
+    "TRL": ({"prompt": "A fruit?", "completion": "Apple"}, "A fruit?", 1.0),
+    "question and answer": ({"question": "A fruit?", "answer": "Apple"}, "A fruit?", 1.0),
+    "ms-swift": ({"query": "A fruit?", "response": "Apple", "system": "Be short."}, [system("Be short."), user("A fruit?")], 1.0),
+    "messages": ({"messages": [*TALK, assistant("Apple")]}, TALK, 1.0),
+    "ShareGPT": ({"conversations": [human("A fruit?"), gpt("Apple")]}, [user("A fruit?")], 1.0),
+    "LLaMA-Factory, KTO": ({"messages": [user("A fruit?"), assistant("Apple")], "label": False}, [user("A fruit?")], 0.0),
+    "LLaMA-Factory, alpaca KTO": ({"instruction": "A fruit?", "output": "Apple", "kto_tag": "true"}, "A fruit?", 1.0),
+    "TRL, KTO": ({"prompt": [user("A fruit?")], "completion": [assistant("Apple")], "label": True}, [user("A fruit?")], 1.0),
+    "one-turn object": ({"prompt": user("A fruit?"), "completion": assistant("Apple"), "label": 0.25}, [user("A fruit?")], 0.25),
+}
+
+
+@pytest.mark.parametrize("name", THUMBS)
+def test_thumbs_and_plain_supervised_rows(tmp_path, name):
+    row, prompt, label = THUMBS[name]
+    thumb = read(tmp_path, row)
+    assert isinstance(thumb, Thumb) and (thumb.prompt, thumb.output, thumb.label) == (prompt, "Apple", label)
+
+
+CALL = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Rome"}}}
+
+
+@pytest.mark.parametrize(
+    "turns",
+    [
+        [  # OpenAI: arguments as a string of JSON, no content
+            user("Rome?"),
+            {
+                "role": "assistant",
+                "content": None,
+                "tool_calls": [{"id": "1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Rome"}'}}],
+            },
+            {"role": "tool", "tool_call_id": "1", "content": "20"},
+            assistant("It is 20."),
+        ],
+        [  # Anthropic
+            user("Rome?"),
+            {"role": "assistant", "content": [{"type": "tool_use", "id": "1", "name": "weather", "input": {"city": "Rome"}}]},
+            {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "1", "content": [{"type": "text", "text": "20"}]}]},
+            assistant("It is 20."),
+        ],
+        [  # ShareGPT, LLaMA-Factory
+            human("Rome?"),
+            {"from": "function_call", "value": '{"name": "weather", "arguments": {"city": "Rome"}}'},
+            {"from": "observation", "value": "20"},
+            gpt("It is 20."),
+        ],
+        [  # ms-swift
+            user("Rome?"),
+            {"role": "tool_call", "content": '{"name": "weather", "arguments": {"city": "Rome"}}'},
+            {"role": "tool_response", "content": "20"},
+            assistant("It is 20."),
+        ],
+    ],
+)
+def test_calls_of_tools_are_kept(tmp_path, turns):
+    thumb = read(tmp_path, {"messages": turns})
+    call, result, last = thumb.output
+    assert thumb.prompt == [user("Rome?")] and last == assistant("It is 20.")
+    assert call["role"] == "assistant" and [{k: v for k, v in one.items() if k != "id"} for one in call["tool_calls"]] == [CALL]
+    assert (result["role"], result["content"]) == ("tool", "20")
+
+
+def test_a_call_is_an_answer_of_its_own(tmp_path):
+    calling = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "weather", "arguments": "{}"}}]}
+    pair = read(tmp_path, {"prompt": [user("Rome?")], "chosen": [calling], "rejected": [assistant("No idea.")]})
+    assert pair.first[0]["tool_calls"][0]["function"] == {"name": "weather", "arguments": {}} and pair.second == "No idea."
+
+
+REFUSED = {
+    "unknown question": (
+        {"frage": "Ein Obst?", "chosen": "The apple", "rejected": "The axe"},
+        "no prompt: nobody reads frage (columns: {prompt: frage}",
+    ),
+    "unknown turns": ({"dialog_turns": ["Hi"], "chosen": "The apple", "rejected": "The axe"}, "nobody reads dialog_turns"),
+    "a score that nobody reads": ({"prompt": "p", "response": "a", "score": 0.1}, "column 'score' says how good the answer is"),
+    "a rating": ({"messages": [user("p"), assistant("a")], "rating": 1}, "column 'rating' says how good the answer is"),
+    "another prompt": (
+        {"prompt": "Ein Obst?", "chosen": [user("q"), assistant("a")], "rejected": [user("q"), assistant("b")]},
+        "prompt is none of what chosen and rejected share",
+    ),
+    "two systems": ({"system": "x", "prompt": [system("y"), user("q")], "chosen": "a", "rejected": "b"}, "two system turns"),
+    "pictures": (
+        {"prompt": "p", "image": "a.png", "chosen": "a", "rejected": "b"},
+        "holds an image or a video under 'image' (picture_texts",
+    ),
+    "pictures in parts": (
+        {
+            "prompt": [
+                {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "https://x/y.png"}}, {"type": "text", "text": "q"}]}
+            ],
+            "chosen": "a",
+            "rejected": "b",
+        },
+        "the prompt holds an image or a video",
+    ),
+    "no choice": (
+        {"prompt": "p", "response_0": "a", "response_1": "b", "better_response_id": 7},
+        "better_response_id: got '7', takes 0, 1",
+    ),
+    "no answer": ({"messages": [user("p")]}, "ends with the user's turn, takes the assistant's"),
+    "history": ({"query": "q", "history": ["x"], "response": "a"}, "history[0]: takes [question, answer]"),
+    "a call without a name": (
+        {"messages": [user("q"), {"role": "assistant", "content": None, "tool_calls": [{"function": {}}]}]},
+        "takes calls of tools as",
+    ),
+    "sound": (
+        {"messages": [{"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]}, assistant("a")]},
+        "got a part of type 'input_audio'",
+    ),
+    "words alone": ({"text": "once upon a time"}, "columns text look like no known schema"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_file_whose_prompt_cannot_be_told_is_refused(tmp_path, name):
+    row, why = REFUSED[name]
+    with pytest.raises(UserError) as error:
+        mm.data.texts(written(tmp_path, [row]))
+    assert why in str(error.value) and "\n" not in str(error.value) and len(str(error.value)) < 600
+
+
+def test_columns_that_nobody_reads_are_named_once(tmp_path):
+    row = {"question": "q", "chosen": "a", "rejected": "b", "topic": "x", "id": 1, "empty": "", "none": None}
+    path = written(tmp_path, [row, row, {**row, "later": 3}])
+    with pytest.warns(UserWarning) as caught:
+        mm.data.texts(path).first(3)
+    assert [str(warning.message) for warning in caught] == ["records: nobody reads column topic", "records: nobody reads column later"]
+
+
+def test_the_words_that_both_share_are_the_prompt_where_nothing_else_can_be(tmp_path):
+    row = {"chosen": "The sky is blue.", "rejected": "The sky is black.", "source": "x", "margin": 2}
+    with pytest.warns(UserWarning, match="nobody reads columns margin, source"):
+        (pair,) = mm.data.texts(written(tmp_path, [row])).first(2)
+    assert pair.prompt == "The sky is"
+
+
+def test_json_lines_that_are_called_json(tmp_path):
+    (pair,) = mm.data.texts(written(tmp_path, [{"prompt": "p", "chosen": "a", "rejected": "b"}], "data.json")).first(2)
+    assert (pair.prompt, pair.first) == ("p", "a")
+    two = written(tmp_path, [{"prompt": "p", "chosen": "a", "rejected": "b"}, {"prompt": "q", "chosen": "c", "rejected": "d"}], "two.json")
+    assert [pair.prompt for pair in mm.data.texts(two).first(3)] == ["p", "q"]
+
+
+def test_strengths_are_numbers(tmp_path):
+    assert math.isnan(read(tmp_path, {"prompt": "p", "completions": ["a", "b", "c"], "ranks": [1, 2, None]}).scores[2])
