@@ -8,16 +8,17 @@ import os
 import runpy
 import struct
 import subprocess
+import zlib
 from fractions import Fraction
 from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from mmalign import media
 from mmalign.media import Broken, Limits
-from mmalign.media.whole import is_cut
+from mmalign.media.whole import fault
 
 av = pytest.importorskip("av")
 FUZZ = runpy.run_path(str(Path(__file__).parents[1] / "scripts" / "fuzz" / "media.py"))
@@ -98,7 +99,7 @@ def test_images_cut_anywhere(name):
     data = FUZZ["images"]()[name]
     if name in ("dds", "ico"):
         return refused(data, "no image that can be read, takes AVIF, BMP, GIF, JPEG, JPEG2000, MPO, PNG, PPM, TIFF, WEBP")
-    assert not is_cut(data)
+    assert not fault(data)
     whole = FUZZ["read"]("image", data)
     kept = []
     for length in {*range(1, len(data), 7), *range(len(data) - 40, len(data))}:
@@ -115,7 +116,7 @@ def test_images_cut_anywhere(name):
 @pytest.mark.parametrize("name", sorted({*FUZZ["videos"]()} - FUZZ["LOOSE"]))
 def test_videos_cut_anywhere(name):
     data = FUZZ["videos"]()[name]
-    assert not is_cut(data) and media.footage(data, Limits(frames=99)).length == 9
+    assert not fault(data) and media.footage(data, Limits(frames=99)).length == 9
     for length in {*range(1, len(data), len(data) // 20), *range(len(data) - 10, len(data) - 1)}:
         refused(data[:length], "not decodable: |no video|without frames", media.footage)
 
@@ -123,8 +124,8 @@ def test_videos_cut_anywhere(name):
 @pytest.mark.parametrize("name", ["png", "gif", "jp2", "j2k"])
 def test_what_is_behind_the_end_is_not_missing(name):
     data = FUZZ["images"]()[name]
-    assert not is_cut(data + bytes(50))
-    assert name == "j2k" or not is_cut(data + b"\xff\x00\x17appended")
+    assert not fault(data + bytes(50))
+    assert name == "j2k" or not fault(data + b"\xff\x00\x17appended")
 
 
 def test_a_code_stream_up_to_the_end_of_the_file_ends():
@@ -132,12 +133,64 @@ def test_a_code_stream_up_to_the_end_of_the_file_ends():
     data = bytearray(FUZZ["images"]()["jp2"])
     at = data.index(b"jp2c") - 4
     data[at : at + 4] = bytes(4)
-    assert not is_cut(bytes(data)) and all(is_cut(bytes(data[:length])) for length in range(at + 8, len(data)))
+    assert not fault(bytes(data)) and all(fault(bytes(data[:length])) for length in range(at + 8, len(data)))
 
 
 @pytest.mark.parametrize("name", ["mp4", "mov", "mkv", "webm", "webm of a stream", "avi"])
 def test_padding_behind_a_video(name):
-    assert not is_cut(FUZZ["videos"]()[name] + bytes(50))
+    assert not fault(FUZZ["videos"]()[name] + bytes(50))
+
+
+def chunk(kind: bytes, data: bytes = b"") -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"GIF89a\1\0\1\0\0\0\0" + b"\1" * 300_000 + b"\x3b",
+        b"GIF89a\1\0\1\0\0\0\0" + b",\0\0\0\0\1\0\1\0\0\2\2\x4c\1\0" * 300_000 + b"\x3b",
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 1, 1, 8, 2, 0, 0, 0)) + chunk(b"abCd") * 300_000 + chunk(b"IEND"),
+        b"\0\0\0\x18ftypisom" + bytes(12) + struct.pack(">I4s", 8, b"free") * 300_000,
+        b"\x1aE\xdf\xa3\x80" + b"\xec\x80" * 300_000,
+    ],
+    ids=["gif, rubbish", "gif, frames", "png", "mp4", "matroska"],
+)
+def test_files_of_too_many_pieces_are_not_walked_for_minutes(data):
+    assert fault(data) == "not decodable: of more than 200000 pieces"
+    refused(data, "of more than 200000 pieces")
+    refused(data, "of more than 200000 pieces", media.footage)
+
+
+def test_a_jpeg_of_thousands_of_scans_is_not_decoded():
+    """Each of its scans of 50 bytes is a pass over all pixels."""
+    held = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(held, "JPEG", progressive=True)
+    data = held.getvalue()
+    last = data[data.rindex(b"\xff\xda") : -2]
+    assert not fault(data[:-2] + 80 * last + data[-2:]) and not fault(data + 200 * last)  # the second: behind its end
+    refused(data[:-2] + 200 * last + data[-2:], "not decodable: of more than 100 pieces")
+
+
+def test_pages_are_not_walked(monkeypatch):
+    data = FUZZ["images"]()["tiff, pages"]
+    seek, pages = TiffImagePlugin.TiffImageFile.seek, []
+    monkeypatch.setattr(TiffImagePlugin.TiffImageFile, "seek", lambda self, page: (pages.append(page), seek(self, page))[1])
+    assert media.image(data, Limits()).shape == (3, 24, 20) and max(pages) == 1
+
+
+@pytest.mark.parametrize("name", ["jpeg", "jpeg, progressive", "jpeg, turned", "mpo"])
+def test_a_film_behind_a_picture_is_no_fault(name):
+    """As phones write it; its bytes look like marks of a JPEG now and then."""
+    data = FUZZ["images"]()[name] + 300 * b"\xff\xda\0\5" + FUZZ["videos"]()["mp4"]
+    assert not fault(data) and torch.equal(media.image(data, Limits()), media.image(FUZZ["images"]()[name], Limits()))
+
+
+def test_videos_of_too_many_frames(monkeypatch):
+    monkeypatch.setattr("mmalign.media.videos.LENGTH", 3)
+    refused(quarters(), "more than 3 frames", media.footage)
+    monkeypatch.setattr("mmalign.media.videos.LENGTH", 4)
+    assert media.footage(quarters(), Limits()).length == 4
 
 
 def test_a_page_of_a_compression_that_nobody_knows():

@@ -115,7 +115,7 @@ def test_further_pictures_and_pages_are_no_animation(kind, more, limits):
         found = media.image(data, limits)
     assert found.shape == (3, 8, 16) and found[0].min() > 0.9 and found[2].max() < 0.1
     words = [str(warning.message) for warning in caught if issubclass(warning.category, UserWarning)]
-    assert words == ([f"the first of {more + 1} pages is taken"] if kind == "TIFF" else [])
+    assert words == (["the first of several pages is taken"] if kind == "TIFF" else [])
 
 
 @pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "AVIF"])

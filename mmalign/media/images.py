@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mmalign.media.limits import Broken, Limits, decoding, named
 from mmalign.media.sources import read_bytes
-from mmalign.media.whole import CUT, is_cut
+from mmalign.media.whole import fault
 
 # What is opened, of the forty-odd that Pillow knows: EPS starts another program, and others are of no data set.
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
@@ -39,7 +39,7 @@ def picture(source: Any, limits: Limits) -> Any:
     opened = _opened(source, limits, name)
     limits.check_pixels(name, *opened.size)
     with _pillow(name):
-        frames = getattr(opened, "n_frames", 1)  # only formats that may have several have it
+        frames = _frames(opened)
     if frames > 1 and opened.format in MOVING and limits.animated == "refuse":
         raise Broken(f"{name}animated, {frames} frames (animated: first takes the first one)")
     with _pillow(name):
@@ -47,7 +47,7 @@ def picture(source: Any, limits: Limits) -> Any:
     if frames > 1 and opened.format in MOVING:
         warnings.warn(f"{name}animated, the first of {frames} frames is taken", stacklevel=3)
     elif frames > 1 and opened.format == "TIFF":
-        warnings.warn(f"{name}the first of {frames} pages is taken", stacklevel=3)
+        warnings.warn(f"{name}the first of several pages is taken", stacklevel=3)
     return decoded
 
 
@@ -89,8 +89,8 @@ def _opened(source: Any, limits: Limits, name: str) -> Any:
     if isinstance(source, Tensor):
         return _of_tensor(source)
     data = read_bytes(source, limits)
-    if is_cut(data):
-        raise Broken(f"{name}{CUT}")
+    if words := fault(data):
+        raise Broken(f"{name}{words}")
     Image.init()  # fills OPEN; a Pillow of another build may lack AVIF or JPEG 2000
     with _pillow(name):
         return Image.open(io.BytesIO(data), formats=[kind for kind in FORMATS if kind in Image.OPEN])
@@ -103,6 +103,16 @@ def _of_tensor(source: Tensor) -> Any:
         raise Broken(f"got a tensor of shape {list(source.shape)}, takes an image [3, height, width] in 0..1")
     whole = source if source.dtype == torch.uint8 else (source.detach().float().clamp(0, 1) * 255).round().byte()
     return Image.fromarray(whole.expand(3, -1, -1).permute(1, 2, 0).cpu().contiguous().numpy())
+
+
+def _frames(opened: Any) -> int:
+    """How many frames or pages an image has; 2 for several pages of a TIFF, which may have millions, and each costs a while."""
+    if opened.format != "TIFF":
+        return getattr(opened, "n_frames", 1)  # only formats that may have several have it
+    if not opened.is_animated:
+        return 1
+    opened.seek(1)
+    return 2
 
 
 def _rgb(opened: Any) -> Any:

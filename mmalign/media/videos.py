@@ -13,11 +13,14 @@ from torch import Tensor
 from mmalign.media.images import fitted, picture, to_tensor
 from mmalign.media.limits import Broken, Limits, decoding, named
 from mmalign.media.sources import read_bytes
-from mmalign.media.whole import CUT, is_cut
+from mmalign.media.whole import fault
 from mmalign.types import UserError
 
 # FFmpeg's names of what is opened. Its playlists (HLS, DASH, concat) would open other files and addresses in their turn.
 CONTAINERS = ("mov", "matroska", "avi", "mpegts", "mpeg", "flv", "asf", "ogg", "gif")
+
+
+LENGTH = 200_000  # frames of one file at most, over two hours at 25 a second: all of them are decoded
 
 
 class Footage(NamedTuple):
@@ -61,8 +64,8 @@ def footage(source: Any, limits: Limits) -> Footage:
 
 
 def _decoded(data: bytes, limits: Limits, name: str) -> Footage:
-    if is_cut(data):
-        raise Broken(f"{name}{CUT}")
+    if words := fault(data):
+        raise Broken(f"{name}{words}")
     rates = [rate for _, rate in _frames(data, limits, name)]  # counted: what a container says of its length need not be true
     if not rates:
         raise Broken(f"{name}a video without frames")
@@ -91,11 +94,14 @@ def _frames(data: bytes, limits: Limits, name: str) -> Iterator[tuple[Any, float
         if stream.codec_context is None:
             raise Broken(f"{name}a video of a codec that FFmpeg does not know")
         limits.check_pixels(name, stream.width, stream.height)
-        rate = None if not stream.average_rate else float(stream.average_rate)
+        count, rate = 0, None if not stream.average_rate else float(stream.average_rate)
         for packet in container.demux(stream):
             frames: list[Any] = packet.decode()
             if packet.is_corrupt or any(frame.is_corrupt for frame in frames):
                 raise Broken(f"{name}not decodable: cut off or damaged, a frame is not whole")
+            count += len(frames)
+            if count > LENGTH:
+                raise Broken(f"{name}more than {LENGTH} frames")
             for frame in frames:
                 limits.check_pixels(name, frame.width, frame.height)  # it may grow on the way
                 yield frame, rate
