@@ -57,12 +57,17 @@ def save(folder: Path, step: int, *, tensors: Mapping[str, Mapping[str, Tensor]]
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     _flush(folder)
+    prune(folder, step, keep=keep)
+    return target
+
+
+def prune(folder: Path, step: int, *, keep: int = 2) -> None:
+    """Removes all but the newest ``keep`` checkpoints up to ``step``, which has to be a sound one."""
     for old in [path for path in _all(folder) if step_of(path) <= step][keep:]:
         leaving = old.with_name(f".{old.name}{LEAVING}")  # so that no half of it is ever taken for a checkpoint
         _discard(leaving)
         os.replace(old, leaving)
         _discard(leaving)
-    return target
 
 
 def sweep(folder: Path) -> None:
