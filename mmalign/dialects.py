@@ -60,14 +60,14 @@ def _read(name: str, text: str) -> Iterator[Dialect]:
     from mmalign.types import UserError
 
     for entry in paragraphs(text):
-        who, _, said = entry.partition(":")
-        for colon in (match.start() for match in re.finditer(":|$", said)):
-            found = _keywords(said[:colon])
-            if found is not None:
-                yield Dialect(who.strip(), found, said[colon + 1 :].strip())
+        who, _, rest = entry.partition(":")
+        for colon in (match.start() for match in re.finditer(":|$", rest)):
+            keywords = _keywords(rest[:colon])
+            if keywords is not None:
+                yield Dialect(who.strip(), keywords, rest[colon + 1 :].strip())
                 break
         else:
-            raise UserError(f"{name}: the dialect {who.strip()!r} has no keywords that can be read: {said.strip()[:60]}")
+            raise UserError(f"{name}: the dialect {who.strip()!r} has no keywords that can be read: {rest.strip()[:60]}")
 
 
 def _keywords(text: str) -> dict[str, Any] | None:

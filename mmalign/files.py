@@ -77,7 +77,7 @@ def numbers(owner: str, path: str, columns: Sequence[str]) -> list[list[float]]:
     file = Path(path)
     if not file.is_file():
         raise UserError(f"{owner}: no such file: {path}")
-    found: list[list[float]] = [[] for _ in columns]
+    table: list[list[float]] = [[] for _ in columns]
     for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
         if not line.strip():
             continue
@@ -88,6 +88,6 @@ def numbers(owner: str, path: str, columns: Sequence[str]) -> list[list[float]]:
             raise UserError(f"{owner}: {path}, line {number}: takes an object with the numbers {', '.join(columns)}") from error
         if not all(math.isfinite(value) for value in values):
             raise UserError(f"{owner}: {path}, line {number}: takes finite numbers")
-        for column, value in zip(found, values, strict=True):
+        for column, value in zip(table, values, strict=True):
             column.append(value)
-    return found
+    return table

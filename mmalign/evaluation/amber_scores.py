@@ -67,8 +67,10 @@ def amber_descriptions(
         raise UserError(f"amber: got {len(nouns)} descriptions, {len(truth)} truths, {len(expected)} expected; takes one of each")
     words = vocabulary.words()
     rows = [
-        None if said is None else _description([noun for noun in said if noun in words], there, likely, vocabulary, alike or _equal)
-        for said, there, likely in zip(nouns, truth, expected, strict=True)
+        None
+        if caption_nouns is None
+        else _description([noun for noun in caption_nouns if noun in words], objects, likely, vocabulary, alike or _equal)
+        for caption_nouns, objects, likely in zip(nouns, truth, expected, strict=True)
     ]
     known = [row for row in rows if row is not None]
     counts = {
@@ -96,36 +98,38 @@ def _equal(one: str, other: str) -> bool:
     return one == other
 
 
-def _description(said: Sequence[str], there: Sequence[str], likely: Sequence[str], known: Vocabulary, alike: Alike) -> dict[str, Any]:
+def _description(
+    nouns: Sequence[str], objects: Sequence[str], likely: Sequence[str], vocabulary: Vocabulary, alike: Alike
+) -> dict[str, Any]:
     """Which words are inventions, which objects they cover (places in the annotation), and which expected inventions they name."""
-    safe, expected = _leads(there, known), _leads(likely, known)
+    true_leads, expected_leads = _leads(objects, vocabulary), _leads(likely, vocabulary)
     covered: set[int] = set()
     believed: set[int] = set()
     invented = []
-    for word in said:
-        if word in known.safe:
+    for word in nouns:
+        if word in vocabulary.safe:
             continue
-        if word in dict(safe):
-            covered.add(_first(safe, lambda other: other == word))  # noqa: B023
+        if word in dict(true_leads):
+            covered.add(_first(true_leads, lambda other: other == word))  # noqa: B023
             continue
         for same in (lambda other: other == word, lambda other: alike(word, other)):  # noqa: B023
-            if any(same(other) for other, _ in expected):
-                believed.add(_first(expected, same))
-        if any(alike(word, other) for other, _ in safe):
-            covered.add(_first(safe, lambda other: alike(word, other)))  # noqa: B023
+            if any(same(other) for other, _ in expected_leads):
+                believed.add(_first(expected_leads, same))
+        if any(alike(word, other) for other, _ in true_leads):
+            covered.add(_first(true_leads, lambda other: alike(word, other)))  # noqa: B023
             continue
         invented.append(word)
     return {
-        "words": list(said), "invented": invented, "covered": sorted(covered), "objects": len(there), "believed": sorted(believed),
+        "words": list(nouns), "invented": invented, "covered": sorted(covered), "objects": len(objects), "believed": sorted(believed),
         "likely": len(likely),
     }  # fmt: skip
 
 
-def _leads(objects: Sequence[str], known: Vocabulary) -> list[tuple[str, int]]:
+def _leads(objects: Sequence[str], vocabulary: Vocabulary) -> list[tuple[str, int]]:
     """(word, place of the object it leads to): association lists first, then the objects' own names; trap 2."""
-    if odd := next((name for name in objects if name not in known.relation), None):
+    if odd := next((name for name in objects if name not in vocabulary.relation), None):
         raise UserError(f"amber: the annotation names {odd!r}, which relation.json does not; takes objects of the relation file")
-    lists = [(word, place) for place, name in enumerate(objects) for word in known.relation[name]]
+    lists = [(word, place) for place, name in enumerate(objects) for word in vocabulary.relation[name]]
     return lists + [(name, place) for place, name in enumerate(objects)]
 
 
@@ -159,20 +163,20 @@ def amber_answers(
         raise UserError(f"amber: got {len(answers)} answers, {len(truth)} truths, {len(kinds)} kinds; takes one of each")
     if odd := sorted(set(truth) - {"yes", "no"}):
         raise UserError(f"amber: got the truth {odd[0]!r}, takes yes or no")
-    rows = [None if answer is None else _judged(answer, said) for answer, said in zip(answers, truth, strict=True)]
-    named = [KINDS.get(kind, "relation") for kind in kinds]
+    rows = [None if answer is None else _judged(answer, label) for answer, label in zip(answers, truth, strict=True)]
+    names = [KINDS.get(kind, "relation") for kind in kinds]
     values, published = {}, {}
-    parts = {"": set(named), "attribute": set(ATTRIBUTES), **{name: {name} for name in ("existence", *ATTRIBUTES, "relation")}}
+    parts = {"": set(names), "attribute": set(ATTRIBUTES), **{name: {name} for name in ("existence", *ATTRIBUTES, "relation")}}
     for part, members in parts.items():
-        inside = [place for place, name in enumerate(named) if name in members and rows[place] is not None]
+        inside = [place for place, name in enumerate(names) if name in members and rows[place] is not None]
         if not inside:
             continue
         chosen = [row for place in inside if (row := rows[place]) is not None]
         keys = ("right", "says_no", "is_no", "right_no")
         counts = {"questions": [1.0] * len(chosen), **{key: [float(row[key]) for row in chosen] for key in keys}}
-        found = estimates(counts, [groups[place] for place in inside], _of_no, resamples=resamples, seed=seed)
+        rates = estimates(counts, [groups[place] for place in inside], _of_no, resamples=resamples, seed=seed)
         prefix = f"{part}/" if part else ""
-        values.update({prefix + key: value for key, value in found.items()})
+        values.update({prefix + key: value for key, value in rates.items()})
         total = {name: sum(column) for name, column in counts.items()}
         published.update({prefix + key: value for key, value in _published(total, 0.001 if part == "existence" else 0.0001).items()})
     unparsed = sum(not row["parsed"] for row in rows if row is not None)

@@ -54,8 +54,8 @@ def chair_scores(
     groups = range(len(mentions)) if clusters is None else clusters
     _same_length(mentions=mentions, truth=truth, answers=texts, clusters=groups)
     rows = [
-        None if said is None or text is None else _caption(said, set(there), text)
-        for said, there, text in zip(mentions, truth, texts, strict=True)
+        None if caption_mentions is None or text is None else _caption(caption_mentions, set(objects), text)
+        for caption_mentions, objects, text in zip(mentions, truth, texts, strict=True)
     ]
     known = [row for row in rows if row is not None]
     counts = {
@@ -93,24 +93,24 @@ def object_scores(
 
     def metric(outputs: Sequence[str], prompts: Sequence[Any]) -> dict[str, float]:
         marks = mark(outputs, prompts)
-        said = [[str(name) for _, _, name, _ in found["mentions"]] for found in marks]
-        there = [{str(name) for name in found["objects"]} for found in marks]
-        asked = [json.dumps(prompt, sort_keys=True, default=str) for prompt in prompts]
-        values = chair_scores(said, there, answers=outputs, clusters=asked, resamples=resamples).values
-        return {**{key: found.value for key, found in values.items()}, **{f"{key}_se": found.error for key, found in values.items()}}
+        mentions = [[str(name) for _, _, name, _ in answer["mentions"]] for answer in marks]
+        truth = [{str(name) for name in answer["objects"]} for answer in marks]
+        clusters = [json.dumps(prompt, sort_keys=True, default=str) for prompt in prompts]
+        values = chair_scores(mentions, truth, answers=outputs, clusters=clusters, resamples=resamples).values
+        return {**{key: rate.value for key, rate in values.items()}, **{f"{key}_se": rate.error for key, rate in values.items()}}
 
     return metric
 
 
-def _caption(said: Sequence[str], there: set[str], text: str) -> dict[str, Any]:
-    invented = [name for name in said if name not in there]
+def _caption(mentions: Sequence[str], objects: set[str], text: str) -> dict[str, Any]:
+    invented = [name for name in mentions if name not in objects]
     return {
-        "mentions": len(said),
+        "mentions": len(mentions),
         "invented": invented,
-        "recalled": sorted(set(said) & there),
-        "objects": len(there),
+        "recalled": sorted(set(mentions) & objects),
+        "objects": len(objects),
         "words": len(WORDS.findall(text)),
-        "chair_i": len(invented) / len(said) if said else float("nan"),
+        "chair_i": len(invented) / len(mentions) if mentions else float("nan"),
     }
 
 
@@ -134,8 +134,8 @@ def yes_or_no(answer: str) -> tuple[str, bool]:
     """
     first = answer.split(".")[0]
     words = first.replace(",", "").split(" ")
-    said = "no" if {"No", "not", "no"} & set(words) else "yes"
-    return said, bool(re.search(r"\b(yes|no|not)\b|n['’]t\b", first, re.IGNORECASE))
+    label = "no" if {"No", "not", "no"} & set(words) else "yes"
+    return label, bool(re.search(r"\b(yes|no|not)\b|n['’]t\b", first, re.IGNORECASE))
 
 
 def pope_scores(
@@ -166,17 +166,17 @@ def pope_scores(
         inside = [place for place, name in enumerate(names) if name == split and rows[place] is not None]
         chosen = [row for place in inside if (row := rows[place]) is not None]
         counts = {key: [float(row["outcome"] == key) for row in chosen] for key in ("tp", "fp", "tn", "fn")}
-        found = estimates(counts, [groups[place] for place in inside], _pope, resamples=resamples, seed=seed)
-        values.update({f"{split}/{key}" if split else key: value for key, value in found.items()})
+        rates = estimates(counts, [groups[place] for place in inside], _pope, resamples=resamples, seed=seed)
+        values.update({f"{split}/{key}" if split else key: value for key, value in rates.items()})
     published = {key: value.value for key, value in values.items()}
     unparsed = sum(not row["parsed"] for row in rows if row is not None)
     return Scores(values, rows, {"answers": len(rows), "missing": sum(row is None for row in rows), "unparsed": unparsed}, published)
 
 
 def _question(answer: str, label: str) -> dict[str, Any]:
-    said, parsed = yes_or_no(answer)
-    outcome = ("t" if said == label else "f") + ("p" if said == "yes" else "n")
-    return {"said": said, "label": label, "outcome": outcome, "parsed": parsed}
+    reading, parsed = yes_or_no(answer)
+    outcome = ("t" if reading == label else "f") + ("p" if reading == "yes" else "n")
+    return {"said": reading, "label": label, "outcome": outcome, "parsed": parsed}
 
 
 def _pope(sums: Sums) -> dict[str, Any]:
@@ -194,5 +194,5 @@ def _pope(sums: Sums) -> dict[str, Any]:
 def _same_length(**columns: Any) -> None:
     lengths = {name: len(column) for name, column in columns.items()}
     if len(set(lengths.values())) > 1:
-        said = ", ".join(f"{size} {name}" for name, size in lengths.items())
-        raise UserError(f"scores: got {said}; takes one of each for every answer")
+        counts = ", ".join(f"{size} {name}" for name, size in lengths.items())
+        raise UserError(f"scores: got {counts}; takes one of each for every answer")

@@ -68,8 +68,8 @@ def estimates(
 
     Examples:
         >>> counts = {"right": [1, 0, 1, 1], "rows": [1, 1, 1, 1]}
-        >>> found = estimates(counts, ["cat", "cat", "dog", "owl"], lambda sums: {"accuracy": ratio(sums["right"], sums["rows"])})
-        >>> found["accuracy"].value, found["accuracy"].high
+        >>> rates = estimates(counts, ["cat", "cat", "dog", "owl"], lambda sums: {"accuracy": ratio(sums["right"], sums["rows"])})
+        >>> rates["accuracy"].value, rates["accuracy"].high
         (0.75, 1.0)
     """
     if not 0 < level < 1 or resamples < 1:

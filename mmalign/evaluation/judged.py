@@ -31,14 +31,14 @@ TYPES = 8
 
 def rating(review: str | None) -> int | None:
     """The one rating 0..6 of a review, None where there is none or more than one of them."""
-    said = [number for number in range(7) if f"rating: {number}" in (review or "").lower()]
-    return said[0] if len(said) == 1 else None
+    ratings = [number for number in range(7) if f"rating: {number}" in (review or "").lower()]
+    return ratings[0] if len(ratings) == 1 else None
 
 
 def verdict(review: str | None) -> float:
     """Whether a review prefers B: 1, to A: 0, neither: .5; NaN where it does not say."""
-    found = re.search(r"\[\[([ABC])\]\]", review or "")
-    return float("nan") if found is None else {"A": 0.0, "B": 1.0, "C": 0.5}[found.group(1)]
+    match = re.search(r"\[\[([ABC])\]\]", review or "")
+    return float("nan") if match is None else {"A": 0.0, "B": 1.0, "C": 0.5}[match.group(1)]
 
 
 def rating_scores(
@@ -56,22 +56,22 @@ def rating_scores(
     names = [""] * len(reviews) if kinds is None else list(kinds)
     if len({len(reviews), len(groups), len(names)}) > 1:
         raise UserError(f"ratings: got {len(reviews)} reviews, {len(groups)} clusters, {len(names)} kinds; takes one of each")
-    said = [rating(review) for review in reviews]
+    ratings = [rating(review) for review in reviews]
     values = {}
     for kind in dict.fromkeys(["", *names]):
-        inside = [place for place, name in enumerate(names) if said[place] is not None and kind in ("", name)]
-        chosen = [score for place in inside if (score := said[place]) is not None]
+        inside = [place for place, name in enumerate(names) if ratings[place] is not None and kind in ("", name)]
+        chosen = [score for place in inside if (score := ratings[place]) is not None]
         counts: dict[str, list[float]] = {
             "rows": [1.0] * len(chosen), "points": [float(score) for score in chosen],
             "hallucinating": [float(score < HALLUCINATES) for score in chosen],
             "informing": [float(score - HALLUCINATES if score >= HALLUCINATES else score) for score in chosen],
         }  # fmt: skip
-        found = estimates(counts, [groups[place] for place in inside], _ratings, resamples=resamples, seed=seed)
-        values.update({f"{name}/{kind}" if kind else name: value for name, value in found.items() if not kind or name == "score"})
-    rows = [None if score is None else {"rating": score} for score in said]
-    unparsed = sum(review is not None and score is None for review, score in zip(reviews, said, strict=True))
-    counted = {"answers": len(said), "missing": sum(review is None for review in reviews), "unparsed": unparsed}
-    return Scores(values, rows, counted, _published([score or 0 for score in said]))
+        rates = estimates(counts, [groups[place] for place in inside], _ratings, resamples=resamples, seed=seed)
+        values.update({f"{name}/{kind}" if kind else name: value for name, value in rates.items() if not kind or name == "score"})
+    rows = [None if score is None else {"rating": score} for score in ratings]
+    unparsed = sum(review is not None and score is None for review, score in zip(reviews, ratings, strict=True))
+    counted = {"answers": len(ratings), "missing": sum(review is None for review in reviews), "unparsed": unparsed}
+    return Scores(values, rows, counted, _published([score or 0 for score in ratings]))
 
 
 def _ratings(sums: Sums) -> dict[str, Any]:
@@ -98,7 +98,7 @@ def _published(scores: Sequence[int]) -> dict[str, float]:
 def ask_all(judge: Judge, messages: Sequence[list[dict[str, str]] | None], *, at_once: int = 8) -> list[str | None]:
     """The judge's words on each of them, asked ``at_once`` at a time; None where there is nothing to ask, or no answer."""
     with ThreadPoolExecutor(max_workers=at_once) as pool:
-        return list(pool.map(lambda asked: None if asked is None else judge(asked), messages))
+        return list(pool.map(lambda conversation: None if conversation is None else judge(conversation), messages))
 
 
 def remembering(judge: Judge, path: str | Path, *, who: str = "") -> Judge:
@@ -117,18 +117,18 @@ def remembering(judge: Judge, path: str | Path, *, who: str = "") -> Judge:
                 continue  # a line that a crash tore: asked again
 
     def ask(messages: list[dict[str, str]]) -> str | None:
-        asked = hashlib.blake2b(json.dumps([who, messages], sort_keys=True).encode(), digest_size=16).hexdigest()
-        if asked not in known:
+        key = hashlib.blake2b(json.dumps([who, messages], sort_keys=True).encode(), digest_size=16).hexdigest()
+        if key not in known:
             review = judge(messages)
             if review is None:
                 return None
             with lock:
-                known[asked] = review
+                known[key] = review
                 file.parent.mkdir(parents=True, exist_ok=True)
-                line = "\n" * _torn(file) + json.dumps({"asked": asked, "review": review}, ensure_ascii=False) + "\n"
-                with open(file, "a", encoding="utf-8") as kept:
-                    kept.write(line)
-        return known[asked]
+                line = "\n" * _torn(file) + json.dumps({"asked": key, "review": review}, ensure_ascii=False) + "\n"
+                with open(file, "a", encoding="utf-8") as stream:
+                    stream.write(line)
+        return known[key]
 
     return ask
 

@@ -98,20 +98,20 @@ def table(classes: Mapping[str, str], *, pieces: Pieces = "rohrbach") -> Synonym
 def plurals(words: Iterable[str]) -> dict[str, str]:
     """Plural -> singular, of every word: what English adds (s, es, ies, ves), and what it does not (men, mice)."""
     singular = set(words)
-    found: dict[str, str] = {}
+    singular_of: dict[str, str] = {}
     for word in sorted(singular):
         for plural in _plurals_of(word):
             if plural not in singular:
-                found.setdefault(plural, word)
-    return found
+                singular_of.setdefault(plural, word)
+    return singular_of
 
 
 def _plurals_of(word: str) -> tuple[str, ...]:
     if word in ALIKE:
         return ()
-    for one, many in UNLIKE.items():
-        if word == one or (one in ("man", "woman") and word.endswith(one)):
-            return (word[: -len(one)] + many,)
+    for singular, plural in UNLIKE.items():
+        if word == singular or (singular in ("man", "woman") and word.endswith(singular)):
+            return (word[: -len(singular)] + plural,)
     if re.search(r"(s|x|z|ch|sh)$", word):
         return (f"{word}es", f"{word}ses") if word == "bus" else (f"{word}es",)
     if re.search(r"[^aeiou]y$", word):
@@ -141,9 +141,9 @@ def mentions(text: str, known: Synonyms) -> list[Mention]:
     ]
 
 
-def marked(found: Sequence[Mention], truth: Collection[str]) -> list[tuple[int, int, bool]]:
+def marked(mentioned: Sequence[Mention], truth: Collection[str]) -> list[tuple[int, int, bool]]:
     """(start, end, whether it is there) of each mention: what a report strikes through, and what it does not."""
-    return [(mention.start, mention.end, mention.object in truth) for mention in found]
+    return [(mention.start, mention.end, mention.object in truth) for mention in mentioned]
 
 
 def coco_truth(folder: str | Path, known: Synonyms, *, images: Collection[int] | None = None) -> dict[int, set[str]]:

@@ -31,9 +31,9 @@ def win_rate(
         >>> scores.values["win_rate"].value, scores.values["ties"].value
         (0.625, 0.25)
     """
-    said, asked = _checked(outcomes, prompts)
-    known = [place for place, outcome in enumerate(said) if not np.isnan(outcome)]
-    chosen = said[known]
+    results, clusters = _checked(outcomes, prompts)
+    known = [place for place, outcome in enumerate(results) if not np.isnan(outcome)]
+    chosen = results[known]
     counts: dict[str, Sequence[float]] = {
         "rows": [1.0] * len(known), "points": chosen.tolist(), "wins": (chosen > 0.5).astype(float).tolist(),
         "ties": (chosen == 0.5).astype(float).tolist(),
@@ -43,9 +43,9 @@ def win_rate(
         wins, ties = ratio(sums["wins"], sums["rows"]), ratio(sums["ties"], sums["rows"])
         return {"win_rate": ratio(sums["points"], sums["rows"]), "wins": wins, "ties": ties, "losses": 1 - wins - ties}
 
-    values = estimates(counts, [asked[place] for place in known], shares, resamples=resamples, seed=seed)
-    rows = [None if np.isnan(outcome) else {"outcome": float(outcome)} for outcome in said]
-    return Scores(values, rows, {"comparisons": len(said), "missing": len(said) - len(known)})
+    values = estimates(counts, [clusters[place] for place in known], shares, resamples=resamples, seed=seed)
+    rows = [None if np.isnan(outcome) else {"outcome": float(outcome)} for outcome in results]
+    return Scores(values, rows, {"comparisons": len(results), "missing": len(results) - len(known)})
 
 
 def length_controlled_win_rate(
@@ -61,18 +61,18 @@ def length_controlled_win_rate(
     Deviations: the paper's model has a term of instruction difficulty besides, whose values are AlpacaEval's own, is pulled to gamed
     baselines, and is fitted with an L1 penalty; this is its length term and its constant alone, without a penalty.
     """
-    said, asked = _checked(outcomes, prompts)
-    if len(lengths) != len(said) or len(others) != len(said):
-        raise UserError(f"win rate: got {len(said)} outcomes, {len(lengths)} and {len(others)} lengths; takes one of each")
-    known = ~np.isnan(said)
+    results, clusters = _checked(outcomes, prompts)
+    if len(lengths) != len(results) or len(others) != len(results):
+        raise UserError(f"win rate: got {len(results)} outcomes, {len(lengths)} and {len(others)} lengths; takes one of each")
+    known = ~np.isnan(results)
     gap = (np.asarray(lengths, dtype=float) - np.asarray(others, dtype=float))[known]
     spread = gap.std(ddof=1) if len(gap) > 1 else 0.0
     feature = np.tanh(gap / spread) if spread > 0 else np.zeros_like(gap)
     if not len(gap):
         return Interval(np.nan, np.nan, np.nan, np.nan)
-    whole = _fitted(np.ones((1, len(gap))), feature, said[known])[0]
-    places = [cluster for cluster, kept in zip(asked, known, strict=True) if kept]
-    drawn = _fitted(draws(places, resamples, seed), feature, said[known]) if len(set(places)) > 1 else None
+    whole = _fitted(np.ones((1, len(gap))), feature, results[known])[0]
+    places = [cluster for cluster, is_known in zip(clusters, known, strict=True) if is_known]
+    drawn = _fitted(draws(places, resamples, seed), feature, results[known]) if len(set(places)) > 1 else None
     return interval(float(whole), drawn, 0.95)
 
 
@@ -94,9 +94,9 @@ def _fitted(weights: Table, feature: Table, outcomes: Table) -> Table:
 
 
 def _checked(outcomes: Sequence[float], prompts: Sequence[Hashable]) -> tuple[Table, list[Hashable]]:
-    said = np.asarray(outcomes, dtype=float)
-    if len(said) != len(prompts):
-        raise UserError(f"win rate: got {len(said)} outcomes and {len(prompts)} prompts, takes one for each")
-    if (odd := said[(said < 0) | (said > 1)]).size:
+    results = np.asarray(outcomes, dtype=float)
+    if len(results) != len(prompts):
+        raise UserError(f"win rate: got {len(results)} outcomes and {len(prompts)} prompts, takes one for each")
+    if (odd := results[(results < 0) | (results > 1)]).size:
         raise UserError(f"win rate: got the outcome {odd[0]:g}, takes 0 to 1, and NaN for a comparison that nobody decided")
-    return said, list(prompts)
+    return results, list(prompts)

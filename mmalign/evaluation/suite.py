@@ -30,8 +30,8 @@ class Item:
     @property
     def prompt(self) -> list[dict[str, Any]]:
         """The question as a conversation, its image first."""
-        seen = [] if self.image is None else [{"type": "image", "path": str(self.image)}]
-        return [{"role": "user", "content": [*seen, {"type": "text", "text": self.question}]}]
+        pictures = [] if self.image is None else [{"type": "image", "path": str(self.image)}]
+        return [{"role": "user", "content": [*pictures, {"type": "text", "text": self.question}]}]
 
 
 @dataclass(frozen=True)
@@ -55,11 +55,11 @@ class Suite:
     def __post_init__(self) -> None:
         if not self.items:
             raise UserError(f"{self.name}: its files hold no question")
-        seen: set[str] = set()
+        ids: set[str] = set()
         for item in self.items:
-            if item.id in seen:
+            if item.id in ids:
                 raise UserError(f"{self.name}: two questions with the id {item.id}; takes one of each")
-            seen.add(item.id)
+            ids.add(item.id)
 
     def first(self, count: int | None) -> Suite:
         """The first ``count`` questions, and a note that it is not all of them; all for None."""
@@ -109,7 +109,7 @@ def read_answers(path: str | Path) -> dict[str, str | None]:
     ``model_answer`` or ``output``; the first of each counts. Where no row has an id, as in POPE's own answer files, they are ``#1``,
     ``#2``, ... in their order. Errors: UserError for a row without either, and for an id twice with different answers.
     """
-    found: dict[str, str | None] = {}
+    answers: dict[str, str | None] = {}
     rows = read_rows(path)
     if not any(key in row for row in rows for key in IDS):
         rows = [{"id": f"#{number}", **row} for number, row in enumerate(rows, start=1)]
@@ -121,10 +121,10 @@ def read_answers(path: str | Path) -> dict[str, str | None]:
         value = row[text]
         if value is not None and not isinstance(value, str):
             raise UserError(f"answers: row {number} of {path}: got {value!r}, takes text, or null for a missing answer")
-        if str(row[name]) in found and found[str(row[name])] != value:
+        if str(row[name]) in answers and answers[str(row[name])] != value:
             raise UserError(f"answers: {path} answers {row[name]} twice, and differently; takes one answer for each question")
-        found[str(row[name])] = value
-    return found
+        answers[str(row[name])] = value
+    return answers
 
 
 def picture(folder: Path | None, name: str, *others: str) -> Path | None:

@@ -114,15 +114,15 @@ def _upright(frame: Any) -> Any:
     """
     from PIL.Image import Transpose
 
-    shown, matrix = frame.to_image(), frame.side_data.get("DISPLAYMATRIX")
+    image, matrix = frame.to_image(), frame.side_data.get("DISPLAYMATRIX")
     if matrix is None:
-        return shown
+        return image
     a, b, _, c, d, *_ = struct.unpack("=9i", bytes(matrix))
     if abs(b) + abs(c) > abs(a) + abs(d):
-        shown, a, d = shown.transpose(Transpose.TRANSPOSE), c, b
+        image, a, d = image.transpose(Transpose.TRANSPOSE), c, b
     if a < 0:
-        shown = shown.transpose(Transpose.FLIP_LEFT_RIGHT)
-    return shown.transpose(Transpose.FLIP_TOP_BOTTOM) if d < 0 else shown
+        image = image.transpose(Transpose.FLIP_LEFT_RIGHT)
+    return image.transpose(Transpose.FLIP_TOP_BOTTOM) if d < 0 else image
 
 
 def _stacked(frames: list[Tensor], name: str) -> Tensor:

@@ -29,7 +29,7 @@ MENDABLE = {401: "takes another key", 403: "takes another key", 404: "takes anot
 LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 LEAST_ASKED = 20  # answers before the missing part of them stops a run
 
-Found = TypeVar("Found")
+Reading = TypeVar("Reading")
 Conversation = list[dict[str, Any]]
 
 
@@ -128,9 +128,9 @@ class Server:
         self._address = address
 
     def ask(
-        self, conversations: Sequence[Conversation | Unreadable], read: Callable[[Answer], Found], *, max_tokens: int, likely: int = 0,
+        self, conversations: Sequence[Conversation | Unreadable], read: Callable[[Answer], Reading], *, max_tokens: int, likely: int = 0,
         temperature: float = 0.0, say: Callable[[int], Mapping[str, Any]] = lambda row: {},
-    ) -> list[Found | None]:  # fmt: skip
+    ) -> list[Reading | None]:  # fmt: skip
         """What ``read`` makes of each conversation's answer, in their order; None for a missing one.
 
         conversations: Unreadable in place of one that could not be made: it is missing, for that reason. read: may raise Unreadable.
@@ -138,24 +138,24 @@ class Server:
         it. Errors: UserError where too much is missing, or the server refuses the key or the model.
         """
         reasons: list[str | None] = [None] * len(conversations)
-        found: list[Found | None] = [None] * len(conversations)
+        readings: list[Reading | None] = [None] * len(conversations)
         silent = 0
         give_up = 2 * self.settings.at_once
 
         def one(row: int) -> None:
             nonlocal silent
-            if isinstance(held := conversations[row], Unreadable):
-                reasons[row] = str(held)
+            if isinstance(conversation := conversations[row], Unreadable):
+                reasons[row] = str(conversation)
                 return
             if silent >= give_up:
                 reasons[row] = "not asked, as the server does not answer"
                 return
-            body = {**self.settings.body, "model": self.settings.model, "messages": held}
+            body = {**self.settings.body, "model": self.settings.model, "messages": conversation}
             body |= {"max_tokens": max_tokens, "temperature": temperature, **({"logprobs": True, "top_logprobs": likely} if likely else {})}
             try:
                 answer = self._answer(body)
                 silent = 0
-                found[row] = read(answer)
+                readings[row] = read(answer)
             except Unreadable as error:
                 reasons[row] = str(error)
             except _Passing as error:
@@ -173,13 +173,13 @@ class Server:
             list(pool.map(one, rows))
         self._down = silent > 0
         self._count(reasons, say)
-        return found
+        return readings
 
     def _answer(self, body: Mapping[str, Any]) -> Answer:
         """The answer to one request, asked again where a trouble may pass. Raises _Passing or Unreadable where there is none."""
         for attempt in range(self.settings.retries + 1):
             try:
-                return completion(self._post(body), wanted=bool(body.get("logprobs")))
+                return completion(self._post(body), with_tokens=bool(body.get("logprobs")))
             except _Passing as error:
                 if attempt == self.settings.retries:
                     raise
@@ -195,10 +195,10 @@ class Server:
         ends = time.monotonic() + self.settings.timeout
         try:
             with self._client.stream("POST", self._address, json=body) as response:
-                read = b""
+                data = b""
                 for block in response.iter_bytes():
-                    read += block
-                    if len(read) > self.settings.bytes:
+                    data += block
+                    if len(data) > self.settings.bytes:
                         raise Unreadable("longer than server.bytes")
                     if time.monotonic() > ends:
                         raise _Passing("timeout", down=True)
@@ -210,16 +210,16 @@ class Server:
             raise _Passing(f"no readable response ({type(error).__name__})") from error
         status = response.status_code
         if status in MENDABLE:
-            raise UserError(f"{self.name}.server: HTTP {status} from {self._address.host}: {self._excerpt(read)}; {MENDABLE[status]}")
+            raise UserError(f"{self.name}.server: HTTP {status} from {self._address.host}: {self._excerpt(data)}; {MENDABLE[status]}")
         if status in PASSING:
             after = response.headers.get("retry-after", "")
             raise _Passing(f"HTTP {status}", wait=float(after) if after.isdecimal() and len(after) < 6 else 0.0, down=status != 429)
         if status != 200:
             raise Unreadable(f"HTTP {status}")
-        return read
+        return data
 
-    def _excerpt(self, read: bytes) -> str:
-        text = " ".join(read[:2000].decode("utf-8", "replace").split())
+    def _excerpt(self, data: bytes) -> str:
+        text = " ".join(data[:2000].decode("utf-8", "replace").split())
         return (text.replace(self._key, "***") if self._key else text)[:200]
 
     def _count(self, reasons: Sequence[str | None], say: Callable[[int], Mapping[str, Any]]) -> None:
@@ -234,23 +234,23 @@ class Server:
             lines = [{"reward": self.name, "reason": reason, **say(row)} for row, reason in enumerate(reasons) if reason is not None]
             with open(path, "a", encoding="utf-8") as file:
                 file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        told = ", ".join(f"{count} x {reason}" for reason, count in missing.most_common(5))
+        causes = ", ".join(f"{count} x {reason}" for reason, count in missing.most_common(5))
         if new:
-            warnings.warn(f"{self.name}: {missing.total()} of {len(reasons)} answers are missing: {told}", stacklevel=4)
+            warnings.warn(f"{self.name}: {missing.total()} of {len(reasons)} answers are missing: {causes}", stacklevel=4)
         part = sum(self._last) / max(1, len(self._last))
         if missing and len(self._last) >= LEAST_ASKED and part > self.settings.failures:
             most = f"takes at most {self.settings.failures:.0%} (server.failures)"
-            raise UserError(f"{self.name}: {sum(self._last)} of the last {len(self._last)} answers are missing ({told}); {most}")
+            raise UserError(f"{self.name}: {sum(self._last)} of the last {len(self._last)} answers are missing ({causes}); {most}")
 
 
-def completion(read: bytes, *, wanted: bool) -> Answer:
-    """A response's body as an answer. wanted: it has to hold log-probabilities. Raises _Passing where its shape is another."""
+def completion(data: bytes, *, with_tokens: bool) -> Answer:
+    """A response's body as an answer. with_tokens: it has to hold log-probabilities. Raises _Passing where its shape is another."""
 
     def refuse(constant: str) -> Any:
         raise ValueError(constant)
 
     try:
-        body = json.loads(read, parse_constant=refuse)
+        body = json.loads(data, parse_constant=refuse)
     except (ValueError, RecursionError) as error:
         raise _Passing("no JSON") from error
     choices = body.get("choices") if isinstance(body, Mapping) else None
@@ -260,14 +260,14 @@ def completion(read: bytes, *, wanted: bool) -> Answer:
     text = message.get("content") if isinstance(message, Mapping) else None
     if not isinstance(text, str):
         raise _Passing("no chat completion: takes a message with content")
-    tokens = _tokens(choices[0].get("logprobs")) if wanted else ()
-    if wanted and not tokens:
+    tokens = _tokens(choices[0].get("logprobs")) if with_tokens else ()
+    if with_tokens and not tokens:
         raise _Passing("no log-probabilities")
     return Answer(text, tokens, choices[0].get("finish_reason") == "length")
 
 
-def _tokens(held: Any) -> tuple[Token, ...]:
-    content = held.get("content") if isinstance(held, Mapping) else None
+def _tokens(logprobs: Any) -> tuple[Token, ...]:
+    content = logprobs.get("content") if isinstance(logprobs, Mapping) else None
     if not isinstance(content, list):
         return ()
     tokens = []

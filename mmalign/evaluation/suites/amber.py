@@ -48,40 +48,40 @@ def amber(
     find = _nltk() if nouns == "nltk" else _words(vocabulary)
     similar = _spacy() if alike == "spacy" else None
 
-    def score(asked: Sequence[Item], answers: Sequence[str | None]) -> Scores:
-        return _scores(asked, answers, find, vocabulary, similar, letters, resamples)
+    def score(chosen: Sequence[Item], answers: Sequence[str | None]) -> Scores:
+        return _scores(chosen, answers, find, vocabulary, similar, letters, resamples)
 
     notes = [] if (nouns, alike) == ("nltk", "spacy") else [f"nouns={nouns}, alike={alike}: not to be compared with published numbers"]
     return Suite("amber", items, score, headline=("chair", "cover", "hal", "cog", "accuracy", "f1"), notes=notes)
 
 
 def _scores(
-    asked: Sequence[Item], answers: Sequence[str | None], find: Callable[[str], list[str]], vocabulary: Vocabulary,
+    chosen: Sequence[Item], answers: Sequence[str | None], find: Callable[[str], list[str]], vocabulary: Vocabulary,
     similar: Callable[[str, str], bool] | None, letters: bool, resamples: int,
 ) -> Scores:  # fmt: skip
-    described = [place for place, item in enumerate(asked) if item.known["type"] == "generative"]
-    questions = [place for place in range(len(asked)) if place not in set(described)]
+    described = [place for place, item in enumerate(chosen) if item.known["type"] == "generative"]
+    questions = [place for place in range(len(chosen)) if place not in set(described)]
     parts = []
     if described:
         nouns = [None if (text := answers[place]) is None else find(text) for place in described]
         parts.append((described, amber_descriptions(
-            nouns, [asked[place].known["truth"] for place in described], [asked[place].known["hallu"] for place in described], vocabulary,
-            alike=similar, clusters=[asked[place].known["image"] for place in described], resamples=resamples,
+            nouns, [chosen[place].known["truth"] for place in described], [chosen[place].known["hallu"] for place in described], vocabulary,
+            alike=similar, clusters=[chosen[place].known["image"] for place in described], resamples=resamples,
         )))  # fmt: skip
     if questions:
-        said = [text if (text := answers[place]) is None or letters else _first_word(text) for place in questions]
+        texts = [text if (text := answers[place]) is None or letters else _first_word(text) for place in questions]
         parts.append((questions, amber_answers(
-            said, [asked[place].known["truth"] for place in questions], [asked[place].known["type"] for place in questions],
-            clusters=[asked[place].known["image"] for place in questions], resamples=resamples,
+            texts, [chosen[place].known["truth"] for place in questions], [chosen[place].known["type"] for place in questions],
+            clusters=[chosen[place].known["image"] for place in questions], resamples=resamples,
         )))  # fmt: skip
-    rows: list[Mapping[str, Any] | None] = [None] * len(asked)
+    rows: list[Mapping[str, Any] | None] = [None] * len(chosen)
     counts: Counter[str] = Counter()
-    for places, found in parts:
-        for place, row in zip(places, found.rows, strict=True):
+    for places, scores in parts:
+        for place, row in zip(places, scores.rows, strict=True):
             rows[place] = row
-        counts.update(found.counts)
-    values = {name: value for _, found in parts for name, value in found.values.items()}
-    published = {name: value for _, found in parts for name, value in found.published.items()}
+        counts.update(scores.counts)
+    values = {name: value for _, scores in parts for name, value in scores.values.items()}
+    published = {name: value for _, scores in parts for name, value in scores.published.items()}
     return Scores(values, rows, dict(counts), published)
 
 
@@ -109,8 +109,8 @@ def _words(vocabulary: Vocabulary) -> Callable[[str], list[str]]:
     singular = plurals(known)
 
     def find(text: str) -> list[str]:
-        said = (match.group().lower() for match in TOKEN.finditer(text))
-        return [singular.get(word, word) for word in said if word not in SELDOM_NOUNS and singular.get(word, word) in known]
+        tokens = (match.group().lower() for match in TOKEN.finditer(text))
+        return [singular.get(word, word) for word in tokens if word not in SELDOM_NOUNS and singular.get(word, word) in known]
 
     return find
 
@@ -129,8 +129,8 @@ def _nltk() -> Callable[[str], list[str]]:
             return [lemmas.lemmatize(word) for word, tag in tagged if tag.startswith("NN")]
         except LookupError as error:
             lines = [line.strip() for line in str(error).splitlines()]
-            wanted = next((line for line in lines if line.startswith("Resource") or "nltk.download" in line), "")
-            raise UserError(f"nouns: nltk's data is not there ({wanted}); takes `words`, or punkt, a tagger and wordnet") from error
+            hint = next((line for line in lines if line.startswith("Resource") or "nltk.download" in line), "")
+            raise UserError(f"nouns: nltk's data is not there ({hint}); takes `words`, or punkt, a tagger and wordnet") from error
 
     return find
 

@@ -34,43 +34,43 @@ def chair(
     """
     known = synonyms(synonyms_file, pieces=pieces)
     files = {entry["id"]: entry["file_name"] for file in sorted(annotations.glob("instances*.json")) for entry in read_json(file)["images"]}
-    asked = _asked(questions, files, images, ask)
-    truth = coco_truth(annotations, known, images={image for _, image, _ in asked})
-    if odd := next((image for _, image, _ in asked if image not in truth), None):
+    prompts = _prompts(questions, files, images, ask)
+    truth = coco_truth(annotations, known, images={image for _, image, _ in prompts})
+    if odd := next((image for _, image, _ in prompts if image not in truth), None):
         raise UserError(f"questions: image {odd} is in no instances*.json of {annotations}")
-    items = [Item(name, words, _file(images, files, image), {"objects": truth[image], "image": image}) for name, image, words in asked]
+    items = [Item(name, words, _file(images, files, image), {"objects": truth[image], "image": image}) for name, image, words in prompts]
 
     def score(chosen: Sequence[Item], answers: Sequence[str | None]) -> Scores:
-        found = [None if text is None else mentions(text, known) for text in answers]
-        said = [None if some is None else [mention.object for mention in some] for some in found]
+        mentions_of = [None if text is None else mentions(text, known) for text in answers]
+        names = [None if mentioned is None else [mention.object for mention in mentioned] for mentioned in mentions_of]
         objects = [item.known["objects"] for item in chosen]
-        scores = chair_scores(said, objects, answers=answers, clusters=[item.known["image"] for item in chosen], resamples=resamples)
-        for row, some, there in zip(scores.rows, found, objects, strict=True):
-            if isinstance(row, dict) and some is not None:
-                row["spans"] = marked(some, there)
+        scores = chair_scores(names, objects, answers=answers, clusters=[item.known["image"] for item in chosen], resamples=resamples)
+        for row, mentioned, present in zip(scores.rows, mentions_of, objects, strict=True):
+            if isinstance(row, dict) and mentioned is not None:
+                row["spans"] = marked(mentioned, present)
         return scores
 
     return Suite("chair", items, score, headline=("chair_s", "chair_i", "object_recall", "answer_words"), notes=_notes(known, annotations))
 
 
-def _asked(questions: Path | None, files: Mapping[int, str], images: Path | None, ask: str) -> list[tuple[str, int, str]]:
+def _prompts(questions: Path | None, files: Mapping[int, str], images: Path | None, ask: str) -> list[tuple[str, int, str]]:
     """(id, image, question) of each caption that is wanted."""
     if questions is None:
-        there = [image for image in sorted(files) if images is None or (images / files[image]).is_file()]
-        if not there:
+        available = [image for image in sorted(files) if images is None or (images / files[image]).is_file()]
+        if not available:
             raise UserError(f"images: {images} holds none of the {len(files)} images of the annotations")
-        return [(str(image), image, ask) for image in there]
+        return [(str(image), image, ask) for image in available]
     rows = read_rows(questions)
     if odd := next((number for number, row in enumerate(rows, start=1) if not str(row.get("image_id", "")).isdigit()), None):
         raise UserError(f"questions: row {odd} of {questions} has no image_id; takes image_id, and question or prompt")
-    seen: dict[int, int] = {}
-    found = []
+    counts: dict[int, int] = {}
+    prompts = []
     for row in rows:
         image = int(row["image_id"])
-        seen[image] = seen.get(image, 0) + 1
-        name = str(row.get("question_id", image if seen[image] == 1 else f"{image}#{seen[image]}"))
-        found.append((name, image, str(row.get("question", row.get("prompt", ask)))))
-    return found
+        counts[image] = counts.get(image, 0) + 1
+        name = str(row.get("question_id", image if counts[image] == 1 else f"{image}#{counts[image]}"))
+        prompts.append((name, image, str(row.get("question", row.get("prompt", ask)))))
+    return prompts
 
 
 def _file(images: Path | None, files: Mapping[int, str], image: int) -> Path | None:

@@ -55,9 +55,9 @@ def mmhal(
         name = str(row["image_id"]) if own else str(number)
         items.append(Item(name, row["question"], picture(images, row["image_src"], row.get("image_id", "")), known))
 
-    def score(asked: Sequence[Item], answers: Sequence[str | None]) -> Scores:
-        told = [None if text is None else _messages(template, item, text) for item, text in zip(asked, answers, strict=True)]
-        return rating_scores(ask_all(judge, told), kinds=[item.known["kind"] for item in asked], resamples=resamples)
+    def score(chosen: Sequence[Item], answers: Sequence[str | None]) -> Scores:
+        conversations = [None if text is None else _messages(template, item, text) for item, text in zip(chosen, answers, strict=True)]
+        return rating_scores(ask_all(judge, conversations), kinds=[item.known["kind"] for item in chosen], resamples=resamples)
 
     notes = ["the judge was told our words, not the published ones"] if template_file is None else []
     return Suite("mmhal", items, score, headline=("score", "hallucination", "informativeness"), judged=True, notes=notes)

@@ -42,10 +42,10 @@ def pope(annotations: Path, *, images: Path | None = None, ask: str = "{question
             known = {"label": str(row["label"]).lower(), "split": split, "image": row["image"]}
             items.append(Item(name, filled(ask, row["text"]), picture(images, row["image"]), known))
 
-    def score(asked: Sequence[Item], answers: Sequence[str | None]) -> Scores:
+    def score(chosen: Sequence[Item], answers: Sequence[str | None]) -> Scores:
         return pope_scores(
-            answers, [item.known["label"] for item in asked], splits=[item.known["split"] for item in asked],
-            clusters=[item.known["image"] for item in asked], resamples=resamples,
+            answers, [item.known["label"] for item in chosen], splits=[item.known["split"] for item in chosen],
+            clusters=[item.known["image"] for item in chosen], resamples=resamples,
         )  # fmt: skip
 
     return Suite("pope", items, score, headline=[f"{split}/{name}" for split in names for name in ("f1", "accuracy", "yes_ratio")])

@@ -70,16 +70,16 @@ def refomb(  # what the benchmark's own script takes
         items.append(Item(str(row.get("id", number)), row["question"], picture(images, row["image_url"]), known))
     turns = [turned for _ in range(repetitions) for turned in ((False, True) if both_orders else (False,))]
 
-    def score(asked: Sequence[Item], answers: Sequence[str | None]) -> Scores:
+    def score(chosen: Sequence[Item], answers: Sequence[str | None]) -> Scores:
         places = [(place, turned) for place, text in enumerate(answers) if text is not None for turned in turns]
-        pairs = [_pair(asked[place].known["other"], answers[place] or "", turned) for place, turned in places]
+        pairs = [_pair(chosen[place].known["other"], answers[place] or "", turned) for place, turned in places]
         first = [
-            _said(better, description=asked[place].known["description"], question=asked[place].question, a=a, b=b)
+            _message(better, description=chosen[place].known["description"], question=chosen[place].question, a=a, b=b)
             for (place, _), (a, b) in zip(places, pairs, strict=True)
         ]
         reviews = ask_all(judge, first)
-        counts = ask_all(judge, [None if review is None else _said(fewer, review=review) for review in reviews])
-        return _scores(asked, answers, places, reviews, counts, resamples)
+        counts = ask_all(judge, [None if review is None else _message(fewer, review=review) for review in reviews])
+        return _scores(chosen, answers, places, reviews, counts, resamples)
 
     notes = ["the judge was told our words, not the published ones"] if better_file is None or fewer_file is None else []
     return Suite("refomb", items, score, headline=("win_rate", "hallucination_win_rate"), judged=True, notes=notes)
@@ -90,33 +90,33 @@ def _pair(other: str, answer: str, turned: bool) -> tuple[str, str]:
 
 
 def _scores(
-    asked: Sequence[Item], answers: Sequence[str | None], places: Sequence[tuple[int, bool]], reviews: Sequence[str | None],
+    chosen: Sequence[Item], answers: Sequence[str | None], places: Sequence[tuple[int, bool]], reviews: Sequence[str | None],
     counts: Sequence[str | None], resamples: int,
 ) -> Scores:  # fmt: skip
     """Both win rates of every comparison (the place of its answer, and whether that stood first), with the reviews in the rows."""
     turned = [turn for _, turn in places]
     won = [1 - verdict(review) if turn else verdict(review) for review, turn in zip(reviews, turned, strict=True)]
     cleaner = [1 - verdict(count) if turn else verdict(count) for count, turn in zip(counts, turned, strict=True)]
-    ids = [asked[place].id for place, _ in places]
+    ids = [chosen[place].id for place, _ in places]
     wins, fewer = win_rate(won, ids, resamples=resamples), win_rate(cleaner, ids, resamples=resamples)
     lengths = [float(len(answers[place] or "")) for place, _ in places]
-    others = [float(len(asked[place].known["other"])) for place, _ in places]
+    others = [float(len(chosen[place].known["other"])) for place, _ in places]
     rows: list[dict[str, Any] | None] = [None if text is None else {"wins": [], "fewer": [], "reviews": []} for text in answers]
-    for (place, _), one, clean, review in zip(places, won, cleaner, reviews, strict=True):
-        for name, value in (("wins", one), ("fewer", clean), ("reviews", review)):
+    for (place, _), win, clean, review in zip(places, won, cleaner, reviews, strict=True):
+        for name, value in (("wins", win), ("fewer", clean), ("reviews", review)):
             (rows[place] or {})[name].append(value)
     values = {
         **wins.values, "hallucination_win_rate": fewer.values["win_rate"],
         "length_controlled_win_rate": length_controlled_win_rate(won, lengths, others, ids),
     }  # fmt: skip
     counted = {
-        "answers": len(asked), "missing": sum(text is None for text in answers), "comparisons": len(places),
+        "answers": len(chosen), "missing": sum(text is None for text in answers), "comparisons": len(places),
         "undecided": wins.counts["missing"], "hallucinations undecided": fewer.counts["missing"],
     }  # fmt: skip
     return Scores(values, rows, counted, {"Score": values["win_rate"].value, "Hall score": fewer.values["win_rate"].value})
 
 
-def _said(template: str, **words: str) -> list[dict[str, str]]:
+def _message(template: str, **words: str) -> list[dict[str, str]]:
     pieces: list[str] = []
     rest = template
     while rest:
