@@ -20,7 +20,10 @@ from mmalign.docstrings import explanation, paragraphs
 
 
 class Dialect(NamedTuple):
-    """``settings``: the keywords with which a method computes what ``who`` computes. ``note``: what that is."""
+    """What another library computes under a method's name.
+
+    who: its name and version. settings: the keywords with which the method computes the same. note: what that is.
+    """
 
     who: str
     settings: dict[str, Any]
@@ -28,14 +31,21 @@ class Dialect(NamedTuple):
 
 
 def dialects(function: Callable[..., Any]) -> list[Dialect]:
-    """What others compute under the name of a method. Errors: UserError for an entry under ``Dialects:`` that cannot be read."""
+    """What others compute under the name of a method, in the order of its docstring.
+
+    function: what makes the method, such as ``mm.methods.ipo``.
+
+    Errors: UserError for an entry under ``Dialects:`` that cannot be read.
+    """
     return list(_read(function.__name__, explanation(function).dialects))
 
 
 def like(who: str, function: Callable[..., Any], **changes: Any) -> Any:
     """A method as a library computes it: ``like("TRL", mm.methods.ipo, beta=0.2)``; ``changes`` go before the dialect's keywords.
 
-    who: the beginning of a name under ``Dialects:``, in any case; the first that fits. Errors: UserError with the names there are.
+    who: the beginning of a name under ``Dialects:``, in any case; the first that fits. function: what makes the method.
+
+    Errors: UserError with the names there are.
 
     Examples:
         >>> sorted(map(str, like("TRL", mm.methods.grpo).needs))  # beta is 0 there: no reference
@@ -45,7 +55,12 @@ def like(who: str, function: Callable[..., Any], **changes: Any) -> Any:
 
 
 def settings(who: str, function: Callable[..., Any]) -> dict[str, Any]:
-    """The keywords of a dialect. Errors: UserError with the names there are."""
+    """The keywords of a dialect, as ``like`` takes them.
+
+    who, function: as there.
+
+    Errors: UserError with the names there are.
+    """
     from mmalign.types import UserError
 
     known = dialects(function)

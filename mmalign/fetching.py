@@ -30,6 +30,8 @@ class Refused(UserError):
 def fetch(url: str, *, most: int, seconds: float) -> bytes:
     """What is at an address, at most ``most`` bytes of it, within ``seconds`` in all.
 
+    url: https, without a user name; public hosts alone. most: bytes. seconds: in all.
+
     The time counts connecting, greeting, every wait for a header or a piece; looking names up has the system's own limit beside.
 
     Errors: Refused for another scheme than https, user names, hosts that are not public (also after a redirect), more than five

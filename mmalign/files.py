@@ -48,7 +48,7 @@ def finite(value: Any) -> Any:
 
 
 def write_bytes(path: Path, data: bytes) -> Path:
-    """Puts ``data`` at ``path`` whole or not at all: whatever goes wrong, the old file stays and no other is left behind."""
+    """Puts ``data`` at ``path`` whole or not at all, and returns the path: whatever goes wrong, the old file stays and no other is left."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -73,7 +73,12 @@ def write_json(path: Path, value: Any) -> Path:
 
 
 def numbers(owner: str, path: str, columns: Sequence[str]) -> list[list[float]]:
-    """The columns of a file of JSON lines, each a list. Errors: UserError with the line's number."""
+    """The columns of a file of JSON lines, each a list.
+
+    owner: how messages begin. columns: the keys of every line; their values are finite numbers.
+
+    Errors: UserError with the line's number.
+    """
     file = Path(path)
     if not file.is_file():
         raise UserError(f"{owner}: no such file: {path}")

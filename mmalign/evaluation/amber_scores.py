@@ -36,7 +36,10 @@ Alike = Callable[[str, str], bool]
 
 
 class Vocabulary(NamedTuple):
-    """``relation.json`` (object -> associated words) and ``safe_words.txt`` (never an invention)."""
+    """The words that count as objects.
+
+    relation: ``relation.json``, object -> associated words. safe: those of ``safe_words.txt``, which are never an invention.
+    """
 
     relation: Mapping[str, Sequence[str]]
     safe: Collection[str] = ()
@@ -60,6 +63,7 @@ def amber_descriptions(
             equal words are alike here, so that synonyms outside the relation file count as inventions.
 
     Paper: Wang et al., "AMBER" (2023), https://arxiv.org/abs/2311.07397
+
     Errors: UserError for lists of different lengths, and for a true object that the relation file does not know.
     """
     groups = list(range(len(nouns)) if clusters is None else clusters)
@@ -156,7 +160,10 @@ def amber_answers(
     ``type``. Names are ``accuracy``, ``existence/f1``, ``attribute/f1`` (state, number and action together) and so on.
 
     An answer that is not ``Yes`` or ``No`` to the letter is wrong, and counted in ``unparsed``.
+
     Paper: Wang et al., "AMBER" (2023), https://arxiv.org/abs/2311.07397
+
+    Errors: UserError for lists of different lengths, and for a truth that is neither yes nor no.
     """
     groups = list(range(len(answers)) if clusters is None else clusters)
     if len({len(answers), len(truth), len(kinds), len(groups)}) > 1:

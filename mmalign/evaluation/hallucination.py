@@ -48,6 +48,7 @@ def chair_scores(
         clusters: what each caption belongs to, its image; by default each is its own.
 
     Paper: Rohrbach, Hendricks, Burns, Darrell, Saenko, "Object Hallucination in Image Captioning" (2018), https://arxiv.org/abs/1809.02156
+
     Errors: UserError for lists of different lengths.
     """
     texts = [""] * len(mentions) if answers is None else answers
@@ -130,6 +131,8 @@ def _chair(sums: Sums) -> dict[str, Any]:
 def yes_or_no(answer: str) -> tuple[str, bool]:
     """("yes" or "no", whether the answer says either), read as POPE's script reads it; see traps 5 above.
 
+    answer: a text.
+
     The second is ours: False where the first sentence holds no yes and no no as a word of its own, whatever its case.
     """
     first = answer.split(".")[0]
@@ -151,8 +154,10 @@ def pope_scores(
         clusters: the image of each question; by default each is its own.
 
     An answer that says neither counts as yes, as in the published script; ``unparsed`` is how many of them did.
+
     Paper: Li, Du, Zhou, Wang, Zhao, Wen, "Evaluating Object Hallucination in Large Vision-Language Models" (2023),
     https://arxiv.org/abs/2305.10355
+
     Errors: UserError for lists of different lengths, and for a label that is neither yes nor no.
     """
     groups = list(range(len(answers)) if clusters is None else clusters)

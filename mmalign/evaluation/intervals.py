@@ -29,7 +29,10 @@ AT_ONCE = 2**22  # numbers in the largest table of draws
 
 
 class Interval(NamedTuple):
-    """A number, the ends of its interval, and its standard error; NaN where there is nothing to say."""
+    """A number with its interval.
+
+    value: NaN for 0 / 0. low, high: the ends. error: the standard error. NaN where there is none.
+    """
 
     value: float
     low: float
@@ -63,8 +66,9 @@ def estimates(
         formulas: sums by name (arrays of any one shape) -> numbers by name (of that shape), such as ``ratio(sums["a"], sums["b"])``.
         level: the part of the draws that lies inside. resamples, seed: of the bootstrap; the same seed draws the same clusters.
 
-    A draw without a value (0 / 0) is left out. One cluster alone has no interval: NaN. Errors: UserError for a level outside 0..1,
-    no resamples, and columns of another length than ``clusters``.
+    A draw without a value (0 / 0) is left out. One cluster alone has no interval: NaN.
+
+    Errors: UserError for a level outside 0..1, no resamples, and columns of another length than ``clusters``.
 
     Examples:
         >>> counts = {"right": [1, 0, 1, 1], "rows": [1, 1, 1, 1]}
@@ -87,7 +91,7 @@ def estimates(
 
 
 def ratio(a: Any, b: Any) -> NDArray[np.float64]:
-    """``a / b``, NaN where b is 0: a share of nothing is not known."""
+    """``a / b`` of numbers or arrays, NaN where b is 0: a share of nothing is not known."""
     a, b = np.broadcast_arrays(np.asarray(a, dtype=float), np.asarray(b, dtype=float))
     return np.divide(a, b, out=np.full(a.shape, np.nan), where=b != 0)
 

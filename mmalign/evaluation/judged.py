@@ -30,13 +30,19 @@ TYPES = 8
 
 
 def rating(review: str | None) -> int | None:
-    """The one rating 0..6 of a review, None where there is none or more than one of them."""
+    """The one rating 0..6 of a review, None where there is none or more than one.
+
+    review: a judge's words; None for a missing one.
+    """
     ratings = [number for number in range(7) if f"rating: {number}" in (review or "").lower()]
     return ratings[0] if len(ratings) == 1 else None
 
 
 def verdict(review: str | None) -> float:
-    """Whether a review prefers B: 1, to A: 0, neither: .5; NaN where it does not say."""
+    """What a review prefers: 1 for B, 0 for A, .5 for neither, NaN where it does not say.
+
+    review: a judge's words; None for a missing one.
+    """
     match = re.search(r"\[\[([ABC])\]\]", review or "")
     return float("nan") if match is None else {"A": 0.0, "B": 1.0, "C": 0.5}[match.group(1)]
 
@@ -49,8 +55,11 @@ def rating_scores(
 
     reviews: the judge's words on each answer, None for a missing one. kinds: the type of each question, for ``score/attribute`` and so on.
     clusters: what is resampled; by default each question. ``published`` counts what is missing or unparsed as 0, as the scripts do.
+
     Paper: Sun et al., "Aligning Large Multimodal Models with Factually Augmented RLHF" (2023), https://arxiv.org/abs/2309.14525;
     informativeness: Yu et al., "RLHF-V" (2023), https://arxiv.org/abs/2312.00849
+
+    Errors: UserError for lists of different lengths.
     """
     groups = list(range(len(reviews)) if clusters is None else clusters)
     names = [""] * len(reviews) if kinds is None else list(kinds)
@@ -104,7 +113,7 @@ def ask_all(judge: Judge, messages: Sequence[list[dict[str, str]] | None], *, at
 def remembering(judge: Judge, path: str | Path, *, who: str = "") -> Judge:
     """A judge whose reviews are kept in a file as they come (JSON lines), and never asked for twice; a missing one is asked for again.
 
-    who: the judge's name: another judge's reviews in the same file are not taken for its own.
+    judge: messages -> its words, or None. who: the judge's name: another judge's reviews in the same file are not taken for its own.
     """
     file, lock = Path(path), Lock()
     known: dict[str, str] = {}

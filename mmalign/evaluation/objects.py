@@ -46,7 +46,10 @@ ALIKE = ("sheep", "cattle", "aircraft", "watercraft", "scissors", "skis", "bison
 
 
 class Mention(NamedTuple):
-    """``text[start:end]`` names ``object``; ``word`` is what the table knows it by."""
+    """An object that a text names.
+
+    start, end: its place, ``text[start:end]``. word: what the table knows it by. object: its class.
+    """
 
     start: int
     end: int
@@ -55,7 +58,10 @@ class Mention(NamedTuple):
 
 
 class Synonyms(NamedTuple):
-    """A table: word -> class; two words -> what they stand for; plural -> singular of each word that matters."""
+    """A table of names.
+
+    classes: word -> class. double: two words -> what they stand for. singular: plural -> singular of each word in it.
+    """
 
     classes: Mapping[str, str]
     double: Mapping[str, str]
@@ -67,6 +73,7 @@ def synonyms(path: str | Path, *, pieces: Pieces = "rohrbach") -> Synonyms:
 
     path: ``synonyms.txt`` of LisaAnne/Hallucination, or ``synonyms_refine.txt`` of RLHF-V. pieces: which two words belong together:
     ``rohrbach``'s list, or every name of two words in the table (``rlhf_v``). A word under two classes belongs to the last.
+
     Errors: UserError for a file that is not there or names nothing.
     """
     file = Path(path)
@@ -83,7 +90,12 @@ def synonyms(path: str | Path, *, pieces: Pieces = "rohrbach") -> Synonyms:
 
 
 def table(classes: Mapping[str, str], *, pieces: Pieces = "rohrbach") -> Synonyms:
-    """The same from word -> class."""
+    """A table from what stands in it.
+
+    classes: class by word. pieces: as in ``synonyms``.
+
+    Errors: UserError for other pieces.
+    """
     if pieces not in ("rohrbach", "rlhf_v"):
         raise UserError(f"synonyms.pieces: got {pieces!r}, takes rohrbach or rlhf_v")
     pairs = DOUBLE if pieces == "rohrbach" else (*(name for name in classes if " " in name), *NO_OBJECT)
@@ -96,7 +108,10 @@ def table(classes: Mapping[str, str], *, pieces: Pieces = "rohrbach") -> Synonym
 
 
 def plurals(words: Iterable[str]) -> dict[str, str]:
-    """Plural -> singular, of every word: what English adds (s, es, ies, ves), and what it does not (men, mice)."""
+    """Plural -> singular: what English adds (s, es, ies, ves), and what it does not (men, mice).
+
+    words: singular ones.
+    """
     singular = set(words)
     singular_of: dict[str, str] = {}
     for word in sorted(singular):
@@ -123,7 +138,10 @@ def _plurals_of(word: str) -> tuple[str, ...]:
 
 
 def mentions(text: str, known: Synonyms) -> list[Mention]:
-    """Every mention of an object in a text, in its order, repeats included, with its place in the text."""
+    """Every mention of an object, in order, repeats included.
+
+    text: a caption. known: the table that says what an object is.
+    """
     tokens = [(match.group().lower(), match.start(), match.end()) for match in TOKEN.finditer(text)]
     words = [(known.singular.get(word, word), start, end) for word, start, end in tokens]
     joined: list[tuple[str, int, int]] = []
@@ -142,15 +160,19 @@ def mentions(text: str, known: Synonyms) -> list[Mention]:
 
 
 def marked(mentioned: Sequence[Mention], truth: Collection[str]) -> list[tuple[int, int, bool]]:
-    """(start, end, whether it is there) of each mention: what a report strikes through, and what it does not."""
+    """(start, end, whether it is there) of each mention: what a report strikes through, and what it does not.
+
+    mentioned: the mentions of one text. truth: the objects that are there.
+    """
     return [(mention.start, mention.end, mention.object in truth) for mention in mentioned]
 
 
 def coco_truth(folder: str | Path, known: Synonyms, *, images: Collection[int] | None = None) -> dict[int, set[str]]:
     """The objects of COCO's images: those of every ``instances*.json`` of a folder, and what every ``captions*.json`` mentions.
 
-    images: the ids that are wanted; all by default. Errors: UserError where there are no instances, and for a category that the
-    synonym table does not know.
+    folder: COCO's annotations. known: the table of names. images: the ids that are wanted; all by default.
+
+    Errors: UserError where there are no instances, and for a category that the synonym table does not know.
     """
     place = Path(folder)
     instances, captions = sorted(place.glob("instances*.json")), sorted(place.glob("captions*.json"))

@@ -24,6 +24,7 @@ def win_rate(
 
     outcomes: 1 for a win, 0 for a loss, .5 for a tie, or a win probability; NaN for a comparison that nobody decided, which is left out
     and counted. prompts: what each comparison was about; several of one prompt (repetitions, both orders) are resampled together.
+
     Errors: UserError for an outcome outside 0..1 and lists of different lengths.
 
     Examples:
@@ -54,12 +55,17 @@ def length_controlled_win_rate(
 ) -> Interval:  # fmt: skip
     """The win rate that a logistic model expects at equal length: ``sigmoid(a)`` of ``P(win) = sigmoid(a + b tanh(d / std(d)))``.
 
-    lengths, others: of the model's answer and of the other's, ``d = lengths - others`` (characters in the published code). outcomes,
-    prompts: as in ``win_rate``. Fitted by maximum likelihood with soft outcomes, anew on each draw.
+    Fitted by maximum likelihood with soft outcomes, anew on each draw.
+
+    outcomes, prompts: as in ``win_rate``. lengths, others: of the model's answer and of the other's, ``d = lengths - others``
+    (characters in the published code).
 
     Paper: Dubois, Galambosi, Liang, Hashimoto, "Length-Controlled AlpacaEval" (2024), https://arxiv.org/abs/2404.04475
+
     Deviations: the paper's model has a term of instruction difficulty besides, whose values are AlpacaEval's own, is pulled to gamed
     baselines, and is fitted with an L1 penalty; this is its length term and its constant alone, without a penalty.
+
+    Errors: as ``win_rate``.
     """
     results, clusters = _checked(outcomes, prompts)
     if len(lengths) != len(results) or len(others) != len(results):

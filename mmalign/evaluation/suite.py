@@ -20,7 +20,11 @@ PICTURES = (".jpg", ".jpeg", ".png", ".webp")
 
 @dataclass(frozen=True)
 class Item:
-    """One question. ``known`` is what its scorer has to know: a label, the true objects, a reference answer."""
+    """One question.
+
+    id: its name in files of answers. question: the text. image: its file; None for a question without. known: what its scorer has to know:
+    a label, the true objects, a reference answer.
+    """
 
     id: str
     question: str
@@ -36,10 +40,12 @@ class Item:
 
 @dataclass(frozen=True)
 class Suite:
-    """``score(items, answers)``: an answer for each item in order, None for one that is missing. headline: numbers to show first.
+    """A benchmark: its questions, and how answers are scored.
 
-    judged: whether scoring asks a judge. notes: lines that belong beside the numbers. call: arguments of the sampler that the benchmark
-    asks for, such as a length. whole: how many questions there were before ``first``.
+    name: of the suite. items: its questions. score: ``(items, answers) -> Scores``, an answer for each item in order, None for one that
+    is missing. headline: numbers to show first. judged: whether scoring asks a judge. notes: lines that belong beside the numbers. call:
+    arguments of the sampler that the benchmark asks for, such as a length. whole: how many questions there were before ``first``.
+
     Errors: UserError for no items, and for two with one id.
     """
 
@@ -107,7 +113,9 @@ def read_answers(path: str | Path) -> dict[str, str | None]:
 
     The id stands under ``id``, ``question_id`` or ``image_id``; the answer under ``answer``, ``response``, ``text``, ``caption``,
     ``model_answer`` or ``output``; the first of each counts. Where no row has an id, as in POPE's own answer files, they are ``#1``,
-    ``#2``, ... in their order. Errors: UserError for a row without either, and for an id twice with different answers.
+    ``#2``, ... in their order.
+
+    Errors: UserError for a row without either, and for an id twice with different answers.
     """
     answers: dict[str, str | None] = {}
     rows = read_rows(path)
@@ -141,7 +149,7 @@ def picture(folder: Path | None, name: str, *others: str) -> Path | None:
 
 
 def filled(template: str, question: str) -> str:
-    """The question inside what the user wants to ask: ``{question} Answer yes or no.``"""
+    """The question inside what the user wants to ask: ``{question} Answer yes or no.`` Errors: UserError without ``{question}``."""
     if "{question}" not in template:
         raise UserError(f"ask: got {template!r}, takes text with {{question}} in it")
     return template.replace("{question}", question)

@@ -21,7 +21,12 @@ MOVING = ("AVIF", "GIF", "PNG", "WEBP")  # their frames are shown one after the 
 
 
 def image(source: Any, limits: Limits) -> Tensor:
-    """An image ``[3, H, W]`` float32 in 0..1; see ``picture``."""
+    """An image ``[3, H, W]`` float32 in 0..1.
+
+    source, limits: as in ``picture``.
+
+    Errors: Broken, as there.
+    """
     return to_tensor(picture(source, limits)).float() / 255
 
 
@@ -31,7 +36,7 @@ def picture(source: Any, limits: Limits) -> Any:
     source: bytes, a path, ``{"bytes": ..., "path": ...}`` as data sets store images, a ``data:`` URL, a PIL image, a tensor ``[3, H, W]``
     in 0..1, or, where ``limits.urls`` allows it, an https address. Files are AVIF, BMP, GIF, JPEG (with the further pictures that phones
     write into it, MPO), JPEG 2000, PNG, PPM, TIFF or WebP; of several pages or pictures it is the first. The EXIF orientation is applied,
-    transparent pixels are put on white, CMYK, palettes and grey become RGB, 16-bit grey is scaled.
+    transparent pixels are put on white, CMYK, palettes and grey become RGB, 16-bit grey is scaled. limits: what it may cost.
 
     Errors: Broken with the reason: too large (known from the header, before pixels are decoded), cut off, damaged, no image, animated.
     """

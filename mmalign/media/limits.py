@@ -29,11 +29,12 @@ class Broken(UserError):
 
 @dataclass(frozen=True)
 class Limits(Record):
-    """What a file may cost: ``bytes`` of the file, ``pixels`` (width times height) of an image or of one frame.
+    """What a file may cost.
 
-    size: bring every image to ``(height, width)`` by scaling it to cover that and cutting the middle out; None leaves sizes alone.
-    animated: of animated images, take the ``first`` frame (and say so), or ``refuse`` them. frames: of a video, spread evenly over its
-    length. urls: whether addresses are read, too (``fetching.py``: https and public hosts only). seconds: for one address in all.
+    bytes: of the file. pixels: width times height of an image or of one frame. size: bring every image to ``(height, width)`` by scaling
+    it to cover that and cutting the middle out; None leaves sizes alone. animated: of animated images, take the ``first`` frame (and say
+    so), or ``refuse`` them. frames: of a video, spread evenly over its length. urls: whether addresses are read, too (``fetching.py``:
+    https and public hosts only). seconds: for one address in all.
     """
 
     bytes: int = 64 * 2**20
@@ -69,7 +70,7 @@ def decoding(name: str, *errors: type[Exception]) -> Iterator[None]:
 
 
 def named(source: Any) -> str:
-    """How messages begin that are about a source: its path or address and a colon, or nothing where it has no name."""
+    """How messages about a source begin: its path or address and a colon, or nothing where it has no name."""
     if isinstance(source, dict):
         source = source.get("path")
     if not isinstance(source, (str, Path)) or not str(source):

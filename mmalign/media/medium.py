@@ -16,7 +16,10 @@ KINDS = ("image", "video")
 
 
 class Medium(NamedTuple):
-    """An image or a video by reference. source: as ``media.picture`` and ``media.footage`` take it. change: see ``ablation.py``."""
+    """An image or a video by reference.
+
+    kind: ``image`` or ``video``. source: as ``media.picture`` and ``media.footage`` take it. change: see ``ablation.py``.
+    """
 
     kind: str
     source: Any

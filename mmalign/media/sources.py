@@ -15,7 +15,9 @@ def read_bytes(source: Any, limits: Limits) -> bytes:
     """The bytes behind a source, at most ``limits.bytes`` of them.
 
     source: bytes, a path, ``{"bytes": ..., "path": ...}`` as data sets store media, ``data:image/png;base64,...``, or, where
-    ``limits.urls`` allows it, an https address. Errors: Broken where there are none, or more.
+    ``limits.urls`` allows it, an https address. limits: those of bytes and addresses.
+
+    Errors: Broken where there are none, or more.
     """
     if isinstance(source, dict):
         source = source.get("bytes") if source.get("bytes") is not None else source.get("path")

@@ -24,8 +24,11 @@ LENGTH = 200_000  # frames of one file at most, over two hours at 25 a second: a
 
 
 class Footage(NamedTuple):
-    """Frames of a video. frames: ``[F, 3, H, W]`` uint8. places: their numbers among the ``length`` of the video. rate: a second, where
-    it is known."""
+    """Frames of a video.
+
+    frames: ``[F, 3, H, W]`` uint8. places: their numbers in the video, from 0. length: how many frames the video has. rate: frames a
+    second, where it is known.
+    """
 
     frames: Tensor
     places: list[int]
@@ -34,7 +37,9 @@ class Footage(NamedTuple):
 
 
 def video(source: Any, limits: Limits) -> Tensor:
-    """A video ``[F, 3, H, W]`` float32 in 0..1, ``limits.frames`` frames spread evenly over it; see ``footage``.
+    """A video ``[F, 3, H, W]`` float32 in 0..1, ``limits.frames`` frames spread evenly over it.
+
+    source, limits: as in ``footage``.
 
     Errors: as ``footage``, and Broken for fewer frames.
     """
@@ -48,7 +53,8 @@ def footage(source: Any, limits: Limits) -> Footage:
     """At most ``limits.frames`` frames, spread evenly over a video.
 
     source: as in ``picture``, or frames: a tensor ``[F, 3, H, W]`` in 0..1, a list of images. Files are MP4, MOV, Matroska, WebM, AVI,
-    MPEG, FLV, ASF, Ogg or GIF, decoded by PyAV, and turned and mirrored as their display matrix says.
+    MPEG, FLV, ASF, Ogg or GIF, decoded by PyAV, and turned and mirrored as their display matrix says. limits: what it may cost, and how
+    many frames are kept.
 
     Errors: UserError where PyAV is not installed, and Broken with the reason where the video cannot be used: cut off, damaged, without
     frames, frames of several sizes.

@@ -46,14 +46,20 @@ class _Passing(Exception):
 
 
 class Token(NamedTuple):
-    """A token of an answer; ``likely``: token -> log-probability (nats) of the likeliest ones in its place, itself included."""
+    """A token of an answer.
+
+    text: as it was written. likely: token -> log-probability (nats) of the likeliest ones in its place, itself included.
+    """
 
     text: str
     likely: Mapping[str, float]
 
 
 class Answer(NamedTuple):
-    """What the server said. ``tokens``: with log-probabilities, empty where none were asked for. ``cut``: it ran into max_tokens."""
+    """What the server said.
+
+    text: in full. tokens: with log-probabilities, empty where none were asked for. cut: it ran into max_tokens.
+    """
 
     text: str
     tokens: tuple[Token, ...]
@@ -66,10 +72,10 @@ class ServerSettings(Record):
 
     url: up to and with ``/v1``. model: its name there. key_env: the environment variable that holds the key; it is read when the run
     begins, sent to that server alone, and never written anywhere. timeout: seconds for one answer. retries: further tries. backoff:
-    seconds before the first of them, doubled each time (a ``Retry-After`` up to ``longest_wait`` is kept). at_once: questions on their
-    way at a time. failures: the largest part of the last 200 answers that may be missing; above it the run stops (1: never). bytes:
-    of the longest answer that is read. quarantine: a file that gets a JSON line for every missing answer.
-    body: further fields of the request, such as ``{seed: 1}``.
+    seconds before the first of them, doubled each time. longest_wait: seconds of one wait at most, a ``Retry-After`` included. at_once:
+    questions on their way at a time. failures: the largest part of the last 200 answers that may be missing; above it the run stops (1:
+    never). bytes: of the longest answer that is read. quarantine: a file that gets a JSON line for every missing answer. body: further
+    fields of the request, such as ``{seed: 1}``.
     """
 
     url: str
@@ -94,7 +100,12 @@ class ServerSettings(Record):
 
 
 def connect(name: str, server: ServerSettings | Mapping[str, Any]) -> Server:
-    """The client that ``server:`` of a reward describes; nothing is sent yet. name: of the reward. Errors: UserError by key."""
+    """The client that ``server:`` of a reward describes; nothing is sent yet.
+
+    name: of the reward, for messages. server: the settings, or a mapping of them.
+
+    Errors: UserError by key.
+    """
     server = cast(ServerSettings, record(ServerSettings, server, f"{name}.server"))
     key = None
     if server.key_env is not None and not (key := os.environ.get(server.key_env)):
@@ -134,8 +145,10 @@ class Server:
         """What ``read`` makes of each conversation's answer, in their order; None for a missing one.
 
         conversations: Unreadable in place of one that could not be made: it is missing, for that reason. read: may raise Unreadable.
-        likely: how many alternatives of each token to ask log-probabilities of; 0: none. say: row -> what the quarantine shall hold of
-        it. Errors: UserError where too much is missing, or the server refuses the key or the model.
+        max_tokens, temperature: of an answer. likely: how many alternatives of each token to ask log-probabilities of; 0: none. say: row
+        -> what the quarantine shall hold of it.
+
+        Errors: UserError where too much is missing, or the server refuses the key or the model.
         """
         reasons: list[str | None] = [None] * len(conversations)
         readings: list[Reading | None] = [None] * len(conversations)
@@ -176,7 +189,7 @@ class Server:
         return readings
 
     def _answer(self, body: Mapping[str, Any]) -> Answer:
-        """The answer to one request, asked again where a trouble may pass. Raises _Passing or Unreadable where there is none."""
+        """The answer to one request, asked again where a trouble may pass. Errors: _Passing or Unreadable where there is none."""
         for attempt in range(self.settings.retries + 1):
             try:
                 return completion(self._post(body), with_tokens=bool(body.get("logprobs")))
@@ -189,7 +202,7 @@ class Server:
         raise AssertionError("the loop returns or raises")
 
     def _post(self, body: Mapping[str, Any]) -> bytes:
-        """The body of the response. One deadline holds for all of it, however slowly it drips."""
+        """The body of the response. One deadline holds for it, however slowly it drips; waits for headers have the timeout each."""
         import httpx2
 
         ends = time.monotonic() + self.settings.timeout
@@ -244,7 +257,7 @@ class Server:
 
 
 def completion(data: bytes, *, with_tokens: bool) -> Answer:
-    """A response's body as an answer. with_tokens: it has to hold log-probabilities. Raises _Passing where its shape is another."""
+    """A response's body as an answer. with_tokens: it has to hold log-probabilities. Errors: _Passing where its shape is another."""
 
     def refuse(constant: str) -> Any:
         raise ValueError(constant)

@@ -35,6 +35,8 @@ def amber(
         letters: whether a yes/no answer has to be ``Yes`` or ``No`` to the letter, as published; if not, its first word counts.
 
     Only ``nouns=nltk`` with ``alike=spacy`` gives numbers to compare with published ones. Intervals are by image.
+
+    Errors: UserError for files that are not there or of another form, and where nltk or spaCy is asked for and not installed.
     """
     vocabulary = Vocabulary(_relation(annotations), _safe(annotations))
     truth = {int(row["id"]): row for row in read_rows(annotations / "annotations.json")}

@@ -31,6 +31,8 @@ def chair(
         ask: what is asked of images without a question of their own.
 
     Intervals are by image. Each row says which words it takes for objects (``mentions``) and which of them are not there.
+
+    Errors: UserError for files that are not there, rows without ``image_id``, and images that the annotations do not know.
     """
     known = synonyms(synonyms_file, pieces=pieces)
     files = {entry["id"]: entry["file_name"] for file in sorted(annotations.glob("instances*.json")) for entry in read_json(file)["images"]}

@@ -40,6 +40,8 @@ def mmhal(
             answer, as in the published script. By default words of our own, with the same scale.
 
     Ratings of another judge, or under other words, are not to be compared: the published ones are GPT-4's, of changing versions.
+
+    Errors: UserError for a question without one of these fields, and a template without its four places.
     """
     template = TEMPLATE if template_file is None else template_file.read_text(encoding="utf-8")
     if template.count("{}") != 4:

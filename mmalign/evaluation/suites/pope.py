@@ -23,7 +23,9 @@ def pope(annotations: Path, *, images: Path | None = None, ask: str = "{question
         images: the folder of COCO's val2014 images, for a model to look at.
         ask: what is asked, such as ``{question} Answer the question using a single word or phrase.``
 
-    Intervals are by image. Errors: UserError for a row without the fields above, and no file.
+    Intervals are by image.
+
+    Errors: UserError for a row without the fields above, for two files of one split, and no file.
     """
     files = sorted(file for file in annotations.glob("*.json*")) if annotations.is_dir() else [annotations]
     if not files:

@@ -50,7 +50,10 @@ def refomb(  # what the benchmark's own script takes
         repetitions: how often each comparison is made; the authors ask for 3 or more.
 
     ``win_rate`` and ``hallucination_win_rate`` count a tie as half; intervals are by question.
+
     Paper: Yu et al., "RLAIF-V" (2024), https://arxiv.org/abs/2405.17220
+
+    Errors: UserError for a row without these fields, a question without a reference's answer, and a template without its places.
     """
     better, fewer = _template(better_file, BETTER, ("description", "question", "a", "b")), _template(fewer_file, FEWER, ("review",))
     if repetitions < 1:
