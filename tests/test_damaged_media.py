@@ -101,15 +101,15 @@ def test_images_cut_anywhere(name):
         return refused(data, "no image that can be read, takes AVIF, BMP, GIF, JPEG, JPEG2000, MPO, PNG, PPM, TIFF, WEBP")
     assert not fault(data)
     whole = FUZZ["read"]("image", data)
-    kept = []
+    contents = []
     for length in {*range(1, len(data), 7), *range(len(data) - 40, len(data))}:
         try:
-            kept.append(FUZZ["read"]("image", data[:length]))
+            contents.append(FUZZ["read"]("image", data[:length]))
         except Broken as error:
             assert "\n" not in str(error)
-    assert all(torch.equal(content, whole) for content in kept)
+    assert all(torch.equal(content, whole) for content in contents)
     lossless = name.startswith(("mpo", "tiff", "pbm"))  # what is missing may be of other pictures, or padding
-    assert lossless or not kept
+    assert lossless or not contents
     return None
 
 
@@ -285,8 +285,8 @@ def test_the_cover_is_not_the_video():
                 file.mux(packet)
         for packet in [*still.encode(av.VideoFrame.from_image(Image.new("RGB", (200, 200)))), *still.encode()]:
             file.mux(packet)
-    found = media.footage(cover_first(held.getvalue()), Limits(frames=2))
-    assert found.length == 4 and found.frames.shape[2:] == (48, 64)
+    clip = media.footage(cover_first(held.getvalue()), Limits(frames=2))
+    assert clip.length == 4 and clip.frames.shape[2:] == (48, 64)
 
 
 def test_paths_that_no_file_can_have(tmp_path):

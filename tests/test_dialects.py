@@ -73,8 +73,8 @@ def test_a_dialect_that_cannot_be_read_is_refused() -> None:
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_explains_itself(name: str) -> None:
     function = find("mmalign.methods", name)
-    told = explanation(function)
-    assert told.meaning and "loss =" in told.formula and told.paper and told.deviations
+    parts = explanation(function)
+    assert parts.meaning and "loss =" in parts.formula and parts.paper and parts.deviations
     for dialect in dialects(function):
         assert dialect.note and isinstance(like(dialect.who, function), Method)
         assert settings(dialect.who, function) == dialect.settings, "no name is the beginning of an earlier one's"

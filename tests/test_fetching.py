@@ -30,20 +30,20 @@ class Answer(io.BytesIO):
 @pytest.fixture
 def hosts(monkeypatch):
     """Names and their addresses, answers by host, and which address each was asked at."""
-    found = {"names": {"good.org": [PUBLIC]}, "answers": {}, "asked": []}
+    network = {"names": {"good.org": [PUBLIC]}, "answers": {}, "asked": []}
 
     def looked_up(host, port, type=0):
-        if host not in found["names"]:
+        if host not in network["names"]:
             raise socket.gaierror("no such name")
-        return [(socket.AF_INET, type, 0, "", (address, port)) for address in found["names"][host]]
+        return [(socket.AF_INET, type, 0, "", (address, port)) for address in network["names"][host]]
 
     def answer(host, port, path, address, end):
-        found["asked"].append((host, path, address))
-        return found["answers"][host + path]
+        network["asked"].append((host, path, address))
+        return network["answers"][host + path]
 
     monkeypatch.setattr(socket, "getaddrinfo", looked_up)
     monkeypatch.setattr(fetching, "_answer", answer)
-    return found
+    return network
 
 
 def test_a_public_host_is_read_at_the_address_that_was_checked(hosts):
@@ -125,17 +125,17 @@ def test_size_status_and_time(hosts):
 
 
 def test_the_connection_goes_to_the_pinned_address(monkeypatch):
-    seen = {}
+    connected_to = {}
 
     def connected(where, timeout):
-        seen["where"] = where
+        connected_to["where"] = where
         raise OSError("stop here")
 
     monkeypatch.setattr(socket, "create_connection", connected)
     monkeypatch.setattr(socket, "getaddrinfo", lambda host, port, type=0: [(socket.AF_INET, type, 0, "", (PUBLIC, port))])
     with pytest.raises(Refused, match="OSError: stop here"):
         fetch("https://good.org/a", most=10, seconds=5)
-    assert seen["where"] == (PUBLIC, 443)
+    assert connected_to["where"] == (PUBLIC, 443)
 
 
 CERTIFICATE = """

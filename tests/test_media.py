@@ -32,8 +32,8 @@ def test_numbers_and_sources(tmp_path):
         {"path": str(tmp_path / "a.png")},
         image,
     ):
-        found = media.image(source, Limits())
-        assert found.shape == (3, 2, 3) and found[:, 0, 0].tolist() == pytest.approx([1.0, 0.0, 0.2])
+        pixels = media.image(source, Limits())
+        assert pixels.shape == (3, 2, 3) and pixels[:, 0, 0].tolist() == pytest.approx([1.0, 0.0, 0.2])
 
 
 def test_orientation_is_applied():
@@ -41,8 +41,8 @@ def test_orientation_is_applied():
     image.putpixel((0, 0), (255, 255, 255))
     exif = Image.Exif()
     exif[0x0112] = 6  # turned by 90 degrees
-    found = media.image(stored(image, "PNG", exif=exif), Limits())
-    assert found.shape == (3, 4, 2) and found[0, 0, 1] == 1 and found[0].sum() == 1
+    pixels = media.image(stored(image, "PNG", exif=exif), Limits())
+    assert pixels.shape == (3, 4, 2) and pixels[0, 0, 1] == 1 and pixels[0].sum() == 1
 
 
 def test_every_mode_becomes_rgb_and_nothing_turns_black():
@@ -62,8 +62,8 @@ def test_every_mode_becomes_rgb_and_nothing_turns_black():
 def test_scaled_to_cover_and_cut_in_the_middle():
     image = Image.new("RGB", (40, 20))
     image.paste((255, 255, 255), (10, 0, 30, 20))
-    found = media.image(image, Limits(size=(10, 10)))
-    assert found.shape == (3, 10, 10) and found.mean() > 0.95
+    pixels = media.image(image, Limits(size=(10, 10)))
+    assert pixels.shape == (3, 10, 10) and pixels.mean() > 0.95
 
 
 def refused(source, match, limits=None):
@@ -101,8 +101,8 @@ def test_animated_images_are_refused_or_their_first_frame_is_taken():
     frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
     animated = stored(frames[0], "GIF", save_all=True, append_images=frames[1:])
     refused(animated, "animated, 2 frames")
-    found = media.image(animated, Limits(animated="first"))
-    assert found[0].min() > 0.9 and found[2].max() < 0.1
+    pixels = media.image(animated, Limits(animated="first"))
+    assert pixels[0].min() > 0.9 and pixels[2].max() < 0.1
 
 
 @pytest.mark.parametrize(("kind", "more"), [("MPO", 1), ("MPO", 2), ("TIFF", 1), ("TIFF", 4)])
@@ -112,8 +112,8 @@ def test_further_pictures_and_pages_are_no_animation(kind, more, limits):
     data = stored(Image.new("RGB", (16, 8), "red"), kind, save_all=True, append_images=[Image.new("RGB", (16, 8), "blue")] * more)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        found = media.image(data, limits)
-    assert found.shape == (3, 8, 16) and found[0].min() > 0.9 and found[2].max() < 0.1
+        pixels = media.image(data, limits)
+    assert pixels.shape == (3, 8, 16) and pixels[0].min() > 0.9 and pixels[2].max() < 0.1
     words = [str(warning.message) for warning in caught if issubclass(warning.category, UserWarning)]
     assert words == (["the first of several pages is taken"] if kind == "TIFF" else [])
 
@@ -134,8 +134,8 @@ def test_tensors_frames_and_messages_that_name_the_file(tmp_path):
     grey = torch.full((3, 2, 4), 0.5)
     assert media.picture(grey, Limits()).size == (4, 2)
     assert media.image(grey, Limits()).flatten()[0].item() == pytest.approx(0.5, abs=0.003)
-    found = media.footage(torch.linspace(0, 1, 10).view(10, 1, 1, 1).expand(10, 3, 2, 2), Limits(frames=3))
-    assert found.places == [0, 4, 9] and found.length == 10 and found.rate is None and found.frames[-1].min() == 255
+    clip = media.footage(torch.linspace(0, 1, 10).view(10, 1, 1, 1).expand(10, 3, 2, 2), Limits(frames=3))
+    assert clip.places == [0, 4, 9] and clip.length == 10 and clip.rate is None and clip.frames[-1].min() == 255
     assert len(media.footage([Image.new("RGB", (2, 2))] * 2, Limits(frames=8)).frames) == 2
     for source, match in (([], "without frames"), (torch.zeros(0, 3, 2, 2), "without frames"), (torch.zeros(3, 2, 2), "takes a video")):
         with pytest.raises(Broken, match=match):
@@ -164,14 +164,14 @@ def written(path, frames: int) -> None:
 
 def test_a_real_video_is_read_at_its_frames(tmp_path) -> None:
     written(tmp_path / "v.mp4", 9)
-    found = media.footage(tmp_path / "v.mp4", media.Limits(frames=5))
-    assert (found.places, found.length, found.rate) == ([0, 2, 4, 6, 8], 9, 4.0)
-    assert found.frames.shape == (5, 3, 16, 32)
+    clip = media.footage(tmp_path / "v.mp4", media.Limits(frames=5))
+    assert (clip.places, clip.length, clip.rate) == ([0, 2, 4, 6, 8], 9, 4.0)
+    assert clip.frames.shape == (5, 3, 16, 32)
     with pytest.raises(Broken, match="9 frames, takes at least 12"):
         media.video(tmp_path / "v.mp4", Limits(frames=12))
     with pytest.raises(Broken, match="32 x 16 pixels, takes at most 500"):
         media.video(tmp_path / "v.mp4", Limits(pixels=500))
-    levels = found.frames.float().mean((1, 2, 3))
+    levels = clip.frames.float().mean((1, 2, 3))
     assert (levels - torch.tensor([0.0, 40, 80, 120, 160])).abs().max() < 6
     (tmp_path / "cut.mp4").write_bytes((tmp_path / "v.mp4").read_bytes()[:300])
     with pytest.raises(media.Broken, match=r"cut\.mp4: not decodable"):

@@ -16,24 +16,24 @@ CAPTIONS = [
     ([], {"car", "bus"}),  # says nothing
     (["cat", "cat", "cat", "dog"], {"dog"}),  # 3 of 4: an invention counts as often as it is said
 ]
-SAID, THERE = [said for said, _ in CAPTIONS], [there for _, there in CAPTIONS]
+MENTIONS, OBJECTS = [mentions for mentions, _ in CAPTIONS], [objects for _, objects in CAPTIONS]
 
 
 def test_chair_by_hand():
-    found = chair_scores(SAID, THERE)
-    assert found.values["chair_i"].value == 4 / 8  # pooled; the mean over captions would be (1/3 + 0 + 3/4) / 3
-    assert found.values["chair_s"].value == 2 / 4
-    assert found.values["chair_s_mentioning"].value == 2 / 3  # the silent caption is not in the denominator
-    assert found.values["object_recall"].value == 3 / 6  # dog said twice is recalled once
-    assert found.counts == {"answers": 4, "missing": 0, "silent": 1}
-    assert [round(row["chair_i"], 3) for row in found.rows[:2]] == [0.333, 0.0]
-    assert math.isnan(found.rows[2]["chair_i"])
-    assert found.published == pytest.approx({"CHAIRs": 50.0, "CHAIRs_refine": 100 * 2 / 3, "CHAIRi": 50.0, "obj_rec": 50.0})
+    scores = chair_scores(MENTIONS, OBJECTS)
+    assert scores.values["chair_i"].value == 4 / 8  # pooled; the mean over captions would be (1/3 + 0 + 3/4) / 3
+    assert scores.values["chair_s"].value == 2 / 4
+    assert scores.values["chair_s_mentioning"].value == 2 / 3  # the silent caption is not in the denominator
+    assert scores.values["object_recall"].value == 3 / 6  # dog said twice is recalled once
+    assert scores.counts == {"answers": 4, "missing": 0, "silent": 1}
+    assert [round(row["chair_i"], 3) for row in scores.rows[:2]] == [0.333, 0.0]
+    assert math.isnan(scores.rows[2]["chair_i"])
+    assert scores.published == pytest.approx({"CHAIRs": 50.0, "CHAIRs_refine": 100 * 2 / 3, "CHAIRi": 50.0, "obj_rec": 50.0})
 
 
 def test_a_model_that_falls_silent():
-    loud = chair_scores(SAID, THERE).values
-    quiet = chair_scores([*SAID, *[[]] * 4], [*THERE, *[{"dog"}] * 4]).values
+    loud = chair_scores(MENTIONS, OBJECTS).values
+    quiet = chair_scores([*MENTIONS, *[[]] * 4], [*OBJECTS, *[{"dog"}] * 4]).values
     assert quiet["chair_s"].value < loud["chair_s"].value
     assert quiet["chair_s_mentioning"].value == loud["chair_s_mentioning"].value
     assert quiet["chair_i"].value == loud["chair_i"].value
@@ -41,33 +41,33 @@ def test_a_model_that_falls_silent():
 
 
 def test_no_mention_anywhere_is_not_known_and_not_zero():
-    found = chair_scores([[], []], [{"dog"}, set()]).values
-    assert found["chair_s"].value == 0.0 and found["object_recall"].value == 0.0
-    assert math.isnan(found["chair_i"].value) and math.isnan(found["chair_s_mentioning"].value)
+    values = chair_scores([[], []], [{"dog"}, set()]).values
+    assert values["chair_s"].value == 0.0 and values["object_recall"].value == 0.0
+    assert math.isnan(values["chair_i"].value) and math.isnan(values["chair_s_mentioning"].value)
 
 
 def test_a_missing_caption_is_left_out_and_counted():
-    found = chair_scores([*SAID, None], [*THERE, {"dog"}])
-    assert found.values == chair_scores(SAID, THERE).values
-    assert found.counts["missing"] == 1 and found.rows[-1] is None
+    scores = chair_scores([*MENTIONS, None], [*OBJECTS, {"dog"}])
+    assert scores.values == chair_scores(MENTIONS, OBJECTS).values
+    assert scores.counts["missing"] == 1 and scores.rows[-1] is None
 
 
 def test_lengths():
-    found = chair_scores([["dog"], [], ["dog"]], [{"dog"}] * 3, answers=["a  dog, here", "", None])
-    assert found.values["answer_words"].value == 3 / 2
-    assert found.published["avg_word_len"] == (4 + 1) / 2  # the script: double spaces are words, and so is nothing
-    assert found.counts["missing"] == 1
+    scores = chair_scores([["dog"], [], ["dog"]], [{"dog"}] * 3, answers=["a  dog, here", "", None])
+    assert scores.values["answer_words"].value == 3 / 2
+    assert scores.published["avg_word_len"] == (4 + 1) / 2  # the script: double spaces are words, and so is nothing
+    assert scores.counts["missing"] == 1
 
 
 def test_intervals_are_of_images():
     images = ["one"] * 4
-    assert math.isnan(chair_scores(SAID, THERE, clusters=images).values["chair_i"].low)
-    own = chair_scores(SAID, THERE).values["chair_i"]
+    assert math.isnan(chair_scores(MENTIONS, OBJECTS, clusters=images).values["chair_i"].low)
+    own = chair_scores(MENTIONS, OBJECTS).values["chair_i"]
     assert own.low < own.value < own.high
 
 
 @pytest.mark.parametrize(
-    ("answer", "said", "parsed"),
+    ("answer", "reading", "parsed"),
     [
         ("Yes", "yes", True),
         ("No", "no", True),
@@ -84,19 +84,19 @@ def test_intervals_are_of_images():
         ("Nothing of the kind", "yes", False),
     ],
 )
-def test_pope_reads_an_answer(answer, said, parsed):
-    assert yes_or_no(answer) == (said, parsed)
+def test_pope_reads_an_answer(answer, reading, parsed):
+    assert yes_or_no(answer) == (reading, parsed)
 
 
 def test_pope_by_hand():
     answers = ["Yes", "No", "Yes", "", "no", "Yes, it is.", None]
     labels = ["yes", "yes", "no", "no", "no", "yes", "yes"]
-    found = pope_scores(answers, labels)
+    scores = pope_scores(answers, labels)
     # tp 2 (1st, 6th), fn 1 (2nd), fp 2 (3rd, and the empty 4th), tn 1 (5th)
-    values = {name: interval.value for name, interval in found.values.items()}
+    values = {name: interval.value for name, interval in scores.values.items()}
     assert values == pytest.approx({"accuracy": 3 / 6, "precision": 2 / 4, "recall": 2 / 3, "f1": 4 / 7, "yes_ratio": 4 / 6})
-    assert found.counts == {"answers": 7, "missing": 1, "unparsed": 1}
-    assert [row and row["outcome"] for row in found.rows] == ["tp", "fn", "fp", "fp", "tn", "tp", None]
+    assert scores.counts == {"answers": 7, "missing": 1, "unparsed": 1}
+    assert [row and row["outcome"] for row in scores.rows] == ["tp", "fn", "fp", "fp", "tn", "tp", None]
 
 
 def test_pope_splits_have_their_own_numbers_and_denominators():
@@ -104,11 +104,11 @@ def test_pope_splits_have_their_own_numbers_and_denominators():
     labels = ["yes"] * 50 + ["no"] * 47 + ["yes", "no"]
     splits = ["random"] * 97 + ["popular"] * 2
     answers = [label.capitalize() for label in labels[:97]] + ["No", "No"]
-    found = pope_scores(answers, labels, splits=splits)
-    assert found.values["random/accuracy"].value == 1.0
-    assert round(found.values["random/yes_ratio"].value, 3) == 0.515
-    assert found.values["popular/accuracy"].value == 0.5
-    assert math.isnan(found.values["popular/precision"].value)  # no yes at all: the script divides by 0
+    scores = pope_scores(answers, labels, splits=splits)
+    assert scores.values["random/accuracy"].value == 1.0
+    assert round(scores.values["random/yes_ratio"].value, 3) == 0.515
+    assert scores.values["popular/accuracy"].value == 0.5
+    assert math.isnan(scores.values["popular/precision"].value)  # no yes at all: the script divides by 0
 
 
 def test_pope_questions_of_one_image_stand_or_fall_together():
@@ -129,15 +129,15 @@ def test_odd_input():
 
 
 def test_as_a_metric_of_a_run():
-    there = {"one": ["dog", "car"], "two": ["cat"]}
+    objects = {"one": ["dog", "car"], "two": ["cat"]}
 
     def mark(outputs, prompts):
         return [
-            {"mentions": [(0, 3, word, word in there[prompt]) for word in text.split()], "objects": there[prompt]}
+            {"mentions": [(0, 3, word, word in objects[prompt]) for word in text.split()], "objects": objects[prompt]}
             for text, prompt in zip(outputs, prompts, strict=True)
         ]
 
-    found = object_scores(mark)(["dog cat", "dog", "cat", "cat"], ["one", "one", "two", "two"])
-    assert (found["chair_s"], found["chair_i"], found["object_recall"], found["answer_words"]) == (1 / 4, 1 / 5, 4 / 6, 5 / 4)
+    rates = object_scores(mark)(["dog cat", "dog", "cat", "cat"], ["one", "one", "two", "two"])
+    assert (rates["chair_s"], rates["chair_i"], rates["object_recall"], rates["answer_words"]) == (1 / 4, 1 / 5, 4 / 6, 5 / 4)
     # rows of one prompt are drawn together: of 4 draws of two prompts chair_s is 1/2, 1/4 (twice) and 0
-    assert found["chair_s_se"] == pytest.approx(0.177, abs=0.01)
+    assert rates["chair_s_se"] == pytest.approx(0.177, abs=0.01)

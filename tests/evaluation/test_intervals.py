@@ -16,11 +16,11 @@ def share(sums):
 def test_against_every_draw_there_is():
     # two clusters of 1 and 3 rows: of the 4 equally likely draws, one is (A, A), two are (A, B), one is (B, B)
     counts = {"hits": [1, 0, 0, 1], "rows": [1, 1, 1, 1]}
-    found = estimates(counts, ["a", "b", "b", "b"], share, resamples=4000)["share"]
+    rate = estimates(counts, ["a", "b", "b", "b"], share, resamples=4000)["share"]
     exact = [2 / 2, 2 / 4, 2 / 4, 2 / 6]
-    assert found.value == 0.5
-    assert (found.low, found.high) == (2 / 6, 1.0)
-    assert abs(found.error - np.std(exact)) < 0.01
+    assert rate.value == 0.5
+    assert (rate.low, rate.high) == (2 / 6, 1.0)
+    assert abs(rate.error - np.std(exact)) < 0.01
 
 
 def test_repeated_rows_of_a_cluster_say_nothing_new():
@@ -40,8 +40,8 @@ def test_covers_the_truth_as_often_as_it_says():
     for trial in range(200):
         rates = rng.beta(2, 3, size=40)  # an image's own rate: rows of one image are alike
         hits = rng.binomial(6, rates)
-        found = estimates({"hits": hits, "rows": [6] * 40}, range(40), share, resamples=300, seed=trial)["share"]
-        inside += found.low <= 0.4 <= found.high
+        rate = estimates({"hits": hits, "rows": [6] * 40}, range(40), share, resamples=300, seed=trial)["share"]
+        inside += rate.low <= 0.4 <= rate.high
     assert 0.9 <= inside / 200 <= 0.985
 
 
@@ -63,9 +63,9 @@ def test_in_pieces_as_whole(monkeypatch):
     assert whole == pieces
 
 
-@pytest.mark.parametrize(("more", "said"), [({"level": 1.0}, "level 1.0"), ({"resamples": 0}, "resamples 0")])
-def test_odd_numbers(more, said):
-    with pytest.raises(UserError, match=said):
+@pytest.mark.parametrize(("more", "words"), [({"level": 1.0}, "level 1.0"), ({"resamples": 0}, "resamples 0")])
+def test_odd_numbers(more, words):
+    with pytest.raises(UserError, match=words):
         estimates({"hits": [1], "rows": [1]}, "a", share, **more)
 
 

@@ -9,7 +9,7 @@ from mmalign.evaluation.judged import ask_all, rating, rating_scores, rememberin
 
 
 @pytest.mark.parametrize(
-    ("review", "said"),
+    ("review", "number"),
     [
         ("It is fine.\nRating: 4, somewhat informative", 4),
         ("RATING: 0", 0),
@@ -20,8 +20,8 @@ from mmalign.evaluation.judged import ask_all, rating, rating_scores, rememberin
         (None, None),
     ],
 )
-def test_rating(review, said):
-    assert rating(review) == said
+def test_rating(review, number):
+    assert rating(review) == number
 
 
 def test_verdict():
@@ -31,28 +31,28 @@ def test_verdict():
 
 def test_a_review_that_fails_is_missing_here_and_0_there():
     reviews = ["Rating: 6", "Rating: 2", "Rating: 4", "no idea", None]
-    found = rating_scores(reviews, kinds=["attribute", "counting", "attribute", "counting", "counting"])
-    assert found.values["score"].value == 4.0  # (6 + 2 + 4) / 3
-    assert found.values["hallucination"].value == 1 / 3
-    assert found.values["informativeness"].value == pytest.approx((3 + 2 + 1) / 3 / 3)
-    assert found.values["score/attribute"].value == 5.0 and found.values["score/counting"].value == 2.0
-    assert "hallucination/attribute" not in found.values
-    assert found.counts == {"answers": 5, "missing": 1, "unparsed": 1}
-    published = {name: value for name, value in found.published.items() if not name.startswith("type")}
+    scores = rating_scores(reviews, kinds=["attribute", "counting", "attribute", "counting", "counting"])
+    assert scores.values["score"].value == 4.0  # (6 + 2 + 4) / 3
+    assert scores.values["hallucination"].value == 1 / 3
+    assert scores.values["informativeness"].value == pytest.approx((3 + 2 + 1) / 3 / 3)
+    assert scores.values["score/attribute"].value == 5.0 and scores.values["score/counting"].value == 2.0
+    assert "hallucination/attribute" not in scores.values
+    assert scores.counts == {"answers": 5, "missing": 1, "unparsed": 1}
+    published = {name: value for name, value in scores.published.items() if not name.startswith("type")}
     assert published == {"Average score": 2.4, "Hallucination rate": 0.6, "Informativeness": 40.0}
 
 
 def test_types_go_by_order_in_the_script():
-    found = rating_scores([f"Rating: {number % 7}" for number in range(16)])
-    assert found.published["type 0"] == (0 + 1) / 2  # questions 0 and 8
-    assert found.published["type 7"] == (0 + 1) / 2  # 7 and 15
+    scores = rating_scores([f"Rating: {number % 7}" for number in range(16)])
+    assert scores.published["type 0"] == (0 + 1) / 2  # questions 0 and 8
+    assert scores.published["type 7"] == (0 + 1) / 2  # 7 and 15
 
 
 def test_reviews_are_asked_for_once(tmp_path):
-    asked = []
+    contents = []
 
     def judge(messages):
-        asked.append(messages[0]["content"])
+        contents.append(messages[0]["content"])
         return None if messages[0]["content"] == "silence" else f"about {messages[0]['content']}"
 
     file = tmp_path / "deep" / "reviews.jsonl"
@@ -61,7 +61,7 @@ def test_reviews_are_asked_for_once(tmp_path):
     file.write_text(file.read_text() + '{"asked": "torn')
     again = remembering(judge, file)
     assert ask_all(again, say("b", "a", "silence", "c")) == ["about b", "about a", None, "about c"]
-    assert sorted(asked) == ["a", "b", "c", "silence", "silence"]  # what is missing is asked for again
+    assert sorted(contents) == ["a", "b", "c", "silence", "silence"]  # what is missing is asked for again
     third = remembering(lambda messages: pytest.fail("asked again"), file)
     assert ask_all(third, say("a", "c")) == ["about a", "about c"]
     other = remembering(lambda messages: "another", file, who="another judge")

@@ -42,7 +42,7 @@ def classes(text, known):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "names"),
     [
         ("A man and two women with their puppies.", ["person", "person", "dog"]),
         ("Children, mice and knives; sheep on buses!", ["person", "mouse", "knife", "sheep", "bus"]),
@@ -68,15 +68,15 @@ def classes(text, known):
         ("", []),
     ],
 )
-def test_captions(text, said, known):
-    assert classes(text, known) == said
+def test_captions(text, names, known):
+    assert classes(text, known) == names
 
 
 def test_places(known):
     text = "Two fire hydrants and a cat."
-    found = mentions(text, known)
-    assert [text[mention.start : mention.end] for mention in found] == ["fire hydrants", "cat"]
-    assert marked(found, {"cat"}) == [(4, 17, False), (24, 27, True)]
+    spans = mentions(text, known)
+    assert [text[mention.start : mention.end] for mention in spans] == ["fire hydrants", "cat"]
+    assert marked(spans, {"cat"}) == [(4, 17, False), (24, 27, True)]
 
 
 def test_a_bow_tie_is_known_as_a_tie(known):
@@ -103,14 +103,19 @@ def test_a_word_of_two_classes_belongs_to_the_last(tmp_path):
 
 def test_plurals():
     words = ["dog", "bench", "bus", "box", "puppy", "monkey", "knife", "giraffe", "skateboard", "woman", "goose", "sheep", "skis", "ski"]
-    found = plurals([*words, "calf", "sheriff", "buffalo", "child", "children"])
-    assert {found[plural] for plural in ("dogs", "benches", "buses", "boxes", "puppies", "monkeys", "knives", "giraffes")} == {
+    singular_of = plurals([*words, "calf", "sheriff", "buffalo", "child", "children"])
+    assert {singular_of[plural] for plural in ("dogs", "benches", "buses", "boxes", "puppies", "monkeys", "knives", "giraffes")} == {
         "dog", "bench", "bus", "box", "puppy", "monkey", "knife", "giraffe",
     }  # fmt: skip
-    assert found["women"] == "woman" and found["geese"] == "goose" and found["calves"] == "calf" and found["sheriffs"] == "sheriff"
-    assert found["buffaloes"] == found["buffalos"] == "buffalo"
-    assert "skis" not in found and "children" not in found  # words of the table stay what they are
-    assert "sheeps" not in found
+    assert (
+        singular_of["women"] == "woman"
+        and singular_of["geese"] == "goose"
+        and singular_of["calves"] == "calf"
+        and singular_of["sheriffs"] == "sheriff"
+    )
+    assert singular_of["buffaloes"] == singular_of["buffalos"] == "buffalo"
+    assert "skis" not in singular_of and "children" not in singular_of  # words of the table stay what they are
+    assert "sheeps" not in singular_of
 
 
 def test_coco(tmp_path, known):

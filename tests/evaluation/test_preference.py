@@ -13,11 +13,11 @@ NAN = float("nan")
 
 
 def test_ties_are_half_and_the_undecided_are_left_out():
-    found = win_rate([1, 0, 0.5, NAN, 1], list("abcde"))
-    assert found.values["win_rate"].value == 2.5 / 4
-    assert (found.values["wins"].value, found.values["ties"].value, found.values["losses"].value) == (0.5, 0.25, 0.25)
-    assert found.counts == {"comparisons": 5, "missing": 1}
-    assert found.rows[3] is None
+    scores = win_rate([1, 0, 0.5, NAN, 1], list("abcde"))
+    assert scores.values["win_rate"].value == 2.5 / 4
+    assert (scores.values["wins"].value, scores.values["ties"].value, scores.values["losses"].value) == (0.5, 0.25, 0.25)
+    assert scores.counts == {"comparisons": 5, "missing": 1}
+    assert scores.rows[3] is None
     assert math.isnan(win_rate([NAN], ["a"]).values["win_rate"].value)
 
 
@@ -47,22 +47,22 @@ def simulated(rng, rows, quality, favour):
 def test_a_judge_who_likes_long_answers():
     won, lengths, others, feature = simulated(np.random.default_rng(0), 4000, 0.0, 2.0)
     raw = win_rate(won, range(4000)).values["win_rate"].value
-    found = length_controlled_win_rate(won, lengths, others, range(4000), resamples=100)
+    rate = length_controlled_win_rate(won, lengths, others, range(4000), resamples=100)
     assert raw > 0.62
-    assert found.low < 0.5 < found.high and abs(found.value - 0.5) < 0.03
+    assert rate.low < 0.5 < rate.high and abs(rate.value - 0.5) < 0.03
     # the same maximum of the likelihood as scikit-learn finds
     features = np.stack([feature, np.ones_like(feature)], 1)
     fitted = LogisticRegression(C=1e6, fit_intercept=False, tol=1e-10).fit(features, won)
-    assert found.value == pytest.approx(1 / (1 + math.exp(-fitted.coef_[0, 1])), abs=1e-4)
+    assert rate.value == pytest.approx(1 / (1 + math.exp(-fitted.coef_[0, 1])), abs=1e-4)
 
 
 def test_equal_lengths_leave_the_win_rate():
-    found = length_controlled_win_rate([1, 1, 0.5, NAN], [5] * 4, [5] * 4, list("abcd"))
-    assert found.value == pytest.approx(2.5 / 3, abs=1e-4)
-    assert found.low < found.value < found.high + 1e-9
+    rate = length_controlled_win_rate([1, 1, 0.5, NAN], [5] * 4, [5] * 4, list("abcd"))
+    assert rate.value == pytest.approx(2.5 / 3, abs=1e-4)
+    assert rate.low < rate.value < rate.high + 1e-9
 
 
 def test_all_won():
-    found = length_controlled_win_rate([1.0] * 20, range(20), [10] * 20, range(20), resamples=20)
-    assert 0.95 < found.value <= 1.0 and not math.isnan(found.low)
+    rate = length_controlled_win_rate([1.0] * 20, range(20), [10] * 20, range(20), resamples=20)
+    assert 0.95 < rate.value <= 1.0 and not math.isnan(rate.low)
     assert math.isnan(length_controlled_win_rate([NAN], [1], [1], ["a"]).value)

@@ -44,9 +44,9 @@ def test_pope(tmp_path):
     assert suite.items[0].prompt[0]["content"][0] == {"type": "image", "path": str(tmp_path / "images" / "a.jpg")}
     with pytest.raises(UserError, match="3 of 3 are not there"):
         suite.refuse_missing_images()
-    found = suite.score(suite.items, ["No", "Yes", None])
-    assert values(found)["popular/accuracy"] == 1.0 and values(found)["random/accuracy"] == 1.0
-    assert found.counts["missing"] == 1
+    scores = suite.score(suite.items, ["No", "Yes", None])
+    assert values(scores)["popular/accuracy"] == 1.0 and values(scores)["random/accuracy"] == 1.0
+    assert scores.counts["missing"] == 1
     alone = mm.evaluation.pope(tmp_path / "pope/coco_pope_random.json")
     assert [item.id for item in alone.items] == ["1", "2"] and alone.items[0].prompt[0]["content"][0]["type"] == "text"
 
@@ -83,11 +83,11 @@ def coco(tmp_path):
 def test_chair(coco):
     suite = mm.evaluation.chair(coco / "coco", coco / "synonyms.txt", ask="What is there?")
     assert [(item.id, item.question) for item in suite.items] == [("7", "What is there?"), ("8", "What is there?")]
-    found = suite.score(suite.items, ["A puppy and a cat and a cat", "two cats"])
-    assert values(found) == pytest.approx({
+    scores = suite.score(suite.items, ["A puppy and a cat and a cat", "two cats"])
+    assert values(scores) == pytest.approx({
         "chair_i": 2 / 4, "chair_s": 1 / 2, "chair_s_mentioning": 1 / 2, "object_recall": 1.0, "answer_words": 10 / 2,
     })  # fmt: skip
-    assert found.rows[0]["spans"] == [(2, 7, True), (14, 17, False), (24, 27, False)]
+    assert scores.rows[0]["spans"] == [(2, 7, True), (14, 17, False), (24, 27, False)]
     assert suite.score(suite.items, [None, "two cats"]).counts["missing"] == 1
 
 
@@ -97,12 +97,14 @@ def test_chair_of_some_images_and_questions(coco):
     (images / "COCO_val2014_8.jpg").touch()
     suite = mm.evaluation.chair(coco / "coco", coco / "synonyms.txt", images=images)
     assert [item.id for item in suite.items] == ["8"] and suite.items[0].image.is_file()
-    asked = lines(coco / "questions.jsonl", [{"image_id": 8, "question": "One?"}, {"image_id": "8"}, {"image_id": 7, "prompt": "Three?"}])
-    suite = mm.evaluation.chair(coco / "coco", coco / "synonyms.txt", questions=asked)
+    questions = lines(
+        coco / "questions.jsonl", [{"image_id": 8, "question": "One?"}, {"image_id": "8"}, {"image_id": 7, "prompt": "Three?"}]
+    )
+    suite = mm.evaluation.chair(coco / "coco", coco / "synonyms.txt", questions=questions)
     assert [item.id for item in suite.items] == ["8", "8#2", "7"]
     assert [item.question for item in suite.items] == ["One?", "Please describe this image in detail.", "Three?"]
     (coco / "coco/captions_val2014.json").unlink()
-    bare = mm.evaluation.chair(coco / "coco", coco / "synonyms.txt", questions=asked)
+    bare = mm.evaluation.chair(coco / "coco", coco / "synonyms.txt", questions=questions)
     assert bare.items[0].known["objects"] == set() and "captions" in bare.notes[1]
     with pytest.raises(UserError, match="image 9 is in no instances"):
         mm.evaluation.chair(coco / "coco", coco / "synonyms.txt", questions=lines(coco / "q.jsonl", [{"image_id": 9}]))
@@ -132,16 +134,16 @@ def amber(tmp_path):
 def test_amber(amber):
     suite = mm.evaluation.amber(amber, ask="{question} Answer yes or no.")
     assert [item.question for item in suite.items][:2] == ["Describe this image.", "Is there a dog? Answer yes or no."]
-    said = ["Boats can sail under the sky. Dogs watch.", "No", "yes."]
-    found = suite.score(suite.items, said)
-    assert found.rows[0]["words"] == ["boat", "sky", "dog"] and found.rows[0]["invented"] == ["dog"]
-    got = values(found)
+    answers = ["Boats can sail under the sky. Dogs watch.", "No", "yes."]
+    scores = suite.score(suite.items, answers)
+    assert scores.rows[0]["words"] == ["boat", "sky", "dog"] and scores.rows[0]["invented"] == ["dog"]
+    got = values(scores)
     assert (got["chair"], got["cover"], got["hal"], got["cog"]) == (1 / 3, 1 / 2, 1.0, 1.0)
     assert (got["accuracy"], got["existence/accuracy"], got["relation/accuracy"]) == (0.5, 1.0, 0.0)
-    assert found.counts == {"answers": 3, "missing": 0, "unparsed": 1}
+    assert scores.counts == {"answers": 3, "missing": 0, "unparsed": 1}
     assert "not to be compared" in suite.notes[0]
     lenient = mm.evaluation.amber(amber, letters=False)
-    assert values(lenient.score(lenient.items, said))["accuracy"] == 1.0
+    assert values(lenient.score(lenient.items, answers))["accuracy"] == 1.0
     assert lenient.score(lenient.items, [None, None, "Yes"]).counts["missing"] == 2
 
 
@@ -161,10 +163,10 @@ def test_amber_asks_nltk_and_spacy_as_the_script_does(amber, monkeypatch):
         monkeypatch.setitem(sys.modules, name, module)
     suite = mm.evaluation.amber(amber, nouns="nltk", alike="spacy")
     assert suite.notes == []
-    found = suite.score(suite.items, ["dogs boat Boats trees", "No", "Yes"])
+    scores = suite.score(suite.items, ["dogs boat Boats trees", "No", "Yes"])
     # boat is no noun here, and Boats keeps its capital; dog is near enough to the ship
-    assert found.rows[0]["words"] == ["dog", "tree"]
-    assert found.rows[0]["invented"] == [] and found.rows[0]["covered"] == [0, 1] and found.rows[0]["believed"] == [0]
+    assert scores.rows[0]["words"] == ["dog", "tree"]
+    assert scores.rows[0]["invented"] == [] and scores.rows[0]["covered"] == [0, 1] and scores.rows[0]["believed"] == [0]
     nltk.pos_tag = lambda words: (_ for _ in ()).throw(LookupError("\n  Resource tagger not found.\n"))
     with pytest.raises(UserError, match="Resource tagger not found"):
         suite.score(suite.items, ["dogs", None, None])
@@ -192,23 +194,24 @@ def mmhal_rows():
 
 
 def test_mmhal(tmp_path):
-    told = []
+    contents = []
 
     def judge(messages):
-        told.append(messages[0]["content"])
-        return "Rating: 5" if "blue" in told[-1] else None
+        contents.append(messages[0]["content"])
+        return "Rating: 5" if "blue" in contents[-1] else None
 
     (tmp_path / "images").mkdir()
     (tmp_path / "images/id1.png").touch()
     suite = mm.evaluation.mmhal(stored(tmp_path / "template.json", mmhal_rows()), judge, images=tmp_path / "images")
     assert [item.id for item in suite.items] == ["id0", "id1"] and suite.judged
     assert suite.items[1].image.name == "id1.png" and suite.items[0].image.name == "0_o.jpg"
-    found = suite.score(suite.items, ["blue {}", "three"])
-    assert values(found)["score"] == 5.0 and values(found)["hallucination"] == 0.0
-    assert found.counts == {"answers": 2, "missing": 1, "unparsed": 0}
-    assert found.published["Average score"] == 2.5
+    scores = suite.score(suite.items, ["blue {}", "three"])
+    assert values(scores)["score"] == 5.0 and values(scores)["hallucination"] == 0.0
+    assert scores.counts == {"answers": 2, "missing": 1, "unparsed": 0}
+    assert scores.published["Average score"] == 2.5
     assert any(
-        "In the image: Cat, Dog {}\nQuestion: What colour?\nThe person's answer: It is red.\nThe model's answer: blue {}" in t for t in told
+        "In the image: Cat, Dog {}\nQuestion: What colour?\nThe person's answer: It is red.\nThe model's answer: blue {}" in t
+        for t in contents
     )
     (tmp_path / "words.txt").write_text("{} {} {}")
     with pytest.raises(UserError, match="has 3 places"):
@@ -239,31 +242,31 @@ def first_is_better(messages):
 def test_refomb(tmp_path):
     rows = lines(tmp_path / "dev.jsonl", refomb_rows())
     suite = mm.evaluation.refomb(rows, first_is_better)
-    found = suite.score(suite.items, ["mine", "mine too", "and mine"])
-    got = values(found)
+    scores = suite.score(suite.items, ["mine", "mine too", "and mine"])
+    got = values(scores)
     assert got["win_rate"] == (0 + 0.5) / 2  # the reference is A, and the third is not decided
     assert got["hallucination_win_rate"] == 1.0
-    assert found.counts["undecided"] == 1 and found.counts["missing"] == 0
-    assert found.rows[0]["wins"] == [0.0] and math.isnan(found.rows[2]["wins"][0])
+    assert scores.counts["undecided"] == 1 and scores.counts["missing"] == 0
+    assert scores.rows[0]["wins"] == [0.0] and math.isnan(scores.rows[2]["wins"][0])
 
 
 def test_refomb_in_both_orders_and_again(tmp_path):
     rows = lines(tmp_path / "dev.jsonl", refomb_rows()[:2])
     suite = mm.evaluation.refomb(rows, first_is_better, both_orders=True, repetitions=2)
-    found = suite.score(suite.items, ["mine", None])
-    assert found.rows[0]["wins"] == [0.0, 1.0, 0.0, 1.0] and found.rows[0]["fewer"] == [1.0, 0.0, 1.0, 0.0]
-    assert values(found)["win_rate"] == 0.5 and found.counts["comparisons"] == 4 and found.counts["missing"] == 1
+    scores = suite.score(suite.items, ["mine", None])
+    assert scores.rows[0]["wins"] == [0.0, 1.0, 0.0, 1.0] and scores.rows[0]["fewer"] == [1.0, 0.0, 1.0, 0.0]
+    assert values(scores)["win_rate"] == 0.5 and scores.counts["comparisons"] == 4 and scores.counts["missing"] == 1
 
 
 def test_refomb_with_another_reference(tmp_path):
-    told = []
+    contents = []
     rows = [{**row, "answer": ""} for row in refomb_rows()]
     with pytest.raises(UserError, match="no answer to question 0"):
         mm.evaluation.refomb(lines(tmp_path / "dev.jsonl", rows), first_is_better)
     theirs = lines(tmp_path / "gpt4v.jsonl", [{"image_url": row["image_url"], "question": row["question"], "answer": "G"} for row in rows])
-    suite = mm.evaluation.refomb(tmp_path / "dev.jsonl", lambda messages: told.append(messages[0]["content"]), reference=theirs)
+    suite = mm.evaluation.refomb(tmp_path / "dev.jsonl", lambda messages: contents.append(messages[0]["content"]), reference=theirs)
     suite.score(suite.items, ["has {question} in it", None, None])
-    assert "Description: D0 {a}\nQuestion: Q0?\nAnswer A: G\nAnswer B: has {question} in it" in told[0]
+    assert "Description: D0 {a}\nQuestion: Q0?\nAnswer A: G\nAnswer B: has {question} in it" in contents[0]
     with pytest.raises(UserError, match=r"no place for \{review\}"):
         (tmp_path / "t.txt").write_text("nothing")
         mm.evaluation.refomb(tmp_path / "dev.jsonl", first_is_better, reference=theirs, fewer_file=tmp_path / "t.txt")
