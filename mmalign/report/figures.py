@@ -13,9 +13,15 @@ from mmalign.report.read import Run
 
 
 def figures(run: Run) -> list[Figure]:
-    """All figures in their order on the page; those of answers about images where there are any, the spread where it is not words."""
+    """All figures in their order on the page, those without a drawing too: the page says why there is none.
+
+    Of answers about images and of given records where there are any; of rollouts where the run makes some.
+    """
+    given = any("known" in row for row in run.train)  # which offline runs log
     varied = [] if run.answers and not spread(run).svg else [spread(run)]
-    return [*honesty.figures(run), rewards_and_judges(run), against_kl(run), *varied, training_reward(run), ratio(run), clipping(run)]
+    rollouts = [] if given else [training_reward(run), ratio(run), clipping(run)]
+    preferences = [loss(run), margin(run), accuracy(run), log_ratios(run)] if given else []
+    return [*honesty.figures(run), rewards_and_judges(run), against_kl(run), *preferences, *varied, *rollouts]
 
 
 def rewards_and_judges(run: Run) -> Figure:
@@ -119,16 +125,52 @@ def clipping(run: Run) -> Figure:
     return _train_figure(run, "Clip fraction", ["clip_fraction"], note, missing)
 
 
-def _train_figure(run: Run, title: str, names: Sequence[str], note: str, missing: str, rules: Sequence[Rule] = ()) -> Figure:
+def loss(run: Run) -> Figure:
+    """The loss of each update."""
+    return _train_figure(run, "Loss", ["loss"], "Of each update.", "No loss was logged.")
+
+
+def margin(run: Run) -> Figure:
+    """How far the better output is ahead of the worse one, by the method's score."""
+    note = "By how much the chosen output's score is ahead of the rejected one's; 0 before the first update."
+    missing = "No margin was logged: this method compares no two outputs."
+    return _train_figure(run, "Margin", ["margin", "ahead"], note, missing, rules=(Rule(0.0, ""),))
+
+
+def accuracy(run: Run) -> Figure:
+    """Pairs, or rows, that are on the right side."""
+    note = "Share of pairs whose chosen output is ahead; half of them by chance."
+    return _train_figure(run, "Accuracy", ["accuracy"], note, "No accuracy was logged.", rules=(Rule(0.5, ""),))
+
+
+def log_ratios(run: Run) -> Figure:
+    """How much likelier than the reference the policy makes chosen and rejected outputs: the margin can grow while both fall."""
+    note = "Log-ratio to the reference (log-probability without one), nats. A margin may grow while both fall, also the chosen one."
+    missing = "No log-ratios of chosen and rejected outputs were logged."
+    names = {"better": "chosen", "worse": "rejected"}
+    return _train_figure(run, "Log-ratios of chosen and rejected outputs", list(names), note, missing, words=names)
+
+
+def _train_figure(
+    run: Run,
+    title: str,
+    names: Sequence[str],
+    note: str,
+    missing: str,
+    *,
+    rules: Sequence[Rule] = (),
+    words: Mapping[str, str] | None = None,
+) -> Figure:
+    """Columns of the training log over steps. missing: what is said where there are none. words: column -> what it is called."""
     series = []
     for index, name in enumerate(names):
         points = [(float(row["step"]), float(row[name])) for row in run.train if _finite(row.get(name))]
         if points:
-            series.append(Series(name.replace("_", " "), thin(points), colour=index))
+            series.append(Series((words or {}).get(name, name.replace("_", " ")), thin(points), colour=index))
     if not series:
         return Figure(title, missing)
     values = [y for s in series for _, y in s.points]
-    log_y = bool(rules) and min(values) > 0 and max(values) / min(values) > 50
+    log_y = bool(rules) and rules[0].y > 0 and min(values) > 0 and max(values) / min(values) > 50
     return _figure(title, note + (" Logarithmic scale." if log_y else ""), series, x_word="step", rules=rules, log_y=log_y)
 
 

@@ -43,6 +43,7 @@ def render(run: Run) -> str:
     frames = [picture for picture in drawn if picture is not None]
     rows, across = _shape(run, frames)
     said = cases(run, notes)
+    drawings = figures(run)
     loader = FileSystemLoader(Path(__file__).parent)
     template = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).get_template(
         "page.html"
@@ -66,7 +67,8 @@ def render(run: Run) -> str:
         columns=across,
         pixelated=bool(frames) and frames[0].width / across < SMALL_CELL,
         no_frames=_no_frames(run),
-        figures=[(figure, Markup(figure.svg)) for figure in figures(run)],
+        figures=[(figure, Markup(figure.svg)) for figure in drawings if figure.svg],
+        undrawn=[figure.note for figure in drawings if not figure.svg],
         summary=summary_rows(run.summary),
         config=run.config_text,
         versions=[(name, "none" if version is None else str(version)) for name, version in run.versions.items()],

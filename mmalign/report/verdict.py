@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from mmalign.report.honesty import columns, standings
-from mmalign.report.overoptimisation import Finding, curve, measurable
+from mmalign.report.overoptimisation import SPREAD_LINE, Finding, curve, measurable
 from mmalign.report.plots import short
 from mmalign.report.read import Run
 
@@ -104,7 +104,17 @@ def _flag(run: Run, findings: Sequence[Finding]) -> str:
         return "no trained reward was evaluated, so over-optimisation cannot be told"
     if not all(measurable(curve(run.evals, name)) for name in run.judges):
         return "too few evaluations to tell whether it over-optimised"
+    if low := _low_spread(run):
+        return f"no judge fell, but {low}" if run.judges else f"no judge to check it, and {low}"
     return "no over-optimisation seen" if run.judges else "no judge to check it, and no alarming loss of spread"
+
+
+def _low_spread(run: Run) -> str:
+    """What is said where the spread ends below the line that its figure shows; "" where it does not."""
+    ratio = curve(run.evals, "spread_ratio")
+    if not ratio or ratio[-1].value >= SPREAD_LINE:
+        return ""
+    return f"spread {'began and is' if ratio[0].value < SPREAD_LINE else 'fell'} below {100 * SPREAD_LINE:.0f}{PERCENT} of real data's"
 
 
 def describe(finding: Finding) -> str:

@@ -59,7 +59,8 @@ def test_preferences_move_the_samples(tmp_path, pairs):
     assert rows[0]["margin"] == 0 and rows[0]["accuracy"] == 0.5 and rows[0]["loss"] == pytest.approx(math.log(2))
     assert rows[-1]["margin"] > 0 and rows[-1]["accuracy"] > 0.5 and rows[0]["known"] == 1.0
     assert [row["kl"] for row in log(run) if row["phase"] == "eval"][1:] == [None]  # a bound has no KL
-    assert (run.path / "report.html").is_file()
+    page = run.report.path.read_text()
+    assert all(f"<h3>{title}</h3>" in page for title in ("Loss", "Margin", "Accuracy", "Log-ratios of chosen and rejected outputs"))
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one_to_the_last_bit(tmp_path, pairs):

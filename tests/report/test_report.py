@@ -122,6 +122,54 @@ def test_what_is_missing_is_said(tmp_path, phase, names, words):
         assert word in parsed.text, word
 
 
+def test_a_run_on_given_records_shows_what_it_learns(tmp_path):
+    """Both log-ratios fall while the margin grows, which the page has to show."""
+    run = folder.open_run(tmp_path, "a", config={**CONFIG, "use": "offline"})
+    train = [
+        {"step": s, "phase": "train", "known": 1.0, "loss": 0.69 - 0.1 * s, "margin": 0.3 * s, "accuracy": 0.5 + 0.1 * s}
+        | {"better": -0.2 * s, "worse": -0.5 * s}
+        for s in range(1, 5)
+    ]
+    run.metrics.write_text("".join(json.dumps(row) + "\n" for row in [{"step": 0, "phase": "eval", "gold": 0.5, "kl": None}, *train]))
+    parsed, _ = page(run.path)
+    alts = [plot["aria-label"] for plot in parsed.named("svg", "plot")]
+    assert alts == [
+        "Rewards and judges: gold from 0.50 to 0.50", "Loss: loss from 0.59 to 0.29", "Margin: margin from 0.30 to 1.20",
+        "Accuracy: accuracy from 0.60 to 0.90",
+        "Log-ratios of chosen and rejected outputs: chosen from -0.20 to -0.80; rejected from -0.50 to -2.00",
+    ]  # fmt: skip
+    (undrawn,) = [words for words in parsed.words if "No KL was logged" in words]
+    assert "Spread was not evaluated" in undrawn and "importance ratio" not in parsed.text and "Training reward" not in parsed.text
+
+
+def test_figures_without_a_drawing_are_one_line(tmp_path):
+    run = make_run(tmp_path)
+    drop(run, names=["kl", "clip_fraction"])
+    parsed, _ = page(run)
+    assert len(parsed.named("svg", "plot")) == 4 and not {"Reward against KL", "Clip fraction"} & set(parsed.words)
+    assert len([words for words in parsed.words if "No KL was logged" in words and "No clip fraction was logged" in words]) == 1
+
+
+@pytest.mark.parametrize(
+    ("ratios", "judges", "words"),
+    [
+        ((1.0, 0.8), ["gold"], "no judge fell, but spread fell below 85\N{NO-BREAK SPACE}% of real data's"),
+        ((0.7, 0.8), ["gold"], "no judge fell, but spread began and is below 85\N{NO-BREAK SPACE}% of real data's"),
+        ((1.0, 0.8), [], "no judge to check it, and spread fell below 85"),
+        ((1.0, 0.85), ["gold"], "no over-optimisation seen"),
+        ((0.7, 0.9), [], "no judge to check it, and no alarming loss of spread"),
+    ],
+)
+def test_the_headline_does_not_speak_against_the_line_of_its_figure(tmp_path, ratios, judges, words):
+    """Rewards that do not rise make a loss of spread no over-optimisation, and still no good news."""
+    run = folder.open_run(tmp_path, "a", config={**CONFIG, "evaluation": {"judges": {name: {} for name in judges}}})
+    rows = [{"step": s, "phase": "eval", "proxy": 0.5, "proxy_se": 0.1, "gold": 0.4, "gold_se": 0.1} for s in (0, 4)]
+    rows = [{key: value for key, value in row.items() if judges or not key.startswith("gold")} for row in rows]
+    run.metrics.write_text("".join(json.dumps({**row, "spread_ratio": r}) + "\n" for row, r in zip(rows, ratios, strict=True)))
+    parsed, _ = page(run.path)
+    assert words in parsed.text and ("no over-optimisation" in parsed.text) == (words == "no over-optimisation seen")
+
+
 def test_an_empty_run_and_one_evaluation(tmp_path):
     run = folder.open_run(tmp_path, "a", config=CONFIG)
     assert "nothing has been logged yet" in page(run.path)[0].text
