@@ -222,6 +222,8 @@ def test_imagerewarddb_of_the_library(tmp_path, streaming):
 def test_pictures_of_a_list_in_a_data_set_stay_pictures(tmp_path):
     """They came as PIL images, and their repr was taken for a path."""
     datasets = pytest.importorskip("datasets")
+    held = io.BytesIO()
+    Image.effect_noise((16, 16), 90).save(held, "JPEG")
     (tmp_path / "set").mkdir()
     features = datasets.Features(
         {
@@ -235,13 +237,21 @@ def test_pictures_of_a_list_in_a_data_set_stay_pictures(tmp_path):
         "prompt": ["What?"],
         "chosen": ["red"],
         "rejected": ["blue"],
-        "images": [[{"bytes": png(), "path": None}, {"bytes": png("blue"), "path": None}]],
+        "images": [[{"bytes": held.getvalue(), "path": None}, {"bytes": png("blue"), "path": None}]],
     }
     datasets.Dataset.from_dict(row, features=features).to_parquet(tmp_path / "set" / "train.parquet")
     (pair,) = mm.data.hub_picture_texts(str(tmp_path / "set"), cache=str(tmp_path / "cache")).first(2)
     first, second, text = pair.prompt[0]["content"]
-    assert (tmp_path / "cache" / first["path"].rpartition("/")[2]).read_bytes() == png() and second["path"] != first["path"]
+    assert (tmp_path / "cache" / first["path"].rpartition("/")[2]).read_bytes() == held.getvalue() and second["path"] != first["path"]
     assert text == {"type": "text", "text": "What?"}
+
+
+def test_pictures_that_somebody_decoded_are_written_without_loss(tmp_path):
+    from mmalign.data.pictures import Media
+    from mmalign.media import Limits
+
+    path = Media(Limits(), None, str(tmp_path))("image", Image.new("RGB", (3, 2), (1, 2, 3)))
+    assert Image.open(path).getpixel((0, 0)) == (1, 2, 3)
 
 
 def test_hpdv2_names_files_of_the_folder_that_is_called_like_it(tmp_path):

@@ -211,3 +211,110 @@ def test_prompts_with_pictures(folder):
         prompts(folder, rows[1:2])
     with pytest.raises(UserError, match="limit: got 0"):
         prompts(folder, rows, limit=0)
+
+
+def literal(words):
+    return {"type": "text", "text": words}
+
+
+PART = {"type": "image", "path": "red.png"}
+PLACES = {
+    "HTML in an answer": (
+        {"prompt": "List HTML5's elements.", "chosen": "<article>, <video>, <image>", "rejected": "b"},
+        "List HTML5's elements.",
+    ),
+    "HTML in a prompt": ({"prompt": "What does <video> do?", "chosen": "a", "rejected": "b"}, "What does <video> do?"),
+    "at the beginning": ({"prompt": "<video> is new in HTML5, is it?", "chosen": "a", "rejected": "b"}, "<video> is new in HTML5, is it?"),
+    "parts beside words": (
+        {"prompt": [{"role": "user", "content": [PART, literal("What is an <image> tag?")]}], "chosen": "a", "rejected": "b"},
+        [shown, literal("What is an <image> tag?")],
+    ),
+    "parts that the row fills": (
+        {
+            "prompt": [{"role": "user", "content": [{"type": "image"}, literal("<video>?")]}],
+            "chosen": "a",
+            "rejected": "b",
+            "images": ["red.png"],
+        },
+        [shown, literal("<video>?")],
+    ),
+    "another kind": ({**RED, "prompt": "Is this a <video> tag?"}, [shown, literal("Is this a <video> tag?")]),
+    "a place and a word": ({**RED, "prompt": "<image>\nWhat does an <image> tag do?"}, [shown, literal("What does an <image> tag do?")]),
+    "an answer about tags": (
+        {**RED, "prompt": "Which tag?", "chosen": "the <image> tag", "rejected": "the <b> tag"},
+        [shown, literal("Which tag?")],
+    ),
+    "parts of parquet": (
+        {
+            "prompt": [
+                {
+                    "role": "user",
+                    "content": [{**literal("Q?"), "path": None}, {"type": "image", "text": None, "path": None, "image": "red.png"}],
+                }
+            ],
+            "chosen": "a",
+            "rejected": "b",
+        },
+        [literal("Q?"), shown],
+    ),
+    "one string in parts": (
+        {
+            "prompt": [{"role": "user", "content": ["Q?", {"type": "image_url", "image_url": {"url": "red.png"}}]}],
+            "chosen": "a",
+            "rejected": "b",
+        },
+        [literal("Q?"), shown],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_words_that_look_like_places(folder, name):
+    row, content = PLACES[name]
+    (pair,) = read(folder, [row]).first(2)
+    if isinstance(content, str):
+        assert pair.prompt == content
+    else:
+        assert pair.prompt == [{"role": "user", "content": [part(folder) if callable(part) else part for part in content]}]
+    assert pair.first == row["chosen"]
+
+
+@pytest.mark.parametrize("key", ["image_path", "img", "picture", "Image", "jpg", "images", "image_url", "file_name"])
+def test_pictures_under_the_names_that_people_give_them(folder, key):
+    source = ["red.png"] if key == "images" else "red.png"
+    (pair,) = read(folder, [{"question": "What is it?", **ANSWERS, key: source}]).first(2)
+    assert pair.prompt == [{"role": "user", "content": [shown(folder), ASKED]}]
+    assert prompts(folder, [{"question": "What is it?", key: source}]) == [pair.prompt]
+
+
+@pytest.mark.parametrize(
+    "row", [{"screenshot": "red.png"}, {"left": {"path": "red.png", "bytes": None}}, {"views": ["red.png", "blue.png"]}, {"sound": "a.wav"}]
+)
+def test_media_under_a_name_that_nobody_knows_are_refused(folder, row):
+    (key,) = row
+    line = f"holds a medium under '{key}', which nobody reads"
+    with pytest.raises(UserError, match=line):
+        read(folder, [{"question": "What is it?", **ANSWERS, **row}])
+    with pytest.raises(UserError, match=line):
+        prompts(folder, [{"question": "What is it?", **row}])
+
+
+def test_paths_inside_of_messages_start_at_the_data_file(folder, monkeypatch):
+    (folder / "elsewhere").mkdir()
+    (folder / "elsewhere" / "red.png").write_bytes(png("blue"))
+    monkeypatch.chdir(folder / "elsewhere")
+    for part in ({"path": "red.png"}, {"image": "red.png"}, {"image": {"path": "red.png", "bytes": None}}, {"url": "red.png"}):
+        row = {"prompt": [{"role": "user", "content": [{"type": "image", **part}, ASKED]}], **ANSWERS}
+        (pair,) = read(folder, [row]).first(2)
+        assert pair.prompt == [{"role": "user", "content": [shown(folder), ASKED]}]
+    (pair,) = read(
+        folder, [{**row, "prompt": [{"role": "user", "content": [{"type": "image", "path": "elsewhere/red.png"}, ASKED]}]}]
+    ).first(2)
+    assert pair.prompt[0]["content"][0] == shown(folder, "elsewhere/red.png")
+
+
+def test_prompts_keep_their_columns_and_their_system_turn(folder):
+    row = {"system": "Look.", "question": "What is it?", "image": "red.png", "answer": "red.png", "level": 3}
+    (prompt,) = prompts(folder, [row])
+    assert prompt.content == [{"role": "system", "content": "Look."}, {"role": "user", "content": [shown(folder), ASKED]}]
+    assert prompt.columns == {"answer": "red.png", "level": 3}

@@ -142,6 +142,8 @@ def decoded(source: Any, where: str) -> Any:
         kind, comma, data = source.partition(",")
         if not comma:
             raise Broken(f"{where}: a data: address without data")
+        if not data.isascii():
+            raise Broken(f"{where}: a data: address with letters that are none of its own")
         content = unquote_to_bytes(data)
         return _from_base64(content.decode("ascii", "replace"), where) if kind.endswith(";base64") else content
     if isinstance(source, str) and len(source) > 64 and source.startswith(("iVBORw0KGgo", "/9j/", "R0lGOD", "UklGR")):
