@@ -83,13 +83,13 @@ def numbers(owner: str, path: str, columns: Sequence[str]) -> list[list[float]]:
     if not file.is_file():
         raise UserError(f"{owner}: no such file: {path}")
     table: list[list[float]] = [[] for _ in columns]
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(file.read_text(encoding="utf-8").split("\n"), start=1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
             values = [float(row[column]) for column in columns]
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise UserError(f"{owner}: {path}, line {number}: takes an object with the numbers {', '.join(columns)}") from error
         if not all(math.isfinite(value) for value in values):
             raise UserError(f"{owner}: {path}, line {number}: takes finite numbers")

@@ -174,14 +174,16 @@ def read_reference(owner: str, path: str) -> dict[str, dict[str, Tensor]]:
     if not file.is_file():
         raise UserError(f"{owner}.reference: no such file: {path}")
     found: dict[str, dict[str, Tensor]] = {}
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(file.read_text(encoding="utf-8").split("\n"), start=1):
+        if not line.strip():
+            continue
         try:
             row = json.loads(line)
             prompt, rewards = known_by(row["prompt"]), dict(row["rewards"])
             for name, scores in rewards.items():
                 values = torch.tensor([math.nan if score is None else float(score) for score in scores], dtype=torch.float64)
                 found.setdefault(name, {})[prompt] = values[~values.isnan()]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             takes = 'takes {"prompt": ..., "rewards": {name: [numbers]}}'
             raise UserError(f"{owner}.reference: {path}, line {number}: {takes}") from error
     return found

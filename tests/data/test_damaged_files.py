@@ -86,6 +86,21 @@ def test_lines_end_where_json_says_so(tmp_path, mark):
     assert mm.data.source_images(str(tmp_path / "a.jsonl"))([text])["image"][0].size == (4, 4)
 
 
+@pytest.mark.parametrize("mark", ["\u2028", "\u2029", "\x85"])
+def test_tables_of_numbers_and_references_end_lines_where_json_says_so(tmp_path, mark):
+    from mmalign.combinations._parts import read_reference
+    from mmalign.files import numbers
+
+    rows = [{"prompt": f"warm{mark}er", "rewards": {"a": [1, None]}, "x": 2}, {"prompt": "p", "rewards": {"a": [3]}, "x": 4}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    path = str(tmp_path / "a.jsonl")
+    assert numbers("fit", path, ["x"]) == [[2, 4]] and set(read_reference("calibrated", path)["a"]) == {f"warm{mark}er", "p"}
+    for line in ("[" * 100_000, '{"prompt": "p", "rewards": {"a": [' + "1" + "0" * 400 + ']}, "x": 1' + "0" * 400 + "}"):
+        (tmp_path / "a.jsonl").write_text(line)
+        refused(path, "line 1: takes", lambda path: numbers("fit", path, ["x"]))
+        refused(path, "line 1: takes", lambda path: read_reference("calibrated", path))
+
+
 @pytest.mark.parametrize(("read", "name"), [(mm.data.prompts, "p.jsonl"), (mm.data.source_images, "p.jsonl"), (mm.data.prompts, "p.json")])
 def test_other_readers_of_json(tmp_path, read, name):
     for text in ("[" * 100_000, '{"prompt": ' + "9" * 5000 + "}", '{"prompt"'):
