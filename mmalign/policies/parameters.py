@@ -258,6 +258,13 @@ class ParameterSets:
             raise UserError(f"{key}: got weights with no LoRA, and this policy trains one; takes those of the same model, trained alike")
         if odd := sorted(layer for layer in stored.scales if not weights.plain({layer: 1}).keys() & own.keys()):
             raise UserError(f"{key}: got LoRA in {len(odd)} layers with none here, such as {odd[0]}; takes that of this model's layers")
+        known = {ending for full in self.module.state_dict() for ending in (full, full.replace(".base_layer.", "."))} | trained.keys()
+        tops = {name for name, _ in self.module.named_children()}
+        strange = [full for full in stored.tensors if not scales and not weights.plain({full: 1}).keys() & known]
+        if left := sorted(full for full in strange if any(name.partition(".")[0] in tops for name in weights.plain({full: 1}))):
+            raise UserError(
+                f"{key}: got {len(left)} tensors that this model does not have, such as {left[0]}; takes those of the same model"
+            )
         for name, p in trained.items():
             value = plain.get(name, plain.get(name.replace(f".{ADAPTER}.", ".")))
             if value is None and id(p) in inside:

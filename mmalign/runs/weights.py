@@ -54,7 +54,7 @@ def read(place: Path, key: str) -> Stored:
         raise UserError(f"{key}: {place} holds neither a checkpoint nor safetensors; takes a run, an adapter or a model")
     held, header = dict[str, Tensor](), dict[str, Any]()
     for file in files:
-        found, said = _file(file)
+        found, said = _file(file, key)
         held, header = held | found, header | said
     if (place / PEFT).is_file():
         header = json.loads((place / PEFT).read_text(encoding="utf-8"))
@@ -63,13 +63,16 @@ def read(place: Path, key: str) -> Stored:
     return Stored({name: value for name, value in held.items() if not name.endswith(".alpha")}, scales)
 
 
-def _file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _file(path: Path, key: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """A file's tensors, and what its header says of an adapter."""
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
-    with safe_open(str(path), framework="pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (the handle is not a dict)
-        return tensors, json.loads((file.metadata() or {}).get("lora_adapter_metadata", "{}"))
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (the handle is not a dict)
+            return tensors, json.loads((file.metadata() or {}).get("lora_adapter_metadata", "{}"))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{key}: {path} cannot be read as safetensors: {str(error).splitlines()[0]}") from error
 
 
 def _scale(layer: str, rank: int, header: Mapping[str, Any], alpha: Tensor | None) -> float:

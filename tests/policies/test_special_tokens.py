@@ -267,3 +267,12 @@ def test_marks_that_hold_two_ends_are_trained_up_to_the_first():
     )
     trained = [token for token, counts in zip(row.completion, row.trained, strict=True) if counts]
     assert words_of(chat, trained) == "one<|im_end|>two<|im_end|>"
+
+
+@pytest.mark.parametrize("marked", [True, False])
+def test_a_template_that_only_cuts_reasoning_keeps_the_answer_whole(marked):
+    template = (tiny_text.MARKED if marked else tiny_text.CHATML).replace("m['content'] +", "m['content'].split('</think>')[-1] +")
+    chat = Chat(chat_families.tokenizer(FAMILIES["ChatML"]._replace(template=template)))
+    row = chat.row(ASK, THOUGHT)
+    assert list(row.prompt.ids) == by_transformers(chat, ASK, add_generation_prompt=True)
+    assert words_of(chat, row.completion) == f"{THOUGHT}<|im_end|>" and all(row.trained)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
+from mmalign.matching import refuse_nowhere, refuse_unlike
 from mmalign.types import UserError
 
 ABOUT = ("image", "video", "audio", "vision", "boi", "eoi")
@@ -20,25 +24,43 @@ def load(name: str, reader: Any = None, *, dtype: str | None = None, trust_remot
     """A model and what reads for it: a causal language model and its tokenizer, or, where its configuration has a part that sees, a
     vision-language model and its processor. dtype: as it was saved, by default.
 
-    Errors: UserError for what is neither, and for code of the model's own that the user did not allow.
+    Errors: UserError for what is neither, a place that does not exist, damaged files, tensors that are missing, left over or of another
+    shape, and for code of the model's own that the user did not allow.
     """
+    from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
 
     if dtype is not None and dtype not in TYPES:
         raise UserError(f"policy.dtype: got {dtype!r}, takes {', '.join(TYPES)}")
+    what = "a causal language model or a vision-language model"
+    refuse_nowhere("policy.model", name, what)
     told = {"trust_remote_code": trust_remote_code}
     kind: Any = AutoModelForCausalLM
     try:
         if getattr(AutoConfig.from_pretrained(name, **told), "vision_config", None) is not None:
             kind = AutoModelForImageTextToText
-        model = kind.from_pretrained(name, dtype="auto" if dtype is None else TYPES[dtype], **told)
+        how = {"dtype": "auto" if dtype is None else TYPES[dtype], "output_loading_info": True, "ignore_mismatched_sizes": True}
+        with quiet_report():
+            model, info = kind.from_pretrained(name, **how, **told)
         if reader is None or isinstance(reader, str):
             sees = kind is AutoModelForImageTextToText
             reader = AutoProcessor.from_pretrained(reader or name, **told) if sees else _tokenizer(reader or name, **told)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        what = "a causal language model or a vision-language model"
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise UserError(f"policy.model: got {name!r}, takes {what}, a folder or a hub id: {_first_line(error)}") from error
+    refuse_unlike("policy.model", name, model, info)
     return model, reader
+
+
+@contextmanager
+def quiet_report() -> Iterator[None]:
+    """Without the table of missing tensors that transformers prints: ``refuse_unlike`` says it in a line, or there are none."""
+    logger = logging.getLogger("transformers.modeling_utils")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _tokenizer(name: str, **told: Any) -> Any:

@@ -12,6 +12,8 @@ import numpy
 import torch
 from torch import Tensor, nn
 
+from mmalign.matching import refuse_nowhere
+from mmalign.policies.pipelines import parts
 from mmalign.policies.pipelines.interception import Finished, Place, encoded_once, placed, seeded, skipped
 from mmalign.policies.pipelines.memory import DENOISERS, Offloaded
 from mmalign.policies.pipelines.scheduler import Player, seat
@@ -29,14 +31,23 @@ def type_of(dtype: str | None) -> torch.dtype | None:
 
 
 def load(name: str, *, dtype: str | None = None) -> Any:
-    """``DiffusionPipeline.from_pretrained``. Errors: UserError where there is no such pipeline."""
-    from diffusers import DiffusionPipeline
+    """``DiffusionPipeline.from_pretrained``.
 
+    Errors: UserError where there is no such pipeline, for damaged files, and for tensors of a part that are missing, left over or of
+    another shape.
+    """
+    from diffusers import DiffusionPipeline
+    from safetensors import SafetensorError
+
+    refuse_nowhere("policy.pipeline", name, "a pipeline")
     kind = type_of(dtype)
     try:
-        return DiffusionPipeline.from_pretrained(name, **({} if kind is None else {"dtype": kind}))
-    except (OSError, ValueError) as error:
-        raise UserError(f"policy.pipeline: got {name!r}, takes a pipeline, a folder or a hub id: {str(error).splitlines()[0]}") from error
+        pipe = DiffusionPipeline.from_pretrained(name, **({} if kind is None else {"dtype": kind}))
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        words = " ".join(str(error).split())[:240]
+        raise UserError(f"policy.pipeline: got {name!r}, takes a pipeline, a folder or a hub id: {words}") from error
+    parts.refuse_unlike_parts("policy.pipeline", pipe, name)
+    return pipe
 
 
 class Caller:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmalign.rewards._models.weights import device_of, first_line
+from mmalign.rewards._models.weights import device_of, first_line, pretrained
 from mmalign.rewards._shared.pictures import fitted, standard
 from mmalign.types import UserError
 
@@ -50,10 +50,7 @@ def load_clip(name: str, weights: str, *, processor: str | None = None, device: 
     from transformers import AutoTokenizer, CLIPModel, ImageProcessingMixin
 
     own = processor or weights
-    try:
-        model = CLIPModel.from_pretrained(weights)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"{name}.weights: got {weights!r}, takes a folder or a hub id of a CLIP model: {first_line(error)}") from error
+    model = pretrained(f"{name}.weights", CLIPModel, weights, "a CLIP model")
     try:
         tokenizer = AutoTokenizer.from_pretrained(own)
         facts, _ = ImageProcessingMixin.get_image_processor_dict(own)

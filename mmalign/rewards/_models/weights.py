@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmalign.matching import refuse_nowhere, refuse_unlike
 from mmalign.types import UserError
 
 
@@ -87,6 +88,23 @@ def filled(key: str, module: nn.Module, state: Mapping[str, Tensor], *, unused: 
         raise UserError(f"{key}: weights of another model: {wrong[0]}{more}")
     module.load_state_dict(dict(state), assign=assign)
     return module.eval().requires_grad_(False)
+
+
+def pretrained(key: str, kind: Any, weights: str, what: str, *, optional: tuple[str, ...] = ()) -> Any:
+    """A model of a class of transformers, all of whose tensors are in a folder or on the hub.
+
+    what: is taken, for messages. optional: beginnings of names that may be missing, because nothing here reads them. Heads that the class
+    has no part for may be left over. Errors: UserError that begins with ``key``.
+    """
+    from safetensors import SafetensorError
+
+    refuse_nowhere(key, weights, what)
+    try:
+        model, info = kind.from_pretrained(weights, output_loading_info=True, ignore_mismatched_sizes=True)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"{key}: got {weights!r}, takes a folder or a hub id of {what}: {first_line(error)}") from error
+    refuse_unlike(key, weights, model, info, optional=optional, parts=True)
+    return model
 
 
 def first_line(error: BaseException) -> str:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mmalign.rewards._models.clip import load_clip, unit
-from mmalign.rewards._models.weights import device_of, first_line
+from mmalign.rewards._models.weights import device_of, first_line, pretrained
 from mmalign.rewards._shared.pictures import fitted, standard
 from mmalign.rewards._shared.pictures_in import pictures
 from mmalign.rewards._shared.scorer import Scorer, on_images
@@ -65,8 +65,8 @@ def load_dino(key: str, weights: str, device: str | None) -> Callable[[Tensor], 
     """Unit vectors of the class token of a ViT in the transformers format."""
     from transformers import AutoModel, ImageProcessingMixin
 
+    model = pretrained(f"{key}.weights", AutoModel, weights, "a ViT", optional=("pooler.",))
     try:
-        model = AutoModel.from_pretrained(weights)
         facts, _ = ImageProcessingMixin.get_image_processor_dict(weights)
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"{key}.weights: got {weights!r}, takes a folder or a hub id of a ViT: {first_line(error)}") from error

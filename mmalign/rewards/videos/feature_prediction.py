@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mmalign.rewards._models.weights import device_of, first_line
+from mmalign.rewards._models.weights import device_of, pretrained
 from mmalign.rewards._shared.pictures import fitted, standard
 from mmalign.rewards._shared.scorer import Scorer
 from mmalign.rewards._shared.videos import on_videos
@@ -35,12 +35,7 @@ def feature_prediction(
 
     if not 0 < context < 1:
         raise UserError(f"feature_prediction.context: got {context}, takes a part between 0 and 1")
-    try:
-        model = VJEPA2Model.from_pretrained(weights)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(
-            f"feature_prediction.weights: got {weights!r}, takes a folder or a hub id of V-JEPA 2: {first_line(error)}"
-        ) from error
+    model = pretrained("feature_prediction.weights", VJEPA2Model, weights, "V-JEPA 2")
     place = device_of(device)
     model = model.to(place).eval().requires_grad_(False)
     side, depth = int(model.config.crop_size), int(model.config.tubelet_size)

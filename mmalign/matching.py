@@ -1,0 +1,59 @@
+"""Whether a checkpoint holds the tensors that a model has: none missing, none of another shape, none left over."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from mmalign.types import UserError
+
+MADE_ANEW = re.compile(r"(^|\.)(position_ids|inv_freq|original_inv_freq|masked_bias|attn\.bias|num_batches_tracked)$")
+"""Buffers that a model computes by itself and that some files hold, or lack."""
+SHOWN = 3
+HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
+
+
+def refuse_nowhere(key: str, name: str, what: str) -> None:
+    """UserError for a name that is no hub id, where there is no folder of that name either. what: is taken."""
+    if not HUB_ID.fullmatch(name) and not (name and Path(name).exists()):
+        raise UserError(f"{key}: no such folder: {name!r}; takes {what}, a folder or a hub id (ORGANISATION/NAME)")
+
+
+def refuse_unlike(
+    key: str, place: Any, model: Any, info: Mapping[str, Any], *, optional: tuple[str, ...] = (), parts: bool = False
+) -> None:  # fmt: skip
+    """UserError where a file and a model differ, by what loading says (``missing_keys``, ``unexpected_keys``, ``mismatched_keys``).
+
+    Weights that are tied to others, and buffers that are made anew, count neither way. optional: beginnings of names that may be missing.
+    parts: the model may be the body of a checkpoint with heads, parts of which it has none.
+    """
+    own = [*(name for name, _ in model.named_parameters()), *(name for name in _buffers(model))]
+    missing = {name for name in info["missing_keys"] if not MADE_ANEW.search(name) and not name.startswith(optional or ("\0",))}
+    shapes = {str(entry[0]): f"{entry[0]} {list(entry[1])} for {list(entry[2])}" for entry in info.get("mismatched_keys") or ()}
+    tops = {name for name, _ in model.named_children()}
+    extra = {name for name in info["unexpected_keys"] if not MADE_ANEW.search(name) and (not parts or name.partition(".")[0] in tops)}
+    refuse_names(f"{key}: {place}", type(model).__name__, len(own), missing=missing - shapes.keys(), extra=extra, shapes=shapes.values())
+
+
+def refuse_names(
+    where: str, kind: str, count: int, *, missing: Collection[str], extra: Collection[str], shapes: Iterable[str] = ()
+) -> None:  # fmt: skip
+    """UserError that counts what is there of a model's ``count`` tensors, and names what is missing, of another shape, and left over."""
+    odd = {"missing": sorted(missing), "of another shape": sorted(shapes), "not known": sorted(extra)}
+    if not any(odd.values()):
+        return
+    matched = count - len(odd["missing"]) - len(odd["of another shape"])
+    words = [f"{what}: {', '.join(names[:SHOWN])}{_more(names)}" for what, names in odd.items() if names]
+    raise UserError(f"{where}: {matched} of {count} tensors of {kind} are there; {'; '.join(words)}; takes a whole checkpoint of it")
+
+
+def _more(names: Collection[str]) -> str:
+    return f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+
+
+def _buffers(model: Any) -> list[str]:
+    """Names of buffers that are written to files."""
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    return [name for name in model.state_dict() if name not in parameters and not MADE_ANEW.search(name)]

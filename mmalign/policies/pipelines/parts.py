@@ -1,0 +1,73 @@
+"""Whether the parts of a pipeline have the tensors that its folder holds: what a file lacks stays without memory, or is random.
+
+Parts of diffusers are compared with the headers of their files; parts of transformers, whose names in files may be older ones, by loading
+their names once more without memory.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from mmalign.matching import MADE_ANEW, refuse_names, refuse_unlike
+from mmalign.types import UserError
+
+OLD = re.compile(r"\.(query|key|value|proj_attn)\.(weight|bias)$")  # of attention, which diffusers renames while it loads
+
+
+def refuse_unlike_parts(key: str, pipe: Any, name: str) -> None:
+    """UserError for the first part of a pipeline, loaded from a folder or hub id ``name``, that differs from its files."""
+    from transformers import PreTrainedModel
+
+    folder = _folder(name)
+    for part, module in pipe.components.items():
+        if not isinstance(module, nn.Module):
+            continue
+        place = folder / part
+        if isinstance(module, PreTrainedModel) and (place / "config.json").is_file() and _files(place):
+            told: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True, "device_map": "meta"}
+            _, info = type(module).from_pretrained(place, **told)
+            refuse_unlike(f"{key}: {part}", place, module, info)
+        else:
+            _refuse_unlike_file(f"{key}: {part}: {place}", module, _files(place))
+
+
+def _folder(name: str) -> Path:
+    """Where a pipeline's files are: a folder, or a hub id's in the cache."""
+    if Path(name).is_dir():
+        return Path(name)
+    from diffusers import DiffusionPipeline
+
+    return Path(DiffusionPipeline.download(name, local_files_only=True))
+
+
+def _files(place: Path) -> list[Path]:
+    """The safetensors of a part, those of a variant (``.fp16.``) only where there are no others."""
+    every = sorted(place.glob("*.safetensors"))
+    plain = [file for file in every if file.name.count(".") == 1]
+    return plain or every
+
+
+def _refuse_unlike_file(where: str, module: nn.Module, files: list[Path]) -> None:
+    own = {name for name in module.state_dict() if not MADE_ANEW.search(name)}
+    missing = {name for name, value in module.state_dict().items() if value.is_meta and name in own}
+    held = {name for file in files for name in _names(where, file)}
+    ignored = [re.compile(pattern) for pattern in getattr(type(module), "_keys_to_ignore_on_load_unexpected", None) or ()]
+    left = {name for name in held - own if not (MADE_ANEW.search(name) or OLD.search(name) or any(one.search(name) for one in ignored))}
+    renamed = any(OLD.search(name) for name in held)
+    if held and not renamed:
+        missing |= own - held
+    refuse_names(where, type(module).__name__, len(own), missing=missing, extra=left)
+
+
+def _names(where: str, file: Path) -> list[str]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(file), framework="pt") as held:
+            return list(held.keys())
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{where}: {file.name} cannot be read: {str(error).splitlines()[0]}") from error
