@@ -18,7 +18,7 @@ HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 def refuse_nowhere(key: str, name: str, what: str) -> None:
     """UserError for a name that is no hub id, where there is no folder of that name either. what: is taken."""
     if not HUB_ID.fullmatch(name) and not (name and Path(name).exists()):
-        raise UserError(f"{key}: no such folder: {name!r}; takes {what}, a folder or a hub id (ORGANISATION/NAME)")
+        raise UserError(f"{key}: got {name!r}, takes a folder or a hub id (ORGANISATION/NAME) of {what}: no such folder")
 
 
 def refuse_unlike(
