@@ -35,6 +35,8 @@ def tiny(config: Mapping[str, Any], *, kind: str | None = None) -> Rehearsed:
     found = _policy(config["policy"], "policy", kind)
     node, stood = _sizes(config), dict[str, str]()
     node["policy"] = found.node
+    if isinstance(config.get("references"), Mapping):
+        node["references"] = {name: _reference(value, f"references.{name}.policy") for name, value in config["references"].items()}
     if isinstance(config.get("rewards"), Mapping):
         node["rewards"] = {name: _score(value, f"rewards.{name}", stood) for name, value in config["rewards"].items()}
     if isinstance(config.get("oracle"), Mapping):
@@ -44,6 +46,13 @@ def tiny(config: Mapping[str, Any], *, kind: str | None = None) -> Rehearsed:
     if isinstance(config.get("evaluation"), Mapping) or "prompts" in config:
         node["evaluation"] = _evaluation(config, found, stood)
     return Rehearsed(node, found.told, stood)
+
+
+def _reference(node: Any, path: str) -> Any:
+    """A reference's node, tiny where it is another model: one of the twins' width, as theirs have one size."""
+    if not isinstance(node, Mapping) or not isinstance(node.get("policy"), Mapping):
+        return node
+    return {**node, "policy": _policy(node["policy"], path, None).node}
 
 
 def _policy(node: Mapping[str, Any], path: str, kind: str | None) -> rehearsal.Tiny:

@@ -76,7 +76,8 @@ class Reference(Record):
     before every so many steps. shares: set -> its share of what it becomes then, of ``current``, ``ref``, itself and others; they add up
     to 1. ``{current: 1}``, a copy of the current parameters, by default. A LoRA set is mixed by its effective weights.
     policy: in place of these, a policy of the same kind around another model, of any width and depth, that can score the same rows: a
-    teacher, a larger reference. What it reads and how it samples has to be said as of the trained one, where that is not as by default.
+    teacher, a larger reference. It scores the rows as they are, so its temperature and template, or steps, sizes and dtype, have to be the
+    trained one's; nothing is asked of how else it would sample.
 
     Examples:
         >>> mm.Reference(from_="runs/before", every=3)

@@ -32,6 +32,12 @@ def test_every_phase(name, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_reference_that_is_another_model_has_a_twin_too():
+    larger = "references.ref.policy={use: transformers, model: Qwen/Qwen2.5-7B-Instruct, dtype: bfloat16}"
+    phases = rehearse(load("qwen25_0b/grpo", ["run.trackers=[]", larger]))
+    assert [phase.name for phase in phases if not phase.failed] == NAMES, phases[-1].what
+
+
 @pytest.mark.parametrize(
     ("override", "phase", "key"),
     [

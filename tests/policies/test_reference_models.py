@@ -203,6 +203,16 @@ def test_other_prompts_are_scored_by_it_too():
         assert torch.allclose(table, of_tokens(alone(asked, rollout, prompts=behind), rollout), atol=1e-5)
 
 
+def test_its_prompts_are_the_policy_s_with_their_system_turn():
+    policy = student(chat=tiny_text.CHATML, system="be brief")
+    policy.refer("ref", teacher(chat=tiny_text.CHATML), ["abc"])
+    rollout, model = rollout_of(policy), llama(1, hidden_size=24, intermediate_size=40, num_hidden_layers=3)
+    policy.remember(rollout, ["ref"], 6)
+    refs = policy.steps(rollout, torch.arange(6), needs=REFS).refs["ref"]
+    assert "be brief" in policy.chat.tokenizer.decode(rollout.held.prompts[0].tolist())
+    assert torch.allclose(refs, of_tokens(alone(model, rollout), rollout), atol=1e-5)
+
+
 def test_a_model_that_sees_is_asked_about_the_same_pictures():
     """Another text model behind the same processor, against its own forward."""
     policy = transformers(*visions.tiny("LlavaForConditionalGeneration"), max_completion=6, device="cpu")

@@ -94,7 +94,7 @@ def _refuse_settings(key: str, policy: Reader, other: Reader) -> None:
     for word, here, there in (
         ("temperature", policy.temperature, other.temperature),
         ("template", own.template, theirs.template),
-        ("system", own.system, theirs.system),
+        ("system", own.system, own.system if theirs.system is None else theirs.system),  # its prompts are the policy's, with their system
     ):
         if here != there:
             raise UserError(f"{key}.{word}: got {there!r}, and policy.{word} is {here!r}; takes the same, as it scores the same rows")
@@ -123,7 +123,8 @@ def _refuse_prompts(key: str, own: Chat, other: Chat, examples: Sequence[Any]) -
         if len(one) != len(two) or not all(_alike(here, there) for here, there in zip(one, two, strict=True)):
             raise UserError(f"{key}.model: its processor makes other inputs of a picture; takes a model with the policy's processor")
     for prompt in [*([list(TALK)] if own.template else []), *list(examples)[:TRIED]]:
-        ids, others = _ids(own, prompt), _ids(other, prompt)
+        ids = _ids(own, prompt)
+        others = None if ids is None else _ids(other, own.turns(prompt) if own.template else prompt)
         if ids is not None and others != ids:
             writes = "refuses it" if others is None else f"writes {_apart(other, others, ids)}"
             raise UserError(
@@ -140,7 +141,7 @@ def _alike(one: Mapping[str, torch.Tensor], two: Mapping[str, torch.Tensor]) -> 
 
 
 def _ids(chat: Chat, prompt: Any) -> list[int] | None:
-    """A prompt's ids; None where the policy refuses it."""
+    """A prompt's ids; None where it is refused."""
     try:
         return list(chat.prompt(prompt).ids)
     except UserError:
