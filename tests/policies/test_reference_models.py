@@ -213,14 +213,17 @@ def test_its_prompts_are_the_policy_s_with_their_system_turn():
     assert torch.allclose(refs, of_tokens(alone(model, rollout), rollout), atol=1e-5)
 
 
-def test_a_model_that_sees_is_asked_about_the_same_pictures():
-    """Another text model behind the same processor, against its own forward."""
-    policy = transformers(*visions.tiny("LlavaForConditionalGeneration"), max_completion=6, device="cpu")
-    model, processor = visions.tiny("LlavaForConditionalGeneration")
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("Llava", torch.float32), ("Llava", torch.bfloat16), ("PaliGemma", torch.float32), ("SmolVLM", torch.float32)]
+)
+def test_a_model_that_sees_is_asked_about_the_same_pictures(name, dtype):
+    """Against its own forward; PaliGemma's tokenizer has words without a logit."""
+    policy = transformers(*visions.tiny(f"{name}ForConditionalGeneration"), max_completion=6, device="cpu")
+    model, processor = visions.tiny(f"{name}ForConditionalGeneration")
     with torch.no_grad():
         for p in model.parameters():
             p.add_(0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
-    policy.refer("ref", transformers(model, processor, max_completion=6, device="cpu"))
+    policy.refer("ref", transformers(model.to(dtype), processor, max_completion=6, device="cpu"))
     picture = {"type": "image", "image": torch.rand(3, 40, 64, generator=torch.Generator().manual_seed(0))}
     turn = [{"role": "user", "content": [picture, {"type": "text", "text": "what is it"}]}]
     rollout = policy.sample([turn, "only words"], 2, torch.Generator().manual_seed(0))
@@ -231,10 +234,13 @@ def test_a_model_that_sees_is_asked_about_the_same_pictures():
         place, length = int(held.which[row]), int(held.lengths[row])
         prompt, tokens = held.prompts[place], held.tokens[row, :length]
         with torch.no_grad():
-            inputs = dict(held.extras[place])
+            inputs = {key: value.to(dtype) if value.is_floating_point() else value for key, value in held.extras[place].items()}
+            for key in [key for key in inputs if key.endswith("token_type_ids")]:
+                inputs[key] = torch.cat([inputs[key], torch.full((1, length), int(name == "PaliGemma"))], 1)
             logits = model(input_ids=torch.cat([prompt, tokens]).unsqueeze(0), use_cache=False, **inputs).logits[0, len(prompt) - 1 : -1]
         full = logits.double().index_fill(-1, torch.tensor(policy.chat.never), -1e9).log_softmax(-1)
-        assert torch.allclose(refs[row, :length], full.gather(-1, tokens.unsqueeze(-1)).squeeze(-1), atol=1e-4)
+        wanted = full.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+        assert torch.allclose(refs[row, :length], wanted, atol=1e-4 if dtype == torch.float32 else 0.15)
 
 
 CHATML = {"chat": tiny_text.CHATML}
@@ -263,7 +269,7 @@ def renamed():
         ),
         ({}, lambda: teacher(model={"max_position_embeddings": 64}), r"reads 64 tokens, and rows may be up to 128 tokens long"),
         ({"heads": ["reward_mask"]}, lambda: teacher(), r"the head reward_mask reads the hidden states of this one's own"),
-        ({}, lambda: teacher(model={"vocab_size": 40}), r"has 40 logits, and the tokenizer 49 words"),
+        ({}, lambda: teacher(model={"vocab_size": 40}), r"has 40 logits, and the policy 49 words"),
         ({}, lambda: mm.policies.diffusers(digits()), r"references\.ref\.policy: got a DiffusersPolicy, takes one that transformers makes"),
     ],
 )  # fmt: skip

@@ -23,7 +23,7 @@ classes are computed in float32 in float64 models too)."""
 class Fit:
     """How a model is run: hidden states by ``backbone``, logits by ``head``; ``shared`` prompts or not. said: what does not hold.
 
-    device, dtype: where its weights are, and of what type.
+    device: where its weights are.
     """
 
     backbone: nn.Module
@@ -31,11 +31,10 @@ class Fit:
     shared: bool
     said: tuple[str, ...]
     device: torch.device
-    dtype: torch.dtype
 
     def states(self, rows: prefixes.Sequences) -> Tensor:
         """Hidden states ``[R, T, H]`` of rows, wherever they are, as ``prefixes.run`` has them."""
-        return prefixes.run(self.backbone, prefixes.moved(rows, self.device, self.dtype), shared=self.shared)
+        return prefixes.run(self.backbone, prefixes.moved(rows, self.device), shared=self.shared)
 
 
 class Whole(nn.Module):
@@ -80,7 +79,7 @@ def fit(model: nn.Module, *, shared: bool, trained: Sequence[nn.Parameter], exam
     if shared and not _shares(backbone, head, rows, truth, allowed, trained):
         said.append(f"{name}: its cache cannot be shared with its gradient, so prompts are computed once for every row")
         shared = False
-    return Fit(backbone, head, shared, tuple(said), p.device, p.dtype)
+    return Fit(backbone, head, shared, tuple(said), p.device)
 
 
 def made_up(model: Any, never: Sequence[int], shown: Sequence[tuple[Tensor, Mapping[str, Tensor]]] = ()) -> prefixes.Sequences:

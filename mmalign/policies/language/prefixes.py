@@ -58,18 +58,14 @@ FIRST_PLACE = {"paligemma": 1}
 """The position of the first token, by model type, where it is not 0."""
 
 
-def moved(rows: Sequences, device: torch.device, dtype: torch.dtype) -> Sequences:
-    """The same rows where a model is, and what is no number of a token (pixels) in its type."""
-
-    def put(value: Tensor) -> Tensor:
-        return value.to(device, dtype) if value.is_floating_point() else value.to(device)
-
+def moved(rows: Sequences, device: torch.device) -> Sequences:
+    """The same rows where a model is."""
     return Sequences(
         prompts=[prompt.to(device) for prompt in rows.prompts],
         which=rows.which.to(device),
         tokens=rows.tokens.to(device),
         lengths=rows.lengths.to(device),
-        extras=[{name: put(value) for name, value in inputs.items()} for inputs in rows.extras],
+        extras=[{name: value.to(device) for name, value in inputs.items()} for inputs in rows.extras],
     )
 
 

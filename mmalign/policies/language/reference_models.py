@@ -109,9 +109,9 @@ def _refuse_words(key: str, policy: Reader, other: Reader) -> None:
         said = f"{word!r} has the id {there.get(word, 'none')} there and {here.get(word, 'none')} here"
         raise UserError(f"{key}.model: its tokenizer has other ids: {said} ({count} such); takes a model with the policy's vocabulary")
     words = 1 + max(number for number in here.values() if number not in policy.chat.never)
-    width = width_of(other.model, other.fit)
+    words, width = min(words, width_of(policy.model, policy.fit)), width_of(other.model, other.fit)
     if width < words:
-        raise UserError(f"{key}.model: it has {width} logits, and the tokenizer {words} words; takes a model with one for each")
+        raise UserError(f"{key}.model: it has {width} logits, and the policy {words} words; takes a model with one for each")
 
 
 def _refuse_prompts(key: str, own: Chat, other: Chat, examples: Sequence[Any]) -> None:
