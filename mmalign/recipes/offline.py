@@ -69,7 +69,8 @@ def offline(  # one argument for each thing that a run is made of
         batch: records of each update, and rows in one backward pass.
         optimizer: by name, with its schedule and moving average (`mmalign list optimizers`).
         references: name -> where a set of parameters comes from, and how it moves, as in ``online``: ``{ref: {every: 512}}`` is TR-DPO's
-            hard update (arXiv 2404.09656), ``{ref: {shares: {ref: 0.4, current: 0.6}}}`` its soft one.
+            hard update (arXiv 2404.09656), ``{ref: {shares: {ref: 0.4, current: 0.6}}}`` its soft one. ``{ref: {policy: {use:
+            transformers, model: FOLDER}}}`` is another model.
         evaluation: what is asked every so often, by whom it is judged, and when to stop; its prompts are by default those of the first
             step's records, at most 16.
         run: what the run is called, where it is kept, and its seed.

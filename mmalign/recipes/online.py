@@ -79,7 +79,8 @@ def online(  # one argument for each thing that a run is made of
         references: name -> where a set of parameters comes from, an opponent or the DPO model of RTO, and how it moves: ``{ref: {every: 1,
             shares: {ref: 0.4, current: 0.6}}}`` is a soup of two. ``previous`` is a copy of every step's policy by default, where the
             method asks for it. ``ref`` stays what it was, unless it is named here. A set may be made of another one, which is renewed
-            after it: ``{before: {every: 9, shares: {last: 1.0}}, last: {every: 9}}`` is a league of two.
+            after it: ``{before: {every: 9, shares: {last: 1.0}}, last: {every: 9}}`` is a league of two. Or another model that scores
+            the same rows, a teacher or a larger reference: ``{ref: {policy: {use: transformers, model: FOLDER}}}``, of the policy's kind.
         evaluation: what is asked every so often, by whom it is judged, and when to stop.
         run: what the run is called, where it is kept, and its seed.
         resume: continue the run from its newest checkpoint; all else has to be as it was, but ``steps`` may be more.

@@ -345,12 +345,19 @@ def test_a_larger_pipeline_s_transitions_are_those_of_its_denoiser_asked_alone(l
                     assert steps.kls["ref"][row, column].item() == pytest.approx(distance, rel=1e-3) and distance > 1e-3
 
 
-@pytest.mark.parametrize("name", ["StableDiffusionPipeline", "StableDiffusion3Pipeline", "FluxPipeline"])
-def test_a_pipeline_of_other_weights_says_what_a_policy_around_it_says(name):
+@pytest.mark.parametrize(
+    ("name", "says"), [("StableDiffusionPipeline", "v_prediction"), ("StableDiffusion3Pipeline", None), ("FluxPipeline", None)]
+)
+def test_a_pipeline_of_other_weights_says_what_a_policy_around_it_says(name, says):
+    """says: another parametrisation than the policy's, of the same noise."""
+    from diffusers import DDIMScheduler
+
     from mmalign.policies.twins import pipelines
 
     def made(amount):
-        pipe = pipelines.twin(name)
+        plan = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
+        spoken = {} if says is None else {"scheduler": DDIMScheduler(**plan, prediction_type=says if amount else "epsilon")}
+        pipe = pipelines.twin(name, **spoken)
         if amount:
             denoiser = pipe.components.get("transformer") or pipe.components["unet"]
             with torch.no_grad():

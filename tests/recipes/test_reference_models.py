@@ -11,7 +11,7 @@ import torch
 import yaml
 
 import mmalign as mm
-from mmalign.config import build, check
+from mmalign.config import build, check, load
 from mmalign.policies.settings import Schedule
 from mmalign.records import Pair
 from mmalign.types import UserError
@@ -197,6 +197,17 @@ def test_a_config_says_it_and_a_run_keeps_it(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "larger")
     with pytest.raises(UserError, match=r"references\.ref\.policy: its weights are others"):
         build({**config, "steps": 4}, resume=True)
+
+
+def test_the_small_config_is_held_to_the_larger_model(tmp_path: Path) -> None:
+    config = load("text_small/larger_reference", ["steps=1", "evaluation.samples=1", f"run.folder={tmp_path}", "batch.prompts=4"])
+    assert check(config) == []
+    config["evaluation"]["prompts"]["count"] = 2
+    run = build(config)
+    mean = sum(row["kl"] for row in rows(run))
+    assert 1.0 < mean < 100.0 and run.summary["preflight_difference"] < 1e-4
+    kept = yaml.safe_load((run.path / "config.yaml").read_text())
+    assert kept["references"] == {"ref": {"policy": {"use": "transformers", "model": {"use": "text"}, "max_completion": 20}}}
 
 
 def test_python_and_yaml_say_the_same(tmp_path: Path) -> None:

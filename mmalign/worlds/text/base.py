@@ -1,4 +1,4 @@
-"""The base: a tiny Llama or Qwen2 that writes sentences like those of Python's documentation, a word a token."""
+"""The base: a tiny Llama that writes sentences like those of Python's documentation, a word a token."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from mmalign.worlds.text.data import frequencies, sentences
 
 __all__ = ["text"]
 
-Model = Literal["llama", "qwen2"]
+Model = Literal["llama", "small"]
 CONTEXT = 32
 
 
 def text(*, model: Model = "llama", device: str = "cpu") -> tuple[Any, Any]:
     """(model, tokenizer): a causal language model of transformers and its tokenizer, trained on nine of ten sentences.
 
-    model: ``llama``, 0.6 M parameters, from assets/text. Its prompts are strings of words in lower case.
+    model: ``llama``, 0.4 M parameters, from assets/text; or ``small``, a Llama of 0.1 M that learned less and writes worse, with the same
+    tokenizer. Prompts are strings of words in lower case.
 
     Errors: UserError for another model.
     """
@@ -29,7 +30,7 @@ def text(*, model: Model = "llama", device: str = "cpu") -> tuple[Any, Any]:
 
     folder = resource(f"assets/text/{model}")
     if not folder.is_dir():
-        raise UserError(f"text: got model={model!r}, takes llama")
+        raise UserError(f"text: got model={model!r}, takes llama or small")
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(device), AutoTokenizer.from_pretrained(folder)
 
 
@@ -64,12 +65,15 @@ def untrained(*, width: int = 96, layers: int = 2, seed: int = 0) -> tuple[Any, 
         return LlamaForCausalLM(config), words
 
 
-def train_base(*, iterations: int = 500, batch: int = 64, learning_rate: float = 3e-3, seed: int = 0) -> tuple[Any, Any]:
+def train_base(
+    *, iterations: int = 500, batch: int = 64, learning_rate: float = 3e-3, seed: int = 0, width: int = 96, layers: int = 2
+) -> tuple[Any, Any]:
     """Trains the base on its sentences, from the first word on; half a minute on two cores.
 
-    iterations: updates. batch: sentences of each. learning_rate: the highest of a one-cycle schedule. seed: of weights, batches, dropout.
+    ``small`` is of ``iterations=150, width=32, layers=1``. iterations: updates. width, layers: of the model.
+    batch: sentences of each. learning_rate: the highest of a one-cycle schedule. seed: of weights, batches, dropout.
     """
-    model, words = untrained(seed=seed)
+    model, words = untrained(width=width, layers=layers, seed=seed)
     rows = words([f"{line} <eos>" for line in sentences("base")], padding=True, return_tensors="pt", add_special_tokens=False)
     ids, mask = rows["input_ids"], rows["attention_mask"]
     labels = ids.masked_fill(mask == 0, -100)
