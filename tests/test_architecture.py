@@ -50,7 +50,7 @@ ARROWS: dict[str, set[str]] = {
     "guidance": {"types", "samplers", "policies"},
     "evaluation": {"types", "media"},
     "runs": {"types", "files", "conversations", "environment"},
-    "training": {"types", "needs", "stacking", "signatures", "calls", "files", "conversations", "runs"},
+    "training": {"types", "needs", "stacking", "samplers", "signatures", "calls", "files", "conversations", "runs"},
     "report": {"types", "files", "runs"},
     "recipes": {"types", "records", "samplers", "objectives", "data", "training", "report", "commands"},
     "commands": {"*"},

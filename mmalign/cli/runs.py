@@ -164,7 +164,8 @@ def _train(node: dict[str, Any], *, resume: bool = False) -> Path | None:
     """Builds and runs a config, prints where the run and its report are, and returns the path of the report.
 
     A config of a command, such as ``calibrate``, makes no run: what it made is said, and None returned.
-    A run that a signal ended exits as the signal would have it: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP.
+    A run that a signal ended exits as the signal would have it: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP; one that learned
+    nothing, or stopped learning, with 1.
     """
     from mmalign.config import build
     from mmalign.recipes._run import Run
@@ -182,6 +183,8 @@ def _train(node: dict[str, Any], *, resume: bool = False) -> Path | None:
     typer.echo(f"report: {page}")
     if isinstance(run, Run) and (name := run.summary.get("interrupted_by")):
         raise typer.Exit(128 + signal.Signals[name])
+    if isinstance(run, Run) and run.summary.get("status") in ("learned nothing", "stopped learning"):
+        raise typer.Exit(1)
     return page
 
 

@@ -31,6 +31,7 @@ from mmalign.objectives.feedback import comparisons
 from mmalign.recipes._run import Run, concluded
 from mmalign.records import Pair, Ranking, Record, Records, Thumb
 from mmalign.training import references as stored
+from mmalign.training.dead_steps import refuse_unknown
 from mmalign.training.evaluation import exam
 from mmalign.training.journal import Journal
 from mmalign.training.learner import Learner
@@ -89,6 +90,7 @@ def offline(  # one argument for each thing that a run is made of
     source: Records = listed(records) if isinstance(records, Sequence) else records
     first = _take(source.stream(seed=run.seed), batch.records)
     _rows(first, method)
+    refuse_unknown(method, _feedback(source.stream(seed=run.seed), method, count=batch.records))
     stored.load(policy, references or {}, runs=run.folder, method=method, examples=_distinct([record.prompt for record in first]))
     learner = Learner(policy, method, optimizer, steps=steps, moving=references)
     asked = exam(evaluation, prompts=_distinct([record.prompt for record in first])[:16], rewards=rewards or {})
@@ -111,6 +113,7 @@ def offline(  # one argument for each thing that a run is made of
                 check = lambda: preflight(policy, method, experience, micro_rows=batch.micro_rows).difference  # noqa: B023, E731
                 journal.once("preflight_difference", check)
             found = learner.update([experience], micro_rows=batch.micro_rows, step=step) if len(rows) else {}
+            found |= {"updates": float(len(rows) > 0), "signal_zero": float((signal.flatten(1) == 0).all(1).double().mean())}
             journal.put_aside(source.broken)
             journal.state.update(position=records[-1].position, kl=found.get("kl", math.nan))
             known, broken = float(kept.double().mean()), float(len(source.broken))
@@ -142,6 +145,12 @@ def _rows(records: Sequence[Record], method: Method) -> tuple[list[Any], Any, Fe
     of_rows = [records[number] for number in group.tolist()]
     who = None if isinstance(records[0], Ranking) else [record.annotator for record in of_rows]  # type: ignore[union-attr]
     return prompts, outputs, replace(said, ids=[record.id for record in of_rows], annotators=who)
+
+
+def _feedback(coming: Iterator[Record], method: Method, *, count: int) -> Iterator[Feedback]:
+    """What batches of records say, one after another."""
+    while True:
+        yield _rows(_take(coming, count), method)[2]
 
 
 def _outputs(record: Record) -> tuple[Any, ...]:

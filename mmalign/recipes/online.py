@@ -27,6 +27,7 @@ from mmalign.objectives.feedback import comparisons
 from mmalign.recipes._run import Run, concluded
 from mmalign.samplers.assignment import assignment
 from mmalign.training import references as stored
+from mmalign.training.dead_steps import refuse_silent
 from mmalign.training.evaluation import exam
 from mmalign.training.feedback import beside, feedback, refuse_columns
 from mmalign.training.journal import Journal
@@ -98,6 +99,8 @@ def online(  # one argument for each thing that a run is made of
     _refuse_empty(prompts, rewards)
     refuse_columns({**rewards, **({} if oracle is None else {"of pairs": oracle})}, {*columns_of(prompts), "group"}, kind="reward")
     at_least(1, steps=steps)
+    pairs = method.pairs or comparisons.best_and_worst
+    refuse_silent(method, batch, list(rewards), oracle=oracle, pairs=pairs)
     drawing: dict[str, Any] = {"samplers": method.samplers} if method.samplers else {}
     stored.load(policy, references or {}, runs=run.folder, method=method, examples=contents(prompts))
     learner = Learner(policy, method, optimizer, steps=steps, moving=references)
@@ -116,7 +119,7 @@ def online(  # one argument for each thing that a run is made of
             rollout.columns = beside(chosen, rows=len(rollout.prompts))
             said = feedback(rewards, rollout, missing=batch.missing, oracle=oracle, combine=combine)
             if method.unit == "pair":
-                said = (method.pairs or comparisons.best_and_worst)(said)
+                said = pairs(said)
             said = replace(said, tables={**said.tables, **learner.tables(rollout, micro_rows=micro_rows)})
             kept = ~said.rewards.isnan() if method.keep is None else method.keep(said) & ~said.rewards.isnan()
             groups = rollout.group[kept].unique()[:wanted]

@@ -22,7 +22,7 @@ def sentence(run: Run, findings: Sequence[Finding], silence: Finding | None = No
     """
     if not run.evals:
         return f"{state(run)}: nothing has been evaluated yet" if run.train else f"{state(run)}: nothing has been logged yet"
-    parts = [_honesty(run), _changes(run), _spread(run), _silence(silence), _flag(run, findings)]
+    parts = [_dead(run), _honesty(run), _changes(run), _spread(run), _silence(silence), _flag(run, findings)]
     words = "; ".join(part for part in parts if part)
     return words[:1].upper() + words[1:]
 
@@ -36,6 +36,11 @@ def state(run: Run) -> str:
     status = "Running" if resumed else str(run.summary.get("status") or "running").capitalize()
     of = f" of {total}" if isinstance(total, int) and total != done else ""
     return f"{status}, step {done}{of}"
+
+
+def _dead(run: Run) -> str:
+    dead = run.summary.get("dead_steps")
+    return f"{dead} of {run.summary.get('steps')} steps taught nothing ({run.summary.get('dead_because')})" if dead else ""
 
 
 def _honesty(run: Run) -> str:

@@ -24,6 +24,7 @@ from mmalign.runs.folder import opened
 from mmalign.runs.log import Log
 from mmalign.runs.progress import Interrupt, Progress, clock
 from mmalign.signatures import nearest
+from mmalign.training import dead_steps
 from mmalign.training.evaluation import Exam, evaluate
 from mmalign.training.learner import Learner
 from mmalign.training.recovery import Snapshot, out_of_memory, snapshot
@@ -59,7 +60,15 @@ class Journal:
         refuse_many_processes()
         self.learner, self.exam, self.settings, self.stop = learner, exam, settings, stop
         self.total, self.resume, self.config = steps, resume, calls.described()
-        self.state: dict[str, Any] = {"step": 0, "train_seconds": 0.0, "kl": 0.0, "evaluations": [], "facts": {}}
+        self.state: dict[str, Any] = {
+            "step": 0,
+            "train_seconds": 0.0,
+            "kl": 0.0,
+            "evaluations": [],
+            "facts": {},
+            "dead": {},
+            "dead_in_a_row": 0,
+        }
         self.prompts = hashed(prompts)
         self.states = {name: held for name, held in (states or {}).items() if held is not None}
         self.over, self.doing = "", "step 1"
@@ -157,6 +166,7 @@ class Journal:
         self.state.update(step=step, kl=row.get("kl", self.state["kl"] if unmoved else math.nan))
         self.state["train_seconds"] += time.monotonic() - self._began
         self.progress.update(step, row)
+        self._count_dead(step, row)
         last = step == self.total
         due = last or step % self.exam.every == 0
         self._remember(owed=due)
@@ -177,6 +187,16 @@ class Journal:
         if self.snapshot is not None:
             state = self.snapshot.checkpoint(self.learner)
             checkpoint.save(self.folder.checkpoints, self.snapshot.step, tensors=self.learner.tensors(), state=state)
+
+    def _count_dead(self, step: int, row: Mapping[str, float]) -> None:
+        """Says when steps begin to teach nothing, and ends a run of which none did, or too many in a row."""
+        why, most = dead_steps.counted(self.state, row), self.settings.dead_steps
+        if self.state["dead_in_a_row"] == 1:
+            self.say(f"step {step:>4}  taught nothing: {why}")
+        if most is not None and self.state["dead_in_a_row"] >= most and step < self.total:
+            self.over = "stopped learning"
+        if (self.over or step == self.total) and sum(self.state["dead"].values()) == step:
+            self.over = "learned nothing"
 
     def _evaluate(self, step: int) -> None:
         self.doing = f"the evaluation after step {step}"
@@ -224,6 +244,8 @@ class Journal:
             self.say(f"interrupted after step {self.state['step']} and saved; continue with --resume (in Python: resume=True)")
         else:
             self.say(f"{self.over} after {self.state['step']} steps, {clock(self.state['train_seconds'])} of training")
+            if dead := summary.get("dead_steps"):
+                self.say(f"{dead} of {self.state['step']} steps taught nothing: {summary['dead_because']}")
             names = [key.removesuffix("_before") for key in summary if key.endswith("_before") and not key.endswith("_se_before")]
             self.say("  ".join(f"{name} {_known(summary[f'{name}_before'])} -> {_known(summary[f'{name}_after'])}" for name in names))
         return Ended(self.folder.path, summary)
@@ -243,6 +265,7 @@ def summarise(state: Mapping[str, Any], *, seed: int, status: str, exam: Exam) -
     return {
         "seed": seed, "status": status, "steps": state["step"], "rewards": list(exam.rewards), "judges": list(exam.judges), **numbers,
         "kl": after["kl"], "train_seconds": round(state["train_seconds"], 2), **state["facts"], **best, **spread,
+        **dead_steps.summed_up(state.get("dead", {})),
     }  # fmt: skip
 
 

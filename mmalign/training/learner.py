@@ -19,6 +19,9 @@ from mmalign.training.settings import Reference
 from mmalign.training.units import live_columns, micro_sizes, needed
 from mmalign.types import Experience, Method, Need, Policy, Rollout
 
+ROUNDING = 1e-12
+"""A gradient's norm up to here is what sums that cancel leave."""
+
 
 class Learner:
     """An optimiser over a policy's parameters, with its schedule, clipping by norm, references that move, and a moving average.
@@ -66,7 +69,8 @@ class Learner:
         that a method has to see at once (``unit``) stand side by side. micro_steps: the most live steps of a row in one micro-batch,
         for methods of single cells alone; None: all, and what is kept for the backward pass grows with them. Returns means over what
         ``Loss.over`` counts (``*_max``: the largest), with ``loss`` and ``grad_norm``. An update whose gradient is not finite is
-        skipped, and counted in ``skipped``. step: of training, from 0, for warm-up and decay. At least one row has to be given.
+        skipped, and counted in ``skipped``; ``live``: 1 where some row had a signal, and the gradient is finite and not 0
+        (``ROUNDING``). step: of training, from 0, for warm-up and decay. At least one row has to be given.
         """
         experiences = [self._surveyed(experience, micro_rows) for experience in experiences]
         masks = [experience.mask for experience in experiences]  # texts of one rollout may be longer than all of another
@@ -86,10 +90,11 @@ class Learner:
                     found.append((float(steps.mask.sum() if over is None else over), metrics))
         norm = torch.nn.utils.clip_grad_norm_(list(self.policy.parameters().values()), self.settings.max_norm)
         finite = bool(norm.isfinite())
+        live = finite and bool(norm > ROUNDING) and not all(experience.silent for experience in experiences)
         if finite:
             self._step(step)
         self.optimizer.zero_grad(set_to_none=True)
-        return {**_pooled(found), "loss": float(total), "grad_norm": float(norm), "skipped": float(not finite)}
+        return {**_pooled(found), "loss": float(total), "grad_norm": float(norm), "skipped": float(not finite), "live": float(live)}
 
     def tables(self, rollout: Rollout, *, micro_rows: int) -> dict[Need, Tensor]:
         """What the method reads of a rollout's steps before it makes its signal, ``[B, T]`` each, without gradient."""

@@ -43,9 +43,12 @@ def preflight(
     Of the update's rows, the first micro-batch with a signal is taken. The ratio has to be 1:
     ``|log-ratio| <= tolerance * event_size`` nats (0.0 in float32 where batch shapes agree; by default the ``tolerance`` that a policy
     names, or 1e-6). The reference, scored again as itself, has to have KL 0, and where nothing was sampled its log-probabilities have
-    to be the policy's, so that margins are 0; those of a reference from elsewhere, its own again. The gradient has to be finite, and not
-    zero where some row has a signal. Errors: UserError that names the likely cause; nothing has been written to the parameters then.
+    to be the policy's, so that margins are 0; those of a reference from elsewhere, its own again. The gradient has to be finite, and where
+    it is 0 although some row has a signal, some trained parameter has to reach the log-probabilities (rewards that are all 0 have no
+    gradient beside a critic).
     micro_rows, micro_steps: as of ``Learner.update``.
+
+    Errors: UserError that names the likely cause; nothing has been written to the parameters then.
     """
     given, tolerance = tolerance, getattr(policy, "tolerance", 1e-6) if tolerance is None else tolerance
     rollout = experience.rollout
@@ -86,7 +89,7 @@ def preflight(
         raise UserError(
             f"preflight: the policy gradient is {norm}; the usual causes: half precision without room, a step in the mask whose std is 0"
         )
-    if norm == 0 and len(held):
+    if norm == 0 and len(held) and not _reaches(policy, policy.steps(rollout, rows, columns)):
         raise UserError("preflight: the policy gradient is 0 although rewards differ: no trained parameter reaches the log-probabilities")
     return Preflight(difference, apart, norm)
 
@@ -98,6 +101,12 @@ def _largest(steps: Steps, table: Tensor) -> float:
 def _refuse(what: str, found: float, limit: float) -> None:
     if not found <= limit:  # NaN is refused too
         raise UserError(f"preflight: {what}, takes at most {limit:.3g}; {CAUSES}")
+
+
+def _reaches(policy: Policy, steps: Steps) -> bool:
+    """Whether some trained parameter moves some log-probability, whatever the method makes of it: rewards that are all 0 teach nothing."""
+    signs = torch.randn(steps.mask.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(steps.log_probs.device)
+    return _gradient_norm(policy, (signs * steps.log_probs)[steps.mask].sum()) > 0
 
 
 def _gradient_norm(policy: Policy, loss: Tensor) -> float:

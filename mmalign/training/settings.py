@@ -154,7 +154,8 @@ class RunSettings(Record):
     """What a run is called and keeps.
 
     name, folder: it is written to ``folder/name``. seed: everything random follows from it. checkpoint_every: steps between checkpoints.
-    trackers: where to log besides, in accelerate's words.
+    trackers: where to log besides, in accelerate's words. dead_steps: the run ends after so many steps in a row that taught nothing
+    (gradients of 0 or not finite, rewards without a difference); None: never.
     """
 
     name: str = "run"
@@ -162,6 +163,7 @@ class RunSettings(Record):
     seed: int = 0
     checkpoint_every: int = 50
     trackers: Sequence[Tracker] = ("tensorboard",)
+    dead_steps: int | None = 50
 
     def __post_init__(self) -> None:
-        at_least(1, checkpoint_every=self.checkpoint_every)
+        at_least(1, checkpoint_every=self.checkpoint_every, dead_steps=self.dead_steps)
