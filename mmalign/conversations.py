@@ -7,9 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
-from mmalign.media import KINDS, Medium
+from mmalign.media import KINDS, Medium, canonical_bytes
 from mmalign.types import UserError
 
 Turn = Mapping[str, Any]
@@ -29,11 +27,11 @@ def texts_of(turn: Turn) -> list[str]:
 
 def without(turns: Sequence[Turn], gone: set[int]) -> list[Turn]:
     """A conversation without its media number ``gone``."""
-    count, found = 0, list[Turn]()
+    count, left = 0, list[Turn]()
     for turn in turns:
         content = turn.get("content")
         if isinstance(content, str):
-            found.append(turn)
+            left.append(turn)
             continue
         kept = []
         for part in content or ():
@@ -41,8 +39,8 @@ def without(turns: Sequence[Turn], gone: set[int]) -> list[Turn]:
             if not (is_medium and count in gone):
                 kept.append(part)
             count += is_medium
-        found.append({**turn, "content": kept})
-    return found
+        left.append({**turn, "content": kept})
+    return left
 
 
 def as_parts(turns: Sequence[Turn]) -> list[Turn]:
@@ -66,18 +64,23 @@ def _parts(content: Any) -> Iterator[dict[str, Any]]:
 def _media(content: Any) -> list[Medium]:
     if content is None or isinstance(content, str):
         return []
-    found = []
+    media = []
     for part in content:
         kind = part.get("type") if isinstance(part, Mapping) else None
         if kind == "text":
             continue
         if kind not in KINDS:
             raise UserError(f"prompt: got a part of type {kind!r}, takes text, {', '.join(KINDS)} (with path, or with the medium itself)")
-        given = [part[key] for key in (kind, *SOURCES) if part.get(key) is not None]
-        if len(given) != 1:
-            raise UserError(f"prompt: got a part {kind} with {len(given)} sources, takes one of {', '.join((kind, *SOURCES))}")
-        found.append(Medium(kind, given[0]))
-    return found
+        sources = _sources(part)
+        if len(sources) != 1:
+            raise UserError(f"prompt: got a part {kind} with {len(sources)} sources, takes one of {', '.join((kind, *SOURCES))}")
+        media.append(Medium(kind, sources[0]))
+    return media
+
+
+def _sources(part: Mapping[str, Any]) -> list[Any]:
+    """What a part names as its medium, under its kind or one of ``SOURCES``."""
+    return [part[key] for key in (str(part.get("type")), *SOURCES) if part.get(key) is not None]
 
 
 def question(prompt: Any) -> str:
@@ -89,18 +92,14 @@ def known_by(prompt: Any) -> str:
     """What a prompt is found by: its words, and before them the pictures and videos that the user sent with the last of them."""
     if isinstance(prompt, str):
         return prompt.strip()
-    turns = prompt if isinstance(prompt, (list, tuple)) else []
-    content = next((turn.get("content") for turn in reversed(turns) if isinstance(turn, Mapping) and turn.get("role") == "user"), "")
-    parts = [part for part in content if isinstance(part, Mapping)] if isinstance(content, (list, tuple)) else []
-    media = [f"<{part['type']} {_named(part)}>" for part in parts if part.get("type") in ("image", "video")]
+    media = [f"<{part['type']} {_name(part)}>" for part in _parts_of(_last_turn(prompt, "user")) if part.get("type") in KINDS]
     return " ".join([*media, question(prompt).strip()])
 
 
-def _named(part: Mapping[str, Any]) -> str:
-    held = part.get("path", part.get(str(part["type"])))
-    if isinstance(held, Tensor):
-        return hashlib.sha256(held.detach().float().cpu().contiguous().numpy().tobytes()).hexdigest()[:16]
-    return str(held) if isinstance(held, (str, Path)) else f"({type(held).__name__})"
+def _name(part: Mapping[str, Any]) -> str:
+    """A medium's path or address, or a hash of what it holds."""
+    source = next(iter(_sources(part)), "")
+    return str(source) if isinstance(source, (str, Path)) else hashlib.sha256(canonical_bytes(source)).hexdigest()[:16]
 
 
 def last_words(turns: Any, role: str) -> str | None:
@@ -116,23 +115,25 @@ def _words(content: Any) -> str:
     return str(content)
 
 
-def asked(prompt: Any) -> tuple[str, list[Any]]:
-    """A prompt's words (a conversation's last user turn) and its images: paths, PIL images or tensors."""
+def words_and_images(prompt: Any) -> tuple[str, list[Any]]:
+    """A prompt's words (a conversation's last user turn) and its images: paths, addresses, bytes, PIL images or tensors."""
     if not isinstance(prompt, (list, tuple)):
         return str(prompt), []
-    turns = [turn for turn in prompt if isinstance(turn, Mapping)]
-    last = next((turn for turn in reversed(turns) if turn.get("role") == "user"), {})
-    words = [part.get("text", "") for part in _parts_of(last) if part.get("type") == "text"]
-    images = [part.get("path", part.get("image")) for turn in turns for part in _parts_of(turn) if part.get("type") == "image"]
+    words = [str(part.get("text", "")) for part in _parts_of(_last_turn(prompt, "user")) if part.get("type") == "text"]
+    parts = [part for turn in prompt if isinstance(turn, Mapping) for part in _parts_of(turn)]
+    images = [next(iter(_sources(part)), None) for part in parts if part.get("type") == "image"]
     return " ".join(word for word in words if word), images
 
 
+def _last_turn(turns: Any, role: str) -> Mapping[str, Any]:
+    """The last turn of a role; an empty one where there is none."""
+    turns = turns if isinstance(turns, (list, tuple)) else []
+    return next((turn for turn in reversed(turns) if isinstance(turn, Mapping) and turn.get("role") == role), {})
+
+
 def _parts_of(turn: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    content = turn.get("content", "")
+    content = turn.get("content") or ""
     return [{"type": "text", "text": content}] if isinstance(content, str) else [part for part in content if isinstance(part, Mapping)]
-
-
-MEDIA = ("image", "video")
 
 
 def without_media(prompt: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -140,7 +141,7 @@ def without_media(prompt: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     turns = []
     for turn in prompt:
         parts = turn.get("content", "")
-        kept = parts if isinstance(parts, str) else [part for part in parts if part.get("type") not in MEDIA]
+        kept = parts if isinstance(parts, str) else [part for part in parts if part.get("type") not in KINDS]
         turns.append({**turn, "content": kept})
     return turns
 
@@ -149,5 +150,4 @@ def has_media(prompt: Any) -> bool:
     """Whether a conversation holds an image or a video."""
     if not isinstance(prompt, (list, tuple)):
         return False
-    contents = [turn.get("content") for turn in prompt if isinstance(turn, Mapping)]
-    return any(part.get("type") in MEDIA for content in contents if isinstance(content, (list, tuple)) for part in content)
+    return any(part.get("type") in KINDS for turn in prompt if isinstance(turn, Mapping) for part in _parts_of(turn))

@@ -99,9 +99,8 @@ def picture_prompts(
         try:
             if isinstance(row, Broken):
                 raise row
-            prompt, read = picture_schemas.prompt(row, names)
+            prompt, beside = picture_schemas.prompt(row, names)
             content = [{**turn, "content": files.inside(turn["content"])} for turn in prompt]
-            beside = {key: value for key, value in row.items() if layouts.low(key) not in read and key not in read}
             prompts.append(Prompt(content, beside) if beside else content)
         except Broken as error:
             broken[name] = str(error)

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from mmalign.data._reading.parsing import is_file
-from mmalign.data._reading.tables import FILE, blocks, in_order, numbered_lines
-from mmalign.media import Broken
+from mmalign.data._reading.tables import FILE, Row, blocks, in_order, located, numbered_lines, placed
+from mmalign.data._schemas.turns import turns_of
+from mmalign.media import Broken, is_address
 from mmalign.types import Prompt, UserError
 
 ROWS = (".jsonl", ".json", ".csv", ".parquet")
@@ -60,14 +61,19 @@ def _lines(file: Path) -> Iterator[str | Prompt]:
 
 def _rows(file: Path, key: str, files: Sequence[str]) -> Iterator[str | Prompt]:
     lines = file.suffix.lower() == ".jsonl"
-    for number, row in numbered_lines(file) if lines else ((number, row) for number, _, row in in_order(blocks(str(file)), seed=None)):
+    for number, line in numbered_lines(file) if lines else ((number, row) for number, _, row in in_order(blocks(str(file)), seed=None)):
         where = f"{file}, {'line' if lines else 'row'} {number}"
-        if isinstance(row, Broken):
-            raise UserError(f"{where}: {row}")
+        if isinstance(line, Broken):
+            raise UserError(f"{where}: {line}")
+        row = {**line, FILE: str(file)}
         if not isinstance(row.get(key), (str, list)):
             raise UserError(f"{where}: takes an object with a string, or a conversation, under {key!r}")
         columns = {name: value for name, value in row.items() if name not in (key, FILE)}
-        yield _prompt(where, row[key], {name: _placed(value, file.parent) if name in files else value for name, value in columns.items()})
+        yield _prompt(
+            where,
+            _content(row, key, where),
+            {name: _placed(value, file.parent) if name in files else value for name, value in columns.items()},
+        )
 
 
 def _prompt(where: str, content: Any, columns: Mapping[str, Any]) -> str | Prompt:
@@ -76,6 +82,33 @@ def _prompt(where: str, content: Any, columns: Mapping[str, Any]) -> str | Promp
         return Prompt(content, columns) if columns else content
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
+
+
+def _content(row: Row, key: str, where: str) -> Any:
+    """A text, or turns as everybody else reads them: roles by their usual names, paths of media from the file's own folder."""
+    if isinstance(row[key], str):
+        return row[key]
+    try:
+        turns = turns_of(row[key], key)
+        return [{**turn, "content": _parts(row, turn["content"])} for turn in turns]
+    except Broken as error:
+        raise UserError(f"{where}: {error}") from error
+
+
+def _parts(row: Row, content: Any) -> Any:
+    if isinstance(content, str):
+        return content
+    return [part if part["type"] == "text" else _medium(part["type"], located(placed(row, part["source"]))) for part in content]
+
+
+def _medium(kind: str, source: Any) -> dict[str, Any]:
+    """A part that names its medium as ``conversations`` reads it."""
+    held = source.get("bytes") if isinstance(source, Mapping) else source
+    if isinstance(held, str):
+        return {"type": kind, "url" if is_address(held) else "path": held}
+    if held is None:
+        raise Broken(f"got a part {kind} that names no {kind}")
+    return {"type": kind, "bytes": held}
 
 
 def _unicode(content: Any) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mmalign.conversations import asked
+from mmalign.conversations import words_and_images
 from mmalign.files import finite, plain, write_bytes, write_text
 from mmalign.types import UserError
 
@@ -35,7 +35,7 @@ def write(
     """``answers/step_000040.jsonl``, a line for each answer. An image that cannot be read is null there."""
     lines = []
     for number, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
-        question, images = asked(prompt)
+        question, images = words_and_images(prompt)
         row = {"prompt": question, "images": [_kept(folder / "answers", image) for image in images], "answer": answer}
         lines.append({**row, **({} if marks is None else _mark(marks[number]))})
     text = "".join(json.dumps(finite(plain(line)), ensure_ascii=False, allow_nan=False) + "\n" for line in lines)

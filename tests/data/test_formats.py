@@ -300,3 +300,30 @@ def test_json_lines_that_are_called_json(tmp_path):
 
 def test_strengths_are_numbers(tmp_path):
     assert math.isnan(read(tmp_path, {"prompt": "p", "completions": ["a", "b", "c"], "ranks": [1, 2, None]}).scores[2])
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "\n\nHuman: A fruit?\n\nAssistant:", "chosen": " Apple", "rejected": " Axe"},
+        {"prompt": "Human: A fruit?\n\nAssistant: ", "chosen": "Apple", "rejected": "Axe"},
+        {"messages": '[{"role": "user", "content": "A fruit?"}, {"role": "assistant", "content": "Apple"}]', "rejected_response": "Axe"},
+        {"chosen": json.dumps([user("A fruit?"), assistant("Apple")]), "rejected": json.dumps([user("A fruit?"), assistant("Axe")])},
+        {"conversations": json.dumps([human("A fruit?")]), "chosen": "Apple", "rejected": "Axe"},
+    ],
+)
+def test_transcripts_as_prompts_and_turns_in_cells(tmp_path, row):
+    pair = read(tmp_path, row)
+    assert (pair.prompt, pair.first, pair.second) == ([user("A fruit?")], "Apple", "Axe")
+
+
+def test_text_forms_stay_text(tmp_path):
+    row = {"prompt": "\n\nHuman: A fruit?\n\nAssistant:", "chosen": " Apple", "rejected": " Axe"}
+    assert read(tmp_path, row, transcripts="text")[:3] == (row["prompt"], " Apple", " Axe")
+    row = {"prompt": "As JSON?", "chosen": '["a", "b"]', "rejected": '[{"name": "a"}]'}
+    assert read(tmp_path, row)[:3] == tuple(row.values())
+
+
+def test_anthropics_system_of_parts(tmp_path):
+    row = {"system": [{"type": "text", "text": "Be short."}], "messages": [user("A fruit?"), assistant("Apple")]}
+    assert read(tmp_path, row).prompt == [system("Be short."), user("A fruit?")]

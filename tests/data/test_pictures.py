@@ -318,3 +318,15 @@ def test_prompts_keep_their_columns_and_their_system_turn(folder):
     (prompt,) = prompts(folder, [row])
     assert prompt.content == [{"role": "system", "content": "Look."}, {"role": "user", "content": [shown(folder), ASKED]}]
     assert prompt.columns == {"answer": "red.png", "level": 3}
+
+
+def test_prompts_of_conversations_that_were_answered(folder):
+    row = {
+        "id": "x",
+        "image": "red.png",
+        "conversations": [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": "Red."}],
+    }
+    (prompt,) = prompts(folder, [row])
+    assert prompt == Prompt([{"role": "user", "content": [shown(folder), ASKED]}], {"answer": "Red.", "id": "x"})
+    (prompt,) = prompts(folder, [{**row, "answer": "red"}])
+    assert prompt.columns == {"answer": "red", "id": "x"}

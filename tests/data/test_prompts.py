@@ -51,3 +51,23 @@ def test_a_missing_file_and_a_limit_that_leaves_none(tmp_path: Path) -> None:
     latin.write_bytes("Würfel\n".encode("latin-1"))
     with pytest.raises(UserError, match="not readable as UTF-8 text"):
         prompts(str(latin))
+
+
+def test_conversations_are_read_like_everywhere_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.png").write_bytes(b"x")
+    (tmp_path / "b").mkdir()
+    monkeypatch.chdir(tmp_path / "b")
+    seen = '[{"type": "image", "path": "a.png"}, {"type": "text", "text": "q"}]'
+    turns = f'[{{"role": "SYSTEM", "content": "s"}}, {{"from": "human", "value": {seen}}}]'
+    (prompt,) = prompts(written(tmp_path, "p.jsonl", f'{{"prompt": {turns}}}'))
+    image = {"type": "image", "path": str(tmp_path / "a.png")}
+    assert prompt == [{"role": "system", "content": "s"}, {"role": "user", "content": [image, {"type": "text", "text": "q"}]}]
+    parts = '[{"type": "image_url", "image_url": {"url": "https://x.org/a.png"}}, {"type": "image", "image": "data:image/png;base64,eHg="}]'
+    (prompt,) = prompts(written(tmp_path, "p.jsonl", f'{{"prompt": [{{"role": "user", "content": {parts}}}]}}'))
+    assert prompt == [{"role": "user", "content": [{"type": "image", "url": "https://x.org/a.png"}, {"type": "image", "bytes": b"xx"}]}]
+    for odd, line in (
+        ('[{"role": "critic", "content": "x"}]', "got role 'critic'"),
+        ('[{"role": "user", "content": [{"type": "image"}]}]', "names no image"),
+    ):
+        with pytest.raises(UserError, match=f"p.jsonl, line 1: .*{line}"):
+            prompts(written(tmp_path, "p.jsonl", f'{{"prompt": {odd}}}'))

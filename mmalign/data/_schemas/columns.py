@@ -7,10 +7,12 @@ that a question, an instruction's input or a picture under a name that nobody kn
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+from mmalign.data._reading.parsing import parsed
 from mmalign.data._reading.tables import FILE, KEY, Row
 from mmalign.data._schemas.turns import Text, Turns, before_the_answer, conversation, text_of, turns_of
 from mmalign.media import Broken
@@ -39,12 +41,21 @@ TIES = ("tie", "both_bad", "tie (bothbad)", "both", "equal")
 ANSWERS = ("completion", "response", "output", "answer", "target")
 LABELS = ("label", "kto_tag", "desirable", "is_desirable", "thumbs_up")
 TRUTHS = {"true": 1.0, "false": 0.0, "yes": 1.0, "no": 0.0}
-LISTS = {"completions": ("completions", "responses", "candidates"), "scores": ("scores", "rewards"), "ranks": ("ranks", "ranking")}
+LISTS = {
+    "completions": ("completions", "responses", "candidates"),
+    "scores": ("scores", "ratings", "rewards"),
+    "ranks": ("ranks", "ranking"),
+}
 SCORES = {
     "score_chosen": ("score_chosen", "chosen_score", "chosen_rating", "rating_chosen"),
     "score_rejected": ("score_rejected", "rejected_score", "rejected_rating", "rating_rejected"),
 }
-JUDGED = ("score", "rating", "reward", "quality", "correct", "is_correct", "upvotes", "votes")  # say that an answer may be a bad one
+JUDGED = (  # say that an answer may be a bad one
+    "score", "rating", "reward", "quality", "correct", "is_correct", "correctness", "helpfulness", "overall_score", "is_safe",
+    "is_response_safe", "toxicity", "upvotes", "votes", "thumbs", "feedback",
+)  # fmt: skip
+TURNS = (*TALKS, "chosen", "rejected", "prompt", "completion")  # that CSV can only hold as JSON
+ITEMS = ("history", "images", "videos")
 IDS = ("id", "prompt_id", "message_id", "idx", "question_id", "uid", "_id")
 ABOUT = (  # texts about a row that are no part of it
     "source", "dataset", "dataset_name", "category", "subcategory", "language", "lang", "model", "model_chosen", "model_rejected", "split",
@@ -59,6 +70,9 @@ SUFFIXES = (
     ".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".mp4", ".webm", ".mov", ".avi", ".mkv", ".mp3", ".wav",
     ".flac", ".m4a", ".ogg", ".opus", ".npy",
 )  # fmt: skip
+
+TURN = re.compile(r"""\s*\[\s*\{\s*"(role|from|content|value)"\s*:""")
+ITEM = re.compile(r"""\s*\[\s*["[]""")
 
 Names = Mapping[str, str]
 """Our name of a column -> what it is called in the data, where somebody said so."""
@@ -94,8 +108,19 @@ def plain(row: Mapping[str, Any], names: Names) -> Row:
     for key, value in row.items():
         name = low(key)
         if key == name or not has(columns, name):
-            columns[name] = value
+            columns[name] = _unpacked(name, value)
     return {**columns, **{ours: row[theirs] for ours, theirs in names.items() if theirs in row}}
+
+
+def _unpacked(name: str, value: Any) -> Any:
+    """A list of turns, or of paths, that stands in a cell as JSON; anything else as it is."""
+    pattern = TURN if name in TURNS else ITEM if name in ITEMS else None
+    if pattern is None or not isinstance(value, str) or not pattern.match(value):
+        return value
+    try:
+        return parsed(value)
+    except Broken:
+        return value
 
 
 def kind_of(row: Row, names: Names) -> str:
@@ -153,7 +178,7 @@ def laid_out(row: Row, kind: str, names: Names) -> Layout:
         read.add("labels")
     system = next((key for key in SYSTEMS if has(low, key)), None)
     if system is not None:
-        ours["system"] = text_of(low, system)
+        ours["system"] = _system(low, system)
         read.add(system)
     unread = {key: value for key, value in low.items() if key not in read and has(low, key)}
     for key in (key for key in JUDGED if kind == "thumbs" and key in unread and "label" not in ours):
@@ -171,9 +196,9 @@ def asked(row: Row, names: Names) -> Layout:
     ours, read = _prompt(low, names)
     system = next((key for key in SYSTEMS if has(low, key)), None)
     if system is not None:
-        ours["system"] = text_of(low, system)
-    known = {*read, *IDS, *names.values(), *names, FILE, KEY, system}
-    return Layout(ours, {key: value for key, value in low.items() if key not in known and has(low, key)})
+        ours["system"] = _system(low, system)
+    known = {*read, *names.values(), *names, FILE, KEY, system}
+    return Layout(ours, {key: value for key, value in low.items() if key not in known})
 
 
 class Notice:
@@ -224,6 +249,12 @@ def holds_media(value: Any) -> bool:
 
 
 # ---- prompts and answers
+
+
+def _system(low: Row, key: str) -> str:
+    """What a column says for the system; Anthropic's may be parts."""
+    turns = [{"role": "system", "content": low[key]}]
+    return text_of(turns_of(turns, key)[0], "content") if isinstance(low[key], (list, tuple)) else text_of(low, key)
 
 
 def _put(ours: Row, found: tuple[Row, set[str]]) -> set[str]:

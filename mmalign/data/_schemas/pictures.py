@@ -17,7 +17,7 @@ from mmalign.data._reading.tables import Row, placed
 from mmalign.data._schemas import columns
 from mmalign.data._schemas.columns import Layout
 from mmalign.data._schemas.texts import with_system
-from mmalign.data._schemas.turns import Text, Turns, conversation, decoded
+from mmalign.data._schemas.turns import Text, Turns, before_the_answer, conversation, decoded
 from mmalign.media import Broken
 
 KINDS = ("image", "video")
@@ -63,11 +63,18 @@ def put(record: Any, row: Row, names: columns.Names, layout: Layout) -> Any:
     return record._replace(prompt=prompt)
 
 
-def prompt(row: Row, names: columns.Names) -> tuple[Turns, set[str]]:
-    """The prompt of a row with its media, as a conversation that asks for an answer, and the columns it is from. Errors: Broken."""
+def prompt(row: Row, names: columns.Names) -> tuple[Turns, Row]:
+    """The prompt of a row with its media, as a conversation that asks for an answer, and what else the row says. Errors: Broken.
+
+    A conversation of LLaVA's or ShareGPT's (``messages``, ``conversations``) that ends with an answer is asked up to there, and its last
+    words are the column ``answer``, unless the row has one.
+    """
     layout = columns.asked(row, names)
-    words = with_system(conversation(layout.row, "prompt"), layout.row.get("system"))
-    turns = _turns(words)
+    turns = _turns(with_system(conversation(layout.row, "prompt"), layout.row.get("system")))
+    answer: Row = {}
+    if turns[-1]["role"] == "assistant" and not columns.has(columns.plain(row, names), "prompt"):
+        turns, replies = before_the_answer(turns, "messages")
+        answer = {"answer": replies[-1]["content"]}
     media, read = columns.media(row, names)
     whole = _turns(shown(turns, [(kind, _of_row(row, source)) for kind, source in media], []))
     if whole[-1]["role"] == "assistant":
@@ -76,7 +83,7 @@ def prompt(row: Row, names: columns.Names) -> tuple[Turns, set[str]]:
     whole = [{**turn, "content": _placed(row, turn["content"])} for turn in whole]
     if not any(isinstance(turn["content"], list) for turn in whole):
         _no_media(unread)
-    return whole, {*(columns.plain(row, names).keys() - unread.keys()), *names.values()}
+    return whole, {**answer, **{key: value for key, value in row.items() if columns.low(key) in unread and key not in names.values()}}
 
 
 def _no_media(unread: Mapping[str, Any]) -> None:

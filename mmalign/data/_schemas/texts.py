@@ -20,6 +20,7 @@ from mmalign.data._schemas.columns import Layout
 from mmalign.data._schemas.turns import (
     Text,
     Turns,
+    asks,
     conversation,
     put_together,
     shared_turns,
@@ -198,12 +199,21 @@ def reader(
 
     def read(row: Row, name: str) -> Iterator[Pair | Thumb | Ranking]:
         layout = columns.laid_out(row, kind, names)
-        for record in schema(layout.row, name):
+        for record in schema(layout.row if form == "text" else _as_turns(layout.row), name):
             record = record._replace(prompt=with_system(record.prompt, layout.row.get("system")))
             yield _of_texts(record, layout) if placed is None else placed(record, row, layout)
         notice(layout.unread)
 
     return read
+
+
+def _as_turns(row: Row) -> Row:
+    """A row whose prompt is a transcript up to the assistant's turn (HH-RLHF with a column for it), as a conversation."""
+    if not asks(row.get("prompt", "")):
+        return row
+    prompt = row["prompt"].rstrip().removesuffix("Assistant:").rstrip()
+    answers = {key: row[key].strip() for key in ("chosen", "rejected", "completion") if isinstance(row.get(key), str)}
+    return {**row, "prompt": transcript(prompt), **answers}
 
 
 def _of_texts(record: Any, layout: Layout) -> Any:

@@ -255,6 +255,11 @@ def _same(one: Sequence[Any], other: Sequence[Any]) -> int:
     return next((place for place, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
+def asks(text: Text) -> bool:
+    """Whether a prompt is a transcript, "\\n\\nHuman: ...\\n\\nAssistant:", that ends where the assistant is to speak."""
+    return isinstance(text, str) and text.lstrip().startswith("Human:") and text.rstrip().endswith("\n\nAssistant:")
+
+
 def transcript(text: str) -> Turns:
     """A transcript of HH-RLHF's, "\\n\\nHuman: ...\\n\\nAssistant: ...", as turns. Errors: Broken for one that begins otherwise."""
     first, *parts = re.split(r"(?:^|\n\n)(Human|Assistant):", text if text.startswith("\n\n") else "\n\n" + text.lstrip())
