@@ -47,7 +47,7 @@ ARROWS: dict[str, set[str]] = {
     "rewards": {"types", "signatures", "media", "conversations", "files", "serving", "combinations", "matching"},
     "data": {"types", "records", "media", "conversations"},
     "worlds": {"types", "needs", "stacking", "records", "samplers", "policies", "evaluation"},
-    "guidance": {"types", "samplers", "policies"},
+    "guidance": {"types", "signatures", "samplers", "policies"},
     "evaluation": {"types", "media"},
     "runs": {"types", "files", "conversations", "environment"},
     "training": {"types", "needs", "stacking", "samplers", "signatures", "calls", "files", "conversations", "runs"},

@@ -47,7 +47,7 @@ def compare(  # the options of a command
         with found.using:
             made = find("mmalign.commands", "compare")(
                 found.pipe, rewards, guidance=guidance, prompts=prompts, judge=judged, weights=None if reward else found.weights,
-                call={**found.call, **told(call or [])}, samples=samples, seeds=seeds, out=out, say=typer.echo,
+                call={**found.call, **told(call or [])}, conditions=found.conditions, samples=samples, seeds=seeds, out=out, say=typer.echo,
             )  # fmt: skip
         typer.echo(made.table())
         typer.echo(f"table, numbers and picture: {out}")
@@ -66,7 +66,7 @@ def guided(  # the options of a command
         out=out or Path("sampled.png"), trust=trust,
     )  # fmt: skip
     scored = "" if made.scores is None else f"mean reward {float(made.scores.nanmean()):.4g}; "
-    return f"samples: {made.path}\n{scored}{made.ledger}"
+    return f"samples: {made.path}\n{scored}{made.ledger}".rstrip()
 
 
 def _rewards(words: list[str]) -> dict[str, Any]:

@@ -106,11 +106,11 @@ def sample(  # the options of a command
     call: Annotated[list[str] | None, typer.Option("--call", metavar="KEY=VALUE", help="An argument of the call, under guidance.")] = None,
     trust: Trust = False,
 ) -> None:
-    """Sample from a trained run, or from any model under guidance."""
+    """Sample from a trained run, from a world's base, or from any model under guidance."""
     with mistakes_as_lines(context):
-        from mmalign.rooms import find
+        from mmalign.rooms import find, index
 
-        if reward or guidance:
+        if reward or guidance or run in index("mmalign.worlds"):
             from mmalign.cli.guided import guided
 
             told: dict[str, Any] = {"reward": reward or [], "guidance": guidance, "prompt": prompt or [], "call": call or []}

@@ -4,26 +4,44 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from inspect import signature, unwrap
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from mmalign.commands._trained import refuse_outside, trained
 from mmalign.config import build_part, load
 from mmalign.policies.inspecting.starting import opened
+from mmalign.policies.pipelines.calling import named_rows
 from mmalign.rooms import find, index
 from mmalign.types import UserError, contents
 
+Conditions = Callable[[list[str]], dict[str, Any]]
+
 
 class Model(NamedTuple):
-    """A pipeline, arguments of its call, prompts, rewards and judges that its config has, and the parameters to sample with."""
+    """A pipeline, arguments of its call, prompts, rewards and judges that its config has, and the parameters to sample with.
+
+    conditions: prompts -> arguments of the call that differ by prompt (a still to begin with), where there are such.
+    """
 
     pipe: Any
     call: dict[str, Any]
-    prompts: list[str]
+    prompts: list[Any]
     rewards: dict[str, Callable[..., Any]]
     weights: dict[str, float]
     judges: dict[str, Callable[..., Any]]
     using: AbstractContextManager[Any]
+    conditions: Conditions | None = None
+
+    def arguments(self, prompts: Sequence[Any], **call: Any) -> dict[str, Any]:
+        """Of the pipeline's call for some prompts: these, ``call`` over the model's own, and what differs by prompt."""
+        return arguments_of(self.pipe, prompts, {**self.call, **call}, self.conditions)
+
+
+def arguments_of(pipe: Any, prompts: Sequence[Any], call: Mapping[str, Any], conditions: Conditions | None) -> dict[str, Any]:
+    """Arguments of a pipeline's call for some prompts, with their columns where they have any; by name, as pipelines order them anyhow."""
+    accepts = signature(unwrap(type(pipe).__call__)).parameters
+    return {**({} if conditions is None else conditions(contents(prompts))), **call, **named_rows(accepts, prompts)}
 
 
 def model_of(name: str, *, trust: bool = False) -> Model:
@@ -36,8 +54,10 @@ def model_of(name: str, *, trust: bool = False) -> Model:
         run = trained(folder, trust=trust)
         policy: Any = run.policy()
         return _of_config(run.config, policy, policy.using("current" if run.best == "trained" else run.best))
-    if name in index("mmalign.worlds"):
-        return Model(build_part({"pipeline": {"use": name}}, "pipeline"), {}, [], {}, {}, {}, nullcontext())
+    if (worlds := index("mmalign.worlds")) and name in worlds:
+        pipe = build_part({"pipeline": {"use": name}}, "pipeline")
+        conditions = find("mmalign.worlds", f"{name}_call")() if f"{name}_call" in worlds else None
+        return Model(pipe, {}, [], {}, {}, {}, nullcontext(), conditions)
     if name.endswith((".yaml", ".yml")) or (not Path(name).exists() and _is_config(name)):
         config = load(name, [])
         refuse_outside(config, name, trust)
@@ -61,10 +81,11 @@ def _of_config(config: Mapping[str, Any], policy: Any, using: AbstractContextMan
     if pipe is None:
         raise UserError("guidance: this model is no diffusers pipeline; language models are guided by mm.guidance.steered and its kin")
     evaluation = config.get("evaluation") or {}
-    prompts = contents(build_part(evaluation, "prompts") or build_part(config, "prompts") or [])
+    prompts = list(build_part(evaluation, "prompts") or build_part(config, "prompts") or [])
     judges, rewards = build_part(evaluation, "judges") or {}, build_part(config, "rewards") or {}
     weights = {name: float(weight) for name, weight in ((config.get("combine") or {}).get("weights") or {}).items()}
-    return Model(pipe, {**inner.caller.call, **(evaluation.get("call") or {})}, prompts, rewards, weights, judges, using)
+    call = {**inner.caller.call, **(evaluation.get("call") or {})}
+    return Model(pipe, call, prompts, rewards, weights, judges, using, inner.caller.conditions)
 
 
 def reward_of(word: str, role: str = "reward") -> Callable[..., Any]:

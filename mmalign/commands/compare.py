@@ -12,12 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmalign.commands._models import guidance_of
+from mmalign.commands._models import Conditions, arguments_of, guidance_of
 from mmalign.files import write_bytes
 from mmalign.guidance.guide import guide
 from mmalign.guidance.ledger import Ledger
 from mmalign.guidance.search import best_of
-from mmalign.types import UserError
+from mmalign.signatures import accepted
+from mmalign.types import UserError, columns_of, contents
 
 Reward = Callable[..., Any]
 MOST = 64  # samples of best-of-N that are drawn for each output, whatever a sampler cost
@@ -80,16 +81,18 @@ class Comparison:
 
 
 def compare(  # what a command may be told
-    pipe: Any, reward: Reward | Mapping[str, Reward], *, guidance: Sequence[str], prompts: Sequence[str], judge: Reward | None = None,
-    weights: Mapping[str, float] | None = None, call: Mapping[str, Any] | None = None, samples: int = 4, seeds: int = 3,
-    gradient: float = 2.0, rows_at_once: int = 64, out: str | Path | None = None, say: Callable[[str], None] = lambda line: None,
+    pipe: Any, reward: Reward | Mapping[str, Reward], *, guidance: Sequence[str], prompts: Sequence[Any], judge: Reward | None = None,
+    weights: Mapping[str, float] | None = None, call: Mapping[str, Any] | None = None, conditions: Conditions | None = None,
+    samples: int = 4, seeds: int = 3, gradient: float = 2.0, rows_at_once: int = 64, out: str | Path | None = None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Comparison:  # fmt: skip
     """Samples with each guidance and without, and sets them beside best-of-N that cost as much.
 
     Args:
         pipe: a pipeline. reward: what samplers see, as ``guide`` takes it. judge: what they do not see, ``(outputs, prompts) -> [B]``;
             the reward itself where there is none.
-        guidance: names with settings, ``"dps scale=5"``. prompts, call: of the pipeline.
+        guidance: names with settings, ``"dps scale=5"``. prompts, call: of the pipeline; prompts may have columns.
+        conditions: prompts -> arguments of the call that differ by prompt.
         samples: outputs of each prompt and seed. seeds: how often all of it is done; errors are over these.
         gradient: forward passes that a backward pass through the denoiser counts for; decodes and rewards are in the table, not the cost.
         out: a folder for ``comparison.md``, ``.json`` and ``.png``. say: hears a line of progress.
@@ -102,7 +105,7 @@ def compare(  # what a command may be told
         raise UserError(f"compare: got {got}, takes 1, 2, 1 and 1 or more")
     chosen = {words: guidance_of(words) for words in guidance}
     rows = [prompt for prompt in prompts for _ in range(samples)]
-    draw = _Drawing(pipe, reward, weights, judge, rows, dict(call or {}), rows_at_once)
+    draw = _Drawing(pipe, reward, weights, judge, rows, dict(call or {}), conditions, rows_at_once)
     found = {}
     for words, made in chosen.items():
         found[words] = [draw(made, seed, 0) for seed in range(seeds)]
@@ -137,8 +140,9 @@ class _Drawing:
     reward: Any
     weights: Mapping[str, float] | None
     judge: Reward | None
-    rows: list[str]
+    rows: list[Any]
     call: dict[str, Any]
+    conditions: Conditions | None
     at_once: int
 
     def __call__(self, guidance: Any, seed: int, number: int) -> _Drawn:
@@ -147,14 +151,19 @@ class _Drawing:
             some = [self.rows[row] for row in chunk.tolist()]
             rng = [torch.Generator(self.pipe._execution_device).manual_seed(_seed(seed, row, number)) for row in chunk.tolist()]
             with guide(self.pipe, self.reward, guidance=guidance, weights=self.weights) as guided:
-                outputs = _outputs(self.pipe(some, **{**self.call, "generator": rng, "output_type": "pt"}))
-            own = guided.rewards
-            total = sum(guided.weights[name] * torch.as_tensor(one(outputs, some)).detach().double().cpu() for name, one in own.items())
+                arguments = arguments_of(self.pipe, some, self.call, self.conditions)
+                outputs = _outputs(self.pipe(**{**arguments, "generator": rng, "output_type": "pt"}))
+            total = sum(guided.weights[name] * _scores(one, outputs, some) for name, one in guided.rewards.items())
             scores.append(torch.as_tensor(total))
-            judged.append(scores[-1] if self.judge is None else torch.as_tensor(self.judge(outputs, some)).detach().double().cpu())
+            judged.append(scores[-1] if self.judge is None else _scores(self.judge, outputs, some))
             for name, value in vars(guided.ledger).items():
                 setattr(ledger, name, getattr(ledger, name) + value)
         return _Drawn(torch.cat(scores), torch.cat(judged), ledger)
+
+
+def _scores(reward: Reward, outputs: Tensor, prompts: list[Any]) -> Tensor:
+    """``[n]`` float64, by the columns of the prompts that the reward takes."""
+    return torch.as_tensor(reward(outputs, contents(prompts), **accepted(reward, columns_of(prompts)))).detach().double().cpu()
 
 
 def _seed(seed: int, row: int, number: int) -> int:

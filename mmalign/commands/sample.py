@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -77,20 +78,21 @@ class Sampled(NamedTuple):
 
 def guided_sample(  # what a command may be told
     model: str | Model, *, reward: Callable[..., Any] | Mapping[str, Callable[..., Any]] | None = None, guidance: str | None = None,
-    prompts: Sequence[str] | None = None, count: int = 4, seed: int = 0, call: Mapping[str, Any] | None = None,
+    prompts: Sequence[Any] | None = None, count: int = 4, seed: int = 0, call: Mapping[str, Any] | None = None,
     out: str | Path = "sampled.png", rows_at_once: int = 16, trust: bool = False,
 ) -> Sampled:  # fmt: skip
-    """Draws from any diffusers pipeline under a guidance, and writes one PNG: a row per prompt, a column per seed.
+    """Draws from any diffusers pipeline, guided or as it is, and writes one PNG (animated, of videos): a row per prompt, a column per seed.
 
     Args:
         model: a run's folder, a config, a world, a class of diffusers (then a tiny twin), a folder or a hub id.
         reward: what to guide by; that of the model's config by default.
-        guidance: a name of ``mm.guidance`` with its settings, ``"dps scale=5"``; ``guide``'s choice by default.
-        prompts: those of the model's config by default. call: arguments of the pipeline's call, over those of the config.
+        guidance: a name of ``mm.guidance`` with its settings, ``"dps scale=5"``; ``guide``'s choice by default, where there is a reward.
+        prompts: those of the model's config by default, with their columns.
+        call: arguments of the pipeline's call, over those of the config.
         count: samples of each prompt, at the seeds ``seed``, ``seed + 1``, ...
         trust: the config of ``model`` may name code outside of mmalign, which is then imported and run.
 
-    Errors: UserError for a model without a pipeline, without prompts, with neither reward nor guidance, and for bad settings.
+    Errors: UserError for a model without a pipeline, without prompts, and for bad settings.
     """
     found = model_of(model, trust=trust) if isinstance(model, str) else model
     wanted = list(prompts or found.prompts)
@@ -100,16 +102,18 @@ def guided_sample(  # what a command may be told
     weights = found.weights if reward is None and found.rewards else None
     chosen = None if guidance is None else guidance_of(guidance)
     rows = [(prompt, seed + number) for prompt in wanted for number in range(count)]
-    outputs, scores, ledger = [], [], Ledger()
-    with found.using, guide(found.pipe, rewards, guidance=chosen, weights=weights) as guided:
+    outputs, scores = [], []
+    plain = rewards is None and chosen is None
+    with found.using, nullcontext() if plain else guide(found.pipe, rewards, guidance=chosen, weights=weights) as guided:
         for chunk in (rows[start : start + rows_at_once] for start in range(0, len(rows), rows_at_once)):
             rng = [torch.Generator(found.pipe._execution_device).manual_seed(own) for _, own in chunk]
-            told = {**found.call, **(call or {}), "output_type": "pt", "generator": rng if len(chunk) > 1 else rng[0]}
             some = [prompt for prompt, _ in chunk]
-            outputs.append(outputs_of(found.pipe(some if len(some) > 1 else some[0], **told)).detach().cpu())
-            if guided.scores is not None:
+            arguments = found.arguments(contents(some) if plain else some, **(call or {}))
+            result = found.pipe(**{**arguments, "output_type": "pt", "generator": rng if len(chunk) > 1 else rng[0]})
+            outputs.append(outputs_of(result).detach().cpu())
+            if guided is not None and guided.scores is not None:
                 scores.append(guided.scores)
-        ledger = guided.ledger
+        ledger = Ledger() if guided is None else guided.ledger
     images = torch.cat(outputs).unflatten(0, (len(wanted), count))
     known = torch.cat(scores).unflatten(0, (len(wanted), count)) if scores else None
     return Sampled(write_png(Path(out), grid(images)), known, ledger)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from mmalign.guidance._models import Progress, intercepted
-from mmalign.guidance._run import GuidedRun
+from mmalign.guidance._run import ALL, GuidedRun
 from mmalign.policies.pipelines.interception import Finished
 from mmalign.policies.pipelines.scheduler import Moment, Player, clean_and_noise
 from mmalign.types import Prediction, UserError
@@ -112,7 +112,7 @@ def _first_step(run: GuidedRun, answer: Callable[..., Any]) -> Prediction:
 
     rows = range(len(run.call.prompts))
     with intercepted(run.pipe, make):
-        run.caller.until_finished(run.call.prompts, [0] * len(rows), Player(stop), run.known, **run.call.arguments(rows))
+        run.until_finished(rows, [0] * len(rows), Player(stop))
     return predictions[0]
 
 
@@ -147,7 +147,7 @@ def _sign(run: GuidedRun, total: float) -> float:
         raise Finished
 
     rows = range(len(run.call.prompts))
-    run.caller.until_finished(run.call.prompts, [0] * len(rows), Player(stop), run.known, skip=10**9, **run.call.arguments(rows))
+    run.until_finished(rows, [0] * len(rows), Player(stop), skip=ALL)
     expected = max((float(value.double().mean()) for value in moments[0].prediction), key=abs)
     return math.copysign(1.0, expected * total)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
 from dataclasses import fields as dataclass_fields
@@ -12,24 +13,28 @@ import numpy
 import torch
 from torch import Tensor
 
-from mmalign.types import UserError
+from mmalign.types import Prompt, UserError, columns_of, contents
 
 COUNTS = ("num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt")  # rows of one prompt
 OWN = {"prompt", "class_labels", "batch_size", "generator", "output_type", "return_dict", *COUNTS}  # what each call gets anew
 TYPES = ("pil", "np", "pt", "latent")
+MEDIUM = re.compile(r"(?!.*ip_adapter)(\w+_)?(image|video)")  # an argument with a picture or a video of each prompt, or one for all
 
 
 @dataclass(frozen=True)
 class UserCall:
     """A user's own call of a pipeline.
 
-    prompts: one for each row. rows: of each row, the place of its prompt in the call. shared: arguments of all rows.
-    by_row: arguments with an entry for each prompt. generator: the user's own, or None.
+    prompts: one for each row. places: of each row, that of its prompt in the call. columns: of the prompts, an entry for each row.
+    shared: arguments of all rows. media: those among them that are one picture, or one video, for all rows. by_row: arguments with an
+    entry for each prompt. generator: the user's own, or None.
     """
 
     prompts: list[str]
     places: list[int]
+    columns: dict[str, list[Any]]
     shared: dict[str, Any]
+    media: dict[str, Any]
     by_row: dict[str, Any]
     generator: Any
     output_type: str
@@ -60,6 +65,7 @@ def user_call(pipe: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> UserC
         raise UserError(f"{type(pipe).__name__}: {error}; it takes {', '.join(list(signature.parameters)[1:])}") from error
     arguments.pop("self", None)
     prompts, count = _prompts(arguments)
+    columns, prompts = columns_of(prompts), contents(prompts)
     each = int(next((arguments[name] for name in COUNTS if arguments.get(name)), 1))
     kind = arguments.get("output_type", signature.parameters["output_type"].default if "output_type" in signature.parameters else "pil")
     if kind not in TYPES:
@@ -78,6 +84,7 @@ def user_call(pipe: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> UserC
     if arguments.get("prompt") is None and "prompt" in signature.parameters:
         shared["prompt"] = None
     places = [place for place in range(count) for _ in range(each)]
+    media = {name: value for name, value in shared.items() if MEDIUM.fullmatch(name) and value is not None}
     latents = arguments.get("latents")
     if isinstance(latents, Tensor) and len(latents) == count * each:
         shared.pop("latents", None)
@@ -85,16 +92,33 @@ def user_call(pipe: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> UserC
         if each > 1:
             raise UserError(f"latents: got {len(latents)} for {each} outputs of each prompt, takes one output of each (repeat the prompts)")
         by_row["latents"] = latents
-    return UserCall(
-        [prompts[place] for place in places], places, shared, by_row, arguments.get("generator"), kind, arguments.get("return_dict", True)
-    )
+    of_rows = {name: [values[place] for place in places] for name, values in columns.items()}
+    generator, as_record = arguments.get("generator"), arguments.get("return_dict", True)
+    return UserCall([prompts[place] for place in places], places, of_rows, shared, media, by_row, generator, kind, as_record)
 
 
-def _prompts(arguments: Mapping[str, Any]) -> tuple[list[str], int]:
+def without_columns(value: Any) -> Any:
+    """An argument of a call as the pipeline takes it: a prompt, or a list of them, without columns."""
+    if isinstance(value, list) and any(isinstance(item, Prompt) for item in value):
+        return contents(value)
+    return value.content if isinstance(value, Prompt) else value
+
+
+def repeated(name: str, value: Any, rows: int) -> Any:
+    """One picture or video as one for each of so many rows: a tensor ``[rows, ...]``, or a list."""
+    if isinstance(value, Tensor):
+        alone = value.ndim < (5 if name.endswith("video") else 4)
+        return (value[None] if alone else value).repeat(rows, *[1] * (value.ndim - 1 + alone))
+    if name.endswith("image") and isinstance(value, (list, tuple)):
+        return [*value] * rows
+    return [value] * rows
+
+
+def _prompts(arguments: Mapping[str, Any]) -> tuple[list[Any], int]:
     """Prompts and their number: as given, or class labels as text, or empty where the call has embeddings or none."""
     prompt = arguments.get("prompt")
     if prompt is not None:
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        prompts = [prompt] if isinstance(prompt, (str, Prompt)) else list(prompt)
     elif arguments.get("class_labels") is not None:
         labels = arguments["class_labels"]
         prompts = [str(label) for label in (labels if isinstance(labels, (list, tuple)) else torch.as_tensor(labels).flatten().tolist())]
@@ -108,6 +132,8 @@ def _prompts(arguments: Mapping[str, Any]) -> tuple[list[str], int]:
 
 
 def _has_one_each(name: str, value: Any, count: int) -> bool:
+    if isinstance(value, Tensor) and MEDIUM.fullmatch(name):
+        return count > 1 and len(value) == count and value.ndim == (5 if name.endswith("video") else 4)
     if isinstance(value, Tensor):
         return value.ndim > 1 and len(value) == count and ("embed" in name or "mask" in name or name == "latents")
     if not isinstance(value, (list, tuple)) or len(value) != count:

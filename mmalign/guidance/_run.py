@@ -11,14 +11,17 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from mmalign.guidance._calls import UserCall, outputs_of, seeds_of
+from mmalign.guidance._calls import UserCall, outputs_of, repeated, seeds_of
+from mmalign.guidance._progress import OneBar
 from mmalign.guidance.ledger import Ledger
-from mmalign.policies.pipelines.calling import Caller
+from mmalign.policies.pipelines.calling import Caller, one_line
 from mmalign.policies.pipelines.interception import Place, watched
 from mmalign.policies.pipelines.scheduler import Moment, Player
+from mmalign.signatures import accepted
 from mmalign.types import Kernel, Prediction, UserError
 
 ALL = 10**9  # steps: through all of them the denoiser stands still
+CALLBACKS = ("callback_on_step_end", "callback")  # hear of a sample's own steps alone
 
 
 class Filter(Protocol):
@@ -88,6 +91,7 @@ class GuidedRun:
     rewards: Mapping[str, Callable[..., Any]]
     weights: Mapping[str, float]
     ledger: Ledger
+    bar: OneBar
     seed: int | None = None
     trace: list[dict[str, Any]] = field(default_factory=list)
 
@@ -96,14 +100,20 @@ class GuidedRun:
         self.scheduler = self.pipe.scheduler
         self.known = list(dict.fromkeys(self.call.prompts))
         self._scored: tuple[Tensor, Tensor] | None = None
+        self._repeats: bool | None = None
 
     # Rewards
 
-    def score(self, outputs: Any, rows: Sequence[int], **columns: Any) -> Tensor:
-        """The weighted sum of the rewards of outputs of some rows, ``[n]`` float64 on the CPU unless it has a gradient."""
+    def score(self, outputs: Any, rows: Sequence[int], **beside: Any) -> Tensor:
+        """The weighted sum of the rewards of outputs of some rows, ``[n]`` float64 on the CPU unless it has a gradient.
+
+        A reward gets the columns of these rows' prompts that it takes, and ``beside``.
+        """
         prompts = [self.call.prompts[row] for row in rows]
+        columns = {name: [values[row] for row in rows] for name, values in self.call.columns.items()}
         total = sum(
-            self.weights[name] * _checked(name, reward(outputs, prompts, **columns), len(rows)) for name, reward in self.rewards.items()
+            self.weights[name] * _checked(name, reward(outputs, prompts, **accepted(reward, columns), **beside), len(rows))
+            for name, reward in self.rewards.items()
         )
         self.ledger.rewards += len(rows)
         scores = torch.as_tensor(total)
@@ -127,7 +137,9 @@ class GuidedRun:
         self.pipe.scheduler = self.scheduler
         try:
             with torch.set_grad_enabled(latents.requires_grad):
-                result = self._call([0] * len(rows), rows, Player(lambda moment: latents.to(moment.x.dtype)), skip=ALL, output_type="pt")
+                player = Player(lambda moment: latents.to(moment.x.dtype))
+                with self._silent() as nothing:
+                    result = self._call([0] * len(rows), rows, player, skip=ALL, output_type="pt", **nothing)
         except RuntimeError as error:
             if "requires grad" not in str(error):
                 raise
@@ -139,11 +151,78 @@ class GuidedRun:
             self.pipe.__dict__.update(kept)
         return outputs_of(result)
 
+    def arguments(self, rows: Sequence[int]) -> dict[str, Any]:
+        """Arguments of a call for some rows that differ from the user's own: what each row has of its own, and media of all of them.
+
+        Where there are several rows, whether a pipeline takes one picture for all of them or one for each is measured: the first step of
+        a call is asked for, with the picture as it is, and with one for each. Errors: UserError where it takes neither.
+        """
+        own = self.call.arguments(rows)
+        if len(rows) == 1 or not self.call.media:
+            return own
+        if self._repeats is None:
+            self._repeats = self._takes_one_each(rows, own)
+        return {**own, **self._one_each(len(rows))} if self._repeats else own
+
+    def _one_each(self, rows: int) -> dict[str, Any]:
+        return {name: repeated(name, value, rows) for name, value in self.call.media.items()}
+
+    def _takes_one_each(self, rows: Sequence[int], own: dict[str, Any]) -> bool:
+        errors: list[Exception] = []
+        for more in ({}, self._one_each(len(rows))):
+            try:
+                self.first_moment(rows, [0] * len(rows), {**own, **more})
+            except (IndexError, TypeError, ValueError, RuntimeError) as error:  # whatever a pipeline's own code raises
+                errors.append(error)
+            else:
+                return bool(more)
+        kind, names = type(self.pipe).__name__, " and ".join(self.call.media)
+        try:
+            self.first_moment(rows[:1], [0])
+        except (IndexError, TypeError, ValueError, RuntimeError) as error:  # so it is not the number of rows
+            raise UserError(f"{kind}: refuses this call with {names}: {one_line(error)}") from error
+        why = one_line(errors[0])
+        raise UserError(f"{kind}: takes {names} for one row at a time ({why}); best_of with rows_at_once=1 draws so") from errors[0]
+
+    def first_moment(self, rows: Sequence[int], seeds: list[int], arguments: Mapping[str, Any] | None = None) -> Moment | None:
+        """The first question that a call of some rows asks, in which no denoiser has moved; None where it asks none.
+
+        arguments: in place of those of ``arguments``.
+        """
+        from mmalign.policies.pipelines.interception import Finished
+
+        moments: list[Moment] = []
+
+        def answer(moment: Moment) -> Tensor:
+            moments.append(moment)
+            raise Finished
+
+        self.until_finished(rows, seeds, Player(answer), arguments, skip=ALL)
+        return moments[0] if moments else None
+
+    def until_finished(
+        self, rows: Sequence[int], seeds: list[int], player: Player, arguments: Mapping[str, Any] | None = None, *, skip: int = 0
+    ) -> None:
+        """A call that the player leaves, and that nobody else hears of."""
+        arguments = self.arguments(rows) if arguments is None else arguments
+        prompts = [self.call.prompts[row] for row in rows]
+        with self._silent() as nothing:
+            self.caller.until_finished(prompts, seeds, player, self.known, skip=skip, **{**arguments, **nothing})
+
+    @contextmanager
+    def _silent(self) -> Iterator[dict[str, Any]]:
+        """Without a bar; yields arguments that leave out the user's callbacks."""
+        before, self.bar.silent = self.bar.silent, True
+        try:
+            yield {name: None for name in CALLBACKS if name in self.call.shared}
+        finally:
+            self.bar.silent = before
+
     def _call(self, seeds: list[int], rows: Sequence[int], player: Player | None, **call: Any) -> Any:
         self.ledger.decodes += len(rows) if call.get("output_type") != "latent" else 0
         prompts = [self.call.prompts[row] for row in rows]
         silent = {"prompt": None} if "prompt" in self.call.shared else {}
-        arguments = {**silent, **self.call.arguments(rows), **call}
+        arguments = {**silent, **self.arguments(rows), **call}
         return self.caller(prompts, seeds, player, self.known, **arguments)
 
     def sample(
@@ -164,20 +243,23 @@ class GuidedRun:
 
         Errors: UserError where it makes it there and takes none.
         """
-        from mmalign.policies.pipelines.interception import Finished
-
-        first: list[Any] = []
-
-        def answer(moment: Moment) -> Tensor:
-            first.extend([find(moment.x), moment.x.clone()])
-            raise Finished
-
         with torch.no_grad(), watched(self.pipe) as find:
-            prompts = [self.call.prompts[row] for row in rows]
-            self.caller.until_finished(prompts, seeds, Player(answer), self.known, skip=ALL, **self.call.arguments(rows))
-        if not first or (first[0] is None and "latents" not in self.caller.accepts):
+            moment = self.first_moment(rows, seeds)
+            place = None if moment is None else find(moment.x)
+        if moment is None or (place is None and not self._takes_latents(rows, seeds, moment.x)):
             raise UserError(f"{type(self.pipe).__name__}: its first latents are made inside its call, so that no others can be put there")
-        return first[0], first[1]
+        return place, moment.x.clone()
+
+    def _takes_latents(self, rows: Sequence[int], seeds: list[int], x: Tensor) -> bool:
+        """Whether a call begins at what it is given as ``latents``."""
+        if "latents" not in self.caller.accepts:
+            return False
+        try:
+            with torch.no_grad():
+                moment = self.first_moment(rows, seeds, {**self.arguments(rows), "latents": x})
+        except (IndexError, TypeError, ValueError, RuntimeError):  # whatever a pipeline's own code raises: of another form
+            return False
+        return moment is not None and moment.x.shape == x.shape and torch.allclose(moment.x.float(), x.float(), rtol=1e-3, atol=1e-5)
 
     def seeds(self, copies: int, *, peek: bool = False) -> list[int]:
         """Seeds of ``copies`` of each row, those of a row side by side. peek: leaves a user's generators where they are."""

@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 
-from mmalign.guidance._calls import as_type, fields, outputs_of, selected, user_call
+from mmalign.guidance._calls import as_type, fields, outputs_of, selected, user_call, without_columns
+from mmalign.guidance._progress import one_bar
 from mmalign.guidance._run import Guidance, GuidedRun, Samples, counted
 from mmalign.guidance._steps import Stepper
 from mmalign.guidance.ledger import Ledger
@@ -58,11 +59,12 @@ def guide(
             image = pipe("a lighthouse at dusk").images[0]
 
     Args:
-        pipe: a pipeline; nothing of its call changes: prompts, sizes, generators, output types.
-        reward: ``(outputs, prompts) -> [B]``, or several by name, which ``weights`` (1 by default) sum up. Outputs are images
+        pipe: a pipeline; nothing of its call changes: prompts, sizes, generators, output types. Its progress bar is one for a call, and
+            its callbacks hear of steps of samples alone, not of decodes. A prompt with columns (``types.Prompt``) is one as well.
+        reward: ``(outputs, prompts, **columns) -> [B]``, or several by name, which ``weights`` (1 by default) sum up. Outputs are images
             ``[B, C, H, W]`` or videos ``[B, F, C, H, W]`` in 0..1.
-        guidance: what a function of ``mm.guidance`` returns, or its name. By default ``universal`` where the reward says that it is
-            differentiable, and ``fk`` otherwise.
+        guidance: what a function of ``mm.guidance`` returns, or its name. By default ``universal`` where every reward says that it is
+            differentiable, and ``fk`` otherwise. One that says nothing is tried where a guidance asks for its gradient.
         settings: keywords of the function that is named.
 
     Blocks nest: what is around the denoiser, changes steps and filters particles works together, and a search runs all that is inside.
@@ -94,8 +96,7 @@ def _chosen(guidance: Guidance | str | None, rewards: Mapping[str, Reward], sett
     if guidance is None:
         if not rewards:
             raise UserError("guide: got neither a reward nor a guidance, takes one or both")
-        smooth = all(getattr(reward, "differentiable", False) for reward in rewards.values())
-        guidance = "universal" if smooth else "fk"
+        guidance = "universal" if all(_differentiable(reward) for reward in rewards.values()) else "fk"
     if isinstance(guidance, Guidance):
         if settings:
             raise UserError(f"guide: got {', '.join(settings)} beside a guidance that is made; give them to the function that makes it")
@@ -108,6 +109,12 @@ def _chosen(guidance: Guidance | str | None, rewards: Mapping[str, Reward], sett
     if not isinstance(made, Guidance):
         raise UserError(f"guidance: got {guidance!r}, which does not guide a pipeline")
     return made
+
+
+def _differentiable(reward: Reward) -> bool | None:
+    """What a reward says of itself, None where it says nothing: it is not chosen for its gradient, and is tried where one is asked for."""
+    differentiable: bool | None = getattr(reward, "differentiable", None)
+    return differentiable
 
 
 def _weights(rewards: Mapping[str, Reward], weights: Mapping[str, float] | None) -> dict[str, float]:
@@ -127,7 +134,7 @@ def _check(pipe: Any, chosen: Guidance, rewards: Mapping[str, Reward], inner: tu
         raise UserError(f"guidance {chosen.name}: takes a reward, got none")
     if "gradient" in chosen.needs:
         for key, reward in rewards.items():
-            if getattr(reward, "differentiable", True) is False:
+            if _differentiable(reward) is False:
                 label = getattr(reward, "name", key)
                 raise UserError(f"guidance {chosen.name}: {label} is not differentiable; take one that is, or fk, svdd or best_of")
     if chosen.filter and any(guided.guidance.filter for guided in inner):
@@ -157,20 +164,31 @@ def _call(pipe: Any, own: Any, guides: tuple[Guided, ...], args: tuple[Any, ...]
                 if part.around is not None:
                     stack.enter_context(part.around(pipe))
             inside = any(part.steps or part.search for part in parts)
+            plain = [without_columns(value) for value in args], {name: without_columns(value) for name, value in kwargs.items()}
             if not inside and all(part.about is None for part in parts):
-                return own(pipe, *args, **kwargs)
-            run = GuidedRun(pipe, user_call(pipe, args, kwargs), parts, outer.rewards, outer.weights, before)
+                return own(pipe, *plain[0], **plain[1])
+            call, bar = user_call(pipe, args, kwargs), stack.enter_context(one_bar(pipe))
+            _refuse_columns(outer.rewards, call.columns)
+            run = GuidedRun(pipe, call, parts, outer.rewards, outer.weights, before, bar)
             for part in parts:
                 if part.about is not None:
                     stack.enter_context(part.about(run))
             if not inside:
-                return own(pipe, *args, **kwargs)
+                return own(pipe, *plain[0], **plain[1])
             result, outer.scores = _guided(run)
             outer.trace.extend(run.trace)
             return result
     finally:
         for guided in guides:
             _add(guided.ledger, before)
+
+
+def _refuse_columns(rewards: Mapping[str, Reward], columns: Mapping[str, Any]) -> None:
+    """Errors: UserError for a reward that says it reads a column which the prompts of the call have not."""
+    for name, reward in rewards.items():
+        if lacks := sorted(getattr(reward, "reads", frozenset()) - columns.keys()):
+            has = f"they have {', '.join(sorted(columns))}" if columns else "they have none; a prompt with columns is a mm.Prompt"
+            raise UserError(f"reward {name}: reads the column {lacks[0]!r} of the prompts; {has}")
 
 
 def _add(total: Ledger, more: Ledger) -> None:

@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+import numpy
 import pytest
 import torch
+from PIL import Image
 
+import mmalign as mm
 from mmalign.commands._models import guidance_of, model_of
 from mmalign.commands.compare import _at, _best_of_each, compare
 from mmalign.commands.sample import guided_sample
-from mmalign.types import UserError
+from mmalign.types import Prompt, UserError
 from mmalign.worlds.digits.base import digits
 from mmalign.worlds.digits.data import PROMPTS
+from mmalign.worlds.moving_digits.data import moving_digits_stills
 
 
 def brightness(outputs, prompts, **columns):
@@ -63,6 +67,43 @@ def test_any_model_is_sampled_under_guidance(tmp_path):
     found = model_of("digits/demo")
     assert set(found.rewards) == {"proxy", "novelty"} and found.weights["novelty"] == 2.15 and found.judges.keys() == {"gold"}
     assert found.call["num_inference_steps"] == 20 and len(found.prompts) == 10
+
+
+@pytest.mark.parametrize("guidance", [None, "fk particles=2", "best_of count=2"])
+def test_a_world_that_begins_with_a_still_is_sampled(tmp_path, guidance):
+    """Its call says sizes and stills by prompt; the pipeline's first argument is a picture, and not the prompt."""
+    reward = None if guidance is None else mm.worlds.moving_digits_proxy()
+    prompts = ["a seven moving left", "a two moving up #b3"]
+    made = guided_sample(
+        "moving_digits", reward=reward, guidance=guidance, prompts=prompts, count=2, call={"num_inference_steps": 4},
+        out=tmp_path / "made.png", rows_at_once=3,
+    )  # fmt: skip
+    with Image.open(made.path) as picture:
+        assert picture.n_frames == 4
+        first = torch.from_numpy(numpy.asarray(picture.convert("L"))).float() / 255
+    stills = moving_digits_stills()(prompts)["image"][:, 0]
+    for row, column in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        cell = first[33 * row : 33 * row + 32, 33 * column : 33 * column + 32]
+        torch.testing.assert_close(cell, stills[row], atol=0.02, rtol=0)
+    assert made.scores is None if guidance is None else made.scores.shape == (2, 2)
+
+
+def test_a_config_s_rewards_get_the_columns_of_its_prompts(tmp_path):
+    """Dark images for the first prompt, bright ones for the second, in ``sample`` and in ``compare``."""
+
+    def nearest(outputs, prompts, *, target):
+        assert len(outputs) == len(prompts) == len(target)
+        return -(brightness(outputs, prompts) - torch.tensor(target).to(outputs)).abs()
+
+    prompts = [Prompt(PROMPTS[1], {"target": 0.0}), Prompt(PROMPTS[1], {"target": 1.0})]
+    model = model_of("digits")._replace(prompts=prompts, rewards={"near": nearest})
+    made = guided_sample(
+        model, guidance="best_of count=3", count=3, call={"num_inference_steps": 3}, out=tmp_path / "a.png", rows_at_once=4
+    )
+    assert made.scores is not None and bool((made.scores[0] > made.scores[1]).all())  # ink is less than half of an image
+    settings = {"guidance": ["fk particles=2"], "samples": 2, "seeds": 2, "call": {"num_inference_steps": 3}, "rows_at_once": 3}
+    compared = compare(model.pipe, nearest, prompts=prompts, judge=nearest, **settings)
+    assert compared.rows[0].reward == compared.rows[0].judge < 0
 
 
 @pytest.mark.parametrize(

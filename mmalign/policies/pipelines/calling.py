@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
@@ -18,10 +18,9 @@ from mmalign.policies.pipelines.interception import Finished, Place, encoded_onc
 from mmalign.policies.pipelines.memory import DENOISERS, Offloaded
 from mmalign.policies.pipelines.scheduler import Player, seat
 from mmalign.policies.pipelines.unfit import reason
-from mmalign.types import UserError
+from mmalign.types import UserError, contents
 
 GUIDANCE = ("guidance_scale", "guidance_scale_2", "true_cfg_scale")  # 1.0 switches classifier-free guidance off
-ROWS = ("prompt", "class_labels", "batch_size")  # how a pipeline is told of its rows, first found
 TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -78,12 +77,11 @@ class Caller:
         player: who answers for the scheduler; None leaves the pipeline its own. skip: steps through which the denoiser stands
         still. place: a latent to be put where the pipeline makes its first one.
         """
-        pipe, rows = self.pipe, {"prompt": prompts, "class_labels": _whole_numbers(prompts), "batch_size": len(prompts)}
-        told = next(({name: rows[name]} for name in ROWS if name in self.accepts), {})
+        pipe, told = self.pipe, named_rows(self.accepts, prompts)
         device = pipe._execution_device  # asked once: diffusers searches every module for its hooks
         generators: Any = [torch.Generator(device).manual_seed(seed) for seed in seeds]
-        if len(prompts) == 1:  # some pipelines take no list
-            told, generators = ({"prompt": prompts[0]} if "prompt" in told else told), generators[0]
+        if len(prompts) == 1:
+            generators = generators[0]
         arguments = {**told, "generator": generators, **self.call, **(self.conditions(prompts) if self.conditions else {}), **call}
         with ExitStack() as stack:
             if self.away is not None:
@@ -109,6 +107,15 @@ class Caller:
         outputs = next(iter(result.values())) if isinstance(result, Mapping) else result[0]
         many = isinstance(outputs, list)
         return (torch.stack([torch.as_tensor(numpy.asarray(o)) for o in outputs]) if many else torch.as_tensor(outputs)).float()
+
+
+def named_rows(accepts: Container[str], prompts: Sequence[Any]) -> dict[str, Any]:
+    """The argument by which a call is told its rows: ``prompt``, ``class_labels`` or ``batch_size``, the first that it takes."""
+    if "prompt" in accepts:
+        return {"prompt": prompts[0] if len(prompts) == 1 else list(prompts)}  # some pipelines take no list
+    if "class_labels" in accepts:
+        return {"class_labels": _whole_numbers(contents(prompts))}
+    return {"batch_size": len(prompts)} if "batch_size" in accepts else {}
 
 
 def _whole_numbers(prompts: list[str]) -> list[int]:

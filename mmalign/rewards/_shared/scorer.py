@@ -16,7 +16,7 @@ from mmalign.types import UserError
 class Scorer:
     """A reward with its facts; called like any other, ``(outputs, prompts, **columns) -> [B]``.
 
-    differentiable: whether a gradient arrives at the outputs; what guidance by gradients asks (a reward that does not say is not).
+    differentiable: whether a gradient arrives at the outputs; guidance by gradients refuses a reward that says no.
     low, high: no score is outside; None: no bound. at: told the number of the training step before it, by a reward that changes as
     training goes. reads: the columns of the prompts that it needs; a row in which one of them is None has no score (NaN).
     """

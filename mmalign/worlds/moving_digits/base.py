@@ -5,6 +5,7 @@ A person gives such a model a seven, asks it to move left, and is obeyed about h
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,10 @@ from torch.nn import functional
 from mmalign.types import UserError
 from mmalign.worlds._fitting import fit
 from mmalign.worlds.digits.data import WORDS, real
-from mmalign.worlds.moving_digits.data import CANVAS, ENLARGED, FRAMES, NAMES, stills, videos
+from mmalign.worlds.moving_digits.data import CANVAS, ENLARGED, FRAMES, NAMES, moving_digits_stills, stills, videos
 from mmalign.worlds.moving_digits.vae import LATENT, PATCH, written_vae
 
-__all__ = ["moving_digits"]
+__all__ = ["moving_digits", "moving_digits_call"]
 
 TOKENS = 6  # of a prompt, with padding
 SIDE = CANVAS * ENLARGED // PATCH
@@ -49,6 +50,17 @@ def moving_digits(*, path: str | None = None) -> Any:
     pipe = _quietly(lambda: LTXImageToVideoPipeline.from_pretrained(folder, dtype=torch.float32))
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def moving_digits_call() -> Callable[[list[str]], dict[str, Any]]:
+    """All that a call of the pipeline has to say for some prompts: sizes, and the still that each begins with.
+
+    Examples:
+        >>> sorted(moving_digits_call()(["a seven moving left #a3"]))
+        ['frame_rate', 'height', 'image', 'max_sequence_length', 'num_frames', 'width']
+    """
+    stills_of = moving_digits_stills()
+    return lambda prompts: {**CALL, **stills_of(prompts)}
 
 
 def tokenizer() -> Any:
