@@ -29,7 +29,7 @@ SETTINGS = {
 """Records of settings: ``mm.Batch(prompts=10)``; a mapping of the same keys does as well."""
 
 FLAT = {
-    "prompts": "mmalign.data", "like": "mmalign.dialects", "guide": "mmalign.guidance",
+    "prompts": "mmalign.data", "like": "mmalign.dialects", "guide": "mmalign.guidance", "Prompt": "mmalign.types",
     **{name: f"mmalign.{room}.settings" for name, room in SETTINGS.items()},
 }  # fmt: skip
 """Functions that are flat themselves, besides every recipe, command and optimiser: ``mm.prompts``."""

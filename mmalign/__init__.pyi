@@ -41,5 +41,6 @@ from mmalign.training.settings import RecordBatch as RecordBatch
 from mmalign.training.settings import Reference as Reference
 from mmalign.training.settings import RunSettings as RunSettings
 from mmalign.training.settings import Stop as Stop
+from mmalign.types import Prompt as Prompt
 
 __version__: str
