@@ -49,7 +49,7 @@ ARROWS: dict[str, set[str]] = {
     "worlds": {"types", "needs", "stacking", "records", "samplers", "policies", "evaluation"},
     "guidance": {"types", "signatures", "samplers", "policies"},
     "evaluation": {"types", "media"},
-    "runs": {"types", "files", "conversations", "environment"},
+    "runs": {"types", "files", "media", "conversations", "environment"},
     "training": {"types", "needs", "stacking", "samplers", "signatures", "calls", "files", "conversations", "runs"},
     "report": {"types", "files", "runs"},
     "recipes": {"types", "records", "samplers", "objectives", "data", "training", "report", "commands"},

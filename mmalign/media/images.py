@@ -106,6 +106,8 @@ def _of_tensor(source: Tensor) -> Any:
 
     if source.ndim != 3 or source.shape[0] not in (1, 3) or not source.numel():
         raise Broken(f"got a tensor of shape {list(source.shape)}, takes an image [3, height, width] in 0..1")
+    if source.is_floating_point() and not source.isfinite().all():
+        raise Broken("got a tensor with pixels that are not finite, takes numbers in 0..1")
     whole = source if source.dtype == torch.uint8 else (source.detach().float().clamp(0, 1) * 255).round().byte()
     return Image.fromarray(whole.expand(3, -1, -1).permute(1, 2, 0).cpu().contiguous().numpy())
 

@@ -1,10 +1,10 @@
 """Whether a file ends where it says that it ends: what decoders of cut files do not notice, or not always.
 
-Pillow refuses most cut images by itself; an animated GIF that lost frames is another animation to it, and a PNG that lost its
-orientation another picture. FFmpeg plays what is left of a video. A format's own word for its length is asked here: the boxes of MP4,
-MOV and JPEG 2000, the segment of Matroska and WebM, the RIFF of AVI, the blocks of GIF and PNG. Streams that may end anywhere (MPEG-TS,
-FLV, fragmented MP4 and live WebM between two of their pieces) say nothing, and neither does this. What is of more pieces than any real
-file is refused as well, because decoders walk them one by one, for minutes.
+Pillow refuses most cut images by itself; an animated GIF that lost frames is another animation to it, and a PNG that lost its orientation
+another picture. FFmpeg plays what is left of a video. A format's own word for its length is asked here: the boxes of MP4, MOV and JPEG
+2000, the segment of Matroska and WebM, the RIFF of AVI, the blocks of GIF and PNG, the pages of Ogg, the objects of ASF. Streams that may
+end anywhere (MPEG-TS, FLV, fragmented MP4 and live WebM between two of their pieces) say nothing, and neither does this. What is of more
+pieces than any real file is refused as well, because decoders walk them one by one, for minutes.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ PIECES = 200_000  # blocks of a GIF (two for a frame), chunks, boxes, elements
 SCANS = 100  # of a JPEG, which has 1 to 4, or some ten where it is progressive: each of them is a pass over all of its pixels
 SEGMENT, CLUSTER = 0x18538067, 0x1F43B675  # Matroska's elements whose length may be left open
 
+ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
 NEXT_MARKER = re.compile(rb"\xff+[^\x00\xd0-\xd7\xff]")
 BOXES = {
     b"ftyp", b"styp", b"moov", b"moof", b"mfra", b"mdat", b"sidx", b"ssix", b"prft", b"emsg", b"pdin", b"pnot", b"free", b"skip", b"wide",
@@ -138,6 +139,29 @@ def _matroska(data: bytes) -> bool:
     return at > len(data)
 
 
+def _ogg(data: bytes) -> bool:
+    at, ended = 0, {}
+    for _ in _pieces():
+        if data[at : at + 4] != b"OggS":
+            break
+        ended[data[at + 14 : at + 18]] = bool(data[at + 5] & 4)  # whether the last page of each stream says that it is
+        at += 27 + data[at + 26] + sum(data[at + 27 : at + 27 + data[at + 26]])
+    return at > len(data) or not all(ended.values())
+
+
+def _asf(data: bytes) -> bool:
+    """Of WMV: its objects, of which the one before the index holds all packets."""
+    at = 0
+    for _ in _pieces():
+        if len(data) - at < 24:
+            break
+        size = struct.unpack_from("<Q", data, at + 16)[0]
+        if size < 24:
+            return False  # of a live stream, or something that was appended
+        at += size
+    return at > len(data)
+
+
 def _plain_map(data: bytes) -> bool:
     """Of PPM, PGM and PBM written in digits: a number may have lost its last ones."""
     return data[-1:].isdigit()
@@ -151,5 +175,7 @@ _FORMATS: tuple[tuple[Callable[[bytes], bool], Callable[[bytes], bool]], ...] = 
     (lambda data: data.startswith(b"\xff\x4f\xff\x51"), _code_stream),
     (lambda data: data.startswith(b"RIFF") and data[8:12] == b"AVI ", _riff),
     (lambda data: data.startswith(b"\x1aE\xdf\xa3"), _matroska),
+    (lambda data: data.startswith(b"OggS"), _ogg),
+    (lambda data: data.startswith(ASF), _asf),
     (lambda data: data[:2] in (b"P1", b"P2", b"P3") and data[2:3].isspace(), _plain_map),
 )

@@ -20,13 +20,14 @@ from typing import Any
 
 from torch import Tensor
 
+from mmalign import media
 from mmalign.conversations import words_and_images
 from mmalign.files import finite, plain, write_bytes, write_text
 from mmalign.types import UserError
 
 NAME = re.compile(r"step_(\d{1,12})\.jsonl", re.ASCII)
 LARGEST = 224  # pixels of a copy's longer side
-MOST_PIXELS = 2**26  # an image with more is not opened here
+LIMITS = media.Limits(pixels=2**26, animated="first")  # an image with more is not opened here
 
 
 def write(
@@ -78,18 +79,13 @@ def _texts(value: Any) -> list[str]:
 
 
 def _kept(folder: Path, image: Any) -> str | None:
-    """The name of a small copy of an image, made where it is not there yet; None for one that cannot be read."""
+    """The name of a small copy of an image, upright, made where it is not there yet; None for one that cannot be read."""
     from PIL import Image
 
     try:
-        picture = Image.fromarray(_pixels(image)) if isinstance(image, Tensor) else image if isinstance(image, Image.Image) else None
-        if picture is None:
-            picture = Image.open(image)
-            if picture.width * picture.height > MOST_PIXELS:
-                return None
-        small = picture.convert("RGB")
-    except (OSError, ValueError, SyntaxError, AttributeError, Image.DecompressionBombError):
-        return None  # what Pillow raises at what is no image: the answer is worth showing without it
+        small = Image.fromarray(_pixels(image)) if isinstance(image, Tensor) else media.picture(image, LIMITS)
+    except media.Broken:
+        return None  # the answer is worth showing without it
     if max(small.size) > LARGEST:
         small.thumbnail((LARGEST, LARGEST))
     buffer = io.BytesIO()

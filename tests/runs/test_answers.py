@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -53,11 +54,17 @@ def test_images_that_cannot_be_read(tmp_path, monkeypatch):
     (tmp_path / "broken.png").write_bytes(b"no image")
     Image.new("CMYK", (4, 4)).save(tmp_path / "cmyk.jpg")
     Image.new("L", (64, 64)).save(tmp_path / "large.png")
-    paths = ["broken.png", "absent.png", "cmyk.jpg", "large.png"]
-    monkeypatch.setattr(answers, "MOST_PIXELS", 1000)
-    answers.write(tmp_path, 1, [question({"path": str(tmp_path / path)}) for path in paths], ["x"] * 4)
+    frames = [Image.effect_noise((16, 16), 90) for _ in range(3)]
+    frames[0].save(tmp_path / "whole.gif", save_all=True, append_images=frames[1:])
+    data = (tmp_path / "whole.gif").read_bytes()
+    (tmp_path / "cut.gif").write_bytes(
+        data[: len(data) * 2 // 3]
+    )  # its frames are counted, and struct.error or IndexError is what that raises
+    paths = ["broken.png", "absent.png", "cmyk.jpg", "large.png", "whole.gif", "cut.gif", "a" * 5000]
+    monkeypatch.setattr(answers, "LIMITS", replace(answers.LIMITS, pixels=1000))
+    answers.write(tmp_path, 1, [question({"path": str(tmp_path / path)}) for path in paths], ["x"] * len(paths))
     kept = [row["images"][0] for row in answers.read(tmp_path)[0][0][1]]
-    assert [name is None for name in kept] == [True, True, False, True]
+    assert [name is None for name in kept] == [True, True, False, True, False, True, True]
     with pytest.raises(UserError, match=r"shape \[8, 6\]"):
         answers.write(tmp_path, 2, [question({"image": torch.ones(8, 6)})], ["x"])
 
