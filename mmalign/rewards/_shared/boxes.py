@@ -22,10 +22,10 @@ class Box(NamedTuple):
 
 def json_in(text: str) -> Any:
     """The JSON value in a text: all of it, what stands in its last code fence, or from the first bracket to the last; None for none."""
-    fences = re.findall(r"```(?:json)?\s*(.*?)```", text, flags=re.DOTALL)
+    fences = text.split("```")[1:-1:2]  # closed ones
     first = min((place for place in (text.find("["), text.find("{")) if place >= 0), default=-1)
     last = max(text.rfind("]"), text.rfind("}"))
-    for candidate in (text, *fences[-1:], text[first : last + 1] if 0 <= first < last else ""):
+    for candidate in (text, *(fence.removeprefix("json") for fence in fences[-1:]), text[first : last + 1] if 0 <= first < last else ""):
         try:
             return json.loads(candidate)
         except (ValueError, RecursionError):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
+import regex
 import torch
 from torch import Tensor
 
@@ -64,3 +66,56 @@ def answers(name: str, column: str) -> Find:
         return [as_text(answer) for answer in column_of(name, column, columns)]
 
     return find
+
+
+# ---- what stands where in a text, in time that grows with its length and no faster: a model writes it
+
+
+def tagged(text: str, tag: str) -> str | None:
+    """What stands in the last ``<tag>...</tag>``, without spaces at its ends; None where there is none."""
+    opens, closes, inside, place = f"<{tag}>", f"</{tag}>", None, 0
+    while (start := text.find(opens, place)) >= 0 and (end := text.find(closes, start)) >= 0:
+        inside, place = text[start + len(opens) : end].strip(), end + len(closes)
+    return inside
+
+
+def once_each(text: str, tags: Sequence[str]) -> bool:
+    """Whether a text is ``<tag>...</tag>`` of these tags in this order and nothing else, each of them once."""
+    place = 0
+    for tag in tags:
+        opens, closes = f"<{tag}>", f"</{tag}>"
+        if text.count(opens) != 1 or text.count(closes) != 1:
+            return False
+        start, end = text.find(opens), text.find(closes)
+        if start < place or end < start or text[place:start].strip():
+            return False
+        place = end + len(closes)
+    return not text[place:].strip()
+
+
+class Pattern:
+    """A user's regular expression on texts of a model, which a ``.`` reads across lines; no text holds it for longer than it may.
+
+    owner: who is named in messages. seconds: for one text; one that takes longer does not match, which is said in a warning.
+    Errors: UserError for what is no regular expression.
+    """
+
+    def __init__(self, owner: str, pattern: str, seconds: float) -> None:
+        if not seconds > 0:
+            raise UserError(f"{owner.partition('.')[0]}.seconds: got {seconds}, takes more than 0")
+        try:
+            self._compiled = regex.compile(pattern, regex.DOTALL)
+        except regex.error as error:
+            raise UserError(f"{owner}: {pattern!r} is no regular expression: {error}") from error
+        self.owner, self.seconds = owner, seconds
+
+    def matches(self, text: str, how: Literal["fullmatch", "search"]) -> bool:
+        """Whether all of a text matches, or some of it."""
+        match = self._compiled.fullmatch if how == "fullmatch" else self._compiled.search
+        try:
+            return match(text, timeout=self.seconds) is not None
+        except TimeoutError:
+            warnings.warn(
+                f"{self.owner}: took more than {self.seconds:g} s on a text, which counts as no match: {text[:80]!r}", stacklevel=2
+            )
+            return False

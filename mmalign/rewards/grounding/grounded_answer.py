@@ -11,12 +11,13 @@ from typing import Any, Literal
 import torch
 
 from mmalign.rewards._shared.boxes import Box, overlaps, plain
-from mmalign.rewards._shared.completions import answers, texts
+from mmalign.rewards._shared.completions import answers, once_each, tagged, texts
 from mmalign.rewards._shared.scorer import Scorer
 from mmalign.types import UserError
 
-FORM = re.compile(r"\s*<location>.*?</location>\s*<think>.*?</think>\s*<answer>.*?</answer>\s*", re.DOTALL)
-NAMED_BOX = re.compile(r"([^:\[\]]+):\s*\[\s*(-?[\d.]+)\s*,\s*(-?[\d.]+)\s*,\s*(-?[\d.]+)\s*,\s*(-?[\d.]+)\s*\]")
+FORM = ("location", "think", "answer")
+BRACKETS = re.compile(r"\[([^\[\]]*)\]")
+NUMBER = re.compile(r"-?(?:\d{1,9}(?:\.\d*)?|\.\d+)")
 
 
 def grounded_answer(
@@ -51,7 +52,13 @@ def grounded_answer(
         rows = []
         for text, held in zip(texts("grounded_answer", outputs, prompts), find(prompts, columns), strict=True):
             answer, boxes = _true(held)
-            rows.append([_located(text, boxes, by, least), float(plain(_tagged(text, "answer")) == plain(answer)), float(_formed(text))])
+            rows.append(
+                [
+                    _located(text, boxes, by, least),
+                    float(plain(tagged(text, "answer") or "") == plain(answer)),
+                    float(once_each(text, FORM)),
+                ]
+            )
         table = torch.tensor(rows, dtype=torch.float64).view(-1, 3)
         if apart:
             return dict(zip(weight, table.T, strict=True))
@@ -73,7 +80,7 @@ def center_closeness(drawn: Box, true: Box) -> float:
 def _located(text: str, true: list[Box], by: str, least: float) -> float:
     if not true:
         return math.nan
-    drawn = {plain(box.label): box for box in _named(_tagged(text, "location"))}
+    drawn = {plain(box.label): box for box in _named(tagged(text, "location") or "")}
     hits = 0
     for box in true:
         held = drawn.get(plain(box.label))
@@ -84,24 +91,17 @@ def _located(text: str, true: list[Box], by: str, least: float) -> float:
 
 
 def _named(text: str) -> list[Box]:
-    found = []
-    for name, *numbers in NAMED_BOX.findall(text):
-        if all(number.count(".") < 2 and number.strip(".-") for number in numbers):
+    """The boxes of ``name: [x1, y1, x2, y2]``."""
+    boxes, place = [], 0
+    for match in BRACKETS.finditer(text):
+        before, place = text[place : match.start()].rstrip(), match.end()
+        name = re.split(r"[\[\]:]", before[:-1])[-1].lstrip(" ,;\n") if before.endswith(":") else ""
+        numbers = [number.strip() for number in match[1].split(",")]
+        if name and len(numbers) == 4 and all(NUMBER.fullmatch(number) for number in numbers):
             x1, y1, x2, y2 = (float(number) for number in numbers)
             if x1 < x2 and y1 < y2:
-                found.append(Box((x1, y1, x2, y2), name.lstrip(" ,;\n")))
-    return found
-
-
-def _tagged(text: str, tag: str) -> str:
-    """What stands in the last ``<tag>...</tag>``; an empty string where there is none."""
-    found = re.findall(rf"<{tag}>(.*?)</{tag}>", text, flags=re.DOTALL)
-    return found[-1].strip() if found else ""
-
-
-def _formed(text: str) -> bool:
-    tags = [f"<{slash}{tag}>" for tag in ("location", "think", "answer") for slash in ("", "/")]
-    return FORM.fullmatch(text) is not None and all(text.count(tag) == 1 for tag in tags)
+                boxes.append(Box((x1, y1, x2, y2), name))
+    return boxes
 
 
 def _true(held: str) -> tuple[str, list[Box]]:

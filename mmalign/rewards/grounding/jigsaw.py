@@ -10,6 +10,9 @@ from mmalign.rewards._shared.completions import against_answers
 from mmalign.rewards._shared.scorer import Scorer
 from mmalign.types import UserError
 
+BOX = re.compile(r"\\boxed\{([^{}]*)\}")
+WHOLE = re.compile(r"-?\d{1,18}")
+
 
 def jigsaw(
     *, partial: float = 0.2, formed: float = 0.2, where: Literal["answer", "boxed"] = "answer",
@@ -32,29 +35,50 @@ def jigsaw(
         raise UserError(f"jigsaw: got partial={partial}, formed={formed}, takes 0 to below 1, and 0 or more")
     if where not in ("answer", "boxed"):
         raise UserError(f"jigsaw.where: got {where!r}, takes answer or boxed")
-    before = r"\s*<think>(?:(?!<think>).)*?</think>" if think else ""
-    inside = r"<answer>((?:(?!<answer>).)*?)</answer>\s*" if where == "answer" else r".*\\boxed\{([^{}]*)\}.*"
-    form = re.compile(rf"{before}\s*{inside}" if where == "answer" else rf"{before}{inside}", re.DOTALL)
 
     def score(text: str, answer: str) -> float:
         true = _numbers(answer)
         if not true or len(set(true)) < len(true):
             raise UserError(f"jigsaw.column: got {answer[:80]!r}, takes an order of different whole numbers")
-        match = form.fullmatch(text)
-        if match is None:
+        inside = _in_answer(text, think) if where == "answer" else _in_box(text, think)
+        if inside is None:
             return 0.0
-        given = _numbers(match[1])
-        if given == true:
+        order = _numbers(inside)
+        if order == true:
             return formed + 1.0
-        if given is None or sorted(given) != sorted(true):
+        if order is None or sorted(order) != sorted(true):
             return formed
-        return formed + partial * sum(one == other for one, other in zip(given, true, strict=True)) / len(true)
+        return formed + partial * sum(one == other for one, other in zip(order, true, strict=True)) / len(true)
 
     scorer = against_answers("jigsaw", score, column)
     return replace(scorer, low=0.0, high=1.0 + formed)
 
 
+def _in_answer(text: str, think: bool) -> str | None:
+    """What ``<answer>...</answer>`` holds, with ``<think>...</think>`` before it and nothing else; None for another form."""
+    text = text.strip()
+    before, opens, rest = text.rpartition("<answer>")
+    if not opens or not rest.endswith("</answer>"):
+        return None
+    before = before.rstrip()
+    thought = before.startswith("<think>") and before.endswith("</think>") and before.count("<think>") == 1
+    return rest.removesuffix("</answer>") if (thought if think else not before) else None
+
+
+def _in_box(text: str, think: bool) -> str | None:
+    """What the last ``\\boxed{...}`` holds, after ``<think>...</think>``; None for another form."""
+    if think:
+        thought, closes, rest = text.lstrip().partition("</think>")
+        if not closes or not thought.startswith("<think>") or thought.count("<think>") != 1:
+            return None
+        text = rest
+    boxes = BOX.findall(text)
+    return boxes[-1] if boxes else None
+
+
 def _numbers(text: str) -> list[int] | None:
     """The whole numbers of a list such as ``[3, 1, 2]``, ``3, 1, 2`` or ``3 1 2``; None for anything else."""
-    held = re.fullmatch(r"\s*[\[(]?\s*(-?\d+(?:\s*[,;>\s]\s*-?\d+)*)\s*[\])]?\s*", text)
-    return [int(number) for number in re.findall(r"-?\d+", held[1])] if held else None
+    text = " ".join(text.split())  # runs of spaces would be read again from each of their places
+    text = text[1 if text.startswith(("[", "(")) else 0 :].strip().removesuffix("]").removesuffix(")").strip()
+    numbers = re.split(r" ?[,;>] ?| ", text)
+    return [int(number) for number in numbers] if all(WHOLE.fullmatch(number) for number in numbers) else None

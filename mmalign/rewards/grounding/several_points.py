@@ -6,7 +6,6 @@ import json
 import math
 import re
 from dataclasses import replace
-from itertools import combinations
 
 from mmalign.rewards._shared.boxes import boxes_in, json_in
 from mmalign.rewards._shared.completions import against_answers
@@ -14,6 +13,7 @@ from mmalign.rewards._shared.scorer import Scorer
 from mmalign.types import UserError
 
 THINK = re.compile(r"<think>(.*?)</think>(.*)", re.DOTALL)
+MOST = 200  # points that are looked at: the time for lines grows with their square
 
 
 def several_points(*, think: bool = True, most: int | None = None, column: str = "box") -> Scorer:
@@ -25,18 +25,18 @@ def several_points(*, think: bool = True, most: int | None = None, column: str =
     Args:
         column: of the prompts, that holds the box ``[x1, y1, x2, y2]``, in the unit that the model is to answer in.
         think: whether ``<think>...</think>`` goes before the list ``[{"point_2d": [x, y]}, ...]``. most: points beyond it are another
-            form; null for any number.
+            form; null for 200.
 
     Paper: InfiGUI-G1, https://arxiv.org/abs/2508.05731 (AEPO's adaptive exploration reward; format and accuracy count 1 each, as in its
     code). Errors: UserError, also for a true box that is none.
     """
-    if most is not None and most < 1:
-        raise UserError(f"several_points.most: got {most}, takes 1 or more, or null")
+    if most is not None and not 1 <= most <= MOST:
+        raise UserError(f"several_points.most: got {most}, takes 1 to {MOST}, or null")
 
     def score(text: str, answer: str) -> float:
         x1, y1, x2, y2 = _box(answer)
         points = _points(text, think)
-        if not points or (most is not None and len(points) > most) or any(on_a_line(*three) for three in combinations(points, 3)):
+        if not points or len(points) > (most or MOST) or three_on_a_line(points):
             return -1.0
         inside = [x1 <= x <= x2 and y1 <= y <= y2 for x, y in points]
         return 1 + (1 / math.sqrt(len(points) * (inside.index(True) + 1)) if any(inside) else -1 / len(points))
@@ -49,6 +49,20 @@ def on_a_line(first: tuple[float, float], second: tuple[float, float], third: tu
     """Whether three points lie on one line, by the area of their triangle; two equal points always do with a third."""
     (x1, y1), (x2, y2), (x3, y3) = first, second, third
     return math.isclose((y2 - y1) * (x3 - x1), (y3 - y1) * (x2 - x1))
+
+
+def three_on_a_line(points: list[tuple[float, float]]) -> bool:
+    """Whether any three points lie on one line: seen from one of them, two others are in one direction, or in opposite ones."""
+    if len(points) < 3:
+        return False
+    for number, (x, y) in enumerate(points):
+        others = points[number + 1 :]
+        if (x, y) in others:
+            return True
+        others.sort(key=lambda other: math.atan2(other[1] - y, other[0] - x) % math.pi)
+        if len(others) > 1 and any(on_a_line((x, y), one, other) for one, other in zip(others, [*others[1:], others[0]], strict=True)):
+            return True
+    return False
 
 
 def _points(text: str, think: bool) -> list[tuple[float, float]] | None:

@@ -14,7 +14,9 @@ from mmalign.types import UserError
 UNITS = {
     "word": re.compile(r"\S+"),
     "line": re.compile(r"[^\n]*\S[^\n]*"),
-    "sentence": re.compile(r"\S.*?(?:[.!?]+(?=\s|$)|(?=\n)|[。！？]+|$)", re.DOTALL),
+    "sentence": re.compile(  # a run of marks is looked at once, from its start: each of its places would be quadratic
+        r"(?:[.!?]++|\S)(?:(?<=[.!?]{2})(?=\s|$)|.*?(?:(?<![.!?])[.!?]++(?=\s|$)|(?=\n)|[。！？]++|$))", re.DOTALL
+    ),
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import secrets
 import sys
@@ -14,11 +15,11 @@ import torch
 from torch import Tensor
 
 from mmalign.rewards._shared.completions import answers, texts
-from mmalign.rewards._shared.sandbox import Limits, refuse, run
+from mmalign.rewards._shared.sandbox import LACKS, Done, Limits, refuse, run
 from mmalign.rewards._shared.scorer import Scorer
 from mmalign.types import UserError
 
-FENCE = re.compile(r"```[ \t]*([\w+-]*)[^\n]*\n(.*?)```", re.DOTALL)
+LANGUAGE = re.compile(r"[ \t]*([\w+-]*)")
 
 
 def code_tests(
@@ -29,17 +30,20 @@ def code_tests(
 
     The code is what stands in the last fence of three backticks (with ``python``, ``py`` or nothing after it), or else the whole
     completion. Each test runs by itself in a fresh process: the code, then the test; it has passed where it ran to its end without
-    an exception and in time. Leaving early, by ``exit(0)`` say, is no pass.
+    an exception and within the limits (also 256 MiB on the disk, 64 processes, 1 MiB of output). Leaving early, by ``exit(0)`` say, is
+    no pass. Where a test could not be run at all, as on a machine without memory for it, the score is missing: NaN.
 
     Args:
         column: of the prompts, that holds each one's tests: a list of statements, such as
             ``assert add(1, 2) == 3``, or one string, which is one test.
-        seconds, memory: of one test; memory in bytes of address space.
-        isolate: whether the code has no network and sees no other processes: ``try`` (said once where the system cannot), ``must``, ``no``.
+        seconds: of one test, of the processor's time, and by the clock with two more.
+        memory: of one test, bytes; of a process's address space, and of what all its processes hold.
+        isolate: whether the code has no network, sees no other processes and writes in its folder alone: ``try`` (said once where the
+            system cannot), ``must``, ``no``.
         at_once: processes at a time.
 
-    **What it does not protect from** is in ``_sandbox``: above all, the code runs as the same user, on the same files. Nor is a test
-    safe from code that goes looking for it: what runs before a test can read and change it.
+    **What it does not protect from** is in ``rewards/_shared/sandbox.py``: above all, the code runs as the same user, and can read what
+    that user can read. Nor is a test safe from code that goes looking for it: what runs before a test can read and change it.
     Source: pass rates of unit tests, as in APPS and HumanEval. Errors: UserError.
     """
     limits = Limits(seconds=seconds, memory=memory, isolate=isolate)
@@ -54,32 +58,44 @@ def code_tests(
         places = [(row, test) for row, tests in enumerate(lists) for test in tests]
         with ThreadPoolExecutor(at_once) as pool:
             passed = list(pool.map(lambda place: _passes(codes[place[0]], place[1], limits), places))
-        found = torch.zeros(len(prompts), dtype=torch.float64)
-        for (row, _), good in zip(places, passed, strict=True):
-            found[row] += float(good) / len(lists[row])
-        return (found > 1 - 1e-9).double() if score == "all" else found
+        parts = torch.zeros(len(prompts), dtype=torch.float64)
+        for (row, _), share in zip(places, passed, strict=True):
+            parts[row] += share / len(lists[row])
+        return torch.where(parts.isnan(), parts, (parts > 1 - 1e-9).double()) if score == "all" else parts
 
     return Scorer("code_tests", reward, low=0.0, high=1.0, reads=frozenset({column}))
 
 
 def code_of(text: str, languages: tuple[str, ...]) -> str:
     """The code of a completion: its last fence in one of the languages, or else all of it."""
-    found = [body for language, body in FENCE.findall(text) if language.casefold() in languages]
-    return found[-1] if found else text
+    code, place = text, 0
+    while (start := text.find("```", place)) >= 0:
+        line = text.find("\n", start)
+        end = text.find("```", line + 1)
+        if line < 0 or end < 0:
+            break
+        language = LANGUAGE.match(text, start + 3, line)
+        if language is not None and language[1].casefold() in languages:
+            code = text[line + 1 : end]
+        place = end + 3
+    return code
 
 
-def _passes(code: str, test: str, limits: Limits) -> bool:
+def _passes(code: str, test: str, limits: Limits) -> float:
+    """1 or 0; NaN where nothing could be run, which is not the code's fault."""
     word = secrets.token_hex(16)
     files = {"solution.py": f"{code}\n", "check.py": f"from solution import *\nimport solution\n{test}\nprint({word!r})\n"}
     done = run([[sys.executable, "-I", "-c", "import sys, runpy; sys.path.insert(0, '.'); runpy.run_path('check.py')"]], files, limits)[0]
-    if limits.isolate != "no" and not done.isolated:
-        say_open()
-    return done.code == 0 and done.output.rstrip().endswith(word)
+    say(done)
+    return math.nan if done.why == "start" else float(done.code == 0 and done.output.rstrip().endswith(word))
 
 
-def say_open() -> None:
-    """Says, once, that code runs with the network open."""
-    warnings.warn("code of the model runs with the network open: this system gives no namespaces to this user", stacklevel=2)
+def say(done: Done) -> None:
+    """Says, once each, what code of the model is not kept from, and that it could not be run."""
+    for lack in done.lacks:
+        warnings.warn(f"code of the model runs {LACKS[lack]}", stacklevel=2)
+    if done.why == "start":
+        warnings.warn(f"code of the model could not be run, and has no score: {done.output[:200]!r}", stacklevel=2)
 
 
 def _tests(answer: str) -> list[str]:

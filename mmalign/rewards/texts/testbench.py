@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
 from collections.abc import Sequence
@@ -11,10 +12,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from mmalign.rewards._shared.completions import answers, texts
+from mmalign.rewards._shared.completions import Pattern, answers, texts
 from mmalign.rewards._shared.sandbox import Limits, refuse, run
 from mmalign.rewards._shared.scorer import Scorer
-from mmalign.rewards.texts.code_tests import code_of, say_open
+from mmalign.rewards.texts.code_tests import code_of, say
 from mmalign.types import UserError
 
 
@@ -37,7 +38,7 @@ def testbench(  # the published reward's own settings
             simulator's rarely does.
         seconds, memory, isolate, at_once: as of ``code_tests``, for each command.
 
-    **What it does not protect from** is in ``_sandbox``. Errors: UserError, also for a program that is not installed.
+    **What it does not protect from** is in ``rewards/_shared/sandbox.py``. Errors: UserError, also for a program that is not installed.
     """
     limits = Limits(seconds=seconds, memory=memory, isolate=isolate)
     if not commands or not all(command and all(isinstance(word, str) for word in command) for command in commands):
@@ -51,17 +52,15 @@ def testbench(  # the published reward's own settings
     if absent := [command[0] for command in commands if shutil.which(command[0]) is None and "/" not in command[0]]:
         raise UserError(f"testbench.commands: no program called {absent[0]!r} is installed")
     refuse("testbench", limits)
-    try:
-        wanted = re.compile(passed or "")
-    except re.error as error:
-        raise UserError(f"testbench.passed: {passed!r} is no regular expression: {error}") from error
+    wanted = Pattern("testbench.passed", passed or "", seconds)
     find = answers("testbench", column)
 
     def one(code: str, held: str) -> float:
         done = run(commands, {file: code, bench: held}, limits)
-        if isolate != "no" and not done[-1].isolated:
-            say_open()
-        good = len(done) == len(commands) and done[-1].code == 0 and wanted.search(done[-1].output) is not None
+        say(done[-1])
+        if done[-1].why == "start":
+            return math.nan
+        good = len(done) == len(commands) and done[-1].code == 0 and wanted.matches(done[-1].output, "search")
         return 1.0 if good else built if len(done) == len(commands) > 1 else 0.0
 
     def reward(outputs: Any, prompts: list[Any], **columns: Any) -> Tensor:

@@ -1,0 +1,209 @@
+"""Programs that want more than they are given: each ends in time, scores 0, leaves no process and no folder behind.
+
+``try`` is what a user gets: namespaces and Landlock where the kernel has them. ``no`` has neither, so that it is the limits alone that
+hold; no program signals more than its own parent there. A third round has Landlock and no namespaces, in a user namespace that allows no
+more of them.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+
+from mmalign.rewards._shared.sandbox import Limits, _remove, run
+from mmalign.rewards.texts.code_tests import code_tests
+
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc"),
+    pytest.mark.filterwarnings("ignore:code of the model"),
+]
+ROUND = os.environ.get("MMALIGN_TEST_ROUND", "")  # "landlock" in the third one
+START = """
+import ctypes, mmap, os, signal, socket, sys, threading, time
+libc = ctypes.CDLL(None)
+libc.prctl(15, b"NAME")  # a name that forks inherit
+def forget():  # whoever started this may end
+    os.setsid()
+    libc.prctl(1, 0, 0, 0, 0)
+def forked(times, what):
+    for _ in range(times):
+        if os.fork() == 0:
+            try:
+                what()
+            finally:
+                os._exit(0)
+def answer():
+    return 0
+"""
+MANY = 120  # processes that a bomb of these tests starts, at most: six times the limit, and nothing that a machine would feel
+FORGED = b'{"code": 0}\n{"code": 0, "why": "", "left": 0}\n'  # what a launcher says
+
+PROGRAMS = {
+    "fifo": "for name in os.listdir('..'):\n    os.path.isdir('../' + name) or os.remove('../' + name)\n    os.mkfifo(name + '.fifo')\n"
+    "os.mkfifo('printed.0'); os.mkfifo('told.0'); time.sleep(60)",
+    "deleted output": "import shutil; os.close(1); os.close(2); shutil.rmtree('.', ignore_errors=True); os.kill(os.getpid(), 9)",
+    "setsid": "forked(2, lambda: (forget(), time.sleep(60)))\ntime.sleep(60)",
+    "a daemon that holds the output": "forked(1, lambda: (forget(), forked(1, lambda: time.sleep(60))))",
+    "fork bomb": f"def bomb():\n    for _ in range(7):\n        os.fork()\n    time.sleep(60)\nassert 2**7 > {MANY}\nbomb()",
+    "zombies": f"forked({MANY}, lambda: None)\ntime.sleep(60)",
+    "forks that hide": "forked(40, lambda: (forget(), forked(1, lambda: (forget(), time.sleep(60)))))\ntime.sleep(60)",
+    "memory in processes": "forked(8, lambda: (bytearray(b'x') * (48 * 2**20), time.sleep(60)))\nheld = b'y' * 2**20\ntime.sleep(60)",
+    "shared memory": "held = []\nfor _ in range(3):\n    m = mmap.mmap(-1, 30 * 2**20)\n    m.write(b'x' * len(m))\n    held.append(m)\n"
+    "forked(3, lambda: [m.seek(0) or m.write(b'y' * len(m)) for m in [mmap.mmap(-1, 60 * 2**20)]] + [time.sleep(60)])\ntime.sleep(60)",
+    "files in memory": "held = [os.memfd_create('x') for _ in range(40)]\nfor fd in held:\n    os.write(fd, b'x' * 2**23)\ntime.sleep(60)",
+    "disk in pieces": "for number in range(30):\n    open(str(number), 'wb').write(b'x' * 2**22)\ntime.sleep(60)",
+    "files without a name": "held = []\nfor number in range(30):\n    held.append(open('f', 'wb'))\n    os.remove('f')\n"
+    "    held[-1].write(b'x' * 2**22)\n    held[-1].flush()\ntime.sleep(60)",
+    "one large file": "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\nopen('f', 'wb').write(b'x' * 2**25)",
+    "many files": "for number in range(12_000):\n    open(str(number), 'w')\ntime.sleep(60)",
+    "a deep folder": "for _ in range(1_500):\n    os.mkdir('d'); os.chdir('d')\ntime.sleep(60)",
+    "a closed folder": "os.makedirs('a/b/c'); open('a/b/c/f', 'w'); os.chmod('a/b', 0); os.chmod('a', 0)",
+    "ignored signals": "for number in {*range(1, 65)} - {9, 19, 32, 33}:\n    signal.signal(number, signal.SIG_IGN)\nwhile True: pass",
+    "signals to the parent": "os.kill(os.getppid(), 19) if os.getppid() > 1 else 0\nos.killpg(0, 10)\ntime.sleep(60)",
+    "an end of the parent": "forked(2, lambda: time.sleep(60))\nos.kill(os.getppid(), 9) if os.getppid() > 1 else 0\ntime.sleep(60)",
+    "descriptors": f"lines = {FORGED!r}\nfor fd in range(3, 64):\n    try: os.write(fd, lines)\n    except OSError: pass\n"
+    "held = []\nwhile True: held.append(os.dup(1))",
+    "descriptors of the parent": f"lines = {FORGED!r}\nfor fd in range(64):\n"
+    "    try: open(f'/proc/{os.getppid()}/fd/{fd}', 'wb', 0).write(lines)\n    except OSError: pass\nos._exit(1)",
+    "symbolic links": "os.symlink('/', 'root'); os.symlink('.', 'loop')\nhere = os.getcwd()\n"
+    "try:\n    os.rename(here, here + '.moved'); os.symlink('/', here)\nexcept OSError: pass\ntime.sleep(60)",
+    "output": "while True: os.write(1, b'x' * 65536)",
+    "output of many": "forked(10, lambda: [os.write(1, b'x' * 65536) for _ in range(10_000)])\ntime.sleep(60)",
+    "threads": "for _ in range(500): threading.Thread(target=time.sleep, args=(60,)).start()\ntime.sleep(60)",
+    "all processors": "def spin():\n    while True: pass\nforked(6, spin)\nspin()",
+    "an end that says it is well": "os.write(1, b'ok\\n'); os._exit(0)",
+}  # fmt: skip
+
+
+def of_name(name: str) -> list[int]:
+    """Processes of that name that have not ended."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            try:
+                alive = (folder / "stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+                if alive and (folder / "comm").read_text().strip() == name:
+                    found.append(int(folder.name))
+            except OSError:  # it has ended
+                continue
+    return found
+
+
+def hostile(program: str, isolate: str) -> tuple[float, list[int], float]:
+    """(score, processes that are left, seconds by the clock)."""
+    name = f"mm{secrets.token_hex(5)}"
+    text = START.replace("NAME", name) + program
+    reward = code_tests(seconds=1.0, memory=256 * 2**20, isolate=isolate)
+    began = time.monotonic()
+    score = reward([text], ["p"], tests=[["assert answer() == 42"]]).item()
+    return score, of_name(name), time.monotonic() - began
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch, tmp_path):
+    """Small limits, and folders where they can be counted."""
+    from mmalign.rewards._shared import sandbox
+
+    whole = sandbox._one
+    monkeypatch.setattr(sandbox, "_one", lambda command, inside, limits: whole(command, inside, limits._replace(disk=2**26, processes=20)))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    yield
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith("mmalign-run-")] == []
+
+
+@pytest.mark.parametrize("isolate", ["try"] if ROUND else ["try", "no"])
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_a_hostile_program_ends_scores_nothing_and_leaves_nothing(name, isolate):
+    score, left, seconds = hostile(PROGRAMS[name], isolate)
+    assert (score, left) == (0.0, []) and seconds < 60
+
+
+LIMITS = {
+    "fork bomb": "processes", "zombies": "processes", "forks that hide": "processes", "memory in processes": "memory",
+    "shared memory": "memory", "files in memory": "disk", "disk in pieces": "disk", "files without a name": "disk",
+    "many files": "disk", "a deep folder": "disk", "output": "output", "output of many": "output", "setsid": "time",
+    "all processors": "time", "ignored signals": "time",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("isolate", ["try"] if ROUND else ["try", "no"])
+@pytest.mark.parametrize("name", LIMITS)
+def test_it_is_the_limit_that_ends_it(name, isolate):
+    code = START.replace("NAME", "mmlimits") + PROGRAMS[name]
+    seconds = 1.0 if LIMITS[name] == "time" else 30.0  # the others meet their limit long before their time
+    done = run([[sys.executable, "-I", "-c", code]], {}, Limits(seconds=seconds, memory=256 * 2**20, isolate=isolate))[0]
+    assert (done.code, done.why) == (None, LIMITS[name])
+
+
+def test_a_limit_on_all_together_is_not_met_by_what_they_share():
+    """Forty MiB in one process and eight forks of it are forty MiB."""
+    code = START.replace("NAME", "mmshare") + (
+        "held = b'x' * (40 * 2**20)\nforked(8, lambda: time.sleep(0.5))\nfor _ in range(8): os.wait()\nprint('well')"
+    )
+    done = run([[sys.executable, "-I", "-c", code]], {}, Limits(seconds=30.0, memory=256 * 2**20))[0]
+    assert (done.code, done.output, done.why) == (0, "well\n", "")
+
+
+def test_files_are_written_in_the_folder_alone(tmp_path):
+    code = f"open('inside', 'w').write('x'); open('/dev/null', 'w').write('x'); open({str(tmp_path / 'outside')!r}, 'w')"
+    done = run([[sys.executable, "-I", "-c", code]], {}, Limits(seconds=20.0))[0]
+    if "landlock" in done.lacks:
+        pytest.skip("this kernel has no Landlock")
+    assert done.code == 1 and "outside" in done.output and not (tmp_path / "outside").exists()
+
+
+def test_a_folder_is_removed_however_deep_it_is(tmp_path):
+    deep = "import os\nfor _ in range(3_000):\n    os.mkdir('d'); os.chdir('d')\nopen('f', 'w')"
+    (tmp_path / "mmalign-run-deep").mkdir()
+    subprocess.run([sys.executable, "-c", deep], cwd=tmp_path / "mmalign-run-deep", check=True)
+    _remove(str(tmp_path / "mmalign-run-deep"))
+    assert not (tmp_path / "mmalign-run-deep").exists()
+
+
+def test_the_end_of_training_is_the_end_of_its_code(tmp_path):
+    """A killed process takes the code that it runs with it, sessions of its own included."""
+    name = f"mm{secrets.token_hex(5)}"
+    code = START.replace("NAME", name) + PROGRAMS["setsid"]
+    script = (
+        f"import sys; from mmalign.rewards._shared.sandbox import run, Limits; "
+        f"run([[sys.executable, '-I', '-c', {code!r}]], {{}}, Limits(seconds=50.0, isolate='no'))"
+    )
+    training = subprocess.Popen([sys.executable, "-c", script], env={**os.environ, "TMPDIR": str(tmp_path / "own")}, start_new_session=True)
+    (tmp_path / "own").mkdir()
+    until = time.monotonic() + 120
+    while len(of_name(name)) < 3 and time.monotonic() < until:
+        time.sleep(0.05)
+    assert len(of_name(name)) == 3
+    training.kill()
+    training.wait()
+    while of_name(name) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert of_name(name) == []
+
+
+@pytest.mark.skipif(bool(ROUND), reason="this is that round")
+def test_the_same_without_namespaces():
+    """All of this file in a user namespace that allows no others."""
+    unshare = shutil.which("unshare")
+    command = ["--user", "--map-root-user", "sh", "-c", 'echo 0 > /proc/sys/user/max_user_namespaces && exec "$@"', "sh"]
+    if unshare is None or subprocess.run([unshare, *command, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("no user namespace can be made here")
+    arguments = ["-m", "pytest", "-q", "-x", "-n", "0", "-p", "no:cacheprovider", "--import-mode=importlib", __file__]
+    done = subprocess.run(
+        [unshare, *command, sys.executable, *arguments], env={**os.environ, "MMALIGN_TEST_ROUND": "landlock"}, capture_output=True,
+        text=True, check=False, cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+
+
+@pytest.mark.skipif(ROUND != "landlock", reason="of the round without namespaces")
+def test_this_round_has_no_namespaces():
+    assert "namespaces" in run([[sys.executable, "-c", ""]], {}, Limits(seconds=20.0))[0].lacks
