@@ -106,11 +106,11 @@ def _leaf(path: str, value: Any, parameter: signatures.Parameter) -> Any:
     """A plain value as it was given, if it fits."""
     from mmalign.types import UserError
 
-    if _is_plain(value) and signatures.plain(parameter.annotation):
+    if _is_plain(value):
         try:
-            signatures.convert(value, parameter.annotation)
-        except ValueError:
-            raise UserError(f"{path}: got {value!r}, takes {signatures.show(parameter.annotation)}") from None
+            signatures.fit(value, parameter)
+        except signatures.Unfit as error:
+            raise UserError(f"{path}: {error}") from None
     wanted = parameter.annotation
     if _is_plain(value) and isinstance(wanted, type) and wanted is not object and not signatures.plain(wanted) and _is_made(wanted):
         raise UserError(f"{path}: got {value!r}, takes what a function that gives {wanted.__name__} made (`mmalign list`)")

@@ -14,7 +14,9 @@ from typing import Any
 from mmalign import calls, environment
 from mmalign.crosschecks import crosschecked
 from mmalign.outside import Outside
-from mmalign.planning import ROOMS, Call, Review, carry_out, execute, one_line, plan, plan_value, said
+from mmalign.overrides import override
+from mmalign.planning import ROOMS, Call, Review, carry_out, execute, plan, plan_value, said
+from mmalign.reading import one_line, read
 from mmalign.rooms import resource
 from mmalign.signatures import nearest, parameters
 
@@ -23,31 +25,27 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """The config in a file, its ``${interpolations}`` resolved, after ``key.sub=value`` overrides.
 
     path: a YAML file, or the short name of one under configs/ (``digits/flow_grpo``). Files that it names by ``path`` or ``*_file`` are
-    looked for beside it first. An override that changes a node's ``use`` replaces the node.
+    looked for beside it first. See ``overrides`` for those.
 
     Errors: UserError in one line.
     """
-    import yaml
-    from omegaconf import DictConfig, OmegaConf
+    from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     from mmalign.types import UserError
 
     environment.watch()
     file = locate(path)
+    config: Any = OmegaConf.to_container(read(file), resolve=False)
+    for word in overrides:
+        override(config, word)
     try:
-        config = OmegaConf.load(file)
-    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
-        raise UserError(f"{file}: not readable as YAML: {one_line(error)}") from error
-    if not isinstance(config, DictConfig):
-        raise UserError(f"{file}: takes a mapping {{use: ..., ...}} at the top")
-    for override in overrides:
-        _override(config, override)
-    try:
-        resolved = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        resolved = OmegaConf.to_container(OmegaConf.create(config), resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         key = f"{error.full_key}: " if error.full_key else ""
         raise UserError(f"{key}{one_line(error)}") from error
+    except RecursionError as error:
+        raise UserError(f"{file}: its interpolations lead to themselves") from error
     return {str(key): _from(file.parent, value, str(key)) for key, value in resolved.items()}  # type: ignore[union-attr]
 
 
@@ -129,27 +127,3 @@ def locate(path: str | Path) -> Path:
     known = sorted(str(file.relative_to(folder).with_suffix("")) for file in folder.rglob("*.yaml"))
     near = nearest(str(path), known) or f"; configs here: {', '.join(known)}"
     raise UserError(f"{path}: no such config; takes a YAML file or a short name{near}")
-
-
-def _override(config: Any, override: str) -> None:
-    import yaml
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    from mmalign.types import UserError
-
-    key, equals, value = override.partition("=")
-    if not equals or not key:
-        raise UserError(f"{override}: takes key.sub=value")
-    try:
-        parsed = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]), resolve=False)
-        parts = key.split(".")
-        for length in range(1, len(parts)):
-            held = OmegaConf.select(config, parent := ".".join(parts[:length]))
-            if held is not None and not OmegaConf.is_config(held):
-                raise UserError(f"{override}: {parent} holds {held!r}, so it has no {parts[length]!r}")
-        if parts[-1] == "use" and OmegaConf.select(config, key) not in (None, parsed["value"]):  # type: ignore[index,call-overload]
-            OmegaConf.update(config, key.removesuffix(".use") or "use", {"use": parsed["value"]}, merge=False)  # type: ignore[index,call-overload]
-        OmegaConf.update(config, key, parsed["value"], force_add=True)  # type: ignore[index,call-overload]
-    except (yaml.YAMLError, OmegaConfBaseException, AttributeError, TypeError, ValueError, IndexError) as error:
-        raise UserError(f"{override}: takes key.sub=value: {one_line(error)}") from error

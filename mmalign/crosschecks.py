@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from mmalign.planning import METHODS, Call, Review, Unread, carry_out, harmless, home, one_line
+from mmalign.planning import METHODS, Call, Review, Unread, carry_out, harmless, home
+from mmalign.ranges import MANY, Range, outside_of, within
+from mmalign.reading import one_line
+from mmalign.renamed import renamed
 from mmalign.signatures import nearest
+
+CALLED_WITH: dict[str, Range] = {
+    **dict.fromkeys(("num_inference_steps", "height", "width", "num_frames", "max_sequence_length", "max_completion"), within(1, MANY)),
+    **dict.fromkeys(("guidance_scale", "true_cfg_scale"), within(-math.inf, above=True, below=True)),
+    "temperature": within(0, below=True), "top_p": within(0, 1, above=True), "top_k": within(0, MANY), "strength": within(0, 1),
+}  # fmt: skip
+"""What numbers of a policy's calls may be, in diffusers' words and in those of language models."""
 
 
 def crosschecked(call: Call, review: Review) -> None:
     """Adds to a review what is wrong between the keys of a plan."""
     review.errors.extend(_calls(call))
     review.errors.extend(_other_kinds(call))
+    review.errors.extend(_names(call))
     if not any(line.startswith(("method.", "method:")) for line in review.errors):
         review.errors.extend(_incompatible(call, review))
 
@@ -32,7 +44,7 @@ def _incompatible(call: Call, review: Review) -> list[str]:
 
     gives = adapter.gives
     for option, more in adapter.gives_with.items():
-        gives = gives | (more & set(policy.arguments.get(option) or ()))
+        gives = gives | {word for word in _list(policy.arguments.get(option)) if isinstance(word, str) and word in more}
     try:
         built = carry_out(method)
     except Exception as error:  # whatever a factory raises is the user's to know, as one line among the others
@@ -66,6 +78,32 @@ def _other_kinds(call: Call) -> Iterator[str]:
             yield f"{other.path}.use: got {other.name}, and policy is {policy.name}; takes {policy.name}, which scores the same rows"
 
 
+def _names(call: Call) -> Iterator[str]:
+    """Names of rewards and judges that are said elsewhere and that nobody has."""
+    evaluation, combine = call.arguments.get("evaluation"), call.arguments.get("combine")
+    rewards = call.arguments.get("rewards")
+    held = list(rewards) if isinstance(rewards, dict) else []
+    asked = evaluation.arguments if isinstance(evaluation, Call) else {}
+    judges = list(asked["judges"]) if isinstance(asked.get("judges"), dict) else []
+    stop = asked.get("stop")
+    judge = stop.arguments.get("judge") if isinstance(stop, Call) else None
+    if isinstance(judge, str) and held + judges and judge.partition("/")[0] not in held + judges:
+        yield f"evaluation.stop.judge: got {judge!r}, takes one of {', '.join(held + judges)}{nearest(judge, held + judges)}"
+    for name in sorted({*held} & {*judges}):
+        yield f"evaluation.judges.{name}: a reward has that name too; takes another"
+    if isinstance(combine, Call) and held and home(combine.function).startswith("mmalign."):
+        for key in ("weights", "transforms", "limits"):
+            named = combine.arguments.get(key)
+            for name in named if isinstance(named, dict) else ():
+                if not any(name == reward or str(name).startswith(f"{reward}/") for reward in held):
+                    yield f"combine.{key}.{name}: no reward has this name{nearest(str(name), held)}; takes {', '.join(held)}"
+
+
+def _list(value: Any) -> list[Any]:
+    """A list as it is, and nothing for what should be one and is not, which is another mistake."""
+    return value if isinstance(value, list) else []
+
+
 def _adapter(policy: Call) -> Any:
     """What the module of a policy says of those it makes (``types.Adapter``); None where it says nothing, or was not imported."""
     module = sys.modules.get(home(policy.function))
@@ -84,10 +122,16 @@ def _calls(call: Call) -> Iterator[str]:
     own = [(f"{node.path}.call", node.arguments.get("call"), node) for node in asked]
     theirs = evaluation.arguments.get("call") if isinstance(evaluation, Call) else None
     for path, arguments, node in [*own, ("evaluation.call", theirs, policy), ("call", call.arguments.get("call"), policy)]:
-        known = _arguments(node) if arguments else None
-        for key in arguments or {}:
-            if known is not None and key not in known:
-                yield f"{path}.{key}: no argument of this policy's calls{nearest(str(key), known)}"
+        if isinstance(arguments, Mapping) and arguments and (known := _arguments(node)) is not None:
+            yield from _wrong_arguments(path, arguments, known)
+
+
+def _wrong_arguments(path: str, arguments: Mapping[str, Any], known: Any) -> Iterator[str]:
+    for key, value in arguments.items():
+        if key not in known:
+            yield f"{path}.{key}: " + (renamed(str(key), path) or f"no argument of this policy's calls{nearest(str(key), known)}")
+        elif (allowed := CALLED_WITH.get(key)) is not None and outside_of(value, allowed):
+            yield f"{path}.{key}: got {value}, takes {allowed.takes(value)}"
 
 
 def _arguments(policy: Call) -> Any:

@@ -14,6 +14,7 @@ from typing import Any
 
 from mmalign import catalogue, signatures
 from mmalign.outside import IMPORT_PATH, Outside, is_there, located, ours, written
+from mmalign.reading import one_line
 from mmalign.renamed import renamed
 from mmalign.rooms import find, index, no_module, resource
 from mmalign.signatures import nearest
@@ -238,19 +239,30 @@ def _as_others_do(function: Callable[..., Any], given: dict[str, Any], path: str
 def _plan_argument(path: str, value: Any, planned: Any, parameter: signatures.Parameter, errors: list[str]) -> Any:
     """The argument as the function will get it, of the annotated type where that is plain data."""
     if parameter.annotation in (Any, object) or not signatures.plain(parameter.annotation):
-        errors.extend(_not_nodes(path, parameter, value))
+        errors.extend(list(_not_nodes(path, parameter, value)) or _unfit(path, value, parameter))
         return planned
     if _holds_node(value):
         if signatures.scalar(parameter.annotation):
             errors.append(f"{path}: got a node, takes {signatures.show(parameter.annotation)}")
+        elif isinstance(value, Mapping) and "use" not in value and parameter.name in ROOMS and parameter.name not in NAMED:
+            errors.extend(_not_nodes(path, parameter, value))  # nodes by name where there is one node
         return planned
     if signatures.is_file(parameter) and isinstance(value, str):
         value = _existing(path, value, errors)
     try:
-        return signatures.convert(value, parameter.annotation)
-    except ValueError:
-        errors.append(f"{path}: got {value!r}, takes {signatures.show(parameter.annotation)}")
+        return signatures.fit(value, parameter)
+    except signatures.Unfit as error:
+        errors.append(f"{path}: {error}")
         return value
+
+
+def _unfit(path: str, value: Any, parameter: signatures.Parameter) -> list[str]:
+    """What is wrong with plain data where an object may stand as well."""
+    try:
+        signatures.fit(value, parameter)
+    except signatures.Unfit as error:
+        return [f"{path}: {error}"]
+    return []
 
 
 def _look_up(name: Any, path: str, rooms: tuple[str, ...], review: Review) -> Callable[..., Any]:
@@ -360,12 +372,6 @@ def carry_out(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: carry_out(item) for key, item in value.items()}
     return [carry_out(item) for item in value] if isinstance(value, list) else value
-
-
-def one_line(error: BaseException) -> str:
-    """What an error says, without the lines that OmegaConf adds."""
-    lines = [line.strip() for line in str(error).splitlines()]
-    return " ".join(line for line in lines if line and not line.startswith(("full_key:", "object_type="))) or type(error).__name__
 
 
 def execute(call: Call, **extra: Any) -> Any:

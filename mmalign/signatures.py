@@ -1,8 +1,8 @@
 """What a function's signature says of its arguments, and whether a value from a YAML file fits.
 
-Only plain data is checked (numbers, strings, booleans, null, paths, Literal, lists, tuples, sets, mappings and unions of these), and
-records: an argument that is annotated with one (`Record`) takes a mapping of its fields, which are checked in the same way down to the last
-leaf. Everything else is an object, which a config builds with a node.
+Only plain data is checked (numbers, strings, booleans, null, paths, Literal, lists, tuples, sets, mappings and unions of these), with the
+range that an annotation gives to numbers (`ranges`), and records: an argument that is annotated with one (`Record`) takes a mapping of its
+fields, which are checked in the same way down to the last leaf. Everything else is an object, which a config builds with a node.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import collections.abc
 import dataclasses
 import difflib
+import functools
 import inspect
 import json
 import types
@@ -18,22 +19,63 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Union
 
+from mmalign.ranges import Range, outside_of
+
 LEAVES = (int, float, str, bool, type(None), Path, Any, object)
 CONTAINERS = (list, dict, tuple, set, frozenset, collections.abc.Sequence, collections.abc.Mapping, collections.abc.Collection)
 OUTPUTS = ("out", "output", "runs", "root", "folder")
 """Parameters annotated ``Path`` that name what will be written, and need not exist."""
 
 
-class Record:
-    """Marks a frozen dataclass of settings: a mapping of its fields, in YAML or in Python, stands for it. It has nothing to inherit."""
+class Checked(type):
+    """A class whose keywords are checked when it is called, so that a wrong one is the line that a config would get."""
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        from mmalign.types import UserError
+
+        known, _ = parameters(cls)
+        for key in kwargs:
+            if key.rstrip("_") not in known:
+                raise UserError(f"{cls.__name__}.{key}: unknown key of {cls.__name__}{nearest(key, known)}; takes {', '.join(known)}")
+        return super().__call__(*args, **kwargs)
+
+    @property
+    def __signature__(cls) -> inspect.Signature:
+        """That of ``__init__``, which `inspect` would not look for behind the call above."""
+        own = inspect.signature(cls.__init__)  # type: ignore[misc]
+        return own.replace(parameters=list(own.parameters.values())[1:])
+
+
+class Record(metaclass=Checked):
+    """Marks a frozen dataclass of settings: a mapping of its fields, in YAML or in Python, stands for it.
+
+    What it inherits refuses numbers outside of the ranges of its annotations when it is made.
+    """
+
+    def __post_init__(self) -> None:
+        from mmalign.types import UserError
+
+        for name, parameter in parameters(type(self))[0].items():
+            value = getattr(self, name if name in self.__dict__ else f"{name}_")
+            if parameter.within is not None and outside_of(value, parameter.within):
+                raise UserError(f"{name}: got {value}, takes {parameter.within.takes(value)}")
 
 
 class Parameter(NamedTuple):
-    """A keyword that a function takes. ``annotation`` is Any where there is none, or none that can be resolved."""
+    """A keyword that a function takes. ``annotation`` is Any where there is none, or none that can be resolved. within: of its numbers."""
 
     name: str
     annotation: Any
     required: bool
+    within: Range | None = None
+
+
+class Unfit(ValueError):
+    """A value that a parameter does not take, in words: ``got 'x', takes int``."""
+
+
+class OutOfRange(Unfit):
+    """A number of the right kind that is none of those that it may be: ``got 0, takes 1 or more``."""
 
 
 def parameters(function: Callable[..., Any]) -> tuple[dict[str, Parameter], bool]:
@@ -42,12 +84,13 @@ def parameters(function: Callable[..., Any]) -> tuple[dict[str, Parameter], bool
         signature = inspect.signature(function)
     except (ValueError, TypeError):
         return {}, True  # a builtin that does not say
-    annotations = _resolved(function)
+    annotations, ranges = _resolved(function), _resolved(function, extras=True)
     found, any_key = {}, False
     for name, parameter in signature.parameters.items():
         if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
             key = name.rstrip("_")  # a field that would be a word of Python's: `from_`
-            found[key] = Parameter(key, annotations.get(name, Any), parameter.default is parameter.empty)
+            required = parameter.default is parameter.empty
+            found[key] = Parameter(key, annotations.get(name, Any), required, _range(ranges.get(name)))
         any_key = any_key or parameter.kind == parameter.VAR_KEYWORD
     return found, any_key
 
@@ -58,21 +101,27 @@ def accepted(function: Callable[..., Any], given: Mapping[str, Any]) -> dict[str
     return {name: value for name, value in given.items() if any_key or name in known}
 
 
-def _resolved(function: Callable[..., Any]) -> dict[str, Any]:
+def _range(annotation: Any) -> Range | None:
+    """The range inside of an annotation, whatever stands around it."""
+    inside = typing.get_args(annotation)
+    return next((part if isinstance(part, Range) else found for part in inside if isinstance(part, Range) or (found := _range(part))), None)
+
+
+def _resolved(function: Callable[..., Any], *, extras: bool = False) -> dict[str, Any]:
     """Annotations as types, even where they are strings and some of them name what only a type checker imports."""
     owner: Any = function.__init__ if isinstance(function, type) else inspect.unwrap(function)  # type: ignore[misc]
     try:
-        return typing.get_type_hints(owner)
+        return typing.get_type_hints(owner, include_extras=extras)
     except (NameError, TypeError, AttributeError, SyntaxError):
-        return {name: _resolved_one(owner, name, text) for name, text in getattr(owner, "__annotations__", {}).items()}
+        return {name: _resolved_one(owner, name, text, extras) for name, text in getattr(owner, "__annotations__", {}).items()}
 
 
-def _resolved_one(owner: Any, name: str, annotation: Any) -> Any:
+def _resolved_one(owner: Any, name: str, annotation: Any, extras: bool) -> Any:
     def alone() -> None: ...
 
     alone.__annotations__ = {name: annotation}
     try:
-        return typing.get_type_hints(alone, globalns=getattr(owner, "__globals__", {}))[name]
+        return typing.get_type_hints(alone, globalns=getattr(owner, "__globals__", {}), include_extras=extras)[name]
     except (NameError, TypeError, AttributeError, SyntaxError):
         return Any
 
@@ -107,8 +156,11 @@ def _read_otherwise(value: Any, parameter: Parameter, record: type, path: str, r
         return value
     if value is not None and plain(other):
         try:
-            return convert(value, other)
-        except ValueError:
+            return fit(value, parameter._replace(annotation=other))
+        except OutOfRange as error:
+            reader.errors.append(f"{path}: {error}")
+            return value
+        except Unfit:
             takes = show(other).replace("null or ", "").replace(" or null", "")
             near = f"{takes}, or a mapping" if takes != "null" else "a mapping"
             reader.errors.append(f"{path}: got {value!r}, takes {near} of {', '.join(parameters(record)[0])}")
@@ -145,11 +197,10 @@ def record(kind: type, value: Any, path: str) -> Any:
     from mmalign.types import UserError
 
     def leaf(place: str, item: Any, parameter: Parameter) -> Any:
-        if plain(parameter.annotation):
-            try:
-                return convert(item, parameter.annotation)
-            except ValueError:
-                reader.errors.append(f"{place}: got {item!r}, takes {show(parameter.annotation)}")
+        try:
+            return fit(item, parameter)
+        except Unfit as error:
+            reader.errors.append(f"{place}: {error}")
         return item
 
     reader = Reader(leaf, lambda made, arguments, place: make(made, arguments), [])
@@ -226,15 +277,65 @@ def may_be_plain(value: Any, annotation: Any) -> bool:
     return False
 
 
+def fit(value: Any, parameter: Parameter) -> Any:
+    """A value as a parameter's annotation has it, where that is plain data, and in its range.
+
+    Errors: Unfit where text should be a number, a float an int, or a boolean either; OutOfRange for numbers that are not taken, for NaN
+    and for what no machine's number holds.
+    """
+    fitted = value
+    if plain(parameter.annotation):
+        try:
+            fitted = convert(value, parameter.annotation)
+        except ValueError:
+            raise Unfit(f"got {shown(value)}, takes {show(parameter.annotation)}") from None
+        if _of_numbers(parameter.annotation) and outside_of(value, parameter.within):
+            allowed = "a number of 64 bits" if parameter.within is None else parameter.within.takes(value)
+            raise OutOfRange(f"got {shown(list(fitted) if isinstance(fitted, tuple) else fitted)}, takes {allowed}")
+    if parameter.name == "device" and isinstance(value, str):
+        import torch
+
+        try:
+            torch.device(value)
+        except RuntimeError:
+            raise OutOfRange(f"got {shown(value)}, takes a device of torch: cpu, cuda, cuda:1, mps, ...") from None
+    return fitted
+
+
+def _of_numbers(annotation: Any) -> bool:
+    """Whether a number may stand somewhere under an annotation that says so; what takes anything has no range."""
+    if annotation in (int, float):
+        return True
+    return typing.get_origin(annotation) is not Literal and any(map(_of_numbers, typing.get_args(annotation)))
+
+
 def convert(value: Any, annotation: Any) -> Any:
     """The value as the annotated type: an int for a float, a list for a tuple, a string for a path, and no other liberties.
 
-    Raises ValueError (pydantic's) where it does not fit: text is no number, a float is no int, and a boolean is neither.
+    Errors: ValueError (pydantic's) where it does not fit: text is no number, a float is no int, and a boolean is neither.
     """
+    # strict mode of JSON, not of Python, because YAML has no tuples, sets and paths either
+    return _adapter(annotation).validate_json(json.dumps(value, default=str), strict=True)
+
+
+@functools.cache
+def _adapter(annotation: Any) -> Any:
     from pydantic import TypeAdapter
 
-    # strict mode of JSON, not of Python, because YAML has no tuples, sets and paths either
-    return TypeAdapter(annotation).validate_json(json.dumps(value, default=str), strict=True)
+    return TypeAdapter(annotation)
+
+
+def shown(value: Any) -> str:
+    """A value in a message, the beginning of it where it is long."""
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
+def takes(parameter: Parameter) -> str:
+    """What a parameter takes, in the words of a config file; empty where that is an object."""
+    if not plain(parameter.annotation):
+        return ""
+    return show(parameter.annotation) + ("" if parameter.within is None else f", {parameter.within}")
 
 
 def show(annotation: Any) -> str:

@@ -245,6 +245,34 @@ def test_overrides(tmp_path):
     assert loaded["kernel"] == {"use": "ode"} and loaded["flag"] is True
 
 
+LISTS = [
+    ("run.trackers=[tensorboard, wandb]", {"trackers": ["tensorboard", "wandb"], "betas": [0.9, 0.99]}),
+    ("run.trackers=[]", {"trackers": [], "betas": [0.9, 0.99]}),
+    ("run.trackers[0]=aim", {"trackers": ["aim"], "betas": [0.9, 0.99]}),
+    ("run.trackers[1]=aim", {"trackers": ["wandb", "aim"], "betas": [0.9, 0.99]}),
+    ("run.betas.1=.5", {"trackers": ["wandb"], "betas": [0.9, 0.5]}),
+    ("run.new[0]=a", {"trackers": ["wandb"], "betas": [0.9, 0.99], "new": ["a"]}),
+    ("run.new[0].deep=a", {"trackers": ["wandb"], "betas": [0.9, 0.99], "new": [{"deep": "a"}]}),
+    ("run={trackers: []}", {"trackers": [], "betas": [0.9, 0.99]}),
+    ("run=[a, b]", ["a", "b"]),
+]
+
+
+@pytest.mark.parametrize(("word", "run"), LISTS)
+def test_lists_can_be_set_and_replace_mappings(tmp_path, word, run):
+    file = write(tmp_path, "use: online\nrun: {trackers: [wandb], betas: [0.9, 0.99]}\n")
+    assert config.load(file, [word]) == {"use": "online", "run": run}
+
+
+def test_another_use_replaces_the_node_wherever_it_is_said(tmp_path):
+    file = write(tmp_path, "use: online\nmethod: {use: grpo, clip: 0.2}\nrewards: {a: {use: jpeg, want: large}}\n")
+    assert config.load(file, ["method={use: kto}"])["method"] == {"use": "kto"}
+    assert config.load(file, ["method={use: grpo, kl: x}"])["method"] == {"use": "grpo", "clip": 0.2, "kl": "x"}
+    assert config.load(file, ["method.use=kto", "method.beta=0.1"])["method"] == {"use": "kto", "beta": 0.1}
+    assert config.load(file, ["rewards={a: {use: novelty}, b: {use: jpeg}}"])["rewards"] == {"a": {"use": "novelty"}, "b": {"use": "jpeg"}}
+    assert config.load(file, ["use=offline"])["method"] == {"use": "grpo", "clip": 0.2}
+
+
 @pytest.mark.parametrize(
     ("text", "overrides", "words"),
     [
@@ -258,7 +286,10 @@ def test_overrides(tmp_path):
         ("a: 1", ["a.b=3"], "a.b=3: a holds 1, so it has no 'b'"),
         ("a: 1", ["a.b.c=3"], "a.b.c=3: a holds 1"),
         ("a: 1", ["a={b: 1, c"], "takes key.sub=value"),
-        ("a: [1]", ["a[4]=3"], "a[4]=3: takes key.sub=value"),
+        ("a: [1]", ["a[4]=3"], "a[4]=3: a is a list of 1, takes a[0] to a[1]"),
+        ("a: [1]", ["a.b=3"], "a.b=3: a is a list of 1"),
+        ("a: {b: 1}", ["a[0]=3"], "a[0]=3: a holds {'b': 1}, so it has no 0"),
+        ("a: 1", ["a..b=3"], "a..b=3: takes key.sub=value"),
     ],
 )
 def test_an_unreadable_file_or_override_is_one_line(tmp_path, text, overrides, words):

@@ -98,7 +98,7 @@ MISTAKES = {
     "a node": ("digits/demo", {"batch__prompts": {"use": "digit_prompts"}}, "batch.prompts: got a node, takes int"),
     "no mapping": ("digits/demo", {"batch": 3}, "batch: got 3, takes a mapping of prompts, group"),
     "a range": ("digits/demo", {"batch__micro_rows": 0}, "batch.micro_rows: got 0, takes 1 or more"),
-    "betas": ("digits/demo", {"optimizer__betas": [1, 2]}, "optimizer.betas: got [1.0, 2.0], takes two numbers from 0 to below 1"),
+    "betas": ("digits/demo", {"optimizer__betas": [1, 2]}, "optimizer.betas: got [1.0, 2.0], takes a number from 0 to below 1"),
     "ema": ("digits/demo", {"optimizer__ema": 1.5}, "optimizer.ema: got 1.5, takes a number from 0 to below 1"),
     "ema, deep": ("digits/demo", {"optimizer__ema": {"decy": 0.9}}, "optimizer.ema.decy: unknown key of ema; nearest: decay"),
     "optimizer": ("digits/demo", {"optimizer__use": "adamm"}, "optimizer.use: got 'adamm', there is none in training.optimizers; near"),
@@ -125,6 +125,85 @@ def test_every_old_key_of_a_recipe_names_the_new_one(key: str) -> None:
 def test_every_old_key_of_a_policy_names_the_new_one(key: str) -> None:
     name = "text/grpo" if key in ("logits_at_once", "shared_prefixes") else "digits/demo"
     assert f"policy.{key}: is {POLICY[key]} since 0.2.0" in changed(name, **{f"policy__{key}": 1})
+
+
+RANGES = {
+    "max_norm": ("optimizer__max_norm", -1, "optimizer.max_norm: got -1.0, takes a number above 0"),
+    "no norm": ("optimizer__max_norm", 0, "optimizer.max_norm: got 0.0, takes a number above 0"),
+    "warmup": ("optimizer__warmup", -5, "optimizer.warmup: got -5, takes 0 or more"),
+    "rate": ("optimizer__rate", -1, "optimizer.rate: got -1.0, takes a number above 0"),
+    "no rate": ("optimizer__rate", float("nan"), "optimizer.rate: got nan, takes a number above 0"),
+    "a rate without end": ("optimizer__rate", float("inf"), "optimizer.rate: got inf, takes a number above 0, and finite"),
+    "ema": ("optimizer__ema", 2, "optimizer.ema: got 2.0, takes a number from 0 to below 1"),
+    "ema, deep": ("optimizer__ema", {"decay": 1.0}, "optimizer.ema.decay: got 1.0, takes a number from 0 to below 1"),
+    "weight decay": ("optimizer__weight_decay", -0.1, "optimizer.weight_decay: got -0.1, takes 0 or more"),
+    "group": ("batch__group", 0, "batch.group: got 0, takes 1 or more"),
+    "group, huge": ("batch__group", 10**12, "batch.group: got 1000000000000, takes 1 to 1,000,000"),
+    "updates": ("batch__updates", -3, "batch.updates: got -3, takes 1 or more"),
+    "more than 64 bits": ("batch__micro_rows", 10**30, "batch.micro_rows: got 1000000000000000000000000000000, takes 1 to 1,000,000"),
+    "steps": ("steps", 0, "steps: got 0, takes 1 or more"),
+    "steps without end": ("steps", 10**15, "steps: got 1000000000000000, takes 1 to 1,000,000,000"),
+    "dtype": ("policy__dtype", "bf16", "policy.dtype: got 'bf16', takes 'float32' or 'bfloat16' or 'float16'"),
+    "device": ("policy__device", "cudaa", "policy.device: got 'cudaa', takes a device of torch: cpu, cuda"),
+    "schedule": ("policy__schedule__steps", 0, "policy.schedule.steps: got 0, takes 1 or more"),
+    "guidance": ("policy__schedule__guidance", float("nan"), "policy.schedule.guidance: got nan, takes a finite number"),
+    "alpha": ("policy__lora", {"alpha": 0.0}, "policy.lora.alpha: got 0.0, takes a number above 0"),
+    "dropout": ("policy__lora", {"dropout": 1.0}, "policy.lora.dropout: got 1.0, takes a number from 0 to below 1"),
+    "rows": ("policy__memory__rows_at_once", -1, "policy.memory.rows_at_once: got -1, takes 1 or more"),
+    "samples": ("evaluation__samples", 0, "evaluation.samples: got 0, takes 1 or more"),
+    "samples, huge": ("evaluation__samples", 10**9, "evaluation.samples: got 1000000000, takes 1 to 1,000,000"),
+    "no step of a call": ("evaluation__call__num_inference_steps", 0, "evaluation.call.num_inference_steps: got 0, takes 1 or more"),
+    "guidance of a call": ("evaluation__call__guidance_scale", float("nan"), "evaluation.call.guidance_scale: got nan, takes a finite"),
+    "patience": ("evaluation__stop", {"judge": "gold", "patience": 0}, "evaluation.stop.patience: got 0, takes 1 or more"),
+    "a judge that is none": ("evaluation__stop", {"judge": "rad"}, "evaluation.stop.judge: got 'rad', takes one of proxy, novelty, gold"),
+    "a judge, nearly": ("evaluation__stop", {"judge": "gld"}, "evaluation.stop.judge: got 'gld', takes one of proxy, novelty, gold; near"),
+    "a judge twice": ("evaluation__judges__proxy", {"use": "digits_gold"}, "evaluation.judges.proxy: a reward has that name too"),
+    "a weight of none": ("combine__weights__noveltie", 1.0, "combine.weights.noveltie: no reward has this name; nearest: novelty; takes"),
+    "seed": ("run__seed", -1, "run.seed: got -1, takes 0 or more"),
+    "checkpoints": ("run__checkpoint_every", 0, "run.checkpoint_every: got 0, takes 1 or more"),
+    "shares": ("references", {"ref": {"shares": {"ref": -0.5, "current": 1.5}}}, "references.ref.shares: got {'ref': -0.5, 'current'"),
+    "kernel": ("policy__schedule__kernel", {"use": "flow_sde", "noise_level": -1}, "policy.schedule.kernel: flow_sde.noise_level: got -1"),
+    "prompts": ("prompts", {"a": {"use": "digit_prompts"}}, "prompts.use: missing, takes a name of data or worlds"),
+    "a dot": ("method", {"use": "."}, "method.use: got '.', there is none in methods"),
+    "dots": ("rewards__proxy", {"use": "a..b"}, "rewards.proxy.use: got 'a..b', there is none in rewards or worlds"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RANGES)
+def test_a_number_or_name_that_is_not_taken_is_one_line(name: str) -> None:
+    key, value, line = RANGES[name]
+    lines = changed("digits/demo", **{key: value})
+    assert len(lines) == 1 and lines[0].startswith(line) and "\n" not in lines[0], lines
+
+
+def test_what_has_no_end_on_purpose_may_be_without_one() -> None:
+    assert changed("digits/demo", optimizer__max_norm=float("inf")) == []  # clips nothing
+    assert changed("digits/demo", evaluation__stop={"judge": "gold"}) == [] == changed("digits/demo", policy__device="cuda:1")
+
+
+@pytest.mark.parametrize(
+    ("make", "line"),
+    [
+        (lambda: mm.Batch(prmpts=3), "Batch.prmpts: unknown key of Batch; nearest: prompts; takes prompts, group, epochs, updates"),
+        (lambda: mm.Lora(r=8), "Lora.r: unknown key of Lora; takes rank, alpha, targets, dropout, seed, from"),
+        (lambda: mm.Evaluation(judge={}), "Evaluation.judge: unknown key of Evaluation; nearest: judges; takes every"),
+        (lambda: mm.RunSettings(seed=-1), "seed: got -1, takes 0 or more"),
+        (lambda: mm.Schedule(steps=0), "steps: got 0, takes 1 or more"),
+        (lambda: mm.Lora(dropout=1.5), "dropout: got 1.5, takes a number from 0 to below 1"),
+        (lambda: mm.Memory(rows_at_once=0), "rows_at_once: got 0, takes 1 or more"),
+        (lambda: mm.Reference(every=0), "every: got 0, takes 1 or more"),
+        (lambda: mm.online(None, ["a"], {}, mm.methods.grpo(), stps=3), "online.stps: unknown key of online; nearest: steps"),
+        (lambda: mm.methods.grpo(klip=1), "grpo.klip: unknown key of grpo; nearest: clip, kl; takes clip, dual"),
+        (lambda: mm.rewards.novelty(scle=1), "novelty.scle: unknown key of novelty; nearest: scale; takes"),
+        (lambda: mm.prompts(pth="x"), "prompts.pth: unknown key of prompts; nearest: path; takes"),
+        (lambda: mm.adamw(lr=1e-4), "adamw.lr: "),
+        (lambda: mm.kernels.ddim(etaa=1.0), "ddim.etaa: unknown key of ddim; nearest: eta"),
+    ],
+)
+def test_a_wrong_keyword_of_python_lists_the_right_ones(make: Any, line: str) -> None:
+    with pytest.raises(UserError) as error:
+        make()
+    assert str(error.value).startswith(line) and "\n" not in str(error.value)
 
 
 PYTHON = {

@@ -131,9 +131,7 @@ def _keywords(out: Console, told: Explanation, made_by: Callable[..., Any]) -> N
     parameters, _ = signatures.parameters(made_by)
     for names, meaning in [*told.keywords, *((name, "") for name in told.unexplained)]:
         given = [name.strip() for name in names.split(",") if name.strip() in parameters]
-        takes = dict.fromkeys(
-            signatures.show(parameters[name].annotation) for name in given if signatures.plain(parameters[name].annotation)
-        )
+        takes = dict.fromkeys(signatures.takes(parameters[name]) for name in given if signatures.plain(parameters[name].annotation))
         defaults = [told.defaults[name] for name in given if name in told.defaults]
         shown = ", ".join("required" if default is inspect.Parameter.empty else repr(default) for default in defaults)
         rows.add_row(f"[bold]{escape(names)}[/bold]", escape(", ".join(takes)), escape(shown), escape(meaning))

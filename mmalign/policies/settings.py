@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from mmalign.ranges import Count, Finite, Positive, Seed, Share, within
 from mmalign.samplers.windows import Window
 from mmalign.signatures import Record
 from mmalign.types import Kernel, UserError
@@ -31,22 +32,17 @@ class Lora(Record):
         mmalign.types.UserError: rank: got 0, takes 1 or more
     """
 
-    rank: int = RANK
-    alpha: float | None = None
+    rank: Count = RANK
+    alpha: Positive | None = None
     targets: str | list[str] | None = None
-    dropout: float = 0.0
-    seed: int = 0
+    dropout: Share = 0.0
+    seed: Seed = 0
     from_: str | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.from_ is not None and (self.rank, self.alpha, self.targets) != (RANK, None, None):
             raise UserError("from: given beside rank, alpha or targets, which are read from there; takes one or the other")
-        if self.rank < 1:
-            raise UserError(f"rank: got {self.rank}, takes 1 or more")
-        if self.alpha is not None and not self.alpha > 0:
-            raise UserError(f"alpha: got {self.alpha}, takes a number above 0")
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"dropout: got {self.dropout}, takes 0 to below 1")
 
 
 How = Literal["freeze", "full"]
@@ -77,15 +73,11 @@ class Schedule(Record):
     by default. same_noise: rows of one group start from one noise (DanceGRPO).
     """
 
-    steps: int = 10
-    guidance: float | None = None
+    steps: Count = 10
+    guidance: Finite | None = None
     kernel: Kernel | None = None
     window: Window | None = None
     same_noise: bool = False
-
-    def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise UserError(f"steps: got {self.steps}, takes 1 or more")
 
 
 @dataclass(frozen=True)
@@ -116,17 +108,13 @@ class Memory(Record):
     first steps. Compiled with gradient and without, arithmetic may differ in its last bits, and preflight measures by how much.
     """
 
-    rows_at_once: int = 64
+    rows_at_once: Count = 64
     gradient_checkpointing: bool = False
     storage: Literal["float8"] | None = None
     offload: str | list[str] = field(default_factory=list)
     slice_vae: bool = False
     tile_vae: bool = False
     compile: bool | Compile = False
-
-    def __post_init__(self) -> None:
-        if self.rows_at_once < 1:
-            raise UserError(f"rows_at_once: got {self.rows_at_once}, takes 1 or more")
 
 
 @dataclass(frozen=True)
@@ -138,15 +126,10 @@ class TextMemory(Record):
     where the model's cache allows it.
     """
 
-    rows_at_once: int = 64
-    logits_at_once: int = 2**23
+    rows_at_once: Count = 64
+    logits_at_once: Annotated[int, within(1)] = 2**23
     gradient_checkpointing: bool = False
     shared_prefixes: bool = True
-
-    def __post_init__(self) -> None:
-        for name in ("rows_at_once", "logits_at_once"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}: got {getattr(self, name)}, takes 1 or more")
 
 
 @dataclass(frozen=True)
@@ -160,11 +143,10 @@ class EngineSettings(Record):
     url: str
     model: str
     folder: str | None = None
-    at_once: int = 64
-    timeout: float = 600.0
+    at_once: Count = 64
+    timeout: Positive = 600.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.url.startswith(("http://", "https://")):
             raise UserError(f"url: got {self.url!r}, takes an address that starts with http:// or https://")
-        if self.at_once < 1 or not self.timeout > 0:
-            raise UserError(f"at_once, timeout: got {self.at_once} and {self.timeout}, takes 1 or more, and above 0")

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from mmalign.data.pairs import listed
 from mmalign.objectives.feedback import comparisons
+from mmalign.ranges import Steps
 from mmalign.recipes._run import Run, concluded
 from mmalign.records import Pair, Ranking, Record, Records, Thumb
 from mmalign.training import references as stored
@@ -51,7 +52,7 @@ def offline(  # one argument for each thing that a run is made of
     method: Method,
     *,
     rewards: Rewards | None = None,
-    steps: int = 1000,
+    steps: Steps = 1000,
     batch: RecordBatch = RecordBatch(),  # noqa: B008 (records are frozen)
     optimizer: Optimizer = adamw(rate=1e-5),  # noqa: B008
     references: dict[str, Reference] | None = None,

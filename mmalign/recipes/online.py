@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import torch
 
 from mmalign.objectives.feedback import comparisons
+from mmalign.ranges import Steps
 from mmalign.recipes._run import Run, concluded
 from mmalign.samplers.assignment import assignment
 from mmalign.training import references as stored
@@ -57,7 +58,7 @@ def online(  # one argument for each thing that a run is made of
     *,
     combine: Callable[..., Any] | None = None,
     oracle: Oracle | None = None,
-    steps: int = 100,
+    steps: Steps = 100,
     batch: Batch = Batch(),  # noqa: B008 (records are frozen)
     optimizer: Optimizer = adamw(),  # noqa: B008
     references: dict[str, Reference] | None = None,

@@ -15,17 +15,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 
+from mmalign.ranges import Natural, NotNegative, Positive, Share, Steps, within
 from mmalign.signatures import Record
-from mmalign.training.settings import at_least
+from mmalign.training.settings import above, at_least
 from mmalign.types import UserError
 
 __all__ = ["adafactor", "adamw", "adamw_8bit", "muon", "sgd"]
 
 Decay = Literal["constant", "linear", "cosine"]
+Norm = Annotated[float, within(0, above=True)]  # and .inf, which clips nothing
+Decaying = Annotated[float, within(-math.inf, 0)]
 
 
 @dataclass(frozen=True)
@@ -35,13 +38,8 @@ class Ema(Record):
     After n updates d is ``min(decay, (1 + n) / (10 + n))``, so that a short run's average is no average of its beginning.
     """
 
-    decay: float
-    every: int = 1
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.decay < 1:
-            raise UserError(f"decay: got {self.decay}, takes a number from 0 to below 1")
-        at_least(1, every=self.every)
+    decay: Share
+    every: Steps = 1
 
 
 @dataclass(frozen=True)
@@ -63,8 +61,8 @@ class Optimizer:
 
 
 def adamw(
-    *, rate: float = 1e-4, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, weight_decay: float = 0.0, warmup: int = 0,
-    decay: Decay = "constant", max_norm: float = 1.0, ema: float | Ema | None = None,
+    *, rate: Positive = 1e-4, betas: tuple[Share, Share] = (0.9, 0.999), eps: NotNegative = 1e-8, weight_decay: NotNegative = 0.0,
+    warmup: Natural = 0, decay: Decay = "constant", max_norm: Norm = 1.0, ema: Share | Ema | None = None,
 ) -> Optimizer:  # fmt: skip
     """AdamW: steps of the size of the rate, whatever the gradient's; weights decay apart from it.
 
@@ -88,8 +86,8 @@ def adamw(
 
 
 def adamw_8bit(
-    *, rate: float = 1e-4, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, weight_decay: float = 0.0, warmup: int = 0,
-    decay: Decay = "constant", max_norm: float = 1.0, ema: float | Ema | None = None,
+    *, rate: Positive = 1e-4, betas: tuple[Share, Share] = (0.9, 0.999), eps: NotNegative = 1e-8, weight_decay: NotNegative = 0.0,
+    warmup: Natural = 0, decay: Decay = "constant", max_norm: Norm = 1.0, ema: Share | Ema | None = None,
 ) -> Optimizer:  # fmt: skip
     """AdamW whose two means are kept in 8 bits, in blocks with a scale each: a quarter of its memory. Needs torchao.
 
@@ -115,8 +113,8 @@ def adamw_8bit(
 
 
 def adafactor(
-    *, rate: float = 1e-4, beta2_decay: float = -0.8, weight_decay: float = 0.0, warmup: int = 0, decay: Decay = "constant",
-    max_norm: float = 1.0, ema: float | Ema | None = None,
+    *, rate: Positive = 1e-4, beta2_decay: Decaying = -0.8, weight_decay: NotNegative = 0.0, warmup: Natural = 0, decay: Decay = "constant",
+    max_norm: Norm = 1.0, ema: Share | Ema | None = None,
 ) -> Optimizer:  # fmt: skip
     """Adafactor: second moments as a row's and a column's, so that a matrix of n x m costs n + m numbers.
 
@@ -137,8 +135,8 @@ def adafactor(
 
 
 def sgd(
-    *, rate: float = 1e-2, momentum: float = 0.0, nesterov: bool = False, weight_decay: float = 0.0, warmup: int = 0,
-    decay: Decay = "constant", max_norm: float = 1.0, ema: float | Ema | None = None,
+    *, rate: Positive = 1e-2, momentum: Share = 0.0, nesterov: bool = False, weight_decay: NotNegative = 0.0,
+    warmup: Natural = 0, decay: Decay = "constant", max_norm: Norm = 1.0, ema: Share | Ema | None = None,
 ) -> Optimizer:  # fmt: skip
     """Gradient descent: no memory beside the parameters' own, and one more copy of them with momentum.
 
@@ -156,8 +154,8 @@ def sgd(
 
 
 def muon(
-    *, rate: float = 1e-3, momentum: float = 0.95, weight_decay: float = 0.1, warmup: int = 0, decay: Decay = "constant",
-    max_norm: float = 1.0, ema: float | Ema | None = None,
+    *, rate: Positive = 1e-3, momentum: Share = 0.95, weight_decay: NotNegative = 0.1, warmup: Natural = 0, decay: Decay = "constant",
+    max_norm: Norm = 1.0, ema: Share | Ema | None = None,
 ) -> Optimizer:  # fmt: skip
     """Muon: the momentum of every matrix made orthogonal (Newton-Schulz), at AdamW's step size. Matrices alone, so that it suits LoRA.
 
@@ -191,9 +189,10 @@ def _optimizer(
     warmup: int,
     decay: Decay,
     max_norm: float,
-    ema: float | Ema | None,
+    ema: Share | Ema | None,
 ) -> Optimizer:
-    at_least(0, rate=rate, warmup=warmup, max_norm=max_norm)
+    at_least(0, warmup=warmup)
+    above(0, rate=rate, max_norm=max_norm)
     if ema is not None and not isinstance(ema, Ema):
         if not 0 <= ema < 1:
             raise UserError(f"ema: got {ema}, takes a number from 0 to below 1")

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from mmalign.ranges import Count, Natural, Seed, Steps, within
 from mmalign.signatures import Record
 from mmalign.types import Policy, UserError
 
@@ -23,6 +24,13 @@ def at_least(least: float, **numbers: float | None) -> None:
     for name, value in numbers.items():
         if value is not None and not value >= least:
             raise UserError(f"{name}: got {value}, takes {least:g} or more")
+
+
+def above(bound: float, **numbers: float) -> None:
+    """Errors: UserError for the first number that is not above ``bound``."""
+    for name, value in numbers.items():
+        if not value > bound:
+            raise UserError(f"{name}: got {value}, takes a number above {bound:g}")
 
 
 @dataclass(frozen=True)
@@ -42,30 +50,22 @@ class Batch(Record):
         mmalign.types.UserError: prompts: got 0, takes 1 or more
     """
 
-    prompts: int = 8
-    group: int = 8
-    epochs: int = 1
-    updates: int = 1
-    micro_rows: int = 64
-    micro_steps: int | None = None
+    prompts: Count = 8
+    group: Count = 8
+    epochs: Count = 1
+    updates: Count = 1
+    micro_rows: Count = 64
+    micro_steps: Count | None = None
     missing: Literal["stop", "drop"] = "stop"
-    resample: int = 3
-
-    def __post_init__(self) -> None:
-        at_least(1, prompts=self.prompts, group=self.group, epochs=self.epochs, updates=self.updates)
-        at_least(1, micro_rows=self.micro_rows, micro_steps=self.micro_steps)
-        at_least(0, resample=self.resample)
+    resample: Natural = 3
 
 
 @dataclass(frozen=True)
 class RecordBatch(Record):
     """What an update of an offline recipe takes. records: of the data. micro_rows: rows in one backward pass; does not change the loss."""
 
-    records: int = 32
-    micro_rows: int = 16
-
-    def __post_init__(self) -> None:
-        at_least(1, records=self.records, micro_rows=self.micro_rows)
+    records: Count = 32
+    micro_rows: Count = 16
 
 
 @dataclass(frozen=True)
@@ -88,12 +88,12 @@ class Reference(Record):
     """
 
     from_: str | None = None
-    every: int | None = None
-    shares: dict[str, float] | None = None
+    every: Steps | None = None
+    shares: dict[str, Annotated[float, within(0, 1)]] | None = None
     policy: Policy | None = None
 
     def __post_init__(self) -> None:
-        at_least(1, every=self.every)
+        super().__post_init__()
         moved = [name for name, value in (("from", self.from_), ("every", self.every), ("shares", self.shares)) if value is not None]
         if self.policy is None and not moved:
             raise UserError("from: missing; takes from (a folder or a run), or every and shares, or both; or policy, another model")
@@ -101,7 +101,7 @@ class Reference(Record):
             raise UserError(f"{moved[0]}: given beside policy, and another model is never renewed from this one's; takes one of them")
         if isinstance(self.policy, (str, int, float, bool)):
             raise UserError(f"policy: got {self.policy!r}, takes a policy: {{use: transformers, model: ...}}")
-        if self.shares is not None and (abs(sum(self.shares.values()) - 1) > 1e-6 or min(self.shares.values()) < 0):
+        if self.shares is not None and abs(sum(self.shares.values()) - 1) > 1e-6:
             raise UserError(f"shares: got {self.shares}, takes shares of 0 or more that add up to 1")
 
 
@@ -114,10 +114,7 @@ class Stop(Record):
     """
 
     judge: str
-    patience: int = 3
-
-    def __post_init__(self) -> None:
-        at_least(1, patience=self.patience)
+    patience: Count = 3
 
 
 @dataclass(frozen=True)
@@ -133,10 +130,10 @@ class Evaluation(Record):
     the answers without their images too (``image_dependence``): two more passes over them. stop: when to end early.
     """
 
-    every: int = 20
+    every: Steps = 20
     prompts: Sequence[Any] | None = None
-    samples: int = 16
-    columns: int = 8
+    samples: Count = 16
+    columns: Count = 8
     call: dict[str, Any] = field(default_factory=dict)
     judges: Functions = field(default_factory=dict)
     metrics: Functions = field(default_factory=dict)
@@ -144,9 +141,6 @@ class Evaluation(Record):
     mark: Callable[..., Any] | None = None
     blind: bool = False
     stop: Stop | None = None
-
-    def __post_init__(self) -> None:
-        at_least(1, every=self.every, samples=self.samples, columns=self.columns)
 
 
 @dataclass(frozen=True)
@@ -160,10 +154,7 @@ class RunSettings(Record):
 
     name: str = "run"
     folder: str = "runs"
-    seed: int = 0
-    checkpoint_every: int = 50
+    seed: Seed = 0
+    checkpoint_every: Steps = 50
     trackers: Sequence[Tracker] = ("tensorboard",)
-    dead_steps: int | None = 50
-
-    def __post_init__(self) -> None:
-        at_least(1, checkpoint_every=self.checkpoint_every, dead_steps=self.dead_steps)
+    dead_steps: Steps | None = 50

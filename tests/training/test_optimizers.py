@@ -15,7 +15,7 @@ import mmalign as mm
 from mmalign.runs import checkpoint
 from mmalign.training.learner import Learner
 from mmalign.training.optimizer import flatten_optimizer, restore_optimizer
-from mmalign.training.optimizers import Ema, Optimizer
+from mmalign.training.optimizers import Ema, Optimizer, adamw
 from mmalign.types import Experience, UserError
 from tests.helpers.small_run import arguments, method, policy, rows
 from tests.recipes.test_online import equal, kept
@@ -105,13 +105,16 @@ def test_8_bits_are_refused_in_a_line_where_torchao_is_missing(monkeypatch: pyte
 @pytest.mark.parametrize(
     ("make", "line"),
     [
-        (lambda: mm.adamw(betas=(0.9, 1.0)), r"betas: got \[0.9, 1.0\], takes two numbers from 0 to below 1"),
-        (lambda: mm.adamw_8bit(eps=-1.0), "eps: got -1.0, takes 0 or more"),
-        (lambda: mm.adafactor(rate=-1.0), "rate: got -1.0, takes 0 or more"),
+        (lambda: mm.adamw(betas=(0.9, 1.0)), r"adamw.betas: got \[0.9, 1.0\], takes a number from 0 to below 1"),
+        (lambda: mm.adamw_8bit(eps=-1.0), "adamw_8bit.eps: got -1.0, takes 0 or more"),
+        (lambda: mm.adafactor(rate=-1.0), "adafactor.rate: got -1.0, takes a number above 0"),
         (lambda: mm.sgd(nesterov=True), "nesterov: got true without momentum, takes momentum above 0"),
-        (lambda: mm.muon(momentum=-0.1), "momentum: got -0.1, takes 0 or more"),
-        (lambda: mm.adamw(warmup=-1), "warmup: got -1, takes 0 or more"),
-        (lambda: mm.adamw(ema=1.0), "ema: got 1.0, takes a number from 0 to below 1"),
+        (lambda: mm.muon(momentum=-0.1), "muon.momentum: got -0.1, takes a number from 0 to below 1"),
+        (lambda: mm.adamw(warmup=-1), "adamw.warmup: got -1, takes 0 or more"),
+        (lambda: mm.adamw(ema=1.0), "adamw.ema: got 1.0, takes a number from 0 to below 1"),
+        (lambda: adamw(rate=0.0), "rate: got 0.0, takes a number above 0"),
+        (lambda: mm.adamw(max_norm=0.0), "adamw.max_norm: got 0.0, takes a number above 0"),
+        (lambda: adamw(max_norm=float("nan")), "max_norm: got nan, takes a number above 0"),
         (lambda: Ema(1.5), "decay: got 1.5, takes a number from 0 to below 1"),
         (lambda: Ema(0.5, every=0), "every: got 0, takes 1 or more"),
     ],

@@ -1,0 +1,194 @@
+"""Configs that are wrong in every way that a seed thinks of, through `mmalign check`: each is fine or refused in lines, and nothing else.
+
+    python scripts/fuzz_configs.py --count 10000 --seed 0
+
+A config of mmalign's own is changed in one to four places: values of the wrong type, sign and size, keys that are misspelled, moved, left
+out or doubled, nodes in place of values and values in place of nodes, names that are none, text that is no YAML, and changes on the
+command line. Everything happens in this process, by what `check` calls. Ends with 1 where anything but a `UserError` came out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import random
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mmalign import catalogue
+from mmalign.config import check, load, outside
+from mmalign.types import UserError
+
+SLOW = 20.0  # seconds: no config takes that long to be read
+
+NUMBERS = [
+    0, -1, 1, 2, -5, 10**6, 10**12, 10**18, 2**63, -(2**63) - 1, 2**64, 10**400, 0.0, -0.0, -1.0, 0.5, 1.0, 1.5, 2.0, 1e-300, 1e300,
+    float("inf"), float("-inf"), float("nan"),
+]  # fmt: skip
+WORDS = [
+    "", " ", ".", "..", "a.b", "x" * 3000, "none", "None", "null", "true", "1e-4", "nan", "bf16", "cudaa", "cpu", "auto", "grpo", "dpo",
+    "adamw", "jpeg", "digits", "digit_prompts", "online", "offline", "first", "os.system", "builtins.eval", "mmalign.types.Method",
+    "prompts.txt", "/dev/null", "/no/such/file.txt", "http://127.0.0.1:9/v1", "\x00", "\u2028", "\U0001f600", "ключ", "use", "a b", "[",
+    "${steps}", "${oc.env:HOME}", "${nope.nope}", "${", "???", "!!python/object:os.system", "*", "&a", "- a", "a: b", "1" * 5000, "-",
+]  # fmt: skip
+OTHERS = [None, True, False, [], {}, [None], [[]], {"": None}, {"use": None}, {"use": []}, {"use": {"use": "x"}}, {"a": 1}, [1, "a", None]]
+NODES = [
+    {"use": "."}, {"use": ""}, {"use": "grpo"}, {"use": "nothing_of_the_kind"}, {"use": "os.system", "command": "exit 3"}, {"use": "jpeg"},
+    {"use": "adamw", "rate": -1}, {"use": "ddim", "eta": -3}, {"use": "flow_sde", "noise_level": "x"}, {"use": "first_fraction"},
+    {"use": "online", "policy": {}}, {"use": "digits"}, {"use": "weighted_sum", "weights": {"a": "b"}}, {"use": "no.such.module"},
+    {"use": "kto", "like": 3}, {"use": "dpo", "like": "TRL"}, {"use": 3},
+]  # fmt: skip
+TEXTS = [
+    "\t", "a: &x [*x]", "? [a, b]\n: c", "<<: *nope", "%YAML 9.9", "---\na: 1\n---\nb: 2", "!!binary x", "!!python/name:os.system", "\x07",
+    "a: 1\na: 2", "- 1", "}", "]", ": :", "'", '"', "|", ">", "@", "`", "\ufeff", "2001-01-01", "12:30:45", "0o7", "0x_f", ".inf", "1_000",
+    "1" * 5000, "[" * 3000, "{a: " * 300 + "1" + "}" * 300, "&a " * 50, "é", "\ud7ff", "steps: 1" + "0" * 5000, "x: " + "[1," * 800,
+]  # fmt: skip
+OVERRIDES = [
+    "steps", "=", "=1", "steps=", "steps=[1", "a.b.c=1", "steps.x=1", "policy=1", "policy.use=", "policy.lora=[]", "policy.lora.rank=1e999",
+    "rewards[0]=1", "rewards[0].a=1", "run.trackers[0]=x", "run.trackers[9]=x", "run.trackers=[x]", "method.use=kto", "method=kto",
+    "optimizer.use=sgd", "use=offline", "batch.prompts=${batch.group}", "batch.prompts=${batch.prompts}", "..=1", "a..b=1",
+    ".a=1", "a.=1", "steps=" + "1" * 5000, "steps=" + "[" * 2000, "x=" + "{a: " * 200, "batch={}", "batch=null", "policy.schedule=null",
+    "evaluation.stop.judge=nobody", "evaluation.call.nothing=1", "method.clip=-1", "run.seed=1e400", "a[=1", "a]=1", "[0]=1", "a[b]=1",
+]  # fmt: skip
+
+
+@dataclass
+class Outcome:
+    """What came out: how many were fine and refused, and what else, each with the file that shows it."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    faults: list[str] = field(default_factory=list)
+    slowest: float = 0.0
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The path of everything in a config."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in items:
+        yield (*path, key)
+        yield from places(item, (*path, key))
+
+
+def changed(config: dict[str, Any], chance: random.Random) -> dict[str, Any]:
+    """A config with one thing changed."""
+    made = copy.deepcopy(config)
+    path = chance.choice(list(places(made)) or [("use",)])
+    home: Any = made
+    for key in path[:-1]:
+        home = home[key]
+    last = path[-1]
+    what = chance.randrange(12)
+    if what == 0 and isinstance(home, dict):  # a key by another name
+        key = str(last)
+        place = chance.randrange(len(key) + 1)
+        home[chance.choice([key[:place] + key[place + 1 :], key[:place] + "x" + key[place:], key.upper(), "", key + ".a"])] = home.pop(last)
+    elif what == 1:
+        del home[last]
+    elif what == 2 and isinstance(home, dict):  # one key more
+        home[chance.choice(["", "use", "like", "a.b", "seed", "call", "rank", 3, None, True, "x" * 400])] = value_of(config, chance)
+    elif what == 3:  # deep
+        for _ in range(chance.choice([1, 2, 5, 60])):
+            home[last] = chance.choice([[home[last]], {"a": home[last]}, {"use": home[last]}])
+    else:
+        home[last] = value_of(config, chance)
+    return made
+
+
+def value_of(config: dict[str, Any], chance: random.Random) -> Any:
+    """A value that may be wrong, or that stands elsewhere in the config."""
+    home: Any = config
+    for key in chance.choice(list(places(config)) or [()]):
+        home = home[key]
+    return copy.deepcopy(chance.choice([chance.choice(NUMBERS), chance.choice(WORDS), chance.choice(OTHERS), chance.choice(NODES), home]))
+
+
+def damaged(text: str, chance: random.Random) -> bytes:
+    """Text with something in it that no YAML, or another YAML, has there."""
+    place = chance.randrange(len(text) + 1)
+    what = chance.randrange(5)
+    if what == 0:
+        return text[:place].encode()
+    if what == 1:
+        return (text[:place] + chance.choice(TEXTS) + text[place:]).encode("utf-8", "surrogatepass")
+    if what == 2:
+        return text[:place].encode() + bytes(chance.randrange(256) for _ in range(3)) + text[place:].encode()
+    lines = text.splitlines(keepends=True)
+    line = chance.randrange(len(lines))
+    if what == 3:
+        return "".join([*lines[:line], *lines[line + 1 :]]).encode()
+    return "".join([*lines[:line], chance.choice(TEXTS) + "\n", *lines[line:]]).encode("utf-8", "surrogatepass")
+
+
+def case(texts: list[str], chance: random.Random) -> tuple[bytes, list[str]]:
+    """The bytes of a config, and changes on the command line."""
+    text = chance.choice(texts)
+    overrides = [chance.choice(OVERRIDES)] if chance.random() < 0.15 else []
+    if chance.random() < 0.15:
+        return damaged(text, chance), overrides
+    config = yaml.safe_load(text)
+    for _ in range(chance.choice([1, 1, 1, 2, 3, 4])):
+        config = changed(config, chance)
+    try:
+        text = yaml.safe_dump(config, allow_unicode=True, sort_keys=False)
+    except RecursionError:  # of PyYAML; JSON, which is YAML too, goes deeper
+        text = json.dumps(config)
+    return text.encode("utf-8", "surrogatepass"), overrides
+
+
+def fuzz(count: int, seed: int, keep: Path | None = None) -> Outcome:
+    """Checks so many configs. keep: a folder for the files that show a fault."""
+    texts = [path.read_text(encoding="utf-8") for path in catalogue.configs().values()]
+    outcome = Outcome()
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "fuzzed.yaml"
+        for number in range(count):
+            content, overrides = case(texts, random.Random(f"{seed}/{number}"))
+            file.write_bytes(content)
+            began, fault = time.monotonic(), ""
+            try:
+                config = load(file, overrides)
+                lines = check(config)
+                outside(config)
+                said = "refused" if lines else "fine"
+                if any("\n" in line or not line for line in lines):
+                    said, fault = "fault", f"more than a line: {lines}"
+            except UserError as error:
+                said = "refused"
+                if "\n" in str(error) or not str(error):
+                    said, fault = "fault", f"more than a line: {error}"
+            except Exception as error:  # what this script looks for
+                said, fault = "fault", f"{type(error).__name__}: {str(error)[:300]}"
+            seconds = time.monotonic() - began
+            if seconds > SLOW:
+                said, fault = "fault", f"took {seconds:.0f} s"
+            outcome.counts[said] += 1
+            outcome.slowest = max(outcome.slowest, seconds)
+            if fault:
+                outcome.faults.append(f"{seed}/{number} {overrides}: {fault}")
+                if keep is not None:
+                    keep.mkdir(parents=True, exist_ok=True)
+                    (keep / f"{seed}_{number}.yaml").write_bytes(content)
+    return outcome
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=10_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--keep", type=Path, default=None, help="a folder for the files that show a fault")
+    call = parser.parse_args()
+    began = time.monotonic()
+    found = fuzz(call.count, call.seed, call.keep)
+    for fault in found.faults:
+        print(fault)
+    counts = ", ".join(f"{found.counts[kind]} {kind}" for kind in ("fine", "refused", "fault"))
+    print(f"{call.count} configs in {time.monotonic() - began:.0f} s: {counts}; slowest {found.slowest:.1f} s")
+    raise SystemExit(bool(found.faults))
