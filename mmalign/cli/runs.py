@@ -135,7 +135,9 @@ def export(
 
         made = find("mmalign.commands", "export")(run_folder(run), out=out, parameters=parameters, trust=trust)
         typer.echo(f"export: {made.path} (parameters: {made.parameters}; forms: {', '.join(made.forms)})")
-        if "diffusers" not in made.forms and "peft" in made.forms:
+        if made.code:
+            typer.echo(f"with code of yours, which its page needs: {', '.join(made.code)}")
+        if made.forms == ("peft", "full"):
             typer.echo(
                 "this pipeline has no load_lora_weights: peft/ is for peft, and merged/ is the pipeline with the LoRA in its weights"
             )

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mmalign.commands._own_code import OwnCode, own_code
 from mmalign.commands._trained import Trained, trained
 from mmalign.config import build_part
 from mmalign.policies.adapters import Form
@@ -26,11 +27,12 @@ WORDS = {
 
 
 class Exported(NamedTuple):
-    """Where an export is, which parameters it holds, and the forms in it (``diffusers``, ``peft``, ``full``)."""
+    """Where an export is, which parameters it holds, the forms in it (``diffusers``, ``peft``, ``full``), and files of the user's code."""
 
     path: Path
     parameters: str
     forms: tuple[str, ...]
+    code: tuple[str, ...] = ()
 
 
 def export(run_folder: str | Path, *, out: str | Path | None = None, parameters: str | None = None, trust: bool = False) -> Exported:
@@ -42,18 +44,20 @@ def export(run_folder: str | Path, *, out: str | Path | None = None, parameters:
         parameters: ``trained``, ``ema``, ``best`` or another set that the run kept; the best of them by default, as in ``sample``.
         trust: the run's config may name code outside of mmalign, which is then imported and run.
 
-    See ``policies.exports`` for the files and for how they are compared with the live model before they appear.
-    Errors: UserError for a run without a checkpoint, a set that it does not have, a policy that is neither a
-    diffusers pipeline nor a language model, and a comparison that fails.
+    A module of the user's that the model is made of, a file of Python that no package holds, is put beside the weights, and the code on
+    the page finds it there; packages are named. See ``policies.exports`` for the other files, and for how they are compared with the
+    live model before they appear.
+
+    Errors: UserError for a run without a checkpoint, a set that it does not have, a policy that is neither a diffusers pipeline nor a
+    language model, and a comparison that fails.
     """
     run = trained(run_folder, trust=trust)
     chosen = parameters or run.best
     if chosen not in run.sets:
         raise UserError(f"--set: got {chosen!r}, this run has {', '.join(run.sets)}")
     node = _base_node(run.config["policy"])
-    if isinstance(node, dict):  # LoRA goes onto the weights that users have, and one call is not worth compiling
-        node.pop("storage", None)
-        node.pop("compile", None)
+    if isinstance(node, dict) and isinstance(node.get("memory"), Mapping):  # LoRA goes onto users' weights; one call is not worth compiling
+        node["memory"] = {key: value for key, value in node["memory"].items() if key not in ("storage", "compile")}
     outer: Any = run.policy()
     policy = getattr(outer, "of", outer)
     if node is None or not isinstance(policy, DiffusersPolicy | TransformersPolicy):
@@ -61,13 +65,15 @@ def export(run_folder: str | Path, *, out: str | Path | None = None, parameters:
             f"{run.folder}: got the policy {run.config['policy'].get('use')!r}, export takes a diffusers pipeline or a language model"
         )
     folder = run.folder / "export" if out is None else Path(out)
+    own = own_code(node, policy.pipe if isinstance(policy, DiffusersPolicy) else policy.model)
     with policy.using("current" if chosen == "trained" else chosen):
-        card: Callable[[list[Form]], str] = lambda forms: _card(run, chosen, node, forms)  # noqa: E731
+        card: Callable[[list[Form]], str] = lambda forms: _card(run, chosen, node, forms, own)  # noqa: E731
         if isinstance(policy, TransformersPolicy):
-            forms = save(policy, folder, base=lambda: _language_model(node), prompt=_prompt(run), card=card)
+            name = node["model"] if isinstance(node["model"], str) else None
+            forms = save(policy, folder, base=lambda: _language_model(node), prompt=_prompt(run), card=card, name=name, beside=own.files)
         else:
-            forms = write(policy, folder, base=lambda: _base(node), prompt=_prompt(run), card=card)
-    return Exported(folder, chosen, tuple(form.name for form in forms))
+            forms = write(policy, folder, base=lambda: _base(node), prompt=_prompt(run), card=card, beside=own.files)
+    return Exported(folder, chosen, tuple(form.name for form in forms), tuple(file.name for file in own.files))
 
 
 def _base_node(node: Any) -> Mapping[str, Any] | None:
@@ -101,7 +107,7 @@ def _prompt(run: Trained) -> str:
 # ---- the page
 
 
-def _card(run: Trained, chosen: str, node: Mapping[str, Any], forms: list[Form]) -> str:
+def _card(run: Trained, chosen: str, node: Mapping[str, Any], forms: list[Form], own: OwnCode) -> str:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     config, versions = run.config, run.folder / "versions.json"
@@ -112,6 +118,7 @@ def _card(run: Trained, chosen: str, node: Mapping[str, Any], forms: list[Form])
         words=WORDS["pipeline" if "pipeline" in node else "model"],
         base=_name(node) if isinstance(_name(node), str) else None,
         base_code=_base_code(node, forms),
+        own=own,
         lora=node.get("lora") if lora else None,
         loaders=[{"name": form.name, "code": form.code} for form in forms],
         method=_said(config.get("method")),

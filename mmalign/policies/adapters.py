@@ -301,12 +301,15 @@ def plain_config(config: dict[str, Any]) -> dict[str, Any]:
     return {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
 
 
-def write_adapter(module: Any, place: Path) -> None:
-    """``adapter_config.json`` and ``adapter_model.safetensors`` as peft reads them."""
+def write_adapter(module: Any, place: Path, *, folded: bool = False, base: str | None = None, task: str | None = None) -> None:
+    """``adapter_config.json`` and ``adapter_model.safetensors`` as peft reads them.
+
+    folded: as of ``adapter``. base, task: what peft's config says of the model beneath (``base_model_name_or_path``, ``task_type``).
+    """
     from safetensors.torch import save_file
 
-    weights, config = adapter(module)
-    config.inference_mode = True
+    weights, config = adapter(module, folded=folded)
+    config.inference_mode, config.base_model_name_or_path, config.task_type = True, base, task
     config.save_pretrained(str(place))
     stored = {f"base_model.model.{key}": value.cpu().contiguous() for key, value in weights.items()}
     save_file(stored, str(place / "adapter_model.safetensors"), metadata={"format": "pt"})

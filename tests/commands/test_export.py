@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,7 @@ import pytest
 import torch
 import yaml
 
+from mmalign.commands._own_code import own_code
 from mmalign.config import build_part
 from mmalign.policies.twins import pipelines
 from mmalign.runs import checkpoint
@@ -113,6 +117,58 @@ def test_a_run_is_exported_and_the_code_on_its_page_loads_it(tmp_path, command, 
         exec(text, names)
         names["pipe"].set_progress_bar_config(disable=True)
         torch.testing.assert_close(outputs(names["pipe"]), expected, atol=1e-5, rtol=1e-4)
+
+
+OWN = """
+import torch
+from diffusers import ModelMixin  # which diffusers looks for in the modules of components
+from mmalign.policies.twins import pipelines as twins
+from mmalign.worlds.digits.base import untrained
+from mmalign.worlds.digits.model import DigitsTransformer
+
+
+class Transformer(DigitsTransformer):
+    pass
+
+
+def pipeline():
+    pipe = untrained("dit")
+    pipe.register_modules(transformer=Transformer.from_config(pipe.transformer.config))
+    torch.manual_seed(0)
+    twins.shake_parameters(pipe, 0.05)
+    return pipe
+"""
+
+
+@pytest.mark.parametrize("more", [{}, {"lora": {"rank": 2, "targets": "all-linear"}}], ids=["full", "lora"])
+def test_the_code_on_the_page_works_elsewhere_for_a_model_of_ones_own(tmp_path, command, write_module, more):
+    """In a process that knows mmalign, and nothing of the folder that the run was trained in."""
+    write_module("theirs.py", OWN)
+    run = trained(
+        tmp_path, command, {**POLICY, "pipeline": {"use": "theirs.pipeline"}, **more}, rewards={"jpeg": {"use": "jpeg"}}, evaluation={}
+    )
+    code, out, err = command("export", "small", "--trust")
+    assert code == 0 and "with code of yours, which its page needs: theirs.py" in out, err
+    elsewhere = (run / "export").rename(tmp_path / "elsewhere")
+    (tmp_path / "theirs.py").unlink()
+    names = code_on(elsewhere / "README.md")
+    assert len(names) == (2 if more else 1) and (elsewhere / "theirs.py").read_text() == OWN
+    for text in names:
+        shown = f"{text}\nprint(type(pipe.transformer if isinstance(pipe.transformer, torch.nn.Module) else 0).__module__)"
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+        done = subprocess.run(
+            [sys.executable, "-c", f"import torch\n{shown}"], cwd=elsewhere, env=environment, capture_output=True, text=True, check=False
+        )
+        assert (done.returncode, done.stdout) == (0, "theirs\n"), done.stderr
+
+
+def test_packages_that_a_model_is_made_of_are_named(write_module):
+    write_module("mypackage/__init__.py", "def pipe():\n    pass\n")
+    node = {"pipeline": {"use": "mypackage.pipe", "head": {"use": "mine.bright"}}, "lora": {"use": "no.base"}}
+    write_module("mine.py", MODULE)
+    own = own_code(node, torch.nn.Linear(1, 1))
+    assert own.packages == ("mypackage",) and [file.name for file in own.files] == ["mine.py"]
+    assert own_code({"pipeline": "some/id"}, torch.nn.Linear(1, 1)) == ((), (), ())
 
 
 def test_the_page_says_what_was_done_and_what_changed(tmp_path, command):

@@ -7,8 +7,9 @@ import json
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file
 
-from mmalign.policies.adapters import merged
+from mmalign.policies.adapters import lora_layers, merged
 from mmalign.policies.exports.pipelines import export
 from mmalign.policies.settings import Lora, Schedule
 from mmalign.policies.twins import pipelines
@@ -72,7 +73,21 @@ def test_lora_comes_back_through_load_lora_weights_and_through_peft(name, tmp_pa
         PeftModel.from_pretrained(fresh.components[part], str(tmp_path / "out" / "peft" / part))
     torch.testing.assert_close(outputs(fresh, call), live, atol=1e-5, rtol=1e-5)
     said = json.loads((tmp_path / "out" / "peft" / next(iter(policy.denoisers)) / "adapter_config.json").read_text())
-    assert (said["r"], said["lora_alpha"]) == (3, 12)
+    assert (said["r"], said["lora_alpha"]) == (3, 3)  # alpha 12 is in B
+    for part, module in policy.denoisers.items():
+        place = tmp_path / "out" / "transformer_2" if part == "transformer_2" else tmp_path / "out"
+        key = "transformer" if part == "transformer_2" else part
+        bare(place / "pytorch_lora_weights.safetensors", f"{key}.", module)
+        bare(tmp_path / "out" / "peft" / part / "adapter_model.safetensors", "base_model.model.", module)
+
+
+def bare(file, prefix, module):
+    """What a loader has that knows tensors alone, and takes B A for the delta."""
+    stored, layers = load_file(file), lora_layers(module)
+    assert layers and len(stored) == 2 * len(layers)
+    for name, layer in layers.items():
+        delta = stored[f"{prefix}{name}.lora_B.weight"].flatten(1) @ stored[f"{prefix}{name}.lora_A.weight"].flatten(1)
+        torch.testing.assert_close(delta, layer.get_delta_weight("default").detach(), atol=1e-6, rtol=1e-6)
 
 
 def test_without_a_loader_lora_is_written_for_peft_and_merged(tmp_path):

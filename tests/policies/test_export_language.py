@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import mmalign as mm
+from mmalign.policies.adapters import lora_layers
 from mmalign.policies.exports import language
 from mmalign.policies.settings import Lora
 from mmalign.types import UserError
@@ -34,6 +38,33 @@ def test_what_is_written_answers_as_the_live_model(tmp_path, lora):
     assert (tmp_path / "out" / "tokenizer.json").is_file()
     with pytest.raises(UserError, match="exists"):
         language.save(policy, tmp_path / "out", base=tiny_text.model, prompt="ab")
+
+
+def test_an_adapter_says_its_base_and_its_tensors_say_all(tmp_path):
+    policy = trained(lora=Lora(rank=2, alpha=8.0))
+    language.save(policy, tmp_path / "out", base=tiny_text.model, prompt="ab", name="some/model")
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert (config["base_model_name_or_path"], config["task_type"], config["lora_alpha"]) == ("some/model", "CAUSAL_LM", 2)
+    stored, layers = load_file(tmp_path / "out" / "adapter_model.safetensors"), lora_layers(policy.model)
+    assert len(stored) == 2 * len(layers) > 0
+    for name, layer in layers.items():
+        delta = stored[f"base_model.model.{name}.lora_B.weight"] @ stored[f"base_model.model.{name}.lora_A.weight"]
+        torch.testing.assert_close(delta, layer.get_delta_weight("default").detach(), atol=1e-6, rtol=1e-6)
+
+
+def test_a_lora_run_is_handed_over_without_words_about_pipelines(tmp_path, mmalign):
+    tiny_text.model().save_pretrained(tmp_path / "base")
+    tiny_text.tokenizer().save_pretrained(tmp_path / "base")
+    (tmp_path / "c.yaml").write_text(
+        f"use: online\npolicy: {{use: transformers, model: {tmp_path / 'base'}, max_completion: 6, lora: {{rank: 2, alpha: 4}}}}\n"
+        "prompts: [ab]\nrewards:\n  short: {use: length, most: 1, unit: characters, soft: 1}\nmethod: {use: grpo, beta: 0.0}\nsteps: 1\n"
+        f"batch: {{prompts: 2, group: 4}}\nrun: {{name: r, folder: {tmp_path}, trackers: []}}\n"
+    )
+    assert mmalign("train", str(tmp_path / "c.yaml")).code == 0
+    done = mmalign("export", str(tmp_path / "r"))
+    assert (done.code, done.out) == (0, f"export: {tmp_path / 'r' / 'export'} (parameters: trained; forms: peft)\n"), done.err
+    config = json.loads((tmp_path / "r" / "export" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(tmp_path / "base")
 
 
 def test_another_base_is_found_out_and_nothing_is_left(tmp_path):

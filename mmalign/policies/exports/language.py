@@ -6,7 +6,8 @@ then put there.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,9 @@ from mmalign.types import UserError
 
 @torch.no_grad()
 def save(
-    policy: TransformersPolicy, folder: Path, *, base: Callable[[], Any], prompt: Any, card: Callable[[list[Form]], str] | None = None
-) -> list[Form]:
+    policy: TransformersPolicy, folder: Path, *, base: Callable[[], Any], prompt: Any, card: Callable[[list[Form]], str] | None = None,
+    name: str | None = None, beside: Sequence[Path] = (),
+) -> list[Form]:  # fmt: skip
     """Writes the parameters that ``policy`` has now to ``folder``, which appears whole or not at all; returns how to load them.
 
     ::
@@ -32,27 +34,32 @@ def save(
         tokenizer.json ...                                with its chat template, and the processor of a model that sees
         README.md                                         what ``card`` says
 
-    base: makes the model as it was before training. prompt: of the one forward that is compared, all logits of it. Heads are not
-    written. Errors: UserError where something is at ``folder``, and where what was written does not give the live model again.
+    base: makes the model as it was before training. prompt: of the one forward that is compared, all logits of it. name: of the base
+    model, for peft's config. beside: files of code that are put there too. A LoRA's scale is in its B, so that a reader of bare tensors
+    has the trained delta as well. Heads are not written.
+
+    Errors: UserError where something is at ``folder``, and where what was written does not give the live model again.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists: takes a folder that is not there yet (--out)")
     with appearing(folder) as place:
-        form = _adapter(policy, place) if policy.sets.lora else _whole(policy, place)
+        form = _adapter(policy, place, name) if policy.sets.lora else _whole(policy, place)
         (policy.chat.tokenizer if policy.chat.vision is None else policy.chat.vision.processor).save_pretrained(str(place))
         _compare(policy, form.load(place, base() if policy.sets.lora else None), prompt)
+        for file in beside:
+            shutil.copyfile(file, place / file.name)
         if card is not None:
             (place / "README.md").write_text(card([form]), encoding="utf-8")
     return [form]
 
 
-def _adapter(policy: TransformersPolicy, place: Path) -> Form:
+def _adapter(policy: TransformersPolicy, place: Path, name: str | None) -> Form:
     def load(folder: Path, fresh: Any) -> Any:
         from peft import PeftModel
 
         return PeftModel.from_pretrained(fresh, str(folder))
 
-    write_adapter(policy.model, place)
+    write_adapter(policy.model, place, folded=True, base=name, task="CAUSAL_LM")  # also of models that see, as peft and TRL have it
     code = ("from peft import PeftModel", "model = PeftModel.from_pretrained(model, folder)")
     return Form("peft", code, {"model": policy.model}, load)
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Mapping
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from mmalign.policies.adapters import Form, adapter, appearing, lora_layers, lora_weights, merged, plain_config
+from mmalign.policies.adapters import Form, adapter, appearing, lora_layers, lora_weights, merged, plain_config, write_adapter
 from mmalign.policies.diffusers import DiffusersPolicy
 from mmalign.policies.pipelines.interception import Finished
 from mmalign.types import UserError
@@ -35,8 +36,9 @@ class Asked(NamedTuple):
 
 @torch.no_grad()
 def export(
-    policy: DiffusersPolicy, folder: Path, *, base: Callable[[], Any], prompt: str = "", card: Callable[[list[Form]], str] | None = None
-) -> list[Form]:
+    policy: DiffusersPolicy, folder: Path, *, base: Callable[[], Any], prompt: str = "", card: Callable[[list[Form]], str] | None = None,
+    beside: Sequence[Path] = (),
+) -> list[Form]:  # fmt: skip
     """Writes the parameters that ``policy`` has now to ``folder``, which appears whole or not at all; returns how to load them.
 
     ::
@@ -47,7 +49,8 @@ def export(
         model_index.json ...                 without LoRA: the pipeline's save_pretrained
         README.md                            what ``card`` says of these forms
 
-    base: makes the pipeline as it was before training, to load the LoRA into. prompt: of the one call that is compared. Needs room
+    base: makes the pipeline as it was before training, to load the LoRA into. prompt: of the one call that is compared. beside: files
+    of code that are put there too. A LoRA's scale is in its B, so that a reader of bare tensors has the trained delta as well. Needs room
     for a second denoiser on the policy's device.
 
     Errors: UserError where something is at ``folder``, and where what was written does not give the live model again.
@@ -61,6 +64,8 @@ def export(
         forms = _lora_forms(policy, place) if policy.sets.lora else [_whole(policy.pipe, policy.denoisers, place, "")]
         for form in forms:
             _compare(form, form.load(place, None if form.name == "full" else base()), asked)
+        for file in beside:
+            shutil.copyfile(file, place / file.name)
         if card is not None:
             (place / "README.md").write_text(card(forms), encoding="utf-8")
     return forms
@@ -115,7 +120,6 @@ def _diffusers_lora(pipe: Any, modules: Mapping[str, nn.Module], place: Path) ->
 
 def _peft_lora(modules: Mapping[str, nn.Module], place: Path) -> Form:
     from peft import PeftModel
-    from safetensors.torch import save_file
 
     def load(folder: Path, fresh: Any) -> Any:
         for name in modules:
@@ -123,11 +127,7 @@ def _peft_lora(modules: Mapping[str, nn.Module], place: Path) -> Form:
         return fresh
 
     for name, module in modules.items():
-        weights, config = adapter(module)
-        config.inference_mode = True
-        config.save_pretrained(str(place / "peft" / name))
-        stored = {f"base_model.model.{key}": value.cpu().contiguous() for key, value in weights.items()}
-        save_file(stored, str(place / "peft" / name / "adapter_model.safetensors"), metadata={"format": "pt"})
+        write_adapter(module, place / "peft" / name, folded=True)
     lines = [f'PeftModel.from_pretrained(pipe.{name}, f"{{folder}}/peft/{name}")  # in place' for name in modules]
     return Form("peft", ("from peft import PeftModel", *lines), dict(modules), load)
 
