@@ -57,7 +57,7 @@ def test_a_lora_run_is_handed_over_without_words_about_pipelines(tmp_path, mmali
     tiny_text.tokenizer().save_pretrained(tmp_path / "base")
     (tmp_path / "c.yaml").write_text(
         f"use: online\npolicy: {{use: transformers, model: {tmp_path / 'base'}, max_completion: 6, lora: {{rank: 2, alpha: 4}}}}\n"
-        "prompts: [ab]\nrewards:\n  short: {use: length, most: 1, unit: characters, soft: 9}\nmethod: {use: grpo, beta: 0.0}\nsteps: 1\n"
+        "prompts: [ab]\nrewards:\n  short: {use: length, most: 9, unit: characters, soft: 9}\nmethod: {use: grpo, beta: 0.0}\nsteps: 1\n"
         f"batch: {{prompts: 2, group: 4}}\nrun: {{name: r, folder: {tmp_path}, trackers: []}}\n"
     )
     assert mmalign("train", str(tmp_path / "c.yaml")).code == 0
