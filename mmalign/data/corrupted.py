@@ -46,12 +46,12 @@ def corrupted(
     if changes < 1:
         raise UserError(f"records.changes: got {changes}, takes 1 or more")
     tables = _tables(vocabulary)
-    made: dict[str, Callable[[str, random.Random], str | None]] = {
+    changers: dict[str, Callable[[str, random.Random], str | None]] = {
         "swap": partial(_with, corruption.swapped, tables["objects"]), "add": partial(_with, corruption.added, tables["objects"]),
         "attribute": partial(_with, corruption.swapped, tables["attributes"]), "number": corruption.renumbered,
         "shorten": corruption.shortened,
     }  # fmt: skip
-    worse = Corrupted(source, {name: made[name] for name in ways}, changes, seed)
+    worse = Corrupted(source, {name: changers[name] for name in ways}, changes, seed)
     list(islice(worse.stream(seed=0), 1))
     return worse
 

@@ -37,10 +37,10 @@ def swapped(text: str, table: Table, rng: random.Random, *, count: int = 1) -> s
 
     Every place of a chosen word changes, so that the text stays at one with itself.
     """
-    held = _found(text, table)
-    rng.shuffle(held)
+    words = _words_in(text, table)
+    rng.shuffle(words)
     done = 0
-    for word in held:
+    for word in words:
         others = [other for other in table[word] if not _pattern([other]).search(text)]
         if others and done < count:
             other, done = rng.choice(others), done + 1
@@ -50,7 +50,7 @@ def swapped(text: str, table: Table, rng: random.Random, *, count: int = 1) -> s
 
 def added(text: str, table: Table, rng: random.Random, *, template: str = "There is also a {object} nearby.") -> str | None:
     """A sentence put behind, about something that is often seen beside what the text names, and that it does not name (POVID's way)."""
-    beside = sorted({other for word in _found(text, table) for other in table[word] if not _pattern([other]).search(text)})
+    beside = sorted({other for word in _words_in(text, table) for other in table[word] if not _pattern([other]).search(text)})
     if not beside:
         return None
     chosen = rng.choice(beside)
@@ -66,13 +66,13 @@ def renumbered(text: str, rng: random.Random) -> str | None:
     if not places:
         return None
     match = rng.choice(places)
-    said = match.group()
-    value = int(said) if said.isdigit() else NUMBERS.index(said.lower())
+    number = match.group()
+    value = int(number) if number.isdigit() else NUMBERS.index(number.lower())
     choices = [value + step for step in (-2, -1, 1, 2) if value + step >= min(value, 1)]
-    if not said.isdigit():
+    if not number.isdigit():
         choices = [choice for choice in choices if choice < len(NUMBERS)]
     changed = rng.choice(choices)
-    return text[: match.start()] + (str(changed) if said.isdigit() else _cased(said, NUMBERS[changed])) + text[match.end() :]
+    return text[: match.start()] + (str(changed) if number.isdigit() else _cased(number, NUMBERS[changed])) + text[match.end() :]
 
 
 def shortened(text: str, rng: random.Random) -> str | None:
@@ -92,13 +92,13 @@ def corrupt(
     rng.shuffle(names)
     changed = text
     for name in names:
-        made = ways[name](changed, rng) if done < changes else None
-        if made is not None and made != changed:
-            changed, done = made, done + 1
+        worse = ways[name](changed, rng) if done < changes else None
+        if worse is not None and worse != changed:
+            changed, done = worse, done + 1
     return changed if changed != text else None
 
 
-def _found(text: str, table: Table) -> list[str]:
+def _words_in(text: str, table: Table) -> list[str]:
     return sorted(word for word in table if _pattern([word]).search(text))
 
 

@@ -69,7 +69,7 @@ def pairs(  # how a data set of others is read
     limits = Limits(max_bytes, max_pixels, None if both is None else (both[0], both[1]), animated, frames)
     if folder is not None and not is_folder(folder):
         raise UserError(f"records.folder: no such folder: {folder[:240]}")
-    return _stored(blocks(path, most=max_bytes), _made(ties, limits, folder), schema=schema, columns=columns, ties=ties)
+    return _stored(blocks(path, most=max_bytes), _with_media(ties, limits, folder), schema=schema, columns=columns, ties=ties)
 
 
 def hub_pairs(  # how a data set of others is read
@@ -92,7 +92,7 @@ def hub_pairs(  # how a data set of others is read
     Errors: UserError where the data set or the split is not there.
     """
     limits = Limits(max_bytes, max_pixels, None if size is None else (size, size))
-    return _stored(hub(name, config, split, streaming), _made(ties, limits, None), schema=schema, columns=columns, ties=ties)
+    return _stored(hub(name, config, split, streaming), _with_media(ties, limits, None), schema=schema, columns=columns, ties=ties)
 
 
 class Listed:
@@ -126,11 +126,11 @@ def listed(records: Sequence[Record]) -> Listed:
     return Listed(records)
 
 
-def _made(ties: str, limits: Limits, folder: str | None) -> Callable[[outputs.Draft], Record]:
+def _with_media(ties: str, limits: Limits, folder: str | None) -> Callable[[outputs.Draft], Record]:
     """Drafts -> records with their media decoded, all of the first one's size."""
     shapes: list[tuple[int, ...]] = []
 
-    def made(draft: outputs.Draft) -> Record:
+    def finish(draft: outputs.Draft) -> Record:
         one = draft.second is None
         if math.isnan(draft.strength) or (draft.strength == 0.5 and ties == "drop" and not one):
             raise Passed("unlabelled" if math.isnan(draft.strength) else "ties")
@@ -144,11 +144,11 @@ def _made(ties: str, limits: Limits, folder: str | None) -> Callable[[outputs.Dr
             return Thumb(draft.prompt, decoded[0], draft.strength, draft.id)
         return Pair(draft.prompt, decoded[0], decoded[1], draft.strength, draft.id)
 
-    return made
+    return finish
 
 
 def _stored(
-    source: list[Block] | Hub, made: Callable[[outputs.Draft], Record], *, schema: str, columns: Mapping[str, str] | None, ties: str
+    source: list[Block] | Hub, finish: Callable[[outputs.Draft], Record], *, schema: str, columns: Mapping[str, str] | None, ties: str
 ) -> Stored:
     takes = get_args(Named)
     if schema not in takes or ties not in ("soft", "drop"):
@@ -160,9 +160,9 @@ def _stored(
 
     def guess(row: outputs.Row) -> outputs.Schema:
         own = known[schema] if schema != "auto" and (columns is None or schema == "thumbs") else outputs.guess(row, columns)
-        return outputs.told(own, names, notice)
+        return outputs.with_notice(own, names, notice)
 
-    return _looked_at(Stored(in_groups(source), guess=guess, made=made, what="pair"))
+    return _looked_at(Stored(in_groups(source), guess=guess, finish=finish, what="pair"))
 
 
 def _decoded(source: Any, limits: Limits) -> Tensor:
@@ -173,7 +173,7 @@ def _decoded(source: Any, limits: Limits) -> Tensor:
 
 
 def _looked_at(stored: Stored) -> Stored:
-    """Reads the first pairs. Raises UserError where there is none, or where sizes differ."""
+    """Reads the first pairs. Errors: UserError where there is none, or where sizes differ."""
     if not stored.first(LOOK):
         raise stored.unusable()
     for name, why in stored.broken.items():

@@ -18,14 +18,13 @@ from typing import Any, Literal, get_args
 from PIL import Image
 
 from mmalign import media
-from mmalign.data._reading.parsing import is_file, is_folder, shown
+from mmalign.data._reading.parsing import excerpt, is_file, is_folder
 from mmalign.data._reading.stored import Hub, Schema, Stored, hub
 from mmalign.data._reading.tables import Block, Row, blocks, in_order, located
 from mmalign.data._schemas import columns as layouts
 from mmalign.data._schemas import pictures as picture_schemas
 from mmalign.data._schemas import texts as text_schemas
-from mmalign.data.texts import LOOK
-from mmalign.data.texts import made as made_of_texts
+from mmalign.data.texts import LOOK, usable
 from mmalign.media import Broken, Limits
 from mmalign.records import Record
 from mmalign.types import Prompt, UserError
@@ -126,7 +125,7 @@ class Media:
             raise UserError(f"records.folder: no such folder: {str(folder)[:240]}")
 
     def __call__(self, kind: str, source: Any) -> str:
-        """The path of a medium. Raises Broken where it cannot be used."""
+        """The path of a medium. Errors: Broken where it cannot be used."""
         content = source.get("bytes") if isinstance(source, Mapping) else source
         if isinstance(content, (bytes, bytearray, memoryview)):
             return str(self._written(kind, bytes(content)))
@@ -135,13 +134,13 @@ class Media:
         path = located(source, self.folder)
         path = path.get("path") if isinstance(path, Mapping) else path
         if not isinstance(path, (str, Path)):
-            raise Broken(f"nothing there: takes a path or bytes, got {shown(path)}")
+            raise Broken(f"nothing there: takes a path or bytes, got {excerpt(path)}")
         if self.folder is not None and not media.is_address(path) and not is_file(path):  # of a data set that is in no file
             path = str(self.folder / path)
         return self._known(kind, str(path))
 
     def inside(self, content: Any) -> Any:
-        """A turn's content with every medium in it as a file that can be used. Raises Broken."""
+        """A turn's content with every medium in it as a file that can be used. Errors: Broken."""
         if isinstance(content, str):
             return content
         return [part if part["type"] == "text" else {**part, "path": self(part["type"], part["path"])} for part in content]
@@ -181,9 +180,9 @@ class Media:
 
 def _as_png(picture: Any) -> bytes:
     """A picture that somebody decoded already, without loss."""
-    held = io.BytesIO()
-    picture.save(held, "PNG")
-    return held.getvalue()
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return file.getvalue()
 
 
 def _looked_at(source: list[Block] | Hub, schema: str, columns: dict[str, str] | None, ties: str, max_text: int, files: Media) -> Stored:
@@ -203,7 +202,7 @@ def _looked_at(source: list[Block] | Hub, schema: str, columns: dict[str, str] |
         read = text_schemas.reader(own, names, score="ratings", form="turns", separator="\n", notice=notice, placed=placed)
         return read if kind != "rlhf_v" else lambda row, name: read(picture_schemas.opened(row), name)
 
-    stored = Stored(source, guess=guess, made=_made(made_of_texts(ties, max_text), files), what="pair")
+    stored = Stored(source, guess=guess, finish=_with_files(usable(ties, max_text), files), what="pair")
     if not stored.first(LOOK):
         raise stored.unusable()
     stored.dropped = dict.fromkeys(stored.dropped, 0)
@@ -214,13 +213,13 @@ def _put(names: layouts.Names, record: Any, row: Row, layout: layouts.Layout) ->
     return picture_schemas.put(record, row, names, layout)
 
 
-def _made(of_texts: Callable[[Any], Record], files: Media) -> Callable[[Any], Record]:
+def _with_files(of_texts: Callable[[Any], Record], files: Media) -> Callable[[Any], Record]:
     """Records whose texts say something and whose media are files that can be used."""
 
-    def made(draft: Any) -> Record:
+    def finish(draft: Any) -> Record:
         record = of_texts(draft)
         if isinstance(record.prompt, str):
             return record
         return record._replace(prompt=[{**turn, "content": files.inside(turn["content"])} for turn in record.prompt])
 
-    return made
+    return finish

@@ -103,12 +103,12 @@ def _parts(row: Row, content: Any) -> Any:
 
 def _medium(kind: str, source: Any) -> dict[str, Any]:
     """A part that names its medium as ``conversations`` reads it."""
-    held = source.get("bytes") if isinstance(source, Mapping) else source
-    if isinstance(held, str):
-        return {"type": kind, "url" if is_address(held) else "path": held}
-    if held is None:
+    content = source.get("bytes") if isinstance(source, Mapping) else source
+    if isinstance(content, str):
+        return {"type": kind, "url" if is_address(content) else "path": content}
+    if content is None:
         raise Broken(f"got a part {kind} that names no {kind}")
-    return {"type": kind, "bytes": held}
+    return {"type": kind, "bytes": content}
 
 
 def _unicode(content: Any) -> None:

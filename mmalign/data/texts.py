@@ -79,14 +79,14 @@ def _looked_at(
         kind = layouts.kind_of(row, names) if schema == "auto" else schema
         return text_schemas.reader(kind, names, score=score, form=form, separator=separator, notice=notice)
 
-    stored = Stored(in_trees(source), guess=guess, made=made(ties, max_bytes))
+    stored = Stored(in_trees(source), guess=guess, finish=usable(ties, max_bytes))
     if not stored.first(LOOK):
         raise stored.unusable()
     stored.dropped = dict.fromkeys(stored.dropped, 0)
     return stored
 
 
-def made(ties: str, max_bytes: int) -> Callable[[Any], Record]:
+def usable(ties: str, max_bytes: int) -> Callable[[Any], Record]:
     """Records whose texts are not too long and that say something."""
 
     def checked(record: Any) -> Record:

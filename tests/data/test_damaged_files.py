@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 import mmalign as mm
-from mmalign.data._reading.parsing import parsed, shown
+from mmalign.data._reading.parsing import excerpt, parsed
 from mmalign.data._reading.tables import blocks, in_order
 from mmalign.media import Broken
 from mmalign.types import UserError
@@ -372,7 +372,9 @@ def test_the_working_folder_is_no_place_for_media(tmp_path, monkeypatch):
 
 def test_values_in_messages_are_short():
     assert (
-        len(shown("x" * 10_000)) < 200 and shown(10**5000) == f"a number of {(10**5000).bit_length()} bits" and shown([1] * 9999) == "list"
+        len(excerpt("x" * 10_000)) < 200
+        and excerpt(10**5000) == f"a number of {(10**5000).bit_length()} bits"
+        and excerpt([1] * 9999) == "list"
     )
     with pytest.raises(Broken) as error:
         parsed("x" * 10_000)

@@ -7,7 +7,7 @@ from functools import lru_cache
 from itertools import islice
 from typing import Any
 
-from mmalign.data._reading.parsing import shown
+from mmalign.data._reading.parsing import excerpt
 from mmalign.data._reading.stored import Hub
 from mmalign.data._reading.tables import Block, Row, in_order
 from mmalign.media import Broken
@@ -116,5 +116,5 @@ def _groups(parts: list[Block]) -> tuple[int, Callable[[int], Row]]:
 
 def _prompt_id(row: Row) -> str:
     if row.get("prompt_id") in (None, ""):
-        raise Broken(f"prompt_id: got {shown(row.get('prompt_id'))}, takes what pictures of a prompt share")
+        raise Broken(f"prompt_id: got {excerpt(row.get('prompt_id'))}, takes what pictures of a prompt share")
     return str(row["prompt_id"])

@@ -29,9 +29,9 @@ def number(value: Any) -> float:
     try:
         read = float(value)
     except (TypeError, ValueError, OverflowError) as error:
-        raise Broken(f"got {shown(value)}, takes a number") from error
+        raise Broken(f"got {excerpt(value)}, takes a number") from error
     if math.isinf(read):
-        raise Broken(f"got {shown(value)}, takes a finite number")
+        raise Broken(f"got {excerpt(value)}, takes a finite number")
     return read
 
 
@@ -43,7 +43,7 @@ def words(content: bytes, name: str) -> str:
         raise Broken(f"{name}: not UTF-8 ({error.reason} at byte {error.start})") from error
 
 
-def shown(value: Any) -> str:
+def excerpt(value: Any) -> str:
     """A value as messages show it: on one line, and not all of it."""
     if isinstance(value, int) and abs(value) > 10**SHOWN:
         return f"a number of {value.bit_length()} bits"

@@ -34,8 +34,8 @@ class Hub:
             yield from in_order(self.blocks(), seed=seed, start=start)
             return
         shuffled = self.loaded if seed is None else self.loaded.shuffle(seed=seed % 2**32, buffer_size=1000)
-        coming, number = iter(shuffled.skip(start) if start else shuffled), start
-        while (row := self._row(lambda: next(coming, None))) is not None:
+        rows, number = iter(shuffled.skip(start) if start else shuffled), start
+        while (row := self._row(lambda: next(rows, None))) is not None:
             number += 1
             yield number, f"{self.name}:{number}", row
 
@@ -85,13 +85,13 @@ def _undecoded(feature: Any) -> Any:
 class Stored:
     """Records that are read as they are wanted, as ``records.Records``. ``dropped`` counts ties and unlabelled ones passed over.
 
-    guess: a row -> its schema, asked until a row has one. made: a draft -> its record; raises Broken, or Passed.
+    guess: a row -> its schema, asked until a row has one. finish: a draft -> its record; Broken and Passed come out of it.
     """
 
     def __init__(
-        self, source: list[Block] | Hub, *, guess: Callable[[Row], Schema], made: Callable[[Any], Record], what: str = "record"
+        self, source: list[Block] | Hub, *, guess: Callable[[Row], Schema], finish: Callable[[Any], Record], what: str = "record"
     ):  # fmt: skip
-        self.source, self.guess, self.made, self.what = source, guess, made, what
+        self.source, self.guess, self.finish, self.what = source, guess, finish, what
         self.schema: Schema | None = None
         self.broken: dict[str, str] = {}
         self.dropped = {"ties": 0, "unlabelled": 0}
@@ -100,14 +100,14 @@ class Stored:
         return f"Stored({self.source.name if isinstance(self.source, Hub) else ', '.join(block.name for block in self.source[:3])})"
 
     def stream(self, *, seed: int, start: int = 0) -> Iterator[Any]:
-        """As in ``records.Records``. Raises UserError where a whole pass over the data gives no record."""
+        """As in ``records.Records``. Errors: UserError where a whole pass over the data gives no record."""
         passes, place = divmod(start, PASS)
         while True:
-            given = 0
+            count = 0
             for record in self._pass(seed * 1_000_003 + passes, place):
-                given += 1
+                count += 1
                 yield record._replace(position=record.position + passes * PASS)
-            if not given and not place:
+            if not count and not place:
                 raise self.unusable()
             passes, place = passes + 1, 0
 
@@ -123,8 +123,8 @@ class Stored:
     def _pass(self, seed: int | None, start: int) -> Iterator[Any]:
         rows_over, over = divmod(start, WITHIN)
         source = self.source
-        coming = source.rows(seed=seed, start=rows_over) if isinstance(source, Hub) else in_order(source, seed=seed, start=rows_over)
-        for number, name, row in coming:
+        rows = source.rows(seed=seed, start=rows_over) if isinstance(source, Hub) else in_order(source, seed=seed, start=rows_over)
+        for number, name, row in rows:
             try:
                 if isinstance(row, Broken):
                     raise row
@@ -137,7 +137,7 @@ class Stored:
             for place, draft in enumerate(drafts, start=1):
                 if number == rows_over + 1 and place <= over:
                     continue
-                record = self._made(draft)
+                record = self._finished(draft)
                 if record is not None:
                     yield record._replace(position=number * WITHIN if place == len(drafts) else (number - 1) * WITHIN + place)
 
@@ -146,10 +146,10 @@ class Stored:
             self.schema = self.guess(row)
         return self.schema
 
-    def _made(self, draft: Any) -> Any:
+    def _finished(self, draft: Any) -> Any:
         """The record of a draft, or None where there is nothing to learn from it or it is broken."""
         try:
-            return self.made(draft)
+            return self.finish(draft)
         except Passed as error:
             self.dropped[str(error)] += 1
         except Broken as error:

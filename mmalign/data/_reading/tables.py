@@ -15,7 +15,7 @@ from urllib.parse import unquote
 
 import torch
 
-from mmalign.data._reading.parsing import is_file, is_folder, parsed, short, shown
+from mmalign.data._reading.parsing import excerpt, is_file, is_folder, parsed, short
 from mmalign.data._reading.shards import MEMBER, shard
 from mmalign.media import Broken, is_address
 from mmalign.types import UserError
@@ -160,7 +160,7 @@ def _of_csv(file: Path) -> tuple[int, Callable[[int], Row]]:
     if isinstance(header, Broken):
         raise UserError(f"records.path: {file}: {header}")
     if twice := sorted({name for name in header if header.count(name) > 1}):
-        raise UserError(f"records.path: {file} has two columns {shown(twice[0])}, takes one of a name")
+        raise UserError(f"records.path: {file} has two columns {excerpt(twice[0])}, takes one of a name")
 
     def read(number: int) -> Row:
         row = rows[number]
@@ -244,8 +244,8 @@ class Placed(NamedTuple):
 def placed(row: Mapping[str, Any], source: Any) -> Any:
     """A medium of a row with the row's file, if it was read from one and names the medium by a path."""
     path = source.get("path") if isinstance(source, Mapping) else source
-    held = isinstance(source, Mapping) and source.get("bytes") is not None
-    return Placed(source, str(row[FILE])) if FILE in row and isinstance(path, str) and path and not held else source
+    inside = isinstance(source, Mapping) and source.get("bytes") is not None
+    return Placed(source, str(row[FILE])) if FILE in row and isinstance(path, str) and path and not inside else source
 
 
 def located(source: Any, folder: str | Path | None = None) -> Any:

@@ -190,7 +190,7 @@ def laid_out(row: Row, kind: str, names: Names) -> Layout:
     return Layout(ours, unread)
 
 
-def asked(row: Row, names: Names) -> Layout:
+def prompt_alone(row: Row, names: Names) -> Layout:
     """What is asked in a row of prompts alone. Errors: Broken where it cannot be told."""
     low = plain(row, names)
     ours, read = _prompt(low, names)
@@ -205,12 +205,12 @@ class Notice:
     """Says which columns nobody reads, each once."""
 
     def __init__(self, what: str):
-        self.what, self.said = what, set[str]()
+        self.what, self.reported = what, set[str]()
 
     def __call__(self, unread: Mapping[str, Any]) -> None:
-        new = sorted(set(unread) - self.said)
+        new = sorted(set(unread) - self.reported)
         if new:
-            self.said.update(new)
+            self.reported.update(new)
             warnings.warn(f"{self.what}: nobody reads column{'s' * (len(new) > 1)} {', '.join(map(str, new[:40]))}", stacklevel=2)
 
 
@@ -257,9 +257,11 @@ def _system(low: Row, key: str) -> str:
     return text_of(turns_of(turns, key)[0], "content") if isinstance(low[key], (list, tuple)) else text_of(low, key)
 
 
-def _put(ours: Row, found: tuple[Row, set[str]]) -> set[str]:
-    ours |= found[0]
-    return found[1]
+def _put(ours: Row, part: tuple[Row, set[str]]) -> set[str]:
+    """Takes columns over, and says which those of the row were."""
+    columns, read = part
+    ours |= columns
+    return read
 
 
 def _first(low: Row, ours: Row, name: str, theirs: tuple[str, ...]) -> set[str]:
@@ -274,21 +276,21 @@ def _prompt(low: Row, names: Names) -> tuple[Row, set[str]]:
     """What is asked: one column, with what belongs to it (``input``, ``history``); a conversation; nothing, where there is none."""
     key = "prompt" if "prompt" in names else next((key for key in PROMPTS if has(low, key)), None)
     instruction = key == "instruction" or names.get("prompt") == "instruction"
-    asked = low.get(key) if key else None
+    prompt = low.get(key) if key else None
     read = {key, names.get("prompt", key)} - {None}
     if (instruction or (key == "input" and "instruction" in low)) and isinstance(low.get("input"), str) and low["input"].strip():
-        parts = [part for part in (asked if instruction else "", low["input"]) if isinstance(part, str) and part.strip()]
-        asked, read = "\n".join(parts), {*read, "input", "instruction"}
+        parts = [part for part in (prompt if instruction else "", low["input"]) if isinstance(part, str) and part.strip()]
+        prompt, read = "\n".join(parts), {*read, "input", "instruction"}
     past = low.get("history")
-    if isinstance(past, str) and asked is None and past.strip():  # SHP
+    if isinstance(past, str) and prompt is None and past.strip():  # SHP
         return {"prompt": past}, {"history"}
     if isinstance(past, (list, tuple)):
         read.add("history")
-        asked = [*_past(past), {"role": "user", "content": asked}] if past else asked
+        prompt = [*_past(past), {"role": "user", "content": prompt}] if past else prompt
     talk = next((key for key in TALKS if isinstance(low.get(key), (list, tuple)) and has(low, key)), None)
-    if asked is None and talk is not None:
+    if prompt is None and talk is not None:
         return {"prompt": low[talk]}, {talk}
-    return ({} if asked is None else {"prompt": asked}), {str(name) for name in read}
+    return ({} if prompt is None else {"prompt": prompt}), {str(name) for name in read}
 
 
 def _past(turns: Any) -> Iterator[dict[str, Any]]:
@@ -310,33 +312,33 @@ def _pair(low: Row, names: Names) -> tuple[Row, set[str]]:
         return _choice(low, names)
     ours: Row = {"chosen": low[better], "rejected": low[worse]}
     if better not in TALKS:
-        asked, read = _prompt({key: value for key, value in low.items() if key not in (better, worse)}, names)
-        ours |= _without_the_answer(asked, ours)
+        prompt, read = _prompt({key: value for key, value in low.items() if key not in (better, worse)}, names)
+        ours |= _without_the_answer(prompt, ours)
         return ours, {*read, better, worse}
     talk = turns_of(low[better], better) if isinstance(low[better], (list, tuple)) else []
     if not talk:
         raise Broken(f"takes a conversation under {better!r}")
     rejected = conversation({worse: low[worse]}, worse)
     if isinstance(rejected, str) or rejected[0]["role"] in ("assistant", "tool"):
-        prompt, chosen = before_the_answer(talk, better)
-        ours = {"prompt": prompt, "chosen": chosen, "rejected": _as_turns(rejected, worse)}
+        before, chosen = before_the_answer(talk, better)
+        ours = {"prompt": before, "chosen": chosen, "rejected": _as_turns(rejected, worse)}
     return ours, {better, worse}
 
 
 def _opened(low: Row) -> Row:
     """OpenAI's rows have what was asked in an object under ``input``."""
-    asked = low.get("input")
-    return {**low, "input": asked["messages"]} if isinstance(asked, Mapping) and "messages" in asked else low
+    request = low.get("input")
+    return {**low, "input": request["messages"]} if isinstance(request, Mapping) and "messages" in request else low
 
 
-def _without_the_answer(asked: Row, ours: Row) -> Row:
+def _without_the_answer(question: Row, ours: Row) -> Row:
     """A prompt whose last turn is one of the two answers, without it."""
-    prompt = asked.get("prompt")
+    prompt = question.get("prompt")
     if not isinstance(prompt, (list, tuple)) or len(prompt) < 2 or not all(isinstance(turn, Mapping) for turn in prompt):
-        return asked
+        return question
     turns = turns_of(prompt, "prompt")
     answers = [turn["content"] for key in ("chosen", "rejected") for turn in _as_turns(ours[key], key)[-1:]]
-    return {"prompt": turns[:-1]} if turns[-1]["role"] == "assistant" and turns[-1]["content"] in answers else asked
+    return {"prompt": turns[:-1]} if turns[-1]["role"] == "assistant" and turns[-1]["content"] in answers else question
 
 
 def _as_turns(value: Any, key: str) -> Turns:
@@ -350,22 +352,22 @@ def _choice(low: Row, names: Names) -> tuple[Row, set[str]]:
     if row is None:
         raise Broken("takes chosen and rejected (columns: {chosen: ..., rejected: ...})")
     one, other, who, ones, others = row
-    said = str(low[who]).strip().lower()
-    if said not in (*ones, *others, *TIES):
-        raise Broken(f"{who}: got {said[:60]!r}, takes {', '.join((*ones, *others))}")
-    asked, read = _prompt(low, names)
-    first, second = (other, one) if said in others else (one, other)
-    strength = {"strength": 0.5} if said in TIES else {}
-    return {**asked, "chosen": low[first], "rejected": low[second], **strength}, {*read, one, other, who}
+    choice = str(low[who]).strip().lower()
+    if choice not in (*ones, *others, *TIES):
+        raise Broken(f"{who}: got {choice[:60]!r}, takes {', '.join((*ones, *others))}")
+    question, read = _prompt(low, names)
+    first, second = (other, one) if choice in others else (one, other)
+    strength = {"strength": 0.5} if choice in TIES else {}
+    return {**question, "chosen": low[first], "rejected": low[second], **strength}, {*read, one, other, who}
 
 
 def _answer(low: Row, names: Names) -> tuple[Row, set[str]]:
     """``completion`` and what was asked; of a conversation, its last turns are the answer."""
     key = next((key for key in ANSWERS if has(low, key)), None)
-    asked, read = _prompt({name: value for name, value in low.items() if name != key}, names)
-    if key is not None or not isinstance(asked.get("prompt"), (list, tuple)):
-        return {**asked, "completion": low.get(key or "completion")}, {*read, key or "completion"}
-    turns, answer = before_the_answer(turns_of(asked["prompt"], "prompt"), next(iter(read)))
+    question, read = _prompt({name: value for name, value in low.items() if name != key}, names)
+    if key is not None or not isinstance(question.get("prompt"), (list, tuple)):
+        return {**question, "completion": low.get(key or "completion")}, {*read, key or "completion"}
+    turns, answer = before_the_answer(turns_of(question["prompt"], "prompt"), next(iter(read)))
     return {"prompt": turns, "completion": answer}, read
 
 

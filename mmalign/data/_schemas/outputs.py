@@ -180,7 +180,7 @@ def guess(row: Row, names: Mapping[str, str] | None) -> Schema:
     )
 
 
-def told(schema: Schema, names: Mapping[str, str], notice: names_of.Notice) -> Schema:
+def with_notice(schema: Schema, names: Mapping[str, str], notice: names_of.Notice) -> Schema:
     """A schema that says which columns it does not read; a row with media in such a column is broken where it is read as one output."""
     of_schema: dict[Schema, tuple[str, ...]] = {
         pickapic: ("caption", "jpg_0", "jpg_1", "label_0", "label_1", "has_label", "ranking_id"),
@@ -194,8 +194,8 @@ def told(schema: Schema, names: Mapping[str, str], notice: names_of.Notice) -> S
         yield from drafts
         also = () if schema in (pickapic, hpdv2, hpdv3) else (*_sides(row), _key(row, PROMPTS, "prompt"))
         one = (_key(row, OUTPUTS, "image"),) if drafts and drafts[0].second is None else ()
-        read_here = {*known, *also, *one, *names_of.IDS, FILE, KEY}
-        notice({key: value for key, value in row.items() if key not in read_here and names_of.has(row, key)})
+        columns_read = {*known, *also, *one, *names_of.IDS, FILE, KEY}
+        notice({key: value for key, value in row.items() if key not in columns_read and names_of.has(row, key)})
 
     return read
 

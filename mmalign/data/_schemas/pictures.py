@@ -55,7 +55,7 @@ def put(record: Any, row: Row, names: columns.Names, layout: Layout) -> Any:
     for key in read:
         layout.unread.pop(key, None)
     answers = _answers(record)
-    prompt = shown(record.prompt, [(kind, _of_row(row, source)) for kind, source in media], answers)
+    prompt = place_media(record.prompt, [(kind, _of_row(row, source)) for kind, source in media], answers)
     if not isinstance(prompt, str):
         prompt = [{**turn, "content": _placed(row, turn["content"])} for turn in prompt]
     if isinstance(prompt, str) or not any(isinstance(turn["content"], list) for turn in prompt):
@@ -69,14 +69,14 @@ def prompt(row: Row, names: columns.Names) -> tuple[Turns, Row]:
     A conversation of LLaVA's or ShareGPT's (``messages``, ``conversations``) that ends with an answer is asked up to there, and its last
     words are the column ``answer``, unless the row has one.
     """
-    layout = columns.asked(row, names)
+    layout = columns.prompt_alone(row, names)
     turns = _turns(with_system(conversation(layout.row, "prompt"), layout.row.get("system")))
     answer: Row = {}
     if turns[-1]["role"] == "assistant" and not columns.has(columns.plain(row, names), "prompt"):
         turns, replies = before_the_answer(turns, "messages")
         answer = {"answer": replies[-1]["content"]}
     media, read = columns.media(row, names)
-    whole = _turns(shown(turns, [(kind, _of_row(row, source)) for kind, source in media], []))
+    whole = _turns(place_media(turns, [(kind, _of_row(row, source)) for kind, source in media], []))
     if whole[-1]["role"] == "assistant":
         raise Broken("prompt: ends with the assistant's turn")
     unread = {key: value for key, value in layout.unread.items() if key not in read}
@@ -113,7 +113,7 @@ def _answers(record: Any) -> list[str]:
     return [text for output in outputs for text in ([output] if isinstance(output, str) else [turn["content"] for turn in output])]
 
 
-def shown(prompt: Text, media: Sequence[Medium], answers: Sequence[str]) -> Text:
+def place_media(prompt: Text, media: Sequence[Medium], answers: Sequence[str]) -> Text:
     """The prompt as a conversation whose turns hold the media as parts; as it is where there are none. Errors: Broken.
 
     Parts that name no medium of their own take the row's in their order; where there are such parts, or parts with media, words are words.

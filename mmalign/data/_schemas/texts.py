@@ -68,7 +68,7 @@ def preference(row: Row, name: str) -> Iterator[Pair]:
         raise Broken(f"strength is {strength:g}, takes 0..1")
     scores = (number(row.get("score_chosen")), number(row.get("score_rejected")))
     prompt, (first, second) = put_together(prompt, (chosen, rejected))
-    yield Pair(prompt, first, second, strength, named(row, name), scores=scores, annotator=annotator(row))
+    yield Pair(prompt, first, second, strength, id_of(row, name), scores=scores, annotator=annotator(row))
 
 
 def _words(turn: Mapping[str, Any]) -> str:
@@ -90,12 +90,12 @@ def transcripts(form: Form) -> Schema:
         prompt, first, second = shared_turns(chosen, rejected)
         if form == "turns":
             together, (better, worse) = put_together(prompt, (first, second))
-            yield Pair(together, better, worse, 1.0, named(row, name))
+            yield Pair(together, better, worse, 1.0, id_of(row, name))
             return
         split = whole[0].rindex(ASKS) + len(ASKS)
         if whole[1][:split] != whole[0][:split]:
             raise Broken("no shared prefix up to the last turn")
-        yield Pair(whole[0][:split], whole[0][split:], whole[1][split:], 1.0, named(row, name))
+        yield Pair(whole[0][:split], whole[0][split:], whole[1][split:], 1.0, id_of(row, name))
 
     return schema
 
@@ -107,7 +107,7 @@ def thumbs(row: Row, name: str) -> Iterator[Thumb]:
     """
     prompt, (output,) = put_together(conversation(row, "prompt"), (conversation(row, "completion"),))
     label = _label(row["label"]) if "label" in row else 1.0
-    yield Thumb(prompt, output, label, named(row, name), annotator=annotator(row))
+    yield Thumb(prompt, output, label, id_of(row, name), annotator=annotator(row))
 
 
 def stepwise(separator: str) -> Schema:
@@ -123,7 +123,7 @@ def stepwise(separator: str) -> Schema:
         for place, (step, label) in enumerate(zip(steps, labels, strict=True), start=1):
             if not isinstance(step, str) or not step.strip():
                 raise Broken(f"completions: step {place} has no text")
-            yield Thumb(prompt, step, _label(label), f"{named(row, name)}:{place}", annotator=annotator(row))
+            yield Thumb(prompt, step, _label(label), f"{id_of(row, name)}:{place}", annotator=annotator(row))
             prompt += separator + step
 
     return schema
@@ -137,7 +137,7 @@ def ranked(row: Row, name: str) -> Iterator[Ranking]:
     if len(outputs) != len(scores):
         raise Broken(f"{len(outputs)} completions and {len(scores)} {key}, takes one for each")
     texts = [conversation({"completions": output}, "completions") for output in outputs]
-    yield _ranking(conversation(row, "prompt"), texts, scores, named(row, name))
+    yield _ranking(conversation(row, "prompt"), texts, scores, id_of(row, name))
 
 
 def ultrafeedback(score: Score) -> Schema:
@@ -152,7 +152,7 @@ def ultrafeedback(score: Score) -> Schema:
         completions = _objects({"completions": _several(row, "completions")}, "completions")
         outputs = [conversation(completion, "response") for completion in completions]
         scores = [number(completion.get("overall_score")) if score == "overall" else _ratings(completion) for completion in completions]
-        yield _ranking(conversation(row, "prompt"), outputs, scores, named(row, name))
+        yield _ranking(conversation(row, "prompt"), outputs, scores, id_of(row, name))
 
     return schema
 
@@ -180,7 +180,7 @@ def oasst(row: Row, name: str) -> Iterator[Ranking]:
         waiting += [(reply, turns) for reply in reversed(replies)]
         if turns[-1]["role"] == "user" and len(replies) > 1:
             outputs = [text_of(reply, "text") for reply in replies]
-            yield _ranking(turns, outputs, [-number(reply.get("rank")) for reply in replies], named(message, name))
+            yield _ranking(turns, outputs, [-number(reply.get("rank")) for reply in replies], id_of(message, name))
 
 
 def reader(
@@ -271,7 +271,7 @@ def _label(value: Any) -> float:
     return label
 
 
-def named(row: Mapping[str, Any], name: str) -> str:
+def id_of(row: Mapping[str, Any], name: str) -> str:
     """What to call a row: its own id, or ``name``, and whoever said it."""
     own = next((str(row[key])[:120] for key in columns.IDS if row.get(key) not in (None, "")), name)
     return f"{own}@{annotator(row)}" if annotator(row) else own

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
-from mmalign.data._reading.parsing import parsed, shown, words
+from mmalign.data._reading.parsing import excerpt, parsed, words
 from mmalign.media import Broken
 
 ROLES = {
@@ -81,7 +81,7 @@ def _turn(turn: Mapping[str, Any], where: str) -> Turns:
     name = str(theirs).strip().lower()
     role = "assistant" if name in CALLS else ROLES.get(name, name)
     if role not in ("system", "user", "assistant", "tool"):
-        raise Broken(f"{where}: got role {shown(theirs)}, takes system, user, assistant or tool")
+        raise Broken(f"{where}: got role {excerpt(theirs)}, takes system, user, assistant or tool")
     content = next((turn[name] for name in ("content", "value", "text") if turn.get(name) is not None), None)
     parts = list(_parts(content, where)) if isinstance(content, (list, tuple)) else []
     calls = [*_calls(turn.get("tool_calls") or turn.get("function_call"), where), *(part["call"] for part in parts if "call" in part)]
@@ -117,11 +117,11 @@ def _parts(content: Sequence[Any], where: str) -> Iterator[dict[str, Any]]:
         elif kind == "tool_use":
             yield {"call": _call({"id": part.get("id"), "function": {"name": part.get("name"), "arguments": part.get("input")}}, where)}
         elif kind == "tool_result":
-            held = part.get("content")
-            text = _joined(list(_parts(held, where))) if isinstance(held, (list, tuple)) else str(held or "")
+            output = part.get("content")
+            text = _joined(list(_parts(output, where))) if isinstance(output, (list, tuple)) else str(output or "")
             yield {"result": {"role": "tool", "content": text, "tool_call_id": str(part.get("tool_use_id") or "")}}
         else:
-            raise Broken(f"{where}: got a part of type {shown(kind)}, takes text, image or video")
+            raise Broken(f"{where}: got a part of type {excerpt(kind)}, takes text, image or video")
 
 
 def _source(part: Mapping[str, Any], kind: str, where: str) -> Any:
@@ -266,4 +266,4 @@ def transcript(text: str) -> Turns:
     if first.strip():
         raise Broken('takes a transcript that begins with "Human:"')
     spoken = zip(parts[::2], parts[1::2], strict=True)
-    return turns_of([{"role": who, "content": said.strip()} for who, said in spoken], "transcript")
+    return turns_of([{"role": who, "content": text.strip()} for who, text in spoken], "transcript")
