@@ -55,8 +55,8 @@ def test_one_sentence_is_left_out():
 
 def test_what_stands_together_is_counted():
     texts = ["A dog and a cat.", "Dogs, cats and a fork", "dog, fork", "a hotdog, a cat", "dog fork"]
-    found = corruption.cooccurrence(texts, ["dog", "cat", "fork", "bird"])
-    assert found == {"dog": ["fork", "cat"], "cat": ["dog"], "fork": ["dog"]}
+    beside = corruption.cooccurrence(texts, ["dog", "cat", "fork", "bird"])
+    assert beside == {"dog": ["fork", "cat"], "cat": ["dog"], "fork": ["dog"]}
     assert corruption.cooccurrence(texts, ["dog", "cat", "fork"], most=1, least=1) == {"dog": ["fork"], "cat": ["dog"], "fork": ["dog"]}
 
 
@@ -71,16 +71,16 @@ def test_pairs_of_a_true_answer_and_what_was_made_of_it():
         Pair(ASKED, "A bird", "A cow.", 1.0, "e"), Pair(ASKED, "A red dog", "x", 0.5, "f"),
     ]  # fmt: skip
     for pick in (records[:2] + records[4:], records[2:4]):
-        found = mm.data.corrupted(pick, vocabulary=VOCABULARY)
-        pairs = list(islice(found.stream(seed=0), 40))
+        worse = mm.data.corrupted(pick, vocabulary=VOCABULARY)
+        pairs = list(islice(worse.stream(seed=0), 40))
         again = list(islice(mm.data.corrupted(pick, vocabulary=VOCABULARY).stream(seed=3), 40))
         assert {(pair.id, pair.second) for pair in pairs} == {(pair.id, pair.second) for pair in again}
         better = {"a": "A red dog. It sits.", "b": "A red tree. Yes.", "c": "A red dog. It runs."}
         assert all(pair.first == better[pair.id] != pair.second and pair.strength == 1.0 and pair.prompt == ASKED for pair in pairs)
         assert [pair.position for pair in pairs] == sorted({pair.position for pair in pairs})
-        resumed = next(found.stream(seed=0, start=pairs[6].position))
+        resumed = next(worse.stream(seed=0, start=pairs[6].position))
         assert resumed == pairs[7]
-    assert found.broken == {} and mm.data.corrupted(records[4:5] + records[:1], vocabulary=VOCABULARY).broken.keys() <= {"e"}
+    assert worse.broken == {} and mm.data.corrupted(records[4:5] + records[:1], vocabulary=VOCABULARY).broken.keys() <= {"e"}
 
 
 def test_more_changes_and_other_seeds_are_other_answers(tmp_path):

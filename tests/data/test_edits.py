@@ -30,9 +30,9 @@ def write(tmp_path):
 
 def test_every_prompt_gets_its_own_image(write):
     path = write({"prompt": "a", "image": "red.png"}, "", {"prompt": "b", "image": "blue.png"})
-    found = source_images(path)(["b", "a", "b"])["image"]
-    assert [picture.getpixel((0, 0)) for picture in found] == [(0, 0, 255), (255, 0, 0), (0, 0, 255)]
-    assert {picture.size for picture in found} == {(30, 20)}
+    pictures = source_images(path)(["b", "a", "b"])["image"]
+    assert [picture.getpixel((0, 0)) for picture in pictures] == [(0, 0, 255), (255, 0, 0), (0, 0, 255)]
+    assert {picture.size for picture in pictures} == {(30, 20)}
     assert source_images(path, size=[8, 16])(["a"])["image"][0].size == (16, 8)
 
 
@@ -57,11 +57,11 @@ def test_mistakes_name_the_line(write, rows, says):
 
 
 def test_mistakes_when_asked(write):
-    found = source_images(write({"prompt": "a", "image": "text.png"}))
+    conditions = source_images(write({"prompt": "a", "image": "text.png"}))
     with pytest.raises(UserError, match="no image for 'c'"):
-        found(["c"])
+        conditions(["c"])
     with pytest.raises(UserError, match=r"text\.png: no image that can be read"):
-        found(["a"])
+        conditions(["a"])
     with pytest.raises(UserError, match=r"conditions\.path: no such file"):
         source_images("nothing.jsonl")
     with pytest.raises(UserError, match=r"conditions\.size"):
@@ -72,9 +72,9 @@ def test_the_examples_that_come_with_it():
     from mmalign.data import pairs, prompts
 
     path = str(resource("assets/edits/edits.jsonl"))
-    asked = contents(prompts(path))
-    assert len(source_images(path, size=64)(asked)["image"]) == len(asked) == 6
-    assert [pair.prompt for pair in pairs(str(resource("assets/edits/pairs.jsonl"))).first(9)] == asked
+    questions = contents(prompts(path))
+    assert len(source_images(path, size=64)(questions)["image"]) == len(questions) == 6
+    assert [pair.prompt for pair in pairs(str(resource("assets/edits/pairs.jsonl"))).first(9)] == questions
 
 
 def test_an_editing_model_sees_the_image_of_each_prompt_at_every_turn():
@@ -85,21 +85,21 @@ def test_an_editing_model_sees_the_image_of_each_prompt_at_every_turn():
     from mmalign.policies.twins import pipelines
 
     path = str(resource("assets/edits/edits.jsonl"))
-    asked = contents(mm.data.prompts(path, limit=2))
+    questions = contents(mm.data.prompts(path, limit=2))
     call = {"height": 32, "width": 32, "max_area": 32 * 32, "_auto_resize": False}
     policy = mm.policies.diffusers(
         pipelines.twin("FluxKontextPipeline"), device="cpu", call=call, conditions=source_images(path, size=32), schedule=Schedule(steps=2)
     )
     outputs = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    given = mm.policies.forward(policy).encode(asked, outputs, torch.arange(2), torch.Generator().manual_seed(0))
-    bounds = mm.policies.forward(policy).steps(given, torch.arange(2)).log_probs
+    edits = mm.policies.forward(policy).encode(questions, outputs, torch.arange(2), torch.Generator().manual_seed(0))
+    bounds = mm.policies.forward(policy).steps(edits, torch.arange(2)).log_probs
     assert bool(bounds.isfinite().all())
-    rollout = policy.sample(asked, 2, torch.Generator().manual_seed(0))
+    rollout = policy.sample(questions, 2, torch.Generator().manual_seed(0))
     assert torch.equal(policy.steps(rollout, torch.arange(4)).log_probs, rollout.log_probs[:, :1])
     blank = mm.policies.diffusers(
         policy.pipe, device="cpu", call=call, conditions=lambda p: {"image": [_white()] * len(p)}, schedule=Schedule(steps=2)
     )
-    assert not torch.allclose(mm.policies.forward(blank).steps(given, torch.arange(2)).log_probs, bounds)
+    assert not torch.allclose(mm.policies.forward(blank).steps(edits, torch.arange(2)).log_probs, bounds)
 
 
 def _white():

@@ -215,8 +215,8 @@ def test_imagerewarddb_of_the_library(tmp_path, streaming):
         with pytest.raises(UserError, match="has one picture to a row, and its pairs are within a prompt; takes streaming: false"):
             mm.data.hub_pairs(str(tmp_path / "set"))
         return
-    found = mm.data.hub_pairs(str(tmp_path / "set"), streaming=False).first(9)
-    assert [(pair.prompt, pair.strength, round(float(pair.first.mean() * 255))) for pair in found] == [("p", 0.0, 10), ("q", 0.5, 20)]
+    pairs = mm.data.hub_pairs(str(tmp_path / "set"), streaming=False).first(9)
+    assert [(pair.prompt, pair.strength, round(float(pair.first.mean() * 255))) for pair in pairs] == [("p", 0.0, 10), ("q", 0.5, 20)]
 
 
 def test_pictures_of_a_list_in_a_data_set_stay_pictures(tmp_path):

@@ -30,15 +30,15 @@ def rows(count=ROWS):
     return [{"prompt": f"prompt {n}", "chosen": png(100 + n), "rejected": png(n), "id": f"row {n}"} for n in range(count)]
 
 
-def as_files(folder, found=None):
+def as_files(folder, originals=None):
     """The rows with paths, as an image folder has them."""
     (folder / "images").mkdir(parents=True)
-    told = []
-    for n, row in enumerate(found or rows()):
+    with_paths = []
+    for n, row in enumerate(originals or rows()):
         for side in ("chosen", "rejected"):
             (folder / "images" / f"{n}-{side}.png").write_bytes(row[side])
-        told.append({**row, "chosen": f"images/{n}-chosen.png", "rejected": f"images/{n}-rejected.png"})
-    return told
+        with_paths.append({**row, "chosen": f"images/{n}-chosen.png", "rejected": f"images/{n}-rejected.png"})
+    return with_paths
 
 
 def write(kind, folder):
@@ -50,11 +50,11 @@ def write(kind, folder):
         (folder / "data.json").write_text(json.dumps(as_files(folder)))
         return folder / "data.json"
     if kind == "csv":
-        told = as_files(folder)
+        lines = as_files(folder)
         with open(folder / "metadata.csv", "w", newline="") as file:
-            writer = csv.DictWriter(file, told[0].keys())
+            writer = csv.DictWriter(file, lines[0].keys())
             writer.writeheader()
-            writer.writerows(told)
+            writer.writerows(lines)
         return folder
     if kind == "parquet":
         import pyarrow
@@ -84,8 +84,8 @@ KINDS = ("jsonl", "json", "csv", "parquet", "tar")
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_file_gives_the_same_pairs(kind, tmp_path):
     records = mm.data.pairs(str(write(kind, tmp_path / "data")))
-    found = sorted(islice(records.stream(seed=0), ROWS), key=lambda pair: pair.id)
-    for n, pair in enumerate(found):
+    pairs = sorted(islice(records.stream(seed=0), ROWS), key=lambda pair: pair.id)
+    for n, pair in enumerate(pairs):
         assert (pair.prompt, pair.id, pair.strength) == (f"prompt {n}", f"row {n}", 1.0)
         assert (pair.first[0, 0, 0] * 255).round() == 100 + n and (pair.second[0, 0, 0] * 255).round() == n
     assert records.broken == {}
@@ -104,27 +104,27 @@ def test_a_stream_goes_on_where_it_was_left(kind, tmp_path):
 
 
 def test_broken_records_are_put_aside_with_a_reason(tmp_path):
-    told = as_files(tmp_path)
+    originals = as_files(tmp_path)
     (tmp_path / "images" / "1-chosen.png").write_bytes(b"<html>")
     (tmp_path / "images" / "2-rejected.png").unlink()
     (tmp_path / "images" / "3-chosen.png").write_bytes(png(5)[:45])
-    told[4]["prompt"] = " "
-    lines = [*map(json.dumps, told), "{not json", "[1, 2]", json.dumps({"caption": "other columns"})]
+    originals[4]["prompt"] = " "
+    lines = [*map(json.dumps, originals), "{not json", "[1, 2]", json.dumps({"caption": "other columns"})]
     (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
     records = mm.data.pairs(str(tmp_path))
-    found = list(islice(records.stream(seed=0), 9))
-    assert {pair.id for pair in found} == {"row 0", "row 5", "row 6"}
+    pairs = list(islice(records.stream(seed=0), 9))
+    assert {pair.id for pair in pairs} == {"row 0", "row 5", "row 6"}
     assert {name: why.split(".png: ")[-1].split()[0] for name, why in records.broken.items()} == {
         "row 1": "no", "row 2": "no", "row 3": "not", "metadata.jsonl:5": "no", "metadata.jsonl:8": "not", "metadata.jsonl:9": "got",
         "metadata.jsonl:10": "nothing",
     }  # fmt: skip
-    assert min(pair.first.mean() for pair in found) > 0.3  # no black image in place of a broken one
+    assert min(pair.first.mean() for pair in pairs) > 0.3  # no black image in place of a broken one
 
 
 def test_ties_and_missing_labels(tmp_path):
     strengths = ["1", "0.5", "", "0.25", None, "0", "0.5"]
-    told = [{**row, "strength": strength} for row, strength in zip(as_files(tmp_path), strengths, strict=True)]
-    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, told)))
+    labelled = [{**row, "strength": strength} for row, strength in zip(as_files(tmp_path), strengths, strict=True)]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, labelled)))
     soft, drop = (mm.data.pairs(str(tmp_path), ties=ties) for ties in ("soft", "drop"))
     assert {pair.id: pair.strength for pair in islice(soft.stream(seed=0), 5)} == {
         "row 0": 1,
@@ -139,17 +139,17 @@ def test_ties_and_missing_labels(tmp_path):
 
 
 def test_images_of_different_sizes(tmp_path):
-    found = rows()
-    found[3]["rejected"] = png(3, (8, 6))
-    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, as_files(tmp_path, found))))
+    originals = rows()
+    originals[3]["rejected"] = png(3, (8, 6))
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, as_files(tmp_path, originals))))
     with pytest.raises(UserError, match=r"row 3: size \[3, 6, 8\], others have \[3, 8, 8\]"):
         mm.data.pairs(str(tmp_path))
     assert {tuple(pair.second.shape) for pair in islice(mm.data.pairs(str(tmp_path), size=[4, 6]).stream(seed=0), ROWS)} == {(3, 4, 6)}
 
 
 def test_columns_of_any_name(tmp_path):
-    told = [{"text": row["prompt"], "win": row["chosen"], "lose": row["rejected"], "p": 0.75} for row in as_files(tmp_path)]
-    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, told)))
+    renamed = [{"text": row["prompt"], "win": row["chosen"], "lose": row["rejected"], "p": 0.75} for row in as_files(tmp_path)]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, renamed)))
     records = mm.data.pairs(str(tmp_path), columns={"prompt": "text", "chosen": "win", "rejected": "lose", "strength": "p"})
     assert next(records.stream(seed=0)).strength == 0.75
     with pytest.raises(UserError, match=r"no usable pair .*columns lose, p, text, win look like no known schema"):
@@ -195,17 +195,17 @@ def test_data_sets_of_the_hugging_face_library(streaming, tmp_path, monkeypatch)
     (tmp_path / "set").mkdir()
     datasets.Dataset.from_dict(structs, features=features).to_parquet(tmp_path / "set" / "train.parquet")
     records = mm.data.hub_pairs(str(tmp_path / "set"), streaming=streaming)
-    found = list(islice(records.stream(seed=0), 3))
-    assert {pair.prompt: pair.strength for pair in found} == {"caption 0": 1.0, "caption 1": 0.0, "caption 2": 0.5}
-    assert all(torch.equal((pair.first * 255).round()[0, 0, 0], torch.tensor(100.0 + int(pair.id))) for pair in found)
-    again = islice(records.stream(seed=0, start=found[1].position), 1)
-    assert [pair.id for pair in again] == [pair.id for pair in found[2:]]
+    pairs = list(islice(records.stream(seed=0), 3))
+    assert {pair.prompt: pair.strength for pair in pairs} == {"caption 0": 1.0, "caption 1": 0.0, "caption 2": 0.5}
+    assert all(torch.equal((pair.first * 255).round()[0, 0, 0], torch.tensor(100.0 + int(pair.id))) for pair in pairs)
+    again = islice(records.stream(seed=0, start=pairs[1].position), 1)
+    assert [pair.id for pair in again] == [pair.id for pair in pairs[2:]]
     with pytest.raises(UserError, match=r"records\.name"):
         mm.data.hub_pairs(str(tmp_path / "nothing"))
 
 
 def test_a_list_is_shuffled_anew_in_every_pass():
-    found = [Pair("p", torch.zeros(1), torch.ones(1), math.nan, str(n)) for n in range(5)]
-    whole = [pair.id for pair in islice(listed(found).stream(seed=1), 15)]
+    pairs = [Pair("p", torch.zeros(1), torch.ones(1), math.nan, str(n)) for n in range(5)]
+    whole = [pair.id for pair in islice(listed(pairs).stream(seed=1), 15)]
     assert sorted(whole[:5]) == sorted(whole[5:10]) == list("01234") and whole[:5] != whole[5:10]
-    assert [pair.id for pair in islice(listed(found).stream(seed=1, start=7), 8)] == whole[7:]
+    assert [pair.id for pair in islice(listed(pairs).stream(seed=1, start=7), 8)] == whole[7:]

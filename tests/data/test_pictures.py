@@ -113,10 +113,10 @@ def test_media_inside_of_the_data_are_written_once_under_the_name_of_what_is_in_
 
     rows = [{**RED, "question": q, "image": {"bytes": png(), "path": "x.png"}, "idx": n} for n, q in enumerate(["a?", "b?"])]
     parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "data.parquet")
-    found = mm.data.picture_texts(str(tmp_path / "data.parquet"), cache=str(tmp_path / "cache")).first(3)
+    pairs = mm.data.picture_texts(str(tmp_path / "data.parquet"), cache=str(tmp_path / "cache")).first(3)
     (file,) = (tmp_path / "cache").iterdir()
     assert file.name == hashlib.sha256(png()).hexdigest()[:40] and file.read_bytes() == png()
-    assert [pair.prompt[0]["content"][0]["path"] for pair in found] == [str(file)] * 2
+    assert [pair.prompt[0]["content"][0]["path"] for pair in pairs] == [str(file)] * 2
 
 
 def test_rows_without_media_are_of_texts(folder):
@@ -146,16 +146,16 @@ def test_rows_that_cannot_be_used_are_put_aside_and_named(folder, name):
     row, why = BROKEN[name]
     nested = "text" in row
     good = {"image": "red.png", "text": {"question": "q", "chosen": "a", "rejected": "b"}} if nested else {**RED, "prompt": "q"}
-    found = read(folder, [good, row if nested else {**row, "prompt": row.get("prompt", row.get("question"))}], max_text=200)
-    pairs = list(islice(found.stream(seed=0), 3))
+    records = read(folder, [good, row if nested else {**row, "prompt": row.get("prompt", row.get("question"))}], max_text=200)
+    pairs = list(islice(records.stream(seed=0), 3))
     assert len(pairs) == 3 and len({json.dumps(pair.prompt) for pair in pairs}) == 1
-    assert list(found.broken) == ["data.jsonl:2"] and why in found.broken["data.jsonl:2"]
+    assert list(records.broken) == ["data.jsonl:2"] and why in records.broken["data.jsonl:2"]
 
 
 def test_a_file_that_breaks_later_is_found_out(folder):
-    found = read(folder, [{**RED, "prompt": "q"}, {**RED, "prompt": "r", "image": "blue.png"}])
+    records = read(folder, [{**RED, "prompt": "q"}, {**RED, "prompt": "r", "image": "blue.png"}])
     (folder / "blue.png").write_bytes(png("blue", (50, 50))[:70])
-    assert {pair.prompt[0]["content"][1]["text"] for pair in islice(found.stream(seed=0), 4)} == {"q"} and len(found.broken) == 1
+    assert {pair.prompt[0]["content"][1]["text"] for pair in islice(records.stream(seed=0), 4)} == {"q"} and len(records.broken) == 1
 
 
 def test_other_names_other_folders(folder):
@@ -202,10 +202,10 @@ def test_prompts_with_pictures(folder):
         {"prompt": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "image": "red.png"},
     ]  # fmt: skip
     with pytest.warns(UserWarning, match=r"2 rows are left out \(asked.jsonl:2: no such file"):
-        found = prompts(folder, rows)
+        conversations = prompts(folder, rows)
     talk = [{"role": "user", "content": [shown(folder), ASKED]}]
-    assert found == [Prompt(talk, {"answer": "x"}), [{"role": "user", "content": "no picture"}]]
-    assert prompts(folder, rows, limit=1) == found[:1]
+    assert conversations == [Prompt(talk, {"answer": "x"}), [{"role": "user", "content": "no picture"}]]
+    assert prompts(folder, rows, limit=1) == conversations[:1]
     assert prompts(folder, [{"q": "What is it?", "i": "red.png"}], columns={"prompt": "q", "image": "i"}) == [talk]
     with pytest.raises(UserError, match=r"no usable row \(1 broken; asked.jsonl:1: no such file"):
         prompts(folder, rows[1:2])

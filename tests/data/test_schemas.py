@@ -44,11 +44,11 @@ def test_hpdv2_pairs():
 
 def test_hpdv2_lists():
     """Rank 0 is the best; every two images are a pair."""
-    found = {(d.first, d.second): (d.strength, d.id) for d in schemas.hpdv2({**LIST, "rank": [1, 0, 1]}, "n")}
-    assert found == {("a", "b"): (0.0, "x:0-1"), ("a", "c"): (0.5, "x:0-2"), ("b", "c"): (1.0, "x:1-2")}
+    strengths = {(d.first, d.second): (d.strength, d.id) for d in schemas.hpdv2({**LIST, "rank": [1, 0, 1]}, "n")}
+    assert strengths == {("a", "b"): (0.0, "x:0-1"), ("a", "c"): (0.5, "x:0-2"), ("b", "c"): (1.0, "x:1-2")}
     people = [[0, 1, 2], [0, 2, 1], {"rank": [1, 0, 2]}, [0, 1, 1]]
-    found = {(d.first, d.second): d.strength for d in schemas.hpdv2({**LIST, "raw_annotations": people, "rank": [9, 9, 9]}, "n")}
-    assert found == {("a", "b"): 0.75, ("a", "c"): 1.0, ("b", "c"): pytest.approx(2.5 / 4)}
+    strengths = {(d.first, d.second): d.strength for d in schemas.hpdv2({**LIST, "raw_annotations": people, "rank": [9, 9, 9]}, "n")}
+    assert strengths == {("a", "b"): 0.75, ("a", "c"): 1.0, ("b", "c"): pytest.approx(2.5 / 4)}
 
 
 def test_rows_that_are_broken():

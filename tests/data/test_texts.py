@@ -23,9 +23,9 @@ def read(tmp_path, rows, **more):
     return mm.data.texts(written(tmp_path, rows), **more).first(1000)
 
 
-def talk(*said):
+def talk(*texts):
     """Turns of user and assistant, the user first."""
-    return [{"role": ("user", "assistant")[place % 2], "content": text} for place, text in enumerate(said)]
+    return [{"role": ("user", "assistant")[place % 2], "content": text} for place, text in enumerate(texts)]
 
 
 SYSTEM = [{"role": "system", "content": "Be short."}]
@@ -104,14 +104,14 @@ def test_thumbs_of_files_with_and_without_types(tmp_path):
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)
-    found = mm.data.texts(str(tmp_path / "data.csv")).first(9)
-    assert [thumb.label for thumb in found] == [1.0, 0.0, 0.25] and isinstance(found[0], Thumb)
+    thumbs = mm.data.texts(str(tmp_path / "data.csv")).first(9)
+    assert [thumb.label for thumb in thumbs] == [1.0, 0.0, 0.25] and isinstance(thumbs[0], Thumb)
 
 
 def test_steps_are_thumbs_that_hold_the_steps_before(tmp_path):
     row = {"prompt": "2 + 3 * 4?", "completions": ["3 * 4 = 12.", "2 + 12 = 15.", "So 15."], "labels": [True, False, None], "id": "s"}
-    found = mm.data.texts(written(tmp_path, [row]))
-    first, second = found.first(9)
+    records = mm.data.texts(written(tmp_path, [row]))
+    first, second = records.first(9)
     assert first == Thumb("2 + 3 * 4?", "3 * 4 = 12.", 1.0, "s:1", position=1)
     assert second == Thumb("2 + 3 * 4?\n3 * 4 = 12.", "2 + 12 = 15.", 0.0, "s:2", position=2)
 
@@ -132,8 +132,8 @@ def test_ranked_lists(tmp_path):
 def test_ultrafeedback(tmp_path):
     def completion(text, overall, *ratings):
         aspects = ("helpfulness", "honesty", "instruction_following", "truthfulness")
-        told = {aspect: {"Rating": rating} for aspect, rating in zip(aspects, ratings, strict=True)}
-        return {"response": text, "overall_score": overall, "annotations": told}
+        annotations = {aspect: {"Rating": rating} for aspect, rating in zip(aspects, ratings, strict=True)}
+        return {"response": text, "overall_score": overall, "annotations": annotations}
 
     row = {"instruction": "p", "completions": [completion("a", 10, "1", "2", "1", "N/A"), completion("b", 8.5, "5", "4", "5", "5")]}
     (mean,), (overall,) = read(tmp_path, [row]), read(tmp_path, [row], score="overall")
@@ -165,10 +165,10 @@ def test_trees_of_messages_are_rankings_of_siblings(tmp_path):
         nodes[one["parent_id"]]["replies"].append(nodes[one["message_id"]])
     tree, flat = [{"message_tree_id": "q", "prompt": nodes["q"]}], [MESSAGES[place] for place in (4, 0, 1, 8, 2, 3, 5, 6, 7)]
     for rows in (tree, flat):
-        found = {ranking.id: ranking for ranking in read(tmp_path, rows)}
-        assert set(found) == {"q", "why"}
-        assert dict(zip(found["q"].outputs, found["q"].scores, strict=True)) == {"Blue.": -1, "Blue, by day.": 0}
-        assert found["why"].prompt == talk("Color?", "Blue, by day.", "Why?")
+        rankings = {ranking.id: ranking for ranking in read(tmp_path, rows)}
+        assert set(rankings) == {"q", "why"}
+        assert dict(zip(rankings["q"].outputs, rankings["q"].scores, strict=True)) == {"Blue.": -1, "Blue, by day.": 0}
+        assert rankings["why"].prompt == talk("Color?", "Blue, by day.", "Why?")
     records = mm.data.texts(written(tmp_path, [*flat, message("lost", "x", "assistant", "nobody")]))
     assert len(records.first(9)) == 2 and [*records.broken.values()] == ["message lost answers nobody, which is not there"]
 
@@ -272,8 +272,8 @@ def test_a_data_set_of_the_library(tmp_path, streaming):
     rows = [{"chosen": talk("q", f"good {n}"), "rejected": talk("q", "bad"), "score_chosen": 9.0, "score_rejected": 2.0} for n in range(4)]
     written(tmp_path / "set", rows, "train.jsonl")
     records = mm.data.hub_texts(str(tmp_path / "set"), streaming=streaming)
-    found = list(islice(records.stream(seed=1), 4))
-    assert sorted(pair.first for pair in found) == [f"good {n}" for n in range(4)]
-    assert found[0].prompt == talk("q") and found[0].scores == (9.0, 2.0)
+    pairs = list(islice(records.stream(seed=1), 4))
+    assert sorted(pair.first for pair in pairs) == [f"good {n}" for n in range(4)]
+    assert pairs[0].prompt == talk("q") and pairs[0].scores == (9.0, 2.0)
     with pytest.raises(UserError, match=r"records\.name"):
         mm.data.hub_texts(str(tmp_path / "nothing"), streaming=streaming)
