@@ -37,7 +37,9 @@ def corrupted(
         changes: how many of the ways are taken for one answer. seed: with a record's id, which; the same record is always changed alike.
 
     Records in which nothing can be changed are named in ``broken``. Papers: POVID, https://arxiv.org/abs/2402.11411, and HA-DPO,
-    https://arxiv.org/abs/2311.16839, have a language model write them. Errors: UserError for a vocabulary or ways that cannot be used,
+    https://arxiv.org/abs/2311.16839, have a language model write them.
+
+    Errors: UserError for a vocabulary or ways that cannot be used,
     and where nothing can be changed in 1,000 records in a row.
     """
     source = listed(records) if isinstance(records, Sequence) else records

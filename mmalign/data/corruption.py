@@ -21,7 +21,10 @@ SENTENCE = re.compile(r"\S.*?(?:[.!?]+(?=\s|$)|$)\s*", re.DOTALL)
 
 
 def cooccurrence(texts: Iterable[str], objects: Sequence[str], *, most: int = 5, least: int = 2) -> dict[str, list[str]]:
-    """object -> at most ``most`` others that stand in the same texts most often, in at least ``least`` of them; none without others."""
+    """object -> the others that stand in the same texts most often; an object without others is left out.
+
+    texts: captions, answers. objects: words to look for. most: others of one object. least: texts that two have to share.
+    """
     pairs: Counter[tuple[str, str]] = Counter()
     for text in texts:
         pairs.update(permutations(sorted({name for name in objects if _pattern([name]).search(text)}), 2))
@@ -33,7 +36,9 @@ def cooccurrence(texts: Iterable[str], objects: Sequence[str], *, most: int = 5,
 
 
 def swapped(text: str, table: Table, rng: random.Random, *, count: int = 1) -> str | None:
-    """``count`` words of the table (fewer where there are no more) replaced by one of theirs that the text does not hold.
+    """Words of the table replaced by one of theirs that the text does not hold.
+
+    text: an answer. table: a word -> what may stand in its place. rng: draws which. count: words that change, or fewer.
 
     Every place of a chosen word changes, so that the text stays at one with itself.
     """
@@ -49,7 +54,10 @@ def swapped(text: str, table: Table, rng: random.Random, *, count: int = 1) -> s
 
 
 def added(text: str, table: Table, rng: random.Random, *, template: str = "There is also a {object} nearby.") -> str | None:
-    """A sentence put behind, about something that is often seen beside what the text names, and that it does not name (POVID's way)."""
+    """A sentence put behind, about something that is often seen beside what the text names, and that it does not name (POVID's way).
+
+    text: an answer. table: an object -> what is often seen beside it. rng: draws one. template: the sentence, with ``{object}`` in it.
+    """
     beside = sorted({other for word in _words_in(text, table) for other in table[word] if not _pattern([other]).search(text)})
     if not beside:
         return None
@@ -61,7 +69,10 @@ def added(text: str, table: Table, rng: random.Random, *, template: str = "There
 
 
 def renumbered(text: str, rng: random.Random) -> str | None:
-    """One number, in figures or in words up to twelve, moved by 1 or 2; from 1 on never below 1. ("One of them" is a number, too.)"""
+    """One number, in figures or in words up to twelve, moved by 1 or 2; from 1 on never below 1. ("One of them" is a number, too.)
+
+    text: an answer. rng: draws which number, and how far it moves.
+    """
     places = list(COUNT.finditer(text))
     if not places:
         return None
@@ -76,7 +87,10 @@ def renumbered(text: str, rng: random.Random) -> str | None:
 
 
 def shortened(text: str, rng: random.Random) -> str | None:
-    """One sentence left out; None for a text of one."""
+    """One sentence left out; None for a text of one.
+
+    text: an answer. rng: draws the sentence.
+    """
     parts = SENTENCE.findall(text)
     if len(parts) < 2:
         return None
@@ -87,7 +101,10 @@ def shortened(text: str, rng: random.Random) -> str | None:
 def corrupt(
     text: str, ways: Mapping[str, Callable[[str, random.Random], str | None]], rng: random.Random, *, changes: int = 1
 ) -> str | None:
-    """``changes`` of the ways, each at most once, in an order that ``rng`` draws; None where none of them finds anything to change."""
+    """A text made worse in several ways, each at most once; None where none of them finds anything to change.
+
+    text: an answer. ways: name -> (text, rng) -> a worse text, or None. rng: draws their order. changes: how many of the ways.
+    """
     done, names = 0, sorted(ways)
     rng.shuffle(names)
     changed = text

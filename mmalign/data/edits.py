@@ -22,6 +22,7 @@ def source_images(
     key, column: where prompt and path stand; paths are relative to the file. size: pixels, or [height, width], that every image is
     scaled and cut to (images of one batch have to be of one size); None takes them as they are. Images are decoded when they are
     asked for. A policy tells its rows apart by their prompts, so that an instruction given for two images has to be worded twice.
+
     Errors: UserError with the line's number, before anything is sampled, for a line that cannot be read, a file that is not there, or one
     prompt with two images; and for a prompt without an image when it is asked for.
     """

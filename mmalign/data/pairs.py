@@ -60,8 +60,9 @@ def pairs(  # how a data set of others is read
         max_bytes, max_pixels: of one file, and of one image; more is broken, and is not decoded.
 
     Columns that nobody reads are named once. A record that cannot be used is put aside with its id and the reason (``Stored.broken``),
-    and the stream goes on. Errors: UserError, after a look at the first records, for no file, no schema, no usable pair, or images of
-    different sizes.
+    and the stream goes on.
+
+    Errors: UserError, after a look at the first records, for no file, no schema, no usable pair, or images of different sizes.
     """
     both = (size, size) if isinstance(size, int) else size
     if both is not None and (len(both) != 2 or min(both) < 1):
@@ -85,11 +86,20 @@ def hub_pairs(  # how a data set of others is read
     max_bytes: int = 64 * 2**20,
     max_pixels: int = 64 * 10**6,
 ) -> Stored:
-    """Preference pairs of a data set that the Hugging Face ``datasets`` library loads by ``name``, on the hub or in a folder.
+    """Images or videos and what was said of them, of a data set that the Hugging Face ``datasets`` library loads; see ``pairs``.
 
-    streaming: read it as it comes, in a shuffle buffer of 1,000 records, instead of downloading all of it first; a resumed run then
-    reads over what it has seen. Images are decoded here, under the same limits as those of files. The rest is as in ``pairs``.
-    Errors: UserError where the data set or the split is not there.
+    Args:
+        name: of the data set on the hub, or a folder.
+        streaming: read it as it comes, in a shuffle buffer of 1,000 records, instead of downloading all of it first; a resumed run then
+            reads over what it has seen.
+        schema: what the rows are, as in ``pairs``; ``auto`` looks at the first row's columns.
+        columns: what ``prompt``, ``chosen``, ``rejected``, ``strength``, ``image``, ``label`` and ``id`` are called here, otherwise.
+        size: pixels, of both sides, that every image is scaled and cut to; None takes them as they are, all of one size.
+        ties: ``soft``, a tie pulls the margin to 0; ``drop``, ties are passed over.
+
+    Images are decoded here, under the same limits as those of files.
+
+    Errors: UserError where the data set or the split is not there, and as in ``pairs``.
     """
     limits = Limits(max_bytes, max_pixels, None if size is None else (size, size))
     return _stored(hub(name, config, split, streaming), _with_media(ties, limits, None), schema=schema, columns=columns, ties=ties)
@@ -112,7 +122,12 @@ class Listed:
 
 
 def listed(records: Sequence[Record]) -> Listed:
-    """A list of records as a stream. Errors: UserError for an empty list, or what is no record, or says what cannot be."""
+    """A list of records as a stream.
+
+    records: ``records.Pair``, ``Thumb`` or ``Ranking``.
+
+    Errors: UserError for an empty list, or what is no record, or says what cannot be.
+    """
     if not records:
         raise UserError("records: got none, takes at least one")
     for number, record in enumerate(records):

@@ -42,14 +42,15 @@ def picture_texts(  # how a data set of others is read
     ties: Literal["soft", "drop"] = "soft", animated: media.Animated = "refuse", max_text: int = 2**20, max_bytes: int = 64 * 2**20,
     max_pixels: int = 64 * 10**6,
 ) -> Stored:  # fmt: skip
-    """Pairs of answers about pictures or videos in local files: JSONL, JSON, CSV, parquet or tar, or a folder of them.
+    """Answers about pictures or videos in local files: JSONL, JSON, CSV, parquet or tar, or a folder of them.
 
     Args:
         path: a file, or a folder of files. A prompt becomes a conversation that holds its media as ``{type: image, path: ...}``.
         schema: ``preference`` (prompt, chosen, rejected, and image, images, video or videos: TRL's), ``rlhf_v`` (RLHF-V-Dataset: image,
             and text with question, chosen, rejected), ``rlaif_v`` (RLAIF-V-Dataset: image, question, chosen, rejected), ``mm_rlhf``
-            (dpo_pairs.jsonl: prompt, chosen, rejected, image or video), ``povid`` (image, conversations, rejected_conversations), or
-            ``auto``, which looks at the first row's columns. See ``data/picture_schemas.py``.
+            (dpo_pairs.jsonl: prompt, chosen, rejected, image or video), ``povid`` (image, conversations, rejected_conversations),
+            ``thumbs`` (prompt, completion, label; LLaVA's and other supervised rows have no label, and are all good), ``ranked`` and
+            ``ultrafeedback`` as in ``texts``, or ``auto``, which looks at the first row's columns. See ``data/README.md``.
         columns: what ``prompt``, ``chosen``, ``rejected``, ``image``, ... are called here.
         folder: where relative paths of media start, if not at the file. cache: where media that come as bytes are written, by default
             ``$XDG_CACHE_HOME/mmalign/media``.
@@ -57,9 +58,10 @@ def picture_texts(  # how a data set of others is read
         animated: ``refuse`` animated images, as broken, or take the ``first`` frame.
         max_text: bytes of one text. max_bytes, max_pixels: of one file, and of one image; more is broken, and is not decoded.
 
-    Every image is decoded once before it is used; of a video only the file is looked at. A record that cannot be used is put aside with
-    its id and the reason (``Stored.broken``), and the stream goes on. Errors: UserError, after a look at the first records, for no
-    file, no schema, no usable pair.
+    Every image is decoded once before it is used; of a video only the file is looked at. Columns that nobody reads are named once. A
+    record that cannot be used is put aside with its id and the reason (``Stored.broken``), and the stream goes on.
+
+    Errors: UserError, after a look at the first records, for no file, no schema, no usable pair.
     """
     limits = Limits(max_bytes, max_pixels, animated=animated)
     return _looked_at(blocks(path, most=max_bytes), schema, columns, ties, max_text, Media(limits, folder, cache))
@@ -70,10 +72,20 @@ def hub_picture_texts(  # how a data set of others is read
     columns: dict[str, str] | None = None, folder: str | None = None, cache: str | None = None, ties: Literal["soft", "drop"] = "soft",
     animated: media.Animated = "refuse", max_text: int = 2**20, max_bytes: int = 64 * 2**20, max_pixels: int = 64 * 10**6,
 ) -> Stored:  # fmt: skip
-    """Pairs of answers about pictures of a data set that the Hugging Face ``datasets`` library loads by ``name``, or from a folder.
+    """Answers about pictures or videos of a data set that the Hugging Face ``datasets`` library loads; see ``picture_texts``.
 
-    streaming: read it as it comes, in a shuffle buffer of 1,000 records, instead of downloading all of it first; a resumed run then
-    reads over what it has seen. The rest is as in ``picture_texts``. Errors: UserError where the data set or the split is not there.
+    Args:
+        name: of the data set on the hub, or a folder.
+        streaming: read it as it comes, in a shuffle buffer of 1,000 records, instead of downloading all of it first; a resumed run then
+            reads over what it has seen.
+        schema: what the rows are, as in ``picture_texts``; ``auto`` looks at the first row's columns.
+        columns: what ``prompt``, ``chosen``, ``rejected``, ``image``, ... are called here, otherwise.
+        folder: where relative paths of media start. cache: where media that come as bytes are written, by default
+            ``$XDG_CACHE_HOME/mmalign/media``.
+        ties: ``soft``, a tie pulls the margin to 0; ``drop``, ties are passed over.
+        max_text: bytes of one text; more is broken.
+
+    Errors: UserError where the data set or the split is not there, and as in ``picture_texts``.
     """
     limits = Limits(max_bytes, max_pixels, animated=animated)
     return _looked_at(hub(name, config, split, streaming), schema, columns, ties, max_text, Media(limits, folder, cache))
@@ -85,8 +97,16 @@ def picture_prompts(
 ) -> list[Any]:  # fmt: skip
     """Prompts with pictures or videos, as conversations, from files as ``picture_texts`` reads them; what else a row holds is a column.
 
-    columns: what ``prompt`` (or ``question``), ``image``, ``images``, ``video``, ``videos`` are called here. limit: the first so many. Rows
-    that cannot be used are left out, and how many is said. The rest is as in ``picture_texts``. Errors: UserError for no usable row.
+    Args:
+        columns: what ``prompt`` (or ``question``), ``image``, ``images``, ``video``, ``videos`` are called here.
+        folder: where relative paths of media start, if not at the file. cache: where media that come as bytes are written, by default
+            ``$XDG_CACHE_HOME/mmalign/media``.
+        limit: the first so many.
+
+    A conversation that ends with an answer is asked up to there; its last words are the column ``answer``, unless there is one. Rows that
+    cannot be used are left out, and how many is said.
+
+    Errors: UserError for no usable row.
     """
     if limit is not None and limit < 1:
         raise UserError(f"prompts.limit: got {limit}, takes 1 or more")

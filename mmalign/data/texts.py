@@ -30,18 +30,22 @@ def texts(
     Args:
         path: a file, or a folder of files.
         schema: what the rows are, or ``auto``, which looks at the first row's columns. Pairs: ``preference`` (prompt, chosen, rejected;
-            the prompt may be what both share; UltraFeedback, binarized), ``hh`` (HH-RLHF). ``thumbs`` (prompt, completion, label).
+            the prompt may be what both share; UltraFeedback, binarized), ``hh`` (HH-RLHF). ``thumbs`` (prompt, completion, label; plain
+            supervised rows have no label, and are all good).
             ``stepwise`` (prompt, completions, labels: a thumb for each step). Rankings: ``ranked`` (prompt, completions, scores or ranks),
             ``ultrafeedback``, ``oasst`` (OpenAssistant's trees, or its messages one to a row, which are read all at once).
-            Texts may be strings or conversations; see ``data/text_schemas.py``.
+            Texts may be strings or conversations, and columns may go by the names that LLaMA-Factory, ms-swift, ShareGPT, OpenAI and
+            others give them; see ``data/README.md``.
         columns: what ``prompt``, ``chosen``, ``rejected``, ``completion``, ``label``, ``strength``, ``id``, ``annotator`` are called here.
         ties: ``soft``, a tie pulls the margin to 0; ``drop``, ties are passed over. Records without a label are always passed over.
         score: of UltraFeedback, the mean of the ``ratings``, or the ``overall`` score. transcripts: HH-RLHF as ``turns`` or as ``text``.
         separator: between steps of a stepwise answer. max_bytes: of one text in UTF-8; more is broken.
 
     ``strength`` and ``label`` are probabilities. A method for pairs takes the best and the worst of a ranking, a method for thumbs the
-    two of a pair (``recipes/offline.py``). A record that cannot be used is put aside with its id and the reason (``Stored.broken``), and
-    the stream goes on. Errors: UserError, after a look at the first records, for no file, no schema, no usable record.
+    two of a pair (``recipes/offline.py``). Columns that nobody reads are named once. A record that cannot be used is put aside with its id
+    and the reason (``Stored.broken``), and the stream goes on.
+
+    Errors: UserError, after a look at the first records, for no file, no schema, no usable record.
     """
     return _looked_at(blocks(path), schema, columns, ties, score, transcripts, separator, max_bytes)
 
@@ -51,10 +55,20 @@ def hub_texts(  # how a data set of others is read
     columns: dict[str, str] | None = None, ties: Literal["soft", "drop"] = "soft", score: Score = "ratings",
     transcripts: Form = "turns", separator: str = "\n", max_bytes: int = 2**20,
 ) -> Stored:  # fmt: skip
-    """Preference data of texts that the Hugging Face ``datasets`` library loads by ``name``, on the hub or in a folder.
+    """Preference data of texts of a data set that the Hugging Face ``datasets`` library loads; see ``texts``.
 
-    streaming: read it as it comes, in a shuffle buffer of 1,000 records, instead of downloading all of it first; a resumed run then
-    reads over what it has seen. The rest is as in ``texts``. Errors: UserError where the data set or the split is not there.
+    Args:
+        name: of the data set on the hub, or a folder.
+        streaming: read it as it comes, in a shuffle buffer of 1,000 records, instead of downloading all of it first; a resumed run then
+            reads over what it has seen.
+        schema: what the rows are, as in ``texts``; ``auto`` looks at the first row's columns.
+        columns: what ``prompt``, ``chosen``, ``rejected``, ``completion``, ``label``, ... are called here, otherwise.
+        ties: ``soft``, a tie pulls the margin to 0; ``drop``, ties are passed over.
+        score: of UltraFeedback, the mean of the ``ratings``, or the ``overall`` score.
+        transcripts: HH-RLHF as ``turns`` or as ``text``. separator: between steps of a stepwise answer.
+        max_bytes: of one text in UTF-8; more is broken.
+
+    Errors: UserError where the data set or the split is not there, and as in ``texts``.
     """
     return _looked_at(hub(name, config, split, streaming), schema, columns, ties, score, transcripts, separator, max_bytes)
 
@@ -87,7 +101,10 @@ def _looked_at(
 
 
 def usable(ties: str, max_bytes: int) -> Callable[[Any], Record]:
-    """Records whose texts are not too long and that say something."""
+    """Records whose texts are not too long and that say something.
+
+    ties: ``drop`` passes over records that prefer nothing. max_bytes: of one text in UTF-8.
+    """
 
     def checked(record: Any) -> Record:
         outputs, labels = _parts(record)
