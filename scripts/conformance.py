@@ -1,7 +1,8 @@
 """Every pipeline class of the installed diffusers as a policy: a tiny twin, a rollout, its replay, a gradient, a probe, LoRA.
 
 python scripts/conformance.py                  # all classes, writes mmalign/policies/CONFORMANCE.md and pipelines/conformance.json
-python scripts/conformance.py Flux* --show     # some, to the screen, with tracebacks
+python scripts/conformance.py "Flux*"          # some of them; what the files hold of the others stays
+python scripts/conformance.py "Flux*" --show   # some, to the screen, with tracebacks; writes nothing
 """
 
 from __future__ import annotations
@@ -305,7 +306,7 @@ def save(row: dict[str, Any]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", default=["*"], help="patterns of class names; results of others are kept")
-    parser.add_argument("--show", action="store_true", help="results to the screen, with tracebacks")
+    parser.add_argument("--show", action="store_true", help="results to the screen, with tracebacks; nothing is written")
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     args = parser.parse_args()
     import diffusers
@@ -315,12 +316,17 @@ def main() -> None:
     from mmalign.policies import diffusers as _policies  # noqa: F401
 
     known = classes()
-    names = [name for pattern in args.names for name in known if fnmatch.fnmatchcase(name, pattern)]
+    if odd := [pattern for pattern in args.names if not fnmatch.filter(known, pattern)]:
+        parser.error(f"names: got {', '.join(odd)}, which no pipeline class of diffusers {diffusers.__version__} is called")
+    names = list(dict.fromkeys(name for pattern in args.names for name in known if fnmatch.fnmatchcase(name, pattern)))
     for row in tqdm(each(names, args.jobs), total=len(names), disable=None):
         trace = row.pop("trace", "")
         if args.show:
             print(row, trace[-1500:], sep="\n", flush=True)
-        save(row)
+        else:
+            save(row)
+    if args.show:
+        return
     results = known_rows()
     rows = [results.get(name, {"name": name, "error": "not run for this table, for want of time"}) for name in known]
     (HERE / "CONFORMANCE.md").write_text(page(rows, diffusers.__version__))
