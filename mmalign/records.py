@@ -1,10 +1,12 @@
-"""Preference data as records: what is compared, what was said of it, and who said it. Imports nothing of this package."""
+"""Preference data as records: what is compared, what was said of it, and who said it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from math import nan
 from typing import Any, NamedTuple, Protocol
+
+from mmalign.types import UserError
 
 
 class Pair(NamedTuple):
@@ -47,6 +49,14 @@ class Ranking(NamedTuple):
 
 
 Record = Pair | Thumb | Ranking  # of preference data
+
+
+class RefusedRow(UserError):
+    """What an encoder says of a given row that it cannot use; recipes put its record aside and go on. row: its number. why: in words."""
+
+    def __init__(self, row: int, why: str):
+        super().__init__(f"row {row}: {why}")
+        self.row, self.why = row, why
 
 
 class Records(Protocol):

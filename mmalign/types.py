@@ -580,5 +580,8 @@ class Encoder(Policy, Protocol):
     """A policy that takes given rows: what offline recipes need."""
 
     def encode(self, prompts: list[str], outputs: Any, group: Tensor, rng: torch.Generator) -> Rollout:
-        """Rows that somebody else made, as a rollout; rows of one ``group`` share what is drawn for them (noise, noise levels)."""
+        """Rows that somebody else made, as a rollout; rows of one ``group`` share what is drawn for them (noise, noise levels).
+
+        Errors: records.RefusedRow for the first row that it cannot use.
+        """
         ...

@@ -46,6 +46,7 @@ from mmalign.policies.language.scoring import Scorer
 from mmalign.policies.language.vision import Prompt, Vision, inputs_of
 from mmalign.policies.parameters import ParameterSets
 from mmalign.policies.settings import Dtype, EngineSettings, Lora, TextMemory, Train
+from mmalign.records import RefusedRow
 from mmalign.samplers.assignment import assignment, drawn_by
 from mmalign.types import Adapter, Need, Rollout, Sampler, Steps, UserError
 
@@ -237,16 +238,15 @@ class TransformersPolicy:
     def encode(self, prompts: list[Any], outputs: Any, group: Tensor, rng: torch.Generator) -> Rollout:
         """Given completions, strings or the turns that follow, as a rollout. ``log_probs`` are NaN: nobody sampled these rows.
 
-        Errors: UserError for an empty completion, one with an id that is never said, and for prompts and completions that are too
-        long, unless ``truncate`` says what to cut.
+        Errors: RefusedRow for an empty completion, one with an id that is never said, media that cannot be read, and for prompts and
+        completions that are too long, unless ``truncate`` says what to cut.
         """
         rows: list[Row] = []
         for number, (prompt, output) in enumerate(zip(prompts, outputs, strict=True)):
             try:
-                row = self.chat.row(prompt, output)
+                rows.append(self.room.row(self.chat.row(prompt, output), prompt))
             except UserError as error:
-                raise UserError(f"row {number}: {error}") from error
-            rows.append(self.room.row(row, prompt, number))
+                raise RefusedRow(number, str(error)) from error
         self.chat.agree(prompts[0], outputs[0])
         width = max(len(row.completion) for row in rows)
         distinct: dict[tuple[Any, ...], int] = {}

@@ -7,7 +7,8 @@ What differs from the papers, and from well-known code:
 2. Noise and noise levels are drawn once for each record and step, and its rows, the policy and the reference see the same.
 3. Records of which nothing is known (a missing label) are left out of the update and of its mean; ties are pulled to margin 0.
    Of a ranking, a method for pairs gets the best and the worst; of a pair, a method for thumbs gets a good row and a bad one.
-4. Records that cannot be read are named in ``broken.jsonl`` and counted, and the next ones take their place.
+4. Records that cannot be read, or of which the policy cannot use a row, are named in ``broken.jsonl`` and counted, and the next ones take
+   their place.
 5. Evaluation samples as a user would: the pipeline's own sampler, fixed seeds, the EMA of the weights where there is one.
 6. All randomness of a step comes from generators seeded by (seed, step), and a checkpoint holds the place in the data, so that a
    resumed run equals an uninterrupted one.
@@ -18,8 +19,10 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -30,7 +33,7 @@ from mmalign.data.pairs import listed
 from mmalign.objectives.feedback import comparisons
 from mmalign.ranges import Steps
 from mmalign.recipes._run import Run, concluded
-from mmalign.records import Pair, Ranking, Record, Records, Thumb
+from mmalign.records import Pair, Ranking, Record, Records, RefusedRow, Thumb
 from mmalign.training import references as stored
 from mmalign.training.dead_steps import refuse_unknown
 from mmalign.training.evaluation import exam
@@ -41,7 +44,7 @@ from mmalign.training.preflight import preflight
 from mmalign.training.seeds import stream
 from mmalign.training.settings import Evaluation, RecordBatch, Reference, RunSettings, at_least
 from mmalign.training.units import in_units, refuse_mismatch
-from mmalign.types import Encoder, Experience, Feedback, Method, UserError
+from mmalign.types import Encoder, Experience, Feedback, Method, Rollout, UserError
 
 Rewards = Mapping[str, Callable[..., Any]]
 
@@ -92,18 +95,21 @@ def offline(  # one argument for each thing that a run is made of
     first = _take(source.stream(seed=run.seed), batch.records)
     _rows(first, method)
     refuse_unknown(method, _feedback(source.stream(seed=run.seed), method, count=batch.records))
+    if evaluation.prompts is None:  # then it asks what the first step asks, and only what the policy can use
+        first = _encoded(policy, method, source.stream(seed=run.seed), batch.records, lambda: stream(run.seed, 0, "encode"), {})[0]
     stored.load(policy, references or {}, runs=run.folder, method=method, examples=_distinct([record.prompt for record in first]))
     learner = Learner(policy, method, optimizer, steps=steps, moving=references)
     asked = exam(evaluation, prompts=_distinct([record.prompt for record in first])[:16], rewards=rewards or {})
     journal = Journal(learner, asked, run, steps=steps, resume=resume, stop=evaluation.stop)
 
     with journal:
+        aside = dict(journal.broken.why)  # of a resumed run, what it has met before
         coming = source.stream(seed=run.seed, start=journal.state.get("position", 0))
         for step in journal.steps():
             moved = learner.begin(step)
-            records = _take(coming, batch.records)
-            prompts, outputs, said = _rows(records, method)
-            rollout = policy.encode(prompts, outputs, said.group, stream(run.seed, step, "encode"))
+            draw = partial(stream, run.seed, step, "encode")
+            records, said, rollout = _encoded(policy, method, coming, batch.records, draw, aside)
+            prompts = rollout.prompts
             policy.remember(rollout, learner.references, batch.micro_rows)
             said = replace(said, tables=learner.tables(rollout, micro_rows=batch.micro_rows))
             signal = method.signal(said)
@@ -115,11 +121,46 @@ def offline(  # one argument for each thing that a run is made of
                 journal.once("preflight_difference", check)
             found = learner.update([experience], micro_rows=batch.micro_rows, step=step) if len(rows) else {}
             found |= {"updates": float(len(rows) > 0), "signal_zero": float((signal.flatten(1) == 0).all(1).double().mean())}
-            journal.put_aside(source.broken)
+            journal.put_aside(aside | source.broken)
             journal.state.update(position=records[-1].position, kl=found.get("kl", math.nan))
-            known, broken = float(kept.double().mean()), float(len(source.broken))
+            known, broken = float(kept.double().mean()), float(len(aside | source.broken))
             journal.trained({**found, **moved, "known": known, "broken": broken, "lr": _rate(learner)})
     return concluded(journal, policy)
+
+
+def _encoded(
+    policy: Encoder, method: Method, coming: Iterator[Any], count: int, draw: Callable[[], torch.Generator], aside: dict[str, str]
+) -> tuple[list[Any], Feedback, Rollout]:
+    """The next ``count`` records of which the policy can use every row, what they say, and their rows encoded.
+
+    draw: makes the generator of the step, the same for every try. aside: id -> why, of records that the policy refuses; grows, and what is
+    in it is not tried again. Errors: UserError where a whole round of the data holds nothing that the policy can use.
+    """
+    records, passed = list[Any](), Counter[str]()
+    while True:
+        records += _take(_unrefused(coming, aside, passed), count - len(records))
+        prompts, outputs, said = _rows(records, method)
+        try:
+            return records, said, policy.encode(prompts, outputs, said.group, draw())
+        except RefusedRow as error:
+            bad = records.pop(int(said.group[error.row]))
+            aside[_called(bad)] = error.why
+
+
+def _unrefused(coming: Iterator[Any], aside: Mapping[str, str], passed: Counter[str]) -> Iterator[Any]:
+    """Records that are not put aside. passed: how often those that were came by since the last step; at a third time, a round is over."""
+    for record in coming:
+        name = _called(record)
+        if name not in aside:
+            yield record
+        elif passed[name] == 2:
+            raise UserError(f"records: the policy refuses {len(aside)} and too few others are left; the last one, {name}: {aside[name]}")
+        else:
+            passed[name] += 1
+
+
+def _called(record: Any) -> str:
+    return record.id or f"record at {record.position}"
 
 
 def _take(coming: Iterator[Any], count: int) -> list[Any]:

@@ -121,11 +121,11 @@ def test_masked_turns_are_seen_and_not_scored():
 
 def test_too_long_is_refused_or_cut_and_counted():
     long = "a" * 200
-    with pytest.raises(UserError, match=r"prompt 1: has .* a context of 128 leaves room for 88"):
+    with pytest.raises(UserError, match=r"row 1: prompt: has .* a context of 128 leaves room for 88"):
         encoded(policy_of(), ["hi", long], ["yes", "no"])
     with pytest.raises(UserError, match=r"prompt 0: has .* max_prompt is 3"):
         policy_of(max_prompt=3).sample(["hello"], 2, torch.Generator())
-    with pytest.raises(UserError, match=r"completion 0: has .* max_completion is 40"):
+    with pytest.raises(UserError, match=r"row 0: completion: has .* max_completion is 40"):
         encoded(policy_of(), ["hi"], [long])
     for side in ("left", "right"):
         with pytest.warns(UserWarning, match="are too long and cut"):

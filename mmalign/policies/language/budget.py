@@ -48,7 +48,7 @@ class Room:
             raise UserError(f"prompt {number}: {str(error).removeprefix('prompt: ')}") from error
         return self.fitted(found, asked, number, system=system)
 
-    def fitted(self, found: Prompt, asked: Any, number: int, *, system: str | None = None) -> Prompt:
+    def fitted(self, found: Prompt, asked: Any, number: int | None = None, *, system: str | None = None) -> Prompt:
         """A prompt that leaves room for a completion: itself, or cut. asked: what it was made of."""
         while True:
             room = None if self.context is None else self.context - self.max_completion
@@ -58,7 +58,8 @@ class Room:
             if self.truncate is None:
                 here = f"a context of {self.context} leaves room for {most}"
                 where = f"max_prompt is {self.max_prompt}" if most == self.max_prompt else here
-                raise UserError(f"prompt {number}: has {len(found)} tokens, {where}; takes a shorter one, or truncate: left or right")
+                which = "prompt" if number is None else f"prompt {number}"
+                raise UserError(f"{which}: has {len(found)} tokens, {where}; takes a shorter one, or truncate: left or right")
             start, end = (len(found) - most, len(found)) if self.truncate == "left" else (0, most)
             gone = {place for place, (first, last) in enumerate(found.spans) if first < start or last > end}
             if not gone:
@@ -69,14 +70,14 @@ class Room:
             asked = without(asked, gone)
             found = self.chat.prompt(asked, system=system)
 
-    def row(self, row: Row, asked: Any, number: int) -> Row:
-        """A given row that fits: itself, or cut."""
-        prompt = self.fitted(row.prompt, asked, number)
+    def row(self, row: Row, asked: Any) -> Row:
+        """A given row that fits: itself, or cut. Errors: UserError for one that is too long, where nothing is cut."""
+        prompt = self.fitted(row.prompt, asked)
         if len(row.completion) <= self.max_completion:
             return row._replace(prompt=prompt)
         if self.truncate is None:
             said = f"has {len(row.completion)} tokens, max_completion is {self.max_completion}"
-            raise UserError(f"completion {number}: {said}; takes a shorter one, a larger max_completion, or truncate: left or right")
+            raise UserError(f"completion: {said}; takes a shorter one, a larger max_completion, or truncate: left or right")
         self._count("completions")
         return Row(prompt, row.completion[: self.max_completion], row.trained[: self.max_completion])
 
