@@ -253,7 +253,7 @@ class ParameterSets:
     def _matched(self, stored: weights.Stored, key: str) -> dict[str, Tensor]:
         """Stored values by the names of what is trained, B at the scale of its layer here."""
         plain, scales, trained = weights.plain(stored.tensors), weights.plain(stored.scales), self.trained
-        inside, own, found = {id(p) for p in self.module.parameters()}, self.scales, dict[str, Tensor]()
+        inside, own, matched = {id(p) for p in self.module.parameters()}, self.scales, dict[str, Tensor]()
         if self.lora and not scales:
             raise UserError(f"{key}: got weights with no LoRA, and this policy trains one; takes those of the same model, trained alike")
         if odd := sorted(layer for layer in stored.scales if not weights.plain({layer: 1}).keys() & own.keys()):
@@ -269,11 +269,11 @@ class ParameterSets:
             value = plain.get(name, plain.get(name.replace(f".{ADAPTER}.", ".")))
             if value is None and id(p) in inside:
                 raise UserError(f"{key}: got weights with no {name}; takes those of the same model, trained alike")
-            found[name] = p.detach().clone() if value is None else value.to(p.device, p.dtype)
+            matched[name] = p.detach().clone() if value is None else value.to(p.device, p.dtype)
             layer = name.removesuffix(f".lora_B.{ADAPTER}.weight")
             if layer in own and value is not None:
-                found[name] = found[name] * (scales[layer] / own[layer])
-        return found
+                matched[name] = matched[name] * (scales[layer] / own[layer])
+        return matched
 
 
 def digest(modules: Mapping[str, nn.Module]) -> str:

@@ -31,7 +31,15 @@ from mmalign.training.recovery import Snapshot, out_of_memory, snapshot
 from mmalign.training.settings import RunSettings, Stop
 from mmalign.types import UserError, columns_of, contents
 
-MAY_DIFFER = ("run.trackers", "run.folder", "batch.micro_rows", "batch.micro_steps", "policy.memory.*", "policy.of.memory.*")
+MAY_DIFFER = (
+    "run.trackers",
+    "run.folder",
+    "batch.micro_rows",
+    "batch.micro_steps",
+    "policy.memory.*",
+    "policy.of.memory.*",
+    "references.*.memory.*",
+)
 """What a resumed run may have another of: these change no number but by rounding."""
 
 

@@ -51,9 +51,9 @@ def _refuse_use(policy: Policy, method: Method | None, name: str, named: Mapping
             raise UserError(f"references.{of}.shares: {name} {another}; takes shares of sets of the trained one")
     if method is None:
         return
-    asked = references(method, needed(policy, method))
-    if name not in asked:
-        raise UserError(f"{key}: the method asks nothing of {name!r}; takes a name of {', '.join(asked) or 'a method with references'}")
+    names = references(method, needed(policy, method))
+    if name not in names:
+        raise UserError(f"{key}: the method asks nothing of {name!r}; takes a name of {', '.join(names) or 'a method with references'}")
     for move in method.moves:
         if name == move.name or name in move.shares:
             raise UserError(f"{key}: the method renews {move.name!r} from {', '.join(move.shares)}; {name} {another}")
@@ -92,7 +92,7 @@ def plan(method: Method, names: Sequence[str], named: Mapping[str, Reference]) -
     others = {name for name, reference in named.items() if reference.policy is not None}
     if "previous" in names and "previous" not in {*moving, *others, *(move.name for move in moves)}:
         moves.append(Move("previous", {"current": 1.0}))
-    return moves + [Move(name, dict(asked.shares or {"current": 1.0}), asked.every or 1) for name, asked in moving.items()]
+    return moves + [Move(name, dict(reference.shares or {"current": 1.0}), reference.every or 1) for name, reference in moving.items()]
 
 
 def prepare(policy: Policy, names: Sequence[str], moves: Sequence[Move]) -> None:

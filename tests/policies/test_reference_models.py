@@ -177,6 +177,21 @@ def test_ids_without_a_word_are_said_by_neither_where_heads_are_filled_up_differ
     assert torch.allclose(steps.reverse_kls["ref"], kl(there[..., :least], here[..., :least], rollout.mask), atol=1e-5)
 
 
+def test_a_reference_that_wears_an_adapter_is_scored_with_it():
+    other = teacher(policy={"lora": {"rank": 2}})
+    with torch.no_grad():
+        for p in other.parameters().values():
+            p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
+    policy, bare = student(lora={"rank": 2}), llama(1, hidden_size=24, intermediate_size=40, num_hidden_layers=3)
+    policy.refer("ref", other)
+    rollout = rollout_of(policy)
+    policy.remember(rollout, ["ref"], 6)
+    refs = policy.steps(rollout, torch.arange(6), needs=REFS).refs["ref"]
+    assert torch.allclose(refs, of_tokens(alone(other.model, rollout), rollout), atol=1e-4)
+    assert float((refs - of_tokens(alone(bare, rollout), rollout)).abs().max()) > 0.1
+    assert not any(p.requires_grad for p in other.model.parameters()) and all(p.requires_grad for p in policy.parameters().values())
+
+
 def test_a_reference_in_half_precision_is_asked_in_its_own_type():
     policy, half = student(), llama(1, num_hidden_layers=3).bfloat16()
     other = transformers(half, tiny_text.tokenizer(), max_completion=9)

@@ -135,6 +135,18 @@ def test_the_kl_that_is_logged_is_the_one_to_the_other_model(tmp_path: Path) -> 
     assert rows(near)[0]["kl"] == pytest.approx(0.0, abs=1e-4) and rows(far)[0]["kl"] > 0.1
 
 
+def test_a_reference_that_is_a_set_from_elsewhere_need_not_be_the_start(tmp_path: Path) -> None:
+    """Its margins are not 0 before training, and the first loss is the equation's with it."""
+    model, words = small()
+    shaken(model, 9).save_pretrained(tmp_path / "elsewhere")
+    run = offline(tmp_path, around(larger()), references={"ref": mm.Reference(from_=str(tmp_path / "elsewhere"))})
+    start, _ = small()
+    gaps = [[log_prob(one, words, pair.prompt, text) for text in (pair.first, pair.second) for one in (start, model)] for pair in PAIRS]
+    margins = torch.tensor([(better - theirs) - (worse - their_worse) for better, theirs, worse, their_worse in gaps]).double()
+    wanted = -torch.nn.functional.logsigmoid(0.3 * margins).mean()
+    assert rows(run)[0]["loss"] == pytest.approx(float(wanted), abs=1e-4) and float(margins.abs().min()) > 0.01
+
+
 def test_a_diffusion_policy_is_held_to_another_pipeline(tmp_path: Path) -> None:
     def pipeline(seed: int, **sizes: Any) -> Any:
         from mmalign.policies.twins import pipelines
@@ -192,7 +204,8 @@ def test_a_config_says_it_and_a_run_keeps_it(tmp_path: Path) -> None:
     changed = {**config, "steps": 3, "references": {"ref": {"policy": {**config["references"]["ref"]["policy"], "dtype": "bfloat16"}}}}
     with pytest.raises(UserError, match=r"references\.ref\.policy\.dtype was '\(absent\)', is 'bfloat16'"):
         build(changed, resume=True)
-    assert build({**config, "steps": 3}, resume=True).summary["steps"] == 3
+    smaller = {**config["references"]["ref"]["policy"], "memory": {"logits_at_once": 4000}}  # changes no number but by rounding
+    assert build({**config, "steps": 3, "references": {"ref": {"policy": smaller}}}, resume=True).summary["steps"] == 3
     model, _ = larger(seed=7)
     model.save_pretrained(tmp_path / "larger")
     with pytest.raises(UserError, match=r"references\.ref\.policy: its weights are others"):

@@ -132,6 +132,17 @@ def test_an_update_is_the_weighted_sum_over_all_rows_of_all_rollouts() -> None:
     assert found["grad_norm"] == pytest.approx(math.sqrt(sum(float((g**2).sum()) for g in got.values())))
 
 
+def test_gradients_that_a_model_brings_along_are_dropped() -> None:
+    def stale(policy: GaussianPolicy) -> list[Experience]:
+        cells = rollouts(policy)
+        for parameter in policy.parameters().values():
+            parameter.grad = torch.full_like(parameter, 7.0)
+        return cells
+
+    (wanted, _), (found, _) = moved(rollouts, micro_rows=5), moved(stale, micro_rows=5)
+    assert all(torch.equal(gradient, found[name]) for name, gradient in wanted.items())
+
+
 def test_a_signal_for_each_step_meets_its_step() -> None:
     def wide(policy: GaussianPolicy) -> list[Experience]:
         return [replace(one, signal=torch.arange(5.0, dtype=torch.float64) * one.signal) for one in rollouts(policy)]

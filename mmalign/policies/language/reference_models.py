@@ -106,8 +106,8 @@ def _refuse_words(key: str, policy: Reader, other: Reader) -> None:
     odd = sorted((word for word in here.keys() | there.keys() if here.get(word) != there.get(word)), key=lambda word: (len(word), word))
     if odd:
         word, count = odd[0], len(odd)
-        said = f"{word!r} has the id {there.get(word, 'none')} there and {here.get(word, 'none')} here"
-        raise UserError(f"{key}.model: its tokenizer has other ids: {said} ({count} such); takes a model with the policy's vocabulary")
+        ids = f"{word!r} has the id {there.get(word, 'none')} there and {here.get(word, 'none')} here"
+        raise UserError(f"{key}.model: its tokenizer has other ids: {ids} ({count} such); takes a model with the policy's vocabulary")
     words = 1 + max(number for number in here.values() if number not in policy.chat.never)
     words, width = min(words, width_of(policy.model, policy.fit)), width_of(other.model, other.fit)
     if width < words:

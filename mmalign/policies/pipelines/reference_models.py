@@ -32,8 +32,8 @@ class First(NamedTuple):
 def refuse_latents(key: str, pipe: Any, other: Any, own: First, theirs: First) -> None:
     """Errors: UserError where the latents of two pipelines are not the same thing."""
     if own.shape != theirs.shape:
-        said = f"its latents are {list(theirs.shape)} and the policy's {list(own.shape)}"
-        raise UserError(f"{key}: {said}; takes the same size, and a model of the same latents")
+        sizes = f"its latents are {list(theirs.shape)} and the policy's {list(own.shape)}"
+        raise UserError(f"{key}: {sizes}; takes the same size, and a model of the same latents")
     if own.dtype != theirs.dtype:
         types = [str(kind).removeprefix("torch.") for kind in (theirs.dtype, own.dtype)]
         raise UserError(f"{key}.dtype: its latents are {types[0]}, the policy's {types[1]}; takes dtype: {types[1]}")
@@ -84,10 +84,10 @@ def refuse_sampling(key: str, own: tuple[Kernel, Window], given: Schedule, first
     """Errors: UserError for a kernel or a window that was given, and is not the policy's: those of the policy are used for both."""
     if given.kernel is not None:
         x = torch.randn(1, 8, generator=torch.Generator().manual_seed(0))
-        said = Prediction(x.flip(1), x.roll(1))
+        prediction = Prediction(x.flip(1), x.roll(1))
         for place in range(len(first.timesteps)):
             t, t_next = (Level(*(value[at].cpu().float() for value in first.levels)) for at in (place, place + 1))
-            for here, there in zip(own[0](said, x, t, t_next), given.kernel(said, x, t, t_next), strict=True):
+            for here, there in zip(own[0](prediction, x, t, t_next), given.kernel(prediction, x, t, t_next), strict=True):
                 if not torch.allclose(here, there):
                     raise UserError(f"{key}.schedule.kernel: is another one than the policy's, which both are asked with; takes none")
     if given.window is not None:
