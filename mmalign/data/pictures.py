@@ -184,7 +184,7 @@ class Media:
         if kind == "image":
             media.picture(source, self.limits)
         else:
-            media.read_bytes(source, self.limits)
+            media.read_whole(source, self.limits)
 
     def _written(self, kind: str, content: bytes) -> Path:
         """Bytes as a file named by their hash, which appears whole or not at all."""

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from mmalign.media.limits import Broken, Limits, decoding, named
-from mmalign.media.sources import read_bytes
-from mmalign.media.whole import fault
+from mmalign.media.sources import read_whole
 
 # What is opened, of the forty-odd that Pillow knows: EPS starts another program, and others are of no data set.
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
@@ -93,9 +92,7 @@ def _opened(source: Any, limits: Limits, name: str) -> Any:
         return source
     if isinstance(source, Tensor):
         return _of_tensor(source)
-    data = read_bytes(source, limits)
-    if words := fault(data):
-        raise Broken(f"{name}{words}")
+    data = read_whole(source, limits)
     Image.init()  # fills OPEN; a Pillow of another build may lack AVIF or JPEG 2000
     with _pillow(name):
         return Image.open(io.BytesIO(data), formats=[kind for kind in FORMATS if kind in Image.OPEN])

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mmalign.media.limits import SHOWN, Broken, Limits, named
+from mmalign.media.whole import fault
 
 
 def read_bytes(source: Any, limits: Limits) -> bytes:
@@ -30,6 +31,19 @@ def read_bytes(source: Any, limits: Limits) -> bytes:
     if isinstance(source, str) and _is_data(source):
         return _held(_decoded(source, limits), limits, named(source), "no bytes")
     return _fetched(str(source), limits) if is_address(source) else _file(source, limits)
+
+
+def read_whole(source: Any, limits: Limits) -> bytes:
+    """The same of a file that ends where it says that it ends; nothing is decoded.
+
+    source, limits: as in ``read_bytes``.
+
+    Errors: Broken, as there, and for a file that is cut off, or of more pieces than any real one.
+    """
+    data = read_bytes(source, limits)
+    if words := fault(data):
+        raise Broken(f"{named(source)}{words}")
+    return data
 
 
 def is_address(source: Any) -> bool:

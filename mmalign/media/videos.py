@@ -12,8 +12,7 @@ from torch import Tensor
 
 from mmalign.media.images import fitted, picture, to_tensor
 from mmalign.media.limits import Broken, Limits, decoding, named
-from mmalign.media.sources import read_bytes
-from mmalign.media.whole import fault
+from mmalign.media.sources import read_whole
 from mmalign.types import UserError
 
 # FFmpeg's names of what is opened. Its playlists (HLS, DASH, concat) would open other files and addresses in their turn.
@@ -60,7 +59,7 @@ def footage(source: Any, limits: Limits) -> Footage:
     frames, frames of several sizes.
     """
     if not isinstance(source, (list, tuple, Tensor)):
-        return _decoded(read_bytes(source, limits), limits, named(source))
+        return _decoded(read_whole(source, limits), limits, named(source))
     if isinstance(source, Tensor) and source.ndim != 4:
         raise Broken(f"got a tensor of shape {list(source.shape)}, takes a video [frames, 3, height, width] in 0..1")
     if not len(source):
@@ -70,8 +69,6 @@ def footage(source: Any, limits: Limits) -> Footage:
 
 
 def _decoded(data: bytes, limits: Limits, name: str) -> Footage:
-    if words := fault(data):
-        raise Broken(f"{name}{words}")
     rates = [rate for _, rate in _frames(data, limits, name)]  # counted: what a container says of its length need not be true
     if not rates:
         raise Broken(f"{name}a video without frames")

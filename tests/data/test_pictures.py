@@ -152,6 +152,16 @@ def test_rows_that_cannot_be_used_are_put_aside_and_named(folder, name):
     assert list(records.broken) == ["data.jsonl:2"] and why in records.broken["data.jsonl:2"]
 
 
+def test_videos_that_are_cut_off_are_put_aside_before_anything_decodes_them(folder):
+    whole = b"\0\0\0\x10ftypisom\0\0\0\0" + b"\0\0\0\x48mdat" + bytes(64)  # boxes of 16 and 72 bytes
+    for name, data in (("whole", whole), ("cut", whole[:-1]), ("shorter", whole[:20])):
+        (folder / f"{name}.mp4").write_bytes(data)
+    rows = [{"video": f"{name}.mp4", "prompt": "What is it?", **ANSWERS, "id": name} for name in ("whole", "cut", "shorter")]
+    found = read(folder, rows)
+    assert [record.id for record in found.first(9)] == ["whole"]
+    assert {name: why.rpartition(": ")[2][:7] for name, why in found.broken.items()} == {"cut": "cut off", "shorter": "cut off"}
+
+
 def test_a_file_that_breaks_later_is_found_out(folder):
     records = read(folder, [{**RED, "prompt": "q"}, {**RED, "prompt": "r", "image": "blue.png"}])
     (folder / "blue.png").write_bytes(png("blue", (50, 50))[:70])

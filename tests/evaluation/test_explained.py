@@ -27,7 +27,7 @@ def offered(module):
 @pytest.mark.parametrize("name", [*MODULES, dialects.__name__, "mmalign.media.images", "mmalign.media.videos", "mmalign.media.sources"])
 def test_every_keyword_has_a_meaning(name):
     module = importlib.import_module(name)
-    public = {"picture", "image", "footage", "video", "Footage", "read_bytes"}
+    public = {"picture", "image", "footage", "video", "Footage", "read_bytes", "read_whole"}
     functions = [value for value in offered(module) if not name.startswith(media.__name__) or value.__name__ in public]
     assert functions
     assert {value.__name__: explanation(value).unexplained for value in functions if explanation(value).unexplained} == {}
