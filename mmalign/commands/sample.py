@@ -17,7 +17,7 @@ from mmalign.guidance._calls import outputs_of
 from mmalign.guidance.guide import guide
 from mmalign.guidance.ledger import Ledger
 from mmalign.runs import checkpoint
-from mmalign.runs.pictures import grid, write_png
+from mmalign.runs.pictures import grid, write_each, write_mp4, write_png
 from mmalign.types import Policy, UserError, contents
 
 __all__ = ["guided_sample", "sample"]
@@ -27,13 +27,14 @@ def sample(
     run_folder: str | Path, *, prompts: Sequence[str] | None = None, count: int = 4, seed: int = 0, out: str | Path | None = None,
     trust: bool = False,
 ) -> Path:  # fmt: skip
-    """Draws from a run's newest checkpoint, and returns the path of one PNG: a row per prompt, a column per seed (videos: an animated one).
+    """Draws from a run's newest checkpoint into one PNG, a row per prompt and a column per seed (videos are animated); returns its path.
 
     Args:
         run_folder: of a run with a config; nothing in it but its policy is built.
         prompts: those of the run's evaluations by default, or else the ones it trained on.
         count: samples of each prompt, at the seeds ``seed``, ``seed + 1``, ...
-        out: where to write; ``samples/sampled_<step>.png`` in the run by default.
+        out: where to write; ``samples/sampled_<step>.png`` in the run by default. A name that ends in ``.mp4`` makes a film of videos, and
+            one without an ending a folder with each sample as a file of its own.
         trust: the run's config may name code outside of mmalign, which is then imported and run.
 
     The best evaluated parameters are taken where the run kept them, or else their moving average where it has one. Errors:
@@ -49,6 +50,18 @@ def sample(
     with policy.using("current" if run.best == "trained" else run.best):
         images = _generate(policy, wanted, list(range(seed, seed + count)), evaluation.get("call") or {})
     path = run.folder / "samples" / f"sampled_{checkpoint.step_of(run.checkpoint):06d}.png" if out is None else Path(out)
+    return _written(path, images, wanted, list(range(seed, seed + count)))
+
+
+def _written(path: Path, images: Tensor, prompts: Sequence[str], seeds: Sequence[int]) -> Path:
+    """Samples ``[prompts, seeds, (F,) C, H, W]`` as the ending of a path says."""
+    if not path.suffix:
+        return write_each(path, images, prompts, seeds)
+    if path.suffix == ".mp4" and images.ndim == 6:
+        return write_mp4(path, grid(images))
+    if path.suffix != ".png":
+        what = "a video" if images.ndim == 6 else "an image"
+        raise UserError(f"out: got {path}, takes .png, a folder{', or .mp4' if images.ndim == 6 else ''} for {what}")
     return write_png(path, grid(images))
 
 
@@ -116,4 +129,4 @@ def guided_sample(  # what a command may be told
         ledger = Ledger() if guided is None else guided.ledger
     images = torch.cat(outputs).unflatten(0, (len(wanted), count))
     known = torch.cat(scores).unflatten(0, (len(wanted), count)) if scores else None
-    return Sampled(write_png(Path(out), grid(images)), known, ledger)
+    return Sampled(_written(Path(out), images, wanted, list(range(seed, seed + count))), known, ledger)

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from mmalign.files import flat, plain
 from mmalign.runs.metrics import read_metrics
+from mmalign.runs.pictures import grid
+from mmalign.runs.showing import SHOW
 from mmalign.types import UserError
 
 Phase = Literal["train", "eval"]
@@ -41,6 +43,7 @@ class Log:
         last = rows[-1] if rows else {}
         self._tell = tell
         self._trackers: dict[str, Any] = {}
+        self._unshown: set[str] = set()
         for name, options in _known(trackers, tell).items():
             tracker = self._trying(name, partial(_start, folder, name, options, last.get("step", -1) + 1))
             if tracker is not None:
@@ -68,6 +71,18 @@ class Log:
         known = {f"{phase}/{name}": value for name, value in numbers.items() if value is not None}
         self._each(lambda tracker: tracker.log(known, step=int(step)))
         return row
+
+    def show(self, step: int, images: Tensor) -> None:
+        """Samples ``[rows, columns, (F,) C, H, W]`` in 0..1 to those trackers that show such; one that fails at it is shown no others."""
+        wanted = [name for name in self._trackers if name in SHOW and name not in self._unshown]
+        for name in wanted:
+            pixels = grid(images)
+            try:
+                SHOW[name](self._trackers[name], pixels, int(step))
+            except Exception as error:  # somebody else's code and network, as in _trying
+                self._unshown.add(name)
+                why = " ".join(str(error).split())[:200]
+                self._tell(f"trackers: {name} takes no samples, going on with numbers ({type(error).__name__}: {why})")
 
     def close(self) -> None:
         """Ends the trackers and the file; a second call does nothing."""

@@ -1,19 +1,19 @@
-"""Samples of a run as pictures: grids of images, films of videos."""
+"""Samples of a run as pictures: grids of images and of videos, each sample as a file of its own, animated PNG, GIF and MP4."""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from mmalign.files import write_bytes
+from mmalign.files import write_bytes, write_json
 from mmalign.types import UserError
 
 FRAME = 250  # milliseconds that a frame of a video is shown
-
-
 FILM = 2**23  # pixels of all frames of a grid of videos
 
 
@@ -32,6 +32,62 @@ def write_png(path: Path, image: Tensor) -> Path:
     buffer = io.BytesIO()
     first.save(buffer, format="PNG", optimize=True, **moving)
     return write_bytes(path, buffer.getvalue())
+
+
+def write_mp4(path: Path, frames: Tensor) -> Path:
+    """``frames [F, C, H, W]`` uint8 with C 1, 3 or 4 (opacity over white) as an MP4, four of them in a second; odd sides grow by a pixel.
+
+    Errors: UserError where the package av is not installed.
+    """
+    try:
+        import av
+    except ModuleNotFoundError as error:
+        raise UserError(f"{path.name}: MP4 needs the package av, which is not installed (pip install av); takes .png") from error
+    shown = opaque(frames)
+    shown = torch.nn.functional.pad(shown.float(), (0, shown.shape[3] % 2, 0, shown.shape[2] % 2), mode="replicate").byte()
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as container:
+        codec = next(name for name in ("libx264", "libopenh264", "mpeg4") if name in av.codecs_available)
+        stream: Any = container.add_stream(codec, rate=1000 // FRAME)
+        stream.height, stream.width, stream.pix_fmt = shown.shape[2], shown.shape[3], "yuv420p"
+        for frame in shown.permute(0, 2, 3, 1).contiguous().numpy():
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+    return write_bytes(path, buffer.getvalue())
+
+
+def gif(frames: Tensor) -> bytes:
+    """``frames [F, C, H, W]`` uint8 as an animated GIF, which trackers show moving."""
+    from PIL import Image
+
+    first, *others = [Image.fromarray(frame.permute(1, 2, 0).numpy()) for frame in opaque(frames)]
+    buffer = io.BytesIO()
+    first.save(buffer, format="GIF", save_all=True, append_images=others, duration=FRAME, loop=0)
+    return buffer.getvalue()
+
+
+def opaque(pixels: Tensor) -> Tensor:
+    """``[..., C, H, W]`` uint8 with C 1, 3 or 4 as red, green and blue on the CPU; what is transparent becomes white."""
+    pixels = pixels.detach().cpu()
+    if pixels.shape[-3] == 4:
+        return torch.where(pixels[..., 3:, :, :] > 0, pixels[..., :3, :, :], 255)
+    return pixels.expand(*pixels.shape[:-3], 3, *pixels.shape[-2:])
+
+
+def write_each(folder: Path, images: Tensor, prompts: Sequence[str], seeds: Sequence[int]) -> Path:
+    """Every sample as a file, ``000_17.png`` of prompt 0 and seed 17, or ``.mp4`` of a video; which prompt it was is in ``prompts.json``.
+
+    images: ``[prompts, seeds, C, H, W]`` in 0..1 (F, C, H, W: videos). Errors: UserError for a folder that is not empty.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"out: {folder} is there already, takes a folder that is not there yet, or a file that ends in .png or .mp4")
+    pixels = (images.detach().float().nan_to_num(0.0).clamp(0, 1) * 255).round().byte().cpu()
+    write_json(folder / "prompts.json", {"prompts": list(prompts), "seeds": list(seeds)})
+    for row, drawn in enumerate(pixels):
+        for seed, sample in zip(seeds, drawn, strict=True):
+            write = write_mp4 if sample.ndim == 4 else write_png
+            write(folder / f"{row:03d}_{seed}.{'mp4' if sample.ndim == 4 else 'png'}", sample)
+    return folder
 
 
 def grid(images: Tensor) -> Tensor:

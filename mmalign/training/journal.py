@@ -212,6 +212,7 @@ class Journal:
         if results.grid is not None:
             self.folder.write_prompts(contents(self.exam.prompts), list(range(results.grid.shape[1])))
             self.folder.write_samples(step, results.grid)
+            self.log.show(step, results.grid)
             if step == 0 and self.exam.real is not None:
                 self.folder.write_real(self.exam.real(contents(self.exam.prompts), results.grid.shape[1]))
         if results.answers is not None:

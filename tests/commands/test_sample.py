@@ -112,6 +112,21 @@ def test_train_resume_and_sample_from_the_command_line(tmp_path: Path, command: 
     assert one == tmp_path / "one.png" and torch.equal(pixels(one), pixels(again)) and not torch.equal(pixels(one), pixels(other))
 
 
+def test_the_ending_of_out_says_what_is_written(tmp_path: Path, command: Any) -> None:
+    assert command("train", "c.yaml", "steps=1")[0] == 0
+    code, out, err = command("sample", "small", "--prompt", "a 7", "--count", "2", "--out", "singles", "--trust")
+    assert (code, out) == (0, "samples: singles\n"), err
+    assert sorted(path.name for path in (tmp_path / "singles").iterdir()) == ["000_0.png", "000_1.png", "prompts.json"]
+    assert Image.open(tmp_path / "singles" / "000_0.png").size == (8, 8)
+    for name, why in (
+        ("singles", "is there already"),
+        ("a.mp4", "takes .png, a folder for an image"),
+        ("a.jpg", "takes .png, a folder for an image"),
+    ):
+        code, _, err = command("sample", "small", "--out", name, "--trust")
+        assert code == 2 and why in err.splitlines()[-1]
+
+
 def test_samples_are_those_of_the_average_and_of_the_best_before_it(tmp_path: Path, command: Any) -> None:
     assert command("train", "c.yaml", "optimizer.ema=0.9", "optimizer.rate=0.05")[0] == 0
     run = tmp_path / "runs" / "small"

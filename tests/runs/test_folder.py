@@ -247,6 +247,30 @@ def test_a_grid_of_videos_is_an_animation_of_all_its_frames(tmp_path):
             assert torch.equal(frame, pictures.grid(videos[:, :, number]))
 
 
+def test_each_sample_is_a_file(tmp_path):
+    images = torch.rand(2, 3, 3, 7, 9)
+    where = pictures.write_each(tmp_path / "out", images, ["a", "b"], [5, 6, 7])
+    assert sorted(path.name for path in where.iterdir()) == [f"{row:03d}_{seed}.png" for row in (0, 1) for seed in (5, 6, 7)] + [
+        "prompts.json"
+    ]
+    assert json.loads((where / "prompts.json").read_text()) == {"prompts": ["a", "b"], "seeds": [5, 6, 7]}
+    read = torch.from_numpy(np.asarray(Image.open(where / "001_6.png")).copy()).permute(2, 0, 1)
+    assert torch.equal(read, (images[1, 1] * 255).round().byte())
+    with pytest.raises(UserError, match="is there already"):
+        pictures.write_each(where, images, ["a", "b"], [5, 6, 7])
+
+
+def test_a_video_is_an_mp4_that_players_read(tmp_path):
+    from mmalign.media import Limits, footage
+
+    pytest.importorskip("av")
+    shades = torch.linspace(0, 1, 5).view(1, 1, 5, 1, 1, 1).expand(1, 1, 5, 1, 17, 31)
+    where = pictures.write_each(tmp_path / "out", shades, ["a"], [3])
+    film = footage(where / "000_3.mp4", Limits(frames=8))
+    assert film.frames.shape == (5, 3, 18, 32) and film.rate == 4
+    assert torch.allclose(film.frames.float().mean((1, 2, 3)) / 255, torch.linspace(0, 1, 5), atol=0.03)
+
+
 def test_a_large_grid_of_videos_is_scaled_down_and_keeps_its_frames(monkeypatch):
     monkeypatch.setattr(pictures, "FILM", 3 * 2 * 16 * 16)
     frames = pictures.grid(torch.full((2, 1, 3, 3, 32, 32), 0.5))

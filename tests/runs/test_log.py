@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import io
 import json
 from typing import ClassVar
 
 import pytest
 import torch
+from PIL import Image
 
 from mmalign.runs import folder
 from mmalign.runs.log import Log
@@ -136,6 +138,41 @@ def test_a_tracker_that_fails_costs_one_line(tmp_path, monkeypatch, when):
         1,
         2,
     ]
+
+
+@pytest.mark.parametrize("frames", [(), (3,)])
+def test_tensorboard_shows_samples(tmp_path, frames):
+    pytest.importorskip("tensorboard")
+    images = torch.zeros(1, 2, *frames, 1, 8, 8)
+    images[0, 1] = torch.linspace(0, 1, 3).view(3, 1, 1, 1) if frames else 1.0
+    with Log(tmp_path, trackers=("tensorboard",)) as log:
+        log.show(7, images)
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    (event,) = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Images("eval/samples")
+    picture = Image.open(io.BytesIO(event.encoded_image_string))
+    assert event.step == 7 and picture.size == (18, 9) and getattr(picture, "n_frames", 1) == (3 if frames else 1)
+    picture.seek(getattr(picture, "n_frames", 1) - 1)
+    shown = picture.convert("RGB")
+    assert [shown.getpixel(at) for at in ((0, 0), (9, 0), (8, 0))] == [(0, 0, 0), (255, 255, 255), (255, 255, 255)]  # a gap is white
+
+
+def test_a_tracker_that_fails_at_samples_keeps_its_numbers(tmp_path, monkeypatch):
+    from mmalign.runs import log as module
+
+    def fail(*_):
+        raise ValueError("no codec")
+
+    monkeypatch.setitem(module.SHOW, "tensorboard", fail)
+    lines: list[str] = []
+    with Log(tmp_path, trackers=("tensorboard",), tell=lines.append) as log:
+        for step in (1, 2):
+            log.show(step, torch.zeros(1, 1, 1, 8, 8))
+            log.log(step, "eval", {"gold": 0.5})
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    assert lines == ["trackers: tensorboard takes no samples, going on with numbers (ValueError: no codec)"]
+    assert len(EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("eval/gold")) == 2
 
 
 def test_an_unknown_tracker_is_refused(tmp_path):
