@@ -131,6 +131,10 @@ def _answer(kind: str, name: str, function: Callable[..., Any], outputs: Any, pr
 
 def _checked(who: str, value: Any, rows: int) -> Tensor:
     if not isinstance(value, Tensor):
+        if isinstance(value, (list, tuple)):  # None is how other trainers' rewards say that there is no score
+            value = [float("nan") if one is None else one for one in value]
+            if odd := [one for one in value if isinstance(one, (str, bytes, Mapping))]:
+                raise UserError(f"{who}: returned {odd[0]!r} as a score, takes numbers, and NaN or None for a missing one")
         try:
             value = torch.as_tensor(value, dtype=torch.float64)
         except (TypeError, ValueError, RuntimeError) as error:

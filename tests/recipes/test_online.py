@@ -299,7 +299,10 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "metric raises": ({"evaluation": {"metrics": {"m": raises}}}, "metric m: raised RuntimeError: no such model"),
     "metric is a number": ({"evaluation": {"metrics": {"m": lambda o, p: 3.0}}}, r"metric m: returned float, takes \{name: number\}"),
     "wrong shape": ({"rewards": {"r": lambda o, p: o}}, r"reward r: returned shape \[12, 2\], takes \[12\]"),
-    "not numbers": ({"rewards": {"r": lambda o, p: p}}, r"reward r: returned list, takes a tensor \[12\]"),
+    "not numbers": (
+        {"rewards": {"r": lambda o, p: p}},
+        r"reward r: returned .* as a score, takes numbers, and NaN or None for a missing one",
+    ),
     "infinite": ({"rewards": {"r": lambda o, p: o[:, 0] / 0}}, "reward r: returned an infinite score"),
     "NaN": ({"rewards": {"r": lambda o, p: o[:, 0] * torch.nan}}, "reward r: 8 of 8 scores are NaN"),
     "unknown weight": (

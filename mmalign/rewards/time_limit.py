@@ -1,0 +1,70 @@
+"""A limit on the time of any reward, so that one that hangs does not hang the run."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from multiprocessing import TimeoutError
+from multiprocessing.pool import AsyncResult, ThreadPool
+from typing import Any
+
+import torch
+
+from mmalign.rewards._shared.scorer import Scorer
+from mmalign.signatures import accepted
+from mmalign.types import UserError
+
+
+def time_limit(reward: Callable[..., Any], *, seconds: float = 60.0) -> Scorer:
+    """What ``reward`` answers; where a batch takes longer than ``seconds`` by the clock, all of its scores are missing: NaN.
+
+    So a run stops with one line, or goes on without those rows (``batch.missing: drop``), where it would wait for ever for a server, a lock
+    or a loop. What hangs is left behind in a thread: while it is at work the reward is not asked again, and has no scores. A call into
+    C that keeps Python's lock cannot be left behind; rewards of ours that may meet such calls have ``seconds`` of their own.
+
+    reward: that is asked. seconds: of a batch, by the clock. Errors: UserError for what is no reward, and for no time.
+
+    Examples:
+        >>> mm.rewards.time_limit(mm.rewards.length(2), seconds=5)(["one two", "one two three"], ["count"] * 2).tolist()
+        [0.0, -1.0]
+    """
+    if not callable(reward) or not seconds > 0:
+        raise UserError(f"time_limit: got {type(reward).__name__}, seconds={seconds}, takes a reward, and more than 0")
+    pools: list[ThreadPool] = []  # made when it is first asked
+    working: list[AsyncResult[Any]] = []
+    parts: list[str] = []
+
+    def score(outputs: Any, prompts: list[Any], **columns: Any) -> Any:
+        if not pools:
+            pools.append(ThreadPool(1))
+        if working and not working[0].ready():
+            missing = "is still at work on a batch before"
+        else:
+            working[:] = [pools[0].apply_async(_as_here(reward), (outputs, prompts), accepted(reward, columns))]
+            try:
+                answer = working[0].get(seconds)
+            except TimeoutError:
+                missing = f"took more than {seconds:g} s"
+            else:
+                parts[:] = [*answer] if isinstance(answer, Mapping) else []
+                return answer
+        warnings.warn(f"time_limit: the reward {missing}; these {len(prompts)} scores are missing", stacklevel=2)
+        nothing = torch.full((len(prompts),), torch.nan, dtype=torch.float64)
+        return dict.fromkeys(parts, nothing) if parts else nothing
+
+    if isinstance(reward, Scorer):
+        return Scorer("time_limit", score, reward.differentiable, reward.low, reward.high, reward.at, reward.reads)
+    return Scorer("time_limit", score, differentiable=bool(getattr(reward, "differentiable", False)))
+
+
+def _as_here(reward: Callable[..., Any]) -> Callable[..., Any]:
+    """The reward as it would be asked in this thread: gradients and the device are settings of a thread."""
+    gradients, device = torch.is_grad_enabled(), torch.cuda.current_device() if torch.cuda.is_initialized() else None
+
+    def asked(outputs: Any, prompts: list[Any], **columns: Any) -> Any:
+        if device is not None:
+            torch.cuda.set_device(device)
+        with torch.set_grad_enabled(gradients):
+            return reward(outputs, prompts, **columns)
+
+    return asked
