@@ -23,7 +23,7 @@ from mmalign.types import UserError
 
 __all__ = ["Listed", "hub_pairs", "listed", "pairs"]
 
-Named = Literal["auto", "pickapic", "hpdv2", "hpdv3", "imagereward", "thumbs"]
+Named = Literal["auto", "pickapic", "hpdv2", "hpdv3", "imagereward", "thumbs", "demonstrations"]
 SCHEMAS: dict[str, outputs.Schema] = {
     "pickapic": outputs.pickapic, "hpdv2": outputs.hpdv2, "hpdv3": outputs.hpdv3, "imagereward": outputs.hpdv2,
 }  # fmt: skip
@@ -50,8 +50,8 @@ def pairs(  # how a data set of others is read
         path: a file, a folder of files, or an image folder with a ``metadata`` file. Media are paths (relative to their file), bytes,
             ``data:`` addresses, or structs ``{bytes, path}``; videos are paths that end like one.
         schema: pairs: ``pickapic``, ``hpdv2``, ``hpdv3``, ``imagereward`` (its lists, and ImageRewardDB's rows of one image, which are read
-            all at once); ``thumbs`` (prompt, image, label; without a label, demonstrations); or ``auto``, which looks at the first row's
-            columns, and knows prompt, chosen and rejected, too.
+            all at once); ``thumbs`` (prompt, image, label), ``demonstrations`` (no label, all good); or ``auto``, which looks at the
+            first row's columns, and knows prompt, chosen and rejected, too.
         columns: what ``prompt``, ``chosen``, ``rejected``, ``strength``, ``image``, ``label`` and ``id`` are called here, otherwise.
         folder: where relative paths start that do not start at the file (``train.json`` may name files of ``train/``).
         size: pixels, or [height, width], that every image is scaled and cut to; None takes them as they are, all of one size.
@@ -171,10 +171,11 @@ def _stored(
     notice, names = Notice("records"), columns or {}
     if columns is not None:
         outputs.columns(columns)
-    known = {**SCHEMAS, "thumbs": outputs.thumbs(names)}
+    single = {"thumbs": outputs.thumbs(names, labelled=True), "demonstrations": outputs.thumbs(names, labelled=False)}
+    known = {**SCHEMAS, **single}
 
     def guess(row: outputs.Row) -> outputs.Schema:
-        own = known[schema] if schema != "auto" and (columns is None or schema == "thumbs") else outputs.guess(row, columns)
+        own = known[schema] if schema != "auto" and (columns is None or schema in single) else outputs.guess(row, columns)
         return outputs.with_notice(own, names, notice)
 
     return _looked_at(Stored(in_groups(source), guess=guess, finish=finish, what="pair"))

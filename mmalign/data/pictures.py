@@ -32,7 +32,7 @@ from mmalign.types import Prompt, UserError
 __all__ = ["hub_picture_texts", "picture_prompts", "picture_texts"]
 
 Named = Literal[
-    "auto", "preference", "rlhf_v", "rlaif_v", "mm_rlhf", "povid", "thumbs", "ranked", "ultrafeedback"
+    "auto", "preference", "rlhf_v", "rlaif_v", "mm_rlhf", "povid", "thumbs", "demonstrations", "ranked", "ultrafeedback"
 ]  # fmt: skip
 KINDS = {"rlaif_v": "preference", "mm_rlhf": "preference", "povid": "preference"}  # data sets by their names: what their rows are
 
@@ -49,8 +49,8 @@ def picture_texts(  # how a data set of others is read
         schema: ``preference`` (prompt, chosen, rejected, and image, images, video or videos: TRL's), ``rlhf_v`` (RLHF-V-Dataset: image,
             and text with question, chosen, rejected), ``rlaif_v`` (RLAIF-V-Dataset: image, question, chosen, rejected), ``mm_rlhf``
             (dpo_pairs.jsonl: prompt, chosen, rejected, image or video), ``povid`` (image, conversations, rejected_conversations),
-            ``thumbs`` (prompt, completion, label; LLaVA's and other supervised rows have no label, and are all good), ``ranked`` and
-            ``ultrafeedback`` as in ``texts``, or ``auto``, which looks at the first row's columns. See ``data/README.md``.
+            ``thumbs`` (prompt, completion, label), ``demonstrations`` (LLaVA's and other supervised rows without a label, all good),
+            ``ranked`` and ``ultrafeedback`` as in ``texts``, or ``auto``, which looks at the first row's columns. See ``data/README.md``.
         columns: what ``prompt``, ``chosen``, ``rejected``, ``image``, ... are called here.
         folder: where relative paths of media start, if not at the file. cache: where media that come as bytes are written, by default
             ``$XDG_CACHE_HOME/mmalign/media``.

@@ -17,7 +17,7 @@ from mmalign.types import UserError
 
 __all__ = ["hub_texts", "texts"]
 
-Named = Literal["auto", "preference", "hh", "thumbs", "stepwise", "ranked", "ultrafeedback", "oasst"]
+Named = Literal["auto", "preference", "hh", "thumbs", "demonstrations", "stepwise", "ranked", "ultrafeedback", "oasst"]
 LOOK = 16  # records that are read before anything long starts
 
 
@@ -30,8 +30,8 @@ def texts(
     Args:
         path: a file, or a folder of files.
         schema: what the rows are, or ``auto``, which looks at the first row's columns. Pairs: ``preference`` (prompt, chosen, rejected;
-            the prompt may be what both share; UltraFeedback, binarized), ``hh`` (HH-RLHF). ``thumbs`` (prompt, completion, label; plain
-            supervised rows have no label, and are all good).
+            the prompt may be what both share; UltraFeedback, binarized), ``hh`` (HH-RLHF). ``thumbs`` (prompt, completion, label), and
+            ``demonstrations``, plain supervised rows without a label, which are all good.
             ``stepwise`` (prompt, completions, labels: a thumb for each step). Rankings: ``ranked`` (prompt, completions, scores or ranks),
             ``ultrafeedback``, ``oasst`` (OpenAssistant's trees, or its messages one to a row, which are read all at once).
             Texts may be strings or conversations, and columns may go by the names that LLaMA-Factory, ms-swift, ShareGPT, OpenAI and

@@ -194,6 +194,19 @@ def test_parquet_that_cannot_be_read(tmp_path):
         refused(path, "a.parquet is no parquet file")
 
 
+def test_a_group_that_unfolds(tmp_path):
+    """600 MiB of one letter in a file of some KiB."""
+    pyarrow = pytest.importorskip("pyarrow")
+    long = pyarrow.chunked_array([pyarrow.array(["a" * 10 * 2**20])] * 60)
+    table = pyarrow.table({"prompt": ["p"] * 60, "chosen": long, "rejected": ["b"] * 60})
+    path = parquet(tmp_path / "a.parquet", table, compression="zstd", use_dictionary=False)
+
+    def read():
+        refused(path, r"a row group that unfolds to 6\d\d,\d+,\d+ bytes, takes at most 536,870,912")
+
+    assert path.stat().st_size < 2**20 and peak(read) < 2**25
+
+
 def test_text_of_parquet_that_is_no_text(tmp_path):
     pyarrow = pytest.importorskip("pyarrow")
     odd = pyarrow.Array.from_buffers(pyarrow.string(), 1, [None, pyarrow.py_buffer(b"\0\0\0\0\x02\0\0\0"), pyarrow.py_buffer(b"\xff\xfe")])

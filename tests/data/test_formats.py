@@ -327,3 +327,28 @@ def test_text_forms_stay_text(tmp_path):
 def test_anthropics_system_of_parts(tmp_path):
     row = {"system": [{"type": "text", "text": "Be short."}], "messages": [user("A fruit?"), assistant("Apple")]}
     assert read(tmp_path, row).prompt == [system("Be short."), user("A fruit?")]
+
+
+def test_labels_are_a_files_own(tmp_path):
+    """A row without a label among rows with one is not known; it is no demonstration."""
+    up, silent = {"prompt": "p", "completion": "a", "label": True}, {"prompt": "q", "completion": "b"}
+    records = mm.data.texts(written(tmp_path, [up, silent]))
+    assert [thumb.output for thumb in records.first(3)] == ["a"] and records.dropped["unlabelled"] == 1
+    records = mm.data.texts(written(tmp_path, [silent, up]))
+    assert [thumb.output for thumb in records.first(3)] == ["b"]
+    assert [*records.broken.values()] == ["a label, and the first rows have none (schema: thumbs reads rows with labels)"]
+    with pytest.raises(UserError, match=r"no usable record .* 1 unlabelled"):
+        mm.data.texts(written(tmp_path, [silent]), schema="thumbs")
+    assert mm.data.texts(written(tmp_path, [silent]), schema="demonstrations").first(1)[0].label == 1.0
+
+
+@pytest.mark.parametrize("ours", ["prompt", "chosen", "rejected"])
+def test_a_column_that_is_named_has_to_be_there(tmp_path, ours):
+    row = {"prompt": "p", "chosen": "The sky a", "rejected": "The sky b"}
+    line = rf"no column 'tpyo' \(columns: {{{ours}: tpyo}}\); has chosen, prompt, rejected"
+    with pytest.raises(UserError, match=line):
+        mm.data.texts(written(tmp_path, [row]), columns={ours: "tpyo"})
+
+
+def test_files_with_endings_in_capitals(tmp_path):
+    assert len(mm.data.texts(written(tmp_path, [{"prompt": "p", "completion": "a"}], "DATA.JSONL")).first(2)) == 1

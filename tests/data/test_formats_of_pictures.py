@@ -282,3 +282,8 @@ def test_outputs_that_cannot_be_read(tmp_path, row, why):
     with pytest.raises(UserError) as error:
         outputs(tmp_path, [row])
     assert why in str(error.value)
+
+
+def test_labels_of_pictures_are_a_files_own(tmp_path):
+    up, silent = {"prompt": "p", "image": "10.png", "label": True}, {"prompt": "q", "image": "20.png"}
+    assert outputs(tmp_path, [up, silent]) == [("p", 10, 1.0)] and outputs(tmp_path, [silent, up]) == [("q", 20, 1.0)]

@@ -25,7 +25,7 @@ METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 FILE = "__file__"  # that a row is from, beside its columns
 KEY = "__key__"  # of a row of a shard: the name that its members share
 FIELD = 128 * 2**10  # bytes of a field of CSV, at least
-GROUP = 8 * 2**30  # bytes of a row group of a parquet file, which is read whole
+UNFOLDED = 100  # bytes of a parquet row group, which is read whole, for each byte of its file, past the first 512 MiB
 
 
 class Block(NamedTuple):
@@ -50,7 +50,7 @@ def blocks(path: str, *, most: int = MEMBER) -> list[Block]:
     place = Path(path)
     if is_folder(place):
         files = [place / name for name in METADATA if (place / name).is_file()][:1] or sorted(
-            file for file in place.rglob("*") if file.suffix in _READERS and file.is_file()
+            file for file in place.rglob("*") if file.suffix.lower() in _READERS and file.is_file()
         )
         if not files:
             raise UserError(f"records.path: {path} holds none of {', '.join(METADATA)}, and no file in {', '.join(_READERS)}")
@@ -59,9 +59,9 @@ def blocks(path: str, *, most: int = MEMBER) -> list[Block]:
     else:
         raise UserError(f"records.path: no such file or folder: {path[:240]}")
     for file in files:
-        if file.suffix not in _READERS:
+        if file.suffix.lower() not in _READERS:
             raise UserError(f"records.path: got {file.name}, takes a folder or a file in {', '.join(_READERS)}")
-    return [block for file in files for block in _READERS[file.suffix](file, most)]
+    return [block for file in files for block in _READERS[file.suffix.lower()](file, most)]
 
 
 def in_order(source: list[Block], *, seed: int | None, start: int = 0) -> Iterator[tuple[int, str, Row | Broken]]:
@@ -199,8 +199,8 @@ def _parquet(file: Path, most: int) -> list[Block]:
             try:
                 stored = parquet.ParquetFile(file, page_checksum_verification=True)
                 size = stored.metadata.row_group(group).total_byte_size
-                if size > GROUP:
-                    raise Broken(f"a row group of {size:,} bytes, takes at most {GROUP:,}")
+                if size > (most_of_it := max(2**29, UNFOLDED * file.stat().st_size)):
+                    raise Broken(f"a row group that unfolds to {size:,} bytes, takes at most {most_of_it:,}")
                 table = stored.read_row_group(group)
                 table.validate(full=True)
             except (*damaged, Broken) as error:  # a group is read whole or not at all: what is wrong with it takes the place of its rows

@@ -22,6 +22,7 @@ OURS = (
     "prompt", "chosen", "rejected", "strength", "score_chosen", "score_rejected", "completion", "label", "completions", "labels", "scores",
     "ranks", "id", "annotator", "system", "image", "images", "video", "videos",
 )  # fmt: skip
+NEEDED = ("prompt", "chosen", "rejected", "completion", "label", "completions", "labels", "scores", "ranks")  # once they are named
 PROMPTS = ("prompt", "question", "instruction", "query", "problem", "input")  # the first that a row has
 TALKS = ("messages", "conversations", "conversation", "dialogue", "dialog")
 SYSTEMS = ("system", "system_prompt", "system_message")
@@ -140,10 +141,11 @@ def kind_of(row: Row, names: Names) -> str:
         return "oasst"
     if any({one, other, who} <= low.keys() for one, other, who, *_ in CHOICES):
         return "preference"
+    labelled = "thumbs" if low.keys() & {*LABELS} else "demonstrations"
     if low.keys() & {*ANSWERS} and (low.keys() & {*PROMPTS, "history"} or any(isinstance(low.get(key), (list, tuple)) for key in TALKS)):
-        return "thumbs"
+        return labelled
     if any(isinstance(low.get(key), (list, tuple)) and has(low, key) for key in TALKS):
-        return "thumbs"
+        return labelled
     raise Broken(
         f"columns {listed(row)} look like no known schema (chosen/rejected, prompt/completion/label, instruction/input/output, messages, "
         "prompt/completions/scores or labels, UltraFeedback, HH-RLHF, OpenAssistant); takes columns: {prompt: ..., chosen: ..., ...}"
@@ -158,6 +160,8 @@ def listed(row: Mapping[str, Any]) -> str:
 def laid_out(row: Row, kind: str, names: Names) -> Layout:
     """A row of a kind under our names. Errors: Broken where its prompt or its answers cannot be told."""
     low = plain(row, names)
+    if gone := next((ours for ours, theirs in names.items() if ours in NEEDED and theirs not in row), None):
+        raise Broken(f"no column {names[gone]!r} (columns: {{{gone}: {names[gone]}}}); has {listed(row)}")
     ours: Row = {key: low[key] for key in (FILE, KEY, "annotator", "strength") if key in low}
     read = {*ours, *IDS, *names.values(), *names}
     ours |= {key: low[key] for key in IDS if has(low, key)}
@@ -167,9 +171,13 @@ def laid_out(row: Row, kind: str, names: Names) -> Layout:
         read |= _put(ours, _pair(low, names))
         for name, theirs in SCORES.items():
             read |= _first(low, ours, name, theirs)
-    elif kind == "thumbs":
+    elif kind in ("thumbs", "demonstrations"):
         read |= _put(ours, _answer(low, names))
         read |= _first(low, ours, "label", LABELS)
+        if kind == "thumbs":
+            ours.setdefault("label", None)
+        elif has(ours, "label"):
+            raise Broken("a label, and the first rows have none (schema: thumbs reads rows with labels)")
     else:
         read |= _put(ours, _prompt(low, names))
         for name, several in LISTS.items():
@@ -181,7 +189,7 @@ def laid_out(row: Row, kind: str, names: Names) -> Layout:
         ours["system"] = _system(low, system)
         read.add(system)
     unread = {key: value for key, value in low.items() if key not in read and has(low, key)}
-    for key in (key for key in JUDGED if kind == "thumbs" and key in unread and "label" not in ours):
+    for key in (key for key in JUDGED if kind == "demonstrations" and key in unread):
         raise Broken(f"column {key!r} says how good the answer is; takes label, 0..1 or true or false (columns: {{label: {key}}})")
     if kind == "preference" and "prompt" not in ours and isinstance(ours["chosen"], str):
         strange = sorted(key for key, value in unread.items() if key not in ABOUT and not isinstance(value, (bool, int, float)))

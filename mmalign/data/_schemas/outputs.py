@@ -139,19 +139,27 @@ def _sides(row: Row) -> tuple[str, str]:
     return next((sides for sides in SIDES if set(sides) <= row.keys()), ("chosen", "rejected"))
 
 
-def thumbs(names: Mapping[str, str]) -> Schema:
+def thumbs(names: Mapping[str, str], *, labelled: bool) -> Schema:
     """One output to a row, ``image`` or ``video``, its prompt (``prompt``, ``caption``, ``text``), and ``label``: how good it is, 0..1.
 
-    Rows without a label are demonstrations, all of them good. names: what those columns are called in the data, where it is otherwise.
+    names: what those columns are called in the data, where it is otherwise. labelled: False for demonstrations, all of them good.
     """
     own = [names[key] for key in ("image",) if key in names]
 
     def schema(row: Row, name: str) -> Iterator[Draft]:
         prompt, output = _key(row, [names.get("prompt", "prompt"), *PROMPTS], "prompt"), _key(row, [*own, *OUTPUTS], "image")
         key = next((key for key in (names.get("label", "label"), *names_of.LABELS) if key in row), None)
-        if key is None and (judged := next((key for key in names_of.JUDGED if names_of.has(row, key)), None)):
+        if key is not None and not labelled:
+            raise Broken("a label, and the first rows have none (schema: thumbs reads rows with labels)")
+        if not labelled and (judged := next((key for key in names_of.JUDGED if names_of.has(row, key)), None)):
             raise Broken(f"column {judged!r} says how good the image is; takes label, 0..1 or true or false (columns: {{label: {judged}}})")
-        label = 1.0 if key is None else _strength(number(names_of.TRUTHS.get(str(row[key]).strip().lower(), row[key])), key)
+        label = (
+            1.0
+            if not labelled
+            else math.nan
+            if key is None
+            else _strength(number(names_of.TRUTHS.get(str(row[key]).strip().lower(), row[key])), key)
+        )
         if isinstance(row[output], (list, tuple)) and len(row[output]) != 1:
             raise Broken(f"{output}: {len(row[output])} images, takes one")
         source = row[output][0] if isinstance(row[output], (list, tuple)) else row[output]
@@ -163,7 +171,7 @@ def thumbs(names: Mapping[str, str]) -> Schema:
 def guess(row: Row, names: Mapping[str, str] | None) -> Schema:
     """The schema that a row looks like. Errors: Broken with its columns, where it looks like none."""
     if names is not None:
-        return thumbs(names) if "chosen" not in names and not {"chosen", "rejected"} <= row.keys() else columns(names)
+        return _labelled(row, names) if "chosen" not in names and not {"chosen", "rejected"} <= row.keys() else columns(names)
     if {"jpg_0", "jpg_1"} <= row.keys():
         return pickapic
     if any(set(sides) <= row.keys() for sides in SIDES):
@@ -173,11 +181,15 @@ def guess(row: Row, names: Mapping[str, str] | None) -> Schema:
     if row.keys() & {*PLACES}:
         return hpdv2
     if row.keys() & {*PROMPTS} and row.keys() & {*OUTPUTS}:
-        return thumbs({})
+        return _labelled(row, {})
     raise Broken(
         f"columns {names_of.listed(row)} look like no known schema (Pick-a-Pic, HPDv2, HPDv3, ImageReward, prompt/chosen/rejected, "
         "prompt/image/label); takes columns: {prompt: ..., chosen: ..., rejected: ..., strength: ...}"
     )
+
+
+def _labelled(row: Row, names: Mapping[str, str]) -> Schema:
+    return thumbs(names, labelled=bool(row.keys() & {*names_of.LABELS, names.get("label", "label")}))
 
 
 def with_notice(schema: Schema, names: Mapping[str, str], notice: names_of.Notice) -> Schema:

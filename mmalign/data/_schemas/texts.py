@@ -103,7 +103,7 @@ def transcripts(form: Form) -> Schema:
 def thumbs(row: Row, name: str) -> Iterator[Thumb]:
     """``prompt, completion, label``: true or false, or a number in 0..1, the probability that the completion is good.
 
-    Rows without such a column are demonstrations: plain supervised data, whose answers are all good.
+    Demonstrations, plain supervised data, have no such column: their answers are all good.
     """
     prompt, (output,) = put_together(conversation(row, "prompt"), (conversation(row, "completion"),))
     label = _label(row["label"]) if "label" in row else 1.0
@@ -193,7 +193,8 @@ def reader(
     columns that nobody reads.
     """
     schema: Schema = {
-        "preference": preference, "hh": transcripts(form), "thumbs": thumbs, "stepwise": stepwise(separator), "ranked": ranked,
+        "preference": preference, "hh": transcripts(form), "thumbs": thumbs, "demonstrations": thumbs,
+        "stepwise": stepwise(separator), "ranked": ranked,
         "ultrafeedback": ultrafeedback(score), "oasst": oasst,
     }[kind]  # fmt: skip
 
