@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import sys
 from collections.abc import Iterator, Mapping
@@ -19,6 +20,9 @@ CALLED_WITH: dict[str, Range] = {
     "temperature": within(0, below=True), "top_p": within(0, 1, above=True), "top_k": within(0, MANY), "strength": within(0, 1),
 }  # fmt: skip
 """What numbers of a policy's calls may be, in diffusers' words and in those of language models."""
+
+ALIKE = ("temperature", "template", "times", "draws", "target")
+"""Keywords of policies that have to be the same where one is another's reference: those of what is scored."""
 
 
 def crosschecked(call: Call, review: Review) -> None:
@@ -64,8 +68,8 @@ def _others(call: Call) -> list[Call]:
     """The policies that references are, other models."""
     references = call.arguments.get("references")
     records = references.values() if isinstance(references, Mapping) else ()
-    found = [record.arguments.get("policy") for record in records if isinstance(record, Call)]
-    return [policy for policy in found if isinstance(policy, Call)]
+    policies = [record.arguments.get("policy") for record in records if isinstance(record, Call)]
+    return [policy for policy in policies if isinstance(policy, Call)]
 
 
 def _other_kinds(call: Call) -> Iterator[str]:
@@ -76,6 +80,17 @@ def _other_kinds(call: Call) -> Iterator[str]:
     for other in _others(call):
         if home(other.function) != home(policy.function):
             yield f"{other.path}.use: got {other.name}, and policy is {policy.name}; takes {policy.name}, which scores the same rows"
+            continue
+        for key in ALIKE:
+            here, there = _keyword(policy, key), _keyword(other, key)
+            if here is not None and there is not None and here != there:
+                yield f"{other.path}.{key}: got {there!r}, and policy.{key} is {here!r}; takes the same, as it scores the same rows"
+
+
+def _keyword(call: Call, key: str) -> Any:
+    """A keyword of a call, or what it is by default; None where the function takes none."""
+    parameter = None if isinstance(call.function, Unread) else inspect.signature(call.function).parameters.get(key)
+    return None if parameter is None else call.arguments.get(key, parameter.default)
 
 
 def _names(call: Call) -> Iterator[str]:

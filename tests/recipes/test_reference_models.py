@@ -240,6 +240,7 @@ def test_python_and_yaml_say_the_same(tmp_path: Path) -> None:
         ({"policy": {"use": "transformers", "model": "x"}, "every": 3}, "references.ref.every: given beside policy, and another model is"),
         ({"policy": {"use": "transformers", "model": "x"}, "shares": {"ref": 1.0}}, "references.ref.shares: given beside policy"),
         ({"policy": {"use": "transformers", "model": "x"}, "from": "runs/x"}, "references.ref.from: given beside policy"),
+        ({"policy": {"use": "transformers", "model": "x", "temperature": 0.5}}, "references.ref.policy.temperature: got 0.5, and policy"),
         ({"polcy": {"use": "transformers", "model": "x"}}, "references.ref.polcy: unknown key of ref; nearest: policy"),
         ({"policy": {"use": "diffusers", "pipeline": "x"}}, "references.ref.policy.use: got diffusers, and policy is transformers; takes"),
         ({"policy": {"use": "transformers", "model": "x", "lora": {"rnk": 2}}}, "references.ref.policy.lora.rnk: unknown key of lora"),
@@ -262,7 +263,7 @@ def test_check_knows_the_calls_of_another_pipeline() -> None:
         "rewards": {"proxy": {"use": "digits_proxy"}}, "references": {"ref": {"policy": wrong}},
     }  # fmt: skip
     assert [line.partition(";")[0] for line in check(config)] == ["references.ref.policy.call.hight: no argument of this policy's calls"]
-    inside = {"use": "forward", "of": wrong}
+    inside = {"use": "forward", "of": wrong, "draws": 2}
     config = {
         **config,
         "policy": {"use": "forward", "of": policy},
@@ -270,6 +271,7 @@ def test_check_knows_the_calls_of_another_pipeline() -> None:
         "references": {"ref": {"policy": inside}},
     }
     assert any(line.startswith("references.ref.policy.of.call.hight") for line in check(config))
+    assert any(line.startswith("references.ref.policy.draws: got 2, and policy.draws is 1; takes the same") for line in check(config))
 
 
 @pytest.mark.parametrize(
