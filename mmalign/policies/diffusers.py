@@ -224,6 +224,11 @@ class DiffusersPolicy:
 
         with torch.no_grad():
             outputs = self.caller.images(prompts, starts, Player(answer, beside), known)
+        if not greedy and not bool(random.any()):
+            raise UserError(
+                f"policy.schedule: none of {len(tape['x'])} steps is random, so there is nothing to train; takes more steps, a window with "
+                "one that is not the last, or a kernel with noise"
+            )
         return {
             "x": torch.stack(tape["x"]), "x_next": torch.stack(tape["x_next"]), "log_probs": torch.stack(tape["log_probs"], dim=1).cpu(),
             "random": random[: len(tape["x"])], "dt": torch.stack(tape["dt"]), "outputs": outputs, "beside": tape["beside"],

@@ -210,3 +210,29 @@ def test_named_sets_swap_and_come_back():
 def test_what_the_pipeline_does_not_take_is_refused(arguments, message):
     with pytest.raises(UserError, match=message):
         diffusers(pipelines.twin("StableDiffusionPipeline"), **arguments)
+
+
+NEGATIVE = (
+    "StableDiffusionPipeline", "StableDiffusionControlNetPipeline", "AnimateDiffPipeline", "HunyuanDiTPipeline", "Kandinsky3Pipeline",
+    "IFPipeline", "StableDiffusion3Pipeline",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NEGATIVE)
+def test_a_negative_prompt_is_that_of_every_row(name):
+    pipe = shaken(pipelines.twin(name))
+    call = {**pipelines.call_arguments(pipe), "negative_prompt": "blurry"}
+    policy = diffusers(pipe, steps=2, call=call, device="cpu")
+    rollout = policy.sample(["a red fox", "two blue birds"], 1, torch.Generator().manual_seed(0))
+    replayed = policy.steps(rollout, torch.tensor([1])).log_probs
+    assert float((replayed - rollout.log_probs[1:, rollout.held.columns]).abs().max()) < 1e-3 * rollout.held.event_size
+    alone = diffusers(pipe, steps=2, call=call, device="cpu").sample(["two blue birds"], 1, torch.Generator().manual_seed(3))
+    assert alone.outputs.shape == rollout.outputs[1:].shape
+    assert policy.generate(["a red fox", "two blue birds"], [0, 1]).shape == rollout.outputs.shape
+
+
+@pytest.mark.parametrize(("steps", "noise_level"), [(1, 1.0), (4, 0.0)])
+def test_a_schedule_without_a_random_step_is_refused(steps, noise_level):
+    policy = make("digits", steps=steps, kernel=kernels.flow_sde(noise_level=noise_level), window=everything())
+    with pytest.raises(UserError, match=rf"policy\.schedule: none of {steps} steps is random, so there is nothing to train"):
+        policy.sample(["a 3"], 2, torch.Generator().manual_seed(0))

@@ -98,3 +98,19 @@ def test_missing_scores_stop_or_are_left_missing() -> None:
     assert feedback(rewards, rollout(), missing="drop").rewards.isnan().tolist() == [True, True, False]
     said = feedback(rewards, rollout(), missing="drop", combine=mm.combinations.weighted_sum(weights={"a": 1.0}))
     assert said.rewards.isnan().tolist() == [False, True, False] and said.rewards[2] == 3.0
+
+
+@pytest.mark.parametrize(
+    ("values", "scores"), [([1.0, None], [1.0, float("nan")]), ((2, True), [2.0, 1.0]), ([None, None], [float("nan")] * 2)]
+)
+def test_none_in_a_list_is_no_score(values, scores):
+    answer = ask({"own": lambda outputs, prompts: values}, ["a", "b"], ["x", "y"])["own"]
+    torch.testing.assert_close(answer, torch.tensor(scores, dtype=torch.float64), equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    ("values", "shown"), [(["0.5", 1.0], "'0.5' for output 1"), ([1.0, {}], r"\{\} for output 2"), ([1.0, [2.0]], r"\[2.0\] for output 2")]
+)
+def test_what_is_no_number_in_a_list_is_shown(values, shown):
+    with pytest.raises(UserError, match=f"reward own: returned {shown}, takes a number, or None where there is no score"):
+        ask({"own": lambda outputs, prompts: values}, ["a", "b"], ["x", "y"])

@@ -239,12 +239,12 @@ def encoded_once(pipe: Any, known: list[str], memory: dict[Any, Any], keep: int 
         prompts: Any = [given] if isinstance(given, str) else given
         rows = isinstance(prompts, list) and all(isinstance(p, str) and p in known for p in prompts)
         others = [value for name, value in arguments.items() if name != "prompt" and isinstance(value, (list, tuple))]
-        if rows and all(list(value) == prompts for value in others) and not any(_is_media(value) for value in arguments.values()):
+        if rows and all(_as_known(value, prompts, known) for value in others) and not any(_is_media(value) for value in arguments.values()):
             of_all = {"prompt": list(known), **({"batch_size": len(known)} if "batch_size" in arguments else {})}
             try:
                 found = ask(
                     {
-                        name: of_all.get(name, list(known) if isinstance(value, (list, tuple)) else value)
+                        name: of_all.get(name, _as_known(value, prompts, known) if isinstance(value, (list, tuple)) else value)
                         for name, value in arguments.items()
                     }
                 )
@@ -256,6 +256,13 @@ def encoded_once(pipe: Any, known: list[str], memory: dict[Any, Any], keep: int 
 
     with _instead(pipe, "encode_prompt", remembered):
         yield
+
+
+def _as_known(value: list[Any] | tuple[Any, ...], prompts: list[str], known: list[str]) -> list[Any] | None:
+    """A list beside the prompts as one beside all known ones: the prompts again, or one value for each; None for any other list."""
+    if list(value) == prompts:
+        return list(known)
+    return list(value[:1]) * len(known) if len(value) == len(prompts) and all(item == value[0] for item in value) else None
 
 
 def _is_media(value: Any) -> bool:
