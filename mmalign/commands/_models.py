@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from mmalign.commands._trained import refuse_outside, trained
 from mmalign.config import build_part, load
+from mmalign.guidance.guide import by_name
 from mmalign.policies.inspecting.starting import opened
 from mmalign.policies.pipelines.calling import named_rows
 from mmalign.rooms import find, index
@@ -104,8 +105,10 @@ def guidance_of(words: str) -> Any:
     """A guidance by its words: ``dps scale=5 start=0.2``. Errors: UserError."""
     name, *settings = words.split()
     try:
-        return find("mmalign.guidance", name)(**told(settings, f"--guidance {name}"))
-    except TypeError as error:
+        return by_name(name, told(settings, f"--guidance {name}"))
+    except UserError as error:
+        if str(error).startswith("--guidance"):
+            raise
         raise UserError(f"--guidance {words}: {error}") from error
 
 

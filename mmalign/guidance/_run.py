@@ -61,6 +61,10 @@ class Guidance:
     repeats: int = 1
     kernel: Kernel | None = None
 
+    def __post_init__(self) -> None:
+        if self.kernel is not None and not callable(self.kernel):
+            raise UserError(f"{self.name}.kernel: got {self.kernel!r}, takes a kernel, such as mm.kernels.ddim(eta=1.0), or None")
+
     @property
     def steps(self) -> bool:
         """Whether it answers for the scheduler."""

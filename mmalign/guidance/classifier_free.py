@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from mmalign.guidance._branches import BranchOutputs, Rule, measured, ruled
+from mmalign.guidance._checks import check_above, check_finite, check_interval
 from mmalign.guidance._models import Model, check_model, predictor
 from mmalign.guidance._run import Guidance, GuidedRun
-from mmalign.guidance.extrapolation import check_interval, extrapolate
+from mmalign.guidance.extrapolation import extrapolate
 from mmalign.policies.pipelines.scheduler import Moment
 from mmalign.types import Prediction, UserError
 
@@ -34,9 +35,12 @@ def cfg(*, scale: float = 7.5, rescale: float = 0.0, start: float = 0.0, stop: f
         rescale: 0 to 1, how much of the conditional prediction's standard deviation is put back (https://arxiv.org/abs/2305.08891, 3.4).
         start, stop: fractions of the schedule between which it guides (https://arxiv.org/abs/2404.07724); outside, scale is 1.
 
-    Errors: UserError for an interval outside 0..1, and for a call that asks about one prompt alone.
+    Errors: UserError for a number out of range, and for a call that asks about one prompt alone.
     """
     check_interval("cfg", start, stop)
+    check_finite("cfg", scale=scale)
+    if not 0 <= rescale <= 1:
+        raise UserError(f"cfg.rescale: got {rescale}, takes 0 to 1")
 
     def rule(negative: Tensor, positive: Tensor, place: float) -> Tensor:
         if not start <= place < stop:
@@ -62,8 +66,10 @@ def apg(*, scale: float = 7.5, eta: float = 0.0, norm: float | None = None, mome
 
     Deviations: in the model's own parametrisation; the paper works on the clean estimate.
 
-    Errors: UserError for a call that asks about one prompt alone.
+    Errors: UserError for a number out of range, and for a call that asks about one prompt alone.
     """
+    check_finite("apg", scale=scale, eta=eta, momentum=momentum)
+    check_above("apg", norm=norm)
     before: list[Tensor] = []
 
     def rule(negative: Tensor, positive: Tensor, place: float) -> Tensor:
@@ -95,6 +101,7 @@ def cfg_zero(*, scale: float = 4.0, zero_steps: float = 0.04) -> Guidance:
 
     Errors: UserError for a fraction outside 0..1, and for a call that asks about one prompt alone.
     """
+    check_finite("cfg_zero", scale=scale)
     if not 0 <= zero_steps <= 1:
         raise UserError(f"cfg_zero.zero_steps: got {zero_steps}, takes a fraction of the schedule, 0 to 1")
 
@@ -121,6 +128,7 @@ def npo(*, negative: Model, scale: float = 5.0) -> Guidance:
 
     Errors: UserError for a model that the pipeline lacks, and for a call that asks about one prompt alone.
     """
+    check_finite("npo", scale=scale)
     return _by_rule("npo", lambda low, high, place: extrapolate(low, high, scale), negative)
 
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from mmalign.guidance import _smc
 from mmalign.guidance._branches import BranchOutputs, measured, tensor_of
+from mmalign.guidance._checks import check_finite
 from mmalign.guidance._models import Model, blended, check_model, intercepted, predictor
 from mmalign.guidance._run import Guidance, GuidedRun
 from mmalign.policies.pipelines.scheduler import Moment
@@ -66,6 +67,7 @@ def corrected_rlg(
     """
     if particles < 1 or not 0 <= ess <= 1:
         raise UserError(f"corrected_rlg: got particles {particles} and ess {ess}, takes 1 or more, and 0 to 1")
+    check_finite("corrected_rlg", scale=scale)
     current: list[BranchOutputs] = []
 
     @contextmanager

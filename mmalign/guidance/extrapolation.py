@@ -7,12 +7,14 @@ is the same operator between two prompts: doing it before or after comes to the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
 from torch import Tensor
 
+from mmalign.guidance._checks import check_interval
 from mmalign.guidance._models import Model, Progress, blended, check_model, intercepted, predictor
 from mmalign.guidance._run import Guidance
 from mmalign.types import UserError
@@ -87,8 +89,8 @@ def interpolate(*, a: Model, b: Model, scale: Scale = 0.5, start: float = 0.0, s
 
 def _between_models(name: str, a: Model, b: Model, scale: Scale, start: float, stop: float) -> Guidance:
     check_interval(name, start, stop)
-    if not callable(scale) and (isinstance(scale, bool) or not isinstance(scale, (int, float)) or scale != scale):
-        raise UserError(f"{name}.scale: got {scale!r}, takes a number, or a function of the fraction of the schedule")
+    if not callable(scale) and (isinstance(scale, bool) or not isinstance(scale, (int, float)) or not math.isfinite(scale)):
+        raise UserError(f"{name}.scale: got {scale!r}, takes a finite number, or a function of the fraction of the schedule")
 
     def around(pipe: Any) -> AbstractContextManager[None]:
         check_model(pipe, a, f"guidance {name}")
@@ -112,9 +114,3 @@ def _between_models(name: str, a: Model, b: Model, scale: Scale, start: float, s
         return intercepted(pipe, make)
 
     return Guidance(name, around=around)
-
-
-def check_interval(name: str, start: float, stop: float) -> None:
-    """Errors: UserError unless ``0 <= start <= stop <= 1``."""
-    if not 0 <= start <= stop <= 1:
-        raise UserError(f"{name}: got start {start} and stop {stop}, takes 0 <= start <= stop <= 1")

@@ -31,8 +31,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmalign.guidance._checks import check_above, check_counts, check_interval
 from mmalign.guidance._run import Guidance, GuidedRun
-from mmalign.guidance.extrapolation import check_interval
 from mmalign.policies.pipelines.scheduler import Moment
 from mmalign.types import Kernel, Prediction, UserError
 
@@ -64,9 +64,8 @@ def tfg(  # the published sampler's own numbers
     Errors: UserError for a number out of range, and for a reward or a pipeline without a gradient.
     """
     check_interval(name, start, stop)
-    for key, value in {"samples": samples, "steps": steps, "recurrences": recurrences}.items():
-        if value < 1:
-            raise UserError(f"{name}.{key}: got {value}, takes 1 or more")
+    check_counts(name, samples=samples, steps=steps, recurrences=recurrences)
+    check_above(name, limit=limit)
     for key, number in {"scale": scale, "rho": rho, "mu": mu, "sigma": sigma}.items():
         if not number >= 0 or number == float("inf"):
             raise UserError(f"{name}.{key}: got {number}, takes a number of 0 or more")
@@ -176,6 +175,7 @@ def universal(
 
     Errors: as in ``tfg``.
     """
+    check_counts("universal", steps=steps)
     return tfg(
         scale=scale, rho=0.5, mu=0.5 / steps, steps=steps, recurrences=recurrences, start=start, stop=stop, limit=limit, name="universal"
     )  # fmt: skip
@@ -195,6 +195,9 @@ def nrg(*, scale: float = 1.0, start: float = 0.0, stop: float = 1.0, limit: flo
     Errors: as in ``tfg``.
     """
     check_interval("nrg", start, stop)
+    check_above("nrg", limit=limit)
+    if not 0 <= scale < float("inf"):
+        raise UserError(f"nrg.scale: got {scale}, takes a number of 0 or more")
 
     def change(run: GuidedRun, moment: Moment, rows: Sequence[int]) -> Prediction:
         if scale == 0 or not start <= _place(run, moment) < stop or float(moment.t.signal.min()) <= 0:

@@ -23,7 +23,7 @@ from mmalign.guidance.ledger import Ledger
 from mmalign.policies.pipelines.interception import graphed
 from mmalign.policies.pipelines.memory import DENOISERS
 from mmalign.policies.pipelines.unfit import reason
-from mmalign.rooms import find
+from mmalign.rooms import find, index, offered
 from mmalign.types import UserError
 
 Reward = Callable[..., Any]
@@ -101,14 +101,22 @@ def _chosen(guidance: Guidance | str | None, rewards: Mapping[str, Reward], sett
         if settings:
             raise UserError(f"guide: got {', '.join(settings)} beside a guidance that is made; give them to the function that makes it")
         return guidance
-    function = find("mmalign.guidance", guidance)
-    try:
-        made = function(**settings)
-    except TypeError as error:
-        raise UserError(f"guidance {guidance}: {error}") from error
+    made = by_name(guidance, settings)
     if not isinstance(made, Guidance):
         raise UserError(f"guidance: got {guidance!r}, which does not guide a pipeline")
     return made
+
+
+def by_name(name: str, settings: Mapping[str, Any]) -> Any:
+    """What a function of ``mm.guidance``, or one at an import path, makes of its keywords.
+
+    Errors: UserError for a name that there is not, and for keywords that it does not take, with the nearest.
+    """
+    function = find("mmalign.guidance", name)
+    try:
+        return (offered("mmalign.guidance", name) if name in index("mmalign.guidance") else function)(**settings)
+    except TypeError as error:
+        raise UserError(f"guidance {name}: {error}") from error
 
 
 def _differentiable(reward: Reward) -> bool | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mmalign.guidance.extrapolation import check_interval
+from mmalign.guidance._checks import check_finite, check_interval
 from mmalign.types import UserError
 
 __all__ = ["adapter_guidance"]
@@ -31,9 +31,10 @@ def adapter_guidance(
     Cost: up to four evaluations a step; a model whose part is nothing is not asked. The denoiser is as it was after each prediction;
     where one raises, the next call puts it back first.
 
-    Errors: UserError for an interval outside 0..1, and for what is no name.
+    Errors: UserError for an interval outside 0..1, a scale that is not finite, and what is no name.
     """
     check_interval("adapter_guidance", start, stop)
+    check_finite("adapter_guidance", scale=scale, guidance_scale=guidance_scale)
     for key, model in {"base": base, "aligned": aligned}.items():
         if not isinstance(model, str):
             raise UserError(f"adapter_guidance.{key}: got {type(model).__name__}, takes 'base', 'current' or the name of an adapter")

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmalign.guidance._checks import check_finite
 from mmalign.guidance.extrapolation import extrapolate
 from mmalign.types import UserError
 
@@ -33,6 +34,7 @@ def proxy_tuning(*, tuned: Any, untuned: Any, scale: float = 1.0) -> Any:
 
     Errors: UserError for models of another number of words.
     """
+    check_finite("proxy_tuning", scale=scale)
     plus, minus = _Reader(tuned), _Reader(untuned)
 
     def change(ids: Tensor, scores: Tensor) -> Tensor:
@@ -60,6 +62,7 @@ def contrastive(*, amateur: Any, scale: float = 1.5, plausible: float = 0.1) -> 
     """
     if not 0 <= plausible <= 1:
         raise UserError(f"contrastive.plausible: got {plausible}, takes 0 to 1")
+    check_finite("contrastive", scale=scale)
     weaker = _Reader(amateur)
 
     def change(ids: Tensor, scores: Tensor) -> Tensor:
@@ -86,6 +89,7 @@ def value_guided(*, value: Value, scale: float = 1.0, top: int = 20) -> Any:
 
     Errors: UserError for a ``top`` below 1, and for values that are not one for each text.
     """
+    check_finite("value_guided", scale=scale)
     if top < 1:
         raise UserError(f"value_guided.top: got {top}, takes 1 or more")
 

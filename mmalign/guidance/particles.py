@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from mmalign.guidance import _smc
+from mmalign.guidance._checks import check_above, check_counts, check_interval
 from mmalign.guidance._run import Guidance, GuidedRun
 from mmalign.policies.pipelines.scheduler import Moment
 from mmalign.samplers import kernels
@@ -57,6 +58,7 @@ def fk(  # the published sampler's own numbers
     Errors: UserError for a number out of range, and for another potential or selection.
     """
     _check("fk", scale=scale, particles=particles, every=every, ess=ess, select=select)
+    check_interval("fk", start, stop)
     if potential not in LOG_POTENTIALS:
         raise UserError(f"fk.potential: got {potential!r}, takes {', '.join(LOG_POTENTIALS)}")
     rule = Rule(scale=scale, log_potential=LOG_POTENTIALS[potential], every=every, start=start, stop=stop, ess=ess, select=select)
@@ -80,6 +82,7 @@ def svdd(
     Errors: UserError for a number out of range.
     """
     _check("svdd", scale=scale, particles=particles, every=every, ess=1.0, select="best")
+    check_interval("svdd", start, stop)
     rule = Rule(scale=scale, log_potential=_current, every=every, start=start, stop=stop, ess=1.0, select="best", one=True)
     make = lambda run, rows, count: Particles(run, rows, count, rule)  # noqa: E731
     return Guidance("svdd", frozenset({"reward"}), filter=make, particles=particles, kernel=kernel or kernels.ddim(eta=1.0))
@@ -108,6 +111,8 @@ def das(  # the published sampler's own numbers
     Errors: UserError for a number out of range.
     """
     _check("das", scale=scale, particles=particles, every=1, ess=ess, select=select)
+    check_interval("das", start, 1.0)
+    check_above("das", limit=limit)
     if tempering < 0:
         raise UserError(f"das.tempering: got {tempering}, takes a number of 0 or more")
     temper = _tempering(tempering)
@@ -245,9 +250,7 @@ def _check(name: str, *, scale: float, particles: int, every: int, ess: float, s
         raise UserError(f"{name}.scale: got {scale}, takes a number of 0 or more")
     if name != "svdd" and math.isinf(scale):
         raise UserError(f"{name}.scale: got infinity, which only svdd takes")
-    for key, value in {"particles": particles, "every": every}.items():
-        if value < 1:
-            raise UserError(f"{name}.{key}: got {value}, takes 1 or more")
+    check_counts(name, particles=particles, every=every)
     if not 0 <= ess <= 1:
         raise UserError(f"{name}.ess: got {ess}, takes a fraction of the particles, 0 to 1")
     if select not in ("best", "draw"):

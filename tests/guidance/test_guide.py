@@ -158,7 +158,7 @@ def test_a_reward_for_the_default_guidance(pipe):
         (brightness, {"guidance": "dsp"}, "nearest: dps"),
         (brightness, {"guidance": "dps", "scal": 1}, "scal"),
         (brightness, {"guidance": "fk", "particles": 0}, "fk.particles: got 0"),
-        (brightness, {"guidance": "fk", "potential": "median"}, "takes difference, max, sum, mean"),
+        (brightness, {"guidance": "fk", "potential": "median"}, "takes 'difference' or 'max' or 'sum' or 'mean'"),
         (brightness, {"guidance": "dps", "start": 0.9, "stop": 0.1}, "0 <= start <= stop <= 1"),
         (brightness, {"guidance": "dps", "weights": {"other": 1.0}}, "guide.weights: got other"),
         (lambda o, p: o.mean(), {"guidance": "fk"}, r"got \[\] for 12 outputs"),
