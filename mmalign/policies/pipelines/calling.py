@@ -110,7 +110,6 @@ class Caller:
         return (torch.stack([torch.as_tensor(numpy.asarray(o)) for o in outputs]) if many else torch.as_tensor(outputs)).float()
 
 
-<<<<<<< HEAD
 def named_rows(accepts: Container[str], prompts: Sequence[Any]) -> dict[str, Any]:
     """The argument by which a call is told its rows: ``prompt``, ``class_labels`` or ``batch_size``, the first that it takes."""
     if "prompt" in accepts:
@@ -118,11 +117,11 @@ def named_rows(accepts: Container[str], prompts: Sequence[Any]) -> dict[str, Any
     if "class_labels" in accepts:
         return {"class_labels": _whole_numbers(contents(prompts))}
     return {"batch_size": len(prompts)} if "batch_size" in accepts else {}
-=======
+
+
 def _beside_prompts(name: str, value: Any, rows: int) -> Any:
     """A negative prompt as often as there are prompts: pipelines take both as strings or both as lists."""
     return [value] * rows if name.startswith("negative_prompt") and isinstance(value, str) and rows > 1 else value
->>>>>>> c10c667 (Negative prompts for every row, a schedule without a random step is refused, None in a reward's list is no score)
 
 
 def _whole_numbers(prompts: list[str]) -> list[int]:
