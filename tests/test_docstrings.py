@@ -15,7 +15,7 @@ from mmalign.objectives import links
 
 EXPLAINED = [
     named
-    for kind in ("methods", "guidance", "kernels", "windows", "worlds", "data")
+    for kind in ("methods", "guidance", "kernels", "windows", "worlds", "data", "rewards", "oracles", "combinations", "transforms")
     for named in catalogue.everything(kind)
     if not named.place.endswith("gaussian.py")
 ]

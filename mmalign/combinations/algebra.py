@@ -71,6 +71,7 @@ def normalised_sum(*, weights: Weights | None = None, over: Literal["group", "ba
     """Each reward by its own mean and spread, then the weighted sum: none is drowned because its scale is small.
 
     ``sum_k w_k z(r_k)``, z over the row's group or the batch; what the method ``gdpo`` does inside, for methods that take one reward.
+    over: the rows whose mean and spread they are.
     Paper: GDPO, https://arxiv.org/abs/2601.05242. Deviations: no second normalisation over the batch: methods have their own.
     """
     refuse_missing("normalised_sum", missing)
@@ -117,6 +118,8 @@ def harmonic(*, weights: Weights | None = None, transforms: Mapping[str, Any] | 
 def worst(*, of: Sequence[str] | None = None, transforms: Mapping[str, Any] | None = None, missing: Missing = "row") -> Combination:
     """``min_k r_k``: worst-case optimisation, of rewards of one scale (WCO, https://arxiv.org/abs/2310.02743).
 
+    of: names of the rewards; all by default.
+
     Examples:
         >>> parts = {"a": torch.tensor([1.0, 4.0]).double(), "b": torch.tensor([2.0, 3.0]).double()}
         >>> mm.combinations.worst()(parts, torch.tensor([0, 0]), ["x", "x"]).tolist()
@@ -139,9 +142,12 @@ def lower_bound(
 ) -> Combination:  # fmt: skip
     """``mean_k r_k - k * std_k r_k``: an ensemble's mean, less where its members disagree.
 
+    of: names of the rewards; all by default. k: how much of their disagreement is taken off, 0 or more.
     spread: ``variance`` is uncertainty-weighted optimisation, ``mean - k * variance``. unbiased: divide by n - 1; public code of UWO has
     it both ways in one repository (numpy's n, torch's n - 1), which are 1.56 and 2.33 on rewards of 1, 2 and 4.
-    Paper: Reward Model Ensembles Help Mitigate Overoptimization (UWO), https://arxiv.org/abs/2310.02743. Errors: UserError.
+    Paper: Reward Model Ensembles Help Mitigate Overoptimization (UWO), https://arxiv.org/abs/2310.02743.
+
+    Errors: UserError for settings out of range.
 
     Examples:
         >>> parts = {"a": torch.tensor([1.0, 2.0]).double(), "b": torch.tensor([3.0, 2.0]).double()}
@@ -169,8 +175,11 @@ def pessimistic(
 ) -> Combination:
     """``-beta log mean_k exp(-r_k / beta)``: between the mean (beta to infinity) and the worst (beta to 0) of an ensemble.
 
+    of: names of the rewards; all by default. beta: in units of the reward, above 0.
     The second order of it in 1 / beta is ``mean - variance / (2 beta)``.
-    Paper: A Unifying Lens on Reward Uncertainty in RLHF, https://arxiv.org/abs/2606.09073. Errors: UserError.
+    Paper: A Unifying Lens on Reward Uncertainty in RLHF, https://arxiv.org/abs/2606.09073.
+
+    Errors: UserError for a beta that is not above 0.
     """
     refuse_missing("pessimistic", missing)
     if beta <= 0:
@@ -190,8 +199,11 @@ def nominal_and_worst(
 ) -> Combination:
     """``share * r_nominal + (1 - share) * min_k r_k``: mostly the reward that is trusted, and partly the worst of an ensemble.
 
+    nominal: name of the reward that is trusted. share: of it, 0 to 1.
     of: the ensemble; all rewards, the nominal one included, by default. A row without one of them has no reward.
-    Paper: Reward-Robust RLHF in LLMs, https://arxiv.org/abs/2409.15360. Errors: UserError.
+    Paper: Reward-Robust RLHF in LLMs, https://arxiv.org/abs/2409.15360.
+
+    Errors: UserError for a share outside of 0..1, and a nominal reward that is not there.
     """
     _refuse_share("nominal_and_worst", share)
 
@@ -210,10 +222,13 @@ def bayesian(
     """Heads that say how sure they are: ``share * nominal + (1 - share) * min_k (mu_k - k sigma_k)``.
 
     heads: name of a mean -> name of its standard deviation, such as ``{hps/mu: hps/sigma}`` of ``hpsv3``. nominal: the mean of the head
-    with the smallest deviation, row by row; or the mean of all, each by its precision ``1 / sigma^2``. Where ``share`` is 1 and ``k``
+    with the smallest deviation, row by row; or the mean of all, each by its precision ``1 / sigma^2``. share: of the nominal, 0 to 1.
+    k: deviations that are taken off a mean, 0 or more. Where ``share`` is 1 and ``k``
     above 0, k of the nominal's own deviation is taken off it: a lower confidence bound.
     Paper: Reward-Robust RLHF in LLMs (Bayesian reward model ensembles), https://arxiv.org/abs/2409.15360; that its nominal reward is
-    the most certain head's is as recalled. Errors: UserError.
+    the most certain head's is as recalled.
+
+    Errors: UserError for settings out of range, and heads that are not there.
     """
     refuse_missing("bayesian", missing)
     _refuse_share("bayesian", share)
@@ -276,7 +291,9 @@ def lexicographic(*, order: Mapping[str, float]) -> Combination:
     apart; a tie, one half, where none is. A pair that gets to a missing score says nothing of either row, and a row that was
     compared with none has no reward.
     Paper: Deep Reinforcement Learning from Hierarchical Weak Preference Feedback (HERON), https://arxiv.org/abs/2309.02632.
-    Deviations: the paper trains a reward model on such comparisons; here their mean over the group is the reward. Errors: UserError.
+    Deviations: the paper trains a reward model on such comparisons; here their mean over the group is the reward.
+
+    Errors: UserError for margins below 0.
 
     Examples:
         >>> parts = {"right": torch.tensor([1.0, 1.0, 0.0]).double(), "short": torch.tensor([0.25, 0.75, 1.0]).double()}
@@ -313,14 +330,14 @@ def mixture_of_judges(
 
     Args:
         reward: a name; calibrated, for instance by ``transforms: {NAME: {use: log_sigmoid, reference: ...}}`` or ``calibrated``.
-        judges: names of rewards that constrain every prompt; a judge is satisfied at ``least`` or above.
+        judges: names of rewards that constrain every prompt. least: the score at which a judge is satisfied.
         tasks: name -> ``{prompts: regular expression, judges: [names], reward: name}``: the first whose expression is found in the
             prompt says who else judges it, and, where it has one, which reward it gets. violated: what a violation gets.
 
     A row that a known judge objects to is violated, whatever is missing; else a missing judge leaves it without a reward.
     Paper: The Perfect Blend: Redefining RLHF with Mixture of Judges (CGPO), https://arxiv.org/abs/2409.20370: the reward of its
     CRPG, to which violated rows give nothing. Deviations: its two other optimisers, and dropping rows by their KL, belong to methods.
-    Errors: UserError.
+    Errors: UserError for names that are not there, and tasks of another shape.
     """
     chain = Chain("mixture_of_judges", transforms)
     known_tasks = [(_task(name, task), task) for name, task in (tasks or {}).items()]

@@ -29,9 +29,12 @@ def constrained(
     Args:
         limits: name of a cost (a reward that counts harm) -> what its mean may be. weights: of the rewards; all that are no costs, with
             1, by default. start: of every lambda.
+        rate: of a multiplier, for a rollout. most: that a multiplier may be. window: rollouts whose costs are averaged.
 
     A row without one of the scores has no reward. Paper: Safe RLHF, https://arxiv.org/abs/2310.12773; with window and normaliser as in
-    align-anything's Safe RLHF-V. Deviations: no delay before the first update. Errors: UserError.
+    align-anything's Safe RLHF-V. Deviations: no delay before the first update.
+
+    Errors: UserError for settings out of range.
     """
     if not limits or rate <= 0 or start <= 0 or most < start or window < 1:
         raise UserError(
@@ -58,7 +61,7 @@ def fairest(*, of: Sequence[str] | None = None, decay: float = 0.0, transforms: 
     ``max_policy min_u E[r_u]``: each rollout is scored for whoever is worst off. of: one reward for each group of people, of one scale.
     decay: of an average of the means over rollouts, so that the choice does not flicker; 0 for this rollout's alone.
     Paper: MaxMin-RLHF, https://arxiv.org/abs/2402.08925. Deviations: the groups' rewards come from the user; nothing is clustered.
-    Errors: UserError.
+    Errors: UserError for a decay outside of 0 to below 1.
     """
     if not 0 <= decay < 1:
         raise UserError(f"fairest.decay: got {decay}, takes 0 to below 1")
@@ -81,8 +84,12 @@ def gradient_weights(*, weights: Mapping[str, float], rate: float = 0.1, transfo
     their group-relative advantages, which it is (up to a factor) where the score functions of rows are orthogonal and of one length:
     no gradient of the model is taken. Weights stay positive and keep their sum.
 
+    weights: name -> weight at the start, above 0. rate: of the weights, for a rollout.
+
     Paper: Learning to Optimize Multi-Objective Alignment Through Dynamic Reward Weighting, https://arxiv.org/abs/2509.11452.
-    Deviations: that estimate of the inner products. A row without one of the scores has no reward. Errors: UserError.
+    Deviations: that estimate of the inner products. A row without one of the scores has no reward.
+
+    Errors: UserError for settings out of range.
     """
     if not weights or not all(weight > 0 for weight in weights.values()) or rate <= 0:
         raise UserError(f"gradient_weights: got weights={dict(weights)}, rate={rate}, takes numbers above 0")
@@ -102,11 +109,14 @@ def hypervolume_weights(
     """``(1 + strength * gain) * sum_k w_k r_k``: more for a rollout whose mean rewards push the Pareto front out.
 
     ``gain``: the volume that the rollout's mean rewards add to what the best rollouts before it dominate, over that volume (1 for the
-    first). worst: name -> the corner that volumes are measured from; what is below it adds nothing. Weights at 0 or above.
+    first). worst: name -> the corner that volumes are measured from; what is below it adds nothing.
+    weights: name -> weight, 0 or more. strength: how much a gain counts, 0 or more.
 
     Paper: Learning to Optimize Multi-Objective Alignment Through Dynamic Reward Weighting, https://arxiv.org/abs/2509.11452.
     Deviations: the front is of training rollouts, not of held-out evaluations, and the gain is relative, so that it has no units.
-    A row without one of the scores has no reward. Errors: UserError.
+    A row without one of the scores has no reward.
+
+    Errors: UserError for settings out of range, and weights and corners of other names.
     """
     if not weights or set(weights) != set(worst) or min(weights.values()) < 0 or strength < 0:
         raise UserError(

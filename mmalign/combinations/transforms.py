@@ -24,8 +24,12 @@ Over = Literal["group", "batch", "running"]
 def z_score(*, over: Over = "group", eps: float = 1e-6) -> Transform:
     """``(r - mean) / (std + eps)``, std with n - 1, over the row's group, the batch, or everything seen in training (``running``).
 
+    over: the rows whose mean and deviation they are. eps: what is added to the deviation, in units of the reward.
+
     Equal scores (found by the largest minus the smallest, relative to their size) and a score alone become 0. ``running`` takes a
-    rollout in before it is transformed, and its count, mean and squares are in the checkpoint. Errors: UserError.
+    rollout in before it is transformed, and its count, mean and squares are in the checkpoint.
+
+    Errors: UserError for settings out of range.
 
     Examples:
         >>> scaled = mm.combinations.weighted_sum(transforms={"likes": mm.combinations.z_score(eps=0.0)})
@@ -47,7 +51,11 @@ def z_score(*, over: Over = "group", eps: float = 1e-6) -> Transform:
 def rank(*, over: Literal["group", "batch"] = "group") -> Transform:
     """The part of the other rows that a row is better than, a tie counting one half: 0 for the worst, 1 for the best; 1/2 alone.
 
-    Only the order counts, so that no outlier and no scale does. Errors: UserError.
+    over: the rows that a row is compared with.
+
+    Only the order counts, so that no outlier and no scale does.
+
+    Errors: UserError for another ``over``.
 
     Examples:
         >>> ranked = mm.combinations.weighted_sum(transforms={"likes": mm.combinations.rank()})
@@ -63,14 +71,24 @@ def rank(*, over: Literal["group", "batch"] = "group") -> Transform:
 
 
 def clip(*, low: float | None = None, high: float | None = None) -> Transform:
-    """``min(max(r, low), high)``. Errors: UserError for neither bound, and for low above high."""
+    """``min(max(r, low), high)``.
+
+    low, high: the bounds; null for none.
+
+    Errors: UserError for neither bound, and for low above high.
+    """
     if (low is None and high is None) or (low is not None and high is not None and low > high):
         raise UserError(f"clip: got low={low}, high={high}, takes at least one, and low up to high")
     return Transform("clip", lambda scores, rows, state: or_missing(scores.clamp(low, high), ~scores.isnan()))
 
 
 def affine(*, scale: float = 1.0, shift: float = 0.0) -> Transform:
-    """``scale * r + shift``: other units, or what was worse as better. Errors: UserError for a scale of 0."""
+    """``scale * r + shift``: other units, or what was worse as better.
+
+    scale: what a score is multiplied by. shift: what is added then.
+
+    Errors: UserError for a scale of 0.
+    """
     if scale == 0 or not math.isfinite(scale) or not math.isfinite(shift):
         raise UserError(f"affine: got scale={scale}, shift={shift}, takes finite numbers, and a scale other than 0")
     return Transform("affine", lambda scores, rows, state: scale * scores + shift)
@@ -87,9 +105,10 @@ def log_sigmoid(
         center: the same for all prompts; or
         reference, reward: the ``quantile`` of that reward's scores of the reference model for each prompt, of a file that the recipe
             ``calibrate`` has written. A prompt that is not in it has no score: NaN.
+        quantile: of those scores, that is the center, 0 to 1.
 
     Paper: Transforming and Combining Rewards for Aligning Large Language Models, https://arxiv.org/abs/2402.00742.
-    Errors: UserError.
+    Errors: UserError for a file that cannot be read, and neither or both of center and reference.
     """
     if (center is None) == (reference is None):
         raise UserError("log_sigmoid: takes either center or reference")
@@ -114,12 +133,15 @@ def calibrated(
 
     then: ``best_of_n``, ``exp(t c)``, for a policy that will be asked N times and the best answer kept; ``worst_of_n``,
     ``-exp(-t c)``, for one whose worst answer counts; None: c itself, which is best for a win rate with one answer.
+    t: of the exponent, above 0.
     reference, reward: a file that the recipe ``calibrate`` has written, and which of its rewards (the only one, where it has one). A
     prompt that is not in it has no score: NaN.
 
     Paper: InfAlign: Inference-aware language model alignment, https://arxiv.org/abs/2412.19792 (exponential transforms, with positive
     and negative exponent). Deviations: ties count one half (the paper's is ``r_ref <= r``, the same for continuous rewards); t has no
-    default of the paper's. Errors: UserError.
+    default of the paper's.
+
+    Errors: UserError for a file that cannot be read, and settings out of range.
     """
     if then not in (None, "best_of_n", "worst_of_n") or t <= 0:
         raise UserError(f"calibrated: got then={then!r}, t={t}, takes best_of_n, worst_of_n or null, and t above 0")
@@ -140,6 +162,7 @@ def calibrated(
 def isotonic(*, path: str, score: str = "score", label: str = "label") -> Transform:
     """A reward as the probability that people agree with it: the best monotone curve through labelled scores.
 
+    score, label: names of the two numbers of a line.
     path: JSON lines with a reward's score under ``score`` and a label in 0..1 under ``label``, such as a judge's marks and people's.
     Scores beyond those of the file get the curve's ends. Least squares, by scikit-learn. Errors: UserError with the line's number.
     """

@@ -18,8 +18,12 @@ from mmalign.types import UserError
 def combined(*, rewards: Mapping[str, Callable[..., Any]], combine: Combination | None = None) -> Scorer:
     """Reward ``combine({name: reward(outputs, prompts)})``; the sum by default. Differentiable where all of the rewards are.
 
+    rewards: name -> reward. combine: a function of ``combinations``; their sum by default.
+
     What is normalised by group takes equal prompts for one group. State is used as it is, and learns nothing: training has its own
-    ``combine``, which also logs each reward by itself. Errors: UserError.
+    ``combine``, which also logs each reward by itself.
+
+    Errors: UserError for what is no reward or no combination.
 
     Examples:
         >>> both = mm.rewards.combined(rewards={"brief": mm.rewards.length(2), "digit": mm.rewards.format(r".*[0-9].*")})

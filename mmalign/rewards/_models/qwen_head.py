@@ -125,7 +125,10 @@ def load_qwen_head(
 
 
 def read_instruction(name: str, path: str, tokens: Sequence[str]) -> str:
-    """The wording around a prompt, from a file with ``{prompt}`` and the tokens that are read. Errors: UserError."""
+    """The wording around a prompt, from a file with ``{prompt}`` and the tokens that are read.
+
+    Errors: UserError for a file without one of them.
+    """
     file = Path(path)
     if not file.is_file():
         raise UserError(f"{name}.instruction: no such file: {path}")

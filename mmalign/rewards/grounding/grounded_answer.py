@@ -33,6 +33,7 @@ def grounded_answer(
     answer: 1 for the true one, but for case, articles and punctuation. format: 1 for that form and nothing else.
 
     Args:
+        by: how a box is compared with the true one, ``overlap`` or ``center``. least: what it has to be above, 0 to below 1.
         column: of the prompts, that holds ``{"answer": ..., "boxes": {name: [x1, y1, x2, y2]}}``; without boxes the
             location is missing, and so is the reward, unless its weight is 0.
         weights: of ``location``, ``answer`` and ``format``, 1 by default. apart: the three as parts in place of their sum.

@@ -24,6 +24,7 @@ def jigsaw(
     data's: the raster order of an image's pieces, the order in time of a video's clips, points from the nearest to the farthest.
 
     Args:
+        partial: times the part of right places, for another order; 0 to below 1. formed: what the form is worth, 0 or more.
         column: of the prompts, that holds the true order: a list of whole numbers, or ``3, 1, 2``.
         where: the order stands in ``<answer>...</answer>`` or in ``\\boxed{...}``. think: whether ``<think>...</think>`` goes before it.
 

@@ -60,7 +60,7 @@ def _content(name: str, content: Any) -> list[Part]:
 
 
 def _medium(part: Mapping[str, Any]) -> list[Part]:
-    """An image, or the frames of a video, from wherever it is. Raises Unreadable where it cannot be used."""
+    """An image, or the frames of a video, from wherever it is. Errors: Unreadable where it cannot be used."""
     from mmalign.media import Broken, Limits, footage, image
 
     source = part.get("path", part.get(str(part["type"])))
@@ -121,7 +121,7 @@ def mass(likely: Mapping[str, float], wanted: Sequence[str]) -> dict[str, float]
 
 
 def expected(likely: Mapping[str, float], low: int, high: int) -> float:
-    """``sum_s s p(s) / sum_s p(s)`` over the digits low..high at one token. Raises Unreadable where they hold too little of it."""
+    """``sum_s s p(s) / sum_s p(s)`` over the digits low..high at one token. Errors: Unreadable where they hold too little of it."""
     found = mass(likely, [str(score) for score in range(low, high + 1)])
     total = sum(found.values())
     if total < LEAST_MASS:
@@ -130,7 +130,7 @@ def expected(likely: Mapping[str, float], low: int, high: int) -> float:
 
 
 def preferred(likely: Mapping[str, float], first: str, second: str, tie: str | None = None) -> float:
-    """``(p(first) + p(tie) / 2) / (p(first) + p(second) + p(tie))``. Raises Unreadable where they hold too little of the token."""
+    """``(p(first) + p(tie) / 2) / (p(first) + p(second) + p(tie))``. Errors: Unreadable where they hold too little of the token."""
     found = mass(likely, [first, second, *([tie] if tie else [])])
     total = sum(found.values())
     if total < LEAST_MASS:
@@ -144,7 +144,7 @@ ALONE = re.compile(rf"[^\w-]*{NUMBER}\W*")
 
 
 def written_score(answer: Answer, low: float, high: float) -> float:
-    """The number after ``Score:``, or a number alone. Raises Unreadable for none, two different ones, and one outside low..high.
+    """The number after ``Score:``, or a number alone. Errors: Unreadable for none, two different ones, and one outside low..high.
 
     ``7/10`` is 7 where ``high`` is 10, and no score elsewhere: nothing is clipped or scaled.
     """
@@ -163,7 +163,10 @@ def written_score(answer: Answer, low: float, high: float) -> float:
 
 
 def scored_token(answer: Answer) -> Mapping[str, float]:
-    """The alternatives at the digit after the last ``Score:``; at the first token, where that is all there is. Raises Unreadable."""
+    """The alternatives at the digit after the last ``Score:``; at the first token, where that is all there is.
+
+    Errors: Unreadable for none.
+    """
     before = ""
     place = None
     for number, token in enumerate(answer.tokens):

@@ -32,7 +32,7 @@ def claims(
 
     Args:
         server: a vision-language model that answers each question with the prompt's pictures and nothing of the answer before it; see
-            `rewards._server.Settings`. splitter: a language model that takes answers apart; the same server by default.
+            `serving.chat.ServerSettings`. splitter: a language model that takes answers apart; the same server by default.
         least: a claim is false where the probability of yes, of yes and no, is below this.
         most: claims of one answer; an answer with more is not judged. max_tokens: of the questions.
 
@@ -40,7 +40,9 @@ def claims(
     cannot be checked, the answer is not judged (NaN), and that is counted and said. Pairs are made of these scores by
     ``recipes.make_pairs``.
     Paper: RLAIF-V: Open-Source AI Feedback Leads to Super GPT-4V Trustworthiness, https://arxiv.org/abs/2405.17220, which takes apart and
-    rewrites as questions in two steps. Errors: UserError.
+    rewrites as questions in two steps.
+
+    Errors: UserError for settings out of range, and for a server that refuses the key or the model.
     """
     if not 0 < least < 1 or most < 1 or max_tokens < 1:
         raise UserError(f"claims: got least={least}, most={most}, max_tokens={max_tokens}, takes a number in 0..1, and 1 or more")

@@ -39,13 +39,17 @@ def judge(
     ``written`` it is the number that the model writes, for servers without log-probabilities.
 
     Args:
-        server: ``{url: http://localhost:8000/v1, model: NAME}`` and what else `rewards._server.Settings` has.
+        server: ``{url: http://localhost:8000/v1, model: NAME}`` and what else `serving.chat.ServerSettings` has.
         criterion: what is scored, as it completes "Score ...". low, high: the scale; with ``likely`` single digits.
-        principles: sentences that the judge is told to go by; ``principles_at_once`` of them for each prompt, always the same ones.
+        read: ``likely``, the expected score over the first token; ``written``, the number that stands there.
+        principles: sentences that the judge is told to go by.
+        principles_at_once: so many of them for each prompt, always the same ones; null for all.
 
     Texts, images, videos (as frames) and conversations can be judged; pictures go as PNG, whole. Not differentiable. A failed judgement
-    is missing, counted by reason, and said; `_server` has the rules of asking again and of stopping.
-    Source: the expected score over a scale's tokens is that of G-Eval, https://arxiv.org/abs/2303.16634. Errors: UserError.
+    is missing, counted by reason, and said; `serving.chat` has the rules of asking again and of stopping.
+    Source: the expected score over a scale's tokens is that of G-Eval, https://arxiv.org/abs/2303.16634.
+
+    Errors: UserError for settings out of range, and for a server that refuses the key or the model.
     """
     _refuse_scale("judge", low, high, read)
     client = connect("judge", server)
@@ -81,9 +85,16 @@ def critic(  # the published reward's own settings
     With ``read: likely`` the expected score at the digit after the last ``Score:``, given the critique that was written. The mean of
     ``votes`` critiques, which differ where ``temperature`` is above 0; one without a score is left out, and NaN where all are.
 
-    Args: as of ``judge``. max_tokens: of critique and score; an answer cut off there is missing.
+    Args:
+        server, criterion, low, high, principles, principles_at_once: as of ``judge``.
+        read: ``likely``, the expected score at the digit after ``Score:``; ``written``, the number that stands there.
+        max_tokens: of critique and score; an answer cut off there is missing.
+        votes: critiques of each output. temperature: of what the judge writes; above 0, so that votes differ.
+
     Source: critique-then-score reward models, as in Self-Generated Critiques Boost Reward Modeling, https://arxiv.org/abs/2411.16646,
-    and its kin; here the scorer is the same model, and nothing is trained. Errors: UserError.
+    and its kin; here the scorer is the same model, and nothing is trained.
+
+    Errors: UserError for settings out of range, and for a server that refuses the key or the model.
     """
     _refuse_scale("critic", low, high, read)
     if votes < 1 or max_tokens < 1 or temperature < 0 or (votes > 1 and temperature == 0):

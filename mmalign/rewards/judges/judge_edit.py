@@ -28,11 +28,17 @@ def judge_edit(
     """Reward in ``low..high``: the mean of two scores of an edited image, ``follows`` and ``looks``; NaN where one is missing.
 
     The judge sees the source image and the instruction as the request, and the edited image as the response; each score is a question
-    of its own, as of ``judge``, which has the arguments. column: of the prompts, that holds the source image
-    of each, a path or a tensor. apart: the two as parts in place of their mean. Not differentiable.
+    of its own, as of ``judge``. Not differentiable.
+
+    Args:
+        server, low, high, read: as of ``judge``.
+        apart: the two as parts in place of their mean.
+        column: of the prompts, that holds the source image of each, a path or a tensor.
 
     Source: the two dimensions of EditReward, https://arxiv.org/abs/2509.26346, asked of any vision-language model on a server; its own
-    weights are not read. Errors: UserError.
+    weights are not read.
+
+    Errors: UserError for settings out of range, and for a server that refuses the key or the model, and prompts without that column.
     """
     find = pictures("judge_edit", column)
     asked = {
@@ -51,10 +57,15 @@ def judge_edit_pairs(
     *, server: ServerSettings, read: Literal["likely", "written"] = "likely", ties: bool = False,
     opponents: int | None = None, column: str = "source",
 ) -> Oracle:  # fmt: skip
-    """An oracle of pairs of edited images, each compared beside the source image in both orders; arguments as of ``judge_pairs``.
+    """An oracle of pairs of edited images, each compared beside the source image in both orders, as of ``judge_pairs``.
 
-    column: of the prompts, that holds the source image of each, a path or a tensor. Source: EditReward's pairs,
-    https://arxiv.org/abs/2509.26346. Errors: UserError.
+    Args:
+        server, read, ties, opponents: as of ``judge_pairs``.
+        column: of the prompts, that holds the source image of each, a path or a tensor.
+
+    Source: EditReward's pairs, https://arxiv.org/abs/2509.26346.
+
+    Errors: UserError for settings out of range, and for a server that refuses the key or the model, and prompts without that column.
     """
     find = pictures("judge_edit_pairs", column)
     oracle = judge_pairs(server=server, criterion=BETTER, read=read, ties=ties, opponents=opponents)

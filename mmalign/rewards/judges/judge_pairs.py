@@ -39,7 +39,9 @@ def judge_pairs(
 
     For ``oracle: {use: judge_pairs, ...}`` of the recipe ``online``, with methods that learn from win probabilities or from pairs.
     Source: judging in both orders against position bias, https://arxiv.org/abs/2306.05685 (there a pair whose two
-    verdicts differ is a tie). Errors: UserError.
+    verdicts differ is a tie).
+
+    Errors: UserError for settings out of range, and for a server that refuses the key or the model.
     """
     _refuse(read, opponents)
     client = connect("judge_pairs", server)
@@ -64,8 +66,13 @@ def judge_against(  # the published reward's own settings
 ) -> Scorer:  # fmt: skip
     """Reward in 0..1: the probability that a completion is better than its prompt's reference answer, both orders averaged; or NaN.
 
-    column: of the prompts, that holds the reference answers. The rest is as of ``judge_pairs``.
-    Source: rewards as a judged win over a reference, as in win rates of AlpacaEval. Errors: UserError.
+    Args:
+        server, criterion, read, ties, principles, principles_at_once: as of ``judge_pairs``.
+        column: of the prompts, that holds the reference answers.
+
+    Source: rewards as a judged win over a reference, as in win rates of AlpacaEval.
+
+    Errors: UserError for settings out of range, and for a server that refuses the key or the model.
     """
     _refuse(read, None)
     client, find = connect("judge_against", server), answers("judge_against", column)

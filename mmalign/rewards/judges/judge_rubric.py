@@ -26,14 +26,17 @@ def judge_rubric(
     is not met (p below one half) makes it 0.
 
     Args:
-        column: of the prompts, that holds each one's own rubric, a criterion in every line that is not empty; where there are no
-            ``criteria``: name -> question, the same for all prompts, such as ``{units: Does it give units?}``.
+        column: of the prompts, that holds each one's own rubric, a criterion in every line that is not empty; read where there are no
+            ``criteria``.
+        criteria: name -> question, the same for all prompts, such as ``{units: Does it give units?}``.
         weights: name -> weight of ``criteria``, 1 where there is none. required: names of ``criteria``.
         apart: answer with every criterion by name too, as parts of the reward, in place of the mean.
         server: as of ``judge``.
 
     Source: p_k is P(yes) over P(yes) + P(no) at the first token, as VQAScore has it, https://arxiv.org/abs/2404.01291; a weighted
-    list of criteria for each prompt as in Rubrics as Rewards, https://arxiv.org/abs/2507.17746. Errors: UserError.
+    list of criteria for each prompt as in Rubrics as Rewards, https://arxiv.org/abs/2507.17746.
+
+    Errors: UserError for settings out of range, and for a server that refuses the key or the model, and a prompt without criteria.
     """
     names = list(criteria or {})
     if unknown := sorted((set(weights or {}) | set(required)) - set(names)):

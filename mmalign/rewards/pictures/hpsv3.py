@@ -30,11 +30,14 @@ def hpsv3(  # the published reward's own settings
             of the model, and is not shipped here: with another wording it scores, and scores otherwise.
         weights: a file, or ORGANISATION/REPOSITORY/FILE on the hub. sha256: of it; another one is refused.
         base: hub id or folder of the Qwen2-VL that gives configuration and tokenizer; of its weights nothing is read.
+        pixels: of an image that the model sees; the published reward's by default.
         apart: answer with ``mu`` and ``sigma``, its second number as it stands, as parts; ``bayesian`` of the algebra uses both.
         dtype: ``bfloat16`` or ``float32`` of the model; the head is float32. device: a GPU if there is one. rows_at_once: images that
             are checked together; the model sees one at a time.
 
-    Source: HPSv3, https://arxiv.org/abs/2508.03789; checksum of the weights not known here. Errors: UserError.
+    Source: HPSv3, https://arxiv.org/abs/2508.03789; checksum of the weights not known here.
+
+    Errors: UserError for files that cannot be read, and settings out of range.
     """
     path = weight_file("hpsv3.weights", weights, sha256=sha256)
     judge = load_qwen_head(

@@ -17,10 +17,11 @@ def jpeg(*, want: Literal["small", "large"] = "small", quality: int = 95) -> Sco
     """Reward in kilobytes (1000 bytes) of the image as JPEG: minus that for ``small`` (compressibility), that itself for ``large``.
 
     Needs images; prompts are not read. Not differentiable. Images are rounded to 8 bits; nothing else is done to them, so that the
-    number grows with the size of the image. quality: 1 to 95, as PIL has it. Other versions of libjpeg differ by a few bytes.
+    number grows with the size of the image. want: whether ``small`` files or ``large`` ones are better.
+    quality: 1 to 95, as PIL has it. Other versions of libjpeg differ by a few bytes.
 
     Source: (in)compressibility in DDPO, https://arxiv.org/abs/2305.13301. flow_grpo divides ``small`` by 500.
-    Errors: UserError.
+    Errors: UserError for another ``want``, and a quality out of range.
 
     Examples:
         >>> flat, noise = torch.zeros(3, 64, 64), torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(0))

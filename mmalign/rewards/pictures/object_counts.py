@@ -50,12 +50,15 @@ def object_counts(  # the published reward's own settings
         detector: hub id or folder of a zero-shot object detector of transformers (OWL-ViT, OWLv2), or of a closed one (DETR and its kin,
             whose classes have to have these names). detect: ``(image [H, W, 3] uint8, names) -> [Found]`` in place of it.
         clip: of the colours, asked only where metadata name one: the likeliest of ten, of the object's box.
+        part: answer with the part of the clauses that hold, in place of whether all do.
         least, least_counting: scores of the detector that count, the second where the tag is ``counting``: GenEval's, for its detector;
             zero-shot ones are less sure of themselves. overlap: a box that covers a surer one of its class by more is the same object.
 
     Needs images. Not differentiable. Images are rounded to 8 bits. Source: GenEval, https://arxiv.org/abs/2310.11513, and its code: at
     most 16 objects of a class, the surest first; positions by centres, less a tenth of both sizes. Deviations: another detector
-    than its Mask2Former, and colours are read from boxes, not from masks. Checksums of the weights not known here. Errors: UserError.
+    than its Mask2Former, and colours are read from boxes, not from masks. Checksums of the weights not known here.
+
+    Errors: UserError for models that cannot be read, settings out of range, and metadata of another shape.
     """
     if not (0 <= least <= 1 and 0 <= least_counting <= 1 and 0 < overlap <= 1):
         raise UserError(f"object_counts: got least={least}, least_counting={least_counting}, overlap={overlap}, takes 0 to 1")

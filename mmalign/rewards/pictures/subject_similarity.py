@@ -36,7 +36,9 @@ def subject_similarity(
             kind; DINO ViT-S/16 and CLIP ViT-B/32, as DreamBooth has them, by default.
         device: a GPU if there is one. rows_at_once: images in one call of the model.
 
-    Source: DreamBooth's DINO-I and CLIP-I, https://arxiv.org/abs/2208.12242; checksums of the weights not known here. Errors: UserError.
+    Source: DreamBooth's DINO-I and CLIP-I, https://arxiv.org/abs/2208.12242; checksums of the weights not known here.
+
+    Errors: UserError for weights that cannot be read, and prompts without that column.
     """
     if features not in WEIGHTS:
         raise UserError(f"subject_similarity.features: got {features!r}, takes dino or clip")

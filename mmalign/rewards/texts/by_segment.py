@@ -23,10 +23,12 @@ UNITS = {
 def by_segment(reward: Callable[..., Any], *, unit: Literal["sentence", "line", "word"] = "sentence") -> Callable[..., Any]:
     """Scores of the parts of each text, ``(start, end, score)``: ``reward`` is asked about each part as if it were the whole.
 
-    What the parts earn arrives at the steps that end them for methods that read rewards of steps (``fine_grained_rlhf``); for others
-    their sum is the reward of the text. unit: ``sentence`` (up to . ! ? or a line's end), ``line`` or ``word`` (between spaces).
-    Paper: Fine-Grained Human Feedback Gives Better Rewards for Language Model Training, https://arxiv.org/abs/2306.01693, whose reward
-    models see the text up to each part and not the part alone. Errors: UserError.
+    What the parts earn arrives at the steps that end them for methods that read rewards of steps (``fine_grained_rlhf``); for others their
+    sum is the reward of the text. reward: of texts, asked about each part. unit: ``sentence`` (up to . ! ? or a line's end), ``line`` or
+    ``word`` (between spaces). Paper: Fine-Grained Human Feedback Gives Better Rewards for Language Model Training,
+    https://arxiv.org/abs/2306.01693, whose reward models see the text up to each part and not the part alone.
+
+    Errors: UserError for another unit, and for another number of scores than parts.
 
     Examples:
         >>> short = mm.rewards.by_segment(mm.rewards.length(2))

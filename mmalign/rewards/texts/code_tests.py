@@ -34,6 +34,7 @@ def code_tests(
     no pass. Where a test could not be run at all, as on a machine without memory for it, the score is missing: NaN.
 
     Args:
+        score: ``part`` of the tests, or whether it is ``all``.
         column: of the prompts, that holds each one's tests: a list of statements, such as
             ``assert add(1, 2) == 3``, or one string, which is one test.
         seconds: of one test, of the processor's time, and by the clock with two more.
@@ -44,7 +45,9 @@ def code_tests(
 
     **What it does not protect from** is in ``rewards/_shared/sandbox.py``: above all, the code runs as the same user, and can read what
     that user can read. Nor is a test safe from code that goes looking for it: what runs before a test can read and change it.
-    Source: pass rates of unit tests, as in APPS and HumanEval. Errors: UserError.
+    Source: pass rates of unit tests, as in APPS and HumanEval.
+
+    Errors: UserError for settings out of range, tests that are none, and a system that cannot run or isolate them.
     """
     limits = Limits(seconds=seconds, memory=memory, isolate=isolate)
     if score not in ("part", "all") or at_once < 1:

@@ -14,9 +14,10 @@ def length(most: int, *, least: int = 0, soft: int = 0, unit: Literal["words", "
 
         r = max(-1, min(0, (most - soft - n) / soft))    for n >= least
 
-    unit: ``words`` (between spaces) or ``characters``. soft: 0 for a step.
+    most: words of the longest that is not -1. least: words of the shortest. soft: words before ``most`` over which it falls; 0 for a step.
+    unit: ``words`` (between spaces) or ``characters``.
     Paper: Decoupled Clip and Dynamic Sampling Policy Optimization (DAPO), equation 13, https://arxiv.org/abs/2503.14476, in tokens.
-    Errors: UserError.
+    Errors: UserError for lengths that contradict one another.
 
     Examples:
         >>> mm.rewards.length(4, soft=2)(["one two", "one two three", "one two three four five"], ["count"] * 3).tolist()

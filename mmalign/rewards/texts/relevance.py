@@ -34,7 +34,9 @@ def relevance(
         words: that make the length 1; more than that is more. device, rows_at_once: as of other rewards.
 
     Paper: Regularized Relevance Reward (R3), https://arxiv.org/abs/2402.03469. Deviations: which prompts are closed comes from the data
-    (the paper asks a language model), and F's two ends are the user's. Checksum of the weights not known here. Errors: UserError.
+    (the paper asks a language model), and F's two ends are the user's. Checksum of the weights not known here.
+
+    Errors: UserError for weights that cannot be read, and settings out of range.
     """
     from transformers import AutoModel, AutoTokenizer
 

@@ -15,8 +15,10 @@ def repetition(*, n: int = 3, case: bool = False) -> Scorer:
     """In 0..1: the part of a completion's runs of ``n`` words that are different ones; 1 for one that says nothing twice.
 
     A completion of fewer than ``n`` words repeats nothing: 1, so that this alone pays for silence; combine it with ``length`` or others.
-    case: whether it counts. Prompts are not read.
-    Paper: the repetition penalty of Regularized Relevance Reward, https://arxiv.org/abs/2402.03469 (trigrams). Errors: UserError.
+    n: words of a run. case: whether it counts. Prompts are not read.
+    Paper: the repetition penalty of Regularized Relevance Reward, https://arxiv.org/abs/2402.03469 (trigrams).
+
+    Errors: UserError for an ``n`` below 1.
 
     Examples:
         >>> mm.rewards.repetition(n=1)(["a b c d", "a b a b"], ["say letters"] * 2).tolist()
@@ -33,7 +35,10 @@ def repetition(*, n: int = 3, case: bool = False) -> Scorer:
 
 
 def distinct_part(text: str, n: int) -> float:
-    """Different runs of ``n`` words over all runs of ``n`` words of a text; NaN where it has fewer than ``n``."""
+    """Different runs of ``n`` words over all runs of ``n`` words of a text; NaN where it has fewer than ``n``.
+
+    text: words between spaces. n: words of a run.
+    """
     words = text.split()
     runs = list(zip(*(words[start:] for start in range(n)), strict=False))
     return len(set(runs)) / len(runs) if runs else math.nan

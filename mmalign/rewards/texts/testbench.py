@@ -34,6 +34,7 @@ def testbench(  # the published reward's own settings
         commands: programs with their arguments, run one after the other in a fresh folder, without a shell.
         file, bench: names that the completion's code and the testbench have there.
         languages: of the fence that holds the code (``""``: a fence without one); the last one, or else the whole completion.
+        built: what it is worth that all commands but the last end well, 0 to below 1.
         passed: a regular expression to be found in what the last command prints; null where ending well says enough, which a
             simulator's rarely does.
         seconds, memory, isolate, at_once: as of ``code_tests``, for each command.

@@ -21,7 +21,9 @@ def text_overlap(
     texts are to be detokenised. column: as of ``exact_match``; an answer may be a list of references.
 
     Needs the package sacrebleu (the group ``metrics``). Source: chrF, https://aclanthology.org/W15-3049; BLEU,
-    https://aclanthology.org/P02-1040; sacrebleu, https://aclanthology.org/W18-6319. Errors: UserError.
+    https://aclanthology.org/P02-1040; sacrebleu, https://aclanthology.org/W18-6319.
+
+    Errors: UserError for settings that the metric has not, and without sacrebleu.
     """
     if metric not in ("chrf", "chrf++", "bleu"):
         raise UserError(f"text_overlap.metric: got {metric!r}, takes chrf, chrf++ or bleu")

@@ -29,7 +29,9 @@ def feature_prediction(
         device: a GPU if there is one. rows_at_once: videos in one call of the model.
 
     Source: V-JEPA 2, https://arxiv.org/abs/2506.09985; prediction error as surprise, https://arxiv.org/abs/2502.11831, where
-    windows slide over the video and their largest error counts; here it is one split. Checksum not known here. Errors: UserError.
+    windows slide over the video and their largest error counts; here it is one split. Checksum not known here.
+
+    Errors: UserError for weights that cannot be read, and a context outside of 0..1.
     """
     from transformers import VJEPA2Model
 

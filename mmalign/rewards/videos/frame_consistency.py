@@ -23,7 +23,7 @@ def frame_consistency(
 
     features, weights: as of ``subject_similarity`` (VBench's are DINO ViT-B/16 and CLIP ViT-B/32). device: a GPU if there is one.
     rows_at_once: videos in one call of the model. Source: VBench, https://arxiv.org/abs/2311.17982; checksums not known here.
-    Errors: UserError.
+    Errors: UserError for weights that cannot be read.
     """
     if features not in WEIGHTS:
         raise UserError(f"frame_consistency.features: got {features!r}, takes dino or clip")

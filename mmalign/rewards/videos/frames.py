@@ -14,10 +14,12 @@ from mmalign.types import UserError
 def frames(*, of: Callable[..., Any], stride: int = 1) -> Scorer:
     """Reward of a video: the mean over every ``stride``-th frame, the first included, of an image reward; in that reward's range.
 
-    of: ``(images [n, C, H, W], prompts) -> [n]``, or ``{part: [n]}``; a frame without a score (NaN) leaves its video without one.
-    It sees one frame at a time: movement, and whether frames fit together, count for nothing. Differentiable where ``of`` is.
-    Needs videos ``[B, F, C, H, W]`` and what ``of`` needs; no weights and no preprocessing of its own. Source: ours; flow_grpo's OCR of
-    videos reads every 4th frame. Errors: UserError.
+    stride: from one frame that is scored to the next. of: ``(images [n, C, H, W], prompts) -> [n]``, or ``{part: [n]}``; a frame without a
+    score (NaN) leaves its video without one. It sees one frame at a time: movement, and whether frames fit together, count for nothing.
+    Differentiable where ``of`` is. Needs videos ``[B, F, C, H, W]`` and what ``of`` needs; no weights and no preprocessing of its own.
+    Source: ours; flow_grpo's OCR of videos reads every 4th frame.
+
+    Errors: UserError for a stride below 1.
     """
     if stride < 1:
         raise UserError(f"frames.stride: got {stride}, takes 1 or more")

@@ -12,9 +12,11 @@ from mmalign.types import UserError
 def motion(*, wanted: float = 0.05, rows_at_once: int = 16) -> Scorer:
     """Reward in 0..1: ``min(1, d / wanted)``, d the mean absolute difference of neighbouring frames, of numbers in 0..1.
 
-    Noise, flicker and cuts move as much as anything: combine it with ``frame_consistency``. Beyond ``wanted`` nothing more is
-    gained. Needs videos; prompts are not read. Differentiable below ``wanted``. No weights, no preprocessing. Source: ours; VBench's
-    dynamic degree asks the optical flow of a model instead. Errors: UserError.
+    Noise, flicker and cuts move as much as anything: combine it with ``frame_consistency``. Beyond ``wanted`` nothing more is gained.
+    wanted: mean absolute difference of neighbouring frames that earns 1. Needs videos; prompts are not read. Differentiable below
+    ``wanted``. No weights, no preprocessing. Source: ours; VBench's dynamic degree asks the optical flow of a model instead.
+
+    Errors: UserError for a ``wanted`` that is not above 0.
     """
     if not wanted > 0:
         raise UserError(f"motion.wanted: got {wanted}, takes a number above 0")

@@ -37,12 +37,13 @@ def video_reward(  # the published reward's own settings
         config: the model_config.json beside it: normalisation (``inference_config``), and the adapters' scale (``peft_lora_config``).
         instruction: a file with the model's wording around a prompt, ``{prompt}`` (or ``{text_prompt}``) and the three tokens in it, each
             once: its detailed template with special tokens, in prompt_template.py of KwaiVGI/VideoAlign. Not shipped here.
+        normalise: each of the three less its mean and over its deviation.
         stride: the original takes 2 frames a second; a video of f frames a second has f / 2. pixels: by default from 128 * 28 * 28
             (Qwen's own least, as recalled) to max_frame_pixels of data_config in config.
         apart: answer with the three as parts in place of their sum. base, dtype, device: as of ``hpsv3``.
 
     Source: Improving Video Generation with Human Feedback, https://arxiv.org/abs/2501.13918; checksum of the weights not known here.
-    Errors: UserError.
+    Errors: UserError for files that cannot be read, and settings out of range.
     """
     facts = _facts(config)
     least, most = pixels or (LEAST, int((facts.get("data_config") or {}).get("max_frame_pixels") or 0))
@@ -78,7 +79,7 @@ def video_reward(  # the published reward's own settings
 
 
 def _facts(config: str) -> Mapping[str, Any]:
-    """What the model's settings say, with a mean and a deviation above 0 for each part. Errors: UserError."""
+    """What the model's settings say, with a mean and a deviation above 0 for each part. Errors: UserError for a file without them."""
     path = Path(config)
     if not path.is_file():
         raise UserError(f"video_reward.config: no such file: {config}")
