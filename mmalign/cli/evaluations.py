@@ -54,9 +54,9 @@ def _own(run: Path, samples: int | None, trust: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from mmalign.commands._examined import examined
+    from mmalign.commands._reevaluation import reevaluated
 
-    found = examined(run, samples=samples, trust=trust)
+    found = reevaluated(run, samples=samples, trust=trust)
     table = Table("", *found, title=str(run), title_justify="left")
     for name in [name for name in next(iter(found.values())) if not name.endswith("_se")]:
         table.add_row(name, *(_with_error(numbers.get(name), numbers.get(f"{name}_se")) for numbers in found.values()))

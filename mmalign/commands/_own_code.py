@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -30,8 +30,8 @@ def own_code(node: Mapping[str, Any], model: Any) -> OwnCode:
     files, packages = dict[str, Path](), set[str]()
     for module in sorted({name.rpartition(".")[0] for base in bases for name in _uses(base)} | classes):
         top = module.partition(".")[0]
-        if not top or top in KNOWN or top in sys.stdlib_module_names:
-            continue
+        if not top or top in KNOWN or top in sys.stdlib_module_names or importlib.util.find_spec(f"mmalign.{top}") is not None:
+            continue  # a dotted name of mmalign's own may leave mmalign out
         place = Path(str(importlib.import_module(top).__file__ or top))
         if place.name == "__init__.py" or place.suffix != ".py" or "site-packages" in place.parts:
             packages.add(top)

@@ -27,7 +27,12 @@ def calibrate(
     """Writes ``{"prompt": ..., "rewards": {name: [samples]}}``, a JSON line for each prompt, and returns the file.
 
     The policy draws as in training, by its own sampler; it should be the one that training starts from. Missing scores are null.
-    out: the file; it appears whole or not at all. samples: of each prompt. Errors: UserError for a file that is there already.
+
+    Args:
+        policy: what answers. prompts: each is asked once. rewards: name -> reward, what is scored.
+        out: the file; it appears whole or not at all. samples: of each prompt. prompts_at_once: prompts in one rollout.
+
+    Errors: UserError for a file that is there already, and numbers below 1.
     """
     if samples < 1 or prompts_at_once < 1 or not prompts:
         got = f"{len(prompts)} prompts, samples={samples}, prompts_at_once={prompts_at_once}"

@@ -48,6 +48,7 @@ def make_pairs(  # what a command may be told
     """Writes the policy's own answers as pairs, the better one by the rewards first; returns counts.
 
     Args:
+        policy: what answers. prompts: each is asked once. rewards: name -> reward, what ranks its answers.
         out: the file, JSON lines of ``prompt, chosen, rejected, score_chosen, score_rejected, id``; it appears whole or not at all.
         combine: how rewards become one number; their sum by default.
         group: answers to each prompt, drawn by the policy's own sampler. most: pairs of one prompt: the best with the worst, the
@@ -102,6 +103,7 @@ def make_rejected(  # what a command may be told
     """Writes the better answers of ``count`` records, each against what the policy answers when called with ``call``; returns counts.
 
     Args:
+        policy: what answers. count: records that are answered.
         records: pairs, of which the better answer is taken, or thumbs that are up. out: as of ``make_pairs``.
         call: of ``policy.generate``: the temperature, and what hides the pictures from it.
         alike: answers whose words are more alike than this are left out (0: no word in common, 1: the same).

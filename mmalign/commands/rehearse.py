@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mmalign.commands._tiny import Rehearsed, tiny
+from mmalign.commands._tiny_config import Rehearsed, tiny
 from mmalign.commands.export import export
 from mmalign.config import build, build_part, check
 from mmalign.runs import checkpoint

@@ -103,6 +103,7 @@ def guided_sample(  # what a command may be told
         prompts: those of the model's config by default, with their columns.
         call: arguments of the pipeline's call, over those of the config.
         count: samples of each prompt, at the seeds ``seed``, ``seed + 1``, ...
+        out: where to write, as of ``sample``.
         trust: the config of ``model`` may name code outside of mmalign, which is then imported and run.
 
     Errors: UserError for a model without a pipeline, without prompts, and for bad settings.

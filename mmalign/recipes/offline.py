@@ -66,6 +66,7 @@ def offline(  # one argument for each thing that a run is made of
     """Aligns a policy with preference data by an offline method; returns the finished run.
 
     Args:
+        policy: what is trained (`mmalign list policies`); of a diffusers pipeline, ``forward`` around it.
         records: preference data, from ``mm.data`` (files, folders, the hub), a world, or a list of ``records.Pair``, ``Thumb`` or
             ``Ranking``, of one kind.
         method: what is optimised (`mmalign list methods`).

@@ -69,6 +69,7 @@ def online(  # one argument for each thing that a run is made of
     """Aligns a policy with rewards by an online method; returns the finished run.
 
     Args:
+        policy: what is trained (`mmalign list policies`).
         prompts: the training prompts; each step takes ``batch.prompts`` of them in turn, shuffled anew each pass.
         rewards: name -> reward.
         method: what is optimised (`mmalign list methods`).

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mmalign.report import honesty
+from mmalign.report import hallucination
 from mmalign.report.overoptimisation import SPREAD_LINE, Point, curve
 from mmalign.report.plots import Figure, Plot, Rule, Series, draw, short, thin
 from mmalign.report.read import Run
@@ -21,7 +21,7 @@ def figures(run: Run) -> list[Figure]:
     varied = [] if run.answers and not spread(run).svg else [spread(run)]
     rollouts = [] if given else [training_reward(run), ratio(run), clipping(run)]
     preferences = [loss(run), margin(run), accuracy(run), log_ratios(run)] if given else []
-    return [*honesty.figures(run), rewards_and_judges(run), against_kl(run), *preferences, *varied, *rollouts]
+    return [*hallucination.figures(run), rewards_and_judges(run), against_kl(run), *preferences, *varied, *rollouts]
 
 
 def rewards_and_judges(run: Run) -> Figure:

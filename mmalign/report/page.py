@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mmalign.report.answers import Case, cases, count
 from mmalign.report.figures import figures, summary_rows
-from mmalign.report.honesty import columns, standings
+from mmalign.report.hallucination import columns, standings
 from mmalign.report.overoptimisation import Finding, curve, fell_silent, overoptimised
 from mmalign.report.plots import short
 from mmalign.report.read import Run
-from mmalign.report.told import Case, cases, count
 from mmalign.report.verdict import PERCENT, describe, sentence, silent, state
 
 LARGEST = 1400  # pixels; a larger grid is scaled down and packed as WebP, so that a page of many steps stays light
@@ -42,7 +42,7 @@ def render(run: Run) -> str:
     drawn = [_picture(path, step, _readout(run, step), notes=notes) for step, path in run.frames]
     frames = [picture for picture in drawn if picture is not None]
     rows, across = _shape(run, frames)
-    said = cases(run, notes)
+    questions = cases(run, notes)
     drawings = figures(run)
     loader = FileSystemLoader(Path(__file__).parent)
     template = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).get_template(
@@ -54,11 +54,11 @@ def render(run: Run) -> str:
         state=state(run),
         findings=[describe(finding) for finding in findings],
         silence=None if silence is None else silent(silence),
-        cases=said,
-        marked=any(told.known for case in said for told in case.answers),
-        steps=_steps(frames, said),
-        readouts={step: _readout(run, step) for step in _steps(frames, said)},
-        more=count(run) - len(said),
+        cases=questions,
+        marked=any(answer.known for case in questions for answer in case.answers),
+        steps=_steps(frames, questions),
+        readouts={step: _readout(run, step) for step in _steps(frames, questions)},
+        more=count(run) - len(questions),
         frames=frames,
         real=None if run.real is None else _picture(run.real, None, notes=notes),
         prompts=run.prompts if len(run.prompts) == rows else [],
@@ -81,10 +81,10 @@ def _silence(run: Run) -> Finding | None:
     return fell_silent([p.invented for p in points], [p.recalled for p in points]) if points else None
 
 
-def _steps(frames: Sequence[Picture], said: Sequence[Case]) -> list[int]:
+def _steps(frames: Sequence[Picture], questions: Sequence[Case]) -> list[int]:
     """What the slider goes through: the steps of the grids, or else those of the answers."""
     steps = {frame.step for frame in frames if frame.step is not None}
-    return sorted(steps or {told.step for case in said for told in case.answers})
+    return sorted(steps or {answer.step for case in questions for answer in case.answers})
 
 
 def _no_frames(run: Run) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from mmalign.report.honesty import columns, standings
+from mmalign.report.hallucination import columns, standings
 from mmalign.report.overoptimisation import SPREAD_LINE, Finding, curve, measurable
 from mmalign.report.plots import short
 from mmalign.report.read import Run
@@ -22,7 +22,7 @@ def sentence(run: Run, findings: Sequence[Finding], silence: Finding | None = No
     """
     if not run.evals:
         return f"{state(run)}: nothing has been evaluated yet" if run.train else f"{state(run)}: nothing has been logged yet"
-    parts = [_dead(run), _honesty(run), _changes(run), _spread(run), _silence(silence), _flag(run, findings)]
+    parts = [_dead(run), _hallucination(run), _changes(run), _spread(run), _silence(silence), _flag(run, findings)]
     words = "; ".join(part for part in parts if part)
     return words[:1].upper() + words[1:]
 
@@ -43,7 +43,7 @@ def _dead(run: Run) -> str:
     return f"{dead} of {run.summary.get('steps')} steps taught nothing ({run.summary.get('dead_because')})" if dead else ""
 
 
-def _honesty(run: Run) -> str:
+def _hallucination(run: Run) -> str:
     points = standings(run)
     if not points:
         return ""
@@ -58,14 +58,14 @@ def _percents(before: float, after: float) -> str:
     return f"{numbers[0]}{PERCENT} {ARROW} {numbers[1]}{PERCENT}"
 
 
-def _silence(found: Finding | None) -> str:
-    return "" if found is None else f"it says less since step {found.began}"
+def _silence(finding: Finding | None) -> str:
+    return "" if finding is None else f"it says less since step {finding.began}"
 
 
-def silent(found: Finding) -> str:
+def silent(finding: Finding) -> str:
     """A model that fell silent, in words."""
-    fell = f"recall fell from {short(found.best)} to {short(found.last)} while inventions became fewer"
-    return f"{fell}; its best was at step {found.began}: less is invented because less is said"
+    fell = f"recall fell from {short(finding.best)} to {short(finding.last)} while inventions became fewer"
+    return f"{fell}; its best was at step {finding.began}: less is invented because less is said"
 
 
 def _changes(run: Run) -> str:

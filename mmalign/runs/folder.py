@@ -254,18 +254,18 @@ def versions() -> dict[str, Any]:
 
     from mmalign import __version__
 
-    found: dict[str, Any] = {
+    installed: dict[str, Any] = {
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
         "mmalign": __version__,
     }
     for package in PACKAGES:
         try:
-            found[package] = version(package)
+            installed[package] = version(package)
         except PackageNotFoundError:
-            found[package] = None
-    found["git_commit"], found["git_changed"] = _git()
-    return found
+            installed[package] = None
+    installed["git_commit"], installed["git_changed"] = _git()
+    return installed
 
 
 def _git() -> tuple[str | None, bool | None]:

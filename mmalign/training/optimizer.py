@@ -52,7 +52,8 @@ def restore_optimizer(
     """Puts what ``flatten_optimizer`` gave into a fresh optimiser over the same parameters, bit for bit.
 
     Not through ``load_state_dict``, which casts float32 state to the dtype of a bfloat16 parameter.
-    Raises UserError where the parameters or their groups are not the same.
+
+    Errors: UserError where the parameters or their groups are not the same.
     """
     called = _called(optimizer, names)
     here = [sorted(called[id(p)] for p in group["params"]) for group in optimizer.param_groups]

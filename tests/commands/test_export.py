@@ -168,6 +168,8 @@ def test_packages_that_a_model_is_made_of_are_named(write_module):
     write_module("mine.py", MODULE)
     own = own_code(node, torch.nn.Linear(1, 1))
     assert own.packages == ("mypackage",) and [file.name for file in own.files] == ["mine.py"]
+    twin = {"pipeline": {"use": "policies.twins.pipelines.twin", "name": "FluxPipeline"}}  # mmalign's own, as rehearsals write it
+    assert own_code(twin, torch.nn.Linear(1, 1)) == ((), (), ())
     assert own_code({"pipeline": "some/id"}, torch.nn.Linear(1, 1)) == ((), (), ())
 
 

@@ -9,7 +9,7 @@ import torch
 from typer.testing import CliRunner
 
 from mmalign.cli import app
-from mmalign.commands import _tiny, rehearse
+from mmalign.commands import _tiny_config, rehearse
 from mmalign.config import load
 from mmalign.policies.pipelines.model_index import read_index
 from mmalign.policies.twins.rehearsal import tiny
@@ -45,7 +45,7 @@ def test_a_reference_that_is_another_model_has_a_twin_too():
         ("policy.call.heigth=512", "check", "policy.call.heigth: no argument of this policy's calls; nearest: height"),
         ("policy.call.height=500", "rollout", "divisible"),
         ("policy.pipeline=nobody/nothing", "twin", "--class"),
-        ("optimizer.rate=0.0", "update", "learning rate"),
+        ("optimizer.rate=1e-30", "update", "learning rate"),
         ("policy.schedule.kernel.noise_level=-1", "check", "policy.schedule.kernel: flow_sde.noise_level: got -1"),
     ],
 )
@@ -90,9 +90,9 @@ def test_a_folder_tells_class_parts_and_scheduler(tmp_path):
 
 
 def test_numbers_keep_their_structure():
-    batch = _tiny._sizes({"rewards": {}, "batch": {"group": 24, "micro_rows": 3, "prompts": 48, "updates": 2}})["batch"]
+    batch = _tiny_config._sizes({"rewards": {}, "batch": {"group": 24, "micro_rows": 3, "prompts": 48, "updates": 2}})["batch"]
     assert batch == {"group": 4, "micro_rows": 3, "prompts": 2, "updates": 2}
-    assert _tiny._sizes({"rewards": {}, "batch": {"group": 8, "micro_rows": 64}})["batch"]["micro_rows"] == 4
+    assert _tiny_config._sizes({"rewards": {}, "batch": {"group": 8, "micro_rows": 64}})["batch"]["micro_rows"] == 4
 
 
 def test_a_stand_in_varies_and_has_a_gradient():

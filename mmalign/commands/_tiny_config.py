@@ -132,7 +132,7 @@ def _records(node: Any, found: rehearsal.Tiny, stood: dict[str, str]) -> Any:
     """Records: those of a world and local files at the twin's size; pairs of noise where they are on the hub or cannot be decoded."""
     if isinstance(node, Mapping) and node.get("use") == "hub_texts":
         stood["records"] = f"pairs of words; {node.get('name', 'the hub')} is not downloaded"
-        return {"use": "commands._tiny.pairs_of_words"}
+        return {"use": "commands._tiny_config.pairs_of_words"}
     if isinstance(node, Mapping) and node.get("use") == "hub_picture_texts":
         stood["records"] = f"pairs about pictures of shapes; {node.get('name', 'the hub')} is not downloaded"
         return {"use": "picture_texts", "path": str(resource("assets/pictures/pairs.jsonl"))}
@@ -154,7 +154,7 @@ def _records(node: Any, found: rehearsal.Tiny, stood: dict[str, str]) -> Any:
             stood["records"] = f"pairs of noise, as this machine cannot decode them: {str(error).removeprefix('records: ')}"
     else:
         stood["records"] = f"pairs of noise; {node.get('name', 'the hub')} is not downloaded"
-    return {"use": "commands._tiny.pairs_of_noise", "shape": list(found.shape)}
+    return {"use": "commands._tiny_config.pairs_of_noise", "shape": list(found.shape)}
 
 
 def pairs_of_noise(*, shape: list[int], count: int = 8) -> list[Pair]:

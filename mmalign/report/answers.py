@@ -23,7 +23,7 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Told:
+class Answer:
     """An answer at a step. ``unsaid``: objects that are there and not said; ``known``: whether anybody marked it."""
 
     step: int
@@ -38,7 +38,7 @@ class Case:
 
     question: str
     images: list[str]
-    answers: list[Told]
+    answers: list[Answer]
 
 
 def cases(run: Run, notes: list[str]) -> list[Case]:
@@ -46,23 +46,23 @@ def cases(run: Run, notes: list[str]) -> list[Case]:
     steps = spaced(run.answers)
     if not steps:
         return []
-    firsts = list({_asked(row): place for place, row in reversed(list(enumerate(steps[-1][1])))}.values())
+    firsts = list({_question(row): place for place, row in reversed(list(enumerate(steps[-1][1])))}.values())
     chosen = sorted(firsts)[:MOST_CASES]
     addresses: dict[str, str | None] = {}
-    found = []
+    shown = []
     for place in chosen:
-        asked = _asked(steps[-1][1][place])
-        answers = [told(step, row) for step, rows in steps if (row := _same(rows, place, asked)) is not None]
-        images = [address for name in steps[-1][1][place].get("images") or [] if (address := _address(run.path, name, addresses))]
-        found.append(Case(asked[0], images, answers))
+        question, images = _question(steps[-1][1][place])
+        answers = [marked(step, row) for step, rows in steps if (row := _same(rows, place, (question, images))) is not None]
+        there = [address for name in steps[-1][1][place].get("images") or [] if (address := _address(run.path, name, addresses))]
+        shown.append(Case(question, there, answers))
     if any(address is None for address in addresses.values()):
         notes.append("some images of answers could not be read")
-    return found
+    return shown
 
 
 def count(run: Run) -> int:
     """How many different questions there are answers to."""
-    return len({_asked(row) for row in run.answers[-1][1]}) if run.answers else 0
+    return len({_question(row) for row in run.answers[-1][1]}) if run.answers else 0
 
 
 def spaced(answers: Sequence[tuple[int, list[dict[str, Any]]]]) -> list[tuple[int, list[dict[str, Any]]]]:
@@ -73,7 +73,7 @@ def spaced(answers: Sequence[tuple[int, list[dict[str, Any]]]]) -> list[tuple[in
     return [answers[place] for place in sorted(places)]
 
 
-def told(step: int, row: Mapping[str, Any]) -> Told:
+def marked(step: int, row: Mapping[str, Any]) -> Answer:
     """An answer in pieces; marks that overlap an earlier one, or lie outside, are left out."""
     text, place, pieces = str(row.get("answer") or ""), 0, []
     marks = [mark for mark in row.get("mentions") or [] if isinstance(mark, (list, tuple)) and len(mark) == 4]
@@ -83,20 +83,20 @@ def told(step: int, row: Mapping[str, Any]) -> Told:
             pieces.append(Piece(text[start:end], "there" if there else "invented"))
             place = end
     pieces += [Piece(text[place:])] if place < len(text) else []
-    said = {str(name) for _, _, name, _ in marks}
-    unsaid = [str(name) for name in row.get("objects") or [] if str(name) not in said]
-    return Told(step, pieces, unsaid, "mentions" in row)
+    mentioned = {str(name) for _, _, name, _ in marks}
+    unsaid = [str(name) for name in row.get("objects") or [] if str(name) not in mentioned]
+    return Answer(step, pieces, unsaid, "mentions" in row)
 
 
-def _asked(row: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
+def _question(row: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
     return str(row.get("prompt", "")), tuple(str(name) for name in row.get("images") or [])
 
 
-def _same(rows: Sequence[Mapping[str, Any]], place: int, asked: tuple[str, tuple[str, ...]]) -> Mapping[str, Any] | None:
+def _same(rows: Sequence[Mapping[str, Any]], place: int, question: tuple[str, tuple[str, ...]]) -> Mapping[str, Any] | None:
     """The row of the same question, which stands at the same place unless another exam wrote it."""
-    if place < len(rows) and _asked(rows[place]) == asked:
+    if place < len(rows) and _question(rows[place]) == question:
         return rows[place]
-    return next((row for row in rows if _asked(row) == asked), None)
+    return next((row for row in rows if _question(row) == question), None)
 
 
 def _address(folder: Path, name: Any, known: dict[str, str | None]) -> str | None:

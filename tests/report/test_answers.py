@@ -8,9 +8,9 @@ import re
 import pytest
 
 from mmalign.report import build
-from mmalign.report.honesty import Standing, front
+from mmalign.report.answers import MOST_STEPS, marked, spaced
+from mmalign.report.hallucination import Standing, front
 from mmalign.report.overoptimisation import Point, fell_silent
-from mmalign.report.told import MOST_STEPS, spaced, told
 from mmalign.runs import answers
 from tests.helpers.fake_run import make_run, make_vlm_run
 from tests.report.test_report import Page
@@ -101,7 +101,7 @@ def row(text, *marks, objects=()):
 
 
 def test_pieces():
-    found = told(3, row("a dog and a cat", (12, 15, "cat", False), (2, 5, "dog", True), objects=["dog", "car", "bus"]))
+    found = marked(3, row("a dog and a cat", (12, 15, "cat", False), (2, 5, "dog", True), objects=["dog", "car", "bus"]))
     assert [(piece.text, piece.kind) for piece in found.pieces] == [("a ", ""), ("dog", "there"), (" and a ", ""), ("cat", "invented")]
     assert found.unsaid == ["car", "bus"] and found.known
     assert "".join(piece.text for piece in found.pieces) == "a dog and a cat"
@@ -109,13 +109,13 @@ def test_pieces():
 
 @pytest.mark.parametrize("mark", [(2, 99, "x", True), (5, 2, "x", True), (-1, 3, "x", True), (3, 3, "x", True)])
 def test_marks_that_do_not_fit_lose_no_words(mark):
-    found = told(0, row("a dog here", mark, (2, 5, "dog", True), (3, 8, "og he", False)))
+    found = marked(0, row("a dog here", mark, (2, 5, "dog", True), (3, 8, "og he", False)))
     assert "".join(piece.text for piece in found.pieces) == "a dog here"
     assert [piece.kind for piece in found.pieces if piece.kind] == ["there"]
 
 
 def test_answers_without_marks_are_not_known():
-    assert not told(0, {"answer": "x"}).known and told(0, {"answer": None, "mentions": []}).pieces == []
+    assert not marked(0, {"answer": "x"}).known and marked(0, {"answer": None, "mentions": []}).pieces == []
 
 
 def test_many_steps_are_thinned_with_both_ends():

@@ -55,8 +55,8 @@ def front(points: Sequence[Standing]) -> list[Standing]:
 
 def figures(run: Run) -> list[Figure]:
     """Those that the run has numbers for."""
-    found = [against_recall(run), length(run), looking(run)]
-    return [figure for figure in found if figure is not None]
+    figures = [against_recall(run), length(run), looking(run)]
+    return [figure for figure in figures if figure is not None]
 
 
 def against_recall(run: Run) -> Figure | None:
@@ -79,9 +79,9 @@ def against_recall(run: Run) -> Figure | None:
     if any(p.invented.error or p.recalled.error for p in points):
         note += " Crosses: one standard error."
     first, last = points[0], points[-1]
-    say = f"from {_share(first.invented)} and {_share(first.recalled)} to {_share(last.invented)} and {_share(last.recalled)}"
+    ends_in_words = f"from {_share(first.invented)} and {_share(first.recalled)} to {_share(last.invented)} and {_share(last.recalled)}"
     plot = Plot(
-        [line, path] if len(best) > 1 else [path], f"{names[0]}: {WORDS[names[0]]}", f"Inventions and recall, {say}", steps=False,
+        [line, path] if len(best) > 1 else [path], f"{names[0]}: {WORDS[names[0]]}", f"Inventions and recall, {ends_in_words}", steps=False,
         y_word=f"{names[1]}: {WORDS[names[1]]}", pad_x=0.08,
     )  # fmt: skip
     legend = (("checkpoints, in order", "s0"), ("Pareto front", "s2 dashed")) if len(best) > 1 else ()

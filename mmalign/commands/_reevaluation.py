@@ -12,7 +12,7 @@ from mmalign.training.settings import Evaluation
 from mmalign.types import UserError
 
 
-def examined(run_folder: str | Path, *, samples: int | None = None, trust: bool = False) -> dict[str, dict[str, float]]:
+def reevaluated(run_folder: str | Path, *, samples: int | None = None, trust: bool = False) -> dict[str, dict[str, float]]:
     """``{"ref": {name: number}, NAME: {...}}``: what a run's evaluation says of the reference and of its best parameters.
 
     samples: of each prompt, those of the run's config by default. trust: its config may name code outside of mmalign.
