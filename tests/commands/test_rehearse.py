@@ -45,7 +45,7 @@ def test_a_reference_that_is_another_model_has_a_twin_too():
         ("policy.call.heigth=512", "check", "policy.call.heigth: no argument of this policy's calls; nearest: height"),
         ("policy.call.height=500", "rollout", "divisible"),
         ("policy.pipeline=nobody/nothing", "twin", "--class"),
-        ("optimizer.rate=1e-30", "update", "learning rate"),
+        ("optimizer.rate=0.0", "check", "takes a number above 0"),
         ("policy.schedule.kernel.noise_level=-1", "check", "policy.schedule.kernel: flow_sde.noise_level: got -1"),
     ],
 )
