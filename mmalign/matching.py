@@ -12,6 +12,7 @@ from mmalign.types import UserError
 MADE_ANEW = re.compile(r"(^|\.)(position_ids|inv_freq|original_inv_freq|masked_bias|attn\.bias|num_batches_tracked)$")
 """Buffers that a model computes by itself and that some files hold, or lack."""
 SHOWN = 3
+ADAPTERS = ("adapter_config.json", "pytorch_lora_weights.safetensors", "peft")
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 
 
@@ -19,6 +20,19 @@ def refuse_nowhere(key: str, name: str, what: str) -> None:
     """UserError for a name that is no hub id, where there is no folder of that name either. what: is taken."""
     if not HUB_ID.fullmatch(name) and not (name and Path(name).exists()):
         raise UserError(f"{key}: got {name!r}, takes a folder or a hub id (ORGANISATION/NAME) of {what}: no such folder")
+
+
+def refuse_unfinished(key: str, name: str) -> None:
+    """UserError for a run, or a folder with an adapter alone, where a whole model is taken: which says what to write in its place."""
+    place, kind = Path(name), key.rpartition(".")[2]
+    if (place / "config.yaml").is_file() and (place / "checkpoints").is_dir():
+        raise UserError(
+            f"{key}: {name} is a run; takes the {kind} that it trained, with lora: {{from: {name}}} (start: {name}, where it has no LoRA)"
+        )
+    adapter = next((file for file in ADAPTERS if (place / file).exists()), None)
+    if adapter is not None and not any((place / file).is_file() for file in ("model_index.json", "config.json")):
+        merged = f", or {place / 'merged'}" if (place / "merged" / "model_index.json").is_file() else ""
+        raise UserError(f"{key}: {name} holds an adapter alone ({adapter}); takes its {kind}, with lora: {{from: {name}}}{merged}")
 
 
 def refuse_unlike(

@@ -81,7 +81,7 @@ INSIDE: dict[str, dict[str, set[str]]] = {
         "transformers": {"settings", "parameters", "language"},
         "twins": {"pipelines"},
         "exports": {"adapters", "pipelines", "language", "diffusers", "transformers"},
-        "inspecting": {"settings", "adapters", "pipelines", "diffusers", "twins"},
+        "inspecting": {"settings", "adapters", "pipelines", "diffusers", "twins", "language", "transformers"},
     },
     "rewards": {"*": {"_shared", "_models"}, "_shared": set(), "_models": {"_shared"}, "videos": {"_shared", "_models", "pictures"}},
 }

@@ -13,7 +13,9 @@ from mmalign.cli.app import app, mistakes_as_lines
 @app.command("inspect")
 def inspect_model(
     context: typer.Context,
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A hub id, a folder, or a pipeline class of diffusers (then a tiny twin).")],
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A hub id, a folder, a world, or a class of diffusers or transformers (a tiny twin).")
+    ],
     call: Annotated[
         list[str] | None, typer.Option("--call", metavar="KEY=VALUE", help="An argument of its call; as often as needed.")
     ] = None,
@@ -40,13 +42,22 @@ def _inspected(model: str, words: list[str], dtype: str | None) -> Any:
     from mmalign.commands._models import told
     from mmalign.config import build_part
     from mmalign.policies.inspecting.inspection import inspection
+    from mmalign.policies.inspecting.language import is_language, language_inspection, language_model
     from mmalign.policies.inspecting.starting import Opened, opened
     from mmalign.rooms import index
+    from mmalign.types import UserError
 
     call = told(words)
+    if is_language(model):
+        if call:
+            raise UserError(f"--call: {model} is a language model, whose call is not tried here; takes none")
+        return language_inspection(*language_model(model, dtype=dtype), node=f"hub/id-of-a-{model}" if model.isidentifier() else model)
     if model in index("mmalign.worlds"):
         node = {"use": model}
-        found = Opened(build_part({"pipeline": node}, "pipeline"), {}, node)
+        built = build_part({"pipeline": node}, "pipeline")
+        if isinstance(built, tuple):
+            return language_inspection(*built, node=node)
+        found = Opened(built, {}, node)
     else:
         found = opened(model, dtype=dtype)
     return inspection(found.pipe, call=call, stand_ins=found.stand_ins, node=found.node)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from collections.abc import Mapping
 from pathlib import Path
@@ -118,7 +119,21 @@ def sample(  # the options of a command
             return
         folder = run_folder(run)
         made = find("mmalign.commands", "sample")(folder, prompts=prompt or None, count=count, seed=seed, out=out, trust=trust)
+        if made.suffix == ".jsonl":
+            typer.echo(_completions(made))
         typer.echo(f"samples: {made}")
+
+
+def _completions(path: Path) -> str:
+    """What a language model answered, under each prompt."""
+    from mmalign.conversations import question
+
+    rows, lines = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line], list[str]()
+    for place, row in enumerate(rows):
+        if place == 0 or row["prompt"] != rows[place - 1]["prompt"]:
+            lines.append(f"prompt: {question(row['prompt'])}")
+        lines.append(f"  seed {row['seed']}: {row['completion']}")
+    return "\n".join(lines)
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import Tensor
 from mmalign.commands._models import Model, guidance_of, model_of
 from mmalign.commands._trained import trained
 from mmalign.config import build_part
+from mmalign.files import write_text
 from mmalign.guidance._calls import outputs_of
 from mmalign.guidance.guide import guide
 from mmalign.guidance.ledger import Ledger
@@ -29,17 +31,19 @@ def sample(
 ) -> Path:  # fmt: skip
     """Draws from a run's newest checkpoint into one PNG, a row per prompt and a column per seed (videos are animated); returns its path.
 
+    Of a language model, the path of JSON lines: ``{"prompt": ..., "seed": ..., "completion": ...}``.
+
     Args:
         run_folder: of a run with a config; nothing in it but its policy is built.
         prompts: those of the run's evaluations by default, or else the ones it trained on.
         count: samples of each prompt, at the seeds ``seed``, ``seed + 1``, ...
-        out: where to write; ``samples/sampled_<step>.png`` in the run by default. A name that ends in ``.mp4`` makes a film of videos, and
-            one without an ending a folder with each sample as a file of its own.
+        out: where to write; ``samples/sampled_<step>.png`` (``.jsonl``) in the run by default. A name that ends in ``.mp4`` makes a film of
+            videos, and one without an ending a folder with each sample as a file of its own.
         trust: the run's config may name code outside of mmalign, which is then imported and run.
 
     The best evaluated parameters are taken where the run kept them, or else their moving average where it has one. Errors:
     UserError for a run without a checkpoint or without a policy in its config, for a prompt that the pipeline refuses, and for
-    outputs that are neither images nor videos.
+    outputs that are neither images, videos nor texts.
     """
     run = trained(run_folder, trust=trust)
     if count < 1:
@@ -48,9 +52,24 @@ def sample(
     wanted = list(prompts or build_part(evaluation, "prompts") or build_part(run.config, "prompts"))
     wanted, policy = contents(wanted), run.policy()
     with policy.using("current" if run.best == "trained" else run.best):
-        images = _generate(policy, wanted, list(range(seed, seed + count)), evaluation.get("call") or {})
-    path = run.folder / "samples" / f"sampled_{checkpoint.step_of(run.checkpoint):06d}.png" if out is None else Path(out)
-    return _written(path, images, wanted, list(range(seed, seed + count)))
+        seeds = list(range(seed, seed + count))
+        outputs = _generate(policy, wanted, seeds, evaluation.get("call") or {})
+    ending = "png" if isinstance(outputs, Tensor) else "jsonl"
+    path = run.folder / "samples" / f"sampled_{checkpoint.step_of(run.checkpoint):06d}.{ending}" if out is None else Path(out)
+    return _written(path, outputs, wanted, seeds) if isinstance(outputs, Tensor) else _write_lines(path, wanted, seeds, outputs)
+
+
+def _write_lines(path: Path, prompts: Sequence[Any], seeds: Sequence[int], completions: Sequence[str]) -> Path:
+    """Completions as JSON lines, those of a prompt one after the other."""
+    if path.suffix != ".jsonl":
+        raise UserError(f"out: got {path}, takes .jsonl for the completions of a language model")
+    rows = [(prompt, seed) for prompt in prompts for seed in seeds]
+    lines = [
+        json.dumps({"prompt": prompt, "seed": seed, "completion": completion}, ensure_ascii=False, default=str)
+        for (prompt, seed), completion in zip(rows, completions, strict=True)
+    ]
+    write_text(path, "".join(f"{line}\n" for line in lines))
+    return path
 
 
 def _written(path: Path, images: Tensor, prompts: Sequence[str], seeds: Sequence[int]) -> Path:
@@ -66,13 +85,15 @@ def _written(path: Path, images: Tensor, prompts: Sequence[str], seeds: Sequence
 
 
 @torch.no_grad()
-def _generate(policy: Policy, prompts: list[str], seeds: list[int], call: Mapping[str, Any]) -> Tensor:
-    """``[prompts, seeds, C, H, W]`` in 0..1; videos ``[prompts, seeds, F, C, H, W]``."""
+def _generate(policy: Policy, prompts: list[str], seeds: list[int], call: Mapping[str, Any]) -> Tensor | list[str]:
+    """``[prompts, seeds, C, H, W]`` in 0..1; videos ``[prompts, seeds, F, C, H, W]``; of a language model, ``prompts x seeds`` texts."""
     rows = [prompt for prompt in prompts for _ in seeds]
     try:
         outputs = policy.generate(rows, seeds * len(prompts), **call)
     except (ValueError, TypeError) as error:
-        raise UserError(f"prompt: the pipeline refuses {', '.join(prompts)}: {' '.join(str(error).split())}") from error
+        raise UserError(f"prompt: the pipeline refuses {', '.join(map(str, prompts))}: {' '.join(str(error).split())}") from error
+    if isinstance(outputs, list) and all(isinstance(output, str) for output in outputs):
+        return outputs
     if not isinstance(outputs, Tensor) or outputs.ndim not in (4, 5):
         got = list(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
         raise UserError(

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mmalign.matching import refuse_nowhere, refuse_unlike
+from mmalign.matching import refuse_nowhere, refuse_unfinished, refuse_unlike
 from mmalign.types import UserError
 
 ABOUT = ("image", "video", "audio", "vision", "boi", "eoi")
@@ -34,6 +34,7 @@ def load(name: str, reader: Any = None, *, dtype: str | None = None, trust_remot
         raise UserError(f"policy.dtype: got {dtype!r}, takes {', '.join(TYPES)}")
     what = "a causal language model or a vision-language model"
     refuse_nowhere("policy.model", name, what)
+    refuse_unfinished("policy.model", name)
     told = {"trust_remote_code": trust_remote_code}
     kind: Any = AutoModelForCausalLM
     try:

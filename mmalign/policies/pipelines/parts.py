@@ -6,6 +6,8 @@ their names once more without memory.
 
 from __future__ import annotations
 
+import importlib
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,29 @@ def refuse_unlike_parts(key: str, pipe: Any, name: str) -> None:
             refuse_unlike(f"{key}: {part}", place, module, info)
         else:
             _refuse_unlike_file(f"{key}: {part}: {place}", module, _files(place))
+
+
+def own_class(name: str) -> Any:
+    """The class of a folder's pipeline where mmalign itself defines it (a world's); None where diffusers does, or nobody is known to.
+
+    Errors: UserError for a class of another library, which a name cannot say.
+    """
+    import diffusers
+
+    index = Path(name) / "model_index.json"
+    told = json.loads(index.read_text(encoding="utf-8")) if index.is_file() else {}
+    kind = told.get("_class_name")
+    if not isinstance(kind, str) or getattr(diffusers, kind, None) is not None:
+        return None
+    homes = {str(part[0]) for part in told.values() if isinstance(part, list) and part}
+    for module in sorted(home.rpartition(".")[0] for home in homes if home.startswith("mmalign.worlds.")):
+        found = getattr(importlib.import_module(f"{module}.pipeline"), kind, None)
+        if found is not None:
+            return found
+    raise UserError(
+        f"policy.pipeline: {name} is a {kind}, a class that diffusers does not have; takes a function of yours that loads it: "
+        "{use: MODULE.FUNCTION}, or the pipeline itself, in Python"
+    )
 
 
 def _folder(name: str) -> Path:

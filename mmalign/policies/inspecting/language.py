@@ -1,0 +1,148 @@
+"""What a language or vision-language model is to mmalign: its special tokens, token by token, what is trained, whether replay is exact."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mmalign.policies.inspecting.inspection import Inspection, Row
+from mmalign.policies.language.agreement import compared
+from mmalign.policies.language.loading import load, parted
+from mmalign.policies.language.members import members_of
+from mmalign.policies.pipelines.calling import one_line, quiet
+from mmalign.policies.settings import Lora
+from mmalign.policies.transformers import TransformersPolicy, transformers
+from mmalign.policies.twins import texts, visions
+from mmalign.types import UserError
+
+ASKED, ANSWER, SYSTEM = "What is red?", "A fox.", "Be brief."
+THOUGHT = "<think>\nFoxes are.\n</think>\n\nA fox."
+SHOWN = 12  # names of tokens in a row
+ENDINGS = ("ForCausalLM", "ForConditionalGeneration")
+
+
+def is_language(model: str) -> bool:
+    """Whether a name is that of a language model: a class of transformers, a folder of one, or a hub id that begins as a family's do."""
+    if Path(model).is_dir():
+        return (Path(model) / "config.json").is_file() and not (Path(model) / "model_index.json").is_file()
+    last = model.rpartition("/")[2].lower()
+    return model.endswith(ENDINGS) or ("/" in model and any(last.startswith(start) for start in texts.FAMILIES))
+
+
+def language_model(model: str, *, dtype: str | None = None) -> tuple[Any, Any]:
+    """A model and its tokenizer or processor: by hub id, folder, or class, of which a tiny twin is made. Errors: UserError."""
+    if model.isidentifier() and not Path(model).exists():
+        return visions.tiny(model) if model in visions.known() else texts.tiny(model)
+    return load(model, dtype=dtype)
+
+
+@quiet()
+def language_inspection(model: Any, reader: Any, *, node: Any = "", device: str | None = None) -> Inspection:
+    """Looks at a model with its tokenizer or processor; it gets a LoRA on the way, and is of no other use afterwards.
+
+    Errors: UserError for a model that is no policy: without an end of text, or that does not answer a tiny batch.
+    """
+    count = sum(p.numel() for p in model.parameters())
+    members = {name: sum(model.get_parameter(one).numel() for one in names) for name, names in members_of(model).items()}
+    tensors = len(model.state_dict())
+    policy = transformers(model, reader, lora=Lora(rank=4), max_completion=8, device=device)
+    words, _ = parted(reader)
+    rows = [
+        Row("model", f"{type(model).__name__}, {count / 1e6:.3g} M parameters, {tensors} tensors, all of them there"),
+        Row("members", ", ".join(f"{name} ({size / 1e6:.3g} M)" for name, size in members.items())),
+        Row("reads with", f"{type(reader).__name__}, {len(words)} tokens"),
+    ]
+
+    def tell(name: str, find: Callable[[], str]) -> None:
+        try:
+            rows.append(Row(name, find()))
+        except (UserError, RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+            rows.append(Row(name, one_line(error), failed=True))
+
+    chat = policy.chat
+    system = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": ASKED}]
+    tell(
+        "template", lambda: f"of the {'tokenizer' if chat.writer is words else 'processor'}" if chat.template else "none: prompts are texts"
+    )
+    tell("ends with", lambda: _names(words, chat.stops))
+    tell("never says", lambda: _names(words, chat.never))
+    tell("prompt", lambda: _tokens(words, chat.prompt(ASKED).ids))
+    tell("answer", lambda: _answer(policy))
+    tell("as transformers makes it", lambda: str(compared(chat, ASKED, ANSWER)))
+    if chat.template:
+        tell("with a system turn", lambda: str(compared(chat, system, ANSWER)))
+    tell("with reasoning", lambda: str(compared(chat, ASKED, THOUGHT)))
+    if chat.vision is not None and "image" in chat.vision.tokens:
+        tell("with a picture", lambda: str(compared(chat, _pictured(policy), ANSWER)))
+    tell("fast ways", lambda: "; ".join(policy.fit.said) or "prompts shared by their rows, head apart from the rest")
+    tell("replay", lambda: _replay(policy))
+    tell("gradient", lambda: _gradient(policy))
+    return Inspection(type(model).__name__, tuple(rows), starting_yaml(model, node=node))
+
+
+def _names(words: Any, ids: Sequence[int]) -> str:
+    shown = ", ".join(words.convert_ids_to_tokens(list(ids[:SHOWN])))
+    return (shown + (f" and {len(ids) - SHOWN} more" if len(ids) > SHOWN else "")) or "nothing"
+
+
+def _tokens(words: Any, ids: Sequence[int]) -> str:
+    return f"{len(ids)}: {' '.join(map(repr, words.convert_ids_to_tokens(list(ids))))}"
+
+
+def _answer(policy: TransformersPolicy) -> str:
+    row = policy.chat.row(ASKED, ANSWER)
+    names = policy.chat.tokenizer.convert_ids_to_tokens(row.completion)
+    shown = (repr(name) if counts else f"({name!r})" for name, counts in zip(names, row.trained, strict=True))
+    return f"{sum(row.trained)} trained: {' '.join(shown)}"
+
+
+def _pictured(policy: TransformersPolicy) -> list[dict[str, Any]]:
+    """A question about a small picture."""
+    vision = policy.chat.vision
+    height, width = (48, 40) if vision is None else (vision.height, vision.width)
+    picture = torch.linspace(0, 1, 3 * height * width).view(3, height, width)
+    return [{"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": ASKED}]}]
+
+
+def _replay(policy: TransformersPolicy) -> str:
+    rollout = policy.sample([ASKED], 2, torch.Generator().manual_seed(0))
+    worst = rollout.metrics["engine_difference_max"]
+    return f"what is sampled is scored within {worst:.2g} nats a token (allowed: {policy.tolerance:g})"
+
+
+def _gradient(policy: TransformersPolicy) -> str:
+    rollout = policy.encode([ASKED], [ANSWER], torch.zeros(1, dtype=torch.int64), torch.Generator())
+    policy.steps(rollout, torch.arange(1)).log_probs.sum().backward()
+    live = {name: p.grad for name, p in policy.parameters().items() if "lora_A" not in name}  # B is zero at first, so A has none
+    reached = sum(grad is not None and bool(grad.norm() > 0) for grad in live.values())
+    if not reached:
+        raise UserError("reaches nothing that is trained")
+    return f"reaches {reached} of {len(live)} LoRA layers"
+
+
+def starting_yaml(model: Any, *, node: Any) -> str:
+    """A config to start from; ``mmalign check`` passes on it."""
+    name = "".join(c if c.isalnum() else "-" for c in type(model).__name__.lower())
+    lines = [
+        f"# A start for {type(model).__name__}, from `mmalign inspect`. Put your prompts and reward in, then check and train.",
+        "use: online",
+        "policy:",
+        "  use: transformers",
+        f"  model: {json.dumps(node)}",
+        "  lora: {rank: 16}",
+        "  max_completion: 128",
+        "method: {use: grpo, beta: 0.01}",
+        "prompts: [Name three red animals., Say why the sky is blue.]",
+        "steps: 100",
+        "batch: {prompts: 2, group: 8, micro_rows: 4}",
+        "optimizer: {use: adamw, rate: 1.0e-5}",
+        "rewards:",
+        "  short: {use: length, most: 60, soft: 30}   # in place of your own: {use: my_module.my_reward}",
+        "evaluation: {every: 10, samples: 4}",
+        f"run: {{name: {name}}}",
+    ]
+    return "\n".join(lines) + "\n"
