@@ -64,6 +64,10 @@ PAIRS = {
     "alpaca": ({"instruction": "Name it:", "input": "a fruit", "chosen": "Apple", "rejected": "Axe"}, "Name it:\na fruit"),
     "alpaca, empty input": ({"instruction": "A fruit?", "input": "", "chosen": "Apple", "rejected": "Axe"}, "A fruit?"),
     "alpaca, empty instruction": ({"instruction": "", "input": "A fruit?", "chosen": "Apple", "rejected": "Axe"}, "A fruit?"),
+    "Dolly": (
+        {"instruction": "Name it:", "context": "Fruits and tools.", "chosen": "Apple", "rejected": "Axe"},
+        "Name it:\nFruits and tools.",
+    ),
     "input alone": ({"input": "A fruit?", "chosen": "Apple", "rejected": "Axe"}, "A fruit?"),
     "capitals": ({"Question": "A fruit?", "Chosen": "Apple", "Rejected": "Axe"}, "A fruit?"),
     "LLaMA-Factory, ShareGPT": (
@@ -352,3 +356,15 @@ def test_a_column_that_is_named_has_to_be_there(tmp_path, ours):
 
 def test_files_with_endings_in_capitals(tmp_path):
     assert len(mm.data.texts(written(tmp_path, [{"prompt": "p", "completion": "a"}], "DATA.JSONL")).first(2)) == 1
+
+
+def test_reasoning_beside_an_answer_is_kept(tmp_path):
+    thumb = read(tmp_path, {"messages": [user("p"), {**assistant("a"), "reasoning_content": "hm"}]})
+    assert thumb.output == [{**assistant("a"), "reasoning_content": "hm"}]
+
+
+def test_names_of_columns_are_on_one_line(tmp_path):
+    row = {"no\nname " + "x" * 500: "p", "chosen": "The a", "rejected": "The b"}
+    with pytest.raises(UserError) as error:
+        mm.data.texts(written(tmp_path, [row]))
+    assert "\n" not in str(error.value) and len(str(error.value)) < 500 and "nobody reads no name_x" in str(error.value)

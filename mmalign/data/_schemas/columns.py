@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from mmalign.data._reading.parsing import parsed
@@ -98,6 +99,7 @@ def has(row: Mapping[str, Any], key: str) -> bool:
     return not (value is None or (isinstance(value, (str, list, tuple, dict, bytes)) and len(value) == 0))
 
 
+@lru_cache(maxsize=4096)
 def low(key: str) -> str:
     """The name of a column in small letters, words joined by ``_``."""
     return key if key in (FILE, KEY) else key.strip().lower().replace(" ", "_").replace("-", "_")
@@ -152,9 +154,9 @@ def kind_of(row: Row, names: Names) -> str:
     )
 
 
-def listed(row: Mapping[str, Any]) -> str:
-    """The columns of a row, as messages list them."""
-    return ", ".join(sorted(str(key)[:60] for key in row if key not in (FILE, KEY))[:40])
+def listed(row: Iterable[str]) -> str:
+    """The columns of a row, as messages list them: on one line."""
+    return ", ".join(sorted(" ".join(str(key).split())[:60] for key in row if key not in (FILE, KEY))[:40])
 
 
 def laid_out(row: Row, kind: str, names: Names) -> Layout:
@@ -194,7 +196,7 @@ def laid_out(row: Row, kind: str, names: Names) -> Layout:
     if kind == "preference" and "prompt" not in ours and isinstance(ours["chosen"], str):
         strange = sorted(key for key, value in unread.items() if key not in ABOUT and not isinstance(value, (bool, int, float)))
         if strange:
-            raise Broken(f"no prompt: nobody reads {', '.join(strange[:8])} (columns: {{prompt: {strange[0]}}}, if that is it)")
+            raise Broken(f"no prompt: nobody reads {listed(strange[:8])} (columns: {{prompt: {listed(strange[:1])}}}, if that is it)")
     return Layout(ours, unread)
 
 
@@ -219,7 +221,7 @@ class Notice:
         new = sorted(set(unread) - self.reported)
         if new:
             self.reported.update(new)
-            warnings.warn(f"{self.what}: nobody reads column{'s' * (len(new) > 1)} {', '.join(map(str, new[:40]))}", stacklevel=2)
+            warnings.warn(f"{self.what}: nobody reads column{'s' * (len(new) > 1)} {listed(new)}", stacklevel=2)
 
 
 # ---- media
@@ -286,9 +288,10 @@ def _prompt(low: Row, names: Names) -> tuple[Row, set[str]]:
     instruction = key == "instruction" or names.get("prompt") == "instruction"
     prompt = low.get(key) if key else None
     read = {key, names.get("prompt", key)} - {None}
-    if (instruction or (key == "input" and "instruction" in low)) and isinstance(low.get("input"), str) and low["input"].strip():
-        parts = [part for part in (prompt if instruction else "", low["input"]) if isinstance(part, str) and part.strip()]
-        prompt, read = "\n".join(parts), {*read, "input", "instruction"}
+    if isinstance(prompt, str) and (instruction or (key == "input" and "instruction" in low)):  # Alpaca's, and Dolly's
+        parts = [prompt if instruction else "", low.get("input"), low.get("context")]
+        prompt = "\n".join(part for part in parts if isinstance(part, str) and part.strip())
+        read |= {"instruction", "input", "context"}
     past = low.get("history")
     if isinstance(past, str) and prompt is None and past.strip():  # SHP
         return {"prompt": past}, {"history"}

@@ -31,7 +31,7 @@ FOLLOWS = {
 }
 TEXTS = ("text", "input_text", "output_text")  # types of parts
 MEDIA = {"image": "image", "image_url": "image", "input_image": "image", "video": "video", "video_url": "video", "input_video": "video"}
-KEPT = ("name", "tool_call_id")  # of a turn, besides its role and content
+KEPT = ("name", "tool_call_id", "reasoning_content")  # of a turn, besides its role and content
 
 Turns = list[dict[str, Any]]
 Text = str | Turns
@@ -201,7 +201,7 @@ def _single(turns: Turns) -> Text:
     if any(not isinstance(turn["content"], str) for turn in turns):
         raise Broken("an answer holds an image or a video, takes them in the prompt alone")
     text: str = turns[0]["content"]
-    return text if len(turns) == 1 and "tool_calls" not in turns[0] else turns
+    return text if len(turns) == 1 and not turns[0].keys() & {"tool_calls", "reasoning_content"} else turns
 
 
 def _in_order(turns: Turns, split: int) -> None:
