@@ -40,44 +40,44 @@ class Room:
         if self.truncate not in (None, "left", "right"):
             raise UserError(f"policy.truncate: got {self.truncate!r}, takes left or right")
 
-    def prompt(self, asked: Any, number: int, *, system: str | None = None) -> Prompt:
+    def prompt(self, source: Any, number: int, *, system: str | None = None) -> Prompt:
         """Prompt ``number`` as a model is given it. Errors: UserError that names it."""
         try:
-            found = self.chat.prompt(asked, system=system)
+            prompt = self.chat.prompt(source, system=system)
         except UserError as error:
             raise UserError(f"prompt {number}: {str(error).removeprefix('prompt: ')}") from error
-        return self.fitted(found, asked, number, system=system)
+        return self.fitted(prompt, source, number, system=system)
 
-    def fitted(self, found: Prompt, asked: Any, number: int | None = None, *, system: str | None = None) -> Prompt:
-        """A prompt that leaves room for a completion: itself, or cut. asked: what it was made of."""
+    def fitted(self, prompt: Prompt, source: Any, number: int | None = None, *, system: str | None = None) -> Prompt:
+        """A prompt that leaves room for a completion: itself, or cut. source: what it was made of."""
         while True:
             room = None if self.context is None else self.context - self.max_completion
-            most = min(size for size in (self.max_prompt, room, len(found)) if size is not None)
-            if len(found) <= most:
-                return found
+            most = min(size for size in (self.max_prompt, room, len(prompt)) if size is not None)
+            if len(prompt) <= most:
+                return prompt
             if self.truncate is None:
                 here = f"a context of {self.context} leaves room for {most}"
                 where = f"max_prompt is {self.max_prompt}" if most == self.max_prompt else here
                 which = "prompt" if number is None else f"prompt {number}"
-                raise UserError(f"{which}: has {len(found)} tokens, {where}; takes a shorter one, or truncate: left or right")
-            start, end = (len(found) - most, len(found)) if self.truncate == "left" else (0, most)
-            gone = {place for place, (first, last) in enumerate(found.spans) if first < start or last > end}
+                raise UserError(f"{which}: has {len(prompt)} tokens, {where}; takes a shorter one, or truncate: left or right")
+            start, end = (len(prompt) - most, len(prompt)) if self.truncate == "left" else (0, most)
+            gone = {place for place, (first, last) in enumerate(prompt.spans) if first < start or last > end}
             if not gone:
                 self._count("prompts")
-                return found.window(start, end)
-            for kind, count in Counter(found.media[place].kind for place in gone).items():
+                return prompt.window(start, end)
+            for kind, count in Counter(prompt.media[place].kind for place in gone).items():
                 self._count(f"{kind}s", count)
-            asked = without(asked, gone)
-            found = self.chat.prompt(asked, system=system)
+            source = without(source, gone)
+            prompt = self.chat.prompt(source, system=system)
 
-    def row(self, row: Row, asked: Any) -> Row:
+    def row(self, row: Row, source: Any) -> Row:
         """A given row that fits: itself, or cut. Errors: UserError for one that is too long, where nothing is cut."""
-        prompt = self.fitted(row.prompt, asked)
+        prompt = self.fitted(row.prompt, source)
         if len(row.completion) <= self.max_completion:
             return row._replace(prompt=prompt)
         if self.truncate is None:
-            said = f"has {len(row.completion)} tokens, max_completion is {self.max_completion}"
-            raise UserError(f"completion: {said}; takes a shorter one, a larger max_completion, or truncate: left or right")
+            too_long = f"has {len(row.completion)} tokens, max_completion is {self.max_completion}"
+            raise UserError(f"completion: {too_long}; takes a shorter one, a larger max_completion, or truncate: left or right")
         self._count("completions")
         return Row(prompt, row.completion[: self.max_completion], row.trained[: self.max_completion])
 

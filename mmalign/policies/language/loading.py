@@ -35,17 +35,17 @@ def load(name: str, reader: Any = None, *, dtype: str | None = None, trust_remot
     what = "a causal language model or a vision-language model"
     refuse_nowhere("policy.model", name, what)
     refuse_unfinished("policy.model", name)
-    told = {"trust_remote_code": trust_remote_code}
+    options = {"trust_remote_code": trust_remote_code}
     kind: Any = AutoModelForCausalLM
     try:
-        if getattr(AutoConfig.from_pretrained(name, **told), "vision_config", None) is not None:
+        if getattr(AutoConfig.from_pretrained(name, **options), "vision_config", None) is not None:
             kind = AutoModelForImageTextToText
-        how = {"dtype": "auto" if dtype is None else TYPES[dtype], "output_loading_info": True, "ignore_mismatched_sizes": True}
+        settings = {"dtype": "auto" if dtype is None else TYPES[dtype], "output_loading_info": True, "ignore_mismatched_sizes": True}
         with quiet_report():
-            model, info = kind.from_pretrained(name, **how, **told)
+            model, info = kind.from_pretrained(name, **settings, **options)
         if reader is None or isinstance(reader, str):
             sees = kind is AutoModelForImageTextToText
-            reader = AutoProcessor.from_pretrained(reader or name, **told) if sees else _tokenizer(reader or name, **told)
+            reader = AutoProcessor.from_pretrained(reader or name, **options) if sees else _tokenizer(reader or name, **options)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise UserError(f"policy.model: got {name!r}, takes {what}, a folder or a hub id: {_first_line(error)}") from error
     refuse_unlike("policy.model", name, model, info)
@@ -64,13 +64,13 @@ def quiet_report() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _tokenizer(name: str, **told: Any) -> Any:
+def _tokenizer(name: str, **options: Any) -> Any:
     """A tokenizer in the class that it was saved in: AutoTokenizer goes by the model beside it, and may make another one of it."""
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
     from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
-    generic = get_tokenizer_config(name, **told).get("tokenizer_class") in ("PreTrainedTokenizerFast", "TokenizersBackend")
-    return (PreTrainedTokenizerFast if generic else AutoTokenizer).from_pretrained(name, **told)
+    generic = get_tokenizer_config(name, **options).get("tokenizer_class") in ("PreTrainedTokenizerFast", "TokenizersBackend")
+    return (PreTrainedTokenizerFast if generic else AutoTokenizer).from_pretrained(name, **options)
 
 
 def stops_of(model: Any) -> list[int]:
@@ -84,14 +84,14 @@ def never_said(model: Any, tokenizer: Any, processor: Any = None) -> list[int]:
     """Ids of pad, bos and unk, of images, videos and sounds and of what frames them, as the tokenizer, the processor and the model's
     configuration name them; for a model that sees, also the tokens that were added to its tokenizer, marked as special or only in brackets,
     whose own name says so (``<row_1_col_2>``)."""
-    found = [getattr(tokenizer, f"{name}_token_id", None) for name in ("pad", "bos", "unk", "image", "video", "audio")]
-    found += [value for name, value in model.config.to_dict().items() if _about_media(name)]
+    ids = [getattr(tokenizer, f"{name}_token_id", None) for name in ("pad", "bos", "unk", "image", "video", "audio")]
+    ids += [value for name, value in model.config.to_dict().items() if _about_media(name)]
     if processor is not None:
-        found += [value for name, value in vars(processor).items() if _about_media(name)]
+        ids += [value for name, value in vars(processor).items() if _about_media(name)]
         added = tokenizer.added_tokens_decoder.items()
-        found += [n for n, token in added if FRAMES.search(token.content) and (token.special or BRACKETS.fullmatch(token.content))]
+        ids += [n for n, token in added if FRAMES.search(token.content) and (token.special or BRACKETS.fullmatch(token.content))]
     vocabulary = int(model.get_input_embeddings().weight.shape[0])
-    return sorted({int(token) for token in found if isinstance(token, int) and 0 <= token < vocabulary})
+    return sorted({int(token) for token in ids if isinstance(token, int) and 0 <= token < vocabulary})
 
 
 def _about_media(name: str) -> bool:
@@ -115,8 +115,8 @@ def checkpoint_layers(model: Any) -> list[nn.Module]:
 
 def context_of(model: Any) -> int | None:
     """Tokens that a prompt and its completion may have together, None where the model does not say."""
-    found: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return found
+    length: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return length
 
 
 def refuse_numbers(temperature: float, top_p: float, top_k: int) -> None:

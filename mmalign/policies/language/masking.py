@@ -37,13 +37,13 @@ class Veil:
         finally:
             handle.remove()
 
-    def _before(self, module: nn.Module, args: Any, given: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        mask = given.get("attention_mask")
-        queries = given["inputs_embeds"].shape[1]
-        columns = queries + given["past_key_values"].get_seq_length()
+    def _before(self, module: nn.Module, args: Any, arguments: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        mask = arguments.get("attention_mask")
+        queries = arguments["inputs_embeds"].shape[1]
+        columns = queries + arguments["past_key_values"].get_seq_length()
         if isinstance(mask, dict):
-            return args, {**given, "attention_mask": {name: self._hidden(part, queries, columns) for name, part in mask.items()}}
-        return args, {**given, "attention_mask": self._hidden(mask, queries, columns)}
+            return args, {**arguments, "attention_mask": {name: self._hidden(part, queries, columns) for name, part in mask.items()}}
+        return args, {**arguments, "attention_mask": self._hidden(mask, queries, columns)}
 
     def _hidden(self, mask: Tensor | None, queries: int, columns: int) -> Tensor:
         """A mask of tokens ``[rows, columns]``, or of attention ``[rows, 1, queries, columns]``, with less to see; None: all before."""
@@ -62,12 +62,12 @@ def veils(prompts: Sequence[Prompt], share: float, seeds: Sequence[int], placeho
     """Of each prompt ``[L]`` bool, which tokens are hidden: each of its media's with probability ``share``. Errors: UserError."""
     if not 0 <= share <= 1:
         raise UserError(f"call.hidden_media: got {share}, takes 0 (all is seen) to 1 (nothing of the images and videos is)")
-    found = []
+    hidden = []
     for prompt, seed in zip(prompts, seeds, strict=True):
         inside = torch.tensor([token in placeholders for token in prompt.ids])
         rng = torch.Generator().manual_seed(seed)
-        found.append(inside & (torch.rand(len(prompt), generator=rng) < share))
-    return found
+        hidden.append(inside & (torch.rand(len(prompt), generator=rng) < share))
+    return hidden
 
 
 def veil_of(some: Sequence[Tensor], device: torch.device) -> Veil:

@@ -26,13 +26,13 @@ def members_of(model: Any) -> dict[str, list[str]]:
     output = None if model.get_output_embeddings() is None else model.get_output_embeddings()
     of = {name: {id(p) for p in part.parameters()} if part is not None else set[int]() for name, part in
           (("vision", encoder if encoder is not model else None), ("language", decoder), ("output", output))}  # fmt: skip
-    found: dict[str, list[str]] = {"vision": [], "projector": [], "language": []}
+    members: dict[str, list[str]] = {"vision": [], "projector": [], "language": []}
     for name, p in model.named_parameters():
         leads = sees and any(word in PROJECTORS for word in name.split("."))
         spoken = id(p) in of["language"] or id(p) in of["output"]
         place = "projector" if leads else "language" if spoken else "vision" if id(p) in of["vision"] else "projector"
-        found[place].append(name)
-    return {place: names for place, names in found.items() if names}
+        members[place].append(name)
+    return {place: names for place, names in members.items() if names}
 
 
 def ready(model: nn.Module, train: Train) -> bool:
@@ -40,17 +40,17 @@ def ready(model: nn.Module, train: Train) -> bool:
 
     Errors: UserError for members that the model does not have, and LoRA targets that match no layer.
     """
-    have = members_of(model)
-    asked = {member: how for member, how in vars(train).items() if how != "freeze"}
-    if odd := sorted(set(asked) - set(have)):
-        raise UserError(f"policy.train: got {', '.join(odd)}; {type(model).__name__} has {', '.join(have)}")
+    members = members_of(model)
+    trained = {member: how for member, how in vars(train).items() if how != "freeze"}
+    if odd := sorted(set(trained) - set(members)):
+        raise UserError(f"policy.train: got {', '.join(odd)}; {type(model).__name__} has {', '.join(members)}")
     lora: dict[str, Layer] = {}
     opened = set[str]()
-    for member, how in asked.items():
+    for member, how in trained.items():
         if isinstance(how, Lora):
-            lora |= planned(model, how, f"policy.train.{member}", among=set(have[member]))
+            lora |= planned(model, how, f"policy.train.{member}", among=set(members[member]))
         else:
-            opened |= set(have[member])
+            opened |= set(members[member])
     if lora:
         inject(model, lora)
     for name, p in model.named_parameters():

@@ -44,16 +44,18 @@ def phrases(first: Sequence[int], second: Sequence[int], decode: Decode) -> tupl
 
     A phrase is a run of words that were replaced, added or left out, and has one number in both answers.
     """
-    read = [spans(ids, decode) for ids in (first, second)]
-    words = [[match.span() for match in WORD.finditer(text)] for text, _ in read]
-    said = [[text[start:end] for start, end in some] for (text, _), some in zip(read, words, strict=True)]
-    numbers = [[0] * len(some) for some in words]
-    changes = [change for change in SequenceMatcher(None, said[0], said[1], autojunk=False).get_opcodes() if change[0] != "equal"]
+    answers = [spans(ids, decode) for ids in (first, second)]
+    words = [[match.span() for match in WORD.finditer(text)] for text, _ in answers]
+    word_texts = [[text[start:end] for start, end in word_spans] for (text, _), word_spans in zip(answers, words, strict=True)]
+    numbers = [[0] * len(word_spans) for word_spans in words]
+    changes = [
+        change for change in SequenceMatcher(None, word_texts[0], word_texts[1], autojunk=False).get_opcodes() if change[0] != "equal"
+    ]
     for number, (_, start, end, other_start, other_end) in enumerate(changes, start=1):
         numbers[0][start:end] = [number] * (end - start)
         numbers[1][other_start:other_end] = [number] * (other_end - other_start)
-    found = [_of_tokens(tokens, some, values) for (_, tokens), some, values in zip(read, words, numbers, strict=True)]
-    return found[0], found[1]
+    per_token = [_of_tokens(tokens, word_spans, values) for (_, tokens), word_spans, values in zip(answers, words, numbers, strict=True)]
+    return per_token[0], per_token[1]
 
 
 def sentences(ids: Sequence[int], decode: Decode) -> list[int]:
@@ -65,38 +67,38 @@ def sentences(ids: Sequence[int], decode: Decode) -> list[int]:
 
 def turns(trained: Sequence[bool]) -> list[int]:
     """The number (from 1) of the run of trained tokens that each is in, 0 outside of them."""
-    number, found = 0, []
+    number, numbers = 0, []
     for place, counts in enumerate(trained):
         number += counts and (place == 0 or not trained[place - 1])
-        found.append(number if counts else 0)
-    return found
+        numbers.append(number if counts else 0)
+    return numbers
 
 
 def compared(rows: Tensor, group: Tensor, tokens: Tensor, lengths: Tensor, decode: Decode) -> Tensor:
     """Phrase numbers ``[R, T]`` int64 of rows that stand in pairs. group: ``[R]``, tokens ``[R, T]`` and lengths ``[R]`` of those rows."""
     if len(rows) % 2 or not torch.equal(group[::2], group[1::2]):
         raise UserError("facts changed, phrase: got rows that do not stand in pairs of one prompt, takes the two of a pair side by side")
-    found = torch.zeros(tokens.shape, dtype=torch.int64)
+    table = torch.zeros(tokens.shape, dtype=torch.int64)
     ids = [line[:length] for line, length in zip(tokens.tolist(), lengths.tolist(), strict=True)]
     for row in range(0, len(ids), 2):
         for place, numbers in enumerate(phrases(ids[row], ids[row + 1], decode)):
-            found[row + place, : len(numbers)] = torch.tensor(numbers)
-    return found
+            table[row + place, : len(numbers)] = torch.tensor(numbers)
+    return table
 
 
 def segmented(how: Segments, tokens: Tensor, lengths: Tensor, mask: Tensor, decode: Decode) -> Tensor:
     """Segment numbers ``[R, T]`` int64 of some rows, 0 outside of their ``mask``."""
-    found = torch.zeros(tokens.shape, dtype=torch.int64)
+    table = torch.zeros(tokens.shape, dtype=torch.int64)
     for row, (line, length) in enumerate(zip(tokens.tolist(), lengths.tolist(), strict=True)):
         numbers = turns(mask[row, :length].tolist()) if how == "turn" else sentences(line[:length], decode)
-        found[row, :length] = torch.tensor(numbers)
-    return found * mask
+        table[row, :length] = torch.tensor(numbers)
+    return table * mask
 
 
 def _of_tokens(tokens: Sequence[Span], words: Sequence[Span], numbers: Sequence[int]) -> list[int]:
     """For each token, the number of the first numbered word that it shares a character with."""
-    found = []
+    per_token = []
     for start, end in tokens:
         shared = (number for (first, last), number in zip(words, numbers, strict=True) if number and first < end and start < last)
-        found.append(next(shared, 0))
-    return found
+        per_token.append(next(shared, 0))
+    return per_token
