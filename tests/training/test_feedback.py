@@ -106,11 +106,3 @@ def test_missing_scores_stop_or_are_left_missing() -> None:
 def test_none_in_a_list_is_no_score(values, scores):
     answer = ask({"own": lambda outputs, prompts: values}, ["a", "b"], ["x", "y"])["own"]
     torch.testing.assert_close(answer, torch.tensor(scores, dtype=torch.float64), equal_nan=True)
-
-
-@pytest.mark.parametrize(
-    ("values", "shown"), [(["0.5", 1.0], "'0.5' for output 1"), ([1.0, {}], r"\{\} for output 2"), ([1.0, [2.0]], r"\[2.0\] for output 2")]
-)
-def test_what_is_no_number_in_a_list_is_shown(values, shown):
-    with pytest.raises(UserError, match=f"reward own: returned {shown}, takes a number, or None where there is no score"):
-        ask({"own": lambda outputs, prompts: values}, ["a", "b"], ["x", "y"])
