@@ -15,7 +15,7 @@ from mmalign import calls, environment
 from mmalign.crosschecks import crosschecked
 from mmalign.outside import Outside
 from mmalign.overrides import override
-from mmalign.planning import ROOMS, Call, Review, carry_out, execute, plan, plan_value, said
+from mmalign.planning import Call, Review, carry_out, execute, plan, plan_part, said
 from mmalign.reading import one_line, read
 from mmalign.rooms import resource
 from mmalign.signatures import nearest, parameters
@@ -24,7 +24,7 @@ from mmalign.signatures import nearest, parameters
 def load(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """The config in a file, its ``${interpolations}`` resolved, after ``key.sub=value`` overrides.
 
-    path: a YAML file, or the short name of one under configs/ (``digits/flow_grpo``). Files that it names by ``path`` or ``*_file`` are
+    path: a YAML file, or the short name of one under configs/ (``digits/demo``). Files that it names by ``path`` or ``*_file`` are
     looked for beside it first. See ``overrides`` for those.
 
     Errors: UserError in one line.
@@ -55,7 +55,7 @@ def _from(folder: Path, value: Any, key: str) -> Any:
         return {name: _from(folder, item, str(name)) for name, item in value.items()}
     if isinstance(value, list):
         return [_from(folder, item, key) for item in value]
-    is_file = isinstance(value, str) and (key == "path" or key.endswith("_file"))
+    is_file = isinstance(value, str) and (key in ("path", "prompts") or key.endswith("_file"))
     return str((folder / value).resolve()) if is_file and (folder / value).is_file() else value
 
 
@@ -71,8 +71,11 @@ def outside(node: Mapping[str, Any]) -> list[Outside]:
     """What a config, or the config of a run, names outside of mmalign, whatever else is wrong with it. Imports and reads none of it."""
     review = Review(trust=False)
     _reviewed(node, False, review)
-    for key, value in node.items():  # parts are built by themselves too
-        plan_value(value, str(key), ROOMS.get(str(key), ()), review)
+    for prefix, part in (("", node), ("evaluation.", node.get("evaluation"))):  # parts are built by themselves too
+        alone = Review(trust=False)
+        for key, value in part.items() if isinstance(part, Mapping) else ():
+            plan_part({str(key): value}, str(key), alone)
+        review.outside.extend(name._replace(key=f"{prefix}{name.key}") for name in alone.outside)
     read = [Outside(key, f"{text} of the environment") for key, text in environment.reads(node)]
     return list(dict.fromkeys([*review.outside, *read]))
 
@@ -102,7 +105,7 @@ def build_part(config: Mapping[str, Any], key: str) -> Any:
     from mmalign.types import UserError
 
     review = Review(trust=True)
-    planned = plan_value(environment.resolved(config.get(key), key), key, ROOMS.get(key, ()), review)
+    planned = plan_part({key: environment.resolved(config.get(key), key)}, key, review)
     if review.errors:
         raise UserError("\n".join(review.errors))
     return carry_out(planned)

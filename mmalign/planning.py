@@ -55,6 +55,9 @@ METHODS = "mmalign.methods."
 USUAL = {"optimizer": "adamw"}
 """key -> what a node under it uses where it does not say."""
 
+PROMPT_FILES = (".txt", ".jsonl", ".json", ".csv", ".tsv", ".parquet")
+"""How a word under ``prompts`` ends that is a file."""
+
 KIND_OF = {"rewards": "rewards", "judges": "rewards", "oracle": "oracles", "metrics": "metrics"}
 """key -> the kind of what stands under it (`catalogue.KINDS`), where its rooms hold other things too."""
 
@@ -132,6 +135,12 @@ def plan_value(value: Any, path: str, rooms: tuple[str, ...], review: Review) ->
     if isinstance(value, list):
         return [plan_value(item, f"{path}[{number}]", rooms, review) for number, item in enumerate(value)]
     return value
+
+
+def plan_part(config: Mapping[str, Any], key: str, review: Review) -> Any:
+    """What stands under one key of a config, planned by itself."""
+    value = _expanded(config.get(key), signatures.Parameter(key, Any, False))
+    return plan_value(value, key, ROOMS.get(key, ()), review)
 
 
 def _plan_call(node: Mapping[str, Any], path: str, rooms: tuple[str, ...], review: Review) -> Call:
@@ -215,8 +224,30 @@ def _refusal(call: Call) -> list[str]:
 
 def _leaf(path: str, value: Any, parameter: signatures.Parameter, *, rooms: tuple[str, ...], review: Review) -> Any:
     """What is no record: a node, or plain data, or several of these."""
+    value = _expanded(value, parameter)
     planned = plan_value(value, path, ROOMS.get(parameter.name, rooms), review)
     return _plan_argument(path, value, planned, parameter, review.errors)
+
+
+def _expanded(value: Any, parameter: signatures.Parameter) -> Any:
+    """Words in place of nodes: ``method: grpo``, ``rewards: {red: my_rewards.redness}``, and the file of ``prompts: FILE``."""
+    key = parameter.name
+    if key not in ROOMS or signatures.scalar(parameter.annotation):
+        return value
+    if key in NAMED and isinstance(value, Mapping) and "use" not in value:
+        return {name: _node(item, key) for name, item in value.items()}
+    return _node(value, key)
+
+
+def _node(word: Any, key: str) -> Any:
+    """The node that a word stands for under a key; anything else, and the id or folder of a model, as it is."""
+    if not isinstance(word, str) or key in ("pipeline", "model"):
+        return word
+    named = any(word in index(f"mmalign.{room}") for room in ROOMS[key])
+    if key == "prompts" and not named:
+        is_file = word.endswith(PROMPT_FILES) or any(place.is_file() for place in (Path(word), resource(word)))
+        return {"use": "prompts", "path": word} if is_file else word
+    return {"use": word} if named or word.isidentifier() or IMPORT_PATH.fullmatch(word) else word
 
 
 def _record_call(record: type, arguments: dict[str, Any], path: str) -> Call:

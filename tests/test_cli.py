@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -168,3 +169,43 @@ def test_demo_makes_a_run_for_each_seed_and_overwrites_none(folder, mmalign, mon
     kept = {path.name: path.joinpath("config.yaml").read_text() for path in (folder / "runs").iterdir()}
     assert sorted(kept) == ["demo", "demo-2", "demo-3", "demo-4"]
     assert ["'seed': 4" in kept[name] for name in sorted(kept)] == [True, False, True, False]
+
+
+def completed(words: str, cwd: Path) -> list[str]:
+    """What bash would offer behind some words."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "_MMALIGN_COMPLETE": "complete_bash"}
+    environment |= {"COMP_WORDS": words, "COMP_CWORD": str(len(words.split(" ")) - 1)}
+    code = "import sys; sys.argv = ['mmalign']\nfrom mmalign.cli import app\napp(prog_name='mmalign')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=cwd, env=environment)
+    return done.stdout.split()
+
+
+def test_a_shell_completes_commands_configs_runs_and_names(folder):
+    (folder / "runs" / "mine").mkdir(parents=True)
+    (folder / "runs" / "mine" / "config.yaml").touch()
+    assert sorted(completed("mmalign exp", folder)) == ["explain", "export"]
+    assert "digits/demo" in completed("mmalign train digits/d", folder) and completed("mmalign check cra", folder) == ["crash.yaml"]
+    assert completed("mmalign report mi", folder) == ["mine"]
+    assert "kernels" in completed("mmalign list k", folder) and "kto" in completed("mmalign explain kt", folder)
+
+
+def test_configs_that_help_names_are_there(mmalign):
+    from mmalign.catalogue import KINDS, configs
+    from mmalign.cli.app import app
+
+    pages = [
+        mmalign("--help").out,
+        *(mmalign(command.name or command.callback.__name__, "--help").out for command in app.registered_commands),
+    ]
+    folders = {name.split("/")[0] for name in configs()}
+    named = {word for page in pages for word in re.findall(r"\b(\w+/\w+)\b", page) if word.split("/")[0] in folders}
+    assert named and named <= set(configs()) and "methods" in KINDS
+
+
+def test_lists_in_a_pipe_are_lines_of_columns(mmalign):
+    for kind in ("methods", "configs", "kernels"):
+        lines = mmalign("list", kind).out.splitlines()
+        from mmalign.catalogue import everything
+
+        assert [line.split("\t")[0] for line in lines] == [named.name for named in everything(kind)]
+    assert all(len(line.split("\t")) == 3 for line in mmalign("list").out.splitlines())

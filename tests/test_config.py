@@ -161,7 +161,7 @@ WRONG = [
     ({"rewards": ...}, "rewards: missing, house.recipe needs it: {name: {use: NAME of rewards or worlds, ...}}"),
     ({"method": {"use": "grpo", "clip": "x"}}, "method.clip: got 'x', takes float"),
     ({"method": {"clip": 0.1}}, "method.use: missing, takes a name of methods, or an import path"),
-    ({"method": "grpo"}, "method: got 'grpo', takes a node {use: NAME, ...} with a name of methods"),
+    ({"method": "g r"}, "method: got 'g r', takes a node {use: NAME, ...} with a name of methods"),
     ({"method": None}, "method: got None, takes a node {use: NAME, ...} with a name of methods"),
     ({"method": {"use": "grpoo"}}, "method.use: got 'grpoo', there is none in methods; nearest: grpo"),
     ({"method": {"use": 3}}, "method.use: got 3, takes a name of methods, or an import path"),
@@ -342,3 +342,39 @@ def test_signatures_of_classes_and_builtins():
     found, any_key = signatures.parameters(Thing)
     assert found == {"size": signatures.Parameter("size", int, True), "name": signatures.Parameter("name", str, False)} and not any_key
     assert signatures.parameters(dict) == ({}, True)
+
+
+# ---- words in place of nodes
+
+
+def test_a_word_stands_for_a_node(house, tmp_path):
+    (tmp_path / "asked.txt").write_text("a\nb\n")
+    demo = config.load("digits/demo")
+    short = {
+        **demo,
+        "method": "flow_grpo",
+        "combine": "weighted_sum",
+        "optimizer": "sgd",
+        "rewards": {"a": "digits_proxy", "b": "house.reward"},
+    }
+    short["prompts"], short["evaluation"] = str(tmp_path / "asked.txt"), {"judges": {"gold": "digits_gold"}, "prompts": "digit_prompts"}
+    short["policy"] = {**demo["policy"], "schedule": {"kernel": "ddim"}}
+    assert config.check(short) == [] and [one.name for one in config.outside(short)] == ["house.reward"]
+    kept = planning.said(planning.plan(short, planning.Review(trust=False)))
+    assert kept["method"] == {"use": "flow_grpo"} and kept["rewards"] == {"a": {"use": "digits_proxy"}, "b": {"use": "house.reward"}}
+    assert kept["prompts"] == {"use": "prompts", "path": str(tmp_path / "asked.txt")} and kept["optimizer"] == {"use": "sgd"}
+    assert kept["evaluation"] == {"judges": {"gold": {"use": "digits_gold"}}, "prompts": {"use": "digit_prompts"}}
+    assert config.build_part({"prompts": str(tmp_path / "asked.txt")}, "prompts") == ["a", "b"]
+    assert [one.name for one in config.outside({"rewards": {"b": "house.reward"}})] == ["house.reward"]
+    assert config.build_part({"rewards": {"b": "house.reward"}}, "rewards")["b"](None, None) == (1.0, (8, 8))
+    assert config.check({**short, "method": "flow_grop"}) == [
+        "method.use: got 'flow_grop', there is none in methods; nearest: flow_grpo, flow_dpo; an import path works too"
+    ]
+    assert config.check({**short, "prompts": "gone.txt"}) == ["prompts.path: no such file: gone.txt"]
+
+
+def test_prompts_beside_a_config_are_found(tmp_path, monkeypatch):
+    (tmp_path / "asked.txt").write_text("a\nb\n")
+    write(tmp_path, "use: online\nprompts: asked.txt\n")
+    monkeypatch.chdir("/")
+    assert config.load(tmp_path / "c.yaml")["prompts"] == str(tmp_path / "asked.txt")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import mmalign as mm
-from mmalign import catalogue, signatures
+from mmalign import catalogue, renamed, signatures
 from mmalign.config import check, load
 from mmalign.renamed import POLICY, RECIPE
 from mmalign.types import UserError
@@ -258,3 +258,42 @@ def test_paths_are_relative_to_the_config(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text(Path(CONFIGS["digits/demo"]).read_text())
     config = load(tmp_path / "c.yaml", ["prompts={use: prompts, path: mine.txt}"])
     assert config["prompts"]["path"] == str(tmp_path / "mine.txt") and check(config) == []
+
+
+SYNONYMS = {
+    "optimizer": ({"optimizer__lr": 1e-4}, "optimizer.lr: is called rate"),
+    "lr_scheduler": ({"lr_scheduler": "cosine"}, "lr_scheduler: is called optimizer.decay"),
+    "inside": ({"optimizer__lr_scheduler": "cosine"}, "optimizer.lr_scheduler: is called decay and warmup"),
+    "accumulation": ({"gradient_accumulation_steps": 4}, "gradient_accumulation_steps: is called batch.micro_rows"),
+    "resolution": ({"policy__resolution": 512}, "policy.resolution: is called call.height and call.width"),
+    "negative prompt": ({"negative_prompt": "blurry"}, "negative_prompt: is called policy.call.negative_prompt"),
+    "images": ({"num_images_per_prompt": 4}, "num_images_per_prompt: is called batch.group"),
+    "images of a policy": ({"policy__num_images_per_prompt": 4}, "policy.num_images_per_prompt: is called batch.group"),
+    "generations": ({"batch__num_generations": 4}, "batch.num_generations: is called group"),
+    "rank": ({"policy__lora": {"r": 4}}, "policy.lora.r: is called rank"),
+    "targets": ({"policy__lora": {"target_modules": ["q"]}}, "policy.lora.target_modules: is called targets"),
+    "trackers": ({"report_to": "wandb"}, "report_to: is called run.trackers"),
+}
+
+
+@pytest.mark.parametrize("name", SYNONYMS)
+def test_other_libraries_words_are_answered(name: str) -> None:
+    changes, line = SYNONYMS[name]
+    lines = changed("digits/demo", **changes)
+    assert len(lines) == 1 and lines[0].startswith(line)
+
+
+def test_a_synonym_is_no_setting_of_ours_and_names_one() -> None:
+    """Where the table says ``batch.group``, there is one; and what it answers is nothing that is taken."""
+    takes = set(signatures.parameters(mm.online)[0]) | set(signatures.parameters(mm.offline)[0])
+    assert {key for key in renamed.SYNONYMS if key in takes} == set()
+    firsts = {word.split(",")[0].split(" ")[0].split(":")[0].split(".")[0] for word in renamed.SYNONYMS.values()}
+    assert firsts <= takes | {"steps"}
+    for place, record in {
+        "batch": mm.Batch,
+        "lora": mm.Lora,
+        "evaluation": mm.Evaluation,
+        "run": mm.RunSettings,
+        "optimizer": mm.adamw,
+    }.items():
+        assert {key for key in renamed.WITHIN[place] if key in signatures.parameters(record)[0]} == set(), place

@@ -14,15 +14,40 @@ from mmalign.environment import masked
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Config = Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, or a short name like digits/flow_grpo.")]
+
+def _configs(incomplete: str) -> list[str]:
+    from mmalign.catalogue import configs
+
+    files = [str(path) for path in Path().glob("*.y*ml")]
+    return [name for name in [*files, *configs()] if name.startswith(incomplete)]
+
+
+def _runs(incomplete: str) -> list[str]:
+    return [name for name in sorted(path.parent.name for path in Path("runs").glob("*/config.yaml")) if name.startswith(incomplete)]
+
+
+def completed_kinds(incomplete: str) -> list[str]:
+    """The kinds that `list` knows, for a shell that completes them."""
+    from mmalign.catalogue import KINDS
+
+    return [kind for kind in KINDS if kind.startswith(incomplete)]
+
+
+def completed_names(incomplete: str) -> list[str]:
+    """Everything that `explain` knows, for a shell that completes it."""
+    from mmalign.catalogue import KINDS, everything
+
+    return sorted({named.name for kind in KINDS for named in everything(kind) if named.name.startswith(incomplete)})
+
+
+Config = Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, or a short name like digits/demo.", autocompletion=_configs)]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="key.sub=value", help="Changes to the config.")]
 Trust = Annotated[bool, typer.Option("--trust", help="Import and run what its config names outside of mmalign.")]
-Run = Annotated[str, typer.Argument(metavar="RUN", help="The folder of a run, or its name under runs/.")]
+Run = Annotated[str, typer.Argument(metavar="RUN", help="The folder of a run, or its name under runs/.", autocompletion=_runs)]
 
 
 def _show_version(wanted: bool) -> None:

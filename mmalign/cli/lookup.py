@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mmalign.cli.app import app, mistakes_as_lines
+from mmalign.cli.app import app, completed_kinds, completed_names, mistakes_as_lines
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -18,37 +19,52 @@ if TYPE_CHECKING:
 
 @app.command(name="list")
 def list_(
-    context: typer.Context, kind: Annotated[str, typer.Argument(help="methods, rewards, guidance, ...; none: the kinds.")] = ""
+    context: typer.Context,
+    kind: Annotated[str, typer.Argument(help="methods, rewards, guidance, ...; none: the kinds.", autocompletion=completed_kinds)] = "",
 ) -> None:
     """List what there is: methods, rewards, guidance, kernels, configs, ..., a line each."""
     with mistakes_as_lines(context):
-        from rich.console import Console
-        from rich.table import Table
-
         from mmalign.catalogue import everything, words
 
         if not kind:
-            table = Table("kind", "what it is", "how many", title="mmalign list KIND", title_justify="left")
-            for word, what, count in words():
-                table.add_row(f"[bold]{word}[/bold]", what, str(count))
-        else:
-            rows = everything(kind)
-            papers = any(named.paper for named in rows)
-            table = Table(*("name", "what it is", *(["paper"] if papers else [])), title=kind, title_justify="left")
-            for named in rows:
-                table.add_row(f"[bold]{named.name}[/bold]", named.meaning, *([named.paper] if papers else []))
-        Console().print(table)
+            _print_rows(
+                "mmalign list KIND", ("kind", "what it is", "how many"), [(word, what, str(count)) for word, what, count in words()]
+            )
+            return
+        rows = everything(kind)
+        papers = any(named.paper for named in rows)
+        columns = ("name", "what it is", *(["paper"] if papers else []))
+        _print_rows(kind, columns, [(named.name, named.meaning, *([named.paper] if papers else [])) for named in rows])
+
+
+def _print_rows(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table on a terminal; in a pipe a line for each row, its columns parted by tabs, without a head."""
+    if not sys.stdout.isatty():
+        for row in rows:
+            typer.echo("\t".join(" ".join(cell.split()) for cell in row))
+        return
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(*columns, title=title, title_justify="left")
+    for first, *others in rows:
+        table.add_row(f"[bold]{escape(first)}[/bold]", *map(escape, others))
+    Console().print(table)
 
 
 @app.command()
-def explain(context: typer.Context, name: Annotated[str, typer.Argument(help="Any name of `mmalign list`, or an import path.")]) -> None:
+def explain(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="Any name of `mmalign list`, or an import path.", autocompletion=completed_names)],
+) -> None:
     """Explain a method, a reward, a way of guidance, a config, ...: formula, every keyword, paper, needs, an example."""
     with mistakes_as_lines(context):
         from rich.console import Console
 
         from mmalign.catalogue import function, lookup
 
-        out = Console(highlight=False)
+        out = Console(highlight=False, width=None if sys.stdout.isatty() else 200)  # a pipe has no width to wrap at
         for number, named in enumerate(lookup(name)):
             out.print("\n" if number else "", end="")
             if named.kind == "configs":
