@@ -13,53 +13,18 @@ from pathlib import Path
 from typing import Any
 
 from mmalign import catalogue, signatures
+from mmalign.nodes import KIND_OF, NAMED, ROOMS, USUAL, expanded
 from mmalign.outside import IMPORT_PATH, Outside, is_there, located, ours, written
 from mmalign.reading import one_line
 from mmalign.renamed import renamed
 from mmalign.rooms import find, index, no_module, resource
 from mmalign.signatures import nearest
 
-ROOMS: dict[str, tuple[str, ...]] = {
-    "policy": ("policies",),
-    "pipeline": ("worlds",),
-    "model": ("worlds",),
-    "world": ("worlds",),
-    "method": ("methods",),
-    "kernel": ("samplers.kernels",),
-    "window": ("samplers.windows",),
-    "guidance": ("guidance",),
-    "prompts": ("data", "worlds"),
-    "records": ("data", "worlds"),
-    "rewards": ("rewards", "worlds"),
-    "combine": ("combinations.algebra", "combinations.balancing"),
-    "transforms": ("combinations.transforms",),
-    "oracle": ("rewards", "worlds"),
-    "judges": ("rewards", "evaluation", "worlds"),
-    "real": ("worlds",),
-    "metrics": ("evaluation", "rewards", "worlds"),
-    "suite": ("evaluation.suites",),
-    "mark": ("worlds",),
-    "optimizer": ("training.optimizers",),
-}
-"""key -> where the names under it are looked up, in this order. Mappings and lists inside inherit their key's rooms."""
-
-NAMED = ("rewards", "judges", "metrics", "transforms")
-"""Keys that hold nodes by name; the other keys of `ROOMS` hold one node."""
-
 CHEAP = ("mmalign.training.optimizers", "mmalign.samplers.")
 """Where functions are that are called already when a config is checked: what they refuse is a mistake of the config."""
 
 METHODS = "mmalign.methods."
 """Where methods are, which are called then too, to be compared with their policy."""
-
-USUAL = {"optimizer": "adamw"}
-"""key -> what a node under it uses where it does not say."""
-
-PROMPT_FILES = (".txt", ".jsonl", ".json", ".csv", ".tsv", ".parquet")
-"""How a word under ``prompts`` ends that is a file."""
-
-KIND_OF = {"rewards": "rewards", "judges": "rewards", "oracle": "oracles", "metrics": "metrics"}
-"""key -> the kind of what stands under it (`catalogue.KINDS`), where its rooms hold other things too."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +104,7 @@ def plan_value(value: Any, path: str, rooms: tuple[str, ...], review: Review) ->
 
 def plan_part(config: Mapping[str, Any], key: str, review: Review) -> Any:
     """What stands under one key of a config, planned by itself."""
-    value = _expanded(config.get(key), signatures.Parameter(key, Any, False))
+    value = expanded(config.get(key), signatures.Parameter(key, Any, False))
     return plan_value(value, key, ROOMS.get(key, ()), review)
 
 
@@ -224,30 +189,9 @@ def _refusal(call: Call) -> list[str]:
 
 def _leaf(path: str, value: Any, parameter: signatures.Parameter, *, rooms: tuple[str, ...], review: Review) -> Any:
     """What is no record: a node, or plain data, or several of these."""
-    value = _expanded(value, parameter)
+    value = expanded(value, parameter)
     planned = plan_value(value, path, ROOMS.get(parameter.name, rooms), review)
     return _plan_argument(path, value, planned, parameter, review.errors)
-
-
-def _expanded(value: Any, parameter: signatures.Parameter) -> Any:
-    """Words in place of nodes: ``method: grpo``, ``rewards: {red: my_rewards.redness}``, and the file of ``prompts: FILE``."""
-    key = parameter.name
-    if key not in ROOMS or signatures.scalar(parameter.annotation):
-        return value
-    if key in NAMED and isinstance(value, Mapping) and "use" not in value:
-        return {name: _node(item, key) for name, item in value.items()}
-    return _node(value, key)
-
-
-def _node(word: Any, key: str) -> Any:
-    """The node that a word stands for under a key; anything else, and the id or folder of a model, as it is."""
-    if not isinstance(word, str) or key in ("pipeline", "model"):
-        return word
-    named = any(word in index(f"mmalign.{room}") for room in ROOMS[key])
-    if key == "prompts" and not named:
-        is_file = word.endswith(PROMPT_FILES) or any(place.is_file() for place in (Path(word), resource(word)))
-        return {"use": "prompts", "path": word} if is_file else word
-    return {"use": word} if named or word.isidentifier() or IMPORT_PATH.fullmatch(word) else word
 
 
 def _record_call(record: type, arguments: dict[str, Any], path: str) -> Call:
@@ -320,7 +264,7 @@ def _look_up(name: Any, path: str, rooms: tuple[str, ...], review: Review) -> Ca
                 review.errors.append(f"{path}: {no_module(name)}")
             return Unread(name)
     try:
-        function = find(f"mmalign.{homes[0] if homes else rooms[0]}", name)
+        function = find(f"mmalign.{homes[0] if homes else 'recipes'}", name)
     except (UserError, ImportError, SyntaxError) as error:
         review.errors.append(f"{path}: {one_line(error)}")
         return Unread(name)

@@ -92,7 +92,8 @@ def find(room: str, name: str) -> Any:
 
     room: dotted name of a package or of a single file, ``mmalign.methods``. name: a name of the room; or an import path inside
     mmalign (``worlds.digits.judges.digits_proxy``) or outside (``my_package.my_module.my_method``, ``package.Class.classmethod``).
-    Raises UserError with the nearest names for an unknown one.
+
+    Errors: UserError with the nearest names for an unknown one.
     """
     from mmalign.types import UserError
 
@@ -104,9 +105,11 @@ def find(room: str, name: str) -> Any:
 
 
 def import_path(path: str) -> Any:
-    """The object at a dotted path: the longest part of it that is a module, then attributes. Raises UserError where there is none.
+    """The object at a dotted path: the longest part of it that is a module, then attributes.
 
     A path that begins with a folder of mmalign (``worlds.digits.judges.digits_proxy``) is looked up there first, and then outside.
+
+    Errors: UserError where there is none.
     """
     from mmalign.types import UserError
 
@@ -147,16 +150,16 @@ def _module(name: str, path: str) -> ModuleType | None:
         raise UserError(f"{path}: needs the package {error.name}, which is not installed") from error
 
 
-def _attribute(found: Any, names: list[str], path: str) -> Any:
+def _attribute(owner: Any, names: list[str], path: str) -> Any:
     from mmalign.types import UserError
 
     for name in names:
         try:
-            found = getattr(found, name)
+            owner = getattr(owner, name)
         except AttributeError:
-            known = [known for known in dir(found) if not known.startswith("_")]
+            known = [known for known in dir(owner) if not known.startswith("_")]
             raise UserError(f"{path}: no {name!r} there{nearest(name, known)}") from None
-    return found
+    return owner
 
 
 def _load(room: str, name: str) -> Any:

@@ -118,8 +118,8 @@ def adafactor(
 ) -> Optimizer:  # fmt: skip
     """Adafactor: second moments as a row's and a column's, so that a matrix of n x m costs n + m numbers.
 
-    beta2_decay: the mean of squares after t steps forgets at ``1 - t^beta2_decay``. weight_decay: times the rate, each step. rate,
-    warmup, decay, max_norm, ema: as of every optimiser.
+    beta2_decay: the mean of squares after t steps forgets at ``1 - t^beta2_decay``. weight_decay: times the rate, each step.
+    rate, warmup, decay, max_norm, ema: as of every optimiser.
 
     Paper: Adafactor: Adaptive Learning Rates with Sublinear Memory Cost, arXiv 1804.04235.
 

@@ -1,0 +1,68 @@
+"""Which keys of a config hold nodes, where the names under them are looked up, and which words stand for a node."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mmalign import signatures
+from mmalign.outside import IMPORT_PATH
+from mmalign.rooms import index, resource
+
+ROOMS: dict[str, tuple[str, ...]] = {
+    "policy": ("policies",),
+    "pipeline": ("worlds",),
+    "model": ("worlds",),
+    "world": ("worlds",),
+    "method": ("methods",),
+    "kernel": ("samplers.kernels",),
+    "window": ("samplers.windows",),
+    "guidance": ("guidance",),
+    "prompts": ("data", "worlds"),
+    "records": ("data", "worlds"),
+    "rewards": ("rewards", "worlds"),
+    "combine": ("combinations.algebra", "combinations.balancing"),
+    "transforms": ("combinations.transforms",),
+    "oracle": ("rewards", "worlds"),
+    "judges": ("rewards", "evaluation", "worlds"),
+    "real": ("worlds",),
+    "metrics": ("evaluation", "rewards", "worlds"),
+    "suite": ("evaluation.suites",),
+    "mark": ("worlds",),
+    "optimizer": ("training.optimizers",),
+}
+"""key -> where the names under it are looked up, in this order. Mappings and lists inside inherit their key's rooms."""
+
+NAMED = ("rewards", "judges", "metrics", "transforms")
+"""Keys that hold nodes by name; the other keys of `ROOMS` hold one node."""
+
+USUAL = {"optimizer": "adamw"}
+"""key -> what a node under it uses where it does not say."""
+
+PROMPT_FILES = (".txt", ".jsonl", ".json", ".csv", ".tsv", ".parquet")
+"""How a word under ``prompts`` ends that is a file."""
+
+KIND_OF = {"rewards": "rewards", "judges": "rewards", "oracle": "oracles", "metrics": "metrics"}
+"""key -> the kind of what stands under it (`catalogue.KINDS`), where its rooms hold other things too."""
+
+
+def expanded(value: Any, parameter: signatures.Parameter) -> Any:
+    """Words in place of nodes: ``method: grpo``, ``rewards: {red: my_rewards.redness}``, and the file of ``prompts: FILE``."""
+    key = parameter.name
+    if key not in ROOMS or signatures.scalar(parameter.annotation):
+        return value
+    if key in NAMED and isinstance(value, Mapping) and "use" not in value:
+        return {name: _node(item, key) for name, item in value.items()}
+    return _node(value, key)
+
+
+def _node(word: Any, key: str) -> Any:
+    """The node that a word stands for under a key; anything else, and the id or folder of a model, as it is."""
+    if not isinstance(word, str) or key in ("pipeline", "model"):
+        return word
+    named = any(word in index(f"mmalign.{room}") for room in ROOMS[key])
+    if key == "prompts" and not named:
+        is_file = word.endswith(PROMPT_FILES) or any(place.is_file() for place in (Path(word), resource(word)))
+        return {"use": "prompts", "path": word} if is_file else word
+    return {"use": word} if named or word.isidentifier() or IMPORT_PATH.fullmatch(word) else word
