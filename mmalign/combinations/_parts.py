@@ -74,8 +74,8 @@ class Chain:
     def __init__(self, owner: str, transforms: Mapping[str, Any] | None):
         self.owner = owner
         self.steps: dict[str, list[tuple[Transform, Any]]] = {}
-        for name, given in (transforms or {}).items():
-            listed = list(given) if isinstance(given, (list, tuple)) else [given]
+        for name, entry in (transforms or {}).items():
+            listed = list(entry) if isinstance(entry, (list, tuple)) else [entry]
             if odd := [step for step in listed if not isinstance(step, Transform)]:
                 raise UserError(f"{owner}.transforms.{name}: got {odd[0]!r}, takes {{use: z_score, ...}} or a list of such")
             self.steps[name] = [(step, step.make() if step.make else None) for step in listed]
@@ -84,11 +84,11 @@ class Chain:
         """The parts, transformed ones in their place."""
         if unknown := sorted(set(self.steps) - set(parts)):
             raise UserError(f"{self.owner}.transforms.{unknown[0]}: no such reward; takes {', '.join(parts)}")
-        found = dict(parts)
+        scores = dict(parts)
         for name, steps in self.steps.items():
             for step, state in steps:
-                found[name] = step.of(found[name], rows, state)
-        return found
+                scores[name] = step.of(scores[name], rows, state)
+        return scores
 
     def learn(self, parts: Mapping[str, Tensor], rows: Rows) -> None:
         """Every step's state takes in what the steps before it make of the reward."""
@@ -134,12 +134,12 @@ class Both:
 
 def chosen(owner: str, key: str, names: Iterable[str] | None, parts: Mapping[str, Tensor]) -> list[str]:
     """The rewards that are named, or all. Errors: UserError for one that is not there, and for none."""
-    found = list(parts) if names is None else list(names)
-    if unknown := [name for name in found if name not in parts]:
+    chosen_names = list(parts) if names is None else list(names)
+    if unknown := [name for name in chosen_names if name not in parts]:
         raise UserError(f"{owner}.{key}: got {unknown[0]!r}, takes rewards that are there: {', '.join(parts)}")
-    if not found:
+    if not chosen_names:
         raise UserError(f"{owner}.{key}: got none, takes at least one of {', '.join(parts)}")
-    return found
+    return chosen_names
 
 
 def table(parts: Mapping[str, Tensor], names: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -173,7 +173,7 @@ def read_reference(owner: str, path: str) -> dict[str, dict[str, Tensor]]:
     file = Path(path)
     if not file.is_file():
         raise UserError(f"{owner}.reference: no such file: {path}")
-    found: dict[str, dict[str, Tensor]] = {}
+    references: dict[str, dict[str, Tensor]] = {}
     for number, line in enumerate(file.read_text(encoding="utf-8").split("\n"), start=1):
         if not line.strip():
             continue
@@ -182,8 +182,8 @@ def read_reference(owner: str, path: str) -> dict[str, dict[str, Tensor]]:
             prompt, rewards = known_by(row["prompt"]), dict(row["rewards"])
             for name, scores in rewards.items():
                 values = torch.tensor([math.nan if score is None else float(score) for score in scores], dtype=torch.float64)
-                found.setdefault(name, {})[prompt] = values[~values.isnan()]
+                references.setdefault(name, {})[prompt] = values[~values.isnan()]
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             takes = 'takes {"prompt": ..., "rewards": {name: [numbers]}}'
             raise UserError(f"{owner}.reference: {path}, line {number}: {takes}") from error
-    return found
+    return references

@@ -129,9 +129,9 @@ def worst(*, of: Sequence[str] | None = None, transforms: Mapping[str, Any] | No
 
     def least(parts: Parts, rows: Rows) -> Tensor:
         scores, known = table(parts, chosen("worst", "of", of, parts))
-        found = torch.where(known, scores, torch.full_like(scores, math.inf)).amin(0)
+        smallest = torch.where(known, scores, torch.full_like(scores, math.inf)).amin(0)
         there = usable(known, missing)
-        return or_missing(torch.where(there, found, torch.zeros_like(found)), there)
+        return or_missing(torch.where(there, smallest, torch.zeros_like(smallest)), there)
 
     return combination("worst", transforms, least)
 
@@ -347,19 +347,19 @@ def mixture_of_judges(
     def of(parts: Parts, rows: Rows) -> Tensor:
         everyone = [*judges, *(judge for _, task in known_tasks for judge in task.get("judges", ()))]
         chosen("mixture_of_judges", "judges", everyone, parts)
-        scaled, found = chain.apply(parts, rows), []
+        scaled, values = chain.apply(parts, rows), []
         for row, prompt in enumerate(rows.prompts):
             task = next((task for match, task in known_tasks if match.search(question(prompt))), {})
             name = task.get("reward", reward)
             chosen("mixture_of_judges", "reward", [name], parts)
-            said = [float(parts[judge][row]) for judge in (*judges, *task.get("judges", ()))]
+            verdicts = [float(parts[judge][row]) for judge in (*judges, *task.get("judges", ()))]
             value = scaled[name][row]
-            if any(score < least for score in said):
+            if any(score < least for score in verdicts):
                 value = torch.full_like(value, violated)
-            elif any(math.isnan(score) for score in said):
+            elif any(math.isnan(score) for score in verdicts):
                 value = torch.full_like(value, math.nan)
-            found.append(value)
-        return torch.stack(found)
+            values.append(value)
+        return torch.stack(values)
 
     return Combination("mixture_of_judges", of, chain)
 

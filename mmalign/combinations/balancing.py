@@ -41,7 +41,7 @@ def constrained(
             f"constrained: got limits={dict(limits)}, rate={rate}, start={start}, most={most}, window={window}, takes one limit or more, "
             "rate and start above 0, most at least start, window of 1 or more"
         )
-    held = _Multipliers(limits, rate, start, most, window)
+    multipliers = _Multipliers(limits, rate, start, most, window)
     chain = Chain("constrained", transforms)
 
     def of(parts: Parts, rows: Rows) -> Tensor:
@@ -49,10 +49,10 @@ def constrained(
         chosen("constrained", "limits", limits, parts)
         names = chosen("constrained", "weights", [name for name in parts if name not in limits] if weights is None else weights, parts)
         total = sum(parts[name] * (1.0 if weights is None else weights[name]) for name in names)
-        price = sum(held.values[name] * parts[name] for name in limits)
-        return (total - price) / (1 + sum(held.values.values()))  # type: ignore[return-value]
+        price = sum(multipliers.values[name] * parts[name] for name in limits)
+        return (total - price) / (1 + sum(multipliers.values.values()))  # type: ignore[return-value]
 
-    return Combination("constrained", of, Both(chain, held))
+    return Combination("constrained", of, Both(chain, multipliers))
 
 
 def fairest(*, of: Sequence[str] | None = None, decay: float = 0.0, transforms: Mapping[str, Any] | None = None) -> Combination:
@@ -65,16 +65,16 @@ def fairest(*, of: Sequence[str] | None = None, decay: float = 0.0, transforms: 
     """
     if not 0 <= decay < 1:
         raise UserError(f"fairest.decay: got {decay}, takes 0 to below 1")
-    held, chain = _Means(of, decay), Chain("fairest", transforms)
+    averages, chain = _Means(of, decay), Chain("fairest", transforms)
 
     def least(parts: Parts, rows: Rows) -> Tensor:
         parts = chain.apply(parts, rows)
         names = chosen("fairest", "of", of, parts)
-        means = {name: held.means[name] if name in held.means else float(parts[name].detach().nanmean()) for name in names}
+        means = {name: averages.means[name] if name in averages.means else float(parts[name].detach().nanmean()) for name in names}
         known = [name for name in names if not math.isnan(means[name])]
         return parts[min(known, key=lambda name: means[name])] if known else parts[names[0]]
 
-    return Combination("fairest", least, Both(chain, held))
+    return Combination("fairest", least, Both(chain, averages))
 
 
 def gradient_weights(*, weights: Mapping[str, float], rate: float = 0.1, transforms: Mapping[str, Any] | None = None) -> Combination:
@@ -93,14 +93,14 @@ def gradient_weights(*, weights: Mapping[str, float], rate: float = 0.1, transfo
     """
     if not weights or not all(weight > 0 for weight in weights.values()) or rate <= 0:
         raise UserError(f"gradient_weights: got weights={dict(weights)}, rate={rate}, takes numbers above 0")
-    held, chain = _MirrorWeights(weights, rate), Chain("gradient_weights", transforms)
+    moving, chain = _MirrorWeights(weights, rate), Chain("gradient_weights", transforms)
 
     def of(parts: Parts, rows: Rows) -> Tensor:
         parts = chain.apply(parts, rows)
         names = chosen("gradient_weights", "weights", weights, parts)
-        return sum(held.values[name] * parts[name] for name in names)  # type: ignore[return-value]
+        return sum(moving.values[name] * parts[name] for name in names)  # type: ignore[return-value]
 
-    return Combination("gradient_weights", of, Both(chain, held))
+    return Combination("gradient_weights", of, Both(chain, moving))
 
 
 def hypervolume_weights(
@@ -122,16 +122,16 @@ def hypervolume_weights(
         raise UserError(
             f"hypervolume_weights: got weights={dict(weights)}, worst={dict(worst)}, takes a corner for every weight of 0 or more"
         )
-    held, chain = _Front(worst), Chain("hypervolume_weights", transforms)
+    front, chain = _Front(worst), Chain("hypervolume_weights", transforms)
 
     def of(parts: Parts, rows: Rows) -> Tensor:
         parts = chain.apply(parts, rows)
         names = chosen("hypervolume_weights", "weights", weights, parts)
         scores, known = table(parts, names)
         total = (scores.new_tensor([weights[name] for name in names])[:, None] * scores).sum(0)
-        return or_missing((1 + strength * held.gain) * total, known.all(0))
+        return or_missing((1 + strength * front.gain) * total, known.all(0))
 
-    return Combination("hypervolume_weights", of, Both(chain, held))
+    return Combination("hypervolume_weights", of, Both(chain, front))
 
 
 def hypervolume(points: Sequence[Sequence[float]], corner: Sequence[float]) -> float:

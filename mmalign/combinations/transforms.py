@@ -114,8 +114,8 @@ def log_sigmoid(
         raise UserError("log_sigmoid: takes either center or reference")
     if not 0 <= quantile <= 1:
         raise UserError(f"log_sigmoid.quantile: got {quantile}, takes 0 to 1")
-    held = None if reference is None else _of_reward("log_sigmoid", reference, reward)
-    middles = {prompt: float(scores.quantile(quantile)) for prompt, scores in (held or {}).items() if len(scores)}
+    references = None if reference is None else _of_reward("log_sigmoid", reference, reward)
+    middles = {prompt: float(scores.quantile(quantile)) for prompt, scores in (references or {}).items() if len(scores)}
 
     def of(scores: Tensor, rows: Rows, state: Any) -> Tensor:
         if center is not None:
@@ -145,15 +145,15 @@ def calibrated(
     """
     if then not in (None, "best_of_n", "worst_of_n") or t <= 0:
         raise UserError(f"calibrated: got then={then!r}, t={t}, takes best_of_n, worst_of_n or null, and t above 0")
-    held = _of_reward("calibrated", reference, reward)
+    references = _of_reward("calibrated", reference, reward)
 
     def of(scores: Tensor, rows: Rows, state: Any) -> Tensor:
-        found = []
+        shares = []
         for score, prompt in zip(scores, rows.prompts, strict=True):
-            samples = held.get(known_by(prompt), scores.new_empty(0))
+            samples = references.get(known_by(prompt), scores.new_empty(0))
             below = (samples < score).double().sum() + (samples == score).double().sum() / 2
-            found.append(below / len(samples) if len(samples) else below * math.nan)
-        level = or_missing(torch.stack(found), ~scores.isnan())
+            shares.append(below / len(samples) if len(samples) else below * math.nan)
+        level = or_missing(torch.stack(shares), ~scores.isnan())
         return level if then is None else (t * level).exp() if then == "best_of_n" else -(-t * level).exp()
 
     return Transform("calibrated", of)
@@ -177,10 +177,10 @@ def isotonic(*, path: str, score: str = "score", label: str = "label") -> Transf
 
     def of(values: Tensor, rows: Rows, state: Any) -> Tensor:
         known = ~values.isnan()
-        found = torch.full_like(values, math.nan)
+        probabilities = torch.full_like(values, math.nan)
         if bool(known.any()):
-            found[known] = torch.as_tensor(curve.predict(values[known].detach().numpy()), dtype=values.dtype)
-        return found
+            probabilities[known] = torch.as_tensor(curve.predict(values[known].detach().numpy()), dtype=values.dtype)
+        return probabilities
 
     return Transform("isotonic", of)
 
@@ -204,8 +204,8 @@ class Moments:
     @property
     def std(self) -> float:
         """With n - 1; 1 where fewer than two scores were seen, or all were equal."""
-        found = math.sqrt(self.squares / (self.count - 1)) if self.count > 1 else 0.0
-        return found if found > 1e-9 * max(1.0, abs(self.mean)) else 1.0
+        deviation = math.sqrt(self.squares / (self.count - 1)) if self.count > 1 else 0.0
+        return deviation if deviation > 1e-9 * max(1.0, abs(self.mean)) else 1.0
 
     def dump(self) -> dict[str, Any]:
         """As JSON."""
@@ -232,21 +232,21 @@ def _ranks(known: Tensor) -> Tensor:
 def _by(over: str, scores: Tensor, rows: Rows, change: Any) -> Tensor:
     """``change`` of the known scores of each group, or of the batch."""
     group = rows.group if over == "group" else torch.zeros_like(rows.group)
-    found = torch.full_like(scores, math.nan)
+    changed = torch.full_like(scores, math.nan)
     for name in group.unique():
         inside = (group == name) & ~scores.isnan()
         if bool(inside.any()):
-            found = found.masked_scatter(inside, change(scores[inside]))
-    return found
+            changed = changed.masked_scatter(inside, change(scores[inside]))
+    return changed
 
 
 def _of_reward(owner: str, path: str, reward: str | None) -> dict[str, Tensor]:
-    held = read_reference(owner, path)
-    if reward is None and len(held) == 1:
-        return next(iter(held.values()))
-    if reward not in held:
-        raise UserError(f"{owner}.reward: got {reward!r}, takes a reward of {path}: {', '.join(held) or 'none'}")
-    return held[reward]
+    rewards = read_reference(owner, path)
+    if reward is None and len(rewards) == 1:
+        return next(iter(rewards.values()))
+    if reward not in rewards:
+        raise UserError(f"{owner}.reward: got {reward!r}, takes a reward of {path}: {', '.join(rewards) or 'none'}")
+    return rewards[reward]
 
 
 def _refuse_over(owner: str, over: str, known: tuple[str, ...]) -> None:

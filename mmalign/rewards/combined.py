@@ -40,8 +40,8 @@ def combined(*, rewards: Mapping[str, Callable[..., Any]], combine: Combination 
         parts: dict[str, Tensor] = {}
         for name, reward in rewards.items():
             answer = reward(outputs, prompts, **accepted(reward, columns))
-            named = {f"{name}/{part}": values for part, values in answer.items()} if isinstance(answer, Mapping) else {name: answer}
-            parts.update({part: torch.as_tensor(values).double().cpu() for part, values in named.items()})
+            scores = {f"{name}/{part}": values for part, values in answer.items()} if isinstance(answer, Mapping) else {name: answer}
+            parts.update({part: torch.as_tensor(values).double().cpu() for part, values in scores.items()})
         numbers: dict[str, int] = {}
         group = torch.tensor([numbers.setdefault(repr(prompt), len(numbers)) for prompt in prompts], dtype=torch.int64)
         return by(parts, group, prompts)

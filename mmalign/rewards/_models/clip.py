@@ -38,8 +38,8 @@ class Clip:
         length = self.model.config.text_config.max_position_embeddings
         tokens = self.tokenizer(different, padding=True, truncation=True, max_length=length, return_tensors="pt").to(self.device)
         warn_of_long(self.name, length, bool((tokens["attention_mask"].sum(1) >= length).any()))
-        found = self.model.get_text_features(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"])
-        return unit(_features(found))[[different.index(prompt) for prompt in prompts]]
+        answer = self.model.get_text_features(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"])
+        return unit(_features(answer))[[different.index(prompt) for prompt in prompts]]
 
 
 def load_clip(name: str, weights: str, *, processor: str | None = None, device: str | None = None) -> Clip:
@@ -74,6 +74,6 @@ def warn_of_long(name: str, length: int, long: bool) -> None:
         warnings.warn(f"{name}: reads the first {length} tokens of a prompt, and some prompts here have as many or more", stacklevel=3)
 
 
-def _features(found: Any) -> Tensor:
+def _features(answer: Any) -> Tensor:
     """transformers 5 wraps the projected features; before, they were the answer."""
-    return found if isinstance(found, Tensor) else found.pooler_output
+    return answer if isinstance(answer, Tensor) else answer.pooler_output

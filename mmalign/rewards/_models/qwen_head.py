@@ -57,13 +57,13 @@ class QwenHead:
             raise UserError(
                 f"the prompt has {int(there.sum())} of the {len(self.reads)} tokens that the head reads; is one of them inside?"
             )
-        told = {"pixel_values_videos" if moving else "pixel_values": patches.to(self.model.dtype), f"{kind}_grid_thw": grid[None]}
+        pictures = {"pixel_values_videos" if moving else "pixel_values": patches.to(self.model.dtype), f"{kind}_grid_thw": grid[None]}
         kinds = (ids == config.image_token_id).long() + 2 * (ids == config.video_token_id).long()
-        states = self.model(input_ids=ids, attention_mask=torch.ones_like(ids), mm_token_type_ids=kinds, use_cache=False, **told)
-        found = states.last_hidden_state[0, there].float()
+        states = self.model(input_ids=ids, attention_mask=torch.ones_like(ids), mm_token_type_ids=kinds, use_cache=False, **pictures)
+        values = states.last_hidden_state[0, there].float()
         for number, (weight, bias) in enumerate(self.layers):
-            found = functional.linear(functional.relu(found) if number else found, weight, bias)
-        return found
+            values = functional.linear(functional.relu(values) if number else values, weight, bias)
+        return values
 
     def patches(self, frames: Tensor, pixels: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """``[F, 3, H, W]`` in 0..1 -> patches ``[n, 3 * depth * patch^2]`` and their grid ``[3]`` (time, height, width)."""
@@ -154,7 +154,7 @@ def renamed(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, T
 def merged(name: str, state: Mapping[str, Tensor], *, alpha: float, stabilised: bool = False) -> dict[str, Tensor]:
     """A state dict of peft's with its adapters added in: ``W + s B A``, ``s = alpha / r``, or ``alpha / sqrt(r)`` where ``stabilised``."""
     plain = {full.removeprefix("base_model.model."): value for full, value in state.items()}
-    found: dict[str, Tensor] = {}
+    merged: dict[str, Tensor] = {}
     for full, value in plain.items():
         if ".lora_" in full or ".original_module." in full:
             continue
@@ -165,10 +165,10 @@ def merged(name: str, state: Mapping[str, Tensor], *, alpha: float, stabilised: 
             except KeyError as error:
                 raise UserError(f"{name}.weights: an adapter without {error.args[0]}") from error
             scale = alpha / (math.sqrt(len(a)) if stabilised else len(a))
-            found[f"{stem}.weight"] = (value.float() + scale * b @ a).to(value.dtype)
+            merged[f"{stem}.weight"] = (value.float() + scale * b @ a).to(value.dtype)
         else:
-            found[full.replace(".base_layer.", ".").replace(".modules_to_save.default.", ".")] = value
-    return found
+            merged[full.replace(".base_layer.", ".").replace(".modules_to_save.default.", ".")] = value
+    return merged
 
 
 def _layers(name: str, head: Mapping[str, Tensor], place: torch.device) -> list[tuple[Tensor, Tensor | None]]:

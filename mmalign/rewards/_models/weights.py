@@ -29,9 +29,9 @@ def weight_file(key: str, name: str, *, sha256: str | None = None) -> Path:
         path = _downloaded(key, name)
     if sha256 is not None:
         with open(path, "rb") as file:
-            found = _digest(file)
-        if found != sha256.lower():
-            raise UserError(f"{key}: {path} has SHA-256 {found}, takes {sha256}")
+            digest = _digest(file)
+        if digest != sha256.lower():
+            raise UserError(f"{key}: {path} has SHA-256 {digest}, takes {sha256}")
     return path
 
 
@@ -58,13 +58,13 @@ def tensors(key: str, path: Path) -> dict[str, Tensor]:
             from safetensors.torch import load_file
 
             return load_file(path)
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever the readers raise for a damaged file
         raise UserError(f"{key}: {path} cannot be read as weights: {first_line(error)}") from error
-    found = found.get("state_dict", found) if isinstance(found, Mapping) else found
-    if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
-        raise UserError(f"{key}: {path} holds {type(found).__name__}, takes a state dict")
-    return dict(found)
+    state = state.get("state_dict", state) if isinstance(state, Mapping) else state
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise UserError(f"{key}: {path} holds {type(state).__name__}, takes a state dict")
+    return dict(state)
 
 
 def filled(key: str, module: nn.Module, state: Mapping[str, Tensor], *, unused: tuple[str, ...] = (), assign: bool = False) -> nn.Module:

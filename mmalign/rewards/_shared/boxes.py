@@ -42,7 +42,7 @@ def boxes_in(value: Any) -> list[Box] | None:
         value = [value]
     if not isinstance(value, list):
         return None
-    found = []
+    boxes = []
     for item in value:
         corners = next((item[key] for key in BOX if key in item), None) if isinstance(item, dict) else item
         if not isinstance(corners, list) or len(corners) != 4 or not all(_number(corner) for corner in corners):
@@ -50,8 +50,8 @@ def boxes_in(value: Any) -> list[Box] | None:
         label = str(item.get("label", "")) if isinstance(item, dict) else ""
         x1, y1, x2, y2 = (float(corner) for corner in corners)
         if x1 < x2 and y1 < y2:
-            found.append(Box((x1, y1, x2, y2), label))
-    return found
+            boxes.append(Box((x1, y1, x2, y2), label))
+    return boxes
 
 
 def _number(value: Any) -> bool:

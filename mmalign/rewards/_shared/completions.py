@@ -42,13 +42,13 @@ def _scores(values: Any) -> Tensor:
 
 def texts(name: str, outputs: Any, prompts: Sequence[Any]) -> list[str]:
     """Completions as strings; of turns, what the assistant said last."""
-    found = [output if isinstance(output, str) else last_words(output, "assistant") for output in outputs]
-    if any(text is None for text in found):
-        odd = next(output for output, text in zip(outputs, found, strict=True) if text is None)
+    strings = [output if isinstance(output, str) else last_words(output, "assistant") for output in outputs]
+    if any(text is None for text in strings):
+        odd = next(output for output, text in zip(outputs, strings, strict=True) if text is None)
         raise UserError(f"{name}: got an output that is a {type(odd).__name__}, takes completions: strings, or turns of the assistant's")
-    if len(found) != len(prompts):
-        raise UserError(f"{name}: got {len(found)} completions for {len(prompts)} prompts, takes one for each")
-    return [text for text in found if text is not None]
+    if len(strings) != len(prompts):
+        raise UserError(f"{name}: got {len(strings)} completions for {len(prompts)} prompts, takes one for each")
+    return [text for text in strings if text is not None]
 
 
 def as_text(answer: Any) -> str:

@@ -46,11 +46,11 @@ def main() -> None:
         libc.prctl(NO_NEW_PRIVILEGES, 1, 0, 0, 0)
         libc.prctl(SUBREAPER, 1, 0, 0, 0)
         libc.prctl(DUMPABLE, 0, 0, 0, 0)  # the command cannot open our descriptors; its own exec makes it dumpable again
-    results, told = os.pipe()
+    results, reports = os.pipe()
     second = os.fork()
     if second == 0:
-        _second(job, results, told)
-    os.close(told)
+        _second(job, results, reports)
+    os.close(reports)
     watch = _Watch(job, results, second)
     watch.run(status)
     _say(status, {"code": watch.code, "why": watch.why, "left": end(os.getpid(), watch.first)})
@@ -99,13 +99,13 @@ class _Watch:
         processes = [pid for pid in descendants(os.getpid()) if pid not in self.own]
         if len(processes) > self.job["processes"]:
             return "processes"
-        held = sum(_held(processes).values())  # in files without a name, which may be memory
-        if held + sum(map(_resident, processes)) > self.job["memory"] and held + sum(map(_share, processes)) > self.job["memory"]:
+        unnamed = sum(_held(processes).values())  # in files without a name, which may be memory
+        if unnamed + sum(map(_resident, processes)) > self.job["memory"] and unnamed + sum(map(_share, processes)) > self.job["memory"]:
             return "memory"
-        return "disk" if held + used(".", self.job["disk"]) > self.job["disk"] else ""
+        return "disk" if unnamed + used(".", self.job["disk"]) > self.job["disk"] else ""
 
 
-def _second(job: dict[str, Any], results: int, told: int) -> None:
+def _second(job: dict[str, Any], results: int, reports: int) -> None:
     """Never returns. In namespaces of its own, or where they are not to be had, it waits for the command itself."""
     os.close(results)
     os.close(job["status"])
@@ -113,14 +113,14 @@ def _second(job: dict[str, Any], results: int, told: int) -> None:
     _die_with_parent()
     first = os.fork() if isolated else 0
     if first:
-        _say(told, {"lacks": _lacks(job, isolated), "first": first})
-        os.close(told)
+        _say(reports, {"lacks": _lacks(job, isolated), "first": first})
+        os.close(reports)
         os.waitid(os.P_PID, first, os.WEXITED | os.WNOWAIT)  # not reaped here, so that its number stays its own until the end
         os._exit(0)
     if isolated:
         _die_with_parent()
     else:
-        _say(told, {"lacks": _lacks(job, isolated), "first": os.getpid()})
+        _say(reports, {"lacks": _lacks(job, isolated), "first": os.getpid()})
     command = os.fork()
     if command == 0:
         _become(job, isolated)
@@ -128,7 +128,7 @@ def _second(job: dict[str, Any], results: int, told: int) -> None:
     while code is None:
         pid, ended = os.wait()
         code = os.waitstatus_to_exitcode(ended) if pid == command else None
-    _say(told, {"code": code})
+    _say(reports, {"code": code})
     os._exit(0)
 
 
@@ -235,14 +235,14 @@ def _kilobytes(text: str, names: tuple[str, ...]) -> int:
 
 def _held(processes: list[int]) -> dict[tuple[int, int], int]:
     """(device, inode) -> bytes, of open files that have no name any more, or never had one."""
-    held = {}
+    sizes = {}
     for pid in processes:
         for name in _names(f"/proc/{pid}/fd"):
             with contextlib.suppress(OSError):  # closed in between
                 file = os.stat(f"/proc/{pid}/fd/{name}")
                 if stat.S_ISREG(file.st_mode) and file.st_nlink == 0:
-                    held[file.st_dev, file.st_ino] = 512 * file.st_blocks
-    return held
+                    sizes[file.st_dev, file.st_ino] = 512 * file.st_blocks
+    return sizes
 
 
 def used(folder: str, most: int) -> int:

@@ -37,10 +37,11 @@ class Scorer:
         if not rows:
             return torch.full((len(prompts),), torch.nan, dtype=torch.float64)
         some = outputs[rows] if isinstance(outputs, Tensor) else [outputs[row] for row in rows]
-        found = self.score(some, [prompts[row] for row in rows], **{name: [held[row] for row in rows] for name, held in columns.items()})
-        if isinstance(found, Mapping):
-            return {name: _spread(values, rows, len(prompts)) for name, values in found.items()}
-        return _spread(found, rows, len(prompts))
+        columns = {name: [values[row] for row in rows] for name, values in columns.items()}
+        scores = self.score(some, [prompts[row] for row in rows], **columns)
+        if isinstance(scores, Mapping):
+            return {name: _spread(values, rows, len(prompts)) for name, values in scores.items()}
+        return _spread(scores, rows, len(prompts))
 
 
 def column_of(owner: str, name: str, columns: Mapping[str, Any]) -> Sequence[Any]:
@@ -52,8 +53,8 @@ def column_of(owner: str, name: str, columns: Mapping[str, Any]) -> Sequence[Any
             else "they have none (a file's columns go along: prompts: {use: prompts, path: ...})"
         )
         raise UserError(f"{owner}: reads the column {name!r} of the prompts; {there}")
-    held: Sequence[Any] = columns[name]
-    return held
+    values: Sequence[Any] = columns[name]
+    return values
 
 
 def _spread(values: Any, rows: list[int], count: int) -> Any:
@@ -78,11 +79,11 @@ def on_images(
 
     def reward(outputs: Any, prompts: list[str], **columns: Any) -> Tensor:
         images, usable = _images(name, outputs, prompts)
-        found = [
+        parts = [
             score(images[start : start + rows_at_once], prompts[start : start + rows_at_once])
             for start in range(0, len(prompts), rows_at_once)
         ]
-        scores = torch.cat(found).to(images.device)
+        scores = torch.cat(parts).to(images.device)
         return torch.where(usable, scores, torch.full_like(scores, float("nan")))
 
     return Scorer(name, reward, differentiable=differentiable, low=low, high=high)

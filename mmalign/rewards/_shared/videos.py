@@ -26,7 +26,7 @@ def on_videos(
 
     def reward(outputs: Any, prompts: list[str], **columns: Any) -> Any:
         videos, usable = _videos(name, outputs, prompts, frames)
-        found = [
+        answers = [
             score(videos[start : start + rows_at_once], prompts[start : start + rows_at_once])
             for start in range(0, len(prompts), rows_at_once)
         ]
@@ -35,9 +35,9 @@ def on_videos(
             scores = torch.cat(parts).to(videos.device)
             return torch.where(usable, scores, torch.full_like(scores, float("nan")))
 
-        if isinstance(found[0], dict):
-            return {part: whole([one[part] for one in found]) for part in found[0]}
-        return whole(found)
+        if isinstance(answers[0], dict):
+            return {part: whole([one[part] for one in answers]) for part in answers[0]}
+        return whole(answers)
 
     return Scorer(name, reward, differentiable=differentiable, low=low, high=high)
 

@@ -81,12 +81,12 @@ def _labelled(item: Any) -> bool:
 
 def _true(name: str, answer: str) -> list[Box]:
     try:
-        found = boxes_in(json.loads(answer))
+        boxes = boxes_in(json.loads(answer))
     except ValueError:
-        found = None  # said below
-    if found is None:
+        boxes = None  # said below
+    if boxes is None:
         raise UserError(f"{name}.column: got {answer[:80]!r}, takes a list of boxes: [{{bbox_2d: [x1, y1, x2, y2], label: ...}}]")
-    return found
+    return boxes
 
 
 def _refuse(switch_at: int | None, thresholds: tuple[float, float, float] | None) -> None:

@@ -51,8 +51,8 @@ def grounded_answer(
 
     def score(outputs: Any, prompts: list[Any], **columns: Any) -> Any:
         rows = []
-        for text, held in zip(texts("grounded_answer", outputs, prompts), find(prompts, columns), strict=True):
-            answer, boxes = _true(held)
+        for text, column_text in zip(texts("grounded_answer", outputs, prompts), find(prompts, columns), strict=True):
+            answer, boxes = _true(column_text)
             rows.append(
                 [
                     _located(text, boxes, by, least),
@@ -84,9 +84,9 @@ def _located(text: str, true: list[Box], by: str, least: float) -> float:
     drawn = {plain(box.label): box for box in _named(tagged(text, "location") or "")}
     hits = 0
     for box in true:
-        held = drawn.get(plain(box.label))
-        if held is not None:
-            near = float(overlaps([held], [box])[0, 0]) if by == "overlap" else 2 * center_closeness(held, box) - 1
+        box_drawn = drawn.get(plain(box.label))
+        if box_drawn is not None:
+            near = float(overlaps([box_drawn], [box])[0, 0]) if by == "overlap" else 2 * center_closeness(box_drawn, box) - 1
             hits += near > least
     return hits / len(true)
 
@@ -105,13 +105,13 @@ def _named(text: str) -> list[Box]:
     return boxes
 
 
-def _true(held: str) -> tuple[str, list[Box]]:
+def _true(text: str) -> tuple[str, list[Box]]:
     try:
-        row = json.loads(held)
+        row = json.loads(text)
         boxes = [Box(tuple(float(corner) for corner in corners), name) for name, corners in row.get("boxes", {}).items()]  # type: ignore[arg-type]
         if any(len(box.corners) != 4 or box.corners[0] >= box.corners[2] or box.corners[1] >= box.corners[3] for box in boxes):
             raise ValueError("corners")
         return str(row["answer"]), boxes
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         takes = '{"answer": ..., "boxes": {name: [x1, y1, x2, y2]}}'
-        raise UserError(f"grounded_answer.column: got {held[:80]!r}, takes {takes}") from error
+        raise UserError(f"grounded_answer.column: got {text[:80]!r}, takes {takes}") from error

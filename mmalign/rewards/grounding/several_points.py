@@ -75,20 +75,20 @@ def _points(text: str, think: bool) -> list[tuple[float, float]] | None:
     value = json_in(text)
     if not isinstance(value, list):
         return None
-    found = []
+    points = []
     for item in value:
         point = item.get("point_2d") if isinstance(item, dict) else None
         if not isinstance(point, list) or len(point) != 2 or not all(isinstance(v, (int, float)) and abs(v) < 1e9 for v in point):
             return None
-        found.append((float(point[0]), float(point[1])))
-    return found
+        points.append((float(point[0]), float(point[1])))
+    return points
 
 
 def _box(answer: str) -> tuple[float, float, float, float]:
     try:
-        found = boxes_in([json.loads(answer)])
+        boxes = boxes_in([json.loads(answer)])
     except ValueError:
-        found = None  # said below
-    if not found:
+        boxes = None  # said below
+    if not boxes:
         raise UserError(f"several_points.column: got {answer[:80]!r}, takes a box [x1, y1, x2, y2]")
-    return found[0].corners
+    return boxes[0].corners

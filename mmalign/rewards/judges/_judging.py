@@ -48,15 +48,15 @@ def parts_of(name: str, value: Any) -> list[Part]:
 def _content(name: str, content: Any) -> list[Part]:
     if isinstance(content, str):
         return [text_part(content)]
-    found: list[Part] = []
+    parts: list[Part] = []
     for part in content:
         if part.get("type") == "text":
-            found.append(text_part(str(part["text"])))
+            parts.append(text_part(str(part["text"])))
         elif part.get("type") in ("image", "video"):
-            found += _medium(part)
+            parts += _medium(part)
         else:
             raise UserError(f"{name}: got a part {sorted(part)} of type {part.get('type')!r}, takes text, images and videos")
-    return found
+    return parts
 
 
 def _medium(part: Mapping[str, Any]) -> list[Part]:
@@ -111,31 +111,31 @@ def drawn(principles: Sequence[str], count: int | None, prompt: Any) -> list[str
 
 def mass(likely: Mapping[str, float], wanted: Sequence[str]) -> dict[str, float]:
     """Probability of each wanted answer at one token: those of every token that is it, but for spaces and case, together."""
-    found = dict.fromkeys(wanted, 0.0)
+    sums = dict.fromkeys(wanted, 0.0)
     plain = {answer.casefold(): answer for answer in wanted}
     for token, value in likely.items():
         answer = plain.get(token.strip(" \n\t*\"'`▁Ġ").casefold())
         if answer is not None:
-            found[answer] += math.exp(value)
-    return found
+            sums[answer] += math.exp(value)
+    return sums
 
 
 def expected(likely: Mapping[str, float], low: int, high: int) -> float:
     """``sum_s s p(s) / sum_s p(s)`` over the digits low..high at one token. Errors: Unreadable where they hold too little of it."""
-    found = mass(likely, [str(score) for score in range(low, high + 1)])
-    total = sum(found.values())
+    probability = mass(likely, [str(score) for score in range(low, high + 1)])
+    total = sum(probability.values())
     if total < LEAST_MASS:
         raise Unreadable("no score: most of the probability is on other tokens")
-    return sum(int(score) * value for score, value in found.items()) / total
+    return sum(int(score) * value for score, value in probability.items()) / total
 
 
 def preferred(likely: Mapping[str, float], first: str, second: str, tie: str | None = None) -> float:
     """``(p(first) + p(tie) / 2) / (p(first) + p(second) + p(tie))``. Errors: Unreadable where they hold too little of the token."""
-    found = mass(likely, [first, second, *([tie] if tie else [])])
-    total = sum(found.values())
+    probability = mass(likely, [first, second, *([tie] if tie else [])])
+    total = sum(probability.values())
     if total < LEAST_MASS:
         raise Unreadable("no choice: most of the probability is on other tokens")
-    return (found[first] + (found[tie] / 2 if tie else 0.0)) / total
+    return (probability[first] + (probability[tie] / 2 if tie else 0.0)) / total
 
 
 NUMBER = r"(-?\d+(?:\.\d+)?)(?:\s*/\s*(\d+))?(?![\d.,]*\d|\w|%|\s*/\s*\d)"
@@ -148,15 +148,15 @@ def written_score(answer: Answer, low: float, high: float) -> float:
 
     ``7/10`` is 7 where ``high`` is 10, and no score elsewhere: nothing is clipped or scaled.
     """
-    found = set(SCORE.findall(answer.text))
+    scores = set(SCORE.findall(answer.text))
     alone = ALONE.fullmatch(answer.text)
-    if not found and alone:
-        found = {(alone[1], alone[2] or "")}
-    if not found and answer.cut:
+    if not scores and alone:
+        scores = {(alone[1], alone[2] or "")}
+    if not scores and answer.cut:
         raise Unreadable("no score: cut off at max_tokens")
-    if len(found) != 1:
-        raise Unreadable("more than one score in the answer" if found else "no score in the answer")
-    value, whole = found.pop()
+    if len(scores) != 1:
+        raise Unreadable("more than one score in the answer" if scores else "no score in the answer")
+    value, whole = scores.pop()
     if not low <= float(value) <= high or (whole and float(whole) != high):
         raise Unreadable("a score outside of the range")
     return float(value)
@@ -180,6 +180,6 @@ def scored_token(answer: Answer) -> Mapping[str, float]:
     return answer.tokens[place].likely
 
 
-def as_table(found: Sequence[float | None]) -> Tensor:
+def as_table(scores: Sequence[float | None]) -> Tensor:
     """Scores ``[B]`` float64; NaN for a missing one."""
-    return torch.tensor([math.nan if value is None else value for value in found], dtype=torch.float64)
+    return torch.tensor([math.nan if value is None else value for value in scores], dtype=torch.float64)

@@ -55,25 +55,25 @@ def claims(
         if answer.text.strip(" .*\n").casefold() == "none":
             return []
         lines = [line for line in answer.text.splitlines() if line.strip()]
-        found = [match[1] for match in map(LINE.match, lines) if match]
-        if not found or len(found) < len(lines) - 1:  # one line may introduce them
+        claimed = [match[1] for match in map(LINE.match, lines) if match]
+        if not claimed or len(claimed) < len(lines) - 1:  # one line may introduce them
             raise Unreadable("no list of questions")
-        if len(found) > most:
+        if len(claimed) > most:
             raise Unreadable(f"more than {most} claims")
-        return list(dict.fromkeys(found))
+        return list(dict.fromkeys(claimed))
 
     def score(outputs: Any, prompts: list[Any], **columns: Any) -> Tensor:
-        said = texts("claims", outputs, prompts)
-        talks = [message([text_part(TAKES_APART), text_part("<answer>"), text_part(text), text_part("</answer>")]) for text in said]
-        found = reader.ask(talks, apart, max_tokens=max_tokens, say=lambda row: {"output": shown(said[row])})
-        asked = [(row, claim) for row, some in enumerate(found) for claim in some or ()]
-        checks = [_check(prompts[row], claim) for row, claim in asked]
+        completions = texts("claims", outputs, prompts)
+        talks = [message([text_part(TAKES_APART), text_part("<answer>"), text_part(text), text_part("</answer>")]) for text in completions]
+        claimed = reader.ask(talks, apart, max_tokens=max_tokens, say=lambda row: {"output": shown(completions[row])})
+        questions = [(row, claim) for row, some in enumerate(claimed) for claim in some or ()]
+        checks = [_check(prompts[row], claim) for row, claim in questions]
         yes = eye.ask(
             checks, lambda answer: preferred(answer.tokens[0].likely, "yes", "no"), max_tokens=1, likely=20,
-            say=lambda number: {"output": shown(said[asked[number][0]]), "claim": asked[number][1]},
+            say=lambda number: {"output": shown(completions[questions[number][0]]), "claim": questions[number][1]},
         )  # fmt: skip
-        scores = [math.nan if some is None else 0.0 for some in found]
-        for (row, _), value in zip(asked, yes, strict=True):
+        scores = [math.nan if some is None else 0.0 for some in claimed]
+        for (row, _), value in zip(questions, yes, strict=True):
             scores[row] -= math.nan if value is None else float(value < least)
         return torch.tensor(scores, dtype=torch.float64)
 

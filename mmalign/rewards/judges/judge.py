@@ -59,9 +59,10 @@ def judge(
         return expected(answer.tokens[0].likely, low, high) if read == "likely" else written_score(answer, low, high)
 
     def score(outputs: Any, prompts: list[Any], **columns: Any) -> Tensor:
-        told = [drawn(principles, principles_at_once, prompt) for prompt in prompts]
+        rules = [drawn(principles, principles_at_once, prompt) for prompt in prompts]
         talks = [
-            conversation("judge", prompt, output, asks, told=some) for prompt, output, some in zip(prompts, outputs, told, strict=True)
+            conversation("judge", prompt, output, asks, principles=some)
+            for prompt, output, some in zip(prompts, outputs, rules, strict=True)
         ]
         return as_table(
             client.ask(
@@ -110,25 +111,26 @@ def critic(  # the published reward's own settings
         return expected(scored_token(answer), low, high) if read == "likely" else written_score(answer, low, high)
 
     def score(outputs: Any, prompts: list[Any], **columns: Any) -> Tensor:
-        told = [drawn(principles, principles_at_once, prompt) for prompt in prompts]
+        rules = [drawn(principles, principles_at_once, prompt) for prompt in prompts]
         talks = [
-            conversation("critic", prompt, output, asks, told=some) for prompt, output, some in zip(prompts, outputs, told, strict=True)
+            conversation("critic", prompt, output, asks, principles=some)
+            for prompt, output, some in zip(prompts, outputs, rules, strict=True)
         ]
-        found = client.ask(
+        scores = client.ask(
             [talk for talk in talks for _ in range(votes)], value, max_tokens=max_tokens, likely=20 if read == "likely" else 0,
             temperature=temperature,
             say=lambda row: {"prompt": asked_of(prompts[row // votes]), "output": shown(outputs[row // votes])},
         )  # fmt: skip
-        return as_table(found).view(len(prompts), votes).nanmean(1)
+        return as_table(scores).view(len(prompts), votes).nanmean(1)
 
     return Scorer("critic", score, low=float(low), high=float(high))
 
 
 def conversation(
-    name: str, prompt: Any, output: Any, asks: str, *, told: Sequence[str] = (), rubric: str = ""
+    name: str, prompt: Any, output: Any, asks: str, *, principles: Sequence[str] = (), rubric: str = ""
 ) -> Conversation | Unreadable:
     """One question to a judge: the request, the response, and what is asked of them; Unreadable where a picture of it is broken."""
-    rules = [text_part("Go by these principles:\n" + "\n".join(f"- {principle}" for principle in told))] if told else []
+    rules = [text_part("Go by these principles:\n" + "\n".join(f"- {principle}" for principle in principles))] if principles else []
     rules += [text_part(f"Go by this rubric:\n{rubric}")] if rubric else []
     try:
         return message([

@@ -41,13 +41,13 @@ def judge_edit(
     Errors: UserError for settings out of range, and for a server that refuses the key or the model, and prompts without that column.
     """
     find = pictures("judge_edit", column)
-    asked = {
+    judges = {
         name: judge(server=server, criterion=what, low=low, high=high, read=read) for name, what in (("follows", FOLLOWS), ("looks", LOOKS))
     }
 
     def score(outputs: Any, prompts: list[Any], **columns: Any) -> Any:
         requests = _requests(prompts, find(prompts, columns))
-        parts = {name: one(outputs, requests) for name, one in asked.items()}
+        parts = {name: one(outputs, requests) for name, one in judges.items()}
         return parts if apart else (parts["follows"] + parts["looks"]) / 2
 
     return Scorer("judge_edit", score, low=float(low), high=float(high), reads=frozenset({column}))
@@ -74,8 +74,8 @@ def judge_edit_pairs(
 
 def _requests(prompts: list[Any], sources: list[list[Tensor]]) -> list[list[dict[str, Any]]]:
     """Prompts as conversations that show their source images first."""
-    found = []
+    requests = []
     for prompt, images in zip(prompts, sources, strict=True):
         parts: list[dict[str, Any]] = [{"type": "image", "image": image} for image in images]
-        found.append([{"role": "user", "content": [*parts, {"type": "text", "text": question(prompt)}]}])
-    return found
+        requests.append([{"role": "user", "content": [*parts, {"type": "text", "text": question(prompt)}]}])
+    return requests

@@ -55,7 +55,7 @@ def judge_rubric(
     def score(outputs: Any, prompts: list[Any], **columns: Any) -> Any:
         lists = [list((criteria or {}).values())] * len(prompts) if find is None else [_lines(text) for text in find(prompts, columns)]
         places = [(row, question) for row, questions in enumerate(lists) for question in questions]
-        found = client.ask(
+        probabilities = client.ask(
             [conversation("judge_rubric", prompts[row], outputs[row], _asks(question)) for row, question in places], value,
             max_tokens=1, likely=20,
             say=lambda place: {
@@ -63,7 +63,7 @@ def judge_rubric(
             },
         )  # fmt: skip
         rows: list[list[float | None]] = [[] for _ in prompts]
-        for (row, _), met in zip(places, found, strict=True):
+        for (row, _), met in zip(places, probabilities, strict=True):
             rows[row].append(met)
         if apart:
             return {name: as_table([row[place] for row in rows]) for place, name in enumerate(names)}

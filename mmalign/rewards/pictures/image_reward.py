@@ -104,7 +104,7 @@ def _under(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _depth(state: Mapping[str, Tensor], stem: str) -> int:
-    return 1 + max(int(found[1]) for name in state if (found := re.match(rf"{re.escape(stem)}\.(\d+)\.", name)))
+    return 1 + max(int(layer[1]) for name in state if (layer := re.match(rf"{re.escape(stem)}\.(\d+)\.", name)))
 
 
 def _renamed(name: str) -> str:

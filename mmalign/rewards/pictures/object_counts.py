@@ -66,22 +66,22 @@ def object_counts(  # the published reward's own settings
     find = answers("object_counts", column)
     eyes: list[Clip] = []
 
-    def color_of(picture: Tensor, found: Found) -> str:
+    def color_of(picture: Tensor, item: Found) -> str:
         if not eyes:
             eyes.append(load_clip("object_counts", clip, device=device))
-        return _color(eyes[0], picture, found)
+        return _color(eyes[0], picture, item)
 
     def reward(outputs: Any, prompts: list[Any], **columns: Any) -> Tensor:
-        asked = iter([_metadata(held) for held in find(prompts, columns)])
+        metadata = iter([_metadata(text) for text in find(prompts, columns)])
 
         def score(images: Tensor, some: list[str]) -> Tensor:
             scores = []
-            for picture, row in zip(eight_bits(images), [next(asked) for _ in some], strict=True):
+            for picture, row in zip(eight_bits(images), [next(metadata) for _ in some], strict=True):
                 names = sorted({clause["class"] for clause in (*row["include"], *row["exclude"])})
                 sure = least_counting if row.get("tag") == "counting" else least
                 objects = _kept(see(picture, names), sure, overlap)
-                held = clauses(row, objects, partial(color_of, picture))
-                scores.append(sum(held) / len(held) if part else float(all(held)))
+                verdicts = clauses(row, objects, partial(color_of, picture))
+                scores.append(sum(verdicts) / len(verdicts) if part else float(all(verdicts)))
             return torch.tensor(scores)
 
         return on_images("object_counts", score, differentiable=False, rows_at_once=16)(outputs, prompts)  # type: ignore[no-any-return]
@@ -91,20 +91,20 @@ def object_counts(  # the published reward's own settings
 
 def clauses(row: Mapping[str, Any], objects: Mapping[str, Sequence[Found]], color_of: Callable[[Found], str]) -> list[bool]:
     """Whether each clause of the metadata holds, in their order; a clause that refers to one that does not hold does not either."""
-    held: list[bool] = []
+    verdicts: list[bool] = []
     groups: list[list[Found] | None] = []
     for clause in row["include"]:
-        found = list(objects.get(clause["class"], []))[: clause["count"]]
-        good = len(found) == clause["count"]
+        items = list(objects.get(clause["class"], []))[: clause["count"]]
+        good = len(items) == clause["count"]
         if good and "color" in clause:
-            good = all(color_of(one) == clause["color"] for one in found)
+            good = all(color_of(one) == clause["color"] for one in items)
         if good and "position" in clause:
             where, number = clause["position"]
             others = groups[number] if number < len(groups) else None
-            good = others is not None and all(where in standing(one, other) for one in found for other in others)
-        held.append(good)
-        groups.append(found if good else None)
-    return held + [len(objects.get(clause["class"], [])) < clause["count"] for clause in row["exclude"]]
+            good = others is not None and all(where in standing(one, other) for one in items for other in others)
+        verdicts.append(good)
+        groups.append(items if good else None)
+    return verdicts + [len(objects.get(clause["class"], [])) < clause["count"] for clause in row["exclude"]]
 
 
 def standing(one: Found, other: Found, *, slack: float = 0.1) -> set[str]:
@@ -138,26 +138,26 @@ def load_detector(key: str, weights: str, device: str | None) -> Detect:
     def detect(picture: Tensor, names: Sequence[str]) -> list[Found]:
         if not any_name and (strange := [name for name in names if name.casefold() not in classes]):
             raise UserError(f"{key}: {weights} knows no {strange[0]!r}; takes one of its classes, or a zero-shot detector")
-        shape, told = [tuple(picture.shape[:2])], {"return_tensors": "pt", "do_convert_rgb": False}  # it is RGB
+        shape, settings = [tuple(picture.shape[:2])], {"return_tensors": "pt", "do_convert_rgb": False}  # it is RGB
         if any_name:
-            inputs = processor(images=picture.numpy(), text=[[f"a photo of a {name}" for name in names]], **told)
-            found = model(**inputs.to(model.device))
-            held = processor.post_process_grounded_object_detection(found, threshold=0.0, target_sizes=shape)[0]
+            inputs = processor(images=picture.numpy(), text=[[f"a photo of a {name}" for name in names]], **settings)
+            answer = model(**inputs.to(model.device))
+            detected = processor.post_process_grounded_object_detection(answer, threshold=0.0, target_sizes=shape)[0]
         else:
-            found = model(**processor(images=picture.numpy(), **told).to(model.device))
-            held = processor.post_process_object_detection(found, threshold=0.0, target_sizes=shape)[0]
-        labels = [names[int(label)] if any_name else model.config.id2label[int(label)] for label in held["labels"]]
+            answer = model(**processor(images=picture.numpy(), **settings).to(model.device))
+            detected = processor.post_process_object_detection(answer, threshold=0.0, target_sizes=shape)[0]
+        labels = [names[int(label)] if any_name else model.config.id2label[int(label)] for label in detected["labels"]]
         wanted = {name.casefold(): name for name in names}
-        rows = zip(labels, held["scores"].tolist(), held["boxes"].tolist(), strict=True)
+        rows = zip(labels, detected["scores"].tolist(), detected["boxes"].tolist(), strict=True)
         return [Found(wanted[label.casefold()], score, tuple(box)) for label, score, box in rows if label.casefold() in wanted]
 
     return detect
 
 
-def _kept(found: Sequence[Found], least: float, overlap: float) -> dict[str, list[Found]]:
+def _kept(objects: Sequence[Found], least: float, overlap: float) -> dict[str, list[Found]]:
     """Objects that are sure enough, by class, the surest first, at most 16; of boxes that cover each other by more, the surest."""
     kept: dict[str, list[Found]] = {}
-    for one in sorted((one for one in found if one.score > least), key=lambda one: -one.score):
+    for one in sorted((one for one in objects if one.score > least), key=lambda one: -one.score):
         same = kept.setdefault(one.name, [])
         box = Box(one.corners, "")
         if len(same) < 16 and not any(float(overlaps([box], [Box(other.corners, "")])[0, 0]) > overlap for other in same):
@@ -166,19 +166,19 @@ def _kept(found: Sequence[Found], least: float, overlap: float) -> dict[str, lis
 
 
 @torch.no_grad()
-def _color(clip: Clip, picture: Tensor, found: Found) -> str:
-    x1, y1, x2, y2 = (round(corner) for corner in found.corners)
+def _color(clip: Clip, picture: Tensor, item: Found) -> str:
+    x1, y1, x2, y2 = (round(corner) for corner in item.corners)
     height, width = picture.shape[:2]
     x1, y1 = min(max(0, x1), width - 1), min(max(0, y1), height - 1)
     cut = picture[y1 : max(y2, y1 + 1), x1 : max(x2, x1 + 1)].permute(2, 0, 1)[None].float() / 255
     ways = ("a photo of a {} {}", "a photo of a {}-colored {}", "a photo of a {} object")
-    words = clip.of_prompts([way.format(color, found.name) for color in COLORS for way in ways]).view(len(COLORS), len(ways), -1)
+    words = clip.of_prompts([way.format(color, item.name) for color in COLORS for way in ways]).view(len(COLORS), len(ways), -1)
     return COLORS[int((words.mean(1) / words.mean(1).norm(dim=-1, keepdim=True) @ clip.of_images(cut)[0]).argmax())]
 
 
-def _metadata(held: str) -> dict[str, Any]:
+def _metadata(text: str) -> dict[str, Any]:
     try:
-        row = json.loads(held)
+        row = json.loads(text)
         row = {"exclude": [], **row}
         good = all(isinstance(clause["class"], str) and int(clause["count"]) >= 1 for clause in (*row["include"], *row["exclude"]))
         good = good and all(clause.get("color", "red") in COLORS for clause in row["include"])
@@ -187,4 +187,4 @@ def _metadata(held: str) -> dict[str, Any]:
             return row
     except (ValueError, KeyError, TypeError, IndexError, AttributeError):
         pass  # said below
-    raise UserError(f'object_counts.column: got {held[:80]!r}, takes {{"include": [{{"class": ..., "count": 1}}], "exclude": []}}')
+    raise UserError(f'object_counts.column: got {text[:80]!r}, takes {{"include": [{{"class": ..., "count": 1}}], "exclude": []}}')

@@ -54,10 +54,10 @@ def edit_distance(first: str, second: str) -> int:
     return row[-1]
 
 
-def _closeness(found: str, wanted: str, *, inside: bool) -> float:
+def _closeness(text: str, wanted: str, *, inside: bool) -> float:
     if inside:
-        return 1.0 if wanted in found else 1 - min(edit_distance(found, wanted), len(wanted)) / len(wanted)
-    return 1 - edit_distance(found, wanted) / max(len(found), len(wanted))
+        return 1.0 if wanted in text else 1 - min(edit_distance(text, wanted), len(wanted)) / len(wanted)
+    return 1 - edit_distance(text, wanted) / max(len(text), len(wanted))
 
 
 def _wanted(prompt: str) -> str:

@@ -41,16 +41,16 @@ def by_segment(reward: Callable[..., Any], *, unit: Literal["sentence", "line", 
     def scores(outputs: Any, prompts: list[Any], **columns: Any) -> list[list[tuple[int, int, float]]]:
         whole = texts("by_segment", outputs, prompts)
         parts = [(row, match.start(), match.end()) for row, text in enumerate(whole) for match in UNITS[unit].finditer(text)]
-        found: list[list[tuple[int, int, float]]] = [[] for _ in whole]
+        scored: list[list[tuple[int, int, float]]] = [[] for _ in whole]
         if not parts:
-            return found
-        told = {name: [values[row] for row, _, _ in parts] for name, values in columns.items()}
-        said = reward([whole[row][start:end] for row, start, end in parts], [prompts[row] for row, _, _ in parts], **told)
-        values = torch.as_tensor(said, dtype=torch.float64).tolist()
+            return scored
+        columns_of_parts = {name: [values[row] for row, _, _ in parts] for name, values in columns.items()}
+        answer = reward([whole[row][start:end] for row, start, end in parts], [prompts[row] for row, _, _ in parts], **columns_of_parts)
+        values = torch.as_tensor(answer, dtype=torch.float64).tolist()
         if len(values) != len(parts):
             raise UserError(f"by_segment.reward: returned {len(values)} scores, takes one for each of {len(parts)} parts")
         for (row, start, end), value in zip(parts, values, strict=True):
-            found[row].append((start, end, value))
-        return found
+            scored[row].append((start, end, value))
+        return scored
 
     return scores

@@ -103,10 +103,10 @@ def say(done: Done) -> None:
 
 def _tests(answer: str) -> list[str]:
     try:
-        held = json.loads(answer)
+        value = json.loads(answer)
     except ValueError:
-        held = answer  # a test as it stands
-    tests = [held] if isinstance(held, str) else held
+        value = answer  # a test as it stands
+    tests = [value] if isinstance(value, str) else value
     if not isinstance(tests, list) or not tests or not all(isinstance(test, str) and test.strip() for test in tests):
         raise UserError(f"code_tests.column: got {answer[:80]!r}, takes a list of statements, at least one")
     return tests

@@ -51,31 +51,31 @@ def relevance(
     model = model.to(place).eval().requires_grad_(False)
 
     def score(outputs: Any, prompts: list[Any], **columns: Any) -> Tensor:
-        said = texts("relevance", outputs, prompts)
-        known = ["" if answer is None else as_text(answer) for answer in columns.get(column, [None] * len(said))]
-        others = [answer or question(prompt) for answer, prompt in zip(known, prompts, strict=True)]
-        both = embedded(model, tokenizer, [*said, *others], place, rows_at_once)
-        near = (both[: len(said)] * both[len(said) :]).sum(1)
-        found = []
-        for text, answer, product in zip(said, known, near.tolist(), strict=True):
+        completions = texts("relevance", outputs, prompts)
+        references = ["" if answer is None else as_text(answer) for answer in columns.get(column, [None] * len(completions))]
+        others = [answer or question(prompt) for answer, prompt in zip(references, prompts, strict=True)]
+        both = embedded(model, tokenizer, [*completions, *others], place, rows_at_once)
+        near = (both[: len(completions)] * both[len(completions) :]).sum(1)
+        scores = []
+        for text, answer, product in zip(completions, references, near.tolist(), strict=True):
             fresh = distinct_part(text.casefold(), 3) if len(text.split()) > 2 else 0.0
             level = min(1.0, max(0.0, (product - closed[0]) / (closed[1] - closed[0])))
-            found.append(fresh * (level if answer else product * len(text.split()) / words))
-        return torch.tensor(found, dtype=torch.float64)
+            scores.append(fresh * (level if answer else product * len(text.split()) / words))
+        return torch.tensor(scores, dtype=torch.float64)
 
     return Scorer("relevance", score)
 
 
 @torch.no_grad()
 def embedded(
-    model: Any, tokenizer: Any, said: list[str], place: torch.device, rows_at_once: int, *, pool: Literal["mean"] = "mean"
+    model: Any, tokenizer: Any, sentences: list[str], place: torch.device, rows_at_once: int, *, pool: Literal["mean"] = "mean"
 ) -> Tensor:
     """Means of the last layer over each text's tokens, ``[n, D]`` float64 on the CPU; each text is read once."""
-    different = list(dict.fromkeys(said))
-    found = []
+    different = list(dict.fromkeys(sentences))
+    means = []
     for start in range(0, len(different), rows_at_once):
         tokens = tokenizer(different[start : start + rows_at_once], padding=True, truncation=True, return_tensors="pt").to(place)
         states, mask = model(**tokens).last_hidden_state.double(), tokens["attention_mask"][..., None].double()
-        found.append(((states * mask).sum(1) / mask.sum(1).clamp(min=1)).cpu())
+        means.append(((states * mask).sum(1) / mask.sum(1).clamp(min=1)).cpu())
     rows = {text: row for row, text in enumerate(different)}
-    return torch.cat(found)[[rows[text] for text in said]]
+    return torch.cat(means)[[rows[text] for text in sentences]]

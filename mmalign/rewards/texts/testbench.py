@@ -56,8 +56,8 @@ def testbench(  # the published reward's own settings
     wanted = Pattern("testbench.passed", passed or "", seconds)
     find = answers("testbench", column)
 
-    def one(code: str, held: str) -> float:
-        done = run(commands, {file: code, bench: held}, limits)
+    def one(code: str, bench_text: str) -> float:
+        done = run(commands, {file: code, bench: bench_text}, limits)
         say(done[-1])
         if done[-1].why == "start":
             return math.nan

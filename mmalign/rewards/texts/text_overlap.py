@@ -50,7 +50,7 @@ def text_overlap(
 
 def _references(answer: str) -> list[str]:
     try:
-        held = json.loads(answer)
+        value = json.loads(answer)
     except ValueError:
         return [answer]  # a text, as most are
-    return [str(reference) for reference in held] if isinstance(held, list) and held else [answer]
+    return [str(reference) for reference in value] if isinstance(value, list) and value else [answer]

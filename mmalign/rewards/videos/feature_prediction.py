@@ -49,7 +49,7 @@ def feature_prediction(
         pixels = standard(fitted(frames.flatten(0, 1), side).clamp(0, 1), MEAN, STD).unflatten(0, frames.shape[:2])
         shown = min(tubelets - 1, max(1, round(context * tubelets))) * patches
         every = torch.arange(tubelets * patches, device=place)[None].expand(len(videos), -1)
-        said = model(pixel_values_videos=pixels, context_mask=[every[:, :shown]], target_mask=[every[:, shown:]]).predictor_output
-        return -(said.last_hidden_state - said.target_hidden_state).abs().flatten(1).mean(1)
+        predicted = model(pixel_values_videos=pixels, context_mask=[every[:, :shown]], target_mask=[every[:, shown:]]).predictor_output
+        return -(predicted.last_hidden_state - predicted.target_hidden_state).abs().flatten(1).mean(1)
 
     return on_videos("feature_prediction", score, differentiable=True, frames=2 * depth, rows_at_once=rows_at_once, high=0.0)

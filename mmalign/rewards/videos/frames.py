@@ -32,10 +32,10 @@ def frames(*, of: Callable[..., Any], stride: int = 1) -> Scorer:
             raise UserError(f"frames: got outputs {got} for {len(prompts)} prompts, takes videos [batch, frames, channels, height, width]")
         kept = outputs[:, ::stride]
         many = {name: [value for value in values for _ in range(kept.shape[1])] for name, values in columns.items()}
-        found = of(kept.flatten(0, 1), [prompt for prompt in prompts for _ in range(kept.shape[1])], **many)
-        if isinstance(found, Mapping):
-            return {part: values.unflatten(0, kept.shape[:2]).mean(1) for part, values in found.items()}
-        return found.unflatten(0, kept.shape[:2]).mean(1)
+        scores = of(kept.flatten(0, 1), [prompt for prompt in prompts for _ in range(kept.shape[1])], **many)
+        if isinstance(scores, Mapping):
+            return {part: values.unflatten(0, kept.shape[:2]).mean(1) for part, values in scores.items()}
+        return scores.unflatten(0, kept.shape[:2]).mean(1)
 
     low, high = getattr(of, "low", None), getattr(of, "high", None)
     return Scorer(

@@ -69,8 +69,8 @@ def video_reward(  # the published reward's own settings
     def score(videos: Tensor, prompts: list[str]) -> Any:
         rows = []
         for video, prompt in zip(videos, prompts, strict=True):
-            said = judge.score(video[::stride], prompt, pixels=(least, most), moving=True)
-            three = said[:, 0] if said.shape[1] == 1 else said.diagonal()  # a number for each token, or one of three for each
+            numbers = judge.score(video[::stride], prompt, pixels=(least, most), moving=True)
+            three = numbers[:, 0] if numbers.shape[1] == 1 else numbers.diagonal()  # a number for each token, or one of three for each
             rows.append((three - mean.to(three)) / std.to(three) if normalise else three)
         table = torch.stack(rows)
         return dict(zip(PARTS, table.T, strict=True)) if apart else table.sum(1)
@@ -85,8 +85,11 @@ def _facts(config: str) -> Mapping[str, Any]:
         raise UserError(f"video_reward.config: no such file: {config}")
     try:
         facts: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        held = facts["inference_config"]
-        if all(float(held[f"{part}_std"]) > 0 and float(held[f"{part}_mean"]) == float(held[f"{part}_mean"]) for part in PARTS):
+        statistics = facts["inference_config"]
+        if all(
+            float(statistics[f"{part}_std"]) > 0 and float(statistics[f"{part}_mean"]) == float(statistics[f"{part}_mean"])
+            for part in PARTS
+        ):
             return facts
     except (ValueError, KeyError, TypeError):
         pass  # said below
