@@ -63,9 +63,9 @@ def model_of(name: str, *, trust: bool = False) -> Model:
         config = load(name, [])
         refuse_outside(config, name, trust)
         return _of_config(config, build_part(config, "policy"), nullcontext())
-    found = opened(name)
-    found.pipe.set_progress_bar_config(disable=True)
-    return Model(found.pipe, dict(found.stand_ins), [], {}, {}, {}, nullcontext())
+    model = opened(name)
+    model.pipe.set_progress_bar_config(disable=True)
+    return Model(model.pipe, dict(model.stand_ins), [], {}, {}, {}, nullcontext())
 
 
 def _is_config(name: str) -> bool:
@@ -97,8 +97,8 @@ def reward_of(word: str, role: str = "reward") -> Callable[..., Any]:
     node = {"use": node} if isinstance(node, str) else node
     if not isinstance(node, Mapping) or "use" not in node:
         raise UserError(f"--{role} {word}: takes a name of mm.rewards, or {{use: NAME, key: value}}")
-    found: Callable[..., Any] = build_part({"rewards": {role: dict(node)}}, "rewards")[role]
-    return found
+    reward: Callable[..., Any] = build_part({"rewards": {role: dict(node)}}, "rewards")[role]
+    return reward
 
 
 def guidance_of(words: str) -> Any:

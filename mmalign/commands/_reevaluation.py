@@ -20,14 +20,14 @@ def reevaluated(run_folder: str | Path, *, samples: int | None = None, trust: bo
     Errors: UserError for a run without a checkpoint, and for one whose config names no prompts (an offline run evaluates on its records').
     """
     run = trained(run_folder, trust=trust)
-    said = dict(build_part(run.config, "evaluation") or {})
+    settings = dict(build_part(run.config, "evaluation") or {})
     if samples is not None:
-        said["samples"] = samples
-    prompts = said.get("prompts") or build_part(run.config, "prompts")
+        settings["samples"] = samples
+    prompts = settings.get("prompts") or build_part(run.config, "prompts")
     if not prompts:
         raise UserError(f"{run.folder}: its config names no prompts to evaluate on; takes --suite, or a run with evaluation.prompts")
-    said.pop("stop", None)
-    asked = exam(Evaluation(**said), prompts=list(prompts)[:16], rewards=dict(build_part(run.config, "rewards") or {}))
+    settings.pop("stop", None)
+    questions = exam(Evaluation(**settings), prompts=list(prompts)[:16], rewards=dict(build_part(run.config, "rewards") or {}))
     policy: Any = run.policy()
     best = "current" if run.best == "trained" else run.best
-    return {"ref": evaluate(policy, asked, using="ref").metrics, run.best: evaluate(policy, asked, using=best).metrics}
+    return {"ref": evaluate(policy, questions, using="ref").metrics, run.best: evaluate(policy, questions, using=best).metrics}

@@ -32,20 +32,20 @@ def tiny(config: Mapping[str, Any], *, kind: str | None = None) -> Rehearsed:
 
     Prompts are the config's own. Errors: UserError that begins with the config's key.
     """
-    found = _policy(config["policy"], "policy", kind)
-    node, stood = _sizes(config), dict[str, str]()
-    node["policy"] = found.node
+    twin = _policy(config["policy"], "policy", kind)
+    node, stand_ins = _sizes(config), dict[str, str]()
+    node["policy"] = twin.node
     if isinstance(config.get("references"), Mapping):
         node["references"] = {name: _reference(value, f"references.{name}.policy") for name, value in config["references"].items()}
     if isinstance(config.get("rewards"), Mapping):
-        node["rewards"] = {name: _score(value, f"rewards.{name}", stood) for name, value in config["rewards"].items()}
+        node["rewards"] = {name: _score(value, f"rewards.{name}", stand_ins) for name, value in config["rewards"].items()}
     if isinstance(config.get("oracle"), Mapping):
-        node["oracle"] = _score(config["oracle"], "oracle", stood)
+        node["oracle"] = _score(config["oracle"], "oracle", stand_ins)
     if "records" in config:
-        node["records"] = _records(config["records"], found, stood)
+        node["records"] = _records(config["records"], twin, stand_ins)
     if isinstance(config.get("evaluation"), Mapping) or "prompts" in config:
-        node["evaluation"] = _evaluation(config, found, stood)
-    return Rehearsed(node, found.told, stood)
+        node["evaluation"] = _evaluation(config, twin, stand_ins)
+    return Rehearsed(node, twin.told, stand_ins)
 
 
 def _reference(node: Any, path: str) -> Any:
@@ -89,61 +89,61 @@ def _sizes(config: Mapping[str, Any]) -> dict[str, Any]:
     return {**config, "steps": STEPS, "batch": batch, "run": {**(config.get("run") or {}), "checkpoint_every": 1, "trackers": []}}
 
 
-def _evaluation(config: Mapping[str, Any], found: rehearsal.Tiny, stood: dict[str, str]) -> dict[str, Any]:
-    asked = dict(config.get("evaluation") or {})
+def _evaluation(config: Mapping[str, Any], twin: rehearsal.Tiny, stand_ins: dict[str, str]) -> dict[str, Any]:
+    evaluation = dict(config.get("evaluation") or {})
     for key in ("judges", "metrics"):
-        if isinstance(asked.get(key), Mapping):
-            asked[key] = {name: _score(value, f"evaluation.{key}.{name}", stood) for name, value in asked[key].items()}
-    own = asked.get("prompts", config.get("prompts"))
+        if isinstance(evaluation.get(key), Mapping):
+            evaluation[key] = {name: _score(value, f"evaluation.{key}.{name}", stand_ins) for name, value in evaluation[key].items()}
+    own = evaluation.get("prompts", config.get("prompts"))
     if own is not None:
-        asked["prompts"] = contents(list(build_part({"prompts": own}, "prompts"))[:PROMPTS])
-    asked.update(every=1, samples=min(asked.get("samples", 2), 2), columns=min(asked.get("columns", 2), 2))
-    call = {key: found.changed.get(key, value) for key, value in (asked.get("call") or {}).items()}
-    asked["call"] = {**call, "num_inference_steps": 3} if found.changed or "num_inference_steps" in call else call
-    return asked
+        evaluation["prompts"] = contents(list(build_part({"prompts": own}, "prompts"))[:PROMPTS])
+    evaluation.update(every=1, samples=min(evaluation.get("samples", 2), 2), columns=min(evaluation.get("columns", 2), 2))
+    call = {key: twin.changed.get(key, value) for key, value in (evaluation.get("call") or {}).items()}
+    evaluation["call"] = {**call, "num_inference_steps": 3} if twin.changed or "num_inference_steps" in call else call
+    return evaluation
 
 
-def _score(node: Any, path: str, stood: dict[str, str]) -> Any:
+def _score(node: Any, path: str, stand_ins: dict[str, str]) -> Any:
     """A reward's node: as it is where it can be built without weights, a stand-in otherwise; what it wraps first."""
     if not isinstance(node, Mapping) or "use" not in node:
         return node
     function = _function("rewards", node["use"])
     takes, _ = signatures.parameters(function)
     if path == "oracle" and "server" in takes:
-        stood[path] = str(node["use"])
+        stand_ins[path] = str(node["use"])
         return {"use": "rewards._shared.stand_in.stand_in_of_pairs", "name": str(node["use"])}
     if "weights" in takes or "server" in takes:
-        stood[path] = str(node["use"])
+        stand_ins[path] = str(node["use"])
         return {"use": "rewards._shared.stand_in.stand_in", "name": str(node["use"])}
-    inner = {key: _score(value, f"{path}.{key}", stood) for key, value in node.items()}
+    inner = {key: _score(value, f"{path}.{key}", stand_ins) for key, value in node.items()}
     try:
         kind = "metrics" if path.startswith("evaluation.metrics.") else "oracle" if path == "oracle" else "rewards"
         build_part({kind: inner if kind == "oracle" else {"one": inner}}, kind)
     except Exception as error:  # whatever a reward raises while it loads
-        stood[path] = f"{node['use']}, which cannot be built here: {' '.join(str(error).removeprefix('rewards.one: ').split())[:100]}"
+        stand_ins[path] = f"{node['use']}, which cannot be built here: {' '.join(str(error).removeprefix('rewards.one: ').split())[:100]}"
         return {"use": "rewards._shared.stand_in.stand_in", "name": str(node["use"])}
     if "column" in takes:
-        stood[path] = f"{node['use']}, as random weights get no answer right, and all rows would be tied"
+        stand_ins[path] = f"{node['use']}, as random weights get no answer right, and all rows would be tied"
         return {"use": "rewards._shared.stand_in.stand_in", "name": str(node["use"])}
     return inner
 
 
-def _records(node: Any, found: rehearsal.Tiny, stood: dict[str, str]) -> Any:
+def _records(node: Any, twin: rehearsal.Tiny, stand_ins: dict[str, str]) -> Any:
     """Records: those of a world and local files at the twin's size; pairs of noise where they are on the hub or cannot be decoded."""
     if isinstance(node, Mapping) and node.get("use") == "hub_texts":
-        stood["records"] = f"pairs of words; {node.get('name', 'the hub')} is not downloaded"
+        stand_ins["records"] = f"pairs of words; {node.get('name', 'the hub')} is not downloaded"
         return {"use": "commands._tiny_config.pairs_of_words"}
     if isinstance(node, Mapping) and node.get("use") == "hub_picture_texts":
-        stood["records"] = f"pairs about pictures of shapes; {node.get('name', 'the hub')} is not downloaded"
+        stand_ins["records"] = f"pairs about pictures of shapes; {node.get('name', 'the hub')} is not downloaded"
         return {"use": "picture_texts", "path": str(resource("assets/pictures/pairs.jsonl"))}
-    if not isinstance(node, Mapping) or found.shape is None or found.size is None or node.get("use") not in index("mmalign.data"):
+    if not isinstance(node, Mapping) or twin.shape is None or twin.size is None or node.get("use") not in index("mmalign.data"):
         return node
     small = {**node}
     takes, _ = signatures.parameters(_function("data", node["use"]))
     if "size" in takes:
-        small["size"] = list(found.size) if not isinstance(node.get("size"), int) or found.size[0] != found.size[1] else found.size[0]
-    if "frames" in takes and len(found.shape) == 4:
-        small["frames"] = found.shape[0]
+        small["size"] = list(twin.size) if not isinstance(node.get("size"), int) or twin.size[0] != twin.size[1] else twin.size[0]
+    if "frames" in takes and len(twin.shape) == 4:
+        small["frames"] = twin.shape[0]
     if node["use"] != "hub_pairs":
         try:
             build_part({"records": small}, "records")
@@ -151,10 +151,10 @@ def _records(node: Any, found: rehearsal.Tiny, stood: dict[str, str]) -> Any:
         except UserError as error:
             if "which is not installed" not in str(error):
                 raise
-            stood["records"] = f"pairs of noise, as this machine cannot decode them: {str(error).removeprefix('records: ')}"
+            stand_ins["records"] = f"pairs of noise, as this machine cannot decode them: {str(error).removeprefix('records: ')}"
     else:
-        stood["records"] = f"pairs of noise; {node.get('name', 'the hub')} is not downloaded"
-    return {"use": "commands._tiny_config.pairs_of_noise", "shape": list(found.shape)}
+        stand_ins["records"] = f"pairs of noise; {node.get('name', 'the hub')} is not downloaded"
+    return {"use": "commands._tiny_config.pairs_of_noise", "shape": list(twin.shape)}
 
 
 def pairs_of_noise(*, shape: list[int], count: int = 8) -> list[Pair]:

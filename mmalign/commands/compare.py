@@ -106,16 +106,16 @@ def compare(  # what a command may be told
     chosen = {words: guidance_of(words) for words in guidance}
     rows = [prompt for prompt in prompts for _ in range(samples)]
     draw = _Drawing(pipe, reward, weights, judge, rows, dict(call or {}), conditions, rows_at_once)
-    found = {}
+    guided = {}
     for words, made in chosen.items():
-        found[words] = [draw(made, seed, 0) for seed in range(seeds)]
-        say(f"{words}: {sum(one.seconds for one in found[words]):.1f} s")
+        guided[words] = [draw(made, seed, 0) for seed in range(seeds)]
+        say(f"{words}: {sum(one.seconds for one in guided[words]):.1f} s")
     plain = draw(best_of(count=1), 0, 0).ledger.cost(gradient=gradient)
-    need = max(one.ledger.cost(gradient=gradient) for drawn in found.values() for one in drawn) / plain
+    need = max(one.ledger.cost(gradient=gradient) for drawn in guided.values() for one in drawn) / plain
     count = min(MOST, max(2, math.ceil(need)))
     pool = [[draw(best_of(count=1), seed, number) for number in range(count)] for seed in range(seeds)]
     say(f"best of 1 to {count}: {sum(one.seconds for drawn in pool for one in drawn):.1f} s")
-    made = _compared(found, pool, plain, gradient, len(rows))
+    made = _compared(guided, pool, plain, gradient, len(rows))
     if out is not None:
         _write(made, Path(out))
     return made
@@ -171,15 +171,15 @@ def _seed(seed: int, row: int, number: int) -> int:
 
 
 def _outputs(result: Any) -> Tensor:
-    found = next(iter(result.values())) if isinstance(result, Mapping) else result[0]
-    return torch.as_tensor(found).detach().float()
+    outputs = next(iter(result.values())) if isinstance(result, Mapping) else result[0]
+    return torch.as_tensor(outputs).detach().float()
 
 
-def _compared(found: Mapping[str, list[_Drawn]], pool: list[list[_Drawn]], plain: float, gradient: float, outputs: int) -> Comparison:
+def _compared(guided: Mapping[str, list[_Drawn]], pool: list[list[_Drawn]], plain: float, gradient: float, outputs: int) -> Comparison:
     curves = [_best_of_each(torch.stack([one.scores for one in drawn]), torch.stack([one.judged for one in drawn])) for drawn in pool]
     rewards, judged = (torch.stack([curve[which] for curve in curves]) for which in (0, 1))  # [seeds, N]
     rows = []
-    for name, drawn in found.items():
+    for name, drawn in guided.items():
         cost = sum(one.ledger.cost(gradient=gradient) for one in drawn) / len(drawn)
         at = cost / plain
         own = torch.stack([one.judged.nanmean() for one in drawn])

@@ -53,7 +53,7 @@ def evaluate(  # what a command may be told
     folder = Path(out)
     settings = {"temperature": 0, **suite.call, **(call or {})}
     if answers is not None:
-        found = _given(suite, read_answers(answers), answers)
+        replies = _given(suite, read_answers(answers), answers)
     elif policy is None:
         raise UserError("evaluate: got no policy and no answers, takes one of them")
     else:
@@ -61,12 +61,12 @@ def evaluate(  # what a command may be told
             raise UserError(f"batch: got {batch}, takes 1 or more")
         suite.refuse_missing_images()
         with policy.using(using):
-            found = _asked(policy, suite, folder, batch=batch, settings=settings, seed=seed, who=f"{who} ({using})")
-    scores = suite.score(suite.items, [found.get(item.id) for item in suite.items])
+            replies = _asked(policy, suite, folder, batch=batch, settings=settings, seed=seed, who=f"{who} ({using})")
+    scores = suite.score(suite.items, [replies.get(item.id) for item in suite.items])
     _write(
         folder,
         suite,
-        found,
+        replies,
         scores,
         {"who": who, "using": using, "answers": None if answers is None else str(answers), "call": settings, "seed": seed},
     )
@@ -91,36 +91,36 @@ def _asked(
     """Answers to every question, from the file and then from the policy, batch by batch."""
     file = folder / "answers.jsonl"
     head = {"suite": suite.name, "who": who, "call": dict(settings), "seed": seed}
-    found = _continued(file, head, {item.id for item in suite.items})
-    left = [(place, item) for place, item in enumerate(suite.items) if item.id not in found]
-    with Progress(len(suite.items), start=len(found), every=50 * batch) as progress, Interrupt() as interrupt:
+    replies = _continued(file, head, {item.id for item in suite.items})
+    left = [(place, item) for place, item in enumerate(suite.items) if item.id not in replies]
+    with Progress(len(suite.items), start=len(replies), every=50 * batch) as progress, Interrupt() as interrupt:
         for start in range(0, len(left), batch):
             some = left[start : start + batch]
-            said = _generated(policy, [item for _, item in some], [SEED + seed * 2**20 + place for place, _ in some], settings)
-            lines = [{"id": item.id, "answer": text} for (_, item), text in zip(some, said, strict=True)]
+            texts = _generated(policy, [item for _, item in some], [SEED + seed * 2**20 + place for place, _ in some], settings)
+            lines = [{"id": item.id, "answer": text} for (_, item), text in zip(some, texts, strict=True)]
             with open(file, "a", encoding="utf-8") as kept:
                 kept.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-            found.update({line["id"]: line["answer"] for line in lines})
-            progress.update(len(found), {})
+            replies.update({line["id"]: line["answer"] for line in lines})
+            progress.update(len(replies), {})
             if interrupt.interrupted:
                 raise KeyboardInterrupt
-    return found
+    return replies
 
 
 @torch.no_grad()
 def _generated(policy: Policy, items: Sequence[Item], seeds: list[int], settings: Mapping[str, Any]) -> list[str]:
     prompts: list[Any] = [item.prompt for item in items]
     try:
-        said = policy.generate(prompts, seeds, **settings)
+        texts = policy.generate(prompts, seeds, **settings)
     except (TypeError, ValueError, AttributeError) as error:  # what pipelines and tokenizers raise at what they cannot read
         why = " ".join(str(error).split())
         raise UserError(
             f"evaluate: {type(policy).__name__} takes no questions about images ({why}); takes a vision-language policy"
         ) from error
-    if not isinstance(said, (list, tuple)) or not all(isinstance(text, str) for text in said):
-        what = "images" if isinstance(said, torch.Tensor) else type(said).__name__
+    if not isinstance(texts, (list, tuple)) or not all(isinstance(text, str) for text in texts):
+        what = "images" if isinstance(texts, torch.Tensor) else type(texts).__name__
         raise UserError(f"evaluate: the policy answers with {what}, and this benchmark reads words; takes a vision-language policy")
-    return list(said)
+    return list(texts)
 
 
 def _continued(file: Path, head: Mapping[str, Any], ids: set[str]) -> dict[str, str | None]:
@@ -146,9 +146,9 @@ def _continued(file: Path, head: Mapping[str, Any], ids: set[str]) -> dict[str, 
     return {row["id"]: row["answer"] for row in rows[1:]}
 
 
-def _write(folder: Path, suite: Suite, found: Mapping[str, str | None], scores: Scores, about: Mapping[str, Any]) -> None:
+def _write(folder: Path, suite: Suite, replies: Mapping[str, str | None], scores: Scores, about: Mapping[str, Any]) -> None:
     rows = [
-        {"id": item.id, "question": item.question, "answer": found.get(item.id), **(row or {"missing": True})}
+        {"id": item.id, "question": item.question, "answer": replies.get(item.id), **(row or {"missing": True})}
         for item, row in zip(suite.items, scores.rows, strict=True)
     ]
     write_text(folder / "rows.jsonl", "".join(json.dumps(finite(_plain(row)), ensure_ascii=False) + "\n" for row in rows))

@@ -91,17 +91,17 @@ def _language_model(node: Mapping[str, Any]) -> Any:
     if not isinstance(node["model"], str):
         built = build_part(node, "model")
         return built[0] if isinstance(built, tuple) else built
-    told = {key: node[key] for key in ("tokenizer", "dtype", "trust_remote_code") if key in node}
-    return load_language_model(node["model"], **told)[0]
+    settings = {key: node[key] for key in ("tokenizer", "dtype", "trust_remote_code") if key in node}
+    return load_language_model(node["model"], **settings)[0]
 
 
 def _prompt(run: Trained) -> str:
     """One that the run was evaluated with: of its config, or else of its own list, since records bring theirs."""
-    told = contents(build_part(run.config.get("evaluation") or {}, "prompts") or build_part(run.config, "prompts") or [])
+    prompts = contents(build_part(run.config.get("evaluation") or {}, "prompts") or build_part(run.config, "prompts") or [])
     written = run.folder / "samples" / "prompts.json"
-    if not told and written.is_file():
-        told = json.loads(written.read_text(encoding="utf-8"))["prompts"]
-    return str(next(iter(told or [""])))
+    if not prompts and written.is_file():
+        prompts = json.loads(written.read_text(encoding="utf-8"))["prompts"]
+    return str(next(iter(prompts or [""])))
 
 
 # ---- the page
@@ -170,17 +170,17 @@ def _numbers(run: Trained) -> Iterator[tuple[str, str, str, str]]:
         if key in ("step", "kl") or key.endswith("_se"):
             continue
         kinds = (("rewards", "reward, trained on"), ("judges", "judge, not trained on"), ("metrics", "metric"))
-        asked = {**(run.config.get("evaluation") or {}), "rewards": run.config.get("rewards")}
-        what = next((words for kind, words in kinds if key.partition("/")[0] in (asked.get(kind) or {})), "")
-        if what and key == (asked.get("stop") or {}).get("judge"):
+        configured = {**(run.config.get("evaluation") or {}), "rewards": run.config.get("rewards")}
+        what = next((words for kind, words in kinds if key.partition("/")[0] in (configured.get(kind) or {})), "")
+        if what and key == (configured.get("stop") or {}).get("judge"):
             what = "judge, decided when to stop"
         yield key, what, _with_error(rows[0], key, value), _with_error(after, key, after.get(key))
 
 
 def _after(run: Trained) -> dict[str, Any]:
     rows = run.state["evaluations"]
-    found: dict[str, Any] = next((row for row in rows if row["step"] == run.state.get("best_step")), rows[-1])
-    return found
+    best: dict[str, Any] = next((row for row in rows if row["step"] == run.state.get("best_step")), rows[-1])
+    return best
 
 
 def _with_error(row: Mapping[str, Any], key: str, value: Any) -> str:

@@ -70,14 +70,14 @@ def make_pairs(  # what a command may be told
             some = list(prompts[start : start + prompts_at_once])
             rollout = policy.sample(contents(some), group, stream(seed, start, 0, "pairs"))
             rollout.columns = beside(some, rows=len(rollout.prompts))
-            said = feedback(rewards, rollout, combine=combine, missing="drop")
-            counts["missing"] += int(said.rewards.isnan().sum())
+            scored = feedback(rewards, rollout, combine=combine, missing="drop")
+            counts["missing"] += int(scored.rewards.isnan().sum())
             if cut == "drop" and isinstance(rollout.held, Completions):
                 counts["cut"] += int(rollout.held.cut.sum())
-                said = replace(said, rewards=said.rewards.masked_fill(rollout.held.cut, math.nan))
+                scored = replace(scored, rewards=scored.rewards.masked_fill(rollout.held.cut, math.nan))
             for number in range(len(some)):
                 rows = range(number * group, (number + 1) * group)
-                made = list(_ranked(rollout, said, rows, most, least_gap))
+                made = list(_ranked(rollout, scored, rows, most, least_gap))
                 counts["prompts"] += 1
                 counts["tied"] += not made
                 for place, line in enumerate(made):
@@ -149,12 +149,12 @@ def _answered(policy: Policy, prompts: list[Any], seeds: list[int], call: Mappin
     return list(policy.generate(prompts, seeds, **call)), [False] * len(prompts)
 
 
-def _ranked(rollout: Rollout, said: Feedback, rows: Sequence[int], most: int, least_gap: float) -> Iterator[Line]:
+def _ranked(rollout: Rollout, scored: Feedback, rows: Sequence[int], most: int, least_gap: float) -> Iterator[Line]:
     """Pairs of one prompt's answers, the clearest first."""
-    known = sorted((row for row in rows if not math.isnan(float(said.rewards[row]))), key=lambda row: float(said.rewards[row]))
+    known = sorted((row for row in rows if not math.isnan(float(scored.rewards[row]))), key=lambda row: float(scored.rewards[row]))
     for place in range(min(most, len(known) // 2)):
         worse, better = known[place], known[-1 - place]
-        scores = float(said.rewards[better]), float(said.rewards[worse])
+        scores = float(scored.rewards[better]), float(scored.rewards[worse])
         if scores[0] - scores[1] > least_gap and rollout.outputs[better] != rollout.outputs[worse]:
             yield {
                 "prompt": rollout.prompts[better], "chosen": rollout.outputs[better], "rejected": rollout.outputs[worse],

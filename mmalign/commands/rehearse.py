@@ -61,25 +61,25 @@ def rehearse(
     folder = Path(keep) if keep is not None else Path(tempfile.mkdtemp(prefix="rehearsal-"))
     if keep is not None and folder.exists() and any(folder.iterdir()):
         raise UserError(f"--keep: {folder} is not empty, takes a new folder")
-    found: list[Phase] = []
-    heard: dict[str, Any] = {"config": config, "kind": kind, "folder": folder}
+    phases: list[Phase] = []
+    state: dict[str, Any] = {"config": config, "kind": kind, "folder": folder}
     try:
         for name, run in PHASES.items():
             began = time.monotonic()
             try:
                 with _quiet():
-                    what, *notes = run(heard)
+                    what, *notes = run(state)
                 phase = Phase(name, what, time.monotonic() - began, tuple(notes))
             except Exception as error:  # whatever a model, a reward or a recipe raises
                 phase = Phase(name, _named(error, name), time.monotonic() - began, failed=True)
-            found.append(phase)
+            phases.append(phase)
             say(phase)
             if phase.failed:
                 break
     finally:
         if keep is None:
             shutil.rmtree(folder, ignore_errors=True)
-    return found
+    return phases
 
 
 @contextlib.contextmanager
@@ -101,64 +101,64 @@ def _named(error: BaseException, phase: str) -> str:
 # ---- the phases: each gives what happened, and notes
 
 
-def _check(heard: dict[str, Any]) -> list[str]:
-    if lines := check(heard["config"], trust=True):
+def _check(state: dict[str, Any]) -> list[str]:
+    if lines := check(state["config"], trust=True):
         raise UserError("; ".join(lines))
-    if not isinstance(heard["config"].get("policy"), Mapping):
+    if not isinstance(state["config"].get("policy"), Mapping):
         raise UserError("policy: missing, a rehearsal takes a config with a policy")
     return ["no mistakes found"]
 
 
-def _twin(heard: dict[str, Any]) -> list[str]:
-    made: Rehearsed = tiny(heard["config"], kind=heard["kind"])
-    made.node["run"] |= {"name": "rehearsal", "folder": str(heard["folder"] / "whole")}
-    heard.update(made=made, policy=build_part(made.node, "policy"))
-    count = sum(p.numel() for p in heard["policy"].parameters().values())
+def _twin(state: dict[str, Any]) -> list[str]:
+    made: Rehearsed = tiny(state["config"], kind=state["kind"])
+    made.node["run"] |= {"name": "rehearsal", "folder": str(state["folder"] / "whole")}
+    state.update(made=made, policy=build_part(made.node, "policy"))
+    count = sum(p.numel() for p in state["policy"].parameters().values())
     first, *others = made.told
     return [f"{first}; {count:,} trained parameters", *others]
 
 
-def _rollout(heard: dict[str, Any]) -> list[str]:
-    node, policy = heard["made"].node, heard["policy"]
+def _rollout(state: dict[str, Any]) -> list[str]:
+    node, policy = state["made"].node, state["policy"]
     prompts: Any = (node.get("evaluation") or {}).get("prompts")
     if "prompts" not in node:  # given records
         records: Any = build_part(node, "records")
         stream = iter(records) if isinstance(records, list) else records.stream(seed=0)
-        heard["prompts"] = prompts = list(prompts or [next(stream).prompt for _ in range(2)])
-        heard["outputs"] = policy.generate(prompts, list(range(len(prompts))))
-        return [f"{_shape(heard['outputs'])} from the pipeline's own sampler; records give {len(prompts)} prompts"]
+        state["prompts"] = prompts = list(prompts or [next(stream).prompt for _ in range(2)])
+        state["outputs"] = policy.generate(prompts, list(range(len(prompts))))
+        return [f"{_shape(state['outputs'])} from the pipeline's own sampler; records give {len(prompts)} prompts"]
     rollout = policy.sample(list(prompts)[:1], node["batch"]["group"], torch.Generator().manual_seed(0))
-    heard.update(prompts=list(rollout.prompts), outputs=rollout.outputs)
+    state.update(prompts=list(rollout.prompts), outputs=rollout.outputs)
     steps = int(rollout.mask.sum(1).max())
     if steps == 0:
         raise UserError("policy.schedule.window: no step of the rollout is random, so there is nothing to train")
     return [f"{_shape(rollout.outputs)}, {rollout.mask.shape[1]} steps, {steps} of them random and trained"]
 
 
-def _reward(heard: dict[str, Any]) -> list[str]:
-    node, made, real = heard["made"].node, heard["made"], []
+def _reward(state: dict[str, Any]) -> list[str]:
+    node, made, real = state["made"].node, state["made"], []
     for key, home in (("rewards", node), ("judges", node.get("evaluation") or {})):
         for name, reward in (build_part(home, key) or {}).items():
-            scores = reward(heard["outputs"], heard["prompts"])
+            scores = reward(state["outputs"], state["prompts"])
             for part, values in scores.items() if isinstance(scores, Mapping) else [(name, scores)]:
                 values = torch.as_tensor(values)
-                if values.shape != (len(heard["prompts"]),):
+                if values.shape != (len(state["prompts"]),):
                     raise UserError(
-                        f"{key}.{name}: {part} gives {list(values.shape)}, takes one number for each of {len(heard['prompts'])}"
+                        f"{key}.{name}: {part} gives {list(values.shape)}, takes one number for each of {len(state['prompts'])}"
                     )
             if not any(f"{path.removeprefix('evaluation.')}.".startswith(f"{key}.{name}.") for path in made.stand_ins):
                 real.append(name)
-    stood = [f"stand-in for {path}: {what}" for path, what in made.stand_ins.items()]
-    return [f"asked for real: {', '.join(real) or 'none'}; stand-ins: {len(stood)}", *stood]
+    stand_ins = [f"stand-in for {path}: {what}" for path, what in made.stand_ins.items()]
+    return [f"asked for real: {', '.join(real) or 'none'}; stand-ins: {len(stand_ins)}", *stand_ins]
 
 
-def _update(heard: dict[str, Any]) -> list[str]:
-    run = build(heard["made"].node)
-    heard["run"] = run
+def _update(state: dict[str, Any]) -> list[str]:
+    run = build(state["made"].node)
+    state["run"] = run
     apart = run.summary.get("preflight_difference")
     replay = "no preflight, as no group says anything" if apart is None else f"scored again {apart:.1g} nats apart"
     numbers = [key.removesuffix("_after") for key in run.summary if key.endswith("_after") and not key.endswith("_se_after")]
-    moved = _moved(_saved(run.path), build_part(heard["made"].node, "policy").sets.tables())
+    moved = _moved(_saved(run.path), build_part(state["made"].node, "policy").sets.tables())
     if not moved:
         raise UserError("method: two updates changed no parameter (the learning rate is 0, or no row has a signal)")
     return [
@@ -166,16 +166,16 @@ def _update(heard: dict[str, Any]) -> list[str]:
     ]
 
 
-def _resume(heard: dict[str, Any]) -> list[str]:
-    node = {**heard["made"].node}
-    node["run"] = {**node["run"], "folder": str(heard["folder"] / "halves")}
+def _resume(state: dict[str, Any]) -> list[str]:
+    node = {**state["made"].node}
+    node["run"] = {**node["run"], "folder": str(state["folder"] / "halves")}
     half = build({**node, "steps": 1})
     written = half.path / "checkpoints" / "step_000001" / "state.json"
     when = written.stat().st_mtime_ns
     run = build(node, resume=True)
     if written.stat().st_mtime_ns != when:
         raise UserError("run.checkpoint_every: the run began anew in place of resuming from its checkpoint")
-    tensors = [_saved(heard["run"].path), _saved(run.path)]
+    tensors = [_saved(state["run"].path), _saved(run.path)]
     for group, table in tensors[0].items():
         for name, value in table.items():
             if not torch.equal(value, tensors[1][group][name]):
@@ -185,10 +185,10 @@ def _resume(heard: dict[str, Any]) -> list[str]:
     ]
 
 
-def _export(heard: dict[str, Any]) -> list[str]:
-    if not _has_model(heard["made"].node["policy"]):
+def _export(state: dict[str, Any]) -> list[str]:
+    if not _has_model(state["made"].node["policy"]):
         return ["left out: export takes a diffusers pipeline or a language model"]
-    made = export(heard["run"].path, trust=True)
+    made = export(state["run"].path, trust=True)
     return [f"written, loaded again and equal: {', '.join(made.forms)} (parameters: {made.parameters})"]
 
 

@@ -129,22 +129,22 @@ def guided_sample(  # what a command may be told
 
     Errors: UserError for a model without a pipeline, without prompts, and for bad settings.
     """
-    found = model_of(model, trust=trust) if isinstance(model, str) else model
-    wanted = list(prompts or found.prompts)
+    source = model_of(model, trust=trust) if isinstance(model, str) else model
+    wanted = list(prompts or source.prompts)
     if not wanted or count < 1:
         raise UserError(f"sample: got {len(wanted)} prompts and count {count}, takes 1 or more (--prompt)")
-    rewards = reward if reward is not None else found.rewards or None
-    weights = found.weights if reward is None and found.rewards else None
+    rewards = reward if reward is not None else source.rewards or None
+    weights = source.weights if reward is None and source.rewards else None
     chosen = None if guidance is None else guidance_of(guidance)
     rows = [(prompt, seed + number) for prompt in wanted for number in range(count)]
     outputs, scores = [], []
     plain = rewards is None and chosen is None
-    with found.using, nullcontext() if plain else guide(found.pipe, rewards, guidance=chosen, weights=weights) as guided:
+    with source.using, nullcontext() if plain else guide(source.pipe, rewards, guidance=chosen, weights=weights) as guided:
         for chunk in (rows[start : start + rows_at_once] for start in range(0, len(rows), rows_at_once)):
-            rng = [torch.Generator(found.pipe._execution_device).manual_seed(own) for _, own in chunk]
+            rng = [torch.Generator(source.pipe._execution_device).manual_seed(own) for _, own in chunk]
             some = [prompt for prompt, _ in chunk]
-            arguments = found.arguments(contents(some) if plain else some, **(call or {}))
-            result = found.pipe(**{**arguments, "output_type": "pt", "generator": rng if len(chunk) > 1 else rng[0]})
+            arguments = source.arguments(contents(some) if plain else some, **(call or {}))
+            result = source.pipe(**{**arguments, "output_type": "pt", "generator": rng if len(chunk) > 1 else rng[0]})
             outputs.append(outputs_of(result).detach().cpu())
             if guided is not None and guided.scores is not None:
                 scores.append(guided.scores)

@@ -28,11 +28,11 @@ class Stored(NamedTuple):
 
 def existing(place: str, key: str, *, runs: Path | None = None) -> Path:
     """A folder or file, or a run of that name in the folder ``runs``. Errors: UserError, by the config's ``key``, where there is none."""
-    found = next((path for path in (Path(place), *([runs / place] if runs else [])) if path.exists()), None)
-    if found is None:
+    existing_path = next((path for path in (Path(place), *([runs / place] if runs else [])) if path.exists()), None)
+    if existing_path is None:
         here = f"no folder {place}, and no run of that name in {runs}; takes a folder or a run" if runs else f"nothing at {place}"
         raise UserError(f"{key}: {here}" if runs else f"{key}: {here}; takes the folder of a run, of an adapter or a model, or a file")
-    return found
+    return existing_path
 
 
 def read(place: Path, key: str) -> Stored:
@@ -78,12 +78,12 @@ def _file(path: Path, key: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def _scale(layer: str, rank: int, header: Mapping[str, Any], alpha: Tensor | None) -> float:
     """alpha / rank of a layer, by what is said closest to it."""
     prefix = next((f"{part}." for part in (layer.partition(".")[0],) if f"{part}.lora_alpha" in header), "")
-    said = header.get(f"{prefix}lora_alpha")
-    if alpha is None and said is None:
+    configured = header.get(f"{prefix}lora_alpha")
+    if alpha is None and configured is None:
         return 1.0
     patterns = header.get(f"{prefix}alpha_pattern") or {}
     name = layer.removeprefix(prefix)
-    own = next((value for pattern, value in patterns.items() if re.match(rf"(.*\.)?({pattern})$", name)), said)  # as peft matches
+    own = next((value for pattern, value in patterns.items() if re.match(rf"(.*\.)?({pattern})$", name)), configured)  # as peft matches
     size: float = rank**0.5 if header.get(f"{prefix}use_rslora") else rank
     return (float(own or 0) if alpha is None else float(alpha)) / size
 

@@ -57,10 +57,10 @@ class Exam:
             raise UserError(f"evaluation.judges.{both[0]}: a reward has that name too; takes another")
 
 
-def exam(asked: Evaluation, *, prompts: Sequence[Any], rewards: Functions) -> Exam:
+def exam(settings: Evaluation, *, prompts: Sequence[Any], rewards: Functions) -> Exam:
     """An evaluation as a recipe makes it: on ``prompts`` where the settings name none, and with the rewards of training beside judges."""
-    chosen = prompts if asked.prompts is None else asked.prompts
-    same = {name: getattr(asked, name) for name in ("judges", "metrics", "every", "samples", "columns", "call", "real", "mark", "blind")}
+    chosen = prompts if settings.prompts is None else settings.prompts
+    same = {name: getattr(settings, name) for name in ("judges", "metrics", "every", "samples", "columns", "call", "real", "mark", "blind")}
     return Exam(prompts=chosen, rewards=rewards, **same)
 
 
@@ -91,18 +91,18 @@ def evaluate(policy: Policy, exam: Exam, *, using: str = "current") -> Results:
     with policy.using(using):
         outputs = policy.generate(rows, [SEED + number for number in range(len(rows))], **exam.call)
         looks = image_dependence(policy, rows, _words(outputs)) if exam.blind else None
-    found: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     judged = {**ask(exam.rewards, outputs, rows, columns), **ask(exam.judges, outputs, rows, columns, kind="judge")}
     for name, scores in {**judged, **({} if looks is None else {"image_dependence": looks})}.items():
         known = scores[~scores.isnan()]
-        found[name] = float(known.mean()) if len(known) else float("nan")
-        found[f"{name}_se"] = float(known.std() / len(known) ** 0.5) if len(known) > 1 else float("nan")
+        metrics[name] = float(known.mean()) if len(known) else float("nan")
+        metrics[f"{name}_se"] = float(known.std() / len(known) ** 0.5) if len(known) > 1 else float("nan")
         if len(known) < len(scores):
-            found[f"{name}_missing"] = float(len(scores) - len(known))
-    found.update(measure(exam.metrics, outputs, rows, columns))
+            metrics[f"{name}_missing"] = float(len(scores) - len(known))
+    metrics.update(measure(exam.metrics, outputs, rows, columns))
     shown = isinstance(outputs, Tensor) and outputs.ndim in (4, 5)  # images or videos
     grid = outputs.unflatten(0, (len(exam.prompts), exam.samples))[:, : exam.columns].float().cpu().clamp(0, 1) if shown else None
-    return Results(found, grid, None if isinstance(outputs, Tensor) else _answers(exam, outputs, rows))
+    return Results(metrics, grid, None if isinstance(outputs, Tensor) else _answers(exam, outputs, rows))
 
 
 def _words(outputs: Any) -> list[str]:

@@ -94,11 +94,11 @@ def auto_class(model: Any) -> str:
 
 def _compare(policy: TransformersPolicy, fresh: Any, prompt: Any) -> None:
     """Errors: UserError where the loaded model's log-probabilities are not the live one's."""
-    given = policy.chat.prompt(prompt)
-    inputs = {} if policy.chat.vision is None else policy.chat.vision.inputs(given)
-    told = {name: value.to(policy.device) for name, value in {"input_ids": torch.tensor([given.ids]), **inputs}.items()}
+    question = policy.chat.prompt(prompt)
+    inputs = {} if policy.chat.vision is None else policy.chat.vision.inputs(question)
+    arguments = {name: value.to(policy.device) for name, value in {"input_ids": torch.tensor([question.ids]), **inputs}.items()}
     fresh.to(policy.device).eval()
-    there, here = (model(**told).logits.double().log_softmax(-1) for model in (fresh, policy.model))
+    there, here = (model(**arguments).logits.double().log_softmax(-1) for model in (fresh, policy.model))
     apart, allowed = float((there - here).abs().max()), ROUNDING.get(policy.model.dtype, 1e-4)
     if not apart <= allowed:
         raise UserError(f"export: the model, loaded again, is {apart:.2g} nats apart from the live one, more than {allowed:g}")

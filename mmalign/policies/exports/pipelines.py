@@ -59,11 +59,11 @@ def export(
         raise UserError(f"{folder} exists: takes a folder that is not there yet (--out)")
     if policy.acts_on.get("storage"):
         raise UserError("export: this policy keeps its weights in 8 bits, which is not what users load it onto; takes one without storage")
-    asked = _ask(policy, prompt)
+    calls = _ask(policy, prompt)
     with appearing(folder) as place:
         forms = _lora_forms(policy, place) if policy.sets.lora else [_whole(policy.pipe, policy.denoisers, place, "")]
         for form in forms:
-            _compare(form, form.load(place, None if form.name == "full" else base()), asked)
+            _compare(form, form.load(place, None if form.name == "full" else base()), calls)
         for file in beside:
             shutil.copyfile(file, place / file.name)
         if card is not None:
@@ -108,8 +108,8 @@ def _diffusers_lora(pipe: Any, modules: Mapping[str, nn.Module], place: Path) ->
     for name, module in modules.items():
         weights, config = adapter(module, folded=True)
         key = "transformer" if options(name) else name
-        told = {f"{key}_lora_layers": weights, f"{key}_lora_adapter_metadata": plain_config(config.to_dict())}
-        type(pipe).save_lora_weights(str(place / name if options(name) else place), **told)
+        layers = {f"{key}_lora_layers": weights, f"{key}_lora_adapter_metadata": plain_config(config.to_dict())}
+        type(pipe).save_lora_weights(str(place / name if options(name) else place), **layers)
         code.append(
             f'pipe.load_lora_weights(f"{{folder}}/{name}", load_into_transformer_2=True)'
             if options(name)
@@ -153,14 +153,14 @@ def _whole(pipe: Any, modules: dict[str, nn.Module], place: Path, under: str) ->
 
 def _ask(policy: DiffusersPolicy, prompt: str) -> dict[str, Asked]:
     """What the pipeline asks each of its denoisers first, in the call of the policy with the pipeline's own scheduler."""
-    heard: dict[str, Asked] = {}
+    calls: dict[str, Asked] = {}
 
     def listen(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            if name not in heard:
+            if name not in calls:
                 args, kwargs = tree_map(lambda value: value.clone() if isinstance(value, Tensor) else value, (args, kwargs))
-                heard[name] = Asked(args, kwargs, [answer.clone() for answer in _answers(output)])
-            if len(heard) == len(policy.denoisers):
+                calls[name] = Asked(args, kwargs, [answer.clone() for answer in _answers(output)])
+            if len(calls) == len(policy.denoisers):
                 raise Finished
 
         return hook
@@ -171,7 +171,7 @@ def _ask(policy: DiffusersPolicy, prompt: str) -> dict[str, Asked]:
     finally:
         for hook in hooks:
             hook.remove()
-    return heard
+    return calls
 
 
 def _answers(output: Any) -> list[Tensor]:
@@ -179,7 +179,7 @@ def _answers(output: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
 
 
-def _compare(form: Form, fresh: Any, asked: Mapping[str, Asked]) -> None:
+def _compare(form: Form, fresh: Any, calls: Mapping[str, Asked]) -> None:
     """Errors: UserError where a denoiser that was loaded is another than the one it was written from."""
     for name, module in form.modules.items():
         loaded, what = fresh.components[name].eval(), f"export: the {form.name} form of {name}, loaded again,"
@@ -190,11 +190,11 @@ def _compare(form: Form, fresh: Any, asked: Mapping[str, Asked]) -> None:
         for key, value in here.items():
             if not torch.equal(value.cpu().to(there[key].dtype), there[key].cpu()):
                 raise UserError(f"{what} differs from the live model in {key}")
-        if name not in asked:  # an expert that this call did not reach
+        if name not in calls:  # an expert that this call did not reach
             continue
         device = next(module.parameters()).device
-        said = _answers(loaded.to(device)(*asked[name].args, **asked[name].kwargs))
-        worst = max(_distance(a, b) for a, b in zip(said, asked[name].answers, strict=True))
+        answers = _answers(loaded.to(device)(*calls[name].args, **calls[name].kwargs))
+        worst = max(_distance(a, b) for a, b in zip(answers, calls[name].answers, strict=True))
         allowed = TOLERANCE[next(p.dtype for key, p in module.named_parameters() if "lora_" not in key)]
         if not worst <= allowed:
             raise UserError(f"{what} answers {worst:.2g} (of the largest number) apart from the live model, more than {allowed:g}")
