@@ -82,11 +82,10 @@ def test_the_split_into_micro_batches_changes_nothing(tmp_path, pairs):
         assert all(a[key] == pytest.approx(b[key], rel=1e-3, abs=1e-5) for key in a if isinstance(a[key], float))
 
 
-def test_pairs_without_a_label_teach_nothing_and_ties_pull_back(tmp_path, pairs):
+def test_pairs_without_a_label_are_left_out_and_refused_where_there_are_no_others(tmp_path, pairs):
     missing = [pair._replace(strength=math.nan) for pair in pairs]
-    run = offline(tmp_path, missing, steps=1)
-    trained, ref = (run.policy.sets.tables()[name] for name in ("trained", "ref"))
-    assert all(torch.equal(value, ref[key]) for key, value in trained.items()) and log(run)[-2]["known"] == 0.0
+    with pytest.raises(UserError, match="records: the first .* rows say nothing that this method learns from"):
+        offline(tmp_path, missing, steps=1)
     half = [pair._replace(strength=math.nan if number % 2 else 1.0) for number, pair in enumerate(pairs)]
     rows = log(offline(tmp_path / "half", half, steps=1, batch={"records": 12}))
     assert rows[1]["known"] == 0.5 and rows[1]["loss"] == pytest.approx(math.log(2))  # the mean is over pairs that are known
