@@ -236,7 +236,7 @@ def test_python_and_yaml_say_the_same(tmp_path: Path) -> None:
     [
         ({"policy": {"use": "transformers", "modl": "x"}}, "references.ref.policy.modl: unknown key of transformers; nearest: model"),
         ({"policy": {"use": "transformers"}}, "references.ref.policy.model: missing, transformers needs it"),
-        ({"policy": "gpt2"}, "references.ref.policy: got 'gpt2', takes a node {use: NAME, ...} with a name of policies"),
+        ({"policy": "gpt2"}, "references.ref.policy.use: got 'gpt2', there is none in policies"),
         ({"policy": {"use": "transformers", "model": "x"}, "every": 3}, "references.ref.every: given beside policy, and another model is"),
         ({"policy": {"use": "transformers", "model": "x"}, "shares": {"ref": 1.0}}, "references.ref.shares: given beside policy"),
         ({"policy": {"use": "transformers", "model": "x"}, "from": "runs/x"}, "references.ref.from: given beside policy"),
