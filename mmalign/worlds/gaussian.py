@@ -60,7 +60,10 @@ class QuadraticReward:
 
 
 def one_gaussian(mean: Iterable[float], variance: Iterable[float]) -> Mixture:
-    """One Gaussian: the simplest world."""
+    """One Gaussian: the simplest world.
+
+    mean, variance: a number for each of its D dimensions.
+    """
     return Mixture(_row([1.0])[0], _row(mean), _row(variance))
 
 
@@ -99,7 +102,10 @@ def predict(mixture: Mixture, x: Tensor, t: Level) -> Prediction:
 
 
 def tilt(mixture: Mixture, reward: QuadraticReward, *, beta: float) -> Mixture:
-    """The optimum of ``E[r] - beta KL(q || p)``: ``q(x) = p(x) exp(r(x) / beta) / Z``, again a mixture."""
+    """The optimum of ``E[r] - beta KL(q || p)``: ``q(x) = p(x) exp(r(x) / beta) / Z``, again a mixture.
+
+    mixture: p. reward: r. beta: reward that a nat of KL costs.
+    """
     precision, linear, log_weights = _tilted(mixture, reward, beta)
     return Mixture(torch.softmax(log_weights, 0), linear / precision, 1 / precision)
 
@@ -124,20 +130,29 @@ def kl(p: Mixture, q: Mixture) -> Tensor:
 
 
 def flow_levels(num_steps: int, *, shift: float = 1.0) -> Level:
-    """Rectified flow: ``s`` even from 1 to 0, then ``shift s / (1 + (shift - 1) s)`` (DanceGRPO; SD3 has shift 3)."""
+    """Rectified flow: ``s`` even from 1 to 0, then ``shift s / (1 + (shift - 1) s)`` (DanceGRPO; SD3 has shift 3).
+
+    num_steps: levels but one. shift: above 1, more of the steps are at high noise.
+    """
     s = torch.linspace(1, 0, num_steps + 1, dtype=torch.float64)
     s = shift * s / (1 + (shift - 1) * s)
     return Level(1 - s, s)
 
 
 def vp_levels(num_steps: int, *, start: float = 0.99) -> Level:
-    """Variance preserving: ``(cos, sin)`` of angles from ``start`` of a right angle down to 0."""
+    """Variance preserving: ``(cos, sin)`` of angles from ``start`` of a right angle down to 0.
+
+    num_steps: levels but one. start: below 1, so that some signal is left.
+    """
     angle = torch.linspace(start, 0, num_steps + 1, dtype=torch.float64) * math.pi / 2
     return Level(angle.cos(), angle.sin())
 
 
 def ve_levels(num_steps: int, *, highest: float = 20.0, rho: float = 3.0) -> Level:
-    """Variance exploding: ``(1, sigma)``, sigma from ``highest`` to 0 along a power law (Karras et al. 2022, eq. 5)."""
+    """Variance exploding: ``(1, sigma)``, sigma from ``highest`` to 0 along a power law (Karras et al. 2022, eq. 5).
+
+    num_steps: levels but one. highest: the first sigma. rho: the power; the higher, the more steps are at low noise.
+    """
     sigma = highest * torch.linspace(1, 0, num_steps + 1, dtype=torch.float64) ** rho
     return Level(torch.ones_like(sigma), sigma)
 
@@ -319,6 +334,8 @@ def path_optimum(policy: GaussianPolicy, linear: Tensor, *, beta: float) -> tupl
     of ``(k_t shift_t)^2 / (2 std_t^2)``. So ``shift_t = G_t std_t^2 linear / (beta k_t)`` and the value is
     ``sum (G_t std_t linear)^2 / (2 beta)``. No policy on these steps does better: it is ``p(path) exp(r / beta) / Z``, given
     the first state. Steps without noise have no KL to pay, and keep shift 0.
+
+    policy: whose steps they are. linear: ``[D]``, the reward of each dimension. beta: reward that a nat costs.
     """
     stochastic = policy.window(policy.num_steps, 0, torch.Generator())
     with policy.using("ref"):
