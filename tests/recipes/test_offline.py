@@ -84,7 +84,7 @@ def test_the_split_into_micro_batches_changes_nothing(tmp_path, pairs):
 
 def test_pairs_without_a_label_are_left_out_and_refused_where_there_are_no_others(tmp_path, pairs):
     missing = [pair._replace(strength=math.nan) for pair in pairs]
-    with pytest.raises(UserError, match="records: the first .* rows say nothing that this method learns from"):
+    with pytest.raises(UserError, match=r"records: the first .* rows say nothing that this method learns from"):
         offline(tmp_path, missing, steps=1)
     half = [pair._replace(strength=math.nan if number % 2 else 1.0) for number, pair in enumerate(pairs)]
     rows = log(offline(tmp_path / "half", half, steps=1, batch={"records": 12}))
