@@ -51,7 +51,9 @@ def _inspected(model: str, words: list[str], dtype: str | None) -> Any:
     if is_language(model):
         if call:
             raise UserError(f"--call: {model} is a language model, whose call is not tried here; takes none")
-        return language_inspection(*language_model(model, dtype=dtype), node=f"hub/id-of-a-{model}" if model.isidentifier() else model)
+        twin = model.isidentifier()
+        pair = language_model(model, dtype=dtype)
+        return language_inspection(*pair, node=f"hub/id-of-a-{model}" if twin else model, loaded=not twin)
     if model in index("mmalign.worlds"):
         node = {"use": model}
         built = build_part({"pipeline": node}, "pipeline")

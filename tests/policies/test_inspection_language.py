@@ -41,6 +41,8 @@ def test_its_start_passes_check(tmp_path):
     assert is_language(str(tmp_path / "m")) and not is_language("StableDiffusionPipeline")
     made = language_inspection(*language_model(str(tmp_path / "m")), node=str(tmp_path / "m"), device="cpu")
     check(yaml.safe_load(made.start))
+    made = language_inspection(*language_model(str(tmp_path / "m")), node="m", loaded=True, device="cpu")
+    assert made["model"].endswith("21 tensors, all of them in its files")
     assert made["ends with"] == "<eos>, <|im_end|>" and "<pad>" in made["never says"]
 
 

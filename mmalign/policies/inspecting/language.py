@@ -41,18 +41,19 @@ def language_model(model: str, *, dtype: str | None = None) -> tuple[Any, Any]:
 
 
 @quiet()
-def language_inspection(model: Any, reader: Any, *, node: Any = "", device: str | None = None) -> Inspection:
+def language_inspection(model: Any, reader: Any, *, node: Any = "", loaded: bool = False, device: str | None = None) -> Inspection:
     """Looks at a model with its tokenizer or processor; it gets a LoRA on the way, and is of no other use afterwards.
 
+    node: how a config names it. loaded: its tensors were compared with those of its files. device: where to try; a GPU if there is one.
     Errors: UserError for a model that is no policy: without an end of text, or that does not answer a tiny batch.
     """
     count = sum(p.numel() for p in model.parameters())
     members = {name: sum(model.get_parameter(one).numel() for one in names) for name, names in members_of(model).items()}
-    tensors = len(model.state_dict())
+    tensors, there = len(model.state_dict()), ", all of them in its files" if loaded else ""
     policy = transformers(model, reader, lora=Lora(rank=4), max_completion=8, device=device)
     words, _ = parted(reader)
     rows = [
-        Row("model", f"{type(model).__name__}, {count / 1e6:.3g} M parameters, {tensors} tensors, all of them there"),
+        Row("model", f"{type(model).__name__}, {count / 1e6:.3g} M parameters, {tensors} tensors{there}"),
         Row("members", ", ".join(f"{name} ({size / 1e6:.3g} M)" for name, size in members.items())),
         Row("reads with", f"{type(reader).__name__}, {len(words)} tokens"),
     ]
@@ -115,7 +116,8 @@ def _replay(policy: TransformersPolicy) -> str:
 
 
 def _gradient(policy: TransformersPolicy) -> str:
-    rollout = policy.encode([ASKED], [ANSWER], torch.zeros(1, dtype=torch.int64), torch.Generator())
+    sees = policy.chat.vision is not None and "image" in policy.chat.vision.tokens
+    rollout = policy.encode([_pictured(policy) if sees else ASKED], [ANSWER], torch.zeros(1, dtype=torch.int64), torch.Generator())
     policy.steps(rollout, torch.arange(1)).log_probs.sum().backward()
     live = {name: p.grad for name, p in policy.parameters().items() if "lora_A" not in name}  # B is zero at first, so A has none
     reached = sum(grad is not None and bool(grad.norm() > 0) for grad in live.values())
