@@ -257,3 +257,10 @@ def test_steps_of_the_config(tmp_path):
         with Image.open(file) as shown:
             assert shown.n_frames == 4, file
     assert len(list(run.path.glob("samples/step_*.png"))) == 3
+
+
+def test_loading_shows_no_bar_and_leaves_others_theirs(capfd):
+    from transformers.utils import logging
+
+    base.moving_digits()
+    assert "Loading" not in capfd.readouterr().err and logging.is_progress_bar_enabled()

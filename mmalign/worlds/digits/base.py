@@ -41,15 +41,17 @@ def digits(*, denoiser: Denoiser = "dit", path: str | None = None) -> Any:
 
 
 def _quietly(load: Callable[[], Any]) -> Any:
-    """Without diffusers' bar, which takes longer to read than two megabytes take to load."""
-    from diffusers.utils import logging
+    """Without the bars of diffusers and transformers, which take longer to read than two megabytes take to load."""
+    from diffusers.utils import logging as of_diffusers
+    from transformers.utils import logging as of_transformers
 
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
+    shown = [logging for logging in (of_diffusers, of_transformers) if logging.is_progress_bar_enabled()]
+    for logging in shown:
+        logging.disable_progress_bar()
     try:
         return load()
     finally:
-        if shown:
+        for logging in shown:
             logging.enable_progress_bar()
 
 
