@@ -44,9 +44,9 @@ def remembering(function: Callable[..., Any]) -> Callable[..., Any]:
         given, read = bound(function, args, kwargs)
         made = Made(function.__name__, given)
         with saying(made):
-            found = function(**read)
-        _remember(found, made)
-        return found
+            result = function(**read)
+        _remember(result, made)
+        return result
 
     return call
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -62,27 +61,11 @@ def ours(path: str, *, whole: bool = False) -> bool:
 @cache
 def _offered(whole: bool) -> frozenset[str]:
     """Every import path, without ``mmalign.``, at which a room's name can be reached: its file's, and its room's own."""
-    found = set()
+    paths = set()
     for room in (*OFFERING, *(CALLED if whole else ())):
         for name, entries in index(f"mmalign.{room}").items():
-            found |= {f"{entry.module.removeprefix('mmalign.')}.{name}" for entry in entries} | {f"{room}.{name}"}
-    return frozenset(found)
-
-
-def outside(node: Any, key: str = "") -> Iterator[Outside]:
-    """All that a config, or a part of one, names outside of mmalign."""
-    if isinstance(node, Mapping):
-        use = node.get("use")
-        if isinstance(use, str) and "." in use and not ours(use, whole=not key):
-            yield Outside(f"{key}.use".lstrip("."), use, located(use)[0])
-        for name, item in node.items():
-            place = f"{key}.{name}".lstrip(".")
-            if name == "trust_remote_code" and item:
-                yield Outside(place, "the code that comes with the model")
-            yield from outside(item, place)
-    if isinstance(node, (list, tuple)):
-        for number, item in enumerate(node):
-            yield from outside(item, f"{key}[{number}]")
+            paths |= {f"{entry.module.removeprefix('mmalign.')}.{name}" for entry in entries} | {f"{room}.{name}"}
+    return frozenset(paths)
 
 
 def located(path: str) -> tuple[Path | None, list[str]]:

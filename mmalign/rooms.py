@@ -57,12 +57,12 @@ class Room(ModuleType):
 
 def offered(room: str, name: str) -> Any:
     """What a room answers with: a class as it is, and a function so that what it returns remembers its call (`calls`)."""
-    found = _load(room, name)
-    if not isinstance(found, FunctionType):
-        return found
+    held = _load(room, name)
+    if not isinstance(held, FunctionType):
+        return held
     from mmalign.calls import remembering
 
-    return remembering(found)
+    return remembering(held)
 
 
 def resource(name: str) -> Path:

@@ -85,14 +85,14 @@ def parameters(function: Callable[..., Any]) -> tuple[dict[str, Parameter], bool
     except (ValueError, TypeError):
         return {}, True  # a builtin that does not say
     annotations, ranges = _resolved(function), _resolved(function, extras=True)
-    found, any_key = {}, False
+    known, any_key = {}, False
     for name, parameter in signature.parameters.items():
         if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
             key = name.rstrip("_")  # a field that would be a word of Python's: `from_`
             required = parameter.default is parameter.empty
-            found[key] = Parameter(key, annotations.get(name, Any), required, _range(ranges.get(name)))
+            known[key] = Parameter(key, annotations.get(name, Any), required, _range(ranges.get(name)))
         any_key = any_key or parameter.kind == parameter.VAR_KEYWORD
-    return found, any_key
+    return known, any_key
 
 
 def accepted(function: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -204,10 +204,10 @@ def record(kind: type, value: Any, path: str) -> Any:
         return item
 
     reader = Reader(leaf, lambda made, arguments, place: make(made, arguments), [])
-    found = read(value, Parameter(path, kind, True), path, reader)
+    settings = read(value, Parameter(path, kind, True), path, reader)
     if reader.errors:
         raise UserError(reader.errors[0])
-    return found
+    return settings
 
 
 def make(record: Any, arguments: Mapping[str, Any]) -> Any:
