@@ -21,7 +21,6 @@ EXPLAINED = [
     named
     for kind in ("methods", "guidance", "kernels", "windows", "worlds", "data", "rewards", "oracles", "combinations", "transforms")
     for named in catalogue.everything(kind)
-    if not named.place.endswith("gaussian.py")
 ]
 
 
