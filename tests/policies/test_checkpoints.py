@@ -65,7 +65,9 @@ def test_a_missing_a_strange_and_a_misshaped_tensor_are_named_and_counted(tmp_pa
 
 def test_buffers_that_older_files_hold_are_no_difference(tmp_path):
     file = saved(tmp_path / "m") / "model.safetensors"
-    changed(file, lambda held: held.update({"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}))
+    changed(
+        file, lambda held: held.update({"model.layers.0.self_attn.masked_bias": torch.ones(4), "model.rotary_emb.inv_freq": torch.ones(4)})
+    )
     load(str(file.parent))
 
 
