@@ -168,7 +168,9 @@ def refuse_missing(owner: str, missing: str) -> None:
 def read_reference(owner: str, path: str) -> dict[str, dict[str, Tensor]]:
     """name of a reward -> prompt -> scores of the reference model's samples ``[K]``, as the recipe ``calibrate`` writes them.
 
-    JSON lines ``{"prompt": ..., "rewards": {name: [scores]}}``. Missing scores are left out. Errors: UserError with the line's number.
+    JSON lines ``{"prompt": ..., "rewards": {name: [scores]}}``. Missing scores are left out.
+
+    Errors: UserError with the line's number.
     """
     file = Path(path)
     if not file.is_file():

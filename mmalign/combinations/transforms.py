@@ -164,7 +164,9 @@ def isotonic(*, path: str, score: str = "score", label: str = "label") -> Transf
 
     score, label: names of the two numbers of a line.
     path: JSON lines with a reward's score under ``score`` and a label in 0..1 under ``label``, such as a judge's marks and people's.
-    Scores beyond those of the file get the curve's ends. Least squares, by scikit-learn. Errors: UserError with the line's number.
+    Scores beyond those of the file get the curve's ends. Least squares, by scikit-learn.
+
+    Errors: UserError with the line's number.
     """
     from sklearn.isotonic import IsotonicRegression
 

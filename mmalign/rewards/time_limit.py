@@ -22,7 +22,9 @@ def time_limit(reward: Callable[..., Any], *, seconds: float = 60.0) -> Scorer:
     or a loop. What hangs is left behind in a thread: while it is at work the reward is not asked again, and has no scores. A call into
     C that keeps Python's lock cannot be left behind; rewards of ours that may meet such calls have ``seconds`` of their own.
 
-    reward: that is asked. seconds: of a batch, by the clock. Errors: UserError for what is no reward, and for no time.
+    reward: that is asked. seconds: of a batch, by the clock.
+
+    Errors: UserError for what is no reward, and for no time.
 
     Examples:
         >>> mm.rewards.time_limit(mm.rewards.length(2), seconds=5)(["one two", "one two three"], ["count"] * 2).tolist()

@@ -71,7 +71,9 @@ def filled(key: str, module: nn.Module, state: Mapping[str, Tensor], *, unused: 
     """The module with a state dict in it, in evaluation mode, without gradients of its own.
 
     unused: beginnings of names that may be there and are not taken. assign: the module's tensors become those of the state dict, for
-    modules made without memory. Errors: UserError that names what is missing, left over, or
+    modules made without memory.
+
+    Errors: UserError that names what is missing, left over, or
     of another shape.
     """
     state = {name: value for name, value in state.items() if not name.startswith(unused or ("\0",))}
@@ -94,7 +96,9 @@ def pretrained(key: str, kind: Any, weights: str, what: str, *, optional: tuple[
     """A model of a class of transformers, all of whose tensors are in a folder or on the hub.
 
     what: is taken, for messages. optional: beginnings of names that may be missing, because nothing here reads them. Heads that the class
-    has no part for may be left over. Errors: UserError that begins with ``key``.
+    has no part for may be left over.
+
+    Errors: UserError that begins with ``key``.
     """
     from safetensors import SafetensorError
 

@@ -16,7 +16,9 @@ Pictures = Callable[[list[Any], Mapping[str, Any]], list[list[Tensor]]]
 def pictures(owner: str, column: str) -> Pictures:
     """(prompts, columns) -> for each prompt its pictures ``[3, H, W]`` in 0..1, at least one.
 
-    The column holds, for each prompt, a path, a tensor ``[3, H, W]``, or a list of such. Errors: UserError where there is no such
+    The column holds, for each prompt, a path, a tensor ``[3, H, W]``, or a list of such.
+
+    Errors: UserError where there is no such
     column, for a prompt without any, and for a picture that cannot be used.
     """
     return lambda prompts, columns: [_each(owner, column, item) for item in column_of(owner, column, columns)]

@@ -17,7 +17,9 @@ def stand_in(name: str) -> Scorer:
     """Reward in 0..1 of anything: a sigmoid of a fixed pattern's mean over the output, or of a text's letters.
 
     Always the same for the same outputs, different for different ones, and differentiable in tensors. name: of the reward it
-    stands for, which fixes the pattern. It says nothing of quality. Errors: UserError for other outputs than one for each prompt.
+    stands for, which fixes the pattern. It says nothing of quality.
+
+    Errors: UserError for other outputs than one for each prompt.
     """
     seed = zlib.crc32(name.encode())
 

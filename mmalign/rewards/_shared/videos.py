@@ -19,7 +19,9 @@ def on_videos(
     """A scorer of videos from ``score``: (``[n, F, 3, H, W]`` float32 in 0..1, n prompts) -> ``[n]`` or ``{part: [n]}``.
 
     frames: a video has to have at least so many. Grey videos are repeated over three channels. A video with a number that is not finite
-    has no score: NaN. Errors: UserError, before ``score`` is asked, for outputs that are not such videos.
+    has no score: NaN.
+
+    Errors: UserError, before ``score`` is asked, for outputs that are not such videos.
     """
     if rows_at_once < 1:
         raise UserError(f"{name}.rows_at_once: got {rows_at_once}, takes 1 or more")

@@ -36,7 +36,9 @@ def detection(
 
     Paper: Vision-R1, https://arxiv.org/abs/2503.18013; numbers and stages as in its code (there the switch is at step 1500).
     Deviations: the code matches by L1 in pixels, label and generalised overlap, and takes the last for q; here both are the overlap.
-    A completion is never missing: what cannot be read as boxes is a wrong answer. Errors: UserError, also for true boxes that are none.
+    A completion is never missing: what cannot be read as boxes is a wrong answer.
+
+    Errors: UserError, also for true boxes that are none.
     """
     _refuse(switch_at, thresholds)
     find = answers("detection", column)

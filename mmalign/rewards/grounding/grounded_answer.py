@@ -40,7 +40,9 @@ def grounded_answer(
 
     Paper: SURDS, https://arxiv.org/abs/2411.13112. Deviations: its fourth score, whether a language model finds the answer from the
     reasoning alone, needs one: ``judge`` can be asked that; and its code measures ``dx, dy`` in the drawn box's sides, so that a large
-    box is near everything. Errors: UserError, also for true answers of another shape.
+    box is near everything.
+
+    Errors: UserError, also for true answers of another shape.
     """
     if by not in ("overlap", "center") or not 0 <= least < 1:
         raise UserError(f"grounded_answer: got by={by!r}, least={least}, takes overlap or center, and 0 to below 1")

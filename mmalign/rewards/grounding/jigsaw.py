@@ -30,7 +30,9 @@ def jigsaw(
 
     Paper: Visual Jigsaw Post-Training Improves MLLMs, https://arxiv.org/abs/2509.25190; partial credit 0.2 and format 0.2 are its.
     Deviations: its code gives partial credit for more than four pieces alone, to any list of as many different numbers, and takes 0.5
-    off for repeated lines (see ``repetition``). Errors: UserError, also for a true order that is none.
+    off for repeated lines (see ``repetition``).
+
+    Errors: UserError, also for a true order that is none.
     """
     if not 0 <= partial < 1 or formed < 0:
         raise UserError(f"jigsaw: got partial={partial}, formed={formed}, takes 0 to below 1, and 0 or more")

@@ -28,7 +28,9 @@ def several_points(*, think: bool = True, most: int | None = None, column: str =
             form; null for 200.
 
     Paper: InfiGUI-G1, https://arxiv.org/abs/2508.05731 (AEPO's adaptive exploration reward; format and accuracy count 1 each, as in its
-    code). Errors: UserError, also for a true box that is none.
+    code).
+
+    Errors: UserError, also for a true box that is none.
     """
     if most is not None and not 1 <= most <= MOST:
         raise UserError(f"several_points.most: got {most}, takes 1 to {MOST}, or null")

@@ -32,7 +32,9 @@ def parts_of(name: str, value: Any) -> list[Part]:
     """A prompt or an output as parts of a message: texts, and images as PNG in data URIs.
 
     value: a string; an image ``[C, H, W]`` in 0..1; a video ``[F, C, H, W]``, whose frames go in their order; or a conversation, each turn
-    under its role, with images and videos as tensors or by path. Errors: UserError for anything else.
+    under its role, with images and videos as tensors or by path.
+
+    Errors: UserError for anything else.
     """
     if isinstance(value, str):
         return [text_part(value)]

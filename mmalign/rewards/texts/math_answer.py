@@ -42,7 +42,9 @@ def math_answer(*, column: str = "answer", where: Where = "any", seconds: float 
             there, or the answer and nothing else.
         seconds: of the processor's time, for one comparison as mathematics; one that takes longer counts as wrong, with a warning.
 
-    Equality as mathematics is math-verify's, https://github.com/huggingface/Math-Verify. Errors: UserError for prompts without that
+    Equality as mathematics is math-verify's, https://github.com/huggingface/Math-Verify.
+
+    Errors: UserError for prompts without that
     column, and where math-verify is not installed.
 
     Examples:

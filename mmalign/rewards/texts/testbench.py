@@ -39,7 +39,9 @@ def testbench(  # the published reward's own settings
             simulator's rarely does.
         seconds, memory, isolate, at_once: as of ``code_tests``, for each command.
 
-    **What it does not protect from** is in ``rewards/_shared/sandbox.py``. Errors: UserError, also for a program that is not installed.
+    **What it does not protect from** is in ``rewards/_shared/sandbox.py``.
+
+    Errors: UserError, also for a program that is not installed.
     """
     limits = Limits(seconds=seconds, memory=memory, isolate=isolate)
     if not commands or not all(command and all(isinstance(word, str) for word in command) for command in commands):
