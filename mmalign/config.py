@@ -7,6 +7,7 @@ against the signatures, all at once, before anything is built, and each mistake 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,7 @@ def _from(folder: Path, value: Any, key: str) -> Any:
     if isinstance(value, list):
         return [_from(folder, item, key) for item in value]
     is_file = isinstance(value, str) and (key in ("path", "prompts") or key.endswith("_file"))
-    return str((folder / value).resolve()) if is_file and (folder / value).is_file() else value
+    return str((folder / value).resolve()) if is_file and os.path.isfile(folder / value) else value
 
 
 def check(node: Mapping[str, Any], *, trust: bool = False) -> list[str]:

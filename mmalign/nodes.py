@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from mmalign import signatures
@@ -63,6 +63,6 @@ def _node(word: Any, key: str) -> Any:
         return word
     named = any(word in index(f"mmalign.{room}") for room in ROOMS[key])
     if key == "prompts" and not named:
-        is_file = word.endswith(PROMPT_FILES) or any(place.is_file() for place in (Path(word), resource(word)))
+        is_file = word.endswith(PROMPT_FILES) or any(map(os.path.isfile, (word, resource(word))))
         return {"use": "prompts", "path": word} if is_file else word
     return {"use": word} if named or word.isidentifier() or IMPORT_PATH.fullmatch(word) else word
