@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import os
 import sys
 from collections.abc import Iterator
 from functools import cache
@@ -69,7 +70,7 @@ def resource(name: str) -> Path:
     """A file or folder of ``configs/`` or ``assets/``, in a checkout or inside the installed package; it may not exist."""
     package = Path(__file__).parent
     installed = package / name
-    return installed if installed.exists() else package.parent / name
+    return installed if os.path.exists(installed) else package.parent / name
 
 
 def furnish(package: str) -> None:
