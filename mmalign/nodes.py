@@ -63,6 +63,6 @@ def _node(word: Any, key: str) -> Any:
         return word
     named = any(word in index(f"mmalign.{room}") for room in ROOMS[key])
     if key == "prompts" and not named:
-        is_file = word.endswith(PROMPT_FILES) or any(map(os.path.isfile, (word, resource(word))))
+        is_file = word.endswith(PROMPT_FILES) or any(os.path.isfile(place) for place in (word, resource(word)))
         return {"use": "prompts", "path": word} if is_file else word
     return {"use": word} if named or word.isidentifier() or IMPORT_PATH.fullmatch(word) else word

@@ -378,3 +378,10 @@ def test_prompts_beside_a_config_are_found(tmp_path, monkeypatch):
     write(tmp_path, "use: online\nprompts: asked.txt\n")
     monkeypatch.chdir("/")
     assert config.load(tmp_path / "c.yaml")["prompts"] == str(tmp_path / "asked.txt")
+
+
+def test_a_word_that_is_too_long_for_a_files_name_is_no_file(tmp_path):
+    long = "x" * 3000
+    config.load(write(tmp_path, f"use: online\nprompts: {long}\n"))
+    (line,) = config.check({**config.load("digits/demo"), "prompts": f"{long} {long}"})
+    assert line.startswith("prompts: got 'xxx") and len(line) < 400
