@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from mmalign import signatures
@@ -43,6 +45,9 @@ USUAL = {"optimizer": "adamw"}
 PROMPT_FILES = (".txt", ".jsonl", ".json", ".csv", ".tsv", ".parquet")
 """How a word under ``prompts`` ends that is a file."""
 
+OWN_ARGUMENTS = ("outputs", "prompts")
+"""What a reward, a judge or a metric is asked about, first of all."""
+
 KIND_OF = {"rewards": "rewards", "judges": "rewards", "oracle": "oracles", "metrics": "metrics"}
 """key -> the kind of what stands under it (`catalogue.KINDS`), where its rooms hold other things too."""
 
@@ -66,3 +71,24 @@ def _node(word: Any, key: str) -> Any:
         is_file = word.endswith(PROMPT_FILES) or any(os.path.isfile(place) for place in (word, resource(word)))
         return {"use": "prompts", "path": word} if is_file else word
     return {"use": word} if named or word.isidentifier() or IMPORT_PATH.fullmatch(word) else word
+
+
+def maker(function: Callable[..., Any], rooms: tuple[str, ...]) -> Callable[..., Any]:
+    """A function that is a reward, judge or metric itself, as one that makes it; any other function as it is.
+
+    What takes ``outputs`` and ``prompts`` first is no maker. A node may set those keywords of it that have a default; the rest are
+    columns of the prompts.
+    """
+    if "rewards" not in rooms or not inspect.isfunction(function):
+        return function
+    parameters = inspect.signature(function).parameters
+    if tuple(parameters)[:2] != OWN_ARGUMENTS:
+        return function
+
+    @functools.wraps(function)
+    def make(**keywords: Any) -> Callable[..., Any]:
+        return functools.partial(function, **keywords) if keywords else function
+
+    settable = [one for one in parameters.values() if one.default is not one.empty]
+    make.__signature__ = inspect.Signature([one.replace(kind=one.KEYWORD_ONLY) for one in settable])  # type: ignore[attr-defined]
+    return make

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mmalign import catalogue, signatures
-from mmalign.nodes import KIND_OF, NAMED, ROOMS, USUAL, expanded
+from mmalign.nodes import KIND_OF, NAMED, OWN_ARGUMENTS, ROOMS, USUAL, expanded, maker
 from mmalign.outside import IMPORT_PATH, Outside, is_there, located, ours, written
 from mmalign.reading import one_line
 from mmalign.renamed import renamed
@@ -115,10 +115,11 @@ def _plan_call(node: Mapping[str, Any], path: str, rooms: tuple[str, ...], revie
     if given.get("trust_remote_code"):
         review.outside.append(Outside(f"{dot}trust_remote_code", "code that comes with the model"))
     if isinstance(function, Unread):
-        review.errors.extend(_keys_as_written(function.name, given, path))
+        review.errors.extend(_keys_as_written(function.name, given, path, rooms))
         return Call(
             path, function.name, function, {key: plan_value(given[key], f"{dot}{key}", ROOMS.get(key, rooms), review) for key in given}
         )
+    function = maker(function, rooms)
     if rooms == ROOMS["method"] and "like" in given:
         given = _as_others_do(function, given, f"{dot}like", review.errors)
     name, before = str(node["use"]), len(review.errors)
@@ -145,11 +146,13 @@ def _unknown_key(key: str, path: str, name: str, known: Mapping[str, Any]) -> st
     return renamed(key, path) or f"unknown key of {name}{nearest(key, known)}; takes {', '.join(known) or 'nothing'}"
 
 
-def _keys_as_written(name: str, given: Mapping[str, Any], path: str) -> Iterator[str]:
+def _keys_as_written(name: str, given: Mapping[str, Any], path: str, rooms: tuple[str, ...]) -> Iterator[str]:
     """Unknown and missing keywords of a function that was not imported, as its source says."""
     source, dot = written(name), f"{path}." if path else ""
     if source is None or source.any_key:
         return
+    if "rewards" in rooms and tuple(source.keywords)[:2] == OWN_ARGUMENTS:  # a reward itself, see ``nodes.maker``
+        source = source._replace(keywords={key: False for key, required in source.keywords.items() if not required})
     for key in given:
         if key not in source.keywords:
             yield f"{dot}{key}: {_unknown_key(key, path, name, source.keywords)}"

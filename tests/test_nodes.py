@@ -1,0 +1,65 @@
+"""Functions that are rewards themselves stand in a config as they are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mmalign.config import build_part, check, load
+from mmalign.nodes import maker
+
+OWN = """
+def plain(outputs, prompts):
+    return [float(len(output)) for output in outputs]
+
+def with_column(outputs, prompts, answer, scale=1.0):
+    return [scale * (output == right) for output, right in zip(outputs, answer)]
+
+def made(scale):
+    return lambda outputs, prompts: [scale for _ in outputs]
+"""
+
+
+@pytest.fixture(autouse=True)
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "their_rewards.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("node", "outputs", "columns", "scores"),
+    [
+        ("their_rewards.plain", ["a", "bcd"], {}, [1.0, 3.0]),
+        ({"use": "their_rewards.plain"}, ["a", "bcd"], {}, [1.0, 3.0]),
+        ({"use": "their_rewards.with_column", "scale": 2.0}, ["a", "b"], {"answer": ["a", "a"]}, [2.0, 0.0]),
+        ("their_rewards.with_column", ["a", "b"], {"answer": ["a", "a"]}, [1.0, 0.0]),
+        ({"use": "their_rewards.made", "scale": 4.0}, ["a"], {}, [4.0]),
+    ],
+)
+def test_a_reward_itself_and_what_makes_one(node, outputs, columns, scores):
+    (reward,) = build_part({"rewards": {"own": node}}, "rewards").values()
+    assert reward(outputs, ["?"] * len(outputs), **columns) == scores
+
+
+@pytest.mark.parametrize("trust", [False, True])
+@pytest.mark.parametrize(
+    ("node", "mistake"),
+    [
+        ({"use": "their_rewards.with_column", "scal": 2.0}, "scal: unknown key of their_rewards.with_column; nearest: scale; takes scale"),
+        ({"use": "their_rewards.plain", "scale": 2.0}, "scale: unknown key of their_rewards.plain; takes nothing"),
+        ("their_rewards.made", "scale: missing, their_rewards.made needs it"),
+    ],
+)
+def test_mistakes_are_found_imported_or_not(node, mistake, trust):
+    config = {**load("digits/lora"), "rewards": {"own": node}, "combine": None, "evaluation": {}}
+    mistakes = check(config, trust=trust)
+    assert [line for line in mistakes if mistake in line], mistakes
+
+
+def test_elsewhere_a_function_is_what_makes_the_thing():
+    def window(outputs, prompts):
+        return outputs
+
+    assert maker(window, ("samplers.windows",)) is window
+    assert maker(window, ("rewards", "worlds"))() is window
