@@ -29,6 +29,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 TRAIN: Callable[..., Any] = runpy.run_path(str(Path(__file__).with_name("runs.py")))["train"]
 EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate")
 TIMES = ("seconds", "train_seconds", "crc32")  # crc32: of a state that holds times
@@ -41,6 +43,7 @@ def child(act: Callable[[], None]) -> int:
     if pid == 0:
         code = 1
         try:
+            torch.set_num_threads(1)  # the parent's threads are not in the child, which would wait for them for ever
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, 1)
             act()
