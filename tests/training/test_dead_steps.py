@@ -128,8 +128,9 @@ def test_groups_of_one_are_refused_where_they_are_centred(tmp_path: Path) -> Non
 
 def test_a_critic_starts_where_the_first_rewards_are_all_0(tmp_path: Path) -> None:
     nothing = lambda outputs, prompts: [0.0 for _ in outputs]  # noqa: E731
-    run = mm.online(of_words(heads=["value"]), PROMPTS, {"own": nothing}, mm.methods.ppo(), batch={"group": 2}, **settings(tmp_path))  # type: ignore[arg-type]
-    assert run.summary["status"] == "finished"
+    policy = transformers(tiny_text.model("qwen2"), tiny_text.tokenizer(), max_completion=6, heads=["value"])  # whose values are 0
+    run = mm.online(policy, PROMPTS, {"own": nothing}, mm.methods.ppo(), batch={"group": 2}, **settings(tmp_path))  # type: ignore[arg-type]
+    assert run.summary["status"] == "learned nothing" and run.summary["preflight_difference"] < 1e-6
 
 
 class Late:
