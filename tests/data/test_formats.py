@@ -13,6 +13,7 @@ from PIL import Image
 import mmalign as mm
 from mmalign.records import Pair, Thumb
 from mmalign.types import UserError
+from tests.helpers.turns import assistant, gpt, human, system, user
 
 
 def png(colour="red", size=(6, 4)):
@@ -31,26 +32,6 @@ def read(place, row, **more):
         warnings.simplefilter("error")
         (record,) = mm.data.texts(written(place, [row]), **more).first(2)
     return record
-
-
-def user(text):
-    return {"role": "user", "content": text}
-
-
-def assistant(text):
-    return {"role": "assistant", "content": text}
-
-
-def system(text):
-    return {"role": "system", "content": text}
-
-
-def gpt(text):
-    return {"from": "gpt", "value": text}
-
-
-def human(text):
-    return {"from": "human", "value": text}
 
 
 TALK = [system("Be short."), user("Hi"), assistant("Yes?"), user("Name a fruit.")]

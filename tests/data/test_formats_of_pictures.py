@@ -13,6 +13,7 @@ from PIL import Image
 import mmalign as mm
 from mmalign.records import Pair, Ranking, Thumb
 from mmalign.types import UserError
+from tests.helpers.turns import assistant, gpt, human, user
 
 
 def png(colour="red", size=(6, 4)):
@@ -24,26 +25,6 @@ def png(colour="red", size=(6, 4)):
 def written(place, rows, name="data.jsonl"):
     (place / name).write_text("\n".join(json.dumps(row) for row in rows) + "\n", encoding="utf-8")
     return str(place / name)
-
-
-def user(text):
-    return {"role": "user", "content": text}
-
-
-def assistant(text):
-    return {"role": "assistant", "content": text}
-
-
-def system(text):
-    return {"role": "system", "content": text}
-
-
-def gpt(text):
-    return {"from": "gpt", "value": text}
-
-
-def human(text):
-    return {"from": "human", "value": text}
 
 
 def about(place, row, **more):
