@@ -3,7 +3,6 @@ from mmalign.policies.diffusers import diffusers as diffusers
 from mmalign.policies.forward import ForwardPolicy as ForwardPolicy
 from mmalign.policies.forward import forward as forward
 from mmalign.policies.inspecting.inspection import inspection as inspection
-from mmalign.policies.language.completions import completions as completions
 from mmalign.policies.parameters import ParameterSets as ParameterSets
 from mmalign.policies.transformers import TransformersPolicy as TransformersPolicy
 from mmalign.policies.transformers import transformers as transformers

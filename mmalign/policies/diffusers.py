@@ -68,22 +68,22 @@ def diffusers(  # one keyword for each thing that a user may set
 
     Errors: UserError for a pipeline without a denoiser, without an argument that was given, or among ``unfit.UNFIT``.
     """
-    there, kind = fitting.device_of(device), type_of(dtype)
+    target, kind = fitting.device_of(device), type_of(dtype)
     fitting.refuse(memory, lora)
-    away = {memory.offload} if isinstance(memory.offload, str) else set(memory.offload)
+    offloaded = {memory.offload} if isinstance(memory.offload, str) else set(memory.offload)
     if isinstance(pipeline, str):
         pipeline = load(pipeline, dtype=dtype)
     elif kind not in (None, pipeline.dtype):
         pipeline.to(kind)
     pipeline.set_progress_bar_config(disable=True)
-    home = torch.device("cpu") if "references" in away else there
+    home = torch.device("cpu") if "references" in offloaded else target
     policy = DiffusersPolicy(
         pipeline, schedule, lora=lora, start=start, rows_at_once=memory.rows_at_once, call=call, conditions=conditions, home=home
     )
     nets, acts = policy.denoisers, policy.acts_on
     if memory.storage is not None:
         acts["storage"] = fitting.store(nets, memory.storage)
-    policy.caller.away = fitting.place(pipeline, there, offload=away, working=policy.caller.still)
+    policy.caller.away = fitting.place(pipeline, target, offload=offloaded, working=policy.caller.still)
     acts["offload"] = policy.caller.away.names if policy.caller.away else []
     acts["gradient_checkpointing"] = fitting.checkpoint(nets) if memory.gradient_checkpointing else []
     acts["slice_vae"] = fitting.slice_vae(pipeline, nets) if memory.slice_vae else []
@@ -163,13 +163,13 @@ class DiffusersPolicy:
         seeds = torch.randint(2**62, (len(rows),), generator=rng)
         starts = seeds.view(len(prompts), -1)[:, :1].expand(-1, len(who) // len(prompts)).reshape(-1) if self.same_noise else seeds
         window_rng = torch.Generator().manual_seed(int(torch.randint(2**62, (), generator=rng)))
-        known, parts, places = list(dict.fromkeys(rows)), [], []
+        distinct, parts, places = list(dict.fromkeys(rows)), [], []
         self._example = rows[0]
         for number, sampler in enumerate([Sampler("current", {"current": 1.0}), *samplers]):
             for at in torch.nonzero(who == number).flatten().split(self.rows_at_once):
                 some, seeded = [rows[row] for row in at.tolist()], (starts[at].tolist(), seeds[at].tolist())
                 with mixing.drawing(self.denoisers.values(), sampler.shares, self.using):
-                    parts.append(self._record(some, *seeded, step, window_rng.get_state(), known, greedy=sampler.greedy))
+                    parts.append(self._record(some, *seeded, step, window_rng.get_state(), distinct, greedy=sampler.greedy))
                 places.append(at)
         order, random = torch.cat(places).argsort(), parts[0]["random"]
         tape = {key: torch.cat([part[key] for part in parts], dim=1)[:, order] for key in ("x", "x_next")}
@@ -182,7 +182,7 @@ class DiffusersPolicy:
             group=group,
             held=Trajectories(
                 x=tape["x"], x_next=tape["x_next"], beside=beside, random=random, dt=parts[0]["dt"].expand(len(rows), -1), starts=starts,
-                together=(tuple(known),), which=torch.zeros(len(rows), dtype=torch.int64),
+                together=(tuple(distinct),), which=torch.zeros(len(rows), dtype=torch.int64),
             ),
             drawn=drawn_by(who, samplers),
         )  # fmt: skip
@@ -196,7 +196,7 @@ class DiffusersPolicy:
             rollout.log_probs[rows, column] = kernels.log_prob(rollout.held.x_next[column][rows], mean, std).cpu()
 
     def _record(
-        self, prompts: list[str], starts: list[int], seeds: list[int], step: int, window_state: Tensor, known: list[str], *, greedy: bool
+        self, prompts: list[str], starts: list[int], seeds: list[int], step: int, window_state: Tensor, together: list[str], *, greedy: bool
     ) -> dict[str, Any]:
         device = self.pipe._execution_device
         noises = [torch.Generator(device).manual_seed(seed ^ 0x5DEECE66D) for seed in seeds]
@@ -223,7 +223,7 @@ class DiffusersPolicy:
             return own
 
         with torch.no_grad():
-            outputs = self.caller.images(prompts, starts, Player(answer, beside), known)
+            outputs = self.caller.images(prompts, starts, Player(answer, beside), together)
         if not greedy and not bool(random.any()):
             raise UserError(
                 f"policy.schedule: none of {len(tape['x'])} steps is random, so there is nothing to train; takes more steps, a window with "
@@ -246,18 +246,18 @@ class DiffusersPolicy:
 
     def remember(self, rollout: Rollout, names: Iterable[str], rows_at_once: int) -> None:
         """Means and log-probabilities of a rollout under named parameter sets, without gradient, kept in the rollout."""
-        held: Trajectories = rollout.held
+        trajectories: Trajectories = rollout.held
         for name in names:
-            if name in held.refs:
+            if name in trajectories.refs:
                 continue
-            log_probs, means = torch.zeros_like(rollout.log_probs), torch.zeros_like(held.x_next, dtype=torch.float32)
+            log_probs, means = torch.zeros_like(rollout.log_probs), torch.zeros_like(trajectories.x_next, dtype=torch.float32)
             with torch.no_grad(), self.using(name):
                 for rows in torch.arange(len(rollout.prompts)).split(rows_at_once):
-                    for column in held.columns.tolist():
+                    for column in trajectories.columns.tolist():
                         mean, std = self._transition(rollout, rows, column)
-                        log_probs[rows, column] = kernels.log_prob(held.x_next[column][rows], mean, std).cpu()
+                        log_probs[rows, column] = kernels.log_prob(trajectories.x_next[column][rows], mean, std).cpu()
                         means[column][rows] = mean
-            held.refs[name] = Remembered(log_probs, means)
+            trajectories.refs[name] = Remembered(log_probs, means)
 
     def steps(self, rollout: Rollout, rows: Tensor, columns: Tensor | None = None, needs: frozenset[Need] = frozenset()) -> Steps:
         """The table of some rows, and of some columns (all that are trained, by default), with gradient.
@@ -265,28 +265,28 @@ class DiffusersPolicy:
         Each column is one call of the pipeline, the same in shape as those of ``sample`` where ``rows`` are the same.
         ``needs`` of ``refs``, ``kls``, ``std``, ``dt`` fill those tables; references are those given to ``remember``.
         """
-        held: Trajectories = rollout.held
-        columns = held.columns if columns is None else columns
-        wanted, refs = kinds(needs), held.refs
-        log_probs, stds, kls = [], [], {name: [] for name in refs} if "kls" in wanted else {}  # type: ignore[var-annotated]
+        trajectories: Trajectories = rollout.held
+        columns = trajectories.columns if columns is None else columns
+        need_kinds, refs = kinds(needs), trajectories.refs
+        log_probs, stds, kls = [], [], {name: [] for name in refs} if "kls" in need_kinds else {}  # type: ignore[var-annotated]
         for column in columns.tolist():
             mean, std = self._transition(rollout, rows, column)
-            log_probs.append(kernels.log_prob(held.x_next[column][rows], mean, std))
+            log_probs.append(kernels.log_prob(trajectories.x_next[column][rows], mean, std))
             stds.append(std.detach().double().cpu().reshape(-1)[:1].expand(len(rows)))
             for name, table in kls.items():
                 table.append(kernels.kl(mean, std, refs[name].means[column][rows].to(mean), std))
         cells = (rows[:, None], columns[None, :])
-        facts = {"std": torch.stack(stds, dim=1)} if "std" in wanted else {}
-        if "dt" in wanted:
-            facts["dt"] = held.dt[cells]
+        facts = {"std": torch.stack(stds, dim=1)} if "std" in need_kinds else {}
+        if "dt" in need_kinds:
+            facts["dt"] = trajectories.dt[cells]
         return Steps(
             log_probs=torch.stack(log_probs, dim=1).cpu(),
             mask=rollout.mask[cells],
             old=rollout.log_probs[cells],
-            refs={name: table.log_probs[cells] for name, table in refs.items()} if "refs" in wanted else {},
+            refs={name: table.log_probs[cells] for name, table in refs.items()} if "refs" in need_kinds else {},
             kls={name: torch.stack(table, dim=1).cpu() for name, table in kls.items()},
             facts=facts,
-            event_size=held.event_size,
+            event_size=trajectories.event_size,
             kind="transition",
         )
 
@@ -298,19 +298,19 @@ class DiffusersPolicy:
 
     def _transition_at_once(self, rollout: Rollout, rows: Tensor, column: int) -> tuple[Tensor, Tensor]:
         """``(mean, std)`` of one recorded step under the current parameters, of rows whose prompts were encoded together."""
-        held: Trajectories = rollout.held
-        heard: list[Moment] = []
+        trajectories: Trajectories = rollout.held
+        moments: list[Moment] = []
 
         def answer(moment: Moment) -> Tensor:
             if moment.column < column:
-                return held.x_next[moment.column][rows]
-            heard.append(moment)
+                return trajectories.x_next[moment.column][rows]
+            moments.append(moment)
             raise Finished
 
-        prompts, starts = [rollout.prompts[row] for row in rows.tolist()], held.starts[rows].tolist()
-        player = Player(answer, lambda number, own: held.beside[number][rows])
-        self.caller.until_finished(prompts, starts, player, list(held.together[int(held.which[rows[0]])]), skip=column)
-        moment, x = heard[0], held.x[column][rows]
+        prompts, starts = [rollout.prompts[row] for row in rows.tolist()], trajectories.starts[rows].tolist()
+        player = Player(answer, lambda number, own: trajectories.beside[number][rows])
+        self.caller.until_finished(prompts, starts, player, list(trajectories.together[int(trajectories.which[rows[0]])]), skip=column)
+        moment, x = moments[0], trajectories.x[column][rows]
         worst = float((moment.x.double() - x.double()).abs().max())
         if worst > 1e-3 * (1 + float(x.abs().max())):  # an encoder's last bits depend on how many rows it sees
             name = type(self.pipe).__name__
@@ -332,22 +332,22 @@ class DiffusersPolicy:
     def _probe_at_once(self, prompts: list[str], x: Tensor, timesteps: Tensor, levels: Level) -> Prediction:
         if self._place is None:
             self.schedule()
-        heard: list[Moment] = []
+        moments: list[Moment] = []
 
         def answer(moment: Moment) -> Tensor:
-            heard.append(moment)
+            moments.append(moment)
             raise Finished
 
         player = Player(answer, timesteps=timesteps, levels=levels)
         alone = len(self.denoisers) == 1  # without a second expert, its scale is refused
-        told: dict[str, Any] = {name: 1.0 for name in GUIDANCE if name in self.caller.accepts and not (alone and name.endswith("_2"))}
-        told |= {"latents": x} if self._place is None else {"place": (self._place, x)}
-        self.caller.until_finished(prompts, [0] * len(prompts), player, list(dict.fromkeys(prompts)), **told)
-        if not torch.equal(heard[0].x, x):
+        arguments: dict[str, Any] = {name: 1.0 for name in GUIDANCE if name in self.caller.accepts and not (alone and name.endswith("_2"))}
+        arguments |= {"latents": x} if self._place is None else {"place": (self._place, x)}
+        self.caller.until_finished(prompts, [0] * len(prompts), player, list(dict.fromkeys(prompts)), **arguments)
+        if not torch.equal(moments[0].x, x):
             raise UserError(
                 f"probe: {type(self.pipe).__name__} makes its first latent inside its call, so another cannot be put in its place"
             )
-        return heard[0].prediction
+        return moments[0].prediction
 
     def schedule(self) -> tuple[Tensor, Level]:
         """Timesteps ``[T]`` and levels ``[T + 1]`` that the pipeline's own call uses, from the step that it starts with."""
@@ -355,19 +355,19 @@ class DiffusersPolicy:
 
     def first(self, examples: Sequence[Any] = ()) -> First:
         """The same, and what the first latent is. examples: prompts, the first of which is asked."""
-        found: list[First] = []
+        firsts: list[First] = []
         self._example = examples[0] if examples else self._example
 
         def answer(moment: Moment) -> Tensor:
             first = len(self.pipe.scheduler.schedule) - moment.left
             levels = Level(*(value[first:] for value in self.pipe.scheduler.levels))
-            found.append(First(self.pipe.scheduler.schedule[first:], levels, tuple(moment.x.shape[1:]), moment.x.dtype))
+            firsts.append(First(self.pipe.scheduler.schedule[first:], levels, tuple(moment.x.shape[1:]), moment.x.dtype))
             self._place = find(moment.x)
             raise Finished
 
         with torch.no_grad(), watched(self.pipe) as find:
             self.caller.until_finished([self._example], [0], Player(answer), [self._example])
-        return found[0]
+        return firsts[0]
 
 
 def _generator(state: Tensor) -> torch.Generator:

@@ -18,7 +18,7 @@ from torch import Tensor
 from mmalign.needs import kinds, named
 from mmalign.policies.diffusers import DiffusersPolicy
 from mmalign.policies.pipelines import reference_models
-from mmalign.policies.pipelines.arguments import known
+from mmalign.policies.pipelines.arguments import all_arguments
 from mmalign.policies.pipelines.scheduler import EXPLODING, FLOW, FROM_SIGMAS, PRECONDITIONED, PRESERVING, parametrisation
 from mmalign.policies.pipelines.unfit import without_probe
 from mmalign.stacking import offset, stacked_by_name
@@ -26,7 +26,7 @@ from mmalign.types import Adapter, Level, Need, Prediction, Rollout, Steps, User
 
 __all__ = ["ForwardPolicy", "forward"]
 
-ADAPTER = Adapter("bound", frozenset({"refs", "noise", "contrast"}), call=lambda arguments: known())
+ADAPTER = Adapter("bound", frozenset({"refs", "noise", "contrast"}), call=lambda arguments: all_arguments())
 Times = Literal["uniform", "logit_normal"]
 Target = Literal["native", "epsilon", "flow", "v_prediction", "sample"]
 FRAMES_FIRST = frozenset({"CogVideoXTransformer3DModel", "ConsisIDTransformer3DModel"})  # latents [B, F, C, H, W]
@@ -183,14 +183,14 @@ class ForwardPolicy:
         ``contrast:mismatched`` and ``contrast:ablated`` those of the same rows under another row's prompt, or under an empty one.
         """
         columns = torch.arange(rollout.mask.shape[1]) if columns is None else columns
-        cells, wanted = (rows[:, None], columns[None, :]), kinds(needs)
+        cells, need_kinds = (rows[:, None], columns[None, :]), kinds(needs)
         noised: Noised = rollout.held
         level = self.schedule.levels.noise[noised.places[noised.which][cells]].double()
         return Steps(
             log_probs=torch.stack([self._bound(rollout, rows, column) for column in columns.tolist()], dim=1),
             mask=rollout.mask[cells],
-            refs={name: table[cells] for name, table in noised.refs.items()} if "refs" in wanted else {},
-            facts={"noise": level} if "noise" in wanted else {},
+            refs={name: table[cells] for name, table in noised.refs.items()} if "refs" in need_kinds else {},
+            facts={"noise": level} if "noise" in need_kinds else {},
             event_size=noised.clean[0].numel(),
             kind="bound",
             contrasts={name: self._under(name, rollout, rows, columns) for name in named("contrast", needs)},
@@ -217,7 +217,7 @@ class ForwardPolicy:
         wide = Level(*(value.view(-1, *(1,) * (clean.ndim - 1)) for value in levels))
         prompts = [rollout.prompts[row] for row in rows.tolist()] if prompts is None else prompts
         predicted = self._predicted(prompts, wide.signal * clean + wide.noise * noise, timesteps, levels)
-        error = self._said(predicted, wide) - self._said(Prediction(clean, noise), wide)
+        error = self._in_target(predicted, wide) - self._in_target(Prediction(clean, noise), wide)
         return -0.5 * error.flatten(1).double().square().sum(1).cpu()
 
     def _predicted(self, prompts: list[str], x: Tensor, timesteps: Tensor, levels: Level) -> Prediction:
@@ -225,9 +225,9 @@ class ForwardPolicy:
         kind = type(self.of.pipe)
         if self.together.get(kind, True):
             try:
-                found = self.of.probe(prompts, x, timesteps, levels)
+                prediction = self.of.probe(prompts, x, timesteps, levels)
                 self.together[kind] = True
-                return found
+                return prediction
             except (RuntimeError, ValueError, TypeError) as error:
                 if kind in self.together or len(prompts) == 1 or isinstance(error, torch.OutOfMemoryError):
                     raise
@@ -236,18 +236,18 @@ class ForwardPolicy:
         self.together[kind] = False
         return Prediction(*(torch.cat(values) for values in zip(*parts, strict=True)))
 
-    def _said(self, about: Prediction, t: Level) -> Tensor:
+    def _in_target(self, prediction: Prediction, t: Level) -> Tensor:
         """The target, or a prediction of it, in the parametrisation whose error counts."""
         if self.target == "epsilon":
-            return about.noise
+            return prediction.noise
         if self.target == "sample":
-            return about.clean
+            return prediction.clean
         if self.target == "flow":
-            return about.noise - about.clean
+            return prediction.noise - prediction.clean
         if self.target == "preconditioned":  # (x_0 - c_skip * x) / c_out, with x = x_0 + sigma * eps; its sign is that of v
             size = (t.noise**2 + self.sigma_data**2).sqrt()
-            return (self.sigma_data**2 * about.noise - t.noise * about.clean) / (self.sigma_data * size)
-        return (t.signal * about.noise - t.noise * about.clean) / (t.signal**2 + t.noise**2).sqrt()
+            return (self.sigma_data**2 * prediction.noise - t.noise * prediction.clean) / (self.sigma_data * size)
+        return (t.signal * prediction.noise - t.noise * prediction.clean) / (t.signal**2 + t.noise**2).sqrt()
 
 
 def following(prompts: Sequence[str]) -> list[str | None]:
@@ -289,16 +289,16 @@ def training_schedule(scheduler: Any) -> TrainingSchedule:
         sigmas = shift * sigmas / (1 + (shift - 1) * sigmas)
         return TrainingSchedule(sigmas * count, Level(1 - sigmas, sigmas))
     elif name in PRESERVING | FROM_SIGMAS | EXPLODING:
-        kept = own.alphas_cumprod.float()
-        signal, noise = kept.sqrt(), (1 - kept).sqrt()
+        alphas_cumprod = own.alphas_cumprod.float()
+        signal, noise = alphas_cumprod.sqrt(), (1 - alphas_cumprod).sqrt()
         ratio = noise / signal.clamp(min=1e-12)
         return TrainingSchedule(torch.arange(count), Level(torch.ones_like(ratio), ratio) if name in EXPLODING else Level(signal, noise))
     elif name in PRECONDITIONED:
         own.set_timesteps(GRID)
         sigmas = own.sigmas[:GRID].float()
         return TrainingSchedule(own.timesteps[:GRID].float().cpu(), Level(torch.ones_like(sigmas), sigmas))
-    known = ", ".join(sorted(FLOW | PRESERVING | FROM_SIGMAS | EXPLODING | PRECONDITIONED))
-    raise UserError(f"scheduler: the training schedule of {name} is not known here, or its noise goes above 1; takes one of {known}")
+    accepted = ", ".join(sorted(FLOW | PRESERVING | FROM_SIGMAS | EXPLODING | PRECONDITIONED))
+    raise UserError(f"scheduler: the training schedule of {name} is not known here, or its noise goes above 1; takes one of {accepted}")
 
 
 def latents(policy: DiffusersPolicy, outputs: Any) -> Tensor:
@@ -335,10 +335,10 @@ def latents(policy: DiffusersPolicy, outputs: Any) -> Tensor:
 
 def _mode(encoded: Any) -> Tensor:
     """What an autoencoder's ``encode`` returns: a distribution in ``latent_dist``, or ``latent`` or ``latents`` themselves."""
-    found = encoded if isinstance(encoded, dict) else {}
-    if "latent_dist" in found:
-        return found["latent_dist"].mode()
-    return found["latent"] if "latent" in found else found["latents"]
+    fields = encoded if isinstance(encoded, dict) else {}
+    if "latent_dist" in fields:
+        return fields["latent_dist"].mode()
+    return fields["latent"] if "latent" in fields else fields["latents"]
 
 
 def _normalised(vae: Any, encoded: Tensor) -> Tensor:
@@ -367,12 +367,12 @@ def _packed(pipe: Any, encoded: Tensor) -> Tensor:
     if pack is None:
         return encoded
     height, width = encoded.shape[-2:]
-    known = {
+    arguments = {
         "latents": encoded, "batch_size": len(encoded), "num_channels_latents": encoded.shape[1], "height": height, "width": width,
         "patch_size": getattr(pipe, "transformer_spatial_patch_size", 1),
         "patch_size_t": getattr(pipe, "transformer_temporal_patch_size", 1),
     }  # fmt: skip
-    wanted = inspect.signature(pack).parameters
-    if strange := [name for name in wanted if name not in known]:
+    parameters = inspect.signature(pack).parameters
+    if strange := [name for name in parameters if name not in arguments]:
         raise UserError(f"latents: {type(pipe).__name__} packs its latents with {', '.join(strange)}, which is not known here")
-    return pack(**{name: known[name] for name in wanted})
+    return pack(**{name: arguments[name] for name in parameters})

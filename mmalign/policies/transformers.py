@@ -30,7 +30,7 @@ from mmalign.policies.language.ablation import Ablation
 from mmalign.policies.language.blending import blended
 from mmalign.policies.language.budget import Room, Truncate
 from mmalign.policies.language.chat import Chat, Row
-from mmalign.policies.language.completions import Completions, completions
+from mmalign.policies.language.completions import Completions
 from mmalign.policies.language.contrasts import Others, others
 from mmalign.policies.language.drawing import Drawer, Drawing
 from mmalign.policies.language.engine import Engine
@@ -156,16 +156,16 @@ class TransformersPolicy:
         self.engine = None if engine is None else Engine(engine)
         self.heads, self.gives = add_heads(self.sets, model, heads), ADAPTER.gives | set(heads)
         example = made_up(model, chat.never, [] if chat.vision is None else chat.vision.example())
-        self.fit = found = fit(model, shared=memory.shared_prefixes, trained=list(self.sets.trained.values())[:4], example=example)
+        self.fit = fitted = fit(model, shared=memory.shared_prefixes, trained=list(self.sets.trained.values())[:4], example=example)
         self.tolerance = ROUNDING.get(next(model.parameters()).dtype, 1e-4)
-        for line in found.said:
+        for line in fitted.remarks:
             warnings.warn(line, stacklevel=3)
         vocabulary, device = int(model.get_input_embeddings().weight.shape[0]), self.device
         layers = checkpoint_layers(model) if memory.gradient_checkpointing else []
         stops, never = (torch.tensor(ids, dtype=torch.int64, device=device) for ids in (chat.stops, chat.never))
-        self.scorer = Scorer(found, temperature, max(1, memory.logits_at_once // vocabulary), self.heads, device, never, layers)
+        self.scorer = Scorer(fitted, temperature, max(1, memory.logits_at_once // vocabulary), self.heads, device, never, layers)
         self.drawing = Drawing(temperature, top_p, top_k, never, stops, room.max_completion)
-        self.drawer = Drawer(model, found, memory.rows_at_once, self.using)
+        self.drawer = Drawer(model, fitted, memory.rows_at_once, self.using)
 
     # Parameters
 
@@ -204,8 +204,8 @@ class TransformersPolicy:
         ``metrics``: ``length`` (tokens), ``cut`` (the part of rows without an end), and how far the
         sampler's log-probabilities are from those of ``old`` (``engine_difference``, nats, mean and largest).
         """
-        given = [self.room.prompt(prompt, number) for number, prompt in enumerate(prompts)]
-        ids, extras = [prompt.ids for prompt in given], inputs_of(self.chat.vision, given)
+        encoded = [self.room.prompt(prompt, number) for number, prompt in enumerate(prompts)]
+        ids, extras = [prompt.ids for prompt in encoded], inputs_of(self.chat.vision, encoded)
         self.chat.agree(prompts[0])
         who = assignment(group_size, samplers).repeat(len(prompts))
         which = torch.arange(len(prompts)).repeat_interleave(len(who) // len(prompts))
@@ -214,7 +214,7 @@ class TransformersPolicy:
             drawn = self.drawer.by_samplers(ids, which, uniform, self.drawing, who, samplers, extras)
         elif samplers:
             raise UserError(f"policy.engine: the method's {samplers[0].name} draws rows too, which a server cannot; takes no engine")
-        elif any(prompt.media for prompt in given):
+        elif any(prompt.media for prompt in encoded):
             raise UserError("policy.engine: got a prompt with an image or a video, and the server is sent token ids alone; takes no engine")
         else:
             self.engine.refresh(self.model)
@@ -222,16 +222,16 @@ class TransformersPolicy:
         texts = [self.chat.text(line[:length]) for line, length in zip(drawn.tokens.tolist(), drawn.lengths.tolist(), strict=True)]
         real = torch.arange(drawn.tokens.shape[1]) < drawn.lengths.unsqueeze(1)
         rollout = self.table(
-            given, which, drawn.tokens, drawn.lengths, real, prompts=[prompts[row] for row in which.tolist()], outputs=texts
+            encoded, which, drawn.tokens, drawn.lengths, real, prompts=[prompts[row] for row in which.tolist()], outputs=texts
         )
         rollout.log_probs, rollout.drawn = self._whole(rollout, self.rows_at_once), drawn_by(who, samplers)
-        apart = (drawn.log_probs - rollout.log_probs)[real & (who == 0).unsqueeze(1)].abs()
+        differences = (drawn.log_probs - rollout.log_probs)[real & (who == 0).unsqueeze(1)].abs()
         for sampler in (sampler for sampler in samplers if sampler.greedy):
             rollout.mask &= ~rollout.drawn[sampler.name].unsqueeze(1)
         rollout.held = replace(rollout.held, cut=drawn.cut)
         rollout.metrics.update(length=float(drawn.lengths.double().mean()), cut=float(drawn.cut.double().mean()))
-        if not bool(apart.isnan().any()):
-            rollout.metrics.update(engine_difference=float(apart.mean()), engine_difference_max=float(apart.max()))
+        if not bool(differences.isnan().any()):
+            rollout.metrics.update(engine_difference=float(differences.mean()), engine_difference_max=float(differences.max()))
         return rollout
 
     @torch.no_grad()
@@ -251,24 +251,24 @@ class TransformersPolicy:
         width = max(len(row.completion) for row in rows)
         distinct: dict[tuple[Any, ...], int] = {}
         which = torch.tensor([distinct.setdefault((row.prompt.ids, row.prompt.digest), len(distinct)) for row in rows])
-        given = [rows[which.tolist().index(place)].prompt for place in range(len(distinct))]
+        encoded = [rows[which.tolist().index(place)].prompt for place in range(len(distinct))]
         tokens, mask = torch.zeros((len(rows), width), dtype=torch.int64), torch.zeros((len(rows), width), dtype=torch.bool)
         for place, row in enumerate(rows):
             tokens[place, : len(row.completion)] = torch.tensor(row.completion)
             mask[place, : len(row.trained)] = torch.tensor(row.trained)
         lengths = torch.tensor([len(row.completion) for row in rows])
-        return self.table(given, which, tokens, lengths, mask, prompts=list(prompts), outputs=list(outputs), group=group)
+        return self.table(encoded, which, tokens, lengths, mask, prompts=list(prompts), outputs=list(outputs), group=group)
 
     def table(
-        self, given: Sequence[Prompt], which: Tensor, tokens: Tensor, lengths: Tensor, mask: Tensor, *,
+        self, encoded: Sequence[Prompt], which: Tensor, tokens: Tensor, lengths: Tensor, mask: Tensor, *,
         prompts: list[Any] | None = None, outputs: list[Any] | None = None, group: Tensor | None = None,
     ) -> Rollout:  # fmt: skip
         """A rollout from token ids, which is what ``sample`` and ``encode`` come to.
 
-        given: P prompts, as ``chat.prompt`` reads them. which: ``[B]`` the prompt of each row. tokens: ``[B, T]`` completions, filled up
+        encoded: P prompts, as ``chat.prompt`` reads them. which: ``[B]`` the prompt of each row. tokens: ``[B, T]`` completions, filled up
         with anything. lengths: ``[B]`` tokens of each. mask: ``[B, T]`` tokens that count. group: ``[B]``, by default rows of one prompt.
         """
-        prompts = [self.chat.text(given[place].ids) for place in which.tolist()] if prompts is None else prompts
+        prompts = [self.chat.text(encoded[place].ids) for place in which.tolist()] if prompts is None else prompts
         lines = zip(tokens.tolist(), lengths.tolist(), strict=True)
         outputs = [self.chat.text(line[:length]) for line, length in lines] if outputs is None else outputs
         return Rollout(
@@ -278,7 +278,7 @@ class TransformersPolicy:
             mask=mask,
             group=which.clone() if group is None else group,
             spans=partial(reading.written, tokens, lengths, self.chat.text),
-            held=completions(self.chat.vision, given, prompts, which, tokens, lengths),
+            held=Completions.of_rows(self.chat.vision, encoded, prompts, which, tokens, lengths),
         )
 
     @torch.no_grad()
@@ -297,11 +297,11 @@ class TransformersPolicy:
             raise UserError(f"call.{odd[0]}: takes {', '.join(CALL)}")
         share = float(call.pop("hidden_media", 0.0))
         how = self.drawing._replace(**{("most" if key == "max_completion" else key): value for key, value in call.items()})
-        given = [self.room.prompt(prompt, number) for number, prompt in enumerate(prompts)]
-        ids, extras = [prompt.ids for prompt in given], inputs_of(self.chat.vision, given)
+        encoded = [self.room.prompt(prompt, number) for number, prompt in enumerate(prompts)]
+        ids, extras = [prompt.ids for prompt in encoded], inputs_of(self.chat.vision, encoded)
         rngs = [torch.Generator().manual_seed(seed) for seed in seeds]
         uniform = torch.stack([torch.rand(how.most, generator=rng, dtype=torch.float64) for rng in rngs])
-        hidden = [] if self.chat.vision is None or not share else veils(given, share, seeds, self.chat.vision.placeholders)
+        hidden = [] if self.chat.vision is None or not share else veils(encoded, share, seeds, self.chat.vision.placeholders)
         drawn = self.drawer(ids, torch.arange(len(prompts)), uniform, how, extras=extras, hidden=hidden)
         texts = [self.chat.text(line[:length]) for line, length in zip(drawn.tokens.tolist(), drawn.lengths.tolist(), strict=True)]
         return texts, drawn.cut.tolist()
@@ -325,11 +325,11 @@ class TransformersPolicy:
         columns = torch.arange(rollout.mask.shape[1]) if columns is None else columns
         at, mask = (rows[:, None], columns[None, :]), torch.zeros_like(rollout.mask[rows])
         mask[:, columns] = rollout.mask[rows][:, columns]
-        wanted, refs = kinds(needs), rollout.held.refs
-        compared = {Need(kind, name) for kind in ("kls", "reverse_kls") if kind in wanted for name in refs}
-        terms = {Need(kind) for kind in wanted & {"entropy", "collision", *HEADS}}
+        need_kinds, refs = kinds(needs), rollout.held.refs
+        compared = {Need(kind, name) for kind in ("kls", "reverse_kls") if kind in need_kinds for name in refs}
+        terms = {Need(kind) for kind in need_kinds & {"entropy", "collision", *HEADS}}
         numbers = frozenset(compared | terms - {DEGREE})
-        table = self._scored(rollout, rows, mask, numbers=numbers, references=sorted(refs) if compared or wanted & MASKS else ())
+        table = self._scored(rollout, rows, mask, numbers=numbers, references=sorted(refs) if compared or need_kinds & MASKS else ())
         if DEGREE in terms:
             table[DEGREE] = degrees(self.scorer, self._sequences(rollout, rows), rollout.mask[rows], refs["ref"][rows])
         of_references = lambda kind: {need.name: table[need][:, columns] for need in sorted(compared) if need.kind == kind}  # noqa: E731
@@ -338,27 +338,27 @@ class TransformersPolicy:
             log_probs=table[LOG_PROBS][:, columns],
             mask=rollout.mask[at],
             old=None if bool(rollout.log_probs[rollout.mask].isnan().any()) else rollout.log_probs[at],
-            refs={name: table[at] for name, table in refs.items()} if "refs" in wanted else {},
+            refs={name: table[at] for name, table in refs.items()} if "refs" in need_kinds else {},
             kls=of_references("kls"),
             reverse_kls=of_references("reverse_kls"),
-            facts={name: table[:, columns].double() for name, table in self._read(rollout, rows, wanted).items()},
+            facts={name: table[:, columns].double() for name, table in self._read(rollout, rows, need_kinds).items()},
             terms={need.kind: table[need][:, columns] for need in sorted(terms)},
             contrasts=contrasts,
             kind=ADAPTER.kind,
         )
 
-    def _read(self, rollout: Rollout, rows: Tensor, wanted: set[str]) -> dict[str, Tensor]:
+    def _read(self, rollout: Rollout, rows: Tensor, need_kinds: set[str]) -> dict[str, Tensor]:
         """Facts ``[R, T]`` about what the tokens of some rows say."""
-        held: Completions = rollout.held
-        found, tokens, lengths = dict[str, Tensor](), held.tokens[rows], held.lengths[rows]
-        if wanted & {"changed", "phrase"}:
+        completions: Completions = rollout.held
+        facts, tokens, lengths = dict[str, Tensor](), completions.tokens[rows], completions.lengths[rows]
+        if need_kinds & {"changed", "phrase"}:
             key = tuple(rows.tolist())
-            if key not in held.phrases:
-                held.phrases[key] = reading.compared(rows, rollout.group[rows], tokens, lengths, self.chat.text)
-            found = {"phrase": held.phrases[key], "changed": (held.phrases[key] > 0).long()}
-        if "segment" in wanted:
-            found["segment"] = reading.segmented(self.segments, tokens, lengths, rollout.mask[rows], self.chat.text)
-        return {name: table for name, table in found.items() if name in wanted}
+            if key not in completions.phrases:
+                completions.phrases[key] = reading.compared(rows, rollout.group[rows], tokens, lengths, self.chat.text)
+            facts = {"phrase": completions.phrases[key], "changed": (completions.phrases[key] > 0).long()}
+        if "segment" in need_kinds:
+            facts["segment"] = reading.segmented(self.segments, tokens, lengths, rollout.mask[rows], self.chat.text)
+        return {name: table for name, table in facts.items() if name in need_kinds}
 
     def _whole(self, rollout: Rollout, rows_at_once: int) -> Tensor:
         """Log-probabilities ``[B, T]`` of all rows under the parameters that are in place, without gradient."""
@@ -377,20 +377,20 @@ class TransformersPolicy:
     @staticmethod
     def _sequences(rollout: Rollout, rows: Tensor, behind: Others | None = None) -> Sequences:
         """Some rows as token ids; behind other prompts, where they are given."""
-        held: Completions = rollout.held
-        behind = behind or Others(held.prompts, held.which, held.extras)
-        return Sequences(behind.prompts, behind.which[rows], held.tokens[rows], held.lengths[rows], behind.extras)
+        completions: Completions = rollout.held
+        behind = behind or Others(completions.prompts, completions.which, completions.extras)
+        return Sequences(behind.prompts, behind.which[rows], completions.tokens[rows], completions.lengths[rows], behind.extras)
 
     def _contrast(self, rollout: Rollout, rows: Tensor, columns: Tensor, cells: Tensor, name: str) -> Steps:
         """The same completions behind other prompts, with gradient, and the references' log-probabilities of them; or read ``blended``."""
         if name == "blended":
             share = float(self.contrasts.get("blended", 0.2))
-            said = blended(self.scorer, self.model.get_input_embeddings(), self._sequences(rollout, rows), cells, share=share)
-            return Steps(log_probs=said[:, columns], mask=rollout.mask[rows][:, columns], kind=ADAPTER.kind)
+            log_probs = blended(self.scorer, self.model.get_input_embeddings(), self._sequences(rollout, rows), cells, share=share)
+            return Steps(log_probs=log_probs[:, columns], mask=rollout.mask[rows][:, columns], kind=ADAPTER.kind)
         behind = others(rollout.held, name, systems=self.contrasts, ablation=self.ablation, room=self.room)
-        found = self._scored(rollout, rows, cells, behind=behind)
+        tables = self._scored(rollout, rows, cells, behind=behind)
         refs = {}
         for reference in rollout.held.refs:
             with torch.no_grad(), self.using(reference):
                 refs[reference] = self._scored(rollout, rows, cells, behind=behind)[LOG_PROBS][:, columns]
-        return Steps(log_probs=found[LOG_PROBS][:, columns], mask=rollout.mask[rows][:, columns], refs=refs, kind=ADAPTER.kind)
+        return Steps(log_probs=tables[LOG_PROBS][:, columns], mask=rollout.mask[rows][:, columns], refs=refs, kind=ADAPTER.kind)

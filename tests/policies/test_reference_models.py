@@ -213,7 +213,7 @@ def test_other_prompts_are_scored_by_it_too():
     found = policy.steps(rollout, torch.arange(6), needs=frozenset({contrast("bad"), Need("refs")})).contrasts["bad"]
     chat = teacher(chat=tiny_text.CHATML, policy={"system": "lie"}).chat
     model = llama(1, hidden_size=24, intermediate_size=40, num_hidden_layers=3)
-    behind = [torch.tensor(chat.prompt(prompt).ids) for prompt in rollout.held.asked]
+    behind = [torch.tensor(chat.prompt(prompt).ids) for prompt in rollout.held.sources]
     for asked, table in ((model, found.refs["ref"]), (policy.model, found.log_probs)):
         assert torch.allclose(table, of_tokens(alone(asked, rollout, prompts=behind), rollout), atol=1e-5)
 

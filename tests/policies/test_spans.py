@@ -53,14 +53,14 @@ def agrees(policy, rollout, rows):
     for part in batches(some):
         run = picked(some, part, 2, torch.device("cpu"))
         for place, row in zip(run.which.tolist(), rows[part].tolist(), strict=True):
-            prompt = held.given[int(held.which[row])]
+            prompt = held.encoded[int(held.which[row])]
             assert run.prompts[place].tolist() == list(prompt.ids)
             stand_in = [token in policy.chat.vision.placeholders for token in prompt.ids]
             inside = [any(first <= at < last for first, last in prompt.spans) for at in range(len(prompt.ids))]
             assert all(within or not stands for stands, within in zip(stand_in, inside, strict=True))
             assert all(any(stand_in[first:last]) for first, last in prompt.spans) and len(prompt.spans) == len(prompt.media)
             given = run.extras[place] if run.extras else {}
-            alone = policy.chat.vision.called(prompt.text, prompt.media) if prompt.media else {}
+            alone = policy.chat.vision.process(prompt.text, prompt.media) if prompt.media else {}
             for name in [name for name in alone if "pixel" in name]:
                 assert torch.equal(given[name], torch.as_tensor(alone[name]))
             assert bool(prompt.media) == any("pixel" in name for name in given)
@@ -81,7 +81,7 @@ def test_every_placeholder_meets_its_own_pixels(name, truncate):
     agrees(policy, rollout, torch.tensor(order))
     left = 0
     greys = {number: (number % 23 + 1) / 24 for _, shown in made for number in shown}
-    for prompt, (_, shown) in zip([rollout.held.given[int(rollout.held.which[2 * n])] for n in range(12)], made, strict=True):
+    for prompt, (_, shown) in zip([rollout.held.encoded[int(rollout.held.which[2 * n])] for n in range(12)], made, strict=True):
         kept = [round(float(medium.source.mean()), 4) for medium in prompt.media]
         own = [round(greys[number], 4) for number in shown]
         assert kept == [grey for grey in own if grey in kept] and len(prompt) <= 60  # some of its own, in their order
@@ -112,7 +112,7 @@ def test_an_image_that_is_cut_through_leaves_with_all_of_its_tokens(truncate):
     prompt = [{"role": "user", "content": [colour(0), words, colour(2)]}]
     with pytest.warns(UserWarning, match="images do not fit and are left out, with their tokens"):
         rollout = policy.encode([prompt], ["a"], torch.zeros(1, dtype=torch.int64), torch.Generator())
-    given = rollout.held.given[0]
+    given = rollout.held.encoded[0]
     kept = colour(2 if truncate == "left" else 0)["image"]
     assert len(given.media) == 1 and torch.equal(given.media[0].source, kept) and policy.cut["images"] == 1
     first, last = given.spans[0]
@@ -149,7 +149,7 @@ def test_pixels_are_made_again_and_are_the_same():
     policy.chat.vision.kept.clear()
     table = policy.steps(rollout, torch.arange(2)).log_probs
     assert torch.allclose(table, rollout.log_probs, atol=1e-6)
-    wrong = [replace(prompt, digest="0") for prompt in rollout.held.given]
+    wrong = [replace(prompt, digest="0") for prompt in rollout.held.encoded]
     policy.chat.vision.kept.clear()
     with pytest.raises(UserError, match="image in memory, image in memory changed"):
         policy.chat.vision.inputs(wrong[0])

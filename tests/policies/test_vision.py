@@ -76,7 +76,7 @@ def gradient(policy, table):
 @pytest.mark.parametrize("name", CLASSES)
 def test_images_run_once_and_give_what_a_straight_forward_gives(name):
     policy = make(name)
-    assert policy.fit.shared and isinstance(policy.fit.head, Matrix) and policy.fit.said == ()
+    assert policy.fit.shared and isinstance(policy.fit.head, Matrix) and policy.fit.remarks == ()
     rollout = policy.sample(mixed(), 3, torch.Generator().manual_seed(0))
     assert rollout.metrics["engine_difference_max"] < 1e-5  # what was drawn, with the same places and pixels
     order = torch.tensor([8, 0, 4, 1, 2, 6, 3, 7])
@@ -109,7 +109,7 @@ def test_other_pictures_give_other_numbers():
     policy = make("Qwen2VL")
     rollout = policy.sample([user(picture(32, 32, seed), "hi") for seed in (0, 1)], 2, torch.Generator().manual_seed(0))
     assert rollout.held.prompts[0].equal(rollout.held.prompts[1])
-    swapped = replace(rollout.held, given=rollout.held.given[::-1])
+    swapped = replace(rollout.held, encoded=rollout.held.encoded[::-1])
     table = policy.steps(replace(rollout, held=swapped), torch.arange(4)).log_probs
     assert float((table - rollout.log_probs).abs().max()) > 1e-3
 
@@ -119,7 +119,7 @@ def test_given_answers_and_samples_have_the_same_prompt():
     prompts = [prompt for prompt in mixed() for _ in range(2)]
     given = policy.encode(prompts, ["yes", "no"] * 3, torch.arange(6) // 2, torch.Generator())
     sampled = policy.sample(mixed(), 1, torch.Generator())
-    assert [prompt.digest for prompt in given.held.given] == [prompt.digest for prompt in sampled.held.given]
+    assert [prompt.digest for prompt in given.held.encoded] == [prompt.digest for prompt in sampled.held.encoded]
     assert given.held.which.tolist() == [0, 0, 1, 1, 2, 2]
 
 
@@ -212,7 +212,7 @@ def test_ablated_is_the_same_answer_behind_another_picture(how):
     found = policy.steps(rollout, torch.arange(6), needs=frozenset({contrast("ablated")})).contrasts["ablated"].log_probs
     apart = (found - rollout.log_probs).abs().amax(1)
     assert float(apart[:2].min()) > 1e-4 and float(apart[4:].min()) > 1e-4 and float(apart[2:4].max()) < 1e-6  # words alone stay
-    vision, whole = policy.chat.vision, rollout.held.given[0]
+    vision, whole = policy.chat.vision, rollout.held.encoded[0]
     changed = vision.changed(whole, Ablation(how=how, share=0.5))
     assert vision.inputs(changed)["pixel_values"].shape == vision.inputs(whole)["pixel_values"].shape
     other = make("Qwen2VL", ablation={"how": how, "share": 0.5})
@@ -226,7 +226,7 @@ def test_mismatched_is_the_next_prompt_with_its_pictures():
     rollout = policy.sample(prompts, 2, torch.Generator().manual_seed(0))
     found = policy.steps(rollout, torch.arange(4), needs=frozenset({contrast("mismatched")})).contrasts["mismatched"].log_probs
     turned = policy.encode([prompts[1]] * 2 + [prompts[0]] * 2, ["x"] * 4, torch.arange(4), torch.Generator())
-    held = replace(rollout.held, given=turned.held.given, which=torch.tensor([0, 0, 1, 1]))
+    held = replace(rollout.held, encoded=turned.held.encoded, which=torch.tensor([0, 0, 1, 1]))
     oracle = straight(policy, replace(rollout, held=held))
     assert torch.allclose(found, oracle, atol=1e-5)
 
@@ -278,10 +278,10 @@ def test_videos_stand_beside_images(name):
     clip = {"type": "video", "video": torch.rand((4, 3, 32, 32), generator=torch.Generator().manual_seed(0))}
     prompts = [user(clip, "what"), user(picture(32, 32), clip, "and"), "words"]
     rollout = policy.sample(prompts, 2, torch.Generator().manual_seed(0))
-    assert [[medium.kind for medium in prompt.media] for prompt in rollout.held.given] == [["video"], ["image", "video"], []]
+    assert [[medium.kind for medium in prompt.media] for prompt in rollout.held.encoded] == [["video"], ["image", "video"], []]
     table = policy.steps(rollout, torch.tensor([5, 2, 0, 3])).log_probs
     assert torch.allclose(table, straight(policy, rollout)[[5, 2, 0, 3]], atol=1e-5)
-    for prompt in rollout.held.given:
+    for prompt in rollout.held.encoded:
         stand_in = [place for place, token in enumerate(prompt.ids) if token in policy.chat.vision.placeholders]
         assert all(any(first <= place < last for first, last in prompt.spans) for place in stand_in)
 

@@ -79,7 +79,7 @@ def language_inspection(model: Any, reader: Any, *, node: Any = "", loaded: bool
     tell("with reasoning", lambda: str(compared(chat, ASKED, THOUGHT)))
     if chat.vision is not None and "image" in chat.vision.tokens:
         tell("with a picture", lambda: str(compared(chat, _pictured(policy), ANSWER)))
-    tell("fast ways", lambda: "; ".join(policy.fit.said) or "prompts shared by their rows, head apart from the rest")
+    tell("fast ways", lambda: "; ".join(policy.fit.remarks) or "prompts shared by their rows, head apart from the rest")
     tell("replay", lambda: _replay(policy))
     tell("gradient", lambda: _gradient(policy))
     return Inspection(type(model).__name__, tuple(rows), starting_yaml(model, node=node))

@@ -72,7 +72,7 @@ def _theirs(chat: Chat, prompt: Any, output: Any) -> tuple[list[int], str]:
     if chat.writer is not chat.tokenizer and all(medium.kind == "image" for medium in some) and chat.takes_parts(whole, ask=ask):
         return _line(chat.writer.apply_chat_template(_with_pictures(chat.vision, whole), **told)), by
     text = chat.rendered(whole, ask=ask)  # of videos, the processor's own loader would choose other frames
-    return _line(chat.vision.called(text, some)), f"{type(reader).__name__}(text, images, videos)"
+    return _line(chat.vision.process(text, some)), f"{type(reader).__name__}(text, images, videos)"
 
 
 def _called(chat: Chat, prompt: Any, output: Any) -> list[int]:
@@ -82,7 +82,7 @@ def _called(chat: Chat, prompt: Any, output: Any) -> list[int]:
     words = "".join(turn["content"] for turn in more.get("output", []) if isinstance(turn["content"], str))
     if not isinstance(prompt, str):
         own = chat.prompt(prompt)
-        ids = _line(chat.vision.called(own.text, own.media)) if chat.vision is not None else list(own.ids)
+        ids = _line(chat.vision.process(own.text, own.media)) if chat.vision is not None else list(own.ids)
     else:
         own_bos = bool(bos) and prompt.startswith(bos)
         ids = _line(chat.tokenizer(prompt, **({"add_special_tokens": False} if own_bos else {})))

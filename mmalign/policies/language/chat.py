@@ -67,8 +67,8 @@ class Chat:
         self.stops = tuple(dict.fromkeys(int(end) for end in ends))
         self.end = self.stops[0] if end is None else end
         self.ends = ends_of(tokenizer, self.stops)
-        asking, told = (self._written(PROBE, ask=ask)[0] or "" for ask in (True, False)) if self.template else ("", "")
-        self.frame = frame(asking, told, tokenizer) if self.template else Frame()
+        with_ask, without_ask = (self._render(PROBE, ask=ask)[0] or "" for ask in (True, False)) if self.template else ("", "")
+        self.frame = frame(with_ask, without_ask, tokenizer) if self.template else Frame()
         self.agreement: Agreement | None = None
         self.never = tuple(sorted(set(never) - set(self.stops)))
 
@@ -83,7 +83,7 @@ class Chat:
         if self.arrives_rendered(prompt):
             return self._as_rendered(prompt, system)
         turns = self.turns(prompt, system=system)
-        return self._given(self.rendered(turns, ask=True), turns)
+        return self._with_media(self.rendered(turns, ask=True), turns)
 
     def arrives_rendered(self, prompt: Any) -> bool:
         """Whether a prompt is a text that this template has already made, see ``templates.Frame``."""
@@ -99,8 +99,8 @@ class Chat:
         row = self._row(prompt, output)
         for token, counts in zip(row.completion, row.trained, strict=True):
             if counts and token in self.never:
-                said = f"{self.tokenizer.convert_ids_to_tokens(token)!r} (id {token})"
-                raise UserError(f"completion: holds {said}, to which the policy gives no probability; takes words that the tokenizer knows")
+                word = f"{self.tokenizer.convert_ids_to_tokens(token)!r} (id {token})"
+                raise UserError(f"completion: holds {word}, to which the policy gives no probability; takes words that the tokenizer knows")
         return row
 
     def answer(self, output: Any) -> list[Turn]:
@@ -108,8 +108,8 @@ class Chat:
 
         Errors: UserError for a completion that is empty, or that ends before its last word.
         """
-        given: list[Turn] = [{"role": "assistant", "content": output}] if isinstance(output, str) else list(output)
-        added = [self._unended(turn) for turn in given]
+        turns: list[Turn] = [{"role": "assistant", "content": output}] if isinstance(output, str) else list(output)
+        added = [self._unended(turn) for turn in turns]
         own = [turn for turn in added if turn.get("role") == "assistant"]
         for turn in own:
             for end in (end for text in texts_of(turn) for end in self.ends if end in text):
@@ -141,23 +141,23 @@ class Chat:
         turns: list[Turn] = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [self._unended(turn) for turn in prompt]
         if not turns or turns[-1].get("role") == "assistant":
             raise UserError("prompt: got a conversation that ends with the assistant's turn (or none), takes one that asks for it")
-        wanted = system if system is not None else self.system
+        system_text = system if system is not None else self.system
         if system is not None and turns[0]["role"] == "system":
             turns = turns[1:]
-        if wanted is not None and turns[0]["role"] != "system":
-            turns = [{"role": "system", "content": wanted}, *turns]
+        if system_text is not None and turns[0]["role"] != "system":
+            turns = [{"role": "system", "content": system_text}, *turns]
         return turns
 
     def rendered(self, turns: Sequence[Turn], *, ask: bool) -> str:
         """Text of a conversation. Errors: UserError where the template refuses a turn, or leaves out what it says."""
-        text, said = self._written(turns, ask=ask)
+        text, why = self._render(turns, ask=ask)
         if text is None:
-            raise UserError(f"policy.template: {said}")
+            raise UserError(f"policy.template: {why}")
         return text
 
     def takes_parts(self, turns: Sequence[Turn], *, ask: bool) -> bool:
         """Whether the template reads contents as lists of parts."""
-        return self._written(turns, ask=ask, forms=(as_parts,))[0] is not None
+        return self._render(turns, ask=ask, forms=(as_parts,))[0] is not None
 
     def text(self, ids: Sequence[int]) -> str:
         """A completion as rewards see it, without special tokens."""
@@ -174,12 +174,12 @@ class Chat:
 
     def _end_of_turn(self) -> list[int]:
         """The special token that the template writes behind an assistant's turn, if it does."""
-        said = "0"
-        turns = [{"role": "user", "content": said}, {"role": "assistant", "content": said}]
-        text, _ = self._written(turns, ask=False)
+        content = "0"
+        turns = [{"role": "user", "content": content}, {"role": "assistant", "content": content}]
+        text, _ = self._render(turns, ask=False)
         if text is None:
             return []
-        ids = self._ids(text[text.rfind(said) + len(said) :])
+        ids = self._ids(text[text.rfind(content) + len(content) :])
         added = {*self.tokenizer.all_special_ids, *self.tokenizer.added_tokens_decoder}
         return [token for token in ids if token in added][:1]
 
@@ -198,13 +198,13 @@ class Chat:
             text = bare.removesuffix(next(end for end in self.ends if bare.endswith(end)))
         return text
 
-    def _given(self, text: str, turns: Sequence[Turn]) -> Prompt:
+    def _with_media(self, text: str, turns: Sequence[Turn]) -> Prompt:
         """A text with the media of its turns."""
-        some = media_of(turns)
+        media = media_of(turns)
         if self.vision is not None:
-            return self._open(self.vision.read(text, some, () if some else self._prompt_ids(text)))
-        if some:
-            raise UserError(f"prompt: holds a {some[0].kind}, and this model reads words alone; takes text")
+            return self._open(self.vision.read(text, media, () if media else self._prompt_ids(text)))
+        if media:
+            raise UserError(f"prompt: holds a {media[0].kind}, and this model reads words alone; takes text")
         return Prompt(tuple(self._ids(text)), text)
 
     def _as_rendered(self, text: str, system: str | None) -> Prompt:
@@ -216,7 +216,7 @@ class Chat:
         bos = self.tokenizer.bos_token
         if bos and not text.startswith(bos) and self.rendered(PROBE, ask=True).startswith(bos):
             text = bos + text
-        return self._given(text, ())
+        return self._with_media(text, ())
 
     def _prompt_ids(self, text: str) -> list[int]:
         """A text's ids with what the tokenizer puts before it; BOS once."""
@@ -233,10 +233,10 @@ class Chat:
 
     def _plain(self, prompt: Any, system: str | None) -> Prompt:
         """Without a template; of a conversation, a single turn with media, which stand where it says."""
-        if not isinstance(prompt, str) and self.vision is not None and len(prompt) == 1 and (some := media_of(prompt)):
+        if not isinstance(prompt, str) and self.vision is not None and len(prompt) == 1 and (media := media_of(prompt)):
             tokens, parts = self.vision.tokens, as_parts(prompt)[0]["content"]
             text = "".join(part["text"] if part["type"] == "text" else tokens.get(part["type"], "") for part in parts)
-            return self._open(self.vision.read(text if system is None else f"{system}\n{text}", some))
+            return self._open(self.vision.read(text if system is None else f"{system}\n{text}", media))
         if not isinstance(prompt, str):
             raise UserError("prompt: got a conversation, and this policy has no chat template; takes a string")
         ids = self._plain_ids(prompt, system)
@@ -257,31 +257,31 @@ class Chat:
     def _ids(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    def _written(
+    def _render(
         self, turns: Sequence[Turn], *, ask: bool, forms: Sequence[Callable[[Sequence[Turn]], list[Turn]]] = ()
     ) -> tuple[str | None, str]:
         """What the template makes of a conversation, or None and why; contents in the first form that it takes and keeps."""
         from jinja2 import TemplateError
 
-        said = ""
+        why = ""
         for form in forms or ((as_text,) if self.vision is None else (as_parts, as_text)):
             try:
                 text = str(self.writer.apply_chat_template(form(turns), tokenize=False, add_generation_prompt=ask))
             except (TemplateError, TypeError) as error:
                 roles = ", ".join(str(turn.get("role")) for turn in turns)
-                said = said or f"refuses turns of {roles}: {str(error).splitlines()[0]}"
+                why = why or f"refuses turns of {roles}: {str(error).splitlines()[0]}"
                 continue
             lost = [(turn, part.strip()) for turn in turns for part in texts_of(turn) if part.strip() not in text]
             if not any(turn.get("role") != "assistant" for turn, _ in lost):
                 return text, ""
             turn, part = next((turn, part) for turn, part in lost if turn.get("role") != "assistant")
-            said = said or f"drops the {turn.get('role')} turn ({part[:40]!r} is not in what it makes)"
-        return None, said
+            why = why or f"drops the {turn.get('role')} turn ({part[:40]!r} is not in what it makes)"
+        return None, why
 
     def _pieces(self, turns: Sequence[Turn], added: Sequence[Turn], rendered: Prompt | None = None) -> Row:
         """What each turn adds to the text before it. rendered: the prompt itself, where ``turns`` only stand for it."""
         before = self.rendered(turns, ask=True)
-        prompt = self._given(before, turns) if rendered is None else rendered
+        prompt = self._with_media(before, turns) if rendered is None else rendered
         completion, trained = list[int](), list[bool]()
         for count, turn in enumerate(added, start=1):
             own = turn.get("role") == "assistant"
@@ -291,7 +291,7 @@ class Chat:
             if own and count == len(added) and not (follows and self._keeps(after[len(before) :], [turn])):
                 if count == 1 and rendered is None and (shorter := self._unopened(before, after, turn)) is not None:
                     return self._pieces_behind(shorter, after, turns)
-                return Row(prompt, [*completion, *(ids := self._told(before, turn))], [*trained, *[True] * len(ids)])
+                return Row(prompt, [*completion, *(ids := self._answer_ids(before, turn))], [*trained, *[True] * len(ids)])
             if not follows:
                 raise UserError(
                     "policy.template: writes earlier turns otherwise once later ones follow; takes a template with {% generation %} marks"
@@ -327,9 +327,9 @@ class Chat:
 
     def _pieces_behind(self, text: str, after: str, turns: Sequence[Turn]) -> Row:
         ids = self._ids(after[len(text) :])
-        return Row(self._given(text, turns), ids, self._until_stop(ids))
+        return Row(self._with_media(text, turns), ids, self._until_stop(ids))
 
-    def _told(self, before: str, turn: Turn) -> list[int]:
+    def _answer_ids(self, before: str, turn: Turn) -> list[int]:
         """An answer that the template would cut, behind the prompt as it was given, and the end of its turn."""
         words = "".join(texts_of(turn))
         ids = self._ids(words[overlap(before, words) :])
@@ -339,9 +339,9 @@ class Chat:
     def _marked(self, turns: list[Turn], added: Sequence[Turn]) -> Row:
         """By the template's own marks."""
         self.rendered([*turns, *added], ask=False)
-        told: dict[str, Any] = {"tokenize": True, "return_dict": True, "return_assistant_tokens_mask": True}
-        found = self.tokenizer.apply_chat_template(as_text([*turns, *added]), **told)
-        ids, marks = list(found["input_ids"]), [bool(mark) for mark in found["assistant_masks"]]
+        options: dict[str, Any] = {"tokenize": True, "return_dict": True, "return_assistant_tokens_mask": True}
+        encoding = self.tokenizer.apply_chat_template(as_text([*turns, *added]), **options)
+        ids, marks = list(encoding["input_ids"]), [bool(mark) for mark in encoding["assistant_masks"]]
         prompt = list(self.prompt(turns).ids)
         split = len(prompt)
         if ids[:split] != prompt:
@@ -359,12 +359,12 @@ class Chat:
 
     def _until_stops(self, ids: Sequence[int], marks: Sequence[bool]) -> list[bool]:
         """Marks of each run up to its first end."""
-        found, open_run = list[bool](), False
+        trimmed, open_run = list[bool](), False
         for place, (token, mark) in enumerate(zip(ids, marks, strict=True)):
             open_run = mark and (open_run or place == 0 or not marks[place - 1])
-            found.append(open_run)
+            trimmed.append(open_run)
             open_run = open_run and token not in self.stops
-        return found
+        return trimmed
 
     def _ended(self, row: Row, own: bool) -> Row:
         """A row whose last assistant turn ends with a token that stops sampling; what follows it is dropped."""

@@ -18,16 +18,16 @@ from mmalign.stacking import offset, stacked, stacked_by_name
 class Completions:
     """Rows as token ids behind P prompts.
 
-    given: P prompts, as the model is given them. asked: P strings or conversations that they were made of. following: ``[P]`` the place of
-    the next other prompt of the rollout that a prompt came with; its own where it was alone. which: ``[B]`` the prompt of each row.
-    tokens: ``[B, T]``, filled up with anything. lengths: ``[B]``. cut: ``[B]`` bool, rows that came to no end; False where they were
-    given. refs: name -> ``[B, T]`` log-probabilities. phrases: row numbers -> phrases of these rows, read once. contrasts: name -> P
-    prompts, made once.
+    encoded: P prompts, as the model is given them. sources: P strings or conversations that they were made of. following: ``[P]`` the place
+    of the next other prompt of the rollout that a prompt came with; its own where it was alone. which: ``[B]`` the prompt of each row.
+    tokens: ``[B, T]``, filled up with anything. lengths: ``[B]``. cut: ``[B]`` bool, rows that came to no end; False where they were given.
+    refs: name -> ``[B, T]`` log-probabilities. phrases: row numbers -> phrases of these rows, read once. contrasts: name -> P prompts, made
+    once.
     """
 
     vision: Vision | None
-    given: list[Prompt]
-    asked: list[Any]
+    encoded: list[Prompt]
+    sources: list[Any]
     following: Tensor
     which: Tensor
     tokens: Tensor
@@ -37,15 +37,26 @@ class Completions:
     phrases: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
     contrasts: dict[str, list[Prompt]] = field(default_factory=dict)
 
+    @staticmethod
+    def of_rows(
+        vision: Vision | None, encoded: Sequence[Prompt], prompts: Sequence[Any], which: Tensor, tokens: Tensor, lengths: Tensor
+    ) -> Completions:
+        """Rows of one rollout. prompts: B, the string or conversation of each row."""
+        source_of = dict(zip(which.tolist(), prompts, strict=True))
+        sources = [source_of[place] for place in range(len(encoded))]
+        following = (torch.arange(len(encoded)) + 1) % max(len(encoded), 1)
+        whole = torch.zeros(len(which), dtype=torch.bool)
+        return Completions(vision, list(encoded), sources, following, which, tokens, lengths, whole)
+
     @cached_property
     def prompts(self) -> list[Tensor]:
         """Ids of the P prompts."""
-        return [torch.tensor(prompt.ids) for prompt in self.given]
+        return [torch.tensor(prompt.ids) for prompt in self.encoded]
 
     @cached_property
     def extras(self) -> Sequence[Mapping[str, Tensor]]:
         """Further inputs of the P prompts, see ``vision.inputs_of``."""
-        return inputs_of(self.vision, self.given)
+        return inputs_of(self.vision, self.encoded)
 
     def take(self, rows: Tensor) -> Completions:
         """All prompts stay: rows may be compared behind those of others."""
@@ -56,11 +67,11 @@ class Completions:
 
     @staticmethod
     def join(parts: Sequence[Completions]) -> Completions:
-        counts = [len(part.given) for part in parts]
+        counts = [len(part.encoded) for part in parts]
         return Completions(
             parts[0].vision,
-            given=[prompt for part in parts for prompt in part.given],
-            asked=[prompt for part in parts for prompt in part.asked],
+            encoded=[prompt for part in parts for prompt in part.encoded],
+            sources=[prompt for part in parts for prompt in part.sources],
             following=offset([part.following for part in parts], counts),
             which=offset([part.which for part in parts], counts),
             tokens=stacked([part.tokens for part in parts]),
@@ -68,13 +79,3 @@ class Completions:
             cut=torch.cat([part.cut for part in parts]),
             refs=stacked_by_name([part.refs for part in parts]),
         )
-
-
-def completions(
-    vision: Vision | None, given: Sequence[Prompt], prompts: Sequence[Any], which: Tensor, tokens: Tensor, lengths: Tensor
-) -> Completions:
-    """Rows of one rollout. prompts: B, what each row was asked."""
-    asked = dict(zip(which.tolist(), prompts, strict=True))
-    following = (torch.arange(len(given)) + 1) % max(len(given), 1)
-    whole = torch.zeros(len(which), dtype=torch.bool)
-    return Completions(vision, list(given), [asked[place] for place in range(len(given))], following, which, tokens, lengths, whole)

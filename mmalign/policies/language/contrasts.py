@@ -23,7 +23,7 @@ class Others(NamedTuple):
     extras: Sequence[Mapping[str, Tensor]]
 
 
-def others(held: Completions, name: str, *, systems: Mapping[str, str], ablation: Ablation, room: Room) -> Others:
+def others(completions: Completions, name: str, *, systems: Mapping[str, str], ablation: Ablation, room: Room) -> Others:
     """The prompts of a contrast.
 
     name: ``mismatched``, the next other prompt of the step, with its images; ``ablated``, the own prompt whose images and videos are
@@ -31,25 +31,26 @@ def others(held: Completions, name: str, *, systems: Mapping[str, str], ablation
     UserError for other names, rows of one prompt, a step without any image.
     """
     if name == "mismatched":
-        following = held.following[held.which]
-        if bool((following == held.which).any()):
+        following = completions.following[completions.which]
+        if bool((following == completions.which).any()):
             raise UserError("contrast mismatched: got rows of one prompt, takes two or more in a step")
-        return Others(held.prompts, following, held.extras)
-    kept = held.contrasts
-    if name not in kept:
-        kept[name] = _ablated(held.given, ablation, room) if name == "ablated" else _told(held.asked, name, systems, room)
-    return Others([torch.tensor(prompt.ids) for prompt in kept[name]], held.which, inputs_of(room.chat.vision, kept[name]))
+        return Others(completions.prompts, following, completions.extras)
+    contrasts = completions.contrasts
+    if name not in contrasts:
+        encoded, sources = completions.encoded, completions.sources
+        contrasts[name] = _ablated(encoded, ablation, room) if name == "ablated" else _under_system(sources, name, systems, room)
+    return Others([torch.tensor(prompt.ids) for prompt in contrasts[name]], completions.which, inputs_of(room.chat.vision, contrasts[name]))
 
 
-def _ablated(given: Sequence[Prompt], ablation: Ablation, room: Room) -> list[Prompt]:
+def _ablated(encoded: Sequence[Prompt], ablation: Ablation, room: Room) -> list[Prompt]:
     vision = room.chat.vision
-    if vision is None or not any(prompt.media for prompt in given):
+    if vision is None or not any(prompt.media for prompt in encoded):
         raise UserError("contrast ablated: got a step without any image or video, takes prompts of which some have one")
-    return [vision.changed(prompt, ablation) for prompt in given]
+    return [vision.changed(prompt, ablation) for prompt in encoded]
 
 
-def _told(asked: Sequence[Any], name: str, systems: Mapping[str, str], room: Room) -> list[Prompt]:
+def _under_system(sources: Sequence[Any], name: str, systems: Mapping[str, str], room: Room) -> list[Prompt]:
     if name not in systems:
-        known = ", ".join(sorted(systems)) or "none"
-        raise UserError(f"policy.contrasts: the method needs {name!r}, got {known}; takes its system turn")
-    return [room.prompt(prompt, number, system=systems[name]) for number, prompt in enumerate(asked)]
+        names = ", ".join(sorted(systems)) or "none"
+        raise UserError(f"policy.contrasts: the method needs {name!r}, got {names}; takes its system turn")
+    return [room.prompt(prompt, number, system=systems[name]) for number, prompt in enumerate(sources)]

@@ -81,8 +81,8 @@ def draw(  # all that a draw depends on
     lengths, over = torch.zeros(rows, dtype=torch.int64, device=device), torch.zeros(rows, dtype=torch.bool, device=device)
     alive = torch.arange(rows, device=device)
     for step in range(how.most):
-        chosen, said = pick(_mixed(head, voices, states), uniform[alive, step], how)
-        tokens[alive, step], log_probs[alive, step], lengths[alive] = chosen, said, step + 1
+        chosen, log_prob = pick(_mixed(head, voices, states), uniform[alive, step], how)
+        tokens[alive, step], log_probs[alive, step], lengths[alive] = chosen, log_prob, step + 1
         ended = torch.isin(chosen, how.stops)
         over[alive] = ended
         if bool(ended.any()):
@@ -125,15 +125,15 @@ def draw_by_generate(
 
     some = [prompts[prompt] for prompt in which.tolist()]
     ids, mask = prefixes.left_filled(some, which.device)
-    given = [extras[prompt] for prompt in which.tolist()] if extras else []
-    told = prefixes.together(given, [len(prompt) for prompt in some], ids.shape[1], left=True)
+    row_extras = [extras[prompt] for prompt in which.tolist()] if extras else []
+    inputs = prefixes.together(row_extras, [len(prompt) for prompt in some], ids.shape[1], left=True)
     sampled: dict[str, Any] = {"do_sample": how.temperature > 0}
     if how.temperature > 0:
         sampled |= {"temperature": how.temperature, "top_p": how.top_p, "top_k": how.top_k}
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(int(uniform[0, 0] * 2**53))
         whole = model.generate(
-            ids, attention_mask=mask, **told, **sampled, max_new_tokens=how.most, eos_token_id=how.stops.tolist(), pad_token_id=0,
+            ids, attention_mask=mask, **inputs, **sampled, max_new_tokens=how.most, eos_token_id=how.stops.tolist(), pad_token_id=0,
             logits_processor=LogitsProcessorList([Never()]),
         )  # fmt: skip
     tokens = whole[:, ids.shape[1] :]
@@ -150,10 +150,10 @@ def pick(logits: Tensor, uniform: Tensor, how: Drawing) -> tuple[Tensor, Tensor]
     if how.temperature == 0:
         chosen = full.argmax(-1)
         return chosen, full.gather(-1, chosen.unsqueeze(-1)).squeeze(-1)
-    kept = full
+    likely = full
     if how.top_k > 0:
-        kept = kept.masked_fill(kept < kept.topk(min(how.top_k, kept.shape[-1]), dim=-1).values[:, -1:], -torch.inf)
-    probs = kept.softmax(-1)
+        likely = likely.masked_fill(likely < likely.topk(min(how.top_k, likely.shape[-1]), dim=-1).values[:, -1:], -torch.inf)
+    probs = likely.softmax(-1)
     if how.top_p < 1:
         order = probs.sort(dim=-1, descending=True)
         outside = order.values.cumsum(-1) - order.values >= how.top_p  # the token that crosses the border stays

@@ -21,7 +21,7 @@ classes are computed in float32 in float64 models too)."""
 
 @dataclass(frozen=True)
 class Fit:
-    """How a model is run: hidden states by ``backbone``, logits by ``head``; ``shared`` prompts or not. said: what does not hold.
+    """How a model is run: hidden states by ``backbone``, logits by ``head``; ``shared`` prompts or not. remarks: what does not hold.
 
     device: where its weights are.
     """
@@ -29,7 +29,7 @@ class Fit:
     backbone: nn.Module
     head: Head
     shared: bool
-    said: tuple[str, ...]
+    remarks: tuple[str, ...]
     device: torch.device
 
     def states(self, rows: prefixes.Sequences) -> Tensor:

@@ -39,12 +39,12 @@ def add_heads(sets: ParameterSets, model: Any, names: Sequence[str]) -> dict[str
     return heads
 
 
-def told(name: str, head: nn.Module, hidden: Tensor) -> dict[Need, Tensor]:
+def head_tables(name: str, head: nn.Module, hidden: Tensor) -> dict[Need, Tensor]:
     """What a head says at N positions, ``[N]`` float64; of ``degree`` one table for each, named by its number. hidden: ``[N, H]``."""
-    said = head(hidden.float()).double()
+    outputs = head(hidden.float()).double()
     if name == "degree":
-        return {Need("degree", str(number)): column for number, column in enumerate(said.log_softmax(-1).unbind(-1))}
-    return {Need(name): said.squeeze(-1).relu() if name in MASKS else said.squeeze(-1)}
+        return {Need("degree", str(number)): column for number, column in enumerate(outputs.log_softmax(-1).unbind(-1))}
+    return {Need(name): outputs.squeeze(-1).relu() if name in MASKS else outputs.squeeze(-1)}
 
 
 def degrees(
@@ -63,10 +63,10 @@ def degrees(
     order = torch.where(open_to, likely, torch.inf).argsort(dim=1, stable=True).argsort(dim=1)
     gone = open_to & (order < (kind * open_to.sum(1) // DEGREES).unsqueeze(1))
     inside = torch.arange(cells.shape[1]) < rows.lengths.unsqueeze(1)
-    kept = inside & ~gone
-    places = (~kept).long().argsort(dim=1, stable=True)
-    short = replace(rows, tokens=rows.tokens.gather(1, places), lengths=kept.sum(1))
-    found = score(short, last.gather(1, places), numbers=frozenset({DEGREE}))
-    tables = [found[need].sum(1) for need in sorted(found) if need.kind == "degree"]
+    remaining = inside & ~gone
+    places = (~remaining).long().argsort(dim=1, stable=True)
+    short = replace(rows, tokens=rows.tokens.gather(1, places), lengths=remaining.sum(1))
+    numbers = score(short, last.gather(1, places), numbers=frozenset({DEGREE}))
+    tables = [numbers[need].sum(1) for need in sorted(numbers) if need.kind == "degree"]
     right = torch.stack(tables, 1).gather(1, kind.unsqueeze(1))
     return torch.where(last, right, 0.0)

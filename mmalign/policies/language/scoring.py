@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mmalign.policies.language import prefixes
 from mmalign.policies.language.fitting import Fit
-from mmalign.policies.language.heads import HEADS, MASKS, told
+from mmalign.policies.language.heads import HEADS, MASKS, head_tables
 from mmalign.policies.language.logits import LOG_PROBS, Head, numbers_of
 from mmalign.types import Need, UserError
 
@@ -49,27 +49,29 @@ class Scorer:
         if masks and "ref" not in references:
             raise UserError(f"terms {', '.join(masks)}: are read off the reference; takes a method that needs refs:ref")
         of_heads = {need for need in numbers if need.kind in HEADS}
-        places, found = list[Tensor](), list[dict[Need, Tensor]]()
+        places, tables = list[Tensor](), list[dict[Need, Tensor]]()
         for part in batches(rows):
-            wanted = cells[part]
-            width = int(wanted.any(0).nonzero().max()) + 1 if bool(wanted.any()) else 0
+            wanted_cells = cells[part]
+            width = int(wanted_cells.any(0).nonzero().max()) + 1 if bool(wanted_cells.any()) else 0
             if not width:
                 continue
-            some = picked(rows, part, width, self.device)
-            inside = wanted[:, :width].to(self.device)
-            others = {name: self._reference(name, using, some, inside) for name in references} if using else {}
-            hidden = self._hidden(some)[inside]
-            how: dict[str, Any] = {"temperature": self.temperature, "at_once": self.at_once, "others": others, "never": self.never}
-            asked = numbers_of(self.fit.head, hidden, some.tokens[inside], numbers=numbers - of_heads, **how)
+            sequences = picked(rows, part, width, self.device)
+            inside = wanted_cells[:, :width].to(self.device)
+            others = {name: self._reference(name, using, sequences, inside) for name in references} if using else {}
+            hidden = self._hidden(sequences)[inside]
+            settings: dict[str, Any] = {"temperature": self.temperature, "at_once": self.at_once, "others": others, "never": self.never}
+            table = numbers_of(self.fit.head, hidden, sequences.tokens[inside], numbers=numbers - of_heads, **settings)
             for name in (need.kind for need in sorted(of_heads)):
-                asked |= told(name, self.heads[name], others["ref"][1] if name in MASKS else hidden)
-            at = wanted.nonzero()
+                table |= head_tables(name, self.heads[name], others["ref"][1] if name in MASKS else hidden)
+            at = wanted_cells.nonzero()
             places.append(torch.stack([part[at[:, 0]], at[:, 1]]))
-            found.append(asked)
-        names = found[0] if found else dict.fromkeys([LOG_PROBS, *numbers])
+            tables.append(table)
+        names = tables[0] if tables else dict.fromkeys([LOG_PROBS, *numbers])
         where = torch.cat(places, dim=1) if places else torch.zeros((2, 0), dtype=torch.int64)
         empty = torch.zeros(cells.shape, dtype=torch.float64)
-        return {name: empty.index_put(tuple(where), torch.cat([part[name].cpu() for part in found])) if found else empty for name in names}
+        if not tables:
+            return dict.fromkeys(names, empty)
+        return {name: empty.index_put(tuple(where), torch.cat([table[name].cpu() for table in tables])) for name in names}
 
     def _hidden(self, rows: prefixes.Sequences) -> Tensor:
         if not (self.layers and torch.is_grad_enabled()):

@@ -43,18 +43,18 @@ class Frame:
         return framed or text.startswith(self.opening)
 
 
-def frame(asking: str, told: str, tokenizer: Any) -> Frame:
+def frame(with_ask: str, without_ask: str, tokenizer: Any) -> Frame:
     """Of a template that rendered ``PROBE``, with and without what asks for the assistant."""
     words = str(PROBE[0]["content"])
-    if words not in asking:
+    if words not in with_ask:
         return Frame((tokenizer.bos_token,) if tokenizer.bos_token else ())
-    head, _, tail = asking.rpartition(words)
+    head, _, tail = with_ask.rpartition(words)
     bos = tokenizer.bos_token or ""
     special = {*tokenizer.all_special_tokens, *(token.content for token in tokenizer.added_tokens_decoder.values() if token.special)}
     media = {str(getattr(tokenizer, f"{kind}_token", None)) for kind in ("image", "video", "audio")}
     opening = {token for token in special - media if token in head} | ({bos} if bos else set())
-    asks = asking.removeprefix(told) if asking.startswith(told) and asking != told else tail
-    return Frame(tuple(sorted(opening)), head.removeprefix(bos).strip(), asks.strip())
+    ask = with_ask.removeprefix(without_ask) if with_ask.startswith(without_ask) and with_ask != without_ask else tail
+    return Frame(tuple(sorted(opening)), head.removeprefix(bos).strip(), ask.strip())
 
 
 def holds(text: str, words: str) -> bool:

@@ -83,17 +83,17 @@ class Vision:
                 raise UserError(f"prompt: holds the token {min(odd)}, which stands for pixels, and no image or video")
             types = {"token_type_ids": (0,) * len(ids)} if "token_type_ids" in self.takes else {}
             return Prompt(tuple(ids), text, types=types)
-        made = self.called(text, some)
-        found = made["input_ids"][0].tolist()
-        self._refuse_unmarked(found, some)
-        spans = self._spans(made, found, some)
-        inside = sum(token in self.placeholders for first, last in spans for token in found[first:last])
-        if inside != sum(token in self.placeholders for token in found):
+        features = self.process(text, some)
+        tokens = features["input_ids"][0].tolist()
+        self._refuse_unmarked(tokens, some)
+        spans = self._spans(features, tokens, some)
+        inside = sum(token in self.placeholders for first, last in spans for token in tokens[first:last])
+        if inside != sum(token in self.placeholders for token in tokens):
             raise UserError("prompt: holds tokens that stand for pixels outside of its images and videos; takes media as parts")
-        pixels = self._pixels(made)
-        types = {name: tuple(made[name][0].tolist()) for name in made if _by_token(name) and name in self.takes}
+        pixels = self._pixels(features)
+        types = {name: tuple(features[name][0].tolist()) for name in features if _by_token(name) and name in self.takes}
         self._keep(text, some, pixels)
-        return Prompt(tuple(found), text, tuple(some), tuple(spans), types, _digest(found, pixels))
+        return Prompt(tuple(tokens), text, tuple(some), tuple(spans), types, _digest(tokens, pixels))
 
     def inputs(self, prompt: Prompt) -> dict[str, Tensor]:
         """What the model takes beside the ids of a prompt. Errors: UserError where it is not what the prompt was read with."""
@@ -102,10 +102,10 @@ class Vision:
             return types
         key = _key(prompt.text, prompt.media)
         if key not in self.kept:
-            made = self.called(prompt.text, prompt.media)
-            pixels = self._pixels(made)
-            if _digest(made["input_ids"][0].tolist(), pixels) != prompt.digest:
-                names = ", ".join(_said(medium) for medium in prompt.media)
+            features = self.process(prompt.text, prompt.media)
+            pixels = self._pixels(features)
+            if _digest(features["input_ids"][0].tolist(), pixels) != prompt.digest:
+                names = ", ".join(_label(medium) for medium in prompt.media)
                 raise UserError(
                     f"media: {names} changed since a rollout read it, so training would see another picture; takes files that stay"
                 )
@@ -118,8 +118,8 @@ class Vision:
         if not prompt.media:
             return prompt
         some = tuple(medium._replace(change=change) for medium in prompt.media)
-        made = self.called(prompt.text, some)
-        ids, pixels = made["input_ids"][0].tolist(), self._pixels(made)
+        features = self.process(prompt.text, some)
+        ids, pixels = features["input_ids"][0].tolist(), self._pixels(features)
         if sum(token in self.placeholders for token in ids) != sum(token in self.placeholders for token in prompt.ids):
             raise UserError(
                 f"{type(self.processor).__name__}: makes other tokens of a changed picture of the same size; takes another ablation"
@@ -138,14 +138,14 @@ class Vision:
     # ---- inside
 
     def _refuse_counts(self, text: str, some: Sequence[Medium]) -> None:
-        given = Counter(medium.kind for medium in some)
+        counts = Counter(medium.kind for medium in some)
         for kind in KINDS:
             token = self.tokens.get(kind)
             if token is None:
-                if given[kind]:
+                if counts[kind]:
                     raise UserError(f"prompt: holds a {kind}, which {type(self.processor).__name__} does not take")
-            elif (written := text.count(token)) != given[kind]:
-                raise UserError(f"prompt: holds {written} placeholders {token!r} and {given[kind]} {kind}s; takes as many as there are")
+            elif (marks := text.count(token)) != counts[kind]:
+                raise UserError(f"prompt: holds {marks} placeholders {token!r} and {counts[kind]} {kind}s; takes as many as there are")
 
     def _refuse_unmarked(self, ids: Sequence[int], some: Sequence[Medium]) -> None:
         """UserError where the tokenizer cut a medium's placeholder into words, so that the model would see nothing of it."""
@@ -157,76 +157,76 @@ class Vision:
                 f"takes a tokenizer that has it as one special token"
             )
 
-    def called(self, text: str, some: Sequence[Medium]) -> Any:
+    def process(self, text: str, some: Sequence[Medium]) -> Any:
         """What the processor makes of a text and its media. Errors: UserError for media that it does not take."""
-        told: dict[str, Any] = {}
+        arguments: dict[str, Any] = {}
         if pictures := [self.picture(medium) for medium in some if medium.kind == "image"]:
-            told["images"] = [pictures]  # those of one prompt: some processors cut a single image finer than several
+            arguments["images"] = [pictures]  # those of one prompt: some processors cut a single image finer than several
         if clips := [medium for medium in some if medium.kind == "video"]:
-            told |= self._clips(clips)
+            arguments |= self._clips(clips)
         bos = self.processor.tokenizer.bos_token
         if bos and text.startswith(bos):  # as the processor's own template does it: BOS once
-            told["add_special_tokens"] = False
+            arguments["add_special_tokens"] = False
         try:
             return self.processor(
-                text=[text], **told, return_tensors="pt", return_offsets_mapping=True, return_text_replacement_offsets=True,
+                text=[text], **arguments, return_tensors="pt", return_offsets_mapping=True, return_text_replacement_offsets=True,
                 return_mm_token_type_ids=True,
             )  # fmt: skip
         except (ValueError, TypeError, RuntimeError, KeyError, IndexError) as error:
-            names = ", ".join(_said(medium) for medium in some)
-            said = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UserError(f"{type(self.processor).__name__}: refuses {names}: {said}") from error
+            names = ", ".join(_label(medium) for medium in some)
+            why = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise UserError(f"{type(self.processor).__name__}: refuses {names}: {why}") from error
 
     def picture(self, medium: Medium) -> Any:
         """An image as PIL has it, changed where that was asked for."""
-        found = media.picture(medium.source, self.limits)
-        return found if medium.change is None else medium.change(found)
+        image = media.picture(medium.source, self.limits)
+        return image if medium.change is None else medium.change(image)
 
     def _clips(self, some: Sequence[Medium]) -> dict[str, Any]:
-        read = [media.footage(medium.source, self.limits) for medium in some]
+        clips = [media.footage(medium.source, self.limits) for medium in some]
         frames = [
-            clip.frames if medium.change is None else medium.change.frames(clip.frames) for medium, clip in zip(some, read, strict=True)
+            clip.frames if medium.change is None else medium.change.frames(clip.frames) for medium, clip in zip(some, clips, strict=True)
         ]
-        told = [
+        metadata = [
             {
                 "total_num_frames": clip.length, "fps": clip.rate, "frames_indices": clip.places, "height": clip.frames.shape[2],
                 "width": clip.frames.shape[3], "duration": None if clip.rate is None else clip.length / clip.rate,
             }
-            for clip in read
+            for clip in clips
         ]  # fmt: skip
-        how = {"do_sample_frames": False, "do_convert_rgb": False, "video_metadata": told}  # they are chosen, and RGB
-        return {"videos": frames, "videos_kwargs": how}
+        options = {"do_sample_frames": False, "do_convert_rgb": False, "video_metadata": metadata}  # they are chosen, and RGB
+        return {"videos": frames, "videos_kwargs": options}
 
-    def _pixels(self, made: Any) -> dict[str, Tensor]:
+    def _pixels(self, features: Any) -> dict[str, Tensor]:
         """The inputs that are no table of tokens; numbers with a point in the model's type."""
-        given = {name: torch.as_tensor(value) for name, value in made.items() if name in self.takes - WORDS and not _by_token(name)}
-        return {name: value.to(self.dtype) if value.is_floating_point() else value for name, value in given.items()}
+        tensors = {name: torch.as_tensor(value) for name, value in features.items() if name in self.takes - WORDS and not _by_token(name)}
+        return {name: value.to(self.dtype) if value.is_floating_point() else value for name, value in tensors.items()}
 
-    def _spans(self, made: Any, ids: Sequence[int], some: Sequence[Medium]) -> list[Span]:
+    def _spans(self, features: Any, ids: Sequence[int], some: Sequence[Medium]) -> list[Span]:
         """The tokens of each medium, by what the processor says that it wrote for it."""
-        told = made.get("text_replacement_offsets")
-        if told is None or made.get("offset_mapping") is None:
+        replacements = features.get("text_replacement_offsets")
+        if replacements is None or features.get("offset_mapping") is None:
             return self._runs(ids, some)
-        letters = [(int(first), int(last)) for first, last in made["offset_mapping"][0].tolist()]
+        letters = [(int(first), int(last)) for first, last in features["offset_mapping"][0].tolist()]
         spans = []
-        for written in told[0]:
-            start, end = written["new_span"]
+        for replacement in replacements[0]:
+            start, end = replacement["new_span"]
             places = [place for place, (first, last) in enumerate(letters) if first < end and start < last]
             spans.append((places[0], places[-1] + 1))
         return self._framed(ids, spans)
 
     def _framed(self, ids: Sequence[int], spans: Sequence[Span]) -> list[Span]:
         """Spans with the token before and behind them, where those only frame pixels and are nobody else's."""
-        taken = {place for first, last in spans for place in range(first, last)}
-        found = []
+        occupied = {place for first, last in spans for place in range(first, last)}
+        framed = []
         for first, last in spans:
-            if first > 0 and first - 1 not in taken and ids[first - 1] in self.frames:
+            if first > 0 and first - 1 not in occupied and ids[first - 1] in self.frames:
                 first -= 1
-            if last < len(ids) and last not in taken and ids[last] in self.frames:
+            if last < len(ids) and last not in occupied and ids[last] in self.frames:
                 last += 1
-            taken |= {first, last - 1}
-            found.append((first, last))
-        return found
+            occupied |= {first, last - 1}
+            framed.append((first, last))
+        return framed
 
     def _runs(self, ids: Sequence[int], some: Sequence[Medium]) -> list[Span]:
         """The same where the processor does not say it: one medium's are all of them, several media are one run each."""
@@ -274,8 +274,8 @@ class Inputs(Sequence[Mapping[str, Tensor]]):
 def placeholders(model: Any) -> frozenset[int]:
     """Ids that stand for pixels."""
     names = [f"{kind}_token_{word}" for kind in KINDS for word in ("id", "index")]
-    found = [getattr(model.config, name, None) for name in names]
-    return frozenset(int(token) for token in found if isinstance(token, int))
+    ids = [getattr(model.config, name, None) for name in names]
+    return frozenset(int(token) for token in ids if isinstance(token, int))
 
 
 def inputs_of(vision: Vision | None, prompts: Sequence[Prompt]) -> Sequence[Mapping[str, Tensor]]:
@@ -291,16 +291,16 @@ def _key(text: str, some: Sequence[Medium]) -> Any:
     return text, tuple(medium.key() for medium in some)
 
 
-def _said(medium: Medium) -> str:
+def _label(medium: Medium) -> str:
     return media.named(medium.source).removesuffix(": ") or f"{medium.kind} in memory"
 
 
 def _digest(ids: Sequence[int], pixels: Mapping[str, Tensor]) -> str:
-    made = hashlib.blake2b(torch.tensor(ids, dtype=torch.int64).numpy().tobytes(), digest_size=16)
+    digest = hashlib.blake2b(torch.tensor(ids, dtype=torch.int64).numpy().tobytes(), digest_size=16)
     for name, value in sorted(pixels.items()):
-        made.update(f"{name} {value.dtype} {list(value.shape)}".encode())
-        made.update(canonical_bytes(value))
-    return made.hexdigest()
+        digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
+        digest.update(canonical_bytes(value))
+    return digest.hexdigest()
 
 
 def _size(pixels: Mapping[str, Tensor]) -> int:

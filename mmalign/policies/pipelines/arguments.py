@@ -22,11 +22,11 @@ def call_arguments_of(arguments: Mapping[str, Any]) -> Iterable[str] | None:
     made_by = getattr(arguments.get("pipeline"), "function", None)
     if made_by is not None and not made_by.__module__.startswith("mmalign."):
         return None
-    return known()
+    return all_arguments()
 
 
 @cache
-def known() -> frozenset[str]:
+def all_arguments() -> frozenset[str]:
     """Every argument of the calls of diffusers' pipelines, and of the small worlds'."""
     return frozenset(
         name for path in _sources() for call in CALL.findall(path.read_text(encoding="utf-8")) for name in ARGUMENT.findall(call)

@@ -70,7 +70,7 @@ class Caller:
         self._shapes: dict[Any, Any] = {}
 
     def __call__(
-        self, prompts: list[str], seeds: list[int], player: Player | None, known: list[str], skip: int = 0,
+        self, prompts: list[str], seeds: list[int], player: Player | None, together: list[str], skip: int = 0,
         place: tuple[Place, Tensor] | None = None, **call: Any,
     ) -> Any:  # fmt: skip
         """The pipeline's own call, with the ``no_grad`` that it wears taken off.
@@ -78,18 +78,18 @@ class Caller:
         player: who answers for the scheduler; None leaves the pipeline its own. skip: steps through which the denoiser stands
         still. place: a latent to be put where the pipeline makes its first one.
         """
-        pipe, told = self.pipe, named_rows(self.accepts, prompts)
+        pipe, named = self.pipe, named_rows(self.accepts, prompts)
         device = pipe._execution_device  # asked once: diffusers searches every module for its hooks
         generators: Any = [torch.Generator(device).manual_seed(seed) for seed in seeds]
         if len(prompts) == 1:
             generators = generators[0]
-        arguments = {**told, "generator": generators, **self.call, **(self.conditions(prompts) if self.conditions else {}), **call}
+        arguments = {**named, "generator": generators, **self.call, **(self.conditions(prompts) if self.conditions else {}), **call}
         arguments = {name: _beside_prompts(name, value, len(prompts)) for name, value in arguments.items()}
         with ExitStack() as stack:
             if self.away is not None:
                 stack.callback(self.away.put_away)
             stack.enter_context(seeded(pipe, seeds))
-            stack.enter_context(encoded_once(pipe, known, self._embeddings))
+            stack.enter_context(encoded_once(pipe, together, self._embeddings))
             if player is not None:
                 seated = stack.enter_context(seat(pipe, player, len(prompts)))
                 if skip:

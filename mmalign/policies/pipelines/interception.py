@@ -209,10 +209,10 @@ def _instead(pipe: Any, name: str, value: Any) -> Iterator[None]:
 
 
 @contextmanager
-def encoded_once(pipe: Any, known: list[str], memory: dict[Any, Any], keep: int = 32) -> Iterator[None]:
+def encoded_once(pipe: Any, together: list[str], memory: dict[Any, Any], keep: int = 32) -> Iterator[None]:
     """``encode_prompt`` answers from memory while the block lasts: the encoders are frozen, and replays ask again and again.
 
-    known: the distinct prompts of a whole rollout. A call whose prompts are all among them encodes these once, together, and
+    together: the distinct prompts of a whole rollout. A call whose prompts are all among them encodes these once, together, and
     looks its rows up, so that padding is the same in every call; this needs an encoder whose every output has one entry for
     each prompt and that takes them all at once. Other calls are remembered as they are, by the content of their arguments,
     images and tensors included.
@@ -237,32 +237,33 @@ def encoded_once(pipe: Any, known: list[str], memory: dict[Any, Any], keep: int 
         arguments = {**dict(zip(names, args, strict=False)), **kwargs}
         given = arguments.get("prompt")
         prompts: Any = [given] if isinstance(given, str) else given
-        rows = isinstance(prompts, list) and all(isinstance(p, str) and p in known for p in prompts)
+        rows = isinstance(prompts, list) and all(isinstance(p, str) and p in together for p in prompts)
         others = [value for name, value in arguments.items() if name != "prompt" and isinstance(value, (list, tuple))]
-        if rows and all(_as_known(value, prompts, known) for value in others) and not any(_is_media(value) for value in arguments.values()):
-            of_all = {"prompt": list(known), **({"batch_size": len(known)} if "batch_size" in arguments else {})}
+        words_alone = not any(_is_media(value) for value in arguments.values())
+        if rows and words_alone and all(_beside_all(value, prompts, together) for value in others):
+            of_all = {"prompt": list(together), **({"batch_size": len(together)} if "batch_size" in arguments else {})}
             try:
                 found = ask(
                     {
-                        name: of_all.get(name, _as_known(value, prompts, known) if isinstance(value, (list, tuple)) else value)
+                        name: of_all.get(name, _beside_all(value, prompts, together) if isinstance(value, (list, tuple)) else value)
                         for name, value in arguments.items()
                     }
                 )
             except (IndexError, RuntimeError, TypeError, ValueError):  # one prompt at a time, or a list of another length beside them
                 found = None
-            if found is not None and _one_each(found, len(known)):
-                return _pick(found, [known.index(p) for p in prompts])
+            if found is not None and _one_each(found, len(together)):
+                return _pick(found, [together.index(p) for p in prompts])
         return ask(arguments)
 
     with _instead(pipe, "encode_prompt", remembered):
         yield
 
 
-def _as_known(value: list[Any] | tuple[Any, ...], prompts: list[str], known: list[str]) -> list[Any] | None:
-    """A list beside the prompts as one beside all known ones: the prompts again, or one value for each; None for any other list."""
+def _beside_all(value: list[Any] | tuple[Any, ...], prompts: list[str], together: list[str]) -> list[Any] | None:
+    """A list beside the prompts as one beside all of the rollout: the prompts again, or one value for each; None for any other list."""
     if list(value) == prompts:
-        return list(known)
-    return list(value[:1]) * len(known) if len(value) == len(prompts) and all(item == value[0] for item in value) else None
+        return list(together)
+    return list(value[:1]) * len(together) if len(value) == len(prompts) and all(item == value[0] for item in value) else None
 
 
 def _is_media(value: Any) -> bool:
