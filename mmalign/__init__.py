@@ -10,8 +10,8 @@ import importlib
 from functools import cache
 from typing import Any
 
+from mmalign.arguments.signatures import nearest
 from mmalign.rooms import Room, index, offered
-from mmalign.signatures import nearest
 
 __version__ = "0.2.0"
 
@@ -29,7 +29,7 @@ SETTINGS = {
 """Records of settings: ``mm.Batch(prompts=10)``; a mapping of the same keys does as well."""
 
 FLAT = {
-    "prompts": "mmalign.data", "like": "mmalign.dialects", "guide": "mmalign.guidance", "Prompt": "mmalign.types",
+    "prompts": "mmalign.data", "like": "mmalign.lookup.dialects", "guide": "mmalign.guidance", "Prompt": "mmalign.types",
     **{name: f"mmalign.{room}.settings" for name, room in SETTINGS.items()},
 }  # fmt: skip
 """Functions that are flat themselves, besides every recipe, command and optimiser: ``mm.prompts``."""

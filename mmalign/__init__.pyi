@@ -18,8 +18,8 @@ from mmalign.commands.rehearse import rehearse as rehearse
 from mmalign.commands.sample import guided_sample as guided_sample
 from mmalign.commands.sample import sample as sample
 from mmalign.data.prompts import prompts as prompts
-from mmalign.dialects import like as like
 from mmalign.guidance.guide import guide as guide
+from mmalign.lookup.dialects import like as like
 from mmalign.policies.settings import EngineSettings as EngineSettings
 from mmalign.policies.settings import Lora as Lora
 from mmalign.policies.settings import Memory as Memory

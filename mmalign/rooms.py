@@ -21,7 +21,7 @@ from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any, NamedTuple
 
-from mmalign.signatures import nearest
+from mmalign.arguments.signatures import nearest
 
 
 class Entry(NamedTuple):
@@ -57,11 +57,11 @@ class Room(ModuleType):
 
 
 def offered(room: str, name: str) -> Any:
-    """What a room answers with: a class as it is, and a function so that what it returns remembers its call (`calls`)."""
+    """What a room answers with: a class as it is, and a function so that what it returns remembers its call (`arguments.calls`)."""
     held = _load(room, name)
     if not isinstance(held, FunctionType):
         return held
-    from mmalign.calls import remembering
+    from mmalign.arguments.calls import remembering
 
     return remembering(held)
 

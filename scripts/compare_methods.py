@@ -20,7 +20,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from tqdm import tqdm
 
-from mmalign.dialects import explanation
+from mmalign.lookup.dialects import explanation
 from mmalign.rooms import find
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"

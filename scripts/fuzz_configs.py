@@ -23,8 +23,8 @@ from typing import Any
 
 import yaml
 
-from mmalign import catalogue
 from mmalign.config import check, load, outside
+from mmalign.lookup import catalogue
 from mmalign.types import UserError
 
 SLOW = 20.0  # seconds of the processor: no config takes that long to be read

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mmalign.docstrings import explanation
+from mmalign.lookup.docstrings import explanation
 from mmalign.needs import OLD, kinds, refs
 from mmalign.policies.language.heads import HEADS
 from mmalign.rooms import find, index

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 RECIPES = """
 from pathlib import Path
 
-from mmalign import calls
+from mmalign.arguments import calls
 from mmalign.training.settings import RunSettings
 
 
@@ -190,8 +190,8 @@ def test_a_shell_completes_commands_configs_runs_and_names(folder):
 
 
 def test_configs_that_help_names_are_there(mmalign):
-    from mmalign.catalogue import KINDS, configs
     from mmalign.cli.app import app
+    from mmalign.lookup.catalogue import KINDS, configs
 
     pages = [
         mmalign("--help").out,
@@ -205,7 +205,7 @@ def test_configs_that_help_names_are_there(mmalign):
 def test_lists_in_a_pipe_are_lines_of_columns(mmalign):
     for kind in ("methods", "configs", "kernels"):
         lines = mmalign("list", kind).out.splitlines()
-        from mmalign.catalogue import everything
+        from mmalign.lookup.catalogue import everything
 
         assert [line.split("\t")[0] for line in lines] == [named.name for named in everything(kind)]
     assert all(len(line.split("\t")) == 3 for line in mmalign("list").out.splitlines())

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 import mmalign
-from mmalign import catalogue, objectives
-from mmalign.docstrings import explanation
+from mmalign import objectives
+from mmalign.lookup import catalogue
+from mmalign.lookup.docstrings import explanation
 from mmalign.objectives import links
 
 EXPLAINED = [

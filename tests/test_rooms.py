@@ -7,8 +7,8 @@ import sys
 import pytest
 
 import mmalign as mm
+from mmalign.arguments.signatures import nearest
 from mmalign.rooms import Entry, find, index
-from mmalign.signatures import nearest
 from mmalign.types import UserError
 
 FURNISHED = "from mmalign.rooms import furnish\nfurnish(__name__)\n"

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from mmalign import __version__
-from mmalign.environment import masked
+from mmalign.arguments.environment import masked
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -20,7 +20,7 @@ app = typer.Typer(
 
 
 def _configs(incomplete: str) -> list[str]:
-    from mmalign.catalogue import configs
+    from mmalign.lookup.catalogue import configs
 
     files = [str(path) for path in Path().glob("*.y*ml")]
     return [name for name in [*files, *configs()] if name.startswith(incomplete)]
@@ -32,14 +32,14 @@ def _runs(incomplete: str) -> list[str]:
 
 def completed_kinds(incomplete: str) -> list[str]:
     """The kinds that `list` knows, for a shell that completes them."""
-    from mmalign.catalogue import KINDS
+    from mmalign.lookup.catalogue import KINDS
 
     return [kind for kind in KINDS if kind.startswith(incomplete)]
 
 
 def completed_names(incomplete: str) -> list[str]:
     """Everything that `explain` knows, for a shell that completes it."""
-    from mmalign.catalogue import KINDS, everything
+    from mmalign.lookup.catalogue import KINDS, everything
 
     return sorted({named.name for kind in KINDS for named in everything(kind) if named.name.startswith(incomplete)})
 

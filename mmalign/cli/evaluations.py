@@ -87,9 +87,9 @@ def _built(name: str, options: list[str], annotations: Path | None, images: Path
     """The suite, its arguments checked against its signature."""
     import yaml
 
+    from mmalign.arguments.signatures import parameters
     from mmalign.config import build_part
     from mmalign.rooms import find, index
-    from mmalign.signatures import parameters
     from mmalign.types import UserError
 
     if name not in index("mmalign.evaluation.suites"):

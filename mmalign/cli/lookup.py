@@ -13,8 +13,8 @@ from mmalign.cli.app import app, completed_kinds, completed_names, mistakes_as_l
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from mmalign.catalogue import Named
-    from mmalign.docstrings import Explanation
+    from mmalign.lookup.catalogue import Named
+    from mmalign.lookup.docstrings import Explanation
 
 
 @app.command(name="list")
@@ -24,7 +24,7 @@ def list_(
 ) -> None:
     """List what there is: methods, rewards, guidance, kernels, configs, ..., a line each."""
     with mistakes_as_lines(context):
-        from mmalign.catalogue import everything, words
+        from mmalign.lookup.catalogue import everything, words
 
         if not kind:
             _print_rows(
@@ -62,7 +62,7 @@ def explain(
     with mistakes_as_lines(context):
         from rich.console import Console
 
-        from mmalign.catalogue import function, lookup
+        from mmalign.lookup.catalogue import function, lookup
 
         out = Console(highlight=False, width=None if sys.stdout.isatty() else 200)  # a pipe has no width to wrap at
         for number, named in enumerate(lookup(name)):
@@ -81,7 +81,7 @@ def _config(out: Console, named: Named) -> None:
     from rich.markup import escape
     from rich.syntax import Syntax
 
-    from mmalign.catalogue import comment
+    from mmalign.lookup.catalogue import comment
 
     path = Path(named.place)
     out.print(f"[bold]{named.name}[/bold]  a config\n\n{escape(comment(path))}\n")
@@ -100,7 +100,7 @@ def _function(out: Console, named: Named, made_by: Callable[..., Any]) -> None:
     from rich.markup import escape
     from rich.padding import Padding
 
-    from mmalign.docstrings import explanation
+    from mmalign.lookup.docstrings import explanation
 
     told = explanation(made_by)
     out.print(f"[bold]{told.name}[/bold]  {escape(told.meaning)}")
@@ -127,7 +127,7 @@ def _outside(out: Console, named: Named) -> None:
     """What the source of something outside of mmalign says, which is not imported for that."""
     from rich.markup import escape
 
-    from mmalign.outside import written
+    from mmalign.lookup.external_code import written
 
     if source := written(named.name):
         out.print(f"[bold]{escape(named.name)}[/bold]  outside of mmalign; read, and not imported\n\n{escape(source.signature)}\n")
@@ -141,7 +141,7 @@ def _keywords(out: Console, told: Explanation, made_by: Callable[..., Any]) -> N
     from rich.markup import escape
     from rich.table import Table
 
-    from mmalign import signatures
+    from mmalign.arguments import signatures
 
     rows = Table.grid(padding=(0, 2))
     parameters, _ = signatures.parameters(made_by)
@@ -156,7 +156,7 @@ def _keywords(out: Console, told: Explanation, made_by: Callable[..., Any]) -> N
 
 def _needs(named: Named, made_by: Callable[..., Any]) -> dict[str, str]:
     """What a method asks of a policy, where it can be made without a keyword."""
-    from mmalign import signatures
+    from mmalign.arguments import signatures
 
     if named.kind != "methods" or any(parameter.required for parameter in signatures.parameters(made_by)[0].values()):
         return {}
@@ -168,7 +168,7 @@ def _needs(named: Named, made_by: Callable[..., Any]) -> dict[str, str]:
 def _dialects(out: Console, made_by: Callable[..., Any]) -> None:
     from rich.markup import escape
 
-    from mmalign.dialects import dialects
+    from mmalign.lookup.dialects import dialects
 
     known = dialects(made_by)
     for dialect in known:
@@ -183,7 +183,7 @@ def _example(named: Named, told: Explanation) -> list[str]:
     """A line of YAML and one of Python, with what is required and the first plain defaults."""
     import inspect
 
-    from mmalign.catalogue import KINDS
+    from mmalign.lookup.catalogue import KINDS
 
     if not named.kind:
         return []

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from mmalign import signatures
+from mmalign.arguments import signatures
 from mmalign.config import build_part
-from mmalign.planning import ROOMS
+from mmalign.config.nodes import ROOMS
 from mmalign.policies.twins import rehearsal
 from mmalign.records import Pair
 from mmalign.rooms import find, index, resource

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mmalign.calls import sayable
+from mmalign.arguments.calls import sayable
 from mmalign.config import build_part, outside
 from mmalign.runs import checkpoint
 from mmalign.runs.folder import read_config

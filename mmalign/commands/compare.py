@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmalign.arguments.signatures import accepted
 from mmalign.commands._models import Conditions, arguments_of, guidance_of
 from mmalign.files import write_bytes
 from mmalign.guidance.guide import guide
 from mmalign.guidance.ledger import Ledger
 from mmalign.guidance.search import best_of
-from mmalign.signatures import accepted
 from mmalign.types import UserError, columns_of, contents
 
 Reward = Callable[..., Any]

@@ -11,13 +11,13 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from mmalign.arguments.signatures import accepted
 from mmalign.guidance._calls import UserCall, outputs_of, repeated, seeds_of
 from mmalign.guidance._progress import OneBar
 from mmalign.guidance.ledger import Ledger
 from mmalign.policies.pipelines.calling import Caller, one_line
 from mmalign.policies.pipelines.interception import Place, watched
 from mmalign.policies.pipelines.scheduler import Moment, Player
-from mmalign.signatures import accepted
 from mmalign.types import Kernel, Prediction, UserError
 
 ALL = 10**9  # steps: through all of them the denoiser stands still

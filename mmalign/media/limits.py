@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from mmalign.signatures import Record
+from mmalign.arguments.signatures import Record
 from mmalign.types import UserError
 
 Animated = Literal["refuse", "first"]

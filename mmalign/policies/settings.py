@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from mmalign.ranges import Count, Finite, Positive, Seed, Share, within
+from mmalign.arguments.ranges import Count, Finite, Positive, Seed, Share, within
+from mmalign.arguments.signatures import Record
 from mmalign.samplers.windows import Window
-from mmalign.signatures import Record
 from mmalign.types import Kernel, UserError
 
 RANK = 32

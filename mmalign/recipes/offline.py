@@ -29,9 +29,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmalign.arguments.ranges import Steps
 from mmalign.data.pairs import listed
 from mmalign.objectives.feedback import comparisons
-from mmalign.ranges import Steps
 from mmalign.recipes._run import Run, concluded
 from mmalign.records import Pair, Ranking, Record, Records, RefusedRow, Thumb
 from mmalign.training import references as stored

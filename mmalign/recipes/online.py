@@ -23,8 +23,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from mmalign.arguments.ranges import Steps
 from mmalign.objectives.feedback import comparisons
-from mmalign.ranges import Steps
 from mmalign.recipes._run import Run, concluded
 from mmalign.samplers.assignment import assignment
 from mmalign.training import references as stored

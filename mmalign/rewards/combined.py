@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmalign.arguments.signatures import accepted
 from mmalign.combinations._parts import Combination
 from mmalign.combinations.algebra import weighted_sum
 from mmalign.rewards._shared.scorer import Scorer
-from mmalign.signatures import accepted
 from mmalign.types import UserError
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
+from mmalign.arguments.signatures import accepted
 from mmalign.rewards._shared.scorer import Scorer
-from mmalign.signatures import accepted
 from mmalign.types import UserError
 
 

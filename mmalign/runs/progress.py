@@ -11,7 +11,7 @@ from contextlib import suppress
 from types import FrameType, TracebackType
 from typing import Any, TextIO
 
-from mmalign.environment import masked
+from mmalign.arguments.environment import masked
 
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast
 
-from mmalign.signatures import Record, record
+from mmalign.arguments.signatures import Record, record
 from mmalign.types import UserError
 
 PASSING = {408, 425, 429, 500, 502, 503, 504}

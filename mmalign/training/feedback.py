@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from mmalign import signatures
+from mmalign.arguments import signatures
 from mmalign.needs import REWARDS
 from mmalign.training import dense
 from mmalign.training.dense import Parts

@@ -16,14 +16,14 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from mmalign import calls
+from mmalign.arguments import calls
+from mmalign.arguments.signatures import nearest
 from mmalign.files import write_json
 from mmalign.runs import answers, checkpoint
 from mmalign.runs.broken import Broken
 from mmalign.runs.folder import opened
 from mmalign.runs.log import Log
 from mmalign.runs.progress import Interrupt, Progress, clock
-from mmalign.signatures import nearest
 from mmalign.training import dead_steps
 from mmalign.training.evaluation import Exam, evaluate
 from mmalign.training.learner import Learner

@@ -19,8 +19,8 @@ from typing import Annotated, Any, Literal
 
 import torch
 
-from mmalign.ranges import Natural, NotNegative, Positive, Share, Steps, within
-from mmalign.signatures import Record
+from mmalign.arguments.ranges import Natural, NotNegative, Positive, Share, Steps, within
+from mmalign.arguments.signatures import Record
 from mmalign.training.settings import above, at_least
 from mmalign.types import UserError
 

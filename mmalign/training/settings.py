@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from mmalign.ranges import Count, Natural, Seed, Steps, within
-from mmalign.signatures import Record
+from mmalign.arguments.ranges import Count, Natural, Seed, Steps, within
+from mmalign.arguments.signatures import Record
 from mmalign.types import Policy, UserError
 
 Tracker = Literal["tensorboard", "wandb", "trackio", "comet_ml", "aim", "mlflow", "clearml", "dvclive", "swanlab"]

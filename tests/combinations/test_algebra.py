@@ -413,7 +413,7 @@ def test_combined_is_one_reward_with_a_gradient():
 
 
 def test_every_combination_is_known_to_yaml():
-    from mmalign.planning import ROOMS
+    from mmalign.config.nodes import ROOMS
     from mmalign.rooms import index
 
     rooms = {name for room in ROOMS["combine"] for name in index(f"mmalign.{room}")}

@@ -8,9 +8,10 @@ import pkgutil
 
 import pytest
 
-from mmalign import dialects, evaluation, media
-from mmalign.docstrings import explanation
+from mmalign import evaluation, media
 from mmalign.evaluation import suites
+from mmalign.lookup import dialects
+from mmalign.lookup.docstrings import explanation
 
 MODULES = [
     module.name for room in (evaluation, suites) for module in pkgutil.iter_modules(room.__path__, f"{room.__name__}.") if not module.ispkg

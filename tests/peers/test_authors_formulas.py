@@ -104,8 +104,8 @@ def test_value_and_gradient(name, library, formula, changes):
 @pytest.mark.parametrize("name", ["llava15_7b/dense_dpo", "qwen25_vl_7b/dense_dpo"])
 def test_configs_that_follow_them(name):
     from mmalign.config import load
-    from mmalign.dialects import settings
-    from mmalign.planning import Review, plan
+    from mmalign.config.instantiate import Review, plan
+    from mmalign.lookup.dialects import settings
 
     call = plan(load(name), Review(trust=False))
     assert call is not None and call.arguments["method"].arguments == settings("RLAIF-V", mm.methods.dense_dpo)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from mmalign.signatures import Record
+from mmalign.arguments.signatures import Record
 from mmalign.types import UserError
 
 How = Literal["crop", "blank", "noise", "diffuse"]

@@ -18,8 +18,8 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mmalign import environment, signatures
-from mmalign.renamed import renamed
+from mmalign.arguments import environment, signatures
+from mmalign.arguments.renamed import renamed
 
 
 class Made(NamedTuple):

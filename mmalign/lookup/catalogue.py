@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mmalign.outside import is_there, ours, written
+from mmalign.arguments.signatures import nearest
+from mmalign.lookup.external_code import is_there, ours, written
 from mmalign.rooms import Entry, find, index, no_module, resource
-from mmalign.signatures import nearest
 
 
 class Kind(NamedTuple):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mmalign.config import build_part, check, load
-from mmalign.nodes import maker
+from mmalign.config.nodes import maker
 
 OWN = """
 def plain(outputs, prompts):

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 import mmalign as mm
-from mmalign import environment
+from mmalign.arguments import environment
 from mmalign.config import build_part, load, outside
 from mmalign.types import UserError
 
@@ -98,7 +98,7 @@ def test_a_key_of_the_environment_in_python_is_written_as_the_variable(name: str
 
 def test_a_python_run_writes_the_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_SERVICE_KEY", KEY)
-    from mmalign import calls
+    from mmalign.arguments import calls
 
     made = calls.Made("online", {"rewards": {"a": mm.rewards.novelty(scale=0.5)}, "call": {"negative_prompt": KEY}})
     with calls.saying(made):

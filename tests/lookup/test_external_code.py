@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 import yaml
 
-from mmalign import catalogue
 from mmalign.config import build, check, load, outside
-from mmalign.outside import located, ours, written
+from mmalign.lookup import catalogue
+from mmalign.lookup.external_code import located, ours, written
 from mmalign.types import UserError
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 DEMO = load(catalogue.configs()["digits/demo"])
 
 LOUD = """

@@ -10,7 +10,7 @@ import json
 import re
 from typing import Any
 
-from mmalign.reading import parsed
+from mmalign.config.parsing import parsed
 
 NAME = r"[^.\[\]=]+(\[\d{1,6}\])*"
 KEY = re.compile(rf"{NAME}(\.{NAME})*")

@@ -12,14 +12,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmalign import calls, environment
-from mmalign.crosschecks import crosschecked
-from mmalign.outside import Outside
-from mmalign.overrides import override
-from mmalign.planning import Call, Review, carry_out, execute, plan, plan_part, said
-from mmalign.reading import one_line, read
+from mmalign.arguments import calls, environment
+from mmalign.arguments.signatures import nearest, parameters
+from mmalign.config.crosschecks import crosschecked
+from mmalign.config.instantiate import Call, Review, carry_out, execute, plan, plan_part, said
+from mmalign.config.overrides import override
+from mmalign.config.parsing import one_line, read
+from mmalign.lookup.external_code import Outside
 from mmalign.rooms import resource
-from mmalign.signatures import nearest, parameters
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from mmalign import catalogue
-from mmalign.catalogue import KINDS, everything, lookup
-from mmalign.docstrings import explanation
+from mmalign.lookup import catalogue
+from mmalign.lookup.catalogue import KINDS, everything, lookup
+from mmalign.lookup.docstrings import explanation
 from mmalign.types import UserError
 
 FUNCTIONS = [named for kind in KINDS if kind != "configs" for named in everything(kind)]
@@ -74,7 +74,6 @@ def test_a_mistyped_name_is_one_line(mmalign: Callable[..., tuple[int, str, str]
 
 
 def test_lists_import_no_torch() -> None:
-    code = (
-        "import sys; from mmalign.catalogue import KINDS, everything; [everything(kind) for kind in KINDS]; print('torch' in sys.modules)"
-    )
+    code = "import sys; from mmalign.lookup.catalogue import KINDS, everything; [everything(kind) for kind in KINDS]\n"
+    code += "print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "False"

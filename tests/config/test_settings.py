@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 import mmalign as mm
-from mmalign import catalogue, renamed, signatures
+from mmalign.arguments import renamed, signatures
+from mmalign.arguments.renamed import POLICY, RECIPE
 from mmalign.config import check, load
-from mmalign.renamed import POLICY, RECIPE
+from mmalign.lookup import catalogue
 from mmalign.types import UserError
 
 CONFIGS = catalogue.configs()

@@ -8,8 +8,8 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from mmalign import signatures
-from mmalign.outside import IMPORT_PATH
+from mmalign.arguments import signatures
+from mmalign.lookup.external_code import IMPORT_PATH
 from mmalign.rooms import index, resource
 
 ROOMS: dict[str, tuple[str, ...]] = {

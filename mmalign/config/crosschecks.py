@@ -8,11 +8,11 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from mmalign.planning import METHODS, Call, Review, Unread, carry_out, harmless, home
-from mmalign.ranges import MANY, Range, outside_of, within
-from mmalign.reading import one_line
-from mmalign.renamed import renamed
-from mmalign.signatures import nearest
+from mmalign.arguments.ranges import MANY, Range, outside_of, within
+from mmalign.arguments.renamed import renamed
+from mmalign.arguments.signatures import nearest
+from mmalign.config.instantiate import METHODS, Call, Review, Unread, carry_out, harmless, home
+from mmalign.config.parsing import one_line
 
 CALLED_WITH: dict[str, Range] = {
     **dict.fromkeys(("num_inference_steps", "height", "width", "num_frames", "max_sequence_length", "max_completion"), within(1, MANY)),

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Union
 
-from mmalign.ranges import Range, outside_of
+from mmalign.arguments.ranges import Range, outside_of
 
 LEAVES = (int, float, str, bool, type(None), Path, Any, object)
 CONTAINERS = (list, dict, tuple, set, frozenset, collections.abc.Sequence, collections.abc.Mapping, collections.abc.Collection)
@@ -168,7 +168,7 @@ def _read_otherwise(value: Any, parameter: Parameter, record: type, path: str, r
 
 
 def _read_record(value: Mapping[str, Any], record: type, path: str, reader: Reader) -> Any:
-    from mmalign.renamed import renamed
+    from mmalign.arguments.renamed import renamed
     from mmalign.types import UserError
 
     before, (known, _), word = len(reader.errors), parameters(record), path.rpartition(".")[2]

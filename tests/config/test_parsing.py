@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mmalign import reading
-from mmalign.config import check, load
+from mmalign.config import check, load, parsing
 from mmalign.types import UserError
 from scripts.fuzz_configs import fuzz
 
@@ -62,7 +61,7 @@ def test_aliases_are_fine_where_they_are_few(tmp_path: Path) -> None:
     file = tmp_path / "c.yaml"
     file.write_text("use: online\na: &a {x: [1, 2]}\nb: *a\nc: *a\n")
     assert load(file) == {"use": "online", "a": {"x": [1, 2]}, "b": {"x": [1, 2]}, "c": {"x": [1, 2]}}
-    assert reading.parsed("", "empty") == {}
+    assert parsing.parsed("", "empty") == {}
 
 
 def test_fuzzed_configs_are_fine_or_refused_in_lines() -> None:

@@ -8,10 +8,10 @@ import pytest
 
 import mmalign as mm
 from mmalign.config import check
-from mmalign.dialects import dialects, like, settings
-from mmalign.docstrings import explanation
+from mmalign.config.instantiate import Review, plan
+from mmalign.lookup.dialects import dialects, like, settings
+from mmalign.lookup.docstrings import explanation
 from mmalign.needs import refs
-from mmalign.planning import Review, plan
 from mmalign.rooms import find, index
 from mmalign.types import Method, UserError
 

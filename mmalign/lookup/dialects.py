@@ -16,7 +16,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from mmalign.docstrings import explanation, paragraphs
+from mmalign.lookup.docstrings import explanation, paragraphs
 
 
 class Dialect(NamedTuple):

@@ -1,7 +1,7 @@
 """From nodes to calls: names are looked up, and arguments checked against signatures and records.
 
 Nothing is built here but optimisers, kernels and windows, which are cheap; every mistake is one line that begins with its dotted key.
-What is outside of mmalign is imported where the caller trusts the config, and otherwise listed and read as text (`outside`).
+What is outside of mmalign is imported where the caller trusts the config, and otherwise listed and read as text (`lookup.external_code`).
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mmalign import catalogue, signatures
-from mmalign.nodes import KIND_OF, NAMED, OWN_ARGUMENTS, ROOMS, USUAL, expanded, maker
-from mmalign.outside import IMPORT_PATH, Outside, is_there, located, ours, written
-from mmalign.reading import one_line
-from mmalign.renamed import renamed
+from mmalign.arguments import signatures
+from mmalign.arguments.renamed import renamed
+from mmalign.arguments.signatures import nearest
+from mmalign.config.nodes import KIND_OF, NAMED, OWN_ARGUMENTS, ROOMS, USUAL, expanded, maker
+from mmalign.config.parsing import one_line
+from mmalign.lookup import catalogue
+from mmalign.lookup.external_code import IMPORT_PATH, Outside, is_there, located, ours, written
 from mmalign.rooms import find, index, no_module, resource
-from mmalign.signatures import nearest
 
 CHEAP = ("mmalign.training.optimizers", "mmalign.samplers.")
 """Where functions are that are called already when a config is checked: what they refuse is a mistake of the config."""
@@ -203,7 +204,7 @@ def _record_call(record: type, arguments: dict[str, Any], path: str) -> Call:
 
 def _as_others_do(function: Callable[..., Any], given: dict[str, Any], path: str, errors: list[str]) -> dict[str, Any]:
     """A method's keywords with those of the dialect under ``like`` filled in, where the node does not set them."""
-    from mmalign.dialects import settings
+    from mmalign.lookup.dialects import settings
     from mmalign.types import UserError
 
     who = given.pop("like")

@@ -7,8 +7,8 @@ import gc
 import pytest
 
 import mmalign as mm
-from mmalign import calls
-from mmalign.calls import made_by, node_of, sayable
+from mmalign.arguments import calls
+from mmalign.arguments.calls import made_by, node_of, sayable
 from mmalign.types import UserError
 
 

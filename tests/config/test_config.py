@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from mmalign import config, planning, signatures
+from mmalign import config
+from mmalign.arguments import signatures
+from mmalign.config import instantiate
 from mmalign.types import Method, UserError
 
 HOUSE = """
@@ -128,7 +130,7 @@ def test_values_become_what_the_signature_says(house, tmp_path):
 
 
 def test_files_that_come_with_mmalign_are_found_from_any_folder(house, tmp_path, monkeypatch):
-    monkeypatch.setattr(planning, "resource", lambda name: tmp_path / name)
+    monkeypatch.setattr(instantiate, "resource", lambda name: tmp_path / name)
     (tmp_path / "words.txt").touch()
     assert config.build(node(prompt_file="words.txt"))["prompt_file"] == str(tmp_path / "words.txt")
 
@@ -360,7 +362,7 @@ def test_a_word_stands_for_a_node(house, tmp_path):
     short["prompts"], short["evaluation"] = str(tmp_path / "asked.txt"), {"judges": {"gold": "digits_gold"}, "prompts": "digit_prompts"}
     short["policy"] = {**demo["policy"], "schedule": {"kernel": "ddim"}}
     assert config.check(short) == [] and [one.name for one in config.outside(short)] == ["house.reward"]
-    kept = planning.said(planning.plan(short, planning.Review(trust=False)))
+    kept = instantiate.said(instantiate.plan(short, instantiate.Review(trust=False)))
     assert kept["method"] == {"use": "flow_grpo"} and kept["rewards"] == {"a": {"use": "digits_proxy"}, "b": {"use": "house.reward"}}
     assert kept["prompts"] == {"use": "prompts", "path": str(tmp_path / "asked.txt")} and kept["optimizer"] == {"use": "sgd"}
     assert kept["evaluation"] == {"judges": {"gold": {"use": "digits_gold"}}, "prompts": {"use": "digit_prompts"}}

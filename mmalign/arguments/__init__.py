@@ -1,0 +1,1 @@
+"""What functions are called with: what their signatures take, ranges and old names of settings, and calls that are remembered."""
