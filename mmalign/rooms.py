@@ -114,14 +114,18 @@ def import_path(path: str) -> Any:
     """
     from mmalign.types import UserError
 
-    inside = (Path(__file__).parent / path.split(".")[0]).is_dir()
     mistakes = []
-    for whole in (f"mmalign.{path}", path) if inside else (path,):
+    for whole in (f"mmalign.{path}", path) if begins_inside(path) else (path,):
         try:
             return _walk(whole, path)
         except UserError as mistake:
             mistakes.append(mistake)
     raise mistakes[0]
+
+
+def begins_inside(path: str) -> bool:
+    """Whether a dotted path begins with a folder of mmalign."""
+    return os.path.isdir(Path(__file__).parent / path.split(".")[0])
 
 
 def _walk(whole: str, path: str) -> Any:
@@ -137,7 +141,9 @@ def _walk(whole: str, path: str) -> Any:
 
 def no_module(path: str) -> str:
     """The line for an import path that begins with no module."""
-    return f"{path}: no module called {path.split('.')[0]!r} can be imported; takes an import path like my_package.my_module.my_function"
+    first = path.split(".")[0]
+    nor = "mmalign has nothing there, and " if begins_inside(path) else ""
+    return f"{path}: {nor}no module called {first!r} can be imported; takes an import path like my_package.my_module.my_function"
 
 
 def _module(name: str, path: str) -> ModuleType | None:

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mmalign.rooms import index
+from mmalign.rooms import begins_inside, index
 
 IMPORT_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
 OFFERING = (
@@ -69,8 +69,13 @@ def _offered(whole: bool) -> frozenset[str]:
 
 
 def located(path: str) -> tuple[Path | None, list[str]]:
-    """(the file of the longest part of an import path that is a module, the names after it); None where there is no such module."""
+    """(the file of the longest part of an import path that is a module, the names after it); None where there is no such module.
+
+    As in `rooms.import_path`, a path that begins with a folder of mmalign is looked up there first.
+    """
     parts = path.split(".")
+    if begins_inside(path) and written(f"mmalign.{path}") is not None:
+        return located(f"mmalign.{path}")
     try:
         spec = find_spec(parts[0])  # of a top-level name alone: for any other one, Python imports its package
     except (ImportError, ValueError):
@@ -91,9 +96,9 @@ def located(path: str) -> tuple[Path | None, list[str]]:
 
 
 def is_there(path: str) -> bool:
-    """Whether the first name of an import path is a module at all: one of a file, or built in."""
+    """Whether the first name of an import path is a module at all: one of a file, or built in; or all of it is inside of mmalign."""
     try:
-        return find_spec(path.split(".")[0]) is not None
+        return find_spec(path.split(".")[0]) is not None or located(path)[0] is not None
     except (ImportError, ValueError):
         return False
 

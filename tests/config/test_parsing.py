@@ -8,7 +8,7 @@ import pytest
 
 from mmalign.config import check, load, parsing
 from mmalign.types import UserError
-from scripts.fuzz_configs import fuzz
+from scripts.fuzz.configs import fuzz
 
 LAUGHS = "".join(
     f"{name}: &{name} [{', '.join(f'*{before}' for _ in range(9))}]\n" if before else f"{name}: &{name} [lol, lol, lol]\n"
@@ -65,6 +65,6 @@ def test_aliases_are_fine_where_they_are_few(tmp_path: Path) -> None:
 
 
 def test_fuzzed_configs_are_fine_or_refused_in_lines() -> None:
-    """A part of scripts/fuzz_configs.py, whose whole run of 10,000 anybody can do."""
+    """A part of scripts/fuzz/configs.py, whose whole run of 10,000 anybody can do."""
     outcome = fuzz(300, seed=5)
     assert outcome.faults == [] and outcome.counts["fine"] > 10 and outcome.counts["refused"] > 100

@@ -146,6 +146,27 @@ def test_a_module_in_a_package_is_found_without_importing_the_package(write_modu
     assert "house_of" not in sys.modules
 
 
+def test_a_path_inside_of_mmalign_needs_no_name_of_it_before(write_module: Callable[[str, str], Path], tmp_path: Path) -> None:
+    """As `build` reads it; a folder of one's own that is called like one of ours is found behind it."""
+
+    def mistakes(model: Any) -> list[str]:
+        return check({**DEMO, "policy": {**DEMO["policy"], "pipeline": model}})
+
+    for world in ("text", "digits", "moving_digits"):
+        assert mistakes({"use": f"worlds.{world}.base.train_base", "iterations": 1}) == []
+    assert located("worlds.text.base.train_base") == located("mmalign.worlds.text.base.train_base")
+    assert mistakes({"use": "worlds.text.base.train_base", "iteration": 1})[0].startswith(
+        "policy.pipeline.iteration: unknown key of worlds.text.base.train_base; nearest: iterations"
+    )
+    assert mistakes({"use": "worlds.text.base.train_bass"})[0].startswith(
+        "policy.pipeline.use: worlds.text.base.train_bass: mmalign has nothing there, and no module called 'worlds'"
+    )
+    write_module("worlds/__init__.py", "")
+    write_module("worlds/mine.py", LOUD)
+    assert located("worlds.mine.exact") == (tmp_path / "worlds" / "mine.py", ["exact"])
+    assert mistakes({"use": "worlds.mine.exact", "first": 1}) == []
+
+
 # ---- the commands
 
 

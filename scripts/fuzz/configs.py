@@ -1,6 +1,6 @@
 """Configs that are wrong in every way that a seed thinks of, through `mmalign check`: each is fine or refused in lines, and nothing else.
 
-    python scripts/fuzz_configs.py --count 10000 --seed 0
+    python scripts/fuzz/configs.py --count 10000 --seed 0
 
 A config of mmalign's own is changed in one to four places: values of the wrong type, sign and size, keys that are misspelled, moved, left
 out or doubled, nodes in place of values and values in place of nodes, names that are none, text that is no YAML, and changes on the
