@@ -134,10 +134,36 @@ def test_other_errors_are_one_line_and_exit_code_1(folder, mmalign):
 
 
 @pytest.mark.parametrize("words", [["--debug", "train", "crash.yaml"], ["train", "crash.yaml", "--debug"]])
-def test_debug_lets_the_error_through(folder, monkeypatch, words):
+def test_debug_shows_the_traceback(folder, monkeypatch, capsys, words):
     monkeypatch.setattr(sys, "argv", ["mmalign", *words])
-    with pytest.raises(RuntimeError, match="unforeseen"):
+    with pytest.raises(SystemExit) as end:
         cli.main()
+    lines = capsys.readouterr().err
+    assert end.value.code == 1 and "in crashes" in lines and lines.endswith("RuntimeError: something\nunforeseen\n")
+
+
+def test_no_secret_is_in_a_traceback(folder, write_module, mmalign, monkeypatch):
+    """Neither in the error, nor in those that it came from, nor in their notes."""
+    monkeypatch.setenv("JUDGE_API_KEY", "sk-0123456789")
+    write_module(
+        "leaks.py",
+        """
+def leak(*, key):
+    try:
+        try:
+            {}[f"401 of {key}"]
+        except KeyError as error:
+            error.add_note(f"asked with {key}")
+            raise
+    except KeyError as error:
+        raise ConnectionError(f"https://judge/?key={key}") from error
+""",
+    )
+    write_module("leak.yaml", "use: leaks.leak\nkey: ${oc.env:JUDGE_API_KEY}\n")
+    for words in (["--debug"], []):
+        done = mmalign(*words, "train", "leak.yaml")
+        assert done.code == 1 and "sk-0" not in done.err
+        assert done.err.count("${oc.env:JUDGE_API_KEY}") == (3 if words else 1)
 
 
 def test_exit_codes_and_tracebacks_of_the_real_process(folder):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -68,7 +69,7 @@ def settings(
 
 @contextmanager
 def mistakes_as_lines(context: typer.Context) -> Iterator[None]:
-    """Turns exceptions into lines on stderr and an exit code, unless ``--debug`` was given."""
+    """Turns exceptions into lines on stderr and an exit code; ``--debug`` shows their tracebacks, without the secrets in them."""
     try:
         yield
     except (typer.Exit, typer.Abort):
@@ -77,12 +78,12 @@ def mistakes_as_lines(context: typer.Context) -> Iterator[None]:
         typer.echo("interrupted", err=True)
         raise typer.Exit(130) from None
     except Exception as error:
-        if context.obj:
-            raise
         from mmalign.types import UserError  # imports torch, so only here
 
         mine = isinstance(error, UserError)
         lines = str(error) if mine else f"{type(error).__name__}: {' '.join(str(error).split())} (--debug shows where)"
+        if context.obj:
+            lines = "".join(traceback.format_exception(error)).rstrip("\n")
         typer.echo(masked(lines), err=True)
         raise typer.Exit(2 if mine else 1) from None
 
