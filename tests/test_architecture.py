@@ -21,6 +21,7 @@ ARROWS: dict[str, set[str]] = {
     "arguments": {"types"},
     "lookup": {"types", "arguments"},
     "config": {"types", "needs", "arguments", "lookup"},
+    "migration": {"types", "files", "arguments", "config"},
     "stacking": set(),
     "types": {"stacking"},
     "needs": {"types"},

@@ -1,0 +1,1 @@
+"""Configs of earlier versions in the words of this one: ``mmalign migrate``."""
