@@ -142,7 +142,7 @@ def _decay(translation: Translation, use: str) -> None:
         return
     if said not in ("${steps}", steps):
         translation.refused.append(
-            f"decay_steps: got {said} where steps are {steps}; a linear decay goes over all steps, and takes that number"
+            f"decay_steps: got {said}, takes the number of steps, {steps}, over all of which a linear decay goes now"
         )
         return
     entry.text = "linear"
