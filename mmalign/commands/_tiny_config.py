@@ -45,7 +45,7 @@ def tiny(config: Mapping[str, Any], *, kind: str | None = None) -> Rehearsed:
         node["records"] = _records(config["records"], twin, stand_ins)
     if isinstance(config.get("evaluation"), Mapping) or "prompts" in config:
         node["evaluation"] = _evaluation(config, twin, stand_ins)
-    return Rehearsed(node, twin.told, stand_ins)
+    return Rehearsed(node, twin.remarks, stand_ins)
 
 
 def _reference(node: Any, path: str) -> Any:
@@ -98,8 +98,8 @@ def _evaluation(config: Mapping[str, Any], twin: rehearsal.Tiny, stand_ins: dict
     if own is not None:
         evaluation["prompts"] = contents(list(build_part({"prompts": own}, "prompts"))[:PROMPTS])
     evaluation.update(every=1, samples=min(evaluation.get("samples", 2), 2), columns=min(evaluation.get("columns", 2), 2))
-    call = {key: twin.changed.get(key, value) for key, value in (evaluation.get("call") or {}).items()}
-    evaluation["call"] = {**call, "num_inference_steps": 3} if twin.changed or "num_inference_steps" in call else call
+    call = {key: twin.call.get(key, value) for key, value in (evaluation.get("call") or {}).items()}
+    evaluation["call"] = {**call, "num_inference_steps": 3} if twin.call or "num_inference_steps" in call else call
     return evaluation
 
 

@@ -97,13 +97,13 @@ def lora_targets(module: nn.Module, targets: str | list[str] | None, key: str, *
     last = module.get_output_embeddings() if isinstance(module, Speaking) and targets == "all-linear" else None
     linear = [name for name, layer in module.named_modules() if isinstance(layer, nn.Linear) and layer is not last]
     linear = [name for name in linear if among is None or f"{name}.weight" in among]
-    wanted = [targets] if isinstance(targets, str) and targets != "all-linear" else ATTENTION if targets is None else targets
-    found = linear if wanted == "all-linear" else [name for name in linear if any(name == w or name.endswith(f".{w}") for w in wanted)]
-    if not found:
+    endings = [targets] if isinstance(targets, str) and targets != "all-linear" else ATTENTION if targets is None else targets
+    matching = linear if endings == "all-linear" else [name for name in linear if any(name == w or name.endswith(f".{w}") for w in endings)]
+    if not matching:
         ends = sorted({[part for part in name.split(".") if not part.isdigit()][-1] for name in linear})
         got = "the projections of attention" if targets is None else targets
         raise UserError(f"{key}: got {got}, which matches no linear layer of {type(module).__name__}; it has {', '.join(ends[:12])}")
-    return found
+    return matching
 
 
 def inject(module: nn.Module, layers: Mapping[str, Layer]) -> None:
@@ -116,9 +116,9 @@ def inject(module: nn.Module, layers: Mapping[str, Layer]) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(first.lora.seed)
         inject_adapter_in_model(config, module)
-    found = lora_layers(module)
+    injected = lora_layers(module)
     for name, layer in layers.items():
-        for number, half in enumerate((found[name].lora_A[ADAPTER], found[name].lora_B[ADAPTER])):
+        for number, half in enumerate((injected[name].lora_A[ADAPTER], injected[name].lora_B[ADAPTER])):
             half.float()
             if layer.pair is not None:
                 half.load_state_dict({"weight": layer.pair[number]})
@@ -268,8 +268,8 @@ def stacked(parts: Sequence[tuple[float, Tensor, Tensor]], *, most: int) -> tupl
         return down, up
     left, values, right = factors(down, up)
     rest = values.square().flip(0).cumsum(0).flip(0).sqrt()  # what is dropped from there on
-    kept = int((rest > 1e-7 * rest[0]).sum())
-    return right[:, :kept].T.to(down).contiguous(), (left[:, :kept] * values[:kept]).to(up)
+    rank = int((rest > 1e-7 * rest[0]).sum())
+    return right[:, :rank].T.to(down).contiguous(), (left[:, :rank] * values[:rank]).to(up)
 
 
 def fitted(down: Tensor, up: Tensor, near: Tensor) -> tuple[Tensor, Tensor, float]:
@@ -279,13 +279,13 @@ def fitted(down: Tensor, up: Tensor, near: Tensor) -> tuple[Tensor, Tensor, floa
     gathered about A and B still means something. The distance is in Frobenius norms, over that of ``up down``.
     """
     left, values, right = factors(down, up)
-    kept = min(len(near), int((values > 1e-7 * values[:1]).sum()))
-    lost = float(values[kept:].norm() / values.norm()) if kept else 0.0
+    rank = min(len(near), int((values > 1e-7 * values[:1]).sum()))
+    lost = float(values[rank:].norm() / values.norm()) if rank else 0.0
     near = near.double()
-    basis = torch.linalg.qr(torch.cat([right[:, :kept], near.T], dim=1)).Q[:, : len(near)]  # rows of the product, then those of near
+    basis = torch.linalg.qr(torch.cat([right[:, :rank], near.T], dim=1)).Q[:, : len(near)]  # rows of the product, then those of near
     turn, sizes, back = torch.linalg.svd(near @ basis, full_matrices=False)
     sizes = sizes.clamp(min=1e-3 * float(sizes[0]))  # rows that near has little of would need huge columns of B
-    product = (left[:, :kept] * values[:kept]) @ (right[:, :kept].T @ basis)
+    product = (left[:, :rank] * values[:rank]) @ (right[:, :rank].T @ basis)
     return (turn * sizes) @ back @ basis.T, product @ back.T / sizes @ turn.T, lost
 
 

@@ -125,10 +125,10 @@ class ParameterSets:
         """
         if name not in self.sets:
             self.keep(name)
-            self.sets[name] = {key: kept.to(torch.promote_types(kept.dtype, torch.float32)) for key, kept in self.sets[name].items()}
+            self.sets[name] = {key: mean.to(torch.promote_types(mean.dtype, torch.float32)) for key, mean in self.sets[name].items()}
         trained = self.trained
-        for key, kept in self.sets[name].items():
-            kept.lerp_(trained[key].detach().to(kept), 1 - decay)
+        for key, mean in self.sets[name].items():
+            mean.lerp_(trained[key].detach().to(mean), 1 - decay)
 
     @torch.no_grad()
     def mix(self, name: str, shares: Mapping[str, float]) -> float:
@@ -139,9 +139,9 @@ class ParameterSets:
         Errors: UserError for a set that is not there.
         """
         trained, parts = self.trained, [(share, self._table(part)) for part, share in shares.items()]
-        named = {key for pair in self._pairs for key in (pair.down, pair.up)}
+        paired = {key for pair in self._pairs for key in (pair.down, pair.up)}
         mixed: dict[str, Any] = {
-            key: sum(share * like(table[key].to(p.device), p) for share, table in parts) for key, p in trained.items() if key not in named
+            key: sum(share * like(table[key].to(p.device), p) for share, table in parts) for key, p in trained.items() if key not in paired
         }
         furthest = 0.0
         for _, down, up, _ in self._pairs:
@@ -198,8 +198,8 @@ class ParameterSets:
                 stack.enter_context(replaced(self.module, trained, {key: table[key] for key in trained if key in fits}, home=self.home))
                 yield
         else:
-            known = sorted({"current", "ref", *self.sets, *self.others})
-            raise UserError(f"parameter set: got {name!r}, this policy has {', '.join(known)}")
+            names = sorted({"current", "ref", *self.sets, *self.others})
+            raise UserError(f"parameter set: got {name!r}, this policy has {', '.join(names)}")
 
     @contextmanager
     def _in_place(self, parts: Mapping[str, Any] | None) -> Iterator[None]:
@@ -258,9 +258,9 @@ class ParameterSets:
             raise UserError(f"{key}: got weights with no LoRA, and this policy trains one; takes those of the same model, trained alike")
         if odd := sorted(layer for layer in stored.scales if not weights.plain({layer: 1}).keys() & own.keys()):
             raise UserError(f"{key}: got LoRA in {len(odd)} layers with none here, such as {odd[0]}; takes that of this model's layers")
-        known = {ending for full in self.module.state_dict() for ending in (full, full.replace(".base_layer.", "."))} | trained.keys()
+        own_names = {ending for full in self.module.state_dict() for ending in (full, full.replace(".base_layer.", "."))} | trained.keys()
         tops = {name for name, _ in self.module.named_children()}
-        strange = [full for full in stored.tensors if not scales and not weights.plain({full: 1}).keys() & known]
+        strange = [full for full in stored.tensors if not scales and not weights.plain({full: 1}).keys() & own_names]
         if left := sorted(full for full in strange if any(name.partition(".")[0] in tops for name in weights.plain({full: 1}))):
             raise UserError(
                 f"{key}: got {len(left)} tensors that this model does not have, such as {left[0]}; takes those of the same model"
@@ -278,15 +278,15 @@ class ParameterSets:
 
 def digest(modules: Mapping[str, nn.Module]) -> str:
     """What weights are told apart by: the names, shapes and types of all tensors, and some numbers of each, spread over it."""
-    made = hashlib.blake2b(digest_size=8)
+    hasher = hashlib.blake2b(digest_size=8)
     for part, module in sorted(modules.items()):
         for name, value in sorted(module.state_dict().items()):
-            made.update(f"{part}.{name} {value.dtype} {list(value.shape)}".encode())
+            hasher.update(f"{part}.{name} {value.dtype} {list(value.shape)}".encode())
             count = min(value.numel(), SOME)
             at = torch.arange(count) * (value.numel() - 1) // max(count - 1, 1)
             numbers = value.detach().flatten().view(torch.uint8).view(-1, value.element_size())[at.to(value.device)]
-            made.update(numbers.cpu().numpy().tobytes())
-    return made.hexdigest()
+            hasher.update(numbers.cpu().numpy().tobytes())
+    return hasher.hexdigest()
 
 
 def frozen(key: str, sets: ParameterSets, others: ParameterSets) -> None:
@@ -314,20 +314,20 @@ def replaced(
     and an optimiser's state stay. Their version counters count the copies inside of the block and are set back after it, where the
     values are again, bit for bit, those that a graph from before was recorded with.
     """
-    kept: dict[str, Tensor] = {}
+    before: dict[str, Tensor] = {}
     with torch.autograd.grad_mode._unsafe_preserve_version_counter(tuple(parameters[key] for key in values)):
         try:
             reshard(module)
             with torch.no_grad():
                 for key, value in values.items():
                     p = parameters[key]
-                    kept[key] = p.detach().to(home or p.device, copy=True)
+                    before[key] = p.detach().to(home or p.device, copy=True)
                     p.copy_(like(value, p))
             yield
         finally:
             reshard(module)
             with torch.no_grad():
-                for key, own in kept.items():
+                for key, own in before.items():
                     parameters[key].copy_(own)
 
 

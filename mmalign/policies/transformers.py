@@ -286,7 +286,7 @@ class TransformersPolicy:
         """Completions as a user gets them, one seed for each prompt.
 
         call: ``temperature``, ``top_p``, ``top_k``, ``max_completion``; ``hidden_media``, the share of the images' and videos' tokens that
-        the model cannot attend to while it answers (``veil.py``).
+        the model cannot attend to while it answers (``masking.py``).
         """
         return self.answer(prompts, seeds, **call)[0]
 
@@ -296,13 +296,13 @@ class TransformersPolicy:
         if odd := sorted(call.keys() - {*CALL}):
             raise UserError(f"call.{odd[0]}: takes {', '.join(CALL)}")
         share = float(call.pop("hidden_media", 0.0))
-        how = self.drawing._replace(**{("most" if key == "max_completion" else key): value for key, value in call.items()})
+        drawing = self.drawing._replace(**{("most" if key == "max_completion" else key): value for key, value in call.items()})
         encoded = [self.room.prompt(prompt, number) for number, prompt in enumerate(prompts)]
         ids, extras = [prompt.ids for prompt in encoded], inputs_of(self.chat.vision, encoded)
         rngs = [torch.Generator().manual_seed(seed) for seed in seeds]
-        uniform = torch.stack([torch.rand(how.most, generator=rng, dtype=torch.float64) for rng in rngs])
+        uniform = torch.stack([torch.rand(drawing.most, generator=rng, dtype=torch.float64) for rng in rngs])
         hidden = [] if self.chat.vision is None or not share else veils(encoded, share, seeds, self.chat.vision.placeholders)
-        drawn = self.drawer(ids, torch.arange(len(prompts)), uniform, how, extras=extras, hidden=hidden)
+        drawn = self.drawer(ids, torch.arange(len(prompts)), uniform, drawing, extras=extras, hidden=hidden)
         texts = [self.chat.text(line[:length]) for line, length in zip(drawn.tokens.tolist(), drawn.lengths.tolist(), strict=True)]
         return texts, drawn.cut.tolist()
 

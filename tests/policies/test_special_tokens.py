@@ -203,7 +203,7 @@ def vision_policy(name):
     return transformers(model, processor, max_completion=40, device="cpu")
 
 
-@pytest.mark.parametrize("name", [name.removesuffix("ForConditionalGeneration") for name in visions.known()])
+@pytest.mark.parametrize("name", [name.removesuffix("ForConditionalGeneration") for name in visions.classes()])
 def test_trained_ids_of_pictures_are_those_of_the_processor(name):
     policy = vision_policy(name)
     chat, processor = policy.chat, policy.chat.vision.processor

@@ -16,7 +16,7 @@ from mmalign.policies.twins import visions
 from mmalign.types import Need, UserError
 from tests.helpers.flat import transformers
 
-CLASSES = [name.removesuffix("ForConditionalGeneration") for name in visions.known()]
+CLASSES = [name.removesuffix("ForConditionalGeneration") for name in visions.classes()]
 
 
 @cache

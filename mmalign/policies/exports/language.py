@@ -99,6 +99,6 @@ def _compare(policy: TransformersPolicy, fresh: Any, prompt: Any) -> None:
     arguments = {name: value.to(policy.device) for name, value in {"input_ids": torch.tensor([question.ids]), **inputs}.items()}
     fresh.to(policy.device).eval()
     there, here = (model(**arguments).logits.double().log_softmax(-1) for model in (fresh, policy.model))
-    apart, allowed = float((there - here).abs().max()), ROUNDING.get(policy.model.dtype, 1e-4)
-    if not apart <= allowed:
-        raise UserError(f"export: the model, loaded again, is {apart:.2g} nats apart from the live one, more than {allowed:g}")
+    difference, allowed = float((there - here).abs().max()), ROUNDING.get(policy.model.dtype, 1e-4)
+    if not difference <= allowed:
+        raise UserError(f"export: the model, loaded again, is {difference:.2g} nats apart from the live one, more than {allowed:g}")

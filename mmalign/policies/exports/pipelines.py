@@ -26,7 +26,7 @@ from mmalign.types import UserError
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.01}
 
 
-class Asked(NamedTuple):
+class DenoiserCall(NamedTuple):
     """What a denoiser was asked, and what it answered."""
 
     args: tuple[Any, ...]
@@ -59,7 +59,7 @@ def export(
         raise UserError(f"{folder} exists: takes a folder that is not there yet (--out)")
     if policy.acts_on.get("storage"):
         raise UserError("export: this policy keeps its weights in 8 bits, which is not what users load it onto; takes one without storage")
-    calls = _ask(policy, prompt)
+    calls = _first_calls(policy, prompt)
     with appearing(folder) as place:
         forms = _lora_forms(policy, place) if policy.sets.lora else [_whole(policy.pipe, policy.denoisers, place, "")]
         for form in forms:
@@ -88,9 +88,9 @@ def _lora_forms(policy: DiffusersPolicy, place: Path) -> list[Form]:
 def _loads_lora(pipe: Any, modules: Mapping[str, nn.Module]) -> bool:
     """Whether the pipeline's own loader takes LoRA for each of these; for a second expert only Wan's does."""
     save = getattr(type(pipe), "save_lora_weights", None)
-    takes = inspect.signature(save).parameters if save is not None else {}
+    parameters = inspect.signature(save).parameters if save is not None else {}
     wan = any(kind.__name__ == "WanLoraLoaderMixin" for kind in type(pipe).__mro__)
-    return all(f"{name}_lora_layers" in takes or (name == "transformer_2" and wan) for name in modules)
+    return all(f"{name}_lora_layers" in parameters or (name == "transformer_2" and wan) for name in modules)
 
 
 def _diffusers_lora(pipe: Any, modules: Mapping[str, nn.Module], place: Path) -> Form:
@@ -151,15 +151,15 @@ def _whole(pipe: Any, modules: dict[str, nn.Module], place: Path, under: str) ->
 # ---- comparing
 
 
-def _ask(policy: DiffusersPolicy, prompt: str) -> dict[str, Asked]:
+def _first_calls(policy: DiffusersPolicy, prompt: str) -> dict[str, DenoiserCall]:
     """What the pipeline asks each of its denoisers first, in the call of the policy with the pipeline's own scheduler."""
-    calls: dict[str, Asked] = {}
+    calls: dict[str, DenoiserCall] = {}
 
     def listen(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             if name not in calls:
                 args, kwargs = tree_map(lambda value: value.clone() if isinstance(value, Tensor) else value, (args, kwargs))
-                calls[name] = Asked(args, kwargs, [answer.clone() for answer in _answers(output)])
+                calls[name] = DenoiserCall(args, kwargs, [answer.clone() for answer in _answers(output)])
             if len(calls) == len(policy.denoisers):
                 raise Finished
 
@@ -179,7 +179,7 @@ def _answers(output: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
 
 
-def _compare(form: Form, fresh: Any, calls: Mapping[str, Asked]) -> None:
+def _compare(form: Form, fresh: Any, calls: Mapping[str, DenoiserCall]) -> None:
     """Errors: UserError where a denoiser that was loaded is another than the one it was written from."""
     for name, module in form.modules.items():
         loaded, what = fresh.components[name].eval(), f"export: the {form.name} form of {name}, loaded again,"

@@ -67,22 +67,22 @@ def inspection(
     node: how a config names it. device: where to try; a GPU if there is one.
     Errors: UserError for a pipeline that has no denoiser, is none of mmalign's (``unfit.UNFIT``) or lacks an argument of ``call``.
     """
-    told = {**(stand_ins or {}), **(call or {})}
-    steps = told.pop("num_inference_steps", defaults_of(pipe).get("num_inference_steps"))
+    arguments = {**(stand_ins or {}), **(call or {})}
+    steps = arguments.pop("num_inference_steps", defaults_of(pipe).get("num_inference_steps"))
     rows = [Row("pipeline", type(pipe).__name__)]
     adapted = bool(lora_targets(pipe)[0])
     policy = diffusers(
         pipe,
         schedule=Schedule(steps=min(STEPS, int(steps or STEPS))),
-        call=told,
+        call=arguments,
         device=device,
         lora=Lora(rank=4, targets=None if adapted else "all-linear"),
     )
 
     def tell(name: str, find: Callable[[], str]) -> str | None:
         try:
-            rows.append(Row(name, found := find()))
-            return found
+            rows.append(Row(name, text := find()))
+            return text
         except Exception as error:  # whatever a pipeline raises is a row
             rows.append(Row(name, one_line(error), failed=True))
             return None
@@ -125,14 +125,14 @@ def _own_size(module: nn.Module) -> int:
 
 def lora_targets(pipe: Any) -> tuple[Counter[str], Counter[str]]:
     """How linear layers of the denoisers end, with counts: those that are LoRA targets by default, and all others."""
-    found, others = Counter[str](), Counter[str]()
+    defaults, others = Counter[str](), Counter[str]()
     for part in (pipe.components.get(name) for name in DENOISERS):
         for name, layer in part.named_modules() if isinstance(part, nn.Module) else ():
             if isinstance(layer, nn.Linear):
                 end = _ending(name.replace(".base_layer", "")) if ".lora_" not in name else None
                 if end is not None:
-                    (found if end in ATTENTION else others)[end] += 1
-    return found, others
+                    (defaults if end in ATTENTION else others)[end] += 1
+    return defaults, others
 
 
 def _ending(name: str) -> str:
@@ -142,11 +142,11 @@ def _ending(name: str) -> str:
 
 
 def _targets_in_words(policy: DiffusersPolicy) -> str:
-    found, others = lora_targets(policy.pipe)
+    defaults, others = lora_targets(policy.pipe)
     rest = ", ".join(f"{end} {count}" for end, count in others.most_common(8))
-    if not found:
+    if not defaults:
         raise UserError(f"none of the default ones; take all-linear, or of these: {rest}")
-    return ", ".join(f"{end} {count}" for end, count in found.most_common()) + (f"; others: {rest}" if rest else "")
+    return ", ".join(f"{end} {count}" for end, count in defaults.most_common()) + (f"; others: {rest}" if rest else "")
 
 
 def _scheduler_in_words(own: Any) -> str:
@@ -173,24 +173,24 @@ def _guidance(policy: DiffusersPolicy) -> str:
     names = [name for name in GUIDANCE if name in policy.caller.accepts and name != "guidance_scale_2"]  # a second expert has no first step
     if not names:
         return "none: the call takes no guidance"
-    off = _heard(policy, dict.fromkeys(names, 1.0))
-    found = []
+    off = _denoiser_calls(policy, dict.fromkeys(names, 1.0))
+    lines = []
     for name in names:
         more = {"negative_prompt": " "} if name == "true_cfg_scale" and "negative_prompt" in policy.caller.accepts else {}
-        on = _heard(policy, {**dict.fromkeys(names, 1.0), name: 4.0, **more})
-        found.append(f"{name}: {_compared(off, on)}")
-    return "; ".join(found)
+        on = _denoiser_calls(policy, {**dict.fromkeys(names, 1.0), name: 4.0, **more})
+        lines.append(f"{name}: {_compared(off, on)}")
+    return "; ".join(lines)
 
 
-def _heard(policy: DiffusersPolicy, told: Mapping[str, Any]) -> list[tuple[int, dict[str, Any]]]:
+def _denoiser_calls(policy: DiffusersPolicy, arguments: Mapping[str, Any]) -> list[tuple[int, dict[str, Any]]]:
     """(rows, arguments) of the calls of the denoisers until the scheduler is asked for the first time."""
-    heard: list[tuple[int, dict[str, Any]]] = []
+    calls: list[tuple[int, dict[str, Any]]] = []
 
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        named = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
-        first = next(iter(named.values()))
+        inputs = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
+        first = next(iter(inputs.values()))
         rows = len(first) if isinstance(first, (list, tuple, Tensor)) else 1
-        heard.append((rows, {key: value.clone() for key, value in named.items() if isinstance(value, Tensor)}))
+        calls.append((rows, {key: value.clone() for key, value in inputs.items() if isinstance(value, Tensor)}))
 
     def answer(moment: Moment) -> Tensor:
         raise Finished
@@ -198,11 +198,11 @@ def _heard(policy: DiffusersPolicy, told: Mapping[str, Any]) -> list[tuple[int, 
     hooks = [module.register_forward_pre_hook(hook, with_kwargs=True) for module in policy.denoisers.values()]
     try:
         with torch.no_grad():
-            policy.caller.until_finished([PROMPTS[0]], [0], Player(answer), [PROMPTS[0]], **told)
+            policy.caller.until_finished([PROMPTS[0]], [0], Player(answer), [PROMPTS[0]], **arguments)
     finally:
         for handle in hooks:
             handle.remove()
-    return heard
+    return calls
 
 
 def _compared(off: list[tuple[int, dict[str, Any]]], on: list[tuple[int, dict[str, Any]]]) -> str:
@@ -303,16 +303,16 @@ def _memory(policy: DiffusersPolicy, rollout: Rollout) -> str:
         _one_step(policy, rollout).backward()
         peak = torch.cuda.max_memory_allocated(device)
         return f"{_bytes(peak - before)} at the peak of one step, over {_bytes(before)} that lie there"
-    kept: dict[int, int] = {}
+    sizes: dict[int, int] = {}
     own = {p.untyped_storage().data_ptr() for module in policy.denoisers.values() for p in module.parameters()}
 
     def pack(value: Tensor) -> Tensor:
-        kept[value.untyped_storage().data_ptr()] = value.untyped_storage().nbytes()
+        sizes[value.untyped_storage().data_ptr()] = value.untyped_storage().nbytes()
         return value
 
     with saved_tensors_hooks(pack, lambda value: value):
         kept_alive = _one_step(policy, rollout)  # as long as the graph lives, no address is used twice
-    total = sum(size for place, size in kept.items() if place not in own)
+    total = sum(size for place, size in sizes.items() if place not in own)
     del kept_alive
     return f"about {_bytes(total)} kept for the backward pass of one step (estimated on the CPU, without gradient checkpointing)"
 

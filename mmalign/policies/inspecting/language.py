@@ -36,7 +36,7 @@ def is_language(model: str) -> bool:
 def language_model(model: str, *, dtype: str | None = None) -> tuple[Any, Any]:
     """A model and its tokenizer or processor: by hub id, folder, or class, of which a tiny twin is made. Errors: UserError."""
     if model.isidentifier() and not Path(model).exists():
-        return visions.tiny(model) if model in visions.known() else texts.tiny(model)
+        return visions.tiny(model) if model in visions.classes() else texts.tiny(model)
     return load(model, dtype=dtype)
 
 
@@ -86,8 +86,8 @@ def language_inspection(model: Any, reader: Any, *, node: Any = "", loaded: bool
 
 
 def _names(words: Any, ids: Sequence[int]) -> str:
-    shown = ", ".join(words.convert_ids_to_tokens(list(ids[:SHOWN])))
-    return (shown + (f" and {len(ids) - SHOWN} more" if len(ids) > SHOWN else "")) or "nothing"
+    first_names = ", ".join(words.convert_ids_to_tokens(list(ids[:SHOWN])))
+    return (first_names + (f" and {len(ids) - SHOWN} more" if len(ids) > SHOWN else "")) or "nothing"
 
 
 def _tokens(words: Any, ids: Sequence[int]) -> str:
@@ -97,8 +97,8 @@ def _tokens(words: Any, ids: Sequence[int]) -> str:
 def _answer(policy: TransformersPolicy) -> str:
     row = policy.chat.row(ASKED, ANSWER)
     names = policy.chat.tokenizer.convert_ids_to_tokens(row.completion)
-    shown = (repr(name) if counts else f"({name!r})" for name, counts in zip(names, row.trained, strict=True))
-    return f"{sum(row.trained)} trained: {' '.join(shown)}"
+    marked_names = (repr(name) if counts else f"({name!r})" for name, counts in zip(names, row.trained, strict=True))
+    return f"{sum(row.trained)} trained: {' '.join(marked_names)}"
 
 
 def _pictured(policy: TransformersPolicy) -> list[dict[str, Any]]:

@@ -55,8 +55,8 @@ def opened(model: str, *, dtype: str | None = None) -> Opened:
 def starting_yaml(pipe: Any, *, node: Any, call: Mapping[str, Any], stand_ins: Mapping[str, Any], path: str | None, adapted: bool) -> str:
     """A config to start from; ``mmalign check`` passes on it."""
     defaults = defaults_of(pipe)
-    said = {key: value for key, value in call.items() if isinstance(value, (bool, int, float, str)) and key != "num_inference_steps"}
-    shown = said.pop("guidance_scale", defaults.get("guidance_scale"))
+    plain_call = {key: value for key, value in call.items() if isinstance(value, (bool, int, float, str)) and key != "num_inference_steps"}
+    guidance = plain_call.pop("guidance_scale", defaults.get("guidance_scale"))
     missing = [key for key in stand_ins if key in MEDIA and key not in call]
     name = "".join(c if c.isalnum() else "-" for c in type(pipe).__name__.removesuffix("Pipeline").lower())
     kernel = "{use: ddim, eta: 1.0}" if path is not None and not path.startswith("flow") else "{use: flow_sde, noise_level: 0.7}"
@@ -68,8 +68,8 @@ def starting_yaml(pipe: Any, *, node: Any, call: Mapping[str, Any], stand_ins: M
         "  use: diffusers",
         f"  pipeline: {json.dumps(node)}",
         f"  lora: {{rank: 32{'' if adapted else ', targets: all-linear'}}}",
-        f"  schedule: {{steps: 10, {f'guidance: {shown}, ' if isinstance(shown, (int, float)) else ''}kernel: {kernel}}}",
-        *([f"  call: {json.dumps(said)}"] if said else []),
+        f"  schedule: {{steps: 10, {f'guidance: {guidance}, ' if isinstance(guidance, (int, float)) else ''}kernel: {kernel}}}",
+        *([f"  call: {json.dumps(plain_call)}"] if plain_call else []),
         "  # memory:",
         *(f"  #   {option:<27} # {what}" for option, what in memory.options(pipe)),
         "method: {use: flow_grpo, ratio: per_step, clip: 0.2}   # clip in nats of the whole latent",
@@ -87,5 +87,5 @@ def starting_yaml(pipe: Any, *, node: Any, call: Mapping[str, Any], stand_ins: M
 
 def defaults_of(pipe: Any) -> dict[str, Any]:
     """Defaults of the arguments of a pipeline's call."""
-    given = inspect.signature(inspect.unwrap(type(pipe).__call__)).parameters.values()
-    return {parameter.name: parameter.default for parameter in given if parameter.default is not parameter.empty}
+    parameters = inspect.signature(inspect.unwrap(type(pipe).__call__)).parameters.values()
+    return {parameter.name: parameter.default for parameter in parameters if parameter.default is not parameter.empty}

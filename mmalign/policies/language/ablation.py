@@ -50,20 +50,20 @@ class Ablation(Record):
             return self._cropped(whole, random.Random(seed))
         rng, size = torch.Generator().manual_seed(seed), (whole.height, whole.width, 3)
         if self.how == "noise":
-            found = torch.randint(256, size, generator=rng, dtype=torch.uint8)
+            changed = torch.randint(256, size, generator=rng, dtype=torch.uint8)
         else:
             values = torch.frombuffer(bytearray(pixels), dtype=torch.uint8).view(size).float() / 127.5 - 1
             mixed = (1 - self.share) ** 0.5 * values + self.share**0.5 * torch.randn(size, generator=rng)
-            found = ((mixed.clamp(-1, 1) + 1) * 127.5).round().byte()
-        return Image.fromarray(found.numpy())
+            changed = ((mixed.clamp(-1, 1) + 1) * 127.5).round().byte()
+        return Image.fromarray(changed.numpy())
 
     def frames(self, clip: Tensor) -> Tensor:
         """Frames ``[F, 3, H, W]`` uint8, each changed."""
         from PIL import Image
 
-        made = [self(Image.fromarray(frame.permute(1, 2, 0).contiguous().numpy())) for frame in clip]
-        found = [torch.frombuffer(bytearray(frame.tobytes()), dtype=torch.uint8).view(frame.height, frame.width, 3) for frame in made]
-        return torch.stack(found).permute(0, 3, 1, 2).contiguous()
+        pictures = [self(Image.fromarray(frame.permute(1, 2, 0).contiguous().numpy())) for frame in clip]
+        tensors = [torch.frombuffer(bytearray(frame.tobytes()), dtype=torch.uint8).view(frame.height, frame.width, 3) for frame in pictures]
+        return torch.stack(tensors).permute(0, 3, 1, 2).contiguous()
 
     def _cropped(self, whole: Any, rng: random.Random) -> Any:
         from PIL import Image

@@ -32,8 +32,8 @@ class Agreement:
         """The first token that differs, None where all are the same; what a template writes behind an answer's end is left out."""
         ours = self.ours[: len(self.ours) - self.ended]
         pairs = enumerate(zip(ours, self.theirs, strict=False))
-        apart = next((place for place, (own, other) in pairs if own != other), None)
-        return min(len(ours), len(self.theirs)) if apart is None and len(ours) != len(self.theirs) else apart
+        first = next((place for place, (own, other) in pairs if own != other), None)
+        return min(len(ours), len(self.theirs)) if first is None and len(ours) != len(self.theirs) else first
 
     def __str__(self) -> str:
         count = len(self.ours)
@@ -63,16 +63,16 @@ def _theirs(chat: Chat, prompt: Any, output: Any) -> tuple[list[int], str]:
     if not chat.template or chat.arrives_rendered(prompt):
         return _called(chat, prompt, output), f"{type(reader).__name__}(text)"
     turns = chat.turns(prompt)
-    some = media_of(turns)
+    media = media_of(turns)
     whole = turns if output is None else [*turns, *chat.answer(output)]
     ask, by = output is None, f"{type(chat.writer).__name__}.apply_chat_template"
-    told: dict[str, Any] = {"tokenize": True, "return_dict": True, "add_generation_prompt": ask}
+    options: dict[str, Any] = {"tokenize": True, "return_dict": True, "add_generation_prompt": ask}
     if chat.vision is None:
-        return _line(chat.writer.apply_chat_template(as_text(whole), **told)), by
-    if chat.writer is not chat.tokenizer and all(medium.kind == "image" for medium in some) and chat.takes_parts(whole, ask=ask):
-        return _line(chat.writer.apply_chat_template(_with_pictures(chat.vision, whole), **told)), by
+        return _line(chat.writer.apply_chat_template(as_text(whole), **options)), by
+    if chat.writer is not chat.tokenizer and all(medium.kind == "image" for medium in media) and chat.takes_parts(whole, ask=ask):
+        return _line(chat.writer.apply_chat_template(_with_pictures(chat.vision, whole), **options)), by
     text = chat.rendered(whole, ask=ask)  # of videos, the processor's own loader would choose other frames
-    return _line(chat.vision.process(text, some)), f"{type(reader).__name__}(text, images, videos)"
+    return _line(chat.vision.process(text, media)), f"{type(reader).__name__}(text, images, videos)"
 
 
 def _called(chat: Chat, prompt: Any, output: Any) -> list[int]:
@@ -91,20 +91,20 @@ def _called(chat: Chat, prompt: Any, output: Any) -> list[int]:
 
 def _with_pictures(vision: Vision, turns: Sequence[Turn]) -> list[Turn]:
     """A conversation whose parts hold their images, as a user hands it to a processor."""
-    found: list[Turn] = []
+    with_pictures: list[Turn] = []
     for turn in turns:
         content = turn.get("content")
         if isinstance(content, str):
-            found.append({**turn, "content": [{"type": "text", "text": content}]})
+            with_pictures.append({**turn, "content": [{"type": "text", "text": content}]})
             continue
         media = iter(media_of([turn]))
         parts = [part if part.get("type") == "text" else {"type": "image", "image": vision.picture(next(media))} for part in content or ()]
-        found.append({**turn, "content": parts})
-    return found
+        with_pictures.append({**turn, "content": parts})
+    return with_pictures
 
 
-def _line(made: Any) -> list[int]:
-    ids = made["input_ids"]
+def _line(encoding: Any) -> list[int]:
+    ids = encoding["input_ids"]
     ids = ids.tolist() if not isinstance(ids, list) else ids
     if not ids:
         raise UserError("prompt: got an empty one, takes at least one token")

@@ -23,15 +23,15 @@ def blended(score: Scorer, embedding: nn.Module, rows: prefixes.Sequences, cells
     """
     if not 0 <= share <= 1:
         raise UserError(f"policy.contrasts.blended: got {share}, takes a share of 0 to 1")
-    some, inside = picked(rows, torch.arange(len(rows)), cells.shape[1], score.device), cells.to(score.device)
+    sequences, inside = picked(rows, torch.arange(len(rows)), cells.shape[1], score.device), cells.to(score.device)
     with torch.no_grad():
-        hidden = prefixes.run(score.fit.backbone, some, shared=False)
+        hidden = prefixes.run(score.fit.backbone, sequences, shared=False)
         guessed = torch.cat([_likeliest(score, part) for part in hidden.flatten(0, 1).split(score.at_once)]).view(inside.shape)
-    with _reading(embedding, some, torch.where(inside, guessed, some.tokens), share):
-        hidden = prefixes.run(score.fit.backbone, some, shared=False)
-    told: dict[str, Any] = {"temperature": score.temperature, "at_once": score.at_once, "others": {}, "never": score.never}
-    said = numbers_of(score.fit.head, hidden[inside], some.tokens[inside], **told)[LOG_PROBS]
-    return torch.zeros(cells.shape, dtype=torch.float64).index_put(tuple(cells.nonzero().T), said.cpu())
+    with _reading(embedding, sequences, torch.where(inside, guessed, sequences.tokens), share):
+        hidden = prefixes.run(score.fit.backbone, sequences, shared=False)
+    settings: dict[str, Any] = {"temperature": score.temperature, "at_once": score.at_once, "others": {}, "never": score.never}
+    log_probs = numbers_of(score.fit.head, hidden[inside], sequences.tokens[inside], **settings)[LOG_PROBS]
+    return torch.zeros(cells.shape, dtype=torch.float64).index_put(tuple(cells.nonzero().T), log_probs.cpu())
 
 
 def _likeliest(score: Scorer, hidden: Tensor) -> Tensor:
@@ -42,21 +42,21 @@ def _likeliest(score: Scorer, hidden: Tensor) -> Tensor:
 @contextmanager
 def _reading(embedding: nn.Module, rows: prefixes.Sequences, instead: Tensor, share: float) -> Iterator[None]:
     """While the block lasts, the embedding of the rows' completions is mixed with that of the tokens ``instead [R, T]``."""
-    asking = False
+    inside = False
 
     def mix(own: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
-        nonlocal asking
-        if asking:
+        nonlocal inside
+        if inside:
             return None
         ids = args[0].clone()
         for row, (which, length) in enumerate(zip(rows.which.tolist(), rows.lengths.tolist(), strict=True)):
             size = len(rows.prompts[which])
             ids[row, size : size + length] = instead[row, :length]
-        asking = True
+        inside = True
         try:
             other = own(ids)
         finally:
-            asking = False
+            inside = False
         return (1 - share) * output + share * other
 
     handle = embedding.register_forward_hook(mix)

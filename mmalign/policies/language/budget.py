@@ -35,8 +35,8 @@ class Room:
             if size is not None and size < 1:
                 raise UserError(f"policy.{name}: got {size}, takes 1 or more")
         if self.context is not None and self.max_completion >= self.context:
-            said = f"the model's context holds {self.context} tokens with the prompt"
-            raise UserError(f"policy.max_completion: got {self.max_completion}, {said}")
+            limit = f"the model's context holds {self.context} tokens with the prompt"
+            raise UserError(f"policy.max_completion: got {self.max_completion}, {limit}")
         if self.truncate not in (None, "left", "right"):
             raise UserError(f"policy.truncate: got {self.truncate!r}, takes left or right")
 
@@ -61,13 +61,13 @@ class Room:
                 which = "prompt" if number is None else f"prompt {number}"
                 raise UserError(f"{which}: has {len(prompt)} tokens, {where}; takes a shorter one, or truncate: left or right")
             start, end = (len(prompt) - most, len(prompt)) if self.truncate == "left" else (0, most)
-            gone = {place for place, (first, last) in enumerate(prompt.spans) if first < start or last > end}
-            if not gone:
+            dropped = {place for place, (first, last) in enumerate(prompt.spans) if first < start or last > end}
+            if not dropped:
                 self._count("prompts")
                 return prompt.window(start, end)
-            for kind, count in Counter(prompt.media[place].kind for place in gone).items():
+            for kind, count in Counter(prompt.media[place].kind for place in dropped).items():
                 self._count(f"{kind}s", count)
-            source = without(source, gone)
+            source = without(source, dropped)
             prompt = self.chat.prompt(source, system=system)
 
     def row(self, row: Row, source: Any) -> Row:

@@ -22,12 +22,12 @@ class Filling(DynamicCache):
         super().__init__()
         self.last = last
 
-    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **told: Any) -> tuple[Tensor, Tensor]:
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """As of every cache. Errors: Filled, behind the last layer."""
-        found: tuple[Tensor, Tensor] = super().update(key_states, value_states, layer_idx, *args, **told)
+        states: tuple[Tensor, Tensor] = super().update(key_states, value_states, layer_idx, *args, **kwargs)
         if layer_idx == self.last:
             raise Filled
-        return found
+        return states
 
 
 class Behind(DynamicLayer):
@@ -39,7 +39,7 @@ class Behind(DynamicLayer):
         self.keys, self.values, self.dtype, self.device = prompts.keys, prompts.values, prompts.dtype, prompts.device
         self.is_initialized = True
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **told: Any) -> tuple[Tensor, Tensor]:
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """``[R, heads, L + T, D]`` each. Nothing is added to the layer."""
         own = zip((self.keys, self.values), (key_states, value_states), strict=True)
         keys, values = (Joined.apply(prompts, rows, self.which, self.equal) for prompts, rows in own)

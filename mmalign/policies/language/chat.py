@@ -11,7 +11,7 @@ rendered again, and an answer that carries its end is ended once. Where a templa
 the answer stands behind the prompt as it was given. ``agreement.py`` compares all of it with transformers' own.
 
 Contents are strings or lists of parts: ``{"type": "text", "text": ...}``, ``{"type": "image", "path": ...}``, ``{"type": "video", ...}``
-(``parts.py``). Images and videos stand in prompts; ``vision.py`` reads them.
+(``conversations.py``). Images and videos stand in prompts; ``vision.py`` reads them.
 """
 
 from __future__ import annotations

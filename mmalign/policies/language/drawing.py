@@ -57,7 +57,7 @@ ALONE = (Voice(1.0, nullcontext),)
 
 @torch.no_grad()
 def draw(  # all that a draw depends on
-    backbone: nn.Module, head: Head, prompts: Sequence[Tensor], which: Tensor, uniform: Tensor, how: Drawing,
+    backbone: nn.Module, head: Head, prompts: Sequence[Tensor], which: Tensor, uniform: Tensor, drawing: Drawing,
     extras: Sequence[Mapping[str, Tensor]] = (), *, voices: Sequence[Voice] = ALONE, veil: Veil | None = None,
 ) -> Drawn:  # fmt: skip
     """Completions of prompts. which: ``[R]`` the prompt of each row. uniform: ``[R, most]`` float64 in 0..1.
@@ -76,29 +76,29 @@ def draw(  # all that a draw depends on
     mask, shift = start.mask[which], start.shift[which]
     if veil is not None:
         veil.take(which)
-    tokens = torch.zeros((rows, how.most), dtype=torch.int64, device=device)
-    log_probs = torch.zeros((rows, how.most), dtype=torch.float64, device=device)
+    tokens = torch.zeros((rows, drawing.most), dtype=torch.int64, device=device)
+    log_probs = torch.zeros((rows, drawing.most), dtype=torch.float64, device=device)
     lengths, over = torch.zeros(rows, dtype=torch.int64, device=device), torch.zeros(rows, dtype=torch.bool, device=device)
     alive = torch.arange(rows, device=device)
-    for step in range(how.most):
-        chosen, log_prob = pick(_mixed(head, voices, states), uniform[alive, step], how)
-        tokens[alive, step], log_probs[alive, step], lengths[alive] = chosen, log_prob, step + 1
-        ended = torch.isin(chosen, how.stops)
+    for step in range(drawing.most):
+        ids, log_prob = pick(_mixed(head, voices, states), uniform[alive, step], drawing)
+        tokens[alive, step], log_probs[alive, step], lengths[alive] = ids, log_prob, step + 1
+        ended = torch.isin(ids, drawing.stops)
         over[alive] = ended
         if bool(ended.any()):
             keep = torch.nonzero(~ended).flatten()
-            alive, chosen, mask, shift = alive[keep], chosen[keep], mask[keep], shift[keep]
+            alive, ids, mask, shift = alive[keep], ids[keep], mask[keep], shift[keep]
             if veil is not None:
                 veil.take(keep)
-            if len(alive) and step + 1 < how.most:
+            if len(alive) and step + 1 < drawing.most:
                 for cache in caches:
                     cache.batch_select_indices(keep)
-        if not len(alive) or step + 1 == how.most:
+        if not len(alive) or step + 1 == drawing.most:
             break
         mask = torch.cat([mask, mask.new_ones((len(alive), 1))], dim=1)
         for number, voice in enumerate(voices):
             with voice.using():
-                states[number] = prefixes.follow(backbone, caches[number], mask, chosen.unsqueeze(1), shift)[:, -1]
+                states[number] = prefixes.follow(backbone, caches[number], mask, ids.unsqueeze(1), shift)[:, -1]
     width = int(lengths.max())
     return Drawn(tokens[:, :width], lengths, ~over, log_probs[:, :width])
 
@@ -113,56 +113,56 @@ def _mixed(head: Head, voices: Sequence[Voice], states: Sequence[Tensor]) -> Ten
 
 
 def draw_by_generate(
-    model: Any, prompts: Sequence[Tensor], which: Tensor, uniform: Tensor, how: Drawing, extras: Sequence[Mapping[str, Tensor]] = ()
+    model: Any, prompts: Sequence[Tensor], which: Tensor, uniform: Tensor, drawing: Drawing, extras: Sequence[Mapping[str, Tensor]] = ()
 ) -> Drawn:
     """The same by the model's own ``generate``, for classes whose caches are of another kind; seeded by the first uniform number."""
     from transformers import LogitsProcessor, LogitsProcessorList
 
     class Never(LogitsProcessor):
         def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-            scores[:, how.never] = -torch.inf
+            scores[:, drawing.never] = -torch.inf
             return scores
 
     some = [prompts[prompt] for prompt in which.tolist()]
     ids, mask = prefixes.left_filled(some, which.device)
     row_extras = [extras[prompt] for prompt in which.tolist()] if extras else []
     inputs = prefixes.together(row_extras, [len(prompt) for prompt in some], ids.shape[1], left=True)
-    sampled: dict[str, Any] = {"do_sample": how.temperature > 0}
-    if how.temperature > 0:
-        sampled |= {"temperature": how.temperature, "top_p": how.top_p, "top_k": how.top_k}
+    sampled: dict[str, Any] = {"do_sample": drawing.temperature > 0}
+    if drawing.temperature > 0:
+        sampled |= {"temperature": drawing.temperature, "top_p": drawing.top_p, "top_k": drawing.top_k}
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(int(uniform[0, 0] * 2**53))
         whole = model.generate(
-            ids, attention_mask=mask, **inputs, **sampled, max_new_tokens=how.most, eos_token_id=how.stops.tolist(), pad_token_id=0,
+            ids, attention_mask=mask, **inputs, **sampled, max_new_tokens=drawing.most, eos_token_id=drawing.stops.tolist(), pad_token_id=0,
             logits_processor=LogitsProcessorList([Never()]),
         )  # fmt: skip
     tokens = whole[:, ids.shape[1] :]
-    stopped = torch.isin(tokens, how.stops)
+    stopped = torch.isin(tokens, drawing.stops)
     cut = ~stopped.any(1)
     lengths = torch.where(cut, tokens.shape[1], stopped.int().argmax(1) + 1)
     tokens = tokens * (torch.arange(tokens.shape[1], device=tokens.device) < lengths.unsqueeze(1))
     return Drawn(tokens, lengths, cut, torch.full(tokens.shape, torch.nan, dtype=torch.float64, device=tokens.device))
 
 
-def pick(logits: Tensor, uniform: Tensor, how: Drawing) -> tuple[Tensor, Tensor]:
+def pick(logits: Tensor, uniform: Tensor, drawing: Drawing) -> tuple[Tensor, Tensor]:
     """One token of each row and its log-probability, from logits ``[R, V]`` and numbers ``[R]`` in 0..1."""
-    full = (logits.double() / (how.temperature or 1.0)).index_fill(-1, how.never, -torch.inf).log_softmax(-1)
-    if how.temperature == 0:
-        chosen = full.argmax(-1)
-        return chosen, full.gather(-1, chosen.unsqueeze(-1)).squeeze(-1)
+    full = (logits.double() / (drawing.temperature or 1.0)).index_fill(-1, drawing.never, -torch.inf).log_softmax(-1)
+    if drawing.temperature == 0:
+        ids = full.argmax(-1)
+        return ids, full.gather(-1, ids.unsqueeze(-1)).squeeze(-1)
     likely = full
-    if how.top_k > 0:
-        likely = likely.masked_fill(likely < likely.topk(min(how.top_k, likely.shape[-1]), dim=-1).values[:, -1:], -torch.inf)
+    if drawing.top_k > 0:
+        likely = likely.masked_fill(likely < likely.topk(min(drawing.top_k, likely.shape[-1]), dim=-1).values[:, -1:], -torch.inf)
     probs = likely.softmax(-1)
-    if how.top_p < 1:
+    if drawing.top_p < 1:
         order = probs.sort(dim=-1, descending=True)
-        outside = order.values.cumsum(-1) - order.values >= how.top_p  # the token that crosses the border stays
+        outside = order.values.cumsum(-1) - order.values >= drawing.top_p  # the token that crosses the border stays
         probs = probs.masked_fill(torch.zeros_like(outside).scatter(-1, order.indices, outside), 0.0)
     bounds = probs.cumsum(-1)
-    chosen = torch.searchsorted(bounds, uniform.unsqueeze(-1).to(bounds) * bounds[:, -1:], right=True).squeeze(-1)
+    ids = torch.searchsorted(bounds, uniform.unsqueeze(-1).to(bounds) * bounds[:, -1:], right=True).squeeze(-1)
     last = probs.shape[-1] - 1 - (probs > 0).flip(-1).int().argmax(-1)
-    chosen = torch.minimum(chosen, last)  # a number of 1 minus rounding
-    return chosen, full.gather(-1, chosen.unsqueeze(-1)).squeeze(-1)
+    ids = torch.minimum(ids, last)  # a number of 1 minus rounding
+    return ids, full.gather(-1, ids.unsqueeze(-1)).squeeze(-1)
 
 
 CURRENT = {"current": 1.0}
@@ -178,7 +178,7 @@ class Drawer:
     using: Callable[[str], AbstractContextManager[None]]
 
     def __call__(
-        self, ids: Sequence[Sequence[int]], which: Tensor, uniform: Tensor, how: Drawing, *, shares: Mapping[str, float] = CURRENT,
+        self, ids: Sequence[Sequence[int]], which: Tensor, uniform: Tensor, drawing: Drawing, *, shares: Mapping[str, float] = CURRENT,
         extras: Sequence[Mapping[str, Tensor]] = (), hidden: Sequence[Tensor] = (),
     ) -> Drawn:  # fmt: skip
         """Completions of prompts ``ids``. which: ``[R]`` the prompt of each row. uniform: ``[R, most]``. shares: as of ``types.Sampler``.
@@ -200,17 +200,17 @@ class Drawer:
             veil = veil_of([hidden[place] for place in used.tolist()], device) if hidden else None
             with nullcontext() if veil is None else veil.over(self.model):
                 if self.fit.shared:
-                    drawn = draw(self.fit.backbone, self.fit.head, prompts, local, part, how, more, voices=voices, veil=veil)
+                    drawn = draw(self.fit.backbone, self.fit.head, prompts, local, part, drawing, more, voices=voices, veil=veil)
                 else:
                     if veil is not None:
                         veil.take(local)
                     with voices[0].using():
-                        drawn = draw_by_generate(self.model, prompts, local, part, how, more)
+                        drawn = draw_by_generate(self.model, prompts, local, part, drawing, more)
             parts.append(Drawn(*(value.cpu() for value in drawn)))
         return joined(parts)
 
     def by_samplers(
-        self, ids: Sequence[Sequence[int]], which: Tensor, uniform: Tensor, how: Drawing, who: Tensor, samplers: Sequence[Sampler],
+        self, ids: Sequence[Sequence[int]], which: Tensor, uniform: Tensor, drawing: Drawing, who: Tensor, samplers: Sequence[Sampler],
         extras: Sequence[Mapping[str, Tensor]] = (),
     ) -> Drawn:  # fmt: skip
         """The same, where ``who [R]`` draws: 0 the current policy, k the k-th sampler."""
@@ -218,7 +218,7 @@ class Drawer:
         for number, sampler in enumerate([None, *samplers]):
             rows = torch.nonzero(who == number).flatten()
             shares = CURRENT if sampler is None else sampler.shares
-            manner = how._replace(temperature=0.0) if sampler is not None and sampler.greedy else how
+            manner = drawing._replace(temperature=0.0) if sampler is not None and sampler.greedy else drawing
             parts.append(self(ids, which[rows], uniform[rows], manner, shares=shares, extras=extras))
             places.append(rows)
         order = torch.cat(places).argsort()

@@ -51,52 +51,53 @@ class Engine:
             self._post("unload_lora_adapter", {"lora_name": before})
             shutil.rmtree(self.folder / before, ignore_errors=True)
 
-    def draw(self, prompts: Sequence[Sequence[int]], which: Tensor, seeds: Sequence[int], how: Drawing) -> Drawn:
+    def draw(self, prompts: Sequence[Sequence[int]], which: Tensor, seeds: Sequence[int], drawing: Drawing) -> Drawn:
         """Completions of prompts. which: ``[R]`` the prompt of each row, rows of one side by side. seeds: one for each prompt."""
         counts = torch.bincount(which, minlength=len(prompts)).tolist()
         with ThreadPoolExecutor(self.at_once) as pool:
-            asked = [pool.submit(self._ask, *one, how) for one in zip(prompts, counts, seeds, strict=True)]
-            rows = [row for answer in asked for row in answer.result()]
+            requests = [pool.submit(self._completions, *one, drawing) for one in zip(prompts, counts, seeds, strict=True)]
+            rows = [row for answer in requests for row in answer.result()]
         width = max(len(ids) for ids, _, _ in rows)
         tokens, log_probs = torch.zeros((len(rows), width), dtype=torch.int64), torch.zeros((len(rows), width), dtype=torch.float64)
-        for place, (ids, said, _) in enumerate(rows):
+        for place, (ids, values, _) in enumerate(rows):
             tokens[place, : len(ids)] = torch.tensor(ids)
-            log_probs[place, : len(ids)] = torch.tensor(said, dtype=torch.float64)
+            log_probs[place, : len(ids)] = torch.tensor(values, dtype=torch.float64)
         lengths = torch.tensor([len(ids) for ids, _, _ in rows])
         return Drawn(tokens, lengths, torch.tensor([cut for _, _, cut in rows]), log_probs)
 
-    def _ask(self, prompt: Sequence[int], count: int, seed: int, how: Drawing) -> list[tuple[list[int], list[float], bool]]:
-        told = {
-            "model": self.loaded, "prompt": list(prompt), "n": count, "seed": seed, "max_tokens": how.most, "logprobs": 0,
-            "temperature": how.temperature, "top_p": how.top_p, "top_k": how.top_k or -1, "stop_token_ids": how.stops.tolist(),
-            "logit_bias": {str(token): -100 for token in how.never.tolist()}, "return_token_ids": True, "skip_special_tokens": False,
+    def _completions(self, prompt: Sequence[int], count: int, seed: int, drawing: Drawing) -> list[tuple[list[int], list[float], bool]]:
+        body = {
+            "model": self.loaded, "prompt": list(prompt), "n": count, "seed": seed, "max_tokens": drawing.most, "logprobs": 0,
+            "temperature": drawing.temperature, "top_p": drawing.top_p, "top_k": drawing.top_k or -1,
+            "stop_token_ids": drawing.stops.tolist(), "logit_bias": {str(token): -100 for token in drawing.never.tolist()},
+            "return_token_ids": True, "skip_special_tokens": False,
         }  # fmt: skip
         rows = []
-        for choice in self._post("completions", told).get("choices", []):
-            ids, said = choice.get("token_ids"), (choice.get("logprobs") or {}).get("token_logprobs")
-            if not ids or said is None or len(said) != len(ids):
+        for choice in self._post("completions", body).get("choices", []):
+            ids, values = choice.get("token_ids"), (choice.get("logprobs") or {}).get("token_logprobs")
+            if not ids or values is None or len(values) != len(ids):
                 raise UserError(f"policy.engine: {self.url} gives no token ids with log-probabilities; takes a server that does (vLLM)")
-            read = choice.get("prompt_token_ids")  # newer servers say it
-            if read is not None and list(read) != list(prompt):
-                said = f"read a prompt of {len(prompt)} tokens as {len(read)} others"
-                raise UserError(f"policy.engine: {self.url} {said}; takes a server of the policy's model and tokenizer")
-            rows.append((list(ids), [float(value) for value in said], choice.get("finish_reason") == "length"))
+            prompt_ids = choice.get("prompt_token_ids")  # newer servers say it
+            if prompt_ids is not None and list(prompt_ids) != list(prompt):
+                mismatch = f"read a prompt of {len(prompt)} tokens as {len(prompt_ids)} others"
+                raise UserError(f"policy.engine: {self.url} {mismatch}; takes a server of the policy's model and tokenizer")
+            rows.append((list(ids), [float(value) for value in values], choice.get("finish_reason") == "length"))
         if len(rows) != count:
             raise UserError(f"policy.engine: {self.url} gave {len(rows)} completions where {count} were asked for")
         return rows
 
     def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         data, kind = json.dumps(body).encode(), {"Content-Type": "application/json"}
-        asked = urllib.request.Request(f"{self.url}/{path}", data=data, headers=kind)
+        request = urllib.request.Request(f"{self.url}/{path}", data=data, headers=kind)
         try:
-            with urllib.request.urlopen(asked, timeout=self.timeout) as answer:
+            with urllib.request.urlopen(request, timeout=self.timeout) as answer:
                 text = answer.read().decode()
         except urllib.error.HTTPError as error:
             raise UserError(f"policy.engine: {self.url}/{path} answered {error.code}: {error.read().decode()[:200]}") from error
         except (urllib.error.URLError, TimeoutError, OSError) as error:
             raise UserError(f"policy.engine: no answer from {self.url}/{path}: {error}") from error
         try:
-            found: Any = json.loads(text)
+            payload: Any = json.loads(text)
         except ValueError:
             return {}  # loading an adapter answers with a sentence
-        return found if isinstance(found, dict) else {}
+        return payload if isinstance(payload, dict) else {}

@@ -45,10 +45,10 @@ class Whole(nn.Module):
         self.config = model.config
         self.__dict__["model"] = model  # not a submodule: its parameters have one name only
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, **told: Any) -> Any:
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, **kwargs: Any) -> Any:
         """As the model's own, without ``position_ids``, which it finds out itself where it wants them."""
-        said = self.__dict__["model"](input_ids=input_ids, attention_mask=attention_mask, **told)
-        return SimpleNamespace(last_hidden_state=said.logits, past_key_values=getattr(said, "past_key_values", None))
+        output = self.__dict__["model"](input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+        return SimpleNamespace(last_hidden_state=output.logits, past_key_values=getattr(output, "past_key_values", None))
 
 
 def fit(model: nn.Module, *, shared: bool, trained: Sequence[nn.Parameter], example: prefixes.Sequences | None = None) -> Fit:
@@ -58,7 +58,7 @@ def fit(model: nn.Module, *, shared: bool, trained: Sequence[nn.Parameter], exam
     that does not answer at all.
     """
     name, rows, p = type(model).__name__, example or made_up(model, ()), next(model.parameters())
-    allowed, said = ROUNDING.get(p.dtype, 1e-4), list[str]()
+    allowed, remarks = ROUNDING.get(p.dtype, 1e-4), list[str]()
     whole, base = Whole(model), cast(nn.Module, model.base_model)
     try:
         with torch.no_grad():
@@ -75,26 +75,26 @@ def fit(model: nn.Module, *, shared: bool, trained: Sequence[nn.Parameter], exam
             backbone, head = base, candidate
             break
     else:
-        said.append(f"{name}: its head cannot be run apart, so the logits of whole batches are held")
+        remarks.append(f"{name}: its head cannot be run apart, so the logits of whole batches are held")
     if shared and not _shares(backbone, head, rows, truth, allowed, trained):
-        said.append(f"{name}: its cache cannot be shared with its gradient, so prompts are computed once for every row")
+        remarks.append(f"{name}: its cache cannot be shared with its gradient, so prompts are computed once for every row")
         shared = False
-    return Fit(backbone, head, shared, tuple(said), p.device)
+    return Fit(backbone, head, shared, tuple(remarks), p.device)
 
 
-def made_up(model: Any, never: Sequence[int], shown: Sequence[tuple[Tensor, Mapping[str, Tensor]]] = ()) -> prefixes.Sequences:
+def made_up(model: Any, never: Sequence[int], examples: Sequence[tuple[Tensor, Mapping[str, Tensor]]] = ()) -> prefixes.Sequences:
     """Two prompts and three completions of several lengths, with ids from the first thousand but those that are ``never`` said.
 
-    shown: further prompts with their inputs (images), each with two completions.
+    examples: further prompts with their inputs (images), each with two completions.
     """
     rng, device = torch.Generator().manual_seed(0), next(model.parameters()).device
     most = min(1000, int(model.get_input_embeddings().weight.shape[0]))
     some = torch.tensor(sorted(set(range(most)) - set(never)))
     pick = lambda *shape: some[torch.randint(len(some), shape, generator=rng)]  # noqa: E731
-    prompts = [pick(3), pick(7), *(ids for ids, _ in shown)]
+    prompts = [pick(3), pick(7), *(ids for ids, _ in examples)]
     which = [0, 0, 1, *(place for place in range(2, len(prompts)) for _ in range(2))]
-    lengths = [4, 2, 3, *(4, 2) * len(shown)]
-    extras = [{}, {}, *({name: value.to(device) for name, value in inputs.items()} for _, inputs in shown)] if shown else []
+    lengths = [4, 2, 3, *(4, 2) * len(examples)]
+    extras = [{}, {}, *({name: value.to(device) for name, value in inputs.items()} for _, inputs in examples)] if examples else []
     on = {"device": device}
     return prefixes.Sequences(prompts, torch.tensor(which, **on), pick(len(which), 4).to(device), torch.tensor(lengths, **on), extras)
 
@@ -107,10 +107,10 @@ def _scores(backbone: nn.Module, head: Head, rows: prefixes.Sequences, *, shared
 def _agrees(backbone: nn.Module, head: Head, rows: prefixes.Sequences, truth: Tensor, allowed: float) -> bool:
     try:
         with torch.no_grad():
-            found = _scores(backbone, head, rows, shared=False)
+            scores = _scores(backbone, head, rows, shared=False)
     except (RuntimeError, ValueError, TypeError, AttributeError, KeyError, IndexError):
         return False
-    return bool((found - truth).abs().max() <= allowed)
+    return bool((scores - truth).abs().max() <= allowed)
 
 
 def _shares(
@@ -118,10 +118,10 @@ def _shares(
 ) -> bool:
     try:
         with torch.enable_grad():
-            found = _scores(backbone, head, rows, shared=True)
-            if not bool((found - truth).abs().max() <= allowed):
+            scores = _scores(backbone, head, rows, shared=True)
+            if not bool((scores - truth).abs().max() <= allowed):
                 return False
-            ours = torch.autograd.grad(found.sum(), list(trained), allow_unused=True)
+            ours = torch.autograd.grad(scores.sum(), list(trained), allow_unused=True)
             theirs = torch.autograd.grad(_scores(backbone, head, rows, shared=False).sum(), list(trained), allow_unused=True)
     except (RuntimeError, ValueError, TypeError, AttributeError, KeyError, IndexError):  # whatever a cache that cannot share says of it
         return False

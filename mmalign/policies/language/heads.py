@@ -56,14 +56,14 @@ def degrees(
     ``scoring.Scorer``. cells: ``[R, T]`` bool, live. likely: ``[R, T]``, the reference's log-probabilities; the least likely go first.
     which: ``[R]``, the degree of each row; by default it follows from the row's own tokens, so that it is the same in every batch.
     """
-    shown = torch.where(cells, rows.tokens, 0)
-    kind = shown.sum(1) % DEGREES if which is None else which
+    live_tokens = torch.where(cells, rows.tokens, 0)
+    kind = live_tokens.sum(1) % DEGREES if which is None else which
     last = cells & (cells.flip(1).cumsum(1).flip(1) == 1)
     open_to = cells & ~last  # what ends a row stays
     order = torch.where(open_to, likely, torch.inf).argsort(dim=1, stable=True).argsort(dim=1)
-    gone = open_to & (order < (kind * open_to.sum(1) // DEGREES).unsqueeze(1))
+    dropped = open_to & (order < (kind * open_to.sum(1) // DEGREES).unsqueeze(1))
     inside = torch.arange(cells.shape[1]) < rows.lengths.unsqueeze(1)
-    remaining = inside & ~gone
+    remaining = inside & ~dropped
     places = (~remaining).long().argsort(dim=1, stable=True)
     short = replace(rows, tokens=rows.tokens.gather(1, places), lengths=remaining.sum(1))
     numbers = score(short, last.gather(1, places), numbers=frozenset({DEGREE}))

@@ -42,9 +42,9 @@ def own_head(model: nn.Module) -> Head:
             with torch.no_grad():
                 ids = torch.zeros((1, 1), dtype=torch.int64, device=hidden.device)
                 kinds.append(type(backbone(input_ids=ids, use_cache=False, return_dict=True)))
-        said = kinds[0](last_hidden_state=hidden.unsqueeze(0))
+        states = kinds[0](last_hidden_state=hidden.unsqueeze(0))
         ids = torch.zeros((1, len(hidden)), dtype=torch.int64, device=hidden.device)
-        with answering(backbone, said):
+        with answering(backbone, states):
             logits: Tensor = model(input_ids=ids, use_cache=False, return_dict=True).logits
         return logits.squeeze(0)
 
@@ -81,16 +81,16 @@ class Chosen(torch.autograd.Function):
         whether a backward pass will follow (there is none under ``no_grad``, which a function cannot see).
         """
         hidden, weight, bias, tokens, temperature, at_once, never, backward = inputs
-        ctx.told, wide = (temperature, at_once, never), torch.promote_types(hidden.dtype, torch.float32)
-        top, chosen = (hidden.new_full((len(hidden),), -torch.inf, dtype=wide) for _ in range(2))
+        ctx.settings, wide = (temperature, at_once, never), torch.promote_types(hidden.dtype, torch.float32)
+        top, own_logits = (hidden.new_full((len(hidden),), -torch.inf, dtype=wide) for _ in range(2))
         total = hidden.new_zeros(len(hidden), dtype=torch.float64)
-        kept = backward and ctx.needs_input_grad[0] and not any(ctx.needs_input_grad[1:3])
-        mean = torch.zeros_like(hidden, dtype=wide) if kept else None
-        for at, words, logits in _pieces(hidden, weight, bias, *ctx.told):
+        needs_mean = backward and ctx.needs_input_grad[0] and not any(ctx.needs_input_grad[1:3])
+        mean = torch.zeros_like(hidden, dtype=wide) if needs_mean else None
+        for at, words, logits in _pieces(hidden, weight, bias, *ctx.settings):
             place = (tokens[at] - words.start).unsqueeze(-1)
             here = (place >= 0) & (place < logits.shape[-1])
-            found = logits.gather(-1, place.clamp(0, logits.shape[-1] - 1))
-            chosen[at] = torch.where(here, found, chosen[at].unsqueeze(-1)).squeeze(-1)
+            logits_here = logits.gather(-1, place.clamp(0, logits.shape[-1] - 1))
+            own_logits[at] = torch.where(here, logits_here, own_logits[at].unsqueeze(-1)).squeeze(-1)
             larger = torch.maximum(top[at], logits.amax(-1))
             faded, top[at] = (top[at] - larger).exp(), larger
             shares = logits.sub_(larger.unsqueeze(-1)).exp_()
@@ -101,7 +101,7 @@ class Chosen(torch.autograd.Function):
         if mean is not None:
             slopes = ((weight[tokens] - mean / total.to(wide).unsqueeze(-1)) / temperature).to(hidden.dtype)
         ctx.save_for_backward(hidden, weight, bias, tokens, (top + total.log()).to(wide), slopes)
-        return (chosen.double() - top) - total.log()
+        return (own_logits.double() - top) - total.log()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
@@ -110,28 +110,28 @@ class Chosen(torch.autograd.Function):
         upstream = gradients[0].to(sums.dtype).unsqueeze(-1)
         if slopes is not None:
             return upstream.to(slopes.dtype) * slopes, *[None] * 7
-        scale = upstream / ctx.told[0]
-        moved = scale * hidden.to(scale.dtype)
+        scale = upstream / ctx.settings[0]
+        scaled = scale * hidden.to(scale.dtype)
         mean = torch.zeros_like(hidden, dtype=sums.dtype)
         to_weight = torch.zeros_like(weight, dtype=sums.dtype)
         to_bias = None if bias is None else torch.zeros_like(bias, dtype=sums.dtype)
-        for at, words, logits in _pieces(hidden, weight, bias, *ctx.told):
+        for at, words, logits in _pieces(hidden, weight, bias, *ctx.settings):
             probs = logits.sub_(sums[at].unsqueeze(-1)).exp_()
             mean[at] += probs.to(weight.dtype) @ weight[words]
-            to_weight[words].addmm_(probs.t(), moved[at], alpha=-1)
+            to_weight[words].addmm_(probs.t(), scaled[at], alpha=-1)
             if to_bias is not None:
                 to_bias[words] -= (probs * scale[at]).sum(0)
         to_hidden = (scale * (weight[tokens] - mean)).to(hidden.dtype)
-        to_weight.index_add_(0, tokens, moved)
+        to_weight.index_add_(0, tokens, scaled)
         if to_bias is not None:
             to_bias = to_bias.index_add_(0, tokens, scale.squeeze(-1)).to(bias.dtype)
         return to_hidden, to_weight.to(weight.dtype), to_bias, *[None] * 5
 
 
 @contextmanager
-def answering(backbone: nn.Module, said: Any) -> Iterator[None]:
+def answering(backbone: nn.Module, answer: Any) -> Iterator[None]:
     """The backbone's ``forward`` replaced by an answer while the block lasts."""
-    backbone.__dict__["forward"] = lambda *args, **kwargs: said
+    backbone.__dict__["forward"] = lambda *args, **kwargs: answer
     try:
         yield
     finally:
@@ -153,8 +153,8 @@ def numbers_of(
     names, others = sorted(numbers), dict(others or {})
     if isinstance(head, Matrix) and not names:
         layer = head.layer
-        told = (temperature, at_once * len(layer.weight), never, torch.is_grad_enabled())
-        return {LOG_PROBS: Chosen.apply(hidden, layer.weight, layer.bias, tokens, *told)}
+        settings = (temperature, at_once * len(layer.weight), never, torch.is_grad_enabled())
+        return {LOG_PROBS: Chosen.apply(hidden, layer.weight, layer.bias, tokens, *settings)}
 
     def piece(part: Tensor, ids: Tensor, *theirs: Tensor) -> tuple[Tensor, ...]:
         logits = _tempered(head(part), temperature, never)
@@ -170,8 +170,8 @@ def numbers_of(
     chunks = []
     for at in _chunks(len(hidden), at_once):
         inputs = (hidden[at], tokens[at], *(states[at] for _, states in others.values()))
-        kept = torch.is_grad_enabled()
-        chunks.append(checkpoint(piece, *inputs, use_reentrant=False, preserve_rng_state=False) if kept else piece(*inputs))
+        with_graph = torch.is_grad_enabled()
+        chunks.append(checkpoint(piece, *inputs, use_reentrant=False, preserve_rng_state=False) if with_graph else piece(*inputs))
     if not chunks:
         return {name: hidden.new_zeros(0, dtype=torch.float64) for name in (LOG_PROBS, *names)}
     columns = [torch.cat(values) for values in zip(*chunks, strict=True)]

@@ -48,8 +48,8 @@ class Veil:
     def _hidden(self, mask: Tensor | None, queries: int, columns: int) -> Tensor:
         """A mask of tokens ``[rows, columns]``, or of attention ``[rows, 1, queries, columns]``, with less to see; None: all before."""
         if mask is None:
-            seen = torch.ones((len(self.now), 1, queries, columns), dtype=torch.bool, device=self.now.device)
-            mask = seen.tril(columns - queries)
+            all_seen = torch.ones((len(self.now), 1, queries, columns), dtype=torch.bool, device=self.now.device)
+            mask = all_seen.tril(columns - queries)
         veil = nn.functional.pad(self.now, (0, mask.shape[-1] - self.now.shape[-1]))
         if mask.ndim == 2:
             return mask.masked_fill(veil, 0)

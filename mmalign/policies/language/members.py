@@ -41,14 +41,14 @@ def ready(model: nn.Module, train: Train) -> bool:
     Errors: UserError for members that the model does not have, and LoRA targets that match no layer.
     """
     members = members_of(model)
-    trained = {member: how for member, how in vars(train).items() if how != "freeze"}
+    trained = {member: setting for member, setting in vars(train).items() if setting != "freeze"}
     if odd := sorted(set(trained) - set(members)):
         raise UserError(f"policy.train: got {', '.join(odd)}; {type(model).__name__} has {', '.join(members)}")
     lora: dict[str, Layer] = {}
     opened = set[str]()
-    for member, how in trained.items():
-        if isinstance(how, Lora):
-            lora |= planned(model, how, f"policy.train.{member}", among=set(members[member]))
+    for member, setting in trained.items():
+        if isinstance(setting, Lora):
+            lora |= planned(model, setting, f"policy.train.{member}", among=set(members[member]))
         else:
             opened |= set(members[member])
     if lora:

@@ -80,10 +80,10 @@ def prefill(backbone: nn.Module, prompts: Sequence[Tensor], extras: Sequence[Map
 
     ids, mask = left_filled(prompts, device)
     cache = DynamicCache()
-    told = {**_placed(backbone, mask, _positions(mask), extras), "past_key_values": cache}
-    told |= together(extras, [len(prompt) for prompt in prompts], ids.shape[1], left=True)
-    said = backbone(input_ids=ids, use_cache=True, return_dict=True, **told)
-    return Prefilled(said.past_key_values, mask, said.last_hidden_state[:, -1], _shift(backbone, mask, told))
+    arguments = {**_placed(backbone, mask, _positions(mask), extras), "past_key_values": cache}
+    arguments |= together(extras, [len(prompt) for prompt in prompts], ids.shape[1], left=True)
+    output = backbone(input_ids=ids, use_cache=True, return_dict=True, **arguments)
+    return Prefilled(output.past_key_values, mask, output.last_hidden_state[:, -1], _shift(backbone, mask, arguments))
 
 
 def follow(backbone: nn.Module, cache: Any, mask: Tensor, ids: Tensor, shift: Tensor) -> Tensor:
@@ -92,8 +92,8 @@ def follow(backbone: nn.Module, cache: Any, mask: Tensor, ids: Tensor, shift: Te
     shift: ``[R, 1]``, as of ``Prefilled``, of each row.
     """
     places = _positions(mask)[:, -ids.shape[1] :] + shift
-    told = {**_placed(backbone, mask, places), "past_key_values": cache, "use_cache": True, "return_dict": True}
-    states: Tensor = backbone(input_ids=ids, **told).last_hidden_state
+    arguments = {**_placed(backbone, mask, places), "past_key_values": cache, "use_cache": True, "return_dict": True}
+    states: Tensor = backbone(input_ids=ids, **arguments).last_hidden_state
     return states
 
 
@@ -139,12 +139,12 @@ def _plain(backbone: nn.Module, rows: Sequences) -> Tensor:
         ids[row, :size] = rows.prompts[which].to(device)
         ids[row, size : size + length] = rows.tokens[row, :length]
     extras = [rows.extras[prompt] for prompt in rows.which.tolist()] if rows.extras else []
-    told = _placed(backbone, mask.long(), torch.arange(ids.shape[1], device=device).expand_as(ids), extras)
-    told |= together(extras, sizes.tolist(), ids.shape[1], left=False, answer=ANSWER_TYPE.get(_kind(backbone), 0))
-    states = backbone(input_ids=ids, **told, use_cache=False, return_dict=True).last_hidden_state
+    arguments = _placed(backbone, mask.long(), torch.arange(ids.shape[1], device=device).expand_as(ids), extras)
+    arguments |= together(extras, sizes.tolist(), ids.shape[1], left=False, answer=ANSWER_TYPE.get(_kind(backbone), 0))
+    states = backbone(input_ids=ids, **arguments, use_cache=False, return_dict=True).last_hidden_state
     places = (sizes.unsqueeze(1) - 1 + torch.arange(width, device=device)).clamp(max=ids.shape[1] - 1)
-    picked: Tensor = states.gather(1, places.unsqueeze(-1).expand(-1, -1, states.shape[-1]))
-    return picked
+    completion_states: Tensor = states.gather(1, places.unsqueeze(-1).expand(-1, -1, states.shape[-1]))
+    return completion_states
 
 
 def left_filled(prompts: Sequence[Tensor], device: torch.device) -> tuple[Tensor, Tensor]:
@@ -165,18 +165,18 @@ def together(extras: Sequence[Mapping[str, Tensor]], sizes: Sequence[int], width
     what follows them then has the token type ``answer``. Other inputs are filled up with zeros where they differ in shape (fewer tiles of
     an image, fewer images of a row), which is what processors do.
     """
-    found: dict[str, Tensor] = {}
+    call_inputs: dict[str, Tensor] = {}
     for name in dict.fromkeys(name for inputs in extras for name in inputs):
         if not name.endswith("token_type_ids"):
-            found[name] = _side_by_side([inputs[name] for inputs in extras if name in inputs])
+            call_inputs[name] = _side_by_side([inputs[name] for inputs in extras if name in inputs])
             continue
         like = next(inputs[name] for inputs in extras if name in inputs)
         table = like.new_full((len(extras), width), 0 if left else answer)
         for row, (inputs, size) in enumerate(zip(extras, sizes, strict=True)):
             at = slice(width - size, width) if left else slice(0, size)
             table[row, at] = inputs[name][0] if name in inputs else 0
-        found[name] = table
-    return found
+        call_inputs[name] = table
+    return call_inputs
 
 
 def _side_by_side(some: Sequence[Tensor]) -> Tensor:
@@ -200,15 +200,15 @@ def _positions(mask: Tensor) -> Tensor:
 
 def _placed(backbone: nn.Module, mask: Tensor, places: Tensor, extras: Sequence[Mapping[str, Tensor]] = ()) -> dict[str, Tensor]:
     """Mask and positions, as far as the backbone takes them, and does not have to find them itself."""
-    takes = inspect.signature(backbone.forward).parameters
+    parameters = inspect.signature(backbone.forward).parameters
     own = _finds_places(backbone) and any(name.endswith("grid_thw") for inputs in extras for name in inputs)
-    told = {"position_ids": places + FIRST_PLACE.get(_kind(backbone), 0)} if "position_ids" in takes and not own else {}
-    return {"attention_mask": mask, **told}
+    positions = {"position_ids": places + FIRST_PLACE.get(_kind(backbone), 0)} if "position_ids" in parameters and not own else {}
+    return {"attention_mask": mask, **positions}
 
 
-def _shift(backbone: nn.Module, mask: Tensor, told: Mapping[str, Any]) -> Tensor:
+def _shift(backbone: nn.Module, mask: Tensor, arguments: Mapping[str, Any]) -> Tensor:
     """How far the place of a prompt's next token is from its number, ``[P, 1]``."""
-    own = _finds_places(backbone) and "position_ids" not in told
+    own = _finds_places(backbone) and "position_ids" not in arguments
     return backbone.rope_deltas.to(mask) if own else torch.zeros_like(mask[:, :1])  # type: ignore[operator, union-attr, return-value]
 
 

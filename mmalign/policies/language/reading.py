@@ -86,11 +86,11 @@ def compared(rows: Tensor, group: Tensor, tokens: Tensor, lengths: Tensor, decod
     return table
 
 
-def segmented(how: Segments, tokens: Tensor, lengths: Tensor, mask: Tensor, decode: Decode) -> Tensor:
+def segmented(segments: Segments, tokens: Tensor, lengths: Tensor, mask: Tensor, decode: Decode) -> Tensor:
     """Segment numbers ``[R, T]`` int64 of some rows, 0 outside of their ``mask``."""
     table = torch.zeros(tokens.shape, dtype=torch.int64)
     for row, (line, length) in enumerate(zip(tokens.tolist(), lengths.tolist(), strict=True)):
-        numbers = turns(mask[row, :length].tolist()) if how == "turn" else sentences(line[:length], decode)
+        numbers = turns(mask[row, :length].tolist()) if segments == "turn" else sentences(line[:length], decode)
         table[row, :length] = torch.tensor(numbers)
     return table * mask
 

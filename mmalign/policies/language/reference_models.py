@@ -63,18 +63,18 @@ def refer(policy: Reader, name: str, other: Any, examples: Sequence[Any]) -> Non
     _refuse_prompts(key, policy.chat, other.chat, examples)
     _refuse_context(key, policy.room, other.room)
     frozen(key, policy.sets, other.sets)
-    kept = {known: lent.parts for known, lent in policy.sets.others.items() if known != name}
-    parts = {**kept, name: {"model": other.model, "fit": other.fit, "tolerance": other.tolerance}}
-    widths = {known: width_of(part["model"], part["fit"]) for known, part in parts.items()}
+    others = {label: lent.parts for label, lent in policy.sets.others.items() if label != name}
+    parts = {**others, name: {"model": other.model, "fit": other.fit, "tolerance": other.tolerance}}
+    widths = {label: width_of(part["model"], part["fit"]) for label, part in parts.items()}
     own = width_of(policy.model, policy.fit)
     least = min(own, *widths.values())
     never = _within(policy.scorer, least, own)
     policy.scorer, policy.drawing = replace(policy.scorer, never=never), policy.drawing._replace(never=never)
-    for known, part in parts.items():
+    for label, part in parts.items():
         there = part["fit"].device
-        never = _within(policy.scorer, least, widths[known]).to(there)
+        never = _within(policy.scorer, least, widths[label]).to(there)
         scorer = replace(policy.scorer, fit=part["fit"], device=there, layers=(), never=never)
-        policy.sets.lend(known, policy, Other({**part, "scorer": scorer}, digest({"model": part["model"]})))
+        policy.sets.lend(label, policy, Other({**part, "scorer": scorer}, digest({"model": part["model"]})))
 
 
 def width_of(model: Any, fit: Fit) -> int:
@@ -85,8 +85,8 @@ def width_of(model: Any, fit: Fit) -> int:
 
 def _within(scorer: Scorer, least: int, width: int) -> torch.Tensor:
     """The ids of a head of that width that are never said: the policy's own, and those from ``least`` on."""
-    kept = [] if scorer.never is None else [number for number in scorer.never.tolist() if number < least]
-    return torch.tensor([*kept, *range(least, width)], dtype=torch.int64, device=scorer.device)
+    never = [] if scorer.never is None else [number for number in scorer.never.tolist() if number < least]
+    return torch.tensor([*never, *range(least, width)], dtype=torch.int64, device=scorer.device)
 
 
 def _refuse_settings(key: str, policy: Reader, other: Reader) -> None:

@@ -3,7 +3,7 @@
 A prompt keeps its media by reference, the tokens that stand for each of them, and a hash of what the model is given (ids and pixels).
 Pixels are made again when they are needed, of whole prompts, and compared with that hash: what a rollout was conditioned on is what
 it is scored and trained on, or the run stops. No tensor of pixels is ever cut: a prompt that has to be shortened is read anew
-without the media that do not fit (``room.py``).
+without the media that do not fit (``budget.py``).
 """
 
 from __future__ import annotations
@@ -18,8 +18,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
-from mmalign import media
-from mmalign.media import KINDS, Limits, Medium, canonical_bytes
+from mmalign.media import KINDS, Limits, Medium, canonical_bytes, footage, named, picture
 from mmalign.types import UserError
 
 Span = tuple[int, int]
@@ -71,29 +70,29 @@ class Vision:
         self.tokens: dict[str, str] = {kind: str(token) for kind, token in tokens.items() if token is not None}
         self.kept: OrderedDict[Any, dict[str, Tensor]] = OrderedDict()
 
-    def read(self, text: str, some: Sequence[Medium], ids: Sequence[int] = ()) -> Prompt:
+    def read(self, text: str, media: Sequence[Medium], ids: Sequence[int] = ()) -> Prompt:
         """A prompt with its media; ``ids`` are those of a text without any.
 
         Errors: UserError where the text holds more or fewer placeholders than there are media, media that cannot be read or that the
         processor does not take.
         """
-        self._refuse_counts(text, some)
-        if not some:
+        self._refuse_counts(text, media)
+        if not media:
             if odd := self.placeholders & set(ids):
                 raise UserError(f"prompt: holds the token {min(odd)}, which stands for pixels, and no image or video")
             types = {"token_type_ids": (0,) * len(ids)} if "token_type_ids" in self.takes else {}
             return Prompt(tuple(ids), text, types=types)
-        features = self.process(text, some)
+        features = self.process(text, media)
         tokens = features["input_ids"][0].tolist()
-        self._refuse_unmarked(tokens, some)
-        spans = self._spans(features, tokens, some)
+        self._refuse_unmarked(tokens, media)
+        spans = self._spans(features, tokens, media)
         inside = sum(token in self.placeholders for first, last in spans for token in tokens[first:last])
         if inside != sum(token in self.placeholders for token in tokens):
             raise UserError("prompt: holds tokens that stand for pixels outside of its images and videos; takes media as parts")
         pixels = self._pixels(features)
         types = {name: tuple(features[name][0].tolist()) for name in features if _by_token(name) and name in self.takes}
-        self._keep(text, some, pixels)
-        return Prompt(tuple(tokens), text, tuple(some), tuple(spans), types, _digest(tokens, pixels))
+        self._keep(text, media, pixels)
+        return Prompt(tuple(tokens), text, tuple(media), tuple(spans), types, _digest(tokens, pixels))
 
     def inputs(self, prompt: Prompt) -> dict[str, Tensor]:
         """What the model takes beside the ids of a prompt. Errors: UserError where it is not what the prompt was read with."""
@@ -117,15 +116,15 @@ class Vision:
         """A prompt whose media are changed, before the same tokens; one without any stays as it is."""
         if not prompt.media:
             return prompt
-        some = tuple(medium._replace(change=change) for medium in prompt.media)
-        features = self.process(prompt.text, some)
+        media = tuple(medium._replace(change=change) for medium in prompt.media)
+        features = self.process(prompt.text, media)
         ids, pixels = features["input_ids"][0].tolist(), self._pixels(features)
         if sum(token in self.placeholders for token in ids) != sum(token in self.placeholders for token in prompt.ids):
             raise UserError(
                 f"{type(self.processor).__name__}: makes other tokens of a changed picture of the same size; takes another ablation"
             )
-        self._keep(prompt.text, some, pixels)
-        return replace(prompt, media=some, digest=_digest(ids, pixels))
+        self._keep(prompt.text, media, pixels)
+        return replace(prompt, media=media, digest=_digest(ids, pixels))
 
     def example(self) -> list[tuple[Tensor, dict[str, Tensor]]]:
         """A prompt with a small picture, as ids and further inputs, to try a model on; none where the processor takes no images."""
@@ -137,8 +136,8 @@ class Vision:
 
     # ---- inside
 
-    def _refuse_counts(self, text: str, some: Sequence[Medium]) -> None:
-        counts = Counter(medium.kind for medium in some)
+    def _refuse_counts(self, text: str, media: Sequence[Medium]) -> None:
+        counts = Counter(medium.kind for medium in media)
         for kind in KINDS:
             token = self.tokens.get(kind)
             if token is None:
@@ -147,22 +146,22 @@ class Vision:
             elif (marks := text.count(token)) != counts[kind]:
                 raise UserError(f"prompt: holds {marks} placeholders {token!r} and {counts[kind]} {kind}s; takes as many as there are")
 
-    def _refuse_unmarked(self, ids: Sequence[int], some: Sequence[Medium]) -> None:
+    def _refuse_unmarked(self, ids: Sequence[int], media: Sequence[Medium]) -> None:
         """UserError where the tokenizer cut a medium's placeholder into words, so that the model would see nothing of it."""
         if self.placeholders.isdisjoint(ids):
-            token, words = self.tokens[some[0].kind], self.processor.tokenizer
+            token, words = self.tokens[media[0].kind], self.processor.tokenizer
             cut = ", ".join(map(repr, words.convert_ids_to_tokens(words(token, add_special_tokens=False)["input_ids"])))
             raise UserError(
-                f"policy.tokenizer: reads {token!r} as {cut}, and the model's {some[0].kind}s are the ids {sorted(self.placeholders)}; "
+                f"policy.tokenizer: reads {token!r} as {cut}, and the model's {media[0].kind}s are the ids {sorted(self.placeholders)}; "
                 f"takes a tokenizer that has it as one special token"
             )
 
-    def process(self, text: str, some: Sequence[Medium]) -> Any:
+    def process(self, text: str, media: Sequence[Medium]) -> Any:
         """What the processor makes of a text and its media. Errors: UserError for media that it does not take."""
         arguments: dict[str, Any] = {}
-        if pictures := [self.picture(medium) for medium in some if medium.kind == "image"]:
+        if pictures := [self.picture(medium) for medium in media if medium.kind == "image"]:
             arguments["images"] = [pictures]  # those of one prompt: some processors cut a single image finer than several
-        if clips := [medium for medium in some if medium.kind == "video"]:
+        if clips := [medium for medium in media if medium.kind == "video"]:
             arguments |= self._clips(clips)
         bos = self.processor.tokenizer.bos_token
         if bos and text.startswith(bos):  # as the processor's own template does it: BOS once
@@ -173,19 +172,19 @@ class Vision:
                 return_mm_token_type_ids=True,
             )  # fmt: skip
         except (ValueError, TypeError, RuntimeError, KeyError, IndexError) as error:
-            names = ", ".join(_label(medium) for medium in some)
+            names = ", ".join(_label(medium) for medium in media)
             why = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UserError(f"{type(self.processor).__name__}: refuses {names}: {why}") from error
 
     def picture(self, medium: Medium) -> Any:
         """An image as PIL has it, changed where that was asked for."""
-        image = media.picture(medium.source, self.limits)
+        image = picture(medium.source, self.limits)
         return image if medium.change is None else medium.change(image)
 
-    def _clips(self, some: Sequence[Medium]) -> dict[str, Any]:
-        clips = [media.footage(medium.source, self.limits) for medium in some]
+    def _clips(self, media: Sequence[Medium]) -> dict[str, Any]:
+        clips = [footage(medium.source, self.limits) for medium in media]
         frames = [
-            clip.frames if medium.change is None else medium.change.frames(clip.frames) for medium, clip in zip(some, clips, strict=True)
+            clip.frames if medium.change is None else medium.change.frames(clip.frames) for medium, clip in zip(media, clips, strict=True)
         ]
         metadata = [
             {
@@ -202,11 +201,11 @@ class Vision:
         tensors = {name: torch.as_tensor(value) for name, value in features.items() if name in self.takes - WORDS and not _by_token(name)}
         return {name: value.to(self.dtype) if value.is_floating_point() else value for name, value in tensors.items()}
 
-    def _spans(self, features: Any, ids: Sequence[int], some: Sequence[Medium]) -> list[Span]:
+    def _spans(self, features: Any, ids: Sequence[int], media: Sequence[Medium]) -> list[Span]:
         """The tokens of each medium, by what the processor says that it wrote for it."""
         replacements = features.get("text_replacement_offsets")
         if replacements is None or features.get("offset_mapping") is None:
-            return self._runs(ids, some)
+            return self._runs(ids, media)
         letters = [(int(first), int(last)) for first, last in features["offset_mapping"][0].tolist()]
         spans = []
         for replacement in replacements[0]:
@@ -228,21 +227,21 @@ class Vision:
             framed.append((first, last))
         return framed
 
-    def _runs(self, ids: Sequence[int], some: Sequence[Medium]) -> list[Span]:
+    def _runs(self, ids: Sequence[int], media: Sequence[Medium]) -> list[Span]:
         """The same where the processor does not say it: one medium's are all of them, several media are one run each."""
         places = [place for place, token in enumerate(ids) if token in self.placeholders]
         starts = [place for place in places if place - 1 not in set(places)]
-        if not places or len(some) not in (1, len(starts)):
+        if not places or len(media) not in (1, len(starts)):
             raise UserError(
                 f"{type(self.processor).__name__}: does not say which tokens are which medium's; takes prompts of one image or video"
             )
-        if len(some) == 1:
+        if len(media) == 1:
             return [(places[0], places[-1] + 1)]
         ends = [place + 1 for place in places if place + 1 not in set(places)]
         return list(zip(starts, ends, strict=True))
 
-    def _keep(self, text: str, some: Sequence[Medium], pixels: dict[str, Tensor]) -> None:
-        self.kept[_key(text, some)] = pixels
+    def _keep(self, text: str, media: Sequence[Medium], pixels: dict[str, Tensor]) -> None:
+        self.kept[_key(text, media)] = pixels
         while len(self.kept) > 1 and sum(_size(value) for value in self.kept.values()) > KEPT:
             self.kept.popitem(last=False)
 
@@ -287,20 +286,20 @@ def _by_token(name: str) -> bool:
     return name.endswith("token_type_ids")
 
 
-def _key(text: str, some: Sequence[Medium]) -> Any:
-    return text, tuple(medium.key() for medium in some)
+def _key(text: str, media: Sequence[Medium]) -> Any:
+    return text, tuple(medium.key() for medium in media)
 
 
 def _label(medium: Medium) -> str:
-    return media.named(medium.source).removesuffix(": ") or f"{medium.kind} in memory"
+    return named(medium.source).removesuffix(": ") or f"{medium.kind} in memory"
 
 
 def _digest(ids: Sequence[int], pixels: Mapping[str, Tensor]) -> str:
-    digest = hashlib.blake2b(torch.tensor(ids, dtype=torch.int64).numpy().tobytes(), digest_size=16)
+    hasher = hashlib.blake2b(torch.tensor(ids, dtype=torch.int64).numpy().tobytes(), digest_size=16)
     for name, value in sorted(pixels.items()):
-        digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
-        digest.update(canonical_bytes(value))
-    return digest.hexdigest()
+        hasher.update(f"{name} {value.dtype} {list(value.shape)}".encode())
+        hasher.update(canonical_bytes(value))
+    return hasher.hexdigest()
 
 
 def _size(pixels: Mapping[str, Tensor]) -> int:

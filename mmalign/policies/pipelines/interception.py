@@ -40,12 +40,12 @@ def seeded(pipe: Any, seeds: list[int]) -> Iterator[None]:
     devices = [pipe._execution_device] if pipe._execution_device.type == "cuda" else []
 
     def encode(*args: Any, **kwargs: Any) -> Any:
-        found = own(*args, **kwargs)
-        spread: Any = getattr(found, "latent_dist", None)
+        encoded = own(*args, **kwargs)
+        spread: Any = getattr(encoded, "latent_dist", None)
         if isinstance(getattr(spread, "std", None), Tensor):
             noise = torch.randn(spread.mean.shape[1:], generator=torch.Generator().manual_seed(0)).to(spread.mean)
             spread.sample = lambda generator=None: spread.mean + spread.std * noise
-        return found
+        return encoded
 
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(sum(seeds) % 2**63)
@@ -83,8 +83,8 @@ def skipped(modules: Mapping[str, nn.Module], over: Callable[[], bool], rows: in
         def call(*args: Any, **kwargs: Any) -> Any:
             if not over():
                 return own(*args, **kwargs)
-            given = [leaf.shape for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-            key = (name, rows, len(given), next((shape for shape in given if len(shape) >= 3), None))
+            tensor_shapes = [leaf.shape for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+            key = (name, rows, len(tensor_shapes), next((shape for shape in tensor_shapes if len(shape) >= 3), None))
             if key not in shapes:
                 with torch.no_grad():
                     shapes[key] = tree_map(
@@ -126,16 +126,16 @@ def _makers(pipe: Any) -> list[str]:
 @contextmanager
 def watched(pipe: Any) -> Iterator[Callable[[Tensor], Place | None]]:
     """Yields ``find(x) -> Place``: which of the methods that ran made this very latent, the last one first."""
-    made: list[tuple[Place, Tensor]] = []
+    latents: list[tuple[Place, Tensor]] = []
 
     def note(name: str, number: int, result: Any) -> Any:
         items = list(enumerate(result)) if isinstance(result, (tuple, list)) else [(None, result)]
-        made.extend((Place(name, number, item), value) for item, value in items if isinstance(value, Tensor))
+        latents.extend((Place(name, number, item), value) for item, value in items if isinstance(value, Tensor))
         return result
 
     def find(x: Tensor) -> Place | None:
-        same = [place for place, value in made if value is x]
-        equal = [place for place, value in made if value.shape == x.shape and torch.equal(value.to(x), x)]
+        same = [place for place, value in latents if value is x]
+        equal = [place for place, value in latents if value.shape == x.shape and torch.equal(value.to(x), x)]
         return next(reversed([*equal, *same]), None)
 
     with _wrapped(pipe, note):
@@ -235,24 +235,24 @@ def encoded_once(pipe: Any, together: list[str], memory: dict[Any, Any], keep: i
     @functools.wraps(encode)
     def remembered(*args: Any, **kwargs: Any) -> Any:
         arguments = {**dict(zip(names, args, strict=False)), **kwargs}
-        given = arguments.get("prompt")
-        prompts: Any = [given] if isinstance(given, str) else given
+        prompt = arguments.get("prompt")
+        prompts: Any = [prompt] if isinstance(prompt, str) else prompt
         rows = isinstance(prompts, list) and all(isinstance(p, str) and p in together for p in prompts)
         others = [value for name, value in arguments.items() if name != "prompt" and isinstance(value, (list, tuple))]
         words_alone = not any(_is_media(value) for value in arguments.values())
         if rows and words_alone and all(_beside_all(value, prompts, together) for value in others):
             of_all = {"prompt": list(together), **({"batch_size": len(together)} if "batch_size" in arguments else {})}
             try:
-                found = ask(
+                embeddings = ask(
                     {
                         name: of_all.get(name, _beside_all(value, prompts, together) if isinstance(value, (list, tuple)) else value)
                         for name, value in arguments.items()
                     }
                 )
             except (IndexError, RuntimeError, TypeError, ValueError):  # one prompt at a time, or a list of another length beside them
-                found = None
-            if found is not None and _one_each(found, len(together)):
-                return _pick(found, [together.index(p) for p in prompts])
+                embeddings = None
+            if embeddings is not None and _one_each(embeddings, len(together)):
+                return _pick(embeddings, [together.index(p) for p in prompts])
         return ask(arguments)
 
     with _instead(pipe, "encode_prompt", remembered):
@@ -290,14 +290,14 @@ def _content(value: Any) -> Any:
     return (type(value).__name__, hashlib.sha1(media()).hexdigest() if media else id(value))
 
 
-def _one_each(found: Any, count: int) -> bool:
-    parts = found if isinstance(found, tuple) else (found,)
+def _one_each(embeddings: Any, count: int) -> bool:
+    parts = embeddings if isinstance(embeddings, tuple) else (embeddings,)
     return all(part is None or (isinstance(part, (Tensor, list)) and len(part) == count) for part in parts)
 
 
-def _pick(found: Any, rows: list[int]) -> Any:
-    if isinstance(found, tuple):
-        return tuple(_pick(part, rows) for part in found)
-    if isinstance(found, Tensor):
-        return found[torch.tensor(rows, device=found.device)]
-    return None if found is None else [found[row] for row in rows]
+def _pick(embeddings: Any, rows: list[int]) -> Any:
+    if isinstance(embeddings, tuple):
+        return tuple(_pick(part, rows) for part in embeddings)
+    if isinstance(embeddings, Tensor):
+        return embeddings[torch.tensor(rows, device=embeddings.device)]
+    return None if embeddings is None else [embeddings[row] for row in rows]

@@ -28,14 +28,14 @@ def options(pipe: Any) -> list[tuple[str, str]]:
     """What a config may say for this pipeline to save memory or time, and on which parts it acts; the cheapest first."""
     parts = {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)}
     nets = {name: part for name, part in parts.items() if name in DENOISERS}
-    named, away = ", ".join(nets), ", ".join(name for name in parts if name not in {*nets, *pipe._exclude_from_cpu_offload})
-    said = [("gradient_checkpointing: true", f"of {named}: activations of an update are computed twice")] if all(
+    net_names, away = ", ".join(nets), ", ".join(name for name in parts if name not in {*nets, *pipe._exclude_from_cpu_offload})
+    lines = [("gradient_checkpointing: true", f"of {net_names}: activations of an update are computed twice")] if all(
         getattr(net, "_supports_gradient_checkpointing", False) for net in nets.values()
     ) else []  # fmt: skip
-    said += [("offload: frozen", f"{away}: on the CPU while they wait")] if away else []
-    said += [("slice_vae: true", f"{', '.join(found)}: one row at a time")] if (found := _decoders(pipe, nets)) else []
-    said += [("storage: float8", f"frozen weights of {named} in 8 bits, rounded"), ("compile: true", f"blocks of {named}")]
-    return said
+    lines += [("offload: frozen", f"{away}: on the CPU while they wait")] if away else []
+    lines += [("slice_vae: true", f"{', '.join(decoders)}: one row at a time")] if (decoders := _decoders(pipe, nets)) else []
+    lines += [("storage: float8", f"frozen weights of {net_names} in 8 bits, rounded"), ("compile: true", f"blocks of {net_names}")]
+    return lines
 
 
 def refuse(memory: Memory, lora: Lora | None) -> None:
@@ -43,8 +43,8 @@ def refuse(memory: Memory, lora: Lora | None) -> None:
     if memory.storage is not None and lora is None:
         raise UserError(f"policy.memory.storage: got {memory.storage!r} without lora, takes it for weights that are not trained")
     backend = None if isinstance(memory.compile, bool) else memory.compile.backend
-    if isinstance(backend, str) and backend not in (known := torch.compiler.list_backends(exclude_tags=())):
-        raise UserError(f"policy.memory.compile.backend: got {backend!r}, takes {', '.join(known)}")
+    if isinstance(backend, str) and backend not in (backends := torch.compiler.list_backends(exclude_tags=())):
+        raise UserError(f"policy.memory.compile.backend: got {backend!r}, takes {', '.join(backends)}")
 
 
 # Where things are
@@ -101,12 +101,12 @@ def place(pipe: Any, device: torch.device, *, offload: str | Iterable[str], work
 
     Errors: UserError for a name that is no such component.
     """
-    wanted = {offload} if isinstance(offload, str) else set(offload)
+    waiting = {offload} if isinstance(offload, str) else set(offload)
     parts = {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module) and any(True for _ in part.parameters())}
     may = {name: part for name, part in parts.items() if name not in working and name not in pipe._exclude_from_cpu_offload}
-    if odd := sorted(wanted - {"frozen", "references", *may}):
+    if odd := sorted(waiting - {"frozen", "references", *may}):
         raise UserError(f"policy.memory.offload: got {odd[0]!r}, takes frozen, references{''.join(f', {name}' for name in may)}")
-    away = may if "frozen" in wanted else {name: may[name] for name in may if name in wanted}
+    away = may if "frozen" in waiting else {name: may[name] for name in may if name in waiting}
     if not away:
         pipe.to(device)
         return None
@@ -138,18 +138,18 @@ class _Upcast(torch.autograd.Function):
     """``x W^T + b`` of a ``W`` kept in 8 bits. The full ``W`` is made again for the backward pass instead of being kept for it."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, kept: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(kept, scale)
-        return F.linear(x, _full(kept, scale, x.dtype), bias)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(weight, scale)
+        return F.linear(x, _full(weight, scale, x.dtype), bias)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
-        kept, scale = ctx.saved_tensors
-        return gradients[0] @ _full(kept, scale, gradients[0].dtype), None, None, None
+        weight, scale = ctx.saved_tensors
+        return gradients[0] @ _full(weight, scale, gradients[0].dtype), None, None, None
 
 
-def _full(kept: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
-    return kept.to(dtype) * scale.to(dtype)
+def _full(weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    return weight.to(dtype) * scale.to(dtype)
 
 
 def _upcast_linear(layer: nn.Linear, x: Tensor) -> Tensor:
@@ -199,20 +199,20 @@ def _decoders(pipe: Any, denoisers: Mapping[str, nn.Module]) -> dict[str, Any]:
 
 def slice_vae(pipe: Any, denoisers: Mapping[str, nn.Module]) -> list[str]:
     """Decoders take one row at a time: with the class's own ``enable_slicing``, or by a loop around ``decode``."""
-    found = _decoders(pipe, denoisers)
-    for part in found.values():
+    decoders = _decoders(pipe, denoisers)
+    for part in decoders.values():
         if not _turned_on(part, "enable_slicing"):
             part.__dict__["decode"] = row_by_row(part.decode)
-    return list(found)
+    return list(decoders)
 
 
 def tile_vae(pipe: Any, denoisers: Mapping[str, nn.Module]) -> list[str]:
     """Decoders take large images in tiles. Errors: UserError for a class that has no ``enable_tiling``."""
-    found = _decoders(pipe, denoisers)
-    for name, part in found.items():
+    decoders = _decoders(pipe, denoisers)
+    for name, part in decoders.items():
         if not _turned_on(part, "enable_tiling"):
             raise UserError(f"policy.memory.tile_vae: got true, and {name} ({type(part).__name__}) has no tiles; takes false")
-    return list(found)
+    return list(decoders)
 
 
 def _turned_on(part: Any, switch: str) -> bool:
@@ -254,7 +254,7 @@ def compile_blocks(denoisers: Mapping[str, nn.Module], options: bool | Compile) 
 
     options: keywords of ``torch.compile``, or True. Errors: UserError for what torch refuses.
     """
-    told = {} if isinstance(options, bool) else {key: value for key, value in vars(options).items() if value is not None}
+    keywords = {} if isinstance(options, bool) else {key: value for key, value in vars(options).items() if value is not None}
     config: Any = torch._dynamo.config
     config.recompile_limit = max(config.recompile_limit, RECOMPILATIONS)
     for name, module in denoisers.items():
@@ -262,10 +262,10 @@ def compile_blocks(denoisers: Mapping[str, nn.Module], options: bool | Compile) 
         lists = [child for child in module.children() if isinstance(child, nn.ModuleList)]
         try:
             if getattr(module, "_repeated_blocks", None):
-                whole.compile_repeated_blocks(**told)
+                whole.compile_repeated_blocks(**keywords)
             else:
                 for part in [block for blocks in lists for block in blocks] or [whole]:
-                    part.compile(**told)
+                    part.compile(**keywords)
         except (RuntimeError, TypeError, ValueError) as error:
             raise UserError(f"policy.memory.compile: {name} ({type(module).__name__}): {' '.join(str(error).split())[:200]}") from error
     return list(denoisers)

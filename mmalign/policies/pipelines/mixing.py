@@ -31,20 +31,20 @@ def drawing(modules: Iterable[nn.Module], shares: Mapping[str, float], using: Us
 
 @contextmanager
 def _mixed(module: nn.Module, shares: Mapping[str, float], using: Using) -> Iterator[None]:
-    asking = False
+    inside = False
 
     def mix(own: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
-        nonlocal asking
-        if asking:
+        nonlocal inside
+        if inside:
             return None
-        asking, total = True, None
+        inside, total = True, None
         try:
             for name, share in shares.items():
                 with using(name):
-                    said = share * _tensor(output if name == "current" else own(*args, **kwargs))
-                total = said if total is None else total + said
+                    part = share * _tensor(output if name == "current" else own(*args, **kwargs))
+                total = part if total is None else total + part
         finally:
-            asking = False
+            inside = False
         return _replaced(output, total)
 
     handle = module.register_forward_hook(mix, with_kwargs=True)
@@ -58,8 +58,8 @@ def _tensor(output: Any) -> Tensor:
     """What a denoiser predicts: its output, the first of a tuple, or the first field of a record."""
     if isinstance(output, Tensor):
         return output
-    found: Tensor = output[0]
-    return found
+    first: Tensor = output[0]
+    return first
 
 
 def _replaced(output: Any, value: Any) -> Any:

@@ -55,13 +55,13 @@ def read_index(model: str, *, kind: str | None = None) -> Index:
     if text is None and Path(model).is_dir():
         raise UserError(f"{model}: no model_index.json there; takes the folder of a diffusers pipeline, or a hub id")
     if text is not None:
-        found = json.loads(text)
-        name = found.get("_class_name")
+        index = json.loads(text)
+        name = index.get("_class_name")
         if kind is not None and kind != name:
             raise UserError(f"--class: got {kind}, but {model} is a {name} ({source})")
-        absent = tuple(key for key, value in found.items() if value == [None, None] or (value is None and not key.startswith("_")))
-        about, _ = _read(model, "scheduler/scheduler_config.json")
-        return Index(str(name), absent, None if about is None else json.loads(about), source)
+        absent = tuple(key for key, value in index.items() if value == [None, None] or (value is None and not key.startswith("_")))
+        scheduler_text, _ = _read(model, "scheduler/scheduler_config.json")
+        return Index(str(name), absent, None if scheduler_text is None else json.loads(scheduler_text), source)
     if kind is not None:
         return Index(kind, (), None, "--class")
     if model in KNOWN:

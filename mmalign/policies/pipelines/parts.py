@@ -30,8 +30,8 @@ def refuse_unlike_parts(key: str, pipe: Any, name: str) -> None:
             continue
         place = folder / part
         if isinstance(module, PreTrainedModel) and (place / "config.json").is_file() and _files(place):
-            told: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True, "device_map": "meta"}
-            _, info = type(module).from_pretrained(place, **told)
+            options: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True, "device_map": "meta"}
+            _, info = type(module).from_pretrained(place, **options)
             refuse_unlike(f"{key}: {part}", place, module, info)
         else:
             _refuse_unlike_file(f"{key}: {part}: {place}", module, _files(place))
@@ -45,15 +45,15 @@ def own_class(name: str) -> Any:
     import diffusers
 
     index = Path(name) / "model_index.json"
-    told = json.loads(index.read_text(encoding="utf-8")) if index.is_file() else {}
-    kind = told.get("_class_name")
+    entries = json.loads(index.read_text(encoding="utf-8")) if index.is_file() else {}
+    kind = entries.get("_class_name")
     if not isinstance(kind, str) or getattr(diffusers, kind, None) is not None:
         return None
-    homes = {str(part[0]) for part in told.values() if isinstance(part, list) and part}
+    homes = {str(part[0]) for part in entries.values() if isinstance(part, list) and part}
     for module in sorted(home.rpartition(".")[0] for home in homes if home.startswith("mmalign.worlds.")):
-        found = getattr(importlib.import_module(f"{module}.pipeline"), kind, None)
-        if found is not None:
-            return found
+        own = getattr(importlib.import_module(f"{module}.pipeline"), kind, None)
+        if own is not None:
+            return own
     raise UserError(
         f"policy.pipeline: {name} is a {kind}, a class that diffusers does not have; takes a function of yours that loads it: "
         "{use: MODULE.FUNCTION}, or the pipeline itself, in Python"
@@ -79,12 +79,12 @@ def _files(place: Path) -> list[Path]:
 def _refuse_unlike_file(where: str, module: nn.Module, files: list[Path]) -> None:
     own = {name for name in module.state_dict() if not MADE_ANEW.search(name)}
     missing = {name for name, value in module.state_dict().items() if value.is_meta and name in own}
-    held = {name for file in files for name in _names(where, file)}
+    stored = {name for file in files for name in _names(where, file)}
     ignored = [re.compile(pattern) for pattern in getattr(type(module), "_keys_to_ignore_on_load_unexpected", None) or ()]
-    left = {name for name in held - own if not (MADE_ANEW.search(name) or OLD.search(name) or any(one.search(name) for one in ignored))}
-    renamed = any(OLD.search(name) for name in held)
-    if held and not renamed:
-        missing |= own - held
+    left = {name for name in stored - own if not (MADE_ANEW.search(name) or OLD.search(name) or any(one.search(name) for one in ignored))}
+    renamed = any(OLD.search(name) for name in stored)
+    if stored and not renamed:
+        missing |= own - stored
     refuse_names(where, type(module).__name__, len(own), missing=missing, extra=left)
 
 
@@ -92,7 +92,7 @@ def _names(where: str, file: Path) -> list[str]:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(str(file), framework="pt") as held:
-            return list(held.keys())
+        with safe_open(str(file), framework="pt") as tensors:
+            return list(tensors.keys())
     except (SafetensorError, OSError) as error:
         raise UserError(f"{where}: {file.name} cannot be read: {str(error).splitlines()[0]}") from error

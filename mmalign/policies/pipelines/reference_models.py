@@ -46,8 +46,8 @@ def refuse_latents(key: str, pipe: Any, other: Any, own: First, theirs: First) -
     for name in MEANING:
         if (one := there.config.get(name)) != (two := here.config.get(name)):
             raise UserError(f"{key}.pipeline: {name} of its autoencoder is {one}, of the policy's {two}; takes a model of the same latents")
-    if apart := _apart(here, there):
-        raise UserError(f"{key}.pipeline: its autoencoder has other weights ({apart}); takes a model of the same latents")
+    if differing := _apart(here, there):
+        raise UserError(f"{key}.pipeline: its autoencoder has other weights ({differing}); takes a model of the same latents")
 
 
 def _apart(one: nn.Module, two: nn.Module) -> str:
@@ -80,17 +80,17 @@ def refuse_times(key: str, own: tuple[Tensor, Level], theirs: tuple[Tensor, Leve
             )
 
 
-def refuse_sampling(key: str, own: tuple[Kernel, Window], given: Schedule, first: First) -> None:
-    """Errors: UserError for a kernel or a window that was given, and is not the policy's: those of the policy are used for both."""
-    if given.kernel is not None:
+def refuse_sampling(key: str, own: tuple[Kernel, Window], schedule: Schedule, first: First) -> None:
+    """Errors: UserError for a kernel or a window of ``schedule`` that is not the policy's: those of the policy are used for both."""
+    if schedule.kernel is not None:
         x = torch.randn(1, 8, generator=torch.Generator().manual_seed(0))
         prediction = Prediction(x.flip(1), x.roll(1))
         for place in range(len(first.timesteps)):
             t, t_next = (Level(*(value[at].cpu().float() for value in first.levels)) for at in (place, place + 1))
-            for here, there in zip(own[0](prediction, x, t, t_next), given.kernel(prediction, x, t, t_next), strict=True):
+            for here, there in zip(own[0](prediction, x, t, t_next), schedule.kernel(prediction, x, t, t_next), strict=True):
                 if not torch.allclose(here, there):
                     raise UserError(f"{key}.schedule.kernel: is another one than the policy's, which both are asked with; takes none")
-    if given.window is not None:
-        windows = [window(len(first.timesteps), 0, torch.Generator().manual_seed(0)) for window in (own[1], given.window)]
+    if schedule.window is not None:
+        windows = [window(len(first.timesteps), 0, torch.Generator().manual_seed(0)) for window in (own[1], schedule.window)]
         if not torch.equal(*windows):
             raise UserError(f"{key}.schedule.window: is another one than the policy's, which tells what was recorded; takes none")

@@ -123,8 +123,8 @@ def _exploding(sigmas: Tensor) -> Level:
 
 def _above_one(scheduler: Any) -> bool:
     """A flow scheduler with EDM sigmas (Cosmos 2): ``x = x_0 + sigma * eps``, and the pipeline hands over ``eps`` as the velocity."""
-    known = scheduler.__dict__.get("above_one")  # a probe puts its own sigmas there
-    return (_own_name(scheduler) in FLOW and float(scheduler.sigmas.max()) > 1.001) if known is None else known
+    above = scheduler.__dict__.get("above_one")  # a probe puts its own sigmas there
+    return (_own_name(scheduler) in FLOW and float(scheduler.sigmas.max()) > 1.001) if above is None else above
 
 
 def parametrisation(scheduler: Any) -> str:
@@ -157,8 +157,8 @@ def clean_and_noise(scheduler: Any, output: Tensor, x: Tensor, t: Level) -> Pred
         x, t = x.float() / size, Level(t.signal / size, t.noise / size)
     if _own_name(scheduler) in TRIGONOMETRIC:  # v in units of the data: noise is sigma_data * eps
         size = scheduler.config.sigma_data
-        found = predict(output, x, Level(t.signal, t.noise / size), parametrisation="v_prediction")
-        return Prediction(clean=found.clean, noise=found.noise / size)
+        prediction = predict(output, x, Level(t.signal, t.noise / size), parametrisation="v_prediction")
+        return Prediction(clean=prediction.clean, noise=prediction.noise / size)
     return predict(output, x, t, parametrisation=parametrisation(scheduler))  # type: ignore[arg-type]
 
 
@@ -181,12 +181,12 @@ class Rows(NamedTuple):
     times: int
     halves: bool
 
-    def taken(self, value: Tensor) -> Tensor:
+    def unfold(self, value: Tensor) -> Tensor:
         if self.times == 1:
             return value
         return value[: self.number] if self.halves else value.unflatten(0, (self.number, self.times)).transpose(1, 2)
 
-    def given(self, value: Tensor) -> Tensor:
+    def fold(self, value: Tensor) -> Tensor:
         if self.times == 1:
             return value
         return torch.cat([value, value]) if self.halves else value.transpose(1, 2).flatten(0, 1)
@@ -245,9 +245,9 @@ class _Played:
 
         @functools.wraps(kind.step)  # type: ignore[attr-defined]
         def step(*args: Any, **kwargs: Any) -> Any:
-            found = kind.step(copied, *args, **kwargs)  # type: ignore[attr-defined]
-            answer = player.beside(next(numbers), found[0])
-            return (answer, *found[1:]) if isinstance(found, tuple) else type(found)(**{**found, "prev_sample": answer})
+            result = kind.step(copied, *args, **kwargs)  # type: ignore[attr-defined]
+            answer = player.beside(next(numbers), result[0])
+            return (answer, *result[1:]) if isinstance(result, tuple) else type(result)(**{**result, "prev_sample": answer})
 
         copied.__dict__["step"] = step
         return copied
@@ -307,23 +307,23 @@ class _Played:
     def _play(self, model_output: Tensor, timestep: Any, sample: Tensor, return_dict: bool, clean: Tensor | None = None) -> Any:
         self._find(timestep)
         rows = rows_of(sample, self.rows)
-        x = rows.taken(sample)
+        x = rows.unfold(sample)
         t, t_next = self._moment_levels(x)
-        prediction = clean_and_noise(self, rows.taken(model_output), x, t)
+        prediction = clean_and_noise(self, rows.unfold(model_output), x, t)
         if clean is not None:
             prediction = Prediction(clean=clean.float(), noise=(x.float() - t.signal * clean.float()) / t.noise)
         elif self.clean_first:
             self._step_index = self.position + 1  # the pipeline takes one off again
             return (sample, clean_and_noise(self, model_output, sample, self._moment_levels(sample)[0]).clean)
-        answer = rows.given(self.player.answer(Moment(self.column, len(self.schedule) - self.position, t, t_next, x, prediction)))
+        answer = rows.fold(self.player.answer(Moment(self.column, len(self.schedule) - self.position, t, t_next, x, prediction)))
         self.column, self.position = self.column + 1, self.position + 1
         if "_step_index" in self.__dict__:  # add_noise asks for it between steps
             self._step_index = self.position
         if not return_dict:
-            return (answer, rows.given(prediction.clean))
+            return (answer, rows.fold(prediction.clean))
         from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 
-        return DDIMSchedulerOutput(prev_sample=answer, pred_original_sample=rows.given(prediction.clean))
+        return DDIMSchedulerOutput(prev_sample=answer, pred_original_sample=rows.fold(prediction.clean))
 
 
 def _one_time_for_each_row(vector: Tensor, count: int) -> Tensor:
@@ -342,7 +342,7 @@ def _one_time_for_each_row(vector: Tensor, count: int) -> Tensor:
 @functools.cache
 def _played(kind: Any) -> type:
     """A sub-class of a scheduler class that plays. Its methods keep their signatures: pipelines inspect them."""
-    takes = inspect.signature(kind.step)
+    signature = inspect.signature(kind.step)
     noising: dict[str, Any] = {name: _noising(getattr(kind, name)) for name in ("add_noise", "scale_noise") if name in dir(kind)}
 
     @functools.wraps(kind.set_timesteps)
@@ -352,9 +352,9 @@ def _played(kind: Any) -> type:
 
     @functools.wraps(kind.step)
     def step(self: Any, *args: Any, **kwargs: Any) -> Any:
-        given = takes.bind(self, *args, **kwargs).arguments
-        asked = (given["model_output"], given["timestep"], given["sample"], given.get("return_dict", True))
-        return self._play(*asked, given.get("pred_original_sample"))
+        arguments = signature.bind(self, *args, **kwargs).arguments
+        required = (arguments["model_output"], arguments["timestep"], arguments["sample"], arguments.get("return_dict", True))
+        return self._play(*required, arguments.get("pred_original_sample"))
 
     return type(f"Played{kind.__name__}", (_Played, kind), {"set_timesteps": set_timesteps, "step": step, **noising})
 

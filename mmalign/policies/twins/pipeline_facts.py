@@ -111,11 +111,11 @@ PROMPTS = {"BriaFiboEditPipeline": ('{"edit_instruction": "make it red"}', '{"ed
 
 def components(pipeline: str) -> dict[str, Any]:
     """Named facts of a pipeline's components."""
-    found: dict[str, Any] = {}
+    facts: dict[str, Any] = {}
     for pattern, parts in COMPONENTS.items():
         if fnmatch.fnmatchcase(pipeline, pattern):
-            found = {**found, **parts}
-    return found
+            facts = {**facts, **parts}
+    return facts
 
 
 # Calls
@@ -162,8 +162,8 @@ CALLS: dict[str, dict[str, Any]] = {
 
 def calls(pipeline: str) -> dict[str, Any]:
     """Named facts of a pipeline's call."""
-    found: dict[str, Any] = {}
+    facts: dict[str, Any] = {}
     for pattern, values in CALLS.items():
         if fnmatch.fnmatchcase(pipeline, pattern):
-            found = {**found, **values}
-    return found
+            facts = {**facts, **values}
+    return facts

@@ -1,7 +1,7 @@
 """Tiny twins: any diffusers pipeline class with small random weights, built from signatures. Nothing is downloaded.
 
 A pipeline's ``__init__`` names its components and their classes; a component's config names its sizes. Sizes are shrunk by the
-rules of ``twin_facts`` (by the name of the config's field), so that every width is 32 and parts fit; what rules cannot know is a
+rules of ``facts`` (by the name of the config's field), so that every width is 32 and parts fit; what rules cannot know is a
 named fact there. The same is done for the arguments of the pipeline's call.
 """
 
@@ -51,10 +51,10 @@ def pipeline_class(pipeline: Any) -> type:
     import diffusers
 
     if isinstance(pipeline, str):
-        found = getattr(diffusers, pipeline, None)
-        if not (inspect.isclass(found) and issubclass(found, diffusers.DiffusionPipeline)):
+        kind = getattr(diffusers, pipeline, None)
+        if not (inspect.isclass(kind) and issubclass(kind, diffusers.DiffusionPipeline)):
             raise UserError(f"pipeline: got {pipeline!r}, which is no pipeline class of diffusers {diffusers.__version__}")
-        return found
+        return kind
     return pipeline if inspect.isclass(pipeline) else type(pipeline)
 
 
@@ -64,57 +64,58 @@ def call_arguments(pipe: Any) -> dict[str, Any]:
     parameters = inspect.signature(inspect.unwrap(type(pipe).__call__)).parameters
     own = pipelines.calls(name)
     media = {kind: make for names, make in _MEDIA.items() for kind in names}
-    found = {key: pipelines.CALL[key] for key in parameters if key in pipelines.CALL}
-    found |= {
+    arguments = {key: pipelines.CALL[key] for key in parameters if key in pipelines.CALL}
+    arguments |= {
         key: media[key]()
         for key in parameters
         if key in media and (key in pipelines.WANTED or parameters[key].default is inspect.Parameter.empty)
     }
     for key, value in own.items():
         if value is pipelines.LEAVE:
-            found.pop(key, None)
+            arguments.pop(key, None)
         else:
-            found[key] = media[value[1:]]() if isinstance(value, str) and value.startswith("@") else value
-    return {key: value for key, value in found.items() if key in parameters}
+            arguments[key] = media[value[1:]]() if isinstance(value, str) and value.startswith("@") else value
+    return {key: value for key, value in arguments.items() if key in parameters}
 
 
 # Components
 
 
 def _components(kind: Any) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    parts: dict[str, Any] = {}
     own = pipelines.components(kind.__name__)
     optional = set(getattr(kind, "_optional_components", []))
     parameters = inspect.signature(kind.__init__).parameters
     for name, parameter in list(parameters.items())[1:]:
-        told = own.get(name, {})
+        overrides = own.get(name, {})
         spare = parameter.default is None and not name.startswith(("text_encoder", "tokenizer"))
-        if told is None or (name not in own and (spare or (name in optional and name in facts.EXTRAS))):
-            found[name] = None
-        elif not isinstance(told, Mapping):
-            found[name] = told
-        elif parameter.default not in (inspect.Parameter.empty, None) and not told:
-            found[name] = False if name == "requires_safety_checker" else parameter.default
+        if overrides is None or (name not in own and (spare or (name in optional and name in facts.EXTRAS))):
+            parts[name] = None
+        elif not isinstance(overrides, Mapping):
+            parts[name] = overrides
+        elif parameter.default not in (inspect.Parameter.empty, None) and not overrides:
+            parts[name] = False if name == "requires_safety_checker" else parameter.default
         elif parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
-            found[name] = build(_class_of(parameter.annotation, name, told), {k: v for k, v in told.items() if k != "class"}, kind.__name__)
-    return found
+            values = {key: value for key, value in overrides.items() if key != "class"}
+            parts[name] = build(_class_of(parameter.annotation, name, overrides), values, kind.__name__)
+    return parts
 
 
-def _class_of(annotation: Any, name: str, told: Mapping[str, Any]) -> Any:
+def _class_of(annotation: Any, name: str, overrides: Mapping[str, Any]) -> Any:
     import diffusers
     import transformers
 
     choices = typing.get_args(annotation) if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) else (annotation,)
     first = next((choice for choice in choices if inspect.isclass(choice) and choice is not type(None)), annotation)
     label = getattr(first, "__name__", str(first).split("|")[0].strip())
-    label = told.get("class") or facts.STANDS_FOR.get(label) or (label if isinstance(first, str) else None)
+    label = overrides.get("class") or facts.STANDS_FOR.get(label) or (label if isinstance(first, str) else None)
     if label is None:
         return first
     return {"Unchecked": Unchecked}.get(label) or getattr(diffusers, label, None) or getattr(transformers, label)
 
 
-def build(kind: Any, told: Mapping[str, Any], pipeline: str = "") -> Any:
-    """A tiny object of a component's class. ``told``: values that override the rules."""
+def build(kind: Any, overrides: Mapping[str, Any], pipeline: str = "") -> Any:
+    """A tiny object of a component's class. overrides: values in place of the rules'."""
     import diffusers
     import transformers
 
@@ -122,31 +123,31 @@ def build(kind: Any, told: Mapping[str, Any], pipeline: str = "") -> Any:
     if kind is Unchecked:
         return Unchecked()
     if name in facts.PROCESSORS:
-        return _processor(name, told)
+        return _processor(name, overrides)
     if issubclass(kind, transformers.PreTrainedTokenizerBase) or name in ("AutoTokenizer", "AutoProcessor"):
-        return tokenizer(**told)
+        return tokenizer(**overrides)
     if issubclass(kind, transformers.PreTrainedModel) and not issubclass(kind, diffusers.ModelMixin):
-        return kind(_config(getattr(transformers, facts.CONFIGS.get(name, ""), kind.config_class), told)).eval()
+        return kind(_config(getattr(transformers, facts.CONFIGS.get(name, ""), kind.config_class), overrides)).eval()
     if issubclass(kind, diffusers.SchedulerMixin):
-        return kind(**{**facts.SCHEDULERS.get(name, {}), **told})
+        return kind(**{**facts.SCHEDULERS.get(name, {}), **overrides})
     parameters = inspect.signature(kind.__init__).parameters
     values = {key: facts.shrunk(key, parameters[key].default) for key in parameters if key in facts.FIELDS}
-    values |= {**facts.models(name), **told}
+    values |= {**facts.models(name), **overrides}
     return kind(**{key: value for key, value in values.items() if key in parameters})
 
 
-def _config(kind: Any, told: Mapping[str, Any]) -> Any:
+def _config(kind: Any, overrides: Mapping[str, Any]) -> Any:
     """A transformers config shrunk by the names of its fields, and so are the configs inside it."""
     import transformers
 
     plain = kind()
     inner = {
-        key: _config(type(value), told.get(key, {})).to_dict()
+        key: _config(type(value), overrides.get(key, {})).to_dict()
         for key, value in vars(plain).items()
         if isinstance(value, transformers.PreTrainedConfig)
     }
     values = {key: facts.ENCODER_FIELDS[key] for key in plain.to_dict() if key in facts.ENCODER_FIELDS}
-    return kind(**{**values, **inner, **facts.ENCODERS.get(kind.__name__, {}), **{k: v for k, v in told.items() if k not in inner}})
+    return kind(**{**values, **inner, **facts.ENCODERS.get(kind.__name__, {}), **{k: v for k, v in overrides.items() if k not in inner}})
 
 
 def tokenizer(length: int = 77, template: str = "<bos> $A <eos>") -> Any:
@@ -159,25 +160,27 @@ def tokenizer(length: int = 77, template: str = "<bos> $A <eos>") -> Any:
     core.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     core.decoder = decoders.Fuse()
     core.post_processor = processors.TemplateProcessing(single=template, special_tokens=[("<bos>", 1), ("<eos>", 2)])
-    made = PreTrainedTokenizerFast(
+    wrapped = PreTrainedTokenizerFast(
         tokenizer_object=core, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", unk_token="<unk>", model_max_length=length,
         additional_special_tokens=list(facts.SPECIAL_TOKENS), chat_template=facts.CHAT_TEMPLATE,
     )  # fmt: skip
     for token, attribute in facts.TOKEN_NAMES.items():
-        setattr(made, attribute, token)
-        setattr(made, f"{attribute}_id", made.convert_tokens_to_ids(token))
-    return made
+        setattr(wrapped, attribute, token)
+        setattr(wrapped, f"{attribute}_id", wrapped.convert_tokens_to_ids(token))
+    return wrapped
 
 
-def _processor(name: str, told: Mapping[str, Any]) -> Any:
+def _processor(name: str, overrides: Mapping[str, Any]) -> Any:
     import transformers
 
-    values = {**facts.PROCESSORS[name], **told}
-    made = {key: _processor(value[1:], {}) if isinstance(value, str) and value.startswith("@") else value for key, value in values.items()}
-    if "tokenizer" in made:
-        made["tokenizer"] = tokenizer(4096, "$A")
-        made["chat_template"] = facts.CHAT_TEMPLATE
-    return getattr(transformers, made.pop("class", name))(**made)
+    values = {**facts.PROCESSORS[name], **overrides}
+    arguments = {
+        key: _processor(value[1:], {}) if isinstance(value, str) and value.startswith("@") else value for key, value in values.items()
+    }
+    if "tokenizer" in arguments:
+        arguments["tokenizer"] = tokenizer(4096, "$A")
+        arguments["chat_template"] = facts.CHAT_TEMPLATE
+    return getattr(transformers, arguments.pop("class", name))(**arguments)
 
 
 def shake_parameters(pipe: Any, size: float) -> None:

@@ -21,16 +21,16 @@ SIDES, FRAMES = ("height", "width"), ("num_frames", "video_length")
 
 
 class Tiny(NamedTuple):
-    """A policy's tiny node; the keywords of its calls while evaluating; what to tell; and what its outputs look like.
+    """A policy's tiny node; the keywords of its calls while evaluating; remarks for the user; and what its outputs look like.
 
     size: height and width that pictures are scaled to. shape: of one output, None where it is not known before it is made.
     """
 
     node: dict[str, Any]
-    told: list[str]
+    remarks: list[str]
     size: tuple[int, int] | None = None
     shape: tuple[int, ...] | None = None
-    changed: Mapping[str, Any] = {}
+    call: Mapping[str, Any] = {}
 
 
 @quiet()
@@ -56,28 +56,28 @@ def diffusers(node: Mapping[str, Any], *, kind: str | None = None) -> Tiny:
     }
     pipe = tiny(index.kind, list(index.without), index.scheduler)
     scheduler = f"{type(pipe.scheduler).__name__}{'' if index.scheduler else ', the usual one of its class'}"
-    told = [f"a twin of {index.kind} (known from {index.source}), scheduler {scheduler}"]
+    remarks = [f"a twin of {index.kind} (known from {index.source}), scheduler {scheduler}"]
     accepts = inspect.signature(inspect.unwrap(type(pipe).__call__)).parameters
-    given = {**(node.get("call") or {}), **({"guidance_scale": 0} if schedule.get("guidance") is not None else {})}
-    for name in given:
+    call = {**(node.get("call") or {}), **({"guidance_scale": 0} if schedule.get("guidance") is not None else {})}
+    for name in call:
         if name not in accepts:
             raise UserError(f"policy.call.{name}: {index.kind} takes no such argument; it takes {', '.join(list(accepts)[1:])}")
     small["call"] = _call(pipe, node.get("call") or {})
     for name in SIDES:
-        if (real := given.get(name, 0)) % 8:
-            told.append(f"policy.call.{name}: {real} is no multiple of 8, and is rehearsed as {small['call'].get(name)}")
+        if (real := call.get(name, 0)) % 8:
+            remarks.append(f"policy.call.{name}: {real} is no multiple of 8, and is rehearsed as {small['call'].get(name)}")
     if "size" not in (schedule.get("window") or {}):  # a window of so many steps lies in a part of all of them
         small["schedule"] = {**schedule, "steps": min(schedule.get("steps", 10), STEPS)}
     if node.get("dtype") not in (None, "float32"):
-        told.append(f"float32 in place of {node['dtype']}")
+        remarks.append(f"float32 in place of {node['dtype']}")
     if node.get("lora") is not None:
         small["lora"], lines = _lora(pipe, dict(node["lora"]))
-        told.extend(lines)
+        remarks.extend(lines)
     size = (small["call"].get("height", 32), small["call"].get("width", 32))
     frames = next((small["call"][key] for key in ("num_frames", "video_length") if key in small["call"]), None)
     if isinstance(small.get("conditions"), Mapping) and "size" in small["conditions"]:
         small["conditions"] = {**small["conditions"], "size": list(size)}
-    return Tiny(small, told, size, (3, *size) if frames is None else (frames, 3, *size), small["call"])
+    return Tiny(small, remarks, size, (3, *size) if frames is None else (frames, 3, *size), small["call"])
 
 
 def transformers(node: Mapping[str, Any], *, kind: str | None = None) -> Tiny:
@@ -104,21 +104,21 @@ def tiny(kind: str, without: list[str], scheduler: dict[str, Any] | None) -> Any
     return pipe
 
 
-def _call(pipe: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+def _call(pipe: Any, real: Mapping[str, Any]) -> dict[str, Any]:
     """The call's arguments with small sizes; a size that does not divide as the real one should stays one that does not."""
     own = pipelines.call_arguments(pipe)
     special = pipeline_facts.calls(type(pipe).__name__)
-    found = dict(given)
+    small = dict(real)
     for name, value in own.items():
         if name in SIDES:
-            found[name] = value + (given.get(name, 0) % 8 != 0)  # every VAE here halves a side three times or more, a twin's once
+            small[name] = value + (real.get(name, 0) % 8 != 0)  # every VAE here halves a side three times or more, a twin's once
         elif name in FRAMES:
-            found[name] = value + (given.get(name, value) - value) % 4
+            small[name] = value + (real.get(name, value) - value) % 4
         elif name not in MEDIA and (name in special or name.startswith("max_")):
-            found[name] = value
-    if "max_area" in found:
-        found["max_area"] = found.get("height", 32) * found.get("width", 32)
-    return found
+            small[name] = value
+    if "max_area" in small:
+        small["max_area"] = small.get("height", 32) * small.get("width", 32)
+    return small
 
 
 def _lora(pipe: Any, lora: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -135,9 +135,9 @@ def _lora(pipe: Any, lora: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     targets = lora.get("targets")
     if targets is None or targets == "all-linear":
         return small, []
-    wanted = [targets] if isinstance(targets, str) else targets
-    missing = [target for target in wanted if not any(name == target or name.endswith("." + target) for name in names)]
-    if len(missing) == len(wanted):
+    endings = [targets] if isinstance(targets, str) else targets
+    missing = [target for target in endings if not any(name == target or name.endswith("." + target) for name in names)]
+    if len(missing) == len(endings):
         ends = sorted({[part for part in name.split(".") if not part.isdigit()][-1] for name in names})
-        raise UserError(f"policy.lora.targets: got {wanted}, which matches no linear layer of the denoiser; it has {', '.join(ends[:12])}")
+        raise UserError(f"policy.lora.targets: got {endings}, which matches no linear layer of the denoiser; it has {', '.join(ends[:12])}")
     return small, [f"policy.lora.targets: {target} matches no layer of the denoiser" for target in missing]

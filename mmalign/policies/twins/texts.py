@@ -36,23 +36,23 @@ def small(node: Mapping[str, Any], *, kind: str | None = None) -> tuple[dict[str
     kind: the model's class, where nothing else tells it. Errors: UserError by the config's key.
     """
     memory = dict(node.get("memory") or {})
-    made = {**node, "device": "cpu"}
-    told = []
+    twin = {**node, "device": "cpu"}
+    remarks = []
     for key in ("dtype", "engine"):  # what a CPU has none of
-        if made.pop(key, None) is not None:
-            told.append(f"policy.{key} is left out")
+        if twin.pop(key, None) is not None:
+            remarks.append(f"policy.{key} is left out")
     if isinstance(node["model"], Mapping):
-        return made, [f"the real model: {node['model'].get('use')}", *told]
+        return twin, [f"the real model: {node['model'].get('use')}", *remarks]
     name, source = _kind(str(node["model"]), kind)
-    made.pop("tokenizer", None)
-    made["memory"] = {**memory, "rows_at_once": min(memory.get("rows_at_once", 64), ROWS)}
+    twin.pop("tokenizer", None)
+    twin["memory"] = {**memory, "rows_at_once": min(memory.get("rows_at_once", 64), ROWS)}
     most = min(node.get("max_completion", 256), COMPLETION)
     home = "visions" if name.endswith("ForConditionalGeneration") else "texts"
-    made.update(model={"use": f"policies.twins.{home}.tiny", "kind": name}, max_completion=most, truncate=node.get("truncate") or "right")
+    twin.update(model={"use": f"policies.twins.{home}.tiny", "kind": name}, max_completion=most, truncate=node.get("truncate") or "right")
     if isinstance(node.get("lora"), Mapping):
         rank = node["lora"].get("rank", 32)
-        made["lora"] = {**node["lora"], "rank": min(rank, RANK)}
-    return made, [f"a twin of {name} (known from {source}) that reads bytes; completions are cut at {most} of them", *told]
+        twin["lora"] = {**node["lora"], "rank": min(rank, RANK)}
+    return twin, [f"a twin of {name} (known from {source}) that reads bytes; completions are cut at {most} of them", *remarks]
 
 
 @quiet()
@@ -81,13 +81,13 @@ def bytes_tokenizer(extra: Mapping[str, str] | None = None) -> Any:
     from transformers import PreTrainedTokenizerFast
 
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    made = Tokenizer(models.BPE(vocab={letter: number for number, letter in enumerate(letters)}, merges=[]))
-    made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    named = {key: (extra or {})[key] for key in ("bos_token",) if key in (extra or {})}
-    more = {key: token for key, token in (extra or {}).items() if key not in named}
+    core = Tokenizer(models.BPE(vocab={letter: number for number, letter in enumerate(letters)}, merges=[]))
+    core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    bos = {key: (extra or {})[key] for key in ("bos_token",) if key in (extra or {})}
+    more = {key: token for key, token in (extra or {}).items() if key not in bos}
     words = PreTrainedTokenizerFast(
-        tokenizer_object=made, eos_token="<|im_end|>", pad_token="<|endoftext|>", additional_special_tokens=["<|im_start|>"],
-        **named, **({"extra_special_tokens": more} if more else {}),
+        tokenizer_object=core, eos_token="<|im_end|>", pad_token="<|endoftext|>", additional_special_tokens=["<|im_start|>"],
+        **bos, **({"extra_special_tokens": more} if more else {}),
     )  # fmt: skip
     words.chat_template = TEMPLATE
     return words
@@ -96,9 +96,9 @@ def bytes_tokenizer(extra: Mapping[str, str] | None = None) -> Any:
 def _kind(model: str, kind: str | None) -> tuple[str, str]:
     if kind is not None:
         return kind, "--kind"
-    told = Path(model) / "config.json"
-    if told.is_file():
-        return str((json.loads(told.read_text(encoding="utf-8")).get("architectures") or ["?"])[0]), "its config.json"
+    config = Path(model) / "config.json"
+    if config.is_file():
+        return str((json.loads(config.read_text(encoding="utf-8")).get("architectures") or ["?"])[0]), "its config.json"
     last = model.rpartition("/")[2].lower()
     for start, name in FAMILIES.items():
         if last.startswith(start):

@@ -24,6 +24,9 @@ VISION = {
     "patch_size": PATCH,
 }  # fmt: skip
 QWEN = {"depth": 2, "hidden_size": WIDTH, "num_heads": 4, "patch_size": PATCH, "spatial_merge_size": 2, "temporal_patch_size": 2}
+QWEN_READER = {
+    "patch_size": PATCH, "merge_size": 2, "temporal_patch_size": 2, "size": {"shortest_edge": SIDE**2, "longest_edge": 4 * SIDE**2},
+}  # fmt: skip
 MROPE = {"rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0}}
 PINPOINTS = [[SIDE, 2 * SIDE], [2 * SIDE, SIDE]]
 PICTURE = (
@@ -51,7 +54,7 @@ class Family(NamedTuple):
     whole: Mapping[str, Any] = {}
 
 
-def known() -> tuple[str, ...]:
+def classes() -> tuple[str, ...]:
     """Classes that a twin can be made of."""
     return tuple(f"{name}ForConditionalGeneration" for name in FAMILIES)
 
@@ -64,7 +67,7 @@ def tiny(kind: str) -> tuple[Any, Any]:
 
     family, home = FAMILIES.get(kind.removesuffix("ForConditionalGeneration")), getattr(library, kind, None)
     if family is None or home is None:
-        raise UserError(f"policy.model: got {kind!r}, of which no tiny twin is known; takes {', '.join(known())}")
+        raise UserError(f"policy.model: got {kind!r}, of which no tiny twin is known; takes {', '.join(classes())}")
     words = _tokenizer(family)
     ends = {"pad_token_id": words.pad_token_id, "bos_token_id": None, "eos_token_id": words.eos_token_id, "vocab_size": len(words)}
     config = home.config_class()
@@ -114,8 +117,7 @@ def _llava_onevision(library: Any, words: Any) -> Any:
 
 
 def _qwen2_vl(library: Any, words: Any) -> Any:
-    told = {"patch_size": PATCH, "merge_size": 2, "temporal_patch_size": 2, "size": {"shortest_edge": SIDE**2, "longest_edge": 4 * SIDE**2}}
-    return library.Qwen2VLProcessor(library.Qwen2VLImageProcessor(**told), words, library.Qwen2VLVideoProcessor(**told))
+    return library.Qwen2VLProcessor(library.Qwen2VLImageProcessor(**QWEN_READER), words, library.Qwen2VLVideoProcessor(**QWEN_READER))
 
 
 def _qwen2_5_vl(library: Any, words: Any) -> Any:
@@ -124,9 +126,8 @@ def _qwen2_5_vl(library: Any, words: Any) -> Any:
 
 
 def _qwen3_vl(library: Any, words: Any) -> Any:
-    told = {"patch_size": PATCH, "merge_size": 2, "temporal_patch_size": 2, "size": {"shortest_edge": SIDE**2, "longest_edge": 4 * SIDE**2}}
-    clips = library.Qwen3VLVideoProcessor(**told, do_sample_frames=False)
-    return library.Qwen3VLProcessor(library.Qwen2VLImageProcessor(**told), words, clips)
+    clips = library.Qwen3VLVideoProcessor(**QWEN_READER, do_sample_frames=False)
+    return library.Qwen3VLProcessor(library.Qwen2VLImageProcessor(**QWEN_READER), words, clips)
 
 
 def _idefics3(library: Any, words: Any) -> Any:
