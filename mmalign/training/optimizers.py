@@ -44,7 +44,8 @@ class Ema(Record):
 
 @dataclass(frozen=True)
 class Optimizer:
-    """make: trained parameters -> torch's optimiser, at the rate ``rate``. The rest is as the file's docstring says."""
+    """make: trained parameters -> torch's optimiser, at the rate ``rate``; NaN where that sets its rates itself. The rest is as the file's
+    docstring says."""
 
     make: Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer]
     rate: float
@@ -113,25 +114,48 @@ def adamw_8bit(
 
 
 def adafactor(
-    *, rate: Positive = 1e-4, beta2_decay: Decaying = -0.8, weight_decay: NotNegative = 0.0, warmup: Natural = 0, decay: Decay = "constant",
-    max_norm: Norm = 1.0, ema: Share | Ema | None = None,
+    *, rate: Positive | None = None, eps: tuple[NotNegative, NotNegative] = (1e-30, 1e-3), clip_threshold: Positive = 1.0,
+    decay_rate: Decaying = -0.8, beta1: Share | None = None, weight_decay: NotNegative = 0.0, scale_parameter: bool = True,
+    relative_step: bool = False, warmup_init: bool = False, warmup: Natural = 0, decay: Decay = "constant", max_norm: Norm = 1.0,
+    ema: Share | Ema | None = None,
 ) -> Optimizer:  # fmt: skip
     """Adafactor: second moments as a row's and a column's, so that a matrix of n x m costs n + m numbers.
 
-    beta2_decay: the mean of squares after t steps forgets at ``1 - t^beta2_decay``. weight_decay: times the rate, each step.
-    rate, warmup, decay, max_norm, ema: as of every optimiser.
+    rate: 1e-4 by default; with relative_step none may be given. eps: added to squares of gradients; and the least that scale_parameter
+    takes for a parameter's size. clip_threshold: the root mean square that an update of a parameter is scaled down to. decay_rate: the
+    mean of squares after t steps forgets at ``1 - t^decay_rate``. beta1: decay of a mean of updates; None keeps none, and its memory.
+    weight_decay: times the rate, each step. scale_parameter: the rate times the root mean square of the parameter. relative_step: the rate
+    is ``min(1e-2, 1 / sqrt(t))`` instead. warmup_init: of that, ``min(1e-6 t, 1 / sqrt(t))``. warmup, decay, max_norm, ema: as of every
+    optimiser.
+
+    Diffusion-DPO's, and what transformers advises for a rate of one's own, is ``adafactor(rate=..., scale_parameter=False)``.
 
     Paper: Adafactor: Adaptive Learning Rates with Sublinear Memory Cost, arXiv 1804.04235.
 
-    Deviations: torch's: updates are clipped at a root mean square of 1, and the rate is the one given, at most ``1 / sqrt(t)``,
-    times the parameter's root mean square.
+    Deviations: those of transformers' Adafactor, which it is: squares have ``eps`` added before they are averaged.
+    Errors: UserError for a rate, warmup or decay beside relative_step, and for warmup_init without it.
     """
     at_least(0, weight_decay=weight_decay)
+    if warmup_init and not relative_step:
+        raise UserError("warmup_init: got true without relative_step, whose rate it is about; takes both or none")
+    own = {"rate": rate is not None, "warmup": warmup != 0, "decay": decay != "constant"}
+    if relative_step and any(own.values()):
+        name = next(name for name, given in own.items() if given)
+        raise UserError(f"{name}: given beside relative_step, which sets the rate of every step itself; takes one of them")
+
+    chosen = None if relative_step else 1e-4 if rate is None else rate
 
     def make(parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
-        return torch.optim.Adafactor(parameters, lr=rate, beta2_decay=beta2_decay, weight_decay=weight_decay)
+        from transformers.optimization import Adafactor
 
-    return _optimizer(make, rate, warmup, decay, max_norm, ema)
+        made: torch.optim.Optimizer = Adafactor(
+            parameters, lr=chosen, eps=tuple(eps), clip_threshold=clip_threshold,
+            decay_rate=decay_rate, beta1=beta1, weight_decay=weight_decay, scale_parameter=scale_parameter, relative_step=relative_step,
+            warmup_init=warmup_init,
+        )  # fmt: skip
+        return made
+
+    return _optimizer(make, chosen, warmup, decay, max_norm, ema)
 
 
 def sgd(
@@ -185,19 +209,19 @@ def muon(
 
 def _optimizer(
     make: Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer],
-    rate: float,
+    rate: float | None,
     warmup: int,
     decay: Decay,
     max_norm: float,
     ema: Share | Ema | None,
 ) -> Optimizer:
     at_least(0, warmup=warmup)
-    above(0, rate=rate, max_norm=max_norm)
+    above(0, max_norm=max_norm, **({} if rate is None else {"rate": rate}))
     if ema is not None and not isinstance(ema, Ema):
         if not 0 <= ema < 1:
             raise UserError(f"ema: got {ema}, takes a number from 0 to below 1")
         ema = Ema(ema)
-    return Optimizer(make, rate, warmup, decay, max_norm, ema)
+    return Optimizer(make, math.nan if rate is None else rate, warmup, decay, max_norm, ema)
 
 
 def _refuse_betas(betas: tuple[float, float]) -> None:

@@ -23,6 +23,7 @@ from tests.recipes.test_online import equal, kept
 KINDS: dict[str, Callable[..., Optimizer]] = {
     "adamw": lambda **more: mm.adamw(weight_decay=0.1, **more),
     "adafactor": lambda **more: mm.adafactor(weight_decay=0.1, **more),
+    "adafactor_beta1": lambda **more: mm.adafactor(scale_parameter=False, beta1=0.8, **more),
     "sgd": lambda **more: mm.sgd(momentum=0.8, **more),
     "nesterov": lambda **more: mm.sgd(momentum=0.8, nesterov=True, weight_decay=0.1, **more),
     "plain_sgd": mm.sgd,
@@ -62,17 +63,40 @@ def test_sgd_is_its_equations(nesterov: bool) -> None:
         torch.testing.assert_close(after, before - 0.01 * (g + 0.8 * moving if nesterov else moving), rtol=1e-12, atol=1e-14)
 
 
-def test_adafactor_is_its_equations() -> None:
-    row, column = 0.0, 0.0
-    for t, g, before, after in steps_of(mm.adafactor(rate=0.01, beta2_decay=-0.7, weight_decay=0.5), 3, 4):
-        new = t**-0.7
-        row = (1 - new) * row + new * (g**2).mean(1, keepdim=True)
-        column = (1 - new) * column + new * (g**2).mean(0, keepdim=True)
-        update = g / (row * column / row.mean()) ** 0.5
-        update = update / max(1.0, float((update**2).mean() ** 0.5))
-        shrunk = before * (1 - 0.01 * 0.5)
-        size = float((before**2).mean() ** 0.5)
-        torch.testing.assert_close(after, shrunk - 0.01 * size * update, rtol=1e-10, atol=1e-12)
+ADAFACTORS: dict[str, dict[str, Any]] = {
+    "as Diffusion-DPO": {"rate": 0.01, "scale_parameter": False, "weight_decay": 0.5},
+    "by the size of the parameter": {"rate": 0.01, "decay_rate": -0.7, "weight_decay": 0.5},
+    "of a small parameter": {"rate": 0.01, "eps": (1e-2, 10.0), "clip_threshold": 0.5},
+    "with a mean of updates": {"rate": 0.01, "scale_parameter": False, "beta1": 0.8},
+    "relative": {"relative_step": True},
+    "relative, from nearly nothing": {"relative_step": True, "warmup_init": True, "weight_decay": 0.5},
+}
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (5,), (2, 3, 4)])
+@pytest.mark.parametrize("kind", ADAFACTORS)
+def test_adafactor_is_its_equations(kind: str, shape: tuple[int, ...]) -> None:
+    """Algorithm 4 and 5 of arXiv 1804.04235, with eps added to squares; the last two axes are a matrix's, a vector's squares are whole."""
+    given = {"clip_threshold": 1.0, "decay_rate": -0.8, "beta1": None, "weight_decay": 0.0, "scale_parameter": True, **ADAFACTORS[kind]}
+    least, smallest = given.get("eps", (1e-30, 1e-3))
+    row, column, square, moving = 0.0, 0.0, 0.0, 0.0
+    for t, g, before, after in steps_of(mm.adafactor(**ADAFACTORS[kind]), *shape):
+        new, grown = t ** given["decay_rate"], g**2 + least
+        rate = given.get("rate", min(1e-6 * t if given.get("warmup_init") else 1e-2, t**-0.5))
+        if given["scale_parameter"]:
+            rate = rate * max(smallest, float((before**2).mean() ** 0.5))
+        if len(shape) > 1:
+            row = (1 - new) * row + new * grown.mean(-1, keepdim=True)
+            column = (1 - new) * column + new * grown.mean(-2, keepdim=True)
+            update = g / (row * column / row.mean(-2, keepdim=True)) ** 0.5
+        else:
+            square = (1 - new) * square + new * grown
+            update = g / square**0.5
+        update = rate * update / max(1.0, float((update**2).mean() ** 0.5) / given["clip_threshold"])
+        if given["beta1"] is not None:
+            moving = given["beta1"] * moving + (1 - given["beta1"]) * update
+            update = moving
+        torch.testing.assert_close(after, before - given["weight_decay"] * rate * before - update, rtol=1e-10, atol=1e-12)
 
 
 def test_muon_makes_the_momentum_orthogonal() -> None:
@@ -108,6 +132,10 @@ def test_8_bits_are_refused_in_a_line_where_torchao_is_missing(monkeypatch: pyte
         (lambda: mm.adamw(betas=(0.9, 1.0)), r"adamw.betas: got \[0.9, 1.0\], takes a number from 0 to below 1"),
         (lambda: mm.adamw_8bit(eps=-1.0), "adamw_8bit.eps: got -1.0, takes 0 or more"),
         (lambda: mm.adafactor(rate=-1.0), "adafactor.rate: got -1.0, takes a number above 0"),
+        (lambda: mm.adafactor(clip_threshold=0.0), "adafactor.clip_threshold: got 0.0, takes a number above 0"),
+        (lambda: mm.adafactor(warmup_init=True), "warmup_init: got true without relative_step, .*"),
+        (lambda: mm.adafactor(relative_step=True, rate=1e-3), "rate: given beside relative_step, .*"),
+        (lambda: mm.adafactor(relative_step=True, decay="cosine"), "decay: given beside relative_step, .*"),
         (lambda: mm.sgd(nesterov=True), "nesterov: got true without momentum, takes momentum above 0"),
         (lambda: mm.muon(momentum=-0.1), "muon.momentum: got -0.1, takes a number from 0 to below 1"),
         (lambda: mm.adamw(warmup=-1), "adamw.warmup: got -1, takes 0 or more"),
@@ -186,6 +214,20 @@ def test_a_resumed_run_equals_an_uninterrupted_one_to_the_last_bit(kind: str, tm
     assert rows(parts.path) == rows(straight.path)
     assert equal(kept(parts.path, 6), kept(straight.path, 6))
     assert equal(parts.policy.sets.tables(), straight.policy.sets.tables())
+
+
+def test_relative_steps_have_no_rate_to_show_and_go_on_to_the_last_bit(tmp_path: Path) -> None:
+    def run(folder: str, **changes: Any) -> Any:
+        given = arguments(tmp_path / folder, **changes)
+        return mm.online(**{**given, "optimizer": mm.adafactor(relative_step=True, warmup_init=True)})
+
+    straight = run("straight")
+    run("parts", steps=3)
+    parts = run("parts", resume=True)
+    assert rows(parts.path) == rows(straight.path)
+    assert equal(parts.policy.sets.tables(), straight.policy.sets.tables())
+    assert all(row.get("lr") is None for row in rows(straight.path))
+    assert any(not torch.equal(value, parts.policy.sets.tables()["ref"][name]) for name, value in parts.policy.parameters().items())
 
 
 def test_8_bits_go_on_to_the_last_bit(tmp_path: Path) -> None:
