@@ -113,7 +113,7 @@ def adamw_8bit(
     return _optimizer(make, rate, warmup, decay, max_norm, ema)
 
 
-def adafactor(
+def adafactor(  # the keywords that the library has
     *, rate: Positive | None = None, eps: tuple[NotNegative, NotNegative] = (1e-30, 1e-3), clip_threshold: Positive = 1.0,
     decay_rate: Decaying = -0.8, beta1: Share | None = None, weight_decay: NotNegative = 0.0, scale_parameter: bool = True,
     relative_step: bool = False, warmup_init: bool = False, warmup: Natural = 0, decay: Decay = "constant", max_norm: Norm = 1.0,
