@@ -53,5 +53,5 @@ def named(kind: str, needs: frozenset[Need]) -> list[str]:
 
 def lacking(method: Method, gives: frozenset[str]) -> list[str]:
     """What a method asks of a policy that ``gives`` these kinds and not that one, as messages name it."""
-    asked = method.needs | method.survey_needs | (method.reads - {MASK, OLD, REWARDS})
-    return [str(need) for need in sorted(asked) if need.kind not in gives]
+    needs = method.needs | method.survey_needs | (method.reads - {MASK, OLD, REWARDS})
+    return [str(need) for need in sorted(needs) if need.kind not in gives]

@@ -58,12 +58,12 @@ class Room(ModuleType):
 
 def offered(room: str, name: str) -> Any:
     """What a room answers with: a class as it is, and a function so that what it returns remembers its call (`arguments.calls`)."""
-    held = _load(room, name)
-    if not isinstance(held, FunctionType):
-        return held
+    value = _load(room, name)
+    if not isinstance(value, FunctionType):
+        return value
     from mmalign.arguments.calls import remembering
 
-    return remembering(held)
+    return remembering(value)
 
 
 def resource(name: str) -> Path:

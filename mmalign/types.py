@@ -276,8 +276,8 @@ def columns_of(prompts: Sequence[Any]) -> dict[str, list[Any]]:
         >>> columns_of([Prompt("1 + 1 =", {"answer": "2"}), "a fox"])
         {'answer': ['2', None]}
     """
-    held = [prompt.columns if isinstance(prompt, Prompt) else {} for prompt in prompts]
-    return {name: [columns.get(name) for columns in held] for name in dict.fromkeys(name for columns in held for name in columns)}
+    mappings = [prompt.columns if isinstance(prompt, Prompt) else {} for prompt in prompts]
+    return {name: [columns.get(name) for columns in mappings] for name in dict.fromkeys(name for columns in mappings for name in columns)}
 
 
 class Held(Protocol):
@@ -347,7 +347,7 @@ class Rollout:
             held=None if self.held is None else self.held.take(rows),
             drawn={name: theirs[rows] for name, theirs in self.drawn.items()},
             columns={name: [column[place] for place in places] for name, column in self.columns.items()},
-            spans=None if spans is None else lambda: [found[place] for found in [spans()] for place in places],
+            spans=None if spans is None else lambda: [of_rows[place] for of_rows in [spans()] for place in places],
         )
 
     @staticmethod

@@ -41,10 +41,10 @@ def remembering(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        given, read = bound(function, args, kwargs)
-        made = Made(function.__name__, given)
+        arguments, converted = bound(function, args, kwargs)
+        made = Made(function.__name__, arguments)
         with saying(made):
-            result = function(**read)
+            result = function(**converted)
         _remember(result, made)
         return result
 
@@ -88,18 +88,18 @@ def bound(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[s
             raise UserError(f"{name}.{key}: " + (renamed(key, name) or f"unknown key of {name}{near}; takes {known}"))
     signature = inspect.signature(function)
     try:
-        arguments = signature.bind(*args, **kwargs).arguments
+        bound_arguments = signature.bind(*args, **kwargs).arguments
     except TypeError as error:
         raise UserError(f"{name}: {error}; takes {', '.join(parameters)}") from error
     more = next((key for key, item in signature.parameters.items() if item.kind is item.VAR_KEYWORD), "")
-    given = {**{key: value for key, value in arguments.items() if key != more}, **arguments.get(more, {})}
+    arguments = {**{key: value for key, value in bound_arguments.items() if key != more}, **bound_arguments.get(more, {})}
     reader = signatures.Reader(leaf=_leaf, build=lambda record, values, path: signatures.make(record, values), errors=[])
-    read = dict(given)
-    for key in given.keys() & parameters.keys():
-        read[key] = signatures.read(given[key], parameters[key], f"{name}.{key}", reader)
+    converted = dict(arguments)
+    for key in arguments.keys() & parameters.keys():
+        converted[key] = signatures.read(arguments[key], parameters[key], f"{name}.{key}", reader)
     if reader.errors:
         raise UserError(reader.errors[0])
-    return given, read
+    return arguments, converted
 
 
 def _leaf(path: str, value: Any, parameter: signatures.Parameter) -> Any:
@@ -201,7 +201,7 @@ def _is_plain(value: Any) -> bool:
 def _loaded_from(value: Any) -> str | None:
     """The folder or hub id that a model or a pipeline of a library was loaded from."""
     for name in ("name_or_path", "_name_or_path"):
-        held = getattr(value, name, None) or getattr(getattr(value, "config", None), name, None)
-        if isinstance(held, str) and held:
-            return held
+        place = getattr(value, name, None) or getattr(getattr(value, "config", None), name, None)
+        if isinstance(place, str) and place:
+            return place
     return None

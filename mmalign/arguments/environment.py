@@ -90,8 +90,8 @@ def masked(text: str) -> str:
         >>> masked("refused: sk-0123456789")
         'refused: ${oc.env:MY_API_KEY}'
     """
-    named = {value: f"${{oc.env:{name}}}" for name, value in os.environ.items() if SECRET.search(name)}
-    known = {value: written for value, written in {**named, **_WRITTEN}.items() if len(value) >= LONG}
-    for value in sorted(known, key=len, reverse=True):
-        text = text.replace(value, known[value])
+    secrets = {value: f"${{oc.env:{name}}}" for name, value in os.environ.items() if SECRET.search(name)}
+    written_as = {value: written for value, written in {**secrets, **_WRITTEN}.items() if len(value) >= LONG}
+    for value in sorted(written_as, key=len, reverse=True):
+        text = text.replace(value, written_as[value])
     return text

@@ -95,16 +95,16 @@ def parameters(function: Callable[..., Any]) -> tuple[dict[str, Parameter], bool
     return known, any_key
 
 
-def accepted(function: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:
+def accepted(function: Callable[..., Any], values: Mapping[str, Any]) -> dict[str, Any]:
     """Those keywords that a function takes: all of them where it takes any."""
-    known, any_key = parameters(function)
-    return {name: value for name, value in given.items() if any_key or name in known}
+    keywords, any_key = parameters(function)
+    return {name: value for name, value in values.items() if any_key or name in keywords}
 
 
 def _range(annotation: Any) -> Range | None:
     """The range inside of an annotation, whatever stands around it."""
-    inside = typing.get_args(annotation)
-    return next((part if isinstance(part, Range) else found for part in inside if isinstance(part, Range) or (found := _range(part))), None)
+    parts = (part if isinstance(part, Range) else _range(part) for part in typing.get_args(annotation))
+    return next((part for part in parts if part is not None), None)
 
 
 def _resolved(function: Callable[..., Any], *, extras: bool = False) -> dict[str, Any]:

@@ -42,7 +42,7 @@ def completed_names(incomplete: str) -> list[str]:
     """Everything that `explain` knows, for a shell that completes it."""
     from mmalign.lookup.catalogue import KINDS, everything
 
-    return sorted({named.name for kind in KINDS for named in everything(kind) if named.name.startswith(incomplete)})
+    return sorted({listing.name for kind in KINDS for listing in everything(kind) if listing.name.startswith(incomplete)})
 
 
 Config = Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, or a short name like digits/demo.", autocompletion=_configs)]

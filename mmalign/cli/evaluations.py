@@ -56,10 +56,10 @@ def _own(run: Path, samples: int | None, trust: bool) -> None:
 
     from mmalign.commands._reevaluation import reevaluated
 
-    found = reevaluated(run, samples=samples, trust=trust)
-    table = Table("", *found, title=str(run), title_justify="left")
-    for name in [name for name in next(iter(found.values())) if not name.endswith("_se")]:
-        table.add_row(name, *(_with_error(numbers.get(name), numbers.get(f"{name}_se")) for numbers in found.values()))
+    results = reevaluated(run, samples=samples, trust=trust)
+    table = Table("", *results, title=str(run), title_justify="left")
+    for name in [name for name in next(iter(results.values())) if not name.endswith("_se")]:
+        table.add_row(name, *(_with_error(numbers.get(name), numbers.get(f"{name}_se")) for numbers in results.values()))
     Console().print(table)
 
 
@@ -78,9 +78,9 @@ def _suite(  # the options of a command
     place = out or _place(name, model, answers, parameters)
     chosen = _built(name, options, annotations, images, server, place).first(limit)
     policy, using = (None, "current") if answers is not None or model is None else _policy(model, parameters, trust)
-    found = find("mmalign.commands", "evaluate")(policy, chosen, out=place, answers=answers, batch=batch, using=using, who=who)
-    _print(found, who)
-    typer.echo(f"results: {found.path / 'results.json'}")
+    evaluated = find("mmalign.commands", "evaluate")(policy, chosen, out=place, answers=answers, batch=batch, using=using, who=who)
+    _print(evaluated, who)
+    typer.echo(f"results: {evaluated.path / 'results.json'}")
 
 
 def _built(name: str, options: list[str], annotations: Path | None, images: Path | None, server: dict[str, str], out: Path) -> Any:
@@ -150,13 +150,13 @@ def _place(name: str, model: str | None, answers: Path | None, parameters: str |
     return Path("evaluations") / f"{plain}-{name}"
 
 
-def _print(found: Any, who: str) -> None:
+def _print(evaluated: Any, who: str) -> None:
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
     out = Console(highlight=False)
-    suite, scores = found.suite, found.scores
+    suite, scores = evaluated.suite, evaluated.scores
     table = Table("", "value", "95 % interval", title=f"{suite.name}: {escape(who)}", title_justify="left")
     first = [name for name in suite.headline if name in scores.values]
     for name in [*first, *(name for name in scores.values if name not in first)]:

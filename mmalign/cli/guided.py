@@ -34,22 +34,23 @@ def compare(  # the options of a command
 ) -> None:
     """Set guided samplers beside best-of-N at equal cost: a table, a picture, and whether they beat it."""
     with mistakes_as_lines(context):
-        from mmalign.commands._models import model_of, reward_of, told
+        from mmalign.commands._models import keywords, model_of, reward_of
         from mmalign.rooms import find
         from mmalign.types import UserError
 
-        found = model_of(model, trust=trust)
-        rewards = _rewards(reward or []) or found.rewards
-        judged = reward_of(judge, "judge") if judge is not None else next(iter(found.judges.values()), None)
-        prompts = prompt or found.prompts
+        setup = model_of(model, trust=trust)
+        rewards = _rewards(reward or []) or setup.rewards
+        judged = reward_of(judge, "judge") if judge is not None else next(iter(setup.judges.values()), None)
+        prompts = prompt or setup.prompts
         if not rewards or not prompts:
             raise UserError("compare: takes --reward and --prompt, or a config that has both")
-        with found.using:
-            made = find("mmalign.commands", "compare")(
-                found.pipe, rewards, guidance=guidance, prompts=prompts, judge=judged, weights=None if reward else found.weights,
-                call={**found.call, **told(call or [])}, conditions=found.conditions, samples=samples, seeds=seeds, out=out, say=typer.echo,
+        with setup.using:
+            comparison = find("mmalign.commands", "compare")(
+                setup.pipe, rewards, guidance=guidance, prompts=prompts, judge=judged, weights=None if reward else setup.weights,
+                call={**setup.call, **keywords(call or [])}, conditions=setup.conditions, samples=samples, seeds=seeds, out=out,
+                say=typer.echo,
             )  # fmt: skip
-        typer.echo(made.table())
+        typer.echo(comparison.table())
         typer.echo(f"table, numbers and picture: {out}")
 
 
@@ -58,15 +59,15 @@ def guided(  # the options of a command
     trust: bool,
 ) -> str:  # fmt: skip
     """What ``mmalign sample`` does where it is given a reward or a guidance; a line for the end."""
-    from mmalign.commands._models import told
+    from mmalign.commands._models import keywords
     from mmalign.rooms import find
 
-    made: Any = find("mmalign.commands", "guided_sample")(
-        model, reward=_rewards(reward) or None, guidance=guidance, prompts=prompt or None, count=count, seed=seed, call=told(call),
+    samples: Any = find("mmalign.commands", "guided_sample")(
+        model, reward=_rewards(reward) or None, guidance=guidance, prompts=prompt or None, count=count, seed=seed, call=keywords(call),
         out=out or Path("sampled.png"), trust=trust,
     )  # fmt: skip
-    scored = "" if made.scores is None else f"mean reward {float(made.scores.nanmean()):.4g}; "
-    return f"samples: {made.path}\n{scored}{made.ledger}".rstrip()
+    scored = "" if samples.scores is None else f"mean reward {float(samples.scores.nanmean()):.4g}; "
+    return f"samples: {samples.path}\n{scored}{samples.ledger}".rstrip()
 
 
 def _rewards(words: list[str]) -> dict[str, Any]:

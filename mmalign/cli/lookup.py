@@ -13,7 +13,7 @@ from mmalign.cli.app import app, completed_kinds, completed_names, mistakes_as_l
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from mmalign.lookup.catalogue import Named
+    from mmalign.lookup.catalogue import Listing
     from mmalign.lookup.docstrings import Explanation
 
 
@@ -32,9 +32,9 @@ def list_(
             )
             return
         rows = everything(kind)
-        papers = any(named.paper for named in rows)
+        papers = any(listing.paper for listing in rows)
         columns = ("name", "what it is", *(["paper"] if papers else []))
-        _print_rows(kind, columns, [(named.name, named.meaning, *([named.paper] if papers else [])) for named in rows])
+        _print_rows(kind, columns, [(listing.name, listing.meaning, *([listing.paper] if papers else [])) for listing in rows])
 
 
 def _print_rows(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -65,17 +65,17 @@ def explain(
         from mmalign.lookup.catalogue import function, lookup
 
         out = Console(highlight=False, width=None if sys.stdout.isatty() else 200)  # a pipe has no width to wrap at
-        for number, named in enumerate(lookup(name)):
+        for number, listing in enumerate(lookup(name)):
             out.print("\n" if number else "", end="")
-            if named.kind == "configs":
-                _config(out, named)
-            elif not named.kind and named.place:
-                _outside(out, named)
+            if listing.kind == "configs":
+                _config(out, listing)
+            elif not listing.kind and listing.place:
+                _outside(out, listing)
             else:
-                _function(out, named, function(named))
+                _function(out, listing, function(listing))
 
 
-def _config(out: Console, named: Named) -> None:
+def _config(out: Console, listing: Listing) -> None:
     from pathlib import Path
 
     from rich.markup import escape
@@ -83,10 +83,10 @@ def _config(out: Console, named: Named) -> None:
 
     from mmalign.lookup.catalogue import comment
 
-    path = Path(named.place)
-    out.print(f"[bold]{named.name}[/bold]  a config\n\n{escape(comment(path))}\n")
+    path = Path(listing.place)
+    out.print(f"[bold]{listing.name}[/bold]  a config\n\n{escape(comment(path))}\n")
     out.print(Syntax(_body(path.read_text(encoding="utf-8")), "yaml", background_color="default"))
-    out.print(f"\nmmalign train {named.name}")
+    out.print(f"\nmmalign train {listing.name}")
 
 
 def _body(text: str) -> str:
@@ -96,45 +96,51 @@ def _body(text: str) -> str:
     return "\n".join(lines[first:]).strip()
 
 
-def _function(out: Console, named: Named, made_by: Callable[..., Any]) -> None:
+def _function(out: Console, listing: Listing, made_by: Callable[..., Any]) -> None:
     from rich.markup import escape
     from rich.padding import Padding
 
     from mmalign.lookup.docstrings import explanation
 
-    told = explanation(made_by)
-    out.print(f"[bold]{told.name}[/bold]  {escape(told.meaning)}")
-    if told.formula:
-        out.print(Padding(escape(told.formula), (1, 2, 0, 2)))
-    if told.defaults:
+    docstring = explanation(made_by)
+    out.print(f"[bold]{docstring.name}[/bold]  {escape(docstring.meaning)}")
+    if docstring.formula:
+        out.print(Padding(escape(docstring.formula), (1, 2, 0, 2)))
+    if docstring.defaults:
         out.print()
-        _keywords(out, told, made_by)
-    sections = {"": told.remarks, "Paper": told.paper, "Deviations": told.deviations, "Errors": told.errors, **_needs(named, made_by)}
+        _keywords(out, docstring, made_by)
+    sections = {
+        "": docstring.remarks,
+        "Paper": docstring.paper,
+        "Deviations": docstring.deviations,
+        "Errors": docstring.errors,
+        **_needs(listing, made_by),
+    }
     for head, text in sections.items():
         if text:
             out.print(f"\n[bold]{head}[/bold]{'  ' if head else ''}{escape(text)}")
     _dialects(out, made_by)
-    if told.examples:
+    if docstring.examples:
         out.print("\n[bold]Examples[/bold]")
-        for line in told.examples.splitlines():
+        for line in docstring.examples.splitlines():
             out.print(f"  {escape(line)}", soft_wrap=True)
-    out.print(f"\n[bold]Source[/bold]  {named.place or made_by.__module__}")
-    for line in _example(named, told):
+    out.print(f"\n[bold]Source[/bold]  {listing.place or made_by.__module__}")
+    for line in _example(listing, docstring):
         out.print(f"  {escape(line)}")
 
 
-def _outside(out: Console, named: Named) -> None:
+def _outside(out: Console, listing: Listing) -> None:
     """What the source of something outside of mmalign says, which is not imported for that."""
     from rich.markup import escape
 
     from mmalign.lookup.external_code import written
 
-    if source := written(named.name):
-        out.print(f"[bold]{escape(named.name)}[/bold]  outside of mmalign; read, and not imported\n\n{escape(source.signature)}\n")
+    if source := written(listing.name):
+        out.print(f"[bold]{escape(listing.name)}[/bold]  outside of mmalign; read, and not imported\n\n{escape(source.signature)}\n")
         out.print(escape(source.docstring) + f"\n\n[bold]Source[/bold]  {source.file}:{source.line}", soft_wrap=True)
 
 
-def _keywords(out: Console, told: Explanation, made_by: Callable[..., Any]) -> None:
+def _keywords(out: Console, docstring: Explanation, made_by: Callable[..., Any]) -> None:
     """A row for each keyword: name, what it takes, its default, what it means."""
     import inspect
 
@@ -145,20 +151,20 @@ def _keywords(out: Console, told: Explanation, made_by: Callable[..., Any]) -> N
 
     rows = Table.grid(padding=(0, 2))
     parameters, _ = signatures.parameters(made_by)
-    for names, meaning in [*told.keywords, *((name, "") for name in told.unexplained)]:
-        given = [name.strip() for name in names.split(",") if name.strip() in parameters]
-        takes = dict.fromkeys(signatures.takes(parameters[name]) for name in given if signatures.plain(parameters[name].annotation))
-        defaults = [told.defaults[name] for name in given if name in told.defaults]
+    for names, meaning in [*docstring.keywords, *((name, "") for name in docstring.unexplained)]:
+        keywords = [name.strip() for name in names.split(",") if name.strip() in parameters]
+        takes = dict.fromkeys(signatures.takes(parameters[name]) for name in keywords if signatures.plain(parameters[name].annotation))
+        defaults = [docstring.defaults[name] for name in keywords if name in docstring.defaults]
         shown = ", ".join("required" if default is inspect.Parameter.empty else repr(default) for default in defaults)
         rows.add_row(f"[bold]{escape(names)}[/bold]", escape(", ".join(takes)), escape(shown), escape(meaning))
     out.print(rows)
 
 
-def _needs(named: Named, made_by: Callable[..., Any]) -> dict[str, str]:
+def _needs(listing: Listing, made_by: Callable[..., Any]) -> dict[str, str]:
     """What a method asks of a policy, where it can be made without a keyword."""
     from mmalign.arguments import signatures
 
-    if named.kind != "methods" or any(parameter.required for parameter in signatures.parameters(made_by)[0].values()):
+    if listing.kind != "methods" or any(parameter.required for parameter in signatures.parameters(made_by)[0].values()):
         return {}
     method = made_by()
     needs = ", ".join(sorted(str(need) for need in method.needs | method.survey_needs)) or "log-probabilities alone"
@@ -179,27 +185,27 @@ def _dialects(out: Console, made_by: Callable[..., Any]) -> None:
         out.print(f"\nIn a config: [bold]method: {{use: {made_by.__name__}, like: {escape(who)}}}[/bold]")
 
 
-def _example(named: Named, told: Explanation) -> list[str]:
+def _example(listing: Listing, docstring: Explanation) -> list[str]:
     """A line of YAML and one of Python, with what is required and the first plain defaults."""
     import inspect
 
     from mmalign.lookup.catalogue import KINDS
 
-    if not named.kind:
+    if not listing.kind:
         return []
-    required = [name for name, default in told.defaults.items() if default is inspect.Parameter.empty]
-    plain = [name for name, default in told.defaults.items() if isinstance(default, (bool, int, float, str)) and name not in required]
-    shown = {**dict.fromkeys(required, "..."), **{name: told.defaults[name] for name in plain[:2]}}
+    required = [name for name, default in docstring.defaults.items() if default is inspect.Parameter.empty]
+    plain = [name for name, default in docstring.defaults.items() if isinstance(default, (bool, int, float, str)) and name not in required]
+    shown = {**dict.fromkeys(required, "..."), **{name: docstring.defaults[name] for name in plain[:2]}}
     room = {"kernels": "kernels.", "windows": "windows.", "recipes": "", "commands": ""}
-    prefix = room.get(named.kind, f"{KINDS[named.kind].rooms[0].split('.')[0]}." if named.kind != "metrics" else "evaluation.")
+    prefix = room.get(listing.kind, f"{KINDS[listing.kind].rooms[0].split('.')[0]}." if listing.kind != "metrics" else "evaluation.")
     lines = []
-    if node := KINDS[named.kind].node:
-        use = ", ".join([f"use: {named.name}", *(f"{name}: {_yaml(value)}" for name, value in shown.items())])
-        lines.append("YAML    " + node.format(use="{" + use + "}", name=named.name))
-    if "/worlds/" in f"/{named.place}":
+    if node := KINDS[listing.kind].node:
+        use = ", ".join([f"use: {listing.name}", *(f"{name}: {_yaml(value)}" for name, value in shown.items())])
+        lines.append("YAML    " + node.format(use="{" + use + "}", name=listing.name))
+    if "/worlds/" in f"/{listing.place}":
         prefix = "worlds."
-    given = ", ".join(f"{name}={value if value == '...' else repr(value)}" for name, value in shown.items())
-    lines.append(f"Python  mm.{prefix}{named.name}({given})")
+    arguments = ", ".join(f"{name}={value if value == '...' else repr(value)}" for name, value in shown.items())
+    lines.append(f"Python  mm.{prefix}{listing.name}({arguments})")
     return lines
 
 

@@ -28,18 +28,18 @@ def inspect_model(
         from rich.markup import escape
         from rich.table import Table
 
-        found = _inspected(model, call or [], dtype)
+        result = _inspected(model, call or [], dtype)
         table = Table(title=model, title_justify="left", show_header=False)
-        for row in found.rows:
+        for row in result.rows:
             table.add_row(f"[bold]{row.name}[/bold]", f"[red]failed:[/red] {escape(row.value)}" if row.failed else escape(row.value))
         Console().print(table)
-        typer.echo(found.start)
+        typer.echo(result.start)
         if out is not None:
-            out.write_text(found.start, encoding="utf-8")
+            out.write_text(result.start, encoding="utf-8")
 
 
 def _inspected(model: str, words: list[str], dtype: str | None) -> Any:
-    from mmalign.commands._models import told
+    from mmalign.commands._models import keywords
     from mmalign.config import build_part
     from mmalign.policies.inspecting.inspection import inspection
     from mmalign.policies.inspecting.language import is_language, language_inspection, language_model
@@ -47,7 +47,7 @@ def _inspected(model: str, words: list[str], dtype: str | None) -> Any:
     from mmalign.rooms import index
     from mmalign.types import UserError
 
-    call = told(words)
+    call = keywords(words)
     if is_language(model):
         if call:
             raise UserError(f"--call: {model} is a language model, whose call is not tried here; takes none")
@@ -59,7 +59,7 @@ def _inspected(model: str, words: list[str], dtype: str | None) -> Any:
         built = build_part({"pipeline": node}, "pipeline")
         if isinstance(built, tuple):
             return language_inspection(*built, node=node)
-        found = Opened(built, {}, node)
+        loaded = Opened(built, {}, node)
     else:
-        found = opened(model, dtype=dtype)
-    return inspection(found.pipe, call=call, stand_ins=found.stand_ins, node=found.node)
+        loaded = opened(model, dtype=dtype)
+    return inspection(loaded.pipe, call=call, stand_ins=loaded.stand_ins, node=loaded.node)

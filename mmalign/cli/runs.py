@@ -114,14 +114,14 @@ def sample(  # the options of a command
         if reward or guidance or run in index("mmalign.worlds"):
             from mmalign.cli.guided import guided
 
-            told: dict[str, Any] = {"reward": reward or [], "guidance": guidance, "prompt": prompt or [], "call": call or []}
-            typer.echo(guided(run, count=count, seed=seed, out=out, trust=trust, **told))
+            options: dict[str, Any] = {"reward": reward or [], "guidance": guidance, "prompt": prompt or [], "call": call or []}
+            typer.echo(guided(run, count=count, seed=seed, out=out, trust=trust, **options))
             return
         folder = run_folder(run)
-        made = find("mmalign.commands", "sample")(folder, prompts=prompt or None, count=count, seed=seed, out=out, trust=trust)
-        if made.suffix == ".jsonl":
-            typer.echo(_completions(made))
-        typer.echo(f"samples: {made}")
+        path = find("mmalign.commands", "sample")(folder, prompts=prompt or None, count=count, seed=seed, out=out, trust=trust)
+        if path.suffix == ".jsonl":
+            typer.echo(_completions(path))
+        typer.echo(f"samples: {path}")
 
 
 def _completions(path: Path) -> str:
@@ -148,11 +148,11 @@ def export(
     with mistakes_as_lines(context):
         from mmalign.rooms import find
 
-        made = find("mmalign.commands", "export")(run_folder(run), out=out, parameters=parameters, trust=trust)
-        typer.echo(f"export: {made.path} (parameters: {made.parameters}; forms: {', '.join(made.forms)})")
-        if made.code:
-            typer.echo(f"with code of yours, which its page needs: {', '.join(made.code)}")
-        if made.forms == ("peft", "full"):
+        exported = find("mmalign.commands", "export")(run_folder(run), out=out, parameters=parameters, trust=trust)
+        typer.echo(f"export: {exported.path} (parameters: {exported.parameters}; forms: {', '.join(exported.forms)})")
+        if exported.code:
+            typer.echo(f"with code of yours, which its page needs: {', '.join(exported.code)}")
+        if exported.forms == ("peft", "full"):
             typer.echo(
                 "this pipeline has no load_lora_weights: peft/ is for peft, and merged/ is the pipeline with the LoRA in its weights"
             )

@@ -105,14 +105,14 @@ def guidance_of(words: str) -> Any:
     """A guidance by its words: ``dps scale=5 start=0.2``. Errors: UserError."""
     name, *settings = words.split()
     try:
-        return by_name(name, told(settings, f"--guidance {name}"))
+        return by_name(name, keywords(settings, f"--guidance {name}"))
     except UserError as error:
         if str(error).startswith("--guidance"):
             raise
         raise UserError(f"--guidance {words}: {error}") from error
 
 
-def told(words: Sequence[str], option: str = "--call") -> dict[str, Any]:
+def keywords(words: Sequence[str], option: str = "--call") -> dict[str, Any]:
     """Keywords from words ``KEY=VALUE``, values as in YAML. Errors: UserError that begins with ``option``."""
     import yaml
 

@@ -23,7 +23,7 @@ class Rehearsed(NamedTuple):
     """A tiny config, what was said of its policy, and what stands in for what: names, with the reason where it is not weights."""
 
     node: dict[str, Any]
-    told: list[str]
+    notes: list[str]
     stand_ins: dict[str, str]
 
 
@@ -63,8 +63,8 @@ def _policy(node: Mapping[str, Any], path: str, kind: str | None) -> rehearsal.T
     shrink = vars(home).get(name)
     try:
         if callable(shrink):
-            made: rehearsal.Tiny = shrink(node, kind=kind)
-            return made
+            twin: rehearsal.Tiny = shrink(node, kind=kind)
+            return twin
     except UserError as error:
         raise error if str(error).startswith(("policy", "--")) else UserError(f"{path}: {error}") from error
     for key, value in node.items():

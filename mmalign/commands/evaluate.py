@@ -53,7 +53,7 @@ def evaluate(  # what a command may be told
     folder = Path(out)
     settings = {"temperature": 0, **suite.call, **(call or {})}
     if answers is not None:
-        replies = _given(suite, read_answers(answers), answers)
+        replies = _by_item(suite, read_answers(answers), answers)
     elif policy is None:
         raise UserError("evaluate: got no policy and no answers, takes one of them")
     else:
@@ -61,7 +61,7 @@ def evaluate(  # what a command may be told
             raise UserError(f"batch: got {batch}, takes 1 or more")
         suite.refuse_missing_images()
         with policy.using(using):
-            replies = _asked(policy, suite, folder, batch=batch, settings=settings, seed=seed, who=f"{who} ({using})")
+            replies = _replies(policy, suite, folder, batch=batch, settings=settings, seed=seed, who=f"{who} ({using})")
     scores = suite.score(suite.items, [replies.get(item.id) for item in suite.items])
     _write(
         folder,
@@ -73,33 +73,35 @@ def evaluate(  # what a command may be told
     return Evaluated(folder, suite, scores)
 
 
-def _given(suite: Suite, known: Mapping[str, str | None], path: str | Path) -> dict[str, str | None]:
+def _by_item(suite: Suite, answers: Mapping[str, str | None], path: str | Path) -> dict[str, str | None]:
     ids = [item.id for item in suite.items]
-    if next(iter(known), "").startswith("#"):  # no ids: by their order, and only where there is one for each question
-        if len(known) != (suite.whole or len(ids)):
-            raise UserError(f"answers: {path} has {len(known)} rows without an id, takes ids, or one row for each of {len(ids)} questions")
-        return {name: known[f"#{number}"] for number, name in enumerate(ids, start=1)}
-    if not known.keys() & set(ids):
-        example, theirs = ids[0], next(iter(known), "nothing")
+    if next(iter(answers), "").startswith("#"):  # no ids: by their order, and only where there is one for each question
+        if len(answers) != (suite.whole or len(ids)):
+            raise UserError(
+                f"answers: {path} has {len(answers)} rows without an id, takes ids, or one row for each of {len(ids)} questions"
+            )
+        return {name: answers[f"#{number}"] for number, name in enumerate(ids, start=1)}
+    if not answers.keys() & set(ids):
+        example, theirs = ids[0], next(iter(answers), "nothing")
         raise UserError(f"answers: {path} answers none of the questions (ids like {example}; it has ids like {theirs})")
-    return {name: known[name] for name in ids if name in known}
+    return {name: answers[name] for name in ids if name in answers}
 
 
-def _asked(
+def _replies(
     policy: Policy, suite: Suite, folder: Path, *, batch: int, settings: Mapping[str, Any], seed: int, who: str
 ) -> dict[str, str | None]:
     """Answers to every question, from the file and then from the policy, batch by batch."""
     file = folder / "answers.jsonl"
     head = {"suite": suite.name, "who": who, "call": dict(settings), "seed": seed}
     replies = _continued(file, head, {item.id for item in suite.items})
-    left = [(place, item) for place, item in enumerate(suite.items) if item.id not in replies]
+    remaining = [(place, item) for place, item in enumerate(suite.items) if item.id not in replies]
     with Progress(len(suite.items), start=len(replies), every=50 * batch) as progress, Interrupt() as interrupt:
-        for start in range(0, len(left), batch):
-            some = left[start : start + batch]
+        for start in range(0, len(remaining), batch):
+            some = remaining[start : start + batch]
             texts = _generated(policy, [item for _, item in some], [SEED + seed * 2**20 + place for place, _ in some], settings)
             lines = [{"id": item.id, "answer": text} for (_, item), text in zip(some, texts, strict=True)]
-            with open(file, "a", encoding="utf-8") as kept:
-                kept.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+            with open(file, "a", encoding="utf-8") as log:
+                log.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
             replies.update({line["id"]: line["answer"] for line in lines})
             progress.update(len(replies), {})
             if interrupt.interrupted:

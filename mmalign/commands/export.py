@@ -121,11 +121,11 @@ def _card(run: Trained, chosen: str, node: Mapping[str, Any], forms: list[Form],
         own=own,
         lora=node.get("lora") if lora else None,
         loaders=[{"name": form.name, "code": form.code} for form in forms],
-        method=_said(config.get("method")),
+        method=_in_words(config.get("method")),
         recipe=config.get("use", "online"),
-        data=[(key, _said(config[key])) for key in ("prompts", "records") if key in config],
+        data=[(key, _in_words(config[key])) for key in ("prompts", "records") if key in config],
         rewards=list(config.get("rewards") or {}),
-        combine=_said(config["combine"]) if config.get("combine") else None,
+        combine=_in_words(config["combine"]) if config.get("combine") else None,
         numbers=list(_numbers(run)),
         kl=_kl(run),
         steps=checkpoint.step_of(run.checkpoint),
@@ -152,7 +152,7 @@ def _base_code(node: Mapping[str, Any], forms: list[Form]) -> list[str]:
     return ["from mmalign.config import build_part", f"pipe = build_part({{'pipeline': {name!r}}}, 'pipeline')"]
 
 
-def _said(node: Any) -> str:
+def _in_words(node: Any) -> str:
     """A node of a config in words: ``flow_grpo (clip 0.2, beta 0.03)``."""
     if isinstance(node, Mapping) and "use" in node:
         more = ", ".join(f"{key} {value}" for key, value in node.items() if key != "use")

@@ -110,11 +110,11 @@ def _check(state: dict[str, Any]) -> list[str]:
 
 
 def _twin(state: dict[str, Any]) -> list[str]:
-    made: Rehearsed = tiny(state["config"], kind=state["kind"])
-    made.node["run"] |= {"name": "rehearsal", "folder": str(state["folder"] / "whole")}
-    state.update(made=made, policy=build_part(made.node, "policy"))
+    rehearsed: Rehearsed = tiny(state["config"], kind=state["kind"])
+    rehearsed.node["run"] |= {"name": "rehearsal", "folder": str(state["folder"] / "whole")}
+    state.update(made=rehearsed, policy=build_part(rehearsed.node, "policy"))
     count = sum(p.numel() for p in state["policy"].parameters().values())
-    first, *others = made.told
+    first, *others = rehearsed.notes
     return [f"{first}; {count:,} trained parameters", *others]
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from mmalign.arguments import calls, environment
 from mmalign.arguments.signatures import nearest, parameters
 from mmalign.config.crosschecks import crosschecked
-from mmalign.config.instantiate import Call, Review, carry_out, execute, plan, plan_part, said
+from mmalign.config.instantiate import Call, Review, as_node, carry_out, execute, plan, plan_part
 from mmalign.config.overrides import override
 from mmalign.config.parsing import one_line, read
 from mmalign.lookup.external_code import Outside
@@ -94,7 +94,7 @@ def build(node: Mapping[str, Any], **extra: Any) -> Any:
     takes, any_key = parameters(call.function)
     if odd := [key for key in extra if key not in takes and not any_key]:
         raise UserError(f"--{odd[0]}: the recipe {call.name} takes no such thing")
-    with calls.saying(said(call)):
+    with calls.saying(as_node(call)):
         return execute(call, **extra)
 
 

@@ -97,21 +97,23 @@ def _names(call: Call) -> Iterator[str]:
     """Names of rewards and judges that are said elsewhere and that nobody has."""
     evaluation, combine = call.arguments.get("evaluation"), call.arguments.get("combine")
     rewards = call.arguments.get("rewards")
-    held = list(rewards) if isinstance(rewards, dict) else []
-    asked = evaluation.arguments if isinstance(evaluation, Call) else {}
-    judges = list(asked["judges"]) if isinstance(asked.get("judges"), dict) else []
-    stop = asked.get("stop")
+    reward_names = list(rewards) if isinstance(rewards, dict) else []
+    settings = evaluation.arguments if isinstance(evaluation, Call) else {}
+    judges = list(settings["judges"]) if isinstance(settings.get("judges"), dict) else []
+    stop = settings.get("stop")
     judge = stop.arguments.get("judge") if isinstance(stop, Call) else None
-    if isinstance(judge, str) and held + judges and judge.partition("/")[0] not in held + judges:
-        yield f"evaluation.stop.judge: got {judge!r}, takes one of {', '.join(held + judges)}{nearest(judge, held + judges)}"
-    for name in sorted({*held} & {*judges}):
+    scorers = reward_names + judges
+    if isinstance(judge, str) and scorers and judge.partition("/")[0] not in scorers:
+        yield f"evaluation.stop.judge: got {judge!r}, takes one of {', '.join(scorers)}{nearest(judge, scorers)}"
+    for name in sorted({*reward_names} & {*judges}):
         yield f"evaluation.judges.{name}: a reward has that name too; takes another"
-    if isinstance(combine, Call) and held and home(combine.function).startswith("mmalign."):
+    if isinstance(combine, Call) and reward_names and home(combine.function).startswith("mmalign."):
         for key in ("weights", "transforms", "limits"):
-            named = combine.arguments.get(key)
-            for name in named if isinstance(named, dict) else ():
-                if not any(name == reward or str(name).startswith(f"{reward}/") for reward in held):
-                    yield f"combine.{key}.{name}: no reward has this name{nearest(str(name), held)}; takes {', '.join(held)}"
+            by_reward = combine.arguments.get(key)
+            for name in by_reward if isinstance(by_reward, dict) else ():
+                if not any(name == reward or str(name).startswith(f"{reward}/") for reward in reward_names):
+                    near = nearest(str(name), reward_names)
+                    yield f"combine.{key}.{name}: no reward has this name{near}; takes {', '.join(reward_names)}"
 
 
 def _list(value: Any) -> list[Any]:
@@ -130,11 +132,11 @@ def _calls(call: Call) -> Iterator[str]:
     policy, evaluation = call.arguments.get("policy"), call.arguments.get("evaluation")
     if not isinstance(policy, Call):
         return
-    asked = [policy, *_others(call)]
-    asked += [
-        inner for outer in asked for inner in outer.arguments.values() if isinstance(inner, Call) and inner.path == f"{outer.path}.of"
+    policies = [policy, *_others(call)]
+    policies += [
+        inner for outer in policies for inner in outer.arguments.values() if isinstance(inner, Call) and inner.path == f"{outer.path}.of"
     ]
-    own = [(f"{node.path}.call", node.arguments.get("call"), node) for node in asked]
+    own = [(f"{node.path}.call", node.arguments.get("call"), node) for node in policies]
     theirs = evaluation.arguments.get("call") if isinstance(evaluation, Call) else None
     for path, arguments, node in [*own, ("evaluation.call", theirs, policy), ("call", call.arguments.get("call"), policy)]:
         if isinstance(arguments, Mapping) and arguments and (known := _arguments(node)) is not None:

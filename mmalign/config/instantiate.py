@@ -79,14 +79,14 @@ def plan(node: Mapping[str, Any], review: Review) -> Call | None:
     return _plan_call(node, "", ("recipes", "commands"), review)
 
 
-def said(planned: Any) -> Any:
+def as_node(planned: Any) -> Any:
     """A plan as a config says it, with the paths that were found: what a run keeps."""
     if isinstance(planned, Call):
-        arguments = {key: said(value) for key, value in planned.arguments.items()}
+        arguments = {key: as_node(value) for key, value in planned.arguments.items()}
         return arguments if isinstance(planned.function, Maker) else {"use": planned.name, **arguments}
     if isinstance(planned, Mapping):
-        return {str(key): said(value) for key, value in planned.items()}
-    return [said(value) for value in planned] if isinstance(planned, (list, tuple)) else planned
+        return {str(key): as_node(value) for key, value in planned.items()}
+    return [as_node(value) for value in planned] if isinstance(planned, (list, tuple)) else planned
 
 
 def plan_value(value: Any, path: str, rooms: tuple[str, ...], review: Review) -> Any:
@@ -112,22 +112,25 @@ def plan_part(config: Mapping[str, Any], key: str, review: Review) -> Any:
 def _plan_call(node: Mapping[str, Any], path: str, rooms: tuple[str, ...], review: Review) -> Call:
     dot = f"{path}." if path else ""
     function = _look_up(node["use"], f"{dot}use", rooms, review)
-    given = {str(key): value for key, value in node.items() if key != "use"}
-    if given.get("trust_remote_code"):
+    arguments = {str(key): value for key, value in node.items() if key != "use"}
+    if arguments.get("trust_remote_code"):
         review.outside.append(Outside(f"{dot}trust_remote_code", "code that comes with the model"))
     if isinstance(function, Unread):
-        review.errors.extend(_keys_as_written(function.name, given, path, rooms))
+        review.errors.extend(_keys_as_written(function.name, arguments, path, rooms))
         return Call(
-            path, function.name, function, {key: plan_value(given[key], f"{dot}{key}", ROOMS.get(key, rooms), review) for key in given}
+            path,
+            function.name,
+            function,
+            {key: plan_value(arguments[key], f"{dot}{key}", ROOMS.get(key, rooms), review) for key in arguments},
         )
     function = maker(function, rooms)
-    if rooms == ROOMS["method"] and "like" in given:
-        given = _as_others_do(function, given, f"{dot}like", review.errors)
+    if rooms == ROOMS["method"] and "like" in arguments:
+        arguments = _as_others_do(function, arguments, f"{dot}like", review.errors)
     name, before = str(node["use"]), len(review.errors)
     parameters, any_key = signatures.parameters(function)
     reader = signatures.Reader(leaf=partial(_leaf, rooms=rooms, review=review), build=_record_call, errors=review.errors)
     planned = {}
-    for key, value in given.items():
+    for key, value in arguments.items():
         if key in parameters:
             planned[key] = signatures.read(value, parameters[key], f"{dot}{key}", reader)
             continue
@@ -135,7 +138,7 @@ def _plan_call(node: Mapping[str, Any], path: str, rooms: tuple[str, ...], revie
         if not any_key:
             review.errors.append(f"{dot}{key}: {_unknown_key(key, path, name, parameters)}")
     for key, parameter in parameters.items():
-        if parameter.required and key not in given:
+        if parameter.required and key not in arguments:
             review.errors.append(f"{dot}{key}: missing, {name} needs it{_kind_of_value(parameter)}")
     call = Call(path, name, function, planned)
     if home(function).startswith(CHEAP) and len(review.errors) == before and harmless(call, review):
@@ -147,18 +150,18 @@ def _unknown_key(key: str, path: str, name: str, known: Mapping[str, Any]) -> st
     return renamed(key, path) or f"unknown key of {name}{nearest(key, known)}; takes {', '.join(known) or 'nothing'}"
 
 
-def _keys_as_written(name: str, given: Mapping[str, Any], path: str, rooms: tuple[str, ...]) -> Iterator[str]:
+def _keys_as_written(name: str, arguments: Mapping[str, Any], path: str, rooms: tuple[str, ...]) -> Iterator[str]:
     """Unknown and missing keywords of a function that was not imported, as its source says."""
     source, dot = written(name), f"{path}." if path else ""
     if source is None or source.any_key:
         return
     if "rewards" in rooms and tuple(source.keywords)[:2] == OWN_ARGUMENTS:  # a reward itself, see ``nodes.maker``
         source = source._replace(keywords={key: False for key, required in source.keywords.items() if not required})
-    for key in given:
+    for key in arguments:
         if key not in source.keywords:
             yield f"{dot}{key}: {_unknown_key(key, path, name, source.keywords)}"
     for key, required in source.keywords.items():
-        if required and key not in given:
+        if required and key not in arguments:
             yield f"{dot}{key}: missing, {name} needs it"
 
 
@@ -202,17 +205,17 @@ def _record_call(record: type, arguments: dict[str, Any], path: str) -> Call:
     return Call(path, record.__name__, Maker(record), arguments)
 
 
-def _as_others_do(function: Callable[..., Any], given: dict[str, Any], path: str, errors: list[str]) -> dict[str, Any]:
+def _as_others_do(function: Callable[..., Any], arguments: dict[str, Any], path: str, errors: list[str]) -> dict[str, Any]:
     """A method's keywords with those of the dialect under ``like`` filled in, where the node does not set them."""
     from mmalign.lookup.dialects import settings
     from mmalign.types import UserError
 
-    who = given.pop("like")
+    who = arguments.pop("like")
     try:
-        return {**settings(who, function), **given}
+        return {**settings(who, function), **arguments}
     except UserError as error:
         errors.append(f"{path.removesuffix('like')}{error}")
-        return given
+        return arguments
 
 
 def _plan_argument(path: str, value: Any, planned: Any, parameter: signatures.Parameter, errors: list[str]) -> Any:
@@ -286,7 +289,7 @@ def _of_another_kind(name: str, path: str, room: str) -> str:
     entry = index(f"mmalign.{room}")[name][0]
     if kind is None or (key == "judges" and room == "evaluation") or entry.returns in kind.returns or not entry.returns:
         return ""
-    known = [named.name for named in catalogue.everything(KIND_OF[key])]
+    known = [listing.name for listing in catalogue.everything(KIND_OF[key])]
     return f"got {name!r}, which is none of the {KIND_OF[key]} (it gives {entry.returns}){nearest(name, known)}"
 
 

@@ -66,11 +66,11 @@ def _node(word: Any, key: str) -> Any:
     """The node that a word stands for under a key; anything else, and the id or folder of a model, as it is."""
     if not isinstance(word, str) or key in ("pipeline", "model"):
         return word
-    named = any(word in index(f"mmalign.{room}") for room in ROOMS[key])
-    if key == "prompts" and not named:
+    is_name = any(word in index(f"mmalign.{room}") for room in ROOMS[key])
+    if key == "prompts" and not is_name:
         is_file = word.endswith(PROMPT_FILES) or any(os.path.isfile(place) for place in (word, resource(word)))
         return {"use": "prompts", "path": word} if is_file else word
-    return {"use": word} if named or word.isidentifier() or IMPORT_PATH.fullmatch(word) else word
+    return {"use": word} if is_name or word.isidentifier() or IMPORT_PATH.fullmatch(word) else word
 
 
 def maker(function: Callable[..., Any], rooms: tuple[str, ...]) -> Callable[..., Any]:

@@ -26,18 +26,18 @@ def override(config: dict[str, Any], word: str) -> None:
     shown = word if len(word) <= 100 else f"{word[:100]}..."
     if not equals or not KEY.fullmatch(key):
         raise UserError(f"{shown}: takes key.sub=value")
-    held: Any = OmegaConf.to_container(parsed(f"{json.dumps(key)}: {text}", f"{shown}: takes key.sub=value"), resolve=False)
+    change: Any = OmegaConf.to_container(parsed(f"{json.dumps(key)}: {text}", f"{shown}: takes key.sub=value"), resolve=False)
     *names, last = [name if name else int(number) for name, number in re.findall(r"([^.\[\]]+)|\[(\d+)\]", key)]
     home, place = config, ""
     for position, name in enumerate(names):
         following = [*names, last][position + 1]
         slot = _slot(home, name, place, shown)
         place = f"{place}[{name}]" if isinstance(name, int) else f"{place}.{name}".lstrip(".")
-        if home[slot] is None or (following == last == "use" and _uses_another(home[slot], {"use": held[key]})):
+        if home[slot] is None or (following == last == "use" and _uses_another(home[slot], {"use": change[key]})):
             home[slot] = [] if isinstance(following, int) else {}
         home = home[slot]
     slot = _slot(home, last, place, shown)
-    home[slot] = _merged(home[slot], held[key])
+    home[slot] = _merged(home[slot], change[key])
 
 
 def _slot(home: Any, name: str | int, place: str, word: str) -> Any:

@@ -23,7 +23,7 @@ from mmalign.types import UserError
 
 __all__ = ["Listed", "hub_pairs", "listed", "pairs"]
 
-Named = Literal["auto", "pickapic", "hpdv2", "hpdv3", "imagereward", "thumbs", "demonstrations"]
+SchemaName = Literal["auto", "pickapic", "hpdv2", "hpdv3", "imagereward", "thumbs", "demonstrations"]
 SCHEMAS: dict[str, outputs.Schema] = {
     "pickapic": outputs.pickapic, "hpdv2": outputs.hpdv2, "hpdv3": outputs.hpdv3, "imagereward": outputs.hpdv2,
 }  # fmt: skip
@@ -34,7 +34,7 @@ LOOK = 16  # pairs that are read before anything long starts
 def pairs(  # how a data set of others is read
     path: str,
     *,
-    schema: Named = "auto",
+    schema: SchemaName = "auto",
     columns: dict[str, str] | None = None,
     folder: str | None = None,
     size: int | list[int] | None = None,
@@ -79,7 +79,7 @@ def hub_pairs(  # how a data set of others is read
     split: str = "train",
     config: str | None = None,
     streaming: bool = True,
-    schema: Named = "auto",
+    schema: SchemaName = "auto",
     columns: dict[str, str] | None = None,
     size: int | None = None,
     ties: Literal["soft", "drop"] = "soft",
@@ -165,7 +165,7 @@ def _with_media(ties: str, limits: Limits, folder: str | None) -> Callable[[outp
 def _stored(
     source: list[Block] | Hub, finish: Callable[[outputs.Draft], Record], *, schema: str, columns: Mapping[str, str] | None, ties: str
 ) -> Stored:
-    takes = get_args(Named)
+    takes = get_args(SchemaName)
     if schema not in takes or ties not in ("soft", "drop"):
         raise UserError(f"records: got schema={schema!r}, ties={ties!r}, takes {', '.join(takes)}; and soft or drop")
     notice, names = Notice("records"), columns or {}

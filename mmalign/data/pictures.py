@@ -31,14 +31,14 @@ from mmalign.types import Prompt, UserError
 
 __all__ = ["hub_picture_texts", "picture_prompts", "picture_texts"]
 
-Named = Literal[
+SchemaName = Literal[
     "auto", "preference", "rlhf_v", "rlaif_v", "mm_rlhf", "povid", "thumbs", "demonstrations", "ranked", "ultrafeedback"
 ]  # fmt: skip
 KINDS = {"rlaif_v": "preference", "mm_rlhf": "preference", "povid": "preference"}  # data sets by their names: what their rows are
 
 
 def picture_texts(  # how a data set of others is read
-    path: str, *, schema: Named = "auto", columns: dict[str, str] | None = None, folder: str | None = None, cache: str | None = None,
+    path: str, *, schema: SchemaName = "auto", columns: dict[str, str] | None = None, folder: str | None = None, cache: str | None = None,
     ties: Literal["soft", "drop"] = "soft", animated: media.Animated = "refuse", max_text: int = 2**20, max_bytes: int = 64 * 2**20,
     max_pixels: int = 64 * 10**6,
 ) -> Stored:  # fmt: skip
@@ -68,7 +68,7 @@ def picture_texts(  # how a data set of others is read
 
 
 def hub_picture_texts(  # how a data set of others is read
-    name: str, *, split: str = "train", config: str | None = None, streaming: bool = True, schema: Named = "auto",
+    name: str, *, split: str = "train", config: str | None = None, streaming: bool = True, schema: SchemaName = "auto",
     columns: dict[str, str] | None = None, folder: str | None = None, cache: str | None = None, ties: Literal["soft", "drop"] = "soft",
     animated: media.Animated = "refuse", max_text: int = 2**20, max_bytes: int = 64 * 2**20, max_pixels: int = 64 * 10**6,
 ) -> Stored:  # fmt: skip
@@ -206,7 +206,7 @@ def _as_png(picture: Any) -> bytes:
 
 
 def _looked_at(source: list[Block] | Hub, schema: str, columns: dict[str, str] | None, ties: str, max_text: int, files: Media) -> Stored:
-    for key, value, takes in (("schema", schema, get_args(Named)), ("ties", ties, ("soft", "drop"))):
+    for key, value, takes in (("schema", schema, get_args(SchemaName)), ("ties", ties, ("soft", "drop"))):
         if value not in takes:
             raise UserError(f"records.{key}: got {value!r}, takes {', '.join(takes)}")
     if max_text < 1:

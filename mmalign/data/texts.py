@@ -17,12 +17,12 @@ from mmalign.types import UserError
 
 __all__ = ["hub_texts", "texts"]
 
-Named = Literal["auto", "preference", "hh", "thumbs", "demonstrations", "stepwise", "ranked", "ultrafeedback", "oasst"]
+SchemaName = Literal["auto", "preference", "hh", "thumbs", "demonstrations", "stepwise", "ranked", "ultrafeedback", "oasst"]
 LOOK = 16  # records that are read before anything long starts
 
 
 def texts(
-    path: str, *, schema: Named = "auto", columns: dict[str, str] | None = None, ties: Literal["soft", "drop"] = "soft",
+    path: str, *, schema: SchemaName = "auto", columns: dict[str, str] | None = None, ties: Literal["soft", "drop"] = "soft",
     score: Score = "ratings", transcripts: Form = "turns", separator: str = "\n", max_bytes: int = 2**20,
 ) -> Stored:  # fmt: skip
     """Preference data of texts in local files: JSONL, JSON, CSV, parquet or tar, or a folder of them.
@@ -51,7 +51,7 @@ def texts(
 
 
 def hub_texts(  # how a data set of others is read
-    name: str, *, split: str = "train", config: str | None = None, streaming: bool = True, schema: Named = "auto",
+    name: str, *, split: str = "train", config: str | None = None, streaming: bool = True, schema: SchemaName = "auto",
     columns: dict[str, str] | None = None, ties: Literal["soft", "drop"] = "soft", score: Score = "ratings",
     transcripts: Form = "turns", separator: str = "\n", max_bytes: int = 2**20,
 ) -> Stored:  # fmt: skip
@@ -74,11 +74,11 @@ def hub_texts(  # how a data set of others is read
 
 
 def _looked_at(
-    source: list[Block] | Hub, schema: Named, columns: dict[str, str] | None, ties: str, score: Score, form: Form, separator: str,
+    source: list[Block] | Hub, schema: SchemaName, columns: dict[str, str] | None, ties: str, score: Score, form: Form, separator: str,
     max_bytes: int,
 ) -> Stored:  # fmt: skip
     for key, value, takes in (
-        ("schema", schema, get_args(Named)), ("ties", ties, ("soft", "drop")), ("score", score, get_args(Score)),
+        ("schema", schema, get_args(SchemaName)), ("ties", ties, ("soft", "drop")), ("score", score, get_args(Score)),
         ("transcripts", form, get_args(Form)),
     ):  # fmt: skip
         if value not in takes:

@@ -53,7 +53,7 @@ KINDS = {
 """word -> its kind."""
 
 
-class Named(NamedTuple):
+class Listing(NamedTuple):
     """Something with a name. kind: a word of `KINDS`. ``meaning`` and ``paper`` as in `rooms.Entry`. place: its file."""
 
     name: str
@@ -63,19 +63,19 @@ class Named(NamedTuple):
     place: str
 
 
-def everything(kind: str) -> list[Named]:
+def everything(kind: str) -> list[Listing]:
     """What there is of a kind, by name. Errors: UserError for another word, with the nearest."""
     if kind not in KINDS:
         from mmalign.types import UserError  # imports torch, so only here
 
         raise UserError(f"{kind}: no such kind{nearest(kind, KINDS)}; takes one of {', '.join(KINDS)}")
     if kind == "configs":
-        return [Named(name, kind, _title(path), "", str(path)) for name, path in configs().items()]
+        return [Listing(name, kind, _title(path), "", str(path)) for name, path in configs().items()]
     entries = {name: entry for room in KINDS[kind].rooms for name, (entry, *_) in index(f"mmalign.{room}").items()}
-    return [_named(entry, kind) for _, entry in sorted(entries.items()) if _is(entry, KINDS[kind])]
+    return [_listing(entry, kind) for _, entry in sorted(entries.items()) if _is(entry, KINDS[kind])]
 
 
-def lookup(name: str) -> list[Named]:
+def lookup(name: str) -> list[Listing]:
     """What goes by a name, in every kind: ``kto``, ``rewards/jpeg`` for one kind alone, a config, or an import path.
 
     A function of a world stands under what it is (a reward, a metric) where it is that. Errors: UserError with the nearest names.
@@ -85,25 +85,25 @@ def lookup(name: str) -> list[Named]:
     kind, _, short = name.partition("/")
     kinds = [kind] if kind in KINDS and short else list(KINDS)
     wanted = short if kind in KINDS and short else name
-    found = [named for kind in kinds for named in everything(kind) if named.name == wanted]
-    special = [named for named in found if named.kind != "worlds"]
-    if special or found:
-        return special or found
+    matches = [listing for kind in kinds for listing in everything(kind) if listing.name == wanted]
+    special = [listing for listing in matches if listing.kind != "worlds"]
+    if special or matches:
+        return special or matches
     if "." in name:
         source = None if ours(name, whole=True) else written(name)
         if not ours(name, whole=True) and source is None:
             raise UserError(f"{no_module(name)}" if not is_there(name) else f"{name}: no source there says what it is")
-        return [Named(name, "", "", "", "" if source is None else str(source.file))]
-    known = [named.name for kind in kinds for named in everything(kind)]
+        return [Listing(name, "", "", "", "" if source is None else str(source.file))]
+    known = [listing.name for kind in kinds for listing in everything(kind)]
     raise UserError(f"{name}: nothing has this name{nearest(name, known)}; `mmalign list` says what there is")
 
 
-def function(named: Named) -> Any:
+def function(listing: Listing) -> Any:
     """What has that name, imported: mmalign's own, or an import path. Errors: UserError for a path that leads nowhere."""
-    for room in KINDS[named.kind].rooms if named.kind else ():
-        if named.name in index(f"mmalign.{room}"):
-            return find(f"mmalign.{room}", named.name)
-    return find("mmalign.recipes", named.name)
+    for room in KINDS[listing.kind].rooms if listing.kind else ():
+        if listing.name in index(f"mmalign.{room}"):
+            return find(f"mmalign.{room}", listing.name)
+    return find("mmalign.recipes", listing.name)
 
 
 def configs() -> dict[str, Path]:
@@ -132,8 +132,8 @@ def _is(entry: Entry, kind: Kind) -> bool:
     return entry.function and (not kind.returns or entry.returns in kind.returns)
 
 
-def _named(entry: Entry, kind: str) -> Named:
-    return Named(entry.name, kind, entry.meaning, entry.paper, entry.module.replace(".", "/") + ".py")
+def _listing(entry: Entry, kind: str) -> Listing:
+    return Listing(entry.name, kind, entry.meaning, entry.paper, entry.module.replace(".", "/") + ".py")
 
 
 def words() -> Iterator[tuple[str, str, int]]:

@@ -109,8 +109,8 @@ class Explanation(NamedTuple):
     @property
     def unexplained(self) -> list[str]:
         """Keywords that nothing is said of."""
-        said = {name.strip().lstrip("*") for names, _ in self.keywords for name in names.split(",")}
-        return [name for name in self.defaults if name not in said]
+        explained = {name.strip().lstrip("*") for names, _ in self.keywords for name in names.split(",")}
+        return [name for name in self.defaults if name not in explained]
 
 
 def explanation(function: Callable[..., Any]) -> Explanation:
@@ -158,13 +158,13 @@ def _from_prose(prose: str, names: list[str]) -> tuple[str, list[tuple[str, str]
         return prose, []
     one = "|".join(re.escape(name) for name in names)
     begins = re.compile(rf"(?:(?<=^)|(?<=\.\s)|(?<=\.\s\s)|(?<=\n)|(?<=\n\n))((?:{one})(?:, (?:{one}))*):\s")
-    kept, found = [], []
+    texts, keywords = [], []
     for paragraph in prose.split("\n\n"):
         starts = list(begins.finditer(paragraph))
-        kept.append(paragraph[: starts[0].start()] if starts else paragraph)
+        texts.append(paragraph[: starts[0].start()] if starts else paragraph)
         for start, end in zip(starts, [*(following.start() for following in starts[1:]), None], strict=False):
-            found.append((start.group(1), unwrapped(paragraph[start.end() : end])))
-    return "\n\n".join(text.rstrip() for text in kept if text.strip()), found
+            keywords.append((start.group(1), unwrapped(paragraph[start.end() : end])))
+    return "\n\n".join(text.rstrip() for text in texts if text.strip()), keywords
 
 
 def unwrapped(text: str) -> str:

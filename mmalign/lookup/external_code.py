@@ -87,11 +87,15 @@ def located(path: str) -> tuple[Path | None, list[str]]:
     while len(rest) > 1:
         inside = [folder / rest[0] for folder in folders]
         modules = [*(folder / "__init__.py" for folder in inside), *(folder.with_suffix(".py") for folder in inside)]
-        found = next((module for module in modules if module.is_file()), None)
-        folders = [folder for folder in inside if folder.is_dir()] if found is None else [found.parent] * (found.name == "__init__.py")
-        if found is None and not folders:
+        module_there = next((module for module in modules if module.is_file()), None)
+        folders = (
+            [folder for folder in inside if folder.is_dir()]
+            if module_there is None
+            else [module_there.parent] * (module_there.name == "__init__.py")
+        )
+        if module_there is None and not folders:
             break
-        file, rest = found, rest[1:]
+        file, rest = module_there, rest[1:]
     return file, rest
 
 

@@ -17,10 +17,10 @@ def figures(run: Run) -> list[Figure]:
 
     Of answers about images and of given records where there are any; of rollouts where the run makes some.
     """
-    given = any("known" in row for row in run.train)  # which offline runs log
+    from_records = any("known" in row for row in run.train)  # which offline runs log
     varied = [] if run.answers and not spread(run).svg else [spread(run)]
-    rollouts = [] if given else [training_reward(run), ratio(run), clipping(run)]
-    preferences = [loss(run), margin(run), accuracy(run), log_ratios(run)] if given else []
+    rollouts = [] if from_records else [training_reward(run), ratio(run), clipping(run)]
+    preferences = [loss(run), margin(run), accuracy(run), log_ratios(run)] if from_records else []
     return [*hallucination.figures(run), rewards_and_judges(run), against_kl(run), *preferences, *varied, *rollouts]
 
 

@@ -46,8 +46,8 @@ def save(folder: Path, step: int, *, tensors: Mapping[str, Mapping[str, Tensor]]
     temporary.mkdir()
     try:
         files = {}
-        for group, named in tensors.items():
-            written = _write_tensors(temporary / f"{group}.safetensors", named)
+        for group, named_tensors in tensors.items():
+            written = _write_tensors(temporary / f"{group}.safetensors", named_tensors)
             files[written.name] = {"bytes": written.stat().st_size, "crc32": _crc32(written)}
         body = json.loads(json.dumps({"step": step, "state": state, "files": files}))
         (temporary / "state.json").write_text(json.dumps({**body, "crc32": _crc32_of(body)}, indent=1), encoding="utf-8")
@@ -98,14 +98,14 @@ def _discard(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _write_tensors(path: Path, named: Mapping[str, Tensor]) -> Path:
+def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> Path:
     from safetensors.torch import save_file
 
     stored: dict[str, Tensor] = {}
     same: dict[str, str] = {}  # name -> the name under which the very same tensor is stored
     first: dict[tuple[Any, ...], str] = {}
     storages: set[int] = set()
-    for name, tensor in named.items():
+    for name, tensor in tensors.items():
         value = tensor.detach()
         view = (value.data_ptr(), value.dtype, tuple(value.shape), value.stride(), str(value.device))
         if value.numel() and view in first:

@@ -178,7 +178,7 @@ def _unmade(path: Path) -> bool:
     if not path.is_dir():
         return False
     entries = [entry for entry in path.iterdir() if entry.name != LOCK and not STRAY.fullmatch(entry.name)]
-    inside = [held for entry in entries if entry.is_dir() for held in entry.iterdir()]
+    inside = [item for entry in entries if entry.is_dir() for item in entry.iterdir()]
     full = [entry for entry in entries if entry.name == "metrics.jsonl" and entry.stat().st_size]
     return {entry.name for entry in entries} <= {"samples", "checkpoints", "versions.json", "metrics.jsonl"} and not inside and not full
 

@@ -117,20 +117,20 @@ def _number(name: str, value: float | Tensor) -> float | int | None:
 
 def _known(wanted: Sequence[str] | Mapping[str, Mapping[str, Any]], tell: Any) -> dict[str, dict[str, Any]]:
     """Trackers whose packages are there, with the keywords of their start. Errors: UserError at an unknown name."""
-    named = {name: dict(wanted[name]) if isinstance(wanted, Mapping) else {} for name in wanted}
-    if not named:
+    settings = {name: dict(wanted[name]) if isinstance(wanted, Mapping) else {} for name in wanted}
+    if not settings:
         return {}
     from accelerate import PartialState
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
-    unknown = [name for name in named if name not in LOGGER_TYPE_TO_CLASS]
+    unknown = [name for name in settings if name not in LOGGER_TYPE_TO_CLASS]
     if unknown:
         raise UserError(f"trackers: got {unknown[0]!r}, takes {', '.join(sorted(LOGGER_TYPE_TO_CLASS))}")
     present = {str(name) for name in get_available_trackers()}
-    for name in named.keys() - present:
+    for name in settings.keys() - present:
         tell(f"trackers: the package of {name!r} is not installed; going on without it")
     PartialState()  # accelerate's trackers log through it
-    return {name: options for name, options in named.items() if name in present}
+    return {name: options for name, options in settings.items() if name in present}
 
 
 def _start(folder: Path, name: str, options: Mapping[str, Any], next_step: int) -> Any:

@@ -44,23 +44,23 @@ def read(place: Path, key: str) -> Stored:
     """
     newest = place if (place / "state.json").is_file() else checkpoint.newest(place / "checkpoints")[0]
     if newest is not None:
-        tensors, state = checkpoint.load(newest)
-        best, scales = tensors[next(name for name in BEST if name in tensors)], dict(state.get("learner", {}).get("scales", {}))
+        saved, state = checkpoint.load(newest)
+        best, scales = saved[next(name for name in BEST if name in saved)], dict(state.get("learner", {}).get("scales", {}))
         if odd := [name for name in best if (match := PAIR.match(name)) and match[1] not in scales]:
             raise UserError(f"{key}: {newest} does not say the alpha of {odd[0]}: it was written before 0.2.0; takes an export of it")
         return Stored(best, scales)
     files = [place] if place.is_file() else [place / DIFFUSERS] if (place / DIFFUSERS).is_file() else sorted(place.glob("*.safetensors"))
     if not files or any(file.suffix != ".safetensors" for file in files):
         raise UserError(f"{key}: {place} holds neither a checkpoint nor safetensors; takes a run, an adapter or a model")
-    held, header = dict[str, Tensor](), dict[str, Any]()
+    tensors, header = dict[str, Tensor](), dict[str, Any]()
     for file in files:
-        found, said = _file(file, key)
-        held, header = held | found, header | said
+        more, more_header = _file(file, key)
+        tensors, header = tensors | more, header | more_header
     if (place / PEFT).is_file():
         header = json.loads((place / PEFT).read_text(encoding="utf-8"))
-    layers = {match[1]: len(value) for name, value in held.items() if (match := PAIR.match(name))}
-    scales = {layer: _scale(layer, rank, header, held.get(f"{layer}.alpha")) for layer, rank in layers.items()}
-    return Stored({name: value for name, value in held.items() if not name.endswith(".alpha")}, scales)
+    layers = {match[1]: len(value) for name, value in tensors.items() if (match := PAIR.match(name))}
+    scales = {layer: _scale(layer, rank, header, tensors.get(f"{layer}.alpha")) for layer, rank in layers.items()}
+    return Stored({name: value for name, value in tensors.items() if not name.endswith(".alpha")}, scales)
 
 
 def _file(path: Path, key: str) -> tuple[dict[str, Tensor], dict[str, Any]]:

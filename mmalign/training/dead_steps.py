@@ -63,7 +63,7 @@ def refuse_silent(
     drawn = drawn_by(who.repeat(batch.prompts), method.samplers)
     total, lengths = torch.stack(list(scores.values())).sum(0), torch.full((rows,), 2)
     feedback = Feedback(total, group, parts=scores, lengths=lengths, wins=wins, drawn=drawn)
-    if _asked(method, lambda: not _teaches(method, pairs(feedback) if method.unit == "pair" else feedback)):
+    if _trial(method, lambda: not _teaches(method, pairs(feedback) if method.unit == "pair" else feedback)):
         raise UserError(
             f"batch: with prompts: {batch.prompts} and group: {batch.group} this method has no signal, whatever the rewards are; "
             f"takes {'group: 2 or more' if batch.group == 1 else 'a larger batch'}"
@@ -74,7 +74,7 @@ def refuse_unknown(method: Method, batches: Iterator[Feedback], most: int = 16) 
     """Errors: UserError where none of the first ``most`` batches of records says anything that the method learns from."""
     rows, feedback = 0, None
     for _, feedback in zip(range(most), batches, strict=False):
-        if not _asked(method, lambda: not _teaches(method, feedback)):  # noqa: B023 (asked at once)
+        if not _trial(method, lambda: not _teaches(method, feedback)):  # noqa: B023 (asked at once)
             return
         rows += len(feedback.rewards)
     if feedback is not None:
@@ -85,9 +85,9 @@ def _lacks(method: Method, feedback: Feedback) -> str:
     """What such records would have to have."""
     random = torch.rand(len(feedback.rewards), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     scored, known = replace(feedback, rewards=random), feedback.rewards[~feedback.rewards.isnan()]
-    if not len(known) and _asked(method, lambda: _teaches(method, scored)):
+    if not len(known) and _trial(method, lambda: _teaches(method, scored)):
         return "they have no scores; takes records with a score for each output"
-    if feedback.labels is None and _asked(method, lambda: _teaches(method, replace(scored, labels=(random > 0.5).double()))):
+    if feedback.labels is None and _trial(method, lambda: _teaches(method, replace(scored, labels=(random > 0.5).double()))):
         return "they have no labels; takes thumbs up and down"
     if feedback.labels is not None:
         return "they are labels of single outputs; takes pairs or rankings with a score for each output"
@@ -96,24 +96,24 @@ def _lacks(method: Method, feedback: Feedback) -> str:
     )
 
 
-def _asked(method: Method, question: Callable[[], bool]) -> bool:
+def _trial(method: Method, question: Callable[[], bool]) -> bool:
     """The answer, with the method's state as it was before. False where the method refuses the question itself."""
-    kept = None if method.state is None else method.state.dump()
+    state = None if method.state is None else method.state.dump()
     try:
         return question()
     except UserError:  # what was made up here does not fit; the first real rollout is refused with its own words, if it does not
         return False
     finally:
-        if kept is not None:
-            method.state.load(kept)
+        if state is not None:
+            method.state.load(state)
 
 
 def _teaches(method: Method, feedback: Feedback) -> bool:
     """Whether some row that an update would take has a signal. What the method reads of a rollout's steps is made up."""
     feedback = replace(feedback, tables={**_made_up(method, len(feedback.rewards)), **feedback.tables})
     signal = method.signal(feedback)
-    kept = torch.ones(len(signal), dtype=torch.bool) if method.keep is None else method.keep(feedback)
-    rows = in_units(method, feedback, kept)
+    keep = torch.ones(len(signal), dtype=torch.bool) if method.keep is None else method.keep(feedback)
+    rows = in_units(method, feedback, keep)
     return bool((signal[rows] != 0).any())
 
 

@@ -28,16 +28,16 @@ def checked(who: str, answer: Sequence[Any], outputs: Sequence[Any]) -> Parts:
     """The answer for each output. Errors: UserError for another number of them, and for what is no part of its output."""
     if len(answer) != len(outputs):
         raise UserError(f"{who}: returned parts of {len(answer)} outputs, takes {len(outputs)}")
-    found: Parts = []
+    parts: Parts = []
     for output, row in zip(outputs, answer, strict=True):
         if not isinstance(output, str):
             raise UserError(f"{who}: scores parts of an output that is a {type(output).__name__}, takes texts")
-        parts = None if row is None else [(int(start), int(end), float(score)) for start, end, score in row]
-        for start, end, score in parts or []:
+        row_parts = None if row is None else [(int(start), int(end), float(score)) for start, end, score in row]
+        for start, end, score in row_parts or []:
             if not 0 <= start < end <= len(output) or math.isinf(score):
                 raise UserError(f"{who}: returned ({start}, {end}, {score}) for an output of {len(output)} characters")
-        found.append(parts)
-    return found
+        parts.append(row_parts)
+    return parts
 
 
 def totals(parts: Parts) -> Tensor:
@@ -53,7 +53,7 @@ def table(parts: Mapping[str, Parts], weights: Mapping[str, float], rollout: Rol
     """
     if rollout.spans is None:
         raise UserError(f"reward {next(iter(parts))}: scores parts of outputs; takes a policy whose steps are tokens of a text")
-    found = torch.zeros(rollout.mask.shape, dtype=torch.float64)
+    scores = torch.zeros(rollout.mask.shape, dtype=torch.float64)
     spans, live = rollout.spans(), rollout.mask.tolist()
     for name, rows in parts.items():
         for row, scored in enumerate(rows):
@@ -61,5 +61,5 @@ def table(parts: Mapping[str, Parts], weights: Mapping[str, float], rollout: Rol
             for _, end, score in scored or []:
                 before = [step for step, start in steps if start < end]
                 if steps and not math.isnan(score):
-                    found[row, before[-1] if before else steps[0][0]] += weights.get(name, 1.0) * score
-    return found
+                    scores[row, before[-1] if before else steps[0][0]] += weights.get(name, 1.0) * score
+    return scores

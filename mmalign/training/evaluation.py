@@ -87,7 +87,7 @@ class Results(NamedTuple):
 def evaluate(policy: Policy, exam: Exam, *, using: str = "current") -> Results:
     """One evaluation of the named parameter set. Missing scores are left out of means, and counted in ``NAME_missing``."""
     rows = [prompt for prompt in contents(exam.prompts) for _ in range(exam.samples)]
-    columns = {name: [value for value in held for _ in range(exam.samples)] for name, held in columns_of(exam.prompts).items()}
+    columns = {name: [value for value in column for _ in range(exam.samples)] for name, column in columns_of(exam.prompts).items()}
     with policy.using(using):
         outputs = policy.generate(rows, [SEED + number for number in range(len(rows))], **exam.call)
         looks = image_dependence(policy, rows, _words(outputs)) if exam.blind else None
@@ -115,8 +115,8 @@ def _answers(exam: Exam, outputs: Any, rows: list[Any]) -> Answers | None:
     """What a person may read of it. Errors: UserError for marks that are not one for each answer."""
     if not isinstance(outputs, (list, tuple)) or not all(isinstance(output, str) for output in outputs):
         return None
-    kept = [place for place in range(len(outputs)) if place % exam.samples < exam.columns]
-    prompts, words = [rows[place] for place in kept], [outputs[place] for place in kept]
+    shown = [place for place in range(len(outputs)) if place % exam.samples < exam.columns]
+    prompts, words = [rows[place] for place in shown], [outputs[place] for place in shown]
     marks = None if exam.mark is None else list(exam.mark(words, prompts))
     if marks is not None and len(marks) != len(words):
         raise UserError(f"evaluation.mark: returned {len(marks)} marks for {len(words)} answers, takes one for each")

@@ -25,13 +25,13 @@ def ask(rewards: Functions, outputs: Any, prompts: list[str], columns: Columns |
     A reward that answers ``{part: [B]}`` gives ``name/part`` for each. Errors: UserError that names the reward, where it raises,
     answers with the wrong shape or type, or with an infinite number; ``kind`` is what it is called there. Scores of parts are summed.
     """
-    return _asked(rewards, outputs, prompts, columns or {}, kind=kind)[0]
+    return _scores(rewards, outputs, prompts, columns or {}, kind=kind)[0]
 
 
 def beside(prompts: Sequence[Any], *, rows: int) -> dict[str, list[Any]]:
     """The columns of prompts for the rows of their rollout, as many of each, side by side."""
     each = rows // len(prompts)
-    return {name: [value for value in held for _ in range(each)] for name, held in columns_of(prompts).items()}
+    return {name: [value for value in column for _ in range(each)] for name, column in columns_of(prompts).items()}
 
 
 def refuse_columns(functions: Functions, there: Iterable[str], *, kind: str) -> None:
@@ -39,45 +39,45 @@ def refuse_columns(functions: Functions, there: Iterable[str], *, kind: str) -> 
 
     A reward of ours says what it ``reads``; of any other function, a keyword without a default is a column.
     """
-    known = sorted(there)
+    columns = sorted(there)
     for name, function in functions.items():
         reads = getattr(function, "reads", None)
         if reads is None:
             takes = [parameter for parameter in signatures.parameters(function)[0].values() if parameter.required]
             reads = [parameter.name for parameter in takes[2:]]
-        if lacks := sorted(set(reads) - set(known)):
-            has = f"they have {', '.join(known)}" if known else "they have none"
-            near = signatures.nearest(lacks[0], known)
+        if lacks := sorted(set(reads) - set(columns)):
+            has = f"they have {', '.join(columns)}" if columns else "they have none"
+            near = signatures.nearest(lacks[0], columns)
             raise UserError(f"{kind} {name}: reads the column {lacks[0]!r} of the prompts; {has}{near}")
 
 
-def _asked(
+def _scores(
     rewards: Functions, outputs: Any, prompts: list[str], columns: Columns, *, kind: str = "reward"
 ) -> tuple[dict[str, Tensor], dict[str, Parts]]:
     """Every reward's answer ``[B]`` by name, and the scores of parts of those that gave such."""
-    found, parted = dict[str, Tensor](), dict[str, Parts]()
+    scores, parted = dict[str, Tensor](), dict[str, Parts]()
     for name, reward in rewards.items():
         answer = _answer(kind, name, reward, outputs, prompts, columns)
         parts = {f"{name}/{part}": value for part, value in answer.items()} if isinstance(answer, Mapping) else {name: answer}
         parted.update({part: dense.checked(f"{kind} {part}", value, outputs) for part, value in parts.items() if dense.is_parts(value)})
         for part, value in parts.items():
-            found[part] = dense.totals(parted[part]) if part in parted else _checked(f"{kind} {part}", value, len(prompts))
-    return found, parted
+            scores[part] = dense.totals(parted[part]) if part in parted else _checked(f"{kind} {part}", value, len(prompts))
+    return scores, parted
 
 
 def measure(metrics: Functions, outputs: Any, prompts: list[str], columns: Columns | None = None) -> dict[str, float]:
     """Every metric's numbers by their own names. Errors: UserError that names the metric, where it raises or answers otherwise."""
-    found: dict[str, float] = {}
+    numbers: dict[str, float] = {}
     for name, metric in metrics.items():
         answer = _answer("metric", name, metric, outputs, prompts, columns or {})
         if not isinstance(answer, Mapping):
             raise UserError(f"metric {name}: returned {type(answer).__name__}, takes {{name: number}}")
         for key, value in answer.items():
             try:
-                found[str(key)] = float(value)
+                numbers[str(key)] = float(value)
             except (TypeError, ValueError, RuntimeError) as error:
                 raise UserError(f"metric {name}: returned {type(value).__name__} for {key}, takes a number") from error
-    return found
+    return numbers
 
 
 def feedback(
@@ -92,7 +92,7 @@ def feedback(
     their sum, and stand in ``tables[REWARDS]``, times the ``weights`` of a combination that has such, at the steps that wrote those
     parts. oracle: asked ``(outputs, prompts, group)`` for win probabilities ``[B, B]``.
     """
-    parts, parted = _asked(rewards, rollout.outputs, rollout.prompts, rollout.columns)
+    parts, parted = _scores(rewards, rollout.outputs, rollout.prompts, rollout.columns)
     for name, value in parts.items():
         if missing == "stop" and bool(value.isnan().any()):
             count = f"{int(value.isnan().sum())} of {len(value)}"
@@ -109,14 +109,14 @@ def feedback(
 
 def _compared(oracle: Callable[..., Any], rollout: Rollout) -> Tensor:
     """The oracle's win probabilities ``[B, B]`` float64; NaN across groups and on the diagonal, whatever it said there."""
-    told = signatures.accepted(oracle, rollout.columns)
-    asked = lambda outputs, prompts: oracle(outputs, prompts, rollout.group, **told)  # noqa: E731
-    found, rows = torch.as_tensor(_answer("oracle", "of pairs", asked, rollout.outputs, rollout.prompts, {})), len(rollout.prompts)
-    if tuple(found.shape) != (rows, rows):
-        raise UserError(f"oracle: returned shape {list(found.shape)}, takes [{rows}, {rows}]: a probability for each two outputs")
+    columns = signatures.accepted(oracle, rollout.columns)
+    compare = lambda outputs, prompts: oracle(outputs, prompts, rollout.group, **columns)  # noqa: E731
+    wins, rows = torch.as_tensor(_answer("oracle", "of pairs", compare, rollout.outputs, rollout.prompts, {})), len(rollout.prompts)
+    if tuple(wins.shape) != (rows, rows):
+        raise UserError(f"oracle: returned shape {list(wins.shape)}, takes [{rows}, {rows}]: a probability for each two outputs")
     same = rollout.group[:, None] == rollout.group[None, :]
     same.fill_diagonal_(False)
-    return torch.where(same, found.detach().double().cpu(), float("nan"))
+    return torch.where(same, wins.detach().double().cpu(), float("nan"))
 
 
 def _answer(kind: str, name: str, function: Callable[..., Any], outputs: Any, prompts: list[str], columns: Columns) -> Any:

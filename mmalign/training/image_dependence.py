@@ -23,18 +23,18 @@ def image_dependence(policy: Any, prompts: Sequence[Any], outputs: Sequence[str]
     which is what mDPO found of preference training (https://arxiv.org/abs/2406.11839). NaN for a prompt without an image, an empty
     answer, and one that the policy cannot score.
     """
-    found = torch.full((len(prompts),), math.nan, dtype=torch.float64)
+    gains = torch.full((len(prompts),), math.nan, dtype=torch.float64)
     rows = [row for row, prompt in enumerate(prompts) if has_media(prompt) and outputs[row].strip()]
     for start in range(0, len(rows), ROWS):
         some = rows[start : start + ROWS]
-        said = [outputs[row] for row in some]
+        answers = [outputs[row] for row in some]
         try:
-            seeing = _per_token(policy, [prompts[row] for row in some], said)
-            blind = _per_token(policy, [without_media(prompts[row]) for row in some], said)
+            seeing = _per_token(policy, [prompts[row] for row in some], answers)
+            blind = _per_token(policy, [without_media(prompts[row]) for row in some], answers)
         except UserError:  # words that the tokenizer reads back otherwise than they were said: not known, and no reason to stop a run
             continue
-        found[some] = seeing - blind
-    return found
+        gains[some] = seeing - blind
+    return gains
 
 
 def _per_token(policy: Any, prompts: list[Any], outputs: list[str]) -> Tensor:

@@ -57,8 +57,8 @@ class Optimizer:
     def rate_at(self, step: int, steps: int) -> float:
         """The learning rate of a step, from 0, of so many."""
         done = min(step / steps, 1.0)
-        left = {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}[self.decay]
-        return self.rate * min(1.0, (step + 1) / (self.warmup + 1)) * left
+        share = {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}[self.decay]
+        return self.rate * min(1.0, (step + 1) / (self.warmup + 1)) * share
 
 
 def adamw(
@@ -197,11 +197,11 @@ def muon(
         kind: Any = vars(torch.optim).get("Muon")
         if kind is None:
             raise UserError(f"optimizer: torch {torch.__version__} has no Muon; takes torch 2.9 or newer, or another optimizer")
-        held = list(parameters)
-        if odd := [parameter for parameter in held if parameter.ndim != 2]:
+        trained = list(parameters)
+        if odd := [parameter for parameter in trained if parameter.ndim != 2]:
             shape = list(odd[0].shape)
             raise UserError(f"optimizer: muon takes matrices, got {len(odd)} of other shapes, such as {shape}; takes LoRA, or adamw")
-        made: torch.optim.Optimizer = kind(held, lr=rate, momentum=momentum, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+        made: torch.optim.Optimizer = kind(trained, lr=rate, momentum=momentum, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
         return made
 
     return _optimizer(make, rate, warmup, decay, max_norm, ema)

@@ -50,11 +50,11 @@ def preflight(
 
     Errors: UserError that names the likely cause; nothing has been written to the parameters then.
     """
-    given, tolerance = tolerance, getattr(policy, "tolerance", 1e-6) if tolerance is None else tolerance
+    requested, tolerance = tolerance, getattr(policy, "tolerance", 1e-6) if tolerance is None else tolerance
     rollout = experience.rollout
     parts = experience.rows.split(micro_sizes(method.unit, experience.group, micro_rows))
-    held = [part for part in parts if not replace(experience, rows=part).silent]
-    rows = (held or parts)[0]
+    informative = [part for part in parts if not replace(experience, rows=part).silent]
+    rows = (informative or parts)[0]
     columns, needs = live_columns(rollout, rows)[:micro_steps], needed(policy, method)
     steps = policy.steps(rollout, rows, columns, needs=needs)
     difference = apart = float("nan")
@@ -64,7 +64,7 @@ def preflight(
     if steps.old is None and "ref" in steps.refs and "ref" in policy.sets.foreign:
         with torch.no_grad(), policy.using("ref"):
             itself = policy.steps(rollout, rows, columns)
-            allowed = getattr(policy, "tolerance", 1e-6) if given is None else given  # another model may be of another type
+            allowed = getattr(policy, "tolerance", 1e-6) if requested is None else requested  # another model may be of another type
         difference = _largest(steps, itself.log_probs - steps.refs["ref"])
         _refuse(f"the reference scores {difference:.3g} nats differently at replay", difference, allowed * steps.event_size)
     elif steps.old is None and "ref" in steps.refs:
@@ -78,18 +78,18 @@ def preflight(
         _refuse(f"the reference has a KL of {apart:.3g} nats to itself", apart, tolerance * steps.event_size)
     signal = experience.signal_at(rows, columns)
     if method.survey is not None:
-        kept = None if method.state is None else method.state.dump()
+        state = None if method.state is None else method.state.dump()
         with torch.no_grad():
             whole = policy.steps(rollout, rows, columns, needs=needs | method.survey_needs)
             signal = method.survey(whole, signal)
-        if kept is not None:
-            method.state.load(kept)  # a look at an update is none
+        if state is not None:
+            method.state.load(state)  # a look at an update is none
     norm = _gradient_norm(policy, (method.weigh(steps.mask) * method.loss(steps, signal).values).sum())
     if not norm < float("inf"):
         raise UserError(
             f"preflight: the policy gradient is {norm}; the usual causes: half precision without room, a step in the mask whose std is 0"
         )
-    if norm == 0 and len(held) and not _reaches(policy, policy.steps(rollout, rows, columns)):
+    if norm == 0 and len(informative) and not _reaches(policy, policy.steps(rollout, rows, columns)):
         raise UserError("preflight: the policy gradient is 0 although rewards differ: no trained parameter reaches the log-probabilities")
     return Preflight(difference, apart, norm)
 
@@ -98,8 +98,8 @@ def _largest(steps: Steps, table: Tensor) -> float:
     return float(table[steps.mask].abs().max()) if bool(steps.mask.any()) else 0.0
 
 
-def _refuse(what: str, found: float, limit: float) -> None:
-    if not found <= limit:  # NaN is refused too
+def _refuse(what: str, distance: float, limit: float) -> None:
+    if not distance <= limit:  # NaN is refused too
         raise UserError(f"preflight: {what}, takes at most {limit:.3g}; {CAUSES}")
 
 

@@ -31,16 +31,16 @@ class Snapshot:
 
     def checkpoint(self, learner: Learner) -> dict[str, Any]:
         """What a checkpoint keeps beside the tensors."""
-        kept = {**self.state, "learner": {**learner.state(), "method": self.method}}
-        return {**kept, "states": self.states} if self.states else kept
+        record = {**self.state, "learner": {**learner.state(), "method": self.method}}
+        return {**record, "states": self.states} if self.states else record
 
 
 def snapshot(learner: Learner, state: Mapping[str, Any], states: Mapping[str, Any]) -> Snapshot:
     """Of a run as it is now. state: JSON. states: name -> what has a state of its own (``dump``)."""
-    held = {name: copy.deepcopy(owner.dump()) for name, owner in states.items()}
+    dumps = {name: copy.deepcopy(owner.dump()) for name, owner in states.items()}
     method = None if learner.method.state is None else copy.deepcopy(learner.method.state.dump())
     rows = {**state, "evaluations": list(state["evaluations"]), "facts": dict(state["facts"])}  # rows are only ever added
-    return Snapshot(state["step"], rows, held, method, learner.updates)
+    return Snapshot(state["step"], rows, dumps, method, learner.updates)
 
 
 def out_of_memory(error: BaseException) -> bool:

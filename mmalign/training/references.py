@@ -24,7 +24,7 @@ def references(method: Method, needs: frozenset[Need]) -> list[str]:
 
 
 def load(
-    policy: Policy, named: Mapping[str, Reference], *, runs: str | Path, method: Method | None = None, examples: Sequence[Any] = ()
+    policy: Policy, by_name: Mapping[str, Reference], *, runs: str | Path, method: Method | None = None, examples: Sequence[Any] = ()
 ) -> None:
     """Makes those references that come from elsewhere: a set's values from a folder, or a run of that name in ``runs``; other models.
 
@@ -32,21 +32,21 @@ def load(
     them. examples: prompts that another model has to read as the policy does. Errors: UserError for a name that is no reference, a folder
     without weights, weights of another model, and a model that cannot score the same rows, or that nothing asks.
     """
-    for name, reference in named.items():
+    for name, reference in by_name.items():
         key = f"references.{name}"
         if name in OWN and (reference.from_ is not None or reference.policy is not None):
             raise UserError(f"{key}: not a reference; takes another name")
         if reference.from_ is not None:
             policy.sets.adopt(name, weights.read(weights.existing(reference.from_, key, runs=Path(runs)), key))
         elif reference.policy is not None:
-            _refuse_use(policy, method, name, named)
+            _refuse_use(policy, method, name, by_name)
             policy.refer(name, reference.policy, examples)
 
 
-def _refuse_use(policy: Policy, method: Method | None, name: str, named: Mapping[str, Reference]) -> None:
+def _refuse_use(policy: Policy, method: Method | None, name: str, by_name: Mapping[str, Reference]) -> None:
     """Errors: UserError where another model would be unused, or used as the parameters that it does not have."""
     key, another = f"references.{name}.policy", "is another model, whose parameters these are not"
-    for of, shares in ((of, reference.shares or {}) for of, reference in named.items()):
+    for of, shares in ((of, reference.shares or {}) for of, reference in by_name.items()):
         if name in shares:
             raise UserError(f"references.{of}.shares: {name} {another}; takes shares of sets of the trained one")
     if method is None:
@@ -79,17 +79,17 @@ def refuse_others(policy: Policy, digests: Mapping[str, str]) -> None:
             )
 
 
-def plan(method: Method, names: Sequence[str], named: Mapping[str, Reference]) -> list[Move]:
+def plan(method: Method, names: Sequence[str], by_name: Mapping[str, Reference]) -> list[Move]:
     """The method's own moves, and those of the references that move, which replace them.
 
     ``previous``, where a method refers to it and does not move it, is a copy of every step's policy. Errors: UserError that names
     the reference.
     """
-    moving = {name: reference for name, reference in named.items() if reference.every is not None or reference.shares is not None}
+    moving = {name: reference for name, reference in by_name.items() if reference.every is not None or reference.shares is not None}
     if own := [name for name in moving if name in OWN]:
         raise UserError(f"references.{own[0]}: not a reference; takes another name")
     moves = [move for move in method.moves if move.name not in moving]
-    others = {name for name, reference in named.items() if reference.policy is not None}
+    others = {name for name, reference in by_name.items() if reference.policy is not None}
     if "previous" in names and "previous" not in {*moving, *others, *(move.name for move in moves)}:
         moves.append(Move("previous", {"current": 1.0}))
     return moves + [Move(name, dict(reference.shares or {"current": 1.0}), reference.every or 1) for name, reference in moving.items()]
@@ -100,11 +100,11 @@ def prepare(policy: Policy, names: Sequence[str], moves: Sequence[Move]) -> None
 
     Errors: UserError for a reference that nothing makes.
     """
-    known, made = {"current", "ref", *policy.sets.tables(), *policy.sets.foreign}, {move.name for move in moves}
+    there, moved = {"current", "ref", *policy.sets.tables(), *policy.sets.foreign}, {move.name for move in moves}
     for name in dict.fromkeys(name for move in moves for name in move.shares):
-        if name in made - known:
+        if name in moved - there:
             policy.sets.keep(name)
-    if missing := [name for name in names if name not in known | made]:
+    if missing := [name for name in names if name not in there | moved]:
         raise UserError(
             f"method: refers to {missing[0]!r}, which is no set here; takes references.{missing[0]}: {{from: FOLDER}} or {{every: N}}, or "
             "another model: {policy: ...}"
@@ -118,8 +118,8 @@ def due(moves: Sequence[Move], step: int) -> list[Move]:
 
 def repeatable(moves: Sequence[Move], step: int) -> bool:
     """Whether the moves before ``step`` come to the same where they are made twice: none reads what one of them makes."""
-    made = due(moves, step)
-    return not {move.name for move in made} & {name for move in made for name in move.shares} and not any(move.moments for move in made)
+    now = due(moves, step)
+    return not {move.name for move in now} & {name for move in now for name in move.shares} and not any(move.moments for move in now)
 
 
 def move(policy: Policy, moves: Sequence[Move], step: int) -> dict[str, float]:

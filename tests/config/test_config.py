@@ -362,7 +362,7 @@ def test_a_word_stands_for_a_node(house, tmp_path):
     short["prompts"], short["evaluation"] = str(tmp_path / "asked.txt"), {"judges": {"gold": "digits_gold"}, "prompts": "digit_prompts"}
     short["policy"] = {**demo["policy"], "schedule": {"kernel": "ddim"}}
     assert config.check(short) == [] and [one.name for one in config.outside(short)] == ["house.reward"]
-    kept = instantiate.said(instantiate.plan(short, instantiate.Review(trust=False)))
+    kept = instantiate.as_node(instantiate.plan(short, instantiate.Review(trust=False)))
     assert kept["method"] == {"use": "flow_grpo"} and kept["rewards"] == {"a": {"use": "digits_proxy"}, "b": {"use": "house.reward"}}
     assert kept["prompts"] == {"use": "prompts", "path": str(tmp_path / "asked.txt")} and kept["optimizer"] == {"use": "sgd"}
     assert kept["evaluation"] == {"judges": {"gold": {"use": "digits_gold"}}, "prompts": {"use": "digit_prompts"}}

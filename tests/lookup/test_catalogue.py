@@ -27,7 +27,7 @@ def test_every_kind_has_names_and_every_room_is_of_a_kind() -> None:
 
 
 @pytest.mark.parametrize("named", FUNCTIONS, ids=lambda named: f"{named.kind}/{named.name}")
-def test_every_name_leads_to_what_it_names(named: catalogue.Named) -> None:
+def test_every_name_leads_to_what_it_names(named: catalogue.Listing) -> None:
     made_by: Any = catalogue.function(named)
     parts = explanation(made_by)
     assert parts.meaning and parts.meaning == named.meaning

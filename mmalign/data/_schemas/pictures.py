@@ -158,12 +158,15 @@ def _filled(turns: Turns, parts: Sequence[Mapping[str, Any]], media: Sequence[Me
         raise Broken(f"{len(empty)} places for media in the prompt and 0 media")
     waiting = {kind: [source for own, source in media if own == kind] for kind in KINDS}
     return [
-        {**turn, "content": [_taken(part, waiting) for part in turn["content"]] if isinstance(turn["content"], list) else turn["content"]}
+        {
+            **turn,
+            "content": [_with_source(part, waiting) for part in turn["content"]] if isinstance(turn["content"], list) else turn["content"],
+        }
         for turn in turns
     ]
 
 
-def _taken(part: dict[str, Any], waiting: dict[str, list[Any]]) -> dict[str, Any]:
+def _with_source(part: dict[str, Any], waiting: dict[str, list[Any]]) -> dict[str, Any]:
     empty = part["type"] != "text" and part["source"] is None
     return {**part, "source": waiting[part["type"]].pop(0)} if empty else part
 
