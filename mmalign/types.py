@@ -535,11 +535,12 @@ class Policy(Protocol):
         step: number of the training step, for samplers that change as training goes. samplers: who draws rows of each group instead of
         the current policy, whose own stand first, or beside it; a policy that ``gives`` no ``samplers`` is never asked.
         """
-        ...
 
     def generate(self, prompts: list[str], seeds: list[int], **call: Any) -> Any:
         """Outputs as a user gets them, one seed for each prompt."""
-        ...
+
+    def refusals(self, prompts: Sequence[Any]) -> dict[int, str]:
+        """Place -> why, of prompts that the policy cannot be asked: too long, a picture that cannot be read. Nothing is sampled for it."""
 
     def refer(self, name: str, other: Any, examples: Sequence[Any] = ()) -> None:
         """Makes a name stand for another model: that of ``other``, a policy of the same kind, which is frozen. examples: some prompts.
@@ -552,15 +553,12 @@ class Policy(Protocol):
 
     def steps(self, rollout: Rollout, rows: Tensor, columns: Tensor | None = None, needs: frozenset[Need] = frozenset()) -> Steps:
         """The table of some rows under the current parameters, with gradient. ``columns``: some steps only."""
-        ...
 
     def using(self, name: str) -> AbstractContextManager[None]:
         """The named parameter set (``ref``, ``ema``, ``previous``) in place of the current one while the block lasts."""
-        ...
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
         """The trained parameters by name."""
-        ...
 
 
 class Adapter(NamedTuple):
@@ -584,4 +582,3 @@ class Encoder(Policy, Protocol):
 
         Errors: records.RefusedRow for the first row that it cannot use.
         """
-        ...

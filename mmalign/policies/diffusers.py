@@ -28,6 +28,7 @@ from mmalign.policies.pipelines.arguments import call_arguments_of
 from mmalign.policies.pipelines.calling import GUIDANCE, Caller, load, type_of
 from mmalign.policies.pipelines.interception import Finished, Place, watched
 from mmalign.policies.pipelines.reference_models import First
+from mmalign.policies.pipelines.refusals import refusals
 from mmalign.policies.pipelines.scheduler import Moment, Player
 from mmalign.policies.pipelines.trajectories import Remembered, Trajectories
 from mmalign.policies.settings import Dtype, Lora, Memory, Schedule
@@ -241,6 +242,10 @@ class DiffusersPolicy:
         for at in (slice(chunk, chunk + self.rows_at_once) for chunk in range(0, len(prompts), self.rows_at_once)):
             images.append(self.caller.images(prompts[at], seeds[at], None, prompts[at], **call))
         return torch.cat(images)
+
+    def refusals(self, prompts: Sequence[Any]) -> dict[int, str]:
+        """Place -> why, of prompts that the pipeline's call refuses; it is left before its denoiser runs, see ``pipelines.refusals``."""
+        return refusals(self.caller, prompts, self.rows_at_once)
 
     # Replay
 

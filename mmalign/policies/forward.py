@@ -127,6 +127,10 @@ class ForwardPolicy:
         reference_models.refuse_times(f"{key}.of", self.schedule[:2], other.schedule[:2])
         self.of.stand_for(name, other.of, self.of.first(examples), other.of.first(examples))
 
+    def refusals(self, prompts: Sequence[Any]) -> dict[int, str]:
+        """Place -> why, of prompts that the pipeline's call refuses."""
+        return self.of.refusals(prompts)
+
     def generate(self, prompts: list[str], seeds: list[int], **call: Any) -> Tensor:
         """Outputs as a user gets them, one seed for each prompt."""
         return self.of.generate(prompts, seeds, **call)

@@ -281,6 +281,10 @@ class TransformersPolicy:
             held=Completions.of_rows(self.chat.vision, encoded, prompts, which, tokens, lengths),
         )
 
+    def refusals(self, prompts: Sequence[Any]) -> dict[int, str]:
+        """Place -> why, of prompts that tokenizer, template or processor refuse, or that are too long."""
+        return self.room.refusals(prompts)
+
     @torch.no_grad()
     def generate(self, prompts: list[Any], seeds: list[int], **call: Any) -> list[str]:
         """Completions as a user gets them, one seed for each prompt.

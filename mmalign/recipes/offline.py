@@ -41,6 +41,7 @@ from mmalign.training.journal import Journal
 from mmalign.training.learner import Learner
 from mmalign.training.optimizers import Optimizer, adamw
 from mmalign.training.preflight import preflight
+from mmalign.training.prompts import refuse_unusable
 from mmalign.training.seeds import stream
 from mmalign.training.settings import Evaluation, RecordBatch, Reference, RunSettings, at_least
 from mmalign.training.units import in_units, refuse_mismatch
@@ -96,6 +97,7 @@ def offline(  # one argument for each thing that a run is made of
     first = _take(source.stream(seed=run.seed), batch.records)
     _rows(first, method)
     refuse_unknown(method, _feedback(source.stream(seed=run.seed), method, count=batch.records))
+    refuse_unusable(policy, evaluation.prompts)
     if evaluation.prompts is None:  # then it asks what the first step asks, and only what the policy can use
         first = _encoded(policy, method, source.stream(seed=run.seed), batch.records, lambda: stream(run.seed, 0, "encode"), {})[0]
     stored.load(policy, references or {}, runs=run.folder, method=method, examples=_distinct([record.prompt for record in first]))

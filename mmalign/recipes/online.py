@@ -10,7 +10,9 @@ What differs from the papers, and from well-known code:
 4. Evaluation samples as a user would: the pipeline's own sampler, fixed seeds, the EMA of the weights where there is one.
 5. A method for pairs gets the best and the worst row of each group, by reward or by the oracle's win rate; a tied group makes no pair.
 6. All randomness of a step comes from generators seeded by (seed, step, attempt), so that a resumed run equals an uninterrupted one.
-7. Nothing is trained before a rollout, scored again, has ratio 1, a reference without KL to itself, and a gradient that arrives
+7. Prompts that the policy refuses (too long, a picture that cannot be read) are named in ``broken.jsonl`` and counted, and the next ones
+   take their place.
+8. Nothing is trained before a rollout, scored again, has ratio 1, a reference without KL to itself, and a gradient that arrives
    (``training.preflight``).
 """
 
@@ -35,6 +37,7 @@ from mmalign.training.journal import Journal
 from mmalign.training.learner import Learner
 from mmalign.training.optimizers import Optimizer, adamw
 from mmalign.training.preflight import preflight
+from mmalign.training.prompts import Prompts, refuse_unusable
 from mmalign.training.seeds import stream
 from mmalign.training.settings import Batch, Evaluation, Reference, RunSettings, at_least
 from mmalign.training.units import in_units, refuse_micro_steps, refuse_mismatch, unit_sizes
@@ -89,7 +92,7 @@ def online(  # one argument for each thing that a run is made of
         resume: continue the run from its newest checkpoint; all else has to be as it was, but ``steps`` may be more.
 
     In the log, ``kl`` is the KL of the trained policy to ``ref`` over a whole trajectory, in nats; beside an evaluation it is that
-    of the step before.
+    of the step before. ``broken`` counts the prompts that are put aside, where there are any.
 
     Errors: UserError before anything is sampled (what the method needs and the policy cannot give, an existing run), and by
     name for a reward that fails; where that is before the first step is done, no folder is left behind. Ctrl-C finishes the
@@ -104,9 +107,12 @@ def online(  # one argument for each thing that a run is made of
     pairs = method.pairs or comparisons.best_and_worst
     refuse_silent(method, batch, list(rewards), oracle=oracle, pairs=pairs)
     drawing: dict[str, Any] = {"samplers": method.samplers} if method.samplers else {}
-    stored.load(policy, references or {}, runs=run.folder, method=method, examples=contents(prompts))
+    coming = Prompts(prompts, policy, seed=run.seed)
+    first = coming.first(16)
+    refuse_unusable(policy, evaluation.prompts)
+    stored.load(policy, references or {}, runs=run.folder, method=method, examples=contents(first))
     learner = Learner(policy, method, optimizer, steps=steps, moving=references)
-    asked = exam(evaluation, prompts=list(prompts)[:16], rewards=rewards)
+    asked = exam(evaluation, prompts=first, rewards=rewards)
     states = {"combine": getattr(combine, "state", None)}
     journal = Journal(learner, asked, run, steps=steps, resume=resume, stop=evaluation.stop, states=states, prompts=prompts)
     micro_rows, micro_steps = batch.micro_rows, batch.micro_steps
@@ -116,8 +122,8 @@ def online(  # one argument for each thing that a run is made of
         scored: list[Scored] = []
         wanted = batch.prompts
         for attempt in range(1 + (batch.resample if method.keep is not None and method.unit in ("cell", "row") else 0)):
-            chosen = _in_turn(prompts, seed=run.seed, attempt=attempt, start=step * batch.prompts, count=batch.prompts)
-            rollout = policy.sample(contents(chosen), batch.group, stream(run.seed, step, attempt), step=step, **drawing)
+            sample = lambda some: policy.sample(contents(some), batch.group, stream(run.seed, step, attempt), step=step, **drawing)  # noqa: B023, E731
+            chosen, rollout = coming.sampled(sample, batch.prompts, attempt=attempt)
             rollout.columns = beside(chosen, rows=len(rollout.prompts))
             said = feedback(rewards, rollout, missing=batch.missing, oracle=oracle, combine=combine)
             if method.unit == "pair":
@@ -133,10 +139,12 @@ def online(  # one argument for each thing that a run is made of
         return scored
 
     with journal:
+        coming.resumed(journal.broken.why, position=journal.state.get("position", journal.state["step"] * batch.prompts))
         for step in journal.steps():
             moved = learner.begin(step)
             _tell(rewards, step)
             scored = collect(step)
+            journal.put_aside(coming.aside, "prompts")
             for _, experience in scored:
                 policy.remember(experience.rollout, learner.references, micro_rows)
             journal.once("preflight_difference", lambda: _checked(policy, method, scored, micro_rows=micro_rows, micro_steps=micro_steps))  # noqa: B023
@@ -144,7 +152,9 @@ def online(  # one argument for each thing that a run is made of
             found = [learner.update(part, micro_rows=micro_rows, micro_steps=micro_steps, step=step) for part in parts]
             if not found:
                 journal.say(f"step {step + 1}: no group is informative after {len(scored)} rollouts, so nothing was updated")
-            journal.trained({**_row(scored, found, lr=float(learner.optimizer.param_groups[0]["lr"])), **moved})
+            journal.state["position"] = coming.upcoming
+            broken = {"broken": float(len(coming.aside))} if coming.aside else {}
+            journal.trained({**_row(scored, found, lr=float(learner.optimizer.param_groups[0]["lr"])), **moved, **broken})
     return concluded(journal, policy)
 
 
@@ -202,19 +212,6 @@ def _row(batches: Sequence[Scored], found: Sequence[Mapping[str, float]], *, lr:
     if "kl" in row:
         row["kl"] *= float(torch.cat([batch.experience.mask.sum(1) for batch in batches]).double().mean())
     return {**row, "lr": lr}
-
-
-def _in_turn(prompts: Sequence[Any], *, seed: int, attempt: int, start: int, count: int) -> list[Any]:
-    """``count`` prompts from position ``start`` of an endless list: all prompts shuffled, then shuffled again, and so on.
-
-    Every attempt of a step has a list of its own, so that what it takes depends on nothing that came before.
-    """
-    chosen: list[Any] = []
-    for position in range(start, start + count):
-        number, place = divmod(position, len(prompts))
-        order = torch.randperm(len(prompts), generator=stream(seed, number, attempt, "prompts"))
-        chosen.append(prompts[int(order[place])])
-    return chosen
 
 
 def _refuse_empty(prompts: Sequence[Any], rewards: Rewards) -> None:

@@ -160,11 +160,11 @@ class Journal:
         """A line for the user."""
         self.progress.say(line)
 
-    def put_aside(self, broken: Mapping[str, str]) -> None:
-        """Records that could not be read, id -> why: written to ``broken.jsonl``, each once, and the first few told."""
+    def put_aside(self, broken: Mapping[str, str], kind: str = "records") -> None:
+        """Records that could not be read, or prompts, id -> why: written to ``broken.jsonl``, each once, and the first few told."""
         told = len(self.broken.why)
         for name, why in list(self.broken.add(broken).items())[: max(0, 3 - told)]:
-            self.say(f"records: {name} left out: {why} (all of them are in {self.broken.path.name})")
+            self.say(f"{kind}: {name} left out: {why} (all of them are in {self.broken.path.name})")
 
     def trained(self, row: Mapping[str, float]) -> None:
         """A step is done: logs it, evaluates and saves where it is time to."""

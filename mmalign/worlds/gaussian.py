@@ -265,6 +265,10 @@ class GaussianPolicy:
                 means.append(share * self.transition(x, columns, stochastic)[0])
         return torch.stack(means).sum(0)
 
+    def refusals(self, prompts: Sequence[Any]) -> dict[int, str]:
+        """None: prompts only tell groups apart here."""
+        return {}
+
     @torch.no_grad()
     def generate(self, prompts: list[str], seeds: list[int], **call: Any) -> Tensor:
         """Outputs ``[B, D]`` of the ODE, one seed for each prompt. Errors: UserError on any argument in ``call``: there are none."""

@@ -16,6 +16,7 @@ import yaml
 import mmalign as mm
 from mmalign.runs import checkpoint
 from mmalign.samplers import windows
+from mmalign.training.prompts import Prompts
 from mmalign.types import Experience, Need, UserError
 from mmalign.worlds import gaussian
 from tests.helpers.small_run import LINEAR, arguments, method, online, policy, rows
@@ -240,13 +241,17 @@ def test_missing_rewards_can_be_dropped(tmp_path: Path) -> None:
     assert 0 < min(row["rows"] for row in trained) < 8 and all(math.isfinite(row["loss"]) for row in trained)
 
 
-def test_prompts_are_taken_in_turn(tmp_path: Path) -> None:
-    from mmalign.recipes.online import _in_turn
+def test_prompts_are_taken_in_turn() -> None:
+    def taken(prompts: str, *, seed: int = 1, attempt: int = 0, start: int = 0, count: int) -> list[str]:
+        coming = Prompts(list(prompts), policy(), seed=seed)
+        coming.resumed({}, position=start)
+        coming.position = start
+        return coming.sampled(lambda chosen: chosen, count, attempt=attempt)[0]  # type: ignore[arg-type, return-value]
 
-    six = _in_turn(["a", "b", "c"], seed=1, attempt=0, start=0, count=6)
+    six = taken("abc", count=6)
     assert sorted(six[:3]) == sorted(six[3:]) == ["a", "b", "c"]
-    assert _in_turn(["a", "b", "c"], seed=1, attempt=0, start=2, count=2) == six[2:4]
-    many = [_in_turn(list("abcdefgh"), seed=seed, attempt=attempt, start=0, count=8) for seed, attempt in ((1, 0), (1, 1), (2, 0))]
+    assert taken("abc", start=2, count=2) == six[2:4]
+    many = [taken("abcdefgh", seed=seed, attempt=attempt, count=8) for seed, attempt in ((1, 0), (1, 1), (2, 0))]
     assert many[0] != many[1] != many[2] != many[0]
 
 

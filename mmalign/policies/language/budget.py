@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from mmalign.conversations import without
+from mmalign.media import KINDS
 from mmalign.policies.language.chat import Chat, Row
 from mmalign.policies.language.vision import Prompt
 from mmalign.types import UserError
@@ -69,6 +71,17 @@ class Room:
                 self._count(f"{kind}s", count)
             source = without(source, dropped)
             prompt = self.chat.prompt(source, system=system)
+
+    def refusals(self, sources: Sequence[Any]) -> dict[int, str]:
+        """Place -> why, of prompts that cannot be used. What would be cut of the others is not counted."""
+        uncounted = replace(self, cut=dict.fromkeys(("prompts", *(f"{kind}s" for kind in KINDS)), 0))
+        why: dict[int, str] = {}
+        for place, source in enumerate(sources):
+            try:
+                uncounted.fitted(self.chat.prompt(source), source)
+            except UserError as error:
+                why[place] = str(error).removeprefix("prompt: ")
+        return why
 
     def row(self, row: Row, source: Any) -> Row:
         """A given row that fits: itself, or cut. Errors: UserError for one that is too long, where nothing is cut."""
