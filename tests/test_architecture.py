@@ -59,7 +59,13 @@ INSIDE: dict[str, dict[str, set[str]]] = {
         "signatures": {"ranges", "renamed"},
         "calls": {"signatures", "renamed", "environment"},
     },
-    "lookup": {"external_code": set(), "docstrings": set(), "dialects": {"docstrings"}, "catalogue": {"external_code"}},
+    "lookup": {
+        "external_code": set(),
+        "docstrings": set(),
+        "dialects": {"docstrings"},
+        "settings": set(),
+        "catalogue": {"external_code", "settings"},
+    },
     "config": {
         "parsing": set(),
         "overrides": {"parsing"},

@@ -333,6 +333,12 @@ def shown(value: Any) -> str:
 
 def takes(parameter: Parameter) -> str:
     """What a parameter takes, in the words of a config file; empty where that is an object."""
+    if (inside := _records_inside(parameter.annotation)) is not None:
+        return f"mapping of names to {takes(parameter._replace(annotation=inside))}"
+    record, other = record_of(parameter.annotation), _without_records(parameter.annotation)
+    if record is not None:
+        words = [] if other in (None, type(None)) or not plain(other) else [takes(parameter._replace(annotation=other))]
+        return " or ".join([*words, f"mapping of {', '.join(parameters(record)[0])}"])
     if not plain(parameter.annotation):
         return ""
     return show(parameter.annotation) + ("" if parameter.within is None else f", {parameter.within}")

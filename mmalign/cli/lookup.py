@@ -103,7 +103,8 @@ def _function(out: Console, listing: Listing, made_by: Callable[..., Any]) -> No
     from mmalign.lookup.docstrings import explanation
 
     docstring = explanation(made_by)
-    out.print(f"[bold]{docstring.name}[/bold]  {escape(docstring.meaning)}")
+    title = docstring.name if listing.setting is None else f"{listing.name}, {docstring.name}"
+    out.print(f"[bold]{title}[/bold]  {escape(docstring.meaning)}")
     if docstring.formula:
         out.print(Padding(escape(docstring.formula), (1, 2, 0, 2)))
     if docstring.defaults:
@@ -152,12 +153,37 @@ def _keywords(out: Console, docstring: Explanation, made_by: Callable[..., Any])
     rows = Table.grid(padding=(0, 2))
     parameters, _ = signatures.parameters(made_by)
     for names, meaning in [*docstring.keywords, *((name, "") for name in docstring.unexplained)]:
-        keywords = [name.strip() for name in names.split(",") if name.strip() in parameters]
-        takes = dict.fromkeys(signatures.takes(parameters[name]) for name in keywords if signatures.plain(parameters[name].annotation))
-        defaults = [docstring.defaults[name] for name in keywords if name in docstring.defaults]
-        shown = ", ".join("required" if default is inspect.Parameter.empty else repr(default) for default in defaults)
-        rows.add_row(f"[bold]{escape(names)}[/bold]", escape(", ".join(takes)), escape(shown), escape(meaning))
+        own = [name.strip() for name in names.split(",") if name.strip() in docstring.defaults]
+        takes = dict.fromkeys(_takes(parameters[name.rstrip("_")]) for name in own)
+        defaults = [docstring.defaults[name] for name in own]
+        shown = ", ".join("required" if default is inspect.Parameter.empty else _default(default) for default in defaults)
+        keys = ", ".join(name.strip().rstrip("_") for name in names.split(","))  # `from_` is `from` in YAML
+        rows.add_row(f"[bold]{escape(keys)}[/bold]", escape(", ".join(filter(None, takes))), escape(shown), escape(meaning))
     out.print(rows)
+
+
+def _takes(parameter: Any) -> str:
+    """What a keyword takes: plain data, a record, or something that has a name."""
+    from mmalign.arguments import signatures
+    from mmalign.lookup.catalogue import STANDS_UNDER
+
+    kind = STANDS_UNDER.get(parameter.name)
+    if words := signatures.takes(parameter):
+        return words
+    return f"of `mmalign list {kind}`" if kind and not signatures.plain(parameter.annotation) else ""
+
+
+def _default(value: Any) -> str:
+    """A default as it is written; of a record, the mapping that makes it."""
+    from dataclasses import fields
+
+    from mmalign.arguments.signatures import Record
+
+    if not isinstance(value, Record):
+        return repr(value)
+    usual = {field.name: field.default for field in fields(value)}  # type: ignore[arg-type]
+    other = {name: getattr(value, name) for name, default in usual.items() if getattr(value, name) not in (default, {}, [])}
+    return "{" + ", ".join(f"{name}: {_yaml(setting)}" for name, setting in other.items()) + "}"
 
 
 def _needs(listing: Listing, made_by: Callable[..., Any]) -> dict[str, str]:
@@ -189,23 +215,26 @@ def _example(listing: Listing, docstring: Explanation) -> list[str]:
     """A line of YAML and one of Python, with what is required and the first plain defaults."""
     import inspect
 
-    from mmalign.lookup.catalogue import KINDS
+    from mmalign.lookup.catalogue import KINDS, python_name
 
     if not listing.kind:
         return []
     required = [name for name, default in docstring.defaults.items() if default is inspect.Parameter.empty]
     plain = [name for name, default in docstring.defaults.items() if isinstance(default, (bool, int, float, str)) and name not in required]
     shown = {**dict.fromkeys(required, "..."), **{name: docstring.defaults[name] for name in plain[:2]}}
-    room = {"kernels": "kernels.", "windows": "windows.", "recipes": "", "commands": ""}
-    prefix = room.get(listing.kind, f"{KINDS[listing.kind].rooms[0].split('.')[0]}." if listing.kind != "metrics" else "evaluation.")
+    if listing.setting is not None and not shown:
+        shown = dict.fromkeys([*docstring.defaults][:1], "...")
+    keys = ", ".join(f"{name.rstrip('_')}: {_yaml(value)}" for name, value in shown.items())
     lines = []
-    if node := KINDS[listing.kind].node:
-        use = ", ".join([f"use: {listing.name}", *(f"{name}: {_yaml(value)}" for name, value in shown.items())])
+    if listing.setting is not None:
+        home = [*filter(None, listing.setting.home.split(".")), listing.setting.key, *(["ref"] if listing.setting.by_name else [])]
+        lines.append("YAML    " + ": {".join(home) + ": {" + keys + "}" * len(home))
+    elif node := KINDS[listing.kind].node:
+        use = f"use: {listing.name}" + (f", {keys}" if shown else "")
         lines.append("YAML    " + node.format(use="{" + use + "}", name=listing.name))
-    if "/worlds/" in f"/{listing.place}":
-        prefix = "worlds."
-    arguments = ", ".join(f"{name}={value if value == '...' else repr(value)}" for name, value in shown.items())
-    lines.append(f"Python  mm.{prefix}{listing.name}({arguments})")
+    if path := python_name(listing):
+        arguments = ", ".join(f"{name}={value if value == '...' else repr(value)}" for name, value in shown.items())
+        lines.append(f"Python  mm.{path}({arguments})")
     return lines
 
 

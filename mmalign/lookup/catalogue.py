@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mmalign.arguments.signatures import nearest
+from mmalign.lookup import settings
 from mmalign.lookup.external_code import is_there, ours, written
+from mmalign.lookup.settings import Setting
 from mmalign.rooms import Entry, find, index, no_module, resource
 
 
@@ -41,6 +43,7 @@ KINDS = {
     "transforms": Kind("a reward on another scale", ("combinations",), "combine: {{use: weighted_sum, transforms: {{mine: {use}}}}}",
                        frozenset({"Transform"})),
     "guidance": Kind("alignment while a model samples, without training", ("guidance",), "guidance: {use}"),
+    "settings": Kind("what stands beside these in a config, as records: batches, references, LoRA, ...", ()),
     "optimizers": Kind("how parameters follow their gradient", ("training.optimizers",), "optimizer: {use}"),
     "kernels": Kind("how a denoising step is made random", ("samplers.kernels",), "kernel: {use}", frozenset({"Kernel"})),
     "windows": Kind("which denoising steps are random, and trained", ("samplers.windows",), "window: {use}", frozenset({"Window"})),
@@ -52,15 +55,26 @@ KINDS = {
 }  # fmt: skip
 """word -> its kind."""
 
+STANDS_UNDER = {
+    **{kind.node.partition(":")[0]: word for word, kind in reversed(KINDS.items()) if ":" in kind.node},
+    "prompts": "data", "judges": "rewards", "metrics": "metrics", "transforms": "transforms",
+}  # fmt: skip
+"""key of a config -> the kind of what stands under it."""
+
+FLAT = ("recipes", "commands", "optimizers")
+"""Kinds whose functions are ``mm.NAME``."""
+
 
 class Listing(NamedTuple):
-    """Something with a name. kind: a word of `KINDS`. ``meaning`` and ``paper`` as in `rooms.Entry`. place: its file."""
+    """Something with a name. kind: a word of `KINDS`. ``meaning`` and ``paper`` as in `rooms.Entry`. place: its file. setting: which record
+    it is, of ``settings``."""
 
     name: str
     kind: str
     meaning: str
     paper: str
     place: str
+    setting: Setting | None = None
 
 
 def everything(kind: str) -> list[Listing]:
@@ -71,12 +85,15 @@ def everything(kind: str) -> list[Listing]:
         raise UserError(f"{kind}: no such kind{nearest(kind, KINDS)}; takes one of {', '.join(KINDS)}")
     if kind == "configs":
         return [Listing(name, kind, _title(path), "", str(path)) for name, path in configs().items()]
+    if kind == "settings":
+        return [_setting(setting) for setting in sorted(settings.SETTINGS)]
     entries = {name: entry for room in KINDS[kind].rooms for name, (entry, *_) in index(f"mmalign.{room}").items()}
     return [_listing(entry, kind) for _, entry in sorted(entries.items()) if _is(entry, KINDS[kind])]
 
 
 def lookup(name: str) -> list[Listing]:
-    """What goes by a name, in every kind: ``kto``, ``rewards/jpeg`` for one kind alone, a config, or an import path.
+    """What goes by a name, in every kind: ``kto``, ``rewards/jpeg`` for one kind alone, a key of a config (``batch``,
+    ``policy.lora.rank``), a config, or an import path.
 
     A function of a world stands under what it is (a reward, a metric) where it is that. Errors: UserError with the nearest names.
     """
@@ -86,6 +103,8 @@ def lookup(name: str) -> list[Listing]:
     kinds = [kind] if kind in KINDS and short else list(KINDS)
     wanted = short if kind in KINDS and short else name
     matches = [listing for kind in kinds for listing in everything(kind) if listing.name == wanted]
+    if "settings" in kinds:
+        matches += [_setting(setting) for setting in settings.named(wanted) if setting.key != wanted]
     special = [listing for listing in matches if listing.kind != "worlds"]
     if special or matches:
         return special or matches
@@ -95,15 +114,32 @@ def lookup(name: str) -> list[Listing]:
             raise UserError(f"{no_module(name)}" if not is_there(name) else f"{name}: no source there says what it is")
         return [Listing(name, "", "", "", "" if source is None else str(source.file))]
     known = [listing.name for kind in kinds for listing in everything(kind)]
-    raise UserError(f"{name}: nothing has this name{nearest(name, known)}; `mmalign list` says what there is")
+    held = " and ".join(dict.fromkeys(setting.key for setting in settings.holding(name)))
+    holder = f", but {held} has such a key (`mmalign explain {held.split()[0]}`)" if held else nearest(name, known)
+    raise UserError(f"{name}: nothing has this name{holder}; `mmalign list` says what there is")
 
 
 def function(listing: Listing) -> Any:
     """What has that name, imported: mmalign's own, or an import path. Errors: UserError for a path that leads nowhere."""
+    if listing.setting is not None:
+        return listing.setting.load()
     for room in KINDS[listing.kind].rooms if listing.kind else ():
         if listing.name in index(f"mmalign.{room}"):
             return find(f"mmalign.{room}", listing.name)
     return find("mmalign.recipes", listing.name)
+
+
+def python_name(listing: Listing) -> str:
+    """What it is called behind ``mm.``, empty for what has no name there."""
+    if listing.setting is not None:
+        import mmalign
+
+        name = listing.setting.record.rpartition(".")[2]
+        return name if name in mmalign.SETTINGS else ""
+    if listing.kind in FLAT or not KINDS[listing.kind].rooms:
+        return listing.name
+    home = "worlds" if "/worlds/" in f"/{listing.place}" else "evaluation" if listing.kind == "metrics" else KINDS[listing.kind].rooms[0]
+    return f"{home.removeprefix('samplers.').partition('.')[0]}.{listing.name}"
 
 
 def configs() -> dict[str, Path]:
@@ -130,6 +166,10 @@ def _title(path: Path) -> str:
 
 def _is(entry: Entry, kind: Kind) -> bool:
     return entry.function and (not kind.returns or entry.returns in kind.returns)
+
+
+def _setting(setting: Setting) -> Listing:
+    return Listing(setting.key, "settings", setting.meaning, "", setting.place, setting)
 
 
 def _listing(entry: Entry, kind: str) -> Listing:

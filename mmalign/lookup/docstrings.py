@@ -28,6 +28,7 @@ no list, its keywords may stand so in prose. What means the same wherever it occ
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import re
 import textwrap
@@ -85,6 +86,18 @@ TABLES = {
 }
 """The same for functions of ``objectives``, which all take the same few tables."""
 
+OPTIMIZERS = {
+    "rate": "the highest learning rate.",
+    "warmup": "steps over which the rate rises in a line: times ``(step + 1) / (warmup + 1)``.",
+    "decay": "what the rate is times otherwise: ``constant`` 1; ``linear`` ``1 - step / steps`` of the run's steps; ``cosine`` "
+    "``(1 + cos(pi step / steps)) / 2``.",
+    "max_norm": "gradients are scaled down to this norm of all parameters together; ``.inf`` leaves them.",
+    "ema": "decay of an exponential moving average that is evaluated and exported, or ``{decay, every}`` (`mmalign explain ema`).",
+}
+"""The same for ``training.optimizers``."""
+
+OF_ROOMS = {"mmalign.objectives.": TABLES, "mmalign.training.optimizers": OPTIMIZERS}
+
 
 class Explanation(NamedTuple):
     """A docstring in parts.
@@ -124,7 +137,7 @@ def explanation(function: Callable[..., Any]) -> Explanation:
     arguments, *remarks = re.split(r"^(?=\S)", parts.get("Args", "").strip("\n"), maxsplit=1, flags=re.MULTILINE)
     entries = re.split(r"^(?=\S)", textwrap.dedent(arguments), flags=re.MULTILINE)
     defaults = {
-        name: parameter.default
+        name: _made(function, name, parameter.default)
         for name, parameter in inspect.signature(function).parameters.items()
         if parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
     }
@@ -135,7 +148,8 @@ def explanation(function: Callable[..., Any]) -> Explanation:
     known = {name.strip() for names, _ in listed for name in names.split(",")}
     rest_of_it, in_prose = _from_prose(prose.strip("\n"), [name for name in defaults if name not in known])
     known |= {name.strip() for names, _ in in_prose for name in names.split(",")}
-    common = {**SHARED, **TABLES} if function.__module__.startswith("mmalign.objectives.") else SHARED
+    own_tables = (table for room, table in OF_ROOMS.items() if function.__module__.startswith(room))
+    common = {**SHARED, **next(own_tables, {})}
     shared = [(names, meaning) for names, meaning in common.items() if {*names.split(", ")} <= {*defaults} - known]
     return Explanation(
         name=function.__name__,
@@ -150,6 +164,12 @@ def explanation(function: Callable[..., Any]) -> Explanation:
         errors=unwrapped(parts.get("Errors", "")),
         examples=textwrap.dedent(parts.get("Examples", "").strip("\n")).rstrip(),
     )
+
+
+def _made(function: Any, name: str, default: Any) -> Any:
+    """The default of a keyword; of a dataclass's field that is made anew each time, what is made."""
+    field = function.__dataclass_fields__.get(name) if dataclasses.is_dataclass(function) else None
+    return default if field is None or field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
 def _from_prose(prose: str, names: list[str]) -> tuple[str, list[tuple[str, str]]]:

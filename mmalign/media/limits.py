@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from mmalign.arguments.ranges import Count, Positive, within
 from mmalign.arguments.signatures import Record
 from mmalign.types import UserError
 
@@ -37,18 +38,13 @@ class Limits(Record):
     https and public hosts only). seconds: for one address in all.
     """
 
-    bytes: int = 64 * 2**20
-    pixels: int = 64 * 10**6
-    size: tuple[int, int] | None = None
+    bytes: Annotated[int, within(1)] = 64 * 2**20
+    pixels: Annotated[int, within(1)] = 64 * 10**6
+    size: tuple[Count, Count] | None = None
     animated: Animated = "refuse"
-    frames: int = 16
+    frames: Count = 16
     urls: bool = False
-    seconds: float = 20.0
-
-    def __post_init__(self) -> None:
-        for name in ("bytes", "pixels", "frames"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}: got {getattr(self, name)}, takes 1 or more")
+    seconds: Positive = 20.0
 
     def check_pixels(self, name: str, width: int, height: int) -> None:
         """Errors: Broken for more than ``pixels``."""

@@ -82,8 +82,11 @@ class Schedule(Record):
 
 @dataclass(frozen=True)
 class Compile(Record):
-    """Keywords of ``torch.compile``. backend: as torch knows it by name, or a function. mode: ``default``, ``reduce-overhead``,
-    ``max-autotune``."""
+    """Keywords of ``torch.compile``.
+
+    backend: as torch knows it by name, or a function. mode: ``default``, ``reduce-overhead``, ``max-autotune``. fullgraph: a block that
+    does not compile as one graph is an error. dynamic: sizes may change without compiling anew; None finds out. options: of the backend.
+    """
 
     backend: str | Callable[..., Any] = "inductor"
     mode: str | None = None

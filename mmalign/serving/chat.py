@@ -19,8 +19,9 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Annotated, Any, NamedTuple, TypeVar, cast
 
+from mmalign.arguments.ranges import Count, Natural, NotNegative, Positive, within
 from mmalign.arguments.signatures import Record, record
 from mmalign.types import UserError
 
@@ -68,7 +69,7 @@ class Answer(NamedTuple):
 
 @dataclass(frozen=True)
 class ServerSettings(Record):
-    """How a server is asked: the keys of ``server:``.
+    """How a server of OpenAI's chat completions is asked: the keys of ``server:`` of a judge.
 
     url: up to and with ``/v1``. model: its name there. key_env: the environment variable that holds the key; it is read when the run
     begins, sent to that server alone, and never written anywhere. timeout: seconds for one answer. retries: further tries. backoff:
@@ -81,22 +82,15 @@ class ServerSettings(Record):
     url: str
     model: str
     key_env: str | None = None
-    timeout: float = 60.0
-    retries: int = 3
-    backoff: float = 1.0
-    longest_wait: float = 60.0
-    at_once: int = 8
-    failures: float = 0.5
-    bytes: int = 4 * 2**20
+    timeout: Positive = 60.0
+    retries: Natural = 3
+    backoff: NotNegative = 1.0
+    longest_wait: NotNegative = 60.0
+    at_once: Count = 8
+    failures: Annotated[float, within(0, 1)] = 0.5
+    bytes: Annotated[int, within(1)] = 4 * 2**20
     quarantine: str | None = None
     body: dict[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        least = {"timeout": 0, "backoff": 0, "longest_wait": 0, "failures": 0, "retries": 0, "at_once": 1, "bytes": 1}
-        for name, low in least.items():
-            value = getattr(self, name)
-            if not value >= low or (name == "timeout" and value == 0) or (name == "failures" and value > 1):
-                raise UserError(f"{name}: got {value!r}, takes a number in its range")
 
 
 def connect(name: str, server: ServerSettings | Mapping[str, Any]) -> Server:

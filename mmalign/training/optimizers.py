@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 import torch
@@ -33,9 +33,10 @@ Decaying = Annotated[float, within(-math.inf, 0)]
 
 @dataclass(frozen=True)
 class Ema(Record):
-    """An exponential moving average: ``set <- d set + (1 - d) current`` after every ``every`` updates, d at most ``decay``.
+    """An exponential moving average of the parameters, which is what is evaluated and exported: ``set <- d set + (1 - d) current``.
 
-    After n updates d is ``min(decay, (1 + n) / (10 + n))``, so that a short run's average is no average of its beginning.
+    decay: the largest d; after n updates it is ``min(decay, (1 + n) / (10 + n))``, so that a short run's average is no average of its
+    beginning. every: updates between two of these.
     """
 
     decay: Share
@@ -47,7 +48,7 @@ class Optimizer:
     """make: trained parameters -> torch's optimiser, at the rate ``rate``; NaN where that sets its rates itself. The rest is as the file's
     docstring says."""
 
-    make: Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer]
+    make: Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer] = field(repr=False)
     rate: float
     warmup: int
     decay: Decay
@@ -68,7 +69,7 @@ def adamw(
     """AdamW: steps of the size of the rate, whatever the gradient's; weights decay apart from it.
 
     betas: decays of the means of gradients and of their squares. eps: added to the root of the second. weight_decay: times the rate,
-    each step. rate, warmup, decay, max_norm, ema: as of every optimiser.
+    each step.
 
     Paper: Decoupled Weight Decay Regularization, arXiv 1711.05101.
 
@@ -92,7 +93,7 @@ def adamw_8bit(
 ) -> Optimizer:  # fmt: skip
     """AdamW whose two means are kept in 8 bits, in blocks with a scale each: a quarter of its memory. Needs torchao.
 
-    betas, eps, weight_decay: as of ``adamw``. rate, warmup, decay, max_norm, ema: as of every optimiser.
+    betas, eps, weight_decay: as of ``adamw``.
 
     Paper: 8-bit Optimizers via Block-wise Quantization, arXiv 2110.02861.
 
@@ -125,8 +126,7 @@ def adafactor(  # the keywords that the library has
     takes for a parameter's size. clip_threshold: the root mean square that an update of a parameter is scaled down to. decay_rate: the
     mean of squares after t steps forgets at ``1 - t^decay_rate``. beta1: decay of a mean of updates; None keeps none, and its memory.
     weight_decay: times the rate, each step. scale_parameter: the rate times the root mean square of the parameter. relative_step: the rate
-    is ``min(1e-2, 1 / sqrt(t))`` instead. warmup_init: of that, ``min(1e-6 t, 1 / sqrt(t))``. warmup, decay, max_norm, ema: as of every
-    optimiser.
+    is ``min(1e-2, 1 / sqrt(t))`` instead. warmup_init: of that, ``min(1e-6 t, 1 / sqrt(t))``.
 
     Diffusion-DPO's, and what transformers advises for a rate of one's own, is ``adafactor(rate=..., scale_parameter=False)``.
 
@@ -165,7 +165,7 @@ def sgd(
     """Gradient descent: no memory beside the parameters' own, and one more copy of them with momentum.
 
     momentum: how much of the last step goes along. nesterov: the gradient is that of the place where momentum leads. weight_decay: added
-    to the gradient, times the weight. rate, warmup, decay, max_norm, ema: as of every optimiser.
+    to the gradient, times the weight.
     """
     at_least(0, weight_decay=weight_decay, momentum=momentum)
     if nesterov and momentum == 0:
@@ -183,7 +183,7 @@ def muon(
 ) -> Optimizer:  # fmt: skip
     """Muon: the momentum of every matrix made orthogonal (Newton-Schulz), at AdamW's step size. Matrices alone, so that it suits LoRA.
 
-    momentum: Nesterov's. weight_decay: times the rate, each step. rate, warmup, decay, max_norm, ema: as of every optimiser.
+    momentum: Nesterov's. weight_decay: times the rate, each step.
 
     Source: Jordan et al., Muon: An optimizer for hidden layers in neural networks (2024). Paper: Muon is Scalable for LLM Training,
     arXiv 2502.16982.

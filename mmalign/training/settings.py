@@ -62,7 +62,10 @@ class Batch(Record):
 
 @dataclass(frozen=True)
 class RecordBatch(Record):
-    """What an update of an offline recipe takes. records: of the data. micro_rows: rows in one backward pass; does not change the loss."""
+    """What an update of an offline recipe takes.
+
+    records: of the data. micro_rows: rows in one backward pass, by memory; does not change the loss.
+    """
 
     records: Count = 32
     micro_rows: Count = 16
@@ -107,7 +110,9 @@ class Reference(Record):
 
 @dataclass(frozen=True)
 class Stop(Record):
-    """An early end: after ``patience`` evaluations without a new best of ``judge``, a reward or a judge of the evaluation.
+    """An early end, after some evaluations without a new best.
+
+    judge: of what, by name: a reward or a judge of the evaluation. patience: how many evaluations without a new best are too many.
 
     The parameters of the best evaluation are kept as the set ``best``, and its numbers are the run's. That judge then takes part in
     training: report another one.

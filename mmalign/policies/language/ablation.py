@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import random
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
 
+from mmalign.arguments.ranges import Seed, within
 from mmalign.arguments.signatures import Record
 from mmalign.types import UserError
 
@@ -19,8 +20,9 @@ HOW = ("crop", "blank", "noise", "diffuse")
 
 @dataclass(frozen=True)
 class Ablation(Record):
-    """What is done to an image, or to every frame of a video, the same each time for one picture and ``seed``.
+    """What is done to an image, or to every frame of a video, where a method compares with what a model says without it.
 
+    seed: of all that is random; it is the same each time for one picture. share: of what goes, above 0 up to 1.
     how: ``crop``, a part of the picture of a random shape, place and area up to ``share`` of its own, scaled to its size (mDPO,
     arXiv:2406.11839: up to a fifth, *recalled*; the released code hides the picture's tokens in the model instead). ``blank``, mid-grey.
     ``noise``, uniform. ``diffuse``, ``sqrt(1 - share) picture + sqrt(share) noise`` in -1..1, the forward process of a diffusion model at
@@ -28,14 +30,13 @@ class Ablation(Record):
     """
 
     how: How = "crop"
-    share: float = 0.2
-    seed: int = 0
+    share: Annotated[float, within(0, 1, above=True)] = 0.2
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.how not in HOW:
             raise UserError(f"how: got {self.how!r}, takes {', '.join(HOW)}")
-        if not 0 < self.share <= 1:
-            raise UserError(f"share: got {self.share}, takes a number above 0 up to 1")
 
     def __call__(self, picture: Any) -> Any:
         """A picture as PIL has it, changed."""
