@@ -135,7 +135,7 @@ def python_name(listing: Listing) -> str:
         import mmalign
 
         name = listing.setting.record.rpartition(".")[2]
-        return name if name in mmalign.SETTINGS else ""
+        return name if name in dir(mmalign) else ""
     if listing.kind in FLAT or not KINDS[listing.kind].rooms:
         return listing.name
     home = "worlds" if "/worlds/" in f"/{listing.place}" else "evaluation" if listing.kind == "metrics" else KINDS[listing.kind].rooms[0]
