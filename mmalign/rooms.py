@@ -112,15 +112,24 @@ def import_path(path: str) -> Any:
 
     Errors: UserError where there is none.
     """
+    return _resolved(path)[1]
+
+
+def absolute(path: str) -> str:
+    """An import path with ``mmalign.`` before it where it leads into mmalign. Errors: UserError where it leads nowhere."""
+    return _resolved(path)[0]
+
+
+def _resolved(path: str) -> tuple[str, Any]:
     from mmalign.types import UserError
 
     mistakes = []
     for whole in (f"mmalign.{path}", path) if begins_inside(path) else (path,):
         try:
-            return _walk(whole, path)
+            return whole, _walk(whole, path)
         except UserError as mistake:
             mistakes.append(mistake)
-    raise mistakes[0]
+    raise next((mistake for mistake in reversed(mistakes) if str(mistake) != no_module(path)), mistakes[0])
 
 
 def begins_inside(path: str) -> bool:
@@ -215,9 +224,10 @@ def _read(module: str, path: Path) -> Iterator[Entry]:
 
 def _listed(tree: ast.Module) -> set[str] | None:
     for node in tree.body:
-        targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
-        if any(isinstance(target, ast.Name) and target.id == "__all__" for target in targets):
-            return set(ast.literal_eval(node.value))  # type: ignore[attr-defined]
+        if isinstance(node, (ast.Assign, ast.AnnAssign)) and node.value is not None:
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            if any(isinstance(target, ast.Name) and target.id == "__all__" for target in targets):
+                return set(ast.literal_eval(node.value))
     return None
 
 

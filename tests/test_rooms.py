@@ -101,6 +101,8 @@ def test_a_users_package_may_be_called_like_a_folder_of_ours(room, write_module)
     write_module("rewards/__init__.py", "")
     write_module("rewards/mine.py", "def own(): ...\n")
     assert find(room, "rewards.mine.own").__module__ == "rewards.mine"
+    with pytest.raises(UserError, match=r"^rewards.mine.owm: no 'owm' there; nearest: own$"):
+        find(room, "rewards.mine.owm")
 
 
 @pytest.mark.parametrize(

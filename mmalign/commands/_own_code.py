@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from mmalign.rooms import absolute
 
 KNOWN = ("mmalign", "diffusers", "transformers", "torch", "peft", "builtins", "transformers_modules", "diffusers_modules", "__main__")
 
@@ -28,10 +30,11 @@ def own_code(node: Mapping[str, Any], model: Any) -> OwnCode:
     components = list(getattr(model, "components", {}).values())  # of a pipeline
     classes = {type(part).__module__ for part in (model, *components) if part is not None}
     files, packages = dict[str, Path](), set[str]()
-    for module in sorted({name.rpartition(".")[0] for base in bases for name in _uses(base)} | classes):
+    paths = [absolute(name) for base in bases for name in _uses(base) if "." in name]
+    for module in sorted({path.rpartition(".")[0] for path in paths} | classes):
         top = module.partition(".")[0]
-        if not top or top in KNOWN or top in sys.stdlib_module_names or importlib.util.find_spec(f"mmalign.{top}") is not None:
-            continue  # a dotted name of mmalign's own may leave mmalign out
+        if top in KNOWN or top in sys.stdlib_module_names:
+            continue
         place = Path(str(importlib.import_module(top).__file__ or top))
         if place.name == "__init__.py" or place.suffix != ".py" or "site-packages" in place.parts:
             packages.add(top)

@@ -173,6 +173,12 @@ def test_packages_that_a_model_is_made_of_are_named(write_module):
     assert own_code({"pipeline": "some/id"}, torch.nn.Linear(1, 1)) == ((), (), ())
 
 
+def test_a_module_that_is_called_like_a_folder_of_mmalign_is_the_users(write_module):
+    write_module("evaluation.py", "def pipe():\n    pass\n")
+    own = own_code({"pipeline": {"use": "evaluation.pipe"}}, torch.nn.Linear(1, 1))
+    assert [file.name for file in own.files] == ["evaluation.py"]
+
+
 def test_the_page_says_what_was_done_and_what_changed(tmp_path, command):
     run = trained(tmp_path, command, POLICY)
     assert command("export", "small", "--trust", "--set", "trained", "--out", "there")[0] == 0
