@@ -521,7 +521,10 @@ class ParameterSets(Protocol):
 
 
 class Policy(Protocol):
-    """Anything that generates, as a table of decisions. An adapter is a handful of functions."""
+    """Anything that generates, as a table of decisions. An adapter is a handful of functions.
+
+    It may have a ``tolerance``: by how many nats of one number preflight lets a step score differently at replay, 1e-6 otherwise.
+    """
 
     kind: Kind
     gives: frozenset[str]

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 from mmalign.commands._trained import refuse_outside, trained
 from mmalign.config import build_part, load
 from mmalign.guidance.guide import by_name
+from mmalign.policies.diffusers import DiffusersPolicy
+from mmalign.policies.forward import ForwardPolicy
 from mmalign.policies.inspecting.starting import opened
 from mmalign.policies.pipelines.calling import named_rows
 from mmalign.rooms import find, index
@@ -77,16 +79,15 @@ def _is_config(name: str) -> bool:
 
 
 def _of_config(config: Mapping[str, Any], policy: Any, using: AbstractContextManager[Any]) -> Model:
-    inner = getattr(policy, "of", policy)  # a policy on the training objective samples with the one inside
-    pipe = getattr(inner, "pipe", None)
-    if pipe is None:
+    inner = policy.of if isinstance(policy, ForwardPolicy) else policy  # which samples with the one inside
+    if not isinstance(inner, DiffusersPolicy):
         raise UserError("guidance: this model is no diffusers pipeline; language models are guided by mm.guidance.steered and its kin")
     evaluation = config.get("evaluation") or {}
     prompts = list(build_part(evaluation, "prompts") or build_part(config, "prompts") or [])
     judges, rewards = build_part(evaluation, "judges") or {}, build_part(config, "rewards") or {}
     weights = {name: float(weight) for name, weight in ((config.get("combine") or {}).get("weights") or {}).items()}
     call = {**inner.caller.call, **(evaluation.get("call") or {})}
-    return Model(pipe, call, prompts, rewards, weights, judges, using, inner.caller.conditions)
+    return Model(inner.pipe, call, prompts, rewards, weights, judges, using, inner.caller.conditions)
 
 
 def reward_of(word: str, role: str = "reward") -> Callable[..., Any]:

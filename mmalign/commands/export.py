@@ -14,6 +14,7 @@ from mmalign.policies.adapters import Form
 from mmalign.policies.diffusers import DiffusersPolicy
 from mmalign.policies.exports.language import auto_class, save
 from mmalign.policies.exports.pipelines import export as write
+from mmalign.policies.forward import ForwardPolicy
 from mmalign.policies.language.loading import load as load_language_model
 from mmalign.policies.pipelines.calling import load
 from mmalign.policies.transformers import TransformersPolicy
@@ -59,7 +60,7 @@ def export(run_folder: str | Path, *, out: str | Path | None = None, parameters:
     if isinstance(node, dict) and isinstance(node.get("memory"), Mapping):  # LoRA goes onto users' weights; one call is not worth compiling
         node["memory"] = {key: value for key, value in node["memory"].items() if key not in ("storage", "compile")}
     outer: Any = run.policy()
-    policy = getattr(outer, "of", outer)
+    policy = outer.of if isinstance(outer, ForwardPolicy) else outer
     if node is None or not isinstance(policy, DiffusersPolicy | TransformersPolicy):
         raise UserError(
             f"{run.folder}: got the policy {run.config['policy'].get('use')!r}, export takes a diffusers pipeline or a language model"
@@ -110,7 +111,7 @@ def _prompt(run: Trained) -> str:
 def _card(run: Trained, chosen: str, node: Mapping[str, Any], forms: list[Form], own: OwnCode) -> str:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    config, versions = run.config, run.folder / "versions.json"
+    config, versions, last = run.config, run.folder / "versions.json", "ema" if "ema" in run.sets else "trained"
     page = Environment(loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     lora = any(form.name == "peft" for form in forms)
     return page.get_template("card.md").render(
@@ -131,7 +132,7 @@ def _card(run: Trained, chosen: str, node: Mapping[str, Any], forms: list[Form],
         steps=checkpoint.step_of(run.checkpoint),
         seed=(config.get("run") or {}).get("seed", 0),
         chosen=chosen,
-        measured="best" if "best_step" in run.state else "ema" if "ema" in run.sets else "trained",
+        measured="best" if "best_step" in run.state else last,
         versions=json.loads(versions.read_text(encoding="utf-8")) if versions.is_file() else {},
     )
 

@@ -24,7 +24,7 @@ def dno(*, beta: float = 0.1, gap: float = 0.0) -> Method:
         beta: how much a nat counts.
         gap: pairs whose rewards are nearer than this are left out; in units of the reward. Pairs without rewards all count.
 
-    ``previous`` is the policy of the round before: the recipe's ``refresh`` says how many steps a round has.
+    ``previous`` is the policy of the round before: ``references: {previous: {every: N}}`` says how many steps a round has.
 
     Paper: Direct Nash Optimization: Teaching Language Models to Self-Improve with General Preferences, arXiv 2404.03715, algorithm 2.
 

@@ -17,7 +17,7 @@ def inpo(*, eta: float = 0.005, ratio: float = 1 / 3) -> Method:
         eta: step size; the margin asked for is ``1 / (2 eta)`` nats, 100 by default.
         ratio: tau / eta, how much the reference holds, 0 to 1.
 
-    ``previous`` is the policy of the round before: the recipe's ``refresh`` says how many steps a round has.
+    ``previous`` is the policy of the round before: ``references: {previous: {every: N}}`` says how many steps a round has.
 
     Paper: Iterative Nash Policy Optimization: Aligning LLMs with General Preferences via No-Regret Learning, arXiv 2407.00617, algorithm 1
     and eq. 8; eta (searched over 0.1 to 0.002) and tau = eta / 3 from appendix B. A soft label is the mean of eq. 8 over its outcomes.

@@ -32,14 +32,14 @@ def mnpo(
         margin: the row's log-probabilities added up, or divided by its live steps, or by the scalars of one event; what is asked for
             is in the same units.
 
-    ``previous`` is the policy of the round before: the recipe's ``refresh`` says how many steps a round has.
+    ``previous`` is the policy of the round before: ``references: {previous: {every: N}}`` says how many steps a round has.
 
     Paper: Multiplayer Nash Preference Optimization, arXiv 2509.23102, eq. 15 and 17 with the squared distance; eta from appendix C.
 
     Deviations: the paper searches the shares of two earlier policies over 0, 0.1, 1/3, 1/2, 2/3 and 0.9 and does not say which it took; a
     third of ``ref`` is in the authors' scripts (github.com/smiles724/MNPO), whose trainer first counted the last policy alone, and now
-    both alike: ``shares={"ref": 1/3, "previous": 1/3, "before": 1/3}`` with a ``refresh`` for ``before``. Players with judges of their
-    own (eq. 18) are several runs. Soft labels are the expected loss of a hard one.
+    both alike: ``shares={"ref": 1/3, "previous": 1/3, "before": 1/3}`` with ``references: {before: {every: N}}``. Players with
+    judges of their own (eq. 18) are several runs. Soft labels are the expected loss of a hard one.
 
     Dialects:
     - MNPO: margin="per_step": its log-probabilities, of the policy and of the references, are means over tokens; 67 nats of each.

@@ -24,7 +24,7 @@ def selm(*, beta: float = 0.01, alpha: float = 1e-3) -> Method:
         beta: how much a nat counts.
         alpha: weight of the optimism.
 
-    ``ref`` is the policy of the round before: the recipe's ``refresh`` says how many steps a round has.
+    ``ref`` is the policy of the round before: ``references: {ref: {every: N}}`` says how many steps a round has.
 
     Paper: Self-Exploring Language Models: Active Preference Elicitation for Online Alignment, arXiv 2405.19332, eq. 4.2
     and algorithm 1.
