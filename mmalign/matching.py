@@ -37,7 +37,7 @@ def refuse_unfinished(key: str, name: str) -> None:
 
 def refuse_unlike(
     key: str, place: Any, model: Any, info: Mapping[str, Any], *, optional: tuple[str, ...] = (), parts: bool = False
-) -> None:  # fmt: skip
+) -> None:
     """UserError where a file and a model differ, by what loading says (``missing_keys``, ``unexpected_keys``, ``mismatched_keys``).
 
     Weights that are tied to others, and buffers that are made anew, count neither way. optional: beginnings of names that may be missing.
@@ -53,7 +53,7 @@ def refuse_unlike(
 
 def refuse_names(
     where: str, kind: str, count: int, *, missing: Collection[str], extra: Collection[str], shapes: Iterable[str] = ()
-) -> None:  # fmt: skip
+) -> None:
     """UserError that counts what is there of a model's ``count`` tensors, and names what is missing, of another shape, and left over."""
     odd = {"missing": sorted(missing), "of another shape": sorted(shapes), "not known": sorted(extra)}
     if not any(odd.values()):

@@ -103,14 +103,16 @@ def test_keywords_in_prose_and_those_that_mean_the_same_everywhere() -> None:
 def test_an_entry_goes_on_with_other_keywords_and_prose_after_a_paper_is_not_the_papers() -> None:
     parts = explanation(several_in_an_entry)
     assert parts.keywords == [
-        ("clip", "how far, both ways."), ("dual", "above 1, of a value: -dual; None is off."), ("gamma, eps", "two that begin a line."),
-    ]  # fmt: skip
+        ("clip", "how far, both ways."),
+        ("dual", "above 1, of a value: -dual; None is off."),
+        ("gamma, eps", "two that begin a line."),
+    ]
     assert parts.paper == "First, arXiv 0000.00000; second, arXiv 0000.00001." and parts.deviations == "none."
     assert parts.formula == "A formula that follows the paper:\n\n    loss = clip"
 
 
 @pytest.mark.parametrize("named", EXPLAINED, ids=lambda named: f"{named.kind}/{named.name}")
-def test_every_keyword_has_a_meaning(named: catalogue.Named) -> None:
+def test_every_keyword_has_a_meaning(named: catalogue.Listing) -> None:
     assert explanation(catalogue.function(named)).unexplained == []
 
 

@@ -86,8 +86,9 @@ def renamed(key: str, path: str) -> str:
     """
     recipe = path in ("", "online", "offline")
     place = PYTHON.get(path, path.rpartition(".")[2] or path)
-    old = POLICY if path.split(".")[0] == "policy" or place == "policy" else RECIPE if recipe else {}
-    if key in old:
-        return f"is {old[key]} since 0.2.0"
+    if key in POLICY and "policy" in (path.split(".")[0], place):
+        return f"is {POLICY[key]} since 0.2.0"
+    if key in RECIPE and recipe:
+        return f"is {RECIPE[key]} since 0.2.0"
     other = (SYNONYMS if recipe else WITHIN.get(place, {})).get(key)
     return f"is called {other}" if other else ""

@@ -48,7 +48,7 @@ def completed_names(incomplete: str) -> list[str]:
 Config = Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, or a short name like digits/demo.", autocompletion=_configs)]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="key.sub=value", help="Changes to the config.")]
 Trust = Annotated[bool, typer.Option("--trust", help="Import and run what its config names outside of mmalign.")]
-Run = Annotated[str, typer.Argument(metavar="RUN", help="The folder of a run, or its name under runs/.", autocompletion=_runs)]
+RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="The folder of a run, or its name under runs/.", autocompletion=_runs)]
 
 
 def _show_version(wanted: bool) -> None:

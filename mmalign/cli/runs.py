@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mmalign.cli.app import Config, Overrides, Run, Trust, app, configured, mistakes_as_lines, run_folder
+from mmalign.cli.app import Config, Overrides, RunArgument, Trust, app, configured, mistakes_as_lines, run_folder
 
 DEMO = "configs/digits/demo.yaml"
 
@@ -139,7 +139,7 @@ def _completions(path: Path) -> str:
 @app.command()
 def export(
     context: typer.Context,
-    run: Run,
+    run: RunArgument,
     out: Annotated[Path | None, typer.Option(help="A folder that is not there yet; runs/NAME/export by default.")] = None,
     parameters: Annotated[str | None, typer.Option("--set", help="trained, ema or best; the best of them by default.")] = None,
     trust: Trust = False,
@@ -161,7 +161,7 @@ def export(
 @app.command()
 def report(
     context: typer.Context,
-    run: Run,
+    run: RunArgument,
     show: Annotated[bool, typer.Option("--open", help="Open it in a browser.")] = False,
 ) -> None:
     """Write a run's report again from its files."""

@@ -117,8 +117,11 @@ def _score(node: Any, path: str, stand_ins: dict[str, str]) -> Any:
         return {"use": "rewards._shared.stand_in.stand_in", "name": str(node["use"])}
     inner = {key: _score(value, f"{path}.{key}", stand_ins) for key, value in node.items()}
     try:
-        kind = "metrics" if path.startswith("evaluation.metrics.") else "oracle" if path == "oracle" else "rewards"
-        build_part({kind: inner if kind == "oracle" else {"one": inner}}, kind)
+        if path == "oracle":
+            build_part({"oracle": inner}, "oracle")
+        else:
+            kind = "metrics" if path.startswith("evaluation.metrics.") else "rewards"
+            build_part({kind: {"one": inner}}, kind)
     except Exception as error:  # whatever a reward raises while it loads
         stand_ins[path] = f"{node['use']}, which cannot be built here: {' '.join(str(error).removeprefix('rewards.one: ').split())[:100]}"
         return {"use": "rewards._shared.stand_in.stand_in", "name": str(node["use"])}

@@ -25,7 +25,7 @@ MOST = 64  # samples of best-of-N that are drawn for each output, whatever a sam
 
 
 @dataclass(frozen=True)
-class Row:
+class ComparedSampler:
     """One sampler. All numbers are of one output; ``error``: standard errors over seeds.
 
     cost: evaluations of the denoiser, a backward pass counted as so many. best_reward, best_judge: of best-of-N at that cost, on a
@@ -49,14 +49,16 @@ class Row:
         """In a word: beyond two standard errors, or not."""
         if math.isnan(self.lead):
             return "not known"
-        return "beats it" if self.lead > 2 * self.lead_error else "is below it" if self.lead < -2 * self.lead_error else "no difference"
+        if not abs(self.lead) > 2 * self.lead_error:  # nor where the error is not known
+            return "no difference"
+        return "beats it" if self.lead > 0 else "is below it"
 
 
 @dataclass(frozen=True)
 class Comparison:
     """rows: a sampler each. curve: (cost, reward, judge, error of judge) of best-of-N, N = 1, 2, ...; seeds: of each number."""
 
-    rows: list[Row]
+    rows: list[ComparedSampler]
     curve: list[tuple[float, float, float, float]]
     seeds: int
     outputs: int
@@ -187,7 +189,7 @@ def _compared(guided: Mapping[str, list[_Drawn]], pool: list[list[_Drawn]], plai
         lead = own - _at(judged, at)
         spent = {key: sum(vars(one.ledger)[key] for one in drawn) / len(drawn) / outputs for key in vars(drawn[0].ledger)}
         numbers = (*_mean(reward), *_mean(own), float(_at(rewards, at).mean()), float(_at(judged, at).mean()), *_mean(lead))
-        rows.append(Row(name, cost / outputs, spent, *numbers))
+        rows.append(ComparedSampler(name, cost / outputs, spent, *numbers))
     curve = [
         (plain / outputs * (n + 1), float(rewards[:, n].mean()), float(judged[:, n].mean()), _mean(judged[:, n])[1])
         for n in range(judged.shape[1])

@@ -49,10 +49,12 @@ def corrupted(
         raise UserError(f"records.changes: got {changes}, takes 1 or more")
     tables = _tables(vocabulary)
     changers: dict[str, Callable[[str, random.Random], str | None]] = {
-        "swap": partial(_with, corruption.swapped, tables["objects"]), "add": partial(_with, corruption.added, tables["objects"]),
-        "attribute": partial(_with, corruption.swapped, tables["attributes"]), "number": corruption.renumbered,
+        "swap": partial(_with, corruption.swapped, tables["objects"]),
+        "add": partial(_with, corruption.added, tables["objects"]),
+        "attribute": partial(_with, corruption.swapped, tables["attributes"]),
+        "number": corruption.renumbered,
         "shorten": corruption.shortened,
-    }  # fmt: skip
+    }
     worse = Corrupted(source, {name: changers[name] for name in ways}, changes, seed)
     list(islice(worse.stream(seed=0), 1))
     return worse
@@ -88,8 +90,10 @@ def _with(way: Callable[..., str | None], table: corruption.Table, text: str, rn
 
 def _better(record: Any) -> Any:
     """The answer that is taken to be true; None for a record that names none."""
-    if isinstance(record, Pair):
-        return record.first if record.strength > 0.5 else record.second if record.strength < 0.5 else None
+    if isinstance(record, Pair) and record.strength > 0.5:
+        return record.first
+    if isinstance(record, Pair) and record.strength < 0.5:
+        return record.second
     return record.output if isinstance(record, Thumb) and record.label > 0.5 else None
 
 

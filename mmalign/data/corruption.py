@@ -125,9 +125,11 @@ def _pattern(words: Sequence[str]) -> re.Pattern[str]:
 
 def _as(match: re.Match[str], word: str) -> str:
     """A word in the case and the number of what it replaces."""
-    plural = "" if not match.group(1) else "es" if re.search(r"(s|x|z|ch|sh)$", word) else "s"
-    return _cased(match.group(), word) + plural
+    plural = "es" if re.search(r"(s|x|z|ch|sh)$", word) else "s"
+    return _cased(match.group(), word) + (plural if match.group(1) else "")
 
 
 def _cased(like: str, word: str) -> str:
-    return word.upper() if like.isupper() and len(like) > 1 else word[:1].upper() + word[1:] if like[:1].isupper() else word
+    if like.isupper() and len(like) > 1:
+        return word.upper()
+    return word[:1].upper() + word[1:] if like[:1].isupper() else word

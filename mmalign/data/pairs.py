@@ -133,9 +133,10 @@ def listed(records: Sequence[Record]) -> Listed:
     for number, record in enumerate(records):
         if not isinstance(record, (Pair, Thumb, Ranking)):
             raise UserError(f"records[{number}]: got {type(record).__name__}, takes a records.Pair, Thumb or Ranking")
-        share = record.strength if isinstance(record, Pair) else record.label if isinstance(record, Thumb) else math.nan
-        if share < 0 or share > 1:
-            raise UserError(f"records[{number}]: got {'strength' if isinstance(record, Pair) else 'label'} {share}, takes 0..1")
+        if isinstance(record, Pair) and (record.strength < 0 or record.strength > 1):
+            raise UserError(f"records[{number}]: got strength {record.strength}, takes 0..1")
+        if isinstance(record, Thumb) and (record.label < 0 or record.label > 1):
+            raise UserError(f"records[{number}]: got label {record.label}, takes 0..1")
         if isinstance(record, Ranking) and len(record.outputs) != len(record.scores):
             raise UserError(f"records[{number}]: got {len(record.scores)} scores, takes one for each of {len(record.outputs)} outputs")
     return Listed(records)

@@ -31,9 +31,7 @@ from mmalign.types import Prompt, UserError
 
 __all__ = ["hub_picture_texts", "picture_prompts", "picture_texts"]
 
-SchemaName = Literal[
-    "auto", "preference", "rlhf_v", "rlaif_v", "mm_rlhf", "povid", "thumbs", "demonstrations", "ranked", "ultrafeedback"
-]  # fmt: skip
+SchemaName = Literal["auto", "preference", "rlhf_v", "rlaif_v", "mm_rlhf", "povid", "thumbs", "demonstrations", "ranked", "ultrafeedback"]
 KINDS = {"rlaif_v": "preference", "mm_rlhf": "preference", "povid": "preference"}  # data sets by their names: what their rows are
 
 

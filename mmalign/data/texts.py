@@ -78,9 +78,11 @@ def _looked_at(
     max_bytes: int,
 ) -> Stored:  # fmt: skip
     for key, value, takes in (
-        ("schema", schema, get_args(SchemaName)), ("ties", ties, ("soft", "drop")), ("score", score, get_args(Score)),
+        ("schema", schema, get_args(SchemaName)),
+        ("ties", ties, ("soft", "drop")),
+        ("score", score, get_args(Score)),
         ("transcripts", form, get_args(Form)),
-    ):  # fmt: skip
+    ):
         if value not in takes:
             raise UserError(f"records.{key}: got {value!r}, takes {', '.join(takes)}")
     if max_bytes < 1:

@@ -201,9 +201,11 @@ def _judged(answer: str, truth: str) -> dict[str, bool]:
 def _of_no(sums: Sums) -> dict[str, Any]:
     precision, recall = ratio(sums["right_no"], sums["says_no"]), ratio(sums["right_no"], sums["is_no"])
     return {
-        "accuracy": ratio(sums["right"], sums["questions"]), "precision": precision, "recall": recall,
+        "accuracy": ratio(sums["right"], sums["questions"]),
+        "precision": precision,
+        "recall": recall,
         "f1": ratio(2 * precision * recall, precision + recall),
-    }  # fmt: skip
+    }
 
 
 def _published(total: Mapping[str, float], tiny: float) -> dict[str, float]:

@@ -73,9 +73,11 @@ def chair_scores(
     values = estimates(counts, places, _chair if answers is not None else _chair_alone, resamples=resamples, seed=seed)
     missing = len(rows) - len(known)
     published = {
-        "CHAIRs": 100 * values["chair_s"].value, "CHAIRs_refine": 100 * values["chair_s_mentioning"].value,
-        "CHAIRi": 100 * values["chair_i"].value, "obj_rec": 100 * values["object_recall"].value,
-    }  # fmt: skip
+        "CHAIRs": 100 * values["chair_s"].value,
+        "CHAIRs_refine": 100 * values["chair_s_mentioning"].value,
+        "CHAIRi": 100 * values["chair_i"].value,
+        "obj_rec": 100 * values["object_recall"].value,
+    }
     if answers is not None and known:
         spaced = [len(text.strip().split(" ")) for text, row in zip(texts, rows, strict=True) if row is not None and text is not None]
         published["avg_word_len"] = sum(spaced) / len(spaced)  # an empty caption has one word there
@@ -84,7 +86,7 @@ def chair_scores(
 
 def object_scores(
     mark: Callable[[Sequence[str], Sequence[Any]], Sequence[Mapping[str, Any]]], *, resamples: int = 500
-) -> Callable[..., dict[str, float]]:  # fmt: skip
+) -> Callable[..., dict[str, float]]:
     """CHAIR, object recall and length as a run's metric: ``(outputs, prompts) -> {chair_s, chair_i, object_recall, answer_words, ...}``.
 
     mark: what each answer says that is there and that is not, as in ``training.evaluation.Exam.mark``: ``mentions`` (start, end, object,

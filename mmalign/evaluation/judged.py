@@ -71,10 +71,11 @@ def rating_scores(
         inside = [place for place, name in enumerate(names) if ratings[place] is not None and kind in ("", name)]
         chosen = [score for place in inside if (score := ratings[place]) is not None]
         counts: dict[str, list[float]] = {
-            "rows": [1.0] * len(chosen), "points": [float(score) for score in chosen],
+            "rows": [1.0] * len(chosen),
+            "points": [float(score) for score in chosen],
             "hallucinating": [float(score < HALLUCINATES) for score in chosen],
             "informing": [float(score - HALLUCINATES if score >= HALLUCINATES else score) for score in chosen],
-        }  # fmt: skip
+        }
         rates = estimates(counts, [groups[place] for place in inside], _ratings, resamples=resamples, seed=seed)
         values.update({f"{name}/{kind}" if kind else name: value for name, value in rates.items() if not kind or name == "score"})
     rows = [None if score is None else {"rating": score} for score in ratings]

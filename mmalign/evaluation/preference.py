@@ -17,9 +17,7 @@ ROUNDS = 50  # of Newton's method
 FAR = 30.0  # logits beyond which a rate is 0 or 1
 
 
-def win_rate(
-    outcomes: Sequence[float], prompts: Sequence[Hashable], *, resamples: int = RESAMPLES, seed: int = 0
-) -> Scores:  # fmt: skip
+def win_rate(outcomes: Sequence[float], prompts: Sequence[Hashable], *, resamples: int = RESAMPLES, seed: int = 0) -> Scores:
     """The mean outcome, with an interval over prompts, and the shares of wins, ties and losses.
 
     outcomes: 1 for a win, 0 for a loss, .5 for a tie, or a win probability; NaN for a comparison that nobody decided, which is left out
@@ -36,9 +34,11 @@ def win_rate(
     known = [place for place, outcome in enumerate(results) if not np.isnan(outcome)]
     chosen = results[known]
     counts: dict[str, Sequence[float]] = {
-        "rows": [1.0] * len(known), "points": chosen.tolist(), "wins": (chosen > 0.5).astype(float).tolist(),
+        "rows": [1.0] * len(known),
+        "points": chosen.tolist(),
+        "wins": (chosen > 0.5).astype(float).tolist(),
         "ties": (chosen == 0.5).astype(float).tolist(),
-    }  # fmt: skip
+    }
 
     def shares(sums: Sums) -> dict[str, Table]:
         wins, ties = ratio(sums["wins"], sums["rows"]), ratio(sums["ties"], sums["rows"])

@@ -198,7 +198,7 @@ def ruled(run: GuidedRun, branches: Branches, rule: Rule, negative_of: Any = Non
 
 def _of_halves(
     branches: Branches, rule: Rule, place: float, own: Any, negative: Any, args: Any, kwargs: Any, outputs: BranchOutputs
-) -> Any:  # fmt: skip
+) -> Any:
     if negative is own:
         output = own(*args, **kwargs)
         outputs.tensors = list(tensor_of(output).chunk(2))
@@ -211,9 +211,7 @@ def _of_halves(
     return _with(output, torch.cat([combined, combined]))
 
 
-def _of_calls(
-    branches: Branches, rule: Rule, place: float, own: Any, negative: Any, args: Any, kwargs: Any, outputs: BranchOutputs
-) -> Any:  # fmt: skip
+def _of_calls(branches: Branches, rule: Rule, place: float, own: Any, negative: Any, args: Any, kwargs: Any, outputs: BranchOutputs) -> Any:
     number = len(outputs.tensors) % 2
     output = (negative if number == branches.negative else own)(*args, **kwargs)
     outputs.tensors = [*(outputs.tensors if number else []), tensor_of(output)]

@@ -178,7 +178,7 @@ def universal(
     check_counts("universal", steps=steps)
     return tfg(
         scale=scale, rho=0.5, mu=0.5 / steps, steps=steps, recurrences=recurrences, start=start, stop=stop, limit=limit, name="universal"
-    )  # fmt: skip
+    )
 
 
 def nrg(*, scale: float = 1.0, start: float = 0.0, stop: float = 1.0, limit: float | None = 1.0, kernel: Kernel | None = None) -> Guidance:

@@ -198,9 +198,7 @@ def _best_of(values: Tensor, keep: int) -> Tensor:
     return (torch.arange(groups)[:, None] * count + order.repeat_interleave(count // keep, 1)).flatten()
 
 
-def _check(
-    *, particles: int, block: int, max_new_tokens: int, keep: int | None, temperature: float, scale: float
-) -> None:  # fmt: skip
+def _check(*, particles: int, block: int, max_new_tokens: int, keep: int | None, temperature: float, scale: float) -> None:
     for key, number in {"particles": particles, "block": block, "max_new_tokens": max_new_tokens}.items():
         if number < 1:
             raise UserError(f"steered.{key}: got {number}, takes 1 or more")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmalign.report.read import Run
+from mmalign.report.read import RunData
 
 MOST_CASES = 12
 MOST_STEPS = 24
@@ -41,7 +41,7 @@ class Case:
     answers: list[Answer]
 
 
-def cases(run: Run, notes: list[str]) -> list[Case]:
+def cases(run: RunData, notes: list[str]) -> list[Case]:
     """The first answer to each of the first questions, at no more than `MOST_STEPS` evaluations, the first and the last among them."""
     steps = spaced(run.answers)
     if not steps:
@@ -60,7 +60,7 @@ def cases(run: Run, notes: list[str]) -> list[Case]:
     return shown
 
 
-def count(run: Run) -> int:
+def count(run: RunData) -> int:
     """How many different questions there are answers to."""
     return len({_question(row) for row in run.answers[-1][1]}) if run.answers else 0
 

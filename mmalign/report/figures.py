@@ -9,10 +9,10 @@ from typing import Any
 from mmalign.report import hallucination
 from mmalign.report.overoptimisation import SPREAD_LINE, Point, curve
 from mmalign.report.plots import Figure, Plot, Rule, Series, draw, short, thin
-from mmalign.report.read import Run
+from mmalign.report.read import RunData
 
 
-def figures(run: Run) -> list[Figure]:
+def figures(run: RunData) -> list[Figure]:
     """All figures in their order on the page, those without a drawing too: the page says why there is none.
 
     Of answers about images and of given records where there are any; of rollouts where the run makes some.
@@ -24,7 +24,7 @@ def figures(run: Run) -> list[Figure]:
     return [*hallucination.figures(run), rewards_and_judges(run), against_kl(run), *preferences, *varied, *rollouts]
 
 
-def rewards_and_judges(run: Run) -> Figure:
+def rewards_and_judges(run: RunData) -> Figure:
     """Trained rewards solid, judges dashed, over steps, with bands of one standard error where they were logged."""
     title = "Rewards and judges"
     columns = [(name, False) for name in run.rewards] + [(name, True) for name in run.judges]
@@ -55,7 +55,7 @@ def rewards_and_judges(run: Run) -> Figure:
     return _figure(title, note, series, x_word="step")
 
 
-def against_kl(run: Run) -> Figure:
+def against_kl(run: RunData) -> Figure:
     """The path of a run in the plane of KL and reward: what each nat away from the reference bought."""
     title = "Reward against KL"
     evals = [row for row in run.evals if _finite(row.get("kl"))]
@@ -78,7 +78,7 @@ def against_kl(run: Run) -> Figure:
     return _figure(title, note, series, x_word="KL to the reference, nats per trajectory", steps=False)
 
 
-def spread(run: Run) -> Figure:
+def spread(run: RunData) -> Figure:
     """Within-class spread of the samples, as a share of real data's where that is known."""
     title = "Within-class spread"
     name = "spread_ratio" if curve(run.evals, "spread_ratio") else "spread"
@@ -103,7 +103,7 @@ def spread(run: Run) -> Figure:
     return _figure(title, note, [line], x_word="step", rules=rules)
 
 
-def training_reward(run: Run) -> Figure:
+def training_reward(run: RunData) -> Figure:
     """Reward of the training rollouts, and each reward apart where there are several."""
     parts = sorted({name for row in run.train for name in row if name.startswith("reward/")})
     together = len(parts) > 1 and not _scales_differ([curve(run.train, name) for name in ("reward", *parts)])
@@ -111,39 +111,39 @@ def training_reward(run: Run) -> Figure:
     return _train_figure(run, "Training reward", names, "Mean over each rollout.", "No training step has been logged.")
 
 
-def ratio(run: Run) -> Figure:
+def ratio(run: RunData) -> Figure:
     """Importance ratio: its mean, and the largest of each step."""
     note = "New over old probability of each step taken; both are 1 before the first update of a rollout."
     missing = "No importance ratio was logged: this method has none, or training has not begun."
     return _train_figure(run, "Importance ratio", ["ratio_mean", "ratio_max"], note, missing, rules=(Rule(1.0, ""),))
 
 
-def clipping(run: Run) -> Figure:
+def clipping(run: RunData) -> Figure:
     """Share of cells that the clip silenced."""
     note = "Share of steps whose gradient the clip removed."
     missing = "No clip fraction was logged: this method does not clip, or training has not begun."
     return _train_figure(run, "Clip fraction", ["clip_fraction"], note, missing)
 
 
-def loss(run: Run) -> Figure:
+def loss(run: RunData) -> Figure:
     """The loss of each update."""
     return _train_figure(run, "Loss", ["loss"], "Of each update.", "No loss was logged.")
 
 
-def margin(run: Run) -> Figure:
+def margin(run: RunData) -> Figure:
     """How far the better output is ahead of the worse one, by the method's score."""
     note = "By how much the chosen output's score is ahead of the rejected one's; 0 before the first update."
     missing = "No margin was logged: this method compares no two outputs."
     return _train_figure(run, "Margin", ["margin", "ahead"], note, missing, rules=(Rule(0.0, ""),))
 
 
-def accuracy(run: Run) -> Figure:
+def accuracy(run: RunData) -> Figure:
     """Pairs, or rows, that are on the right side."""
     note = "Share of pairs whose chosen output is ahead; half of them by chance."
     return _train_figure(run, "Accuracy", ["accuracy"], note, "No accuracy was logged.", rules=(Rule(0.5, ""),))
 
 
-def log_ratios(run: Run) -> Figure:
+def log_ratios(run: RunData) -> Figure:
     """How much likelier than the reference the policy makes chosen and rejected outputs: the margin can grow while both fall."""
     note = "Log-ratio to the reference (log-probability without one), nats. A margin may grow while both fall, also the chosen one."
     missing = "No log-ratios of chosen and rejected outputs were logged."
@@ -152,7 +152,7 @@ def log_ratios(run: Run) -> Figure:
 
 
 def _train_figure(
-    run: Run,
+    run: RunData,
     title: str,
     names: Sequence[str],
     note: str,

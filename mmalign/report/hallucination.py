@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from mmalign.report.overoptimisation import Point, curve
 from mmalign.report.plots import Figure, Plot, Rule, Series, draw, short
-from mmalign.report.read import Run
+from mmalign.report.read import RunData
 
 INVENTED = ("chair_s", "chair_i", "hallucination")
 RECALLED = ("object_recall", "recall")
@@ -28,14 +28,14 @@ class Standing(NamedTuple):
     recalled: Point
 
 
-def columns(run: Run) -> tuple[str, str] | None:
+def columns(run: RunData) -> tuple[str, str] | None:
     """The logged columns of inventions and of recall, None where one of them is missing."""
     invented = next((name for name in INVENTED if curve(run.evals, name)), None)
     recalled = next((name for name in RECALLED if curve(run.evals, name)), None)
     return (invented, recalled) if invented and recalled else None
 
 
-def standings(run: Run) -> list[Standing]:
+def standings(run: RunData) -> list[Standing]:
     """The evaluations that have both numbers."""
     names = columns(run)
     if names is None:
@@ -53,13 +53,13 @@ def front(points: Sequence[Standing]) -> list[Standing]:
     return best
 
 
-def figures(run: Run) -> list[Figure]:
+def figures(run: RunData) -> list[Figure]:
     """Those that the run has numbers for."""
     figures = [against_recall(run), length(run), looking(run)]
     return [figure for figure in figures if figure is not None]
 
 
-def against_recall(run: Run) -> Figure | None:
+def against_recall(run: RunData) -> Figure | None:
     """Every checkpoint by what it invents and what it says; the Pareto front joins those that no other beats in both."""
     points, names = standings(run), columns(run)
     if not points or names is None:
@@ -88,14 +88,14 @@ def against_recall(run: Run) -> Figure | None:
     return Figure("Inventions against recall", note, draw(plot), legend)
 
 
-def length(run: Run) -> Figure | None:
+def length(run: RunData) -> Figure | None:
     """How long answers are, evaluation by evaluation."""
     name = next((name for name in LENGTHS if curve(run.evals, name)), None)
     note = "Inventions are fewer in shorter answers: read them at equal length."
     return None if name is None else _curve(run, name, "Length of answers", note, "words", colour=4)
 
 
-def looking(run: Run) -> Figure | None:
+def looking(run: RunData) -> Figure | None:
     """The log-ratio of answers with and without their image."""
     note = "How much likelier a token of the answer is with the image than without, in nats; at 0 the image is not looked at."
     if not curve(run.evals, LOOKS):
@@ -103,7 +103,7 @@ def looking(run: Run) -> Figure | None:
     return _curve(run, LOOKS, "Image dependence", note, "nats per token", rules=(Rule(0.0, ""),), colour=3)
 
 
-def _curve(run: Run, name: str, title: str, note: str, unit: str, *, rules: Sequence[Rule] = (), colour: int = 0) -> Figure:
+def _curve(run: RunData, name: str, title: str, note: str, unit: str, *, rules: Sequence[Rule] = (), colour: int = 0) -> Figure:
     points = curve(run.evals, name)
     words = [f"{short(p.value)} {unit} at step {p.step}" for p in points]
     line, bands = [(float(p.step), p.value) for p in points], [p.error or 0.0 for p in points]

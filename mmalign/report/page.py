@@ -13,7 +13,7 @@ from mmalign.report.figures import figures, summary_rows
 from mmalign.report.hallucination import columns, standings
 from mmalign.report.overoptimisation import Finding, curve, fell_silent, overoptimised
 from mmalign.report.plots import short
-from mmalign.report.read import Run
+from mmalign.report.read import RunData
 from mmalign.report.verdict import PERCENT, describe, sentence, silent, state
 
 LARGEST = 1400  # pixels; a larger grid is scaled down and packed as WebP, so that a page of many steps stays light
@@ -31,7 +31,7 @@ class Picture:
     readout: str = ""
 
 
-def render(run: Run) -> str:
+def render(run: RunData) -> str:
     """The whole page as one string of HTML."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
@@ -76,7 +76,7 @@ def render(run: Run) -> str:
     )
 
 
-def _silence(run: Run) -> Finding | None:
+def _silence(run: RunData) -> Finding | None:
     points = standings(run)
     return fell_silent([p.invented for p in points], [p.recalled for p in points]) if points else None
 
@@ -87,7 +87,7 @@ def _steps(frames: Sequence[Picture], questions: Sequence[Case]) -> list[int]:
     return sorted(steps or {answer.step for case in questions for answer in case.answers})
 
 
-def _no_frames(run: Run) -> str:
+def _no_frames(run: RunData) -> str:
     if run.videos:
         return f"This run's samples are videos: {run.videos} files in its samples folder, not shown here."
     return (
@@ -95,7 +95,7 @@ def _no_frames(run: Run) -> str:
     )
 
 
-def _shape(run: Run, frames: list[Picture]) -> tuple[int, int]:
+def _shape(run: RunData, frames: list[Picture]) -> tuple[int, int]:
     """(rows, columns) of the grids; without prompts.json the picture counts as one cell."""
     if not frames or not run.prompts:
         return 1, max(1, len(run.seeds))
@@ -104,7 +104,7 @@ def _shape(run: Run, frames: list[Picture]) -> tuple[int, int]:
     return rows, len(run.seeds) or max(1, guessed)
 
 
-def _readout(run: Run, step: int) -> str:
+def _readout(run: RunData, step: int) -> str:
     """The numbers of the evaluation at a step: ``proxy 0.81 · gold 0.78 · spread 95 %``."""
     row = next((row for row in run.evals if row["step"] == step), None)
     if row is None:

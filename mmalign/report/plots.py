@@ -81,9 +81,8 @@ def short(value: float) -> str:
     if size >= 1e5 or size < 1e-3:
         mantissa, exponent = f"{value:.1e}".split("e")
         return f"{mantissa}e{int(exponent)}".replace(".0e", "e")
-    if size >= 100:
-        return f"{value:.0f}"
-    return f"{value:.1f}" if size >= 10 else f"{value:.2f}" if size >= 0.1 else f"{value:.3f}"
+    decimals = next((decimals for least, decimals in ((100, 0), (10, 1), (0.1, 2)) if size >= least), 3)
+    return f"{value:.{decimals}f}"
 
 
 def ticks(low: float, high: float, wanted: int = 5) -> list[float]:

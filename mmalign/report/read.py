@@ -18,7 +18,7 @@ VIDEOS = (".mp4", ".webm", ".gif", ".mov")
 
 
 @dataclass(frozen=True)
-class Run:
+class RunData:
     """A run as its folder tells it. ``frames``: (step, path) of each sample grid, in order of steps; ``answers``: (step, lines)."""
 
     path: Path
@@ -54,7 +54,7 @@ class Run:
         return [name for name in dict.fromkeys([*names, fallback]) if name in logged]
 
 
-def read(path: Path) -> Run:
+def read(path: Path) -> RunData:
     """Reads ``path``, at any moment of the run. Errors: UserError where there is no folder."""
     if not path.is_dir():
         raise UserError(f"report: got {path}, takes the folder of a run")
@@ -67,7 +67,7 @@ def read(path: Path) -> Run:
     samples = path / "samples"
     files = sorted(samples.iterdir()) if samples.is_dir() else []
     frames = [(int(match[1]), file) for file in files if (match := FRAME.fullmatch(file.name))]
-    return Run(
+    return RunData(
         path=path,
         config=_yaml(config_text, notes),
         config_text=config_text,

@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from mmalign.report.hallucination import columns, standings
 from mmalign.report.overoptimisation import SPREAD_LINE, Finding, curve, measurable
 from mmalign.report.plots import short
-from mmalign.report.read import Run
+from mmalign.report.read import RunData
 
 MINUS = "\N{MINUS SIGN}"
 ARROW = "\N{RIGHTWARDS ARROW}"
 PERCENT = "\N{NO-BREAK SPACE}%"
 
 
-def sentence(run: Run, findings: Sequence[Finding], silence: Finding | None = None) -> str:
+def sentence(run: RunData, findings: Sequence[Finding], silence: Finding | None = None) -> str:
     """``gold 0.50 -> 0.96; spread 91 % of real data; no over-optimisation seen``, with what is missing said so.
 
     Of answers about images, what is invented and what is said come first, side by side. silence: what ``fell_silent`` found.
@@ -27,7 +27,7 @@ def sentence(run: Run, findings: Sequence[Finding], silence: Finding | None = No
     return words[:1].upper() + words[1:]
 
 
-def state(run: Run) -> str:
+def state(run: RunData) -> str:
     """``Finished, 100 steps`` and the like."""
     done = max((row["step"] for row in [*run.train, *run.evals]), default=0)
     total = run.config.get("steps", run.summary.get("steps"))
@@ -38,12 +38,12 @@ def state(run: Run) -> str:
     return f"{status}, step {done}{of}"
 
 
-def _dead(run: Run) -> str:
+def _dead(run: RunData) -> str:
     dead = run.summary.get("dead_steps")
     return f"{dead} of {run.summary.get('steps')} steps taught nothing ({run.summary.get('dead_because')})" if dead else ""
 
 
-def _hallucination(run: Run) -> str:
+def _hallucination(run: RunData) -> str:
     points = standings(run)
     if not points:
         return ""
@@ -68,7 +68,7 @@ def silent(finding: Finding) -> str:
     return f"{fell}; its best was at step {finding.began}: less is invented because less is said"
 
 
-def _changes(run: Run) -> str:
+def _changes(run: RunData) -> str:
     names = [*run.judges, *(run.rewards if not run.judges else [])][:2]
     moves = []
     for name in names:
@@ -89,14 +89,14 @@ def _move(before: float, after: float) -> str:
     return f"{before:.{digits}f} {ARROW} {after:.{digits}f}".replace("-", MINUS)
 
 
-def _spread(run: Run) -> str:
+def _spread(run: RunData) -> str:
     ratio = curve(run.evals, "spread_ratio")
     if ratio:
         return f"spread {100 * ratio[-1].value:.0f}{PERCENT} of real data"
     return ""
 
 
-def _flag(run: Run, findings: Sequence[Finding]) -> str:
+def _flag(run: RunData, findings: Sequence[Finding]) -> str:
     if findings:
         return f"over-optimised since step {findings[0].began} ({', '.join(_plain_name(finding) for finding in findings)} fell)"
     if len(run.evals) < 2:
@@ -114,7 +114,7 @@ def _flag(run: Run, findings: Sequence[Finding]) -> str:
     return "no over-optimisation seen" if run.judges else "no judge to check it, and no alarming loss of spread"
 
 
-def _low_spread(run: Run) -> str:
+def _low_spread(run: RunData) -> str:
     """What is said where the spread ends below the line that its figure shows; "" where it does not."""
     ratio = curve(run.evals, "spread_ratio")
     if not ratio or ratio[-1].value >= SPREAD_LINE:

@@ -49,7 +49,7 @@ def read(place: Path, key: str) -> Stored:
         if odd := [name for name in best if (match := PAIR.match(name)) and match[1] not in scales]:
             raise UserError(f"{key}: {newest} does not say the alpha of {odd[0]}: it was written before 0.2.0; takes an export of it")
         return Stored(best, scales)
-    files = [place] if place.is_file() else [place / DIFFUSERS] if (place / DIFFUSERS).is_file() else sorted(place.glob("*.safetensors"))
+    files = [file for file in (place, place / DIFFUSERS) if file.is_file()][:1] or sorted(place.glob("*.safetensors"))
     if not files or any(file.suffix != ".safetensors" for file in files):
         raise UserError(f"{key}: {place} holds neither a checkpoint nor safetensors; takes a run, an adapter or a model")
     tensors, header = dict[str, Tensor](), dict[str, Any]()

@@ -127,9 +127,11 @@ class Server:
         if key and address.scheme == "http" and not local:
             raise UserError(f"{name}.server.url: got {settings.url!r}; a key goes over https, or to this machine, alone")
         self._client = httpx2.Client(
-            headers={"Authorization": f"Bearer {key}"} if key else {}, timeout=settings.timeout, trust_env=not local,
+            headers={"Authorization": f"Bearer {key}"} if key else {},
+            timeout=settings.timeout,
+            trust_env=not local,
             limits=httpx2.Limits(max_connections=settings.at_once),
-        )  # fmt: skip
+        )
         self._address = address
 
     def ask(

@@ -143,7 +143,8 @@ def adafactor(  # the keywords that the library has
         name = next(name for name, given in own.items() if given)
         raise UserError(f"{name}: given beside relative_step, which sets the rate of every step itself; takes one of them")
 
-    chosen = None if relative_step else 1e-4 if rate is None else rate
+    usual = 1e-4 if rate is None else rate
+    chosen = None if relative_step else usual
 
     def make(parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
         from transformers.optimization import Adafactor

@@ -61,14 +61,17 @@ def test_a_run_keeps_what_was_written(folder: Path, mmalign: Callable[..., Any])
     assert serviced.seen == [(KEY, "tiny")]
     run = folder / "runs" / "kept"
     assert yaml.safe_load((run / "config.yaml").read_text())["rewards"]["bright"] == {
-        "use": "serviced.bright", "key": "${oc.env:MY_SERVICE_KEY}", "model": "tiny",
-    }  # fmt: skip
+        "use": "serviced.bright",
+        "key": "${oc.env:MY_SERVICE_KEY}",
+        "model": "tiny",
+    }
     files = [path for path in run.rglob("*") if path.is_file()]
     assert len(files) > 6 and any("tensorboard" in str(path) for path in files) and (run / "report.html") in files
     assert [str(path) for path in files if KEY.encode() in path.read_bytes()] == []
     assert [one.name for one in outside(yaml.safe_load((run / "config.yaml").read_text()))] == [
-        "serviced.bright", "${oc.env:MY_SERVICE_KEY} of the environment",
-    ]  # fmt: skip
+        "serviced.bright",
+        "${oc.env:MY_SERVICE_KEY} of the environment",
+    ]
     assert mmalign("train", "c.yaml", "--resume").code == 0 and serviced.seen[1:] == [(KEY, "tiny")]
     done = mmalign("eval", "kept", "--trust")
     assert done.code == 0 and serviced.seen[2:] == [(KEY, "tiny")], done.err

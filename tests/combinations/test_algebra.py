@@ -387,7 +387,7 @@ def test_a_rollout_that_pushes_the_front_out_counts_more():
         (lambda: mm.rewards.combined(rewards={}), r"combined\.rewards"),
         (lambda: mm.rewards.combined(rewards={"a": len}, combine=len), r"combined\.combine: got builtin_function_or_method"),
     ],
-)  # fmt: skip
+)
 def test_mistakes_are_one_line(build, says):
     with pytest.raises(UserError, match=says) as caught:
         build()

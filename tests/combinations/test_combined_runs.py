@@ -17,10 +17,12 @@ from mmalign.worlds.text import base
 NODE = {
     "rewards": {"plain": {"use": "text_plain"}, "short": {"use": "length", "most": 4, "unit": "words"}},
     "combine": {
-        "use": "constrained", "limits": {"short": -0.5}, "rate": 1.0,
+        "use": "constrained",
+        "limits": {"short": -0.5},
+        "rate": 1.0,
         "transforms": {"plain": [{"use": "z_score", "over": "running"}, {"use": "clip", "low": -2.0}]},
     },
-}  # fmt: skip
+}
 
 
 def policy():

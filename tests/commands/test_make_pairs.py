@@ -57,10 +57,12 @@ def test_ranked_answers_of_its_own(tmp_path, policy):
 
 def test_answers_under_a_handicap_against_those_of_the_data(tmp_path, policy):
     records = [
-        Pair("one ", "yes", "no", 1.0, "a"), Pair("two ", "no", "yes sir", 0.0, "b"), Thumb("three ", "ok", 1.0, "c"),
+        Pair("one ", "yes", "no", 1.0, "a"),
+        Pair("two ", "no", "yes sir", 0.0, "b"),
+        Thumb("three ", "ok", 1.0, "c"),
         Thumb("x ", "no", 0.0),
         Pair("four ", "yes", "no", 0.5, "tie"),
-    ]  # fmt: skip
+    ]
     for kind in (Pair, Thumb):
         some, out = [record for record in records if isinstance(record, kind)], tmp_path / f"{kind.__name__}.jsonl"
         counts = mm.commands.make_rejected(policy, some, out=str(out), count=4, call={"temperature": 2.0}, records_at_once=3, cut="keep")
@@ -105,9 +107,10 @@ def test_answers_without_an_end_are_left_out_and_the_rest_can_be_trained_on(tmp_
 def test_mistakes_leave_nothing_behind(tmp_path, policy):
     (tmp_path / "there.jsonl").write_text("")
     for wrong, line in (
-        ({"out": str(tmp_path / "there.jsonl")}, "is there already"), ({"group": 1}, "group: got 1, takes 2 or more"),
+        ({"out": str(tmp_path / "there.jsonl")}, "is there already"),
+        ({"group": 1}, "group: got 1, takes 2 or more"),
         ({"most": 0}, "most: got 0, takes 1"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(UserError, match=line):
             mm.commands.make_pairs(policy, ASKED, {"e": letters}, **{"out": str(tmp_path / "new.jsonl"), **wrong})
     with pytest.raises(UserError, match="alike: got 2"):

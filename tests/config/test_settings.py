@@ -107,7 +107,7 @@ MISTAKES = {
     "an empty reference": ("digits/demo", {"references": {"ref": {}}}, "references.ref.from: missing; takes from"),
     "sampler": ("text/grpo", {"evaluation__call": {"temprature": 0}}, "evaluation.call.temprature: no argument of this policy's calls"),
     "old kernel": ("digits/demo", {"policy__kernel": {"use": "ddim"}}, "policy.kernel: is schedule.kernel since 0.2.0"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
@@ -167,7 +167,7 @@ RANGES = {
     "prompts": ("prompts", {"a": {"use": "digit_prompts"}}, "prompts.use: missing, takes a name of data or worlds"),
     "a dot": ("method", {"use": "."}, "method.use: got '.', there is none in methods"),
     "dots": ("rewards__proxy", {"use": "a..b"}, "rewards.proxy.use: got 'a..b', there is none in rewards or worlds"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", RANGES)

@@ -138,7 +138,7 @@ BROKEN = {
     "address": ({**RED, "question": "q", "image": "https://example.org/x.png"}, "an address, which is not read"),
     "no list": ({**RED, "prompt": "q", "images": "red.png"}, "images: got str, takes a list"),
     "long": ({**RED, "question": "q" * 300}, "max_bytes is 200"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", BROKEN)
@@ -208,9 +208,11 @@ def prompts(place, rows, **more):
 
 def test_prompts_with_pictures(folder):
     rows = [
-        {"question": "What is it?", "image": "red.png", "answer": "x"}, {"question": "q", "image": "gone.png"}, {"prompt": "no picture"},
+        {"question": "What is it?", "image": "red.png", "answer": "x"},
+        {"question": "q", "image": "gone.png"},
+        {"prompt": "no picture"},
         {"prompt": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "image": "red.png"},
-    ]  # fmt: skip
+    ]
     with pytest.warns(UserWarning, match=r"2 rows are left out \(asked.jsonl:2: no such file"):
         conversations = prompts(folder, rows)
     talk = [{"role": "user", "content": [shown(folder), ASKED]}]

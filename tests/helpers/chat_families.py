@@ -77,14 +77,12 @@ FAMILIES = {
     "Llama-3": ChatFamily(LLAMA3, ("<s>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"), "<|eot_id|>", "<s>", before=True),
     "Llama-2": ChatFamily(LLAMA2, ("<s>", "</s>"), "</s>", "<s>", before=True),
     "Mistral": ChatFamily(MISTRAL, ("<s>", "</s>", "[INST]", "[/INST]", "[SYS]", "[/SYS]"), "</s>", "<s>", before=True),
-    "Gemma-2": ChatFamily(
-        GEMMA, ("<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>"), "<eos>", "<bos>", before=True, system=False
-    ),
+    "Gemma-2": ChatFamily(GEMMA, ("<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>"), "<eos>", "<bos>", before=True, system=False),
     "Phi-3": ChatFamily(PHI3, ("<|end|>", "<|user|>", "<|system|>", "<|assistant|>", "<|endoftext|>"), "<|endoftext|>"),
     "Zephyr": ChatFamily(ZEPHYR, ("<s>", "</s>"), "</s>", "<s>", before=True),
     "Vicuna": ChatFamily(VICUNA, ("<s>", "</s>"), "</s>", "<s>", before=True, behind=True),
     "OLMo": ChatFamily(OLMO, ("<|endoftext|>",), "<|endoftext|>", "<|endoftext|>", before=True),
-}  # fmt: skip
+}
 
 
 def tokenizer(family: ChatFamily, **more):

@@ -28,9 +28,11 @@ def tokenizer(template=None, **more):
     inner.decoder = decoders.Fuse()
     special = {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>", **more}
     found = PreTrainedTokenizerFast(
-        tokenizer_object=inner, **{key: value for key, value in special.items() if value is not None},
-        additional_special_tokens=["<image>", "<|im_start|>", "<|im_end|>"], clean_up_tokenization_spaces=False,
-    )  # fmt: skip
+        tokenizer_object=inner,
+        **{key: value for key, value in special.items() if value is not None},
+        additional_special_tokens=["<image>", "<|im_start|>", "<|im_end|>"],
+        clean_up_tokenization_spaces=False,
+    )
     found.chat_template = template
     return found
 
@@ -65,7 +67,7 @@ def config(name):
         "bloom": lambda: library.BloomConfig(vocab_size=64, hidden_size=16, n_layer=2, n_head=2, bos_token_id=1, eos_token_id=2),
         "mixtral": lambda: library.MixtralConfig(**GROUPED, num_local_experts=4),
         "mamba": lambda: library.MambaConfig(vocab_size=64, hidden_size=16, num_hidden_layers=2, state_size=4, eos_token_id=2),
-    }  # fmt: skip
+    }
     return made[name]()
 
 

@@ -154,9 +154,11 @@ def test_dynamic_labels_let_covered_pairs_be_learnt_and_leave_the_others_as_they
 
 def test_mistakes():
     for wrong, match in (
-        ({"reliability": 0.4}, "reliability: got 0.4"), ({"momentum": 0.0}, "momentum: got 0"), ({"base": "kto"}, "base: got 'kto'"),
+        ({"reliability": 0.4}, "reliability: got 0.4"),
+        ({"momentum": 0.0}, "momentum: got 0"),
+        ({"base": "kto"}, "base: got 'kto'"),
         ({"gamma": 1.0}, "no gap"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(UserError, match=match):
             lcpo(**wrong)
     with pytest.raises(UserError, match="gamma: got 2"):

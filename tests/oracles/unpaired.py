@@ -35,9 +35,7 @@ def _sigmoid(x: Tensor) -> Tensor:
     return 1 / (1 + torch.exp(-x))
 
 
-def kto(
-    table: Table, *, beta: float = 0.1, desirable: float = 1.0, undesirable: float = 1.0, baseline: str = "mismatched"
-) -> Tensor:  # fmt: skip
+def kto(table: Table, *, beta: float = 0.1, desirable: float = 1.0, undesirable: float = 1.0, baseline: str = "mismatched") -> Tensor:
     known = [(row, cells) for row, cells in _units(table) if not math.isnan(float(table.labels[row]))]
     policy, reference = table.others["mismatched"] if baseline == "mismatched" else (table.log_probs, table.ref)
     z = 0.0

@@ -42,7 +42,7 @@ CASES = [
     ("sapo", "sapo", "TRL 1.16", {"beta": 0.1}, {"beta": 0.1}),
     ("luspo", "luspo", "TRL 1.16", {**ROW, **PLAIN}, {"beta": 0.1}),
     ("vespo", "vespo", "TRL 1.16", {"beta": 0.1}, {"beta": 0.1}),
-]  # fmt: skip
+]
 
 
 @cache

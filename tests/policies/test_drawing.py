@@ -57,8 +57,10 @@ def test_every_row_is_drawn_by_the_one_whose_seat_it_is(lora) -> None:
         assert drawn[-1] == wanted and int(rollout.held.lengths[row]) == len(wanted)
     assert rollout.group.tolist() == [0] * 5 + [1] * 5 and rollout.prompts == [PROMPTS[0]] * 5 + [PROMPTS[1]] * 5
     assert {name: rows.nonzero().flatten().tolist() for name, rows in rollout.drawn.items()} == {
-        "mixture": [2, 7], "ref": [3, 8], "greedy": [4, 9],
-    }  # fmt: skip
+        "mixture": [2, 7],
+        "ref": [3, 8],
+        "greedy": [4, 9],
+    }
     assert not rollout.mask[[4, 9]].any() and rollout.mask[:4].any(1).all()
 
 

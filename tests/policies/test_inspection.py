@@ -62,9 +62,11 @@ def test_the_other_kinds_of_path_and_a_scheduler_that_is_replaced():
     import diffusers
 
     heun = inspection(
-        pipelines.twin("StableDiffusionPipeline", scheduler=diffusers.HeunDiscreteScheduler()), node="x", device="cpu",
+        pipelines.twin("StableDiffusionPipeline", scheduler=diffusers.HeunDiscreteScheduler()),
+        node="x",
+        device="cpu",
         stand_ins=pipelines.call_arguments(pipelines.twin("StableDiffusionPipeline")),
-    )  # fmt: skip
+    )
     assert heun["scheduler"] == "HeunDiscreteScheduler, replaced by EulerDiscreteScheduler while training"
     assert heun["path"].startswith("variance exploding (signal 1, noise up to ") and "{use: ddim" in heun.start
     assert digits()["path"] == "flow (signal + noise = 1)"

@@ -41,8 +41,10 @@ def test_every_step_is_drawn_by_the_one_whose_seat_it_is(name, more):
     shares = [{"current": 1.0}, {"current": 1.0}, SAMPLERS[0].shares, SAMPLERS[1].shares]
     assert rollout.group.tolist() == [0] * 5 + [1] * 5
     assert {name: rows.nonzero().flatten().tolist() for name, rows in rollout.drawn.items()} == {
-        "mixture": [2, 7], "ref": [3, 8], "greedy": [4, 9],
-    }  # fmt: skip
+        "mixture": [2, 7],
+        "ref": [3, 8],
+        "greedy": [4, 9],
+    }
     for row in (0, 2, 3, 7, 8):
         noise = torch.Generator().manual_seed(seeds[row] ^ 0x5DEECE66D)
         for column in range(3):

@@ -152,8 +152,10 @@ def test_several_references_at_once_are_each_their_own():
     rollout = rollout_of(policy)
     policy.remember(rollout, ["ref", "judge"], 6)
     steps = policy.steps(rollout, torch.arange(6), needs=WORDS)
-    for name, model in (("ref", llama(1, hidden_size=24, intermediate_size=40, num_hidden_layers=3)),
-                        ("judge", llama(2, hidden_size=24, intermediate_size=40, num_hidden_layers=1))):  # fmt: skip
+    for name, model in (
+        ("ref", llama(1, hidden_size=24, intermediate_size=40, num_hidden_layers=3)),
+        ("judge", llama(2, hidden_size=24, intermediate_size=40, num_hidden_layers=1)),
+    ):
         theirs, own = alone(model, rollout), alone(policy.model, rollout)
         assert torch.allclose(steps.refs[name], of_tokens(theirs, rollout), atol=1e-5)
         assert torch.allclose(steps.kls[name], kl(own, theirs, rollout.mask), atol=1e-5)
@@ -287,7 +289,7 @@ def renamed():
         ({}, lambda: teacher(model={"vocab_size": 40}), r"has 40 logits, and the policy 49 words"),
         ({}, lambda: mm.policies.diffusers(digits()), r"references\.ref\.policy: got a DiffusersPolicy, takes one that transformers makes"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_score_the_same_tokens_is_refused(policy, other, line):
     with pytest.raises(UserError, match=line) as refused:
         student(**policy).refer("ref", other(), ["abc"])
@@ -419,7 +421,7 @@ def test_a_larger_pipeline_s_bounds_are_its_own_errors():
         ({"dtype": "bfloat16"}, r"references\.ref\.policy\.dtype: its latents are bfloat16, the policy's float32; takes dtype: float32"),
         ({"size": 16}, r"references\.ref\.policy: its latents are \[1, 16, 16\] and the policy's \[1, 8, 8\]; takes the same size"),
     ],
-)  # fmt: skip
+)
 def test_a_pipeline_of_another_path_or_other_latents_is_refused(settings, line):
     from diffusers import FlowMatchEulerDiscreteScheduler
 

@@ -67,11 +67,13 @@ POLICIES: dict[str, tuple[Any, list[Any], frozenset[Need], float]] = {
     "diffusers": (lambda: of_pipeline("StableDiffusion3Pipeline"), ["a fox", "two foxes in the snow", "one"], REFS | {STD, DT}, 1e-3),
     "forward": (forward, ["a 3", "a 5", "a 7"], REFS | {NOISE, contrast("mismatched"), contrast("ablated")}, 1e-4),
     "transformers": (
-        of_words, ["hello there, you", "abc", "why"],
-        REFS | {ENTROPY, SEGMENT, CHANGED, PHRASE, contrast("mismatched"), contrast("good")}, 1e-5,
+        of_words,
+        ["hello there, you", "abc", "why"],
+        REFS | {ENTROPY, SEGMENT, CHANGED, PHRASE, contrast("mismatched"), contrast("good")},
+        1e-5,
     ),
     "vision": (of_pictures, PICTURES, REFS | {contrast("mismatched"), contrast("ablated")}, 1e-5),
-}  # fmt: skip
+}
 NAMES = list(POLICIES)
 
 

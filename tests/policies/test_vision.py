@@ -150,10 +150,11 @@ def test_what_a_prompt_may_hold(prompt, match):
 def test_ids_around_and_of_pixels_are_never_said():
     said = {name: make(name).chat for name in ("Qwen2_5_VL", "Idefics3", "InternVL", "Gemma3")}
     for name, words in {
-        "Qwen2_5_VL": ["<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"], "InternVL": ["<img>", "</img>"],
+        "Qwen2_5_VL": ["<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"],
+        "InternVL": ["<img>", "</img>"],
         "Idefics3": ["<image>", "<fake_token_around_image>", "<global-img>", "<row_1_col_1>", "<row_6_col_6>"],
         "Gemma3": ["<start_of_image>", "<end_of_image>", "<image_soft_token>"],
-    }.items():  # fmt: skip
+    }.items():
         assert set(said[name].tokenizer.convert_tokens_to_ids(words)) <= set(said[name].never)
         assert not set(said[name].stops) & set(said[name].never)
 

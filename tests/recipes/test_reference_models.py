@@ -285,7 +285,7 @@ def test_check_knows_the_calls_of_another_pipeline() -> None:
         ({"previous": None}, mm.methods.accelerated_po(), r"previous\.policy: the method renews '(start|ended|current|previous)'"),
         ({"ref": 3}, mm.methods.grpo(beta=0.1), r"online\.references\.ref: got 3, takes a mapping of from, every, shares, policy"),
     ],
-)  # fmt: skip
+)
 def test_what_makes_no_sense_is_refused_before_anything_is_sampled(tmp_path: Path, references: Any, method: Any, line: str) -> None:
     given = {name: mm.Reference(policy=around(larger())) if of is None else of for name, of in references.items()}
     with pytest.raises(UserError, match=line):

@@ -134,10 +134,12 @@ def test_a_run_on_given_records_shows_what_it_learns(tmp_path):
     parsed, _ = page(run.path)
     alts = [plot["aria-label"] for plot in parsed.named("svg", "plot")]
     assert alts == [
-        "Rewards and judges: gold from 0.50 to 0.50", "Loss: loss from 0.59 to 0.29", "Margin: margin from 0.30 to 1.20",
+        "Rewards and judges: gold from 0.50 to 0.50",
+        "Loss: loss from 0.59 to 0.29",
+        "Margin: margin from 0.30 to 1.20",
         "Accuracy: accuracy from 0.60 to 0.90",
         "Log-ratios of chosen and rejected outputs: chosen from -0.20 to -0.80; rejected from -0.50 to -2.00",
-    ]  # fmt: skip
+    ]
     (undrawn,) = [words for words in parsed.words if "No KL was logged" in words]
     assert "Spread was not evaluated" in undrawn and "importance ratio" not in parsed.text and "Training reward" not in parsed.text
 

@@ -80,7 +80,7 @@ PROGRAMS = {
     "threads": "for _ in range(500): threading.Thread(target=time.sleep, args=(60,)).start()\ntime.sleep(60)",
     "all processors": "def spin():\n    while True: pass\nforked(6, spin)\nspin()",
     "an end that says it is well": "os.write(1, b'ok\\n'); os._exit(0)",
-}  # fmt: skip
+}
 
 
 def of_name(name: str) -> list[int]:

@@ -67,9 +67,11 @@ def ended(make: Any, policy: Any, folder: Path) -> tuple[str, bool]:
 
 def settings(folder: Path) -> dict[str, Any]:
     return {
-        "steps": 1, "optimizer": mm.adamw(rate=1e-3), "evaluation": {"every": 9, "samples": 1, "prompts": ["abc"]},
+        "steps": 1,
+        "optimizer": mm.adamw(rate=1e-3),
+        "evaluation": {"every": 9, "samples": 1, "prompts": ["abc"]},
         "run": {"folder": str(folder), "name": "run", "trackers": ()},
-    }  # fmt: skip
+    }
 
 
 @pytest.fixture(autouse=True)

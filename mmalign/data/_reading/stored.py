@@ -88,9 +88,7 @@ class Stored:
     guess: a row -> its schema, asked until a row has one. finish: a draft -> its record; Broken and Passed come out of it.
     """
 
-    def __init__(
-        self, source: list[Block] | Hub, *, guess: Callable[[Row], Schema], finish: Callable[[Any], Record], what: str = "record"
-    ):  # fmt: skip
+    def __init__(self, source: list[Block] | Hub, *, guess: Callable[[Row], Schema], finish: Callable[[Any], Record], what: str = "record"):
         self.source, self.guess, self.finish, self.what = source, guess, finish, what
         self.schema: Schema | None = None
         self.broken: dict[str, str] = {}

@@ -38,7 +38,7 @@ CHOICES = (  # one, other, who says which, and what it says for the one and for 
     ("human_ref_a", "human_ref_b", "labels", ("1",), ("0",)),  # SHP
     ("conversation_a", "conversation_b", "winner", ("model_a", "a"), ("model_b", "b")),  # the arenas of LMSYS
     ("response_a", "response_b", "winner", ("model_a", "response_a", "a"), ("model_b", "response_b", "b")),
-)  # fmt: skip
+)
 TIES = ("tie", "both_bad", "tie (bothbad)", "both", "equal")
 ANSWERS = ("completion", "response", "output", "answer", "target")
 LABELS = ("label", "kto_tag", "desirable", "is_desirable", "thumbs_up")
@@ -117,7 +117,7 @@ def plain(row: Mapping[str, Any], names: Names) -> Row:
 
 def _unpacked(name: str, value: Any) -> Any:
     """A list of turns, or of paths, that stands in a cell as JSON; anything else as it is."""
-    pattern = TURN if name in TURNS else ITEM if name in ITEMS else None
+    pattern = next((pattern for names, pattern in ((TURNS, TURN), (ITEMS, ITEM)) if name in names), None)
     if pattern is None or not isinstance(value, str) or not pattern.match(value):
         return value
     try:

@@ -75,7 +75,7 @@ def hpdv2(row: Row, name: str) -> Iterator[Draft]:
     ranks = [person.get("rank") if isinstance(person, Mapping) else person for person in people] if isinstance(people, list) else None
     for a, b in combinations(range(len(images)), 2):
         if ranks:
-            wins = [1.0 if person[a] < person[b] else 0.5 if person[a] == person[b] else 0.0 for person in _full(ranks, len(images))]
+            wins = [_win(person[b], person[a]) for person in _full(ranks, len(images))]
             strength = sum(wins) / len(wins)
         else:
             strength = _listed_preference(row, a, b, len(images))
@@ -90,7 +90,12 @@ def _listed_preference(row: Row, a: int, b: int, count: int) -> float:
         return math.nan
     (numbers,) = _full([values], count)
     better, worse = (numbers[a], numbers[b]) if liked is not None else (numbers[b], numbers[a])
-    return 1.0 if better > worse else 0.5 if better == worse else 0.0
+    return _win(better, worse)
+
+
+def _win(first: float, second: float) -> float:
+    """Whether the first number is larger: 1, 0, or 0.5 for equal ones."""
+    return ((first > second) + (first >= second)) / 2
 
 
 def _full(rankings: list[Any], count: int) -> list[list[float]]:
@@ -153,13 +158,9 @@ def thumbs(names: Mapping[str, str], *, labelled: bool) -> Schema:
             raise Broken("a label, and the first rows have none (schema: thumbs reads rows with labels)")
         if not labelled and (judged := next((key for key in names_of.JUDGED if names_of.has(row, key)), None)):
             raise Broken(f"column {judged!r} says how good the image is; takes label, 0..1 or true or false (columns: {{label: {judged}}})")
-        label = (
-            1.0
-            if not labelled
-            else math.nan
-            if key is None
-            else _strength(number(names_of.TRUTHS.get(str(row[key]).strip().lower(), row[key])), key)
-        )
+        label = math.nan if labelled else 1.0
+        if key is not None:
+            label = _strength(number(names_of.TRUTHS.get(str(row[key]).strip().lower(), row[key])), key)
         if isinstance(row[output], (list, tuple)) and len(row[output]) != 1:
             raise Broken(f"{output}: {len(row[output])} images, takes one")
         source = row[output][0] if isinstance(row[output], (list, tuple)) else row[output]

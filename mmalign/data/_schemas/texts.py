@@ -28,7 +28,7 @@ from mmalign.data._schemas.turns import (
     text_of,
     transcript,
     turns_of,
-)  # fmt: skip
+)
 from mmalign.media import Broken
 from mmalign.records import Pair, Ranking, Thumb
 

@@ -109,9 +109,10 @@ def _scores(
         for name, value in (("wins", win), ("fewer", clean), ("reviews", review)):
             (rows[place] or {})[name].append(value)
     values = {
-        **wins.values, "hallucination_win_rate": fewer.values["win_rate"],
+        **wins.values,
+        "hallucination_win_rate": fewer.values["win_rate"],
         "length_controlled_win_rate": length_controlled_win_rate(won, lengths, others, ids),
-    }  # fmt: skip
+    }
     counted = {
         "answers": len(chosen), "missing": sum(text is None for text in answers), "comparisons": len(places),
         "undecided": wins.counts["missing"], "hallucinations undecided": fewer.counts["missing"],

@@ -32,7 +32,7 @@ PROMPTS = ["three red foxes", "two blue birds"]  # a number in each: the digits 
 STEPS = 4
 
 
-class Row(NamedTuple):
+class InspectionRow(NamedTuple):
     """One finding in words; ``failed`` where it could not be found, and ``value`` says why."""
 
     name: str
@@ -45,7 +45,7 @@ class Inspection:
     """All that was found. ``start``: the YAML of a run to start from."""
 
     pipeline: str
-    rows: tuple[Row, ...]
+    rows: tuple[InspectionRow, ...]
     start: str
 
     def __getitem__(self, name: str) -> str:
@@ -69,7 +69,7 @@ def inspection(
     """
     arguments = {**(stand_ins or {}), **(call or {})}
     steps = arguments.pop("num_inference_steps", defaults_of(pipe).get("num_inference_steps"))
-    rows = [Row("pipeline", type(pipe).__name__)]
+    rows = [InspectionRow("pipeline", type(pipe).__name__)]
     adapted = bool(lora_targets(pipe)[0])
     policy = diffusers(
         pipe,
@@ -81,10 +81,10 @@ def inspection(
 
     def tell(name: str, find: Callable[[], str]) -> str | None:
         try:
-            rows.append(Row(name, text := find()))
+            rows.append(InspectionRow(name, text := find()))
             return text
         except Exception as error:  # whatever a pipeline raises is a row
-            rows.append(Row(name, one_line(error), failed=True))
+            rows.append(InspectionRow(name, one_line(error), failed=True))
             return None
 
     tell("denoisers", lambda: ", ".join(f"{n} ({type(m).__name__}, {_count(_own_size(m))})" for n, m in policy.denoisers.items()))

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from mmalign.policies.inspecting.inspection import Inspection, Row
+from mmalign.policies.inspecting.inspection import Inspection, InspectionRow
 from mmalign.policies.language.agreement import compared
 from mmalign.policies.language.loading import load, parted
 from mmalign.policies.language.members import members_of
@@ -53,16 +53,16 @@ def language_inspection(model: Any, reader: Any, *, node: Any = "", loaded: bool
     policy = transformers(model, reader, lora=Lora(rank=4), max_completion=8, device=device)
     words, _ = parted(reader)
     rows = [
-        Row("model", f"{type(model).__name__}, {count / 1e6:.3g} M parameters, {tensors} tensors{there}"),
-        Row("members", ", ".join(f"{name} ({size / 1e6:.3g} M)" for name, size in members.items())),
-        Row("reads with", f"{type(reader).__name__}, {len(words)} tokens"),
+        InspectionRow("model", f"{type(model).__name__}, {count / 1e6:.3g} M parameters, {tensors} tensors{there}"),
+        InspectionRow("members", ", ".join(f"{name} ({size / 1e6:.3g} M)" for name, size in members.items())),
+        InspectionRow("reads with", f"{type(reader).__name__}, {len(words)} tokens"),
     ]
 
     def tell(name: str, find: Callable[[], str]) -> None:
         try:
-            rows.append(Row(name, find()))
+            rows.append(InspectionRow(name, find()))
         except (UserError, RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
-            rows.append(Row(name, one_line(error), failed=True))
+            rows.append(InspectionRow(name, one_line(error), failed=True))
 
     chat = policy.chat
     system = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": ASKED}]

@@ -24,8 +24,10 @@ def members_of(model: Any) -> dict[str, list[str]]:
     sees = getattr(model.config, "vision_config", None) is not None
     encoder, decoder = (model.get_encoder("image"), model.get_decoder()) if sees else (None, model)
     output = None if model.get_output_embeddings() is None else model.get_output_embeddings()
-    of = {name: {id(p) for p in part.parameters()} if part is not None else set[int]() for name, part in
-          (("vision", encoder if encoder is not model else None), ("language", decoder), ("output", output))}  # fmt: skip
+    of = {
+        name: {id(p) for p in part.parameters()} if part is not None else set[int]()
+        for name, part in (("vision", encoder if encoder is not model else None), ("language", decoder), ("output", output))
+    }
     members: dict[str, list[str]] = {"vision": [], "projector": [], "language": []}
     for name, p in model.named_parameters():
         leads = sees and any(word in PROJECTORS for word in name.split("."))

@@ -29,9 +29,11 @@ def options(pipe: Any) -> list[tuple[str, str]]:
     parts = {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)}
     nets = {name: part for name, part in parts.items() if name in DENOISERS}
     net_names, away = ", ".join(nets), ", ".join(name for name in parts if name not in {*nets, *pipe._exclude_from_cpu_offload})
-    lines = [("gradient_checkpointing: true", f"of {net_names}: activations of an update are computed twice")] if all(
-        getattr(net, "_supports_gradient_checkpointing", False) for net in nets.values()
-    ) else []  # fmt: skip
+    lines = (
+        [("gradient_checkpointing: true", f"of {net_names}: activations of an update are computed twice")]
+        if all(getattr(net, "_supports_gradient_checkpointing", False) for net in nets.values())
+        else []
+    )
     lines += [("offload: frozen", f"{away}: on the CPU while they wait")] if away else []
     lines += [("slice_vae: true", f"{', '.join(decoders)}: one row at a time")] if (decoders := _decoders(pipe, nets)) else []
     lines += [("storage: float8", f"frozen weights of {net_names} in 8 bits, rounded"), ("compile: true", f"blocks of {net_names}")]

@@ -52,9 +52,10 @@ READ_SIGMAS = {"Cosmos2_5_PredictBasePipeline", "Cosmos2_5_TransferPipeline", "C
 # Pipelines that ask their scheduler for the clean latent first, and for the step with ``pred_original_sample`` after guidance
 ASK_CLEAN_FIRST = {"CosmosTextToWorldPipeline", "CosmosVideoToWorldPipeline"}
 FIRST_ORDER = {
-    "PNDMScheduler": "DDIMScheduler", "FlowMatchHeunDiscreteScheduler": "FlowMatchEulerDiscreteScheduler",
+    "PNDMScheduler": "DDIMScheduler",
+    "FlowMatchHeunDiscreteScheduler": "FlowMatchEulerDiscreteScheduler",
     "DPMSolverSinglestepScheduler": "DPMSolverMultistepScheduler",
-} | dict.fromkeys(EXPLODING - {"EulerDiscreteScheduler"}, "EulerDiscreteScheduler")  # fmt: skip
+} | dict.fromkeys(EXPLODING - {"EulerDiscreteScheduler"}, "EulerDiscreteScheduler")
 
 
 class Moment(NamedTuple):

@@ -334,7 +334,7 @@ ENCODERS: dict[str, dict[str, Any]] = {
 SPECIAL_TOKENS = (
     "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>", "<start_of_turn>", "<end_of_turn>", "<image>",
     "<|endoftext|>", "[IMG]", "<image_soft_token>", "<boi>", "<eoi>",
-)  # fmt: skip
+)
 TOKEN_NAMES = {"<|image_pad|>": "image_token", "<|video_pad|>": "video_token", "<|vision_start|>": "vision_start_token", "<|vision_end|>": "vision_end_token"}
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% if m['content'] is string %}{{ m['content'] }}{% else %}{% for part in m['content'] %}"

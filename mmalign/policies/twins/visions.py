@@ -154,9 +154,11 @@ def _gemma3(library: Any, words: Any) -> Any:
 
 IMAGE = {"image_token": "<image>"}
 QWEN_TOKENS = {
-    "image_token": "<|image_pad|>", "video_token": "<|video_pad|>", "vision_start_token": "<|vision_start|>",
+    "image_token": "<|image_pad|>",
+    "video_token": "<|video_pad|>",
+    "vision_start_token": "<|vision_start|>",
     "vision_end_token": "<|vision_end|>",
-}  # fmt: skip
+}
 QWEN_IDS = {f"{name}_id": token for name, token in QWEN_TOKENS.items()}
 QWEN_PICTURE = "<|vision_start|><|image_pad|><|vision_end|>", "<|vision_start|><|video_pad|><|vision_end|>"
 ROWS = {f"row_{row}_col_{column}": f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7)}

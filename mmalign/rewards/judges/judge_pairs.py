@@ -121,10 +121,12 @@ def _both_orders(
 
     orders = [order for prompt, one, other in triples for order in ((prompt, one, other), (prompt, other, one))]
     values = client.ask(
-        [_comparison(client.name, *order, criterion=criterion, ties=ties, principles=principles_of(order[0])) for order in orders], value,
-        max_tokens=1 if read == "likely" else 8, likely=20 if read == "likely" else 0,
+        [_comparison(client.name, *order, criterion=criterion, ties=ties, principles=principles_of(order[0])) for order in orders],
+        value,
+        max_tokens=1 if read == "likely" else 8,
+        likely=20 if read == "likely" else 0,
         say=lambda row: {"prompt": asked_of(orders[row][0]), "a": shown(orders[row][1]), "b": shown(orders[row][2])},
-    )  # fmt: skip
+    )
     return [
         math.nan if first is None or second is None else (first + 1 - second) / 2
         for first, second in zip(values[0::2], values[1::2], strict=True)

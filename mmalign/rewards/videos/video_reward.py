@@ -52,9 +52,11 @@ def video_reward(  # the published reward's own settings
     path = weight_file("video_reward.weights", weights, sha256=sha256)
     lora = facts.get("peft_lora_config") or {}
     state = merged(
-        "video_reward", tensors("video_reward.weights", path), alpha=float(lora.get("lora_alpha", 16)),
+        "video_reward",
+        tensors("video_reward.weights", path),
+        alpha=float(lora.get("lora_alpha", 16)),
         stabilised=bool(lora.get("use_rslora", False)),
-    )  # fmt: skip
+    )
     judge = load_qwen_head(
         "video_reward",
         state,

@@ -76,10 +76,11 @@ def scene_exact() -> Callable[..., Tensor]:
     def judge(outputs: Any, prompts: Sequence[Any], **columns: Any) -> Tensor:
         rows = enumerate(zip(_texts(outputs), prompts, strict=True))
         scores = [
-            float("nan") if asked_digit(prompt) is not None
+            float("nan")
+            if asked_digit(prompt) is not None
             else float(well_formed(text) and set(mentions(text)) == set(_there(prompt, columns, row)))
             for row, (text, prompt) in rows
-        ]  # fmt: skip
+        ]
         return torch.tensor(scores, dtype=torch.float64)
 
     return judge

@@ -274,13 +274,15 @@ def test_refomb_with_another_reference(tmp_path):
 
 def test_answers_in_every_form(tmp_path):
     assert read_answers(lines(tmp_path / "a", [{"question_id": 3, "text": "x"}, {"id": "random/4", "answer": None}])) == {
-        "3": "x", "random/4": None,
-    }  # fmt: skip
+        "3": "x",
+        "random/4": None,
+    }
     assert read_answers(stored(tmp_path / "b", [{"id": 1, "response": "Yes"}])) == {"1": "Yes"}
     assert read_answers(stored(tmp_path / "c", {"overall": {}, "imgToEval": {"9": {"image_id": 9, "caption": "a dog"}}})) == {"9": "a dog"}
     assert read_answers(lines(tmp_path / "d", [{"question": "?", "answer": "Yes"}, {"question": "?", "answer": "No"}])) == {
-        "#1": "Yes", "#2": "No",
-    }  # fmt: skip
+        "#1": "Yes",
+        "#2": "No",
+    }
     with pytest.raises(UserError, match=r"row 1 of .* has id, words"):
         read_answers(lines(tmp_path / "e", [{"id": 1, "words": "x"}]))
     with pytest.raises(UserError, match="answers 1 twice"):
