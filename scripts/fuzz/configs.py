@@ -1,18 +1,32 @@
 """Configs that are wrong in every way that a seed thinks of, through `mmalign check`: each is fine or refused in lines, and nothing else.
 
     python scripts/fuzz/configs.py --count 10000 --seed 0
+    python scripts/fuzz/configs.py --count 0 --train 500    # those of the small worlds that check passes, through a step of training
+    python scripts/fuzz/configs.py --only 17 --keep out     # one of those again, and what it printed
 
 A config of mmalign's own is changed in one to four places: values of the wrong type, sign and size, keys that are misspelled, moved, left
 out or doubled, nodes in place of values and values in place of nodes, names that are none, text that is no YAML, and changes on the
 command line. Everything happens in this process, by what `check` calls. Ends with 1 where anything but a `UserError` came out.
+
+For training, configs of the worlds are made small, and parts of them are exchanged for those of others. What `check` passes is trained by
+the command line's own `train`, in a process that is forked from this one: it ends as a run, or with 2 and lines; a run that says that it
+learned nothing is a run. What takes more of the processor or of memory than it is given here is counted by itself: a config may well ask
+for a lot.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
+import io
 import json
+import os
 import random
+import re
+import resource
+import shutil
+import signal
 import tempfile
 import time
 from collections import Counter
@@ -26,6 +40,18 @@ import yaml
 from mmalign.config import check, load, outside
 from mmalign.lookup import catalogue
 from mmalign.types import UserError
+
+WORLDS = ("text", "text_small", "digits", "digit_scenes")
+SMALL = {
+    "steps": 4, "prompts": 4, "group": 4, "records": 4, "every": 1, "samples": 1, "columns": 1, "count": 2, "each": 1, "groups": 4,
+    "best_of": 2, "num_inference_steps": 2, "checkpoint_every": 1,
+}  # fmt: skip
+"""What numbers become, so that a step takes a second."""
+NEAR = [0, 1, 2, 3, 5, -1, 0.0, 0.1, 0.5, 1.0, 1.5, 1e-9, 1e9, -0.5, None, True, "none", float("inf")]
+"""In place of a number: what a range may have forgotten."""
+LIMITS = {resource.RLIMIT_CPU: 40, resource.RLIMIT_AS: 16 * 2**30}
+"""Seconds and bytes of a run."""
+LEARNED_NOTHING = re.compile(r"learned nothing|stopped learning")
 
 SLOW = 20.0  # seconds of the processor: no config takes that long to be read
 
@@ -179,16 +205,155 @@ def fuzz(count: int, seed: int, keep: Path | None = None) -> Outcome:
     return outcome
 
 
+# ---- a step of training
+
+
+def small(config: Any, key: str = "") -> Any:
+    """A config of a world whose numbers of things are those of ``SMALL``."""
+    if isinstance(config, dict):
+        return {name: small(item, str(name)) for name, item in config.items() if name != "micro_rows"}
+    if isinstance(config, list):
+        return [small(item) for item in config]
+    return min(config, SMALL[key]) if key in SMALL and type(config) is int else config
+
+
+def exchanged(config: dict[str, Any], others: list[dict[str, Any]], chance: random.Random) -> dict[str, Any]:
+    """A config with one part as another has it, or one number changed a little, or anything at all changed."""
+    what = chance.randrange(10)
+    if what == 0:
+        return changed(config, chance)
+    made: dict[str, Any] = copy.deepcopy(config)
+    if what < 6:  # a whole part, or one inside of evaluation, policy, batch
+        home, theirs = made, chance.choice(others)
+        key = chance.choice(sorted({*home, *theirs} - {"use", "steps", "run"}))
+        if isinstance(home.get(key), dict) and isinstance(theirs.get(key), dict) and chance.random() < 0.5:
+            home, theirs = home[key], theirs[key]
+            key = chance.choice(sorted({*home, *theirs}))
+        home.pop(key, None)
+        if key in theirs:
+            home[key] = copy.deepcopy(theirs[key])
+        return made
+    numbers = [path for path in places(made) if type(_at(made, path)) in (int, float) and path[0] != "run"]
+    path = chance.choice(numbers)
+    _at(made, path[:-1])[path[-1]] = chance.choice(NEAR)
+    return made
+
+
+def _at(config: Any, path: tuple[Any, ...]) -> Any:
+    for key in path:
+        config = config[key]
+    return config
+
+
+def trained(content: str, folder: Path) -> tuple[int, str]:
+    """(what `mmalign train` ends with, what it prints), in a process of its own; minus the signal where one ended it."""
+    from mmalign.cli import app
+
+    file, log = folder / "fuzzed.yaml", folder / "log"
+    file.write_text(content, encoding="utf-8")
+    pid = os.fork()
+    if pid == 0:
+        code = 70
+        try:
+            os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)
+            os.dup2(1, 2)
+            for what, limit in LIMITS.items():
+                resource.setrlimit(what, (limit, limit))
+            os.chdir(folder)
+            app(args=["train", str(file)])
+        except SystemExit as end:
+            code = int(end.code or 0)
+        finally:
+            os._exit(code)
+    _, status = os.waitpid(pid, 0)
+    return os.waitstatus_to_exitcode(status), log.read_text(encoding="utf-8", errors="replace")
+
+
+def ending(code: int, text: str) -> str:
+    """One word for how a training ended; ``fault`` for what it may not end with."""
+    memory = re.search(r"MemoryError|can't allocate memory|out of memory", text)
+    if code in (-signal.SIGXCPU, -signal.SIGKILL) or (code and memory):
+        return "large"
+    if code == 0 or (code == 1 and LEARNED_NOTHING.search(text)):
+        return "run"
+    return "refused" if code == 2 and text.strip() and "Traceback" not in text else "fault"
+
+
+def training(count: int, seed: int, keep: Path | None = None, only: int | None = None) -> Outcome:
+    """Trains so many of the configs that `check` passes."""
+    names = [name for name in catalogue.configs() if name.split("/")[0] in WORLDS]
+    worlds = [{**small(load(name)), "steps": 1} for name in names]
+    outcome, number = Outcome(), -1
+    with tempfile.TemporaryDirectory() as place:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            _warm(Path(place))
+        while sum(outcome.counts[kind] for kind in ("run", "refused", "fault")) < count:
+            number = number + 1 if only is None else only
+            chance = random.Random(f"train/{seed}/{number}")
+            config = chance.choice(worlds)
+            for _ in range(chance.choice([1, 1, 2, 3])):
+                config = exchanged(config, worlds, chance)
+            config = {
+                **config,
+                "run": {**({} if not isinstance(config.get("run"), dict) else config["run"]), "folder": place, "name": f"{number}"},
+            }
+            config["steps"] = min(config["steps"], 1) if type(config.get("steps")) is int else config.get("steps", 1)
+            if check(config) or outside(config):
+                outcome.counts["not passed"] += 1
+                if only is not None:
+                    raise SystemExit("\n".join(check(config)))
+                continue
+            content = yaml.safe_dump(config, allow_unicode=True, sort_keys=False)
+            began = time.monotonic()
+            code, text = trained(content, Path(place))
+            outcome.slowest = max(outcome.slowest, time.monotonic() - began)
+            outcome.counts[ending(code, text)] += 1
+            if ending(code, text) == "fault":
+                outcome.faults.append(f"train {number}: ended with {code}: {text.strip().splitlines()[-1:]}")
+            if keep is not None and (ending(code, text) == "fault" or only is not None):
+                keep.mkdir(parents=True, exist_ok=True)
+                (keep / f"train_{seed}_{number}.yaml").write_text(content + "\n# " + text.replace("\n", "\n# "), encoding="utf-8")
+            shutil.rmtree(Path(place) / f"{number}", ignore_errors=True)
+            if only is not None:
+                break
+    return outcome
+
+
+def _warm(place: Path) -> None:
+    """Imports what runs of the worlds import, and reads what they read, so that forked ones need not."""
+    import torch
+
+    from mmalign.config import build
+
+    torch.set_num_threads(1)
+    for number, name in enumerate(("text/grpo", "text/dpo", "digits/grpo", "digits/dpo", "digit_scenes/grpo")):
+        config = small(load(name))
+        build({**config, "steps": 1, "run": {"folder": str(place), "name": f"warm{number}", "trackers": []}})
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=10_000)
+    parser.add_argument("--count", type=int, default=10_000, help="how many through check")
+    parser.add_argument("--train", type=int, default=0, help="how many that check passes through a step of training")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", type=Path, default=None, help="a folder for the files that show a fault")
+    parser.add_argument("--only", type=int, help="the training of this number alone")
     call = parser.parse_args()
-    began = time.monotonic()
-    found = fuzz(call.count, call.seed, call.keep)
-    for fault in found.faults:
-        print(fault)
-    counts = ", ".join(f"{found.counts[kind]} {kind}" for kind in ("fine", "refused", "fault"))
-    print(f"{call.count} configs in {time.monotonic() - began:.0f} s: {counts}; slowest {found.slowest:.1f} s")
-    raise SystemExit(bool(found.faults))
+    faults = []
+    if call.count and call.only is None:
+        began = time.monotonic()
+        checked = fuzz(call.count, call.seed, call.keep)
+        counts = ", ".join(f"{checked.counts[kind]} {kind}" for kind in ("fine", "refused", "fault"))
+        print(
+            *checked.faults,
+            f"{call.count} configs in {time.monotonic() - began:.0f} s: {counts}; slowest {checked.slowest:.1f} s",
+            sep="\n",
+        )
+        faults += checked.faults
+    if call.train or call.only is not None:
+        began = time.monotonic()
+        ended = training(call.train or 1, call.seed, call.keep, call.only)
+        counts = ", ".join(f"{ended.counts[kind]} {kind}" for kind in ("run", "refused", "large", "fault", "not passed"))
+        print(*ended.faults, f"trained in {time.monotonic() - began:.0f} s: {counts}; slowest {ended.slowest:.1f} s", sep="\n")
+        faults += ended.faults
+    raise SystemExit(bool(faults))
