@@ -1,9 +1,10 @@
-"""Whether a checkpoint holds the tensors that a model has: none missing, none of another shape, none left over."""
+"""Whether a checkpoint can be read, and holds the tensors that a model has: none missing, none of another shape, none left over."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,29 @@ from mmalign.types import UserError
 
 MADE_ANEW = re.compile(r"(^|\.)(position_ids|inv_freq|original_inv_freq|masked_bias|attn\.bias|num_batches_tracked)$")
 """Buffers that a model computes by itself and that some files hold, or lack."""
-SHOWN = 3
+SHOWN, LONG = 3, 240  # names in a list, characters of somebody else's message
 ADAPTERS = ("adapter_config.json", "pytorch_lora_weights.safetensors", "peft")
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
+
+
+@contextmanager
+def reading(key: str, name: Any, what: str) -> Iterator[None]:
+    """Around what a library reads from a folder, a file or a hub id: whatever it raises is a UserError of a line that begins with ``key``.
+
+    what: is taken.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # damaged files make libraries raise anything: TypeError, AttributeError, and tokenizers a bare Exception
+        raise UserError(f"{key}: got {str(name)!r}, takes {what}: {message_of(error)}") from error
+
+
+def message_of(error: BaseException) -> str:
+    """What an error says, in one line that can be read."""
+    words = " ".join(str(error).split())
+    return (words if len(words) <= LONG else f"{words[:LONG]}...") or type(error).__name__
 
 
 def refuse_nowhere(key: str, name: str, what: str) -> None:

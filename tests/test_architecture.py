@@ -42,7 +42,7 @@ ARROWS: dict[str, set[str]] = {
     "worlds": {"types", "needs", "stacking", "records", "samplers", "policies", "evaluation"},
     "guidance": {"types", "arguments", "samplers", "policies"},
     "evaluation": {"types", "media"},
-    "runs": {"types", "arguments", "files", "media", "conversations"},
+    "runs": {"types", "arguments", "files", "media", "conversations", "matching"},
     "training": {"types", "needs", "stacking", "samplers", "arguments", "files", "conversations", "runs"},
     "report": {"types", "files", "runs"},
     "recipes": {"types", "arguments", "records", "samplers", "objectives", "data", "training", "report", "commands"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,11 +11,12 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from mmalign.matching import message_of
 from mmalign.runs import checkpoint
 from mmalign.types import UserError
 
 BEST = ("best", "ema", "trained")  # which of a run's sets users get
-DIFFUSERS, PEFT = "pytorch_lora_weights.safetensors", "adapter_config.json"
+DIFFUSERS, PEFT, PEFT_WEIGHTS = "pytorch_lora_weights.safetensors", "adapter_config.json", "adapter_model.safetensors"
 PREFIXES = ("base_model.model.", "transformer.", "unet.", "")  # of a library's names in a file; the plain name goes last, and wins
 PAIR = re.compile(r"^(.+)\.lora_A\.(?:default\.)?weight$")
 
@@ -56,10 +58,17 @@ def read(place: Path, key: str) -> Stored:
     for file in files:
         more, more_header = _file(file, key)
         tensors, header = tensors | more, header | more_header
-    if (place / PEFT).is_file():
-        header = json.loads((place / PEFT).read_text(encoding="utf-8"))
-    layers = {match[1]: len(value) for name, value in tensors.items() if (match := PAIR.match(name))}
-    scales = {layer: _scale(layer, rank, header, tensors.get(f"{layer}.alpha")) for layer, rank in layers.items()}
+    beside = files[0].parent / PEFT
+    if beside.is_file():
+        header = _read_header(beside.read_bytes(), f"{key}: {beside}")
+        if header.get("lora_alpha") is None:
+            raise UserError(f"{key}: {beside}: lora_alpha is missing; takes a number")
+    elif any(file.name == PEFT_WEIGHTS for file in files):
+        raise UserError(f"{key}: {files[0].parent} holds {PEFT_WEIGHTS} without {PEFT}, which says its alpha; takes both")
+    ranks = {match[1]: value.shape[0] if value.ndim else 0 for name, value in tensors.items() if (match := PAIR.match(name))}
+    if empty := [layer for layer, rank in ranks.items() if not rank]:
+        raise UserError(f"{key}: {place}: {empty[0]} is of rank 0; takes an adapter of rank 1 or more")
+    scales = {layer: _scale(layer, rank, header, tensors.get(f"{layer}.alpha"), f"{key}: {place}") for layer, rank in ranks.items()}
     return Stored({name: value for name, value in tensors.items() if not name.endswith(".alpha")}, scales)
 
 
@@ -70,22 +79,40 @@ def _file(path: Path, key: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(str(path), framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (the handle is not a dict)
-            return tensors, json.loads((file.metadata() or {}).get("lora_adapter_metadata", "{}"))
-    except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{key}: {path} cannot be read as safetensors: {str(error).splitlines()[0]}") from error
+            header = (file.metadata() or {}).get("lora_adapter_metadata", "{}")
+    except (SafetensorError, OSError, ValueError, AttributeError) as error:  # AttributeError: a type that this torch does not have
+        raise UserError(f"{key}: {path} cannot be read as safetensors: {message_of(error)}") from error
+    return tensors, _read_header(header, f"{key}: {path}")
 
 
-def _scale(layer: str, rank: int, header: Mapping[str, Any], alpha: Tensor | None) -> float:
-    """alpha / rank of a layer, by what is said closest to it."""
+def _read_header(text: str | bytes, where: str) -> dict[str, Any]:
+    """What an adapter says of itself. Errors: UserError that begins with ``where`` for what is no mapping in JSON."""
+    try:
+        header = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where} cannot be read: {message_of(error)}; takes JSON that says an adapter's alpha") from error
+    if not isinstance(header, dict):
+        raise UserError(f"{where}: got {type(header).__name__}, takes a mapping that says an adapter's alpha")
+    return header
+
+
+def _scale(layer: str, rank: int, header: Mapping[str, Any], alpha: Tensor | None, where: str) -> float:
+    """alpha / rank of a layer, by what is said closest to it. Errors: UserError that begins with ``where`` for what is no number."""
     prefix = next((f"{part}." for part in (layer.partition(".")[0],) if f"{part}.lora_alpha" in header), "")
     configured = header.get(f"{prefix}lora_alpha")
     if alpha is None and configured is None:
         return 1.0
     patterns = header.get(f"{prefix}alpha_pattern") or {}
     name = layer.removeprefix(prefix)
-    own = next((value for pattern, value in patterns.items() if re.match(rf"(.*\.)?({pattern})$", name)), configured)  # as peft matches
+    try:
+        own = next((value for pattern, value in patterns.items() if re.match(rf"(.*\.)?({pattern})$", name)), configured)  # as peft matches
+    except (AttributeError, re.error) as error:
+        raise UserError(f"{where}: alpha_pattern: got {patterns!r}, takes a mapping of expressions to numbers") from error
     size: float = rank**0.5 if header.get(f"{prefix}use_rslora") else rank
-    return (float(own or 0) if alpha is None else float(alpha)) / size
+    value = own if alpha is None else alpha.flatten().tolist()[0] if alpha.numel() == 1 else None
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < abs(value) < math.inf:
+        raise UserError(f"{where}: the alpha of {layer} is {value!r}, takes a number other than 0")
+    return value / size
 
 
 def plain(tensors: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mmalign.matching import refuse_nowhere, refuse_unfinished, refuse_unlike
+from mmalign.matching import reading, refuse_nowhere, refuse_unfinished, refuse_unlike
 from mmalign.types import UserError
 
 ABOUT = ("image", "video", "audio", "vision", "boi", "eoi")
@@ -27,7 +27,6 @@ def load(name: str, reader: Any = None, *, dtype: str | None = None, trust_remot
     Errors: UserError for what is neither, a place that does not exist, damaged files, tensors that are missing, left over or of another
     shape, and for code of the model's own that the user did not allow.
     """
-    from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
 
     if dtype is not None and dtype not in TYPES:
@@ -37,7 +36,7 @@ def load(name: str, reader: Any = None, *, dtype: str | None = None, trust_remot
     refuse_unfinished("policy.model", name)
     options = {"trust_remote_code": trust_remote_code}
     kind: Any = AutoModelForCausalLM
-    try:
+    with reading("policy.model", name, f"{what}, a folder or a hub id"):
         if getattr(AutoConfig.from_pretrained(name, **options), "vision_config", None) is not None:
             kind = AutoModelForImageTextToText
         settings = {"dtype": "auto" if dtype is None else TYPES[dtype], "output_loading_info": True, "ignore_mismatched_sizes": True}
@@ -46,8 +45,6 @@ def load(name: str, reader: Any = None, *, dtype: str | None = None, trust_remot
         if reader is None or isinstance(reader, str):
             sees = kind is AutoModelForImageTextToText
             reader = AutoProcessor.from_pretrained(reader or name, **options) if sees else _tokenizer(reader or name, **options)
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"policy.model: got {name!r}, takes {what}, a folder or a hub id: {_first_line(error)}") from error
     refuse_unlike("policy.model", name, model, info)
     return model, reader
 
@@ -125,7 +122,3 @@ def refuse_numbers(temperature: float, top_p: float, top_k: int) -> None:
         raise UserError(f"policy.temperature: got {temperature}, takes a number above 0 (evaluation.call.temperature may be 0)")
     if not 0 < top_p <= 1 or top_k < 0:
         raise UserError(f"policy.top_p, top_k: got {top_p} and {top_k}, take a number above 0 up to 1, and 0 (all) or more")
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

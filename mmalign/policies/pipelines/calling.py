@@ -12,7 +12,7 @@ import numpy
 import torch
 from torch import Tensor, nn
 
-from mmalign.matching import refuse_nowhere, refuse_unfinished
+from mmalign.matching import reading, refuse_nowhere, refuse_unfinished
 from mmalign.policies.pipelines import parts
 from mmalign.policies.pipelines.interception import Finished, Place, encoded_once, placed, seeded, skipped
 from mmalign.policies.pipelines.memory import DENOISERS, Offloaded
@@ -36,17 +36,13 @@ def load(name: str, *, dtype: str | None = None) -> Any:
     another shape.
     """
     from diffusers import DiffusionPipeline
-    from safetensors import SafetensorError
 
     refuse_nowhere("policy.pipeline", name, "a pipeline")
     refuse_unfinished("policy.pipeline", name)
     kind, home = type_of(dtype), parts.own_class(name) or DiffusionPipeline
-    try:
+    with reading("policy.pipeline", name, "a pipeline, a folder or a hub id"):
         pipe = home.from_pretrained(name, **({} if kind is None else {"dtype": kind}))
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        words = " ".join(str(error).split())[:240]
-        raise UserError(f"policy.pipeline: got {name!r}, takes a pipeline, a folder or a hub id: {words}") from error
-    parts.refuse_unlike_parts("policy.pipeline", pipe, name)
+        parts.refuse_unlike_parts("policy.pipeline", pipe, name)
     return pipe
 
 

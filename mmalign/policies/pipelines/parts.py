@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from mmalign.matching import MADE_ANEW, refuse_names, refuse_unlike
+from mmalign.matching import MADE_ANEW, reading, refuse_names, refuse_unlike
 from mmalign.types import UserError
 
 OLD = re.compile(r"\.(query|key|value|proj_attn)\.(weight|bias)$")  # of attention, which diffusers renames while it loads
@@ -45,7 +45,8 @@ def own_class(name: str) -> Any:
     import diffusers
 
     index = Path(name) / "model_index.json"
-    entries = json.loads(index.read_text(encoding="utf-8")) if index.is_file() else {}
+    with reading("policy.pipeline", name, "a pipeline, a folder or a hub id"):
+        entries = dict(json.loads(index.read_text(encoding="utf-8"))) if index.is_file() else {}
     kind = entries.get("_class_name")
     if not isinstance(kind, str) or getattr(diffusers, kind, None) is not None:
         return None

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmalign.rewards._models.weights import device_of, first_line, pretrained
+from mmalign.matching import reading
+from mmalign.rewards._models.weights import device_of, pretrained
 from mmalign.rewards._shared.pictures import fitted, standard
-from mmalign.types import UserError
 
 
 @dataclass(frozen=True)
@@ -51,11 +51,9 @@ def load_clip(name: str, weights: str, *, processor: str | None = None, device: 
 
     own = processor or weights
     model = pretrained(f"{name}.weights", CLIPModel, weights, "a CLIP model")
-    try:
+    with reading(f"{name}.processor", own, "a folder or a hub id with a tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(own)
         facts, _ = ImageProcessingMixin.get_image_processor_dict(own)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{name}.processor: got {own!r}, takes a folder or a hub id with a tokenizer: {first_line(error)}") from error
     place, size = device_of(device), facts["crop_size"]
     return Clip(
         name, model.to(place).eval().requires_grad_(False), tokenizer, size["height"] if isinstance(size, dict) else size,

@@ -8,8 +8,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from mmalign.matching import message_of
 from mmalign.rewards._models.clip import unit, warn_of_long
-from mmalign.rewards._models.weights import device_of, first_line
+from mmalign.rewards._models.weights import device_of
 from mmalign.rewards._shared.pictures import fitted, standard
 from mmalign.types import UserError
 
@@ -55,7 +56,7 @@ def load_open_clip(
     try:
         import open_clip
     except (ImportError, RuntimeError) as error:  # a torchvision that does not fit torch raises RuntimeError
-        why = f"needs the package open_clip, which cannot be imported ({first_line(error)})"
+        why = f"needs the package open_clip, which cannot be imported ({message_of(error)})"
         raise UserError(f"{name}: {why}; pip install open_clip_torch timm, and a torchvision that fits this torch") from error
     if not model.startswith(("hf-hub:", "local-dir:")) and model not in open_clip.list_models():
         raise UserError(f"{name}.model: got {model!r}, takes a model of open_clip (open_clip.list_models()), hf-hub:ID or local-dir:FOLDER")
@@ -63,7 +64,7 @@ def load_open_clip(
         net = open_clip.create_model(model, pretrained=None if ":" in model else weights, require_pretrained=True)
         tokenizer = open_clip.get_tokenizer(model)
     except Exception as error:  # whatever open_clip raises for tags, files and folders that it does not know
-        raise UserError(f"{name}.weights: got {weights!r} for {model}, which open_clip cannot load: {first_line(error)}") from error
+        raise UserError(f"{name}.weights: got {weights!r} for {model}, which open_clip cannot load: {message_of(error)}") from error
     facts, place = open_clip.get_model_preprocess_cfg(net), device_of(device)
     size = facts["size"] if isinstance(facts["size"], int) else facts["size"][0]
     edges: dict[str, Literal["shortest", "longest", "both"]] = {"shortest": "shortest", "longest": "longest", "squash": "both"}

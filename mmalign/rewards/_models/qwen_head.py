@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from mmalign.rewards._models.weights import device_of, filled, first_line
+from mmalign.matching import reading
+from mmalign.rewards._models.weights import device_of, filled
 from mmalign.rewards._shared.pictures import standard
 from mmalign.types import UserError
 
@@ -101,11 +102,9 @@ def load_qwen_head(
     if dtype not in DTYPES:
         raise UserError(f"{name}.dtype: got {dtype!r}, takes bfloat16 or float32")
     words = read_instruction(name, instruction, tokens)
-    try:
+    with reading(f"{name}.base", base, "a folder or a hub id of a Qwen2-VL"):
         config = AutoConfig.from_pretrained(base)
         tokenizer = AutoTokenizer.from_pretrained(base)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{name}.base: got {base!r}, takes a folder or a hub id of a Qwen2-VL: {first_line(error)}") from error
     if config.model_type != "qwen2_vl":
         raise UserError(f"{name}.base: got a {config.model_type}, takes a Qwen2-VL")
     tokenizer.add_tokens(list(tokens), special_tokens=True)

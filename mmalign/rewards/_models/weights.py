@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmalign.matching import refuse_nowhere, refuse_unlike
+from mmalign.matching import message_of, reading, refuse_nowhere, refuse_unlike
 from mmalign.types import UserError
 
 
@@ -45,7 +45,7 @@ def _downloaded(key: str, name: str) -> Path:
     try:
         return Path(hf_hub_download("/".join(parts[:2]), "/".join(parts[2:])))
     except (OSError, ValueError) as error:
-        raise UserError(f"{key}: got {name}, {why}: {first_line(error)}") from error
+        raise UserError(f"{key}: got {name}, {why}: {message_of(error)}") from error
 
 
 def tensors(key: str, path: Path) -> dict[str, Tensor]:
@@ -60,7 +60,7 @@ def tensors(key: str, path: Path) -> dict[str, Tensor]:
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever the readers raise for a damaged file
-        raise UserError(f"{key}: {path} cannot be read as weights: {first_line(error)}") from error
+        raise UserError(f"{key}: {path} cannot be read as weights: {message_of(error)}") from error
     state = state.get("state_dict", state) if isinstance(state, Mapping) else state
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"{key}: {path} holds {type(state).__name__}, takes a state dict")
@@ -100,21 +100,11 @@ def pretrained(key: str, kind: Any, weights: str, what: str, *, optional: tuple[
 
     Errors: UserError that begins with ``key``.
     """
-    from safetensors import SafetensorError
-
     refuse_nowhere(key, weights, what)
-    try:
+    with reading(key, weights, f"a folder or a hub id of {what}"):
         model, info = kind.from_pretrained(weights, output_loading_info=True, ignore_mismatched_sizes=True)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"{key}: got {weights!r}, takes a folder or a hub id of {what}: {first_line(error)}") from error
     refuse_unlike(key, weights, model, info, optional=optional, parts=True)
     return model
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says, in one line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
 
 
 def _digest(file: Any) -> str:

@@ -8,8 +8,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from mmalign.matching import reading
 from mmalign.rewards._models.clip import warn_of_long
-from mmalign.rewards._models.weights import device_of, filled, first_line, tensors, weight_file
+from mmalign.rewards._models.weights import device_of, filled, tensors, weight_file
 from mmalign.rewards._shared.pictures import fitted, standard
 from mmalign.rewards._shared.scorer import Scorer, on_images
 from mmalign.rewards.pictures.aesthetic import linear_head
@@ -51,10 +52,8 @@ def image_reward(
 
     key, place = "image_reward.weights", device_of(device)
     state = tensors(key, weight_file(key, weights, sha256=sha256))
-    try:
+    with reading("image_reward.tokenizer", tokenizer, "a folder or a hub id"):
         words = AutoTokenizer.from_pretrained(tokenizer)
-    except (OSError, ValueError) as error:
-        raise UserError(f"image_reward.tokenizer: got {tokenizer!r}, takes a folder or a hub id: {first_line(error)}") from error
     vision, text, head = _blip(key, state)
     for part in (vision, text, head):
         part.to(place)

@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from mmalign.matching import reading
 from mmalign.rewards._models.clip import Clip, load_clip
-from mmalign.rewards._models.weights import device_of, first_line, pretrained
+from mmalign.rewards._models.weights import device_of, pretrained
 from mmalign.rewards._shared.boxes import Box, overlaps
 from mmalign.rewards._shared.completions import answers
 from mmalign.rewards._shared.pictures import eight_bits
@@ -125,13 +126,11 @@ def load_detector(key: str, weights: str, device: str | None) -> Detect:
     """An object detector of transformers as one function; zero-shot where its configuration is of such a model."""
     from transformers import AutoConfig, AutoImageProcessor, AutoModelForObjectDetection, AutoModelForZeroShotObjectDetection, AutoProcessor
 
-    try:
+    with reading(key, weights, "a folder or a hub id of an object detector"):
         any_name = AutoConfig.from_pretrained(weights).model_type in ("owlvit", "owlv2")
         kind = AutoModelForZeroShotObjectDetection if any_name else AutoModelForObjectDetection
         model = pretrained(key, kind, weights, "an object detector").to(device_of(device)).eval().requires_grad_(False)
         processor = AutoProcessor.from_pretrained(weights) if any_name else AutoImageProcessor.from_pretrained(weights)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"{key}: got {weights!r}, takes a folder or a hub id of an object detector: {first_line(error)}") from error
     classes = {} if any_name else {str(name).casefold(): number for number, name in model.config.id2label.items()}
 
     @torch.no_grad()

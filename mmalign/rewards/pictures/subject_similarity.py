@@ -8,8 +8,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from mmalign.matching import reading
 from mmalign.rewards._models.clip import load_clip, unit
-from mmalign.rewards._models.weights import device_of, first_line, pretrained
+from mmalign.rewards._models.weights import device_of, pretrained
 from mmalign.rewards._shared.pictures import fitted, standard
 from mmalign.rewards._shared.pictures_in import pictures
 from mmalign.rewards._shared.scorer import Scorer, on_images
@@ -68,10 +69,8 @@ def load_dino(key: str, weights: str, device: str | None) -> Callable[[Tensor], 
     from transformers import AutoModel, ImageProcessingMixin
 
     model = pretrained(f"{key}.weights", AutoModel, weights, "a ViT", optional=("pooler.",))
-    try:
+    with reading(f"{key}.weights", weights, "a folder or a hub id of a ViT"):
         facts, _ = ImageProcessingMixin.get_image_processor_dict(weights)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"{key}.weights: got {weights!r}, takes a folder or a hub id of a ViT: {first_line(error)}") from error
     place = device_of(device)
     model = model.to(place).eval().requires_grad_(False)
     side = int(model.config.image_size)

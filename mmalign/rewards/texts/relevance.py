@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from mmalign.conversations import question
-from mmalign.rewards._models.weights import device_of, first_line, pretrained
+from mmalign.matching import reading
+from mmalign.rewards._models.weights import device_of, pretrained
 from mmalign.rewards._shared.completions import as_text, texts
 from mmalign.rewards._shared.scorer import Scorer
 from mmalign.rewards.texts.repetition import distinct_part
@@ -43,10 +44,8 @@ def relevance(
     if closed[0] >= closed[1] or words < 1 or rows_at_once < 1:
         raise UserError(f"relevance: got closed={closed}, words={words}, rows_at_once={rows_at_once}, takes a range, 1 or more, 1 or more")
     model = pretrained("relevance.weights", AutoModel, weights, "an encoder", optional=("pooler.",))
-    try:
+    with reading("relevance.weights", weights, "a folder or a hub id of an encoder"):
         tokenizer = AutoTokenizer.from_pretrained(weights)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"relevance.weights: got {weights!r}, takes a folder or a hub id of an encoder: {first_line(error)}") from error
     place = device_of(device)
     model = model.to(place).eval().requires_grad_(False)
 
