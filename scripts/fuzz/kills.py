@@ -5,7 +5,8 @@ python scripts/fuzz/kills.py --random 20 --seed 7
 python scripts/fuzz/kills.py --only 41 --keep out     # before one operation again
 
 A file operation is one that Python audits (open, rename, remove, mkdir, rmdir) in the run's folder. Random kills come after a random time,
-and every third of those runs is killed once more while it resumes. Compared are log, samples, checkpoints and summary, times aside.
+until so many runs were killed (those that ended before are compared too), and every third of them is killed once more while it resumes.
+Compared are log, samples, checkpoints and summary, times aside.
 """
 
 from __future__ import annotations
@@ -108,12 +109,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """How many runs ended otherwise than the one that was left alone."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--every", type=int, default=1, help="of the file operations, every so many")
-    parser.add_argument("--random", type=int, default=200)
+    parser.add_argument("--random", type=int, default=200, help="how many to kill at random")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", type=int, help="one file operation, by its number")
     parser.add_argument("--keep", type=Path, help="where to keep that run, as it was killed")
-    told = parser.parse_args(arguments)
-    wrong, killed = 0, 0
+    options = parser.parse_args(arguments)
+    runs = wrong = killed = at_random = twice = 0
     with tempfile.TemporaryDirectory() as place:
         base = Path(place).resolve()
         with contextlib.redirect_stdout(io.StringIO()):
@@ -124,23 +125,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise SystemExit("the run that is not killed fails")
         seconds, operations = time.monotonic() - began, int((base / "count").read_text())
         expected = contents(root / "run")
-        plans: list[dict[str, Any]] = [{"before": number} for number in range(0, operations, told.every)]
-        plans = plans if told.only is None else [{"before": told.only}]
-        rng = random.Random(told.seed)
-        plans += [{"after": rng.uniform(0, seconds), "again": number % 3 == 0} for number in range(told.random if told.only is None else 0)]
-        for plan in plans:
-            again = plan.pop("again", False)
+        rng = random.Random(options.seed)
+        numbers = range(0, operations, options.every) if options.only is None else [options.only]
+        at_operations: list[dict[str, Any]] = [{"before": number} for number in numbers]
+        while at_operations or (options.only is None and at_random < options.random):
+            plan = at_operations.pop(0) if at_operations else {"after": rng.uniform(0, seconds)}
             shutil.rmtree(root, ignore_errors=True)
             root.mkdir()
-            killed += child(partial(train, root, **plan)) == signal.SIGKILL
-            if told.keep is not None:
-                shutil.copytree(root, told.keep)
-            if again:
-                child(partial(train, root, after=rng.uniform(0, seconds)))
+            runs += 1
+            if child(partial(train, root, **plan)) == signal.SIGKILL:
+                killed, at_random = killed + 1, at_random + ("after" in plan)
+            if options.keep is not None:
+                shutil.copytree(root, options.keep)
+            if "after" in plan and runs % 3 == 0:
+                twice += child(partial(train, root, after=rng.uniform(0, seconds))) == signal.SIGKILL
             if what := gone_on(root, expected):
                 wrong += 1
                 print(f"killed {plan}: {what}")
-    print(f"{len(plans)} runs of {operations} file operations, {killed} of them killed; {wrong} wrong")
+    print(f"{runs} runs of {operations} file operations, {killed - at_random} killed before one, {at_random} at random; {wrong} wrong")
+    print(f"{twice} were killed again while they resumed")
     return wrong
 
 
