@@ -19,6 +19,7 @@ from mmalign.policies.language.loading import load as load_language_model
 from mmalign.policies.pipelines.calling import load
 from mmalign.policies.transformers import TransformersPolicy
 from mmalign.runs import checkpoint
+from mmalign.training import dead_steps
 from mmalign.types import UserError, contents
 
 WORDS = {
@@ -129,12 +130,25 @@ def _card(run: Trained, chosen: str, node: Mapping[str, Any], forms: list[Form],
         combine=_in_words(config["combine"]) if config.get("combine") else None,
         numbers=list(_numbers(run)),
         kl=_kl(run),
+        dead=_dead(run),
         steps=checkpoint.step_of(run.checkpoint),
         seed=(config.get("run") or {}).get("seed", 0),
         chosen=chosen,
         measured="best" if "best_step" in run.state else last,
         versions=json.loads(versions.read_text(encoding="utf-8")) if versions.is_file() else {},
     )
+
+
+def _dead(run: Trained) -> str:
+    """What a reader of the page has to know of steps that taught nothing, by its checkpoint; empty where all of them taught something."""
+    dead = dead_steps.summed_up(run.state.get("dead") or {})
+    if not dead:
+        return ""
+    step, count, last = checkpoint.step_of(run.checkpoint), dead["dead_steps"], run.state.get("dead_in_a_row", 0)
+    if count == step:
+        return f"This run learned nothing: none of its {step} steps taught it anything ({dead['dead_because']})."
+    ended = f", the last {last} among them" if last else ""
+    return f"{count} of its {step} steps taught it nothing{ended} ({dead['dead_because']})."
 
 
 def _name(node: Mapping[str, Any]) -> Any:

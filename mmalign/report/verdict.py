@@ -21,7 +21,8 @@ def sentence(run: RunData, findings: Sequence[Finding], silence: Finding | None 
     Of answers about images, what is invented and what is said come first, side by side. silence: what ``fell_silent`` found.
     """
     if not run.evals:
-        return f"{state(run)}: nothing has been evaluated yet" if run.train else f"{state(run)}: nothing has been logged yet"
+        nothing = "nothing has been evaluated yet" if run.train else "nothing has been logged yet"
+        return f"{state(run)}: {'; '.join(part for part in (_dead(run), nothing) if part)}"
     parts = [_dead(run), _hallucination(run), _changes(run), _spread(run), _silence(silence), _flag(run, findings)]
     words = "; ".join(part for part in parts if part)
     return words[:1].upper() + words[1:]
@@ -40,7 +41,10 @@ def state(run: RunData) -> str:
 
 def _dead(run: RunData) -> str:
     dead = run.summary.get("dead_steps")
-    return f"{dead} of {run.summary.get('steps')} steps taught nothing ({run.summary.get('dead_because')})" if dead else ""
+    if not dead:
+        return ""
+    ended = {"learned nothing": "it learned nothing: ", "stopped learning": "it stopped learning: "}.get(str(run.summary.get("status")), "")
+    return f"{ended}{dead} of {run.summary.get('steps')} steps taught nothing ({run.summary.get('dead_because')})"
 
 
 def _hallucination(run: RunData) -> str:
@@ -97,6 +101,8 @@ def _spread(run: RunData) -> str:
 
 
 def _flag(run: RunData, findings: Sequence[Finding]) -> str:
+    if run.summary.get("status") == "learned nothing":
+        return ""
     if findings:
         return f"over-optimised since step {findings[0].began} ({', '.join(_plain_name(finding) for finding in findings)} fell)"
     if len(run.evals) < 2:

@@ -28,6 +28,8 @@ __all__ = ["adafactor", "adamw", "adamw_8bit", "muon", "sgd"]
 
 Decay = Literal["constant", "linear", "cosine"]
 Norm = Annotated[float, within(0, above=True)]  # and .inf, which clips nothing
+HALF_EPS = 1e-4
+"""In float16 the square of a gradient below 2.4e-4 is 0, and AdamW divides by ``eps`` alone: from here on its step stays near the rate."""
 Decaying = Annotated[float, within(-math.inf, 0)]
 
 
@@ -84,7 +86,7 @@ def adamw(
     def make(parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
         return torch.optim.AdamW(parameters, lr=rate, betas=betas, eps=eps, weight_decay=weight_decay, fused=True)
 
-    return _optimizer(make, rate, warmup, decay, max_norm, ema)
+    return _optimizer(make, rate, warmup, decay, max_norm, ema, half=eps >= HALF_EPS)
 
 
 def adamw_8bit(
@@ -111,7 +113,7 @@ def adamw_8bit(
         made: torch.optim.Optimizer = AdamW8bit(parameters, lr=rate, betas=betas, eps=eps, weight_decay=weight_decay)
         return made
 
-    return _optimizer(make, rate, warmup, decay, max_norm, ema)
+    return _optimizer(make, rate, warmup, decay, max_norm, ema, half=eps >= HALF_EPS)
 
 
 def adafactor(  # the keywords that the library has
@@ -175,7 +177,7 @@ def sgd(
     def make(parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
         return torch.optim.SGD(parameters, lr=rate, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay)
 
-    return _optimizer(make, rate, warmup, decay, max_norm, ema)
+    return _optimizer(make, rate, warmup, decay, max_norm, ema, half=True)
 
 
 def muon(
@@ -205,7 +207,7 @@ def muon(
         made: torch.optim.Optimizer = kind(trained, lr=rate, momentum=momentum, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
         return made
 
-    return _optimizer(make, rate, warmup, decay, max_norm, ema)
+    return _optimizer(make, rate, warmup, decay, max_norm, ema, half=True)
 
 
 def _optimizer(
@@ -215,14 +217,27 @@ def _optimizer(
     decay: Decay,
     max_norm: float,
     ema: Share | Ema | None,
+    *,
+    half: bool = False,
 ) -> Optimizer:
+    """half: whether it can train parameters in float16. Errors: UserError by ``make`` for such, where it cannot."""
     at_least(0, warmup=warmup)
     above(0, max_norm=max_norm, **({} if rate is None else {"rate": rate}))
     if ema is not None and not isinstance(ema, Ema):
         if not 0 <= ema < 1:
             raise UserError(f"ema: got {ema}, takes a number from 0 to below 1")
         ema = Ema(ema)
-    return Optimizer(make, math.nan if rate is None else rate, warmup, decay, max_norm, ema)
+
+    def checked(parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
+        trained = list(parameters)
+        if not half and (count := sum(parameter.dtype == torch.float16 for parameter in trained)):
+            raise UserError(
+                f"optimizer: {count} of {len(trained)} trained parameters are float16, where squares of small gradients are 0 and updates "
+                f"grow without end; takes policy.dtype: float32 or bfloat16, policy.lora, sgd, or adamw with eps: {HALF_EPS:g} or more"
+            )
+        return make(trained)
+
+    return Optimizer(checked, math.nan if rate is None else rate, warmup, decay, max_norm, ema)
 
 
 def _refuse_betas(betas: tuple[float, float]) -> None:

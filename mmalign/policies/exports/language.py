@@ -99,6 +99,8 @@ def _compare(policy: TransformersPolicy, fresh: Any, prompt: Any) -> None:
     arguments = {name: value.to(policy.device) for name, value in {"input_ids": torch.tensor([question.ids]), **inputs}.items()}
     fresh.to(policy.device).eval()
     there, here = (model(**arguments).logits.double().log_softmax(-1) for model in (fresh, policy.model))
+    if bool(here.isnan().any()):
+        raise UserError("export: this model's answers are not numbers: its weights have overflowed, so there is nothing to hand over")
     difference, allowed = float((there - here).abs().max()), ROUNDING.get(policy.model.dtype, 1e-4)
     if not difference <= allowed:
         raise UserError(f"export: the model, loaded again, is {difference:.2g} nats apart from the live one, more than {allowed:g}")
