@@ -43,7 +43,7 @@ def _inspected(model: str, words: list[str], dtype: str | None) -> Any:
     from mmalign.config import build_part
     from mmalign.policies.inspecting.inspection import inspection
     from mmalign.policies.inspecting.language import is_language, language_inspection, language_model
-    from mmalign.policies.inspecting.starting import Opened, opened
+    from mmalign.policies.inspecting.loading import LoadedPipeline, load_pipeline
     from mmalign.rooms import index
     from mmalign.types import UserError
 
@@ -59,7 +59,7 @@ def _inspected(model: str, words: list[str], dtype: str | None) -> Any:
         built = build_part({"pipeline": node}, "pipeline")
         if isinstance(built, tuple):
             return language_inspection(*built, node=node)
-        loaded = Opened(built, {}, node)
+        loaded = LoadedPipeline(built, {}, node)
     else:
-        loaded = opened(model, dtype=dtype)
+        loaded = load_pipeline(model, dtype=dtype)
     return inspection(loaded.pipe, call=call, stand_ins=loaded.stand_ins, node=loaded.node)

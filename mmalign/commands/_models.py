@@ -13,7 +13,7 @@ from mmalign.config import build_part, load
 from mmalign.guidance.guide import by_name
 from mmalign.policies.diffusers import DiffusersPolicy
 from mmalign.policies.forward import ForwardPolicy
-from mmalign.policies.inspecting.starting import opened
+from mmalign.policies.inspecting.loading import load_pipeline
 from mmalign.policies.pipelines.calling import named_rows
 from mmalign.rooms import find, index
 from mmalign.types import UserError, contents
@@ -65,7 +65,7 @@ def model_of(name: str, *, trust: bool = False) -> Model:
         config = load(name, [])
         refuse_outside(config, name, trust)
         return _of_config(config, build_part(config, "policy"), nullcontext())
-    model = opened(name)
+    model = load_pipeline(name)
     model.pipe.set_progress_bar_config(disable=True)
     return Model(model.pipe, dict(model.stand_ins), [], {}, {}, {}, nullcontext())
 

@@ -104,7 +104,7 @@ def lookup(name: str) -> list[Listing]:
     wanted = short if kind in KINDS and short else name
     matches = [listing for kind in kinds for listing in everything(kind) if listing.name == wanted]
     if "settings" in kinds:
-        matches += [_setting(setting) for setting in settings.named(wanted) if setting.key != wanted]
+        matches += [_setting(setting) for setting in settings.matching(wanted) if setting.key != wanted]
     special = [listing for listing in matches if listing.kind != "worlds"]
     if special or matches:
         return special or matches
@@ -114,8 +114,8 @@ def lookup(name: str) -> list[Listing]:
             raise UserError(f"{no_module(name)}" if not is_there(name) else f"{name}: no source there says what it is")
         return [Listing(name, "", "", "", "" if source is None else str(source.file))]
     known = [listing.name for kind in kinds for listing in everything(kind)]
-    held = " and ".join(dict.fromkeys(setting.key for setting in settings.holding(name)))
-    holder = f", but {held} has such a key (`mmalign explain {held.split()[0]}`)" if held else nearest(name, known)
+    holders = " and ".join(dict.fromkeys(setting.key for setting in settings.holding(name)))
+    holder = f", but {holders} has such a key (`mmalign explain {holders.split()[0]}`)" if holders else nearest(name, known)
     raise UserError(f"{name}: nothing has this name{holder}; `mmalign list` says what there is")
 
 

@@ -59,7 +59,7 @@ SETTINGS = (
 """Every record of settings there is; a test finds those that are missing here."""
 
 
-def named(word: str) -> list[Setting]:
+def matching(word: str) -> list[Setting]:
     """The records that a key, a dotted key of a config, or a class's name means: ``batch``, ``policy.lora.rank``, ``mm.RecordBatch``."""
     classes = [setting for setting in SETTINGS if setting.record.rpartition(".")[2] == word.removeprefix("mm.")]
     if classes or "." not in word:

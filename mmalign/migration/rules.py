@@ -65,18 +65,18 @@ class Translation:
         """The group of that dotted path, made where there is none; None, and a line, where something else stands there."""
         home = self.root
         for name in path.split("."):
-            found = home.child(name)
-            if found is None:
-                found = Entry(name, children=[], braces=True, changed=True)
+            entry = home.child(name)
+            if entry is None:
+                entry = Entry(name, children=[], braces=True, changed=True)
                 home.changed = True
-                home.children.insert(len(home.children) if place is None or home is not self.root else place, found)  # type: ignore[union-attr, arg-type]
-            if found.children is None:
-                if found.text.strip() not in ("", "null", "~"):
-                    self.refused.append(f"{path}: got {found.text.strip()!r}, takes a mapping, into which older settings go")
+                home.children.insert(len(home.children) if place is None or home is not self.root else place, entry)  # type: ignore[union-attr, arg-type]
+            if entry.children is None:
+                if entry.text.strip() not in ("", "null", "~"):
+                    self.refused.append(f"{path}: got {entry.text.strip()!r}, takes a mapping, into which older settings go")
                     return None
                 self.dropped.append(path)  # a null
-                found.children, found.text, found.braces = [], "", True
-            home = found
+                entry.children, entry.text, entry.braces = [], "", True
+            home = entry
         return home
 
     def put(self, entry: Entry, old: str, new: str, place: int | None = None) -> None:
@@ -134,15 +134,15 @@ def _evaluation(translation: Translation, use: str) -> None:
 
 def _decay(translation: Translation, use: str) -> None:
     entry, steps = translation.take("decay_steps"), translation.node.get("steps")
-    said = translation.node.get("decay_steps")
+    decay_steps = translation.node.get("decay_steps")
     if entry is None:
         return
     translation.dropped.append("decay_steps")
-    if said is None:
+    if decay_steps is None:
         return
-    if said not in ("${steps}", steps):
+    if decay_steps not in ("${steps}", steps):
         translation.refused.append(
-            f"decay_steps: got {said}, takes the number of steps, {steps}, over all of which a linear decay goes now"
+            f"decay_steps: got {decay_steps}, takes the number of steps, {steps}, over all of which a linear decay goes now"
         )
         return
     entry.text = "linear"
@@ -190,10 +190,10 @@ def _references(translation: Translation, use: str) -> None:
         if entry is not None and isinstance(place, str):
             entry.children, entry.text, entry.braces, entry.changed = [Entry("from", entry.text)], "", True, True
             translation.moves[f"references.{name}"] = f"references.{name}.from"
-    refresh, held = translation.take("refresh"), translation.node.get("refresh")
-    if held is not None and not isinstance(held, Mapping):
-        translation.refused.append(f"refresh: got {held!r}, takes names of references")
-    for name, how in _items(held):
+    refresh, values = translation.take("refresh"), translation.node.get("refresh")
+    if values is not None and not isinstance(values, Mapping):
+        translation.refused.append(f"refresh: got {values!r}, takes names of references")
+    for name, how in _items(values):
         entry = refresh.child(name) if refresh is not None else None
         if entry is None:
             continue
@@ -226,10 +226,10 @@ def _reward_files(translation: Translation, use: str) -> None:
     evaluation = translation.root.child("evaluation")
     for path, home in (("rewards", translation.root), ("evaluation.judges", evaluation), ("oracle", translation.root)):
         group = home.child(path.rpartition(".")[2]) if home is not None else None
-        named = (
+        nodes = (
             [(path, group)] if path == "oracle" else [(f"{path}.{entry.key}", entry) for entry in (group.children if group else None) or ()]
         )
-        for place, entry in named:
+        for place, entry in nodes:
             if entry is not None and entry.child("path") is not None and entry.child("use").text in READ_FILES:  # type: ignore[union-attr]
                 _reward_file(translation, place, entry, rows)
 
@@ -240,25 +240,21 @@ def _rows(prompts: Any) -> list[tuple[Any, Any]]:
         return []
     columns = prompts.get("columns")
     own = columns.get("prompt") if isinstance(columns, Mapping) else None
-    keys = (
-        [own]
-        if own
-        else ["prompt", "question"]
-        if "key" not in prompts and prompts.get("use") == "picture_prompts"
-        else [prompts.get("key", "prompt")]
-    )
+    keys = [own] if own else [prompts.get("key", "prompt")]
+    if not own and "key" not in prompts and prompts.get("use") == "picture_prompts":
+        keys = ["prompt", "question"]
     return [(prompts.get("path"), key) for key in keys]
 
 
 def _reward_file(translation: Translation, place: str, entry: Entry, rows: list[tuple[Any, Any]]) -> None:
     old = place.removeprefix("evaluation.")
-    held: Any = translation.node
+    node: Any = translation.node
     for key in old.split("."):
-        held = held[key]
-    if (held["path"], held.get("key", "prompt")) not in rows:
-        column = held.get("column", "answer")
+        node = node[key]
+    if (node["path"], node.get("key", "prompt")) not in rows:
+        column = node.get("column", "answer")
         translation.refused.append(
-            f"{old}.path: got {held['path']!r}, which is not the prompts' file by the same key; rewards read columns of the prompts: "
+            f"{old}.path: got {node['path']!r}, which is not the prompts' file by the same key; rewards read columns of the prompts: "
             f"put the column {column!r} there, and leave path and key out"
         )
         return

@@ -12,13 +12,13 @@ import yaml
 from mmalign import cli
 from mmalign.config import check
 from mmalign.policies.inspecting.inspection import inspection, lora_targets
-from mmalign.policies.inspecting.starting import opened
+from mmalign.policies.inspecting.loading import load_pipeline
 from mmalign.policies.twins import pipelines
 from mmalign.types import UserError
 
 
 def looked_at(name, **call):
-    found = opened(name)
+    found = load_pipeline(name)
     return inspection(found.pipe, call=call, stand_ins=found.stand_ins, node=found.node, device="cpu")
 
 

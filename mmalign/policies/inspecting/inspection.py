@@ -19,7 +19,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from mmalign.policies.adapters import ATTENTION
 from mmalign.policies.diffusers import DiffusersPolicy, diffusers
-from mmalign.policies.inspecting.starting import defaults_of, starting_yaml
+from mmalign.policies.inspecting.starter_config import defaults_of, starting_yaml
 from mmalign.policies.pipelines import scheduler
 from mmalign.policies.pipelines.calling import GUIDANCE, one_line, quiet
 from mmalign.policies.pipelines.interception import Finished
