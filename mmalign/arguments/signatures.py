@@ -15,6 +15,7 @@ import inspect
 import json
 import types
 import typing
+import weakref
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Union
@@ -107,13 +108,20 @@ def _range(annotation: Any) -> Range | None:
     return next((part for part in parts if part is not None), None)
 
 
+_HINTS: weakref.WeakKeyDictionary[types.FunctionType, dict[bool, dict[str, Any]]] = weakref.WeakKeyDictionary()
+"""function -> with extras or without -> its annotations, where all of them could be resolved: later more may be imported."""
+
+
 def _resolved(function: Callable[..., Any], *, extras: bool = False) -> dict[str, Any]:
     """Annotations as types, even where they are strings and some of them name what only a type checker imports."""
     owner: Any = function.__init__ if isinstance(function, type) else inspect.unwrap(function)  # type: ignore[misc]
-    try:
-        return typing.get_type_hints(owner, include_extras=extras)
-    except (NameError, TypeError, AttributeError, SyntaxError):
-        return {name: _resolved_one(owner, name, text, extras) for name, text in getattr(owner, "__annotations__", {}).items()}
+    kept = _HINTS.setdefault(owner, {}) if isinstance(owner, types.FunctionType) else {}
+    if extras not in kept:
+        try:
+            kept[extras] = typing.get_type_hints(owner, include_extras=extras)
+        except (NameError, TypeError, AttributeError, SyntaxError):
+            return {name: _resolved_one(owner, name, text, extras) for name, text in getattr(owner, "__annotations__", {}).items()}
+    return kept[extras]
 
 
 def _resolved_one(owner: Any, name: str, annotation: Any, extras: bool) -> Any:

@@ -15,6 +15,7 @@
 
 from __future__ import annotations
 
+import functools
 import platform
 import re
 import subprocess
@@ -268,7 +269,9 @@ def versions() -> dict[str, Any]:
     return installed
 
 
+@functools.cache
 def _git() -> tuple[str | None, bool | None]:
+    # once: what runs is the source as it was imported, whatever becomes of the files, and git takes longer than a step of a small model
     # asks about a tracked file of ours, so that an installation inside somebody else's checkout does not report that one's commit
     here = Path(__file__)
 
