@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import gc
+from typing import Any
 
 import pytest
 
 import mmalign as mm
-from mmalign.arguments import calls
+from mmalign.arguments import calls, signatures
 from mmalign.arguments.calls import made_by, node_of, sayable
 from mmalign.types import UserError
 
@@ -53,3 +54,12 @@ def test_a_wrong_keyword_in_python_is_the_line_of_a_config(call, line):
     with pytest.raises(UserError) as error:
         call()
     assert str(error.value).startswith(line) and "\n" not in str(error.value)
+
+
+def test_what_an_annotation_names_may_be_there_after_the_first_question(monkeypatch):
+    def score(weight: Later, beta: float = 1.0): ...  # noqa: F821 (of a module that is half imported)
+
+    annotations = lambda: [parameter.annotation for parameter in signatures.parameters(score)[0].values()]  # noqa: E731
+    assert annotations() == [Any, float]
+    monkeypatch.setitem(score.__globals__, "Later", int)
+    assert annotations() == [int, float] == annotations()
