@@ -249,8 +249,12 @@ def _refuse_other_config(path: Path, old: Any, new: Any, may_grow: Sequence[str]
     return [f"{path}: goes on although {change}" for change in allowed]
 
 
-def versions() -> dict[str, Any]:
-    """Python, platform, packages and the git commit of the source, if it lies in a checkout. No host, no user, no environment."""
+@functools.cache
+def versions() -> Mapping[str, Any]:
+    """Python, platform, packages and the git commit of the source, if it lies in a checkout. No host, no user, no environment.
+
+    Asked once: what runs is what was imported, whatever becomes of the files, and git alone takes longer than a step of a small model.
+    """
     from importlib.metadata import PackageNotFoundError, version
 
     from mmalign import __version__
@@ -269,9 +273,7 @@ def versions() -> dict[str, Any]:
     return installed
 
 
-@functools.cache
 def _git() -> tuple[str | None, bool | None]:
-    # once: what runs is the source as it was imported, whatever becomes of the files, and git takes longer than a step of a small model
     # asks about a tracked file of ours, so that an installation inside somebody else's checkout does not report that one's commit
     here = Path(__file__)
 
