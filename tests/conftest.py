@@ -1,11 +1,26 @@
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_kind_of_process() -> Iterator[None]:
+    """Signals end a process as they do by default, also where whoever started this ignores some (``nohup``); and files of tests, which
+    no loss of power has to leave whole, are not waited for until they are on the disk."""
+    numbers = [signal.SIGTERM] + ([signal.SIGHUP] if sys.platform != "win32" else [])
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in numbers}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture
