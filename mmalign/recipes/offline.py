@@ -219,7 +219,7 @@ def _said(records: Sequence[Record], group: Tensor, method: Method) -> Feedback:
     rewards = torch.tensor([score for record in records for score in record.scores], dtype=torch.float64)  # type: ignore[union-attr]
     if not isinstance(records[0], Pair):
         if method.unit == "group" and (short := next((record for record in records if len(record.outputs) < 2), None)):  # type: ignore[union-attr]
-            raise UserError(f"records: {short.id}: a list of one output; this method compares the rows of a list, takes two or more")
+            raise UserError(f"records: {_called(short)}: a list of one output; this method compares the rows of a list, takes two or more")
         said = Feedback(rewards, group)
         return comparisons.best_and_worst(said) if method.unit == "pair" else said
     strength = torch.tensor([record.strength for record in records], dtype=torch.float64)  # type: ignore[union-attr]

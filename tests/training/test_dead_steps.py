@@ -1,4 +1,4 @@
-"""Every method on every kind of data learns, or is refused before it starts, or says that it learned nothing."""
+"""Steps that teach nothing: refused before a run starts, counted, said, and the end of a run. Of every method: test_learning_matrix.py."""
 
 from __future__ import annotations
 
@@ -10,128 +10,27 @@ import pytest
 import torch
 
 import mmalign as mm
-from mmalign.records import Pair, Ranking, Thumb
 from mmalign.report.read import read
 from mmalign.report.verdict import sentence, state
 from mmalign.training import dead_steps
-from mmalign.types import Method, UserError
+from mmalign.types import UserError
 from tests.helpers import small_run, tiny_text
 from tests.helpers.flat import transformers
-from tests.test_contract import METHODS, ORACLES
-
-PROMPTS = ["abc", "why", "one two"]
-WORDS = [("the answer", "a nswer"), ("no", "yes it is"), ("three", "two")]
-
-
-def of_words(**more: Any) -> Any:
-    policy = transformers(tiny_text.model("qwen2"), tiny_text.tokenizer(), max_completion=14, segments="sentence", **more)
-    with torch.no_grad():  # away from the reference, whose margins of 0 some losses have no gradient at
-        for number, parameter in enumerate(policy.parameters().values()):
-            parameter += 0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number))
-    policy.sets.keep("ref")
-    return policy
-
-
-def varied(outputs: Any, prompts: list[str]) -> list[float]:
-    return [float(len(set(str(output))) + len(str(output)) / 7) for output in outputs]
-
-
-def constant(outputs: Any, prompts: list[str]) -> list[float]:
-    return [1.0 for _ in outputs]
-
-
-RECORDS: dict[str, list[Any]] = {
-    "pairs": [Pair(PROMPTS[n], *WORDS[n]) for n in range(3)],
-    "scored pairs": [Pair(PROMPTS[n], *WORDS[n], scores=(0.9 - n / 5, -0.3 + n / 3)) for n in range(3)],
-    "pairs scored alike": [Pair(PROMPTS[n], *WORDS[n], scores=(0.0, 0.0)) for n in range(3)],
-    "thumbs": [Thumb(PROMPTS[n], WORDS[n][n % 2], label=float(n % 2)) for n in range(3)],
-    "rankings": [Ranking(PROMPTS[n], (*WORDS[n], "or not"), scores=(0.7, 0.2 + n / 9, -0.4)) for n in range(3)],
-}
-
-
-def method_of(name: str) -> Method:
-    return METHODS[name](**ORACLES[name][0][0])
-
-
-def ended(make: Any, policy: Any, folder: Path) -> tuple[str, bool]:
-    """How a run ended (``refused``, where it did before it began), and whether its parameters moved."""
-    before = {name: parameter.detach().clone() for name, parameter in policy.parameters().items()}
-    try:
-        status = str(make().summary["status"])
-    except UserError as error:
-        assert "\n" not in str(error)
-        status = "refused"
-        assert not (folder / "run" / "checkpoints").exists()
-    return status, any(not torch.equal(parameter, before[name]) for name, parameter in policy.parameters().items())
 
 
 def settings(folder: Path) -> dict[str, Any]:
-    return {
-        "steps": 1,
-        "optimizer": mm.adamw(rate=1e-3),
-        "evaluation": {"every": 9, "samples": 1, "prompts": ["abc"]},
-        "run": {"folder": str(folder), "name": "run", "trackers": ()},
-    }
-
-
-@pytest.fixture(autouse=True)
-def no_page(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mmalign.recipes._run.build", lambda path: path)
-
-
-TOKENS = [name for name in ORACLES if name in METHODS and "token" in method_of(name).kinds]
-
-
-@pytest.mark.parametrize("name", TOKENS)
-@pytest.mark.parametrize("data", ["varied", "constant", "group of one"])
-def test_no_online_run_says_finished_that_learned_nothing(name: str, data: str, tmp_path: Path) -> None:
-    method = method_of(name)
-    heads = [need.kind for need in method.needs | method.reads if need.kind == "value"]
-    policy = of_words(**({"heads": ["value"]} if heads else {}))
-    reward, batch = (constant if data == "constant" else varied), {"prompts": 2, "group": 1 if data == "group of one" else 4, "resample": 0}
-    run = lambda: mm.online(policy, PROMPTS, {"own": reward}, method, batch=batch, **settings(tmp_path))  # type: ignore[arg-type]  # noqa: E731
-    status, moved = ended(run, policy, tmp_path)
-    assert status in ("finished", "learned nothing", "refused") and (data != "varied" or status != "learned nothing")
-    assert moved == (status == "finished") or any(move.name == "current" for move in method.moves)  # which moves by itself
-
-
-@pytest.mark.parametrize("name", TOKENS)
-@pytest.mark.parametrize("data", list(RECORDS))
-def test_no_offline_run_says_finished_that_learned_nothing(name: str, data: str, tmp_path: Path) -> None:
-    method = method_of(name)
-    policy = of_words()
-    run = lambda: mm.offline(policy, RECORDS[data], method, batch={"records": 3}, **settings(tmp_path))  # type: ignore[arg-type]  # noqa: E731
-    status, moved = ended(run, policy, tmp_path)
-    assert status in ("finished", "refused") or data == "pairs scored alike"  # what cannot learn is known before it starts
-    assert moved == (status == "finished")
-
-
-NEED_SCORES = ("mm_dpo", "modpo", "raft", "a_lol", "rebel", "reinforce", "reward_weighted_regression", "gpg")
-
-
-@pytest.mark.parametrize("name", NEED_SCORES)
-def test_pairs_without_scores_are_refused_by_methods_of_scores(name: str, tmp_path: Path) -> None:
-    given = settings(tmp_path)
-    with pytest.raises(UserError, match=r"records: the first 96 rows say nothing that this method learns from: they have no scores"):
-        mm.offline(of_words(), RECORDS["pairs"], method_of(name), batch={"records": 3}, **given)  # type: ignore[arg-type]
-    assert not (tmp_path / "run").exists()
-    if name == "rebel":  # whose ratio is to the policy that sampled
-        return
-    run = mm.offline(of_words(), RECORDS["scored pairs"], method_of(name), batch={"records": 3}, **given)  # type: ignore[arg-type]
-    assert run.summary["status"] == "finished" and "dead_steps" not in run.summary
+    return {"steps": 1, "evaluation": {"every": 9, "samples": 1}, "run": {"folder": str(folder), "name": "run", "trackers": ()}}
 
 
 def test_groups_of_one_are_refused_where_they_are_centred(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"batch: with prompts: 2 and group: 1 this method has no signal, .* takes group: 2 or more"):
         small_run.online(tmp_path, batch={"group": 1})
-    with pytest.raises(UserError, match=r"this method has no signal"):
-        mm.online(of_words(), PROMPTS, {"own": varied}, mm.methods.grpo(), batch={"group": 1}, **settings(tmp_path))  # type: ignore[arg-type]
 
 
 def test_a_critic_starts_where_the_first_rewards_are_all_0(tmp_path: Path) -> None:
     nothing = lambda outputs, prompts: [0.0 for _ in outputs]  # noqa: E731
     policy = transformers(tiny_text.model("qwen2"), tiny_text.tokenizer(), max_completion=6, heads=["value"])  # whose values are 0
-    run = mm.online(policy, PROMPTS, {"own": nothing}, mm.methods.ppo(), batch={"group": 2}, **settings(tmp_path))  # type: ignore[arg-type]
+    run = mm.online(policy, ["abc", "why"], {"own": nothing}, mm.methods.ppo(), batch={"group": 2}, **settings(tmp_path))  # type: ignore[arg-type]
     assert run.summary["status"] == "learned nothing" and run.summary["preflight_difference"] < 1e-6
 
 
