@@ -30,7 +30,7 @@ from mmalign.policies.pipelines.interception import Finished, Place, watched
 from mmalign.policies.pipelines.reference_models import First
 from mmalign.policies.pipelines.refusals import refusals
 from mmalign.policies.pipelines.scheduler import Moment, Player
-from mmalign.policies.pipelines.trajectories import Remembered, Trajectories
+from mmalign.policies.pipelines.trajectories import Remembered, Trajectories, Transition
 from mmalign.policies.settings import Dtype, Lora, Memory, Schedule
 from mmalign.samplers import kernels
 from mmalign.samplers.assignment import assignment, drawn_by
@@ -193,8 +193,7 @@ class DiffusersPolicy:
     def _score(self, rollout: Rollout, rows: Tensor) -> None:
         """Puts into ``log_probs`` what the current parameters say of rows that others drew."""
         for column in rollout.held.columns.tolist() if len(rows) else ():
-            mean, std = self._transition(rollout, rows, column)
-            rollout.log_probs[rows, column] = kernels.log_prob(rollout.held.x_next[column][rows], mean, std).cpu()
+            rollout.log_probs[rows, column] = self._transition(rollout, rows, column).log_probs.cpu()
 
     def _record(
         self, prompts: list[str], starts: list[int], seeds: list[int], step: int, window_state: Tensor, together: list[str], *, greedy: bool
@@ -211,7 +210,7 @@ class DiffusersPolicy:
             column = min(moment.column, len(random) - 1)
             mean, std = (self.kernel if random[column] and not greedy else ode)(moment.prediction, moment.x, moment.t, moment.t_next)
             noise = torch.stack([torch.randn(mean.shape[1:], generator=g, device=device) for g in noises])
-            x_next = kernels.sample(mean, std, noise).to(moment.x.dtype)
+            x_next = _laid_out(kernels.sample(mean, std, noise).to(moment.x.dtype))
             random[column] &= bool((std > 0).all())
             tape["x"].append(moment.x.clone())  # pipelines may write into what they hold
             tape["x_next"].append(x_next.clone())
@@ -221,7 +220,7 @@ class DiffusersPolicy:
 
         def beside(number: int, own: Tensor) -> Tensor:
             tape["beside"].append(own.clone())
-            return own
+            return _laid_out(own)
 
         with torch.no_grad():
             outputs = self.caller.images(prompts, starts, Player(answer, beside), together)
@@ -259,9 +258,8 @@ class DiffusersPolicy:
             with torch.no_grad(), self.using(name):
                 for rows in torch.arange(len(rollout.prompts)).split(rows_at_once):
                     for column in trajectories.columns.tolist():
-                        mean, std = self._transition(rollout, rows, column)
-                        log_probs[rows, column] = kernels.log_prob(trajectories.x_next[column][rows], mean, std).cpu()
-                        means[column][rows] = mean
+                        transition = self._transition(rollout, rows, column)
+                        log_probs[rows, column], means[column][rows] = transition.log_probs.cpu(), transition.mean
             trajectories.refs[name] = Remembered(log_probs, means)
 
     def steps(self, rollout: Rollout, rows: Tensor, columns: Tensor | None = None, needs: frozenset[Need] = frozenset()) -> Steps:
@@ -275,8 +273,8 @@ class DiffusersPolicy:
         need_kinds, refs = kinds(needs), trajectories.refs
         log_probs, stds, kls = [], [], {name: [] for name in refs} if "kls" in need_kinds else {}  # type: ignore[var-annotated]
         for column in columns.tolist():
-            mean, std = self._transition(rollout, rows, column)
-            log_probs.append(kernels.log_prob(trajectories.x_next[column][rows], mean, std))
+            mean, std, column_log_probs = self._transition(rollout, rows, column)
+            log_probs.append(column_log_probs)
             stds.append(std.detach().double().cpu().reshape(-1)[:1].expand(len(rows)))
             for name, table in kls.items():
                 table.append(kernels.kl(mean, std, refs[name].means[column][rows].to(mean), std))
@@ -295,32 +293,33 @@ class DiffusersPolicy:
             kind="transition",
         )
 
-    def _transition(self, rollout: Rollout, rows: Tensor, column: int) -> tuple[Tensor, Tensor]:
-        """``(mean, std)`` of one recorded step, in calls no larger than those of the rollout; all rows of a step share their std."""
+    def _transition(self, rollout: Rollout, rows: Tensor, column: int) -> Transition:
+        """One recorded step, in calls no larger than those of the rollout; all rows of a step share their std."""
         runs = rows.split(rollout.held.which[rows].unique_consecutive(return_counts=True)[1].tolist())
         parts = [self._transition_at_once(rollout, part, column) for run in runs for part in run.split(self.rows_at_once)]
-        return torch.cat([mean for mean, _ in parts]), parts[0][1]
+        return Transition(torch.cat([part.mean for part in parts]), parts[0].std, torch.cat([part.log_probs for part in parts]))
 
-    def _transition_at_once(self, rollout: Rollout, rows: Tensor, column: int) -> tuple[Tensor, Tensor]:
-        """``(mean, std)`` of one recorded step under the current parameters, of rows whose prompts were encoded together."""
+    def _transition_at_once(self, rollout: Rollout, rows: Tensor, column: int) -> Transition:
+        """One recorded step under the current parameters, of rows whose prompts were encoded together."""
         trajectories: Trajectories = rollout.held
         moments: list[Moment] = []
 
         def answer(moment: Moment) -> Tensor:
             if moment.column < column:
-                return trajectories.x_next[moment.column][rows]
+                return _laid_out(trajectories.x_next[moment.column][rows])
             moments.append(moment)
             raise Finished
 
         prompts, starts = [rollout.prompts[row] for row in rows.tolist()], trajectories.starts[rows].tolist()
-        player = Player(answer, lambda number, own: trajectories.beside[number][rows])
+        player = Player(answer, lambda number, own: _laid_out(trajectories.beside[number][rows]))
         self.caller.until_finished(prompts, starts, player, list(trajectories.together[int(trajectories.which[rows[0]])]), skip=column)
         moment, x = moments[0], trajectories.x[column][rows]
         worst = float((moment.x.double() - x.double()).abs().max())
         if worst > 1e-3 * (1 + float(x.abs().max())):  # an encoder's last bits depend on how many rows it sees
             name = type(self.pipe).__name__
             raise UserError(f"replay: {name} came to step {column} with another latent than in the rollout (by {worst:.2g})")
-        return self.kernel(moment.prediction, moment.x, moment.t, moment.t_next)
+        mean, std = self.kernel(moment.prediction, moment.x, moment.t, moment.t_next)
+        return Transition(mean, std, kernels.log_prob(trajectories.x_next[column][rows], mean, std))
 
     def probe(self, prompts: list[str], x: Tensor, timesteps: Tensor, levels: Level) -> Prediction:
         """What the denoiser says of ``x [B, ...]`` at ``timesteps [B]`` (in its own units) with noise ``levels`` (each ``[B]``).
@@ -373,6 +372,12 @@ class DiffusersPolicy:
         with torch.no_grad(), watched(self.pipe) as find:
             self.caller.until_finished([self._example], [0], Player(answer), [self._example])
         return firsts[0]
+
+
+def _laid_out(x: Tensor) -> Tensor:
+    """A copy whose memory has the order of its shape. Convolutions take another path, with other last bits, where it has another, so a
+    rollout goes on from latents in the layout in which a replay hands them over."""
+    return x.clone(memory_format=torch.contiguous_format)
 
 
 def _generator(state: Tensor) -> torch.Generator:

@@ -21,6 +21,7 @@ from mmalign.policies.pipelines import reference_models
 from mmalign.policies.pipelines.arguments import all_arguments
 from mmalign.policies.pipelines.scheduler import EXPLODING, FLOW, FROM_SIGMAS, PRECONDITIONED, PRESERVING, parametrisation
 from mmalign.policies.pipelines.unfit import without_probe
+from mmalign.samplers import kernels
 from mmalign.stacking import offset, stacked_by_name
 from mmalign.types import Adapter, Level, Need, Prediction, Rollout, Steps, UserError
 
@@ -222,7 +223,7 @@ class ForwardPolicy:
         prompts = [rollout.prompts[row] for row in rows.tolist()] if prompts is None else prompts
         predicted = self._predicted(prompts, wide.signal * clean + wide.noise * noise, timesteps, levels)
         error = self._in_target(predicted, wide) - self._in_target(Prediction(clean, noise), wide)
-        return -0.5 * error.flatten(1).double().square().sum(1).cpu()
+        return -0.5 * kernels.per_row(error.double().square()).cpu()
 
     def _predicted(self, prompts: list[str], x: Tensor, timesteps: Tensor, levels: Level) -> Prediction:
         """One call for all rows, or, for a pipeline whose call wants one time (``if t >= boundary``), one for each: found once."""

@@ -207,7 +207,7 @@ def log_prob(x_next: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     # The inner where keeps 0 / 0 out of the backward pass, in which 0 * inf would be NaN.
     z = torch.where(alive, (x_next - mean) / torch.where(alive, std, 1.0), 0.0)
     log_scale = torch.where(alive, torch.where(alive, std, 1.0).double().log() + 0.5 * math.log(2 * math.pi), 0.0)
-    return -0.5 * _per_row(z * z, z) - _per_row(log_scale, z)
+    return -0.5 * per_row(z * z, z) - per_row(log_scale, z)
 
 
 def kl(mean: Tensor, std: Tensor, mean_ref: Tensor, std_ref: Tensor) -> Tensor:
@@ -228,7 +228,24 @@ def kl(mean: Tensor, std: Tensor, mean_ref: Tensor, std_ref: Tensor) -> Tensor:
     alive = (std > 0) & (std_ref > 0)
     z = torch.where(alive, (mean - mean_ref) / torch.where(alive, std_ref, 1.0), 0.0)
     ratio = (torch.where(alive, std, 1.0).double() / torch.where(alive, std_ref, 1.0).double()).square()
-    return 0.5 * (_per_row(z * z, z) + _per_row(ratio - 1 - ratio.log(), z))
+    return 0.5 * (per_row(z * z, z) + per_row(ratio - 1 - ratio.log(), z))
+
+
+def per_row(cells: Tensor, like: Tensor | None = None) -> Tensor:
+    """Sums over all but the first dimension, ``[B]`` float64; a row's last bits depend on its numbers alone.
+
+    like: what ``cells`` broadcast to, without being copied. One dimension at a time: a single large sum is split over threads when there
+    is one row, and not when there are several. In the order of the shape, however memory is laid out: what a denoiser answers, and what
+    was recorded of it, may be laid out in two ways, and sums take another order for each.
+
+    Examples:
+        >>> per_row(torch.tensor([[1.0, 2.0], [3.0, 4.0]])).tolist()
+        [3.0, 7.0]
+    """
+    cells = cells.contiguous() if like is None else cells.contiguous().expand_as(like)
+    while cells.ndim > 1:
+        cells = cells.sum(-1, dtype=torch.float64)
+    return cells.double()
 
 
 # Parts
@@ -266,18 +283,6 @@ def _ratio(top: Tensor, bottom: Tensor, otherwise: Tensor | float = 0.0) -> Tens
 
 def _wide(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
-
-
-def _per_row(cells: Tensor, like: Tensor) -> Tensor:
-    """Sums over all but the first dimension, in float64, without copying what only broadcasts.
-
-    One dimension at a time: a single large sum is split over threads when there is one row, and not when there are several, so
-    that a row's last bits would depend on the batch.
-    """
-    cells = cells.expand_as(like)
-    while cells.ndim > 1:
-        cells = cells.sum(-1, dtype=torch.float64)
-    return cells.double()
 
 
 def _check(owner: str, name: str, value: float, high: float = math.inf) -> None:

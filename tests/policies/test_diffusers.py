@@ -78,6 +78,22 @@ def test_replay_equals_record_to_the_last_bit(name, kernel):
     assert norms and all(math.isfinite(n) for n in norms) and max(norms) > 0
 
 
+def test_a_replay_hands_over_latents_in_the_layout_of_the_rollout():
+    """A denoiser that predicts the clean latent and answers channels last: convolutions go by the layout, and so do their last bits."""
+    plan = diffusers_package.DDIMScheduler(prediction_type="sample", clip_sample=False)
+    pipe = pipelines.twin("StableDiffusionPipeline", scheduler=plan)
+    pipe.unet.register_forward_hook(lambda unet, args, output: (output[0].to(memory_format=torch.channels_last),))
+    strides = []
+    pipe.unet.register_forward_pre_hook(lambda unet, args: strides.append(args[0].stride()))
+    policy = diffusers(pipe, steps=4, call=pipelines.call_arguments(pipe), kernel=kernels.ddim(eta=1.0), window=everything())
+    rollout = rollout_of(policy)
+    sampled = strides[:]
+    for column in range(4):
+        strides.clear()
+        policy.steps(rollout, torch.arange(4), columns=torch.tensor([column]))
+        assert strides[-1] == sampled[column]
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_changed_parameter_changes_the_log_probability(name):
     policy = make(name)

@@ -233,6 +233,18 @@ def test_a_row_does_not_depend_on_its_batch(shape: tuple[int, ...]) -> None:
     assert torch.equal(kernels.log_prob(x, mean, std), alone)
 
 
+@pytest.mark.parametrize("order", [(0, 2, 3, 1), (3, 2, 1, 0)])
+def test_a_row_does_not_depend_on_how_its_memory_is_laid_out(order: tuple[int, ...]) -> None:
+    """To the last bit: a denoiser answers channels last, or frames inside of the batch, and what was recorded of it is laid out anew."""
+    x, mean, std = draw(0, 16, 7, 33, 65), draw(1, 16, 7, 33, 65), torch.tensor(0.3)  # float64, in which sums of float32 are often exact
+    back = torch.tensor(order).argsort().tolist()
+    other = mean.permute(order).contiguous().permute(back)
+    assert torch.equal(other, mean) and other.stride() != mean.stride()
+    for ours in (x, x.permute(order).contiguous().permute(back)):
+        assert torch.equal(kernels.log_prob(ours, other, std), kernels.log_prob(x, mean, std))
+        assert torch.equal(kernels.kl(ours, std, other, std), kernels.kl(x, std, mean, std))
+
+
 def test_log_prob_has_no_gradient_through_the_sample() -> None:
     mean = draw(0, 2, 3).requires_grad_()
     std = torch.tensor(0.5).double()

@@ -13,6 +13,15 @@ from mmalign.stacking import offset
 from mmalign.types import UserError
 
 
+class Transition(NamedTuple):
+    """A recorded step of some rows under the parameters that are in place: its mean ``[R, ...]``, its std, which all rows share, and the
+    log-probabilities ``[R]`` of what was recorded."""
+
+    mean: Tensor
+    std: Tensor
+    log_probs: Tensor
+
+
 class Remembered(NamedTuple):
     """A reference on a rollout. log_probs: ``[B, T]``. means: of its steps, ``[T, B, ...]``."""
 
