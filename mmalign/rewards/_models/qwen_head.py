@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mmalign.matching import reading
-from mmalign.rewards._models.weights import device_of, filled
+from mmalign.rewards._models.weights import aligned, device_of, filled
 from mmalign.rewards._shared.pictures import standard
 from mmalign.types import UserError
 
@@ -116,6 +116,8 @@ def load_qwen_head(
         empty = Qwen2VLModel(config)
     place = device_of(device)
     model = filled(f"{name}.weights", empty, own, assign=True).to(device=place, dtype=DTYPES[dtype])
+    for p in [*model.parameters(), *model.buffers()]:
+        p.data = aligned(p.data)
     vision = config.vision_config
     return QwenHead(
         model, tokenizer, _layers(name, head, place), tokenizer.convert_tokens_to_ids(list(tokens)), words, vision.patch_size,
@@ -178,6 +180,6 @@ def _layers(name: str, head: Mapping[str, Tensor], place: torch.device) -> list[
         raise UserError(f"{name}.weights: weights of another model: rm_head is missing")
 
     def held(key: str) -> Tensor | None:
-        return head[key].float().to(place).requires_grad_(False) if key in head else None
+        return aligned(head[key].float().to(place)).requires_grad_(False) if key in head else None
 
     return [(weight, held(f"{stem}bias")) for stem in stems if (weight := held(f"{stem}weight")) is not None]

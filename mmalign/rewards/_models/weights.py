@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from mmalign.matching import message_of, reading, refuse_nowhere, refuse_unlike
 from mmalign.types import UserError
 
+ALIGNMENT = 64  # bytes, of what torch allocates on a CPU
+
 
 def device_of(device: str | None) -> torch.device:
     """The device asked for; a GPU if there is one."""
@@ -90,6 +92,15 @@ def filled(key: str, module: nn.Module, state: Mapping[str, Tensor], *, unused: 
         raise UserError(f"{key}: weights of another model: {wrong[0]}{more}")
     module.load_state_dict(dict(state), assign=assign)
     return module.eval().requires_grad_(False)
+
+
+def aligned(value: Tensor) -> Tensor:
+    """A tensor as it is, or a copy where a file that is mapped has put it between two addresses that torch would give it.
+
+    Products of matrices take other paths, with other last bits, by where their memory starts: a score would depend on the length of a
+    file's header.
+    """
+    return value if value.data_ptr() % ALIGNMENT == 0 else value.clone()
 
 
 def pretrained(key: str, kind: Any, weights: str, what: str, *, optional: tuple[str, ...] = ()) -> Any:
