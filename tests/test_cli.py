@@ -6,11 +6,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from mmalign import cli
 from mmalign.cli import runs
+from mmalign.cli.app import mistakes_as_lines
 from mmalign.rooms import index
 
 ROOT = Path(__file__).parents[1]
@@ -235,3 +237,9 @@ def test_lists_in_a_pipe_are_lines_of_columns(mmalign):
 
         assert [line.split("\t")[0] for line in lines] == [named.name for named in everything(kind)]
     assert all(len(line.split("\t")) == 3 for line in mmalign("list").out.splitlines())
+
+
+def test_whoever_reads_the_lines_may_have_seen_enough_of_them():
+    """As `mmalign inspect MODEL | head -3`: no line of it, and the command line's library ends the process."""
+    with pytest.raises(BrokenPipeError), mistakes_as_lines(SimpleNamespace(obj=False)):
+        raise BrokenPipeError(32, "Broken pipe")

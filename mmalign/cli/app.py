@@ -72,7 +72,7 @@ def mistakes_as_lines(context: typer.Context) -> Iterator[None]:
     """Turns exceptions into lines on stderr and an exit code; ``--debug`` shows their tracebacks, without the secrets in them."""
     try:
         yield
-    except (typer.Exit, typer.Abort):
+    except (typer.Exit, typer.Abort, BrokenPipeError):  # whoever read the lines has seen enough of them
         raise
     except KeyboardInterrupt:
         typer.echo("interrupted", err=True)
