@@ -134,9 +134,9 @@ def _outside(out: Console, listing: Listing) -> None:
     """What the source of something outside of mmalign says, which is not imported for that."""
     from rich.markup import escape
 
-    from mmalign.lookup.external_code import written
+    from mmalign.lookup.external_code import source_signature
 
-    if source := written(listing.name):
+    if source := source_signature(listing.name):
         out.print(f"[bold]{escape(listing.name)}[/bold]  outside of mmalign; read, and not imported\n\n{escape(source.signature)}\n")
         out.print(escape(source.docstring) + f"\n\n[bold]Source[/bold]  {source.file}:{source.line}", soft_wrap=True)
 

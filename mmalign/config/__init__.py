@@ -18,7 +18,7 @@ from mmalign.config.crosschecks import crosschecked
 from mmalign.config.instantiate import Call, Review, as_node, carry_out, execute, plan, plan_part
 from mmalign.config.overrides import override
 from mmalign.config.parsing import one_line, read
-from mmalign.lookup.external_code import Outside
+from mmalign.lookup.external_code import ExternalCode
 from mmalign.rooms import resource
 
 
@@ -68,7 +68,7 @@ def check(node: Mapping[str, Any], *, trust: bool = False) -> list[str]:
     return _reviewed(node, trust)[1].errors
 
 
-def outside(node: Mapping[str, Any]) -> list[Outside]:
+def outside(node: Mapping[str, Any]) -> list[ExternalCode]:
     """What a config, or the config of a run, names outside of mmalign, whatever else is wrong with it. Imports and reads none of it."""
     review = Review(trust=False)
     _reviewed(node, False, review)
@@ -77,7 +77,7 @@ def outside(node: Mapping[str, Any]) -> list[Outside]:
         for key, value in part.items() if isinstance(part, Mapping) else ():
             plan_part({str(key): value}, str(key), alone)
         review.outside.extend(name._replace(key=f"{prefix}{name.key}") for name in alone.outside)
-    read = [Outside(key, f"{text} of the environment") for key, text in environment.reads(node)]
+    read = [ExternalCode(key, f"{text} of the environment") for key, text in environment.reads(node)]
     return list(dict.fromkeys([*review.outside, *read]))
 
 

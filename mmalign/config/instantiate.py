@@ -18,7 +18,7 @@ from mmalign.arguments.signatures import nearest
 from mmalign.config.nodes import KIND_OF, NAMED, OWN_ARGUMENTS, ROOMS, USUAL, expanded, maker
 from mmalign.config.parsing import one_line
 from mmalign.lookup import catalogue
-from mmalign.lookup.external_code import IMPORT_PATH, Outside, is_there, located, ours, written
+from mmalign.lookup.external_code import IMPORT_PATH, ExternalCode, is_importable, is_offered, source_file, source_signature
 from mmalign.rooms import find, index, no_module, resource
 
 CHEAP = ("mmalign.training.optimizers", "mmalign.samplers.")
@@ -67,7 +67,7 @@ class Review:
 
     trust: bool
     errors: list[str] = field(default_factory=list)
-    outside: list[Outside] = field(default_factory=list)
+    outside: list[ExternalCode] = field(default_factory=list)
 
 
 def plan(node: Mapping[str, Any], review: Review) -> Call | None:
@@ -114,7 +114,7 @@ def _plan_call(node: Mapping[str, Any], path: str, rooms: tuple[str, ...], revie
     function = _look_up(node["use"], f"{dot}use", rooms, review)
     arguments = {str(key): value for key, value in node.items() if key != "use"}
     if arguments.get("trust_remote_code"):
-        review.outside.append(Outside(f"{dot}trust_remote_code", "code that comes with the model"))
+        review.outside.append(ExternalCode(f"{dot}trust_remote_code", "code that comes with the model"))
     if isinstance(function, Unread):
         review.errors.extend(_keys_as_written(function.name, arguments, path, rooms))
         return Call(
@@ -152,7 +152,7 @@ def _unknown_key(key: str, path: str, name: str, known: Mapping[str, Any]) -> st
 
 def _keys_as_written(name: str, arguments: Mapping[str, Any], path: str, rooms: tuple[str, ...]) -> Iterator[str]:
     """Unknown and missing keywords of a function that was not imported, as its source says."""
-    source, dot = written(name), f"{path}." if path else ""
+    source, dot = source_signature(name), f"{path}." if path else ""
     if source is None or source.any_key:
         return
     if "rewards" in rooms and tuple(source.keywords)[:2] == OWN_ARGUMENTS:  # a reward itself, see ``nodes.maker``
@@ -264,10 +264,10 @@ def _look_up(name: Any, path: str, rooms: tuple[str, ...], review: Review) -> Ca
         near = nearest(name, known) or (f"; it has: {', '.join(known)}" if len(known) <= 12 else "")
         review.errors.append(f"{path}: got {name!r}, there is none in {places}{near}; an import path works too")
         return Unread(name)
-    if not homes and not ours(name, whole=path == "use"):
-        review.outside.append(Outside(path, name, located(name)[0]))
+    if not homes and not is_offered(name, whole=path == "use"):
+        review.outside.append(ExternalCode(path, name, source_file(name)[0]))
         if not review.trust:
-            if not is_there(name):
+            if not is_importable(name):
                 review.errors.append(f"{path}: {no_module(name)}")
             return Unread(name)
     try:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from mmalign.arguments.signatures import nearest
 from mmalign.lookup import settings
-from mmalign.lookup.external_code import is_there, ours, written
+from mmalign.lookup.external_code import is_importable, is_offered, source_signature
 from mmalign.lookup.settings import Setting
 from mmalign.rooms import Entry, find, index, no_module, resource
 
@@ -109,9 +109,9 @@ def lookup(name: str) -> list[Listing]:
     if special or matches:
         return special or matches
     if "." in name:
-        source = None if ours(name, whole=True) else written(name)
-        if not ours(name, whole=True) and source is None:
-            raise UserError(f"{no_module(name)}" if not is_there(name) else f"{name}: no source there says what it is")
+        source = None if is_offered(name, whole=True) else source_signature(name)
+        if not is_offered(name, whole=True) and source is None:
+            raise UserError(f"{no_module(name)}" if not is_importable(name) else f"{name}: no source there says what it is")
         return [Listing(name, "", "", "", "" if source is None else str(source.file))]
     known = [listing.name for kind in kinds for listing in everything(kind)]
     holders = " and ".join(dict.fromkeys(setting.key for setting in settings.holding(name)))

@@ -25,7 +25,7 @@ CALLED = ("recipes", "commands")
 """Rooms whose names are ours where a whole config uses them."""
 
 
-class Outside(NamedTuple):
+class ExternalCode(NamedTuple):
     """Something that would be imported and run. key: where it stands in the config. name: its import path. file: where it is, if known."""
 
     key: str
@@ -36,7 +36,7 @@ class Outside(NamedTuple):
         return f"{self.name} ({self.key})"
 
 
-class Written(NamedTuple):
+class SourceSignature(NamedTuple):
     """What the source of a function says. keywords: name -> whether it is required. any_key: it takes others too. line: of its file."""
 
     file: Path
@@ -47,11 +47,11 @@ class Written(NamedTuple):
     docstring: str
 
 
-def ours(path: str, *, whole: bool = False) -> bool:
+def is_offered(path: str, *, whole: bool = False) -> bool:
     """Whether an import path leads to what a room offers. whole: a recipe or a command counts as well.
 
     Examples:
-        >>> ours("data.edits.source_images"), ours("os.system"), ours("mmalign.files.write_text")
+        >>> is_offered("data.edits.source_images"), is_offered("os.system"), is_offered("mmalign.files.write_text")
         (True, False, False)
     """
     module, _, name = path.rpartition(".")
@@ -68,14 +68,14 @@ def _offered(whole: bool) -> frozenset[str]:
     return frozenset(paths)
 
 
-def located(path: str) -> tuple[Path | None, list[str]]:
+def source_file(path: str) -> tuple[Path | None, list[str]]:
     """(the file of the longest part of an import path that is a module, the names after it); None where there is no such module.
 
     As in `rooms.import_path`, a path that begins with a folder of mmalign is looked up there first.
     """
     parts = path.split(".")
-    if begins_inside(path) and written(f"mmalign.{path}") is not None:
-        return located(f"mmalign.{path}")
+    if begins_inside(path) and source_signature(f"mmalign.{path}") is not None:
+        return source_file(f"mmalign.{path}")
     try:
         spec = find_spec(parts[0])  # of a top-level name alone: for any other one, Python imports its package
     except (ImportError, ValueError):
@@ -99,17 +99,17 @@ def located(path: str) -> tuple[Path | None, list[str]]:
     return file, rest
 
 
-def is_there(path: str) -> bool:
+def is_importable(path: str) -> bool:
     """Whether the first name of an import path is a module at all: one of a file, or built in; or all of it is inside of mmalign."""
     try:
-        return find_spec(path.split(".")[0]) is not None or located(path)[0] is not None
+        return find_spec(path.split(".")[0]) is not None or source_file(path)[0] is not None
     except (ImportError, ValueError):
         return False
 
 
-def written(path: str) -> Written | None:
+def source_signature(path: str) -> SourceSignature | None:
     """What the source of the function or class at an import path says; None where no source has it."""
-    file, names = located(path)
+    file, names = source_file(path)
     if file is None or file.suffix != ".py" or not names:
         return None
     try:
@@ -126,18 +126,18 @@ def written(path: str) -> Written | None:
     return _function(file, node, method=len(names) > 1)
 
 
-def _function(file: Path, node: ast.FunctionDef | ast.ClassDef, *, method: bool) -> Written | None:
+def _function(file: Path, node: ast.FunctionDef | ast.ClassDef, *, method: bool) -> SourceSignature | None:
     """A function's own keywords, or those of a class's ``__init__``; None where what calls it decides: a decorator, a base."""
     docstring = ast.get_docstring(node) or ""
     made_by: Any = node
     if isinstance(node, ast.ClassDef):
         made_by = next((one for one in node.body if isinstance(one, ast.FunctionDef) and one.name == "__init__"), None)
     if made_by is None or node.decorator_list or made_by.decorator_list:
-        return Written(file, node.lineno, {}, True, node.name, docstring)
+        return SourceSignature(file, node.lineno, {}, True, node.name, docstring)
     arguments = made_by.args
     positional = arguments.args[1 if method or made_by is not node else 0 :]
     with_default = len(arguments.defaults)
     keywords = {one.arg: place < len(positional) - with_default for place, one in enumerate(positional)}
     keywords |= {one.arg: default is None for one, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)}
     names = {name.rstrip("_"): required for name, required in keywords.items()}
-    return Written(file, node.lineno, names, arguments.kwarg is not None, f"{node.name}({ast.unparse(arguments)})", docstring)
+    return SourceSignature(file, node.lineno, names, arguments.kwarg is not None, f"{node.name}({ast.unparse(arguments)})", docstring)

@@ -15,7 +15,7 @@ import yaml
 
 from mmalign.config import build, check, load, outside
 from mmalign.lookup import catalogue
-from mmalign.lookup.external_code import located, ours, written
+from mmalign.lookup.external_code import is_offered, source_file, source_signature
 from mmalign.types import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -106,9 +106,13 @@ def test_a_check_builds_methods_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_rooms_offer_is_ours() -> None:
-    assert ours("data.edits.source_images") and ours("mmalign.worlds.digits.judges.digits_proxy") and ours("rewards.jpeg")
-    assert ours("mmalign.recipes.online.online", whole=True) and not ours("mmalign.recipes.online.online")
-    assert not ours("worlds.digits.base.Path") and not ours("torch.load") and not ours("mmalign.rewards.pictures.jpeg.torch.load")
+    assert is_offered("data.edits.source_images") and is_offered("mmalign.worlds.digits.judges.digits_proxy") and is_offered("rewards.jpeg")
+    assert is_offered("mmalign.recipes.online.online", whole=True) and not is_offered("mmalign.recipes.online.online")
+    assert (
+        not is_offered("worlds.digits.base.Path")
+        and not is_offered("torch.load")
+        and not is_offered("mmalign.rewards.pictures.jpeg.torch.load")
+    )
     assert all(outside(load(path)) == [] for path in catalogue.configs().values())
 
 
@@ -138,11 +142,11 @@ def test_keywords_are_read_from_the_source(write_module: Callable[[str, str], Pa
 def test_a_module_in_a_package_is_found_without_importing_the_package(write_module: Callable[[str, str], Path], tmp_path: Path) -> None:
     write_module("house_of/__init__.py", "raise RuntimeError('imported')\n")
     write_module("house_of/rooms/one.py", LOUD)
-    file, rest = located("house_of.rooms.one.exact")
+    file, rest = source_file("house_of.rooms.one.exact")
     assert (file, rest) == (tmp_path / "house_of" / "rooms" / "one.py", ["exact"])
-    found = written("house_of.rooms.one.exact")
+    found = source_signature("house_of.rooms.one.exact")
     assert found is not None and found.keywords == {"first": True, "second": False, "third": False} and not found.any_key
-    assert located("no_such_module_at.all") == (None, ["no_such_module_at", "all"])
+    assert source_file("no_such_module_at.all") == (None, ["no_such_module_at", "all"])
     assert "house_of" not in sys.modules
 
 
@@ -154,7 +158,7 @@ def test_a_path_inside_of_mmalign_needs_no_name_of_it_before(write_module: Calla
 
     for world in ("text", "digits", "moving_digits"):
         assert mistakes({"use": f"worlds.{world}.base.train_base", "iterations": 1}) == []
-    assert located("worlds.text.base.train_base") == located("mmalign.worlds.text.base.train_base")
+    assert source_file("worlds.text.base.train_base") == source_file("mmalign.worlds.text.base.train_base")
     assert mistakes({"use": "worlds.text.base.train_base", "iteration": 1})[0].startswith(
         "policy.pipeline.iteration: unknown key of worlds.text.base.train_base; nearest: iterations"
     )
@@ -163,7 +167,7 @@ def test_a_path_inside_of_mmalign_needs_no_name_of_it_before(write_module: Calla
     )
     write_module("worlds/__init__.py", "")
     write_module("worlds/mine.py", LOUD)
-    assert located("worlds.mine.exact") == (tmp_path / "worlds" / "mine.py", ["exact"])
+    assert source_file("worlds.mine.exact") == (tmp_path / "worlds" / "mine.py", ["exact"])
     assert mistakes({"use": "worlds.mine.exact", "first": 1}) == []
 
 
