@@ -106,9 +106,9 @@ class Chain:
     def load(self, state: Mapping[str, Any]) -> None:
         """Puts back what ``dump`` gave."""
         for name, steps in self.steps.items():
-            for (_, held), kept in zip(steps, state[name], strict=True):
-                if held is not None:
-                    held.load(kept)
+            for (_, owner), kept in zip(steps, state[name], strict=True):
+                if owner is not None:
+                    owner.load(kept)
 
 
 class Both:

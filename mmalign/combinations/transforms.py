@@ -154,7 +154,9 @@ def calibrated(
             below = (samples < score).double().sum() + (samples == score).double().sum() / 2
             shares.append(below / len(samples) if len(samples) else below * math.nan)
         level = or_missing(torch.stack(shares), ~scores.isnan())
-        return level if then is None else (t * level).exp() if then == "best_of_n" else -(-t * level).exp()
+        if then is None:
+            return level
+        return (t * level).exp() if then == "best_of_n" else -(-t * level).exp()
 
     return Transform("calibrated", of)
 

@@ -30,12 +30,12 @@ def check_model(pipe: Any, model: Model, where: str) -> None:
     """Errors: UserError for a model that the pipeline does not have; before anything is computed."""
     nets = denoisers_of(pipe)
     if isinstance(model, str):
-        named = sorted({name for net in nets.values() for layer in _layers(net) for name in layer.lora_A})
-        if model == "base" and not named:
+        adapters = sorted({name for net in nets.values() for layer in _layers(net) for name in layer.lora_A})
+        if model == "base" and not adapters:
             raise UserError(f"{where}: got 'base', but {', '.join(nets)} of {type(pipe).__name__} has no adapter to switch off")
-        if model not in ("current", "base", *named):
+        if model not in ("current", "base", *adapters):
             raise UserError(
-                f"{where}: got {model!r}, takes 'current', 'base', {', '.join(map(repr, named)) or 'or the name of an adapter'}"
+                f"{where}: got {model!r}, takes 'current', 'base', {', '.join(map(repr, adapters)) or 'or the name of an adapter'}"
             )
     elif isinstance(model, Mapping):
         own = {

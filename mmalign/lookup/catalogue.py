@@ -138,7 +138,9 @@ def python_name(listing: Listing) -> str:
         return name if name in dir(mmalign) else ""
     if listing.kind in FLAT or not KINDS[listing.kind].rooms:
         return listing.name
-    home = "worlds" if "/worlds/" in f"/{listing.place}" else "evaluation" if listing.kind == "metrics" else KINDS[listing.kind].rooms[0]
+    home = "evaluation" if listing.kind == "metrics" else KINDS[listing.kind].rooms[0]
+    if "/worlds/" in f"/{listing.place}":
+        home = "worlds"
     return f"{home.removeprefix('samplers.').partition('.')[0]}.{listing.name}"
 
 

@@ -109,7 +109,9 @@ def _scale(layer: str, rank: int, header: Mapping[str, Any], alpha: Tensor | Non
     except (AttributeError, re.error) as error:
         raise UserError(f"{where}: alpha_pattern: got {patterns!r}, takes a mapping of expressions to numbers") from error
     size: float = rank**0.5 if header.get(f"{prefix}use_rslora") else rank
-    value = own if alpha is None else alpha.flatten().tolist()[0] if alpha.numel() == 1 else None
+    value = own
+    if alpha is not None:
+        value = alpha.flatten().tolist()[0] if alpha.numel() == 1 else None
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < abs(value) < math.inf:
         raise UserError(f"{where}: the alpha of {layer} is {value!r}, takes a number other than 0")
     return value / size

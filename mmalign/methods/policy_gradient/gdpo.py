@@ -44,10 +44,10 @@ def gdpo(
     def advantage(feedback: Feedback) -> Tensor:
         if not feedback.parts:
             raise UserError("Feedback.parts: got none, gdpo takes every reward by itself")
-        named = dict.fromkeys(feedback.parts, 1.0) if reward_weights is None else reward_weights
+        weight_of = dict.fromkeys(feedback.parts, 1.0) if reward_weights is None else reward_weights
         missing = feedback.rewards.isnan()
         parts = {name: torch.where(missing, torch.nan, values.double()) for name, values in feedback.parts.items()}
-        return advantages.decoupled(parts, feedback.group, weights=named, eps=eps)
+        return advantages.decoupled(parts, feedback.group, weights=weight_of, eps=eps)
 
     return policy_gradient(
         advantage=advantage,

@@ -81,8 +81,8 @@ class Together:
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Puts back what ``dump`` gave."""
-        for name, held in self.states.items():
-            held.load(state[name])
+        for name, own_state in self.states.items():
+            own_state.load(state[name])
 
 
 def rows(table: Tensor, inside: Tensor) -> Tensor:

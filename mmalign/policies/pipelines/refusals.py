@@ -24,8 +24,8 @@ def refusals(caller: Caller, prompts: Sequence[Any], rows_at_once: int) -> dict[
     chunks = [list(prompts[start : start + rows_at_once]) for start in range(0, len(prompts), rows_at_once)]
     if not any(_refusal(caller, chunk) for chunk in chunks):
         return {}
-    found = {place: _refusal(caller, [prompt]) for place, prompt in enumerate(prompts)}
-    return {place: why for place, why in found.items() if why}
+    reasons = {place: _refusal(caller, [prompt]) for place, prompt in enumerate(prompts)}
+    return {place: why for place, why in reasons.items() if why}
 
 
 def _refusal(caller: Caller, prompts: list[Any]) -> str:

@@ -180,14 +180,14 @@ def _rows(some: Scenes, processor: Any, questions: float, rng: torch.Generator) 
     """A batch as the model takes it: what a captioner says of each scene, or answers; only that is learned."""
     prompts, answers = [], []
     for digits in some.digits():
-        named = expecting(digits, rng)
+        mentioned = expecting(digits, rng)
         if float(torch.rand((), generator=rng)) < questions:
             digit = _wondered(digits, rng)
             prompts.append(question(digit))
-            answers.append("yes ." if digit in named else "no .")
+            answers.append("yes ." if digit in mentioned else "no .")
         else:
             prompts.append(REQUEST)
-            answers.append(caption(named))
+            answers.append(caption(mentioned))
     words, picture = processor.tokenizer, processor.image_processor(images=list(some.pictures), return_tensors="pt", do_convert_rgb=False)
     image = processor.image_token
     turns = [[{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}] for prompt in prompts]

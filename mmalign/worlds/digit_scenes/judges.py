@@ -55,15 +55,15 @@ def _reward(seen: Seen, invention: float, repeat: float, malformed: float) -> Ca
     def reward(outputs: Any, prompts: Sequence[Any], **columns: Any) -> Tensor:
         scores = []
         for row, (text, prompt) in enumerate(zip(_texts(outputs), prompts, strict=True)):
-            there, asked = set(seen(prompt, columns, row)), asked_digit(prompt)
-            if asked is not None:
+            there, digit = set(seen(prompt, columns, row)), asked_digit(prompt)
+            if digit is not None:
                 right = {True: "yes .", False: "no ."}
                 answer = " ".join(text.split())
-                scores.append(float(answer == right[asked in there]) if answer in right.values() else -malformed)
+                scores.append(float(answer == right[digit in there]) if answer in right.values() else -malformed)
                 continue
-            named = mentions(text)
-            once = set(named)
-            recall, over = len(once & there) / len(there), len(named) - len(once)
+            mentioned = mentions(text)
+            once = set(mentioned)
+            recall, over = len(once & there) / len(there), len(mentioned) - len(once)
             scores.append(recall - invention * len(once - there) - repeat * over - malformed * (not well_formed(text)))
         return torch.tensor(scores, dtype=torch.float64)
 
@@ -98,11 +98,11 @@ def scene_hallucination() -> Callable[..., dict[str, float]]:
     def measure(outputs: Any, prompts: Sequence[Any], **columns: Any) -> dict[str, float]:
         rows = [row for row, prompt in enumerate(prompts) if asked_digit(prompt) is None]
         texts = [_texts(outputs)[row] for row in rows]
-        named = [[WORDS[digit] for digit in mentions(text)] for text in texts]
+        mentioned = [[WORDS[digit] for digit in mentions(text)] for text in texts]
         there = [[WORDS[digit] for digit in _there(prompts[row], columns, row)] for row in rows]
         pictures = [_picture(prompts[row]) for row in rows]
-        scores = chair_scores(named, there, answers=texts, clusters=pictures, resamples=500).values
-        total = sum(map(len, named))
+        scores = chair_scores(mentioned, there, answers=texts, clusters=pictures, resamples=500).values
+        total = sum(map(len, mentioned))
         return {
             "chair_s": scores["chair_s"].value,
             "chair_s_se": scores["chair_s"].error,
@@ -111,8 +111,8 @@ def scene_hallucination() -> Callable[..., dict[str, float]]:
             "recall": scores["object_recall"].value,
             "recall_se": scores["object_recall"].error,
             "length": scores["answer_words"].value,
-            "silent": _part([not some for some in named]),
-            "repeated": 1 - sum(len(set(some)) for some in named) / total if total else float("nan"),
+            "silent": _part([not some for some in mentioned]),
+            "repeated": 1 - sum(len(set(some)) for some in mentioned) / total if total else float("nan"),
             "malformed": _part([not well_formed(text) for text in texts]),
         }
 
@@ -139,9 +139,9 @@ def scene_answers() -> Callable[..., dict[str, float]]:
     def measure(outputs: Any, prompts: Sequence[Any], **columns: Any) -> dict[str, float]:
         texts, labels, answers = _texts(outputs), [], []
         for row, prompt in enumerate(prompts):
-            asked = asked_digit(prompt)
-            if asked is not None:
-                labels.append("yes" if asked in _there(prompt, columns, row) else "no")
+            digit = asked_digit(prompt)
+            if digit is not None:
+                labels.append("yes" if digit in _there(prompt, columns, row) else "no")
                 answers.append(texts[row])
         scores = pope_scores(answers, labels, resamples=2).values if labels else {}
         names = {"accuracy": "pope_accuracy", "f1": "pope_f1", "yes_ratio": "pope_yes"}

@@ -131,8 +131,8 @@ def train_base(
     def loss() -> Tensor:
         rows = torch.randint(0, len(labels), (batch_size,), generator=rng)
         directions, others = (torch.randint(0, len(NAMES), (batch_size,), generator=rng) for _ in range(2))
-        named = torch.where(torch.rand(batch_size, generator=rng) < label_noise, others, directions)
-        prompt = torch.where(torch.rand(batch_size, generator=rng) < 0.1, len(prompts), len(NAMES) * labels[rows] + named)
+        captioned = torch.where(torch.rand(batch_size, generator=rng) < label_noise, others, directions)
+        prompt = torch.where(torch.rand(batch_size, generator=rng) < 0.1, len(prompts), len(NAMES) * labels[rows] + captioned)
         canvases = stills(scans[rows])
         clean = latents(pipe, videos(canvases, directions))
         sigma = torch.sigmoid(torch.randn(batch_size, generator=rng))

@@ -57,10 +57,10 @@ def reduced(outputs: Tensor) -> Tensor:
 def parsed(prompt: str) -> tuple[int, int]:
     """(digit, place in ``NAMES``) that a prompt asks for. Errors: UserError where it does not name one of each."""
     words = STILL.sub("", prompt.lower())
-    named = {NAMES.index(word) for word in re.findall(r"[a-z]+", words) if word in NAMES}
-    if len(named) != 1:
+    directions = {NAMES.index(word) for word in re.findall(r"[a-z]+", words) if word in NAMES}
+    if len(directions) != 1:
         raise UserError(f"prompt: got {prompt!r}, takes one digit and one direction of {', '.join(NAMES)}, such as 'a seven moving left'")
-    return digit_of(words), named.pop()
+    return digit_of(words), directions.pop()
 
 
 def targets(prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
