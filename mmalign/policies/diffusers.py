@@ -25,13 +25,13 @@ from mmalign.policies.parameters import Other, ParameterSets, digest, frozen
 from mmalign.policies.pipelines import memory as fitting
 from mmalign.policies.pipelines import mixing, reference_models
 from mmalign.policies.pipelines.arguments import call_arguments_of
-from mmalign.policies.pipelines.calling import GUIDANCE, Caller, load, type_of
+from mmalign.policies.pipelines.calling import GUIDANCE, Caller, load
 from mmalign.policies.pipelines.interception import Finished, Place, watched
 from mmalign.policies.pipelines.reference_models import First
 from mmalign.policies.pipelines.refusals import refusals
 from mmalign.policies.pipelines.scheduler import Moment, Player
 from mmalign.policies.pipelines.trajectories import Remembered, Trajectories, Transition
-from mmalign.policies.settings import Dtype, Lora, Memory, Schedule
+from mmalign.policies.settings import Dtype, Lora, Memory, Schedule, type_of
 from mmalign.samplers import kernels
 from mmalign.samplers.assignment import assignment, drawn_by
 from mmalign.samplers.windows import all_but_last

@@ -19,7 +19,7 @@ from mmalign.types import UserError
 __all__ = ["ParameterSets"]
 
 WIDEST = 8  # times the trained rank: a mixture of LoRA sets with more is factored anew
-SOME = 64  # numbers of each tensor that a digest looks at
+SOME = 64  # numbers of each tensor by which weights are told apart
 
 
 class Other(NamedTuple):
@@ -282,11 +282,15 @@ def digest(modules: Mapping[str, nn.Module]) -> str:
     for part, module in sorted(modules.items()):
         for name, value in sorted(module.state_dict().items()):
             hasher.update(f"{part}.{name} {value.dtype} {list(value.shape)}".encode())
-            count = min(value.numel(), SOME)
-            at = torch.arange(count) * (value.numel() - 1) // max(count - 1, 1)
-            numbers = value.detach().flatten().view(torch.uint8).view(-1, value.element_size())[at.to(value.device)]
+            numbers = value.detach().flatten().view(torch.uint8).view(-1, value.element_size())[spread(value.numel()).to(value.device)]
             hasher.update(numbers.cpu().numpy().tobytes())
     return hasher.hexdigest()
+
+
+def spread(count: int) -> Tensor:
+    """Places of some of ``count`` numbers, from the first to the last, by which tensors are told apart."""
+    some = min(count, SOME)
+    return torch.arange(some) * (count - 1) // max(some - 1, 1)
 
 
 def frozen(key: str, sets: ParameterSets, others: ParameterSets) -> None:
@@ -331,9 +335,14 @@ def replaced(
                     parameters[key].copy_(own)
 
 
+def _in_processes() -> bool:
+    """Whether this is one of several processes, whose parameters may be in shards."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
 def like(value: Tensor, p: Tensor) -> Tensor:
     """A whole tensor as the shards of a parameter that ``fully_shard`` has cut; others as they are."""
-    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+    if not _in_processes():
         return value
     from torch.distributed.tensor import DTensor, distribute_tensor
 
@@ -344,7 +353,7 @@ def like(value: Tensor, p: Tensor) -> Tensor:
 
 def whole(value: Tensor) -> Tensor:
     """Shards of ``fully_shard`` put together; others as they are."""
-    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+    if not _in_processes():
         return value
     from torch.distributed.tensor import DTensor
 
@@ -353,7 +362,7 @@ def whole(value: Tensor) -> Tensor:
 
 def reshard(module: nn.Module) -> None:
     """Drops gathered parameters of ``fully_shard``, which keeps those of its outermost module after a forward pass."""
-    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+    if not _in_processes():
         return
     from torch.distributed.fsdp import FSDPModule
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
+
+import torch
 
 from mmalign.arguments.ranges import Count, Finite, Positive, Seed, Share, within
 from mmalign.arguments.signatures import Record
@@ -13,6 +15,13 @@ from mmalign.types import Kernel, UserError
 
 RANK = 32
 Dtype = Literal["float32", "bfloat16", "float16"]
+
+
+def type_of(dtype: str | None) -> torch.dtype | None:
+    """A floating type by its name. Errors: UserError for another word."""
+    if dtype is not None and dtype not in get_args(Dtype):
+        raise UserError(f"policy.dtype: got {dtype!r}, takes {', '.join(get_args(Dtype))}")
+    return None if dtype is None else getattr(torch, dtype)  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)

@@ -252,3 +252,12 @@ def test_a_schedule_without_a_random_step_is_refused(steps, noise_level):
     policy = make("digits", steps=steps, kernel=kernels.flow_sde(noise_level=noise_level), window=everything())
     with pytest.raises(UserError, match=rf"policy\.schedule: none of {steps} steps is random, so there is nothing to train"):
         policy.sample(["a 3"], 2, torch.Generator().manual_seed(0))
+
+
+def test_a_type_that_is_none_of_those_is_refused_before_anything_is_loaded():
+    from mmalign.policies.language import loading
+    from mmalign.policies.pipelines import calling
+
+    for load in (calling.load, loading.load):
+        with pytest.raises(UserError, match="policy.dtype: got 'half', takes float32, bfloat16, float16"):
+            load("an-organisation/a-model", dtype="half")

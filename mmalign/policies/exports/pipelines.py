@@ -11,6 +11,7 @@ import copy
 import inspect
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -165,12 +166,10 @@ def _first_calls(policy: DiffusersPolicy, prompt: str) -> dict[str, DenoiserCall
 
         return hook
 
-    hooks = [module.register_forward_hook(listen(name), with_kwargs=True) for name, module in policy.denoisers.items()]
-    try:
+    with ExitStack() as hooks:
+        for name, module in policy.denoisers.items():
+            hooks.enter_context(module.register_forward_hook(listen(name), with_kwargs=True))
         policy.caller.until_finished([prompt], [0], None, [prompt])
-    finally:
-        for hook in hooks:
-            hook.remove()
     return calls
 
 

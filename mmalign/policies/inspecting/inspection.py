@@ -10,6 +10,7 @@ import inspect
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -195,13 +196,10 @@ def _denoiser_calls(policy: DiffusersPolicy, arguments: Mapping[str, Any]) -> li
     def answer(moment: Moment) -> Tensor:
         raise Finished
 
-    hooks = [module.register_forward_pre_hook(hook, with_kwargs=True) for module in policy.denoisers.values()]
-    try:
-        with torch.no_grad():
-            policy.caller.until_finished([PROMPTS[0]], [0], Player(answer), [PROMPTS[0]], **arguments)
-    finally:
-        for handle in hooks:
-            handle.remove()
+    with ExitStack() as hooks, torch.no_grad():
+        for module in policy.denoisers.values():
+            hooks.enter_context(module.register_forward_pre_hook(hook, with_kwargs=True))
+        policy.caller.until_finished([PROMPTS[0]], [0], Player(answer), [PROMPTS[0]], **arguments)
     return calls
 
 

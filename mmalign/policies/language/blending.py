@@ -59,8 +59,5 @@ def _reading(embedding: nn.Module, rows: prefixes.Sequences, instead: Tensor, sh
             inside = False
         return (1 - share) * output + share * other
 
-    handle = embedding.register_forward_hook(mix)
-    try:
+    with embedding.register_forward_hook(mix):
         yield
-    finally:
-        handle.remove()

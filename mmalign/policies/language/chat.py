@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 from mmalign.conversations import Turn, as_parts, as_text, media_of, texts_of
 from mmalign.policies.language.agreement import Agreement, compared
-from mmalign.policies.language.templates import PROBE, REASONING, Frame, ends_of, frame, holds, overlap, source, start_of_run
+from mmalign.policies.language.templates import PROBE, REASONING, Frame, adds_special, ends_of, frame, holds, overlap, source, start_of_run
 from mmalign.policies.language.vision import Prompt, Vision
 from mmalign.types import UserError
 
@@ -220,8 +220,7 @@ class Chat:
 
     def _prompt_ids(self, text: str) -> list[int]:
         """A text's ids with what the tokenizer puts before it; BOS once."""
-        bos = self.tokenizer.bos_token
-        return list(self.tokenizer(text, add_special_tokens=not (bos and text.startswith(bos)))["input_ids"])
+        return list(self.tokenizer(text, add_special_tokens=adds_special(self.tokenizer, text))["input_ids"])
 
     def _open(self, prompt: Prompt) -> Prompt:
         """A prompt without the ends that the tokenizer put behind it: the answer follows."""

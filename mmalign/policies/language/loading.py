@@ -8,16 +8,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import nn
 
 from mmalign.matching import reading, refuse_nowhere, refuse_unfinished, refuse_unlike
+from mmalign.policies.settings import type_of
 from mmalign.types import UserError
 
 ABOUT = ("image", "video", "audio", "vision", "boi", "eoi")
 FRAMES = re.compile(r"image|img|video|vision|audio|^<row_\d+_col_\d+>$", re.IGNORECASE)
 BRACKETS = re.compile(r"<.+>|\[.+\]")
-TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def load(name: str, reader: Any = None, *, dtype: str | None = None, trust_remote_code: bool = False) -> tuple[Any, Any]:
@@ -29,8 +28,7 @@ def load(name: str, reader: Any = None, *, dtype: str | None = None, trust_remot
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
 
-    if dtype is not None and dtype not in TYPES:
-        raise UserError(f"policy.dtype: got {dtype!r}, takes {', '.join(TYPES)}")
+    floating = type_of(dtype)
     what = "a causal language model or a vision-language model"
     refuse_nowhere("policy.model", name, what)
     refuse_unfinished("policy.model", name)
@@ -39,7 +37,7 @@ def load(name: str, reader: Any = None, *, dtype: str | None = None, trust_remot
     with reading("policy.model", name, f"{what}, a folder or a hub id"):
         if getattr(AutoConfig.from_pretrained(name, **options), "vision_config", None) is not None:
             kind = AutoModelForImageTextToText
-        settings = {"dtype": "auto" if dtype is None else TYPES[dtype], "output_loading_info": True, "ignore_mismatched_sizes": True}
+        settings = {"dtype": floating or "auto", "output_loading_info": True, "ignore_mismatched_sizes": True}
         with quiet_report():
             model, info = kind.from_pretrained(name, **settings, **options)
         if reader is None or isinstance(reader, str):

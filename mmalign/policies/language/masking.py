@@ -31,11 +31,8 @@ class Veil:
     @contextmanager
     def over(self, model: Any) -> Iterator[None]:
         """Hides from the model's decoder while the block lasts."""
-        handle = model.get_decoder().register_forward_pre_hook(self._before, with_kwargs=True)
-        try:
+        with model.get_decoder().register_forward_pre_hook(self._before, with_kwargs=True):
             yield
-        finally:
-            handle.remove()
 
     def _before(self, module: nn.Module, args: Any, arguments: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         mask = arguments.get("attention_mask")

@@ -57,6 +57,12 @@ def frame(with_ask: str, without_ask: str, tokenizer: Any) -> Frame:
     return Frame(tuple(sorted(opening)), head.removeprefix(bos).strip(), ask.strip())
 
 
+def adds_special(tokenizer: Any, text: str) -> bool:
+    """Whether a tokenizer is to put its own special tokens before a text, as processors' templates do it: BOS once."""
+    bos = tokenizer.bos_token
+    return not (bos and text.startswith(bos))
+
+
 def holds(text: str, words: str) -> bool:
     """Whether a text holds some words, spaces aside, which templates strip and add."""
     return "".join(words.split()) in "".join(text.split())

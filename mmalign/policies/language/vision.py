@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from mmalign.media import KINDS, Limits, Medium, canonical_bytes, footage, named, picture
+from mmalign.policies.language.templates import adds_special
 from mmalign.types import UserError
 
 Span = tuple[int, int]
@@ -163,8 +164,7 @@ class Vision:
             arguments["images"] = [pictures]  # those of one prompt: some processors cut a single image finer than several
         if clips := [medium for medium in media if medium.kind == "video"]:
             arguments |= self._clips(clips)
-        bos = self.processor.tokenizer.bos_token
-        if bos and text.startswith(bos):  # as the processor's own template does it: BOS once
+        if not adds_special(self.processor.tokenizer, text):
             arguments["add_special_tokens"] = False
         try:
             return self.processor(

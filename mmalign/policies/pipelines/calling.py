@@ -18,28 +18,24 @@ from mmalign.policies.pipelines.interception import Finished, Place, encoded_onc
 from mmalign.policies.pipelines.memory import DENOISERS, Offloaded
 from mmalign.policies.pipelines.scheduler import Player, seat
 from mmalign.policies.pipelines.unfit import reason
+from mmalign.policies.settings import type_of
 from mmalign.types import UserError, contents
 
 GUIDANCE = ("guidance_scale", "guidance_scale_2", "true_cfg_scale")  # 1.0 switches classifier-free guidance off
-TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-def type_of(dtype: str | None) -> torch.dtype | None:
-    """A floating type by its name."""
-    return None if dtype is None else TYPES[dtype]
 
 
 def load(name: str, *, dtype: str | None = None) -> Any:
     """``DiffusionPipeline.from_pretrained``.
 
-    Errors: UserError where there is no such pipeline, for damaged files, and for tensors of a part that are missing, left over or of
-    another shape.
+    Errors: UserError for another type, where there is no such pipeline, for damaged files, and for tensors of a part that are missing,
+    left over or of another shape.
     """
     from diffusers import DiffusionPipeline
 
+    kind = type_of(dtype)
     refuse_nowhere("policy.pipeline", name, "a pipeline")
     refuse_unfinished("policy.pipeline", name)
-    kind, home = type_of(dtype), parts.own_class(name) or DiffusionPipeline
+    home = parts.own_class(name) or DiffusionPipeline
     with reading("policy.pipeline", name, "a pipeline, a folder or a hub id"):
         pipe = home.from_pretrained(name, **({} if kind is None else {"dtype": kind}))
         parts.refuse_unlike_parts("policy.pipeline", pipe, name)

@@ -47,11 +47,8 @@ def _mixed(module: nn.Module, shares: Mapping[str, float], using: Using) -> Iter
             inside = False
         return _replaced(output, total)
 
-    handle = module.register_forward_hook(mix, with_kwargs=True)
-    try:
+    with module.register_forward_hook(mix, with_kwargs=True):
         yield
-    finally:
-        handle.remove()
 
 
 def _tensor(output: Any) -> Tensor:

@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from mmalign.policies.parameters import spread
 from mmalign.policies.settings import Schedule
 from mmalign.samplers.windows import Window
 from mmalign.types import Kernel, Level, Prediction, UserError
 
 ROUNDED = 2.0**-6  # of an autoencoder's weights, between half precision and full
-SOME = 64  # numbers of each of its tensors that are compared
 MEANING = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
 
 
@@ -57,10 +57,9 @@ def _apart(one: nn.Module, two: nn.Module) -> str:
         values = [table.get(name) for table in tables]
         if values[0] is None or values[1] is None or values[0].shape != values[1].shape:
             return name
-        count = min(values[0].numel(), SOME)
-        at = torch.arange(count) * (values[0].numel() - 1) // max(count - 1, 1)
+        at = spread(values[0].numel())
         here, there = (value.detach().flatten()[at.to(value.device)].double().cpu() for value in values if value is not None)
-        if not torch.allclose(here, there, rtol=ROUNDED, atol=ROUNDED * float(here.abs().max()) if count else 0.0):
+        if not torch.allclose(here, there, rtol=ROUNDED, atol=ROUNDED * float(here.abs().max()) if len(at) else 0.0):
             return name
     return ""
 

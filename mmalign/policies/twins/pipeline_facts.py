@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+from collections.abc import Mapping
 from typing import Any
 
 from mmalign.policies.twins.facts import CHANNELS, DYNAMIC, WAN, XL, W
@@ -111,11 +112,12 @@ PROMPTS = {"BriaFiboEditPipeline": ('{"edit_instruction": "make it red"}', '{"ed
 
 def components(pipeline: str) -> dict[str, Any]:
     """Named facts of a pipeline's components."""
-    facts: dict[str, Any] = {}
-    for pattern, parts in COMPONENTS.items():
-        if fnmatch.fnmatchcase(pipeline, pattern):
-            facts = {**facts, **parts}
-    return facts
+    return _matching(COMPONENTS, pipeline)
+
+
+def _matching(table: Mapping[str, Mapping[str, Any]], pipeline: str) -> dict[str, Any]:
+    """The facts of all patterns that a name matches, the later ones over the earlier."""
+    return {key: value for pattern, facts in table.items() if fnmatch.fnmatchcase(pipeline, pattern) for key, value in facts.items()}
 
 
 # Calls
@@ -162,8 +164,4 @@ CALLS: dict[str, dict[str, Any]] = {
 
 def calls(pipeline: str) -> dict[str, Any]:
     """Named facts of a pipeline's call."""
-    facts: dict[str, Any] = {}
-    for pattern, values in CALLS.items():
-        if fnmatch.fnmatchcase(pipeline, pattern):
-            facts = {**facts, **values}
-    return facts
+    return _matching(CALLS, pipeline)
