@@ -198,10 +198,10 @@ class ForwardPolicy:
             facts={"noise": level} if "noise" in need_kinds else {},
             event_size=noised.clean[0].numel(),
             kind="bound",
-            contrasts={name: self._under(name, rollout, rows, columns) for name in named("contrast", needs)},
+            contrasts={name: self._contrast(name, rollout, rows, columns) for name in named("contrast", needs)},
         )
 
-    def _under(self, name: str, rollout: Rollout, rows: Tensor, columns: Tensor) -> Steps:
+    def _contrast(self, name: str, rollout: Rollout, rows: Tensor, columns: Tensor) -> Steps:
         """The bounds of some rows under other prompts, of the policy and of ``ref``."""
         prompts = other_prompts(name, rollout.held, rows)
         bounds = lambda: torch.stack([self._bound(rollout, rows, column, prompts) for column in columns.tolist()], dim=1)  # noqa: E731

@@ -345,13 +345,13 @@ class TransformersPolicy:
             refs={name: table[at] for name, table in refs.items()} if "refs" in need_kinds else {},
             kls=of_references("kls"),
             reverse_kls=of_references("reverse_kls"),
-            facts={name: table[:, columns].double() for name, table in self._read(rollout, rows, need_kinds).items()},
+            facts={name: table[:, columns].double() for name, table in self._facts(rollout, rows, need_kinds).items()},
             terms={need.kind: table[need][:, columns] for need in sorted(terms)},
             contrasts=contrasts,
             kind=ADAPTER.kind,
         )
 
-    def _read(self, rollout: Rollout, rows: Tensor, need_kinds: set[str]) -> dict[str, Tensor]:
+    def _facts(self, rollout: Rollout, rows: Tensor, need_kinds: set[str]) -> dict[str, Tensor]:
         """Facts ``[R, T]`` about what the tokens of some rows say."""
         completions: Completions = rollout.held
         facts, tokens, lengths = dict[str, Tensor](), completions.tokens[rows], completions.lengths[rows]

@@ -259,5 +259,5 @@ def test_a_type_that_is_none_of_those_is_refused_before_anything_is_loaded():
     from mmalign.policies.pipelines import calling
 
     for load in (calling.load, loading.load):
-        with pytest.raises(UserError, match="policy.dtype: got 'half', takes float32, bfloat16, float16"):
+        with pytest.raises(UserError, match=r"policy\.dtype: got 'half', takes float32, bfloat16, float16"):
             load("an-organisation/a-model", dtype="half")

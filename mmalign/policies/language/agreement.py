@@ -51,17 +51,17 @@ def compared(chat: Chat, prompt: Any, output: Any = None) -> Agreement:
     else:
         row = chat.row(prompt, output)
         ids = [*row.prompt.ids, *row.completion]
-    theirs, by = _theirs(chat, prompt, output)
+    theirs, by = _ids_by_transformers(chat, prompt, output)
     if output is not None and not words.decode(theirs[len(ids) :], skip_special_tokens=True).strip():
         theirs = theirs[: len(ids)]  # a line break or a second end behind the answer's own
     ended = output is not None and ids[:-1] == theirs and ids[-1] in chat.stops
     return Agreement(tuple(words.convert_ids_to_tokens(ids)), tuple(words.convert_ids_to_tokens(theirs)), by, ended)
 
 
-def _theirs(chat: Chat, prompt: Any, output: Any) -> tuple[list[int], str]:
+def _ids_by_transformers(chat: Chat, prompt: Any, output: Any) -> tuple[list[int], str]:
     reader = chat.tokenizer if chat.vision is None else chat.vision.processor
     if not chat.template or chat.arrives_rendered(prompt):
-        return _called(chat, prompt, output), f"{type(reader).__name__}(text)"
+        return _ids_as_called(chat, prompt, output), f"{type(reader).__name__}(text)"
     turns = chat.turns(prompt)
     media = media_of(turns)
     whole = turns if output is None else [*turns, *chat.answer(output)]
@@ -75,7 +75,7 @@ def _theirs(chat: Chat, prompt: Any, output: Any) -> tuple[list[int], str]:
     return _line(chat.vision.process(text, media)), f"{type(reader).__name__}(text, images, videos)"
 
 
-def _called(chat: Chat, prompt: Any, output: Any) -> list[int]:
+def _ids_as_called(chat: Chat, prompt: Any, output: Any) -> list[int]:
     """A text through the tokenizer or the processor, as a user calls it, and the answer's words behind it."""
     bos = chat.tokenizer.bos_token
     more = {} if output is None else {"output": chat.answer(output)}

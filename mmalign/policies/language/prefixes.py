@@ -80,7 +80,7 @@ def prefill(backbone: nn.Module, prompts: Sequence[Tensor], extras: Sequence[Map
 
     ids, mask = left_filled(prompts, device)
     cache = DynamicCache()
-    arguments = {**_placed(backbone, mask, _positions(mask), extras), "past_key_values": cache}
+    arguments = {**_mask_and_positions(backbone, mask, _positions(mask), extras), "past_key_values": cache}
     arguments |= together(extras, [len(prompt) for prompt in prompts], ids.shape[1], left=True)
     output = backbone(input_ids=ids, use_cache=True, return_dict=True, **arguments)
     return Prefilled(output.past_key_values, mask, output.last_hidden_state[:, -1], _shift(backbone, mask, arguments))
@@ -92,7 +92,7 @@ def follow(backbone: nn.Module, cache: Any, mask: Tensor, ids: Tensor, shift: Te
     shift: ``[R, 1]``, as of ``Prefilled``, of each row.
     """
     places = _positions(mask)[:, -ids.shape[1] :] + shift
-    arguments = {**_placed(backbone, mask, places), "past_key_values": cache, "use_cache": True, "return_dict": True}
+    arguments = {**_mask_and_positions(backbone, mask, places), "past_key_values": cache, "use_cache": True, "return_dict": True}
     states: Tensor = backbone(input_ids=ids, **arguments).last_hidden_state
     return states
 
@@ -105,7 +105,7 @@ def _shared(backbone: nn.Module, rows: Sequences) -> Tensor:
         return _after_media(backbone, rows)
     device, which = rows.tokens.device, rows.which
     ids, mask = left_filled(rows.prompts, device)
-    cache = caches.filled(backbone, {"input_ids": ids, **_placed(backbone, mask, _positions(mask))})
+    cache = caches.filled(backbone, {"input_ids": ids, **_mask_and_positions(backbone, mask, _positions(mask))})
     cache.crop(-1)
     tokens = torch.cat([ids[which, -1:], rows.tokens[:, :-1]], dim=1)
     real = torch.arange(tokens.shape[1], device=device) < rows.lengths.unsqueeze(1)
@@ -139,7 +139,7 @@ def _plain(backbone: nn.Module, rows: Sequences) -> Tensor:
         ids[row, :size] = rows.prompts[which].to(device)
         ids[row, size : size + length] = rows.tokens[row, :length]
     extras = [rows.extras[prompt] for prompt in rows.which.tolist()] if rows.extras else []
-    arguments = _placed(backbone, mask.long(), torch.arange(ids.shape[1], device=device).expand_as(ids), extras)
+    arguments = _mask_and_positions(backbone, mask.long(), torch.arange(ids.shape[1], device=device).expand_as(ids), extras)
     arguments |= together(extras, sizes.tolist(), ids.shape[1], left=False, answer=ANSWER_TYPE.get(_kind(backbone), 0))
     states = backbone(input_ids=ids, **arguments, use_cache=False, return_dict=True).last_hidden_state
     places = (sizes.unsqueeze(1) - 1 + torch.arange(width, device=device)).clamp(max=ids.shape[1] - 1)
@@ -198,7 +198,9 @@ def _positions(mask: Tensor) -> Tensor:
     return (mask.cumsum(1) - 1).clamp(min=0)
 
 
-def _placed(backbone: nn.Module, mask: Tensor, places: Tensor, extras: Sequence[Mapping[str, Tensor]] = ()) -> dict[str, Tensor]:
+def _mask_and_positions(
+    backbone: nn.Module, mask: Tensor, places: Tensor, extras: Sequence[Mapping[str, Tensor]] = ()
+) -> dict[str, Tensor]:
     """Mask and positions, as far as the backbone takes them, and does not have to find them itself."""
     parameters = inspect.signature(backbone.forward).parameters
     own = _finds_places(backbone) and any(name.endswith("grid_thw") for inputs in extras for name in inputs)

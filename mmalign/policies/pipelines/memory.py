@@ -79,7 +79,7 @@ class Offloaded:
         for hook in self._hooks:
             for name in ("encode", "decode"):
                 if callable(own := getattr(hook.model, name, None)):
-                    hook.model.__dict__[name] = _brought(hook.model, own)
+                    hook.model.__dict__[name] = _after_coming(hook.model, own)
         for module in denoisers:
             module.register_forward_pre_hook(torch.compiler.disable(lambda *_: self.put_away()))
 
@@ -90,7 +90,7 @@ class Offloaded:
                 hook.offload()
 
 
-def _brought(part: Any, own: Callable[..., Any]) -> Callable[..., Any]:
+def _after_coming(part: Any, own: Callable[..., Any]) -> Callable[..., Any]:
     def call(*args: Any, **kwargs: Any) -> Any:
         part._hf_hook.pre_forward(part)
         return own(*args, **kwargs)
