@@ -15,7 +15,7 @@ from typing import Any
 from mmalign.arguments import signatures
 from mmalign.arguments.renamed import renamed
 from mmalign.arguments.signatures import nearest
-from mmalign.config.nodes import KIND_OF, NAMED, OWN_ARGUMENTS, ROOMS, USUAL, expanded, maker
+from mmalign.config.nodes import KIND_OF, MODELS, NAMED, OWN_ARGUMENTS, ROOMS, USUAL, expanded, maker
 from mmalign.config.parsing import one_line
 from mmalign.lookup import catalogue
 from mmalign.lookup.external_code import IMPORT_PATH, ExternalCode, is_importable, is_offered, source_file, source_signature
@@ -313,8 +313,8 @@ def _not_nodes(path: str, parameter: signatures.Parameter, value: Any) -> Iterat
         if isinstance(item, Mapping):
             if "use" not in item and key not in USUAL:
                 yield f"{where}.use: missing, takes a name of {places}, or an import path"
-        elif key != "prompts" and not isinstance(item, list) and not (key in ("pipeline", "model") and isinstance(item, str)):
-            # a list of prompts may stand for itself, and so may the hub id or folder of a pipeline or a model
+        elif not (key == "prompts" or (key in MODELS and isinstance(item, str)) or (key in (*NAMED, "records") and isinstance(item, list))):
+            # prompts may stand for themselves, and so may the hub id or folder of a pipeline or a model
             yield f"{where}: got {item!r}, takes a node {{use: NAME, ...}} with a name of {places}"
 
 

@@ -39,6 +39,9 @@ ROOMS: dict[str, tuple[str, ...]] = {
 NAMED = ("rewards", "judges", "metrics", "transforms")
 """Keys that hold nodes by name; the other keys of `ROOMS` hold one node."""
 
+MODELS = ("pipeline", "model")
+"""Keys whose hub id or folder may stand in place of a node."""
+
 USUAL = {"optimizer": "adamw"}
 """key -> what a node under it uses where it does not say."""
 
@@ -64,7 +67,7 @@ def expanded(value: Any, parameter: signatures.Parameter) -> Any:
 
 def _node(word: Any, key: str) -> Any:
     """The node that a word stands for under a key; anything else, and the id or folder of a model, as it is."""
-    if not isinstance(word, str) or key in ("pipeline", "model"):
+    if not isinstance(word, str) or key in MODELS:
         return word
     is_name = any(word in index(f"mmalign.{room}") for room in ROOMS[key])
     if key == "prompts" and not is_name:

@@ -63,3 +63,16 @@ def test_elsewhere_a_function_is_what_makes_the_thing():
 
     assert maker(window, ("samplers.windows",)) is window
     assert maker(window, ("rewards", "worlds"))() is window
+
+
+@pytest.mark.parametrize(
+    "key", ["policy", "policy.pipeline", "policy.schedule.kernel", "policy.schedule.window", "method", "combine", "oracle"]
+)
+@pytest.mark.parametrize("value", [[], [None], [{"use": "digits"}], 3])
+def test_a_list_is_no_node_where_one_object_is_built(key, value):
+    home = config = load("digits/demo")
+    *homes, last = key.split(".")
+    for word in homes:
+        home = home[word]
+    home[last] = value
+    assert any(line.startswith(f"{key}: got {value!r}, takes a node") for line in check(config)), check(config)

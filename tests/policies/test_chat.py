@@ -79,6 +79,9 @@ def test_without_a_template_a_completion_ends_with_the_end_of_text():
         (None, ASK, "yes", "no chat template"),
         (None, "ab", TOOLS, "no chat template"),
         (None, "", "yes", "prompt: got an empty one"),
+        (tiny_text.CHATML, ASK, torch.zeros(3, 8, 8), r"completion: got a tensor \[3, 8, 8\], takes a text, or the turns that follow"),
+        (tiny_text.CHATML, ASK, [torch.zeros(3)], "completion: got a list, takes a text"),
+        (None, "ab", 3, "completion: got a int, takes a text"),
     ],
 )
 def test_what_a_template_loses_is_refused(template, prompt, output, message):

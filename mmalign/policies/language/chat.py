@@ -17,8 +17,10 @@ Contents are strings or lists of parts: ``{"type": "text", "text": ...}``, ``{"t
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
+
+from torch import Tensor
 
 from mmalign.conversations import Turn, as_parts, as_text, media_of, texts_of
 from mmalign.policies.language.agreement import Agreement, compared
@@ -106,8 +108,11 @@ class Chat:
     def answer(self, output: Any) -> list[Turn]:
         """A completion as turns, the ends that its words carry taken off.
 
-        Errors: UserError for a completion that is empty, or that ends before its last word.
+        Errors: UserError for a completion that is empty, that ends before its last word, or that is a picture.
         """
+        if not isinstance(output, str) and not (isinstance(output, Sequence) and all(isinstance(turn, Mapping) for turn in output)):
+            what = f"a tensor {list(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
+            raise UserError(f"completion: got {what}, takes a text, or the turns that follow")
         turns: list[Turn] = [{"role": "assistant", "content": output}] if isinstance(output, str) else list(output)
         added = [self._unended(turn) for turn in turns]
         own = [turn for turn in added if turn.get("role") == "assistant"]
