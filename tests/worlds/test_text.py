@@ -136,7 +136,7 @@ def test_grpo_ends_at_the_optimum_that_was_counted_out(tmp_path: Path) -> None:
         steps=60,
         evaluation={"every": 100, "samples": 1},
         run={"folder": str(tmp_path), "trackers": ()},
-        batch={"prompts": 1, "group": 256, "micro_rows": 256},
+        batch={"prompts": 1, "group": 128, "micro_rows": 128},
         optimizer=mm.adamw(rate=0.03, decay="linear"),
     )
     now = text_optimum(model, tokens, "a b", vowels, tokens=2, beta=1e9)
