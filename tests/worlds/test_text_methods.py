@@ -2,23 +2,41 @@
 
 from __future__ import annotations
 
+import functools
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from mmalign.config import build, check, load
 from mmalign.rooms import resource
+from mmalign.worlds.text import pairs
 from mmalign.worlds.text.base import text
+
+
+@pytest.fixture(scope="module")
+def base() -> dict[str, torch.Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in text()[0].named_parameters()}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def made_once() -> Iterator[None]:
+    """Pairs are the same for all methods; pages are tested elsewhere."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pairs, "text_pairs", functools.cache(pairs.text_pairs))
+        patch.setattr("mmalign.recipes._run.build", lambda path: path)
+        yield
+
 
 CONFIGS = sorted(path.stem for path in (Path(__file__).parents[2] / "configs" / "text").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_a_method_trains_text(name: str, tmp_path: Path) -> None:
+def test_a_method_trains_text(name: str, base: dict[str, torch.Tensor], tmp_path: Path) -> None:
     config = load(f"text/{name}")
     assert check(config) == [] and config["run"]["name"] == f"text_{name}" and config["method"]["use"] == name
-    before = dict(text()[0].named_parameters())
     if "references" in config:  # a run that would have been trained before: its folder holds the base itself
         config["references"] = {key: {"from": str(resource("assets/text/llama"))} for key in config["references"]}
     if "records" in config:
@@ -30,9 +48,7 @@ def test_a_method_trains_text(name: str, tmp_path: Path) -> None:
     trained = [row for row in rows if row["phase"] == "train"]
     assert len(trained) == 2 and all(row["grad_norm"] > 0 and row["skipped"] == 0 for row in trained)
     moved = max(
-        float((run.policy.parameters()[key].detach() - value).abs().max())
-        for key, value in before.items()
-        if key in run.policy.parameters()
+        float((run.policy.parameters()[key].detach() - value).abs().max()) for key, value in base.items() if key in run.policy.parameters()
     )
     assert moved > 1e-5
     before_and_after = [row["kl"] for row in rows if row["phase"] == "eval"]
