@@ -16,7 +16,7 @@ from PIL import Image
 
 import mmalign as mm
 from mmalign.data._reading.parsing import excerpt, parsed
-from mmalign.data._reading.tables import blocks, in_order
+from mmalign.data._reading.tables import _size, blocks, in_order
 from mmalign.media import Broken
 from mmalign.types import UserError
 
@@ -192,6 +192,36 @@ def test_parquet_that_cannot_be_read(tmp_path):
     for content in (whole[:-1], whole[: len(whole) // 2], b"PAR1", b"PAR1" * 5, whole[:-8] + b"\xff\xff\xff\x7fPAR1", b""):
         path.write_bytes(content)
         refused(path, "a.parquet is no parquet file")
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_text_that_many_rows_refer_to_is_held_once(tmp_path, nested):
+    """A file of some KiB, each of whose 60 rows says the same 20 MB; nested: one of them says it a hundred times."""
+    pyarrow = pytest.importorskip("pyarrow")
+    count = 159 if nested else 60
+    column = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * count, pyarrow.int32()), ["x" * 20_000_000])
+    if nested:
+        column = pyarrow.ListArray.from_arrays(pyarrow.array([0, *range(100, 160)], pyarrow.int32()), column)
+    table = pyarrow.table({"prompt": [f"p{n}" for n in range(60)], "chosen": column, "number": list(range(60))})
+    path = parquet(tmp_path / "a.parquet", table, store_schema=False, dictionary_pagesize_limit=2**30, compression="zstd")
+    del column, table
+    before = pyarrow.total_allocated_bytes()
+    count, read = blocks(str(path))[0].open()
+    assert count == 60 and path.stat().st_size < 20_000 and pyarrow.total_allocated_bytes() - before < 2**28
+    if nested:
+        with pytest.raises(Broken, match=r"a row that unfolds to 2,000,000,\d+ bytes, takes at most 536,870,912"):
+            read(0)
+    row = read(59)
+    assert row == {"prompt": "p59", "chosen": ["x" * 20_000_000] if nested else "x" * 20_000_000, "number": 59}
+
+
+def test_numbers_that_many_rows_refer_to_are_counted(tmp_path):
+    """A run of one number takes some bytes in the file, and eight in memory for each row."""
+    pyarrow = pytest.importorskip("pyarrow")
+    table = pyarrow.table({"prompt": ["p"] * 200_000, "number": [7] * 200_000})
+    path = parquet(tmp_path / "a.parquet", table, compression="zstd")
+    stored = pyarrow.parquet.ParquetFile(path)
+    assert _size(stored.metadata.row_group(0), stored.schema) == 200_000 * (8 + 4) and path.stat().st_size < 4_000
 
 
 def test_a_group_that_unfolds(tmp_path):

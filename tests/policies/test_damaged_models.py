@@ -57,6 +57,14 @@ def test_whatever_a_library_raises_is_a_line(tmp_path: Path, file: str, content:
         refused(lambda: load(str(tmp_path)), f"policy.model: {'' if content == DAMAGE['model.safetensors'][3] else 'got '}")
 
 
+@pytest.mark.parametrize("end", ["../../x", [1, "a"], 2.5, {"a": 1}])
+def test_ends_that_are_no_ids_are_refused(tmp_path: Path, end: Any) -> None:
+    models.language(tmp_path)
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": end}))
+    with models.quiet():
+        refused(lambda: models.load_language(tmp_path), "policy.model: ", "eos_token_id" if end != {"a": 1} else "")
+
+
 @pytest.mark.parametrize("content", [b"", b"[]", b"{", b'{"_class_name": 3}', b'{"_class_name": "Nope"}', b'"x"', b"\xff"])
 def test_a_damaged_index_of_a_pipeline_is_a_line(tmp_path: Path, content: bytes) -> None:
     models.pipeline(tmp_path)

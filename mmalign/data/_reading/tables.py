@@ -26,6 +26,15 @@ FILE = "__file__"  # that a row is from, beside its columns
 KEY = "__key__"  # of a row of a shard: the name that its members share
 FIELD = 128 * 2**10  # bytes of a field of CSV, at least
 UNFOLDED = 100  # bytes of a parquet row group, which is read whole, for each byte of its file, past the first 512 MiB
+WIDTHS = {
+    "BOOLEAN": 1,
+    "INT32": 4,
+    "INT64": 8,
+    "INT96": 12,
+    "FLOAT": 4,
+    "DOUBLE": 8,
+    "BYTE_ARRAY": 4,
+}  # of a value; of a text, its reference
 
 
 class Block(NamedTuple):
@@ -190,26 +199,34 @@ def _parquet(file: Path, most: int) -> list[Block]:
         raise UserError("records: parquet files need the package pyarrow, which is not installed") from error
     damaged = (pyarrow.ArrowException, OSError, ValueError, OverflowError, MemoryError)
     try:
-        groups = parquet.ParquetFile(file).num_row_groups
+        whole = parquet.ParquetFile(file)
+        groups, most_of_it = whole.num_row_groups, max(2**29, UNFOLDED * file.stat().st_size)
+        # a text that is stored once and referred to by many rows stays so: each row unfolds its own
+        columns = [whole.schema.column(number) for number in range(len(whole.schema))]
+        texts = [column.path for column in columns if column.physical_type == "BYTE_ARRAY"]
     except damaged as error:
         raise UserError(f"records.path: {file} is no parquet file: {short(error)}") from error
 
     def block(group: int) -> Block:
         def opened() -> tuple[int, Callable[[int], Row]]:
             try:
-                stored = parquet.ParquetFile(file, page_checksum_verification=True)
-                size = stored.metadata.row_group(group).total_byte_size
-                if size > (most_of_it := max(2**29, UNFOLDED * file.stat().st_size)):
+                stored = parquet.ParquetFile(file, page_checksum_verification=True, read_dictionary=texts)
+                size = _size(stored.metadata.row_group(group), stored.schema)
+                if size > most_of_it:
                     raise Broken(f"a row group that unfolds to {size:,} bytes, takes at most {most_of_it:,}")
                 table = stored.read_row_group(group)
                 table.validate(full=True)
+                large = sum(_unfolded(column) for column in table.columns) > most_of_it  # all its rows together, which nobody holds
             except (*damaged, Broken) as error:  # a group is read whole or not at all: what is wrong with it takes the place of its rows
                 broken = error if isinstance(error, Broken) else Broken(f"not readable: {short(error)}")
                 return 1, lambda number: _raised(broken)
 
             def read(number: int) -> Row:
                 try:
-                    return _mapping(table.slice(number, 1).to_pylist()[0])
+                    row = table.slice(number, 1)
+                    if large and (size := sum(_unfolded(column) for column in row.columns)) > most_of_it:
+                        raise Broken(f"a row that unfolds to {size:,} bytes, takes at most {most_of_it:,}")
+                    return _mapping(row.to_pylist()[0])
                 except damaged as error:
                     raise Broken(f"not readable: {short(error)}") from error
 
@@ -218,6 +235,31 @@ def _parquet(file: Path, most: int) -> list[Block]:
         return Block(f"{file.name}#{group}", opened, str(file))
 
     return [block(group) for group in range(groups)]
+
+
+def _size(group: Any, schema: Any) -> int:
+    """Bytes of a row group once it is read: what it stores, or, where more, its values of a fixed width, and a reference to each text."""
+    values = 0
+    for number in range(group.num_columns):
+        fixed = schema.column(number)
+        values += group.column(number).num_values * (WIDTHS.get(fixed.physical_type) or fixed.length)
+    return max(group.total_byte_size, values)
+
+
+def _unfolded(column: Any) -> int:
+    """Bytes of the texts that a column's values refer to, each counted as often as it is referred to."""
+    import pyarrow
+    from pyarrow import compute
+
+    if isinstance(column, pyarrow.ChunkedArray):
+        return sum(_unfolded(chunk) for chunk in column.chunks)
+    if isinstance(column, pyarrow.DictionaryArray):
+        return compute.sum(compute.binary_length(column.dictionary).take(column.indices).cast("int64")).as_py() or 0
+    if isinstance(column, (pyarrow.ListArray, pyarrow.LargeListArray, pyarrow.FixedSizeListArray)):
+        return _unfolded(column.flatten())
+    if isinstance(column, pyarrow.StructArray):
+        return sum(_unfolded(part) for part in column.flatten())
+    return int(column.nbytes)
 
 
 def _raised(error: Broken) -> Row:

@@ -69,9 +69,11 @@ def _tokenizer(name: str, **options: Any) -> Any:
 
 
 def stops_of(model: Any) -> list[int]:
-    """The ids that a model's generation config ends with."""
+    """The ids that a model's generation config ends with. Errors: UserError for what are no ids."""
     config = getattr(model, "generation_config", None)
     stops = None if config is None else config.eos_token_id
+    if not all(isinstance(stop, int) for stop in (stops if isinstance(stops, (list, tuple)) else [stops]) if stops is not None):
+        raise UserError(f"policy.model: its generation config says eos_token_id {stops!r}, takes ids of its vocabulary")
     return [] if stops is None else [int(stop) for stop in stops] if isinstance(stops, (list, tuple)) else [int(stops)]
 
 
