@@ -72,6 +72,10 @@ Finite = Annotated[float, within(-math.inf, above=True, below=True)]
 """Any number that is one."""
 Share = Annotated[float, within(0, 1, below=True)]
 """From 0 to below 1: a decay, a dropout."""
+Proportion = Annotated[float, within(0, 1)]
+"""From 0 to 1, both included."""
+Size = Annotated[int, within(1, 2**53)]
+"""Bytes or pixels that something may have."""
 
 
 def _short(number: float) -> str:

@@ -268,6 +268,15 @@ def scalar(annotation: Any) -> bool:
     return all(any(part is leaf for leaf in scalars) or typing.get_origin(part) is Literal for part in parts)
 
 
+def data_alone(annotation: Any) -> bool:
+    """Whether only scalars, and lists and mappings of them, fit: then no node may stand there, nor inside."""
+    if scalar(annotation):
+        return True
+    inside = [part for part in typing.get_args(annotation) if part is not ...]
+    kept = typing.get_origin(annotation) in (Union, types.UnionType, *CONTAINERS)
+    return kept and bool(inside) and all(data_alone(part) for part in inside)
+
+
 def may_be_plain(value: Any, annotation: Any) -> bool:
     """Whether a value that holds no node may stand for an object: one of a union's plain types, or a list or mapping of nodes."""
     parts = typing.get_args(annotation) if typing.get_origin(annotation) in (Union, types.UnionType) else (annotation,)

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from mmalign.arguments.ranges import NotNegative
 from mmalign.combinations._parts import Chain, Combination, Missing, Rows, chosen, or_missing, refuse_missing, table, usable
 from mmalign.combinations.transforms import z_score
 from mmalign.conversations import question
@@ -137,7 +138,7 @@ def worst(*, of: Sequence[str] | None = None, transforms: Mapping[str, Any] | No
 
 
 def lower_bound(
-    *, of: Sequence[str] | None = None, k: float = 1.0, spread: Literal["std", "variance"] = "std", unbiased: bool = False,
+    *, of: Sequence[str] | None = None, k: NotNegative = 1.0, spread: Literal["std", "variance"] = "std", unbiased: bool = False,
     transforms: Mapping[str, Any] | None = None, missing: Missing = "row",
 ) -> Combination:  # fmt: skip
     """``mean_k r_k - k * std_k r_k``: an ensemble's mean, less where its members disagree.
@@ -171,7 +172,7 @@ def lower_bound(
 
 
 def pessimistic(
-    *, of: Sequence[str] | None = None, beta: float, transforms: Mapping[str, Any] | None = None, missing: Missing = "row"
+    *, of: Sequence[str] | None = None, beta: NotNegative, transforms: Mapping[str, Any] | None = None, missing: Missing = "row"
 ) -> Combination:
     """``-beta log mean_k exp(-r_k / beta)``: between the mean (beta to infinity) and the worst (beta to 0) of an ensemble.
 

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from mmalign.arguments.ranges import NotNegative, Positive, Proportion
 from mmalign.combinations._parts import Rows, Transform, or_missing, read_reference
 from mmalign.conversations import known_by
 from mmalign.types import UserError
@@ -21,7 +22,7 @@ __all__ = ["affine", "calibrated", "clip", "isotonic", "log_sigmoid", "rank", "z
 Over = Literal["group", "batch", "running"]
 
 
-def z_score(*, over: Over = "group", eps: float = 1e-6) -> Transform:
+def z_score(*, over: Over = "group", eps: NotNegative = 1e-6) -> Transform:
     """``(r - mean) / (std + eps)``, std with n - 1, over the row's group, the batch, or everything seen in training (``running``).
 
     over: the rows whose mean and deviation they are. eps: what is added to the deviation, in units of the reward.
@@ -95,7 +96,7 @@ def affine(*, scale: float = 1.0, shift: float = 0.0) -> Transform:
 
 
 def log_sigmoid(
-    *, center: float | None = None, reference: str | None = None, reward: str | None = None, quantile: float = 0.5
+    *, center: float | None = None, reference: str | None = None, reward: str | None = None, quantile: Proportion = 0.5
 ) -> Transform:
     """``log sigmoid(r - center)``: what is above the center gains little more, what is below it loses in proportion.
 
@@ -127,7 +128,7 @@ def log_sigmoid(
 
 
 def calibrated(
-    *, reference: str, reward: str | None = None, then: Literal["best_of_n", "worst_of_n"] | None = None, t: float = 10.0
+    *, reference: str, reward: str | None = None, then: Literal["best_of_n", "worst_of_n"] | None = None, t: Positive = 10.0
 ) -> Transform:
     """``c = P(r_ref < r) + P(r_ref = r) / 2`` over the reference model's samples of the same prompt, in 0..1; then a transform of it.
 

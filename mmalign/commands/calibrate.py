@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mmalign.arguments.ranges import Count, Seed
 from mmalign.training.feedback import ask, beside
 from mmalign.training.seeds import stream
 from mmalign.types import Policy, UserError, contents
@@ -20,9 +21,9 @@ def calibrate(
     rewards: Mapping[str, Callable[..., Any]],
     *,
     out: Path,
-    samples: int = 16,
-    prompts_at_once: int = 8,
-    seed: int = 0,
+    samples: Count = 16,
+    prompts_at_once: Count = 8,
+    seed: Seed = 0,
 ) -> Path:
     """Writes ``{"prompt": ..., "rewards": {name: [samples]}}``, a JSON line for each prompt, and returns the file.
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmalign.arguments.ranges import Count, NotNegative
 from mmalign.arguments.signatures import accepted
 from mmalign.commands._models import Conditions, arguments_of, guidance_of
 from mmalign.files import write_bytes
@@ -85,7 +86,7 @@ class Comparison:
 def compare(  # what a command may be told
     pipe: Any, reward: Reward | Mapping[str, Reward], *, guidance: Sequence[str], prompts: Sequence[Any], judge: Reward | None = None,
     weights: Mapping[str, float] | None = None, call: Mapping[str, Any] | None = None, conditions: Conditions | None = None,
-    samples: int = 4, seeds: int = 3, gradient: float = 2.0, rows_at_once: int = 64, out: str | Path | None = None,
+    samples: Count = 4, seeds: Count = 3, gradient: NotNegative = 2.0, rows_at_once: Count = 64, out: str | Path | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Comparison:  # fmt: skip
     """Samples with each guidance and without, and sets them beside best-of-N that cost as much.

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from mmalign.arguments.ranges import Count, Seed
 from mmalign.evaluation.intervals import Scores
 from mmalign.evaluation.suite import Item, Suite, read_answers
 from mmalign.files import finite, write_json, write_text
@@ -29,8 +30,8 @@ class Evaluated:
 
 
 def evaluate(  # what a command may be told
-    policy: Policy | None, suite: Suite, *, out: str | Path, answers: str | Path | None = None, batch: int = 8,
-    call: Mapping[str, Any] | None = None, seed: int = 0, using: str = "current",
+    policy: Policy | None, suite: Suite, *, out: str | Path, answers: str | Path | None = None, batch: Count = 8,
+    call: Mapping[str, Any] | None = None, seed: Seed = 0, using: str = "current",
     who: str = "",
 ) -> Evaluated:  # fmt: skip
     """Puts a suite's questions to a policy, or reads its answers from a file, and scores them.

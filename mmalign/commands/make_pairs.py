@@ -16,6 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
+from mmalign.arguments.ranges import Count, NotNegative, Seed
 from mmalign.data.pairs import listed
 from mmalign.policies.language.completions import Completions
 from mmalign.policies.transformers import TransformersPolicy
@@ -38,12 +39,12 @@ def make_pairs(  # what a command may be told
     *,
     out: str,
     combine: Callable[..., Any] | None = None,
-    group: int = 10,
-    most: int = 1,
-    least_gap: float = 0.0,
+    group: Count = 10,
+    most: Count = 1,
+    least_gap: NotNegative = 0.0,
     cut: Cut = "drop",
-    prompts_at_once: int = 8,
-    seed: int = 0,
+    prompts_at_once: Count = 8,
+    seed: Seed = 0,
 ) -> dict[str, int]:
     """Writes the policy's own answers as pairs, the better one by the rewards first; returns counts.
 
@@ -93,12 +94,12 @@ def make_rejected(  # what a command may be told
     records: Records | Sequence[Record],
     *,
     out: str,
-    count: int,
+    count: Count,
     call: dict[str, Any] | None = None,
     alike: float = 1.0,
     cut: Cut = "drop",
-    records_at_once: int = 8,
-    seed: int = 0,
+    records_at_once: Count = 8,
+    seed: Seed = 0,
 ) -> dict[str, int]:
     """Writes the better answers of ``count`` records, each against what the policy answers when called with ``call``; returns counts.
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from mmalign.arguments.ranges import Count, Seed
 from mmalign.commands._models import Model, guidance_of, model_of
 from mmalign.commands._trained import trained
 from mmalign.config import build_part
@@ -26,7 +27,7 @@ __all__ = ["guided_sample", "sample"]
 
 
 def sample(
-    run_folder: str | Path, *, prompts: Sequence[str] | None = None, count: int = 4, seed: int = 0, out: str | Path | None = None,
+    run_folder: str | Path, *, prompts: Sequence[str] | None = None, count: Count = 4, seed: Seed = 0, out: str | Path | None = None,
     trust: bool = False,
 ) -> Path:  # fmt: skip
     """Draws from a run's newest checkpoint into one PNG, a row per prompt and a column per seed (videos are animated); returns its path.
@@ -112,8 +113,8 @@ class Sampled(NamedTuple):
 
 def guided_sample(  # what a command may be told
     model: str | Model, *, reward: Callable[..., Any] | Mapping[str, Callable[..., Any]] | None = None, guidance: str | None = None,
-    prompts: Sequence[Any] | None = None, count: int = 4, seed: int = 0, call: Mapping[str, Any] | None = None,
-    out: str | Path = "sampled.png", rows_at_once: int = 16, trust: bool = False,
+    prompts: Sequence[Any] | None = None, count: Count = 4, seed: Seed = 0, call: Mapping[str, Any] | None = None,
+    out: str | Path = "sampled.png", rows_at_once: Count = 16, trust: bool = False,
 ) -> Sampled:  # fmt: skip
     """Draws from any diffusers pipeline, guided or as it is, and writes one PNG (animated, of videos): a row per prompt, a column per seed.
 

@@ -224,7 +224,7 @@ def _plan_argument(path: str, value: Any, planned: Any, parameter: signatures.Pa
         errors.extend(list(_not_nodes(path, parameter, value)) or _unfit(path, value, parameter))
         return planned
     if _holds_node(value):
-        if signatures.scalar(parameter.annotation):
+        if signatures.scalar(parameter.annotation) or (parameter.name not in ROOMS and signatures.data_alone(parameter.annotation)):
             errors.append(f"{path}: got a node, takes {signatures.show(parameter.annotation)}")
         elif isinstance(value, Mapping) and "use" not in value and parameter.name in ROOMS and parameter.name not in NAMED:
             errors.extend(_not_nodes(path, parameter, value))  # nodes by name where there is one node

@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
+from mmalign.arguments.ranges import Count, Seed
 from mmalign.data import corruption
 from mmalign.data._reading.parsing import is_file, parsed
 from mmalign.data._reading.stored import PASS
@@ -25,7 +26,7 @@ PATIENCE = 1000  # records in a row in which nothing can be changed, after which
 
 def corrupted(
     records: Records | Sequence[Record], *, vocabulary: str | Mapping[str, Mapping[str, Sequence[str]]], ways: Sequence[Way] = WAYS,
-    changes: int = 1, seed: int = 0,
+    changes: Count = 1, seed: Seed = 0,
 ) -> Corrupted:  # fmt: skip
     """Pairs of the better answers of ``records`` and the same with inventions put in: POVID's and HA-DPO's rejected answers, by rule.
 

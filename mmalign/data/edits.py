@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from mmalign.arguments.ranges import Count
 from mmalign.data._reading.parsing import is_file
 from mmalign.data._reading.tables import numbered_lines
 from mmalign.media import Broken, Limits, image
@@ -15,7 +16,7 @@ __all__ = ["source_images"]
 
 
 def source_images(
-    path: str, *, key: str = "prompt", column: str = "image", size: int | list[int] | None = None
+    path: str, *, key: str = "prompt", column: str = "image", size: Count | list[int] | None = None
 ) -> Callable[[list[str]], dict[str, Any]]:
     """``conditions`` of a policy: prompts -> ``{"image": [a PIL image for each]}``, from JSON lines with a prompt and a path in each.
 

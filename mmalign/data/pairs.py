@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mmalign import media
+from mmalign.arguments.ranges import Count, Size
 from mmalign.data._reading.groups import in_groups
 from mmalign.data._reading.parsing import is_folder
 from mmalign.data._reading.stored import Hub, Passed, Stored, hub
@@ -37,12 +38,12 @@ def pairs(  # how a data set of others is read
     schema: SchemaName = "auto",
     columns: dict[str, str] | None = None,
     folder: str | None = None,
-    size: int | list[int] | None = None,
+    size: Count | list[int] | None = None,
     ties: Literal["soft", "drop"] = "soft",
     animated: media.Animated = "refuse",
-    frames: int = 16,
-    max_bytes: int = 64 * 2**20,
-    max_pixels: int = 64 * 10**6,
+    frames: Count = 16,
+    max_bytes: Size = 64 * 2**20,
+    max_pixels: Size = 64 * 10**6,
 ) -> Stored:
     """Images or videos and what was said of them, in local files: JSONL, JSON, CSV, parquet, webdataset shards (tar), or a folder of them.
 
@@ -81,10 +82,10 @@ def hub_pairs(  # how a data set of others is read
     streaming: bool = True,
     schema: SchemaName = "auto",
     columns: dict[str, str] | None = None,
-    size: int | None = None,
+    size: Count | None = None,
     ties: Literal["soft", "drop"] = "soft",
-    max_bytes: int = 64 * 2**20,
-    max_pixels: int = 64 * 10**6,
+    max_bytes: Size = 64 * 2**20,
+    max_pixels: Size = 64 * 10**6,
 ) -> Stored:
     """Images or videos and what was said of them, of a data set that the Hugging Face ``datasets`` library loads; see ``pairs``.
 

@@ -18,6 +18,7 @@ from typing import Any, Literal, get_args
 from PIL import Image
 
 from mmalign import media
+from mmalign.arguments.ranges import Count, Size
 from mmalign.data._reading.parsing import excerpt, is_file, is_folder
 from mmalign.data._reading.stored import Hub, Schema, Stored, hub
 from mmalign.data._reading.tables import Block, Row, blocks, in_order, located
@@ -37,8 +38,8 @@ KINDS = {"rlaif_v": "preference", "mm_rlhf": "preference", "povid": "preference"
 
 def picture_texts(  # how a data set of others is read
     path: str, *, schema: SchemaName = "auto", columns: dict[str, str] | None = None, folder: str | None = None, cache: str | None = None,
-    ties: Literal["soft", "drop"] = "soft", animated: media.Animated = "refuse", max_text: int = 2**20, max_bytes: int = 64 * 2**20,
-    max_pixels: int = 64 * 10**6,
+    ties: Literal["soft", "drop"] = "soft", animated: media.Animated = "refuse", max_text: Size = 2**20, max_bytes: Size = 64 * 2**20,
+    max_pixels: Size = 64 * 10**6,
 ) -> Stored:  # fmt: skip
     """Answers about pictures or videos in local files: JSONL, JSON, CSV, parquet or tar, or a folder of them.
 
@@ -68,7 +69,7 @@ def picture_texts(  # how a data set of others is read
 def hub_picture_texts(  # how a data set of others is read
     name: str, *, split: str = "train", config: str | None = None, streaming: bool = True, schema: SchemaName = "auto",
     columns: dict[str, str] | None = None, folder: str | None = None, cache: str | None = None, ties: Literal["soft", "drop"] = "soft",
-    animated: media.Animated = "refuse", max_text: int = 2**20, max_bytes: int = 64 * 2**20, max_pixels: int = 64 * 10**6,
+    animated: media.Animated = "refuse", max_text: Size = 2**20, max_bytes: Size = 64 * 2**20, max_pixels: Size = 64 * 10**6,
 ) -> Stored:  # fmt: skip
     """Answers about pictures or videos of a data set that the Hugging Face ``datasets`` library loads; see ``picture_texts``.
 
@@ -90,8 +91,8 @@ def hub_picture_texts(  # how a data set of others is read
 
 
 def picture_prompts(
-    path: str, *, columns: dict[str, str] | None = None, folder: str | None = None, cache: str | None = None, limit: int | None = None,
-    animated: media.Animated = "refuse", max_bytes: int = 64 * 2**20, max_pixels: int = 64 * 10**6,
+    path: str, *, columns: dict[str, str] | None = None, folder: str | None = None, cache: str | None = None, limit: Count | None = None,
+    animated: media.Animated = "refuse", max_bytes: Size = 64 * 2**20, max_pixels: Size = 64 * 10**6,
 ) -> list[Any]:  # fmt: skip
     """Prompts with pictures or videos, as conversations, from files as ``picture_texts`` reads them; what else a row holds is a column.
 

@@ -8,6 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from mmalign.arguments.ranges import Count
 from mmalign.data._reading.parsing import is_file
 from mmalign.data._reading.tables import FILE, Row, blocks, in_order, located, numbered_lines, placed
 from mmalign.data._schemas.turns import turns_of
@@ -18,7 +19,7 @@ ROWS = (".jsonl", ".json", ".csv", ".parquet")
 BINARY = (".tar", ".gz", ".zip", ".arrow", ".xlsx", ".pdf", ".png", ".jpg")
 
 
-def prompts(path: str, *, key: str = "prompt", limit: int | None = None, files: Sequence[str] = ()) -> list[str | Prompt]:
+def prompts(path: str, *, key: str = "prompt", limit: Count | None = None, files: Sequence[str] = ()) -> list[str | Prompt]:
     """Prompts of a file: ``.txt``, one to a line, empty lines left out; or rows (JSON lines, JSON, CSV, parquet), other keys as columns.
 
     path: the file. key: where a row has the prompt, a string or a conversation (a list of turns). limit: the first so many.

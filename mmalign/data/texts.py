@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, get_args
 
+from mmalign.arguments.ranges import Size
 from mmalign.data._reading.groups import in_trees
 from mmalign.data._reading.stored import Hub, Passed, Schema, Stored, hub
 from mmalign.data._reading.tables import Block, Row, blocks
@@ -23,7 +24,7 @@ LOOK = 16  # records that are read before anything long starts
 
 def texts(
     path: str, *, schema: SchemaName = "auto", columns: dict[str, str] | None = None, ties: Literal["soft", "drop"] = "soft",
-    score: Score = "ratings", transcripts: Form = "turns", separator: str = "\n", max_bytes: int = 2**20,
+    score: Score = "ratings", transcripts: Form = "turns", separator: str = "\n", max_bytes: Size = 2**20,
 ) -> Stored:  # fmt: skip
     """Preference data of texts in local files: JSONL, JSON, CSV, parquet or tar, or a folder of them.
 
@@ -53,7 +54,7 @@ def texts(
 def hub_texts(  # how a data set of others is read
     name: str, *, split: str = "train", config: str | None = None, streaming: bool = True, schema: SchemaName = "auto",
     columns: dict[str, str] | None = None, ties: Literal["soft", "drop"] = "soft", score: Score = "ratings",
-    transcripts: Form = "turns", separator: str = "\n", max_bytes: int = 2**20,
+    transcripts: Form = "turns", separator: str = "\n", max_bytes: Size = 2**20,
 ) -> Stored:  # fmt: skip
     """Preference data of texts of a data set that the Hugging Face ``datasets`` library loads; see ``texts``.
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from mmalign.arguments.ranges import Count, Seed
 from mmalign.evaluation.intervals import RESAMPLES, Scores, Sums, estimates, ratio
 from mmalign.types import UserError
 
@@ -51,7 +52,7 @@ class Vocabulary(NamedTuple):
 
 def amber_descriptions(
     nouns: Sequence[Sequence[str] | None], truth: Sequence[Sequence[str]], expected: Sequence[Sequence[str]], vocabulary: Vocabulary, *,
-    alike: Alike | None = None, clusters: Sequence[Hashable] | None = None, resamples: int = RESAMPLES, seed: int = 0,
+    alike: Alike | None = None, clusters: Sequence[Hashable] | None = None, resamples: Count = RESAMPLES, seed: Seed = 0,
 ) -> Scores:  # fmt: skip
     """AMBER's generative task: ``chair``, ``cover`` (objects that are covered), ``hal`` (descriptions with an invention), ``cog``.
 
@@ -152,7 +153,7 @@ def _shares(sums: Sums) -> dict[str, Any]:
 
 def amber_answers(
     answers: Sequence[str | None], truth: Sequence[str], kinds: Sequence[str], *, clusters: Sequence[Hashable] | None = None,
-    resamples: int = RESAMPLES, seed: int = 0,
+    resamples: Count = RESAMPLES, seed: Seed = 0,
 ) -> Scores:  # fmt: skip
     """AMBER's discriminative task: accuracy, precision, recall and F1 of **no**, of all questions and of each kind.
 

@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from mmalign.arguments.ranges import Count, Seed
 from mmalign.evaluation.intervals import RESAMPLES, Scores, Sums, estimates, ratio
 from mmalign.types import UserError
 
@@ -33,7 +34,7 @@ WORDS = re.compile(r"\w+(?:['’]\w+)?")
 
 def chair_scores(
     mentions: Sequence[Sequence[str] | None], truth: Sequence[Collection[str]], *, answers: Sequence[str | None] | None = None,
-    clusters: Sequence[Hashable] | None = None, resamples: int = RESAMPLES, seed: int = 0,
+    clusters: Sequence[Hashable] | None = None, resamples: Count = RESAMPLES, seed: Seed = 0,
 ) -> Scores:  # fmt: skip
     """CHAIR and object recall of captions.
 
@@ -85,7 +86,7 @@ def chair_scores(
 
 
 def object_scores(
-    mark: Callable[[Sequence[str], Sequence[Any]], Sequence[Mapping[str, Any]]], *, resamples: int = 500
+    mark: Callable[[Sequence[str], Sequence[Any]], Sequence[Mapping[str, Any]]], *, resamples: Count = 500
 ) -> Callable[..., dict[str, float]]:
     """CHAIR, object recall and length as a run's metric: ``(outputs, prompts) -> {chair_s, chair_i, object_recall, answer_words, ...}``.
 
@@ -145,7 +146,7 @@ def yes_or_no(answer: str) -> tuple[str, bool]:
 
 def pope_scores(
     answers: Sequence[str | None], labels: Sequence[str], *, splits: Sequence[str] | None = None,
-    clusters: Sequence[Hashable] | None = None, resamples: int = RESAMPLES, seed: int = 0,
+    clusters: Sequence[Hashable] | None = None, resamples: Count = RESAMPLES, seed: Seed = 0,
 ) -> Scores:  # fmt: skip
     """POPE: accuracy, precision, recall, F1 (yes is the positive class) and the yes-ratio, of each split.
 

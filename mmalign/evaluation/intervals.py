@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from mmalign.arguments.ranges import Count, Seed
 from mmalign.types import UserError
 
 __all__ = ["Interval", "Scores", "estimates"]
@@ -57,7 +58,7 @@ class Scores:
 
 def estimates(
     counts: Mapping[str, Sequence[float]], clusters: Sequence[Hashable], formulas: Formulas, *, level: float = 0.95,
-    resamples: int = RESAMPLES, seed: int = 0,
+    resamples: Count = RESAMPLES, seed: Seed = 0,
 ) -> dict[str, Interval]:  # fmt: skip
     """Formulas of sums over rows, each with its percentile interval under the cluster bootstrap.
 

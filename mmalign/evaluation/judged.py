@@ -18,6 +18,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from mmalign.arguments.ranges import Count, Seed
 from mmalign.evaluation.intervals import RESAMPLES, Scores, Sums, estimates, ratio
 from mmalign.types import UserError
 
@@ -49,7 +50,7 @@ def verdict(review: str | None) -> float:
 
 def rating_scores(
     reviews: Sequence[str | None], *, kinds: Sequence[str] | None = None, clusters: Sequence[Hashable] | None = None,
-    resamples: int = RESAMPLES, seed: int = 0,
+    resamples: Count = RESAMPLES, seed: Seed = 0,
 ) -> Scores:  # fmt: skip
     """MMHal-Bench's numbers: ``score`` (mean rating, 0 to 6), ``hallucination`` (share below 3), ``informativeness`` (0 to 1).
 

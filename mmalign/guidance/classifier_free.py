@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmalign.arguments.ranges import Proportion
 from mmalign.guidance._branches import BranchOutputs, Rule, measured, ruled
 from mmalign.guidance._checks import check_above, check_finite, check_interval
 from mmalign.guidance._models import Model, check_model, predictor
@@ -25,7 +26,7 @@ from mmalign.types import Prediction, UserError
 __all__ = ["apg", "cfg", "cfg_plus_plus", "cfg_zero", "npo"]
 
 
-def cfg(*, scale: float = 7.5, rescale: float = 0.0, start: float = 0.0, stop: float = 1.0) -> Guidance:
+def cfg(*, scale: float = 7.5, rescale: float = 0.0, start: Proportion = 0.0, stop: Proportion = 1.0) -> Guidance:
     """Classifier-free guidance ``u = u_0 + scale (u_c - u_0)``, with an interval and a rescaling for pipelines that have none.
 
     Paper: Classifier-Free Diffusion Guidance, https://arxiv.org/abs/2207.12598

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmalign.arguments.ranges import Count, Proportion
 from mmalign.guidance import _smc
 from mmalign.guidance._branches import BranchOutputs, measured, tensor_of
 from mmalign.guidance._checks import check_finite
@@ -47,7 +48,7 @@ def rlg_log_weight(difference: Prediction, t: Level, t_next: Level, *, scale: fl
 
 
 def corrected_rlg(
-    *, scale: float = 1.6, particles: int = 8, base: Model = "base", aligned: Model = "current", ess: float = 0.5,
+    *, scale: float = 1.6, particles: Count = 8, base: Model = "base", aligned: Model = "current", ess: Proportion = 0.5,
     kernel: Kernel | None = None,
 ) -> Guidance:  # fmt: skip
     """RLG as a proposal, its particles weighed and resampled so that they stand for ``p_base^(1 - scale) p_aligned^scale``.

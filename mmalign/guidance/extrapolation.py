@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
+from mmalign.arguments.ranges import Proportion
 from mmalign.guidance._checks import check_interval
 from mmalign.guidance._models import Model, Progress, blended, check_model, intercepted, predictor
 from mmalign.guidance._run import Guidance
@@ -35,7 +36,9 @@ def extrapolate(a: Tensor, b: Tensor, scale: float) -> Tensor:
     return prediction
 
 
-def rlg(*, scale: Scale = 1.6, base: Model = "base", aligned: Model = "current", start: float = 0.0, stop: float = 1.0) -> Guidance:
+def rlg(
+    *, scale: Scale = 1.6, base: Model = "base", aligned: Model = "current", start: Proportion = 0.0, stop: Proportion = 1.0
+) -> Guidance:
     """Past the aligned model: ``u = u_base + scale (u_aligned - u_base)`` in every step.
 
     Paper: Reinforcement Learning Guidance, https://arxiv.org/abs/2508.21016
@@ -59,7 +62,7 @@ def rlg(*, scale: Scale = 1.6, base: Model = "base", aligned: Model = "current",
     return _between_models("rlg", base, aligned, scale, start, stop)
 
 
-def autoguidance(*, worse: Model, scale: Scale = 2.0, start: float = 0.0, stop: float = 1.0) -> Guidance:
+def autoguidance(*, worse: Model, scale: Scale = 2.0, start: Proportion = 0.0, stop: Proportion = 1.0) -> Guidance:
     """Away from a worse version of the same model: ``u = u_worse + scale (u - u_worse)``.
 
     Paper: Guiding a Diffusion Model with a Bad Version of Itself, https://arxiv.org/abs/2406.02507
@@ -73,7 +76,7 @@ def autoguidance(*, worse: Model, scale: Scale = 2.0, start: float = 0.0, stop: 
     return _between_models("autoguidance", worse, "current", scale, start, stop)
 
 
-def interpolate(*, a: Model, b: Model, scale: Scale = 0.5, start: float = 0.0, stop: float = 1.0) -> Guidance:
+def interpolate(*, a: Model, b: Model, scale: Scale = 0.5, start: Proportion = 0.0, stop: Proportion = 1.0) -> Guidance:
     """Between two adapters (or models): ``u = u_a + scale (u_b - u_a)``; a dial between 0 and 1, as in ``rlg``.
 
     Between predictions, and not between weights: two adapters of different ranks or places can be mixed.

@@ -31,6 +31,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmalign.arguments.ranges import Count, NotNegative, Proportion
 from mmalign.guidance._checks import check_above, check_counts, check_interval
 from mmalign.guidance._run import Guidance, GuidedRun
 from mmalign.policies.pipelines.scheduler import Moment
@@ -40,8 +41,9 @@ __all__ = ["dps", "freedom", "lgd", "mpgd", "nrg", "tfg", "universal"]
 
 
 def tfg(  # the published sampler's own numbers
-    *, scale: float = 1.0, rho: float = 1.0, mu: float = 1.0, samples: int = 1, sigma: float = 0.0, steps: int = 1, recurrences: int = 1,
-    start: float = 0.0, stop: float = 1.0, limit: float | None = 1.0, kernel: Kernel | None = None, name: str = "tfg",
+    *, scale: float = 1.0, rho: float = 1.0, mu: float = 1.0, samples: Count = 1, sigma: NotNegative = 0.0, steps: Count = 1,
+    recurrences: Count = 1,
+    start: Proportion = 0.0, stop: Proportion = 1.0, limit: float | None = 1.0, kernel: Kernel | None = None, name: str = "tfg",
 ) -> Guidance:  # fmt: skip
     """The family: gradients along the noisy latent, along the clean estimate, and time travel, each with its own strength.
 
@@ -92,7 +94,9 @@ def tfg(  # the published sampler's own numbers
     return Guidance(name, needs, change=change, repeats=recurrences, kernel=kernel)
 
 
-def dps(*, scale: float = 1.0, start: float = 0.0, stop: float = 1.0, limit: float | None = 1.0, kernel: Kernel | None = None) -> Guidance:
+def dps(
+    *, scale: float = 1.0, start: Proportion = 0.0, stop: Proportion = 1.0, limit: float | None = 1.0, kernel: Kernel | None = None
+) -> Guidance:
     """The gradient of the clean estimate's reward along the noisy latent, through the denoiser; see ``tfg``.
 
     ``tfg`` with rho 1 and mu 0::
@@ -111,7 +115,13 @@ def dps(*, scale: float = 1.0, start: float = 0.0, stop: float = 1.0, limit: flo
 
 
 def lgd(
-    *, scale: float = 1.0, samples: int = 4, sigma: float = 0.1, start: float = 0.0, stop: float = 1.0, limit: float | None = 1.0
+    *,
+    scale: float = 1.0,
+    samples: Count = 4,
+    sigma: NotNegative = 0.1,
+    start: Proportion = 0.0,
+    stop: Proportion = 1.0,
+    limit: float | None = 1.0,
 ) -> Guidance:
     """``dps`` of a reward that is averaged (in exponentials) over clean estimates with noise; see ``tfg``.
 
@@ -128,7 +138,7 @@ def lgd(
     return tfg(scale=scale, mu=0.0, samples=samples, sigma=sigma, start=start, stop=stop, limit=limit, name="lgd")
 
 
-def mpgd(*, scale: float = 1.0, steps: int = 1, start: float = 0.0, stop: float = 1.0, limit: float | None = 1.0) -> Guidance:
+def mpgd(*, scale: float = 1.0, steps: Count = 1, start: Proportion = 0.0, stop: Proportion = 1.0, limit: float | None = 1.0) -> Guidance:
     """Gradient ascent on the clean estimate alone: no backward pass through the denoiser; see ``tfg``.
 
     ``tfg`` with rho 0 and mu 1; at a level ``x = a x_0 + b eps``, ``steps`` times::
@@ -146,7 +156,9 @@ def mpgd(*, scale: float = 1.0, steps: int = 1, start: float = 0.0, stop: float 
     return tfg(scale=scale, rho=0.0, steps=steps, start=start, stop=stop, limit=limit, name="mpgd")
 
 
-def freedom(*, scale: float = 1.0, recurrences: int = 2, start: float = 0.2, stop: float = 0.8, limit: float | None = 1.0) -> Guidance:
+def freedom(
+    *, scale: float = 1.0, recurrences: Count = 2, start: Proportion = 0.2, stop: Proportion = 0.8, limit: float | None = 1.0
+) -> Guidance:
     """``dps`` with time travel, in the middle of the schedule by default; see ``tfg``.
 
     scale, recurrences, start, stop, limit: as in ``tfg``.
@@ -161,7 +173,13 @@ def freedom(*, scale: float = 1.0, recurrences: int = 2, start: float = 0.2, sto
 
 
 def universal(
-    *, scale: float = 1.0, steps: int = 1, recurrences: int = 1, start: float = 0.0, stop: float = 1.0, limit: float | None = 1.0
+    *,
+    scale: float = 1.0,
+    steps: Count = 1,
+    recurrences: Count = 1,
+    start: Proportion = 0.0,
+    stop: Proportion = 1.0,
+    limit: float | None = 1.0,
 ) -> Guidance:
     """Forward guidance through the denoiser and backward guidance of the clean estimate, half of the tilt each; see ``tfg``.
 
@@ -181,7 +199,9 @@ def universal(
     )
 
 
-def nrg(*, scale: float = 1.0, start: float = 0.0, stop: float = 1.0, limit: float | None = 1.0, kernel: Kernel | None = None) -> Guidance:
+def nrg(
+    *, scale: float = 1.0, start: Proportion = 0.0, stop: Proportion = 1.0, limit: float | None = 1.0, kernel: Kernel | None = None
+) -> Guidance:
     """The gradient of a reward of noisy latents: no denoiser and no decoder in the backward pass.
 
     Paper: Flow-NRG, in Improving Video Generation with Human Feedback, https://arxiv.org/abs/2501.13918

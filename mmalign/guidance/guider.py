@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from mmalign.arguments.ranges import Proportion
 from mmalign.guidance._checks import check_finite, check_interval
 from mmalign.types import UserError
 
@@ -15,7 +16,13 @@ __all__ = ["adapter_guidance"]
 
 
 def adapter_guidance(
-    *, scale: float = 1.6, guidance_scale: float = 7.5, base: str = "base", aligned: str = "current", start: float = 0.0, stop: float = 1.0
+    *,
+    scale: float = 1.6,
+    guidance_scale: float = 7.5,
+    base: str = "base",
+    aligned: str = "current",
+    start: Proportion = 0.0,
+    stop: Proportion = 1.0,
 ) -> Any:
     """A guider that extrapolates between a model with and without an adapter, with classifier-free guidance of both.
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from mmalign.arguments.ranges import Count, NotNegative, Positive
 from mmalign.guidance._calls import outputs_of
 from mmalign.guidance._run import Guidance, GuidedRun, Samples
 from mmalign.guidance.guide import run_particles
@@ -32,7 +33,7 @@ def noise_log_prob(noise: Tensor) -> Tensor:
     return (noise[0].numel() - 1) * size.log() - size**2 / 2
 
 
-def reno(*, iterations: int = 10, rate: float = 0.05, regulariser: float = 0.01, clip: float = 0.1) -> Guidance:
+def reno(*, iterations: Count = 10, rate: Positive = 0.05, regulariser: NotNegative = 0.01, clip: Positive = 0.1) -> Guidance:
     """The first noise of a deterministic sampler moved up the reward's gradient; the best sample on the way is kept.
 
     Paper: ReNO, https://arxiv.org/abs/2406.04312
@@ -56,7 +57,7 @@ def reno(*, iterations: int = 10, rate: float = 0.05, regulariser: float = 0.01,
     return _optimised("reno", iterations, rate, regulariser, clip, "sgd", every=False)
 
 
-def dno(*, iterations: int = 10, rate: float = 0.05, regulariser: float = 0.01, eta: float = 1.0) -> Guidance:
+def dno(*, iterations: Count = 10, rate: Positive = 0.05, regulariser: NotNegative = 0.01, eta: float = 1.0) -> Guidance:
     """All the noise that a stochastic sampler draws, moved up the reward's gradient with Adam; the best sample is kept.
 
     Paper: Direct Noise Optimization, https://arxiv.org/abs/2405.18881

@@ -19,6 +19,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from mmalign.arguments.ranges import Count, Proportion
 from mmalign.guidance import _smc
 from mmalign.guidance._checks import check_above, check_counts, check_interval
 from mmalign.guidance._run import Guidance, GuidedRun
@@ -33,8 +34,9 @@ Select = Literal["best", "draw"]
 
 
 def fk(  # the published sampler's own numbers
-    *, scale: float = 10.0, particles: int = 4, potential: Potential = "difference", every: int = 1, start: float = 0.2, stop: float = 1.0,
-    ess: float = 0.5, select: Select = "best", kernel: Kernel | None = None,
+    *, scale: float = 10.0, particles: Count = 4, potential: Potential = "difference", every: Count = 1, start: Proportion = 0.2,
+    stop: Proportion = 1.0,
+    ess: Proportion = 0.5, select: Select = "best", kernel: Kernel | None = None,
 ) -> Guidance:  # fmt: skip
     """Feynman-Kac steering: particles are resampled by a potential of the reward of their clean estimates.
 
@@ -67,7 +69,13 @@ def fk(  # the published sampler's own numbers
 
 
 def svdd(
-    *, scale: float = math.inf, particles: int = 4, every: int = 1, start: float = 0.0, stop: float = 1.0, kernel: Kernel | None = None
+    *,
+    scale: float = math.inf,
+    particles: Count = 4,
+    every: Count = 1,
+    start: Proportion = 0.0,
+    stop: Proportion = 1.0,
+    kernel: Kernel | None = None,
 ) -> Guidance:
     """Of the proposals of each step one goes on, by the soft value ``scale r(D(x))``; all the others are dropped.
 
@@ -89,7 +97,8 @@ def svdd(
 
 
 def das(  # the published sampler's own numbers
-    *, scale: float = 10.0, particles: int = 4, tempering: float = 0.0, gradient: bool = True, start: float = 0.0, ess: float = 0.5,
+    *, scale: float = 10.0, particles: Count = 4, tempering: float = 0.0, gradient: bool = True, start: Proportion = 0.0,
+    ess: Proportion = 0.5,
     select: Select = "best", limit: float | None = 1.0, kernel: Kernel | None = None,
 ) -> Guidance:  # fmt: skip
     """Tempered particles that are moved by the reward's gradient, and weighed by what that did to their probability.

@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 
+from mmalign.arguments.ranges import Count, NotNegative
 from mmalign.guidance import _smc
 from mmalign.guidance._calls import fields, merged
 from mmalign.guidance._run import Guidance, GuidedRun, Samples
@@ -16,7 +17,7 @@ from mmalign.types import UserError
 __all__ = ["best_of", "noise_search"]
 
 
-def best_of(*, count: int = 4, rows_at_once: int = 16) -> Guidance:
+def best_of(*, count: Count = 4, rows_at_once: Count = 16) -> Guidance:
     """The best of ``count`` samples by the reward: the bar for every method at equal cost.
 
     KL to the model: at most ``ln n - (n - 1) / n`` nats. Runs whatever else guides the pipeline inside. Where the user gives a
@@ -46,7 +47,9 @@ def best_of(*, count: int = 4, rows_at_once: int = 16) -> Guidance:
     return Guidance("best_of", frozenset({"reward"}), search=search)
 
 
-def noise_search(*, count: int = 4, rounds: int = 3, how: Literal["zero_order", "random"] = "zero_order", radius: float = 0.3) -> Guidance:
+def noise_search(
+    *, count: Count = 4, rounds: Count = 3, how: Literal["zero_order", "random"] = "zero_order", radius: NotNegative = 0.3
+) -> Guidance:
     """Search over the noise that a sample starts from: around the best one so far, or anywhere.
 
     Paper: Inference-time Scaling for Diffusion Models beyond Scaling Denoising Steps, https://arxiv.org/abs/2501.09732

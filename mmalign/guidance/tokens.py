@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from mmalign.arguments.ranges import Count, Positive, Proportion, Seed
 from mmalign.guidance import _smc
 from mmalign.guidance.ledger import Ledger
 from mmalign.guidance.logits import _numbers
@@ -34,8 +35,8 @@ class Decoded:
 
 
 def steered(  # a decoder of language models: which model, how, how long
-    model: Any, input_ids: Tensor, value: Value, *, particles: int = 4, block: int = 8, max_new_tokens: int = 64, scale: float = 1.0,
-    ess: float = 0.5, select: Literal["best", "draw"] = "best", keep: int | None = None, temperature: float = 1.0, seed: int = 0,
+    model: Any, input_ids: Tensor, value: Value, *, particles: Count = 4, block: Count = 8, max_new_tokens: Count = 64, scale: float = 1.0,
+    ess: Proportion = 0.5, select: Literal["best", "draw"] = "best", keep: Count | None = None, temperature: Positive = 1.0, seed: Seed = 0,
 ) -> Decoded:  # fmt: skip
     """Completions of prompts by ``particles`` of each, weighed after every ``block`` tokens: the target is ``p exp(scale value)``.
 
@@ -81,8 +82,8 @@ def steered(  # a decoder of language models: which model, how, how long
 
 
 def beam_search(  # a decoder of language models: which model, how, how long
-    model: Any, input_ids: Tensor, *, tuned: Any, untuned: Any, width: int = 2, successors: int = 2, block: int = 30,
-    max_new_tokens: int = 60, temperature: float = 1.0, seed: int = 0,
+    model: Any, input_ids: Tensor, *, tuned: Any, untuned: Any, width: Count = 2, successors: Count = 2, block: Count = 30,
+    max_new_tokens: Count = 60, temperature: Positive = 1.0, seed: Seed = 0,
 ) -> Decoded:  # fmt: skip
     """Beams of blocks under ``log p_tuned - log p_untuned`` of two small models: what DPO taught them is a value function.
 

@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
+from mmalign.arguments.ranges import Count
 from mmalign.needs import kinds, named
 from mmalign.policies.diffusers import DiffusersPolicy
 from mmalign.policies.pipelines import reference_models
@@ -34,7 +35,7 @@ FRAMES_FIRST = frozenset({"CogVideoXTransformer3DModel", "ConsisIDTransformer3DM
 GRID = 1000  # places on the schedule of a model that was trained at any noise level
 
 
-def forward(of: DiffusersPolicy, *, times: Times = "uniform", draws: int = 1, target: Target = "native") -> ForwardPolicy:
+def forward(of: DiffusersPolicy, *, times: Times = "uniform", draws: Count = 1, target: Target = "native") -> ForwardPolicy:
     """A policy for methods on the denoising error (Diffusion-DPO, Flow-DPO), around one that ``diffusers`` makes.
 
     Args:

@@ -7,7 +7,6 @@ A step is a token of a completion, its end-of-text token included. Log-probabili
 ``temperature``, over its vocabulary without pad, bos, unk and the placeholders of media, which no completion says: the distribution that
 is sampled and trained. ``top_p`` and ``top_k`` are not in them, and neither is whatever differs in an engine that samples; ``old`` is what
 this policy itself says of the sampled tokens before the first update, and how far the sampler's own are from that is logged.
-
 Dropout is off, in sampling and in training: what is scored twice has to be scored the same.
 """
 
@@ -23,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmalign.arguments.ranges import Count, Natural, Positive
 from mmalign.media import Limits
 from mmalign.needs import DEGREE, kinds, named
 from mmalign.policies.language import reading, reference_models
@@ -71,11 +71,11 @@ def transformers(  # one keyword for each thing that a user may set
     memory: TextMemory = TextMemory(),  # noqa: B008 (records are frozen)
     engine: EngineSettings | None = None,
     media: Limits = Limits(),  # noqa: B008
-    max_prompt: int | None = None,
-    max_completion: int = 256,
-    temperature: float = 1.0,
+    max_prompt: Count | None = None,
+    max_completion: Count = 256,
+    temperature: Positive = 1.0,
     top_p: float = 1.0,
-    top_k: int = 0,
+    top_k: Natural = 0,
     template: bool | None = None,
     system: str | None = None,
     truncate: Truncate | None = None,

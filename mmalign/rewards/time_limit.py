@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 
+from mmalign.arguments.ranges import Positive
 from mmalign.arguments.signatures import accepted
 from mmalign.rewards._shared.scorer import Scorer
 from mmalign.types import UserError
 
 
-def time_limit(reward: Callable[..., Any], *, seconds: float = 60.0) -> Scorer:
+def time_limit(reward: Callable[..., Any], *, seconds: Positive = 60.0) -> Scorer:
     """What ``reward`` answers; where a batch takes longer than ``seconds`` by the clock, all of its scores are missing: NaN.
 
     So a run stops with one line, or goes on without those rows (``batch.missing: drop``), where it would wait for ever for a server, a lock

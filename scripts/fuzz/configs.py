@@ -225,10 +225,10 @@ def exchanged(config: dict[str, Any], others: list[dict[str, Any]], chance: rand
     made: dict[str, Any] = copy.deepcopy(config)
     if what < 6:  # a whole part, or one inside of evaluation, policy, batch
         home, theirs = made, chance.choice(others)
-        key = chance.choice(sorted({*home, *theirs} - {"use", "steps", "run"}))
+        key = chance.choice(sorted({*home, *theirs} - {"use", "steps", "run"}, key=str))
         if isinstance(home.get(key), dict) and isinstance(theirs.get(key), dict) and chance.random() < 0.5:
             home, theirs = home[key], theirs[key]
-            key = chance.choice(sorted({*home, *theirs}))
+            key = chance.choice(sorted({*home, *theirs}, key=str))
         home.pop(key, None)
         if key in theirs:
             home[key] = copy.deepcopy(theirs[key])

@@ -76,3 +76,15 @@ def test_a_list_is_no_node_where_one_object_is_built(key, value):
         home = home[word]
     home[last] = value
     assert any(line.startswith(f"{key}: got {value!r}, takes a node") for line in check(config)), check(config)
+
+
+def test_a_node_is_no_data():
+    """Neither in place of a list of numbers, nor inside of it: it would be built, and handed to what takes numbers."""
+    demo = load("digits/demo")
+    for within in ({"use": "everything"}, [{"use": "everything"}, 1.0]):
+        window = {"use": "random_window", "within": within}
+        schedule = {**demo["policy"]["schedule"], "window": window}
+        lines = check({**demo, "policy": {**demo["policy"], "schedule": schedule}})
+        assert lines == ["policy.schedule.window.within: got a node, takes list of float and float"]
+    lines = check({**demo, "combine": {"use": "weighted_sum", "weights": {"proxy": {"use": "ddim"}, "novelty": 1.0}}})
+    assert any(line.startswith("combine.weights: got a node, takes mapping of str to float") for line in lines), lines

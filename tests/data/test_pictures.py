@@ -183,7 +183,7 @@ def test_mistakes(folder):
         ({"ties": "no"}, "picture_texts.ties: got 'no'"),
         ({"columns": {"picture": "x"}}, "records.columns.picture: unknown"),
         ({"folder": str(Path("gone"))}, "records.folder: no such folder: gone"),
-        ({"max_text": 0}, "records.max_text: got 0"),
+        ({"max_text": 0}, "picture_texts.max_text: got 0, takes 1 or more"),
     ):
         with pytest.raises(UserError, match=line):
             read(folder, [{**RED, "prompt": "q"}], **wrong)

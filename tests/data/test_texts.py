@@ -241,7 +241,7 @@ def test_nothing_usable_is_one_line(tmp_path, row, reason):
         ({"ties": "hard"}, "texts.ties"),
         ({"score": "best"}, "texts.score"),
         ({"transcripts": "html"}, "texts.transcripts"),
-        ({"max_bytes": 0}, "records.max_bytes"),
+        ({"max_bytes": 0}, "texts.max_bytes: got 0, takes 1 or more"),
         ({"columns": {"better": "x"}}, "records.columns.better: unknown"),
     ],
 )

@@ -158,7 +158,7 @@ def test_a_zero_shot_detector_of_transformers(models):
     [
         (lambda: mm.rewards.subject_similarity(features="vit"), r"subject_similarity\.features: got 'vit'"),
         (lambda: mm.rewards.subject_similarity(weights="./nowhere"), r"subject_similarity\.weights: got '\./nowhere'"),
-        (lambda: mm.rewards.object_counts(least=2.0), "object_counts: got least=2"),
+        (lambda: mm.rewards.object_counts(least=2.0), "object_counts.least: got 2.0, takes 0 to 1"),
         (lambda: mm.rewards.object_counts(detector="./nowhere"), r"object_counts\.detector: got '\./nowhere'"),
         (lambda: seen([], where={"include": []}), r"object_counts\.column: got"),
         (lambda: seen([], where=asked({"class": "cup", "count": 1, "color": "teal"})), r"object_counts\.column: got"),

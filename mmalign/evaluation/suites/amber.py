@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from mmalign.arguments.ranges import Count
 from mmalign.evaluation.amber_scores import Vocabulary, amber_answers, amber_descriptions
 from mmalign.evaluation.intervals import RESAMPLES, Scores
 from mmalign.evaluation.objects import TOKEN, plurals, read_json
@@ -20,7 +21,8 @@ ALIKE = 0.8
 
 def amber(
     annotations: Path, *, images: Path | None = None, questions: str = "all", ask: str = "{question}",
-    nouns: Literal["words", "nltk"] = "words", alike: Literal["equal", "spacy"] = "equal", letters: bool = True, resamples: int = RESAMPLES,
+    nouns: Literal["words", "nltk"] = "words", alike: Literal["equal", "spacy"] = "equal", letters: bool = True,
+    resamples: Count = RESAMPLES,
 ) -> Suite:  # fmt: skip
     """AMBER's two tasks, from its own files.
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mmalign.arguments.ranges import Count
 from mmalign.evaluation.hallucination import chair_scores
 from mmalign.evaluation.intervals import RESAMPLES, Scores
 from mmalign.evaluation.objects import Pieces, Synonyms, coco_truth, marked, mentions, read_json, synonyms
@@ -17,7 +18,7 @@ ASK = "Please describe this image in detail."
 
 def chair(
     annotations: Path, synonyms_file: Path, *, images: Path | None = None, questions: Path | None = None, ask: str = ASK,
-    pieces: Pieces = "rohrbach", resamples: int = RESAMPLES,
+    pieces: Pieces = "rohrbach", resamples: Count = RESAMPLES,
 ) -> Suite:  # fmt: skip
     """Captions of COCO's images, against the objects that its boxes and its people's captions name.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from mmalign.arguments.ranges import Count
 from mmalign.evaluation.hallucination import pope_scores
 from mmalign.evaluation.intervals import RESAMPLES, Scores
 from mmalign.evaluation.suite import Item, Suite, filled, picture, read_rows
@@ -14,7 +15,7 @@ SPLITS = ("random", "popular", "adversarial")
 FIELDS = ("question_id", "image", "text", "label")
 
 
-def pope(annotations: Path, *, images: Path | None = None, ask: str = "{question}", resamples: int = RESAMPLES) -> Suite:
+def pope(annotations: Path, *, images: Path | None = None, ask: str = "{question}", resamples: Count = RESAMPLES) -> Suite:
     """POPE's questions, from its own files.
 
     Args:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mmalign.arguments.ranges import Count
 from mmalign.evaluation.intervals import RESAMPLES, Scores
 from mmalign.evaluation.judged import Judge, ask_all, verdict
 from mmalign.evaluation.preference import length_controlled_win_rate, win_rate
@@ -33,7 +34,7 @@ Review: {review}
 
 def refomb(  # what the benchmark's own script takes
     annotations: Path, judge: Judge, *, images: Path | None = None, reference: Path | None = None, better_file: Path | None = None,
-    fewer_file: Path | None = None, both_orders: bool = False, repetitions: int = 1, resamples: int = RESAMPLES,
+    fewer_file: Path | None = None, both_orders: bool = False, repetitions: Count = 1, resamples: Count = RESAMPLES,
 ) -> Suite:  # fmt: skip
     """RefoMB's questions: how often the answer is preferred to the reference's, and how often it has fewer hallucinations.
 

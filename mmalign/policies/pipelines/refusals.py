@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from mmalign.arguments.ranges import Count
 from mmalign.policies.pipelines.calling import Caller, one_line
 from mmalign.policies.pipelines.interception import Finished
 from mmalign.policies.pipelines.scheduler import Moment, Player
@@ -18,7 +19,7 @@ REFUSED = (UserError, ValueError, TypeError, KeyError, IndexError, AttributeErro
 
 
 @torch.no_grad()
-def refusals(caller: Caller, prompts: Sequence[Any], rows_at_once: int) -> dict[int, str]:
+def refusals(caller: Caller, prompts: Sequence[Any], rows_at_once: Count) -> dict[int, str]:
     """Place -> why, of prompts that the call refuses when it is asked one of them alone. All are asked together first, which is enough
     where none is refused. Errors: torch.OutOfMemoryError, which is no prompt's fault."""
     chunks = [list(prompts[start : start + rows_at_once]) for start in range(0, len(prompts), rows_at_once)]

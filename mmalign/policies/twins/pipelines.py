@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from mmalign.arguments.ranges import Seed
 from mmalign.policies.twins import facts as facts
 from mmalign.policies.twins import pipeline_facts as pipelines
 from mmalign.types import UserError
@@ -25,7 +26,7 @@ __all__ = ["call_arguments", "tokenizer", "twin"]
 WIDTH = 32
 
 
-def twin(pipeline: Any, *, scheduler: Any = None, seed: int = 0, shake: float = 0.05) -> Any:
+def twin(pipeline: Any, *, scheduler: Any = None, seed: Seed = 0, shake: float = 0.05) -> Any:
     """A pipeline of the class of ``pipeline`` (a class, its name, or a pipeline) with tiny random weights, on the CPU.
 
     scheduler: one to use in place of the usual one, such as that of the real pipeline. shake: noise on every parameter of the

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 
+from mmalign.arguments.ranges import Proportion
 from mmalign.rewards._shared.boxes import Box, overlaps, plain
 from mmalign.rewards._shared.completions import answers, once_each, tagged, texts
 from mmalign.rewards._shared.scorer import Scorer
@@ -21,7 +22,7 @@ NUMBER = re.compile(r"-?(?:\d{1,9}(?:\.\d*)?|\.\d+)")
 
 
 def grounded_answer(
-    *, by: Literal["overlap", "center"] = "overlap", least: float = 0.5,
+    *, by: Literal["overlap", "center"] = "overlap", least: Proportion = 0.5,
     weights: Mapping[str, float] | None = None, apart: bool = False, column: str = "answer",
 ) -> Scorer:  # fmt: skip
     """The weighted sum of three scores in 0..1: ``location``, ``answer`` and ``format``, of completions of the form::

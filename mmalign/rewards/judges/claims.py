@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmalign.arguments.ranges import Count, Proportion
 from mmalign.rewards._shared.completions import texts
 from mmalign.rewards._shared.scorer import Scorer
 from mmalign.rewards.judges._judging import message, parts_of, preferred, shown, text_part
@@ -26,7 +27,7 @@ LINE = re.compile(r"^\s*(?:\(?\d{1,3}[.):]|[-*•])?\s*(\S.*\?)\s*$")
 
 
 def claims(
-    *, server: ServerSettings, splitter: ServerSettings | None = None, least: float = 0.5, most: int = 32, max_tokens: int = 1024
+    *, server: ServerSettings, splitter: ServerSettings | None = None, least: Proportion = 0.5, most: Count = 32, max_tokens: Count = 1024
 ) -> Scorer:
     """Minus the number of false claims in an answer: a model on a server writes each as a yes/no question, and one that sees answers it.
 

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from mmalign.arguments.ranges import Count
 from mmalign.conversations import question
 from mmalign.rewards._shared.pictures_in import pictures
 from mmalign.rewards._shared.scorer import Scorer
@@ -55,7 +56,7 @@ def judge_edit(
 
 def judge_edit_pairs(
     *, server: ServerSettings, read: Literal["likely", "written"] = "likely", ties: bool = False,
-    opponents: int | None = None, column: str = "source",
+    opponents: Count | None = None, column: str = "source",
 ) -> Oracle:  # fmt: skip
     """An oracle of pairs of edited images, each compared beside the source image in both orders, as of ``judge_pairs``.
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from mmalign.arguments.ranges import Count
 from mmalign.rewards._shared.completions import answers
 from mmalign.rewards._shared.scorer import Scorer
 from mmalign.rewards.judges._judging import asked_of, drawn, message, parts_of, preferred, shown, text_part
@@ -22,8 +23,8 @@ Read = Literal["likely", "written"]
 
 
 def judge_pairs(
-    *, server: ServerSettings, criterion: str = QUALITY, read: Read = "likely", ties: bool = False, opponents: int | None = None,
-    principles: Sequence[str] = (), principles_at_once: int | None = None,
+    *, server: ServerSettings, criterion: str = QUALITY, read: Read = "likely", ties: bool = False, opponents: Count | None = None,
+    principles: Sequence[str] = (), principles_at_once: Count | None = None,
 ) -> Oracle:  # fmt: skip
     """An oracle of pairs: ``(outputs, prompts, group) -> [B, B]``, the probability that a row is better than another of its group.
 
@@ -62,7 +63,7 @@ def judge_pairs(
 
 def judge_against(  # the published reward's own settings
     *, server: ServerSettings, criterion: str = QUALITY, read: Read = "likely", ties: bool = False,
-    principles: Sequence[str] = (), principles_at_once: int | None = None, column: str = "answer",
+    principles: Sequence[str] = (), principles_at_once: Count | None = None, column: str = "answer",
 ) -> Scorer:  # fmt: skip
     """Reward in 0..1: the probability that a completion is better than its prompt's reference answer, both orders averaged; or NaN.
 

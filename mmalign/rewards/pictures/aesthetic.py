@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from mmalign.arguments.ranges import Count
 from mmalign.rewards._models.clip import load_clip
 from mmalign.rewards._models.weights import filled, tensors, weight_file
 from mmalign.rewards._shared.scorer import Scorer, on_images
@@ -15,7 +16,7 @@ def aesthetic(
     head: str = "trl-lib/ddpo-aesthetic-predictor/aesthetic-model.pth",
     sha256: str | None = None,
     device: str | None = None,
-    rows_at_once: int = 32,
+    rows_at_once: Count = 32,
 ) -> Scorer:
     """Reward of about 1 to 10, mostly 4 to 7: five linear layers on the unit vector of an image in CLIP ViT-L/14.
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from mmalign.arguments.ranges import Count
 from mmalign.rewards._models.open_clip import load_open_clip
 from mmalign.rewards._shared.scorer import Scorer, on_images
 
 
 def clip_score(
-    *, model: str = "ViT-L-14", weights: str = "openai", scale: float = 1.0, device: str | None = None, rows_at_once: int = 32
+    *, model: str = "ViT-L-14", weights: str = "openai", scale: float = 1.0, device: str | None = None, rows_at_once: Count = 32
 ) -> Scorer:
     """Reward in ``-scale..scale``: ``scale * cos(image, prompt)`` in a CLIP model of open_clip.
 

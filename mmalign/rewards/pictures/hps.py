@@ -6,6 +6,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from mmalign.arguments.ranges import Count
 from mmalign.rewards._models.open_clip import load_open_clip
 from mmalign.rewards._models.weights import weight_file
 from mmalign.rewards._shared.scorer import Scorer, on_images
@@ -21,7 +22,7 @@ def hps(
     model: str = "ViT-H-14",
     antialias: bool = True,
     device: str | None = None,
-    rows_at_once: int = 32,
+    rows_at_once: Count = 32,
 ) -> Scorer:
     """Reward in -1..1, mostly 0.2 to 0.35: the cosine of image and prompt in a CLIP ViT-H/14 trained on people's choices.
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmalign.arguments.ranges import Count, Size
 from mmalign.rewards._models.qwen_head import load_qwen_head
 from mmalign.rewards._models.weights import tensors, weight_file
 from mmalign.rewards._shared.scorer import Scorer, on_images
@@ -16,8 +17,8 @@ PIXELS = 256 * 28 * 28
 
 def hpsv3(  # the published reward's own settings
     *, instruction: str, weights: str = "MizzenAI/HPSv3/HPSv3.safetensors", base: str = "Qwen/Qwen2-VL-7B-Instruct",
-    sha256: str | None = None, pixels: int = PIXELS, apart: bool = False, dtype: str = "bfloat16", device: str | None = None,
-    rows_at_once: int = 8,
+    sha256: str | None = None, pixels: Size = PIXELS, apart: bool = False, dtype: str = "bfloat16", device: str | None = None,
+    rows_at_once: Count = 8,
 ) -> Scorer:  # fmt: skip
     """Reward without bounds, mostly -5 to 15: the first of two numbers that a head reads off a Qwen2-VL-7B at its token ``<|Reward|>``.
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from mmalign.arguments.ranges import Count
 from mmalign.matching import reading
 from mmalign.rewards._models.clip import warn_of_long
 from mmalign.rewards._models.weights import device_of, filled, tensors, weight_file
@@ -31,7 +32,7 @@ def image_reward(
     tokenizer: str = "google-bert/bert-base-uncased",
     sha256: str | None = None,
     device: str | None = None,
-    rows_at_once: int = 32,
+    rows_at_once: Count = 32,
 ) -> Scorer:
     """Reward of about -2 to 2, with mean 0 and standard deviation 1 on the data it was made for; no bounds.
 

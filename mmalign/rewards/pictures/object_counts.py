@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from mmalign.arguments.ranges import Proportion
 from mmalign.matching import reading
 from mmalign.rewards._models.clip import Clip, load_clip
 from mmalign.rewards._models.weights import device_of, pretrained
@@ -37,7 +38,8 @@ Detect = Callable[[Tensor, Sequence[str]], Sequence[Found]]
 
 def object_counts(  # the published reward's own settings
     *, detector: str = "google/owlv2-base-patch16-ensemble", detect: Detect | None = None,
-    clip: str = "openai/clip-vit-large-patch14", least: float = 0.3, least_counting: float = 0.9, overlap: float = 1.0, part: bool = False,
+    clip: str = "openai/clip-vit-large-patch14", least: Proportion = 0.3, least_counting: Proportion = 0.9,
+    overlap: Proportion = 1.0, part: bool = False,
     column: str = "objects", device: str | None = None,
 ) -> Scorer:  # fmt: skip
     """1 where an image shows what its prompt's metadata asks for, 0 where it does not; or the ``part`` of its clauses that hold.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from mmalign.arguments.ranges import Count
 from mmalign.rewards._models.clip import load_clip
 from mmalign.rewards._shared.scorer import Scorer, on_images
 
@@ -13,7 +14,7 @@ def pickscore(
     weights: str = "yuvalkirstain/PickScore_v1",
     processor: str = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
     device: str | None = None,
-    rows_at_once: int = 32,
+    rows_at_once: Count = 32,
 ) -> Scorer:
     """Reward about 17 to 24: ``exp(logit_scale) * cos(image, prompt)`` in a CLIP ViT-H/14 trained on people's choices.
 

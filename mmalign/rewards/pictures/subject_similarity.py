@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from mmalign.arguments.ranges import Count
 from mmalign.matching import reading
 from mmalign.rewards._models.clip import load_clip, unit
 from mmalign.rewards._models.weights import device_of, pretrained
@@ -21,7 +22,7 @@ WEIGHTS = {"dino": "facebook/dino-vits16", "clip": "openai/clip-vit-base-patch32
 
 def subject_similarity(
     *, features: Literal["dino", "clip"] = "dino", weights: str | None = None,
-    column: str = "references", device: str | None = None, rows_at_once: int = 32,
+    column: str = "references", device: str | None = None, rows_at_once: Count = 32,
 ) -> Scorer:  # fmt: skip
     """Reward in -1..1: the mean cosine of an image and its subject's reference images; DINO-I or CLIP-I.
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Literal
 
+from mmalign.arguments.ranges import Positive
 from mmalign.rewards._shared.completions import Pattern, on_texts, once_each
 from mmalign.rewards._shared.scorer import Scorer
 
 THINK = r"\s*<think>.*?</think>\s*<answer>.*?</answer>\s*"
 
 
-def format(pattern: str = THINK, *, whole: bool = True, seconds: float = 1.0) -> Scorer:
+def format(pattern: str = THINK, *, whole: bool = True, seconds: Positive = 1.0) -> Scorer:
     """1 where a completion matches a regular expression (``.`` matches line breaks too), 0 where it does not.
 
     pattern: of Python's ``re`` and of ``regex``, which is what runs it; by default the form of DeepSeek-R1,

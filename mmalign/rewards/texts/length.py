@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Literal
 
+from mmalign.arguments.ranges import Natural
 from mmalign.rewards._shared.completions import on_texts
 from mmalign.rewards._shared.scorer import Scorer
 from mmalign.types import UserError
 
 
-def length(most: int, *, least: int = 0, soft: int = 0, unit: Literal["words", "characters"] = "words") -> Scorer:
+def length(most: Natural, *, least: Natural = 0, soft: Natural = 0, unit: Literal["words", "characters"] = "words") -> Scorer:
     """0 for a completion of ``least`` to ``most - soft`` words, -1 for one over ``most`` or under ``least``, a straight line between::
 
         r = max(-1, min(0, (most - soft - n) / soft))    for n >= least

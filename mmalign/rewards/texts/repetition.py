@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from mmalign.arguments.ranges import Count
 from mmalign.rewards._shared.completions import on_texts
 from mmalign.rewards._shared.scorer import Scorer
 from mmalign.types import UserError
@@ -11,7 +12,7 @@ from mmalign.types import UserError
 __all__ = ["distinct_part", "repetition"]
 
 
-def repetition(*, n: int = 3, case: bool = False) -> Scorer:
+def repetition(*, n: Count = 3, case: bool = False) -> Scorer:
     """In 0..1: the part of a completion's runs of ``n`` words that are different ones; 1 for one that says nothing twice.
 
     A completion of fewer than ``n`` words repeats nothing: 1, so that this alone pays for silence; combine it with ``length`` or others.
@@ -34,7 +35,7 @@ def repetition(*, n: int = 3, case: bool = False) -> Scorer:
     return on_texts("repetition", score, low=0.0, high=1.0)
 
 
-def distinct_part(text: str, n: int) -> float:
+def distinct_part(text: str, n: Count) -> float:
     """Different runs of ``n`` words over all runs of ``n`` words of a text; NaN where it has fewer than ``n``.
 
     text: words between spaces. n: words of a run.

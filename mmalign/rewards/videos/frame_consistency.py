@@ -6,6 +6,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from mmalign.arguments.ranges import Count
 from mmalign.rewards._models.clip import load_clip
 from mmalign.rewards._shared.scorer import Scorer
 from mmalign.rewards._shared.videos import on_videos
@@ -14,7 +15,7 @@ from mmalign.types import UserError
 
 
 def frame_consistency(
-    *, features: Literal["dino", "clip"] = "dino", weights: str | None = None, device: str | None = None, rows_at_once: int = 4
+    *, features: Literal["dino", "clip"] = "dino", weights: str | None = None, device: str | None = None, rows_at_once: Count = 4
 ) -> Scorer:
     """Reward in 0..1: ``mean_t (max(0, cos(f_1, f_t)) + max(0, cos(f_{t-1}, f_t))) / 2`` over the frames after the first.
 

@@ -7,11 +7,12 @@ from typing import Any
 
 from torch import Tensor
 
+from mmalign.arguments.ranges import Count
 from mmalign.rewards._shared.scorer import Scorer
 from mmalign.types import UserError
 
 
-def frames(*, of: Callable[..., Any], stride: int = 1) -> Scorer:
+def frames(*, of: Callable[..., Any], stride: Count = 1) -> Scorer:
     """Reward of a video: the mean over every ``stride``-th frame, the first included, of an image reward; in that reward's range.
 
     stride: from one frame that is scored to the next. of: ``(images [n, C, H, W], prompts) -> [n]``, or ``{part: [n]}``; a frame without a

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from mmalign.arguments.ranges import Count, NotNegative
 from mmalign.rewards._shared.scorer import Scorer
 from mmalign.rewards._shared.videos import on_videos
 from mmalign.types import UserError
 
 
-def motion(*, wanted: float = 0.05, rows_at_once: int = 16) -> Scorer:
+def motion(*, wanted: NotNegative = 0.05, rows_at_once: Count = 16) -> Scorer:
     """Reward in 0..1: ``min(1, d / wanted)``, d the mean absolute difference of neighbouring frames, of numbers in 0..1.
 
     Noise, flicker and cuts move as much as anything: combine it with ``frame_consistency``. Beyond ``wanted`` nothing more is gained.

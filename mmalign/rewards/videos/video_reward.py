@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmalign.arguments.ranges import Count
 from mmalign.rewards._models.qwen_head import load_qwen_head, merged
 from mmalign.rewards._models.weights import tensors, weight_file
 from mmalign.rewards._shared.scorer import Scorer
@@ -22,8 +23,8 @@ LEAST = 128 * 28 * 28
 
 def video_reward(  # the published reward's own settings
     *, weights: str, config: str, instruction: str, base: str = "Qwen/Qwen2-VL-2B-Instruct", sha256: str | None = None,
-    normalise: bool = True, stride: int = 1, pixels: tuple[int, int] | None = None, apart: bool = False,
-    dtype: str = "bfloat16", device: str | None = None, rows_at_once: int = 4,
+    normalise: bool = True, stride: Count = 1, pixels: tuple[int, int] | None = None, apart: bool = False,
+    dtype: str = "bfloat16", device: str | None = None, rows_at_once: Count = 4,
 ) -> Scorer:  # fmt: skip
     """Reward without bounds: the sum of ``VQ``, ``MQ`` and ``TA``, each less its mean and over its deviation on VideoReward's own data.
 

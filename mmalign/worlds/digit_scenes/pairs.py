@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from mmalign.arguments.ranges import Count, Seed
 from mmalign.policies.transformers import transformers
 from mmalign.records import Pair
 from mmalign.types import UserError
@@ -21,8 +22,9 @@ Kind = Literal["ranked", "corrected", "corrupted"]
 
 
 def digit_scenes_pairs(
-    *, kind: Kind = "ranked", model: Model = "qwen2_vl", reward: Callable[..., Tensor] | None = None, prompts: int = 512, best_of: int = 8,
-    seed: int = 0,
+    *, kind: Kind = "ranked", model: Model = "qwen2_vl", reward: Callable[..., Tensor] | None = None, prompts: Count = 512,
+    best_of: Count = 8,
+    seed: Seed = 0,
 ) -> list[Pair]:  # fmt: skip
     """Pairs of captions of ``prompts`` training scenes, at most one of each scene, the same for one seed; first the better one.
 

@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from mmalign.arguments.ranges import Count, Natural
 from mmalign.types import UserError
 from mmalign.worlds.digits.data import WORDS, real
 
@@ -149,7 +150,7 @@ def well_formed(text: str) -> bool:
 # Scenes as files, prompts as conversations
 
 
-def digit_scenes_prompts(*, split: Split = "train", count: int = 256, offset: int = 0, ask: Ask = "caption") -> list[Any]:
+def digit_scenes_prompts(*, split: Split = "train", count: Count = 256, offset: Natural = 0, ask: Ask = "caption") -> list[Any]:
     """Conversations, each with the picture of a scene and a request: scenes ``offset`` to ``offset + count`` of a split.
 
     Args:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch.nn import functional
 
+from mmalign.arguments.ranges import Count, Positive, Proportion, Seed, Share
 from mmalign.types import UserError
 from mmalign.worlds._fitting import fit
 from mmalign.worlds.digits.data import NO_CLASS, real
@@ -55,7 +56,7 @@ def _quietly(load: Callable[[], Any]) -> Any:
             logging.enable_progress_bar()
 
 
-def untrained(denoiser: Denoiser = "dit", *, seed: int = 0) -> Any:
+def untrained(denoiser: Denoiser = "dit", *, seed: Seed = 0) -> Any:
     """A digits pipeline with random weights.
 
     denoiser: as in ``digits``. seed: of the weights.
@@ -85,12 +86,12 @@ def untrained(denoiser: Denoiser = "dit", *, seed: int = 0) -> Any:
 def train_base(
     denoiser: Denoiser = "dit",
     *,
-    label_noise: float = 0.5,
-    iterations: int = 4000,
-    batch_size: int = 128,
-    learning_rate: float = 2e-3,
-    ema_decay: float = 0.995,
-    seed: int = 0,
+    label_noise: Proportion = 0.5,
+    iterations: Count = 4000,
+    batch_size: Count = 128,
+    learning_rate: Positive = 2e-3,
+    ema_decay: Share = 0.995,
+    seed: Seed = 0,
     progress: bool = False,
 ) -> Any:
     """Trains a base pipeline from scratch on half A (some minutes on two cores); returns it in evaluation mode.

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from mmalign.arguments.ranges import Count
 from mmalign.types import UserError
 
 __all__ = ["digit_prompts", "digits_real"]
@@ -63,7 +64,7 @@ def classes(prompts: list[str]) -> Tensor:
     return torch.tensor([digit_of(prompt) for prompt in prompts], dtype=torch.int64)
 
 
-def digit_prompts(*, count: int | None = None) -> list[str]:
+def digit_prompts(*, count: Count | None = None) -> list[str]:
     """``a handwritten zero`` to ``a handwritten nine``, the first of them.
 
     count: how many, 1 to 10; None for all.

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from mmalign.arguments.ranges import Seed
 from mmalign.types import UserError
 from mmalign.worlds.digits.data import classes, real
 
@@ -54,7 +55,7 @@ def gold_classifier() -> Any:
     return SVC(C=10, gamma="scale").fit(images.flatten(1).numpy(), labels.numpy())
 
 
-def digits_proxy(*, score: Literal["probability", "correct"] = "probability", seed: int = 0) -> Callable[..., Tensor]:
+def digits_proxy(*, score: Literal["probability", "correct"] = "probability", seed: Seed = 0) -> Callable[..., Tensor]:
     """Reward in 0..1 from the proxy classifier: what it gives to the prompt's digit.
 
     score: ``probability``, differentiable in the images; ``correct``, 1 where the prompt's digit is its first choice and else

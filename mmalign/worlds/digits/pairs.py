@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmalign.arguments.ranges import Count, Seed
 from mmalign.records import Pair
 from mmalign.types import UserError
 from mmalign.worlds.digits.data import PROMPTS
@@ -20,9 +21,9 @@ def digits_pairs(
     pipeline: Any,
     *,
     reward: Callable[..., Tensor] | None = None,
-    groups: int = 300,
-    best_of: int = 8,
-    seed: int = 0,
+    groups: Count = 300,
+    best_of: Count = 8,
+    seed: Seed = 0,
     call: dict[str, Any] | None = None,
 ) -> list[Pair]:
     """For each prompt ``groups`` times: the best of ``best_of`` samples of the pipeline, and the worst of them.

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from mmalign.arguments.ranges import Count
 from mmalign.types import UserError
 from mmalign.worlds.digits.data import WORDS, digit_of, real
 
@@ -92,7 +93,7 @@ def moving_digits_stills() -> Callable[[list[str]], dict[str, Any]]:
     return lambda prompts: {"image": enlarged(first_frames(prompts))[:, None]}
 
 
-def moving_digits_prompts(*, half: Literal["a", "b"] = "a", each: int = 8) -> list[str]:
+def moving_digits_prompts(*, half: Literal["a", "b"] = "a", each: Count = 8) -> list[str]:
     """``a zero moving left #a0`` and so on: stills of every digit, a direction for each; directions take turns.
 
     half: of the scans, ``a`` or ``b``. each: stills of every digit, 1 to 80.

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmalign.arguments.ranges import Positive
 from mmalign.types import UserError
 from mmalign.worlds.digits.judges import gold_classifier
 from mmalign.worlds.moving_digits.data import CANVAS, DIRECTIONS, ENLARGED, FRAMES, STEP, moved, reduced, targets
@@ -41,7 +42,7 @@ def centres(canvases: Tensor) -> Tensor:
     return torch.stack([(canvases.sum(axis) * places).sum(-1) / light for axis in (-2, -1)], -1)
 
 
-def moving_digits_proxy(*, temperature: float = 1.0) -> Callable[..., Tensor]:
+def moving_digits_proxy(*, temperature: Positive = 1.0) -> Callable[..., Tensor]:
     """Reward in 0..1: how far the centre of brightness moves the way that was asked for, times whether something is there.
 
     The softmax, over the four directions and standing still, of how far the centre comes from the first frame to the second (in pixels

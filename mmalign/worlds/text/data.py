@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
+from mmalign.arguments.ranges import Count, Natural
 from mmalign.rooms import resource
 from mmalign.types import UserError
 
@@ -35,7 +36,7 @@ def frequencies() -> Counter[str]:
     return Counter(word for line in sentences() for word in line.split())
 
 
-def text_prompts(*, count: int = 64, offset: int = 0) -> list[str]:
+def text_prompts(*, count: Count = 64, offset: Natural = 0) -> list[str]:
     """The first three words of ``count`` sentences that the base has not seen, from number ``offset`` on; each once.
 
     count: how many. offset: number of the first, from 0.

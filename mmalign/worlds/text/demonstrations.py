@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmalign.arguments.ranges import Count
 from mmalign.worlds.text.data import START, sentences
 from mmalign.worlds.text.judges import PLAIN, text_plain
 
 __all__ = ["text_demonstration"]
 
 
-def text_demonstration(*, words: int = PLAIN) -> Callable[..., dict[str, Tensor]]:
+def text_demonstration(*, words: Count = PLAIN) -> Callable[..., dict[str, Tensor]]:
     """Two parts of a prompt of ``text_prompts``: what a method needs that weighs its rows by a demonstration, as ``grpo_s`` does.
 
     ``difference``, 0..1: one minus the cosine of the words' counts, of the completion and of the demonstration. ``gap``: by how much

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmalign.arguments.ranges import Count
 from mmalign.types import UserError
 from mmalign.worlds.text.data import frequencies, sentences
 
@@ -26,7 +27,7 @@ def plain_words(count: int = PLAIN) -> frozenset[str]:
     return frozenset(word for word, _ in frequencies().most_common(count + 1) if word != ".")
 
 
-def text_plain(*, words: int = PLAIN) -> Callable[..., Tensor]:
+def text_plain(*, words: Count = PLAIN) -> Callable[..., Tensor]:
     """Reward in 0..1: the part of a completion's words that are among the ``words`` most frequent ones; 0 for no word at all.
 
     It says nothing of order, length or sense: "the the the" is as plain as can be.
@@ -46,7 +47,7 @@ def text_plain(*, words: int = PLAIN) -> Callable[..., Tensor]:
     return reward
 
 
-def text_gold(*, words: int = PLAIN, least: float = 0.8) -> Callable[..., Tensor]:
+def text_gold(*, words: Count = PLAIN, least: float = 0.8) -> Callable[..., Tensor]:
     """1 where a completion is plain (at least ``least`` of its words), comes to its full stop, and reads like a real sentence; else 0.
 
     It reads so where no word follows itself, at most one word in three is there twice, and its words in this order surprise a trigram

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmalign.arguments.ranges import Count, Seed
 from mmalign.policies.transformers import transformers
 from mmalign.records import Pair
 from mmalign.types import UserError
@@ -19,7 +20,7 @@ __all__ = ["text_pairs"]
 
 
 def text_pairs(
-    *, reward: Callable[..., Tensor] | None = None, prompts: int = 128, groups: int = 4, best_of: int = 4, seed: int = 0
+    *, reward: Callable[..., Tensor] | None = None, prompts: Count = 128, groups: Count = 4, best_of: Count = 4, seed: Seed = 0
 ) -> list[Pair]:
     """For each of ``prompts``, ``groups`` times: the best of ``best_of`` completions of the base, and the worst of them.
 
