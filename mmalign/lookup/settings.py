@@ -45,6 +45,7 @@ SETTINGS = (
     Setting("stop", "evaluation", "training.settings.Stop"),
     Setting("run", "", "training.settings.RunSettings"),
     Setting("ema", "optimizer", "training.optimizers.Ema"),
+    Setting("decay", "optimizer", "training.optimizers.Decay"),
     Setting("lora", "policy", "policies.settings.Lora"),
     Setting("train", "policy", "policies.settings.Train"),
     Setting("schedule", "policy", "policies.settings.Schedule"),

@@ -245,8 +245,21 @@ def _refuse_other_config(path: Path, old: Any, new: Any, may_grow: Sequence[str]
     if wrong:
         raise UserError(
             f"{path}: cannot resume with another config: {'; '.join(wrong)}; undo that, or give the run another name (name=...)"
+            f"{_warm_start(path, before, [line.partition(' ')[0] for line in wrong])}"
         )
     return [f"{path}: goes on although {change}" for change in allowed]
+
+
+def _warm_start(path: Path, config: Mapping[str, Any], keys: Sequence[str]) -> str:
+    """How to go on from a run's weights under another optimiser, or other steps; empty where something else differs. config: flat."""
+    if not all(key == "steps" or key.startswith("optimizer") for key in keys):
+        return ""
+    node = "policy.of" if any(key.startswith("policy.of.") for key in config) else "policy"
+    has_lora = any(key.startswith(f"{node}.lora.") for key in config)
+    start = f"{node}.lora: {{from: {path}}}" if has_lora else f"{node}.start: {path}"
+    decay = config.get("optimizer.decay")
+    why = f" (optimizer.decay: {decay} follows steps, so that its rates would be those of neither)" if "steps" in keys and decay else ""
+    return f" and start from its weights, {start}{why}"
 
 
 @functools.cache

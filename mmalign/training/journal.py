@@ -84,9 +84,12 @@ class Journal:
         _refuse_stop(stop, [*exam.rewards, *exam.judges])
 
     def __enter__(self) -> Journal:
+        grow = () if self.learner.settings.follows_steps else ("steps",)  # whose rates would be those of neither run
         with ExitStack() as stack:
             self.folder = stack.enter_context(
-                opened(self.settings.folder, self.settings.name, config=self.config, resume=self.resume, may_differ=MAY_DIFFER)
+                opened(
+                    self.settings.folder, self.settings.name, config=self.config, resume=self.resume, may_differ=MAY_DIFFER, may_grow=grow
+                )
             )
             stack.push(self._leave_no_trace)
             if self.folder.checkpoint is not None:

@@ -31,6 +31,7 @@ class Learner:
 
     def __init__(self, policy: Policy, method: Method, optimizer: Optimizer, *, steps: int, moving: Mapping[str, Reference] | None = None):
         self.policy, self.method, self.settings, self.steps = policy, method, optimizer, steps
+        optimizer.refuse_longer(steps)
         self.optimizer = optimizer.make(policy.parameters().values())
         self.optimizer.zero_grad(set_to_none=True)  # of whoever trained the model before
         self.updates = 0

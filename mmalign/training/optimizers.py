@@ -4,7 +4,8 @@
 
 - rate: the highest learning rate. warmup: steps over which it rises in a line, ``(step + 1) / (warmup + 1)``.
 - decay: what it is times otherwise: ``constant`` 1; ``linear`` ``1 - step / steps`` of the run's steps; ``cosine``
-  ``(1 + cos(pi step / steps)) / 2`` (Loshchilov and Hutter 2017, arXiv 1608.03983, eq. 5, one cycle down to 0).
+  ``(1 + cos(pi step / steps)) / 2`` (Loshchilov and Hutter 2017, arXiv 1608.03983, eq. 5, one cycle down to 0). ``{shape: linear, steps:
+  1000}`` is one of a length of its own, so that a run of fewer steps can be resumed to more: with the run's steps it cannot.
 - max_norm: gradients are scaled down to this norm of all parameters together.
 - ema: the decay of an exponential moving average that is evaluated and exported, or ``{decay, every}`` for one that is updated after
   every so many updates.
@@ -26,7 +27,7 @@ from mmalign.types import UserError
 
 __all__ = ["adafactor", "adamw", "adamw_8bit", "muon", "sgd"]
 
-Decay = Literal["constant", "linear", "cosine"]
+Shape = Literal["constant", "linear", "cosine"]
 Norm = Annotated[float, within(0, above=True)]  # and .inf, which clips nothing
 HALF_EPS = 1e-4
 """In float16 the square of a gradient below 2.4e-4 is 0, and AdamW divides by ``eps`` alone: from here on its step stays near the rate."""
@@ -46,6 +47,17 @@ class Ema(Record):
 
 
 @dataclass(frozen=True)
+class Decay(Record):
+    """How the rate falls, over so many steps, whatever the run's. A run may be shorter, and be resumed to as many.
+
+    shape: ``linear`` or ``cosine``. steps: after which the rate is 0.
+    """
+
+    shape: Literal["linear", "cosine"]
+    steps: Steps
+
+
+@dataclass(frozen=True)
 class Optimizer:
     """make: trained parameters -> torch's optimiser, at the rate ``rate``; NaN where that sets its rates itself. The rest is as the file's
     docstring says."""
@@ -53,20 +65,33 @@ class Optimizer:
     make: Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer] = field(repr=False)
     rate: float
     warmup: int
-    decay: Decay
+    decay: Shape | Decay
     max_norm: float
     ema: Ema | None
 
+    @property
+    def follows_steps(self) -> bool:
+        """Whether its rate is another one in a run of more steps."""
+        return self.decay in ("linear", "cosine")
+
+    def refuse_longer(self, steps: int) -> None:
+        """Errors: UserError for a run of more steps than its decay has, of which the last would be at a rate of 0."""
+        if isinstance(self.decay, Decay) and steps > self.decay.steps:
+            raise UserError(
+                f"optimizer.decay.steps: got {self.decay.steps} and steps: {steps}, of which the last have a rate of 0; takes {steps}"
+            )
+
     def rate_at(self, step: int, steps: int) -> float:
         """The learning rate of a step, from 0, of so many."""
-        done = min(step / steps, 1.0)
-        share = {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}[self.decay]
+        shape, over = (self.decay.shape, self.decay.steps) if isinstance(self.decay, Decay) else (self.decay, steps)
+        done = min(step / over, 1.0)
+        share = {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}[shape]
         return self.rate * min(1.0, (step + 1) / (self.warmup + 1)) * share
 
 
 def adamw(
     *, rate: Positive = 1e-4, betas: tuple[Share, Share] = (0.9, 0.999), eps: NotNegative = 1e-8, weight_decay: NotNegative = 0.0,
-    warmup: Natural = 0, decay: Decay = "constant", max_norm: Norm = 1.0, ema: Share | Ema | None = None,
+    warmup: Natural = 0, decay: Shape | Decay = "constant", max_norm: Norm = 1.0, ema: Share | Ema | None = None,
 ) -> Optimizer:  # fmt: skip
     """AdamW: steps of the size of the rate, whatever the gradient's; weights decay apart from it.
 
@@ -91,7 +116,7 @@ def adamw(
 
 def adamw_8bit(
     *, rate: Positive = 1e-4, betas: tuple[Share, Share] = (0.9, 0.999), eps: NotNegative = 1e-8, weight_decay: NotNegative = 0.0,
-    warmup: Natural = 0, decay: Decay = "constant", max_norm: Norm = 1.0, ema: Share | Ema | None = None,
+    warmup: Natural = 0, decay: Shape | Decay = "constant", max_norm: Norm = 1.0, ema: Share | Ema | None = None,
 ) -> Optimizer:  # fmt: skip
     """AdamW whose two means are kept in 8 bits, in blocks with a scale each: a quarter of its memory. Needs torchao.
 
@@ -119,7 +144,7 @@ def adamw_8bit(
 def adafactor(  # the keywords that the library has
     *, rate: Positive | None = None, eps: tuple[NotNegative, NotNegative] = (1e-30, 1e-3), clip_threshold: Positive = 1.0,
     decay_rate: Decaying = -0.8, beta1: Share | None = None, weight_decay: NotNegative = 0.0, scale_parameter: bool = True,
-    relative_step: bool = False, warmup_init: bool = False, warmup: Natural = 0, decay: Decay = "constant", max_norm: Norm = 1.0,
+    relative_step: bool = False, warmup_init: bool = False, warmup: Natural = 0, decay: Shape | Decay = "constant", max_norm: Norm = 1.0,
     ema: Share | Ema | None = None,
 ) -> Optimizer:  # fmt: skip
     """Adafactor: second moments as a row's and a column's, so that a matrix of n x m costs n + m numbers.
@@ -163,7 +188,7 @@ def adafactor(  # the keywords that the library has
 
 def sgd(
     *, rate: Positive = 1e-2, momentum: Share = 0.0, nesterov: bool = False, weight_decay: NotNegative = 0.0,
-    warmup: Natural = 0, decay: Decay = "constant", max_norm: Norm = 1.0, ema: Share | Ema | None = None,
+    warmup: Natural = 0, decay: Shape | Decay = "constant", max_norm: Norm = 1.0, ema: Share | Ema | None = None,
 ) -> Optimizer:  # fmt: skip
     """Gradient descent: no memory beside the parameters' own, and one more copy of them with momentum.
 
@@ -181,8 +206,8 @@ def sgd(
 
 
 def muon(
-    *, rate: Positive = 1e-3, momentum: Share = 0.95, weight_decay: NotNegative = 0.1, warmup: Natural = 0, decay: Decay = "constant",
-    max_norm: Norm = 1.0, ema: Share | Ema | None = None,
+    *, rate: Positive = 1e-3, momentum: Share = 0.95, weight_decay: NotNegative = 0.1, warmup: Natural = 0,
+    decay: Shape | Decay = "constant", max_norm: Norm = 1.0, ema: Share | Ema | None = None,
 ) -> Optimizer:  # fmt: skip
     """Muon: the momentum of every matrix made orthogonal (Newton-Schulz), at AdamW's step size. Matrices alone, so that it suits LoRA.
 
@@ -214,7 +239,7 @@ def _optimizer(
     make: Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer],
     rate: float | None,
     warmup: int,
-    decay: Decay,
+    decay: Shape | Decay,
     max_norm: float,
     ema: Share | Ema | None,
     *,
