@@ -91,6 +91,11 @@ def offline(  # one argument for each thing that a run is made of
     the wrong kind for the method, outputs of different sizes, an existing run. Ctrl-C finishes the step, saves, and says how to resume.
     """
     refuse_mismatch(policy, method)
+    if policy.kind == "transition":
+        raise UserError(
+            "policy: learns from steps that it samples itself, and records hold finished outputs; takes policy: {use: forward, of: {use: "
+            "diffusers, ...}}, in Python mm.policies.forward(policy)"
+        )
     if method.samplers:
         raise UserError(f"method: takes rows that {method.samplers[0].name} draws, and nothing is sampled here; takes the recipe online")
     at_least(1, steps=steps)

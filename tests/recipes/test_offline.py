@@ -11,6 +11,7 @@ import mmalign as mm
 from mmalign.policies.settings import Schedule
 from mmalign.records import Pair, Ranking, Thumb
 from mmalign.types import UserError
+from tests.helpers import small_run
 
 METHOD = mm.methods.flow_dpo(beta=100.0)
 
@@ -179,4 +180,11 @@ def test_a_policy_that_no_longer_is_its_reference_is_refused(tmp_path, pairs):
         moved.parameters()["patch_out.bias"].add_(0.5)
     with pytest.raises(UserError, match="differently from its reference before any update"):
         offline(tmp_path, pairs, policy=moved)
+    assert not (tmp_path / "run").exists()
+
+
+def test_pairs_of_images_and_a_policy_of_sampled_steps_are_told_what_to_write(tmp_path):
+    line = r"policy: learns from steps that it samples itself, .*; takes policy: \{use: forward, of: \{use: diffusers, \.\.\.\}\}"
+    with pytest.raises(UserError, match=line):
+        mm.offline(small_run.policy(), [], mm.methods.dpo(beta=0.1), run={"name": "run", "folder": str(tmp_path)})
     assert not (tmp_path / "run").exists()
