@@ -276,8 +276,8 @@ def columns_of(prompts: Sequence[Any]) -> dict[str, list[Any]]:
         >>> columns_of([Prompt("1 + 1 =", {"answer": "2"}), "a fox"])
         {'answer': ['2', None]}
     """
-    mappings = [prompt.columns if isinstance(prompt, Prompt) else {} for prompt in prompts]
-    return {name: [columns.get(name) for columns in mappings] for name in dict.fromkeys(name for columns in mappings for name in columns)}
+    held = [prompt.columns if isinstance(prompt, Prompt) else {} for prompt in prompts]
+    return {name: [columns.get(name) for columns in held] for name in dict.fromkeys(name for columns in held for name in columns)}
 
 
 class Held(Protocol):
@@ -347,7 +347,7 @@ class Rollout:
             held=None if self.held is None else self.held.take(rows),
             drawn={name: theirs[rows] for name, theirs in self.drawn.items()},
             columns={name: [column[place] for place in places] for name, column in self.columns.items()},
-            spans=None if spans is None else lambda: [of_rows[place] for of_rows in [spans()] for place in places],
+            spans=None if spans is None else lambda: [found[place] for found in [spans()] for place in places],
         )
 
     @staticmethod
@@ -380,20 +380,32 @@ class Rollout:
         )
 
 
+class Whole(NamedTuple):
+    """Of a rollout that several processes made together: mask ``[B, T]`` and group ``[B]`` of all rows, and ``owner [B]``, the rank of the
+    process that holds each of them, in whose order they stand; rank: of this process."""
+
+    mask: Tensor
+    group: Tensor
+    owner: Tensor
+    rank: int = 0
+
+
 @dataclass(frozen=True)
 class Experience:
     """Rows of a rollout with what an update learns them by.
 
     signal: ``[B, 1 or T, ...]`` of all rows of the rollout, see ``Method.signal``. rows: ``[R]`` int64, the numbers of those that the
-    update takes, those side by side that a method has to see at once. Errors: UserError for other shapes, and rows that are not there.
+    update takes, those side by side that a method has to see at once. whole: where several processes made the rollout, of which ``rollout``
+    holds this one's rows alone: signal and rows are then those of all. Errors: UserError for other shapes, and rows that are not there.
     """
 
     rollout: Rollout
     signal: Tensor
     rows: Tensor
+    whole: Whole | None = None
 
     def __post_init__(self) -> None:
-        count, width = self.rollout.mask.shape
+        count, width = self.tables.mask.shape
         shape = tuple(self.signal.shape)
         fits = len(shape) >= 2 and shape[0] == count and shape[1] in (1, width)
         _require(fits, f"Experience.signal: got shape {list(shape)}, takes [{count}, 1 or {width}, ...]")
@@ -403,14 +415,32 @@ class Experience:
         _require(inside, f"Experience.rows: got row numbers outside 0..{count - 1}")
 
     @property
+    def tables(self) -> Whole:
+        """Mask and group of all rows that the signal is of."""
+        rollout = self.rollout
+        return Whole(rollout.mask, rollout.group, torch.zeros_like(rollout.group)) if self.whole is None else self.whole
+
+    @property
     def mask(self) -> Tensor:
         """``[R, T]``: the cells of its rows that count."""
-        return self.rollout.mask[self.rows]
+        return self.tables.mask[self.rows]
 
     @property
     def group(self) -> Tensor:
         """``[R]``: the groups of its rows."""
-        return self.rollout.group[self.rows]
+        return self.tables.group[self.rows]
+
+    @property
+    def here(self) -> Tensor:
+        """``[R]`` bool: those of its rows that this process holds."""
+        return self.tables.owner[self.rows] == self.tables.rank
+
+    def own(self) -> Experience:
+        """The rows that this process holds, as the experience of its own rollout."""
+        before, (count, width) = int((self.tables.owner < self.tables.rank).sum()), self.rollout.mask.shape
+        signal = self.signal[before : before + count]
+        signal = signal if signal.shape[1] == 1 else signal[:, :width]
+        return Experience(self.rollout, signal, self.rows[self.here] - before)
 
     @property
     def silent(self) -> bool:
@@ -520,6 +550,10 @@ class ParameterSets(Protocol):
         """alpha / rank of every LoRA layer by name, for checkpoints."""
 
 
+EVERY = slice(None)
+"""Of a list, all of it."""
+
+
 class Policy(Protocol):
     """Anything that generates, as a table of decisions. An adapter is a handful of functions.
 
@@ -531,19 +565,21 @@ class Policy(Protocol):
     sets: ParameterSets
 
     def sample(
-        self, prompts: list[str], group_size: int, rng: torch.Generator, *, step: int = 0, samplers: Sequence[Sampler] = ()
-    ) -> Rollout:
+        self, prompts: list[str], group_size: int, rng: torch.Generator, *, step: int = 0, samplers: Sequence[Sampler] = (),
+        part: slice = EVERY,
+    ) -> Rollout:  # fmt: skip
         """``group_size`` outputs of each prompt, without gradient; rows of one prompt stand side by side.
 
         step: number of the training step, for samplers that change as training goes. samplers: who draws rows of each group instead of
-        the current policy, whose own stand first, or beside it; a policy that ``gives`` no ``samplers`` is never asked.
+        the current policy, whose own stand first, or beside it; a policy that ``gives`` no ``samplers`` is never asked. part: the prompts
+        whose rows are made here, at least one, where other processes make the others: they are the rows that ``take`` would give of all
+        (but for rounding), so that a row depends on its place and not on who makes it.
         """
+        ...
 
     def generate(self, prompts: list[str], seeds: list[int], **call: Any) -> Any:
         """Outputs as a user gets them, one seed for each prompt."""
-
-    def refusals(self, prompts: Sequence[Any]) -> dict[int, str]:
-        """Place -> why, of prompts that the policy cannot be asked: too long, a picture that cannot be read. Nothing is sampled for it."""
+        ...
 
     def refer(self, name: str, other: Any, examples: Sequence[Any] = ()) -> None:
         """Makes a name stand for another model: that of ``other``, a policy of the same kind, which is frozen. examples: some prompts.
@@ -556,12 +592,15 @@ class Policy(Protocol):
 
     def steps(self, rollout: Rollout, rows: Tensor, columns: Tensor | None = None, needs: frozenset[Need] = frozenset()) -> Steps:
         """The table of some rows under the current parameters, with gradient. ``columns``: some steps only."""
+        ...
 
     def using(self, name: str) -> AbstractContextManager[None]:
         """The named parameter set (``ref``, ``ema``, ``previous``) in place of the current one while the block lasts."""
+        ...
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
         """The trained parameters by name."""
+        ...
 
 
 class Adapter(NamedTuple):
@@ -580,8 +619,10 @@ class Adapter(NamedTuple):
 class Encoder(Policy, Protocol):
     """A policy that takes given rows: what offline recipes need."""
 
-    def encode(self, prompts: list[str], outputs: Any, group: Tensor, rng: torch.Generator) -> Rollout:
+    def encode(self, prompts: list[str], outputs: Any, group: Tensor, rng: torch.Generator, *, part: slice = EVERY) -> Rollout:
         """Rows that somebody else made, as a rollout; rows of one ``group`` share what is drawn for them (noise, noise levels).
 
+        part: the rows that are made here, at least one, as in ``sample``: the rows that ``take`` would give of all.
         Errors: records.RefusedRow for the first row that it cannot use.
         """
+        ...

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -65,6 +66,11 @@ def settings(
 ) -> None:
     """Alignment of generative models: image, video, text and vision-language."""
     context.obj = debug
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and context.invoked_subcommand != "train":
+        if os.environ.get("RANK", "0") == "0":
+            count = f"a launcher has started {os.environ['WORLD_SIZE']} processes (WORLD_SIZE)"
+            typer.echo(f"{context.invoked_subcommand}: {count}, and this command runs in one; takes no launcher", err=True)
+        raise typer.Exit(2)
 
 
 @contextmanager
@@ -80,12 +86,29 @@ def mistakes_as_lines(context: typer.Context) -> Iterator[None]:
     except Exception as error:
         from mmalign.types import UserError  # imports torch, so only here
 
+        if _said_by_the_main_process(error):
+            raise typer.Exit(2) from None
         mine = isinstance(error, UserError)
         lines = str(error) if mine else f"{type(error).__name__}: {' '.join(str(error).split())} (--debug shows where)"
         if context.obj:
             lines = "".join(traceback.format_exception(error)).rstrip("\n")
         typer.echo(masked(lines), err=True)
         raise typer.Exit(2 if mine else 1) from None
+
+
+def _said_by_the_main_process(error: Exception) -> bool:
+    """Tells the other processes of a run, where there are any, that this one stops; whether the main one has the line to print."""
+    if int(os.environ.get("WORLD_SIZE", "1")) <= 1:
+        return False
+    from mmalign.distributed.team import joined
+    from mmalign.types import UserError
+
+    try:
+        team = joined()
+    except UserError:  # which may be the very error
+        return os.environ.get("RANK", "0") != "0"
+    team.fail(error)
+    return not team.main
 
 
 def configured(config: str, overrides: list[str] | None) -> dict[str, Any]:

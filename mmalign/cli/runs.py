@@ -21,9 +21,16 @@ def train(
     config: Config,
     overrides: Overrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run of this config where it stopped.")] = False,
+    processes: Annotated[int, typer.Option(min=1, help="Processes of this machine, one for each GPU; torchrun for several machines.")] = 1,
 ) -> None:
     """Train what a config describes; everything in it is checked before anything is built."""
     with mistakes_as_lines(context):
+        if processes > 1:
+            from mmalign.distributed.launch import launch
+
+            _refuse_mistakes(configured(config, overrides), processes)
+            options = [*(["--debug"] if context.obj else []), "train", config, *(overrides or []), *(["--resume"] if resume else [])]
+            raise typer.Exit(launch(options, processes))
         _train(configured(config, overrides), resume=resume)
 
 
@@ -185,10 +192,12 @@ def _train(node: dict[str, Any], *, resume: bool = False) -> Path | None:
     nothing, or stopped learning, with 1.
     """
     from mmalign.config import build
+    from mmalign.distributed.team import joined
     from mmalign.recipes._run import Run
-    from mmalign.training.journal import refuse_many_processes
 
-    refuse_many_processes()
+    team = joined()
+    if team.size > 1:
+        _refuse_mistakes(node, team.size)
     run = build(node, **({"resume": True} if resume else {}))
     if isinstance(run, (Mapping, Path)):
         counts = ", ".join(f"{count} {name}" for name, count in run.items()) if isinstance(run, Mapping) else ""
@@ -196,13 +205,27 @@ def _train(node: dict[str, Any], *, resume: bool = False) -> Path | None:
         return None
     folder = Path(run.path).resolve()
     page = folder / "report.html"
-    typer.echo(f"run:    {folder}")
-    typer.echo(f"report: {page}")
+    if team.main:
+        typer.echo(f"run:    {folder}")
+        typer.echo(f"report: {page}")
+    team.tell("told")  # a launcher ends all processes with the first that does not end with 0
     if isinstance(run, Run) and (name := run.summary.get("interrupted_by")):
         raise typer.Exit(128 + signal.Signals[name])
     if isinstance(run, Run) and run.summary.get("status") in ("learned nothing", "stopped learning"):
         raise typer.Exit(1)
     return page
+
+
+def _refuse_mistakes(node: Mapping[str, Any], processes: int) -> None:
+    """Errors: UserError for what several processes would each refuse, and for a config of a command, which runs in one."""
+    from mmalign.config import check as mistakes
+    from mmalign.rooms import index
+    from mmalign.types import UserError
+
+    if lines := mistakes(node, trust=True):
+        raise UserError("\n".join(lines))
+    if processes > 1 and node["use"] not in (recipes := index("mmalign.recipes")):
+        raise UserError(f"use: {node['use']} runs in one process, got {processes}; takes {' or '.join(sorted(recipes))} for several")
 
 
 def _fresh_name(runs: Path, name: str) -> str:

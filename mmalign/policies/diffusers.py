@@ -35,7 +35,7 @@ from mmalign.policies.settings import Dtype, Lora, Memory, Schedule, type_of
 from mmalign.samplers import kernels
 from mmalign.samplers.assignment import assignment, drawn_by
 from mmalign.samplers.windows import all_but_last
-from mmalign.types import Adapter, Level, Need, Prediction, Rollout, Sampler, Steps, UserError
+from mmalign.types import EVERY, Adapter, Level, Need, Prediction, Rollout, Sampler, Steps, UserError
 
 __all__ = ["DiffusersPolicy", "diffusers"]
 
@@ -150,21 +150,22 @@ class DiffusersPolicy:
 
     @torch.no_grad()
     def sample(
-        self, prompts: list[str], group_size: int, rng: torch.Generator, *, step: int = 0, samplers: Sequence[Sampler] = ()
-    ) -> Rollout:
+        self, prompts: list[str], group_size: int, rng: torch.Generator, *, step: int = 0, samplers: Sequence[Sampler] = (),
+        part: slice = EVERY,
+    ) -> Rollout:  # fmt: skip
         """``group_size`` outputs of each prompt under the kernel; rows of a group stand side by side.
 
         ``rng`` seeds one generator for each row, so that a row does not depend on ``rows_at_once``. ``step``: the number of
         the training step, for windows that move. A mixture of ``samplers`` is one of distributions, step by step (``mixing.py``); a
-        greedy row has no random step.
+        greedy row has no random step. part: all prompts are encoded, but only these are sampled.
         """
-        who = assignment(group_size, samplers).repeat(len(prompts))
-        group = torch.arange(len(prompts)).repeat_interleave(len(who) // len(prompts))
-        rows = [prompts[place] for place in group.tolist()]
-        seeds = torch.randint(2**62, (len(rows),), generator=rng)
-        starts = seeds.view(len(prompts), -1)[:, :1].expand(-1, len(who) // len(prompts)).reshape(-1) if self.same_noise else seeds
+        who = assignment(group_size, samplers)
+        seeds = torch.randint(2**62, (len(prompts), len(who)), generator=rng)
+        starts = (seeds[:, :1].expand_as(seeds) if self.same_noise else seeds)[part].flatten()
         window_rng = torch.Generator().manual_seed(int(torch.randint(2**62, (), generator=rng)))
-        distinct, parts, places = list(dict.fromkeys(rows)), [], []
+        group = torch.arange(len(prompts))[part].repeat_interleave(len(who))
+        rows, seeds, who = [prompts[place] for place in group.tolist()], seeds[part].flatten(), who.repeat(len(prompts[part]))
+        distinct, parts, places = list(dict.fromkeys(prompts)), [], []
         self._example = rows[0]
         for number, sampler in enumerate([Sampler("current", {"current": 1.0}), *samplers]):
             for at in torch.nonzero(who == number).flatten().split(self.rows_at_once):

@@ -24,7 +24,7 @@ from mmalign.policies.pipelines.scheduler import EXPLODING, FLOW, FROM_SIGMAS, P
 from mmalign.policies.pipelines.unfit import without_probe
 from mmalign.samplers import kernels
 from mmalign.stacking import offset, stacked_by_name
-from mmalign.types import Adapter, Level, Need, Prediction, Rollout, Steps, UserError
+from mmalign.types import EVERY, Adapter, Level, Need, Prediction, Rollout, Steps, UserError
 
 __all__ = ["ForwardPolicy", "forward"]
 
@@ -138,20 +138,26 @@ class ForwardPolicy:
         return self.of.generate(prompts, seeds, **call)
 
     @torch.no_grad()
-    def sample(self, prompts: list[str], group_size: int, rng: torch.Generator, *, step: int = 0) -> Rollout:
+    def sample(self, prompts: list[str], group_size: int, rng: torch.Generator, *, step: int = 0, part: slice = EVERY) -> Rollout:
         """The pipeline's own samples, ``group_size`` of each prompt, encoded: what goes through a VAE comes back changed."""
-        rows = [prompt for prompt in prompts for _ in range(group_size)]
-        outputs = self.of.generate(rows, torch.randint(2**62, (len(rows),), generator=rng).tolist())
-        return self.encode(rows, outputs, torch.arange(len(prompts)).repeat_interleave(group_size), rng)
+        rows, group = [prompt for prompt in prompts for _ in range(group_size)], torch.arange(len(prompts)).repeat_interleave(group_size)
+        seeds, here = torch.randint(2**62, (len(rows),), generator=rng).tolist(), torch.isin(group, torch.arange(len(prompts))[part])
+        places = torch.nonzero(here).flatten().tolist()
+        outputs = self.of.generate([rows[place] for place in places], [seeds[place] for place in places])
+        return self._encoded(rows, outputs, group, rng, slice(places[0], places[-1] + 1))
 
     @torch.no_grad()
-    def encode(self, prompts: list[str], outputs: Any, group: Tensor, rng: torch.Generator) -> Rollout:
+    def encode(self, prompts: list[str], outputs: Any, group: Tensor, rng: torch.Generator, *, part: slice = EVERY) -> Rollout:
         """Given images as a rollout; rows of one group share their noise levels and their noise.
 
         outputs: ``[B, C, H, W]`` in 0..1 (``[B, F, C, H, W]``: videos), in the size that the pipeline's call is set to. group:
         ``[B]`` int64. rng: draws the levels and the noise, here and once, for policy and references alike; the VAE's mode is
-        taken, so that nothing else is random. ``log_probs`` are NaN: nobody sampled these rows.
+        taken, so that nothing else is random. ``log_probs`` are NaN: nobody sampled these rows. part: the rows that are encoded.
         """
+        return self._encoded(prompts, outputs[part], group, rng, part)
+
+    def _encoded(self, prompts: list[str], outputs: Any, group: Tensor, rng: torch.Generator, part: slice) -> Rollout:
+        """Rows ``part`` of all ``prompts`` and ``group``, of which ``outputs`` are."""
         clean = latents(self.of, outputs)
         names, which = group.unique(return_inverse=True)
         places = torch.rand((len(names), self.draws), generator=rng)
@@ -159,14 +165,14 @@ class ForwardPolicy:
             places = torch.randn((len(names), self.draws), generator=rng).sigmoid()
         count = len(self.schedule.timesteps)
         noise = torch.randn((len(names), self.draws, *clean.shape[1:]), generator=rng)
-        shape = (len(prompts), self.draws)
+        shape = (len(clean), self.draws)
         return Rollout(
-            prompts=list(prompts),
+            prompts=list(prompts[part]),
             outputs=outputs,
             log_probs=torch.full(shape, float("nan"), dtype=torch.float64),
             mask=torch.ones(shape, dtype=torch.bool),
-            group=group,
-            held=Noised(clean, noise, (places * count).long().clamp(max=count - 1), which, following(prompts)),
+            group=group[part],
+            held=Noised(clean, noise, (places * count).long().clamp(max=count - 1), which[part], following(prompts)[part]),
         )
 
     def remember(self, rollout: Rollout, names: Iterable[str], rows_at_once: int) -> None:

@@ -48,7 +48,7 @@ from mmalign.policies.parameters import ParameterSets
 from mmalign.policies.settings import Dtype, EngineSettings, Lora, TextMemory, Train
 from mmalign.records import RefusedRow
 from mmalign.samplers.assignment import assignment, drawn_by
-from mmalign.types import Adapter, Need, Rollout, Sampler, Steps, UserError
+from mmalign.types import EVERY, Adapter, Need, Rollout, Sampler, Steps, UserError
 
 __all__ = ["TransformersPolicy", "transformers"]
 
@@ -195,8 +195,9 @@ class TransformersPolicy:
 
     @torch.no_grad()
     def sample(
-        self, prompts: list[Any], group_size: int, rng: torch.Generator, *, step: int = 0, samplers: Sequence[Sampler] = ()
-    ) -> Rollout:
+        self, prompts: list[Any], group_size: int, rng: torch.Generator, *, step: int = 0, samplers: Sequence[Sampler] = (),
+        part: slice = EVERY,
+    ) -> Rollout:  # fmt: skip
         """``group_size`` completions of each prompt, strings or conversations; rows of a prompt stand side by side.
 
         ``rng`` draws one uniform number for each row and token, so that a row does not depend on ``rows_at_once``. A mixture of
@@ -204,12 +205,12 @@ class TransformersPolicy:
         ``metrics``: ``length`` (tokens), ``cut`` (the part of rows without an end), and how far the
         sampler's log-probabilities are from those of ``old`` (``engine_difference``, nats, mean and largest).
         """
+        who = assignment(group_size, samplers)
+        uniform = torch.rand((len(prompts), len(who), self.room.max_completion), generator=rng, dtype=torch.float64)[part].flatten(0, 1)
         encoded = [self.room.prompt(prompt, number) for number, prompt in enumerate(prompts)]
         ids, extras = [prompt.ids for prompt in encoded], inputs_of(self.chat.vision, encoded)
         self.chat.agree(prompts[0])
-        who = assignment(group_size, samplers).repeat(len(prompts))
-        which = torch.arange(len(prompts)).repeat_interleave(len(who) // len(prompts))
-        uniform = torch.rand((len(which), self.room.max_completion), generator=rng, dtype=torch.float64)
+        which, who = torch.arange(len(prompts))[part].repeat_interleave(len(who)), who.repeat(len(prompts[part]))
         if self.engine is None:
             drawn = self.drawer.by_samplers(ids, which, uniform, self.drawing, who, samplers, extras)
         elif samplers:
@@ -218,12 +219,10 @@ class TransformersPolicy:
             raise UserError("policy.engine: got a prompt with an image or a video, and the server is sent token ids alone; takes no engine")
         else:
             self.engine.refresh(self.model)
-            drawn = self.engine.draw(ids, which, (uniform[::group_size, 0] * 2**31).long().tolist(), self.drawing)
+            drawn = self.engine.draw(ids[part], which - which[0], (uniform[::group_size, 0] * 2**31).long().tolist(), self.drawing)
         texts = [self.chat.text(line[:length]) for line, length in zip(drawn.tokens.tolist(), drawn.lengths.tolist(), strict=True)]
         real = torch.arange(drawn.tokens.shape[1]) < drawn.lengths.unsqueeze(1)
-        rollout = self.table(
-            encoded, which, drawn.tokens, drawn.lengths, real, prompts=[prompts[row] for row in which.tolist()], outputs=texts
-        )
+        rollout = self.table(encoded, which, drawn.tokens, drawn.lengths, real, sources=prompts, outputs=texts)
         rollout.log_probs, rollout.drawn = self._whole(rollout, self.rows_at_once), drawn_by(who, samplers)
         differences = (drawn.log_probs - rollout.log_probs)[real & (who == 0).unsqueeze(1)].abs()
         for sampler in (sampler for sampler in samplers if sampler.greedy):
@@ -235,7 +234,7 @@ class TransformersPolicy:
         return rollout
 
     @torch.no_grad()
-    def encode(self, prompts: list[Any], outputs: Any, group: Tensor, rng: torch.Generator) -> Rollout:
+    def encode(self, prompts: list[Any], outputs: Any, group: Tensor, rng: torch.Generator, *, part: slice = EVERY) -> Rollout:
         """Given completions, strings or the turns that follow, as a rollout. ``log_probs`` are NaN: nobody sampled these rows.
 
         Errors: RefusedRow for an empty completion, one with an id that is never said, media that cannot be read, and for prompts and
@@ -248,49 +247,50 @@ class TransformersPolicy:
             except UserError as error:
                 raise RefusedRow(number, str(error)) from error
         self.chat.agree(prompts[0], outputs[0])
-        width = max(len(row.completion) for row in rows)
         distinct: dict[tuple[Any, ...], int] = {}
         which = torch.tensor([distinct.setdefault((row.prompt.ids, row.prompt.digest), len(distinct)) for row in rows])
         encoded = [rows[which.tolist().index(place)].prompt for place in range(len(distinct))]
+        source_of = dict(zip(which.tolist(), prompts, strict=True))
+        rows, which, width = rows[part], which[part], max(len(row.completion) for row in rows[part])
         tokens, mask = torch.zeros((len(rows), width), dtype=torch.int64), torch.zeros((len(rows), width), dtype=torch.bool)
         for place, row in enumerate(rows):
             tokens[place, : len(row.completion)] = torch.tensor(row.completion)
             mask[place, : len(row.trained)] = torch.tensor(row.trained)
         lengths = torch.tensor([len(row.completion) for row in rows])
-        return self.table(encoded, which, tokens, lengths, mask, prompts=list(prompts), outputs=list(outputs), group=group)
+        return self.table(
+            encoded, which, tokens, lengths, mask, outputs=list(outputs[part]), group=group[part],
+            sources=[source_of[place] for place in range(len(encoded))],
+        )  # fmt: skip
 
     def table(
         self, encoded: Sequence[Prompt], which: Tensor, tokens: Tensor, lengths: Tensor, mask: Tensor, *,
-        prompts: list[Any] | None = None, outputs: list[Any] | None = None, group: Tensor | None = None,
+        sources: Sequence[Any] | None = None, outputs: list[Any] | None = None, group: Tensor | None = None,
     ) -> Rollout:  # fmt: skip
         """A rollout from token ids, which is what ``sample`` and ``encode`` come to.
 
         encoded: P prompts, as ``chat.prompt`` reads them. which: ``[B]`` the prompt of each row. tokens: ``[B, T]`` completions, filled up
         with anything. lengths: ``[B]`` tokens of each. mask: ``[B, T]`` tokens that count. group: ``[B]``, by default rows of one prompt.
+        sources: what each of the P was made of, its text by default.
         """
-        prompts = [self.chat.text(encoded[place].ids) for place in which.tolist()] if prompts is None else prompts
+        sources = [self.chat.text(prompt.ids) for prompt in encoded] if sources is None else sources
         lines = zip(tokens.tolist(), lengths.tolist(), strict=True)
         outputs = [self.chat.text(line[:length]) for line, length in lines] if outputs is None else outputs
         return Rollout(
-            prompts=prompts,
+            prompts=[sources[place] for place in which.tolist()],
             outputs=outputs,
             log_probs=torch.full(tokens.shape, torch.nan, dtype=torch.float64),
             mask=mask,
             group=which.clone() if group is None else group,
             spans=partial(reading.written, tokens, lengths, self.chat.text),
-            held=Completions.of_rows(self.chat.vision, encoded, prompts, which, tokens, lengths),
+            held=Completions.of_rows(self.chat.vision, encoded, sources, which, tokens, lengths),
         )
-
-    def refusals(self, prompts: Sequence[Any]) -> dict[int, str]:
-        """Place -> why, of prompts that tokenizer, template or processor refuse, or that are too long."""
-        return self.room.refusals(prompts)
 
     @torch.no_grad()
     def generate(self, prompts: list[Any], seeds: list[int], **call: Any) -> list[str]:
         """Completions as a user gets them, one seed for each prompt.
 
         call: ``temperature``, ``top_p``, ``top_k``, ``max_completion``; ``hidden_media``, the share of the images' and videos' tokens that
-        the model cannot attend to while it answers (``masking.py``).
+        the model cannot attend to while it answers (``veil.py``).
         """
         return self.answer(prompts, seeds, **call)[0]
 
@@ -300,13 +300,13 @@ class TransformersPolicy:
         if odd := sorted(call.keys() - {*CALL}):
             raise UserError(f"call.{odd[0]}: takes {', '.join(CALL)}")
         share = float(call.pop("hidden_media", 0.0))
-        drawing = self.drawing._replace(**{("most" if key == "max_completion" else key): value for key, value in call.items()})
+        how = self.drawing._replace(**{("most" if key == "max_completion" else key): value for key, value in call.items()})
         encoded = [self.room.prompt(prompt, number) for number, prompt in enumerate(prompts)]
         ids, extras = [prompt.ids for prompt in encoded], inputs_of(self.chat.vision, encoded)
         rngs = [torch.Generator().manual_seed(seed) for seed in seeds]
-        uniform = torch.stack([torch.rand(drawing.most, generator=rng, dtype=torch.float64) for rng in rngs])
+        uniform = torch.stack([torch.rand(how.most, generator=rng, dtype=torch.float64) for rng in rngs])
         hidden = [] if self.chat.vision is None or not share else veils(encoded, share, seeds, self.chat.vision.placeholders)
-        drawn = self.drawer(ids, torch.arange(len(prompts)), uniform, drawing, extras=extras, hidden=hidden)
+        drawn = self.drawer(ids, torch.arange(len(prompts)), uniform, how, extras=extras, hidden=hidden)
         texts = [self.chat.text(line[:length]) for line, length in zip(drawn.tokens.tolist(), drawn.lengths.tolist(), strict=True)]
         return texts, drawn.cut.tolist()
 

@@ -54,7 +54,9 @@ def concluded(journal: Journal, policy: Any) -> Run:
     """The run of a journal whose steps are done, with its page; a page that cannot be made costs a line, since all else is saved."""
     ended = journal.conclude()
     try:
-        build(ended.path)
+        if journal.team.main:
+            build(ended.path)
     except Exception as error:  # whatever it is, hours of training do not end with it
         journal.say(f"report: could not be made ({type(error).__name__}: {' '.join(str(error).split())}); mmalign report {ended.path}")
+    journal.team.tell("ended")  # a launcher may end all processes once one of them has
     return Run(ended.path, ended.summary, policy)

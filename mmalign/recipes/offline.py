@@ -31,6 +31,8 @@ from torch import Tensor
 
 from mmalign.arguments.ranges import Steps
 from mmalign.data.pairs import listed
+from mmalign.distributed import tables as of_all
+from mmalign.distributed.team import ALONE, Team, joined, refuse_too_few
 from mmalign.objectives.feedback import comparisons
 from mmalign.recipes._run import Run, concluded
 from mmalign.records import Pair, Ranking, Record, Records, RefusedRow, Thumb
@@ -107,7 +109,9 @@ def offline(  # one argument for each thing that a run is made of
     if evaluation.prompts is None:  # then it asks what the first step asks, and only what the policy can use
         first = _encoded(policy, method, source.stream(seed=run.seed), batch.records, lambda: stream(run.seed, 0, "encode"), {})[0]
     stored.load(policy, references or {}, runs=run.folder, method=method, examples=_distinct([record.prompt for record in first]))
-    learner = Learner(policy, method, optimizer, steps=steps, moving=references)
+    team = joined()
+    refuse_too_few(team, batch.records, "batch.records")
+    learner = Learner(policy, method, optimizer, steps=steps, moving=references, team=team)
     asked = exam(evaluation, prompts=_distinct([record.prompt for record in first])[:16], rewards=rewards or {})
     journal = Journal(learner, asked, run, steps=steps, resume=resume, stop=evaluation.stop)
 
@@ -117,17 +121,15 @@ def offline(  # one argument for each thing that a run is made of
         for step in journal.steps():
             moved = learner.begin(step)
             draw = partial(stream, run.seed, step, "encode")
-            records, said, rollout = _encoded(policy, method, coming, batch.records, draw, aside)
-            prompts = rollout.prompts
+            records, said, rollout = _encoded(policy, method, coming, batch.records, draw, aside, team)
             policy.remember(rollout, learner.references, batch.micro_rows)
             said = replace(said, tables=learner.tables(rollout, micro_rows=batch.micro_rows))
             signal = method.signal(said)
-            kept = torch.ones(len(prompts), dtype=torch.bool) if method.keep is None else method.keep(said)
+            kept = torch.ones(len(signal), dtype=torch.bool) if method.keep is None else method.keep(said)
             rows = in_units(method, said, kept)
-            experience = Experience(rollout, signal, rows)
+            experience = Experience(rollout, signal, rows, of_all.whole(team, rollout))
             if len(rows):
-                check = lambda: preflight(policy, method, experience, micro_rows=batch.micro_rows).difference  # noqa: B023, E731
-                journal.once("preflight_difference", check)
+                journal.once("preflight_difference", lambda: _checked(learner, experience, batch.micro_rows))  # noqa: B023
             found = learner.update([experience], micro_rows=batch.micro_rows, step=step) if len(rows) else {}
             found |= {"updates": float(len(rows) > 0), "signal_zero": float((signal.flatten(1) == 0).all(1).double().mean())}
             journal.put_aside(aside | source.broken)
@@ -137,10 +139,18 @@ def offline(  # one argument for each thing that a run is made of
     return concluded(journal, policy)
 
 
+def _checked(learner: Learner, experience: Experience, micro_rows: int) -> float:
+    """The preflight of the rows that each process holds; the largest difference counts."""
+    own = experience.own()
+    found = preflight(learner.policy, learner.method, own, micro_rows=micro_rows).difference if len(own.rows) else math.nan
+    return max(learner.team.tell(found), key=lambda each: -math.inf if math.isnan(each) else each)
+
+
 def _encoded(
-    policy: Encoder, method: Method, coming: Iterator[Any], count: int, draw: Callable[[], torch.Generator], aside: dict[str, str]
-) -> tuple[list[Any], Feedback, Rollout]:
-    """The next ``count`` records of which the policy can use every row, what they say, and their rows encoded.
+    policy: Encoder, method: Method, coming: Iterator[Any], count: int, draw: Callable[[], torch.Generator], aside: dict[str, str],
+    team: Team = ALONE,
+) -> tuple[list[Any], Feedback, Rollout]:  # fmt: skip
+    """The next ``count`` records of which the policy can use every row, what they say, and this process's rows of them encoded.
 
     draw: makes the generator of the step, the same for every try. aside: id -> why, of records that the policy refuses; grows, and what is
     in it is not tried again. Errors: UserError where a whole round of the data holds nothing that the policy can use.
@@ -149,11 +159,17 @@ def _encoded(
     while True:
         records += _take(_unrefused(coming, aside, passed), count - len(records))
         prompts, outputs, said = _rows(records, method)
+        part, refused, rollout = team.share(len(records)), None, None
+        inside = torch.nonzero((said.group >= part.start) & (said.group < part.stop)).flatten()
         try:
-            return records, said, policy.encode(prompts, outputs, said.group, draw())
+            rollout = policy.encode(prompts, outputs, said.group, draw(), part=slice(int(inside[0]), int(inside[-1]) + 1))
         except RefusedRow as error:
-            bad = records.pop(int(said.group[error.row]))
-            aside[_called(bad)] = error.why
+            refused = [error.row, error.why]
+        others = [other for other in team.tell(refused) if other is not None]
+        if rollout is not None and not others:
+            return records, said, rollout
+        row, why = min(others)
+        aside[_called(records.pop(int(said.group[row])))] = why
 
 
 def _unrefused(coming: Iterator[Any], aside: Mapping[str, str], passed: Counter[str]) -> Iterator[Any]:

@@ -26,6 +26,8 @@ from typing import Any, NamedTuple
 import torch
 
 from mmalign.arguments.ranges import Steps
+from mmalign.distributed import tables as of_all
+from mmalign.distributed.team import joined, refuse_too_few
 from mmalign.objectives.feedback import comparisons
 from mmalign.recipes._run import Run, concluded
 from mmalign.samplers.assignment import assignment
@@ -108,11 +110,13 @@ def online(  # one argument for each thing that a run is made of
     pairs = method.pairs or comparisons.best_and_worst
     refuse_silent(method, batch, list(rewards), oracle=oracle, pairs=pairs)
     drawing: dict[str, Any] = {"samplers": method.samplers} if method.samplers else {}
-    coming = Prompts(prompts, policy, seed=run.seed)
+    team = joined()
+    refuse_too_few(team, batch.prompts, "batch.prompts")
+    coming = Prompts(prompts, policy, seed=run.seed, team=team)
     first = coming.first(16)
     refuse_unusable(policy, evaluation.prompts)
     stored.load(policy, references or {}, runs=run.folder, method=method, examples=contents(first))
-    learner = Learner(policy, method, optimizer, steps=steps, moving=references)
+    learner = Learner(policy, method, optimizer, steps=steps, moving=references, team=team)
     asked = exam(evaluation, prompts=first, rewards=rewards)
     states = {"combine": getattr(combine, "state", None)}
     journal = Journal(learner, asked, run, steps=steps, resume=resume, stop=evaluation.stop, states=states, prompts=prompts)
@@ -123,17 +127,20 @@ def online(  # one argument for each thing that a run is made of
         scored: list[Scored] = []
         wanted = batch.prompts
         for attempt in range(1 + (batch.resample if method.keep is not None and method.unit in ("cell", "row") else 0)):
+            drawing["part"] = team.share(batch.prompts)
             sample = lambda some: policy.sample(contents(some), batch.group, stream(run.seed, step, attempt), step=step, **drawing)  # noqa: B023, E731
             chosen, rollout = coming.sampled(sample, batch.prompts, attempt=attempt)
-            rollout.columns = beside(chosen, rows=len(rollout.prompts))
-            said = feedback(rewards, rollout, missing=batch.missing, oracle=oracle, combine=combine)
+            rollout.columns = beside(chosen[drawing["part"]], rows=len(rollout))
+            whole = of_all.whole(team, rollout)
+            asked_of = [prompt for prompt in contents(chosen) for _ in range(len(whole.group) // batch.prompts)]
+            said = feedback(rewards, rollout, missing=batch.missing, oracle=oracle, combine=combine, prompts=asked_of, team=team)
             if method.unit == "pair":
                 said = pairs(said)
             said = replace(said, tables={**said.tables, **learner.tables(rollout, micro_rows=micro_rows)})
             kept = ~said.rewards.isnan() if method.keep is None else method.keep(said) & ~said.rewards.isnan()
-            groups = rollout.group[kept].unique()[:wanted]
-            inside = kept & torch.isin(rollout.group, groups)
-            scored.append(Scored(said, Experience(rollout, method.signal(said), in_units(method, said, inside))))
+            groups = whole.group[kept].unique()[:wanted]
+            inside = kept & torch.isin(whole.group, groups)
+            scored.append(Scored(said, Experience(rollout, method.signal(said), in_units(method, said, inside), whole)))
             wanted -= len(groups)
             if wanted <= 0:
                 break
@@ -148,7 +155,7 @@ def online(  # one argument for each thing that a run is made of
             journal.put_aside(coming.aside, "prompts")
             for _, experience in scored:
                 policy.remember(experience.rollout, learner.references, micro_rows)
-            journal.once("preflight_difference", lambda: _checked(policy, method, scored, micro_rows=micro_rows, micro_steps=micro_steps))  # noqa: B023
+            journal.once("preflight_difference", lambda: _checked(learner, scored, micro_rows=micro_rows, micro_steps=micro_steps))  # noqa: B023
             parts = _parts([batch.experience for batch in scored], method.unit, batch.epochs, batch.updates)
             found = [learner.update(part, micro_rows=micro_rows, micro_steps=micro_steps, step=step) for part in parts]
             if not found:
@@ -171,12 +178,17 @@ def _parts(experiences: Sequence[Experience], unit: Unit, epochs: int, updates: 
             yield taken
 
 
-def _checked(policy: Policy, method: Method, batches: Sequence[Scored], micro_rows: int, micro_steps: int | None) -> float | None:
-    """The preflight of the first rollout with a signal; None where there is none, and so no gradient to look for."""
-    held = next((experience for _, experience in batches if not experience.silent), None)
-    if held is None:
-        return None
-    return preflight(policy, method, held, micro_rows=micro_rows, micro_steps=micro_steps).difference
+def _checked(learner: Learner, batches: Sequence[Scored], micro_rows: int, micro_steps: int | None) -> float | None:
+    """The preflight of the first rollout with a signal; None where there is none, and so no gradient to look for.
+
+    Each process looks at rows of its own; the largest difference counts.
+    """
+    first = next((experience.own() for _, experience in batches if not experience.own().silent), None)
+    found = None
+    if first is not None:
+        found = preflight(learner.policy, learner.method, first, micro_rows=micro_rows, micro_steps=micro_steps).difference
+    differences = [each for each in learner.team.tell(found) if each is not None]
+    return max(differences) if differences else None
 
 
 def _row(batches: Sequence[Scored], found: Sequence[Mapping[str, float]], *, lr: float) -> dict[str, float]:
@@ -197,8 +209,8 @@ def _row(batches: Sequence[Scored], found: Sequence[Mapping[str, float]], *, lr:
         "rows": float(sum(len(batch.experience.rows) for batch in batches)),
         "updates": float(len(found)),
     }
-    for name in batches[0].experience.rollout.drawn:
-        theirs = torch.cat([batch.experience.rollout.drawn[name] for batch in batches])
+    for name in batches[0].feedback.drawn:
+        theirs = torch.cat([batch.feedback.drawn[name] for batch in batches])
         row[f"reward_{name}"] = float(rewards[theirs].nanmean())
     for name in batches[0].feedback.parts:
         scores = torch.cat([batch.feedback.parts[name] for batch in batches])

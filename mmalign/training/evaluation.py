@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from mmalign.distributed import tables as of_all
+from mmalign.distributed.team import ALONE, Team
 from mmalign.training.feedback import ask, measure, refuse_columns
 from mmalign.training.image_dependence import image_dependence
 from mmalign.training.settings import Evaluation
@@ -84,16 +86,27 @@ class Results(NamedTuple):
 
 
 @torch.no_grad()
-def evaluate(policy: Policy, exam: Exam, *, using: str = "current") -> Results:
-    """One evaluation of the named parameter set. Missing scores are left out of means, and counted in ``NAME_missing``."""
+def evaluate(policy: Policy, exam: Exam, *, using: str = "current", team: Team = ALONE) -> Results:
+    """One evaluation of the named parameter set. Missing scores are left out of means, and counted in ``NAME_missing``.
+
+    Each process of a team samples for some of the prompts, and scores what it sampled; what is returned is of all of them.
+    """
     rows = [prompt for prompt in contents(exam.prompts) for _ in range(exam.samples)]
     columns = {name: [value for value in column for _ in range(exam.samples)] for name, column in columns_of(exam.prompts).items()}
-    with policy.using(using):
-        outputs = policy.generate(rows, [SEED + number for number in range(len(rows))], **exam.call)
-        looks = image_dependence(policy, rows, _words(outputs)) if exam.blind else None
+    part = team.share(len(exam.prompts))
+    own = slice(part.start * exam.samples, part.stop * exam.samples)
+    outputs, scored = None, dict[str, Tensor]()
+    if own.start < own.stop:
+        with policy.using(using):
+            outputs = policy.generate(rows[own], [SEED + number for number in range(len(rows))[own]], **exam.call)
+            if exam.blind:
+                scored["image_dependence"] = image_dependence(policy, rows[own], _words(outputs))
+        beside = {name: column[own] for name, column in columns.items()}
+        judged = {**ask(exam.rewards, outputs, rows[own], beside), **ask(exam.judges, outputs, rows[own], beside, kind="judge")}
+        scored = {**judged, **scored}
+    outputs = of_all.outputs(team, outputs)
     metrics: dict[str, float] = {}
-    judged = {**ask(exam.rewards, outputs, rows, columns), **ask(exam.judges, outputs, rows, columns, kind="judge")}
-    for name, scores in {**judged, **({} if looks is None else {"image_dependence": looks})}.items():
+    for name, scores in of_all.scores(team, scored, own.stop - own.start).items():
         known = scores[~scores.isnan()]
         metrics[name] = float(known.mean()) if len(known) else float("nan")
         metrics[f"{name}_se"] = float(known.std() / len(known) ** 0.5) if len(known) > 1 else float("nan")

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from mmalign.arguments import signatures
+from mmalign.distributed import tables as of_all
+from mmalign.distributed.team import ALONE, Team
 from mmalign.needs import REWARDS
 from mmalign.training import dense
 from mmalign.training.dense import Parts
@@ -82,9 +84,11 @@ def measure(metrics: Functions, outputs: Any, prompts: list[str], columns: Colum
 
 def feedback(
     rewards: Functions, rollout: Rollout, *, combine: Callable[..., Any] | None = None, oracle: Callable[..., Any] | None = None,
-    missing: Missing = "stop",
+    missing: Missing = "stop", prompts: Sequence[Any] | None = None, team: Team = ALONE,
 ) -> Feedback:  # fmt: skip
-    """Feedback on a rollout: its rewards as one number, and each apart.
+    """Feedback on a rollout: its rewards as one number, and each apart; of several processes, on the rows of all of them.
+
+    Each process asks the rewards and the oracle of its own rows, whole groups; ``combine`` sees those of all. prompts: of all rows.
 
     combine: ``(parts {name: [B]}, group [B], prompts, learn=True) -> [B]`` in place of their sum; its state takes the rollout in.
 
@@ -92,7 +96,8 @@ def feedback(
     their sum, and stand in ``tables[REWARDS]``, times the ``weights`` of a combination that has such, at the steps that wrote those
     parts. oracle: asked ``(outputs, prompts, group)`` for win probabilities ``[B, B]``.
     """
-    parts, parted = _scores(rewards, rollout.outputs, rollout.prompts, rollout.columns)
+    own, parted = _scores(rewards, rollout.outputs, rollout.prompts, rollout.columns)
+    parts, group = of_all.scores(team, own, len(rollout)), team.rows("group", rollout.group)
     for name, value in parts.items():
         if missing == "stop" and bool(value.isnan().any()):
             count = f"{int(value.isnan().sum())} of {len(value)}"
@@ -100,11 +105,15 @@ def feedback(
     if combine is None:
         total = torch.stack(list(parts.values())).sum(0)
     else:
-        together = lambda outputs, prompts: combine(parts, rollout.group, prompts, learn=True)  # noqa: E731
-        total = _checked("combine", _answer("combine", "of rewards", together, rollout.outputs, rollout.prompts, {}), len(rollout.prompts))
-    compared = None if oracle is None else _compared(oracle, rollout)
-    tables = {REWARDS: dense.table(parted, getattr(combine, "weights", {}), rollout)} if parted else {}
-    return Feedback(total, rollout.group, parts=parts, lengths=rollout.mask.sum(1), wins=compared, tables=tables, drawn=rollout.drawn)
+        together = lambda outputs, prompts: combine(parts, group, prompts, learn=True)  # noqa: E731
+        asked = rollout.prompts if prompts is None else list(prompts)
+        total = _checked("combine", _answer("combine", "of rewards", together, rollout.outputs, asked, {}), len(group))
+    tables = (
+        {REWARDS: team.rows("rewards", dense.table(parted, getattr(combine, "weights", {}), rollout))} if team.any(bool(parted)) else {}
+    )
+    wins = None if oracle is None else of_all.blocks(team.gather({"wins": _compared(oracle, rollout)}), "wins")
+    drawn = {name: team.rows(name, rows) for name, rows in rollout.drawn.items()}
+    return Feedback(total, group, parts=parts, lengths=team.rows("lengths", rollout.mask.sum(1)), wins=wins, tables=tables, drawn=drawn)
 
 
 def _compared(oracle: Callable[..., Any], rollout: Rollout) -> Tensor:

@@ -18,11 +18,11 @@ from torch import Tensor
 
 from mmalign.arguments import calls
 from mmalign.arguments.signatures import nearest
-from mmalign.files import write_json
+from mmalign.files import plain, write_json
 from mmalign.runs import answers, checkpoint
 from mmalign.runs.broken import Broken
-from mmalign.runs.folder import opened
-from mmalign.runs.log import Log
+from mmalign.runs.folder import RunFolder, opened
+from mmalign.runs.log import Log, Phase
 from mmalign.runs.progress import Interrupt, Progress, clock
 from mmalign.training import dead_steps
 from mmalign.training.evaluation import Exam, evaluate
@@ -54,7 +54,8 @@ class Journal:
     """``with Journal(...) as journal: for step in journal.steps(): ...; journal.trained(row)``. See the recipes.
 
     Entering it makes the run's folder, or opens it and puts everything back that its newest checkpoint holds; no other process trains
-    there meanwhile. A fresh folder is removed again where an exception ends the run before its first step is done, so that the next try
+    there meanwhile. Of several processes (``learner.team``) the main one alone writes, and each of them has a journal, which keeps the same
+    state. A fresh folder is removed again where an exception ends the run before its first step is done, so that the next try
     finds the name free. Where one ends it later, what was whole before the step that failed is saved.
 
     stop: when to end early. states: name -> what else has state (``dump``, ``load``) that a checkpoint keeps, or None. state: what it
@@ -65,8 +66,7 @@ class Journal:
         self, learner: Learner, exam: Exam, settings: RunSettings, *, steps: int, resume: bool, stop: Stop | None = None,
         states: Mapping[str, Any] | None = None, prompts: Sequence[Any] = (),
     ):  # fmt: skip
-        refuse_many_processes()
-        self.learner, self.exam, self.settings, self.stop = learner, exam, settings, stop
+        self.learner, self.exam, self.settings, self.stop, self.team = learner, exam, settings, stop, learner.team
         self.total, self.resume, self.config = steps, resume, calls.described()
         self.state: dict[str, Any] = {
             "step": 0,
@@ -84,14 +84,26 @@ class Journal:
         _refuse_stop(stop, [*exam.rewards, *exam.judges])
 
     def __enter__(self) -> Journal:
-        grow = () if self.learner.settings.follows_steps else ("steps",)  # whose rates would be those of neither run
+        try:
+            return self._enter()
+        except Exception as error:
+            self.team.fail(error)
+            raise
+
+    def _enter(self) -> Journal:
         with ExitStack() as stack:
-            self.folder = stack.enter_context(
-                opened(
-                    self.settings.folder, self.settings.name, config=self.config, resume=self.resume, may_differ=MAY_DIFFER, may_grow=grow
-                )
-            )
-            stack.push(self._leave_no_trace)
+            self.team.agree("config", plain(self.config))
+            self.team.agree("prompts", self.prompts)
+            if self.team.main:
+                grow = () if self.learner.settings.follows_steps else ("steps",)  # whose rates would be those of neither run
+                how = {"config": self.config, "resume": self.resume, "may_differ": MAY_DIFFER, "may_grow": grow}
+                self.folder = stack.enter_context(opened(self.settings.folder, self.settings.name, **how))
+                stack.push(self._leave_no_trace)
+                self.team.tell([str(self.folder.path), self.folder.checkpoint and str(self.folder.checkpoint)])
+            else:
+                path, newest = self.team.tell(None)[0]
+                self.folder = RunFolder(Path(path), newest and Path(newest))
+                self._refuse_elsewhere()
             if self.folder.checkpoint is not None:
                 tensors, self.state = checkpoint.load(self.folder.checkpoint)
                 self.learner.load(tensors, self.state.pop("learner"))
@@ -100,8 +112,10 @@ class Journal:
                 for name, kept in self.state.pop("states", {}).items():
                     self.states[name].load(kept)
             self.broken = Broken(self.folder.path)
-            self.progress = Progress(self.total, start=self.state["step"])
-            self.log = stack.enter_context(Log(self.folder.path, self.settings.trackers, config=self.config, tell=self.say))
+            quiet = None if self.team.main else stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
+            self.progress = Progress(self.total, start=self.state["step"], stream=quiet)
+            if self.team.main:
+                self.log = stack.enter_context(Log(self.folder.path, self.settings.trackers, config=self.config, tell=self.say))
             stack.enter_context(self.progress)
             self.interrupt = stack.enter_context(Interrupt())
             for note in self.folder.notes:
@@ -110,6 +124,8 @@ class Journal:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if error is not None:
+            self.team.fail(error)
         if not isinstance(error, Exception):
             self._stack.__exit__(kind, error, trace)
             return
@@ -121,8 +137,15 @@ class Journal:
                 raise UserError(f"{self.doing}: out of memory ({why}); takes {takes}") from error
             raise error
 
+    def _refuse_elsewhere(self) -> None:
+        """Errors: UserError where this process does not see the folder that the main one has opened."""
+        if not (self.folder.path / "config.yaml").is_file():
+            raise UserError(f"run.folder: process {self.team.rank} sees no {self.folder.path}; takes a folder that all processes see")
+
     def _rescue(self) -> None:
         """Saves the state before the step that failed, where all of it is still there, and says where the run may go on."""
+        if not self.team.main:
+            return
         step, saved = self.state["step"], checkpoint.newest_step(self.folder.checkpoints)
         if self.snapshot is not None and step > saved and step and self.snapshot.whole(self.learner):
             try:
@@ -165,6 +188,8 @@ class Journal:
 
     def put_aside(self, broken: Mapping[str, str], kind: str = "records") -> None:
         """Records that could not be read, or prompts, id -> why: written to ``broken.jsonl``, each once, and the first few told."""
+        if not self.team.main:
+            return
         told = len(self.broken.why)
         for name, why in list(self.broken.add(broken).items())[: max(0, 3 - told)]:
             self.say(f"{kind}: {name} left out: {why} (all of them are in {self.broken.path.name})")
@@ -173,7 +198,8 @@ class Journal:
         """A step is done: logs it, evaluates and saves where it is time to."""
         step = self.state["step"] + 1
         unmoved = not row.get("updates", 1.0)  # then the KL is what it was; without a measurement of a step that moved it is not known
-        self.log.log(step, "train", row)
+        interrupted = self._interrupted()
+        self._write(step, "train", row)
         self.state.update(step=step, kl=row.get("kl", self.state["kl"] if unmoved else math.nan))
         self.state["train_seconds"] += time.monotonic() - self._began
         self.progress.update(step, row)
@@ -181,10 +207,10 @@ class Journal:
         last = step == self.total
         due = last or step % self.exam.every == 0
         self._remember(owed=due)
-        if due and (last or not self.interrupt.interrupted):  # a resumed run evaluates what this one has no time for
+        if due and (last or not interrupted):  # a resumed run evaluates what this one has no time for
             self._evaluate(step)
             self._remember()
-        if self.interrupt.interrupted and not last:
+        if interrupted and not last:
             self.over = self.over or "interrupted"
         if last or self.over or step % self.settings.checkpoint_every == 0:
             self._save()
@@ -194,8 +220,18 @@ class Journal:
         state = {**self.state, "prompts": self.prompts, **({"owed": True} if owed else {})}
         self.snapshot = snapshot(self.learner, state, self.states)
 
+    def _interrupted(self) -> bool:
+        """Whether a signal has come, to whichever process: all of them end after the same step."""
+        names = [name for name in self.team.tell(self.interrupt.name) if name]
+        self.interrupt.name = names[0] if names else ""
+        return bool(names)
+
+    def _write(self, step: int, phase: Phase, row: Mapping[str, float]) -> None:
+        if self.team.main:
+            self.log.log(step, phase, row)
+
     def _save(self) -> None:
-        if self.snapshot is not None:
+        if self.snapshot is not None and self.team.main:
             state = self.snapshot.checkpoint(self.learner)
             checkpoint.save(self.folder.checkpoints, self.snapshot.step, tensors=self.learner.tensors(), state=state)
 
@@ -211,17 +247,17 @@ class Journal:
 
     def _evaluate(self, step: int) -> None:
         self.doing = f"the evaluation after step {step}"
-        results = evaluate(self.learner.policy, self.exam, using=self.learner.shown)
-        if results.grid is not None:
+        results = evaluate(self.learner.policy, self.exam, using=self.learner.shown, team=self.team)
+        if results.grid is not None and self.team.main:
             self.folder.write_prompts(contents(self.exam.prompts), list(range(results.grid.shape[1])))
             self.folder.write_samples(step, results.grid)
             self.log.show(step, results.grid)
             if step == 0 and self.exam.real is not None:
                 self.folder.write_real(self.exam.real(contents(self.exam.prompts), results.grid.shape[1]))
-        if results.answers is not None:
+        if results.answers is not None and self.team.main:
             answers.write(self.folder.path, step, results.answers.prompts, results.answers.outputs, results.answers.marks)
-        row = {**results.metrics, "kl": self.state["kl"]}
-        self.log.log(step, "eval", row)
+        row = {**self.team.tell(results.metrics)[0], "kl": self.state["kl"]}  # the main one's: metrics of one's own may be random
+        self._write(step, "eval", row)
         self.state["evaluations"].append({"step": step, **row})
         self.say(f"step {step:>4}  " + "  ".join(f"{key} {row[key]:.3f}" for key in row if key != "kl" and not key.endswith("_se")))
         self._stop_early()
@@ -248,6 +284,8 @@ class Journal:
         summary = summarise(self.state, seed=self.settings.seed, status=self.over, exam=self.exam)
         if self.over == "interrupted":
             summary["interrupted_by"] = self.interrupt.name
+        if not self.team.main:
+            return Ended(self.folder.path, summary)
         try:
             write_json(self.folder.summary, summary)
         except OSError as error:
@@ -279,13 +317,6 @@ def summarise(state: Mapping[str, Any], *, seed: int, status: str, exam: Exam) -
         "kl": after["kl"], "train_seconds": round(state["train_seconds"], 2), **state["facts"], **best, **spread,
         **dead_steps.summed_up(state.get("dead", {})),
     }  # fmt: skip
-
-
-def refuse_many_processes() -> None:
-    """Errors: UserError under a launcher of several processes, each of which would train by itself into the same folder."""
-    count = os.environ.get("WORLD_SIZE", "1")
-    if count.isdecimal() and int(count) > 1:
-        raise UserError(f"WORLD_SIZE: got {count} processes, takes 1: a run trains in one process (start it without torchrun)")
 
 
 def _known(value: float | None) -> str:

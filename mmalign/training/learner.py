@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from mmalign.distributed import tables as of_all
+from mmalign.distributed.team import ALONE, Team
 from mmalign.needs import MASK, OLD, REWARDS, refs
 from mmalign.runs import checkpoint
 from mmalign.stacking import joined, stacked
@@ -16,21 +18,34 @@ from mmalign.training import allocator, references
 from mmalign.training.optimizer import flatten_optimizer, restore_optimizer
 from mmalign.training.optimizers import Optimizer
 from mmalign.training.settings import Reference
-from mmalign.training.units import live_columns, micro_sizes, needed
-from mmalign.types import Experience, Method, Need, Policy, Rollout
+from mmalign.training.units import inside_processes, live_columns, micro_sizes, needed
+from mmalign.types import Experience, Method, Need, Policy, Rollout, Steps
 
 ROUNDING = 1e-9
 """A gradient's norm up to here is what sums in float32 that cancel leave (3e-11 for WPO on ties), and a tenth of Adam's ``eps``."""
 
 
+class Measured(NamedTuple):
+    """Of a micro-batch: its part of the loss, and metrics that are means over so many things."""
+
+    loss: float
+    count: float
+    metrics: dict[str, float]
+
+
 class Learner:
     """An optimiser over a policy's parameters, with its schedule, clipping by norm, references that move, and a moving average.
 
-    steps: of the whole run, over which the learning rate decays.
+    steps: of the whole run, over which the learning rate decays. team: the processes of the run, each of which has a learner; they start
+    from the main one's parameters, and stay alike, since the gradient of an update is the sum of what all of them found.
     """
 
-    def __init__(self, policy: Policy, method: Method, optimizer: Optimizer, *, steps: int, moving: Mapping[str, Reference] | None = None):
-        self.policy, self.method, self.settings, self.steps = policy, method, optimizer, steps
+    def __init__(
+        self, policy: Policy, method: Method, optimizer: Optimizer, *, steps: int, moving: Mapping[str, Reference] | None = None,
+        team: Team = ALONE,
+    ):  # fmt: skip
+        self.policy, self.method, self.settings, self.steps, self.team = policy, method, optimizer, steps, team
+        team.copy(policy.parameters().values())
         optimizer.refuse_longer(steps)
         self.optimizer = optimizer.make(policy.parameters().values())
         self.optimizer.zero_grad(set_to_none=True)  # of whoever trained the model before
@@ -77,29 +92,76 @@ class Learner:
         experiences = [self._surveyed(experience, micro_rows) for experience in experiences]
         masks = [experience.mask for experience in experiences]  # texts of one rollout may be longer than all of another
         weights = self.method.weigh(stacked(masks)).split([len(mask) for mask in masks])
-        found: list[tuple[float, dict[str, Tensor]]] = []
-        total = torch.zeros((), dtype=torch.float64)
+        measured: list[Measured] = []
         for experience, weight in zip(experiences, weights, strict=True):
-            sizes = micro_sizes(self.method.unit, experience.group, micro_rows)
-            for rows, part in zip(experience.rows.split(sizes), weight.split(sizes), strict=True):
-                every = live_columns(experience.rollout, rows)  # none: no row, or none with a live cell
-                for live in every.split(micro_steps or len(every)) if len(every) else ():
-                    steps = self.policy.steps(experience.rollout, rows, live, needs=self.needs)
-                    values, metrics, over = self.method.loss(steps, experience.signal_at(rows, live))
-                    loss = (part[:, live] * values).sum()
+            for steps, signal, part in self._micro_batches(experience, weight, micro_rows, micro_steps):
+                values, metrics, over = self.method.loss(steps, signal)
+                loss = (part * values).sum()
+                if loss.requires_grad or self.team.size == 1:  # of a batch that all processes see, one may hold no row
                     loss.backward()
-                    total += loss.detach().double().cpu()
-                    found.append((float(steps.mask.sum() if over is None else over), metrics))
+                if self.team.main or not self._apart(experience):  # of what all processes see, one tells
+                    count = float(steps.mask.sum() if over is None else over)
+                    measured.append(Measured(float(loss.detach()), count, {name: float(one) for name, one in metrics.items()}))
+        measured = self._of_all(measured)
+        self._add_gradients()
         norm = torch.nn.utils.clip_grad_norm_(list(self.policy.parameters().values()), self.settings.max_norm)
         finite = bool(norm.isfinite())
         live = finite and bool(norm > ROUNDING) and not all(experience.silent for experience in experiences)
         if finite:
             self._step(step)
         self.optimizer.zero_grad(set_to_none=True)
-        return {**_pooled(found), "loss": float(total), "grad_norm": float(norm), "skipped": float(not finite), "live": float(live)}
+        loss = sum(one.loss for one in measured)
+        return {**_pooled(measured), "loss": loss, "grad_norm": float(norm), "skipped": float(not finite), "live": float(live)}
+
+    def _micro_batches(
+        self, experience: Experience, weight: Tensor, micro_rows: int, micro_steps: int | None
+    ) -> Iterator[tuple[Steps, Tensor, Tensor]]:
+        """Steps, signal and weights of the rows that this process holds, in parts; of all where those to be seen at once lie apart."""
+        if self._apart(experience):
+            live = torch.nonzero(experience.mask.any(0)).flatten()
+            if len(live):
+                yield self._steps_of_all(experience, live, self.needs), experience.signal_at(experience.rows, live), weight[:, live]
+            return
+        own, weight = experience.own(), weight[experience.here]
+        sizes = micro_sizes(self.method.unit, own.group, micro_rows)
+        for rows, part in zip(own.rows.split(sizes), weight.split(sizes), strict=True):
+            every = live_columns(own.rollout, rows)  # none: no row, or none with a live cell
+            for live in every.split(micro_steps or len(every)) if len(every) else ():
+                yield self.policy.steps(own.rollout, rows, live, needs=self.needs), own.signal_at(rows, live), part[:, live]
+
+    def _apart(self, experience: Experience) -> bool:
+        """Whether rows that the method has to see at once are held by several processes."""
+        return not bool(inside_processes(self.method.unit, experience).all())
+
+    def _steps_of_all(self, experience: Experience, columns: Tensor, needs: frozenset[Need], *, rows_at_once: int = 0) -> Steps:
+        """Steps ``[R, C]`` of the experience's rows, wherever they are held; rows_at_once: of this process's, 0 for all."""
+        own, here = experience.own(), experience.here
+        columns = columns[columns < own.rollout.mask.shape[1]]
+        parts = [
+            self.policy.steps(own.rollout, rows, columns, needs=needs) for rows in own.rows.split(rows_at_once or len(here)) if len(rows)
+        ]
+        if self.team.size == 1:
+            return joined(parts)
+        return of_all.steps(self.team, joined(parts) if parts else None, torch.nonzero(here).flatten(), kind=self.policy.kind)
+
+    def _of_all(self, measured: list[Measured]) -> list[Measured]:
+        """What was measured of the micro-batches of all processes."""
+        return [Measured(*one) for part in self.team.tell(measured) for one in part]
+
+    def _add_gradients(self) -> None:
+        """Makes every gradient the sum over processes; None stays None where no process has one."""
+        if self.team.size == 1:
+            return
+        parameters = list(self.policy.parameters().values())
+        held = self.team.tell([parameter.grad is not None for parameter in parameters])
+        wanted = [parameter for parameter, *flags in zip(parameters, *held, strict=True) if any(flags)]
+        for parameter in wanted:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        self.team.add([parameter.grad for parameter in wanted if parameter.grad is not None])
 
     def tables(self, rollout: Rollout, *, micro_rows: int) -> dict[Need, Tensor]:
-        """What the method reads of a rollout's steps before it makes its signal, ``[B, T]`` each, without gradient."""
+        """What the method reads of the steps of all processes' rollouts before it makes its signal, ``[B, T]`` each, without gradient."""
         if not self.method.reads:
             return {}
         own = {MASK: rollout.mask, OLD: rollout.log_probs}
@@ -112,20 +174,21 @@ class Learner:
         if steps is not None:
             own |= {Need(name): table for name, table in {**steps.terms, **steps.facts}.items()}
             own |= {refs(name): table for name, table in steps.refs.items()}
-        return {need: table.detach() for need, table in own.items() if need in self.method.reads}
+        parts = self.team.gather({str(need): table.detach() for need, table in own.items() if need in self.method.reads})
+        return {need: stacked([part[str(need)] for part in parts]) for need in own if need in self.method.reads}
 
     def _surveyed(self, experience: Experience, micro_rows: int) -> Experience:
         """The same rows with what the method's survey of them has put into the signal; as it is for a method without one."""
-        rollout, rows = experience.rollout, experience.rows
+        rows = experience.rows
         if self.method.survey is None or not len(rows):
             return experience
-        columns = torch.arange(rollout.mask.shape[1])
+        columns = torch.arange(experience.tables.mask.shape[1])
         with torch.no_grad():
             needs = self.needs | self.method.survey_needs
-            steps = joined([self.policy.steps(rollout, part, columns, needs=needs) for part in rows.split(micro_rows)])
-            found = self.method.survey(steps, experience.signal[rows])
-        filled = found.new_zeros((len(rollout.prompts), *found.shape[1:]))
-        filled[rows] = found
+            steps = self._steps_of_all(experience, columns, needs, rows_at_once=micro_rows)
+            surveyed = self.method.survey(steps, experience.signal[rows])
+        filled = surveyed.new_zeros((len(experience.signal), *surveyed.shape[1:]))
+        filled[rows] = surveyed
         return replace(experience, signal=filled)
 
     def _step(self, step: int) -> None:
@@ -173,13 +236,13 @@ class Learner:
             self.method.state.load(state["method"])
 
 
-def _pooled(found: list[tuple[float, dict[str, Tensor]]]) -> dict[str, float]:
+def _pooled(measured: list[Measured]) -> dict[str, float]:
     """Metrics of micro-batches as one: means weighted by what was counted, ``*_max`` the largest."""
-    cells = sum(count for count, _ in found)
-    names = {name for _, metrics in found for name in metrics}
+    cells = sum(one.count for one in measured)
+    names = {name for one in measured for name in one.metrics}
     pooled = {}
     for name in sorted(names):
-        values = [(count, float(metrics[name])) for count, metrics in found if name in metrics]
+        values = [(one.count, one.metrics[name]) for one in measured if name in one.metrics]
         if name.endswith("_max"):
             pooled[name] = max(value for _, value in values)
         else:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from mmalign.distributed.team import ALONE, Team
 from mmalign.training.recovery import out_of_memory
 from mmalign.training.seeds import stream
 from mmalign.types import Policy, Rollout, UserError, contents
@@ -23,11 +24,11 @@ class Prompts:
     A step takes the next ones. Every further attempt of a step has a list of its own, from the same place on, so that what it takes depends
     on nothing that came before. Whether a prompt was known to be refused, or is found to be, changes nothing of what follows.
 
-    position: in the list, of the step's first prompt. upcoming: of the next step's. aside: name -> why, of the prompts that are put aside.
+    Of several processes, ``team``, each samples its part of the same prompts. position: in the list, of the step's first prompt. upcoming: of the next step's. aside: name -> why, of the prompts that are put aside.
     """
 
-    def __init__(self, prompts: Sequence[Any], policy: Policy, *, seed: int):
-        self.prompts, self.policy, self.seed = prompts, policy, seed
+    def __init__(self, prompts: Sequence[Any], policy: Policy, *, seed: int, team: Team = ALONE):
+        self.prompts, self.policy, self.seed, self.team = prompts, policy, seed, team
         self.position = self.upcoming = 0
         self.aside: dict[str, str] = {}
         self._out: set[int] = set()  # their places
@@ -62,15 +63,20 @@ class Prompts:
         while True:
             places, end = self._next(count, attempt)
             chosen = [self.prompts[place] for place in places]
+            rollout, refused = None, None
             try:
                 rollout = sample(chosen)
             except REFUSED as error:
-                if out_of_memory(error) or not self._refused(places):
+                if out_of_memory(error):
                     raise
-                continue
-            if attempt == 0:
-                self.upcoming = end
-            return chosen, rollout
+                refused = error
+            if self.team.any(refused is not None):  # then each process asks its policy about all of them, and hears the same
+                if not self._refused(places) and refused is not None:
+                    raise refused
+            elif rollout is not None:
+                if attempt == 0:
+                    self.upcoming = end
+                return chosen, rollout
 
     def _next(self, count: int, attempt: int) -> tuple[list[int], int]:
         """The places of the next prompts that are not put aside, and where in the endless list they end."""

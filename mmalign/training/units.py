@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from mmalign.needs import OLD, lacking
-from mmalign.types import Feedback, Method, Need, Policy, Rollout, Unit, UserError
+from mmalign.types import Experience, Feedback, Method, Need, Policy, Rollout, Unit, UserError
 
 
 def needed(policy: Policy, method: Method) -> frozenset[Need]:
@@ -17,11 +18,11 @@ def needed(policy: Policy, method: Method) -> frozenset[Need]:
     return method.needs | {need for need in free if need.kind in policy.gives}
 
 
-def in_units(method: Method, feedback: Feedback, inside: Tensor) -> Tensor:
+def in_units(method: Method, said: Feedback, inside: Tensor) -> Tensor:
     """The numbers of the rows ``inside [B]``, the two of a pair side by side where the method compares pairs, ``[R]``."""
     if method.unit != "pair":
         return torch.nonzero(inside).flatten()
-    pairs = feedback.pairs if feedback.pairs is not None else torch.zeros(0, 2, dtype=torch.int64)
+    pairs = said.pairs if said.pairs is not None else torch.zeros(0, 2, dtype=torch.int64)
     return pairs[inside[pairs].all(1)].flatten()
 
 
@@ -44,6 +45,18 @@ def micro_sizes(unit: Unit, group: Tensor, most: int) -> list[int]:
         else:
             sizes.append(size)
     return sizes
+
+
+def inside_processes(unit: Unit, experience: Experience) -> Tensor:
+    """``[R]`` bool: the rows of an experience whose unit one process holds all of. Units of a batch, and some pairs, reach over several."""
+    owners = experience.tables.owner[experience.rows].split(unit_sizes(unit, experience.group))
+    return torch.cat([(owner == owner[0]).all().expand(len(owner)) for owner in owners] or [torch.zeros(0, dtype=torch.bool)])
+
+
+def whole_units(unit: Unit, experience: Experience) -> Experience:
+    """Of an experience the rows of this process whose units it holds all of; of a batch, which all hold together, the rows it has."""
+    inside = inside_processes(unit, experience) | (unit == "batch")
+    return replace(experience, rows=experience.rows[inside]).own()
 
 
 def live_columns(rollout: Rollout, rows: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from mmalign.samplers import kernels
 from mmalign.samplers.assignment import assignment, drawn_by
 from mmalign.samplers.windows import Window, all_but_last
 from mmalign.stacking import stacked_by_name
-from mmalign.types import Kernel, Kind, Level, Need, Prediction, Rollout, Sampler, Steps, UserError
+from mmalign.types import EVERY, Kernel, Kind, Level, Need, Prediction, Rollout, Sampler, Steps, UserError
 
 __all__ = ["GaussianPolicy", "Mixture", "QuadraticReward", "flow_levels", "one_gaussian", "path_optimum", "tilt", "ve_levels", "vp_levels"]
 
@@ -231,13 +231,15 @@ class GaussianPolicy:
 
     @torch.no_grad()
     def sample(
-        self, prompts: list[str], group_size: int, rng: torch.Generator, *, step: int = 0, samplers: Sequence[Sampler] = ()
-    ) -> Rollout:
+        self, prompts: list[str], group_size: int, rng: torch.Generator, *, step: int = 0, samplers: Sequence[Sampler] = (),
+        part: slice = EVERY,
+    ) -> Rollout:  # fmt: skip
         """A mixture of Gaussians with one std and shares that add up to 1 is the Gaussian at the mixture of their means."""
         stochastic = self.window(self.num_steps, step, rng)
-        who = assignment(group_size, samplers).repeat(len(prompts))
-        group = torch.arange(len(prompts)).repeat_interleave(len(who) // len(prompts))
-        noise = torch.randn(self.num_steps + 1, len(who), self.size, generator=rng, dtype=torch.float64)
+        who = assignment(group_size, samplers)
+        noise = torch.randn(self.num_steps + 1, len(prompts), len(who), self.size, generator=rng, dtype=torch.float64)
+        group = torch.arange(len(prompts))[part].repeat_interleave(len(who))
+        noise, who = noise[:, part].flatten(1, 2), who.repeat(len(prompts[part]))
         states = [self.levels.noise[0] * noise[0]]
         for i in range(self.num_steps):
             mean, std = self.transition(states[-1].unsqueeze(1), torch.tensor([i]), stochastic)

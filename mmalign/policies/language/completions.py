@@ -39,14 +39,12 @@ class Completions:
 
     @staticmethod
     def of_rows(
-        vision: Vision | None, encoded: Sequence[Prompt], prompts: Sequence[Any], which: Tensor, tokens: Tensor, lengths: Tensor
+        vision: Vision | None, encoded: Sequence[Prompt], sources: Sequence[Any], which: Tensor, tokens: Tensor, lengths: Tensor
     ) -> Completions:
-        """Rows of one rollout. prompts: B, the string or conversation of each row."""
-        source_of = dict(zip(which.tolist(), prompts, strict=True))
-        sources = [source_of[place] for place in range(len(encoded))]
+        """Rows of one rollout, or some of them, among all of its P prompts."""
         following = (torch.arange(len(encoded)) + 1) % max(len(encoded), 1)
         whole = torch.zeros(len(which), dtype=torch.bool)
-        return Completions(vision, list(encoded), sources, following, which, tokens, lengths, whole)
+        return Completions(vision, list(encoded), list(sources), following, which, tokens, lengths, whole)
 
     @cached_property
     def prompts(self) -> list[Tensor]:

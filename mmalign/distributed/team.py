@@ -1,0 +1,196 @@
+"""The processes of a run: each computes some of the rows, and all of them know what is said of all rows.
+
+What processes tell each other are tables (as safetensors) and JSON; nothing is pickled. Every message says whether its sender has failed,
+so that a process that stops is heard wherever the others wait, and all of them stop with its words instead of waiting for it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import timedelta
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmalign.stacking import stacked
+from mmalign.types import UserError
+
+TIMEOUT = 1800.0
+"""Seconds that a process waits for the others, unless ``MMALIGN_TIMEOUT`` says otherwise."""
+
+
+class PeerError(UserError):
+    """Another process of the run has failed, or is gone."""
+
+
+class Team:
+    """The processes of a run. This one is alone; ``Processes`` are several.
+
+    size: how many there are. rank: the number of this one, from 0. Errors, of all that is told and gathered: PeerError where another
+    process has failed, died, or not come within the timeout.
+    """
+
+    size, rank = 1, 0
+
+    @property
+    def main(self) -> bool:
+        """Whether this is the process that writes."""
+        return self.rank == 0
+
+    def share(self, count: int) -> slice:
+        """Which of ``count`` things are this process's: as many as every other one's, or one more; those of rank 0 come first."""
+        return slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
+
+    def tell(self, value: Any) -> list[Any]:
+        """JSON of every process, in the order of ranks."""
+        return [value]
+
+    def gather(self, tables: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+        """Named tensors of every process, in the order of ranks, on the CPU; those of this process are its own, with their graph."""
+        return [dict(tables)]
+
+    def add(self, tensors: Iterable[Tensor]) -> None:
+        """Makes each the sum of all processes', in place; every process gives as many, of the same shapes."""
+
+    def copy(self, tensors: Iterable[Tensor]) -> None:
+        """Makes each what it is in the main process, in place."""
+
+    def fail(self, error: BaseException) -> None:
+        """Says to the others that this process stops, and why. Does not raise."""
+
+    # Of these alone
+
+    def rows(self, name: str, table: Tensor) -> Tensor:
+        """The rows ``[B, ...]`` of all processes; tables ``[B, T]`` of several widths are filled up on the right."""
+        parts = [part[name] for part in self.gather({name: table})]
+        return torch.cat(parts) if table.ndim == 1 else stacked(parts)
+
+    def any(self, flag: bool) -> bool:
+        """Whether it is so in some process."""
+        return any(self.tell(bool(flag)))
+
+    def agree(self, what: str, value: Any) -> None:
+        """Errors: UserError in every process where ``value``, which is JSON, is not the same in all of them."""
+        texts = [json.dumps(each, sort_keys=True) for each in self.tell(value)]
+        if odd := [rank for rank, text in enumerate(texts) if text != texts[0]]:
+            raise UserError(f"{what}: process {odd[0]} has another than process 0; takes the same files and arguments in all of them")
+
+
+class Processes(Team):
+    """Several processes, which a launcher has started: ``torchrun``, ``accelerate launch``, ``mmalign train --processes``."""
+
+    def __init__(self, rank: int, size: int, timeout: float = TIMEOUT):
+        import torch.distributed as dist
+
+        self.rank, self.size, self.timeout, self.failed = rank, size, timedelta(seconds=timeout), False
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+        if not dist.is_initialized():
+            backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+            try:
+                dist.init_process_group(backend, timeout=self.timeout)
+            except (RuntimeError, ValueError) as error:
+                why = " ".join(str(error).split())[:200]
+                takes = "a launcher such as torchrun, with an address and a port that all of them reach"
+                raise UserError(f"processes: could not be joined ({why}); takes {takes}") from error
+        self._talk = dist.new_group(backend="gloo", timeout=self.timeout)
+
+    def tell(self, value: Any) -> list[Any]:
+        return [json.loads(text) for text in self._exchange(json.dumps(value).encode())]
+
+    def gather(self, tables: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+        from safetensors.torch import load, save
+
+        sent = {name: table.detach().cpu().contiguous().clone() for name, table in tables.items()}
+        parts = [load(text) for text in self._exchange(save(sent))]
+        parts[self.rank] = dict(tables)
+        return parts
+
+    def add(self, tensors: Iterable[Tensor]) -> None:
+        from torch.distributed import all_reduce
+
+        self._in_buckets(list(tensors), all_reduce)
+
+    def copy(self, tensors: Iterable[Tensor]) -> None:
+        from torch.distributed import broadcast
+
+        self._in_buckets(list(tensors), lambda flat: broadcast(flat, src=0))
+
+    def _in_buckets(self, tensors: Sequence[Tensor], act: Any) -> None:
+        """An act upon tensors, those of a kind put together: one message for each, and not for each tensor."""
+        self.tell(len(tensors))  # whoever has failed says so here
+        kinds = dict.fromkeys((tensor.dtype, tensor.device) for tensor in tensors)
+        for dtype, device in kinds:
+            held = [tensor for tensor in tensors if (tensor.dtype, tensor.device) == (dtype, device)]
+            flat = torch.cat([tensor.detach().reshape(-1) for tensor in held])
+            self._heard(lambda: act(flat))  # noqa: B023 (done at once)
+            for tensor, part in zip(held, flat.split([tensor.numel() for tensor in held]), strict=True):
+                tensor.detach().copy_(part.view_as(tensor))
+
+    def fail(self, error: BaseException) -> None:
+        if self.failed or isinstance(error, PeerError):
+            return
+        self.failed = True
+        what = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {' '.join(str(error).split())}"
+        try:
+            self._exchange(what.encode(), failed=True)
+        except PeerError:
+            return
+
+    def _exchange(self, message: bytes, *, failed: bool = False) -> list[bytes]:
+        """The messages of all processes. Errors: PeerError where one of them has failed."""
+        from torch.distributed import all_gather
+
+        heads = [torch.zeros(2, dtype=torch.int64) for _ in range(self.size)]
+        self._heard(lambda: all_gather(heads, torch.tensor([int(failed), len(message)]), group=self._talk))
+        lengths = [int(head[1]) for head in heads]
+        bodies = [torch.zeros(max(*lengths, 1), dtype=torch.uint8) for _ in lengths]
+        body = torch.frombuffer(bytearray(message.ljust(max(*lengths, 1), b"\0")), dtype=torch.uint8)
+        self._heard(lambda: all_gather(bodies, body, group=self._talk))
+        messages = [text.numpy().tobytes()[:length] for text, length in zip(bodies, lengths, strict=True)]
+        stopped = [rank for rank, head in enumerate(heads) if head[0] and rank != self.rank]
+        if stopped and not failed:
+            self.failed = True  # that one waits for nobody any more
+            raise PeerError(f"process {stopped[0]}: {messages[stopped[0]].decode()}")
+        return messages
+
+    def _heard(self, act: Any) -> None:
+        try:
+            act()
+        except RuntimeError as error:
+            self.failed = True
+            why = " ".join(str(error).split())[:200]
+            raise PeerError(f"processes: process {self.rank} of {self.size} hears nothing of the others any more ({why})") from error
+
+
+ALONE = Team()
+
+
+@cache
+def joined() -> Team:
+    """The processes that the environment says this one belongs to (``RANK``, ``WORLD_SIZE``), joined once; alone without such.
+
+    Errors: UserError for an environment that says it wrongly, and where the others cannot be reached.
+    """
+    size = os.environ.get("WORLD_SIZE", "1")
+    if not size.isdecimal() or int(size) <= 1:
+        return ALONE
+    rank, timeout = os.environ.get("RANK", ""), os.environ.get("MMALIGN_TIMEOUT", str(TIMEOUT))
+    if not rank.isdecimal() or int(rank) >= int(size):
+        raise UserError(
+            f"RANK: got {rank!r} of WORLD_SIZE {size}, takes a number below it; start with mmalign train --processes, or torchrun"
+        )
+    try:
+        return Processes(int(rank), int(size), float(timeout))
+    except ValueError as error:
+        raise UserError(f"MMALIGN_TIMEOUT: got {timeout!r}, takes seconds") from error
+
+
+def refuse_too_few(team: Team, count: int, key: str) -> None:
+    """Errors: UserError where there are fewer things than processes to share them."""
+    if count < team.size:
+        raise UserError(f"{key}: got {count} for {team.size} processes; takes {team.size} or more, or fewer processes")

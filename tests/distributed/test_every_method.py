@@ -1,0 +1,153 @@
+"""Every method on two processes takes the steps that it takes on one: the same losses, metrics and parameters, row by row."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import mmalign as mm
+from mmalign.samplers import kernels
+from mmalign.training.evaluation import Results
+from mmalign.types import Method, UserError
+from mmalign.worlds import gaussian
+from mmalign.worlds.gaussian import GaussianPolicy, QuadraticReward
+from tests.helpers import tiny_text
+from tests.helpers.flat import transformers
+from tests.helpers.processes import together
+from tests.test_contract import METHODS, ORACLES
+from tests.training.test_dead_steps import PROMPTS, RECORDS, method_of, varied
+
+CLOSE = {"rtol": 1e-6, "atol": 1e-9}
+"""In float64 sums of some hundred numbers in another order differ by 1e-13; what magnifies it is the first step of Adam, whose update is
+``g / |g|`` where a gradient is of that size itself."""
+
+
+def of_words(**more: Any) -> Any:
+    policy = transformers(tiny_text.model("qwen2").double(), tiny_text.tokenizer(), max_completion=10, segments="sentence", **more)
+    with torch.no_grad():
+        for number, parameter in enumerate(policy.parameters().values()):
+            parameter += 0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number), dtype=torch.float64)
+    policy.sets.keep("ref")
+    return policy
+
+
+def of_paths() -> GaussianPolicy:
+    return GaussianPolicy(gaussian.one_gaussian([0.7, -0.3], [0.5, 1.5]), gaussian.flow_levels(3), kernel=kernels.flow_sde())
+
+
+def heads(method: Method) -> dict[str, Any]:
+    return {"heads": ["value"]} if any(need.kind == "value" for need in method.needs | method.reads) else {}
+
+
+def settings(folder: Path) -> dict[str, Any]:
+    return {
+        "steps": 2, "optimizer": mm.adamw(rate=1e-3, eps=1e-4), "evaluation": {"every": 9, "samples": 1, "prompts": ["abc", "why"]},
+        "run": {"folder": str(folder), "name": "run", "trackers": ()},
+    }  # fmt: skip
+
+
+def online_of_words(name: str, folder: Path) -> Any:
+    method, batch = method_of(name), {"prompts": 3, "group": 4, "resample": 1, "micro_rows": 4}
+    return mm.online(of_words(**heads(method)), PROMPTS, {"own": varied}, method, batch=batch, **settings(folder))  # type: ignore[arg-type]
+
+
+def offline_of_words(name: str, folder: Path) -> Any:
+    for records in ("scored pairs", "thumbs", "rankings"):
+        try:
+            return mm.offline(of_words(), RECORDS[records], method_of(name), batch={"records": 3}, **settings(folder))  # type: ignore[arg-type]
+        except UserError as error:
+            refused = error
+    raise refused
+
+
+def online_of_paths(name: str, folder: Path) -> Any:
+    reward = {"linear": QuadraticReward(torch.tensor([1.0, -0.5], dtype=torch.float64))}
+    batch = {"prompts": 3, "group": 4, "updates": 2, "resample": 1}
+    return mm.online(of_paths(), ["a", "b", "c"], reward, method_of(name), batch=batch, **settings(folder))  # type: ignore[arg-type]
+
+
+def of_kind(kind: str) -> list[str]:
+    return [name for name in ORACLES if name in METHODS and kind in method_of(name).kinds]
+
+
+CASES: dict[str, tuple[Callable[[str, Path], Any], list[str]]] = {
+    "online, tokens": (online_of_words, of_kind("token")),
+    "offline, tokens": (offline_of_words, of_kind("token")),
+    "online, denoising": (online_of_paths, of_kind("transition")),
+}
+
+
+@pytest.fixture(scope="module", params=CASES)
+def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """The folder of runs ``one/METHOD`` and ``two/METHOD`` of a case, each with the error that refused it instead, if one did."""
+    train, names = CASES[request.param]
+    folder = tmp_path_factory.mktemp("runs")
+
+    def all_of_them(where: str, writes: bool = True) -> None:
+        for name in names:
+            try:
+                train(name, folder / where / name)
+            except UserError as error:
+                if writes:
+                    (folder / where).mkdir(exist_ok=True)
+                    (folder / where / f"{name}.txt").write_text(str(error))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mmalign.recipes._run.build", lambda path: path)
+        patch.setattr("mmalign.training.journal.evaluate", lambda *given, **more: Results({}, None))  # test_runs.py evaluates
+        all_of_them("one")
+        ended = together(2, lambda rank: all_of_them("two", writes=rank == 0), folder / "processes")
+    assert not any(code for code, _ in ended), "\n".join(text for _, text in ended)
+    return request.param, folder
+
+
+def log(run: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (run / "run" / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+
+
+def alike(one: Any, two: Any) -> bool:
+    if not isinstance(one, float) or not isinstance(two, float):
+        return bool(one == two)
+    return math.isclose(one, two, rel_tol=CLOSE["rtol"], abs_tol=CLOSE["atol"])
+
+
+def differences(one: Path, two: Path) -> list[str]:
+    """What is not the same of two runs, in words."""
+    odd = []
+    for before, after in zip(log(one), log(two), strict=True):
+        keys = before.keys() | after.keys()
+        if (
+            abs(before.get("margin", 1.0)) < CLOSE["atol"]
+        ):  # of a policy that is its own reference: whether rounding is above 0 is no accuracy
+            keys -= {"accuracy"}
+        apart = [key for key in sorted(keys) if not alike(before.get(key), after.get(key))]
+        odd += [f"step {before['step']}: {key} {before.get(key)} {after.get(key)}" for key in apart]
+    tables = [next((folder / "run" / "checkpoints").glob("step_*")) for folder in (one, two)]
+    for file in sorted(tables[0].glob("*.safetensors")):
+        first, second = load_file(file), load_file(tables[1] / file.name)
+        odd += [f"{file.name}: {name}" for name in first if not torch.allclose(first[name].double(), second[name].double(), **CLOSE)]
+    return odd
+
+
+def test_two_processes_take_the_steps_of_one(runs: tuple[str, Path]) -> None:
+    case, folder = runs
+    refused, odd = 0, {}
+    for name in CASES[case][1]:
+        one, two = folder / "one" / name, folder / "two" / name
+        lines = [file.read_text() if (file := path.with_suffix(".txt")).is_file() else None for path in (one, two)]
+        if lines[0] is not None:
+            refused += 1
+            if lines[0] != lines[1]:
+                odd[name] = lines
+        elif lines[1] is not None or (apart := differences(one, two)):
+            odd[name] = lines[1] or apart
+    assert not odd, json.dumps(odd, indent=1)
+    assert refused < len(CASES[case][1]) / 2
