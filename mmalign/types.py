@@ -276,8 +276,8 @@ def columns_of(prompts: Sequence[Any]) -> dict[str, list[Any]]:
         >>> columns_of([Prompt("1 + 1 =", {"answer": "2"}), "a fox"])
         {'answer': ['2', None]}
     """
-    held = [prompt.columns if isinstance(prompt, Prompt) else {} for prompt in prompts]
-    return {name: [columns.get(name) for columns in held] for name in dict.fromkeys(name for columns in held for name in columns)}
+    mappings = [prompt.columns if isinstance(prompt, Prompt) else {} for prompt in prompts]
+    return {name: [columns.get(name) for columns in mappings] for name in dict.fromkeys(name for columns in mappings for name in columns)}
 
 
 class Held(Protocol):
@@ -347,7 +347,7 @@ class Rollout:
             held=None if self.held is None else self.held.take(rows),
             drawn={name: theirs[rows] for name, theirs in self.drawn.items()},
             columns={name: [column[place] for place in places] for name, column in self.columns.items()},
-            spans=None if spans is None else lambda: [found[place] for found in [spans()] for place in places],
+            spans=None if spans is None else lambda: [of_rows[place] for of_rows in [spans()] for place in places],
         )
 
     @staticmethod
@@ -575,11 +575,12 @@ class Policy(Protocol):
         whose rows are made here, at least one, where other processes make the others: they are the rows that ``take`` would give of all
         (but for rounding), so that a row depends on its place and not on who makes it.
         """
-        ...
 
     def generate(self, prompts: list[str], seeds: list[int], **call: Any) -> Any:
         """Outputs as a user gets them, one seed for each prompt."""
-        ...
+
+    def refusals(self, prompts: Sequence[Any]) -> dict[int, str]:
+        """Place -> why, of prompts that the policy cannot be asked: too long, a picture that cannot be read. Nothing is sampled for it."""
 
     def refer(self, name: str, other: Any, examples: Sequence[Any] = ()) -> None:
         """Makes a name stand for another model: that of ``other``, a policy of the same kind, which is frozen. examples: some prompts.
@@ -592,15 +593,12 @@ class Policy(Protocol):
 
     def steps(self, rollout: Rollout, rows: Tensor, columns: Tensor | None = None, needs: frozenset[Need] = frozenset()) -> Steps:
         """The table of some rows under the current parameters, with gradient. ``columns``: some steps only."""
-        ...
 
     def using(self, name: str) -> AbstractContextManager[None]:
         """The named parameter set (``ref``, ``ema``, ``previous``) in place of the current one while the block lasts."""
-        ...
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
         """The trained parameters by name."""
-        ...
 
 
 class Adapter(NamedTuple):
@@ -625,4 +623,3 @@ class Encoder(Policy, Protocol):
         part: the rows that are made here, at least one, as in ``sample``: the rows that ``take`` would give of all.
         Errors: records.RefusedRow for the first row that it cannot use.
         """
-        ...

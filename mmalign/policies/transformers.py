@@ -31,7 +31,7 @@ from mmalign.policies.language.blending import blended
 from mmalign.policies.language.budget import Room, Truncate
 from mmalign.policies.language.chat import Chat, Row
 from mmalign.policies.language.completions import Completions
-from mmalign.policies.language.contrasts import Others, others
+from mmalign.policies.language.contrasts import Others, others, sequences
 from mmalign.policies.language.drawing import Drawer, Drawing
 from mmalign.policies.language.engine import Engine
 from mmalign.policies.language.fitting import ROUNDING, fit, made_up
@@ -40,7 +40,6 @@ from mmalign.policies.language.loading import checkpoint_layers, context_of, loa
 from mmalign.policies.language.logits import LOG_PROBS
 from mmalign.policies.language.masking import veils
 from mmalign.policies.language.members import making
-from mmalign.policies.language.prefixes import Sequences
 from mmalign.policies.language.reading import Segments
 from mmalign.policies.language.scoring import Scorer
 from mmalign.policies.language.vision import Prompt, Vision, inputs_of
@@ -285,12 +284,16 @@ class TransformersPolicy:
             held=Completions.of_rows(self.chat.vision, encoded, sources, which, tokens, lengths),
         )
 
+    def refusals(self, prompts: Sequence[Any]) -> dict[int, str]:
+        """Place -> why, of prompts that tokenizer, template or processor refuse, or that are too long."""
+        return self.room.refusals(prompts)
+
     @torch.no_grad()
     def generate(self, prompts: list[Any], seeds: list[int], **call: Any) -> list[str]:
         """Completions as a user gets them, one seed for each prompt.
 
         call: ``temperature``, ``top_p``, ``top_k``, ``max_completion``; ``hidden_media``, the share of the images' and videos' tokens that
-        the model cannot attend to while it answers (``veil.py``).
+        the model cannot attend to while it answers (``masking.py``).
         """
         return self.answer(prompts, seeds, **call)[0]
 
@@ -300,13 +303,13 @@ class TransformersPolicy:
         if odd := sorted(call.keys() - {*CALL}):
             raise UserError(f"call.{odd[0]}: takes {', '.join(CALL)}")
         share = float(call.pop("hidden_media", 0.0))
-        how = self.drawing._replace(**{("most" if key == "max_completion" else key): value for key, value in call.items()})
+        drawing = self.drawing._replace(**{("most" if key == "max_completion" else key): value for key, value in call.items()})
         encoded = [self.room.prompt(prompt, number) for number, prompt in enumerate(prompts)]
         ids, extras = [prompt.ids for prompt in encoded], inputs_of(self.chat.vision, encoded)
         rngs = [torch.Generator().manual_seed(seed) for seed in seeds]
-        uniform = torch.stack([torch.rand(how.most, generator=rng, dtype=torch.float64) for rng in rngs])
+        uniform = torch.stack([torch.rand(drawing.most, generator=rng, dtype=torch.float64) for rng in rngs])
         hidden = [] if self.chat.vision is None or not share else veils(encoded, share, seeds, self.chat.vision.placeholders)
-        drawn = self.drawer(ids, torch.arange(len(prompts)), uniform, how, extras=extras, hidden=hidden)
+        drawn = self.drawer(ids, torch.arange(len(prompts)), uniform, drawing, extras=extras, hidden=hidden)
         texts = [self.chat.text(line[:length]) for line, length in zip(drawn.tokens.tolist(), drawn.lengths.tolist(), strict=True)]
         return texts, drawn.cut.tolist()
 
@@ -335,7 +338,7 @@ class TransformersPolicy:
         numbers = frozenset(compared | terms - {DEGREE})
         table = self._scored(rollout, rows, mask, numbers=numbers, references=sorted(refs) if compared or need_kinds & MASKS else ())
         if DEGREE in terms:
-            table[DEGREE] = degrees(self.scorer, self._sequences(rollout, rows), rollout.mask[rows], refs["ref"][rows])
+            table[DEGREE] = degrees(self.scorer, sequences(rollout.held, rows), rollout.mask[rows], refs["ref"][rows])
         of_references = lambda kind: {need.name: table[need][:, columns] for need in sorted(compared) if need.kind == kind}  # noqa: E731
         contrasts = {name: self._contrast(rollout, rows, columns, mask, name) for name in named("contrast", needs)}
         return Steps(
@@ -376,20 +379,13 @@ class TransformersPolicy:
     ) -> dict[Need, Tensor]:  # fmt: skip
         """Tables of some rows, ``[R, T]``; behind other prompts, where they are given."""
         using = partial(reference_models.running, self)
-        return self.scorer(self._sequences(rollout, rows, behind), cells, numbers=numbers, references=references, using=using)
-
-    @staticmethod
-    def _sequences(rollout: Rollout, rows: Tensor, behind: Others | None = None) -> Sequences:
-        """Some rows as token ids; behind other prompts, where they are given."""
-        completions: Completions = rollout.held
-        behind = behind or Others(completions.prompts, completions.which, completions.extras)
-        return Sequences(behind.prompts, behind.which[rows], completions.tokens[rows], completions.lengths[rows], behind.extras)
+        return self.scorer(sequences(rollout.held, rows, behind), cells, numbers=numbers, references=references, using=using)
 
     def _contrast(self, rollout: Rollout, rows: Tensor, columns: Tensor, cells: Tensor, name: str) -> Steps:
         """The same completions behind other prompts, with gradient, and the references' log-probabilities of them; or read ``blended``."""
         if name == "blended":
             share = float(self.contrasts.get("blended", 0.2))
-            log_probs = blended(self.scorer, self.model.get_input_embeddings(), self._sequences(rollout, rows), cells, share=share)
+            log_probs = blended(self.scorer, self.model.get_input_embeddings(), sequences(rollout.held, rows), cells, share=share)
             return Steps(log_probs=log_probs[:, columns], mask=rollout.mask[rows][:, columns], kind=ADAPTER.kind)
         behind = others(rollout.held, name, systems=self.contrasts, ablation=self.ablation, room=self.room)
         tables = self._scored(rollout, rows, cells, behind=behind)

@@ -46,7 +46,7 @@ from mmalign.training.preflight import preflight
 from mmalign.training.prompts import refuse_unusable
 from mmalign.training.seeds import stream
 from mmalign.training.settings import Evaluation, RecordBatch, Reference, RunSettings, at_least
-from mmalign.training.units import in_units, refuse_mismatch
+from mmalign.training.units import in_units, refuse_mismatch, whole_units
 from mmalign.types import Encoder, Experience, Feedback, Method, Rollout, UserError
 
 Rewards = Mapping[str, Callable[..., Any]]
@@ -141,7 +141,7 @@ def offline(  # one argument for each thing that a run is made of
 
 def _checked(learner: Learner, experience: Experience, micro_rows: int) -> float:
     """The preflight of the rows that each process holds; the largest difference counts."""
-    own = experience.own()
+    own = whole_units(learner.method.unit, experience)
     found = preflight(learner.policy, learner.method, own, micro_rows=micro_rows).difference if len(own.rows) else math.nan
     return max(learner.team.tell(found), key=lambda each: -math.inf if math.isnan(each) else each)
 

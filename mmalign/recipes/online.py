@@ -42,7 +42,7 @@ from mmalign.training.preflight import preflight
 from mmalign.training.prompts import Prompts, refuse_unusable
 from mmalign.training.seeds import stream
 from mmalign.training.settings import Batch, Evaluation, Reference, RunSettings, at_least
-from mmalign.training.units import in_units, refuse_micro_steps, refuse_mismatch, unit_sizes
+from mmalign.training.units import in_units, refuse_micro_steps, refuse_mismatch, unit_sizes, whole_units
 from mmalign.types import Experience, Feedback, Method, Oracle, Policy, Unit, UserError, columns_of, contents
 
 Rewards = Mapping[str, Callable[..., Any]]
@@ -183,8 +183,8 @@ def _checked(learner: Learner, batches: Sequence[Scored], micro_rows: int, micro
 
     Each process looks at rows of its own; the largest difference counts.
     """
-    first = next((experience.own() for _, experience in batches if not experience.own().silent), None)
-    found = None
+    whole = [whole_units(learner.method.unit, experience) for _, experience in batches]
+    first, found = next((own for own in whole if not own.silent), None), None
     if first is not None:
         found = preflight(learner.policy, learner.method, first, micro_rows=micro_rows, micro_steps=micro_steps).difference
     differences = [each for each in learner.team.tell(found) if each is not None]

@@ -24,7 +24,9 @@ class Prompts:
     A step takes the next ones. Every further attempt of a step has a list of its own, from the same place on, so that what it takes depends
     on nothing that came before. Whether a prompt was known to be refused, or is found to be, changes nothing of what follows.
 
-    Of several processes, ``team``, each samples its part of the same prompts. position: in the list, of the step's first prompt. upcoming: of the next step's. aside: name -> why, of the prompts that are put aside.
+    Of several processes, ``team``, each samples its part of the same prompts.
+
+    position: in the list, of the step's first prompt. upcoming: of the next step's. aside: name -> why, of the prompts that are put aside.
     """
 
     def __init__(self, prompts: Sequence[Any], policy: Policy, *, seed: int, team: Team = ALONE):

@@ -18,11 +18,11 @@ def needed(policy: Policy, method: Method) -> frozenset[Need]:
     return method.needs | {need for need in free if need.kind in policy.gives}
 
 
-def in_units(method: Method, said: Feedback, inside: Tensor) -> Tensor:
+def in_units(method: Method, feedback: Feedback, inside: Tensor) -> Tensor:
     """The numbers of the rows ``inside [B]``, the two of a pair side by side where the method compares pairs, ``[R]``."""
     if method.unit != "pair":
         return torch.nonzero(inside).flatten()
-    pairs = said.pairs if said.pairs is not None else torch.zeros(0, 2, dtype=torch.int64)
+    pairs = feedback.pairs if feedback.pairs is not None else torch.zeros(0, 2, dtype=torch.int64)
     return pairs[inside[pairs].all(1)].flatten()
 
 

@@ -7,6 +7,7 @@ import torch
 
 import mmalign as mm
 from mmalign.needs import DEGREE, KL_MASK, REWARD_MASK, REWARDS, refs, reverse_kls
+from mmalign.policies.language.contrasts import sequences
 from mmalign.policies.language.heads import DEGREES, degrees
 from mmalign.records import Pair
 from mmalign.types import UserError
@@ -73,7 +74,7 @@ def test_a_degree_is_told_from_what_is_left_of_an_answer(kind):
     scatter(policy)
     held, likely = rollout.held, rollout.held.refs["ref"]
     which = torch.full((6,), kind)
-    found = degrees(policy.scorer, policy._sequences(rollout, torch.arange(6)), rollout.mask, likely, which=which)
+    found = degrees(policy.scorer, sequences(rollout.held, torch.arange(6)), rollout.mask, likely, which=which)
     for row in range(6):
         prompt, tokens = row_of(rollout, row)
         count = kind * (len(tokens) - 1) // DEGREES

@@ -10,6 +10,7 @@ from functools import cache
 import pytest
 import torch
 
+from mmalign.policies.language.contrasts import sequences
 from mmalign.policies.language.scoring import batches, picked
 from mmalign.policies.twins import visions
 from mmalign.types import UserError
@@ -49,7 +50,7 @@ def conversation(rng, first):
 def agrees(policy, rollout, rows):
     """Errors: AssertionError where a row's placeholders and pixels are not those of its own media."""
     held = rollout.held
-    some = policy._sequences(rollout, rows)
+    some = sequences(rollout.held, rows)
     for part in batches(some):
         run = picked(some, part, 2, torch.device("cpu"))
         for place, row in zip(run.which.tolist(), rows[part].tolist(), strict=True):

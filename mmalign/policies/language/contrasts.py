@@ -11,6 +11,7 @@ from torch import Tensor
 from mmalign.policies.language.ablation import Ablation
 from mmalign.policies.language.budget import Room
 from mmalign.policies.language.completions import Completions
+from mmalign.policies.language.prefixes import Sequences
 from mmalign.policies.language.vision import Prompt, inputs_of
 from mmalign.types import UserError
 
@@ -54,3 +55,9 @@ def _under_system(sources: Sequence[Any], name: str, systems: Mapping[str, str],
         names = ", ".join(sorted(systems)) or "none"
         raise UserError(f"policy.contrasts: the method needs {name!r}, got {names}; takes its system turn")
     return [room.prompt(prompt, number, system=systems[name]) for number, prompt in enumerate(sources)]
+
+
+def sequences(held: Completions, rows: Tensor, behind: Others | None = None) -> Sequences:
+    """Some rows as token ids; behind other prompts, where they are given."""
+    behind = behind or Others(held.prompts, held.which, held.extras)
+    return Sequences(behind.prompts, behind.which[rows], held.tokens[rows], held.lengths[rows], behind.extras)
