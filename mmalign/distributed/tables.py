@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mmalign.distributed.team import Team
 from mmalign.stacking import pooled, stacked
-from mmalign.types import TABLES, Rollout, Steps, Whole
+from mmalign.types import TABLES, Kind, Rollout, Steps, Whole
 
 Path = tuple[str, ...]
 
@@ -42,7 +42,7 @@ def scores(team: Team, own: Mapping[str, Tensor], rows: int) -> dict[str, Tensor
     return {name: torch.cat([part.get(name, none) for part, none in zip(parts, nothing, strict=True)]) for name in names}
 
 
-def steps(team: Team, own: Steps | None, place: Tensor, *, kind: Any) -> Steps:
+def steps(team: Team, own: Steps | None, place: Tensor, *, kind: Kind) -> Steps:
     """The rows ``[R, T]`` of all processes, those of this one with their graph and those of others without.
 
     own: this process's, None where it has none. place: ``[r]`` which of the R rows they are. kind: of the policy's steps.
@@ -66,7 +66,7 @@ def _flat(one: Steps) -> dict[Path, Tensor]:
     return tables
 
 
-def _steps(tables: Mapping[Path, Tensor], **facts: Any) -> Steps:
+def _steps(tables: Mapping[Path, Tensor], *, event_size: int, kind: Kind) -> Steps:
     """What ``_flat`` took apart."""
 
     def under(field: str) -> dict[str, Tensor]:
@@ -76,10 +76,10 @@ def _steps(tables: Mapping[Path, Tensor], **facts: Any) -> Steps:
     for path, table in tables.items():
         if path[0] == "contrasts":
             inside.setdefault(path[1], {})[path[2:]] = table
-    return Steps(
-        log_probs=tables[("log_probs",)], mask=tables[("mask",)], old=tables.get(("old",)), **facts,
-        **{field: under(field) for field in TABLES}, contrasts={name: _steps(held, **facts) for name, held in inside.items()},
-    )  # fmt: skip
+    contrasts = {name: _steps(held, event_size=event_size, kind=kind) for name, held in inside.items()}
+    named: dict[str, Any] = {field: under(field) for field in TABLES}
+    own = {name: tables.get((name,)) for name in ("log_probs", "mask", "old")}
+    return Steps(**own, event_size=event_size, kind=kind, contrasts=contrasts, **named)  # type: ignore[arg-type]
 
 
 def blocks(parts: Sequence[Mapping[str, Tensor]], name: str) -> Tensor:

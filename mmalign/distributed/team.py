@@ -74,10 +74,22 @@ class Team:
         return any(self.tell(bool(flag)))
 
     def agree(self, what: str, value: Any) -> None:
-        """Errors: UserError in every process where ``value``, which is JSON, is not the same in all of them."""
-        texts = [json.dumps(each, sort_keys=True) for each in self.tell(value)]
-        if odd := [rank for rank, text in enumerate(texts) if text != texts[0]]:
-            raise UserError(f"{what}: process {odd[0]} has another than process 0; takes the same files and arguments in all of them")
+        """Errors: UserError in every process where ``value``, which is JSON, is not the same in all of them; names the key that is not."""
+        values = self.tell(value)
+        for rank, other in enumerate(values):
+            if (key := _apart(values[0], other)) is not None:
+                which = f"{what}{key}: process {rank} has another than process 0"
+                raise UserError(f"{which}; takes the same files and arguments in all of them")
+
+
+def _apart(one: Any, other: Any) -> str | None:
+    """The dotted key where two JSON values differ first, "" for the values themselves; None where they are the same."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        for name in sorted(one.keys() | other.keys()):
+            if (inside := _apart(one.get(name), other.get(name))) is not None:
+                return f".{name}{inside}"
+        return None
+    return None if json.dumps(one) == json.dumps(other) else ""  # as text, in which NaN is NaN
 
 
 class Processes(Team):
@@ -181,9 +193,7 @@ def joined() -> Team:
         return ALONE
     rank, timeout = os.environ.get("RANK", ""), os.environ.get("MMALIGN_TIMEOUT", str(TIMEOUT))
     if not rank.isdecimal() or int(rank) >= int(size):
-        raise UserError(
-            f"RANK: got {rank!r} of WORLD_SIZE {size}, takes a number below it; start with mmalign train --processes, or torchrun"
-        )
+        raise UserError(f"RANK: got {rank!r}, takes a number below WORLD_SIZE ({size}), as mmalign train --processes and torchrun set them")
     try:
         return Processes(int(rank), int(size), float(timeout))
     except ValueError as error:

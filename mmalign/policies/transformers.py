@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from mmalign.arguments.ranges import Count, Natural, Positive
+from mmalign.devices import default_device
 from mmalign.media import Limits
 from mmalign.needs import DEGREE, kinds, named
 from mmalign.policies.language import reading, reference_models
@@ -121,7 +122,7 @@ def transformers(  # one keyword for each thing that a user may set
         model, tokenizer = load(model, tokenizer, dtype=dtype, trust_remote_code=trust_remote_code)
     if tokenizer is None:
         raise UserError("policy.tokenizer: got none, takes the tokenizer of the model")
-    model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    model.to(device or default_device())
     words, processor = parted(tokenizer)
     never = never_said(model, words, processor)
     vision = None if processor is None else Vision(processor, model, frames=frozenset(never), limits=media)

@@ -29,7 +29,7 @@ class Measured(NamedTuple):
     """Of a micro-batch: its part of the loss, and metrics that are means over so many things."""
 
     loss: float
-    count: float
+    things: float
     metrics: dict[str, float]
 
 
@@ -100,8 +100,8 @@ class Learner:
                 if loss.requires_grad or self.team.size == 1:  # of a batch that all processes see, one may hold no row
                     loss.backward()
                 if self.team.main or not self._apart(experience):  # of what all processes see, one tells
-                    count = float(steps.mask.sum() if over is None else over)
-                    measured.append(Measured(float(loss.detach()), count, {name: float(one) for name, one in metrics.items()}))
+                    things = float(steps.mask.sum() if over is None else over)
+                    measured.append(Measured(float(loss.detach()), things, {name: float(one) for name, one in metrics.items()}))
         measured = self._of_all(measured)
         self._add_gradients()
         norm = torch.nn.utils.clip_grad_norm_(list(self.policy.parameters().values()), self.settings.max_norm)
@@ -110,8 +110,8 @@ class Learner:
         if finite:
             self._step(step)
         self.optimizer.zero_grad(set_to_none=True)
-        loss = sum(one.loss for one in measured)
-        return {**_pooled(measured), "loss": loss, "grad_norm": float(norm), "skipped": float(not finite), "live": float(live)}
+        total = sum(one.loss for one in measured)
+        return {**_pooled(measured), "loss": total, "grad_norm": float(norm), "skipped": float(not finite), "live": float(live)}
 
     def _micro_batches(
         self, experience: Experience, weight: Tensor, micro_rows: int, micro_steps: int | None
@@ -238,11 +238,11 @@ class Learner:
 
 def _pooled(measured: list[Measured]) -> dict[str, float]:
     """Metrics of micro-batches as one: means weighted by what was counted, ``*_max`` the largest."""
-    cells = sum(one.count for one in measured)
+    cells = sum(one.things for one in measured)
     names = {name for one in measured for name in one.metrics}
     pooled = {}
     for name in sorted(names):
-        values = [(one.count, one.metrics[name]) for one in measured if name in one.metrics]
+        values = [(one.things, one.metrics[name]) for one in measured if name in one.metrics]
         if name.endswith("_max"):
             pooled[name] = max(value for _, value in values)
         else:

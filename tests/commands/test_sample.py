@@ -150,10 +150,13 @@ def test_a_run_that_a_signal_ends_is_no_success(tmp_path: Path, command: Any, na
     assert command("train", "c.yaml", reward, "--resume").code == 0  # the last step of a run is a finished run
 
 
-def test_several_processes_are_refused_before_a_model_is_loaded(tmp_path: Path, command: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_a_command_that_runs_in_one_process_says_so_once(command: Any, monkeypatch: pytest.MonkeyPatch, rank: str) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    code, _, err = command("train", "c.yaml", "policy.pipeline=/nowhere")
-    assert code == 2 and err.splitlines()[-1].startswith("WORLD_SIZE: got 2 processes") and not (tmp_path / "runs").exists()
+    monkeypatch.setenv("RANK", rank)
+    code, _, err = command("sample", "runs/nowhere")
+    line = "sample: a launcher has started 2 processes (WORLD_SIZE), and this command runs in one; takes no launcher\n"
+    assert code == 2 and err == (line if rank == "0" else "")
 
 
 def test_bad_judges_end_in_one_line_and_no_folder(tmp_path: Path, command: Any) -> None:

@@ -219,12 +219,3 @@ def test_two_runs_of_one_name_do_not_meet(tmp_path: Path) -> None:
     run = online(tmp_path, rewards={"linear": Scripted(call_2=second)})
     assert "exists: resume it" in lines[0] and "another process trains there" in lines[1]
     assert len(rows(run.path)) == 6 + 3 and online(tmp_path, rewards={"linear": Scripted()}, resume=True, steps=6)
-
-
-def test_several_processes_are_refused_before_anything_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match="WORLD_SIZE: got 2 processes, takes 1"):
-        online(tmp_path)
-    assert not list(tmp_path.iterdir())
-    monkeypatch.setenv("WORLD_SIZE", "1")
-    online(tmp_path, steps=1)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._pytree import tree_map
 
+from mmalign.devices import default_device
 from mmalign.policies.settings import Compile, Lora, Memory
 from mmalign.types import UserError
 
@@ -55,7 +56,7 @@ def refuse(memory: Memory, lora: Lora | None) -> None:
 def device_of(name: str | None) -> torch.device:
     """A device that is there; a GPU if there is one, by default. Errors: UserError for another."""
     if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return default_device()
     there = ["cpu", *(["cuda", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))] if torch.cuda.is_available() else [])]
     there += ["mps"] if torch.backends.mps.is_available() else []
     if str(name) not in there:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmalign.devices import default_device
 from mmalign.matching import message_of, reading, refuse_nowhere, refuse_unlike
 from mmalign.types import UserError
 
@@ -18,7 +19,7 @@ ALIGNMENT = 64  # bytes, of what torch allocates on a CPU
 
 def device_of(device: str | None) -> torch.device:
     """The device asked for; a GPU if there is one."""
-    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return torch.device(device) if device else default_device()
 
 
 def weight_file(key: str, name: str, *, sha256: str | None = None) -> Path:
