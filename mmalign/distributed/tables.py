@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from mmalign.distributed.team import Team
 from mmalign.stacking import pooled, stacked
-from mmalign.types import TABLES, Kind, Rollout, Steps, Whole
+from mmalign.types import TABLES, Kind, Rollout, Steps
 
 Path = tuple[str, ...]
+
+
+class Whole(NamedTuple):
+    """Of a rollout that several processes made together: mask ``[B, T]`` and group ``[B]`` of all rows, and ``owner [B]``, the rank of the
+    process that holds each of them, in whose order they stand; rank: of this process."""
+
+    mask: Tensor
+    group: Tensor
+    owner: Tensor
+    rank: int = 0
 
 
 def whole(team: Team, rollout: Rollout) -> Whole:

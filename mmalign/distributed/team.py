@@ -200,7 +200,9 @@ def joined() -> Team:
         raise UserError(f"MMALIGN_TIMEOUT: got {timeout!r}, takes seconds") from error
 
 
-def refuse_too_few(team: Team, count: int, key: str) -> None:
-    """Errors: UserError where there are fewer things than processes to share them."""
+def team_for(count: int, key: str) -> Team:
+    """``joined``. Errors: UserError, beside its own, where there are fewer things (``key``) than processes to share them."""
+    team = joined()
     if count < team.size:
         raise UserError(f"{key}: got {count} for {team.size} processes; takes {team.size} or more, or fewer processes")
+    return team

@@ -32,13 +32,14 @@ from torch import Tensor
 from mmalign.arguments.ranges import Steps
 from mmalign.data.pairs import listed
 from mmalign.distributed import tables as of_all
-from mmalign.distributed.team import ALONE, Team, joined, refuse_too_few
+from mmalign.distributed.team import ALONE, Team, team_for
 from mmalign.objectives.feedback import comparisons
 from mmalign.recipes._run import Run, concluded
 from mmalign.records import Pair, Ranking, Record, Records, RefusedRow, Thumb
 from mmalign.training import references as stored
 from mmalign.training.dead_steps import refuse_unknown
 from mmalign.training.evaluation import exam
+from mmalign.training.experience import Experience
 from mmalign.training.journal import Journal
 from mmalign.training.learner import Learner
 from mmalign.training.optimizers import Optimizer, adamw
@@ -47,7 +48,7 @@ from mmalign.training.prompts import refuse_unusable
 from mmalign.training.seeds import stream
 from mmalign.training.settings import Evaluation, RecordBatch, Reference, RunSettings, at_least
 from mmalign.training.units import in_units, refuse_mismatch, whole_units
-from mmalign.types import Encoder, Experience, Feedback, Method, Rollout, UserError
+from mmalign.types import Encoder, Feedback, Method, Rollout, UserError
 
 Rewards = Mapping[str, Callable[..., Any]]
 
@@ -109,8 +110,7 @@ def offline(  # one argument for each thing that a run is made of
     if evaluation.prompts is None:  # then it asks what the first step asks, and only what the policy can use
         first = _encoded(policy, method, source.stream(seed=run.seed), batch.records, lambda: stream(run.seed, 0, "encode"), {})[0]
     stored.load(policy, references or {}, runs=run.folder, method=method, examples=_distinct([record.prompt for record in first]))
-    team = joined()
-    refuse_too_few(team, batch.records, "batch.records")
+    team = team_for(batch.records, "batch.records")
     learner = Learner(policy, method, optimizer, steps=steps, moving=references, team=team)
     asked = exam(evaluation, prompts=_distinct([record.prompt for record in first])[:16], rewards=rewards or {})
     journal = Journal(learner, asked, run, steps=steps, resume=resume, stop=evaluation.stop)

@@ -27,13 +27,14 @@ import torch
 
 from mmalign.arguments.ranges import Steps
 from mmalign.distributed import tables as of_all
-from mmalign.distributed.team import joined, refuse_too_few
+from mmalign.distributed.team import team_for
 from mmalign.objectives.feedback import comparisons
 from mmalign.recipes._run import Run, concluded
 from mmalign.samplers.assignment import assignment
 from mmalign.training import references as stored
 from mmalign.training.dead_steps import refuse_silent
 from mmalign.training.evaluation import exam
+from mmalign.training.experience import Experience
 from mmalign.training.feedback import beside, feedback, refuse_columns
 from mmalign.training.journal import Journal
 from mmalign.training.learner import Learner
@@ -43,7 +44,7 @@ from mmalign.training.prompts import Prompts, refuse_unusable
 from mmalign.training.seeds import stream
 from mmalign.training.settings import Batch, Evaluation, Reference, RunSettings, at_least
 from mmalign.training.units import in_units, refuse_micro_steps, refuse_mismatch, unit_sizes, whole_units
-from mmalign.types import Experience, Feedback, Method, Oracle, Policy, Unit, UserError, columns_of, contents
+from mmalign.types import Feedback, Method, Oracle, Policy, Unit, UserError, columns_of, contents
 
 Rewards = Mapping[str, Callable[..., Any]]
 
@@ -109,9 +110,8 @@ def online(  # one argument for each thing that a run is made of
     at_least(1, steps=steps)
     pairs = method.pairs or comparisons.best_and_worst
     refuse_silent(method, batch, list(rewards), oracle=oracle, pairs=pairs)
-    drawing: dict[str, Any] = {"samplers": method.samplers} if method.samplers else {}
-    team = joined()
-    refuse_too_few(team, batch.prompts, "batch.prompts")
+    team = team_for(batch.prompts, "batch.prompts")
+    drawing: dict[str, Any] = {"part": team.share(batch.prompts), **({"samplers": method.samplers} if method.samplers else {})}
     coming = Prompts(prompts, policy, seed=run.seed, team=team)
     first = coming.first(16)
     refuse_unusable(policy, evaluation.prompts)
@@ -127,13 +127,11 @@ def online(  # one argument for each thing that a run is made of
         scored: list[Scored] = []
         wanted = batch.prompts
         for attempt in range(1 + (batch.resample if method.keep is not None and method.unit in ("cell", "row") else 0)):
-            drawing["part"] = team.share(batch.prompts)
             sample = lambda some: policy.sample(contents(some), batch.group, stream(run.seed, step, attempt), step=step, **drawing)  # noqa: B023, E731
             chosen, rollout = coming.sampled(sample, batch.prompts, attempt=attempt)
             rollout.columns = beside(chosen[drawing["part"]], rows=len(rollout))
             whole = of_all.whole(team, rollout)
-            asked_of = [prompt for prompt in contents(chosen) for _ in range(len(whole.group) // batch.prompts)]
-            said = feedback(rewards, rollout, missing=batch.missing, oracle=oracle, combine=combine, prompts=asked_of, team=team)
+            said = feedback(rewards, rollout, missing=batch.missing, oracle=oracle, combine=combine, asked=contents(chosen), team=team)
             if method.unit == "pair":
                 said = pairs(said)
             said = replace(said, tables={**said.tables, **learner.tables(rollout, micro_rows=micro_rows)})

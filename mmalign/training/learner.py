@@ -15,11 +15,12 @@ from mmalign.needs import MASK, OLD, REWARDS, refs
 from mmalign.runs import checkpoint
 from mmalign.stacking import joined, stacked
 from mmalign.training import allocator, references
+from mmalign.training.experience import Experience
 from mmalign.training.optimizer import flatten_optimizer, restore_optimizer
 from mmalign.training.optimizers import Optimizer
 from mmalign.training.settings import Reference
 from mmalign.training.units import inside_processes, live_columns, micro_sizes, needed
-from mmalign.types import Experience, Method, Need, Policy, Rollout, Steps
+from mmalign.types import Method, Need, Policy, Rollout, Steps
 
 ROUNDING = 1e-9
 """A gradient's norm up to here is what sums in float32 that cancel leave (3e-11 for WPO on ties), and a tenth of Adam's ``eps``."""

@@ -8,8 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mmalign.training.experience import Experience
 from mmalign.training.units import live_columns, micro_sizes, needed
-from mmalign.types import Experience, Method, Policy, Steps, UserError
+from mmalign.types import Method, Policy, Steps, UserError
 
 CAUSES = (
     "the usual causes: dropout or another module in training mode, latents stored in another type than they were scored in, guidance on "

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from mmalign.needs import OLD, lacking
-from mmalign.types import Experience, Feedback, Method, Need, Policy, Rollout, Unit, UserError
+from mmalign.training.experience import Experience
+from mmalign.types import Feedback, Method, Need, Policy, Rollout, Unit, UserError
 
 
 def needed(policy: Policy, method: Method) -> frozenset[Need]:

@@ -89,8 +89,9 @@ def texts(case: Case, steps: int) -> list[tuple[str, list[str]]]:
 def ours(case: Case, steps: int, clock: Clock) -> None:
     """mmalign, as its recipes do a step."""
     import mmalign as mm
+    from mmalign.training.experience import Experience
     from mmalign.training.learner import Learner
-    from mmalign.types import Experience, Feedback
+    from mmalign.types import Feedback
 
     policy = mm.policies.transformers(network(case.words), tokenizer(case.words), max_completion=case.completion, device="cpu")
     method = mm.methods.dpo() if case.method == "dpo" else mm.methods.grpo(beta=0.0)

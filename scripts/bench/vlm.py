@@ -127,8 +127,9 @@ def data(steps: int) -> tuple[list[list[dict[str, Any]]], list[list[str]]]:
 def ours(case: Case, steps: int, clock: Clock) -> None:
     """mmalign, as its recipes do a step."""
     import mmalign as mm
+    from mmalign.training.experience import Experience
     from mmalign.training.learner import Learner
-    from mmalign.types import Experience, Feedback
+    from mmalign.types import Feedback
 
     model, processor = made(case)
     policy, method = mm.policies.transformers(model, processor, max_completion=COMPLETION, device="cpu"), mm.methods.grpo(beta=0.0)

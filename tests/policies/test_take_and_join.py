@@ -14,7 +14,8 @@ from mmalign.policies.settings import Schedule
 from mmalign.policies.twins import pipelines, visions
 from mmalign.samplers import kernels
 from mmalign.samplers.windows import random_window
-from mmalign.types import Experience, Need, Rollout, Sampler, Steps, UserError
+from mmalign.training.experience import Experience
+from mmalign.types import Need, Rollout, Sampler, Steps, UserError
 from mmalign.worlds import gaussian
 from mmalign.worlds.digits.base import untrained
 from mmalign.worlds.gaussian import GaussianPolicy

@@ -16,8 +16,9 @@ import yaml
 import mmalign as mm
 from mmalign.runs import checkpoint
 from mmalign.samplers import windows
+from mmalign.training.experience import Experience
 from mmalign.training.prompts import Prompts
-from mmalign.types import Experience, Need, UserError
+from mmalign.types import Need, UserError
 from mmalign.worlds import gaussian
 from tests.helpers.small_run import LINEAR, arguments, method, online, policy, rows
 
