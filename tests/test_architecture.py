@@ -35,7 +35,20 @@ ARROWS: dict[str, set[str]] = {
     "samplers": {"types"},
     "methods": {"types", "needs", "objectives", "samplers"},
     "policies": {
-        *("types", "needs", "stacking", "arguments", "samplers", "media", "conversations", "files", "runs", "matching", "records", "devices")
+        *(
+            "types",
+            "needs",
+            "stacking",
+            "arguments",
+            "samplers",
+            "media",
+            "conversations",
+            "files",
+            "runs",
+            "matching",
+            "records",
+            "devices",
+        )
     },
     "serving": {"types", "arguments"},
     "combinations": {"types", "arguments", "files", "conversations"},

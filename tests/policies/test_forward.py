@@ -202,7 +202,7 @@ def test_mistakes():
 
     with pytest.raises(UserError, match="SCMScheduler is not known"):
         training_schedule(SCMScheduler())
-    for settings, message in (({"times": "cosine"}, "times: got"), ({"draws": 0}, "policy.draws"), ({"target": "x"}, "target: got")):
+    for settings, message in (({"times": "cosine"}, "times: got"), ({"draws": 0}, "draws: got 0"), ({"target": "x"}, "target: got")):
         with pytest.raises(UserError, match=message):
             digits(**settings)
     with pytest.raises(UserError, match="LTX2Pipeline has no denoising error to train on: it denoises a sound"):
