@@ -96,7 +96,7 @@ class Journal:
             self.team.agree("prompts", self.prompts)
             if self.team.main:
                 grow = () if self.learner.settings.follows_steps else ("steps",)  # whose rates would be those of neither run
-                how = {"config": self.config, "resume": self.resume, "may_differ": MAY_DIFFER, "may_grow": grow}
+                how: dict[str, Any] = {"config": self.config, "resume": self.resume, "may_differ": MAY_DIFFER, "may_grow": grow}
                 self.folder = stack.enter_context(opened(self.settings.folder, self.settings.name, **how))
                 stack.push(self._leave_no_trace)
                 self.team.tell([str(self.folder.path), self.folder.checkpoint and str(self.folder.checkpoint)])
