@@ -313,7 +313,9 @@ def _not_nodes(path: str, parameter: signatures.Parameter, value: Any) -> Iterat
         if isinstance(item, Mapping):
             if "use" not in item and key not in USUAL:
                 yield f"{where}.use: missing, takes a name of {places}, or an import path"
-        elif not (key == "prompts" or (key in MODELS and isinstance(item, str)) or (key in (*NAMED, "records") and isinstance(item, list))):
+        elif not (
+            key == "prompts" or (key in MODELS and isinstance(item, str)) or (isinstance(item, list) and (by_name or key == "records"))
+        ):
             # prompts may stand for themselves, and so may the hub id or folder of a pipeline or a model
             yield f"{where}: got {item!r}, takes a node {{use: NAME, ...}} with a name of {places}"
 

@@ -66,7 +66,7 @@ def test_elsewhere_a_function_is_what_makes_the_thing():
 
 
 @pytest.mark.parametrize(
-    "key", ["policy", "policy.pipeline", "policy.schedule.kernel", "policy.schedule.window", "method", "combine", "oracle"]
+    "key", ["policy", "policy.pipeline", "policy.schedule.kernel", "policy.schedule.window", "method", "combine", "oracle", "rewards"]
 )
 @pytest.mark.parametrize("value", [[], [None], [{"use": "digits"}], 3])
 def test_a_list_is_no_node_where_one_object_is_built(key, value):
