@@ -88,7 +88,8 @@ INSIDE: dict[str, dict[str, set[str]]] = {
         "overrides": {"parsing"},
         "nodes": set(),
         "instantiate": {"nodes", "parsing"},
-        "crosschecks": {"instantiate", "parsing"},
+        "prompt_columns": {"instantiate"},
+        "crosschecks": {"instantiate", "parsing", "prompt_columns"},
     },
     "objectives": {
         "*": {"parts", "ratios"},

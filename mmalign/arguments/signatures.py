@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Union
 
+from mmalign.arguments.columns import OfPrompts
 from mmalign.arguments.ranges import Range, outside_of
 
 LEAVES = (int, float, str, bool, type(None), Path, Any, object)
@@ -63,12 +64,14 @@ class Record(metaclass=Checked):
 
 
 class Parameter(NamedTuple):
-    """A keyword that a function takes. ``annotation`` is Any where there is none, or none that can be resolved. within: of its numbers."""
+    """A keyword that a function takes. ``annotation`` is Any where there is none, or none that can be resolved. within: of its numbers.
+    of_prompts: of what names a column of the prompts (`columns.OfPrompts`)."""
 
     name: str
     annotation: Any
     required: bool
     within: Range | None = None
+    of_prompts: OfPrompts | None = None
 
 
 class Unfit(ValueError):
@@ -91,7 +94,9 @@ def parameters(function: Callable[..., Any]) -> tuple[dict[str, Parameter], bool
         if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
             key = name.rstrip("_")  # a field that would be a word of Python's: `from_`
             required = parameter.default is parameter.empty
-            known[key] = Parameter(key, annotations.get(name, Any), required, _range(ranges.get(name)))
+            known[key] = Parameter(
+                key, annotations.get(name, Any), required, *(_mark(ranges.get(name), kind) for kind in (Range, OfPrompts))
+            )
         any_key = any_key or parameter.kind == parameter.VAR_KEYWORD
     return known, any_key
 
@@ -102,9 +107,9 @@ def accepted(function: Callable[..., Any], values: Mapping[str, Any]) -> dict[st
     return {name: value for name, value in values.items() if any_key or name in keywords}
 
 
-def _range(annotation: Any) -> Range | None:
-    """The range inside of an annotation, whatever stands around it."""
-    parts = (part if isinstance(part, Range) else _range(part) for part in typing.get_args(annotation))
+def _mark(annotation: Any, kind: type) -> Any:
+    """The range, or another mark of that kind, inside of an annotation, whatever stands around it; None where there is none."""
+    parts = (part if isinstance(part, kind) else _mark(part, kind) for part in typing.get_args(annotation))
     return next((part for part in parts if part is not None), None)
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from mmalign.arguments.ranges import Count, Seed
-from mmalign.training.feedback import ask, beside
+from mmalign.training.feedback import ask, beside, refuse_columns
 from mmalign.training.seeds import stream
-from mmalign.types import Policy, UserError, contents
+from mmalign.types import Policy, UserError, columns_of, contents
 
 
 def calibrate(
@@ -40,6 +40,7 @@ def calibrate(
         raise UserError(f"calibrate: got {got}, takes 1 or more of each")
     if out.exists():
         raise UserError(f"out: {out} is there already; takes a new file")
+    refuse_columns(rewards, columns_of(prompts), kind="reward")
     lines = []
     for start in range(0, len(prompts), prompts_at_once):
         some = list(prompts[start : start + prompts_at_once])

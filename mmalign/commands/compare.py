@@ -19,6 +19,7 @@ from mmalign.files import write_bytes
 from mmalign.guidance.guide import guide
 from mmalign.guidance.ledger import Ledger
 from mmalign.guidance.search import best_of
+from mmalign.training.feedback import refuse_columns
 from mmalign.types import UserError, columns_of, contents
 
 Reward = Callable[..., Any]
@@ -106,6 +107,8 @@ def compare(  # what a command may be told
     if samples < 1 or seeds < 2 or not guidance or not prompts:
         got = f"samples {samples}, seeds {seeds}, {len(guidance)} guidances and {len(prompts)} prompts"
         raise UserError(f"compare: got {got}, takes 1, 2, 1 and 1 or more")
+    refuse_columns(dict(reward) if isinstance(reward, Mapping) else {"": reward}, columns_of(prompts), kind="reward")
+    refuse_columns({} if judge is None else {"": judge}, columns_of(prompts), kind="judge")
     chosen = {words: guidance_of(words) for words in guidance}
     rows = [prompt for prompt in prompts for _ in range(samples)]
     draw = _Drawing(pipe, reward, weights, judge, rows, dict(call or {}), conditions, rows_at_once)

@@ -21,9 +21,9 @@ from mmalign.data.pairs import listed
 from mmalign.policies.language.completions import Completions
 from mmalign.policies.transformers import TransformersPolicy
 from mmalign.records import Pair, Record, Records, Thumb
-from mmalign.training.feedback import beside, feedback
+from mmalign.training.feedback import beside, feedback, refuse_columns
 from mmalign.training.seeds import stream
-from mmalign.types import Feedback, Policy, Rollout, UserError, contents
+from mmalign.types import Feedback, Policy, Rollout, UserError, columns_of, contents
 
 __all__ = ["make_pairs", "make_rejected"]
 
@@ -64,6 +64,7 @@ def make_pairs(  # what a command may be told
     Errors: UserError for a file that is there already, numbers out of range, prompts that are not JSON.
     """
     _refuse(out, prompts=len(prompts), group=group - 1, most=most, prompts_at_once=prompts_at_once)
+    refuse_columns(rewards, columns_of(prompts), kind="reward")
     counts = {"pairs": 0, "prompts": 0, "tied": 0, "missing": 0, "cut": 0}
 
     def lines() -> Iterator[Line]:

@@ -13,6 +13,7 @@ from mmalign.arguments.renamed import renamed
 from mmalign.arguments.signatures import nearest
 from mmalign.config.instantiate import METHODS, Call, Review, Unread, carry_out, harmless, home
 from mmalign.config.parsing import one_line
+from mmalign.config.prompt_columns import missing_columns
 
 CALLED_WITH: dict[str, Range] = {
     **dict.fromkeys(("num_inference_steps", "height", "width", "num_frames", "max_sequence_length", "max_completion"), within(1, MANY)),
@@ -30,6 +31,8 @@ def crosschecked(call: Call, review: Review) -> None:
     review.errors.extend(_calls(call))
     review.errors.extend(_other_kinds(call))
     review.errors.extend(_names(call))
+    if not review.errors:
+        review.errors.extend(missing_columns(call))
     if not any(line.startswith(("method.", "method:")) for line in review.errors):
         review.errors.extend(_incompatible(call, review))
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from mmalign.arguments.reads import columns_read, lacks
 from mmalign.guidance._calls import as_type, fields, outputs_of, selected, user_call, without_columns
 from mmalign.guidance._progress import one_bar
 from mmalign.guidance._run import Guidance, GuidedRun, Samples, counted
@@ -194,9 +195,8 @@ def _call(pipe: Any, own: Any, guides: tuple[Guided, ...], args: tuple[Any, ...]
 def _refuse_columns(rewards: Mapping[str, Reward], columns: Mapping[str, Any]) -> None:
     """Errors: UserError for a reward that says it reads a column which the prompts of the call have not."""
     for name, reward in rewards.items():
-        if lacks := sorted(getattr(reward, "reads", frozenset()) - columns.keys()):
-            has = f"they have {', '.join(sorted(columns))}" if columns else "they have none; a prompt with columns is a mm.Prompt"
-            raise UserError(f"reward {name}: reads the column {lacks[0]!r} of the prompts; {has}")
+        if why := lacks(columns_read(reward), columns):
+            raise UserError(f"reward {name}: {why}" + ("" if columns else "; a prompt with columns is a mm.Prompt"))
 
 
 def _add(total: Ledger, more: Ledger) -> None:

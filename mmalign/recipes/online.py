@@ -106,7 +106,7 @@ def online(  # one argument for each thing that a run is made of
     refuse_micro_steps(method, batch.micro_steps)
     assignment(batch.group, method.samplers)  # refuses a group too small for all who draw
     _refuse_empty(prompts, rewards)
-    refuse_columns({**rewards, **({} if oracle is None else {"of pairs": oracle})}, {*columns_of(prompts), "group"}, kind="reward")
+    refuse_columns({**rewards, **({} if oracle is None else {"of pairs": oracle})}, columns_of(prompts), kind="reward")
     at_least(1, steps=steps)
     pairs = method.pairs or comparisons.best_and_worst
     refuse_silent(method, batch, list(rewards), oracle=oracle, pairs=pairs)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmalign.arguments.reads import columns_read
 from mmalign.arguments.signatures import accepted
 from mmalign.combinations._parts import Combination
 from mmalign.combinations.algebra import weighted_sum
@@ -52,5 +53,5 @@ def combined(*, rewards: Mapping[str, Callable[..., Any]], combine: Combination 
                 reward.at(step)
 
     differentiable = all(bool(getattr(reward, "differentiable", False)) for reward in rewards.values())
-    reads = frozenset(name for reward in rewards.values() for name in getattr(reward, "reads", ()))
+    reads = frozenset[str]().union(*map(columns_read, rewards.values()))
     return Scorer("combined", score, differentiable=differentiable, at=at, reads=reads)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from mmalign.arguments.ranges import Positive
+from mmalign.arguments.reads import columns_read
 from mmalign.arguments.signatures import accepted
 from mmalign.rewards._shared.scorer import Scorer
 from mmalign.types import UserError
@@ -57,7 +58,7 @@ def time_limit(reward: Callable[..., Any], *, seconds: Positive = 60.0) -> Score
 
     if isinstance(reward, Scorer):
         return Scorer("time_limit", score, reward.differentiable, reward.low, reward.high, reward.at, reward.reads)
-    return Scorer("time_limit", score, differentiable=bool(getattr(reward, "differentiable", False)))
+    return Scorer("time_limit", score, differentiable=bool(getattr(reward, "differentiable", False)), reads=columns_read(reward))
 
 
 def _as_here(reward: Callable[..., Any]) -> Callable[..., Any]:

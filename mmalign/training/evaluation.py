@@ -55,6 +55,7 @@ class Exam:
         there = columns_of(self.prompts)
         refuse_columns(self.rewards, there, kind="reward")
         refuse_columns(self.judges, there, kind="judge")
+        refuse_columns(self.metrics, there, kind="metric")
         if both := sorted(self.rewards.keys() & self.judges.keys()):
             raise UserError(f"evaluation.judges.{both[0]}: a reward has that name too; takes another")
 

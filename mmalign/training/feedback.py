@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mmalign.arguments import signatures
+from mmalign.arguments.reads import columns_read, lacks
 from mmalign.distributed import tables as of_all
 from mmalign.distributed.team import ALONE, Team
 from mmalign.needs import REWARDS
@@ -41,16 +42,10 @@ def refuse_columns(functions: Functions, there: Iterable[str], *, kind: str) -> 
 
     A reward of ours says what it ``reads``; of any other function, a keyword without a default is a column.
     """
-    columns = sorted(there)
+    columns = list(there)
     for name, function in functions.items():
-        reads = getattr(function, "reads", None)
-        if reads is None:
-            takes = [parameter for parameter in signatures.parameters(function)[0].values() if parameter.required]
-            reads = [parameter.name for parameter in takes[2:]]
-        if lacks := sorted(set(reads) - set(columns)):
-            has = f"they have {', '.join(columns)}" if columns else "they have none"
-            near = signatures.nearest(lacks[0], columns)
-            raise UserError(f"{kind} {name}: reads the column {lacks[0]!r} of the prompts; {has}{near}")
+        if why := lacks(columns_read(function), columns):
+            raise UserError(f"{f'{kind} {name}'.strip()}: {why}")
 
 
 def _scores(

@@ -65,6 +65,8 @@ def test_a_column_that_is_not_there_is_one_line_before_anything_is_sampled(tmp_p
         online(tmp_path, prompts=other, rewards={"near": asks([])})
     with pytest.raises(UserError, match="judge late: reads the column 'wanted' of the prompts"):
         online(tmp_path, prompts=["a"], evaluation={"judges": {"late": asks([])}})
+    with pytest.raises(UserError, match="metric m: reads the column 'wanted' of the prompts"):
+        online(tmp_path, prompts=["a"], evaluation={"metrics": {"m": asks([])}})
     refuse_columns({"ours": mm.rewards.exact_match()}, ["answer"], kind="reward")
     with pytest.raises(UserError, match="reward ours: reads the column 'answer' of the prompts; they have none"):
         refuse_columns({"ours": mm.rewards.exact_match()}, [], kind="reward")

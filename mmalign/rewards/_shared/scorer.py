@@ -30,18 +30,49 @@ class Scorer:
     reads: frozenset[str] = frozenset()
 
     def __call__(self, outputs: Any, prompts: list[Any], **columns: Any) -> Any:
-        absent = {row for name in self.reads for row, value in enumerate(column_of(self.name, name, columns)) if value is None}
-        if not absent:
+        rows = _complete(self, len(prompts), columns)
+        if len(rows) == len(prompts):
             return self.score(outputs, prompts, **columns)
-        rows = [row for row in range(len(prompts)) if row not in absent]
         if not rows:
             return torch.full((len(prompts),), torch.nan, dtype=torch.float64)
-        some = outputs[rows] if isinstance(outputs, Tensor) else [outputs[row] for row in rows]
-        columns = {name: [values[row] for row in rows] for name, values in columns.items()}
-        scores = self.score(some, [prompts[row] for row in rows], **columns)
+        scores = self.score(*_taken(rows, outputs, prompts), **{name: [values[row] for row in rows] for name, values in columns.items()})
         if isinstance(scores, Mapping):
             return {name: _spread(values, rows, len(prompts)) for name, values in scores.items()}
         return _spread(scores, rows, len(prompts))
+
+
+@dataclass(frozen=True)
+class Comparer:
+    """An oracle of pairs with its facts; called like any other, ``(outputs, prompts, group, **columns) -> [B, B]``.
+
+    reads: the columns of the prompts that it needs; a row in which one of them is None is compared with none (NaN).
+    """
+
+    name: str
+    compare: Callable[..., Tensor]
+    reads: frozenset[str] = frozenset()
+
+    def __call__(self, outputs: Any, prompts: Any, group: Tensor, **columns: Any) -> Tensor:
+        rows = _complete(self, len(prompts), columns)
+        if len(rows) == len(prompts):
+            return self.compare(outputs, prompts, group, **columns)
+        wins = torch.full((len(prompts), len(prompts)), torch.nan, dtype=torch.float64)
+        if rows:
+            place = torch.tensor(rows)
+            of_rows = {name: [values[row] for row in rows] for name, values in columns.items()}
+            some = self.compare(*_taken(rows, outputs, prompts), group[place.to(group.device)], **of_rows)
+            wins[place[:, None], place[None, :]] = some.detach().double().cpu()
+        return wins
+
+
+def _complete(owner: Scorer | Comparer, count: int, columns: Mapping[str, Any]) -> list[int]:
+    """The rows that have all of the columns that are read."""
+    absent = {row for name in owner.reads for row, value in enumerate(column_of(owner.name, name, columns)) if value is None}
+    return [row for row in range(count) if row not in absent]
+
+
+def _taken(rows: list[int], outputs: Any, prompts: list[Any]) -> tuple[Any, list[Any]]:
+    return outputs[rows] if isinstance(outputs, Tensor) else [outputs[row] for row in rows], [prompts[row] for row in rows]
 
 
 def column_of(owner: str, name: str, columns: Mapping[str, Any]) -> Sequence[Any]:

@@ -7,6 +7,7 @@ import math
 import re
 from dataclasses import replace
 
+from mmalign.arguments.columns import Column
 from mmalign.arguments.ranges import Count
 from mmalign.rewards._shared.boxes import boxes_in, json_in
 from mmalign.rewards._shared.completions import against_answers
@@ -17,7 +18,7 @@ THINK = re.compile(r"<think>(.*?)</think>(.*)", re.DOTALL)
 MOST = 200  # points that are looked at: the time for lines grows with their square
 
 
-def several_points(*, think: bool = True, most: Count | None = None, column: str = "box") -> Scorer:
+def several_points(*, think: bool = True, most: Count | None = None, column: Column = "box") -> Scorer:
     """``1 + a`` in -1..2: ``a = 1 / sqrt(N k)`` where the k-th of N points is the first inside the box, ``-1 / N`` where none is.
 
     -1 altogether for a completion without points, or of another form, and where three of its points lie on one line (a way to sweep the

@@ -6,10 +6,11 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from mmalign.arguments.columns import Column
 from mmalign.arguments.ranges import Count
 from mmalign.conversations import question
 from mmalign.rewards._shared.pictures_in import pictures
-from mmalign.rewards._shared.scorer import Scorer
+from mmalign.rewards._shared.scorer import Comparer, Scorer
 from mmalign.rewards.judges.judge import judge
 from mmalign.rewards.judges.judge_pairs import judge_pairs
 from mmalign.serving.chat import ServerSettings
@@ -24,7 +25,7 @@ BETTER = "which response is the better edit: the requested change is made, nothi
 
 def judge_edit(
     *, server: ServerSettings, low: int = 1, high: int = 5, read: Literal["likely", "written"] = "likely",
-    apart: bool = False, column: str = "source",
+    apart: bool = False, column: Column = "source",
 ) -> Scorer:  # fmt: skip
     """Reward in ``low..high``: the mean of two scores of an edited image, ``follows`` and ``looks``; NaN where one is missing.
 
@@ -56,7 +57,7 @@ def judge_edit(
 
 def judge_edit_pairs(
     *, server: ServerSettings, read: Literal["likely", "written"] = "likely", ties: bool = False,
-    opponents: Count | None = None, column: str = "source",
+    opponents: Count | None = None, column: Column = "source",
 ) -> Oracle:  # fmt: skip
     """An oracle of pairs of edited images, each compared beside the source image in both orders, as of ``judge_pairs``.
 
@@ -70,7 +71,11 @@ def judge_edit_pairs(
     """
     find = pictures("judge_edit_pairs", column)
     oracle = judge_pairs(server=server, criterion=BETTER, read=read, ties=ties, opponents=opponents)
-    return lambda outputs, prompts, group, **columns: oracle(outputs, _requests(prompts, find(prompts, columns)), group)
+
+    def compare(outputs: Any, prompts: list[Any], group: Tensor, **columns: Any) -> Tensor:
+        return oracle(outputs, _requests(prompts, find(prompts, columns)), group)
+
+    return Comparer("judge_edit_pairs", compare, reads=frozenset({column}))
 
 
 def _requests(prompts: list[Any], sources: list[list[Tensor]]) -> list[list[dict[str, Any]]]:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from mmalign.arguments.columns import Column
 from mmalign.arguments.ranges import Count
 from mmalign.rewards._shared.completions import answers
 from mmalign.rewards._shared.scorer import Scorer
@@ -63,7 +64,7 @@ def judge_pairs(
 
 def judge_against(  # the published reward's own settings
     *, server: ServerSettings, criterion: str = QUALITY, read: Read = "likely", ties: bool = False,
-    principles: Sequence[str] = (), principles_at_once: Count | None = None, column: str = "answer",
+    principles: Sequence[str] = (), principles_at_once: Count | None = None, column: Column = "answer",
 ) -> Scorer:  # fmt: skip
     """Reward in 0..1: the probability that a completion is better than its prompt's reference answer, both orders averaged; or NaN.
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
+from mmalign.arguments.columns import OfPrompts
 from mmalign.rewards._shared.completions import answers
 from mmalign.rewards._shared.scorer import Scorer
 from mmalign.rewards.judges._judging import as_table, asked_of, preferred, shown
@@ -17,7 +18,7 @@ from mmalign.types import UserError
 def judge_rubric(
     *, server: ServerSettings, criteria: Mapping[str, str] | None = None,
     weights: Mapping[str, float] | None = None, required: Sequence[str] = (), apart: bool = False,
-    column: str = "rubric",
+    column: Annotated[str, OfPrompts(unless="criteria")] = "rubric",
 ) -> Scorer:  # fmt: skip
     """Reward in 0..1: the weighted mean over criteria of the probability that a judge says yes to each.
 

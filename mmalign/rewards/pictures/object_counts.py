@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from mmalign.arguments.columns import Column
 from mmalign.arguments.ranges import Proportion
 from mmalign.matching import reading
 from mmalign.rewards._models.clip import Clip, load_clip
@@ -40,7 +41,7 @@ def object_counts(  # the published reward's own settings
     *, detector: str = "google/owlv2-base-patch16-ensemble", detect: Detect | None = None,
     clip: str = "openai/clip-vit-large-patch14", least: Proportion = 0.3, least_counting: Proportion = 0.9,
     overlap: Proportion = 1.0, part: bool = False,
-    column: str = "objects", device: str | None = None,
+    column: Column = "objects", device: str | None = None,
 ) -> Scorer:  # fmt: skip
     """1 where an image shows what its prompt's metadata asks for, 0 where it does not; or the ``part`` of its clauses that hold.
 

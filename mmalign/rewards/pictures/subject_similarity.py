@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from mmalign.arguments.columns import Column
 from mmalign.arguments.ranges import Count
 from mmalign.matching import reading
 from mmalign.rewards._models.clip import load_clip, unit
@@ -22,7 +23,7 @@ WEIGHTS = {"dino": "facebook/dino-vits16", "clip": "openai/clip-vit-base-patch32
 
 def subject_similarity(
     *, features: Literal["dino", "clip"] = "dino", weights: str | None = None,
-    column: str = "references", device: str | None = None, rows_at_once: Count = 32,
+    column: Column = "references", device: str | None = None, rows_at_once: Count = 32,
 ) -> Scorer:  # fmt: skip
     """Reward in -1..1: the mean cosine of an image and its subject's reference images; DINO-I or CLIP-I.
 

@@ -8,7 +8,10 @@ from typing import Any, Literal
 
 import torch
 
+from mmalign.arguments.reads import columns_read
+from mmalign.arguments.signatures import accepted
 from mmalign.rewards._shared.completions import texts
+from mmalign.rewards._shared.scorer import Scorer
 from mmalign.types import UserError
 
 UNITS = {
@@ -44,7 +47,7 @@ def by_segment(reward: Callable[..., Any], *, unit: Literal["sentence", "line", 
         scored: list[list[tuple[int, int, float]]] = [[] for _ in whole]
         if not parts:
             return scored
-        columns_of_parts = {name: [values[row] for row, _, _ in parts] for name, values in columns.items()}
+        columns_of_parts = {name: [values[row] for row, _, _ in parts] for name, values in accepted(reward, columns).items()}
         answer = reward([whole[row][start:end] for row, start, end in parts], [prompts[row] for row, _, _ in parts], **columns_of_parts)
         values = torch.as_tensor(answer, dtype=torch.float64).tolist()
         if len(values) != len(parts):
@@ -53,4 +56,4 @@ def by_segment(reward: Callable[..., Any], *, unit: Literal["sentence", "line", 
             scored[row].append((start, end, value))
         return scored
 
-    return scores
+    return Scorer("by_segment", scores, reads=columns_read(reward))

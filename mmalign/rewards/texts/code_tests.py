@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from mmalign.arguments.columns import Column
 from mmalign.arguments.ranges import Count, Positive, Size
 from mmalign.rewards._shared.completions import answers, texts
 from mmalign.rewards._shared.sandbox import LACKS, Done, Limits, refuse, run
@@ -25,7 +26,7 @@ LANGUAGE = re.compile(r"[ \t]*([\w+-]*)")
 
 def code_tests(
     *, score: Literal["part", "all"] = "part", seconds: Positive = 10.0, memory: Size = 2**30,
-    isolate: Literal["try", "must", "no"] = "try", at_once: Count = 4, column: str = "tests",
+    isolate: Literal["try", "must", "no"] = "try", at_once: Count = 4, column: Column = "tests",
 ) -> Scorer:  # fmt: skip
     """The part of the prompt's tests that a completion's Python passes, in 0..1; or 1 where it passes ``all`` of them, else 0.
 

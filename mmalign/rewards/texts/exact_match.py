@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from mmalign.arguments.columns import Column
 from mmalign.rewards._shared.completions import against_answers
 from mmalign.rewards._shared.scorer import Scorer
 
 
-def exact_match(*, column: str = "answer", case: bool = False) -> Scorer:
+def exact_match(*, column: Column = "answer", case: bool = False) -> Scorer:
     """1 where a completion is the answer, 0 where it is not; spaces at the ends and their number in between do not count.
 
     column: of the prompts, that holds each one's answer. case: whether it counts.

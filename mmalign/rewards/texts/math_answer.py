@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from mmalign.arguments.columns import Column
 from mmalign.arguments.ranges import Positive
 from mmalign.rewards._shared.completions import answers, texts
 from mmalign.rewards._shared.scorer import Scorer
@@ -25,7 +26,7 @@ UNIT = re.compile(r"[\d})\]]\s*(?:\\(?:text|textrm|mathrm|mbox)\{([^{}]{1,40})\}
 LONGEST = 1000  # characters of an answer that mathematics is done on
 
 
-def math_answer(*, column: str = "answer", where: Where = "any", seconds: Positive = 3.0) -> Scorer:
+def math_answer(*, column: Column = "answer", where: Where = "any", seconds: Positive = 3.0) -> Scorer:
     """1 where the answer a completion gives equals its prompt's, 0 where it does not or none is given.
 
     The prompt's answer is what its last ``\\boxed{}`` holds, or what follows its last ``####`` (whole solutions, as MATH and GSM8K have

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from mmalign.arguments.columns import Column
 from mmalign.arguments.ranges import Count
 from mmalign.conversations import question
 from mmalign.matching import reading
@@ -19,7 +20,7 @@ from mmalign.types import UserError
 
 def relevance(
     *, weights: str = "facebook/contriever", closed: tuple[float, float] = (0.0, 2.0), words: Count = 100,
-    column: str = "reference", device: str | None = None, rows_at_once: Count = 32,
+    column: Column = "reference", device: str | None = None, rows_at_once: Count = 32,
 ) -> Scorer:  # fmt: skip
     """Relevance of a completion y to its prompt x, mixed by kind of prompt; 0 or more for a retriever whose products are::
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any, Literal
 
+from mmalign.arguments.columns import Column
 from mmalign.rewards._shared.completions import against_answers
 from mmalign.rewards._shared.scorer import Scorer
 from mmalign.types import UserError
@@ -12,7 +13,7 @@ from mmalign.types import UserError
 
 def text_overlap(
     *, metric: Literal["chrf", "chrf++", "bleu"] = "chrf", case: bool = True, tokenize: str | None = None,
-    column: str = "answer",
+    column: Column = "answer",
 ) -> Scorer:  # fmt: skip
     """Reward in 0..1: sacrebleu's sentence score of a completion against its prompt's references, over 100.
 

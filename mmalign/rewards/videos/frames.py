@@ -8,6 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from mmalign.arguments.ranges import Count
+from mmalign.arguments.reads import columns_read
+from mmalign.arguments.signatures import accepted
 from mmalign.rewards._shared.scorer import Scorer
 from mmalign.types import UserError
 
@@ -33,7 +35,7 @@ def frames(*, of: Callable[..., Any], stride: Count = 1) -> Scorer:
             raise UserError(f"frames: got outputs {got} for {len(prompts)} prompts, takes videos [batch, frames, channels, height, width]")
         kept = outputs[:, ::stride]
         many = {name: [value for value in values for _ in range(kept.shape[1])] for name, values in columns.items()}
-        scores = of(kept.flatten(0, 1), [prompt for prompt in prompts for _ in range(kept.shape[1])], **many)
+        scores = of(kept.flatten(0, 1), [prompt for prompt in prompts for _ in range(kept.shape[1])], **accepted(of, many))
         if isinstance(scores, Mapping):
             return {part: values.unflatten(0, kept.shape[:2]).mean(1) for part, values in scores.items()}
         return scores.unflatten(0, kept.shape[:2]).mean(1)
@@ -45,5 +47,5 @@ def frames(*, of: Callable[..., Any], stride: Count = 1) -> Scorer:
         differentiable=bool(getattr(of, "differentiable", False)),
         low=low,
         high=high,
-        reads=frozenset(getattr(of, "reads", ())),
+        reads=columns_read(of),
     )
