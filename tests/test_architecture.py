@@ -73,7 +73,9 @@ INSIDE: dict[str, dict[str, set[str]]] = {
         "ranges": set(),
         "renamed": set(),
         "environment": set(),
-        "signatures": {"ranges", "renamed"},
+        "columns": set(),
+        "signatures": {"ranges", "renamed", "columns"},
+        "reads": {"signatures"},
         "calls": {"signatures", "renamed", "environment"},
     },
     "lookup": {

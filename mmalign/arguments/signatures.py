@@ -64,8 +64,7 @@ class Record(metaclass=Checked):
 
 
 class Parameter(NamedTuple):
-    """A keyword that a function takes. ``annotation`` is Any where there is none, or none that can be resolved. within: of its numbers.
-    of_prompts: of what names a column of the prompts (`columns.OfPrompts`)."""
+    """A keyword that a function takes. annotation: Any where none can be resolved. within: of numbers. of_prompts: of a column's name."""
 
     name: str
     annotation: Any
@@ -94,9 +93,8 @@ def parameters(function: Callable[..., Any]) -> tuple[dict[str, Parameter], bool
         if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
             key = name.rstrip("_")  # a field that would be a word of Python's: `from_`
             required = parameter.default is parameter.empty
-            known[key] = Parameter(
-                key, annotations.get(name, Any), required, *(_mark(ranges.get(name), kind) for kind in (Range, OfPrompts))
-            )
+            marks = [_mark(ranges.get(name), kind) for kind in (Range, OfPrompts)]
+            known[key] = Parameter(key, annotations.get(name, Any), required, *marks)
         any_key = any_key or parameter.kind == parameter.VAR_KEYWORD
     return known, any_key
 
@@ -387,10 +385,8 @@ def show(annotation: Any) -> str:
 
 def is_file(parameter: Parameter) -> bool:
     """Whether a parameter names a file that has to exist: called ``path`` or ``*_file``, or annotated ``Path`` and no output."""
-    if parameter.name == "path" or parameter.name.endswith("_file"):
-        return True
-    parts = (parameter.annotation, *typing.get_args(parameter.annotation))
-    return Path in parts and parameter.name not in OUTPUTS and not parameter.name.endswith(("_folder", "_dir"))
+    parts, name = (parameter.annotation, *typing.get_args(parameter.annotation)), parameter.name
+    return name == "path" or name.endswith("_file") or (Path in parts and name not in OUTPUTS and not name.endswith(("_folder", "_dir")))
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from mmalign.arguments.reads import OWN, columns_named, lacks, needed
 from mmalign.config.instantiate import Call, Unread, carry_out, home
-from mmalign.lookup.external_code import written
+from mmalign.lookup.external_code import source_signature
 
 READERS = ("rewards", "oracle")
 EVALUATED = ("judges", "metrics")
@@ -53,7 +53,7 @@ def _reading(value: Any) -> Iterator[tuple[str, str]]:
 def _columns(call: Call) -> list[str]:
     """Columns that one call's result reads: those that a factory names, or those that a function takes that is a reward itself."""
     if isinstance(call.function, Unread):
-        source = written(call.function.name)
+        source = source_signature(call.function.name)
         keywords = {} if source is None else source.keywords
         itself = tuple(keywords)[:2] == OWN[:2]
         return [name for name, required in keywords.items() if required and name not in OWN] if itself else []

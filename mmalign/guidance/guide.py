@@ -195,7 +195,7 @@ def _call(pipe: Any, own: Any, guides: tuple[Guided, ...], args: tuple[Any, ...]
 def _refuse_columns(rewards: Mapping[str, Reward], columns: Mapping[str, Any]) -> None:
     """Errors: UserError for a reward that says it reads a column which the prompts of the call have not."""
     for name, reward in rewards.items():
-        if why := lacks(columns_read(reward), columns):
+        if why := lacks(columns_read(reward) - {"level"}, columns):  # noisy latents come with their level
             raise UserError(f"reward {name}: {why}" + ("" if columns else "; a prompt with columns is a mm.Prompt"))
 
 
