@@ -116,7 +116,8 @@ def configured(config: str, overrides: list[str] | None) -> dict[str, Any]:
     from mmalign.config import load, outside
 
     node = load(config, overrides or [])
-    if names := outside(node):
+    names = outside(node) if os.environ.get("RANK", "0") == "0" else []
+    if names:
         typer.echo(f"{config}: imports code from outside of mmalign: {', '.join(map(str, names))}", err=True)
     return node
 

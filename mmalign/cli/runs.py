@@ -26,9 +26,10 @@ def train(
     """Train what a config describes; everything in it is checked before anything is built."""
     with mistakes_as_lines(context):
         if processes > 1:
+            from mmalign.config import load
             from mmalign.distributed.launch import launch
 
-            _refuse_mistakes(configured(config, overrides), processes)
+            _refuse_mistakes(load(config, overrides or []), processes)
             options = [*(["--debug"] if context.obj else []), "train", config, *(overrides or []), *(["--resume"] if resume else [])]
             raise typer.Exit(launch(options, processes))
         _train(configured(config, overrides), resume=resume)

@@ -70,7 +70,7 @@ def test_it_trains_as_one_process_does_and_one_of_them_speaks(folder: Path) -> N
     train = start(folder, "-m", "mmalign", "train", "many.yaml", "--processes", "2")
     out, err = train.communicate(timeout=300)
     assert train.returncode == 0, err
-    assert out.count("finished after 3 steps") == 1 and out.count("report: ") == 1
+    assert out.count("finished after 3 steps") == 1 and out.count("report: ") == 1 and err.count("imports code from outside") == 1
     alone = start(folder, "-m", "mmalign", "train", "one.yaml")
     assert alone.communicate(timeout=300) and alone.returncode == 0
     losses = [[row["loss"] for row in log(folder / name) if row["phase"] == "train"] for name in ("one", "many")]
