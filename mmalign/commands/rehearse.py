@@ -169,9 +169,6 @@ def _update(state: dict[str, Any]) -> list[str]:
 def _resume(state: dict[str, Any]) -> list[str]:
     node = {**state["made"].node}
     node["run"] = {**node["run"], "folder": str(state["folder"] / "halves")}
-    optimizer = dict(node.get("optimizer") or {})
-    if optimizer.get("decay") in ("linear", "cosine"):  # which a run that grows has to say the length of: that of the whole one
-        node["optimizer"] = {**optimizer, "decay": {"shape": optimizer["decay"], "steps": node["steps"]}}
     half = build({**node, "steps": 1})
     written = half.path / "checkpoints" / "step_000001" / "state.json"
     when = written.stat().st_mtime_ns

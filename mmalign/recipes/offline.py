@@ -84,8 +84,8 @@ def offline(  # one argument for each thing that a run is made of
         evaluation: what is asked every so often, by whom it is judged, and when to stop; its prompts are by default those of the first
             step's records, at most 16.
         run: what the run is called, where it is kept, and its seed.
-        resume: continue the run from its newest checkpoint; all else has to be as it was, but ``steps`` may be more, where the
-            rate does not fall over them (``optimizer.decay``).
+        resume: continue the run from its newest checkpoint; all else has to be as it was, but ``steps`` may be more (which,
+            where the rate falls over them, changes those that follow: ``optimizer.decay``).
 
     In the log, ``margin``, ``accuracy``, ``better`` and ``worse`` are the method's; ``known`` is the part of the rows that say
     something, ``broken`` the records that could not be read so far. A bound has no KL, and none is reported.

@@ -92,8 +92,8 @@ def online(  # one argument for each thing that a run is made of
             the same rows, a teacher or a larger reference: ``{ref: {policy: {use: transformers, model: FOLDER}}}``, of the policy's kind.
         evaluation: what is asked every so often, by whom it is judged, and when to stop.
         run: what the run is called, where it is kept, and its seed.
-        resume: continue the run from its newest checkpoint; all else has to be as it was, but ``steps`` may be more, where the
-            rate does not fall over them (``optimizer.decay``).
+        resume: continue the run from its newest checkpoint; all else has to be as it was, but ``steps`` may be more (which,
+            where the rate falls over them, changes those that follow: ``optimizer.decay``).
 
     In the log, ``kl`` is the KL of the trained policy to ``ref`` over a whole trajectory, in nats; beside an evaluation it is that
     of the step before. ``broken`` counts the prompts that are put aside, where there are any.

@@ -257,9 +257,7 @@ def _warm_start(path: Path, config: Mapping[str, Any], keys: Sequence[str]) -> s
     node = "policy.of" if any(key.startswith("policy.of.") for key in config) else "policy"
     has_lora = any(key.startswith(f"{node}.lora.") for key in config)
     start = f"{node}.lora: {{from: {path}}}" if has_lora else f"{node}.start: {path}"
-    decay = config.get("optimizer.decay")
-    why = f" (optimizer.decay: {decay} follows steps, so that its rates would be those of neither)" if "steps" in keys and decay else ""
-    return f" and start from its weights, {start}{why}"
+    return f" and start from its weights, {start}"
 
 
 @functools.cache

@@ -95,9 +95,9 @@ class Journal:
             self.team.agree("config", plain(self.config))
             self.team.agree("prompts", self.prompts)
             if self.team.main:
-                grow = () if self.learner.settings.follows_steps else ("steps",)  # whose rates would be those of neither run
-                how: dict[str, Any] = {"config": self.config, "resume": self.resume, "may_differ": MAY_DIFFER, "may_grow": grow}
-                self.folder = stack.enter_context(opened(self.settings.folder, self.settings.name, **how))
+                self.folder = stack.enter_context(
+                    opened(self.settings.folder, self.settings.name, config=self.config, resume=self.resume, may_differ=MAY_DIFFER)
+                )
                 stack.push(self._leave_no_trace)
                 self.team.tell([str(self.folder.path), self.folder.checkpoint and str(self.folder.checkpoint)])
             else:
@@ -118,7 +118,7 @@ class Journal:
                 self.log = stack.enter_context(Log(self.folder.path, self.settings.trackers, config=self.config, tell=self.say))
             stack.enter_context(self.progress)
             self.interrupt = stack.enter_context(Interrupt())
-            for note in self.folder.notes:
+            for note in (*self.folder.notes, *self._grown(self.state.pop("total", self.total))):
                 self.say(note)
             self._stack = stack.pop_all()
         return self
@@ -141,6 +141,17 @@ class Journal:
         """Errors: UserError where this process does not see the folder that the main one has opened."""
         if not (self.folder.path / "config.yaml").is_file():
             raise UserError(f"run.folder: process {self.team.rank} sees no {self.folder.path}; takes a folder that all processes see")
+
+    def _grown(self, before: int) -> list[str]:
+        """A line where the run is to be longer than it was ``before``, and the rates of its steps are no longer those that they were."""
+        decay = self.learner.settings
+        if self.total == before or not decay.follows_steps:
+            return []
+        step = min(self.state["step"], before)
+        rates = f"{decay.rate_at(step, before):.3g} of {before} steps, {decay.rate_at(step, self.total):.3g} of {self.total}"
+        own = f"{{shape: {decay.decay}, steps: {self.total}}}"
+        return [f"steps: {before} before, {self.total} now, and the rate follows them: after step {step} it is {rates}; "
+                f"a run that is to equal an uninterrupted one says optimizer.decay: {own} from its start"]  # fmt: skip
 
     def _rescue(self) -> None:
         """Saves the state before the step that failed, where all of it is still there, and says where the run may go on."""
@@ -217,7 +228,7 @@ class Journal:
 
     def _remember(self, *, owed: bool = False) -> None:
         """The state as it is now is whole, but for an evaluation that is owed."""
-        state = {**self.state, "prompts": self.prompts, **({"owed": True} if owed else {})}
+        state = {**self.state, "prompts": self.prompts, "total": self.total, **({"owed": True} if owed else {})}
         self.snapshot = snapshot(self.learner, state, self.states)
 
     def _interrupted(self) -> bool:

@@ -1,4 +1,4 @@
-"""What may be another at a resume: steps, where the rate does not follow them; else the line says how to start from the weights."""
+"""What may be another at a resume: steps, with a line where the rate follows them; else the line says how to start from the weights."""
 
 from __future__ import annotations
 
@@ -34,16 +34,18 @@ def test_a_decay_of_its_own_length_resumes_to_more_steps_as_the_whole_run(tmp_pa
     assert rates(same) == rates(whole)
 
 
-@pytest.mark.parametrize("shape", ["linear", "cosine"])
-def test_steps_that_the_rate_follows_may_not_grow(tmp_path, shape):
-    small_run.online(tmp_path, steps=4, optimizer={"decay": shape})
-    line = (
-        rf"run: cannot resume with another config: steps was 4, is 6; undo that, or give the run another name \(name=...\) and start from "
-        rf"its weights, policy.start: \S+run \(optimizer.decay: {shape} follows steps, so that its rates would be those of neither\)$"
-    )
-    with pytest.raises(UserError, match=line):
-        small_run.online(tmp_path, steps=6, optimizer={"decay": shape}, resume=True)
-    assert small_run.online(tmp_path, steps=4, optimizer={"decay": shape}, resume=True).summary["steps"] == 4
+def test_steps_that_the_rate_follows_may_grow_and_it_is_said(tmp_path, capsys):
+    small_run.online(tmp_path, steps=4, optimizer={"decay": "linear"})
+    assert "the rate follows" not in capsys.readouterr().out
+    grown = small_run.online(tmp_path, steps=8, optimizer={"decay": "linear"}, resume=True)
+    line = "steps: 4 before, 8 now, and the rate follows them: after step 4 it is 0 of 4 steps, 0.025 of 8; a run that is to equal an "
+    assert line in (out := capsys.readouterr().out) and "says optimizer.decay: {shape: linear, steps: 8} from its start" in out
+    assert rates(grown) == pytest.approx([0.05 * share for share in (1, 3 / 4, 1 / 2, 1 / 4, 1 / 2, 3 / 8, 1 / 4, 1 / 8)])
+    small_run.online(tmp_path, steps=8, optimizer={"decay": "linear"}, resume=True)
+    assert "the rate follows" not in capsys.readouterr().out
+    small_run.online(tmp_path / "constant", steps=2)
+    small_run.online(tmp_path / "constant", steps=3, resume=True)
+    assert "the rate follows" not in capsys.readouterr().out
 
 
 def test_another_rate_names_the_warm_start_and_nothing_else_does(tmp_path):
