@@ -50,6 +50,8 @@ def micro_sizes(unit: Unit, group: Tensor, most: int) -> list[int]:
 
 def inside_processes(unit: Unit, experience: Experience) -> Tensor:
     """``[R]`` bool: the rows of an experience whose unit one process holds all of. Units of a batch, and some pairs, reach over several."""
+    if unit in ("cell", "row"):
+        return torch.ones(len(experience.rows), dtype=torch.bool)
     owners = experience.tables.owner[experience.rows].split(unit_sizes(unit, experience.group))
     return torch.cat([(owner == owner[0]).all().expand(len(owner)) for owner in owners] or [torch.zeros(0, dtype=torch.bool)])
 
