@@ -15,7 +15,7 @@ from mmalign.distributed.team import ALONE, Team
 from mmalign.needs import REWARDS
 from mmalign.training import dense
 from mmalign.training.dense import Parts
-from mmalign.types import Feedback, Rollout, UserError, columns_of
+from mmalign.types import Feedback, Need, Rollout, UserError, columns_of
 
 Functions = Mapping[str, Callable[..., Any]]
 Columns = Mapping[str, list[Any]]
@@ -104,9 +104,9 @@ def feedback(
         together = lambda outputs, prompts: combine(parts, group, prompts, learn=True)  # noqa: E731
         of_rows = rollout.prompts if asked is None else [asked[number] for number in group.tolist()]
         total = _checked("combine", _answer("combine", "of rewards", together, rollout.outputs, of_rows, {}), len(group))
-    tables = (
-        {REWARDS: team.rows("rewards", dense.table(parted, getattr(combine, "weights", {}), rollout))} if team.any(bool(parted)) else {}
-    )
+    tables: dict[Need, Tensor] = {}
+    if team.any(bool(parted)):
+        tables[REWARDS] = team.rows("rewards", dense.table(parted, getattr(combine, "weights", {}), rollout))
     wins = None if oracle is None else of_all.blocks(team.gather({"wins": _compared(oracle, rollout)}), "wins")
     drawn = {name: team.rows(name, rows) for name, rows in rollout.drawn.items()}
     return Feedback(total, group, parts=parts, lengths=team.rows("lengths", rollout.mask.sum(1)), wins=wins, tables=tables, drawn=drawn)
