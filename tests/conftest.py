@@ -23,6 +23,21 @@ def one_kind_of_process() -> Iterator[None]:
         signal.signal(number, handler)
 
 
+@pytest.fixture(autouse=True)
+def environment_as_it_was() -> Iterator[None]:
+    """What a test reads of the environment, or puts there, is forgotten with it: a secret that one test's config named is masked under
+    that name for the rest of the process, and tests meet in one process in any order."""
+    from mmalign.arguments import environment
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(environment, "_WRITTEN", {})
+        before = dict(os.environ)
+        yield
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
+        os.environ.update(before)
+
+
 @pytest.fixture
 def write_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, str], Path]]:
     """Writes modules of a user's own, ``write("house/rooms/jpeg.py", text)``, importable while the test runs."""
