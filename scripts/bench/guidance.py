@@ -49,12 +49,12 @@ def rlg(args: argparse.Namespace) -> None:
     for name, (base, reward) in worlds.items():
         for scale in (0.5, 1.0, 1.6, 2.5, 4.0):
             target = gaussian.sample(gaussian.tilt(base, reward, beta=1 / scale), 200_000, torch.Generator().manual_seed(1))[:, 0]
-            words = [_said(target, torch.full_like(target, 1 / len(target)))]
-            words += [_said(*_sampled(base, reward, scale, args, correct=correct)) for correct in (False, True)]
+            words = [_moments(target, torch.full_like(target, 1 / len(target)))]
+            words += [_moments(*_sampled(base, reward, scale, args, correct=correct)) for correct in (False, True)]
             print(f"| {name} | {scale} | {' | '.join(words)} |", flush=True)
 
 
-def _said(x: torch.Tensor, weights: torch.Tensor) -> str:
+def _moments(x: torch.Tensor, weights: torch.Tensor) -> str:
     mean = float(weights @ x)
     return f"{mean:.3f} / {float(weights @ (x - mean) ** 2):.3f} / {float(weights @ (x > 0).double()):.3f}"
 

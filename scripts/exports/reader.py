@@ -40,7 +40,7 @@ def by_diffusers(case: Path) -> Deltas:
 def by_peft(case: Path) -> Deltas:
     """``PeftModel.from_pretrained``."""
     if not (case / "export" / "peft").is_dir():
-        model = getattr(transformers, told(case)["auto"]).from_pretrained(str(case / "base"))
+        model = getattr(transformers, notes(case)["auto"]).from_pretrained(str(case / "base"))
         return in_place("model", PeftModel.from_pretrained(model, str(case / "export")))
     pipe, deltas = pipeline(case / "base"), Deltas()
     for folder in sorted((case / "export" / "peft").iterdir()):
@@ -116,7 +116,7 @@ def products(file: Path) -> Deltas:
     return {layer: both["B"] @ both["A"] for layer, both in halves.items()}
 
 
-def told(case: Path) -> dict[str, Any]:
+def notes(case: Path) -> dict[str, Any]:
     words: dict[str, Any] = json.loads((case / "case.json").read_text())
     return words
 

@@ -84,7 +84,7 @@ def plain(value: Any) -> Any:
 
 def contents(run: Path) -> dict[str, str]:
     """A digest of every file of a run; of those with times in them, of the rest. The page and what it ran with are left out."""
-    found = {}
+    digests = {}
     for path in sorted(path for path in run.rglob("*") if path.is_file()):
         name, data = str(path.relative_to(run)), path.read_bytes()
         if name in ("report.html", "versions.json", ".lock"):
@@ -92,8 +92,8 @@ def contents(run: Path) -> dict[str, str]:
         if path.suffix in (".json", ".jsonl"):
             lines = [data] if path.suffix == ".json" else data.splitlines()
             data = json.dumps([plain(json.loads(line)) for line in lines]).encode()
-        found[name] = hashlib.sha256(data).hexdigest()
-    return found
+        digests[name] = hashlib.sha256(data).hexdigest()
+    return digests
 
 
 def gone_on(root: Path, expected: dict[str, str]) -> str:
