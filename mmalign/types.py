@@ -490,7 +490,9 @@ class Policy(Protocol):
 
     kind: Kind
     gives: frozenset[str]
-    sets: ParameterSets
+
+    @property
+    def sets(self) -> ParameterSets: ...
 
     def sample(
         self, prompts: list[str], group_size: int, rng: torch.Generator, *, step: int = 0, samplers: Sequence[Sampler] = (),

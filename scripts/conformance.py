@@ -22,12 +22,15 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
+from multiprocessing.context import ForkProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from torch import Tensor
 
 from mmalign.policies.settings import Lora, Memory, Schedule
+from mmalign.types import Level, Prediction
 
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")  # twins download nothing
 HERE = Path(__file__).resolve().parents[1] / "mmalign" / "policies"
@@ -65,7 +68,8 @@ def check(name: str) -> dict[str, Any]:
 
     if unfit.reason(name):
         return {"name": name, "unfit": unfit.reason(name)}
-    began, row = time.process_time(), {"name": name}
+    began = time.process_time()
+    row: dict[str, Any] = {"name": name}
     pipe = pipelines.twin(name)
     call = pipelines.call_arguments(pipe)
     policy, words = make(pipe, call=call, device="cpu", schedule=Schedule(steps=4)), prompts(name)
@@ -76,6 +80,7 @@ def check(name: str) -> dict[str, Any]:
         rollout = policy.sample(words, 1, torch.Generator().manual_seed(0))
     row["rows"] = min(2, policy.rows_at_once)
     steps = policy.steps(rollout, torch.arange(2))
+    assert steps.old is not None  # a pipeline scores its own rollouts
     row["replay"] = float((steps.log_probs.detach() - steps.old).abs().max())
     row["steps"], row["event"] = rollout.log_probs.shape[1], steps.event_size
     row["trained"] = int(rollout.mask[0].sum())
@@ -100,7 +105,6 @@ def check(name: str) -> dict[str, Any]:
 
 def probe(policy: Any, rollout: Any) -> float:
     """The greatest difference between a vector of two times and one time after another."""
-    from mmalign.types import Level
 
     times, levels = policy.schedule()
     columns = torch.tensor([0, min(2, len(times) - 1)])
@@ -119,7 +123,6 @@ def probe(policy: Any, rollout: Any) -> float:
 
 def probe_alone(policy: Any, rollout: Any) -> float:
     """Two times, each in a call of its own: 0.0 where both work and have a gradient."""
-    from mmalign.types import Level
 
     times, levels = policy.schedule()
     for row, column in enumerate((0, min(2, len(times) - 1))):
@@ -134,7 +137,6 @@ def own(pipe: Any, call: dict[str, Any], rows: int) -> float:
     """The greatest difference between a probe and the pipeline's own step at the same latent and time, guidance off, relative."""
     from mmalign.policies.diffusers import GUIDANCE
     from mmalign.policies.diffusers import diffusers as make
-    from mmalign.types import Level
 
     words = prompts(type(pipe).__name__)[:1]
     takes = inspect.signature(inspect.unwrap(type(pipe).__call__)).parameters
@@ -146,9 +148,9 @@ def own(pipe: Any, call: dict[str, Any], rows: int) -> float:
     predictions: list[Any] = []
     kernel = policy.kernel
 
-    def recorded(prediction: Any, *rest: Any) -> Any:
+    def recorded(prediction: Prediction, x: Tensor, t: Level, t_next: Level) -> tuple[Tensor, Tensor]:
         predictions.append(prediction)
-        return kernel(prediction, *rest)
+        return kernel(prediction, x, t, t_next)
 
     policy.kernel, worst = recorded, 0.0
     for column in (0, min(2, len(times) - 1)):
@@ -209,7 +211,9 @@ def guarded(name: str, answer: Connection) -> None:
 
 def each(names: list[str], jobs: int) -> Iterator[dict[str, Any]]:
     """Results as they come, from one forked process for each class: one that is killed stops no other."""
-    fork, waiting, running, began = multiprocessing.get_context("fork"), list(names), {}, {}
+    fork, waiting = multiprocessing.get_context("fork"), list(names)
+    running: dict[Any, tuple[str, ForkProcess]] = {}
+    began: dict[ForkProcess, float] = {}
     while waiting or running:
         while waiting and len(running) < jobs:
             name = waiting.pop(0)
@@ -221,10 +225,10 @@ def each(names: list[str], jobs: int) -> Iterator[dict[str, Any]]:
         for _, process in running.values():
             if time.monotonic() - began[process] > 10 * LIMIT:  # asleep: processor time has its own limit
                 process.kill()
-        for here in multiprocessing.connection.wait(list(running), timeout=10):
-            name, process = running.pop(here)
+        for ready in multiprocessing.connection.wait(list(running), timeout=10):
+            name, process = running.pop(ready)
             try:
-                yield here.recv()
+                yield cast("Connection[Any, Any]", ready).recv()
             except EOFError:
                 process.join()
                 yield {"name": name, "error": f"its process was killed (exit code {process.exitcode}), by want of memory or from outside"}

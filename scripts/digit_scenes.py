@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -48,7 +48,12 @@ def finished(name: str, seed: int, runs: Path) -> Path:
 def numbers(policy: Any) -> dict[str, float]:
     """What a policy says of held-out scenes, greedy and sampled, and of the variant."""
     hallucination, measured = mm.worlds.scene_hallucination(), dict[str, float]()
-    for name, split, temperature in (("held_out", "held_out", 0), ("sampled", "held_out", 1), ("variant", "variant", 0)):
+    exams: list[tuple[str, Literal["held_out", "variant"], int]] = [
+        ("held_out", "held_out", 0),
+        ("sampled", "held_out", 1),
+        ("variant", "variant", 0),
+    ]
+    for name, split, temperature in exams:
         prompts = mm.worlds.digit_scenes_prompts(split=split, count=SCENES)
         metrics = hallucination(policy.generate(prompts, list(range(SCENES)), temperature=temperature), prompts)
         measured |= {f"{name} {key}": value for key, value in metrics.items()}
@@ -73,10 +78,8 @@ def with_spread(values: Sequence[float], digits: int) -> str:
 
 def row(name: str, runs: Sequence[dict[str, float]]) -> str:
     """A line of the table."""
-    cells = [
-        with_spread([one[key] for one in runs], 0 if key == "train_seconds" else 1 if key.endswith("length") else 3)
-        for key in COLUMNS.values()
-    ]
+    digits = {"train_seconds": 0, "length": 1}  # by the last word
+    cells = [with_spread([one[key] for one in runs], digits.get(key.split()[-1], 3)) for key in COLUMNS.values()]
     return f"| {name} | " + " | ".join(cells) + " |"
 
 
@@ -114,8 +117,8 @@ def silence(name: str, runs: Path, *, every: int = 15) -> list[str]:
                 steps=step,
                 batch=config["batch"],
                 optimizer=build_part(config, "optimizer"),
-                evaluation={"every": 10**6, "prompts": prompts[:2], "samples": 1},
-                run={**config["run"], "name": f"silence-{name}", "folder": str(runs), "checkpoint_every": every},
+                evaluation=mm.Evaluation(every=10**6, prompts=prompts[:2], samples=1),
+                run=mm.RunSettings(**{**config["run"], "name": f"silence-{name}", "folder": str(runs), "checkpoint_every": every}),
                 resume=step > every,
             )
         with torch.no_grad():

@@ -26,12 +26,12 @@ NUMBERS = ("no", "one", "two", "three", "four", "five")
 class Group(NamedTuple):
     """So many of a shape in a colour."""
 
-    count: int
+    number: int
     colour: str
     shape: str
 
     def __str__(self) -> str:
-        return f"{NUMBERS[self.count]} {self.colour} {self.shape}{'' if self.count == 1 else 's'}"
+        return f"{NUMBERS[self.number]} {self.colour} {self.shape}{'' if self.number == 1 else 's'}"
 
 
 def scenes() -> list[tuple[Group, Group]]:
@@ -49,9 +49,9 @@ def drawn(scene: tuple[Group, Group], seed: int) -> Image.Image:
     """A picture on white, every shape in a cell of its own."""
     picture = Image.new("RGB", (SIDE, SIDE), "white")
     pen, rng = ImageDraw.Draw(picture), random.Random(1000 + seed)
-    cells = rng.sample(range(CELLS * CELLS), sum(group.count for group in scene))
+    cells = rng.sample(range(CELLS * CELLS), sum(group.number for group in scene))
     step = SIDE // CELLS
-    for cell, group in zip(cells, [one for one in scene for _ in range(one.count)], strict=True):
+    for cell, group in zip(cells, [one for one in scene for _ in range(one.number)], strict=True):
         size = rng.randint(34, 56)
         left, top = (cell % CELLS) * step + (step - size) // 2, (cell // CELLS) * step + (step - size) // 2
         box = (left, top, left + size, top + size)
@@ -70,8 +70,8 @@ def rows() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     for number, (first, other) in enumerate(scenes()):
         name = f"{number:02}.png"
         words = f"How many {first.colour} {first.shape}s are in the picture? Answer with a number."
-        questions.append({"question": words, "answer": str(first.count), "image": name})
-        wrong = first._replace(count=first.count + 1) if number % 2 else first._replace(shape=SHAPES[SHAPES.index(first.shape) - 1])
+        questions.append({"question": words, "answer": str(first.number), "image": name})
+        wrong = first._replace(number=first.number + 1) if number % 2 else first._replace(shape=SHAPES[SHAPES.index(first.shape) - 1])
         chosen, rejected = f"The picture shows {first} and {other}.", f"The picture shows {wrong} and {other}."
         pairs.append({"prompt": "What does the picture show?", "chosen": chosen, "rejected": rejected, "images": [name], "id": str(number)})
     return questions, pairs

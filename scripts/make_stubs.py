@@ -8,19 +8,21 @@ so that ``mm.methods.`` completes and ``mm.online(`` shows its arguments. A test
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
-import mmalign
 from mmalign.rooms import Room, index
 
 ROOT = Path(__file__).parents[1]
+PACKAGE: Any = import_module("mmalign")  # as it runs: its types are what is written here
 
 
 def stubs() -> dict[Path, str]:
     """path -> what it shall hold, for the package and for each of its rooms."""
     files = {ROOT / "mmalign" / "__init__.pyi": _package()}
-    for room in mmalign.ROOMS:
-        if isinstance(getattr(mmalign, room), Room):
+    for room in PACKAGE.ROOMS:
+        if isinstance(getattr(PACKAGE, room), Room):
             files[ROOT / "mmalign" / room / "__init__.pyi"] = _names(f"mmalign.{room}")
     return files
 
@@ -31,16 +33,16 @@ def _names(room: str) -> str:
 
 
 def _package() -> str:
-    rooms = [f"from mmalign import {room} as {room}" for room in mmalign.ROOMS]
-    files = [f"from {module.rpartition('.')[0]} import {module.rpartition('.')[2]} as {name}" for name, module in mmalign.FILES.items()]
-    functions = {name: index(home)[name][0].module if home in mmalign.CALLED or name in index(home) else home for name, home in _flat()}
+    rooms = [f"from mmalign import {room} as {room}" for room in PACKAGE.ROOMS]
+    files = [f"from {module.rpartition('.')[0]} import {module.rpartition('.')[2]} as {name}" for name, module in PACKAGE.FILES.items()]
+    functions = {name: index(home)[name][0].module if home in PACKAGE.CALLED or name in index(home) else home for name, home in _flat()}
     flat = [f"from {module} import {name} as {name}" for name, module in functions.items()]
     return "\n".join(sorted([*rooms, *files, *flat])) + "\n\n__version__: str\n"
 
 
 def _flat() -> list[tuple[str, str]]:
-    called = [(name, home) for home in mmalign.CALLED for name in index(home)]
-    return [*mmalign.FLAT.items(), *called]
+    called = [(name, home) for home in PACKAGE.CALLED for name in index(home)]
+    return [*PACKAGE.FLAT.items(), *called]
 
 
 if __name__ == "__main__":

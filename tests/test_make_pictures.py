@@ -30,7 +30,7 @@ def test_every_picture_shows_what_is_said_of_it():
     for number, scene in enumerate(made["scenes"]()):
         colours = {tuple(int(made["COLOURS"][group.colour][at : at + 2], 16) for at in (1, 3, 5)) for group in scene}
         assert set(made["drawn"](scene, number).getdata()) == colours | {(255, 255, 255)}
-        assert questions[number]["answer"] == str(scene[0].count) and str(scene[0]) in pairs[number]["chosen"]
+        assert questions[number]["answer"] == str(scene[0].number) and str(scene[0]) in pairs[number]["chosen"]
         assert pairs[number]["chosen"] != pairs[number]["rejected"]
 
 

@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ PIPELINES = (
 )  # fmt: skip
 LANGUAGE = ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "GemmaForCausalLM", "MistralForCausalLM", "GPTNeoXForCausalLM")
 SEEING = ("LlavaForConditionalGeneration", "Qwen2VLForConditionalGeneration")
-LORA = {"rank": 2, "alpha": 5}  # another scale than 1, which a reader has to find in the tensors
+LORA = mm.Lora(rank=2, alpha=5)  # another scale than 1, which a reader has to find in the tensors
 
 
 def loudness(outputs: torch.Tensor, prompts: list[str]) -> torch.Tensor:
@@ -57,12 +58,12 @@ def train_pipeline(name: str, case: Path) -> Any:
     pipe.save_pretrained(str(case / "base"))
     rows = 1 if name == "AudioLDM2Pipeline" else 64  # whose call takes one prompt
     policy = mm.policies.diffusers(
-        str(case / "base"), call=call, lora=LORA, schedule={"steps": 3}, memory={"rows_at_once": rows}, device="cpu"
+        str(case / "base"), call=call, lora=LORA, schedule=mm.Schedule(steps=3), memory=mm.Memory(rows_at_once=rows), device="cpu"
     )
     method = mm.methods.flow_grpo(ratio="per_step", clip=0.2, beta=0.0, std="none")
     run = mm.online(
-        policy, ["a red fox"], {"loudness": loudness}, method, steps=2, batch={"prompts": 1, "group": 3}, optimizer=mm.adamw(rate=0.02),
-        evaluation={"every": 100, "samples": 1}, run={"name": "run", "folder": str(case), "trackers": ()},
+        policy, ["a red fox"], {"loudness": loudness}, method, steps=2, batch=mm.Batch(prompts=1, group=3), optimizer=mm.adamw(rate=0.02),
+        evaluation=mm.Evaluation(every=100, samples=1), run=mm.RunSettings(folder=str(case), trackers=()),
     )  # fmt: skip
     return run, dict(policy.denoisers), {}
 
@@ -77,12 +78,12 @@ def train_language(name: str, case: Path) -> Any:
         Image.new("RGB", (56, 56), "red").save(case / "red.png")
         ask = [{"role": "user", "content": [{"type": "image", "path": str(case / "red.png")}, {"type": "text", "text": ask}]}]
     policy = mm.policies.transformers(
-        str(case / "base"), lora={**LORA, "targets": "all-linear"}, max_completion=16, device="cpu", dtype="float32"
+        str(case / "base"), lora=replace(LORA, targets="all-linear"), max_completion=16, device="cpu", dtype="float32"
     )
     run = mm.offline(
-        policy, [Pair(ask, "it is red", "a dog", 1.0, "one")], mm.methods.dpo(beta=0.1), steps=2, batch={"records": 1},
-        optimizer=mm.adamw(rate=0.02), evaluation={"every": 100, "samples": 1, "call": {"max_completion": 2}},
-        run={"name": "run", "folder": str(case), "trackers": ()},
+        policy, [Pair(ask, "it is red", "a dog", 1.0, "one")], mm.methods.dpo(beta=0.1), steps=2, batch=mm.RecordBatch(records=1),
+        optimizer=mm.adamw(rate=0.02), evaluation=mm.Evaluation(every=100, samples=1, call={"max_completion": 2}),
+        run=mm.RunSettings(folder=str(case), trackers=()),
     )  # fmt: skip
     return run, {"model": policy.model}, {"auto": auto_class(policy.model)}
 
@@ -93,9 +94,11 @@ def make(name: str, folder: Path) -> None:
     case.mkdir()
     run, modules, more = train_pipeline(name, case) if name in PIPELINES else train_language(name, case)
     deltas = {
-        f"{part}|{layer}": found.scaling[ADAPTER] * found.lora_B[ADAPTER].weight.double() @ found.lora_A[ADAPTER].weight.double()
+        f"{part}|{layer}": lora_layer.scaling[ADAPTER]
+        * lora_layer.lora_B[ADAPTER].weight.double()
+        @ lora_layer.lora_A[ADAPTER].weight.double()
         for part, module in modules.items()
-        for layer, found in lora_layers(module).items()
+        for layer, lora_layer in lora_layers(module).items()
     }
     save_file({key: delta.detach().contiguous() for key, delta in deltas.items()}, str(case / "expected.safetensors"))
     (case / "case.json").write_text(json.dumps(more))

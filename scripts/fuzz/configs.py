@@ -65,7 +65,21 @@ WORDS = [
     "prompts.txt", "/dev/null", "/no/such/file.txt", "http://127.0.0.1:9/v1", "\x00", "\u2028", "\U0001f600", "ключ", "use", "a b", "[",
     "${steps}", "${oc.env:HOME}", "${nope.nope}", "${", "???", "!!python/object:os.system", "*", "&a", "- a", "a: b", "1" * 5000, "-",
 ]  # fmt: skip
-OTHERS = [None, True, False, [], {}, [None], [[]], {"": None}, {"use": None}, {"use": []}, {"use": {"use": "x"}}, {"a": 1}, [1, "a", None]]
+OTHERS: list[Any] = [
+    None,
+    True,
+    False,
+    [],
+    {},
+    [None],
+    [[]],
+    {"": None},
+    {"use": None},
+    {"use": []},
+    {"use": {"use": "x"}},
+    {"a": 1},
+    [1, "a", None],
+]
 NODES = [
     {"use": "."}, {"use": ""}, {"use": "grpo"}, {"use": "nothing_of_the_kind"}, {"use": "os.system", "command": "exit 3"}, {"use": "jpeg"},
     {"use": "adamw", "rate": -1}, {"use": "ddim", "eta": -3}, {"use": "flow_sde", "noise_level": "x"}, {"use": "first_fraction"},
@@ -97,8 +111,9 @@ class Outcome:
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     """The path of everything in a config."""
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, item in items:
+    if not isinstance(value, dict | list):
+        return
+    for key, item in value.items() if isinstance(value, dict) else enumerate(value):
         yield (*path, key)
         yield from places(item, (*path, key))
 
@@ -183,19 +198,19 @@ def fuzz(count: int, seed: int, keep: Path | None = None) -> Outcome:
                 config = load(file, overrides)
                 lines = check(config)
                 outside(config)
-                said = "refused" if lines else "fine"
+                verdict = "refused" if lines else "fine"
                 if any("\n" in line or not line for line in lines):
-                    said, fault = "fault", f"more than a line: {lines}"
+                    verdict, fault = "fault", f"more than a line: {lines}"
             except UserError as error:
-                said = "refused"
+                verdict = "refused"
                 if "\n" in str(error) or not str(error):
-                    said, fault = "fault", f"more than a line: {error}"
+                    verdict, fault = "fault", f"more than a line: {error}"
             except Exception as error:  # what this script looks for
-                said, fault = "fault", f"{type(error).__name__}: {str(error)[:300]}"
+                verdict, fault = "fault", f"{type(error).__name__}: {str(error)[:300]}"
             seconds = time.process_time() - began
             if seconds > SLOW:
-                said, fault = "fault", f"took {seconds:.0f} s"
-            outcome.counts[said] += 1
+                verdict, fault = "fault", f"took {seconds:.0f} s"
+            outcome.counts[verdict] += 1
             outcome.slowest = max(outcome.slowest, seconds)
             if fault:
                 outcome.faults.append(f"{seed}/{number} {overrides}: {fault}")

@@ -23,6 +23,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -85,7 +86,7 @@ def clip(container: str, codec: str, frames: int = 9, **options: str) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "clip"  # a file, because moving the index to the front opens it again
         with av.open(str(path), "w", format=container, options=options) as file:
-            stream = file.add_stream(codec, rate=8)
+            stream: Any = file.add_stream(codec, rate=8)  # a video's, which the codec alone says
             stream.width, stream.height, stream.pix_fmt = 64, 48, PIXELS.get(codec, "yuv420p")
             stream.codec_context.thread_count = 1
             still = np.asarray(_noise(3, 48, 64))

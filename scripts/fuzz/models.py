@@ -179,7 +179,9 @@ def _value(content: bytes, way: str, rng: random.Random) -> bytes:
     spots: list[tuple[Any, Any]] = []
 
     def walk(node: Any) -> None:
-        for key in list(node) if isinstance(node, dict) else range(min(len(node), 20)) if isinstance(node, list) else ():
+        if not isinstance(node, dict | list):
+            return
+        for key in list(node) if isinstance(node, dict) else range(min(len(node), 20)):
             spots.append((node, key))
             walk(node[key])
 

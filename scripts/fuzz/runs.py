@@ -36,13 +36,13 @@ from mmalign.worlds import gaussian
 from mmalign.worlds.gaussian import GaussianPolicy, QuadraticReward
 
 STEPS, SLOW = 6, 60.0  # of a run; seconds for one folder, after which its traceback is printed and the script ends
-ODD = [
+ODD: list[Any] = [
     None, True, False, 0, -1, 2.5, 1e149, -1e149, 1e-320, 1e308, 1e999, 10**30, 10**400, "", "x", "\ud800", "a\nb", "<b>", [], {}, [[]],
     {"use": {}}, [None], {"": None}, "step_000006", "../../x", "\0", [1, "a"], {"step": 1},
 ]  # fmt: skip
 BYTES = [
     b"", b"\0", b"\n\n\n", b"{", b"[]", b"null", b"true", b"1e999", b'"x"', b"\xff\xfe", b"\xef\xbb\xbf{}", b"[" * 20_000,
-    b"{\"a\":" * 20_000,     b"9" * 6_000, b"a: &a [*a]\n", b"a: !!python/object:os.system x\n",
+    b'{"a":' * 20_000, b"9" * 6_000, b"a: &a [*a]\n", b"a: !!python/object:os.system x\n",
     b"\x89PNG\r\n\x1a\n", b"- {", b"? ? ?", b"\r\n",
 ]  # fmt: skip
 
@@ -83,8 +83,8 @@ def made(root: Path) -> Path:
         run.write_prompts(["a", "b"], [0, 1])
         run.write_samples(step, torch.rand(2, 2, 3, 8, 8, generator=rng))
         image = {"type": "image", "image": torch.rand(3, 8, 8, generator=rng)}
-        asked = [[{"role": "user", "content": [image, {"type": "text", "text": "What?"}]}]]
-        answers.write(whole, step, asked, ["a dog and a cat"], [{"mentions": [(2, 5, "dog", True)], "objects": ["dog", "cow"]}])
+        messages = [[{"role": "user", "content": [image, {"type": "text", "text": "What?"}]}]]
+        answers.write(whole, step, messages, ["a dog and a cat"], [{"mentions": [(2, 5, "dog", True)], "objects": ["dog", "cow"]}])
     run.write_real(torch.rand(2, 2, 3, 8, 8, generator=rng))
     (whole / "broken.jsonl").write_text('{"id": "a", "why": "b"}\n')
     return whole
@@ -98,7 +98,9 @@ def _inside(value: Any, rng: random.Random) -> Any:
     places: list[tuple[Any, Any]] = []
 
     def walk(node: Any) -> None:
-        for key in list(node) if isinstance(node, dict) else range(len(node)) if isinstance(node, list) else ():
+        if not isinstance(node, dict | list):
+            return
+        for key in list(node) if isinstance(node, dict) else range(len(node)):
             places.append((node, key))
             walk(node[key])
 
@@ -147,7 +149,10 @@ def _flip(path: Path, rng: random.Random) -> None:
 def _lines(path: Path, rng: random.Random) -> None:
     lines = path.read_bytes().split(b"\n")
     act, place = rng.randrange(3), rng.randrange(len(lines))
-    lines = lines[:place] + lines[place + 1 :] if act == 0 else lines + lines[:place] if act == 1 else rng.sample(lines, len(lines))
+    if act == 0:
+        del lines[place]
+    else:
+        lines = lines + lines[:place] if act == 1 else rng.sample(lines, len(lines))
     path.write_bytes(b"\n".join(lines))
 
 
@@ -203,7 +208,7 @@ def damaged(folder: Path, rng: random.Random) -> list[str]:
         files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
         path, act = rng.choice(files), rng.choice(DAMAGE)
         if (act is _yaml) != (path.suffix == ".yaml") and act in (_yaml, _json):
-            act = _yaml if path.suffix == ".yaml" else _flip if path.suffix not in (".json", ".jsonl") else _json
+            act = {".yaml": _yaml, ".json": _json, ".jsonl": _json}.get(path.suffix, _flip)
         if act is _parent_gone and path.parent == folder:
             act = _gone
         with contextlib.suppress(ValueError, RecursionError):  # what was damaged before may be no JSON
@@ -261,26 +266,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", type=int, help="one folder, by its number")
     parser.add_argument("--keep", type=Path, help="where to keep that folder")
-    told = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     seen, wrong = collections.Counter[str](), 0
     with tempfile.TemporaryDirectory() as place:
         base = Path(place)
         with contextlib.redirect_stdout(io.StringIO()):
             expected = weights(train(base / "straight").path)
             whole = made(base / "whole")
-        for number in range(told.count) if told.only is None else [told.only]:
-            faulthandler.dump_traceback_later(SLOW, exit=True, file=sys.__stderr__)
-            how, outcomes = tried(whole, expected, told.seed, number, base / "tried")
+        for number in range(options.count) if options.only is None else [options.only]:
+            faulthandler.dump_traceback_later(SLOW, exit=True, file=sys.__stderr__ or 2)
+            how, outcomes = tried(whole, expected, options.seed, number, base / "tried")
             faulthandler.cancel_dump_traceback_later()
             for name, came in zip(("report", "resume"), outcomes, strict=True):
                 seen[f"{name} {came.split(':')[0]}"] += 1
                 if came.startswith("FOREIGN"):
                     wrong += 1
                     print(f"{number}: {name} after {'; '.join(how)}\n{came}")
-                elif told.only is not None:
+                elif options.only is not None:
                     print(f"{name} after {'; '.join(how)}: {came}")
-            if told.keep is not None:
-                shutil.copytree(base / "tried" / "run", told.keep)
+            if options.keep is not None:
+                shutil.copytree(base / "tried" / "run", options.keep)
     print(", ".join(f"{count} {name}" for name, count in sorted(seen.items())), f"; {wrong} wrong", sep="")
     return wrong
 
