@@ -56,6 +56,13 @@ def refuse_unfinished(key: str, name: str) -> None:
         raise UserError(f"{key}: {name} holds an adapter alone ({adapter}); takes its {kind}, with lora: {{from: {name}}}{merged}")
 
 
+def refuse_length(key: str, tokenizer: Any) -> None:
+    """UserError for a tokenizer whose longest text is no number, which it would first find out where it reads one."""
+    length = getattr(tokenizer, "model_max_length", 0)  # somebody's own reader need not have one
+    if not isinstance(length, (int, float)) or isinstance(length, bool) or length != length:
+        raise UserError(f"{key}: its tokenizer config says model_max_length {length!r}, takes a number of tokens")
+
+
 def refuse_unlike(
     key: str, place: Any, model: Any, info: Mapping[str, Any], *, optional: tuple[str, ...] = (), parts: bool = False
 ) -> None:

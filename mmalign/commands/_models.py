@@ -14,7 +14,7 @@ from mmalign.guidance.guide import by_name
 from mmalign.policies.diffusers import DiffusersPolicy
 from mmalign.policies.forward import ForwardPolicy
 from mmalign.policies.inspecting.loading import load_pipeline
-from mmalign.policies.pipelines.calling import named_rows
+from mmalign.policies.pipelines.calling import classes_of, named_rows
 from mmalign.rooms import find, index
 from mmalign.types import UserError, contents
 
@@ -44,7 +44,7 @@ class Model(NamedTuple):
 def arguments_of(pipe: Any, prompts: Sequence[Any], call: Mapping[str, Any], conditions: Conditions | None) -> dict[str, Any]:
     """Arguments of a pipeline's call for some prompts, with their columns where they have any; by name, as pipelines order them anyhow."""
     accepts = signature(unwrap(type(pipe).__call__)).parameters
-    return {**({} if conditions is None else conditions(contents(prompts))), **call, **named_rows(accepts, prompts)}
+    return {**({} if conditions is None else conditions(contents(prompts))), **call, **named_rows(accepts, prompts, classes_of(pipe))}
 
 
 def model_of(name: str, *, trust: bool = False) -> Model:

@@ -115,7 +115,7 @@ class DiffusersPolicy:
         self.sets = ParameterSets(self.denoiser, lora=lora, home=home, start=start)
         self.acts_on: dict[str, list[str]] = {}
         self._place: Place | None = None
-        self._example = ""  # a prompt for calls that only ask for the schedule
+        self._example = self.caller.example  # a prompt for calls that only ask for the schedule
 
     # Parameters
 

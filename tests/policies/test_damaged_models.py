@@ -65,6 +65,22 @@ def test_ends_that_are_no_ids_are_refused(tmp_path: Path, end: Any) -> None:
         refused(lambda: models.load_language(tmp_path), "policy.model: ", "eos_token_id" if end != {"a": 1} else "")
 
 
+LENGTHS = ["x", "512", [1], {"a": 1}, True]
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_a_tokenizers_length_that_is_no_number_is_refused_before_a_text_is_read(tmp_path: Path, length: Any) -> None:
+    for make, act, where, key in (
+        (models.language, models.load_language, tmp_path / "language", "policy.model"),
+        (models.pipeline, lambda place: load_pipeline(str(place)), tmp_path / "pipeline", "policy.pipeline"),
+    ):
+        make(where)
+        config = next(where.rglob("tokenizer_config.json"))
+        config.write_text(json.dumps({**json.loads(config.read_text()), "model_max_length": length}))
+        with models.quiet():
+            refused(lambda act=act, where=where: act(where), f"{key}: ", f"model_max_length {length!r}, takes a number of tokens")
+
+
 @pytest.mark.parametrize("content", [b"", b"[]", b"{", b'{"_class_name": 3}', b'{"_class_name": "Nope"}', b'"x"', b"\xff"])
 def test_a_damaged_index_of_a_pipeline_is_a_line(tmp_path: Path, content: bytes) -> None:
     models.pipeline(tmp_path)

@@ -30,6 +30,12 @@ def digits(**call):
     return inspection(pipe, call=call, node={"use": "digits"}, device="cpu")
 
 
+def test_a_pipeline_of_classes_is_asked_for_classes():
+    found = looked_at("DiTPipeline")
+    assert [row.name for row in found.rows if row.failed] == ["vector timesteps"]  # it makes its first latent inside of its call
+    assert yaml.safe_load(found.start)["prompts"] == ["3", "2"]
+
+
 def test_stable_diffusion():
     found = looked_at("StableDiffusionPipeline")
     assert not any(row.failed for row in found.rows)

@@ -204,6 +204,23 @@ def test_a_prompt_that_the_pipelines_call_refuses_is_put_aside(tmp_path):
     assert named(run) == [{"id": "prompt 2", "why": "FileNotFoundError: gone.png"}]
 
 
+def test_a_prompt_that_is_no_class_is_put_aside_and_not_taken_as_class_0(tmp_path):
+    """Of a pipeline that takes numbers of classes; there is none of -1, 1000, or a digit that is no decimal."""
+    chosen = diffusers(pipelines.twin("DiTPipeline"), schedule=mm.Schedule(steps=2), lora=mm.Lora(rank=2), device="cpu")
+    asked = ["207", "a fox", " 999 ", "-1", "1000", "\u00b2", "\u0663", "", "1e2", "9" * 5000]
+    refused = chosen.refusals(asked)
+    assert list(refused) == [1, 3, 4, 5, 6, 7, 8, 9] and all(len(line) < 250 for line in refused.values())
+    assert refused[1] == "prompts: got 'a fox' for a pipeline that takes class_labels, takes the number of a class, 0 to 999"
+    with pytest.raises(UserError, match="got 'a fox' for a pipeline that takes class_labels"):
+        chosen.generate(["a fox"], [0])
+    bright = lambda outputs, prompts: outputs.flatten(1).mean(1)  # noqa: E731
+    run = mm.online(
+        chosen, ["3", "a fox"], {"bright": bright}, mm.methods.flow_grpo(), steps=2, batch={"prompts": 1, "group": 2},
+        evaluation={"every": 100, "samples": 1}, run={"name": "run", "folder": str(tmp_path), "trackers": ()},
+    )  # fmt: skip
+    assert [entry["id"] for entry in named(run)] == ["prompt 2"]
+
+
 def test_no_memory_is_no_prompts_fault():
     pipe = pipelines.twin("StableDiffusion3Pipeline")
 

@@ -166,6 +166,7 @@ def _first_calls(policy: DiffusersPolicy, prompt: str) -> dict[str, DenoiserCall
 
         return hook
 
+    prompt = prompt or policy.caller.example
     with ExitStack() as hooks:
         for name, module in policy.denoisers.items():
             hooks.enter_context(module.register_forward_hook(listen(name), with_kwargs=True))

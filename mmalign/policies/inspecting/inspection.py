@@ -30,6 +30,7 @@ from mmalign.policies.settings import Lora, Schedule
 from mmalign.types import Level, Rollout, UserError
 
 PROMPTS = ["three red foxes", "two blue birds"]  # a number in each: the digits world takes nothing else
+CLASSES = ["3", "2"]
 STEPS = 4
 
 
@@ -199,7 +200,8 @@ def _denoiser_calls(policy: DiffusersPolicy, arguments: Mapping[str, Any]) -> li
     with ExitStack() as hooks, torch.no_grad():
         for module in policy.denoisers.values():
             hooks.enter_context(module.register_forward_pre_hook(hook, with_kwargs=True))
-        policy.caller.until_finished([PROMPTS[0]], [0], Player(answer), [PROMPTS[0]], **arguments)
+        first = _prompts(policy)[:1]
+        policy.caller.until_finished(first, [0], Player(answer), first, **arguments)
     return calls
 
 
@@ -218,13 +220,18 @@ def _compared(off: list[tuple[int, dict[str, Any]]], on: list[tuple[int, dict[st
 # ---- how it is trained
 
 
+def _prompts(policy: DiffusersPolicy) -> list[str]:
+    """Two that its call takes: words, or numbers of classes."""
+    return CLASSES if policy.caller.example else PROMPTS
+
+
 def _latent(policy: DiffusersPolicy, rollouts: list[Rollout]) -> str:
     """Samples two rows, or one after the other where the pipeline takes one at a time."""
     try:
-        rollouts.append(policy.sample(PROMPTS, 1, torch.Generator().manual_seed(0)))
+        rollouts.append(policy.sample(_prompts(policy), 1, torch.Generator().manual_seed(0)))
     except Exception:  # some pipelines take one prompt or one image at a time
         policy.rows_at_once = 1
-        rollouts.append(policy.sample(PROMPTS, 1, torch.Generator().manual_seed(0)))
+        rollouts.append(policy.sample(_prompts(policy), 1, torch.Generator().manual_seed(0)))
     x = rollouts[0].held.x[0, 0]
     alone = "" if policy.rows_at_once > 1 else ", one sample in a call (rows_at_once: 1)"
     return f"{' x '.join(map(str, x.shape))}, event_size {x.numel()}{alone}"
@@ -244,9 +251,9 @@ def _probe(policy: DiffusersPolicy, rollout: Rollout) -> str:
     x = torch.stack([rollout.held.x[column][row] for row, column in enumerate(columns.tolist())])
     level = Level(levels.signal[columns], levels.noise[columns])
     with torch.no_grad():
-        together = policy.probe(PROMPTS, x, times[columns], level).clean
-        one = (slice(0, 1), slice(1, 2))
-        alone = [policy.probe(PROMPTS[at], x[at], times[columns][at], Level(*(value[at] for value in level))).clean for at in one]
+        prompts, one = _prompts(policy), (slice(0, 1), slice(1, 2))
+        together = policy.probe(prompts, x, times[columns], level).clean
+        alone = [policy.probe(prompts[at], x[at], times[columns][at], Level(*(value[at] for value in level))).clean for at in one]
     worst = max(float((a[0] - b).abs().max() / (1 + a.abs().max())) for a, b in zip(alone, together, strict=True))
     return f"work (difference to single ones {worst:.1g})" if worst < 1e-3 else f"do not work: they differ from single ones by {worst:.2g}"
 

@@ -10,6 +10,9 @@ from typing import Any
 from mmalign.policies.pipelines import memory
 from mmalign.policies.pipelines.calling import MEDIA
 
+WORDS = "[three red foxes in the snow, two blue birds on a wire]"
+CLASSES = '["3", "2"]   # numbers of classes'
+
 
 def starting_yaml(pipe: Any, *, node: Any, call: Mapping[str, Any], stand_ins: Mapping[str, Any], path: str | None, adapted: bool) -> str:
     """A config to start from; ``mmalign check`` passes on it."""
@@ -32,7 +35,7 @@ def starting_yaml(pipe: Any, *, node: Any, call: Mapping[str, Any], stand_ins: M
         "  # memory:",
         *(f"  #   {option:<27} # {what}" for option, what in memory.options(pipe)),
         "method: {use: flow_grpo, ratio: per_step, clip: 0.2}   # clip in nats of the whole latent",
-        "prompts: [three red foxes in the snow, two blue birds on a wire]",
+        f"prompts: {CLASSES if 'class_labels' in parameters_of(pipe) else WORDS}",
         "steps: 100",
         "batch: {prompts: 2, group: 8, micro_rows: 4}   # micro_steps: 1 is memory that does not grow with a row's steps",
         "optimizer: {use: adamw, rate: 1.0e-4, ema: 0.9}",
@@ -46,5 +49,10 @@ def starting_yaml(pipe: Any, *, node: Any, call: Mapping[str, Any], stand_ins: M
 
 def defaults_of(pipe: Any) -> dict[str, Any]:
     """Defaults of the arguments of a pipeline's call."""
-    parameters = inspect.signature(inspect.unwrap(type(pipe).__call__)).parameters.values()
+    parameters = parameters_of(pipe).values()
     return {parameter.name: parameter.default for parameter in parameters if parameter.default is not parameter.empty}
+
+
+def parameters_of(pipe: Any) -> Mapping[str, inspect.Parameter]:
+    """The arguments of a pipeline's call."""
+    return inspect.signature(inspect.unwrap(type(pipe).__call__)).parameters

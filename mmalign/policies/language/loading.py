@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from mmalign.matching import reading, refuse_nowhere, refuse_unfinished, refuse_unlike
+from mmalign.matching import reading, refuse_length, refuse_nowhere, refuse_unfinished, refuse_unlike
 from mmalign.policies.settings import type_of
 from mmalign.types import UserError
 
@@ -44,6 +44,7 @@ def load(name: str, reader: Any = None, *, dtype: str | None = None, trust_remot
             sees = kind is AutoModelForImageTextToText
             reader = AutoProcessor.from_pretrained(reader or name, **options) if sees else _tokenizer(reader or name, **options)
     refuse_unlike("policy.model", name, model, info)
+    refuse_length("policy.model", parted(reader)[0])
     return model, reader
 
 

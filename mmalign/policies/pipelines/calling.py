@@ -21,6 +21,7 @@ from mmalign.policies.pipelines.unfit import reason
 from mmalign.policies.settings import type_of
 from mmalign.types import UserError, contents
 
+SHOWN, DIGITS = 80, 9  # letters of a prompt in a message; of a class's number
 GUIDANCE = ("guidance_scale", "guidance_scale_2", "true_cfg_scale")  # 1.0 switches classifier-free guidance off
 
 
@@ -50,7 +51,8 @@ class Caller:
 
     def __init__(self, pipe: Any, call: dict[str, Any], conditions: Callable[[list[str]], dict[str, Any]] | None = None):
         self.pipe, self.call, self.conditions = pipe, call, conditions
-        self.accepts = _check_call(pipe, call)
+        self.accepts, self.classes = _check_call(pipe, call), classes_of(pipe)
+        self.example = "" if "prompt" in self.accepts or "class_labels" not in self.accepts else "0"  # a prompt, where any will do
         parts = {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)}
         self.denoisers = {name: parts[name] for name in DENOISERS if name in parts}
         if not self.denoisers:
@@ -70,7 +72,7 @@ class Caller:
         player: who answers for the scheduler; None leaves the pipeline its own. skip: steps through which the denoiser stands
         still. place: a latent to be put where the pipeline makes its first one.
         """
-        pipe, named = self.pipe, named_rows(self.accepts, prompts)
+        pipe, named = self.pipe, named_rows(self.accepts, prompts, self.classes)
         device = pipe._execution_device  # asked once: diffusers searches every module for its hooks
         generators: Any = [torch.Generator(device).manual_seed(seed) for seed in seeds]
         if len(prompts) == 1:
@@ -103,12 +105,17 @@ class Caller:
         return (torch.stack([torch.as_tensor(numpy.asarray(o)) for o in outputs]) if many else torch.as_tensor(outputs)).float()
 
 
-def named_rows(accepts: Container[str], prompts: Sequence[Any]) -> dict[str, Any]:
-    """The argument by which a call is told its rows: ``prompt``, ``class_labels`` or ``batch_size``, the first that it takes."""
+def named_rows(accepts: Container[str], prompts: Sequence[Any], classes: int | None) -> dict[str, Any]:
+    """The argument by which a call is told its rows: ``prompt``, ``class_labels`` or ``batch_size``, the first that it takes.
+
+    classes: how many there are, where that is known.
+
+    Errors: UserError for a prompt that is no number of a class, where the call takes these.
+    """
     if "prompt" in accepts:
         return {"prompt": prompts[0] if len(prompts) == 1 else list(prompts)}  # some pipelines take no list
     if "class_labels" in accepts:
-        return {"class_labels": _whole_numbers(contents(prompts))}
+        return {"class_labels": [_class_label(prompt, classes) for prompt in contents(prompts)]}
     return {"batch_size": len(prompts)} if "batch_size" in accepts else {}
 
 
@@ -117,8 +124,19 @@ def _beside_prompts(name: str, value: Any, rows: int) -> Any:
     return [value] * rows if name.startswith("negative_prompt") and isinstance(value, str) and rows > 1 else value
 
 
-def _whole_numbers(prompts: list[str]) -> list[int]:
-    return [int(prompt) if prompt.isdigit() else 0 for prompt in prompts]
+def classes_of(pipe: Any) -> int | None:
+    """How many classes a pipeline's denoiser was built for; None where it has none, or does not say."""
+    configs = [getattr(getattr(pipe, name, None), "config", {}) for name in DENOISERS]
+    numbers = [config.get(key) for config in configs for key in ("num_embeds_ada_norm", "num_class_embeds")]
+    return next((number for number in numbers if isinstance(number, int)), None)
+
+
+def _class_label(prompt: Any, classes: int | None) -> int:
+    text = str(prompt).strip()
+    if not (text.isascii() and text.isdecimal() and len(text) <= DIGITS) or (classes is not None and int(text) >= classes):
+        most = "or more" if classes is None else f"to {classes - 1}"
+        raise UserError(f"prompts: got {text[:SHOWN]!r} for a pipeline that takes class_labels, takes the number of a class, 0 {most}")
+    return int(text)
 
 
 def _check_call(pipe: Any, call: Mapping[str, Any]) -> frozenset[str]:

@@ -14,18 +14,21 @@ from typing import Any
 
 from torch import nn
 
-from mmalign.matching import MADE_ANEW, reading, refuse_names, refuse_unlike
+from mmalign.matching import MADE_ANEW, reading, refuse_length, refuse_names, refuse_unlike
 from mmalign.types import UserError
 
 OLD = re.compile(r"\.(query|key|value|proj_attn)\.(weight|bias)$")  # of attention, which diffusers renames while it loads
 
 
 def refuse_unlike_parts(key: str, pipe: Any, name: str) -> None:
-    """UserError for the first part of a pipeline, loaded from a folder or hub id ``name``, that differs from its files."""
-    from transformers import PreTrainedModel
+    """UserError for the first part of a pipeline, loaded from a folder or hub id ``name``, that differs from its files, or whose tokenizer
+    cannot be used."""
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     folder = _folder(name)
     for part, module in pipe.components.items():
+        if isinstance(module, PreTrainedTokenizerBase):
+            refuse_length(f"{key}: {part}: {folder / part}", module)
         if not isinstance(module, nn.Module):
             continue
         place = folder / part

@@ -107,7 +107,10 @@ COMPONENTS: dict[str, dict[str, Any]] = {
 
 
 # Prompts, for pipelines that do not take any words
-PROMPTS = {"BriaFiboEditPipeline": ('{"edit_instruction": "make it red"}', '{"edit_instruction": "make it blue"}')}
+PROMPTS = {
+    "DiTPipeline": ("3", "2"),
+    "BriaFiboEditPipeline": ('{"edit_instruction": "make it red"}', '{"edit_instruction": "make it blue"}'),
+}
 
 
 def components(pipeline: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmalign.matching import reading
+from mmalign.matching import reading, refuse_length
 from mmalign.rewards._models.weights import device_of, pretrained
 from mmalign.rewards._shared.pictures import fitted, standard
 
@@ -53,6 +53,7 @@ def load_clip(name: str, weights: str, *, processor: str | None = None, device: 
     model = pretrained(f"{name}.weights", CLIPModel, weights, "a CLIP model")
     with reading(f"{name}.processor", own, "a folder or a hub id with a tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(own)
+        refuse_length(f"{name}.processor", tokenizer)
         facts, _ = ImageProcessingMixin.get_image_processor_dict(own)
     place, size = device_of(device), facts["crop_size"]
     return Clip(

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from mmalign.matching import reading
+from mmalign.matching import reading, refuse_length
 from mmalign.rewards._models.weights import aligned, device_of, filled
 from mmalign.rewards._shared.pictures import standard
 from mmalign.types import UserError
@@ -105,6 +105,7 @@ def load_qwen_head(
     with reading(f"{name}.base", base, "a folder or a hub id of a Qwen2-VL"):
         config = AutoConfig.from_pretrained(base)
         tokenizer = AutoTokenizer.from_pretrained(base)
+        refuse_length(f"{name}.base", tokenizer)
     if config.model_type != "qwen2_vl":
         raise UserError(f"{name}.base: got a {config.model_type}, takes a Qwen2-VL")
     tokenizer.add_tokens(list(tokens), special_tokens=True)

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from mmalign.arguments.ranges import Count
-from mmalign.matching import reading
+from mmalign.matching import reading, refuse_length
 from mmalign.rewards._models.clip import warn_of_long
 from mmalign.rewards._models.weights import device_of, filled, tensors, weight_file
 from mmalign.rewards._shared.pictures import fitted, standard
@@ -55,6 +55,7 @@ def image_reward(
     state = tensors(key, weight_file(key, weights, sha256=sha256))
     with reading("image_reward.tokenizer", tokenizer, "a folder or a hub id"):
         words = AutoTokenizer.from_pretrained(tokenizer)
+        refuse_length("image_reward.tokenizer", words)
     vision, text, head = _blip(key, state)
     for part in (vision, text, head):
         part.to(place)

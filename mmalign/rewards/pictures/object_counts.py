@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mmalign.arguments.columns import Column
 from mmalign.arguments.ranges import Proportion
-from mmalign.matching import reading
+from mmalign.matching import reading, refuse_length
 from mmalign.rewards._models.clip import Clip, load_clip
 from mmalign.rewards._models.weights import device_of, pretrained
 from mmalign.rewards._shared.boxes import Box, overlaps
@@ -134,6 +134,8 @@ def load_detector(key: str, weights: str, device: str | None) -> Detect:
         kind = AutoModelForZeroShotObjectDetection if any_name else AutoModelForObjectDetection
         model = pretrained(key, kind, weights, "an object detector").to(device_of(device)).eval().requires_grad_(False)
         processor = AutoProcessor.from_pretrained(weights) if any_name else AutoImageProcessor.from_pretrained(weights)
+        if any_name:
+            refuse_length(key, processor.tokenizer)
     classes = {} if any_name else {str(name).casefold(): number for number, name in model.config.id2label.items()}
 
     @torch.no_grad()

@@ -10,7 +10,7 @@ from torch import Tensor
 from mmalign.arguments.columns import Column
 from mmalign.arguments.ranges import Count
 from mmalign.conversations import question
-from mmalign.matching import reading
+from mmalign.matching import reading, refuse_length
 from mmalign.rewards._models.weights import device_of, pretrained
 from mmalign.rewards._shared.completions import as_text, texts
 from mmalign.rewards._shared.scorer import Scorer
@@ -48,6 +48,7 @@ def relevance(
     model = pretrained("relevance.weights", AutoModel, weights, "an encoder", optional=("pooler.",))
     with reading("relevance.weights", weights, "a folder or a hub id of an encoder"):
         tokenizer = AutoTokenizer.from_pretrained(weights)
+        refuse_length("relevance.weights", tokenizer)
     place = device_of(device)
     model = model.to(place).eval().requires_grad_(False)
 
