@@ -48,12 +48,12 @@ def finished(name: str, seed: int, runs: Path) -> Path:
 def numbers(policy: Any) -> dict[str, float]:
     """What a policy says of held-out scenes, greedy and sampled, and of the variant."""
     hallucination, measured = mm.worlds.scene_hallucination(), dict[str, float]()
-    exams: list[tuple[str, Literal["held_out", "variant"], int]] = [
+    questions: list[tuple[str, Literal["held_out", "variant"], int]] = [
         ("held_out", "held_out", 0),
         ("sampled", "held_out", 1),
         ("variant", "variant", 0),
     ]
-    for name, split, temperature in exams:
+    for name, split, temperature in questions:
         prompts = mm.worlds.digit_scenes_prompts(split=split, count=SCENES)
         metrics = hallucination(policy.generate(prompts, list(range(SCENES)), temperature=temperature), prompts)
         measured |= {f"{name} {key}": value for key, value in metrics.items()}

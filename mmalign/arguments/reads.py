@@ -17,8 +17,8 @@ OWN = ("outputs", "prompts", "group")
 
 def columns_read(function: Callable[..., Any]) -> frozenset[str]:
     """The columns that a reward, judge, oracle or metric needs: what it says it ``reads``, or its keywords without a default."""
-    said = getattr(function, "reads", None)
-    return frozenset(said) if said is not None else frozenset(needed(function))
+    declared = getattr(function, "reads", None)
+    return frozenset(declared) if declared is not None else frozenset(needed(function))
 
 
 def needed(function: Callable[..., Any]) -> list[str]:

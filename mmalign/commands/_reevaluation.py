@@ -7,7 +7,7 @@ from typing import Any
 
 from mmalign.commands._trained import trained
 from mmalign.config import build_part
-from mmalign.training.evaluation import evaluate, exam
+from mmalign.training.evaluation import evaluate, evaluation_plan
 from mmalign.training.settings import Evaluation
 from mmalign.types import UserError
 
@@ -27,7 +27,7 @@ def reevaluated(run_folder: str | Path, *, samples: int | None = None, trust: bo
     if not prompts:
         raise UserError(f"{run.folder}: its config names no prompts to evaluate on; takes --suite, or a run with evaluation.prompts")
     settings.pop("stop", None)
-    questions = exam(Evaluation(**settings), prompts=list(prompts)[:16], rewards=dict(build_part(run.config, "rewards") or {}))
+    plan = evaluation_plan(Evaluation(**settings), prompts=list(prompts)[:16], rewards=dict(build_part(run.config, "rewards") or {}))
     policy: Any = run.policy()
     best = "current" if run.best == "trained" else run.best
-    return {"ref": evaluate(policy, questions, using="ref").metrics, run.best: evaluate(policy, questions, using=best).metrics}
+    return {"ref": evaluate(policy, plan, using="ref").metrics, run.best: evaluate(policy, plan, using=best).metrics}

@@ -21,7 +21,7 @@ from mmalign.data.pairs import listed
 from mmalign.policies.language.completions import Completions
 from mmalign.policies.transformers import TransformersPolicy
 from mmalign.records import Pair, Record, Records, Thumb
-from mmalign.training.feedback import beside, feedback, refuse_columns
+from mmalign.training.feedback import beside, feedback_on, refuse_columns
 from mmalign.training.seeds import stream
 from mmalign.types import Feedback, Policy, Rollout, UserError, columns_of, contents
 
@@ -72,7 +72,7 @@ def make_pairs(  # what a command may be told
             some = list(prompts[start : start + prompts_at_once])
             rollout = policy.sample(contents(some), group, stream(seed, start, 0, "pairs"))
             rollout.columns = beside(some, rows=len(rollout.prompts))
-            scored = feedback(rewards, rollout, combine=combine, missing="drop")
+            scored = feedback_on(rewards, rollout, combine=combine, missing="drop")
             counts["missing"] += int(scored.rewards.isnan().sum())
             if cut == "drop" and isinstance(rollout.held, Completions):
                 counts["cut"] += int(rollout.held.cut.sum())

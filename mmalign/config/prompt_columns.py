@@ -24,11 +24,11 @@ def missing_columns(call: Call) -> Iterator[str]:
     """A line for each column that is read and that the prompts have not, where both can be known."""
     evaluation = call.arguments.get("evaluation")
     settings: Mapping[str, Any] = evaluation.arguments if isinstance(evaluation, Call) else {}
-    own, asked = call.arguments.get("prompts"), settings.get("prompts")
+    own, evaluated = call.arguments.get("prompts"), settings.get("prompts")
     training = [reading for key in READERS for reading in _reading(call.arguments.get(key))]
     judging = [reading for key in EVALUATED for reading in _reading(settings.get(key))]
     lines: dict[str, str] = {}
-    for readings, prompts in ((training, own), (judging + training, own if asked is None else asked)):
+    for readings, prompts in ((training, own), (judging + training, own if evaluated is None else evaluated)):
         there = columns_there(prompts) if readings else None
         for path, column in readings if there is not None else ():
             if why := lacks([column], there or ()):

@@ -38,7 +38,7 @@ from mmalign.recipes._run import Run, concluded
 from mmalign.records import Pair, Ranking, Record, Records, RefusedRow, Thumb
 from mmalign.training import references as stored
 from mmalign.training.dead_steps import refuse_unknown
-from mmalign.training.evaluation import exam
+from mmalign.training.evaluation import evaluation_plan
 from mmalign.training.experience import Experience
 from mmalign.training.journal import Journal
 from mmalign.training.learner import Learner
@@ -105,15 +105,15 @@ def offline(  # one argument for each thing that a run is made of
     source: Records = listed(records) if isinstance(records, Sequence) else records
     first = _take(source.stream(seed=run.seed), batch.records)
     _rows(first, method)
-    refuse_unknown(method, _feedback(source.stream(seed=run.seed), method, count=batch.records))
+    refuse_unknown(method, _feedbacks(source.stream(seed=run.seed), method, count=batch.records))
     refuse_unusable(policy, evaluation.prompts)
     if evaluation.prompts is None:  # then it asks what the first step asks, and only what the policy can use
         first = _encoded(policy, method, source.stream(seed=run.seed), batch.records, lambda: stream(run.seed, 0, "encode"), {})[0]
     stored.load(policy, references or {}, runs=run.folder, method=method, examples=_distinct([record.prompt for record in first]))
     team = team_for(batch.records, "batch.records")
     learner = Learner(policy, method, optimizer, steps=steps, moving=references, team=team)
-    asked = exam(evaluation, prompts=_distinct([record.prompt for record in first])[:16], rewards=rewards or {})
-    journal = Journal(learner, asked, run, steps=steps, resume=resume, stop=evaluation.stop)
+    plan = evaluation_plan(evaluation, prompts=_distinct([record.prompt for record in first])[:16], rewards=rewards or {})
+    journal = Journal(learner, plan, run, steps=steps, resume=resume, stop=evaluation.stop)
 
     with journal:
         aside = dict(journal.broken.why)  # of a resumed run, what it has met before
@@ -121,29 +121,29 @@ def offline(  # one argument for each thing that a run is made of
         for step in journal.steps():
             moved = learner.begin(step)
             draw = partial(stream, run.seed, step, "encode")
-            records, said, rollout = _encoded(policy, method, coming, batch.records, draw, aside, team)
+            records, feedback, rollout = _encoded(policy, method, coming, batch.records, draw, aside, team)
             policy.remember(rollout, learner.references, batch.micro_rows)
-            said = replace(said, tables=learner.tables(rollout, micro_rows=batch.micro_rows))
-            signal = method.signal(said)
-            kept = torch.ones(len(signal), dtype=torch.bool) if method.keep is None else method.keep(said)
-            rows = in_units(method, said, kept)
+            feedback = replace(feedback, tables=learner.tables(rollout, micro_rows=batch.micro_rows))
+            signal = method.signal(feedback)
+            kept = torch.ones(len(signal), dtype=torch.bool) if method.keep is None else method.keep(feedback)
+            rows = in_units(method, feedback, kept)
             experience = Experience(rollout, signal, rows, of_all.whole(team, rollout))
             if len(rows):
                 journal.once("preflight_difference", lambda: _checked(learner, experience, batch.micro_rows))  # noqa: B023
-            found = learner.update([experience], micro_rows=batch.micro_rows, step=step) if len(rows) else {}
-            found |= {"updates": float(len(rows) > 0), "signal_zero": float((signal.flatten(1) == 0).all(1).double().mean())}
+            measured = learner.update([experience], micro_rows=batch.micro_rows, step=step) if len(rows) else {}
+            measured |= {"updates": float(len(rows) > 0), "signal_zero": float((signal.flatten(1) == 0).all(1).double().mean())}
             journal.put_aside(aside | source.broken)
-            journal.state.update(position=records[-1].position, kl=found.get("kl", math.nan))
+            journal.state.update(position=records[-1].position, kl=measured.get("kl", math.nan))
             known, broken = float(kept.double().mean()), float(len(aside | source.broken))
-            journal.trained({**found, **moved, "known": known, "broken": broken, "lr": _rate(learner)})
+            journal.trained({**measured, **moved, "known": known, "broken": broken, "lr": _rate(learner)})
     return concluded(journal, policy)
 
 
 def _checked(learner: Learner, experience: Experience, micro_rows: int) -> float:
     """The preflight of the rows that each process holds; the largest difference counts."""
     own = whole_units(learner.method.unit, experience)
-    found = preflight(learner.policy, learner.method, own, micro_rows=micro_rows).difference if len(own.rows) else math.nan
-    return max(learner.team.tell(found), key=lambda each: -math.inf if math.isnan(each) else each)
+    difference = preflight(learner.policy, learner.method, own, micro_rows=micro_rows).difference if len(own.rows) else math.nan
+    return max(learner.team.tell(difference), key=lambda each: -math.inf if math.isnan(each) else each)
 
 
 def _encoded(
@@ -158,18 +158,18 @@ def _encoded(
     records, passed = list[Any](), Counter[str]()
     while True:
         records += _take(_unrefused(coming, aside, passed), count - len(records))
-        prompts, outputs, said = _rows(records, method)
+        prompts, outputs, feedback = _rows(records, method)
         part, refused, rollout = team.share(len(records)), None, None
-        inside = torch.nonzero((said.group >= part.start) & (said.group < part.stop)).flatten()
+        inside = torch.nonzero((feedback.group >= part.start) & (feedback.group < part.stop)).flatten()
         try:
-            rollout = policy.encode(prompts, outputs, said.group, draw(), part=slice(int(inside[0]), int(inside[-1]) + 1))
+            rollout = policy.encode(prompts, outputs, feedback.group, draw(), part=slice(int(inside[0]), int(inside[-1]) + 1))
         except RefusedRow as error:
             refused = [error.row, error.why]
         others = [other for other in team.tell(refused) if other is not None]
         if rollout is not None and not others:
-            return records, said, rollout
+            return records, feedback, rollout
         row, why = min(others)
-        aside[_called(records.pop(int(said.group[row])))] = why
+        aside[_called(records.pop(int(feedback.group[row])))] = why
 
 
 def _unrefused(coming: Iterator[Any], aside: Mapping[str, str], passed: Counter[str]) -> Iterator[Any]:
@@ -198,23 +198,23 @@ def _take(coming: Iterator[Any], count: int) -> list[Any]:
 def _rows(records: Sequence[Record], method: Method) -> tuple[list[Any], Any, Feedback]:
     """Prompts, outputs and feedback of the rows of some records, the rows of one record side by side and in one group."""
     outputs_of = [_outputs(record) for record in records]
-    outputs: Any = [output for found in outputs_of for output in found]
+    outputs: Any = [output for several in outputs_of for output in several]
     if isinstance(outputs[0], Tensor):
-        names = [record.id for record, found in zip(records, outputs_of, strict=True) for _ in found]
+        names = [record.id for record, several in zip(records, outputs_of, strict=True) for _ in several]
         for name, output in zip(names, outputs, strict=True):
             if output.shape != outputs[0].shape:
                 sizes = f"{list(outputs[0].shape)} ({names[0]}) and {list(output.shape)} ({name})"
                 raise UserError(f"records: got outputs of different sizes, {sizes}; takes one size, which records.size brings images to")
         outputs = torch.stack(outputs)
-    group = torch.arange(len(records)).repeat_interleave(torch.tensor([len(found) for found in outputs_of]))
-    prompts = [record.prompt for record, found in zip(records, outputs_of, strict=True) for _ in found]
-    said = _said(records, group, method)
+    group = torch.arange(len(records)).repeat_interleave(torch.tensor([len(several) for several in outputs_of]))
+    prompts = [record.prompt for record, several in zip(records, outputs_of, strict=True) for _ in several]
+    feedback = _feedback(records, group, method)
     of_rows = [records[number] for number in group.tolist()]
     who = None if isinstance(records[0], Ranking) else [record.annotator for record in of_rows]  # type: ignore[union-attr]
-    return prompts, outputs, replace(said, ids=[record.id for record in of_rows], annotators=who)
+    return prompts, outputs, replace(feedback, ids=[record.id for record in of_rows], annotators=who)
 
 
-def _feedback(coming: Iterator[Record], method: Method, *, count: int) -> Iterator[Feedback]:
+def _feedbacks(coming: Iterator[Record], method: Method, *, count: int) -> Iterator[Feedback]:
     """What batches of records say, one after another."""
     while True:
         yield _rows(_take(coming, count), method)[2]
@@ -226,7 +226,7 @@ def _outputs(record: Record) -> tuple[Any, ...]:
     return (record.output,) if isinstance(record, Thumb) else tuple(record.outputs)
 
 
-def _said(records: Sequence[Record], group: Tensor, method: Method) -> Feedback:
+def _feedback(records: Sequence[Record], group: Tensor, method: Method) -> Feedback:
     """What the records say of their rows, in the form that the method takes. Errors: UserError for a kind that it cannot use."""
     kinds = {type(record) for record in records}
     if len(kinds) > 1:
@@ -242,8 +242,8 @@ def _said(records: Sequence[Record], group: Tensor, method: Method) -> Feedback:
     if not isinstance(records[0], Pair):
         if method.unit == "group" and (short := next((record for record in records if len(record.outputs) < 2), None)):  # type: ignore[union-attr]
             raise UserError(f"records: {_called(short)}: a list of one output; this method compares the rows of a list, takes two or more")
-        said = Feedback(rewards, group)
-        return comparisons.best_and_worst(said) if method.unit == "pair" else said
+        feedback = Feedback(rewards, group)
+        return comparisons.best_and_worst(feedback) if method.unit == "pair" else feedback
     strength = torch.tensor([record.strength for record in records], dtype=torch.float64)  # type: ignore[union-attr]
     if method.unit == "group" and bool(rewards.isnan().any()):
         rewards = torch.stack([strength, 1 - strength], 1).flatten()  # a list of two in their order

@@ -33,9 +33,9 @@ from mmalign.recipes._run import Run, concluded
 from mmalign.samplers.assignment import assignment
 from mmalign.training import references as stored
 from mmalign.training.dead_steps import refuse_silent
-from mmalign.training.evaluation import exam
+from mmalign.training.evaluation import evaluation_plan
 from mmalign.training.experience import Experience
-from mmalign.training.feedback import beside, feedback, refuse_columns
+from mmalign.training.feedback import beside, feedback_on, refuse_columns
 from mmalign.training.journal import Journal
 from mmalign.training.learner import Learner
 from mmalign.training.optimizers import Optimizer, adamw
@@ -117,28 +117,28 @@ def online(  # one argument for each thing that a run is made of
     refuse_unusable(policy, evaluation.prompts)
     stored.load(policy, references or {}, runs=run.folder, method=method, examples=contents(first))
     learner = Learner(policy, method, optimizer, steps=steps, moving=references, team=team)
-    asked = exam(evaluation, prompts=first, rewards=rewards)
+    plan = evaluation_plan(evaluation, prompts=first, rewards=rewards)
     states = {"combine": getattr(combine, "state", None)}
-    journal = Journal(learner, asked, run, steps=steps, resume=resume, stop=evaluation.stop, states=states, prompts=prompts)
+    journal = Journal(learner, plan, run, steps=steps, resume=resume, stop=evaluation.stop, states=states, prompts=prompts)
     micro_rows, micro_steps = batch.micro_rows, batch.micro_steps
 
     def collect(step: int) -> list[Scored]:
         """Rollouts of a step, until enough groups are worth an update (one rollout, where the method keeps all)."""
-        scored: list[Scored] = []
-        wanted = batch.prompts
+        scored, wanted = list[Scored](), batch.prompts
         for attempt in range(1 + (batch.resample if method.keep is not None and method.unit in ("cell", "row") else 0)):
             sample = lambda some: policy.sample(contents(some), batch.group, stream(run.seed, step, attempt), step=step, **drawing)  # noqa: B023, E731
             chosen, rollout = coming.sampled(sample, batch.prompts, attempt=attempt)
             rollout.columns = beside(chosen[drawing["part"]], rows=len(rollout))
             whole = of_all.whole(team, rollout)
-            said = feedback(rewards, rollout, missing=batch.missing, oracle=oracle, combine=combine, asked=contents(chosen), team=team)
-            if method.unit == "pair":
-                said = pairs(said)
-            said = replace(said, tables={**said.tables, **learner.tables(rollout, micro_rows=micro_rows)})
-            kept = ~said.rewards.isnan() if method.keep is None else method.keep(said) & ~said.rewards.isnan()
+            feedback = feedback_on(
+                rewards, rollout, missing=batch.missing, oracle=oracle, combine=combine, group_prompts=contents(chosen), team=team
+            )
+            feedback = pairs(feedback) if method.unit == "pair" else feedback
+            feedback = replace(feedback, tables={**feedback.tables, **learner.tables(rollout, micro_rows=micro_rows)})
+            kept = ~feedback.rewards.isnan() if method.keep is None else method.keep(feedback) & ~feedback.rewards.isnan()
             groups = whole.group[kept].unique()[:wanted]
             inside = kept & torch.isin(whole.group, groups)
-            scored.append(Scored(said, Experience(rollout, method.signal(said), in_units(method, said, inside), whole)))
+            scored.append(Scored(feedback, Experience(rollout, method.signal(feedback), in_units(method, feedback, inside), whole)))
             wanted -= len(groups)
             if wanted <= 0:
                 break
@@ -155,12 +155,12 @@ def online(  # one argument for each thing that a run is made of
                 policy.remember(experience.rollout, learner.references, micro_rows)
             journal.once("preflight_difference", lambda: _checked(learner, scored, micro_rows=micro_rows, micro_steps=micro_steps))  # noqa: B023
             parts = _parts([batch.experience for batch in scored], method.unit, batch.epochs, batch.updates)
-            found = [learner.update(part, micro_rows=micro_rows, micro_steps=micro_steps, step=step) for part in parts]
-            if not found:
+            updates = [learner.update(part, micro_rows=micro_rows, micro_steps=micro_steps, step=step) for part in parts]
+            if not updates:
                 journal.say(f"step {step + 1}: no group is informative after {len(scored)} rollouts, so nothing was updated")
             journal.state["position"] = coming.upcoming
             broken = {"broken": float(len(coming.aside))} if coming.aside else {}
-            journal.trained({**_row(scored, found, lr=float(learner.optimizer.param_groups[0]["lr"])), **moved, **broken})
+            journal.trained({**_row(scored, updates, lr=float(learner.optimizer.param_groups[0]["lr"])), **moved, **broken})
     return concluded(journal, policy)
 
 
@@ -182,14 +182,14 @@ def _checked(learner: Learner, batches: Sequence[Scored], micro_rows: int, micro
     Each process looks at rows of its own; the largest difference counts.
     """
     whole = [whole_units(learner.method.unit, experience) for _, experience in batches]
-    first, found = next((own for own in whole if not own.silent), None), None
+    first, difference = next((own for own in whole if not own.silent), None), None
     if first is not None:
-        found = preflight(learner.policy, learner.method, first, micro_rows=micro_rows, micro_steps=micro_steps).difference
-    differences = [each for each in learner.team.tell(found) if each is not None]
+        difference = preflight(learner.policy, learner.method, first, micro_rows=micro_rows, micro_steps=micro_steps).difference
+    differences = [each for each in learner.team.tell(difference) if each is not None]
     return max(differences) if differences else None
 
 
-def _row(batches: Sequence[Scored], found: Sequence[Mapping[str, float]], *, lr: float) -> dict[str, float]:
+def _row(batches: Sequence[Scored], updates: Sequence[Mapping[str, float]], *, lr: float) -> dict[str, float]:
     """What a training step says: rewards of all its rollouts, and the mean over its updates of what they measured.
 
     ``reward``: of the policy's own rows; ``reward_NAME``: of those that a sampler drew. ``missing/NAME``: rows without that reward,
@@ -205,7 +205,7 @@ def _row(batches: Sequence[Scored], found: Sequence[Mapping[str, float]], *, lr:
         "reward_std": float(known.std()) if len(known) > 1 else float("nan"),
         "signal_zero": float((signal == 0).double().mean()),
         "rows": float(sum(len(batch.experience.rows) for batch in batches)),
-        "updates": float(len(found)),
+        "updates": float(len(updates)),
     }
     for name in batches[0].feedback.drawn:
         theirs = torch.cat([batch.feedback.drawn[name] for batch in batches])
@@ -217,8 +217,8 @@ def _row(batches: Sequence[Scored], found: Sequence[Mapping[str, float]], *, lr:
             row[f"missing/{name}"] = float(missing)
     for name in batches[0].experience.rollout.metrics:
         row[name] = sum(batch.experience.rollout.metrics.get(name, math.nan) for batch in batches) / len(batches)
-    for name in dict.fromkeys(name for update in found for name in update):
-        values = [update[name] for update in found if name in update]
+    for name in dict.fromkeys(name for update in updates for name in update):
+        values = [update[name] for update in updates if name in update]
         row[name] = max(values) if name.endswith("_max") else sum(values) / len(values)
     if "kl" in row:
         row["kl"] *= float(torch.cat([batch.experience.mask.sum(1) for batch in batches]).double().mean())

@@ -93,7 +93,7 @@ def _question(row: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
 
 
 def _same(rows: Sequence[Mapping[str, Any]], place: int, question: tuple[str, tuple[str, ...]]) -> Mapping[str, Any] | None:
-    """The row of the same question, which stands at the same place unless another exam wrote it."""
+    """The row of the same question, which stands at the same place unless another evaluation wrote it."""
     if place < len(rows) and _question(rows[place]) == question:
         return rows[place]
     return next((row for row in rows if _question(row) == question), None)

@@ -65,10 +65,10 @@ def _as_here(reward: Callable[..., Any]) -> Callable[..., Any]:
     """The reward as it would be asked in this thread: gradients and the device are settings of a thread."""
     gradients, device = torch.is_grad_enabled(), torch.cuda.current_device() if torch.cuda.is_initialized() else None
 
-    def asked(outputs: Any, prompts: list[Any], **columns: Any) -> Any:
+    def here(outputs: Any, prompts: list[Any], **columns: Any) -> Any:
         if device is not None:
             torch.cuda.set_device(device)
         with torch.set_grad_enabled(gradients):
             return reward(outputs, prompts, **columns)
 
-    return asked
+    return here

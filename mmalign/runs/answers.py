@@ -5,7 +5,7 @@
     answers/images/3f2a9c.png    a small copy, once for all steps
 
 ``mentions`` (start, end, object, whether it is there) and ``objects`` (what is there) are in a line only where the evaluation could
-tell (``Exam.mark``). Prompts of a conversation are their last user turn.
+tell (``EvaluationPlan.mark``). Prompts of a conversation are their last user turn.
 """
 
 from __future__ import annotations

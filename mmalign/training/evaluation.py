@@ -22,7 +22,7 @@ Functions = Mapping[str, Callable[..., Any]]
 
 
 @dataclass(frozen=True)
-class Exam:
+class EvaluationPlan:
     """What is asked at every evaluation.
 
     prompts, samples: ``samples`` outputs of every prompt, at fixed seeds. rewards, judges: averaged over rows. metrics: functions
@@ -60,15 +60,15 @@ class Exam:
             raise UserError(f"evaluation.judges.{both[0]}: a reward has that name too; takes another")
 
 
-def exam(settings: Evaluation, *, prompts: Sequence[Any], rewards: Functions) -> Exam:
+def evaluation_plan(settings: Evaluation, *, prompts: Sequence[Any], rewards: Functions) -> EvaluationPlan:
     """An evaluation as a recipe makes it: on ``prompts`` where the settings name none, and with the rewards of training beside judges."""
     chosen = prompts if settings.prompts is None else settings.prompts
     same = {name: getattr(settings, name) for name in ("judges", "metrics", "every", "samples", "columns", "call", "real", "mark", "blind")}
-    return Exam(prompts=chosen, rewards=rewards, **same)
+    return EvaluationPlan(prompts=chosen, rewards=rewards, **same)
 
 
 class Answers(NamedTuple):
-    """Answers in words to the prompts beside them; marks as in ``Exam.mark``, None where nobody marks."""
+    """Answers in words to the prompts beside them; marks as in ``EvaluationPlan.mark``, None where nobody marks."""
 
     prompts: list[Any]
     outputs: list[str]
@@ -87,23 +87,23 @@ class Results(NamedTuple):
 
 
 @torch.no_grad()
-def evaluate(policy: Policy, exam: Exam, *, using: str = "current", team: Team = ALONE) -> Results:
+def evaluate(policy: Policy, plan: EvaluationPlan, *, using: str = "current", team: Team = ALONE) -> Results:
     """One evaluation of the named parameter set. Missing scores are left out of means, and counted in ``NAME_missing``.
 
     Each process of a team samples for some of the prompts, and scores what it sampled; what is returned is of all of them.
     """
-    rows = [prompt for prompt in contents(exam.prompts) for _ in range(exam.samples)]
-    columns = {name: [value for value in column for _ in range(exam.samples)] for name, column in columns_of(exam.prompts).items()}
-    part = team.share(len(exam.prompts))
-    own = slice(part.start * exam.samples, part.stop * exam.samples)
+    rows = [prompt for prompt in contents(plan.prompts) for _ in range(plan.samples)]
+    columns = {name: [value for value in column for _ in range(plan.samples)] for name, column in columns_of(plan.prompts).items()}
+    part = team.share(len(plan.prompts))
+    own = slice(part.start * plan.samples, part.stop * plan.samples)
     outputs, scored = None, dict[str, Tensor]()
     if own.start < own.stop:
         with policy.using(using):
-            outputs = policy.generate(rows[own], [SEED + number for number in range(len(rows))[own]], **exam.call)
-            if exam.blind:
+            outputs = policy.generate(rows[own], [SEED + number for number in range(len(rows))[own]], **plan.call)
+            if plan.blind:
                 scored["image_dependence"] = image_dependence(policy, rows[own], _words(outputs))
         beside = {name: column[own] for name, column in columns.items()}
-        judged = {**ask(exam.rewards, outputs, rows[own], beside), **ask(exam.judges, outputs, rows[own], beside, kind="judge")}
+        judged = {**ask(plan.rewards, outputs, rows[own], beside), **ask(plan.judges, outputs, rows[own], beside, kind="judge")}
         scored = {**judged, **scored}
     outputs = of_all.outputs(team, outputs)
     metrics: dict[str, float] = {}
@@ -113,10 +113,10 @@ def evaluate(policy: Policy, exam: Exam, *, using: str = "current", team: Team =
         metrics[f"{name}_se"] = float(known.std() / len(known) ** 0.5) if len(known) > 1 else float("nan")
         if len(known) < len(scores):
             metrics[f"{name}_missing"] = float(len(scores) - len(known))
-    metrics.update(measure(exam.metrics, outputs, rows, columns))
+    metrics.update(measure(plan.metrics, outputs, rows, columns))
     shown = isinstance(outputs, Tensor) and outputs.ndim in (4, 5)  # images or videos
-    grid = outputs.unflatten(0, (len(exam.prompts), exam.samples))[:, : exam.columns].float().cpu().clamp(0, 1) if shown else None
-    return Results(metrics, grid, None if isinstance(outputs, Tensor) else _answers(exam, outputs, rows))
+    grid = outputs.unflatten(0, (len(plan.prompts), plan.samples))[:, : plan.columns].float().cpu().clamp(0, 1) if shown else None
+    return Results(metrics, grid, None if isinstance(outputs, Tensor) else _answers(plan, outputs, rows))
 
 
 def _words(outputs: Any) -> list[str]:
@@ -125,13 +125,13 @@ def _words(outputs: Any) -> list[str]:
     return list(outputs)
 
 
-def _answers(exam: Exam, outputs: Any, rows: list[Any]) -> Answers | None:
+def _answers(plan: EvaluationPlan, outputs: Any, rows: list[Any]) -> Answers | None:
     """What a person may read of it. Errors: UserError for marks that are not one for each answer."""
     if not isinstance(outputs, (list, tuple)) or not all(isinstance(output, str) for output in outputs):
         return None
-    shown = [place for place in range(len(outputs)) if place % exam.samples < exam.columns]
+    shown = [place for place in range(len(outputs)) if place % plan.samples < plan.columns]
     prompts, words = [rows[place] for place in shown], [outputs[place] for place in shown]
-    marks = None if exam.mark is None else list(exam.mark(words, prompts))
+    marks = None if plan.mark is None else list(plan.mark(words, prompts))
     if marks is not None and len(marks) != len(words):
         raise UserError(f"evaluation.mark: returned {len(marks)} marks for {len(words)} answers, takes one for each")
     return Answers(prompts, words, marks)

@@ -77,14 +77,14 @@ def measure(metrics: Functions, outputs: Any, prompts: list[str], columns: Colum
     return numbers
 
 
-def feedback(
+def feedback_on(
     rewards: Functions, rollout: Rollout, *, combine: Callable[..., Any] | None = None, oracle: Callable[..., Any] | None = None,
-    missing: Missing = "stop", asked: Sequence[Any] | None = None, team: Team = ALONE,
+    missing: Missing = "stop", group_prompts: Sequence[Any] | None = None, team: Team = ALONE,
 ) -> Feedback:  # fmt: skip
     """Feedback on a rollout: its rewards as one number, and each apart; of several processes, on the rows of all of them.
 
-    Each process asks the rewards and the oracle of its own rows, whole groups; ``combine`` sees those of all. asked: prompts of all
-    processes, by the numbers of groups.
+    Each process asks the rewards and the oracle of its own rows, whole groups; ``combine`` sees those of all. group_prompts: prompts of
+    all processes, by the numbers of groups.
 
     combine: ``(parts {name: [B]}, group [B], prompts, learn=True) -> [B]`` in place of their sum; its state takes the rollout in.
 
@@ -102,7 +102,7 @@ def feedback(
         total = torch.stack(list(parts.values())).sum(0)
     else:
         together = lambda outputs, prompts: combine(parts, group, prompts, learn=True)  # noqa: E731
-        of_rows = rollout.prompts if asked is None else [asked[number] for number in group.tolist()]
+        of_rows = rollout.prompts if group_prompts is None else [group_prompts[number] for number in group.tolist()]
         total = _checked("combine", _answer("combine", "of rewards", together, rollout.outputs, of_rows, {}), len(group))
     tables: dict[Need, Tensor] = {}
     if team.any(bool(parted)):

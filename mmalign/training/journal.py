@@ -25,7 +25,7 @@ from mmalign.runs.folder import RunFolder, opened
 from mmalign.runs.log import Log, Phase
 from mmalign.runs.progress import Interrupt, Progress, clock
 from mmalign.training import dead_steps
-from mmalign.training.evaluation import Exam, evaluate
+from mmalign.training.evaluation import EvaluationPlan, evaluate
 from mmalign.training.learner import Learner
 from mmalign.training.recovery import Snapshot, out_of_memory, snapshot
 from mmalign.training.settings import RunSettings, Stop
@@ -63,10 +63,10 @@ class Journal:
     """
 
     def __init__(
-        self, learner: Learner, exam: Exam, settings: RunSettings, *, steps: int, resume: bool, stop: Stop | None = None,
+        self, learner: Learner, plan: EvaluationPlan, settings: RunSettings, *, steps: int, resume: bool, stop: Stop | None = None,
         states: Mapping[str, Any] | None = None, prompts: Sequence[Any] = (),
     ):  # fmt: skip
-        self.learner, self.exam, self.settings, self.stop, self.team = learner, exam, settings, stop, learner.team
+        self.learner, self.evaluation, self.settings, self.stop, self.team = learner, plan, settings, stop, learner.team
         self.total, self.resume, self.config = steps, resume, calls.described()
         self.state: dict[str, Any] = {
             "step": 0,
@@ -81,7 +81,7 @@ class Journal:
         self.states = {name: held for name, held in (states or {}).items() if held is not None}
         self.over, self.doing = "", "step 1"
         self.snapshot: Snapshot | None = None
-        _refuse_stop(stop, [*exam.rewards, *exam.judges])
+        _refuse_stop(stop, [*plan.rewards, *plan.judges])
 
     def __enter__(self) -> Journal:
         try:
@@ -201,8 +201,8 @@ class Journal:
         """Records that could not be read, or prompts, id -> why: written to ``broken.jsonl``, each once, and the first few told."""
         if not self.team.main:
             return
-        told = len(self.broken.why)
-        for name, why in list(self.broken.add(broken).items())[: max(0, 3 - told)]:
+        before = len(self.broken.why)
+        for name, why in list(self.broken.add(broken).items())[: max(0, 3 - before)]:
             self.say(f"{kind}: {name} left out: {why} (all of them are in {self.broken.path.name})")
 
     def trained(self, row: Mapping[str, float]) -> None:
@@ -216,7 +216,7 @@ class Journal:
         self.progress.update(step, row)
         self._count_dead(step, row)
         last = step == self.total
-        due = last or step % self.exam.every == 0
+        due = last or step % self.evaluation.every == 0
         self._remember(owed=due)
         if due and (last or not interrupted):  # a resumed run evaluates what this one has no time for
             self._evaluate(step)
@@ -258,13 +258,13 @@ class Journal:
 
     def _evaluate(self, step: int) -> None:
         self.doing = f"the evaluation after step {step}"
-        results = evaluate(self.learner.policy, self.exam, using=self.learner.shown, team=self.team)
+        results = evaluate(self.learner.policy, self.evaluation, using=self.learner.shown, team=self.team)
         if results.grid is not None and self.team.main:
-            self.folder.write_prompts(contents(self.exam.prompts), list(range(results.grid.shape[1])))
+            self.folder.write_prompts(contents(self.evaluation.prompts), list(range(results.grid.shape[1])))
             self.folder.write_samples(step, results.grid)
             self.log.show(step, results.grid)
-            if step == 0 and self.exam.real is not None:
-                self.folder.write_real(self.exam.real(contents(self.exam.prompts), results.grid.shape[1]))
+            if step == 0 and self.evaluation.real is not None:
+                self.folder.write_real(self.evaluation.real(contents(self.evaluation.prompts), results.grid.shape[1]))
         if results.answers is not None and self.team.main:
             answers.write(self.folder.path, step, results.answers.prompts, results.answers.outputs, results.answers.marks)
         row = {**self.team.tell(results.metrics)[0], "kl": self.state["kl"]}  # the main one's: metrics of one's own may be random
@@ -292,7 +292,7 @@ class Journal:
 
     def conclude(self) -> Ended:
         """Writes the summary, says how the run ended, and returns it; a summary that cannot be written costs a line."""
-        summary = summarise(self.state, seed=self.settings.seed, status=self.over, exam=self.exam)
+        summary = summarise(self.state, seed=self.settings.seed, status=self.over, plan=self.evaluation)
         if self.over == "interrupted":
             summary["interrupted_by"] = self.interrupt.name
         if not self.team.main:
@@ -312,7 +312,7 @@ class Journal:
         return Ended(self.folder.path, summary)
 
 
-def summarise(state: Mapping[str, Any], *, seed: int, status: str, exam: Exam) -> dict[str, Any]:
+def summarise(state: Mapping[str, Any], *, seed: int, status: str, plan: EvaluationPlan) -> dict[str, Any]:
     """A run in a few numbers: every evaluated one before training and after it, and what it cost; NaN is missing.
 
     After: the last evaluation, or the best one where the run kept it.
@@ -324,7 +324,7 @@ def summarise(state: Mapping[str, Any], *, seed: int, status: str, exam: Exam) -
     best = {"best_step": state["best_step"]} if "best_step" in state else {}
     spread = {"spread_ratio": after["spread_ratio"]} if "spread_ratio" in after else {}
     return {
-        "seed": seed, "status": status, "steps": state["step"], "rewards": list(exam.rewards), "judges": list(exam.judges), **numbers,
+        "seed": seed, "status": status, "steps": state["step"], "rewards": list(plan.rewards), "judges": list(plan.judges), **numbers,
         "kl": after["kl"], "train_seconds": round(state["train_seconds"], 2), **state["facts"], **best, **spread,
         **dead_steps.summed_up(state.get("dead", {})),
     }  # fmt: skip

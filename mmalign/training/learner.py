@@ -66,14 +66,14 @@ class Learner:
 
         Returns what the log should hold of it, see ``references.move``.
         """
-        found = references.move(self.policy, self.moves, step)
+        measured = references.move(self.policy, self.moves, step)
         for move in references.due(self.moves, step):
             if move.moments and move.name != "current":
                 self.moments[move.name] = self._optimizer()
             elif move.moments:
                 (kept,) = move.shares
                 restore_optimizer(self.optimizer, self.policy.parameters(), *self.moments[kept])
-        return found
+        return measured
 
     @property
     def shown(self) -> str:

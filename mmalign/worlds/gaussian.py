@@ -303,8 +303,8 @@ class GaussianPolicy:
             log_probs=_cells(kernels.log_prob, x_next, mean, std),
             mask=rollout.mask[cells],
             old=rollout.log_probs[cells] if OLD in needs else None,
-            refs={name: _cells(kernels.log_prob, x_next, *refs[name]) for name in _asked("refs", needs, refs)},
-            kls={name: _cells(kernels.kl, mean, std, *refs[name]) for name in _asked("kls", needs, refs)},
+            refs={name: _cells(kernels.log_prob, x_next, *refs[name]) for name in _references("refs", needs, refs)},
+            kls={name: _cells(kernels.kl, mean, std, *refs[name]) for name in _references("kls", needs, refs)},
             facts={name: value for name, value in facts.items() if Need(name) in needs},
             event_size=self.size,
             kind=self.kind,
@@ -383,7 +383,7 @@ def _cells(function: Any, *tables: Tensor) -> Tensor:
     return function(*(table.flatten(0, 1) for table in tables)).unflatten(0, tables[0].shape[:2])
 
 
-def _asked(kind: str, needs: frozenset[Need], known: dict[str, Any]) -> list[str]:
+def _references(kind: str, needs: frozenset[Need], known: dict[str, Any]) -> list[str]:
     """The references that ``needs`` asks for: all that are remembered for ``refs``, one for ``refs:NAME``."""
     names = {*named(kind, needs), *((known or ["ref"]) if Need(kind) in needs else ())}
     for name in names - set(known):

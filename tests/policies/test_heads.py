@@ -121,12 +121,12 @@ def test_unknown_heads_are_refused():
 
 
 def test_rewards_of_words_arrive_at_the_tokens_that_end_them():
-    from mmalign.training.feedback import feedback
+    from mmalign.training.feedback import feedback_on
 
     policy = make(["value"], max_completion=30)
     rollout = policy.sample(["abc"], 8, torch.Generator().manual_seed(3))
     reward = mm.rewards.by_segment(lambda outputs, prompts: [float(len(text)) for text in outputs], unit="word")
-    table = feedback({"words": reward}, rollout).tables[REWARDS]
+    table = feedback_on({"words": reward}, rollout).tables[REWARDS]
     assert any(" " in text for text in rollout.outputs)
     for row, text in enumerate(rollout.outputs):
         letters = [place for place, span in enumerate(rollout.spans()[row]) if span[1] > span[0]]  # a token is a letter here

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from mmalign.runs import answers, folder
-from mmalign.training.evaluation import Exam, evaluate
+from mmalign.training.evaluation import EvaluationPlan, evaluate
 from mmalign.types import UserError
 
 
@@ -80,12 +80,12 @@ def test_a_torn_file_is_noted(tmp_path):
 
 def test_an_evaluation_keeps_what_a_person_may_read():
     mark = lambda outputs, prompts: [{"mentions": [], "objects": [prompt]} for prompt in prompts]  # noqa: E731
-    found = evaluate(Speaker(), Exam(["a", "b"], {}, samples=3, columns=2, mark=mark)).answers
+    found = evaluate(Speaker(), EvaluationPlan(["a", "b"], {}, samples=3, columns=2, mark=mark)).answers
     assert found.prompts == ["a", "a", "b", "b"] and found.outputs == ["a 0", "a 1", "b 3", "b 4"]
     assert [mark["objects"] for mark in found.marks] == [["a"], ["a"], ["b"], ["b"]]
-    assert evaluate(Speaker(), Exam(["a"], {}, samples=1)).answers.marks is None
+    assert evaluate(Speaker(), EvaluationPlan(["a"], {}, samples=1)).answers.marks is None
     with pytest.raises(UserError, match="0 marks for 1 answers"):
-        evaluate(Speaker(), Exam(["a"], {}, samples=1, mark=lambda outputs, prompts: []))
+        evaluate(Speaker(), EvaluationPlan(["a"], {}, samples=1, mark=lambda outputs, prompts: []))
 
 
 def test_images_have_no_answers():
@@ -93,7 +93,7 @@ def test_images_have_no_answers():
         def generate(self, prompts, seeds, **call):
             return torch.zeros(len(prompts), 3, 4, 4)
 
-    found = evaluate(Painter(), Exam(["a"], {}, samples=2))
+    found = evaluate(Painter(), EvaluationPlan(["a"], {}, samples=2))
     assert found.answers is None and found.grid is not None
 
 

@@ -9,7 +9,7 @@ import torch
 
 import mmalign as mm
 from mmalign.needs import REWARDS
-from mmalign.training.feedback import ask, feedback
+from mmalign.training.feedback import ask, feedback_on
 from mmalign.types import Rollout, UserError
 
 TEXTS = ["a cat. a dog.", "no", "été"]
@@ -36,7 +36,7 @@ def parts(outputs: Any, prompts: Any) -> Any:
 
 
 def test_a_score_stands_at_the_last_step_that_wrote_some_of_its_part() -> None:
-    said = feedback(
+    said = feedback_on(
         {"fine": parts, "whole": lambda o, p: [10.0, 20.0, 30.0]},
         rollout(),
         combine=mm.combinations.weighted_sum(weights={"fine": 2.0, "whole": 1.0}),
@@ -52,18 +52,18 @@ def test_a_score_stands_at_the_last_step_that_wrote_some_of_its_part() -> None:
 def test_steps_that_do_not_count_earn_nothing() -> None:
     mask = rollout().mask
     mask[0, 2], mask[0, 5:], mask[1], mask[2, 0] = False, False, False, False
-    table = feedback({"fine": parts}, rollout(mask=mask)).tables[REWARDS]
+    table = feedback_on({"fine": parts}, rollout(mask=mask)).tables[REWARDS]
     assert {(row, step): table[row, step].item() for row, step in table.nonzero().tolist()} == {(0, 1): 1.0, (0, 4): -2.0, (2, 2): 4.0}
     mask[2] = torch.tensor([False, False, False, True] + [False] * 5)
-    first = feedback({"fine": lambda o, p: [[], [], [(0, 1, 4.0)]]}, rollout(mask=mask)).tables[REWARDS]
+    first = feedback_on({"fine": lambda o, p: [[], [], [(0, 1, 4.0)]]}, rollout(mask=mask)).tables[REWARDS]
     assert first.nonzero().tolist() == [[2, 3]]  # nothing that counts was written before: the first step that does
 
 
 def test_two_rewards_add_up_and_a_part_that_cannot_be_judged_is_missing() -> None:
     twice = {"a": parts, "b": lambda o, p: {"x": [[(0, 6, 3.0)], None, [(0, 1, torch.nan), (1, 3, 1.0)]]}}
     with pytest.raises(UserError, match="reward b/x: 2 of 3 scores are NaN"):
-        feedback(twice, rollout())
-    said = feedback(twice, rollout(), missing="drop")
+        feedback_on(twice, rollout())
+    said = feedback_on(twice, rollout(), missing="drop")
     assert said.rewards.tolist()[0] == 2.0 and said.rewards.isnan().tolist() == [False, True, True]
     assert said.tables[REWARDS][0, 2] == 4.0 and not said.tables[REWARDS].isnan().any()
 
@@ -83,11 +83,11 @@ def test_as_judges_they_are_sums() -> None:
 )
 def test_what_is_no_part_is_refused(answer: Any, line: str) -> None:
     with pytest.raises(UserError, match=line):
-        feedback({"r": lambda o, p: answer}, rollout())
+        feedback_on({"r": lambda o, p: answer}, rollout())
 
 
 def test_pictures_have_no_parts() -> None:
     with pytest.raises(UserError, match="reward r: scores parts of an output that is a Tensor"):
-        feedback({"r": lambda o, p: [[(0, 1, 1.0)]] * 3}, rollout(outputs=torch.zeros(3, 1)))
+        feedback_on({"r": lambda o, p: [[(0, 1, 1.0)]] * 3}, rollout(outputs=torch.zeros(3, 1)))
     with pytest.raises(UserError, match="takes a policy whose steps are tokens"):
-        feedback({"fine": parts}, rollout(spans=None))
+        feedback_on({"fine": parts}, rollout(spans=None))

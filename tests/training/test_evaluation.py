@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from mmalign.training.evaluation import SEED, Exam, evaluate
+from mmalign.training.evaluation import SEED, EvaluationPlan, evaluate
 from mmalign.types import UserError
 
 
@@ -33,11 +33,11 @@ def grey(outputs: torch.Tensor, prompts: list[str], **columns: Any) -> torch.Ten
 
 def test_rows_seeds_means_errors_and_grid() -> None:
     policy = Painter()
-    exam = Exam(
+    plan = EvaluationPlan(
         ["a", "b"], {"grey": grey}, {"some": lambda o, p: torch.where(o.flatten() > 0.7, o.flatten(), torch.nan)},
         {"m": lambda o, p: {"count": len(o)}}, samples=3, columns=2, call={"num_inference_steps": 7},
     )  # fmt: skip
-    found = evaluate(policy, exam, using="ema")  # type: ignore[arg-type]
+    found = evaluate(policy, plan, using="ema")  # type: ignore[arg-type]
     assert policy.asked == ["ema", (["a"] * 3 + ["b"] * 3, [SEED + n for n in range(6)], {"num_inference_steps": 7})]
     deviation = float(torch.tensor([0, 0.2, 0.4, 0.6, 0.8, 1.0]).std())
     assert found.metrics == pytest.approx(
@@ -50,15 +50,15 @@ def test_rows_seeds_means_errors_and_grid() -> None:
 def test_videos_have_a_grid_too() -> None:
     policy = Painter()
     policy.generate = lambda prompts, seeds, **call: torch.zeros(len(prompts), 4, 3, 2, 2)  # type: ignore[method-assign]
-    found = evaluate(policy, Exam(["a", "b"], {"sum": lambda o, p: o.flatten(1).sum(1)}, samples=3, columns=2))  # type: ignore[arg-type]
+    found = evaluate(policy, EvaluationPlan(["a", "b"], {"sum": lambda o, p: o.flatten(1).sum(1)}, samples=3, columns=2))  # type: ignore[arg-type]
     assert found.grid is not None and found.grid.shape == (2, 2, 4, 3, 2, 2)
 
 
 def test_outputs_that_are_no_images_have_no_grid() -> None:
     policy = Painter()
     policy.generate = lambda prompts, seeds, **call: torch.zeros(len(prompts), 2)  # type: ignore[method-assign]
-    exam = Exam(["a"], {"sum": lambda o, p: o.sum(1)}, samples=1)
-    found = evaluate(policy, exam)  # type: ignore[arg-type]
+    plan = EvaluationPlan(["a"], {"sum": lambda o, p: o.sum(1)}, samples=1)
+    found = evaluate(policy, plan)  # type: ignore[arg-type]
     assert found.grid is None and found.metrics["sum"] == 0 and found.metrics["sum_se"] != found.metrics["sum_se"]
 
 
@@ -71,4 +71,4 @@ def test_outputs_that_are_no_images_have_no_grid() -> None:
 )
 def test_bad_input_is_one_line(changes: dict[str, Any], line: str) -> None:
     with pytest.raises(UserError, match=line):
-        Exam(**{"prompts": ["a"], "rewards": {"grey": grey}, **changes})
+        EvaluationPlan(**{"prompts": ["a"], "rewards": {"grey": grey}, **changes})

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import mmalign as mm
-from mmalign.training.feedback import ask, feedback, measure
+from mmalign.training.feedback import ask, feedback_on, measure
 from mmalign.types import Rollout, UserError
 
 OUTPUTS, PROMPTS = torch.tensor([[0.0], [1.0], [2.0]]), ["a", "a", "b"]
@@ -83,20 +83,20 @@ def test_metrics_are_numbers_by_their_own_names() -> None:
 
 def test_the_scalar_is_the_weighted_sum_and_parts_stay_apart() -> None:
     rewards = {"a": lambda o, p: o[:, 0], "b": lambda o, p: torch.ones(3), "c": lambda o, p: {"x": -o[:, 0]}}
-    said = feedback(rewards, rollout(), combine=mm.combinations.weighted_sum(weights={"a": 2.0, "b": 1.0, "c/x": 0.5}))
+    said = feedback_on(rewards, rollout(), combine=mm.combinations.weighted_sum(weights={"a": 2.0, "b": 1.0, "c/x": 0.5}))
     assert said.rewards.tolist() == [1.0, 2.5, 4.0] and list(said.parts) == ["a", "b", "c/x"]
     assert said.group.tolist() == [0, 0, 1] and said.lengths is not None and said.lengths.tolist() == [2, 1, 2]
-    assert feedback(rewards, rollout()).rewards.tolist() == [1.0, 1.0, 1.0]  # their sum
+    assert feedback_on(rewards, rollout()).rewards.tolist() == [1.0, 1.0, 1.0]  # their sum
     with pytest.raises(UserError, match=r"weighted_sum\.weights: got 'c', takes rewards that are there: a, b, c/x"):
-        feedback(rewards, rollout(), combine=mm.combinations.weighted_sum(weights={"c": 1.0}))
+        feedback_on(rewards, rollout(), combine=mm.combinations.weighted_sum(weights={"c": 1.0}))
 
 
 def test_missing_scores_stop_or_are_left_missing() -> None:
     rewards = {"a": lambda o, p: torch.tensor([1.0, torch.nan, 3.0]), "b": lambda o, p: torch.tensor([torch.nan, 1.0, 1.0])}
     with pytest.raises(UserError, match=r"reward a: 1 of 3 scores are NaN \(batch.missing: drop goes on without those rows\)"):
-        feedback(rewards, rollout())
-    assert feedback(rewards, rollout(), missing="drop").rewards.isnan().tolist() == [True, True, False]
-    said = feedback(rewards, rollout(), missing="drop", combine=mm.combinations.weighted_sum(weights={"a": 1.0}))
+        feedback_on(rewards, rollout())
+    assert feedback_on(rewards, rollout(), missing="drop").rewards.isnan().tolist() == [True, True, False]
+    said = feedback_on(rewards, rollout(), missing="drop", combine=mm.combinations.weighted_sum(weights={"a": 1.0}))
     assert said.rewards.isnan().tolist() == [False, True, False] and said.rewards[2] == 3.0
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mmalign.conversations import without_media
-from mmalign.training.evaluation import Exam, evaluate
+from mmalign.training.evaluation import EvaluationPlan, evaluate
 from mmalign.training.image_dependence import image_dependence
 from mmalign.types import Rollout, Steps, UserError
 
@@ -68,13 +68,13 @@ def test_the_question_stands_alone():
 
 
 def test_as_part_of_an_evaluation():
-    found = evaluate(Looker(), Exam([question(IMAGE)] * 3, {}, samples=1, blind=True)).metrics
+    found = evaluate(Looker(), EvaluationPlan([question(IMAGE)] * 3, {}, samples=1, blind=True)).metrics
     assert found["image_dependence"] == 0.75 and found["image_dependence_se"] == 0.0 and found["image_dependence_missing"] == 1
-    assert "image_dependence" not in evaluate(Looker(), Exam([question(IMAGE)], {}, samples=1)).metrics
+    assert "image_dependence" not in evaluate(Looker(), EvaluationPlan([question(IMAGE)], {}, samples=1)).metrics
 
     class Painter(Looker):
         def generate(self, prompts, seeds, **call):
             return torch.zeros(len(prompts), 3, 4, 4)
 
     with pytest.raises(UserError, match="does not answer in words"):
-        evaluate(Painter(), Exam(["a"], {}, samples=1, blind=True))
+        evaluate(Painter(), EvaluationPlan(["a"], {}, samples=1, blind=True))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from math import nan
 
-from mmalign.training.evaluation import Exam
+from mmalign.training.evaluation import EvaluationPlan
 from mmalign.training.journal import best_of, summarise
 
 
@@ -23,7 +23,7 @@ def state(**more: object) -> dict[str, object]:
 
 
 def test_a_summary_is_before_and_after_and_what_it_cost() -> None:
-    found = summarise(state(), seed=3, status="interrupted", exam=Exam(["a"], {"r": len}, {"j": len}))
+    found = summarise(state(), seed=3, status="interrupted", plan=EvaluationPlan(["a"], {"r": len}, {"j": len}))
     assert found == {
         "seed": 3, "status": "interrupted", "steps": 12, "rewards": ["r"], "judges": ["j"],
         "r_before": 0.1, "r_se_before": 0.01, "spread_ratio_before": 1.0, "r_after": 0.6, "r_se_after": 0.03, "spread_ratio_after": 0.8,
@@ -32,5 +32,5 @@ def test_a_summary_is_before_and_after_and_what_it_cost() -> None:
 
 
 def test_a_run_that_kept_its_best_reports_that() -> None:
-    found = summarise(state(best_step=5), seed=3, status="stopped early", exam=Exam(["a"], {"r": len}))
+    found = summarise(state(best_step=5), seed=3, status="stopped early", plan=EvaluationPlan(["a"], {"r": len}))
     assert (found["r_after"], found["kl"], found["spread_ratio"], found["best_step"]) == (0.7, 2.0, 0.9, 5)

@@ -97,7 +97,7 @@ def policy_for() -> Callable[[Method, str], Any]:
 def steps_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """No page, no evaluations and no checkpoints, which are tested elsewhere."""
     monkeypatch.setattr("mmalign.recipes._run.build", lambda path: path)
-    monkeypatch.setattr(journal, "evaluate", lambda policy, exam, **how: Results({}, None))
+    monkeypatch.setattr(journal, "evaluate", lambda policy, plan, **how: Results({}, None))
     monkeypatch.setattr(journal.Journal, "_save", lambda self: None)
 
 

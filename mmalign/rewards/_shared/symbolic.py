@@ -44,13 +44,13 @@ class Comparer:
         if not different:
             return []
         with self._lock:
-            verdicts = dict(zip(different, self._asked(different), strict=True))
+            verdicts = dict(zip(different, self._verdicts(different), strict=True))
         if unknown := [pair for pair, verdict in verdicts.items() if verdict is None]:
             text = f"{self.owner}: comparing {len(unknown)} answers took more than {self.seconds:g} s, or failed; they count as wrong"
             warnings.warn(f"{text}: {unknown[0][1][:80]!r} with {unknown[0][0][:80]!r}", stacklevel=2)
         return [bool(verdicts[pair]) for pair in pairs]
 
-    def _asked(self, pairs: Sequence[Pair]) -> list[bool | None]:
+    def _verdicts(self, pairs: Sequence[Pair]) -> list[bool | None]:
         process = self._started()
         assert process.stdin is not None and process.stdout is not None
         try:

@@ -172,7 +172,7 @@ def digit_scenes_prompts(*, split: Split = "train", count: Count = 256, offset: 
     prompts = []
     for number in range(offset, offset + count):
         path = scene_file(split, number)
-        request = REQUEST if ask == "caption" else question(_asked(digits_in(path), ask, number))
+        request = REQUEST if ask == "caption" else question(_digit_in_question(digits_in(path), ask, number))
         prompts.append(conversation(path, request))
     return prompts
 
@@ -182,7 +182,7 @@ def conversation(path: str, request: str) -> list[dict[str, Any]]:
     return [{"role": "user", "content": [{"type": "image", "path": path}, {"type": "text", "text": request}]}]
 
 
-def _asked(digits: tuple[int, ...], ask: Ask, number: int) -> int:
+def _digit_in_question(digits: tuple[int, ...], ask: Ask, number: int) -> int:
     """The digit that scene ``number`` is asked for: one that is there where it is even, else an absent one."""
     rng = torch.Generator().manual_seed(number)
     absent = [digit for digit in range(10) if digit not in digits]
