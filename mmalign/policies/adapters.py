@@ -20,7 +20,7 @@ from mmalign.types import UserError
 
 ATTENTION = (
     "to_q", "to_k", "to_v", "to_out", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out", "q_proj", "k_proj",
-    "v_proj", "o_proj", "out_proj",
+    "v_proj", "o_proj", "out_proj", "qkv_proj", "query_key_value", "attention.dense", "self_attention.dense", "c_attn", "attn.c_proj",
 )  # fmt: skip
 ADAPTER = "default"  # what peft calls the adapter that add_lora injects
 
@@ -61,20 +61,16 @@ def planned(module: nn.Module, lora: Lora, key: str, *, among: set[str] | None =
         alpha = lora.rank if lora.alpha is None else lora.alpha
         return dict.fromkeys(lora_targets(module, lora.targets, f"{key}.targets", among=among), Layer(lora.rank, alpha, lora))
     stored = weights.read(weights.existing(lora.from_, f"{key}.from"), f"{key}.from")
-    linear = {
-        name: layer
-        for name, layer in module.named_modules()
-        if isinstance(layer, nn.Linear) and (among is None or f"{name}.weight" in among)
-    }
+    linear = linear_layers(module, among=among)
     left, layers = dict(stored.tensors), dict[str, Layer]()
     for place, scale in stored.scales.items():
         name = next((name for name in weights.plain({place: 1}) if name in linear), None)
         down, up = (_key(left, f"{place}.{side}") for side in ("lora_A", "lora_B"))
         if name is None or not up:
             continue
-        pair, base = (left[down], left[up]), linear[name]
-        rank = len(pair[0])
-        if pair[0].shape[1:] == (base.in_features,) and pair[1].shape == (base.out_features, rank):
+        pair = left[down], left[up]
+        rank, (width, out) = len(pair[0]), linear[name]
+        if pair[0].shape[1:] == (width,) and pair[1].shape == (out, rank):
             layers[name] = Layer(rank, scale * rank, lora, pair)
             del left[down], left[up]
     if left:
@@ -89,14 +85,38 @@ def _key(tensors: Mapping[str, Tensor], half: str) -> str:
     return next((key for key in (f"{half}.weight", f"{half}.{ADAPTER}.weight") if key in tensors), "")
 
 
+def linear_layers(module: nn.Module, *, among: set[str] | None = None) -> dict[str, tuple[int, int]]:
+    """Layers that multiply by a matrix: their widths, in and out, by name. among: as of ``planned``.
+
+    transformers' ``Conv1D``, of which GPT-2 is made, is one too. It holds its matrix as ``[in, out]``; A and B are as everywhere.
+    """
+    from transformers.pytorch_utils import Conv1D
+
+    widths = dict[str, tuple[int, int]]()
+    for name, layer in module.named_modules():
+        if among is not None and f"{name}.weight" not in among:
+            continue
+        if isinstance(layer, nn.Linear):
+            widths[name] = layer.in_features, layer.out_features
+        elif isinstance(layer, Conv1D):
+            widths[name] = layer.nx, layer.nf
+    return widths
+
+
+def _transposed(layers: Mapping[str, nn.Module]) -> bool:
+    """Whether some layer holds its matrix as ``[in, out]``, which peft is told by ``fan_in_fan_out``."""
+    from transformers.pytorch_utils import Conv1D
+
+    return any(isinstance(layer, Conv1D) for layer in layers.values())
+
+
 def lora_targets(module: nn.Module, targets: str | list[str] | None, key: str, *, among: set[str] | None = None) -> list[str]:
     """Linear layers that LoRA goes into, by name. among: names of weights, where others are not to be touched.
 
     targets: as in ``Lora``. Errors: UserError where none matches, by the config's ``key``.
     """
     last = module.get_output_embeddings() if isinstance(module, Speaking) and targets == "all-linear" else None
-    linear = [name for name, layer in module.named_modules() if isinstance(layer, nn.Linear) and layer is not last]
-    linear = [name for name in linear if among is None or f"{name}.weight" in among]
+    linear = [name for name in linear_layers(module, among=among) if module.get_submodule(name) is not last]
     endings = [targets] if isinstance(targets, str) and targets != "all-linear" else ATTENTION if targets is None else targets
     matching = linear if endings == "all-linear" else [name for name in linear if any(name == w or name.endswith(f".{w}") for w in endings)]
     if not matching:
@@ -112,7 +132,8 @@ def inject(module: nn.Module, layers: Mapping[str, Layer]) -> None:
 
     first = next(iter(layers.values()))
     ranks, alphas = {name: layer.rank for name, layer in layers.items()}, {name: layer.alpha for name, layer in layers.items()}
-    config = _config(ranks, alphas, lora_dropout=first.lora.dropout, init_lora_weights=True)
+    turned = _transposed({name: module.get_submodule(name) for name in layers})
+    config = _config(ranks, alphas, lora_dropout=first.lora.dropout, init_lora_weights=True, fan_in_fan_out=turned)
     with torch.random.fork_rng():
         torch.manual_seed(first.lora.seed)
         inject_adapter_in_model(config, module)
@@ -170,7 +191,7 @@ def adapter(module: nn.Module, *, folded: bool = False) -> tuple[dict[str, Tenso
     if folded:
         weights |= {key: weights[key] * layer.scaling[ADAPTER] for name, layer in layers.items() for key in (f"{name}.lora_B.weight",)}
     alphas = ranks if folded else {name: layer.lora_alpha[ADAPTER] for name, layer in layers.items()}
-    return weights, _config(ranks, alphas)
+    return weights, _config(ranks, alphas, fan_in_fan_out=_transposed({name: layer.get_base_layer() for name, layer in layers.items()}))
 
 
 def _config(ranks: Mapping[str, int], alphas: Mapping[str, float], **more: Any) -> Any:

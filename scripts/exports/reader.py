@@ -103,7 +103,8 @@ def parts(pipe: Any) -> Iterator[tuple[str, nn.Module]]:
 def in_place(part: str, module: nn.Module) -> Deltas:
     """What the adapters in a module add to its layers, by the layers' own scale."""
     layers = {name.removeprefix("base_model.model."): layer for name, layer in module.named_modules() if isinstance(layer, LoraLayer)}
-    return {f"{part}|{name}": layer.get_delta_weight(layer.active_adapters[0]).double() for name, layer in layers.items()}
+    deltas = {name: (layer.get_delta_weight(layer.active_adapters[0]).double(), layer.fan_in_fan_out) for name, layer in layers.items()}
+    return {f"{part}|{name}": delta.T if turned else delta for name, (delta, turned) in deltas.items()}  # GPT-2's are [in, out]
 
 
 def products(file: Path) -> Deltas:

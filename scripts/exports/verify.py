@@ -1,6 +1,6 @@
 """A LoRA of many models, trained for two steps, exported, and read in a clean process by those who have never heard of mmalign.
 
-python scripts/exports/verify.py                  # 13 pipelines, 5 language models and one that sees
+python scripts/exports/verify.py                  # 13 pipelines, 7 language models and two that see
 python scripts/exports/verify.py "Flux*" Llama    # some of them, by the beginnings or patterns of their names
 python scripts/exports/verify.py --keep FOLDER    # what was written stays
 
@@ -42,7 +42,15 @@ PIPELINES = (
     "PixArtSigmaPipeline", "QwenImagePipeline", "WanPipeline", "LTXPipeline", "CogVideoXPipeline", "HunyuanVideoPipeline",
     "AudioLDM2Pipeline", "StableAudioPipeline",
 )  # fmt: skip
-LANGUAGE = ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "GemmaForCausalLM", "MistralForCausalLM", "GPTNeoXForCausalLM")
+LANGUAGE = (
+    "LlamaForCausalLM",
+    "Qwen2ForCausalLM",
+    "Qwen3ForCausalLM",
+    "GemmaForCausalLM",
+    "MistralForCausalLM",
+    "GPTNeoXForCausalLM",
+    "GPT2LMHeadModel",
+)
 SEEING = ("LlavaForConditionalGeneration", "Qwen2VLForConditionalGeneration")
 LORA = mm.Lora(rank=2, alpha=5)  # another scale than 1, which a reader has to find in the tensors
 

@@ -22,7 +22,7 @@ from mmalign.types import UserError
 ASKED, ANSWER, SYSTEM = "What is red?", "A fox.", "Be brief."
 THOUGHT = "<think>\nFoxes are.\n</think>\n\nA fox."
 SHOWN = 12  # names of tokens in a row
-ENDINGS = ("ForCausalLM", "ForConditionalGeneration")
+ENDINGS = (*texts.CAUSAL, "ForConditionalGeneration")
 
 
 def is_language(model: str) -> bool:

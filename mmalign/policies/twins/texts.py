@@ -21,9 +21,11 @@ FAMILIES = {
     },
     "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM", "llama": "LlamaForCausalLM", "smollm2": "LlamaForCausalLM",
     "mistral": "MistralForCausalLM", "gemma-2": "Gemma2ForCausalLM", "phi-3": "Phi3ForCausalLM", "olmo-2": "Olmo2ForCausalLM",
+    "gpt2": "GPT2LMHeadModel",
 }  # fmt: skip
 """How a hub id's last part begins, in small letters -> its class, where neither its folder nor ``--kind`` tells it."""
 CONTEXT, COMPLETION, RANK, ROWS = 4096, 16, 4, 4  # at most
+CAUSAL = ("ForCausalLM", "LMHeadModel")  # how transformers' classes of causal language models end
 TEMPLATE = (
     "{% for turn in messages %}<|im_start|>{{ turn['role'] }}\n{{ turn['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -62,8 +64,8 @@ def tiny(kind: str) -> tuple[Any, Any]:
     import transformers as library
 
     home = getattr(library, kind, None)
-    if home is None or not kind.endswith("ForCausalLM"):
-        raise UserError(f"policy.model: got {kind!r}, which transformers {library.__version__} does not have as a ...ForCausalLM")
+    if home is None or not kind.endswith(CAUSAL):
+        raise UserError(f"policy.model: got {kind!r}, which transformers {library.__version__} does not have as a causal language model")
     words = bytes_tokenizer()
     sizes = {
         "vocab_size": len(words), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
