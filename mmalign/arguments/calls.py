@@ -106,11 +106,8 @@ def _leaf(path: str, value: Any, parameter: signatures.Parameter) -> Any:
     """A plain value as it was given, if it fits."""
     from mmalign.types import UserError
 
-    if _is_plain(value):
-        try:
-            signatures.fit(value, parameter)
-        except signatures.Unfit as error:
-            raise UserError(f"{path}: {error}") from None
+    if _is_plain(value) and (mistake := signatures.fit(value, parameter).mistake):
+        raise UserError(f"{path}: {mistake}")
     wanted = parameter.annotation
     if _is_plain(value) and isinstance(wanted, type) and wanted is not object and not signatures.plain(wanted) and _is_made(wanted):
         raise UserError(f"{path}: got {value!r}, takes what a function that gives {wanted.__name__} made (`mmalign list`)")

@@ -73,12 +73,13 @@ class Parameter(NamedTuple):
     of_prompts: OfPrompts | None = None
 
 
-class Unfit(ValueError):
-    """A value that a parameter does not take, in words: ``got 'x', takes int``."""
+class Fit(NamedTuple):
+    """A value as a parameter has it. mistake: what is wrong with it, ``got 'x', takes int``; empty where it fits. in_kind: whether it is of
+    the right kind, and wrong by its number alone (``got 0, takes 1 or more``)."""
 
-
-class OutOfRange(Unfit):
-    """A number of the right kind that is none of those that it may be: ``got 0, takes 1 or more``."""
+    value: Any
+    mistake: str = ""
+    in_kind: bool = True
 
 
 def parameters(function: Callable[..., Any]) -> tuple[dict[str, Parameter], bool]:
@@ -165,17 +166,15 @@ def _read_otherwise(value: Any, parameter: Parameter, record: type, path: str, r
     if other is None:
         reader.errors.append(f"{path}: got {value!r}, takes a mapping of {', '.join(parameters(record)[0])}")
         return value
-    if value is not None and plain(other):
-        try:
-            return fit(value, parameter._replace(annotation=other))
-        except OutOfRange as error:
-            reader.errors.append(f"{path}: {error}")
-            return value
-        except Unfit:
-            takes = show(other).replace("null or ", "").replace(" or null", "")
-            near = f"{takes}, or a mapping" if takes != "null" else "a mapping"
-            reader.errors.append(f"{path}: got {value!r}, takes {near} of {', '.join(parameters(record)[0])}")
-    return value
+    if value is None or not plain(other):
+        return value
+    fitted, mistake, in_kind = fit(value, parameter._replace(annotation=other))
+    if not in_kind:
+        takes = show(other).replace("null or ", "").replace(" or null", "")
+        near = f"{takes}, or a mapping" if takes != "null" else "a mapping"
+        mistake = f"got {value!r}, takes {near} of {', '.join(parameters(record)[0])}"
+    reader.errors.extend([f"{path}: {mistake}"] if mistake else [])
+    return fitted
 
 
 def _read_record(value: Mapping[str, Any], record: type, path: str, reader: Reader) -> Any:
@@ -208,11 +207,9 @@ def record(kind: type, value: Any, path: str) -> Any:
     from mmalign.types import UserError
 
     def leaf(place: str, item: Any, parameter: Parameter) -> Any:
-        try:
-            return fit(item, parameter)
-        except Unfit as error:
-            reader.errors.append(f"{place}: {error}")
-        return item
+        fitted, mistake, _ = fit(item, parameter)
+        reader.errors.extend([f"{place}: {mistake}"] if mistake else [])
+        return fitted
 
     reader = Reader(leaf, lambda made, arguments, place: make(made, arguments), [])
     settings = read(value, Parameter(path, kind, True), path, reader)
@@ -288,38 +285,34 @@ def may_be_plain(value: Any, annotation: Any) -> bool:
             return True
         if isinstance(value, Mapping) and "use" in value:
             return True
-        try:
-            if plain(part):
-                convert(value, part)
-                return True
-        except ValueError:
-            continue
+        if plain(part) and fit(value, Parameter("", part, True)).in_kind:
+            return True
     return False
 
 
-def fit(value: Any, parameter: Parameter) -> Any:
-    """A value as a parameter's annotation has it, where that is plain data, and in its range.
+def fit(value: Any, parameter: Parameter) -> Fit:
+    """A value as a parameter's annotation has it, where that is plain data, and in its range; or as it was, and what is wrong with it.
 
-    Errors: Unfit where text should be a number, a float an int, or a boolean either; OutOfRange for numbers that are not taken, for NaN
-    and for what no machine's number holds.
+    Wrong are text for a number, a float for an int, a boolean for either; numbers that are not taken, NaN, and what no machine's number
+    holds.
     """
     fitted = value
     if plain(parameter.annotation):
         try:
             fitted = convert(value, parameter.annotation)
         except ValueError:
-            raise Unfit(f"got {shown(value)}, takes {show(parameter.annotation)}") from None
+            return Fit(value, f"got {shown(value)}, takes {show(parameter.annotation)}", in_kind=False)
         if _of_numbers(parameter.annotation) and outside_of(value, parameter.within):
             allowed = "a number of 64 bits" if parameter.within is None else parameter.within.takes(value)
-            raise OutOfRange(f"got {shown(list(fitted) if isinstance(fitted, tuple) else fitted)}, takes {allowed}")
+            return Fit(value, f"got {shown(list(fitted) if isinstance(fitted, tuple) else fitted)}, takes {allowed}")
     if parameter.name == "device" and isinstance(value, str):
         import torch
 
         try:
             torch.device(value)
         except RuntimeError:
-            raise OutOfRange(f"got {shown(value)}, takes a device of torch: cpu, cuda, cuda:1, mps, ...") from None
-    return fitted
+            return Fit(value, f"got {shown(value)}, takes a device of torch: cpu, cuda, cuda:1, mps, ...")
+    return Fit(fitted)
 
 
 def _of_numbers(annotation: Any) -> bool:

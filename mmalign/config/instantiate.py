@@ -221,7 +221,8 @@ def _as_others_do(function: Callable[..., Any], arguments: dict[str, Any], path:
 def _plan_argument(path: str, value: Any, planned: Any, parameter: signatures.Parameter, errors: list[str]) -> Any:
     """The argument as the function will get it, of the annotated type where that is plain data."""
     if parameter.annotation in (Any, object) or not signatures.plain(parameter.annotation):
-        errors.extend(list(_not_nodes(path, parameter, value)) or _unfit(path, value, parameter))
+        mistake = signatures.fit(value, parameter).mistake
+        errors.extend(list(_not_nodes(path, parameter, value)) or ([f"{path}: {mistake}"] if mistake else []))
         return planned
     if _holds_node(value):
         if signatures.scalar(parameter.annotation) or (parameter.name not in ROOMS and signatures.data_alone(parameter.annotation)):
@@ -231,20 +232,9 @@ def _plan_argument(path: str, value: Any, planned: Any, parameter: signatures.Pa
         return planned
     if signatures.is_file(parameter) and isinstance(value, str):
         value = _existing(path, value, errors)
-    try:
-        return signatures.fit(value, parameter)
-    except signatures.Unfit as error:
-        errors.append(f"{path}: {error}")
-        return value
-
-
-def _unfit(path: str, value: Any, parameter: signatures.Parameter) -> list[str]:
-    """What is wrong with plain data where an object may stand as well."""
-    try:
-        signatures.fit(value, parameter)
-    except signatures.Unfit as error:
-        return [f"{path}: {error}"]
-    return []
+    fitted, mistake, _ = signatures.fit(value, parameter)
+    errors.extend([f"{path}: {mistake}"] if mistake else [])
+    return fitted
 
 
 def _look_up(name: Any, path: str, rooms: tuple[str, ...], review: Review) -> Callable[..., Any]:
