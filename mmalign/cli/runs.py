@@ -190,7 +190,7 @@ def _train(node: dict[str, Any], *, resume: bool = False) -> Path | None:
 
     A config of a command, such as ``calibrate``, makes no run: what it made is said, and None returned.
     A run that a signal ended exits as the signal would have it: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP; one that learned
-    nothing, or stopped learning, with 1.
+    nothing, stopped learning, or had too many numbers that are not finite, with 1.
     """
     from mmalign.config import build
     from mmalign.distributed.team import joined
@@ -212,7 +212,7 @@ def _train(node: dict[str, Any], *, resume: bool = False) -> Path | None:
     team.tell("told")  # a launcher ends all processes with the first that does not end with 0
     if isinstance(run, Run) and (name := run.summary.get("interrupted_by")):
         raise typer.Exit(128 + signal.Signals[name])
-    if isinstance(run, Run) and run.summary.get("status") in ("learned nothing", "stopped learning"):
+    if isinstance(run, Run) and run.summary.get("status") in ("learned nothing", "stopped learning", "not finite"):
         raise typer.Exit(1)
     return page
 

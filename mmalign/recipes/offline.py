@@ -111,7 +111,7 @@ def offline(  # one argument for each thing that a run is made of
         first = _encoded(policy, method, source.stream(seed=run.seed), batch.records, lambda: stream(run.seed, 0, "encode"), {})[0]
     stored.load(policy, references or {}, runs=run.folder, method=method, examples=_distinct([record.prompt for record in first]))
     team = team_for(batch.records, "batch.records")
-    learner = Learner(policy, method, optimizer, steps=steps, moving=references, team=team)
+    learner = Learner(policy, method, optimizer, steps=steps, moving=references, team=team, non_finite=run.non_finite)
     plan = evaluation_plan(evaluation, prompts=_distinct([record.prompt for record in first])[:16], rewards=rewards or {})
     journal = Journal(learner, plan, run, steps=steps, resume=resume, stop=evaluation.stop)
 

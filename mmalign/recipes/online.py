@@ -116,7 +116,7 @@ def online(  # one argument for each thing that a run is made of
     first = coming.first(16)
     refuse_unusable(policy, evaluation.prompts)
     stored.load(policy, references or {}, runs=run.folder, method=method, examples=contents(first))
-    learner = Learner(policy, method, optimizer, steps=steps, moving=references, team=team)
+    learner = Learner(policy, method, optimizer, steps=steps, moving=references, team=team, non_finite=run.non_finite)
     plan = evaluation_plan(evaluation, prompts=first, rewards=rewards)
     states = {"combine": getattr(combine, "state", None)}
     journal = Journal(learner, plan, run, steps=steps, resume=resume, stop=evaluation.stop, states=states, prompts=prompts)

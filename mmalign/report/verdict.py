@@ -41,6 +41,8 @@ def state(run: RunData) -> str:
 
 def _dead(run: RunData) -> str:
     dead = run.summary.get("dead_steps")
+    if run.summary.get("status") == "not finite":
+        return f"it was ended, since numbers were not finite: {run.summary.get('not_finite')}"
     if not dead:
         return ""
     ended = {"learned nothing": "it learned nothing: ", "stopped learning": "it stopped learning: "}.get(str(run.summary.get("status")), "")

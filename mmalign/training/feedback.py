@@ -49,16 +49,16 @@ def refuse_columns(functions: Functions, there: Iterable[str], *, kind: str) -> 
 
 
 def _scores(
-    rewards: Functions, outputs: Any, prompts: list[str], columns: Columns, *, kind: str = "reward"
+    rewards: Functions, outputs: Any, prompts: list[str], columns: Columns, *, kind: str = "reward", drop: bool = False
 ) -> tuple[dict[str, Tensor], dict[str, Parts]]:
-    """Every reward's answer ``[B]`` by name, and the scores of parts of those that gave such."""
+    """Every reward's answer ``[B]`` by name, and the scores of parts of those that gave such. drop: infinite ones become NaN."""
     scores, parted = dict[str, Tensor](), dict[str, Parts]()
     for name, reward in rewards.items():
         answer = _answer(kind, name, reward, outputs, prompts, columns)
         parts = {f"{name}/{part}": value for part, value in answer.items()} if isinstance(answer, Mapping) else {name: answer}
         parted.update({part: dense.checked(f"{kind} {part}", value, outputs) for part, value in parts.items() if dense.is_parts(value)})
         for part, value in parts.items():
-            scores[part] = dense.totals(parted[part]) if part in parted else _checked(f"{kind} {part}", value, len(prompts))
+            scores[part] = dense.totals(parted[part]) if part in parted else _checked(f"{kind} {part}", value, len(prompts), drop=drop)
     return scores, parted
 
 
@@ -88,11 +88,11 @@ def feedback_on(
 
     combine: ``(parts {name: [B]}, group [B], prompts, learn=True) -> [B]`` in place of their sum; its state takes the rollout in.
 
-    missing: ``stop`` refuses NaN with UserError; ``drop`` leaves it, and the row without a signal. Scores of parts of an output count by
-    their sum, and stand in ``tables[REWARDS]``, times the ``weights`` of a combination that has such, at the steps that wrote those
-    parts. oracle: asked ``(outputs, prompts, group)`` for win probabilities ``[B, B]``.
+    missing: ``stop`` refuses NaN with UserError; ``drop`` leaves it, and the row without a signal, and takes an infinite score for NaN.
+    Scores of parts of an output count by their sum, and stand in ``tables[REWARDS]``, times the ``weights`` of a combination that has
+    such, at the steps that wrote those parts. oracle: asked ``(outputs, prompts, group)`` for win probabilities ``[B, B]``.
     """
-    own, parted = _scores(rewards, rollout.outputs, rollout.prompts, rollout.columns)
+    own, parted = _scores(rewards, rollout.outputs, rollout.prompts, rollout.columns, drop=missing == "drop")
     parts, group = of_all.scores(team, own, len(rollout)), team.rows("group", rollout.group)
     for name, value in parts.items():
         if missing == "stop" and bool(value.isnan().any()):
@@ -134,7 +134,7 @@ def _answer(kind: str, name: str, function: Callable[..., Any], outputs: Any, pr
         raise UserError(f"{kind} {name}: raised {type(error).__name__}: {' '.join(str(error).split())}") from error
 
 
-def _checked(who: str, value: Any, rows: int) -> Tensor:
+def _checked(who: str, value: Any, rows: int, *, drop: bool = False) -> Tensor:
     if not isinstance(value, Tensor):
         if isinstance(value, (list, tuple)):  # None is how other trainers' rewards say that there is no score
             value = [float("nan") if one is None else one for one in value]
@@ -147,6 +147,8 @@ def _checked(who: str, value: Any, rows: int) -> Tensor:
     if tuple(value.shape) != (rows,):
         raise UserError(f"{who}: returned shape {list(value.shape)}, takes [{rows}]: one score for each output")
     value = value.detach().double().cpu()
+    if drop:
+        return value.masked_fill(value.isinf(), torch.nan)
     if bool(value.isinf().any()):
         raise UserError(f"{who}: returned an infinite score; takes finite numbers, and NaN for a missing one")
     return value

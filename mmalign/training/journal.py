@@ -24,7 +24,7 @@ from mmalign.runs.broken import Broken
 from mmalign.runs.folder import RunFolder, opened
 from mmalign.runs.log import Log, Phase
 from mmalign.runs.progress import Interrupt, Progress, clock
-from mmalign.training import dead_steps
+from mmalign.training import dead_steps, not_finite
 from mmalign.training.evaluation import EvaluationPlan, evaluate
 from mmalign.training.learner import Learner
 from mmalign.training.recovery import Snapshot, out_of_memory, snapshot
@@ -36,11 +36,15 @@ MAY_DIFFER = (
     "run.folder",
     "batch.micro_rows",
     "batch.micro_steps",
+    "batch.missing",
+    "run.dead_steps",
+    "run.non_finite",
+    "run.non_finite_steps",
     "policy.memory.*",
     "policy.of.memory.*",
     "references.*.memory.*",
 )
-"""What a resumed run may have another of: these change no number but by rounding."""
+"""What a resumed run may have another of: these change no number but by rounding, or say what becomes of steps that failed."""
 
 
 class Ended(NamedTuple):
@@ -210,10 +214,12 @@ class Journal:
         step = self.state["step"] + 1
         unmoved = not row.get("updates", 1.0)  # then the KL is what it was; without a measurement of a step that moved it is not known
         interrupted = self._interrupted()
+        row = {**row, **self.learner.non_finite.row()}
         self._write(step, "train", row)
         self.state.update(step=step, kl=row.get("kl", self.state["kl"] if unmoved else math.nan))
         self.state["train_seconds"] += time.monotonic() - self._began
         self.progress.update(step, row)
+        self._count_not_finite(step)
         self._count_dead(step, row)
         last = step == self.total
         due = last or step % self.evaluation.every == 0
@@ -245,6 +251,14 @@ class Journal:
         if self.snapshot is not None and self.team.main:
             state = self.snapshot.checkpoint(self.learner)
             checkpoint.save(self.folder.checkpoints, self.snapshot.step, tensors=self.learner.tensors(), state=state)
+
+    def _count_not_finite(self, step: int) -> None:
+        """Says when updates begin to have numbers that are not finite, and ends a run after too many such steps in a row."""
+        if words := self.learner.non_finite.counted(self.state):
+            self.say(f"step {step:>4}  {words}")
+        most = self.settings.non_finite_steps
+        if most is not None and self.state["not_finite_in_a_row"] >= most and step < self.total:
+            self.over = "not finite"
 
     def _count_dead(self, step: int, row: Mapping[str, float]) -> None:
         """Says when steps begin to teach nothing, and ends a run of which none did, or too many in a row."""
@@ -307,6 +321,8 @@ class Journal:
             self.say(f"{self.over} after {self.state['step']} steps, {clock(self.state['train_seconds'])} of training")
             if dead := summary.get("dead_steps"):
                 self.say(f"{dead} of {self.state['step']} steps taught nothing: {summary['dead_because']}")
+            if "not_finite" in summary:
+                self.say(f"{not_finite.in_words(summary)}: {summary['not_finite']} not finite")
             names = [key.removesuffix("_before") for key in summary if key.endswith("_before") and not key.endswith("_se_before")]
             self.say("  ".join(f"{name} {_known(summary[f'{name}_before'])} -> {_known(summary[f'{name}_after'])}" for name in names))
         return Ended(self.folder.path, summary)
@@ -326,7 +342,7 @@ def summarise(state: Mapping[str, Any], *, seed: int, status: str, plan: Evaluat
     return {
         "seed": seed, "status": status, "steps": state["step"], "rewards": list(plan.rewards), "judges": list(plan.judges), **numbers,
         "kl": after["kl"], "train_seconds": round(state["train_seconds"], 2), **state["facts"], **best, **spread,
-        **dead_steps.summed_up(state.get("dead", {})),
+        **dead_steps.summed_up(state.get("dead", {})), **not_finite.summed_up(state.get("not_finite", {})),
     }  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from mmalign.distributed.team import ALONE, Team
 from mmalign.needs import MASK, OLD, REWARDS, refs
 from mmalign.runs import checkpoint
 from mmalign.stacking import joined, stacked
-from mmalign.training import allocator, references
+from mmalign.training import allocator, not_finite, references
 from mmalign.training.experience import Experience
 from mmalign.training.optimizer import flatten_optimizer, restore_optimizer
 from mmalign.training.optimizers import Optimizer
@@ -38,13 +38,15 @@ class Learner:
     """An optimiser over a policy's parameters, with its schedule, clipping by norm, references that move, and a moving average.
 
     steps: of the whole run, over which the learning rate decays. team: the processes of the run, each of which has a learner; they start
-    from the main one's parameters, and stay alike, since the gradient of an update is the sum of what all of them found.
+    from the main one's parameters, and stay alike, since the gradient of an update is the sum of what all of them found. non_finite: what
+    becomes of an update whose numbers are not finite (``training.not_finite``).
     """
 
     def __init__(
         self, policy: Policy, method: Method, optimizer: Optimizer, *, steps: int, moving: Mapping[str, Reference] | None = None,
-        team: Team = ALONE,
+        team: Team = ALONE, non_finite: not_finite.Then = "skip",
     ):  # fmt: skip
+        self.non_finite = not_finite.NotFinite(non_finite)
         self.policy, self.method, self.settings, self.steps, self.team = policy, method, optimizer, steps, team
         team.copy(policy.parameters().values())
         optimizer.refuse_longer(steps)
@@ -66,6 +68,7 @@ class Learner:
 
         Returns what the log should hold of it, see ``references.move``.
         """
+        self.non_finite.begin()
         measured = references.move(self.policy, self.moves, step)
         for move in references.due(self.moves, step):
             if move.moments and move.name != "current":
@@ -86,49 +89,82 @@ class Learner:
         The weights are those of all rows at once, and so is what a method surveys, so the split changes nothing but rounding. Rows
         that a method has to see at once (``unit``) stand side by side. micro_steps: the most live steps of a row in one micro-batch,
         for methods of single cells alone; None: all, and what is kept for the backward pass grows with them. Returns means over what
-        ``Loss.over`` counts (``*_max``: the largest), with ``loss`` and ``grad_norm``. An update whose gradient is not finite is
-        skipped, and counted in ``skipped``; ``live``: 1 where some row had a signal, and the gradient is finite and not 0
-        (``ROUNDING``). step: of training, from 0, for warm-up and decay. At least one row has to be given.
+        ``Loss.over`` counts (``*_max``: the largest), with ``loss`` and ``grad_norm``. An update whose loss or gradient is not finite is
+        skipped, and counted in ``skipped``, unless ``non_finite`` drops the rows that it is of, or raises; ``live``: 1 where some row had a
+        signal, and the gradient is finite and not 0 (``ROUNDING``). step: of training, from 0, for warm-up and decay. At least one row has
+        to be given. Errors: UserError of ``non_finite``; the parameters are as they were then.
         """
+        state = None if self.method.state is None or self.non_finite.then != "drop" else self.method.state.dump()
+        measured, found = self._backward(experiences, micro_rows, micro_steps)
+        if any(any(one) for one in found):
+            rows = sum(len(experience.rows) for experience in experiences)
+            self.non_finite.met(found, rows)
+            if self.non_finite.then == "drop":
+                experiences = [not_finite.without(self.method.unit, *pair) for pair in zip(experiences, found, strict=True)]
+                kept = sum(len(experience.rows) for experience in experiences)
+                self.non_finite.left_out(rows - kept)
+                self.optimizer.zero_grad(set_to_none=True)
+                if state is not None:
+                    self.method.state.load(state)
+                measured, found = self._backward(experiences, micro_rows, micro_steps) if kept else ([], found)
+        self._add_gradients()
+        norm = torch.nn.utils.clip_grad_norm_(list(self.policy.parameters().values()), self.settings.max_norm)
+        whole, finite = not any(any(one) for one in found), bool(norm.isfinite())
+        live = whole and finite and bool(norm > ROUNDING) and not all(experience.silent for experience in experiences)
+        if whole and finite:
+            self._step(step)
+        self.optimizer.zero_grad(set_to_none=True)
+        if not (whole and finite):
+            self.non_finite.left(gradient=whole)
+        total = sum(one.loss for one in measured)
+        skipped = float(not (whole and finite))
+        return {**_pooled(measured), "loss": total, "grad_norm": float(norm), "skipped": skipped, "live": float(live)}
+
+    def _backward(
+        self, experiences: Sequence[Experience], micro_rows: int, micro_steps: int | None
+    ) -> tuple[list[Measured], list[not_finite.Odd]]:
+        """The gradient of this process's micro-batches; what was measured, and the rows that are not finite, of all processes."""
         experiences = [self._surveyed(experience, micro_rows) for experience in experiences]
         masks = [experience.mask for experience in experiences]  # texts of one rollout may be longer than all of another
         weights = self.method.weigh(stacked(masks)).split([len(mask) for mask in masks])
         measured: list[Measured] = []
+        odd: list[not_finite.Odd] = []
         for experience, weight in zip(experiences, weights, strict=True):
-            for steps, signal, part in self._micro_batches(experience, weight, micro_rows, micro_steps):
+            of_one = list[not_finite.Odd]()
+            for steps, signal, part, places in self._micro_batches(experience, weight, micro_rows, micro_steps):
                 values, metrics, over = self.method.loss(steps, signal)
-                loss = (part * values).sum()
+                losses = part * values
+                of_one.append(not_finite.odd(steps, losses, places))
+                loss = losses.sum()
                 if loss.requires_grad or self.team.size == 1:  # of a batch that all processes see, one may hold no row
                     loss.backward()
                 if self.team.main or not self._apart(experience):  # of what all processes see, one tells
                     things = float(steps.mask.sum() if over is None else over)
                     measured.append(Measured(float(loss.detach()), things, {name: float(one) for name, one in metrics.items()}))
-        measured = self._of_all(measured)
-        self._add_gradients()
-        norm = torch.nn.utils.clip_grad_norm_(list(self.policy.parameters().values()), self.settings.max_norm)
-        finite = bool(norm.isfinite())
-        live = finite and bool(norm > ROUNDING) and not all(experience.silent for experience in experiences)
-        if finite:
-            self._step(step)
-        self.optimizer.zero_grad(set_to_none=True)
-        total = sum(one.loss for one in measured)
-        return {**_pooled(measured), "loss": total, "grad_norm": float(norm), "skipped": float(not finite), "live": float(live)}
+            odd.append(not_finite.together(of_one))
+        heard = self.team.tell([measured, odd])
+        told = [not_finite.together(parts) for parts in zip(*(theirs for _, theirs in heard), strict=True)]
+        return [Measured(*one) for part, _ in heard for one in part], told
 
     def _micro_batches(
         self, experience: Experience, weight: Tensor, micro_rows: int, micro_steps: int | None
-    ) -> Iterator[tuple[Steps, Tensor, Tensor]]:
-        """Steps, signal and weights of the rows that this process holds, in parts; of all where those to be seen at once lie apart."""
+    ) -> Iterator[tuple[Steps, Tensor, Tensor, Tensor]]:
+        """Steps, signal and weights of the rows that this process holds, in parts; of all where those to be seen at once lie apart.
+
+        Last, the places ``[R]`` of these rows among those of the experience.
+        """
+        places = torch.arange(len(experience.rows))
         if self._apart(experience):
             live = torch.nonzero(experience.mask.any(0)).flatten()
             if len(live):
-                yield self._steps_of_all(experience, live, self.needs), experience.signal_at(experience.rows, live), weight[:, live]
+                yield self._steps_of_all(experience, live, self.needs), experience.signal_at(experience.rows, live), weight[:, live], places
             return
-        own, weight = experience.own(), weight[experience.here]
+        own, weight, places = experience.own(), weight[experience.here], places[experience.here]
         sizes = micro_sizes(self.method.unit, own.group, micro_rows)
-        for rows, part in zip(own.rows.split(sizes), weight.split(sizes), strict=True):
+        for rows, part, at in zip(own.rows.split(sizes), weight.split(sizes), places.split(sizes), strict=True):
             every = live_columns(own.rollout, rows)  # none: no row, or none with a live cell
             for live in every.split(micro_steps or len(every)) if len(every) else ():
-                yield self.policy.steps(own.rollout, rows, live, needs=self.needs), own.signal_at(rows, live), part[:, live]
+                yield self.policy.steps(own.rollout, rows, live, needs=self.needs), own.signal_at(rows, live), part[:, live], at
 
     def _apart(self, experience: Experience) -> bool:
         """Whether rows that the method has to see at once are held by several processes."""
@@ -144,10 +180,6 @@ class Learner:
         if self.team.size == 1:
             return joined(parts)
         return of_all.steps(self.team, joined(parts) if parts else None, torch.nonzero(here).flatten(), kind=self.policy.kind)
-
-    def _of_all(self, measured: list[Measured]) -> list[Measured]:
-        """What was measured of the micro-batches of all processes."""
-        return [Measured(*one) for part in self.team.tell(measured) for one in part]
 
     def _add_gradients(self) -> None:
         """Makes every gradient the sum over processes; None stays None where no process has one."""

@@ -40,7 +40,7 @@ class Batch(Record):
     prompts, group: prompts of a step, and outputs of each. epochs, updates: passes over a rollout, and updates in each, which take every
     so many rows of all groups. micro_rows, micro_steps: rows, and steps of each row (None: all), in one backward pass; they change the
     memory and not the loss, and only a method that weighs steps one by one takes micro_steps. missing: what NaN rewards do: ``stop`` the
-    run, or ``drop`` their rows. resample: further rollouts where the method drops groups (dynamic sampling).
+    run, or ``drop`` their rows, and those of infinite ones. resample: further rollouts where the method drops groups (dynamic sampling).
 
     Examples:
         >>> mm.Batch(prompts=10, group=12)
@@ -154,7 +154,9 @@ class RunSettings(Record):
 
     name, folder: it is written to ``folder/name``. seed: everything random follows from it. checkpoint_every: steps between checkpoints.
     trackers: where to log besides, in accelerate's words. dead_steps: the run ends after so many steps in a row that taught nothing
-    (gradients of 0 or not finite, rewards without a difference); None: never.
+    (gradients of 0 or not finite, rewards without a difference); None: never. non_finite: what becomes of an update of which the loss,
+    the log-probabilities or the gradient are not finite: ``raise`` ends the run, ``skip`` leaves the update out, ``drop`` makes it of the
+    other rows. non_finite_steps: the run ends after so many steps in a row with such an update; None: never.
     """
 
     name: str = "run"
@@ -163,3 +165,5 @@ class RunSettings(Record):
     checkpoint_every: Steps = 50
     trackers: Sequence[Tracker] = ("tensorboard",)
     dead_steps: Steps | None = 50
+    non_finite: Literal["raise", "skip", "drop"] = "skip"
+    non_finite_steps: Steps | None = 10
