@@ -95,21 +95,21 @@ class Learner:
         to be given. Errors: UserError of ``non_finite``; the parameters are as they were then.
         """
         state = None if self.method.state is None or self.non_finite.then != "drop" else self.method.state.dump()
-        measured, found = self._backward(experiences, micro_rows, micro_steps)
-        if any(any(one) for one in found):
+        measured, odd = self._backward(experiences, micro_rows, micro_steps)
+        if any(any(one) for one in odd):
             rows = sum(len(experience.rows) for experience in experiences)
-            self.non_finite.met(found, rows)
+            self.non_finite.met(odd, rows)
             if self.non_finite.then == "drop":
-                experiences = [not_finite.without(self.method.unit, *pair) for pair in zip(experiences, found, strict=True)]
+                experiences = [not_finite.without(self.method.unit, *pair) for pair in zip(experiences, odd, strict=True)]
                 kept = sum(len(experience.rows) for experience in experiences)
                 self.non_finite.left_out(rows - kept)
                 self.optimizer.zero_grad(set_to_none=True)
                 if state is not None:
                     self.method.state.load(state)
-                measured, found = self._backward(experiences, micro_rows, micro_steps) if kept else ([], found)
+                measured, odd = self._backward(experiences, micro_rows, micro_steps) if kept else ([], odd)
         self._add_gradients()
         norm = torch.nn.utils.clip_grad_norm_(list(self.policy.parameters().values()), self.settings.max_norm)
-        whole, finite = not any(any(one) for one in found), bool(norm.isfinite())
+        whole, finite = not any(any(one) for one in odd), bool(norm.isfinite())
         live = whole and finite and bool(norm > ROUNDING) and not all(experience.silent for experience in experiences)
         if whole and finite:
             self._step(step)
@@ -130,21 +130,21 @@ class Learner:
         measured: list[Measured] = []
         odd: list[not_finite.Odd] = []
         for experience, weight in zip(experiences, weights, strict=True):
-            of_one = list[not_finite.Odd]()
+            odd_parts = list[not_finite.Odd]()
             for steps, signal, part, places in self._micro_batches(experience, weight, micro_rows, micro_steps):
                 values, metrics, over = self.method.loss(steps, signal)
                 losses = part * values
-                of_one.append(not_finite.odd(steps, losses, places))
+                odd_parts.append(not_finite.odd(steps, losses, places))
                 loss = losses.sum()
                 if loss.requires_grad or self.team.size == 1:  # of a batch that all processes see, one may hold no row
                     loss.backward()
                 if self.team.main or not self._apart(experience):  # of what all processes see, one tells
                     things = float(steps.mask.sum() if over is None else over)
                     measured.append(Measured(float(loss.detach()), things, {name: float(one) for name, one in metrics.items()}))
-            odd.append(not_finite.together(of_one))
-        heard = self.team.tell([measured, odd])
-        told = [not_finite.together(parts) for parts in zip(*(theirs for _, theirs in heard), strict=True)]
-        return [Measured(*one) for part, _ in heard for one in part], told
+            odd.append(not_finite.together(odd_parts))
+        processes = self.team.tell([measured, odd])
+        odd_of_all = [not_finite.together(parts) for parts in zip(*(rows for _, rows in processes), strict=True)]
+        return [Measured(*one) for part, _ in processes for one in part], odd_of_all
 
     def _micro_batches(
         self, experience: Experience, weight: Tensor, micro_rows: int, micro_steps: int | None

@@ -34,7 +34,7 @@ def odd(steps: Steps, losses: Tensor, places: Tensor) -> Odd:
 
 
 def together(parts: Sequence[Sequence[Sequence[int]]]) -> Odd:
-    """What several micro-batches, or processes, found of one experience: each row once."""
+    """What several micro-batches, or processes, have of one experience: each row once."""
     log_probs = {place for part in parts for place in part[0]}
     return Odd(sorted(log_probs), sorted({place for part in parts for place in part[1]} - log_probs))
 
@@ -64,9 +64,9 @@ class NotFinite:
         """A step begins."""
         self.what, self.skipped, self.dropped = "", 0, 0
 
-    def met(self, found: Sequence[Odd], rows: int) -> None:
+    def met(self, odd_rows: Sequence[Odd], rows: int) -> None:
         """Rows of an update of so many have such numbers. Errors: UserError where that is to be raised."""
-        counts = {"the log-probabilities": sum(len(one.log_probs) for one in found), "the loss": sum(len(one.loss) for one in found)}
+        counts = {"the log-probabilities": sum(len(one.log_probs) for one in odd_rows), "the loss": sum(len(one.loss) for one in odd_rows)}
         self._say(" and ".join(f"{name} of {count} of {rows} rows" for name, count in counts.items() if count))
 
     def left_out(self, rows: int) -> None:
