@@ -9,10 +9,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
+import click
 import typer
+from typer.core import TyperCommand
 
 from mmalign import __version__
 from mmalign.arguments.environment import masked
+
+WORDS = "mmalign.words"
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -50,6 +54,17 @@ Config = Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, or a
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="key.sub=value", help="Changes to the config.")]
 Trust = Annotated[bool, typer.Option("--trust", help="Import and run what its config names outside of mmalign.")]
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="The folder of a run, or its name under runs/.", autocompletion=_runs)]
+Processes = Annotated[str, typer.Option(metavar="N", help="Processes of this machine, one for each GPU; torchrun for several machines.")]
+TOGETHER = ("train", "eval", "sample")
+"""Commands that several processes carry out as one."""
+
+
+class Shared(TyperCommand):
+    """A command that several processes carry out: it keeps its words, with which ``several`` starts it again."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.meta[WORDS] = list(args)
+        return super().parse_args(ctx, args)
 
 
 def _show_version(wanted: bool) -> None:
@@ -66,11 +81,41 @@ def settings(
 ) -> None:
     """Alignment of generative models: image, video, text and vision-language."""
     context.obj = debug
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and context.invoked_subcommand != "train":
-        if os.environ.get("RANK", "0") == "0":
-            count = f"a launcher has started {os.environ['WORLD_SIZE']} processes (WORLD_SIZE)"
-            typer.echo(f"{context.invoked_subcommand}: {count}, and this command runs in one; takes no launcher", err=True)
+    if os.environ.get("WORLD_SIZE", "1") != "1" and context.invoked_subcommand not in TOGETHER:
+        count = f"a launcher has started {os.environ['WORLD_SIZE']} processes (WORLD_SIZE)"
+        echo(f"{context.invoked_subcommand}: {count}, and this command runs in one; takes no launcher", err=True)
         raise typer.Exit(2)
+    if "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_PORT" in os.environ and "WORLD_SIZE" not in os.environ:
+        takes = "takes accelerate launch --multi_gpu --num_processes N, also where there is no GPU, or --processes N without a launcher"
+        echo(f"accelerate launch: was asked for several processes (MASTER_PORT) and has started one (no WORLD_SIZE); {takes}", err=True)
+        raise typer.Exit(2)
+
+
+def echo(line: str, *, err: bool = False) -> None:
+    """A line of the main process; the others are silent."""
+    if os.environ.get("RANK", "0") == "0":
+        typer.echo(line, err=err)
+
+
+def several(context: typer.Context, processes: str) -> None:
+    """Starts this command again in so many processes, and ends with what they end with; goes on where that is one.
+
+    Errors: UserError for what is no number of processes, and what ``launch`` refuses.
+    """
+    if processes == "1":
+        return
+    from mmalign.distributed.launch import launch
+    from mmalign.types import UserError
+
+    if not processes.removeprefix("-").isdecimal():
+        raise UserError(f"--processes: got {processes!r}, takes a number, 1 or more")
+    words, own = list[str](), iter(context.meta[WORDS])
+    for word in own:
+        if word == "--processes":
+            next(own)
+        elif not word.startswith("--processes="):
+            words.append(word)
+    raise typer.Exit(launch([*(["--debug"] if context.obj else []), str(context.info_name), *words], int(processes)))
 
 
 @contextmanager
@@ -81,7 +126,7 @@ def mistakes_as_lines(context: typer.Context) -> Iterator[None]:
     except (typer.Exit, typer.Abort, BrokenPipeError):  # whoever read the lines has seen enough of them
         raise
     except KeyboardInterrupt:
-        typer.echo("interrupted", err=True)
+        echo("interrupted", err=True)
         raise typer.Exit(130) from None
     except Exception as error:
         from mmalign.types import UserError  # imports torch, so only here
@@ -98,7 +143,7 @@ def mistakes_as_lines(context: typer.Context) -> Iterator[None]:
 
 def _said_by_the_main_process(error: Exception) -> bool:
     """Tells the other processes of a run, where there are any, that this one stops; whether the main one has the line to print."""
-    if int(os.environ.get("WORLD_SIZE", "1")) <= 1:
+    if os.environ.get("WORLD_SIZE", "1") == "1":
         return False
     from mmalign.distributed.team import joined
     from mmalign.types import UserError
@@ -116,9 +161,8 @@ def configured(config: str, overrides: list[str] | None) -> dict[str, Any]:
     from mmalign.config import load, outside
 
     node = load(config, overrides or [])
-    names = outside(node) if os.environ.get("RANK", "0") == "0" else []
-    if names:
-        typer.echo(f"{config}: imports code from outside of mmalign: {', '.join(map(str, names))}", err=True)
+    if names := outside(node):
+        echo(f"{config}: imports code from outside of mmalign: {', '.join(map(str, names))}", err=True)
     return node
 
 

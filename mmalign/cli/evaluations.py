@@ -7,14 +7,14 @@ from typing import Annotated, Any
 
 import typer
 
-from mmalign.cli.app import Trust, app, mistakes_as_lines, run_folder
+from mmalign.cli.app import Processes, Shared, Trust, app, echo, mistakes_as_lines, run_folder, several
 
 REVIEW = 2048  # tokens of a judge's review at most
 
 Options = Annotated[list[str] | None, typer.Argument(metavar="key=value", help="Further arguments of the suite, as in its docstring.")]
 
 
-@app.command("eval")
+@app.command("eval", cls=Shared)
 def evaluate(  # the options of a command
     context: typer.Context,
     model: Annotated[str | None, typer.Argument(metavar="RUN_OR_MODEL", help="A run, or a hub id or folder of a model.")] = None,
@@ -32,11 +32,13 @@ def evaluate(  # the options of a command
     judge_model: Annotated[str | None, typer.Option(help="The judge's name on that server.")] = None,
     judge_key_env: Annotated[str | None, typer.Option(help="The environment variable that holds its key.")] = None,
     trust: Trust = False,
+    processes: Processes = "1",
 ) -> None:
     """Measure hallucination with a published benchmark over local files; or ask a run's own judges again."""
     with mistakes_as_lines(context):
         from mmalign.types import UserError
 
+        several(context, processes)
         if model is not None and "=" in model and not Path(model).exists():  # the model was left out
             options = [model, *(options or [])]
             model = None
@@ -55,8 +57,11 @@ def _own(run: Path, samples: int | None, trust: bool) -> None:
     from rich.table import Table
 
     from mmalign.commands._reevaluation import reevaluated
+    from mmalign.distributed.team import joined
 
     results = reevaluated(run, samples=samples, trust=trust)
+    if not joined().main:
+        return
     table = Table("", *results, title=str(run), title_justify="left")
     for name in [name for name in next(iter(results.values())) if not name.endswith("_se")]:
         table.add_row(name, *(_with_error(numbers.get(name), numbers.get(f"{name}_se")) for numbers in results.values()))
@@ -67,6 +72,7 @@ def _suite(  # the options of a command
     name: str, model: str | None, options: list[str], annotations: Path | None, images: Path | None, answers: Path | None,
     out: Path | None, parameters: str | None, batch: int, limit: int | None, server: dict[str, str], trust: bool,
 ) -> None:  # fmt: skip
+    from mmalign.distributed.team import joined
     from mmalign.rooms import find
     from mmalign.types import UserError
 
@@ -79,8 +85,9 @@ def _suite(  # the options of a command
     chosen = _built(name, options, annotations, images, server, place).first(limit)
     policy, using = (None, "current") if answers is not None or model is None else _policy(model, parameters, trust)
     evaluated = find("mmalign.commands", "evaluate")(policy, chosen, out=place, answers=answers, batch=batch, using=using, who=who)
-    _print(evaluated, who)
-    typer.echo(f"results: {evaluated.path / 'results.json'}")
+    if joined().main:
+        _print(evaluated, who)
+    echo(f"results: {evaluated.path / 'results.json'}")
 
 
 def _built(name: str, options: list[str], annotations: Path | None, images: Path | None, server: dict[str, str], out: Path) -> Any:

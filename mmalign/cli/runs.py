@@ -10,28 +10,40 @@ from typing import Annotated, Any
 
 import typer
 
-from mmalign.cli.app import Config, Overrides, RunArgument, Trust, app, configured, mistakes_as_lines, run_folder
+from mmalign.cli.app import (
+    Config,
+    Overrides,
+    Processes,
+    RunArgument,
+    Shared,
+    Trust,
+    app,
+    configured,
+    echo,
+    mistakes_as_lines,
+    run_folder,
+    several,
+)
 
 DEMO = "configs/digits/demo.yaml"
+ALONE = ("export", "rehearse", "guided_sample", "compare", "make_pairs", "make_rejected", "calibrate")
 
 
-@app.command()
+@app.command(cls=Shared)
 def train(
     context: typer.Context,
     config: Config,
     overrides: Overrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run of this config where it stopped.")] = False,
-    processes: Annotated[int, typer.Option(min=1, help="Processes of this machine, one for each GPU; torchrun for several machines.")] = 1,
+    processes: Processes = "1",
 ) -> None:
     """Train what a config describes; everything in it is checked before anything is built."""
     with mistakes_as_lines(context):
-        if processes > 1:
+        if processes != "1":
             from mmalign.config import load
-            from mmalign.distributed.launch import launch
 
-            _refuse_mistakes(load(config, overrides or []), processes)
-            options = [*(["--debug"] if context.obj else []), "train", config, *(overrides or []), *(["--resume"] if resume else [])]
-            raise typer.Exit(launch(options, processes))
+            _refuse_mistakes(load(config, overrides or []))
+            several(context, processes)
         _train(configured(config, overrides), resume=resume)
 
 
@@ -102,7 +114,7 @@ def rehearse(
         typer.echo(f"{config}: rehearsed in {seconds:.0f} s, every phase once")
 
 
-@app.command()
+@app.command(cls=Shared)
 def sample(  # the options of a command
     context: typer.Context,
     run: Annotated[str, typer.Argument(metavar="RUN", help="A run; with --reward or --guidance any model, see compare.")],
@@ -114,22 +126,29 @@ def sample(  # the options of a command
     guidance: Annotated[str | None, typer.Option(help='How to guide: a name of mm.guidance and settings, "dps scale=5".')] = None,
     call: Annotated[list[str] | None, typer.Option("--call", metavar="KEY=VALUE", help="An argument of the call, under guidance.")] = None,
     trust: Trust = False,
+    processes: Processes = "1",
 ) -> None:
     """Sample from a trained run, from a world's base, or from any model under guidance."""
     with mistakes_as_lines(context):
+        several(context, processes)
+        from mmalign.distributed.team import joined
         from mmalign.rooms import find, index
 
         if reward or guidance or run in index("mmalign.worlds"):
             from mmalign.cli.guided import guided
+            from mmalign.types import UserError
+
+            if joined().size > 1:
+                raise UserError("sample: under guidance, and from a world, it is done by one process; takes no --processes and no launcher")
 
             options: dict[str, Any] = {"reward": reward or [], "guidance": guidance, "prompt": prompt or [], "call": call or []}
-            typer.echo(guided(run, count=count, seed=seed, out=out, trust=trust, **options))
+            echo(guided(run, count=count, seed=seed, out=out, trust=trust, **options))
             return
         folder = run_folder(run)
         path = find("mmalign.commands", "sample")(folder, prompts=prompt or None, count=count, seed=seed, out=out, trust=trust)
-        if path.suffix == ".jsonl":
-            typer.echo(_completions(path))
-        typer.echo(f"samples: {path}")
+        if path.suffix == ".jsonl" and joined().main:
+            echo(_completions(path))
+        echo(f"samples: {path}")
 
 
 def _completions(path: Path) -> str:
@@ -198,11 +217,11 @@ def _train(node: dict[str, Any], *, resume: bool = False) -> Path | None:
 
     team = joined()
     if team.size > 1:
-        _refuse_mistakes(node, team.size)
+        _refuse_mistakes(node)
     run = build(node, **({"resume": True} if resume else {}))
     if isinstance(run, (Mapping, Path)):
         counts = ", ".join(f"{count} {name}" for name, count in run.items()) if isinstance(run, Mapping) else ""
-        typer.echo(f"{node['use']}: {node.get('out', 'done')}{f' ({counts})' if counts else ''}")
+        echo(f"{node['use']}: {node.get('out', 'done')}{f' ({counts})' if counts else ''}")
         return None
     folder = Path(run.path).resolve()
     page = folder / "report.html"
@@ -217,16 +236,15 @@ def _train(node: dict[str, Any], *, resume: bool = False) -> Path | None:
     return page
 
 
-def _refuse_mistakes(node: Mapping[str, Any], processes: int) -> None:
-    """Errors: UserError for what several processes would each refuse, and for a config of a command, which runs in one."""
+def _refuse_mistakes(node: Mapping[str, Any]) -> None:
+    """Errors: UserError for what several processes would each refuse, and for a command that only one carries out."""
     from mmalign.config import check as mistakes
-    from mmalign.rooms import index
     from mmalign.types import UserError
 
     if lines := mistakes(node, trust=True):
         raise UserError("\n".join(lines))
-    if processes > 1 and node["use"] not in (recipes := index("mmalign.recipes")):
-        raise UserError(f"use: {node['use']} runs in one process, got {processes}; takes {' or '.join(sorted(recipes))} for several")
+    if node["use"] in ALONE:
+        raise UserError(f"use: {node['use']} is done by one process; takes no --processes and no launcher")
 
 
 def _fresh_name(runs: Path, name: str) -> str:

@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from mmalign.commands._trained import trained
+from mmalign.commands._trained import Trained, trained
 from mmalign.config import build_part
-from mmalign.training.evaluation import evaluate, evaluation_plan
+from mmalign.distributed.jobs import stopping_together
+from mmalign.distributed.team import joined, team_for
+from mmalign.training.evaluation import EvaluationPlan, evaluate, evaluation_plan
+from mmalign.training.journal import hashed
 from mmalign.training.settings import Evaluation
 from mmalign.types import UserError
 
@@ -15,11 +18,26 @@ from mmalign.types import UserError
 def reevaluated(run_folder: str | Path, *, samples: int | None = None, trust: bool = False) -> dict[str, dict[str, float]]:
     """``{"ref": {name: number}, NAME: {...}}``: what a run's evaluation says of the reference and of its best parameters.
 
-    samples: of each prompt, those of the run's config by default. trust: its config may name code outside of mmalign.
+    samples: of each prompt, those of the run's config by default. trust: its config may name code outside of mmalign. Of several processes
+    each samples for some of the prompts, and all have the numbers.
 
-    Errors: UserError for a run without a checkpoint, and for one whose config names no prompts (an offline run evaluates on its records').
+    Errors: UserError for a run without a checkpoint, for one whose config names no prompts (an offline run evaluates on its records'), and
+    for more processes than prompts.
     """
-    run = trained(run_folder, trust=trust)
+    team = joined()
+    with stopping_together(team):
+        run = trained(run_folder, trust=trust)
+        run.refuse_others(team)
+        plan = _plan(run, samples)
+        team_for(len(plan.prompts), "evaluation.prompts")
+        team.agree("evaluation.prompts", [hashed(plan.prompts), plan.samples])
+        policy: Any = run.policy()
+        sets = {"ref": "ref", run.best: "current" if run.best == "trained" else run.best}
+        found = {name: evaluate(policy, plan, using=using, team=team).metrics for name, using in sets.items()}
+        return dict(team.tell(found)[0])  # the main one's: metrics of one's own may be random
+
+
+def _plan(run: Trained, samples: int | None) -> EvaluationPlan:
     settings = dict(build_part(run.config, "evaluation") or {})
     if samples is not None:
         settings["samples"] = samples
@@ -27,7 +45,4 @@ def reevaluated(run_folder: str | Path, *, samples: int | None = None, trust: bo
     if not prompts:
         raise UserError(f"{run.folder}: its config names no prompts to evaluate on; takes --suite, or a run with evaluation.prompts")
     settings.pop("stop", None)
-    plan = evaluation_plan(Evaluation(**settings), prompts=list(prompts)[:16], rewards=dict(build_part(run.config, "rewards") or {}))
-    policy: Any = run.policy()
-    best = "current" if run.best == "trained" else run.best
-    return {"ref": evaluate(policy, plan, using="ref").metrics, run.best: evaluate(policy, plan, using=best).metrics}
+    return evaluation_plan(Evaluation(**settings), prompts=list(prompts)[:16], rewards=dict(build_part(run.config, "rewards") or {}))

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from mmalign.arguments.calls import sayable
 from mmalign.config import build_part, outside
+from mmalign.distributed.team import Team
 from mmalign.runs import checkpoint
 from mmalign.runs.folder import read_config
 from mmalign.types import Policy, UserError
@@ -29,6 +30,11 @@ class Trained(NamedTuple):
         policy: Policy = build_part(self.config, "policy")
         policy.sets.load({name: self.tensors[name] for name in self.sets})
         return policy
+
+    def refuse_others(self, team: Team) -> None:
+        """Errors: UserError, in every process, where one of them has read another config or checkpoint than the main one."""
+        team.agree(f"{self.folder}: config", self.config)
+        team.agree(f"{self.folder}: checkpoint", [self.checkpoint.name, checkpoint.identity(self.checkpoint)])
 
 
 def trained(run_folder: str | Path, *, trust: bool = False) -> Trained:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,14 @@ from typing import Any
 import torch
 
 from mmalign.arguments.ranges import Count, Seed
-from mmalign.evaluation.intervals import Scores
+from mmalign.distributed.jobs import in_turn, stopping_together
+from mmalign.distributed.team import Team, joined, team_for
+from mmalign.evaluation.intervals import Interval, Scores
 from mmalign.evaluation.suite import Item, Suite, read_answers
 from mmalign.files import finite, write_json, write_text
+from mmalign.runs.folder import held
 from mmalign.runs.progress import Interrupt, Progress
+from mmalign.training.journal import hashed
 from mmalign.types import Policy, UserError
 
 SEED = 2**41  # far from every seed of training and of its evaluations
@@ -48,30 +53,39 @@ def evaluate(  # what a command may be told
 
     ``results.json`` holds every number with its 95 % interval, the counts, and the numbers as the benchmark's own script prints them;
     ``rows.jsonl`` what was found in each answer. An answer that is missing is left out of the numbers and counted.
-    Errors: UserError for images that are not there, a policy that does not answer in words, answers to none of the questions, and what
-    the suite finds wrong. Ctrl-C keeps what there is.
+    Of several processes each answers some of the batches, as large as those of one; the main one scores and writes.
+
+    Errors: UserError for images that are not there, a policy that does not answer in words, answers to none of the questions, a folder that
+    another process answers in, more processes than batches, and what the suite finds wrong. Ctrl-C keeps what there is.
     """
-    folder = Path(out)
+    team, folder = joined(), Path(out)
     settings = {"temperature": 0, **suite.call, **(call or {})}
-    if answers is not None:
-        replies = _by_item(suite, read_answers(answers), answers)
-    elif policy is None:
-        raise UserError("evaluate: got no policy and no answers, takes one of them")
-    else:
-        if batch < 1:
-            raise UserError(f"batch: got {batch}, takes 1 or more")
-        suite.refuse_missing_images()
-        with policy.using(using):
-            replies = _replies(policy, suite, folder, batch=batch, settings=settings, seed=seed, who=f"{who} ({using})")
-    scores = suite.score(suite.items, [replies.get(item.id) for item in suite.items])
-    _write(
-        folder,
-        suite,
-        replies,
-        scores,
-        {"who": who, "using": using, "answers": None if answers is None else str(answers), "call": settings, "seed": seed},
-    )
-    return Evaluated(folder, suite, scores)
+    with stopping_together(team):
+        if answers is not None:
+            replies = _by_item(suite, read_answers(answers), answers)
+        elif policy is None:
+            raise UserError("evaluate: got no policy and no answers, takes one of them")
+        else:
+            if batch < 1:
+                raise UserError(f"batch: got {batch}, takes 1 or more")
+            suite.refuse_missing_images()
+            head = {"suite": suite.name, "who": f"{who} ({using})", "call": settings, "seed": seed}
+            with policy.using(using), ExitStack() as stack:
+                if team.main:
+                    stack.enter_context(held(folder, "answers"))
+                replies = _replies(policy, suite, folder / "answers.jsonl", batch=batch, head=head, team=team)
+        about = {"who": who, "using": using, "answers": None if answers is None else str(answers), "call": settings, "seed": seed}
+        return Evaluated(folder, suite, _scored(suite, replies, folder, about, team))
+
+
+def _scored(suite: Suite, replies: Mapping[str, str | None], folder: Path, about: Mapping[str, Any], team: Team) -> Scores:
+    """What the main process finds in all answers, and writes; the others hear it."""
+    own = None
+    if team.main:
+        own = suite.score(suite.items, [replies.get(item.id) for item in suite.items])
+        _write(folder, suite, replies, own, about)
+    heard = team.tell(None if own is None else _plain({**vars(own), "values": dict(own.values)}))[0]
+    return own or Scores(**{**heard, "values": {name: Interval(*value) for name, value in heard["values"].items()}})
 
 
 def _by_item(suite: Suite, answers: Mapping[str, str | None], path: str | Path) -> dict[str, str | None]:
@@ -88,24 +102,28 @@ def _by_item(suite: Suite, answers: Mapping[str, str | None], path: str | Path) 
     return {name: answers[name] for name in ids if name in answers}
 
 
-def _replies(
-    policy: Policy, suite: Suite, folder: Path, *, batch: int, settings: Mapping[str, Any], seed: int, who: str
-) -> dict[str, str | None]:
-    """Answers to every question, from the file and then from the policy, batch by batch."""
-    file = folder / "answers.jsonl"
-    head = {"suite": suite.name, "who": who, "call": dict(settings), "seed": seed}
-    replies = _continued(file, head, {item.id for item in suite.items})
+def _replies(policy: Policy, suite: Suite, file: Path, *, batch: int, head: Mapping[str, Any], team: Team) -> dict[str, str | None]:
+    """Answers to every question, from the file and then from the policy, batch by batch. head: of the file."""
+    team_for(-(-len(suite.items) // batch), f"batches of {batch} questions")
+    team.agree("eval", head)
+    team.agree("questions", hashed([[item.id, item.question, item.image and item.image.name] for item in suite.items]))
+    replies = team.tell(_continued(file, head, {item.id for item in suite.items}) if team.main else None)[0]
     remaining = [(place, item) for place, item in enumerate(suite.items) if item.id not in replies]
-    with Progress(len(suite.items), start=len(replies), every=50 * batch) as progress, Interrupt() as interrupt:
-        for start in range(0, len(remaining), batch):
-            some = remaining[start : start + batch]
-            texts = _generated(policy, [item for _, item in some], [SEED + seed * 2**20 + place for place, _ in some], settings)
-            lines = [{"id": item.id, "answer": text} for (_, item), text in zip(some, texts, strict=True)]
-            with open(file, "a", encoding="utf-8") as log:
-                log.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    batches = [remaining[start : start + batch] for start in range(0, len(remaining), batch)]
+    with Progress(len(suite.items), start=len(replies), every=50 * batch, quiet=not team.main) as progress, Interrupt() as interrupt:
+
+        def answered(some: Sequence[tuple[int, Item]]) -> list[str]:
+            seeds = [SEED + head["seed"] * 2**20 + place for place, _ in some]
+            return _generated(policy, [item for _, item in some], seeds, head["call"])
+
+        for number, texts in enumerate(in_turn(team, batches, answered), start=1):
+            lines = [{"id": item.id, "answer": text} for (_, item), text in zip(batches[number - 1], texts, strict=True)]
+            if team.main:
+                with open(file, "a", encoding="utf-8") as log:
+                    log.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
             replies.update({line["id"]: line["answer"] for line in lines})
             progress.update(len(replies), {})
-            if interrupt.interrupted:
+            if (number % team.size == 0 or number == len(batches)) and team.any(interrupt.interrupted):
                 raise KeyboardInterrupt
     return replies
 

@@ -15,12 +15,16 @@ from mmalign.arguments.ranges import Count, Seed
 from mmalign.commands._models import Model, guidance_of, model_of
 from mmalign.commands._trained import trained
 from mmalign.config import build_part
+from mmalign.distributed import tables as of_all
+from mmalign.distributed.jobs import stopping_together
+from mmalign.distributed.team import joined, team_for
 from mmalign.files import write_text
 from mmalign.guidance._calls import outputs_of
 from mmalign.guidance.guide import guide
 from mmalign.guidance.ledger import Ledger
 from mmalign.runs import checkpoint
 from mmalign.runs.pictures import grid, write_each, write_mp4, write_png
+from mmalign.training.journal import hashed
 from mmalign.types import Policy, UserError, contents
 
 __all__ = ["guided_sample", "sample"]
@@ -42,22 +46,30 @@ def sample(
             videos, and one without an ending a folder with each sample as a file of its own.
         trust: the run's config may name code outside of mmalign, which is then imported and run.
 
-    The best evaluated parameters are taken where the run kept them, or else their moving average where it has one. Errors:
-    UserError for a run without a checkpoint or without a policy in its config, for a prompt that the pipeline refuses, and for
-    outputs that are neither images, videos nor texts.
+    The best evaluated parameters are taken where the run kept them, or else their moving average where it has one. Of several processes
+    each samples for some of the prompts, and the main one writes.
+
+    Errors: UserError for a run without a checkpoint or without a policy in its config, for a prompt that the pipeline refuses, for more
+    processes than prompts, and for outputs that are neither images, videos nor texts.
     """
-    run = trained(run_folder, trust=trust)
-    if count < 1:
-        raise UserError(f"count: got {count}, takes 1 or more")
-    evaluation = run.config.get("evaluation") or {}
-    wanted = list(prompts or build_part(evaluation, "prompts") or build_part(run.config, "prompts"))
-    wanted, policy = contents(wanted), run.policy()
-    with policy.using("current" if run.best == "trained" else run.best):
-        seeds = list(range(seed, seed + count))
-        outputs = _generate(policy, wanted, seeds, evaluation.get("call") or {})
-    ending = "png" if isinstance(outputs, Tensor) else "jsonl"
-    path = run.folder / "samples" / f"sampled_{checkpoint.step_of(run.checkpoint):06d}.{ending}" if out is None else Path(out)
-    return _written(path, outputs, wanted, seeds) if isinstance(outputs, Tensor) else _write_lines(path, wanted, seeds, outputs)
+    team = joined()
+    with stopping_together(team):
+        run = trained(run_folder, trust=trust)
+        if count < 1:
+            raise UserError(f"count: got {count}, takes 1 or more")
+        evaluation = run.config.get("evaluation") or {}
+        wanted = contents(list(prompts or build_part(evaluation, "prompts") or build_part(run.config, "prompts")))
+        team_for(len(wanted), "prompts")
+        team.agree("sample", [hashed(wanted), count, seed])
+        run.refuse_others(team)
+        seeds, policy = list(range(seed, seed + count)), run.policy()
+        with policy.using("current" if run.best == "trained" else run.best):
+            outputs = of_all.outputs(team, _generate(policy, wanted[team.share(len(wanted))], seeds, evaluation.get("call") or {}))
+        ending = "png" if isinstance(outputs, Tensor) else "jsonl"
+        path = run.folder / "samples" / f"sampled_{checkpoint.step_of(run.checkpoint):06d}.{ending}" if out is None else Path(out)
+        if team.main:
+            _written(path, outputs, wanted, seeds) if isinstance(outputs, Tensor) else _write_lines(path, wanted, seeds, outputs)
+        return path
 
 
 def _write_lines(path: Path, prompts: Sequence[Any], seeds: Sequence[int], completions: Sequence[str]) -> Path:

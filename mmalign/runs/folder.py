@@ -90,22 +90,30 @@ def opened(root: str | Path, name: str, *, config: Mapping[str, Any], resume: bo
 
     Errors: UserError of ``open_run``, and where another process has the folder.
     """
-    from filelock import FileLock, Timeout
-
     path = _path(root, name)
     _refuse(path, resume)
-    path.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path / LOCK, timeout=0)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise UserError(f"{path}: another process trains there; wait until it ends, or give this run another name (name=...)") from error
-    try:
+    with held(path, "trains", takes="give this run another name (name=...)"):
         try:
             run = open_run(root, name, config=config, resume=resume, **how)
         except OSError as error:  # no room, no right to write, a folder in place of a file
             raise UserError(f"{path}: cannot be opened: {error}") from error
         yield run
+
+
+@contextmanager
+def held(path: Path, does: str, *, takes: str = "give another --out") -> Iterator[None]:
+    """Makes a folder, in which no other process ``does`` the same until the block ends. Errors: UserError where one has it; ``takes``
+    says what to do then."""
+    from filelock import FileLock, Timeout
+
+    path.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path / LOCK, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise UserError(f"{path}: another process {does} there; wait until it ends, or {takes}") from error
+    try:
+        yield
     finally:
         lock.release()
 

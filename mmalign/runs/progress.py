@@ -40,11 +40,11 @@ class Progress:
     """A bar on a terminal; elsewhere one line every ``every`` steps.
 
     A terminal or a pipe that is gone costs its lines, and nothing else. total: the step at which the run ends. start: the step it
-    continues from. stream: where to, standard output if None.
+    continues from. stream: where to, standard output if None. quiet: says nothing, as all processes but the main one.
     """
 
-    def __init__(self, total: int, *, start: int = 0, every: int = 10, stream: TextIO | None = None) -> None:
-        self.total, self.start, self.every = total, start, max(1, every)
+    def __init__(self, total: int, *, start: int = 0, every: int = 10, stream: TextIO | None = None, quiet: bool = False) -> None:
+        self.total, self.start, self.every, self.quiet = total, start, max(1, every), quiet
         self._stream = sys.stdout if stream is None else stream
         self._bar: Any = None
         self._task: Any = None
@@ -52,7 +52,7 @@ class Progress:
 
     def __enter__(self) -> Progress:
         self._begin = time.monotonic()
-        if self._stream.isatty():
+        if self._stream.isatty() and not self.quiet:
             self._bar, self._task = _bar(self._stream, self.total, self.start)
             self._bar.start()
         return self
@@ -75,6 +75,8 @@ class Progress:
 
     def say(self, line: str) -> None:
         """A line above the bar, without what was read of the environment; what the stream's encoding has no sign for is escaped."""
+        if self.quiet:
+            return
         encoding = getattr(self._stream, "encoding", None) or "utf-8"
         line = masked(line).encode(encoding, "backslashreplace").decode(encoding)
         with suppress(OSError):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -116,8 +115,7 @@ class Journal:
                 for name, kept in self.state.pop("states", {}).items():
                     self.states[name].load(kept)
             self.broken = Broken(self.folder.path)
-            quiet = None if self.team.main else stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
-            self.progress = Progress(self.total, start=self.state["step"], stream=quiet)
+            self.progress = Progress(self.total, start=self.state["step"], quiet=not self.team.main)
             if self.team.main:
                 self.log = stack.enter_context(Log(self.folder.path, self.settings.trackers, config=self.config, tell=self.say))
             stack.enter_context(self.progress)

@@ -154,8 +154,8 @@ def test_a_run_that_a_signal_ends_is_no_success(tmp_path: Path, command: Any, na
 def test_a_command_that_runs_in_one_process_says_so_once(command: Any, monkeypatch: pytest.MonkeyPatch, rank: str) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", rank)
-    code, _, err = command("sample", "runs/nowhere")
-    line = "sample: a launcher has started 2 processes (WORLD_SIZE), and this command runs in one; takes no launcher\n"
+    code, _, err = command("report", "runs/nowhere")
+    line = "report: a launcher has started 2 processes (WORLD_SIZE), and this command runs in one; takes no launcher\n"
     assert code == 2 and err == (line if rank == "0" else "")
 
 
