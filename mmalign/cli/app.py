@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 from typer.core import TyperCommand
 
@@ -62,7 +61,7 @@ TOGETHER = ("train", "eval", "sample")
 class Shared(TyperCommand):
     """A command that several processes carry out: it keeps its words, with which ``several`` starts it again."""
 
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         ctx.meta[WORDS] = list(args)
         return super().parse_args(ctx, args)
 
