@@ -5,20 +5,24 @@ The rows of this matrix are methods and kinds of policies, a test each; its colu
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 import mmalign as mm
 from mmalign.needs import lacking
 from mmalign.records import Pair, Ranking, Thumb
 from mmalign.training import journal
+from mmalign.training import references as stored
 from mmalign.training.evaluation import Results
-from mmalign.types import Method, UserError
+from mmalign.types import Method, Need, UserError
 from tests.helpers import small_run, tiny_text
 from tests.helpers.flat import transformers
 from tests.test_contract import METHODS, ORACLES
@@ -39,20 +43,31 @@ METHOD = {name: method_of(name) for name in ORACLES if name in METHODS}
 # Policies
 
 
-def of_words(heads: tuple[str, ...]) -> Any:
+def of_words(heads: tuple[str, ...], model: str = "qwen2") -> Any:
     contrasts = {"good": "well", "bad": "badly", "blended": 0.2}
     tokenizer = tiny_text.tokenizer(tiny_text.CHATML)
-    policy = transformers(tiny_text.model("qwen2"), tokenizer, max_completion=12, segments="sentence", heads=heads, contrasts=contrasts)
-    with torch.no_grad():  # heads are 0 at first, where some losses have no gradient
+    policy = transformers(tiny_text.model(model), tokenizer, max_completion=12, segments="sentence", heads=heads, contrasts=contrasts)
+    return shaken(policy, 0)  # heads are 0 at first, where some losses have no gradient
+
+
+def of_images(seed: int = 0) -> Any:
+    from mmalign.worlds.digits.base import untrained
+
+    policy = mm.policies.forward(mm.policies.diffusers(untrained(), device="cpu", schedule={"steps": 2}))
+    return policy if not seed else shaken(policy, seed)
+
+
+def shaken(policy: Any, seed: int) -> Any:
+    with torch.no_grad():
         for number, parameter in enumerate(policy.parameters().values()):
-            parameter += 0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number))
+            parameter += 0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(100 * seed + number)).to(parameter)
     return policy
 
 
-def of_images() -> Any:
-    from mmalign.worlds.digits.base import untrained
-
-    return mm.policies.forward(mm.policies.diffusers(untrained(), device="cpu", schedule={"steps": 2}))
+@cache
+def another(kind: str) -> Any:
+    """A policy of the same kind around another model: of words of another class, of images with other weights."""
+    return {"token": lambda: of_words((), "llama"), "transition": small_run.policy, "bound": lambda: of_images(1)}[kind]()
 
 
 def copied(policy: Any) -> dict[str, Tensor]:
@@ -87,6 +102,8 @@ def policy_for() -> Callable[[Method, str], Any]:
             made[key] = policy, copied(policy)
         policy, start = made[key]
         policy.sets.sets.clear()
+        policy.sets.others.clear()
+        policy.sets._adopted.clear()
         policy.sets.load({"trained": start, "ref": start})
         return policy
 
@@ -127,6 +144,53 @@ def refuse_silence(method: Method, cells: dict[str, Cell], *, quiet: set[str]) -
     for data, (status, moved, _) in cells.items():
         assert status in ("finished", "refused") or (status == "learned nothing" and data in quiet), (data, cells)
         assert moved == (status == "finished") or itself, (data, cells)
+
+
+# References that do not start as the policy
+
+
+ANOTHER, STORED = "another model", "a stored reference"
+
+
+def from_elsewhere(method: Method, policy: Any, kind: str, folder: Path) -> dict[str, dict[str, Any]]:
+    """All references of a method as other models; and as weights on disk, by the name of a folder beside the run's."""
+    names = stored.references(method, method.needs) or ["ref"]
+    folder.mkdir()
+    others = {key: value + 0.05 for key, value in copied(policy).items() if key.partition(".")[0] not in HEADS}
+    save_file(others, str(folder / "model.safetensors"))
+    return {ANOTHER: {name: {"policy": another(kind)} for name in names}, STORED: {name: {"from": folder.name} for name in names}}
+
+
+def under_references(
+    run: Callable[..., Any], policy: Callable[[], Any], name: str, kind: str, folder: Path, **given: Any
+) -> dict[str, Cell]:
+    cells = {}
+    for data, references in from_elsewhere(METHOD[name], policy(), kind, folder / "before").items():
+        cells[data] = cell(run, policy(), folder, **given, method=method_of(name), references=references)
+        shutil.rmtree(folder / "run", ignore_errors=True)
+    return cells
+
+
+def refuse_or_learn(method: Method, policy: Any, cells: dict[str, Cell], *, plain: str) -> None:
+    """With a stored reference a method ends as without; another model is refused where it cannot be what the method asks for."""
+    assert cells[STORED].status == cells[plain].status, cells
+    status, _, why = cells[ANOTHER]
+    names, moved = stored.references(method, method.needs), {name for move in method.moves for name in (move.name, *move.shares)}
+    drawn = {name for sampler in method.samplers for name in sampler.shares}
+    if cells[plain].status == "refused":
+        assert status == "refused", cells
+    elif not names and policy.kind == "token":  # of transitions, the KL in the log is one to ref
+        assert why == "references.ref.policy: the method asks nothing of 'ref'; takes a name of a method with references"
+    elif moved & set(names):
+        assert "the method renews" in why, cells
+    elif drawn & set(names):
+        assert "another model only scores here" in why, cells
+    elif method.needs & {Need("reward_mask"), Need("kl_mask")}:
+        assert "reads the hidden states of this one's own" in why, cells
+    elif policy.kind == "transition":
+        assert "takes sets of its own parameters alone" in why, cells
+    else:
+        assert status == "finished", cells
 
 
 # What is known of a rollout
@@ -172,10 +236,13 @@ def test_an_online_run(name: str, kind: str, policy_for: Callable[[Method, str],
         batch, policy = {"prompts": 2, "group": 4, "resample": 0, **known.get("batch", {})}, policy_for(method, kind)
         given = {**known, "prompts": PROMPTS[kind], "method": method_of(name), "batch": batch}
         cells[data] = cell(mm.online, policy, tmp_path / str(number), **given)
+    given = {"rewards": {"own": varied}, "prompts": PROMPTS[kind], "batch": {"prompts": 2, "group": 4}}
+    cells |= under_references(mm.online, lambda: policy_for(method, kind), name, kind, tmp_path, **given)
     quiet = {"scores that are alike", "no scores", "an oracle", "an oracle that ties"} | (
         {"groups of one"} if method.unit == "group" else set()
     )
     refuse_silence(method, cells, quiet=quiet)  # of a list, whose signal is the rows' levels
+    refuse_or_learn(method, policy_for(method, kind), cells, plain="scores")
     for data in ("scores", "a reference that follows"):
         why = cells[data].why
         if lacks := lacking(method, policy.gives):
@@ -229,6 +296,10 @@ def test_an_offline_run(name: str, kind: str, policy_for: Callable[[Method, str]
         references, policy = {"ref": {"every": 1}} if data == "a reference that follows" else None, policy_for(method, kind)
         given = {"records": rows, "method": method_of(name), "batch": {"records": 3}, "references": references}
         cells[data] = cell(mm.offline, policy, tmp_path / str(number), **given)
+    if kind == "token":  # a pipeline is slow
+        given = {"records": columns["scored pairs"], "batch": {"records": 3}}
+        cells |= under_references(mm.offline, lambda: policy_for(method, kind), name, kind, tmp_path, **given)
+        refuse_or_learn(method, policy_for(method, kind), cells, plain="scored pairs")
     refuse_silence(method, cells, quiet={"pairs scored alike", "ties"})  # of which a method may make what it likes
     if not any(status == "finished" for status, *_ in cells.values()):
         assert any(words in cells["scored pairs"].why for words in NOT_OF_RECORDS), cells
