@@ -8,6 +8,7 @@ import diffusers as diffusers_package
 import pytest
 import torch
 
+import mmalign as mm
 from mmalign.needs import DT, OLD, STD
 from mmalign.policies.twins import pipelines
 from mmalign.samplers import kernels
@@ -261,3 +262,14 @@ def test_a_type_that_is_none_of_those_is_refused_before_anything_is_loaded():
     for load in (calling.load, loading.load):
         with pytest.raises(UserError, match=r"policy\.dtype: got 'half', takes float32, bfloat16, float16"):
             load("an-organisation/a-model", dtype="half")
+
+
+def test_an_argument_that_the_call_does_not_take_is_refused_before_it_runs(tmp_path):
+    policy = mm.policies.diffusers(mm.worlds.digits(), schedule=mm.Schedule(steps=2))
+    line = r"call\.num_inference_step: DigitsPipeline takes no such argument; nearest: num_inference_steps; it takes "
+    for asked in (policy, mm.policies.forward(policy)):
+        with pytest.raises(UserError, match=line):
+            asked.generate(["a handwritten seven"], [0], num_inference_step=2)
+    settings = {"evaluation": {"call": {"num_inference_step": 2}}, "run": {"folder": str(tmp_path), "trackers": ()}}
+    with pytest.raises(UserError, match=line):
+        mm.online(policy, ["a handwritten seven"], {"r": mm.worlds.digits_proxy()}, mm.methods.flow_grpo(), steps=1, **settings)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy
 import torch
 from torch import Tensor, nn
 
+from mmalign.arguments.signatures import nearest
 from mmalign.matching import reading, refuse_nowhere, refuse_unfinished
 from mmalign.policies.pipelines import parts
 from mmalign.policies.pipelines.interception import Finished, Place, encoded_once, placed, seeded, skipped
@@ -99,6 +100,7 @@ class Caller:
 
     def images(self, *args: Any, **call: Any) -> Tensor:
         """What a whole call makes, ``[B, ...]`` in 0..1."""
+        refuse_unknown(self.pipe, call, self.accepts, "call")  # the call itself leaves out what some pipelines alone take
         result = self(*args, output_type="pt", **call)
         outputs = next(iter(result.values())) if isinstance(result, Mapping) else result[0]
         many = isinstance(outputs, list)
@@ -143,11 +145,18 @@ def _check_call(pipe: Any, call: Mapping[str, Any]) -> frozenset[str]:
     why = reason(type(pipe).__name__)
     if why is not None:
         raise UserError(f"policy.pipeline: {type(pipe).__name__} is no policy: {why}")
-    accepted = inspect.signature(inspect.unwrap(type(pipe).__call__)).parameters
-    for name in call:
-        if name not in accepted:
-            raise UserError(f"policy.{name}: {type(pipe).__name__} takes no such argument; it takes {', '.join(list(accepted)[1:])}")
+    accepted = list(inspect.signature(inspect.unwrap(type(pipe).__call__)).parameters)[1:]
+    refuse_unknown(pipe, call, accepted, "policy")
     return frozenset(accepted)
+
+
+def refuse_unknown(pipe: Any, call: Iterable[str], accepted: Iterable[str], place: str) -> None:
+    """Errors: UserError for the first argument that a pipeline's call does not take, with the nearest. place: what messages begin with."""
+    known = sorted(accepted)
+    for name in call:
+        if name not in known:
+            near = nearest(name, known)
+            raise UserError(f"{place}.{name}: {type(pipe).__name__} takes no such argument{near}; it takes {', '.join(known)}")
 
 
 @contextmanager
