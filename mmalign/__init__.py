@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 from functools import cache
+from types import FunctionType
 from typing import Any
 
 from mmalign.arguments.signatures import nearest
@@ -59,7 +60,14 @@ def __getattr__(name: str) -> Any:
     home = _home(name)
     if home is None:
         raise AttributeError(f"mmalign has no {name!r}{nearest(name, __dir__())}")
-    return offered(home, name) if name in index(home) else getattr(importlib.import_module(home), name)
+    if name in index(home):
+        return offered(home, name)
+    value = getattr(importlib.import_module(home), name)
+    if isinstance(value, FunctionType):
+        from mmalign.arguments.calls import checking
+
+        return checking(value)
+    return value
 
 
 def __dir__() -> list[str]:

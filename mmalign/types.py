@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
@@ -248,8 +248,19 @@ class Feedback:
             _require(not bool(((self.strength < 0) | (self.strength > 1)).any()), "Feedback.strength: got values outside 0..1")
 
 
+class _Filled(type):
+    """A class that users fill in by hand, so that a wrong or a missing keyword is one line."""
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().__call__(*args, **kwargs)
+        except TypeError as error:
+            takes = ", ".join(entry.name for entry in fields(cls))  # type: ignore[arg-type]
+            raise UserError(f"{cls.__name__}: {str(error).removeprefix(f'{cls.__name__}.__init__() ')}; takes {takes}") from error
+
+
 @dataclass(frozen=True)
-class Prompt:
+class Prompt(metaclass=_Filled):
     """What a model is asked, and what is known beside it.
 
     content: a string, or a conversation. columns: name -> whatever a reward, a judge or an oracle reads of this prompt: its answer, its

@@ -11,6 +11,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import os
+import typing
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -51,6 +53,17 @@ def remembering(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
+@functools.cache
+def checking(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, which checks its plain arguments before it runs; what it returns is remembered as what made it inside."""
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return function(**bound(function, args, kwargs)[1])
+
+    return call
+
+
 @contextmanager
 def saying(what: Made | Mapping[str, Any]) -> Iterator[None]:
     """What `described` answers inside of the block: a call, or the node of a config that is carried out."""
@@ -82,15 +95,16 @@ def bound(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[s
     from mmalign.types import UserError
 
     name, (parameters, any_key) = function.__name__, signatures.parameters(function)
+    known = ", ".join(key for key in parameters if key != "self") or "nothing"
     for key in kwargs:
         if key not in parameters and not any_key:
-            near, known = signatures.nearest(key, parameters), ", ".join(parameters) or "nothing"
+            near = signatures.nearest(key, parameters)
             raise UserError(f"{name}.{key}: " + (renamed(key, name) or f"unknown key of {name}{near}; takes {known}"))
     signature = inspect.signature(function)
     try:
         bound_arguments = signature.bind(*args, **kwargs).arguments
     except TypeError as error:
-        raise UserError(f"{name}: {error}; takes {', '.join(parameters)}") from error
+        raise UserError(f"{name}: {error}; takes {known}") from error
     more = next((key for key, item in signature.parameters.items() if item.kind is item.VAR_KEYWORD), "")
     arguments = {**{key: value for key, value in bound_arguments.items() if key != more}, **bound_arguments.get(more, {})}
     reader = signatures.Reader(leaf=_leaf, build=lambda record, values, path: signatures.make(record, values), errors=[])
@@ -109,9 +123,17 @@ def _leaf(path: str, value: Any, parameter: signatures.Parameter) -> Any:
     if _is_plain(value) and (mistake := signatures.fit(value, parameter).mistake):
         raise UserError(f"{path}: {mistake}")
     wanted = parameter.annotation
+    if not _is_plain(value) and not isinstance(value, os.PathLike) and _is_path(wanted):
+        raise UserError(f"{path}: got a {type(value).__name__}, takes {signatures.show(wanted)}")
     if _is_plain(value) and isinstance(wanted, type) and wanted is not object and not signatures.plain(wanted) and _is_made(wanted):
         raise UserError(f"{path}: got {value!r}, takes what a function that gives {wanted.__name__} made (`mmalign list`)")
     return value
+
+
+def _is_path(annotation: Any) -> bool:
+    """Whether only a path, or words, fit: ``str | Path``."""
+    parts = typing.get_args(annotation) or (annotation,)
+    return Path in parts and all(part in (str, Path, type(None)) for part in parts)
 
 
 def _is_made(kind: type) -> bool:

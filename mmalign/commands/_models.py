@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from inspect import signature, unwrap
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +13,7 @@ from mmalign.guidance.guide import by_name
 from mmalign.policies.diffusers import DiffusersPolicy
 from mmalign.policies.forward import ForwardPolicy
 from mmalign.policies.inspecting.loading import load_pipeline
-from mmalign.policies.pipelines.calling import classes_of, named_rows
+from mmalign.policies.pipelines.calling import arguments_of_call, classes_of, named_rows, refuse_arguments
 from mmalign.rooms import find, index
 from mmalign.types import UserError, contents
 
@@ -42,8 +41,12 @@ class Model(NamedTuple):
 
 
 def arguments_of(pipe: Any, prompts: Sequence[Any], call: Mapping[str, Any], conditions: Conditions | None) -> dict[str, Any]:
-    """Arguments of a pipeline's call for some prompts, with their columns where they have any; by name, as pipelines order them anyhow."""
-    accepts = signature(unwrap(type(pipe).__call__)).parameters
+    """Arguments of a pipeline's call for some prompts, with their columns where they have any; by name, as pipelines order them anyhow.
+
+    Errors: UserError for an argument that the pipeline's call does not take.
+    """
+    refuse_arguments(pipe, call, "call")
+    accepts = arguments_of_call(pipe)
     return {**({} if conditions is None else conditions(contents(prompts))), **call, **named_rows(accepts, prompts, classes_of(pipe))}
 
 
@@ -68,6 +71,15 @@ def model_of(name: str, *, trust: bool = False) -> Model:
     model = load_pipeline(name)
     model.pipe.set_progress_bar_config(disable=True)
     return Model(model.pipe, dict(model.stand_ins), [], {}, {}, {}, nullcontext())
+
+
+def of_pipe(pipe: Any) -> Model:
+    """A pipeline that is there already, as it is, where it is not such a model itself. Errors: UserError for what is neither."""
+    if isinstance(pipe, Model):
+        return pipe
+    if not isinstance(getattr(pipe, "components", None), Mapping):
+        raise UserError(f"model: got a {type(pipe).__name__}, takes a pipeline, or the name of a run, a config, a world or a model")
+    return Model(pipe, {}, [], {}, {}, {}, nullcontext())
 
 
 def _is_config(name: str) -> bool:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mmalign.arguments.ranges import Count, Seed
-from mmalign.commands._models import Model, guidance_of, model_of
+from mmalign.commands._models import guidance_of, model_of, of_pipe
 from mmalign.commands._trained import trained
 from mmalign.config import build_part
 from mmalign.distributed import tables as of_all
@@ -124,14 +124,14 @@ class Sampled(NamedTuple):
 
 
 def guided_sample(  # what a command may be told
-    model: str | Model, *, reward: Callable[..., Any] | Mapping[str, Callable[..., Any]] | None = None, guidance: str | None = None,
+    model: Any, *, reward: Callable[..., Any] | Mapping[str, Callable[..., Any]] | None = None, guidance: str | None = None,
     prompts: Sequence[Any] | None = None, count: Count = 4, seed: Seed = 0, call: Mapping[str, Any] | None = None,
     out: str | Path = "sampled.png", rows_at_once: Count = 16, trust: bool = False,
 ) -> Sampled:  # fmt: skip
     """Draws from any diffusers pipeline, guided or as it is, and writes one PNG (animated, of videos): a row per prompt, a column per seed.
 
     Args:
-        model: a run's folder, a config, a world, a class of diffusers (then a tiny twin), a folder or a hub id.
+        model: a pipeline; or by name a run's folder, a config, a world, a class of diffusers (then a tiny twin), a folder or a hub id.
         reward: what to guide by; that of the model's config by default.
         guidance: a name of ``mm.guidance`` with its settings, ``"dps scale=5"``; ``guide``'s choice by default, where there is a reward.
         prompts: those of the model's config by default, with their columns.
@@ -142,7 +142,8 @@ def guided_sample(  # what a command may be told
 
     Errors: UserError for a model without a pipeline, without prompts, and for bad settings.
     """
-    source = model_of(model, trust=trust) if isinstance(model, str) else model
+    named = isinstance(model, (str, Path))
+    source = model_of(str(model), trust=trust) if named else of_pipe(model)
     wanted = list(prompts or source.prompts)
     if not wanted or count < 1:
         raise UserError(f"sample: got {len(wanted)} prompts and count {count}, takes 1 or more (--prompt)")

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from mmalign.arguments.reads import columns_read, lacks
+from mmalign.arguments.signatures import nearest, parameters
 from mmalign.guidance._calls import as_type, fields, outputs_of, selected, user_call, without_columns
 from mmalign.guidance._progress import one_bar
 from mmalign.guidance._run import Guidance, GuidedRun, Samples, counted
@@ -102,10 +103,21 @@ def _chosen(guidance: Guidance | str | None, rewards: Mapping[str, Reward], sett
         if settings:
             raise UserError(f"guide: got {', '.join(settings)} beside a guidance that is made; give them to the function that makes it")
         return guidance
+    _refuse_settings(guidance, settings)
     made = by_name(guidance, settings)
     if not isinstance(made, Guidance):
         raise UserError(f"guidance: got {guidance!r}, which does not guide a pipeline")
     return made
+
+
+def _refuse_settings(name: str, settings: Mapping[str, Any]) -> None:
+    """Errors: UserError for a keyword that neither ``guide`` nor the guidance of that name takes, with those of both."""
+    known, any_key = parameters(find("mmalign.guidance", name))
+    own = [key for key in parameters(guide)[0] if key != "pipe"]
+    for key in settings:
+        if key not in known and not any_key:
+            takes = f"guide takes {', '.join(own)}, and {name}, which guides here, {', '.join(known)}"
+            raise UserError(f"guide.{key}: unknown key{nearest(key, [*own, *known])}; {takes}")
 
 
 def by_name(name: str, settings: Mapping[str, Any]) -> Any:

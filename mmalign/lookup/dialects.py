@@ -59,10 +59,12 @@ def settings(who: str, function: Callable[..., Any]) -> dict[str, Any]:
 
     who, function: as there.
 
-    Errors: UserError with the names there are.
+    Errors: UserError with the names there are, and for what is no function.
     """
     from mmalign.types import UserError
 
+    if not callable(function):
+        raise UserError(f"like.function: got {function!r}, takes what makes a method, as in mm.like({who!r}, mm.methods.ipo)")
     known = dialects(function)
     for dialect in known:
         if dialect.who.casefold().startswith(str(who).casefold()):

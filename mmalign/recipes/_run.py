@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mmalign.arguments.calls import checking
 from mmalign.report import build
 from mmalign.training.journal import Journal
 
@@ -37,12 +38,14 @@ class Run:
         """Its page."""
         return Report(self.path / "report.html")
 
+    @checking
     def sample(self, prompts: Sequence[str] | None = None, *, count: int = 4, seed: int = 0, out: str | Path | None = None) -> Path:
         """A picture of samples of the best parameters, as ``mmalign sample RUN`` makes it (``commands.sample``); returns its path."""
         from mmalign.commands.sample import sample
 
         return sample(self.path, prompts=prompts, count=count, seed=seed, out=out, trust=True)  # this process made it
 
+    @checking
     def export(self, out: Path | None = None, *, parameters: str | None = None) -> Path:
         """Its weights as diffusers and peft load them, as ``mmalign export RUN`` writes them (``commands.export``); returns the folder."""
         from mmalign.commands.export import export

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 import mmalign as mm
 from mmalign.arguments import calls, signatures
 from mmalign.arguments.calls import made_by, node_of, sayable
+from mmalign.recipes._run import Run
 from mmalign.types import UserError
 
 
@@ -48,6 +50,15 @@ def test_memory_ends_with_the_thing():
         (lambda: mm.methods.kto(baseline="none"), "kto.baseline: got 'none', takes 'mismatched' or 'batch' or 'zero'"),
         (lambda: mm.kernels.flow_sde(noise=1.0), "flow_sde.noise: unknown key of flow_sde; nearest: noise_level"),
         (lambda: mm.rewards.novelty(), "novelty: missing a required argument: 'scale'; takes scale, features"),
+        (lambda: mm.Prompt("a fox", colums={}), "Prompt: got an unexpected keyword argument 'colums'; takes content, columns"),
+        (lambda: mm.Prompt(), "Prompt: missing 1 required positional argument: 'content'; takes content, columns"),
+        (lambda: mm.like("dpo"), "like: missing a required argument: 'function'; takes who, function"),
+        (lambda: mm.like("TRL", "ipo"), "like.function: got 'ipo', takes what makes a method, as in mm.like('TRL', mm.methods.ipo)"),
+        (lambda: mm.like("TRL", mm.methods.ipo, bta=1.0), "ipo.bta: unknown key of ipo; nearest: beta; takes beta"),
+        (lambda: mm.sample(object(), count=1), "sample.run_folder: got a object, takes str or path"),
+        (lambda: mm.guided_sample(object()), "model: got a object, takes a pipeline, or the name of a run"),
+        (lambda: Run(Path("run"), {}, None).export(fromat="peft"), "export.fromat: unknown key of export; takes out, parameters"),
+        (lambda: Run(Path("run"), {}, None).sample(cont=1), "sample.cont: unknown key of sample; nearest: count; takes prompts, count"),
     ],
 )
 def test_a_wrong_keyword_in_python_is_the_line_of_a_config(call, line):

@@ -272,3 +272,23 @@ def test_extrapolation_particles_and_a_search_work_together(pipe):
             searched = images(pipe)
     assert steered.shape == searched.shape and torch.allclose(outer.scores.float(), brightness(searched, []))
     assert outer.ledger.evaluations >= 2 * 2 * 2 * 3 * 4 and inner.ledger.evaluations > outer.ledger.evaluations
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        (
+            {"weight": 2.0},
+            "guide.weight: unknown key; nearest: weights; guide takes reward, guidance, weights, and fk, which guides",
+        ),
+        ({"scal": 2.0}, "guide.scal: unknown key; nearest: scale; guide takes"),
+        (
+            {"guidance": "best_of", "scale": 2.0},
+            "guide.scale: unknown key; guide takes reward, guidance, weights, and best_of",
+        ),
+    ],
+)
+def test_a_wrong_keyword_is_told_those_of_guide_and_of_what_guides(settings, line):
+    with pytest.raises(UserError) as error, mm.guide(mm.worlds.digits(), lambda outputs, prompts: outputs.mean((1, 2, 3)), **settings):
+        pass
+    assert str(error.value).startswith(line)

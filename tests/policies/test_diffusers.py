@@ -264,12 +264,28 @@ def test_a_type_that_is_none_of_those_is_refused_before_anything_is_loaded():
             load("an-organisation/a-model", dtype="half")
 
 
-def test_an_argument_that_the_call_does_not_take_is_refused_before_it_runs(tmp_path):
-    policy = mm.policies.diffusers(mm.worlds.digits(), schedule=mm.Schedule(steps=2))
-    line = r"call\.num_inference_step: DigitsPipeline takes no such argument; nearest: num_inference_steps; it takes "
+CALLS = [
+    (
+        {"num_inference_step": 2},
+        r"call\.num_inference_step: DigitsPipeline takes no such argument; nearest: num_inference_steps; it takes ",
+    ),
+    ({"num_inference_steps": None}, r"call\.num_inference_steps: got None, takes int"),
+    ({"num_inference_steps": "ten"}, r"call\.num_inference_steps: got 'ten', takes int"),
+    ({"guidance_scale": True}, r"call\.guidance_scale: got True, takes float"),
+]
+
+
+@pytest.mark.parametrize(("call", "line"), CALLS)
+def test_an_argument_that_the_call_does_not_take_is_refused_before_it_runs(tmp_path, call, line):
+    pipe = mm.worlds.digits()
+    policy = mm.policies.diffusers(pipe, schedule=mm.Schedule(steps=2))
     for asked in (policy, mm.policies.forward(policy)):
         with pytest.raises(UserError, match=line):
-            asked.generate(["a handwritten seven"], [0], num_inference_step=2)
-    settings = {"evaluation": {"call": {"num_inference_step": 2}}, "run": {"folder": str(tmp_path), "trackers": ()}}
+            asked.generate(["a handwritten seven"], [0], **call)
+    settings = {"evaluation": {"call": call}, "run": {"folder": str(tmp_path), "trackers": ()}}
     with pytest.raises(UserError, match=line):
         mm.online(policy, ["a handwritten seven"], {"r": mm.worlds.digits_proxy()}, mm.methods.flow_grpo(), steps=1, **settings)
+    with pytest.raises(UserError, match=line):
+        mm.guided_sample(pipe, prompts=["a handwritten seven"], call=call)
+    with pytest.raises(UserError, match=line):
+        mm.compare(pipe, mm.worlds.digits_proxy(), guidance=["fk"], prompts=["a handwritten seven"], call=call)

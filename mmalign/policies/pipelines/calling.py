@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy
 import torch
 from torch import Tensor, nn
 
-from mmalign.arguments.signatures import nearest
+from mmalign.arguments.signatures import Parameter, Unfit, fit, nearest, parameters
 from mmalign.matching import reading, refuse_nowhere, refuse_unfinished
 from mmalign.policies.pipelines import parts
 from mmalign.policies.pipelines.interception import Finished, Place, encoded_once, placed, seeded, skipped
@@ -52,7 +52,10 @@ class Caller:
 
     def __init__(self, pipe: Any, call: dict[str, Any], conditions: Callable[[list[str]], dict[str, Any]] | None = None):
         self.pipe, self.call, self.conditions = pipe, call, conditions
-        self.accepts, self.classes = _check_call(pipe, call), classes_of(pipe)
+        if why := reason(type(pipe).__name__):
+            raise UserError(f"policy.pipeline: {type(pipe).__name__} is no policy: {why}")
+        refuse_arguments(pipe, call, "policy")
+        self.accepts, self.classes = frozenset(arguments_of_call(pipe)), classes_of(pipe)
         self.example = "" if "prompt" in self.accepts or "class_labels" not in self.accepts else "0"  # a prompt, where any will do
         parts = {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)}
         self.denoisers = {name: parts[name] for name in DENOISERS if name in parts}
@@ -100,7 +103,7 @@ class Caller:
 
     def images(self, *args: Any, **call: Any) -> Tensor:
         """What a whole call makes, ``[B, ...]`` in 0..1."""
-        refuse_unknown(self.pipe, call, self.accepts, "call")  # the call itself leaves out what some pipelines alone take
+        refuse_arguments(self.pipe, call, "call")  # the call itself leaves out what some pipelines alone take
         result = self(*args, output_type="pt", **call)
         outputs = next(iter(result.values())) if isinstance(result, Mapping) else result[0]
         many = isinstance(outputs, list)
@@ -141,22 +144,30 @@ def _class_label(prompt: Any, classes: int | None) -> int:
     return int(text)
 
 
-def _check_call(pipe: Any, call: Mapping[str, Any]) -> frozenset[str]:
-    why = reason(type(pipe).__name__)
-    if why is not None:
-        raise UserError(f"policy.pipeline: {type(pipe).__name__} is no policy: {why}")
-    accepted = list(inspect.signature(inspect.unwrap(type(pipe).__call__)).parameters)[1:]
-    refuse_unknown(pipe, call, accepted, "policy")
-    return frozenset(accepted)
+def arguments_of_call(pipe: Any) -> dict[str, Parameter]:
+    """What a pipeline's own call takes, by name."""
+    known, _ = parameters(inspect.unwrap(type(pipe).__call__))
+    return {name: parameter for name, parameter in known.items() if name != "self"}
 
 
-def refuse_unknown(pipe: Any, call: Iterable[str], accepted: Iterable[str], place: str) -> None:
-    """Errors: UserError for the first argument that a pipeline's call does not take, with the nearest. place: what messages begin with."""
-    known = sorted(accepted)
-    for name in call:
+def refuse_arguments(pipe: Any, call: Mapping[str, Any], place: str) -> None:
+    """Refuses what a pipeline's call does not take. place: what messages begin with.
+
+    Errors: UserError for the first unknown argument, with the nearest, and for null, text or a fraction where only a number is taken.
+    """
+    known = arguments_of_call(pipe) if call else {}
+    for name, value in call.items():
         if name not in known:
-            near = nearest(name, known)
-            raise UserError(f"{place}.{name}: {type(pipe).__name__} takes no such argument{near}; it takes {', '.join(known)}")
+            near, takes = nearest(name, known), ", ".join(sorted(known))
+            raise UserError(f"{place}.{name}: {type(pipe).__name__} takes no such argument{near}; it takes {takes}")
+        if known[name].annotation in (int, float) and isinstance(value, (str, bool, int, float, type(None))):
+            default = inspect.signature(inspect.unwrap(type(pipe).__call__)).parameters[name].default
+            if value is None and default is None:
+                continue  # what diffusers annotates so is often left to the pipeline itself
+            try:
+                fit(value, known[name])
+            except Unfit as error:
+                raise UserError(f"{place}.{name}: {error}") from None
 
 
 @contextmanager
