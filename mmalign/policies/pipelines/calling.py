@@ -12,7 +12,7 @@ import numpy
 import torch
 from torch import Tensor, nn
 
-from mmalign.arguments.signatures import Parameter, Unfit, fit, nearest, parameters
+from mmalign.arguments.signatures import Parameter, fit, nearest, parameters
 from mmalign.matching import reading, refuse_nowhere, refuse_unfinished
 from mmalign.policies.pipelines import parts
 from mmalign.policies.pipelines.interception import Finished, Place, encoded_once, placed, seeded, skipped
@@ -164,10 +164,8 @@ def refuse_arguments(pipe: Any, call: Mapping[str, Any], place: str) -> None:
             default = inspect.signature(inspect.unwrap(type(pipe).__call__)).parameters[name].default
             if value is None and default is None:
                 continue  # what diffusers annotates so is often left to the pipeline itself
-            try:
-                fit(value, known[name])
-            except Unfit as error:
-                raise UserError(f"{place}.{name}: {error}") from None
+            if mistake := fit(value, known[name]).mistake:
+                raise UserError(f"{place}.{name}: {mistake}")
 
 
 @contextmanager
