@@ -54,7 +54,7 @@ Overrides = Annotated[list[str] | None, typer.Argument(metavar="key.sub=value", 
 Trust = Annotated[bool, typer.Option("--trust", help="Import and run what its config names outside of mmalign.")]
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="The folder of a run, or its name under runs/.", autocompletion=_runs)]
 Processes = Annotated[str, typer.Option(metavar="N", help="Processes of this machine, one for each GPU; torchrun for several machines.")]
-TOGETHER = ("train", "eval", "sample")
+TOGETHER = ("train", "eval", "sample", "pairs", "compare")
 """Commands that several processes carry out as one."""
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mmalign.cli.app import Trust, app, mistakes_as_lines
+from mmalign.cli.app import Processes, Shared, Trust, app, echo, mistakes_as_lines, several
 
 Model = Annotated[
     str,
@@ -18,7 +18,7 @@ Prompts = Annotated[list[str] | None, typer.Option("--prompt", help="A prompt; m
 Call = Annotated[list[str] | None, typer.Option("--call", metavar="KEY=VALUE", help="An argument of the pipeline's call.")]
 
 
-@app.command()
+@app.command(cls=Shared)
 def compare(  # the options of a command
     context: typer.Context,
     model: Model,
@@ -31,6 +31,7 @@ def compare(  # the options of a command
     seeds: Annotated[int, typer.Option(min=2, help="How often all of it is done.")] = 3,
     out: Annotated[Path, typer.Option(help="A folder for the table, the numbers and the picture.")] = Path("comparison"),
     trust: Trust = False,
+    processes: Processes = "1",
 ) -> None:
     """Set guided samplers beside best-of-N at equal cost: a table, a picture, and whether they beat it."""
     with mistakes_as_lines(context):
@@ -38,6 +39,7 @@ def compare(  # the options of a command
         from mmalign.rooms import find
         from mmalign.types import UserError
 
+        several(context, processes)
         setup = model_of(model, trust=trust)
         rewards = _rewards(reward or []) or setup.rewards
         judged = reward_of(judge, "judge") if judge is not None else next(iter(setup.judges.values()), None)
@@ -48,10 +50,10 @@ def compare(  # the options of a command
             comparison = find("mmalign.commands", "compare")(
                 setup.pipe, rewards, guidance=guidance, prompts=prompts, judge=judged, weights=None if reward else setup.weights,
                 call={**setup.call, **keywords(call or [])}, conditions=setup.conditions, samples=samples, seeds=seeds, out=out,
-                say=typer.echo,
+                say=echo,
             )  # fmt: skip
-        typer.echo(comparison.table())
-        typer.echo(f"table, numbers and picture: {out}")
+        echo(comparison.table())
+        echo(f"table, numbers and picture: {out}")
 
 
 def guided(  # the options of a command

@@ -6,20 +6,24 @@ from typing import Any
 
 import typer
 
-from mmalign.cli.app import Config, Overrides, app, configured, mistakes_as_lines
+from mmalign.cli.app import Config, Overrides, Processes, Shared, app, configured, echo, mistakes_as_lines, several
 
 RECIPES = ("make_pairs", "make_rejected")
 
 
-@app.command()
-def pairs(context: typer.Context, config: Config, overrides: Overrides = None) -> None:
+@app.command(cls=Shared)
+def pairs(context: typer.Context, config: Config, overrides: Overrides = None, processes: Processes = "1") -> None:
     """Make a file of preference pairs with a policy, as a config of make_pairs or make_rejected describes."""
     with mistakes_as_lines(context):
         from mmalign.config import build
+        from mmalign.distributed.team import joined
+        from mmalign.files import plain
         from mmalign.types import UserError
 
+        several(context, processes)
         node: dict[str, Any] = configured(config, overrides)
         if node.get("use") not in RECIPES:
             raise UserError(f"use: got {node.get('use')!r}, takes {' or '.join(RECIPES)}")
+        joined().agree("config", plain(node))
         counts = build(node)
-        typer.echo(f"{node['out']}: {', '.join(f'{count} {name}' for name, count in counts.items())}")
+        echo(f"{node['out']}: {', '.join(f'{count} {name}' for name, count in counts.items())}")

@@ -26,7 +26,7 @@ from mmalign.cli.app import (
 )
 
 DEMO = "configs/digits/demo.yaml"
-ALONE = ("export", "rehearse", "guided_sample", "compare", "make_pairs", "make_rejected", "calibrate")
+ALONE = ("export", "rehearse")
 
 
 @app.command(cls=Shared)
@@ -136,10 +136,6 @@ def sample(  # the options of a command
 
         if reward or guidance or run in index("mmalign.worlds"):
             from mmalign.cli.guided import guided
-            from mmalign.types import UserError
-
-            if joined().size > 1:
-                raise UserError("sample: under guidance, and from a world, it is done by one process; takes no --processes and no launcher")
 
             options: dict[str, Any] = {"reward": reward or [], "guidance": guidance, "prompt": prompt or [], "call": call or []}
             echo(guided(run, count=count, seed=seed, out=out, trust=trust, **options))
@@ -213,10 +209,12 @@ def _train(node: dict[str, Any], *, resume: bool = False) -> Path | None:
     """
     from mmalign.config import build
     from mmalign.distributed.team import joined
+    from mmalign.files import plain
     from mmalign.recipes._run import Run
 
     team = joined()
     if team.size > 1:
+        team.agree("config", plain(node))
         _refuse_mistakes(node)
     run = build(node, **({"resume": True} if resume else {}))
     if isinstance(run, (Mapping, Path)):

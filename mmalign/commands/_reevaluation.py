@@ -27,7 +27,6 @@ def reevaluated(run_folder: str | Path, *, samples: int | None = None, trust: bo
     team = joined()
     with stopping_together(team):
         run = trained(run_folder, trust=trust)
-        run.refuse_others(team)
         plan = _plan(run, samples)
         team_for(len(plan.prompts), "evaluation.prompts")
         team.agree("evaluation.prompts", [hashed(plan.prompts), plan.samples])

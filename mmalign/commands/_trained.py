@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 from mmalign.arguments.calls import sayable
 from mmalign.config import build_part, outside
-from mmalign.distributed.team import Team
+from mmalign.distributed.team import joined
+from mmalign.files import plain
 from mmalign.runs import checkpoint
 from mmalign.runs.folder import read_config
 from mmalign.types import Policy, UserError
@@ -31,18 +32,14 @@ class Trained(NamedTuple):
         policy.sets.load({name: self.tensors[name] for name in self.sets})
         return policy
 
-    def refuse_others(self, team: Team) -> None:
-        """Errors: UserError, in every process, where one of them has read another config or checkpoint than the main one."""
-        team.agree(f"{self.folder}: config", self.config)
-        team.agree(f"{self.folder}: checkpoint", [self.checkpoint.name, checkpoint.identity(self.checkpoint)])
-
 
 def trained(run_folder: str | Path, *, trust: bool = False) -> Trained:
     """Reads a run. ``best``: the best evaluated parameters where the run kept them, or else their moving average where it has one.
 
     trust: its config may name code outside of mmalign, which is imported and run where something of the config is built.
 
-    Errors: UserError for a folder without a run, a run without a policy in its config, or without a checkpoint, and for outside code.
+    Of several processes all read the same files. Errors: UserError where they do not, for a folder without a run, a run without a policy in
+    its config, or without a checkpoint, and for outside code.
     """
     folder = Path(run_folder)
     if not (folder / "config.yaml").is_file():
@@ -57,6 +54,9 @@ def trained(run_folder: str | Path, *, trust: bool = False) -> Trained:
     newest, _ = checkpoint.newest(folder / "checkpoints")
     if newest is None:
         raise UserError(f"{folder}: no checkpoint there to sample from; takes a run that has saved one")
+    team = joined()  # which may not see the same files
+    team.agree(f"{folder}: config", plain(config))
+    team.agree(f"{folder}: checkpoint", [newest.name, checkpoint.identity(newest)])
     tensors, state = checkpoint.load(newest)
     sets = checkpoint.parameter_sets(tensors)
     return Trained(folder, config, newest, state, sets, next(name for name in ("best", "ema", "trained") if name in sets), tensors)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mmalign.arguments.ranges import Count, Seed
+from mmalign.distributed.jobs import in_turn, stopping_together
+from mmalign.distributed.team import joined, team_for
+from mmalign.files import write_text
 from mmalign.training.feedback import ask, beside, refuse_columns
+from mmalign.training.journal import hashed
 from mmalign.training.seeds import stream
 from mmalign.types import Policy, UserError, columns_of, contents
 
@@ -33,7 +36,9 @@ def calibrate(
         policy: what answers. prompts: each is asked once. rewards: name -> reward, what is scored.
         out: the file; it appears whole or not at all. samples: of each prompt. prompts_at_once: prompts in one rollout.
 
-    Errors: UserError for a file that is there already, and numbers below 1.
+    Of several processes each does some of the rollouts, and the main one writes.
+
+    Errors: UserError for a file that is there already, numbers below 1, and more processes than rollouts.
     """
     if samples < 1 or prompts_at_once < 1 or not prompts:
         got = f"{len(prompts)} prompts, samples={samples}, prompts_at_once={prompts_at_once}"
@@ -41,19 +46,22 @@ def calibrate(
     if out.exists():
         raise UserError(f"out: {out} is there already; takes a new file")
     refuse_columns(rewards, columns_of(prompts), kind="reward")
-    lines = []
-    for start in range(0, len(prompts), prompts_at_once):
+    starts, team = range(0, len(prompts), prompts_at_once), joined()
+
+    def scored(start: int) -> dict[str, list[list[float]]]:
         some = list(prompts[start : start + prompts_at_once])
         rollout = policy.sample(contents(some), samples, stream(seed, start, 0, "calibrate"))
-        scores = {
-            name: values.view(len(some), samples).tolist()
-            for name, values in ask(rewards, rollout.outputs, rollout.prompts, beside(some, rows=len(rollout.prompts))).items()
-        }
-        for row, prompt in enumerate(some):
-            by_name = {name: [None if math.isnan(value) else value for value in values[row]] for name, values in scores.items()}
-            lines.append(json.dumps({"prompt": contents([prompt])[0], "rewards": by_name}, ensure_ascii=False))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    os.replace(temporary, out)
-    return out
+        scores = ask(rewards, rollout.outputs, rollout.prompts, beside(some, rows=len(rollout.prompts)))
+        return {name: values.view(len(some), samples).tolist() for name, values in scores.items()}
+
+    with stopping_together(team):
+        team_for(len(starts), f"rollouts of {prompts_at_once} prompts")
+        team.agree("calibrate", {"prompts": hashed(prompts), "rewards": sorted(rewards), "samples": samples, "seed": seed})
+        lines = []
+        for start, scores in in_turn(team, starts, scored):
+            for row, prompt in enumerate(prompts[start : start + prompts_at_once]):
+                by_name = {name: [None if math.isnan(value) else value for value in values[row]] for name, values in scores.items()}
+                lines.append(json.dumps({"prompt": contents([prompt])[0], "rewards": by_name}, ensure_ascii=False))
+        if team.main:
+            write_text(out, "".join(f"{line}\n" for line in lines))
+        return out

@@ -15,11 +15,14 @@ from torch import Tensor
 from mmalign.arguments.ranges import Count, NotNegative
 from mmalign.arguments.signatures import accepted
 from mmalign.commands._models import Conditions, arguments_of, guidance_of
+from mmalign.distributed.jobs import in_turn, stopping_together
+from mmalign.distributed.team import joined, team_for
 from mmalign.files import write_bytes
 from mmalign.guidance.guide import guide
 from mmalign.guidance.ledger import Ledger
 from mmalign.guidance.search import best_of
 from mmalign.training.feedback import refuse_columns
+from mmalign.training.journal import hashed
 from mmalign.types import UserError, columns_of, contents
 
 Reward = Callable[..., Any]
@@ -102,7 +105,7 @@ def compare(  # what a command may be told
         out: a folder for ``comparison.md``, ``.json`` and ``.png``. say: hears a line of progress.
 
     Best-of-N is drawn once for all N, as many as the dearest sampler pays for (64 at most); best of n is the mean over blocks of n.
-    Errors: UserError.
+    Of several processes each does some of the draws, a guidance and a seed, and the main one writes. Errors: UserError.
     """
     if samples < 1 or seeds < 2 or not guidance or not prompts:
         got = f"samples {samples}, seeds {seeds}, {len(guidance)} guidances and {len(prompts)} prompts"
@@ -112,19 +115,30 @@ def compare(  # what a command may be told
     chosen = {words: guidance_of(words) for words in guidance}
     rows = [prompt for prompt in prompts for _ in range(samples)]
     draw = _Drawing(pipe, reward, weights, judge, rows, dict(call or {}), conditions, rows_at_once)
-    guided = {}
-    for words, made in chosen.items():
-        guided[words] = [draw(made, seed, 0) for seed in range(seeds)]
-        say(f"{words}: {sum(one.seconds for one in guided[words]):.1f} s")
-    plain = draw(best_of(count=1), 0, 0).ledger.cost(gradient=gradient)
-    need = max(one.ledger.cost(gradient=gradient) for drawn in guided.values() for one in drawn) / plain
-    count = min(MOST, max(2, math.ceil(need)))
-    pool = [[draw(best_of(count=1), seed, number) for number in range(count)] for seed in range(seeds)]
-    say(f"best of 1 to {count}: {sum(one.seconds for drawn in pool for one in drawn):.1f} s")
-    made = _compared(guided, pool, plain, gradient, len(rows))
-    if out is not None:
-        _write(made, Path(out))
-    return made
+    team = joined()
+    with stopping_together(team):
+        team_for(len(chosen) * seeds, "guidances times seeds")
+        asked = {"guidance": list(chosen), "prompts": hashed(prompts), "samples": samples, "seeds": seeds, "rows_at_once": rows_at_once}
+        team.agree("compare", asked)
+        tell = say if team.main else lambda line: None
+        guided: dict[str, list[_Drawn]] = {words: [] for words in chosen}
+        jobs = [(words, seed) for words in chosen for seed in range(seeds)]
+        for (words, _), made in in_turn(team, jobs, lambda job: draw(chosen[job[0]], job[1], 0).dump()):
+            guided[words].append(_Drawn.load(made))
+            if len(guided[words]) == seeds:
+                tell(f"{words}: {sum(one.seconds for one in guided[words]):.1f} s")
+        most = max(one.ledger.cost(gradient=gradient) for drawn in guided.values() for one in drawn)
+        first = _Drawn.load(team.tell(draw(best_of(count=1), 0, 0).dump() if team.main else None)[0])
+        plain = first.ledger.cost(gradient=gradient)
+        count = min(MOST, max(2, math.ceil(most / plain)))
+        more = [(seed, number) for seed in range(seeds) for number in range(count)]
+        drawn = [_Drawn.load(made) for _, made in in_turn(team, more, lambda job: draw(best_of(count=1), *job).dump())]
+        pool = [drawn[seed * count : (seed + 1) * count] for seed in range(seeds)]
+        tell(f"best of 1 to {count}: {sum(one.seconds for one in drawn):.1f} s")
+        comparison = _compared(guided, pool, plain, gradient, len(rows))
+        if out is not None and team.main:
+            _write(comparison, Path(out))
+        return comparison
 
 
 @dataclass(frozen=True)
@@ -138,6 +152,16 @@ class _Drawn:
     @property
     def seconds(self) -> float:
         return self.ledger.seconds
+
+    def dump(self) -> dict[str, Any]:
+        """As JSON."""
+        return {"scores": self.scores.tolist(), "judged": self.judged.tolist(), "ledger": vars(self.ledger)}
+
+    @classmethod
+    def load(cls, dumped: Mapping[str, Any]) -> _Drawn:
+        """What was dumped."""
+        scores, judged = (torch.tensor(dumped[name], dtype=torch.float64) for name in ("scores", "judged"))
+        return cls(scores, judged, Ledger(**dumped["ledger"]))
 
 
 @dataclass(frozen=True)

@@ -116,8 +116,8 @@ def _replies(policy: Policy, suite: Suite, file: Path, *, batch: int, head: Mapp
             seeds = [SEED + head["seed"] * 2**20 + place for place, _ in some]
             return _generated(policy, [item for _, item in some], seeds, head["call"])
 
-        for number, texts in enumerate(in_turn(team, batches, answered), start=1):
-            lines = [{"id": item.id, "answer": text} for (_, item), text in zip(batches[number - 1], texts, strict=True)]
+        for number, (some, texts) in enumerate(in_turn(team, batches, answered), start=1):
+            lines = [{"id": item.id, "answer": text} for (_, item), text in zip(some, texts, strict=True)]
             if team.main:
                 with open(file, "a", encoding="utf-8") as log:
                     log.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)

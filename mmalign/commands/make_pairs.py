@@ -9,21 +9,28 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from difflib import SequenceMatcher
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+from torch import Tensor
+
 from mmalign.arguments.ranges import Count, NotNegative, Seed
 from mmalign.data.pairs import listed
+from mmalign.distributed.jobs import in_turn, stopping_together
+from mmalign.distributed.team import Team, joined, team_for
+from mmalign.files import plain
 from mmalign.policies.language.completions import Completions
 from mmalign.policies.transformers import TransformersPolicy
 from mmalign.records import Pair, Record, Records, Thumb
-from mmalign.training.feedback import beside, feedback_on, refuse_columns
+from mmalign.training.feedback import ask, beside, combined, refuse_columns
+from mmalign.training.journal import hashed
 from mmalign.training.seeds import stream
-from mmalign.types import Feedback, Policy, Rollout, UserError, columns_of, contents
+from mmalign.types import Policy, UserError, columns_of, contents
 
 __all__ = ["make_pairs", "make_rejected"]
 
@@ -61,32 +68,48 @@ def make_pairs(  # what a command may be told
     An answer without a score is in no pair. Counts: ``pairs``, ``prompts`` (asked), ``tied`` (that gave none), ``missing`` (answers
     without a score), ``cut`` (answers left out for that).
 
-    Errors: UserError for a file that is there already, numbers out of range, prompts that are not JSON.
+    Of several processes each does some of the rollouts, and the main one writes.
+
+    Errors: UserError for a file that is there already, numbers out of range, prompts that are not JSON, a policy that does not answer in
+    words, and more processes than rollouts.
     """
     _refuse(out, prompts=len(prompts), group=group - 1, most=most, prompts_at_once=prompts_at_once)
     refuse_columns(rewards, columns_of(prompts), kind="reward")
     counts = {"pairs": 0, "prompts": 0, "tied": 0, "missing": 0, "cut": 0}
+    starts, team = range(0, len(prompts), prompts_at_once), joined()
+
+    def answered(start: int) -> dict[str, Any]:
+        some = list(prompts[start : start + prompts_at_once])
+        rollout = policy.sample(contents(some), group, stream(seed, start, 0, "pairs"))
+        beside_rows = beside(some, rows=len(rollout.prompts))
+        scores = ask(rewards, _texts(rollout.outputs), rollout.prompts, beside_rows, drop=True)
+        endless = rollout.held.cut.tolist() if cut == "drop" and isinstance(rollout.held, Completions) else []
+        return {"answers": rollout.outputs, "scores": {name: values.tolist() for name, values in scores.items()}, "cut": endless}
 
     def lines() -> Iterator[Line]:
-        for start in range(0, len(prompts), prompts_at_once):
-            some = list(prompts[start : start + prompts_at_once])
-            rollout = policy.sample(contents(some), group, stream(seed, start, 0, "pairs"))
-            rollout.columns = beside(some, rows=len(rollout.prompts))
-            scored = feedback_on(rewards, rollout, combine=combine, missing="drop")
-            counts["missing"] += int(scored.rewards.isnan().sum())
-            if cut == "drop" and isinstance(rollout.held, Completions):
-                counts["cut"] += int(rollout.held.cut.sum())
-                scored = replace(scored, rewards=scored.rewards.masked_fill(rollout.held.cut, math.nan))
-            for number in range(len(some)):
-                rows = range(number * group, (number + 1) * group)
-                made = list(_ranked(rollout, scored, rows, most, least_gap))
+        for start, made in in_turn(team, starts, answered):
+            some = contents(list(prompts[start : start + prompts_at_once]))
+            scores = {name: torch.tensor(values, dtype=torch.float64) for name, values in made["scores"].items()}
+            numbers = torch.arange(len(some)).repeat_interleave(group)
+            rewarded = combined(scores, numbers, [some[number] for number in numbers.tolist()], combine)
+            counts["missing"] += int(rewarded.isnan().sum())
+            if made["cut"]:
+                counts["cut"] += sum(made["cut"])
+                rewarded = rewarded.masked_fill(torch.tensor(made["cut"]), math.nan)
+            for number, prompt in enumerate(some):
+                rows = slice(number * group, (number + 1) * group)
+                ranked = list(_ranked(prompt, made["answers"][rows], rewarded[rows].tolist(), most, least_gap))
                 counts["prompts"] += 1
-                counts["tied"] += not made
-                for place, line in enumerate(made):
+                counts["tied"] += not ranked
+                for place, line in enumerate(ranked):
                     counts["pairs"] += 1
                     yield {**line, "id": f"{start + number}" if most == 1 else f"{start + number}-{place}"}
 
-    _write(Path(out), lines())
+    with stopping_together(team):
+        team_for(len(starts), f"rollouts of {prompts_at_once} prompts")
+        settings = {"group": group, "most": most, "least_gap": least_gap, "cut": cut, "prompts_at_once": prompts_at_once, "seed": seed}
+        team.agree("make_pairs", {"prompts": hashed(prompts), "rewards": sorted(rewards), **settings})
+        _write(Path(out), lines(), team)
     return counts
 
 
@@ -121,14 +144,25 @@ def make_rejected(  # what a command may be told
     if not 0 <= alike <= 1:
         raise UserError(f"alike: got {alike}, takes 0..1")
     source: Records = listed(records) if isinstance(records, Sequence) else records
-    counts = {"pairs": 0, "records": 0, "alike": 0, "cut": 0}
+    counts, team = {"pairs": 0, "records": 0, "alike": 0, "cut": 0}, joined()
+
+    def batches() -> Iterator[tuple[int, list[tuple[Any, str, str]]]]:
+        coming, first = islice(filter(None, map(_better, source.stream(seed=seed))), count), 0
+        while some := list(islice(coming, records_at_once)):
+            yield first, some
+            first += len(some)
+
+    def answered(batch: tuple[int, list[tuple[Any, str, str]]]) -> dict[str, Any]:
+        first, some = batch
+        seeds = [(seed * 1_000_003 + first + place) % SEED for place in range(len(some))]
+        answers, endless = _answered(policy, [prompt for prompt, _, _ in some], seeds, call or {})
+        return {"answers": _texts(answers), "cut": endless, "records": hashed(some)}
 
     def lines() -> Iterator[Line]:
-        coming = islice(filter(None, map(_better, source.stream(seed=seed))), count)
-        while some := list(islice(coming, records_at_once)):
-            seeds = [(seed * 1_000_003 + counts["records"] + place) % SEED for place in range(len(some))]
-            answers, endless = _answered(policy, [prompt for prompt, _, _ in some], seeds, call or {})
-            for (prompt, better, name), answer, goes_on in zip(some, answers, endless, strict=True):
+        for (_, some), made in in_turn(team, batches(), answered):
+            if made["records"] != hashed(some):
+                raise UserError(f"records: processes read others at {some[0][2] or 'the same place'}; takes the same files in all of them")
+            for (prompt, better, name), answer, goes_on in zip(some, made["answers"], made["cut"], strict=True):
                 counts["records"] += 1
                 if goes_on and cut == "drop":
                     counts["cut"] += 1
@@ -140,7 +174,11 @@ def make_rejected(  # what a command may be told
                 counts["pairs"] += 1
                 yield {"prompt": prompt, "chosen": better, "rejected": answer, "id": name}
 
-    _write(Path(out), lines())
+    with stopping_together(team):
+        team_for(-(-count // records_at_once), f"batches of {records_at_once} records")
+        settings = {"count": count, "call": call, "alike": alike, "cut": cut, "records_at_once": records_at_once, "seed": seed}
+        team.agree("make_rejected", plain(settings))
+        _write(Path(out), lines(), team)
     return counts
 
 
@@ -151,16 +189,22 @@ def _answered(policy: Policy, prompts: list[Any], seeds: list[int], call: Mappin
     return list(policy.generate(prompts, seeds, **call)), [False] * len(prompts)
 
 
-def _ranked(rollout: Rollout, scored: Feedback, rows: Sequence[int], most: int, least_gap: float) -> Iterator[Line]:
+def _texts(answers: Any) -> list[str]:
+    """Errors: UserError for outputs that are no texts."""
+    if isinstance(answers, Tensor) or not all(isinstance(answer, str) for answer in answers):
+        raise UserError("policy: does not answer in words, and pairs in a file are words; takes a language model")
+    return list(answers)
+
+
+def _ranked(prompt: Any, answers: Sequence[str], rewards: Sequence[float], most: int, least_gap: float) -> Iterator[Line]:
     """Pairs of one prompt's answers, the clearest first."""
-    known = sorted((row for row in rows if not math.isnan(float(scored.rewards[row]))), key=lambda row: float(scored.rewards[row]))
+    known = sorted((row for row, reward in enumerate(rewards) if not math.isnan(reward)), key=lambda row: rewards[row])
     for place in range(min(most, len(known) // 2)):
         worse, better = known[place], known[-1 - place]
-        scores = float(scored.rewards[better]), float(scored.rewards[worse])
-        if scores[0] - scores[1] > least_gap and rollout.outputs[better] != rollout.outputs[worse]:
+        if rewards[better] - rewards[worse] > least_gap and answers[better] != answers[worse]:
             yield {
-                "prompt": rollout.prompts[better], "chosen": rollout.outputs[better], "rejected": rollout.outputs[worse],
-                "score_chosen": scores[0], "score_rejected": scores[1],
+                "prompt": prompt, "chosen": answers[better], "rejected": answers[worse],
+                "score_chosen": rewards[better], "score_rejected": rewards[worse],
             }  # fmt: skip
 
 
@@ -174,7 +218,11 @@ def _better(record: Any) -> tuple[Any, str, str] | None:
     return (record.prompt, answer, record.id) if isinstance(answer, str) else None
 
 
-def _write(out: Path, lines: Iterator[Line]) -> None:
+def _write(out: Path, lines: Iterator[Line], team: Team) -> None:
+    """What the main process writes; the others make the lines with it."""
+    if not team.main:
+        deque(lines, maxlen=0)
+        return
     out.parent.mkdir(parents=True, exist_ok=True)
     half = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:

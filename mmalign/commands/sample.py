@@ -61,7 +61,6 @@ def sample(
         wanted = contents(list(prompts or build_part(evaluation, "prompts") or build_part(run.config, "prompts")))
         team_for(len(wanted), "prompts")
         team.agree("sample", [hashed(wanted), count, seed])
-        run.refuse_others(team)
         seeds, policy = list(range(seed, seed + count)), run.policy()
         with policy.using("current" if run.best == "trained" else run.best):
             outputs = of_all.outputs(team, _generate(policy, wanted[team.share(len(wanted))], seeds, evaluation.get("call") or {}))
@@ -149,20 +148,36 @@ def guided_sample(  # what a command may be told
         raise UserError(f"sample: got {len(wanted)} prompts and count {count}, takes 1 or more (--prompt)")
     rewards = reward if reward is not None else source.rewards or None
     weights = source.weights if reward is None and source.rewards else None
-    chosen = None if guidance is None else guidance_of(guidance)
-    rows = [(prompt, seed + number) for prompt in wanted for number in range(count)]
+    chosen, team = None if guidance is None else guidance_of(guidance), joined()
+    with stopping_together(team):
+        team_for(len(wanted), "prompts")
+        team.agree("sample", [model if isinstance(model, str) else "", guidance, hashed(wanted), count, seed])
+        own = wanted[team.share(len(wanted))]
+        rows = [(prompt, seed + number) for prompt in own for number in range(count)]
+        images, scores, ledger = _guided(source, rewards, chosen, weights, rows, dict(call or {}), rows_at_once)
+        images = of_all.outputs(team, images).unflatten(0, (len(wanted), count))
+        known = of_all.scores(team, {} if scores is None else {"reward": scores}, len(rows)).get("reward")
+        spent = Ledger(*(sum(values) for values in zip(*team.tell(list(vars(ledger).values())), strict=True)))
+        if team.main:
+            _written(Path(out), images, wanted, list(range(seed, seed + count)))
+        return Sampled(Path(out), None if known is None else known.unflatten(0, (len(wanted), count)), spent)
+
+
+def _guided(
+    source: Model, rewards: Any, chosen: Any, weights: Mapping[str, float] | None, rows: list[tuple[Any, int]], call: dict[str, Any],
+    rows_at_once: int,
+) -> tuple[Tensor, Tensor | None, Ledger]:  # fmt: skip
+    """Outputs ``[R, ...]`` of rows (a prompt and a seed), their scores ``[R]`` where there is a reward, and what they cost."""
     outputs, scores = [], []
     plain = rewards is None and chosen is None
     with source.using, nullcontext() if plain else guide(source.pipe, rewards, guidance=chosen, weights=weights) as guided:
         for chunk in (rows[start : start + rows_at_once] for start in range(0, len(rows), rows_at_once)):
             rng = [torch.Generator(source.pipe._execution_device).manual_seed(own) for _, own in chunk]
             some = [prompt for prompt, _ in chunk]
-            arguments = source.arguments(contents(some) if plain else some, **(call or {}))
+            arguments = source.arguments(contents(some) if plain else some, **call)
             result = source.pipe(**{**arguments, "output_type": "pt", "generator": rng if len(chunk) > 1 else rng[0]})
             outputs.append(outputs_of(result).detach().cpu())
             if guided is not None and guided.scores is not None:
                 scores.append(guided.scores)
         ledger = Ledger() if guided is None else guided.ledger
-    images = torch.cat(outputs).unflatten(0, (len(wanted), count))
-    known = torch.cat(scores).unflatten(0, (len(wanted), count)) if scores else None
-    return Sampled(_written(Path(out), images, wanted, list(range(seed, seed + count))), known, ledger)
+    return torch.cat(outputs), torch.cat(scores) if scores else None, ledger

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from itertools import islice
+from typing import Any, TypeVar
 
 from mmalign.distributed.team import Team
+
+Job = TypeVar("Job")
 
 
 @contextmanager
@@ -19,11 +22,11 @@ def stopping_together(team: Team) -> Iterator[None]:
         raise
 
 
-def in_turn(team: Team, jobs: Sequence[Any], do: Callable[[Any], Any]) -> Iterator[Any]:
-    """What ``do`` makes of each job, in their order: process r does the r-th of every round, and all of them see what came of it.
+def in_turn(team: Team, jobs: Iterable[Job], do: Callable[[Job], Any]) -> Iterator[tuple[Job, Any]]:
+    """Each job with what ``do`` made of it, in their order: process r does the r-th of every round, and all of them see what came of it.
 
     A job is as large as for one process, and so are its numbers. do: returns what JSON holds (floats come back bit for bit).
     """
-    for start in range(0, len(jobs), team.size):
-        own = start + team.rank
-        yield from team.tell(do(jobs[own]) if own < len(jobs) else None)[: len(jobs) - start]
+    coming = iter(jobs)
+    while some := list(islice(coming, team.size)):
+        yield from zip(some, team.tell(do(some[team.rank]) if team.rank < len(some) else None), strict=False)

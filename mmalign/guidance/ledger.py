@@ -13,7 +13,7 @@ class Ledger:
 
     evaluations: forward passes of a denoiser. gradients: backward passes through one. reward_gradients: backward passes through a
     reward and, where it reads outputs, the decoder. decodes: latents made into outputs. rewards: outputs scored. missing: of those,
-    scores that were not finite. seconds: of wall-progress time. failed: gradients that were not finite, and left out.
+    scores that were not finite. seconds: of wall-clock time. failed: gradients that were not finite, and left out.
     """
 
     evaluations: int = 0

@@ -22,13 +22,16 @@ Columns = Mapping[str, list[Any]]
 Missing = Literal["stop", "drop"]
 
 
-def ask(rewards: Functions, outputs: Any, prompts: list[str], columns: Columns | None = None, *, kind: str = "reward") -> dict[str, Tensor]:
+def ask(
+    rewards: Functions, outputs: Any, prompts: list[str], columns: Columns | None = None, *, kind: str = "reward", drop: bool = False
+) -> dict[str, Tensor]:
     """Every reward's answer by name, ``[B]`` float64 on the CPU; NaN where a reward had none.
 
     A reward that answers ``{part: [B]}`` gives ``name/part`` for each. Errors: UserError that names the reward, where it raises,
-    answers with the wrong shape or type, or with an infinite number; ``kind`` is what it is called there. Scores of parts are summed.
+    answers with the wrong shape or type, or with an infinite number, which ``drop`` takes for NaN; ``kind`` is what it is called there.
+    Scores of parts are summed.
     """
-    return _scores(rewards, outputs, prompts, columns or {}, kind=kind)[0]
+    return _scores(rewards, outputs, prompts, columns or {}, kind=kind, drop=drop)[0]
 
 
 def beside(prompts: Sequence[Any], *, rows: int) -> dict[str, list[Any]]:
@@ -98,18 +101,21 @@ def feedback_on(
         if missing == "stop" and bool(value.isnan().any()):
             count = f"{int(value.isnan().sum())} of {len(value)}"
             raise UserError(f"reward {name}: {count} scores are NaN (batch.missing: drop goes on without those rows)")
-    if combine is None:
-        total = torch.stack(list(parts.values())).sum(0)
-    else:
-        together = lambda outputs, prompts: combine(parts, group, prompts, learn=True)  # noqa: E731
-        of_rows = rollout.prompts if group_prompts is None else [group_prompts[number] for number in group.tolist()]
-        total = _checked("combine", _answer("combine", "of rewards", together, rollout.outputs, of_rows, {}), len(group))
+    total = combined(parts, group, rollout.prompts if group_prompts is None else [group_prompts[row] for row in group.tolist()], combine)
     tables: dict[Need, Tensor] = {}
     if team.any(bool(parted)):
         tables[REWARDS] = team.rows("rewards", dense.table(parted, getattr(combine, "weights", {}), rollout))
     wins = None if oracle is None else of_all.blocks(team.gather({"wins": _compared(oracle, rollout)}), "wins")
     drawn = {name: team.rows(name, rows) for name, rows in rollout.drawn.items()}
     return Feedback(total, group, parts=parts, lengths=team.rows("lengths", rollout.mask.sum(1)), wins=wins, tables=tables, drawn=drawn)
+
+
+def combined(parts: Mapping[str, Tensor], group: Tensor, prompts: Sequence[Any], combine: Callable[..., Any] | None) -> Tensor:
+    """The rewards of rows as one number each, ``[B]``: what ``combine`` makes of them, whose state takes them in, or their sum."""
+    if combine is None:
+        return torch.stack(list(parts.values())).sum(0)
+    together = lambda outputs, prompts: combine(parts, group, prompts, learn=True)  # noqa: E731
+    return _checked("combine", _answer("combine", "of rewards", together, None, list(prompts), {}), len(group))
 
 
 def _compared(oracle: Callable[..., Any], rollout: Rollout) -> Tensor:

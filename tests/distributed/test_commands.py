@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,14 @@ from PIL import Image
 
 import mmalign as mm
 from mmalign import cli
+from mmalign.commands.compare import compare
+from mmalign.commands.sample import guided_sample
 from mmalign.config import build, load
+from mmalign.records import Pair
 from mmalign.runs import checkpoint
+from mmalign.worlds.digits.base import digits
+from mmalign.worlds.digits.data import PROMPTS
+from tests.helpers import tiny_text
 from tests.helpers.processes import together
 
 MODULE = """
@@ -264,6 +271,92 @@ def test_questions_that_are_others_on_one_machine_and_a_folder_that_is_taken(tmp
             return super().generate(prompts, seeds, **call)
 
     mm.evaluate(Slow(tmp_path / "asked"), questions.first(1), out=tmp_path / "out")  # type: ignore[arg-type]
+
+
+def texts() -> Any:
+    return mm.policies.transformers(tiny_text.model(), tiny_text.tokenizer(), max_completion=9)
+
+
+def letters(outputs: list[str], prompts: list[str], **columns: Any) -> torch.Tensor:
+    return torch.tensor([float("nan") if "z" in text else float(text.count("e")) for text in outputs], dtype=torch.float64)
+
+
+def running() -> Any:
+    return mm.combinations.weighted_sum(weights={"e": 1.0}, transforms={"e": mm.combinations.z_score(over="running")})
+
+
+ASKED = [f"{word} " for word in ("one", "two", "three", "four", "five")]
+RECORDS = [Pair(prompt, "yes", f"no {place}", 1.0, f"pair {place}") for place, prompt in enumerate(ASKED)]
+MAKES: dict[str, Callable[[Path], Any]] = {
+    "pairs": lambda out: mm.commands.make_pairs(
+        texts(), ASKED, {"e": letters}, out=str(out), group=6, prompts_at_once=2, cut="keep", most=2, combine=running()
+    ),
+    "rejected": lambda out: mm.commands.make_rejected(
+        texts(), RECORDS, out=str(out), count=9, call={"temperature": 2.0}, records_at_once=2, cut="keep"
+    ),
+    "calibrate": lambda out: mm.commands.calibrate(texts(), ASKED, {"e": letters}, out=out, samples=3, prompts_at_once=2) and None,
+}
+
+
+@pytest.mark.parametrize("name", MAKES)
+def test_files_that_are_made_are_those_of_one_process(name: str, tmp_path: Path) -> None:
+    counts = MAKES[name](tmp_path / "one.jsonl")
+
+    def act(rank: int) -> None:
+        with only_the_main_one_writes():
+            assert MAKES[name](tmp_path / "two.jsonl") == counts
+
+    assert together(2, act, tmp_path / "processes") == [(0, "")] * 2
+    assert (tmp_path / "two.jsonl").read_bytes() == (tmp_path / "one.jsonl").read_bytes() and (tmp_path / "one.jsonl").stat().st_size > 200
+    few = {"pairs": "rollouts of 2 prompts: got 3", "rejected": "batches of 2 records: got 5", "calibrate": "rollouts of 2 prompts: got 3"}
+    many = together(6, lambda rank: MAKES[name](tmp_path / "many.jsonl"), tmp_path / "processes")
+    assert many == [(2, f"{few[name]} for 6 processes; takes 6 or more, or fewer processes")] * 6
+    assert sorted(path.name for path in tmp_path.glob("*.jsonl")) == ["one.jsonl", "two.jsonl"]
+
+
+def test_records_that_are_others_on_one_machine(tmp_path: Path) -> None:
+    def act(rank: int) -> None:
+        given = RECORDS if rank == 0 else [*RECORDS[:-1], Pair(ASKED[-1], "yes indeed", "no", 1.0, "pair 4")]
+        mm.commands.make_rejected(texts(), given, out=str(tmp_path / "out.jsonl"), count=5, records_at_once=1)
+
+    for code, why in together(2, act, tmp_path / "processes"):
+        assert code == 2 and "records: processes read others at pair 4; takes the same files in all of them" in why
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def brightness(outputs: torch.Tensor, prompts: list[str], **columns: Any) -> torch.Tensor:
+    return outputs.flatten(1).mean(1)
+
+
+def test_a_comparison_and_guided_samples_are_those_of_one_process(tmp_path: Path) -> None:
+    asked: dict[str, Any] = {
+        "guidance": ["dps scale=50"],
+        "prompts": PROMPTS[:2],
+        "samples": 1,
+        "seeds": 2,
+        "call": {"num_inference_steps": 2},
+    }
+    how: dict[str, Any] = {"reward": brightness, "guidance": "fk particles=2", "prompts": PROMPTS[:3], "call": asked["call"], "count": 2}
+    compare(digits(), brightness, out=tmp_path / "one", **asked)
+    alone = guided_sample("digits", out=tmp_path / "one.png", **how)
+
+    def act(rank: int) -> None:
+        with only_the_main_one_writes():
+            compare(digits(), brightness, out=tmp_path / "two", say=said.append, **asked)
+            sampled = guided_sample("digits", out=tmp_path / "two.png", **how)
+        assert len(said) == (2 if rank == 0 else 0)
+        assert sampled.scores is not None and torch.allclose(sampled.scores, alone.scores, atol=1e-6)
+        assert replace(sampled.ledger, seconds=0.0) == replace(alone.ledger, seconds=0.0)
+
+    said: list[str] = []
+    assert together(2, act, tmp_path / "processes") == [(0, "")] * 2
+    one, two = (json.loads((tmp_path / name / "comparison.json").read_text()) for name in ("one", "two"))
+    for made in (one, two):
+        assert made["rows"][0]["ledger"].pop("seconds") > 0
+    assert one == two
+    assert int((pixels(tmp_path / "one.png") - pixels(tmp_path / "two.png")).abs().max()) <= 1
+    few = together(3, lambda rank: compare(digits(), brightness, **asked), tmp_path / "processes")
+    assert few == [(2, "guidances times seeds: got 2 for 3 processes; takes 3 or more, or fewer processes")] * 3
 
 
 @pytest.mark.parametrize(
