@@ -32,12 +32,13 @@ def refused(source, match, read=media.picture, limits=FIRST):
     assert "\n" not in str(error.value)
 
 
-def quarters(width=64, height=48):
-    """A video whose four quarters have colours of their own, ``COLOURS``."""
+def quarters(width=64, height=48, pixels=(1, 1)):
+    """A video whose four quarters have colours of their own, ``COLOURS``. pixels: how wide and how high one is shown."""
     held = io.BytesIO()
     with av.open(held, "w", format="mp4") as file:
         stream = file.add_stream("mpeg4", rate=8)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.codec_context.sample_aspect_ratio = Fraction(*pixels)
         picture = Image.new("RGB", (width, height))
         for (x, y), colour in COLOURS.items():
             picture.paste(colour, ((x + 1) * width // 4, (y + 1) * height // 4, (x + 3) * width // 4, (y + 3) * height // 4))
@@ -87,6 +88,36 @@ def test_videos_are_upright(turn, limits):
         right, down = a * x + c * y, b * x + d * y  # where the matrix puts the quarter
         shown = frames[0, :, (2 + down) * height // 4, (2 + right) * width // 4]
         assert (shown.float() - torch.tensor(colour)).abs().max() < 40, (turn, x, y)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "turn", "size", "shape"),
+    [
+        ((4, 3), (1, 0, 0, 1), None, (48, 85)),  # 64 x 4 / 3
+        ((8, 9), (1, 0, 0, 1), None, (48, 57)),
+        ((4, 3), (0, 1, -1, 0), None, (85, 48)),  # on its side as it is stored
+        ((2, 1), (1, 0, 0, 1), (20, 20), (20, 20)),
+    ],
+)
+def test_pixels_that_are_no_squares(pixels, turn, size, shape):
+    frames = media.footage(with_matrix(quarters(pixels=pixels), *turn), Limits(frames=2, size=size)).frames
+    assert frames.shape[2:] == shape
+    corner = frames[0, :, 2, 2].float()
+    assert (corner - torch.tensor(COLOURS[-1, -1] if turn[0] else COLOURS[-1, 1])).abs().max() < 40
+
+
+def test_pixels_that_no_film_has_are_refused():
+    refused(quarters(pixels=(10, 1)), "pixels 10 times as wide as high, takes 0.125 to 8", media.footage)
+    refused(quarters(pixels=(1, 10)), "pixels 0.1 times as wide as high", media.footage)
+    refused(quarters(pixels=(8, 1)), "512 x 48 pixels, takes at most 10000", media.footage, Limits(pixels=10_000))
+
+
+def test_the_time_of_all_frames_together(monkeypatch):
+    """The clock goes on by a second at each look: at the beginning, and at each packet."""
+    clock = itertools.count()
+    monkeypatch.setattr("mmalign.media.videos.time.monotonic", lambda: next(clock))
+    refused(quarters(), r"^decoding took more than 3 s, after [1-4] frames$", media.footage, Limits(decoding=3.0))
+    assert media.footage(quarters(), Limits(decoding=30.0)).length == 4
 
 
 def test_a_display_matrix_that_says_nothing_new():
@@ -150,7 +181,84 @@ def test_a_code_stream_up_to_the_end_of_the_file_ends():
     assert not fault(bytes(data)) and all(fault(bytes(data[:length])) for length in range(at + 8, len(data)))
 
 
-@pytest.mark.parametrize("name", ["mp4", "mov", "mkv", "webm", "webm of a stream", "avi", "ogv", "wmv"])
+PIECES = {  # bytes of a piece, or how one begins, and how far before that; what they are in
+    "ts": 188, "ts, h264": 188, "ts with sound": 188, "ts of discs": 192, "mp4 of a stream": (b"moof", 4), "mp4 in fragments": (b"mfra", 4),
+    "webm of a stream, vp9": (b"\x1f\x43\xb6\x75", 0), "mpeg, long": (b"\0\0\1\xba", 0),
+}  # fmt: skip
+
+
+def places(data, piece):
+    if isinstance(piece, int):
+        return list(range(4 * piece, len(data), piece))
+    return [at - piece[1] for at in range(100, len(data)) if data[at : at + len(piece[0])] == piece[0]]
+
+
+@pytest.mark.parametrize("name", PIECES)
+def test_a_stream_that_is_cut_says_so_within_a_piece_and_cannot_between_two(name):
+    """There it is read as far as it goes: all that is shown is of the film, in its order."""
+    data = FUZZ["videos"]()[name]
+    whole, between = FUZZ["read"]("video", data), places(data, PIECES[name])
+    assert not fault(data) and between
+    assert all(fault(data[: at + more]) for at in between for more in (8, 20, 100) if at + more < len(data) - 50)
+    silent = [at for at in between if not fault(data[:at])]
+    assert len(silent) == len(between) or name == "ts with sound"  # whose sound names its lengths
+    for at in silent[:: len(silent) // 6 + 1]:
+        try:
+            assert FUZZ["among"](FUZZ["read"]("video", data[:at]), whole)
+        except Broken as error:
+            assert "\n" not in str(error)
+
+
+def test_sound_names_its_length_in_a_stream():
+    data = FUZZ["videos"]()["ts with sound"]
+    assert 0 < sum(not fault(data[:at]) for at in places(data, 188)) < len(data) // 188 / 2
+
+
+@pytest.mark.parametrize("name", ["flv", "flv, h264", "mp4 in indexed fragments"])
+def test_a_stream_that_names_its_length_is_refused_wherever_it_is_cut(name):
+    data = FUZZ["videos"]()[name]
+    index = data.index(b"sidx") + 100 if "mp4" in name else 400
+    last = data.index(b"mfra") if "mp4" in name else len(data)  # which is behind all fragments
+    assert not fault(data) and all(fault(data[:length]) for length in range(index, last - 4))
+
+
+def test_a_fragment_without_its_data_is_cut():
+    data = FUZZ["videos"]()["mp4 of a stream"]
+    assert fault(data[: data.rindex(b"mdat") - 4]) and not fault(data[: data.rindex(b"moof") - 4])
+
+
+def test_flash_without_its_length_is_read_up_to_its_last_tag():
+    data = FUZZ["videos"]()["flv of a stream, h264"]
+    silent = [length for length in range(1, len(data)) if not fault(data[:length])]
+    assert len(silent) < 15  # its header, and a place behind each of its tags
+    assert {data[length] for length in silent if length > 3} == {9}  # a tag of pictures
+
+
+def test_a_long_avi_is_of_several_parts():
+    data = FUZZ["videos"]()["avi"]
+    more = data + b"RIFF" + struct.pack("<I", 104) + b"AVIX" + bytes(100)
+    assert not fault(more) and fault(more[:-10]) and not fault(more + bytes(50))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "mp4",
+        "mov",
+        "mkv",
+        "webm",
+        "webm of a stream",
+        "avi",
+        "ogv",
+        "wmv",
+        "ts",
+        "ts of discs",
+        "flv",
+        "flv of a stream",
+        "mpeg",
+        "mp4 of a stream",
+    ],
+)
 def test_padding_behind_a_video(name):
     assert not fault(FUZZ["videos"]()[name] + bytes(50))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -18,8 +19,8 @@ from mmalign.types import UserError
 # FFmpeg's names of what is opened. Its playlists (HLS, DASH, concat) would open other files and addresses in their turn.
 CONTAINERS = ("mov", "matroska", "avi", "mpegts", "mpeg", "flv", "asf", "ogg", "gif")
 
-
 LENGTH = 200_000  # frames of one file at most, over two hours at 25 a second: all of them are decoded
+WIDEST = 8  # times as wide as high, or as high as wide, a pixel may be: those of films are 0.7 to 2.2
 
 
 class Footage(NamedTuple):
@@ -52,8 +53,8 @@ def footage(source: Any, limits: Limits) -> Footage:
     """At most ``limits.frames`` frames, spread evenly over a video.
 
     source: as in ``picture``, or frames: a tensor ``[F, 3, H, W]`` in 0..1, a list of images. Files are MP4, MOV, Matroska, WebM, AVI,
-    MPEG, FLV, ASF, Ogg or GIF, decoded by PyAV, and turned and mirrored as their display matrix says. limits: what it may cost, and how
-    many frames are kept.
+    MPEG, FLV, ASF, Ogg or GIF, decoded by PyAV, made as wide as they are shown where their pixels are no squares, and turned and mirrored
+    as their display matrix says. limits: what it may cost, and how many frames are kept.
 
     Errors: UserError where PyAV is not installed, and Broken with the reason where the video cannot be used: cut off, damaged, without
     frames, frames of several sizes.
@@ -69,19 +70,23 @@ def footage(source: Any, limits: Limits) -> Footage:
 
 
 def _decoded(data: bytes, limits: Limits, name: str) -> Footage:
-    rates = [rate for _, rate in _frames(data, limits, name)]  # counted: what a container says of its length need not be true
+    until = time.monotonic() + limits.decoding
+    rates = [rate for _, rate, _ in _frames(data, limits, name, until)]  # counted: what a container says of its length need not be true
     if not rates:
         raise Broken(f"{name}a video without frames")
     places, frames = _spread(len(rates), limits.frames), []
-    for place, (frame, _) in enumerate(_frames(data, limits, name)):
+    for place, (frame, _, width) in enumerate(_frames(data, limits, name, until)):
         if place in places:
             with decoding(name):
-                frames.append(to_tensor(fitted(_upright(frame), limits.size)))
+                frames.append(to_tensor(fitted(_upright(frame, width), limits.size)))
     return Footage(_stacked(frames, name), places, len(rates), rates[0])
 
 
-def _frames(data: bytes, limits: Limits, name: str) -> Iterator[tuple[Any, float | None]]:
-    """Every frame of the first stream of a video, as PyAV has it, and how many there are in a second."""
+def _frames(data: bytes, limits: Limits, name: str, until: float) -> Iterator[tuple[Any, float | None, int]]:
+    """Every frame of the first stream of a video, as PyAV has it, how many there are in a second, and how wide it is shown.
+
+    until: on the clock of ``time.monotonic``.
+    """
     try:
         import av
     except ModuleNotFoundError as error:
@@ -97,6 +102,9 @@ def _frames(data: bytes, limits: Limits, name: str) -> Iterator[tuple[Any, float
         if stream.codec_context is None:
             raise Broken(f"{name}a video of a codec that FFmpeg does not know")
         limits.check_pixels(name, stream.width, stream.height)
+        ratio = stream.sample_aspect_ratio or 1
+        if not 1 / WIDEST <= ratio <= WIDEST:
+            raise Broken(f"{name}pixels {float(ratio):.3g} times as wide as high, takes {1 / WIDEST:.3g} to {WIDEST}")
         count, rate = 0, None if not stream.average_rate else float(stream.average_rate)
         for packet in container.demux(stream):
             frames: list[Any] = packet.decode()
@@ -105,19 +113,24 @@ def _frames(data: bytes, limits: Limits, name: str) -> Iterator[tuple[Any, float
             count += len(frames)
             if count > LENGTH:
                 raise Broken(f"{name}more than {LENGTH} frames")
+            if time.monotonic() > until:
+                raise Broken(f"{name}decoding took more than {limits.decoding:g} s, after {count} frames")
             for frame in frames:
-                limits.check_pixels(name, frame.width, frame.height)  # it may grow on the way
-                yield frame, rate
+                width = max(1, round(frame.width * ratio))
+                limits.check_pixels(name, max(width, frame.width), frame.height)  # it may grow on the way
+                yield frame, rate, width
 
 
-def _upright(frame: Any) -> Any:
-    """A frame as a PIL image, turned by quarters and mirrored as its display matrix says.
+def _upright(frame: Any, width: int) -> Any:
+    """A frame as a PIL image, so wide, and turned by quarters and mirrored as its display matrix says.
 
     The matrix is ``a b u, c d v, x y w`` in integers; the pixel at (x, y) is shown at (a x + c y, b x + d y), right and down.
     """
-    from PIL.Image import Transpose
+    from PIL.Image import Resampling, Transpose
 
     image, matrix = frame.to_image(), frame.side_data.get("DISPLAYMATRIX")
+    if width != image.width:
+        image = image.resize((width, image.height), Resampling.LANCZOS)
     if matrix is None:
         return image
     a, b, _, c, d, *_ = struct.unpack("=9i", bytes(matrix))

@@ -2,9 +2,11 @@
 
 Pillow refuses most cut images by itself; an animated GIF that lost frames is another animation to it, and a PNG that lost its orientation
 another picture. FFmpeg plays what is left of a video. A format's own word for its length is asked here: the boxes of MP4, MOV and JPEG
-2000, the segment of Matroska and WebM, the RIFF of AVI, the blocks of GIF and PNG, the pages of Ogg, the objects of ASF. Streams that may
-end anywhere (MPEG-TS, FLV, fragmented MP4 and live WebM between two of their pieces) say nothing, and neither does this. What is of more
-pieces than any real file is refused as well, because decoders walk them one by one, for minutes.
+2000, the segment of Matroska and WebM, the RIFF of AVI, the blocks of GIF and PNG, the pages of Ogg, the objects of ASF, the packets of
+MPEG, the tags of FLV and the size that it may name, the index of a fragmented MP4. Some are written piece by piece, by who does not know
+yet where they end: MPEG-TS and MPEG programs between two packets, FLV without its size, fragmented MP4 without an index in front, and live
+WebM between two clusters or blocks. Cut there, nothing in them says so, and neither does this. What is of more pieces than any real file
+is refused as well, because decoders walk them one by one, for minutes.
 """
 
 from __future__ import annotations
@@ -15,6 +17,8 @@ from collections.abc import Callable, Iterator
 
 CUT = "not decodable: cut off, it ends before the end that it names itself"
 PIECES = 200_000  # blocks of a GIF (two for a frame), chunks, boxes, elements
+TAGS = 2_000_000  # of FLV, where every bit of sound is one
+PACKETS = ((188, 0), (192, 4), (204, 0))  # of MPEG-TS: bytes of one, and those before its first
 SCANS = 100  # of a JPEG, which has 1 to 4, or some ten where it is progressive: each of them is a pass over all of its pixels
 SEGMENT, CLUSTER = 0x18538067, 0x1F43B675  # Matroska's elements whose length may be left open
 
@@ -95,17 +99,31 @@ def _gif(data: bytes) -> bool:
 
 def _boxes(data: bytes) -> bool:
     """Of MP4, MOV, JPEG 2000, AVIF."""
-    at = 0
+    at, end, awaits_data = 0, 0, False
     for _ in _pieces():
         if len(data) - at < 8:
             break
         size, kind = struct.unpack_from(">I4s", data, at)
         if kind not in BOXES:
-            return False  # padding, or something that was appended
+            return end > len(data) or (awaits_data and at >= len(data))  # padding, or something that was appended
         if size == 0:  # up to the end of the file
             return kind == b"jp2c" and _code_stream(data)
-        at += struct.unpack_from(">Q", data, at + 8)[0] if size == 1 else max(8, size)
-    return at > len(data) or any(data[at:])
+        box = struct.unpack_from(">Q", data, at + 8)[0] if size == 1 else max(8, size)
+        if kind == b"sidx":
+            end = max(end, _indexed(data, at + 8, at + box))
+        awaits_data = kind == b"moof" or (awaits_data and kind != b"mdat")
+        at += box
+    return max(at, end) > len(data) or awaits_data or any(data[at:])
+
+
+def _indexed(data: bytes, at: int, anchor: int) -> int:
+    """Where the fragments end that the index of a fragmented MP4 names; ``anchor`` is behind it."""
+    long = data[at] > 0
+    first = struct.unpack_from(">Q" if long else ">I", data, at + (20 if long else 16))[0]
+    at += 28 if long else 20
+    count = struct.unpack_from(">H", data, at + 2)[0]
+    sizes = (struct.unpack_from(">I", data, at + 4 + 12 * number)[0] & 0x7FFFFFFF for number in range(count))
+    return int(anchor + first + sum(sizes))
 
 
 def _code_stream(data: bytes) -> bool:
@@ -114,7 +132,12 @@ def _code_stream(data: bytes) -> bool:
 
 
 def _riff(data: bytes) -> bool:
-    return len(data) + 1 < 8 + struct.unpack_from("<I", data, 4)[0]
+    at = 0
+    for _ in _pieces():
+        if data[at : at + 4] != b"RIFF":  # a long AVI has several
+            break
+        at += 8 + struct.unpack_from("<I", data, at + 4)[0]
+    return len(data) + 1 < at
 
 
 def _matroska(data: bytes) -> bool:
@@ -162,6 +185,64 @@ def _asf(data: bytes) -> bool:
     return at > len(data)
 
 
+def _packet_size(data: bytes) -> tuple[int, int] | None:
+    """Bytes of a packet of MPEG-TS, and those before the first; None for what does not begin with three of them."""
+    for size, first in PACKETS:
+        if len(data) > 3 * size and all(data[first + number * size] == 0x47 for number in range(3)):
+            return size, first
+    return None
+
+
+def _transport(data: bytes) -> bool:
+    """Of MPEG-TS: whether its last packet is whole, and whatever named its length in one of them."""
+    packet = _packet_size(data)
+    assert packet is not None
+    size, first = packet
+    lacks: dict[int, int] = {}  # bytes that are still to come, by stream
+    for at in range(first, len(data), size):
+        if data[at] != 0x47:
+            return False  # padding, or something that was appended
+        if at + 188 > len(data):
+            return True
+        begins, stream = data[at + 1] & 0x40, (data[at + 1] & 0x1F) << 8 | data[at + 2]
+        start = at + 4 + (1 + data[at + 4] if data[at + 3] & 0x20 else 0)
+        content = data[start : at + 188] if data[at + 3] & 0x10 else b""
+        if begins and content.startswith(b"\0\0\1") and len(content) > 6:
+            length = struct.unpack_from(">H", content, 4)[0]  # 0: not known, as films are written mostly
+            lacks[stream] = length - len(content) + 6 if length else 0
+        elif stream in lacks:
+            lacks[stream] -= len(content)
+    return any(lack > 0 for lack in lacks.values())
+
+
+def _program(data: bytes) -> bool:
+    """Of an MPEG program (VOB, MPG): whether its last packet is whole."""
+    at = 0
+    for _ in _pieces():
+        if data[at : at + 3] != b"\0\0\1" or data[at + 3] < 0xB9:
+            break  # padding, or something that was appended
+        if data[at + 3] == 0xB9:  # the end
+            return False
+        if data[at + 3] == 0xBA:
+            at += 14 + (data[at + 13] & 7) if data[at + 4] >> 6 == 1 else 12
+        else:
+            at += 6 + struct.unpack_from(">H", data, at + 4)[0]
+    return at > len(data)
+
+
+def _flash(data: bytes) -> bool:
+    """Of FLV: its tags, and the size of the file where the first of them names it."""
+    at = struct.unpack_from(">I", data, 5)[0] + 4
+    named = data[at : at + 4096].find(b"\0\x08filesize\0") + at
+    if data[at] == 18 and named >= at and struct.unpack_from(">d", data, named + 11)[0] > len(data):
+        return True
+    for _ in _pieces(TAGS):
+        if at >= len(data) or data[at] & 0x1F not in (8, 9, 18):
+            break  # the end, padding, or something that was appended
+        at += 15 + int.from_bytes(data[at + 1 : at + 4], "big")
+    return at > len(data)
+
+
 def _plain_map(data: bytes) -> bool:
     """Of PPM, PGM and PBM written in digits: a number may have lost its last ones."""
     return data[-1:].isdigit()
@@ -177,5 +258,8 @@ _FORMATS: tuple[tuple[Callable[[bytes], bool], Callable[[bytes], bool]], ...] = 
     (lambda data: data.startswith(b"\x1aE\xdf\xa3"), _matroska),
     (lambda data: data.startswith(b"OggS"), _ogg),
     (lambda data: data.startswith(ASF), _asf),
+    (lambda data: data.startswith(b"FLV\1"), _flash),
+    (lambda data: data.startswith(b"\0\0\1\xba"), _program),
+    (lambda data: _packet_size(data) is not None, _transport),
     (lambda data: data[:2] in (b"P1", b"P2", b"P3") and data[2:3].isspace(), _plain_map),
 )
