@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mmalign.arguments.ranges import Count, Seed
-from mmalign.commands._models import guidance_of, model_of, of_pipe
+from mmalign.commands._models import Model, guidance_of, model_of, of_pipe
 from mmalign.commands._trained import trained
 from mmalign.config import build_part
 from mmalign.distributed import tables as of_all
