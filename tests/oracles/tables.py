@@ -10,6 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -72,7 +74,7 @@ class Table:
     kl_mask: Tensor
     judged: Tensor
     degree: Tensor
-    others: dict[str, tuple[Tensor, Tensor]]
+    others: Contrasts
     parts: dict[str, Tensor]
     mean: Tensor | None = None
     mean_ref: Tensor | None = None
@@ -84,8 +86,8 @@ class Table:
         facts = {name: getattr(self, name) for name in ("std", "dt", "noise", "changed", "phrase", "segment") if Need(name) in needs}
         terms = {name: getattr(self, name) for name in TERMS if Need(name) in needs}
         contrasts = {
-            name: Steps(log_probs, self.mask, refs={"ref": ref}, event_size=self.event_size, kind=self.kind)
-            for name, (log_probs, ref) in self.others.items()
+            name: Steps(self.others[name][0], self.mask, refs={"ref": self.others[name][1]}, event_size=self.event_size, kind=self.kind)
+            for name in CONTRASTS
             if contrast(name) in needs
         }
         return Steps(
@@ -114,15 +116,27 @@ class Table:
         )  # fmt: skip
 
 
-def table(kind: Kind, seed: int = 0, leaf: Tensor | None = None) -> Table:
-    """The table of a seed; ``leaf`` replaces the current parameters, for gradients by hand."""
+class Contrasts(dict[str, tuple[Tensor, Tensor]]):
+    """name -> (log_probs, ref) of the same rows under another condition, made when they are first asked for: few methods do."""
+
+    def __init__(self, make: Callable[[str], tuple[Tensor, Tensor]]):
+        super().__init__()
+        self.make = make
+
+    def __missing__(self, name: str) -> tuple[Tensor, Tensor]:
+        self[name] = self.make(name)
+        return self[name]
+
+
+@cache
+def _drawn(seed: int) -> dict[str, Any]:
+    """All of a table that no parameter changes: drawn once, as a table is made ten thousand times. Who reads it takes copies."""
     rng = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=rng, dtype=torch.float64)
 
     current, sampled, reference = (normal(ROWS, COLUMNS, SIZE) * 0.4 for _ in range(3))
-    leaf = current.clone().requires_grad_() if leaf is None else leaf
     std, dt = 0.5 + torch.rand(ROWS, COLUMNS, generator=rng).double(), -0.05 - 0.2 * torch.rand(ROWS, COLUMNS, generator=rng).double()
     token = torch.randint(SIZE, (ROWS, COLUMNS, 1), generator=rng)
     noise, rewards = normal(ROWS, COLUMNS, SIZE), normal(ROWS)
@@ -131,16 +145,30 @@ def table(kind: Kind, seed: int = 0, leaf: Tensor | None = None) -> Table:
     mask[0, 2] = False  # a hole, as a tool's answer leaves one
     group = torch.tensor(GROUP)
     rewards[group == TIED], rewards[MISSING] = 0.1, math.nan
-    common = {"std": std, "dt": dt, "mask": mask, "rewards": rewards, "group": group, "lengths": lengths}
+    common: dict[str, Any] = {"std": std, "dt": dt, "mask": mask, "rewards": rewards, "group": group, "lengths": lengths}
     level = torch.rand(ROWS // 2, COLUMNS, generator=rng).double().repeat_interleave(2, 0)
     common |= {"noise": level, "pairs": torch.tensor(PAIRS), "strength": torch.tensor(STRENGTH).double()}
-    common |= _said(normal, group, mask)
-    common |= {"value": leaf[..., 0] / 2, "reward_mask": leaf[..., 1].relu(), "kl_mask": leaf[..., 2].relu()}
-    common["degree"] = -leaf[..., 3].exp()
+    common |= _judgements(normal, group, mask)
     shifted = {name: (normal(ROWS, COLUMNS, SIZE) * 0.3, normal(ROWS, COLUMNS, SIZE) * 0.3) for name in CONTRASTS}
     before = reference + normal(ROWS, COLUMNS, SIZE) * 0.2
     common["parts"] = _parts(normal, group)
+    parameters = {"current": current, "sampled": sampled, "reference": reference, "before": before}
+    return {"common": common, "shifted": shifted, "token": token, "noise": noise, **parameters}
+
+
+def table(kind: Kind, seed: int = 0, leaf: Tensor | None = None) -> Table:
+    """The table of a seed; ``leaf`` replaces the current parameters, for gradients by hand."""
+    drawn: dict[str, Any] = _copied(_drawn(seed))
+    common, shifted, token, noise = (drawn[name] for name in ("common", "shifted", "token", "noise"))
+    sampled, reference, before = (drawn[name] for name in ("sampled", "reference", "before"))
+    leaf = drawn["current"].requires_grad_() if leaf is None else leaf
+    std = common["std"]
+    common |= {"value": leaf[..., 0] / 2, "reward_mask": leaf[..., 1].relu(), "kl_mask": leaf[..., 2].relu()}
+    common["degree"] = -leaf[..., 3].exp()
     common["judged"] = common["value"].detach() + common["dense"] / 4  # what the critic said when the rows were sampled
+
+    def contrasts(row: Callable[[Tensor], Tensor]) -> Contrasts:
+        return Contrasts(lambda name: (row(leaf * 0.7 + shifted[name][0]), row(reference + shifted[name][1])))
 
     if kind == "token":
         log_probs, old, ref, previous = (parameters.log_softmax(-1) for parameters in (leaf, sampled, reference, before))
@@ -150,17 +178,14 @@ def table(kind: Kind, seed: int = 0, leaf: Tensor | None = None) -> Table:
         def pick(probabilities: Tensor) -> Tensor:
             return probabilities.gather(-1, token).squeeze(-1)
 
-        common["others"] = {
-            name: (pick((leaf * 0.7 + ours).log_softmax(-1)), pick((reference + theirs).log_softmax(-1)))
-            for name, (ours, theirs) in shifted.items()
-        }
+        common["others"] = contrasts(lambda logits: pick(logits.log_softmax(-1)))
         common |= {"previous": pick(previous), "reverse_kl": reverse, "entropy": entropy, "collision": collision}
         return Table(kind, leaf, pick(log_probs), pick(old), pick(ref), kl, event_size=1, **common)  # type: ignore[arg-type]
 
     common |= {"reverse_kl": torch.zeros_like(std), "entropy": torch.zeros_like(std), "collision": torch.zeros_like(std)}
     if kind == "bound":
         bound: Callable[[Tensor], Tensor] = lambda predicted: -0.5 * ((predicted - noise) ** 2).sum(-1)  # noqa: E731
-        common["others"] = {name: (bound(leaf * 0.7 + ours), bound(reference + theirs)) for name, (ours, theirs) in shifted.items()}
+        common["others"] = contrasts(bound)
         common["previous"] = bound(before)
         errors = [bound(predicted) for predicted in (leaf, sampled, reference)]
         return Table(kind, leaf, *errors, torch.zeros_like(std), event_size=SIZE, mean=leaf, mean_ref=reference, target=noise, **common)  # type: ignore[arg-type]
@@ -168,14 +193,22 @@ def table(kind: Kind, seed: int = 0, leaf: Tensor | None = None) -> Table:
     x_next = sampled + std[..., None] * noise
     constant = SIZE * (std.log() + 0.5 * math.log(2 * math.pi))
     density: Callable[[Tensor], Tensor] = lambda mean: -((x_next - mean) ** 2).sum(-1) / (2 * std**2) - constant  # noqa: E731
-    common["others"] = {name: (density(leaf * 0.7 + ours), density(reference + theirs)) for name, (ours, theirs) in shifted.items()}
+    common["others"] = contrasts(density)
     common["previous"] = density(before)
     densities = [density(mean) for mean in (leaf, sampled, reference)]
     kl = ((leaf - reference) ** 2).sum(-1) / (2 * std**2)
     return Table(kind, leaf, *densities, kl, event_size=SIZE, mean=leaf, mean_ref=reference, **common)  # type: ignore[arg-type]
 
 
-def _said(normal: Callable[..., Tensor], group: Tensor, mask: Tensor) -> dict[str, Tensor]:
+def _copied(values: Any) -> Any:
+    if isinstance(values, Tensor):
+        return values.clone()
+    if isinstance(values, dict):
+        return {name: _copied(value) for name, value in values.items()}
+    return tuple(map(_copied, values))
+
+
+def _judgements(normal: Callable[..., Tensor], group: Tensor, mask: Tensor) -> dict[str, Tensor]:
     """Thumbs (one soft, one missing), win probabilities in groups (one missing), and what is known of single steps."""
     labels = (normal(ROWS) > 0).double()
     labels[3], labels[MISSING] = 0.3, math.nan
