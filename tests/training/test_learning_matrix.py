@@ -25,6 +25,7 @@ from mmalign.training.evaluation import Results
 from mmalign.types import Method, Need, UserError
 from tests.helpers import small_run, tiny_text
 from tests.helpers.flat import transformers
+from tests.helpers.once import once
 from tests.test_contract import METHODS, ORACLES
 
 HEADS = ("value", "degree", "reward_mask", "kl_mask")
@@ -72,19 +73,6 @@ def another(kind: str) -> Any:
 
 def copied(policy: Any) -> dict[str, Tensor]:
     return {name: parameter.detach().clone() for name, parameter in policy.parameters().items()}
-
-
-def once(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The same rollout for the same prompts or outputs: all that a method has to do with it is to score it."""
-    made: dict[str, Any] = {}
-
-    def rollout(*args: Any, **kwargs: Any) -> Any:
-        key = repr((args[:2], kwargs))
-        if key not in made:
-            made[key] = function(*args, **kwargs)
-        return made[key].take(torch.arange(len(made[key])))
-
-    return rollout
 
 
 @pytest.fixture(scope="module")
