@@ -22,9 +22,15 @@ from mmalign.types import UserError
 TIMEOUT = 1800.0
 """Seconds that a process waits for the others, unless ``MMALIGN_TIMEOUT`` says otherwise."""
 
+WELL, FAILED, SHORT = 0, 1, 2  # how a process is that sends a message
+
 
 class PeerError(UserError):
     """Another process of the run has failed, or is gone."""
+
+
+class PeerShort(Exception):
+    """Another process of the run had no memory for what all of them were doing, and waits for them to do it again in smaller parts."""
 
 
 class Team:
@@ -61,6 +67,9 @@ class Team:
 
     def fail(self, error: BaseException) -> None:
         """Says to the others that this process stops, and why. Does not raise."""
+
+    def short(self) -> None:
+        """Says to the others that this process had no memory; each hears it as PeerShort, wherever it waits for what all of them tell."""
 
     # Of these alone
 
@@ -134,11 +143,11 @@ class Processes(Team):
 
     def _in_buckets(self, tensors: Sequence[Tensor], act: Any) -> None:
         """An act upon tensors, those of a kind put together: one message for each, and not for each tensor."""
-        self.tell(len(tensors))  # whoever has failed says so here
         kinds = dict.fromkeys((tensor.dtype, tensor.device) for tensor in tensors)
         for dtype, device in kinds:
             held = [tensor for tensor in tensors if (tensor.dtype, tensor.device) == (dtype, device)]
             flat = torch.cat([tensor.detach().reshape(-1) for tensor in held])
+            self.tell(len(flat))  # whoever has failed, or had no memory for it, says so here
             self._heard(lambda: act(flat))  # noqa: B023 (done at once)
             for tensor, part in zip(held, flat.split([tensor.numel() for tensor in held]), strict=True):
                 tensor.detach().copy_(part.view_as(tensor))
@@ -153,21 +162,27 @@ class Processes(Team):
         except PeerError:
             return
 
-    def _exchange(self, message: bytes, *, failed: bool = False) -> list[bytes]:
-        """The messages of all processes. Errors: PeerError where one of them has failed."""
+    def short(self) -> None:
+        self._exchange(b"", short=True)
+
+    def _exchange(self, message: bytes, *, failed: bool = False, short: bool = False) -> list[bytes]:
+        """The messages of all processes. Errors: PeerError where one of them has failed, PeerShort where one had no memory."""
         from torch.distributed import all_gather
 
         heads = [torch.zeros(2, dtype=torch.int64) for _ in range(self.size)]
-        self._heard(lambda: all_gather(heads, torch.tensor([int(failed), len(message)]), group=self._talk))
+        how = FAILED if failed else SHORT if short else WELL
+        self._heard(lambda: all_gather(heads, torch.tensor([how, len(message)]), group=self._talk))
         lengths = [int(head[1]) for head in heads]
         bodies = [torch.zeros(max(*lengths, 1), dtype=torch.uint8) for _ in lengths]
         body = torch.frombuffer(bytearray(message.ljust(max(*lengths, 1), b"\0")), dtype=torch.uint8)
         self._heard(lambda: all_gather(bodies, body, group=self._talk))
         messages = [text.numpy().tobytes()[:length] for text, length in zip(bodies, lengths, strict=True)]
-        stopped = [rank for rank, head in enumerate(heads) if head[0] and rank != self.rank]
+        stopped, waiting = ([rank for rank, head in enumerate(heads) if head[0] == how and rank != self.rank] for how in (FAILED, SHORT))
         if stopped and not failed:
             self.failed = True  # that one waits for nobody any more
             raise PeerError(f"process {stopped[0]}: {messages[stopped[0]].decode()}")
+        if waiting and not failed and not short:
+            raise PeerShort(f"process {waiting[0]} had none")
         return messages
 
     def _heard(self, act: Any) -> None:

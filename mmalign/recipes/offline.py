@@ -42,6 +42,7 @@ from mmalign.training.evaluation import evaluation_plan
 from mmalign.training.experience import Experience
 from mmalign.training.journal import Journal
 from mmalign.training.learner import Learner
+from mmalign.training.micro_rows import MicroRows
 from mmalign.training.optimizers import Optimizer, adamw
 from mmalign.training.preflight import preflight
 from mmalign.training.prompts import refuse_unusable
@@ -113,7 +114,8 @@ def offline(  # one argument for each thing that a run is made of
     team = team_for(batch.records, "batch.records")
     learner = Learner(policy, method, optimizer, steps=steps, moving=references, team=team, non_finite=run.non_finite)
     plan = evaluation_plan(evaluation, prompts=_distinct([record.prompt for record in first])[:16], rewards=rewards or {})
-    journal = Journal(learner, plan, run, steps=steps, resume=resume, stop=evaluation.stop)
+    fitting = MicroRows(batch.micro_rows, learner, say=lambda line: journal.say(line))
+    journal = Journal(learner, plan, run, steps=steps, resume=resume, stop=evaluation.stop, states={"micro_rows": fitting})
 
     with journal:
         aside = dict(journal.broken.why)  # of a resumed run, what it has met before
@@ -122,20 +124,23 @@ def offline(  # one argument for each thing that a run is made of
             moved = learner.begin(step)
             draw = partial(stream, run.seed, step, "encode")
             records, feedback, rollout = _encoded(policy, method, coming, batch.records, draw, aside, team)
-            policy.remember(rollout, learner.references, batch.micro_rows)
-            feedback = replace(feedback, tables=learner.tables(rollout, micro_rows=batch.micro_rows))
+            fitting.fit(partial(policy.remember, rollout, learner.references), partial(min, len(rollout)))
+            tables = fitting.fit(lambda most: learner.tables(rollout, micro_rows=most), partial(min, len(rollout)))  # noqa: B023
+            feedback = replace(feedback, tables=tables)
             signal = method.signal(feedback)
             kept = torch.ones(len(signal), dtype=torch.bool) if method.keep is None else method.keep(feedback)
             rows = in_units(method, feedback, kept)
             experience = Experience(rollout, signal, rows, of_all.whole(team, rollout))
             if len(rows):
-                journal.once("preflight_difference", lambda: _checked(learner, experience, batch.micro_rows))  # noqa: B023
-            measured = learner.update([experience], micro_rows=batch.micro_rows, step=step) if len(rows) else {}
+                largest = partial(learner.largest, [experience])
+                journal.once("preflight_difference", lambda: fitting.fit(partial(_checked, learner, experience), largest))  # noqa: B023
+            update = lambda most: learner.update([experience], micro_rows=most, step=step)  # noqa: B023, E731
+            measured = fitting.fit(update, largest) if len(rows) else {}
             measured |= {"updates": float(len(rows) > 0), "signal_zero": float((signal.flatten(1) == 0).all(1).double().mean())}
             journal.put_aside(aside | source.broken)
             journal.state.update(position=records[-1].position, kl=measured.get("kl", math.nan))
             known, broken = float(kept.double().mean()), float(len(aside | source.broken))
-            journal.trained({**measured, **moved, "known": known, "broken": broken, "lr": _rate(learner)})
+            journal.trained({**measured, **moved, "known": known, "broken": broken, "lr": _rate(learner), **fitting.row})
     return concluded(journal, policy)
 
 

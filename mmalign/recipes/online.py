@@ -21,6 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -38,6 +39,7 @@ from mmalign.training.experience import Experience
 from mmalign.training.feedback import beside, feedback_on, refuse_columns
 from mmalign.training.journal import Journal
 from mmalign.training.learner import Learner
+from mmalign.training.micro_rows import MicroRows
 from mmalign.training.optimizers import Optimizer, adamw
 from mmalign.training.preflight import preflight
 from mmalign.training.prompts import Prompts, refuse_unusable
@@ -47,6 +49,7 @@ from mmalign.training.units import in_units, refuse_micro_steps, refuse_mismatch
 from mmalign.types import Feedback, Method, Oracle, Policy, Unit, UserError, columns_of, contents
 
 Rewards = Mapping[str, Callable[..., Any]]
+Fit = Callable[..., Any]  # ``MicroRows.fit``
 
 
 class Scored(NamedTuple):
@@ -118,9 +121,9 @@ def online(  # one argument for each thing that a run is made of
     stored.load(policy, references or {}, runs=run.folder, method=method, examples=contents(first))
     learner = Learner(policy, method, optimizer, steps=steps, moving=references, team=team, non_finite=run.non_finite)
     plan = evaluation_plan(evaluation, prompts=first, rewards=rewards)
-    states = {"combine": getattr(combine, "state", None)}
+    fitting = MicroRows(batch.micro_rows, learner, say=lambda line: journal.say(line))
+    states = {"combine": getattr(combine, "state", None), "micro_rows": fitting}
     journal = Journal(learner, plan, run, steps=steps, resume=resume, stop=evaluation.stop, states=states, prompts=prompts)
-    micro_rows, micro_steps = batch.micro_rows, batch.micro_steps
 
     def collect(step: int) -> list[Scored]:
         """Rollouts of a step, until enough groups are worth an update (one rollout, where the method keeps all)."""
@@ -134,7 +137,8 @@ def online(  # one argument for each thing that a run is made of
                 rewards, rollout, missing=batch.missing, oracle=oracle, combine=combine, group_prompts=contents(chosen), team=team
             )
             feedback = pairs(feedback) if method.unit == "pair" else feedback
-            feedback = replace(feedback, tables={**feedback.tables, **learner.tables(rollout, micro_rows=micro_rows)})
+            tables = fitting.fit(lambda most: learner.tables(rollout, micro_rows=most), partial(min, len(rollout)))  # noqa: B023
+            feedback = replace(feedback, tables={**feedback.tables, **tables})
             kept = ~feedback.rewards.isnan() if method.keep is None else method.keep(feedback) & ~feedback.rewards.isnan()
             groups = whole.group[kept].unique()[:wanted]
             inside = kept & torch.isin(whole.group, groups)
@@ -152,15 +156,14 @@ def online(  # one argument for each thing that a run is made of
             scored = collect(step)
             journal.put_aside(coming.aside, "prompts")
             for _, experience in scored:
-                policy.remember(experience.rollout, learner.references, micro_rows)
-            journal.once("preflight_difference", lambda: _checked(learner, scored, micro_rows=micro_rows, micro_steps=micro_steps))  # noqa: B023
-            parts = _parts([batch.experience for batch in scored], method.unit, batch.epochs, batch.updates)
-            updates = [learner.update(part, micro_rows=micro_rows, micro_steps=micro_steps, step=step) for part in parts]
+                fitting.fit(partial(policy.remember, experience.rollout, learner.references), partial(min, len(experience.rollout)))
+            journal.once("preflight_difference", lambda: _checked(learner, scored, batch.micro_steps, fitting.fit))  # noqa: B023
+            updates = _updates(learner, scored, batch, fitting.fit, step=step)
             if not updates:
                 journal.say(f"step {step + 1}: no group is informative after {len(scored)} rollouts, so nothing was updated")
             journal.state["position"] = coming.upcoming
-            broken = {"broken": float(len(coming.aside))} if coming.aside else {}
-            journal.trained({**_row(scored, updates, lr=float(learner.optimizer.param_groups[0]["lr"])), **moved, **broken})
+            moved |= {"broken": float(len(coming.aside))} if coming.aside else {}
+            journal.trained({**_row(scored, updates, lr=float(learner.optimizer.param_groups[0]["lr"])), **moved, **fitting.row})
     return concluded(journal, policy)
 
 
@@ -176,15 +179,29 @@ def _parts(experiences: Sequence[Experience], unit: Unit, epochs: int, updates: 
             yield taken
 
 
-def _checked(learner: Learner, batches: Sequence[Scored], micro_rows: int, micro_steps: int | None) -> float | None:
+def _updates(learner: Learner, batches: Sequence[Scored], batch: Batch, fit: Fit, *, step: int) -> list[dict[str, float]]:
+    """What the updates of a step measure, each in passes that fit into memory."""
+    measured = []
+    for part in _parts([scored.experience for scored in batches], learner.method.unit, batch.epochs, batch.updates):
+        update = lambda most: learner.update(part, micro_rows=most, micro_steps=batch.micro_steps, step=step)  # noqa: B023, E731
+        measured.append(fit(update, partial(learner.largest, part)))
+    return measured
+
+
+def _checked(learner: Learner, batches: Sequence[Scored], micro_steps: int | None, fit: Fit) -> float | None:
     """The preflight of the first rollout with a signal; None where there is none, and so no gradient to look for.
 
     Each process looks at rows of its own; the largest difference counts.
     """
+
+    def check(micro_rows: int) -> float | None:
+        if first is None:
+            return None
+        return preflight(learner.policy, learner.method, first, micro_rows=micro_rows, micro_steps=micro_steps).difference
+
     whole = [whole_units(learner.method.unit, experience) for _, experience in batches]
-    first, difference = next((own for own in whole if not own.silent), None), None
-    if first is not None:
-        difference = preflight(learner.policy, learner.method, first, micro_rows=micro_rows, micro_steps=micro_steps).difference
+    first = next((own for own in whole if not own.silent), None)
+    difference = fit(check, partial(learner.largest, [] if first is None else [first]))
     differences = [each for each in learner.team.tell(difference) if each is not None]
     return max(differences) if differences else None
 

@@ -134,7 +134,7 @@ class Journal:
         with self._stack:
             self._rescue()
             if out_of_memory(error):
-                why = " ".join(str(error).split())[:200]
+                why = ", ".join([" ".join(str(error).split())[:200], *getattr(error, "__notes__", [])])
                 takes = "a smaller batch.micro_rows (a run may be resumed with another), policy.memory, or fewer evaluation.samples"
                 raise UserError(f"{self.doing}: out of memory ({why}); takes {takes}") from error
             raise error

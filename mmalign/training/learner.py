@@ -146,6 +146,14 @@ class Learner:
         odd_of_all = [not_finite.together(parts) for parts in zip(*(rows for _, rows in processes), strict=True)]
         return [Measured(*one) for part, _ in processes for one in part], odd_of_all
 
+    def largest(self, experiences: Sequence[Experience], micro_rows: int) -> int:
+        """Rows of the largest micro-batch of an update in this process."""
+        sizes = [0]
+        for experience in experiences:
+            apart, own = self._apart(experience), experience.own()
+            sizes += [len(experience.rows)] if apart else micro_sizes(self.method.unit, own.group, micro_rows)
+        return max(sizes)
+
     def _micro_batches(
         self, experience: Experience, weight: Tensor, micro_rows: int, micro_steps: int | None
     ) -> Iterator[tuple[Steps, Tensor, Tensor, Tensor]]:

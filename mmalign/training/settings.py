@@ -39,8 +39,9 @@ class Batch(Record):
 
     prompts, group: prompts of a step, and outputs of each. epochs, updates: passes over a rollout, and updates in each, which take every
     so many rows of all groups. micro_rows, micro_steps: rows, and steps of each row (None: all), in one backward pass; they change the
-    memory and not the loss, and only a method that weighs steps one by one takes micro_steps. missing: what NaN rewards do: ``stop`` the
-    run, or ``drop`` their rows, and those of infinite ones. resample: further rollouts where the method drops groups (dynamic sampling).
+    memory and not the loss, and only a method that weighs steps one by one takes micro_steps. Where memory ends in a pass, half of its
+    rows are taken from then on, once, and the run says so. missing: what NaN rewards do: ``stop`` the run, or ``drop`` their rows, and
+    those of infinite ones. resample: further rollouts where the method drops groups (dynamic sampling).
 
     Examples:
         >>> mm.Batch(prompts=10, group=12)
@@ -64,7 +65,7 @@ class Batch(Record):
 class RecordBatch(Record):
     """What an update of an offline recipe takes.
 
-    records: of the data. micro_rows: rows in one backward pass, by memory; does not change the loss.
+    records: of the data. micro_rows: rows in one backward pass, by memory; does not change the loss. Halved once where memory ends.
     """
 
     records: Count = 32
