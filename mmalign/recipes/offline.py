@@ -89,7 +89,9 @@ def offline(  # one argument for each thing that a run is made of
             where the rate falls over them, changes those that follow: ``optimizer.decay``).
 
     In the log, ``margin``, ``accuracy``, ``better`` and ``worse`` are the method's; ``known`` is the part of the rows that say
-    something, ``broken`` the records that could not be read so far. A bound has no KL, and none is reported.
+    something, ``broken`` the records that could not be read so far. ``kl`` is that of evaluations to the reference ``ref``, in nats of
+    a whole answer, over the policy's own answers there (`training.sample_kl`): those of records are not its own. A bound has no KL, and
+    none is reported.
 
     Errors: UserError before anything is trained: what the method needs and the policy cannot give, data without a record, or of
     the wrong kind for the method, outputs of different sizes, an existing run. Ctrl-C finishes the step, saves, and says how to resume.
@@ -113,7 +115,8 @@ def offline(  # one argument for each thing that a run is made of
     stored.load(policy, references or {}, runs=run.folder, method=method, examples=_distinct([record.prompt for record in first]))
     team = team_for(batch.records, "batch.records")
     learner = Learner(policy, method, optimizer, steps=steps, moving=references, team=team, non_finite=run.non_finite)
-    plan = evaluation_plan(evaluation, prompts=_distinct([record.prompt for record in first])[:16], rewards=rewards or {})
+    prompts, against = _distinct([record.prompt for record in first])[:16], _compared_with(policy, learner)
+    plan = evaluation_plan(evaluation, prompts=prompts, rewards=rewards or {}, reference=against)
     fitting = MicroRows(batch.micro_rows, learner, say=lambda line: journal.say(line))
     journal = Journal(learner, plan, run, steps=steps, resume=resume, stop=evaluation.stop, states={"micro_rows": fitting})
 
@@ -142,6 +145,12 @@ def offline(  # one argument for each thing that a run is made of
             known, broken = float(kept.double().mean()), float(len(aside | source.broken))
             journal.trained({**measured, **moved, "known": known, "broken": broken, "lr": _rate(learner), **fitting.row})
     return concluded(journal, policy)
+
+
+def _compared_with(policy: Encoder, learner: Learner) -> str | None:
+    """The reference whose KL evaluations measure; None of a bound, which has none, and without a reference."""
+    known = policy.kind == "token" and "kls" in policy.gives and "ref" in learner.references
+    return "ref" if known else None
 
 
 def _checked(learner: Learner, experience: Experience, micro_rows: int) -> float:

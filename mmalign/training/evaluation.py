@@ -13,6 +13,7 @@ from mmalign.distributed import tables as of_all
 from mmalign.distributed.team import ALONE, Team
 from mmalign.training.feedback import ask, measure, refuse_columns
 from mmalign.training.image_dependence import image_dependence
+from mmalign.training.sample_kl import sample_kl
 from mmalign.training.settings import Evaluation
 from mmalign.types import Policy, UserError, columns_of, contents
 
@@ -31,6 +32,8 @@ class EvaluationPlan:
     real: ``(prompts, columns) -> [prompts, columns, C, H, W]`` in 0..1 (F, C, H, W: videos), real data to show beside the samples.
     mark: of answers in words, ``(outputs, prompts) -> [{"mentions": [(start, end, object, whether it is there)], "objects": [...]}]``,
     what each of them says that is there and that is not, to be shown; see ``runs.answers``.
+    reference: the set of parameters to which the KL of what answered is measured on its answers, as ``kl`` in nats; see
+    ``training.sample_kl``. None: it is not.
     blind: score the answers without their images too, for ``image_dependence``; see ``training.image_dependence``. Two more passes
     over them.
 
@@ -48,6 +51,7 @@ class EvaluationPlan:
     real: Callable[[Sequence[str], int], Tensor] | None = None
     mark: Callable[[Sequence[str], Sequence[Any]], Sequence[Mapping[str, Any]]] | None = None
     blind: bool = False
+    reference: str | None = None
 
     def __post_init__(self) -> None:
         if not self.prompts:
@@ -60,11 +64,11 @@ class EvaluationPlan:
             raise UserError(f"evaluation.judges.{both[0]}: a reward has that name too; takes another")
 
 
-def evaluation_plan(settings: Evaluation, *, prompts: Sequence[Any], rewards: Functions) -> EvaluationPlan:
+def evaluation_plan(settings: Evaluation, *, prompts: Sequence[Any], rewards: Functions, reference: str | None = None) -> EvaluationPlan:
     """An evaluation as a recipe makes it: on ``prompts`` where the settings name none, and with the rewards of training beside judges."""
     chosen = prompts if settings.prompts is None else settings.prompts
     same = {name: getattr(settings, name) for name in ("judges", "metrics", "every", "samples", "columns", "call", "real", "mark", "blind")}
-    return EvaluationPlan(prompts=chosen, rewards=rewards, **same)
+    return EvaluationPlan(prompts=chosen, rewards=rewards, reference=reference, **same)
 
 
 class Answers(NamedTuple):
@@ -102,6 +106,8 @@ def evaluate(policy: Policy, plan: EvaluationPlan, *, using: str = "current", te
             outputs = policy.generate(rows[own], [SEED + number for number in range(len(rows))[own]], **plan.call)
             if plan.blind:
                 scored["image_dependence"] = image_dependence(policy, rows[own], _words(outputs))
+            if plan.reference is not None:
+                scored["kl"] = sample_kl(policy, rows[own], outputs, plan.reference)
         beside = {name: column[own] for name, column in columns.items()}
         judged = {**ask(plan.rewards, outputs, rows[own], beside), **ask(plan.judges, outputs, rows[own], beside, kind="judge")}
         scored = {**judged, **scored}

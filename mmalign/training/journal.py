@@ -30,6 +30,8 @@ from mmalign.training.recovery import Snapshot, out_of_memory, snapshot
 from mmalign.training.settings import RunSettings, Stop
 from mmalign.types import UserError, columns_of, contents
 
+OF_KL = ("kl", "kl_se", "kl_missing")  # of evaluations: on their page and in their log, and in the summary once
+
 MAY_DIFFER = (
     "run.trackers",
     "run.folder",
@@ -279,10 +281,11 @@ class Journal:
                 self.folder.write_real(self.evaluation.real(contents(self.evaluation.prompts), results.grid.shape[1]))
         if results.answers is not None and self.team.main:
             answers.write(self.folder.path, step, results.answers.prompts, results.answers.outputs, results.answers.marks)
-        row = {**self.team.tell(results.metrics)[0], "kl": self.state["kl"]}  # the main one's: metrics of one's own may be random
+        row = {"kl": self.state["kl"], **self.team.tell(results.metrics)[0]}  # the main one's: metrics of one's own may be random
         self._write(step, "eval", row)
         self.state["evaluations"].append({"step": step, **row})
-        self.say(f"step {step:>4}  " + "  ".join(f"{key} {row[key]:.3f}" for key in row if key != "kl" and not key.endswith("_se")))
+        shown = [key for key in row if not key.endswith("_se") and key not in OF_KL]
+        self.say(f"step {step:>4}  " + "  ".join(f"{key} {row[key]:.3f}" for key in shown))
         self._stop_early()
 
     def _stop_early(self) -> None:
@@ -333,7 +336,7 @@ def summarise(state: Mapping[str, Any], *, seed: int, status: str, plan: Evaluat
     """
     rows = state["evaluations"]
     before, after = rows[0], next((row for row in rows if row["step"] == state.get("best_step")), rows[-1])
-    names = [name for name in {**before, **after} if name not in ("step", "kl")]
+    names = [name for name in {**before, **after} if name not in ("step", *OF_KL)]
     numbers = {f"{name}_{when}": row.get(name, math.nan) for when, row in (("before", before), ("after", after)) for name in names}
     best = {"best_step": state["best_step"]} if "best_step" in state else {}
     spread = {"spread_ratio": after["spread_ratio"]} if "spread_ratio" in after else {}
