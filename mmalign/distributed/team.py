@@ -11,6 +11,8 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from functools import cache
+from queue import Empty, Queue
+from threading import Thread
 from typing import Any
 
 import torch
@@ -109,16 +111,42 @@ class Processes(Team):
 
         self.rank, self.size, self.timeout, self.failed = rank, size, timedelta(seconds=timeout), False
         if torch.cuda.is_available():
-            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+            own, there = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+            if (most := max(int(os.environ.get("LOCAL_WORLD_SIZE", 0)), own + 1)) > there:
+                raise UserError(f"processes: {most} of this machine, which has {there} GPUs; takes at most one for each")
+            torch.cuda.set_device(own)
         if not dist.is_initialized():
             backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
             try:
-                dist.init_process_group(backend, timeout=self.timeout)
+                dist.init_process_group(backend, timeout=self.timeout, store=self._store(), rank=rank, world_size=size)
             except (RuntimeError, ValueError) as error:
                 why = " ".join(str(error).split())[:200]
                 takes = "a launcher such as torchrun, with an address and a port that all of them reach"
                 raise UserError(f"processes: could not be joined ({why}); takes {takes}") from error
         self._talk = dist.new_group(backend="gloo", timeout=self.timeout)
+
+    def _store(self) -> Any:
+        """Where the processes find each other. Errors: RuntimeError where they do not within the timeout: whoever else holds that port may
+        be silent, and is waited for without end by torch itself."""
+        from torch.distributed import rendezvous
+
+        found: Queue[Any] = Queue()
+
+        def find() -> None:
+            try:
+                found.put(next(iter(rendezvous("env://", timeout=self.timeout)))[0])
+            except (RuntimeError, ValueError) as error:
+                found.put(error)
+
+        Thread(target=find, daemon=True).start()
+        try:
+            store = found.get(timeout=self.timeout.total_seconds() + 1)
+        except Empty:
+            where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+            raise RuntimeError(f"no answer from {where} in {self.timeout.total_seconds():.0f} seconds") from None
+        if isinstance(store, Exception):
+            raise store
+        return store
 
     def tell(self, value: Any) -> list[Any]:
         return [json.loads(text) for text in self._exchange(json.dumps(value).encode())]
@@ -204,7 +232,9 @@ def joined() -> Team:
     Errors: UserError for an environment that says it wrongly, and where the others cannot be reached.
     """
     size = os.environ.get("WORLD_SIZE", "1")
-    if not size.isdecimal() or int(size) <= 1:
+    if not size.isdecimal() or size == "0":
+        raise UserError(f"WORLD_SIZE: got {size!r}, takes the number of processes, as torchrun sets it")
+    if size == "1":
         return ALONE
     rank, timeout = os.environ.get("RANK", ""), os.environ.get("MMALIGN_TIMEOUT", str(TIMEOUT))
     if not rank.isdecimal() or int(rank) >= int(size):

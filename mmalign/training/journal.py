@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mmalign.arguments import calls
 from mmalign.arguments.signatures import nearest
+from mmalign.distributed.folder import refuse_elsewhere
 from mmalign.files import plain, write_json
 from mmalign.runs import answers, checkpoint
 from mmalign.runs.broken import Broken
@@ -108,7 +109,7 @@ class Journal:
             else:
                 path, newest = self.team.tell(None)[0]
                 self.folder = RunFolder(Path(path), newest and Path(newest))
-                self._refuse_elsewhere()
+            refuse_elsewhere(self.team, self.folder.path, "run.folder")
             if self.folder.checkpoint is not None:
                 tensors, self.state = checkpoint.load(self.folder.checkpoint)
                 self.learner.load(tensors, self.state.pop("learner"))
@@ -140,11 +141,6 @@ class Journal:
                 takes = "a smaller batch.micro_rows (a run may be resumed with another), policy.memory, or fewer evaluation.samples"
                 raise UserError(f"{self.doing}: out of memory ({why}); takes {takes}") from error
             raise error
-
-    def _refuse_elsewhere(self) -> None:
-        """Errors: UserError where this process does not see the folder that the main one has opened."""
-        if not (self.folder.path / "config.yaml").is_file():
-            raise UserError(f"run.folder: process {self.team.rank} sees no {self.folder.path}; takes a folder that all processes see")
 
     def _grown(self, before: int) -> list[str]:
         """A line where the run is to be longer than it was ``before``, and the rates of its steps are no longer those that they were."""
