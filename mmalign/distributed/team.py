@@ -124,6 +124,7 @@ class Processes(Team):
                 takes = "a launcher such as torchrun, with an address and a port that all of them reach"
                 raise UserError(f"processes: could not be joined ({why}); takes {takes}") from error
         self._talk = dist.new_group(backend="gloo", timeout=self.timeout)
+        self.tell("here")  # whoever ends first may take the store along that the others still join by
 
     def _store(self) -> Any:
         """Where the processes find each other. Errors: RuntimeError where they do not within the timeout: whoever else holds that port may
