@@ -166,6 +166,7 @@ class TransformersPolicy:
         self.scorer = Scorer(fitted, temperature, max(1, memory.logits_at_once // vocabulary), self.heads, device, never, layers)
         self.drawing = Drawing(temperature, top_p, top_k, never, stops, room.max_completion)
         self.drawer = Drawer(model, fitted, memory.rows_at_once, self.using)
+        self._sampled: tuple[list[Any], list[Prompt]] = ([], [])
 
     # Parameters
 
@@ -207,7 +208,9 @@ class TransformersPolicy:
         """
         who = assignment(group_size, samplers)
         uniform = torch.rand((len(prompts), len(who), self.room.max_completion), generator=rng, dtype=torch.float64)[part].flatten(0, 1)
-        encoded = [self.room.prompt(prompt, number) for number, prompt in enumerate(prompts)]
+        if prompts is not self._sampled[0]:  # the same list again: another part of one rollout
+            self._sampled = prompts, [self.room.prompt(prompt, number) for number, prompt in enumerate(prompts)]
+        encoded = self._sampled[1]
         ids, extras = [prompt.ids for prompt in encoded], inputs_of(self.chat.vision, encoded)
         self.chat.agree(prompts[0])
         which, who = torch.arange(len(prompts))[part].repeat_interleave(len(who)), who.repeat(len(prompts[part]))

@@ -33,17 +33,18 @@ from mmalign.objectives.feedback import comparisons
 from mmalign.recipes._run import Run, concluded
 from mmalign.samplers.assignment import assignment
 from mmalign.training import references as stored
+from mmalign.training.background import Background
 from mmalign.training.dead_steps import refuse_silent
 from mmalign.training.evaluation import evaluation_plan
 from mmalign.training.experience import Experience
-from mmalign.training.feedback import beside, feedback_on, refuse_columns
+from mmalign.training.feedback import feedback_of, refuse_columns, scores_on
 from mmalign.training.journal import Journal
 from mmalign.training.learner import Learner
 from mmalign.training.micro_rows import MicroRows
 from mmalign.training.optimizers import Optimizer, adamw
 from mmalign.training.preflight import preflight
 from mmalign.training.prompts import Prompts, refuse_unusable
-from mmalign.training.seeds import stream
+from mmalign.training.rollouts import Rollouts
 from mmalign.training.settings import Batch, Evaluation, Reference, RunSettings, at_least
 from mmalign.training.units import in_units, refuse_micro_steps, refuse_mismatch, unit_sizes, whole_units
 from mmalign.types import Feedback, Method, Oracle, Policy, Unit, UserError, columns_of, contents
@@ -114,7 +115,6 @@ def online(  # one argument for each thing that a run is made of
     pairs = method.pairs or comparisons.best_and_worst
     refuse_silent(method, batch, list(rewards), oracle=oracle, pairs=pairs)
     team = team_for(batch.prompts, "batch.prompts")
-    drawing: dict[str, Any] = {"part": team.share(batch.prompts), **({"samplers": method.samplers} if method.samplers else {})}
     coming = Prompts(prompts, policy, seed=run.seed, team=team)
     first = coming.first(16)
     refuse_unusable(policy, evaluation.prompts)
@@ -129,13 +129,10 @@ def online(  # one argument for each thing that a run is made of
         """Rollouts of a step, until enough groups are worth an update (one rollout, where the method keeps all)."""
         scored, wanted = list[Scored](), batch.prompts
         for attempt in range(1 + (batch.resample if method.keep is not None and method.unit in ("cell", "row") else 0)):
-            sample = lambda some: policy.sample(contents(some), batch.group, stream(run.seed, step, attempt), step=step, **drawing)  # noqa: B023, E731
-            chosen, rollout = coming.sampled(sample, batch.prompts, attempt=attempt)
-            rollout.columns = beside(chosen[drawing["part"]], rows=len(rollout))
+            chosen, rollout, scores, _ = rollouts(step, attempt=attempt)
             whole = of_all.whole(team, rollout)
-            feedback = feedback_on(
-                rewards, rollout, missing=batch.missing, oracle=oracle, combine=combine, group_prompts=contents(chosen), team=team
-            )
+            fitting.fit(partial(policy.remember, rollout, learner.references), partial(min, len(rollout)))  # while rewards are at work
+            feedback = feedback_of(scores(), rollout, combine=combine, missing=batch.missing, group_prompts=contents(chosen), team=team)
             feedback = pairs(feedback) if method.unit == "pair" else feedback
             tables = fitting.fit(lambda most: learner.tables(rollout, micro_rows=most), partial(min, len(rollout)))  # noqa: B023
             feedback = replace(feedback, tables={**feedback.tables, **tables})
@@ -148,15 +145,15 @@ def online(  # one argument for each thing that a run is made of
                 break
         return scored
 
-    with journal:
+    with journal, Background(threaded=batch.overlap > 1) as background:
+        ask = lambda rollout: scores_on(rewards, rollout, oracle=oracle, missing=batch.missing)  # noqa: E731
+        rollouts = Rollouts(policy, coming, ask, background, batch=batch, seed=run.seed, samplers=method.samplers, team=team)
         coming.resumed(journal.broken.why, position=journal.state.get("position", journal.state["step"] * batch.prompts))
         for step in journal.steps():
             moved = learner.begin(step)
             _tell(rewards, step)
             scored = collect(step)
             journal.put_aside(coming.aside, "prompts")
-            for _, experience in scored:
-                fitting.fit(partial(policy.remember, experience.rollout, learner.references), partial(min, len(experience.rollout)))
             journal.once("preflight_difference", lambda: _checked(learner, scored, batch.micro_steps, fitting.fit))  # noqa: B023
             updates = _updates(learner, scored, batch, fitting.fit, step=step)
             if not updates:

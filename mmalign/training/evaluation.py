@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -11,8 +12,10 @@ from torch import Tensor
 
 from mmalign.distributed import tables as of_all
 from mmalign.distributed.team import ALONE, Team
-from mmalign.training.feedback import ask, measure, refuse_columns
+from mmalign.training.background import Background
+from mmalign.training.feedback import Scores, ask, measure, refuse_columns
 from mmalign.training.image_dependence import image_dependence
+from mmalign.training.rollouts import parts_of
 from mmalign.training.sample_kl import sample_kl
 from mmalign.training.settings import Evaluation
 from mmalign.types import Policy, UserError, columns_of, contents
@@ -36,6 +39,7 @@ class EvaluationPlan:
     ``training.sample_kl``. None: it is not.
     blind: score the answers without their images too, for ``image_dependence``; see ``training.image_dependence``. Two more passes
     over them.
+    overlap: parts in which the prompts are asked; what one part is worth is found while the next one is sampled.
 
     Errors: UserError for no prompts, and for a judge that has a reward's name.
     """
@@ -52,6 +56,7 @@ class EvaluationPlan:
     mark: Callable[[Sequence[str], Sequence[Any]], Sequence[Mapping[str, Any]]] | None = None
     blind: bool = False
     reference: str | None = None
+    overlap: int = 1
 
     def __post_init__(self) -> None:
         if not self.prompts:
@@ -67,7 +72,8 @@ class EvaluationPlan:
 def evaluation_plan(settings: Evaluation, *, prompts: Sequence[Any], rewards: Functions, reference: str | None = None) -> EvaluationPlan:
     """An evaluation as a recipe makes it: on ``prompts`` where the settings name none, and with the rewards of training beside judges."""
     chosen = prompts if settings.prompts is None else settings.prompts
-    same = {name: getattr(settings, name) for name in ("judges", "metrics", "every", "samples", "columns", "call", "real", "mark", "blind")}
+    names = ("judges", "metrics", "every", "samples", "columns", "call", "real", "mark", "blind", "overlap")
+    same = {name: getattr(settings, name) for name in names}
     return EvaluationPlan(prompts=chosen, rewards=rewards, reference=reference, **same)
 
 
@@ -102,15 +108,14 @@ def evaluate(policy: Policy, plan: EvaluationPlan, *, using: str = "current", te
     own = slice(part.start * plan.samples, part.stop * plan.samples)
     outputs, scored = None, dict[str, Tensor]()
     if own.start < own.stop:
-        with policy.using(using):
-            outputs = policy.generate(rows[own], [SEED + number for number in range(len(rows))[own]], **plan.call)
-            if plan.blind:
-                scored["image_dependence"] = image_dependence(policy, rows[own], _words(outputs))
-            if plan.reference is not None:
-                scored["kl"] = sample_kl(policy, rows[own], outputs, plan.reference)
-        beside = {name: column[own] for name, column in columns.items()}
-        judged = {**ask(plan.rewards, outputs, rows[own], beside), **ask(plan.judges, outputs, rows[own], beside, kind="judge")}
-        scored = {**judged, **scored}
+        with Background(threaded=plan.overlap > 1) as background:
+            with policy.using(using):
+                outputs, waiting = _generated(policy, plan, rows, columns, part, background)
+                if plan.blind:
+                    scored["image_dependence"] = image_dependence(policy, rows[own], _words(outputs))
+                if plan.reference is not None:
+                    scored["kl"] = sample_kl(policy, rows[own], outputs, plan.reference)
+            scored = {**Scores.join([wait() for wait in waiting]).named, **scored}
     outputs = of_all.outputs(team, outputs)
     metrics: dict[str, float] = {}
     for name, scores in of_all.scores(team, scored, own.stop - own.start).items():
@@ -123,6 +128,26 @@ def evaluate(policy: Policy, plan: EvaluationPlan, *, using: str = "current", te
     shown = isinstance(outputs, Tensor) and outputs.ndim in (4, 5)  # images or videos
     grid = outputs.unflatten(0, (len(plan.prompts), plan.samples))[:, : plan.columns].float().cpu().clamp(0, 1) if shown else None
     return Results(metrics, grid, None if isinstance(outputs, Tensor) else _answers(plan, outputs, rows))
+
+
+def _generated(
+    policy: Policy, plan: EvaluationPlan, rows: list[Any], columns: Mapping[str, list[Any]], prompts: slice, background: Background
+) -> tuple[Any, list[Callable[[], Scores]]]:
+    """Outputs to some of the prompts, made in ``plan.overlap`` parts, and of each part what waits for its scores."""
+    outputs, waiting = list[Any](), list[Callable[[], Scores]]()
+    for part in parts_of(prompts, min(plan.overlap, prompts.stop - prompts.start)):
+        some = slice(part.start * plan.samples, part.stop * plan.samples)
+        outputs.append(policy.generate(rows[some], [SEED + number for number in range(len(rows))[some]], **plan.call))
+        beside = {name: column[some] for name, column in columns.items()}
+        waiting.append(background(partial(_judged, plan, outputs[-1], rows[some], beside)))
+    whole = torch.cat(outputs) if isinstance(outputs[0], Tensor) else [output for some_outputs in outputs for output in some_outputs]
+    return outputs[0] if len(outputs) == 1 else whole, waiting
+
+
+def _judged(plan: EvaluationPlan, outputs: Any, prompts: list[Any], columns: Mapping[str, list[Any]]) -> Scores:
+    """What rewards and judges say of some outputs."""
+    judged = {**ask(plan.rewards, outputs, prompts, columns), **ask(plan.judges, outputs, prompts, columns, kind="judge")}
+    return Scores(len(prompts), judged)
 
 
 def _words(outputs: Any) -> list[str]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -80,14 +81,40 @@ def measure(metrics: Functions, outputs: Any, prompts: list[str], columns: Colum
     return numbers
 
 
+class Scores(NamedTuple):
+    """What was said of some rows. named: ``[B]`` by reward. parted: the scores of parts of outputs. wins: ``[B, B]`` of an oracle."""
+
+    rows: int
+    named: dict[str, Tensor]
+    parted: Mapping[str, Parts] = MappingProxyType({})
+    wins: Tensor | None = None
+
+    @staticmethod
+    def join(parts: Sequence[Scores]) -> Scores:
+        """Of rows of whole groups, those of the first part first; NaN where nothing of that name was said."""
+        named = {name: torch.cat([part.named.get(name, part.unknown) for part in parts]) for part in parts for name in part.named}
+        names = dict.fromkeys(name for part in parts for name in part.parted)
+        parted = {name: [row for part in parts for row in part.parted.get(name, [None] * part.rows)] for name in names}
+        wins = [{"wins": part.wins} for part in parts if part.wins is not None]
+        return Scores(sum(part.rows for part in parts), named, parted, of_all.blocks(wins, "wins") if wins else None)
+
+    @property
+    def unknown(self) -> Tensor:
+        """Scores of its rows of which nothing was said."""
+        return torch.full((self.rows,), torch.nan, dtype=torch.float64)
+
+
+def scores_on(rewards: Functions, rollout: Rollout, *, oracle: Callable[..., Any] | None = None, missing: Missing = "stop") -> Scores:
+    """What rewards and an oracle say of a rollout's rows, see ``feedback_on``."""
+    named, parted = _scores(rewards, rollout.outputs, rollout.prompts, rollout.columns, drop=missing == "drop")
+    return Scores(len(rollout), named, parted, None if oracle is None else _compared(oracle, rollout))
+
+
 def feedback_on(
     rewards: Functions, rollout: Rollout, *, combine: Callable[..., Any] | None = None, oracle: Callable[..., Any] | None = None,
-    missing: Missing = "stop", group_prompts: Sequence[Any] | None = None, team: Team = ALONE,
+    missing: Missing = "stop",
 ) -> Feedback:  # fmt: skip
-    """Feedback on a rollout: its rewards as one number, and each apart; of several processes, on the rows of all of them.
-
-    Each process asks the rewards and the oracle of its own rows, whole groups; ``combine`` sees those of all. group_prompts: prompts of
-    all processes, by the numbers of groups.
+    """Feedback on a rollout: its rewards as one number, and each apart.
 
     combine: ``(parts {name: [B]}, group [B], prompts, learn=True) -> [B]`` in place of their sum; its state takes the rollout in.
 
@@ -95,17 +122,28 @@ def feedback_on(
     Scores of parts of an output count by their sum, and stand in ``tables[REWARDS]``, times the ``weights`` of a combination that has
     such, at the steps that wrote those parts. oracle: asked ``(outputs, prompts, group)`` for win probabilities ``[B, B]``.
     """
-    own, parted = _scores(rewards, rollout.outputs, rollout.prompts, rollout.columns, drop=missing == "drop")
-    parts, group = of_all.scores(team, own, len(rollout)), team.rows("group", rollout.group)
+    return feedback_of(scores_on(rewards, rollout, oracle=oracle, missing=missing), rollout, combine=combine, missing=missing)
+
+
+def feedback_of(
+    scores: Scores, rollout: Rollout, *, combine: Callable[..., Any] | None = None, missing: Missing = "stop",
+    group_prompts: Sequence[Any] | None = None, team: Team = ALONE,
+) -> Feedback:  # fmt: skip
+    """Scores as feedback, see ``feedback_on``; of several processes, on the rows of all of them.
+
+    Each process has asked about its own rows, whole groups; ``combine`` sees those of all. group_prompts: prompts of all processes, by the
+    numbers of groups.
+    """
+    parts, group = of_all.scores(team, scores.named, len(rollout)), team.rows("group", rollout.group)
     for name, value in parts.items():
         if missing == "stop" and bool(value.isnan().any()):
             count = f"{int(value.isnan().sum())} of {len(value)}"
             raise UserError(f"reward {name}: {count} scores are NaN (batch.missing: drop goes on without those rows)")
     total = combined(parts, group, rollout.prompts if group_prompts is None else [group_prompts[row] for row in group.tolist()], combine)
     tables: dict[Need, Tensor] = {}
-    if team.any(bool(parted)):
-        tables[REWARDS] = team.rows("rewards", dense.table(parted, getattr(combine, "weights", {}), rollout))
-    wins = None if oracle is None else of_all.blocks(team.gather({"wins": _compared(oracle, rollout)}), "wins")
+    if team.any(bool(scores.parted)):
+        tables[REWARDS] = team.rows("rewards", dense.table(scores.parted, getattr(combine, "weights", {}), rollout))
+    wins = None if scores.wins is None else of_all.blocks(team.gather({"wins": scores.wins}), "wins")
     drawn = {name: team.rows(name, rows) for name, rows in rollout.drawn.items()}
     return Feedback(total, group, parts=parts, lengths=team.rows("lengths", rollout.mask.sum(1)), wins=wins, tables=tables, drawn=drawn)
 

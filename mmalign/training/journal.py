@@ -39,6 +39,8 @@ MAY_DIFFER = (
     "batch.micro_rows",
     "batch.micro_steps",
     "batch.missing",
+    "batch.overlap",
+    "evaluation.overlap",
     "run.dead_steps",
     "run.non_finite",
     "run.non_finite_steps",

@@ -41,11 +41,13 @@ class Batch(Record):
     so many rows of all groups. micro_rows, micro_steps: rows, and steps of each row (None: all), in one backward pass; they change the
     memory and not the loss, and only a method that weighs steps one by one takes micro_steps. Where memory ends in a pass, half of its
     rows are taken from then on, once, and the run says so. missing: what NaN rewards do: ``stop`` the run, or ``drop`` their rows, and
-    those of infinite ones. resample: further rollouts where the method drops groups (dynamic sampling).
+    those of infinite ones. resample: further rollouts where the method drops groups (dynamic sampling). overlap: parts in which a step's
+    prompts are sampled; rewards of a part are computed in a thread while the next one is sampled, which changes no number but by rounding.
+    1: rewards follow the rollout.
 
     Examples:
         >>> mm.Batch(prompts=10, group=12)
-        Batch(prompts=10, group=12, epochs=1, updates=1, micro_rows=64, micro_steps=None, missing='stop', resample=3)
+        Batch(prompts=10, group=12, epochs=1, updates=1, micro_rows=64, micro_steps=None, missing='stop', resample=3, overlap=1)
         >>> mm.Batch(prompts=0)
         Traceback (most recent call last):
         mmalign.types.UserError: prompts: got 0, takes 1 or more
@@ -59,6 +61,12 @@ class Batch(Record):
     micro_steps: Count | None = None
     missing: Literal["stop", "drop"] = "stop"
     resample: Natural = 3
+    overlap: Count = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.overlap > self.prompts:
+            raise UserError(f"overlap: got {self.overlap} parts of {self.prompts} prompts, takes at most one for each")
 
 
 @dataclass(frozen=True)
@@ -133,7 +141,8 @@ class Evaluation(Record):
     ``(outputs, prompts) -> {name: number}`` of the whole set. real: ``(prompts, columns) -> [prompts, columns, C, H, W]`` in 0..1 (F, C,
     H, W: videos), real data to show beside the samples. mark: of answers in words, ``(outputs, prompts) -> [{"mentions": [(start, end,
     object, whether it is there)], "objects": [...]}]``, what each of them says that is there and that is not, to be shown. blind: score
-    the answers without their images too (``image_dependence``): two more passes over them. stop: when to end early.
+    the answers without their images too (``image_dependence``): two more passes over them. stop: when to end early. overlap: as of
+    ``Batch``, of an evaluation's prompts.
     """
 
     every: Steps = 20
@@ -147,6 +156,7 @@ class Evaluation(Record):
     mark: Callable[..., Any] | None = None
     blind: bool = False
     stop: Stop | None = None
+    overlap: Count = 1
 
 
 @dataclass(frozen=True)

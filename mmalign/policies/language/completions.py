@@ -65,13 +65,17 @@ class Completions:
 
     @staticmethod
     def join(parts: Sequence[Completions]) -> Completions:
-        counts = [len(part.encoded) for part in parts]
+        """Prompts that several parts have alike, those of one rollout, are kept once."""
+        keys = [tuple((prompt.ids, prompt.digest) for prompt in part.encoded) for part in parts]
+        distinct = dict(zip(reversed(keys), reversed(parts), strict=True))  # of each the first that has it
+        lists, counts = list(distinct.values()), [len(part.encoded) for part in distinct.values()]
+        starts = {key: sum(counts[:number]) for number, key in enumerate(distinct)}
         return Completions(
             parts[0].vision,
-            encoded=[prompt for part in parts for prompt in part.encoded],
-            sources=[prompt for part in parts for prompt in part.sources],
-            following=offset([part.following for part in parts], counts),
-            which=offset([part.which for part in parts], counts),
+            encoded=[prompt for part in lists for prompt in part.encoded],
+            sources=[prompt for part in lists for prompt in part.sources],
+            following=offset([part.following for part in lists], counts),
+            which=torch.cat([part.which + starts[key] for part, key in zip(parts, keys, strict=True)]),
             tokens=stacked([part.tokens for part in parts]),
             lengths=torch.cat([part.lengths for part in parts]),
             cut=torch.cat([part.cut for part in parts]),

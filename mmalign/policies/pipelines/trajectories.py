@@ -73,6 +73,9 @@ class Trajectories:
         if len(lengths) > 1:
             raise UserError(f"Rollout.join: got rollouts of {' and '.join(str(steps) for steps, _ in lengths)} steps, takes one schedule")
         names = [name for name in parts[0].refs if all(name in part.refs for part in parts)]
+        sets = [prompts for part in parts for prompts in part.together]
+        together = tuple(dict.fromkeys(sets))  # parts of one rollout have the same
+        places = offset([part.which for part in parts], [len(part.together) for part in parts])
         return Trajectories(
             x=torch.cat([part.x for part in parts], 1),
             x_next=torch.cat([part.x_next for part in parts], 1),
@@ -80,8 +83,8 @@ class Trajectories:
             random=torch.stack([part.random for part in parts]).any(0),
             dt=torch.cat([part.dt for part in parts]),
             starts=torch.cat([part.starts for part in parts]),
-            together=tuple(prompts for part in parts for prompts in part.together),
-            which=offset([part.which for part in parts], [len(part.together) for part in parts]),
+            together=together,
+            which=torch.tensor([together.index(prompts) for prompts in sets])[places],
             refs={name: _joined([part.refs[name] for part in parts]) for name in names},
         )
 

@@ -1,0 +1,79 @@
+"""Rollouts of an online run, a part after another, and what rewards say of each part while the next one is sampled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+
+from mmalign.distributed.team import ALONE, Team
+from mmalign.training.background import Background
+from mmalign.training.feedback import Scores, beside
+from mmalign.training.prompts import Prompts
+from mmalign.training.seeds import stream
+from mmalign.training.settings import Batch
+from mmalign.types import Policy, Rollout, Sampler, contents
+
+
+class Sampled(NamedTuple):
+    """A rollout and its prompts, those of all processes; ``scores()`` waits for what was said of its rows.
+
+    position: of its first prompt in the list of prompts.
+    """
+
+    prompts: list[Any]
+    rollout: Rollout
+    scores: Callable[[], Scores]
+    position: int
+
+
+class Rollouts:
+    """What a step samples: ``batch.prompts`` prompts in ``batch.overlap`` parts, of which each is shown to ``ask`` in the background.
+
+    A row is that of its place in the step, whatever the parts, and ``ask`` sees the parts in their order, whole groups. So the numbers
+    are those of one part, but for rounding where a part has other batches than the whole (``rows_at_once``).
+    """
+
+    def __init__(
+        self, policy: Policy, prompts: Prompts, ask: Callable[[Rollout], Scores], background: Background, *, batch: Batch, seed: int,
+        samplers: Sequence[Sampler] = (), team: Team = ALONE,
+    ):  # fmt: skip
+        self.policy, self.prompts, self.ask, self.background, self.batch, self.seed = policy, prompts, ask, background, batch, seed
+        self.parts = parts_of(team.share(batch.prompts), min(batch.overlap, batch.prompts // team.size))
+        self.drawing: dict[str, Any] = {"samplers": samplers} if samplers else {}
+
+    def __call__(self, step: int, *, attempt: int = 0) -> Sampled:
+        """The rollout of a step. attempt: a further one of the same step."""
+        rollouts, waiting = list[Rollout](), list[Callable[[], Scores]]()
+
+        def sample(some: list[Any]) -> Rollout:
+            asked = contents(some)
+            rollouts.clear()  # those of prompts that were refused
+            waiting.clear()
+            for part in self.parts:
+                rng = stream(self.seed, step, attempt)
+                rollout = self.policy.sample(asked, self.batch.group, rng, step=step, part=part, **self.drawing)
+                rollout.columns = beside(some[part], rows=len(rollout))
+                rollouts.append(rollout)
+                waiting.append(self.background(partial(self.ask, rollout)))
+            return rollouts[0]
+
+        chosen, _ = self.prompts.sampled(sample, self.batch.prompts, attempt=attempt)
+        return Sampled(chosen, joined(rollouts), lambda: Scores.join([wait() for wait in waiting]), self.prompts.position)
+
+
+def parts_of(some: slice, count: int) -> list[slice]:
+    """A stretch of a list in so many parts of the same length, or one less."""
+    length = some.stop - some.start
+    return [slice(some.start + length * part // count, some.start + length * (part + 1) // count) for part in range(count)]
+
+
+def joined(parts: Sequence[Rollout]) -> Rollout:
+    """Parts of one rollout as the whole: its groups keep their numbers."""
+    if len(parts) == 1:
+        return parts[0]
+    whole = Rollout.join(parts)
+    whole.group = torch.cat([part.group for part in parts])
+    return whole
