@@ -59,7 +59,8 @@ def of_answers(folder: Path, overlap: int) -> None:
         "evaluation": {"every": 9, "samples": 2, "prompts": ["abc", "why"], "overlap": min(overlap, 2)},
         "run": {"folder": str(folder), "name": "run", "trackers": ()},
     }
-    mm.online(of_words(), ["abc", "why", "one two"], {"own": varied}, mm.methods.grpo(beta=0.1), steps=2, **given)
+    method = mm.methods.grpo(beta=0.1)
+    mm.online(of_words(method), ["abc", "why", "one two"], {"own": varied}, method, steps=2, **given)
 
 
 def of_pictures(folder: Path, overlap: int) -> None:
