@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmalign.arguments.parameters import accepted
 from mmalign.arguments.ranges import Count, NotNegative
-from mmalign.arguments.signatures import accepted
 from mmalign.commands._models import Conditions, arguments_of, guidance_of
 from mmalign.distributed.jobs import in_turn, stopping_together
 from mmalign.distributed.team import joined, team_for

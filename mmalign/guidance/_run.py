@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from mmalign.arguments.signatures import accepted
+from mmalign.arguments.parameters import accepted
 from mmalign.guidance._calls import UserCall, outputs_of, repeated, seeds_of
 from mmalign.guidance._progress import OneBar
 from mmalign.guidance.ledger import Ledger

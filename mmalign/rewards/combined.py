@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmalign.arguments.parameters import accepted
 from mmalign.arguments.reads import columns_read
-from mmalign.arguments.signatures import accepted
 from mmalign.combinations._parts import Combination
 from mmalign.combinations.algebra import weighted_sum
 from mmalign.rewards._shared.scorer import Scorer

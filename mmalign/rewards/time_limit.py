@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
+from mmalign.arguments.parameters import accepted
 from mmalign.arguments.ranges import Positive
 from mmalign.arguments.reads import columns_read
-from mmalign.arguments.signatures import accepted
 from mmalign.rewards._shared.scorer import Scorer
 from mmalign.types import UserError
 

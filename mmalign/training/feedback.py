@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from mmalign.arguments import signatures
+from mmalign.arguments.parameters import accepted
 from mmalign.arguments.reads import columns_read, lacks
 from mmalign.distributed import tables as of_all
 from mmalign.distributed.team import ALONE, Team
@@ -158,7 +158,7 @@ def combined(parts: Mapping[str, Tensor], group: Tensor, prompts: Sequence[Any],
 
 def _compared(oracle: Callable[..., Any], rollout: Rollout) -> Tensor:
     """The oracle's win probabilities ``[B, B]`` float64; NaN across groups and on the diagonal, whatever it said there."""
-    columns = signatures.accepted(oracle, rollout.columns)
+    columns = accepted(oracle, rollout.columns)
     compare = lambda outputs, prompts: oracle(outputs, prompts, rollout.group, **columns)  # noqa: E731
     wins, rows = torch.as_tensor(_answer("oracle", "of pairs", compare, rollout.outputs, rollout.prompts, {})), len(rollout.prompts)
     if tuple(wins.shape) != (rows, rows):
@@ -171,7 +171,7 @@ def _compared(oracle: Callable[..., Any], rollout: Rollout) -> Tensor:
 def _answer(kind: str, name: str, function: Callable[..., Any], outputs: Any, prompts: list[str], columns: Columns) -> Any:
     try:
         with torch.no_grad():
-            return function(outputs, prompts, **signatures.accepted(function, columns))
+            return function(outputs, prompts, **accepted(function, columns))
     except UserError as error:
         raise UserError(f"{kind} {name}: {error}") from error
     except Exception as error:  # somebody else's code: whatever it raises, the user has to know whose it was

@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 import torch
 
+from mmalign.arguments.parameters import accepted
 from mmalign.arguments.reads import columns_read
-from mmalign.arguments.signatures import accepted
 from mmalign.rewards._shared.completions import texts
 from mmalign.rewards._shared.scorer import Scorer
 from mmalign.types import UserError

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
+from mmalign.arguments.parameters import accepted
 from mmalign.arguments.ranges import Count
 from mmalign.arguments.reads import columns_read
-from mmalign.arguments.signatures import accepted
 from mmalign.rewards._shared.scorer import Scorer
 from mmalign.types import UserError
 
