@@ -59,6 +59,7 @@ ARROWS: dict[str, set[str]] = {
     "evaluation": {"types", "arguments", "media"},
     "runs": {"types", "arguments", "files", "media", "conversations", "matching"},
     "distributed": {"types", "stacking"},
+    "selftest": {"types", "files", "runs", "config", "distributed"},
     "devices": set(),
     "training": {"types", "needs", "stacking", "samplers", "arguments", "files", "conversations", "runs", "distributed"},
     "report": {"types", "files", "runs"},

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 
-from mmalign.cli import runs, guided, pairs, evaluations, models, lookup, migration  # noqa: F401  # isort: skip  (each adds its commands, in the order of --help)
+from mmalign.cli import runs, guided, pairs, evaluations, models, lookup, migration, selftest  # noqa: F401  # isort: skip  (each adds its commands, in the order of --help)
 from mmalign.cli.app import app
 
 __all__ = ["app", "main"]

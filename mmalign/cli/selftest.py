@@ -1,0 +1,83 @@
+"""The command that tries an installation, and whether its runs survive being killed."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mmalign.cli.app import app, mistakes_as_lines
+
+
+@app.command()
+def selftest(
+    context: typer.Context,
+    kill9: Annotated[int, typer.Option(min=0, help="Kill so many runs of each kind at random instants, resume and compare them.")] = 0,
+    only: Annotated[list[str] | None, typer.Option("--only", help="A kind: online, offline, ...; all by default.")] = None,
+    processes: Annotated[list[int] | None, typer.Option(min=1, help="Processes of each run; 1 and 2 by default.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the instants.")] = 0,
+    folder: Annotated[Path | None, typer.Option(help="Where its folder is made for a while; the system's by default.")] = None,
+) -> None:
+    """Try this installation: packages, devices, files, and a small run of every recipe; with --kill9, runs that are killed."""
+    with mistakes_as_lines(context), tempfile.TemporaryDirectory(prefix="mmalign-", dir=folder) as place:
+        if kill9:
+            _killed(Path(place).resolve(), kill9, only or [], tuple(processes or (1, 2)), seed)
+            return
+        from mmalign.selftest.installation import installation
+
+        findings = []
+        for finding in installation(Path(place).resolve()):
+            mark = "missing" if finding.fine is None else "ok" if finding.fine else "failed"
+            typer.echo(f"{mark:<8}{finding.name:<24}{finding.what}")
+            findings.append(finding)
+        failed = [finding.name for finding in findings if finding.fine is False]
+        typer.echo(f"failed: {'; '.join(failed)}" if failed else "mmalign works here")
+        if failed:
+            raise typer.Exit(1)
+
+
+def _killed(root: Path, count: int, only: list[str], processes: tuple[int, ...], seed: int) -> None:
+    from rich.console import Console
+    from rich.progress import Progress
+    from rich.table import Table
+
+    from mmalign.selftest.kills import Killed, kills
+    from mmalign.selftest.trials import trials, warm
+    from mmalign.types import UserError
+
+    some = [trial for trial in trials() if not only or trial.name in only]
+    if unknown := sorted(set(only) - {trial.name for trial in trials()}):
+        raise UserError(f"--only: got {unknown[0]!r}, takes {', '.join(trial.name for trial in trials())}")
+    total = count * len(some) * len(processes)
+    # no thread of its own draws the bar: a process that was forked while it does would wait for it for ever
+    with Progress(auto_refresh=False, disable=not sys.stdout.isatty()) as bar, warm(some, root):
+        task = bar.add_task("killed", total=total)
+        bar.refresh()
+
+        def tell(row: Killed, over: int) -> None:
+            bar.update(task, completed=over, description=f"killed {row.name}, {row.processes}")
+            bar.refresh()
+            if row.kills == count:
+                bar.console.print(_line(row), markup=False, highlight=False, soft_wrap=True)
+
+        table = kills([(trial.name, trial.train) for trial in some], count, root, processes=processes, seed=seed, tell=tell)
+    shown: Any = Table("runs of", "processes", "killed", "identical", "seconds left alone", title_justify="left")
+    for row in table:
+        shown.add_row(row.name, str(row.processes), str(row.kills), str(row.identical), f"{row.seconds:.1f}")
+    Console().print(shown)
+    for row in table:
+        for wrong in row.wrong:
+            typer.echo(f"{_called(row)}: {wrong}", err=True)
+    if any(row.wrong or row.kills < count for row in table):
+        raise typer.Exit(1)
+
+
+def _line(row: Any) -> str:
+    return f"{_called(row)}: {row.identical} of {row.kills} identical ({row.late} had ended before they were killed)"
+
+
+def _called(row: Any) -> str:
+    return f"{row.name}, {row.processes} process{'es' * (row.processes > 1)}"
