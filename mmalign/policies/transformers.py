@@ -166,7 +166,7 @@ class TransformersPolicy:
         self.scorer = Scorer(fitted, temperature, max(1, memory.logits_at_once // vocabulary), self.heads, device, never, layers)
         self.drawing = Drawing(temperature, top_p, top_k, never, stops, room.max_completion)
         self.drawer = Drawer(model, fitted, memory.rows_at_once, self.using)
-        self._sampled: tuple[list[Any], list[Prompt]] = ([], [])
+        self._sampled: tuple[list[Any], dict[int, Prompt]] = ([], {})
 
     # Parameters
 
@@ -208,12 +208,16 @@ class TransformersPolicy:
         """
         who = assignment(group_size, samplers)
         uniform = torch.rand((len(prompts), len(who), self.room.max_completion), generator=rng, dtype=torch.float64)[part].flatten(0, 1)
+        own = list(range(len(prompts))[part])
+        needed = own if len(own) == len(prompts) else [*own, (own[-1] + 1) % len(prompts)]  # that its last rows may be compared behind
         if prompts is not self._sampled[0]:  # the same list again: another part of one rollout
-            self._sampled = prompts, [self.room.prompt(prompt, number) for number, prompt in enumerate(prompts)]
-        encoded = self._sampled[1]
+            self._sampled = prompts, {}
+        known = self._sampled[1]
+        known.update({number: self.room.prompt(prompts[number], number) for number in needed if number not in known})
+        encoded = [known[number] for number in needed]
         ids, extras = [prompt.ids for prompt in encoded], inputs_of(self.chat.vision, encoded)
         self.chat.agree(prompts[0])
-        which, who = torch.arange(len(prompts))[part].repeat_interleave(len(who)), who.repeat(len(prompts[part]))
+        which, who = torch.arange(len(own)).repeat_interleave(len(who)), who.repeat(len(own))
         if self.engine is None:
             drawn = self.drawer.by_samplers(ids, which, uniform, self.drawing, who, samplers, extras)
         elif samplers:
@@ -222,10 +226,13 @@ class TransformersPolicy:
             raise UserError("policy.engine: got a prompt with an image or a video, and the server is sent token ids alone; takes no engine")
         else:
             self.engine.refresh(self.model)
-            drawn = self.engine.draw(ids[part], which - which[0], (uniform[::group_size, 0] * 2**31).long().tolist(), self.drawing)
+            drawn = self.engine.draw(ids[: len(own)], which, (uniform[::group_size, 0] * 2**31).long().tolist(), self.drawing)
         texts = [self.chat.text(line[:length]) for line, length in zip(drawn.tokens.tolist(), drawn.lengths.tolist(), strict=True)]
         real = torch.arange(drawn.tokens.shape[1]) < drawn.lengths.unsqueeze(1)
-        rollout = self.table(encoded, which, drawn.tokens, drawn.lengths, real, sources=prompts, outputs=texts)
+        rollout = self.table(
+            encoded, which, drawn.tokens, drawn.lengths, real,
+            sources=[prompts[number] for number in needed], outputs=texts, group=torch.tensor(own)[which],
+        )  # fmt: skip
         rollout.log_probs, rollout.drawn = self._whole(rollout, self.rows_at_once), drawn_by(who, samplers)
         differences = (drawn.log_probs - rollout.log_probs)[real & (who == 0).unsqueeze(1)].abs()
         for sampler in (sampler for sampler in samplers if sampler.greedy):

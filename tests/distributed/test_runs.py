@@ -17,6 +17,8 @@ from mmalign.policies.settings import Schedule
 from mmalign.records import Pair, RefusedRow
 from mmalign.types import UserError
 from tests.distributed.test_every_method import differences, log
+from tests.helpers import tiny_text
+from tests.helpers.flat import transformers
 from tests.helpers.processes import together
 from tests.helpers.small_run import LINEAR, online, policy
 from tests.recipes.test_offline import offline
@@ -227,3 +229,21 @@ def test_alone_there_is_nobody_to_join(monkeypatch: pytest.MonkeyPatch) -> None:
         joined()
     assert issubclass(PeerError, UserError)
     joined.cache_clear()
+
+
+def test_a_process_encodes_its_own_prompts_and_the_one_they_may_be_compared_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    words, encoded = transformers(tiny_text.model("qwen2").double(), tiny_text.tokenizer(), max_completion=7), list[int]()
+    prompts = ["abc", "why", "one two", "x ", "yes", "no"]
+    whole = words.sample(prompts, 2, torch.Generator().manual_seed(0))
+    read = type(words.room).prompt
+    monkeypatch.setattr(type(words.room), "prompt", lambda room, source, number: encoded.append(number) or read(room, source, number))
+    for part, needed in ((slice(0, 2), [0, 1, 2]), (slice(2, 4), [2, 3, 4]), (slice(4, 6), [4, 5, 0]), (slice(0, 6), [0, 1, 2, 3, 4, 5])):
+        encoded.clear()
+        own = words.sample(prompts, 2, torch.Generator().manual_seed(0), part=part)
+        rows = slice(part.start * 2, part.stop * 2)
+        assert encoded == needed
+        assert (
+            own.outputs == whole.outputs[rows] and own.prompts == whole.prompts[rows] and own.group.tolist() == whole.group[rows].tolist()
+        )
+        behind = [own.held.sources[place] for place in own.held.following[own.held.which].tolist()]
+        assert behind == [whole.held.sources[place] for place in whole.held.following[whole.held.which[rows]].tolist()]
