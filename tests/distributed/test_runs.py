@@ -239,7 +239,7 @@ def test_a_process_encodes_its_own_prompts_and_the_one_they_may_be_compared_with
     monkeypatch.setattr(type(words.room), "prompt", lambda room, source, number: encoded.append(number) or read(room, source, number))
     for part, needed in ((slice(0, 2), [0, 1, 2]), (slice(2, 4), [2, 3, 4]), (slice(4, 6), [4, 5, 0]), (slice(0, 6), [0, 1, 2, 3, 4, 5])):
         encoded.clear()
-        own = words.sample(prompts, 2, torch.Generator().manual_seed(0), part=part)
+        own = words.sample(list(prompts), 2, torch.Generator().manual_seed(0), part=part)
         rows = slice(part.start * 2, part.stop * 2)
         assert encoded == needed
         assert (
