@@ -26,6 +26,9 @@ TIMEOUT = 1800.0
 
 WELL, FAILED, SHORT = 0, 1, 2  # how a process is that sends a message
 
+LOOK = 5.0
+"""Seconds that a process looks for which of the others has not come."""
+
 
 class PeerError(UserError):
     """Another process of the run has failed, or is gone."""
@@ -110,6 +113,8 @@ class Processes(Team):
         import torch.distributed as dist
 
         self.rank, self.size, self.timeout, self.failed = rank, size, timedelta(seconds=timeout), False
+        self._board: Any = None  # where each says which of its messages it has come to
+        self._messages = 0
         if torch.cuda.is_available():
             own, there = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
             if (most := max(int(os.environ.get("LOCAL_WORLD_SIZE", 0)), own + 1)) > there:
@@ -118,7 +123,8 @@ class Processes(Team):
         if not dist.is_initialized():
             backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
             try:
-                dist.init_process_group(backend, timeout=self.timeout, store=self._store(), rank=rank, world_size=size)
+                self._board = self._store()
+                dist.init_process_group(backend, timeout=self.timeout, store=self._board, rank=rank, world_size=size)
             except (RuntimeError, ValueError) as error:
                 why = " ".join(str(error).split())[:200]
                 takes = "a launcher such as torchrun, with an address and a port that all of them reach"
@@ -198,6 +204,9 @@ class Processes(Team):
         """The messages of all processes. Errors: PeerError where one of them has failed, PeerShort where one had no memory."""
         from torch.distributed import all_gather
 
+        self._messages += 1
+        if self._board is not None:
+            self._heard(lambda: self._board.set(f"mmalign/{self.rank}", str(self._messages)))
         heads = [torch.zeros(2, dtype=torch.int64) for _ in range(self.size)]
         how = FAILED if failed else SHORT if short else WELL
         self._heard(lambda: all_gather(heads, torch.tensor([how, len(message)]), group=self._talk))
@@ -220,7 +229,21 @@ class Processes(Team):
         except RuntimeError as error:
             self.failed = True
             why = " ".join(str(error).split())[:200]
-            raise PeerError(f"processes: process {self.rank} of {self.size} hears nothing of the others any more ({why})") from error
+            raise PeerError(f"processes: process {self.rank} of {self.size} hears nothing of {self._behind()} any more ({why})") from error
+
+    def _behind(self) -> str:
+        """Which processes have not come to the message that this one waits at: those that died, or that stall."""
+        others, behind = [rank for rank in range(self.size) if rank != self.rank], list[int]()
+        if self._board is not None and len(others) > 1:
+            self._board.set_timeout(timedelta(seconds=LOOK))
+            for rank in others:
+                try:
+                    there = self._board.check([f"mmalign/{rank}"]) and int(self._board.get(f"mmalign/{rank}"))
+                except RuntimeError:  # who keeps what is read here is gone
+                    return "process 0"
+                behind += [rank] if there < self._messages else []
+        behind = behind or others
+        return "the others" if len(behind) > 1 and behind == others else f"process {' and '.join(map(str, behind))}"
 
 
 ALONE = Team()

@@ -127,7 +127,7 @@ def test_a_process_that_dies_is_noticed(tmp_path: Path) -> None:
 
     (code, words), (killed, _) = together(2, train, tmp_path / "processes")
     assert killed == -signal.SIGKILL and code == 2
-    assert words.startswith("processes: process 0 of 2 hears nothing of the others any more")
+    assert words.startswith("processes: process 0 of 2 hears nothing of process 1 any more")
 
 
 def test_a_process_that_stalls_is_not_waited_for_without_end(tmp_path: Path) -> None:
@@ -139,7 +139,26 @@ def test_a_process_that_stalls_is_not_waited_for_without_end(tmp_path: Path) -> 
         online(tmp_path, **settings())
 
     (code, words), _ = together(2, train, tmp_path / "processes", timeout=3.0)
-    assert code == 2 and "hears nothing of the others any more" in words
+    assert code == 2 and "process 0 of 2 hears nothing of process 1 any more" in words
+
+
+@pytest.mark.parametrize("how", ["dies", "stalls"])
+@pytest.mark.parametrize("which", [0, 1])
+def test_of_several_the_one_that_does_not_come_is_named(how: str, which: int, tmp_path: Path) -> None:
+    def train(rank: int) -> None:
+        team = joined()
+        assert team.tell(rank) == [0, 1, 2]
+        if rank == which and how == "dies":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if rank == which:
+            time.sleep(4)
+            return
+        team.tell("next")
+
+    ended = together(3, train, tmp_path / "processes", timeout=2.0)
+    words = [text for rank, (_, text) in enumerate(ended) if rank != which]
+    assert f" of 3 hears nothing of process {which} any more" in words[0], ended  # the main process's, whose line it is, where it is there
+    assert any(f" of 3 hears nothing of process {name} any more" in words[1] for name in {which, 0}), ended  # which may have left meanwhile
 
 
 def test_a_signal_to_one_of_them_ends_all_after_the_same_step(tmp_path: Path) -> None:
