@@ -157,10 +157,10 @@ def _said_by_the_main_process(error: Exception) -> bool:
 
 def configured(config: str, overrides: list[str] | None) -> dict[str, Any]:
     """A config that is about to be carried out; says first what it names outside of mmalign, which will be imported and run then."""
-    from mmalign.config import load, outside
+    from mmalign.config import external_code, load
 
     node = load(config, overrides or [])
-    if names := outside(node):
+    if names := external_code(node):
         echo(f"{config}: imports code from outside of mmalign: {', '.join(map(str, names))}", err=True)
     return node
 

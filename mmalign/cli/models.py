@@ -62,4 +62,4 @@ def _inspected(model: str, words: list[str], dtype: str | None) -> Any:
         loaded = LoadedPipeline(built, {}, node)
     else:
         loaded = load_pipeline(model, dtype=dtype)
-    return inspection(loaded.pipe, call=call, stand_ins=loaded.stand_ins, node=loaded.node)
+    return inspection(loaded.pipe, call=call, trial_arguments=loaded.trial_arguments, node=loaded.node)

@@ -75,14 +75,14 @@ def check(context: typer.Context, config: Config, overrides: Overrides = None, t
     """Resolve and check a config without loading a model, and without importing what it names outside of mmalign."""
     with mistakes_as_lines(context):
         from mmalign.config import check as mistakes
-        from mmalign.config import load, outside
+        from mmalign.config import external_code, load
         from mmalign.types import UserError
 
         node = load(config, overrides or [])
         if lines := mistakes(node, trust=trust):
             raise UserError("\n".join(lines))
         typer.echo(f"{config}: no mistakes found")
-        names = [] if trust else outside(node)
+        names = [] if trust else external_code(node)
         for name in names:
             typer.echo(f"outside of mmalign, not imported: {name}{f', in {name.file}' if name.file else ''}")
         if names:

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mmalign.commands._trained import refuse_outside, trained
+from mmalign.commands._trained import refuse_external_code, trained
 from mmalign.config import build_part, load
 from mmalign.guidance.guide import by_name
 from mmalign.policies.diffusers import DiffusersPolicy
@@ -66,11 +66,11 @@ def model_of(name: str, *, trust: bool = False) -> Model:
         return Model(pipe, {}, [], {}, {}, {}, nullcontext(), conditions)
     if name.endswith((".yaml", ".yml")) or (not Path(name).exists() and _is_config(name)):
         config = load(name, [])
-        refuse_outside(config, name, trust)
+        refuse_external_code(config, name, trust)
         return _of_config(config, build_part(config, "policy"), nullcontext())
     model = load_pipeline(name)
     model.pipe.set_progress_bar_config(disable=True)
-    return Model(model.pipe, dict(model.stand_ins), [], {}, {}, {}, nullcontext())
+    return Model(model.pipe, dict(model.trial_arguments), [], {}, {}, {}, nullcontext())
 
 
 def of_pipe(pipe: Any) -> Model:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mmalign.arguments.calls import sayable
-from mmalign.config import build_part, outside
+from mmalign.config import build_part, external_code
 from mmalign.distributed.team import joined
 from mmalign.files import plain
 from mmalign.runs import checkpoint
@@ -45,7 +45,7 @@ def trained(run_folder: str | Path, *, trust: bool = False) -> Trained:
     if not (folder / "config.yaml").is_file():
         raise UserError(f"{folder}: no run there (no config.yaml); takes the folder of a run")
     config = read_config(folder)
-    refuse_outside(config, str(folder), trust)
+    refuse_external_code(config, str(folder), trust)
     if not isinstance(config.get("policy"), Mapping) or not sayable(config["policy"]):
         raise UserError(
             f"{folder}: its config.yaml does not say how to build the policy, which was made by other functions than mm's; "
@@ -62,9 +62,9 @@ def trained(run_folder: str | Path, *, trust: bool = False) -> Trained:
     return Trained(folder, config, newest, state, sets, next(name for name in ("best", "ema", "trained") if name in sets), tensors)
 
 
-def refuse_outside(config: Mapping[str, Any], where: str, trust: bool) -> None:
+def refuse_external_code(config: Mapping[str, Any], where: str, trust: bool) -> None:
     """Errors: UserError for a config that names code outside of mmalign, unless it is trusted. Imports none of it."""
-    if not trust and (names := outside(config)):
+    if not trust and (names := external_code(config)):
         listed = ", ".join(map(str, names))
         raise UserError(
             f"{where}: its config names code outside of mmalign, which would be imported and run: {listed}; "

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mmalign.commands._tiny_config import Rehearsed, tiny
+from mmalign.commands._rehearsal_config import RehearsalConfig, rehearsal_config
 from mmalign.commands.export import export
 from mmalign.config import build, build_part, check
 from mmalign.runs import checkpoint
@@ -110,7 +110,7 @@ def _check(state: dict[str, Any]) -> list[str]:
 
 
 def _twin(state: dict[str, Any]) -> list[str]:
-    rehearsed: Rehearsed = tiny(state["config"], kind=state["kind"])
+    rehearsed: RehearsalConfig = rehearsal_config(state["config"], kind=state["kind"])
     rehearsed.node["run"] |= {"name": "rehearsal", "folder": str(state["folder"] / "whole")}
     state.update(made=rehearsed, policy=build_part(rehearsed.node, "policy"))
     count = sum(p.numel() for p in state["policy"].parameters().values())

@@ -68,7 +68,7 @@ def check(node: Mapping[str, Any], *, trust: bool = False) -> list[str]:
     return _reviewed(node, trust)[1].errors
 
 
-def outside(node: Mapping[str, Any]) -> list[ExternalCode]:
+def external_code(node: Mapping[str, Any]) -> list[ExternalCode]:
     """What a config, or the config of a run, names outside of mmalign, whatever else is wrong with it. Imports and reads none of it."""
     review = Review(trust=False)
     _reviewed(node, False, review)
@@ -76,9 +76,9 @@ def outside(node: Mapping[str, Any]) -> list[ExternalCode]:
         alone = Review(trust=False)
         for key, value in part.items() if isinstance(part, Mapping) else ():
             plan_part({str(key): value}, str(key), alone)
-        review.outside.extend(name._replace(key=f"{prefix}{name.key}") for name in alone.outside)
+        review.external.extend(name._replace(key=f"{prefix}{name.key}") for name in alone.external)
     read = [ExternalCode(key, f"{text} of the environment") for key, text in environment.reads(node)]
-    return list(dict.fromkeys([*review.outside, *read]))
+    return list(dict.fromkeys([*review.external, *read]))
 
 
 def build(node: Mapping[str, Any], **extra: Any) -> Any:
@@ -101,7 +101,7 @@ def build(node: Mapping[str, Any], **extra: Any) -> Any:
 def build_part(config: Mapping[str, Any], key: str) -> Any:
     """What stands under one key of a config, built; the rest of it is left alone. None where the key is not there.
 
-    Imports whatever it names: ask `outside` first where the config is somebody else's. Errors: UserError, one line per mistake.
+    Imports whatever it names: ask `external_code` first where the config is somebody else's. Errors: UserError, one line per mistake.
     """
     from mmalign.types import UserError
 

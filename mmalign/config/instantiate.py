@@ -62,12 +62,12 @@ class Call:
 class Review:
     """What is found while a config is planned. trust: import what it names outside of mmalign, and call that where it is a method.
 
-    errors: a line each. outside: what it names there, in the order of the config.
+    errors: a line each. external: what it names there, in the order of the config.
     """
 
     trust: bool
     errors: list[str] = field(default_factory=list)
-    outside: list[ExternalCode] = field(default_factory=list)
+    external: list[ExternalCode] = field(default_factory=list)
 
 
 def plan(node: Mapping[str, Any], review: Review) -> Call | None:
@@ -114,7 +114,7 @@ def _plan_call(node: Mapping[str, Any], path: str, rooms: tuple[str, ...], revie
     function = _look_up(node["use"], f"{dot}use", rooms, review)
     arguments = {str(key): value for key, value in node.items() if key != "use"}
     if arguments.get("trust_remote_code"):
-        review.outside.append(ExternalCode(f"{dot}trust_remote_code", "code that comes with the model"))
+        review.external.append(ExternalCode(f"{dot}trust_remote_code", "code that comes with the model"))
     if isinstance(function, Unread):
         review.errors.extend(_keys_as_written(function.name, arguments, path, rooms))
         return Call(
@@ -255,7 +255,7 @@ def _look_up(name: Any, path: str, rooms: tuple[str, ...], review: Review) -> Ca
         review.errors.append(f"{path}: got {name!r}, there is none in {places}{near}; an import path works too")
         return Unread(name)
     if not homes and not is_offered(name, whole=path == "use"):
-        review.outside.append(ExternalCode(path, name, source_file(name)[0]))
+        review.external.append(ExternalCode(path, name, source_file(name)[0]))
         if not review.trust:
             if not is_importable(name):
                 review.errors.append(f"{path}: {no_module(name)}")

@@ -24,7 +24,7 @@ from mmalign.types import UserError
 
 __all__ = ["rating", "rating_scores", "remembering", "verdict"]
 
-Judge = Callable[[list[dict[str, str]]], "str | None"]
+ChatModel = Callable[[list[dict[str, str]]], "str | None"]
 
 HALLUCINATES = 3  # ratings below say that there is one
 TYPES = 8
@@ -106,13 +106,13 @@ def _published(scores: Sequence[int]) -> dict[str, float]:
     }
 
 
-def ask_all(judge: Judge, messages: Sequence[list[dict[str, str]] | None], *, at_once: int = 8) -> list[str | None]:
+def ask_all(judge: ChatModel, messages: Sequence[list[dict[str, str]] | None], *, at_once: int = 8) -> list[str | None]:
     """The judge's words on each of them, asked ``at_once`` at a time; None where there is nothing to ask, or no answer."""
     with ThreadPoolExecutor(max_workers=at_once) as pool:
         return list(pool.map(lambda conversation: None if conversation is None else judge(conversation), messages))
 
 
-def remembering(judge: Judge, path: str | Path, *, who: str = "") -> Judge:
+def remembering(judge: ChatModel, path: str | Path, *, who: str = "") -> ChatModel:
     """A judge whose reviews are kept in a file as they come (JSON lines), and never asked for twice; a missing one is asked for again.
 
     judge: messages -> its words, or None. who: the judge's name: another judge's reviews in the same file are not taken for its own.

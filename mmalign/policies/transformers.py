@@ -30,7 +30,7 @@ from mmalign.policies.language import reading, reference_models
 from mmalign.policies.language.ablation import Ablation
 from mmalign.policies.language.blending import blended
 from mmalign.policies.language.budget import Room, Truncate
-from mmalign.policies.language.chat import Chat, Row
+from mmalign.policies.language.chat import Chat, EncodedRow
 from mmalign.policies.language.completions import Completions
 from mmalign.policies.language.contrasts import Others, others, sequences
 from mmalign.policies.language.drawing import Drawer, Drawing
@@ -39,7 +39,7 @@ from mmalign.policies.language.fitting import ROUNDING, fit, made_up
 from mmalign.policies.language.heads import HEADS, MASKS, HeadName, add_heads, degrees
 from mmalign.policies.language.loading import checkpoint_layers, context_of, load, never_said, parted, refuse_numbers, stops_of
 from mmalign.policies.language.logits import LOG_PROBS
-from mmalign.policies.language.masking import veils
+from mmalign.policies.language.masking import hidden_media
 from mmalign.policies.language.members import making
 from mmalign.policies.language.reading import Segments
 from mmalign.policies.language.scoring import Scorer
@@ -250,7 +250,7 @@ class TransformersPolicy:
         Errors: RefusedRow for an empty completion, one with an id that is never said, media that cannot be read, and for prompts and
         completions that are too long, unless ``truncate`` says what to cut.
         """
-        rows: list[Row] = []
+        rows: list[EncodedRow] = []
         for number, (prompt, output) in enumerate(zip(prompts, outputs, strict=True)):
             try:
                 rows.append(self.room.row(self.chat.row(prompt, output), prompt))
@@ -319,7 +319,7 @@ class TransformersPolicy:
         ids, extras = [prompt.ids for prompt in encoded], inputs_of(self.chat.vision, encoded)
         rngs = [torch.Generator().manual_seed(seed) for seed in seeds]
         uniform = torch.stack([torch.rand(drawing.most, generator=rng, dtype=torch.float64) for rng in rngs])
-        hidden = [] if self.chat.vision is None or not share else veils(encoded, share, seeds, self.chat.vision.placeholders)
+        hidden = [] if self.chat.vision is None or not share else hidden_media(encoded, share, seeds, self.chat.vision.placeholders)
         drawn = self.drawer(ids, torch.arange(len(prompts)), uniform, drawing, extras=extras, hidden=hidden)
         texts = [self.chat.text(line[:length]) for line, length in zip(drawn.tokens.tolist(), drawn.lengths.tolist(), strict=True)]
         return texts, drawn.cut.tolist()

@@ -78,7 +78,7 @@ def train_pipeline(name: str, case: Path) -> Any:
 
 def train_language(name: str, case: Path) -> Any:
     sees = name in SEEING
-    model, words = visions.tiny(name) if sees else texts.tiny(name)
+    model, words = visions.twin(name) if sees else texts.twin(name)
     model.save_pretrained(str(case / "base"))
     words.save_pretrained(str(case / "base"))
     ask: Any = "What is it?"

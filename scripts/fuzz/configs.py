@@ -37,7 +37,7 @@ from typing import Any
 
 import yaml
 
-from mmalign.config import check, load, outside
+from mmalign.config import check, external_code, load
 from mmalign.lookup import catalogue
 from mmalign.types import UserError
 
@@ -197,7 +197,7 @@ def fuzz(count: int, seed: int, keep: Path | None = None) -> Outcome:
             try:
                 config = load(file, overrides)
                 lines = check(config)
-                outside(config)
+                external_code(config)
                 verdict = "refused" if lines else "fine"
                 if any("\n" in line or not line for line in lines):
                     verdict, fault = "fault", f"more than a line: {lines}"
@@ -313,7 +313,7 @@ def training(count: int, seed: int, keep: Path | None = None, only: int | None =
                 "run": {**({} if not isinstance(config.get("run"), dict) else config["run"]), "folder": place, "name": f"{number}"},
             }
             config["steps"] = min(config["steps"], 1) if type(config.get("steps")) is int else config.get("steps", 1)
-            if check(config) or outside(config):
+            if check(config) or external_code(config):
                 outcome.counts["not passed"] += 1
                 if only is not None:
                     raise SystemExit("\n".join(check(config)))

@@ -89,7 +89,7 @@ def language(place: Path, **more: Any) -> None:
 
 
 def sees(place: Path) -> None:
-    model, processor = visions.tiny("Qwen2VLForConditionalGeneration")
+    model, processor = visions.twin("Qwen2VLForConditionalGeneration")
     model.save_pretrained(place)
     processor.save_pretrained(place)
 

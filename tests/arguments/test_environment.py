@@ -11,7 +11,7 @@ import yaml
 
 import mmalign as mm
 from mmalign.arguments import environment
-from mmalign.config import build_part, load, outside
+from mmalign.config import build_part, external_code, load
 from mmalign.types import UserError
 
 KEY = "sk-not-for-anybody-0123456789"
@@ -68,7 +68,7 @@ def test_a_run_keeps_what_was_written(folder: Path, mmalign: Callable[..., Any])
     files = [path for path in run.rglob("*") if path.is_file()]
     assert len(files) > 6 and any("tensorboard" in str(path) for path in files) and (run / "report.html") in files
     assert [str(path) for path in files if KEY.encode() in path.read_bytes()] == []
-    assert [one.name for one in outside(yaml.safe_load((run / "config.yaml").read_text()))] == [
+    assert [one.name for one in external_code(yaml.safe_load((run / "config.yaml").read_text()))] == [
         "serviced.bright",
         "${oc.env:MY_SERVICE_KEY} of the environment",
     ]

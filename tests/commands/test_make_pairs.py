@@ -177,7 +177,7 @@ def test_a_model_that_sees_answers_with_its_picture_hidden(tmp_path):
     from mmalign.policies.twins import visions
     from mmalign.rooms import resource
 
-    model, processor = visions.tiny("LlavaForConditionalGeneration")
+    model, processor = visions.twin("LlavaForConditionalGeneration")
     with torch.no_grad():
         for p in model.parameters():
             p.mul_(8.0)  # so that what is seen changes what is said

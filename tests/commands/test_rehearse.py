@@ -9,10 +9,10 @@ import torch
 from typer.testing import CliRunner
 
 from mmalign.cli import app
-from mmalign.commands import _tiny_config, rehearse
+from mmalign.commands import _rehearsal_config, rehearse
 from mmalign.config import load
 from mmalign.policies.pipelines.model_index import read_index
-from mmalign.policies.twins.rehearsal import tiny
+from mmalign.policies.twins.rehearsal import twin
 from mmalign.rewards._shared.stand_in import stand_in
 from mmalign.types import UserError
 
@@ -83,16 +83,16 @@ def test_a_folder_tells_class_parts_and_scheduler(tmp_path):
     (tmp_path / "model_index.json").write_text(json.dumps(index))
     found = read_index(str(tmp_path))
     assert found[:3] == ("WanPipeline", ("transformer_2", "boundary_ratio"), scheduler)
-    pipe = tiny(*found[:3])
+    pipe = twin(*found[:3])
     assert pipe.transformer_2 is None and pipe.config.boundary_ratio is None and pipe.scheduler.config.shift == 3.0
     with pytest.raises(UserError, match="is a WanPipeline"):
         read_index(str(tmp_path), kind="FluxPipeline")
 
 
 def test_numbers_keep_their_structure():
-    batch = _tiny_config._sizes({"rewards": {}, "batch": {"group": 24, "micro_rows": 3, "prompts": 48, "updates": 2}})["batch"]
+    batch = _rehearsal_config._sizes({"rewards": {}, "batch": {"group": 24, "micro_rows": 3, "prompts": 48, "updates": 2}})["batch"]
     assert batch == {"group": 4, "micro_rows": 3, "prompts": 2, "updates": 2}
-    assert _tiny_config._sizes({"rewards": {}, "batch": {"group": 8, "micro_rows": 64}})["batch"]["micro_rows"] == 4
+    assert _rehearsal_config._sizes({"rewards": {}, "batch": {"group": 8, "micro_rows": 64}})["batch"]["micro_rows"] == 4
 
 
 def test_a_stand_in_varies_and_has_a_gradient():

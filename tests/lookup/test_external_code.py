@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from mmalign.config import build, check, load, outside
+from mmalign.config import build, check, external_code, load
 from mmalign.lookup import catalogue
 from mmalign.lookup.external_code import is_offered, source_file, source_signature
 from mmalign.types import UserError
@@ -69,7 +69,7 @@ def test_nothing_outside_is_imported_or_called(place: str, write_module: Callabl
     for name in ("loud_one.called", "loud_one.Thing.made", "loud_one.nothing_of_the_kind"):
         node = PLACES[place]({"use": name, "scale": 1})
         check(copy.deepcopy(node))
-        assert [one.name for one in outside(node)] == [name]
+        assert [one.name for one in external_code(node)] == [name]
     assert not (tmp_path / "imported").exists() and not (tmp_path / "called").exists()
     check(PLACES["method"]({"use": "loud_one.called", "scale": 1}), trust=True)
     assert (tmp_path / "imported").exists() and (tmp_path / "called").exists()  # the test would have seen it
@@ -79,7 +79,7 @@ def test_nothing_outside_is_imported_or_called(place: str, write_module: Callabl
 def test_a_command_of_the_system_is_not_run(place: str, tmp_path: Path) -> None:
     node = PLACES[place]({"use": "os.system", "command": f"touch {tmp_path / 'ran'}"})
     check(node)
-    assert [one.name for one in outside(node)] == ["os.system"] and not (tmp_path / "ran").exists()
+    assert [one.name for one in external_code(node)] == ["os.system"] and not (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_helpers_of_mmalign_are_no_names_of_rooms(place: str, name: str, tmp_pat
     """What a room does not offer may write files, or import: it counts as outside, and a check does not call it."""
     node = PLACES[place]({"use": name, "path": str(tmp_path / "ran"), "text": "x"})
     check(node)
-    assert [one.name for one in outside(node)] == [name] and not (tmp_path / "ran").exists()
+    assert [one.name for one in external_code(node)] == [name] and not (tmp_path / "ran").exists()
 
 
 def test_a_check_builds_methods_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,14 +113,14 @@ def test_what_rooms_offer_is_ours() -> None:
         and not is_offered("torch.load")
         and not is_offered("mmalign.rewards.pictures.jpeg.torch.load")
     )
-    assert all(outside(load(path)) == [] for path in catalogue.configs().values())
+    assert all(external_code(load(path)) == [] for path in catalogue.configs().values())
 
 
 def test_code_that_comes_with_a_model_is_outside() -> None:
     node = {**DEMO, "policy": {"use": "transformers", "model": "some/model", "trust_remote_code": True}}
-    assert [one.key for one in outside(node)] == ["policy.trust_remote_code"]
+    assert [one.key for one in external_code(node)] == ["policy.trust_remote_code"]
     node["policy"]["trust_remote_code"] = False
-    assert outside(node) == []
+    assert external_code(node) == []
 
 
 def test_keywords_are_read_from_the_source(write_module: Callable[[str, str], Path]) -> None:

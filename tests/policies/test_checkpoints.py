@@ -96,7 +96,7 @@ def test_a_place_that_does_not_exist_is_said_to(name):
 
 
 def test_a_vision_language_model_is_compared(tmp_path):
-    model, processor = visions.tiny("LlavaForConditionalGeneration")
+    model, processor = visions.twin("LlavaForConditionalGeneration")
     model.save_pretrained(tmp_path / "m")
     processor.save_pretrained(tmp_path / "m")
     load(str(tmp_path / "m"))

@@ -128,7 +128,7 @@ def test_a_server_is_sent_no_pictures(tmp_path):
 
     engine = {"url": "http://127.0.0.1:9/v1", "model": "base", "folder": str(tmp_path)}
     policy = transformers(
-        *visions.tiny("LlavaForConditionalGeneration"), max_completion=4, engine=engine, train=Train(language=Lora(rank=2))
+        *visions.twin("LlavaForConditionalGeneration"), max_completion=4, engine=engine, train=Train(language=Lora(rank=2))
     )
     shown = [{"role": "user", "content": [{"type": "image", "image": torch.zeros(3, 8, 8)}, {"type": "text", "text": "hi"}]}]
     with pytest.raises(UserError, match="token ids alone"):

@@ -19,7 +19,7 @@ from mmalign.types import UserError
 
 def looked_at(name, **call):
     found = load_pipeline(name)
-    return inspection(found.pipe, call=call, stand_ins=found.stand_ins, node=found.node, device="cpu")
+    return inspection(found.pipe, call=call, trial_arguments=found.trial_arguments, node=found.node, device="cpu")
 
 
 def digits(**call):
@@ -71,7 +71,7 @@ def test_the_other_kinds_of_path_and_a_scheduler_that_is_replaced():
         pipelines.twin("StableDiffusionPipeline", scheduler=diffusers.HeunDiscreteScheduler()),
         node="x",
         device="cpu",
-        stand_ins=pipelines.call_arguments(pipelines.twin("StableDiffusionPipeline")),
+        trial_arguments=pipelines.call_arguments(pipelines.twin("StableDiffusionPipeline")),
     )
     assert heun["scheduler"] == "HeunDiscreteScheduler, replaced by EulerDiscreteScheduler while training"
     assert heun["path"].startswith("variance exploding (signal 1, noise up to ") and "{use: ddim" in heun.start
@@ -106,7 +106,7 @@ def test_what_fails_is_a_row_with_its_reason(monkeypatch):
         raise RuntimeError("no such\nthing")
 
     monkeypatch.setattr(pipe.unet, "forward", refuses)
-    found = inspection(pipe, stand_ins=pipelines.call_arguments(pipe), device="cpu")
+    found = inspection(pipe, trial_arguments=pipelines.call_arguments(pipe), device="cpu")
     failed = {row.name: row.value for row in found.rows if row.failed}
     assert failed == dict.fromkeys(("path", "guidance", "latent"), "RuntimeError: no such thing") and found["prediction"] == "epsilon"
 
@@ -121,7 +121,7 @@ def test_replay_that_differs_and_layers_that_nothing_reaches_are_said(monkeypatc
 
     monkeypatch.setattr(pipe.unet, "forward", drifts)
     pipe.unet.mid_block.attentions[0].transformer_blocks[0].attn2.to_out[0].register_forward_hook(lambda m, a, out: out.detach())
-    found = inspection(pipe, stand_ins=pipelines.call_arguments(pipe), device="cpu")
+    found = inspection(pipe, trial_arguments=pipelines.call_arguments(pipe), device="cpu")
     assert found["replay"].startswith("not exact: log-probabilities differ by ")
     assert found["gradient"].startswith("reaches ") and not found["gradient"].startswith("reaches 32 of 32")
 

@@ -235,8 +235,8 @@ def test_its_prompts_are_the_policy_s_with_their_system_turn():
 )
 def test_a_model_that_sees_is_asked_about_the_same_pictures(name, dtype):
     """Against its own forward; PaliGemma's tokenizer has words without a logit."""
-    policy = transformers(*visions.tiny(f"{name}ForConditionalGeneration"), max_completion=6, device="cpu")
-    model, processor = visions.tiny(f"{name}ForConditionalGeneration")
+    policy = transformers(*visions.twin(f"{name}ForConditionalGeneration"), max_completion=6, device="cpu")
+    model, processor = visions.twin(f"{name}ForConditionalGeneration")
     with torch.no_grad():
         for p in model.parameters():
             p.add_(0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))

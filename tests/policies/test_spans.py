@@ -21,7 +21,7 @@ FAMILIES = ["Llava", "Qwen2VL", "Idefics3", "InternVL", "LlavaOnevision"]
 
 @cache
 def twin(name):
-    return visions.tiny(f"{name}ForConditionalGeneration")
+    return visions.twin(f"{name}ForConditionalGeneration")
 
 
 def policy_of(name, **more):
@@ -56,10 +56,10 @@ def agrees(policy, rollout, rows):
         for place, row in zip(run.which.tolist(), rows[part].tolist(), strict=True):
             prompt = held.encoded[int(held.which[row])]
             assert run.prompts[place].tolist() == list(prompt.ids)
-            stand_in = [token in policy.chat.vision.placeholders for token in prompt.ids]
+            placeholders = [token in policy.chat.vision.placeholders for token in prompt.ids]
             inside = [any(first <= at < last for first, last in prompt.spans) for at in range(len(prompt.ids))]
-            assert all(within or not stands for stands, within in zip(stand_in, inside, strict=True))
-            assert all(any(stand_in[first:last]) for first, last in prompt.spans) and len(prompt.spans) == len(prompt.media)
+            assert all(within or not stands for stands, within in zip(placeholders, inside, strict=True))
+            assert all(any(placeholders[first:last]) for first, last in prompt.spans) and len(prompt.spans) == len(prompt.media)
             given = run.extras[place] if run.extras else {}
             alone = policy.chat.vision.process(prompt.text, prompt.media) if prompt.media else {}
             for name in [name for name in alone if "pixel" in name]:

@@ -196,7 +196,7 @@ def in_parts(turns):
 
 
 def vision_policy(name):
-    model, processor = visions.tiny(f"{name}ForConditionalGeneration")
+    model, processor = visions.twin(f"{name}ForConditionalGeneration")
     if name == "Llava":
         with_bos(processor, LLAVA)
         model.resize_token_embeddings(len(processor.tokenizer))
@@ -227,14 +227,14 @@ def test_trained_ids_of_pictures_are_those_of_the_processor(name):
 
 
 def test_a_placeholder_that_the_tokenizer_cuts_into_words_is_refused():
-    model, processor = visions.tiny("LlavaForConditionalGeneration")
+    model, processor = visions.twin("LlavaForConditionalGeneration")
     model.config.image_token_index = model.config.image_token_id = 5
     with pytest.raises(UserError, match=r"reads '<image>' as '<image>', and the model's images are the ids \[5\]"):
         transformers(model, processor, device="cpu")
 
 
 def test_a_token_of_media_that_the_tokenizer_does_not_mark_is_never_said():
-    model, processor = visions.tiny("LlavaForConditionalGeneration")
+    model, processor = visions.twin("LlavaForConditionalGeneration")
     processor.tokenizer.add_tokens(["<im_patch>", "<image_end>", "imagine"])
     model.resize_token_embeddings(len(processor.tokenizer))
     policy = transformers(model, processor, device="cpu")

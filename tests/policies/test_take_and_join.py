@@ -60,7 +60,7 @@ def of_words() -> Any:
 
 
 def of_pictures() -> Any:
-    return transformers(*visions.tiny("Qwen2VLForConditionalGeneration"), max_completion=6, device="cpu")
+    return transformers(*visions.twin("Qwen2VLForConditionalGeneration"), max_completion=6, device="cpu")
 
 
 POLICIES: dict[str, tuple[Any, list[Any], frozenset[Need], float]] = {

@@ -22,7 +22,7 @@ CLASSES = [name.removesuffix("ForConditionalGeneration") for name in visions.cla
 @cache
 def twin(name):
     """A twin whose distributions are not flat."""
-    model, processor = visions.tiny(f"{name}ForConditionalGeneration")
+    model, processor = visions.twin(f"{name}ForConditionalGeneration")
     with torch.random.fork_rng():
         torch.manual_seed(0)
         for p in model.parameters():
@@ -173,7 +173,7 @@ def test_members_are_found_by_the_models_own_structure(name):
 
 
 def test_what_is_trained_is_said_in_one_line():
-    model, processor = visions.tiny("Qwen2VLForConditionalGeneration")
+    model, processor = visions.twin("Qwen2VLForConditionalGeneration")
     train = {"vision": "freeze", "projector": "full", "language": {"rank": 4, "targets": ["q_proj", "up_proj"]}}
     policy = transformers(model, processor, train=train, max_completion=4)
     trained = policy.parameters()
@@ -203,7 +203,7 @@ def test_what_is_trained_is_said_in_one_line():
 )
 def test_train_names_what_there_is(train, match):
     with pytest.raises(UserError, match=match):
-        transformers(*visions.tiny("LlavaForConditionalGeneration"), train=train, max_completion=4)
+        transformers(*visions.twin("LlavaForConditionalGeneration"), train=train, max_completion=4)
 
 
 @pytest.mark.parametrize("how", ["crop", "blank", "noise", "diffuse"])
@@ -258,8 +258,8 @@ def test_a_saved_model_that_sees_is_the_live_one(train, tmp_path):
 
     from mmalign.policies.exports.language import save
 
-    base = lambda: visions.tiny("Qwen2VLForConditionalGeneration")[0]  # noqa: E731
-    policy = transformers(*visions.tiny("Qwen2VLForConditionalGeneration"), train=train, max_completion=4)
+    base = lambda: visions.twin("Qwen2VLForConditionalGeneration")[0]  # noqa: E731
+    policy = transformers(*visions.twin("Qwen2VLForConditionalGeneration"), train=train, max_completion=4)
     with torch.no_grad():
         for p in policy.parameters().values():
             p.add_(0.02 * torch.randn(p.shape, generator=torch.Generator().manual_seed(1)))
@@ -283,8 +283,8 @@ def test_videos_stand_beside_images(name):
     table = policy.steps(rollout, torch.tensor([5, 2, 0, 3])).log_probs
     assert torch.allclose(table, straight(policy, rollout)[[5, 2, 0, 3]], atol=1e-5)
     for prompt in rollout.held.encoded:
-        stand_in = [place for place, token in enumerate(prompt.ids) if token in policy.chat.vision.placeholders]
-        assert all(any(first <= place < last for first, last in prompt.spans) for place in stand_in)
+        placeholders = [place for place, token in enumerate(prompt.ids) if token in policy.chat.vision.placeholders]
+        assert all(any(first <= place < last for first, last in prompt.spans) for place in placeholders)
 
 
 def test_a_video_without_frames_is_one_line():

@@ -22,7 +22,7 @@ NEEDS = {
 
 @pytest.fixture(scope="module")
 def policy():
-    return mm.policies.transformers(*visions.tiny("LlavaForConditionalGeneration"), max_completion=64, device="cpu")
+    return mm.policies.transformers(*visions.twin("LlavaForConditionalGeneration"), max_completion=64, device="cpu")
 
 
 @pytest.fixture(scope="module")

@@ -176,7 +176,7 @@ def test_a_picture_that_does_not_decode_is_put_aside(tmp_path):
     whole = (tmp_path / "good.png").read_bytes()
     (tmp_path / "bad.png").write_bytes(whole[: len(whole) // 2])
     ask = lambda name: [{"role": "user", "content": [{"type": "image", "path": str(tmp_path / name)}, {"type": "text", "text": "what"}]}]  # noqa: E731
-    seeing = transformers(*visions.tiny("LlavaForConditionalGeneration"), max_completion=4, device="cpu", lora={"rank": 2})
+    seeing = transformers(*visions.twin("LlavaForConditionalGeneration"), max_completion=4, device="cpu", lora={"rank": 2})
     run = run_of(tmp_path, [ask("good.png"), ask("bad.png"), ask("gone.png")], chosen=seeing, steps=2)
     assert [entry["id"] for entry in named(run)] == ["prompt 2", "prompt 3"]
     assert "bad.png" in named(run)[0]["why"] and "gone.png" in named(run)[1]["why"]

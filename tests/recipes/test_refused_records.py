@@ -111,7 +111,7 @@ def test_a_picture_that_does_not_decode_is_put_aside(tmp_path):
     records = [Pair(ask("good.png"), "red", f"blue {i}", 1.0, f"r{i}") for i in range(5)] + [
         Pair(ask("bad.png"), "red", "blue", 1.0, "odd")
     ]
-    seeing = transformers(*visions.tiny("LlavaForConditionalGeneration"), max_completion=16, device="cpu", lora={"rank": 2})
+    seeing = transformers(*visions.twin("LlavaForConditionalGeneration"), max_completion=16, device="cpu", lora={"rank": 2})
     run = run_of(tmp_path, records, policy=seeing, steps=3, batch={"records": 2, "micro_rows": 4})
     assert [entry["id"] for entry in named(run)] == ["odd"] and "bad.png" in named(run)[0]["why"]
     assert torch.isfinite(torch.tensor([row["loss"] for row in rows(run)])).all()

@@ -65,7 +65,7 @@ def test_the_line_for_lora_is_one_that_works(tmp_path, monkeypatch, write_module
     """On the command line, with the very words of the refusal."""
     monkeypatch.chdir(tmp_path)
     write_module("rated.py", "def length():\n    return lambda outputs, prompts: [float(len(output) % 5) for output in outputs]\n")
-    model, words = texts.tiny("LlamaForCausalLM")
+    model, words = texts.twin("LlamaForCausalLM")
     model.save_pretrained("base")
     words.save_pretrained("base")
     config: dict[str, Any] = {

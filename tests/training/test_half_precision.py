@@ -21,7 +21,7 @@ RECORDS = [Pair(f"what is {i}", f"it is {i}", f"a dog {i}", 1.0, str(i)) for i i
 @pytest.fixture
 def checkpoint(tmp_path):
     """A language model saved in float16, loaded by its path."""
-    model, words = texts.tiny("LlamaForCausalLM")
+    model, words = texts.twin("LlamaForCausalLM")
     model.half().save_pretrained(tmp_path / "base")
     words.save_pretrained(tmp_path / "base")
     return str(tmp_path / "base")
@@ -77,7 +77,7 @@ def test_what_still_answers_is_exported_with_its_dead_steps_at_the_top(tmp_path,
 
 def test_a_run_that_learned_nothing_says_so_on_its_card_and_page(tmp_path):
     constant = lambda outputs, prompts: [1.0 for _ in outputs]  # noqa: E731
-    model, words = texts.tiny("LlamaForCausalLM")
+    model, words = texts.twin("LlamaForCausalLM")
     model.save_pretrained(tmp_path / "base")
     words.save_pretrained(tmp_path / "base")
     policy = mm.policies.transformers(str(tmp_path / "base"), max_completion=3, device="cpu")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mmalign.arguments.ranges import Count
 from mmalign.evaluation.intervals import RESAMPLES, Scores
-from mmalign.evaluation.judged import Judge, ask_all, rating_scores
+from mmalign.evaluation.judged import ChatModel, ask_all, rating_scores
 from mmalign.evaluation.suite import Item, Suite, picture, read_rows
 from mmalign.types import UserError
 
@@ -29,7 +29,7 @@ The model's answer: {}
 
 
 def mmhal(
-    annotations: Path, judge: Judge, *, images: Path | None = None, template_file: Path | None = None, resamples: Count = RESAMPLES
+    annotations: Path, judge: ChatModel, *, images: Path | None = None, template_file: Path | None = None, resamples: Count = RESAMPLES
 ) -> Suite:
     """MMHal-Bench's questions, rated by a judge.
 

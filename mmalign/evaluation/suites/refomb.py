@@ -8,7 +8,7 @@ from typing import Any
 
 from mmalign.arguments.ranges import Count
 from mmalign.evaluation.intervals import RESAMPLES, Scores
-from mmalign.evaluation.judged import Judge, ask_all, verdict
+from mmalign.evaluation.judged import ChatModel, ask_all, verdict
 from mmalign.evaluation.preference import length_controlled_win_rate, win_rate
 from mmalign.evaluation.suite import Item, Suite, picture, read_rows
 from mmalign.types import UserError
@@ -33,7 +33,7 @@ Review: {review}
 
 
 def refomb(  # what the benchmark's own script takes
-    annotations: Path, judge: Judge, *, images: Path | None = None, reference: Path | None = None, better_file: Path | None = None,
+    annotations: Path, judge: ChatModel, *, images: Path | None = None, reference: Path | None = None, better_file: Path | None = None,
     fewer_file: Path | None = None, both_orders: bool = False, repetitions: Count = 1, resamples: Count = RESAMPLES,
 ) -> Suite:  # fmt: skip
     """RefoMB's questions: how often the answer is preferred to the reference's, and how often it has fewer hallucinations.

@@ -59,17 +59,17 @@ def inspection(
     pipe: Any,
     *,
     call: Mapping[str, Any] | None = None,
-    stand_ins: Mapping[str, Any] | None = None,
+    trial_arguments: Mapping[str, Any] | None = None,
     node: Any = "",
     device: str | None = None,
 ) -> Inspection:
     """Looks at a pipeline; it gets a LoRA on the way, and is of no other use afterwards.
 
-    call: arguments of its call. stand_ins: further ones for the trial alone, such as an image.
+    call: arguments of its call. trial_arguments: further ones for the trial alone, such as an image.
     node: how a config names it. device: where to try; a GPU if there is one.
     Errors: UserError for a pipeline that has no denoiser, is none of mmalign's (``unfit.UNFIT``) or lacks an argument of ``call``.
     """
-    arguments = {**(stand_ins or {}), **(call or {})}
+    arguments = {**(trial_arguments or {}), **(call or {})}
     steps = arguments.pop("num_inference_steps", defaults_of(pipe).get("num_inference_steps"))
     rows = [InspectionRow("pipeline", type(pipe).__name__)]
     adapted = bool(lora_targets(pipe)[0])
@@ -109,7 +109,7 @@ def inspection(
     return Inspection(
         type(pipe).__name__,
         tuple(rows),
-        starting_yaml(pipe, node=node, call=call or {}, stand_ins=stand_ins or {}, path=path, adapted=adapted),
+        starting_yaml(pipe, node=node, call=call or {}, trial_arguments=trial_arguments or {}, path=path, adapted=adapted),
     )
 
 

@@ -36,7 +36,7 @@ def is_language(model: str) -> bool:
 def language_model(model: str, *, dtype: str | None = None) -> tuple[Any, Any]:
     """A model and its tokenizer or processor: by hub id, folder, or class, of which a tiny twin is made. Errors: UserError."""
     if model.isidentifier() and not Path(model).exists():
-        return visions.tiny(model) if model in visions.classes() else texts.tiny(model)
+        return visions.twin(model) if model in visions.classes() else texts.twin(model)
     return load(model, dtype=dtype)
 
 

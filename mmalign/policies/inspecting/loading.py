@@ -16,7 +16,7 @@ class LoadedPipeline(NamedTuple):
     """A pipeline to look at: itself, arguments that stand in for what its call needs, and how a config names it."""
 
     pipe: Any
-    stand_ins: dict[str, Any]
+    trial_arguments: dict[str, Any]
     node: Any
 
 

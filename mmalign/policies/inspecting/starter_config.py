@@ -14,12 +14,14 @@ WORDS = "[three red foxes in the snow, two blue birds on a wire]"
 CLASSES = '["3", "2"]   # numbers of classes'
 
 
-def starting_yaml(pipe: Any, *, node: Any, call: Mapping[str, Any], stand_ins: Mapping[str, Any], path: str | None, adapted: bool) -> str:
+def starting_yaml(
+    pipe: Any, *, node: Any, call: Mapping[str, Any], trial_arguments: Mapping[str, Any], path: str | None, adapted: bool
+) -> str:
     """A config to start from; ``mmalign check`` passes on it."""
     defaults = defaults_of(pipe)
     plain_call = {key: value for key, value in call.items() if isinstance(value, (bool, int, float, str)) and key != "num_inference_steps"}
     guidance = plain_call.pop("guidance_scale", defaults.get("guidance_scale"))
-    missing = [key for key in stand_ins if key in MEDIA and key not in call]
+    missing = [key for key in trial_arguments if key in MEDIA and key not in call]
     name = "".join(c if c.isalnum() else "-" for c in type(pipe).__name__.removesuffix("Pipeline").lower())
     kernel = "{use: ddim, eta: 1.0}" if path is not None and not path.startswith("flow") else "{use: flow_sde, noise_level: 0.7}"
     lines = [

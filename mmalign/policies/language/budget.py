@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from mmalign.conversations import without
 from mmalign.media import KINDS
-from mmalign.policies.language.chat import Chat, Row
+from mmalign.policies.language.chat import Chat, EncodedRow
 from mmalign.policies.language.vision import Prompt
 from mmalign.types import UserError
 
@@ -83,7 +83,7 @@ class Room:
                 why[place] = str(error).removeprefix("prompt: ")
         return why
 
-    def row(self, row: Row, source: Any) -> Row:
+    def row(self, row: EncodedRow, source: Any) -> EncodedRow:
         """A given row that fits: itself, or cut. Errors: UserError for one that is too long, where nothing is cut."""
         prompt = self.fitted(row.prompt, source)
         if len(row.completion) <= self.max_completion:
@@ -92,7 +92,7 @@ class Room:
             too_long = f"has {len(row.completion)} tokens, max_completion is {self.max_completion}"
             raise UserError(f"completion: {too_long}; takes a shorter one, a larger max_completion, or truncate: left or right")
         self._count("completions")
-        return Row(prompt, row.completion[: self.max_completion], row.trained[: self.max_completion])
+        return EncodedRow(prompt, row.completion[: self.max_completion], row.trained[: self.max_completion])
 
     def _count(self, what: str, times: int = 1) -> None:
         if what not in self.cut:

@@ -29,7 +29,7 @@ from mmalign.policies.language.vision import Prompt, Vision
 from mmalign.types import UserError
 
 
-class Row(NamedTuple):
+class EncodedRow(NamedTuple):
     """One row. prompt: what is given. completion: the ids that follow. trained: of each of those, whether it counts."""
 
     prompt: Prompt
@@ -91,7 +91,7 @@ class Chat:
         """Whether a prompt is a text that this template has already made, see ``templates.Frame``."""
         return isinstance(prompt, str) and self.frame.around(prompt)
 
-    def row(self, prompt: Any, output: Any) -> Row:
+    def row(self, prompt: Any, output: Any) -> EncodedRow:
         """A prompt and a completion that somebody gave, a string or the turns that follow.
 
         Tokens after an end-of-turn token inside an assistant's piece (a template's line break) are context, and dropped at the end;
@@ -123,13 +123,13 @@ class Chat:
             raise UserError("completion: got an empty one, takes at least one token of the assistant's")
         return added
 
-    def _row(self, prompt: Any, output: Any) -> Row:
+    def _row(self, prompt: Any, output: Any) -> EncodedRow:
         added = self.answer(output)
         if not self.template:
             if not isinstance(output, str):
                 raise UserError("completion: got turns, and this policy has no chat template; takes a string")
             ids = [*self._ids(added[0]["content"]), self.end]
-            return Row(self._plain(prompt, None), ids, [True] * len(ids))
+            return EncodedRow(self._plain(prompt, None), ids, [True] * len(ids))
         if media_of(added):
             raise UserError("completion: holds an image or a video, takes them in prompts")
         own = added[-1].get("role") == "assistant"
@@ -282,7 +282,7 @@ class Chat:
             why = why or f"drops the {turn.get('role')} turn ({part[:40]!r} is not in what it makes)"
         return None, why
 
-    def _pieces(self, turns: Sequence[Turn], added: Sequence[Turn], rendered: Prompt | None = None) -> Row:
+    def _pieces(self, turns: Sequence[Turn], added: Sequence[Turn], rendered: Prompt | None = None) -> EncodedRow:
         """What each turn adds to the text before it. rendered: the prompt itself, where ``turns`` only stand for it."""
         before = self.rendered(turns, ask=True)
         prompt = self._with_media(before, turns) if rendered is None else rendered
@@ -295,7 +295,7 @@ class Chat:
             if own and count == len(added) and not (follows and self._keeps(after[len(before) :], [turn])):
                 if count == 1 and rendered is None and (shorter := self._unopened(before, after, turn)) is not None:
                     return self._pieces_behind(shorter, after, turns)
-                return Row(prompt, [*completion, *(ids := self._answer_ids(before, turn))], [*trained, *[True] * len(ids)])
+                return EncodedRow(prompt, [*completion, *(ids := self._answer_ids(before, turn))], [*trained, *[True] * len(ids)])
             if not follows:
                 raise UserError(
                     "policy.template: writes earlier turns otherwise once later ones follow; takes a template with {% generation %} marks"
@@ -308,7 +308,7 @@ class Chat:
             completion += ids
             trained += self._until_stop(ids) if own else [False] * len(ids)
             before = after
-        return Row(prompt, completion, trained)
+        return EncodedRow(prompt, completion, trained)
 
     def _keeps(self, text: str, added: Sequence[Turn]) -> bool:
         """Whether a text holds what the assistant says in some turns, spaces aside.
@@ -329,9 +329,9 @@ class Chat:
         start = after.rfind(words) if words else -1
         return after[:start] if start > 0 and not after.startswith(before) and before.startswith(after[:start].rstrip()) else None
 
-    def _pieces_behind(self, text: str, after: str, turns: Sequence[Turn]) -> Row:
+    def _pieces_behind(self, text: str, after: str, turns: Sequence[Turn]) -> EncodedRow:
         ids = self._ids(after[len(text) :])
-        return Row(self._with_media(text, turns), ids, self._until_stop(ids))
+        return EncodedRow(self._with_media(text, turns), ids, self._until_stop(ids))
 
     def _answer_ids(self, before: str, turn: Turn) -> list[int]:
         """An answer that the template would cut, behind the prompt as it was given, and the end of its turn."""
@@ -340,7 +340,7 @@ class Chat:
         end = self._end_of_turn() or [self.end]
         return [*ids, end[0] if end[0] in self.stops else self.end]
 
-    def _marked(self, turns: list[Turn], added: Sequence[Turn]) -> Row:
+    def _marked(self, turns: list[Turn], added: Sequence[Turn]) -> EncodedRow:
         """By the template's own marks."""
         self.rendered([*turns, *added], ask=False)
         options: dict[str, Any] = {"tokenize": True, "return_dict": True, "return_assistant_tokens_mask": True}
@@ -354,7 +354,7 @@ class Chat:
         marks = self._until_stops(ids, marks)
         if not any(marks[split:]):
             raise UserError("policy.template: its {% generation %} marks are empty for this completion")
-        return Row(Prompt(tuple(ids[:split])), ids[split:], marks[split:])
+        return EncodedRow(Prompt(tuple(ids[:split])), ids[split:], marks[split:])
 
     def _until_stop(self, ids: Sequence[int]) -> list[bool]:
         """Of what an assistant's turn adds, its tokens up to its first end: what follows can never be sampled."""
@@ -370,12 +370,12 @@ class Chat:
             open_run = open_run and token not in self.stops
         return trimmed
 
-    def _ended(self, row: Row, own: bool) -> Row:
+    def _ended(self, row: EncodedRow, own: bool) -> EncodedRow:
         """A row whose last assistant turn ends with a token that stops sampling; what follows it is dropped."""
         last = max(place for place, counts in enumerate(row.trained) if counts)
         completion, trained = list(row.completion[: last + 1]), list(row.trained[: last + 1])
         if own and completion[-1] not in self.stops:
             if last + 1 < len(row.completion) and row.completion[last + 1] in self.stops:
-                return Row(row.prompt, [*completion, row.completion[last + 1]], [*trained, True])
-            return Row(row.prompt, [*completion, self.end], [*trained, True])
-        return Row(row.prompt, completion, trained)
+                return EncodedRow(row.prompt, [*completion, row.completion[last + 1]], [*trained, True])
+            return EncodedRow(row.prompt, [*completion, self.end], [*trained, True])
+        return EncodedRow(row.prompt, completion, trained)

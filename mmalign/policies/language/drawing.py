@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from mmalign.policies.language import prefixes
 from mmalign.policies.language.fitting import Fit
 from mmalign.policies.language.logits import Head
-from mmalign.policies.language.masking import Veil, veil_of
+from mmalign.policies.language.masking import HiddenTokens, hidden_tokens
 from mmalign.types import Sampler, UserError
 
 
@@ -58,12 +58,12 @@ ALONE = (Voice(1.0, nullcontext),)
 @torch.no_grad()
 def draw(  # all that a draw depends on
     backbone: nn.Module, head: Head, prompts: Sequence[Tensor], which: Tensor, uniform: Tensor, drawing: Drawing,
-    extras: Sequence[Mapping[str, Tensor]] = (), *, voices: Sequence[Voice] = ALONE, veil: Veil | None = None,
+    extras: Sequence[Mapping[str, Tensor]] = (), *, voices: Sequence[Voice] = ALONE, hiding: HiddenTokens | None = None,
 ) -> Drawn:  # fmt: skip
     """Completions of prompts. which: ``[R]`` the prompt of each row. uniform: ``[R, most]`` float64 in 0..1.
 
     voices: whose logits are mixed, ``sum_k share_k logits_k``: each token is drawn from ``prod_k pi_k^share_k``, normalised. Every one
-    has a cache of its own. veil: what is hidden of the prompts, while its ``over`` lasts.
+    has a cache of its own. hiding: what is hidden of the prompts, while its ``over`` lasts.
     """
     device, rows = which.device, len(which)
     caches, states = [], []
@@ -74,8 +74,8 @@ def draw(  # all that a draw depends on
         caches.append(start.cache)
         states.append(start.last[which])
     mask, shift = start.mask[which], start.shift[which]
-    if veil is not None:
-        veil.take(which)
+    if hiding is not None:
+        hiding.take(which)
     tokens = torch.zeros((rows, drawing.most), dtype=torch.int64, device=device)
     log_probs = torch.zeros((rows, drawing.most), dtype=torch.float64, device=device)
     lengths, over = torch.zeros(rows, dtype=torch.int64, device=device), torch.zeros(rows, dtype=torch.bool, device=device)
@@ -88,8 +88,8 @@ def draw(  # all that a draw depends on
         if bool(ended.any()):
             keep = torch.nonzero(~ended).flatten()
             alive, ids, mask, shift = alive[keep], ids[keep], mask[keep], shift[keep]
-            if veil is not None:
-                veil.take(keep)
+            if hiding is not None:
+                hiding.take(keep)
             if len(alive) and step + 1 < drawing.most:
                 for cache in caches:
                     cache.batch_select_indices(keep)
@@ -197,13 +197,13 @@ class Drawer:
             prompts = [torch.tensor(ids[place]) for place in used.tolist()]
             local, part = local.to(device), uniform[rows].to(device)
             more = [{key: value.to(device) for key, value in extras[place].items()} for place in used.tolist()] if extras else []
-            veil = veil_of([hidden[place] for place in used.tolist()], device) if hidden else None
-            with nullcontext() if veil is None else veil.over(self.model):
+            hiding = hidden_tokens([hidden[place] for place in used.tolist()], device) if hidden else None
+            with nullcontext() if hiding is None else hiding.over(self.model):
                 if self.fit.shared:
-                    drawn = draw(self.fit.backbone, self.fit.head, prompts, local, part, drawing, more, voices=voices, veil=veil)
+                    drawn = draw(self.fit.backbone, self.fit.head, prompts, local, part, drawing, more, voices=voices, hiding=hiding)
                 else:
-                    if veil is not None:
-                        veil.take(local)
+                    if hiding is not None:
+                        hiding.take(local)
                     with voices[0].using():
                         drawn = draw_by_generate(self.model, prompts, local, part, drawing, more)
             parts.append(Drawn(*(value.cpu() for value in drawn)))

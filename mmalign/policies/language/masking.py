@@ -18,7 +18,7 @@ from mmalign.policies.language.vision import Prompt
 from mmalign.types import UserError
 
 
-class Veil:
+class HiddenTokens:
     """What is hidden. now: ``[rows, L]`` bool, of the rows that run at the moment, in the first ``L`` columns of their call."""
 
     def __init__(self, now: Tensor):
@@ -47,15 +47,15 @@ class Veil:
         if mask is None:
             all_seen = torch.ones((len(self.now), 1, queries, columns), dtype=torch.bool, device=self.now.device)
             mask = all_seen.tril(columns - queries)
-        veil = nn.functional.pad(self.now, (0, mask.shape[-1] - self.now.shape[-1]))
+        hidden = nn.functional.pad(self.now, (0, mask.shape[-1] - self.now.shape[-1]))
         if mask.ndim == 2:
-            return mask.masked_fill(veil, 0)
+            return mask.masked_fill(hidden, 0)
         own = torch.arange(columns, device=mask.device) == torch.arange(columns - queries, columns, device=mask.device).unsqueeze(1)
-        shut = veil[:, None, None, :] & ~own  # a token goes on seeing itself, so that no row of attention is empty
+        shut = hidden[:, None, None, :] & ~own  # a token goes on seeing itself, so that no row of attention is empty
         return mask & ~shut if mask.dtype == torch.bool else mask.masked_fill(shut, torch.finfo(mask.dtype).min)
 
 
-def veils(prompts: Sequence[Prompt], share: float, seeds: Sequence[int], placeholders: frozenset[int]) -> list[Tensor]:
+def hidden_media(prompts: Sequence[Prompt], share: float, seeds: Sequence[int], placeholders: frozenset[int]) -> list[Tensor]:
     """Of each prompt ``[L]`` bool, which tokens are hidden: each of its media's with probability ``share``. Errors: UserError."""
     if not 0 <= share <= 1:
         raise UserError(f"call.hidden_media: got {share}, takes 0 (all is seen) to 1 (nothing of the images and videos is)")
@@ -67,7 +67,7 @@ def veils(prompts: Sequence[Prompt], share: float, seeds: Sequence[int], placeho
     return hidden
 
 
-def veil_of(some: Sequence[Tensor], device: torch.device) -> Veil:
+def hidden_tokens(some: Sequence[Tensor], device: torch.device) -> HiddenTokens:
     """What is hidden of prompts that end in the same column."""
     width = max(len(hidden) for hidden in some)
-    return Veil(torch.stack([nn.functional.pad(hidden, (width - len(hidden), 0)) for hidden in some]).to(device))
+    return HiddenTokens(torch.stack([nn.functional.pad(hidden, (width - len(hidden), 0)) for hidden in some]).to(device))

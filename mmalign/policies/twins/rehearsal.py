@@ -20,8 +20,8 @@ STEPS, RANK, ROWS = 6, 4, 4  # at most
 SIDES, FRAMES = ("height", "width"), ("num_frames", "video_length")
 
 
-class Tiny(NamedTuple):
-    """A policy's tiny node; the keywords of its calls while evaluating; remarks for the user; and what its outputs look like.
+class TwinPolicy(NamedTuple):
+    """The node of a policy's twin; the keywords of its calls while evaluating; remarks for the user; and what its outputs look like.
 
     size: height and width that pictures are scaled to. shape: of one output, None where it is not known before it is made.
     """
@@ -34,7 +34,7 @@ class Tiny(NamedTuple):
 
 
 @quiet()
-def diffusers(node: Mapping[str, Any], *, kind: str | None = None) -> Tiny:
+def diffusers(node: Mapping[str, Any], *, kind: str | None = None) -> TwinPolicy:
     """The node of ``policies.diffusers`` with a twin in place of its pipeline; a pipeline of mmalign's own worlds is kept.
 
     kind: the pipeline's class, where nothing else tells it. Errors: UserError by the config's key, for an unknown class, an argument
@@ -45,16 +45,16 @@ def diffusers(node: Mapping[str, Any], *, kind: str | None = None) -> Tiny:
     small = {**node, "memory": {key: value for key, value in memory.items() if key not in slow}, "device": "cpu"}
     small.pop("dtype", None)
     if isinstance(node["pipeline"], Mapping):
-        return Tiny(small, [f"the real pipeline: {node['pipeline'].get('use')}"])
+        return TwinPolicy(small, [f"the real pipeline: {node['pipeline'].get('use')}"])
     small["memory"] |= {"rows_at_once": min(memory.get("rows_at_once", 64), ROWS)}
     index = read_index(node["pipeline"], kind=kind)
     small["pipeline"] = {
-        "use": "policies.twins.rehearsal.tiny",
+        "use": "policies.twins.rehearsal.twin",
         "kind": index.kind,
         "without": list(index.without),
         "scheduler": index.scheduler,
     }
-    pipe = tiny(index.kind, list(index.without), index.scheduler)
+    pipe = twin(index.kind, list(index.without), index.scheduler)
     scheduler = f"{type(pipe.scheduler).__name__}{'' if index.scheduler else ', the usual one of its class'}"
     remarks = [f"a twin of {index.kind} (known from {index.source}), scheduler {scheduler}"]
     accepts = inspect.signature(inspect.unwrap(type(pipe).__call__)).parameters
@@ -77,15 +77,15 @@ def diffusers(node: Mapping[str, Any], *, kind: str | None = None) -> Tiny:
     frames = next((small["call"][key] for key in ("num_frames", "video_length") if key in small["call"]), None)
     if isinstance(small.get("conditions"), Mapping) and "size" in small["conditions"]:
         small["conditions"] = {**small["conditions"], "size": list(size)}
-    return Tiny(small, remarks, size, (3, *size) if frames is None else (frames, 3, *size), small["call"])
+    return TwinPolicy(small, remarks, size, (3, *size) if frames is None else (frames, 3, *size), small["call"])
 
 
-def transformers(node: Mapping[str, Any], *, kind: str | None = None) -> Tiny:
+def transformers(node: Mapping[str, Any], *, kind: str | None = None) -> TwinPolicy:
     """The node of ``policies.transformers``, as ``twins.texts.small`` has it."""
-    return Tiny(*texts.small(node, kind=kind))
+    return TwinPolicy(*texts.small(node, kind=kind))
 
 
-def tiny(kind: str, without: list[str], scheduler: dict[str, Any] | None) -> Any:
+def twin(kind: str, without: list[str], scheduler: dict[str, Any] | None) -> Any:
     """The twin that a rehearsal's config names. without: parts that the model does not have. scheduler: its config, class included."""
     import diffusers as library
 

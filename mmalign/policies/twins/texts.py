@@ -50,7 +50,7 @@ def small(node: Mapping[str, Any], *, kind: str | None = None) -> tuple[dict[str
     twin["memory"] = {**memory, "rows_at_once": min(memory.get("rows_at_once", 64), ROWS)}
     most = min(node.get("max_completion", 256), COMPLETION)
     home = "visions" if name.endswith("ForConditionalGeneration") else "texts"
-    twin.update(model={"use": f"policies.twins.{home}.tiny", "kind": name}, max_completion=most, truncate=node.get("truncate") or "right")
+    twin.update(model={"use": f"policies.twins.{home}.twin", "kind": name}, max_completion=most, truncate=node.get("truncate") or "right")
     if isinstance(node.get("lora"), Mapping):
         rank = node["lora"].get("rank", 32)
         twin["lora"] = {**node["lora"], "rank": min(rank, RANK)}
@@ -58,7 +58,7 @@ def small(node: Mapping[str, Any], *, kind: str | None = None) -> tuple[dict[str
 
 
 @quiet()
-def tiny(kind: str) -> tuple[Any, Any]:
+def twin(kind: str) -> tuple[Any, Any]:
     """(model, tokenizer): a class of transformers with random weights of width 32, always the same, and a tokenizer of bytes."""
     import torch
     import transformers as library

@@ -60,7 +60,7 @@ def classes() -> tuple[str, ...]:
 
 
 @quiet()
-def tiny(kind: str) -> tuple[Any, Any]:
+def twin(kind: str) -> tuple[Any, Any]:
     """(model, processor): a vision-language class of transformers with random weights of width 32, always the same."""
     import torch
     import transformers as library

@@ -1,4 +1,4 @@
-"""A config made tiny: every node that needs weights or downloads gets a stand-in, and sizes shrink with their structure kept."""
+"""The config of a rehearsal: every node that needs weights or downloads gets a stand-in, and sizes shrink with their structure kept."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from mmalign.types import UserError, contents
 PROMPTS, GROUP, STEPS = 2, 4, 2  # at most, or exactly
 
 
-class Rehearsed(NamedTuple):
-    """A tiny config, what was said of its policy, and what stands in for what: names, with the reason where it is not weights."""
+class RehearsalConfig(NamedTuple):
+    """A config, what was said of its policy, and what stands in for what: names, with the reason where it is not weights."""
 
     node: dict[str, Any]
     notes: list[str]
     stand_ins: dict[str, str]
 
 
-def tiny(config: Mapping[str, Any], *, kind: str | None = None) -> Rehearsed:
+def rehearsal_config(config: Mapping[str, Any], *, kind: str | None = None) -> RehearsalConfig:
     """The config of a rehearsal; runs on this machine's CPU as the real one would. kind: the pipeline's class, where unknown.
 
     Prompts are the config's own. Errors: UserError that begins with the config's key.
@@ -45,7 +45,7 @@ def tiny(config: Mapping[str, Any], *, kind: str | None = None) -> Rehearsed:
         node["records"] = _records(config["records"], twin, stand_ins)
     if isinstance(config.get("evaluation"), Mapping) or "prompts" in config:
         node["evaluation"] = _evaluation(config, twin, stand_ins)
-    return Rehearsed(node, twin.remarks, stand_ins)
+    return RehearsalConfig(node, twin.remarks, stand_ins)
 
 
 def _reference(node: Any, path: str) -> Any:
@@ -55,7 +55,7 @@ def _reference(node: Any, path: str) -> Any:
     return {**node, "policy": _policy(node["policy"], path, None).node}
 
 
-def _policy(node: Mapping[str, Any], path: str, kind: str | None) -> rehearsal.Tiny:
+def _policy(node: Mapping[str, Any], path: str, kind: str | None) -> rehearsal.TwinPolicy:
     """By the function of the policy's name in ``policies.twins.rehearsal``, by ``rehearsal`` in its module, or what it wraps."""
     function = _function("policies", node["use"])
     inside = function.__module__.startswith("mmalign.policies.")
@@ -63,7 +63,7 @@ def _policy(node: Mapping[str, Any], path: str, kind: str | None) -> rehearsal.T
     shrink = vars(home).get(name)
     try:
         if callable(shrink):
-            twin: rehearsal.Tiny = shrink(node, kind=kind)
+            twin: rehearsal.TwinPolicy = shrink(node, kind=kind)
             return twin
     except UserError as error:
         raise error if str(error).startswith(("policy", "--")) else UserError(f"{path}: {error}") from error
@@ -71,7 +71,7 @@ def _policy(node: Mapping[str, Any], path: str, kind: str | None) -> rehearsal.T
         if isinstance(value, Mapping) and "use" in value and key not in ROOMS:
             inner = _policy(value, f"{path}.{key}", kind)
             return inner._replace(node={**node, key: inner.node})
-    return rehearsal.Tiny(dict(node), [f"the real policy: {node['use']}"])
+    return rehearsal.TwinPolicy(dict(node), [f"the real policy: {node['use']}"])
 
 
 def _sizes(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -89,7 +89,7 @@ def _sizes(config: Mapping[str, Any]) -> dict[str, Any]:
     return {**config, "steps": STEPS, "batch": batch, "run": {**(config.get("run") or {}), "checkpoint_every": 1, "trackers": []}}
 
 
-def _evaluation(config: Mapping[str, Any], twin: rehearsal.Tiny, stand_ins: dict[str, str]) -> dict[str, Any]:
+def _evaluation(config: Mapping[str, Any], twin: rehearsal.TwinPolicy, stand_ins: dict[str, str]) -> dict[str, Any]:
     evaluation = dict(config.get("evaluation") or {})
     for key in ("judges", "metrics"):
         if isinstance(evaluation.get(key), Mapping):
@@ -131,7 +131,7 @@ def _score(node: Any, path: str, stand_ins: dict[str, str]) -> Any:
     return inner
 
 
-def _records(node: Any, twin: rehearsal.Tiny, stand_ins: dict[str, str]) -> Any:
+def _records(node: Any, twin: rehearsal.TwinPolicy, stand_ins: dict[str, str]) -> Any:
     """Records: those of a world and local files at the twin's size; pairs of noise where they are on the hub or cannot be decoded."""
     if isinstance(node, Mapping) and node.get("use") == "hub_texts":
         stand_ins["records"] = f"pairs of words; {node.get('name', 'the hub')} is not downloaded"
