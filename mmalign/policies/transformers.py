@@ -65,28 +65,14 @@ def transformers(  # one keyword for each thing that a user may set
     model: Any,
     tokenizer: Any = None,
     *,
-    lora: Lora | None = None,
-    train: Train | None = None,
-    start: str | None = None,
-    memory: TextMemory = TextMemory(),  # noqa: B008 (records are frozen)
-    engine: EngineSettings | None = None,
-    media: Limits = Limits(),  # noqa: B008
-    max_prompt: Count | None = None,
-    max_completion: Count = 256,
-    temperature: Positive = 1.0,
-    top_p: float = 1.0,
-    top_k: Natural = 0,
-    template: bool | None = None,
-    system: str | None = None,
-    truncate: Truncate | None = None,
-    contrasts: dict[str, str | float] | None = None,
-    ablation: Ablation = Ablation(),  # noqa: B008
-    segments: Segments = "sentence",
-    heads: Sequence[HeadName] = (),
-    dtype: Dtype | None = None,
-    device: str | None = None,
-    trust_remote_code: bool = False,
-) -> TransformersPolicy:
+    lora: Lora | None = None, train: Train | None = None, start: str | None = None,
+    memory: TextMemory = TextMemory(), engine: EngineSettings | None = None, media: Limits = Limits(),  # noqa: B008 (records are frozen)
+    max_prompt: Count | None = None, max_completion: Count = 256, temperature: Positive = 1.0, top_p: float = 1.0, top_k: Natural = 0,
+    template: bool | None = None, system: str | None = None, truncate: Truncate | None = None,
+    contrasts: dict[str, str | float] | None = None, ablation: Ablation = Ablation(),  # noqa: B008
+    segments: Segments = "sentence", heads: Sequence[HeadName] = (),
+    dtype: Dtype | None = None, device: str | None = None, trust_remote_code: bool = False,
+) -> TransformersPolicy:  # fmt: skip
     """A policy around an ``AutoModelForCausalLM`` or an ``AutoModelForImageTextToText``.
 
     Args:
