@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mmalign.report.plots import short
 from mmalign.report.read import RunData
 
 MOST_CASES = 12
@@ -24,12 +25,13 @@ class Piece:
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer at a step. ``unsaid``: objects that are there and not said; ``known``: whether anybody marked it."""
+    """An answer at a step. ``unsaid``: objects that are there and not said; ``known``: whether anybody marked it; ``scores`` in words."""
 
     step: int
     pieces: list[Piece]
     unsaid: list[str]
     known: bool
+    scores: str = ""
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,8 @@ def marked(step: int, row: Mapping[str, Any]) -> Answer:
     pieces += [Piece(text[place:])] if place < len(text) else []
     mentioned = {str(name) for _, _, name, _ in marks}
     unsaid = [str(name) for name in row.get("objects") or [] if str(name) not in mentioned]
-    return Answer(step, pieces, unsaid, "mentions" in row)
+    scores = " · ".join(f"{name} {short(value)}" for name, value in (row.get("scores") or {}).items())
+    return Answer(step, pieces, unsaid, "mentions" in row, scores)
 
 
 def _question(row: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:

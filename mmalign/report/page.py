@@ -7,6 +7,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mmalign.report.answers import Case, cases, count
 from mmalign.report.figures import figures, summary_rows
@@ -60,6 +61,7 @@ def render(run: RunData) -> str:
         readouts={step: _readout(run, step) for step in _steps(frames, questions)},
         more=count(run) - len(questions),
         frames=frames,
+        board=_board(run, frames, rows, across),
         real=None if run.real is None else _picture(run.real, None, notes=notes),
         prompts=run.prompts if len(run.prompts) == rows else [],
         rows=rows,
@@ -79,6 +81,25 @@ def render(run: RunData) -> str:
 def _silence(run: RunData) -> Finding | None:
     points = standings(run)
     return fell_silent([p.invented for p in points], [p.recalled for p in points]) if points else None
+
+
+def _board(run: RunData, frames: Sequence[Picture], rows: int, across: int) -> dict[str, Any]:
+    """What the page knows of the cells of its grids, as JSON: under each sample stands its first score, and all of them where it is opened.
+
+    The first is a judge's, or else a reward's.
+    """
+    width, height = (frames[0].width / across, frames[0].height / rows) if frames else (1.0, 1.0)
+    gap = max(min(1.0, height / 2), height // 33) if frames else 0.0  # of `runs.pictures.grid`
+    shown = {step: tables for step, tables in run.scores.items() if tables and step in {frame.step for frame in frames}}
+    order = dict.fromkeys([*run.judges, *run.rewards, *(name for tables in shown.values() for name in tables)])
+    texts = {
+        step: {name: [["" if cell is None else short(cell) for cell in row] for row in tables[name]] for name in order if name in tables}
+        for step, tables in shown.items()
+    }
+    first = next((name for name in order if any(name in tables for tables in shown.values())), "")
+    words = run.prompts if len(run.prompts) == rows else []
+    sizes = {"rows": rows, "columns": across, "width": width, "height": height, "gap": gap}
+    return {**sizes, "prompts": words, "seeds": [str(seed) for seed in run.seeds], "scores": texts, "first": first}
 
 
 def _steps(frames: Sequence[Picture], questions: Sequence[Case]) -> list[int]:

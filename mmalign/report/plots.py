@@ -125,7 +125,7 @@ def draw(plot: Plot) -> str:
     for y in y_marks:
         body.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at_y(y):.1f}" y2="{at_y(y):.1f}"/>')
         body.append(f'<text class="tick" x="{LEFT - 6}" y="{at_y(y) + 4:.1f}" text-anchor="end">{_tick(y, y_marks)}</text>')
-    x_marks = ticks(low_x, high_x, 5)
+    x_marks = [x for x in ticks(low_x, high_x, 5) if not plot.steps or x == round(x)]  # there is no step 2.5
     for x in x_marks:
         body.append(f'<text class="tick" x="{at_x(x):.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{_tick(x, x_marks)}</text>')
     body.append(f'<text class="axis" x="{WIDTH - RIGHT}" y="{HEIGHT - 5}" text-anchor="end">{escape(plot.x_word)}</text>')

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mmalign.runs import answers
-from mmalign.runs.metrics import read_metrics
+from mmalign.runs.metrics import is_number, read_metrics
 from mmalign.types import UserError
 
 FRAME = re.compile(r"step_(\d{1,12})\.png", re.ASCII)
@@ -19,7 +19,8 @@ VIDEOS = (".mp4", ".webm", ".gif", ".mov")
 
 @dataclass(frozen=True)
 class RunData:
-    """A run as its folder tells it. ``frames``: (step, path) of each sample grid, in order of steps; ``answers``: (step, lines)."""
+    """A run as its folder tells it. ``frames``: (step, path) of each sample grid, in order of steps; ``scores``: step -> name
+    -> a number for each cell of its grid, or None; ``answers``: (step, lines)."""
 
     path: Path
     config: dict[str, Any] = field(default_factory=dict)
@@ -31,6 +32,7 @@ class RunData:
     prompts: list[str] = field(default_factory=list)
     seeds: list[Any] = field(default_factory=list)
     frames: list[tuple[int, Path]] = field(default_factory=list)
+    scores: dict[int, dict[str, list[list[float | None]]]] = field(default_factory=dict)
     real: Path | None = None
     videos: int = 0
     notes: list[str] = field(default_factory=list)
@@ -78,11 +80,18 @@ def read(path: Path) -> RunData:
         prompts=[str(word) for word in words] if isinstance(words, list) else [],
         seeds=list(seeds) if isinstance(seeds, list) else [],
         frames=sorted(frames),
+        scores={step: _scores(_json(file.with_suffix(".json"), notes)) for step, file in frames},
         real=samples / "real.png" if (samples / "real.png").is_file() else None,
         videos=sum(file.suffix.lower() in VIDEOS for file in files),
         notes=notes + torn + unread,
         answers=lines,
     )
+
+
+def _scores(value: Any) -> dict[str, list[list[float | None]]]:
+    """name -> rows of numbers, of what is one; the rest is left out."""
+    tables = {name: rows for name, rows in _mapping(value).items() if isinstance(rows, list) and all(isinstance(row, list) for row in rows)}
+    return {name: [[cell if is_number(cell) else None for cell in row] for row in rows] for name, rows in tables.items()}
 
 
 def _by_step(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -1,7 +1,8 @@
 """What a model answered at each evaluation, in the run's folder, with the images that it was asked about::
 
     answers/step_000040.jsonl    {"prompt": "What is there?", "images": ["images/3f2a9c.png"], "answer": "a dog and a cat",
-                                  "mentions": [[2, 5, "dog", true], [12, 15, "cat", false]], "objects": ["dog"]}
+                                  "scores": {"honest": 0.5}, "mentions": [[2, 5, "dog", true], [12, 15, "cat", false]],
+                                  "objects": ["dog"]}
     answers/images/3f2a9c.png    a small copy, once for all steps
 
 ``mentions`` (start, end, object, whether it is there) and ``objects`` (what is there) are in a line only where the evaluation could
@@ -23,6 +24,7 @@ from torch import Tensor
 from mmalign import media
 from mmalign.conversations import words_and_images
 from mmalign.files import finite, plain, write_bytes, write_text
+from mmalign.runs.metrics import is_number
 from mmalign.types import UserError
 
 NAME = re.compile(r"step_(\d{1,12})\.jsonl", re.ASCII)
@@ -31,14 +33,20 @@ LIMITS = media.Limits(pixels=2**26, animated="first")  # an image with more is n
 
 
 def write(
-    folder: Path, step: int, prompts: Sequence[Any], answers: Sequence[str], marks: Sequence[Mapping[str, Any]] | None = None
-) -> Path:
-    """``answers/step_000040.jsonl``, a line for each answer. An image that cannot be read is null there."""
+    folder: Path, step: int, prompts: Sequence[Any], answers: Sequence[str], marks: Sequence[Mapping[str, Any]] | None = None,
+    scores: Mapping[str, Tensor] | None = None,
+) -> Path:  # fmt: skip
+    """``answers/step_000040.jsonl``, a line for each answer. An image that cannot be read is null there.
+
+    scores: name -> a number for each answer, in any shape; NaN is null.
+    """
+    columns = {name: values.flatten().tolist() for name, values in (scores or {}).items()}
     lines = []
     for number, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
         question, images = words_and_images(prompt)
         row = {"prompt": question, "images": [_kept(folder / "answers", image) for image in images], "answer": answer}
-        lines.append({**row, **({} if marks is None else _mark(marks[number]))})
+        of_row = {"scores": {name: values[number] for name, values in columns.items()}} if columns else {}
+        lines.append({**row, **of_row, **({} if marks is None else _mark(marks[number]))})
     text = "".join(json.dumps(finite(plain(line)), ensure_ascii=False, allow_nan=False) + "\n" for line in lines)
     return write_text(folder / "answers" / f"step_{step:06d}.jsonl", text)
 
@@ -68,6 +76,8 @@ def _line(row: Mapping[str, Any]) -> dict[str, Any]:
     images = row.get("images")
     names = [name if isinstance(name, str) else None for name in images] if isinstance(images, list) else []
     line = {"prompt": str(row.get("prompt", "")), "images": names, "answer": str(row.get("answer") or "")}
+    if isinstance(row.get("scores"), dict):
+        line["scores"] = {name: value for name, value in row["scores"].items() if is_number(value)}
     if not isinstance(row.get("mentions"), list):
         return line
     mentions = [mark for mark in row["mentions"] if isinstance(mark, list) and [type(part) for part in mark] == [int, int, str, bool]]

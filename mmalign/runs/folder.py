@@ -7,7 +7,8 @@
         versions.json       what it ran with
         metrics.jsonl       an object per line: {"step": 12, "phase": "train" or "eval", "seconds": 3.2, "reward": 0.5, ...}
         answers/            step_000040.jsonl and images/, where outputs are words (see answers.py)
-        samples/            prompts.json, step_000040.png (a row per prompt, a column per seed; videos are animated), real.png (optional)
+        samples/            prompts.json, step_000040.png (a row per prompt, a column per seed; videos are animated), step_000040.json
+                            (what each reward and judge said of them), real.png (optional)
         checkpoints/        step_000040/ (see checkpoint.py)
         summary.json  report.html  tensorboard/
         .lock               held by the process that trains here
@@ -78,6 +79,10 @@ class RunFolder:
     def write_samples(self, step: int, images: Tensor) -> Path:
         """``samples/step_000040.png`` from ``images [prompts, seeds, C, H, W]`` (F, C, H, W: videos) in 0..1, C 1 or 3."""
         return write_png(self.samples / f"step_{step:06d}.png", grid(images))
+
+    def write_scores(self, step: int, scores: Mapping[str, Tensor]) -> Path:
+        """``samples/step_000040.json``: name -> ``[prompts, seeds]``, what each reward and judge said of the samples of that grid."""
+        return write_json(self.samples / f"step_{step:06d}.json", {name: of_cells.tolist() for name, of_cells in scores.items()})
 
     def write_real(self, images: Tensor) -> Path:
         """``samples/real.png``: real data in the layout of the samples, ``[prompts, columns, (F,) C, H, W]`` in 0..1."""
@@ -161,7 +166,7 @@ def open_run(
     checkpoints.prune(path / "checkpoints", step)  # which a kill may have come before
     notes = [*differing, *damaged, *([] if newest else [f"{path}: no checkpoint yet, starting again from the beginning"])]
     run = RunFolder(path, newest, tuple(notes + truncate_metrics(path / "metrics.jsonl", step)))
-    for shown in (*run.samples.glob("step_*.png"), *run.path.glob("answers/step_*.jsonl")):
+    for shown in (*run.samples.glob("step_*.png"), *run.samples.glob("step_*.json"), *run.path.glob("answers/step_*.jsonl")):
         if _step_of_sample(shown) > step:
             shown.unlink()
     _write_identity(run, kept)

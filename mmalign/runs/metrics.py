@@ -56,7 +56,10 @@ def _row(value: Any) -> dict[str, Any] | None:
     step = value.get("step")
     if not isinstance(step, int) or isinstance(step, bool) or not 0 <= step < MOST_STEPS:
         return None
-    numbers = {
-        key: number for key, number in value.items() if number is None or (isinstance(number, (int, float)) and abs(number) < LARGEST)
-    }
+    numbers = {key: number for key, number in value.items() if number is None or is_number(number)}
     return {**numbers, "step": step, "phase": value["phase"]}
+
+
+def is_number(value: Any) -> bool:
+    """Whether something that was read is a number that can be shown."""
+    return isinstance(value, (int, float)) and abs(value) < LARGEST

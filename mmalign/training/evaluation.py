@@ -88,12 +88,14 @@ class Answers(NamedTuple):
 class Results(NamedTuple):
     """``metrics``: means by name, with ``NAME_se``. ``grid``: ``[prompts, columns, C, H, W]`` in 0..1 (F, C, H, W: videos), else None.
 
-    ``answers``: the first ``columns`` of each prompt where outputs are words, else None.
+    ``answers``: the first ``columns`` of each prompt where outputs are words, else None. ``scores``: name -> ``[prompts, columns]``, what
+    each reward and judge said of those that are shown.
     """
 
     metrics: dict[str, float]
     grid: Tensor | None
     answers: Answers | None = None
+    scores: Mapping[str, Tensor] = {}
 
 
 @torch.no_grad()
@@ -118,7 +120,8 @@ def evaluate(policy: Policy, plan: EvaluationPlan, *, using: str = "current", te
             scored = {**Scores.join([wait() for wait in waiting]).named, **scored}
     outputs = of_all.outputs(team, outputs)
     metrics: dict[str, float] = {}
-    for name, scores in of_all.scores(team, scored, own.stop - own.start).items():
+    of_rows = of_all.scores(team, scored, own.stop - own.start)
+    for name, scores in of_rows.items():
         known = scores[~scores.isnan()]
         metrics[name] = float(known.mean()) if len(known) else float("nan")
         metrics[f"{name}_se"] = float(known.std() / len(known) ** 0.5) if len(known) > 1 else float("nan")
@@ -127,7 +130,8 @@ def evaluate(policy: Policy, plan: EvaluationPlan, *, using: str = "current", te
     metrics.update(measure(plan.metrics, outputs, rows, columns))
     shown = isinstance(outputs, Tensor) and outputs.ndim in (4, 5)  # images or videos
     grid = outputs.unflatten(0, (len(plan.prompts), plan.samples))[:, : plan.columns].float().cpu().clamp(0, 1) if shown else None
-    return Results(metrics, grid, None if isinstance(outputs, Tensor) else _answers(plan, outputs, rows))
+    of_shown = {name: scores.unflatten(0, (len(plan.prompts), plan.samples))[:, : plan.columns] for name, scores in of_rows.items()}
+    return Results(metrics, grid, None if isinstance(outputs, Tensor) else _answers(plan, outputs, rows), of_shown)
 
 
 def _generated(

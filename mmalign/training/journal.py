@@ -274,11 +274,12 @@ class Journal:
         if results.grid is not None and self.team.main:
             self.folder.write_prompts(contents(self.evaluation.prompts), list(range(results.grid.shape[1])))
             self.folder.write_samples(step, results.grid)
+            self.folder.write_scores(step, results.scores)
             self.log.show(step, results.grid)
             if step == 0 and self.evaluation.real is not None:
                 self.folder.write_real(self.evaluation.real(contents(self.evaluation.prompts), results.grid.shape[1]))
         if results.answers is not None and self.team.main:
-            answers.write(self.folder.path, step, results.answers.prompts, results.answers.outputs, results.answers.marks)
+            answers.write(self.folder.path, step, results.answers.prompts, results.answers.outputs, results.answers.marks, results.scores)
         row = {"kl": self.state["kl"], **self.team.tell(results.metrics)[0]}  # the main one's: metrics of one's own may be random
         self._write(step, "eval", row)
         self.state["evaluations"].append({"step": step, **row})

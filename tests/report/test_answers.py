@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 
 import pytest
+import torch
 
 from mmalign.report import build
 from mmalign.report.answers import MOST_STEPS, marked, spaced
@@ -57,8 +59,9 @@ def test_texts_have_answers_without_marks_or_images(tmp_path):
     for file in (run / "answers").glob("step_*.jsonl"):
         file.unlink()
     answers.write(run, 0, ["<b>Two</b> and two?"], ["five <script>"])
-    answers.write(run, 20, ["<b>Two</b> and two?"], [""])
+    answers.write(run, 20, ["<b>Two</b> and two?"], [""], scores={"<i>": torch.tensor([[0.25]]), "none": torch.tensor([[math.nan]])})
     parsed, text = page(run)
+    assert ">&lt;i&gt; 0.25<" in text
     assert "&lt;b&gt;Two&lt;/b&gt; and two?" in text and "five &lt;script&gt;" in text
     assert "says nothing" in parsed.text and "Red and struck through" not in parsed.text
     assert len(parsed.named("li", "blind")) == 1

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from mmalign.report import build
+from mmalign.report.plots import Plot, Series, draw
 from mmalign.runs import folder
 from mmalign.types import UserError
 from tests.helpers.fake_run import CONFIG, EVALS, make_run
@@ -26,6 +27,7 @@ class Page(HTMLParser):
         self.open: list[str] = []
         self.tags: list[tuple[str, dict]] = []
         self.words: list[str] = []
+        self.scripts: dict[str, str] = {}
         self.feed(text)
         self.close()
         assert self.open == []
@@ -42,6 +44,8 @@ class Page(HTMLParser):
         assert self.open and self.open.pop() == tag, tag
 
     def handle_data(self, data):
+        if self.open[-1:] == ["script"]:
+            self.scripts[self.tags[-1][1].get("id", "")] = data
         if not {"style", "script"} & set(self.open):
             self.words.append(data.strip())
 
@@ -250,8 +254,45 @@ def test_what_users_write_is_escaped(tmp_path):
     run.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
     folder.write_json(run.summary, {"status": evil, evil: evil})
     parsed, text = page(run.path)
-    assert text.count("<script>") == 1 and len(parsed.named("script")) == 1
-    assert evil in parsed.named("li")[0]["title"]
+    assert text.count("<script>") == 1 and len(parsed.named("script")) == 2
+    assert evil in parsed.named("li")[0]["title"] and board(parsed)["prompts"][0] == evil
+
+
+def board(parsed):
+    """What the page's script knows of the cells of its grids."""
+    return json.loads(parsed.scripts["board"])
+
+
+def test_scores_stand_under_their_samples(tmp_path):
+    run = make_run(tmp_path)
+    opened = folder.RunFolder(run, None, ())
+    table = torch.arange(80.0, dtype=torch.float64).view(10, 8) / 100
+    opened.write_scores(100, {"proxy": table, "gold": 1 - table, "extra": torch.full((10, 8), torch.nan)})
+    known = board(page(run)[0])
+    assert (known["rows"], known["columns"], known["first"]) == (10, 8, "gold") and list(known["scores"]) == ["100"]
+    assert list(known["scores"]["100"]) == ["gold", "proxy", "extra"]  # judges, rewards, and whatever else
+    assert known["scores"]["100"]["proxy"][9][7] == "0.79" and known["scores"]["100"]["gold"][9][7] == "0.21"
+    assert known["scores"]["100"]["extra"][0][0] == ""
+    assert (known["width"], known["height"], known["gap"]) == (9, 9, 1)  # 8 pixels, and a gap of one
+    assert "Below each sample: gold." in page(run)[0].text
+
+
+@pytest.mark.parametrize(
+    "written", ["[1, 2]", '{"gold": 3}', '{"gold": ["x"]}', '{"gold": [[{}, true, 1e999, "a"]]}', "{[", '{"gold": [[], [1]]}']
+)
+def test_scores_of_another_form_are_no_scores(tmp_path, written):
+    run = make_run(tmp_path)
+    (run / "samples" / "step_000100.json").write_text(written)
+    known = board(page(run)[0])
+    assert all(isinstance(cell, str) for tables in known["scores"].values() for rows in tables.values() for row in rows for cell in row)
+
+
+def test_a_step_is_a_whole_number_on_its_axis():
+    drawn = draw(Plot([Series("a", [(0, 1.0), (4, 2.0)])], "step", "a"))
+    marks = re.findall(r'text-anchor="middle">([^<]*)<', drawn)
+    assert marks == ["0", "1", "2", "3", "4"]
+    drawn = draw(Plot([Series("a", [(2, 1.0), (4, 2.0)])], "step", "a"))
+    assert [float(mark) for mark in re.findall(r'text-anchor="middle">([^<]*)<', drawn)] == [2, 3, 4]
 
 
 def test_large_grids_are_packed(tmp_path):

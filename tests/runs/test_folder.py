@@ -63,11 +63,13 @@ def test_resume_cuts_the_log_and_samples_after_the_checkpoint(tmp_path):
     run = started(tmp_path, kept + line(3, reward=0.3) + '{"step": 4, "phase": "tr', steps=(2,))
     for step in (0, 2, 3):
         run.write_samples(step, torch.rand(2, 3, 1, 8, 8))
+        run.write_scores(step, {"gold": torch.rand(2, 3)})
     again = folder.open_run(tmp_path, "a", config=CONFIG, resume=True)
     assert again.metrics.read_text() == kept
     assert again.checkpoint == run.checkpoints / "step_000002"
     assert [n for n in again.notes if "torn" in n]
     assert sorted(p.name for p in again.samples.glob("*.png")) == ["step_000000.png", "step_000002.png"]
+    assert sorted(p.name for p in again.samples.glob("*.json")) == ["step_000000.json", "step_000002.json"]
 
 
 def test_resume_without_a_checkpoint_starts_again(tmp_path):

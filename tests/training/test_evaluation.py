@@ -45,6 +45,8 @@ def test_rows_seeds_means_errors_and_grid() -> None:
     )
     assert found.grid is not None and found.grid.shape == (2, 2, 1, 1, 1)
     torch.testing.assert_close(found.grid.flatten(), torch.tensor([0.0, 0.2, 0.6, 0.8]))
+    assert {name: scores.shape for name, scores in found.scores.items()} == {"grey": (2, 2), "some": (2, 2)}
+    torch.testing.assert_close(found.scores["grey"].float(), torch.tensor([[0.0, 0.2], [0.6, 0.8]]))  # of those that are shown
 
 
 def test_videos_have_a_grid_too() -> None:
