@@ -81,7 +81,7 @@
     one("zoomed-words").textContent = board.prompts[row] || "";
     one("zoomed-note").textContent = real ? "Real data" : `Seed ${board.seeds[column] ?? column}, step ${frame().dataset.step}`;
     zoomed.setAttribute("aria-label", cells.children[row * board.columns + column].getAttribute("aria-label"));
-    const names = real ? [] : Object.keys(board.scores[frame().dataset.step] || {});
+    const names = real ? [] : board.names.filter((name) => name in (board.scores[frame().dataset.step] || {}));
     one("zoomed-scores").replaceChildren(...names.map((name) => {
       const line = document.createElement("div"), word = document.createElement("dt"), value = document.createElement("dd");
       word.textContent = name;

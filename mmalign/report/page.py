@@ -99,7 +99,7 @@ def _board(run: RunData, frames: Sequence[Picture], rows: int, across: int) -> d
     first = next((name for name in order if any(name in tables for tables in shown.values())), "")
     words = run.prompts if len(run.prompts) == rows else []
     sizes = {"rows": rows, "columns": across, "width": width, "height": height, "gap": gap}
-    return {**sizes, "prompts": words, "seeds": [str(seed) for seed in run.seeds], "scores": texts, "first": first}
+    return {**sizes, "prompts": words, "seeds": [str(seed) for seed in run.seeds], "scores": texts, "names": list(order), "first": first}
 
 
 def _steps(frames: Sequence[Picture], questions: Sequence[Case]) -> list[int]:

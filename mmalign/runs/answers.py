@@ -75,7 +75,7 @@ def _line(row: Mapping[str, Any]) -> dict[str, Any]:
     """A line as ``write`` writes them; what is of another kind is left out."""
     images = row.get("images")
     names = [name if isinstance(name, str) else None for name in images] if isinstance(images, list) else []
-    line = {"prompt": str(row.get("prompt", "")), "images": names, "answer": str(row.get("answer") or "")}
+    line: dict[str, Any] = {"prompt": str(row.get("prompt", "")), "images": names, "answer": str(row.get("answer") or "")}
     if isinstance(row.get("scores"), dict):
         line["scores"] = {name: value for name, value in row["scores"].items() if is_number(value)}
     if not isinstance(row.get("mentions"), list):

@@ -270,7 +270,9 @@ def test_scores_stand_under_their_samples(tmp_path):
     opened.write_scores(100, {"proxy": table, "gold": 1 - table, "extra": torch.full((10, 8), torch.nan)})
     known = board(page(run)[0])
     assert (known["rows"], known["columns"], known["first"]) == (10, 8, "gold") and list(known["scores"]) == ["100"]
-    assert list(known["scores"]["100"]) == ["gold", "proxy", "extra"]  # judges, rewards, and whatever else
+    assert known["names"] == ["gold", "proxy", "extra"] and known["scores"]["100"].keys() == {
+        *known["names"]
+    }  # judges, rewards, and whatever else
     assert known["scores"]["100"]["proxy"][9][7] == "0.79" and known["scores"]["100"]["gold"][9][7] == "0.21"
     assert known["scores"]["100"]["extra"][0][0] == ""
     assert (known["width"], known["height"], known["gap"]) == (9, 9, 1)  # 8 pixels, and a gap of one
