@@ -54,6 +54,7 @@ Overrides = Annotated[list[str] | None, typer.Argument(metavar="key.sub=value", 
 Trust = Annotated[bool, typer.Option("--trust", help="Import and run what its config names outside of mmalign.")]
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="The folder of a run, or its name under runs/.", autocompletion=_runs)]
 Processes = Annotated[str, typer.Option(metavar="N", help="Processes of this machine, one for each GPU; torchrun for several machines.")]
+OnRay = Annotated[bool, typer.Option("--ray", help="Start the processes as actors of a Ray cluster: RAY_ADDRESS, or this machine.")]
 TOGETHER = ("train", "eval", "sample", "pairs", "compare")
 """Commands that several processes carry out as one."""
 
@@ -96,14 +97,15 @@ def echo(line: str, *, err: bool = False) -> None:
         typer.echo(line, err=err)
 
 
-def several(context: typer.Context, processes: str) -> None:
+def several(context: typer.Context, processes: str, *, ray: bool = False) -> None:
     """Starts this command again in so many processes, and ends with what they end with; goes on where that is one.
 
-    Errors: UserError for what is no number of processes, and what ``launch`` refuses.
+    ray: on a Ray cluster, also one. Errors: UserError for what is no number of processes, and what ``launch`` and ``launch_on_ray`` refuse.
     """
-    if processes == "1":
+    if processes == "1" and not ray:
         return
     from mmalign.distributed.launch import launch
+    from mmalign.distributed.on_ray import launch_on_ray
     from mmalign.types import UserError
 
     if not processes.removeprefix("-").isdecimal():
@@ -112,9 +114,10 @@ def several(context: typer.Context, processes: str) -> None:
     for word in own:
         if word == "--processes":
             next(own)
-        elif not word.startswith("--processes="):
+        elif not word.startswith("--processes=") and word != "--ray":
             words.append(word)
-    raise typer.Exit(launch([*(["--debug"] if context.obj else []), str(context.info_name), *words], int(processes)))
+    start = launch_on_ray if ray else launch
+    raise typer.Exit(start([*(["--debug"] if context.obj else []), str(context.info_name), *words], int(processes)))
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import typer
 
 from mmalign.cli.app import (
     Config,
+    OnRay,
     Overrides,
     Processes,
     RunArgument,
@@ -36,14 +37,15 @@ def train(
     overrides: Overrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run of this config where it stopped.")] = False,
     processes: Processes = "1",
+    ray: OnRay = False,
 ) -> None:
     """Train what a config describes; everything in it is checked before anything is built."""
     with mistakes_as_lines(context):
-        if processes != "1":
+        if processes != "1" or ray:
             from mmalign.config import load
 
             _refuse_mistakes(load(config, overrides or []))
-            several(context, processes)
+            several(context, processes, ray=ray)
         _train(configured(config, overrides), resume=resume)
 
 
