@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from functools import cache
 from queue import Empty, Queue
@@ -76,6 +77,11 @@ class Team:
     def short(self) -> None:
         """Says to the others that this process had no memory; each hears it as PeerShort, wherever it waits for what all of them tell."""
 
+    @contextmanager
+    def watched(self, part: Callable[[str], AbstractContextManager[None]]) -> Iterator[None]:
+        """Inside of the block, what it takes to hear of the others is ``part("gather")``."""
+        yield
+
     # Of these alone
 
     def rows(self, name: str, table: Tensor) -> Tensor:
@@ -115,6 +121,7 @@ class Processes(Team):
         self.rank, self.size, self.timeout, self.failed = rank, size, timedelta(seconds=timeout), False
         self._board: Any = None  # where each says which of its messages it has come to
         self._messages = 0
+        self._part: Callable[[str], AbstractContextManager[None]] = _unwatched
         if torch.cuda.is_available():
             own, there = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
             if (most := max(int(os.environ.get("LOCAL_WORLD_SIZE", 0)), own + 1)) > there:
@@ -223,9 +230,18 @@ class Processes(Team):
             raise PeerShort(f"process {waiting[0]} had none")
         return messages
 
+    @contextmanager
+    def watched(self, part: Callable[[str], AbstractContextManager[None]]) -> Iterator[None]:
+        self._part = part
+        try:
+            yield
+        finally:
+            self._part = _unwatched
+
     def _heard(self, act: Any) -> None:
         try:
-            act()
+            with self._part("gather"):
+                act()
         except RuntimeError as error:
             self.failed = True
             why = " ".join(str(error).split())[:200]
@@ -244,6 +260,10 @@ class Processes(Team):
                 behind += [rank] if there < self._messages else []
         behind = behind or others
         return "the others" if len(behind) > 1 and behind == others else f"process {' and '.join(map(str, behind))}"
+
+
+def _unwatched(name: str) -> AbstractContextManager[None]:
+    return nullcontext()
 
 
 ALONE = Team()

@@ -126,8 +126,10 @@ def offline(  # one argument for each thing that a run is made of
         for step in journal.steps():
             moved = learner.begin(step)
             draw = partial(stream, run.seed, step, "encode")
-            records, feedback, rollout = _encoded(policy, method, coming, batch.records, draw, aside, team)
-            fitting.fit(partial(policy.remember, rollout, learner.references), partial(min, len(rollout)))
+            with journal.profile.part("rollout"):
+                records, feedback, rollout = _encoded(policy, method, coming, batch.records, draw, aside, team)
+            with journal.profile.part("references"):
+                fitting.fit(partial(policy.remember, rollout, learner.references), partial(min, len(rollout)))
             tables = fitting.fit(lambda most: learner.tables(rollout, micro_rows=most), partial(min, len(rollout)))  # noqa: B023
             feedback = replace(feedback, tables=tables)
             signal = method.signal(feedback)

@@ -129,10 +129,14 @@ def online(  # one argument for each thing that a run is made of
         """Rollouts of a step, until enough groups are worth an update (one rollout, where the method keeps all)."""
         scored, wanted = list[Scored](), batch.prompts
         for attempt in range(1 + (batch.resample if method.keep is not None and method.unit in ("cell", "row") else 0)):
-            chosen, rollout, scores, _ = rollouts(step, attempt=attempt)
+            with journal.profile.part("rollout"):
+                chosen, rollout, scores, _ = rollouts(step, attempt=attempt)
             whole = of_all.whole(team, rollout)
-            fitting.fit(partial(policy.remember, rollout, learner.references), partial(min, len(rollout)))  # while rewards are at work
-            feedback = feedback_of(scores(), rollout, combine=combine, missing=batch.missing, group_prompts=contents(chosen), team=team)
+            with journal.profile.part("references"):  # while rewards are at work
+                fitting.fit(partial(policy.remember, rollout, learner.references), partial(min, len(rollout)))
+            with journal.profile.part("rewards"):
+                answers = scores()
+            feedback = feedback_of(answers, rollout, combine=combine, missing=batch.missing, group_prompts=contents(chosen), team=team)
             feedback = pairs(feedback) if method.unit == "pair" else feedback
             tables = fitting.fit(lambda most: learner.tables(rollout, micro_rows=most), partial(min, len(rollout)))  # noqa: B023
             feedback = replace(feedback, tables={**feedback.tables, **tables})

@@ -14,6 +14,7 @@ from mmalign.report.figures import figures, summary_rows
 from mmalign.report.hallucination import columns, standings
 from mmalign.report.overoptimisation import Finding, curve, fell_silent, overoptimised
 from mmalign.report.plots import short
+from mmalign.report.profile import costs, figure
 from mmalign.report.read import RunData
 from mmalign.report.verdict import PERCENT, describe, sentence, silent, state
 
@@ -44,7 +45,7 @@ def render(run: RunData) -> str:
     frames = [picture for picture in drawn if picture is not None]
     rows, across = _shape(run, frames)
     questions = cases(run, notes)
-    drawings = figures(run)
+    drawings = figures(run) + [drawing for drawing in (figure(run),) if drawing is not None]
     loader = FileSystemLoader(Path(__file__).parent)
     template = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).get_template(
         "page.html"
@@ -72,6 +73,7 @@ def render(run: RunData) -> str:
         figures=[(figure, Markup(figure.svg)) for figure in drawings if figure.svg],
         undrawn=[figure.note for figure in drawings if not figure.svg],
         summary=summary_rows(run.summary),
+        costs=costs(run),
         config=run.config_text,
         versions=[(name, "none" if version is None else str(version)) for name, version in run.versions.items()],
         notes=notes,

@@ -37,6 +37,7 @@ class RunData:
     videos: int = 0
     notes: list[str] = field(default_factory=list)
     answers: list[tuple[int, list[dict[str, Any]]]] = field(default_factory=list)
+    profile: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def rewards(self) -> list[str]:
@@ -77,6 +78,7 @@ def read(path: Path) -> RunData:
         summary=_mapping(_json(path / "summary.json", notes)),
         train=_by_step(row for row in rows if row["phase"] == "train"),
         evals=_by_step(row for row in rows if row["phase"] == "eval"),
+        profile=_by_step(row for row in rows if row["phase"] == "profile"),
         prompts=[str(word) for word in words] if isinstance(words, list) else [],
         seeds=list(seeds) if isinstance(seeds, list) else [],
         frames=sorted(frames),

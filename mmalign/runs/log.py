@@ -18,7 +18,7 @@ from mmalign.runs.pictures import grid
 from mmalign.runs.showing import SHOW
 from mmalign.types import UserError
 
-Phase = Literal["train", "eval"]
+Phase = Literal["train", "eval", "profile"]
 
 
 class Log:

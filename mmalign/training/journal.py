@@ -23,6 +23,7 @@ from mmalign.runs import answers, checkpoint
 from mmalign.runs.broken import Broken
 from mmalign.runs.folder import RunFolder, opened
 from mmalign.runs.log import Log, Phase
+from mmalign.runs.profile import Profile, of_all
 from mmalign.runs.progress import Interrupt, Progress, clock
 from mmalign.training import dead_steps, not_finite
 from mmalign.training.evaluation import EvaluationPlan, evaluate
@@ -44,6 +45,7 @@ MAY_DIFFER = (
     "run.dead_steps",
     "run.non_finite",
     "run.non_finite_steps",
+    "run.profile",
     "policy.memory.*",
     "policy.of.memory.*",
     "references.*.memory.*",
@@ -88,6 +90,7 @@ class Journal:
         self.prompts = hashed(prompts)
         self.states = {name: held for name, held in (states or {}).items() if held is not None}
         self.over, self.doing = "", "step 1"
+        self.profile = learner.profile = Profile(settings.profile)
         self.snapshot: Snapshot | None = None
         _refuse_stop(stop, [*plan.rewards, *plan.judges])
 
@@ -187,8 +190,16 @@ class Journal:
             self._began, self.doing = time.monotonic(), f"step {step + 1}"
             if self.snapshot is not None:
                 self.snapshot.begun = True
-            yield step
+            self.profile.begin()
+            with self.team.watched(self.profile.part):
+                yield step
+            self._profiled(step + 1)
         self.over = self.over or "finished"
+
+    def _profiled(self, step: int) -> None:
+        """Logs where the time of a step went, that of its evaluation and checkpoint included."""
+        if self.settings.profile and (row := of_all(self.team.tell(self.profile.end()))):
+            self._write(step, "profile", row)
 
     def once(self, name: str, find: Callable[[], float | None]) -> None:
         """A number of the run that is found once and kept in its summary; None says that it is to be asked again."""
@@ -223,12 +234,14 @@ class Journal:
         due = last or step % self.evaluation.every == 0
         self._remember(owed=due)
         if due and (last or not interrupted):  # a resumed run evaluates what this one has no time for
-            self._evaluate(step)
+            with self.profile.part("evaluation"):
+                self._evaluate(step)
             self._remember()
         if interrupted and not last:
             self.over = self.over or "interrupted"
         if last or self.over or step % self.settings.checkpoint_every == 0:
-            self._save()
+            with self.profile.part("checkpoint"):
+                self._save()
 
     def _remember(self, *, owed: bool = False) -> None:
         """The state as it is now is whole, but for an evaluation that is owed."""

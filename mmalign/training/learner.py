@@ -13,6 +13,7 @@ from mmalign.distributed import tables as of_all
 from mmalign.distributed.team import ALONE, Team
 from mmalign.needs import MASK, OLD, REWARDS, refs
 from mmalign.runs import checkpoint
+from mmalign.runs.profile import Profile
 from mmalign.stacking import joined, stacked
 from mmalign.training import allocator, not_finite, references
 from mmalign.training.experience import Experience
@@ -46,7 +47,7 @@ class Learner:
         self, policy: Policy, method: Method, optimizer: Optimizer, *, steps: int, moving: Mapping[str, Reference] | None = None,
         team: Team = ALONE, non_finite: not_finite.Then = "skip",
     ):  # fmt: skip
-        self.non_finite = not_finite.NotFinite(non_finite)
+        self.non_finite, self.profile = not_finite.NotFinite(non_finite), Profile()
         self.policy, self.method, self.settings, self.steps, self.team = policy, method, optimizer, steps, team
         team.copy(policy.parameters().values())
         optimizer.refuse_longer(steps)
@@ -108,12 +109,13 @@ class Learner:
                     self.method.state.load(state)
                 measured, odd = self._backward(experiences, micro_rows, micro_steps) if kept else ([], odd)
         self._add_gradients()
-        norm = torch.nn.utils.clip_grad_norm_(list(self.policy.parameters().values()), self.settings.max_norm)
-        whole, finite = not any(any(one) for one in odd), bool(norm.isfinite())
-        live = whole and finite and bool(norm > ROUNDING) and not all(experience.silent for experience in experiences)
-        if whole and finite:
-            self._step(step)
-        self.optimizer.zero_grad(set_to_none=True)
+        with self.profile.part("optimizer"):
+            norm = torch.nn.utils.clip_grad_norm_(list(self.policy.parameters().values()), self.settings.max_norm)
+            whole, finite = not any(any(one) for one in odd), bool(norm.isfinite())
+            live = whole and finite and bool(norm > ROUNDING) and not all(experience.silent for experience in experiences)
+            if whole and finite:
+                self._step(step)
+            self.optimizer.zero_grad(set_to_none=True)
         if not (whole and finite):
             self.non_finite.left(gradient=whole)
         total = sum(one.loss for one in measured)
@@ -124,6 +126,16 @@ class Learner:
         self, experiences: Sequence[Experience], micro_rows: int, micro_steps: int | None
     ) -> tuple[list[Measured], list[not_finite.Odd]]:
         """The gradient of this process's micro-batches; what was measured, and the rows that are not finite, of all processes."""
+        with self.profile.part("forward"):
+            measured, odd = self._passes(experiences, micro_rows, micro_steps)
+        processes = self.team.tell([measured, odd])
+        odd_of_all = [not_finite.together(parts) for parts in zip(*(rows for _, rows in processes), strict=True)]
+        return [Measured(*one) for part, _ in processes for one in part], odd_of_all
+
+    def _passes(
+        self, experiences: Sequence[Experience], micro_rows: int, micro_steps: int | None
+    ) -> tuple[list[Measured], list[not_finite.Odd]]:
+        """The passes of this process: what was measured, and the rows of each experience that are not finite."""
         experiences = [self._surveyed(experience, micro_rows) for experience in experiences]
         masks = [experience.mask for experience in experiences]  # texts of one rollout may be longer than all of another
         weights = self.method.weigh(stacked(masks)).split([len(mask) for mask in masks])
@@ -137,14 +149,13 @@ class Learner:
                 odd_parts.append(not_finite.odd(steps, losses, places))
                 loss = losses.sum()
                 if loss.requires_grad or self.team.size == 1:  # of a batch that all processes see, one may hold no row
-                    loss.backward()
+                    with self.profile.part("backward"):
+                        loss.backward()
                 if self.team.main or not self._apart(experience):  # of what all processes see, one tells
                     things = float(steps.mask.sum() if over is None else over)
                     measured.append(Measured(float(loss.detach()), things, {name: float(one) for name, one in metrics.items()}))
             odd.append(not_finite.together(odd_parts))
-        processes = self.team.tell([measured, odd])
-        odd_of_all = [not_finite.together(parts) for parts in zip(*(rows for _, rows in processes), strict=True)]
-        return [Measured(*one) for part, _ in processes for one in part], odd_of_all
+        return measured, odd
 
     def largest(self, experiences: Sequence[Experience], micro_rows: int) -> int:
         """Rows of the largest micro-batch of an update in this process."""

@@ -167,7 +167,8 @@ class RunSettings(Record):
     trackers: where to log besides, in accelerate's words. dead_steps: the run ends after so many steps in a row that taught nothing
     (gradients of 0 or not finite, rewards without a difference); None: never. non_finite: what becomes of an update of which the loss,
     the log-probabilities or the gradient are not finite: ``raise`` ends the run, ``skip`` leaves the update out, ``drop`` makes it of the
-    other rows. non_finite_steps: the run ends after so many steps in a row with such an update; None: never.
+    other rows. non_finite_steps: the run ends after so many steps in a row with such an update; None: never. profile: measure where the
+    time and memory of every step go, for the report.
     """
 
     name: str = "run"
@@ -178,3 +179,4 @@ class RunSettings(Record):
     dead_steps: Steps | None = 50
     non_finite: Literal["raise", "skip", "drop"] = "skip"
     non_finite_steps: Steps | None = 10
+    profile: bool = False
