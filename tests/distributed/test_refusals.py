@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 
+from mmalign.distributed import forked
 from mmalign.distributed.launch import launch
 from mmalign.distributed.team import Processes, joined
 from mmalign.runs import checkpoint
 from mmalign.runs.folder import held
 from mmalign.types import UserError
 from tests.distributed.test_runs import refused, settings
-from tests.helpers import processes
 from tests.helpers.processes import together
 from tests.helpers.small_run import online
 
@@ -71,7 +71,7 @@ def test_a_port_that_somebody_else_holds_and_does_not_answer(tmp_path: Path, mon
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         port = silent.getsockname()[1]
-        monkeypatch.setattr(processes, "free_port", lambda: port)
+        monkeypatch.setattr(forked, "free_port", lambda: port)
         (code, bound), (other, waited) = together(2, lambda rank: joined(), tmp_path, timeout=1.0)
     assert code == other == 2
     assert bound.startswith("processes: could not be joined (") and "address already in use" in bound
