@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 
 from mmalign.cli import runs, guided, pairs, evaluations, models, lookup, migration, selftest  # noqa: F401  # isort: skip  (each adds its commands, in the order of --help)
 from mmalign.cli.app import app
@@ -22,4 +23,6 @@ def main() -> None:
         arguments = ["--debug", *(argument for argument in arguments if argument != "--debug")]
     if (here := os.getcwd()) not in sys.path:
         sys.path.append(here)  # so that `use: my_module.my_method` finds a file of the user's, and no file there hides a library
-    app(args=arguments)
+    with warnings.catch_warnings():  # torchvision's, of another build than torch: advice for nobody who runs a command
+        warnings.filterwarnings("ignore", "Failed to load image Python extension")
+        app(args=arguments)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -202,7 +203,7 @@ def _with_error(row: Mapping[str, Any], key: str, value: Any) -> str:
     if value is None:
         return "not measured"
     error = row.get(f"{key}_se")
-    return f"{value:.3f}" if error is None else f"{value:.3f} ± {error:.3f}"
+    return f"{value:.3f}" if error is None or math.isnan(error) else f"{value:.3f} ± {error:.3f}"  # of one sample there is none
 
 
 def _kl(run: Trained) -> float | None:

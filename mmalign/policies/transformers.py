@@ -45,7 +45,7 @@ from mmalign.policies.language.reading import Segments
 from mmalign.policies.language.scoring import Scorer
 from mmalign.policies.language.vision import Prompt, Vision, inputs_of
 from mmalign.policies.parameters import ParameterSets
-from mmalign.policies.settings import Dtype, EngineSettings, Lora, TextMemory, Train
+from mmalign.policies.settings import Dtype, EngineSettings, Lora, TextMemory, Train, type_of
 from mmalign.records import RefusedRow
 from mmalign.samplers.assignment import assignment, drawn_by
 from mmalign.types import EVERY, Adapter, Need, Rollout, Sampler, Steps, UserError
@@ -96,7 +96,7 @@ def transformers(  # one keyword for each thing that a user may set
         media: limits of images and videos (``pixels``, ``bytes``, ``frames``, ``animated``, ``urls``).
         engine: a server that samples (vLLM's): ``url``, ``model``, ``folder``. It takes lora.
         memory: what makes it fit, and run faster.
-        dtype: of a model that is loaded here.
+        dtype: of the whole model; as it is by default. LoRA is float32 in any.
         device: a GPU if there is one.
         trust_remote_code: run code that comes with the model.
 
@@ -106,6 +106,8 @@ def transformers(  # one keyword for each thing that a user may set
         model, tokenizer = model
     if isinstance(model, str):
         model, tokenizer = load(model, tokenizer, dtype=dtype, trust_remote_code=trust_remote_code)
+    elif (kind := type_of(dtype)) is not None:
+        model.to(kind)
     if tokenizer is None:
         raise UserError("policy.tokenizer: got none, takes the tokenizer of the model")
     model.to(device or default_device())

@@ -213,3 +213,9 @@ def test_what_cannot_be_exported_is_one_line(tmp_path, command):
     (run / "config.yaml").write_text(yaml.safe_dump({**config, "policy": {"use": "mine.own"}}))
     code, _, err = command("export", "small", "--trust", "--out", "other")
     assert code == 2 and err.count("\n") == 1
+
+
+def test_a_number_of_one_sample_has_no_error():
+    from mmalign.commands.export import _with_error
+
+    assert [_with_error({"gold_se": error}, "gold", 0.5) for error in (0.25, float("nan"))] == ["0.500 ± 0.250", "0.500"]

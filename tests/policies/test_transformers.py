@@ -7,6 +7,7 @@ import torch
 
 from mmalign.needs import COLLISION, ENTROPY, OLD, VALUE
 from mmalign.policies.language.logits import Matrix
+from mmalign.policies.settings import Lora
 from mmalign.types import Need, UserError
 from tests.helpers import tiny_text
 from tests.helpers.flat import transformers
@@ -323,3 +324,9 @@ def test_dropout_stays_off():
     policy = transformers(made, tiny_text.tokenizer(), max_completion=9)
     rollout = rollout_of(policy)
     assert torch.equal(policy.steps(rollout, torch.arange(6)).log_probs, rollout.log_probs)
+
+
+def test_a_model_that_is_handed_over_gets_the_type_that_is_asked_for():
+    made = transformers(tiny_text.model("llama"), tiny_text.tokenizer(), max_completion=4, dtype="bfloat16", lora=Lora(rank=2))
+    assert {p.dtype for name, p in made.model.named_parameters() if "lora_" not in name} == {torch.bfloat16}
+    assert {p.dtype for p in made.parameters().values()} == {torch.float32}

@@ -166,3 +166,8 @@ def test_an_unknown_base_or_too_many_prompts_are_refused() -> None:
     with pytest.raises(UserError, match="together at most"):
         mm.worlds.text_prompts(count=10**6)
     assert len(base.tokenizer()) == len(mm.worlds.text()[1])
+
+
+def test_loading_shows_no_bar(capfd):
+    mm.worlds.text(model="small")
+    assert capfd.readouterr() == ("", "")

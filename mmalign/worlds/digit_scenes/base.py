@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from mmalign.rooms import resource
 from mmalign.types import UserError
 from mmalign.worlds._fitting import fit
+from mmalign.worlds._loading import quietly
 from mmalign.worlds.digit_scenes.scenes import CELL, CELLS, EMPTY, REQUEST, SIDE, WORDS, Scenes, caption, expecting, question, scenes
 
 __all__ = ["digit_scenes"]
@@ -47,8 +48,8 @@ def digit_scenes(*, model: Model = "qwen2_vl", path: str | None = None, device: 
     folder = resource(f"assets/digit_scenes/{model}") if path is None else Path(path)
     if not (folder / "config.json").is_file():
         raise UserError(f"digit_scenes: no model in {folder}; takes {', '.join(PICTURE)}, which scripts/make_assets.py makes")
-    network = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).to(device)
-    return network.eval(), AutoProcessor.from_pretrained(folder)
+    network = quietly(lambda: AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32))
+    return network.to(device).eval(), AutoProcessor.from_pretrained(folder)
 
 
 def tokenizer(model: Model) -> Any:

@@ -5,7 +5,6 @@ A person asks such a model for a seven and gets one about half of the time, as p
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +14,7 @@ from torch.nn import functional
 from mmalign.arguments.ranges import Count, Positive, Proportion, Seed, Share
 from mmalign.types import UserError
 from mmalign.worlds._fitting import fit
+from mmalign.worlds._loading import quietly
 from mmalign.worlds.digits.data import NO_CLASS, real
 
 __all__ = ["digits", "train_base", "untrained"]
@@ -36,24 +36,9 @@ def digits(*, denoiser: Denoiser = "dit", path: str | None = None) -> Any:
     folder = resource(f"assets/digits/{denoiser}") if path is None else Path(path)
     if not (folder / "model_index.json").is_file():
         raise UserError(f"pipeline: no digits pipeline in {folder}; scripts/make_assets.py makes the ones that come with mmalign")
-    pipe = _quietly(lambda: DigitsPipeline.from_pretrained(folder, dtype=torch.float32))
+    pipe = quietly(lambda: DigitsPipeline.from_pretrained(folder, dtype=torch.float32))
     pipe.set_progress_bar_config(disable=True)
     return pipe
-
-
-def _quietly(load: Callable[[], Any]) -> Any:
-    """Without the bars of diffusers and transformers, which take longer to read than two megabytes take to load."""
-    from diffusers.utils import logging as of_diffusers
-    from transformers.utils import logging as of_transformers
-
-    shown = [logging for logging in (of_diffusers, of_transformers) if logging.is_progress_bar_enabled()]
-    for logging in shown:
-        logging.disable_progress_bar()
-    try:
-        return load()
-    finally:
-        for logging in shown:
-            logging.enable_progress_bar()
 
 
 def untrained(denoiser: Denoiser = "dit", *, seed: Seed = 0) -> Any:

@@ -42,12 +42,12 @@ def moving_digits(*, path: str | None = None) -> Any:
     from diffusers import LTXImageToVideoPipeline
 
     from mmalign.rooms import resource
-    from mmalign.worlds.digits.base import _quietly
+    from mmalign.worlds._loading import quietly
 
     folder = resource("assets/moving_digits/ltx") if path is None else Path(path)
     if not (folder / "model_index.json").is_file():
         raise UserError(f"pipeline: no pipeline in {folder}; scripts/make_assets.py makes the one that comes with mmalign")
-    pipe = _quietly(lambda: LTXImageToVideoPipeline.from_pretrained(folder, dtype=torch.float32))
+    pipe = quietly(lambda: LTXImageToVideoPipeline.from_pretrained(folder, dtype=torch.float32))
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

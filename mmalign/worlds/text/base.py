@@ -10,6 +10,7 @@ from torch import Tensor
 from mmalign.rooms import resource
 from mmalign.types import UserError
 from mmalign.worlds._fitting import fit
+from mmalign.worlds._loading import quietly
 from mmalign.worlds.text.data import frequencies, sentences
 
 __all__ = ["text"]
@@ -31,7 +32,8 @@ def text(*, model: Model = "llama", device: str = "cpu") -> tuple[Any, Any]:
     folder = resource(f"assets/text/{model}")
     if not folder.is_dir():
         raise UserError(f"text: got model={model!r}, takes llama or small")
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(device), AutoTokenizer.from_pretrained(folder)
+    network = quietly(lambda: AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32))
+    return network.to(device), AutoTokenizer.from_pretrained(folder)
 
 
 def tokenizer() -> Any:
