@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mmalign.types import UserError
+
+WHOLE, PIECE = 64 * 2**20, 2**20  # bytes: files that are read whole to tell them apart, and how much at once
 
 
 def plain(value: Any) -> Any:
@@ -96,3 +99,17 @@ def numbers(owner: str, path: str, columns: Sequence[str]) -> list[list[float]]:
         for column, value in zip(table, values, strict=True):
             column.append(value)
     return table
+
+
+def digest(files: Iterable[str | Path]) -> str:
+    """What files are told apart by: their names, sizes and bytes; of one above 64 MiB pieces from its beginning to its end. '' for none."""
+    hasher, count = hashlib.blake2b(digest_size=8), 0
+    for path in map(Path, files):
+        count, size = count + 1, path.stat().st_size
+        pieces = range(0, size, PIECE) if size <= WHOLE else [part * (size - PIECE) // 63 for part in range(64)]
+        hasher.update(f"{path.name} {size}".encode("utf-8", "surrogatepass"))
+        with path.open("rb") as file:
+            for start in pieces:
+                file.seek(start)
+                hasher.update(file.read(PIECE))
+    return hasher.hexdigest() if count else ""

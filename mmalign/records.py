@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from math import nan
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from mmalign.types import UserError
 
@@ -57,6 +57,14 @@ class RefusedRow(UserError):
     def __init__(self, row: int, why: str):
         super().__init__(f"row {row}: {why}")
         self.row, self.why = row, why
+
+
+@runtime_checkable
+class Digested(Protocol):
+    """Records that can be told apart from others."""
+
+    def digest(self) -> str:
+        """Another one where what they are read from has changed; '' where that cannot be told."""
 
 
 class Records(Protocol):

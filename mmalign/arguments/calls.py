@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mmalign.arguments import environment, signatures
+from mmalign.arguments.places import absolute
 from mmalign.arguments.renamed import renamed
 
 
@@ -77,14 +78,15 @@ def saying(what: Made | Mapping[str, Any]) -> Iterator[None]:
 def described() -> dict[str, Any]:
     """The call that is going on as a config says it, without ``resume``; empty for a function that no room answered with.
 
-    What was read of the environment is as it was written.
+    What was read of the environment is as it was written, and places on disk have their whole names.
     """
     now = _NOW.get()
     if now is None:
         return {}
     if isinstance(now, Made):
         now = {"use": now.name, **{key: node_of(item) for key, item in now.arguments.items()}}
-    return {key: environment.as_written(value) for key, value in now.items() if key != "resume"}
+    written = {key: environment.as_written(value) for key, value in now.items() if key != "resume"}
+    return {str(key): value for key, value in absolute(written, Path.cwd()).items()}
 
 
 def bound(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -7,12 +7,12 @@ against the signatures, all at once, before anything is built, and each mistake 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mmalign.arguments import calls, environment
+from mmalign.arguments.places import absolute
 from mmalign.arguments.signatures import nearest, parameters
 from mmalign.config.crosschecks import crosschecked
 from mmalign.config.instantiate import Call, Review, as_node, carry_out, execute, plan, plan_part
@@ -47,17 +47,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         raise UserError(f"{key}{one_line(error)}") from error
     except RecursionError as error:
         raise UserError(f"{file}: its interpolations lead to themselves") from error
-    return {str(key): _from(file.parent, value, str(key)) for key, value in resolved.items()}  # type: ignore[union-attr]
-
-
-def _from(folder: Path, value: Any, key: str) -> Any:
-    """The value with every ``path`` and ``*_file`` in it that lies beside the config, by its whole name."""
-    if isinstance(value, Mapping):
-        return {name: _from(folder, item, str(name)) for name, item in value.items()}
-    if isinstance(value, list):
-        return [_from(folder, item, key) for item in value]
-    is_file = isinstance(value, str) and (key in ("path", "prompts") or key.endswith("_file"))
-    return str((folder / value).resolve()) if is_file and os.path.isfile(folder / value) else value
+    return {str(key): value for key, value in absolute(resolved, file.parent).items()}
 
 
 def check(node: Mapping[str, Any], *, trust: bool = False) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -111,6 +113,12 @@ class Listed:
 
     def __init__(self, records: Sequence[Record]):
         self.records, self.broken = records, dict[str, str]()
+
+    def digest(self) -> str:
+        """Of prompts, words, labels and shapes: numbers of a model's own pictures may differ by rounding elsewhere."""
+        rows = [{key: value for key, value in record._asdict().items() if key not in ("scores", "position")} for record in self.records]
+        text = json.dumps(rows, default=lambda value: list(value.shape) if isinstance(value, Tensor) else type(value).__name__)
+        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
     def stream(self, *, seed: int, start: int = 0) -> Iterator[Record]:
         position = start

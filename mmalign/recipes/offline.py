@@ -46,6 +46,7 @@ from mmalign.training.micro_rows import MicroRows
 from mmalign.training.optimizers import Optimizer, adamw
 from mmalign.training.preflight import preflight
 from mmalign.training.prompts import refuse_unusable
+from mmalign.training.same_records import SameRecords
 from mmalign.training.seeds import stream
 from mmalign.training.settings import Evaluation, RecordBatch, Reference, RunSettings, at_least
 from mmalign.training.units import in_units, refuse_mismatch, whole_units
@@ -118,7 +119,8 @@ def offline(  # one argument for each thing that a run is made of
     prompts, against = _distinct([record.prompt for record in first])[:16], _compared_with(policy, learner)
     plan = evaluation_plan(evaluation, prompts=prompts, rewards=rewards or {}, reference=against)
     fitting = MicroRows(batch.micro_rows, learner, say=lambda line: journal.say(line))
-    journal = Journal(learner, plan, run, steps=steps, resume=resume, stop=evaluation.stop, states={"micro_rows": fitting})
+    states = {"micro_rows": fitting, "records": SameRecords(source)}
+    journal = Journal(learner, plan, run, steps=steps, resume=resume, stop=evaluation.stop, states=states)
 
     with journal:
         aside = dict(journal.broken.why)  # of a resumed run, what it has met before

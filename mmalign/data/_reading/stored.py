@@ -8,6 +8,7 @@ from typing import Any
 
 from mmalign.data._reading.parsing import short
 from mmalign.data._reading.tables import Block, Row, in_order
+from mmalign.files import digest
 from mmalign.media import Broken
 from mmalign.records import Record
 from mmalign.types import UserError
@@ -96,6 +97,10 @@ class Stored:
 
     def __repr__(self) -> str:
         return f"Stored({self.source.name if isinstance(self.source, Hub) else ', '.join(block.name for block in self.source[:3])})"
+
+    def digest(self) -> str:
+        """What the files are told apart by, see ``files.digest``; '' for a data set of a hub, which knows its own revisions."""
+        return "" if isinstance(self.source, Hub) else digest(dict.fromkeys(block.file for block in self.source if block.file))
 
     def stream(self, *, seed: int, start: int = 0) -> Iterator[Any]:
         """As in ``records.Records``. Errors: UserError where a whole pass over the data gives no record."""

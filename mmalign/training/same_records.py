@@ -1,0 +1,22 @@
+"""What a run's records are told apart by, in its checkpoints: a resume goes on in the stream of those that it began with."""
+
+from __future__ import annotations
+
+from mmalign.records import Digested, Records
+from mmalign.types import UserError
+
+
+class SameRecords:
+    """The digest of records as a state of a run. Errors: UserError where a checkpoint holds another one."""
+
+    def __init__(self, records: Records):
+        self.digest = records.digest() if isinstance(records, Digested) else ""
+
+    def dump(self) -> dict[str, str]:
+        """The digest; '' where records cannot be told apart."""
+        return {"digest": self.digest}
+
+    def load(self, kept: dict[str, str]) -> None:
+        """Compares it with that of the run's beginning."""
+        if self.digest and kept["digest"] and self.digest != kept["digest"]:
+            raise UserError("records: are others than those that this run began with; undo that, or give the run another name")
