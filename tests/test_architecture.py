@@ -48,6 +48,7 @@ ARROWS: dict[str, set[str]] = {
             "matching",
             "records",
             "devices",
+            "distributed",
         )
     },
     "serving": {"types", "arguments"},

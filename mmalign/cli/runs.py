@@ -210,11 +210,13 @@ def _train(node: dict[str, Any], *, resume: bool = False) -> Path | None:
     nothing, stopped learning, or had too many numbers that are not finite, with 1.
     """
     from mmalign.config import build
+    from mmalign.distributed.shards import refuse_alone
     from mmalign.distributed.team import joined
     from mmalign.files import plain
     from mmalign.recipes._run import Run
 
     team = joined()
+    refuse_alone((node.get("devices") or {}).get("place"), team)
     if team.size > 1:
         team.agree("config", plain(node))
         _refuse_mistakes(node)

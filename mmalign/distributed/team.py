@@ -26,6 +26,7 @@ TIMEOUT = 1800.0
 """Seconds that a process waits for the others, unless ``MMALIGN_TIMEOUT`` says otherwise."""
 
 WELL, FAILED, SHORT = 0, 1, 2  # how a process is that sends a message
+HOW, LENGTH, BLOCK, VALUES = range(4)  # what stands where in the head of a message
 
 LOOK = 5.0
 """Seconds that a process looks for which of the others has not come."""
@@ -47,6 +48,8 @@ class Team:
     """
 
     size, rank = 1, 0
+    helper: Callable[[int, int], None] | None = None
+    """Takes part in what another process asks for (``ask``); see ``shards``."""
 
     @property
     def main(self) -> bool:
@@ -81,6 +84,9 @@ class Team:
     def watched(self, part: Callable[[str], AbstractContextManager[None]]) -> Iterator[None]:
         """Inside of the block, what it takes to hear of the others is ``part("gather")``."""
         yield
+
+    def ask(self, block: int, values: int) -> None:
+        """Returns once all processes gather this block with these values (``shards``); those that need another one, or none, help."""
 
     # Of these alone
 
@@ -200,33 +206,63 @@ class Processes(Team):
         self.failed = True
         what = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {' '.join(str(error).split())}"
         try:
-            self._exchange(what.encode(), failed=True)
+            self._exchange(what.encode(), how=FAILED)
         except PeerError:
             return
 
     def short(self) -> None:
-        self._exchange(b"", short=True)
+        self._exchange(b"", how=SHORT)
 
-    def _exchange(self, message: bytes, *, failed: bool = False, short: bool = False) -> list[bytes]:
-        """The messages of all processes. Errors: PeerError where one of them has failed, PeerShort where one had no memory."""
-        from torch.distributed import all_gather
+    def ask(self, block: int, values: int) -> None:
+        while True:
+            heads = self._heads(WELL, 0, block, values)
+            if any(head[HOW] != WELL for head in heads):
+                self._bodies(b"", heads)  # raises
+            asked = _first_asked(heads)
+            if asked == (block, values):
+                return
+            self._help(asked)
 
+    def _help(self, asked: tuple[int, int] | None) -> None:
+        if self.helper is not None and asked is not None:
+            self.helper(*asked)
+
+    def _exchange(self, message: bytes, *, how: int = WELL) -> list[bytes]:
+        """The messages of all processes, whom this one helps until each has one to send.
+
+        Errors: PeerError where one of them has failed, PeerShort where one had no memory.
+        """
         self._messages += 1
         if self._board is not None:
             self._heard(lambda: self._board.set(f"mmalign/{self.rank}", str(self._messages)))
-        heads = [torch.zeros(2, dtype=torch.int64) for _ in range(self.size)]
-        how = FAILED if failed else SHORT if short else WELL
-        self._heard(lambda: all_gather(heads, torch.tensor([how, len(message)]), group=self._talk))
-        lengths = [int(head[1]) for head in heads]
+        while True:
+            heads = self._heads(how, len(message), -1, -1)
+            asked = _first_asked(heads)
+            if asked is None or any(head[HOW] != WELL for head in heads):
+                return self._bodies(message, heads)
+            self._help(asked)
+
+    def _heads(self, *own: int) -> list[list[int]]:
+        """Of every process how it is, the length of its message, and what it asks for (-1: nothing)."""
+        from torch.distributed import all_gather
+
+        heads = [torch.zeros(len(own), dtype=torch.int64) for _ in range(self.size)]
+        self._heard(lambda: all_gather(heads, torch.tensor(own), group=self._talk))
+        return [head.tolist() for head in heads]
+
+    def _bodies(self, message: bytes, heads: Sequence[Sequence[int]]) -> list[bytes]:
+        from torch.distributed import all_gather
+
+        lengths, own = [head[LENGTH] for head in heads], heads[self.rank][HOW]
         bodies = [torch.zeros(max(*lengths, 1), dtype=torch.uint8) for _ in lengths]
         body = torch.frombuffer(bytearray(message.ljust(max(*lengths, 1), b"\0")), dtype=torch.uint8)
         self._heard(lambda: all_gather(bodies, body, group=self._talk))
         messages = [text.numpy().tobytes()[:length] for text, length in zip(bodies, lengths, strict=True)]
-        stopped, waiting = ([rank for rank, head in enumerate(heads) if head[0] == how and rank != self.rank] for how in (FAILED, SHORT))
-        if stopped and not failed:
+        stopped, waiting = ([rank for rank, head in enumerate(heads) if head[HOW] == how and rank != self.rank] for how in (FAILED, SHORT))
+        if stopped and own != FAILED:
             self.failed = True  # that one waits for nobody any more
             raise PeerError(f"process {stopped[0]}: {messages[stopped[0]].decode()}")
-        if waiting and not failed and not short:
+        if waiting and own == WELL:
             raise PeerShort(f"process {waiting[0]} had none")
         return messages
 
@@ -264,6 +300,11 @@ class Processes(Team):
 
 def _unwatched(name: str) -> AbstractContextManager[None]:
     return nullcontext()
+
+
+def _first_asked(heads: Sequence[Sequence[int]]) -> tuple[int, int] | None:
+    """What the first process that asks for something asks for: all processes do this next."""
+    return next(((head[BLOCK], head[VALUES]) for head in heads if head[BLOCK] >= 0), None)
 
 
 ALONE = Team()

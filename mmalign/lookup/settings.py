@@ -43,6 +43,7 @@ SETTINGS = (
     Setting("references", "", "training.settings.Reference", by_name=True),
     Setting("evaluation", "", "training.settings.Evaluation"),
     Setting("stop", "evaluation", "training.settings.Stop"),
+    Setting("devices", "", "training.settings.Devices"),
     Setting("run", "", "training.settings.RunSettings"),
     Setting("ema", "optimizer", "training.optimizers.Ema"),
     Setting("decay", "optimizer", "training.optimizers.Decay"),

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from mmalign.distributed.shards import whole
 from mmalign.policies.settings import Lora
 from mmalign.runs import weights
 from mmalign.types import UserError
@@ -234,7 +235,7 @@ def pairs_of(module: nn.Module) -> list[Pair]:
 def lora_weights(module: nn.Module) -> dict[str, Tensor]:
     """By names without an adapter's name in them."""
     pattern = re.compile(r"\.(lora_[AB])\.[^.]+\.weight$")
-    return {pattern.sub(r".\1.weight", name): p.detach() for name, p in module.named_parameters() if pattern.search(name)}
+    return {pattern.sub(r".\1.weight", name): whole(p.detach()) for name, p in module.named_parameters() if pattern.search(name)}
 
 
 @contextmanager

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from mmalign.distributed.shards import Shards, like, reshard, whole
 from mmalign.policies.adapters import ADAPTER, add_lora, fitted, pairs_of, seated, stacked, switched
 from mmalign.policies.settings import Lora
 from mmalign.runs import weights
@@ -77,6 +78,8 @@ class ParameterSets:
         self.others: dict[str, Other] = {}
         self._policy: Any = None
         self._own: dict[str, Any] | None = None  # the policy's parts while those of another model are in their place
+        self._replaced: list[tuple[str, dict[str, Tensor]]] = []  # sets that are in place, and what they stand in for
+        self.shards: Shards | None = None
         self._adopted: set[str] = set()
         if start is not None:
             self.load({"trained": self._matched(weights.read(existing(start, "policy.start"), "policy.start"), "policy.start")})
@@ -195,11 +198,32 @@ class ParameterSets:
                 if others:
                     stack.enter_context(switched(self.module, on=True))  # a block of "ref", or of a mixture, may be around this one
                     stack.enter_context(seated(others))
-                stack.enter_context(replaced(self.module, trained, {key: table[key] for key in trained if key in fits}, home=self.home))
+                before = stack.enter_context(
+                    replaced(self.module, trained, {key: table[key] for key in trained if key in fits}, home=self.home)
+                )
+                self._replaced.append((name, before))
+                stack.callback(self._replaced.pop)
                 yield
         else:
             names = sorted({"current", "ref", *self.sets, *self.others})
             raise UserError(f"parameter set: got {name!r}, this policy has {', '.join(names)}")
+
+    @property
+    def in_place(self) -> str:
+        """The set whose values the trained parameters hold now: ``current`` outside of all blocks of ``using``."""
+        return self._replaced[-1][0] if self._replaced else "current"
+
+    @contextmanager
+    def lent(self, name: str, keys: Sequence[str]) -> Iterator[None]:
+        """While the block lasts, some parameters hold the values of a set, whatever is in place; ``current``: the trained ones."""
+        if name == self.in_place:
+            yield
+            return
+        there = {key: getattr(owner, leaf) for key, (owner, leaf) in self._owners.items() if key in keys}
+        own = {key: value for _, before in reversed(self._replaced) for key, value in before.items()}
+        table = own if name == "current" else self.sets[name]
+        with replaced(None, there, {key: table[key] for key, p in there.items() if key in table and table[key].shape == p.shape}):
+            yield
 
     @contextmanager
     def _in_place(self, parts: Mapping[str, Any] | None) -> Iterator[None]:
@@ -310,9 +334,11 @@ def _of_rank(p: Tensor, rank: int | None, *, down: bool) -> list[int]:
 
 @contextmanager
 def replaced(
-    module: nn.Module, parameters: Mapping[str, nn.Parameter], values: Mapping[str, Tensor], *, home: torch.device | None = None
-) -> Iterator[None]:
-    """While the block lasts, a module's parameters hold the values of the same names. home: where their own wait, their device by default.
+    module: nn.Module | None, parameters: Mapping[str, nn.Parameter], values: Mapping[str, Tensor], *, home: torch.device | None = None
+) -> Iterator[dict[str, Tensor]]:
+    """While the block lasts, a module's parameters hold the values of the same names, and their own are in the table that is given.
+
+    module: what is gathered of it is dropped before and after; None: nothing is. home: where their own wait, their device by default.
 
     Values are copied into the parameters' storage and back, one parameter at a time, and nothing else of them changes: gradients, flags
     and an optimiser's state stay. Their version counters count the copies inside of the block and are set back after it, where the
@@ -321,51 +347,17 @@ def replaced(
     before: dict[str, Tensor] = {}
     with torch.autograd.grad_mode._unsafe_preserve_version_counter(tuple(parameters[key] for key in values)):
         try:
-            reshard(module)
+            if module is not None:
+                reshard(module)
             with torch.no_grad():
                 for key, value in values.items():
                     p = parameters[key]
                     before[key] = p.detach().to(home or p.device, copy=True)
                     p.copy_(like(value, p))
-            yield
+            yield before
         finally:
-            reshard(module)
+            if module is not None:
+                reshard(module)
             with torch.no_grad():
                 for key, own in before.items():
                     parameters[key].copy_(own)
-
-
-def _in_processes() -> bool:
-    """Whether this is one of several processes, whose parameters may be in shards."""
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
-
-
-def like(value: Tensor, p: Tensor) -> Tensor:
-    """A whole tensor as the shards of a parameter that ``fully_shard`` has cut; others as they are."""
-    if not _in_processes():
-        return value
-    from torch.distributed.tensor import DTensor, distribute_tensor
-
-    if not isinstance(p, DTensor) or isinstance(value, DTensor):
-        return value
-    return distribute_tensor(value.to(p.device), p.device_mesh, p.placements, src_data_rank=None)  # all processes hold the same values
-
-
-def whole(value: Tensor) -> Tensor:
-    """Shards of ``fully_shard`` put together; others as they are."""
-    if not _in_processes():
-        return value
-    from torch.distributed.tensor import DTensor
-
-    return value.full_tensor() if isinstance(value, DTensor) else value
-
-
-def reshard(module: nn.Module) -> None:
-    """Drops gathered parameters of ``fully_shard``, which keeps those of its outermost module after a forward pass."""
-    if not _in_processes():
-        return
-    from torch.distributed.fsdp import FSDPModule
-
-    for part in module.modules():
-        if isinstance(part, FSDPModule):
-            part.reshard()

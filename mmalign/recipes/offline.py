@@ -48,7 +48,7 @@ from mmalign.training.preflight import preflight
 from mmalign.training.prompts import refuse_unusable
 from mmalign.training.same_records import SameRecords
 from mmalign.training.seeds import stream
-from mmalign.training.settings import Evaluation, RecordBatch, Reference, RunSettings, at_least
+from mmalign.training.settings import Devices, Evaluation, RecordBatch, Reference, RunSettings, at_least
 from mmalign.training.units import in_units, refuse_mismatch, whole_units
 from mmalign.types import Encoder, Feedback, Method, Rollout, UserError
 
@@ -66,6 +66,7 @@ def offline(  # one argument for each thing that a run is made of
     optimizer: Optimizer = adamw(rate=1e-5),  # noqa: B008
     references: dict[str, Reference] | None = None,
     evaluation: Evaluation = Evaluation(),  # noqa: B008
+    devices: Devices = Devices(),  # noqa: B008
     run: RunSettings = RunSettings(name="offline"),  # noqa: B008
     resume: bool = False,
 ) -> Run:
@@ -85,6 +86,7 @@ def offline(  # one argument for each thing that a run is made of
             transformers, model: FOLDER}}}`` is another model.
         evaluation: what is asked every so often, by whom it is judged, and when to stop; its prompts are by default those of the first
             step's records, at most 16.
+        devices: where the model is, in a run of several processes.
         run: what the run is called, where it is kept, and its seed.
         resume: continue the run from its newest checkpoint; all else has to be as it was, but ``steps`` may be more (which,
             where the rate falls over them, changes those that follow: ``optimizer.decay``).
@@ -115,7 +117,7 @@ def offline(  # one argument for each thing that a run is made of
         first = _encoded(policy, method, source.stream(seed=run.seed), batch.records, lambda: stream(run.seed, 0, "encode"), {})[0]
     stored.load(policy, references or {}, runs=run.folder, method=method, examples=_distinct([record.prompt for record in first]))
     team = team_for(batch.records, "batch.records")
-    learner = Learner(policy, method, optimizer, steps=steps, moving=references, team=team, non_finite=run.non_finite)
+    learner = Learner(policy, method, optimizer, steps=steps, moving=references, team=team, non_finite=run.non_finite, devices=devices)
     prompts, against = _distinct([record.prompt for record in first])[:16], _compared_with(policy, learner)
     plan = evaluation_plan(evaluation, prompts=prompts, rewards=rewards or {}, reference=against)
     fitting = MicroRows(batch.micro_rows, learner, say=lambda line: journal.say(line))

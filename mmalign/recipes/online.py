@@ -45,7 +45,7 @@ from mmalign.training.optimizers import Optimizer, adamw
 from mmalign.training.preflight import preflight
 from mmalign.training.prompts import Prompts, refuse_unusable
 from mmalign.training.rollouts import Rollouts
-from mmalign.training.settings import Batch, Evaluation, Reference, RunSettings, at_least
+from mmalign.training.settings import Batch, Devices, Evaluation, Reference, RunSettings, at_least
 from mmalign.training.units import in_units, refuse_micro_steps, refuse_mismatch, unit_sizes, whole_units
 from mmalign.types import Feedback, Method, Oracle, Policy, Unit, UserError, columns_of, contents
 
@@ -73,6 +73,7 @@ def online(  # one argument for each thing that a run is made of
     optimizer: Optimizer = adamw(),  # noqa: B008
     references: dict[str, Reference] | None = None,
     evaluation: Evaluation = Evaluation(),  # noqa: B008
+    devices: Devices = Devices(),  # noqa: B008
     run: RunSettings = RunSettings(name="online"),  # noqa: B008
     resume: bool = False,
 ) -> Run:
@@ -95,6 +96,7 @@ def online(  # one argument for each thing that a run is made of
             after it: ``{before: {every: 9, shares: {last: 1.0}}, last: {every: 9}}`` is a league of two. Or another model that scores
             the same rows, a teacher or a larger reference: ``{ref: {policy: {use: transformers, model: FOLDER}}}``, of the policy's kind.
         evaluation: what is asked every so often, by whom it is judged, and when to stop.
+        devices: where the model is, in a run of several processes.
         run: what the run is called, where it is kept, and its seed.
         resume: continue the run from its newest checkpoint; all else has to be as it was, but ``steps`` may be more (which,
             where the rate falls over them, changes those that follow: ``optimizer.decay``).
@@ -119,7 +121,7 @@ def online(  # one argument for each thing that a run is made of
     first = coming.first(16)
     refuse_unusable(policy, evaluation.prompts)
     stored.load(policy, references or {}, runs=run.folder, method=method, examples=contents(first))
-    learner = Learner(policy, method, optimizer, steps=steps, moving=references, team=team, non_finite=run.non_finite)
+    learner = Learner(policy, method, optimizer, steps=steps, moving=references, team=team, non_finite=run.non_finite, devices=devices)
     plan = evaluation_plan(evaluation, prompts=first, rewards=rewards)
     fitting = MicroRows(batch.micro_rows, learner, say=lambda line: journal.say(line))
     states = {"combine": getattr(combine, "state", None), "micro_rows": fitting}

@@ -39,6 +39,7 @@ MAY_DIFFER = (
     "run.folder",
     "batch.micro_rows",
     "batch.micro_steps",
+    "devices.*",
     "batch.missing",
     "batch.overlap",
     "evaluation.overlap",
@@ -163,7 +164,8 @@ class Journal:
         if not self.team.main:
             return
         step, saved = self.state["step"], checkpoint.newest_step(self.folder.checkpoints)
-        if self.snapshot is not None and step > saved and step and self.snapshot.whole(self.learner):
+        shards = self.learner.shards is not None  # which would take all processes, and one of them has failed
+        if self.snapshot is not None and step > saved and step and self.snapshot.whole(self.learner) and not shards:
             try:
                 self._save()
                 saved = step
@@ -259,9 +261,10 @@ class Journal:
             self.log.log(step, phase, row)
 
     def _save(self) -> None:
-        if self.snapshot is not None and self.team.main:
-            state = self.snapshot.checkpoint(self.learner)
-            checkpoint.save(self.folder.checkpoints, self.snapshot.step, tensors=self.learner.tensors(), state=state)
+        if self.snapshot is not None and (self.team.main or self.learner.shards is not None):
+            state, tensors = self.snapshot.checkpoint(self.learner), self.learner.tensors()
+            if self.team.main:
+                checkpoint.save(self.folder.checkpoints, self.snapshot.step, tensors=tensors, state=state)
 
     def _count_not_finite(self, step: int) -> None:
         """Says when updates begin to have numbers that are not finite, and ends a run after too many such steps in a row."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mmalign.distributed import tables as of_all
+from mmalign.distributed.shards import sharded, whole
 from mmalign.distributed.team import ALONE, Team
 from mmalign.needs import MASK, OLD, REWARDS, refs
 from mmalign.runs import checkpoint
@@ -17,9 +18,9 @@ from mmalign.runs.profile import Profile
 from mmalign.stacking import joined, stacked
 from mmalign.training import allocator, not_finite, references
 from mmalign.training.experience import Experience
-from mmalign.training.optimizer import flatten_optimizer, restore_optimizer
+from mmalign.training.optimizer import clipped, flatten_optimizer, parted, restore_optimizer
 from mmalign.training.optimizers import Optimizer
-from mmalign.training.settings import Reference
+from mmalign.training.settings import Devices, Reference
 from mmalign.training.units import inside_processes, live_columns, micro_sizes, needed
 from mmalign.types import Method, Need, Policy, Rollout, Steps
 
@@ -45,13 +46,14 @@ class Learner:
 
     def __init__(
         self, policy: Policy, method: Method, optimizer: Optimizer, *, steps: int, moving: Mapping[str, Reference] | None = None,
-        team: Team = ALONE, non_finite: not_finite.Then = "skip",
+        team: Team = ALONE, non_finite: not_finite.Then = "skip", devices: Devices = Devices(),  # noqa: B008 (records are frozen)
     ):  # fmt: skip
         self.non_finite, self.profile = not_finite.NotFinite(non_finite), Profile()
         self.policy, self.method, self.settings, self.steps, self.team = policy, method, optimizer, steps, team
         team.copy(policy.parameters().values())
         optimizer.refuse_longer(steps)
-        self.optimizer = optimizer.make(policy.parameters().values())
+        self.shards = sharded(policy, devices, team)
+        self.optimizer = parted(optimizer.make(policy.parameters().values()))
         self.optimizer.zero_grad(set_to_none=True)  # of whoever trained the model before
         self.updates = 0
         if all(parameter.device.type == "cpu" for parameter in policy.parameters().values()):
@@ -104,13 +106,13 @@ class Learner:
                 experiences = [not_finite.without(self.method.unit, *pair) for pair in zip(experiences, odd, strict=True)]
                 kept = sum(len(experience.rows) for experience in experiences)
                 self.non_finite.left_out(rows - kept)
-                self.optimizer.zero_grad(set_to_none=True)
+                self.forget_gradients()
                 if state is not None:
                     self.method.state.load(state)
                 measured, odd = self._backward(experiences, micro_rows, micro_steps) if kept else ([], odd)
         self._add_gradients()
         with self.profile.part("optimizer"):
-            norm = torch.nn.utils.clip_grad_norm_(list(self.policy.parameters().values()), self.settings.max_norm)
+            norm = clipped(self.policy.parameters().values(), self.settings.max_norm)
             whole, finite = not any(any(one) for one in odd), bool(norm.isfinite())
             live = whole and finite and bool(norm > ROUNDING) and not all(experience.silent for experience in experiences)
             if whole and finite:
@@ -200,17 +202,26 @@ class Learner:
             return joined(parts)
         return of_all.steps(self.team, joined(parts) if parts else None, torch.nonzero(here).flatten(), kind=self.policy.kind)
 
+    def forget_gradients(self) -> None:
+        """Drops what a backward pass has left, also one that an exception ended."""
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.shards is not None:
+            self.shards.forget()
+
     def _add_gradients(self) -> None:
         """Makes every gradient the sum over processes; None stays None where no process has one."""
         if self.team.size == 1:
             return
-        parameters = list(self.policy.parameters().values())
+        leaves = {} if self.shards is None else self.shards.leaves
+        parameters = [parameter for name, parameter in self.policy.parameters().items() if name not in leaves]
         held = self.team.tell([parameter.grad is not None for parameter in parameters])
         wanted = [parameter for parameter, *flags in zip(parameters, *held, strict=True) if any(flags)]
         for parameter in wanted:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
         self.team.add([parameter.grad for parameter in wanted if parameter.grad is not None])
+        if self.shards is not None:
+            self.shards.add_gradients()
 
     def tables(self, rollout: Rollout, *, micro_rows: int) -> dict[Need, Tensor]:
         """What the method reads of the steps of all processes' rollouts before it makes its signal, ``[B, T]`` each, without gradient."""
@@ -265,7 +276,8 @@ class Learner:
         """All of the learner that is tensors, for a checkpoint."""
         flat, _ = flatten_optimizer(self.optimizer, self.policy.parameters())
         kept = {f"optimizer.{name}": tensors for name, (tensors, _) in self.moments.items()}
-        return {**self.policy.sets.tables(), "optimizer": flat, **kept}
+        tables = {**self.policy.sets.tables(), "optimizer": flat, **kept}
+        return {group: {name: whole(value) for name, value in table.items()} for group, table in tables.items()}
 
     def state(self) -> dict[str, Any]:
         """The rest of it, as JSON."""

@@ -101,7 +101,7 @@ class MicroRows:
         return None if state is None else copy.deepcopy(state.dump())
 
     def _restore(self, state: Any, generators: list[Tensor]) -> None:
-        self.learner.optimizer.zero_grad(set_to_none=True)
+        self.learner.forget_gradients()
         if self.learner.method.state is not None:
             self.learner.method.state.load(state)
         torch.set_rng_state(generators[0])

@@ -2,16 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from mmalign.distributed.shards import like, whole
 from mmalign.types import UserError
 
 PARTS = ("codes", "scale", "qmap")  # what a state of torchao's 8-bit optimisers consists of
+
+
+def alike(parameters: Iterable[nn.Parameter]) -> list[list[nn.Parameter]]:
+    """Parameters that one operation takes together: those in shards apart from whole ones."""
+    groups: dict[type, list[nn.Parameter]] = {}
+    for parameter in parameters:
+        groups.setdefault(type(parameter.detach()), []).append(parameter)
+    return list(groups.values())
+
+
+def parted(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """The same with the parameters of each group in groups of those that it can take together; a checkpoint does not know of it."""
+    groups = [{**group, "params": some} for group in optimizer.param_groups for some in alike(group["params"])]
+    optimizer.param_groups[:] = groups
+    return optimizer
+
+
+def clipped(parameters: Iterable[nn.Parameter], most: float) -> Tensor:
+    """The norm of all gradients together, which are scaled down to ``most`` where it is larger; of shards in all processes at once."""
+    groups = alike(parameters)
+    norms = [whole(nn.utils.get_total_norm([p.grad for p in group if p.grad is not None])) for group in groups]
+    norm = norms[0] if len(norms) == 1 else torch.stack([each.to(norms[0].device) for each in norms]).norm()
+    for group in groups:
+        nn.utils.clip_grads_with_norm_(group, most, norm)
+    return norm
 
 
 def flatten_optimizer(optimizer: torch.optim.Optimizer, names: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -34,15 +60,17 @@ def flatten_optimizer(optimizer: torch.optim.Optimizer, names: Mapping[str, Tens
                 tensors[f"{key}/{name}"] = value
             else:
                 numbers.setdefault(name, {})[key] = _number(key, value)
-    groups = []
-    for index, group in enumerate(optimizer.param_groups):
-        settings: dict[str, Any] = {"params": [called[id(p)] for p in group["params"]]}
-        for key, value in group.items():
-            if isinstance(value, Tensor):
-                tensors[f"group/{index}/{key}"] = value
-            elif key != "params":
-                settings[key] = _number(key, value)
-        groups.append(settings)
+    groups: list[dict[str, Any]] = []
+    for group in optimizer.param_groups:
+        settings = {key: _number(key, value) for key, value in group.items() if key != "params" and not isinstance(value, Tensor)}
+        named = [called[id(p)] for p in group["params"]]
+        if groups and settings == {key: value for key, value in groups[-1].items() if key != "params"}:  # as ``parted`` makes them
+            groups[-1]["params"] += named
+            continue
+        tensors |= {f"group/{len(groups)}/{key}": value for key, value in group.items() if isinstance(value, Tensor)}
+        groups.append({"params": named, **settings})
+    for group in groups:
+        group["params"] = [name for name in names if name in set(group["params"])]
     return tensors, {"groups": groups, "numbers": numbers}
 
 
@@ -56,9 +84,10 @@ def restore_optimizer(
     Errors: UserError where the parameters or their groups are not the same.
     """
     called = _called(optimizer, names)
-    here = [sorted(called[id(p)] for p in group["params"]) for group in optimizer.param_groups]
-    there = [sorted(group["params"]) for group in state["groups"]]
-    if here != there:
+    here = [[called[id(p)] for p in group["params"]] for group in optimizer.param_groups]
+    there = [group["params"] for group in state["groups"]]
+    inside = {name: number for number, group in enumerate(there) for name in group}
+    if sorted(name for group in here for name in group) != sorted(inside) or any(len({inside[name] for name in g}) > 1 for g in here):
         strange = sorted({name for group in here for name in group} ^ {name for group in there for name in group})
         raise UserError(f"optimizer: the checkpoint's parameters are not these: {', '.join(strange[:5]) or 'grouped otherwise'}")
     for group in optimizer.param_groups:
@@ -69,17 +98,19 @@ def restore_optimizer(
         key, _, name = full.partition("/")
         if key == "group":
             index, _, setting = name.partition("/")
-            optimizer.param_groups[int(index)][setting] = tensor.clone()
+            for number, own in zip((inside[group[0]] for group in here), optimizer.param_groups, strict=True):
+                if number == int(index):
+                    own[setting] = tensor.clone()
             continue
         parameter, group = owners[name]
         # torch keeps the count of steps on the CPU unless the update is captured or fused
         stays = key == "step" and not (group.get("capturable") or group.get("fused"))
-        optimizer.state[parameter][key] = tensor.clone() if stays else tensor.to(parameter.device, copy=True)
+        optimizer.state[parameter][key] = tensor.clone() if stays else like(tensor.to(parameter.device, copy=True), parameter)
     for parameter, entries in optimizer.state.items():
         for key in [key for key, value in entries.items() if isinstance(value, dict)]:
             entries[key] = _packed({part: entries.pop(f"{key}.{part}") for part in PARTS}, entries[key]["signed"], parameter.dtype)
-    for group, settings in zip(optimizer.param_groups, state["groups"], strict=True):
-        for key, value in settings.items():
+    for group, named in zip(optimizer.param_groups, here, strict=True):
+        for key, value in state["groups"][inside[named[0]]].items():
             if key != "params":
                 group[key] = tuple(value) if isinstance(value, list) else value
     for parameter in [p for p, entries in optimizer.state.items() if not entries]:

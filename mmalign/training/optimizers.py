@@ -22,6 +22,7 @@ import torch
 
 from mmalign.arguments.ranges import Natural, NotNegative, Positive, Share, Steps, within
 from mmalign.arguments.signatures import Record
+from mmalign.distributed.shards import is_cut
 from mmalign.training.settings import above, at_least
 from mmalign.types import UserError
 
@@ -111,7 +112,7 @@ def adamw(
     def make(parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
         return torch.optim.AdamW(parameters, lr=rate, betas=betas, eps=eps, weight_decay=weight_decay, fused=True)
 
-    return _optimizer(make, rate, warmup, decay, max_norm, ema, half=eps >= HALF_EPS)
+    return _optimizer(make, rate, warmup, decay, max_norm, ema, half=eps >= HALF_EPS, shards=True)
 
 
 def adamw_8bit(
@@ -202,7 +203,7 @@ def sgd(
     def make(parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
         return torch.optim.SGD(parameters, lr=rate, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay)
 
-    return _optimizer(make, rate, warmup, decay, max_norm, ema, half=True)
+    return _optimizer(make, rate, warmup, decay, max_norm, ema, half=True, shards=True)
 
 
 def muon(
@@ -244,8 +245,9 @@ def _optimizer(
     ema: Share | Ema | None,
     *,
     half: bool = False,
+    shards: bool = False,
 ) -> Optimizer:
-    """half: whether it can train parameters in float16. Errors: UserError by ``make`` for such, where it cannot."""
+    """half, shards: whether it can train parameters in float16, and in shards. Errors: UserError by ``make`` for such, where it cannot."""
     at_least(0, warmup=warmup)
     above(0, max_norm=max_norm, **({} if rate is None else {"rate": rate}))
     if ema is not None and not isinstance(ema, Ema):
@@ -260,6 +262,8 @@ def _optimizer(
                 f"optimizer: {count} of {len(trained)} trained parameters are float16, where squares of small gradients are 0 and updates "
                 f"grow without end; takes policy.dtype: float32 or bfloat16, policy.lora, sgd, or adamw with eps: {HALF_EPS:g} or more"
             )
+        if not shards and any(is_cut(parameter) for parameter in trained):
+            raise UserError("optimizer: needs whole parameters, and devices.place: fsdp2 cuts them; takes adamw or sgd, or replicate")
         return make(trained)
 
     return Optimizer(checked, math.nan if rate is None else rate, warmup, decay, max_norm, ema)

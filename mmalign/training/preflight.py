@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mmalign.distributed.shards import leaves
 from mmalign.training.experience import Experience
 from mmalign.training.units import live_columns, micro_sizes, needed
 from mmalign.types import Method, Policy, Steps, UserError
@@ -113,6 +114,6 @@ def _reaches(policy: Policy, steps: Steps) -> bool:
 def _gradient_norm(policy: Policy, loss: Tensor) -> float:
     if not loss.requires_grad:
         return 0.0
-    gradients = torch.autograd.grad(loss, list(policy.parameters().values()), allow_unused=True)
+    gradients = torch.autograd.grad(loss, leaves(policy), allow_unused=True)
     norms = [gradient.double().norm().cpu() for gradient in gradients if gradient is not None]
     return float(torch.stack(norms).norm()) if norms else 0.0

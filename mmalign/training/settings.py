@@ -160,6 +160,18 @@ class Evaluation(Record):
 
 
 @dataclass(frozen=True)
+class Devices(Record):
+    """Where the model of a run of several processes is.
+
+    place: ``replicate``: every process holds all of it, of its gradients and of the optimiser's state. ``fsdp2``: each holds a part of
+    the blocks that a model repeats, and of the optimiser's state for them, and gathers a block while it runs (torch's ``fully_shard``,
+    FSDP2); the rest of it, embeddings and heads among it, is whole everywhere. Changes no number but by rounding.
+    """
+
+    place: Literal["replicate", "fsdp2"] = "replicate"
+
+
+@dataclass(frozen=True)
 class RunSettings(Record):
     """What a run is called and keeps.
 

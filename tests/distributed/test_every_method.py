@@ -87,11 +87,11 @@ def online_of_words(name: str, folder: Path) -> Any:
     return mm.online(of_words(method), PROMPTS, {"own": varied}, method, batch=batch, **settings(folder))  # type: ignore[arg-type]
 
 
-def offline_of_words(name: str, folder: Path) -> Any:
+def offline_of_words(name: str, folder: Path, **more: Any) -> Any:
     for records in ("scored pairs", "thumbs", "rankings"):
         method = method_of(name)
         try:
-            return mm.offline(of_words(method), RECORDS[records], method, batch={"records": 3}, **settings(folder))  # type: ignore[arg-type]
+            return mm.offline(of_words(method), RECORDS[records], method, batch={"records": 3}, **settings(folder), **more)  # type: ignore[arg-type]
         except UserError as error:
             refused = error
     raise refused

@@ -1,0 +1,169 @@
+"""A model in shards (FSDP2) takes the steps that a whole one takes, whatever each process has to run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch._dynamo  # these three here, so that no forked process has to import them again
+import torch.distributed.fsdp
+import torch.distributed.tensor
+from torch import nn
+
+import mmalign as mm
+from mmalign.distributed import shards
+from mmalign.policies.settings import Lora, Schedule
+from mmalign.policies.twins import pipelines
+from mmalign.types import Method, UserError
+from tests.distributed.test_every_method import PROMPTS, differences, log, method_of, of_paths, offline_of_words, settings, varied
+from tests.helpers import tiny_text
+from tests.helpers.flat import transformers
+from tests.helpers.processes import together
+
+SHARDS = {"place": "fsdp2"}
+Train = Callable[..., Any]
+
+
+@pytest.fixture(autouse=True)
+def no_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mmalign.recipes._run.build", lambda path: path)
+
+
+def of_words(method: Method, **more: Any) -> Any:
+    heads = ["value"] if any(need.kind == "value" for need in method.needs | method.reads) else []
+    policy = transformers(tiny_text.model("qwen2").double(), tiny_text.tokenizer(), max_completion=7, heads=heads, **more)
+    with torch.no_grad():
+        for number, parameter in enumerate(policy.parameters().values()):
+            parameter += 0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number), dtype=torch.float64)
+    policy.sets.keep("ref")
+    return policy
+
+
+@pytest.fixture(scope="module", autouse=True)
+def imported() -> None:
+    """All that makes a policy is imported here, and not in every forked process."""
+    of_words(method_of("grpo"), lora=Lora(rank=2))
+    pipelines.twin("StableDiffusion3Pipeline")
+
+
+def words(folder: Path, *, method: str = "grpo", lora: Lora | None = None, **more: Any) -> Any:
+    """Steps of a language model, with a moving average; rows of a process end at lengths of their own."""
+    chosen = method_of(method)
+    policy = of_words(chosen, **({} if lora is None else {"lora": lora}))
+    given = {**settings(folder), "steps": 2, "optimizer": mm.adamw(rate=1e-3, eps=1e-4, ema=0.9), **more}
+    batch = {"prompts": 3, "group": 4, "resample": 1, "micro_rows": 3, "updates": 2}
+    return mm.online(policy, [*PROMPTS, "x yz"], {"own": varied}, chosen, batch=batch, **given)  # type: ignore[arg-type]
+
+
+def images(folder: Path, *, lora: Lora | None = None, **more: Any) -> Any:
+    policy = mm.policies.diffusers(
+        pipelines.twin("StableDiffusion3Pipeline"), device="cpu", schedule=Schedule(steps=3, guidance=2.0), lora=lora
+    )
+    given: dict[str, Any] = {**settings(folder), "evaluation": {"every": 9, "samples": 1, "prompts": ["a cat", "a dog", "a fish"]}, **more}
+    batch = {"prompts": 3, "group": 4, "micro_rows": 3}
+    reward = {"bright": lambda outputs, prompts: outputs.double().flatten(1).mean(1)}
+    method = mm.methods.flow_grpo(clip=0.2, beta=0.1)
+    return mm.online(policy, ["a cat", "a dog", "a bird"], reward, method, batch=batch, **given)  # type: ignore[arg-type]
+
+
+def in_shards(train: Train, folder: Path, **more: Any) -> list[str]:
+    """What differs between a run of two processes that hold the whole model and one of two that hold their parts."""
+    for name, devices in (("whole", {}), ("cut", {"devices": SHARDS})):
+        ended = together(2, lambda rank: train(folder / name, **devices, **more), folder / "processes")  # noqa: B023 (done at once)
+        assert [code for code, _ in ended] == [0, 0], "\n".join(text for _, text in ended)
+    return differences(folder / "whole", folder / "cut")
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"lora": Lora(rank=2, targets="all-linear")},
+        {"method": "nash_md"},
+        {"method": "online_dpo", "references": {"ref": {"every": 1, "shares": {"ref": 0.4, "current": 0.6}}}},
+        {"method": "ppo", "optimizer": mm.sgd(rate=1e-3, momentum=0.9)},
+    ],
+    ids=["full", "lora", "drawn from a mixture", "a reference that moves", "a critic, sgd"],
+)
+def test_texts(more: dict[str, Any], tmp_path: Path) -> None:
+    assert not in_shards(words, tmp_path, **more)
+
+
+def test_records(tmp_path: Path) -> None:
+    assert not in_shards(lambda folder, **more: offline_of_words("dpo", folder, **more), tmp_path)
+
+
+@pytest.mark.parametrize("lora", [None, Lora(rank=2)])
+def test_images(lora: Lora | None, tmp_path: Path) -> None:
+    assert not in_shards(images, tmp_path, lora=lora)
+
+
+def test_each_process_holds_its_part_and_helps_where_others_run_more(tmp_path: Path) -> None:
+    def train(rank: int) -> None:
+        helped: list[int] = []
+        learners: list[Any] = []
+
+        class Counted(shards.Shards):
+            def __init__(self, *given: Any):
+                super().__init__(*given)
+                learners.append(self)
+
+            def _help(self, number: int, which: int) -> None:
+                helped.append(number)
+                super()._help(number, which)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(shards, "Shards", Counted)
+            words(tmp_path / "many", devices=SHARDS, steps=1)
+        (cut,) = learners
+        local = sum(p.to_local().numel() for block in cut.blocks for p in block.parameters())
+        assert local * 2 == pytest.approx(sum(p.numel() for block in cut.blocks for p in block.parameters()), rel=0.05)
+        for name, table in cut.sets.sets.items():
+            assert all(shards.is_cut(value) for key, value in table.items() if key in cut.leaves), name
+        (tmp_path / f"{rank}.txt").write_text(str(len(helped)))
+
+    ended = together(2, train, tmp_path / "processes")
+    assert [code for code, _ in ended] == [0, 0], ended
+    assert sum(int((tmp_path / f"{rank}.txt").read_text()) for rank in range(2)) > 0
+
+
+def test_a_run_may_go_on_in_shards_and_whole_again(tmp_path: Path) -> None:
+    more = {"optimizer": mm.adamw(rate=1e-3, eps=1e-4), "run": {"folder": "", "name": "run", "trackers": (), "checkpoint_every": 1}}
+    where = lambda name: {**more, "run": {**more["run"], "folder": str(tmp_path / name)}}  # type: ignore[dict-item] # noqa: E731
+    words(tmp_path, **{**where("one"), "steps": 3})
+    words(tmp_path, **{**where("many"), "steps": 1})
+    act = lambda rank: words(tmp_path, **{**where("many"), "steps": 2}, resume=True, devices=SHARDS)  # noqa: E731
+    ended = together(2, act, tmp_path / "processes")
+    assert [code for code, _ in ended] == [0, 0], ended
+    words(tmp_path, **{**where("many"), "steps": 3}, resume=True)
+    rows = [[row for row in log(tmp_path / name) if row["phase"] == "train"] for name in ("one", "many")]
+    assert [row["step"] for row in rows[1]] == [1, 2, 3]
+    assert all(row["loss"] == pytest.approx(other["loss"], rel=1e-6) for row, other in zip(*rows, strict=True))
+
+
+def test_what_cannot_be_cut_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"devices\.place: got fsdp2 in one process; takes several processes: mmalign train"):
+        words(tmp_path, devices=SHARDS)
+    with pytest.raises(UserError, match="place: got 'fsdp'"):
+        words(tmp_path, devices={"place": "fsdp"})
+
+    many = {"devices": SHARDS, "optimizer": mm.adafactor(rate=1e-3)}
+    ended = together(2, lambda rank: words(tmp_path, **many), tmp_path / "adafactor")
+    assert [code for code, _ in ended] == [2, 2] and "optimizer: needs whole parameters, and devices.place: fsdp2 cuts them" in ended[1][1]
+
+    def paths(rank: int) -> None:
+        reward = {"x": lambda outputs, prompts: outputs[:, 0]}
+        mm.online(of_paths(), ["a", "b"], reward, method_of("flow_grpo"), devices=SHARDS, **settings(tmp_path))  # type: ignore[arg-type]
+
+    ended = together(2, paths, tmp_path / "processes")
+    assert [code for code, _ in ended] == [2, 2] and "ParameterDict repeats no block that could be cut; takes replicate" in ended[0][1]
+
+
+def test_blocks_are_the_entries_of_the_outermost_lists() -> None:
+    block = lambda: nn.Sequential(nn.Linear(2, 2), nn.ModuleList([nn.Linear(2, 2)]))  # noqa: E731
+    model = nn.ModuleDict({"deep": nn.Sequential(nn.ModuleList([block(), block(), nn.Tanh()])), "head": nn.Linear(2, 2)})
+    assert [type(part) for part in shards.blocks_of(model)] == [nn.Sequential, nn.Sequential]
+    assert torch.equal(shards.whole(torch.ones(2)), torch.ones(2))
