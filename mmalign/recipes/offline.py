@@ -40,7 +40,7 @@ from mmalign.training import references as stored
 from mmalign.training.dead_steps import refuse_unknown
 from mmalign.training.evaluation import evaluation_plan
 from mmalign.training.experience import Experience
-from mmalign.training.journal import Journal
+from mmalign.training.journal import Journal, hashed
 from mmalign.training.learner import Learner
 from mmalign.training.micro_rows import MicroRows
 from mmalign.training.optimizers import Optimizer, adamw
@@ -178,6 +178,8 @@ def _encoded(
     records, passed = list[Any](), Counter[str]()
     while True:
         records += _take(_unrefused(coming, aside, passed), count - len(records))
+        if team.size > 1:
+            team.agree("records", {_called(record): _contents(record) for record in records})
         prompts, outputs, feedback = _rows(records, method)
         part, refused, rollout = team.share(len(records)), None, None
         inside = torch.nonzero((feedback.group >= part.start) & (feedback.group < part.stop)).flatten()
@@ -202,6 +204,13 @@ def _unrefused(coming: Iterator[Any], aside: Mapping[str, str], passed: Counter[
             raise UserError(f"records: the policy refuses {len(aside)} and too few others are left; the last one, {name}: {aside[name]}")
         else:
             passed[name] += 1
+
+
+def _contents(record: Any) -> str:
+    """What records of the same name are told apart by: words and numbers; of images and videos their sizes, as pixels are dear to hash."""
+    outputs = [list(output.shape) if isinstance(output, Tensor) else output for output in _outputs(record)]
+    numbers = [value for value in record if isinstance(value, float)] + list(getattr(record, "scores", ()))
+    return hashed([record.prompt, outputs, numbers])
 
 
 def _called(record: Any) -> str:

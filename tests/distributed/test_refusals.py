@@ -10,13 +10,17 @@ from typing import Any
 import pytest
 import torch
 
+import mmalign as mm
 from mmalign.distributed import forked
 from mmalign.distributed.launch import launch
 from mmalign.distributed.team import Processes, joined
+from mmalign.records import Pair
 from mmalign.runs import checkpoint
 from mmalign.runs.folder import held
 from mmalign.types import UserError
 from tests.distributed.test_runs import refused, settings
+from tests.helpers import tiny_text
+from tests.helpers.flat import transformers
 from tests.helpers.processes import together
 from tests.helpers.small_run import online
 
@@ -52,6 +56,21 @@ def test_a_folder_in_which_another_run_trains(tmp_path: Path) -> None:
     with held(tmp_path / "run", "trains"):
         assert refused(lambda rank: online(tmp_path, **settings(), resume=True), tmp_path / "again") == [line(0), line(1)]
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == log
+
+
+@pytest.mark.parametrize("change", [{"prompt": "another"}, {"second": "no way"}, {"strength": 0.0}, {"id": "pair x"}])
+def test_a_file_of_records_that_is_another_one_on_one_machine(change: dict[str, Any], tmp_path: Path) -> None:
+    records = [Pair(f"why {number} ", "yes", "no", 1.0, f"pair {number}") for number in range(4)]
+    policy = transformers(tiny_text.model(), tiny_text.tokenizer(), max_completion=7)
+
+    def train(rank: int) -> None:
+        own = [*records[:2], records[2]._replace(**change), records[3]] if rank else records
+        settings: dict[str, Any] = {"batch": {"records": 4}, "evaluation": {"every": 9, "samples": 1}, "run": {"folder": str(tmp_path)}}
+        mm.offline(policy, own, mm.methods.dpo(), steps=1, **settings)
+
+    key = "records.pair 2: process 1 has another than process 0; takes the same files and arguments in all of them"
+    for line in refused(train, tmp_path):
+        assert line.removeprefix("process 0: ") == key
 
 
 def test_a_checkpoint_of_another_model(tmp_path: Path) -> None:
