@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -47,7 +48,8 @@ def preflight(
     names, or 1e-6). The reference, scored again as itself, has to have KL 0, and where nothing was sampled its log-probabilities have
     to be the policy's, so that margins are 0; those of a reference from elsewhere, its own again. The gradient has to be finite, and where
     it is 0 although some row has a signal, some trained parameter has to reach the log-probabilities (rewards that are all 0 have no
-    gradient beside a critic).
+    gradient beside a critic). Trained parameters that the loss of these rows does not depend on, a part of the model that only some rows
+    use or a layer that is cut off, are counted in a warning.
     micro_rows, micro_steps: as of ``Learner.update``.
 
     Errors: UserError that names the likely cause; nothing has been written to the parameters then.
@@ -86,13 +88,16 @@ def preflight(
             signal = method.survey(whole, signal)
         if state is not None:
             method.state.load(state)  # a look at an update is none
-    norm = _gradient_norm(policy, (method.weigh(steps.mask) * method.loss(steps, signal).values).sum())
+    norm, unreached = _gradient(policy, (method.weigh(steps.mask) * method.loss(steps, signal).values).sum())
     if not norm < float("inf"):
         raise UserError(
             f"preflight: the policy gradient is {norm}; the usual causes: half precision without room, a step in the mask whose std is 0"
         )
     if norm == 0 and len(informative) and not _reaches(policy, policy.steps(rollout, rows, columns)):
         raise UserError("preflight: the policy gradient is 0 although rewards differ: no trained parameter reaches the log-probabilities")
+    if norm > 0 and unreached:
+        count, some = len(policy.parameters()), ", ".join(unreached[:2])
+        warnings.warn(f"policy: {len(unreached)} of {count} trained tensors have no gradient on these rows, such as {some}", stacklevel=2)
     return Preflight(difference, apart, norm)
 
 
@@ -108,12 +113,14 @@ def _refuse(what: str, distance: float, limit: float) -> None:
 def _reaches(policy: Policy, steps: Steps) -> bool:
     """Whether some trained parameter moves some log-probability, whatever the method makes of it: rewards that are all 0 teach nothing."""
     signs = torch.randn(steps.mask.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(steps.log_probs.device)
-    return _gradient_norm(policy, (signs * steps.log_probs)[steps.mask].sum()) > 0
+    return _gradient(policy, (signs * steps.log_probs)[steps.mask].sum())[0] > 0
 
 
-def _gradient_norm(policy: Policy, loss: Tensor) -> float:
+def _gradient(policy: Policy, loss: Tensor) -> tuple[float, list[str]]:
+    """The norm of a loss's gradient, and the trained parameters that it does not depend on."""
     if not loss.requires_grad:
-        return 0.0
+        return 0.0, []
     gradients = torch.autograd.grad(loss, leaves(policy), allow_unused=True)
     norms = [gradient.double().norm().cpu() for gradient in gradients if gradient is not None]
-    return float(torch.stack(norms).norm()) if norms else 0.0
+    unreached = [name for name, gradient in zip(policy.parameters(), gradients, strict=True) if gradient is None]
+    return (float(torch.stack(norms).norm()) if norms else 0.0), unreached

@@ -124,6 +124,17 @@ def test_faults_are_named(fault: Callable[[GaussianPolicy, Rollout], None], line
     assert "\n" not in str(caught.value)
 
 
+def test_trained_tensors_that_nothing_reaches_are_counted(recwarn: pytest.WarningsRecorder) -> None:
+    policy = small()
+    rollout, signal = flown(policy)
+    preflight(policy, METHOD, whole(rollout, signal), micro_rows=8)
+    assert not [str(warning.message) for warning in recwarn if "no gradient" in str(warning.message)]
+    trained = {**policy.parameters(), "stranger": torch.nn.Parameter(torch.ones(1))}
+    policy.parameters = lambda: trained  # type: ignore[method-assign]
+    with pytest.warns(UserWarning, match="^policy: 1 of 3 trained tensors have no gradient on these rows, such as stranger$"):
+        preflight(policy, METHOD, whole(rollout, signal), micro_rows=8)
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_gradient_that_is_not_finite_is_named(bad: float) -> None:
     policy = small()
