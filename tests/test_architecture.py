@@ -31,9 +31,9 @@ ARROWS: dict[str, set[str]] = {
     "matching": {"types"},
     "media": {"types", "arguments", "fetching"},
     "conversations": {"types", "media"},
-    "objectives": {"types", "needs"},
-    "samplers": {"types"},
-    "methods": {"types", "needs", "objectives", "samplers"},
+    "objectives": {"types", "needs", "arguments"},
+    "samplers": {"types", "arguments"},
+    "methods": {"types", "needs", "objectives", "samplers", "arguments"},
     "policies": {
         *(
             "types",

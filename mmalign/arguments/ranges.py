@@ -74,6 +74,10 @@ Share = Annotated[float, within(0, 1, below=True)]
 """From 0 to below 1: a decay, a dropout."""
 Proportion = Annotated[float, within(0, 1)]
 """From 0 to 1, both included."""
+Fraction = Annotated[float, within(0, 1, above=True)]
+"""Above 0 and up to 1: a part of something, and not none of it."""
+Half = Annotated[float, within(0, 0.5, below=True)]
+"""From 0 to below one half: how often a label is wrong."""
 Size = Annotated[int, within(1, 2**53)]
 """Bytes or pixels that something may have."""
 

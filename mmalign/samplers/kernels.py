@@ -24,11 +24,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
+from mmalign.arguments.ranges import NotNegative, Proportion, within
 from mmalign.types import Kernel, Level, Prediction, UserError
 
 __all__ = ["cps", "dance_sde", "ddim", "flow_sde", "ode"]  # what a configuration may name as a kernel
@@ -96,7 +97,7 @@ def ode() -> Kernel:
     return _kernel(lambda t, t_next: (t_next.noise, torch.zeros_like(t_next.noise)))
 
 
-def ddim(*, eta: float = 1.0) -> Kernel:
+def ddim(*, eta: Proportion = 1.0) -> Kernel:
     """The stochastic DDIM step of DDPO; ``eta=1`` is the ancestral sampler, ``eta=0`` is ``ode``.
 
     Paper: Song et al. 2020, https://arxiv.org/abs/2010.02502, eq. 12 and 16; DDPO, https://arxiv.org/abs/2305.13301
@@ -119,7 +120,7 @@ def ddim(*, eta: float = 1.0) -> Kernel:
     return _kernel(weights)
 
 
-def cps(*, noise_level: float = 0.8) -> Kernel:
+def cps(*, noise_level: Proportion = 0.8) -> Kernel:
     """Coefficients-preserving sampling: with the clean image known, the noise after a step is exactly the schedule's.
 
     Paper: Flow-CPS, https://arxiv.org/abs/2509.05952
@@ -138,7 +139,12 @@ def cps(*, noise_level: float = 0.8) -> Kernel:
     return _kernel(lambda t, t_next: (t_next.noise * cos, t_next.noise * sin))
 
 
-def flow_sde(*, noise_level: float = 0.7, first: Literal["next"] | float = "next", last: Literal["ode", "noise"] = "ode") -> Kernel:
+def flow_sde(
+    *,
+    noise_level: NotNegative = 0.7,
+    first: Literal["next"] | Annotated[float, within(0, 1, above=True, below=True)] = "next",
+    last: Literal["ode", "noise"] = "ode",
+) -> Kernel:
     """The SDE of Flow-GRPO, with noise that grows with the level: ``g = noise_level * sqrt(s / (1 - s))``.
 
     Paper: Flow-GRPO, https://arxiv.org/abs/2505.05470
@@ -171,7 +177,7 @@ def flow_sde(*, noise_level: float = 0.7, first: Literal["next"] | float = "next
     return _sde("flow_sde", variance, last)
 
 
-def dance_sde(*, noise_level: float = 0.3, last: Literal["ode", "noise"] = "ode") -> Kernel:
+def dance_sde(*, noise_level: NotNegative = 0.3, last: Literal["ode", "noise"] = "ode") -> Kernel:
     """The SDE of DanceGRPO, with constant noise: ``g = noise_level``; otherwise that of ``flow_sde``.
 
     Paper: DanceGRPO, https://arxiv.org/abs/2505.07818

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from mmalign.arguments.ranges import Count, Fraction, Natural, Proportion, Steps
 from mmalign.types import UserError
 
 __all__ = ["all_but_last", "everything", "first_fraction", "random_window", "sliding_window"]
@@ -24,7 +25,7 @@ def everything() -> Window:
     return lambda num_steps, step, rng: _between(num_steps, 0, num_steps)
 
 
-def all_but_last(*, count: int = 1) -> Window:
+def all_but_last(*, count: Natural = 1) -> Window:
     """All steps but the last ``count``: Flow-GRPO (``timestep_fraction=0.99`` in flow_grpo) and DanceGRPO; the default.
 
     count: 0 is ``everything``; 2 for schedules that end in a tiny level before 0 (diffusers with a static shift): a random step into it
@@ -45,7 +46,7 @@ def all_but_last(*, count: int = 1) -> Window:
     return window
 
 
-def first_fraction(*, fraction: float = 0.5) -> Window:
+def first_fraction(*, fraction: Fraction = 0.5) -> Window:
     """The first ``int(fraction * num_steps)`` steps, at least one: ``timestep_fraction`` in flow_grpo.
 
     The first steps settle the layout. DanceGRPO means another thing by the same name: a random choice of steps in each row.
@@ -62,7 +63,7 @@ def first_fraction(*, fraction: float = 0.5) -> Window:
     return lambda num_steps, step, rng: _between(num_steps, 0, max(1, _whole(fraction * num_steps)))
 
 
-def random_window(*, size: int = 3, within: tuple[float, float] = (0.0, 0.5)) -> Window:
+def random_window(*, size: Count = 3, within: tuple[Proportion, Proportion] = (0.0, 0.5)) -> Window:
     """``size`` neighbouring steps at a random place, new at each training step: Flow-GRPO-Fast (size 2 or 3, first half).
 
     size: steps. within: the part of the trajectory in which the whole window lies, as fractions of its steps. The last step is left
@@ -86,7 +87,7 @@ def random_window(*, size: int = 3, within: tuple[float, float] = (0.0, 0.5)) ->
 
 
 def sliding_window(
-    *, size: int = 4, every: int = 25, stride: int = 1, within: tuple[float, float] = (0.0, 1.0), wrap: bool = True
+    *, size: Count = 4, every: Steps = 25, stride: Count = 1, within: tuple[Proportion, Proportion] = (0.0, 1.0), wrap: bool = True
 ) -> Window:
     """``size`` neighbouring steps that move from noise to data: MixGRPO's progressive strategy.
 
@@ -122,7 +123,7 @@ def _between(num_steps: int, low: int, high: int) -> Tensor:
     return (place >= low) & (place < high)
 
 
-def _starts(owner: str, num_steps: int, size: int, within: tuple[float, float]) -> tuple[int, int]:
+def _starts(owner: str, num_steps: int, size: int, within: tuple[Proportion, Proportion]) -> tuple[int, int]:
     """The first place where a window can start, and the number of such places."""
     low, high = _whole(within[0] * num_steps), min(_whole(within[1] * num_steps), num_steps - 1)
     _require(high - low >= size, f"{owner}.size: got {size}, takes at most {max(high - low, 0)} within={within} of {num_steps} steps")
@@ -133,7 +134,7 @@ def _whole(number: float) -> int:
     return int(number + 1e-9)  # 0.29 * 100 is 28.999999999999996
 
 
-def _check_span(owner: str, size: int, within: tuple[float, float]) -> None:
+def _check_span(owner: str, size: int, within: tuple[Proportion, Proportion]) -> None:
     _require(size >= 1, f"{owner}.size: got {size}, takes 1 or more")
     _require(len(within) == 2 and 0 <= within[0] < within[1] <= 1, f"{owner}.within: got {within}, takes two rising numbers in 0..1")
 

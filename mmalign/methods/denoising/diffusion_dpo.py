@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from mmalign.arguments.ranges import Half, Positive
 from mmalign.objectives import links, scores
 from mmalign.objectives.sentences.pairwise import pairwise
 from mmalign.objectives.terms.pairs import compared
@@ -12,11 +13,11 @@ from mmalign.types import Method
 
 def diffusion_dpo(
     *,
-    beta: float = 5000.0,
+    beta: Positive = 5000.0,
     error: Literal["mean", "sum"] = "mean",
     half: bool = True,
     link: Literal["logistic", "hinge", "squared"] = "logistic",
-    smoothing: float = 0.0,
+    smoothing: Half = 0.0,
 ) -> Method:
     """DPO through denoising errors: the model learns to denoise the better image better than the reference does.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from mmalign.arguments.ranges import Half, Positive
 from mmalign.objectives import links, scores
 from mmalign.objectives.sentences.pairwise import pairwise
 from mmalign.objectives.terms.pairs import compared
@@ -12,11 +13,11 @@ from mmalign.types import Method
 
 def flow_dpo(
     *,
-    beta: float = 2000.0,
+    beta: Positive = 2000.0,
     times: Literal["constant", "noise"] = "constant",
     error: Literal["mean", "sum"] = "mean",
     half: bool = True,
-    smoothing: float = 0.0,
+    smoothing: Half = 0.0,
 ) -> Method:
     """Diffusion-DPO on the velocity of a rectified flow.
 

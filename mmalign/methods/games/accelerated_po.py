@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from mmalign.arguments.ranges import Positive, Share, Steps
 from mmalign.objectives import links, scores
 from mmalign.objectives.parts import ANY
 from mmalign.objectives.sentences.pairwise import pairwise
@@ -11,7 +12,7 @@ from mmalign.objectives.terms.pairs import compared
 from mmalign.types import Method, Move, UserError
 
 
-def accelerated_po(*, beta: float = 0.1, momentum: float = 0.3, every: int = 10) -> Method:
+def accelerated_po(*, beta: Positive = 0.1, momentum: Share = 0.3, every: Steps = 10) -> Method:
     """Rounds of DPO with Nesterov's momentum: each round starts ahead of where the one before it ended, and takes that as its reference.
 
     With m the margin of log-ratios to ``previous``, the policy that a round starts from::

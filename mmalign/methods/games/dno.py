@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
+from mmalign.arguments.ranges import NotNegative, Positive
 from mmalign.objectives import links, scores
 from mmalign.objectives.parts import ANY
 from mmalign.objectives.sentences.pairwise import pairwise
@@ -13,7 +14,7 @@ from mmalign.objectives.terms.pairs import compared
 from mmalign.types import Feedback, Method
 
 
-def dno(*, beta: float = 0.1, gap: float = 0.0) -> Method:
+def dno(*, beta: Positive = 0.1, gap: NotNegative = 0.0) -> Method:
     """Rounds of contrast against the policy before, on pairs that an oracle sets clearly apart.
 
     With m the margin of log-ratios to ``previous``::

@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from mmalign.arguments.ranges import Positive
 from mmalign.objectives import links, scores
 from mmalign.objectives.feedback import comparisons
 from mmalign.objectives.parts import Reading
@@ -21,7 +22,7 @@ MOVES = (
 )
 
 
-def egpo(*, beta: float = 0.1, scale: float = 1.0) -> Method:
+def egpo(*, beta: Positive = 0.1, scale: Positive = 1.0) -> Method:
     """Self-play that looks a step ahead: a first step against oneself, then the real one, from the same start, against where it led.
 
     Of every two training steps the first goes from ``start`` to ``half``; the second goes back to ``start``, Adam's moments with it, and

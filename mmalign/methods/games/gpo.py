@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from mmalign.arguments.ranges import Positive
 from mmalign.objectives import links, scores
 from mmalign.objectives.feedback import comparisons
 from mmalign.objectives.parts import ANY, Reading
@@ -12,7 +13,7 @@ from mmalign.objectives.terms.pairs import Order, Term
 from mmalign.types import Feedback, Method, Steps
 
 
-def gpo(*, beta: float = 1e-3) -> Method:
+def gpo(*, beta: Positive = 1e-3) -> Method:
     """Each row's log-ratio to the previous policy goes to its preference score over beta: SPPO without squeezing it into a probability.
 
     With ``d = log pi - log ref`` of a row, and s its score, the mean log-odds of winning against another row of its prompt::

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from mmalign.arguments.ranges import Positive, Proportion
 from mmalign.methods.games.mnpo import mnpo
 from mmalign.types import Method, UserError
 
 
-def inpo(*, eta: float = 0.005, ratio: float = 1 / 3) -> Method:
+def inpo(*, eta: Positive = 0.005, ratio: Proportion = 1 / 3) -> Method:
     """No-regret self-play: every round takes a mirror-descent step from the policy before, held by the reference.
 
     With ``h(q) = log q(better row) - log q(worse row)``::

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 from torch import Tensor
 
+from mmalign.arguments.ranges import Positive, within
 from mmalign.objectives import links, scores
 from mmalign.objectives.feedback import comparisons
 from mmalign.objectives.parts import ANY, Reading
@@ -13,7 +16,7 @@ from mmalign.objectives.terms.pairs import Order, Term
 from mmalign.types import Feedback, Method, Steps, UserError
 
 
-def irepo(*, beta: float = 0.1, eps: float = 0.01) -> Method:
+def irepo(*, beta: Positive = 0.1, eps: Annotated[float, within(0, 0.5, above=True, below=True)] = 0.01) -> Method:
     """The margin of implicit rewards is regressed to the log-odds of the preference, as annotators' votes give them.
 
     With m DPO's margin to ``ref`` and p the probability that the pair's first row is the better one, kept inside eps..1 - eps::

@@ -6,6 +6,7 @@ from typing import Literal
 
 import torch
 
+from mmalign.arguments.ranges import Positive
 from mmalign.needs import refs
 from mmalign.objectives import links, scores
 from mmalign.objectives.parts import ANY, Part
@@ -16,7 +17,7 @@ from mmalign.types import Method, UserError
 
 def mnpo(
     *,
-    eta: float = 0.0075,
+    eta: Positive = 0.0075,
     shares: dict[str, float] | None = None,
     margin: Literal["total", "per_step", "per_scalar"] = "total",
 ) -> Method:

@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from mmalign.arguments.ranges import NotNegative, Positive, Proportion
 from mmalign.needs import MASK, OLD, refs
 from mmalign.objectives import ratios, surrogates, weights
 from mmalign.objectives.feedback import comparisons, returns
@@ -19,10 +20,10 @@ from mmalign.types import Feedback, Method, Sampler, UserError
 
 def nash_md(
     *,
-    mixture: float = 0.5,
-    tau: float = 0.1,
+    mixture: Proportion = 0.5,
+    tau: NotNegative = 0.1,
     kl: Literal["sequence", "token"] = "sequence",
-    scale: float = 1.0,
+    scale: Positive = 1.0,
     opponents: Literal["drawn", "weighted"] = "drawn",
 ) -> Method:
     """REINFORCE on the probability to win against the geometric mixture of policy and reference, which leads to a Nash equilibrium.

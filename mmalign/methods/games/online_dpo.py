@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Literal
 
+from mmalign.arguments.ranges import Positive
 from mmalign.methods.pairs.dpo import dpo
 from mmalign.types import Method
 
 
-def online_dpo(*, beta: float = 0.1, link: Literal["logistic", "hinge", "squared"] = "logistic") -> Method:
+def online_dpo(*, beta: Positive = 0.1, link: Literal["logistic", "hinge", "squared"] = "logistic") -> Method:
     """DPO, IPO or SLiC on pairs that the policy has just sampled and a judge has just compared.
 
     With m DPO's margin to ``ref``::

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from functools import partial
 
+from mmalign.arguments.ranges import Positive
 from mmalign.objectives.sentences import reward_gaps
 from mmalign.types import Method
 
 
-def rebel(*, eta: float = 1.0) -> Method:
+def rebel(*, eta: Positive = 1.0) -> Method:
     """Two answers to one prompt: the difference of their log-ratios to the sampling policy is to be eta times that of their rewards.
 
     With ``h = [log pi - log pi_old](row 1) - [log pi - log pi_old](row 2)``, sums over steps::

@@ -7,6 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from mmalign.arguments.ranges import Positive
 from mmalign.needs import SEGMENT
 from mmalign.objectives import ratios
 from mmalign.objectives.parts import held, live
@@ -14,7 +15,7 @@ from mmalign.objectives.sentences import reward_gaps
 from mmalign.types import Method, Steps
 
 
-def refuel(*, eta: float = 1.0) -> Method:
+def refuel(*, eta: Positive = 1.0) -> Method:
     """REBEL on one turn of a conversation, with the rewards of the two futures that it led to.
 
     Two rows share a conversation up to a turn, answer it differently, and are played to the end. With h the difference of their

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 
+from mmalign.arguments.ranges import NotNegative, Positive
 from mmalign.methods.pairs.dpo import dpo
 from mmalign.objectives import scores
 from mmalign.objectives.feedback import comparisons
@@ -12,7 +13,7 @@ from mmalign.objectives.sentences.explored import explored
 from mmalign.types import Method, Sampler, UserError
 
 
-def selm(*, beta: float = 0.01, alpha: float = 1e-3) -> Method:
+def selm(*, beta: Positive = 0.01, alpha: NotNegative = 1e-3) -> Method:
     """DPO with optimism: of the policies that fit the labels, the one whose implicit reward is high where the reference does not go.
 
     Some rows of a group are drawn by ``ref``; the group's best and worst row, whoever drew them, are the pair. With ``d = log pi - log

@@ -7,13 +7,14 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from mmalign.arguments.ranges import NotNegative, Positive
 from mmalign.objectives import penalties, ratios, surrogates, weights
 from mmalign.objectives.feedback import advantages, comparisons
 from mmalign.objectives.sentences.policy_gradient import policy_gradient
 from mmalign.types import Feedback, Method
 
 
-def spo(*, scale: float = 1.0, clip: float = 0.2, beta: float = 0.0, kl: str = "k3") -> Method:
+def spo(*, scale: Positive = 1.0, clip: Positive = 0.2, beta: NotNegative = 0.0, kl: str = "k3") -> Method:
     """A row's reward is how often it is preferred to the others of its group: no reward model, and no reference to beat but oneself.
 
     ``u_i = mean_j P(i beats j)`` over the rows j that i was compared with, ``A_i = u_i - mean_group u``, ``rho = pi / pi_old``::

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from mmalign.arguments.ranges import Positive, Proportion
 from mmalign.needs import contrast
 from mmalign.objectives import scores
 from mmalign.objectives.parts import under
@@ -12,7 +13,7 @@ from mmalign.objectives.terms.pairs import Order, Term
 from mmalign.types import Method, Steps, UserError
 
 
-def srpo(*, beta: float = 0.1, alpha: float = 0.5, revising: str = "revising", keeping: str = "keeping") -> Method:
+def srpo(*, beta: Positive = 0.1, alpha: Proportion = 0.5, revising: str = "revising", keeping: str = "keeping") -> Method:
     """One model learns to answer and to improve an answer; the best answers are those that leave nothing to improve.
 
     With ``d(y | z)`` the sum over steps of ``log pi - log ref`` of answer y where the prompt shows answer z to be revised, ``d(y)`` where

@@ -8,6 +8,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from mmalign.arguments.ranges import NotNegative, Positive
 from mmalign.methods.pairs.dpo import dpo
 from mmalign.objectives import scores
 from mmalign.objectives.feedback import comparisons
@@ -15,7 +16,7 @@ from mmalign.objectives.sentences.explored import explored
 from mmalign.types import Feedback, Method, Sampler, UserError
 
 
-def vpo(*, beta: float = 0.1, alpha: float = 0.01, value: Literal["optimism", "pessimism"] = "optimism") -> Method:
+def vpo(*, beta: Positive = 0.1, alpha: NotNegative = 0.01, value: Literal["optimism", "pessimism"] = "optimism") -> Method:
     """DPO whose implicit reward is asked for a high value where data can still be had, and for a low one where it cannot.
 
     A reward with mean 0 under a calibration policy has the value ``-beta E_cal[log pi - log ref]``. With ``d = log pi - log ref`` of a

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 
+from mmalign.arguments.ranges import NotNegative, Positive
 from mmalign.methods.pairs.dpo import dpo
 from mmalign.objectives import scores
 from mmalign.objectives.feedback import comparisons
@@ -12,7 +13,7 @@ from mmalign.objectives.sentences.explored import explored
 from mmalign.types import Method, Sampler, UserError
 
 
-def xpo(*, beta: float = 0.1, alpha: float = 1e-5) -> Method:
+def xpo(*, beta: Positive = 0.1, alpha: NotNegative = 1e-5) -> Method:
     """Online DPO that explores: what the reference says becomes less likely, so that the policy tries what nobody has rated yet.
 
     Half of a group's rows are drawn by ``ref``, and each of them makes a pair with one of the policy's own. With m DPO's margin to

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from mmalign.arguments.ranges import Positive
 from mmalign.objectives import scores, weights
 from mmalign.objectives.parts import live
 from mmalign.objectives.sentences.listwise import listwise
@@ -11,7 +12,7 @@ from mmalign.objectives.terms.lists import Ranking, log_sum
 from mmalign.types import Method
 
 
-def plackett_luce(*, beta: float = 0.1) -> Method:
+def plackett_luce(*, beta: Positive = 0.1) -> Method:
     """A ranking as a series of choices: the best of all, then the best of the rest, and so on; DPO's reward says how likely each is.
 
     With ``s = beta (log pi - log ref)`` of the whole row::

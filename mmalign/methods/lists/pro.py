@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from mmalign.arguments.ranges import NotNegative
 from mmalign.objectives import scores, weights
 from mmalign.objectives.parts import DENSITIES, live
 from mmalign.objectives.sentences.listwise import listwise
@@ -13,7 +14,7 @@ from mmalign.objectives.terms.lists import Ranking, likelihood, log_sum
 from mmalign.types import Method
 
 
-def pro(*, sft: float = 0.05, temperature: bool = True) -> Method:
+def pro(*, sft: NotNegative = 0.05, temperature: bool = True) -> Method:
     """Each row of a list against all that are worse, the more sharply the farther apart their rewards are. No reference.
 
     With p the mean log-probability of a row's steps, and over the rows j that are worse than i

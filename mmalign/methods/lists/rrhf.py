@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mmalign.arguments.ranges import NotNegative
 from mmalign.objectives import scores, weights
 from mmalign.objectives.parts import DENSITIES, live
 from mmalign.objectives.sentences.listwise import listwise
@@ -12,7 +13,7 @@ from mmalign.objectives.terms.lists import Ranking, likelihood
 from mmalign.types import Method
 
 
-def rrhf(*, sft: float = 1.0) -> Method:
+def rrhf(*, sft: NotNegative = 1.0) -> Method:
     """Likelihoods in the order of rewards, by a hinge for each pair of a list; and the best row is learned as it stands. No reference.
 
     With p the mean log-probability of a row's steps::

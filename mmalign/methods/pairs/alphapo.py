@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from mmalign.arguments.ranges import Finite, NotNegative, Positive
 from mmalign.objectives import divergences, links, scores
 from mmalign.objectives.sentences.pairwise import pairwise
 from mmalign.objectives.terms.pairs import compared
 from mmalign.types import Method
 
 
-def alphapo(*, beta: float = 2.0, gamma: float = 1.0, alpha: float = 0.25) -> Method:
+def alphapo(*, beta: Positive = 2.0, gamma: NotNegative = 1.0, alpha: Finite = 0.25) -> Method:
     """SimPO with the reward bent: the log-probability becomes a power, and alpha says how fast it flattens.
 
     With a the mean log-probability of a row's steps, ``r = (1 - e^(-alpha a)) / alpha``, better row w, worse row r::

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from mmalign.arguments.ranges import Half, Positive
 from mmalign.objectives import links
 from mmalign.objectives.sentences.pairwise import pairwise
 from mmalign.objectives.terms import transport
 from mmalign.types import Method
 
 
-def aot(*, beta: float = 0.1, paired: bool = True, smoothing: float = 0.0) -> Method:
+def aot(*, beta: Positive = 0.1, paired: bool = True, smoothing: Half = 0.0) -> Method:
     """Better rows ahead as a distribution: the i-th smallest score is compared with the i-th smallest, not pair by pair.
 
     With ``g`` the log-probability of a pair's better row minus its worse one's, and ``g_ref`` the reference's; or, unpaired, with

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from mmalign.arguments.ranges import Positive
 from mmalign.objectives import links, scores
 from mmalign.objectives.parts import ANY
 from mmalign.objectives.sentences.pairwise import pairwise
@@ -11,7 +12,7 @@ from mmalign.objectives.terms.pairs import compared
 from mmalign.types import Method
 
 
-def apo_zero(*, beta: float = 0.1, margin: Literal["total", "per_step", "per_scalar"] = "total") -> Method:
+def apo_zero(*, beta: Positive = 0.1, margin: Literal["total", "per_step", "per_scalar"] = "total") -> Method:
     """For better rows that are better than what the model says: they go up, and worse rows down.
 
     With ``d = log pi - log ref`` of a row, better row w, worse row r::

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Literal
 
+from mmalign.arguments.ranges import Positive
 from mmalign.objectives.parts import ANY
 from mmalign.objectives.sentences.pairwise import pairwise
 from mmalign.objectives.terms import baselines
 from mmalign.types import Method
 
 
-def bco_pair(*, beta: float = 0.1, shift: Literal["running", "none"] = "running") -> Method:
+def bco_pair(*, beta: Positive = 0.1, shift: Literal["running", "none"] = "running") -> Method:
     """A classifier of better and worse rows whose logit is the policy's own reward, less what rewards are on average.
 
     With ``d = beta (log pi - log ref)`` of a row, better row w, worse row r, and delta the mean of d::

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Literal
 
+from mmalign.arguments.ranges import Half, Positive
 from mmalign.methods.pairs.dpo import dpo
 from mmalign.types import Method
 
 
-def cdpo(*, beta: float = 0.1, smoothing: float = 0.1, margin: Literal["total", "per_step", "per_scalar"] = "total") -> Method:
+def cdpo(*, beta: Positive = 0.1, smoothing: Half = 0.1, margin: Literal["total", "per_step", "per_scalar"] = "total") -> Method:
     """DPO where a part of the labels is taken to be flipped: no margin is asked to grow without end.
 
     With m DPO's margin and e the smoothing, for a sure label::

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from mmalign.arguments.ranges import NotNegative, Positive
 from mmalign.objectives import links
 from mmalign.objectives.sentences.pairwise import pairwise
 from mmalign.objectives.terms import margins
@@ -11,7 +12,7 @@ from mmalign.types import Method
 
 
 def constrained_po(
-    *, beta: float = 0.1, gamma: float = 0.5, tau: float = 2.0, alpha: float = 1.0, target: Literal["soft", "clip"] = "soft"
+    *, beta: Positive = 0.1, gamma: NotNegative = 0.5, tau: Positive = 2.0, alpha: Positive = 1.0, target: Literal["soft", "clip"] = "soft"
 ) -> Method:
     """DPO that asks the better row to be the likelier one, however the reference saw them.
 

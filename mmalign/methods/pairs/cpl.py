@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mmalign.arguments.ranges import Fraction, Positive
 from mmalign.objectives import links, scores
 from mmalign.objectives.sentences.pairwise import pairwise
 from mmalign.objectives.terms import shares
@@ -9,7 +10,7 @@ from mmalign.objectives.terms.pairs import compared
 from mmalign.types import Method, UserError
 
 
-def cpl(*, beta: float = 0.1, gamma: float = 1.0, bias: float = 0.5) -> Method:
+def cpl(*, beta: Positive = 0.1, gamma: Fraction = 1.0, bias: Fraction = 0.5) -> Method:
     """Preferences as regrets: discounted log-probabilities of what was done take the place of advantages; no reference, no reward.
 
     With ``s = sum_t gamma^t beta log pi_t`` of a row, better row w, worse row r::

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from mmalign.arguments.ranges import Half, NotNegative, Positive
 from mmalign.objectives import links, scores
 from mmalign.objectives.sentences.pairwise import pairwise
 from mmalign.objectives.terms import regularisers
@@ -12,7 +13,7 @@ from mmalign.types import Method
 
 
 def cpo(
-    *, beta: float = 0.1, likelihood: float = 1.0, average: Literal["sequence", "token", "sum"] = "sequence", smoothing: float = 0.0
+    *, beta: Positive = 0.1, likelihood: NotNegative = 1.0, average: Literal["sequence", "token", "sum"] = "sequence", smoothing: Half = 0.0
 ) -> Method:
     """DPO without the reference, held in place by the likelihood of better rows.
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from mmalign.arguments.ranges import Positive
 from mmalign.objectives import links
 from mmalign.objectives.sentences.pairwise import pairwise
 from mmalign.objectives.terms import token_level
 from mmalign.types import Method
 
 
-def critical_token_dpo(*, beta: float = 0.1, both: bool = True) -> Method:
+def critical_token_dpo(*, beta: Positive = 0.1, both: bool = True) -> Method:
     """DPO in which a wrong answer is blamed for its critical tokens: those that a model of wrong answers likes and one of right ones not.
 
     With s_t in 0..1 how much more a step belongs to right answers, better row w, worse row r::

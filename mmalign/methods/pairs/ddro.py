@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from mmalign.arguments.ranges import Positive
 from mmalign.methods.pairs.dpo import dpo
 from mmalign.types import Method
 
 
-def ddro(*, beta: float = 0.4) -> Method:
+def ddro(*, beta: Positive = 0.4) -> Method:
     """DPO for generative retrieval: the identifier of a relevant document against that of an irrelevant one.
 
     With m DPO's margin, rows being document identifiers::

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from mmalign.arguments.ranges import NotNegative, Positive
 from mmalign.objectives import links, scores
 from mmalign.objectives.sentences.pairwise import pairwise
 from mmalign.objectives.terms import shares
@@ -11,7 +12,7 @@ from mmalign.objectives.terms.pairs import compared
 from mmalign.types import Method
 
 
-def dense_dpo(*, beta: float = 0.1, gamma: float = 5.0, margin: Literal["total", "per_step"] = "per_step") -> Method:
+def dense_dpo(*, beta: Positive = 0.1, gamma: NotNegative = 5.0, margin: Literal["total", "per_step"] = "per_step") -> Method:
     """DPO on corrected answers, in which what was corrected counts more than what was kept.
 
     With c_t = gamma for steps that the other row has not and 1 for the others, and a row's score

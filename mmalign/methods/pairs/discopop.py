@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mmalign.arguments.ranges import Fraction, Positive
 from mmalign.objectives import links, scores
 from mmalign.objectives.parts import ANY
 from mmalign.objectives.sentences.pairwise import pairwise
@@ -9,7 +10,7 @@ from mmalign.objectives.terms.pairs import compared
 from mmalign.types import Method, UserError
 
 
-def discopop(*, beta: float = 0.05, tau: float = 0.05) -> Method:
+def discopop(*, beta: Positive = 0.05, tau: Fraction = 0.05) -> Method:
     """The loss that a language model discovered: logistic for pairs that are behind, exponential for pairs that are ahead.
 
     With m DPO's margin, ``z = beta m`` and ``s = sigmoid(z / tau)``::

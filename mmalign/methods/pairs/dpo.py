@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from mmalign.arguments.ranges import Half, Positive
 from mmalign.objectives import links, scores
 from mmalign.objectives.parts import ANY
 from mmalign.objectives.sentences.pairwise import pairwise
@@ -13,10 +14,10 @@ from mmalign.types import Method
 
 def dpo(
     *,
-    beta: float = 0.1,
+    beta: Positive = 0.1,
     margin: Literal["total", "per_step", "per_scalar"] = "total",
     link: Literal["logistic", "hinge", "squared"] = "logistic",
-    smoothing: float = 0.0,
+    smoothing: Half = 0.0,
 ) -> Method:
     """The policy as its own reward model: a better row's log-ratio to the reference goes up, a worse one's down.
 

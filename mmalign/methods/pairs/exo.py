@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from mmalign.arguments.ranges import Positive, within
 from mmalign.objectives import links, scores
 from mmalign.objectives.parts import ANY
 from mmalign.objectives.sentences.pairwise import pairwise
@@ -9,7 +12,7 @@ from mmalign.objectives.terms.pairs import compared
 from mmalign.types import Method, UserError
 
 
-def exo(*, beta: float = 0.1, smoothing: float = 1e-3) -> Method:
+def exo(*, beta: Positive = 0.1, smoothing: Annotated[float, within(0, 0.5, above=True, below=True)] = 1e-3) -> Method:
     """The reverse KL where DPO has the forward one: the policy's choice between two rows, held to the people's.
 
     With m DPO's margin, ``q = sigmoid(beta m)`` and e the smoothing, for a sure label::

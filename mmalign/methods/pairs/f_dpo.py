@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from mmalign.arguments.ranges import Finite, Positive
 from mmalign.objectives import divergences, links, scores
 from mmalign.objectives.parts import ANY
 from mmalign.objectives.sentences.pairwise import pairwise
@@ -12,7 +13,7 @@ from mmalign.types import Method
 
 
 def f_dpo(
-    *, beta: float = 0.1, divergence: Literal["reverse_kl", "forward_kl", "js", "alpha"] = "reverse_kl", alpha: float = 0.5
+    *, beta: Positive = 0.1, divergence: Literal["reverse_kl", "forward_kl", "js", "alpha"] = "reverse_kl", alpha: Finite = 0.5
 ) -> Method:
     """DPO for a policy that is held to its reference by another divergence than the reverse KL.
 

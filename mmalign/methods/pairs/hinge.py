@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Literal
 
+from mmalign.arguments.ranges import Positive
 from mmalign.methods.pairs.dpo import dpo
 from mmalign.types import Method
 
 
-def hinge(*, beta: float = 0.1, margin: Literal["total", "per_step", "per_scalar"] = "total") -> Method:
+def hinge(*, beta: Positive = 0.1, margin: Literal["total", "per_step", "per_scalar"] = "total") -> Method:
     """SLiC's hinge with a reference: a pair that is ahead by 1 / beta is left alone.
 
     With m DPO's margin::

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Literal
 
+from mmalign.arguments.ranges import Half, Positive
 from mmalign.methods.pairs.dpo import dpo
 from mmalign.types import Method
 
 
-def ipo(*, beta: float = 0.1, margin: Literal["total", "per_step", "per_scalar"] = "total", smoothing: float = 0.0) -> Method:
+def ipo(*, beta: Positive = 0.1, margin: Literal["total", "per_step", "per_scalar"] = "total", smoothing: Half = 0.0) -> Method:
     """DPO's margin pulled to a fixed size: sure preferences do not make the reference forgotten.
 
     With m DPO's margin::

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
+from mmalign.arguments.ranges import Fraction, NotNegative, Positive, within
 from mmalign.objectives import links, scores
 from mmalign.objectives.parts import ANY, DENSITIES, choose
 from mmalign.objectives.sentences.pairwise import pairwise
@@ -15,10 +16,10 @@ from mmalign.types import Method, UserError
 def lcpo(
     *,
     base: Literal["dpo", "ipo", "simpo", "cpo"] = "dpo",
-    beta: float = 0.1,
-    gamma: float = 0.0,
-    reliability: float = 0.9,
-    momentum: float = 0.1,
+    beta: Positive = 0.1,
+    gamma: NotNegative = 0.0,
+    reliability: Annotated[float, within(0, 1, above=True, below=True)] = 0.9,
+    momentum: Fraction = 0.1,
 ) -> Method:
     """Expectation-maximisation over labels that may be wrong, around any loss for pairs: doubted labels count less.
 

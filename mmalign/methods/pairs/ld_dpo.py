@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mmalign.arguments.ranges import Positive, Proportion
 from mmalign.objectives import links, scores
 from mmalign.objectives.sentences.pairwise import pairwise
 from mmalign.objectives.terms import shares
@@ -9,7 +10,7 @@ from mmalign.objectives.terms.pairs import compared
 from mmalign.types import Method
 
 
-def ld_dpo(*, beta: float = 0.1, alpha: float = 0.5) -> Method:
+def ld_dpo(*, beta: Positive = 0.1, alpha: Proportion = 0.5) -> Method:
     """DPO in which what a row says beyond the length of the other one counts less.
 
     With n the length of the shorter row of a pair, and a row's score

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mmalign.arguments.ranges import NotNegative, Positive
 from mmalign.objectives import links, scores
 from mmalign.objectives.parts import ANY
 from mmalign.objectives.sentences.pairwise import pairwise
@@ -10,7 +11,7 @@ from mmalign.objectives.terms.pairs import compared, times
 from mmalign.types import Method
 
 
-def mapl(*, beta: float = 0.1, weight: float = 1.0) -> Method:
+def mapl(*, beta: Positive = 0.1, weight: NotNegative = 1.0) -> Method:
     """DPO, and the same question asked of prompts: an answer belongs to its own instructions rather than to changed ones.
 
     With ``d = log pi - log ref`` of a row, ``d'`` the same under instructions that were changed, better row w, worse row r::

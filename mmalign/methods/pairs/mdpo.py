@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mmalign.arguments.ranges import Finite, Positive
 from mmalign.objectives import links, scores
 from mmalign.objectives.parts import ANY
 from mmalign.objectives.sentences.pairwise import pairwise
@@ -10,7 +11,7 @@ from mmalign.objectives.terms.pairs import compared
 from mmalign.types import Method
 
 
-def mdpo(*, beta: float = 0.1, anchor: float = 0.0) -> Method:
+def mdpo(*, beta: Positive = 0.1, anchor: Finite = 0.0) -> Method:
     """DPO that cannot be won without looking: the better answer has to need the picture, and must not become unlikely.
 
     With ``d = log pi - log ref`` of a row, ``d'`` the same with the picture taken away, better row w, worse row r::

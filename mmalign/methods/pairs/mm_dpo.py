@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mmalign.arguments.ranges import NotNegative, Positive
 from mmalign.objectives import links, scores
 from mmalign.objectives.parts import ANY
 from mmalign.objectives.sentences.pairwise import pairwise
@@ -9,7 +10,7 @@ from mmalign.objectives.terms import margins
 from mmalign.types import Method
 
 
-def mm_dpo(*, beta: float = 0.1, weight: float = 0.5, k: float = 0.5) -> Method:
+def mm_dpo(*, beta: Positive = 0.1, weight: NotNegative = 0.5, k: Positive = 0.5) -> Method:
     """DPO that learns more from pairs that a reward model is sure of.
 
     With m DPO's margin, ``delta = max(0, reward of the better row - reward of the worse row)``::

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mmalign.arguments.ranges import Fraction, Positive
 from mmalign.objectives import links, scores
 from mmalign.objectives.parts import ANY
 from mmalign.objectives.sentences.pairwise import pairwise
@@ -9,7 +10,7 @@ from mmalign.objectives.terms import margins
 from mmalign.types import Method
 
 
-def modpo(*, beta: float = 0.1, weight: float = 0.5) -> Method:
+def modpo(*, beta: Positive = 0.1, weight: Fraction = 0.5) -> Method:
     """DPO on one objective's labels with other objectives' rewards as a margin: the optimum of their weighted sum.
 
     With m DPO's margin, delta the other objectives' reward of the better row minus that of the worse row, w the weight::

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from mmalign.arguments.ranges import NotNegative, Positive
 from mmalign.objectives import links, scores
 from mmalign.objectives.parts import ANY
 from mmalign.objectives.sentences.pairwise import pairwise
@@ -14,10 +15,10 @@ from mmalign.types import Method
 
 def mpo(
     *,
-    preference: float = 0.8,
-    quality: float = 0.2,
-    likelihood: float = 1.0,
-    beta: float = 0.1,
+    preference: NotNegative = 0.8,
+    quality: NotNegative = 0.2,
+    likelihood: NotNegative = 1.0,
+    beta: Positive = 0.1,
     shift: Literal["running", "none"] = "running",
     average: Literal["sequence", "token", "sum"] = "sequence",
 ) -> Method:

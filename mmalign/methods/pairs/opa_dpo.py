@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mmalign.arguments.ranges import Finite, NotNegative, Positive
 from mmalign.objectives import links, scores
 from mmalign.objectives.parts import ANY
 from mmalign.objectives.sentences.pairwise import pairwise
@@ -10,7 +11,7 @@ from mmalign.objectives.terms.pairs import compared, times
 from mmalign.types import Method
 
 
-def opa_dpo(*, beta: float = 0.1, picture: float = 0.2, keep: float = 1.0, anchor: float = 0.0) -> Method:
+def opa_dpo(*, beta: Positive = 0.1, picture: NotNegative = 0.2, keep: NotNegative = 1.0, anchor: Finite = 0.0) -> Method:
     """mDPO on answers that the policy could have given: its own as the worse ones, and their revision, learnt before, as the better.
 
     With ``d = log pi - log ref`` of a row, ``d'`` the same with the picture taken away, better row w, worse row r::

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from mmalign.arguments.ranges import Positive
 from mmalign.objectives import links, scores
 from mmalign.objectives.sentences.pairwise import pairwise
 from mmalign.objectives.terms import regularisers
@@ -11,7 +12,7 @@ from mmalign.objectives.terms.pairs import compared
 from mmalign.types import Method
 
 
-def orpo(*, beta: float = 0.1, average: Literal["sequence", "token", "sum"] = "sequence") -> Method:
+def orpo(*, beta: Positive = 0.1, average: Literal["sequence", "token", "sum"] = "sequence") -> Method:
     """Supervised training on better rows, and worse rows' odds kept below theirs; no reference, no stage before.
 
     With a the mean log-probability of a row's tokens and ``odds = e^a / (1 - e^a)``, better row w, worse row r::

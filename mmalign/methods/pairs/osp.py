@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Literal
 
+from mmalign.arguments.ranges import Positive
 from mmalign.methods.pairs.dpo import dpo
 from mmalign.types import Method
 
 
-def osp(*, beta: float = 0.1, margin: Literal["total", "per_step", "per_scalar"] = "total") -> Method:
+def osp(*, beta: Positive = 0.1, margin: Literal["total", "per_step", "per_scalar"] = "total") -> Method:
     """DPO with labels as sure as the judge is: a pair that is nearly a tie is pulled near a margin of 0.
 
     With m DPO's margin and p the strength of the preference, which the policy judges itself::

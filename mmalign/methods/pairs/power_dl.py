@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mmalign.arguments.ranges import NotNegative, Positive, Proportion
 from mmalign.objectives import links
 from mmalign.objectives.sentences.pairwise import pairwise
 from mmalign.objectives.terms import regularisers, relabelled
@@ -9,7 +10,7 @@ from mmalign.objectives.terms.pairs import compared, times
 from mmalign.types import Method, UserError
 
 
-def power_dl(*, beta: float = 0.1, eta: float = 0.1, gamma: float = 0.1) -> Method:
+def power_dl(*, beta: Positive = 0.1, eta: NotNegative = 0.1, gamma: Proportion = 0.1) -> Method:
     """Robust rewards without a reference, and labels that move to what the policy says, so that doubtful pairs stop teaching.
 
     With a the mean log-probability of a row's steps and n its length, better row w, worse row r, sg without gradient::

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mmalign.arguments.ranges import NotNegative, Positive
 from mmalign.needs import DEGREE
 from mmalign.objectives import links, scores
 from mmalign.objectives.sentences.pairwise import pairwise
@@ -10,7 +11,7 @@ from mmalign.objectives.terms.pairs import compared, times
 from mmalign.types import Method
 
 
-def preference_degree(*, beta: float = 0.1, weight: float = 0.1) -> Method:
+def preference_degree(*, beta: Positive = 0.1, weight: NotNegative = 0.1) -> Method:
     """DPO, and a second task: to tell from its hidden states how much of an answer's key content was taken out.
 
     With m DPO's margin and c the log-probability that a head of the policy gives to the right degree, of both rows::

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mmalign.arguments.ranges import NotNegative, Positive
 from mmalign.objectives import links, scores
 from mmalign.objectives.sentences.pairwise import pairwise
 from mmalign.objectives.terms import regularisers, shares
@@ -9,7 +10,7 @@ from mmalign.objectives.terms.pairs import compared, times
 from mmalign.types import Method
 
 
-def rationale_dpo(*, beta: float = 0.1, weight: float = 1.0) -> Method:
+def rationale_dpo(*, beta: Positive = 0.1, weight: NotNegative = 1.0) -> Method:
     """DPO on answers, and supervised training on a text that says why the better one is better.
 
     With m DPO's margin over the steps of segment 1 (the answer) and q the steps of segment 2 (the rationale)::

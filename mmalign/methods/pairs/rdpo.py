@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from mmalign.arguments.ranges import Half, Positive
 from mmalign.objectives import links, scores
 from mmalign.objectives.parts import ANY
 from mmalign.objectives.sentences.pairwise import pairwise
@@ -11,7 +12,7 @@ from mmalign.objectives.terms.pairs import compared
 from mmalign.types import Method
 
 
-def rdpo(*, beta: float = 0.1, flips: float = 0.1, margin: Literal["total", "per_step", "per_scalar"] = "total") -> Method:
+def rdpo(*, beta: Positive = 0.1, flips: Half = 0.1, margin: Literal["total", "per_step", "per_scalar"] = "total") -> Method:
     """DPO's loss, corrected so that its mean over flipped labels is the loss on the labels before they were flipped.
 
     With m DPO's margin, ``l(m) = -log sigmoid(beta m)`` and e the part of the labels that was flipped, for a sure label::

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mmalign.arguments.ranges import Positive
 from mmalign.objectives import links, scores
 from mmalign.objectives.parts import ANY
 from mmalign.objectives.sentences.pairwise import pairwise
@@ -10,7 +11,7 @@ from mmalign.objectives.terms.pairs import compared
 from mmalign.types import Method
 
 
-def reward_augmented_dpo(*, beta: float = 0.1) -> Method:
+def reward_augmented_dpo(*, beta: Positive = 0.1) -> Method:
     """Every scored pair twice: asked for the better row's score, that row wins; asked for the worse row's score, the other one does.
 
     With ``d^g`` a row's log-ratio when the prompt asks for an answer of score g, better row w, worse row r::

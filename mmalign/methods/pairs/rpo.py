@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from mmalign.arguments.ranges import NotNegative, Positive
 from mmalign.objectives import links, scores
 from mmalign.objectives.parts import ANY
 from mmalign.objectives.sentences.pairwise import pairwise
@@ -12,7 +13,7 @@ from mmalign.objectives.terms.pairs import compared, times
 from mmalign.types import Method
 
 
-def rpo(*, beta: float = 0.1, likelihood: float = 1.0, average: Literal["sequence", "token", "sum"] = "sequence") -> Method:
+def rpo(*, beta: Positive = 0.1, likelihood: NotNegative = 1.0, average: Literal["sequence", "token", "sum"] = "sequence") -> Method:
     """DPO that keeps better rows likely: the margin cannot grow by both rows falling.
 
     With m DPO's margin, better row w::

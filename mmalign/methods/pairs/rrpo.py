@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mmalign.arguments.ranges import NotNegative, Positive
 from mmalign.objectives import links, scores
 from mmalign.objectives.sentences.pairwise import pairwise
 from mmalign.objectives.terms import regularisers, shares
@@ -9,7 +10,7 @@ from mmalign.objectives.terms.pairs import compared, times
 from mmalign.types import Method
 
 
-def rrpo(*, beta: float = 0.1, alpha: float = 0.1) -> Method:
+def rrpo(*, beta: Positive = 0.1, alpha: NotNegative = 0.1) -> Method:
     """DPO on the phrases in which two answers differ, with the better answer held to the reference token by token.
 
     With ``u = sum of log(pi / ref)`` over the differing phrases of a row, better row w, worse row r::

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mmalign.arguments.ranges import Half, NotNegative, Positive
 from mmalign.objectives import links, scores
 from mmalign.objectives.sentences.pairwise import pairwise
 from mmalign.objectives.terms import regularisers
@@ -9,7 +10,7 @@ from mmalign.objectives.terms.pairs import compared, times
 from mmalign.types import Method
 
 
-def simpo(*, beta: float = 2.0, gamma: float = 1.0, likelihood: float = 0.0, smoothing: float = 0.0) -> Method:
+def simpo(*, beta: Positive = 2.0, gamma: NotNegative = 1.0, likelihood: NotNegative = 0.0, smoothing: Half = 0.0) -> Method:
     """Rank by mean log-probability, with a gap; no reference model, and length does not pay.
 
     With a the mean log-probability of a row's steps, better row w, worse row r::

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mmalign.arguments.ranges import NotNegative
 from mmalign.objectives import links, scores
 from mmalign.objectives.sentences.pairwise import pairwise
 from mmalign.objectives.terms import regularisers
@@ -9,7 +10,7 @@ from mmalign.objectives.terms.pairs import compared, times
 from mmalign.types import Method
 
 
-def slic(*, delta: float = 1.0, likelihood: float = 1.0) -> Method:
+def slic(*, delta: NotNegative = 1.0, likelihood: NotNegative = 1.0) -> Method:
     """Rank by log-probability with a fixed gap, and keep writing like the better rows; no reference model.
 
     With ``l`` the log-probability of a row, nats, better row w, worse row r::

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from mmalign.arguments.ranges import NotNegative, Positive
 from mmalign.objectives import links
 from mmalign.objectives.sentences.pairwise import pairwise
 from mmalign.objectives.terms import token_level
 from mmalign.types import Method
 
 
-def sparsepo(*, beta: float = 0.1, reward_sparsity: float = 0.0, kl_sparsity: float = 0.0) -> Method:
+def sparsepo(*, beta: Positive = 0.1, reward_sparsity: NotNegative = 0.0, kl_sparsity: NotNegative = 0.0) -> Method:
     """Token-level DPO in which masks say which tokens carry the reward, and which are held to the reference.
 
     With masks ``m^u, m^d >= 0`` of each step, ``u = sum_t m^u_t log(pi / ref)_t`` and ``K = sum_t m^d_t KL(ref || pi)_t`` of a row,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mmalign.arguments.ranges import Positive
 from mmalign.objectives import links, scores
 from mmalign.objectives.parts import ANY
 from mmalign.objectives.sentences.pairwise import pairwise
@@ -9,7 +10,7 @@ from mmalign.objectives.terms.pairs import compared
 from mmalign.types import Method
 
 
-def sppo(*, beta: float = 1e-3, half: bool = True) -> Method:
+def sppo(*, beta: Positive = 1e-3, half: bool = True) -> Method:
     """Each row's log-ratio to the previous policy goes to its own target, which its win probability sets.
 
     With ``d = log pi - log ref`` of a row, better row w, worse row r, and P the probability that w is the better one::

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mmalign.arguments.ranges import NotNegative, Positive
 from mmalign.objectives import links, scores
 from mmalign.objectives.sentences.pairwise import pairwise
 from mmalign.objectives.terms import token_level
@@ -9,7 +10,7 @@ from mmalign.objectives.terms.pairs import compared, times
 from mmalign.types import Method
 
 
-def t_reg(*, beta: float = 0.1, weight: float = 0.25) -> Method:
+def t_reg(*, beta: Positive = 0.1, weight: NotNegative = 0.25) -> Method:
     """DPO, with the credit of single tokens guided by what the reference itself thinks of them when asked for a good and a bad answer.
 
     With m DPO's margin, ``r_t = sigmoid(log ref(y_t | good) - log ref(y_t | bad)) - 1/2`` and sg without gradient::

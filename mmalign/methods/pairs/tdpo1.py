@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from mmalign.arguments.ranges import Positive
 from mmalign.objectives import links
 from mmalign.objectives.sentences.pairwise import pairwise
 from mmalign.objectives.terms import token_level
 from mmalign.types import Method
 
 
-def tdpo1(*, beta: float = 0.1) -> Method:
+def tdpo1(*, beta: Positive = 0.1) -> Method:
     """DPO derived token by token: the margin less the difference of the rows' divergences from the reference.
 
     With m DPO's margin and ``K = sum_t KL(ref || pi)_t`` over the steps of a row, better row w, worse row r::

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from mmalign.arguments.ranges import NotNegative, Positive
 from mmalign.objectives import links
 from mmalign.objectives.sentences.pairwise import pairwise
 from mmalign.objectives.terms import token_level
 from mmalign.types import Method
 
 
-def tdpo2(*, beta: float = 0.1, alpha: float = 0.5) -> Method:
+def tdpo2(*, beta: Positive = 0.1, alpha: NotNegative = 0.5) -> Method:
     """Token-level DPO in which the better row's divergence is only what the worse row's is measured by.
 
     With m DPO's margin and ``K = sum_t KL(ref || pi)_t`` over the steps of a row, better row w, worse row r, sg without gradient::

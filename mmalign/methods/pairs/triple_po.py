@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Literal
 
+from mmalign.arguments.ranges import NotNegative, Positive
 from mmalign.objectives.sentences import triples
 from mmalign.types import Method
 
 
-def triple_po(*, beta: float = 0.01, likelihood: float = 1.0, margin: Literal["total", "per_step"] = "total", gamma: float = 0.0) -> Method:
+def triple_po(
+    *, beta: Positive = 0.01, likelihood: NotNegative = 1.0, margin: Literal["total", "per_step"] = "total", gamma: NotNegative = 0.0
+) -> Method:
     """Three answers at once: the best is imitated, and of the others the better is put before the worse; no reference model.
 
     With s the log-probability of a row (``total``) or its mean over steps (``per_step``), gold row g, better row w, worse row r::

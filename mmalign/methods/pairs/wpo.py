@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mmalign.arguments.ranges import Positive
 from mmalign.objectives import links, scores
 from mmalign.objectives.sentences.pairwise import pairwise
 from mmalign.objectives.terms import margins
@@ -9,7 +10,7 @@ from mmalign.objectives.terms.pairs import compared
 from mmalign.types import Method
 
 
-def wpo(*, beta: float = 0.01, cap: bool = True) -> Method:
+def wpo(*, beta: Positive = 0.01, cap: bool = True) -> Method:
     """DPO on somebody else's texts as if they were the policy's own: pairs count by how likely the policy is to write them.
 
     With m DPO's margin and ``a = mean over steps of [log pi - log sum over the vocabulary of pi^2]`` of a row::

@@ -7,6 +7,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from mmalign.arguments.ranges import Proportion
 from mmalign.needs import refs
 from mmalign.objectives import ratios, scores, surrogates, weights
 from mmalign.objectives.feedback import advantages
@@ -16,7 +17,7 @@ from mmalign.objectives.terms.gates import Gate, Signal
 from mmalign.types import Feedback, Method, Steps, UserError
 
 
-def a_lol(*, ratio: Literal["row", "token", "none"] = "row", clip: float = 0.9) -> Method:
+def a_lol(*, ratio: Literal["row", "token", "none"] = "row", clip: Proportion = 0.9) -> Method:
     """An offline policy gradient on what is left over of given answers: those that are better than the reference's average.
 
     ``A_i = max(0, r_i - V)``, V what the reference is worth on the prompt, ``rho = pi / ref`` of the whole row, sg: without gradient::

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mmalign.arguments.ranges import NotNegative, Positive
 from mmalign.objectives import penalties, ratios, surrogates, weights
 from mmalign.objectives.feedback import advantages
 from mmalign.objectives.sentences.policy_gradient import policy_gradient
@@ -11,12 +12,12 @@ from mmalign.types import Method
 
 def cispo(
     *,
-    smallest: float = 0.0,
-    largest: float = 5.0,
-    beta: float = 0.0,
+    smallest: NotNegative = 0.0,
+    largest: Positive = 5.0,
+    beta: NotNegative = 0.0,
     kl: str = "k3",
     unbiased: bool = True,
-    eps: float = 1e-4,
+    eps: NotNegative = 1e-4,
 ) -> Method:
     """REINFORCE with a limited importance weight: no token ever loses its gradient, as tokens do that PPO clips.
 

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from mmalign.arguments.ranges import Finite, Fraction, NotNegative, Positive
 from mmalign.objectives import ratios, surrogates, weights
 from mmalign.objectives.feedback import advantages
 from mmalign.objectives.sentences.policy_gradient import policy_gradient
@@ -18,13 +19,13 @@ from mmalign.types import Method, Steps, UserError
 
 def clip_cov(
     *,
-    share: float = 2e-4,
-    low: float = 1.0,
-    high: float = 5.0,
+    share: Fraction = 2e-4,
+    low: Finite = 1.0,
+    high: Finite = 5.0,
     pick: Literal["expected", "largest"] = "expected",
-    clip: float = 0.2,
+    clip: Positive = 0.2,
     unbiased: bool = True,
-    eps: float = 1e-4,
+    eps: NotNegative = 1e-4,
 ) -> Method:
     """GRPO without a few of the steps whose covariance of advantage and log-probability is high: it is these that end exploration.
 

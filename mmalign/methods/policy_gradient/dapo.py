@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Annotated
 
 from torch import Tensor
 
+from mmalign.arguments.ranges import Count, NotNegative, within
 from mmalign.objectives import penalties, ratios, surrogates, weights
 from mmalign.objectives.feedback import advantages, shaping
 from mmalign.objectives.sentences.policy_gradient import policy_gradient
@@ -14,15 +16,15 @@ from mmalign.types import Feedback, Method, UserError
 
 def dapo(  # the paper's own numbers
     *,
-    low: float = 0.2,
-    high: float = 0.28,
-    max_length: int | None = None,
-    buffer: int = 4096,
-    dual: float | None = None,
-    beta: float = 0.0,
+    low: NotNegative = 0.2,
+    high: NotNegative = 0.28,
+    max_length: Count | None = None,
+    buffer: Count = 4096,
+    dual: Annotated[float, within(1, above=True, below=True)] | None = None,
+    beta: NotNegative = 0.0,
     kl: str = "k3",
     unbiased: bool = True,
-    eps: float = 1e-4,
+    eps: NotNegative = 1e-4,
 ) -> Method:
     """GRPO with a wider upper clip, a token mean, groups without a signal left out, and a soft price for overlong rows.
 

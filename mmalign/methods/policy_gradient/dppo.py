@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Literal
+from typing import Annotated, Literal
 
+from mmalign.arguments.ranges import NotNegative, Positive, within
 from mmalign.needs import OLD
 from mmalign.objectives import ratios, surrogates, weights
 from mmalign.objectives.feedback import advantages
@@ -18,14 +19,14 @@ _BOUNDS = {"tv": 0.2, "kl": 0.05}
 
 def dppo(
     *,
-    low: float | None = None,
-    high: float | None = None,
+    low: NotNegative | None = None,
+    high: NotNegative | None = None,
     divergence: Literal["tv", "kl"] = "tv",
-    largest: float | None = None,
-    trust: float = 0.0,
-    length: float | None = 1.0,
+    largest: Annotated[float, within(1, below=True)] | None = None,
+    trust: NotNegative = 0.0,
+    length: Positive | None = 1.0,
     std: Literal["none", "group", "batch"] = "none",
-    eps: float = 1e-4,
+    eps: NotNegative = 1e-4,
 ) -> Method:
     """A policy gradient cut where a token's probability, and not its ratio, has moved too far: a rare token may double, a sure one not.
 

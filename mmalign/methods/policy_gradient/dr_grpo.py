@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Literal
 
+from mmalign.arguments.ranges import NotNegative, Positive
 from mmalign.objectives import penalties, ratios, surrogates, weights
 from mmalign.objectives.feedback import advantages
 from mmalign.objectives.sentences.policy_gradient import policy_gradient
@@ -13,12 +14,12 @@ from mmalign.types import Method
 
 def dr_grpo(
     *,
-    length: float,
-    clip: float = 0.2,
-    beta: float = 0.0,
+    length: Positive,
+    clip: Positive = 0.2,
+    beta: NotNegative = 0.0,
     kl: str = "k3",
     std: Literal["none", "group", "batch"] = "none",
-    eps: float = 1e-4,
+    eps: NotNegative = 1e-4,
 ) -> Method:
     """GRPO without its two biases: no division by the group's spread, none by the row's own length.
 

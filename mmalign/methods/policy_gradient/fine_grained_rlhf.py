@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from mmalign.arguments.ranges import NotNegative, Positive, Proportion
 from mmalign.needs import REWARDS
 from mmalign.objectives.feedback import returns
 from mmalign.objectives.parts import Reading, live, read
@@ -14,12 +15,12 @@ from mmalign.types import Feedback, Method
 
 def fine_grained_rlhf(
     *,
-    terminal: float = 0.0,
-    beta: float = 0.3,
-    clip: float = 0.2,
-    gamma: float = 1.0,
-    lam: float = 0.95,
-    value: float = 1.0,
+    terminal: NotNegative = 0.0,
+    beta: NotNegative = 0.3,
+    clip: Positive = 0.2,
+    gamma: Proportion = 1.0,
+    lam: Proportion = 0.95,
+    value: NotNegative = 1.0,
 ) -> Method:
     """PPO with rewards where they are earned: at the last token of each sentence, or phrase, that a reward model judged.
 

@@ -7,6 +7,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from mmalign.arguments.ranges import NotNegative, Positive
 from mmalign.objectives import penalties, ratios, surrogates, weights
 from mmalign.objectives.feedback import advantages
 from mmalign.objectives.sentences.policy_gradient import policy_gradient
@@ -15,14 +16,14 @@ from mmalign.types import Feedback, Method
 
 def flow_grpo(
     *,
-    clip: float = 1e-4,
-    beta: float = 0.0,
+    clip: Positive = 1e-4,
+    beta: NotNegative = 0.0,
     kl: str = "paper",
     ratio: str = "per_scalar",
     std: Literal["batch", "group", "none"] = "batch",
     unbiased: bool = False,
-    eps: float = 1e-4,
-    advantage_clip: float | None = 5.0,
+    eps: NotNegative = 1e-4,
+    advantage_clip: Positive | None = 5.0,
 ) -> Method:
     """GRPO where a step is a denoising step: the sampler is made stochastic, so that each step is a Gaussian.
 

@@ -8,6 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from mmalign.arguments.ranges import NotNegative, Positive
 from mmalign.objectives import penalties, ratios, surrogates, weights
 from mmalign.objectives.feedback import advantages
 from mmalign.objectives.sentences.policy_gradient import policy_gradient
@@ -15,7 +16,12 @@ from mmalign.types import Feedback, Method, UserError
 
 
 def gdpo(
-    *, reward_weights: Mapping[str, float] | None = None, clip: float = 0.2, beta: float = 0.0, kl: str = "k3", eps: float = 1e-4
+    *,
+    reward_weights: Mapping[str, float] | None = None,
+    clip: Positive = 0.2,
+    beta: NotNegative = 0.0,
+    kl: str = "k3",
+    eps: NotNegative = 1e-4,
 ) -> Method:
     """GRPO with several rewards, each normalised in its group before they are added: none drowns the others.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
+from mmalign.arguments.ranges import NotNegative
 from mmalign.objectives import penalties, ratios, surrogates, weights
 from mmalign.objectives.feedback import advantages
 from mmalign.objectives.sentences.policy_gradient import policy_gradient
@@ -12,12 +13,12 @@ from mmalign.types import Method
 
 def gmpo(
     *,
-    low: float = 0.4,
-    high: float = 0.4,
-    beta: float = 0.0,
+    low: NotNegative = 0.4,
+    high: NotNegative = 0.4,
+    beta: NotNegative = 0.0,
     kl: str = "k3",
     unbiased: bool = True,
-    eps: float = 1e-4,
+    eps: NotNegative = 1e-4,
 ) -> Method:
     """GRPO with the geometric mean of a row's ratios in place of the arithmetic one: outliers count by their logarithm.
 

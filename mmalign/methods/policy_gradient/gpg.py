@@ -6,13 +6,14 @@ from typing import Literal
 
 from torch import Tensor
 
+from mmalign.arguments.ranges import NotNegative
 from mmalign.objectives import ratios, surrogates, weights
 from mmalign.objectives.feedback import advantages
 from mmalign.objectives.sentences.policy_gradient import policy_gradient
 from mmalign.types import Feedback, Method
 
 
-def gpg(*, std: Literal["none", "group"] = "none", correct: bool = True, eps: float = 1e-4) -> Method:
+def gpg(*, std: Literal["none", "group"] = "none", correct: bool = True, eps: NotNegative = 1e-4) -> Method:
     """The plain policy gradient with a group baseline, and a correction for the groups that say nothing: no ratio, clip, or KL.
 
     ``A_i = alpha (r_i - mean_group) / F``, ``alpha = rows / rows of groups that are not tied``, and::

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Literal
+from typing import Annotated, Literal
 
+from mmalign.arguments.ranges import NotNegative, Positive, within
 from mmalign.objectives import penalties, ratios, surrogates, weights
 from mmalign.objectives.feedback import advantages
 from mmalign.objectives.sentences.policy_gradient import policy_gradient
@@ -13,14 +14,14 @@ from mmalign.types import Method
 
 def grpo(
     *,
-    clip: float = 0.2,
-    dual: float | None = None,
-    beta: float = 0.04,
+    clip: Positive = 0.2,
+    dual: Annotated[float, within(1, above=True, below=True)] | None = None,
+    beta: NotNegative = 0.04,
     kl: str = "k3",
     ratio: str = "per_step",
     std: Literal["group", "batch", "none"] = "group",
     unbiased: bool = True,
-    eps: float = 1e-4,
+    eps: NotNegative = 1e-4,
 ) -> Method:
     """Clipped policy gradient whose baseline is the group: no value network.
 

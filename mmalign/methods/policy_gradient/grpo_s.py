@@ -7,6 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from mmalign.arguments.ranges import NotNegative, Positive
 from mmalign.objectives import penalties, ratios, surrogates, weights
 from mmalign.objectives.feedback import advantages
 from mmalign.objectives.sentences.policy_gradient import policy_gradient
@@ -17,9 +18,9 @@ def grpo_s(
     *,
     difference: str | None = None,
     gap: str | None = None,
-    outlier: float | None = None,
-    clip: float = 0.2,
-    beta: float = 0.04,
+    outlier: NotNegative | None = None,
+    clip: Positive = 0.2,
+    beta: NotNegative = 0.04,
     kl: str = "k3",
 ) -> Method:
     """GRPO whose advantages are larger where an answer is far from its demonstration, and where the reward tells the two well apart.

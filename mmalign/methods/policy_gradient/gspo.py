@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Literal
+from typing import Annotated, Literal
 
+from mmalign.arguments.ranges import NotNegative, within
 from mmalign.objectives import penalties, ratios, surrogates, weights
 from mmalign.objectives.feedback import advantages
 from mmalign.objectives.sentences.policy_gradient import policy_gradient
@@ -13,14 +14,14 @@ from mmalign.types import Method, UserError
 
 def gspo(
     *,
-    low: float = 3e-4,
-    high: float = 4e-4,
+    low: NotNegative = 3e-4,
+    high: NotNegative = 4e-4,
     form: Literal["sequence", "token"] = "sequence",
-    dual: float | None = None,
-    beta: float = 0.0,
+    dual: Annotated[float, within(1, above=True, below=True)] | None = None,
+    beta: NotNegative = 0.0,
     kl: str = "k3",
     unbiased: bool = True,
-    eps: float = 1e-4,
+    eps: NotNegative = 1e-4,
 ) -> Method:
     """GRPO whose ratio, and clip, are the whole row's: the reward is one for a row, and so is its importance weight.
 

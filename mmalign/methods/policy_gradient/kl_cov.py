@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from mmalign.arguments.ranges import Fraction, NotNegative
 from mmalign.needs import OLD
 from mmalign.objectives import ratios, surrogates, weights
 from mmalign.objectives.feedback import advantages
@@ -14,7 +15,7 @@ from mmalign.objectives.terms.gates import Signal
 from mmalign.types import Method, Steps, UserError
 
 
-def kl_cov(*, share: float = 2e-4, price: float = 1.0, unbiased: bool = True, eps: float = 1e-4) -> Method:
+def kl_cov(*, share: Fraction = 2e-4, price: NotNegative = 1.0, unbiased: bool = True, eps: NotNegative = 1e-4) -> Method:
     """The unclipped policy gradient, and a price on the steps whose covariance of advantage and log-probability is highest.
 
     ``c_it = (A_i - mean A)(log pi_it - mean log pi)`` over the live steps of an update, K the ``share`` of them (at least one) with the

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
+from mmalign.arguments.ranges import NotNegative
 from mmalign.objectives import penalties, ratios, surrogates, weights
 from mmalign.objectives.feedback import advantages
 from mmalign.objectives.sentences.policy_gradient import policy_gradient
@@ -12,12 +13,12 @@ from mmalign.types import Method
 
 def luspo(
     *,
-    low: float = 2e-3,
-    high: float = 2.5e-3,
-    beta: float = 0.0,
+    low: NotNegative = 2e-3,
+    high: NotNegative = 2.5e-3,
+    beta: NotNegative = 0.0,
     kl: str = "k3",
     unbiased: bool = True,
-    eps: float = 1e-4,
+    eps: NotNegative = 1e-4,
 ) -> Method:
     """GSPO with every row's loss multiplied by its length, so that a step of a long row counts what one of a short row does.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from mmalign.arguments.ranges import Count, NotNegative, Positive, Proportion
 from mmalign.needs import MASK, SEGMENT
 from mmalign.objectives.feedback import returns
 from mmalign.objectives.parts import Reading, read
@@ -16,13 +17,13 @@ from mmalign.types import Method, UserError
 def ma_rlhf(
     *,
     macro: Literal["ngram", "segment"] = "ngram",
-    length: int = 5,
+    length: Count = 5,
     pool: Literal["mean", "sum"] = "mean",
-    clip: float = 0.2,
-    gamma: float = 1.0,
-    lam: float = 0.95,
-    value: float = 1.0,
-    beta: float = 0.02,
+    clip: Positive = 0.2,
+    gamma: Proportion = 1.0,
+    lam: Proportion = 0.95,
+    value: NotNegative = 1.0,
+    beta: NotNegative = 0.02,
 ) -> Method:
     """PPO whose decisions are runs of several tokens: rewards have fewer steps to travel back.
 

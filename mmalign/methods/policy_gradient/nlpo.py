@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mmalign.arguments.ranges import NotNegative, Positive, Proportion
 from mmalign.objectives.sentences.actor_critic import actor_critic
 from mmalign.objectives.state.controllers import AdaptiveKL
 from mmalign.objectives.terms.critics import Critic, penalised
@@ -10,13 +11,13 @@ from mmalign.types import Method
 
 def nlpo(
     *,
-    clip: float = 0.2,
-    gamma: float = 0.99,
-    lam: float = 0.95,
-    value: float = 0.5,
-    beta: float = 0.1,
-    target_kl: float | None = 2.0,
-    rate: float = 0.2,
+    clip: Positive = 0.2,
+    gamma: Proportion = 0.99,
+    lam: Proportion = 0.95,
+    value: NotNegative = 0.5,
+    beta: NotNegative = 0.1,
+    target_kl: Positive | None = 2.0,
+    rate: NotNegative = 0.2,
 ) -> Method:
     """PPO on a masked policy: words that a lagging copy of the policy finds unlikely (outside its top p) cannot be chosen.
 

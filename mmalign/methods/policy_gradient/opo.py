@@ -6,6 +6,7 @@ from functools import partial
 
 from torch import Tensor
 
+from mmalign.arguments.ranges import Positive
 from mmalign.needs import MASK
 from mmalign.objectives import ratios, surrogates, weights
 from mmalign.objectives.feedback import advantages
@@ -14,7 +15,7 @@ from mmalign.objectives.sentences.policy_gradient import policy_gradient
 from mmalign.types import Feedback, Method
 
 
-def opo(*, clip: float | None = None) -> Method:
+def opo(*, clip: Positive | None = None) -> Method:
     """The policy gradient whose baseline has the least variance, if a row's squared score grows as its length.
 
     ``A_i = r_i - sum_j l_j r_j / sum_j l_j`` over the rows j of i's group, l their live steps, ``rho = pi / pi_old``::

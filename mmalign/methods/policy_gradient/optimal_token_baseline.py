@@ -7,6 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from mmalign.arguments.ranges import Positive, Proportion
 from mmalign.needs import COLLISION, MASK, OLD
 from mmalign.objectives import ratios, surrogates, weights
 from mmalign.objectives.feedback import advantages, returns
@@ -15,7 +16,7 @@ from mmalign.objectives.sentences.policy_gradient import policy_gradient
 from mmalign.types import Feedback, Method
 
 
-def optimal_token_baseline(*, clip: float | None = 0.2, gamma: float = 1.0) -> Method:
+def optimal_token_baseline(*, clip: Positive | None = 0.2, gamma: Proportion = 1.0) -> Method:
     """The policy gradient with a baseline for each token: that of least variance, by how much gradient a row has gathered so far.
 
     ``W_it = sum_{s <= t} (1 - 2 p_is + sum_v p_v^2)`` with p the probabilities at sampling, ``G_it = sum_{s >= t} gamma^(s - t) r_is``,

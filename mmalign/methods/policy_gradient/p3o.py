@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Literal
+from typing import Annotated, Literal
 
+from mmalign.arguments.ranges import NotNegative, Proportion, within
 from mmalign.objectives.feedback import returns
 from mmalign.objectives.sentences import reward_gaps
 from mmalign.types import Method, UserError
 
 
-def p3o(*, form: Literal["separate", "joint"] = "separate", clip: float = 0.2, largest: float = 10.0, beta: float = 0.0) -> Method:
+def p3o(
+    *,
+    form: Literal["separate", "joint"] = "separate",
+    clip: Proportion = 0.2,
+    largest: Annotated[float, within(1, below=True)] = 10.0,
+    beta: NotNegative = 0.0,
+) -> Method:
     """A policy gradient from comparisons: only the difference of two rewards counts, so that a reward's offset by prompt does not.
 
     With d the first row's reward minus the second's, ``rho = pi / pi_old`` of whole rows, ``u = log rho_1 - log rho_2``, and c a ratio

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Literal
 
+from mmalign.arguments.ranges import NotNegative, Positive
 from mmalign.objectives import penalties, ratios, surrogates, weights
 from mmalign.objectives.feedback import advantages
 from mmalign.objectives.sentences.policy_gradient import policy_gradient
@@ -13,12 +14,12 @@ from mmalign.types import Method
 
 def pass_at_k(
     *,
-    clip: float = 0.2,
-    beta: float = 0.0,
+    clip: Positive = 0.2,
+    beta: NotNegative = 0.0,
     kl: str = "k3",
     std: Literal["group", "none"] = "none",
     unbiased: bool = True,
-    eps: float = 1e-6,
+    eps: NotNegative = 1e-6,
 ) -> Method:
     """A policy gradient of the best reward of a group: only its best row earns, by how much it is ahead of the second.
 

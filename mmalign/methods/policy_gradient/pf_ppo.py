@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from mmalign.arguments.ranges import NotNegative, Positive, Proportion
 from mmalign.objectives.feedback import advantages
 from mmalign.objectives.sentences.actor_critic import actor_critic
 from mmalign.objectives.state.controllers import AdaptiveKL
@@ -14,12 +15,12 @@ from mmalign.types import Method
 def pf_ppo(
     *,
     keep: Literal["best_worst", "best_random", "power"] = "best_worst",
-    power: float = 2.0,
-    clip: float = 0.2,
-    gamma: float = 1.0,
-    lam: float = 0.95,
-    value: float = 1.0,
-    beta: float = 0.02,
+    power: NotNegative = 2.0,
+    clip: Positive = 0.2,
+    gamma: Proportion = 1.0,
+    lam: Proportion = 0.95,
+    value: NotNegative = 1.0,
+    beta: NotNegative = 0.02,
 ) -> Method:
     """PPO on the rows of a group whose reward can be trusted: a reward model is surest of the best and the worst.
 

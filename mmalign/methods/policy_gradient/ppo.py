@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from mmalign.arguments.ranges import NotNegative, Positive, Proportion, within
 from mmalign.objectives.sentences.actor_critic import actor_critic
 from mmalign.objectives.state.controllers import AdaptiveKL
 from mmalign.objectives.terms.critics import Critic, penalised
@@ -10,15 +13,15 @@ from mmalign.types import Method
 
 def ppo(  # the paper's own numbers
     *,
-    clip: float = 0.2,
-    dual: float | None = None,
-    gamma: float = 1.0,
-    lam: float = 0.95,
-    value: float = 1.0,
-    value_clip: float | None = 0.2,
-    entropy: float = 0.0,
-    beta: float = 0.02,
-    target_kl: float | None = None,
+    clip: Positive = 0.2,
+    dual: Annotated[float, within(1, above=True, below=True)] | None = None,
+    gamma: Proportion = 1.0,
+    lam: Proportion = 0.95,
+    value: NotNegative = 1.0,
+    value_clip: Positive | None = 0.2,
+    entropy: NotNegative = 0.0,
+    beta: NotNegative = 0.02,
+    target_kl: Positive | None = None,
     whiten: bool = True,
 ) -> Method:
     """Every step has an advantage of its own, by a critic that learns what a row is worth from there on; its KL is paid step by step.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from mmalign.arguments.ranges import NotNegative, Positive, Proportion
 from mmalign.objectives.feedback import returns
 from mmalign.objectives.parts import Reading
 from mmalign.objectives.sentences.actor_critic import actor_critic
@@ -14,16 +15,16 @@ from mmalign.types import Feedback, Method, UserError
 
 def ppo_max(  # the paper's own numbers
     *,
-    clip: float = 0.2,
-    gamma: float = 1.0,
-    lam: float = 0.95,
-    value: float = 1.0,
-    value_clip: float | None = 0.2,
-    entropy: float = 0.0,
-    beta: float = 0.02,
+    clip: Positive = 0.2,
+    gamma: Proportion = 1.0,
+    lam: Proportion = 0.95,
+    value: NotNegative = 1.0,
+    value_clip: Positive | None = 0.2,
+    entropy: NotNegative = 0.0,
+    beta: NotNegative = 0.02,
     centre: bool = False,
-    reward_clip: float = 10.0,
-    advantage_clip: float | None = 0.5,
+    reward_clip: Positive = 10.0,
+    advantage_clip: Positive | None = 0.5,
 ) -> Method:
     """PPO whose rewards are scaled by their running spread and limited, and whose advantages and values are limited too.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from mmalign.arguments.ranges import Count, NotNegative
 from mmalign.objectives import ratios, surrogates, weights
 from mmalign.objectives.feedback import advantages, returns
 from mmalign.objectives.parts import ANY, Reading
@@ -11,7 +12,7 @@ from mmalign.objectives.sentences.policy_gradient import policy_gradient
 from mmalign.types import Feedback, Method
 
 
-def raft(*, best: int = 1, beta: float = 0.0) -> Method:
+def raft(*, best: Count = 1, beta: NotNegative = 0.0) -> Method:
     """The best of several answers to each prompt becomes an example to learn from.
 
     ``A_i = 1`` for the ``best`` rows of i's group by ``r_i - beta (log pi_old - log ref)(row i)``, 0 for all others::

@@ -8,13 +8,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from mmalign.arguments.ranges import NotNegative
 from mmalign.objectives import penalties, ratios, surrogates, weights
 from mmalign.objectives.feedback import advantages
 from mmalign.objectives.sentences.policy_gradient import policy_gradient
 from mmalign.types import Feedback, Method, UserError
 
 
-def reinforce(*, baseline: Literal["batch", "group", "none"] = "batch", beta: float = 0.0, kl: str = "k2") -> Method:
+def reinforce(*, baseline: Literal["batch", "group", "none"] = "batch", beta: NotNegative = 0.0, kl: str = "k2") -> Method:
     """The score function times the reward: the gradient of the expected reward itself, on fresh rollouts.
 
     ``A_i = r_i - b``, and over live steps t of row i::

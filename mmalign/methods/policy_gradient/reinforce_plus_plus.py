@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Annotated
 
 from torch import Tensor
 
+from mmalign.arguments.ranges import NotNegative, Positive, Proportion, within
 from mmalign.needs import MASK
 from mmalign.objectives import penalties, ratios, surrogates, weights
 from mmalign.objectives.feedback import advantages, returns
@@ -18,7 +20,12 @@ __all__ = ["reinforce_plus_plus", "reinforce_plus_plus_baseline"]
 
 
 def reinforce_plus_plus(
-    *, clip: float = 0.2, dual: float | None = None, beta: float = 0.01, gamma: float = 1.0, eps: float = 1e-8
+    *,
+    clip: Positive = 0.2,
+    dual: Annotated[float, within(1, above=True, below=True)] | None = None,
+    beta: NotNegative = 0.01,
+    gamma: Proportion = 1.0,
+    eps: NotNegative = 1e-8,
 ) -> Method:
     """REINFORCE with PPO's clip, a KL price on every token, and advantages normalised over the whole batch: no critic, no groups.
 
@@ -57,7 +64,12 @@ def reinforce_plus_plus(
 
 
 def reinforce_plus_plus_baseline(
-    *, clip: float = 0.2, dual: float | None = None, beta: float = 0.01, kl: str = "k2", eps: float = 1e-8
+    *,
+    clip: Positive = 0.2,
+    dual: Annotated[float, within(1, above=True, below=True)] | None = None,
+    beta: NotNegative = 0.01,
+    kl: str = "k2",
+    eps: NotNegative = 1e-8,
 ) -> Method:
     """REINFORCE++ with the group's mean as baseline: for rewards that differ more between prompts than within.
 

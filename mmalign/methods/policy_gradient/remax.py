@@ -8,6 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from mmalign.arguments.ranges import NotNegative, Positive, Proportion
 from mmalign.objectives import ratios, surrogates, weights
 from mmalign.objectives.feedback import advantages, comparisons, returns
 from mmalign.objectives.parts import Reading
@@ -16,7 +17,7 @@ from mmalign.objectives.terms.critics import priced
 from mmalign.types import Feedback, Method, Sampler
 
 
-def remax(*, beta: float = 0.0, gamma: float = 1.0, largest: float | None = None) -> Method:
+def remax(*, beta: NotNegative = 0.0, gamma: Proportion = 1.0, largest: Positive | None = None) -> Method:
     """REINFORCE whose baseline is the reward of the policy's greedy answer to the same prompt.
 
     With g the greedy row of i's group, ``A_it = r_i - r_g - beta sum_{s >= t} gamma^(s - t) (log pi_old - log ref)_is``, and::

@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from mmalign.arguments.ranges import Positive
 from mmalign.objectives import ratios, surrogates, weights
 from mmalign.objectives.feedback import advantages
 from mmalign.objectives.parts import ANY
@@ -15,7 +16,7 @@ from mmalign.types import Feedback, Method, UserError
 
 
 def reward_weighted_regression(
-    *, temperature: float = 1.0, over: Literal["group", "batch"] = "group", largest: float | None = None
+    *, temperature: Positive = 1.0, over: Literal["group", "batch"] = "group", largest: Positive | None = None
 ) -> Method:
     """Likelihood of given or sampled rows, each weighted by the exponential of its reward.
 

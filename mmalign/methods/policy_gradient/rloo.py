@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from functools import partial
 
+from mmalign.arguments.ranges import NotNegative, Positive
 from mmalign.objectives import penalties, ratios, surrogates, weights
 from mmalign.objectives.feedback import advantages
 from mmalign.objectives.sentences.policy_gradient import policy_gradient
 from mmalign.types import Method
 
 
-def rloo(*, ratio: str = "whole_sequence", clip: float | None = None, beta: float = 0.0, kl: str = "k3") -> Method:
+def rloo(*, ratio: str = "whole_sequence", clip: Positive | None = None, beta: NotNegative = 0.0, kl: str = "k3") -> Method:
     """REINFORCE whose baseline is the mean reward of the group's other rows: unbiased, and without a clip.
 
     ``A_i = r_i - mean_{j != i} r_j``, and ``rho_i = pi(row i) / pi_old(row i)``::

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from mmalign.arguments.ranges import NotNegative, Positive, Proportion
 from mmalign.needs import OLD, refs
 from mmalign.objectives.feedback import returns
 from mmalign.objectives.parts import Reading, live, read
@@ -15,14 +16,14 @@ from mmalign.types import Feedback, Method, UserError
 def rto(  # the paper's own numbers
     *,
     judge: str = "dpo",
-    dense: float = 0.05,
-    dense_clip: float | None = None,
-    terminal: float = 1.0,
-    beta: float = 0.05,
-    clip: float = 0.2,
-    gamma: float = 1.0,
-    lam: float = 0.95,
-    value: float = 1.0,
+    dense: NotNegative = 0.05,
+    dense_clip: Positive | None = None,
+    terminal: NotNegative = 1.0,
+    beta: NotNegative = 0.05,
+    clip: Positive = 0.2,
+    gamma: Proportion = 1.0,
+    lam: Proportion = 0.95,
+    value: NotNegative = 1.0,
 ) -> Method:
     """PPO with a reward for every token: what a model that was trained by DPO likes about it.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
+from mmalign.arguments.ranges import NotNegative, Positive
 from mmalign.objectives import penalties, ratios, surrogates, weights
 from mmalign.objectives.feedback import advantages
 from mmalign.objectives.sentences.policy_gradient import policy_gradient
@@ -12,12 +13,12 @@ from mmalign.types import Method
 
 def sapo(
     *,
-    positive: float = 1.0,
-    negative: float = 1.05,
-    beta: float = 0.0,
+    positive: Positive = 1.0,
+    negative: Positive = 1.05,
+    beta: NotNegative = 0.0,
     kl: str = "k3",
     unbiased: bool = True,
-    eps: float = 1e-4,
+    eps: NotNegative = 1e-4,
 ) -> Method:
     """GRPO with a soft gate in place of the clip: a step far from the old policy counts less, but its row is not cut off.
 

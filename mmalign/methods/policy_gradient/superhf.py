@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from mmalign.arguments.ranges import Count, NotNegative
 from mmalign.objectives import penalties, ratios, surrogates, weights
 from mmalign.objectives.feedback import advantages
 from mmalign.objectives.sentences.policy_gradient import policy_gradient
 from mmalign.types import Feedback, Method
 
 
-def superhf(*, best: int = 1, beta: float = 0.35, kl: str = "reverse") -> Method:
+def superhf(*, best: Count = 1, beta: NotNegative = 0.35, kl: str = "reverse") -> Method:
     """RAFT with a KL to the model it started from: supervised learning on the best of a large batch, without collapse.
 
     ``A_i = 1`` for the ``best`` rows of i's group by reward, 0 for all others::

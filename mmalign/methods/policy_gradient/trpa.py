@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mmalign.arguments.ranges import NotNegative, Positive
 from mmalign.needs import OLD, refs
 from mmalign.objectives import scores
 from mmalign.objectives.parts import Part
@@ -9,7 +10,7 @@ from mmalign.objectives.sentences import all_pairs
 from mmalign.types import Method, UserError
 
 
-def trpa(*, beta: float = 0.1, anisotropy: float = 2.5, trust: float = 0.0) -> Method:
+def trpa(*, beta: Positive = 0.1, anisotropy: Positive = 2.5, trust: NotNegative = 0.0) -> Method:
     """Rewards of few levels made into preferences: every row of a group is compared with every one of another level.
 
     ``m_i = mean_t (log pi - log ref)_it``, a the ``anisotropy`` where row i is of the best level there is, 1 elsewhere, and over the rows

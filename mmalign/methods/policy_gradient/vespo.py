@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mmalign.arguments.ranges import NotNegative, Positive
 from mmalign.objectives import penalties, ratios, surrogates, weights
 from mmalign.objectives.feedback import advantages
 from mmalign.objectives.sentences.policy_gradient import policy_gradient
@@ -11,14 +12,14 @@ from mmalign.types import Method
 
 def vespo(
     *,
-    k_positive: float = 2.0,
-    scale_positive: float = 3.0,
-    k_negative: float = 3.0,
-    scale_negative: float = 2.0,
-    beta: float = 0.0,
+    k_positive: Positive = 2.0,
+    scale_positive: Positive = 3.0,
+    k_negative: Positive = 3.0,
+    scale_negative: Positive = 2.0,
+    beta: NotNegative = 0.0,
     kl: str = "k3",
     unbiased: bool = True,
-    eps: float = 1e-4,
+    eps: NotNegative = 1e-4,
 ) -> Method:
     """REINFORCE with a soft weight of the whole row's importance ratio: it fades smoothly on both sides, where others clip.
 

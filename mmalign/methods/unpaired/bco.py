@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from torch.nn import functional
 
+from mmalign.arguments.ranges import Positive
 from mmalign.objectives import weights
 from mmalign.objectives.sentences.rowwise import rowwise
 from mmalign.objectives.terms import baselines
 from mmalign.types import Method
 
 
-def bco(*, beta: float = 0.1) -> Method:
+def bco(*, beta: Positive = 0.1) -> Method:
     """A classifier of good and bad rows whose logit is the policy's own reward, less what rewards are on average.
 
     With ``r = beta (log pi - log ref)`` of the whole row and delta the mean reward::

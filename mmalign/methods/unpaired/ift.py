@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mmalign.arguments.ranges import Proportion
 from mmalign.needs import contrast
 from mmalign.objectives import weights
 from mmalign.objectives.feedback import comparisons, returns
@@ -12,7 +13,7 @@ from mmalign.objectives.parts import live, refuse_kind, under
 from mmalign.types import Feedback, Loss, Method, Steps, UserError
 
 
-def ift(*, gamma: float = 0.95) -> Method:
+def ift(*, gamma: Proportion = 0.95) -> Method:
     """Supervised learning of good rows that is shown its own guesses, and where a word counts by what goes wrong after it.
 
     The model reads each word's embedding mixed with that of its own likeliest word (the contrast ``blended``). With ``l_t`` minus the

@@ -6,6 +6,7 @@ from typing import Literal
 
 import torch
 
+from mmalign.arguments.ranges import NotNegative, Positive
 from mmalign.objectives import weights
 from mmalign.objectives.sentences.rowwise import rowwise
 from mmalign.objectives.terms import baselines
@@ -13,7 +14,11 @@ from mmalign.types import Method
 
 
 def kto(
-    *, beta: float = 0.1, desirable: float = 1.0, undesirable: float = 1.0, baseline: Literal["mismatched", "batch", "zero"] = "mismatched"
+    *,
+    beta: Positive = 0.1,
+    desirable: NotNegative = 1.0,
+    undesirable: NotNegative = 1.0,
+    baseline: Literal["mismatched", "batch", "zero"] = "mismatched",
 ) -> Method:
     """Thumbs up or down on single rows: no pairs. What counts is how far a row is ahead of what the policy gains on average.
 

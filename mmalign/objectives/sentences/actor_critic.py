@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Annotated
 
 from torch import Tensor
 
+from mmalign.arguments.ranges import NotNegative, Positive, within
 from mmalign.objectives import ratios, surrogates, weights
 from mmalign.objectives.parts import Reading
 from mmalign.objectives.sentences.policy_gradient import policy_gradient
@@ -18,9 +20,9 @@ def actor_critic(
     *,
     rewards: Reading,
     critic: Critic,
-    clip: float,
-    dual: float | None = None,
-    entropy: float = 0.0,
+    clip: Positive,
+    dual: Annotated[float, within(1, above=True, below=True)] | None = None,
+    entropy: NotNegative = 0.0,
     share: Callable[[Feedback], Tensor] | None = None,
     macro: Macro | None = None,
 ) -> Method:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from mmalign.arguments.ranges import Positive
 from mmalign.objectives import ratios, weights
 from mmalign.objectives.feedback.advantages import TIE
 from mmalign.objectives.parts import DENSITIES, Part, bounded_expm1, live, refuse_kind
@@ -18,7 +19,7 @@ def drift(steps: Steps) -> Tensor:
     return bounded_expm1(-moved) + moved
 
 
-def all_pairs(*, score: Part, beta: float, favoured: float, penalty: Part | None = None) -> Method:
+def all_pairs(*, score: Part, beta: Positive, favoured: Positive, penalty: Part | None = None) -> Method:
     """A row's value: the mean of ``-log sigmoid(a beta (m_b - m_w))`` over the rows of its group with another reward.
 
     m: mean of ``score`` over a row's live steps, of the better and of the worse row.

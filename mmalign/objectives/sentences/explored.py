@@ -12,11 +12,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from mmalign.arguments.ranges import Finite
 from mmalign.objectives.parts import DENSITIES, Part, live, refuse_kind
 from mmalign.types import Feedback, Loss, Method, Steps, UserError
 
 
-def explored(method: Method, *, score: Part, weight: float, rows: Callable[[Feedback], Tensor]) -> Method:
+def explored(method: Method, *, score: Part, weight: Finite, rows: Callable[[Feedback], Tensor]) -> Method:
     """A method for pairs, and ``weight`` times the mean of ``score`` over some rows.
 
     ``loss = mean over pairs of the method's value + weight * mean over rows of score``: the two means have counts of their own, those of

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mmalign.arguments.ranges import NotNegative, Positive
 from mmalign.needs import MASK
 from mmalign.objectives import links, scores, weights
 from mmalign.objectives.parts import DENSITIES, live, read, refuse_kind
@@ -29,7 +30,7 @@ def roles(feedback: Feedback) -> Tensor:
     return role
 
 
-def triples(*, beta: float, likelihood: float, margin: scores.Over, gamma: float) -> Method:
+def triples(*, beta: Positive, likelihood: NotNegative, margin: scores.Over, gamma: NotNegative) -> Method:
     """``-log sigmoid(beta (better - worse) - gamma) - likelihood * mean log pi(gold)``, in all live cells of the three rows.
 
     **Layout.** The signal ``[B, 1, 2]`` holds a row's role and the number of its group; groups stay whole (``unit="group"``). With
