@@ -163,7 +163,7 @@ RANGES = {
     "seed": ("run__seed", -1, "run.seed: got -1, takes 0 or more"),
     "checkpoints": ("run__checkpoint_every", 0, "run.checkpoint_every: got 0, takes 1 or more"),
     "shares": ("references", {"ref": {"shares": {"ref": -0.5, "current": 1.5}}}, "references.ref.shares: got {'ref': -0.5, 'current'"),
-    "kernel": ("policy__schedule__kernel", {"use": "flow_sde", "noise_level": -1}, "policy.schedule.kernel: flow_sde.noise_level: got -1"),
+    "kernel": ("policy__schedule__kernel", {"use": "flow_sde", "noise_level": -1}, "policy.schedule.kernel.noise_level: got -1"),
     "prompts": ("prompts", {"a": {"use": "digit_prompts"}}, "prompts.use: missing, takes a name of data or worlds"),
     "a dot": ("method", {"use": "."}, "method.use: got '.', there is none in methods"),
     "dots": ("rewards__proxy", {"use": "a..b"}, "rewards.proxy.use: got 'a..b', there is none in rewards or worlds"),
