@@ -44,5 +44,5 @@ def test_the_likelihood_of_better_rows(average, wanted):
 def test_mistakes():
     with pytest.raises(UserError, match="'mean', takes one of sequence, token, sum"):
         regularisers.likelihood("mean")
-    with pytest.raises(UserError, match="rpo.likelihood: got -1.0, takes 0 or more"):
+    with pytest.raises(UserError, match=r"likelihood: got -1\.0, takes 0 or more"):
         rpo(likelihood=-1.0)
