@@ -86,6 +86,12 @@ def test_what_is_written_as_the_gold_is_right_and_a_digit_of_it_is_not():
     assert equal == {"x=4", r"5 \text{ cm}"}  # whose last digit is the answer
 
 
+@pytest.fixture(scope="module")
+def mathematics():
+    """One reward, whose process imports its library once."""
+    return math_answer()
+
+
 @pytest.mark.parametrize(
     ("gold", "answer", "score"),
     [
@@ -121,8 +127,8 @@ def test_what_is_written_as_the_gold_is_right_and_a_digit_of_it_is_not():
         ("x_1", "x_2", 0),
     ],
 )
-def test_equality_is_that_of_mathematics(gold, answer, score):
-    assert asked(math_answer(), f"#### {answer}", gold) == score
+def test_equality_is_that_of_mathematics(gold, answer, score, mathematics):
+    assert asked(mathematics, f"#### {answer}", gold) == score
 
 
 HOSTILE = [

@@ -41,7 +41,7 @@ def test_a_method_trains_text(name: str, base: dict[str, torch.Tensor], tmp_path
         config["references"] = {key: {"from": str(resource("assets/text/llama"))} for key in config["references"]}
     if "records" in config:
         config["records"] = {"use": "text_pairs", "prompts": 8}
-    config["batch"] |= {"records": 8} if "records" in config else {"prompts": 4}
+    config["batch"] |= {"records": 8} if "records" in config else {"prompts": 4, "epochs": 1}
     config["run"] |= {"folder": str(tmp_path), "checkpoint_every": 2}
     run = build({**config, "steps": 2, "evaluation": {"every": 2, "prompts": ["the value of"], "samples": 2}})
     rows = [json.loads(line) for line in (Path(run.path) / "metrics.jsonl").read_text().splitlines()]
