@@ -55,3 +55,8 @@ def lacking(method: Method, gives: frozenset[str]) -> list[str]:
     """What a method asks of a policy that ``gives`` these kinds and not that one, as messages name it."""
     needs = method.needs | method.survey_needs | (method.reads - {MASK, OLD, REWARDS})
     return [str(need) for need in sorted(needs) if need.kind not in gives]
+
+
+def as_bound(policy: str) -> str:
+    """The line that makes the policy of that name, which learns from steps that it samples, one that learns from finished outputs."""
+    return f"takes policy: {{use: forward, of: {{use: {policy}, ...}}}}, in Python mm.policies.forward(policy)"

@@ -217,6 +217,14 @@ def test_a_shell_completes_commands_configs_runs_and_names(folder):
     assert "kernels" in completed("mmalign list k", folder) and "kto" in completed("mmalign explain kt", folder)
 
 
+def test_a_shell_completes_keys_of_a_config(folder):
+    assert completed("mmalign train digits/lora batch.gr", folder) == ["batch.group="]
+    assert completed("mmalign train digits/lora policy.lora.r", folder) == ["policy.lora.rank="]
+    assert completed("mmalign train digits/lora evaluation.st", folder) == ["evaluation.stop."]
+    assert completed("mmalign train digits/lora step", folder) == ["steps="]
+    assert completed("mmalign check no_such_config ba", folder) == []
+
+
 def test_configs_that_help_names_are_there(mmalign):
     from mmalign.cli.app import app
     from mmalign.lookup.catalogue import KINDS, configs

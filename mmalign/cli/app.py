@@ -14,6 +14,7 @@ from typer.core import TyperCommand
 
 from mmalign import __version__
 from mmalign.arguments.environment import masked
+from mmalign.cli.completion import completed_changes
 
 WORDS = "mmalign.words"
 
@@ -50,7 +51,9 @@ def completed_names(incomplete: str) -> list[str]:
 
 
 Config = Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, or a short name like digits/demo.", autocompletion=_configs)]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="key.sub=value", help="Changes to the config.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="key.sub=value", help="Changes to the config.", autocompletion=completed_changes)
+]
 Trust = Annotated[bool, typer.Option("--trust", help="Import and run what its config names outside of mmalign.")]
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="The folder of a run, or its name under runs/.", autocompletion=_runs)]
 Processes = Annotated[str, typer.Option(metavar="N", help="Processes of this machine, one for each GPU; torchrun for several machines.")]

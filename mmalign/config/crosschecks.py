@@ -10,7 +10,7 @@ from typing import Any
 
 from mmalign.arguments.ranges import MANY, Range, outside_of, within
 from mmalign.arguments.renamed import renamed
-from mmalign.arguments.signatures import nearest
+from mmalign.arguments.signatures import nearest, parameters
 from mmalign.config.instantiate import METHODS, Call, Review, Unread, carry_out, harmless, home
 from mmalign.config.parsing import one_line
 from mmalign.config.prompt_columns import missing_columns
@@ -46,8 +46,14 @@ def _incompatible(call: Call, review: Review) -> list[str]:
     adapter = _adapter(policy)
     if adapter is None:
         return []
-    from mmalign.needs import lacking  # imports torch, so only here
-    from mmalign.types import Method
+    from mmalign.needs import as_bound, lacking  # imports torch, so only here
+    from mmalign.types import Encoder, Method
+
+    takes = parameters(call.function)[0].get("policy")
+    if adapter.kind == "transition" and takes is not None and takes.annotation is Encoder:
+        return [
+            f"policy: {policy.name} learns from steps that it samples itself, and records hold finished outputs; {as_bound(policy.name)}"
+        ]
 
     gives = adapter.gives
     for option, more in adapter.gives_with.items():
@@ -63,7 +69,8 @@ def _incompatible(call: Call, review: Review) -> list[str]:
         wrong.append(f"{method.path}: {method.name} needs {', '.join(lacks)}; the policy {policy.name} gives {', '.join(sorted(gives))}")
     if adapter.kind not in built.kinds:
         kinds = ", ".join(sorted(built.kinds))
-        wrong.append(f"{method.path}: {method.name} takes steps of kind {kinds}; the policy {policy.name} gives {adapter.kind}")
+        line = f"; {as_bound(policy.name)}" if adapter.kind == "transition" and "bound" in built.kinds else ""
+        wrong.append(f"{method.path}: {method.name} takes steps of kind {kinds}; the policy {policy.name} gives {adapter.kind}{line}")
     return wrong
 
 

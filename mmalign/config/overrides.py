@@ -1,7 +1,8 @@
 """Changes to a config on the command line: ``policy.lora.rank=8``, ``run.trackers=[wandb]``, ``rewards={mine: {use: jpeg}}``.
 
-A mapping goes into the mapping that is there, and everything else replaces what is there: so does a node with another ``use``, of whose
-settings none would mean the same. An entry of a list is ``list[0]`` or ``list.0``; the one past its end is added.
+A value replaces what is there, as if the file had it: a mapping too, of which nothing is kept, since its keys may exclude each other.
+Settings of a node without its ``use`` go into the node. ``rewards.mine={use: jpeg}`` adds to a mapping. An entry of a list is ``list[0]``
+or ``list.0``; the one past its end is added.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def override(config: dict[str, Any], word: str) -> None:
             home[slot] = [] if isinstance(following, int) else {}
         home = home[slot]
     slot = _slot(home, last, place, shown)
-    home[slot] = _merged(home[slot], change[key])
+    home[slot] = _replaced(home[slot], change[key])
 
 
 def _slot(home: Any, name: str | int, place: str, word: str) -> Any:
@@ -55,10 +56,10 @@ def _slot(home: Any, name: str | int, place: str, word: str) -> Any:
     return name
 
 
-def _merged(before: Any, value: Any) -> Any:
-    if not isinstance(before, dict) or not isinstance(value, dict) or _uses_another(before, value):
-        return value
-    return {**before, **{key: _merged(before.get(key), item) for key, item in value.items()}}
+def _replaced(before: Any, value: Any) -> Any:
+    """What stands there now: the value, or the node with it where it says no ``use`` of its own."""
+    inside = isinstance(before, dict) and "use" in before and isinstance(value, dict) and "use" not in value
+    return {**before, **value} if inside else value
 
 
 def _uses_another(before: Any, value: dict[str, Any]) -> bool:

@@ -33,6 +33,7 @@ from mmalign.arguments.ranges import Steps
 from mmalign.data.pairs import listed
 from mmalign.distributed import tables as of_all
 from mmalign.distributed.team import ALONE, Team, team_for
+from mmalign.needs import as_bound
 from mmalign.objectives.feedback import comparisons
 from mmalign.recipes._run import Run, concluded
 from mmalign.records import Pair, Ranking, Record, Records, RefusedRow, Thumb
@@ -101,10 +102,7 @@ def offline(  # one argument for each thing that a run is made of
     """
     refuse_mismatch(policy, method)
     if policy.kind == "transition":
-        raise UserError(
-            "policy: learns from steps that it samples itself, and records hold finished outputs; takes policy: {use: forward, of: {use: "
-            "diffusers, ...}}, in Python mm.policies.forward(policy)"
-        )
+        raise UserError(f"policy: learns from steps that it samples itself, and records hold finished outputs; {as_bound('diffusers')}")
     if method.samplers:
         raise UserError(f"method: takes rows that {method.samplers[0].name} draws, and nothing is sampled here; takes the recipe online")
     at_least(1, steps=steps)

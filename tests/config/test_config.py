@@ -255,7 +255,8 @@ LISTS = [
     ("run.betas.1=.5", {"trackers": ["wandb"], "betas": [0.9, 0.5]}),
     ("run.new[0]=a", {"trackers": ["wandb"], "betas": [0.9, 0.99], "new": ["a"]}),
     ("run.new[0].deep=a", {"trackers": ["wandb"], "betas": [0.9, 0.99], "new": [{"deep": "a"}]}),
-    ("run={trackers: []}", {"trackers": [], "betas": [0.9, 0.99]}),
+    ("run={trackers: []}", {"trackers": []}),
+    ("run={}", {}),
     ("run=[a, b]", ["a", "b"]),
 ]
 
@@ -269,7 +270,10 @@ def test_lists_can_be_set_and_replace_mappings(tmp_path, word, run):
 def test_another_use_replaces_the_node_wherever_it_is_said(tmp_path):
     file = write(tmp_path, "use: online\nmethod: {use: grpo, clip: 0.2}\nrewards: {a: {use: jpeg, want: large}}\n")
     assert config.load(file, ["method={use: kto}"])["method"] == {"use": "kto"}
-    assert config.load(file, ["method={use: grpo, kl: x}"])["method"] == {"use": "grpo", "clip": 0.2, "kl": "x"}
+    assert config.load(file, ["method={use: grpo, kl: x}"])["method"] == {"use": "grpo", "kl": "x"}  # as if the file had it
+    assert config.load(file, ["method={kl: x}"])["method"] == {"use": "grpo", "clip": 0.2, "kl": "x"}
+    assert config.load(file, ["rewards={b: {use: jpeg}}"])["rewards"] == {"b": {"use": "jpeg"}}
+    assert config.load(file, ["rewards.b={use: jpeg}"])["rewards"] == {"a": {"use": "jpeg", "want": "large"}, "b": {"use": "jpeg"}}
     assert config.load(file, ["method.use=kto", "method.beta=0.1"])["method"] == {"use": "kto", "beta": 0.1}
     assert config.load(file, ["rewards={a: {use: novelty}, b: {use: jpeg}}"])["rewards"] == {"a": {"use": "novelty"}, "b": {"use": "jpeg"}}
     assert config.load(file, ["use=offline"])["method"] == {"use": "grpo", "clip": 0.2}
@@ -387,3 +391,17 @@ def test_a_word_that_is_too_long_for_a_files_name_is_no_file(tmp_path):
     config.load(write(tmp_path, f"use: online\nprompts: {long}\n"))
     (line,) = config.check({**config.load("digits/demo"), "prompts": f"{long} {long}"})
     assert line.startswith("prompts: got 'xxx") and len(line) < 400
+
+
+def test_given_images_want_a_policy_of_finished_outputs():
+    diffusers = {"use": "diffusers", "pipeline": {"use": "digits"}}
+    run = {"use": "offline", "records": {"use": "digits_pairs", "pipeline": {"use": "digits"}}, "steps": 2, "run": {"name": "x"}}
+    line = "policy: diffusers learns from steps that it samples itself, and records hold finished outputs; takes policy: {use: forward"
+    (mistake,) = config.check({**run, "policy": diffusers, "method": {"use": "dpo"}})
+    assert mistake.startswith(line)
+    assert config.check({**run, "policy": {"use": "forward", "of": diffusers}, "method": {"use": "flow_dpo"}}) == []
+    online = {"use": "online", "prompts": {"use": "digit_prompts"}, "rewards": {"r": {"use": "jpeg"}}, "steps": 2, "run": {"name": "x"}}
+    (mistake,) = config.check({**online, "policy": diffusers, "method": {"use": "flow_dpo"}})
+    assert mistake.endswith(
+        "gives transition; takes policy: {use: forward, of: {use: diffusers, ...}}, in Python mm.policies.forward(policy)"
+    )
