@@ -365,13 +365,13 @@ def test_a_word_stands_for_a_node(house, tmp_path):
     }
     short["prompts"], short["evaluation"] = str(tmp_path / "asked.txt"), {"judges": {"gold": "digits_gold"}, "prompts": "digit_prompts"}
     short["policy"] = {**demo["policy"], "schedule": {"kernel": "ddim"}}
-    assert config.check(short) == [] and [one.name for one in config.outside(short)] == ["house.reward"]
+    assert config.check(short) == [] and [one.name for one in config.external_code(short)] == ["house.reward"]
     kept = instantiate.as_node(instantiate.plan(short, instantiate.Review(trust=False)))
     assert kept["method"] == {"use": "flow_grpo"} and kept["rewards"] == {"a": {"use": "digits_proxy"}, "b": {"use": "house.reward"}}
     assert kept["prompts"] == {"use": "prompts", "path": str(tmp_path / "asked.txt")} and kept["optimizer"] == {"use": "sgd"}
     assert kept["evaluation"] == {"judges": {"gold": {"use": "digits_gold"}}, "prompts": {"use": "digit_prompts"}}
     assert config.build_part({"prompts": str(tmp_path / "asked.txt")}, "prompts") == ["a", "b"]
-    assert [one.name for one in config.outside({"rewards": {"b": "house.reward"}})] == ["house.reward"]
+    assert [one.name for one in config.external_code({"rewards": {"b": "house.reward"}})] == ["house.reward"]
     assert config.build_part({"rewards": {"b": "house.reward"}}, "rewards")["b"](None, None) == (1.0, (8, 8))
     assert config.check({**short, "method": "flow_grop"}) == [
         "method.use: got 'flow_grop', there is none in methods; nearest: flow_grpo, flow_dpo; an import path works too"
