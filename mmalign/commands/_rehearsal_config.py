@@ -135,7 +135,7 @@ def _records(node: Any, twin: rehearsal.TwinPolicy, stand_ins: dict[str, str]) -
     """Records: those of a world and local files at the twin's size; pairs of noise where they are on the hub or cannot be decoded."""
     if isinstance(node, Mapping) and node.get("use") == "hub_texts":
         stand_ins["records"] = f"pairs of words; {node.get('name', 'the hub')} is not downloaded"
-        return {"use": "commands._tiny_config.pairs_of_words"}
+        return {"use": "commands._rehearsal_config.pairs_of_words"}
     if isinstance(node, Mapping) and node.get("use") == "hub_picture_texts":
         stand_ins["records"] = f"pairs about pictures of shapes; {node.get('name', 'the hub')} is not downloaded"
         return {"use": "picture_texts", "path": str(resource("assets/pictures/pairs.jsonl"))}
@@ -157,7 +157,7 @@ def _records(node: Any, twin: rehearsal.TwinPolicy, stand_ins: dict[str, str]) -
             stand_ins["records"] = f"pairs of noise, as this machine cannot decode them: {str(error).removeprefix('records: ')}"
     else:
         stand_ins["records"] = f"pairs of noise; {node.get('name', 'the hub')} is not downloaded"
-    return {"use": "commands._tiny_config.pairs_of_noise", "shape": list(twin.shape)}
+    return {"use": "commands._rehearsal_config.pairs_of_noise", "shape": list(twin.shape)}
 
 
 def pairs_of_noise(*, shape: list[int], count: int = 8) -> list[Pair]:
