@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -22,7 +27,7 @@ def selftest(
     folder: Annotated[Path | None, typer.Option(help="Where its folder is made for a while; the system's by default.")] = None,
 ) -> None:
     """Try this installation: packages, devices, files, and a small run of every recipe; with --kill9, runs that are killed."""
-    with mistakes_as_lines(context), tempfile.TemporaryDirectory(prefix="mmalign-", dir=folder) as place:
+    with mistakes_as_lines(context), _tidy(), tempfile.TemporaryDirectory(prefix="mmalign-", dir=folder) as place:
         if kill9:
             _killed(Path(place).resolve(), kill9, only or [], tuple(processes or (1, 2)), seed)
             return
@@ -37,6 +42,20 @@ def selftest(
         typer.echo(f"failed: {'; '.join(failed)}" if failed else "mmalign works here")
         if failed:
             raise typer.Exit(1)
+
+
+@contextmanager
+def _tidy() -> Iterator[None]:
+    """A SIGTERM ends the block as an exception does, so that no process and no folder is left."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise typer.Exit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _killed(root: Path, count: int, only: list[str], processes: tuple[int, ...], seed: int) -> None:
@@ -54,10 +73,14 @@ def _killed(root: Path, count: int, only: list[str], processes: tuple[int, ...],
     total = count * len(some) * len(processes)
     # no thread of its own draws the bar: a process that was forked while it does would wait for it for ever
     with Progress(auto_refresh=False, disable=not sys.stdout.isatty()) as bar, warm(some, root):
+        shown_wrong = Counter[tuple[str, int]]()
         task = bar.add_task("killed", total=total)
         bar.refresh()
 
         def tell(row: Killed, over: int) -> None:
+            for wrong in row.wrong[shown_wrong[row.name, row.processes] :]:
+                bar.console.print(f"{_called(row)}: {wrong}", markup=False, highlight=False, soft_wrap=True)
+            shown_wrong[row.name, row.processes] = len(row.wrong)
             bar.update(task, completed=over, description=f"killed {row.name}, {row.processes}")
             bar.refresh()
             if row.kills == count:
@@ -68,9 +91,6 @@ def _killed(root: Path, count: int, only: list[str], processes: tuple[int, ...],
     for row in table:
         shown.add_row(row.name, str(row.processes), str(row.kills), str(row.identical), f"{row.seconds:.1f}")
     Console().print(shown)
-    for row in table:
-        for wrong in row.wrong:
-            typer.echo(f"{_called(row)}: {wrong}", err=True)
     if any(row.wrong or row.kills < count for row in table):
         raise typer.Exit(1)
 

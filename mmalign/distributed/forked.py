@@ -97,6 +97,7 @@ def _run(act: Callable[[int], Any], rank: int, launched: dict[str, str], file: P
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, 1)
             os.dup2(nowhere, 2)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # whatever the parent does then, this is another process
         for name in LAUNCHED:
             os.environ.pop(name, None)
         os.environ.update(launched, MMALIGN_TIMEOUT=str(timeout))

@@ -133,16 +133,16 @@ class Processes(Team):
             if (most := max(int(os.environ.get("LOCAL_WORLD_SIZE", 0)), own + 1)) > there:
                 raise UserError(f"processes: {most} of this machine, which has {there} GPUs; takes at most one for each")
             torch.cuda.set_device(own)
-        if not dist.is_initialized():
-            backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-            try:
+        try:
+            if not dist.is_initialized():
+                backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
                 self._board = self._store()
                 dist.init_process_group(backend, timeout=self.timeout, store=self._board, rank=rank, world_size=size)
-            except (RuntimeError, ValueError) as error:
-                why = " ".join(str(error).split())[:200]
-                takes = "a launcher such as torchrun, with an address and a port that all of them reach"
-                raise UserError(f"processes: could not be joined ({why}); takes {takes}") from error
-        self._talk = dist.new_group(backend="gloo", timeout=self.timeout)
+            self._talk = dist.new_group(backend="gloo", timeout=self.timeout)
+        except (RuntimeError, ValueError) as error:
+            why = " ".join(str(error).split())[:200]
+            takes = "a launcher such as torchrun, with an address and a port that all of them reach"
+            raise UserError(f"processes: could not be joined ({why}); takes {takes}") from error
         self.tell("here")  # whoever ends first may take the store along that the others still join by
 
     def _store(self) -> Any:

@@ -28,8 +28,10 @@ NAME = re.compile(rf"{PREFIX}(\d+)", re.ASCII)
 TEMPORARY, ASIDE, LEAVING = ".tmp", ".old", ".gone"  # what hidden folders beside the checkpoints end with
 
 
-def save(folder: Path, step: int, *, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], keep: int = 2) -> Path:
-    """Writes ``folder/step_000040`` and then removes all but the newest ``keep`` checkpoints up to that step.
+def save(
+    folder: Path, step: int, *, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], keep: int = 2, every: int = 1
+) -> Path:
+    """Writes ``folder/step_000040`` and then removes all but the newest ``keep`` checkpoints up to that step (``prune``).
 
     Everything goes into a hidden folder that is flushed to disk and renamed at the end, so a crash leaves the older
     checkpoints as they were; what else it leaves, ``sweep`` puts right.
@@ -57,13 +59,21 @@ def save(folder: Path, step: int, *, tensors: Mapping[str, Mapping[str, Tensor]]
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     _flush(folder)
-    prune(folder, step, keep=keep)
+    prune(folder, step, keep=keep, every=every)
     return target
 
 
-def prune(folder: Path, step: int, *, keep: int = 2) -> None:
-    """Removes all but the newest ``keep`` checkpoints up to ``step``, which has to be a sound one."""
-    for old in [path for path in _all(folder) if step_of(path) <= step][keep:]:
+def prune(folder: Path, step: int, *, keep: int = 2, every: int = 1) -> None:
+    """Removes all but the newest ``keep`` checkpoints up to ``step``, which has to be a sound one.
+
+    every: of those before the newest, the ones of every so many steps are kept first: a run that was stopped between two of them then
+    leaves what an uninterrupted one does.
+    """
+    newest_first = [path for path in _all(folder) if step_of(path) <= step]
+    for old in newest_first[:1] + sorted(newest_first[1:], key=lambda path: step_of(path) % every > 0):
+        if keep > 0:
+            keep -= 1
+            continue
         leaving = old.with_name(f".{old.name}{LEAVING}")  # so that no half of it is ever taken for a checkpoint
         _discard(leaving)
         os.replace(old, leaving)
@@ -99,6 +109,7 @@ def _discard(path: Path) -> None:
 
 
 def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> Path:
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     stored: dict[str, Tensor] = {}
@@ -118,7 +129,13 @@ def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> Path:
             value = value.clone(memory_format=torch.contiguous_format)
         storages.add(value.untyped_storage().data_ptr())
         stored[name] = value
-    save_file(stored, str(path), metadata={"same": json.dumps(same)})
+    try:
+        save_file(stored, str(path), metadata={"same": json.dumps(same)})
+    except SafetensorError as error:  # what it raises in place of an OSError says its number
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
     _flush(path)
     return path
 

@@ -163,7 +163,8 @@ def open_run(
     if newest is None:
         _refuse_lost(path, flat(kept).get("run.checkpoint_every"))
     step = -1 if newest is None else checkpoints.step_of(newest)
-    checkpoints.prune(path / "checkpoints", step)  # which a kill may have come before
+    every = flat(kept).get("run.checkpoint_every")
+    checkpoints.prune(path / "checkpoints", step, every=every if isinstance(every, int) else 1)  # which a kill may have come before
     notes = [*differing, *damaged, *([] if newest else [f"{path}: no checkpoint yet, starting again from the beginning"])]
     run = RunFolder(path, newest, tuple(notes + truncate_metrics(path / "metrics.jsonl", step)))
     for shown in (*run.samples.glob("step_*.png"), *run.samples.glob("step_*.json"), *run.path.glob("answers/step_*.jsonl")):

@@ -28,7 +28,7 @@ from mmalign.runs.progress import Interrupt, Progress, clock
 from mmalign.training import dead_steps, not_finite
 from mmalign.training.evaluation import EvaluationPlan, evaluate
 from mmalign.training.learner import Learner
-from mmalign.training.recovery import Snapshot, out_of_memory, snapshot
+from mmalign.training.recovery import Snapshot, out_of_memory, out_of_room, snapshot
 from mmalign.training.settings import RunSettings, Stop
 from mmalign.types import UserError, columns_of, contents
 
@@ -146,6 +146,8 @@ class Journal:
                 why = ", ".join([" ".join(str(error).split())[:200], *getattr(error, "__notes__", [])])
                 takes = "a smaller batch.micro_rows (a run may be resumed with another), policy.memory, or fewer evaluation.samples"
                 raise UserError(f"{self.doing}: out of memory ({why}); takes {takes}") from error
+            if out_of_room(error):
+                raise UserError(f"{self.doing}: {self.folder.path} cannot be written ({error}); takes room on the disk") from error
             raise error
 
     def _grown(self, before: int) -> list[str]:
@@ -184,7 +186,7 @@ class Journal:
         if self.state["step"] == 0 or owed:
             self._evaluate(self.state["step"])
         self._remember()
-        if owed and (self.over or self.state["step"] == self.total):
+        if owed and self._saves():
             self._save()
         for step in range(self.state["step"], self.total):
             if self.over:
@@ -241,7 +243,7 @@ class Journal:
             self._remember()
         if interrupted and not last:
             self.over = self.over or "interrupted"
-        if last or self.over or step % self.settings.checkpoint_every == 0:
+        if self._saves():
             with self.profile.part("checkpoint"):
                 self._save()
 
@@ -260,11 +262,16 @@ class Journal:
         if self.team.main:
             self.log.log(step, phase, row)
 
+    def _saves(self) -> bool:
+        """Whether a checkpoint of the step that is done is due."""
+        return self.over != "" or self.state["step"] == self.total or self.state["step"] % self.settings.checkpoint_every == 0
+
     def _save(self) -> None:
         if self.snapshot is not None and (self.team.main or self.learner.shards is not None):
             state, tensors = self.snapshot.checkpoint(self.learner), self.learner.tensors()
             if self.team.main:
-                checkpoint.save(self.folder.checkpoints, self.snapshot.step, tensors=tensors, state=state)
+                every = self.settings.checkpoint_every
+                checkpoint.save(self.folder.checkpoints, self.snapshot.step, tensors=tensors, state=state, every=every)
 
     def _count_not_finite(self, step: int) -> None:
         """Says when updates begin to have numbers that are not finite, and ends a run after too many such steps in a row."""

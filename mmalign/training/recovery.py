@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -41,6 +42,11 @@ def snapshot(learner: Learner, state: Mapping[str, Any], states: Mapping[str, An
     method = None if learner.method.state is None else copy.deepcopy(learner.method.state.dump())
     rows = {**state, "evaluations": list(state["evaluations"]), "facts": dict(state["facts"])}  # rows are only ever added
     return Snapshot(state["step"], rows, dumps, method, learner.updates)
+
+
+def out_of_room(error: BaseException) -> bool:
+    """Whether a file could not be written for want of room, or of the right to more."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 def out_of_memory(error: BaseException) -> bool:

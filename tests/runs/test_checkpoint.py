@@ -231,3 +231,13 @@ def test_an_optimiser_over_other_parameters_is_refused():
         restore_optimizer(optimizer, renamed, tensors, state)
     with pytest.raises(UserError, match="without a name"):
         flatten_optimizer(optimizer, dict(net.named_parameters()))
+
+
+def test_those_of_every_so_many_steps_are_kept_before_others(tmp_path):
+    for step in (2, 4, 5):
+        save(tmp_path, step, every=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_000004", "step_000005"]
+    save(tmp_path, 6, every=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_000004", "step_000006"]
+    save(tmp_path, 7, every=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_000006", "step_000007"]
