@@ -28,6 +28,8 @@ pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc"),
     pytest.mark.filterwarnings("ignore:code of the model"),
 ]
+IN_ROUNDS = "program or limit or files or this_round"
+"""The tests that namespaces and Landlock make a difference to."""
 ROUND = os.environ.get("MMALIGN_TEST_ROUND", "")  # "landlock" in the third one
 START = """
 import ctypes, mmap, os, signal, socket, sys, threading, time
@@ -205,12 +207,12 @@ def test_the_end_of_training_is_the_end_of_its_code(tmp_path):
 
 @pytest.mark.skipif(bool(ROUND), reason="this is that round")
 def test_the_same_without_namespaces():
-    """All of this file in a user namespace that allows no others."""
+    """This file in a user namespace that allows no others."""
     unshare = shutil.which("unshare")
     command = ["--user", "--map-root-user", "sh", "-c", 'echo 0 > /proc/sys/user/max_user_namespaces && exec "$@"', "sh"]
     if unshare is None or subprocess.run([unshare, *command, "true"], capture_output=True, check=False).returncode:
         pytest.skip("no user namespace can be made here")
-    arguments = ["-m", "pytest", "-q", "-x", "-n", "0", "-p", "no:cacheprovider", "--import-mode=importlib", __file__]
+    arguments = ["-m", "pytest", "-q", "-x", "-n", "0", "-p", "no:cacheprovider", "--import-mode=importlib", "-k", IN_ROUNDS, __file__]
     done = subprocess.run(
         [unshare, *command, sys.executable, *arguments], env={**os.environ, "MMALIGN_TEST_ROUND": "landlock"}, capture_output=True,
         text=True, check=False, cwd=Path(__file__).parents[2],
