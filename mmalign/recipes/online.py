@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -39,14 +40,14 @@ from mmalign.training.evaluation import evaluation_plan
 from mmalign.training.experience import Experience
 from mmalign.training.feedback import feedback_of, refuse_columns, scores_on
 from mmalign.training.journal import Journal
-from mmalign.training.learner import Learner
+from mmalign.training.learner import BEHIND, Learner
 from mmalign.training.micro_rows import MicroRows
 from mmalign.training.optimizers import Optimizer, adamw
 from mmalign.training.preflight import preflight
 from mmalign.training.prompts import Prompts, refuse_unusable
 from mmalign.training.rollouts import Rollouts
 from mmalign.training.settings import Batch, Devices, Evaluation, Reference, RunSettings, at_least
-from mmalign.training.units import in_units, refuse_micro_steps, refuse_mismatch, unit_sizes, whole_units
+from mmalign.training.units import in_units, refuse_micro_steps, refuse_mismatch, refuse_stale, unit_sizes, whole_units
 from mmalign.types import Feedback, Method, Oracle, Policy, Unit, UserError, columns_of, contents
 
 Rewards = Mapping[str, Callable[..., Any]]
@@ -110,6 +111,7 @@ def online(  # one argument for each thing that a run is made of
     """
     refuse_mismatch(policy, method)
     refuse_micro_steps(method, batch.micro_steps)
+    refuse_stale(method, batch.staleness)
     assignment(batch.group, method.samplers)  # refuses a group too small for all who draw
     _refuse_empty(prompts, rewards)
     refuse_columns({**rewards, **({} if oracle is None else {"of pairs": oracle})}, columns_of(prompts), kind="reward")
@@ -121,7 +123,8 @@ def online(  # one argument for each thing that a run is made of
     first = coming.first(16)
     refuse_unusable(policy, evaluation.prompts)
     stored.load(policy, references or {}, runs=run.folder, method=method, examples=contents(first))
-    learner = Learner(policy, method, optimizer, steps=steps, moving=references, team=team, non_finite=run.non_finite, devices=devices)
+    more: dict[str, Any] = {"team": team, "non_finite": run.non_finite, "devices": devices, "stale": batch.staleness > 0}
+    learner = Learner(policy, method, optimizer, steps=steps, moving=references, **more)
     plan = evaluation_plan(evaluation, prompts=first, rewards=rewards)
     fitting = MicroRows(batch.micro_rows, learner, say=lambda line: journal.say(line))
     states = {"combine": getattr(combine, "state", None), "micro_rows": fitting}
@@ -151,9 +154,9 @@ def online(  # one argument for each thing that a run is made of
                 break
         return scored
 
-    with journal, Background(threaded=batch.overlap > 1) as background:
+    with journal, Background(threaded=batch.overlap > 1 or learner.stale) as background:
         ask = lambda rollout: scores_on(rewards, rollout, oracle=oracle, missing=batch.missing)  # noqa: E731
-        rollouts = Rollouts(policy, coming, ask, background, batch=batch, seed=run.seed, samplers=method.samplers, team=team)
+        rollouts = Rollouts(policy, coming, ask, background, batch=batch, seed=run.seed, samplers=method.samplers, team=team, steps=steps)
         coming.resumed(journal.broken.why, position=journal.state.get("position", journal.state["step"] * batch.prompts))
         for step in journal.steps():
             moved = learner.begin(step)
@@ -164,7 +167,8 @@ def online(  # one argument for each thing that a run is made of
             updates = _updates(learner, scored, batch, fitting.fit, step=step)
             if not updates:
                 journal.say(f"step {step + 1}: no group is informative after {len(scored)} rollouts, so nothing was updated")
-            journal.state["position"] = coming.upcoming
+            learner.end(step)
+            journal.state["position"] = rollouts.position
             moved |= {"broken": float(len(coming.aside))} if coming.aside else {}
             journal.trained({**_row(scored, updates, lr=float(learner.optimizer.param_groups[0]["lr"])), **moved, **fitting.row})
     return concluded(journal, policy)
@@ -204,7 +208,8 @@ def _checked(learner: Learner, batches: Sequence[Scored], micro_steps: int | Non
 
     whole = [whole_units(learner.method.unit, experience) for _, experience in batches]
     first = next((own for own in whole if not own.silent), None)
-    difference = fit(check, partial(learner.largest, [] if first is None else [first]))
+    with learner.policy.using(BEHIND) if learner.stale else nullcontext():  # those that sampled the rollout
+        difference = fit(check, partial(learner.largest, [] if first is None else [first]))
     differences = [each for each in learner.team.tell(difference) if each is not None]
     return max(differences) if differences else None
 

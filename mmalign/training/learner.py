@@ -28,6 +28,10 @@ ROUNDING = 1e-9
 """A gradient's norm up to here is what sums in float32 that cancel leave (3e-11 for WPO on ties), and a tenth of Adam's ``eps``."""
 
 
+BEHIND = "behind"
+"""The set of parameters that the next step's rollout is of, where rollouts are sampled one step early."""
+
+
 class Measured(NamedTuple):
     """Of a micro-batch: its part of the loss, and metrics that are means over so many things."""
 
@@ -41,12 +45,14 @@ class Learner:
 
     steps: of the whole run, over which the learning rate decays. team: the processes of the run, each of which has a learner; they start
     from the main one's parameters, and stay alike, since the gradient of an update is the sum of what all of them found. non_finite: what
-    becomes of an update whose numbers are not finite (``training.not_finite``).
+    becomes of an update whose numbers are not finite (``training.not_finite``). stale: rollouts are sampled one step early; the parameters
+    that a step began with are then kept as the set ``behind``, so that a resumed run can sample the rollout that is on its way again.
     """
 
-    def __init__(
+    def __init__(  # one keyword for each thing that updates depend on
         self, policy: Policy, method: Method, optimizer: Optimizer, *, steps: int, moving: Mapping[str, Reference] | None = None,
         team: Team = ALONE, non_finite: not_finite.Then = "skip", devices: Devices = Devices(),  # noqa: B008 (records are frozen)
+        stale: bool = False,
     ):  # fmt: skip
         self.non_finite, self.profile = not_finite.NotFinite(non_finite), Profile()
         self.policy, self.method, self.settings, self.steps, self.team = policy, method, optimizer, steps, team
@@ -65,6 +71,9 @@ class Learner:
         self.moments = {move.name: self._optimizer() for move in self.moves if move.moments and move.name != "current"}
         if optimizer.ema is not None:
             policy.sets.follow("ema", decay=0.0)
+        self.stale, self._kept = stale, -1
+        if stale:
+            policy.sets.keep(BEHIND)
 
     def begin(self, step: int) -> dict[str, float]:
         """Before a step's rows are made: renews the sets of parameters that are due, as the method and ``references`` say.
@@ -80,6 +89,12 @@ class Learner:
                 (kept,) = move.shares
                 restore_optimizer(self.optimizer, self.policy.parameters(), *self.moments[kept])
         return measured
+
+    def end(self, step: int) -> None:
+        """After a step's updates, of which there may have been none: keeps what the step began with, where that is wanted."""
+        if self.stale and self._kept != step:
+            self.policy.sets.keep(BEHIND)
+            self._kept = step
 
     @property
     def shown(self) -> str:
@@ -262,6 +277,7 @@ class Learner:
             else:
                 group["lr"] = rate
         self.updates += 1  # before it: a step that fails half way has changed parameters too
+        self.end(step)  # before the first update of the step: what it began with
         self.optimizer.step()
         ema = self.settings.ema
         if ema is not None and self.updates % ema.every == 0:

@@ -15,7 +15,7 @@ from mmalign.training.units import needed
 from mmalign.types import Method, Move, Need, Policy, UserError
 
 REFERRING = ("refs", "kls", "reverse_kls")  # needs that name a reference
-OWN = ("current", "trained", "ema", "best", "optimizer")  # sets that are no references
+OWN = ("current", "trained", "ema", "best", "behind", "optimizer")  # sets that are no references
 
 
 def references(method: Method, needs: frozenset[Need]) -> list[str]:

@@ -11,6 +11,7 @@ import torch
 from mmalign.distributed.team import ALONE, Team
 from mmalign.training.background import Background
 from mmalign.training.feedback import Scores, beside
+from mmalign.training.learner import BEHIND
 from mmalign.training.prompts import Prompts
 from mmalign.training.seeds import stream
 from mmalign.training.settings import Batch
@@ -34,19 +35,42 @@ class Rollouts:
 
     A row is that of its place in the step, whatever the parts, and ``ask`` sees the parts in their order, whole groups. So the numbers
     are those of one part, but for rounding where a part has other batches than the whole (``rows_at_once``).
+
+    With ``batch.staleness`` a step's rollout is sampled in the step before, while ``ask`` looks at that one's; the first one, and the
+    first of a resumed run, by the parameters that were kept for it (``learner.BEHIND``). steps: of the run, behind whose end nothing
+    is sampled.
     """
 
-    def __init__(
+    def __init__(  # all that a rollout depends on
         self, policy: Policy, prompts: Prompts, ask: Callable[[Rollout], Scores], background: Background, *, batch: Batch, seed: int,
-        samplers: Sequence[Sampler] = (), team: Team = ALONE,
+        samplers: Sequence[Sampler] = (), team: Team = ALONE, steps: int = 0,
     ):  # fmt: skip
         self.policy, self.prompts, self.ask, self.background, self.batch, self.seed = policy, prompts, ask, background, batch, seed
         self.parts = parts_of(team.share(batch.prompts), min(batch.overlap, batch.prompts // team.size))
         self.drawing: dict[str, Any] = {"samplers": samplers} if samplers else {}
+        self.steps, self.coming = steps, None  # type: int, Sampled | None
+
+    @property
+    def position(self) -> int:
+        """Where, in the list of prompts, a run goes on that is resumed after this step."""
+        return self.prompts.upcoming if self.coming is None else self.coming.position
 
     def __call__(self, step: int, *, attempt: int = 0) -> Sampled:
-        """The rollout of a step. attempt: a further one of the same step."""
+        """The rollout of a step. attempt: a further one of the same step, which is never sampled early."""
+        if attempt or not self.batch.staleness:
+            return self._sampled(step, attempt)
+        if self.coming is None:
+            with self.policy.using(BEHIND):
+                self.coming = self._sampled(step, 0)
+        now, rollout = self.coming, self.coming.rollout
+        scores = self.background(lambda: self.ask(rollout))
+        self.coming = self._sampled(step + 1, 0) if step + 1 < self.steps else None
+        self.prompts.position = now.position  # from where further attempts of this step go on
+        return now._replace(scores=scores)
+
+    def _sampled(self, step: int, attempt: int) -> Sampled:
         rollouts, waiting = list[Rollout](), list[Callable[[], Scores]]()
+        asked_at_once = bool(attempt) or not self.batch.staleness
 
         def sample(some: list[Any]) -> Rollout:
             asked = contents(some)
@@ -57,7 +81,8 @@ class Rollouts:
                 rollout = self.policy.sample(asked, self.batch.group, rng, step=step, part=part, **self.drawing)
                 rollout.columns = beside(some[part], rows=len(rollout))
                 rollouts.append(rollout)
-                waiting.append(self.background(partial(self.ask, rollout)))
+                if asked_at_once:
+                    waiting.append(self.background(partial(self.ask, rollout)))
             return rollouts[0]
 
         chosen, _ = self.prompts.sampled(sample, self.batch.prompts, attempt=attempt)

@@ -43,11 +43,13 @@ class Batch(Record):
     rows are taken from then on, once, and the run says so. missing: what NaN rewards do: ``stop`` the run, or ``drop`` their rows, and
     those of infinite ones. resample: further rollouts where the method drops groups (dynamic sampling). overlap: parts in which a step's
     prompts are sampled; rewards of a part are computed in a thread while the next one is sampled, which changes no number but by rounding.
-    1: rewards follow the rollout.
+    1: rewards follow the rollout. staleness: 1 samples a step's rollout one step early, with the parameters before the update in between,
+    while rewards of the step before are at work; ``old`` is what those parameters say, so that a method's ratio corrects for it, and
+    methods without one are refused.
 
     Examples:
-        >>> mm.Batch(prompts=10, group=12)
-        Batch(prompts=10, group=12, epochs=1, updates=1, micro_rows=64, micro_steps=None, missing='stop', resample=3, overlap=1)
+        >>> mm.Batch(prompts=10, group=12).micro_rows
+        64
         >>> mm.Batch(prompts=0)
         Traceback (most recent call last):
         mmalign.types.UserError: prompts: got 0, takes 1 or more
@@ -62,6 +64,7 @@ class Batch(Record):
     missing: Literal["stop", "drop"] = "stop"
     resample: Natural = 3
     overlap: Count = 1
+    staleness: Literal[0, 1] = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -67,6 +67,13 @@ def live_columns(rollout: Rollout, rows: Tensor) -> Tensor:
     return torch.nonzero(rollout.mask[rows].any(0)).flatten()
 
 
+def refuse_stale(method: Method, staleness: int) -> None:
+    """Errors: UserError for rollouts of earlier parameters, where the method has no ratio to them, or lets others draw rows."""
+    if staleness and (OLD not in method.needs or method.samplers):
+        why = "lets others draw rows" if method.samplers else "has no ratio to the parameters that sampled, which would correct for it"
+        raise UserError(f"batch.staleness: got {staleness}, and the method {why}; takes 0, or a method with such a ratio (grpo, ppo, rloo)")
+
+
 def refuse_micro_steps(method: Method, micro_steps: int | None) -> None:
     """UserError for a number of steps below 1, and for a method that has to see more than a cell at once."""
     if micro_steps is not None and micro_steps < 1:
