@@ -110,10 +110,7 @@ def online(  # one argument for each thing that a run is made of
     step, saves, and says how to resume.
     """
     refuse_mismatch(policy, method)
-    refuse_micro_steps(method, batch.micro_steps)
-    refuse_stale(method, batch.staleness)
-    assignment(batch.group, method.samplers)  # refuses a group too small for all who draw
-    _refuse_empty(prompts, rewards)
+    _refuse(method, batch, prompts, rewards)
     refuse_columns({**rewards, **({} if oracle is None else {"of pairs": oracle})}, columns_of(prompts), kind="reward")
     at_least(1, steps=steps)
     pairs = method.pairs or comparisons.best_and_worst
@@ -250,7 +247,10 @@ def _row(batches: Sequence[Scored], updates: Sequence[Mapping[str, float]], *, l
     return {**row, "lr": lr}
 
 
-def _refuse_empty(prompts: Sequence[Any], rewards: Rewards) -> None:
+def _refuse(method: Method, batch: Batch, prompts: Sequence[Any], rewards: Rewards) -> None:
+    refuse_micro_steps(method, batch.micro_steps)
+    refuse_stale(method, batch.staleness)
+    assignment(batch.group, method.samplers)  # refuses a group too small for all who draw
     if isinstance(prompts, str) or not prompts:
         raise UserError(f"prompts: got {prompts!r}, takes a list of at least one")
     if not rewards:
