@@ -50,10 +50,12 @@ class Placed(Protocol):
 
 
 def sharded(policy: Policy, devices: Placed, team: Team) -> Shards | None:
-    """Cuts a policy's model, where that is asked for. Errors: UserError in one process, and see ``Shards``."""
+    """Cuts a policy's model, where that is asked for; one that an earlier run has cut stays so. Errors: UserError in one process, and see
+    ``Shards``."""
     refuse_alone(devices.place, team)
     sets: Any = policy.sets
-    return None if devices.place == "replicate" else Shards(sets, team)
+    cut: Shards | None = sets.shards
+    return cut if devices.place == "replicate" or cut is not None else Shards(sets, team)
 
 
 def refuse_alone(place: str | None, team: Team) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mmalign.distributed import tables as of_all
-from mmalign.distributed.shards import sharded, whole
+from mmalign.distributed.shards import is_cut, sharded, whole
 from mmalign.distributed.team import ALONE, Team
 from mmalign.needs import MASK, OLD, REWARDS, refs
 from mmalign.runs import checkpoint
@@ -56,7 +56,7 @@ class Learner:
     ):  # fmt: skip
         self.non_finite, self.profile = not_finite.NotFinite(non_finite), Profile()
         self.policy, self.method, self.settings, self.steps, self.team = policy, method, optimizer, steps, team
-        team.copy(policy.parameters().values())
+        team.copy([parameter for parameter in policy.parameters().values() if not is_cut(parameter)])
         optimizer.refuse_longer(steps)
         self.shards = sharded(policy, devices, team)
         self.optimizer = parted(optimizer.make(policy.parameters().values()))

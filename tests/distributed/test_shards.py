@@ -59,8 +59,9 @@ def words(folder: Path, *, method: str = "grpo", lora: Lora | None = None, **mor
 
 
 def images(folder: Path, *, lora: Lora | None = None, **more: Any) -> Any:
+    memory: dict[str, Any] = {} if lora is None else {"gradient_checkpointing": True, "storage": "float8"}
     policy = mm.policies.diffusers(
-        pipelines.twin("StableDiffusion3Pipeline"), device="cpu", schedule=Schedule(steps=3, guidance=2.0), lora=lora
+        pipelines.twin("StableDiffusion3Pipeline"), device="cpu", schedule=Schedule(steps=3, guidance=2.0), lora=lora, memory=memory
     )
     given: dict[str, Any] = {**settings(folder), "evaluation": {"every": 9, "samples": 1, "prompts": ["a cat", "a dog", "a fish"]}, **more}
     batch = {"prompts": 3, "group": 4, "micro_rows": 3}
@@ -142,6 +143,19 @@ def test_a_run_may_go_on_in_shards_and_whole_again(tmp_path: Path) -> None:
     rows = [[row for row in log(tmp_path / name) if row["phase"] == "train"] for name in ("one", "many")]
     assert [row["step"] for row in rows[1]] == [1, 2, 3]
     assert all(row["loss"] == pytest.approx(other["loss"], rel=1e-6) for row, other in zip(*rows, strict=True))
+
+
+def test_a_policy_that_is_cut_may_be_trained_again(tmp_path: Path) -> None:
+    def train(devices: dict[str, str]) -> None:
+        policy, method, where = of_words(method_of("grpo")), method_of("grpo"), tmp_path / devices.get("place", "whole")
+        for name in ("first", "second"):
+            given = {**settings(where / name), "devices": devices}
+            mm.online(policy, PROMPTS, {"own": varied}, method, batch={"prompts": 3, "group": 4}, **given)  # type: ignore[arg-type]
+
+    for devices in ({}, SHARDS):
+        ended = together(2, lambda rank: train(devices), tmp_path / "processes")  # noqa: B023 (done at once)
+        assert [code for code, _ in ended] == [0, 0], ended
+    assert not differences(tmp_path / "whole" / "second", tmp_path / "fsdp2" / "second")
 
 
 def test_what_cannot_be_cut_is_refused(tmp_path: Path) -> None:
