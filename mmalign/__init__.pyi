@@ -12,6 +12,7 @@ from mmalign.commands.calibrate import calibrate as calibrate
 from mmalign.commands.compare import compare as compare
 from mmalign.commands.evaluate import evaluate as evaluate
 from mmalign.commands.export import export as export
+from mmalign.commands.footprint import footprint as footprint
 from mmalign.commands.make_pairs import make_pairs as make_pairs
 from mmalign.commands.make_pairs import make_rejected as make_rejected
 from mmalign.commands.rehearse import rehearse as rehearse

@@ -98,10 +98,22 @@ def rehearse(
     overrides: Overrides = None,
     kind: Annotated[str | None, typer.Option("--class", metavar="NAME", help="The pipeline's class, where nothing else tells it.")] = None,
     keep: Annotated[Path | None, typer.Option(help="A new folder that keeps the rehearsal's runs.")] = None,
+    memory: Annotated[bool, typer.Option("--memory", help="Count the memory of the real run instead; nothing is loaded.")] = False,
+    card: Annotated[str | None, typer.Option(help="With --memory: h200, h100, a100, 4090, ... or a size, 24GB.")] = None,
 ) -> None:
-    """Go through every phase of a run on the CPU with a tiny twin of its model, before a GPU is rented."""
+    """Go through every phase of a run on the CPU with a tiny twin of its model, or count its memory, before a GPU is rented."""
     with mistakes_as_lines(context):
         from mmalign.rooms import find
+        from mmalign.types import UserError
+
+        if card is not None and not memory:
+            raise UserError(f"--card: got {card} without --memory, which it is about; takes both")
+        if memory:
+            counted = find("mmalign.commands", "footprint")(configured(config, overrides), card=card, kind=kind)
+            typer.echo("\n".join(counted.lines))
+            if not counted.fits:
+                raise typer.Exit(2)
+            return
 
         def say(phase: Any) -> None:
             typer.echo(f"{phase.name:<9}{phase.seconds:6.1f} s  {'failed: ' if phase.failed else ''}{phase.what}")

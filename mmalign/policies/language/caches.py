@@ -33,9 +33,9 @@ class Filling(DynamicCache):
 class Behind(DynamicLayer):
     """A layer for rows ``which [R]`` that go on from prompts: the prompts' keys and values, and behind them those of one call."""
 
-    def __init__(self, prompts: DynamicLayer, which: Tensor):
+    def __init__(self, prompts: DynamicLayer, which: Tensor, *, equal: bool):
         super().__init__()
-        self.which, self.equal = which, equal_groups(which, len(prompts.keys))
+        self.which, self.equal = which, equal
         self.keys, self.values, self.dtype, self.device = prompts.keys, prompts.values, prompts.dtype, prompts.device
         self.is_initialized = True
 
@@ -84,10 +84,11 @@ def filled(backbone: nn.Module, inputs: dict[str, Any]) -> DynamicCache:
     return cache
 
 
-def go_on(cache: DynamicCache, which: Tensor) -> DynamicCache:
-    """A cache of prompts as one for rows ``which [R]``, for one call."""
+def go_on(cache: DynamicCache, which: Tensor, *, equal: bool | None = None) -> DynamicCache:
+    """A cache of prompts as one for rows ``which [R]``, for one call. equal: of ``equal_groups``, where it is known."""
     rows = DynamicCache()
-    rows.layers = [Behind(layer, which) for layer in cache.layers]
+    equal = equal_groups(which, len(cache.layers[0].keys)) if equal is None else equal
+    rows.layers = [Behind(layer, which, equal=equal) for layer in cache.layers]
     return rows
 
 

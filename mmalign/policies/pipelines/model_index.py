@@ -51,7 +51,7 @@ def read_index(model: str, *, kind: str | None = None) -> Index:
     kind: a pipeline class, for a model that nothing else is known of. ``HF_HUB_OFFLINE=1`` leaves the hub alone; otherwise it has
     three seconds. Errors: UserError for a model of which no class is known, or for a folder without ``model_index.json``.
     """
-    text, source = _text_of(model, "model_index.json")
+    text, source = text_of(model, "model_index.json")
     if text is None and Path(model).is_dir():
         raise UserError(f"{model}: no model_index.json there; takes the folder of a diffusers pipeline, or a hub id")
     if text is not None:
@@ -60,7 +60,7 @@ def read_index(model: str, *, kind: str | None = None) -> Index:
         if kind is not None and kind != name:
             raise UserError(f"--class: got {kind}, but {model} is a {name} ({source})")
         absent = tuple(key for key, value in index.items() if value == [None, None] or (value is None and not key.startswith("_")))
-        scheduler_text, _ = _text_of(model, "scheduler/scheduler_config.json")
+        scheduler_text, _ = text_of(model, "scheduler/scheduler_config.json")
         return Index(str(name), absent, None if scheduler_text is None else json.loads(scheduler_text), source)
     if kind is not None:
         return Index(kind, (), None, "--class")
@@ -72,7 +72,7 @@ def read_index(model: str, *, kind: str | None = None) -> Index:
     )
 
 
-def _text_of(model: str, name: str) -> tuple[str | None, str]:
+def text_of(model: str, name: str) -> tuple[str | None, str]:
     """A small text file of a model, and where it was found."""
     if Path(model).is_dir():
         file = Path(model) / name
