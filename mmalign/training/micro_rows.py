@@ -47,7 +47,8 @@ class MicroRows:
 
         largest: micro_rows -> rows of the act's largest pass in this process. Gradients are thrown away, and the states of torch's random
         generators and of the method are put back. Not tried again: what has changed a parameter, what is halved already, a pass that
-        cannot be halved (of one row, or of a unit that a method sees whole). Errors: those of ``act``.
+        cannot be halved (of one row, or of a unit that a method sees whole), and a model in shards, whose passes are of all processes.
+        Errors: those of ``act``.
         """
         state, generators, updates, counts = self._state(), _generators(), self.learner.updates, dict(vars(self.learner.non_finite))
         tried = self._try(act)
@@ -68,7 +69,7 @@ class MicroRows:
         except PeerShort as error:
             return Tried(why=str(error))
         except (RuntimeError, MemoryError) as error:
-            if not out_of_memory(error):
+            if not out_of_memory(error) or self.learner.shards is not None:
                 raise
             return Tried(why=" ".join(str(error).split())[:200], error=error)
         return Tried(result)

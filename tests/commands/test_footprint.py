@@ -17,8 +17,8 @@ from mmalign.policies.inspecting import footprint, footprint_language
 from mmalign.policies.inspecting.ledger import Fake, Ledger, size_of
 from mmalign.policies.inspecting.weightless import language, pipeline
 from mmalign.policies.settings import Lora, Memory, Schedule, TextMemory
+from mmalign.policies.twins import texts
 from mmalign.policies.twins.pipelines import twin
-from mmalign.policies.twins.texts import tiny
 from mmalign.types import UserError
 
 DENOISER = {
@@ -28,7 +28,7 @@ DENOISER = {
 CONFIG: dict[str, Any] = {
     "use": "online",
     "policy": {
-        "use": "transformers", "model": {"use": "policies.twins.texts.tiny", "kind": "LlamaForCausalLM"}, "lora": {"rank": 4},
+        "use": "transformers", "model": {"use": "policies.twins.texts.twin", "kind": "LlamaForCausalLM"}, "lora": {"rank": 4},
         "max_prompt": 16, "max_completion": 8,
     },
     "method": {"use": "grpo", "beta": 0.0},
@@ -96,7 +96,7 @@ def test_checkpointing_and_fewer_steps_come_to_what_they_should() -> None:
 
 def test_shared_prompts_are_kept_once() -> None:
     def kept(**more: Any) -> int:
-        asked = footprint_language.transformers(tiny("LlamaForCausalLM"), max_prompt=64, max_completion=8, memory=TextMemory(**more))
+        asked = footprint_language.transformers(texts.twin("LlamaForCausalLM"), max_prompt=64, max_completion=8, memory=TextMemory(**more))
         return by_name(asked.measure(footprint.Rows(8, 8, 8)).parts)["activations kept for the backward pass"]
 
     assert kept() < 0.5 * kept(shared_prefixes=False)
