@@ -75,7 +75,7 @@ def settings(case: dict[str, Any]) -> dict[str, Any]:
     """Keywords that the real policy and the counted one share."""
     from mmalign.policies.settings import Lora, Memory, Schedule, TextMemory
 
-    checkpointing = {"gradient_checkpointing": bool(case.get("checkpointing"))}
+    checkpointing: dict[str, Any] = {"gradient_checkpointing": bool(case.get("checkpointing"))}
     lora = {"lora": Lora(rank=16)} if case["lora"] else {}
     if case["of"] == "llama":
         return {**lora, "memory": TextMemory(**checkpointing), "max_prompt": PROMPT, "max_completion": COMPLETION}
