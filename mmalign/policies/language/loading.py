@@ -75,7 +75,9 @@ def stops_of(model: Any) -> list[int]:
     stops = None if config is None else config.eos_token_id
     if not all(isinstance(stop, int) for stop in (stops if isinstance(stops, (list, tuple)) else [stops]) if stops is not None):
         raise UserError(f"policy.model: its generation config says eos_token_id {stops!r}, takes ids of its vocabulary")
-    return [] if stops is None else [int(stop) for stop in stops] if isinstance(stops, (list, tuple)) else [int(stops)]
+    if stops is None:
+        return []
+    return [int(stop) for stop in stops] if isinstance(stops, (list, tuple)) else [int(stops)]
 
 
 def never_said(model: Any, tokenizer: Any, processor: Any = None) -> list[int]:

@@ -76,7 +76,9 @@ def _scores(text: str, true: list[Box], *, match: float, low: float, high: float
 
 
 def _cut(value: float, low: float, high: float) -> float:
-    return 0.0 if value < low else 1.0 if value > high else value
+    if value < low:
+        return 0.0
+    return 1.0 if value > high else value
 
 
 def _labelled(item: Any) -> bool:

@@ -66,7 +66,9 @@ def testbench(  # the published reward's own settings
         if done[-1].why == "start":
             return math.nan
         good = len(done) == len(commands) and done[-1].code == 0 and wanted.matches(done[-1].output, "search")
-        return 1.0 if good else built if len(done) == len(commands) > 1 else 0.0
+        if good:
+            return 1.0
+        return built if len(done) == len(commands) > 1 else 0.0
 
     def reward(outputs: Any, prompts: list[Any], **columns: Any) -> Tensor:
         codes = [code_of(text, tuple(languages)) for text in texts("testbench", outputs, prompts)]
