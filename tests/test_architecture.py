@@ -64,7 +64,7 @@ ARROWS: dict[str, set[str]] = {
     "devices": set(),
     "training": {"types", "needs", "records", "stacking", "samplers", "arguments", "files", "conversations", "runs", "distributed"},
     "report": {"types", "files", "runs"},
-    "recipes": {"types", "arguments", "records", "samplers", "objectives", "data", "distributed", "training", "report", "commands"},
+    "recipes": {"types", "arguments", "needs", "records", "samplers", "objectives", "data", "distributed", "training", "report", "commands"},
     "commands": {"*"},
     "cli": {"*"},
     "__main__": {"cli"},
