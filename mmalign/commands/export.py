@@ -20,6 +20,7 @@ from mmalign.policies.language.loading import load as load_language_model
 from mmalign.policies.pipelines.calling import load
 from mmalign.policies.transformers import TransformersPolicy
 from mmalign.runs import checkpoint
+from mmalign.runs.metrics import read_benchmarks
 from mmalign.training import dead_steps
 from mmalign.types import UserError, contents
 
@@ -130,6 +131,7 @@ def _card(run: Trained, chosen: str, node: Mapping[str, Any], forms: list[Form],
         rewards=list(config.get("rewards") or {}),
         combine=_in_words(config["combine"]) if config.get("combine") else None,
         numbers=list(_numbers(run)),
+        benchmarks=read_benchmarks(run.folder)[0],
         kl=_kl(run),
         dead=_dead(run),
         steps=checkpoint.step_of(run.checkpoint),

@@ -74,6 +74,9 @@ def render(run: RunData) -> str:
         undrawn=[figure.note for figure in drawings if not figure.svg],
         summary=summary_rows(run.summary),
         costs=costs(run),
+        benchmarks=[
+            (name, [(key, f"{short(v)} ({short(a)} to {short(b)})") for key, (v, a, b) in rows.items()]) for name, rows in run.benchmarks
+        ],
         config=run.config_text,
         versions=[(name, "none" if version is None else str(version)) for name, version in run.versions.items()],
         notes=notes,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mmalign.runs import answers
-from mmalign.runs.metrics import is_number, read_metrics
+from mmalign.runs.metrics import is_number, read_benchmarks, read_metrics
 from mmalign.types import UserError
 
 FRAME = re.compile(r"step_(\d{1,12})\.png", re.ASCII)
@@ -20,7 +20,7 @@ VIDEOS = (".mp4", ".webm", ".gif", ".mov")
 @dataclass(frozen=True)
 class RunData:
     """A run as its folder tells it. ``frames``: (step, path) of each sample grid, in order of steps; ``scores``: step -> name
-    -> a number for each cell of its grid, or None; ``answers``: (step, lines)."""
+    -> a number for each cell of its grid, or None; ``answers``: (step, lines); ``benchmarks``: see ``runs.metrics``."""
 
     path: Path
     config: dict[str, Any] = field(default_factory=dict)
@@ -33,6 +33,7 @@ class RunData:
     seeds: list[Any] = field(default_factory=list)
     frames: list[tuple[int, Path]] = field(default_factory=list)
     scores: dict[int, dict[str, list[list[float | None]]]] = field(default_factory=dict)
+    benchmarks: list[tuple[str, dict[str, tuple[float, ...]]]] = field(default_factory=list)
     real: Path | None = None
     videos: int = 0
     notes: list[str] = field(default_factory=list)
@@ -70,8 +71,10 @@ def read(path: Path) -> RunData:
     samples = path / "samples"
     files = sorted(samples.iterdir()) if samples.is_dir() else []
     frames = [(int(match[1]), file) for file in files if (match := FRAME.fullmatch(file.name))]
+    benchmarks, damaged = read_benchmarks(path)
     return RunData(
         path=path,
+        benchmarks=benchmarks,
         config=_yaml(config_text, notes),
         config_text=config_text,
         versions=_mapping(_json(path / "versions.json", notes)),
@@ -85,7 +88,7 @@ def read(path: Path) -> RunData:
         scores={step: _scores(_json(file.with_suffix(".json"), notes)) for step, file in frames},
         real=samples / "real.png" if (samples / "real.png").is_file() else None,
         videos=sum(file.suffix.lower() in VIDEOS for file in files),
-        notes=notes + torn + unread,
+        notes=notes + torn + unread + damaged,
         answers=lines,
     )
 

@@ -1,4 +1,4 @@
-"""``metrics.jsonl``: read, and cut where a run goes on."""
+"""``metrics.jsonl``: read, and cut where a run goes on; and the results of benchmarks beside it."""
 
 from __future__ import annotations
 
@@ -63,3 +63,23 @@ def _row(value: Any) -> dict[str, Any] | None:
 def is_number(value: Any) -> bool:
     """Whether something that was read is a number that can be shown."""
     return isinstance(value, (int, float)) and abs(value) < LARGEST
+
+
+def read_benchmarks(folder: Path) -> tuple[list[tuple[str, dict[str, tuple[float, ...]]]], list[str]]:
+    """What ``mmalign eval`` left under ``evaluations/`` of a run: (its name, number -> value, low and high); and notes on damaged files."""
+    found, notes = [], []
+    for file in sorted((folder / "evaluations").glob("*/results.json")):
+        try:
+            values = json.loads(file.read_bytes())["values"]
+            rows = {
+                str(name): tuple(float(value[key]) for key in ("value", "low", "high")) for name, value in values.items() if _whole(value)
+            }
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):  # torn, or not of ours
+            notes.append(f"evaluations/{file.parent.name}/results.json could not be read")
+            continue
+        found.append((file.parent.name, rows))
+    return found, notes
+
+
+def _whole(value: Any) -> bool:
+    return all(is_number(value[key]) for key in ("value", "low", "high"))

@@ -16,6 +16,7 @@ import yaml
 
 from mmalign.commands._own_code import own_code
 from mmalign.config import build_part
+from mmalign.files import write_json
 from mmalign.policies.twins import pipelines
 from mmalign.runs import checkpoint
 
@@ -179,6 +180,7 @@ def test_a_module_that_is_called_like_a_folder_of_mmalign_is_the_users(write_mod
 
 def test_the_page_says_what_was_done_and_what_changed(tmp_path, command):
     run = trained(tmp_path, command, POLICY)
+    write_json(run / "evaluations" / "pope" / "results.json", {"values": {"f1": {"value": 0.875, "low": 0.8, "high": 0.95}}})
     assert command("export", "small", "--trust", "--set", "trained", "--out", "there")[0] == 0
     page = (tmp_path / "there" / "README.md").read_text()
     _, state = checkpoint.load(max((run / "checkpoints").iterdir()))
@@ -188,7 +190,7 @@ def test_the_page_says_what_was_done_and_what_changed(tmp_path, command):
     )
     assert "Measured on the parameters `ema`, which are not those of this export" in page and "| seed | 0 |" in page
     assert "license:  # yours to choose" in page and "flow_grpo (beta 0.05, clip 0.2" in page and "- torch " in page and "nats" in page
-    assert str(tmp_path) not in page
+    assert str(tmp_path) not in page and "| pope | f1 | 0.875 | 0.800 to 0.950 |" in page
 
 
 def test_an_offline_run_is_exported_through_the_policy_that_it_wraps(tmp_path, command):

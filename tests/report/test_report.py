@@ -305,3 +305,13 @@ def test_large_grids_are_packed(tmp_path):
     (frame,) = parsed.named("img", "frame")
     assert frame["src"].startswith("data:image/webp") and int(frame["height"]) == 1400
     assert "long" in parsed.named("ol")[0]["class"] and parsed.named("div", "pixelated") == []
+
+
+def test_results_of_benchmarks_are_on_the_page(tmp_path):
+    run = make_run(tmp_path)
+    interval = {"value": 0.875, "low": 0.8, "high": 0.95}
+    folder.write_json(run / "evaluations" / "pope" / "results.json", {"values": {"f1_score": interval, "odd": {**interval, "low": None}}})
+    folder.write_json(run / "evaluations" / "torn" / "results.json", {"values": {"f1": 3}})
+    parsed, _ = page(run)
+    assert "Benchmarks" in parsed.text and "pope f1 score 0.88 (0.80 to 0.95)" in parsed.text and "odd" not in parsed.text
+    assert "evaluations/torn/results.json could not be read" in parsed.text
