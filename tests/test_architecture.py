@@ -64,7 +64,9 @@ ARROWS: dict[str, set[str]] = {
     "devices": set(),
     "training": {"types", "needs", "records", "stacking", "samplers", "arguments", "files", "conversations", "runs", "distributed"},
     "report": {"types", "files", "runs"},
-    "recipes": {"types", "arguments", "needs", "records", "samplers", "objectives", "data", "distributed", "training", "report", "commands"},
+    "recipes": {
+        *("types", "needs", "arguments", "records", "samplers", "objectives", "data", "distributed", "training", "report", "commands"),
+    },
     "commands": {"*"},
     "cli": {"*"},
     "__main__": {"cli"},

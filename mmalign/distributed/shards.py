@@ -54,8 +54,11 @@ def sharded(policy: Policy, devices: Placed, team: Team) -> Shards | None:
     ``Shards``."""
     refuse_alone(devices.place, team)
     sets: Any = policy.sets
-    cut: Shards | None = sets.shards
-    return cut if devices.place == "replicate" or cut is not None else Shards(sets, team)
+    if sets.shards is None and devices.place == "fsdp2":
+        sets.shards = Shards(sets, team)
+    if sets.shards is not None:
+        team.helper = sets.shards.help
+    return sets.shards  # type: ignore[no-any-return]
 
 
 def refuse_alone(place: str | None, team: Team) -> None:
@@ -98,8 +101,6 @@ class Shards:
             block.reshard()
             block.register_forward_pre_hook(torch.compiler.disable(partial(self._before, number)), prepend=True)
             block.register_forward_hook(torch.compiler.disable(partial(self._after_forward, number)), prepend=True)
-        team.helper = self._help
-        sets.shards = self
 
     def _before(self, number: int, *_: Any) -> None:
         """Before a block is gathered, forwards or backwards: the others take part."""
@@ -113,7 +114,7 @@ class Shards:
             if isinstance(value, Tensor) and value.requires_grad:
                 value.register_hook(lambda gradient: self._before(number))  # stands before the hook of fully_shard, which gathers
 
-    def _help(self, number: int, which: int) -> None:
+    def help(self, number: int, which: int) -> None:
         """Takes part in the gather of a block for another process, with the values of the set that is in place there."""
         block = self.blocks[number]
         if not is_cut(next(block.parameters())):

@@ -112,9 +112,9 @@ def test_each_process_holds_its_part_and_helps_where_others_run_more(tmp_path: P
                 super().__init__(*given)
                 learners.append(self)
 
-            def _help(self, number: int, which: int) -> None:
+            def help(self, number: int, which: int) -> None:
                 helped.append(number)
-                super()._help(number, which)
+                super().help(number, which)
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(shards, "Shards", Counted)
@@ -145,10 +145,11 @@ def test_a_run_may_go_on_in_shards_and_whole_again(tmp_path: Path) -> None:
     assert all(row["loss"] == pytest.approx(other["loss"], rel=1e-6) for row, other in zip(*rows, strict=True))
 
 
-def test_a_policy_that_is_cut_may_be_trained_again(tmp_path: Path) -> None:
+def test_policies_that_are_cut_may_be_trained_again_in_turn(tmp_path: Path) -> None:
     def train(devices: dict[str, str]) -> None:
-        policy, method, where = of_words(method_of("grpo")), method_of("grpo"), tmp_path / devices.get("place", "whole")
-        for name in ("first", "second"):
+        method, where = method_of("grpo"), tmp_path / devices.get("place", "whole")
+        one, other = of_words(method), of_words(method, lora=Lora(rank=2))
+        for name, policy in (("first", one), ("other", other), ("second", one)):
             given = {**settings(where / name), "devices": devices}
             mm.online(policy, PROMPTS, {"own": varied}, method, batch={"prompts": 3, "group": 4}, **given)  # type: ignore[arg-type]
 
