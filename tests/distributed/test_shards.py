@@ -151,7 +151,7 @@ def test_policies_that_are_cut_may_be_trained_again_in_turn(tmp_path: Path) -> N
         one, other = of_words(method), of_words(method, lora=Lora(rank=2))
         for name, policy in (("first", one), ("other", other), ("second", one)):
             given = {**settings(where / name), "devices": devices}
-            mm.online(policy, PROMPTS, {"own": varied}, method, batch={"prompts": 3, "group": 4}, **given)  # type: ignore[arg-type]
+            mm.online(policy, PROMPTS, {"own": varied}, method, batch={"prompts": 3, "group": 4, "micro_rows": 3}, **given)  # type: ignore[arg-type]
 
     for devices in ({}, SHARDS):
         ended = together(2, lambda rank: train(devices), tmp_path / "processes")  # noqa: B023 (done at once)
