@@ -48,6 +48,10 @@ class Transform:
     make: Callable[[], Any] | None = None
 
 
+Transforms = Mapping[str, Transform | Sequence[Transform]]
+"""Reward -> what is done to it first, one or several in their order."""
+
+
 @dataclass(frozen=True)
 class Combination:
     """Rewards by name into one number for each row, ``(parts {name: [B]}, group [B], prompts) -> [B]`` float64; NaN is missing.
@@ -71,7 +75,7 @@ class Combination:
 class Chain:
     """The transforms of some rewards, applied in their order; a State."""
 
-    def __init__(self, owner: str, transforms: Mapping[str, Any] | None):
+    def __init__(self, owner: str, transforms: Transforms | None):
         self.owner = owner
         self.steps: dict[str, list[tuple[Transform, Any]]] = {}
         for name, entry in (transforms or {}).items():

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from mmalign.arguments.ranges import NotNegative
-from mmalign.combinations._parts import Chain, Combination, Missing, Rows, chosen, or_missing, refuse_missing, table, usable
+from mmalign.combinations._parts import Chain, Combination, Missing, Rows, Transforms, chosen, or_missing, refuse_missing, table, usable
 from mmalign.combinations.transforms import z_score
 from mmalign.conversations import question
 from mmalign.types import UserError
@@ -31,14 +31,14 @@ Weights = Mapping[str, float]
 Parts = Mapping[str, Tensor]
 
 
-def combination(name: str, transforms: Mapping[str, Any] | None, of: Callable[[Parts, Rows], Tensor]) -> Combination:
+def combination(name: str, transforms: Transforms | None, of: Callable[[Parts, Rows], Tensor]) -> Combination:
     """``of`` after the transforms, whose state is the combination's."""
     chain = Chain(name, transforms)
     return Combination(name, lambda parts, rows: of(chain.apply(parts, rows), rows), chain)
 
 
 def weighted_sum(
-    *, weights: Weights | None = None, transforms: Mapping[str, Any] | None = None, missing: Missing = "row",
+    *, weights: Weights | None = None, transforms: Transforms | None = None, missing: Missing = "row",
     required: Sequence[str] = (),
 ) -> Combination:  # fmt: skip
     """``sum_k w_k r_k``; where some are missing and that is allowed, ``sum_k |w_k| / sum_known |w_k|`` times the sum of the known.
@@ -86,7 +86,7 @@ def normalised_sum(*, weights: Weights | None = None, over: Literal["group", "ba
     return combination("normalised_sum", None, of)
 
 
-def harmonic(*, weights: Weights | None = None, transforms: Mapping[str, Any] | None = None, missing: Missing = "row") -> Combination:
+def harmonic(*, weights: Weights | None = None, transforms: Transforms | None = None, missing: Missing = "row") -> Combination:
     """``sum_k w_k / sum_k (w_k / r_k)``, of rewards of 0 or more: near the smallest one, so that no reward makes up for another.
 
     With two weights ``lambda`` and ``1 - lambda`` on similarity to the subject and on fit to the prompt it is the lambda-harmonic reward.
@@ -116,7 +116,7 @@ def harmonic(*, weights: Weights | None = None, transforms: Mapping[str, Any] | 
     return combination("harmonic", transforms, of)
 
 
-def worst(*, of: Sequence[str] | None = None, transforms: Mapping[str, Any] | None = None, missing: Missing = "row") -> Combination:
+def worst(*, of: Sequence[str] | None = None, transforms: Transforms | None = None, missing: Missing = "row") -> Combination:
     """``min_k r_k``: worst-case optimisation, of rewards of one scale (WCO, https://arxiv.org/abs/2310.02743).
 
     of: names of the rewards; all by default.
@@ -139,7 +139,7 @@ def worst(*, of: Sequence[str] | None = None, transforms: Mapping[str, Any] | No
 
 def lower_bound(
     *, of: Sequence[str] | None = None, k: NotNegative = 1.0, spread: Literal["std", "variance"] = "std", unbiased: bool = False,
-    transforms: Mapping[str, Any] | None = None, missing: Missing = "row",
+    transforms: Transforms | None = None, missing: Missing = "row",
 ) -> Combination:  # fmt: skip
     """``mean_k r_k - k * std_k r_k``: an ensemble's mean, less where its members disagree.
 
@@ -172,7 +172,7 @@ def lower_bound(
 
 
 def pessimistic(
-    *, of: Sequence[str] | None = None, beta: NotNegative, transforms: Mapping[str, Any] | None = None, missing: Missing = "row"
+    *, of: Sequence[str] | None = None, beta: NotNegative, transforms: Transforms | None = None, missing: Missing = "row"
 ) -> Combination:
     """``-beta log mean_k exp(-r_k / beta)``: between the mean (beta to infinity) and the worst (beta to 0) of an ensemble.
 
@@ -195,9 +195,7 @@ def pessimistic(
     return combination("pessimistic", transforms, soft)
 
 
-def nominal_and_worst(
-    *, nominal: str, share: float, of: Sequence[str] | None = None, transforms: Mapping[str, Any] | None = None
-) -> Combination:
+def nominal_and_worst(*, nominal: str, share: float, of: Sequence[str] | None = None, transforms: Transforms | None = None) -> Combination:
     """``share * r_nominal + (1 - share) * min_k r_k``: mostly the reward that is trusted, and partly the worst of an ensemble.
 
     nominal: name of the reward that is trusted. share: of it, 0 to 1.
@@ -257,7 +255,7 @@ def bayesian(
 
 
 def gated(
-    *, gates: Mapping[str, float], otherwise: float, weights: Weights | None = None, transforms: Mapping[str, Any] | None = None
+    *, gates: Mapping[str, float], otherwise: float, weights: Weights | None = None, transforms: Transforms | None = None
 ) -> Combination:
     """The weighted sum of the other rewards where every gate is at its least or above, ``otherwise`` where one is below.
 
@@ -325,7 +323,7 @@ def lexicographic(*, order: Mapping[str, float]) -> Combination:
 
 def mixture_of_judges(
     *, reward: str, judges: Sequence[str] = (), tasks: Mapping[str, Mapping[str, Any]] | None = None, least: float = 0.5,
-    violated: float = 0.0, transforms: Mapping[str, Any] | None = None,
+    violated: float = 0.0, transforms: Transforms | None = None,
 ) -> Combination:  # fmt: skip
     """The reward where every judge of the prompt's task is satisfied, ``violated`` where one is not.
 

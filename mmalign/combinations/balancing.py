@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mmalign.arguments.ranges import Count, NotNegative, Positive, Share
-from mmalign.combinations._parts import Both, Chain, Combination, Rows, chosen, or_missing, table
+from mmalign.combinations._parts import Both, Chain, Combination, Rows, Transforms, chosen, or_missing, table
 from mmalign.types import UserError
 
 __all__ = ["constrained", "fairest", "gradient_weights", "hypervolume_weights"]
@@ -21,7 +21,7 @@ Parts = Mapping[str, Tensor]
 def constrained(
     *, limits: Mapping[str, float], weights: Mapping[str, float] | None = None, rate: Positive = 0.05, start: NotNegative = 1.0,
     most: Positive = 100.0,
-    window: Count = 10, transforms: Mapping[str, Any] | None = None,
+    window: Count = 10, transforms: Transforms | None = None,
 ) -> Combination:  # fmt: skip
     """``(sum_k w_k r_k - sum_c lambda_c c) / (1 + sum_c lambda_c)``, each multiplier raised while its cost is above its limit.
 
@@ -57,7 +57,7 @@ def constrained(
     return Combination("constrained", of, Both(chain, multipliers))
 
 
-def fairest(*, of: Sequence[str] | None = None, decay: Share = 0.0, transforms: Mapping[str, Any] | None = None) -> Combination:
+def fairest(*, of: Sequence[str] | None = None, decay: Share = 0.0, transforms: Transforms | None = None) -> Combination:
     """The reward of the group of people who have the least of it: ``r_u``, u the one with the smallest mean over the rollout.
 
     ``max_policy min_u E[r_u]``: each rollout is scored for whoever is worst off. of: one reward for each group of people, of one scale.
@@ -79,7 +79,7 @@ def fairest(*, of: Sequence[str] | None = None, decay: Share = 0.0, transforms: 
     return Combination("fairest", least, Both(chain, averages))
 
 
-def gradient_weights(*, weights: Mapping[str, float], rate: Positive = 0.1, transforms: Mapping[str, Any] | None = None) -> Combination:
+def gradient_weights(*, weights: Mapping[str, float], rate: Positive = 0.1, transforms: Transforms | None = None) -> Combination:
     """``sum_k w_k r_k``, whose weights move to the rewards that help the others: ``w_k <- w_k exp(rate * I_k) / Z``.
 
     ``I_k = sum_j <g_k, g_j>``, g_k the policy gradient of reward k alone. Here ``<g_k, g_j>`` is the mean over rows of the product of
@@ -106,7 +106,7 @@ def gradient_weights(*, weights: Mapping[str, float], rate: Positive = 0.1, tran
 
 
 def hypervolume_weights(
-    *, weights: Mapping[str, float], worst: Mapping[str, float], strength: float = 1.0, transforms: Mapping[str, Any] | None = None
+    *, weights: Mapping[str, float], worst: Mapping[str, float], strength: float = 1.0, transforms: Transforms | None = None
 ) -> Combination:
     """``(1 + strength * gain) * sum_k w_k r_k``: more for a rollout whose mean rewards push the Pareto front out.
 

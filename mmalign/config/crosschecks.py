@@ -25,12 +25,16 @@ CALLED_WITH: dict[str, Range] = {
 ALIKE = ("temperature", "template", "times", "draws", "target")
 """Keywords of policies that have to be the same where one is another's reference: those of what is scored."""
 
+SETS = ("current", "ref", "previous", "trained", "ema", "best", "start", "half", "ended")
+"""Sets of parameters that a run makes by itself, some of them for one method alone."""
+
 
 def crosschecked(call: Call, review: Review) -> None:
     """Adds to a review what is wrong between the keys of a plan."""
     review.errors.extend(_calls(call))
     review.errors.extend(_other_kinds(call))
     review.errors.extend(_names(call))
+    review.errors.extend(_shares(call))
     if not review.errors:
         review.errors.extend(missing_columns(call))
     if not any(line.startswith(("method.", "method:")) for line in review.errors):
@@ -101,6 +105,18 @@ def _keyword(call: Call, key: str) -> Any:
     """A keyword of a call, or what it is by default; None where the function takes none."""
     parameter = None if isinstance(call.function, Unread) else inspect.signature(call.function).parameters.get(key)
     return None if parameter is None else call.arguments.get(key, parameter.default)
+
+
+def _shares(call: Call) -> Iterator[str]:
+    """Sets of parameters that a reference is mixed of, and that nothing makes."""
+    by_name = call.arguments.get("references")
+    references = by_name if isinstance(by_name, dict) else {}
+    known = list(dict.fromkeys([*SETS, *references]))
+    for name, reference in references.items():
+        shares = reference.arguments.get("shares") if isinstance(reference, Call) else None
+        for part in shares if isinstance(shares, dict) else ():
+            if part not in known:
+                yield f"references.{name}.shares.{part}: is no set of parameters{nearest(str(part), known)}; takes {', '.join(known)}"
 
 
 def _names(call: Call) -> Iterator[str]:

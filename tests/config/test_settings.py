@@ -234,8 +234,17 @@ def test_a_record_and_a_mapping_are_the_same() -> None:
     assert made == {"ref": mm.Reference(from_="runs/x", every=3)} and reader.errors == []
 
 
-def test_a_recipe_has_at_most_thirteen_arguments() -> None:
-    assert {name: len(signatures.parameters(getattr(mm, name))[0]) for name in ("online", "offline")} == {"online": 13, "offline": 11}
+def test_a_recipe_has_at_most_thirteen_keys() -> None:
+    keys = {name: signatures.parameters(getattr(mm, name))[0].keys() - {"resume"} for name in ("online", "offline")}  # no key of a config
+    assert {name: len(own) for name, own in keys.items()} == {"online": 13, "offline": 11}
+
+
+def test_names_that_have_to_be_somebody_s() -> None:
+    line = "references.ref.shares.rf: is no set of parameters; nearest: ref; takes current, ref, previous"
+    assert line in "\n".join(changed("selftest/online", references={"ref": {"every": 2, "shares": {"rf": 0.5, "current": 0.5}}}))
+    assert not changed("selftest/online", references={"a": {"every": 2}, "ref": {"every": 2, "shares": {"a": 0.5, "current": 0.5}}})
+    line = "combine.transforms.plain.use: missing, takes a name of combinations.transforms, or an import path"
+    assert changed("selftest/online", combine__transforms={"plain": {"ue": "z_score"}}) == [line]
 
 
 def test_configs_are_no_longer_than_they_were() -> None:
