@@ -79,7 +79,7 @@ class Chain:
         self.owner = owner
         self.steps: dict[str, list[tuple[Transform, Any]]] = {}
         for name, entry in (transforms or {}).items():
-            listed = list(entry) if isinstance(entry, (list, tuple)) else [entry]
+            listed: list[Any] = list(entry) if isinstance(entry, (list, tuple)) else [entry]
             if odd := [step for step in listed if not isinstance(step, Transform)]:
                 raise UserError(f"{owner}.transforms.{name}: got {odd[0]!r}, takes {{use: z_score, ...}} or a list of such")
             self.steps[name] = [(step, step.make() if step.make else None) for step in listed]
