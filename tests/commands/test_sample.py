@@ -90,7 +90,8 @@ def test_train_resume_and_sample_from_the_command_line(tmp_path: Path, command: 
     run = tmp_path / "runs" / "small"
     summary = json.loads((run / "summary.json").read_text())
     assert summary["preflight_difference"] == 0.0 and summary["steps"] == 2 and summary["bright_after"] != summary["bright_before"]
-    assert sorted(file.name for file in (run / "samples").iterdir()) == ["prompts.json", *(f"step_{n:06d}.png" for n in range(3))]
+    pages = [f"step_{number:06d}.{kind}" for number in range(3) for kind in ("json", "png")]
+    assert sorted(file.name for file in (run / "samples").iterdir()) == ["prompts.json", *pages]
     assert json.loads((run / "samples" / "prompts.json").read_text())["prompts"] == ["a 7", "a 3"]
 
     assert command("train", "c.yaml", "run.name=straight")[0] == 0

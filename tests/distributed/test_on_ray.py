@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
+import sys
 import time
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mmalign.distributed.on_ray import Rank, launch_on_ray
 from mmalign.types import UserError
 from tests.distributed.test_every_method import log
-from tests.distributed.test_launch import folder, start
+from tests.distributed.test_launch import folder
 
 __all__ = ["folder"]
 RAY = pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed: pip install 'mmalign[ray]'")
+
+
+def start(folder: Path, *words: str) -> subprocess.Popen[str]:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), *sys.path]), "OMP_NUM_THREADS": "1"}
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([sys.executable, *words], cwd=folder, env=environment, start_new_session=True, **pipes)
 
 
 @RAY
