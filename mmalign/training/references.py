@@ -5,10 +5,12 @@ Sets may follow the trained parameters before some of the steps. Another model n
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mmalign.arguments.signatures import nearest
 from mmalign.runs import weights
 from mmalign.training.settings import Reference
 from mmalign.training.units import needed
@@ -32,6 +34,8 @@ def load(
     them. examples: prompts that another model has to read as the policy does. Errors: UserError for a name that is no reference, a folder
     without weights, weights of another model, and a model that cannot score the same rows, or that nothing asks.
     """
+    if method is not None:
+        _tell_unread(policy, method, by_name)
     for name, reference in by_name.items():
         key = f"references.{name}"
         if name in OWN and (reference.from_ is not None or reference.policy is not None):
@@ -41,6 +45,17 @@ def load(
         elif reference.policy is not None:
             _refuse_use(policy, method, name, by_name)
             policy.refer(name, reference.policy, examples)
+
+
+def _tell_unread(policy: Policy, method: Method, by_name: Mapping[str, Reference]) -> None:
+    """Warns of sets that are kept, and that neither the method nor another set reads: a misspelt name among them."""
+    asked = references(method, needed(policy, method))
+    taken = [part for each in (*method.moves, *method.samplers) for part in (*each.shares, each.name)]
+    taken += [part for reference in by_name.values() for part in reference.shares or {}]
+    for name in by_name:
+        if name not in (*asked, *taken, *OWN) and by_name[name].policy is None:
+            names = f"{', '.join(asked) or 'none'}{nearest(name, asked)}"
+            warnings.warn(f"references.{name}: is kept, and nothing reads it; the method asks for {names}", stacklevel=2)
 
 
 def _refuse_use(policy: Policy, method: Method | None, name: str, by_name: Mapping[str, Reference]) -> None:

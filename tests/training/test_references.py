@@ -92,6 +92,16 @@ def test_a_set_that_is_not_there_is_named() -> None:
         references.move(policy(), moves, 0)
 
 
+def test_a_set_that_nothing_reads_is_said(recwarn: pytest.WarningsRecorder) -> None:
+    method = mm.methods.flow_grpo(clip=0.2, beta=0.1)
+    league = {"ref": Reference(every=2, shares={"old": 1.0}), "old": Reference(every=3)}
+    references.load(policy(), league, runs="runs", method=method)
+    assert not list(recwarn)
+    line = "^references.rf: is kept, and nothing reads it; the method asks for ref; nearest: ref$"
+    with pytest.warns(UserWarning, match=line):
+        references.load(policy(), {"rf": Reference(every=2)}, runs="runs", method=method)
+
+
 def test_a_league_of_earlier_policies() -> None:
     given, method = policy(), mm.methods.mnpo(shares={"last": 0.5, "before": 0.5})
     names = references.references(method, method.needs)
