@@ -50,7 +50,8 @@ def load(
 def _tell_unread(policy: Policy, method: Method, by_name: Mapping[str, Reference]) -> None:
     """Warns of sets that are kept, and that neither the method nor another set reads: a misspelt name among them."""
     asked = references(method, needed(policy, method))
-    taken = [part for each in (*method.moves, *method.samplers) for part in (*each.shares, each.name)]
+    taken = [part for move in method.moves for part in (*move.shares, move.name)]
+    taken += [part for sampler in method.samplers for part in sampler.shares]
     taken += [part for reference in by_name.values() for part in reference.shares or {}]
     for name in by_name:
         if name not in (*asked, *taken, *OWN) and by_name[name].policy is None:
