@@ -128,15 +128,15 @@ class Learner:
         self._add_gradients()
         with self.profile.part("optimizer"):
             norm = clipped(self.policy.parameters().values(), self.settings.max_norm)
-            whole, finite = not any(any(one) for one in odd), bool(norm.isfinite())
-            live = whole and finite and bool(norm > ROUNDING) and not all(experience.silent for experience in experiences)
-            if whole and finite:
+            sound, finite = not any(any(one) for one in odd), bool(norm.isfinite())
+            live = sound and finite and bool(norm > ROUNDING) and not all(experience.silent for experience in experiences)
+            if sound and finite:
                 self._step(step)
             self.optimizer.zero_grad(set_to_none=True)
-        if not (whole and finite):
-            self.non_finite.left(gradient=whole)
+        if not (sound and finite):
+            self.non_finite.left(gradient=sound)
         total = sum(one.loss for one in measured)
-        skipped = float(not (whole and finite))
+        skipped = float(not (sound and finite))
         return {**_pooled(measured), "loss": total, "grad_norm": float(norm), "skipped": skipped, "live": float(live)}
 
     def _backward(

@@ -31,7 +31,7 @@ def tried(shows: str, act: Try) -> tuple[str, str, str, bool]:
     with somebody() as user:
         try:
             printed = act(user)
-        except Exception:
+        except Exception:  # whatever escapes is a finding: a user would have met it, and the other tries go on
             printed = traceback.format_exc()
             return "; ".join(user.commands), printed.strip().splitlines()[-1], printed, False
         printed = printed.replace(str(user.folder.resolve()) + "/", "").replace(str(user.folder) + "/", "")

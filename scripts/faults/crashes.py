@@ -195,20 +195,14 @@ def long_prompt(user: User) -> str:
 
 # ---- 11
 
+ASKED = {"policy": OFFLINE["policy"], "prompts": ["the name of", "if the value"], "rewards": {"plain": {"use": "text_plain"}}}
+
 
 @fault(11, "mmalign train on a make_pairs config ends with rc 1", "exit 0")
 def make_pairs(user: User) -> str:
-    node = {
-        "use": "make_pairs", "policy": OFFLINE["policy"], "prompts": ["the name of", "if the value"],
-        "rewards": {"plain": {"use": "text_plain"}}, "group": 4, "out": "made.jsonl",
-    }  # fmt: skip
-    return user.mmalign("train", user.config(node))
+    return user.mmalign("train", user.config({**ASKED, "use": "make_pairs", "group": 4, "out": "made.jsonl"}))
 
 
 @fault(11, "mmalign train on a calibrate config ends with rc 1", "exit 0")
 def calibrate(user: User) -> str:
-    node = {
-        "use": "calibrate", "policy": OFFLINE["policy"], "prompts": ["the name of", "if the value"],
-        "rewards": {"plain": {"use": "text_plain"}}, "samples": 4, "out": "scores.jsonl",
-    }  # fmt: skip
-    return user.mmalign("train", user.config(node))
+    return user.mmalign("train", user.config({**ASKED, "use": "calibrate", "samples": 4, "out": "scores.jsonl"}))

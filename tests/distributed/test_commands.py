@@ -26,24 +26,10 @@ from mmalign.records import Pair
 from mmalign.runs import checkpoint
 from mmalign.worlds.digits.base import digits
 from mmalign.worlds.digits.data import PROMPTS
+from tests.commands.test_sample import MODULE
 from tests.helpers import tiny_text
 from tests.helpers.processes import together
 
-MODULE = """
-import torch
-from mmalign.worlds.digits.base import untrained
-
-def pipeline():
-    pipe = untrained("dit")
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        for parameter in pipe.transformer.parameters():
-            torch.nn.init.normal_(parameter, std=0.05)
-    return pipe
-
-def bright():
-    return lambda outputs, prompts: outputs.flatten(1).mean(1)
-"""
 CONFIG: dict[str, Any] = {
     "use": "online",
     "policy": {"use": "diffusers", "pipeline": {"use": "theirs.pipeline"}, "schedule": {"steps": 2}},
