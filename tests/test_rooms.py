@@ -139,7 +139,7 @@ def test_every_room_of_ours_is_furnished():
 
 def test_flat_names():
     assert mm.kernels.flow_sde.__wrapped__ is importlib.import_module("mmalign.samplers.kernels").flow_sde
-    assert mm.methods.flow_grpo.__wrapped__ is importlib.import_module("mmalign.methods.policy_gradient.flow_grpo").flow_grpo
+    assert mm.methods.flow_grpo.__wrapped__ is importlib.import_module("mmalign.methods.denoising.flow_grpo").flow_grpo
     assert set(index("mmalign.recipes")) <= set(dir(mm))
     for name in index("mmalign.recipes"):
         assert getattr(mm, name) is getattr(mm.recipes, name)

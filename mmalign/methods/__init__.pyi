@@ -1,5 +1,6 @@
 from mmalign.methods.denoising.diffusion_dpo import diffusion_dpo as diffusion_dpo
 from mmalign.methods.denoising.flow_dpo import flow_dpo as flow_dpo
+from mmalign.methods.denoising.flow_grpo import flow_grpo as flow_grpo
 from mmalign.methods.games.accelerated_po import accelerated_po as accelerated_po
 from mmalign.methods.games.dno import dno as dno
 from mmalign.methods.games.egpo import egpo as egpo
@@ -71,7 +72,6 @@ from mmalign.methods.policy_gradient.dapo import dapo as dapo
 from mmalign.methods.policy_gradient.dppo import dppo as dppo
 from mmalign.methods.policy_gradient.dr_grpo import dr_grpo as dr_grpo
 from mmalign.methods.policy_gradient.fine_grained_rlhf import fine_grained_rlhf as fine_grained_rlhf
-from mmalign.methods.policy_gradient.flow_grpo import flow_grpo as flow_grpo
 from mmalign.methods.policy_gradient.gdpo import gdpo as gdpo
 from mmalign.methods.policy_gradient.gmpo import gmpo as gmpo
 from mmalign.methods.policy_gradient.gpg import gpg as gpg

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from mmalign.methods.policy_gradient.flow_grpo import flow_grpo
+from mmalign.methods.denoising.flow_grpo import flow_grpo
 from mmalign.methods.policy_gradient.grpo import grpo
 from mmalign.needs import DT, OLD, STD, kls
 from mmalign.objectives import ratios, weights

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mmalign.methods.policy_gradient.flow_grpo import flow_grpo
+from mmalign.methods.denoising.flow_grpo import flow_grpo
 from mmalign.types import Feedback, Steps
 
 
