@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mmalign.arguments.signatures import Parameter, fit, nearest, parameters
 from mmalign.matching import reading, refuse_nowhere, refuse_unfinished
 from mmalign.policies.pipelines import parts
-from mmalign.policies.pipelines.interception import Finished, Place, encoded_once, placed, seeded, skipped
+from mmalign.policies.pipelines.interception import Finished, Place, encoded_once, placed, seeded, settled, skipped
 from mmalign.policies.pipelines.memory import DENOISERS, Offloaded
 from mmalign.policies.pipelines.scheduler import Player, seat
 from mmalign.policies.pipelines.unfit import reason
@@ -65,6 +65,7 @@ class Caller:
         self.still = {**self.denoisers, **{name: part for name, part in parts.items() if name.startswith("controlnet")}}
         self.away: Offloaded | None = None
         self._embeddings: dict[Any, Any] = {}
+        self._device: tuple[Any, torch.device] | None = None
         self._shapes: dict[Any, Any] = {}
 
     def __call__(
@@ -77,7 +78,7 @@ class Caller:
         still. place: a latent to be put where the pipeline makes its first one.
         """
         pipe, named = self.pipe, named_rows(self.accepts, prompts, self.classes)
-        device = pipe._execution_device  # asked once: diffusers searches every module for its hooks
+        device = self.device()
         generators: Any = [torch.Generator(device).manual_seed(seed) for seed in seeds]
         if len(prompts) == 1:
             generators = generators[0]
@@ -86,7 +87,8 @@ class Caller:
         with ExitStack() as stack:
             if self.away is not None:
                 stack.callback(self.away.put_away)
-            stack.enter_context(seeded(pipe, seeds))
+            stack.enter_context(settled(pipe, device))
+            stack.enter_context(seeded(pipe, seeds, device))
             stack.enter_context(encoded_once(pipe, together, self._embeddings))
             if player is not None:
                 seated = stack.enter_context(seat(pipe, player, len(prompts)))
@@ -95,6 +97,14 @@ class Caller:
             if place is not None:
                 stack.enter_context(placed(pipe, *place))
             return inspect.unwrap(type(pipe).__call__)(pipe, **{name: value for name, value in arguments.items() if name in self.accepts})
+
+    def device(self) -> torch.device:
+        """Where the pipeline runs. diffusers searches all modules for hooks to tell; it is asked when a denoiser has moved, or got one."""
+        first = next(iter(self.denoisers.values()))
+        here = (next(first.parameters()).device, "_hf_hook" in vars(first), "_diffusers_hook" in vars(first))
+        if self._device is None or self._device[0] != here:
+            self._device = here, self.pipe._execution_device
+        return self._device[1]
 
     def until_finished(self, *args: Any, **call: Any) -> None:
         """The call, for what the player hears of it, until the player leaves it."""

@@ -19,25 +19,54 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from mmalign.types import UserError
 
+DEVICE = "_device_of_this_call"
+
 
 class Finished(Exception):
     """Leaves a pipeline's call as soon as what was asked for is known."""
+
+
+# Where a pipeline runs
+
+
+@contextmanager
+def settled(pipe: Any, device: torch.device) -> Iterator[None]:
+    """``pipe._execution_device`` is known while the block lasts: diffusers searches all modules for hooks whenever it is asked.
+
+    A property has no place on an instance, so that the pipeline is of a sub-class for the time, of the same name.
+    """
+    own = type(pipe)
+    before = pipe.__dict__.get(DEVICE)
+    pipe.__dict__[DEVICE], pipe.__class__ = device, _settled(own)
+    try:
+        yield
+    finally:
+        pipe.__class__ = own
+        del pipe.__dict__[DEVICE]
+        if before is not None:
+            pipe.__dict__[DEVICE] = before
+
+
+@functools.cache
+def _settled(own: Any) -> type:
+    places = {"__module__": own.__module__, "__qualname__": own.__qualname__, "__doc__": own.__doc__}
+    return type(own.__name__, (own,), {**places, "_execution_device": property(lambda pipe: pipe.__dict__[DEVICE])})
 
 
 # Randomness
 
 
 @contextmanager
-def seeded(pipe: Any, seeds: list[int]) -> Iterator[None]:
+def seeded(pipe: Any, seeds: list[int], device: torch.device) -> Iterator[None]:
     """Draws that a pipeline does not make from the rows' generators, or not row by row, come again at replay.
 
     An image that the VAE encodes gets the same noise in every row and call: pipelines take it from the first row's generator
     where rows share an image, so that it would depend on the batch. What is left is the global generator, which is seeded and
-    put back: its draws come again where a call has the same rows.
+    put back: its draws come again where a call has the same rows. device: where the pipeline runs.
     """
     vae = getattr(pipe, "vae", None)
     own: Any = getattr(vae, "encode", None)
-    devices = [pipe._execution_device] if pipe._execution_device.type == "cuda" else []
+    devices = [device] if device.type == "cuda" else []
 
     def encode(*args: Any, **kwargs: Any) -> Any:
         encoded = own(*args, **kwargs)
@@ -48,7 +77,8 @@ def seeded(pipe: Any, seeds: list[int]) -> Iterator[None]:
         return encoded
 
     with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(sum(seeds) % 2**63)
+        seed = sum(seeds) % 2**63
+        torch.default_generator.manual_seed(seed) if device.type == "cpu" else torch.manual_seed(seed)
         before = None if own is None else vae.__dict__.get("encode")
         if own is not None:
             vae.__dict__["encode"] = encode
