@@ -315,7 +315,7 @@ def _far(kind: Any, gaps: Tensor, rewards: list[float]) -> tuple[Tensor, Steps, 
     steps = Steps(
         leaf, mask, gaps, {"ref": gaps, "previous": gaps / 2}, {"ref": (leaf - gaps) ** 2}, facts, 1, kind, {"ref": (leaf - gaps) ** 2},
         {"entropy": leaf + 1, "collision": leaf - 1, "value": leaf + 0.1, "reward_mask": leaf + 0.5, "kl_mask": leaf + 2,
-         "degree": -(gaps**2)}, dict.fromkeys(CONTRASTS, contrast),
+         "degree": -(gaps**2), "drift": (leaf - gaps) ** 2}, dict.fromkeys(CONTRASTS, contrast),
     )  # fmt: skip
     strength = (known[0::2] > known[1::2]).double() + 0.5 * (known[0::2] == known[1::2]) + 0 * (known[0::2] - known[1::2])
     labels = (known.view(-1, 2) > known.view(-1, 2).nanmean(1, keepdim=True)).double().flatten() + 0 * known

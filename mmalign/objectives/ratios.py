@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mmalign.needs import OLD, STD
+from mmalign.needs import DRIFT, OLD, STD
 from mmalign.objectives.parts import Part, choose, held, live
 from mmalign.types import Steps, UserError
 
@@ -62,6 +62,16 @@ def cps(steps: Steps) -> Tensor:
     return per_scalar(steps) * 2 * live(held(steps, STD), steps.mask) ** 2
 
 
+def standardised(steps: Steps) -> Tensor:
+    """``std (log pi - log pi_old + KL(pi_old || pi)) / D``: what is left of a Gaussian step's log-ratio is ``mean z (m - m_old)``.
+
+    z is the noise that was drawn and m the mean, so that its expectation is 0 at every step and its spread does not grow as std falls
+    (RatioNorm of GRPO-Guard, arXiv 2510.22319, eq. 8). Needs ``facts["std"]`` and ``terms["drift"]``.
+    """
+    centred = per_step(steps) + live(held(steps, DRIFT), steps.mask)
+    return live(held(steps, STD), steps.mask) * centred / steps.event_size
+
+
 def geometric(log_ratio: Tensor, advantage: Tensor, mask: Tensor, *, low: float, high: float) -> Tensor:
     """The mean of a row's log-ratios, in each of its live steps, clipped on the side where PPO clips (GMPO, arXiv 2507.20673).
 
@@ -81,7 +91,12 @@ def likelihood(steps: Steps) -> Tensor:
     return live(steps.log_probs, steps.mask)
 
 
-LIKELIHOOD = Part(likelihood)
+def likelihood_per_scalar(steps: Steps) -> Tensor:
+    """``log pi / D`` of each step: the same in the scale of ``per_scalar``."""
+    return likelihood(steps) / steps.event_size
+
+
+LIKELIHOOD, LIKELIHOOD_PER_SCALAR = Part(likelihood), Part(likelihood_per_scalar)
 _NAMED = {
     "per_step": Part(per_step, frozenset({OLD})),
     "per_scalar": Part(per_scalar, frozenset({OLD})),
@@ -89,6 +104,7 @@ _NAMED = {
     "sequence_by_step": Part(sequence_by_step, frozenset({OLD}), "row"),
     "whole_sequence": Part(whole_sequence, frozenset({OLD}), "row"),
     "cps": Part(cps, frozenset({OLD, STD})),
+    "standardised": Part(standardised, frozenset({OLD, STD, DRIFT})),
 }
 
 

@@ -39,7 +39,7 @@ from mmalign.types import EVERY, Adapter, Level, Need, Prediction, Rollout, Samp
 
 __all__ = ["DiffusersPolicy", "diffusers"]
 
-ADAPTER = Adapter("transition", frozenset({"old", "refs", "kls", "std", "dt", "samplers"}), call=call_arguments_of)
+ADAPTER = Adapter("transition", frozenset({"old", "refs", "kls", "std", "dt", "drift", "samplers"}), call=call_arguments_of)
 
 
 def diffusers(  # one keyword for each thing that a user may set
@@ -174,6 +174,7 @@ class DiffusersPolicy:
                     parts.append(self._record(some, *seeded, step, window_rng.get_state(), distinct, greedy=sampler.greedy))
                 places.append(at)
         order, random = torch.cat(places).argsort(), parts[0]["random"]
+        columns = torch.nonzero(random).flatten().tolist()
         tape = {key: torch.cat([part[key] for part in parts], dim=1)[:, order] for key in ("x", "x_next")}
         beside = [torch.cat(answers)[order] for answers in zip(*(part["beside"] for part in parts), strict=True)]
         rollout = Rollout(
@@ -185,6 +186,7 @@ class DiffusersPolicy:
             held=Trajectories(
                 x=tape["x"], x_next=tape["x_next"], beside=beside, random=random, dt=parts[0]["dt"].expand(len(rows), -1), starts=starts,
                 together=(tuple(distinct),), which=torch.zeros(len(rows), dtype=torch.int64),
+                means=torch.cat([torch.stack([part["means"][c] for c in columns]) for part in parts], 1)[:, order],
             ),
             drawn=drawn_by(who, samplers),
         )  # fmt: skip
@@ -192,9 +194,11 @@ class DiffusersPolicy:
         return rollout
 
     def _score(self, rollout: Rollout, rows: Tensor) -> None:
-        """Puts into ``log_probs`` what the current parameters say of rows that others drew."""
-        for column in rollout.held.columns.tolist() if len(rows) else ():
-            rollout.log_probs[rows, column] = self._transition(rollout, rows, column).log_probs.cpu()
+        """Puts into ``log_probs`` and ``means`` what the current parameters say of rows that others drew."""
+        for number, column in enumerate(rollout.held.columns.tolist() if len(rows) else ()):
+            transition = self._transition(rollout, rows, column)
+            rollout.log_probs[rows, column] = transition.log_probs.cpu()
+            rollout.held.means[number, rows] = transition.mean.float().cpu()
 
     def _record(
         self, prompts: list[str], starts: list[int], seeds: list[int], step: int, window_state: Tensor, together: list[str], *, greedy: bool
@@ -202,7 +206,7 @@ class DiffusersPolicy:
         device = self.pipe._execution_device
         noises = [torch.Generator(device).manual_seed(seed ^ 0x5DEECE66D) for seed in seeds]
         tape: dict[str, list[Any]] = {"x": [], "x_next": [], "log_probs": [], "dt": [], "beside": []}
-        ode, random = kernels.ode(), torch.zeros(0, dtype=torch.bool)
+        ode, random, means = kernels.ode(), torch.zeros(0, dtype=torch.bool), dict[int, Tensor]()
 
         def answer(moment: Moment) -> Tensor:
             nonlocal random
@@ -210,6 +214,8 @@ class DiffusersPolicy:
                 random = self.window(moment.left, step, _generator(window_state))
             column = min(moment.column, len(random) - 1)
             mean, std = (self.kernel if random[column] and not greedy else ode)(moment.prediction, moment.x, moment.t, moment.t_next)
+            if random[column]:
+                means[column] = mean.float().cpu()
             noise = torch.stack([torch.randn(mean.shape[1:], generator=g, device=device) for g in noises])
             x_next = _laid_out(kernels.sample(mean, std, noise).to(moment.x.dtype))
             random[column] &= bool((std > 0).all())
@@ -232,7 +238,7 @@ class DiffusersPolicy:
             )
         return {
             "x": torch.stack(tape["x"]), "x_next": torch.stack(tape["x_next"]), "log_probs": torch.stack(tape["log_probs"], dim=1).cpu(),
-            "random": random[: len(tape["x"])], "dt": torch.stack(tape["dt"]), "outputs": outputs, "beside": tape["beside"],
+            "random": random[: len(tape["x"])], "dt": torch.stack(tape["dt"]), "outputs": outputs, "beside": tape["beside"], "means": means,
         }  # fmt: skip
 
     @torch.no_grad()
@@ -267,16 +273,20 @@ class DiffusersPolicy:
         """The table of some rows, and of some columns (all that are trained, by default), with gradient.
 
         Each column is one call of the pipeline, the same in shape as those of ``sample`` where ``rows`` are the same.
-        ``needs`` of ``refs``, ``kls``, ``std``, ``dt`` fill those tables; references are those given to ``remember``.
+        ``needs`` of ``refs``, ``kls``, ``std``, ``dt``, ``drift`` fill those tables; references are those given to ``remember``.
         """
         trajectories: Trajectories = rollout.held
         columns = trajectories.columns if columns is None else columns
         need_kinds, refs = kinds(needs), trajectories.refs
         log_probs, stds, kls = [], [], {name: [] for name in refs} if "kls" in need_kinds else {}  # type: ignore[var-annotated]
+        sampled = trajectories.random.cumsum(0) - 1  # the place of a column among the random ones
+        drift = list[Tensor]()
         for column in columns.tolist():
             mean, std, column_log_probs = self._transition(rollout, rows, column)
             log_probs.append(column_log_probs)
             stds.append(std.detach().double().cpu().reshape(-1)[:1].expand(len(rows)))
+            if "drift" in need_kinds:
+                drift.append(kernels.kl(mean, std, trajectories.means[sampled[column]][rows].to(mean), std))
             for name, table in kls.items():
                 table.append(kernels.kl(mean, std, refs[name].means[column][rows].to(mean), std))
         cells = (rows[:, None], columns[None, :])
@@ -292,6 +302,7 @@ class DiffusersPolicy:
             facts=facts,
             event_size=trajectories.event_size,
             kind="transition",
+            terms={"drift": torch.stack(drift, dim=1).cpu()} if drift else {},
         )
 
     def _transition(self, rollout: Rollout, rows: Tensor, column: int) -> Transition:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmalign.needs import OLD, named
+from mmalign.needs import DRIFT, OLD, named
 from mmalign.policies.parameters import ParameterSets
 from mmalign.samplers import kernels
 from mmalign.samplers.assignment import assignment, drawn_by
@@ -162,20 +162,24 @@ def ve_levels(num_steps: int, *, highest: float = 20.0, rho: float = 3.0) -> Lev
 
 @dataclass(frozen=True)
 class Paths:
-    """A rollout's rows on this world. states: ``[B, T + 1, D]``. stochastic: ``[B, T]`` bool. refs: name -> mean and std, ``[B, T, D]``."""
+    """A rollout's rows on this world. states: ``[B, T + 1, D]``. stochastic: ``[B, T]`` bool. means: ``[B, T, D]`` of the current policy's
+    steps when they were sampled. refs: name -> mean and std, ``[B, T, D]``."""
 
     states: Tensor
     stochastic: Tensor
+    means: Tensor
     refs: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def take(self, rows: Tensor) -> Paths:
-        return Paths(self.states[rows], self.stochastic[rows], {name: (mean[rows], std[rows]) for name, (mean, std) in self.refs.items()})
+        refs = {name: (mean[rows], std[rows]) for name, (mean, std) in self.refs.items()}
+        return Paths(self.states[rows], self.stochastic[rows], self.means[rows], refs)
 
     @staticmethod
     def join(parts: Sequence[Paths]) -> Paths:
         means, stds = (stacked_by_name([{name: ref[at] for name, ref in part.refs.items()} for part in parts]) for at in (0, 1))
+        refs = {name: (means[name], stds[name]) for name in means}
         states, stochastic = torch.cat([part.states for part in parts]), torch.cat([part.stochastic for part in parts])
-        return Paths(states, stochastic, {name: (means[name], stds[name]) for name in means})
+        return Paths(states, stochastic, torch.cat([part.means for part in parts]), refs)
 
 
 class GaussianPolicy:
@@ -192,7 +196,7 @@ class GaussianPolicy:
     """
 
     kind: Kind = "transition"
-    gives = frozenset({"old", "refs", "kls", "std", "dt", "samplers"})
+    gives = frozenset({"old", "refs", "kls", "std", "dt", "drift", "samplers"})
 
     def __init__(self, mixture: Mixture, levels: Level, *, kernel: Kernel, window: Window | None = None) -> None:
         self.mixture, self.levels, self.kernel, self.window = mixture, levels, kernel, window or all_but_last()
@@ -256,7 +260,7 @@ class GaussianPolicy:
             log_probs=_cells(kernels.log_prob, record[:, 1:], mean, std),
             mask=(std > 0).all(-1) & random[:, None],
             group=group,
-            held=Paths(record, stochastic.expand(len(who), -1)),
+            held=Paths(record, stochastic.expand(len(who), -1), mean),
             drawn=drawn_by(who, samplers),
         )
 
@@ -308,6 +312,7 @@ class GaussianPolicy:
             facts={name: value for name, value in facts.items() if Need(name) in needs},
             event_size=self.size,
             kind=self.kind,
+            terms={"drift": _cells(kernels.kl, mean, std, paths.means[cells], std)} if DRIFT in needs else {},
         )
 
 

@@ -105,50 +105,6 @@ def gspo(table: Table, *, clip: float, **_: Any) -> Tensor:
     return total / len(_rows(table))
 
 
-def _flow_kl(table: Table, row: int, step: int, kl: str) -> Tensor:
-    """The dialects as their codes write them, from the Gaussians themselves where the table has them."""
-    if table.mean is None or table.mean_ref is None:
-        return table.kl[row, step]
-    square = (table.mean[row, step] - table.mean_ref[row, step]) ** 2
-    std, length = float(table.std[row, step]), abs(float(table.dt[row, step]))
-    rate = std / math.sqrt(length)  # flow_grpo's std_dev_t: the noise per square root of time
-    if kl == "paper":
-        return square.sum() / (2 * rate**2 * length)
-    if kl == "per_scalar":
-        return square.mean() / (2 * std**2)
-    return square.mean() / (2 * rate**2) if kl == "flow_grpo" else square.mean()
-
-
-def flow_grpo(
-    table: Table,
-    *,
-    clip: float = 1e-4,
-    beta: float = 0.0,
-    kl: str = "paper",
-    ratio: str = "per_scalar",
-    std: str = "batch",
-    unbiased: bool = False,
-    eps: float = 1e-4,
-    advantage_clip: float | None = 5.0,
-) -> Tensor:
-    limit = math.inf if advantage_clip is None else advantage_clip
-    scores = [max(-limit, min(limit, score)) for score in _z_scores(table, table.rewards.tolist(), unbiased, eps, std)]
-    total = _zero(table)
-    for row in _rows(table):
-        cells = _cells(table, row)
-        for step in cells:
-            log_ratio = table.log_probs[row, step] - table.old[row, step]
-            if ratio != "per_step":
-                log_ratio = log_ratio / table.event_size
-            if ratio == "cps":
-                log_ratio = log_ratio * 2 * float(table.std[row, step]) ** 2
-            cell = _ppo(log_ratio, scores[row], clip, clip)
-            if beta:
-                cell = cell + beta * _flow_kl(table, row, step, kl)
-            total = total + cell / len(cells)
-    return total / len(_rows(table))
-
-
 def dapo(
     table: Table,
     *,
@@ -216,13 +172,6 @@ ORACLES: dict[str, list[tuple[dict[str, Any], Callable[..., Tensor]]]] = {
         ({"beta": 0.0, "std": "none", "dual": 1.3}, grpo),
         ({"beta": 0.0, "ratio": "per_sequence", "clip": 0.02}, gspo),
     ],
-    "flow_grpo": [
-        ({}, flow_grpo),
-        ({"clip": 0.05, "beta": 0.1, "std": "group", "unbiased": True, "eps": 0.01}, flow_grpo),
-        ({"clip": 0.3, "beta": 0.1, "ratio": "per_step", "kl": "per_scalar", "advantage_clip": 0.5}, flow_grpo),
-        ({"clip": 0.01, "beta": 0.04, "ratio": "cps", "kl": "flow_grpo", "advantage_clip": None}, flow_grpo),
-        ({"beta": 0.04, "kl": "mean_distance", "std": "none"}, flow_grpo),
-    ],
     "dapo": [
         ({}, dapo),
         ({"low": 0.02, "high": 0.15, "max_length": 5, "buffer": 3, "beta": 0.1}, dapo),
@@ -238,5 +187,3 @@ ORACLES: dict[str, list[tuple[dict[str, Any], Callable[..., Tensor]]]] = {
     ],
     "rloo": [({}, rloo), ({"ratio": "per_step", "clip": 0.1, "beta": 0.1}, rloo), ({"clip": 0.2, "beta": 0.1, "kl": "k1"}, rloo)],
 }
-# Dialects that differ from the exact KL by facts of a Gaussian step mean nothing on tokens.
-GAUSSIAN = {"cps", "flow_grpo", "mean_distance"}

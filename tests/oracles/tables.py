@@ -28,7 +28,7 @@ STRENGTH = [1.0, 0.8, 0.3, 1.0, math.nan, 0.5]
 
 EVERYTHING = frozenset({OLD, refs("ref"), refs("previous"), kls("ref"), reverse_kls("ref"), STD, DT, NOISE, CHANGED, PHRASE})
 CONTRASTS = ("ablated", "good", "bad", "mismatched", "blended")
-TERMS = ("entropy", "collision", "value", "reward_mask", "kl_mask", "degree")
+TERMS = ("entropy", "collision", "value", "reward_mask", "kl_mask", "degree", "drift")
 EVERYTHING |= {SEGMENT, *map(Need, TERMS), *map(contrast, CONTRASTS)}
 READABLE = frozenset({MASK, OLD, refs("ref"), refs("previous"), VALUE, SEGMENT, REWARDS, COLLISION})
 PARTS = ("first", "second", "hardness")
@@ -40,7 +40,8 @@ DRAWN = {"ref": [1, 2, 5, 6, 8, 10], "mixture": [2, 4, 7, 9, 11], "half": [1, 6,
 class Table:
     """Everything a method may see, and what is behind it, ``[B, T, D]`` each.
 
-    For transitions the Gaussians' means (``mean, mean_ref``), for bounds what was predicted, and its ``target``.
+    For transitions the Gaussians' means (``mean, mean_ref, mean_old``) and what was drawn (``x_next``), for bounds what was predicted, and
+    its ``target``.
     """
 
     kind: Kind
@@ -74,10 +75,13 @@ class Table:
     kl_mask: Tensor
     judged: Tensor
     degree: Tensor
+    drift: Tensor
     others: Contrasts
     parts: dict[str, Tensor]
     mean: Tensor | None = None
     mean_ref: Tensor | None = None
+    mean_old: Tensor | None = None
+    x_next: Tensor | None = None
     target: Tensor | None = None
 
     def steps(self, needs: frozenset[Need] = EVERYTHING) -> Steps:
@@ -180,9 +184,11 @@ def table(kind: Kind, seed: int = 0, leaf: Tensor | None = None) -> Table:
 
         common["others"] = contrasts(lambda logits: pick(logits.log_softmax(-1)))
         common |= {"previous": pick(previous), "reverse_kl": reverse, "entropy": entropy, "collision": collision}
+        common["drift"] = (old.exp() * (old - log_probs)).sum(-1)
         return Table(kind, leaf, pick(log_probs), pick(old), pick(ref), kl, event_size=1, **common)  # type: ignore[arg-type]
 
     common |= {"reverse_kl": torch.zeros_like(std), "entropy": torch.zeros_like(std), "collision": torch.zeros_like(std)}
+    common["drift"] = ((leaf - sampled) ** 2).sum(-1) / (2 * std**2)
     if kind == "bound":
         bound: Callable[[Tensor], Tensor] = lambda predicted: -0.5 * ((predicted - noise) ** 2).sum(-1)  # noqa: E731
         common["others"] = contrasts(bound)
@@ -197,7 +203,8 @@ def table(kind: Kind, seed: int = 0, leaf: Tensor | None = None) -> Table:
     common["previous"] = density(before)
     densities = [density(mean) for mean in (leaf, sampled, reference)]
     kl = ((leaf - reference) ** 2).sum(-1) / (2 * std**2)
-    return Table(kind, leaf, *densities, kl, event_size=SIZE, mean=leaf, mean_ref=reference, **common)  # type: ignore[arg-type]
+    common |= {"mean": leaf, "mean_ref": reference, "mean_old": sampled, "x_next": x_next}
+    return Table(kind, leaf, *densities, kl, event_size=SIZE, **common)  # type: ignore[arg-type]
 
 
 def _copied(values: Any) -> Any:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import mmalign as mm
-from mmalign.needs import DT, OLD, STD
+from mmalign.needs import DRIFT, DT, OLD, STD
 from mmalign.policies.twins import pipelines
 from mmalign.samplers import kernels
 from mmalign.samplers.windows import everything, random_window
@@ -77,6 +77,22 @@ def test_replay_equals_record_to_the_last_bit(name, kernel):
     steps.log_probs.sum().backward()
     norms = [float(p.grad.norm()) for p in policy.parameters().values() if p.grad is not None]
     assert norms and all(math.isfinite(n) for n in norms) and max(norms) > 0
+
+
+def test_the_drift_is_the_kl_to_the_policy_that_sampled():
+    policy = make("digits_sd3", kernel=KERNELS["flow"], window=random_window(size=2, within=(0.0, 1.0)))
+    rollout = rollout_of(policy)
+    policy.sets.keep("then")
+    assert not policy.steps(rollout, torch.arange(4), needs=frozenset({DRIFT})).terms["drift"].any()
+    with torch.no_grad():
+        for parameter in policy.parameters().values():
+            parameter += 0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
+    policy.remember(rollout, ["then"], 4)
+    steps = policy.steps(rollout, torch.arange(4), needs=frozenset({DRIFT, Need("kls")}))
+    assert bool((steps.terms["drift"] > 1e-3).all())
+    torch.testing.assert_close(steps.terms["drift"], steps.kls["then"], rtol=1e-5, atol=0)
+    steps.terms["drift"].sum().backward()
+    assert any(parameter.grad is not None and bool(parameter.grad.any()) for parameter in policy.parameters().values())
 
 
 def test_a_replay_hands_over_latents_in_the_layout_of_the_rollout():

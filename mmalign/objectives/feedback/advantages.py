@@ -232,6 +232,28 @@ def best_rows(rewards: Tensor, group: Tensor, *, best: int = 1) -> Tensor:
     return (groups.known & groups.informative & (ahead < best)).double()
 
 
+def extremes(rewards: Tensor, group: Tensor, *, each: int) -> Tensor:
+    """``[B]`` bool: the ``each`` best and the ``each`` worst known rewards of every group; of rows that tie, the first.
+
+    Where a group has no more than both together, all of its known rows.
+
+    each: how many on either side, 1 or more.
+
+    Examples:
+        >>> extremes(torch.tensor([0.5, 2.0, 1.0, 7.0, 0.1]), torch.tensor([0, 0, 0, 0, 0]), each=1).tolist()
+        [False, False, False, True, True]
+    """
+    if each < 1:
+        raise UserError(f"each: got {each}, takes 1 or more rows")
+    groups = _groups(rewards, group)
+    kept = torch.zeros_like(groups.known)
+    for number in groups.index.unique():
+        rows = torch.nonzero(groups.known & (groups.index == number)).flatten()
+        order = rows[groups.rewards[rows].argsort(descending=True, stable=True)]
+        kept[order[:each]] = kept[order[max(len(order) - each, 0) :]] = True
+    return kept
+
+
 def exponential(rewards: Tensor, group: Tensor, *, temperature: float) -> Tensor:
     """``exp(r_i / temperature)`` over its mean in i's group, ``[B]``; 0 where the reward is missing.
 

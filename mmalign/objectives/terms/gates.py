@@ -11,9 +11,9 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from mmalign.needs import OLD
+from mmalign.needs import DRIFT, DT, OLD
 from mmalign.objectives import ratios
-from mmalign.objectives.parts import CAP, Survey, Term, bounded_exp, live
+from mmalign.objectives.parts import CAP, Survey, Term, bounded_exp, held, live
 from mmalign.types import Steps, UserError
 
 
@@ -92,6 +92,40 @@ def divergence(kind: Literal["tv", "kl"], *, low: float, high: float, largest: f
         return passed if largest is None else passed * (largest / bounded_exp(moved)).clamp(max=1.0)
 
     return Gate(of, frozenset({OLD}))
+
+
+def drift(*, largest: float) -> Gate:
+    """0 where a step's distribution has moved at least ``largest`` from the one it was sampled from, the way its advantage pulls; else 1.
+
+    The distance is the exact KL over D, nats per scalar, and not the ratio of the one sample (Flow-DPPO, arXiv 2606.11025): a step that is
+    on its way back keeps its gradient at any distance.
+
+    largest: nats per scalar, 0 or more.
+    """
+    if largest < 0:
+        raise UserError(f"largest: got {largest}, takes 0 or more nats per scalar")
+
+    def of(steps: Steps, signal: Signal) -> Tensor:
+        moved, apart = ratios.per_step(steps), live(held(steps, DRIFT), steps.mask) / steps.event_size
+        outwards = ((signal.advantage > 0) & (moved > 0)) | ((signal.advantage < 0) & (moved < 0))
+        return (~(outwards & (apart >= largest))).to(moved)
+
+    return Gate(of, frozenset({OLD, DRIFT}))
+
+
+def reweighed(by: Literal["length", "none"]) -> Gate | None:
+    """``1 / |dt|`` of each denoising step, so that a long step weighs what a short one does (GRPO-Guard); None for ``none``.
+
+    by: ``length`` or ``none``.
+    """
+    if by not in ("length", "none"):
+        raise UserError(f"reweigh: got {by!r}, takes 'length' or 'none'")
+
+    def of(steps: Steps, signal: Signal) -> Tensor:
+        length = torch.where(steps.mask, held(steps, DT).abs(), 1.0)
+        return live(1 / length, steps.mask)
+
+    return None if by == "none" else Gate(of, frozenset({DT}))
 
 
 def covariance(steps: Steps, advantage: Tensor) -> Tensor:

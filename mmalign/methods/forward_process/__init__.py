@@ -1,1 +1,0 @@
-"""Preferences and rewards through the denoising error of a diffusion or flow model."""
