@@ -111,7 +111,7 @@ def bound(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[s
     arguments = {**{key: value for key, value in bound_arguments.items() if key != more}, **bound_arguments.get(more, {})}
     reader = signatures.Reader(leaf=_leaf, build=lambda record, values, path: signatures.make(record, values), errors=[])
     converted = dict(arguments)
-    for key in arguments.keys() & parameters.keys():
+    for key in (key for key in arguments if key in parameters):
         converted[key] = signatures.read(arguments[key], parameters[key], f"{name}.{key}", reader)
     if reader.errors:
         raise UserError(reader.errors[0])

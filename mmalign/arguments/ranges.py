@@ -7,6 +7,7 @@ that a room answers with. Nothing takes NaN.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -45,8 +46,11 @@ class Range:
 
     def takes(self, value: Any) -> str:
         """What a message says that is taken in place of a value: an end that only guards against the absurd is not everybody's to read."""
+        value = next(iter(numbers_outside(value, self)), value)
         if isinstance(value, float) and math.isinf(value) and math.isfinite(self.low):
             return f"{self}, and finite"
+        if isinstance(value, int) and abs(value) >= 2**63 and math.isinf(self.high):
+            return f"{self}, and of 64 bits"
         small = isinstance(value, (int, float)) and not value > self.low
         return str(Range(self.low, above=self.above)) if small and self.high >= MANY else str(self)
 
@@ -76,8 +80,12 @@ Proportion = Annotated[float, within(0, 1)]
 """From 0 to 1, both included."""
 Fraction = Annotated[float, within(0, 1, above=True)]
 """Above 0 and up to 1: a part of something, and not none of it."""
+Interior = Annotated[float, within(0, 1, above=True, below=True)]
+"""Between 0 and 1, neither of them included."""
 Half = Annotated[float, within(0, 0.5, below=True)]
 """From 0 to below one half: how often a label is wrong."""
+Mark = Annotated[int, within(-1000, 1000)]
+"""An end of the scale on which somebody judges."""
 Size = Annotated[int, within(1, 2**53)]
 """Bytes or pixels that something may have."""
 
@@ -88,11 +96,15 @@ def _short(number: float) -> str:
 
 def outside_of(value: Any, allowed: Range | None) -> bool:
     """Whether a number, or one in a list or a mapping, is not in a range, or is NaN, or an int of more than 64 bits."""
-    if isinstance(value, dict):
-        return any(outside_of(item, allowed) for item in value.values())
-    if isinstance(value, (list, tuple)):
-        return any(outside_of(item, allowed) for item in value)
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
-        return False
-    absurd = abs(value) >= 2**63 if isinstance(value, int) else math.isnan(value)
-    return absurd or (allowed is not None and value not in allowed)
+    return any(True for _ in numbers_outside(value, allowed))
+
+
+def numbers_outside(value: Any, allowed: Range | None) -> Iterator[float]:
+    """The numbers of a value that are outside of a range, as `outside_of` has it."""
+    if isinstance(value, (dict, list, tuple)):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from numbers_outside(item, allowed)
+    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        absurd = abs(value) >= 2**63 if isinstance(value, int) else math.isnan(value)
+        if absurd or (allowed is not None and value not in allowed):
+            yield value

@@ -235,9 +235,9 @@ def fit(value: Any, parameter: Parameter) -> Fit:
             fitted = convert(value, parameter.annotation)
         except ValueError:
             return Fit(value, f"got {shown(value)}, takes {show(parameter.annotation)}", in_kind=False)
-        if _of_numbers(parameter.annotation) and outside_of(value, parameter.within):
-            allowed = "a number of 64 bits" if parameter.within is None else parameter.within.takes(value)
-            return Fit(value, f"got {shown(list(fitted) if isinstance(fitted, tuple) else fitted)}, takes {allowed}")
+    if _of_numbers(parameter.annotation) and outside_of(value, parameter.within):
+        allowed = "a number of 64 bits" if parameter.within is None else parameter.within.takes(value)
+        return Fit(value, f"got {shown(list(value) if isinstance(value, tuple) else value)}, takes {allowed}")
     if parameter.name == "device" and isinstance(value, str):
         import torch
 

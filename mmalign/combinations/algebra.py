@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from mmalign.arguments.ranges import NotNegative
+from mmalign.arguments.ranges import Finite, NotNegative, Positive, Proportion
 from mmalign.combinations._parts import Chain, Combination, Missing, Rows, Transforms, chosen, or_missing, refuse_missing, table, usable
 from mmalign.combinations.transforms import z_score
 from mmalign.conversations import question
@@ -27,7 +27,7 @@ __all__ = [
     "pessimistic", "weighted_sum", "worst",
 ]  # fmt: skip
 
-Weights = Mapping[str, float]
+Weights = Mapping[str, Finite]
 Parts = Mapping[str, Tensor]
 
 
@@ -86,7 +86,9 @@ def normalised_sum(*, weights: Weights | None = None, over: Literal["group", "ba
     return combination("normalised_sum", None, of)
 
 
-def harmonic(*, weights: Weights | None = None, transforms: Transforms | None = None, missing: Missing = "row") -> Combination:
+def harmonic(
+    *, weights: Mapping[str, Positive] | None = None, transforms: Transforms | None = None, missing: Missing = "row"
+) -> Combination:
     """``sum_k w_k / sum_k (w_k / r_k)``, of rewards of 0 or more: near the smallest one, so that no reward makes up for another.
 
     With two weights ``lambda`` and ``1 - lambda`` on similarity to the subject and on fit to the prompt it is the lambda-harmonic reward.
@@ -172,7 +174,7 @@ def lower_bound(
 
 
 def pessimistic(
-    *, of: Sequence[str] | None = None, beta: NotNegative, transforms: Transforms | None = None, missing: Missing = "row"
+    *, of: Sequence[str] | None = None, beta: Positive, transforms: Transforms | None = None, missing: Missing = "row"
 ) -> Combination:
     """``-beta log mean_k exp(-r_k / beta)``: between the mean (beta to infinity) and the worst (beta to 0) of an ensemble.
 
@@ -195,7 +197,9 @@ def pessimistic(
     return combination("pessimistic", transforms, soft)
 
 
-def nominal_and_worst(*, nominal: str, share: float, of: Sequence[str] | None = None, transforms: Transforms | None = None) -> Combination:
+def nominal_and_worst(
+    *, nominal: str, share: Proportion, of: Sequence[str] | None = None, transforms: Transforms | None = None
+) -> Combination:
     """``share * r_nominal + (1 - share) * min_k r_k``: mostly the reward that is trusted, and partly the worst of an ensemble.
 
     nominal: name of the reward that is trusted. share: of it, 0 to 1.
@@ -215,7 +219,7 @@ def nominal_and_worst(*, nominal: str, share: float, of: Sequence[str] | None = 
 
 
 def bayesian(
-    *, heads: Mapping[str, str], nominal: Literal["certain", "mean"] = "certain", share: float = 1.0, k: float = 0.0,
+    *, heads: Mapping[str, str], nominal: Literal["certain", "mean"] = "certain", share: Proportion = 1.0, k: NotNegative = 0.0,
     missing: Missing = "row",
 ) -> Combination:  # fmt: skip
     """Heads that say how sure they are: ``share * nominal + (1 - share) * min_k (mu_k - k sigma_k)``.
@@ -255,7 +259,7 @@ def bayesian(
 
 
 def gated(
-    *, gates: Mapping[str, float], otherwise: float, weights: Weights | None = None, transforms: Transforms | None = None
+    *, gates: Mapping[str, Finite], otherwise: Finite, weights: Weights | None = None, transforms: Transforms | None = None
 ) -> Combination:
     """The weighted sum of the other rewards where every gate is at its least or above, ``otherwise`` where one is below.
 
@@ -283,7 +287,7 @@ def gated(
     return Combination("gated", of, chain)
 
 
-def lexicographic(*, order: Mapping[str, float]) -> Combination:
+def lexicographic(*, order: Mapping[str, NotNegative]) -> Combination:
     """In 0..1: the part of its group's other rows that a row beats, by the most important reward in which the two differ enough.
 
     order: name -> margin, the most important first. Two rows are compared by the first reward whose scores are more than its margin
@@ -322,8 +326,8 @@ def lexicographic(*, order: Mapping[str, float]) -> Combination:
 
 
 def mixture_of_judges(
-    *, reward: str, judges: Sequence[str] = (), tasks: Mapping[str, Mapping[str, Any]] | None = None, least: float = 0.5,
-    violated: float = 0.0, transforms: Transforms | None = None,
+    *, reward: str, judges: Sequence[str] = (), tasks: Mapping[str, Mapping[str, Any]] | None = None, least: Finite = 0.5,
+    violated: Finite = 0.0, transforms: Transforms | None = None,
 ) -> Combination:  # fmt: skip
     """The reward where every judge of the prompt's task is satisfied, ``violated`` where one is not.
 

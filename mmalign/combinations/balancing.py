@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmalign.arguments.ranges import Count, NotNegative, Positive, Share
+from mmalign.arguments.ranges import Count, Finite, NotNegative, Positive, Share
 from mmalign.combinations._parts import Both, Chain, Combination, Rows, Transforms, chosen, or_missing, table
 from mmalign.types import UserError
 
@@ -19,7 +19,7 @@ Parts = Mapping[str, Tensor]
 
 
 def constrained(
-    *, limits: Mapping[str, float], weights: Mapping[str, float] | None = None, rate: Positive = 0.05, start: NotNegative = 1.0,
+    *, limits: Mapping[str, Finite], weights: Mapping[str, Finite] | None = None, rate: Positive = 0.05, start: Positive = 1.0,
     most: Positive = 100.0,
     window: Count = 10, transforms: Transforms | None = None,
 ) -> Combination:  # fmt: skip
@@ -79,7 +79,7 @@ def fairest(*, of: Sequence[str] | None = None, decay: Share = 0.0, transforms: 
     return Combination("fairest", least, Both(chain, averages))
 
 
-def gradient_weights(*, weights: Mapping[str, float], rate: Positive = 0.1, transforms: Transforms | None = None) -> Combination:
+def gradient_weights(*, weights: Mapping[str, Positive], rate: Positive = 0.1, transforms: Transforms | None = None) -> Combination:
     """``sum_k w_k r_k``, whose weights move to the rewards that help the others: ``w_k <- w_k exp(rate * I_k) / Z``.
 
     ``I_k = sum_j <g_k, g_j>``, g_k the policy gradient of reward k alone. Here ``<g_k, g_j>`` is the mean over rows of the product of
@@ -106,7 +106,7 @@ def gradient_weights(*, weights: Mapping[str, float], rate: Positive = 0.1, tran
 
 
 def hypervolume_weights(
-    *, weights: Mapping[str, float], worst: Mapping[str, float], strength: float = 1.0, transforms: Transforms | None = None
+    *, weights: Mapping[str, NotNegative], worst: Mapping[str, Finite], strength: NotNegative = 1.0, transforms: Transforms | None = None
 ) -> Combination:
     """``(1 + strength * gain) * sum_k w_k r_k``: more for a rollout whose mean rewards push the Pareto front out.
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from mmalign.arguments.ranges import NotNegative, Positive, Proportion
+from mmalign.arguments.ranges import Finite, NotNegative, Positive, Proportion
 from mmalign.combinations._parts import Rows, Transform, or_missing, read_reference
 from mmalign.conversations import known_by
 from mmalign.types import UserError
@@ -71,7 +71,7 @@ def rank(*, over: Literal["group", "batch"] = "group") -> Transform:
     return Transform("rank", of)
 
 
-def clip(*, low: float | None = None, high: float | None = None) -> Transform:
+def clip(*, low: Finite | None = None, high: Finite | None = None) -> Transform:
     """``min(max(r, low), high)``.
 
     low, high: the bounds; null for none.
@@ -83,7 +83,7 @@ def clip(*, low: float | None = None, high: float | None = None) -> Transform:
     return Transform("clip", lambda scores, rows, state: or_missing(scores.clamp(low, high), ~scores.isnan()))
 
 
-def affine(*, scale: float = 1.0, shift: float = 0.0) -> Transform:
+def affine(*, scale: Finite = 1.0, shift: Finite = 0.0) -> Transform:
     """``scale * r + shift``: other units, or what was worse as better.
 
     scale: what a score is multiplied by. shift: what is added then.
@@ -96,7 +96,7 @@ def affine(*, scale: float = 1.0, shift: float = 0.0) -> Transform:
 
 
 def log_sigmoid(
-    *, center: float | None = None, reference: str | None = None, reward: str | None = None, quantile: Proportion = 0.5
+    *, center: Finite | None = None, reference: str | None = None, reward: str | None = None, quantile: Proportion = 0.5
 ) -> Transform:
     """``log sigmoid(r - center)``: what is above the center gains little more, what is below it loses in proportion.
 

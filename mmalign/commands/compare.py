@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mmalign.arguments.parameters import accepted
-from mmalign.arguments.ranges import Count, NotNegative
+from mmalign.arguments.ranges import Count, Finite, NotNegative
 from mmalign.commands._models import Conditions, arguments_of, guidance_of
 from mmalign.distributed.jobs import in_turn, stopping_together
 from mmalign.distributed.team import joined, team_for
@@ -89,7 +89,7 @@ class Comparison:
 
 def compare(  # what a command may be told
     pipe: Any, reward: Reward | Mapping[str, Reward], *, guidance: Sequence[str], prompts: Sequence[Any], judge: Reward | None = None,
-    weights: Mapping[str, float] | None = None, call: Mapping[str, Any] | None = None, conditions: Conditions | None = None,
+    weights: Mapping[str, Finite] | None = None, call: Mapping[str, Any] | None = None, conditions: Conditions | None = None,
     samples: Count = 4, seeds: Count = 3, gradient: NotNegative = 2.0, rows_at_once: Count = 64, out: str | Path | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Comparison:  # fmt: skip

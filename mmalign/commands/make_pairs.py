@@ -19,7 +19,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from mmalign.arguments.ranges import Count, NotNegative, Seed
+from mmalign.arguments.ranges import Count, NotNegative, Proportion, Seed
 from mmalign.data.pairs import listed
 from mmalign.distributed.jobs import in_turn, stopping_together
 from mmalign.distributed.team import Team, joined, team_for
@@ -120,7 +120,7 @@ def make_rejected(  # what a command may be told
     out: str,
     count: Count,
     call: dict[str, Any] | None = None,
-    alike: float = 1.0,
+    alike: Proportion = 1.0,
     cut: Cut = "drop",
     records_at_once: Count = 8,
     seed: Seed = 0,

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmalign.arguments.ranges import Proportion
+from mmalign.arguments.ranges import Finite, Positive, Proportion
 from mmalign.guidance._branches import BranchOutputs, Rule, measured, ruled
 from mmalign.guidance._checks import check_above, check_finite, check_interval
 from mmalign.guidance._models import Model, check_model, predictor
@@ -26,7 +26,7 @@ from mmalign.types import Prediction, UserError
 __all__ = ["apg", "cfg", "cfg_plus_plus", "cfg_zero", "npo"]
 
 
-def cfg(*, scale: float = 7.5, rescale: float = 0.0, start: Proportion = 0.0, stop: Proportion = 1.0) -> Guidance:
+def cfg(*, scale: Finite = 7.5, rescale: Proportion = 0.0, start: Proportion = 0.0, stop: Proportion = 1.0) -> Guidance:
     """Classifier-free guidance ``u = u_0 + scale (u_c - u_0)``, with an interval and a rescaling for pipelines that have none.
 
     Paper: Classifier-Free Diffusion Guidance, https://arxiv.org/abs/2207.12598
@@ -52,7 +52,7 @@ def cfg(*, scale: float = 7.5, rescale: float = 0.0, start: Proportion = 0.0, st
     return _by_rule("cfg", rule)
 
 
-def apg(*, scale: float = 7.5, eta: float = 0.0, norm: float | None = None, momentum: float = 0.0) -> Guidance:
+def apg(*, scale: Finite = 7.5, eta: Finite = 0.0, norm: Positive | None = None, momentum: Finite = 0.0) -> Guidance:
     """Adaptive projected guidance: of the step from the negative to the positive prediction, what is along the latter counts ``eta`` times.
 
     Paper: Eliminating Oversaturation and Artifacts of High Guidance Scales in Diffusion Models, https://arxiv.org/abs/2410.02416
@@ -87,7 +87,7 @@ def apg(*, scale: float = 7.5, eta: float = 0.0, norm: float | None = None, mome
     return _by_rule("apg", rule)
 
 
-def cfg_zero(*, scale: float = 4.0, zero_steps: float = 0.04) -> Guidance:
+def cfg_zero(*, scale: Finite = 4.0, zero_steps: Proportion = 0.04) -> Guidance:
     """CFG-Zero*: the negative prediction is scaled to fit the positive one, and the first steps stand still.
 
     Paper: CFG-Zero*: Improved Classifier-Free Guidance for Flow Matching Models, https://arxiv.org/abs/2503.18886
@@ -115,7 +115,7 @@ def cfg_zero(*, scale: float = 4.0, zero_steps: float = 0.04) -> Guidance:
     return _by_rule("cfg_zero", rule)
 
 
-def npo(*, negative: Model, scale: float = 5.0) -> Guidance:
+def npo(*, negative: Model, scale: Finite = 5.0) -> Guidance:
     """Guidance whose negative branch is a model of what people do not want: ``u = u_bad(negative) + scale (u - u_bad(negative))``.
 
     Paper: Diffusion-NPO, https://arxiv.org/abs/2505.11245; Self-NPO, https://arxiv.org/abs/2505.11777
@@ -133,7 +133,7 @@ def npo(*, negative: Model, scale: float = 5.0) -> Guidance:
     return _by_rule("npo", lambda low, high, place: extrapolate(low, high, scale), negative)
 
 
-def cfg_plus_plus(*, scale: float = 0.6) -> Guidance:
+def cfg_plus_plus(*, scale: Proportion = 0.6) -> Guidance:
     """CFG++: the clean estimate is guided, and the noise that is put back is that of the negative prompt.
 
     Paper: CFG++: Manifold-constrained Classifier Free Guidance for Diffusion Models, https://arxiv.org/abs/2406.08070

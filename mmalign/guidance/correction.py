@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmalign.arguments.ranges import Count, Proportion
+from mmalign.arguments.ranges import Count, Finite, Proportion
 from mmalign.guidance import _smc
 from mmalign.guidance._branches import BranchOutputs, measured, tensor_of
 from mmalign.guidance._checks import check_finite
@@ -32,7 +32,7 @@ from mmalign.types import Kernel, Level, Prediction, UserError
 __all__ = ["corrected_rlg", "rlg_log_weight"]
 
 
-def rlg_log_weight(difference: Prediction, t: Level, t_next: Level, *, scale: float) -> Tensor:
+def rlg_log_weight(difference: Prediction, t: Level, t_next: Level, *, scale: Finite) -> Tensor:
     """What a step adds to a particle's log-weight under RLG, ``[B]`` float64.
 
     Paper: Feynman-Kac Correctors in Diffusion, https://arxiv.org/abs/2503.02819
@@ -48,7 +48,7 @@ def rlg_log_weight(difference: Prediction, t: Level, t_next: Level, *, scale: fl
 
 
 def corrected_rlg(
-    *, scale: float = 1.6, particles: Count = 8, base: Model = "base", aligned: Model = "current", ess: Proportion = 0.5,
+    *, scale: Finite = 1.6, particles: Count = 8, base: Model = "base", aligned: Model = "current", ess: Proportion = 0.5,
     kernel: Kernel | None = None,
 ) -> Guidance:  # fmt: skip
     """RLG as a proposal, its particles weighed and resampled so that they stand for ``p_base^(1 - scale) p_aligned^scale``.

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mmalign.arguments.ranges import Proportion
+from mmalign.arguments.ranges import Finite, Proportion
 from mmalign.guidance._checks import check_interval
 from mmalign.guidance._models import Model, Progress, blended, check_model, intercepted, predictor
 from mmalign.guidance._run import Guidance
@@ -22,10 +22,10 @@ from mmalign.types import UserError
 
 __all__ = ["autoguidance", "extrapolate", "interpolate", "rlg"]
 
-Scale = float | Callable[[float], float]
+Scale = Finite | Callable[[float], float]
 
 
-def extrapolate(a: Tensor, b: Tensor, scale: float) -> Tensor:
+def extrapolate(a: Tensor, b: Tensor, scale: Finite) -> Tensor:
     """``a + scale (b - a)``: exactly a at 0 and b at 1; between them below 1, past b above it.
 
     Affine composition: ``extrapolate(a, extrapolate(a, b, u), w) = extrapolate(a, b, u w)``. Exact to rounding elsewhere.

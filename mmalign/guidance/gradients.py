@@ -31,7 +31,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmalign.arguments.ranges import Count, NotNegative, Proportion
+from mmalign.arguments.ranges import Count, NotNegative, Positive, Proportion
 from mmalign.guidance._checks import check_above, check_counts, check_interval
 from mmalign.guidance._run import Guidance, GuidedRun
 from mmalign.policies.pipelines.scheduler import Moment
@@ -41,9 +41,10 @@ __all__ = ["dps", "freedom", "lgd", "mpgd", "nrg", "tfg", "universal"]
 
 
 def tfg(  # the published sampler's own numbers
-    *, scale: float = 1.0, rho: float = 1.0, mu: float = 1.0, samples: Count = 1, sigma: NotNegative = 0.0, steps: Count = 1,
+    *, scale: NotNegative = 1.0, rho: NotNegative = 1.0, mu: NotNegative = 1.0,
+    samples: Count = 1, sigma: NotNegative = 0.0, steps: Count = 1,
     recurrences: Count = 1,
-    start: Proportion = 0.0, stop: Proportion = 1.0, limit: float | None = 1.0, kernel: Kernel | None = None, name: str = "tfg",
+    start: Proportion = 0.0, stop: Proportion = 1.0, limit: Positive | None = 1.0, kernel: Kernel | None = None, name: str = "tfg",
 ) -> Guidance:  # fmt: skip
     """The family: gradients along the noisy latent, along the clean estimate, and time travel, each with its own strength.
 
@@ -95,7 +96,7 @@ def tfg(  # the published sampler's own numbers
 
 
 def dps(
-    *, scale: float = 1.0, start: Proportion = 0.0, stop: Proportion = 1.0, limit: float | None = 1.0, kernel: Kernel | None = None
+    *, scale: NotNegative = 1.0, start: Proportion = 0.0, stop: Proportion = 1.0, limit: Positive | None = 1.0, kernel: Kernel | None = None
 ) -> Guidance:
     """The gradient of the clean estimate's reward along the noisy latent, through the denoiser; see ``tfg``.
 
@@ -116,12 +117,12 @@ def dps(
 
 def lgd(
     *,
-    scale: float = 1.0,
+    scale: NotNegative = 1.0,
     samples: Count = 4,
     sigma: NotNegative = 0.1,
     start: Proportion = 0.0,
     stop: Proportion = 1.0,
-    limit: float | None = 1.0,
+    limit: Positive | None = 1.0,
 ) -> Guidance:
     """``dps`` of a reward that is averaged (in exponentials) over clean estimates with noise; see ``tfg``.
 
@@ -138,7 +139,9 @@ def lgd(
     return tfg(scale=scale, mu=0.0, samples=samples, sigma=sigma, start=start, stop=stop, limit=limit, name="lgd")
 
 
-def mpgd(*, scale: float = 1.0, steps: Count = 1, start: Proportion = 0.0, stop: Proportion = 1.0, limit: float | None = 1.0) -> Guidance:
+def mpgd(
+    *, scale: NotNegative = 1.0, steps: Count = 1, start: Proportion = 0.0, stop: Proportion = 1.0, limit: Positive | None = 1.0
+) -> Guidance:
     """Gradient ascent on the clean estimate alone: no backward pass through the denoiser; see ``tfg``.
 
     ``tfg`` with rho 0 and mu 1; at a level ``x = a x_0 + b eps``, ``steps`` times::
@@ -157,7 +160,7 @@ def mpgd(*, scale: float = 1.0, steps: Count = 1, start: Proportion = 0.0, stop:
 
 
 def freedom(
-    *, scale: float = 1.0, recurrences: Count = 2, start: Proportion = 0.2, stop: Proportion = 0.8, limit: float | None = 1.0
+    *, scale: NotNegative = 1.0, recurrences: Count = 2, start: Proportion = 0.2, stop: Proportion = 0.8, limit: Positive | None = 1.0
 ) -> Guidance:
     """``dps`` with time travel, in the middle of the schedule by default; see ``tfg``.
 
@@ -174,12 +177,12 @@ def freedom(
 
 def universal(
     *,
-    scale: float = 1.0,
+    scale: NotNegative = 1.0,
     steps: Count = 1,
     recurrences: Count = 1,
     start: Proportion = 0.0,
     stop: Proportion = 1.0,
-    limit: float | None = 1.0,
+    limit: Positive | None = 1.0,
 ) -> Guidance:
     """Forward guidance through the denoiser and backward guidance of the clean estimate, half of the tilt each; see ``tfg``.
 
@@ -200,7 +203,7 @@ def universal(
 
 
 def nrg(
-    *, scale: float = 1.0, start: Proportion = 0.0, stop: Proportion = 1.0, limit: float | None = 1.0, kernel: Kernel | None = None
+    *, scale: NotNegative = 1.0, start: Proportion = 0.0, stop: Proportion = 1.0, limit: Positive | None = 1.0, kernel: Kernel | None = None
 ) -> Guidance:
     """The gradient of a reward of noisy latents: no denoiser and no decoder in the backward pass.
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from mmalign.arguments.ranges import Finite
 from mmalign.arguments.reads import columns_read, lacks
 from mmalign.arguments.signatures import nearest, parameters
 from mmalign.guidance._calls import as_type, fields, outputs_of, selected, user_call, without_columns
@@ -52,7 +53,7 @@ def guide(
     reward: Reward | Mapping[str, Reward] | None = None,
     *,
     guidance: Guidance | str | None = None,
-    weights: Mapping[str, float] | None = None,
+    weights: Mapping[str, Finite] | None = None,
     **settings: Any,
 ) -> Iterator[Guided]:
     """Guides every call of a diffusers pipeline in the block; the pipeline is as it was afterwards, also after an exception.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mmalign.arguments.ranges import Proportion
+from mmalign.arguments.ranges import Finite, Proportion
 from mmalign.guidance._checks import check_finite, check_interval
 from mmalign.types import UserError
 
@@ -17,8 +17,8 @@ __all__ = ["adapter_guidance"]
 
 def adapter_guidance(
     *,
-    scale: float = 1.6,
-    guidance_scale: float = 7.5,
+    scale: Finite = 1.6,
+    guidance_scale: Finite = 7.5,
     base: str = "base",
     aligned: str = "current",
     start: Proportion = 0.0,

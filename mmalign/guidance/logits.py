@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmalign.arguments.ranges import Count, Proportion
+from mmalign.arguments.ranges import Count, Finite, Proportion
 from mmalign.guidance._checks import check_finite
 from mmalign.guidance.extrapolation import extrapolate
 from mmalign.types import UserError
@@ -22,7 +22,7 @@ __all__ = ["contrastive", "proxy_tuning", "rectified", "value_guided"]
 Value = Callable[[Tensor], Tensor]
 
 
-def proxy_tuning(*, tuned: Any, untuned: Any, scale: float = 1.0) -> Any:
+def proxy_tuning(*, tuned: Any, untuned: Any, scale: Finite = 1.0) -> Any:
     """A large model as if it had been tuned like a small one: ``logits + scale (logits_tuned - logits_untuned)``.
 
     Paper: Tuning Language Models by Proxy, https://arxiv.org/abs/2401.08565; Emulated fine-tuning, https://arxiv.org/abs/2310.12962
@@ -45,7 +45,7 @@ def proxy_tuning(*, tuned: Any, untuned: Any, scale: float = 1.0) -> Any:
     return _processors(change)
 
 
-def contrastive(*, amateur: Any, scale: float = 1.5, plausible: Proportion = 0.1) -> Any:
+def contrastive(*, amateur: Any, scale: Finite = 1.5, plausible: Proportion = 0.1) -> Any:
     """Away from a weaker model, among the words that the stronger one finds plausible.
 
     Paper: Contrastive Decoding, https://arxiv.org/abs/2210.15097; in this form https://arxiv.org/abs/2309.09117
@@ -77,7 +77,7 @@ def contrastive(*, amateur: Any, scale: float = 1.5, plausible: Proportion = 0.1
     return _processors(change)
 
 
-def value_guided(*, value: Value, scale: float = 1.0, top: Count = 20) -> Any:
+def value_guided(*, value: Value, scale: Finite = 1.0, top: Count = 20) -> Any:
     """Controlled decoding token by token: ``logits + scale value(text so far and the token)``, for the ``top`` likeliest tokens.
 
     Paper: Controlled Decoding from Language Models, https://arxiv.org/abs/2310.17022

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from mmalign.arguments.ranges import Count, NotNegative, Positive
+from mmalign.arguments.ranges import Count, NotNegative, Positive, Proportion
 from mmalign.guidance._calls import outputs_of
 from mmalign.guidance._run import Guidance, GuidedRun, Samples
 from mmalign.guidance.guide import run_particles
@@ -57,7 +57,7 @@ def reno(*, iterations: Count = 10, rate: Positive = 0.05, regulariser: NotNegat
     return _optimised("reno", iterations, rate, regulariser, clip, "sgd", every=False)
 
 
-def dno(*, iterations: Count = 10, rate: Positive = 0.05, regulariser: NotNegative = 0.01, eta: float = 1.0) -> Guidance:
+def dno(*, iterations: Count = 10, rate: Positive = 0.05, regulariser: NotNegative = 0.01, eta: Proportion = 1.0) -> Guidance:
     """All the noise that a stochastic sampler draws, moved up the reward's gradient with Adam; the best sample is kept.
 
     Paper: Direct Noise Optimization, https://arxiv.org/abs/2405.18881

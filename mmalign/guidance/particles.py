@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
 
-from mmalign.arguments.ranges import Count, Proportion
+from mmalign.arguments.ranges import Count, NotNegative, Positive, Proportion, within
 from mmalign.guidance import _smc
 from mmalign.guidance._checks import check_above, check_counts, check_interval
 from mmalign.guidance._run import Guidance, GuidedRun
@@ -34,7 +34,7 @@ Select = Literal["best", "draw"]
 
 
 def fk(  # the published sampler's own numbers
-    *, scale: float = 10.0, particles: Count = 4, potential: Potential = "difference", every: Count = 1, start: Proportion = 0.2,
+    *, scale: NotNegative = 10.0, particles: Count = 4, potential: Potential = "difference", every: Count = 1, start: Proportion = 0.2,
     stop: Proportion = 1.0,
     ess: Proportion = 0.5, select: Select = "best", kernel: Kernel | None = None,
 ) -> Guidance:  # fmt: skip
@@ -70,7 +70,7 @@ def fk(  # the published sampler's own numbers
 
 def svdd(
     *,
-    scale: float = math.inf,
+    scale: Annotated[float, within(0)] = math.inf,
     particles: Count = 4,
     every: Count = 1,
     start: Proportion = 0.0,
@@ -97,9 +97,9 @@ def svdd(
 
 
 def das(  # the published sampler's own numbers
-    *, scale: float = 10.0, particles: Count = 4, tempering: float = 0.0, gradient: bool = True, start: Proportion = 0.0,
+    *, scale: NotNegative = 10.0, particles: Count = 4, tempering: NotNegative = 0.0, gradient: bool = True, start: Proportion = 0.0,
     ess: Proportion = 0.5,
-    select: Select = "best", limit: float | None = 1.0, kernel: Kernel | None = None,
+    select: Select = "best", limit: Positive | None = 1.0, kernel: Kernel | None = None,
 ) -> Guidance:  # fmt: skip
     """Tempered particles that are moved by the reward's gradient, and weighed by what that did to their probability.
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from mmalign.arguments.ranges import Count, Positive, Proportion, Seed
+from mmalign.arguments.ranges import Count, NotNegative, Positive, Proportion, Seed
 from mmalign.guidance import _smc
 from mmalign.guidance.ledger import Ledger
 from mmalign.guidance.logits import _numbers
@@ -35,8 +35,9 @@ class Decoded:
 
 
 def steered(  # a decoder of language models: which model, how, how long
-    model: Any, input_ids: Tensor, value: Value, *, particles: Count = 4, block: Count = 8, max_new_tokens: Count = 64, scale: float = 1.0,
-    ess: Proportion = 0.5, select: Literal["best", "draw"] = "best", keep: Count | None = None, temperature: Positive = 1.0, seed: Seed = 0,
+    model: Any, input_ids: Tensor, value: Value, *, particles: Count = 4, block: Count = 8, max_new_tokens: Count = 64,
+    scale: NotNegative = 1.0, ess: Proportion = 0.5, select: Literal["best", "draw"] = "best", keep: Count | None = None,
+    temperature: Positive = 1.0, seed: Seed = 0,
 ) -> Decoded:  # fmt: skip
     """Completions of prompts by ``particles`` of each, weighed after every ``block`` tokens: the target is ``p exp(scale value)``.
 

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmalign.arguments.ranges import Count, Natural, Positive
+from mmalign.arguments.ranges import Count, Fraction, Natural, Positive, Proportion
 from mmalign.devices import default_device
 from mmalign.media import Limits
 from mmalign.needs import DEGREE, kinds, named
@@ -67,9 +67,9 @@ def transformers(  # one keyword for each thing that a user may set
     *,
     lora: Lora | None = None, train: Train | None = None, start: str | None = None,
     memory: TextMemory = TextMemory(), engine: EngineSettings | None = None, media: Limits = Limits(),  # noqa: B008 (records are frozen)
-    max_prompt: Count | None = None, max_completion: Count = 256, temperature: Positive = 1.0, top_p: float = 1.0, top_k: Natural = 0,
+    max_prompt: Count | None = None, max_completion: Count = 256, temperature: Positive = 1.0, top_p: Fraction = 1.0, top_k: Natural = 0,
     template: bool | None = None, system: str | None = None, truncate: Truncate | None = None,
-    contrasts: dict[str, str | float] | None = None, ablation: Ablation = Ablation(),  # noqa: B008
+    contrasts: dict[str, str | Proportion] | None = None, ablation: Ablation = Ablation(),  # noqa: B008
     segments: Segments = "sentence", heads: Sequence[HeadName] = (),
     dtype: Dtype | None = None, device: str | None = None, trust_remote_code: bool = False,
 ) -> TransformersPolicy:  # fmt: skip

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmalign.arguments.ranges import Count, Finite, Interior, Positive
 from mmalign.needs import DRIFT, OLD, named
 from mmalign.policies.parameters import ParameterSets
 from mmalign.samplers import kernels
@@ -59,7 +60,7 @@ class QuadraticReward:
         return mixture.weights @ (self.linear * mixture.means - 0.5 * self.curvature * second).sum(-1)
 
 
-def one_gaussian(mean: Iterable[float], variance: Iterable[float]) -> Mixture:
+def one_gaussian(mean: Iterable[Finite], variance: Iterable[Positive]) -> Mixture:
     """One Gaussian: the simplest world.
 
     mean, variance: a number for each of its D dimensions.
@@ -101,7 +102,7 @@ def predict(mixture: Mixture, x: Tensor, t: Level) -> Prediction:
     return Prediction((posterior * (means + a * variances * residual)).sum(-2), (posterior * b * residual).sum(-2))
 
 
-def tilt(mixture: Mixture, reward: QuadraticReward, *, beta: float) -> Mixture:
+def tilt(mixture: Mixture, reward: QuadraticReward, *, beta: Positive) -> Mixture:
     """The optimum of ``E[r] - beta KL(q || p)``: ``q(x) = p(x) exp(r(x) / beta) / Z``, again a mixture.
 
     mixture: p. reward: r. beta: reward that a nat of KL costs.
@@ -129,7 +130,7 @@ def kl(p: Mixture, q: Mixture) -> Tensor:
 # Schedules: levels ``[T + 1]``, from noise to data
 
 
-def flow_levels(num_steps: int, *, shift: float = 1.0) -> Level:
+def flow_levels(num_steps: Count, *, shift: Positive = 1.0) -> Level:
     """Rectified flow: ``s`` even from 1 to 0, then ``shift s / (1 + (shift - 1) s)`` (DanceGRPO; SD3 has shift 3).
 
     num_steps: levels but one. shift: above 1, more of the steps are at high noise.
@@ -139,7 +140,7 @@ def flow_levels(num_steps: int, *, shift: float = 1.0) -> Level:
     return Level(1 - s, s)
 
 
-def vp_levels(num_steps: int, *, start: float = 0.99) -> Level:
+def vp_levels(num_steps: Count, *, start: Interior = 0.99) -> Level:
     """Variance preserving: ``(cos, sin)`` of angles from ``start`` of a right angle down to 0.
 
     num_steps: levels but one. start: below 1, so that some signal is left.
@@ -148,7 +149,7 @@ def vp_levels(num_steps: int, *, start: float = 0.99) -> Level:
     return Level(angle.cos(), angle.sin())
 
 
-def ve_levels(num_steps: int, *, highest: float = 20.0, rho: float = 3.0) -> Level:
+def ve_levels(num_steps: Count, *, highest: Positive = 20.0, rho: Positive = 3.0) -> Level:
     """Variance exploding: ``(1, sigma)``, sigma from ``highest`` to 0 along a power law (Karras et al. 2022, eq. 5).
 
     num_steps: levels but one. highest: the first sigma. rho: the power; the higher, the more steps are at low noise.
@@ -338,7 +339,7 @@ def propagate(gains: Tensor, offsets: Tensor, stds: Tensor, mean: Tensor, varian
 
 
 @torch.no_grad()
-def path_optimum(policy: GaussianPolicy, linear: Tensor, *, beta: float) -> tuple[Tensor, Tensor]:
+def path_optimum(policy: GaussianPolicy, linear: Tensor, *, beta: Positive) -> tuple[Tensor, Tensor]:
     """The shifts ``[T, D]`` that maximise ``E[linear . x_T] - beta sum_t KL_t`` on one Gaussian, and that value above the base's.
 
     A shift moves the mean of step t by ``k_t shift_t``, of which ``G_t = gain_{t+1} ... gain_{T-1}`` arrives at the end, at a KL

@@ -46,7 +46,7 @@ def test_a_reference_that_is_another_model_has_a_twin_too():
         ("policy.call.height=500", "rollout", "divisible"),
         ("policy.pipeline=nobody/nothing", "twin", "--class"),
         ("optimizer.rate=0.0", "check", "takes a number above 0"),
-        ("policy.schedule.kernel.noise_level=-1", "check", "policy.schedule.kernel.noise_level: got -1.0, takes 0 or more"),
+        ("policy.schedule.kernel.noise_level=-1", "check", "policy.schedule.kernel.noise_level: got -1, takes 0 or more"),
     ],
 )
 def test_mistakes_end_at_their_phase(override, phase, key):

@@ -99,7 +99,7 @@ MISTAKES = {
     "a node": ("digits/demo", {"batch__prompts": {"use": "digit_prompts"}}, "batch.prompts: got a node, takes int"),
     "no mapping": ("digits/demo", {"batch": 3}, "batch: got 3, takes a mapping of prompts, group"),
     "a range": ("digits/demo", {"batch__micro_rows": 0}, "batch.micro_rows: got 0, takes 1 or more"),
-    "betas": ("digits/demo", {"optimizer__betas": [1, 2]}, "optimizer.betas: got [1.0, 2.0], takes a number from 0 to below 1"),
+    "betas": ("digits/demo", {"optimizer__betas": [1, 2]}, "optimizer.betas: got [1, 2], takes a number from 0 to below 1"),
     "ema": ("digits/demo", {"optimizer__ema": 1.5}, "optimizer.ema: got 1.5, takes a number from 0 to below 1"),
     "ema, deep": ("digits/demo", {"optimizer__ema": {"decy": 0.9}}, "optimizer.ema.decy: unknown key of ema; nearest: decay"),
     "optimizer": ("digits/demo", {"optimizer__use": "adamm"}, "optimizer.use: got 'adamm', there is none in training.optimizers; near"),
@@ -129,13 +129,13 @@ def test_every_old_key_of_a_policy_names_the_new_one(key: str) -> None:
 
 
 RANGES = {
-    "max_norm": ("optimizer__max_norm", -1, "optimizer.max_norm: got -1.0, takes a number above 0"),
-    "no norm": ("optimizer__max_norm", 0, "optimizer.max_norm: got 0.0, takes a number above 0"),
+    "max_norm": ("optimizer__max_norm", -1, "optimizer.max_norm: got -1, takes a number above 0"),
+    "no norm": ("optimizer__max_norm", 0, "optimizer.max_norm: got 0, takes a number above 0"),
     "warmup": ("optimizer__warmup", -5, "optimizer.warmup: got -5, takes 0 or more"),
-    "rate": ("optimizer__rate", -1, "optimizer.rate: got -1.0, takes a number above 0"),
+    "rate": ("optimizer__rate", -1, "optimizer.rate: got -1, takes a number above 0"),
     "no rate": ("optimizer__rate", float("nan"), "optimizer.rate: got nan, takes a number above 0"),
     "a rate without end": ("optimizer__rate", float("inf"), "optimizer.rate: got inf, takes a number above 0, and finite"),
-    "ema": ("optimizer__ema", 2, "optimizer.ema: got 2.0, takes a number from 0 to below 1"),
+    "ema": ("optimizer__ema", 2, "optimizer.ema: got 2, takes a number from 0 to below 1"),
     "ema, deep": ("optimizer__ema", {"decay": 1.0}, "optimizer.ema.decay: got 1.0, takes a number from 0 to below 1"),
     "weight decay": ("optimizer__weight_decay", -0.1, "optimizer.weight_decay: got -0.1, takes 0 or more"),
     "group": ("batch__group", 0, "batch.group: got 0, takes 1 or more"),

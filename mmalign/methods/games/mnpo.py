@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 
-from mmalign.arguments.ranges import Positive
+from mmalign.arguments.ranges import Positive, Proportion
 from mmalign.needs import refs
 from mmalign.objectives import links, scores
 from mmalign.objectives.parts import ANY, Part
@@ -18,7 +18,7 @@ from mmalign.types import Method, UserError
 def mnpo(
     *,
     eta: Positive = 0.0075,
-    shares: dict[str, float] | None = None,
+    shares: dict[str, Proportion] | None = None,
     margin: Literal["total", "per_step", "per_scalar"] = "total",
 ) -> Method:
     """Each round moves from a mixture of the reference and earlier policies, by a fixed margin for what is preferred.

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from mmalign.arguments.ranges import NotNegative, Positive
+from mmalign.arguments.ranges import Finite, NotNegative, Positive
 from mmalign.objectives import penalties, ratios, surrogates, weights
 from mmalign.objectives.feedback import advantages
 from mmalign.objectives.sentences.policy_gradient import policy_gradient
@@ -17,7 +17,7 @@ from mmalign.types import Feedback, Method, UserError
 
 def gdpo(
     *,
-    reward_weights: Mapping[str, float] | None = None,
+    reward_weights: Mapping[str, Finite] | None = None,
     clip: Positive = 0.2,
     beta: NotNegative = 0.0,
     kl: str = "k3",

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from mmalign.arguments.columns import Column
-from mmalign.arguments.ranges import Natural
+from mmalign.arguments.ranges import Natural, Proportion
 from mmalign.rewards._shared.boxes import Box, boxes_in, json_in, matched
 from mmalign.rewards._shared.completions import answers, texts
 from mmalign.rewards._shared.scorer import Scorer
@@ -17,7 +17,7 @@ from mmalign.types import UserError
 
 
 def detection(
-    *, switch_at: Natural | None = None, thresholds: tuple[float, float, float] | None = None, labels: bool = False,
+    *, switch_at: Natural | None = None, thresholds: tuple[Proportion, Proportion, Proportion] | None = None, labels: bool = False,
     apart: bool = False, column: Column = "boxes",
 ) -> Scorer:  # fmt: skip
     """Reward in 0..1: the mean of format, recall and precision of the boxes in a completion.

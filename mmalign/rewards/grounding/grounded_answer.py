@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 
 from mmalign.arguments.columns import Column
-from mmalign.arguments.ranges import Proportion
+from mmalign.arguments.ranges import NotNegative, Share
 from mmalign.rewards._shared.boxes import Box, overlaps, plain
 from mmalign.rewards._shared.completions import answers, once_each, tagged, texts
 from mmalign.rewards._shared.scorer import Scorer
@@ -23,8 +23,8 @@ NUMBER = re.compile(r"-?(?:\d{1,9}(?:\.\d*)?|\.\d+)")
 
 
 def grounded_answer(
-    *, by: Literal["overlap", "center"] = "overlap", least: Proportion = 0.5,
-    weights: Mapping[str, float] | None = None, apart: bool = False, column: Column = "answer",
+    *, by: Literal["overlap", "center"] = "overlap", least: Share = 0.5,
+    weights: Mapping[str, NotNegative] | None = None, apart: bool = False, column: Column = "answer",
 ) -> Scorer:  # fmt: skip
     """The weighted sum of three scores in 0..1: ``location``, ``answer`` and ``format``, of completions of the form::
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Literal
 
 from mmalign.arguments.columns import Column
+from mmalign.arguments.ranges import NotNegative, Share
 from mmalign.rewards._shared.completions import against_answers
 from mmalign.rewards._shared.scorer import Scorer
 from mmalign.types import UserError
@@ -16,7 +17,7 @@ WHOLE = re.compile(r"-?\d{1,18}")
 
 
 def jigsaw(
-    *, partial: float = 0.2, formed: float = 0.2, where: Literal["answer", "boxed"] = "answer",
+    *, partial: Share = 0.2, formed: NotNegative = 0.2, where: Literal["answer", "boxed"] = "answer",
     think: bool = True, column: Column = "order",
 ) -> Scorer:  # fmt: skip
     """``formed`` for the form, and 1 for the right order, ``partial`` times the part of right places for another order of the same pieces.

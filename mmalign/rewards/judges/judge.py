@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from mmalign.arguments.ranges import Count, NotNegative
+from mmalign.arguments.ranges import Count, Mark, NotNegative
 from mmalign.rewards._shared.scorer import Scorer
 from mmalign.rewards.judges._judging import (
     as_table,
@@ -30,7 +30,7 @@ QUALITY = "how well the response does what was asked for"
 
 
 def judge(
-    *, server: ServerSettings, criterion: str = QUALITY, low: int = 1, high: int = 5, read: Literal["likely", "written"] = "likely",
+    *, server: ServerSettings, criterion: str = QUALITY, low: Mark = 1, high: Mark = 5, read: Literal["likely", "written"] = "likely",
     principles: Sequence[str] = (), principles_at_once: Count | None = None,
 ) -> Scorer:  # fmt: skip
     """Reward in ``low..high``: the score that a model on a server gives an output, NaN where it gives none.
@@ -79,7 +79,7 @@ def judge(
 
 
 def critic(  # the published reward's own settings
-    *, server: ServerSettings, criterion: str = QUALITY, low: int = 1, high: int = 5, read: Literal["likely", "written"] = "likely",
+    *, server: ServerSettings, criterion: str = QUALITY, low: Mark = 1, high: Mark = 5, read: Literal["likely", "written"] = "likely",
     principles: Sequence[str] = (), principles_at_once: Count | None = None, max_tokens: Count = 512, votes: Count = 1,
     temperature: NotNegative = 0.0,
 ) -> Scorer:  # fmt: skip

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from mmalign.arguments.columns import Column
-from mmalign.arguments.ranges import Count
+from mmalign.arguments.ranges import Count, Mark
 from mmalign.conversations import question
 from mmalign.rewards._shared.pictures_in import pictures
 from mmalign.rewards._shared.scorer import Comparer, Scorer
@@ -24,7 +24,7 @@ BETTER = "which response is the better edit: the requested change is made, nothi
 
 
 def judge_edit(
-    *, server: ServerSettings, low: int = 1, high: int = 5, read: Literal["likely", "written"] = "likely",
+    *, server: ServerSettings, low: Mark = 1, high: Mark = 5, read: Literal["likely", "written"] = "likely",
     apart: bool = False, column: Column = "source",
 ) -> Scorer:  # fmt: skip
     """Reward in ``low..high``: the mean of two scores of an edited image, ``follows`` and ``looks``; NaN where one is missing.

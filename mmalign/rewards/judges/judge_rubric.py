@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 from mmalign.arguments.columns import OfPrompts
+from mmalign.arguments.ranges import Finite
 from mmalign.rewards._shared.completions import answers
 from mmalign.rewards._shared.scorer import Scorer
 from mmalign.rewards.judges._judging import as_table, asked_of, preferred, shown
@@ -17,7 +18,7 @@ from mmalign.types import UserError
 
 def judge_rubric(
     *, server: ServerSettings, criteria: Mapping[str, str] | None = None,
-    weights: Mapping[str, float] | None = None, required: Sequence[str] = (), apart: bool = False,
+    weights: Mapping[str, Finite] | None = None, required: Sequence[str] = (), apart: bool = False,
     column: Annotated[str, OfPrompts(unless="criteria")] = "rubric",
 ) -> Scorer:  # fmt: skip
     """Reward in 0..1: the weighted mean over criteria of the probability that a judge says yes to each.

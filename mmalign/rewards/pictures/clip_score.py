@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from mmalign.arguments.ranges import Count
+from mmalign.arguments.ranges import Count, Positive
 from mmalign.rewards._models.open_clip import load_open_clip
 from mmalign.rewards._shared.scorer import Scorer, on_images
 
 
 def clip_score(
-    *, model: str = "ViT-L-14", weights: str = "openai", scale: float = 1.0, device: str | None = None, rows_at_once: Count = 32
+    *, model: str = "ViT-L-14", weights: str = "openai", scale: Positive = 1.0, device: str | None = None, rows_at_once: Count = 32
 ) -> Scorer:
     """Reward in ``-scale..scale``: ``scale * cos(image, prompt)`` in a CLIP model of open_clip.
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import io
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
+from mmalign.arguments.ranges import within
 from mmalign.rewards._shared.pictures import eight_bits
 from mmalign.rewards._shared.scorer import Scorer, on_images
 from mmalign.types import UserError
 
 
-def jpeg(*, want: Literal["small", "large"] = "small", quality: int = 95) -> Scorer:
+def jpeg(*, want: Literal["small", "large"] = "small", quality: Annotated[int, within(1, 95)] = 95) -> Scorer:
     """Reward in kilobytes (1000 bytes) of the image as JPEG: minus that for ``small`` (compressibility), that itself for ``large``.
 
     Needs images; prompts are not read. Not differentiable. Images are rounded to 8 bits; nothing else is done to them, so that the

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmalign.arguments.ranges import Positive
 from mmalign.types import UserError
 
 
-def novelty(*, scale: float, features: Callable[[Any], Tensor] | None = None) -> Callable[..., Tensor]:
+def novelty(*, scale: Positive, features: Callable[[Any], Tensor] | None = None) -> Callable[..., Tensor]:
     """Reward in 0..1: ``min(1, d / scale)``, d the root-mean-square difference to the other samples of the same prompt.
 
     ``d_i^2 = mean_{j != i} mean_d (f_i - f_j)^2 / 2``, so that the mean of ``d^2`` over a group is the variance of its features:

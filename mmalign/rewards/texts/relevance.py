@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mmalign.arguments.columns import Column
-from mmalign.arguments.ranges import Count
+from mmalign.arguments.ranges import Count, Finite
 from mmalign.conversations import question
 from mmalign.matching import reading, refuse_length
 from mmalign.rewards._models.weights import device_of, pretrained
@@ -19,7 +19,7 @@ from mmalign.types import UserError
 
 
 def relevance(
-    *, weights: str = "facebook/contriever", closed: tuple[float, float] = (0.0, 2.0), words: Count = 100,
+    *, weights: str = "facebook/contriever", closed: tuple[Finite, Finite] = (0.0, 2.0), words: Count = 100,
     column: Column = "reference", device: str | None = None, rows_at_once: Count = 32,
 ) -> Scorer:  # fmt: skip
     """Relevance of a completion y to its prompt x, mixed by kind of prompt; 0 or more for a retriever whose products are::

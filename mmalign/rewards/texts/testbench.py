@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mmalign.arguments.columns import Column
-from mmalign.arguments.ranges import Count, Positive, Size
+from mmalign.arguments.ranges import Count, Positive, Share, Size
 from mmalign.rewards._shared.completions import Pattern, answers, texts
 from mmalign.rewards._shared.sandbox import Limits, refuse, run
 from mmalign.rewards._shared.scorer import Scorer
@@ -23,7 +23,7 @@ from mmalign.types import UserError
 
 def testbench(  # the published reward's own settings
     *, commands: Sequence[Sequence[str]], file: str, bench: str, languages: Sequence[str] = ("",),
-    passed: str | None = None, built: float = 0.0, seconds: Positive = 30.0, memory: Size = 2**31,
+    passed: str | None = None, built: Share = 0.0, seconds: Positive = 30.0, memory: Size = 2**31,
     isolate: Literal["try", "must", "no"] = "try", at_once: Count = 4, column: Column = "bench",
 ) -> Scorer:  # fmt: skip
     """1 where all commands end well (and the last one prints ``passed``), ``built`` where all but the last do, 0 elsewhere; in 0..1.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mmalign.arguments.ranges import Count
+from mmalign.arguments.ranges import Count, Interior
 from mmalign.rewards._models.weights import device_of, pretrained
 from mmalign.rewards._shared.pictures import fitted, standard
 from mmalign.rewards._shared.scorer import Scorer
@@ -16,7 +16,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def feature_prediction(
-    *, weights: str = "facebook/vjepa2-vitl-fpc64-256", context: float = 0.5, device: str | None = None, rows_at_once: Count = 2
+    *, weights: str = "facebook/vjepa2-vitl-fpc64-256", context: Interior = 0.5, device: str | None = None, rows_at_once: Count = 2
 ) -> Scorer:
     """Reward of 0 or less: minus the mean absolute error of V-JEPA 2's prediction of the last frames' features from the first frames.
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmalign.arguments.ranges import Count
+from mmalign.arguments.ranges import Count, Size
 from mmalign.rewards._models.qwen_head import load_qwen_head, merged
 from mmalign.rewards._models.weights import tensors, weight_file
 from mmalign.rewards._shared.scorer import Scorer
@@ -23,7 +23,7 @@ LEAST = 128 * 28 * 28
 
 def video_reward(  # the published reward's own settings
     *, weights: str, config: str, instruction: str, base: str = "Qwen/Qwen2-VL-2B-Instruct", sha256: str | None = None,
-    normalise: bool = True, stride: Count = 1, pixels: tuple[int, int] | None = None, apart: bool = False,
+    normalise: bool = True, stride: Count = 1, pixels: tuple[Size, Size] | None = None, apart: bool = False,
     dtype: str = "bfloat16", device: str | None = None, rows_at_once: Count = 4,
 ) -> Scorer:  # fmt: skip
     """Reward without bounds: the sum of ``VQ``, ``MQ`` and ``TA``, each less its mean and over its deviation on VideoReward's own data.

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmalign.arguments.ranges import NotNegative
 from mmalign.evaluation.hallucination import chair_scores, pope_scores
 from mmalign.types import UserError
 from mmalign.worlds.digit_scenes.scenes import CELL, EMPTY, GRID, QUESTION, WORDS, digits_in, mentions, scenes, well_formed
@@ -23,7 +24,7 @@ __all__ = ["scene_answers", "scene_exact", "scene_hallucination", "scene_marks",
 Seen = Callable[[Any, Mapping[str, Any], int], Sequence[int]]
 
 
-def scene_truth(*, invention: float = 1.0, repeat: float = 0.5, malformed: float = 0.5) -> Callable[..., Tensor]:
+def scene_truth(*, invention: NotNegative = 1.0, repeat: NotNegative = 0.5, malformed: NotNegative = 0.5) -> Callable[..., Tensor]:
     """Reward of a caption: the part of the scene's digits that it names, less what it invents, repeats and garbles.
 
     ``recall - invention * (digits named that are not there) - repeat * (mentions too many) - malformed * (not a caption)``, each digit
@@ -36,7 +37,7 @@ def scene_truth(*, invention: float = 1.0, repeat: float = 0.5, malformed: float
     return _reward(lambda prompt, columns, row: _there(prompt, columns, row), invention, repeat, malformed)
 
 
-def scene_reader(*, invention: float = 1.0, repeat: float = 0.5, malformed: float = 0.5) -> Callable[..., Tensor]:
+def scene_reader(*, invention: NotNegative = 1.0, repeat: NotNegative = 0.5, malformed: NotNegative = 0.5) -> Callable[..., Tensor]:
     """A proxy: ``scene_truth`` with what a classifier, fitted to cells of training scenes, reads in the picture instead of the truth.
 
     Of digits in held-out scenes it misreads one in ninety, on the variant's ground one in fifty: its errors are optimised too.

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmalign.arguments.ranges import Count
+from mmalign.arguments.ranges import Count, Proportion
 from mmalign.types import UserError
 from mmalign.worlds.text.data import frequencies, sentences
 
@@ -47,7 +47,7 @@ def text_plain(*, words: Count = PLAIN) -> Callable[..., Tensor]:
     return reward
 
 
-def text_gold(*, words: Count = PLAIN, least: float = 0.8) -> Callable[..., Tensor]:
+def text_gold(*, words: Count = PLAIN, least: Proportion = 0.8) -> Callable[..., Tensor]:
     """1 where a completion is plain (at least ``least`` of its words), comes to its full stop, and reads like a real sentence; else 0.
 
     It reads so where no word follows itself, at most one word in three is there twice, and its words in this order surprise a trigram

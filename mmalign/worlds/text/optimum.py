@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from mmalign.arguments.ranges import Count, Positive
 from mmalign.types import UserError
 
 __all__ = ["Optimum", "text_optimum"]
@@ -26,7 +27,7 @@ class Optimum(NamedTuple):
 
 
 @torch.no_grad()
-def text_optimum(model: Any, tokenizer: Any, prompt: str, reward: Callable[..., Tensor], *, tokens: int, beta: float) -> Optimum:
+def text_optimum(model: Any, tokenizer: Any, prompt: str, reward: Callable[..., Tensor], *, tokens: Count, beta: Positive) -> Optimum:
     """``p* = p exp(r / beta) / Z``, which maximises ``E[r] - beta KL(p* || p)``: of all completions of ``tokens`` tokens at most.
 
     A completion ends with the tokenizer's end of text, or at its last token. Ids that a policy never draws (pad, bos, unk) are left
