@@ -97,7 +97,8 @@ class Steps:
     mask: ``[B, T]`` bool, the cells that count.
     old: ``[B, T]`` log-probabilities at sampling time, or None.
     refs: name -> ``[B, T]`` log-probabilities under a named reference (``ref``, ``previous``, ``ema``, an opponent).
-    kls: name -> ``[B, T]`` exact KL of each step's distribution to the named reference's, nats, differentiable.
+    kls: name -> ``[B, T]`` exact KL of each step's distribution to the named reference's, nats, differentiable. Of a bound half of the
+        squared distance of the two predictions: the KL of Gaussians of variance 1 around them, as the bound is such a one's log-density.
     facts: name -> ``[B, T]`` whatever else a policy knows of a step, without gradient: ``std`` (of the transition, in
         units of the latent), ``dt`` (length of the step in the path's own time), ``noise`` (the noise level of a bound); of tokens
         ``changed`` (1 where the other row of the pair reads differently), ``phrase`` and ``segment`` (numbers from 1, 0 for none).
@@ -179,6 +180,8 @@ class Move(NamedTuple):
     name: of the set; ``current``: the trained parameters. shares: set -> share; they add up to 1, and one below 0 extrapolates. A set
     that is not there yet is a copy of the current parameters. every, at: before the steps with ``step % every == at``.
     moments: the optimiser's state goes along: it is kept with a copy of ``current``, and put back where ``current`` becomes that copy.
+    decay: step -> share of the set itself in its moving average, the rest is the current one's, every parameter by itself (of LoRA A and
+    B each, as an EMA has them), in place of ``shares``, which then only name the sets that are read.
     """
 
     name: str
@@ -186,6 +189,7 @@ class Move(NamedTuple):
     every: int = 1
     at: int = 0
     moments: bool = False
+    decay: Callable[[int], float] | None = None
 
 
 @dataclass(frozen=True)
@@ -422,6 +426,7 @@ class Method:
         table of all its rows, without gradient and holding ``survey_needs`` too, and their signal -> a signal with what was found.
     samplers: who else draws rows. moves: how sets of parameters follow the trained ones, in this order.
     pairs: how pairs are made of a rollout without any (``Feedback.pairs``); None: the best and the worst row of each group.
+    sampled_by: the set of parameters that draws the rows: ``current``, or one that ``moves`` makes.
     """
 
     signal: Callable[[Feedback], Tensor]
@@ -438,6 +443,7 @@ class Method:
     samplers: tuple[Sampler, ...] = ()
     moves: tuple[Move, ...] = ()
     pairs: Callable[[Feedback], Feedback] | None = None
+    sampled_by: str = "current"
 
     def __post_init__(self) -> None:
         for name in ("needs", "survey_needs", "reads"):

@@ -1,11 +1,11 @@
 from mmalign.methods.denoising.dance_grpo import dance_grpo as dance_grpo
 from mmalign.methods.denoising.ddpo import ddpo as ddpo
-from mmalign.methods.denoising.diffusion_dpo import diffusion_dpo as diffusion_dpo
 from mmalign.methods.denoising.dpok import dpok as dpok
-from mmalign.methods.denoising.flow_dpo import flow_dpo as flow_dpo
 from mmalign.methods.denoising.flow_dppo import flow_dppo as flow_dppo
 from mmalign.methods.denoising.flow_grpo import flow_grpo as flow_grpo
 from mmalign.methods.denoising.grpo_guard import grpo_guard as grpo_guard
+from mmalign.methods.forward_process.diffusion_dpo import diffusion_dpo as diffusion_dpo
+from mmalign.methods.forward_process.flow_dpo import flow_dpo as flow_dpo
 from mmalign.methods.games.accelerated_po import accelerated_po as accelerated_po
 from mmalign.methods.games.dno import dno as dno
 from mmalign.methods.games.egpo import egpo as egpo

@@ -1,7 +1,8 @@
 """A diffusers policy seen through its training objective: given images, noised, and how well they are denoised.
 
 A row's decision is a noise level and a noise; its "log-probability" is minus half of the squared error of the denoiser there, a
-bound up to weights and constants, and no density. Nothing is sampled: rows come from a data set.
+bound up to weights and constants, and no density. Rows come from a data set, or are the pipeline's own samples, made by whatever sampler
+it has: no step has to be random.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from mmalign.needs import kinds, named
 from mmalign.policies.diffusers import DiffusersPolicy
 from mmalign.policies.pipelines import reference_models
 from mmalign.policies.pipelines.arguments import all_arguments
-from mmalign.policies.pipelines.scheduler import EXPLODING, FLOW, FROM_SIGMAS, PRECONDITIONED, PRESERVING, parametrisation
+from mmalign.policies.pipelines.scheduler import PRECONDITIONED, parametrisation
+from mmalign.policies.pipelines.training_schedule import training_schedule
 from mmalign.policies.pipelines.unfit import without_probe
 from mmalign.samplers import kernels
 from mmalign.stacking import offset, stacked_by_name
@@ -28,15 +30,19 @@ from mmalign.types import EVERY, Adapter, Level, Need, Prediction, Rollout, Step
 
 __all__ = ["ForwardPolicy", "forward"]
 
-ADAPTER = Adapter("bound", frozenset({"refs", "noise", "contrast"}), call=lambda arguments: all_arguments())
+ADAPTER = Adapter("bound", frozenset({"refs", "kls", "noise", "contrast"}), call=lambda arguments: all_arguments())
 Times = Literal["uniform", "logit_normal"]
 Target = Literal["native", "epsilon", "flow", "v_prediction", "sample"]
+Noise = Literal["group", "row"]
 FRAMES_FIRST = frozenset({"CogVideoXTransformer3DModel", "ConsisIDTransformer3DModel"})  # latents [B, F, C, H, W]
-GRID = 1000  # places on the schedule of a model that was trained at any noise level
 
 
-def forward(of: DiffusersPolicy, *, times: Times = "uniform", draws: Count = 1, target: Target = "native") -> ForwardPolicy:
-    """A policy for methods on the denoising error (Diffusion-DPO, Flow-DPO), around one that ``diffusers`` makes.
+def forward(
+    of: DiffusersPolicy, *, times: Times = "uniform", draws: Count = 1, target: Target = "native", noise: Noise = "group"
+) -> ForwardPolicy:
+    """A policy for methods on the denoising error (Diffusion-DPO, DiffusionNFT), around one that ``diffusers`` makes.
+
+    Online, its rows are samples of the pipeline's own scheduler, in as many steps and with as much guidance as ``of`` says.
 
     Args:
         of: the policy whose denoiser is trained, and whose pipeline samples for evaluations.
@@ -46,25 +52,22 @@ def forward(of: DiffusersPolicy, *, times: Times = "uniform", draws: Count = 1, 
         target: whose error counts: ``native``, what the model was trained to say, or another parametrisation, which weighs noise
             levels otherwise (``epsilon`` on a flow at level s: ``(1 - s)^2`` times the velocity's). Under EDM's preconditioning
             (Karras et al. 2022) the native one is the raw network's, ``F``, whose error their loss weighs alike at all levels.
+        noise: ``group``, the rows of a group (of a pair) share their levels and their noise, so that what differs is theirs; ``row``,
+            every row has its own, as online methods for single rows have it.
 
-    Errors: UserError for a scheduler without a training schedule that is known here, an unknown ``times`` or ``target``, or no draws.
+    Errors: UserError for a scheduler without a training schedule that is known here, an unknown ``times``, ``target`` or ``noise``, or no
+    draws.
     """
-    return ForwardPolicy(of, times=times, draws=draws, target=target)
-
-
-class TrainingSchedule(NamedTuple):
-    """``timesteps [K]``, in the denoiser's own units, and ``levels`` (``[K]`` each) that a model was trained at."""
-
-    timesteps: Tensor
-    levels: Level
+    return ForwardPolicy(of, times=times, draws=draws, target=target, noise=noise)
 
 
 @dataclass(frozen=True)
 class Noised:
-    """Given rows, and what is drawn for each of their G groups.
+    """Given rows, and what is drawn for each of their G groups, or of G rows apart.
 
     clean: ``[B, ...]`` latents. noise: ``[G, draws, ...]``. places: ``[G, draws]`` on the training schedule. which: ``[B]`` the group of
     each row. others: B prompts, the next that differs in the rollout that a row was made in. refs: name -> ``[B, draws]`` bounds.
+    predicted: name -> ``[B, draws, ...]`` float32 on the CPU, what was predicted under each of them, in the target's parametrisation.
     """
 
     clean: Tensor
@@ -73,10 +76,12 @@ class Noised:
     which: Tensor
     others: list[str | None]
     refs: dict[str, Tensor] = field(default_factory=dict)
+    predicted: dict[str, Tensor] = field(default_factory=dict)
 
     def take(self, rows: Tensor) -> Noised:
-        others, refs = [self.others[row] for row in rows.tolist()], {name: table[rows] for name, table in self.refs.items()}
-        return replace(self, clean=self.clean[rows], which=self.which[rows], others=others, refs=refs)
+        others = [self.others[row] for row in rows.tolist()]
+        refs, predicted = ({name: table[rows] for name, table in tables.items()} for tables in (self.refs, self.predicted))
+        return replace(self, clean=self.clean[rows], which=self.which[rows], others=others, refs=refs, predicted=predicted)
 
     @staticmethod
     def join(parts: Sequence[Noised]) -> Noised:
@@ -87,7 +92,16 @@ class Noised:
             offset([part.which for part in parts], [len(part.noise) for part in parts]),
             [other for part in parts for other in part.others],
             stacked_by_name([part.refs for part in parts]),
+            stacked_by_name([part.predicted for part in parts]),
         )
+
+
+class Seen(NamedTuple):
+    """Rows at one draw. bound: ``[rows]`` float64 on the CPU, ``-|target - prediction|^2 / 2``. predicted, target: ``[rows, ...]``."""
+
+    bound: Tensor
+    predicted: Tensor
+    target: Tensor
 
 
 class ForwardPolicy:
@@ -96,7 +110,7 @@ class ForwardPolicy:
     kind = ADAPTER.kind
     gives = ADAPTER.gives
 
-    def __init__(self, of: DiffusersPolicy, *, times: Times, draws: int, target: Target):
+    def __init__(self, of: DiffusersPolicy, *, times: Times, draws: int, target: Target, noise: Noise = "group"):
         if times not in ("uniform", "logit_normal"):
             raise UserError(f"policy.times: got {times!r}, takes 'uniform' or 'logit_normal'")
         if target not in get_args(Target):
@@ -105,7 +119,7 @@ class ForwardPolicy:
             raise UserError(f"policy.draws: got {draws}, takes 1 or more")
         if why := without_probe(type(of.pipe).__name__):
             raise UserError(f"policy.of: {type(of.pipe).__name__} has no denoising error to train on: {why}")
-        self.of, self.times, self.draws, self.sets = of, times, draws, of.sets
+        self.of, self.times, self.draws, self.noise, self.sets = of, times, draws, noise, of.sets
         self.schedule = training_schedule(of.pipe.scheduler)
         self.together: dict[type, bool] = {}  # whether a class of pipelines takes a time for each row; not known before it is tried
         self.target, self.sigma_data = (parametrisation(of.pipe.scheduler) if target == "native" else target), 0.0
@@ -159,7 +173,7 @@ class ForwardPolicy:
     def _encoded(self, prompts: list[str], outputs: Any, group: Tensor, rng: torch.Generator, part: slice) -> Rollout:
         """Rows ``part`` of all ``prompts`` and ``group``, of which ``outputs`` are."""
         clean = latents(self.of, outputs)
-        names, which = group.unique(return_inverse=True)
+        names, which = (group if self.noise == "group" else torch.arange(len(group))).unique(return_inverse=True)
         places = torch.rand((len(names), self.draws), generator=rng)
         if self.times == "logit_normal":
             places = torch.randn((len(names), self.draws), generator=rng).sigmoid()
@@ -176,32 +190,38 @@ class ForwardPolicy:
         )
 
     def remember(self, rollout: Rollout, names: Iterable[str], rows_at_once: int) -> None:
-        """Bounds of a rollout under named parameter sets, without gradient, kept in the rollout."""
+        """Bounds and predictions of a rollout under named parameter sets, without gradient, kept in the rollout."""
         noised: Noised = rollout.held
         for name in names:
             if name in noised.refs:
                 continue
             table = torch.zeros_like(rollout.log_probs)
+            predicted = torch.zeros((*table.shape, *noised.clean.shape[1:]))
             with torch.no_grad(), self.using(name):
                 for rows in torch.arange(len(rollout.prompts)).split(rows_at_once):
                     for column in range(self.draws):
-                        table[rows, column] = self._bound(rollout, rows, column)
-            noised.refs[name] = table
+                        seen = self._seen(rollout, rows, column)
+                        table[rows, column], predicted[rows, column] = seen.bound, seen.predicted.float().cpu()
+            noised.refs[name], noised.predicted[name] = table, predicted
 
     def steps(self, rollout: Rollout, rows: Tensor, columns: Tensor | None = None, needs: frozenset[Need] = frozenset()) -> Steps:
         """The bounds of some rows, and of some draws (all, by default), with gradient; each draw is one call of the pipeline.
 
-        ``needs`` of ``refs`` (those given to ``remember``) and ``noise`` (the level's, of each draw) fill those tables, and
+        ``needs`` of ``refs`` and ``kls`` (those given to ``remember``) and ``noise`` (the level's, of each draw) fill those tables, and
         ``contrast:mismatched`` and ``contrast:ablated`` those of the same rows under another row's prompt, or under an empty one.
         """
         columns = torch.arange(rollout.mask.shape[1]) if columns is None else columns
         cells, need_kinds = (rows[:, None], columns[None, :]), kinds(needs)
         noised: Noised = rollout.held
         level = self.schedule.levels.noise[noised.places[noised.which][cells]].double()
+        seen = {column: self._seen(rollout, rows, column) for column in columns.tolist()}
+        near = {name: [_halved(one.predicted, noised.predicted[name][rows, column]) for column, one in seen.items()]
+                for name in noised.predicted if {Need("kls"), Need("kls", name)} & needs}  # fmt: skip
         return Steps(
-            log_probs=torch.stack([self._bound(rollout, rows, column) for column in columns.tolist()], dim=1),
+            log_probs=torch.stack([one.bound for one in seen.values()], dim=1),
             mask=rollout.mask[cells],
             refs={name: table[cells] for name, table in noised.refs.items()} if "refs" in need_kinds else {},
+            kls={name: torch.stack(distances, dim=1) for name, distances in near.items()},
             facts={"noise": level} if "noise" in need_kinds else {},
             event_size=noised.clean[0].numel(),
             kind="bound",
@@ -211,14 +231,14 @@ class ForwardPolicy:
     def _contrast(self, name: str, rollout: Rollout, rows: Tensor, columns: Tensor) -> Steps:
         """The bounds of some rows under other prompts, of the policy and of ``ref``."""
         prompts = other_prompts(name, rollout.held, rows)
-        bounds = lambda: torch.stack([self._bound(rollout, rows, column, prompts) for column in columns.tolist()], dim=1)  # noqa: E731
+        bounds = lambda: torch.stack([self._seen(rollout, rows, column, prompts).bound for column in columns.tolist()], 1)  # noqa: E731
         own = bounds()
         with torch.no_grad(), self.using("ref"):
             ref = bounds()
         return Steps(own, rollout.mask[rows][:, columns], refs={"ref": ref}, event_size=rollout.held.clean[0].numel(), kind="bound")
 
-    def _bound(self, rollout: Rollout, rows: Tensor, column: int, prompts: list[str] | None = None) -> Tensor:
-        """``-|target - prediction|^2 / 2`` of some rows at one draw, ``[rows]`` float64 on the CPU."""
+    def _seen(self, rollout: Rollout, rows: Tensor, column: int, prompts: list[str] | None = None) -> Seen:
+        """What some rows look like at one draw."""
         noised: Noised = rollout.held
         which = noised.which[rows]
         places = noised.places[which, column]
@@ -229,8 +249,8 @@ class ForwardPolicy:
         wide = Level(*(value.view(-1, *(1,) * (clean.ndim - 1)) for value in levels))
         prompts = [rollout.prompts[row] for row in rows.tolist()] if prompts is None else prompts
         predicted = self._predicted(prompts, wide.signal * clean + wide.noise * noise, timesteps, levels)
-        error = self._in_target(predicted, wide) - self._in_target(Prediction(clean, noise), wide)
-        return -0.5 * kernels.per_row(error.double().square()).cpu()
+        own, target = self._in_target(predicted, wide), self._in_target(Prediction(clean, noise), wide)
+        return Seen(-_halved(own, target), own, target)
 
     def _predicted(self, prompts: list[str], x: Tensor, timesteps: Tensor, levels: Level) -> Prediction:
         """One call for all rows, or, for a pipeline whose call wants one time (``if t >= boundary``), one for each: found once."""
@@ -262,6 +282,11 @@ class ForwardPolicy:
         return (t.signal * prediction.noise - t.noise * prediction.clean) / (t.signal**2 + t.noise**2).sqrt()
 
 
+def _halved(one: Tensor, two: Tensor) -> Tensor:
+    """``|one - two|^2 / 2`` of each row, ``[rows]`` float64 on the CPU."""
+    return 0.5 * kernels.per_row((one - two.to(one)).double().square()).cpu()
+
+
 def following(prompts: Sequence[str]) -> list[str | None]:
     """For each prompt the next one that differs, the first after the last; None where all are the same."""
     count = len(prompts)
@@ -282,35 +307,6 @@ def other_prompts(name: str, noised: Noised, rows: Tensor) -> list[str]:
     if None in others:
         raise UserError("contrast mismatched: all rows of the update have one prompt, takes two or more (baseline: batch does without)")
     return [other for other in others if other is not None]
-
-
-def training_schedule(scheduler: Any) -> TrainingSchedule:
-    """The times that a model under this scheduler was trained at, a static shift included. Errors: UserError for others.
-
-    EDM models (noise far above 1) were trained at a continuous noise level whose distribution no config tells: theirs is the
-    scheduler's own sampling schedule, in 1000 steps from ``sigma_max`` to ``sigma_min``.
-    """
-    own, name = type(scheduler).from_config(scheduler.config), type(scheduler).__name__
-    count = int(own.config.get("num_train_timesteps", 1000))
-    if name in FLOW:
-        sigmas, timesteps = own.sigmas[:count].float(), own.timesteps[:count].float()
-        if float(sigmas.max()) <= 1.001:
-            return TrainingSchedule(timesteps, Level(1 - sigmas, sigmas))
-    elif name in FROM_SIGMAS and own.config.get("use_flow_sigmas", False):
-        sigmas, shift = torch.arange(count, 0, -1) / count, float(own.config.get("flow_shift") or 1.0)
-        sigmas = shift * sigmas / (1 + (shift - 1) * sigmas)
-        return TrainingSchedule(sigmas * count, Level(1 - sigmas, sigmas))
-    elif name in PRESERVING | FROM_SIGMAS | EXPLODING:
-        alphas_cumprod = own.alphas_cumprod.float()
-        signal, noise = alphas_cumprod.sqrt(), (1 - alphas_cumprod).sqrt()
-        ratio = noise / signal.clamp(min=1e-12)
-        return TrainingSchedule(torch.arange(count), Level(torch.ones_like(ratio), ratio) if name in EXPLODING else Level(signal, noise))
-    elif name in PRECONDITIONED:
-        own.set_timesteps(GRID)
-        sigmas = own.sigmas[:GRID].float()
-        return TrainingSchedule(own.timesteps[:GRID].float().cpu(), Level(torch.ones_like(sigmas), sigmas))
-    accepted = ", ".join(sorted(FLOW | PRESERVING | FROM_SIGMAS | EXPLODING | PRECONDITIONED))
-    raise UserError(f"scheduler: the training schedule of {name} is not known here, or its noise goes above 1; takes one of {accepted}")
 
 
 def latents(policy: DiffusersPolicy, outputs: Any) -> Tensor:

@@ -141,7 +141,7 @@ class TransformersPolicy:
         self.sets = ParameterSets(model, lora=lora, train=None if train is None else making(train), start=start)
         if engine is not None and not self.sets.lora:
             raise UserError("policy.engine: got a server and no lora; takes lora, whose adapter is handed over before every rollout")
-        self.engine = None if engine is None else Engine(engine)
+        self.engine = None if engine is None else Engine(engine, chat.words)
         self.heads, self.gives = add_heads(self.sets, model, heads), ADAPTER.gives | set(heads)
         example = made_up(model, chat.never, [] if chat.vision is None else chat.vision.example())
         self.fit = fitted = fit(model, shared=memory.shared_prefixes, trained=list(self.sets.trained.values())[:4], example=example)
@@ -214,7 +214,7 @@ class TransformersPolicy:
             raise UserError("policy.engine: got a prompt with an image or a video, and the server is sent token ids alone; takes no engine")
         else:
             self.engine.refresh(self.model)
-            drawn = self.engine.draw(ids[: len(own)], which, (uniform[::group_size, 0] * 2**31).long().tolist(), self.drawing)
+            drawn = self.engine.draw(encoded[: len(own)], which, (uniform[::group_size, 0] * 2**31).long().tolist(), self.drawing)
         texts = [self.chat.text(line[:length]) for line, length in zip(drawn.tokens.tolist(), drawn.lengths.tolist(), strict=True)]
         real = torch.arange(drawn.tokens.shape[1]) < drawn.lengths.unsqueeze(1)
         rollout = self.table(

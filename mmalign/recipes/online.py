@@ -153,7 +153,7 @@ def online(  # one argument for each thing that a run is made of
 
     with journal, Background(threaded=batch.overlap > 1 or learner.stale) as background:
         ask = lambda rollout: scores_on(rewards, rollout, oracle=oracle, missing=batch.missing)  # noqa: E731
-        rollouts = Rollouts(policy, coming, ask, background, batch=batch, seed=run.seed, samplers=method.samplers, team=team, steps=steps)
+        rollouts = Rollouts(policy, coming, ask, background, batch=batch, seed=run.seed, method=method, team=team, steps=steps)
         coming.resumed(journal.broken.why, position=journal.state.get("position", journal.state["step"] * batch.prompts))
         for step in journal.steps():
             moved = learner.begin(step)

@@ -41,6 +41,7 @@ MAY_DIFFER = (
     "batch.micro_steps",
     "devices.*",
     "batch.missing",
+    "policy.engine.*",
     "batch.overlap",
     "evaluation.overlap",
     "run.dead_steps",

@@ -144,7 +144,11 @@ def move(policy: Policy, moves: Sequence[Move], step: int) -> dict[str, float]:
     Returned, for the log: ``moved_error``, how far the trained LoRA is from a mixture that its rank cannot hold, where there is one.
     """
     furthest = 0.0
-    for name, shares, *_ in due(moves, step):
+    for move in due(moves, step):
+        name, shares = move.name, move.shares
+        if move.decay is not None:
+            policy.sets.follow(name, decay=move.decay(step))
+            continue
         if name != "current" and shares == {"current": 1.0}:
             policy.sets.keep(name)
             continue

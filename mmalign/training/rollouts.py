@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from mmalign.training.learner import BEHIND
 from mmalign.training.prompts import Prompts
 from mmalign.training.seeds import stream
 from mmalign.training.settings import Batch
-from mmalign.types import Policy, Rollout, Sampler, contents
+from mmalign.types import Method, Policy, Rollout, contents
 
 
 class Sampled(NamedTuple):
@@ -37,17 +38,18 @@ class Rollouts:
     are those of one part, but for rounding where a part has other batches than the whole (``rows_at_once``).
 
     With ``batch.staleness`` a step's rollout is sampled in the step before, while ``ask`` looks at that one's; the first one, and the
-    first of a resumed run, by the parameters that were kept for it (``learner.BEHIND``). steps: of the run, behind whose end nothing
-    is sampled.
+    first of a resumed run, by the parameters that were kept for it (``learner.BEHIND``). method: whose ``samplers`` and
+    ``sampled_by`` draw the rows; None: the current policy alone. steps: of the run, behind whose end nothing is sampled.
     """
 
     def __init__(  # all that a rollout depends on
         self, policy: Policy, prompts: Prompts, ask: Callable[[Rollout], Scores], background: Background, *, batch: Batch, seed: int,
-        samplers: Sequence[Sampler] = (), team: Team = ALONE, steps: int = 0,
+        method: Method | None = None, team: Team = ALONE, steps: int = 0,
     ):  # fmt: skip
         self.policy, self.prompts, self.ask, self.background, self.batch, self.seed = policy, prompts, ask, background, batch, seed
         self.parts = parts_of(team.share(batch.prompts), min(batch.overlap, batch.prompts // team.size))
-        self.drawing: dict[str, Any] = {"samplers": samplers} if samplers else {}
+        self.drawing: dict[str, Any] = {"samplers": method.samplers} if method is not None and method.samplers else {}
+        self.sampled_by = "current" if method is None else method.sampled_by
         self.steps, self.coming = steps, None  # type: int, Sampled | None
 
     @property
@@ -78,7 +80,8 @@ class Rollouts:
             waiting.clear()
             for part in self.parts:
                 rng = stream(self.seed, step, attempt)
-                rollout = self.policy.sample(asked, self.batch.group, rng, step=step, part=part, **self.drawing)
+                with nullcontext() if self.sampled_by == "current" else self.policy.using(self.sampled_by):
+                    rollout = self.policy.sample(asked, self.batch.group, rng, step=step, part=part, **self.drawing)
                 rollout.columns = beside(some[part], rows=len(rollout))
                 rollouts.append(rollout)
                 if asked_at_once:

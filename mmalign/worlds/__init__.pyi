@@ -27,6 +27,7 @@ from mmalign.worlds.gaussian import path_optimum as path_optimum
 from mmalign.worlds.gaussian import tilt as tilt
 from mmalign.worlds.gaussian import ve_levels as ve_levels
 from mmalign.worlds.gaussian import vp_levels as vp_levels
+from mmalign.worlds.gaussian_forward import GaussianForward as GaussianForward
 from mmalign.worlds.moving_digits.base import moving_digits as moving_digits
 from mmalign.worlds.moving_digits.base import moving_digits_call as moving_digits_call
 from mmalign.worlds.moving_digits.data import moving_digits_prompts as moving_digits_prompts

@@ -51,14 +51,27 @@ def completions(path, body):
     for number in range(body["n"]):
         ids = [10 + number, 11, 2] if number else [12] * body["max_tokens"]
         reason = "stop" if number else "length"
-        choices.append({"token_ids": ids, "logprobs": {"token_logprobs": [-1.0] * len(ids)}, "finish_reason": reason})
+        choices.append(
+            {
+                "token_ids": ids,
+                "prompt_token_ids": body["prompt"],
+                "logprobs": {"token_logprobs": [-1.0] * len(ids)},
+                "finish_reason": reason,
+            }
+        )
     return {"choices": choices}
 
 
-def misread(path, body):
+def misread(change):
     """The same by a server that reads another prompt."""
-    said = completions(path, body)
-    return said if isinstance(said, str) else {"choices": [{**choice, "prompt_token_ids": [9, 9]} for choice in said["choices"]]}
+
+    def answer(path, body):
+        sent = completions(path, body)
+        if isinstance(sent, str):
+            return sent
+        return {"choices": [{**choice, "prompt_token_ids": change(choice["prompt_token_ids"])} for choice in sent["choices"]]}
+
+    return answer
 
 
 def policy_of(url, folder, **more):
@@ -70,18 +83,23 @@ def test_a_server_samples_and_old_is_the_policys_own(tmp_path):
     with server(completions) as (url, heard):
         policy = policy_of(url, tmp_path, temperature=0.5)
         rollout = policy.sample(["ab", "cd"], 2, torch.Generator().manual_seed(0))
-        policy.sample(["ab"], 2, torch.Generator().manual_seed(1))
+        policy.sample(["ab"], 2, torch.Generator().manual_seed(1))  # by the same adapter, which stays
+        with torch.no_grad():
+            next(iter(policy.parameters().values())).add_(0.1)
+        policy.sample(["ab"], 2, torch.Generator().manual_seed(2))
     assert rollout.held.lengths.tolist() == [5, 3, 5, 3] and rollout.held.cut.tolist() == [True, False] * 2
     steps = policy.steps(rollout, torch.arange(4))
     assert torch.allclose(steps.old, steps.log_probs, atol=1e-5)
     assert rollout.metrics["engine_difference"] == pytest.approx(float((rollout.log_probs + 1)[rollout.mask].abs().mean()))
     paths = [path for path, _ in heard]
-    assert paths[0] == "/v1/load_lora_adapter" and paths[3:5] == ["/v1/load_lora_adapter", "/v1/unload_lora_adapter"]
+    assert [place for place, path in enumerate(paths) if path == "/v1/load_lora_adapter"] == [0, 4] and paths[
+        5
+    ] == "/v1/unload_lora_adapter"
     asked = [body for path, body in heard if path.endswith("completions")]
     assert sorted(body["prompt"] for body in asked[:2]) == sorted([list(policy.chat.prompt("ab").ids), list(policy.chat.prompt("cd").ids)])
-    assert asked[0]["model"] == "mmalign-1" and asked[0]["temperature"] == 0.5 and asked[0]["n"] == 2
+    assert asked[0]["model"] == asked[2]["model"] != asked[3]["model"] and asked[0]["temperature"] == 0.5 and asked[0]["n"] == 2
     assert asked[0]["stop_token_ids"] == [2] and "0" in asked[0]["logit_bias"] and asked[0]["seed"] != asked[1]["seed"]
-    assert sorted(place.name for place in tmp_path.iterdir()) == ["mmalign-2"]
+    assert [place.name for place in tmp_path.iterdir()] == [asked[3]["model"]]
 
 
 def test_the_adapter_that_is_handed_over_is_the_trained_one(tmp_path):
@@ -92,7 +110,7 @@ def test_the_adapter_that_is_handed_over_is_the_trained_one(tmp_path):
         for p in policy.parameters().values():
             p.data += 0.1
         rollout = policy.sample(["ab"], 2, torch.Generator())
-    fresh = PeftModel.from_pretrained(tiny_text.model(), str(tmp_path / "mmalign-1")).eval()
+    fresh = PeftModel.from_pretrained(tiny_text.model(), str(next(tmp_path.iterdir()))).eval()
     ids = torch.cat([rollout.held.prompts[0], rollout.held.tokens[0]]).unsqueeze(0)
     with torch.no_grad():
         full = fresh(input_ids=ids).logits[0].index_fill(-1, torch.tensor([0, 1]), -1e9).log_softmax(-1)  # pad and bos are never said
@@ -106,7 +124,10 @@ def test_the_adapter_that_is_handed_over_is_the_trained_one(tmp_path):
         (lambda path, body: None, "answered 500"),
         (lambda path, body: {"choices": []}, "gave 0 completions"),
         (lambda path, body: {"choices": [{"text": "ab"}] * 2}, "no token ids"),
-        (lambda path, body: misread(path, body), "read a prompt of 2 tokens as 2 others"),
+        (misread(lambda ids: None), "does not say what it read"),
+        (misread(lambda ids: [ids[0], 9]), r"read a prompt of 2 tokens as 2: token 1 is 9 'd' there and 7 'b' here, behind 'a'"),
+        (misread(lambda ids: [1, *ids]), r"read a prompt of 2 tokens as 3: token 0 is 1 '<bos>' there and 6 'a' here, behind ''"),
+        (misread(lambda ids: ids[:1]), r"read a prompt of 2 tokens as 1: token 1 is none there and 7 'b' here"),
     ],
 )
 def test_a_server_that_answers_otherwise_is_one_line(answer, message, tmp_path):

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 import mmalign as mm
-from mmalign.needs import NOISE, contrast
-from mmalign.policies.forward import latents, training_schedule
+from mmalign.needs import NOISE, contrast, kls
+from mmalign.policies.forward import latents
+from mmalign.policies.pipelines.training_schedule import training_schedule
 from mmalign.policies.settings import Schedule
 from mmalign.policies.twins import pipelines
 from mmalign.types import Need, UserError
@@ -88,6 +89,41 @@ def test_the_reference_sees_what_the_policy_sees_and_margins_begin_at_zero():
     assert torch.equal(after.refs["ref"], before.refs["ref"]) and not torch.isclose(after.log_probs, before.log_probs).any()
     after.log_probs.sum().backward()
     assert policy.parameters()["patch_out.bias"].grad.abs().sum() > 0
+
+
+def test_the_distance_to_a_reference_is_that_of_the_predictions():
+    """By the parallelogram: with errors e and e', |e - e'|^2 = 2 |e|^2 + 2 |e'|^2 - |e + e'|^2; and it moves with the policy."""
+    policy = digits(draws=2)
+    table = rollout(policy, images(4))
+    policy.remember(table, ["ref"], rows_at_once=4)
+    needs = frozenset({kls("ref")})
+    assert not policy.steps(table, torch.arange(4), needs=needs).kls["ref"].any()
+    bias = policy.parameters()["patch_out.bias"]
+    with torch.no_grad():
+        bias.add_(0.1)  # of every number of the velocity
+    steps = policy.steps(table, torch.arange(4)[1:3], torch.tensor([1]), needs=needs)
+    torch.testing.assert_close(steps.kls["ref"], torch.full((2, 1), 64 * 0.1**2 / 2, dtype=torch.float64), rtol=1e-4, atol=0)
+    steps.kls["ref"].sum().backward()
+    torch.testing.assert_close(bias.grad, torch.full_like(bias, 2 * 64 / len(bias) * 0.1), rtol=1e-4, atol=0)
+    taken, both = table.take(torch.tensor([2, 1])), type(table).join([table, table])
+    assert torch.equal(
+        policy.steps(taken, torch.tensor([1]), needs=needs).kls["ref"], policy.steps(table, torch.tensor([1]), needs=needs).kls["ref"]
+    )
+    assert torch.equal(
+        policy.steps(both, torch.tensor([5]), needs=needs).kls["ref"], policy.steps(table, torch.tensor([1]), needs=needs).kls["ref"]
+    )
+
+
+def test_rows_may_have_noise_of_their_own():
+    policy = digits(draws=2, noise="row")
+    same = images(1).expand(4, -1, -1, -1).contiguous()
+    table = rollout(policy, same, ["a 3"] * 4)
+    bounds = policy.steps(table, torch.arange(4)).log_probs.detach()
+    assert len(bounds.flatten().unique()) == 8
+    part = policy.encode(["a 3"] * 4, same, torch.arange(4) // 2, torch.Generator().manual_seed(0), part=slice(2, 4))
+    assert torch.allclose(policy.steps(part, torch.arange(2)).log_probs, bounds[2:], rtol=1e-5)
+    with pytest.raises(UserError, match="noise: got 'none', takes 'group' or 'row'"):
+        digits(noise="none")
 
 
 def test_another_target_weighs_noise_levels_otherwise():

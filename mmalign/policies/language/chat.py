@@ -168,6 +168,10 @@ class Chat:
         """A completion as rewards see it, without special tokens."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
+    def words(self, ids: Sequence[int]) -> str:
+        """Tokens as they are, special ones included."""
+        return str(self.tokenizer.decode(list(ids)))
+
     def agree(self, prompt: Any, output: Any = None) -> None:
         """Once: whether the ids of a row are those that transformers itself makes, said where they are not."""
         if self.agreement is None:
