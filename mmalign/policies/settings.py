@@ -146,15 +146,18 @@ class TextMemory(Record):
 
 @dataclass(frozen=True)
 class EngineSettings(Record):
-    """A server that samples (vLLM's, see ``language.engine``); the policy's adapter is handed over before every rollout.
+    """A server that samples (vLLM's, see ``language.engine``); what is trained is handed over before every rollout.
 
-    url: up to and with ``/v1``. model: its name there. folder: where adapters are handed over, on a disk that both see. at_once: requests
-    under way, one for each prompt. timeout: seconds for each.
+    url: up to and with ``/v1``. model: its name there. folder: where adapters are handed over, on a disk that both see; for whole weights
+    the one that the server was started on, whose weights are replaced. update: ``adapter`` or ``weights``; by default an adapter where
+    all that is trained is LoRA in the language model, and else whole weights. at_once: requests under way, one for each prompt. timeout:
+    seconds for each.
     """
 
     url: str
     model: str
     folder: str | None = None
+    update: Literal["adapter", "weights"] | None = None
     at_once: Count = 64
     timeout: Positive = 600.0
 

@@ -94,7 +94,7 @@ def transformers(  # one keyword for each thing that a user may set
         segments: what the fact ``segment`` numbers: ``sentence``, or ``turn`` (of the assistant's).
         heads: linear ones on hidden states, trained with the rest: ``value``, ``reward_mask``, ``kl_mask``, ``degree`` (``heads.py``).
         media: limits of images and videos (``pixels``, ``bytes``, ``frames``, ``animated``, ``urls``).
-        engine: a server that samples (vLLM's): ``url``, ``model``, ``folder``. It takes lora.
+        engine: a server that samples (vLLM's): ``url``, ``model``, ``folder``, ``update``.
         memory: what makes it fit, and run faster.
         dtype: of the whole model; as it is by default. LoRA is float32 in any.
         device: a GPU if there is one.
@@ -139,9 +139,7 @@ class TransformersPolicy:
         if lora is not None and train is not None:
             raise UserError("policy.train: got lora too, takes one of them (train: {language: {rank: 16}} is LoRA in the language model)")
         self.sets = ParameterSets(model, lora=lora, train=None if train is None else making(train), start=start)
-        if engine is not None and not self.sets.lora:
-            raise UserError("policy.engine: got a server and no lora; takes lora, whose adapter is handed over before every rollout")
-        self.engine = None if engine is None else Engine(engine, chat.words)
+        self.engine = None if engine is None else Engine(engine, chat, model, lora=self.sets.lora)
         self.heads, self.gives = add_heads(self.sets, model, heads), ADAPTER.gives | set(heads)
         example = made_up(model, chat.never, [] if chat.vision is None else chat.vision.example())
         self.fit = fitted = fit(model, shared=memory.shared_prefixes, trained=list(self.sets.trained.values())[:4], example=example)
@@ -210,11 +208,10 @@ class TransformersPolicy:
             drawn = self.drawer.by_samplers(ids, which, uniform, self.drawing, who, samplers, extras)
         elif samplers:
             raise UserError(f"policy.engine: the method's {samplers[0].name} draws rows too, which a server cannot; takes no engine")
-        elif any(prompt.media for prompt in encoded):
-            raise UserError("policy.engine: got a prompt with an image or a video, and the server is sent token ids alone; takes no engine")
         else:
             self.engine.refresh(self.model)
-            drawn = self.engine.draw(encoded[: len(own)], which, (uniform[::group_size, 0] * 2**31).long().tolist(), self.drawing)
+            seeds = (uniform[::group_size, 0] * 2**31).long().tolist()
+            drawn = self.engine.draw(encoded[: len(own)], prompts[part], which, seeds, self.drawing)
         texts = [self.chat.text(line[:length]) for line, length in zip(drawn.tokens.tolist(), drawn.lengths.tolist(), strict=True)]
         real = torch.arange(drawn.tokens.shape[1]) < drawn.lengths.unsqueeze(1)
         rollout = self.table(

@@ -87,12 +87,7 @@ class EngineServer:
             del self.adapters[body["lora_name"]]
             return 200, "Success"
         if path == "/collective_rpc" and body == {"method": "reload_weights"}:
-            from safetensors.torch import load_file
-
-            assert self.served is not None
-            tensors = {name: value for file in sorted(self.served.glob("*.safetensors")) for name, value in load_file(file).items()}
-            missing, unexpected = self.model.load_state_dict(tensors, strict=False)
-            assert not unexpected and all("lm_head" in name for name in missing), (missing, unexpected)
+            self.model = type(self.model).from_pretrained(str(self.served)).eval()
             return 200, {"results": [None]}
         if path == "/reset_prefix_cache":
             return 200, ""
@@ -114,7 +109,10 @@ class EngineServer:
     def _chat(self, model: Any, body: dict[str, Any]) -> dict[str, Any]:
         turns, media = opened(body["messages"])
         text = self.processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-        named = {name: value for name, value in media.items() if value}
+        named: dict[str, Any] = {name: value for name, value in media.items() if value}
+        if "videos" in named:
+            named |= {"videos": [[as_array(frame) for frame in clip] for clip in named["videos"]]}
+            named["videos_kwargs"] = {"do_sample_frames": False, "do_convert_rgb": False}
         inputs = self.processor(text=[text], return_tensors="pt", add_special_tokens=body.get("add_special_tokens", False), **named)
         ids = inputs.pop("input_ids")
         inputs.pop("attention_mask", None)
@@ -153,6 +151,10 @@ def pictures(address: str) -> list[Any]:
     for picture in made:
         picture.load()
     return made
+
+
+def as_array(picture: Any) -> Any:
+    return torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).view(picture.height, picture.width, 3).permute(2, 0, 1)
 
 
 @torch.no_grad()

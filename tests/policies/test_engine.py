@@ -11,8 +11,10 @@ import pytest
 import torch
 
 from mmalign.policies.settings import Lora, Train
+from mmalign.policies.twins import visions
 from mmalign.types import UserError
-from tests.helpers import tiny_text
+from tests.helpers import engine_server, tiny_text
+from tests.helpers.engine_server import EngineServer
 from tests.helpers.flat import transformers
 
 
@@ -75,8 +77,8 @@ def misread(change):
 
 
 def policy_of(url, folder, **more):
-    engine = {"url": url, "model": "base", "folder": str(folder)}
-    return transformers(tiny_text.model(), tiny_text.tokenizer(), max_completion=5, engine=engine, **{"lora": {"rank": 2}, **more})
+    given = {"engine": {"url": url, "model": "base", "folder": str(folder)}, "lora": {"rank": 2}}
+    return transformers(tiny_text.model(), tiny_text.tokenizer(), max_completion=5, **{**given, **more})
 
 
 def test_a_server_samples_and_old_is_the_policys_own(tmp_path):
@@ -138,19 +140,93 @@ def test_a_server_that_answers_otherwise_is_one_line(answer, message, tmp_path):
 def test_what_a_server_cannot_do_is_refused(tmp_path):
     with pytest.raises(UserError, match="no answer"):
         policy_of("http://127.0.0.1:9/v1", tmp_path).sample(["ab"], 2, torch.Generator())
-    with pytest.raises(UserError, match="takes lora"):
+    with pytest.raises(UserError, match=r"engine\.folder: got .*, takes the folder that the server was started on"):
         policy_of("http://127.0.0.1:9/v1", tmp_path, lora=None)
+    with pytest.raises(UserError, match=r"engine\.update: got adapter, and more is trained than LoRA"):
+        policy_of("http://127.0.0.1:9/v1", tmp_path, lora=None, engine={"url": "http://127.0.0.1:9/v1", "model": "a", "update": "adapter"})
     with pytest.raises(UserError, match=r"engine\.url"):
         policy_of("localhost", tmp_path)
 
 
-def test_a_server_is_sent_no_pictures(tmp_path):
-    from mmalign.policies.twins import visions
+VISIONS = ["Llava", "Qwen2VL", "Gemma3"]
+PICTURE = torch.linspace(0, 1, 3 * 40 * 56).view(3, 40, 56)
 
-    engine = {"url": "http://127.0.0.1:9/v1", "model": "base", "folder": str(tmp_path)}
-    policy = transformers(
-        *visions.twin("LlavaForConditionalGeneration"), max_completion=4, engine=engine, train=Train(language=Lora(rank=2))
-    )
-    shown = [{"role": "user", "content": [{"type": "image", "image": torch.zeros(3, 8, 8)}, {"type": "text", "text": "hi"}]}]
-    with pytest.raises(UserError, match="token ids alone"):
-        policy.sample([shown], 2, torch.Generator())
+
+def shown(*parts):
+    return [{"role": "user", "content": [*parts, {"type": "text", "text": "hi"}]}]
+
+
+def of_vision(name, server, folder, **more):
+    engine = {"url": server.url, "model": "base", "folder": str(folder)}
+    model = visions.twin(f"{name}ForConditionalGeneration")
+    return transformers(*model, max_completion=4, engine=engine, **{"train": Train(language=Lora(rank=2)), **more})
+
+
+@pytest.mark.parametrize("name", VISIONS)
+def test_pictures_reach_a_server_as_the_policy_sees_them(name, tmp_path):
+    prompts = [shown({"type": "image", "image": PICTURE}), [{"role": "user", "content": "hi"}]]
+    with EngineServer(*visions.twin(f"{name}ForConditionalGeneration")) as server:
+        policy = of_vision(name, server, tmp_path)
+        with torch.no_grad():
+            for p in policy.parameters().values():
+                p += 0.1
+        rollout = policy.sample(prompts, 2, torch.Generator().manual_seed(0))
+    assert rollout.metrics["engine_difference_max"] < 1e-4
+    paths = [path for path, _ in server.requests]
+    assert sorted(paths) == ["/v1/chat/completions", "/v1/completions", "/v1/load_lora_adapter"]
+
+
+def test_several_pictures_and_videos_in_their_order(tmp_path):
+    parts = [
+        {"type": kind, kind: value} for kind, value in (("image", PICTURE), ("video", torch.rand(4, 3, 32, 32)), ("image", 1 - PICTURE))
+    ]
+    with EngineServer(*visions.twin("Qwen2VLForConditionalGeneration")) as server:
+        rollout = of_vision("Qwen2VL", server, tmp_path).sample([shown(*parts)], 2, torch.Generator().manual_seed(0))
+    assert rollout.metrics["engine_difference_max"] < 1e-4
+    sent = next(body for path, body in server.requests if path.endswith("chat/completions"))
+    assert sent["media_io_kwargs"] == {"video": {"num_frames": -1}} and sent["n"] == 2
+
+
+def test_a_picture_that_is_another_there_is_seen(tmp_path):
+    """Of another size by its tokens, with the place; of other pixels by what the server says of its own tokens."""
+    import numpy
+    from PIL import Image
+
+    real = engine_server.pictures
+    picture = [shown({"type": "image", "image": PICTURE})]
+    with EngineServer(*visions.twin("Qwen2VLForConditionalGeneration")) as server, pytest.MonkeyPatch.context() as patch:
+        policy = of_vision("Qwen2VL", server, tmp_path)
+        patch.setattr(engine_server, "pictures", lambda url: [image.resize((28, 84)) for image in real(url)])
+        with pytest.raises(UserError, match=r"read a prompt of \d+ tokens as \d+: token \d+, in image 0 is \d+ '.*' there and"):
+            policy.sample(picture, 2, torch.Generator())
+        patch.setattr(engine_server, "pictures", lambda url: [Image.fromarray(255 - numpy.asarray(image)) for image in real(url)])
+        assert policy.sample(picture, 2, torch.Generator()).metrics["engine_difference_max"] > 1e-3
+
+
+def test_pictures_without_a_template_are_refused(tmp_path):
+    with EngineServer(*visions.twin("LlavaForConditionalGeneration")) as server, pytest.raises(UserError, match="through no chat template"):
+        of_vision("Llava", server, tmp_path, template=False).sample([shown({"type": "image", "image": PICTURE})], 2, torch.Generator())
+
+
+@pytest.mark.parametrize("trained", [{"lora": None}, {"lora": {"rank": 2}, "update": "weights"}, {"lora": None, "vision": True}])
+def test_whole_weights_are_handed_over(trained, tmp_path):
+    sees = trained.pop("vision", False)
+    model, reader = visions.twin("Qwen2VLForConditionalGeneration") if sees else (tiny_text.model(), tiny_text.tokenizer())
+    model.save_pretrained(str(tmp_path), max_shard_size="20KB")  # as in the hub: several files and their index
+    assert (tmp_path / "model.safetensors.index.json").exists()
+    update = trained.pop("update", None)
+    with EngineServer(type(model).from_pretrained(str(tmp_path)), reader, served=tmp_path) as server:
+        engine = {"url": server.url, "model": "base", "folder": str(tmp_path), "update": update}
+        if sees:
+            trained = {"train": Train(vision="full", language=Lora(rank=2))}
+        policy = transformers(model, reader, max_completion=5, engine=engine, **trained)
+        prompts = [shown({"type": "image", "image": PICTURE})] if sees else ["ab"]
+        for _ in range(2):
+            with torch.no_grad():
+                for p in policy.parameters().values():
+                    p += 0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel()))
+            for seed in range(2):
+                rollout = policy.sample(prompts, 2, torch.Generator().manual_seed(seed))
+                assert rollout.metrics["engine_difference_max"] < 1e-4
+    assert [path for path, _ in server.requests if "completions" not in path] == ["/collective_rpc", "/reset_prefix_cache"] * 2
+    assert sorted(place.name for place in tmp_path.iterdir()) == ["config.json", "generation_config.json", "model.safetensors"]

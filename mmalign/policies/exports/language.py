@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from mmalign.policies.adapters import Form, appearing, write_adapter
 from mmalign.policies.language.fitting import ROUNDING
+from mmalign.policies.language.handover import merged
 from mmalign.policies.transformers import TransformersPolicy
 from mmalign.types import UserError
 
@@ -72,18 +72,6 @@ def _whole(policy: TransformersPolicy, place: Path) -> Form:
     home = auto_class(policy.model)
     code = (f"from transformers import {home}", f"model = {home}.from_pretrained(folder)")
     return Form("full", code, {"model": policy.model}, load)
-
-
-def merged(model: nn.Module) -> dict[str, Tensor]:
-    """Weights of a model by their own names, LoRA in its members added in."""
-    from peft.tuners.lora import LoraLayer
-
-    weights = {name.replace(".base_layer.", "."): value for name, value in model.state_dict().items() if "lora_" not in name}
-    for name, layer in model.named_modules():
-        if isinstance(layer, LoraLayer):
-            delta: Tensor = layer.get_delta_weight("default")
-            weights[f"{name}.weight"] = weights[f"{name}.weight"] + delta.to(weights[f"{name}.weight"])
-    return weights
 
 
 def auto_class(model: Any) -> str:
