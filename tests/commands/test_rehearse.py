@@ -32,6 +32,12 @@ def test_every_phase(name, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("name", ["llama32_1b/dpo", "llava15_7b/dpo"])
+def test_records_of_the_hub_are_stood_in_for(name):
+    phases = rehearse(load(name, ["run.trackers=[]"]))
+    assert [phase.name for phase in phases if not phase.failed] == NAMES, phases[-1].what
+
+
 def test_a_reference_that_is_another_model_has_a_twin_too():
     larger = "references.ref.policy={use: transformers, model: Qwen/Qwen2.5-7B-Instruct, dtype: bfloat16}"
     phases = rehearse(load("qwen25_0b/grpo", ["run.trackers=[]", larger]))
