@@ -58,7 +58,7 @@ ARROWS: dict[str, set[str]] = {
     "worlds": {"types", "arguments", "needs", "stacking", "records", "samplers", "policies", "evaluation"},
     "guidance": {"types", "arguments", "samplers", "policies"},
     "evaluation": {"types", "arguments", "media"},
-    "runs": {"types", "arguments", "files", "media", "conversations", "matching"},
+    "runs": {"types", "arguments", "files", "media", "conversations", "matching", "distributed"},
     "distributed": {"types", "stacking"},
     "selftest": {"types", "files", "runs", "config", "distributed"},
     "devices": set(),

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -208,6 +208,31 @@ def like(value: Tensor, p: Tensor) -> Tensor:
 
     cut: Any = p
     return distribute_tensor(value.to(p.device), cut.device_mesh, cut.placements, src_data_rank=None)  # all processes hold the same
+
+
+class Rows(NamedTuple):
+    """What a process holds of a tensor in shards: its rows from ``first`` on."""
+
+    first: int
+    value: Tensor
+
+
+def own_rows(value: Tensor) -> Rows | None:
+    """This process's rows of a tensor that ``fully_shard`` has cut, or None for others. They are those of ``torch.chunk``."""
+    if not is_cut(value):
+        return None
+    cut: Any = value
+    each = -(-value.shape[0] // cut.device_mesh.size())
+    return Rows(min(each * cut.device_mesh.get_local_rank(), value.shape[0]), cut.to_local().detach())
+
+
+def of_rows(rows: Tensor, p: Tensor) -> Tensor:
+    """A tensor in shards, as ``fully_shard`` has cut ``p``, of the rows that each process has of it."""
+    from torch.distributed.tensor import DTensor
+
+    cut: Any = p
+    rows = rows.to(p.device)
+    return DTensor.from_local(rows, cut.device_mesh, cut.placements, run_check=False, shape=p.shape, stride=p.stride())
 
 
 def whole(value: Tensor) -> Tensor:

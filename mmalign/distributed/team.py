@@ -48,6 +48,8 @@ class Team:
     """
 
     size, rank = 1, 0
+    failed = False
+    """Whether this process and the others hear nothing of each other any more."""
     helper: Callable[[int, int], None] | None = None
     """Takes part in what another process asks for (``ask``); see ``shards``."""
 

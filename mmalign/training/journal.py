@@ -18,6 +18,7 @@ from torch import Tensor
 from mmalign.arguments import calls
 from mmalign.arguments.signatures import nearest
 from mmalign.distributed.folder import refuse_elsewhere
+from mmalign.distributed.team import ALONE
 from mmalign.files import plain, write_json
 from mmalign.runs import answers, checkpoint
 from mmalign.runs.broken import Broken
@@ -118,7 +119,7 @@ class Journal:
                 self.folder = RunFolder(Path(path), newest and Path(newest))
             refuse_elsewhere(self.team, self.folder.path, "run.folder")
             if self.folder.checkpoint is not None:
-                tensors, self.state = checkpoint.load(self.folder.checkpoint)
+                tensors, self.state = checkpoint.load_parts(self.folder.checkpoint, self.learner.read, self.team)
                 self.learner.load(tensors, self.state.pop("learner"))
                 if self.state.pop("prompts", self.prompts) != self.prompts:
                     raise UserError("prompts: are others than those that this run began with; undo that, or give the run another name")
@@ -268,11 +269,11 @@ class Journal:
         return self.over != "" or self.state["step"] == self.total or self.state["step"] % self.settings.checkpoint_every == 0
 
     def _save(self) -> None:
-        if self.snapshot is not None and (self.team.main or self.learner.shards is not None):
-            state, tensors = self.snapshot.checkpoint(self.learner), self.learner.tensors()
-            if self.team.main:
-                every = self.settings.checkpoint_every
-                checkpoint.save(self.folder.checkpoints, self.snapshot.step, tensors=tensors, state=state, every=every)
+        team = ALONE if self.learner.shards is None else self.team
+        if self.snapshot is not None and (self.team.main or team is self.team):
+            state, every = self.snapshot.checkpoint(self.learner), self.settings.checkpoint_every
+            tensors = self.learner.tensors()
+            checkpoint.save(self.folder.checkpoints, self.snapshot.step, tensors=tensors, state=state, every=every, team=team)
 
     def _count_not_finite(self, step: int) -> None:
         """Says when updates begin to have numbers that are not finite, and ends a run after too many such steps in a row."""

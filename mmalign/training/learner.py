@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mmalign.distributed import tables as of_all
-from mmalign.distributed.shards import is_cut, sharded, whole
+from mmalign.distributed.shards import is_cut, of_rows, own_rows, sharded
 from mmalign.distributed.team import ALONE, Team
 from mmalign.needs import MASK, OLD, REWARDS, refs
 from mmalign.runs import checkpoint
@@ -289,11 +289,18 @@ class Learner:
         return {name: value.clone() for name, value in flat.items()}, rest
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """All of the learner that is tensors, for a checkpoint."""
+        """All of the learner that is tensors, for a checkpoint; what is in shards stays so."""
         flat, _ = flatten_optimizer(self.optimizer, self.policy.parameters())
         kept = {f"optimizer.{name}": tensors for name, (tensors, _) in self.moments.items()}
-        tables = {**self.policy.sets.tables(), "optimizer": flat, **kept}
-        return {group: {name: whole(value) for name, value in table.items()} for group, table in tables.items()}
+        return {**self.policy.sets.tables(), "optimizer": flat, **kept}
+
+    def read(self, name: str, stored: checkpoint.Stored) -> Tensor:
+        """What this process needs of a tensor of a checkpoint: its rows of one that belongs to a parameter in shards."""
+        p = self.policy.parameters().get(name.partition("/")[2] or name)
+        own = None if p is None or list(p.shape) != stored.shape else own_rows(p)
+        if p is None or own is None:
+            return stored.read()
+        return of_rows(stored.read(slice(own.first, own.first + len(own.value))), p)
 
     def state(self) -> dict[str, Any]:
         """The rest of it, as JSON."""

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 import mmalign as mm
 from mmalign.records import Pair, Ranking, Thumb
+from mmalign.runs import checkpoint
 from mmalign.samplers import kernels
 from mmalign.training.evaluation import Results
 from mmalign.types import Method, UserError
@@ -181,9 +181,10 @@ def differences(one: Path, two: Path, close: dict[str, float] = CLOSE) -> list[s
         apart = [key for key in sorted(keys) if not alike(before.get(key), after.get(key), close)]
         odd += [f"step {before['step']}: {key} {before.get(key)} {after.get(key)}" for key in apart]
     tables = [next((folder / "run" / "checkpoints").glob("step_*")) for folder in (one, two)]
-    for file in sorted(tables[0].glob("*.safetensors")):
-        first, second = load_file(file), load_file(tables[1] / file.name)
-        odd += [f"{file.name}: {name}" for name in first if not torch.allclose(first[name].double(), second[name].double(), **close)]
+    before, after = (checkpoint.load(path)[0] for path in tables)
+    for group, first in before.items():
+        second = after[group]
+        odd += [f"{group}: {name}" for name in first if not torch.allclose(first[name].double(), second[name].double(), **close)]
     return odd
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,16 @@ import torch
 import torch._dynamo  # these three here, so that no forked process has to import them again
 import torch.distributed.fsdp
 import torch.distributed.tensor
-from torch import nn
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.distributed.checkpoint._consolidate_hf_safetensors import consolidate_safetensors_files
 
 import mmalign as mm
 from mmalign.distributed import shards
+from mmalign.distributed.team import joined
 from mmalign.policies.settings import Lora, Schedule
 from mmalign.policies.twins import pipelines
+from mmalign.runs import checkpoint
 from mmalign.types import Method, UserError
 from tests.distributed.test_every_method import (
     CLOSE,
@@ -143,16 +148,87 @@ def test_each_process_holds_its_part_and_helps_where_others_run_more(tmp_path: P
     assert sum(int((tmp_path / f"{rank}.txt").read_text()) for rank in range(2)) > 0
 
 
-def test_a_run_may_go_on_in_shards_and_whole_again(tmp_path: Path) -> None:
-    more = {"optimizer": mm.adamw(rate=1e-3, eps=1e-4), "run": {"folder": "", "name": "run", "trackers": (), "checkpoint_every": 1}}
-    where = lambda name: {**more, "run": {**more["run"], "folder": str(tmp_path / name)}}  # type: ignore[dict-item] # noqa: E731
-    words(tmp_path, **{**where("one"), "steps": 3})
+def test_a_run_may_go_on_in_shards_of_others_and_whole_again(tmp_path: Path) -> None:
+    """Nobody writes or reads more than what it holds, whoever wrote it."""
+    read: dict[int, int] = {}
+
+    def counted(stored: checkpoint.Stored, rows: slice | None = None, *, of: Callable[..., Tensor] = checkpoint.Stored.read) -> Tensor:
+        value = of(stored, rows)
+        read[id(stored)] = value.nbytes
+        return value
+
+    def act(rank: int, steps: int) -> None:
+        kept: list[int] = []
+
+        def noted(*given: Any, of: Callable[..., Path] = checkpoint.save, **more: Any) -> Path:
+            held = [value for table in more["tensors"].values() for value in table.values()]
+            cut = [value.to_local().nbytes for value in held if shards.is_cut(value)]
+            kept[:] = [sum(cut), sum(value.nbytes for value in held if not shards.is_cut(value))]
+            return of(*given, **more)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(checkpoint.Stored, "read", counted)
+            patch.setattr(checkpoint, "save", noted)
+            words(tmp_path, **{**where("many"), "steps": steps}, resume=True, devices=SHARDS)
+        (tmp_path / f"{rank}.{steps}.json").write_text(json.dumps([*kept, sum(read.values())]))
+
+    more = {
+        "optimizer": mm.adamw(rate=1e-3, eps=1e-4, ema=0.9), "evaluation": {"every": 9, "samples": 1, "prompts": ["abc", "why", "x"]},
+        "run": {"folder": "", "name": "run", "trackers": (), "checkpoint_every": 1},
+    }  # fmt: skip
+    where = lambda name: {**more, "run": {**more["run"], "folder": str(tmp_path / name)}}  # noqa: E731
+    words(tmp_path, **{**where("one"), "steps": 4})
     words(tmp_path, **{**where("many"), "steps": 1})
-    act = lambda rank: words(tmp_path, **{**where("many"), "steps": 2}, resume=True, devices=SHARDS)  # noqa: E731
+    for count, steps in ((3, 2), (2, 3)):
+        ended = together(count, lambda rank: act(rank, steps), tmp_path / "processes")  # noqa: B023 (done at once)
+        assert [code for code, _ in ended] == [0] * count, ended
+        folder = tmp_path / "many" / "run" / "checkpoints" / f"step_{steps:06d}"
+        for rank in range(count):
+            cut, whole, loaded = json.loads((tmp_path / f"{rank}.{steps}.json").read_text())
+            assert cut and loaded == cut + whole
+            files = [file for file in folder.glob("*.safetensors") if (file.suffixes[0] == f".{rank}") == (rank > 0)]
+            written = [value.nbytes for file in files if rank or len(file.suffixes) == 1 for value in load_file(file).values()]
+            assert sum(written) == cut + (0 if rank else whole)
+    words(tmp_path, **{**where("many"), "steps": 4}, resume=True)
+    assert not losses_apart(tmp_path / "one", tmp_path / "many")
+    one, many = (checkpoint.load(tmp_path / name / "run" / "checkpoints" / "step_000004")[0] for name in ("one", "many"))
+    for group, table in one.items():
+        for name, value in table.items():
+            torch.testing.assert_close(many[group][name], value, **CLOSE, msg=f"{group} {name}")
+
+
+def test_a_checkpoint_of_shards_is_all_of_it_or_none(tmp_path: Path) -> None:
+    """As this and torch's own tool put it together; and a process without room on its disk is heard by all."""
+    table, short = torch.arange(15.0).view(5, 3), torch.ones(1)  # of two processes, one has nothing of the short one
+
+    def act(rank: int) -> None:
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.tensor import Shard, distribute_tensor
+
+        team = joined()
+        mesh = init_device_mesh("cpu", (2,))
+        cut = {name: distribute_tensor(value, mesh, [Shard(0)]) for name, value in (("table", table), ("short", short))}
+        save = lambda step: checkpoint.save(tmp_path / "kept", step, tensors={"trained": cut}, state={}, team=team)  # noqa: E731
+        save(1)
+        with pytest.MonkeyPatch.context() as patch:
+            if rank == 1:
+                patch.setattr(checkpoint, "_write_tensors", lambda *given: (_ for _ in ()).throw(OSError(28, "no room", "there")))
+            with pytest.raises(OSError, match="no room"):
+                save(2)
+
     ended = together(2, act, tmp_path / "processes")
     assert [code for code, _ in ended] == [0, 0], ended
-    words(tmp_path, **{**where("many"), "steps": 3}, resume=True)
-    assert not losses_apart(tmp_path / "one", tmp_path / "many")
+    assert [path.name for path in (tmp_path / "kept").iterdir()] == ["step_000001"]
+    (path,) = (tmp_path / "kept").iterdir()
+    tensors, _ = checkpoint.load(path)
+    assert torch.equal(tensors["trained"]["table"], table) and torch.equal(tensors["trained"]["short"], short)
+    assert len(load_file(path / "trained.1.safetensors")["table"]) == 2
+    consolidate_safetensors_files(str(path), str(tmp_path), fqn_to_index_mapping={"table": 1, "short": 1})
+    (made,) = tmp_path.glob("*.safetensors")
+    assert torch.equal(load_file(made)["table"], table)
+    (path / "trained.1.safetensors").unlink()
+    with pytest.raises(UserError, match=r"trained\.1\.safetensors cannot be read"):
+        checkpoint.load(path)
 
 
 def test_policies_that_are_cut_may_be_trained_again_in_turn(tmp_path: Path) -> None:
