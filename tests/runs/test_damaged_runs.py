@@ -23,7 +23,7 @@ def test_a_few_damaged_runs(seed, capsys):
 def test_the_fuzzer_sees_what_it_looks_for(monkeypatch, capsys):
     """Readers that let errors through, and a resume from a checkpoint that was changed."""
     monkeypatch.setattr(reading, "_text", lambda path, notes: path.read_text())
-    monkeypatch.setattr(checkpoint, "damage", lambda path: None)
+    monkeypatch.setattr(checkpoint, "damage", lambda path, *some: None)
     assert FUZZ["main"](["--count", "40", "--seed", "11"]) > 0
     out = capsys.readouterr().out
     assert "report FOREIGN" in out and "resume FOREIGN" in out
