@@ -36,6 +36,16 @@ def reverse_kls(name: str) -> Need:
     return Need("reverse_kls", name)
 
 
+def absolute(name: str, share: float) -> Need:
+    """Mean absolute error of a mixture of predictions: ``share`` of the current one, the rest that reference's.
+
+    Examples:
+        >>> str(absolute("previous", -0.5))
+        'absolute:previous:-0.5'
+    """
+    return Need("absolute", name, share)
+
+
 def contrast(name: str) -> Need:
     """The same rows under another condition."""
     return Need("contrast", name)

@@ -76,17 +76,20 @@ class Kernel(Protocol):
 class Need:
     """A table of steps that a method asks for. ``mmalign.needs`` has one of each to write methods with.
 
-    kind: ``old``; ``refs``, ``kls``, ``reverse_kls`` of a reference; ``contrast``; and of facts and terms the names (``std``, ``dt``,
-        ``noise``, ``changed``, ``phrase``, ``segment``, ``entropy``, ``collision``, ``value``, ``reward_mask``, ``kl_mask``, ``degree``,
-        ``drift``).
+    kind: ``old``; ``refs``, ``kls``, ``reverse_kls``, ``absolute`` of a reference; ``contrast``; and of facts and terms the names (``std``,
+        ``dt``, ``noise``, ``changed``, ``phrase``, ``segment``, ``entropy``, ``collision``, ``value``, ``reward_mask``, ``kl_mask``,
+        ``degree``, ``drift``).
     name: of the reference or of the contrast; empty where there is one such table, or where all that a rollout remembers are meant.
+    share: of the current prediction in the mixture with the reference's that an ``absolute`` error is of.
     """
 
     kind: str
     name: str = ""
+    share: float = 0.0
 
     def __str__(self) -> str:
-        return f"{self.kind}:{self.name}" if self.name else self.kind
+        named = f"{self.kind}:{self.name}" if self.name else self.kind
+        return f"{named}:{self.share:g}" if self.share else named
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,9 @@ class Steps:
         squared distance of the two predictions: the KL of Gaussians of variance 1 around them, as the bound is such a one's log-density.
     facts: name -> ``[B, T]`` whatever else a policy knows of a step, without gradient: ``std`` (of the transition, in
         units of the latent), ``dt`` (length of the step in the path's own time), ``noise`` (the noise level of a bound); of tokens
-        ``changed`` (1 where the other row of the pair reads differently), ``phrase`` and ``segment`` (numbers from 1, 0 for none).
+        ``changed`` (1 where the other row of the pair reads differently), ``phrase`` and ``segment`` (numbers from 1, 0 for none); of
+        bounds ``absolute:NAME:SHARE``, the mean over the event of the absolute error of the mixture
+        ``share * prediction + (1 - share) * the named reference's``.
     event_size: scalars in one event: 1 for a token, D for a latent of D numbers.
     kind: ``token``, ``transition`` (a density) or ``bound`` (minus half a squared error: not a density).
     reverse_kls: name -> ``[B, T]`` the KL of the named reference's distribution to each step's, nats, differentiable.
@@ -426,7 +431,8 @@ class Method:
         table of all its rows, without gradient and holding ``survey_needs`` too, and their signal -> a signal with what was found.
     samplers: who else draws rows. moves: how sets of parameters follow the trained ones, in this order.
     pairs: how pairs are made of a rollout without any (``Feedback.pairs``); None: the best and the worst row of each group.
-    sampled_by: the set of parameters that draws the rows: ``current``, or one that ``moves`` makes.
+    sampled_by: the set of parameters that draws the rows: ``current``, or one that ``moves`` makes. unguided: whether rows of a bound have
+        to be samples of what is predicted, without guidance.
     """
 
     signal: Callable[[Feedback], Tensor]
@@ -444,6 +450,7 @@ class Method:
     moves: tuple[Move, ...] = ()
     pairs: Callable[[Feedback], Feedback] | None = None
     sampled_by: str = "current"
+    unguided: bool = False
 
     def __post_init__(self) -> None:
         for name in ("needs", "survey_needs", "reads"):

@@ -22,7 +22,7 @@ from torch import Tensor
 import mmalign.methods
 from mmalign.needs import COLLISION, MASK, OLD, REWARDS, SEGMENT, VALUE, refs
 from mmalign.types import Feedback, Loss, Method, Steps, UserError
-from tests.oracles.tables import COLUMNS, CONTRASTS, DRAWN, PARTS, ROWS, Table, table
+from tests.oracles.tables import ABSOLUTE, COLUMNS, CONTRASTS, DRAWN, PARTS, ROWS, Table, table
 
 HERE = Path(__file__).parent
 FOLDER = Path(next(iter(mmalign.methods.__path__)))
@@ -310,10 +310,11 @@ def _far(kind: Any, gaps: Tensor, rewards: list[float]) -> tuple[Tensor, Steps, 
     leaf = torch.zeros_like(gaps, requires_grad=True)
     mask, known = torch.ones(rows, columns, dtype=torch.bool), torch.tensor(rewards, dtype=torch.float64)
     names = {"std": 0.3, "dt": -0.1, "noise": 0.4, "changed": 1.0, "phrase": 1.0, "segment": 1.0}
-    facts = {name: torch.full_like(gaps, value) for name, value in names.items()}
+    facts = {name: torch.full_like(gaps, value) for name, value in (names | {str(need): 0.8 for need in ABSOLUTE}).items()}
     contrast = Steps(leaf * 0.5, mask, refs={"ref": gaps}, kind=kind)
+    squares = {"ref": (leaf - gaps) ** 2, "previous": (leaf - gaps / 2) ** 2}
     steps = Steps(
-        leaf, mask, gaps, {"ref": gaps, "previous": gaps / 2}, {"ref": (leaf - gaps) ** 2}, facts, 1, kind, {"ref": (leaf - gaps) ** 2},
+        leaf, mask, gaps, {"ref": gaps, "previous": gaps / 2}, squares, facts, 1, kind, {"ref": squares["ref"]},
         {"entropy": leaf + 1, "collision": leaf - 1, "value": leaf + 0.1, "reward_mask": leaf + 0.5, "kl_mask": leaf + 2,
          "degree": -(gaps**2), "drift": (leaf - gaps) ** 2}, dict.fromkeys(CONTRASTS, contrast),
     )  # fmt: skip
@@ -364,7 +365,7 @@ def test_a_policy_that_ran_away_on_a_bad_row_is_still_pulled_back(case: Case) ->
         return  # a dual clip takes this gradient away: it is what it is for; and so do the methods that say so
     leaf, steps, feedback = _far(case.kind, torch.tensor([[-1e4], [-1e4]], dtype=torch.float64), [-1.0, 1.0])
     same = {"ref": torch.zeros(2, 1, dtype=torch.float64)}
-    _loss(case.method, replace(steps, refs={**steps.refs, **same}, kls={"ref": leaf * 0}), feedback)[0].backward()
+    _loss(case.method, replace(steps, refs={**steps.refs, **same}, kls={"ref": leaf * 0, "previous": leaf * 0}), feedback)[0].backward()
     assert leaf.grad is not None and leaf.grad[0] > 0
 
 

@@ -5,7 +5,9 @@ from mmalign.methods.denoising.flow_dppo import flow_dppo as flow_dppo
 from mmalign.methods.denoising.flow_grpo import flow_grpo as flow_grpo
 from mmalign.methods.denoising.grpo_guard import grpo_guard as grpo_guard
 from mmalign.methods.forward_process.diffusion_dpo import diffusion_dpo as diffusion_dpo
+from mmalign.methods.forward_process.diffusion_nft import diffusion_nft as diffusion_nft
 from mmalign.methods.forward_process.flow_dpo import flow_dpo as flow_dpo
+from mmalign.methods.forward_process.ram import ram as ram
 from mmalign.methods.games.accelerated_po import accelerated_po as accelerated_po
 from mmalign.methods.games.dno import dno as dno
 from mmalign.methods.games.egpo import egpo as egpo

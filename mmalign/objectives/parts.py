@@ -91,11 +91,12 @@ def refuse_kind(steps: Steps, kinds: frozenset[str]) -> None:
 
 def held(steps: Steps, need: Need) -> Tensor:
     """The table ``[B, T]`` of that need, as it is; references, and facts, without gradient. Errors: UserError where it is not there."""
-    group = need.kind
-    if not need.name:
+    group, name = need.kind, need.name or need.kind
+    if group == "absolute":
+        group, name = "facts", str(need)
+    elif not need.name:
         group = "facts" if need in FACTS else "terms"
     tables: Mapping[str, Tensor] = getattr(steps, group)
-    name = need.name or need.kind
     if name not in tables:
         raise UserError(f"Steps.{group}: got {sorted(tables)}, this method takes {name!r}")
     return tables[name].detach() if group in ("refs", "facts") else tables[name]

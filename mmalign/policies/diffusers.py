@@ -345,6 +345,11 @@ class DiffusersPolicy:
             parts.append(self._probe_at_once(some, x[at.to(x.device)], timesteps[at.to(timesteps.device)], level))
         return Prediction(*(torch.cat(values) for values in zip(*parts, strict=True)))
 
+    @property
+    def unguided(self) -> dict[str, Any]:
+        """The arguments of a call without classifier-free guidance; without a second expert, its scale is refused."""
+        return {name: 1.0 for name in GUIDANCE if name in self.caller.accepts and not (len(self.denoisers) == 1 and name.endswith("_2"))}
+
     def _probe_at_once(self, prompts: list[str], x: Tensor, timesteps: Tensor, levels: Level) -> Prediction:
         if self._place is None:
             self.schedule()
@@ -355,9 +360,7 @@ class DiffusersPolicy:
             raise Finished
 
         player = Player(answer, timesteps=timesteps, levels=levels)
-        alone = len(self.denoisers) == 1  # without a second expert, its scale is refused
-        arguments: dict[str, Any] = {name: 1.0 for name in GUIDANCE if name in self.caller.accepts and not (alone and name.endswith("_2"))}
-        arguments |= {"latents": x} if self._place is None else {"place": (self._place, x)}
+        arguments = {**self.unguided, **({"latents": x} if self._place is None else {"place": (self._place, x)})}
         self.caller.until_finished(prompts, [0] * len(prompts), player, list(dict.fromkeys(prompts)), **arguments)
         if not torch.equal(moments[0].x, x):
             raise UserError(

@@ -30,7 +30,7 @@ from mmalign.types import EVERY, Adapter, Level, Need, Prediction, Rollout, Step
 
 __all__ = ["ForwardPolicy", "forward"]
 
-ADAPTER = Adapter("bound", frozenset({"refs", "kls", "noise", "contrast"}), call=lambda arguments: all_arguments())
+ADAPTER = Adapter("bound", frozenset({"refs", "kls", "absolute", "noise", "contrast", "unguided"}), call=lambda arguments: all_arguments())
 Times = Literal["uniform", "logit_normal"]
 Target = Literal["native", "epsilon", "flow", "v_prediction", "sample"]
 Noise = Literal["group", "row"]
@@ -38,11 +38,12 @@ FRAMES_FIRST = frozenset({"CogVideoXTransformer3DModel", "ConsisIDTransformer3DM
 
 
 def forward(
-    of: DiffusersPolicy, *, times: Times = "uniform", draws: Count = 1, target: Target = "native", noise: Noise = "group"
-) -> ForwardPolicy:
+    of: DiffusersPolicy, *, times: Times = "uniform", draws: Count = 1, target: Target = "native", noise: Noise = "group",
+    guided: bool = False,
+) -> ForwardPolicy:  # fmt: skip
     """A policy for methods on the denoising error (Diffusion-DPO, DiffusionNFT), around one that ``diffusers`` makes.
 
-    Online, its rows are samples of the pipeline's own scheduler, in as many steps and with as much guidance as ``of`` says.
+    Online, its rows are samples of the pipeline's own scheduler, in as many steps as ``of`` says, and without guidance.
 
     Args:
         of: the policy whose denoiser is trained, and whose pipeline samples for evaluations.
@@ -54,11 +55,13 @@ def forward(
             (Karras et al. 2022) the native one is the raw network's, ``F``, whose error their loss weighs alike at all levels.
         noise: ``group``, the rows of a group (of a pair) share their levels and their noise, so that what differs is theirs; ``row``,
             every row has its own, as online methods for single rows have it.
+        guided: whether rows are sampled with the guidance of ``of``. Predictions never have it, so that such rows are another policy's,
+            which some methods take (AWM, DGPO, CRD) and others do not (DiffusionNFT, RAM).
 
     Errors: UserError for a scheduler without a training schedule that is known here, an unknown ``times``, ``target`` or ``noise``, or no
     draws.
     """
-    return ForwardPolicy(of, times=times, draws=draws, target=target, noise=noise)
+    return ForwardPolicy(of, times=times, draws=draws, target=target, noise=noise, guided=guided)
 
 
 @dataclass(frozen=True)
@@ -108,9 +111,10 @@ class ForwardPolicy:
     """See ``forward``. ``generate``, parameters and their sets are those of the policy inside."""
 
     kind = ADAPTER.kind
-    gives = ADAPTER.gives
 
-    def __init__(self, of: DiffusersPolicy, *, times: Times, draws: int, target: Target, noise: Noise = "group"):
+    def __init__(
+        self, of: DiffusersPolicy, *, times: Times, draws: int, target: Target, noise: Noise = "group", guided: bool = False
+    ):  # fmt: skip
         if times not in ("uniform", "logit_normal"):
             raise UserError(f"policy.times: got {times!r}, takes 'uniform' or 'logit_normal'")
         if target not in get_args(Target):
@@ -119,7 +123,8 @@ class ForwardPolicy:
             raise UserError(f"policy.draws: got {draws}, takes 1 or more")
         if why := without_probe(type(of.pipe).__name__):
             raise UserError(f"policy.of: {type(of.pipe).__name__} has no denoising error to train on: {why}")
-        self.of, self.times, self.draws, self.noise, self.sets = of, times, draws, noise, of.sets
+        self.of, self.times, self.draws, self.noise, self.guided, self.sets = of, times, draws, noise, guided, of.sets
+        self.gives = ADAPTER.gives - {"unguided"} if guided else ADAPTER.gives
         self.schedule = training_schedule(of.pipe.scheduler)
         self.together: dict[type, bool] = {}  # whether a class of pipelines takes a time for each row; not known before it is tried
         self.target, self.sigma_data = (parametrisation(of.pipe.scheduler) if target == "native" else target), 0.0
@@ -157,7 +162,8 @@ class ForwardPolicy:
         rows, group = [prompt for prompt in prompts for _ in range(group_size)], torch.arange(len(prompts)).repeat_interleave(group_size)
         seeds, here = torch.randint(2**62, (len(rows),), generator=rng).tolist(), torch.isin(group, torch.arange(len(prompts))[part])
         places = torch.nonzero(here).flatten().tolist()
-        outputs = self.of.generate([rows[place] for place in places], [seeds[place] for place in places])
+        call = {} if self.guided else self.of.unguided
+        outputs = self.of.generate([rows[place] for place in places], [seeds[place] for place in places], **call)
         return self._encoded(rows, outputs, group, rng, slice(places[0], places[-1] + 1))
 
     @torch.no_grad()
@@ -217,12 +223,16 @@ class ForwardPolicy:
         seen = {column: self._seen(rollout, rows, column) for column in columns.tolist()}
         near = {name: [_halved(one.predicted, noised.predicted[name][rows, column]) for column, one in seen.items()]
                 for name in noised.predicted if {Need("kls"), Need("kls", name)} & needs}  # fmt: skip
+        facts = {"noise": level} if "noise" in need_kinds else {}
+        for need in (need for need in needs if need.kind == "absolute"):
+            mixtures = [_absolute(one, noised.predicted[need.name][rows, column], need.share) for column, one in seen.items()]
+            facts[str(need)] = torch.stack(mixtures, dim=1)
         return Steps(
             log_probs=torch.stack([one.bound for one in seen.values()], dim=1),
             mask=rollout.mask[cells],
             refs={name: table[cells] for name, table in noised.refs.items()} if "refs" in need_kinds else {},
             kls={name: torch.stack(distances, dim=1) for name, distances in near.items()},
-            facts={"noise": level} if "noise" in need_kinds else {},
+            facts=facts,
             event_size=noised.clean[0].numel(),
             kind="bound",
             contrasts={name: self._contrast(name, rollout, rows, columns) for name in named("contrast", needs)},
@@ -285,6 +295,14 @@ class ForwardPolicy:
 def _halved(one: Tensor, two: Tensor) -> Tensor:
     """``|one - two|^2 / 2`` of each row, ``[rows]`` float64 on the CPU."""
     return 0.5 * kernels.per_row((one - two.to(one)).double().square()).cpu()
+
+
+@torch.no_grad()
+def _absolute(seen: Seen, reference: Tensor, share: float) -> Tensor:
+    """The mean absolute error of a mixture of what was seen and a reference's prediction, ``[rows]`` float64 on the CPU."""
+    reference = reference.to(seen.predicted)
+    mixture = reference + share * (seen.predicted - reference)
+    return kernels.per_row((mixture - seen.target).double().abs()).cpu() / mixture[0].numel()
 
 
 def following(prompts: Sequence[str]) -> list[str | None]:

@@ -16,7 +16,7 @@ from mmalign.training.settings import Reference
 from mmalign.training.units import needed
 from mmalign.types import Method, Move, Need, Policy, UserError
 
-REFERRING = ("refs", "kls", "reverse_kls")  # needs that name a reference
+REFERRING = ("refs", "kls", "reverse_kls", "absolute")  # needs that name a reference
 OWN = ("current", "trained", "ema", "best", "behind", "optimizer")  # sets that are no references
 
 

@@ -89,6 +89,8 @@ def refuse_mismatch(policy: Policy, method: Method, *, units: Sequence[str] = ("
     if method.samplers and "samplers" not in policy.gives:
         names = ", ".join(sampler.name for sampler in method.samplers)
         raise UserError(f"method: takes rows drawn by {names} too; this policy draws by itself alone")
+    if method.unguided and policy.kind == "bound" and "unguided" not in policy.gives:
+        raise UserError("policy.guided: rows are sampled with guidance and predicted without, this method takes one policy; takes false")
     if policy.kind not in method.kinds:
         raise UserError(f"method: takes steps of kind {', '.join(sorted(method.kinds))}; this policy gives {policy.kind}")
     if method.unit not in units:

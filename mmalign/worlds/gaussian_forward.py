@@ -47,7 +47,7 @@ class GaussianForward:
     """
 
     kind: Kind = "bound"
-    gives = frozenset({"refs", "kls", "noise"})
+    gives = frozenset({"refs", "kls", "absolute", "noise", "unguided"})
 
     def __init__(self, of: GaussianPolicy, *, draws: int = 4, sampler: Any = None) -> None:
         self.of, self.draws, self.sampler, self.sets = of, draws, sampler, of.sets
@@ -115,12 +115,16 @@ class GaussianForward:
         drawn: Draws = rollout.held
         own, target, level = self.velocity(drawn, rows, columns)
         refs = {name: table[rows][:, columns] for name, table in drawn.refs.items()}
+        facts = {"noise": level.noise.squeeze(-1)} if Need("noise") in needs else {}
+        for need in (need for need in needs if need.kind == "absolute"):
+            mixture = refs[need.name] + need.share * (own.detach() - refs[need.name])
+            facts[str(need)] = (mixture - target).abs().mean(-1)
         return Steps(
             log_probs=-_halved(own, target),
             mask=rollout.mask[rows][:, columns],
             refs={name: -_halved(table, target) for name, table in refs.items() if {Need("refs"), Need("refs", name)} & needs},
             kls={name: _halved(own, table) for name, table in refs.items() if {Need("kls"), Need("kls", name)} & needs},
-            facts={"noise": level.noise.squeeze(-1)} if Need("noise") in needs else {},
+            facts=facts,
             event_size=self.of.size,
             kind="bound",
         )

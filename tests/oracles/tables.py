@@ -16,7 +16,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmalign.needs import CHANGED, COLLISION, DT, MASK, NOISE, OLD, PHRASE, REWARDS, SEGMENT, STD, VALUE, contrast, kls, refs, reverse_kls
+from mmalign.needs import (
+    CHANGED,
+    COLLISION,
+    DT,
+    MASK,
+    NOISE,
+    OLD,
+    PHRASE,
+    REWARDS,
+    SEGMENT,
+    STD,
+    VALUE,
+    absolute,
+    contrast,
+    kls,
+    refs,
+    reverse_kls,
+)  # fmt: skip
 from mmalign.types import Feedback, Kind, Need, Steps
 
 GROUP = [7, 2, 7, 5, 2, 9, 7, 5, 2, 7, 4, 4]
@@ -29,7 +46,9 @@ STRENGTH = [1.0, 0.8, 0.3, 1.0, math.nan, 0.5]
 EVERYTHING = frozenset({OLD, refs("ref"), refs("previous"), kls("ref"), reverse_kls("ref"), STD, DT, NOISE, CHANGED, PHRASE})
 CONTRASTS = ("ablated", "good", "bad", "mismatched", "blended")
 TERMS = ("entropy", "collision", "value", "reward_mask", "kl_mask", "degree", "drift")
-EVERYTHING |= {SEGMENT, *map(Need, TERMS), *map(contrast, CONTRASTS)}
+EVERYTHING |= {SEGMENT, *map(Need, TERMS), *map(contrast, CONTRASTS), kls("previous")}
+ABSOLUTE = frozenset(absolute("previous", share) for share in (1.0, -1.0, 0.3, -0.3))
+EVERYTHING |= ABSOLUTE
 READABLE = frozenset({MASK, OLD, refs("ref"), refs("previous"), VALUE, SEGMENT, REWARDS, COLLISION})
 PARTS = ("first", "second", "hardness")
 DRAWN = {"ref": [1, 2, 5, 6, 8, 10], "mixture": [2, 4, 7, 9, 11], "half": [1, 6, 7, 8], "greedy": [4, 6, 11]}
@@ -41,7 +60,7 @@ class Table:
     """Everything a method may see, and what is behind it, ``[B, T, D]`` each.
 
     For transitions the Gaussians' means (``mean, mean_ref, mean_old``) and what was drawn (``x_next``), for bounds what was predicted, and
-    its ``target``.
+    its ``target``; ``mean_previous`` of both, under ``previous``.
     """
 
     kind: Kind
@@ -82,6 +101,8 @@ class Table:
     mean_ref: Tensor | None = None
     mean_old: Tensor | None = None
     x_next: Tensor | None = None
+    mean_previous: Tensor | None = None
+    kl_previous: Tensor | None = None
     target: Tensor | None = None
 
     def steps(self, needs: frozenset[Need] = EVERYTHING) -> Steps:
@@ -89,6 +110,11 @@ class Table:
         references = {"ref": self.ref, "previous": self.previous}
         facts = {name: getattr(self, name) for name in ("std", "dt", "noise", "changed", "phrase", "segment") if Need(name) in needs}
         terms = {name: getattr(self, name) for name in TERMS if Need(name) in needs}
+        for need in ABSOLUTE & needs:
+            if self.mean is not None and self.mean_previous is not None and self.target is not None:
+                mixed = need.share * self.mean.detach() + (1 - need.share) * self.mean_previous
+                facts[str(need)] = (mixed - self.target).abs().mean(-1)
+        distances = {"ref": self.kl, **({} if self.kl_previous is None else {"previous": self.kl_previous})}
         contrasts = {
             name: Steps(self.others[name][0], self.mask, refs={"ref": self.others[name][1]}, event_size=self.event_size, kind=self.kind)
             for name in CONTRASTS
@@ -99,7 +125,7 @@ class Table:
             self.mask,
             self.old if OLD in needs else None,
             {name: table for name, table in references.items() if refs(name) in needs},
-            {"ref": self.kl} if kls("ref") in needs else {},
+            {name: table for name, table in distances.items() if kls(name) in needs},
             facts,
             self.event_size,
             self.kind,
@@ -176,6 +202,7 @@ def table(kind: Kind, seed: int = 0, leaf: Tensor | None = None) -> Table:
 
     if kind == "token":
         log_probs, old, ref, previous = (parameters.log_softmax(-1) for parameters in (leaf, sampled, reference, before))
+        common["kl_previous"] = (log_probs.exp() * (log_probs - previous)).sum(-1)
         kl, reverse = (log_probs.exp() * (log_probs - ref)).sum(-1), (ref.exp() * (ref - log_probs)).sum(-1)
         entropy, collision = -(log_probs.exp() * log_probs).sum(-1), (log_probs.exp() ** 2).sum(-1).log()
 
@@ -194,7 +221,9 @@ def table(kind: Kind, seed: int = 0, leaf: Tensor | None = None) -> Table:
         common["others"] = contrasts(bound)
         common["previous"] = bound(before)
         errors = [bound(predicted) for predicted in (leaf, sampled, reference)]
-        return Table(kind, leaf, *errors, torch.zeros_like(std), event_size=SIZE, mean=leaf, mean_ref=reference, target=noise, **common)  # type: ignore[arg-type]
+        common |= {"mean_previous": before, "kl_previous": ((leaf - before) ** 2).sum(-1) / 2}
+        distance = ((leaf - reference) ** 2).sum(-1) / 2
+        return Table(kind, leaf, *errors, distance, event_size=SIZE, mean=leaf, mean_ref=reference, target=noise, **common)  # type: ignore[arg-type]
 
     x_next = sampled + std[..., None] * noise
     constant = SIZE * (std.log() + 0.5 * math.log(2 * math.pi))
@@ -204,6 +233,7 @@ def table(kind: Kind, seed: int = 0, leaf: Tensor | None = None) -> Table:
     densities = [density(mean) for mean in (leaf, sampled, reference)]
     kl = ((leaf - reference) ** 2).sum(-1) / (2 * std**2)
     common |= {"mean": leaf, "mean_ref": reference, "mean_old": sampled, "x_next": x_next}
+    common |= {"mean_previous": before, "kl_previous": ((leaf - before) ** 2).sum(-1) / (2 * std**2)}
     return Table(kind, leaf, *densities, kl, event_size=SIZE, **common)  # type: ignore[arg-type]
 
 

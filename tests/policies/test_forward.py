@@ -11,6 +11,7 @@ from mmalign.policies.forward import latents
 from mmalign.policies.pipelines.training_schedule import training_schedule
 from mmalign.policies.settings import Schedule
 from mmalign.policies.twins import pipelines
+from mmalign.training.units import refuse_mismatch
 from mmalign.types import Need, UserError
 
 FAMILIES = (
@@ -277,3 +278,22 @@ def test_contrasts_that_cannot_be_are_refused():
         policy.steps(rollout(policy, images(2), ["a 3", "a 3"]), torch.arange(2), needs=frozenset({contrast("mismatched")}))
     with pytest.raises(UserError, match="contrast: got 'good', this policy takes 'mismatched' or 'ablated'"):
         policy.steps(rollout(policy, images(2)), torch.arange(2), needs=frozenset({contrast("good")}))
+
+
+def test_samples_are_made_as_they_are_predicted_unless_told_otherwise():
+    """Guidance on one side only is another policy's rows: DiffusionNFT is refused, AWM's kin are not."""
+    pipe, call = twin("StableDiffusion3Pipeline")
+    seen = []
+
+    def watch(policy):
+        policy.of.caller.images, images = (lambda *args, **given: (seen.append(given), images(*args, **given))[1]), policy.of.caller.images
+        policy.sample(["a cat"], 1, torch.Generator().manual_seed(0))
+
+    plain, guided = wrapped(pipe, call), wrapped(pipe, call, guided=True)
+    watch(plain)
+    watch(guided)
+    assert seen[0]["guidance_scale"] == 1.0 and "guidance_scale" not in seen[1]
+    refuse_mismatch(plain, mm.methods.diffusion_nft())
+    refuse_mismatch(guided, mm.methods.raft())
+    with pytest.raises(UserError, match=r"^policy\.guided: rows are sampled with guidance and predicted without"):
+        refuse_mismatch(guided, mm.methods.diffusion_nft())

@@ -1,0 +1,56 @@
+"""Squared errors of a bound's predictions, and of mixtures of them, per scalar: ``Steps -> [B, T]``, 0 in dead cells, differentiable.
+
+With e = v - y the error of the current prediction v at the target y, e' that of a reference v', and d = v - v': the table holds
+``-|e|^2 / 2`` (``log_probs``), ``-|e'|^2 / 2`` (``refs``) and ``|d|^2 / 2`` (``kls``), which is all that a squared error of any mixture
+needs, by the parallelogram law: ``|(1 - b) e' + b e|^2 = (1 - b) |e'|^2 + b |e|^2 - b (1 - b) |d|^2``.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from mmalign.needs import NOISE, absolute, kls, refs
+from mmalign.objectives.parts import Part, held, live
+from mmalign.types import Steps
+
+SMALLEST = 1e-5  # of an absolute error that is divided by, as in DiffusionNFT's code
+
+
+def error(steps: Steps) -> Tensor:
+    """``|y - v|^2 / D``."""
+    return live(-2 * steps.log_probs, steps.mask) / steps.event_size
+
+
+def error_of(steps: Steps, name: str) -> Tensor:
+    """``|y - v'|^2 / D`` of a reference, without gradient."""
+    return live(-2 * held(steps, refs(name)), steps.mask) / steps.event_size
+
+
+def distance(steps: Steps, name: str) -> Tensor:
+    """``|v - v'|^2 / D``."""
+    return live(2 * held(steps, kls(name)), steps.mask) / steps.event_size
+
+
+def distant(name: str, *, beta: float) -> Part | None:
+    """``beta |v - v'|^2 / D``, what public code calls the KL of a velocity; None where ``beta`` is 0.
+
+    name: of the reference. beta: its weight.
+    """
+    return Part(lambda steps: beta * distance(steps, name), frozenset({kls(name)})) if beta else None
+
+
+def mixture_error(steps: Steps, name: str, share: float) -> Tensor:
+    """``|y - v' - share (v - v')|^2 / D``: of a prediction on the line through the reference's and the current one.
+
+    share: 0 is the reference, 1 the current one; below 0, and above 1, beyond them.
+    """
+    return (1 - share) * error_of(steps, name) + share * error(steps) - share * (1 - share) * distance(steps, name)
+
+
+def by_absolute_error(steps: Steps, name: str, share: float) -> Tensor:
+    """The mixture's error of the clean estimate, ``x_0 = x_t - s v``, over its mean absolute error, which has no gradient.
+
+    ``s^2 |y - v_mix|^2 / D / max(s mean|y - v_mix|, 1e-5)`` at noise level s of a rectified flow. Needs ``noise`` and ``absolute``.
+    """
+    noise, absolute_error = live(held(steps, NOISE), steps.mask), live(held(steps, absolute(name, share)), steps.mask)
+    return noise**2 * mixture_error(steps, name, share) / (noise * absolute_error).clamp(min=SMALLEST)
