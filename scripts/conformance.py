@@ -135,8 +135,8 @@ def probe_alone(policy: Any, rollout: Any) -> float:
 
 def own(pipe: Any, call: dict[str, Any], rows: int) -> float:
     """The greatest difference between a probe and the pipeline's own step at the same latent and time, guidance off, relative."""
-    from mmalign.policies.diffusers import GUIDANCE
     from mmalign.policies.diffusers import diffusers as make
+    from mmalign.policies.pipelines.calling import GUIDANCE
 
     words = prompts(type(pipe).__name__)[:1]
     takes = inspect.signature(inspect.unwrap(type(pipe).__call__)).parameters

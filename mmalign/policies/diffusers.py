@@ -25,7 +25,7 @@ from mmalign.policies.parameters import Other, ParameterSets, digest, frozen
 from mmalign.policies.pipelines import memory as fitting
 from mmalign.policies.pipelines import mixing, reference_models
 from mmalign.policies.pipelines.arguments import call_arguments_of
-from mmalign.policies.pipelines.calling import GUIDANCE, Caller, load
+from mmalign.policies.pipelines.calling import Caller, load, unguided
 from mmalign.policies.pipelines.interception import Finished, Place, watched
 from mmalign.policies.pipelines.reference_models import First
 from mmalign.policies.pipelines.refusals import refusals
@@ -345,11 +345,6 @@ class DiffusersPolicy:
             parts.append(self._probe_at_once(some, x[at.to(x.device)], timesteps[at.to(timesteps.device)], level))
         return Prediction(*(torch.cat(values) for values in zip(*parts, strict=True)))
 
-    @property
-    def unguided(self) -> dict[str, Any]:
-        """The arguments of a call without classifier-free guidance; without a second expert, its scale is refused."""
-        return {name: 1.0 for name in GUIDANCE if name in self.caller.accepts and not (len(self.denoisers) == 1 and name.endswith("_2"))}
-
     def _probe_at_once(self, prompts: list[str], x: Tensor, timesteps: Tensor, levels: Level) -> Prediction:
         if self._place is None:
             self.schedule()
@@ -360,7 +355,10 @@ class DiffusersPolicy:
             raise Finished
 
         player = Player(answer, timesteps=timesteps, levels=levels)
-        arguments = {**self.unguided, **({"latents": x} if self._place is None else {"place": (self._place, x)})}
+        arguments = {
+            **unguided(self.caller.accepts, len(self.denoisers)),
+            **({"latents": x} if self._place is None else {"place": (self._place, x)}),
+        }
         self.caller.until_finished(prompts, [0] * len(prompts), player, list(dict.fromkeys(prompts)), **arguments)
         if not torch.equal(moments[0].x, x):
             raise UserError(

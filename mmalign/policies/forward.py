@@ -21,6 +21,8 @@ from mmalign.needs import kinds, named
 from mmalign.policies.diffusers import DiffusersPolicy
 from mmalign.policies.pipelines import reference_models
 from mmalign.policies.pipelines.arguments import all_arguments
+from mmalign.policies.pipelines.calling import unguided
+from mmalign.policies.pipelines.other_prompts import following, other_prompts
 from mmalign.policies.pipelines.scheduler import PRECONDITIONED, parametrisation
 from mmalign.policies.pipelines.training_schedule import training_schedule
 from mmalign.policies.pipelines.unfit import without_probe
@@ -162,7 +164,7 @@ class ForwardPolicy:
         rows, group = [prompt for prompt in prompts for _ in range(group_size)], torch.arange(len(prompts)).repeat_interleave(group_size)
         seeds, here = torch.randint(2**62, (len(rows),), generator=rng).tolist(), torch.isin(group, torch.arange(len(prompts))[part])
         places = torch.nonzero(here).flatten().tolist()
-        call = {} if self.guided else self.of.unguided
+        call = {} if self.guided else unguided(self.of.caller.accepts, len(self.of.denoisers))
         outputs = self.of.generate([rows[place] for place in places], [seeds[place] for place in places], **call)
         return self._encoded(rows, outputs, group, rng, slice(places[0], places[-1] + 1))
 
@@ -240,7 +242,7 @@ class ForwardPolicy:
 
     def _contrast(self, name: str, rollout: Rollout, rows: Tensor, columns: Tensor) -> Steps:
         """The bounds of some rows under other prompts, of the policy and of ``ref``."""
-        prompts = other_prompts(name, rollout.held, rows)
+        prompts = other_prompts(name, rollout.held.others, rows)
         bounds = lambda: torch.stack([self._seen(rollout, rows, column, prompts).bound for column in columns.tolist()], 1)  # noqa: E731
         own = bounds()
         with torch.no_grad(), self.using("ref"):
@@ -303,28 +305,6 @@ def _absolute(seen: Seen, reference: Tensor, share: float) -> Tensor:
     reference = reference.to(seen.predicted)
     mixture = reference + share * (seen.predicted - reference)
     return kernels.per_row((mixture - seen.target).double().abs()).cpu() / mixture[0].numel()
-
-
-def following(prompts: Sequence[str]) -> list[str | None]:
-    """For each prompt the next one that differs, the first after the last; None where all are the same."""
-    count = len(prompts)
-    turned = ((prompts[(row + turn) % count] for turn in range(1, count)) for row in range(count))
-    return [next((other for other in others if other != own), None) for own, others in zip(prompts, turned, strict=True)]
-
-
-def other_prompts(name: str, noised: Noised, rows: Tensor) -> list[str]:
-    """Prompts of some rows under a contrast: ``mismatched``, the next one of their rollout that differs; ``ablated``, none (empty).
-
-    Errors: UserError for another name, or where all prompts of the rollout are the same.
-    """
-    if name == "ablated":
-        return [""] * len(rows)
-    if name != "mismatched":
-        raise UserError(f"contrast: got {name!r}, this policy takes 'mismatched' or 'ablated'")
-    others = [noised.others[row] for row in rows.tolist()]
-    if None in others:
-        raise UserError("contrast mismatched: all rows of the update have one prompt, takes two or more (baseline: batch does without)")
-    return [other for other in others if other is not None]
 
 
 def latents(policy: DiffusersPolicy, outputs: Any) -> Tensor:

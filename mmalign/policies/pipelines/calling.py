@@ -120,6 +120,11 @@ class Caller:
         return (torch.stack([torch.as_tensor(numpy.asarray(o)) for o in outputs]) if many else torch.as_tensor(outputs)).float()
 
 
+def unguided(accepts: Container[str], denoisers: int) -> dict[str, float]:
+    """The arguments of a call without classifier-free guidance, of those that it accepts; without a second expert, its scale is refused."""
+    return {name: 1.0 for name in GUIDANCE if name in accepts and not (denoisers == 1 and name.endswith("_2"))}
+
+
 def named_rows(accepts: Container[str], prompts: Sequence[Any], classes: int | None) -> dict[str, Any]:
     """The argument by which a call is told its rows: ``prompt``, ``class_labels`` or ``batch_size``, the first that it takes.
 
