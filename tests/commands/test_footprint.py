@@ -79,6 +79,23 @@ def test_a_pass_of_two_layers_by_hand() -> None:
     assert found.peak >= found.saved + sum(p.numel() * 4 for p in net[2].parameters())
 
 
+def test_gradients_of_embeddings_that_are_the_output_too_are_added_up_in_place() -> None:
+    """Autograd has two of them at once beside those of the pass before, as untied ones have; not three."""
+
+    def peak(*, tied: bool) -> int:
+        embed, head, fake = nn.Embedding(1000, 8), nn.Linear(8, 1000, bias=False), Fake()
+        if tied:
+            head.weight = embed.weight
+        net = nn.Sequential(embed, head)
+        fake.weights(net)
+        with fake:
+            ids = torch.zeros(2, dtype=torch.int64)
+        return footprint.backward_pass(fake, lambda: net(ids), list(net.parameters())).peak
+
+    assert 2 * 1000 * 8 * 4 <= peak(tied=True) < 3 * 1000 * 8 * 4
+    assert 1000 * 8 * 4 <= peak(tied=False) < 2 * 1000 * 8 * 4
+
+
 def test_checkpointing_and_fewer_steps_come_to_what_they_should() -> None:
     def update(rows: footprint.Rows, **more: Any) -> dict[str, int]:
         asked = footprint.diffusers(

@@ -13,6 +13,8 @@ import mmalign as mm
 from mmalign.samplers import kernels
 from mmalign.types import Rollout, UserError
 from mmalign.worlds import gaussian
+from tests.distributed.test_every_method import PROMPTS, differences, of_words, varied
+from tests.helpers.processes import together
 from tests.helpers.small_run import LINEAR, method, online, policy, rows
 from tests.recipes.test_online import equal, kept
 
@@ -93,6 +95,29 @@ def test_a_run_that_a_reward_stopped_goes_on_as_if_it_had_not(tmp_path: Path) ->
     parts = online(tmp_path / "parts", **more, resume=True)
     straight = online(tmp_path / "straight", **more)
     assert rows(parts.path) == rows(straight.path) and equal(kept(parts.path, 6), kept(straight.path, 6))
+
+
+def of_answers(folder: Path, steps: int = 4, **more: Any) -> Path:
+    """A language model with LoRA, whose rollouts are sampled one step early."""
+    run = mm.online(
+        of_words(mm.methods.grpo()), PROMPTS, {"own": varied}, mm.methods.grpo(), steps=steps, optimizer=mm.adamw(rate=0.02, eps=1e-4),
+        batch={**STALE, "prompts": 2, "group": 4}, evaluation={"every": 9, "samples": 1, "prompts": ["abc", "why"]},
+        run={"folder": str(folder), "name": "run", "trackers": (), "checkpoint_every": 1}, **more,
+    )  # fmt: skip
+    return run.path
+
+
+def test_a_language_model_s_stale_rollouts_resume_and_are_those_of_two_processes(tmp_path: Path) -> None:
+    whole = of_answers(tmp_path / "one")
+    of_answers(tmp_path / "parts", steps=2)
+    parts = of_answers(tmp_path / "parts", resume=True)
+    trained = [[row for row in rows(path) if row["phase"] == "train"] for path in (whole, parts)]
+    assert trained[0] == trained[1] and len(trained[0]) == 4 and equal(kept(parts, 4)[0], kept(whole, 4)[0])
+    ratios = [row["ratio_max"] for row in rows(whole) if "ratio_max" in row]
+    assert ratios[0] == pytest.approx(1, abs=1e-6) and min(ratios[1:]) > 1.001  # of the parameters before the update in between
+    ended = together(2, lambda rank: of_answers(tmp_path / "many"), tmp_path / "processes")
+    assert [code for code, _ in ended] == [0, 0], ended
+    assert differences(tmp_path / "one", tmp_path / "many") == []
 
 
 def test_the_first_signal_may_come_in_a_later_step(tmp_path: Path) -> None:

@@ -78,7 +78,9 @@ def backward_pass(fake: Fake, forward: Callable[[], Tensor], trained: Sequence[n
         fake.ledger.peak = before
         output = forward()
         saved = fake.ledger.live - before
+        fake.ledger.summed = {(parameter.shape, parameter.dtype) for parameter in trained}
         output.float().sum().backward()
+        fake.ledger.summed = set()
         peak = fake.ledger.peak - before
         del output
         for parameter in trained:

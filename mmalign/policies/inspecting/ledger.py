@@ -17,19 +17,29 @@ class Ledger(TorchDispatchMode):
     """Counts the memory of all tensors that operations make while it is entered, until nobody holds them: ``live``, and the ``peak`` of it.
 
     A tensor and its views are one storage, counted once. What a kernel takes for itself (workspaces) is not seen.
+
+    summed: shapes and types of parameters whose gradients a backward pass adds up. Where a parameter is used twice (embeddings that are
+    the output's too), autograd adds the second part into the first; under a mode such as this one it makes a third tensor instead.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.live = self.peak = 0
+        self.summed: set[tuple[torch.Size, torch.dtype]] = set()
         self._storages: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.add.Tensor and not kwargs and not torch.is_grad_enabled() and self._summed(*args):
+            func = torch.ops.aten.add_.Tensor
         output = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(output):
             if isinstance(leaf, Tensor):
                 self.hold(leaf)
         return output
+
+    def _summed(self, one: Any, other: Any) -> bool:
+        both = isinstance(one, Tensor) and isinstance(other, Tensor)
+        return both and one.shape == other.shape and one.dtype == other.dtype and (one.shape, one.dtype) in self.summed
 
     def hold(self, tensor: Tensor) -> None:
         """Counts a tensor from here on."""
