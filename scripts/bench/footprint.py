@@ -32,6 +32,15 @@ CASES: dict[str, dict[str, Any]] = {
     "smollm2-135m-lora": {"of": "llama", "lora": True},
     "smollm2-135m-full-checkpointing": {"of": "llama", "lora": False, "checkpointing": True},
     "tiny-sd3-full": {"of": "sd3", "lora": False, "layers": 2, "heads": 4},
+    "tied-llama-full-checkpointing": {
+        "of": "llama",
+        "lora": False,
+        "checkpointing": True,
+        "num_hidden_layers": 2,
+        "hidden_size": 192,
+        "num_attention_heads": 3,
+        "head_dim": 64,
+    },
     "tiny-llama-full": {
         "of": "llama",
         "lora": False,
