@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from mmalign.arguments.signatures import nearest, parameters
+from mmalign.types import Reading
 
 OWN = ("outputs", "prompts", "group")
 """What a function is asked about, and an oracle with its groups: no columns."""
@@ -17,8 +18,7 @@ OWN = ("outputs", "prompts", "group")
 
 def columns_read(function: Callable[..., Any]) -> frozenset[str]:
     """The columns that a reward, judge, oracle or metric needs: what it says it ``reads``, or its keywords without a default."""
-    declared = getattr(function, "reads", None)
-    return frozenset(declared) if declared is not None else frozenset(needed(function))
+    return frozenset(function.reads if isinstance(function, Reading) else needed(function))
 
 
 def needed(function: Callable[..., Any]) -> list[str]:

@@ -16,6 +16,8 @@ import typer
 
 from mmalign.cli.app import app, mistakes_as_lines
 
+MARKS = {None: "missing", True: "ok", False: "failed"}
+
 
 @app.command()
 def selftest(
@@ -35,8 +37,7 @@ def selftest(
 
         findings = []
         for finding in installation(Path(place).resolve()):
-            mark = "missing" if finding.fine is None else "ok" if finding.fine else "failed"
-            typer.echo(f"{mark:<8}{finding.name:<24}{finding.what}")
+            typer.echo(f"{MARKS[finding.fine]:<8}{finding.name:<24}{finding.what}")
             findings.append(finding)
         failed = [finding.name for finding in findings if finding.fine is False]
         typer.echo(f"failed: {'; '.join(failed)}" if failed else "mmalign works here")

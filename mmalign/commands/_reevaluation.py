@@ -32,8 +32,8 @@ def reevaluated(run_folder: str | Path, *, samples: int | None = None, trust: bo
         team.agree("evaluation.prompts", [hashed(plan.prompts), plan.samples])
         policy: Any = run.policy()
         sets = {"ref": "ref", run.best: "current" if run.best == "trained" else run.best}
-        found = {name: evaluate(policy, plan, using=using, team=team).metrics for name, using in sets.items()}
-        return dict(team.tell(found)[0])  # the main one's: metrics of one's own may be random
+        metrics = {name: evaluate(policy, plan, using=using, team=team).metrics for name, using in sets.items()}
+        return dict(team.tell(metrics)[0])  # the main one's: metrics of one's own may be random
 
 
 def _plan(run: Trained, samples: int | None) -> EvaluationPlan:

@@ -118,8 +118,8 @@ def compare(  # what a command may be told
     team = joined()
     with stopping_together(team):
         team_for(len(chosen) * seeds, "guidances times seeds")
-        asked = {"guidance": list(chosen), "prompts": hashed(prompts), "samples": samples, "seeds": seeds, "rows_at_once": rows_at_once}
-        team.agree("compare", asked)
+        same = {"guidance": list(chosen), "prompts": hashed(prompts), "samples": samples, "seeds": seeds, "rows_at_once": rows_at_once}
+        team.agree("compare", same)
         tell = say if team.main else lambda line: None
         guided: dict[str, list[_Drawn]] = {words: [] for words in chosen}
         jobs = [(words, seed) for words in chosen for seed in range(seeds)]

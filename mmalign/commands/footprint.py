@@ -77,16 +77,16 @@ def footprint(config: Mapping[str, Any], *, card: str | None = None, kind: str |
     if not isinstance(inner, Mapping) or inner.get("use") not in PEER:
         got = inner.get("use") if isinstance(inner, Mapping) else inner
         raise UserError(f"policy.use: got {got!r}; --memory counts {' and '.join(PEER)}, and forward around one")
-    asked = build_part({"policy": {**inner, "use": PEER[inner["use"]]}}, "policy")
-    asked = replace(asked, draws=draws) if draws else asked
+    shape = build_part({"policy": {**inner, "use": PEER[inner["use"]]}}, "policy")
+    shape = replace(shape, draws=draws) if draws else shape
     method = build_part(config, "method")
     rows = _rows(config, method)
-    measured = asked.measure(rows, kind=kind)
+    measured = shape.measure(rows, kind=kind)
     parts = [*measured.parts, *_trained(config, measured, rows)]
     phases = (SAMPLE, UPDATE) if inner["use"] == "transformers" else (ENCODE, DENOISE, DECODE, UPDATE)
     peaks = {phase: sum(part.size for part in parts if {phase, ALWAYS} & {*part.phases}) for phase in phases}
-    found = Footprint(sorted(parts, key=lambda part: -part.size), peaks, card, room, [])
-    return found._replace(changes=_changes(config, inner, found))
+    footprint = Footprint(sorted(parts, key=lambda part: -part.size), peaks, card, room, [])
+    return footprint._replace(changes=_changes(config, inner, footprint))
 
 
 def _during(part: Part) -> str:
@@ -151,10 +151,10 @@ def states(optimizer: Any, name: str, measured: Measured, *, mean: bool = False)
     return size_of(value for state in made.state.values() for value in state.values() if isinstance(value, torch.Tensor))
 
 
-def _changes(config: Mapping[str, Any], policy: Mapping[str, Any], found: Footprint) -> list[str]:
+def _changes(config: Mapping[str, Any], policy: Mapping[str, Any], footprint: Footprint) -> list[str]:
     """What would make the peak smaller, what costs least first."""
-    memory, batch, phase = policy.get("memory") or {}, config.get("batch") or {}, found.peak[0]
-    largest = next(part.name for part in found.parts if {phase, ALWAYS} & {*part.phases})
+    memory, batch, phase = policy.get("memory") or {}, config.get("batch") or {}, footprint.peak[0]
+    largest = next(part.name for part in footprint.parts if {phase, ALWAYS} & {*part.phases})
     changes = []
     if phase == UPDATE and not memory.get("gradient_checkpointing"):
         changes.append("policy.memory.gradient_checkpointing: true")

@@ -152,17 +152,17 @@ class Processes(Team):
         be silent, and is waited for without end by torch itself."""
         from torch.distributed import rendezvous
 
-        found: Queue[Any] = Queue()
+        stores: Queue[Any] = Queue()
 
         def find() -> None:
             try:
-                found.put(next(iter(rendezvous("env://", timeout=self.timeout)))[0])
+                stores.put(next(iter(rendezvous("env://", timeout=self.timeout)))[0])
             except (RuntimeError, ValueError) as error:
-                found.put(error)
+                stores.put(error)
 
         Thread(target=find, daemon=True).start()
         try:
-            store = found.get(timeout=self.timeout.total_seconds() + 1)
+            store = stores.get(timeout=self.timeout.total_seconds() + 1)
         except Empty:
             where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
             raise RuntimeError(f"no answer from {where} in {self.timeout.total_seconds():.0f} seconds") from None
@@ -220,14 +220,14 @@ class Processes(Team):
             heads = self._heads(WELL, 0, block, values)
             if any(head[HOW] != WELL for head in heads):
                 self._bodies(b"", heads)  # raises
-            asked = _first_asked(heads)
-            if asked == (block, values):
+            gather = _first_asked(heads)
+            if gather == (block, values):
                 return
-            self._help(asked)
+            self._help(gather)
 
-    def _help(self, asked: tuple[int, int] | None) -> None:
-        if self.helper is not None and asked is not None:
-            self.helper(*asked)
+    def _help(self, gather: tuple[int, int] | None) -> None:
+        if self.helper is not None and gather is not None:
+            self.helper(*gather)
 
     def _exchange(self, message: bytes, *, how: int = WELL) -> list[bytes]:
         """The messages of all processes, whom this one helps until each has one to send.
@@ -239,10 +239,10 @@ class Processes(Team):
             self._heard(lambda: self._board.set(f"mmalign/{self.rank}", str(self._messages)))
         while True:
             heads = self._heads(how, len(message), -1, -1)
-            asked = _first_asked(heads)
-            if asked is None or any(head[HOW] != WELL for head in heads):
+            gather = _first_asked(heads)
+            if gather is None or any(head[HOW] != WELL for head in heads):
                 return self._bodies(message, heads)
-            self._help(asked)
+            self._help(gather)
 
     def _heads(self, *own: int) -> list[list[int]]:
         """Of every process how it is, the length of its message, and what it asks for (-1: nothing)."""

@@ -72,7 +72,12 @@ class AdapterGuidance(BaseGuidance):  # type: ignore[misc]
             extrapolate(negative, prompt, self.guidance_scale) if negative is not None else prompt
             for negative, prompt in ((pred_base_uncond, pred_base_cond), (pred_uncond, pred_cond))
         )
-        pred = high if low is None else low if high is None else extrapolate(low, high, self._between())
+        if low is None:
+            pred = high
+        elif high is None:
+            pred = low
+        else:
+            pred = extrapolate(low, high, self._between())
         conditional = pred_cond if pred_cond is not None else pred_base_cond
         return GuiderOutput(pred=pred, pred_cond=conditional, pred_uncond=pred_uncond if pred_cond is not None else pred_base_uncond)
 

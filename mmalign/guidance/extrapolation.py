@@ -105,7 +105,9 @@ def _between_models(name: str, a: Model, b: Model, scale: Scale, start: float, s
 
             def call(*args: Any, **kwargs: Any) -> Any:
                 place = progress(args, kwargs)
-                weight = 1.0 if not start <= place < stop else float(scale(place) if callable(scale) else scale)
+                weight = 1.0
+                if start <= place < stop:
+                    weight = float(scale(place) if callable(scale) else scale)
                 if weight == 0:
                     return predict_a(*args, **kwargs)
                 if weight == 1:

@@ -35,7 +35,7 @@ from mmalign.arguments.ranges import Count, NotNegative, Positive, Proportion
 from mmalign.guidance._checks import check_above, check_counts, check_interval
 from mmalign.guidance._run import Guidance, GuidedRun
 from mmalign.policies.pipelines.scheduler import Moment
-from mmalign.types import Kernel, Prediction, UserError
+from mmalign.types import Kernel, Prediction, UserError, called
 
 __all__ = ["dps", "freedom", "lgd", "mpgd", "nrg", "tfg", "universal"]
 
@@ -273,7 +273,7 @@ def _along_clean(run: GuidedRun, clean: Tensor, rows: Sequence[int], scale: floa
 
 def _gradient(run: GuidedRun, value: Tensor, of: Tensor) -> Tensor:
     """The gradient, 0 in rows where it is not finite. Errors: UserError for a value that has none."""
-    names = ", ".join(getattr(reward, "name", key) for key, reward in run.rewards.items())
+    names = ", ".join(called(reward, key) for key, reward in run.rewards.items())
     if not value.requires_grad:
         raise UserError(f"reward {names}: no gradient arrives at what it scores; gradient guidance takes a differentiable reward")
     alive = value.isfinite()

@@ -27,7 +27,7 @@ from mmalign.policies.pipelines.interception import graphed
 from mmalign.policies.pipelines.memory import DENOISERS
 from mmalign.policies.pipelines.unfit import reason
 from mmalign.rooms import find, index, offered
-from mmalign.types import UserError
+from mmalign.types import Differentiable, UserError, called
 
 Reward = Callable[..., Any]
 
@@ -82,7 +82,12 @@ def guide(
         >>> len(images), guided.ledger.rewards  # one of three that were scored
         (1, 3)
     """
-    rewards = reward if isinstance(reward, Mapping) else {} if reward is None else {"reward": reward}
+    if reward is None:
+        rewards: Mapping[str, Reward] = {}
+    elif isinstance(reward, Mapping):
+        rewards = reward
+    else:
+        rewards = {"reward": reward}
     chosen = _chosen(guidance, rewards, settings)
     guided = Guided(chosen, rewards, _weights(rewards, weights))
     kind = type(pipe)
@@ -135,8 +140,7 @@ def by_name(name: str, settings: Mapping[str, Any]) -> Any:
 
 def _differentiable(reward: Reward) -> bool | None:
     """What a reward says of itself, None where it says nothing: it is not chosen for its gradient, and is tried where one is asked for."""
-    differentiable: bool | None = getattr(reward, "differentiable", None)
-    return differentiable
+    return reward.differentiable if isinstance(reward, Differentiable) else None
 
 
 def _weights(rewards: Mapping[str, Reward], weights: Mapping[str, float] | None) -> dict[str, float]:
@@ -157,7 +161,7 @@ def _check(pipe: Any, chosen: Guidance, rewards: Mapping[str, Reward], inner: tu
     if "gradient" in chosen.needs:
         for key, reward in rewards.items():
             if _differentiable(reward) is False:
-                label = getattr(reward, "name", key)
+                label = called(reward, key)
                 raise UserError(f"guidance {chosen.name}: {label} is not differentiable; take one that is, or fk, svdd or best_of")
     if chosen.filter and any(guided.guidance.filter for guided in inner):
         raise UserError(f"guide: {chosen.name} inside another filter of particles; one of them may be there")

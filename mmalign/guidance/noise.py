@@ -15,7 +15,7 @@ from mmalign.guidance._run import Guidance, GuidedRun, Samples
 from mmalign.guidance.guide import run_particles
 from mmalign.policies.pipelines.scheduler import Moment, Player
 from mmalign.samplers import kernels
-from mmalign.types import UserError
+from mmalign.types import UserError, called
 
 __all__ = ["dno", "noise_log_prob", "reno"]
 
@@ -142,7 +142,7 @@ class _Noises:
     def update(self, rate: float, regulariser: float, clip: float, optimiser: Optimiser) -> None:
         run, score = self.run, self.score
         if score is None or not score.requires_grad:
-            names = ", ".join(getattr(reward, "name", key) for key, reward in run.rewards.items())
+            names = ", ".join(called(reward, key) for key, reward in run.rewards.items())
             raise UserError(f"reward {names}: no gradient arrives at what it scores; noise is optimised by a differentiable reward")
         likely = torch.stack([_likely(value, optimiser == "adam") for value in self.values]).sum(0)
         total = torch.where(score.isfinite(), score, 0.0).sum() + regulariser * likely.to(score).sum()

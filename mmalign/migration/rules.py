@@ -226,9 +226,9 @@ def _reward_files(translation: Translation, use: str) -> None:
     evaluation = translation.root.child("evaluation")
     for path, home in (("rewards", translation.root), ("evaluation.judges", evaluation), ("oracle", translation.root)):
         group = home.child(path.rpartition(".")[2]) if home is not None else None
-        nodes = (
-            [(path, group)] if path == "oracle" else [(f"{path}.{entry.key}", entry) for entry in (group.children if group else None) or ()]
-        )
+        nodes = [(path, group)]
+        if path != "oracle":
+            nodes = [(f"{path}.{entry.key}", entry) for entry in (group.children if group else None) or ()]
         for place, entry in nodes:
             if entry is not None and entry.child("path") is not None and entry.child("use").text in READ_FILES:  # type: ignore[union-attr]
                 _reward_file(translation, place, entry, rows)

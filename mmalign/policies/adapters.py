@@ -118,8 +118,12 @@ def lora_targets(module: nn.Module, targets: str | list[str] | None, key: str, *
     """
     last = module.get_output_embeddings() if isinstance(module, Speaking) and targets == "all-linear" else None
     linear = [name for name in linear_layers(module, among=among) if module.get_submodule(name) is not last]
-    endings = [targets] if isinstance(targets, str) and targets != "all-linear" else ATTENTION if targets is None else targets
-    matching = linear if endings == "all-linear" else [name for name in linear if any(name == w or name.endswith(f".{w}") for w in endings)]
+    if targets == "all-linear":
+        matching = linear
+    else:
+        named = ATTENTION if targets is None else targets
+        endings = [named] if isinstance(named, str) else named
+        matching = [name for name in linear if any(name == w or name.endswith(f".{w}") for w in endings)]
     if not matching:
         ends = sorted({[part for part in name.split(".") if not part.isdigit()][-1] for name in linear})
         got = "the projections of attention" if targets is None else targets

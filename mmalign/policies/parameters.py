@@ -329,7 +329,9 @@ def frozen(key: str, sets: ParameterSets, others: ParameterSets) -> None:
 def _of_rank(p: Tensor, rank: int | None, *, down: bool) -> list[int]:
     """The shape of a parameter; of A ``[rank, in]``, or B ``[out, rank]``, with another rank."""
     own = list(p.shape)
-    return own if rank is None else [rank, own[1]] if down else [own[0], rank]
+    if rank is None:
+        return own
+    return [rank, own[1]] if down else [own[0], rank]
 
 
 @contextmanager

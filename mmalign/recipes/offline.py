@@ -207,7 +207,7 @@ def _unrefused(coming: Iterator[Any], aside: Mapping[str, str], passed: Counter[
 def _contents(record: Any) -> str:
     """What records of the same name are told apart by: words and numbers; of images and videos their sizes, as pixels are dear to hash."""
     outputs = [list(output.shape) if isinstance(output, Tensor) else output for output in _outputs(record)]
-    numbers = [value for value in record if isinstance(value, float)] + list(getattr(record, "scores", ()))
+    numbers = [value for value in record if isinstance(value, float)] + list(record.scores if isinstance(record, (Pair, Ranking)) else ())
     return hashed([record.prompt, outputs, numbers])
 
 

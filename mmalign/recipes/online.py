@@ -48,7 +48,7 @@ from mmalign.training.prompts import Prompts, refuse_unusable
 from mmalign.training.rollouts import Rollouts
 from mmalign.training.settings import Batch, Devices, Evaluation, Reference, RunSettings, at_least
 from mmalign.training.units import in_units, refuse_micro_steps, refuse_mismatch, refuse_stale, unit_sizes, whole_units
-from mmalign.types import Feedback, Method, Oracle, Policy, Unit, UserError, columns_of, contents
+from mmalign.types import Feedback, Method, Oracle, Policy, Stateful, Stepped, Unit, UserError, columns_of, contents
 
 Rewards = Mapping[str, Callable[..., Any]]
 Fit = Callable[..., Any]  # ``MicroRows.fit``
@@ -124,7 +124,7 @@ def online(  # one argument for each thing that a run is made of
     learner = Learner(policy, method, optimizer, steps=steps, moving=references, **more)
     plan = evaluation_plan(evaluation, prompts=first, rewards=rewards)
     fitting = MicroRows(batch.micro_rows, learner, say=lambda line: journal.say(line))
-    states = {"combine": getattr(combine, "state", None), "micro_rows": fitting}
+    states = {"combine": combine.state if isinstance(combine, Stateful) else None, "micro_rows": fitting}
     journal = Journal(learner, plan, run, steps=steps, resume=resume, stop=evaluation.stop, states=states, prompts=prompts)
 
     def collect(step: int) -> list[Scored]:
@@ -260,6 +260,5 @@ def _refuse(method: Method, batch: Batch, prompts: Sequence[Any], rewards: Rewar
 def _tell(rewards: Rewards, step: int) -> None:
     """Says the step to rewards that change as training goes: those with a function ``at``."""
     for reward in rewards.values():
-        at = getattr(reward, "at", None)
-        if callable(at):
-            at(step)
+        if isinstance(reward, Stepped) and reward.at is not None:
+            reward.at(step)

@@ -94,8 +94,11 @@ def overoptimised(evals: Sequence[Mapping[str, Any]], *, rewards: Sequence[str],
         points = curve(evals, name)
         if name == "spread_ratio":
             points = [Point(p.step, min(p.value, 1.0), p.error) for p in points]
-        known = name == spread or measurable(points)  # the spread's line is margin enough
-        fallen = _fallen(points, limit=SPREAD_LINE if name == spread else None) if known else None
+        fallen = None
+        if name == spread:  # its line is margin enough
+            fallen = _fallen(points, limit=SPREAD_LINE)
+        elif measurable(points):
+            fallen = _fallen(points, limit=None)
         rising = [reward for reward in rewards if fallen and _rose(curve(evals, reward), since=fallen[0].step)]
         if fallen and rising:
             best, seen, last = fallen

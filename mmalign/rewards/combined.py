@@ -13,7 +13,7 @@ from mmalign.arguments.reads import columns_read
 from mmalign.combinations._parts import Combination
 from mmalign.combinations.algebra import weighted_sum
 from mmalign.rewards._shared.scorer import Scorer
-from mmalign.types import UserError
+from mmalign.types import Differentiable, Stepped, UserError
 
 
 def combined(*, rewards: Mapping[str, Callable[..., Any]], combine: Combination | None = None) -> Scorer:
@@ -49,9 +49,9 @@ def combined(*, rewards: Mapping[str, Callable[..., Any]], combine: Combination 
 
     def at(step: int) -> None:
         for reward in rewards.values():
-            if isinstance(reward, Scorer) and reward.at is not None:
+            if isinstance(reward, Stepped) and reward.at is not None:
                 reward.at(step)
 
-    differentiable = all(bool(getattr(reward, "differentiable", False)) for reward in rewards.values())
+    differentiable = all(isinstance(reward, Differentiable) and reward.differentiable for reward in rewards.values())
     reads = frozenset[str]().union(*map(columns_read, rewards.values()))
     return Scorer("combined", score, differentiable=differentiable, at=at, reads=reads)

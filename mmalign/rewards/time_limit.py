@@ -14,7 +14,7 @@ from mmalign.arguments.parameters import accepted
 from mmalign.arguments.ranges import Positive
 from mmalign.arguments.reads import columns_read
 from mmalign.rewards._shared.scorer import Scorer
-from mmalign.types import UserError
+from mmalign.types import Differentiable, UserError
 
 
 def time_limit(reward: Callable[..., Any], *, seconds: Positive = 60.0) -> Scorer:
@@ -58,7 +58,8 @@ def time_limit(reward: Callable[..., Any], *, seconds: Positive = 60.0) -> Score
 
     if isinstance(reward, Scorer):
         return Scorer("time_limit", score, reward.differentiable, reward.low, reward.high, reward.at, reward.reads)
-    return Scorer("time_limit", score, differentiable=bool(getattr(reward, "differentiable", False)), reads=columns_read(reward))
+    differentiable = isinstance(reward, Differentiable) and reward.differentiable
+    return Scorer("time_limit", score, differentiable=differentiable, reads=columns_read(reward))
 
 
 def _as_here(reward: Callable[..., Any]) -> Callable[..., Any]:

@@ -73,8 +73,9 @@ def read(folder: Path) -> tuple[list[tuple[int, list[dict[str, Any]]]], list[str
 
 def _line(row: Mapping[str, Any]) -> dict[str, Any]:
     """A line as ``write`` writes them; what is of another kind is left out."""
-    images = row.get("images")
-    names = [name if isinstance(name, str) else None for name in images] if isinstance(images, list) else []
+    images, names = row.get("images"), list[str | None]()
+    if isinstance(images, list):
+        names = [name if isinstance(name, str) else None for name in images]
     line: dict[str, Any] = {"prompt": str(row.get("prompt", "")), "images": names, "answer": str(row.get("answer") or "")}
     if isinstance(row.get("scores"), dict):
         line["scores"] = {name: value for name, value in row["scores"].items() if is_number(value)}

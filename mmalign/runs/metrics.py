@@ -67,7 +67,7 @@ def is_number(value: Any) -> bool:
 
 def read_benchmarks(folder: Path) -> tuple[list[tuple[str, dict[str, tuple[float, ...]]]], list[str]]:
     """What ``mmalign eval`` left under ``evaluations/`` of a run: (its name, number -> value, low and high); and notes on damaged files."""
-    found, notes = [], []
+    benchmarks, notes = [], []
     for file in sorted((folder / "evaluations").glob("*/results.json")):
         try:
             values = json.loads(file.read_bytes())["values"]
@@ -77,8 +77,8 @@ def read_benchmarks(folder: Path) -> tuple[list[tuple[str, dict[str, tuple[float
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):  # torn, or not of ours
             notes.append(f"evaluations/{file.parent.name}/results.json could not be read")
             continue
-        found.append((file.parent.name, rows))
-    return found, notes
+        benchmarks.append((file.parent.name, rows))
+    return benchmarks, notes
 
 
 def _whole(value: Any) -> bool:

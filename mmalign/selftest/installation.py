@@ -29,9 +29,10 @@ class Finding(NamedTuple):
 
 def installation(root: Path) -> Iterator[Finding]:
     """One after another, as they come. root: an empty folder."""
-    found = versions()
-    yield Finding("packages", True, ", ".join(f"{name} {found[name]}" for name in ("python", "mmalign", "torch") if found[name]))
-    missing = [name for name, version in found.items() if version is None and not name.startswith("git")]
+    packages = versions()
+    shown = [f"{name} {packages[name]}" for name in ("python", "mmalign", "torch") if packages[name]]
+    yield Finding("packages", True, ", ".join(shown))
+    missing = [name for name, version in packages.items() if version is None and not name.startswith("git")]
     if missing:
         yield Finding("packages", None, f"not installed: {', '.join(missing)}")
     yield from _extras()

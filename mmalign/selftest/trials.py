@@ -38,10 +38,10 @@ def trials() -> list[Trial]:
     from mmalign.rooms import index, resource
 
     names = sorted(path.stem for path in resource("configs/selftest").glob("*.yaml"))
-    found = [Trial(name, str(load(f"selftest/{name}", [])["use"])) for name in names]
-    if bare := sorted(index("mmalign.recipes").keys() - {trial.recipe for trial in found}):
+    small = [Trial(name, str(load(f"selftest/{name}", [])["use"])) for name in names]
+    if bare := sorted(index("mmalign.recipes").keys() - {trial.recipe for trial in small}):
         raise UserError(f"selftest: the recipe {bare[0]} has no small run; takes a config of it in configs/selftest")
-    return found
+    return small
 
 
 @contextmanager

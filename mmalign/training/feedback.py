@@ -16,7 +16,7 @@ from mmalign.distributed.team import ALONE, Team
 from mmalign.needs import REWARDS
 from mmalign.training import dense
 from mmalign.training.dense import Parts
-from mmalign.types import Feedback, Need, Rollout, UserError, columns_of
+from mmalign.types import Feedback, Need, Rollout, UserError, Weighted, columns_of
 
 Functions = Mapping[str, Callable[..., Any]]
 Columns = Mapping[str, list[Any]]
@@ -142,7 +142,8 @@ def feedback_of(
     total = combined(parts, group, rollout.prompts if group_prompts is None else [group_prompts[row] for row in group.tolist()], combine)
     tables: dict[Need, Tensor] = {}
     if team.any(bool(scores.parted)):
-        tables[REWARDS] = team.rows("rewards", dense.table(scores.parted, getattr(combine, "weights", {}), rollout))
+        weights: Mapping[str, float] = combine.weights if isinstance(combine, Weighted) else {}
+        tables[REWARDS] = team.rows("rewards", dense.table(scores.parted, weights, rollout))
     wins = None if scores.wins is None else of_all.blocks(team.gather({"wins": scores.wins}), "wins")
     drawn = {name: team.rows(name, rows) for name, rows in rollout.drawn.items()}
     return Feedback(total, group, parts=parts, lengths=team.rows("lengths", rollout.mask.sum(1)), wins=wins, tables=tables, drawn=drawn)

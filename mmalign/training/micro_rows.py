@@ -85,10 +85,10 @@ class MicroRows:
         if tried.error is not None and not why:
             team.short()
         if tried.error is None or not why:
-            told = team.tell([largest(self.now), why])
-            most = max(rows for rows, _ in told)
+            passes = team.tell([largest(self.now), why])
+            most = max(rows for rows, _ in passes)
             fewer = max(team.tell(largest(max(1, most // 2))))
-            why = next((reason for _, reason in told if reason), "" if fewer < most else f"in a pass of {most} rows, which has no half")
+            why = next((reason for _, reason in passes if reason), "" if fewer < most else f"in a pass of {most} rows, which has no half")
             if not why:
                 return most // 2
         if tried.error is None:

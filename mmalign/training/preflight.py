@@ -12,7 +12,7 @@ from torch import Tensor
 from mmalign.distributed.shards import leaves
 from mmalign.training.experience import Experience
 from mmalign.training.units import live_columns, micro_sizes, needed
-from mmalign.types import Method, Policy, Steps, UserError
+from mmalign.types import Method, Policy, Steps, Tolerant, UserError
 
 CAUSES = (
     "the usual causes: dropout or another module in training mode, latents stored in another type than they were scored in, guidance on "
@@ -54,7 +54,7 @@ def preflight(
 
     Errors: UserError that names the likely cause; nothing has been written to the parameters then.
     """
-    requested, tolerance = tolerance, getattr(policy, "tolerance", 1e-6) if tolerance is None else tolerance
+    requested, tolerance = tolerance, _tolerance(policy) if tolerance is None else tolerance
     rollout = experience.rollout
     parts = experience.rows.split(micro_sizes(method.unit, experience.group, micro_rows))
     informative = [part for part in parts if not replace(experience, rows=part).silent]
@@ -68,7 +68,7 @@ def preflight(
     if steps.old is None and "ref" in steps.refs and "ref" in policy.sets.foreign:
         with torch.no_grad(), policy.using("ref"):
             itself = policy.steps(rollout, rows, columns)
-            allowed = getattr(policy, "tolerance", 1e-6) if requested is None else requested  # another model may be of another type
+            allowed = _tolerance(policy) if requested is None else requested  # another model may be of another type
         difference = _largest(steps, itself.log_probs - steps.refs["ref"])
         _refuse(f"the reference scores {difference:.3g} nats differently at replay", difference, allowed * steps.event_size)
     elif steps.old is None and "ref" in steps.refs:
@@ -99,6 +99,10 @@ def preflight(
         count, some = len(policy.parameters()), ", ".join(unreached[:2])
         warnings.warn(f"policy: {len(unreached)} of {count} trained tensors have no gradient on these rows, such as {some}", stacklevel=2)
     return Preflight(difference, apart, norm)
+
+
+def _tolerance(policy: Policy) -> float:
+    return policy.tolerance if isinstance(policy, Tolerant) else 1e-6
 
 
 def _largest(steps: Steps, table: Tensor) -> float:

@@ -12,7 +12,7 @@ import torch
 from mmalign.distributed.team import ALONE, Team
 from mmalign.training.recovery import out_of_memory
 from mmalign.training.seeds import stream
-from mmalign.types import Policy, Rollout, UserError, contents
+from mmalign.types import Policy, Prompt, Rollout, UserError, contents
 
 REFUSED = (UserError, ValueError, TypeError, KeyError, IndexError, AttributeError, OSError, RuntimeError)
 """What a rollout raises where a prompt may be the cause; the policy is then asked which."""
@@ -120,5 +120,6 @@ def refuse_unusable(policy: Policy, prompts: Sequence[Any] | None) -> None:
 
 def _name(prompts: Sequence[Any], place: int) -> str:
     """``prompt 3``, counted from 1, with the id that it has as a column."""
-    columns = getattr(prompts[place], "columns", {})
+    prompt = prompts[place]
+    columns = prompt.columns if isinstance(prompt, Prompt) else {}
     return f"prompt {place + 1}" + (f" (id {columns['id']})" if columns.get("id") is not None else "")

@@ -49,13 +49,13 @@ def load(
 
 def _tell_unread(policy: Policy, method: Method, by_name: Mapping[str, Reference]) -> None:
     """Warns of sets that are kept, and that neither the method nor another set reads: a misspelt name among them."""
-    asked = references(method, needed(policy, method))
+    read = references(method, needed(policy, method))
     taken = [part for move in method.moves for part in (*move.shares, move.name)]
     taken += [part for sampler in method.samplers for part in sampler.shares]
     taken += [part for reference in by_name.values() for part in reference.shares or {}]
     for name in by_name:
-        if name not in (*asked, *taken, *OWN) and by_name[name].policy is None:
-            names = f"{', '.join(asked) or 'none'}{nearest(name, asked)}"
+        if name not in (*read, *taken, *OWN) and by_name[name].policy is None:
+            names = f"{', '.join(read) or 'none'}{nearest(name, read)}"
             warnings.warn(f"references.{name}: is kept, and nothing reads it; the method asks for {names}", stacklevel=2)
 
 

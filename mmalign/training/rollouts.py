@@ -75,13 +75,13 @@ class Rollouts:
         asked_at_once = bool(attempt) or not self.batch.staleness
 
         def sample(some: list[Any]) -> Rollout:
-            asked = contents(some)
+            prompts = contents(some)
             rollouts.clear()  # those of prompts that were refused
             waiting.clear()
             for part in self.parts:
                 rng = stream(self.seed, step, attempt)
                 with nullcontext() if self.sampled_by == "current" else self.policy.using(self.sampled_by):
-                    rollout = self.policy.sample(asked, self.batch.group, rng, step=step, part=part, **self.drawing)
+                    rollout = self.policy.sample(prompts, self.batch.group, rng, step=step, part=part, **self.drawing)
                 rollout.columns = beside(some[part], rows=len(rollout))
                 rollouts.append(rollout)
                 if asked_at_once:

@@ -100,8 +100,8 @@ def predicted(case: dict[str, Any]) -> dict[str, int]:
     from mmalign.training.optimizers import adamw
 
     home: Any = footprint_language.transformers if case["of"] == "llama" else footprint.diffusers
-    asked = home(model(case) if case["of"] == "llama" else pipeline(case), **settings(case))
-    measured = asked.measure(footprint.Rows(GROUP, GROUP, MICRO))
+    shape = home(model(case) if case["of"] == "llama" else pipeline(case), **settings(case))
+    measured = shape.measure(footprint.Rows(GROUP, GROUP, MICRO))
     own = size_of(measured.trained)
     copies = 0 if case["lora"] else own
     update = sum(part.size for part in measured.parts if footprint.UPDATE in part.phases) + own

@@ -71,8 +71,9 @@ def hpdv2(row: Row, name: str) -> Iterator[Draft]:
     if any(image is None or image == "" for image in images):
         raise Broken("an image of the list is missing")
     prompt, name = _prompt(row, "prompt"), _name(row, "id", _name(row, "prompt_id", name))
-    people = row.get("raw_annotations")
-    ranks = [person.get("rank") if isinstance(person, Mapping) else person for person in people] if isinstance(people, list) else None
+    people, ranks = row.get("raw_annotations"), None
+    if isinstance(people, list):
+        ranks = [person.get("rank") if isinstance(person, Mapping) else person for person in people]
     for a, b in combinations(range(len(images)), 2):
         if ranks:
             wins = [_win(person[b], person[a]) for person in _full(ranks, len(images))]

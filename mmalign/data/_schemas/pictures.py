@@ -190,7 +190,9 @@ def _spread(turns: Turns, media: Sequence[Medium], pattern: re.Pattern[str]) -> 
     for turn in turns:
         pieces, parts = split.split(turn["content"]), list[dict[str, Any]]()
         for text, kind in zip(pieces[::2], [*pieces[1::2], None], strict=True):
-            parts += [{"type": "text", "text": text.strip("\n") if pattern is ALONE else text}] if text.strip() else []
-            parts += [{"type": kind, "source": waiting[kind].pop(0)}] if kind else []
+            if text.strip():
+                parts.append({"type": "text", "text": text.strip("\n") if pattern is ALONE else text})
+            if kind:
+                parts.append({"type": kind, "source": waiting[kind].pop(0)})
         whole.append({**turn, "content": parts if len(pieces) > 1 else turn["content"]})
     return whole

@@ -66,9 +66,8 @@ def language_inspection(model: Any, reader: Any, *, node: Any = "", loaded: bool
 
     chat = policy.chat
     system = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": ASKED}]
-    tell(
-        "template", lambda: f"of the {'tokenizer' if chat.writer is words else 'processor'}" if chat.template else "none: prompts are texts"
-    )
+    writer = "tokenizer" if chat.writer is words else "processor"
+    tell("template", lambda: f"of the {writer}" if chat.template else "none: prompts are texts")
     tell("ends with", lambda: _names(words, chat.stops))
     tell("never says", lambda: _names(words, chat.never))
     tell("prompt", lambda: _tokens(words, chat.prompt(ASKED).ids))

@@ -30,9 +30,12 @@ def members_of(model: Any) -> dict[str, list[str]]:
     }
     members: dict[str, list[str]] = {"vision": [], "projector": [], "language": []}
     for name, p in model.named_parameters():
-        leads = sees and any(word in PROJECTORS for word in name.split("."))
-        spoken = id(p) in of["language"] or id(p) in of["output"]
-        place = "projector" if leads else "language" if spoken else "vision" if id(p) in of["vision"] else "projector"
+        if sees and any(word in PROJECTORS for word in name.split(".")):
+            place = "projector"
+        elif id(p) in of["language"] or id(p) in of["output"]:
+            place = "language"
+        else:
+            place = "vision" if id(p) in of["vision"] else "projector"
         members[place].append(name)
     return {place: names for place, names in members.items() if names}
 

@@ -124,8 +124,10 @@ def _refuse_prompts(key: str, own: Chat, other: Chat, examples: Sequence[Any]) -
             raise UserError(f"{key}.model: its processor makes other inputs of a picture; takes a model with the policy's processor")
     for prompt in [*([list(TALK)] if own.template else []), *list(examples)[:TRIED]]:
         ids = _ids(own, prompt)
-        others = None if ids is None else _ids(other, own.turns(prompt) if own.template else prompt)
-        if ids is not None and others != ids:
+        if ids is None:
+            continue
+        others = _ids(other, own.turns(prompt) if own.template else prompt)
+        if others != ids:
             writes = "refuses it" if others is None else f"writes {_apart(other, others, ids)}"
             raise UserError(
                 f"{key}.model: of the prompt {_short(prompt)} its chat template {writes} where the policy's writes "
@@ -162,7 +164,9 @@ def _short(prompt: Any) -> str:
 def _refuse_context(key: str, own: Room, other: Room) -> None:
     if other.context is None:
         return
-    prompt = own.max_prompt if own.max_prompt is not None else None if own.context is None else own.context - own.max_completion
+    prompt = own.max_prompt
+    if prompt is None and own.context is not None:
+        prompt = own.context - own.max_completion
     if prompt is None or prompt + own.max_completion > other.context:
         rows = "as long as they like" if prompt is None else f"up to {prompt + own.max_completion} tokens long"
         raise UserError(

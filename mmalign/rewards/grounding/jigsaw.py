@@ -67,7 +67,8 @@ def _in_answer(text: str, think: bool) -> str | None:
         return None
     before = before.rstrip()
     thought = before.startswith("<think>") and before.endswith("</think>") and before.count("<think>") == 1
-    return rest.removesuffix("</answer>") if (thought if think else not before) else None
+    right = thought if think else not before
+    return rest.removesuffix("</answer>") if right else None
 
 
 def _in_box(text: str, think: bool) -> str | None:

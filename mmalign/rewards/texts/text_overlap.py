@@ -35,11 +35,9 @@ def text_overlap(
     except ImportError as error:
         raise UserError(f"text_overlap: needs the package sacrebleu, which cannot be imported ({error}); pip install sacrebleu") from error
     try:
-        scorer: Any = (
-            BLEU(effective_order=True, lowercase=not case, tokenize=tokenize)
-            if metric == "bleu"
-            else CHRF(lowercase=not case, word_order=2 if metric == "chrf++" else 0)
-        )
+        scorer: Any = CHRF(lowercase=not case, word_order=2 if metric == "chrf++" else 0)
+        if metric == "bleu":
+            scorer = BLEU(effective_order=True, lowercase=not case, tokenize=tokenize)
     except (KeyError, ValueError, RuntimeError, ImportError) as error:
         raise UserError(f"text_overlap.tokenize: got {tokenize!r}: {' '.join(str(error).split())}") from error
 

@@ -11,7 +11,7 @@ from mmalign.arguments.parameters import accepted
 from mmalign.arguments.ranges import Count
 from mmalign.arguments.reads import columns_read
 from mmalign.rewards._shared.scorer import Scorer
-from mmalign.types import UserError
+from mmalign.types import Differentiable, UserError
 
 
 def frames(*, of: Callable[..., Any], stride: Count = 1) -> Scorer:
@@ -40,12 +40,6 @@ def frames(*, of: Callable[..., Any], stride: Count = 1) -> Scorer:
             return {part: values.unflatten(0, kept.shape[:2]).mean(1) for part, values in scores.items()}
         return scores.unflatten(0, kept.shape[:2]).mean(1)
 
-    low, high = getattr(of, "low", None), getattr(of, "high", None)
-    return Scorer(
-        "frames",
-        score,
-        differentiable=bool(getattr(of, "differentiable", False)),
-        low=low,
-        high=high,
-        reads=columns_read(of),
-    )
+    low, high = (of.low, of.high) if isinstance(of, Scorer) else (None, None)
+    differentiable = isinstance(of, Differentiable) and of.differentiable
+    return Scorer("frames", score, differentiable=differentiable, low=low, high=high, reads=columns_read(of))
