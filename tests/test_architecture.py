@@ -190,7 +190,7 @@ def imports(node: ast.AST, name: str) -> Iterator[tuple[int, str]]:
 
 def edges(name: str, code: str | None = None) -> set[str]:
     """The files of mmalign that a file imports, those inside functions included, but for what only a type checker reads."""
-    found = set()
+    targets = set()
     module = ast.parse(code) if code is not None else tree(name)
     for child in ast.walk(without_type_checking(module)):
         if not isinstance(child, ast.ImportFrom) or not (child.module or "").startswith("mmalign"):
@@ -198,8 +198,8 @@ def edges(name: str, code: str | None = None) -> set[str]:
         for alias in child.names:
             whole = "/".join([*child.module.split(".")[1:], alias.name]) + ".py"
             home = "/".join(child.module.split(".")[1:]) + ".py" if child.module != "mmalign" else "__init__.py"
-            found.add(whole if whole in NAMES else home if home in NAMES else home.removesuffix(".py") + "/__init__.py")
-    return found & {*NAMES} - {name}
+            targets.add(whole if whole in NAMES else home if home in NAMES else home.removesuffix(".py") + "/__init__.py")
+    return targets & {*NAMES} - {name}
 
 
 def circles(graph: dict[str, set[str]]) -> list[list[str]]:
@@ -207,7 +207,7 @@ def circles(graph: dict[str, set[str]]) -> list[list[str]]:
     number: dict[str, int] = {}
     low: dict[str, int] = {}
     stack: list[str] = []
-    found: list[list[str]] = []
+    rings: list[list[str]] = []
 
     def visit(name: str) -> None:
         number[name] = low[name] = len(number)
@@ -221,12 +221,12 @@ def circles(graph: dict[str, set[str]]) -> list[list[str]]:
         if low[name] == number[name]:
             part = stack[stack.index(name) :]
             del stack[stack.index(name) :]
-            found.extend([sorted(part)] if len(part) > 1 else [])
+            rings.extend([sorted(part)] if len(part) > 1 else [])
 
     for name in graph:
         if name not in number:
             visit(name)
-    return found
+    return rings
 
 
 def without_type_checking(module: ast.Module) -> ast.Module:
@@ -302,8 +302,8 @@ def test_only_some_know_diffusers_and_transformers(name):
 def test_nothing_heavy_at_top_level(name):
     light = home(name) in LIGHT or name.endswith("__init__.py")
     heavy = HEAVY | {"torch", "numpy", "omegaconf", "pydantic", "yaml"} if light else HEAVY
-    found = [(line, module) for line, module in imports(top_level(tree(name)), name) if module.split(".")[0] in heavy]
-    assert name in MAY_BE_HEAVY or found == []
+    odd = [(line, module) for line, module in imports(top_level(tree(name)), name) if module.split(".")[0] in heavy]
+    assert name in MAY_BE_HEAVY or odd == []
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -318,13 +318,13 @@ def test_lengths(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_more_than_eight_parameters_have_a_reason_beside_them(name):
-    found, lines = {}, source(name).splitlines()
+    long, lines = {}, source(name).splitlines()
     for node in functions(name):
         given = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
         count = sum(argument.arg not in ("self", "cls") for argument in given)
         if count > MAX_PARAMETERS and "  # " not in lines[node.lineno - 1]:
-            found[node.name] = count
-    assert found == {}
+            long[node.name] = count
+    assert long == {}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -338,13 +338,13 @@ def test_public_things_have_docstrings(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_never_written(name):
-    found = [(line, module) for line, module in imports(tree(name), name) if module.split(".")[0] in ("pickle", "dill", "marshal")]
+    odd = [(line, module) for line, module in imports(tree(name), name) if module.split(".")[0] in ("pickle", "dill", "marshal")]
     for node in ast.walk(tree(name)):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("eval", "exec", "hasattr"):
-            found.append((node.lineno, node.func.id))
+            odd.append((node.lineno, node.func.id))
         if isinstance(node, ast.ExceptHandler) and node.type is None:
-            found.append((node.lineno, "bare except"))
-    assert found == []
+            odd.append((node.lineno, "bare except"))
+    assert odd == []
 
 
 def test_the_top_level_of_the_repository():

@@ -116,7 +116,7 @@ def test_every_keyword_has_a_meaning(named: catalogue.Listing) -> None:
     assert explanation(catalogue.function(named)).unexplained == []
 
 
-@pytest.mark.parametrize("module", [found.name for found in pkgutil.walk_packages(objectives.__path__, "mmalign.objectives.")])
+@pytest.mark.parametrize("module", [raising.name for raising in pkgutil.walk_packages(objectives.__path__, "mmalign.objectives.")])
 def test_every_keyword_of_an_objective_has_a_meaning(module: str) -> None:
     public = [value for name, value in vars(importlib.import_module(module)).items() if not name.startswith("_")]
     own = [value for value in public if inspect.isfunction(value) and value.__module__ == module]
@@ -159,8 +159,8 @@ def test_every_keyword_of_everything_that_is_listed_has_a_line() -> None:
 
 def test_errors_are_said_in_one_form() -> None:
     package = Path(mmalign.__file__).parent
-    found = {str(path.relative_to(package)): saying_raises(ast.parse(path.read_text(encoding="utf-8"))) for path in package.rglob("*.py")}
-    assert {path: names for path, names in found.items() if names} == {}
+    text = {str(path.relative_to(package)): saying_raises(ast.parse(path.read_text(encoding="utf-8"))) for path in package.rglob("*.py")}
+    assert {path: names for path, names in text.items() if names} == {}
     seeded = (
         'def f():\n    """What it is. Raises UserError for x."""\n\n\ndef g():\n    """What it does where a driver raises an error."""\n'
     )

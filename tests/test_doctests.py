@@ -27,11 +27,11 @@ def written() -> Iterator[tuple[str, str, int, str]]:
             continue
         module = ".".join(("mmalign", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__")
         for node in ast.walk(ast.parse(text)):
-            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and ">>>" in (said := ast.get_docstring(node, clean=False) or ""):
-                yield module, node.name, node.body[0].lineno - 1, said
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and ">>>" in (doc := ast.get_docstring(node, clean=False) or ""):
+                yield module, node.name, node.body[0].lineno - 1, doc
 
 
-EXAMPLES = [pytest.param(*found, id=f"{found[0].removeprefix('mmalign.')}.{found[1]}") for found in written()]
+EXAMPLES = [pytest.param(*example, id=f"{example[0].removeprefix('mmalign.')}.{example[1]}") for example in written()]
 
 
 def failures(module: str, name: str, line: int, said: str) -> str:

@@ -40,7 +40,7 @@ def test_words_are_no_needs(field: str) -> None:
 
 def test_a_table_that_is_not_there() -> None:
     table = torch.ones(1, 2).double()
-    said = Feedback(torch.zeros(1).double(), torch.zeros(1, dtype=torch.int64), tables={refs("ref"): table, OLD: table})
-    assert torch.equal(read(said, OLD), table)
+    feedback = Feedback(torch.zeros(1).double(), torch.zeros(1, dtype=torch.int64), tables={refs("ref"): table, OLD: table})
+    assert torch.equal(read(feedback, OLD), table)
     with pytest.raises(UserError, match="got old, refs:ref, this method reads value"):
-        read(said, VALUE)
+        read(feedback, VALUE)

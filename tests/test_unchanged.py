@@ -24,9 +24,9 @@ def rows(**changed):
 
 
 def compared(base, here):
-    found = SCRIPT["Difference"]()
-    SCRIPT["compare_rows"](found, base, here, TOLERANCE)
-    return found
+    difference = SCRIPT["Difference"]()
+    SCRIPT["compare_rows"](difference, base, here, TOLERANCE)
+    return difference
 
 
 @pytest.mark.parametrize("name", SCRIPT["CONFIGS"])
@@ -43,28 +43,28 @@ def test_a_spelling_that_is_not_known_is_refused():
 
 
 def test_equal_logs_are_equal():
-    found = compared(rows(), rows())
-    assert (found.rows, len(found.fields), found.largest, found.relative) == (2, 4, 0.0, 0.0)
-    assert found.wrong == [] and found.alone == []
+    difference = compared(rows(), rows())
+    assert (difference.rows, len(difference.fields), difference.largest, difference.relative) == (2, 4, 0.0, 0.0)
+    assert difference.wrong == [] and difference.alone == []
 
 
 def test_a_sum_in_another_order_is_equal_and_its_difference_is_told():
-    found = compared(rows(), rows(loss=-0.25 * (1 + 2**-22)))
-    assert found.wrong == [] and found.relative == pytest.approx(2**-22, rel=1e-3)
+    difference = compared(rows(), rows(loss=-0.25 * (1 + 2**-22)))
+    assert difference.wrong == [] and difference.relative == pytest.approx(2**-22, rel=1e-3)
 
 
 @pytest.mark.parametrize("changed", [{"loss": -0.250001}, {"lr": 1.0001e-4}, {"kl": 0.1}, {"loss": math.nan}])
 def test_a_number_that_differs_is_seen(changed):
     (name,) = changed
-    found = compared(rows(), rows(**changed))
-    assert len(found.wrong) == 1 and found.wrong[0].startswith(f"train 1: {name} was ")
+    difference = compared(rows(), rows(**changed))
+    assert len(difference.wrong) == 1 and difference.wrong[0].startswith(f"train 1: {name} was ")
 
 
 def test_a_row_or_every_name_that_is_missing_is_wrong_and_a_name_is_told():
     assert compared(rows(), {"eval 0": {"gold": 0.5}}).wrong == ["rows of one tree only: train 1"]
     assert compared({"eval 0": {"gold": 0.5}}, {"eval 0": {"golden": 0.5}}).wrong == ["there is no number that both trees log"]
-    found = compared(rows(), rows(length=7.0))
-    assert found.wrong == [] and found.alone == ["train length (here)"]
+    difference = compared(rows(), rows(length=7.0))
+    assert difference.wrong == [] and difference.alone == ["train length (here)"]
 
 
 def test_times_and_memory_are_left_out_and_null_is_kept(tmp_path):
@@ -87,11 +87,11 @@ def test_times_and_memory_are_left_out_and_null_is_kept(tmp_path):
     ],
 )
 def test_trained_tensors(here, wrong):
-    found = SCRIPT["Difference"]()
+    difference = SCRIPT["Difference"]()
     base = {"a": [1.0, 2.0], "b": [0.0]}
     made = [{name: torch.tensor(values, dtype=torch.float64) for name, values in tensors.items()} for tensors in (base, here)]
-    SCRIPT["compare_tensors"](found, *made, TOLERANCE)
-    assert [line.startswith(wrong) for line in found.wrong] == ([True] if wrong else [])
+    SCRIPT["compare_tensors"](difference, *made, TOLERANCE)
+    assert [line.startswith(wrong) for line in difference.wrong] == ([True] if wrong else [])
 
 
 def test_a_run_that_was_interrupted_is_made_again(tmp_path):

@@ -106,8 +106,8 @@ def test_closed_forms(by, wanted):
 
 
 def test_precision_weighted_heads():
-    found = asked(algebra.bayesian(heads={"a": "b", "b": "a"}, nominal="mean"))
-    assert found == near([(a / b**2 + b / a**2) / (1 / a**2 + 1 / b**2) for a, b in zip(PARTS["a"], PARTS["b"], strict=True)])
+    combined = asked(algebra.bayesian(heads={"a": "b", "b": "a"}, nominal="mean"))
+    assert combined == near([(a / b**2 + b / a**2) / (1 / a**2 + 1 / b**2) for a, b in zip(PARTS["a"], PARTS["b"], strict=True)])
 
 
 def test_pessimistic_lies_between_the_worst_and_the_mean():
@@ -147,11 +147,11 @@ def test_a_missing_score_leaves_its_row_without_a_reward_and_no_other(name):
 def test_the_rest_stands_for_what_is_missing_and_is_no_zero(name):
     build = ALL[name]
     given = parts(a=[NAN, *PARTS["a"][1:]])
-    found = asked(build(missing="rest"), given)
-    assert not any(math.isnan(value) for value in found) and (name == "normalised_sum" or found[1:] == near(asked(build())[1:]))
+    combined = asked(build(missing="rest"), given)
+    assert not any(math.isnan(value) for value in combined) and (name == "normalised_sum" or combined[1:] == near(asked(build())[1:]))
     alone = {"weighted_sum": (3 + 2) * 3 / 2, "harmonic": 2 / (1 / 3 + 1 / 2), "worst": 2, "lower_bound": 2.5 - 0.5}
     if name in alone:
-        assert found[0] == near(alone[name])
+        assert combined[0] == near(alone[name])
     none = asked(build(missing="rest"), {key: values * NAN for key, values in parts().items()})
     assert all(math.isnan(value) for value in none)
 
@@ -177,10 +177,10 @@ def test_pairs_that_get_to_a_missing_score_say_nothing():
 @pytest.mark.parametrize("build", [*ALL.values(), *FIXED.values()])
 def test_rows_may_come_in_any_order_and_rewards_of_any_number(build):
     order = torch.tensor([3, 0, 4, 2, 1])
-    found = build()(parts(), GROUP, PROMPTS)
+    combined = build()(parts(), GROUP, PROMPTS)
     moved = build()({name: values[order] for name, values in parts().items()}, GROUP[order], [PROMPTS[row] for row in order])
-    assert moved.tolist() == near(found[order].tolist())
-    assert found.dtype == torch.float64 and found.shape == (5,)
+    assert moved.tolist() == near(combined[order].tolist())
+    assert combined.dtype == torch.float64 and combined.shape == (5,)
 
 
 @pytest.mark.parametrize("name", [name for name in ALL if name != "bayesian"])
@@ -215,13 +215,13 @@ def test_running_moments_are_those_of_all_that_was_seen():
         scores = torch.randn(5, generator=generator, dtype=torch.float64) * 3 + 100
         scores[1] = NAN
         seen += scores[~scores.isnan()].tolist()
-        found = by({"a": scores}, GROUP, PROMPTS, learn=True)
+        combined = by({"a": scores}, GROUP, PROMPTS, learn=True)
     every = torch.tensor(seen, dtype=torch.float64)
-    assert found.tolist() == near(((scores - every.mean()) / every.std()).tolist())
-    assert by({"a": scores}, GROUP, PROMPTS).tolist() == near(found.tolist())  # asked without learning, nothing moves
+    assert combined.tolist() == near(((scores - every.mean()) / every.std()).tolist())
+    assert by({"a": scores}, GROUP, PROMPTS).tolist() == near(combined.tolist())  # asked without learning, nothing moves
     fresh = algebra.weighted_sum(weights={"a": 1}, transforms={"a": transforms.z_score(over="running", eps=0.0)})
     fresh.state.load(json.loads(json.dumps(by.state.dump())))
-    assert torch.equal(fresh({"a": scores}, GROUP, PROMPTS)[2:], found[2:])
+    assert torch.equal(fresh({"a": scores}, GROUP, PROMPTS)[2:], combined[2:])
 
 
 def test_ranks():
@@ -253,8 +253,8 @@ def test_a_calibrated_reward_of_reference_samples_is_uniform(tmp_path):
     file = tmp_path / "r.jsonl"
     file.write_text(json.dumps({"prompt": "p", "rewards": {"a": samples}}))
     step = transforms.calibrated(reference=str(file))
-    found = step.of(torch.tensor(samples, dtype=torch.float64), Rows(torch.zeros(400), ["p"] * 400), None)
-    assert sorted(found.tolist()) == near([(place + 0.5) / 400 for place in range(400)])
+    combined = step.of(torch.tensor(samples, dtype=torch.float64), Rows(torch.zeros(400), ["p"] * 400), None)
+    assert sorted(combined.tolist()) == near([(place + 0.5) / 400 for place in range(400)])
 
 
 def test_log_sigmoid_centring(reference):
@@ -292,7 +292,7 @@ def test_multipliers_rise_over_the_limit_and_fall_below_it():
     by, lam, costs = build(), 0.5, []
     for cost in ([4.0] * 5, [NAN, 3.0, 3.0, 3.0, 3.0], [0.0] * 5, [0.0] * 5, [NAN] * 5):
         given = parts(c=cost)
-        found = asked(by, given, learn=True)
+        combined = asked(by, given, learn=True)
         if not math.isnan(
             sum(value for value in cost if not math.isnan(value)) / max(1, sum(not math.isnan(value) for value in cost))
         ) and not all(math.isnan(value) for value in cost):
@@ -300,7 +300,7 @@ def test_multipliers_rise_over_the_limit_and_fall_below_it():
             costs = [*costs, sum(known) / len(known)][-2:]
             lam *= math.exp(0.5 * lam * (sum(costs) / len(costs) - 2))
         wanted = [(a + b - lam * c) / (1 + lam) for a, b, c in zip(PARTS["a"], PARTS["b"], cost, strict=True)]
-        assert found == near(wanted)
+        assert combined == near(wanted)
         assert asked(restored(build, by), given) == near(wanted)
     high = balancing.constrained(limits={"c": -1e9}, most=7.0)
     asked(high, learn=True)
@@ -405,9 +405,9 @@ def test_combined_is_one_reward_with_a_gradient():
         rewards={"bright": scorer(lambda x: x), "dark": scorer(lambda x: 1 - x)}, combine=algebra.harmonic(weights={"bright": 1, "dark": 3})
     )
     outputs = torch.full((2, 3, 4, 4), 0.25).requires_grad_()
-    found = reward(outputs, ["p", "q"])
-    assert found.tolist() == pytest.approx([4 / (1 / 0.25 + 3 / 0.75)] * 2) and reward.differentiable
-    found.sum().backward()
+    scores = reward(outputs, ["p", "q"])
+    assert scores.tolist() == pytest.approx([4 / (1 / 0.25 + 3 / 0.75)] * 2) and reward.differentiable
+    scores.sum().backward()
     assert bool((outputs.grad != 0).all())
     assert not mm.rewards.combined(rewards={"a": lambda outputs, prompts: torch.zeros(len(prompts))}).differentiable
 

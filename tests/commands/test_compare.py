@@ -36,14 +36,14 @@ def test_best_of_n_is_over_blocks_and_by_the_reward_alone():
 
 
 def test_a_comparison_is_a_table_numbers_and_a_picture(tmp_path):
-    told = {
+    arguments = {
         "guidance": ["dps scale=50", "fk particles=2"],
         "prompts": PROMPTS[:2],
         "samples": 2,
         "seeds": 2,
         "call": {"num_inference_steps": 4},
     }
-    made = compare(digits(), brightness, out=tmp_path, **told)
+    made = compare(digits(), brightness, out=tmp_path, **arguments)
     dps, fk = made.rows
     assert dps.cost == pytest.approx(5 + 2 * 3) and fk.ledger["evaluations"] == pytest.approx(2 * 5)  # one each for a shape
     assert dps.reward == dps.judge and dps.lead == pytest.approx(dps.judge - dps.best_judge)
@@ -64,9 +64,9 @@ def test_any_model_is_sampled_under_guidance(tmp_path):
         out=tmp_path / "made.png",
     )  # fmt: skip
     assert made.path.is_file() and made.scores.shape == (2, 2) and made.ledger.evaluations == 2 * 2 * 2 * 3
-    found = model_of("digits/demo")
-    assert set(found.rewards) == {"proxy", "novelty"} and found.weights["novelty"] == 2.15 and found.judges.keys() == {"gold"}
-    assert found.call["num_inference_steps"] == 20 and len(found.prompts) == 10
+    model = model_of("digits/demo")
+    assert set(model.rewards) == {"proxy", "novelty"} and model.weights["novelty"] == 2.15 and model.judges.keys() == {"gold"}
+    assert model.call["num_inference_steps"] == 20 and len(model.prompts) == 10
 
 
 @pytest.mark.parametrize("guidance", [None, "fk particles=2", "best_of count=2"])
@@ -118,6 +118,6 @@ def test_a_config_s_rewards_get_the_columns_of_its_prompts(tmp_path):
     ],
 )
 def test_bad_input_is_one_line(call, words):
-    with pytest.raises(UserError, match=words) as found:
+    with pytest.raises(UserError, match=words) as caught:
         call()
-    assert "\n" not in str(found.value)
+    assert "\n" not in str(caught.value)

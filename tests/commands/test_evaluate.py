@@ -50,9 +50,9 @@ def suite(files):
 
 def test_from_questions_to_numbers(files):
     policy = Speaker()
-    found = mm.evaluate(policy, suite(files), out=files / "out", batch=4, call={"top_k": 3}, using="ema", who="me")
+    numbers = mm.evaluate(policy, suite(files), out=files / "out", batch=4, call={"top_k": 3}, using="ema", who="me")
     # yes to 1, 3, 5; the truth is yes for 0, 1, 2
-    assert found.scores.values["random/accuracy"].value == 2 / 6
+    assert numbers.scores.values["random/accuracy"].value == 2 / 6
     assert policy.sets == ["ema"] and policy.call == {"temperature": 0, "top_k": 3}
     assert len(set(policy.seeds)) == 6
     results = json.loads((files / "out/results.json").read_text())
@@ -77,13 +77,13 @@ def test_it_goes_on_where_it_was_interrupted(files):
     assert len(file.read_text().splitlines()) == 1 + 4
     file.write_text(file.read_text() + '{"id": "5", "ans')  # and the machine fell too
     policy = Speaker()
-    found = mm.evaluate(policy, suite(files), out=files / "out", batch=3)
+    results = mm.evaluate(policy, suite(files), out=files / "out", batch=3)
     assert policy.asked == ["0", "1"]  # questions 4 and 5 alone
-    assert found.scores.values == whole.scores.values
+    assert results.scores.values == whole.scores.values
     assert file.read_text() == (files / "whole/answers.jsonl").read_text()
-    asked = Speaker()
-    mm.evaluate(asked, suite(files), out=files / "out")
-    assert asked.asked == []
+    speaker = Speaker()
+    mm.evaluate(speaker, suite(files), out=files / "out")
+    assert speaker.asked == []
 
 
 def test_other_answers_are_not_gone_on_with(files):
@@ -98,9 +98,9 @@ def test_other_answers_are_not_gone_on_with(files):
 def test_answers_that_are_there_already(files):
     given = files / "given.jsonl"
     given.write_text("".join(json.dumps({"question_id": number, "text": "Yes"}) + "\n" for number in range(5)))
-    found = mm.evaluate(None, suite(files), out=files / "out", answers=given)
-    assert found.scores.counts == {"answers": 6, "missing": 1, "unparsed": 0}
-    assert found.scores.values["random/recall"].value == 1.0
+    results = mm.evaluate(None, suite(files), out=files / "out", answers=given)
+    assert results.scores.counts == {"answers": 6, "missing": 1, "unparsed": 0}
+    assert results.scores.values["random/recall"].value == 1.0
     assert json.loads((files / "out/rows.jsonl").read_text().splitlines()[5])["missing"] is True
     given.write_text('{"id": "x", "text": "Yes"}\n')
     with pytest.raises(UserError, match=r"answers none of the questions \(ids like 0; it has ids like x\)"):
@@ -185,10 +185,10 @@ def test_a_judge_on_a_server(files, monkeypatch):
     try:
         assert "--judge-model" in command(*words).output
         done = command(*words, "--judge-model", "m", "resamples=20")
-        asked = len(server.requests)
+        requests_before = len(server.requests)
         again = command(*words, "--judge-model", "m", "resamples=20")
     finally:
         server.kill()
     assert done.exit_code == 0, done.output
     assert "2.250" in done.output and "answers 4  missing 0  unparsed 0" in done.output  # (6 + 1 + 1 + 1) / 4
-    assert asked == 4 and len(server.requests) == 4 and "2.250" in again.output  # reviews are kept
+    assert requests_before == 4 and len(server.requests) == 4 and "2.250" in again.output  # reviews are kept

@@ -74,9 +74,9 @@ def test_a_pass_of_two_layers_by_hand() -> None:
     fake.weights(net)
     with fake:
         x = torch.zeros(8, 16)
-    found = footprint.backward_pass(fake, lambda: net(x), list(net.parameters()))
-    assert found.saved == 8 * 32 * 4 + 8 * 4 * 4  # relu's output, and what comes out; x was there before
-    assert found.peak >= found.saved + sum(p.numel() * 4 for p in net[2].parameters())
+    measured = footprint.backward_pass(fake, lambda: net(x), list(net.parameters()))
+    assert measured.saved == 8 * 32 * 4 + 8 * 4 * 4  # relu's output, and what comes out; x was there before
+    assert measured.peak >= measured.saved + sum(p.numel() * 4 for p in net[2].parameters())
 
 
 def test_gradients_of_embeddings_that_are_the_output_too_are_added_up_in_place() -> None:
@@ -98,34 +98,34 @@ def test_gradients_of_embeddings_that_are_the_output_too_are_added_up_in_place()
 
 def test_checkpointing_and_fewer_steps_come_to_what_they_should() -> None:
     def update(rows: footprint.Rows, **more: Any) -> dict[str, int]:
-        asked = footprint.diffusers(
+        shape = footprint.diffusers(
             twin("StableDiffusion3Pipeline"), lora=Lora(rank=4), schedule=Schedule(steps=4, guidance=4.5), memory=Memory(**more),
             call={"height": 32, "width": 32, "max_sequence_length": 8},
         )  # fmt: skip
-        return by_name(asked.measure(rows).parts)
+        return by_name(shape.measure(rows).parts)
 
     base, small = (
-        next(size for name, size in found.items() if name.startswith("activations"))
-        for found in (update(footprint.Rows(8, 4, 4)), update(footprint.Rows(8, 4, 4, micro_steps=1), gradient_checkpointing=True))
+        next(size for name, size in peak.items() if name.startswith("activations"))
+        for peak in (update(footprint.Rows(8, 4, 4)), update(footprint.Rows(8, 4, 4, micro_steps=1), gradient_checkpointing=True))
     )
     assert 3 * small < 0.4 * base  # of three steps that are trained, one
 
 
 def test_shared_prompts_are_kept_once() -> None:
     def kept(**more: Any) -> int:
-        asked = footprint_language.transformers(texts.twin("LlamaForCausalLM"), max_prompt=64, max_completion=8, memory=TextMemory(**more))
-        return by_name(asked.measure(footprint.Rows(8, 8, 8)).parts)["activations kept for the backward pass"]
+        shape = footprint_language.transformers(texts.twin("LlamaForCausalLM"), max_prompt=64, max_completion=8, memory=TextMemory(**more))
+        return by_name(shape.measure(footprint.Rows(8, 8, 8)).parts)["activations kept for the backward pass"]
 
     assert kept() < 0.5 * kept(shared_prefixes=False)
 
 
 def test_the_table_of_a_config() -> None:
-    found = count(CONFIG, card="0.9GB")
-    parts = by_name(found.parts)
+    counted = count(CONFIG, card="0.9GB")
+    parts = by_name(counted.parts)
     lora = parts["LoRA"]
     assert parts["gradients"] == parts["EMA"] == lora and 2 * lora <= parts["states of adamw"] < 2.2 * lora
-    assert "set of parameters" not in parts and found.peak[1] == max(found.peaks.values())
-    sizes = [part.size for part in found.parts]
+    assert "set of parameters" not in parts and counted.peak[1] == max(counted.peaks.values())
+    sizes = [part.size for part in counted.parts]
     assert sizes == sorted(sizes, reverse=True)
     whole = by_name(count({**CONFIG, "policy": {**CONFIG["policy"], "lora": None}}).parts)
     assert whole["set of parameters"] == whole["gradients"] > lora
@@ -134,8 +134,8 @@ def test_the_table_of_a_config() -> None:
 @pytest.mark.parametrize(("use", "least", "most"), [("sgd", 0.0, 0.0), ("adamw_8bit", 0.5, 2.0), ("adafactor", 0.05, 0.9)])
 def test_states_of_optimisers(use: str, least: float, most: float) -> None:
     """Over the bytes of what is trained: no momentum; two means in 8 bits, but for what is small; a row and a column."""
-    found = by_name(count({**CONFIG, "policy": {**CONFIG["policy"], "lora": None}, "optimizer": {"use": use, "rate": 1e-3}}).parts)
-    assert least <= found[f"states of {use}"] / found["gradients"] <= most
+    sizes = by_name(count({**CONFIG, "policy": {**CONFIG["policy"], "lora": None}, "optimizer": {"use": use, "rate": 1e-3}}).parts)
+    assert least <= sizes[f"states of {use}"] / sizes["gradients"] <= most
 
 
 def test_the_command_says_what_to_change(tmp_path: Path) -> None:

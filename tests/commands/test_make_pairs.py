@@ -33,8 +33,8 @@ ASKED = [f"{word} " for word in ("one", "two", "three", "four", "five")]
 def test_ranked_answers_of_its_own(tmp_path, policy):
     settings = {"group": 6, "prompts_at_once": 2, "cut": "keep"}
     counts = mm.commands.make_pairs(policy, ASKED, {"e": letters}, out=str(tmp_path / "new" / "a.jsonl"), **settings)
-    found = lines(tmp_path / "new" / "a.jsonl")
-    assert counts["pairs"] == len(found) > 2 and counts["prompts"] == 5 and counts["pairs"] + counts["tied"] == 5 and counts["missing"] > 0
+    rows = lines(tmp_path / "new" / "a.jsonl")
+    assert counts["pairs"] == len(rows) > 2 and counts["prompts"] == 5 and counts["pairs"] + counts["tied"] == 5 and counts["missing"] > 0
     drawn = {prompt: [] for prompt in ASKED}
     for start in (0, 2, 4):
         from mmalign.training.seeds import stream
@@ -42,13 +42,13 @@ def test_ranked_answers_of_its_own(tmp_path, policy):
         rollout = policy.sample(ASKED[start : start + 2], 6, stream(0, start, 0, "pairs"))
         for prompt, output in zip(rollout.prompts, rollout.outputs, strict=True):
             drawn[prompt].append(output)
-    for line in found:
+    for line in rows:
         scores = [text.count("e") for text in drawn[line["prompt"]] if "z" not in text]
         assert (line["score_chosen"], line["score_rejected"]) == (max(scores), min(scores))
         assert line["chosen"].count("e") == max(scores) and line["rejected"].count("e") == min(scores)
         assert ASKED[int(line["id"])] == line["prompt"] and {line["chosen"], line["rejected"]} <= set(drawn[line["prompt"]])
     records = mm.data.texts(str(tmp_path / "new" / "a.jsonl"))
-    assert records.first(9)[0].scores == (found[0]["score_chosen"], found[0]["score_rejected"])
+    assert records.first(9)[0].scores == (rows[0]["score_chosen"], rows[0]["score_rejected"])
     wide = mm.commands.make_pairs(policy, ASKED, {"e": letters}, out=str(tmp_path / "b.jsonl"), least_gap=1.0, most=3, **settings)
     several = lines(tmp_path / "b.jsonl")
     assert all(line["score_chosen"] - line["score_rejected"] > 1 for line in several) and wide["pairs"] == len(several)
@@ -81,17 +81,17 @@ def test_answers_under_a_handicap_against_those_of_the_data(tmp_path, policy):
 
 
 def test_what_is_too_like_the_better_answer_is_left_out(tmp_path, policy):
-    said = policy.generate(["one "], [0], temperature=1e-3)[0]
-    records = [Pair("one ", said, "x", 1.0, "a")]
+    answer = policy.generate(["one "], [0], temperature=1e-3)[0]
+    records = [Pair("one ", answer, "x", 1.0, "a")]
     counts = mm.commands.make_rejected(policy, records, out=str(tmp_path / "a.jsonl"), count=2, call={"temperature": 1e-3}, cut="keep")
     assert counts == {"pairs": 0, "records": 2, "alike": 2, "cut": 0} and lines(tmp_path / "a.jsonl") == []
 
 
 def test_answers_without_an_end_are_left_out_and_the_rest_can_be_trained_on(tmp_path, policy):
     """Tokens are characters here: what is cut has 9 of them, and with the end that training adds it would have 10."""
-    asked, records = ASKED * 6, [Pair("one ", "yes", "no", 1.0, "a")] * 30
-    made = mm.commands.make_pairs(policy, asked, {"e": letters}, out=str(tmp_path / "a.jsonl"), group=6)
-    kept = mm.commands.make_pairs(policy, asked, {"e": letters}, out=str(tmp_path / "b.jsonl"), group=6, cut="keep")
+    questions, records = ASKED * 6, [Pair("one ", "yes", "no", 1.0, "a")] * 30
+    made = mm.commands.make_pairs(policy, questions, {"e": letters}, out=str(tmp_path / "a.jsonl"), group=6)
+    kept = mm.commands.make_pairs(policy, questions, {"e": letters}, out=str(tmp_path / "b.jsonl"), group=6, cut="keep")
     assert made["cut"] > made["pairs"] > 0 == kept["cut"] and kept["pairs"] > made["pairs"]
     rejected = mm.commands.make_rejected(policy, records, out=str(tmp_path / "c.jsonl"), count=30)
     assert rejected["pairs"] > 0 < rejected["cut"] and rejected["pairs"] + rejected["alike"] + rejected["cut"] == rejected["records"] == 30
@@ -183,12 +183,12 @@ def test_a_model_that_sees_answers_with_its_picture_hidden(tmp_path):
             p.mul_(8.0)  # so that what is seen changes what is said
     policy = mm.policies.transformers(model, processor, max_completion=6, device="cpu")
     source = str(resource("assets/pictures/pairs.jsonl"))
-    found = {}
+    pairs_of = {}
     for share in (0.0, 1.0):
         out, call = tmp_path / f"{share}.jsonl", {"hidden_media": share, "temperature": 1.0}
         counts = mm.commands.make_rejected(policy, mm.data.picture_texts(source), out=str(out), count=4, call=call, cut="keep")
         assert counts == {"pairs": 4, "records": 4, "alike": 0, "cut": 0}
-        found[share] = [(line["prompt"], line["chosen"], line["rejected"]) for line in lines(out)]
-    assert [row[:2] for row in found[0.0]] == [row[:2] for row in found[1.0]] and found[0.0] != found[1.0]
+        pairs_of[share] = [(line["prompt"], line["chosen"], line["rejected"]) for line in lines(out)]
+    assert [row[:2] for row in pairs_of[0.0]] == [row[:2] for row in pairs_of[1.0]] and pairs_of[0.0] != pairs_of[1.0]
     again = mm.data.picture_texts(str(tmp_path / "1.0.jsonl")).first(9)
-    assert {pair.second for pair in again} <= {row[2] for row in found[1.0]} and again[0].prompt[0]["content"][0]["type"] == "image"
+    assert {pair.second for pair in again} <= {row[2] for row in pairs_of[1.0]} and again[0].prompt[0]["content"][0]["type"] == "image"

@@ -87,9 +87,9 @@ def test_a_folder_tells_class_parts_and_scheduler(tmp_path):
     with pytest.raises(UserError, match="no model_index"):
         read_index(str(tmp_path))
     (tmp_path / "model_index.json").write_text(json.dumps(index))
-    found = read_index(str(tmp_path))
-    assert found[:3] == ("WanPipeline", ("transformer_2", "boundary_ratio"), scheduler)
-    pipe = twin(*found[:3])
+    phases_read = read_index(str(tmp_path))
+    assert phases_read[:3] == ("WanPipeline", ("transformer_2", "boundary_ratio"), scheduler)
+    pipe = twin(*phases_read[:3])
     assert pipe.transformer_2 is None and pipe.config.boundary_ratio is None and pipe.scheduler.config.shift == 3.0
     with pytest.raises(UserError, match="is a WanPipeline"):
         read_index(str(tmp_path), kind="FluxPipeline")

@@ -345,8 +345,8 @@ def test_signatures_of_classes_and_builtins():
     class Thing:
         def __init__(self, size: int, *, name: str = "x") -> None: ...
 
-    found, any_key = signatures.parameters(Thing)
-    assert found == {"size": signatures.Parameter("size", int, True), "name": signatures.Parameter("name", str, False)} and not any_key
+    known, any_key = signatures.parameters(Thing)
+    assert known == {"size": signatures.Parameter("size", int, True), "name": signatures.Parameter("name", str, False)} and not any_key
     assert signatures.parameters(dict) == ({}, True)
 
 

@@ -129,10 +129,10 @@ def test_wrappers_read_what_they_wrap() -> None:
 
 
 def test_an_oracle_compares_no_row_without_its_column(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[Any] = []
+    calls: list[Any] = []
 
     def halves(outputs: Any, prompts: Any, group: torch.Tensor, **columns: Any) -> torch.Tensor:
-        asked.append((len(outputs), [turn[0]["content"][-1]["text"] for turn in prompts], group.tolist()))
+        calls.append((len(outputs), [turn[0]["content"][-1]["text"] for turn in prompts], group.tolist()))
         return torch.full((len(outputs), len(outputs)), 0.5)
 
     monkeypatch.setattr(edits, "judge_pairs", lambda **settings: halves)
@@ -140,7 +140,7 @@ def test_an_oracle_compares_no_row_without_its_column(monkeypatch: pytest.Monkey
     assert columns_read(oracle) == {"source"}
     picture = torch.zeros(3, 2, 2)
     wins = oracle(torch.zeros(3, 3, 2, 2), ["a", "b", "c"], torch.tensor([0, 1, 0]), source=[picture, None, picture])
-    assert asked == [(2, ["a", "c"], [0, 0])] and wins[[0, 2]][:, [0, 2]].tolist() == [[0.5, 0.5], [0.5, 0.5]]
+    assert calls == [(2, ["a", "c"], [0, 0])] and wins[[0, 2]][:, [0, 2]].tolist() == [[0.5, 0.5], [0.5, 0.5]]
     assert bool(wins[1].isnan().all()) and bool(wins[:, 1].isnan().all())
 
 

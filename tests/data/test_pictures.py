@@ -157,9 +157,9 @@ def test_videos_that_are_cut_off_are_put_aside_before_anything_decodes_them(fold
     for name, data in (("whole", whole), ("cut", whole[:-1]), ("shorter", whole[:20])):
         (folder / f"{name}.mp4").write_bytes(data)
     rows = [{"video": f"{name}.mp4", "prompt": "What is it?", **ANSWERS, "id": name} for name in ("whole", "cut", "shorter")]
-    found = read(folder, rows)
-    assert [record.id for record in found.first(9)] == ["whole"]
-    assert {name: why.rpartition(": ")[2][:7] for name, why in found.broken.items()} == {"cut": "cut off", "shorter": "cut off"}
+    records = read(folder, rows)
+    assert [record.id for record in records.first(9)] == ["whole"]
+    assert {name: why.rpartition(": ")[2][:7] for name, why in records.broken.items()} == {"cut": "cut off", "shorter": "cut off"}
 
 
 def test_a_file_that_breaks_later_is_found_out(folder):

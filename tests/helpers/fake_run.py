@@ -113,14 +113,14 @@ def scene(seed: int) -> tuple[torch.Tensor, list[str]]:
 
 def sentence(there: list[str], invented: float, unsaid: float, rng: np.random.Generator) -> tuple[str, list[tuple[int, int, str, bool]]]:
     """An answer that leaves out and invents by chance, and where it names what."""
-    said = [name for name in there if rng.random() >= unsaid]
-    said += [name for name in NAMES if name not in there and rng.random() < invented / 6]
+    mentions = [name for name in there if rng.random() >= unsaid]
+    mentions += [name for name in NAMES if name not in there and rng.random() < invented / 6]
     text, marks = "There is", []
-    for number, name in enumerate(sorted(said, key=NAMES.index)):
+    for number, name in enumerate(sorted(mentions, key=NAMES.index)):
         text += " a " if number == 0 else " and a "
         marks.append((len(text), len(text) + len(name), name, name in there))
         text += name
-    return (text + ".", marks) if said else ("", [])
+    return (text + ".", marks) if mentions else ("", [])
 
 
 def make_vlm_run(root: Path, *, silent: bool = False, name: str = "scenes-dpo", questions: int = 14) -> Path:
@@ -129,7 +129,7 @@ def make_vlm_run(root: Path, *, silent: bool = False, name: str = "scenes-dpo", 
 
     run = folder.open_run(root, name, config={**CONFIG, "use": "offline"})
     scenes = [scene(seed) for seed in range(questions)]
-    asked = [
+    rows_asked = [
         [{"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": "Which digits are in the picture?"}]}]
         for picture, _ in scenes
     ]
@@ -137,9 +137,9 @@ def make_vlm_run(root: Path, *, silent: bool = False, name: str = "scenes-dpo", 
     for step in EVALS:
         rise, rng = 1 - math.exp(-step / 30), np.random.default_rng(step)
         invented, recall = 0.36 - 0.32 * rise, 0.97 - (0.5 * rise if silent else 0.02 * math.sin(step / 15))
-        told = [sentence(there, 1.4 * invented, 1 - recall, rng) for _, there in scenes]
-        marks = [{"mentions": found, "objects": there} for (_, found), (_, there) in zip(told, scenes, strict=True)]
-        answers.write(run.path, step, asked, [text for text, _ in told], marks)
+        texts = [sentence(there, 1.4 * invented, 1 - recall, rng) for _, there in scenes]
+        marks = [{"mentions": mentions, "objects": there} for (_, mentions), (_, there) in zip(texts, scenes, strict=True)]
+        answers.write(run.path, step, rows_asked, [text for text, _ in texts], marks)
         numbers = {"chair_s": invented, "chair_s_se": 0.02, "chair_i": invented / 3, "object_recall": recall, "object_recall_se": 0.008}
         numbers |= {
             "answer_words": 9.0 - (4.0 * rise if silent else -0.4 * rise),

@@ -13,10 +13,10 @@ from typing import Any
 
 def likely(**probabilities: float) -> dict[str, Any]:
     """A choice of one token with these probabilities; the likeliest is what it says."""
-    said = max(probabilities, key=probabilities.get)
+    likeliest = max(probabilities, key=probabilities.get)
     top = [{"token": token, "logprob": math.log(value)} for token, value in probabilities.items()]
-    content = [{"token": said, "logprob": math.log(probabilities[said]), "top_logprobs": top}]
-    return {"message": {"content": said}, "finish_reason": "length", "logprobs": {"content": content}}
+    content = [{"token": likeliest, "logprob": math.log(probabilities[likeliest]), "top_logprobs": top}]
+    return {"message": {"content": likeliest}, "finish_reason": "length", "logprobs": {"content": content}}
 
 
 def written(text: str, finish: str = "stop") -> dict[str, Any]:

@@ -11,12 +11,12 @@ from mmalign.policies.settings import Memory, Schedule, TextMemory
 
 def gathered(given: dict[str, Any], **records: Any) -> dict[str, Any]:
     """``{"steps": 3, "lora": ...}`` as ``{"schedule": {"steps": 3}, "lora": ...}``."""
-    found = dict(given)
+    arguments = dict(given)
     for name, record in records.items():
-        own = {field.name: found.pop(field.name) for field in fields(record) if field.name in found}
+        own = {field.name: arguments.pop(field.name) for field in fields(record) if field.name in arguments}
         if own:
-            found[name] = {**found.get(name, {}), **own}
-    return found
+            arguments[name] = {**arguments.get(name, {}), **own}
+    return arguments
 
 
 def diffusers(pipeline: Any, **given: Any) -> Any:

@@ -298,10 +298,10 @@ def rewards(folder: Path) -> dict[str, object]:
 
 def golden(folder: Path) -> dict[str, list[float]]:
     """Every reward's scores, from a folder that ``build`` has filled."""
-    found = {name: reward(images(), PROMPTS) for name, reward in rewards(folder).items()}
-    found |= {name: reward(videos(), PROMPTS[:2]) for name, reward in video_rewards(folder).items()}
-    found |= {name: reward(ANSWERS, PROMPTS) for name, reward in text_rewards(folder).items()}
-    return {name: [round(float(value), 6) for value in scores] for name, scores in found.items()}
+    scores_of = {name: reward(images(), PROMPTS) for name, reward in rewards(folder).items()}
+    scores_of |= {name: reward(videos(), PROMPTS[:2]) for name, reward in video_rewards(folder).items()}
+    scores_of |= {name: reward(ANSWERS, PROMPTS) for name, reward in text_rewards(folder).items()}
+    return {name: [round(float(value), 6) for value in scores] for name, scores in scores_of.items()}
 
 
 if __name__ == "__main__":

@@ -27,14 +27,14 @@ def tokenizer(template=None, **more):
     inner.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     inner.decoder = decoders.Fuse()
     special = {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>", **more}
-    found = PreTrainedTokenizerFast(
+    tokenizer_of_letters = PreTrainedTokenizerFast(
         tokenizer_object=inner,
         **{key: value for key, value in special.items() if value is not None},
         additional_special_tokens=["<image>", "<|im_start|>", "<|im_end|>"],
         clean_up_tokenization_spaces=False,
     )
-    found.chat_template = template
-    return found
+    tokenizer_of_letters.chat_template = template
+    return tokenizer_of_letters
 
 
 SIZES = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}

@@ -144,8 +144,8 @@ def test_a_module_in_a_package_is_found_without_importing_the_package(write_modu
     write_module("house_of/rooms/one.py", LOUD)
     file, rest = source_file("house_of.rooms.one.exact")
     assert (file, rest) == (tmp_path / "house_of" / "rooms" / "one.py", ["exact"])
-    found = source_signature("house_of.rooms.one.exact")
-    assert found is not None and found.keywords == {"first": True, "second": False, "third": False} and not found.any_key
+    signature = source_signature("house_of.rooms.one.exact")
+    assert signature is not None and signature.keywords == {"first": True, "second": False, "third": False} and not signature.any_key
     assert source_file("no_such_module_at.all") == (None, ["no_such_module_at", "all"])
     assert "house_of" not in sys.modules
 

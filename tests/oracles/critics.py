@@ -36,8 +36,8 @@ def _loss(
     for row in _known_rows(table):
         own = dict(zip(_cells(table, row), earned(row), strict=True))
         pooled = [sum(float(table.judged[row, step]) for step in run) / (len(run) if mean else 1) for run in split(row)]
-        found = _gae([sum(own[step] for step in run) for run in split(row)], pooled, gamma, lam)
-        for run, judged, advantage in zip(split(row), pooled, found, strict=True):
+        values = _gae([sum(own[step] for step in run) for run in split(row)], pooled, gamma, lam)
+        for run, judged, advantage in zip(split(row), pooled, values, strict=True):
             for step in run:
                 ahead[row, step], target[row, step], old[row, step] = advantage, advantage + judged, judged
     if whiten:
@@ -65,12 +65,12 @@ def _loss(
 
 
 def _priced(table: Table, beta: float, rewards: list[float] | None = None) -> Callable[[int], list[float]]:
-    said = table.rewards.tolist() if rewards is None else rewards
+    judged = table.rewards.tolist() if rewards is None else rewards
 
     def earned(row: int) -> list[float]:
-        found = [-beta * _paid(table, row, step) for step in _cells(table, row)]
-        found[-1] += said[row]
-        return found
+        values = [-beta * _paid(table, row, step) for step in _cells(table, row)]
+        values[-1] += judged[row]
+        return values
 
     return earned
 
@@ -104,17 +104,17 @@ def pf_ppo(
 
     def share(row: int) -> float:
         others = _known(table, rewards, row)
-        said = [rewards[other] for other in others]
-        if len(set(said)) == 1:
+        judged = [rewards[other] for other in others]
+        if len(set(judged)) == 1:
             return 1.0
         if keep == "power":
-            return len(said) * abs(rewards[row]) ** power / sum(abs(reward) ** power for reward in said)
-        chance = 0.5 if rewards[row] == max(said) else 0.0
+            return len(judged) * abs(rewards[row]) ** power / sum(abs(reward) ** power for reward in judged)
+        chance = 0.5 if rewards[row] == max(judged) else 0.0
         if keep == "best_worst":
-            chance += 0.5 if rewards[row] == min(said) else 0.0
-        elif rewards[row] != max(said):
-            chance = 0.5 / (len(said) - 1)
-        return len(said) * chance
+            chance += 0.5 if rewards[row] == min(judged) else 0.0
+        elif rewards[row] != max(judged):
+            chance = 0.5 / (len(judged) - 1)
+        return len(judged) * chance
 
     return _loss(table, _priced(table, beta), gamma=gamma, lam=lam, value=value, share=share, **rest)
 
@@ -129,15 +129,15 @@ def rto(
     table: Table, *, judge: str, dense: float = 0.05, dense_clip: float | None = None, terminal: float = 1.0, beta: float = 0.05,
     gamma: float = 1.0, lam: float = 0.95, value: float = 1.0, clip: float = 0.2,
 ) -> Tensor:  # fmt: skip
-    bound, said = math.inf if dense_clip is None else dense_clip, getattr(table, judge)
+    bound, judged = math.inf if dense_clip is None else dense_clip, getattr(table, judge)
 
     def earned(row: int) -> list[float]:
-        found = []
+        paid = []
         for step in _cells(table, row):
-            liked = float(said[row, step] - table.ref[row, step])
-            found.append(dense * max(-bound, min(bound, liked)) - beta * _paid(table, row, step))
-        found[-1] += terminal * float(table.rewards[row])
-        return found
+            liked = float(judged[row, step] - table.ref[row, step])
+            paid.append(dense * max(-bound, min(bound, liked)) - beta * _paid(table, row, step))
+        paid[-1] += terminal * float(table.rewards[row])
+        return paid
 
     return _loss(table, earned, gamma=gamma, lam=lam, value=value, clip=clip)
 
@@ -161,9 +161,9 @@ def fine_grained_rlhf(
     table: Table, *, terminal: float = 0.0, beta: float = 0.3, clip: float = 0.2, gamma: float = 1.0, lam: float = 0.95, value: float = 1.0
 ) -> Tensor:
     def earned(row: int) -> list[float]:
-        found = [float(table.dense[row, step]) - beta * _paid(table, row, step) for step in _cells(table, row)]
-        found[-1] += terminal * (float(table.rewards[row]) - sum(float(table.dense[row, step]) for step in _cells(table, row)))
-        return found
+        values = [float(table.dense[row, step]) - beta * _paid(table, row, step) for step in _cells(table, row)]
+        values[-1] += terminal * (float(table.rewards[row]) - sum(float(table.dense[row, step]) for step in _cells(table, row)))
+        return values
 
     return _loss(table, earned, gamma=gamma, lam=lam, value=value, clip=clip)
 

@@ -237,15 +237,15 @@ def clip_cov(
     unbiased: bool = True, eps: float = 1e-4,
 ) -> Tensor:  # fmt: skip
     scores = _scores(table, unbiased, eps)
-    found = _covariances(table, scores)
+    values = _covariances(table, scores)
 
     def cut(row: int, step: int) -> bool:
         ratio = math.exp(float(_gap(table, row, step)))
         return (scores[row] > 0 and ratio > 1 + clip) or (scores[row] < 0 and ratio < 1 - clip)
 
-    candidates = [cell for cell, value in found.items() if low < value < high and not cut(*cell)]
-    count = max(int(share * len(found)), 1)
-    top = sorted(candidates, key=lambda cell: -found[cell])[:count]
+    candidates = [cell for cell, value in values.items() if low < value < high and not cut(*cell)]
+    count = max(int(share * len(values)), 1)
+    top = sorted(candidates, key=lambda cell: -values[cell])[:count]
 
     def cell(row: int, step: int) -> Tensor:
         kept = 1.0
@@ -260,8 +260,8 @@ def clip_cov(
 
 def kl_cov(table: Table, *, share: float = 2e-4, price: float = 1.0, unbiased: bool = True, eps: float = 1e-4) -> Tensor:
     scores = _scores(table, unbiased, eps)
-    found = _covariances(table, scores)
-    top = sorted(found, key=lambda cell: -found[cell])[: max(int(share * len(found)), 1)]
+    values = _covariances(table, scores)
+    top = sorted(values, key=lambda cell: -values[cell])[: max(int(share * len(values)), 1)]
 
     def cell(row: int, step: int) -> Tensor:
         gap = _gap(table, row, step)

@@ -43,10 +43,10 @@ def _rows(table: Table) -> int:
 def ratio(table: Table, row: int, step: int | None = None, over: str = "total", ref: str | None = "ref") -> Tensor:
     """What a row is worth: summed over its steps, or at one noise draw; against a reference or not."""
     steps = _cells(table, row) if step is None else [step]
-    found = table.log_probs[row, 0] * 0
+    total = table.log_probs[row, 0] * 0
     for number in steps:
-        found = found + table.log_probs[row, number] - (0.0 if ref is None else getattr(table, ref)[row, number])
-    return found / {"total": 1, "per_step": len(steps), "per_scalar": table.event_size}[over]
+        total = total + table.log_probs[row, number] - (0.0 if ref is None else getattr(table, ref)[row, number])
+    return total / {"total": 1, "per_step": len(steps), "per_scalar": table.event_size}[over]
 
 
 def expected(table: Table, cost: Callable[[int, int, int | None], Tensor], mix: Callable[[float], float] = lambda p: p) -> Tensor:

@@ -166,11 +166,11 @@ def rpo(table: Table, *, beta: float = 0.1, likelihood: float = 1.0, average: st
 
 def _mean_reward(table: Table, beta: float) -> float:
     """The mean of beta times the log-ratio of all rows of known pairs; of a bound, of all draws that both rows have."""
-    found = []
+    terms = []
     for first, second, _ in _known(table):
         shared = [None] if table.kind != "bound" else sorted(set(_cells(table, first)) & set(_cells(table, second)))
-        found += [beta * ratio(table, row, step).item() for row in (first, second) for step in shared]
-    return sum(found) / len(found)
+        terms += [beta * ratio(table, row, step).item() for row in (first, second) for step in shared]
+    return sum(terms) / len(terms)
 
 
 def bco_pair(table: Table, *, beta: float = 0.1, shift: str = "running") -> Tensor:

@@ -220,8 +220,8 @@ def cpl(table: Table, *, beta: float = 0.1, gamma: float = 1.0, bias: float = 0.
 def rationale_dpo(table: Table, *, beta: float = 0.1, weight: float = 1.0) -> Tensor:
     def cost(better: int, worse: int, _: int | None) -> Tensor:
         sides = [sum((_lr(table, row, s) for s in _cells(table, row) if table.segment[row, s] == 1), 0.0) for row in (better, worse)]
-        said = [table.log_probs[better, s] for s in _cells(table, better) if table.segment[better, s] == 2]
-        return softplus(-beta * (sides[0] - sides[1])) - (weight * torch.stack(said).mean() if said else 0.0)
+        values = [table.log_probs[better, s] for s in _cells(table, better) if table.segment[better, s] == 2]
+        return softplus(-beta * (sides[0] - sides[1])) - (weight * torch.stack(values).mean() if values else 0.0)
 
     return expected(table, cost)
 
@@ -256,8 +256,8 @@ def sparsepo(table: Table, *, beta: float = 0.1, reward_sparsity: float = 0.0, k
 
 def preference_degree(table: Table, *, beta: float = 0.1, weight: float = 0.1) -> Tensor:
     def cost(better: int, worse: int, _: int | None) -> Tensor:
-        told = [sum((table.degree[row, step] for step in _cells(table, row)), torch.tensor(0.0)) for row in (better, worse)]
-        return softplus(-beta * (ratio(table, better) - ratio(table, worse))) - weight * (told[0] + told[1]) / 2
+        values = [sum((table.degree[row, step] for step in _cells(table, row)), torch.tensor(0.0)) for row in (better, worse)]
+        return softplus(-beta * (ratio(table, better) - ratio(table, worse))) - weight * (values[0] + values[1]) / 2
 
     return expected(table, cost)
 

@@ -20,8 +20,8 @@ def _pairs(table: Table, beta: float = 0.0) -> list[tuple[int, int, float]]:
     """Pairs of two rows with live cells and known rewards, and how much more the first one's is."""
     rewards = [float(table.rewards[row]) - beta * sum(_paid(table, row, step) for step in _cells(table, row)) for row in range(12)]
     whole = [(first, second) for first, second in PAIRS if _cells(table, first) and _cells(table, second)]
-    found = [(first, second, rewards[first] - rewards[second]) for first, second in whole]
-    return [(first, second, gap) for first, second, gap in found if not math.isnan(gap)]
+    values = [(first, second, rewards[first] - rewards[second]) for first, second in whole]
+    return [(first, second, gap) for first, second, gap in values if not math.isnan(gap)]
 
 
 def _moved(table: Table, row: int, turn: bool = False) -> Tensor:
@@ -89,8 +89,8 @@ def egpo(table: Table, *, beta: float = 0.1, scale: float = 1.0) -> Tensor:
 
     def ahead(row: int) -> float:
         opponents = [other for other in DRAWN["half"] if not math.isnan(float(table.rewards[other]))]
-        found = [float(table.wins[row, other]) for other in opponents if not math.isnan(float(table.wins[row, other]))]
-        return statistics.mean(found) if found and not math.isnan(float(table.rewards[row])) else math.nan
+        values = [float(table.wins[row, other]) for other in opponents if not math.isnan(float(table.wins[row, other]))]
+        return statistics.mean(values) if values and not math.isnan(float(table.rewards[row])) else math.nan
 
     for first, second in PAIRS:
         if not _cells(table, first) or not _cells(table, second) or math.isnan(ahead(first) + ahead(second)):
@@ -105,8 +105,8 @@ def egpo(table: Table, *, beta: float = 0.1, scale: float = 1.0) -> Tensor:
 def spo(table: Table, *, scale: float = 1.0, clip: float = 0.2, beta: float = 0.0, kl: str = "k3") -> Tensor:
     rates = []
     for row in range(len(table.rewards)):
-        found = [win for win in table.wins[row].tolist() if not math.isnan(win)]
-        rates.append(statistics.mean(found) if found and not math.isnan(float(table.rewards[row])) else math.nan)
+        values = [win for win in table.wins[row].tolist() if not math.isnan(win)]
+        rates.append(statistics.mean(values) if values and not math.isnan(float(table.rewards[row])) else math.nan)
     scores = [0.0] * len(rates)
     for row, others in _compared(table, rates):
         scores[row] = rates[row] - statistics.mean(others)

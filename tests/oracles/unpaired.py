@@ -14,11 +14,11 @@ from tests.oracles.tables import Table
 
 def _units(table: Table) -> list[tuple[int, list[int]]]:
     """(row, its cells) of what is one comparison each: a row, or for a bound every cell."""
-    found = []
+    terms = []
     for row in range(table.mask.shape[0]):
         cells = [step for step in range(table.mask.shape[1]) if bool(table.mask[row, step])]
-        found += [(row, [cell]) for cell in cells] if table.kind == "bound" else [(row, cells)] if cells else []
-    return found
+        terms += [(row, [cell]) for cell in cells] if table.kind == "bound" else [(row, cells)] if cells else []
+    return terms
 
 
 def _ratio(policy: Tensor, reference: Tensor, row: int, cells: list[int]) -> Tensor:

@@ -51,12 +51,12 @@ def trainer():
     from datasets import Dataset
 
     tokenizer, (model,) = tokenizer_and_models(7)
-    said = kept_quiet(num_generations=4, per_device_train_batch_size=8, max_completion_length=LONGEST, beta=0.0)
+    settings = kept_quiet(num_generations=4, per_device_train_batch_size=8, max_completion_length=LONGEST, beta=0.0)
     rows = Dataset.from_list([{"prompt": "a b c"}, {"prompt": "d e f"}] * 4)
     made = trl.GRPOTrainer(
         model=model,
         reward_funcs=lambda completions, **_: [0.0] * len(completions),
-        args=trl.GRPOConfig(**said),
+        args=trl.GRPOConfig(**settings),
         train_dataset=rows,
         processing_class=tokenizer,
     )
@@ -149,8 +149,8 @@ def test_every_loss_type_is_compared():
     from trl.trainer import grpo_config
 
     named = {case[0] for case in CASES}
-    said = grpo_config.GRPOConfig.__dataclass_fields__["loss_type"].metadata["help"]
-    assert {word for word in ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo") if f"'{word}'" in said} == named
+    settings = grpo_config.GRPOConfig.__dataclass_fields__["loss_type"].metadata["help"]
+    assert {word for word in ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo") if f"'{word}'" in settings} == named
 
 
 def test_dr_grpo_of_the_paper_is_trl_s_without_its_division():

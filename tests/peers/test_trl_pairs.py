@@ -183,29 +183,29 @@ def total(method, steps, said):
 @pytest.mark.parametrize("name, mean, settings", [("simpo", True, {}), ("alphapo", True, {"alpha": 0.25}), ("cpo", False, {})])
 def test_cpo_trainer(name, mean, settings):
     cpo = pytest.importorskip("trl.experimental.cpo")
-    steps, said = table()
+    steps, feedback = table()
     scores = steps.log_probs.mean(1) if mean else steps.log_probs.sum(1)
     like = {"alpha": 0.0, "loss_type": "simpo" if mean else "sigmoid", "simpo_gamma": 0.5, "beta": 0.1, "label_smoothing": 0.0}
     wanted = cpo.CPOTrainer.cpo_loss(
         SimpleNamespace(accelerator=SimpleNamespace(device="cpu"), **{**like, **settings}), scores[0::2], scores[1::2]
     )[0]
     likelihood = 0.0 if name == "alphapo" else -steps.log_probs[0::2].mean()  # cpo_alpha 1
-    loss = total(dialect(name, "TRL 1.16"), steps, said)
+    loss = total(dialect(name, "TRL 1.16"), steps, feedback)
     assert loss.item() == pytest.approx((wanted.mean() + likelihood).item(), rel=1e-10)
 
 
 def test_orpo_trainer_and_its_dead_branch():
     orpo = pytest.importorskip("trl.experimental.orpo")
-    steps, said = table()
+    steps, feedback = table()
     like = SimpleNamespace(beta=0.1, accelerator=SimpleNamespace(device="cpu"))
     means = steps.log_probs.mean(1)
     odds = orpo.ORPOTrainer.odds_ratio_loss(like, means[0::2], means[1::2])[0]
-    loss = total(dialect("orpo", "TRL 1.16"), steps, said)
+    loss = total(dialect("orpo", "TRL 1.16"), steps, feedback)
     assert loss.item() == pytest.approx((-odds.mean() - steps.log_probs[0::2].mean()).item(), rel=1e-6)  # their odds are float32
 
     sure = torch.full((4, 1), -1e-8, dtype=torch.float64).requires_grad_()  # rows that are nearly certain
     orpo.ORPOTrainer.odds_ratio_loss(like, sure[0::2, 0], sure[1::2, 0])[0].sum().backward()
     assert not sure.grad.isfinite().all(), "TRL mended log1mexp: say so in orpo's docstring"
     sure = sure.detach().requires_grad_()
-    total(mm.methods.orpo(), Steps(sure, torch.ones(4, 1, dtype=torch.bool)), said).backward()
+    total(mm.methods.orpo(), Steps(sure, torch.ones(4, 1, dtype=torch.bool)), feedback).backward()
     assert sure.grad.isfinite().all() and sure.grad.any()

@@ -28,8 +28,8 @@ def straight(policy, rollout, row, share):
     guess = ids.clone()
     guess[0, start:] = logits[0, start - 1 : -1].argmax(-1)
     read = policy.model(inputs_embeds=(1 - share) * embed(ids) + share * embed(guess)).logits.index_fill(-1, never, -1e9)
-    said = read[0, start - 1 : -1].double().log_softmax(-1)
-    return said.gather(-1, ids[0, start:, None])[:, 0], guess[0, start:]
+    expected = read[0, start - 1 : -1].double().log_softmax(-1)
+    return expected.gather(-1, ids[0, start:, None])[:, 0], guess[0, start:]
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma"])
@@ -38,12 +38,12 @@ def test_it_is_the_forward_on_mixed_embeddings(name, share):
     policy = made(name, contrasts={"blended": share})
     rollout = policy.sample(["ab", "the cat"], 2, torch.Generator().manual_seed(0))
     steps = policy.steps(rollout, torch.arange(4), needs=NEEDS)
-    said = steps.contrasts["blended"].log_probs
+    contrasted = steps.contrasts["blended"].log_probs
     for row in range(4):
         wanted, _ = straight(policy, rollout, row, share)
-        torch.testing.assert_close(said[row, : len(wanted)], wanted, rtol=1e-4, atol=1e-4)
-    assert not said[~steps.mask].any()
-    plain = torch.allclose(said, steps.log_probs, atol=1e-4)
+        torch.testing.assert_close(contrasted[row, : len(wanted)], wanted, rtol=1e-4, atol=1e-4)
+    assert not contrasted[~steps.mask].any()
+    plain = torch.allclose(contrasted, steps.log_probs, atol=1e-4)
     assert plain == (share == 0.0)
 
 

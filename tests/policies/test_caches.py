@@ -17,10 +17,10 @@ def test_joined_is_a_repeated_prompt_with_its_rows(which):
     rows = torch.randn((len(which), 3, 2, 5), generator=rng, dtype=torch.float64, requires_grad=True)
     index = torch.tensor(which)
     plain = torch.cat([prompts[index], rows], dim=-2)
-    found = Joined.apply(prompts, rows, index, equal_groups(index, 2))
-    assert torch.equal(found, plain)
+    attended = Joined.apply(prompts, rows, index, equal_groups(index, 2))
+    assert torch.equal(attended, plain)
     weights = torch.randn(plain.shape, generator=rng, dtype=torch.float64)
-    for one, other in zip(*(torch.autograd.grad((weights * table).sum(), (prompts, rows)) for table in (found, plain)), strict=True):
+    for one, other in zip(*(torch.autograd.grad((weights * table).sum(), (prompts, rows)) for table in (attended, plain)), strict=True):
         assert torch.allclose(one, other, atol=1e-14)
 
 

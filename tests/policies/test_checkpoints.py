@@ -48,16 +48,16 @@ def test_whole_checkpoints_load_with_their_tied_weights_and_buffers(tmp_path, na
 def test_a_missing_a_strange_and_a_misshaped_tensor_are_named_and_counted(tmp_path):
     file = saved(tmp_path / "m") / "model.safetensors"
     changed(file, lambda held: held.pop(UP))
-    said = line(lambda: load(str(file.parent)))
+    message = line(lambda: load(str(file.parent)))
     assert (
-        said
+        message
         == f"policy.model: {file.parent}: 20 of 21 tensors of LlamaForCausalLM are there; missing: {UP}; takes a whole checkpoint of it"
     )
     changed(file, lambda held: held.update({UP: torch.ones(3, 3), "model.layers.7.extra": torch.ones(2)}))
-    said = line(lambda: load(str(file.parent)))
+    message = line(lambda: load(str(file.parent)))
     assert (
         f"20 of 21 tensors of LlamaForCausalLM are there; of another shape: {UP} [3, 3] for [24, 16]; not known: model.layers.7.extra"
-        in said
+        in message
     )
     changed(file, lambda held: [held.pop(name) for name in list(held)[:8]])
     assert "and 6 more" in line(lambda: load(str(file.parent))) or "more; " in line(lambda: load(str(file.parent)))
@@ -91,8 +91,8 @@ def test_a_truncated_file_is_one_line(tmp_path, size):
 @pytest.mark.parametrize("name", ["/no/such", "./no/such", "~/no/such", "a b", "x/y/z", ""])
 def test_a_place_that_does_not_exist_is_said_to(name):
     for act in (load, load_pipeline, lambda name: load_clip("clip_score", name)):
-        said = line(lambda act=act: act(name))
-        assert f": got {name!r}, takes a folder or a hub id" in said and said.endswith("no such folder") and "Repo id" not in said
+        message = line(lambda act=act: act(name))
+        assert f": got {name!r}, takes a folder or a hub id" in message and message.endswith("no such folder") and "Repo id" not in message
 
 
 def test_a_vision_language_model_is_compared(tmp_path):
@@ -124,8 +124,8 @@ def test_a_part_of_a_pipeline_is_compared(pipeline, part):
     name = sorted(load_file(file))[3]
     try:
         changed(file, lambda held: held.pop(name))
-        said = line(lambda: load_pipeline(str(pipeline)))
-        assert f"policy.pipeline: {part}: {pipeline / part}: " in said and f"missing: {name}" in said
+        message = line(lambda: load_pipeline(str(pipeline)))
+        assert f"policy.pipeline: {part}: {pipeline / part}: " in message and f"missing: {name}" in message
         file.write_bytes(before)
         changed(file, lambda held: held.update(strange=torch.ones(2)))
         assert "not known: strange" in line(lambda: load_pipeline(str(pipeline)))

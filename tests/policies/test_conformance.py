@@ -144,9 +144,9 @@ class Encoder:
     def encode_prompt(self, prompt, device=None, negative_prompt=None):
         self.asked.append(list(prompt))
         width = max(len(p) for p in prompt)
-        found = torch.tensor([[ord(c) for c in p.ljust(width)] for p in prompt])
+        predicted = torch.tensor([[ord(c) for c in p.ljust(width)] for p in prompt])
         prompt[0] = "changed"  # some pipelines write their template into the list they were given
-        return (found, None) if self.split else (torch.cat([found, found]), None)
+        return (predicted, None) if self.split else (torch.cat([predicted, predicted]), None)
 
 
 def test_prompts_are_encoded_once_and_padded_alike_in_every_call():
@@ -214,11 +214,11 @@ def test_a_pipeline_whose_call_takes_one_time_is_probed_row_by_row(name):
     level = type(levels)(levels.signal[columns], levels.noise[columns])
     asking = ForwardPolicy.__new__(ForwardPolicy)  # a schedule of training is not asked for here
     asking.of, asking.together = policy, {}
-    found = asking._predicted(rollout.prompts, x, times[columns], level)
-    assert found.clean.requires_grad and asking.together == {type(policy.pipe): name == "CogVideoXPipeline"}
+    predicted = asking._predicted(rollout.prompts, x, times[columns], level)
+    assert predicted.clean.requires_grad and asking.together == {type(policy.pipe): name == "CogVideoXPipeline"}
     for row in range(2):  # row by row or together: other orders of adding
         wanted, allowed = heard[row].clean[row], clean_rounding(policy, Prediction(*(v[row] for v in heard[row])), x[row], level, row)
-        torch.testing.assert_close(found.clean[row], wanted, rtol=0, atol=allowed)
+        torch.testing.assert_close(predicted.clean[row], wanted, rtol=0, atol=allowed)
 
 
 def clean_rounding(policy, prediction, x, level, row):

@@ -168,13 +168,13 @@ def test_bf16_models_replay_exactly_with_float64_tables(name):
 
 @pytest.mark.parametrize("name", ["digits", "sd3", "stable_diffusion"])
 def test_gradient_checkpointing_changes_no_number(name):
-    found = []
+    latents = []
     for on in (False, True):
         policy = make(name, gradient_checkpointing=on)
         steps = policy.steps(rollout_of(policy), torch.arange(4))
         steps.log_probs.sum().backward()
-        found.append(torch.cat([p.grad.flatten() for p in policy.parameters().values() if p.grad is not None]))
-    assert torch.allclose(found[0], found[1], rtol=1e-5, atol=1e-5 * float(found[0].abs().max()))
+        latents.append(torch.cat([p.grad.flatten() for p in policy.parameters().values() if p.grad is not None]))
+    assert torch.allclose(latents[0], latents[1], rtol=1e-5, atol=1e-5 * float(latents[0].abs().max()))
 
 
 def test_own_scheduler_comes_back_even_after_an_exception():
@@ -295,9 +295,9 @@ CALLS = [
 def test_an_argument_that_the_call_does_not_take_is_refused_before_it_runs(tmp_path, call, line):
     pipe = mm.worlds.digits()
     policy = mm.policies.diffusers(pipe, schedule=mm.Schedule(steps=2))
-    for asked in (policy, mm.policies.forward(policy)):
+    for some_policy in (policy, mm.policies.forward(policy)):
         with pytest.raises(UserError, match=line):
-            asked.generate(["a handwritten seven"], [0], **call)
+            some_policy.generate(["a handwritten seven"], [0], **call)
     settings = {"evaluation": {"call": call}, "run": {"folder": str(tmp_path), "trackers": ()}}
     with pytest.raises(UserError, match=line):
         mm.online(policy, ["a handwritten seven"], {"r": mm.worlds.digits_proxy()}, mm.methods.flow_grpo(), steps=1, **settings)

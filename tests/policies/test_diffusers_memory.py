@@ -25,8 +25,8 @@ NEEDS = frozenset({OLD, Need("kls")})
 
 def make(kind: str = "StableDiffusion3Pipeline", **more: Any) -> DiffusersPolicy:
     pipe = pipelines.twin(kind)
-    told = {"steps": 3, "call": pipelines.call_arguments(pipe), "device": "cpu", **more}
-    policy = diffusers(pipe, **told)
+    arguments = {"steps": 3, "call": pipelines.call_arguments(pipe), "device": "cpu", **more}
+    policy = diffusers(pipe, **arguments)
     with torch.no_grad():  # LoRA's B starts at 0: nothing would reach A
         for n, p in enumerate(policy.parameters().values()):
             p += 0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(n)).to(p)
@@ -62,9 +62,9 @@ def plain() -> Any:
 def test_options_that_change_no_number(option: dict[str, Any], plain: Any) -> None:
     policy = make(lora=LORA, **option)
     assert policy.acts_on[next(iter(option))]
-    found = scored(policy)
-    assert_same(plain, found, rtol=1e-6)
-    torch.testing.assert_close(found[0], plain[0], rtol=0, atol=1e-5)
+    scores = scored(policy)
+    assert_same(plain, scores, rtol=1e-6)
+    torch.testing.assert_close(scores[0], plain[0], rtol=0, atol=1e-5)
 
 
 def test_checkpointed_blocks_run_again_in_the_backward_pass() -> None:
@@ -163,9 +163,9 @@ def test_compiled_denoisers_sample_and_replay(kind: str) -> None:
     compiled = [type(m).__name__ for m in policy.denoiser.modules() if m._compiled_call_impl is not None]
     assert compiled and set(compiled) == {"JointTransformerBlock" if "3" in kind else "BasicTransformerBlock"}
     assert policy.acts_on["compile"] == list(policy.denoisers)
-    found = scored(policy)
+    scores = scored(policy)
     assert {True, False} == set(ran)
-    assert_same(scored(make(kind, lora=LORA)), found, rtol=1e-5)
+    assert_same(scored(make(kind, lora=LORA)), scores, rtol=1e-5)
 
 
 # Decoding
@@ -220,11 +220,11 @@ def test_classes_without_the_ability_are_refused() -> None:
 
 def test_what_inspection_suggests_is_taken() -> None:
     pipe = pipelines.twin("StableDiffusion3Pipeline")
-    told = yaml.safe_load("\n".join(option for option, _ in memory.options(pipe)))
-    assert list(told) == ["gradient_checkpointing", "offload", "slice_vae", "storage", "compile"]
+    config = yaml.safe_load("\n".join(option for option, _ in memory.options(pipe)))
+    assert list(config) == ["gradient_checkpointing", "offload", "slice_vae", "storage", "compile"]
     assert "text_encoder, text_encoder_2" in dict(memory.options(pipe))["offload: frozen"]
-    policy = diffusers(pipe, lora=LORA, device="cpu", **told)
-    assert all(policy.acts_on[name] for name in told)
+    policy = diffusers(pipe, lora=LORA, device="cpu", **config)
+    assert all(policy.acts_on[name] for name in config)
 
 
 def test_weights_in_8_bits_are_not_exported(tmp_path: Path) -> None:

@@ -30,16 +30,16 @@ def moved(lora=None):
 
 def alone(policy, prompt, uniform, shares, how):
     """One completion: all logits again for every token."""
-    ids, found = list(policy.chat.prompt(prompt).ids), []
+    ids, drawn = list(policy.chat.prompt(prompt).ids), []
     for number in uniform:
         mixed = torch.zeros(())
         for name, share in shares.items():
             with policy.using(name), torch.no_grad():
-                mixed = mixed + share * policy.model(input_ids=torch.tensor([ids + found])).logits[:, -1].double()
-        found.append(int(pick(mixed, number[None], how)[0]))
-        if found[-1] in how.stops.tolist():
+                mixed = mixed + share * policy.model(input_ids=torch.tensor([ids + drawn])).logits[:, -1].double()
+        drawn.append(int(pick(mixed, number[None], how)[0]))
+        if drawn[-1] in how.stops.tolist():
             break
-    return found
+    return drawn
 
 
 @pytest.mark.parametrize("lora", [None, {"rank": 4}])

@@ -27,10 +27,10 @@ def server(answer):
         def do_POST(self):
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             heard.append((self.path, body))
-            said = answer(self.path, body)
-            self.send_response(200 if said is not None else 500)
+            reply = answer(self.path, body)
+            self.send_response(200 if reply is not None else 500)
             self.end_headers()
-            self.wfile.write(json.dumps(said).encode())
+            self.wfile.write(json.dumps(reply).encode())
 
         def log_message(self, *args):
             pass
@@ -97,11 +97,11 @@ def test_a_server_samples_and_old_is_the_policys_own(tmp_path):
     assert [place for place, path in enumerate(paths) if path == "/v1/load_lora_adapter"] == [0, 4] and paths[
         5
     ] == "/v1/unload_lora_adapter"
-    asked = [body for path, body in heard if path.endswith("completions")]
-    assert sorted(body["prompt"] for body in asked[:2]) == sorted([list(policy.chat.prompt("ab").ids), list(policy.chat.prompt("cd").ids)])
-    assert asked[0]["model"] == asked[2]["model"] != asked[3]["model"] and asked[0]["temperature"] == 0.5 and asked[0]["n"] == 2
-    assert asked[0]["stop_token_ids"] == [2] and "0" in asked[0]["logit_bias"] and asked[0]["seed"] != asked[1]["seed"]
-    assert [place.name for place in tmp_path.iterdir()] == [asked[3]["model"]]
+    bodies = [body for path, body in heard if path.endswith("completions")]
+    assert sorted(body["prompt"] for body in bodies[:2]) == sorted([list(policy.chat.prompt("ab").ids), list(policy.chat.prompt("cd").ids)])
+    assert bodies[0]["model"] == bodies[2]["model"] != bodies[3]["model"] and bodies[0]["temperature"] == 0.5 and bodies[0]["n"] == 2
+    assert bodies[0]["stop_token_ids"] == [2] and "0" in bodies[0]["logit_bias"] and bodies[0]["seed"] != bodies[1]["seed"]
+    assert [place.name for place in tmp_path.iterdir()] == [bodies[3]["model"]]
 
 
 def test_the_adapter_that_is_handed_over_is_the_trained_one(tmp_path):

@@ -72,8 +72,8 @@ def test_lora_comes_back_through_load_lora_weights_and_through_peft(name, tmp_pa
     for part in policy.denoisers:
         PeftModel.from_pretrained(fresh.components[part], str(tmp_path / "out" / "peft" / part))
     torch.testing.assert_close(outputs(fresh, call), live, atol=1e-5, rtol=1e-5)
-    said = json.loads((tmp_path / "out" / "peft" / next(iter(policy.denoisers)) / "adapter_config.json").read_text())
-    assert (said["r"], said["lora_alpha"]) == (3, 3)  # alpha 12 is in B
+    config = json.loads((tmp_path / "out" / "peft" / next(iter(policy.denoisers)) / "adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"]) == (3, 3)  # alpha 12 is in B
     for part, module in policy.denoisers.items():
         place = tmp_path / "out" / "transformer_2" if part == "transformer_2" else tmp_path / "out"
         key = "transformer" if part == "transformer_2" else part
@@ -195,6 +195,6 @@ def test_merging_is_the_papers_equation():
     policy = policy_of("digits", lora={"rank": 2, "alpha": 6, "targets": ["to_q"]})
     layer = policy.pipe.transformer.blocks[0].to_q
     expected = layer.base_layer.weight + 6 / 2 * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
-    found = merged(policy.pipe.transformer)
-    torch.testing.assert_close(found.blocks[0].to_q.weight, expected)
-    assert found.state_dict().keys() == base_of("digits").transformer.state_dict().keys()
+    state = merged(policy.pipe.transformer)
+    torch.testing.assert_close(state.blocks[0].to_q.weight, expected)
+    assert state.state_dict().keys() == base_of("digits").transformer.state_dict().keys()

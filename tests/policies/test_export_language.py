@@ -88,10 +88,10 @@ def test_a_run_is_exported(tmp_path):
         optimizer=mm.adamw(rate=1e-2),
         run={"folder": str(tmp_path / "runs"), "trackers": ()},
     )
-    found = mm.commands.export(run.path)
-    assert found.forms == ("full",)
-    model = AutoModelForCausalLM.from_pretrained(found.path).eval()
+    exported = mm.commands.export(run.path)
+    assert exported.forms == ("full",)
+    model = AutoModelForCausalLM.from_pretrained(exported.path).eval()
     ids = torch.tensor([[5, 9, 11]])
     assert torch.allclose(model(input_ids=ids).logits, policy.model(input_ids=ids).logits, atol=1e-5)
-    page = (found.path / "README.md").read_text()
+    page = (exported.path / "README.md").read_text()
     assert "library_name: transformers" in page and "AutoModelForCausalLM.from_pretrained(folder)" in page and "denoiser" not in page

@@ -62,9 +62,9 @@ def test_the_bound_is_half_of_the_squared_error_of_the_velocity():
             sigma, noise, clean = (place.item() * -1 + 1000) / 1000, held.noise[row // 2, draw], 2 * images(4)[row] - 1
             condition = pipe.text_encoder(torch.tensor([3 if row < 2 else 5]))
             x = ((1 - sigma) * clean + sigma * noise)[None]
-            said = pipe.transformer(hidden_states=x, timestep=torch.tensor([sigma * 1000]), encoder_hidden_states=condition[:, None],
+            prediction = pipe.transformer(hidden_states=x, timestep=torch.tensor([sigma * 1000]), encoder_hidden_states=condition[:, None],
                                     pooled_projections=condition, return_dict=False)[0]  # fmt: skip
-            wanted = -0.5 * ((said - (noise - clean)) ** 2).sum()
+            wanted = -0.5 * ((prediction - (noise - clean)) ** 2).sum()
             assert steps.log_probs[row, draw].item() == pytest.approx(wanted.item(), rel=1e-5)
             assert steps.facts["noise"][row, draw].item() == pytest.approx(sigma, rel=1e-6)
 
@@ -202,16 +202,18 @@ def test_under_edm_preconditioning_the_raw_network_is_compared_with_its_own_targ
     policy = wrapped(pipe, {"height": 32, "width": 32})
     table = rollout(policy, torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1)), ["a cat", "a cat"])
     seen, forward = [], pipe.unet.forward
-    monkeypatch.setattr(pipe.unet, "forward", lambda *args, **kwargs: seen.append((args, said := forward(*args, **kwargs))) or said)
-    found = policy.steps(table, torch.arange(2)).log_probs
-    (given, time), said = seen[-1][0][:2], seen[-1][1][0]
+    monkeypatch.setattr(
+        pipe.unet, "forward", lambda *args, **kwargs: seen.append((args, prediction := forward(*args, **kwargs))) or prediction
+    )
+    log_probs = policy.steps(table, torch.arange(2)).log_probs
+    (given, time), prediction = seen[-1][0][:2], seen[-1][1][0]
     sigma = policy.schedule.levels.noise[table.held.places[table.held.which]].view(2, 1, 1, 1)
     clean, noise = table.held.clean, table.held.noise[table.held.which, 0]
     x, wide = clean + sigma * noise, (sigma**2 + 0.5**2).sqrt()
     torch.testing.assert_close(given, x / wide)
     torch.testing.assert_close(time, 0.25 * sigma.flatten().log())
     wanted = (clean - 0.5**2 / wide**2 * x) / (sigma * 0.5 / wide)
-    torch.testing.assert_close(found, -0.5 * (said - wanted).double().square().sum((1, 2, 3)).view(2, 1), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(log_probs, -0.5 * (prediction - wanted).double().square().sum((1, 2, 3)).view(2, 1), rtol=1e-4, atol=1e-6)
     assert policy.schedule.levels.noise[0] == pytest.approx(80) and policy.schedule.levels.noise[-1] == pytest.approx(0.002)
 
 
@@ -262,9 +264,13 @@ def test_a_contrast_is_the_same_rows_under_another_prompt():
     rows = torch.tensor([1, 2])
     steps = policy.steps(table, rows, torch.tensor([1]), frozenset({contrast("mismatched")}))
     other = policy.steps(swapped, rows, torch.tensor([1])).log_probs.detach()
-    found = steps.contrasts["mismatched"]
-    assert torch.equal(found.log_probs.detach(), other) and torch.equal(found.refs["ref"], other) and not found.refs["ref"].requires_grad
-    assert not torch.isclose(steps.log_probs, found.log_probs).any() and found.kind == "bound"
+    contrasted = steps.contrasts["mismatched"]
+    assert (
+        torch.equal(contrasted.log_probs.detach(), other)
+        and torch.equal(contrasted.refs["ref"], other)
+        and not contrasted.refs["ref"].requires_grad
+    )
+    assert not torch.isclose(steps.log_probs, contrasted.log_probs).any() and contrasted.kind == "bound"
     with torch.no_grad():
         for parameter in policy.parameters().values():
             parameter.add_(0.05)

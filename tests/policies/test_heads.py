@@ -48,14 +48,14 @@ def test_masks_start_at_one_and_are_read_off_the_reference():
     steps = policy.steps(rollout, torch.arange(6), needs=needs)
     assert torch.equal(steps.terms["reward_mask"], rollout.mask.double()) and torch.equal(steps.terms["kl_mask"], rollout.mask.double())
     scatter(policy)
-    found = policy.steps(rollout, torch.arange(6), needs=needs).terms["kl_mask"]
+    values = policy.steps(rollout, torch.arange(6), needs=needs).terms["kl_mask"]
     with policy.using("ref"), torch.no_grad():
         before = [states(policy, *row_of(rollout, row)) for row in range(6)]
     head = policy.heads["kl_mask"]
     for row, hidden in enumerate(before):
-        assert torch.allclose(found[row, : len(hidden)], head(hidden).squeeze(-1).relu().double(), atol=1e-5)
-    assert bool((found == 0).logical_and(rollout.mask).any()) and bool((found > 0).any())  # the line's bend is on both sides
-    found.sum().backward()
+        assert torch.allclose(values[row, : len(hidden)], head(hidden).squeeze(-1).relu().double(), atol=1e-5)
+    assert bool((values == 0).logical_and(rollout.mask).any()) and bool((values > 0).any())  # the line's bend is on both sides
+    values.sum().backward()
     others = [p.grad for name, p in policy.parameters().items() if not name.startswith(("reward_mask", "kl_mask"))]
     assert head.weight.grad.abs().sum() > 0 and all(gradient is None or not gradient.any() for gradient in others)
 
@@ -74,16 +74,16 @@ def test_a_degree_is_told_from_what_is_left_of_an_answer(kind):
     scatter(policy)
     held, likely = rollout.held, rollout.held.refs["ref"]
     which = torch.full((6,), kind)
-    found = degrees(policy.scorer, sequences(rollout.held, torch.arange(6)), rollout.mask, likely, which=which)
+    values = degrees(policy.scorer, sequences(rollout.held, torch.arange(6)), rollout.mask, likely, which=which)
     for row in range(6):
         prompt, tokens = row_of(rollout, row)
         count = kind * (len(tokens) - 1) // DEGREES
         gone = set(sorted(range(len(tokens) - 1), key=lambda place: float(likely[row, place]))[:count])
         left = torch.tensor([token for place, token in enumerate(tokens.tolist()) if place not in gone])
-        said = policy.heads["degree"](states(policy, prompt, left)[-1]).double().log_softmax(-1)[kind]
+        expected = policy.heads["degree"](states(policy, prompt, left)[-1]).double().log_softmax(-1)[kind]
         last = int(held.lengths[row]) - 1
-        assert found[row, last].item() == pytest.approx(said.item(), abs=1e-5)
-        assert found[row].count_nonzero() == 1
+        assert values[row, last].item() == pytest.approx(expected.item(), abs=1e-5)
+        assert values[row].count_nonzero() == 1
 
 
 def test_degrees_do_not_depend_on_the_batch_and_are_not_all_one():
@@ -103,8 +103,8 @@ def test_methods_train_their_heads_and_resume_with_them(tmp_path, method, heads)
 
     def trained(steps, name, **more):
         policy, run = make(heads), {"name": name, "checkpoint_every": 2, "folder": str(tmp_path), "trackers": ()}
-        told = {"batch": {"records": 3}, "optimizer": mm.adamw(rate=1e-2), "run": run}
-        mm.offline(policy, records, getattr(mm.methods, method)(), steps=steps, **told, **more)
+        arguments = {"batch": {"records": 3}, "optimizer": mm.adamw(rate=1e-2), "run": run}
+        mm.offline(policy, records, getattr(mm.methods, method)(), steps=steps, **arguments, **more)
         return {name: p.detach().clone() for name, p in policy.parameters().items()}
 
     once = trained(4, name="once")

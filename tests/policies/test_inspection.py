@@ -18,8 +18,8 @@ from mmalign.types import UserError
 
 
 def looked_at(name, **call):
-    found = load_pipeline(name)
-    return inspection(found.pipe, call=call, trial_arguments=found.trial_arguments, node=found.node, device="cpu")
+    inspected = load_pipeline(name)
+    return inspection(inspected.pipe, call=call, trial_arguments=inspected.trial_arguments, node=inspected.node, device="cpu")
 
 
 def digits(**call):
@@ -31,23 +31,23 @@ def digits(**call):
 
 
 def test_a_pipeline_of_classes_is_asked_for_classes():
-    found = looked_at("DiTPipeline")
-    assert [row.name for row in found.rows if row.failed] == ["vector timesteps"]  # it makes its first latent inside of its call
-    assert yaml.safe_load(found.start)["prompts"] == ["3", "2"]
+    inspected = looked_at("DiTPipeline")
+    assert [row.name for row in inspected.rows if row.failed] == ["vector timesteps"]  # it makes its first latent inside of its call
+    assert yaml.safe_load(inspected.start)["prompts"] == ["3", "2"]
 
 
 def test_stable_diffusion():
-    found = looked_at("StableDiffusionPipeline")
-    assert not any(row.failed for row in found.rows)
+    inspected = looked_at("StableDiffusionPipeline")
+    assert not any(row.failed for row in inspected.rows)
     unet = pipelines.twin("StableDiffusionPipeline").unet
-    assert found["denoisers"] == f"unet (UNet2DConditionModel, {sum(p.numel() for p in unet.parameters()) / 1e3:.3g} k)"
-    assert "vae" in found["frozen"] and found["LoRA targets"].startswith("to_q 8, to_k 8, to_v 8, to_out.0 8; others: ")
-    assert (found["prediction"], found["path"]) == ("epsilon", "variance preserving (signal² + noise² = 1)")
-    assert found["guidance"] == "guidance_scale: one doubled batch" and found["default steps"] == "50"
-    assert found["latent"] == "4 x 16 x 16, event_size 1024" and found["clip 1e-4 per scalar"].startswith("0.102 nats")
-    assert found["replay"] == "exact (difference 0.0)" and found["vector timesteps"].startswith("work")
-    assert found["gradient"] == "reaches 32 of 32 LoRA layers"
-    assert "for one sample" in found["seconds per step"] and "kept for the backward pass" in found["memory per sample"]
+    assert inspected["denoisers"] == f"unet (UNet2DConditionModel, {sum(p.numel() for p in unet.parameters()) / 1e3:.3g} k)"
+    assert "vae" in inspected["frozen"] and inspected["LoRA targets"].startswith("to_q 8, to_k 8, to_v 8, to_out.0 8; others: ")
+    assert (inspected["prediction"], inspected["path"]) == ("epsilon", "variance preserving (signal² + noise² = 1)")
+    assert inspected["guidance"] == "guidance_scale: one doubled batch" and inspected["default steps"] == "50"
+    assert inspected["latent"] == "4 x 16 x 16, event_size 1024" and inspected["clip 1e-4 per scalar"].startswith("0.102 nats")
+    assert inspected["replay"] == "exact (difference 0.0)" and inspected["vector timesteps"].startswith("work")
+    assert inspected["gradient"] == "reaches 32 of 32 LoRA layers"
+    assert "for one sample" in inspected["seconds per step"] and "kept for the backward pass" in inspected["memory per sample"]
 
 
 @pytest.mark.parametrize(
@@ -79,10 +79,10 @@ def test_the_other_kinds_of_path_and_a_scheduler_that_is_replaced():
 
 
 def test_digits():
-    found = digits(guidance_scale=2.0)
-    assert not any(row.failed for row in found.rows)
-    assert found["guidance"] == "guidance_scale: one doubled batch" and found["latent"] == "1 x 8 x 8, event_size 64"
-    assert found["LoRA targets"].startswith("to_q 4, to_k 4, to_v 4, to_out 4") and "guidance: 2.0, " in found.start
+    inspected = digits(guidance_scale=2.0)
+    assert not any(row.failed for row in inspected.rows)
+    assert inspected["guidance"] == "guidance_scale: one doubled batch" and inspected["latent"] == "1 x 8 x 8, event_size 64"
+    assert inspected["LoRA targets"].startswith("to_q 4, to_k 4, to_v 4, to_out 4") and "guidance: 2.0, " in inspected.start
 
 
 @pytest.mark.parametrize(
@@ -106,9 +106,9 @@ def test_what_fails_is_a_row_with_its_reason(monkeypatch):
         raise RuntimeError("no such\nthing")
 
     monkeypatch.setattr(pipe.unet, "forward", refuses)
-    found = inspection(pipe, trial_arguments=pipelines.call_arguments(pipe), device="cpu")
-    failed = {row.name: row.value for row in found.rows if row.failed}
-    assert failed == dict.fromkeys(("path", "guidance", "latent"), "RuntimeError: no such thing") and found["prediction"] == "epsilon"
+    inspected = inspection(pipe, trial_arguments=pipelines.call_arguments(pipe), device="cpu")
+    failed = {row.name: row.value for row in inspected.rows if row.failed}
+    assert failed == dict.fromkeys(("path", "guidance", "latent"), "RuntimeError: no such thing") and inspected["prediction"] == "epsilon"
 
 
 def test_replay_that_differs_and_layers_that_nothing_reaches_are_said(monkeypatch):
@@ -121,9 +121,9 @@ def test_replay_that_differs_and_layers_that_nothing_reaches_are_said(monkeypatc
 
     monkeypatch.setattr(pipe.unet, "forward", drifts)
     pipe.unet.mid_block.attentions[0].transformer_blocks[0].attn2.to_out[0].register_forward_hook(lambda m, a, out: out.detach())
-    found = inspection(pipe, trial_arguments=pipelines.call_arguments(pipe), device="cpu")
-    assert found["replay"].startswith("not exact: log-probabilities differ by ")
-    assert found["gradient"].startswith("reaches ") and not found["gradient"].startswith("reaches 32 of 32")
+    inspected = inspection(pipe, trial_arguments=pipelines.call_arguments(pipe), device="cpu")
+    assert inspected["replay"].startswith("not exact: log-probabilities differ by ")
+    assert inspected["gradient"].startswith("reaches ") and not inspected["gradient"].startswith("reaches 32 of 32")
 
 
 def test_memory_grows_with_the_picture_and_leaves_the_weights_out():
@@ -136,9 +136,9 @@ def test_memory_grows_with_the_picture_and_leaves_the_weights_out():
 
 def test_targets_are_counted_by_their_endings():
     pipe = pipelines.twin("FluxPipeline")
-    found, others = lora_targets(pipe)
+    names, others = lora_targets(pipe)
     linear = sum(isinstance(layer, torch.nn.Linear) for layer in pipe.transformer.modules())
-    assert found["to_out.0"] == 1 and found["to_q"] == 2 and sum(found.values()) + sum(others.values()) == linear
+    assert names["to_out.0"] == 1 and names["to_q"] == 2 and sum(names.values()) + sum(others.values()) == linear
 
 
 def test_what_is_no_model_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys):

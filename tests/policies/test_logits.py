@@ -28,10 +28,10 @@ class Largest(TorchDispatchMode):
     numel = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        said = func(*args, **(kwargs or {}))
-        if isinstance(said, Tensor):
-            self.numel = max(self.numel, said.numel())
-        return said
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor):
+            self.numel = max(self.numel, result.numel())
+        return result
 
 
 def made(bias: bool, dtype: torch.dtype = torch.float64, words: int = WORDS) -> tuple[Matrix, Tensor, Tensor]:
@@ -59,9 +59,9 @@ def test_pieces_equal_a_plain_log_softmax(bias: bool, trained: bool) -> None:
     head, hidden, tokens = made(bias)
     head.layer.requires_grad_(trained)
     weights, inputs = torch.linspace(-1, 2, COUNT).double(), [hidden, *(head.layer.parameters() if trained else [])]
-    found, truth = scored(head, hidden, tokens), plain(head, hidden, tokens)
-    assert torch.allclose(found, truth, atol=1e-12)
-    ours, theirs = (torch.autograd.grad((weights * table).sum(), inputs) for table in (found, truth))
+    scores, truth = scored(head, hidden, tokens), plain(head, hidden, tokens)
+    assert torch.allclose(scores, truth, atol=1e-12)
+    ours, theirs = (torch.autograd.grad((weights * table).sum(), inputs) for table in (scores, truth))
     for one, other in zip(ours, theirs, strict=True):
         assert torch.allclose(one, other, atol=1e-11)
 
@@ -74,8 +74,8 @@ def test_a_backward_pass_may_come_after_other_forward_passes_and_twice() -> None
     second.sum().backward()
     again = [torch.autograd.grad(first.sum(), head.layer.weight, retain_graph=True)[0]]
     again.append(torch.autograd.grad(first.sum(), head.layer.weight)[0])
-    for found in again:
-        assert torch.allclose(found, truth, atol=1e-11)
+    for values in again:
+        assert torch.allclose(values, truth, atol=1e-11)
 
 
 @pytest.mark.parametrize("trained", [True, False])
@@ -96,9 +96,9 @@ def test_narrow_types_stay_near_the_truth(dtype: torch.dtype) -> None:
         wide = Matrix(nn.Linear(WIDTH, WORDS, dtype=torch.float64))
         wide.layer.load_state_dict(head.layer.state_dict())
         inputs = hidden.detach().double().requires_grad_()
-        found, truth = scored(head, hidden, tokens), plain(wide, inputs, tokens)
-        assert float((found - truth).abs().max() / truth.abs().max()) < allowed
-        ours, theirs = torch.autograd.grad(found.sum(), hidden)[0].double(), torch.autograd.grad(truth.sum(), inputs)[0]
+        scores, truth = scored(head, hidden, tokens), plain(wide, inputs, tokens)
+        assert float((scores - truth).abs().max() / truth.abs().max()) < allowed
+        ours, theirs = torch.autograd.grad(scores.sum(), hidden)[0].double(), torch.autograd.grad(truth.sum(), inputs)[0]
         assert float((ours - theirs).norm() / theirs.norm()) < allowed
 
 
@@ -106,7 +106,7 @@ def test_tokens_whose_probability_is_rounded_to_nothing_have_their_log_probabili
     layer = nn.Linear(1, 4, bias=False)
     layer.weight.data = torch.tensor([[0.0], [300.0], [-50.0], [75.0]])
     hidden = torch.ones((3, 1), requires_grad=True)
-    found = numbers_of(Matrix(layer), hidden, torch.tensor([0, 1, 2]))[LOG_PROBS]
-    assert torch.allclose(found, torch.tensor([-300.0, 0.0, -350.0], dtype=torch.float64), atol=1e-4)
-    slope = torch.autograd.grad(found.sum(), hidden)[0].flatten()
+    values = numbers_of(Matrix(layer), hidden, torch.tensor([0, 1, 2]))[LOG_PROBS]
+    assert torch.allclose(values, torch.tensor([-300.0, 0.0, -350.0], dtype=torch.float64), atol=1e-4)
+    slope = torch.autograd.grad(values.sum(), hidden)[0].flatten()
     assert torch.allclose(slope, torch.tensor([-300.0, 0.0, -350.0]), atol=1e-3)

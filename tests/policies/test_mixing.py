@@ -22,8 +22,8 @@ def drawn_by(policy, rollout, row, column, shares):
     mean = torch.zeros(())
     for name, share in shares.items():
         with policy.using(name), torch.no_grad():
-            found, std, _ = policy._transition(rollout, torch.tensor([row]), column)
-            mean = mean + share * found[0]
+            own_mean, std, _ = policy._transition(rollout, torch.tensor([row]), column)
+            mean = mean + share * own_mean[0]
     return mean, std
 
 

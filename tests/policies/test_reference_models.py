@@ -126,23 +126,23 @@ def test_blocks_of_sets_and_of_other_models_nest():
         for p in policy.parameters().values():
             p.mul_(1.5)
     read = lambda: policy.steps(rollout, torch.arange(6)).log_probs.detach()  # noqa: E731
-    said = {}
+    scored = {}
     for name in ("current", "before", "ref", "judge"):
         with policy.using(name):
-            said[name] = read()
-    assert torch.equal(said["before"], rollout.log_probs)
-    assert len({float(table.sum()) for table in said.values()}) == 4
+            scored[name] = read()
+    assert torch.equal(scored["before"], rollout.log_probs)
+    assert len({float(table.sum()) for table in scored.values()}) == 4
     for outer in ("ref", "judge"):
         with policy.using(outer):
-            for inner in said.keys() - {"current"}:
+            for inner in scored.keys() - {"current"}:
                 with policy.using(inner):
-                    assert torch.equal(read(), said[inner]), (outer, inner)
-                assert torch.equal(read(), said[outer])
+                    assert torch.equal(read(), scored[inner]), (outer, inner)
+                assert torch.equal(read(), scored[outer])
             with policy.using("before"), policy.using(outer):
-                assert torch.equal(read(), said[outer])
+                assert torch.equal(read(), scored[outer])
     with pytest.raises(RuntimeError, match="on purpose"), policy.using("ref"):
         raise RuntimeError("on purpose")
-    assert torch.equal(read(), said["current"])
+    assert torch.equal(read(), scored["current"])
 
 
 def test_several_references_at_once_are_each_their_own():
@@ -212,12 +212,12 @@ def test_other_prompts_are_scored_by_it_too():
     policy.refer("ref", teacher(chat=tiny_text.CHATML, policy={"template": True}), ["abc"])
     rollout = rollout_of(policy)
     policy.remember(rollout, ["ref"], 6)
-    found = policy.steps(rollout, torch.arange(6), needs=frozenset({contrast("bad"), Need("refs")})).contrasts["bad"]
+    contrasted = policy.steps(rollout, torch.arange(6), needs=frozenset({contrast("bad"), Need("refs")})).contrasts["bad"]
     chat = teacher(chat=tiny_text.CHATML, policy={"system": "lie"}).chat
     model = llama(1, hidden_size=24, intermediate_size=40, num_hidden_layers=3)
     behind = [torch.tensor(chat.prompt(prompt).ids) for prompt in rollout.held.sources]
-    for asked, table in ((model, found.refs["ref"]), (policy.model, found.log_probs)):
-        assert torch.allclose(table, of_tokens(alone(asked, rollout, prompts=behind), rollout), atol=1e-5)
+    for other_model, table in ((model, contrasted.refs["ref"]), (policy.model, contrasted.log_probs)):
+        assert torch.allclose(table, of_tokens(alone(other_model, rollout, prompts=behind), rollout), atol=1e-5)
 
 
 def test_its_prompts_are_the_policy_s_with_their_system_turn():
@@ -382,12 +382,12 @@ def test_a_pipeline_of_other_weights_says_what_a_policy_around_it_says(name, say
                     p.add_(amount * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
         return diffusers(pipe, steps=3, guidance=4.0, call=pipelines.call_arguments(pipe), device="cpu")
 
-    policy, asked = made(0.0), made(0.05)
+    policy, other_model = made(0.0), made(0.05)
     policy.refer("ref", made(0.05), ["a 1"])
     rollout = policy.sample(["a 1", "a 2"], 2, torch.Generator().manual_seed(0))
     policy.remember(rollout, ["ref"], 4)
     steps = policy.steps(rollout, torch.arange(4), needs=frozenset({OLD, Need("refs"), Need("kls")}))
-    wanted = asked.steps(rollout, torch.arange(4)).log_probs
+    wanted = other_model.steps(rollout, torch.arange(4)).log_probs
     assert torch.equal(steps.refs["ref"], wanted.detach()) and float(steps.kls["ref"].min()) > 0
     assert torch.equal(policy.sample(["a 1", "a 2"], 2, torch.Generator().manual_seed(0)).outputs, rollout.outputs)
 
@@ -405,10 +405,10 @@ def test_a_larger_pipeline_s_bounds_are_its_own_errors():
         for row in range(4):
             for draw in range(2):
                 sigma, noise = float(1000 - held.places[row // 2, draw]) / 1000, held.noise[row // 2, draw]
-                for asked, found in ((pipe, steps.refs["ref"]), (policy.of.pipe, steps.log_probs)):
-                    velocity = said_by(asked, (1 - sigma) * clean[row] + sigma * noise, sigma, 3 if row < 2 else 5)
+                for other_model, steps_there in ((pipe, steps.refs["ref"]), (policy.of.pipe, steps.log_probs)):
+                    velocity = said_by(other_model, (1 - sigma) * clean[row] + sigma * noise, sigma, 3 if row < 2 else 5)
                     wanted = -0.5 * float(((velocity - (noise - clean[row])) ** 2).sum())
-                    assert found[row, draw].item() == pytest.approx(wanted, rel=1e-4)
+                    assert steps_there[row, draw].item() == pytest.approx(wanted, rel=1e-4)
 
 
 @pytest.mark.parametrize(

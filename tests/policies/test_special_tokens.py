@@ -63,8 +63,8 @@ def test_trained_ids_are_those_of_the_template(name, turns):
 def test_reasoning_is_trained_whole_whatever_a_template_cuts(name):
     chat = chat_of(name)
     row = chat.row(ASK, THOUGHT)
-    said = words_of(chat, [*row.prompt.ids, *row.completion])
-    assert said.count("<think>") == said.count("</think>") == 1 and "one and two\n</think>\n\nthree" in words_of(chat, row.completion)
+    words = words_of(chat, [*row.prompt.ids, *row.completion])
+    assert words.count("<think>") == words.count("</think>") == 1 and "one and two\n</think>\n\nthree" in words_of(chat, row.completion)
     assert row.completion[-1] in chat.stops and sum(token in chat.stops for token in row.completion) == 1
     whole = by_transformers(chat, [*ASK, {"role": "assistant", "content": THOUGHT}])
     if FAMILIES[name].keeps_reasoning:
@@ -118,10 +118,10 @@ def test_without_a_template_the_tokenizer_opens_a_text_and_does_not_end_it(name)
     assert ids == (made[:-1] if FAMILIES[name].behind else made)
     row = chat.row("how many", f"two{FAMILIES[name].eos}")
     assert words_of(chat, row.completion) == f"two{FAMILIES[name].eos}"
-    said = str(compared(chat, "how many"))
-    assert ("token 9 of 9 is no token here, and '</s>'" in said) == FAMILIES[name].behind
+    words = str(compared(chat, "how many"))
+    assert ("token 9 of 9 is no token here, and '</s>'" in words) == FAMILIES[name].behind
     if not FAMILIES[name].behind:
-        assert said.startswith("the same")
+        assert words.startswith("the same")
 
 
 def test_reasoning_by_a_key_that_the_template_drops_is_refused():
@@ -191,8 +191,8 @@ def seen(*parts):
 
 
 def in_parts(turns):
-    said = lambda content: [{"type": "text", "text": content}] if isinstance(content, str) else content  # noqa: E731
-    return [{**turn, "content": said(turn["content"])} for turn in turns]
+    words = lambda content: [{"type": "text", "text": content}] if isinstance(content, str) else content  # noqa: E731
+    return [{**turn, "content": words(turn["content"])} for turn in turns]
 
 
 def vision_policy(name):
@@ -211,19 +211,19 @@ def test_trained_ids_of_pictures_are_those_of_the_processor(name):
     if not chat.template:  # PaliGemma's
         image = picture()
         made = processor(text=["what is it"], images=[image], return_tensors="pt")["input_ids"][0].tolist()
-        asked = seen(image, "what is it")
-        assert list(chat.prompt(asked).ids) == made and compared(chat, asked).place is None
+        talk = seen(image, "what is it")
+        assert list(chat.prompt(talk).ids) == made and compared(chat, talk).place is None
         return
-    for asked in [*asks, [SYSTEM, *asks[0]]]:
-        told = {"tokenize": True, "return_dict": True}
-        prompt = processor.apply_chat_template(in_parts(asked), add_generation_prompt=True, **told)["input_ids"][0]
-        assert list(chat.prompt(asked).ids) == list(prompt)
+    for talk in [*asks, [SYSTEM, *asks[0]]]:
+        options = {"tokenize": True, "return_dict": True}
+        prompt = processor.apply_chat_template(in_parts(talk), add_generation_prompt=True, **options)["input_ids"][0]
+        assert list(chat.prompt(talk).ids) == list(prompt)
         for answer in ("a cat", THOUGHT):
-            row = chat.row(asked, answer)
-            whole = processor.apply_chat_template(in_parts([*asked, {"role": "assistant", "content": answer}]), **told)["input_ids"][0]
+            row = chat.row(talk, answer)
+            whole = processor.apply_chat_template(in_parts([*talk, {"role": "assistant", "content": answer}]), **options)["input_ids"][0]
             ours = [*row.prompt.ids, *row.completion]
             assert ours == list(whole)[: len(ours)] and row.completion[-1] in chat.stops
-            assert compared(chat, asked, answer).place is None and compared(chat, asked).place is None
+            assert compared(chat, talk, answer).place is None and compared(chat, talk).place is None
 
 
 def test_a_placeholder_that_the_tokenizer_cuts_into_words_is_refused():

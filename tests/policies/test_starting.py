@@ -95,8 +95,8 @@ def test_of_diffusers_the_header_or_tensors_tell_alpha(tmp_path: Path, where: st
     held = {f"transformer.{name}": value.contiguous() for name, value in weights.items()}
     if where == "tensors":
         held |= {f"transformer.{layer}.alpha": torch.tensor(1.0) for layer in ("q_proj", "v_proj")}
-    said = json.dumps({"transformer.lora_alpha": 1.0, "transformer.r": 2})
-    header = {"format": "pt", **({"lora_adapter_metadata": said} if where == "header" else {})}
+    metadata = json.dumps({"transformer.lora_alpha": 1.0, "transformer.r": 2})
+    header = {"format": "pt", **({"lora_adapter_metadata": metadata} if where == "header" else {})}
     save_file(held, tmp_path / "pytorch_lora_weights.safetensors", metadata=header)
     for place in (tmp_path, tmp_path / "pytorch_lora_weights.safetensors"):
         other, _ = made(Lora(from_=str(place)))

@@ -49,8 +49,8 @@ def chosen(policy, rollout, temperature=1.0):
 
 def gradient(policy, table):
     weights = torch.linspace(-1, 1, table.numel(), dtype=torch.float64).view_as(table)
-    found = torch.autograd.grad((weights * table).sum(), list(policy.parameters().values()), allow_unused=True, retain_graph=True)
-    return torch.cat([torch.zeros(1) if g is None else g.flatten() for g in found])
+    gradients = torch.autograd.grad((weights * table).sum(), list(policy.parameters().values()), allow_unused=True, retain_graph=True)
+    return torch.cat([torch.zeros(1) if g is None else g.flatten() for g in gradients])
 
 
 @pytest.mark.parametrize("name", CLASSES)
@@ -163,10 +163,10 @@ def test_numbers_of_whole_distributions_equal_their_formulas(name, lora):
         "entropy": -(own.exp() * own).sum(-1),
         "collision": (2 * own).logsumexp(-1),
     }
-    found = {"kls": steps.kls["ref"], "reverse_kls": steps.reverse_kls["ref"], **steps.terms}
+    tables = {"kls": steps.kls["ref"], "reverse_kls": steps.reverse_kls["ref"], **steps.terms}
     for word, formula in wanted.items():
-        assert torch.allclose(found[word], formula * rollout.mask, atol=2e-5), word
-        ours, theirs = gradient(policy, found[word]), gradient(policy, formula * rollout.mask)
+        assert torch.allclose(tables[word], formula * rollout.mask, atol=2e-5), word
+        ours, theirs = gradient(policy, tables[word]), gradient(policy, formula * rollout.mask)
         assert float((ours - theirs).norm() / theirs.norm()) < 1e-4, word
     assert float(steps.kls["ref"].max()) > 1e-3
     assert torch.allclose(steps.refs["ref"], ref.gather(-1, rollout.held.tokens.unsqueeze(-1)).squeeze(-1) * rollout.mask, atol=1e-5)
@@ -290,7 +290,7 @@ def test_a_folder_is_a_model_and_its_tokenizer(tmp_path):
 
 @pytest.mark.parametrize("name", ["qwen2", "gpt2"])
 def test_gradient_checkpointing_changes_no_number(name):
-    found, calls = [], []
+    tables, calls = [], []
     for on in (False, True):
         policy = make(name, gradient_checkpointing=on)
         rollout = rollout_of(policy)
@@ -299,9 +299,9 @@ def test_gradient_checkpointing_changes_no_number(name):
         seen = []
         inner = next(module for module in policy.model.modules() if type(module).__name__ in ("LayerNorm", "Qwen2RMSNorm"))
         inner.register_forward_hook(lambda *told: seen.append(1))  # noqa: B023
-        found.append(gradient(policy, table))
+        tables.append(gradient(policy, table))
         calls.append(len(seen))
-    assert float((found[0] - found[1]).norm() / found[0].norm()) < 1e-5
+    assert float((tables[0] - tables[1]).norm() / tables[0].norm()) < 1e-5
     assert calls[0] == 0 and calls[1] > 0  # computed again
 
 

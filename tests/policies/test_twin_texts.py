@@ -21,9 +21,9 @@ def test_a_twin_is_of_its_class_and_reads_bytes(kind):
 
 def test_the_class_is_known_from_the_name_the_folder_or_what_was_said(tmp_path):
     node = {"use": "transformers", "model": "Qwen/Qwen2.5-0.5B-Instruct", "dtype": "bfloat16", "max_completion": 512, "lora": {"rank": 64}}
-    made, told = small(node)
+    made, printed = small(node)
     assert made["model"] == {"use": "policies.twins.texts.twin", "kind": "Qwen2ForCausalLM"} and "dtype" not in made
-    assert (made["max_completion"], made["lora"]["rank"]) == (16, 4) and "policy.dtype is left out" in told
+    assert (made["max_completion"], made["lora"]["rank"]) == (16, 4) and "policy.dtype is left out" in printed
     (tmp_path / "config.json").write_text(json.dumps({"architectures": ["Qwen3ForCausalLM"]}))
     assert small({**node, "model": str(tmp_path)})[0]["model"]["kind"] == "Qwen3ForCausalLM"
     assert small({**node, "model": "me/mine"}, kind="LlamaForCausalLM")[0]["model"]["kind"] == "LlamaForCausalLM"

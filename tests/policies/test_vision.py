@@ -50,7 +50,7 @@ def mixed():
 
 def straight(policy, rollout):
     """Log-probabilities ``[B, T]`` of each row by itself: its prompt with its pixels and its completion through the model's own forward."""
-    held, found = rollout.held, torch.zeros(rollout.mask.shape, dtype=torch.float64)
+    held, values = rollout.held, torch.zeros(rollout.mask.shape, dtype=torch.float64)
     answer = 1 if policy.model.config.model_type == "paligemma" else 0
     rows = []
     for row in range(len(rollout.prompts)):
@@ -61,16 +61,16 @@ def straight(policy, rollout):
             inputs[name] = torch.cat([inputs[name], torch.full((1, length), answer)], 1)
         logits = policy.model(input_ids=torch.cat([prompt, tokens]).unsqueeze(0), use_cache=False, **inputs).logits[0, len(prompt) - 1 : -1]
         full = logits.double().index_fill(-1, torch.tensor(policy.chat.never), -1e9).log_softmax(-1)
-        said = full.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
-        rows.append(torch.nn.functional.pad(said, (0, found.shape[1] - length)))
+        expected = full.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+        rows.append(torch.nn.functional.pad(expected, (0, values.shape[1] - length)))
     return torch.stack(rows)
 
 
 def gradient(policy, table):
     weights = torch.linspace(-1, 1, table.numel(), dtype=torch.float64).view_as(table)
     some = policy.parameters()
-    found = torch.autograd.grad((weights * table).sum(), list(some.values()), allow_unused=True, retain_graph=True)
-    return {name: torch.zeros(1) if g is None else g.flatten() for name, g in zip(some, found, strict=True)}
+    gradients = torch.autograd.grad((weights * table).sum(), list(some.values()), allow_unused=True, retain_graph=True)
+    return {name: torch.zeros(1) if g is None else g.flatten() for name, g in zip(some, gradients, strict=True)}
 
 
 @pytest.mark.parametrize("name", CLASSES)
@@ -148,15 +148,15 @@ def test_what_a_prompt_may_hold(prompt, match):
 
 
 def test_ids_around_and_of_pixels_are_never_said():
-    said = {name: make(name).chat for name in ("Qwen2_5_VL", "Idefics3", "InternVL", "Gemma3")}
+    expected = {name: make(name).chat for name in ("Qwen2_5_VL", "Idefics3", "InternVL", "Gemma3")}
     for name, words in {
         "Qwen2_5_VL": ["<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"],
         "InternVL": ["<img>", "</img>"],
         "Idefics3": ["<image>", "<fake_token_around_image>", "<global-img>", "<row_1_col_1>", "<row_6_col_6>"],
         "Gemma3": ["<start_of_image>", "<end_of_image>", "<image_soft_token>"],
     }.items():
-        assert set(said[name].tokenizer.convert_tokens_to_ids(words)) <= set(said[name].never)
-        assert not set(said[name].stops) & set(said[name].never)
+        assert set(expected[name].tokenizer.convert_tokens_to_ids(words)) <= set(expected[name].never)
+        assert not set(expected[name].stops) & set(expected[name].never)
 
 
 # Members, contrasts, hidden pictures
@@ -164,12 +164,12 @@ def test_ids_around_and_of_pixels_are_never_said():
 
 @pytest.mark.parametrize("name", CLASSES)
 def test_members_are_found_by_the_models_own_structure(name):
-    found = members_of(twin(name)[0])
-    every = [parameter for names in found.values() for parameter in names]
+    members = members_of(twin(name)[0])
+    every = [parameter for names in members.values() for parameter in names]
     assert sorted(every) == sorted(parameter for parameter, _ in twin(name)[0].named_parameters())
-    assert list(found) == ["vision", "projector", "language"] and "lm_head.weight" in found["language"]
-    assert all("language_model" in key or "text_model" in key or "lm_head" in key for key in found["language"])
-    assert any("patch_embed" in key for key in found["vision"]) and not any("merger" in key for key in found["vision"])
+    assert list(members) == ["vision", "projector", "language"] and "lm_head.weight" in members["language"]
+    assert all("language_model" in key or "text_model" in key or "lm_head" in key for key in members["language"])
+    assert any("patch_embed" in key for key in members["vision"]) and not any("merger" in key for key in members["vision"])
 
 
 def test_what_is_trained_is_said_in_one_line():
@@ -210,26 +210,26 @@ def test_train_names_what_there_is(train, match):
 def test_ablated_is_the_same_answer_behind_another_picture(how):
     policy = make("Qwen2VL", ablation={"how": how, "share": 0.5})
     rollout = policy.sample(mixed(), 2, torch.Generator().manual_seed(0))
-    found = policy.steps(rollout, torch.arange(6), needs=frozenset({contrast("ablated")})).contrasts["ablated"].log_probs
-    apart = (found - rollout.log_probs).abs().amax(1)
+    log_probs = policy.steps(rollout, torch.arange(6), needs=frozenset({contrast("ablated")})).contrasts["ablated"].log_probs
+    apart = (log_probs - rollout.log_probs).abs().amax(1)
     assert float(apart[:2].min()) > 1e-4 and float(apart[4:].min()) > 1e-4 and float(apart[2:4].max()) < 1e-6  # words alone stay
     vision, whole = policy.chat.vision, rollout.held.encoded[0]
     changed = vision.changed(whole, Ablation(how=how, share=0.5))
     assert vision.inputs(changed)["pixel_values"].shape == vision.inputs(whole)["pixel_values"].shape
     other = make("Qwen2VL", ablation={"how": how, "share": 0.5})
     again = other.steps(rollout, torch.tensor([5, 0]), needs=frozenset({contrast("ablated")})).contrasts["ablated"].log_probs
-    assert torch.allclose(again, found[[5, 0]], atol=1e-6)  # the same each time
+    assert torch.allclose(again, log_probs[[5, 0]], atol=1e-6)  # the same each time
 
 
 def test_mismatched_is_the_next_prompt_with_its_pictures():
     policy = make("Llava")
     prompts = [user(picture(32, 32, seed), "hi") for seed in (0, 1)]
     rollout = policy.sample(prompts, 2, torch.Generator().manual_seed(0))
-    found = policy.steps(rollout, torch.arange(4), needs=frozenset({contrast("mismatched")})).contrasts["mismatched"].log_probs
+    log_probs = policy.steps(rollout, torch.arange(4), needs=frozenset({contrast("mismatched")})).contrasts["mismatched"].log_probs
     turned = policy.encode([prompts[1]] * 2 + [prompts[0]] * 2, ["x"] * 4, torch.arange(4), torch.Generator())
     held = replace(rollout.held, encoded=turned.held.encoded, which=torch.tensor([0, 0, 1, 1]))
     oracle = straight(policy, replace(rollout, held=held))
-    assert torch.allclose(found, oracle, atol=1e-5)
+    assert torch.allclose(log_probs, oracle, atol=1e-5)
 
 
 def test_a_step_without_pictures_has_nothing_to_ablate():

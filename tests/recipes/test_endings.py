@@ -113,8 +113,8 @@ def test_a_reward_that_stops_a_run_loses_no_step(tmp_path: Path, name: str, caps
     act, line = STOPS[name]
     with pytest.raises(UserError, match=line):
         online(tmp_path / "parts", rewards={"linear": Scripted(call_7=act)})  # an evaluation, 3 steps, an evaluation, a step, this one
-    said = "stopped in step 5; step 4 is saved, continue with --resume (in Python: resume=True) once this is mended"
-    assert said in capsys.readouterr().out
+    ending = "stopped in step 5; step 4 is saved, continue with --resume (in Python: resume=True) once this is mended"
+    assert ending in capsys.readouterr().out
     parts = online(tmp_path / "parts", rewards={"linear": Scripted()}, resume=True)
     straight = online(tmp_path / "straight", rewards={"linear": Scripted()})
     assert rows(parts.path) == rows(straight.path) and equal(kept(parts.path, 6), kept(straight.path, 6))

@@ -372,8 +372,8 @@ def test_a_method_is_refused_where_the_policy_cannot_serve_it(tmp_path: Path) ->
 def test_the_summary_says_what_happened(tmp_path: Path) -> None:
     run = online(tmp_path, evaluation={"judges": {"gold": Judge(0.1, 0.2, 0.3)}}, run={"seed": 3, "trackers": ("tensorboard",)})
     summary = json.loads(run.report.path.with_name("summary.json").read_text())
-    told = {"seed": 3, "status": "finished", "steps": 6, "preflight_difference": 0.0, "rewards": ["linear"], "judges": ["gold"]}
-    assert {key: summary[key] for key in told} == told
+    facts = {"seed": 3, "status": "finished", "steps": 6, "preflight_difference": 0.0, "rewards": ["linear"], "judges": ["gold"]}
+    assert {key: summary[key] for key in facts} == facts
     assert (summary["gold_before"], summary["gold_after"]) == (pytest.approx(0.1), pytest.approx(0.3)) and summary["train_seconds"] > 0
     assert summary["kl"] == [row for row in rows(run.path) if row["phase"] == "eval"][-1]["kl"] > 0
     assert run.report.path.read_text().startswith("<!") and arguments(tmp_path)["run"]["name"] == run.path.name

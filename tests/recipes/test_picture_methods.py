@@ -27,25 +27,25 @@ def policy():
 
 @pytest.fixture(scope="module")
 def records():
-    found = mm.data.picture_texts(str(resource("assets/pictures/pairs.jsonl")))
-    return [record._replace(scores=(2.0, 1.0)) for record in islice(found.stream(seed=0), 2)]
+    texts = mm.data.picture_texts(str(resource("assets/pictures/pairs.jsonl")))
+    return [record._replace(scores=(2.0, 1.0)) for record in islice(texts.stream(seed=0), 2)]
 
 
 def encoded(policy, records, method):
-    prompts, outputs, said = _rows(records, method)
-    rollout = policy.encode(prompts, outputs, said.group, torch.Generator().manual_seed(0))
+    prompts, outputs, feedback = _rows(records, method)
+    rollout = policy.encode(prompts, outputs, feedback.group, torch.Generator().manual_seed(0))
     policy.remember(rollout, ["ref"], 4)
-    return rollout, said
+    return rollout, feedback
 
 
 @pytest.mark.parametrize("name", NEEDS)
 def test_a_batch_of_pictures_trains(policy, records, name):
     method = getattr(mm.methods, name)()
     assert NEEDS[name] <= method.needs
-    rollout, said = encoded(policy, records, method)
+    rollout, feedback = encoded(policy, records, method)
     assert all(prompt[0]["content"][0]["type"] == "image" for prompt in rollout.prompts)
     steps = policy.steps(rollout, torch.arange(4), needs=method.needs)
-    loss = (method.weigh(steps.mask) * method.loss(steps, method.signal(said)).values).sum()
+    loss = (method.weigh(steps.mask) * method.loss(steps, method.signal(feedback)).values).sum()
     gradients = torch.autograd.grad(loss, list(policy.parameters().values()), allow_unused=True)
     norms = {name: float(g.norm()) for name, g in zip(policy.parameters(), gradients, strict=True) if g is not None}
     assert loss.isfinite() and all(norm < float("inf") for norm in norms.values())

@@ -132,9 +132,9 @@ def test_what_was_put_aside_after_the_checkpoint_changes_nothing_of_what_follows
         coming.resumed(known, position=0)
         return [coming.sampled(sample, 3, attempt=attempt)[0] for _ in range(9) for attempt in (0, 1)], coming.aside
 
-    found, aside = steps({})
-    assert len(aside) == 4 and steps(aside)[0] == found == steps({"prompt 1": "odd"})[0]
-    first_attempts = [prompt for chosen in found[::2] for prompt in chosen]
+    logged, aside = steps({})
+    assert len(aside) == 4 and steps(aside)[0] == logged == steps({"prompt 1": "odd"})[0]
+    first_attempts = [prompt for chosen in logged[::2] for prompt in chosen]
     fine = sorted(prompt for prompt in prompts if prompt.startswith("fine"))
     assert [sorted(first_attempts[start : start + 8]) for start in (0, 8, 16)] == [fine] * 3  # rounds of all that are left
     with pytest.raises(UserError, match="prompts: the policy refuses all 12; the last one, prompt 12: odd"):
@@ -207,8 +207,8 @@ def test_a_prompt_that_the_pipelines_call_refuses_is_put_aside(tmp_path):
 def test_a_prompt_that_is_no_class_is_put_aside_and_not_taken_as_class_0(tmp_path):
     """Of a pipeline that takes numbers of classes; there is none of -1, 1000, or a digit that is no decimal."""
     chosen = diffusers(pipelines.twin("DiTPipeline"), schedule=mm.Schedule(steps=2), lora=mm.Lora(rank=2), device="cpu")
-    asked = ["207", "a fox", " 999 ", "-1", "1000", "\u00b2", "\u0663", "", "1e2", "9" * 5000]
-    refused = chosen.refusals(asked)
+    words = ["207", "a fox", " 999 ", "-1", "1000", "\u00b2", "\u0663", "", "1e2", "9" * 5000]
+    refused = chosen.refusals(words)
     assert list(refused) == [1, 3, 4, 5, 6, 7, 8, 9] and all(len(line) < 250 for line in refused.values())
     assert refused[1] == "prompts: got 'a fox' for a pipeline that takes class_labels, takes the number of a class, 0 to 999"
     with pytest.raises(UserError, match="got 'a fox' for a pipeline that takes class_labels"):

@@ -104,17 +104,17 @@ def row(text, *marks, objects=()):
 
 
 def test_pieces():
-    found = marked(3, row("a dog and a cat", (12, 15, "cat", False), (2, 5, "dog", True), objects=["dog", "car", "bus"]))
-    assert [(piece.text, piece.kind) for piece in found.pieces] == [("a ", ""), ("dog", "there"), (" and a ", ""), ("cat", "invented")]
-    assert found.unsaid == ["car", "bus"] and found.known
-    assert "".join(piece.text for piece in found.pieces) == "a dog and a cat"
+    html = marked(3, row("a dog and a cat", (12, 15, "cat", False), (2, 5, "dog", True), objects=["dog", "car", "bus"]))
+    assert [(piece.text, piece.kind) for piece in html.pieces] == [("a ", ""), ("dog", "there"), (" and a ", ""), ("cat", "invented")]
+    assert html.unsaid == ["car", "bus"] and html.known
+    assert "".join(piece.text for piece in html.pieces) == "a dog and a cat"
 
 
 @pytest.mark.parametrize("mark", [(2, 99, "x", True), (5, 2, "x", True), (-1, 3, "x", True), (3, 3, "x", True)])
 def test_marks_that_do_not_fit_lose_no_words(mark):
-    found = marked(0, row("a dog here", mark, (2, 5, "dog", True), (3, 8, "og he", False)))
-    assert "".join(piece.text for piece in found.pieces) == "a dog here"
-    assert [piece.kind for piece in found.pieces if piece.kind] == ["there"]
+    html = marked(0, row("a dog here", mark, (2, 5, "dog", True), (3, 8, "og he", False)))
+    assert "".join(piece.text for piece in html.pieces) == "a dog here"
+    assert [piece.kind for piece in html.pieces if piece.kind] == ["there"]
 
 
 def test_answers_without_marks_are_not_known():

@@ -22,9 +22,9 @@ def test_it_is_five_layers_on_the_unit_vector(models):
         vector = vector / vector.norm(dim=-1, keepdim=True)
         for number in (0, 2, 4, 6, 7):
             vector = vector @ state[f"layers.{number}.weight"].T + state[f"layers.{number}.bias"]
-    found = aesthetic(weights=str(models / "clip"), head=str(models / "head.pth"), device="cpu")
-    assert found(images(32, 32), PROMPTS).tolist() == pytest.approx(vector[:, 0].tolist(), abs=1e-5)
-    assert found(images(32, 32), ["x"] * 4).tolist() == found(images(32, 32), PROMPTS).tolist()
+    reward = aesthetic(weights=str(models / "clip"), head=str(models / "head.pth"), device="cpu")
+    assert reward(images(32, 32), PROMPTS).tolist() == pytest.approx(vector[:, 0].tolist(), abs=1e-5)
+    assert reward(images(32, 32), ["x"] * 4).tolist() == reward(images(32, 32), PROMPTS).tolist()
 
 
 @pytest.mark.parametrize(

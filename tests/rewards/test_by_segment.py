@@ -18,16 +18,16 @@ TEXT = "A cat sat.  Two dogs ran!\n- no 3.5 end"
     ],
 )
 def test_each_part_is_asked_about_by_itself_with_its_prompt_and_columns(unit, wanted):
-    asked = []
+    calls = []
 
     def reward(outputs, prompts, *, colour):
-        asked.extend(zip(outputs, prompts, colour, strict=True))
+        calls.extend(zip(outputs, prompts, colour, strict=True))
         return torch.arange(len(outputs)).float()
 
-    found = by_segment(reward, unit=unit)([TEXT, "", "x"], ["p", "q", "r"], colour=[1, 2, 3])
-    assert asked == [*((part, "p", 1) for part in wanted), ("x", "r", 3)]
-    assert [TEXT[start:end] for start, end, _ in found[0]] == wanted and [score for *_, score in found[0]] == list(range(len(wanted)))
-    assert found[1] == [] and found[2] == [(0, 1, float(len(wanted)))]
+    scores = by_segment(reward, unit=unit)([TEXT, "", "x"], ["p", "q", "r"], colour=[1, 2, 3])
+    assert calls == [*((part, "p", 1) for part in wanted), ("x", "r", 3)]
+    assert [TEXT[start:end] for start, end, _ in scores[0]] == wanted and [score for *_, score in scores[0]] == list(range(len(wanted)))
+    assert scores[1] == [] and scores[2] == [(0, 1, float(len(wanted)))]
 
 
 def test_mistakes():

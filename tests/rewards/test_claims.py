@@ -19,9 +19,9 @@ QUESTIONS = {
 
 @pytest.fixture
 def server():
-    found = FakeServer(answered)
-    yield found
-    found.kill()
+    fake_server = FakeServer(answered)
+    yield fake_server
+    fake_server.kill()
 
 
 def answered(body):
@@ -80,8 +80,8 @@ def test_a_claim_that_cannot_be_checked_makes_the_answer_missing(server, tmp_pat
     server.answer = answered
     gone = [{"role": "user", "content": [{"type": "image", "path": str(tmp_path / "gone.png")}]}]
     with pytest.warns(UserWarning, match="not asked: "):
-        found = mm.rewards.claims(server=at(server))(["a dog", "a dog", "a dog"], [asked(images()[0]), "no picture", gone])
-    assert found.isnan().tolist() == [False, True, True]
+        scores = mm.rewards.claims(server=at(server))(["a dog", "a dog", "a dog"], [asked(images()[0]), "no picture", gone])
+    assert scores.isnan().tolist() == [False, True, True]
 
 
 def test_mistakes(server):

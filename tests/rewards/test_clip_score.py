@@ -23,14 +23,14 @@ def test_it_is_the_cosine_of_open_clip(models):
         pixels.append(preprocess(drawn))
     with torch.no_grad():
         seen, read, _ = net.eval()(torch.stack(pixels), tokens)
-    found = clip_score(model=f"local-dir:{models / 'open_clip'}", scale=2.5, device="cpu")
-    assert found(images(), PROMPTS).tolist() == pytest.approx((2.5 * (seen * read).sum(-1)).tolist(), abs=0.02)  # 8-bit rounding
+    reward = clip_score(model=f"local-dir:{models / 'open_clip'}", scale=2.5, device="cpu")
+    assert reward(images(), PROMPTS).tolist() == pytest.approx((2.5 * (seen * read).sum(-1)).tolist(), abs=0.02)  # 8-bit rounding
     exact = images(32, 32)  # nothing to resize, so nothing is rounded
     mean, std = (torch.tensor(value).view(1, 3, 1, 1) for value in (net.visual.preprocess_cfg["mean"], net.visual.preprocess_cfg["std"]))
     with torch.no_grad():
         seen, read, _ = net((exact - mean) / std, tokens)
-    assert found(exact, PROMPTS).tolist() == pytest.approx((2.5 * (seen * read).sum(-1)).tolist(), abs=1e-5)
-    assert (found.low, found.high) == (-2.5, 2.5)
+    assert reward(exact, PROMPTS).tolist() == pytest.approx((2.5 * (seen * read).sum(-1)).tolist(), abs=1e-5)
+    assert (reward.low, reward.high) == (-2.5, 2.5)
 
 
 @pytest.mark.parametrize(

@@ -47,8 +47,8 @@ def test_the_part_of_the_tests_that_pass():
         "import sys\nsys.exit(0)",
         "import os\ndef add(a, b): return a + b\nos._exit(0)",
     ]
-    found = code_tests(seconds=20)(texts, ["p"] * 7, tests=[TESTS] * 7)
-    assert found.tolist() == pytest.approx([1, 2 / 3, 1, 0, 0, 0, 0])
+    scores = code_tests(seconds=20)(texts, ["p"] * 7, tests=[TESTS] * 7)
+    assert scores.tolist() == pytest.approx([1, 2 / 3, 1, 0, 0, 0, 0])
     assert one(texts[1], score="all") == 0 and one(GOOD, score="all") == 1
     assert one(GOOD, tests="assert add(1, 1) == 2\nassert add(2, 2) == 4") == 1
 

@@ -26,21 +26,21 @@ def test_the_mean_of_every_so_manieth_frame(stride, mean):
 def test_a_real_reward_and_its_gradient(models):
     reward = rewards(models)["pickscore"]
     video = torch.stack([images(), images().flip(-1)], dim=1).requires_grad_()
-    found = frames(of=reward)
-    scores = found(video, PROMPTS)
+    scorer = frames(of=reward)
+    scores = scorer(video, PROMPTS)
     assert scores.tolist() == pytest.approx(((reward(images(), PROMPTS) + reward(images().flip(-1), PROMPTS)) / 2).tolist(), abs=1e-4)
     scores.sum().backward()
-    assert found.differentiable and bool((video.grad.flatten(2).abs().amax(2) > 0).all())
-    assert (found.low, found.high) == (reward.low, reward.high)
+    assert scorer.differentiable and bool((video.grad.flatten(2).abs().amax(2) > 0).all())
+    assert (scorer.low, scorer.high) == (reward.low, reward.high)
 
 
 def test_parts_stay_apart_and_columns_are_repeated():
     def two(outputs, prompts, *, number):
         return {"bright": outputs.flatten(1).mean(1), "number": torch.tensor(number)}
 
-    found = frames(of=two)(VIDEOS, ["a", "b"], number=[1.0, 2.0])
-    assert found["bright"].tolist() == pytest.approx([0.2, 0.7])
-    assert found["number"].tolist() == [1.0, 2.0]
+    scores = frames(of=two)(VIDEOS, ["a", "b"], number=[1.0, 2.0])
+    assert scores["bright"].tolist() == pytest.approx([0.2, 0.7])
+    assert scores["number"].tolist() == [1.0, 2.0]
 
 
 def test_a_frame_without_a_score_leaves_its_video_without_one():

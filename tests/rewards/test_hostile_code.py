@@ -90,16 +90,16 @@ PROGRAMS = {
 
 def of_name(name: str) -> list[int]:
     """Processes of that name that have not ended."""
-    found = []
+    left = []
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
             try:
                 alive = (folder / "stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
                 if alive and (folder / "comm").read_text().strip() == name:
-                    found.append(int(folder.name))
+                    left.append(int(folder.name))
             except OSError:  # it has ended
                 continue
-    return found
+    return left
 
 
 def hostile(program: str, isolate: str) -> tuple[float, list[int], float]:

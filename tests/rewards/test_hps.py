@@ -25,8 +25,8 @@ def test_it_is_the_cosine_after_the_longer_side_is_brought_to_size(models, antia
         pixels.append(normalize(small, MEAN, STD))
     with torch.no_grad():
         seen, read, _ = net.eval()(torch.stack(pixels), open_clip.get_tokenizer("ViT-H-14")(PROMPTS))
-    found = hps(model="tiny-hps", weights=str(models / "hps.pt"), antialias=antialias, device="cpu")(images(), PROMPTS)
-    assert found.tolist() == pytest.approx((seen * read).sum(-1).tolist(), abs=1e-5)
+    scores = hps(model="tiny-hps", weights=str(models / "hps.pt"), antialias=antialias, device="cpu")(images(), PROMPTS)
+    assert scores.tolist() == pytest.approx((seen * read).sum(-1).tolist(), abs=1e-5)
 
 
 def test_a_checksum_that_differs_is_refused(models):

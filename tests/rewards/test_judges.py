@@ -20,9 +20,9 @@ from tests.helpers.tiny_models import images
 
 @pytest.fixture
 def server():
-    found = FakeServer(lambda body: written(""))
-    yield found
-    found.kill()
+    fake_server = FakeServer(lambda body: written(""))
+    yield fake_server
+    fake_server.kill()
 
 
 def said(body):
@@ -37,8 +37,8 @@ def at(server, **more):
 def test_the_score_is_the_expected_digit(server):
     server.answer = lambda body: likely(**({" 4": 0.5, "5": 0.2, "4": 0.1, "The": 0.2} if "good" in said(body) else {"2": 1.0}))
     reward = mm.rewards.judge(server=at(server))
-    found = reward(["good", "bad"], ["question", [{"role": "user", "content": "other"}]])
-    assert found.tolist() == pytest.approx([(4 * 0.6 + 5 * 0.2) / 0.8, 2.0])
+    scores = reward(["good", "bad"], ["question", [{"role": "user", "content": "other"}]])
+    assert scores.tolist() == pytest.approx([(4 * 0.6 + 5 * 0.2) / 0.8, 2.0])
     assert (reward.low, reward.high, reward.differentiable) == (1.0, 5.0, False)
     first = next(body for body in server.requests if "good" in said(body))
     assert first["top_logprobs"] == 20 and first["max_tokens"] == 1 and first["temperature"] == 0.0
@@ -90,8 +90,8 @@ def test_images_go_whole_as_png(server):
     assert torch.equal(pixels, images()[1])
     mm.rewards.judge(server=at(server))(images()[None, :2], ["p"])
     assert sum(part["type"] == "image_url" for part in server.requests[-1]["messages"][0]["content"]) == 2  # a video's frames
-    asked = [{"role": "user", "content": [{"type": "image", "image": images()[0]}, {"type": "text", "text": "what is it?"}]}]
-    mm.rewards.judge(server=at(server))(["a ramp"], [asked])
+    talk = [{"role": "user", "content": [{"type": "image", "image": images()[0]}, {"type": "text", "text": "what is it?"}]}]
+    mm.rewards.judge(server=at(server))(["a ramp"], [talk])
     assert [part["type"] for part in server.requests[-1]["messages"][0]["content"]].count("image_url") == 1
     with pytest.raises(UserError, match="judge: got int, takes strings"):
         mm.rewards.judge(server=at(server))([3], ["p"])
@@ -109,8 +109,8 @@ def test_pictures_come_by_path_and_a_broken_one_is_a_missing_answer(server, tmp_
     ]
     quarantine = tmp_path / "missing.jsonl"
     with pytest.warns(UserWarning, match="2 of 3 answers are missing"):
-        found = mm.rewards.judge(server=at(server, quarantine=str(quarantine)))(["red"] * 3, talks)
-    assert found.isnan().tolist() == [False, True, True] and len(server.requests) == 1
+        scores = mm.rewards.judge(server=at(server, quarantine=str(quarantine)))(["red"] * 3, talks)
+    assert scores.isnan().tolist() == [False, True, True] and len(server.requests) == 1
     lines = [json.loads(line) for line in quarantine.read_text().splitlines()]
     assert [line["prompt"] for line in lines] == ["what is it?"] * 2 and all("image cannot be used" in line["reason"] for line in lines)
 
@@ -119,8 +119,8 @@ def test_principles_are_told_and_the_same_for_a_prompt(server):
     server.answer = lambda body: likely(**{"3": 1.0})
     rules = [f"rule {number}" for number in range(8)]
     mm.rewards.judge(server=at(server, at_once=1), principles=rules, principles_at_once=2)(["x", "y"], ["p", "p"])
-    told = [[rule for rule in rules if rule in said(body)] for body in server.requests]
-    assert told[0] == told[1] and len(told[0]) == 2
+    rules_sent = [[rule for rule in rules if rule in said(body)] for body in server.requests]
+    assert rules_sent[0] == rules_sent[1] and len(rules_sent[0]) == 2
     assert len({tuple(drawn(rules, 2, str(number))) for number in range(20)}) > 5
     assert drawn(rules, None, "p") == rules
 
@@ -134,16 +134,16 @@ def test_a_critic_is_scored_at_the_digit_after_its_critique(server):
         return choice
 
     server.answer = answer
-    found = mm.rewards.critic(server=at(server))(["x"], ["p"])
-    assert found.tolist() == pytest.approx([(4 * 0.6 + 2 * 0.3) / 0.9])
+    scores = mm.rewards.critic(server=at(server))(["x"], ["p"])
+    assert scores.tolist() == pytest.approx([(4 * 0.6 + 2 * 0.3) / 0.9])
     server.answer = lambda body: written("I would go on and on", finish="length")
     with pytest.warns(UserWarning, match="cut off at max_tokens"):
         assert mm.rewards.critic(server=at(server))(["x"], ["p"]).isnan().all()
     replies = iter(["Score: 2", "nothing", "Score: 3"])
     server.answer = lambda body: written(next(replies))
     with pytest.warns(UserWarning, match="1 of 3"):
-        found = mm.rewards.critic(server=at(server, at_once=1), votes=3, temperature=1.0, read="written")(["x"], ["p"])
-    assert found.tolist() == [2.5]
+        scores = mm.rewards.critic(server=at(server, at_once=1), votes=3, temperature=1.0, read="written")(["x"], ["p"])
+    assert scores.tolist() == [2.5]
     with pytest.raises(UserError, match="votes above 1 with a temperature"):
         mm.rewards.critic(server=at(server), votes=3)
 
@@ -160,12 +160,12 @@ def test_both_orders_are_averaged(server):
     server.answer = longer_first
     oracle = mm.rewards.judge_pairs(server=at(server))
     outputs, group = ["a", "aaa", "a", "aa", "a"], torch.tensor([0, 0, 0, 1, 1])
-    found = oracle(outputs, ["p"] * 5, group)
+    scores = oracle(outputs, ["p"] * 5, group)
     s = lambda x: 1 / (1 + math.exp(-x))  # noqa: E731
-    assert found[1, 0] == pytest.approx((s(3) + 1 - s(-1)) / 2)
-    assert found[0, 1] == pytest.approx(1 - found[1, 0].item())
-    assert found[0, 2] == pytest.approx(0.5)  # equal ones, although it always likes the first
-    assert found[:3, 3:].isnan().all() and found.diagonal().isnan().all() and not found[3, 4].isnan()
+    assert scores[1, 0] == pytest.approx((s(3) + 1 - s(-1)) / 2)
+    assert scores[0, 1] == pytest.approx(1 - scores[1, 0].item())
+    assert scores[0, 2] == pytest.approx(0.5)  # equal ones, although it always likes the first
+    assert scores[:3, 3:].isnan().all() and scores.diagonal().isnan().all() and not scores[3, 4].isnan()
     assert len(server.requests) == 2 * 4
 
 
@@ -173,14 +173,14 @@ def test_a_pair_that_misses_one_order_is_missing(server):
     server.answer = longer_first
     server.misbehave = lambda number: (400, b"") if number == 2 else None
     with pytest.warns(UserWarning, match="1 of 6"):
-        found = mm.rewards.judge_pairs(server=at(server, at_once=1))(["a", "aa", "aaa"], ["p"] * 3, torch.zeros(3, dtype=torch.int64))
-    assert found.isnan().sum() == 3 + 2 and found[0, 1].isnan() and found[1, 0].isnan()
+        scores = mm.rewards.judge_pairs(server=at(server, at_once=1))(["a", "aa", "aaa"], ["p"] * 3, torch.zeros(3, dtype=torch.int64))
+    assert scores.isnan().sum() == 3 + 2 and scores[0, 1].isnan() and scores[1, 0].isnan()
 
 
 def test_opponents_in_a_ring(server):
     server.answer = longer_first
-    found = mm.rewards.judge_pairs(server=at(server), opponents=1)(["a"] * 5, ["p"] * 5, torch.zeros(5, dtype=torch.int64))
-    assert (~found.isnan()).sum(1).tolist() == [2] * 5 and len(server.requests) == 10
+    scores = mm.rewards.judge_pairs(server=at(server), opponents=1)(["a"] * 5, ["p"] * 5, torch.zeros(5, dtype=torch.int64))
+    assert (~scores.isnan()).sum(1).tolist() == [2] * 5 and len(server.requests) == 10
 
 
 def test_ties_and_written_choices(server):
@@ -203,8 +203,8 @@ def test_a_rubric_is_a_mean_of_its_criteria(server, tmp_path):
     server.answer = lambda body: likely(**next({"Yes": p * 0.8, "No": (1 - p) * 0.8} for name, p in chances.items() if name in said(body)))
     criteria = {name: f"Is it {name}?" for name in chances}
     weights = {"units": 2.0, "rude": -1.0}
-    found = mm.rewards.judge_rubric(server=at(server), criteria=criteria, weights=weights)(["x"], ["p"])
-    assert found.tolist() == pytest.approx([(2 * 0.9 + 0.6 + 0.8) / 4])
+    scores = mm.rewards.judge_rubric(server=at(server), criteria=criteria, weights=weights)(["x"], ["p"])
+    assert scores.tolist() == pytest.approx([(2 * 0.9 + 0.6 + 0.8) / 4])
     apart = mm.rewards.judge_rubric(server=at(server), criteria=criteria, apart=True)(["x", "y"], ["p"] * 2)
     assert {name: values.tolist() for name, values in apart.items()} == {name: pytest.approx([p, p]) for name, p in chances.items()}
     chances["units"] = 0.4

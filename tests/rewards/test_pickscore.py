@@ -20,13 +20,13 @@ def test_it_is_the_scaled_cosine_of_transformers(models):
     inputs = {**text, **processor(images=drawn, return_tensors="pt")}
     with torch.no_grad():
         theirs = model(**inputs).logits_per_image.diagonal()
-    found = pickscore(weights=str(models / "clip"), processor=str(models / "clip"), device="cpu")
-    assert found(images(32, 32), PROMPTS).tolist() == pytest.approx(theirs.tolist(), abs=1e-4)
+    reward = pickscore(weights=str(models / "clip"), processor=str(models / "clip"), device="cpu")
+    assert reward(images(32, 32), PROMPTS).tolist() == pytest.approx(theirs.tolist(), abs=1e-4)
     drawn = [Image.fromarray((picture * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()) for picture in images()]
     inputs = {**text, **processor(images=drawn, return_tensors="pt")}
     with torch.no_grad():
         theirs = model(**inputs).logits_per_image.diagonal()
-    assert found(images(), PROMPTS).tolist() == pytest.approx(theirs.tolist(), abs=0.3)  # rounded to 8 bits, of a range of +-14
+    assert reward(images(), PROMPTS).tolist() == pytest.approx(theirs.tolist(), abs=0.3)  # rounded to 8 bits, of a range of +-14
 
 
 def test_both_kinds_of_answers_of_transformers_are_understood():

@@ -66,19 +66,19 @@ def test_hpsv3_is_its_head_on_the_state_of_its_token(models):
     text = f"user <|vision_start|>{'<|image_pad|>' * 16}<|vision_end|> rate a red fox {{}} fox <|Reward|>"
     ids = words(text, return_tensors="pt", add_special_tokens=False)["input_ids"]
     with torch.no_grad():
-        found = model(
+        hidden = model(
             input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=patches, image_grid_thw=grid[None],
             mm_token_type_ids=(ids == 1).long(),
         ).last_hidden_state[0, -1]  # fmt: skip
         for place in (0, 3, 5):
-            found = state[f"rm_head.{place}.weight"] @ (found.relu() if place else found) + state[f"rm_head.{place}.bias"]
-    assert hpsv3(models)(picture[None], ["a red fox"]).item() == pytest.approx(found[0].item(), abs=1e-4)
+            hidden = state[f"rm_head.{place}.weight"] @ (hidden.relu() if place else hidden) + state[f"rm_head.{place}.bias"]
+    assert hpsv3(models)(picture[None], ["a red fox"]).item() == pytest.approx(hidden[0].item(), abs=1e-4)
     parts = hpsv3(models, apart=True)(picture[None], ["a red fox"])
     assert {name: values.item() for name, values in parts.items()} == pytest.approx(
-        {"mu": found[0].item(), "sigma": found[1].item()}, abs=1e-4
+        {"mu": hidden[0].item(), "sigma": hidden[1].item()}, abs=1e-4
     )
     half = hpsv3(models, dtype="bfloat16")(picture[None], ["a red fox"])
-    assert half.dtype == torch.float32 and half.item() == pytest.approx(found[0].item(), abs=0.3)
+    assert half.dtype == torch.float32 and half.item() == pytest.approx(hidden[0].item(), abs=0.3)
 
 
 def test_newer_names_of_the_same_tensors_are_understood(models, tmp_path):
@@ -116,11 +116,11 @@ def test_adapters_are_merged_as_peft_does(models):
         for name, value in net.named_parameters():
             if "lora_" in name or "modules_to_save" in name:
                 torch.nn.init.normal_(value)
-        found = merged("x", net.state_dict(), alpha=8, stabilised=stabilised)
-        assert sorted(found) == ["0.bias", "0.weight", "1.bias", "1.weight"]
+        state = merged("x", net.state_dict(), alpha=8, stabilised=stabilised)
+        assert sorted(state) == ["0.bias", "0.weight", "1.bias", "1.weight"]
         x = torch.rand(3, 6)
         wanted = net(x)
-        assert torch.allclose((x @ found["0.weight"].T + found["0.bias"]) @ found["1.weight"].T + found["1.bias"], wanted, atol=1e-5)
+        assert torch.allclose((x @ state["0.weight"].T + state["0.bias"]) @ state["1.weight"].T + state["1.bias"], wanted, atol=1e-5)
 
 
 @pytest.mark.parametrize(

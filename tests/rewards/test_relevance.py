@@ -23,8 +23,8 @@ def test_repetition():
 
 
 def test_golden_scores(models):
-    found = text_rewards(models)["relevance"](ANSWERS, PROMPTS)
-    assert found.tolist() == pytest.approx(json.loads(GOLDEN.read_text())["relevance"], abs=2e-4)
+    scores = text_rewards(models)["relevance"](ANSWERS, PROMPTS)
+    assert scores.tolist() == pytest.approx(json.loads(GOLDEN.read_text())["relevance"], abs=2e-4)
 
 
 def test_relevance_is_a_product(models):
@@ -36,20 +36,20 @@ def test_relevance_is_a_product(models):
         with torch.no_grad():
             return model(**words(text, return_tensors="pt")).last_hidden_state[0].double().mean(0)
 
-    said, asked, true = "two blue birds on a wire two blue birds on a wire", "a red fox", "birds on a wire"
+    answer, question, true = "two blue birds on a wire two blue birds on a wire", "a red fox", "birds on a wire"
     reward = mm.rewards.relevance(weights=str(models / "encoder"), closed=(-10.0, 30.0), words=50, device="cpu", rows_at_once=2)
     distinct = 6 / 10  # of the trigrams of six words said twice
-    product = float(mean(said) @ mean(asked))
-    assert reward([said], [asked]).item() == pytest.approx(product * 12 / 50 * distinct, rel=1e-4)
-    talk = [{"role": "user", "content": asked}]
-    assert reward([said], [talk]).item() == pytest.approx(product * 12 / 50 * distinct, rel=1e-4)
-    level = (float(mean(said) @ mean(true)) + 10) / 40
+    product = float(mean(answer) @ mean(question))
+    assert reward([answer], [question]).item() == pytest.approx(product * 12 / 50 * distinct, rel=1e-4)
+    talk = [{"role": "user", "content": question}]
+    assert reward([answer], [talk]).item() == pytest.approx(product * 12 / 50 * distinct, rel=1e-4)
+    level = (float(mean(answer) @ mean(true)) + 10) / 40
     assert 0 < level < 1
-    assert reward([said, said], [asked] * 2, reference=[true, ""]).tolist() == pytest.approx(
+    assert reward([answer, answer], [question] * 2, reference=[true, ""]).tolist() == pytest.approx(
         [level * distinct, product * 12 / 50 * distinct], rel=1e-4
     )
     far = mm.rewards.relevance(weights=str(models / "encoder"), closed=(1e6, 1e7), device="cpu")
-    assert far([said], [asked], reference=[true]).item() == 0
+    assert far([answer], [question], reference=[true]).item() == 0
     with pytest.raises(UserError, match=r"relevance\.weights: got '\./nowhere'"):
         mm.rewards.relevance(weights="./nowhere")
     with pytest.raises(UserError, match="relevance: got closed="):

@@ -20,9 +20,9 @@ def echo(body):
 
 @pytest.fixture
 def server():
-    found = FakeServer(echo)
-    yield found
-    found.kill()
+    fake_server = FakeServer(echo)
+    yield fake_server
+    fake_server.kill()
 
 
 def client(server, **settings):
@@ -34,12 +34,12 @@ def ask(asked, talks=TALKS, **more):
 
 
 def test_answers_stand_where_their_questions_stood(server):
-    asked = client(server, body={"seed": 7})
-    assert ask(asked, temperature=0.5) == ["0", "1", "2", "3", "4", "5"]
+    reward = client(server, body={"seed": 7})
+    assert ask(reward, temperature=0.5) == ["0", "1", "2", "3", "4", "5"]
     sent = server.requests[0]
     assert (sent["path"], sent["model"], sent["seed"], sent["max_tokens"], sent["temperature"]) == ("/v1/chat/completions", "m", 7, 4, 0.5)
     assert "logprobs" not in sent and server.keys == [None] * 6
-    assert asked.counts == {"asked": 6, "missing": 0}
+    assert reward.counts == {"asked": 6, "missing": 0}
 
 
 def body(text):
@@ -85,9 +85,9 @@ def test_what_may_pass_is_asked_again_and_is_missing_where_it_stays(server, sent
 
 def test_what_does_not_pass_is_not_asked_again(server, tmp_path):
     server.misbehave = lambda number: (400, b"prompt is too long")
-    asked = client(server, failures=1, quarantine=str(tmp_path / "q" / "missing.jsonl"))
+    reward = client(server, failures=1, quarantine=str(tmp_path / "q" / "missing.jsonl"))
     with pytest.warns(UserWarning, match="6 x HTTP 400"):
-        assert ask(asked, say=lambda row: {"prompt": row}) == [None] * 6
+        assert ask(reward, say=lambda row: {"prompt": row}) == [None] * 6
     assert len(server.requests) == 6
     lines = [json.loads(line) for line in (tmp_path / "q" / "missing.jsonl").read_text().splitlines()]
     assert lines == [{"reward": "judge", "reason": "HTTP 400", "prompt": row} for row in range(6)]
@@ -99,47 +99,47 @@ def test_an_answer_that_does_not_say_it_is_missing_and_not_asked_again(server):
             raise Unreadable("odd")
         return answer.text
 
-    asked = client(server)
+    reward = client(server)
     with pytest.warns(UserWarning, match="3 of 6 answers are missing: 3 x odd"):
-        assert asked.ask(TALKS, read, max_tokens=4) == ["0", None, "2", None, "4", None]
-    assert asked.counts == {"asked": 6, "missing": 3, "odd": 3} and len(server.requests) == 6
+        assert reward.ask(TALKS, read, max_tokens=4) == ["0", None, "2", None, "4", None]
+    assert reward.counts == {"asked": 6, "missing": 3, "odd": 3} and len(server.requests) == 6
 
 
 def test_slow_and_endless_answers_end(server):
     server.misbehave = lambda number: 0.6
-    asked = client(server, timeout=0.15, retries=0, failures=1)
+    reward = client(server, timeout=0.15, retries=0, failures=1)
     with pytest.warns(UserWarning, match="1 x timeout"):
-        assert ask(asked, TALKS[:1]) == [None]
+        assert ask(reward, TALKS[:1]) == [None]
     server.misbehave = lambda number: b"x" * 5000
-    asked = client(server, bytes=4096, failures=1)
+    reward = client(server, bytes=4096, failures=1)
     with pytest.warns(UserWarning, match=r"longer than server\.bytes"):
-        assert ask(asked, TALKS[:1]) == [None]
+        assert ask(reward, TALKS[:1]) == [None]
 
 
 def test_a_dead_server_is_not_waited_for_by_every_row(server):
     server.misbehave = lambda number: "close"
-    asked = client(server, retries=0, at_once=2, failures=1)
+    reward = client(server, retries=0, at_once=2, failures=1)
     with pytest.warns(UserWarning):
-        assert ask(asked, TALKS * 10) == [None] * 60
+        assert ask(reward, TALKS * 10) == [None] * 60
     assert len(server.requests) <= 2 * 2 + 2
     before = len(server.requests)
-    assert ask(asked, TALKS) == [None] * 6
+    assert ask(reward, TALKS) == [None] * 6
     assert len(server.requests) == before + 1  # one question to see whether it is back
     server.misbehave = lambda number: None
-    assert ask(asked, TALKS) == ["0", "1", "2", "3", "4", "5"]
-    assert asked.counts["asked"] == 72 and asked.counts["missing"] == 66
+    assert ask(reward, TALKS) == ["0", "1", "2", "3", "4", "5"]
+    assert reward.counts["asked"] == 72 and reward.counts["missing"] == 66
 
 
 def test_too_much_missing_stops_the_run(server):
     server.misbehave = lambda number: (400, b"") if number % 2 else None
     with pytest.warns(UserWarning):
         assert len(ask(client(server, at_once=1), TALKS * 4)) == 24  # half of them, which is not more than half
-    asked = client(server, at_once=1, failures=0.4)
+    reward = client(server, at_once=1, failures=0.4)
     with (
         pytest.warns(UserWarning),
         pytest.raises(UserError, match=r"12 of the last 24 answers are missing .*at most 40% \(server\.failures\)"),
     ):
-        ask(asked, TALKS * 4)
+        ask(reward, TALKS * 4)
 
 
 @pytest.mark.parametrize("status", [401, 403, 404])
@@ -153,13 +153,13 @@ def test_what_the_user_has_to_mend_stops_at_once(server, status, monkeypatch):
 
 def test_the_key_is_nowhere_but_in_the_header(server, monkeypatch, tmp_path, capfd):
     monkeypatch.setenv("SOME_KEY", "very-secret")
-    asked = client(server, key_env="SOME_KEY", quarantine=str(tmp_path / "q.jsonl"), retries=0, failures=1)
-    assert ask(asked, TALKS[:1]) == ["0"] and server.keys == ["Bearer very-secret"]
+    reward = client(server, key_env="SOME_KEY", quarantine=str(tmp_path / "q.jsonl"), retries=0, failures=1)
+    assert ask(reward, TALKS[:1]) == ["0"] and server.keys == ["Bearer very-secret"]
     server.misbehave = lambda number: (500, b"very-secret")
     with pytest.warns(UserWarning) as caught:
-        ask(asked, TALKS[:1])
-    said = (tmp_path / "q.jsonl").read_text() + str([str(item.message) for item in caught]) + repr(asked.settings) + str(asked.counts)
-    assert "very-secret" not in said + "".join(capfd.readouterr())
+        ask(reward, TALKS[:1])
+    text = (tmp_path / "q.jsonl").read_text() + str([str(item.message) for item in caught]) + repr(reward.settings) + str(reward.counts)
+    assert "very-secret" not in text + "".join(capfd.readouterr())
 
 
 def test_many_at_once(server):

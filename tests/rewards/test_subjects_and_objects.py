@@ -22,9 +22,9 @@ def test_similarity_is_the_mean_cosine(models, features, tmp_path):
     reward = mm.rewards.subject_similarity(features=features, weights=str(models / features), device="cpu", rows_at_once=3)
     pictures = images()
     others = [[pictures[1]], [pictures[1], pictures[2]], pictures[2], [pictures[3]]]
-    found = reward(pictures, PROMPTS, references=others)
+    scores = reward(pictures, PROMPTS, references=others)
     single = torch.stack([reward(pictures[1:2], ["p"], references=[[one]])[0] for one in pictures])
-    assert found.tolist() == pytest.approx([single[0].item(), (1 + single[2].item()) / 2, 1, 1], abs=1e-5)
+    assert scores.tolist() == pytest.approx([single[0].item(), (1 + single[2].item()) / 2, 1, 1], abs=1e-5)
     assert reward.differentiable and (reward.low, reward.high) == (-1, 1)
     leaf = pictures.clone().requires_grad_()
     reward(leaf, PROMPTS, references=[pictures[0]] * 4).sum().backward()
@@ -43,9 +43,9 @@ def test_the_harmonic_mixture_of_subject_and_prompt(models):
         "prompt": lambda outputs, prompts, **_: torch.full((len(prompts),), 0.5),
     }
     reward = mm.rewards.combined(rewards=parts, combine=mm.combinations.harmonic(weights={"subject": 0.3, "prompt": 0.7}))
-    found = reward(images()[:1], ["p"], references=[images()[1]])
+    scores = reward(images()[:1], ["p"], references=[images()[1]])
     near = parts["subject"](images()[:1], ["p"], references=[images()[1]]).item()
-    assert found.item() == pytest.approx(1 / (0.3 / near + 0.7 / 0.5), abs=1e-6)
+    assert scores.item() == pytest.approx(1 / (0.3 / near + 0.7 / 0.5), abs=1e-6)
 
 
 def test_dino_sees_what_dreambooth_s_evaluation_shows_it(models):
@@ -58,8 +58,8 @@ def test_dino_sees_what_dreambooth_s_evaluation_shows_it(models):
     cut = (fitted(pictures, 37)[..., 2:34, 2:34].clamp(0, 1) - 0.5) / 0.5  # 32 * 256 / 224
     with torch.no_grad():
         wanted = ViTModel.from_pretrained(models / "dino", add_pooling_layer=False).eval()(pixel_values=cut).last_hidden_state[:, 0]
-    found = load_dino("x", str(models / "dino"), "cpu")(pictures)
-    assert torch.allclose(found, wanted / wanted.norm(dim=-1, keepdim=True), atol=1e-5)
+    seen_there = load_dino("x", str(models / "dino"), "cpu")(pictures)
+    assert torch.allclose(seen_there, wanted / wanted.norm(dim=-1, keepdim=True), atol=1e-5)
 
 
 # ---- objects
@@ -110,8 +110,8 @@ def test_what_is_asked_for_has_to_be_there(objects, where, score, part):
 
 
 def test_the_detector_is_asked_for_the_names_and_one_object_counts_once():
-    found, names = seen([cup(0, 0), cup(1, 0, score=0.9)], where=asked(TWO, DOG), overlap=0.5)
-    assert (found, names) == (0, [["cup", "dog"]])
+    value, names = seen([cup(0, 0), cup(1, 0, score=0.9)], where=asked(TWO, DOG), overlap=0.5)
+    assert (value, names) == (0, [["cup", "dog"]])
     assert seen([cup(0, 0), cup(1, 0, score=0.9)], where=asked(TWO))[0] == 1  # GenEval counts both
     many = [cup(number, 0, size=1) for number in range(40)]
     assert seen(many, where=asked({"class": "cup", "count": 17}))[0] == 0  # at most 16 of a class, as there
@@ -129,8 +129,8 @@ def test_places_are_those_of_the_centres_less_a_tenth_of_the_sizes():
 def test_colours_are_asked_of_the_objects_that_count():
     red = {"class": "cup", "count": 2, "color": "red"}
     objects = {"cup": [cup(0, 0), cup(30, 0), cup(0, 30)]}
-    said = iter(["red", "red"])
-    assert clauses(asked(red), objects, lambda one: next(said)) == [True]
+    answers = iter(["red", "red"])
+    assert clauses(asked(red), objects, lambda one: next(answers)) == [True]
     assert clauses(asked(red), objects, lambda one: "red" if one.corners[0] == 0 else "blue") == [False]
 
 
@@ -146,9 +146,9 @@ def test_a_colour_is_the_nearest_of_ten(models):
 def test_a_zero_shot_detector_of_transformers(models):
     detect = load_detector("object_counts.detector", str(models / "owl"), "cpu")
     picture = (images()[0] * 255).byte().permute(1, 2, 0)
-    found = detect(picture, ["red fox", "cup"])
-    assert len(found) == 16 and {one.name for one in found} <= {"red fox", "cup"}
-    assert all(0 <= one.score <= 1 and math.isfinite(sum(one.corners)) for one in found)
+    seen_there = detect(picture, ["red fox", "cup"])
+    assert len(seen_there) == 16 and {one.name for one in seen_there} <= {"red fox", "cup"}
+    assert all(0 <= one.score <= 1 and math.isfinite(sum(one.corners)) for one in seen_there)
     reward = mm.rewards.object_counts(detector=str(models / "owl"), device="cpu", least=0.0)
     assert reward(images(), PROMPTS, objects=[asked(exclude=[{"class": "cup", "count": 17}])] * 4).tolist() == [1] * 4
 

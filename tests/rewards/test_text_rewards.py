@@ -51,8 +51,8 @@ def test_exact_match():
     ],
 )
 def test_what_answer_is_given(text, where, answer):
-    found = given(text, where)
-    assert (None if found is None else plain(found)) == answer
+    scores = given(text, where)
+    assert (None if scores is None else plain(scores)) == answer
 
 
 def test_math_answer():
@@ -81,8 +81,8 @@ def test_what_is_written_as_the_gold_is_right_and_a_digit_of_it_is_not():
     assert reward(GOLDS, ["p"] * rows, answer=GOLDS).tolist() == [1] * rows  # and as the whole completion
     parts = [(gold, [c for c in gold if c.isdigit()][-1]) for gold in GOLDS if gold[1:] and any(c.isdigit() for c in gold)]
     assert len(parts) > 15
-    found = reward([rf"\boxed{{{digit}}}" for _, digit in parts], ["p"] * len(parts), answer=[gold for gold, _ in parts])
-    equal = {gold for (gold, _), score in zip(parts, found.tolist(), strict=True) if score}
+    scores = reward([rf"\boxed{{{digit}}}" for _, digit in parts], ["p"] * len(parts), answer=[gold for gold, _ in parts])
+    equal = {gold for (gold, _), score in zip(parts, scores.tolist(), strict=True) if score}
     assert equal == {"x=4", r"5 \text{ cm}"}  # whose last digit is the answer
 
 
@@ -152,8 +152,8 @@ def test_time_that_is_up_is_said_once_for_a_batch():
     texts = [r"\boxed{9^{9^{9^9}}}", r"\boxed{\sqrt{4}}", r"\boxed{10^{10^{10}}}"]
     says = r"math_answer: comparing 2 answers took more than 0\.3 s, or failed; they count as wrong: "
     with pytest.warns(UserWarning, match=says) as caught:
-        found = math_answer(seconds=0.3)(texts, ["p"] * 3, answer=["2"] * 3)
-    assert found.tolist() == [0, 1, 0] and len(caught) == 1
+        scores = math_answer(seconds=0.3)(texts, ["p"] * 3, answer=["2"] * 3)
+    assert scores.tolist() == [0, 1, 0] and len(caught) == 1
 
 
 def test_a_process_that_broke_is_started_again():

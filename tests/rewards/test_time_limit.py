@@ -42,11 +42,11 @@ def test_a_gradient_arrives_where_it_would():
 
 @pytest.mark.filterwarnings("ignore:time_limit. the reward is still")
 def test_a_reward_that_hangs_has_no_scores_until_it_is_done():
-    go_on, asked = threading.Event(), []
+    go_on, calls = threading.Event(), []
 
     def hangs(outputs, prompts):
-        asked.append(len(outputs))
-        if len(asked) == 2:
+        calls.append(len(outputs))
+        if len(calls) == 2:
             go_on.wait()
         return {"x": torch.ones(len(outputs))}
 
@@ -56,7 +56,7 @@ def test_a_reward_that_hangs_has_no_scores_until_it_is_done():
         assert ask({"r": limited}, ["a", "b"], ["p"] * 2)["r/x"].isnan().all()  # by the name that it had
     with pytest.warns(UserWarning, match="still at work on a batch before"):
         limited(["a"], ["p"])
-    assert asked == [1, 2], "it is not asked while it hangs"
+    assert calls == [1, 2], "it is not asked while it hangs"
     go_on.set()
     again = limited(["a"], ["p"])["x"]
     for _ in range(1000):  # its thread may need a moment

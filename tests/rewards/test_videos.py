@@ -74,9 +74,9 @@ def test_consistency_is_the_mean_of_two_cosines(models):
     see, frames = load_dino("x", str(models / "dino"), "cpu"), videos()[0]
     f = see(frames)
     wanted = [(max(0, float(f[0] @ f[t])) + max(0, float(f[t - 1] @ f[t]))) / 2 for t in range(1, 8)]
-    found = mm.rewards.frame_consistency(weights=str(models / "dino"), device="cpu")
-    assert found(frames[None], ["p"]).item() == pytest.approx(sum(wanted) / 7, abs=1e-5)
-    assert found(frames[:1].expand(4, -1, -1, -1)[None], ["p"]).item() == pytest.approx(1, abs=1e-5)
+    reward = mm.rewards.frame_consistency(weights=str(models / "dino"), device="cpu")
+    assert reward(frames[None], ["p"]).item() == pytest.approx(sum(wanted) / 7, abs=1e-5)
+    assert reward(frames[:1].expand(4, -1, -1, -1)[None], ["p"]).item() == pytest.approx(1, abs=1e-5)
     clip = mm.rewards.frame_consistency(features="clip", weights=str(models / "clip"), device="cpu")
     assert 0 <= clip(frames[None], ["p"]).item() < 1
 
@@ -90,8 +90,8 @@ def test_prediction_is_of_the_frames_that_were_not_shown(models):
     model = VJEPA2Model.from_pretrained(models / "jepa").eval()
     shown, rest = [torch.arange(12)[None]], [torch.arange(12, 16)[None]]
     with torch.no_grad():
-        said = model(pixel_values_videos=(frames - mean) / std, context_mask=shown, target_mask=rest).predictor_output
-    error = (said.last_hidden_state - said.target_hidden_state).abs().mean().item()
+        predicted = model(pixel_values_videos=(frames - mean) / std, context_mask=shown, target_mask=rest).predictor_output
+    error = (predicted.last_hidden_state - predicted.target_hidden_state).abs().mean().item()
     assert reward(frames, ["p"]).item() == pytest.approx(-error, abs=1e-4)
     longer = torch.cat([frames, frames[:, :1]], dim=1)  # a frame too many for whole pairs
     assert reward(longer, ["p"]).item() == pytest.approx(-error, abs=1e-4)

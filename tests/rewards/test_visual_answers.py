@@ -28,8 +28,8 @@ def said(*boxes, fence=True):
 
 
 def one(reward, text, answer, **columns):
-    found = reward([text], ["p"], **{"boxes": [answer], "order": [answer], "answer": [answer], "box": [answer], **columns})
-    return {name: values.item() for name, values in found.items()} if isinstance(found, dict) else found.item()
+    scores = reward([text], ["p"], **{"boxes": [answer], "order": [answer], "answer": [answer], "box": [answer], **columns})
+    return {name: values.item() for name, values in scores.items()} if isinstance(scores, dict) else scores.item()
 
 
 # ---- boxes
@@ -93,8 +93,8 @@ def test_labels_count_where_they_are_asked_for():
     true = [box(0, 0, 10, 10), box(1, 0, 10, 10, label="The dog.")]
     drawn = said(box(0, 0, 10, 10, label="dog"))
     assert one(detection(apart=True), drawn, true)["recall"] == 0.5
-    found = one(detection(apart=True, labels=True), drawn, true)
-    assert found["recall"] == 0.5 and found["precision"] == pytest.approx(0.9)  # the dog's, although the cat's box is nearer
+    scores = one(detection(apart=True, labels=True), drawn, true)
+    assert scores["recall"] == 0.5 and scores["precision"] == pytest.approx(0.9)  # the dog's, although the cat's box is nearer
     assert one(detection(apart=True, labels=True), drawn, [true[0]])["recall"] == 0
 
 
@@ -262,5 +262,5 @@ def test_any_text_has_a_score_in_range():
     texts = ["".join(pieces[int(n)] for n in torch.randint(len(pieces), (12,), generator=generator)) for _ in range(300)]
     answers = {"boxes": [box(0, 0, 1, 1)], "order": [1, 2], "answer": TRUE, "box": [0, 0, 1, 1]}
     for reward in (detection(), jigsaw(), jigsaw(where="boxed"), grounded_answer(), several_points()):
-        found = reward(texts, ["p"] * 300, **{name: [value] * 300 for name, value in answers.items()})
-        assert bool(((found >= reward.low) & (found <= reward.high)).all())
+        scores = reward(texts, ["p"] * 300, **{name: [value] * 300 for name, value in answers.items()})
+        assert bool(((scores >= reward.low) & (scores <= reward.high)).all())

@@ -38,12 +38,12 @@ def test_written_and_read(tmp_path):
     marks = [{"mentions": [(0, 3, "dog", np.bool_(True))], "objects": {"dog"}}, {"mentions": [], "objects": []}, {"mentions": []}]
     answers.write(tmp_path, 40, prompts, ["dog", "", "x"], marks)
     answers.write(tmp_path, 0, prompts, ["cat", "\u2028 é", "x"])
-    found, notes = answers.read(tmp_path)
-    assert [step for step, _ in found] == [0, 40] and notes == []
-    first, second, third = found[1][1]
+    steps_read, notes = answers.read(tmp_path)
+    assert [step for step, _ in steps_read] == [0, 40] and notes == []
+    first, second, third = steps_read[1][1]
     assert first["prompt"] == "What is there?" and first["mentions"] == [[0, 3, "dog", True]] and first["objects"] == ["dog"]
     assert third == {"prompt": "only words", "images": [], "answer": "x", "mentions": [], "objects": []}
-    assert found[0][1][1]["answer"] == "\u2028 é" and "mentions" not in found[0][1][0]
+    assert steps_read[0][1][1]["answer"] == "\u2028 é" and "mentions" not in steps_read[0][1][0]
     copy = Image.open(tmp_path / "answers" / first["images"][0])
     assert copy.size == (224, 75) and copy.getpixel((100, 30)) == (255, 0, 0)
     assert Image.open(tmp_path / "answers" / second["images"][0]).size == (6, 8)
@@ -73,16 +73,16 @@ def test_a_torn_file_is_noted(tmp_path):
     answers.write(tmp_path, 1, ["a"], ["b"])
     (tmp_path / "answers" / "step_000002.jsonl").write_text('{"prompt": "a"')
     (tmp_path / "answers" / "step_last.jsonl").write_text("")
-    found, notes = answers.read(tmp_path)
-    assert [step for step, _ in found] == [1] and notes == ["step_000002.jsonl could not be read"]
+    steps_read, notes = answers.read(tmp_path)
+    assert [step for step, _ in steps_read] == [1] and notes == ["step_000002.jsonl could not be read"]
     assert answers.read(tmp_path / "nowhere") == ([], [])
 
 
 def test_an_evaluation_keeps_what_a_person_may_read():
     mark = lambda outputs, prompts: [{"mentions": [], "objects": [prompt]} for prompt in prompts]  # noqa: E731
-    found = evaluate(Speaker(), EvaluationPlan(["a", "b"], {}, samples=3, columns=2, mark=mark)).answers
-    assert found.prompts == ["a", "a", "b", "b"] and found.outputs == ["a 0", "a 1", "b 3", "b 4"]
-    assert [mark["objects"] for mark in found.marks] == [["a"], ["a"], ["b"], ["b"]]
+    results = evaluate(Speaker(), EvaluationPlan(["a", "b"], {}, samples=3, columns=2, mark=mark)).answers
+    assert results.prompts == ["a", "a", "b", "b"] and results.outputs == ["a 0", "a 1", "b 3", "b 4"]
+    assert [mark["objects"] for mark in results.marks] == [["a"], ["a"], ["b"], ["b"]]
     assert evaluate(Speaker(), EvaluationPlan(["a"], {}, samples=1)).answers.marks is None
     with pytest.raises(UserError, match="0 marks for 1 answers"):
         evaluate(Speaker(), EvaluationPlan(["a"], {}, samples=1, mark=lambda outputs, prompts: []))
@@ -93,8 +93,8 @@ def test_images_have_no_answers():
         def generate(self, prompts, seeds, **call):
             return torch.zeros(len(prompts), 3, 4, 4)
 
-    found = evaluate(Painter(), EvaluationPlan(["a"], {}, samples=2))
-    assert found.answers is None and found.grid is not None
+    results = evaluate(Painter(), EvaluationPlan(["a"], {}, samples=2))
+    assert results.answers is None and results.grid is not None
 
 
 def test_resuming_drops_what_comes_later(tmp_path):

@@ -72,10 +72,10 @@ def test_a_tracker_without_its_package_costs_one_line(tmp_path, monkeypatch):
     import accelerate.tracking
 
     monkeypatch.setattr(accelerate.tracking, "get_available_trackers", lambda: [])
-    said: list[str] = []
-    with Log(tmp_path, trackers=("wandb",), tell=said.append) as log:
+    lines: list[str] = []
+    with Log(tmp_path, trackers=("wandb",), tell=lines.append) as log:
         log.log(0, "train", {"reward": 1.0})
-    assert len(said) == 1 and "wandb" in said[0] and len(read(tmp_path)) == 1
+    assert len(lines) == 1 and "wandb" in lines[0] and len(read(tmp_path)) == 1
 
 
 def test_trackers_get_what_is_known_and_the_settings_once(tmp_path, monkeypatch):

@@ -50,8 +50,8 @@ class Late:
 def test_a_run_ends_after_so_many_steps_in_a_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = small_run.online(tmp_path, rewards={"late": Late(99)}, run={"dead_steps": 2})
     assert (run.summary["status"], run.summary["steps"], run.summary["dead_steps"]) == ("learned nothing", 2, 2)
-    said = capsys.readouterr()
-    assert "2 of 2 steps taught nothing: no row has a signal" in said.out + said.err
+    printed = capsys.readouterr()
+    assert "2 of 2 steps taught nothing: no row has a signal" in printed.out + printed.err
     assert sentence(read(run.path), []).startswith("It learned nothing: 2 of 2 steps taught nothing (no row has a signal")
     assert state(read(run.path)) == "Learned nothing, step 2 of 6"
     assert list((run.path / "checkpoints").iterdir())

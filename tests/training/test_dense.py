@@ -21,14 +21,14 @@ def rollout(**more: Any) -> Rollout:
     mask = torch.zeros(3, 9, dtype=torch.bool)
     for row, spans in enumerate(SPANS):
         mask[row, : len(spans)] = True
-    told = {
+    parted = {
         "outputs": TEXTS,
         "log_probs": torch.zeros(3, 9, dtype=torch.float64),
         "mask": mask,
         "group": torch.arange(3),
         "spans": lambda: SPANS,
     }
-    return Rollout(["p"] * 3, **{**told, **more})
+    return Rollout(["p"] * 3, **{**parted, **more})
 
 
 def parts(outputs: Any, prompts: Any) -> Any:
@@ -36,17 +36,17 @@ def parts(outputs: Any, prompts: Any) -> Any:
 
 
 def test_a_score_stands_at_the_last_step_that_wrote_some_of_its_part() -> None:
-    said = feedback_on(
+    feedback = feedback_on(
         {"fine": parts, "whole": lambda o, p: [10.0, 20.0, 30.0]},
         rollout(),
         combine=mm.combinations.weighted_sum(weights={"fine": 2.0, "whole": 1.0}),
     )
-    table = said.tables[REWARDS]
+    table = feedback.tables[REWARDS]
     assert table.dtype == torch.float64
     assert {(row, step): table[row, step].item() for row, step in table.nonzero().tolist()} == {
         (0, 2): 2.0, (0, 6): -4.0, (1, 0): 1.0, (2, 2): 8.0,
     }  # fmt: skip
-    assert said.parts["fine"].tolist() == [-1.0, 0.5, 4.0] and said.rewards.tolist() == [8.0, 21.0, 38.0]
+    assert feedback.parts["fine"].tolist() == [-1.0, 0.5, 4.0] and feedback.rewards.tolist() == [8.0, 21.0, 38.0]
 
 
 def test_steps_that_do_not_count_earn_nothing() -> None:
@@ -63,9 +63,9 @@ def test_two_rewards_add_up_and_a_part_that_cannot_be_judged_is_missing() -> Non
     twice = {"a": parts, "b": lambda o, p: {"x": [[(0, 6, 3.0)], None, [(0, 1, torch.nan), (1, 3, 1.0)]]}}
     with pytest.raises(UserError, match="reward b/x: 2 of 3 scores are NaN"):
         feedback_on(twice, rollout())
-    said = feedback_on(twice, rollout(), missing="drop")
-    assert said.rewards.tolist()[0] == 2.0 and said.rewards.isnan().tolist() == [False, True, True]
-    assert said.tables[REWARDS][0, 2] == 4.0 and not said.tables[REWARDS].isnan().any()
+    feedback = feedback_on(twice, rollout(), missing="drop")
+    assert feedback.rewards.tolist()[0] == 2.0 and feedback.rewards.isnan().tolist() == [False, True, True]
+    assert feedback.tables[REWARDS][0, 2] == 4.0 and not feedback.tables[REWARDS].isnan().any()
 
 
 def test_as_judges_they_are_sums() -> None:

@@ -37,31 +37,31 @@ def test_rows_seeds_means_errors_and_grid() -> None:
         ["a", "b"], {"grey": grey}, {"some": lambda o, p: torch.where(o.flatten() > 0.7, o.flatten(), torch.nan)},
         {"m": lambda o, p: {"count": len(o)}}, samples=3, columns=2, call={"num_inference_steps": 7},
     )  # fmt: skip
-    found = evaluate(policy, plan, using="ema")  # type: ignore[arg-type]
+    results = evaluate(policy, plan, using="ema")  # type: ignore[arg-type]
     assert policy.asked == ["ema", (["a"] * 3 + ["b"] * 3, [SEED + n for n in range(6)], {"num_inference_steps": 7})]
     deviation = float(torch.tensor([0, 0.2, 0.4, 0.6, 0.8, 1.0]).std())
-    assert found.metrics == pytest.approx(
+    assert results.metrics == pytest.approx(
         {"grey": 0.5, "grey_se": deviation / 6**0.5, "some": 0.9, "some_se": 0.1, "some_missing": 4, "count": 6}
     )
-    assert found.grid is not None and found.grid.shape == (2, 2, 1, 1, 1)
-    torch.testing.assert_close(found.grid.flatten(), torch.tensor([0.0, 0.2, 0.6, 0.8]))
-    assert {name: scores.shape for name, scores in found.scores.items()} == {"grey": (2, 2), "some": (2, 2)}
-    torch.testing.assert_close(found.scores["grey"].float(), torch.tensor([[0.0, 0.2], [0.6, 0.8]]))  # of those that are shown
+    assert results.grid is not None and results.grid.shape == (2, 2, 1, 1, 1)
+    torch.testing.assert_close(results.grid.flatten(), torch.tensor([0.0, 0.2, 0.6, 0.8]))
+    assert {name: scores.shape for name, scores in results.scores.items()} == {"grey": (2, 2), "some": (2, 2)}
+    torch.testing.assert_close(results.scores["grey"].float(), torch.tensor([[0.0, 0.2], [0.6, 0.8]]))  # of those that are shown
 
 
 def test_videos_have_a_grid_too() -> None:
     policy = Painter()
     policy.generate = lambda prompts, seeds, **call: torch.zeros(len(prompts), 4, 3, 2, 2)  # type: ignore[method-assign]
-    found = evaluate(policy, EvaluationPlan(["a", "b"], {"sum": lambda o, p: o.flatten(1).sum(1)}, samples=3, columns=2))  # type: ignore[arg-type]
-    assert found.grid is not None and found.grid.shape == (2, 2, 4, 3, 2, 2)
+    results = evaluate(policy, EvaluationPlan(["a", "b"], {"sum": lambda o, p: o.flatten(1).sum(1)}, samples=3, columns=2))  # type: ignore[arg-type]
+    assert results.grid is not None and results.grid.shape == (2, 2, 4, 3, 2, 2)
 
 
 def test_outputs_that_are_no_images_have_no_grid() -> None:
     policy = Painter()
     policy.generate = lambda prompts, seeds, **call: torch.zeros(len(prompts), 2)  # type: ignore[method-assign]
     plan = EvaluationPlan(["a"], {"sum": lambda o, p: o.sum(1)}, samples=1)
-    found = evaluate(policy, plan)  # type: ignore[arg-type]
-    assert found.grid is None and found.metrics["sum"] == 0 and found.metrics["sum_se"] != found.metrics["sum_se"]
+    results = evaluate(policy, plan)  # type: ignore[arg-type]
+    assert results.grid is None and results.metrics["sum"] == 0 and results.metrics["sum_se"] != results.metrics["sum_se"]
 
 
 @pytest.mark.parametrize(

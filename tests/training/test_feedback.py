@@ -28,10 +28,10 @@ def test_answers_of_every_kind_become_float64_rows() -> None:
         "some": lambda o, p: torch.tensor([1.0, torch.nan, 3.0]),
         "graph": lambda o, p: o[:, 0].clone().requires_grad_(),
     }
-    found = ask(rewards, OUTPUTS, PROMPTS)
-    assert list(found) == ["half", "list", "yes", "parts/x", "parts/y", "some", "graph"]
-    assert all(value.dtype == torch.float64 and value.shape == (3,) and not value.requires_grad for value in found.values())
-    assert found["yes"].tolist() == [0, 1, 1] and found["parts/y"].tolist() == [0.5] * 3 and bool(found["some"].isnan()[1])
+    scores = ask(rewards, OUTPUTS, PROMPTS)
+    assert list(scores) == ["half", "list", "yes", "parts/x", "parts/y", "some", "graph"]
+    assert all(value.dtype == torch.float64 and value.shape == (3,) and not value.requires_grad for value in scores.values())
+    assert scores["yes"].tolist() == [0, 1, 1] and scores["parts/y"].tolist() == [0.5] * 3 and bool(scores["some"].isnan()[1])
 
 
 def raises(outputs: Any, prompts: list[str]) -> Any:
@@ -83,9 +83,9 @@ def test_metrics_are_numbers_by_their_own_names() -> None:
 
 def test_the_scalar_is_the_weighted_sum_and_parts_stay_apart() -> None:
     rewards = {"a": lambda o, p: o[:, 0], "b": lambda o, p: torch.ones(3), "c": lambda o, p: {"x": -o[:, 0]}}
-    said = feedback_on(rewards, rollout(), combine=mm.combinations.weighted_sum(weights={"a": 2.0, "b": 1.0, "c/x": 0.5}))
-    assert said.rewards.tolist() == [1.0, 2.5, 4.0] and list(said.parts) == ["a", "b", "c/x"]
-    assert said.group.tolist() == [0, 0, 1] and said.lengths is not None and said.lengths.tolist() == [2, 1, 2]
+    feedback = feedback_on(rewards, rollout(), combine=mm.combinations.weighted_sum(weights={"a": 2.0, "b": 1.0, "c/x": 0.5}))
+    assert feedback.rewards.tolist() == [1.0, 2.5, 4.0] and list(feedback.parts) == ["a", "b", "c/x"]
+    assert feedback.group.tolist() == [0, 0, 1] and feedback.lengths is not None and feedback.lengths.tolist() == [2, 1, 2]
     assert feedback_on(rewards, rollout()).rewards.tolist() == [1.0, 1.0, 1.0]  # their sum
     with pytest.raises(UserError, match=r"weighted_sum\.weights: got 'c', takes rewards that are there: a, b, c/x"):
         feedback_on(rewards, rollout(), combine=mm.combinations.weighted_sum(weights={"c": 1.0}))
@@ -96,8 +96,8 @@ def test_missing_scores_stop_or_are_left_missing() -> None:
     with pytest.raises(UserError, match=r"reward a: 1 of 3 scores are NaN \(batch.missing: drop goes on without those rows\)"):
         feedback_on(rewards, rollout())
     assert feedback_on(rewards, rollout(), missing="drop").rewards.isnan().tolist() == [True, True, False]
-    said = feedback_on(rewards, rollout(), missing="drop", combine=mm.combinations.weighted_sum(weights={"a": 1.0}))
-    assert said.rewards.isnan().tolist() == [False, True, False] and said.rewards[2] == 3.0
+    feedback = feedback_on(rewards, rollout(), missing="drop", combine=mm.combinations.weighted_sum(weights={"a": 1.0}))
+    assert feedback.rewards.isnan().tolist() == [False, True, False] and feedback.rewards[2] == 3.0
 
 
 @pytest.mark.parametrize(

@@ -47,29 +47,29 @@ IMAGE = {"type": "image", "path": "a.png"}
 
 
 def test_by_token_and_not_by_answer():
-    found = image_dependence(Looker(), [question(IMAGE), question(IMAGE)], ["one two three", "one"])
-    assert found.tolist() == [0.75, 0.75]
+    dependence = image_dependence(Looker(), [question(IMAGE), question(IMAGE)], ["one two three", "one"])
+    assert dependence.tolist() == [0.75, 0.75]
 
 
 def test_what_cannot_be_known_is_nan(monkeypatch):
     monkeypatch.setattr("mmalign.training.image_dependence.ROWS", 1)
     prompts = [question(), "only words", question(IMAGE), question(IMAGE), question(IMAGE)]
-    found = image_dependence(Looker(), prompts, ["a", "a", "  ", "unreadable", "a"])
-    assert [math.isnan(value) for value in found.tolist()] == [True, True, True, True, False]
+    dependence = image_dependence(Looker(), prompts, ["a", "a", "  ", "unreadable", "a"])
+    assert [math.isnan(value) for value in dependence.tolist()] == [True, True, True, True, False]
 
 
 def test_the_question_stands_alone():
-    asked = [{"role": "system", "content": "Be brief."}, *question(IMAGE, {"type": "video", "path": "b.mp4"})]
-    assert without_media(asked) == [{"role": "system", "content": "Be brief."}, *question()]
-    assert asked[1]["content"][0] == IMAGE  # the prompt itself is left alone
+    talk = [{"role": "system", "content": "Be brief."}, *question(IMAGE, {"type": "video", "path": "b.mp4"})]
+    assert without_media(talk) == [{"role": "system", "content": "Be brief."}, *question()]
+    assert talk[1]["content"][0] == IMAGE  # the prompt itself is left alone
     policy = Looker()
     image_dependence(policy, [question(IMAGE)], ["a"])
     assert policy.batches == [[question(IMAGE)], [question()]]
 
 
 def test_as_part_of_an_evaluation():
-    found = evaluate(Looker(), EvaluationPlan([question(IMAGE)] * 3, {}, samples=1, blind=True)).metrics
-    assert found["image_dependence"] == 0.75 and found["image_dependence_se"] == 0.0 and found["image_dependence_missing"] == 1
+    results = evaluate(Looker(), EvaluationPlan([question(IMAGE)] * 3, {}, samples=1, blind=True)).metrics
+    assert results["image_dependence"] == 0.75 and results["image_dependence_se"] == 0.0 and results["image_dependence_missing"] == 1
     assert "image_dependence" not in evaluate(Looker(), EvaluationPlan([question(IMAGE)], {}, samples=1)).metrics
 
     class Painter(Looker):

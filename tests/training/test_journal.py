@@ -23,8 +23,8 @@ def state(**more: object) -> dict[str, object]:
 
 
 def test_a_summary_is_before_and_after_and_what_it_cost() -> None:
-    found = summarise(state(), seed=3, status="interrupted", plan=EvaluationPlan(["a"], {"r": len}, {"j": len}))
-    assert found == {
+    summary = summarise(state(), seed=3, status="interrupted", plan=EvaluationPlan(["a"], {"r": len}, {"j": len}))
+    assert summary == {
         "seed": 3, "status": "interrupted", "steps": 12, "rewards": ["r"], "judges": ["j"],
         "r_before": 0.1, "r_se_before": 0.01, "spread_ratio_before": 1.0, "r_after": 0.6, "r_se_after": 0.03, "spread_ratio_after": 0.8,
         "kl": 3.0, "train_seconds": 1.23, "preflight_difference": 0.0, "spread_ratio": 0.8,
@@ -32,5 +32,5 @@ def test_a_summary_is_before_and_after_and_what_it_cost() -> None:
 
 
 def test_a_run_that_kept_its_best_reports_that() -> None:
-    found = summarise(state(best_step=5), seed=3, status="stopped early", plan=EvaluationPlan(["a"], {"r": len}))
-    assert (found["r_after"], found["kl"], found["spread_ratio"], found["best_step"]) == (0.7, 2.0, 0.9, 5)
+    summary = summarise(state(best_step=5), seed=3, status="stopped early", plan=EvaluationPlan(["a"], {"r": len}))
+    assert (summary["r_after"], summary["kl"], summary["spread_ratio"], summary["best_step"]) == (0.7, 2.0, 0.9, 5)

@@ -64,18 +64,18 @@ def moved(
     policy = small()
     cells, taught = cells_of(policy), learner(policy, method, optimizer=sgd(rate=1.0, max_norm=1e9))
     before = gradients(policy)
-    found = taught.update(cells, micro_rows=micro_rows, micro_steps=micro_steps, step=0)
-    return {name: before[name] - value for name, value in gradients(policy).items()}, found
+    metrics = taught.update(cells, micro_rows=micro_rows, micro_steps=micro_steps, step=0)
+    return {name: before[name] - value for name, value in gradients(policy).items()}, metrics
 
 
 @pytest.mark.parametrize("micro_rows", [1, 2, 3, 100])
 @pytest.mark.parametrize("method", [METHOD, dapo(beta=0.1)], ids=["flow_grpo", "dapo"])
 def test_micro_rows_change_neither_loss_nor_gradient_nor_metrics(micro_rows: int, method: Method) -> None:
     wanted, metrics = moved(rollouts, micro_rows=5, method=method)
-    got, found = moved(rollouts, micro_rows=micro_rows, method=method)
+    got, numbers = moved(rollouts, micro_rows=micro_rows, method=method)
     for name, gradient in wanted.items():
         torch.testing.assert_close(got[name], gradient, rtol=1e-10, atol=1e-13)
-    assert found == pytest.approx(metrics, rel=1e-10) and found["clip_fraction"] > 0 and found["grad_norm"] > 0.1
+    assert numbers == pytest.approx(metrics, rel=1e-10) and numbers["clip_fraction"] > 0 and numbers["grad_norm"] > 0.1
 
 
 @pytest.mark.parametrize("micro_steps", [1, 2, 4, 100])
@@ -88,10 +88,10 @@ def test_micro_steps_change_neither_loss_nor_gradient_nor_metrics(micro_steps: i
         return [replace(experience, signal=signal) for experience in rollouts(policy)]
 
     wanted, metrics = moved(wide, micro_rows=3)
-    got, found = moved(wide, micro_rows=3, micro_steps=micro_steps)
+    got, numbers = moved(wide, micro_rows=3, micro_steps=micro_steps)
     for name, gradient in wanted.items():
         torch.testing.assert_close(got[name], gradient, rtol=1e-10, atol=1e-13)
-    assert found == pytest.approx(metrics, rel=1e-10) and found["clip_fraction"] > 0
+    assert numbers == pytest.approx(metrics, rel=1e-10) and numbers["clip_fraction"] > 0
 
 
 def test_no_more_than_micro_steps_are_replayed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,7 +117,7 @@ def test_micro_steps_are_refused_where_rows_are_seen_whole() -> None:
 
 def test_an_update_is_the_weighted_sum_over_all_rows_of_all_rollouts() -> None:
     """By hand: sequence_mean over the rows of both rollouts that have a live cell, 6 of 7."""
-    got, found = moved(rollouts, micro_rows=3)
+    got, metrics = moved(rollouts, micro_rows=3)
     policy = small()
     total, cells = torch.zeros((), dtype=torch.float64), rollouts(policy)
     for one in cells:
@@ -127,10 +127,10 @@ def test_an_update_is_the_weighted_sum_over_all_rows_of_all_rollouts() -> None:
         for row, mask in zip(values, table.mask, strict=True):
             total = total + (row[mask].mean() / 6 if bool(mask.any()) else 0.0)
     total.backward()
-    assert found["loss"] == pytest.approx(float(total.detach()), rel=1e-10)
+    assert metrics["loss"] == pytest.approx(float(total.detach()), rel=1e-10)
     for name, parameter in policy.parameters().items():
         torch.testing.assert_close(got[name], parameter.grad, rtol=1e-10, atol=1e-13)
-    assert found["grad_norm"] == pytest.approx(math.sqrt(sum(float((g**2).sum()) for g in got.values())))
+    assert metrics["grad_norm"] == pytest.approx(math.sqrt(sum(float((g**2).sum()) for g in got.values())))
 
 
 def test_gradients_that_a_model_brings_along_are_dropped() -> None:
@@ -140,8 +140,8 @@ def test_gradients_that_a_model_brings_along_are_dropped() -> None:
             parameter.grad = torch.full_like(parameter, 7.0)
         return cells
 
-    (wanted, _), (found, _) = moved(rollouts, micro_rows=5), moved(stale, micro_rows=5)
-    assert all(torch.equal(gradient, found[name]) for name, gradient in wanted.items())
+    (wanted, _), (metrics, _) = moved(rollouts, micro_rows=5), moved(stale, micro_rows=5)
+    assert all(torch.equal(gradient, metrics[name]) for name, gradient in wanted.items())
 
 
 def test_a_signal_for_each_step_meets_its_step() -> None:
@@ -161,8 +161,8 @@ def test_a_gradient_that_is_not_finite_is_skipped_and_counted() -> None:
     policy = small()
     cells, before = rollouts(policy), gradients(policy)
     taught = learner(policy, replace(METHOD, loss=lambda steps, signal: Loss(steps.log_probs * torch.inf, {})), ema=0.5)
-    found = taught.update(cells, micro_rows=4, step=0)
-    assert found["skipped"] == 1 and taught.updates == 0
+    metrics = taught.update(cells, micro_rows=4, step=0)
+    assert metrics["skipped"] == 1 and taught.updates == 0
     assert all(torch.equal(value, before[name]) and policy.parameters()[name].grad is None for name, value in gradients(policy).items())
     taught.method = METHOD
     assert taught.update(cells, micro_rows=4, step=0)["skipped"] == 0
@@ -179,9 +179,9 @@ def test_warm_up_is_linear_and_gradients_are_clipped_by_their_norm() -> None:
     assert rates == pytest.approx([0.0025, 0.005, 0.0075, 0.01, 0.01])
     policy = small()
     cells, taught, before = rollouts(policy), learner(policy, optimizer=sgd(rate=1.0, max_norm=0.01)), gradients(policy)
-    found = taught.update(cells, micro_rows=8, step=0)
+    metrics = taught.update(cells, micro_rows=8, step=0)
     change = torch.stack([(before[name] - value).norm() for name, value in gradients(policy).items()]).norm()
-    assert float(change) == pytest.approx(0.01, rel=1e-4) and found["grad_norm"] > 0.1
+    assert float(change) == pytest.approx(0.01, rel=1e-4) and metrics["grad_norm"] > 0.1
 
 
 def test_the_average_follows_with_a_decay_that_warms_up() -> None:
@@ -219,8 +219,8 @@ def test_a_survey_sees_the_whole_update_whatever_the_split() -> None:
 
     surveyed = replace(METHOD, loss=loss, survey=survey)
     wanted, metrics = moved(rollouts, micro_rows=100, method=surveyed)
-    got, found = moved(rollouts, micro_rows=1, method=surveyed)
-    assert seen == [5, 2, 5, 2] and found["mean"] == pytest.approx(metrics["mean"])
+    got, numbers = moved(rollouts, micro_rows=1, method=surveyed)
+    assert seen == [5, 2, 5, 2] and numbers["mean"] == pytest.approx(metrics["mean"])
     for name, gradient in wanted.items():
         torch.testing.assert_close(got[name], gradient, rtol=1e-10, atol=1e-13)
 
@@ -229,8 +229,8 @@ def test_what_a_method_reads_is_there_before_its_signal() -> None:
     policy = small()
     rollout = rollouts(policy)[0].rollout
     taught = learner(policy, replace(METHOD, reads=frozenset({MASK, OLD, STD})))
-    found = taught.tables(rollout, micro_rows=3)
-    assert set(found) == {MASK, OLD, STD} and torch.equal(found[OLD], rollout.log_probs) and found[STD].shape == rollout.mask.shape
+    values = taught.tables(rollout, micro_rows=3)
+    assert set(values) == {MASK, OLD, STD} and torch.equal(values[OLD], rollout.log_probs) and values[STD].shape == rollout.mask.shape
     assert learner(policy).tables(rollout, micro_rows=3) == {}
     with pytest.raises(UserError, match="method: needs value; this policy gives"):
         refuse_mismatch(policy, replace(METHOD, reads=frozenset({VALUE, OLD, MASK})))
@@ -240,15 +240,15 @@ def test_what_a_survey_found_stands_in_the_rows_that_it_saw() -> None:
     policy = small()
     given = rollouts(policy)[0]
     taught = learner(policy, replace(METHOD, survey=lambda steps, signal: signal + 10))
-    found, wanted = taught._surveyed(given, 2).signal, given.signal[given.rows] + 10
-    assert torch.equal(found[given.rows], wanted) and found.sum() == wanted.sum()
+    values, wanted = taught._surveyed(given, 2).signal, given.signal[given.rows] + 10
+    assert torch.equal(values[given.rows], wanted) and values.sum() == wanted.sum()
 
 
 def test_the_rows_of_a_pair_stand_side_by_side() -> None:
-    said = Feedback(torch.zeros(6).double(), torch.tensor([0, 1, 0, 1, 2, 2]), pairs=torch.tensor([[3, 1], [0, 2], [4, 5]]))
+    feedback = Feedback(torch.zeros(6).double(), torch.tensor([0, 1, 0, 1, 2, 2]), pairs=torch.tensor([[3, 1], [0, 2], [4, 5]]))
     inside = torch.tensor([True, True, True, True, True, False])
-    assert in_units(replace(METHOD, unit="pair"), said, inside).tolist() == [3, 1, 0, 2]
-    assert in_units(METHOD, said, inside).tolist() == [0, 1, 2, 3, 4]
+    assert in_units(replace(METHOD, unit="pair"), feedback, inside).tolist() == [3, 1, 0, 2]
+    assert in_units(METHOD, feedback, inside).tolist() == [0, 1, 2, 3, 4]
 
 
 def test_references_are_copied_anew_when_they_are_due() -> None:
@@ -302,7 +302,7 @@ def test_rollouts_of_unlike_widths_are_one_update() -> None:
         return [replace(first, rollout=wide), second]
 
     wanted, metrics = moved(rollouts, micro_rows=3)
-    got, found = moved(padded, micro_rows=3)
+    got, numbers = moved(padded, micro_rows=3)
     for name, gradient in wanted.items():
         torch.testing.assert_close(got[name], gradient, rtol=1e-10, atol=1e-13)
-    assert found == pytest.approx(metrics)
+    assert numbers == pytest.approx(metrics)

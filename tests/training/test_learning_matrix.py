@@ -81,8 +81,8 @@ def policy_for() -> Callable[[Method, str], Any]:
     made: dict[Any, Any] = {}
 
     def fresh(method: Method, kind: str) -> Any:
-        asked = {need.kind for need in method.needs | method.reads} if kind == "token" else set()
-        key = kind, tuple(name for name in HEADS if name in asked), bool(method.moves or method.samplers)  # which the rollouts depend on
+        kinds = {need.kind for need in method.needs | method.reads} if kind == "token" else set()
+        key = kind, tuple(name for name in HEADS if name in kinds), bool(method.moves or method.samplers)  # which the rollouts depend on
         if key not in made:
             policy = {"token": lambda: of_words(key[1]), "transition": small_run.policy, "bound": of_images}[kind]()
             for name in () if key[2] else ("encode",) if kind == "bound" else ("sample",) if kind == "transition" else ("sample", "encode"):

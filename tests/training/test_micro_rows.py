@@ -86,9 +86,9 @@ def test_an_update_is_done_again_as_if_it_had_had_half_the_rows(monkeypatch: pyt
     got, some = learner(counting())
     fitting = MicroRows(2, got, say=lines.append)
     torch.manual_seed(0)
-    found = fitting.fit(lambda most: got.update(some, micro_rows=most, step=0), lambda most: got.largest(some, most))
+    numbers = fitting.fit(lambda most: got.update(some, micro_rows=most, step=0), lambda most: got.largest(some, most))
     assert sizes == [2] * call + [1] * 8 and fitting.now == 1 and fitting.row == {"micro_rows": 1.0}
-    assert found == metrics and got.updates == 1 and got.method.state.dump() == {"seen": 8} and torch.equal(torch.rand(3), after)
+    assert numbers == metrics and got.updates == 1 and got.method.state.dump() == {"seen": 8} and torch.equal(torch.rand(3), after)
     assert equal(dict(got.policy.parameters()), dict(wanted.policy.parameters()))
     (line,) = lines
     assert line.startswith("out of memory (CUDA out of memory. Tried to allocate 2.00 GiB); done again with passes of 1 rows")
@@ -130,14 +130,14 @@ def test_a_run_goes_on_with_half_says_so_and_is_resumed_so(
 ) -> None:
     sizes = ends(monkeypatch, 2, error=error)  # after preflight's
     half = online(tmp_path / "half", steps=3, batch={"micro_rows": 4})
-    said = capsys.readouterr().out
-    assert said.count("done again with passes of 2 rows, and so from here on: batch.micro_rows was 4") == 1
+    printed = capsys.readouterr().out
+    assert printed.count("done again with passes of 2 rows, and so from here on: batch.micro_rows was 4") == 1
     assert sizes == [4, 4] + [2] * 12
     monkeypatch.undo()
     straight = online(tmp_path / "straight", steps=3, batch={"micro_rows": 2})
-    found = rows(half.path)
-    assert [row.pop("micro_rows", None) for row in found] == [None, 2.0, 2.0, 2.0, None]
-    assert found == rows(straight.path) and equal(kept(half.path, 3)[0], kept(straight.path, 3)[0])
+    rows_of_half = rows(half.path)
+    assert [row.pop("micro_rows", None) for row in rows_of_half] == [None, 2.0, 2.0, 2.0, None]
+    assert rows_of_half == rows(straight.path) and equal(kept(half.path, 3)[0], kept(straight.path, 3)[0])
     sizes = ends(monkeypatch)
     online(tmp_path / "half", steps=4, batch={"micro_rows": 4}, resume=True)
     assert sizes == [2] * 4
@@ -164,9 +164,9 @@ def test_processes_go_on_with_the_same_half(tmp_path: Path, monkeypatch: pytest.
 
     ended = together(2, train, tmp_path / "processes")
     assert [code for code, _ in ended] == [0, 0], ended
-    found, wanted = ([row for row in log(run) if row["phase"] == "train"] for run in (tmp_path / "many", tmp_path / "one"))
-    assert [row.get("micro_rows") for row in found] == [2.0, 2.0, 2.0]
-    for row, other in zip(found, wanted, strict=True):
+    rows_of_half, wanted = ([row for row in log(run) if row["phase"] == "train"] for run in (tmp_path / "many", tmp_path / "one"))
+    assert [row.get("micro_rows") for row in rows_of_half] == [2.0, 2.0, 2.0]
+    for row, other in zip(rows_of_half, wanted, strict=True):
         assert row["loss"] == pytest.approx(other["loss"], rel=1e-9) and row["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-9)
 
     def again(rank: int) -> None:

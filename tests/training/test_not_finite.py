@@ -58,24 +58,24 @@ def updated(then: str, what: str, bad: int, *, left_out: bool = False) -> tuple[
     taught = learner(policy, METHOD)
     taught.non_finite.then = then
     taught.begin(0)
-    found = taught.update(cells, micro_rows=2, step=0)
-    return {name: value.detach().clone() for name, value in policy.parameters().items()}, found, taught
+    metrics = taught.update(cells, micro_rows=2, step=0)
+    return {name: value.detach().clone() for name, value in policy.parameters().items()}, metrics, taught
 
 
 @pytest.mark.parametrize(("what", "words"), [("log_probs", "log-probabilities"), ("old", "log-probabilities"), ("kls", "loss")])
 def test_dropped_rows_leave_the_update_of_the_others(what: str, words: str) -> None:
     wanted, metrics, _ = updated("drop", what, 2, left_out=True)
-    got, found, taught = updated("drop", what, 2)
+    got, numbers, taught = updated("drop", what, 2)
     assert taught.non_finite.dropped == 2 and taught.non_finite.what == f"the {words} of 2 of 7 rows"
-    assert found == metrics and found["skipped"] == 0 and found["live"] == 1
+    assert numbers == metrics and numbers["skipped"] == 0 and numbers["live"] == 1
     assert all(torch.equal(got[name], wanted[name]) for name in wanted)
 
 
 def test_a_skipped_update_moves_nothing_and_is_counted() -> None:
     before = {name: value.detach().clone() for name, value in _moved_apart().parameters().items()}
-    got, found, taught = updated("skip", "log_probs", 1)
+    got, metrics, taught = updated("skip", "log_probs", 1)
     assert all(torch.equal(got[name], value) for name, value in before.items())
-    assert (found["skipped"], found["live"], taught.updates) == (1, 0, 0)
+    assert (metrics["skipped"], metrics["live"], taught.updates) == (1, 0, 0)
     assert (taught.non_finite.skipped, taught.non_finite.dropped) == (1, 0)
 
 
@@ -100,8 +100,8 @@ def test_a_loss_that_hides_from_the_gradient_is_not_taken_for_finite() -> None:
         return made._replace(values=made.values + torch.tensor(torch.nan, dtype=torch.float64))
 
     taught = learner(policy, replace(METHOD, loss=loss))
-    found = taught.update(cells, micro_rows=4, step=0)
-    assert found["skipped"] == 1 and taught.updates == 0 and taught.non_finite.what == "the loss of 7 of 7 rows"
+    metrics = taught.update(cells, micro_rows=4, step=0)
+    assert metrics["skipped"] == 1 and taught.updates == 0 and taught.non_finite.what == "the loss of 7 of 7 rows"
     taught.non_finite.then = "drop"  # of which nothing is left
     assert taught.update(cells, micro_rows=4, step=0)["skipped"] == 1 and taught.updates == 0
 

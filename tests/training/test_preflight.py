@@ -44,8 +44,8 @@ def test_a_sound_policy_passes_and_nothing_is_written() -> None:
     policy = small()
     before = {name: parameter.clone() for name, parameter in policy.parameters().items()}
     rollout, signal = flown(policy)
-    found = preflight(policy, METHOD, whole(rollout, signal), micro_rows=3)
-    assert found.difference == 0.0 and found.kl == 0.0 and found.gradient > 0
+    checked = preflight(policy, METHOD, whole(rollout, signal), micro_rows=3)
+    assert checked.difference == 0.0 and checked.kl == 0.0 and checked.gradient > 0
     assert all(torch.equal(parameter, before[name]) and parameter.grad is None for name, parameter in policy.parameters().items())
 
 

@@ -38,8 +38,8 @@ def by_hand(policy, prompt, answer):
     def of(name):
         with torch.no_grad(), policy.using(name):
             logits = policy.model(torch.tensor([ids + tokens])).logits[0, len(ids) - 1 : -1]
-        said = [token for token in range(logits.shape[-1]) if token not in policy.scorer.never.tolist()]  # no padding, no beginning
-        return logits[:, said].double().log_softmax(-1)
+        expected = [token for token in range(logits.shape[-1]) if token not in policy.scorer.never.tolist()]  # no padding, no beginning
+        return logits[:, expected].double().log_softmax(-1)
 
     here, there = of("current"), of("ref")
     return float((here.exp() * (here - there)).sum())
@@ -47,15 +47,15 @@ def by_hand(policy, prompt, answer):
 
 def test_the_kl_of_whole_answers_is_the_sum_of_those_of_their_tokens(policy, monkeypatch):
     monkeypatch.setattr(module, "ROWS", 3)
-    found = sample_kl(policy, PROMPTS, ANSWERS, "ref")
+    kl = sample_kl(policy, PROMPTS, ANSWERS, "ref")
     wanted = [by_hand(policy, prompt, answer) for prompt, answer in zip(PROMPTS[:2], ANSWERS[:2], strict=True)]
-    assert found[:2].tolist() == pytest.approx(wanted, rel=1e-4) and min(wanted) > 1e-3
-    assert found[2:].isnan().all()  # an empty answer, and one that is longer than any may be
+    assert kl[:2].tolist() == pytest.approx(wanted, rel=1e-4) and min(wanted) > 1e-3
+    assert kl[2:].isnan().all()  # an empty answer, and one that is longer than any may be
 
 
 def test_one_answer_that_cannot_be_scored_does_not_cost_its_neighbours(policy):
-    found = sample_kl(policy, [PROMPTS[0], PROMPTS[3]], [ANSWERS[0], ANSWERS[3]], "ref")
-    assert [math.isnan(value) for value in found.tolist()] == [False, True]
+    kl = sample_kl(policy, [PROMPTS[0], PROMPTS[3]], [ANSWERS[0], ANSWERS[3]], "ref")
+    assert [math.isnan(value) for value in kl.tolist()] == [False, True]
 
 
 def test_an_offline_run_of_words_shows_reward_against_kl(tmp_path):

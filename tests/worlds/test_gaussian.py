@@ -135,16 +135,16 @@ def test_parameter_sets() -> None:
 
 
 def test_a_window_is_asked_with_the_training_step() -> None:
-    asked: list[int] = []
+    steps_told: list[int] = []
 
     def window(num_steps: int, step: int, generator: torch.Generator) -> torch.Tensor:
-        asked.append(step)
+        steps_told.append(step)
         return torch.arange(num_steps) == step
 
     policy = small_policy(window=window)
     for step in (3, 1):
         assert policy.sample(["a"], 2, rng(), step=step).mask.tolist() == [[i == step for i in range(5)]] * 2
-    assert asked == [3, 1]
+    assert steps_told == [3, 1]
 
 
 def test_generate_follows_the_ode_from_one_seed_for_each_prompt() -> None:

@@ -188,8 +188,8 @@ def mmhal_rows():
     rows = [("attribute", "What colour?", "It is red."), ("counting", "How many?", "Two.")]
     return [
         {"question_type": kind, "image_id": f"id{number}", "image_src": f"https://x/{number}_o.jpg", "image_content": ["Cat", "Dog {}"],
-         "question": asked, "gt_answer": answer, "model_answer": ""}
-        for number, (kind, asked, answer) in enumerate(rows)
+         "question": asked_for, "gt_answer": answer, "model_answer": ""}
+        for number, (kind, asked_for, answer) in enumerate(rows)
     ]  # fmt: skip
 
 
