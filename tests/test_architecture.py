@@ -81,7 +81,8 @@ INSIDE: dict[str, dict[str, set[str]]] = {
         "parameters": {"ranges", "columns"},
         "places": set(),
         "signatures": {"parameters", "ranges", "renamed"},
-        "reads": {"signatures"},
+        "facts": set(),
+        "reads": {"signatures", "facts"},
         "calls": {"signatures", "renamed", "environment", "places"},
     },
     "lookup": {

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from mmalign.arguments.facts import Reading
 from mmalign.arguments.signatures import nearest, parameters
-from mmalign.types import Reading
 
 OWN = ("outputs", "prompts", "group")
 """What a function is asked about, and an oracle with its groups: no columns."""

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from mmalign.arguments.facts import Differentiable, called
 from mmalign.arguments.ranges import Finite
 from mmalign.arguments.reads import columns_read, lacks
 from mmalign.arguments.signatures import nearest, parameters
@@ -27,7 +28,7 @@ from mmalign.policies.pipelines.interception import graphed
 from mmalign.policies.pipelines.memory import DENOISERS
 from mmalign.policies.pipelines.unfit import reason
 from mmalign.rooms import find, index, offered
-from mmalign.types import Differentiable, UserError, called
+from mmalign.types import UserError
 
 Reward = Callable[..., Any]
 

@@ -9,13 +9,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from mmalign.arguments.facts import called
 from mmalign.arguments.ranges import Count, NotNegative, Positive, Proportion
 from mmalign.guidance._calls import outputs_of
 from mmalign.guidance._run import Guidance, GuidedRun, Samples
 from mmalign.guidance.guide import run_particles
 from mmalign.policies.pipelines.scheduler import Moment, Player
 from mmalign.samplers import kernels
-from mmalign.types import UserError, called
+from mmalign.types import UserError
 
 __all__ = ["dno", "noise_log_prob", "reno"]
 

@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from mmalign.arguments.facts import Stateful, Stepped
 from mmalign.arguments.ranges import Steps
 from mmalign.distributed import tables as of_all
 from mmalign.distributed.team import team_for
@@ -48,7 +49,7 @@ from mmalign.training.prompts import Prompts, refuse_unusable
 from mmalign.training.rollouts import Rollouts
 from mmalign.training.settings import Batch, Devices, Evaluation, Reference, RunSettings, at_least
 from mmalign.training.units import in_units, refuse_micro_steps, refuse_mismatch, refuse_stale, unit_sizes, whole_units
-from mmalign.types import Feedback, Method, Oracle, Policy, Stateful, Stepped, Unit, UserError, columns_of, contents
+from mmalign.types import Feedback, Method, Oracle, Policy, Unit, UserError, columns_of, contents
 
 Rewards = Mapping[str, Callable[..., Any]]
 Fit = Callable[..., Any]  # ``MicroRows.fit``

@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmalign.arguments.facts import Differentiable, Stepped
 from mmalign.arguments.parameters import accepted
 from mmalign.arguments.reads import columns_read
 from mmalign.combinations._parts import Combination
 from mmalign.combinations.algebra import weighted_sum
 from mmalign.rewards._shared.scorer import Scorer
-from mmalign.types import Differentiable, Stepped, UserError
+from mmalign.types import UserError
 
 
 def combined(*, rewards: Mapping[str, Callable[..., Any]], combine: Combination | None = None) -> Scorer:

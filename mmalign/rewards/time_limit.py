@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 
+from mmalign.arguments.facts import Differentiable
 from mmalign.arguments.parameters import accepted
 from mmalign.arguments.ranges import Positive
 from mmalign.arguments.reads import columns_read
 from mmalign.rewards._shared.scorer import Scorer
-from mmalign.types import Differentiable, UserError
+from mmalign.types import UserError
 
 
 def time_limit(reward: Callable[..., Any], *, seconds: Positive = 60.0) -> Scorer:

@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from mmalign.arguments.facts import Weighted
 from mmalign.arguments.parameters import accepted
 from mmalign.arguments.reads import columns_read, lacks
 from mmalign.distributed import tables as of_all
@@ -16,7 +17,7 @@ from mmalign.distributed.team import ALONE, Team
 from mmalign.needs import REWARDS
 from mmalign.training import dense
 from mmalign.training.dense import Parts
-from mmalign.types import Feedback, Need, Rollout, UserError, Weighted, columns_of
+from mmalign.types import Feedback, Need, Rollout, UserError, columns_of
 
 Functions = Mapping[str, Callable[..., Any]]
 Columns = Mapping[str, list[Any]]

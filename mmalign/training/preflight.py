@@ -9,10 +9,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mmalign.arguments.facts import Tolerant
 from mmalign.distributed.shards import leaves
 from mmalign.training.experience import Experience
 from mmalign.training.units import live_columns, micro_sizes, needed
-from mmalign.types import Method, Policy, Steps, Tolerant, UserError
+from mmalign.types import Method, Policy, Steps, UserError
 
 CAUSES = (
     "the usual causes: dropout or another module in training mode, latents stored in another type than they were scored in, guidance on "

@@ -192,6 +192,5 @@ def test_moves_of_references_are_mixtures_under_lora_too() -> None:
     moved = references.move(policy, ahead, 0)
     assert distance(product(sets, "start"), 1.5 * now - 0.5 * kept) < 1e-6
     assert (
-        moved == {"moved_error": pytest.approx(distance(product(sets), product(sets, "start")), rel=1e-4)}
-        and moved["moved_error"] > 0.01
+        moved == {"moved_error": pytest.approx(distance(product(sets), product(sets, "start")), rel=1e-4)} and moved["moved_error"] > 0.01
     )

@@ -7,11 +7,12 @@ from typing import Any
 
 from torch import Tensor
 
+from mmalign.arguments.facts import Differentiable
 from mmalign.arguments.parameters import accepted
 from mmalign.arguments.ranges import Count
 from mmalign.arguments.reads import columns_read
 from mmalign.rewards._shared.scorer import Scorer
-from mmalign.types import Differentiable, UserError
+from mmalign.types import UserError
 
 
 def frames(*, of: Callable[..., Any], stride: Count = 1) -> Scorer:

@@ -1,0 +1,60 @@
+"""What rewards, combinations and policies may say of themselves. They are asked by these types; plain functions are none of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Protocol, runtime_checkable
+
+
+@runtime_checkable
+class Named(Protocol):
+    """A reward that says what it is called; others go by their key."""
+
+    name: str
+
+
+@runtime_checkable
+class Differentiable(Protocol):
+    """A reward that says whether a gradient arrives at what it scores; of others it is not known."""
+
+    differentiable: bool
+
+
+@runtime_checkable
+class Stepped(Protocol):
+    """A reward that may change as training goes, and is told the number of each step before it."""
+
+    at: Callable[[int], None] | None
+
+
+@runtime_checkable
+class Reading(Protocol):
+    """A reward, judge, oracle or metric that says which columns of the prompts it reads; of others, keywords without a default are."""
+
+    reads: Iterable[str]
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """A combination that keeps something from rollout to rollout, which belongs into checkpoints."""
+
+    state: Any
+
+
+@runtime_checkable
+class Weighted(Protocol):
+    """A combination that is a sum, and says what each reward counts for in it."""
+
+    weights: Mapping[str, float]
+
+
+@runtime_checkable
+class Tolerant(Protocol):
+    """A policy that says by how many nats of one number preflight lets a step score differently at replay; 1e-6 for others."""
+
+    tolerance: float
+
+
+def called(reward: Any, key: str) -> str:
+    """What a reward is called in a line to the user."""
+    return reward.name if isinstance(reward, Named) else key
