@@ -35,7 +35,7 @@ def settled(pipe: Any, device: torch.device) -> Iterator[None]:
 
     A property has no place on an instance, so that the pipeline is of a sub-class for the time, of the same name.
     """
-    own = type(pipe)
+    own: Any = type(pipe)
     before = pipe.__dict__.get(DEVICE)
     pipe.__dict__[DEVICE], pipe.__class__ = device, _settled(own)
     try:
