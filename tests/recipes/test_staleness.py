@@ -13,7 +13,7 @@ import mmalign as mm
 from mmalign.samplers import kernels
 from mmalign.types import Rollout, UserError
 from mmalign.worlds import gaussian
-from tests.distributed.test_every_method import PROMPTS, differences, of_words, varied
+from tests.distributed.test_every_method import PROMPTS, built, differences, varied
 from tests.helpers.processes import together
 from tests.helpers.small_run import LINEAR, method, online, policy, rows
 from tests.recipes.test_online import equal, kept
@@ -98,9 +98,12 @@ def test_a_run_that_a_reward_stopped_goes_on_as_if_it_had_not(tmp_path: Path) ->
 
 
 def of_answers(folder: Path, steps: int = 4, **more: Any) -> Path:
-    """A language model with LoRA, whose rollouts are sampled one step early."""
+    """A language model, whose rollouts are sampled one step early."""
+    policy, start = built(alike=False)  # nothing of a rollout may be kept from the run before
+    policy.sets.sets.clear()
+    policy.sets.load(start)
     run = mm.online(
-        of_words(mm.methods.grpo()), PROMPTS, {"own": varied}, mm.methods.grpo(), steps=steps, optimizer=mm.adamw(rate=0.02, eps=1e-4),
+        policy, PROMPTS, {"own": varied}, mm.methods.grpo(), steps=steps, optimizer=mm.adamw(rate=0.02, eps=1e-4),
         batch={**STALE, "prompts": 2, "group": 4}, evaluation={"every": 9, "samples": 1, "prompts": ["abc", "why"]},
         run={"folder": str(folder), "name": "run", "trackers": (), "checkpoint_every": 1}, **more,
     )  # fmt: skip
