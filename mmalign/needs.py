@@ -13,7 +13,8 @@ OLD, MASK, REWARDS = Need("old"), Need("mask"), Need("rewards")
 STD, DT, NOISE = Need("std"), Need("dt"), Need("noise")
 CHANGED, PHRASE, SEGMENT = Need("changed"), Need("phrase"), Need("segment")
 ENTROPY, COLLISION, VALUE = Need("entropy"), Need("collision"), Need("value")
-REWARD_MASK, KL_MASK, DEGREE, DRIFT = Need("reward_mask"), Need("kl_mask"), Need("degree"), Need("drift")
+REWARD_MASK, KL_MASK, DEGREE = Need("reward_mask"), Need("kl_mask"), Need("degree")
+DRIFT, ADJOINT = Need("drift"), Need("adjoint")
 
 
 def refs(name: str) -> Need:

@@ -111,8 +111,9 @@ class Steps:
     kind: ``token``, ``transition`` (a density) or ``bound`` (minus half a squared error: not a density).
     reverse_kls: name -> ``[B, T]`` the KL of the named reference's distribution to each step's, nats, differentiable.
     terms: name -> ``[B, T]`` further numbers of a step, differentiable: ``entropy`` (nats) and ``collision`` (log of the sum of
-        squared probabilities) of its distribution, ``value`` (what a critic expects), ``reward_mask``, ``kl_mask``, ``degree``, and
-        ``drift`` (exact KL of the distribution that the step was sampled from to its present one, nats).
+        squared probabilities) of its distribution, ``value`` (what a critic expects), ``reward_mask``, ``kl_mask``, ``degree``,
+        ``drift`` (exact KL of the distribution that the step was sampled from to its present one, nats), and ``adjoint`` (by how much
+        the reward would grow, to first order, as the outcome of the step moves from what was recorded).
     contrasts: name -> the same rows and steps under another condition, with references of its own: ``ablated`` (what the prompt
         shows taken away), ``good`` and ``bad`` (asked to answer well, or badly), ``mismatched`` (another row's prompt).
     """
@@ -433,6 +434,8 @@ class Method:
     pairs: how pairs are made of a rollout without any (``Feedback.pairs``); None: the best and the worst row of each group.
     sampled_by: the set of parameters that draws the rows: ``current``, or one that ``moves`` makes. unguided: whether rows of a bound have
         to be samples of what is predicted, without guidance.
+    reward_gradient: how the gradient of rewards becomes the term ``adjoint`` (``samplers.adjoints.RewardGradient``), for methods that need
+        it; their steps need not be random. None for all others.
     """
 
     signal: Callable[[Feedback], Tensor]
@@ -451,6 +454,7 @@ class Method:
     pairs: Callable[[Feedback], Feedback] | None = None
     sampled_by: str = "current"
     unguided: bool = False
+    reward_gradient: Any = None
 
     def __post_init__(self) -> None:
         for name in ("needs", "survey_needs", "reads"):
@@ -568,6 +572,19 @@ class Adapter(NamedTuple):
     gives: frozenset[str]
     gives_with: Mapping[str, frozenset[str]] = {}
     call: Callable[[Mapping[str, Any]], Iterable[str] | None] = lambda arguments: None
+
+
+class Differentiable(Policy, Protocol):
+    """A policy that gives ``adjoint``: rewards' gradients reach the steps of its samples."""
+
+    def adjoints(
+        self, rollout: Rollout, how: Any, utility: Callable[[Any, Tensor], Tensor], rng: torch.Generator, *, rows_at_once: int
+    ) -> Rollout:
+        """The rollout with the adjoints of its trained steps, which its ``mask`` then says; parameters get no gradient.
+
+        how: a ``samplers.adjoints.RewardGradient``. utility: (outputs ``[R, ...]``, their rows ``[R]``) -> what is maximised, ``[R]``, with
+        a graph; NaN: that row teaches nothing.
+        """
 
 
 class Encoder(Policy, Protocol):

@@ -237,7 +237,8 @@ def _padded(steps: Steps, feedback: Feedback, garbage: float) -> tuple[Steps, Fe
     leaf = pad(steps.log_probs).requires_grad_()
     wide = replace(steps.each(lambda values: mask if values.dtype == torch.bool else pad(values)), log_probs=leaf)
     moves = {name: replace(other, log_probs=other.log_probs + (leaf - leaf.detach())) for name, other in wide.contrasts.items()}
-    wide = replace(wide, contrasts=moves)  # they are of the same parameters
+    terms = {name: table + (leaf - leaf.detach()) if name == "adjoint" else table for name, table in wide.terms.items()}
+    wide = replace(wide, contrasts=moves, terms=terms)  # they are of the same parameters
     missing = torch.full((2,), math.nan, dtype=torch.float64)
     wins = torch.full((ROWS + 2, ROWS + 2), math.nan, dtype=torch.float64)
     wins[:ROWS, :ROWS] = feedback.wins  # type: ignore[assignment]
@@ -316,7 +317,7 @@ def _far(kind: Any, gaps: Tensor, rewards: list[float]) -> tuple[Tensor, Steps, 
     steps = Steps(
         leaf, mask, gaps, {"ref": gaps, "previous": gaps / 2}, squares, facts, 1, kind, {"ref": squares["ref"]},
         {"entropy": leaf + 1, "collision": leaf - 1, "value": leaf + 0.1, "reward_mask": leaf + 0.5, "kl_mask": leaf + 2,
-         "degree": -(gaps**2), "drift": (leaf - gaps) ** 2}, dict.fromkeys(CONTRASTS, contrast),
+         "degree": -(gaps**2), "drift": (leaf - gaps) ** 2, "adjoint": leaf + 0.2}, dict.fromkeys(CONTRASTS, contrast),
     )  # fmt: skip
     strength = (known[0::2] > known[1::2]).double() + 0.5 * (known[0::2] == known[1::2]) + 0 * (known[0::2] - known[1::2])
     labels = (known.view(-1, 2) > known.view(-1, 2).nanmean(1, keepdim=True)).double().flatten() + 0 * known

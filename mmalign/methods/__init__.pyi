@@ -108,6 +108,11 @@ from mmalign.methods.policy_gradient.sapo import sapo as sapo
 from mmalign.methods.policy_gradient.superhf import superhf as superhf
 from mmalign.methods.policy_gradient.trpa import trpa as trpa
 from mmalign.methods.policy_gradient.vespo import vespo as vespo
+from mmalign.methods.reward_gradient.adjoint_matching import adjoint_matching as adjoint_matching
+from mmalign.methods.reward_gradient.alignprop import alignprop as alignprop
+from mmalign.methods.reward_gradient.draft import draft as draft
+from mmalign.methods.reward_gradient.drtune import drtune as drtune
+from mmalign.methods.reward_gradient.refl import refl as refl
 from mmalign.methods.unpaired.bco import bco as bco
 from mmalign.methods.unpaired.ift import ift as ift
 from mmalign.methods.unpaired.kto import kto as kto

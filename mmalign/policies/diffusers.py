@@ -22,24 +22,26 @@ from torch import Tensor
 
 from mmalign.needs import kinds
 from mmalign.policies.parameters import Other, ParameterSets, digest, frozen
+from mmalign.policies.pipelines import adjoints, mixing, reference_models
 from mmalign.policies.pipelines import memory as fitting
-from mmalign.policies.pipelines import mixing, reference_models
 from mmalign.policies.pipelines.arguments import call_arguments_of
 from mmalign.policies.pipelines.calling import Caller, load, unguided
 from mmalign.policies.pipelines.interception import Finished, Place, watched
 from mmalign.policies.pipelines.reference_models import First
 from mmalign.policies.pipelines.refusals import refusals
+from mmalign.policies.pipelines.replay import laid_out, transition
 from mmalign.policies.pipelines.scheduler import Moment, Player
-from mmalign.policies.pipelines.trajectories import Remembered, Trajectories, Transition
+from mmalign.policies.pipelines.trajectories import Remembered, Trajectories
 from mmalign.policies.settings import Dtype, Lora, Memory, Schedule, type_of
 from mmalign.samplers import kernels
+from mmalign.samplers.adjoints import RewardGradient
 from mmalign.samplers.assignment import assignment, drawn_by
 from mmalign.samplers.windows import all_but_last
 from mmalign.types import EVERY, Adapter, Level, Need, Prediction, Rollout, Sampler, Steps, UserError
 
 __all__ = ["DiffusersPolicy", "diffusers"]
 
-ADAPTER = Adapter("transition", frozenset({"old", "refs", "kls", "std", "dt", "drift", "samplers"}), call=call_arguments_of)
+ADAPTER = Adapter("transition", frozenset({"old", "refs", "kls", "std", "dt", "drift", "adjoint", "samplers"}), call=call_arguments_of)
 
 
 def diffusers(  # one keyword for each thing that a user may set
@@ -196,9 +198,9 @@ class DiffusersPolicy:
     def _score(self, rollout: Rollout, rows: Tensor) -> None:
         """Puts into ``log_probs`` and ``means`` what the current parameters say of rows that others drew."""
         for number, column in enumerate(rollout.held.columns.tolist() if len(rows) else ()):
-            transition = self._transition(rollout, rows, column)
-            rollout.log_probs[rows, column] = transition.log_probs.cpu()
-            rollout.held.means[number, rows] = transition.mean.float().cpu()
+            step = transition(self, rollout, rows, column)
+            rollout.log_probs[rows, column] = step.log_probs.cpu()
+            rollout.held.means[number, rows] = step.mean.float().cpu()
 
     def _record(
         self, prompts: list[str], starts: list[int], seeds: list[int], step: int, window_state: Tensor, together: list[str], *, greedy: bool
@@ -217,7 +219,7 @@ class DiffusersPolicy:
             if random[column]:
                 means[column] = mean.float().cpu()
             noise = torch.stack([torch.randn(mean.shape[1:], generator=g, device=device) for g in noises])
-            x_next = _laid_out(kernels.sample(mean, std, noise).to(moment.x.dtype))
+            x_next = laid_out(kernels.sample(mean, std, noise).to(moment.x.dtype))
             random[column] &= bool((std > 0).all())
             tape["x"].append(moment.x.clone())  # pipelines may write into what they hold
             tape["x_next"].append(x_next.clone())
@@ -227,15 +229,10 @@ class DiffusersPolicy:
 
         def beside(number: int, own: Tensor) -> Tensor:
             tape["beside"].append(own.clone())
-            return _laid_out(own)
+            return laid_out(own)
 
         with torch.no_grad():
             outputs = self.caller.images(prompts, starts, Player(answer, beside), together)
-        if not greedy and not bool(random.any()):
-            raise UserError(
-                f"policy.schedule: none of {len(tape['x'])} steps is random, so there is nothing to train; takes more steps, a window with "
-                "one that is not the last, or a kernel with noise"
-            )
         return {
             "x": torch.stack(tape["x"]), "x_next": torch.stack(tape["x_next"]), "log_probs": torch.stack(tape["log_probs"], dim=1).cpu(),
             "random": random[: len(tape["x"])], "dt": torch.stack(tape["dt"]), "outputs": outputs, "beside": tape["beside"], "means": means,
@@ -265,30 +262,34 @@ class DiffusersPolicy:
             with torch.no_grad(), self.using(name):
                 for rows in torch.arange(len(rollout.prompts)).split(rows_at_once):
                     for column in trajectories.columns.tolist():
-                        transition = self._transition(rollout, rows, column)
-                        log_probs[rows, column], means[column][rows] = transition.log_probs.cpu(), transition.mean
+                        step = transition(self, rollout, rows, column)
+                        log_probs[rows, column], means[column][rows] = step.log_probs.cpu(), step.mean
             trajectories.refs[name] = Remembered(log_probs, means)
 
     def steps(self, rollout: Rollout, rows: Tensor, columns: Tensor | None = None, needs: frozenset[Need] = frozenset()) -> Steps:
         """The table of some rows, and of some columns (all that are trained, by default), with gradient.
 
         Each column is one call of the pipeline, the same in shape as those of ``sample`` where ``rows`` are the same.
-        ``needs`` of ``refs``, ``kls``, ``std``, ``dt``, ``drift`` fill those tables; references are those given to ``remember``.
+        ``needs`` of ``refs``, ``kls``, ``std``, ``dt``, ``drift``, ``adjoint`` fill those tables; references are those of
+        ``remember``.
         """
         trajectories: Trajectories = rollout.held
         columns = trajectories.columns if columns is None else columns
         need_kinds, refs = kinds(needs), trajectories.refs
-        log_probs, stds, kls = [], [], {name: [] for name in refs} if "kls" in need_kinds else {}  # type: ignore[var-annotated]
+        log_probs, stds = [], []
+        kls: dict[str, list[Tensor]] = {name: [] for name in refs if "kls" in need_kinds and trajectories.noisy}
         sampled = trajectories.random.cumsum(0) - 1  # the place of a column among the random ones
-        drift = list[Tensor]()
+        grown, drift = list[Tensor](), list[Tensor]()
         for column in columns.tolist():
-            mean, std, column_log_probs = self._transition(rollout, rows, column)
-            log_probs.append(column_log_probs)
-            stds.append(std.detach().double().cpu().reshape(-1)[:1].expand(len(rows)))
+            step = transition(self, rollout, rows, column)
+            log_probs.append(step.log_probs)
+            stds.append(step.std.detach().double().cpu().reshape(-1)[:1].expand(len(rows)))
             if "drift" in need_kinds:
-                drift.append(kernels.kl(mean, std, trajectories.means[sampled[column]][rows].to(mean), std))
+                drift.append(kernels.kl(step.mean, step.std, trajectories.means[sampled[column]][rows].to(step.mean), step.std))
+            if "adjoint" in need_kinds:
+                grown.append(adjoints.grown(self, rollout, rows, column, step))
             for name, table in kls.items():
-                table.append(kernels.kl(mean, std, refs[name].means[column][rows].to(mean), std))
+                table.append(kernels.kl(step.mean, step.std, refs[name].means[column][rows].to(step.mean), step.std))
         cells = (rows[:, None], columns[None, :])
         facts = {"std": torch.stack(stds, dim=1)} if "std" in need_kinds else {}
         if "dt" in need_kinds:
@@ -302,36 +303,15 @@ class DiffusersPolicy:
             facts=facts,
             event_size=trajectories.event_size,
             kind="transition",
-            terms={"drift": torch.stack(drift, dim=1).cpu()} if drift else {},
+            terms={name: torch.stack(term, dim=1).cpu() for name, term in (("drift", drift), ("adjoint", grown)) if term},
         )
 
-    def _transition(self, rollout: Rollout, rows: Tensor, column: int) -> Transition:
-        """One recorded step, in calls no larger than those of the rollout; all rows of a step share their std."""
-        runs = rows.split(rollout.held.which[rows].unique_consecutive(return_counts=True)[1].tolist())
-        parts = [self._transition_at_once(rollout, part, column) for run in runs for part in run.split(self.rows_at_once)]
-        return Transition(torch.cat([part.mean for part in parts]), parts[0].std, torch.cat([part.log_probs for part in parts]))
-
-    def _transition_at_once(self, rollout: Rollout, rows: Tensor, column: int) -> Transition:
-        """One recorded step under the current parameters, of rows whose prompts were encoded together."""
-        trajectories: Trajectories = rollout.held
-        moments: list[Moment] = []
-
-        def answer(moment: Moment) -> Tensor:
-            if moment.column < column:
-                return _laid_out(trajectories.x_next[moment.column][rows])
-            moments.append(moment)
-            raise Finished
-
-        prompts, starts = [rollout.prompts[row] for row in rows.tolist()], trajectories.starts[rows].tolist()
-        player = Player(answer, lambda number, own: _laid_out(trajectories.beside[number][rows]))
-        self.caller.until_finished(prompts, starts, player, list(trajectories.together[int(trajectories.which[rows[0]])]), skip=column)
-        moment, x = moments[0], trajectories.x[column][rows]
-        worst = float((moment.x.double() - x.double()).abs().max())
-        if worst > 1e-3 * (1 + float(x.abs().max())):  # an encoder's last bits depend on how many rows it sees
-            name = type(self.pipe).__name__
-            raise UserError(f"replay: {name} came to step {column} with another latent than in the rollout (by {worst:.2g})")
-        mean, std = self.kernel(moment.prediction, moment.x, moment.t, moment.t_next)
-        return Transition(mean, std, kernels.log_prob(trajectories.x_next[column][rows], mean, std))
+    def adjoints(
+        self, rollout: Rollout, how: RewardGradient, utility: Callable[[Tensor, Tensor], Tensor], rng: torch.Generator,
+        *, rows_at_once: int,
+    ) -> Rollout:  # fmt: skip
+        """See ``types.Differentiable``."""
+        return adjoints.adjoints(self, rollout, how, utility, rng, rows_at_once=min(rows_at_once, self.rows_at_once))
 
     def probe(self, prompts: list[str], x: Tensor, timesteps: Tensor, levels: Level) -> Prediction:
         """What the denoiser says of ``x [B, ...]`` at ``timesteps [B]`` (in its own units) with noise ``levels`` (each ``[B]``).
@@ -385,12 +365,6 @@ class DiffusersPolicy:
         with torch.no_grad(), watched(self.pipe) as find:
             self.caller.until_finished([self._example], [0], Player(answer), [self._example])
         return firsts[0]
-
-
-def _laid_out(x: Tensor) -> Tensor:
-    """A copy whose memory has the order of its shape. Convolutions take another path, with other last bits, where it has another, so a
-    rollout goes on from latents in the layout in which a replay hands them over."""
-    return x.clone(memory_format=torch.contiguous_format)
 
 
 def _generator(state: Tensor) -> torch.Generator:

@@ -46,6 +46,7 @@ from mmalign.training.micro_rows import MicroRows
 from mmalign.training.optimizers import Optimizer, adamw
 from mmalign.training.preflight import preflight
 from mmalign.training.prompts import Prompts, refuse_unusable
+from mmalign.training.reward_gradients import RewardGradients, refuse_not_random, refuse_without
 from mmalign.training.rollouts import Rollouts
 from mmalign.training.settings import Batch, Devices, Evaluation, Reference, RunSettings, at_least
 from mmalign.training.units import in_units, refuse_micro_steps, refuse_mismatch, refuse_stale, unit_sizes, whole_units
@@ -110,9 +111,7 @@ def online(  # one argument for each thing that a run is made of
     name for a reward that fails; where that is before the first step is done, no folder is left behind. Ctrl-C finishes the
     step, saves, and says how to resume.
     """
-    refuse_mismatch(policy, method)
-    _refuse(method, batch, prompts, rewards)
-    refuse_columns({**rewards, **({} if oracle is None else {"of pairs": oracle})}, columns_of(prompts), kind="reward")
+    _refuse(policy, method, batch, prompts, rewards, oracle)
     at_least(1, steps=steps)
     pairs = method.pairs or comparisons.best_and_worst
     refuse_silent(method, batch, list(rewards), oracle=oracle, pairs=pairs)
@@ -125,6 +124,7 @@ def online(  # one argument for each thing that a run is made of
     learner = Learner(policy, method, optimizer, steps=steps, moving=references, **more)
     plan = evaluation_plan(evaluation, prompts=first, rewards=rewards)
     fitting = MicroRows(batch.micro_rows, learner, say=lambda line: journal.say(line))
+    gradients = RewardGradients(learner, rewards, combine, fitting.fit, seed=run.seed)
     states = {"combine": combine.state if isinstance(combine, Stateful) else None, "micro_rows": fitting}
     journal = Journal(learner, plan, run, steps=steps, resume=resume, stop=evaluation.stop, states=states, prompts=prompts)
 
@@ -135,12 +135,13 @@ def online(  # one argument for each thing that a run is made of
             with journal.profile.part("rollout"):
                 chosen, rollout, scores, _ = rollouts(step, attempt=attempt)
             whole = of_all.whole(team, rollout)
-            with journal.profile.part("references"):  # while rewards are at work
-                fitting.fit(partial(policy.remember, rollout, learner.references), partial(min, len(rollout)))
+            refuse_not_random(method, whole.mask)
+            gradients.remember(rollout)  # while rewards are at work
             with journal.profile.part("rewards"):
                 answers = scores()
             feedback = feedback_of(answers, rollout, combine=combine, missing=batch.missing, group_prompts=contents(chosen), team=team)
             feedback = pairs(feedback) if method.unit == "pair" else feedback
+            rollout, whole = gradients.carried(rollout, whole, feedback, contents(chosen), purpose=(step, attempt))
             tables = fitting.fit(lambda most: learner.tables(rollout, micro_rows=most), partial(min, len(rollout)))  # noqa: B023
             feedback = replace(feedback, tables={**feedback.tables, **tables})
             kept = ~feedback.rewards.isnan() if method.keep is None else method.keep(feedback) & ~feedback.rewards.isnan()
@@ -248,7 +249,8 @@ def _row(batches: Sequence[Scored], updates: Sequence[Mapping[str, float]], *, l
     return {**row, "lr": lr}
 
 
-def _refuse(method: Method, batch: Batch, prompts: Sequence[Any], rewards: Rewards) -> None:
+def _refuse(policy: Policy, method: Method, batch: Batch, prompts: Sequence[Any], rewards: Rewards, oracle: Oracle | None) -> None:
+    refuse_mismatch(policy, method)
     refuse_micro_steps(method, batch.micro_steps)
     refuse_stale(method, batch.staleness)
     assignment(batch.group, method.samplers)  # refuses a group too small for all who draw
@@ -256,6 +258,8 @@ def _refuse(method: Method, batch: Batch, prompts: Sequence[Any], rewards: Rewar
         raise UserError(f"prompts: got {prompts!r}, takes a list of at least one")
     if not rewards:
         raise UserError("rewards: got none, takes at least one {name: reward}")
+    refuse_columns({**rewards, **({} if oracle is None else {"of pairs": oracle})}, columns_of(prompts), kind="reward")
+    refuse_without(method, rewards, batch)
 
 
 def _tell(rewards: Rewards, step: int) -> None:

@@ -59,7 +59,7 @@ def _scores(
     """Every reward's answer ``[B]`` by name, and the scores of parts of those that gave such. drop: infinite ones become NaN."""
     scores, parted = dict[str, Tensor](), dict[str, Parts]()
     for name, reward in rewards.items():
-        answer = _answer(kind, name, reward, outputs, prompts, columns)
+        answer = answer_of(kind, name, reward, outputs, prompts, columns)
         parts = {f"{name}/{part}": value for part, value in answer.items()} if isinstance(answer, Mapping) else {name: answer}
         parted.update({part: dense.checked(f"{kind} {part}", value, outputs) for part, value in parts.items() if dense.is_parts(value)})
         for part, value in parts.items():
@@ -71,7 +71,7 @@ def measure(metrics: Functions, outputs: Any, prompts: list[str], columns: Colum
     """Every metric's numbers by their own names. Errors: UserError that names the metric, where it raises or answers otherwise."""
     numbers: dict[str, float] = {}
     for name, metric in metrics.items():
-        answer = _answer("metric", name, metric, outputs, prompts, columns or {})
+        answer = answer_of("metric", name, metric, outputs, prompts, columns or {})
         if not isinstance(answer, Mapping):
             raise UserError(f"metric {name}: returned {type(answer).__name__}, takes {{name: number}}")
         for key, value in answer.items():
@@ -155,14 +155,14 @@ def combined(parts: Mapping[str, Tensor], group: Tensor, prompts: Sequence[Any],
     if combine is None:
         return torch.stack(list(parts.values())).sum(0)
     together = lambda outputs, prompts: combine(parts, group, prompts, learn=True)  # noqa: E731
-    return _checked("combine", _answer("combine", "of rewards", together, None, list(prompts), {}), len(group))
+    return _checked("combine", answer_of("combine", "of rewards", together, None, list(prompts), {}), len(group))
 
 
 def _compared(oracle: Callable[..., Any], rollout: Rollout) -> Tensor:
     """The oracle's win probabilities ``[B, B]`` float64; NaN across groups and on the diagonal, whatever it said there."""
     columns = accepted(oracle, rollout.columns)
     compare = lambda outputs, prompts: oracle(outputs, prompts, rollout.group, **columns)  # noqa: E731
-    wins, rows = torch.as_tensor(_answer("oracle", "of pairs", compare, rollout.outputs, rollout.prompts, {})), len(rollout.prompts)
+    wins, rows = torch.as_tensor(answer_of("oracle", "of pairs", compare, rollout.outputs, rollout.prompts, {})), len(rollout.prompts)
     if tuple(wins.shape) != (rows, rows):
         raise UserError(f"oracle: returned shape {list(wins.shape)}, takes [{rows}, {rows}]: a probability for each two outputs")
     same = rollout.group[:, None] == rollout.group[None, :]
@@ -170,9 +170,13 @@ def _compared(oracle: Callable[..., Any], rollout: Rollout) -> Tensor:
     return torch.where(same, wins.detach().double().cpu(), float("nan"))
 
 
-def _answer(kind: str, name: str, function: Callable[..., Any], outputs: Any, prompts: list[str], columns: Columns) -> Any:
+def answer_of(
+    kind: str, name: str, function: Callable[..., Any], outputs: Any, prompts: list[str], columns: Columns, *, graph: bool = False
+) -> Any:
+    """What a function of the user's says of some rows; graph: whether with that of the outputs. Errors: UserError that names it, where it
+    raises."""
     try:
-        with torch.no_grad():
+        with torch.set_grad_enabled(graph):
             return function(outputs, prompts, **accepted(function, columns))
     except UserError as error:
         raise UserError(f"{kind} {name}: {error}") from error

@@ -1,3 +1,4 @@
+from mmalign.worlds.chains import path_optimum as path_optimum
 from mmalign.worlds.digit_scenes.base import digit_scenes as digit_scenes
 from mmalign.worlds.digit_scenes.judges import scene_answers as scene_answers
 from mmalign.worlds.digit_scenes.judges import scene_exact as scene_exact
@@ -23,7 +24,6 @@ from mmalign.worlds.gaussian import Mixture as Mixture
 from mmalign.worlds.gaussian import QuadraticReward as QuadraticReward
 from mmalign.worlds.gaussian import flow_levels as flow_levels
 from mmalign.worlds.gaussian import one_gaussian as one_gaussian
-from mmalign.worlds.gaussian import path_optimum as path_optimum
 from mmalign.worlds.gaussian import tilt as tilt
 from mmalign.worlds.gaussian import ve_levels as ve_levels
 from mmalign.worlds.gaussian import vp_levels as vp_levels

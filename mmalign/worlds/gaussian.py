@@ -7,24 +7,25 @@ Numbers are float64 throughout. Letters: K components, D dimensions, T steps; ``
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from mmalign.arguments.ranges import Count, Finite, Interior, Positive
-from mmalign.needs import DRIFT, OLD, named
+from mmalign.needs import ADJOINT, DRIFT, OLD, named
 from mmalign.policies.parameters import ParameterSets
 from mmalign.samplers import kernels
+from mmalign.samplers.adjoints import RewardGradient, carried_back, of_reward
 from mmalign.samplers.assignment import assignment, drawn_by
 from mmalign.samplers.windows import Window, all_but_last
 from mmalign.stacking import stacked_by_name
 from mmalign.types import EVERY, Kernel, Kind, Level, Need, Prediction, Rollout, Sampler, Steps, UserError
 
-__all__ = ["GaussianPolicy", "Mixture", "QuadraticReward", "flow_levels", "one_gaussian", "path_optimum", "tilt", "ve_levels", "vp_levels"]
+__all__ = ["GaussianPolicy", "Mixture", "QuadraticReward", "flow_levels", "one_gaussian", "tilt", "ve_levels", "vp_levels"]
 
 
 @dataclass(frozen=True)
@@ -164,23 +165,29 @@ def ve_levels(num_steps: Count, *, highest: Positive = 20.0, rho: Positive = 3.0
 @dataclass(frozen=True)
 class Paths:
     """A rollout's rows on this world. states: ``[B, T + 1, D]``. stochastic: ``[B, T]`` bool. means: ``[B, T, D]`` of the current policy's
-    steps when they were sampled. refs: name -> mean and std, ``[B, T, D]``."""
+    steps when they were sampled. refs: name -> mean and std, ``[B, T, D]``. adjoints: of the outcomes of
+    steps ``[B, T, D]``, where a reward's gradient was carried back; end: the step whose outcome is clean."""
 
     states: Tensor
     stochastic: Tensor
     means: Tensor
     refs: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    adjoints: Tensor | None = None
+    end: int | None = None
 
     def take(self, rows: Tensor) -> Paths:
         refs = {name: (mean[rows], std[rows]) for name, (mean, std) in self.refs.items()}
-        return Paths(self.states[rows], self.stochastic[rows], self.means[rows], refs)
+        adjoints = None if self.adjoints is None else self.adjoints[rows]
+        return Paths(self.states[rows], self.stochastic[rows], self.means[rows], refs, adjoints, self.end)
 
     @staticmethod
     def join(parts: Sequence[Paths]) -> Paths:
         means, stds = (stacked_by_name([{name: ref[at] for name, ref in part.refs.items()} for part in parts]) for at in (0, 1))
         refs = {name: (means[name], stds[name]) for name in means}
         states, stochastic = torch.cat([part.states for part in parts]), torch.cat([part.stochastic for part in parts])
-        return Paths(states, stochastic, torch.cat([part.means for part in parts]), refs)
+        adjoints = [part.adjoints for part in parts if part.adjoints is not None]
+        carried = torch.cat(adjoints) if adjoints else None
+        return Paths(states, stochastic, torch.cat([part.means for part in parts]), refs, carried, parts[0].end)
 
 
 class GaussianPolicy:
@@ -189,7 +196,7 @@ class GaussianPolicy:
         clean = scale[i] * clean_exact + shift[i],  scale = exp(log_scale),  at step i, and noise = (x - a clean) / b
 
     Parameters: ``shift`` and ``log_scale``, ``[T, D]``, zero at first, and so in the set ``ref``. With one Gaussian, a linear
-    reward and no scale, ``path_optimum`` gives the best shifts. All prompts mean the same. A trajectory starts at ``b eps``, as
+    reward and no scale, ``chains.path_optimum`` gives the best shifts. All prompts mean the same. A trajectory starts at ``b eps``, as
     pipelines do, though only a = 0 makes that the marginal.
 
     levels: ``[T + 1]`` each, b > 0 but for the last. window: the random, trained steps; others take ``ode``. Errors: UserError on
@@ -197,7 +204,7 @@ class GaussianPolicy:
     """
 
     kind: Kind = "transition"
-    gives = frozenset({"old", "refs", "kls", "std", "dt", "drift", "samplers"})
+    gives = frozenset({"old", "refs", "kls", "std", "dt", "drift", "adjoint", "samplers"})
 
     def __init__(self, mixture: Mixture, levels: Level, *, kernel: Kernel, window: Window | None = None) -> None:
         self.mixture, self.levels, self.kernel, self.window = mixture, levels, kernel, window or all_but_last()
@@ -220,14 +227,18 @@ class GaussianPolicy:
         signal, noise = self.levels.signal.unsqueeze(-1), self.levels.noise.unsqueeze(-1)
         return Level(signal[columns], noise[columns]), Level(signal[columns + 1], noise[columns + 1])
 
+    def clean(self, x: Tensor, columns: Tensor) -> Tensor:
+        """The policy's clean estimate ``[B, C, D]`` of states ``x`` ``[B, C, D]`` at the steps ``columns`` ``[C]``."""
+        exact = predict(self.mixture, x, self.between(columns)[0]).clean
+        return self.sets.trained["log_scale"][columns].exp() * exact + self.sets.trained["shift"][columns]
+
     def transition(self, x: Tensor, columns: Tensor, stochastic: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and std, ``[B, C, D]`` each, of the steps ``columns`` ``[C]`` from their states ``x`` ``[B, C, D]``.
 
         stochastic: ``[T]`` bool, or ``[B, T]``: the steps that take the kernel; others are the ODE's.
         """
         t, t_next = self.between(columns)
-        clean = predict(self.mixture, x, t).clean
-        clean = self.sets.trained["log_scale"][columns].exp() * clean + self.sets.trained["shift"][columns]
+        clean = self.clean(x, columns)
         prediction = Prediction(clean, (x - t.signal * clean) / t.noise)
         mean, std = self.kernel(prediction, x, t, t_next)
         still, _ = kernels.ode()(prediction, x, t, t_next)
@@ -296,6 +307,35 @@ class GaussianPolicy:
             with self.using(name):
                 paths.refs[name] = self.transition(paths.states[:, :-1], torch.arange(self.num_steps), paths.stochastic)
 
+    def adjoints(
+        self, rollout: Rollout, how: RewardGradient, utility: Callable[[Tensor, Tensor], Tensor], rng: torch.Generator,
+        *, rows_at_once: int = 0,
+    ) -> Rollout:  # fmt: skip
+        """See ``types.Differentiable``; all rows are gone back through at once. Errors: UserError for copies, and for a gradient that is to
+        pass the denoiser by: this world has one gradient."""
+        paths, rows = rollout.held, torch.arange(len(rollout))
+        plan = how.plan(paths.stochastic.any(0) & rollout.mask.any(0), rng)
+        if how.copies > 1 or not how.through:
+            raise UserError("method: this world takes 1 copy of a sample, and the gradient through the denoiser")
+        last = torch.tensor([plan.last])
+
+        def outcome(column: int, x: Tensor) -> Tensor:
+            with self.using(how.under) if how.under != "current" else nullcontext():
+                return self._outcome(x.unsqueeze(1), torch.tensor([column]), paths.stochastic, plan.end).squeeze(1)
+
+        with torch.no_grad():
+            sample = paths.states[:, -1] if plan.end is None else self.clean(paths.states[:, last], last).squeeze(1)
+        gradient = of_reward(lambda x: utility(x, rows), sample)
+        vectors = carried_back(plan, gradient, lambda column: paths.states[:, column], outcome)
+        table = torch.zeros_like(paths.states[:, 1:])
+        for column, vector in vectors.items():
+            table[:, column] = vector
+        return replace(rollout, mask=plan.trained.expand(len(rollout), -1).clone(), held=replace(paths, adjoints=table, end=plan.end))
+
+    def _outcome(self, x: Tensor, columns: Tensor, stochastic: Tensor, end: int | None) -> Tensor:
+        mean = self.transition(x, columns, stochastic)[0]
+        return mean if end is None else torch.where((columns == end)[:, None], self.clean(x, columns), mean)
+
     def steps(self, rollout: Rollout, rows: Tensor, columns: Tensor | None = None, needs: frozenset[Need] = frozenset()) -> Steps:
         columns = torch.arange(self.num_steps) if columns is None else columns
         cells = (rows[:, None], columns)
@@ -303,6 +343,10 @@ class GaussianPolicy:
         time, x_next = kernels.flow_time(self.levels), paths.states[rows[:, None], columns + 1]
         mean, std = self.transition(paths.states[cells], columns, paths.stochastic[rows])
         refs = {name: (m[cells], s[cells]) for name, (m, s) in paths.refs.items()}
+        terms = {"drift": _cells(kernels.kl, mean, std, paths.means[cells], std)} if DRIFT in needs else {}
+        if ADJOINT in needs and paths.adjoints is not None:
+            outcome = self._outcome(paths.states[cells], columns, paths.stochastic[rows], paths.end)
+            terms["adjoint"] = (paths.adjoints[cells] * (outcome - x_next)).sum(-1)
         facts = {"std": std[..., 0], "dt": (time[columns + 1] - time[columns]).expand(len(rows), -1)}
         return Steps(
             log_probs=_cells(kernels.log_prob, x_next, mean, std),
@@ -311,53 +355,10 @@ class GaussianPolicy:
             refs={name: _cells(kernels.log_prob, x_next, *refs[name]) for name in _references("refs", needs, refs)},
             kls={name: _cells(kernels.kl, mean, std, *refs[name]) for name in _references("kls", needs, refs)},
             facts={name: value for name, value in facts.items() if Need(name) in needs},
+            terms=terms,
             event_size=self.size,
             kind=self.kind,
-            terms={"drift": _cells(kernels.kl, mean, std, paths.means[cells], std)} if DRIFT in needs else {},
         )
-
-
-# The optimum of a path
-
-
-def chain(policy: GaussianPolicy, stochastic: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """A policy on one Gaussian as the linear chain ``x' = gain x + offset + std z``: three ``[T, D]`` tensors, T from noise to data."""
-    if len(policy.mixture.weights) != 1:
-        raise UserError(f"chain: got a mixture of {len(policy.mixture.weights)}, takes one Gaussian (others are not linear)")
-    probe = torch.tensor([0.0, 1.0], dtype=torch.float64)[:, None, None].expand(2, policy.num_steps, policy.size)
-    mean, std = policy.transition(probe, torch.arange(policy.num_steps), stochastic)
-    return mean[1] - mean[0], mean[0], std[0]
-
-
-def propagate(gains: Tensor, offsets: Tensor, stds: Tensor, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
-    """Means and variances ``[T + 1, D]`` of a chain's states that start at ``mean``, ``variance`` (``[D]``)."""
-    means, variances = [mean], [variance]
-    for gain, offset, std in zip(gains, offsets, stds, strict=True):
-        means.append(gain * means[-1] + offset)
-        variances.append(gain**2 * variances[-1] + std**2)
-    return torch.stack(means), torch.stack(variances)
-
-
-@torch.no_grad()
-def path_optimum(policy: GaussianPolicy, linear: Tensor, *, beta: Positive) -> tuple[Tensor, Tensor]:
-    """The shifts ``[T, D]`` that maximise ``E[linear . x_T] - beta sum_t KL_t`` on one Gaussian, and that value above the base's.
-
-    A shift moves the mean of step t by ``k_t shift_t``, of which ``G_t = gain_{t+1} ... gain_{T-1}`` arrives at the end, at a KL
-    of ``(k_t shift_t)^2 / (2 std_t^2)``. So ``shift_t = G_t std_t^2 linear / (beta k_t)`` and the value is
-    ``sum (G_t std_t linear)^2 / (2 beta)``. No policy on these steps does better: it is ``p(path) exp(r / beta) / Z``, given
-    the first state. Steps without noise have no KL to pay, and keep shift 0.
-
-    policy: whose steps they are. linear: ``[D]``, the reward of each dimension. beta: reward that a nat costs.
-    """
-    stochastic = policy.window(policy.num_steps, 0, torch.Generator())
-    with policy.using("ref"):
-        gains, _, stds = chain(policy, stochastic)
-    t, t_next = policy.between(torch.arange(policy.num_steps))
-    ones = torch.ones_like(gains)
-    moved, _ = policy.kernel(Prediction(ones, -t.signal / t.noise * ones), 0 * ones, t, t_next)  # k_t: what shift 1 does
-    after = torch.cat([gains.flip(0).cumprod(0).flip(0)[1:], ones[:1]])
-    shifts = torch.where(stds > 0, after * stds**2 * linear / (beta * torch.where(moved == 0, 1.0, moved)), 0.0)
-    return shifts, ((after * stds * linear) ** 2).sum() / (2 * beta)
 
 
 # Parts

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 import mmalign as mm
-from mmalign.samplers import kernels
+from mmalign.samplers import kernels, windows
 from mmalign.types import Method
-from mmalign.worlds import gaussian
+from mmalign.worlds import chains, gaussian
 from mmalign.worlds.gaussian import GaussianPolicy, QuadraticReward
 
 LINEAR = torch.tensor([1.0, -0.5], dtype=torch.float64)
@@ -52,3 +52,15 @@ def rows(run: Path) -> list[dict[str, Any]]:
     """metrics.jsonl without times."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+
+
+def path_distance(trained: gaussian.GaussianPolicy, best: gaussian.GaussianPolicy) -> float:
+    """KL of one policy's whole path to another's, nats, exact: both are linear chains with the same noise."""
+    stochastic = windows.all_but_last()(trained.num_steps, 0, torch.Generator())
+    with torch.no_grad():
+        gains, offsets, stds = chains.chain(trained, stochastic)
+        other_gains, other_offsets, _ = chains.chain(best, stochastic)
+        start = torch.zeros(trained.size, dtype=torch.float64)
+        means, variances = chains.propagate(gains, offsets, stds, start, torch.ones_like(start))
+    gain, offset = (gains - other_gains)[:-1], (offsets - other_offsets)[:-1]
+    return float((((gain * means[:-2] + offset) ** 2 + gain**2 * variances[:-2]) / (2 * stds[:-1] ** 2)).sum())

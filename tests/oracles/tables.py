@@ -45,7 +45,7 @@ STRENGTH = [1.0, 0.8, 0.3, 1.0, math.nan, 0.5]
 
 EVERYTHING = frozenset({OLD, refs("ref"), refs("previous"), kls("ref"), reverse_kls("ref"), STD, DT, NOISE, CHANGED, PHRASE})
 CONTRASTS = ("ablated", "good", "bad", "mismatched", "blended")
-TERMS = ("entropy", "collision", "value", "reward_mask", "kl_mask", "degree", "drift")
+TERMS = ("entropy", "collision", "value", "reward_mask", "kl_mask", "degree", "drift", "adjoint")
 EVERYTHING |= {SEGMENT, *map(Need, TERMS), *map(contrast, CONTRASTS), kls("previous")}
 ABSOLUTE = frozenset(absolute("previous", share) for share in (1.0, -1.0, 0.3, -0.3))
 EVERYTHING |= ABSOLUTE
@@ -95,6 +95,7 @@ class Table:
     judged: Tensor
     degree: Tensor
     drift: Tensor
+    adjoint: Tensor
     others: Contrasts
     parts: dict[str, Tensor]
     mean: Tensor | None = None
@@ -182,6 +183,7 @@ def _drawn(seed: int) -> dict[str, Any]:
     shifted = {name: (normal(ROWS, COLUMNS, SIZE) * 0.3, normal(ROWS, COLUMNS, SIZE) * 0.3) for name in CONTRASTS}
     before = reference + normal(ROWS, COLUMNS, SIZE) * 0.2
     common["parts"] = _parts(normal, group)
+    common["vectors"] = normal(ROWS, COLUMNS, SIZE)
     parameters = {"current": current, "sampled": sampled, "reference": reference, "before": before}
     return {"common": common, "shifted": shifted, "token": token, "noise": noise, **parameters}
 
@@ -195,6 +197,7 @@ def table(kind: Kind, seed: int = 0, leaf: Tensor | None = None) -> Table:
     std = common["std"]
     common |= {"value": leaf[..., 0] / 2, "reward_mask": leaf[..., 1].relu(), "kl_mask": leaf[..., 2].relu()}
     common["degree"] = -leaf[..., 3].exp()
+    common["adjoint"] = (common.pop("vectors") * (leaf - sampled)).sum(-1)
     common["judged"] = common["value"].detach() + common["dense"] / 4  # what the critic said when the rows were sampled
 
     def contrasts(row: Callable[[Tensor], Tensor]) -> Contrasts:

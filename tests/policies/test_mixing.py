@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from mmalign.needs import OLD
+from mmalign.policies.pipelines.replay import transition
 from mmalign.samplers import kernels
 from mmalign.types import Sampler
 from tests.policies.test_diffusers import make, shaken
@@ -22,7 +23,7 @@ def drawn_by(policy, rollout, row, column, shares):
     mean = torch.zeros(())
     for name, share in shares.items():
         with policy.using(name), torch.no_grad():
-            own_mean, std, _ = policy._transition(rollout, torch.tensor([row]), column)
+            own_mean, std, *_ = transition(policy, rollout, torch.tensor([row]), column)
             mean = mean + share * own_mean[0]
     return mean, std
 
@@ -69,7 +70,7 @@ def test_what_the_current_policy_says_is_recorded_of_every_row_and_greedy_ones_h
     for column in range(4):
         x, x_next = (getattr(rollout.held, key)[column][4] for key in ("x", "x_next"))
         with torch.no_grad():
-            mean = policy._transition(rollout, torch.tensor([4]), column).mean
+            mean = transition(policy, rollout, torch.tensor([4]), column).mean
         assert not torch.equal(x, x_next) and (column == 3 or not torch.allclose(mean[0], x_next))
 
 

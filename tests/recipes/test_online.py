@@ -15,12 +15,11 @@ import yaml
 
 import mmalign as mm
 from mmalign.runs import checkpoint
-from mmalign.samplers import windows
 from mmalign.training.experience import Experience
 from mmalign.training.prompts import Prompts
 from mmalign.types import Need, UserError
-from mmalign.worlds import gaussian
-from tests.helpers.small_run import LINEAR, arguments, method, online, policy, rows
+from mmalign.worlds import chains
+from tests.helpers.small_run import LINEAR, arguments, method, online, path_distance, policy, rows
 
 
 def equal(a: Any, b: Any) -> bool:
@@ -46,25 +45,13 @@ def numbers(run: Path) -> list[dict[str, float]]:
 # ---- where it converges
 
 
-def path_distance(trained: gaussian.GaussianPolicy, best: gaussian.GaussianPolicy) -> float:
-    """KL of one policy's whole path to another's, nats, exact: both are linear chains with the same noise."""
-    stochastic = windows.all_but_last()(trained.num_steps, 0, torch.Generator())
-    with torch.no_grad():
-        gains, offsets, stds = gaussian.chain(trained, stochastic)
-        other_gains, other_offsets, _ = gaussian.chain(best, stochastic)
-        start = torch.zeros(trained.size, dtype=torch.float64)
-        means, variances = gaussian.propagate(gains, offsets, stds, start, torch.ones_like(start))
-    gain, offset = (gains - other_gains)[:-1], (offsets - other_offsets)[:-1]
-    return float((((gain * means[:-2] + offset) ** 2 + gain**2 * variances[:-2]) / (2 * stds[:-1] ** 2)).sum())
-
-
 def test_it_finds_the_optimum_of_reward_minus_beta_nats_of_a_trajectory(tmp_path: Path) -> None:
     """In groups of G, whose mean includes the row itself, the optimum is that of beta G / (G - 1)."""
     beta, group_size = 0.5, 4
     trained, tilted, plain = policy(), policy(), policy()
     with torch.no_grad():
-        tilted.parameters()["shift"].copy_(gaussian.path_optimum(tilted, LINEAR, beta=beta * group_size / (group_size - 1))[0])
-        plain.parameters()["shift"].copy_(gaussian.path_optimum(plain, LINEAR, beta=beta)[0])
+        tilted.parameters()["shift"].copy_(chains.path_optimum(tilted, LINEAR, beta=beta * group_size / (group_size - 1))[0])
+        plain.parameters()["shift"].copy_(chains.path_optimum(plain, LINEAR, beta=beta)[0])
     run = online(
         tmp_path,
         policy=trained,

@@ -11,7 +11,7 @@ from torch.distributions import Normal, kl_divergence
 
 from mmalign.samplers import kernels
 from mmalign.types import Level, Prediction, UserError
-from mmalign.worlds import gaussian
+from mmalign.worlds import chains, gaussian
 
 SCHEDULES = {
     "flow": gaussian.flow_levels(10),
@@ -303,8 +303,8 @@ def final_error(kernel: kernels.Kernel, levels: Level) -> float:
     policy = gaussian.GaussianPolicy(world, levels, kernel=kernel)
     start = gaussian.marginal(world, Level(levels.signal[0], levels.noise[0]))
     with torch.no_grad():
-        steps = gaussian.chain(policy, torch.ones(policy.num_steps, dtype=torch.bool))
-    means, variances = gaussian.propagate(*steps, start.means[0], start.variances[0])
+        steps = chains.chain(policy, torch.ones(policy.num_steps, dtype=torch.bool))
+    means, variances = chains.propagate(*steps, start.means[0], start.variances[0])
     assert float(means[-1]) == pytest.approx(0.7, abs=1e-9)  # every kernel keeps the mean, at any number of steps
     return float(variances[-1]) / 0.5 - 1
 

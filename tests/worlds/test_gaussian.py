@@ -8,7 +8,7 @@ import torch
 from mmalign.needs import DT, OLD, STD, kls
 from mmalign.samplers import kernels, windows
 from mmalign.types import Level, Need, UserError
-from mmalign.worlds import gaussian
+from mmalign.worlds import chains, gaussian
 from mmalign.worlds.gaussian import GaussianPolicy, Mixture, QuadraticReward
 
 EVERYTHING_NEEDED = frozenset({OLD, Need("refs"), Need("kls"), STD, DT})
@@ -186,8 +186,8 @@ def test_simulated_moments_are_those_of_the_chain(kernel: kernels.Kernel) -> Non
     policy = small_policy(kernel)
     rollout = policy.sample(["a"], 20000, rng())
     with torch.no_grad():
-        steps = gaussian.chain(policy, windows.all_but_last()(5, 0, rng()))
-    means, variances = gaussian.propagate(*steps, row(0.0, 0.0), row(1.0, 1.0))
+        steps = chains.chain(policy, windows.all_but_last()(5, 0, rng()))
+    means, variances = chains.propagate(*steps, row(0.0, 0.0), row(1.0, 1.0))
     states = rollout.held.states
     torch.testing.assert_close(states.mean(0), means, rtol=0, atol=0.04)
     torch.testing.assert_close(states.var(0), variances, rtol=0.05, atol=0)
@@ -196,14 +196,14 @@ def test_simulated_moments_are_those_of_the_chain(kernel: kernels.Kernel) -> Non
 @pytest.mark.parametrize("kernel", [kernels.flow_sde(), kernels.ddim(), kernels.cps()])
 def test_path_optimum_is_where_the_exact_objective_is_flat(kernel: kernels.Kernel) -> None:
     policy, linear, beta = small_policy(kernel), row(1.0, -0.5), 0.4
-    shifts, value = gaussian.path_optimum(policy, linear, beta=beta)
+    shifts, value = chains.path_optimum(policy, linear, beta=beta)
     stochastic = windows.all_but_last()(5, 0, rng())
     with torch.no_grad(), policy.using("ref"):
-        _, base, stds = gaussian.chain(policy, stochastic)
+        _, base, stds = chains.chain(policy, stochastic)
 
     def objective() -> torch.Tensor:
-        gains, offsets, _ = gaussian.chain(policy, stochastic)
-        means, _ = gaussian.propagate(gains, offsets, stds, row(0.0, 0.0), row(1.0, 1.0))
+        gains, offsets, _ = chains.chain(policy, stochastic)
+        means, _ = chains.propagate(gains, offsets, stds, row(0.0, 0.0), row(1.0, 1.0))
         cost = kernels.kl(offsets[:-1], stds[:-1], base[:-1], stds[:-1]).sum()
         return linear @ means[-1] - beta * cost
 
@@ -220,7 +220,7 @@ def test_path_optimum_is_where_the_exact_objective_is_flat(kernel: kernels.Kerne
 @pytest.mark.parametrize("kernel", [kernels.flow_sde(), kernels.ddim()])
 def test_policy_gradient_with_exact_kl_finds_the_optimum(kernel: kernels.Kernel) -> None:
     policy, linear, beta = small_policy(kernel, num_steps=4), row(1.0, -0.5), 0.5
-    reward, wanted = QuadraticReward(linear), gaussian.path_optimum(small_policy(kernel, num_steps=4), linear, beta=beta)[0]
+    reward, wanted = QuadraticReward(linear), chains.path_optimum(small_policy(kernel, num_steps=4), linear, beta=beta)[0]
     shift = policy.parameters()["shift"]
     optimiser = torch.optim.Adam([shift], lr=0.05)
     tail, generator = torch.zeros_like(wanted), rng(3)
@@ -248,4 +248,4 @@ def test_bad_input_is_one_line() -> None:
     with pytest.raises(UserError, match=r"tilt\.beta: got 0\.1"):
         gaussian.tilt(two_humps(), QuadraticReward(row(0.0, 0.0), row(-1.0, 0.0)), beta=0.1)
     with pytest.raises(UserError, match="got a mixture of 2"):
-        gaussian.chain(GaussianPolicy(two_humps(), gaussian.flow_levels(3), kernel=kernels.ode()), torch.ones(3, dtype=torch.bool))
+        chains.chain(GaussianPolicy(two_humps(), gaussian.flow_levels(3), kernel=kernels.ode()), torch.ones(3, dtype=torch.bool))

@@ -111,10 +111,12 @@ class Caller:
         with suppress(Finished):
             self(*args, output_type="latent", return_dict=False, **call)
 
-    def images(self, *args: Any, **call: Any) -> Tensor:
+    def images(
+        self, prompts: list[str], seeds: list[int], player: Player | None, together: list[str], *, skip: int = 0, **call: Any
+    ) -> Tensor:  # fmt: skip
         """What a whole call makes, ``[B, ...]`` in 0..1."""
         refuse_arguments(self.pipe, call, "call")  # the call itself leaves out what some pipelines alone take
-        result = self(*args, output_type="pt", **call)
+        result = self(prompts, seeds, player, together, skip, output_type="pt", **call)
         outputs = next(iter(result.values())) if isinstance(result, Mapping) else result[0]
         many = isinstance(outputs, list)
         return (torch.stack([torch.as_tensor(numpy.asarray(o)) for o in outputs]) if many else torch.as_tensor(outputs)).float()

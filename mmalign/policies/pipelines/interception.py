@@ -124,6 +124,15 @@ def skipped(modules: Mapping[str, nn.Module], over: Callable[[], bool], rows: in
 
         return call
 
+    with _instead_of_calls(modules, stand_in):
+        yield
+
+
+@contextmanager
+def _instead_of_calls(
+    modules: Mapping[str, nn.Module], stand_in: Callable[[str, Callable[..., Any]], Callable[..., Any]]
+) -> Iterator[None]:
+    """``stand_in(name, own call)`` in place of each module's call. It is put where torch looks for a compiled forward."""
     before = {name: module.__dict__.pop("_compiled_call_impl", None) for name, module in modules.items()}
     for name, module in modules.items():
         module.__dict__["_compiled_call_impl"] = stand_in(name, before[name] or module._call_impl)
@@ -134,6 +143,21 @@ def skipped(modules: Mapping[str, nn.Module], over: Callable[[], bool], rows: in
             del module.__dict__["_compiled_call_impl"]
             if before[name] is not None:
                 module.__dict__["_compiled_call_impl"] = before[name]
+
+
+@contextmanager
+def held(modules: Mapping[str, nn.Module]) -> Iterator[None]:
+    """What the modules answer has no graph, so that a gradient passes by them."""
+
+    def stand_in(name: str, own: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with torch.no_grad():
+                return own(*args, **kwargs)
+
+        return call
+
+    with _instead_of_calls(modules, stand_in):
+        yield
 
 
 # Where the first latent comes from

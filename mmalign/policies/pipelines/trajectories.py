@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -10,16 +10,18 @@ import torch
 from torch import Tensor
 
 from mmalign.stacking import offset
-from mmalign.types import UserError
+from mmalign.types import Level, UserError
 
 
 class Transition(NamedTuple):
-    """A recorded step of some rows under the parameters that are in place: its mean ``[R, ...]``, its std, which all rows share, and the
-    log-probabilities ``[R]`` of what was recorded."""
+    """A recorded step of some rows under the parameters that are in place: its mean ``[R, ...]``, its std, which all rows share, the
+    log-probabilities ``[R]`` of what was recorded, the clean estimate ``[R, ...]``, and the noise level that the step began at."""
 
     mean: Tensor
     std: Tensor
     log_probs: Tensor
+    clean: Tensor
+    level: Level
 
 
 class Remembered(NamedTuple):
@@ -30,6 +32,41 @@ class Remembered(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Adjoint:
+    """What a reward says of one step's outcome.
+
+    column: the step. vector: the reward's gradient by the outcome, ``[B, ...]``. point: the outcome that it was taken at. x: the latent
+    that the step began with; None: the recorded one. clean: whether the outcome is the clean estimate, not the next latent.
+    """
+
+    column: int
+    vector: Tensor
+    point: Tensor
+    x: Tensor | None = None
+    clean: bool = False
+
+    def take(self, rows: Tensor) -> Adjoint:
+        """Of some rows."""
+        return self._of([self], lambda values: values[0][rows])
+
+    @staticmethod
+    def join(parts: Sequence[Adjoint]) -> Adjoint:
+        """Of the rows of several; all of one step."""
+        return Adjoint._of(parts, torch.cat)
+
+    @staticmethod
+    def _of(parts: Sequence[Adjoint], put: Callable[[list[Tensor]], Tensor]) -> Adjoint:
+        begun = [part.x for part in parts if part.x is not None]
+        vector, point = put([part.vector for part in parts]), put([part.point for part in parts])
+        return replace(parts[0], vector=vector, point=point, x=put(begun) if begun else None)
+
+    def grown(self, transition: Transition, rows: Tensor) -> Tensor:
+        """``[R]`` float64: by how much the reward would grow, to first order, as this transition's outcome is not the recorded one."""
+        outcome = transition.clean if self.clean else transition.mean
+        return (self.vector[rows].double() * (outcome.double() - self.point[rows].double())).flatten(1).sum(1)
+
+
+@dataclass(frozen=True)
 class Trajectories:
     """The denoising of some rows, as the scheduler's player recorded it.
 
@@ -37,7 +74,8 @@ class Trajectories:
     in the order in which they were asked. random: ``[T]`` bool, the steps at which some row was drawn at random. dt: ``[B, T]`` length
     of a step in the path's own time. starts: ``[B]`` seeds of the first latents. together: sets of prompts that are encoded at once,
     which pads them alike; which: ``[B]`` the set of each row. means: of the random steps, in their order, ``[C, B, ...]`` float32 on the
-    CPU, as the policy had them when the rows were sampled. refs: by name.
+    CPU, as the policy had them when the rows were sampled. refs: by name. adjoints: of the steps that a reward's gradient
+    trains, where it is that which does; then they are the columns.
     """
 
     x: Tensor
@@ -50,11 +88,19 @@ class Trajectories:
     which: Tensor
     means: Tensor
     refs: dict[str, Remembered] = field(default_factory=dict)
+    adjoints: tuple[Adjoint, ...] = ()
 
     @property
     def columns(self) -> Tensor:
-        """The numbers of the random steps."""
+        """The numbers of the steps that are trained: the random ones, or those with an adjoint."""
+        if self.adjoints:
+            return torch.tensor(sorted({adjoint.column for adjoint in self.adjoints}))
         return torch.nonzero(self.random).flatten()
+
+    @property
+    def noisy(self) -> bool:
+        """Whether some trained step has noise, and so a density and a KL."""
+        return bool(self.random[self.columns].any())
 
     @property
     def event_size(self) -> int:
@@ -66,6 +112,7 @@ class Trajectories:
         return replace(
             self, x=self.x[:, rows], x_next=self.x_next[:, rows], beside=[answers[rows] for answers in self.beside], dt=self.dt[rows],
             starts=self.starts[rows], which=self.which[rows], means=self.means[:, rows], refs=refs,
+            adjoints=tuple(adjoint.take(rows) for adjoint in self.adjoints),
         )  # fmt: skip
 
     @staticmethod
@@ -90,6 +137,7 @@ class Trajectories:
             which=torch.tensor([together.index(prompts) for prompts in sets])[places],
             means=torch.cat([_at(part, random) for part in parts], 1),
             refs={name: _joined([part.refs[name] for part in parts]) for name in names},
+            adjoints=_one_plan([part.adjoints for part in parts]),
         )
 
 
@@ -102,3 +150,10 @@ def _at(part: Trajectories, random: Tensor) -> Tensor:
 
 def _joined(refs: Sequence[Remembered]) -> Remembered:
     return Remembered(torch.cat([ref.log_probs for ref in refs]), torch.cat([ref.means for ref in refs], 1))
+
+
+def _one_plan(parts: Sequence[Sequence[Adjoint]]) -> tuple[Adjoint, ...]:
+    steps = sorted({tuple(adjoint.column for adjoint in part) for part in parts})
+    if len(steps) > 1:
+        raise UserError(f"Rollout.join: got rollouts of which the steps {' and '.join(map(str, steps))} are trained, takes one plan")
+    return tuple(Adjoint.join(same) for same in zip(*parts, strict=True))

@@ -1,0 +1,1 @@
+"""The gradient of a differentiable reward, carried back through the steps that made a sample: images, videos, flow and diffusion alike."""

@@ -1,0 +1,62 @@
+"""Ascent along the gradient of a reward, put together into a ``types.Method``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmalign.needs import ADJOINT
+from mmalign.objectives import penalties, weights
+from mmalign.objectives.parts import Part, held, live, live_mean, refuse_kind
+from mmalign.types import Feedback, Loss, Method, Steps
+
+
+def ascent(reward_gradient: Any, *, penalty: Part | None = None) -> Method:
+    """``sum over trained steps of -a . outcome + penalty``, the mean over rows; ``a`` the adjoint of a step's outcome.
+
+    Its gradient is that of ``-E[utility(r)]`` as far as the plan carries it, and the penalty's of a whole trajectory. A row without a
+    reward learns nothing, and pays the penalty.
+
+    reward_gradient: how it is carried back (``samplers.adjoints.RewardGradient``). penalty: of a step, as ``penalties.named`` gives it.
+
+    Errors: UserError of the loss for steps that are no transitions.
+    """
+    kinds = frozenset({"transition"})
+
+    def signal(feedback: Feedback) -> Tensor:
+        return (~feedback.rewards.isnan()).double()[:, None]
+
+    def loss(steps: Steps, signal: Tensor) -> Loss:
+        refuse_kind(steps, kinds)
+        values = -live(held(steps, ADJOINT), steps.mask) * signal
+        metrics = {"kl": live_mean(penalties.exact_kl(steps).detach(), steps.mask)} if "ref" in steps.kls else {}
+        return Loss(values if penalty is None else values + penalty.of(steps), metrics)
+
+    needs = frozenset({ADJOINT}) | (penalty.needs if penalty is not None else frozenset())
+    weigh = partial(weights.constant_length, length=1)
+    return Method(signal=signal, loss=loss, weigh=weigh, needs=needs, kinds=kinds, reward_gradient=reward_gradient)
+
+
+def identity(rewards: Tensor) -> Tensor:
+    """The reward itself."""
+    return rewards
+
+
+def up_to(most: float) -> Callable[[Tensor], Tensor]:
+    """``-relu(most - r)``: nothing is gained beyond that.
+
+    most: a reward.
+    """
+    return lambda rewards: -torch.relu(most - rewards)
+
+
+def near(target: float) -> Callable[[Tensor], Tensor]:
+    """``-|target - r|``.
+
+    target: the reward that is best.
+    """
+    return lambda rewards: -(target - rewards).abs()

@@ -1,0 +1,78 @@
+"""The gradient of a reward by the latents of a pipeline's recorded steps (``samplers.adjoints``)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from mmalign.policies.pipelines.replay import Played, decoded, in_calls, transition, transition_at_once
+from mmalign.policies.pipelines.trajectories import Adjoint, Trajectories, Transition
+from mmalign.samplers import adjoints as carrying
+from mmalign.samplers.adjoints import Plan, RewardGradient
+from mmalign.types import Rollout, UserError
+
+
+def adjoints(
+    policy: Played, rollout: Rollout, how: RewardGradient, utility: Callable[[Tensor, Tensor], Tensor], rng: torch.Generator,
+    *, rows_at_once: int,
+) -> Rollout:  # fmt: skip
+    """See ``types.Differentiable``. Errors: UserError for a plan that the schedule does not fit."""
+    held: Trajectories = rollout.held
+    plan = how.plan(held.random, rng)
+    seeds = torch.randint(2**62, (how.copies - 1, len(rollout)), generator=rng)
+    if how.copies > 1 and plan.last == 0:
+        raise UserError("policy.schedule.steps: got 1, takes 2 or more where the last step is taken again from other noise (copies)")
+    parts = [
+        _of_rows(policy, rollout, how, plan, rows, seeds, utility) for rows in in_calls(rollout, torch.arange(len(rollout)), rows_at_once)
+    ]
+    trained = plan.trained.expand(len(rollout), -1)
+    return replace(
+        rollout, mask=trained.clone(), held=replace(held, adjoints=tuple(Adjoint.join(same) for same in zip(*parts, strict=True)))
+    )
+
+
+def grown(policy: Played, rollout: Rollout, rows: Tensor, column: int, step: Transition) -> Tensor:
+    """The term ``adjoint`` of a step, ``[R]`` float64; step: the recorded one under the current parameters, with gradient."""
+    total = torch.zeros(len(rows), dtype=torch.float64, device=step.mean.device)
+    for adjoint in rollout.held.adjoints:
+        if adjoint.column == column:
+            total = total + adjoint.grown(step if adjoint.x is None else transition(policy, rollout, rows, column, adjoint.x), rows)
+    return total
+
+
+def _of_rows(
+    policy: Played, rollout: Rollout, how: RewardGradient, plan: Plan, rows: Tensor, seeds: Tensor,
+    utility: Callable[[Tensor, Tensor], Tensor],
+) -> list[Adjoint]:  # fmt: skip
+    """The adjoints of some rows, those of trained steps first, and then those of copies of the last one."""
+    held: Trajectories = rollout.held
+
+    def outcome(column: int, x: Tensor) -> Tensor:
+        with policy.using(how.under) if how.under != "current" else nullcontext():
+            step = transition_at_once(policy, rollout, rows, column, x, through=how.through)
+        return step.clean if column == plan.end else step.mean
+
+    def gradient(sample: Tensor) -> Tensor:
+        return carrying.of_reward(lambda leaf: utility(decoded(policy, rollout, rows, leaf), rows), sample) / how.copies
+
+    with torch.no_grad():
+        sample = held.x_next[-1][rows] if plan.end is None else transition_at_once(policy, rollout, rows, plan.end).clean
+    vectors = carrying.carried_back(plan, gradient(sample), lambda column: held.x[column][rows], outcome)
+    points = {column: sample if column == plan.last else held.x_next[column][rows] for column in vectors}
+    made = [Adjoint(column, vectors[column], points[column], clean=column == plan.end) for column in sorted(vectors)]
+    for drawn in seeds[:, rows]:
+        with torch.no_grad():
+            level = transition_at_once(policy, rollout, rows, plan.last).level
+            x = level.signal * sample + level.noise * _noise(sample, drawn)
+            again = transition_at_once(policy, rollout, rows, plan.last, x.to(sample.dtype)).mean.to(sample.dtype)
+        made.append(Adjoint(plan.last, gradient(again), again, x.to(sample.dtype)))
+    return made
+
+
+def _noise(like: Tensor, seeds: Tensor) -> Tensor:
+    drawn = [torch.randn(like.shape[1:], generator=torch.Generator().manual_seed(seed)) for seed in seeds.tolist()]
+    return torch.stack(drawn).to(like)

@@ -1,0 +1,106 @@
+"""Steps of a pipeline's rollout, played again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from mmalign.policies.pipelines.calling import Caller
+from mmalign.policies.pipelines.interception import Finished, held
+from mmalign.policies.pipelines.scheduler import Moment, Player
+from mmalign.policies.pipelines.trajectories import Trajectories, Transition
+from mmalign.samplers import kernels
+from mmalign.types import Kernel, Rollout, UserError
+
+
+class Played(Protocol):
+    """What a replay needs of a policy: the pipeline, its caller, and the kernel; whose parameters are in place is the policy's affair."""
+
+    pipe: Any
+    caller: Caller
+    kernel: Kernel
+    rows_at_once: int
+
+    def using(self, name: str) -> Any:
+        """A set of parameters in place of the current one."""
+        ...
+
+
+def in_calls(rollout: Rollout, rows: Tensor, most: int) -> Iterator[Tensor]:
+    """Rows in parts that one call can take: at most so many, whose prompts were encoded together."""
+    for run in rows.split(rollout.held.which[rows].unique_consecutive(return_counts=True)[1].tolist()):
+        yield from run.split(most)
+
+
+def transition(policy: Played, rollout: Rollout, rows: Tensor, column: int, x: Tensor | None = None) -> Transition:
+    """One recorded step, in calls no larger than those of the rollout; all rows of a step share their std.
+
+    x: ``[B, ...]`` of all rows of the rollout, where the step begins elsewhere than it did.
+    """
+    calls = in_calls(rollout, rows, policy.rows_at_once)
+    parts = [transition_at_once(policy, rollout, part, column, None if x is None else x[part]) for part in calls]
+    whole = parts[0]._asdict() | {name: torch.cat([part._asdict()[name] for part in parts]) for name in ("mean", "log_probs", "clean")}
+    return Transition(**whole)
+
+
+def transition_at_once(
+    policy: Played, rollout: Rollout, rows: Tensor, column: int, x: Tensor | None = None, *, through: bool = True
+) -> Transition:
+    """One recorded step under the current parameters, of rows whose prompts were encoded together.
+
+    x: ``[R, ...]``, where the step begins elsewhere than it did, with a graph where it has one; not for the first step, whose latent the
+    pipeline makes. through: whether the denoiser's output has a graph.
+    """
+    trajectories: Trajectories = rollout.held
+    begun, moments = trajectories.x[column][rows] if x is None else x, list[Moment]()
+
+    def answer(moment: Moment) -> Tensor:
+        if moment.column < column:
+            return laid_out(begun if x is not None and moment.column == column - 1 else trajectories.x_next[moment.column][rows])
+        moments.append(moment)
+        raise Finished
+
+    prompts, starts = [rollout.prompts[row] for row in rows.tolist()], trajectories.starts[rows].tolist()
+    player = Player(answer, lambda number, own: laid_out(trajectories.beside[number][rows]))
+    with nullcontext() if through else held(policy.caller.denoisers):
+        policy.caller.until_finished(prompts, starts, player, _together(rollout, rows), skip=column)
+    moment = moments[0]
+    worst = float((moment.x.detach().double() - begun.detach().double()).abs().max())
+    if worst > 1e-3 * (1 + float(begun.detach().abs().max())):  # an encoder's last bits depend on how many rows it sees
+        name = type(policy.pipe).__name__
+        raise UserError(f"replay: {name} came to step {column} with another latent than in the rollout (by {worst:.2g})")
+    mean, std = policy.kernel(moment.prediction, moment.x, moment.t, moment.t_next)
+    log_probs = kernels.log_prob(trajectories.x_next[column][rows], mean, std)
+    return Transition(mean, std, log_probs, moment.prediction.clean, moment.t)
+
+
+def decoded(policy: Played, rollout: Rollout, rows: Tensor, x: Tensor) -> Tensor:
+    """The outputs ``[R, ...]`` in 0..1 of last latents ``x [R, ...]``, with a graph: a whole call in which the denoiser stands still."""
+    trajectories: Trajectories = rollout.held
+    steps = len(trajectories.x)
+
+    def answer(moment: Moment) -> Tensor:
+        return laid_out(x if moment.column == steps - 1 else trajectories.x_next[moment.column][rows])
+
+    prompts, starts = [rollout.prompts[row] for row in rows.tolist()], trajectories.starts[rows].tolist()
+    player = Player(answer, lambda number, own: laid_out(trajectories.beside[number][rows]))
+    outputs = policy.caller.images(prompts, starts, player, _together(rollout, rows), skip=steps)
+    if x.requires_grad and not outputs.requires_grad:
+        name = type(policy.pipe).__name__
+        raise UserError(f"policy.pipeline: {name} makes its outputs of the latents without a gradient, so no reward's gradient can arrive")
+    return outputs
+
+
+def laid_out(x: Tensor) -> Tensor:
+    """A copy whose memory has the order of its shape. Convolutions take another path, with other last bits, where it has another, so a
+    rollout goes on from latents in the layout in which a replay hands them over."""
+    return x.clone(memory_format=torch.contiguous_format)
+
+
+def _together(rollout: Rollout, rows: Tensor) -> list[str]:
+    trajectories: Trajectories = rollout.held
+    return list(trajectories.together[int(trajectories.which[rows[0]])])

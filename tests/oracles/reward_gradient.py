@@ -1,0 +1,59 @@
+"""Straight-line oracles of methods that carry a reward's gradient back: what is learned of a step whose adjoint is known.
+
+That adjoints are right is shown in tests/policies/test_adjoints.py; a table here holds ``adjoint . (mean - what was recorded)``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from tests.oracles.policy_gradient import _cells, _rows, _zero
+from tests.oracles.tables import Table
+
+
+def _ascent(table: Table, *, beta: float = 0.0, divided: float = 1.0) -> Tensor:
+    total = _zero(table)
+    for row in _rows(table):
+        for step in _cells(table, row):
+            if not math.isnan(float(table.rewards[row])):
+                total = total - table.adjoint[row, step]
+            if beta and table.mean is not None and table.mean_ref is not None:
+                moved = table.mean[row, step] - table.mean_ref[row, step]
+                total = total + beta * (moved**2).sum() / (2 * table.std[row, step] ** 2) / divided
+    return total / len(_rows(table))
+
+
+def draft(table: Table, *, last_steps: int | None = 1, copies: int = 1, beta: float = 0.0, kl: str = "paper") -> Tensor:
+    return _ascent(table, beta=beta, divided=table.event_size if kl == "per_scalar" else 1)
+
+
+def refl(table: Table, *, low: int = 31, high: int = 40, most: float = 2.0) -> Tensor:
+    return _ascent(table)
+
+
+def alignprop(table: Table, *, low: int = 1, high: int | None = None, target: float | None = None) -> Tensor:
+    return _ascent(table)
+
+
+def drtune(table: Table, *, count: int = 2, early: int = 1) -> Tensor:
+    return _ascent(table)
+
+
+def adjoint_matching(table: Table, *, beta: float = 1.0, count: int | None = None) -> Tensor:
+    """The square as the paper has it, less what does not depend on the policy: ``beta/2 |m / std + std a|^2`` with a = -adjoint / beta."""
+    return _ascent(table, beta=beta)
+
+
+ORACLES: dict[str, list[tuple[dict[str, Any], Callable[..., Tensor]]]] = {
+    "draft": [({}, draft), ({"last_steps": None, "copies": 2}, draft), ({"beta": 0.3, "kl": "per_scalar"}, draft)],
+    "refl": [({}, refl), ({"low": 2, "high": 4, "most": 1.0}, refl)],
+    "alignprop": [({}, alignprop), ({"low": 2, "high": 4, "target": 10.0}, alignprop)],
+    "drtune": [({}, drtune), ({"count": 3, "early": 4}, drtune)],
+    "adjoint_matching": [({}, adjoint_matching), ({"beta": 0.2, "count": 3}, adjoint_matching)],
+}
+# A reward's gradient says of each row where it grows: no row is worse than another one, and there is no ratio.
+SATURATING = dict.fromkeys(ORACLES, "a row's reward is not compared, its gradient is followed")
