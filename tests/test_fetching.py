@@ -8,6 +8,7 @@ import socket
 import ssl
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -138,35 +139,17 @@ def test_the_connection_goes_to_the_pinned_address(monkeypatch):
     assert connected_to["where"] == (PUBLIC, 443)
 
 
-CERTIFICATE = """
------BEGIN CERTIFICATE-----
-MIIBkzCCATigAwIBAgIUZoifIaCPIEw6eMTFr6glNiiuDiUwCgYIKoZIzj0EAwIw
-EzERMA8GA1UEAwwIZ29vZC5vcmcwIBcNMjYxMTI5MDkzOTM1WhgPMjEyNjExMDUw
-OTM5MzVaMBMxETAPBgNVBAMMCGdvb2Qub3JnMFkwEwYHKoZIzj0CAQYIKoZIzj0D
-AQcDQgAE4QPJAthUf/KVaWdZX1/SEnEvvsD0mE4n7xgs9Tud4wyqRG/yJSw3yC0b
-6IopXQO3CF11vcpXQV/o6joFwwQEK6NoMGYwHQYDVR0OBBYEFDlx2g8NvfKczfS6
-RpJdgFObOc2fMB8GA1UdIwQYMBaAFDlx2g8NvfKczfS6RpJdgFObOc2fMA8GA1Ud
-EwEB/wQFMAMBAf8wEwYDVR0RBAwwCoIIZ29vZC5vcmcwCgYIKoZIzj0EAwIDSQAw
-RgIhAKy3cV7rJggDnPUd9cvTj4OpEvbpMkewabgyKo4Ll4dRAiEAxlYg1l3Pg1gA
-Mon63MNmtm0orlpfKG9ORAJUpGe+cu0=
------END CERTIFICATE-----
------BEGIN PRIVATE KEY-----
-MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgfOKAqehFNd6aBwA7
-ygMR14ac9TzU2QCoYQTsIacGG+2hRANCAAThA8kC2FR/8pVpZ1lfX9IScS++wPSY
-TifvGCz1O53jDKpEb/IlLDfILRvoiildA7cIXXW9yldBX+jqOgXDBAQr
------END PRIVATE KEY-----
-"""  # of good.org, by itself, for a hundred years; of use to nobody
+CERTIFICATE = Path(__file__).parents[1] / "scripts/faults/good_org.pem"  # of good.org, by itself, for a hundred years; of use to nobody
 
 
 @pytest.fixture
-def server(monkeypatch, tmp_path):
+def server(monkeypatch):
     """``server(pieces, pause)`` is a host called good.org that says the pieces with pauses between them, by TLS."""
-    (tmp_path / "good.pem").write_text(CERTIFICATE)
     threads, sent = [], []
 
     def start(pieces, pause=0.0, greet=True, bye=True):
         inside = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        inside.load_cert_chain(tmp_path / "good.pem")
+        inside.load_cert_chain(CERTIFICATE)
         listening = socket.create_server(("127.0.0.1", 0))
         listening.settimeout(20)
 
@@ -193,7 +176,7 @@ def server(monkeypatch, tmp_path):
         threads[-1].start()
         connect, context = socket.create_connection, ssl.create_default_context
         monkeypatch.setattr(socket, "create_connection", lambda where, timeout: connect(listening.getsockname(), timeout))
-        monkeypatch.setattr(ssl, "create_default_context", lambda: context(cafile=tmp_path / "good.pem"))
+        monkeypatch.setattr(ssl, "create_default_context", lambda: context(cafile=CERTIFICATE))
         monkeypatch.setattr(fetching, "public_address", lambda host, port: PUBLIC)
         return threads[-1], sent
 

@@ -53,19 +53,16 @@ def evaluate(  # the options of a command
 
 
 def _own(run: Path, samples: int | None, trust: bool) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
+    from mmalign.cli.printing import print_rows
     from mmalign.commands._reevaluation import reevaluated
     from mmalign.distributed.team import joined
 
     results = reevaluated(run, samples=samples, trust=trust)
     if not joined().main:
         return
-    table = Table("", *results, title=str(run), title_justify="left")
-    for name in [name for name in next(iter(results.values())) if not name.endswith("_se")]:
-        table.add_row(name, *(_with_error(numbers.get(name), numbers.get(f"{name}_se")) for numbers in results.values()))
-    Console().print(table)
+    names = [name for name in next(iter(results.values())) if not name.endswith("_se")]
+    rows = [(name, *(_with_error(numbers.get(name), numbers.get(f"{name}_se")) for numbers in results.values())) for name in names]
+    print_rows(str(run), ("", *results), rows, head=True)
 
 
 def _suite(  # the options of a command
@@ -158,24 +155,18 @@ def _place(name: str, model: str | None, answers: Path | None, parameters: str |
 
 
 def _print(evaluated: Any, who: str) -> None:
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
+    from mmalign.cli.printing import print_rows
 
-    out = Console(highlight=False)
     suite, scores = evaluated.suite, evaluated.scores
-    table = Table("", "value", "95 % interval", title=f"{suite.name}: {escape(who)}", title_justify="left")
     first = [name for name in suite.headline if name in scores.values]
-    for name in [*first, *(name for name in scores.values if name not in first)]:
-        value = scores.values[name]
-        shown = f"[bold]{name}[/bold]" if name in first else name
-        table.add_row(shown, _number(value.value), f"{_number(value.low)} … {_number(value.high)}")
-    out.print(table)
-    out.print(escape("  ".join(f"{key} {number}" for key, number in scores.counts.items())))
+    named = [(name, scores.values[name]) for name in [*first, *(name for name in scores.values if name not in first)]]
+    rows = [(name, _number(value.value), f"{_number(value.low)} … {_number(value.high)}") for name, value in named]
+    print_rows(f"{suite.name}: {who}", ("", "value", "95 % interval"), rows, head=True)
+    echo("  ".join(f"{key} {number}" for key, number in scores.counts.items()))
     if scores.published:
-        out.print(escape("as the script prints it: " + "  ".join(f"{key} {number:.4g}" for key, number in scores.published.items())))
+        echo("as the script prints it: " + "  ".join(f"{key} {number:.4g}" for key, number in scores.published.items()))
     for note in suite.notes:
-        out.print(escape(f"note: {note}"))
+        echo(f"note: {note}")
 
 
 def _with_error(value: float | None, error: float | None) -> str:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -24,33 +23,16 @@ def list_(
 ) -> None:
     """List what there is: methods, rewards, guidance, kernels, configs, ..., a line each."""
     with mistakes_as_lines(context):
+        from mmalign.cli.printing import print_rows
         from mmalign.lookup.catalogue import everything, words
 
         if not kind:
-            _print_rows(
-                "mmalign list KIND", ("kind", "what it is", "how many"), [(word, what, str(count)) for word, what, count in words()]
-            )
+            print_rows("mmalign list KIND", ("kind", "what it is", "how many"), [(word, what, str(count)) for word, what, count in words()])
             return
         rows = everything(kind)
         papers = any(listing.paper for listing in rows)
         columns = ("name", "what it is", *(["paper"] if papers else []))
-        _print_rows(kind, columns, [(listing.name, listing.meaning, *([listing.paper] if papers else [])) for listing in rows])
-
-
-def _print_rows(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table on a terminal; in a pipe a line for each row, its columns parted by tabs, without a head."""
-    if not sys.stdout.isatty():
-        for row in rows:
-            typer.echo("\t".join(" ".join(cell.split()) for cell in row))
-        return
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table(*columns, title=title, title_justify="left")
-    for first, *others in rows:
-        table.add_row(f"[bold]{escape(first)}[/bold]", *map(escape, others))
-    Console().print(table)
+        print_rows(kind, columns, [(listing.name, listing.meaning, *([listing.paper] if papers else [])) for listing in rows])
 
 
 @app.command()
@@ -60,11 +42,10 @@ def explain(
 ) -> None:
     """Explain a method, a reward, a way of guidance, a config, ...: formula, every keyword, paper, needs, an example."""
     with mistakes_as_lines(context):
-        from rich.console import Console
-
+        from mmalign.cli.printing import console
         from mmalign.lookup.catalogue import function, lookup
 
-        out = Console(highlight=False, width=None if sys.stdout.isatty() else 200)  # a pipe has no width to wrap at
+        out = console()
         for number, listing in enumerate(lookup(name)):
             out.print("\n" if number else "", end="")
             if listing.kind == "configs":

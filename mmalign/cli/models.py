@@ -24,15 +24,11 @@ def inspect_model(
 ) -> None:
     """Look at a model: what is trained, how it is guided, whether replay is exact, what it costs, and a YAML to start from."""
     with mistakes_as_lines(context):
-        from rich.console import Console
-        from rich.markup import escape
-        from rich.table import Table
+        from mmalign.cli.printing import print_rows
 
         result = _inspected(model, call or [], dtype)
-        table = Table(title=model, title_justify="left", show_header=False)
-        for row in result.rows:
-            table.add_row(f"[bold]{row.name}[/bold]", f"[red]failed:[/red] {escape(row.value)}" if row.failed else escape(row.value))
-        Console().print(table)
+        rows = [(row.name, f"failed: {row.value}" if row.failed else row.value) for row in result.rows]
+        print_rows(model, ("", ""), rows, failed=[number for number, row in enumerate(result.rows) if row.failed])
         typer.echo(result.start)
         if out is not None:
             out.write_text(result.start, encoding="utf-8")

@@ -60,10 +60,9 @@ def _tidy() -> Iterator[None]:
 
 
 def _killed(root: Path, count: int, only: list[str], processes: tuple[int, ...], seed: int) -> None:
-    from rich.console import Console
     from rich.progress import Progress
-    from rich.table import Table
 
+    from mmalign.cli.printing import print_rows
     from mmalign.selftest.kills import Killed, kills
     from mmalign.selftest.trials import trials, warm
     from mmalign.types import UserError
@@ -88,10 +87,8 @@ def _killed(root: Path, count: int, only: list[str], processes: tuple[int, ...],
                 bar.console.print(_line(row), markup=False, highlight=False, soft_wrap=True)
 
         table = kills([(trial.name, trial.train) for trial in some], count, root, processes=processes, seed=seed, tell=tell)
-    shown: Any = Table("runs of", "processes", "killed", "identical", "seconds left alone", title_justify="left")
-    for row in table:
-        shown.add_row(row.name, str(row.processes), str(row.kills), str(row.identical), f"{row.seconds:.1f}")
-    Console().print(shown)
+    rows = [(row.name, str(row.processes), str(row.kills), str(row.identical), f"{row.seconds:.1f}") for row in table]
+    print_rows("", ("runs of", "processes", "killed", "identical", "seconds left alone"), rows, head=True)
     if any(row.wrong or row.kills < count for row in table):
         raise typer.Exit(1)
 

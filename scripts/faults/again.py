@@ -23,6 +23,7 @@ import promises  # noqa: F401
 import readings  # noqa: F401
 import reliability  # noqa: F401
 import silent  # noqa: F401
+import watched  # noqa: F401
 from user import FAULTS, Try, somebody
 
 
@@ -56,13 +57,15 @@ def main() -> int:
         if (given.kinds and kind not in given.kinds) or given.only not in what:
             continue
         command, line, printed, fine = tried(shows, act)
-        wrong, count, verdict = wrong + (not fine), count + 1, "mended" if fine else "WRONG"
+        untried = printed.startswith("not tried: ")
+        wrong, count, verdict = wrong + (not fine and not untried), count + (not untried), "mended" if fine else "WRONG"
+        verdict = "not tried" if untried else verdict
         if given.table:
             cells = (str(kind), what, command, line[:400], verdict)
             print("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |", flush=True)
         else:
             print(f"{kind:>2} {what}\n   $ {command}\n   {line[:600]}\n   {verdict}", flush=True)
-        if given.whole or not fine:
+        if given.whole or verdict == "WRONG":
             print("\n".join(f"      {row}" for row in printed.splitlines()[-40:]), file=sys.stdout if given.whole else sys.stderr)
     print(f"{count} tried, {wrong} wrong", file=sys.stderr)
     return 1 if wrong else 0

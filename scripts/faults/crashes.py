@@ -70,18 +70,40 @@ def nan_judge(user: User) -> str:
     return user.train(ONLINE, {"evaluation.judges": {"gold": {"use": "own.unknown"}}})
 
 
-@fault(9, "negative_prompt with two rows", r"torch.Size\(\[2, 3, 8, 8\]\)|finished")
-def negative(user: User) -> str:
-    from mmalign.policies.twins import pipelines
+ONE_ROW = (
+    "AltDiffusionImg2ImgPipeline", "AnimateDiffControlNetPipeline", "KandinskyImg2ImgPipeline", "KandinskyInpaintPipeline",
+    "KandinskyPipeline", "PIAPipeline",
+)  # fmt: skip
+"""Classes whose call takes one prompt with small arguments of one picture or one embedding, with a negative prompt or without."""
+NEGATIVE = (
+    *ONE_ROW, "AltDiffusionPipeline", "AnimateDiffPAGPipeline", "AnimateDiffPipeline", "AnimateDiffSparseControlNetPipeline",
+    "AudioLDMPipeline", "HunyuanDiTControlNetPipeline", "HunyuanDiTPAGPipeline", "HunyuanDiTPipeline", "IFPipeline",
+    "Kandinsky3Img2ImgPipeline", "Kandinsky3Pipeline",
+)  # fmt: skip
 
-    def act() -> Any:
-        pipe = pipelines.twin("StableDiffusionPipeline")
-        policy = mm.policies.diffusers(
-            pipe, call={"negative_prompt": "ugly", "height": 16, "width": 16}, schedule=mm.Schedule(steps=2, guidance=3.0), device="cpu"
-        )
-        return f"finished: {len(policy.sample(['a', 'b'], 1, torch.Generator().manual_seed(0)))} rows"
 
-    return user.python("mm.policies.diffusers(..., call={'negative_prompt': 'ugly'}).sample(['a', 'b'], ...)", act)
+def negative(name: str) -> None:
+    rows = 1 if name in ONE_ROW else 2
+
+    @fault(9, f"negative_prompt in {name}, {rows} rows", f"^finished: {rows} rows")
+    def act(user: User) -> str:
+        import diffusers
+
+        from mmalign.policies.twins import pipelines
+
+        def call() -> Any:
+            diffusers.logging.set_verbosity_error()
+            pipe = pipelines.twin(name)
+            call = {**pipelines.call_arguments(pipe), "negative_prompt": "ugly"}
+            policy = mm.policies.diffusers(pipe, call=call, schedule=mm.Schedule(steps=6), device="cpu")
+            rollout = policy.sample(["a red fox", "two blue birds"][:rows], 1, torch.Generator().manual_seed(0))
+            return f"finished: {len(rollout)} rows"
+
+        return user.python(f"mm.policies.diffusers({name}, call={{'negative_prompt': 'ugly'}}).sample([...], ...)", call)
+
+
+for _name in NEGATIVE:
+    negative(_name)
 
 
 @fault(9, "no random step", "exit 2")

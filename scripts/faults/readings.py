@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
+import struct
 from typing import Any
 
 from PIL import Image
@@ -170,3 +172,43 @@ words(
 )
 words("literal <image> in words", {"prompt": "What is the tag <image> for?", "chosen": "x", "rejected": "<image> too"}, "<image>")
 words("a list of images", {"prompt": "What?", "images": [URL, URL], "chosen": "x", "rejected": "y"}, "'type': 'image'.*'type': 'image'")
+
+
+TURNS = {90: (0, 1, -1, 0), 180: (-1, 0, 0, -1), 270: (0, -1, 1, 0)}
+"""Degrees that the picture is turned by, to the right, and the display matrix that asks for it."""
+
+
+def turned(degrees: int, shape: str, red: str) -> None:
+    @fault(6, f"a video whose display matrix turns it by {degrees} degrees lies on its side", rf"^{re.escape(shape)}, red {red}$")
+    def act(user: User) -> str:
+        import av
+        import numpy
+
+        from mmalign.media import Limits, footage
+
+        with av.open("a.mp4", "w") as file:
+            stream = file.add_stream("libx264", rate=8)
+            stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+            pixels = numpy.zeros((48, 64, 3), numpy.uint8)
+            pixels[:24], pixels[24:] = (255, 0, 0), (0, 0, 255)
+            for _ in range(8):
+                file.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+            file.mux(stream.encode())
+        data = bytearray((user.folder / "a.mp4").read_bytes())
+        at = data.find(b"tkhd") + 4 + 4 + 20 + 16  # of the track's header: the nine numbers of its matrix
+        a, b, c, d = (0x10000 * number for number in TURNS[degrees])
+        across, down = (48 if b < 0 or a < 0 else 0), (48 if c < 0 or d < 0 else 0)
+        data[at : at + 36] = struct.pack(">9i", a, b, 0, c, d, 0, across << 16, down << 16, 0x40000000)
+        (user.folder / "a.mp4").write_bytes(bytes(data))
+
+        def read() -> str:
+            frame = footage("a.mp4", Limits(frames=2)).frames[0]
+            halves = {"left": frame[0, :, :10], "right": frame[0, :, -10:], "above": frame[0, :10], "below": frame[0, -10:]}
+            return f"{list(frame.shape)}, red {max(halves, key=lambda name: float(halves[name].float().mean()))}"
+
+        return user.python("media.footage('a.mp4', ...).frames[0]  # 64 x 48 as it is stored, red above", read)
+
+
+turned(90, "[3, 64, 48]", "right")
+turned(180, "[3, 48, 64]", "below")
+turned(270, "[3, 64, 48]", "left")

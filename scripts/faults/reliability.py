@@ -82,6 +82,14 @@ sandboxed("a fork bomb", "import os\nwhile True:\n    os.fork()")
 sandboxed("setsid with prctl", "import ctypes, os, time\nos.setsid()\nctypes.CDLL(None).prctl(1, 0)\ntime.sleep(60)")
 sandboxed("memory", "x = []\nwhile True:\n    x.append(bytes(10**7))")
 sandboxed("a fifo in place of the output", "import os\nos.mkfifo('out')\nopen('out').read()")
+DAEMONS = """import os, time
+for _ in range(3):
+    if os.fork() == 0:
+        os.setsid()
+        os.fork() and os._exit(0)
+        time.sleep(60)
+time.sleep(60)"""
+sandboxed("daemons by double forks", DAEMONS)
 
 
 @fault(18, "a reward has a time limit of its own", "^nan|nan")

@@ -1,8 +1,8 @@
 """Programs that want more than they are given: each ends in time, scores 0, leaves no process and no folder behind.
 
 ``try`` is what a user gets: namespaces and Landlock where the kernel has them. ``no`` has neither, so that it is the limits alone that
-hold; no program signals more than its own parent there. A third round has Landlock and no namespaces, in a user namespace that allows no
-more of them.
+hold; no program signals more than its own parent and its launcher there. A third round has Landlock and no namespaces, in a user
+namespace that allows no more of them.
 """
 
 from __future__ import annotations
@@ -45,6 +45,21 @@ def forked(times, what):
                 what()
             finally:
                 os._exit(0)
+def hidden():  # a daemon, by a second fork
+    forget()
+    forked(1, lambda: (forget(), time.sleep(60)))
+def launcher():  # 0 where it is out of sight
+    if os.getppid() <= 1:
+        return 0
+    above = int(open(f'/proc/{os.getppid()}/stat').read().rpartition(')')[2].split()[1])
+    return above if above > 1 and 'launch.py' in open(f'/proc/{above}/cmdline').read() else 0
+def end_launcher():
+    libc.prctl(1, 0, 0, 0, 0)
+    above = launcher()
+    try:
+        above and os.kill(above, 9)
+    except PermissionError:
+        pass
 def answer():
     return 0
 """
@@ -74,6 +89,9 @@ PROGRAMS = {
     "ignored signals": "for number in {*range(1, 65)} - {9, 19, 32, 33}:\n    signal.signal(number, signal.SIG_IGN)\nwhile True: pass",
     "signals to the parent": "os.kill(os.getppid(), 19) if os.getppid() > 1 else 0\nos.killpg(0, 10)\ntime.sleep(60)",
     "an end of the parent": "forked(2, lambda: time.sleep(60))\nos.kill(os.getppid(), 9) if os.getppid() > 1 else 0\ntime.sleep(60)",
+    "an end of the launcher": "end_launcher()\ntime.sleep(60)",
+    "daemons, and an end of the launcher": "forked(3, hidden)\ntime.sleep(0.1)\nend_launcher()\nforked(3, hidden)\ntime.sleep(60)",
+    "an end of the launcher, and forks for ever": f"end_launcher()\nfor _ in range({MANY}):\n    forked(1, hidden)\n    time.sleep(0.002)",
     "descriptors": f"lines = {FORGED!r}\nfor fd in range(3, 64):\n    try: os.write(fd, lines)\n    except OSError: pass\n"
     "held = []\nwhile True: held.append(os.dup(1))",
     "descriptors of the parent": f"lines = {FORGED!r}\nfor fd in range(64):\n"
@@ -203,6 +221,30 @@ def test_the_end_of_training_is_the_end_of_its_code(tmp_path):
     while of_name(name) and time.monotonic() < until:
         time.sleep(0.05)
     assert of_name(name) == []
+
+
+def test_orphans_of_others_are_left_alone():
+    """What somebody else's child left behind comes to this process while a command runs, and lives; a guarded child of its own does too."""
+    import ctypes
+
+    from mmalign.rewards._shared import launch, orphans
+
+    assert launch.libc is not None
+    guarded = f"import runpy; own = runpy.run_path({launch.__file__!r}); own['libc'].prctl(38, 1, 0, 0, 0); "
+    guarded += f"own['_mark'].__globals__['MARKS'] = {launch.MARKS - 1}; own['_mark'](); print(); import time; time.sleep(60)"
+    daemon = "import os, time; os.fork() and os._exit(0); print(os.getpid(), flush=True); os.close(1); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-u", "-c", guarded], stdout=subprocess.PIPE) as own:
+        assert own.stdout is not None and own.stdout.readline() == b"\n"
+        with orphans.adopted():
+            orphan = int(subprocess.run([sys.executable, "-c", daemon], stdout=subprocess.PIPE, check=True).stdout)
+            assert orphan in launch.children(os.getpid())
+        assert own.poll() is None and orphan in launch.children(os.getpid())
+        own.kill()
+    os.kill(orphan, 9)
+    os.waitpid(orphan, 0)
+    is_one = ctypes.c_int(1)
+    launch.libc.prctl(orphans.IS_SUBREAPER, ctypes.byref(is_one), 0, 0, 0)
+    assert not is_one.value
 
 
 @pytest.mark.skipif(bool(ROUND), reason="this is that round")

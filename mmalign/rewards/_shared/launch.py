@@ -29,10 +29,12 @@ from typing import Any
 
 NEWUSER, NEWPID, NEWNET, NEWIPC = 0x10000000, 0x20000000, 0x40000000, 0x08000000
 PARENT_DEATH, DUMPABLE, SUBREAPER, NO_NEW_PRIVILEGES = 1, 4, 36, 38  # of prctl
+SECCOMP, FILTER, ALLOW = 22, 2, 0x7FFF0000
 CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446  # Landlock's system calls, the same on all architectures
 POLL = 0.02  # seconds between two looks at what the command uses
 ENTRIES, DEPTH = 10_000, 64  # of its folder; more than that counts as a full disk
 SWEEPS = 500  # to end what is left
+MARKS = 8  # seccomp filters by which ``orphans`` knows what was started here; programs that guard themselves have one to three
 
 libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
@@ -109,6 +111,7 @@ def _second(job: dict[str, Any], results: int, reports: int) -> None:
     """Never returns. In namespaces of its own, or where they are not to be had, it waits for the command itself."""
     os.close(results)
     os.close(job["status"])
+    _mark()
     isolated = libc is not None and job["isolate"] and libc.unshare(NEWUSER | NEWPID | NEWNET | NEWIPC) == 0
     _die_with_parent()
     first = os.fork() if isolated else 0
@@ -162,6 +165,15 @@ def _become(job: dict[str, Any], isolated: bool) -> None:
         os._exit(127)
 
 
+def _mark() -> None:
+    """From now on this process, and all that it starts, have so many filters more that allow everything; nobody can take them off."""
+    instruction = ctypes.create_string_buffer(struct.pack("=HBBI", 0x06, 0, 0, ALLOW))  # return
+    program = ctypes.create_string_buffer(struct.pack("@HP", 1, ctypes.addressof(instruction)))
+    if libc is not None:
+        for _ in range(MARKS):
+            libc.prctl(SECCOMP, FILTER, program, 0, 0)
+
+
 def _die_with_parent() -> None:
     if libc is not None:
         libc.prctl(PARENT_DEATH, signal.SIGKILL, 0, 0, 0)
@@ -203,29 +215,29 @@ def descendants(root: int) -> list[int]:
     """Processes that this one started, and those that they started, and so on; orphans are those of the process that adopted them."""
     known, waiting = [], [root]
     while waiting:
-        children = list(_children(waiting.pop()))
-        known += children
-        waiting += children
+        below = list(children(waiting.pop()))
+        known += below
+        waiting += below
     return known
 
 
-def _children(parent: int) -> Iterator[int]:
+def children(parent: int) -> Iterator[int]:
     for task in _names(f"/proc/{parent}/task"):
-        yield from map(int, _read(f"/proc/{parent}/task/{task}/children").split())
+        yield from map(int, read(f"/proc/{parent}/task/{task}/children").split())
     if not os.path.exists(f"/proc/{os.getpid()}/task/{os.getpid()}/children"):  # a kernel without such lists
         for name in _names("/proc"):
-            if name.isdigit() and (fields := _read(f"/proc/{name}/stat").rpartition(")")[2].split()) and int(fields[1]) == parent:
+            if name.isdigit() and (fields := read(f"/proc/{name}/stat").rpartition(")")[2].split()) and int(fields[1]) == parent:
                 yield int(name)
 
 
 def _resident(pid: int) -> int:
     """Bytes of memory that belong to no file, those shared with others too."""
-    return _kilobytes(_read(f"/proc/{pid}/status"), ("RssAnon:", "RssShmem:", "VmSwap:"))
+    return _kilobytes(read(f"/proc/{pid}/status"), ("RssAnon:", "RssShmem:", "VmSwap:"))
 
 
 def _share(pid: int) -> int:
     """The same, what n processes share counted as a part of n: after a fork most of it is shared."""
-    text = _read(f"/proc/{pid}/smaps_rollup")
+    text = read(f"/proc/{pid}/smaps_rollup")
     return _kilobytes(text, ("Pss_Anon:", "Pss_Shmem:", "SwapPss:")) if "Pss_Anon:" in text else _resident(pid)
 
 
@@ -274,7 +286,7 @@ def _names(folder: str) -> list[str]:
         return []
 
 
-def _read(path: str) -> str:
+def read(path: str) -> str:
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             return file.read()

@@ -3,14 +3,14 @@
 - Everywhere: a process has limits on its processor's time, address space, files and descriptors; what it prints arrives by a pipe, and
   is cut; it ends with this process, at its time by the clock, or at a word through a pipe.
 - On Linux, the memory, the disk and the number of all processes together are looked at every 20 ms, and whatever a command started ends
-  before its result is read, orphans and sessions of their own included.
+  before its result is read: orphans, sessions of their own, and what is left of a launcher that the code ended (``orphans``).
 - Where the kernel lets users make namespaces, it has no network, and no process of ours to signal.
 - Where the kernel has Landlock (5.13 and newer), it writes in its folder alone; from 6.7 on it makes no TCP connection without
   namespaces either, and from 6.12 on sends no signal to others.
 
 **What this is no protection from**: it is the same user's account, so such code can read what that user can read. It is no guard against
 faults of the kernel, nor against code that looks for its tests. Without namespaces other processes of the user are in sight, and without
-Landlock in reach, this one too: such code may end the training, or what watches it, and then outlive its time; and it may fill the disk
+Landlock in reach, this one too: such code may end the training, and then outlive its time; and it may fill the disk
 elsewhere. Between two looks a limit on all together can be passed; System V's shared memory that no process holds is not seen. For code
 that may be hostile, run training in a container or a virtual machine.
 """
@@ -117,6 +117,13 @@ def run(commands: Sequence[Sequence[str]], files: Mapping[str, str], limits: Lim
 
 
 def _one(command: Sequence[str], inside: Path, limits: Limits) -> Done:
+    from mmalign.rewards._shared.orphans import adopted  # of POSIX systems, as all that follows
+
+    with adopted():
+        return _piped(command, inside, limits)
+
+
+def _piped(command: Sequence[str], inside: Path, limits: Limits) -> Done:
     output, printing = os.pipe()
     status, reporting = os.pipe()
     try:
