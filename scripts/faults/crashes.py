@@ -72,13 +72,20 @@ def nan_judge(user: User) -> str:
 
 ONE_ROW = (
     "AltDiffusionImg2ImgPipeline", "AnimateDiffControlNetPipeline", "KandinskyImg2ImgPipeline", "KandinskyInpaintPipeline",
-    "KandinskyPipeline", "PIAPipeline",
+    "KandinskyPipeline", "PIAPipeline", "StableDiffusionAdapterPipeline", "StableDiffusionUpscalePipeline", "VideoToVideoSDPipeline",
 )  # fmt: skip
 """Classes whose call takes one prompt with small arguments of one picture or one embedding, with a negative prompt or without."""
 NEGATIVE = (
     *ONE_ROW, "AltDiffusionPipeline", "AnimateDiffPAGPipeline", "AnimateDiffPipeline", "AnimateDiffSparseControlNetPipeline",
     "AudioLDMPipeline", "HunyuanDiTControlNetPipeline", "HunyuanDiTPAGPipeline", "HunyuanDiTPipeline", "IFPipeline",
-    "Kandinsky3Img2ImgPipeline", "Kandinsky3Pipeline",
+    "Kandinsky3Img2ImgPipeline", "Kandinsky3Pipeline", "SemanticStableDiffusionPipeline", "StableAudioPipeline",
+    "StableDiffusionControlNetImg2ImgPipeline", "StableDiffusionControlNetInpaintPipeline", "StableDiffusionControlNetPAGInpaintPipeline",
+    "StableDiffusionControlNetPAGPipeline", "StableDiffusionControlNetPipeline", "StableDiffusionDepth2ImgPipeline",
+    "StableDiffusionGLIGENPipeline", "StableDiffusionGLIGENTextImagePipeline", "StableDiffusionImg2ImgPipeline",
+    "StableDiffusionInpaintPipeline", "StableDiffusionInstructPix2PixPipeline", "StableDiffusionModelEditingPipeline",
+    "StableDiffusionPAGImg2ImgPipeline", "StableDiffusionPAGInpaintPipeline", "StableDiffusionPAGPipeline",
+    "StableDiffusionPanoramaPipeline", "StableDiffusionPipeline", "StableDiffusionXLInstructPix2PixPipeline", "StableUnCLIPImg2ImgPipeline",
+    "StableUnCLIPPipeline", "TextToVideoSDPipeline",
 )  # fmt: skip
 
 
