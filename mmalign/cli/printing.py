@@ -45,13 +45,14 @@ def console() -> Console:
     return Console(highlight=False, width=WIDTH, file=_Trimmed(sys.stdout))
 
 
-class _Trimmed(io.TextIOBase):
+class _Trimmed(io.StringIO):
     """Whole lines, each without the blanks at its end."""
 
     def __init__(self, to: TextIO):
+        super().__init__()
         self.to, self.line = to, ""
 
-    def write(self, text: str) -> int:
+    def write(self, text: str, /) -> int:
         *lines, self.line = (self.line + text).split("\n")
         for line in lines:
             self.to.write(line.rstrip() + "\n")

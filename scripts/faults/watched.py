@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 from user import OFFLINE, ONLINE, PIPELINE, User, fault
@@ -67,7 +68,7 @@ def zoom(user: User) -> str:
 # ---- 15: bars and pipes
 
 
-def one_bar(name: str, steps: int, **settings: int) -> None:
+def one_bar(name: str, steps: int, **settings: Any) -> None:
     @fault(15, f"one progress bar and one callback for each step under {name}", f"^1 bar, ends at {steps}/{steps}; {steps} callbacks$")
     def act(user: User) -> str:
         pipe, written, heard = mm.worlds.digits(), io.StringIO(), list[int]()

@@ -222,6 +222,7 @@ def descendants(root: int) -> list[int]:
 
 
 def children(parent: int) -> Iterator[int]:
+    """Processes whose parent this one is, those of all its threads."""
     for task in _names(f"/proc/{parent}/task"):
         yield from map(int, read(f"/proc/{parent}/task/{task}/children").split())
     if not os.path.exists(f"/proc/{os.getpid()}/task/{os.getpid()}/children"):  # a kernel without such lists
@@ -287,6 +288,7 @@ def _names(folder: str) -> list[str]:
 
 
 def read(path: str) -> str:
+    """A file of ``/proc``; empty where its process has ended."""
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             return file.read()
