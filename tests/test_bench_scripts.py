@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import sys
 from collections.abc import Callable, Iterator
@@ -47,3 +48,27 @@ def test_diffusers_dpo_is_the_same_update(script: Callable[[str], Any]) -> None:
     for run in (sides.update, sides.theirs_update):
         calls = generators.calls_of(sides.module, run)
         assert (calls.with_gradient, calls.without) == (4, 4)
+
+
+def test_memory_of_an_update_does_not_grow_with_denoising_steps(script: Callable[[str], Any]) -> None:
+    growth = script("growth")
+    few, many = (growth.sd3_of(steps=steps) for steps in (3, 6))
+    assert many.memory < 1.05 * few.memory and many.update > 2.2 * few.update
+    with pytest.raises(SystemExit, match=r"x: update grows with an exponent of 2\.00, and nothing says why"):
+        growth.rows_of("x", growth.Axis((2, 4), lambda size: growth.Cost(0, size**2, 0)))
+
+
+@pytest.mark.parametrize("name", ["sd35-medium", "flux", "wan21-14b", "qwen25-vl-7b"])
+def test_large_shapes_with_two_layers(name: str, script: Callable[[str], Any]) -> None:
+    gpu = script("gpu")
+    settings = {"device": "cpu", "dtype": "bfloat16", "steps": 2, "rows": 2, "micro_rows": 2, "rounds": 1, "tokens": 3, "peak": 1.0}
+    found = gpu.one(name, argparse.Namespace(**settings, tiny=True, compile=False))
+    assert found["update_flop"] > 0 and found["rollout_flop"] > 0 and found["update_bytes"] > 0
+    assert found["things"] == (2 if name in gpu.GENERATORS else 6)
+
+
+def test_the_plan_has_every_number_of_cards(script: Callable[[str], Any]) -> None:
+    scaling = script("scaling")
+    alone, many = (scaling.line(scaling.image(), cards) for cards in (1, 64))
+    assert float(alone[4].replace(",", "")) == pytest.approx(64 * float(many[4]), rel=1e-3)
+    assert scaling.line(scaling.words_and_images(), 1)[2] == "does not fit"

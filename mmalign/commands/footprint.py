@@ -109,7 +109,9 @@ def _rows(config: Mapping[str, Any], method: Any) -> Rows:
         records = RecordBatch(**given)
         return Rows(2 * records.records, 2, records.micro_rows, None, names, numbers)
     batch = Batch(**given)
-    return Rows(batch.prompts * batch.group, batch.group, batch.micro_rows, batch.micro_steps, names, numbers)
+    alone = (config.get("policy") or {}).get("use") == "diffusers" and method.unit == "cell"  # as ``training.units.steps_at_once``
+    micro_steps = batch.micro_steps or (1 if alone else None)
+    return Rows(batch.prompts * batch.group, batch.group, batch.micro_rows, micro_steps, names, numbers)
 
 
 def _trained(config: Mapping[str, Any], measured: Measured, rows: Rows) -> list[Part]:
@@ -160,7 +162,7 @@ def _changes(config: Mapping[str, Any], policy: Mapping[str, Any], footprint: Fo
         changes.append("policy.memory.gradient_checkpointing: true")
     if phase == UPDATE and largest.startswith("activations"):
         changes.append(f"batch.micro_rows below {batch.get('micro_rows', Batch().micro_rows)}")
-        changes += ["batch.micro_steps: 1"] if policy["use"] == "diffusers" and not batch.get("micro_steps") else []
+        changes += ["batch.micro_steps: 1"] if batch.get("micro_steps", 1) > 1 else []
     if phase != UPDATE and not largest.startswith("weights"):
         changes.append(f"policy.memory.rows_at_once below {memory.get('rows_at_once', 64)}")
     if phase == DECODE:

@@ -21,7 +21,7 @@ from mmalign.training.experience import Experience
 from mmalign.training.optimizer import clipped, flatten_optimizer, parted, restore_optimizer
 from mmalign.training.optimizers import Optimizer
 from mmalign.training.settings import Devices, Reference
-from mmalign.training.units import inside_processes, live_columns, micro_sizes, needed
+from mmalign.training.units import inside_processes, live_columns, micro_sizes, needed, steps_at_once
 from mmalign.types import Method, Need, Policy, Rollout, Steps
 
 ROUNDING = 1e-9
@@ -106,13 +106,14 @@ class Learner:
 
         The weights are those of all rows at once, and so is what a method surveys, so the split changes nothing but rounding. Rows
         that a method has to see at once (``unit``) stand side by side. micro_steps: the most live steps of a row in one micro-batch,
-        for methods of single cells alone; None: all, and what is kept for the backward pass grows with them. Returns means over what
+        for methods of single cells alone; None: one of a denoising policy, and all of any other. Returns means over what
         ``Loss.over`` counts (``*_max``: the largest), with ``loss`` and ``grad_norm``. An update whose loss or gradient is not finite is
         skipped, and counted in ``skipped``, unless ``non_finite`` drops the rows that it is of, or raises; ``live``: 1 where some row had a
         signal, and the gradient is finite and not 0 (``ROUNDING``). step: of training, from 0, for warm-up and decay. At least one row has
         to be given. Errors: UserError of ``non_finite``; the parameters are as they were then.
         """
         state = None if self.method.state is None or self.non_finite.then != "drop" else self.method.state.dump()
+        micro_steps = steps_at_once(self.policy, self.method, micro_steps)
         measured, odd = self._backward(experiences, micro_rows, micro_steps)
         if any(any(one) for one in odd):
             rows = sum(len(experience.rows) for experience in experiences)

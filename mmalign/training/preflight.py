@@ -12,7 +12,7 @@ from torch import Tensor
 from mmalign.arguments.facts import Tolerant
 from mmalign.distributed.shards import leaves
 from mmalign.training.experience import Experience
-from mmalign.training.units import live_columns, micro_sizes, needed
+from mmalign.training.units import live_columns, micro_sizes, needed, steps_at_once
 from mmalign.types import Method, Policy, Steps, UserError
 
 CAUSES = (
@@ -60,11 +60,14 @@ def preflight(
     parts = experience.rows.split(micro_sizes(method.unit, experience.group, micro_rows))
     informative = [part for part in parts if not replace(experience, rows=part).silent]
     rows = (informative or parts)[0]
-    columns, needs = live_columns(rollout, rows)[:micro_steps], needed(policy, method)
+    micro_steps = steps_at_once(policy, method, micro_steps)
+    (columns, *later), needs = live_columns(rollout, rows).split(micro_steps or rollout.mask.shape[1]), needed(policy, method)
     steps = policy.steps(rollout, rows, columns, needs=needs)
     difference = apart = float("nan")
     if steps.kind != "bound" and steps.old is not None:
-        difference = _largest(steps, steps.log_probs.detach() - steps.old)
+        with torch.no_grad():  # what other steps keep for a gradient would grow with their number
+            others = [policy.steps(rollout, rows, some) for some in later]
+        difference = max(_difference(one) for one in (steps, *others))
         _refuse(f"a recorded step scores {difference:.3g} nats differently at replay", difference, tolerance * steps.event_size)
     if steps.old is None and "ref" in steps.refs and "ref" in policy.sets.foreign:
         with torch.no_grad(), policy.using("ref"):
@@ -104,6 +107,11 @@ def preflight(
 
 def _tolerance(policy: Policy) -> float:
     return policy.tolerance if isinstance(policy, Tolerant) else 1e-6
+
+
+def _difference(steps: Steps) -> float:
+    """The largest |log-ratio| to the policy that sampled."""
+    return float("nan") if steps.old is None else _largest(steps, steps.log_probs.detach() - steps.old)
 
 
 def _largest(steps: Steps, table: Tensor) -> float:

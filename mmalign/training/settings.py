@@ -37,15 +37,15 @@ def above(bound: float, **numbers: float) -> None:
 class Batch(Record):
     """What a step of an online recipe samples, and how it is learned from.
 
-    prompts, group: prompts of a step, and outputs of each. epochs, updates: passes over a rollout, and updates in each, which take every
-    so many rows of all groups. micro_rows, micro_steps: rows, and steps of each row (None: all), in one backward pass; they change the
-    memory and not the loss, and only a method that weighs steps one by one takes micro_steps. Where memory ends in a pass, half of its
-    rows are taken from then on, once, and the run says so. missing: what NaN rewards do: ``stop`` the run, or ``drop`` their rows, and
-    those of infinite ones. resample: further rollouts where the method drops groups (dynamic sampling). overlap: parts in which a step's
-    prompts are sampled; rewards of a part are computed in a thread while the next one is sampled, which changes no number but by rounding.
-    1: rewards follow the rollout. staleness: 1 samples a step's rollout one step early, with the parameters before the update in between,
-    while rewards of the step before are at work; ``old`` is what those parameters say, so that a method's ratio corrects for it, and
-    methods without one are refused.
+    prompts, group: prompts of a step, and outputs of each. epochs, updates: passes over a rollout, and updates in each, which take every so
+    many rows of all groups. micro_rows, micro_steps: rows, and steps of each row, in one backward pass; they change the memory and not the
+    loss, and only a method that weighs steps one by one takes micro_steps; None: one denoising step, or all tokens. Where memory ends in a
+    pass, half of its rows are taken from then on, once, and the run says so. missing: what NaN rewards do: ``stop`` the run, or ``drop``
+    their rows, and those of infinite ones. resample: further rollouts where the method drops groups (dynamic sampling). overlap: parts in
+    which a step's prompts are sampled; rewards of a part are computed in a thread while the next one is sampled, which changes no number
+    but by rounding. 1: rewards follow the rollout. staleness: 1 samples a step's rollout one step early, with the parameters before the
+    update in between, while rewards of the step before are at work; ``old`` is what those parameters say, so that a method's ratio corrects
+    for it, and methods without one are refused.
 
     Examples:
         >>> mm.Batch(prompts=10, group=12).micro_rows

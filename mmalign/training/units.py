@@ -74,6 +74,11 @@ def refuse_stale(method: Method, staleness: int) -> None:
         raise UserError(f"batch.staleness: got {staleness}, and the method {why}; takes 0, or a method with such a ratio (grpo, ppo, rloo)")
 
 
+def steps_at_once(policy: Policy, method: Method, micro_steps: int | None) -> int | None:
+    """``batch.micro_steps``: null is one where each step is a pass of its own anyway (denoising) and the method weighs steps one by one."""
+    return 1 if micro_steps is None and policy.kind == "transition" and method.unit == "cell" else micro_steps
+
+
 def refuse_micro_steps(method: Method, micro_steps: int | None) -> None:
     """UserError for a number of steps below 1, and for a method that has to see more than a cell at once."""
     if micro_steps is not None and micro_steps < 1:

@@ -17,6 +17,7 @@ import sys
 from typing import Any
 
 import torch
+from measure import allocated
 
 SD3: dict[str, Any] = {"layers": 6, "heads": 10, "side": 32}  # some 40 M parameters
 LLAMA: dict[str, Any] = {  # HuggingFaceTB/SmolLM2-135M, as its config.json has it
@@ -111,8 +112,6 @@ def predicted(case: dict[str, Any]) -> dict[str, int]:
 
 def measured(case: dict[str, Any]) -> dict[str, int]:
     """The same, of a real update."""
-    from torch.profiler import ProfilerActivity, profile
-
     from mmalign.methods import flow_grpo, grpo
     from mmalign.policies.diffusers import diffusers
     from mmalign.policies.transformers import transformers
@@ -139,13 +138,7 @@ def measured(case: dict[str, Any]) -> dict[str, int]:
     learner = Learner(policy, method, adamw(), steps=9)
     experience = [Experience(rollout, torch.linspace(-1, 1, GROUP, dtype=torch.float64)[:, None], torch.arange(GROUP))]
     learner.update(experience, micro_rows=MICRO, step=0)
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-        learner.update(experience, micro_rows=MICRO, step=1)
-    live = peak = 0
-    events = [event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        live += event.nbytes()
-        peak = max(peak, live)
+    peak = allocated(lambda: learner.update(experience, micro_rows=MICRO, step=1))
     seen = {id(t): t.numel() * t.element_size() for part in held for t in [*part.parameters(), *part.buffers()]}
     sets = sum(t.numel() * t.element_size() for table in policy.sets.sets.values() for t in table.values())
     kept = sum(seen.values()) + sets + sum(t.numel() * t.element_size() for t in learner.tensors()["optimizer"].values())

@@ -13,7 +13,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -75,11 +75,12 @@ def allocated(run: Run) -> int:
 
 
 def operations(run: Run) -> int:
-    """Floating-point operations of a run's matrix products and convolutions. Attention is taken apart, so that its products are seen."""
+    """Floating-point operations of a run's matrix products and convolutions. On a CPU attention is taken apart, so that they are seen."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    apart = nullcontext() if torch.cuda.is_available() else sdpa_kernel(SDPBackend.MATH)
+    with apart, FlopCounterMode(display=False) as counter:
         run()
     return int(counter.get_total_flops())
 
@@ -96,9 +97,9 @@ class Calls:
 
 
 @contextmanager
-def counted(module: torch.nn.Module) -> Iterator[Calls]:
+def counted(module: torch.nn.Module, calls: Calls | None = None) -> Iterator[Calls]:
     """Counts the calls of a module while the block lasts."""
-    calls = Calls()
+    calls = calls or Calls()
 
     def count(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         inputs = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]

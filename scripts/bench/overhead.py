@@ -16,6 +16,7 @@ import argparse
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ class Inside:
             own(tensor, *args, **kwargs)
             self.seconds += time.process_time() - began
 
-        torch.Tensor.backward = backward  # type: ignore[method-assign]
+        setattr(torch.Tensor, "backward", backward)  # noqa: B010
         self.leave = lambda: setattr(torch.Tensor, "backward", own)
 
     def _begin(self, *_: Any) -> None:
@@ -96,7 +97,7 @@ def now_and_then(policy: Any, run: Path) -> Iterator[tuple[str, list[float]]]:
     policy.sets.keep("other")
     for what, name in (("the reference (adapter off)", "ref"), ("a stored set", "other")):
         switch(policy, name)
-        yield f"{what} in place, and back", [1e3 * timed(lambda name=name: switch(policy, name)).cpu for _ in range(9)]
+        yield f"{what} in place, and back", [1e3 * timed(partial(switch, policy, name)).cpu for _ in range(9)]
     newest = checkpoint.latest(run / "checkpoints")
     assert newest is not None
     tensors, state = checkpoint.load(newest)

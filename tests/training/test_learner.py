@@ -306,3 +306,18 @@ def test_rollouts_of_unlike_widths_are_one_update() -> None:
     for name, gradient in wanted.items():
         torch.testing.assert_close(got[name], gradient, rtol=1e-10, atol=1e-13)
     assert numbers == pytest.approx(metrics)
+
+
+def test_denoising_steps_are_learned_from_one_at_a_time_where_the_method_weighs_them_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, own = [], GaussianPolicy.steps
+
+    def steps(self: Any, rollout: Any, rows: torch.Tensor, columns: torch.Tensor, **more: Any) -> Steps:
+        seen.append(len(columns))
+        return own(self, rollout, rows, columns, **more)
+
+    monkeypatch.setattr(GaussianPolicy, "steps", steps)
+    moved(rollouts, micro_rows=100)
+    assert seen == [1] * 4
+    seen.clear()
+    moved(rollouts, micro_rows=100, micro_steps=2)
+    assert seen == [2] * 2

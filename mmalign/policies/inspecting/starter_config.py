@@ -39,7 +39,7 @@ def starting_yaml(
         "method: {use: flow_grpo, ratio: per_step, clip: 0.2}   # clip in nats of the whole latent",
         f"prompts: {CLASSES if 'class_labels' in parameters_of(pipe) else WORDS}",
         "steps: 100",
-        "batch: {prompts: 2, group: 8, micro_rows: 4}   # micro_steps: 1 is memory that does not grow with a row's steps",
+        "batch: {prompts: 2, group: 8, micro_rows: 4}",
         "optimizer: {use: adamw, rate: 1.0e-4, ema: 0.9}",
         "rewards:",
         "  novelty: {use: novelty, scale: 0.2}   # in place of your own: {use: my_module.my_reward}",
