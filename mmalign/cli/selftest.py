@@ -70,7 +70,10 @@ def _killed(root: Path, count: int, only: list[str], processes: tuple[int, ...],
     some = [trial for trial in trials() if not only or trial.name in only]
     if unknown := sorted(set(only) - {trial.name for trial in trials()}):
         raise UserError(f"--only: got {unknown[0]!r}, takes {', '.join(trial.name for trial in trials())}")
-    total = count * len(some) * len(processes)
+    sizes = {trial.name: [size for size in processes if size >= trial.least] for trial in some}
+    if none := next((trial for trial in some if not sizes[trial.name] and only), None):
+        raise UserError(f"--processes: got {', '.join(map(str, processes))} for {none.name}, takes {none.least} or more")
+    total = count * sum(map(len, sizes.values()))
     # no thread of its own draws the bar: a process that was forked while it does would wait for it for ever
     with Progress(auto_refresh=False, disable=not sys.stdout.isatty()) as bar, warm(some, root):
         shown_wrong = Counter[tuple[str, int]]()
@@ -86,7 +89,7 @@ def _killed(root: Path, count: int, only: list[str], processes: tuple[int, ...],
             if row.kills == count:
                 bar.console.print(_line(row), markup=False, highlight=False, soft_wrap=True)
 
-        table = kills([(trial.name, trial.train) for trial in some], count, root, processes=processes, seed=seed, tell=tell)
+        table = kills([(trial.name, trial.train, sizes[trial.name]) for trial in some], count, root, seed=seed, tell=tell)
     rows = [(row.name, str(row.processes), str(row.kills), str(row.identical), f"{row.seconds:.1f}") for row in table]
     print_rows("", ("runs of", "processes", "killed", "identical", "seconds left alone"), rows, head=True)
     if any(row.wrong or row.kills < count for row in table):

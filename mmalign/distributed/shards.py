@@ -95,7 +95,7 @@ class Shards:
         self.leaves: dict[str, nn.Parameter] = {}
         for number, block in enumerate(self.blocks):
             cut = {name: p for name, p in sets.trained.items() if name in self.names[number]}
-            block.unshard()
+            team.heard(block.unshard)
             owners = {name: sets.module.get_submodule(name.rpartition(".")[0]) for name in cut}
             self.leaves |= {name: getattr(owner, name.rpartition(".")[2]) for name, owner in owners.items()}
             block.reshard()

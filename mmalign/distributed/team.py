@@ -76,8 +76,16 @@ class Team:
     def copy(self, tensors: Iterable[Tensor]) -> None:
         """Makes each what it is in the main process, in place."""
 
-    def fail(self, error: BaseException) -> None:
-        """Says to the others that this process stops, and why. Does not raise."""
+    def fail(self, error: BaseException) -> PeerError | None:
+        """Says to the others that this process stops, and why. Does not raise.
+
+        Returns which of them is gone, where one is: what torch itself was waiting for then fails as well, with words of its own.
+        """
+        return None
+
+    def heard(self, act: Callable[[], Any]) -> None:
+        """Does what takes all processes."""
+        act()
 
     def short(self) -> None:
         """Says to the others that this process had no memory; each hears it as PeerShort, wherever it waits for what all of them tell."""
@@ -198,19 +206,20 @@ class Processes(Team):
             held = [tensor for tensor in tensors if (tensor.dtype, tensor.device) == (dtype, device)]
             flat = torch.cat([tensor.detach().reshape(-1) for tensor in held])
             self.tell(len(flat))  # whoever has failed, or had no memory for it, says so here
-            self._heard(lambda: act(flat))  # noqa: B023 (done at once)
+            self.heard(lambda: act(flat))  # noqa: B023 (done at once)
             for tensor, part in zip(held, flat.split([tensor.numel() for tensor in held]), strict=True):
                 tensor.detach().copy_(part.view_as(tensor))
 
-    def fail(self, error: BaseException) -> None:
+    def fail(self, error: BaseException) -> PeerError | None:
         if self.failed or isinstance(error, PeerError):
-            return
+            return None
         self.failed = True
         what = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {' '.join(str(error).split())}"
         try:
             self._exchange(what.encode(), how=FAILED)
-        except PeerError:
-            return
+        except PeerError as lost:
+            return lost
+        return None
 
     def short(self) -> None:
         self._exchange(b"", how=SHORT)
@@ -236,7 +245,7 @@ class Processes(Team):
         """
         self._messages += 1
         if self._board is not None:
-            self._heard(lambda: self._board.set(f"mmalign/{self.rank}", str(self._messages)))
+            self.heard(lambda: self._board.set(f"mmalign/{self.rank}", str(self._messages)))
         while True:
             heads = self._heads(how, len(message), -1, -1)
             gather = _first_asked(heads)
@@ -249,7 +258,7 @@ class Processes(Team):
         from torch.distributed import all_gather
 
         heads = [torch.zeros(len(own), dtype=torch.int64) for _ in range(self.size)]
-        self._heard(lambda: all_gather(heads, torch.tensor(own), group=self._talk))
+        self.heard(lambda: all_gather(heads, torch.tensor(own), group=self._talk))
         return [head.tolist() for head in heads]
 
     def _bodies(self, message: bytes, heads: Sequence[Sequence[int]]) -> list[bytes]:
@@ -258,7 +267,7 @@ class Processes(Team):
         lengths, own = [head[LENGTH] for head in heads], heads[self.rank][HOW]
         bodies = [torch.zeros(max(*lengths, 1), dtype=torch.uint8) for _ in lengths]
         body = torch.frombuffer(bytearray(message.ljust(max(*lengths, 1), b"\0")), dtype=torch.uint8)
-        self._heard(lambda: all_gather(bodies, body, group=self._talk))
+        self.heard(lambda: all_gather(bodies, body, group=self._talk))
         messages = [text.numpy().tobytes()[:length] for text, length in zip(bodies, lengths, strict=True)]
         stopped, waiting = ([rank for rank, head in enumerate(heads) if head[HOW] == how and rank != self.rank] for how in (FAILED, SHORT))
         if stopped and own != FAILED:
@@ -276,7 +285,7 @@ class Processes(Team):
         finally:
             self._part = _unwatched
 
-    def _heard(self, act: Any) -> None:
+    def heard(self, act: Callable[[], Any]) -> None:
         try:
             with self._part("gather"):
                 act()

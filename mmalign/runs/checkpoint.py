@@ -190,7 +190,10 @@ def _discard(path: Path) -> None:
 
 
 def _write_tensors(path: Path, tensors: Mapping[str, Tensor], rows: Mapping[str, list[int]]) -> None:
-    """rows: of those that are parts of tensors, the place of their first number."""
+    """rows: of those that are parts of tensors, the place of their first number; tensors that are one and the same are then several.
+
+    The header has one key: those of several stand in it in another order each time.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
@@ -201,7 +204,7 @@ def _write_tensors(path: Path, tensors: Mapping[str, Tensor], rows: Mapping[str,
     for name, tensor in tensors.items():
         value = tensor.detach()
         view = (value.data_ptr(), value.dtype, tuple(value.shape), value.stride(), str(value.device))
-        if value.numel() and view in first:
+        if value.numel() and view in first and not rows:
             same[name] = first[view]
             continue
         first[view] = name
@@ -212,8 +215,8 @@ def _write_tensors(path: Path, tensors: Mapping[str, Tensor], rows: Mapping[str,
         storages.add(value.untyped_storage().data_ptr())
         stored[name] = value
     try:
-        header = {ROWS: json.dumps({name: {FIRST: place} for name, place in rows.items()})} if rows else {}
-        save_file(stored, str(path), metadata={"same": json.dumps(same), **header})
+        header = (ROWS, {name: {FIRST: rows[name]} for name in sorted(rows)}) if rows else ("same", same)
+        save_file(stored, str(path), metadata={header[0]: json.dumps(header[1])})
     except SafetensorError as error:  # what it raises in place of an OSError says its number
         number = re.search(r"os error (\d+)", str(error))
         if number is None:
@@ -338,7 +341,7 @@ def _look_into(path: Path, stored: dict[str, Stored]) -> None:
     header = file.metadata()
     first = {name: place[FIRST][0] for name, place in json.loads(header.get(ROWS, "{}")).items()}
     names = {name: name for name in file.keys()}  # noqa: SIM118 (the handle is not a dict)
-    for name, owner in {**names, **json.loads(header["same"])}.items():
+    for name, owner in {**names, **json.loads(header.get("same", "{}"))}.items():
         shape, before = file.get_slice(owner).get_shape(), stored.get(name, Stored([], []))
         total = shape if not before.parts else [before.shape[0] + shape[0], *shape[1:]]
         parts = [*before.parts, (first.get(owner, 0), file, owner)]

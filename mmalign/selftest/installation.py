@@ -41,7 +41,7 @@ def installation(root: Path) -> Iterator[Finding]:
     some = trials()
     with warm(some, root):
         for trial in some:
-            yield _trained(trial, root, processes=1)
+            yield _trained(trial, root, processes=trial.least)
         yield _trained(some[0], root, processes=2)
 
 

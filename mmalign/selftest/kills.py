@@ -155,15 +155,15 @@ def _none_left(pids: Sequence[int]) -> Iterator[None]:
 
 
 def kills(
-    trains: Sequence[tuple[str, Train]], count: int, root: Path, *, processes: Sequence[int] = (1, 2), seed: int = 0,
+    trains: Sequence[tuple[str, Train, Sequence[int]]], count: int, root: Path, *, seed: int = 0,
     tell: Callable[[Killed, int], None],
 ) -> list[Killed]:  # fmt: skip
     """Kills so many runs of every kind, with each number of processes; what became of them.
 
-    trains: name -> how such a run is made. tell: hears of every kill: of the kind, and how many are over in all.
+    trains: name, how such a run is made, and with how many processes. tell: hears of every kill: of the kind, and how many are over.
     """
     table, over = list[Killed](), 0
-    for name, train in trains:
+    for name, train, processes in trains:
         for size in processes:
             killer = Killer(name, train, root / f"{name}-{size}", processes=size, seed=seed)
             row = Killed(name, size, killer.seconds)

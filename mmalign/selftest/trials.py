@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -19,16 +20,18 @@ TIMES = ("seconds", "train_seconds", "crc32")  # crc32: of a state that holds ti
 
 
 class Trial(NamedTuple):
-    """A small run. name: of its config. recipe: by name."""
+    """A small run. name: of its config. recipe: by name. least: processes that it takes."""
 
     name: str
     recipe: str
+    least: int = 1
 
-    def train(self, root: Path, *, resume: bool = False, steps: int | None = None) -> Any:
-        """Trains it in ``root/run``, or goes on with it; the finished run. steps: other than the config's."""
+    def train(self, root: Path, *, resume: bool = False, steps: int | None = None, alone: bool = False) -> Any:
+        """Trains it in ``root/run``, or goes on with it; the finished run. steps: other than the config's. alone: without shards."""
         from mmalign.config import build, load
 
         more = [] if steps is None else [f"steps={steps}"]
+        more += ["devices.place=replicate"] if alone else []
         return build(load(f"selftest/{self.name}", [f"run.folder={json.dumps(str(root))}", *more]), **({"resume": True} if resume else {}))
 
 
@@ -38,7 +41,8 @@ def trials() -> list[Trial]:
     from mmalign.rooms import index, resource
 
     names = sorted(path.stem for path in resource("configs/selftest").glob("*.yaml"))
-    small = [Trial(name, str(load(f"selftest/{name}", [])["use"])) for name in names]
+    configs = [load(f"selftest/{name}", []) for name in names]
+    small = [Trial(name, str(config["use"]), 2 if "devices" in config else 1) for name, config in zip(names, configs, strict=True)]
     if bare := sorted(index("mmalign.recipes").keys() - {trial.recipe for trial in small}):
         raise UserError(f"selftest: the recipe {bare[0]} has no small run; takes a config of it in configs/selftest")
     return small
@@ -59,7 +63,10 @@ def warm(some: Sequence[Trial], root: Path) -> Iterator[None]:
     try:
         with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
             for trial in some:
-                trial.train(root / f"warm-{trial.name}", steps=1)
+                trial.train(root / f"warm-{trial.name}", steps=1, alone=True)
+                if trial.least > 1:
+                    importlib.import_module("torch.distributed.fsdp")
+                    importlib.import_module("torch.distributed.tensor")
         yield
     finally:
         torch.set_num_threads(threads)

@@ -137,8 +137,7 @@ class Journal:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if error is not None:
-            self.team.fail(error)
+        lost = None if error is None else self.team.fail(error)
         if not isinstance(error, Exception):
             self._stack.__exit__(kind, error, trace)
             return
@@ -150,7 +149,7 @@ class Journal:
                 raise UserError(f"{self.doing}: out of memory ({why}); takes {takes}") from error
             if out_of_room(error):
                 raise UserError(f"{self.doing}: {self.folder.path} cannot be written ({error}); takes room on the disk") from error
-            raise error
+            raise error if lost is None or not isinstance(error, RuntimeError) else lost
 
     def _grown(self, before: int) -> list[str]:
         """A line where the run is to be longer than it was ``before``, and the rates of its steps are no longer those that they were."""

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -49,8 +52,11 @@ def no_page(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mmalign.recipes._run.build", lambda path: path)
 
 
-def of_words(method: Method, **more: Any) -> Any:
-    policy = transformers(tiny_text.model("gpt2").double(), tiny_text.tokenizer(), max_completion=7, heads=heads_of(method), **more)
+def of_words(method: Method, *, unused: bool = False, **more: Any) -> Any:
+    model = tiny_text.model("gpt2").double()
+    if unused:
+        model.transformer.h[0].unused = nn.Parameter(torch.ones(3, dtype=torch.float64))
+    policy = transformers(model, tiny_text.tokenizer(), max_completion=7, heads=heads_of(method), **more)
     with torch.no_grad():
         for number, parameter in enumerate(policy.parameters().values()):
             parameter += 0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number), dtype=torch.float64)
@@ -65,10 +71,10 @@ def imported() -> None:
     pipelines.twin("StableDiffusion3Pipeline")
 
 
-def words(folder: Path, *, method: str = "grpo", lora: Lora | None = None, **more: Any) -> Any:
+def words(folder: Path, *, method: str = "grpo", lora: Lora | None = None, unused: bool = False, **more: Any) -> Any:
     """Steps of a language model, with a moving average; rows of a process end at lengths of their own."""
     chosen = method_of(method)
-    policy = of_words(chosen, **({} if lora is None else {"lora": lora}))
+    policy = of_words(chosen, unused=unused, **({} if lora is None else {"lora": lora}))
     given = {**settings(folder), "steps": 2, "optimizer": mm.adamw(rate=1e-3, eps=1e-4, ema=0.9), **more}
     batch = {"prompts": 3, "group": 4, "resample": 1, "micro_rows": 3, "updates": 2}
     return mm.online(policy, [*PROMPTS, "x yz"], {"own": varied}, chosen, batch=batch, **given)  # type: ignore[arg-type]
@@ -135,7 +141,11 @@ def test_each_process_holds_its_part_and_helps_where_others_run_more(tmp_path: P
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(shards, "Shards", Counted)
-            words(tmp_path / "many", devices=SHARDS, steps=1)
+            with warnings.catch_warnings(record=True) as noted:
+                warnings.simplefilter("always")
+                words(tmp_path / "many", devices=SHARDS, steps=1, unused=True)
+        (line,) = [str(each.message) for each in noted if "no gradient" in str(each.message)]
+        assert "1 of 29 trained tensors have no gradient on these rows, such as transformer.h.0.unused" in line
         (cut,) = learners
         local = sum(p.to_local().numel() for block in cut.blocks for p in block.parameters())
         assert local * 2 == pytest.approx(sum(p.numel() for block in cut.blocks for p in block.parameters()), rel=0.05)
@@ -195,6 +205,22 @@ def test_a_run_may_go_on_in_shards_of_others_and_whole_again(tmp_path: Path) -> 
     for group, table in one.items():
         for name, value in table.items():
             torch.testing.assert_close(many[group][name], value, **CLOSE, msg=f"{group} {name}")
+
+
+def test_a_process_that_dies_while_a_block_is_gathered_is_named(tmp_path: Path) -> None:
+    def train(rank: int) -> None:
+        def before(cut: shards.Shards, number: int, *_: Any, of: Callable[..., None] = shards.Shards._before) -> None:
+            of(cut, number)
+            if rank == 1 and cut.sets.in_place == "ref":
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(shards.Shards, "_before", before)
+            words(tmp_path / "many", devices=SHARDS)
+
+    ended = together(2, train, tmp_path / "processes")
+    assert [code for code, _ in ended] == [2, -signal.SIGKILL]
+    assert "processes: process 0 of 2 hears nothing of process 1 any more" in ended[0][1]
 
 
 def test_a_checkpoint_of_shards_is_all_of_it_or_none(tmp_path: Path) -> None:
