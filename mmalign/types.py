@@ -166,7 +166,7 @@ TABLES = ("refs", "kls", "facts", "reverse_kls", "terms")
 """The fields of Steps that are named tables."""
 
 
-class Sampler(NamedTuple):
+class Behavior(NamedTuple):
     """Who else draws rows of a group, beside the current policy: another set of parameters, or a mixture of several.
 
     name: what its rows are called in ``drawn``. shares: set of parameters (``current``, ``ref``, ...) -> its exponent in the geometric
@@ -213,7 +213,7 @@ class Feedback:
     ids, annotators: B strings, of the record that a row comes from and of who judged it, where there are records; '' is not known.
     tables: need -> ``[B, T]`` without gradient, what a method ``reads`` of the rollout's steps: ``mask`` (bool), ``old``, ``refs:NAME``,
         ``value``, ``segment``, and ``rewards`` (of single steps).
-    drawn: name of a sampler -> ``[B]`` bool, the rows that it drew instead of the current policy.
+    drawn: name of a behavior -> ``[B]`` bool, the rows that it drew instead of the current policy.
     """
 
     rewards: Tensor
@@ -327,7 +327,7 @@ class Rollout:
     prompts: B strings, or conversations. outputs: what rewards see (B images as float tensors in 0..1 ``[B, C, H, W]``, videos
     ``[B, F, C, H, W]``, or B strings). log_probs, mask: ``[B, T]`` at sampling time (float64, bool). group: ``[B]`` int64.
     held: the adapter's own record, a ``Held``, or None where it keeps nothing; recipes never look inside. metrics: numbers of the
-    rollout for the log. drawn: name of a sampler -> ``[B]`` bool, the rows that it drew; ``log_probs`` are the current policy's of these
+    rollout for the log. drawn: name of a behavior -> ``[B]`` bool, the rows that it drew; ``log_probs`` are the current policy's of these
     rows too. columns: name -> an entry for each row, what is known beside its prompt (``Prompt.columns``).
     spans: ``() ->`` for each row, of each of its steps the characters ``(start, end)`` of its output that it wrote; None: no text.
     """
@@ -430,7 +430,7 @@ class Method:
     state: explicit state that is checkpointed (``dump() -> JSON``, ``load(JSON)``). reads: what ``signal`` wants in ``Feedback.tables``.
     survey: for statistics of a whole update under the current parameters (KTO's KL, AOT's ranks): before its micro-batches, the
         table of all its rows, without gradient and holding ``survey_needs`` too, and their signal -> a signal with what was found.
-    samplers: who else draws rows. moves: how sets of parameters follow the trained ones, in this order.
+    behaviors: who else draws rows. moves: how sets of parameters follow the trained ones, in this order.
     pairs: how pairs are made of a rollout without any (``Feedback.pairs``); None: the best and the worst row of each group.
     sampled_by: the set of parameters that draws the rows: ``current``, or one that ``moves`` makes. unguided: whether rows of a bound have
         to be samples of what is predicted, without guidance.
@@ -449,7 +449,7 @@ class Method:
     reads: frozenset[Need] = frozenset()
     survey: Callable[[Steps, Tensor], Tensor] | None = None
     survey_needs: frozenset[Need] = frozenset()
-    samplers: tuple[Sampler, ...] = ()
+    behaviors: tuple[Behavior, ...] = ()
     moves: tuple[Move, ...] = ()
     pairs: Callable[[Feedback], Feedback] | None = None
     sampled_by: str = "current"
@@ -525,13 +525,13 @@ class Policy(Protocol):
     def sets(self) -> ParameterSets: ...
 
     def sample(
-        self, prompts: list[str], group_size: int, rng: torch.Generator, *, step: int = 0, samplers: Sequence[Sampler] = (),
+        self, prompts: list[str], group_size: int, rng: torch.Generator, *, step: int = 0, behaviors: Sequence[Behavior] = (),
         part: slice = EVERY,
     ) -> Rollout:  # fmt: skip
         """``group_size`` outputs of each prompt, without gradient; rows of one prompt stand side by side.
 
-        step: number of the training step, for samplers that change as training goes. samplers: who draws rows of each group instead of
-        the current policy, whose own stand first, or beside it; a policy that ``gives`` no ``samplers`` is never asked. part: the prompts
+        step: number of the training step, for windows that change as training goes. behaviors: who draws rows of each group instead of
+        the current policy, whose own stand first, or beside it; a policy that ``gives`` no ``behaviors`` is never asked. part: the prompts
         whose rows are made here, at least one, where other processes make the others: they are the rows that ``take`` would give of all
         (but for rounding), so that a row depends on its place and not on who makes it.
         """

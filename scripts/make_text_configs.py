@@ -114,7 +114,7 @@ def texts() -> dict[str, str]:
     files = {}
     for name, method in suited().items():
         from_pairs = method.unit == "pair" and not {OLD, refs("previous")} & method.needs and name not in ("online_dpo", "gpo")
-        from_pairs = from_pairs and not method.samplers
+        from_pairs = from_pairs and not method.behaviors
         held = any(need.name == "ref" for need in method.needs | method.reads)  # to the reference
         files[name] = (OFFLINE if from_pairs or name in ("bco", "sft", "ift") else ONLINE).format(
             meaning=explanation(find("mmalign.methods", name)).meaning,

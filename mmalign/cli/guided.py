@@ -24,7 +24,7 @@ def compare(  # the options of a command
     model: Model,
     guidance: Annotated[list[str], typer.Option("--guidance", help='A way to guide, as "dps scale=5"; may be given more than once.')],
     reward: Rewards = None,
-    judge: Annotated[str | None, typer.Option(help="What samplers do not see; the reward by default, or the config's judge.")] = None,
+    judge: Annotated[str | None, typer.Option(help="What guidance does not see; the reward by default, or the config's judge.")] = None,
     prompt: Prompts = None,
     call: Call = None,
     samples: Annotated[int, typer.Option(min=1, help="Outputs of each prompt and seed.")] = 4,
@@ -33,7 +33,7 @@ def compare(  # the options of a command
     trust: Trust = False,
     processes: Processes = "1",
 ) -> None:
-    """Set guided samplers beside best-of-N at equal cost: a table, a picture, and whether they beat it."""
+    """Set guidance beside best-of-N at equal cost: a table, a picture, and whether they beat it."""
     with mistakes_as_lines(context):
         from mmalign.commands._models import keywords, model_of, reward_of
         from mmalign.rooms import find

@@ -1,4 +1,4 @@
-"""Guided samplers against best-of-N at equal cost: a table, a picture, and whether they beat it."""
+"""Guidance against best-of-N at equal cost: a table, a picture, and whether they beat it."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from mmalign.training.journal import hashed
 from mmalign.types import UserError, columns_of, contents
 
 Reward = Callable[..., Any]
-MOST = 64  # samples of best-of-N that are drawn for each output, whatever a sampler cost
+MOST = 64  # samples of best-of-N that are drawn for each output, whatever a guidance cost
 
 
 @dataclass(frozen=True)
-class ComparedSampler:
-    """One sampler. All numbers are of one output; ``error``: standard errors over seeds.
+class ComparedGuidance:
+    """One guidance. All numbers are of one output; ``error``: standard errors over seeds.
 
     cost: evaluations of the denoiser, a backward pass counted as so many. best_reward, best_judge: of best-of-N at that cost, on a
     straight line between whole numbers; NaN beyond the most that was drawn. lead: judge minus that, seed by seed.
@@ -61,9 +61,9 @@ class ComparedSampler:
 
 @dataclass(frozen=True)
 class Comparison:
-    """rows: a sampler each. curve: (cost, reward, judge, error of judge) of best-of-N, N = 1, 2, ...; seeds: of each number."""
+    """rows: a guidance each. curve: (cost, reward, judge, error of judge) of best-of-N, N = 1, 2, ...; seeds: of each number."""
 
-    rows: list[ComparedSampler]
+    rows: list[ComparedGuidance]
     curve: list[tuple[float, float, float, float]]
     seeds: int
     outputs: int
@@ -73,7 +73,7 @@ class Comparison:
         lines = [
             f"Mean and standard error over {self.seeds} seeds of {self.outputs} outputs each; cost in evaluations for an output.",
             "",
-            "| sampler | cost | evaluations | gradients | decodes | rewards | seconds | reward | judge | best-of-N there | lead | |",
+            "| guidance | cost | evaluations | gradients | decodes | rewards | seconds | reward | judge | best-of-N there | lead | |",
             "|---|---|---|---|---|---|---|---|---|---|---|---|",
         ]
         for row in self.rows:
@@ -96,7 +96,7 @@ def compare(  # what a command may be told
     """Samples with each guidance and without, and sets them beside best-of-N that cost as much.
 
     Args:
-        pipe: a pipeline. reward: what samplers see, as ``guide`` takes it. judge: what they do not see, ``(outputs, prompts) -> [B]``;
+        pipe: a pipeline. reward: what guidance sees, as ``guide`` takes it. judge: what it does not see, ``(outputs, prompts) -> [B]``;
             the reward itself where there is none.
         guidance: names with settings, ``"dps scale=5"``. prompts, call: of the pipeline; prompts may have columns.
         conditions: prompts -> arguments of the call that differ by prompt.
@@ -104,7 +104,7 @@ def compare(  # what a command may be told
         gradient: forward passes that a backward pass through the denoiser counts for; decodes and rewards are in the table, not the cost.
         out: a folder for ``comparison.md``, ``.json`` and ``.png``. say: hears a line of progress.
 
-    Best-of-N is drawn once for all N, as many as the dearest sampler pays for (64 at most); best of n is the mean over blocks of n.
+    Best-of-N is drawn once for all N, as many as the dearest guidance pays for (64 at most); best of n is the mean over blocks of n.
     Of several processes each does some of the draws, a guidance and a seed, and the main one writes. Errors: UserError.
     """
     if samples < 1 or seeds < 2 or not guidance or not prompts:
@@ -217,7 +217,7 @@ def _compared(guided: Mapping[str, list[_Drawn]], pool: list[list[_Drawn]], plai
         lead = own - _at(judged, at)
         spent = {key: sum(vars(one.ledger)[key] for one in drawn) / len(drawn) / outputs for key in vars(drawn[0].ledger)}
         numbers = (*_mean(reward), *_mean(own), float(_at(rewards, at).mean()), float(_at(judged, at).mean()), *_mean(lead))
-        rows.append(ComparedSampler(name, cost / outputs, spent, *numbers))
+        rows.append(ComparedGuidance(name, cost / outputs, spent, *numbers))
     curve = [
         (plain / outputs * (n + 1), float(rewards[:, n].mean()), float(judged[:, n].mean()), _mean(judged[:, n])[1])
         for n in range(judged.shape[1])

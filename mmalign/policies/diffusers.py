@@ -37,11 +37,11 @@ from mmalign.samplers import kernels
 from mmalign.samplers.adjoints import RewardGradient
 from mmalign.samplers.assignment import assignment, drawn_by
 from mmalign.samplers.windows import all_but_last
-from mmalign.types import EVERY, Adapter, Level, Need, Prediction, Rollout, Sampler, Steps, UserError
+from mmalign.types import EVERY, Adapter, Behavior, Level, Need, Prediction, Rollout, Steps, UserError
 
 __all__ = ["DiffusersPolicy", "diffusers"]
 
-ADAPTER = Adapter("transition", frozenset({"old", "refs", "kls", "std", "dt", "drift", "adjoint", "samplers"}), call=call_arguments_of)
+ADAPTER = Adapter("transition", frozenset({"old", "refs", "kls", "std", "dt", "drift", "adjoint", "behaviors"}), call=call_arguments_of)
 
 
 def diffusers(  # one keyword for each thing that a user may set
@@ -152,16 +152,16 @@ class DiffusersPolicy:
 
     @torch.no_grad()
     def sample(
-        self, prompts: list[str], group_size: int, rng: torch.Generator, *, step: int = 0, samplers: Sequence[Sampler] = (),
+        self, prompts: list[str], group_size: int, rng: torch.Generator, *, step: int = 0, behaviors: Sequence[Behavior] = (),
         part: slice = EVERY,
     ) -> Rollout:  # fmt: skip
         """``group_size`` outputs of each prompt under the kernel; rows of a group stand side by side.
 
         ``rng`` seeds one generator for each row, so that a row does not depend on ``rows_at_once``. ``step``: the number of
-        the training step, for windows that move. A mixture of ``samplers`` is one of distributions, step by step (``mixing.py``); a
+        the training step, for windows that move. A mixture of ``behaviors`` is one of distributions, step by step (``mixing.py``); a
         greedy row has no random step. part: all prompts are encoded, but only these are sampled.
         """
-        who = assignment(group_size, samplers)
+        who = assignment(group_size, behaviors)
         seeds = torch.randint(2**62, (len(prompts), len(who)), generator=rng)
         starts = (seeds[:, :1].expand_as(seeds) if self.same_noise else seeds)[part].flatten()
         window_rng = torch.Generator().manual_seed(int(torch.randint(2**62, (), generator=rng)))
@@ -169,11 +169,11 @@ class DiffusersPolicy:
         rows, seeds, who = [prompts[place] for place in group.tolist()], seeds[part].flatten(), who.repeat(len(prompts[part]))
         distinct, parts, places = list(dict.fromkeys(prompts)), [], []
         self._example = rows[0]
-        for number, sampler in enumerate([Sampler("current", {"current": 1.0}), *samplers]):
+        for number, behavior in enumerate([Behavior("current", {"current": 1.0}), *behaviors]):
             for at in torch.nonzero(who == number).flatten().split(self.rows_at_once):
                 some, seeded = [rows[row] for row in at.tolist()], (starts[at].tolist(), seeds[at].tolist())
-                with mixing.drawing(self.denoisers.values(), sampler.shares, self.using):
-                    parts.append(self._record(some, *seeded, step, window_rng.get_state(), distinct, greedy=sampler.greedy))
+                with mixing.drawing(self.denoisers.values(), behavior.shares, self.using):
+                    parts.append(self._record(some, *seeded, step, window_rng.get_state(), distinct, greedy=behavior.greedy))
                 places.append(at)
         order, random = torch.cat(places).argsort(), parts[0]["random"]
         columns = torch.nonzero(random).flatten().tolist()
@@ -183,14 +183,14 @@ class DiffusersPolicy:
             prompts=rows,
             outputs=torch.cat([part["outputs"] for part in parts])[order],
             log_probs=torch.cat([part["log_probs"] for part in parts])[order],
-            mask=random & ~torch.tensor([False, *(sampler.greedy for sampler in samplers)])[who].unsqueeze(1),
+            mask=random & ~torch.tensor([False, *(behavior.greedy for behavior in behaviors)])[who].unsqueeze(1),
             group=group,
             held=Trajectories(
                 x=tape["x"], x_next=tape["x_next"], beside=beside, random=random, dt=parts[0]["dt"].expand(len(rows), -1), starts=starts,
                 together=(tuple(distinct),), which=torch.zeros(len(rows), dtype=torch.int64),
                 means=torch.cat([torch.stack([part["means"][c] for c in columns]) for part in parts], 1)[:, order],
             ),
-            drawn=drawn_by(who, samplers),
+            drawn=drawn_by(who, behaviors),
         )  # fmt: skip
         self._score(rollout, torch.nonzero((who > 0) & rollout.mask.any(1)).flatten())
         return rollout

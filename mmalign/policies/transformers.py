@@ -48,14 +48,14 @@ from mmalign.policies.parameters import ParameterSets
 from mmalign.policies.settings import Dtype, EngineSettings, Lora, TextMemory, Train, type_of
 from mmalign.records import RefusedRow
 from mmalign.samplers.assignment import assignment, drawn_by
-from mmalign.types import EVERY, Adapter, Need, Rollout, Sampler, Steps, UserError
+from mmalign.types import EVERY, Adapter, Behavior, Need, Rollout, Steps, UserError
 
 __all__ = ["TransformersPolicy", "transformers"]
 
 CALL = ("temperature", "top_p", "top_k", "max_completion", "hidden_media")
 ADAPTER = Adapter(
     "token",
-    frozenset({"old", "refs", "kls", "reverse_kls", "entropy", "collision", "contrast", "changed", "phrase", "segment", "samplers"}),
+    frozenset({"old", "refs", "kls", "reverse_kls", "entropy", "collision", "contrast", "changed", "phrase", "segment", "behaviors"}),
     gives_with={"heads": HEADS},
     call=lambda arguments: CALL,
 )
@@ -182,17 +182,17 @@ class TransformersPolicy:
 
     @torch.no_grad()
     def sample(
-        self, prompts: list[Any], group_size: int, rng: torch.Generator, *, step: int = 0, samplers: Sequence[Sampler] = (),
+        self, prompts: list[Any], group_size: int, rng: torch.Generator, *, step: int = 0, behaviors: Sequence[Behavior] = (),
         part: slice = EVERY,
     ) -> Rollout:  # fmt: skip
         """``group_size`` completions of each prompt, strings or conversations; rows of a prompt stand side by side.
 
         ``rng`` draws one uniform number for each row and token, so that a row does not depend on ``rows_at_once``. A mixture of
-        ``samplers`` is one of distributions, token by token. Errors: UserError for samplers where a server draws.
+        ``behaviors`` is one of distributions, token by token. Errors: UserError for behaviors where a server draws.
         ``metrics``: ``length`` (tokens), ``cut`` (the part of rows without an end), and how far the
         sampler's log-probabilities are from those of ``old`` (``engine_difference``, nats, mean and largest).
         """
-        who = assignment(group_size, samplers)
+        who = assignment(group_size, behaviors)
         uniform = torch.rand((len(prompts), len(who), self.room.max_completion), generator=rng, dtype=torch.float64)[part].flatten(0, 1)
         own = list(range(len(prompts))[part])
         needed = own if len(own) == len(prompts) else [*own, (own[-1] + 1) % len(prompts)]  # that its last rows may be compared behind
@@ -205,9 +205,9 @@ class TransformersPolicy:
         self.chat.agree(prompts[0])
         which, who = torch.arange(len(own)).repeat_interleave(len(who)), who.repeat(len(own))
         if self.engine is None:
-            drawn = self.drawer.by_samplers(ids, which, uniform, self.drawing, who, samplers, extras)
-        elif samplers:
-            raise UserError(f"policy.engine: the method's {samplers[0].name} draws rows too, which a server cannot; takes no engine")
+            drawn = self.drawer.by_behaviors(ids, which, uniform, self.drawing, who, behaviors, extras)
+        elif behaviors:
+            raise UserError(f"policy.engine: the method's {behaviors[0].name} draws rows too, which a server cannot; takes no engine")
         else:
             self.engine.refresh(self.model)
             seeds = (uniform[::group_size, 0] * 2**31).long().tolist()
@@ -218,10 +218,10 @@ class TransformersPolicy:
             encoded, which, drawn.tokens, drawn.lengths, real,
             sources=[prompts[number] for number in needed], outputs=texts, group=torch.tensor(own)[which],
         )  # fmt: skip
-        rollout.log_probs, rollout.drawn = self._whole(rollout, self.rows_at_once), drawn_by(who, samplers)
+        rollout.log_probs, rollout.drawn = self._whole(rollout, self.rows_at_once), drawn_by(who, behaviors)
         differences = (drawn.log_probs - rollout.log_probs)[real & (who == 0).unsqueeze(1)].abs()
-        for sampler in (sampler for sampler in samplers if sampler.greedy):
-            rollout.mask &= ~rollout.drawn[sampler.name].unsqueeze(1)
+        for behavior in (behavior for behavior in behaviors if behavior.greedy):
+            rollout.mask &= ~rollout.drawn[behavior.name].unsqueeze(1)
         rollout.held = replace(rollout.held, cut=drawn.cut)
         rollout.metrics.update(length=float(drawn.lengths.double().mean()), cut=float(drawn.cut.double().mean()))
         if not bool(differences.isnan().any()):

@@ -103,8 +103,8 @@ def offline(  # one argument for each thing that a run is made of
     refuse_mismatch(policy, method)
     if policy.kind == "transition":
         raise UserError(f"policy: learns from steps that it samples itself, and records hold finished outputs; {as_bound('diffusers')}")
-    if method.samplers:
-        raise UserError(f"method: takes rows that {method.samplers[0].name} draws, and nothing is sampled here; takes the recipe online")
+    if method.behaviors:
+        raise UserError(f"method: takes rows that {method.behaviors[0].name} draws, and nothing is sampled here; takes the recipe online")
     at_least(1, steps=steps)
     source: Records = listed(records) if isinstance(records, Sequence) else records
     first = _take(source.stream(seed=run.seed), batch.records)

@@ -216,7 +216,7 @@ def _checked(learner: Learner, batches: Sequence[Scored], micro_steps: int | Non
 def _row(batches: Sequence[Scored], updates: Sequence[Mapping[str, float]], *, lr: float) -> dict[str, float]:
     """What a training step says: rewards of all its rollouts, and the mean over its updates of what they measured.
 
-    ``reward``: of the policy's own rows; ``reward_NAME``: of those that a sampler drew. ``missing/NAME``: rows without that reward,
+    ``reward``: of the policy's own rows; ``reward_NAME``: of those that a behavior drew. ``missing/NAME``: rows without that reward,
     where there are any. ``rows``: that were worth an update. ``signal_zero``: the part of all rows whose signal is 0. ``kl`` becomes
     nats per trajectory: the mean of a step times the steps of a row that are trained.
     """
@@ -253,7 +253,7 @@ def _refuse(policy: Policy, method: Method, batch: Batch, prompts: Sequence[Any]
     refuse_mismatch(policy, method)
     refuse_micro_steps(method, batch.micro_steps)
     refuse_stale(method, batch.staleness)
-    assignment(batch.group, method.samplers)  # refuses a group too small for all who draw
+    assignment(batch.group, method.behaviors)  # refuses a group too small for all who draw
     if isinstance(prompts, str) or not prompts:
         raise UserError(f"prompts: got {prompts!r}, takes a list of at least one")
     if not rewards:

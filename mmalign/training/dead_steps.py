@@ -55,12 +55,12 @@ def refuse_silent(
 
     pairs: makes those of a method that compares pairs.
     """
-    who = assignment(batch.group, method.samplers)
+    who = assignment(batch.group, method.behaviors)
     group = torch.arange(batch.prompts).repeat_interleave(len(who))
     rows, rng = len(group), torch.Generator().manual_seed(0)
     scores = {name: torch.rand(rows, generator=rng, dtype=torch.float64) for name in rewards}
     wins = torch.rand(rows, rows, generator=rng, dtype=torch.float64) if oracle is not None else None
-    drawn = drawn_by(who.repeat(batch.prompts), method.samplers)
+    drawn = drawn_by(who.repeat(batch.prompts), method.behaviors)
     total, lengths = torch.stack(list(scores.values())).sum(0), torch.full((rows,), 2)
     feedback = Feedback(total, group, parts=scores, lengths=lengths, wins=wins, drawn=drawn)
     if _trial(method, lambda: not _teaches(method, pairs(feedback) if method.unit == "pair" else feedback)):

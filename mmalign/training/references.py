@@ -51,7 +51,7 @@ def _tell_unread(policy: Policy, method: Method, by_name: Mapping[str, Reference
     """Warns of sets that are kept, and that neither the method nor another set reads: a misspelt name among them."""
     read = references(method, needed(policy, method))
     taken = [part for move in method.moves for part in (*move.shares, move.name)]
-    taken += [part for sampler in method.samplers for part in sampler.shares]
+    taken += [part for behavior in method.behaviors for part in behavior.shares]
     taken += [part for reference in by_name.values() for part in reference.shares or {}]
     for name in by_name:
         if name not in (*read, *taken, *OWN) and by_name[name].policy is None:
@@ -73,9 +73,9 @@ def _refuse_use(policy: Policy, method: Method | None, name: str, by_name: Mappi
     for move in method.moves:
         if name == move.name or name in move.shares:
             raise UserError(f"{key}: the method renews {move.name!r} from {', '.join(move.shares)}; {name} {another}")
-    for sampler in method.samplers:
-        if name in sampler.shares:
-            raise UserError(f"{key}: the method's {sampler.name} draws rows from {name}, and another model only scores here")
+    for behavior in method.behaviors:
+        if name in behavior.shares:
+            raise UserError(f"{key}: the method's {behavior.name} draws rows from {name}, and another model only scores here")
 
 
 def digests_of(policy: Policy) -> dict[str, str]:

@@ -38,7 +38,7 @@ class Rollouts:
     are those of one part, but for rounding where a part has other batches than the whole (``rows_at_once``).
 
     With ``batch.staleness`` a step's rollout is sampled in the step before, while ``ask`` looks at that one's; the first one, and the
-    first of a resumed run, by the parameters that were kept for it (``learner.BEHIND``). method: whose ``samplers`` and
+    first of a resumed run, by the parameters that were kept for it (``learner.BEHIND``). method: whose ``behaviors`` and
     ``sampled_by`` draw the rows; None: the current policy alone. steps: of the run, behind whose end nothing is sampled.
     """
 
@@ -48,7 +48,7 @@ class Rollouts:
     ):  # fmt: skip
         self.policy, self.prompts, self.ask, self.background, self.batch, self.seed = policy, prompts, ask, background, batch, seed
         self.parts = parts_of(team.share(batch.prompts), min(batch.overlap, batch.prompts // team.size))
-        self.drawing: dict[str, Any] = {"samplers": method.samplers} if method is not None and method.samplers else {}
+        self.drawing: dict[str, Any] = {"behaviors": method.behaviors} if method is not None and method.behaviors else {}
         self.sampled_by = "current" if method is None else method.sampled_by
         self.steps, self.coming = steps, None  # type: int, Sampled | None
 

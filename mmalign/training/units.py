@@ -69,8 +69,8 @@ def live_columns(rollout: Rollout, rows: Tensor) -> Tensor:
 
 def refuse_stale(method: Method, staleness: int) -> None:
     """Errors: UserError for rollouts of earlier parameters, where the method has no ratio to them, or lets others draw rows."""
-    if staleness and (OLD not in method.needs or method.samplers):
-        why = "lets others draw rows" if method.samplers else "has no ratio to the parameters that sampled, which would correct for it"
+    if staleness and (OLD not in method.needs or method.behaviors):
+        why = "lets others draw rows" if method.behaviors else "has no ratio to the parameters that sampled, which would correct for it"
         raise UserError(f"batch.staleness: got {staleness}, and the method {why}; takes 0, or a method with such a ratio (grpo, ppo, rloo)")
 
 
@@ -91,8 +91,8 @@ def refuse_mismatch(policy: Policy, method: Method, *, units: Sequence[str] = ("
     """UserError where the method needs what the policy cannot give, or more in one micro-batch than the recipe's ``units``."""
     if lacks := lacking(method, policy.gives):
         raise UserError(f"method: needs {', '.join(lacks)}; this policy gives {', '.join(sorted(policy.gives))}")
-    if method.samplers and "samplers" not in policy.gives:
-        names = ", ".join(sampler.name for sampler in method.samplers)
+    if method.behaviors and "behaviors" not in policy.gives:
+        names = ", ".join(behavior.name for behavior in method.behaviors)
         raise UserError(f"method: takes rows drawn by {names} too; this policy draws by itself alone")
     if method.unguided and policy.kind == "bound" and "unguided" not in policy.gives:
         raise UserError("policy.guided: rows are sampled with guidance and predicted without, this method takes one policy; takes false")

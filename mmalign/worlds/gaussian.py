@@ -23,7 +23,7 @@ from mmalign.samplers.adjoints import RewardGradient, carried_back, of_reward
 from mmalign.samplers.assignment import assignment, drawn_by
 from mmalign.samplers.windows import Window, all_but_last
 from mmalign.stacking import stacked_by_name
-from mmalign.types import EVERY, Kernel, Kind, Level, Need, Prediction, Rollout, Sampler, Steps, UserError
+from mmalign.types import EVERY, Behavior, Kernel, Kind, Level, Need, Prediction, Rollout, Steps, UserError
 
 __all__ = ["GaussianPolicy", "Mixture", "QuadraticReward", "flow_levels", "one_gaussian", "tilt", "ve_levels", "vp_levels"]
 
@@ -204,7 +204,7 @@ class GaussianPolicy:
     """
 
     kind: Kind = "transition"
-    gives = frozenset({"old", "refs", "kls", "std", "dt", "drift", "adjoint", "samplers"})
+    gives = frozenset({"old", "refs", "kls", "std", "dt", "drift", "adjoint", "behaviors"})
 
     def __init__(self, mixture: Mixture, levels: Level, *, kernel: Kernel, window: Window | None = None) -> None:
         self.mixture, self.levels, self.kernel, self.window = mixture, levels, kernel, window or all_but_last()
@@ -247,25 +247,25 @@ class GaussianPolicy:
 
     @torch.no_grad()
     def sample(
-        self, prompts: list[str], group_size: int, rng: torch.Generator, *, step: int = 0, samplers: Sequence[Sampler] = (),
+        self, prompts: list[str], group_size: int, rng: torch.Generator, *, step: int = 0, behaviors: Sequence[Behavior] = (),
         part: slice = EVERY,
     ) -> Rollout:  # fmt: skip
         """A mixture of Gaussians with one std and shares that add up to 1 is the Gaussian at the mixture of their means."""
         stochastic = self.window(self.num_steps, step, rng)
-        who = assignment(group_size, samplers)
+        who = assignment(group_size, behaviors)
         noise = torch.randn(self.num_steps + 1, len(prompts), len(who), self.size, generator=rng, dtype=torch.float64)
         group = torch.arange(len(prompts))[part].repeat_interleave(len(who))
         noise, who = noise[:, part].flatten(1, 2), who.repeat(len(prompts[part]))
         states = [self.levels.noise[0] * noise[0]]
         for i in range(self.num_steps):
             mean, std = self.transition(states[-1].unsqueeze(1), torch.tensor([i]), stochastic)
-            for number, sampler in enumerate(samplers, start=1):
-                mean[who == number] = self._mixed(sampler, states[-1][who == number].unsqueeze(1), torch.tensor([i]), stochastic)
-                std = torch.where((who == number)[:, None, None] & sampler.greedy, 0.0, std)  # and so the step is the ODE's
+            for number, behavior in enumerate(behaviors, start=1):
+                mean[who == number] = self._mixed(behavior, states[-1][who == number].unsqueeze(1), torch.tensor([i]), stochastic)
+                std = torch.where((who == number)[:, None, None] & behavior.greedy, 0.0, std)  # and so the step is the ODE's
             states.append(kernels.sample(mean, std, noise[i + 1].unsqueeze(1)).squeeze(1))
         record = torch.stack(states, 1)
         mean, std = self.transition(record[:, :-1], torch.arange(self.num_steps), stochastic)
-        random = ~torch.tensor([False, *(sampler.greedy for sampler in samplers)])[who]
+        random = ~torch.tensor([False, *(behavior.greedy for behavior in behaviors)])[who]
         return Rollout(
             prompts=[prompts[place] for place in group.tolist()],
             outputs=states[-1],
@@ -273,12 +273,12 @@ class GaussianPolicy:
             mask=(std > 0).all(-1) & random[:, None],
             group=group,
             held=Paths(record, stochastic.expand(len(who), -1), mean),
-            drawn=drawn_by(who, samplers),
+            drawn=drawn_by(who, behaviors),
         )
 
-    def _mixed(self, sampler: Sampler, x: Tensor, columns: Tensor, stochastic: Tensor) -> Tensor:
-        means, stochastic = [], stochastic & (not sampler.greedy)
-        for name, share in sampler.shares.items():
+    def _mixed(self, behavior: Behavior, x: Tensor, columns: Tensor, stochastic: Tensor) -> Tensor:
+        means, stochastic = [], stochastic & (not behavior.greedy)
+        for name, share in behavior.shares.items():
             with self.using(name):
                 means.append(share * self.transition(x, columns, stochastic)[0])
         return torch.stack(means).sum(0)

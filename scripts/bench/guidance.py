@@ -1,4 +1,4 @@
-"""Guided samplers on the digits base against best-of-N at equal cost, and RLG in closed form. Writes nothing into the repository.
+"""Guidance on the digits base against best-of-N at equal cost, and RLG in closed form. Writes nothing into the repository.
 
 python scripts/bench/guidance.py digits --out runs/guidance     (minutes on one core)
 python scripts/bench/guidance.py rlg                            (a minute on one core)

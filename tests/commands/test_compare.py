@@ -1,4 +1,4 @@
-"""Guided samplers against best-of-N: the arithmetic of equal cost, what is written, and the commands."""
+"""Guidance against best-of-N: the arithmetic of equal cost, what is written, and the commands."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ def heads_of(method: Method) -> list[str]:
 
 def of_words(method: Method) -> Any:
     heads = heads_of(method)
-    policy, start = built(*heads, alike=not (method.moves or method.samplers))
+    policy, start = built(*heads, alike=not (method.moves or method.behaviors))
     policy.sets.sets.clear()
     policy.sets.load(start)
     return policy

@@ -11,11 +11,11 @@ import mmalign as mm
 from mmalign.needs import OLD
 from mmalign.policies.language.drawing import pick
 from mmalign.samplers.assignment import assignment
-from mmalign.types import Sampler, UserError
+from mmalign.types import Behavior, UserError
 from tests.helpers.tiny_text import model, tokenizer
 
-MIXTURE = Sampler("mixture", {"current": 0.7, "ref": 0.3}, part=0.25)
-GREEDY = Sampler("greedy", {"current": 1.0}, part=0, greedy=True)
+MIXTURE = Behavior("mixture", {"current": 0.7, "ref": 0.3}, part=0.25)
+GREEDY = Behavior("greedy", {"current": 1.0}, part=0, greedy=True)
 PROMPTS = ["ab", "the cat"]
 
 
@@ -45,8 +45,8 @@ def alone(policy, prompt, uniform, shares, how):
 @pytest.mark.parametrize("lora", [None, {"rank": 4}])
 def test_every_row_is_drawn_by_the_one_whose_seat_it_is(lora) -> None:
     policy = moved(lora)
-    reference = Sampler("ref", {"ref": 1.0}, part=0.25)
-    rollout = policy.sample(PROMPTS, 4, torch.Generator().manual_seed(0), samplers=(MIXTURE, reference, GREEDY))
+    reference = Behavior("ref", {"ref": 1.0}, part=0.25)
+    rollout = policy.sample(PROMPTS, 4, torch.Generator().manual_seed(0), behaviors=(MIXTURE, reference, GREEDY))
     uniform = torch.rand((10, 6), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     shares = [{"current": 1.0}, {"current": 1.0}, MIXTURE.shares, {"ref": 1.0}, {"current": 1.0}]
     drawn = []
@@ -66,7 +66,7 @@ def test_every_row_is_drawn_by_the_one_whose_seat_it_is(lora) -> None:
 
 def test_what_the_current_policy_says_is_recorded_of_every_row() -> None:
     policy = moved()
-    rollout = policy.sample(PROMPTS, 4, torch.Generator().manual_seed(0), samplers=(MIXTURE,))
+    rollout = policy.sample(PROMPTS, 4, torch.Generator().manual_seed(0), behaviors=(MIXTURE,))
     steps = policy.steps(rollout, torch.arange(8), needs=frozenset({OLD}))
     torch.testing.assert_close(steps.log_probs.detach(), rollout.log_probs)
     assert rollout.metrics["engine_difference_max"] < 1e-5  # of its own rows
@@ -74,16 +74,16 @@ def test_what_the_current_policy_says_is_recorded_of_every_row() -> None:
 
 def test_assignment() -> None:
     assert assignment(8, ()).tolist() == [0] * 8
-    assert assignment(8, (Sampler("ref", {"ref": 1.0}), GREEDY)).tolist() == [0] * 4 + [1] * 4 + [2]
-    assert assignment(2, (Sampler("ref", {"ref": 1.0}, part=0.1),)).tolist() == [0, 1]
+    assert assignment(8, (Behavior("ref", {"ref": 1.0}), GREEDY)).tolist() == [0] * 4 + [1] * 4 + [2]
+    assert assignment(2, (Behavior("ref", {"ref": 1.0}, part=0.1),)).tolist() == [0, 1]
     with pytest.raises(UserError, match=r"batch\.group: got 1, takes more: the policy and ref all draw rows of each group"):
-        assignment(1, (Sampler("ref", {"ref": 1.0}),))
+        assignment(1, (Behavior("ref", {"ref": 1.0}),))
 
 
 def test_a_mixture_is_refused_where_a_cache_is_not_known() -> None:
     policy = moved()
     unknown = replace(policy.drawer, fit=replace(policy.fit, shared=False))
     with pytest.raises(
-        UserError, match="sampler: got current, ref; LlamaForCausalLM has no cache to mix distributions with, takes one set"
+        UserError, match="behavior: got current, ref; LlamaForCausalLM has no cache to mix distributions with, takes one set"
     ):
         unknown([[3, 4]], torch.zeros(1, dtype=torch.int64), torch.rand((1, 6)).double(), policy.drawing, shares=MIXTURE.shares)

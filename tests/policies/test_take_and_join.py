@@ -15,7 +15,7 @@ from mmalign.policies.twins import pipelines, visions
 from mmalign.samplers import kernels
 from mmalign.samplers.windows import random_window
 from mmalign.training.experience import Experience
-from mmalign.types import Need, Rollout, Sampler, Steps, UserError
+from mmalign.types import Behavior, Need, Rollout, Steps, UserError
 from mmalign.worlds import gaussian
 from mmalign.worlds.digits.base import untrained
 from mmalign.worlds.gaussian import GaussianPolicy
@@ -23,7 +23,7 @@ from tests.helpers import tiny_text
 from tests.helpers.flat import diffusers, transformers
 
 REFS = frozenset({OLD, Need("refs"), Need("kls")})
-TAIL = Sampler("reference", {"ref": 1.0})
+TAIL = Behavior("reference", {"ref": 1.0})
 PICTURES = [
     [{"role": "user", "content": [{"type": "image", "image": torch.full((3, side, 40), side / 90)}, {"type": "text", "text": "what"}]}]
     for side in (32, 48, 64)
@@ -85,7 +85,7 @@ NAMES = list(POLICIES)
 
 def made(policy: Any, prompts: list[Any], seed: int) -> Rollout:
     """Groups of two rows, or of three where others draw too, and references remembered."""
-    drawing = {"samplers": (TAIL,)} if "samplers" in policy.gives else {}
+    drawing = {"behaviors": (TAIL,)} if "behaviors" in policy.gives else {}
     rollout: Rollout = policy.sample(prompts, 4, torch.Generator().manual_seed(seed), step=seed, **drawing)
     policy.remember(rollout, ["ref"], 16)
     return rollout

@@ -12,7 +12,7 @@ import torch
 import mmalign as mm
 from mmalign.needs import OLD
 from mmalign.samplers import kernels
-from mmalign.types import Rollout, Sampler, UserError
+from mmalign.types import Behavior, Rollout, UserError
 from mmalign.worlds import gaussian
 from tests.helpers.small_run import LINEAR, online, policy, rows
 from tests.recipes.test_online import equal, kept
@@ -67,9 +67,9 @@ def test_a_mixture_of_gaussian_steps_lies_between_the_two() -> None:
     given = policy()
     with torch.no_grad():
         given.parameters()["shift"].fill_(2.0)
-    samplers = tuple(Sampler(f"{share}", {"current": share, "ref": 1 - share}, part=0.25) for share in (0.0, 0.5, 1.0))
-    rollout = given.sample(["a"], 4000, torch.Generator().manual_seed(0), samplers=samplers)
-    none, half, whole = (rollout.outputs[rollout.drawn[sampler.name]].mean(0) for sampler in samplers)
+    behaviors = tuple(Behavior(f"{share}", {"current": share, "ref": 1 - share}, part=0.25) for share in (0.0, 0.5, 1.0))
+    rollout = given.sample(["a"], 4000, torch.Generator().manual_seed(0), behaviors=behaviors)
+    none, half, whole = (rollout.outputs[rollout.drawn[behavior.name]].mean(0) for behavior in behaviors)
     own = rollout.outputs[~torch.stack(list(rollout.drawn.values())).any(0)].mean(0)
     torch.testing.assert_close(half, (none + whole) / 2, atol=0.12, rtol=0)
     torch.testing.assert_close(own, whole, atol=0.15, rtol=0)
@@ -80,8 +80,8 @@ def test_a_mixture_of_gaussian_steps_lies_between_the_two() -> None:
 
 def test_a_greedy_row_has_no_noise() -> None:
     given = policy()
-    greedy = Sampler("greedy", {"current": 1.0}, part=0, greedy=True)
-    rollout = given.sample(["a"], 2, torch.Generator().manual_seed(0), samplers=(greedy,))
+    greedy = Behavior("greedy", {"current": 1.0}, part=0, greedy=True)
+    rollout = given.sample(["a"], 2, torch.Generator().manual_seed(0), behaviors=(greedy,))
     states = rollout.held.states[2]
     for column in range(given.num_steps):
         with torch.no_grad():
@@ -102,12 +102,12 @@ def test_the_log_says_how_good_each_sampler_s_rows_are(tmp_path: Path) -> None:
 def test_what_is_refused_before_anything_is_sampled(tmp_path: Path) -> None:
     for changes, line in (
         ({"batch": {"group": 1}}, "batch.group: got 1, takes more: the policy and ref all draw rows of each group"),
-        ({"method": replace(mm.methods.xpo(), samplers=(Sampler("rival", {"rival": 1.0}),))}, "parameter set: got 'rival'"),
+        ({"method": replace(mm.methods.xpo(), behaviors=(Behavior("rival", {"rival": 1.0}),))}, "parameter set: got 'rival'"),
     ):
         with pytest.raises(UserError, match=line):
             online(tmp_path, **{"method": mm.methods.xpo(), **changes})
     silent = policy()
-    silent.gives = silent.gives - {"samplers"}  # type: ignore[misc]
+    silent.gives = silent.gives - {"behaviors"}  # type: ignore[misc]
     with pytest.raises(UserError, match="method: takes rows drawn by ref too; this policy draws by itself alone"):
         online(tmp_path, policy=silent, method=mm.methods.xpo())
     assert not list(tmp_path.iterdir())

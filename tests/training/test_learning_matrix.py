@@ -82,7 +82,7 @@ def policy_for() -> Callable[[Method, str], Any]:
 
     def fresh(method: Method, kind: str) -> Any:
         kinds = {need.kind for need in method.needs | method.reads} if kind == "token" else set()
-        key = kind, tuple(name for name in HEADS if name in kinds), bool(method.moves or method.samplers)  # which the rollouts depend on
+        key = kind, tuple(name for name in HEADS if name in kinds), bool(method.moves or method.behaviors)  # which the rollouts depend on
         if key not in made:
             policy = {"token": lambda: of_words(key[1]), "transition": small_run.policy, "bound": of_images}[kind]()
             for name in () if key[2] else ("encode",) if kind == "bound" else ("sample",) if kind == "transition" else ("sample", "encode"):
@@ -164,7 +164,7 @@ def refuse_or_learn(method: Method, policy: Any, cells: dict[str, Cell], *, plai
     assert cells[STORED].status == cells[plain].status, cells
     status, _, why = cells[ANOTHER]
     names, moved = stored.references(method, method.needs), {name for move in method.moves for name in (move.name, *move.shares)}
-    drawn = {name for sampler in method.samplers for name in sampler.shares}
+    drawn = {name for behavior in method.behaviors for name in behavior.shares}
     if cells[plain].status == "refused":
         assert status == "refused", cells
     elif not names and policy.kind == "token":  # of transitions, the KL in the log is one to ref

@@ -12,9 +12,9 @@ from mmalign.objectives import links, scores
 from mmalign.objectives.feedback import comparisons
 from mmalign.objectives.parts import Reading
 from mmalign.objectives.sentences import reward_gaps
-from mmalign.types import Feedback, Method, Move, Sampler
+from mmalign.types import Behavior, Feedback, Method, Move
 
-HALF = Sampler("half", {"half": 1.0})
+HALF = Behavior("half", {"half": 1.0})
 MOVES = (
     Move("start", {"current": 1.0}, every=2, moments=True),
     Move("half", {"current": 1.0}),
@@ -60,7 +60,7 @@ def egpo(*, beta: Positive = 0.1, scale: Positive = 1.0) -> Method:
 
     return replace(
         reward_gaps.reward_gaps(score=scores.ratio("total"), value=value, rewards=Reading(ahead)),
-        samplers=(HALF,),
+        behaviors=(HALF,),
         moves=MOVES,
         pairs=comparisons.two_by_two,
     )

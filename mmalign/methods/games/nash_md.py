@@ -15,7 +15,7 @@ from mmalign.objectives import ratios, surrogates, weights
 from mmalign.objectives.feedback import comparisons, returns
 from mmalign.objectives.parts import Reading
 from mmalign.objectives.sentences.policy_gradient import policy_gradient
-from mmalign.types import Feedback, Method, Sampler, UserError
+from mmalign.types import Behavior, Feedback, Method, UserError
 
 
 def nash_md(
@@ -77,4 +77,4 @@ def nash_md(
     if not drawn:
         return method
     shares = {"current": 1.0 - mixture, "ref": mixture} if mixture else {"current": 1.0}
-    return replace(method, samplers=(Sampler("mixture", shares),), keep=lambda feedback: ~feedback.drawn["mixture"])
+    return replace(method, behaviors=(Behavior("mixture", shares),), keep=lambda feedback: ~feedback.drawn["mixture"])

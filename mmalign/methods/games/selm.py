@@ -10,7 +10,7 @@ from mmalign.methods.pairs.dpo import dpo
 from mmalign.objectives import scores
 from mmalign.objectives.feedback import comparisons
 from mmalign.objectives.sentences.explored import explored
-from mmalign.types import Method, Sampler, UserError
+from mmalign.types import Behavior, Method, UserError
 
 
 def selm(*, beta: Positive = 0.01, alpha: NotNegative = 1e-3) -> Method:
@@ -40,6 +40,6 @@ def selm(*, beta: Positive = 0.01, alpha: NotNegative = 1e-3) -> Method:
     method = explored(dpo(beta=beta), score=scores.ratio("total"), weight=alpha * beta, rows=partial(comparisons.drawn, name="ref"))
     return replace(
         method,
-        samplers=(Sampler("ref", {"ref": 1.0}, part=0.25),),
+        behaviors=(Behavior("ref", {"ref": 1.0}, part=0.25),),
         pairs=partial(comparisons.with_rest, by="ref"),
     )

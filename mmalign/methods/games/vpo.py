@@ -13,7 +13,7 @@ from mmalign.methods.pairs.dpo import dpo
 from mmalign.objectives import scores
 from mmalign.objectives.feedback import comparisons
 from mmalign.objectives.sentences.explored import explored
-from mmalign.types import Feedback, Method, Sampler, UserError
+from mmalign.types import Behavior, Feedback, Method, UserError
 
 
 def vpo(*, beta: Positive = 0.1, alpha: NotNegative = 0.01, value: Literal["optimism", "pessimism"] = "optimism") -> Method:
@@ -47,7 +47,7 @@ def vpo(*, beta: Positive = 0.1, alpha: NotNegative = 0.01, value: Literal["opti
     method = explored(dpo(beta=beta), score=scores.ratio("total"), weight=alpha * beta, rows=partial(comparisons.drawn, name="ref"))
     return replace(
         method,
-        samplers=(Sampler("ref", {"ref": 1.0}, part=0.25),),
+        behaviors=(Behavior("ref", {"ref": 1.0}, part=0.25),),
         pairs=partial(comparisons.with_rest, by="ref"),
     )
 

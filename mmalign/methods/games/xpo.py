@@ -10,7 +10,7 @@ from mmalign.methods.pairs.dpo import dpo
 from mmalign.objectives import scores
 from mmalign.objectives.feedback import comparisons
 from mmalign.objectives.sentences.explored import explored
-from mmalign.types import Method, Sampler, UserError
+from mmalign.types import Behavior, Method, UserError
 
 
 def xpo(*, beta: Positive = 0.1, alpha: NotNegative = 1e-5) -> Method:
@@ -41,6 +41,6 @@ def xpo(*, beta: Positive = 0.1, alpha: NotNegative = 1e-5) -> Method:
     method = explored(dpo(beta=beta), score=scores.policy("total"), weight=alpha, rows=partial(comparisons.drawn, name="ref"))
     return replace(
         method,
-        samplers=(Sampler("ref", {"ref": 1.0}),),
+        behaviors=(Behavior("ref", {"ref": 1.0}),),
         pairs=partial(comparisons.across, by="ref"),
     )

@@ -14,7 +14,7 @@ from mmalign.objectives.feedback import advantages, comparisons, returns
 from mmalign.objectives.parts import Reading
 from mmalign.objectives.sentences.policy_gradient import policy_gradient
 from mmalign.objectives.terms.critics import priced
-from mmalign.types import Feedback, Method, Sampler
+from mmalign.types import Behavior, Feedback, Method
 
 
 def remax(*, beta: NotNegative = 0.0, gamma: Proportion = 1.0, largest: Positive | None = None) -> Method:
@@ -57,4 +57,4 @@ def remax(*, beta: NotNegative = 0.0, gamma: Proportion = 1.0, largest: Positive
         weigh=partial(weights.constant_length, length=1),
         keep=lambda feedback: ~(feedback.rewards - baseline(feedback)).isnan(),
     )
-    return replace(method, samplers=(Sampler("greedy", {"current": 1.0}, part=0, greedy=True),))
+    return replace(method, behaviors=(Behavior("greedy", {"current": 1.0}, part=0, greedy=True),))

@@ -15,7 +15,7 @@ from mmalign.types import Feedback, UserError
 
 
 def drawn(feedback: Feedback, name: str) -> Tensor:
-    """``[B]`` bool: rows that the sampler of that name drew and whose reward is known. Errors: UserError where there is no such sampler."""
+    """``[B]`` bool: rows that the behavior of that name drew and whose reward is known. Errors: UserError where there is none."""
     if name not in feedback.drawn:
         raise UserError(f"Feedback.drawn: got {sorted(feedback.drawn)}, this method takes rows drawn by {name!r}")
     return feedback.drawn[name] & ~feedback.rewards.isnan()
@@ -151,12 +151,12 @@ def best_and_worst(feedback: Feedback) -> Feedback:
 
 
 def across(feedback: Feedback, *, by: str) -> Feedback:
-    """Every row that a sampler drew against one that the current policy drew, in their order in the group.
+    """Every row that a behavior drew against one that the current policy drew, in their order in the group.
 
     The better one first, by reward; the strength is its win probability where rows were compared directly, 1 where one is ahead, 0.5
     for a tie and NaN where a reward is missing. Pairs that the feedback has already stay.
 
-    by: the sampler's name.
+    by: the behavior's name.
     """
     if feedback.pairs is not None:
         return feedback
@@ -193,11 +193,11 @@ def _in_order(feedback: Feedback, pairs: Tensor) -> Feedback:
 
 
 def with_rest(feedback: Feedback, *, by: str) -> Feedback:
-    """``best_and_worst``, and the rows that a sampler drew and that are in no pair, two by two, as pairs of which nothing is known.
+    """``best_and_worst``, and the rows that a behavior drew and that are in no pair, two by two, as pairs of which nothing is known.
 
     An odd one out stands with any other row that is in no pair, if there is one.
 
-    by: the sampler's name.
+    by: the behavior's name.
     """
     if feedback.pairs is not None:
         return feedback

@@ -18,7 +18,7 @@ from mmalign.policies.language import prefixes
 from mmalign.policies.language.fitting import Fit
 from mmalign.policies.language.logits import Head
 from mmalign.policies.language.masking import HiddenTokens, hidden_tokens
-from mmalign.types import Sampler, UserError
+from mmalign.types import Behavior, UserError
 
 
 class Drawing(NamedTuple):
@@ -181,7 +181,7 @@ class Drawer:
         self, ids: Sequence[Sequence[int]], which: Tensor, uniform: Tensor, drawing: Drawing, *, shares: Mapping[str, float] = CURRENT,
         extras: Sequence[Mapping[str, Tensor]] = (), hidden: Sequence[Tensor] = (),
     ) -> Drawn:  # fmt: skip
-        """Completions of prompts ``ids``. which: ``[R]`` the prompt of each row. uniform: ``[R, most]``. shares: as of ``types.Sampler``.
+        """Completions of prompts ``ids``. which: ``[R]`` the prompt of each row. uniform: ``[R, most]``. shares: as of ``types.Behavior``.
 
         extras: further inputs of each prompt, as of ``prefixes.Sequences``. hidden: of each prompt ``[L]`` bool, the tokens that get no
         attention. Errors: UserError for a mixture where the model's cache is not known.
@@ -189,7 +189,7 @@ class Drawer:
         voices = [Voice(share, lambda name=name: self.using(name)) for name, share in shares.items()]  # type: ignore[misc]
         if len(voices) > 1 and not self.fit.shared:
             raise UserError(
-                f"sampler: got {', '.join(shares)}; {type(self.model).__name__} has no cache to mix distributions with, takes one set"
+                f"behavior: got {', '.join(shares)}; {type(self.model).__name__} has no cache to mix distributions with, takes one set"
             )
         parts, device = [], next(self.model.parameters()).device
         for rows in torch.arange(len(which)).split(self.rows_at_once):
@@ -209,16 +209,16 @@ class Drawer:
             parts.append(Drawn(*(value.cpu() for value in drawn)))
         return joined(parts)
 
-    def by_samplers(
-        self, ids: Sequence[Sequence[int]], which: Tensor, uniform: Tensor, drawing: Drawing, who: Tensor, samplers: Sequence[Sampler],
+    def by_behaviors(
+        self, ids: Sequence[Sequence[int]], which: Tensor, uniform: Tensor, drawing: Drawing, who: Tensor, behaviors: Sequence[Behavior],
         extras: Sequence[Mapping[str, Tensor]] = (),
     ) -> Drawn:  # fmt: skip
-        """The same, where ``who [R]`` draws: 0 the current policy, k the k-th sampler."""
+        """The same, where ``who [R]`` draws: 0 the current policy, k the k-th behavior."""
         parts, places = [], []
-        for number, sampler in enumerate([None, *samplers]):
+        for number, behavior in enumerate([None, *behaviors]):
             rows = torch.nonzero(who == number).flatten()
-            shares = CURRENT if sampler is None else sampler.shares
-            manner = drawing._replace(temperature=0.0) if sampler is not None and sampler.greedy else drawing
+            shares = CURRENT if behavior is None else behavior.shares
+            manner = drawing._replace(temperature=0.0) if behavior is not None and behavior.greedy else drawing
             parts.append(self(ids, which[rows], uniform[rows], manner, shares=shares, extras=extras))
             places.append(rows)
         order = torch.cat(places).argsort()

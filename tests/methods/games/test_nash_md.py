@@ -53,5 +53,7 @@ def test_drawn_opponents_count_alike_and_are_never_trained() -> None:
     method, feedback = nash_md(tau=0.0), replace(feedback_of([0.0, 5.0, -5.0]), drawn=drawn)
     torch.testing.assert_close(method.signal(feedback)[:, 0], torch.tensor([0.1, 0.0, 0.0]).double())
     assert method.keep is not None and method.keep(feedback).tolist() == [True, False, False]
-    assert [(sampler.name, sampler.shares) for sampler in nash_md(mixture=0.25).samplers] == [("mixture", {"current": 0.75, "ref": 0.25})]
-    assert nash_md(mixture=0.0).samplers[0].shares == {"current": 1.0} and not nash_md(opponents="weighted").samplers
+    assert [(behavior.name, behavior.shares) for behavior in nash_md(mixture=0.25).behaviors] == [
+        ("mixture", {"current": 0.75, "ref": 0.25})
+    ]
+    assert nash_md(mixture=0.0).behaviors[0].shares == {"current": 1.0} and not nash_md(opponents="weighted").behaviors

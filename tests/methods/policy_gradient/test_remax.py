@@ -15,7 +15,7 @@ def test_the_greedy_row_is_the_baseline() -> None:
     method = remax()
     assert method.signal(feedback).tolist() == [[-2, -2], [0, 0], [4, 0], [0, 0]]
     assert method.keep is not None and method.keep(feedback).tolist() == [True, False, True, False]
-    assert [(sampler.part, sampler.greedy) for sampler in method.samplers] == [(0, True)]
+    assert [(behavior.part, behavior.greedy) for behavior in method.behaviors] == [(0, True)]
 
 
 def test_a_rollout_without_greedy_rows_is_refused() -> None:
