@@ -146,7 +146,7 @@ class DiffusersPolicy:
         frozen(key, self.sets, other.sets)
         modules = {part: module for part, module in other.pipe.components.items() if isinstance(module, torch.nn.Module)}
         own_parts = ("pipe", "caller", "denoisers", "denoiser", "_place")
-        self.sets.lend(name, self, Other({part: vars(other)[part] for part in own_parts}, digest(modules)))
+        self.sets.lend(name, self, Other({part: vars(other)[part] for part in own_parts}, digest(modules), tuple(other.denoisers.values())))
 
     # Rollout
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
@@ -26,11 +27,12 @@ SOME = 64  # numbers of each tensor by which weights are told apart
 class Other(NamedTuple):
     """Another model that a name stands for. parts: the attributes of the policy that are its own model's, as they are of that one.
 
-    digest: what its weights are told apart by.
+    digest: what its weights are told apart by. modules: what of it may wait elsewhere between its uses.
     """
 
     parts: Mapping[str, Any]
     digest: str
+    modules: tuple[nn.Module, ...] = ()
 
 
 class ParameterSets:
@@ -45,7 +47,8 @@ class ParameterSets:
     sees what is in use. Parameters are looked up at every use, as ``fully_shard`` puts others in their place.
 
     home: the device that copies are kept on, the parameters' own by default. What is trained waits there while a set is in use: with
-    another home one set's worth of memory on the device instead of one for each, for two copies over the bus.
+    another home one set's worth of memory on the device instead of one for each, for two copies over the bus. Other models that names
+    stand for wait there too.
 
     train: in place of ``lora``, what makes the module ready (some of its parameters trained, some under LoRA, some frozen), and tells
     whether all that is trained is LoRA. Where some is not, ``ref`` is a copy of what is trained.
@@ -76,6 +79,8 @@ class ParameterSets:
         self._pairs = [pair for pair in pairs_of(module) if pair.down in self._owners] if lora or train else []
         self.sets: dict[str, dict[str, Tensor]] = {}
         self.others: dict[str, Other] = {}
+        self.workplaces: dict[str, torch.device] = {}  # of other models that wait at home, where they are while they are in use
+        self._in_use: Counter[str] = Counter()
         self._policy: Any = None
         self._own: dict[str, Any] | None = None  # the policy's parts while those of another model are in their place
         self._replaced: list[tuple[str, dict[str, Tensor]]] = []  # sets that are in place, and what they stand in for
@@ -109,6 +114,10 @@ class ParameterSets:
         """Makes a name stand for another model. policy: whose attributes are swapped. Memory of a set of that name is given back."""
         self.others[name], self._policy = other, policy
         self.sets.pop(name, None)
+        if self.home is not None and other.modules:
+            self.workplaces.setdefault(name, next(other.modules[0].parameters()).device)
+            for part in other.modules:
+                part.to(self.home)
 
     @property
     def foreign(self) -> dict[str, str]:
@@ -183,7 +192,7 @@ class ParameterSets:
         if name == "current":
             yield
         elif name in self.others:
-            with self._in_place(self.others[name].parts):
+            with self._at_work(name), self._in_place(self.others[name].parts):
                 yield
         elif name == "ref" and self.lora and "ref" not in self.sets:
             with self._in_place(self._own), switched(self.module, on=False):
@@ -207,6 +216,20 @@ class ParameterSets:
         else:
             names = sorted({"current", "ref", *self.sets, *self.others})
             raise UserError(f"parameter set: got {name!r}, this policy has {', '.join(names)}")
+
+    @contextmanager
+    def _at_work(self, name: str) -> Iterator[None]:
+        """Another model where it works, while some block of it lasts; then it goes home."""
+        parts = self.others[name].modules if name in self.workplaces else ()
+        self._in_use[name] += 1
+        try:
+            for part in parts if self._in_use[name] == 1 else ():
+                part.to(self.workplaces[name])
+            yield
+        finally:
+            self._in_use[name] -= 1
+            for part in () if self._in_use[name] else parts:
+                part.to(self.home)
 
     @property
     def in_place(self) -> str:

@@ -113,11 +113,12 @@ class Memory(Record):
     storage: ``float8`` keeps the frozen weights of the blocks' linear layers in 8 bits under LoRA: half the memory of bf16, a copy of one
     layer at a time, and weights rounded by up to 1/16 of their size. The policy is then that of the rounded model. offload: what waits on
     the CPU until it is needed: names of components, ``frozen`` for all that no step of sampling needs (encoders once prompts are encoded,
-    the VAE until it decodes), ``references`` for full copies of the weights (``ref``, ``ema``; with LoRA they are small or none). Costs
-    its transfer over the bus at each use. Changes no number. slice_vae: decode one row at a time: the decoder's memory no longer grows
-    with rows_at_once. tile_vae: decode large images in overlapping tiles, blended at their seams, where the class can. Changes outputs a
-    little. compile: ``torch.compile`` of the blocks that a denoiser repeats, or of all of it where it has none. Costs minutes at the
-    first steps. Compiled with gradient and without, arithmetic may differ in its last bits, and preflight measures by how much.
+    the VAE until it decodes), ``references`` for full copies of the weights (``ref``, ``ema``; with LoRA they are small or none) and the
+    denoisers of references that are other pipelines. Costs its transfer over the bus at each use. Changes no number. slice_vae: decode one
+    row at a time: the decoder's memory no longer grows with rows_at_once. tile_vae: decode large images in overlapping tiles, blended at
+    their seams, where the class can. Changes outputs a little. compile: ``torch.compile`` of the blocks that a denoiser repeats, or of all
+    of it where it has none. Costs minutes at the first steps. Compiled with gradient and without, arithmetic may differ in its last bits,
+    and preflight measures by how much.
     """
 
     rows_at_once: Count = 64
@@ -135,13 +136,15 @@ class TextMemory(Record):
 
     rows_at_once: rows in one batch while sampling. logits_at_once: numbers in the largest piece of logits. gradient_checkpointing:
     recompute activations in the backward pass; prompts are then not shared. shared_prefixes: compute a prompt once for all of its rows,
-    where the model's cache allows it.
+    where the model's cache allows it. offload: ``references``: full copies of the weights, and references that are other models, wait on
+    the CPU until they are used. Costs their transfer over the bus at each use. Changes no number.
     """
 
     rows_at_once: Count = 64
     logits_at_once: Annotated[int, within(1)] = 2**23
     gradient_checkpointing: bool = False
     shared_prefixes: bool = True
+    offload: Literal["references"] | None = None
 
 
 @dataclass(frozen=True)

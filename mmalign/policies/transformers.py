@@ -138,7 +138,8 @@ class TransformersPolicy:
         model.eval()
         if lora is not None and train is not None:
             raise UserError("policy.train: got lora too, takes one of them (train: {language: {rank: 16}} is LoRA in the language model)")
-        self.sets = ParameterSets(model, lora=lora, train=None if train is None else making(train), start=start)
+        home = None if memory.offload is None else torch.device("cpu")
+        self.sets = ParameterSets(model, lora=lora, home=home, train=None if train is None else making(train), start=start)
         self.engine = None if engine is None else Engine(engine, chat, model, lora=self.sets.lora)
         self.heads, self.gives = add_heads(self.sets, model, heads), ADAPTER.gives | set(heads)
         example = made_up(model, chat.never, [] if chat.vision is None else chat.vision.example())

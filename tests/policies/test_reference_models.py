@@ -70,7 +70,9 @@ def kl(one, two, mask):
     return (one.exp() * (one - two)).sum(-1) * mask
 
 
-@pytest.mark.parametrize("settings", [{}, {"lora": {"rank": 2}}, {"temperature": 0.7}, {"gradient_checkpointing": True}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"lora": {"rank": 2}}, {"temperature": 0.7}, {"gradient_checkpointing": True}, {"offload": "references"}]
+)
 def test_a_larger_language_model_scores_the_rows_as_it_does_alone(settings):
     scale = {"temperature": settings["temperature"]} if "temperature" in settings else {}
     policy, model = student(**settings), llama(1, hidden_size=24, intermediate_size=40, num_hidden_layers=3)
@@ -96,6 +98,39 @@ def test_the_trained_policy_samples_and_scores_as_without_it():
     assert a.outputs == b.outputs and torch.equal(a.log_probs, b.log_probs)
     ours, theirs = (some.steps(rows, torch.arange(6), needs=frozenset({OLD})).log_probs for some, rows in ((plain, a), (policy, b)))
     assert torch.equal(ours, theirs)
+
+
+def moves(patch):
+    """Where modules are moved to, as it is asked for."""
+    asked, own = [], torch.nn.Module.to
+    patch.setattr(torch.nn.Module, "to", lambda self, *args, **more: (asked.append((id(self), *args)), own(self, *args, **more))[1])
+    return asked
+
+
+def test_it_waits_elsewhere_between_its_uses_and_copies_too(monkeypatch):
+    policy, other, small = student(offload="references"), teacher(), teacher(2)
+    asked = moves(monkeypatch)
+    policy.refer("ref", other)
+    policy.sets.workplaces["ref"] = torch.device("cpu", 0)  # as a GPU would be another place than home
+    policy.refer("judge", small)
+    home, work = (id(other.model), torch.device("cpu")), (id(other.model), torch.device("cpu", 0))
+    of_other = lambda: [move for move in asked if move[0] == id(other.model)]  # noqa: E731
+    assert of_other() == [home, home] and policy.sets.home == torch.device("cpu")
+    asked.clear()
+    rollout = rollout_of(policy)
+    policy.remember(rollout, ["ref"], 6)
+    assert of_other() == [work, home]
+    with policy.using("ref"), policy.using("judge"), policy.using("ref"):
+        assert of_other() == [work, home, work]
+    with pytest.raises(KeyError), policy.using("ref"):
+        raise KeyError
+    assert of_other() == [work, home] * 3
+    plain = student()
+    plain.refer("ref", teacher())
+    asked.clear()
+    again = rollout_of(plain)
+    plain.remember(again, ["ref"], 6)
+    assert torch.equal(again.held.refs["ref"], rollout.held.refs["ref"]) and asked == []
 
 
 def test_it_stays_as_it_was_while_the_policy_is_trained():

@@ -71,10 +71,10 @@ def refer(policy: Reader, name: str, other: Any, examples: Sequence[Any]) -> Non
     never = _within(policy.scorer, least, own)
     policy.scorer, policy.drawing = replace(policy.scorer, never=never), policy.drawing._replace(never=never)
     for label, part in parts.items():
-        there = part["fit"].device
+        there = policy.sets.workplaces.get(label, part["fit"].device)
         never = _within(policy.scorer, least, widths[label]).to(there)
         scorer = replace(policy.scorer, fit=part["fit"], device=there, layers=(), never=never)
-        policy.sets.lend(label, policy, Other({**part, "scorer": scorer}, digest({"model": part["model"]})))
+        policy.sets.lend(label, policy, Other({**part, "scorer": scorer}, digest({"model": part["model"]}), (part["model"],)))
 
 
 def width_of(model: Any, fit: Fit) -> int:
