@@ -238,7 +238,8 @@ def _padded(steps: Steps, feedback: Feedback, garbage: float) -> tuple[Steps, Fe
     wide = replace(steps.each(lambda values: mask if values.dtype == torch.bool else pad(values)), log_probs=leaf)
     moves = {name: replace(other, log_probs=other.log_probs + (leaf - leaf.detach())) for name, other in wide.contrasts.items()}
     terms = {name: table + (leaf - leaf.detach()) if name == "adjoint" else table for name, table in wide.terms.items()}
-    wide = replace(wide, contrasts=moves, terms=terms)  # they are of the same parameters
+    distances = {name: table + (leaf - leaf.detach()) for name, table in wide.kls.items()}
+    wide = replace(wide, contrasts=moves, terms=terms, kls=distances)  # they are of the same parameters
     missing = torch.full((2,), math.nan, dtype=torch.float64)
     wins = torch.full((ROWS + 2, ROWS + 2), math.nan, dtype=torch.float64)
     wins[:ROWS, :ROWS] = feedback.wins  # type: ignore[assignment]

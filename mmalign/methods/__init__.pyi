@@ -4,8 +4,12 @@ from mmalign.methods.denoising.dpok import dpok as dpok
 from mmalign.methods.denoising.flow_dppo import flow_dppo as flow_dppo
 from mmalign.methods.denoising.flow_grpo import flow_grpo as flow_grpo
 from mmalign.methods.denoising.grpo_guard import grpo_guard as grpo_guard
+from mmalign.methods.forward_process.awm import awm as awm
+from mmalign.methods.forward_process.crd import crd as crd
+from mmalign.methods.forward_process.dgpo import dgpo as dgpo
 from mmalign.methods.forward_process.diffusion_dpo import diffusion_dpo as diffusion_dpo
 from mmalign.methods.forward_process.diffusion_nft import diffusion_nft as diffusion_nft
+from mmalign.methods.forward_process.diffusion_opd import diffusion_opd as diffusion_opd
 from mmalign.methods.forward_process.flow_dpo import flow_dpo as flow_dpo
 from mmalign.methods.forward_process.ram import ram as ram
 from mmalign.methods.games.accelerated_po import accelerated_po as accelerated_po

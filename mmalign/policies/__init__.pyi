@@ -5,9 +5,7 @@ from mmalign.policies.forward import forward as forward
 from mmalign.policies.inspecting.inspection import inspection as inspection
 from mmalign.policies.parameters import ParameterSets as ParameterSets
 from mmalign.policies.pipelines.adjoints import adjoints as adjoints
-from mmalign.policies.pipelines.other_prompts import other_prompts as other_prompts
 from mmalign.policies.pipelines.refusals import refusals as refusals
-from mmalign.policies.pipelines.training_schedule import training_schedule as training_schedule
 from mmalign.policies.transformers import TransformersPolicy as TransformersPolicy
 from mmalign.policies.transformers import transformers as transformers
 from mmalign.policies.twins.pipelines import call_arguments as call_arguments

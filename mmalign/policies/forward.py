@@ -22,9 +22,9 @@ from mmalign.policies.diffusers import DiffusersPolicy
 from mmalign.policies.pipelines import reference_models
 from mmalign.policies.pipelines.arguments import all_arguments
 from mmalign.policies.pipelines.calling import unguided
-from mmalign.policies.pipelines.other_prompts import following, other_prompts
+from mmalign.policies.pipelines.other_rows import following, other_prompts
 from mmalign.policies.pipelines.scheduler import PRECONDITIONED, parametrisation
-from mmalign.policies.pipelines.training_schedule import training_schedule
+from mmalign.policies.pipelines.trained_levels import training_schedule
 from mmalign.policies.pipelines.unfit import without_probe
 from mmalign.samplers import kernels
 from mmalign.stacking import offset, stacked_by_name

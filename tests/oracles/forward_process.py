@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tests.oracles.policy_gradient import _cells, _rows, _z_scores, _zero
+from tests.oracles.policy_gradient import _cells, _compared, _ppo, _rows, _z_scores, _zero
 from tests.oracles.tables import SIZE, Table
 
 
@@ -65,6 +66,98 @@ def ram(
     return _every(table, cell)
 
 
+def _error(table: Table, row: int, step: int, of: Tensor | None) -> Tensor:
+    return _mean_square(of[row, step] - table.target[row, step])  # type: ignore[index]
+
+
+def awm(
+    table: Table, *, weight: str = "uniform", power: float = 0.25, clip: float = 1.0, kl: float = 1e-3, std: str = "batch",
+    largest: float = 5.0,
+) -> Tensor:  # fmt: skip
+    scores = _z_scores(table, table.rewards.tolist(), False, 1e-4, std)
+
+    def cell(row: int, step: int) -> Tensor:
+        s = float(table.noise[row, step])
+        change = {
+            "uniform": lambda e: e, "noise": lambda e: s * e, "noise_squared": lambda e: s * s * e,
+            "huber": lambda e: s * ((e + 1e-10) ** 0.5 - 1e-5),
+            "generalised_huber": lambda e: s * ((e + 1e-10) ** power - 1e-10**power) / power,
+        }[weight]  # fmt: skip
+        now, before = (change(_error(table, row, step, of)) for of in (table.mean, table.mean_previous))
+        pulled = kl * _mean_square(table.mean[row, step] - table.mean_ref[row, step])
+        return _ppo(before - now, min(max(scores[row], -largest), largest) / largest, clip, clip) + pulled
+
+    return _every(table, cell)
+
+
+def _group(table: Table, row: int, step: int) -> list[int]:
+    """The rows that a row is compared with, itself among them, that have this draw; none where it has nobody."""
+    compared = [other for other, _ in _compared(table, table.rewards.tolist())]
+    if row not in compared:
+        return []
+    return [other for other in compared if table.group[other] == table.group[row] and bool(table.mask[other, step])]
+
+
+def dgpo(
+    table: Table, *, beta: float = 100.0, clip: float | None = 1e-3, kl: float = 1e-3, std: str = "group", largest: float = 5.0
+) -> Tensor:
+    scores = [min(max(score, -largest), largest) for score in _z_scores(table, table.rewards.tolist(), False, 1e-4, std)]
+
+    def cell(row: int, step: int) -> Tensor:
+        pulled = kl * _mean_square(table.mean[row, step] - table.mean_ref[row, step])
+        group, own = _group(table, row, step), _error(table, row, step, table.mean)
+        if not group:
+            return pulled
+        total = sum(
+            scores[other] * float((_error(table, other, step, table.mean) - _error(table, other, step, table.mean_ref)).detach())
+            for other in group
+        )
+        weight = 1 / (1 + math.exp(-beta * total / len(group)))
+        if clip is not None:
+            ratio = math.exp(float((_error(table, row, step, table.mean_previous) - own).detach()))
+            if (scores[row] > 0 and ratio > 1 + clip) or (scores[row] < 0 and ratio < 1 - clip):
+                return pulled
+        return weight * scores[row] * own + pulled
+
+    return _every(table, cell)
+
+
+def crd(
+    table: Table, *, beta: float = 1.0, link: str = "squared", weight: str = "absolute", kl: float = 0.1, std: str = "batch",
+    largest: float = 5.0,
+) -> Tensor:  # fmt: skip
+    scores = [min(max(score / largest, -1.0), 1.0) / 2 + 0.5 for score in _z_scores(table, table.rewards.tolist(), False, 1e-4, std)]
+
+    def size(row: int, step: int, of: Tensor) -> float:
+        return float((of[row, step] - table.target[row, step]).detach().abs().mean()) if weight == "absolute" else 1.0
+
+    def implied(row: int, step: int) -> Tensor:
+        now, before = table.mean, table.mean_previous
+        return _error(table, row, step, before) / size(row, step, before) - _error(table, row, step, now) / size(row, step, now)
+
+    def cell(row: int, step: int) -> Tensor:
+        pulled, group = kl * _mean_square(table.mean[row, step] - table.mean_ref[row, step]), _group(table, row, step)
+        if not group:
+            return pulled
+        own = beta * (implied(row, step) - statistics.mean(float(implied(other, step).detach()) for other in group))
+        wanted = scores[row] - statistics.mean(scores[other] for other in group)
+        if link == "squared":
+            return largest / beta * (own - wanted) ** 2 + pulled
+        label = 1 / (1 + math.exp(-wanted))
+        return -largest / beta * (label * torch.sigmoid(own).log() + (1 - label) * torch.sigmoid(-own).log()) + pulled
+
+    return _every(table, cell)
+
+
+def diffusion_opd(table: Table, *, teachers: dict[str, float], per_scalar: bool = True) -> Tensor:
+    def cell(row: int, step: int) -> Tensor:
+        kls = {"ref": table.kl, "previous": table.kl_previous}
+        total = sum((share * kls[name][row, step] for name, share in teachers.items()), _zero(table))
+        return total * (not math.isnan(float(table.rewards[row]))) / (table.event_size if per_scalar else 1)
+
+    return _every(table, cell)
+
+
 ORACLES: dict[str, list[tuple[dict[str, Any], Callable[..., Tensor]]]] = {
     "diffusion_nft": [
         ({}, diffusion_nft),
@@ -76,5 +169,27 @@ ORACLES: dict[str, list[tuple[dict[str, Any], Callable[..., Tensor]]]] = {
         ({"scale": 0.4, "std": "batch", "eps": 0.1, "largest": 0.6}, ram),
         ({"baseline": "none"}, ram),
     ],
+    "awm": [
+        ({}, awm),
+        ({"weight": "generalised_huber", "power": 0.4, "clip": 0.2, "std": "group", "largest": 0.6, "kl": 0.3}, awm),
+        ({"weight": "huber", "clip": 0.05}, awm),
+        ({"weight": "noise_squared"}, awm),
+        ({"weight": "noise"}, awm),
+    ],
+    "dgpo": [
+        ({}, dgpo),
+        ({"beta": 3.0, "clip": None, "kl": 0.2, "std": "batch", "largest": 0.5}, dgpo),
+    ],
+    "crd": [
+        ({}, crd),
+        ({"beta": 0.4, "link": "logistic", "weight": "none", "kl": 0.3, "std": "group", "largest": 0.7}, crd),
+    ],
+    "diffusion_opd": [
+        ({"teachers": {"ref": 1.0}}, diffusion_opd),
+        ({"teachers": {"ref": 0.3, "previous": 0.7}, "per_scalar": False}, diffusion_opd),
+    ],
 }
-SATURATING: dict[str, str] = {}
+SATURATING = {
+    "crd": "the implied reward of a row is regressed on what it should be: a group in which rewards agree with it says nothing",
+    "diffusion_opd": "no reward is maximised",
+}

@@ -8,7 +8,7 @@ import torch
 import mmalign as mm
 from mmalign.needs import NOISE, contrast, kls
 from mmalign.policies.forward import latents
-from mmalign.policies.pipelines.training_schedule import training_schedule
+from mmalign.policies.pipelines.trained_levels import training_schedule
 from mmalign.policies.settings import Schedule
 from mmalign.policies.twins import pipelines
 from mmalign.training.units import refuse_mismatch

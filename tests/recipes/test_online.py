@@ -348,7 +348,10 @@ def test_a_method_is_refused_where_the_policy_cannot_serve_it(tmp_path: Path) ->
     from dataclasses import replace
 
     for changes, line in (
-        ({"needs": frozenset({Need("logits")})}, "method: needs logits; this policy gives adjoint, behaviors, drift, dt, kls, old, refs, std"),
+        (
+            {"needs": frozenset({Need("logits")})},
+            "method: needs logits; this policy gives adjoint, behaviors, drift, dt, kls, old, refs, std",
+        ),
         ({"kinds": frozenset({"token"})}, "method: takes steps of kind token; this policy gives transition"),
     ):
         with pytest.raises(UserError, match=line):

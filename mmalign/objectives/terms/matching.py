@@ -54,3 +54,27 @@ def by_absolute_error(steps: Steps, name: str, share: float) -> Tensor:
     """
     noise, absolute_error = live(held(steps, NOISE), steps.mask), live(held(steps, absolute(name, share)), steps.mask)
     return noise**2 * mixture_error(steps, name, share) / (noise * absolute_error).clamp(min=SMALLEST)
+
+
+def weighted(steps: Steps, error: Tensor, weight: str, power: float) -> Tensor:
+    """A squared error under AWM's weights, at noise level s: ``uniform`` e; ``noise`` s e; ``noise_squared`` s^2 e; ``huber``
+    ``s (sqrt(e + 1e-10) - 1e-5)``; ``generalised_huber`` ``s / p ((e + 1e-10)^p - 1e-10^p)``.
+
+    error: ``[B, T]``, 0 where dead. weight: one of these. power: p.
+    """
+    if weight == "uniform":
+        return error
+    s = live(held(steps, NOISE), steps.mask)
+    if weight in ("noise", "noise_squared"):
+        return error * (s if weight == "noise" else s**2)
+    shifted = error.clamp(min=0) + 1e-10
+    if weight == "huber":
+        return s * (shifted.sqrt() - 1e-5)
+    return s / power * (shifted**power - 1e-10**power)
+
+
+def in_groups(signal: Tensor) -> tuple[Tensor, Tensor]:
+    """Of a signal ``[R, 1, 2]`` of a score and 1 + the number of a row's group (0: nothing is known of it): the scores ``[R, 1]``, and
+    which rows are of one group, ``[R, R]`` float64, itself among them."""
+    group = signal[:, 0, 1]
+    return signal[:, 0, :1], ((group[:, None] == group[None, :]) & (group[:, None] > 0)).to(signal)
