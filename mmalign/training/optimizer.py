@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -28,6 +28,39 @@ def parted(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     groups = [{**group, "params": some} for group in optimizer.param_groups for some in alike(group["params"])]
     optimizer.param_groups[:] = groups
     return optimizer
+
+
+class OfWholeMatrices(torch.optim.Optimizer):
+    """An optimiser that has to see whole matrices, over parameters in shards: one of them at a time is put together and stepped.
+
+    make: the optimiser of some parameters. All processes compute the same step of a matrix, and keep their rows of it and of its state.
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter], make: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]):
+        made = make(parameters)
+        super().__init__(made.param_groups, made.defaults)
+        self.make = make
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # nobody asks for the loss
+        """One step of every parameter with a gradient; takes all processes. closure: of torch's interface, not used."""
+        for group in self.param_groups:
+            settings = {key: value for key, value in group.items() if key != "params"}
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._step(parameter, settings)
+
+    def _step(self, parameter: nn.Parameter, settings: Mapping[str, Any]) -> None:
+        matrix = nn.Parameter(whole(parameter.detach()))
+        matrix.grad = whole(parameter.grad.detach()) if parameter.grad is not None else None
+        one = self.make([matrix])
+        one.param_groups[0].update(settings)
+        one.state[matrix] = {key: whole(held) if isinstance(held, Tensor) else held for key, held in self.state[parameter].items()}
+        one.step()
+        if matrix.data_ptr() != parameter.data_ptr():
+            parameter.copy_(like(matrix.detach(), parameter))
+        entries = one.state[matrix].items()
+        self.state[parameter] = {key: like(held, parameter) if isinstance(held, Tensor) else held for key, held in entries}
 
 
 def clipped(parameters: Iterable[nn.Parameter], most: float) -> Tensor:

@@ -23,6 +23,7 @@ import torch
 from mmalign.arguments.ranges import Natural, NotNegative, Positive, Share, Steps, within
 from mmalign.arguments.signatures import Record
 from mmalign.distributed.shards import is_cut
+from mmalign.training.optimizer import OfWholeMatrices
 from mmalign.training.settings import above, at_least
 from mmalign.types import UserError
 
@@ -112,7 +113,7 @@ def adamw(
     def make(parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
         return torch.optim.AdamW(parameters, lr=rate, betas=betas, eps=eps, weight_decay=weight_decay, fused=True)
 
-    return _optimizer(make, rate, warmup, decay, max_norm, ema, half=eps >= HALF_EPS, shards=True)
+    return _optimizer(make, rate, warmup, decay, max_norm, ema, half=eps >= HALF_EPS, shards="rows")
 
 
 def adamw_8bit(
@@ -184,7 +185,7 @@ def adafactor(  # the keywords that the library has
         )  # fmt: skip
         return made
 
-    return _optimizer(make, chosen, warmup, decay, max_norm, ema)
+    return _optimizer(make, chosen, warmup, decay, max_norm, ema, shards="matrices")
 
 
 def sgd(
@@ -203,7 +204,7 @@ def sgd(
     def make(parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
         return torch.optim.SGD(parameters, lr=rate, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay)
 
-    return _optimizer(make, rate, warmup, decay, max_norm, ema, half=True, shards=True)
+    return _optimizer(make, rate, warmup, decay, max_norm, ema, half=True, shards="rows")
 
 
 def muon(
@@ -233,7 +234,7 @@ def muon(
         made: torch.optim.Optimizer = kind(trained, lr=rate, momentum=momentum, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
         return made
 
-    return _optimizer(make, rate, warmup, decay, max_norm, ema, half=True)
+    return _optimizer(make, rate, warmup, decay, max_norm, ema, half=True, shards="matrices")
 
 
 def _optimizer(
@@ -245,9 +246,10 @@ def _optimizer(
     ema: Share | Ema | None,
     *,
     half: bool = False,
-    shards: bool = False,
+    shards: Literal["rows", "matrices"] | None = None,
 ) -> Optimizer:
-    """half, shards: whether it can train parameters in float16, and in shards. Errors: UserError by ``make`` for such, where it cannot."""
+    """half: whether it can train parameters in float16. shards: what it has to see of one in shards: the rows that a process has, or the
+    whole matrix; None: it cannot train such. Errors: UserError by ``make`` where it cannot."""
     at_least(0, warmup=warmup)
     above(0, max_norm=max_norm, **({} if rate is None else {"rate": rate}))
     if ema is not None and not isinstance(ema, Ema):
@@ -262,9 +264,11 @@ def _optimizer(
                 f"optimizer: {count} of {len(trained)} trained parameters are float16, where squares of small gradients are 0 and updates "
                 f"grow without end; takes policy.dtype: float32 or bfloat16, policy.lora, sgd, or adamw with eps: {HALF_EPS:g} or more"
             )
-        if not shards and any(is_cut(parameter) for parameter in trained):
-            raise UserError("optimizer: needs whole parameters, and devices.place: fsdp2 cuts them; takes adamw or sgd, or replicate")
-        return make(trained)
+        cut = any(is_cut(parameter) for parameter in trained)
+        if cut and shards is None:
+            takes = "takes adamw, adafactor, muon or sgd, or replicate"
+            raise UserError(f"optimizer: its blocks of 8 bits are of whole parameters, and devices.place: fsdp2 cuts them; {takes}")
+        return OfWholeMatrices(trained, make) if cut and shards == "matrices" else make(trained)
 
     return Optimizer(checked, math.nan if rate is None else rate, warmup, decay, max_norm, ema)
 

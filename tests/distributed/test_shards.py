@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import warnings
@@ -109,8 +110,10 @@ def in_shards(train: Train, folder: Path, **more: Any) -> list[str]:
         {"method": "nash_md"},
         {"method": "online_dpo", "references": {"ref": {"every": 1, "shares": {"ref": 0.4, "current": 0.6}}}},
         {"method": "ppo", "optimizer": mm.sgd(rate=1e-3, momentum=0.9)},
+        {"optimizer": mm.adafactor(rate=1e-3, beta1=0.9, eps=(1e-12, 1e-3))},
+        {"lora": Lora(rank=2, targets="all-linear"), "optimizer": mm.muon(rate=1e-3, max_norm=math.inf)},
     ],
-    ids=["full", "lora", "drawn from a mixture", "a reference that moves", "a critic, sgd"],
+    ids=["full", "lora", "drawn from a mixture", "a reference that moves", "a critic, sgd", "adafactor", "muon"],
 )
 def test_texts(more: dict[str, Any], tmp_path: Path) -> None:
     assert not in_shards(words, tmp_path, **more)
@@ -277,9 +280,9 @@ def test_what_cannot_be_cut_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="place: got 'fsdp'"):
         words(tmp_path, devices={"place": "fsdp"})
 
-    many = {"devices": SHARDS, "optimizer": mm.adafactor(rate=1e-3)}
-    ended = together(2, lambda rank: words(tmp_path, **many), tmp_path / "adafactor")
-    assert [code for code, _ in ended] == [2, 2] and "optimizer: needs whole parameters, and devices.place: fsdp2 cuts them" in ended[1][1]
+    many = {"devices": SHARDS, "optimizer": mm.adamw_8bit(rate=1e-3)}
+    ended = together(2, lambda rank: words(tmp_path, **many), tmp_path / "eight")
+    assert [code for code, _ in ended] == [2, 2] and "its blocks of 8 bits are of whole parameters, and devices.place: fsdp2" in ended[1][1]
 
     def paths(rank: int) -> None:
         reward = {"x": lambda outputs, prompts: outputs[:, 0]}
