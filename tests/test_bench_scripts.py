@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 FOLDER = Path(__file__).parents[1] / "scripts" / "bench"
 
@@ -72,3 +73,27 @@ def test_the_plan_has_every_number_of_cards(script: Callable[[str], Any]) -> Non
     alone, many = (scaling.line(scaling.image(), cards) for cards in (1, 64))
     assert float(alone[4].replace(",", "")) == pytest.approx(64 * float(many[4]), rel=1e-3)
     assert scaling.line(scaling.words_and_images(), 1)[2] == "does not fit"
+
+
+def test_a_floor_notes_products_forwards_and_backwards(script: Callable[[str], Any]) -> None:
+    floors = script("floors")
+    layer, products = torch.nn.Linear(8, 4), floors.Products()
+    with products:
+        layer(torch.randn(3, 8, requires_grad=True)).tanh().sum().backward()
+    shapes = [tuple(item.shape for item in inputs[0] if isinstance(item, floors.Seen)) for _, inputs in products.calls.elements()]
+    assert sorted(shapes, key=str) == sorted([((4,), (3, 8), (8, 4)), ((3, 4), (4, 8)), ((4, 3), (3, 8))], key=str)
+    assert products.seconds() > 0
+    assert floors._is_product("aten::addmm") and not floors._is_product("aten::tanh")
+
+
+def test_a_benchmark_that_fails_is_named_and_the_others_run(
+    script: Callable[[str], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    every = script("all")
+    (tmp_path / "bad.py").write_text("import sys\nsys.exit('no such model')\n", encoding="utf-8")
+    (tmp_path / "good.py").write_text("print('| a | 1 |')\n", encoding="utf-8")
+    monkeypatch.setattr(every, "FOLDER", tmp_path)
+    monkeypatch.setattr(every, "SCRIPTS", {"bad": [], "good": []})
+    assert every.main(["bad", "good"], tmp_path / "page.md") == 1
+    page = (tmp_path / "page.md").read_text(encoding="utf-8")
+    assert "**bad ended with 1: no such model**" in page and "| a | 1 |" in page and "| a | 1 |" in capsys.readouterr().out

@@ -50,14 +50,14 @@ CASES = {
 ROWS = {"dpo": (4, 2), "grpo": (2, 8)}  # prompts of a step, rows of each
 
 
-def network(words: int) -> Any:
-    """The model that both sides train."""
+def network(words: int, *, longest: int = 1024) -> Any:
+    """The model that both sides train. longest: positions."""
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     torch.manual_seed(0)
     config = Qwen2Config(
         vocab_size=words, hidden_size=256, intermediate_size=1024, num_hidden_layers=6, num_attention_heads=4, num_key_value_heads=4,
-        max_position_embeddings=1024, tie_word_embeddings=True, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+        max_position_embeddings=longest, tie_word_embeddings=True, pad_token_id=0, bos_token_id=1, eos_token_id=2,
     )  # fmt: skip
     return Qwen2ForCausalLM(config)
 
