@@ -22,7 +22,7 @@ from torch import Tensor
 
 from mmalign.needs import kinds
 from mmalign.policies.parameters import Other, ParameterSets, digest, frozen
-from mmalign.policies.pipelines import adjoints, mixing, reference_models
+from mmalign.policies.pipelines import adjoints, mixing, recording, reference_models
 from mmalign.policies.pipelines import memory as fitting
 from mmalign.policies.pipelines.arguments import call_arguments_of
 from mmalign.policies.pipelines.calling import Caller, load, unguided
@@ -188,7 +188,7 @@ class DiffusersPolicy:
             held=Trajectories(
                 x=tape["x"], x_next=tape["x_next"], beside=beside, random=random, dt=parts[0]["dt"].expand(len(rows), -1), starts=starts,
                 together=(tuple(distinct),), which=torch.zeros(len(rows), dtype=torch.int64),
-                means=torch.cat([torch.stack([part["means"][c] for c in columns]) for part in parts], 1)[:, order],
+                means=torch.cat([recording.stacked_means(part, columns) for part in parts], 1)[:, order],
             ),
             drawn=drawn_by(who, behaviors),
         )  # fmt: skip
@@ -209,11 +209,14 @@ class DiffusersPolicy:
         noises = [torch.Generator(device).manual_seed(seed ^ 0x5DEECE66D) for seed in seeds]
         tape: dict[str, list[Any]] = {"x": [], "x_next": [], "log_probs": [], "dt": [], "beside": []}
         ode, random, means = kernels.ode(), torch.zeros(0, dtype=torch.bool), dict[int, Tensor]()
+        left = list[int]()
 
         def answer(moment: Moment) -> Tensor:
             nonlocal random
             if moment.column == 0:
                 random = self.window(moment.left, step, _generator(window_state))
+                recording.refuse_window(random, moment.left)
+            recording.refuse_again(self.pipe, moment, left)
             column = min(moment.column, len(random) - 1)
             mean, std = (self.kernel if random[column] and not greedy else ode)(moment.prediction, moment.x, moment.t, moment.t_next)
             if random[column]:
@@ -233,6 +236,7 @@ class DiffusersPolicy:
 
         with torch.no_grad():
             outputs = self.caller.images(prompts, starts, Player(answer, beside), together)
+        recording.refuse_unasked(self.pipe, tape["x"])
         return {
             "x": torch.stack(tape["x"]), "x_next": torch.stack(tape["x_next"]), "log_probs": torch.stack(tape["log_probs"], dim=1).cpu(),
             "random": random[: len(tape["x"])], "dt": torch.stack(tape["dt"]), "outputs": outputs, "beside": tape["beside"], "means": means,

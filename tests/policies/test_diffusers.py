@@ -265,10 +265,61 @@ def test_a_negative_prompt_is_that_of_every_row(name):
 
 
 @pytest.mark.parametrize(("steps", "noise_level"), [(1, 1.0), (4, 0.0)])
-def test_a_schedule_without_a_random_step_is_refused(steps, noise_level):
+def test_a_schedule_without_a_random_step_has_nothing_in_its_mask(steps, noise_level):
+    """Who learns from random steps refuses it (``training.reward_gradients``); who carries a gradient through them does not."""
     policy = make("digits", steps=steps, kernel=kernels.flow_sde(noise_level=noise_level), window=everything())
-    with pytest.raises(UserError, match=rf"policy\.schedule: none of {steps} steps is random, so there is nothing to train"):
+    rollout = policy.sample(["a 3"], 2, torch.Generator().manual_seed(0))
+    assert not bool(rollout.mask.any()) and len(rollout.held.means) == 0 and len(rollout.take(torch.tensor([1])).held.means) == 0
+
+
+def counting(policy):
+    """How often the denoiser has run, in a list of one number."""
+    runs = [0]
+
+    def count(*_):
+        runs[0] += 1
+
+    policy.denoiser.register_forward_hook(count)
+    return runs
+
+
+def test_what_cannot_be_recorded_is_refused_at_the_first_step():
+    long = make("digits", steps=6, window=lambda num_steps, step, rng: torch.ones(num_steps + 1, dtype=torch.bool))
+    runs = counting(long)
+    with pytest.raises(UserError, match=r"policy\.schedule\.window: got a mask of shape \[7\], takes \[6\]"):
+        long.sample(["a 3"], 2, torch.Generator().manual_seed(0))
+    assert runs == [1]
+    for window, line in (
+        (random_window(size=9), r"random_window\.size: got 9, takes at most 3"),
+        (random_window(size=4), r"random_window\.size: got 4, takes at most 3"),
+    ):
+        with pytest.raises(UserError, match=line):
+            make("digits", steps=6, window=window).sample(["a 3"], 2, torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(
+    ("times", "line"), [(2, r"asks its scheduler more than once at one time \(question 2\)"), (0, "never asks its scheduler")]
+)
+def test_a_loop_that_steps_twice_or_never_is_refused(monkeypatch, times, line):
+    policy = make("digits", steps=3)
+    runs, kind = counting(policy), type(policy.pipe)
+    own = kind.__call__
+
+    def call(self, *args, **kwargs):
+        step = self.scheduler.step
+
+        def several(output, timestep, sample, **more):
+            for _ in range(times - 1):
+                step(output, timestep, sample, **more)
+            return step(output, timestep, sample, **more) if times else (sample,)
+
+        self.scheduler.__dict__["step"] = several
+        return own.__wrapped__(self, *args, **kwargs)
+
+    monkeypatch.setattr(kind, "__call__", call)
+    with pytest.raises(UserError, match=line):
         policy.sample(["a 3"], 2, torch.Generator().manual_seed(0))
+    assert times == 0 or runs == [1]
 
 
 def test_a_type_that_is_none_of_those_is_refused_before_anything_is_loaded():
