@@ -3,6 +3,7 @@ from mmalign.methods.denoising.ddpo import ddpo as ddpo
 from mmalign.methods.denoising.dpok import dpok as dpok
 from mmalign.methods.denoising.flow_dppo import flow_dppo as flow_dppo
 from mmalign.methods.denoising.flow_grpo import flow_grpo as flow_grpo
+from mmalign.methods.denoising.gardo import gardo as gardo
 from mmalign.methods.denoising.grpo_guard import grpo_guard as grpo_guard
 from mmalign.methods.forward_process.awm import awm as awm
 from mmalign.methods.forward_process.crd import crd as crd

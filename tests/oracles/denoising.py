@@ -173,6 +173,46 @@ def dpok(
     return total / len(_rows(table))
 
 
+def gardo(
+    table: Table,
+    *,
+    diversity: str = "diversity",
+    auxiliary: tuple[str, ...] = (),
+    gated: float = 0.1,
+    clip: float = 1e-5,
+    beta: float = 0.0,
+    kl: str = "flow_grpo",
+    ratio: str = "per_scalar",
+    advantage_clip: float | None = 5.0,
+) -> Tensor:
+    rewards, far, total = table.rewards.tolist(), table.parts[diversity].tolist(), _zero(table)
+    known = [row for row, reward in enumerate(rewards) if not math.isnan(reward)]
+
+    def rank(values: list[float], row: int) -> float:
+        """Its place among all rows that are known, the mean of places where some tie."""
+        order = sorted(values[other] for other in known)
+        return statistics.mean(place for place, value in enumerate(order, start=1) if value == values[row])
+
+    scores, doubts = [0.0] * len(rewards), dict[int, float]()
+    for row, others in _compared(table, rewards):
+        scores[row] = rewards[row] - statistics.mean(others)
+        if scores[row] > 0:
+            scores[row] *= far[row] / statistics.mean(far[other] for other in _known(table, rewards, row))
+    for row in known:
+        doubts[row] = rank(rewards, row) - statistics.mean([rank(table.parts[name].tolist(), row) for name in auxiliary] or [0.0])
+    above = sorted(doubt for doubt in doubts.values() if doubt >= 0)
+    place = (1 - gated) * (len(above) - 1)  # numpy's percentile, between two neighbours
+    bar = above[math.floor(place)] + (place % 1) * (above[math.ceil(place)] - above[math.floor(place)])
+    pays = {row for row, doubt in doubts.items() if not auxiliary or doubt > bar}
+    scores = _limited(scores, advantage_clip)
+    for row in _rows(table):
+        for step in _cells(table, row):
+            gap = (table.log_probs[row, step] - table.old[row, step]) / (table.event_size if ratio == "per_scalar" else 1)
+            cell = _ppo(gap, scores[row], clip, clip) + (beta * _flow_kl(table, row, step, kl) if row in pays else 0)
+            total = total + cell / len(_cells(table, row))
+    return total / len(_rows(table))
+
+
 def dance_grpo(table: Table, *, best_of: int | None = None, **others: Any) -> Tensor:
     """Rows are chosen by the recipe, so that of those that are there the loss is that of every other GRPO."""
     return flow_grpo(table, **{"kl": "per_scalar", "std": "group", "unbiased": True, "eps": 1e-8, **others})
@@ -208,6 +248,11 @@ ORACLES: dict[str, list[tuple[dict[str, Any], Callable[..., Tensor]]]] = {
         ({"alpha": 2.0, "beta": 0.5, "baseline": "none"}, dpok),
         ({"clip": 0.1, "baseline": "batch"}, dpok),
         ({"clip": 0.01, "ratio": "per_scalar"}, dpok),
+    ],
+    "gardo": [
+        ({"diversity": "hardness"}, gardo),
+        ({"diversity": "hardness", "beta": 0.1, "kl": "paper", "clip": 0.1, "ratio": "per_step", "advantage_clip": 0.5}, gardo),
+        ({"diversity": "hardness", "auxiliary": ("first", "second"), "gated": 0.6, "beta": 0.5}, gardo),
     ],
     "dance_grpo": [
         ({}, dance_grpo),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from mmalign.rewards.pictures.nearest_distance import nearest_distance
 from mmalign.rewards.pictures.novelty import novelty
 from mmalign.types import UserError
 
@@ -44,3 +45,12 @@ def test_features_replace_the_numbers():
 def test_scale_has_to_be_positive():
     with pytest.raises(UserError, match=r"novelty\.scale"):
         novelty(scale=0.0)
+
+
+def test_the_nearest_neighbour_is_by_direction_and_of_the_same_prompt():
+    outputs = torch.tensor([[1.0, 0.0], [3.0, 3.0], [0.0, 1.0], [9.0, 0.0]])
+    scores = nearest_distance()(outputs, ["a", "a", "b", "a"])
+    assert scores[[0, 3]].tolist() == [0.0, 0.0] and scores[1] == pytest.approx(1 - 0.5**0.5) and bool(scores[2].isnan())
+    assert nearest_distance(features=lambda _: outputs.flip(0))(outputs, ["a", "b", "b", "b"])[1:].tolist() == pytest.approx(
+        [1 - 0.5**0.5] * 3
+    )

@@ -232,6 +232,20 @@ def best_rows(rewards: Tensor, group: Tensor, *, best: int = 1) -> Tensor:
     return (groups.known & groups.informative & (ahead < best)).double()
 
 
+def ranks(values: Tensor) -> Tensor:
+    """``[B]``: 1 for the smallest known value of all, as many as there are for the largest; those that tie share the mean; NaN stays.
+
+    values: ``[B]``.
+
+    Examples:
+        >>> ranks(torch.tensor([0.5, 2.0, torch.nan, 2.0, 7.0])).tolist()
+        [1.0, 2.5, nan, 2.5, 4.0]
+    """
+    below = (values[None, :] < values[:, None]).sum(1)
+    alike = (values[None, :] == values[:, None]).sum(1)
+    return torch.where(values.isnan(), torch.nan, (below + (alike + 1) / 2).double())
+
+
 def extremes(rewards: Tensor, group: Tensor, *, each: int) -> Tensor:
     """``[B]`` bool: the ``each`` best and the ``each`` worst known rewards of every group; of rows that tie, the first.
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mmalign.needs import DRIFT, DT, OLD
 from mmalign.objectives import ratios
-from mmalign.objectives.parts import CAP, Survey, Term, bounded_exp, held, live
+from mmalign.objectives.parts import CAP, DENSITIES, Part, Reading, Survey, Term, bounded_exp, held, live
 from mmalign.types import Steps, UserError
 
 
@@ -126,6 +126,15 @@ def reweighed(by: Literal["length", "none"]) -> Gate | None:
         return live(1 / length, steps.mask)
 
     return None if by == "none" else Gate(of, frozenset({DT}))
+
+
+def paid(penalty: Part, share: Reading) -> Term[Signal]:
+    """A penalty of which each row pays its share: a term that is added, with its gradient.
+
+    share: Feedback -> ``[B, 1, 1]``.
+    """
+    of = lambda steps, signal: penalty.of(steps) * signal.extras[..., 0]  # noqa: E731
+    return Term(of, penalty.needs, penalty.unit, DENSITIES, extras=share)
 
 
 def covariance(steps: Steps, advantage: Tensor) -> Tensor:
