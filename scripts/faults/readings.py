@@ -50,7 +50,7 @@ TEXTS: dict[str, tuple[dict[str, Any], str]] = {
     "one-turn objects": ({"prompt": ASK, "chosen": RIGHT, "rejected": BAD}, "What is 2"),
     "plain supervised rows": ({"instruction": "What is 2+2?", "output": "4."}, "What is 2"),
     "an unknown column": ({"prompt": "What?", "chosen": "4.", "rejected": "5.", "notes": "x"}, "notes"),
-}  # fmt: skip
+}
 
 
 def table(what: str, row: dict[str, Any], shows: str) -> None:

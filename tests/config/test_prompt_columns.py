@@ -63,7 +63,7 @@ NONE = "reads the column 'answer' of the prompts; they have none"
         ("file", {"oracle": {"use": "judge_edit_pairs", "server": SERVER}}, SOURCE),
         ("file", {"oracle": {"use": "judge_pairs", "server": SERVER}}, None),
     ],
-)  # fmt: skip
+)
 def test_a_column_that_the_prompts_lack_is_a_line(tmp_path: Path, prompts: Any, changes: dict[str, Any], line: str | None) -> None:
     assert check(config(tmp_path, prompts, **changes)) == ([] if line is None else [line])
 

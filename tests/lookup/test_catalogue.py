@@ -152,7 +152,7 @@ def test_every_key_of_a_record_is_explained(mmalign: Callable[..., tuple[int, st
         ("online", ["mapping of prompts, group", "{name: online}", "of `mmalign list methods`", "mapping of names to mapping of from"]),
         ("adamw", ["mm.adamw(", "a number from 0 to below 1 or mapping of decay, every"]),
     ],
-)  # fmt: skip
+)
 def test_settings_are_explained(mmalign: Callable[..., tuple[int, str, str]], word: str, shown: list[str]) -> None:
     code, out, err = mmalign("explain", word)
     assert (code, err) == (0, "") and [text for text in shown if text not in out] == [], out

@@ -1,8 +1,6 @@
 """Configs of 0.1.0 in the settings of 0.2.0: all that came with it, every rule by hand, and nothing lost on the way."""
 
 import re
-import subprocess
-import sys
 import tarfile
 from collections import Counter
 from pathlib import Path
@@ -191,18 +189,15 @@ def test_what_is_no_config_is_one_line(tmp_path):
         migrate(tmp_path / "none.yaml")
 
 
-def test_the_command(tmp_path):
+def test_the_command(tmp_path, mmalign):
     good, bad = tmp_path / "good.yaml", tmp_path / "bad.yaml"
     good.write_text(f"{ONLINE}learning_rate: 1.0e-3\n", encoding="utf-8")
     bad.write_text(f"{ONLINE}decay_steps: 3\n", encoding="utf-8")
 
-    def run(*words):
-        return subprocess.run([sys.executable, "-m", "mmalign", "migrate", *map(str, words)], capture_output=True, text=True)
-
-    shown = run(good)
-    assert shown.returncode == 0 and "-learning_rate: 1.0e-3\n+optimizer: {rate: 1.0e-3}" in shown.stdout
+    shown = mmalign("migrate", str(good))
+    assert shown.code == 0 and "-learning_rate: 1.0e-3\n+optimizer: {rate: 1.0e-3}" in shown.out
     assert "learning_rate" in good.read_text()
-    wrote = run(good, bad, "--write")
-    assert wrote.returncode == 2 and f"{good}: written" in wrote.stderr and f"{bad}: decay_steps: got 3" in wrote.stderr
+    wrote = mmalign("migrate", str(good), str(bad), "--write")
+    assert wrote.code == 2 and f"{good}: written" in wrote.err and f"{bad}: decay_steps: got 3" in wrote.err
     assert "optimizer: {rate: 1.0e-3}" in good.read_text() and "decay_steps" in bad.read_text()
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []

@@ -33,7 +33,7 @@ from mmalign.needs import (
     kls,
     refs,
     reverse_kls,
-)  # fmt: skip
+)
 from mmalign.types import Feedback, Kind, Need, Steps
 
 GROUP = [7, 2, 7, 5, 2, 9, 7, 5, 2, 7, 4, 4]

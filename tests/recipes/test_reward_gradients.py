@@ -93,7 +93,7 @@ def test_what_a_combination_makes_of_rewards_is_what_is_followed(tmp_path: Path)
         ({"trained": policy(kernels.ode()), "method": mm.methods.draft(beta=0.1)}, "method.beta: a step without noise has no KL"),
         ({"combine": mm.combinations.weighted_sum(transforms={"r": mm.combinations.z_score()})}, "combine: its sum over rows depends"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_learn_is_one_line(tmp_path: Path, change, message) -> None:
     method = change.pop("method", mm.methods.draft())
     with pytest.raises(UserError, match=message.replace("(", r"\(")):

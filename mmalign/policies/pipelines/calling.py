@@ -113,7 +113,7 @@ class Caller:
 
     def images(
         self, prompts: list[str], seeds: list[int], player: Player | None, together: list[str], *, skip: int = 0, **call: Any
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         """What a whole call makes, ``[B, ...]`` in 0..1."""
         refuse_arguments(self.pipe, call, "call")  # the call itself leaves out what some pipelines alone take
         result = self(prompts, seeds, player, together, skip, output_type="pt", **call)
