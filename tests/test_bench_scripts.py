@@ -63,9 +63,9 @@ def test_memory_of_an_update_does_not_grow_with_denoising_steps(script: Callable
 def test_large_shapes_with_two_layers(name: str, script: Callable[[str], Any]) -> None:
     gpu = script("gpu")
     settings = {"device": "cpu", "dtype": "bfloat16", "steps": 2, "rows": 2, "micro_rows": 2, "rounds": 1, "tokens": 3, "peak": 1.0}
-    found = gpu.one(name, argparse.Namespace(**settings, tiny=True, compile=False))
-    assert found["update_flop"] > 0 and found["rollout_flop"] > 0 and found["update_bytes"] > 0
-    assert found["things"] == (2 if name in gpu.GENERATORS else 6)
+    measured = gpu.one(name, argparse.Namespace(**settings, tiny=True, compile=False))
+    assert measured["update_flop"] > 0 and measured["rollout_flop"] > 0 and measured["update_bytes"] > 0
+    assert measured["things"] == (2 if name in gpu.GENERATORS else 6)
 
 
 def test_the_plan_has_every_number_of_cards(script: Callable[[str], Any]) -> None:

@@ -110,11 +110,11 @@ def _agreed(team: Team, write: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         if team.size == 1:
             raise
         wrong = error
-    told = team.tell([written, None if wrong is None else [wrong.errno, wrong.strerror, str(wrong.filename)]])
-    for _, failure in told:
+    parts = team.tell([written, None if wrong is None else [wrong.errno, wrong.strerror, str(wrong.filename)]])
+    for _, failure in parts:
         if failure is not None:
             raise OSError(*failure) from wrong
-    return {name: entry for files, _ in told for name, entry in files.items()}
+    return {name: entry for files, _ in parts for name, entry in files.items()}
 
 
 def _write(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], team: Team) -> dict[str, Any]:

@@ -175,8 +175,8 @@ class FlowGrpo(Sides):
             hidden_states=torch.cat([x, x]), timestep=torch.cat([time, time]), encoder_hidden_states=both[0], pooled_projections=both[1],
             return_dict=False,
         )[0].float()  # fmt: skip
-        free, asked = answer.chunk(2)
-        return free + GUIDANCE * (asked - free)
+        free, guided = answer.chunk(2)
+        return free + GUIDANCE * (guided - free)
 
     def sde(self, velocity: Tensor, x: Tensor, number: int) -> tuple[Tensor, Tensor, Tensor]:
         """Mean, std without its step, and dt (below 0) of one step of the SDE."""

@@ -132,8 +132,15 @@ def language(args: argparse.Namespace) -> tuple[Any, Callable[[], Any]]:
         memory=mm.TextMemory(rows_at_once=args.rows),
     )
     picture = Image.new("RGB", (448, 448) if not args.tiny else (64, 64), (200, 30, 30))
-    asked = [{"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": "w5 w6 w7"}]}]
-    return policy, lambda: policy.sample([asked], args.rows, torch.Generator().manual_seed(0))
+    question = [{"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": "w5 w6 w7"}]}]
+    return policy, lambda: policy.sample([question], args.rows, torch.Generator().manual_seed(0))
+
+
+def things(name: str) -> str:
+    """What a case's rows are counted in."""
+    if name == LANGUAGE:
+        return "tokens"
+    return "videos" if name.startswith("wan") else "images"
 
 
 def one(name: str, args: argparse.Namespace) -> dict[str, float]:
@@ -195,18 +202,18 @@ def lines(args: argparse.Namespace) -> None:
                 why = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), "failed")
                 table.row(name, "", "on" if compiled else "off", why[:160])
                 continue
-            found = json.loads(done.stdout.splitlines()[-1])
-            flop = flop or found  # the products are those of the pass that is not compiled
-            cells = []
+            measured = json.loads(done.stdout.splitlines()[-1])
+            flop = flop or measured  # the products are those of the pass that is not compiled
+            cells, unit = [], things(name)
             for what in ("rollout", "update"):
-                seconds, unit = found[f"{what}_seconds"], "tokens" if name == LANGUAGE else "videos" if name.startswith("wan") else "images"
-                used = flop[f"{what}_flop"] / seconds / found["peak_rate"]
+                seconds = measured[f"{what}_seconds"]
+                used = flop[f"{what}_flop"] / seconds / measured["peak_rate"]
                 cells += [
-                    f"{found['things'] / seconds:.3g} {unit}",
+                    f"{measured['things'] / seconds:.3g} {unit}",
                     f"{used:.1%}" if used > 0 else "-",
-                    f"{found[f'{what}_bytes'] / 2**30:.2f}",
+                    f"{measured[f'{what}_bytes'] / 2**30:.2f}",
                 ]
-            table.row(name, f"{found['parameters'] / 1e9:.3g} G", "on" if compiled else "off", *cells)
+            table.row(name, f"{measured['parameters'] / 1e9:.3g} G", "on" if compiled else "off", *cells)
 
 
 if __name__ == "__main__":

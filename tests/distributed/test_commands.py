@@ -113,8 +113,8 @@ def only_the_main_one_writes() -> Iterator[None]:
 
 def test_samples_of_a_run_are_those_of_one_process(here: Path) -> None:
     mm.sample("runs/small", trust=True, count=2, out="one.png")
-    (main, said, _), (code, silence, err) = ended(here, 2, "sample", "small", "--count", "2", "--trust", "--out", "two.png")
-    assert (main, code, silence, err) == (0, 0, "", "") and said == "samples: two.png\n"
+    (main, main_out, _), (code, silence, err) = ended(here, 2, "sample", "small", "--count", "2", "--trust", "--out", "two.png")
+    assert (main, code, silence, err) == (0, 0, "", "") and main_out == "samples: two.png\n"
     one, two = pixels(here / "one.png"), pixels(here / "two.png")
     assert one.shape == two.shape and int((one - two).abs().max()) <= 1  # of 255: sums of another number of rows, rounded
     assert len(one.unique()) > 20
@@ -126,9 +126,9 @@ def test_a_run_s_own_evaluation_is_that_of_one_process(here: Path) -> None:
     from mmalign.commands._reevaluation import reevaluated
 
     alone = reevaluated("runs/small", trust=True)
-    (main, said, err), (code, silence, _) = ended(here, 2, "eval", "small", "--trust")
+    (main, main_out, err), (code, silence, _) = ended(here, 2, "eval", "small", "--trust")
     assert (main, code, silence) == (0, 0, ""), err
-    cells = next(line.split("│")[1:-1] for line in said.splitlines() if "bright" in line)
+    cells = next(line.split("│")[1:-1] for line in main_out.splitlines() if "bright" in line)
     shown = [f"{alone[name]['bright']:.3f} ± {alone[name]['bright_se']:.3f}" for name in ("ref", "ema")]
     assert [cell.strip() for cell in cells] == ["bright", *shown]
 
@@ -197,14 +197,14 @@ def test_a_benchmark_is_answered_in_batches_in_turn(count: int, tmp_path: Path) 
 
     def act(rank: int) -> None:
         with only_the_main_one_writes():
-            found = mm.evaluate(Speaker(tmp_path / f"asked_{rank}"), questions, out=tmp_path / "many", batch=2, who="me")  # type: ignore[arg-type]
-        assert found.scores.values == alone.scores.values and found.scores.counts == alone.scores.counts
+            results = mm.evaluate(Speaker(tmp_path / f"asked_{rank}"), questions, out=tmp_path / "many", batch=2, who="me")  # type: ignore[arg-type]
+        assert results.scores.values == alone.scores.values and results.scores.counts == alone.scores.counts
 
     assert together(count, act, tmp_path / "processes") == [(0, "")] * count
     assert files(tmp_path / "one") == files(tmp_path / "many")
-    asked = [(tmp_path / f"asked_{rank}").read_text().splitlines() for rank in range(count)]
-    assert [len(lines) for lines in asked] == ([3, 3] if count == 2 else [2, 2, 1, 1])
-    assert sorted(line for lines in asked for line in lines) == sorted((tmp_path / "asked").read_text().splitlines())
+    rows = [(tmp_path / f"asked_{rank}").read_text().splitlines() for rank in range(count)]
+    assert [len(lines) for lines in rows] == ([3, 3] if count == 2 else [2, 2, 1, 1])
+    assert sorted(line for lines in rows for line in lines) == sorted((tmp_path / "asked").read_text().splitlines())
     words = [text for _, text in together(7, act, tmp_path / "processes")]
     assert set(words) == {"batches of 2 questions: got 6 for 7 processes; takes 7 or more, or fewer processes"}
 
@@ -315,33 +315,39 @@ def brightness(outputs: torch.Tensor, prompts: list[str], **columns: Any) -> tor
 
 
 def test_a_comparison_and_guided_samples_are_those_of_one_process(tmp_path: Path) -> None:
-    asked: dict[str, Any] = {
+    arguments: dict[str, Any] = {
         "guidance": ["dps scale=50"],
         "prompts": PROMPTS[:2],
         "samples": 1,
         "seeds": 2,
         "call": {"num_inference_steps": 2},
     }
-    how: dict[str, Any] = {"reward": brightness, "guidance": "fk particles=2", "prompts": PROMPTS[:3], "call": asked["call"], "count": 2}
-    compare(digits(), brightness, out=tmp_path / "one", **asked)
+    how: dict[str, Any] = {
+        "reward": brightness,
+        "guidance": "fk particles=2",
+        "prompts": PROMPTS[:3],
+        "call": arguments["call"],
+        "count": 2,
+    }
+    compare(digits(), brightness, out=tmp_path / "one", **arguments)
     alone = guided_sample("digits", out=tmp_path / "one.png", **how)
 
     def act(rank: int) -> None:
         with only_the_main_one_writes():
-            compare(digits(), brightness, out=tmp_path / "two", say=said.append, **asked)
+            compare(digits(), brightness, out=tmp_path / "two", say=lines.append, **arguments)
             sampled = guided_sample("digits", out=tmp_path / "two.png", **how)
-        assert len(said) == (2 if rank == 0 else 0)
+        assert len(lines) == (2 if rank == 0 else 0)
         assert sampled.scores is not None and torch.allclose(sampled.scores, alone.scores, atol=1e-6)
         assert replace(sampled.ledger, seconds=0.0) == replace(alone.ledger, seconds=0.0)
 
-    said: list[str] = []
+    lines: list[str] = []
     assert together(2, act, tmp_path / "processes") == [(0, "")] * 2
     one, two = (json.loads((tmp_path / name / "comparison.json").read_text()) for name in ("one", "two"))
     for made in (one, two):
         assert made["rows"][0]["ledger"].pop("seconds") > 0
     assert one == two
     assert int((pixels(tmp_path / "one.png") - pixels(tmp_path / "two.png")).abs().max()) <= 1
-    few = together(3, lambda rank: compare(digits(), brightness, **asked), tmp_path / "processes")
+    few = together(3, lambda rank: compare(digits(), brightness, **arguments), tmp_path / "processes")
     assert few == [(2, "guidances times seeds: got 2 for 3 processes; takes 3 or more, or fewer processes")] * 3
 
 

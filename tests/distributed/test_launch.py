@@ -135,5 +135,5 @@ def test_two_agents_of_torchrun_are_one_run(folder: Path, mmalign: Any) -> None:
     assert mmalign("train", "one.yaml").code == 0
     assert agents("train", "many.yaml") == [(0, ""), (0, "")], [path.read_text() for path in folder.glob("err_*.txt")]
     assert losses(folder / "one") == pytest.approx(losses(folder / "many"), rel=1e-9) and len(losses(folder / "many")) == 3
-    said = [(folder / f"out_{rank}.txt").read_text() for rank in range(4)]
-    assert said[0].count("finished after 3 steps") == 1 and said[1:] == ["", "", ""]
+    lines = [(folder / f"out_{rank}.txt").read_text() for rank in range(4)]
+    assert lines[0].count("finished after 3 steps") == 1 and lines[1:] == ["", "", ""]

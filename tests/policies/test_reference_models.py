@@ -102,21 +102,21 @@ def test_the_trained_policy_samples_and_scores_as_without_it():
 
 def moves(patch):
     """Where modules are moved to, as it is asked for."""
-    asked, own = [], torch.nn.Module.to
-    patch.setattr(torch.nn.Module, "to", lambda self, *args, **more: (asked.append((id(self), *args)), own(self, *args, **more))[1])
-    return asked
+    moved, own = [], torch.nn.Module.to
+    patch.setattr(torch.nn.Module, "to", lambda self, *args, **more: (moved.append((id(self), *args)), own(self, *args, **more))[1])
+    return moved
 
 
 def test_it_waits_elsewhere_between_its_uses_and_copies_too(monkeypatch):
     policy, other, small = student(offload="references"), teacher(), teacher(2)
-    asked = moves(monkeypatch)
+    moved = moves(monkeypatch)
     policy.refer("ref", other)
     policy.sets.workplaces["ref"] = torch.device("cpu", 0)  # as a GPU would be another place than home
     policy.refer("judge", small)
     home, work = (id(other.model), torch.device("cpu")), (id(other.model), torch.device("cpu", 0))
-    of_other = lambda: [move for move in asked if move[0] == id(other.model)]  # noqa: E731
+    of_other = lambda: [move for move in moved if move[0] == id(other.model)]  # noqa: E731
     assert of_other() == [home, home] and policy.sets.home == torch.device("cpu")
-    asked.clear()
+    moved.clear()
     rollout = rollout_of(policy)
     policy.remember(rollout, ["ref"], 6)
     assert of_other() == [work, home]
@@ -127,10 +127,10 @@ def test_it_waits_elsewhere_between_its_uses_and_copies_too(monkeypatch):
     assert of_other() == [work, home] * 3
     plain = student()
     plain.refer("ref", teacher())
-    asked.clear()
+    moved.clear()
     again = rollout_of(plain)
     plain.remember(again, ["ref"], 6)
-    assert torch.equal(again.held.refs["ref"], rollout.held.refs["ref"]) and asked == []
+    assert torch.equal(again.held.refs["ref"], rollout.held.refs["ref"]) and moved == []
 
 
 def test_it_stays_as_it_was_while_the_policy_is_trained():

@@ -45,10 +45,10 @@ def gradient(method, trained, reward, size=ROWS):
     for rows in torch.arange(ROWS).split(512 if method.unit == "group" else ROWS):
         steps = trained.steps(rollout, rows, needs=method.needs)
         (weight[rows] * method.loss(steps, signal[rows]).values).sum().backward()
-    found = torch.stack([trained.parameters()[name].grad[:, 0].clone() for name in ("shift", "log_scale")])
+    slopes = torch.stack([trained.parameters()[name].grad[:, 0].clone() for name in ("shift", "log_scale")])
     for parameter in trained.parameters().values():
         parameter.grad = None
-    return found
+    return slopes
 
 
 def test_ram_rests_at_the_tilted_distribution_of_a_linear_reward():
@@ -168,6 +168,6 @@ def test_the_gradient_depends_on_the_rewards(name):
         references, distances = dict.fromkeys(steps.refs, bounds.detach()), dict.fromkeys(steps.kls, 0 * bounds)
         same = replace(steps, log_probs=bounds, refs=references, kls=distances)
         signal = method.signal(replace(at.feedback(), rewards=rewards))
-        (found,) = torch.autograd.grad((method.weigh(steps.mask) * method.loss(same, signal).values).sum(), bounds)
-        gradients.append(found)
+        (slopes,) = torch.autograd.grad((method.weigh(steps.mask) * method.loss(same, signal).values).sum(), bounds)
+        gradients.append(slopes)
     assert (gradients[0] - gradients[1]).norm() > 0.1 * gradients[0].norm() > 0
