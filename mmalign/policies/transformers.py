@@ -26,7 +26,7 @@ from mmalign.arguments.ranges import Count, Fraction, Natural, Positive, Proport
 from mmalign.devices import default_device
 from mmalign.media import Limits
 from mmalign.needs import DEGREE, kinds, named
-from mmalign.policies.language import reading, reference_models
+from mmalign.policies.language import reading, reference_models, storage
 from mmalign.policies.language.ablation import Ablation
 from mmalign.policies.language.blending import blended
 from mmalign.policies.language.budget import Room, Truncate
@@ -140,6 +140,7 @@ class TransformersPolicy:
             raise UserError("policy.train: got lora too, takes one of them (train: {language: {rank: 16}} is LoRA in the language model)")
         home = None if memory.offload is None else torch.device("cpu")
         self.sets = ParameterSets(model, lora=lora, home=home, train=None if train is None else making(train), start=start)
+        self.stored = 0 if memory.storage is None else storage.stored(model, lora=self.sets.lora, engine=engine)
         self.engine = None if engine is None else Engine(engine, chat, model, lora=self.sets.lora)
         self.heads, self.gives = add_heads(self.sets, model, heads), ADAPTER.gives | set(heads)
         example = made_up(model, chat.never, [] if chat.vision is None else chat.vision.example())

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from mmalign.policies.adapters import Form, appearing, write_adapter
+from mmalign.policies.language import storage
 from mmalign.policies.language.fitting import ROUNDING
 from mmalign.policies.language.handover import merged
 from mmalign.policies.transformers import TransformersPolicy
@@ -45,7 +46,10 @@ def save(
     with appearing(folder) as place:
         form = _adapter(policy, place, name) if policy.sets.lora else _whole(policy, place)
         (policy.chat.tokenizer if policy.chat.vision is None else policy.chat.vision.processor).save_pretrained(str(place))
-        _compare(policy, form.load(place, base() if policy.sets.lora else None), prompt)
+        fresh = base() if policy.sets.lora else None
+        if policy.stored:
+            storage.store(fresh.requires_grad_(False))  # the model that the adapter was trained on
+        _compare(policy, form.load(place, fresh), prompt)
         for file in beside:
             shutil.copyfile(file, place / file.name)
         if card is not None:

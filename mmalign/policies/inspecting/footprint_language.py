@@ -12,6 +12,7 @@ from mmalign.policies.adapters import add_lora
 from mmalign.policies.inspecting.footprint import SAMPLE, UPDATE, Measured, Part, Rows, backward_pass
 from mmalign.policies.inspecting.ledger import Fake, size_of
 from mmalign.policies.inspecting.weightless import language
+from mmalign.policies.language import storage
 from mmalign.policies.language.loading import checkpoint_layers
 from mmalign.policies.language.logits import LOG_PROBS, Matrix, numbers_of
 from mmalign.policies.language.members import making
@@ -51,8 +52,13 @@ class Language:
         trained = [p for p in model.parameters() if p.requires_grad]
         lora = [p for name, p in model.named_parameters() if "lora_" in name]
         held = size_of([*model.parameters(), *model.buffers()]) - size_of(lora)
+        largest = 0  # of the weights that are made again from 4 bits
+        for layer in storage.layers_of(model).values() if self.memory.storage is not None else ():
+            held -= size_of([layer.weight]) - storage.size_of(layer)
+            largest = max(largest, size_of([layer.weight]))
         parts = [Part(f"weights: {type(model).__name__} ({str(model.dtype).removeprefix('torch.')})", held)]
         parts += [Part("LoRA", size_of(lora))] if lora else []
+        parts += [Part("a layer's weights made again from 4 bits", largest, (SAMPLE, UPDATE))] if largest else []
         try:
             parts += [*self._sampling(model, fake, rows), *self._update(model, fake, rows, trained, layers)]
         except UserError:

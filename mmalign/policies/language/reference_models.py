@@ -40,6 +40,7 @@ class Reader(Protocol):
     scorer: Scorer
     drawing: Drawing
     sets: ParameterSets
+    stored: int
 
     def using(self, name: str) -> AbstractContextManager[None]: ...
 
@@ -56,6 +57,8 @@ def refer(policy: Reader, name: str, other: Any, examples: Sequence[Any]) -> Non
     key = f"references.{name}.policy"
     if not isinstance(other, type(policy)):
         raise UserError(f"{key}: got a {type(other).__name__}, takes one that transformers makes, as the policy is")
+    if other.stored:
+        raise UserError(f"{key}.memory.storage: got 'nf4', takes a reference that keeps its weights as they are")
     if odd := sorted(MASKS & policy.scorer.heads.keys()):
         raise UserError(f"{key}: another model, and the head {odd[0]} reads the hidden states of this one's own; takes no such head")
     _refuse_settings(key, policy, other)

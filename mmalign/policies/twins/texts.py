@@ -37,7 +37,7 @@ def small(node: Mapping[str, Any], *, kind: str | None = None) -> tuple[dict[str
 
     kind: the model's class, where nothing else tells it. Errors: UserError by the config's key.
     """
-    memory = dict(node.get("memory") or {})
+    memory = {key: value for key, value in (node.get("memory") or {}).items() if key != "storage"}  # a twin's blocks are too small
     twin = {**node, "device": "cpu"}
     remarks = []
     for key in ("dtype", "engine"):  # what a CPU has none of
