@@ -46,7 +46,7 @@ def save(
     with appearing(folder) as place:
         form = _adapter(policy, place, name) if policy.sets.lora else _whole(policy, place)
         (policy.chat.tokenizer if policy.chat.vision is None else policy.chat.vision.processor).save_pretrained(str(place))
-        fresh = base() if policy.sets.lora else None
+        fresh: Any = base() if policy.sets.lora else None
         if policy.stored:
             storage.store(fresh.requires_grad_(False))  # the model that the adapter was trained on
         _compare(policy, form.load(place, fresh), prompt)
