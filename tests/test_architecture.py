@@ -288,6 +288,17 @@ def test_the_ground_floor_can_be_overseen():
     assert len(files) <= MAX_ENTRIES, f"{len(files)} files belong to no room: {', '.join(files)}"
 
 
+def conditionals_inside_others(tree: ast.Module) -> list[int]:
+    """Lines of ``a if b else c`` that hold another one, at any depth: statements say the same."""
+    outer = [node for node in ast.walk(tree) if isinstance(node, ast.IfExp)]
+    return [node.lineno for node in outer if any(isinstance(inner, ast.IfExp) for inner in ast.walk(node) if inner is not node)]
+
+
+def test_no_conditional_inside_another():
+    assert conditionals_inside_others(ast.parse("a = 1 if b else 2\nc = 1 if b else [x if x else 0 for x in d]")) == [2]
+    assert {name: lines for name in NAMES if (lines := conditionals_inside_others(tree(name)))} == {}
+
+
 def test_no_circles():
     assert circles({name: edges(name) for name in NAMES}) == []
 
