@@ -23,6 +23,8 @@ def main() -> None:
         arguments = ["--debug", *(argument for argument in arguments if argument != "--debug")]
     if (here := os.getcwd()) not in sys.path:
         sys.path.append(here)  # so that `use: my_module.my_method` finds a file of the user's, and no file there hides a library
+    if not sys.stderr.isatty():  # in a pipe or a file, bars of libraries are one long line; read by tqdm as it is imported
+        os.environ.setdefault("TQDM_DISABLE", "1")
     with warnings.catch_warnings():  # torchvision's, of another build than torch: advice for nobody who runs a command
         warnings.filterwarnings("ignore", "Failed to load image Python extension")
         app(args=arguments)

@@ -123,9 +123,15 @@ def evaluates(user: User) -> Sequence[str]:
     return ("eval", "runs/r")
 
 
+def exports(user: User) -> Sequence[str]:
+    user.train(PIPELINE, {"steps": 1})
+    return ("export", "runs/r")
+
+
 piped("train, 25 steps", trains, "1[0-9]")
 piped("pairs", makes_pairs, "[1-9]")
 piped("eval", evaluates, "3")
+piped("export", exports, "[1-9]")
 piped("inspect", lambda user: ("inspect", "StableDiffusion3Pipeline"), "[0-9]{2}")
 piped(
     "sample", lambda user: ("sample", "digits", "--prompt", "a handwritten seven", "--guidance", "fk", "--reward", "digits_proxy"), "[1-9]"
