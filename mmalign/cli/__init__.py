@@ -6,9 +6,11 @@ traceback instead.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import warnings
+from collections.abc import Iterator
 
 from mmalign.cli import runs, guided, pairs, evaluations, models, lookup, migration, selftest  # noqa: F401  # isort: skip  (each adds its commands, in the order of --help)
 from mmalign.cli.app import app
@@ -23,8 +25,19 @@ def main() -> None:
         arguments = ["--debug", *(argument for argument in arguments if argument != "--debug")]
     if (here := os.getcwd()) not in sys.path:
         sys.path.append(here)  # so that `use: my_module.my_method` finds a file of the user's, and no file there hides a library
-    if not sys.stderr.isatty():  # in a pipe or a file, bars of libraries are one long line; read by tqdm as it is imported
-        os.environ.setdefault("TQDM_DISABLE", "1")
-    with warnings.catch_warnings():  # torchvision's, of another build than torch: advice for nobody who runs a command
+    with _compact(), warnings.catch_warnings():  # torchvision's, of another build than torch: advice for nobody who runs a command
         warnings.filterwarnings("ignore", "Failed to load image Python extension")
         app(args=arguments)
+
+
+@contextlib.contextmanager
+def _compact() -> Iterator[None]:
+    """In a pipe or a file, where a bar is one long line, tqdm is asked for none; it looks as it is imported, and users may have said."""
+    unsaid = not sys.stderr.isatty() and "TQDM_DISABLE" not in os.environ
+    if unsaid:
+        os.environ["TQDM_DISABLE"] = "1"
+    try:
+        yield
+    finally:
+        if unsaid:
+            os.environ.pop("TQDM_DISABLE", None)
