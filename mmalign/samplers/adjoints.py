@@ -12,6 +12,7 @@ numbers that a trajectory has not.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -52,6 +53,7 @@ class RewardGradient(NamedTuple):
     copies: int = 1
 
 
+Under = Callable[[], AbstractContextManager[None]]
 Planner = Callable[[Tensor, torch.Generator], Plan]
 
 
@@ -132,12 +134,12 @@ def one_of(low: Count, high: Count) -> Planner:
 
 
 def carried_back(
-    plan: Plan, gradient: Tensor, states: Callable[[int], Tensor], answer: Callable[[int, Tensor], Tensor]
+    plan: Plan, gradient: Tensor, states: Callable[[int], Tensor], answer: Callable[[int, Tensor], Tensor], under: Under = nullcontext
 ) -> Mapping[int, Tensor]:
     """Trained step -> the adjoint of its outcome, ``[R, ...]``.
 
     gradient: the reward's by the sample, which is the outcome of step ``plan.end``. states: step -> the latent that it began with.
-    answer: ``(step, latent) -> outcome`` with a graph from the latent on.
+    answer: ``(step, latent) -> outcome`` with a graph from the latent on. under: the parameters that it is asked of, and gone back through.
     """
     trained = torch.nonzero(plan.trained).flatten().tolist()
     adjoints, adjoint = dict[int, Tensor](), gradient
@@ -145,10 +147,10 @@ def carried_back(
         if step in trained:
             adjoints[step] = adjoint
         if step > trained[0]:
-            with torch.enable_grad():
+            with under(), torch.enable_grad():
                 leaf = states(step).detach().requires_grad_()
                 outcome = answer(step, leaf)
-            (adjoint,) = torch.autograd.grad(outcome, leaf, adjoint.to(outcome))
+                (adjoint,) = torch.autograd.grad(outcome, leaf, adjoint.to(outcome))
     return adjoints
 
 

@@ -320,13 +320,15 @@ class GaussianPolicy:
         last = torch.tensor([plan.last])
 
         def outcome(column: int, x: Tensor) -> Tensor:
-            with self.using(how.under) if how.under != "current" else nullcontext():
-                return self._outcome(x.unsqueeze(1), torch.tensor([column]), paths.stochastic, plan.end).squeeze(1)
+            return self._outcome(x.unsqueeze(1), torch.tensor([column]), paths.stochastic, plan.end).squeeze(1)
+
+        def under() -> AbstractContextManager[None]:
+            return nullcontext() if how.under == "current" else self.using(how.under)
 
         with torch.no_grad():
             sample = paths.states[:, -1] if plan.end is None else self.clean(paths.states[:, last], last).squeeze(1)
         gradient = of_reward(lambda x: utility(x, rows), sample)
-        vectors = carried_back(plan, gradient, lambda column: paths.states[:, column], outcome)
+        vectors = carried_back(plan, gradient, lambda column: paths.states[:, column], outcome, under)
         table = torch.zeros_like(paths.states[:, 1:])
         for column, vector in vectors.items():
             table[:, column] = vector

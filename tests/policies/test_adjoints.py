@@ -101,3 +101,37 @@ def test_steps_gone_back_one_by_one_give_the_gradient_of_one_pass(method, name, 
     assert float(theirs.norm()) > 0
     # float32 passes of some 1e3 layers' sums each way: 1e-4 of the whole gradient
     assert float((ours - theirs).norm()) < 1e-4 * float(theirs.norm())
+
+
+def test_the_lean_adjoint_goes_back_through_the_reference():
+    """At the start it is the gradient itself; once the policy has moved, that of the reference still, on the same samples."""
+    policy = make("digits", kernel=kernels.flow_sde(noise_level=2**0.5))
+    rollout = rollout_of(policy)
+
+    def vectors(how):
+        carried = policy.adjoints(rollout, how, utility, torch.Generator(), rows_at_once=4)
+        return torch.stack([adjoint.vector for adjoint in carried.held.adjoints])
+
+    lean, own = mm.methods.adjoint_matching().reward_gradient, mm.methods.draft(last_steps=None, beta=1.0).reward_gradient
+    before = vectors(lean)
+    torch.testing.assert_close(vectors(own), before, rtol=1e-4, atol=1e-9)
+    with torch.no_grad():
+        for parameter in policy.parameters().values():
+            parameter.mul_(1.1)
+    torch.testing.assert_close(vectors(lean), before, rtol=1e-4, atol=1e-9)
+    assert float((vectors(own) - before).norm()) > 1e-2 * float(before.norm())
+
+
+def test_copies_are_averaged_over_their_own_last_steps():
+    """Of K copies each counts 1/K: the term of a moved policy is the mean of what each of them says alone."""
+    policy = make("digits", kernel=kernels.ode())
+    rollout = rollout_of(policy)
+    how = mm.methods.draft(copies=3).reward_gradient
+    carried = policy.adjoints(rollout, how, utility, torch.Generator().manual_seed(0), rows_at_once=4)
+    first, *others = carried.held.adjoints
+    assert len(others) == 2 and all(other.x is not None and other.column == first.column == 3 for other in others)
+    alone = policy.adjoints(rollout, mm.methods.draft().reward_gradient, utility, torch.Generator(), rows_at_once=4).held.adjoints[0]
+    torch.testing.assert_close(3 * first.vector, alone.vector)
+    assert float((others[0].x - others[1].x).abs().max()) > 1e-4
+    (gradient,) = [policy.steps(carried, torch.arange(4), torch.tensor([3]), needs=mm.methods.draft().needs).terms["adjoint"]]
+    assert float(gradient.abs().max()) < 1e-9  # nothing has moved: each copy's outcome is what it was taken at

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 import torch
@@ -52,16 +52,18 @@ def _of_rows(
     held: Trajectories = rollout.held
 
     def outcome(column: int, x: Tensor) -> Tensor:
-        with policy.using(how.under) if how.under != "current" else nullcontext():
-            step = transition_at_once(policy, rollout, rows, column, x, through=how.through)
+        step = transition_at_once(policy, rollout, rows, column, x, through=how.through)
         return step.clean if column == plan.end else step.mean
+
+    def under() -> AbstractContextManager[None]:
+        return nullcontext() if how.under == "current" else policy.using(how.under)  # type: ignore[no-any-return]
 
     def gradient(sample: Tensor) -> Tensor:
         return carrying.of_reward(lambda leaf: utility(decoded(policy, rollout, rows, leaf), rows), sample) / how.copies
 
     with torch.no_grad():
         sample = held.x_next[-1][rows] if plan.end is None else transition_at_once(policy, rollout, rows, plan.end).clean
-    vectors = carrying.carried_back(plan, gradient(sample), lambda column: held.x[column][rows], outcome)
+    vectors = carrying.carried_back(plan, gradient(sample), lambda column: held.x[column][rows], outcome, under)
     points = {column: sample if column == plan.last else held.x_next[column][rows] for column in vectors}
     made = [Adjoint(column, vectors[column], points[column], clean=column == plan.end) for column in sorted(vectors)]
     for drawn in seeds[:, rows]:
