@@ -35,6 +35,8 @@ def rehearsal_config(config: Mapping[str, Any], *, kind: str | None = None) -> R
     twin = _policy(config["policy"], "policy", kind)
     node, stand_ins = _sizes(config), dict[str, str]()
     node["policy"] = twin.node
+    if "schedule" in twin.node and "method" in config and build_part(config, "method").reward_gradient is not None:
+        node["policy"] = {**twin.node, "schedule": config["policy"]["schedule"]}  # such a method's numbers are numbers of steps
     if isinstance(config.get("references"), Mapping):
         node["references"] = {name: _reference(value, f"references.{name}.policy") for name, value in config["references"].items()}
     if isinstance(config.get("rewards"), Mapping):

@@ -130,6 +130,8 @@ def _rollout(state: dict[str, Any]) -> list[str]:
     rollout = policy.sample(list(prompts)[:1], node["batch"]["group"], torch.Generator().manual_seed(0))
     state.update(prompts=list(rollout.prompts), outputs=rollout.outputs)
     steps = int(rollout.mask.sum(1).max())
+    if build_part(node, "method").reward_gradient is not None:
+        return [f"{_shape(rollout.outputs)}, {rollout.mask.shape[1]} steps, which rewards' gradients go back through"]
     if steps == 0:
         raise UserError("policy.schedule.window: no step of the rollout is random, so there is nothing to train")
     return [f"{_shape(rollout.outputs)}, {rollout.mask.shape[1]} steps, {steps} of them random and trained"]
