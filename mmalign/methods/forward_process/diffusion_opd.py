@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from mmalign.arguments.ranges import Positive
 from mmalign.needs import kls
 from mmalign.objectives import penalties
 from mmalign.objectives.parts import ANY
@@ -14,7 +15,7 @@ from mmalign.objectives.sentences.matching import matching
 from mmalign.types import Feedback, Method, Steps, UserError
 
 
-def diffusion_opd(*, teachers: Mapping[str, float] | None = None, per_scalar: bool = True) -> Method:
+def diffusion_opd(*, teachers: Mapping[str, Positive] | None = None, per_scalar: bool = True) -> Method:
     """The student's own samples, and at each of its steps what the teacher would have done: no reward is maximised.
 
     With KL_t the exact KL of the student's step to that teacher's, ``|mean - mean_k|^2 / (2 std^2)`` of a random denoising step, and on
