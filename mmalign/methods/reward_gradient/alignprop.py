@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from mmalign.arguments.ranges import Count
+from mmalign.arguments.ranges import Count, Finite
 from mmalign.objectives.sentences.ascent import ascent, identity, near
 from mmalign.samplers.adjoints import RewardGradient, some_last
 from mmalign.types import Method
 
 
-def alignprop(*, low: Count = 1, high: Count | None = None, target: float | None = None) -> Method:
+def alignprop(*, low: Count = 1, high: Count | None = None, target: Finite | None = None) -> Method:
     """The gradient of a differentiable reward through the last K denoising steps, K drawn anew for each rollout.
 
     ::

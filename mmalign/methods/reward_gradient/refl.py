@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from mmalign.arguments.ranges import Count
+from mmalign.arguments.ranges import Count, Finite
 from mmalign.objectives.sentences.ascent import ascent, up_to
 from mmalign.samplers.adjoints import RewardGradient, one_of
 from mmalign.types import Method
 
 
-def refl(*, low: Count = 31, high: Count = 40, most: float = 2.0) -> Method:
+def refl(*, low: Count = 31, high: Count = 40, most: Finite = 2.0) -> Method:
     """The gradient of the reward of a late step's clean estimate, through that step alone.
 
     At one step t, drawn for each rollout, with ``x_0`` what the denoiser takes for clean there::
