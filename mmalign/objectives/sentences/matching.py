@@ -30,9 +30,11 @@ def matching(  # the parts of a sentence
 ) -> Method:
     """``values = match(steps, score) + sum of penalties``, and the mean over rows of the mean over a row's noise draws.
 
-    score: Feedback of the whole rollout -> what the reward says of each row, ``[B]``, or several numbers, ``[B, S]``. match: (steps, score
-    ``[B, 1]`` or ``[B, 1, S]``) -> ``[B, T]``; needs: what it needs. penalties: parts; None counts nothing. unit, kinds, moves, sampled_by,
-    unguided, keep: as in ``types.Method``.
+    score: Feedback of the whole rollout -> what the reward says of each row, ``[B]``, or several numbers, ``[B, S]``.
+    match: (steps, score ``[B, 1]`` or ``[B, 1, S]``) -> ``[B, T]``.
+    needs: what ``match`` needs. penalties: parts; None counts nothing.
+    unit, kinds, moves: as in ``types.Method``.
+    sampled_by, unguided, keep: as in ``types.Method``.
 
     Errors: UserError of the loss for a kind of steps that it does not accept.
 
