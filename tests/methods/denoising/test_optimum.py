@@ -1,6 +1,6 @@
 """Where methods over denoising steps end up, in a world in which the best policy is known: one Gaussian, a linear reward.
 
-The best of ``E[r] - beta KL`` on the trained steps is ``ref exp(r / beta) / Z``, and ``gaussian.path_optimum`` has its shifts.
+The best of ``E[r] - beta KL`` on the trained steps is ``ref exp(r / beta) / Z``, and ``chains.path_optimum`` has its shifts.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import mmalign as mm
 from mmalign.needs import Need
 from mmalign.samplers import kernels
 from mmalign.types import Feedback, Method
-from mmalign.worlds import gaussian
+from mmalign.worlds import chains, gaussian
 from mmalign.worlds.gaussian import GaussianPolicy, QuadraticReward
 from tests.oracles.denoising import ORACLES
 from tests.oracles.tables import table
@@ -62,16 +62,16 @@ TILTED: dict[str, Callable[[], Method]] = {  # with one update for a rollout, wh
 
 @pytest.mark.parametrize("name", TILTED)
 def test_a_kl_in_nats_leads_to_the_tilted_distribution(name: str) -> None:
-    wanted, _ = gaussian.path_optimum(small_policy(), LINEAR, beta=BETA)
+    wanted, _ = chains.path_optimum(small_policy(), LINEAR, beta=BETA)
     assert off(settled(TILTED[name](), small_policy()), wanted) < 0.05
 
 
 def test_guard_leads_elsewhere_by_the_std_of_each_step() -> None:
     """Its gradient is the policy gradient times ``std / D``, so that noisy steps move more than the tilted distribution's do."""
     policy = small_policy(shift=6.0)
-    wanted, _ = gaussian.path_optimum(policy, LINEAR, beta=BETA)
+    wanted, _ = chains.path_optimum(policy, LINEAR, beta=BETA)
     with torch.no_grad():
-        stds = gaussian.chain(policy, policy.window(4, 0, torch.Generator()))[2]
+        stds = chains.chain(policy, policy.window(4, 0, torch.Generator()))[2]
     own = wanted * stds / policy.size
     shifts = settled(mm.methods.grpo_guard(reweigh="none", **PLAIN), policy)
     elsewhere = off(shifts, wanted * (own.norm() / wanted.norm()))
