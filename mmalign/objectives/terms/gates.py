@@ -131,7 +131,7 @@ def reweighed(by: Literal["length", "none"]) -> Gate | None:
 def paid(penalty: Part, share: Reading) -> Term[Signal]:
     """A penalty of which each row pays its share: a term that is added, with its gradient.
 
-    share: Feedback -> ``[B, 1, 1]``.
+    penalty: of a step. share: Feedback -> ``[B, 1, 1]``.
     """
     of = lambda steps, signal: penalty.of(steps) * signal.extras[..., 0]  # noqa: E731
     return Term(of, penalty.needs, penalty.unit, DENSITIES, extras=share)

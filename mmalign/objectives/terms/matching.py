@@ -51,6 +51,8 @@ def by_absolute_error(steps: Steps, name: str, share: float) -> Tensor:
     """The mixture's error of the clean estimate, ``x_0 = x_t - s v``, over its mean absolute error, which has no gradient.
 
     ``s^2 |y - v_mix|^2 / D / max(s mean|y - v_mix|, 1e-5)`` at noise level s of a rectified flow. Needs ``noise`` and ``absolute``.
+
+    share: of the mixture, that of the policy.
     """
     noise, absolute_error = live(held(steps, NOISE), steps.mask), live(held(steps, absolute(name, share)), steps.mask)
     return noise**2 * mixture_error(steps, name, share) / (noise * absolute_error).clamp(min=SMALLEST)
@@ -74,7 +76,9 @@ def weighted(steps: Steps, error: Tensor, weight: str, power: float) -> Tensor:
 
 
 def in_groups(signal: Tensor) -> tuple[Tensor, Tensor]:
-    """Of a signal ``[R, 1, 2]`` of a score and 1 + the number of a row's group (0: nothing is known of it): the scores ``[R, 1]``, and
-    which rows are of one group, ``[R, R]`` float64, itself among them."""
+    """The scores ``[R, 1]`` of rows, and which of them are of one group, ``[R, R]`` float64, itself among them.
+
+    signal: ``[R, 1, 2]``, a score and 1 + the number of a row's group (0: nothing is known of it).
+    """
     group = signal[:, 0, 1]
     return signal[:, 0, :1], ((group[:, None] == group[None, :]) & (group[:, None] > 0)).to(signal)
