@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,15 @@ def known_by(prompt: Any) -> str:
         return prompt.strip()
     media = [f"<{part['type']} {_name(part)}>" for part in _parts_of(_last_turn(prompt, "user")) if part.get("type") in KINDS]
     return " ".join([*media, question(prompt).strip()])
+
+
+def told_apart_by(prompt: Any) -> str:
+    """What prompts have alike that say the same, in all of their turns and media: the words, and a hash of what is no words."""
+
+    def word(value: Any) -> str:
+        return str(value) if isinstance(value, Path) else hashlib.sha256(canonical_bytes(value)).hexdigest()
+
+    return prompt if isinstance(prompt, str) else json.dumps(prompt, sort_keys=True, default=word)
 
 
 def _name(part: Mapping[str, Any]) -> str:

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from mmalign.arguments.ranges import Count, Fraction, Natural, Positive, Proportion
+from mmalign.conversations import has_media
 from mmalign.devices import default_device
 from mmalign.media import Limits
 from mmalign.needs import DEGREE, kinds, named
@@ -30,12 +31,13 @@ from mmalign.policies.language import reading, reference_models, storage
 from mmalign.policies.language.ablation import Ablation
 from mmalign.policies.language.blending import blended
 from mmalign.policies.language.budget import Room, Truncate
-from mmalign.policies.language.chat import Chat, EncodedRow
+from mmalign.policies.language.chat import Chat
 from mmalign.policies.language.completions import Completions
 from mmalign.policies.language.contrasts import Others, others, sequences
 from mmalign.policies.language.drawing import Drawer, Drawing
 from mmalign.policies.language.engine import Engine
 from mmalign.policies.language.fitting import ROUNDING, fit, made_up
+from mmalign.policies.language.given import given
 from mmalign.policies.language.heads import HEADS, MASKS, HeadName, add_heads, degrees
 from mmalign.policies.language.loading import checkpoint_layers, context_of, load, never_said, parted, refuse_numbers, stops_of
 from mmalign.policies.language.logits import LOG_PROBS
@@ -46,7 +48,6 @@ from mmalign.policies.language.scoring import Scorer
 from mmalign.policies.language.vision import Prompt, Vision, inputs_of
 from mmalign.policies.parameters import ParameterSets
 from mmalign.policies.settings import Dtype, EngineSettings, Lora, TextMemory, Train, type_of
-from mmalign.records import RefusedRow
 from mmalign.samplers.assignment import assignment, drawn_by
 from mmalign.types import EVERY, Adapter, Behavior, Need, Rollout, Steps, UserError
 
@@ -224,7 +225,7 @@ class TransformersPolicy:
         differences = (drawn.log_probs - rollout.log_probs)[real & (who == 0).unsqueeze(1)].abs()
         for behavior in (behavior for behavior in behaviors if behavior.greedy):
             rollout.mask &= ~rollout.drawn[behavior.name].unsqueeze(1)
-        rollout.held = replace(rollout.held, cut=drawn.cut)
+        rollout.held = replace(rollout.held, cut=drawn.cut, pictured=any(map(has_media, prompts)))
         rollout.metrics.update(length=float(drawn.lengths.double().mean()), cut=float(drawn.cut.double().mean()))
         if not bool(differences.isnan().any()):
             rollout.metrics.update(engine_difference=float(differences.mean()), engine_difference_max=float(differences.max()))
@@ -237,27 +238,19 @@ class TransformersPolicy:
         Errors: RefusedRow for an empty completion, one with an id that is never said, media that cannot be read, and for prompts and
         completions that are too long, unless ``truncate`` says what to cut.
         """
-        rows: list[EncodedRow] = []
-        for number, (prompt, output) in enumerate(zip(prompts, outputs, strict=True)):
-            try:
-                rows.append(self.room.row(self.chat.row(prompt, output), prompt))
-            except UserError as error:
-                raise RefusedRow(number, str(error)) from error
-        self.chat.agree(prompts[0], outputs[0])
-        distinct: dict[tuple[Any, ...], int] = {}
-        which = torch.tensor([distinct.setdefault((row.prompt.ids, row.prompt.digest), len(distinct)) for row in rows])
-        encoded = [rows[which.tolist().index(place)].prompt for place in range(len(distinct))]
-        source_of = dict(zip(which.tolist(), prompts, strict=True))
-        rows, which, width = rows[part], which[part], max(len(row.completion) for row in rows[part])
+        rows, encoded, sources, which, following = given(
+            prompts, outputs, part, lambda prompt, output: self.room.row(self.chat.row(prompt, output), prompt)
+        )
+        self.chat.agree(prompts[part][0], outputs[part][0])
+        width = max(len(row.completion) for row in rows)
         tokens, mask = torch.zeros((len(rows), width), dtype=torch.int64), torch.zeros((len(rows), width), dtype=torch.bool)
         for place, row in enumerate(rows):
             tokens[place, : len(row.completion)] = torch.tensor(row.completion)
             mask[place, : len(row.trained)] = torch.tensor(row.trained)
         lengths = torch.tensor([len(row.completion) for row in rows])
-        return self.table(
-            encoded, which, tokens, lengths, mask, outputs=list(outputs[part]), group=group[part],
-            sources=[source_of[place] for place in range(len(encoded))],
-        )  # fmt: skip
+        rollout = self.table(encoded, which, tokens, lengths, mask, sources=sources, outputs=list(outputs[part]), group=group[part])
+        rollout.held = replace(rollout.held, following=following, pictured=any(map(has_media, prompts)))
+        return rollout
 
     def table(
         self, encoded: Sequence[Prompt], which: Tensor, tokens: Tensor, lengths: Tensor, mask: Tensor, *,

@@ -17,7 +17,6 @@ What differs from the papers, and from well-known code:
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,6 +29,7 @@ import torch
 from torch import Tensor
 
 from mmalign.arguments.ranges import Steps
+from mmalign.conversations import told_apart_by
 from mmalign.data.pairs import listed
 from mmalign.distributed import tables as of_all
 from mmalign.distributed.team import ALONE, Team, team_for
@@ -111,10 +111,10 @@ def offline(  # one argument for each thing that a run is made of
     _rows(first, method)
     refuse_unknown(method, _feedbacks(source.stream(seed=run.seed), method, count=batch.records))
     refuse_unusable(policy, evaluation.prompts)
-    if evaluation.prompts is None:  # then it asks what the first step asks, and only what the policy can use
-        first = _encoded(policy, method, source.stream(seed=run.seed), batch.records, lambda: stream(run.seed, 0, "encode"), {})[0]
-    stored.load(policy, references or {}, runs=run.folder, method=method, examples=_distinct([record.prompt for record in first]))
     team = team_for(batch.records, "batch.records")
+    if evaluation.prompts is None:  # then it asks what the first step asks, and only what the policy can use
+        first = _encoded(policy, method, source.stream(seed=run.seed), batch.records, lambda: stream(run.seed, 0, "encode"), {}, team)[0]
+    stored.load(policy, references or {}, runs=run.folder, method=method, examples=_distinct([record.prompt for record in first]))
     learner = Learner(policy, method, optimizer, steps=steps, moving=references, team=team, non_finite=run.non_finite, devices=devices)
     prompts, against = _distinct([record.prompt for record in first])[:16], _compared_with(policy, learner)
     plan = evaluation_plan(evaluation, prompts=prompts, rewards=rewards or {}, reference=against)
@@ -279,7 +279,7 @@ def _feedback(records: Sequence[Record], group: Tensor, method: Method) -> Feedb
 
 def _distinct(prompts: Sequence[Any]) -> list[Any]:
     """Each prompt once, in their order; conversations are compared by what they say."""
-    return list({json.dumps(prompt, sort_keys=True, default=str): prompt for prompt in prompts}.values())
+    return list({told_apart_by(prompt): prompt for prompt in prompts}.values())
 
 
 def _rate(learner: Learner) -> float:

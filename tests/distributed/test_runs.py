@@ -264,3 +264,30 @@ def test_a_process_encodes_its_own_prompts_and_the_one_they_may_be_compared_with
         )
         behind = [own.held.sources[place] for place in own.held.following[own.held.which].tolist()]
         assert behind == [whole.held.sources[place] for place in whole.held.following[whole.held.which[rows]].tolist()]
+
+
+def test_a_process_encodes_its_own_records_and_the_one_they_may_be_compared_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prompts that are there twice, or are worded otherwise and come to the same tokens, are compared with what differs from them."""
+    words, encoded = (
+        transformers(tiny_text.model("qwen2").double(), tiny_text.tokenizer(), max_prompt=7, max_completion=9, truncate="left"),
+        list[str](),
+    )
+    asked = ["abc", "why", "one two", "so one two", "abc", "yes"]
+    prompts, outputs = [prompt for prompt in asked for _ in range(2)], ["no", "yes", "x y", "no"] * 3
+    group, rng = torch.arange(6).repeat_interleave(2), torch.Generator()
+    whole = words.encode(prompts, outputs, group, rng)
+    others = {"abc": "why", "why": "one two", "one two": "yes", "so one two": "yes", "yes": "abc"}
+    assert [whole.held.sources[place] for place in whole.held.following[whole.held.which].tolist()] == [
+        others[prompt] for prompt in prompts
+    ]
+    read = type(words.chat).row
+    monkeypatch.setattr(type(words.chat), "row", lambda chat, source, output: encoded.append(source) or read(chat, source, output))
+    for part, more in ((slice(0, 4), ["one two"]), (slice(4, 8), ["yes"]), (slice(8, 12), ["why", "abc"])):
+        encoded.clear()
+        own = words.encode(prompts, outputs, group, rng, part=part)
+        assert sorted(encoded) == sorted([*prompts[part], *more])
+        assert own.prompts == whole.prompts[part] and own.outputs == outputs[part] and own.group.tolist() == group[part].tolist()
+        behind = [own.held.sources[place] for place in own.held.following[own.held.which].tolist()]
+        assert behind == [others[prompt] for prompt in prompts[part]]
+        for row, place in enumerate(range(12)[part]):
+            assert own.held.encoded[own.held.which[row]].ids == whole.held.encoded[whole.held.which[place]].ids

@@ -38,16 +38,16 @@ def others(completions: Completions, name: str, *, systems: Mapping[str, str], a
         return Others(completions.prompts, following, completions.extras)
     contrasts = completions.contrasts
     if name not in contrasts:
-        encoded, sources = completions.encoded, completions.sources
-        contrasts[name] = _ablated(encoded, ablation, room) if name == "ablated" else _under_system(sources, name, systems, room)
+        sources = completions.sources
+        contrasts[name] = _ablated(completions, ablation, room) if name == "ablated" else _under_system(sources, name, systems, room)
     return Others([torch.tensor(prompt.ids) for prompt in contrasts[name]], completions.which, inputs_of(room.chat.vision, contrasts[name]))
 
 
-def _ablated(encoded: Sequence[Prompt], ablation: Ablation, room: Room) -> list[Prompt]:
+def _ablated(completions: Completions, ablation: Ablation, room: Room) -> list[Prompt]:
     vision = room.chat.vision
-    if vision is None or not any(prompt.media for prompt in encoded):
+    if vision is None or not completions.pictured:
         raise UserError("contrast ablated: got a step without any image or video, takes prompts of which some have one")
-    return [vision.changed(prompt, ablation) for prompt in encoded]
+    return [vision.changed(prompt, ablation) for prompt in completions.encoded]
 
 
 def _under_system(sources: Sequence[Any], name: str, systems: Mapping[str, str], room: Room) -> list[Prompt]:
