@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from math import nan
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+from mmalign.media import canonical_bytes
 from mmalign.types import UserError
 
 
@@ -51,6 +55,31 @@ class Ranking(NamedTuple):
 Record = Pair | Thumb | Ranking  # of preference data
 
 
+@dataclass(frozen=True, eq=False)
+class Unread:
+    """An image or a video of a record that nobody has decoded yet. source: where it is. decode: what makes an output of that."""
+
+    source: Any
+    decode: Callable[[Any], Any]
+
+    def read(self) -> Any:
+        """What rewards would see. Errors: UserError where it cannot be used."""
+        return self.decode(self.source)
+
+    @property
+    def name(self) -> str:
+        """What it is told apart by on machines that have it at another place: its file's name, or a hash of its bytes."""
+        path = self.source.get("path") if isinstance(self.source, dict) and not self.source.get("bytes") else self.source
+        if isinstance(path, (str, Path)):
+            return Path(path).name[-240:]
+        return hashlib.blake2b(canonical_bytes(self.source), digest_size=8).hexdigest()
+
+
+def read(record: Any) -> Any:
+    """A record with its media decoded. Errors: UserError where one of them cannot be used."""
+    return record._replace(**{key: value.read() for key, value in record._asdict().items() if isinstance(value, Unread)})
+
+
 class RefusedRow(UserError):
     """What an encoder says of a given row that it cannot use; recipes put its record aside and go on. row: its number. why: in words."""
 
@@ -65,6 +94,14 @@ class Digested(Protocol):
 
     def digest(self) -> str:
         """Another one where what they are read from has changed; '' where that cannot be told."""
+
+
+@runtime_checkable
+class Undecoded(Protocol):
+    """Records whose media can be decoded later, by whom they are for."""
+
+    def undecoded(self, *, seed: int, start: int = 0) -> Iterator[Any]:
+        """As ``Records.stream``, with `Unread` in place of images and videos; those that turn out to be broken are among them."""
 
 
 class Records(Protocol):

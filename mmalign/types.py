@@ -593,6 +593,7 @@ class Encoder(Policy, Protocol):
     def encode(self, prompts: list[str], outputs: Any, group: Tensor, rng: torch.Generator, *, part: slice = EVERY) -> Rollout:
         """Rows that somebody else made, as a rollout; rows of one ``group`` share what is drawn for them (noise, noise levels).
 
-        part: the rows that are made here, at least one, as in ``sample``: the rows that ``take`` would give of all.
+        part: the rows that are made here, at least one, as in ``sample``: the rows that ``take`` would give of all. Images and videos of
+        the others may be ``records.Unread``.
         Errors: records.RefusedRow for the first row that it cannot use.
         """

@@ -21,7 +21,7 @@ from mmalign.data._reading.tables import Block, blocks, located
 from mmalign.data._schemas import outputs
 from mmalign.data._schemas.columns import Notice
 from mmalign.media import Broken, Limits
-from mmalign.records import Pair, Ranking, Record, Thumb
+from mmalign.records import Pair, Ranking, Record, Thumb, Unread
 from mmalign.types import UserError
 
 __all__ = ["Listed", "hub_pairs", "listed", "pairs"]
@@ -152,22 +152,25 @@ def listed(records: Sequence[Record]) -> Listed:
 
 
 def _with_media(ties: str, limits: Limits, folder: str | None) -> Callable[[outputs.Draft], Record]:
-    """Drafts -> records with their media decoded, all of the first one's size."""
+    """Drafts -> records, whose media are of the first one's size when they are decoded."""
     shapes: list[tuple[int, ...]] = []
+
+    def decoded(source: Any) -> Tensor:
+        output = _decoded(source, limits)
+        if not shapes:
+            shapes.append(tuple(output.shape))
+        if tuple(output.shape) != shapes[0]:
+            raise Broken(f"size {list(output.shape)}, others have {list(shapes[0])} (size: N brings images to one)")
+        return output
 
     def finish(draft: outputs.Draft) -> Record:
         one = draft.second is None
         if math.isnan(draft.strength) or (draft.strength == 0.5 and ties == "drop" and not one):
             raise Passed("unlabelled" if math.isnan(draft.strength) else "ties")
-        decoded = [_decoded(located(source, folder), limits) for source in ((draft.first,) if one else (draft.first, draft.second))]
-        if not shapes:
-            shapes.append(tuple(decoded[0].shape))
-        for output in decoded:
-            if tuple(output.shape) != shapes[0]:
-                raise Broken(f"size {list(output.shape)}, others have {list(shapes[0])} (size: N brings images to one)")
+        sides = [Unread(located(source, folder), decoded) for source in ((draft.first,) if one else (draft.first, draft.second))]
         if one:
-            return Thumb(draft.prompt, decoded[0], draft.strength, draft.id)
-        return Pair(draft.prompt, decoded[0], decoded[1], draft.strength, draft.id)
+            return Thumb(draft.prompt, sides[0], draft.strength, draft.id)
+        return Pair(draft.prompt, sides[0], sides[1], draft.strength, draft.id)
 
     return finish
 

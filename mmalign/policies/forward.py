@@ -176,7 +176,7 @@ class ForwardPolicy:
         ``[B]`` int64. rng: draws the levels and the noise, here and once, for policy and references alike; the VAE's mode is
         taken, so that nothing else is random. ``log_probs`` are NaN: nobody sampled these rows. part: the rows that are encoded.
         """
-        return self._encoded(prompts, outputs[part], group, rng, part)
+        return self._encoded(prompts, torch.stack(list(outputs[part])), group, rng, part)
 
     def _encoded(self, prompts: list[str], outputs: Any, group: Tensor, rng: torch.Generator, part: slice) -> Rollout:
         """Rows ``part`` of all ``prompts`` and ``group``, of which ``outputs`` are."""

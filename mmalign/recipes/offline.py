@@ -36,7 +36,7 @@ from mmalign.distributed.team import ALONE, Team, team_for
 from mmalign.needs import as_bound
 from mmalign.objectives.feedback import comparisons
 from mmalign.recipes._run import Run, concluded
-from mmalign.records import Pair, Ranking, Record, Records, RefusedRow, Thumb
+from mmalign.records import Pair, Ranking, Record, Records, RefusedRow, Thumb, Undecoded, Unread
 from mmalign.training import references as stored
 from mmalign.training.dead_steps import refuse_unknown
 from mmalign.training.evaluation import evaluation_plan
@@ -107,13 +107,14 @@ def offline(  # one argument for each thing that a run is made of
         raise UserError(f"method: takes rows that {method.behaviors[0].name} draws, and nothing is sampled here; takes the recipe online")
     at_least(1, steps=steps)
     source: Records = listed(records) if isinstance(records, Sequence) else records
-    first = _take(source.stream(seed=run.seed), batch.records)
+    coming_from = partial(source.undecoded if isinstance(source, Undecoded) else source.stream, seed=run.seed)
+    first = _take(coming_from(), batch.records)
     _rows(first, method)
-    refuse_unknown(method, _feedbacks(source.stream(seed=run.seed), method, count=batch.records))
+    refuse_unknown(method, _feedbacks(coming_from(), method, count=batch.records))
     refuse_unusable(policy, evaluation.prompts)
     team = team_for(batch.records, "batch.records")
     if evaluation.prompts is None:  # then it asks what the first step asks, and only what the policy can use
-        first = _encoded(policy, method, source.stream(seed=run.seed), batch.records, lambda: stream(run.seed, 0, "encode"), {}, team)[0]
+        first = _encoded(policy, method, coming_from(), batch.records, lambda: stream(run.seed, 0, "encode"), {}, team)[0]
     stored.load(policy, references or {}, runs=run.folder, method=method, examples=_distinct([record.prompt for record in first]))
     learner = Learner(policy, method, optimizer, steps=steps, moving=references, team=team, non_finite=run.non_finite, devices=devices)
     prompts, against = _distinct([record.prompt for record in first])[:16], _compared_with(policy, learner)
@@ -124,7 +125,7 @@ def offline(  # one argument for each thing that a run is made of
 
     with journal:
         aside = dict(journal.broken.why)  # of a resumed run, what it has met before
-        coming = source.stream(seed=run.seed, start=journal.state.get("position", 0))
+        coming = coming_from(start=journal.state.get("position", 0))
         for step in journal.steps():
             moved = learner.begin(step)
             draw = partial(stream, run.seed, step, "encode")
@@ -173,7 +174,7 @@ def _encoded(
     draw: makes the generator of the step, the same for every try. aside: id -> why, of records that the policy refuses; grows, and what is
     in it is not tried again. Errors: UserError where a whole round of the data holds nothing that the policy can use.
     """
-    records, passed = list[Any](), Counter[str]()
+    records, passed, known = list[Any](), Counter[str](), dict[Unread, Any]()
     while True:
         records += _take(_unrefused(coming, aside, passed), count - len(records))
         if team.size > 1:
@@ -181,8 +182,9 @@ def _encoded(
         prompts, outputs, feedback = _rows(records, method)
         part, refused, rollout = team.share(len(records)), None, None
         inside = torch.nonzero((feedback.group >= part.start) & (feedback.group < part.stop)).flatten()
+        own = slice(int(inside[0]), int(inside[-1]) + 1)
         try:
-            rollout = policy.encode(prompts, outputs, feedback.group, draw(), part=slice(int(inside[0]), int(inside[-1]) + 1))
+            rollout = policy.encode(prompts, _read(outputs, range(len(outputs))[own], known), feedback.group, draw(), part=own)
         except RefusedRow as error:
             refused = [error.row, error.why]
         others = [other for other in team.tell(refused) if other is not None]
@@ -192,11 +194,25 @@ def _encoded(
         aside[_called(records.pop(int(feedback.group[row])))] = why
 
 
+def _read(outputs: Sequence[Any], own: range, known: dict[Unread, Any]) -> list[Any]:
+    """Outputs, of which those of a process's own rows are decoded, each once. Errors: RefusedRow."""
+    decoded = list(outputs)
+    for row in own:
+        output = outputs[row]
+        if isinstance(output, Unread):
+            try:
+                decoded[row] = known[output] if output in known else known.setdefault(output, output.read())
+            except UserError as error:
+                raise RefusedRow(row, str(error)) from error
+    return decoded
+
+
 def _unrefused(coming: Iterator[Any], aside: Mapping[str, str], passed: Counter[str]) -> Iterator[Any]:
-    """Records that are not put aside. passed: how often those that were came by since the last step; at a third time, a round is over."""
+    """Records that are not put aside. passed: how often those that were came by since the last other; at a third time, a round is over."""
     for record in coming:
         name = _called(record)
         if name not in aside:
+            passed.clear()
             yield record
         elif passed[name] == 2:
             raise UserError(f"records: the policy refuses {len(aside)} and too few others are left; the last one, {name}: {aside[name]}")
@@ -205,10 +221,17 @@ def _unrefused(coming: Iterator[Any], aside: Mapping[str, str], passed: Counter[
 
 
 def _contents(record: Any) -> str:
-    """What records of the same name are told apart by: words and numbers; of images and videos their sizes, as pixels are dear to hash."""
-    outputs = [list(output.shape) if isinstance(output, Tensor) else output for output in _outputs(record)]
+    """What records of the same name are told apart by: words and numbers; of images and videos their files' names, or their
+    sizes: pixels are dear to decode and to hash."""
+    outputs = [_told_apart_by(output) for output in _outputs(record)]
     numbers = [value for value in record if isinstance(value, float)] + list(record.scores if isinstance(record, (Pair, Ranking)) else ())
     return hashed([record.prompt, outputs, numbers])
+
+
+def _told_apart_by(output: Any) -> Any:
+    if isinstance(output, Unread):
+        return output.name
+    return list(output.shape) if isinstance(output, Tensor) else output
 
 
 def _called(record: Any) -> str:
@@ -232,7 +255,6 @@ def _rows(records: Sequence[Record], method: Method) -> tuple[list[Any], Any, Fe
             if output.shape != outputs[0].shape:
                 sizes = f"{list(outputs[0].shape)} ({names[0]}) and {list(output.shape)} ({name})"
                 raise UserError(f"records: got outputs of different sizes, {sizes}; takes one size, which records.size brings images to")
-        outputs = torch.stack(outputs)
     group = torch.arange(len(records)).repeat_interleave(torch.tensor([len(several) for several in outputs_of]))
     prompts = [record.prompt for record, several in zip(records, outputs_of, strict=True) for _ in several]
     feedback = _feedback(records, group, method)

@@ -85,7 +85,7 @@ class GaussianForward:
         shape = (len(outputs), self.draws)
         places = torch.randint(self.of.num_steps, shape, generator=rng)
         noise = torch.randn((*shape, self.of.size), generator=rng, dtype=torch.float64)
-        own = outputs[part]
+        own = torch.stack(list(outputs[part]))
         nothing = torch.full((len(own), self.draws), torch.nan, dtype=torch.float64)
         drawn = Draws(own, noise[part], places[part], torch.arange(len(own)))
         return Rollout(list(prompts[part]), own, nothing, ~nothing.isfinite(), group[part], drawn)

@@ -13,7 +13,7 @@ from PIL import Image
 
 import mmalign as mm
 from mmalign.data.pairs import listed
-from mmalign.records import Pair
+from mmalign.records import Pair, Unread, read
 from mmalign.types import UserError
 
 ROWS = 7
@@ -209,3 +209,21 @@ def test_a_list_is_shuffled_anew_in_every_pass():
     whole = [pair.id for pair in islice(listed(pairs).stream(seed=1), 15)]
     assert sorted(whole[:5]) == sorted(whole[5:10]) == list("01234") and whole[:5] != whole[5:10]
     assert [pair.id for pair in islice(listed(pairs).stream(seed=1, start=7), 8)] == whole[7:]
+
+
+def test_media_are_decoded_by_whom_they_are_for(tmp_path):
+    """The same records in the same order, also those whose pictures turn out to be broken when they are read."""
+    lines = as_files(tmp_path)
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+    (tmp_path / "images" / "3-rejected.png").write_bytes(png(3)[:50])
+    records = mm.data.pairs(str(tmp_path))
+    whole = list(islice(records.stream(seed=3), 6))
+    unread = list(islice(records.undecoded(seed=3), 7))
+    assert all(isinstance(record.first, Unread) and record.first.name.endswith("-chosen.png") for record in unread)
+    cut = next(record for record in unread if record.id == "row 3")
+    with pytest.raises(UserError, match=r"3-rejected\.png: "):
+        read(cut)
+    for record, other in zip(whole, map(read, (record for record in unread if record.id != "row 3")), strict=True):
+        assert record._replace(first=0, second=0) == other._replace(first=0, second=0)
+        assert record.first.equal(other.first) and record.second.equal(other.second)
+    assert Unread({"bytes": png(1), "path": "a.png"}, len).name != Unread({"bytes": png(2), "path": "a.png"}, len).name

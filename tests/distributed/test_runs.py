@@ -12,9 +12,10 @@ import pytest
 import torch
 
 import mmalign as mm
+from mmalign.data.pairs import Listed
 from mmalign.distributed.team import PeerError, joined
 from mmalign.policies.settings import Schedule
-from mmalign.records import Pair, RefusedRow
+from mmalign.records import Pair, RefusedRow, Unread, read
 from mmalign.types import UserError
 from tests.distributed.test_every_method import differences, log, losses_apart
 from tests.helpers import tiny_text
@@ -291,3 +292,43 @@ def test_a_process_encodes_its_own_records_and_the_one_they_may_be_compared_with
         assert behind == [others[prompt] for prompt in prompts[part]]
         for row, place in enumerate(range(12)[part]):
             assert own.held.encoded[own.held.which[row]].ids == whole.held.encoded[whole.held.which[place]].ids
+
+
+class Files(Listed):
+    """Pairs of pictures that are decoded when they are wanted, as those of files are; which ones is written into a file of each process."""
+
+    def __init__(self, pairs: list[Pair], folder: Path):
+        super().__init__([pair._replace(first=self.unread(pair, "first"), second=self.unread(pair, "second")) for pair in pairs])
+        self.folder = folder
+
+    def unread(self, pair: Pair, side: str) -> Unread:
+        def decode(source: str) -> Any:
+            with (self.folder / f"{os.environ.get('RANK', 'one')}.txt").open("a") as file:
+                file.write(f"{source}\n")
+            if source == "pair 5, second":
+                raise UserError("cut off")
+            return getattr(pair, side)
+
+        return Unread(f"{pair.id}, {side}", decode)
+
+    def undecoded(self, *, seed: int, start: int = 0) -> Any:
+        return super().stream(seed=seed, start=start)
+
+    def stream(self, *, seed: int, start: int = 0) -> Any:
+        return map(read, super().stream(seed=seed, start=start))
+
+
+def test_a_process_opens_the_pictures_of_its_own_records_alone(tmp_path: Path) -> None:
+    """Those of one that cannot be used are named by all, whoever had it."""
+    rng = torch.Generator().manual_seed(0)
+    pairs = [Pair(f"a {number % 3}", *torch.rand(2, 1, 8, 8, generator=rng), 1.0, f"pair {number}") for number in range(12)]
+
+    def train(folder: Path) -> None:
+        settings: Any = {"steps": 2, "batch": {"records": 4, "micro_rows": 4}}
+        offline(folder, Files(pairs, tmp_path), policy=of_digits(), evaluation={"every": 9, "samples": 1, "prompts": ["a 1"]}, **settings)
+
+    assert not alone_and_together(train, tmp_path, 2)
+    alone, *both = ((tmp_path / f"{name}.txt").read_text().splitlines() for name in ("one", "0", "1"))
+    assert len(alone) == 2 * 4 * 2 + 2 and alone.count("pair 5, second") == 1  # two of each record, and those of the one that is put aside
+    assert sorted(both[0] + both[1]) == sorted(alone) and {len(both[0]), len(both[1])} == {8, 10}
+    assert "cut off" in (tmp_path / "many" / "run" / "broken.jsonl").read_text()

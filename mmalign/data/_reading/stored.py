@@ -10,7 +10,7 @@ from mmalign.data._reading.parsing import short
 from mmalign.data._reading.tables import Block, Row, in_order
 from mmalign.files import digest
 from mmalign.media import Broken
-from mmalign.records import Record
+from mmalign.records import Record, read
 from mmalign.types import UserError
 
 WITHIN = 4096  # records of one row, at most: a position is a row's number times this, plus the records of the next row that are over
@@ -86,7 +86,8 @@ def _undecoded(feature: Any) -> Any:
 class Stored:
     """Records that are read as they are wanted, as ``records.Records``. ``dropped`` counts ties and unlabelled ones passed over.
 
-    guess: a row -> its schema, asked until a row has one. finish: a draft -> its record; Broken and Passed come out of it.
+    guess: a row -> its schema, asked until a row has one. finish: a draft -> its record, whose media may be ``records.Unread``; Broken and
+    Passed come out of it.
     """
 
     def __init__(self, source: list[Block] | Hub, *, guess: Callable[[Row], Schema], finish: Callable[[Any], Record], what: str = "record"):
@@ -104,10 +105,17 @@ class Stored:
 
     def stream(self, *, seed: int, start: int = 0) -> Iterator[Any]:
         """As in ``records.Records``. Errors: UserError where a whole pass over the data gives no record."""
+        yield from self._endless(seed, start, decode=True)
+
+    def undecoded(self, *, seed: int, start: int = 0) -> Iterator[Any]:
+        """As in ``records.Undecoded``. Errors: as of ``stream``."""
+        yield from self._endless(seed, start, decode=False)
+
+    def _endless(self, seed: int, start: int, *, decode: bool) -> Iterator[Any]:
         passes, place = divmod(start, PASS)
         while True:
             count = 0
-            for record in self._pass(seed * 1_000_003 + passes, place):
+            for record in self._pass(seed * 1_000_003 + passes, place, decode=decode):
                 count += 1
                 yield record._replace(position=record.position + passes * PASS)
             if not count and not place:
@@ -121,9 +129,9 @@ class Stored:
 
     def first(self, count: int) -> list[Any]:
         """The first usable records as the data have them, at most ``count`` and one pass."""
-        return list(islice(self._pass(None, 0), count))
+        return list(islice(self._pass(None, 0, decode=True), count))
 
-    def _pass(self, seed: int | None, start: int) -> Iterator[Any]:
+    def _pass(self, seed: int | None, start: int, *, decode: bool) -> Iterator[Any]:
         rows_over, over = divmod(start, WITHIN)
         source = self.source
         rows = source.rows(seed=seed, start=rows_over) if isinstance(source, Hub) else in_order(source, seed=seed, start=rows_over)
@@ -140,7 +148,7 @@ class Stored:
             for place, draft in enumerate(drafts, start=1):
                 if number == rows_over + 1 and place <= over:
                     continue
-                record = self._finished(draft)
+                record = self._finished(draft, decode)
                 if record is not None:
                     yield record._replace(position=number * WITHIN if place == len(drafts) else (number - 1) * WITHIN + place)
 
@@ -149,10 +157,10 @@ class Stored:
             self.schema = self.guess(row)
         return self.schema
 
-    def _finished(self, draft: Any) -> Any:
+    def _finished(self, draft: Any, decode: bool) -> Any:
         """The record of a draft, or None where there is nothing to learn from it or it is broken."""
         try:
-            return self.finish(draft)
+            return read(self.finish(draft)) if decode else self.finish(draft)
         except Passed as error:
             self.dropped[str(error)] += 1
         except Broken as error:
