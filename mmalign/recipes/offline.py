@@ -17,6 +17,7 @@ What differs from the papers, and from well-known code:
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,7 +30,6 @@ import torch
 from torch import Tensor
 
 from mmalign.arguments.ranges import Steps
-from mmalign.conversations import told_apart_by
 from mmalign.data.pairs import listed
 from mmalign.distributed import tables as of_all
 from mmalign.distributed.team import ALONE, Team, team_for
@@ -301,7 +301,7 @@ def _feedback(records: Sequence[Record], group: Tensor, method: Method) -> Feedb
 
 def _distinct(prompts: Sequence[Any]) -> list[Any]:
     """Each prompt once, in their order; conversations are compared by what they say."""
-    return list({told_apart_by(prompt): prompt for prompt in prompts}.values())
+    return list({json.dumps(prompt, sort_keys=True, default=str): prompt for prompt in prompts}.values())
 
 
 def _rate(learner: Learner) -> float:
