@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import nan
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-from mmalign.media import canonical_bytes
 from mmalign.types import UserError
 
 
@@ -57,22 +54,16 @@ Record = Pair | Thumb | Ranking  # of preference data
 
 @dataclass(frozen=True, eq=False)
 class Unread:
-    """An image or a video of a record that nobody has decoded yet. source: where it is. decode: what makes an output of that."""
+    """An image or a video of a record that nobody has decoded yet. source: where it is. decode: what makes an output of that. name: what
+    it is told apart by on machines that have it at another place."""
 
     source: Any
+    name: str
     decode: Callable[[Any], Any]
 
     def read(self) -> Any:
         """What rewards would see. Errors: UserError where it cannot be used."""
         return self.decode(self.source)
-
-    @property
-    def name(self) -> str:
-        """What it is told apart by on machines that have it at another place: its file's name, or a hash of its bytes."""
-        path = self.source.get("path") if isinstance(self.source, dict) and not self.source.get("bytes") else self.source
-        if isinstance(path, (str, Path)):
-            return Path(path).name[-240:]
-        return hashlib.blake2b(canonical_bytes(self.source), digest_size=8).hexdigest()
 
 
 def read(record: Any) -> Any:

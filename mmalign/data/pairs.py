@@ -167,7 +167,8 @@ def _with_media(ties: str, limits: Limits, folder: str | None) -> Callable[[outp
         one = draft.second is None
         if math.isnan(draft.strength) or (draft.strength == 0.5 and ties == "drop" and not one):
             raise Passed("unlabelled" if math.isnan(draft.strength) else "ties")
-        sides = [Unread(located(source, folder), decoded) for source in ((draft.first,) if one else (draft.first, draft.second))]
+        sources = [located(source, folder) for source in ((draft.first,) if one else (draft.first, draft.second))]
+        sides = [Unread(source, _name(source), decoded) for source in sources]
         if one:
             return Thumb(draft.prompt, sides[0], draft.strength, draft.id)
         return Pair(draft.prompt, sides[0], sides[1], draft.strength, draft.id)
@@ -192,6 +193,16 @@ def _stored(
         return outputs.with_notice(own, names, notice)
 
     return _looked_at(Stored(in_groups(source), guess=guess, finish=finish, what="pair"))
+
+
+def _name(source: Any) -> str:
+    """A file's name without its folder, or a hash of bytes."""
+    path = source.get("path") if isinstance(source, dict) and not source.get("bytes") else source
+    return (
+        Path(path).name[-240:]
+        if isinstance(path, (str, Path))
+        else hashlib.blake2b(media.canonical_bytes(source), digest_size=8).hexdigest()
+    )
 
 
 def _decoded(source: Any, limits: Limits) -> Tensor:

@@ -226,4 +226,3 @@ def test_media_are_decoded_by_whom_they_are_for(tmp_path):
     for record, other in zip(whole, map(read, (record for record in unread if record.id != "row 3")), strict=True):
         assert record._replace(first=0, second=0) == other._replace(first=0, second=0)
         assert record.first.equal(other.first) and record.second.equal(other.second)
-    assert Unread({"bytes": png(1), "path": "a.png"}, len).name != Unread({"bytes": png(2), "path": "a.png"}, len).name

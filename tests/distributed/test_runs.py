@@ -309,7 +309,7 @@ class Files(Listed):
                 raise UserError("cut off")
             return getattr(pair, side)
 
-        return Unread(f"{pair.id}, {side}", decode)
+        return Unread(f"{pair.id}, {side}", pair.id, decode)
 
     def undecoded(self, *, seed: int, start: int = 0) -> Any:
         return super().stream(seed=seed, start=start)
