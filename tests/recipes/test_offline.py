@@ -152,7 +152,7 @@ def test_every_kind_of_record_says_what_a_method_can_read(pairs):
     one, two = pairs[0]._replace(strength=0.8, scores=(3.0, 1.0)), pairs[1]._replace(strength=math.nan)
     _, outputs, feedback = _rows([one._replace(annotator="ann"), two], METHOD)
     assert feedback.ids == ["pair 0", "pair 0", "pair 1", "pair 1"] and feedback.annotators == ["ann", "ann", "", ""]
-    assert outputs.shape[0] == 4 and feedback.group.tolist() == [0, 0, 1, 1] and feedback.pairs.tolist() == [[0, 1], [2, 3]]
+    assert len(outputs) == 4 and feedback.group.tolist() == [0, 0, 1, 1] and feedback.pairs.tolist() == [[0, 1], [2, 3]]
     assert feedback.rewards[:2].tolist() == [3.0, 1.0] and feedback.rewards[2:].isnan().all()
     assert comparisons.labels(feedback)[:2].tolist() == pytest.approx([0.8, 0.2])
     listed = replace(METHOD, unit="group")
