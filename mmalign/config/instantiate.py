@@ -6,6 +6,7 @@ What is outside of mmalign is imported where the caller trusts the config, and o
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -320,9 +321,9 @@ def _kind_of_value(parameter: signatures.Parameter) -> str:
 def _existing(path: str, value: str, errors: list[str]) -> str:
     """A file as the user named it, or else the file of that name that comes with mmalign."""
     for place in (Path(value), resource(value)):
-        if place.exists():
+        if os.path.exists(place):  # False, too, for what is too long to be a name
             return str(place.resolve())
-    errors.append(f"{path}: no such file: {value}")
+    errors.append(f"{path}: no such file: {value[:240]}")
     return value
 
 

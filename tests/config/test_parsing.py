@@ -68,3 +68,8 @@ def test_fuzzed_configs_are_fine_or_refused_in_lines() -> None:
     """A part of scripts/fuzz/configs.py, whose whole run of 10,000 anybody can do."""
     outcome = fuzz(300, seed=5)
     assert outcome.faults == [] and outcome.counts["fine"] > 10 and outcome.counts["refused"] > 100
+
+
+def test_a_name_that_no_file_can_have_is_one_line() -> None:
+    lines = check({**load("digits/demo"), "prompts": {"use": "prompts", "path": "1" * 5000}})
+    assert [line[:40] for line in lines if line.startswith("prompts.path")] == ["prompts.path: no such file: 111111111111"]

@@ -211,6 +211,7 @@ def _parquet(file: Path, most: int) -> list[Block]:
         def opened() -> tuple[int, Callable[[int], Row]]:
             try:
                 stored = parquet.ParquetFile(file, page_checksum_verification=True, read_dictionary=texts)
+                next(stored.iter_batches(batch_size=1, row_groups=[group]), None)  # its columns' descriptions raise here what aborts below
                 size = _size(stored.metadata.row_group(group), stored.schema)
                 if size > most_of_it:
                     raise Broken(f"a row group that unfolds to {size:,} bytes, takes at most {most_of_it:,}")
