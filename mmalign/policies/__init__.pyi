@@ -3,6 +3,7 @@ from mmalign.policies.diffusers import diffusers as diffusers
 from mmalign.policies.forward import ForwardPolicy as ForwardPolicy
 from mmalign.policies.forward import forward as forward
 from mmalign.policies.inspecting.inspection import inspection as inspection
+from mmalign.policies.language.given import given as given
 from mmalign.policies.parameters import ParameterSets as ParameterSets
 from mmalign.policies.pipelines.adjoints import adjoints as adjoints
 from mmalign.policies.pipelines.refusals import refusals as refusals
