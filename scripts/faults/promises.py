@@ -43,7 +43,7 @@ def inspect_words(user: User) -> str:
     return user.mmalign("inspect", user.model())
 
 
-@fault(12, "inspect on a vision-language model", "gradient .* LoRA layers")
+@fault(12, "inspect on a vision-language model", "gradient\\s.* LoRA layers")
 def inspect_sight(user: User) -> str:
     return user.mmalign("inspect", "Qwen2VLForConditionalGeneration")
 
