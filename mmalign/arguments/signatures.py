@@ -157,6 +157,11 @@ def make(record: Any, arguments: Mapping[str, Any]) -> Any:
     return record(**{names[key]: value for key, value in arguments.items()})
 
 
+def may_be_null(annotation: Any) -> bool:
+    """Whether None is among what an annotation takes."""
+    return annotation in (Any, object, None, type(None)) or type(None) in typing.get_args(annotation)
+
+
 def record_of(annotation: Any) -> type | None:
     """The record that a mapping stands for under this annotation; None where there is none."""
     parts = typing.get_args(annotation) if typing.get_origin(annotation) in (Union, types.UnionType) else (annotation,)

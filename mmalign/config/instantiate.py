@@ -288,6 +288,8 @@ def _not_nodes(path: str, parameter: signatures.Parameter, value: Any) -> Iterat
     """What stands where a node has to stand, because an object has to be built."""
     key = path.rsplit(".", 1)[-1]
     if value is None and not parameter.required:
+        if not signatures.may_be_null(parameter.annotation):
+            yield f"{path}: got null, takes a node {{use: NAME, ...}}, or no such key"
         return
     if key not in ROOMS:
         said_in_words = isinstance(value, (str, bool, int, float, Mapping, list))  # Python may hand over what it has built

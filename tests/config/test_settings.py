@@ -177,6 +177,13 @@ def test_a_number_or_name_that_is_not_taken_is_one_line(name: str) -> None:
     assert len(lines) == 1 and lines[0].startswith(line) and "\n" not in lines[0], lines
 
 
+@pytest.mark.parametrize("key", ["optimizer", "batch", "evaluation", "run", "devices"])
+def test_null_is_no_setting_where_nothing_stands_for_it(key: str) -> None:
+    (line,) = check({**load("digits/lora"), key: None})
+    assert line.startswith(f"{key}: got ") and "takes a" in line
+    assert check({**load("digits/lora"), "combine": None, "oracle": None, "references": None}) == []
+
+
 def test_what_has_no_end_on_purpose_may_be_without_one() -> None:
     assert changed("digits/demo", optimizer__max_norm=float("inf")) == []  # clips nothing
     assert changed("digits/demo", evaluation__stop={"judge": "gold"}) == [] == changed("digits/demo", policy__device="cuda:1")
