@@ -265,5 +265,5 @@ def _refuse(policy: Policy, method: Method, batch: Batch, prompts: Sequence[Any]
 def _tell(rewards: Rewards, step: int) -> None:
     """Says the step to rewards that change as training goes: those with a function ``at``."""
     for reward in rewards.values():
-        if isinstance(reward, Stepped) and reward.at is not None:
+        if isinstance(reward, Stepped) and callable(reward.at):
             reward.at(step)

@@ -232,13 +232,13 @@ class GaussianPolicy:
         exact = predict(self.mixture, x, self.between(columns)[0]).clean
         return self.sets.trained["log_scale"][columns].exp() * exact + self.sets.trained["shift"][columns]
 
-    def transition(self, x: Tensor, columns: Tensor, stochastic: Tensor) -> tuple[Tensor, Tensor]:
+    def transition(self, x: Tensor, columns: Tensor, stochastic: Tensor, seen: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Mean and std, ``[B, C, D]`` each, of the steps ``columns`` ``[C]`` from their states ``x`` ``[B, C, D]``.
 
-        stochastic: ``[T]`` bool, or ``[B, T]``: the steps that take the kernel; others are the ODE's.
+        stochastic: ``[T]`` bool, or ``[B, T]``: those that take the kernel; others are the ODE's. seen: what the denoiser is shown of x.
         """
         t, t_next = self.between(columns)
-        clean = self.clean(x, columns)
+        clean = self.clean(x if seen is None else seen, columns)
         prediction = Prediction(clean, (x - t.signal * clean) / t.noise)
         mean, std = self.kernel(prediction, x, t, t_next)
         still, _ = kernels.ode()(prediction, x, t, t_next)
@@ -311,16 +311,16 @@ class GaussianPolicy:
         self, rollout: Rollout, how: RewardGradient, utility: Callable[[Tensor, Tensor], Tensor], rng: torch.Generator,
         *, rows_at_once: int = 0,
     ) -> Rollout:  # fmt: skip
-        """See ``types.Differentiable``; all rows are gone back through at once. Errors: UserError for copies, and for a gradient that is to
-        pass the denoiser by: this world has one gradient."""
+        """See ``types.Differentiable``; all rows are gone back through at once. Errors: UserError for copies."""
         paths, rows = rollout.held, torch.arange(len(rollout))
         plan = how.plan(paths.stochastic.any(0) & rollout.mask.any(0), rng)
-        if how.copies > 1 or not how.through:
-            raise UserError("method: this world takes 1 copy of a sample, and the gradient through the denoiser")
+        if how.copies > 1:
+            raise UserError(f"method.copies: got {how.copies}, takes 1 in this world")
         last = torch.tensor([plan.last])
 
         def outcome(column: int, x: Tensor) -> Tensor:
-            return self._outcome(x.unsqueeze(1), torch.tensor([column]), paths.stochastic, plan.end).squeeze(1)
+            seen = (x if how.through else x.detach()).unsqueeze(1)
+            return self._outcome(x.unsqueeze(1), torch.tensor([column]), paths.stochastic, plan.end, seen).squeeze(1)
 
         def under() -> AbstractContextManager[None]:
             return nullcontext() if how.under == "current" else self.using(how.under)
@@ -334,9 +334,9 @@ class GaussianPolicy:
             table[:, column] = vector
         return replace(rollout, mask=plan.trained.expand(len(rollout), -1).clone(), held=replace(paths, adjoints=table, end=plan.end))
 
-    def _outcome(self, x: Tensor, columns: Tensor, stochastic: Tensor, end: int | None) -> Tensor:
-        mean = self.transition(x, columns, stochastic)[0]
-        return mean if end is None else torch.where((columns == end)[:, None], self.clean(x, columns), mean)
+    def _outcome(self, x: Tensor, columns: Tensor, stochastic: Tensor, end: int | None, seen: Tensor) -> Tensor:
+        mean = self.transition(x, columns, stochastic, seen)[0]
+        return mean if end is None else torch.where((columns == end)[:, None], self.clean(seen, columns), mean)
 
     def steps(self, rollout: Rollout, rows: Tensor, columns: Tensor | None = None, needs: frozenset[Need] = frozenset()) -> Steps:
         columns = torch.arange(self.num_steps) if columns is None else columns
@@ -347,7 +347,7 @@ class GaussianPolicy:
         refs = {name: (m[cells], s[cells]) for name, (m, s) in paths.refs.items()}
         terms = {"drift": _cells(kernels.kl, mean, std, paths.means[cells], std)} if DRIFT in needs else {}
         if ADJOINT in needs and paths.adjoints is not None:
-            outcome = self._outcome(paths.states[cells], columns, paths.stochastic[rows], paths.end)
+            outcome = self._outcome(paths.states[cells], columns, paths.stochastic[rows], paths.end, paths.states[cells])
             terms["adjoint"] = (paths.adjoints[cells] * (outcome - x_next)).sum(-1)
         facts = {"std": std[..., 0], "dt": (time[columns + 1] - time[columns]).expand(len(rows), -1)}
         return Steps(

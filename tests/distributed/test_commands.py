@@ -128,7 +128,7 @@ def test_a_run_s_own_evaluation_is_that_of_one_process(here: Path) -> None:
     alone = reevaluated("runs/small", trust=True)
     (main, main_out, err), (code, silence, _) = ended(here, 2, "eval", "small", "--trust")
     assert (main, code, silence) == (0, 0, ""), err
-    cells = next(line.split("│")[1:-1] for line in main_out.splitlines() if "bright" in line)
+    cells = next(line.split("\t") for line in main_out.splitlines() if "bright" in line)
     shown = [f"{alone[name]['bright']:.3f} ± {alone[name]['bright_se']:.3f}" for name in ("ref", "ema")]
     assert [cell.strip() for cell in cells] == ["bright", *shown]
 

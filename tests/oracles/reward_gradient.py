@@ -50,7 +50,7 @@ def adjoint_matching(table: Table, *, beta: float = 1.0, count: int | None = Non
 
 ORACLES: dict[str, list[tuple[dict[str, Any], Callable[..., Tensor]]]] = {
     "draft": [({}, draft), ({"last_steps": None, "copies": 2}, draft), ({"beta": 0.3, "kl": "per_scalar"}, draft)],
-    "refl": [({}, refl), ({"low": 2, "high": 4, "most": 1.0}, refl)],
+    "refl": [({"low": 2, "high": 3, "most": 9.0}, refl), ({}, refl)],
     "alignprop": [({}, alignprop), ({"low": 2, "high": 4, "target": 10.0}, alignprop)],
     "drtune": [({}, drtune), ({"count": 3, "early": 4}, drtune)],
     "adjoint_matching": [({}, adjoint_matching), ({"beta": 0.2, "count": 3}, adjoint_matching)],

@@ -80,13 +80,13 @@ def test_an_update_is_done_again_as_if_it_had_had_half_the_rows(monkeypatch: pyt
         ends(patched)
         torch.manual_seed(0)
         wanted, some = learner(counting())
-        metrics = wanted.update(some, micro_rows=1, step=0)
+        metrics = wanted.update(some, micro_rows=1, micro_steps=2, step=0)
         after = torch.rand(3)
     sizes, lines = ends(monkeypatch, call), list[str]()
     got, some = learner(counting())
     fitting = MicroRows(2, got, say=lines.append)
     torch.manual_seed(0)
-    numbers = fitting.fit(lambda most: got.update(some, micro_rows=most, step=0), lambda most: got.largest(some, most))
+    numbers = fitting.fit(lambda most: got.update(some, micro_rows=most, micro_steps=2, step=0), lambda most: got.largest(some, most))
     assert sizes == [2] * call + [1] * 8 and fitting.now == 1 and fitting.row == {"micro_rows": 1.0}
     assert numbers == metrics and got.updates == 1 and got.method.state.dump() == {"seen": 8} and torch.equal(torch.rand(3), after)
     assert equal(dict(got.policy.parameters()), dict(wanted.policy.parameters()))
@@ -98,7 +98,9 @@ def test_half_is_half_of_what_a_pass_has(monkeypatch: pytest.MonkeyPatch) -> Non
     """64 rows are allowed, and 8 there."""
     sizes = ends(monkeypatch, 1)
     got, some = learner(method())
-    MicroRows(64, got, say=print).fit(lambda most: got.update(some, micro_rows=most, step=0), lambda most: got.largest(some, most))
+    MicroRows(64, got, say=print).fit(
+        lambda most: got.update(some, micro_rows=most, micro_steps=2, step=0), lambda most: got.largest(some, most)
+    )
     assert sizes == [8, 4, 4]
 
 
@@ -108,7 +110,7 @@ def test_what_has_no_half_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) ->
         got, some = learner(kind)
         largest = (lambda most: got.largest(some, most)) if most else (lambda most: 8)  # noqa: B023
         with pytest.raises(torch.OutOfMemoryError) as raised:
-            MicroRows(most or 64, got, say=print).fit(lambda most: got.update(some, micro_rows=most, step=0), largest)  # noqa: B023
+            MicroRows(most or 64, got, say=print).fit(lambda most: got.update(some, micro_rows=most, micro_steps=2, step=0), largest)  # noqa: B023
         assert raised.value.__notes__ == [f"in a pass of {most or 8} rows, which has no half"]
 
 
@@ -120,7 +122,9 @@ def test_a_step_of_the_optimiser_is_not_done_twice(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(got.optimizer, "step", step)
     with pytest.raises(torch.OutOfMemoryError, match="no room for moments") as raised:
-        MicroRows(8, got, say=print).fit(lambda most: got.update(some, micro_rows=most, step=0), lambda most: got.largest(some, most))
+        MicroRows(8, got, say=print).fit(
+            lambda most: got.update(some, micro_rows=most, micro_steps=2, step=0), lambda most: got.largest(some, most)
+        )
     assert raised.value.__notes__ == ["in the update of the parameters itself"]
 
 
@@ -129,26 +133,26 @@ def test_a_run_goes_on_with_half_says_so_and_is_resumed_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: type[Exception]
 ) -> None:
     sizes = ends(monkeypatch, 2, error=error)  # after preflight's
-    half = online(tmp_path / "half", steps=3, batch={"micro_rows": 4})
+    half = online(tmp_path / "half", steps=3, batch={"micro_steps": 2, "micro_rows": 4})
     printed = capsys.readouterr().out
     assert printed.count("done again with passes of 2 rows, and so from here on: batch.micro_rows was 4") == 1
     assert sizes == [4, 4] + [2] * 12
     monkeypatch.undo()
-    straight = online(tmp_path / "straight", steps=3, batch={"micro_rows": 2})
+    straight = online(tmp_path / "straight", steps=3, batch={"micro_steps": 2, "micro_rows": 2})
     rows_of_half = rows(half.path)
     assert [row.pop("micro_rows", None) for row in rows_of_half] == [None, 2.0, 2.0, 2.0, None]
     assert rows_of_half == rows(straight.path) and equal(kept(half.path, 3)[0], kept(straight.path, 3)[0])
     sizes = ends(monkeypatch)
-    online(tmp_path / "half", steps=4, batch={"micro_rows": 4}, resume=True)
+    online(tmp_path / "half", steps=4, batch={"micro_steps": 2, "micro_rows": 4}, resume=True)
     assert sizes == [2] * 4
-    online(tmp_path / "half", steps=5, batch={"micro_rows": 3}, resume=True)  # what the user says since counts
+    online(tmp_path / "half", steps=5, batch={"micro_steps": 2, "micro_rows": 3}, resume=True)  # what the user says since counts
     assert sizes == [2] * 4 + [3, 1] * 2
 
 
 def test_the_second_time_ends_the_run_and_says_what_to_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ends(monkeypatch, 3, 10)
     with pytest.raises(UserError, match=r"step 3: out of memory \(CUDA out.*, again, with batch.micro_rows halved to 2\); takes a smaller"):
-        online(tmp_path, batch={"micro_rows": 4})
+        online(tmp_path, batch={"micro_steps": 2, "micro_rows": 4})
     assert checkpoint.newest_step(tmp_path / "run" / "checkpoints") == 2
 
 

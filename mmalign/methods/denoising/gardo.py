@@ -55,8 +55,8 @@ def gardo(
     Examples:
         >>> feedback = Feedback(torch.tensor([0.0, 1.0, 2.0]).double(), group=torch.tensor([0, 0, 0]),
         ...                     parts={"diversity": torch.tensor([0.1, 0.2, 0.6]).double()})
-        >>> gardo().signal(feedback).flatten(1)[:, 0]  # below the mean as it is, above it times 0.6 / 0.3
-        tensor([-1.,  0.,  2.], dtype=torch.float64)
+        >>> [round(number, 6) for number in gardo().signal(feedback).flatten(1)[:, 0].tolist()]  # above the mean times 0.6 / 0.3
+        [-1.0, 0.0, 2.0]
     """
 
     def advantage(feedback: Feedback) -> Tensor:
