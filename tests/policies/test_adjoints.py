@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_map
 import mmalign as mm
 from mmalign.policies.pipelines.scheduler import Player
 from mmalign.samplers import kernels
+from mmalign.samplers.windows import first_fraction
 from mmalign.types import Feedback
 from tests.policies.test_diffusers import make, rollout_of
 
@@ -70,7 +71,8 @@ def by_one_pass(policy, rollout, method, plan):
 
     def answer(moment):
         column = moment.column
-        mean, _ = policy.kernel(moment.prediction, moment.x, moment.t, moment.t_next)
+        kernel = policy.kernel if bool(held.random[column]) else kernels.ode()
+        mean, _ = kernel(moment.prediction, moment.x, moment.t, moment.t_next)
         noise = (held.x_next[column] - mean).detach()
         out = moment.prediction.clean if column == plan.end else mean + noise
         if plan.end is not None and column >= plan.end:
@@ -88,11 +90,18 @@ def by_one_pass(policy, rollout, method, plan):
     return gradient_of(policy, -how.utility(utility(outputs, rows)).mean())
 
 
-@pytest.mark.parametrize("kernel", [kernels.ode(), kernels.flow_sde(noise_level=0.7)], ids=["ode", "sde"])
+KERNELS = {
+    "ode": {"kernel": kernels.ode()},
+    "sde": {"kernel": kernels.flow_sde(noise_level=0.7)},
+    "window": {"kernel": kernels.flow_sde(noise_level=0.7), "window": first_fraction(fraction=0.5)},
+}
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("name", ["digits", "stable_diffusion", "sd3"])
 @pytest.mark.parametrize("method", METHODS)
 def test_steps_gone_back_one_by_one_give_the_gradient_of_one_pass(method, name, kernel):
-    policy, method = make(name, kernel=kernel), METHODS[method]
+    policy, method = make(name, **KERNELS[kernel]), METHODS[method]
     rollout = rollout_of(policy)
     ours, carried = by_the_method(policy, rollout, method)
     plan = method.reward_gradient.plan(rollout.held.random, torch.Generator().manual_seed(1))

@@ -73,7 +73,8 @@ def transition_at_once(
     if worst > 1e-3 * (1 + float(begun.detach().abs().max())):  # an encoder's last bits depend on how many rows it sees
         name = type(policy.pipe).__name__
         raise UserError(f"replay: {name} came to step {column} with another latent than in the rollout (by {worst:.2g})")
-    mean, std = policy.kernel(moment.prediction, moment.x, moment.t, moment.t_next)
+    kernel = policy.kernel if bool(trajectories.random[column]) else kernels.ode()  # as when it was recorded
+    mean, std = kernel(moment.prediction, moment.x, moment.t, moment.t_next)
     log_probs = kernels.log_prob(trajectories.x_next[column][rows], mean, std)
     return Transition(mean, std, log_probs, moment.prediction.clean, moment.t)
 
