@@ -24,6 +24,9 @@ def draft(*, last_steps: Count | None = 1, copies: Count = 1, beta: NotNegative 
             that with a beta none such is trained: the last one, of most kernels.
         kl: which KL, as ``flow_grpo`` has it.
 
+    Nothing but ``beta`` holds it: on ``moving_digits``, whose proxy looks at no shape, the proxy goes from .65 to .97 in 15 steps of 20
+    videos, and the gold judge from .48 to .20.
+
     Paper: Directly Fine-Tuning Diffusion Models on Differentiable Rewards, arXiv 2309.17400, algorithm 1.
 
     Deviations: steps are gone back through one at a time, so that memory is flat in K, where the paper has checkpointing. Of the copies
