@@ -5,13 +5,11 @@ from __future__ import annotations
 from functools import partial
 from typing import Literal
 
-from torch import Tensor
-
 from mmalign.arguments.ranges import Natural, NotNegative, Positive
 from mmalign.objectives import penalties, ratios, surrogates, weights
 from mmalign.objectives.feedback import advantages
 from mmalign.objectives.sentences.policy_gradient import policy_gradient
-from mmalign.types import Feedback, Method, UserError
+from mmalign.types import Method, UserError
 
 
 def dance_grpo(
@@ -52,12 +50,8 @@ def dance_grpo(
     if best_of is not None and (best_of < 2 or best_of % 2):
         raise UserError(f"best_of: got {best_of}, takes an even number of 2 or more, or None")
 
-    def advantage(feedback: Feedback) -> Tensor:
-        raw = advantages.normalised(feedback.rewards, feedback.group, std=std, eps=eps)
-        return advantages.clip(raw, largest=advantage_clip)
-
     return policy_gradient(
-        advantage=advantage,
+        advantage=partial(advantages.limited, std=std, eps=eps, largest=advantage_clip),
         log_ratio=ratios.named(ratio),
         surrogate=partial(surrogates.clipped, low=clip, high=clip),
         penalty=penalties.named(kl, beta=beta),

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal
-
-from torch import Tensor
 
 from mmalign.arguments.ranges import NotNegative, Positive
 from mmalign.objectives import penalties, ratios, surrogates, weights
 from mmalign.objectives.feedback import advantages
 from mmalign.objectives.sentences.policy_gradient import policy_gradient
 from mmalign.objectives.terms import gates
-from mmalign.types import Feedback, Method
+from mmalign.types import Method
 
 
 def flow_dppo(
@@ -45,12 +44,8 @@ def flow_dppo(
     - verl-omni: unbiased=True: an unbiased standard deviation.
     """
 
-    def advantage(feedback: Feedback) -> Tensor:
-        raw = advantages.normalised(feedback.rewards, feedback.group, std=std, unbiased=unbiased, eps=eps)
-        return advantages.clip(raw, largest=advantage_clip)
-
     return policy_gradient(
-        advantage=advantage,
+        advantage=partial(advantages.limited, std=std, unbiased=unbiased, eps=eps, largest=advantage_clip),
         log_ratio=ratios.named(ratio),
         surrogate=surrogates.unclipped,
         gate=gates.drift(largest=largest),

@@ -5,13 +5,11 @@ from __future__ import annotations
 from functools import partial
 from typing import Literal
 
-from torch import Tensor
-
 from mmalign.arguments.ranges import NotNegative, Positive
 from mmalign.objectives import penalties, ratios, surrogates, weights
 from mmalign.objectives.feedback import advantages
 from mmalign.objectives.sentences.policy_gradient import policy_gradient
-from mmalign.types import Feedback, Method
+from mmalign.types import Method
 
 
 def flow_grpo(
@@ -68,12 +66,8 @@ def flow_grpo(
         [[-2.0], [-2.0], [2.0]]
     """
 
-    def advantage(feedback: Feedback) -> Tensor:
-        raw = advantages.normalised(feedback.rewards, feedback.group, std=std, unbiased=unbiased, eps=eps)
-        return advantages.clip(raw, largest=advantage_clip)
-
     return policy_gradient(
-        advantage=advantage,
+        advantage=partial(advantages.limited, std=std, unbiased=unbiased, eps=eps, largest=advantage_clip),
         log_ratio=ratios.named(ratio),
         surrogate=partial(surrogates.clipped, low=clip, high=clip),
         penalty=penalties.named(kl, beta=beta),

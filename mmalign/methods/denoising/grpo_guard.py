@@ -5,14 +5,12 @@ from __future__ import annotations
 from functools import partial
 from typing import Literal
 
-from torch import Tensor
-
 from mmalign.arguments.ranges import NotNegative, Positive
 from mmalign.objectives import penalties, ratios, surrogates, weights
 from mmalign.objectives.feedback import advantages
 from mmalign.objectives.sentences.policy_gradient import policy_gradient
 from mmalign.objectives.terms import gates
-from mmalign.types import Feedback, Method
+from mmalign.types import Method
 
 
 def grpo_guard(
@@ -51,12 +49,8 @@ def grpo_guard(
     - Flow-Factory: reweigh="none": without the division.
     """
 
-    def advantage(feedback: Feedback) -> Tensor:
-        raw = advantages.normalised(feedback.rewards, feedback.group, std=std, unbiased=unbiased, eps=eps)
-        return advantages.clip(raw, largest=advantage_clip)
-
     return policy_gradient(
-        advantage=advantage,
+        advantage=partial(advantages.limited, std=std, unbiased=unbiased, eps=eps, largest=advantage_clip),
         log_ratio=ratios.named("standardised"),
         surrogate=partial(surrogates.clipped, low=clip, high=clip),
         gate=gates.reweighed(reweigh),

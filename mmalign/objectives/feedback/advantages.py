@@ -18,7 +18,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mmalign.types import UserError
+from mmalign.types import Feedback, UserError
 
 TIE = 1e-6  # relative to the largest reward of the group: eight units in the last place of the float32 that rewards come from
 
@@ -129,6 +129,16 @@ def clip(advantages: Tensor, *, largest: float | None) -> Tensor:
     largest: above 0, in units of the advantage.
     """
     return advantages if largest is None else advantages.clamp(-largest, largest)
+
+
+def limited(
+    feedback: Feedback, *, std: Literal["group", "batch", "none"], unbiased: bool = True, eps: float = 1e-4, largest: float | None
+) -> Tensor:
+    """``normalised`` rewards, and then ``clip``: what policy gradients over denoising steps take.
+
+    std, unbiased, eps: as of ``normalised``. largest: as of ``clip``.
+    """
+    return clip(normalised(feedback.rewards, feedback.group, std=std, unbiased=unbiased, eps=eps), largest=largest)
 
 
 def best_only(

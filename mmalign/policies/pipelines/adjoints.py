@@ -66,9 +66,10 @@ def _of_rows(
     vectors = carrying.carried_back(plan, gradient(sample), lambda column: held.x[column][rows], outcome, under)
     points = {column: sample if column == plan.last else held.x_next[column][rows] for column in vectors}
     made = [Adjoint(column, vectors[column], points[column], clean=column == plan.end) for column in sorted(vectors)]
-    for drawn in seeds[:, rows]:
+    with torch.no_grad():
+        levels = [transition_at_once(policy, rollout, rows, plan.last).level] * len(seeds) if len(seeds) else []
+    for drawn, level in zip(seeds[:, rows], levels, strict=True):
         with torch.no_grad():
-            level = transition_at_once(policy, rollout, rows, plan.last).level
             x = level.signal * sample + level.noise * _noise(sample, drawn)
             again = transition_at_once(policy, rollout, rows, plan.last, x.to(sample.dtype)).mean.to(sample.dtype)
         made.append(Adjoint(plan.last, gradient(again), again, x.to(sample.dtype)))
