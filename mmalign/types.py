@@ -587,6 +587,16 @@ class Differentiable(Policy, Protocol):
         """
 
 
+class Recalling(Policy, Protocol):
+    """A policy that gives ``recall``: what a named reference says of a row depends on that row alone."""
+
+    def digests(self, rollout: Rollout) -> list[bytes]:
+        """What each row is told apart by, 16 bytes: rows with the same are scored alike, but for rounding."""
+
+    def remembered(self, rollout: Rollout) -> dict[str, Tensor]:
+        """Name -> ``[B, T]`` float64, 0 where ``mask`` is False: what ``remember`` has put into a rollout, or somebody who knew it."""
+
+
 class Encoder(Policy, Protocol):
     """A policy that takes given rows: what offline recipes need."""
 

@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -178,6 +179,42 @@ def test_exit_codes_and_tracebacks_of_the_real_process(folder):
 def test_unknown_commands_and_options_are_exit_code_2(folder, mmalign):
     assert mmalign("trian").code == 2
     assert mmalign("train", "c.yaml", "--no-such-option").code == 2
+
+
+COSTLY = """
+use: online
+policy: {use: diffusers, pipeline: {use: costly.pipeline}}
+method: {use: flow_grpo, ratio: per_step, clip: 0.2, beta: 0.0, std: none}
+prompts: [a, b]
+rewards: {small: {use: jpeg}}
+steps: 1
+"""
+
+
+def test_a_run_that_is_there_or_is_not_is_said_before_a_model_is_built(tmp_path, mmalign, write_module, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_module("costly.py", "def pipeline():\n    raise RuntimeError('was built')\n")
+    for run, name in (("", "runs/online"), ("run: {seed: 1}", "runs/run"), ("run: {name: x, folder: y}", "y/x")):
+        (tmp_path / "c.yaml").write_text(COSTLY + run)
+        code, _, err = mmalign("train", "c.yaml", "--resume")
+        assert code == 2 and err.splitlines()[1:] == [f"{name}: got resume=true, but there is no run here (no config.yaml)"]
+        assert "was built" in mmalign("train", "c.yaml").err
+        (tmp_path / name).mkdir(parents=True, exist_ok=True)
+        (tmp_path / name / "config.yaml").write_text("steps: 1")
+        code, _, err = mmalign("train", "c.yaml")
+        assert code == 2 and err.splitlines()[1].startswith(f"{name} exists: resume it (resume=true), or give this run another name")
+
+
+def test_advice_of_torchvision_reaches_no_terminal(monkeypatch):
+    def speak(args):
+        warnings.warn("Failed to load image Python extension: 'no such file'. If you don't plan on using image functionality", stacklevel=1)
+        warnings.warn("what concerns the user", stacklevel=1)
+
+    monkeypatch.setattr(cli, "app", speak)
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("always")
+        cli.main()
+    assert [str(warning.message) for warning in shown] == ["what concerns the user"]
 
 
 def test_fresh_names_never_meet_an_old_run(tmp_path):

@@ -232,6 +232,8 @@ def _train(node: dict[str, Any], *, resume: bool = False) -> Path | None:
     if team.size > 1:
         team.agree("config", plain(node))
         _refuse_mistakes(node)
+    if team.main:  # what it says, the others hear
+        _refuse_folder(node, resume=resume)
     run = build(node, **({"resume": True} if resume else {}))
     if isinstance(run, (Mapping, Path)):
         counts = ", ".join(f"{count} {name}" for name, count in run.items()) if isinstance(run, Mapping) else ""
@@ -259,6 +261,23 @@ def _refuse_mistakes(node: Mapping[str, Any]) -> None:
         raise UserError("\n".join(lines))
     if node["use"] in ALONE:
         raise UserError(f"use: {node['use']} is done by one process; takes no --processes and no launcher")
+
+
+def _refuse_folder(node: Mapping[str, Any], *, resume: bool) -> None:
+    """Errors: UserError for a run that is there already, and for none to resume, before any model is loaded for it."""
+    import inspect
+
+    from mmalign.rooms import find, index
+    from mmalign.runs.folder import refuse
+    from mmalign.training.settings import RunSettings
+
+    if node.get("use") not in index("mmalign.recipes"):
+        return
+    usual = inspect.signature(find("mmalign.recipes", node["use"])).parameters["run"].default
+    own = node.get("run")
+    run = {"name": RunSettings.name, "folder": RunSettings.folder, **own} if isinstance(own, Mapping) else vars(usual)
+    if isinstance(run["name"], str) and isinstance(run["folder"], str):  # what else they may be, the config's own check says
+        refuse(run["folder"], run["name"], resume=resume)
 
 
 def _fresh_name(runs: Path, name: str) -> str:

@@ -56,7 +56,7 @@ __all__ = ["TransformersPolicy", "transformers"]
 CALL = ("temperature", "top_p", "top_k", "max_completion", "hidden_media")
 ADAPTER = Adapter(
     "token",
-    frozenset({"old", "refs", "kls", "reverse_kls", "entropy", "collision", "contrast", "changed", "phrase", "segment", "behaviors"}),
+    frozenset({"old", "refs", "kls", "reverse_kls", "entropy", "collision", "contrast", "changed", "phrase", "segment", "behaviors", "recall"}),
     gives_with={"heads": HEADS},
     call=lambda arguments: CALL,
 )
@@ -312,6 +312,14 @@ class TransformersPolicy:
             if name not in rollout.held.refs:
                 with torch.no_grad(), self.using(name):
                     rollout.held.refs[name] = self._whole(rollout, rows_at_once)
+
+    def digests(self, rollout: Rollout) -> list[bytes]:
+        """What each row is told apart by: prompt, pixels and completion in ids, and which of these count."""
+        return rollout.held.digests(rollout.mask)  # type: ignore[no-any-return]
+
+    def remembered(self, rollout: Rollout) -> dict[str, Tensor]:
+        """Name -> ``[B, T]``: what ``remember`` keeps in a rollout."""
+        return rollout.held.refs  # type: ignore[no-any-return]
 
     def steps(self, rollout: Rollout, rows: Tensor, columns: Tensor | None = None, needs: frozenset[Need] = frozenset()) -> Steps:
         """The table of some rows, and of some tokens (all, by default), with gradient.

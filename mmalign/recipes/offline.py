@@ -93,7 +93,8 @@ def offline(  # one argument for each thing that a run is made of
             where the rate falls over them, changes those that follow: ``optimizer.decay``).
 
     In the log, ``margin``, ``accuracy``, ``better`` and ``worse`` are the method's; ``known`` is the part of the rows that say
-    something, ``broken`` the records that could not be read so far. ``kl`` is that of evaluations to the reference ``ref``, in nats of
+    something, ``broken`` the records that could not be read so far, ``recalled`` the part of the rows of which it was known what the
+    references say (``batch.reference_memory``). ``kl`` is that of evaluations to the reference ``ref``, in nats of
     a whole answer, over the policy's own answers there (`training.sample_kl`): those of records are not its own. A bound has no KL, and
     none is reported.
 
@@ -119,6 +120,7 @@ def offline(  # one argument for each thing that a run is made of
     learner = Learner(policy, method, optimizer, steps=steps, moving=references, team=team, non_finite=run.non_finite, devices=devices)
     prompts, against = _distinct([record.prompt for record in first])[:16], _compared_with(policy, learner)
     plan = evaluation_plan(evaluation, prompts=prompts, rewards=rewards or {}, reference=against)
+    learner.kept.keep(batch.reference_memory, lambda line: journal.say(line))
     fitting = MicroRows(batch.micro_rows, learner, say=lambda line: journal.say(line))
     states = {"micro_rows": fitting, "records": SameRecords(source)}
     journal = Journal(learner, plan, run, steps=steps, resume=resume, stop=evaluation.stop, states=states)
@@ -132,7 +134,7 @@ def offline(  # one argument for each thing that a run is made of
             with journal.profile.part("rollout"):
                 records, feedback, rollout = _encoded(policy, method, coming, batch.records, draw, aside, team)
             with journal.profile.part("references"):
-                fitting.fit(partial(policy.remember, rollout, learner.references), partial(min, len(rollout)))
+                fitting.fit(partial(learner.remember, rollout), partial(min, len(rollout)))
             tables = fitting.fit(lambda most: learner.tables(rollout, micro_rows=most), partial(min, len(rollout)))  # noqa: B023
             feedback = replace(feedback, tables=tables)
             signal = method.signal(feedback)
@@ -148,7 +150,7 @@ def offline(  # one argument for each thing that a run is made of
             journal.put_aside(aside | source.broken)
             journal.state.update(position=records[-1].position, kl=measured.get("kl", math.nan))
             known, broken = float(kept.double().mean()), float(len(aside | source.broken))
-            journal.trained({**measured, **moved, "known": known, "broken": broken, "lr": _rate(learner), **fitting.row})
+            journal.trained({**measured, **moved, "known": known, "broken": broken, "lr": _rate(learner), **fitting.row, **learner.kept.row})
     return concluded(journal, policy)
 
 

@@ -95,8 +95,7 @@ def opened(root: str | Path, name: str, *, config: Mapping[str, Any], resume: bo
 
     Errors: UserError of ``open_run``, and where another process has the folder.
     """
-    path = _path(root, name)
-    _refuse(path, resume)
+    path = refuse(root, name, resume=resume)
     with held(path, "trains", takes="give this run another name (name=...)"):
         try:
             run = open_run(root, name, config=config, resume=resume, **how)
@@ -145,8 +144,7 @@ def open_run(
     Errors: UserError where a run exists and ``resume`` is False, where there is nothing to resume, where the configs differ, and where
     there were checkpoints and none can be read.
     """
-    path = _path(root, name)
-    _refuse(path, resume)
+    path = refuse(root, name, resume=resume)
     kept = plain(config)
     if not (path / "config.yaml").is_file():
         again = path.is_dir() and any(file.name != LOCK for file in path.iterdir())
@@ -180,12 +178,14 @@ def _path(root: str | Path, name: str) -> Path:
     return Path(root) / name
 
 
-def _refuse(path: Path, resume: bool) -> None:
-    """Errors: UserError where a fresh run would meet another one, or where there is none to resume."""
+def refuse(root: str | Path, name: str, *, resume: bool) -> Path:
+    """The folder of a run. Errors: UserError where a fresh run would meet another one, or where there is none to resume."""
+    path = _path(root, name)
     if resume and not (path / "config.yaml").is_file() and not (path.is_dir() and _unmade(path)):
         raise UserError(f"{path}: got resume=true, but there is no run here (no config.yaml)")
     if not resume and path.exists() and not _unmade(path):
         raise UserError(f"{path} exists: resume it (resume=true), or give this run another name (name=...)")
+    return path
 
 
 def _unmade(path: Path) -> bool:

@@ -42,6 +42,7 @@ MAY_DIFFER = (
     "batch.micro_steps",
     "devices.*",
     "batch.missing",
+    "batch.reference_memory",
     "policy.engine.*",
     "batch.overlap",
     "evaluation.overlap",

@@ -18,6 +18,7 @@ from mmalign.runs.profile import Profile
 from mmalign.stacking import joined, stacked
 from mmalign.training import allocator, not_finite, references
 from mmalign.training.experience import Experience
+from mmalign.training.kept_references import KeptReferences
 from mmalign.training.optimizer import clipped, flatten_optimizer, parted, restore_optimizer
 from mmalign.training.optimizers import Optimizer
 from mmalign.training.settings import Devices, Reference
@@ -68,6 +69,7 @@ class Learner:
         self.references = references.references(method, self.needs)
         self.moves = references.plan(method, self.references, moving or {})
         references.prepare(policy, self.references, self.moves)
+        self.kept = KeptReferences(policy, references.fixed(self.references, self.moves), team)
         self.moments = {move.name: self._optimizer() for move in self.moves if move.moments and move.name != "current"}
         if optimizer.ema is not None:
             policy.sets.follow("ema", decay=0.0)
@@ -239,6 +241,10 @@ class Learner:
         if self.shards is not None:
             self.shards.add_gradients()
 
+    def remember(self, rollout: Rollout, micro_rows: int) -> None:
+        """What the method's references say of a rollout, kept in it (``Policy.remember``), and for when its rows come again."""
+        self.kept.remember(rollout, self.references, micro_rows)
+
     def tables(self, rollout: Rollout, *, micro_rows: int) -> dict[Need, Tensor]:
         """What the method reads of the steps of all processes' rollouts before it makes its signal, ``[B, T]`` each, without gradient."""
         if not self.method.reads:
@@ -293,7 +299,7 @@ class Learner:
         """All of the learner that is tensors, for a checkpoint; what is in shards stays so."""
         flat, _ = flatten_optimizer(self.optimizer, self.policy.parameters())
         kept = {f"optimizer.{name}": tensors for name, (tensors, _) in self.moments.items()}
-        return {**self.policy.sets.tables(), "optimizer": flat, **kept}
+        return {**self.policy.sets.tables(), "optimizer": flat, **kept, **self.kept.tensors()}
 
     def read(self, name: str, stored: checkpoint.Stored) -> Tensor:
         """What this process needs of a tensor of a checkpoint: its rows of one that belongs to a parameter in shards."""
@@ -317,6 +323,7 @@ class Learner:
         """Puts back what ``tensors`` and ``state`` gave, bit for bit. Errors: UserError where a reference is another model than before."""
         references.refuse_others(self.policy, state.get("digests", {}))
         self.policy.sets.load({name: tensors[name] for name in checkpoint.parameter_sets(tensors)})
+        self.kept.load(tensors)
         self.moments |= {name: (dict(tensors[f"optimizer.{name}"]), kept) for name, kept in state.get("moments", {}).items()}
         restore_optimizer(self.optimizer, self.policy.parameters(), tensors["optimizer"], state["optimizer"])
         self.updates = state["updates"]

@@ -17,7 +17,7 @@ from mmalign.training.units import needed
 from mmalign.types import Method, Move, Need, Policy, UserError
 
 REFERRING = ("refs", "kls", "reverse_kls", "absolute")  # needs that name a reference
-OWN = ("current", "trained", "ema", "best", "behind", "optimizer")  # sets that are no references
+OWN = ("current", "trained", "ema", "best", "behind", "optimizer", "recalled")  # sets that are no references
 
 
 def references(method: Method, needs: frozenset[Need]) -> list[str]:
@@ -125,6 +125,11 @@ def prepare(policy: Policy, names: Sequence[str], moves: Sequence[Move]) -> None
             f"method: refers to {missing[0]!r}, which is no set here; takes references.{missing[0]}: {{from: FOLDER}} or {{every: N}}, or "
             "another model: {policy: ...}"
         )
+
+
+def fixed(names: Sequence[str], moves: Sequence[Move]) -> list[str]:
+    """Those of the references that are what they began as, to the end of the run."""
+    return [name for name in names if name not in (*OWN, "previous", *(move.name for move in moves))]
 
 
 def due(moves: Sequence[Move], step: int) -> list[Move]:

@@ -77,10 +77,14 @@ class RecordBatch(Record):
     """What an update of an offline recipe takes.
 
     records: of the data. micro_rows: rows in one backward pass, by memory; does not change the loss. Halved once where memory ends.
+    reference_memory: MiB, of the machine and of a checkpoint, for what references said of rows, so that they are asked once and not in
+    every pass over the data; 8 bytes for a token and reference. 0: they are asked each time, as are references that move, and those of
+    policies that draw noise for a row (``forward``).
     """
 
     records: Count = 32
     micro_rows: Count = 16
+    reference_memory: Natural = 256
 
 
 @dataclass(frozen=True)

@@ -135,6 +135,13 @@ page("chosen and rejected log-ratios", "[Rr]ejected")
 page("scores under each sample", 'class="(score|told)')
 
 
+@fault(13, "no headline of no over-optimisation beside a spread under the page's own line", "no judge fell, but spread began and is below 85")
+def headline(user: User) -> str:
+    judged = {"every": 1, "samples": 2, "judges": {"gold": "own.better"}, "metrics": {"variety": "own.narrow"}}
+    user.train(PIPELINE, {"steps": 5, "evaluation": {**judged, "call": {"num_inference_steps": 2}}})
+    return "\n".join(line for line in (user.folder / "runs/r/report.html").read_text().splitlines() if "<title>" in line)
+
+
 @fault(13, "kl of offline token runs is measured", '"kl": [0-9.]')
 def kl(user: User) -> str:
     user.train(OFFLINE, {"steps": 3})

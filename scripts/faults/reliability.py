@@ -193,6 +193,16 @@ stopping("a reward that is NaN", "nan", "scores are NaN|NaN")
 stopping("out of memory", "memory", "out of memory")
 
 
+def short(what: str, most: int, shows: str) -> None:
+    @fault(21, f"no memory in a pass of an update, {what}", shows)
+    def act(user: User) -> str:
+        return user.train(ONLINE, {"method": {"use": "own.hungry", "most": most}, "batch.micro_rows": 8, "run.dead_steps": None})
+
+
+short("half fits", 4, r"done again with passes of 4 rows, and so from here on: batch.micro_rows was 8(.|\n)*finished after 2 steps(.|\n)*exit 0")
+short("nor in half of it", 3, r"again, with batch.micro_rows halved to 4.*takes a smaller batch.micro_rows(.|\n)*exit 2")
+
+
 # ---- 22
 
 

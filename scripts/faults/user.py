@@ -97,6 +97,38 @@ def first_misses():
     return score
 
 
+def narrow():
+    """Outputs vary half as much as real data, at every evaluation."""
+    return lambda outputs, prompts: {"spread_ratio": 0.5}
+
+
+def better():
+    """A judge that likes each evaluation more."""
+    calls = []
+
+    def score(outputs, prompts, **columns):
+        calls.append(1)
+        return torch.arange(len(outputs)).float() / 100 + len(calls)
+
+    return score
+
+
+def hungry(most=4):
+    """A method for whose passes of more rows there is no memory."""
+    import dataclasses
+
+    import mmalign
+
+    method = mmalign.methods.grpo(beta=0.0)
+
+    def loss(steps, signal):
+        if len(steps.mask) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+        return method.loss(steps, signal)
+
+    return dataclasses.replace(method, loss=loss)
+
+
 def varying():
     calls = []
 

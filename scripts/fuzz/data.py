@@ -5,7 +5,8 @@ python scripts/fuzz/data.py --count 100 --seed 700 # the hundred cases from numb
 
 Files of texts and of pictures in JSONL, JSON, CSV, parquet and tar (compressed, too) are cut, and bytes of them are flipped, doubled, left
 out and overwritten. A case is made from its number alone. Out of a file that was cut come records of the whole file and no others, and
-where some are missing, that is said.
+where some are missing, that is said. Cases are tried in a process of their own: what ends that (a library's abort, a hang) is a fault of the
+case that it was at, and the next ones go on in another.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import csv
 import faulthandler
 import io
 import json
+import multiprocessing
 import random
 import sys
 import tarfile
@@ -23,6 +25,9 @@ import tempfile
 import traceback
 import warnings
 from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -161,10 +166,9 @@ def case(seed: int, folder: Path, files: dict[tuple[str, bool], bytes], known: d
     return "with broken records" if broken else "read"
 
 
-def run(count: int, seed: int) -> tuple[Counter[str], list[str]]:
-    """Endings, and what went wrong, of ``count`` cases from number ``seed`` on."""
+def tried(numbers: range, tell: Connection) -> None:
+    """Says that it begins, and how each case ended, ``[ending, what went wrong]``, in their order."""
     files = {(kind, pictures): whole(kind, pictures) for kind in KINDS for pictures in (False, True)}
-    endings, wrong = Counter[str](), list[str]()
     with tempfile.TemporaryDirectory() as name, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         folder, known = Path(name), dict[bool, set[tuple[Any, ...]]]()
@@ -174,14 +178,41 @@ def run(count: int, seed: int) -> tuple[Counter[str], list[str]]:
             records, broken = read(path, pictures)
             if broken or set(records) != known.setdefault(pictures, set(records)) or len(records) != RECORDS:
                 raise SystemExit(f"{kind}: the whole file is not read as it is")
-        for number in range(seed, seed + count):
+        tell.send_bytes(b"ready")
+        for number in numbers:
             faulthandler.dump_traceback_later(SLOW, exit=True)
             try:
-                endings[case(number, folder, files, known)] += 1
+                ending = [case(number, folder, files, known), ""]
             except Exception as error:  # which is what is looked for
                 place = "".join(traceback.format_tb(error.__traceback__)[-2:])
-                wrong.append(f"case {number}: {type(error).__name__}: {str(error)[:300]}\n{place}")
+                ending = ["", f"{type(error).__name__}: {str(error)[:300]}\n{place}"]
             faulthandler.cancel_dump_traceback_later()
+            tell.send_bytes(json.dumps(ending).encode())
+
+
+def run(count: int, seed: int, act: Callable[[range, Connection], None] = tried) -> tuple[Counter[str], list[str]]:
+    """Endings, and what went wrong, of ``count`` cases from number ``seed`` on. act: tries them, in another process."""
+    endings, wrong = Counter[str](), list[str]()
+    number, fork = seed, multiprocessing.get_context("fork")
+    while number < seed + count:
+        hear, tell = fork.Pipe(duplex=False)
+        process = fork.Process(target=act, args=(range(number, seed + count), tell))
+        process.start()
+        tell.close()
+        begun = False
+        with suppress(EOFError):
+            begun = bool(hear.recv_bytes())
+            while True:
+                ending, what = json.loads(hear.recv_bytes())
+                endings.update([ending] if ending else [])
+                wrong.extend([f"case {number}: {what}"] if what else [])
+                number += 1
+        process.join()
+        if not begun:
+            raise SystemExit(f"no case could be tried: the process ended with {process.exitcode}")
+        if number < seed + count:
+            wrong.append(f"case {number}: ended its process with {process.exitcode} (below 0: by a signal)")
+            number += 1
     return endings, wrong
 
 

@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import runpy
+import signal
 import tarfile
 import tracemalloc
 from itertools import islice
@@ -444,3 +445,16 @@ def test_columns_of_parquet_whose_description_is_damaged_are_broken(tmp_path, nu
         assert endings.total() == 1 and not wrong, wrong
 
     assert together(1, read, tmp_path) == [(0, "")]
+
+
+def test_a_case_that_ends_its_process_is_named_and_the_next_ones_are_tried():
+    def act(numbers, tell):
+        tell.send_bytes(b"ready")
+        for number in numbers:
+            if number == 3:
+                signal.raise_signal(signal.SIGKILL)
+            tell.send_bytes(b'["read", ""]')
+
+    assert FUZZ["run"](6, 0, act) == ({"read": 5}, ["case 3: ended its process with -9 (below 0: by a signal)"])
+    with pytest.raises(SystemExit, match="no case could be tried: the process ended with 0"):
+        FUZZ["run"](6, 0, lambda numbers, tell: None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from hashlib import blake2b
 from typing import Any
 
 import torch
@@ -58,6 +59,15 @@ class Completions:
     def extras(self) -> Sequence[Mapping[str, Tensor]]:
         """Further inputs of the P prompts, see ``vision.inputs_of``."""
         return inputs_of(self.vision, self.encoded)
+
+    def digests(self, mask: Tensor) -> list[bytes]:
+        """What each row is told apart by, 16 bytes: ids and pixels of its prompt, its own ids, and which of these ``mask [B, T]`` counts."""
+        heads = [blake2b(repr((prompt.ids, prompt.digest)).encode()).digest() for prompt in self.encoded]
+        ends = [
+            tokens[:length].numpy().tobytes() + live[:length].numpy().tobytes()
+            for tokens, live, length in zip(self.tokens, mask, self.lengths.tolist(), strict=True)
+        ]
+        return [blake2b(heads[place] + end, digest_size=16).digest() for place, end in zip(self.which.tolist(), ends, strict=True)]
 
     def take(self, rows: Tensor) -> Completions:
         """All prompts stay: rows may be compared behind those of others."""

@@ -64,6 +64,7 @@ class Caller:
         # what need not run in steps that are over: the denoisers, and what only speaks to them
         self.still = {**self.denoisers, **{name: part for name, part in parts.items() if name.startswith("controlnet")}}
         self.away: Offloaded | None = None
+        self.takes_several = False  # rows in one call; not known before it is tried, see ``refusals``
         self._embeddings: dict[Any, Any] = {}
         self._device: tuple[Any, torch.device] | None = None
         self._shapes: dict[Any, Any] = {}

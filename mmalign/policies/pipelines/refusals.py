@@ -21,7 +21,11 @@ REFUSED = (UserError, ValueError, TypeError, KeyError, IndexError, AttributeErro
 @torch.no_grad()
 def refusals(caller: Caller, prompts: Sequence[Any], rows_at_once: Count) -> dict[int, str]:
     """Place -> why, of prompts that the call refuses when it is asked one of them alone. All are asked together first, which is enough
-    where none is refused. Errors: torch.OutOfMemoryError, which is no prompt's fault."""
+    where none is refused.
+
+    Errors: torch.OutOfMemoryError, which is no prompt's fault; UserError for a call that takes one row and not two.
+    """
+    _refuse_one_row(caller, prompts, rows_at_once)
     chunks = [list(prompts[start : start + rows_at_once]) for start in range(0, len(prompts), rows_at_once)]
     if not any(_refusal(caller, chunk) for chunk in chunks):
         return {}
@@ -29,8 +33,22 @@ def refusals(caller: Caller, prompts: Sequence[Any], rows_at_once: Count) -> dic
     return {place: why for place, why in reasons.items() if why}
 
 
-def _refusal(caller: Caller, prompts: list[Any]) -> str:
-    """Why a call with these prompts fails before its denoiser runs; empty where it does not."""
+def _refuse_one_row(caller: Caller, prompts: Sequence[Any], rows_at_once: int) -> None:
+    """Asks once whether a call goes through its first step with two rows. Errors: UserError where it does so with one alone."""
+    if caller.takes_several or rows_at_once == 1 or not prompts:
+        return
+    two = (list(prompts) * 2)[:2]
+    why = _refusal(caller, two, denoise=True)
+    if why and not any(_refusal(caller, [prompt], denoise=True) for prompt in two):
+        raise UserError(
+            f"policy.memory.rows_at_once: got {rows_at_once}, and {type(caller.pipe).__name__} goes through a step with one row and not "
+            f"with two ({why}); takes 1"
+        )
+    caller.takes_several = not why
+
+
+def _refusal(caller: Caller, prompts: list[Any], *, denoise: bool = False) -> str:
+    """Why a call with these prompts fails before its denoiser runs; empty where it does not. denoise: before its first step is done."""
 
     def leave(*_: Any) -> None:
         raise Finished
@@ -39,7 +57,7 @@ def _refusal(caller: Caller, prompts: list[Any]) -> str:
         raise Finished
 
     with ExitStack() as hooks:
-        for denoiser in caller.denoisers.values():
+        for denoiser in () if denoise else caller.denoisers.values():
             hooks.callback(denoiser.register_forward_pre_hook(leave).remove)
         try:
             caller.until_finished(prompts, [0] * len(prompts), Player(answer), prompts)
