@@ -58,6 +58,8 @@ def weighted_sum(
         [1.25, 1.0]
     """
     refuse_missing("weighted_sum", missing)
+    if weights and not any(weights.values()):
+        raise UserError(f"weighted_sum.weights: got {dict(weights)}, of which nothing can be learned; takes a weight other than 0")
 
     def of(parts: Parts, rows: Rows) -> Tensor:
         names = chosen("weighted_sum", "weights", weights, parts)

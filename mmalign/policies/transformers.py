@@ -56,7 +56,9 @@ __all__ = ["TransformersPolicy", "transformers"]
 CALL = ("temperature", "top_p", "top_k", "max_completion", "hidden_media")
 ADAPTER = Adapter(
     "token",
-    frozenset({"old", "refs", "kls", "reverse_kls", "entropy", "collision", "contrast", "changed", "phrase", "segment", "behaviors", "recall"}),
+    frozenset(
+        {"old", "refs", "kls", "reverse_kls", "entropy", "collision", "contrast", "changed", "phrase", "segment", "behaviors", "recall"}
+    ),
     gives_with={"heads": HEADS},
     call=lambda arguments: CALL,
 )

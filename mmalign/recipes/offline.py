@@ -150,7 +150,8 @@ def offline(  # one argument for each thing that a run is made of
             journal.put_aside(aside | source.broken)
             journal.state.update(position=records[-1].position, kl=measured.get("kl", math.nan))
             known, broken = float(kept.double().mean()), float(len(aside | source.broken))
-            journal.trained({**measured, **moved, "known": known, "broken": broken, "lr": _rate(learner), **fitting.row, **learner.kept.row})
+            measured |= {"known": known, "broken": broken, "lr": _rate(learner)}
+            journal.trained({**measured, **moved, **fitting.row, **learner.kept.row})
     return concluded(journal, policy)
 
 

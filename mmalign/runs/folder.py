@@ -110,12 +110,14 @@ def held(path: Path, does: str, *, takes: str = "give another --out") -> Iterato
     says what to do then."""
     from filelock import FileLock, Timeout
 
-    path.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path / LOCK, timeout=0)
     try:
+        path.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except Timeout as error:
         raise UserError(f"{path}: another process {does} there; wait until it ends, or {takes}") from error
+    except OSError as error:  # a file in its way, no right to write
+        raise UserError(f"{path}: cannot be made: {error}; {takes}") from error
     try:
         yield
     finally:

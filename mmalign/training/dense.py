@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 import torch
@@ -32,12 +33,19 @@ def checked(who: str, answer: Sequence[Any], outputs: Sequence[Any]) -> Parts:
     for output, row in zip(outputs, answer, strict=True):
         if not isinstance(output, str):
             raise UserError(f"{who}: scores parts of an output that is a {type(output).__name__}, takes texts")
+        if odd := [part for part in row or () if not _is_part(part)]:
+            raise UserError(f"{who}: returned {odd[0]!r} for a part of an output, takes (start, end, score)")
         row_parts = None if row is None else [(int(start), int(end), float(score)) for start, end, score in row]
         for start, end, score in row_parts or []:
             if not 0 <= start < end <= len(output) or math.isinf(score):
                 raise UserError(f"{who}: returned ({start}, {end}, {score}) for an output of {len(output)} characters")
         parts.append(row_parts)
     return parts
+
+
+def _is_part(part: Any) -> bool:
+    """Whether it is three numbers."""
+    return isinstance(part, (list, tuple)) and len(part) == 3 and all(isinstance(number, (Real, Tensor)) for number in part)
 
 
 def totals(parts: Parts) -> Tensor:

@@ -33,7 +33,8 @@ class KeptReferences:
     def __init__(self, policy: Any, names: Sequence[str], team: Team):
         self.policy, self.team, self.fixed = policy, team, tuple(names) if "recall" in policy.gives else ()
         self.names: tuple[str, ...] = ()
-        self.room, self.full, self.say = 0, False, print
+        self.room, self.full = 0, False
+        self.say: Callable[[str], None] = print
         self.rows: dict[bytes, Tensor] = {}
         self.row: dict[str, float] = {}
 
@@ -61,10 +62,12 @@ class KeptReferences:
             table[:, new] = torch.stack([said[name] for name in self.names])
         self.policy.remembered(rollout).update(zip(self.names, table, strict=True))
         values = [table[:, row, masks[row]] for row in new]
-        parts = self.team.gather({**packed([digests[row] for row in new], values, len(self.names)), "rows": torch.tensor([len(digests)])})
-        for part in parts:
-            self._put(part)
-        self.row = {"recalled": 1 - sum(len(part["digests"]) for part in parts) / int(sum(part["rows"] for part in parts))}
+        own = {**packed([digests[row] for row in new], values, len(self.names)), "rows": torch.tensor([len(digests)])}
+        every = self.team.gather(own)
+        for theirs in every:
+            self._put(theirs)
+        asked, rows = (sum(counts) for counts in zip(*((len(one["live"]), int(one["rows"])) for one in every), strict=True))
+        self.row = {"recalled": 1 - asked / rows}
 
     def _put(self, part: Mapping[str, Tensor]) -> None:
         """Keeps the rows that there is room for; which these are depends on what is kept by then, and on nothing else."""

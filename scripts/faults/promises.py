@@ -135,7 +135,7 @@ page("chosen and rejected log-ratios", "[Rr]ejected")
 page("scores under each sample", 'class="(score|told)')
 
 
-@fault(13, "no headline of no over-optimisation beside a spread under the page's own line", "no judge fell, but spread began and is below 85")
+@fault(13, "no headline of no over-optimisation beside a spread under the page's line", "no judge fell, but spread began and is below 85")
 def headline(user: User) -> str:
     judged = {"every": 1, "samples": 2, "judges": {"gold": "own.better"}, "metrics": {"variety": "own.narrow"}}
     user.train(PIPELINE, {"steps": 5, "evaluation": {**judged, "call": {"num_inference_steps": 2}}})

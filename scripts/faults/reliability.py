@@ -199,7 +199,7 @@ def short(what: str, most: int, shows: str) -> None:
         return user.train(ONLINE, {"method": {"use": "own.hungry", "most": most}, "batch.micro_rows": 8, "run.dead_steps": None})
 
 
-short("half fits", 4, r"done again with passes of 4 rows, and so from here on: batch.micro_rows was 8(.|\n)*finished after 2 steps(.|\n)*exit 0")
+short("half fits", 4, r"passes of 4 rows, and so from here on: batch.micro_rows was 8(.|\n)*finished after 2 steps(.|\n)*exit 0")
 short("nor in half of it", 3, r"again, with batch.micro_rows halved to 4.*takes a smaller batch.micro_rows(.|\n)*exit 2")
 
 

@@ -370,6 +370,7 @@ def test_a_rollout_that_pushes_the_front_out_counts_more():
         (lambda: algebra.weighted_sum(missing="zero"), r"weighted_sum\.missing: got 'zero', takes row or rest"),
         (lambda: asked(algebra.weighted_sum(weights={"d": 1})), r"weighted_sum\.weights: got 'd', takes rewards that are there: a, b, c"),
         (lambda: asked(algebra.weighted_sum(transforms={"d": transforms.clip(low=0)})), r"weighted_sum\.transforms\.d: no such reward"),
+        (lambda: algebra.weighted_sum(weights={"a": 0.0, "b": 0}), r"got \{'a': 0.0, 'b': 0\}, of which nothing can be learned"),
         (lambda: algebra.weighted_sum(transforms={"a": "z_score"}), r"weighted_sum\.transforms\.a: got 'z_score'"),
         (lambda: asked(algebra.harmonic(), parts(a=[-1.0, 1, 1, 1, 1])), "harmonic: a has scores below 0"),
         (lambda: algebra.gated(gates={}, otherwise=0.0), "gated: got gates="),

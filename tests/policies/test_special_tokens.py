@@ -276,3 +276,10 @@ def test_a_template_that_only_cuts_reasoning_keeps_the_answer_whole(marked):
     row = chat.row(ASK, THOUGHT)
     assert list(row.prompt.ids) == by_transformers(chat, ASK, add_generation_prompt=True)
     assert words_of(chat, row.completion) == f"{THOUGHT}<|im_end|>" and all(row.trained)
+
+
+def test_an_empty_prompt_is_the_tokenizers_beginning():
+    policy = transformers(tiny_text.model(), tiny_text.tokenizer(), max_completion=9, device="cpu")
+    with pytest.warns(UserWarning, match="policy.tokenizer: token 0 of 1 is '<bos>' here, and no token by"):
+        rollout = policy.sample(["", "ab"], 2, torch.Generator().manual_seed(0))
+    assert policy.refusals([""]) == {} and len(rollout) == 4

@@ -195,7 +195,8 @@ def test_a_prompt_that_the_pipelines_call_refuses_is_put_aside(tmp_path):
 
     chosen = diffusers(pipe, schedule=mm.Schedule(steps=2), conditions=conditions, lora=mm.Lora(rank=2), device="cpu")
     assert chosen.refusals(["a fox", "a dog"]) == {} == chosen.refusals([])
-    assert chosen.refusals(["a fox", "gone", 3, "a dog"]).keys() == {1, 2} and not ran
+    assert chosen.refusals(["a fox", "gone", 3, "a dog"]).keys() == {1, 2}
+    assert ran == [1]  # once, of two rows: whether it takes so many
     bright = lambda outputs, prompts: outputs.flatten(1).mean(1)  # noqa: E731
     run = mm.online(
         chosen, ["a fox", "gone", "a dog"], {"bright": bright}, mm.methods.flow_grpo(), steps=2, batch={"prompts": 1, "group": 2},
@@ -219,6 +220,27 @@ def test_a_prompt_that_is_no_class_is_put_aside_and_not_taken_as_class_0(tmp_pat
         evaluation={"every": 100, "samples": 1}, run={"name": "run", "folder": str(tmp_path), "trackers": ()},
     )  # fmt: skip
     assert [entry["id"] for entry in named(run)] == ["prompt 2"]
+
+
+def test_a_pipeline_that_takes_one_row_says_so_before_anything_is_sampled(tmp_path):
+    pipe = pipelines.twin("KandinskyPipeline")
+    how = {"call": pipelines.call_arguments(pipe), "device": "cpu", "schedule": mm.Schedule(steps=2)}  # one image of a prior for a call
+    line = r"policy.memory.rows_at_once: got 64, and KandinskyPipeline goes through a step with one row and not with two \(.*\); takes 1"
+    for prompts in (["a red fox", "two blue birds"], ["a red fox"]):  # a group has several rows, too
+        with pytest.raises(UserError, match=line):
+            run_of(tmp_path, prompts, chosen=diffusers(pipe, **how), batch={"prompts": 1, "group": 2})
+    assert list(tmp_path.iterdir()) == []
+    policy = diffusers(pipe, **how, memory=mm.Memory(rows_at_once=1))
+    assert policy.refusals(["a red fox", "two blue birds"]) == {} and not policy.caller.takes_several
+
+
+def test_whether_a_call_takes_two_rows_is_asked_once():
+    calls = []
+    policy = mm.policies.diffusers(mm.worlds.digits(), device="cpu", schedule={"steps": 2})
+    policy.denoiser.register_forward_hook(lambda *_: calls.append(1))
+    for _ in range(2):
+        assert policy.refusals(["a 3", "a 5", "a 7"]) == {}
+    assert len(calls) == 1 and policy.caller.takes_several
 
 
 def test_no_memory_is_no_prompts_fault():

@@ -165,6 +165,12 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
         pass
 
 
+def test_a_file_in_the_way_of_a_folder_is_one_line(tmp_path):
+    (tmp_path / "runs").write_text("a file")
+    with pytest.raises(UserError, match=r"runs/a: cannot be made: .*; give this run another name"):
+        folder.opened(tmp_path / "runs", "a", config=CONFIG).__enter__()
+
+
 def test_an_open_run_is_nobody_elses(tmp_path):
     first, second = folder.opened(tmp_path, "a", config=CONFIG), folder.opened(tmp_path, "a", config=CONFIG, resume=True)
     with first, pytest.raises(UserError, match="another process trains there"), second:

@@ -79,6 +79,9 @@ def test_as_judges_they_are_sums() -> None:
         ([[(3, 3, 1.0)], [], []], r"returned \(3, 3, 1.0\)"),
         ([[(0, 1, float("inf"))], [], []], "inf"),
         ([[], []], "returned parts of 2 outputs, takes 3"),
+        ([[1.0], [], []], r"reward r: returned 1.0 for a part of an output, takes \(start, end, score\)"),
+        ([[(0, 1)], [], []], r"reward r: returned \(0, 1\) for a part of an output, takes \(start, end, score\)"),
+        ([[(0, 1, "0.5")], [], []], r"reward r: returned \(0, 1, '0.5'\) for a part of an output, takes \(start, end, score\)"),
     ],
 )
 def test_what_is_no_part_is_refused(answer: Any, line: str) -> None:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from mmalign.conversations import Turn, as_text, media_of
 from mmalign.policies.language.vision import Vision
-from mmalign.types import UserError
 
 if TYPE_CHECKING:
     from mmalign.policies.language.chat import Chat
@@ -104,8 +103,7 @@ def _with_pictures(vision: Vision, turns: Sequence[Turn]) -> list[Turn]:
 
 
 def _line(encoding: Any) -> list[int]:
+    """The ids of one text; none of an empty one, which may be a prompt all the same: a tokenizer's beginning is put before it."""
     ids = encoding["input_ids"]
     ids = ids.tolist() if not isinstance(ids, list) else ids
-    if not ids:
-        raise UserError("prompt: got an empty one, takes at least one token")
-    return [int(token) for token in (ids[0] if isinstance(ids[0], list) else ids)]
+    return [int(token) for token in (ids[0] if ids and isinstance(ids[0], list) else ids)]

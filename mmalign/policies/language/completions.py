@@ -61,7 +61,7 @@ class Completions:
         return inputs_of(self.vision, self.encoded)
 
     def digests(self, mask: Tensor) -> list[bytes]:
-        """What each row is told apart by, 16 bytes: ids and pixels of its prompt, its own ids, and which of these ``mask [B, T]`` counts."""
+        """What each row is told apart by, 16 bytes: ids and pixels of its prompt, its own ids, those that ``mask [B, T]`` counts."""
         heads = [blake2b(repr((prompt.ids, prompt.digest)).encode()).digest() for prompt in self.encoded]
         ends = [
             tokens[:length].numpy().tobytes() + live[:length].numpy().tobytes()
