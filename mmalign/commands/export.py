@@ -19,7 +19,7 @@ from mmalign.policies.forward import ForwardPolicy
 from mmalign.policies.language.loading import load as load_language_model
 from mmalign.policies.pipelines.calling import load
 from mmalign.policies.transformers import TransformersPolicy
-from mmalign.runs import checkpoint
+from mmalign.runs import checkpoint, pixels
 from mmalign.runs.metrics import read_benchmarks
 from mmalign.training import dead_steps
 from mmalign.types import UserError, contents
@@ -134,6 +134,7 @@ def _card(run: Trained, chosen: str, node: Mapping[str, Any], forms: list[Form],
         benchmarks=read_benchmarks(run.folder)[0],
         kl=_kl(run),
         dead=_dead(run),
+        shifts=[pixels.in_words(shift) for shift in pixels.shifts(run.state.get("evaluations") or [])],
         steps=checkpoint.step_of(run.checkpoint),
         seed=(config.get("run") or {}).get("seed", 0),
         chosen=chosen,
@@ -185,7 +186,7 @@ def _numbers(run: Trained) -> Iterator[tuple[str, str, str, str]]:
         return
     after = _after(run)
     for key, value in rows[0].items():
-        if key in ("step", "kl") or key.endswith("_se"):
+        if key in ("step", "kl", pixels.SAMPLES) or key.endswith("_se"):
             continue
         kinds = (("rewards", "reward, trained on"), ("judges", "judge, not trained on"), ("metrics", "metric"))
         configured = {**(run.config.get("evaluation") or {}), "rewards": run.config.get("rewards")}

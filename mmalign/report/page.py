@@ -12,11 +12,13 @@ from typing import Any
 from mmalign.report.answers import Case, cases, count
 from mmalign.report.figures import figures, summary_rows
 from mmalign.report.hallucination import columns, standings
+from mmalign.report import pixels
 from mmalign.report.overoptimisation import Finding, curve, fell_silent, overoptimised
 from mmalign.report.plots import short
 from mmalign.report.profile import costs, figure
 from mmalign.report.read import RunData
 from mmalign.report.verdict import PERCENT, describe, sentence, silent, state
+from mmalign.runs.pixels import in_words, shifts
 
 LARGEST = 1400  # pixels; a larger grid is scaled down and packed as WebP, so that a page of many steps stays light
 SMALL_CELL = 64  # pixels; smaller pictures are enlarged as squares instead of being blurred
@@ -39,22 +41,25 @@ def render(run: RunData) -> str:
     from markupsafe import Markup
 
     findings = overoptimised(run.evals, rewards=run.rewards, judges=run.judges)
-    silence = _silence(run)
+    silence, moved = _silence(run), shifts(run.evals)
     notes = list(run.notes)
     drawn = [_picture(path, step, _readout(run, step), notes=notes) for step, path in run.frames]
     frames = [picture for picture in drawn if picture is not None]
     rows, across = _shape(run, frames)
     questions = cases(run, notes)
-    drawings = figures(run) + [drawing for drawing in (figure(run),) if drawing is not None]
+    drawings = figures(run) + [drawing for drawing in (pixels.figure(run), figure(run)) if drawing is not None]
     loader = FileSystemLoader(Path(__file__).parent)
     template = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).get_template(
         "page.html"
     )
     return template.render(
         name=run.path.resolve().name,
-        verdict=sentence(run, findings, silence),
+        verdict=sentence(run, findings, silence, moved),
         state=state(run),
         findings=[describe(finding) for finding in findings],
+        moved=[in_words(shift) for shift in moved],
+        since=min((shift.step for shift in moved), default=0),
+        pixels=pixels.table(run),
         silence=None if silence is None else silent(silence),
         cases=questions,
         marked=any(answer.known for case in questions for answer in case.answers),

@@ -7,23 +7,26 @@ from collections.abc import Sequence
 
 from mmalign.report.hallucination import columns, standings
 from mmalign.report.overoptimisation import SPREAD_LINE, Finding, curve, measurable
+from mmalign.report.pixels import headline
 from mmalign.report.plots import short
 from mmalign.report.read import RunData
+from mmalign.runs.pixels import Shift
 
 MINUS = "\N{MINUS SIGN}"
 ARROW = "\N{RIGHTWARDS ARROW}"
 PERCENT = "\N{NO-BREAK SPACE}%"
 
 
-def sentence(run: RunData, findings: Sequence[Finding], silence: Finding | None = None) -> str:
+def sentence(run: RunData, findings: Sequence[Finding], silence: Finding | None = None, moved: Sequence[Shift] = ()) -> str:
     """``gold 0.50 -> 0.96; spread 91 % of real data; no over-optimisation seen``, with what is missing said so.
 
-    Of answers about images, what is invented and what is said come first, side by side. silence: what ``fell_silent`` found.
+    Of answers about images, what is invented and what is said come first, side by side. silence: what ``fell_silent`` found. moved: statistics of
+    pixels that have.
     """
     if not run.evals:
         nothing = "nothing has been evaluated yet" if run.train else "nothing has been logged yet"
         return f"{state(run)}: {'; '.join(part for part in (_dead(run), nothing) if part)}"
-    parts = [_dead(run), _hallucination(run), _changes(run), _spread(run), _silence(silence), _flag(run, findings)]
+    parts = [_dead(run), _hallucination(run), _changes(run), _spread(run), _silence(silence), headline(moved), _flag(run, findings, moved)]
     words = "; ".join(part for part in parts if part)
     return words[:1].upper() + words[1:]
 
@@ -102,7 +105,7 @@ def _spread(run: RunData) -> str:
     return ""
 
 
-def _flag(run: RunData, findings: Sequence[Finding]) -> str:
+def _flag(run: RunData, findings: Sequence[Finding], moved: Sequence[Shift]) -> str:
     if run.summary.get("status") == "learned nothing":
         return ""
     if findings:
@@ -119,6 +122,8 @@ def _flag(run: RunData, findings: Sequence[Finding]) -> str:
         return "too few evaluations to tell whether it over-optimised"
     if low := _low_spread(run):
         return f"no judge fell, but {low}" if run.judges else f"no judge to check it, and {low}"
+    if moved:
+        return "no judge fell" if run.judges else "no judge to check it"
     return "no over-optimisation seen" if run.judges else "no judge to check it, and no alarming loss of spread"
 
 

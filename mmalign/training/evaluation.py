@@ -12,9 +12,11 @@ from torch import Tensor
 
 from mmalign.distributed import tables as of_all
 from mmalign.distributed.team import ALONE, Team
+from mmalign.runs.pixels import PREFIX, SAMPLES
 from mmalign.training.background import Background
 from mmalign.training.feedback import Scores, ask, measure, refuse_columns
 from mmalign.training.image_dependence import image_dependence
+from mmalign.training.pixels import pixel_statistics
 from mmalign.training.rollouts import parts_of
 from mmalign.training.sample_kl import sample_kl
 from mmalign.training.settings import Evaluation
@@ -86,7 +88,8 @@ class Answers(NamedTuple):
 
 
 class Results(NamedTuple):
-    """``metrics``: means by name, with ``NAME_se``. ``grid``: ``[prompts, columns, C, H, W]`` in 0..1 (F, C, H, W: videos), else None.
+    """``metrics``: means by name, with ``NAME_se``, of images and videos ``pixels/NAME`` among them (``training.pixels``). ``grid``:
+    ``[prompts, columns, C, H, W]`` in 0..1 (F, C, H, W: videos), else None.
 
     ``answers``: the first ``columns`` of each prompt where outputs are words, else None. ``scores``: name -> ``[prompts, columns]``, what
     each reward and judge said of those that are shown.
@@ -117,7 +120,7 @@ def evaluate(policy: Policy, plan: EvaluationPlan, *, using: str = "current", te
                     scored["image_dependence"] = image_dependence(policy, rows[own], _words(outputs))
                 if plan.reference is not None:
                     scored["kl"] = sample_kl(policy, rows[own], outputs, plan.reference)
-            scored = {**Scores.join([wait() for wait in waiting]).named, **scored}
+            scored = {**Scores.join([wait() for wait in waiting]).named, **scored, **pixel_statistics(outputs)}
     outputs = of_all.outputs(team, outputs)
     metrics: dict[str, float] = {}
     of_rows = of_all.scores(team, scored, own.stop - own.start)
@@ -127,10 +130,13 @@ def evaluate(policy: Policy, plan: EvaluationPlan, *, using: str = "current", te
         metrics[f"{name}_se"] = float(known.std() / len(known) ** 0.5) if len(known) > 1 else float("nan")
         if len(known) < len(scores):
             metrics[f"{name}_missing"] = float(len(scores) - len(known))
+        if name.startswith(PREFIX):
+            metrics[SAMPLES] = float(len(scores))
     metrics.update(measure(plan.metrics, outputs, rows, columns))
     shown = isinstance(outputs, Tensor) and outputs.ndim in (4, 5)  # images or videos
     grid = outputs.unflatten(0, (len(plan.prompts), plan.samples))[:, : plan.columns].float().cpu().clamp(0, 1) if shown else None
-    of_shown = {name: scores.unflatten(0, (len(plan.prompts), plan.samples))[:, : plan.columns] for name, scores in of_rows.items()}
+    of_shown = {name: scores.unflatten(0, (len(plan.prompts), plan.samples))[:, : plan.columns] for name, scores in of_rows.items()
+                if not name.startswith(PREFIX)}  # fmt: skip
     return Results(metrics, grid, None if isinstance(outputs, Tensor) else _answers(plan, outputs, rows), of_shown)
 
 

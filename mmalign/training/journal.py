@@ -20,7 +20,7 @@ from mmalign.arguments.signatures import nearest
 from mmalign.distributed.folder import refuse_elsewhere
 from mmalign.distributed.team import ALONE
 from mmalign.files import plain, write_json
-from mmalign.runs import answers, checkpoint
+from mmalign.runs import answers, checkpoint, pixels
 from mmalign.runs.broken import Broken
 from mmalign.runs.folder import RunFolder, opened
 from mmalign.runs.log import Log, Phase
@@ -31,9 +31,8 @@ from mmalign.training.evaluation import EvaluationPlan, evaluate
 from mmalign.training.learner import Learner
 from mmalign.training.recovery import Snapshot, out_of_memory, out_of_room, snapshot
 from mmalign.training.settings import RunSettings, Stop
+from mmalign.training.summary import best_of, known, read_by_people, summarise
 from mmalign.types import UserError, columns_of, contents
-
-OF_KL = ("kl", "kl_se", "kl_missing")  # of evaluations: on their page and in their log, and in the summary once
 
 MAY_DIFFER = (
     "run.trackers",
@@ -308,8 +307,10 @@ class Journal:
         row = {"kl": self.state["kl"], **self.team.tell(results.metrics)[0]}  # the main one's: metrics of one's own may be random
         self._write(step, "eval", row)
         self.state["evaluations"].append({"step": step, **row})
-        shown = [key for key in row if not key.endswith("_se") and key not in OF_KL]
-        self.say(f"step {step:>4}  " + "  ".join(f"{key} {row[key]:.3f}" for key in shown))
+        self.say(f"step {step:>4}  " + "  ".join(f"{key} {row[key]:.3f}" for key in read_by_people(row) if not key.endswith("_se")))
+        for shift in pixels.shifts(self.state["evaluations"]):
+            if shift.step == step:
+                self.say(f"step {step:>4}  {pixels.in_words(shift)}: see whether a reward is won by it")
         self._stop_early()
 
     def _stop_early(self) -> None:
@@ -349,30 +350,8 @@ class Journal:
             if "not_finite" in summary:
                 self.say(f"{not_finite.in_words(summary)}: {summary['not_finite']} not finite")
             names = [key.removesuffix("_before") for key in summary if key.endswith("_before") and not key.endswith("_se_before")]
-            self.say("  ".join(f"{name} {_known(summary[f'{name}_before'])} -> {_known(summary[f'{name}_after'])}" for name in names))
+            self.say("  ".join(f"{name} {known(summary[f'{name}_before'])} -> {known(summary[f'{name}_after'])}" for name in names))
         return Ended(self.folder.path, summary)
-
-
-def summarise(state: Mapping[str, Any], *, seed: int, status: str, plan: EvaluationPlan) -> dict[str, Any]:
-    """A run in a few numbers: every evaluated one before training and after it, and what it cost; NaN is missing.
-
-    After: the last evaluation, or the best one where the run kept it.
-    """
-    rows = state["evaluations"]
-    before, after = rows[0], next((row for row in rows if row["step"] == state.get("best_step")), rows[-1])
-    names = [name for name in {**before, **after} if name not in ("step", *OF_KL)]
-    numbers = {f"{name}_{when}": row.get(name, math.nan) for when, row in (("before", before), ("after", after)) for name in names}
-    best = {"best_step": state["best_step"]} if "best_step" in state else {}
-    spread = {"spread_ratio": after["spread_ratio"]} if "spread_ratio" in after else {}
-    return {
-        "seed": seed, "status": status, "steps": state["step"], "rewards": list(plan.rewards), "judges": list(plan.judges), **numbers,
-        "kl": after["kl"], "train_seconds": round(state["train_seconds"], 2), **state["facts"], **best, **spread,
-        **dead_steps.summed_up(state.get("dead", {})), **not_finite.summed_up(state.get("not_finite", {})),
-    }  # fmt: skip
-
-
-def _known(value: float | None) -> str:
-    return "missing" if value is None or math.isnan(value) else f"{value:.3f}"
 
 
 def hashed(prompts: Sequence[Any]) -> str:
@@ -386,11 +365,6 @@ def canonical(value: Any) -> str:
     if isinstance(value, Tensor):
         return hashlib.sha256(value.detach().float().cpu().contiguous().numpy().tobytes()).hexdigest()[:16]
     return str(value) if isinstance(value, Path) else type(value).__name__
-
-
-def best_of(scores: Sequence[float]) -> int:
-    """The place of the first highest score; NaN is lower than any number."""
-    return max(range(len(scores)), key=lambda place: -math.inf if math.isnan(scores[place]) else scores[place])
 
 
 def _refuse_stop(stop: Stop | None, judges: Sequence[str]) -> None:

@@ -315,3 +315,29 @@ def test_results_of_benchmarks_are_on_the_page(tmp_path):
     parsed, _ = page(run)
     assert "Benchmarks" in parsed.text and "pope f1 score 0.88 (0.80 to 0.95)" in parsed.text and "odd" not in parsed.text
     assert "evaluations/torn/results.json could not be read" in parsed.text
+
+
+def with_pixels(run, now: float):
+    """The log with brightness of the first two evaluations as it was, and then as it is ``now``; two deviations are 0.1."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for row in rows:
+        if row["phase"] == "eval":
+            value = 0.3 if row["step"] < EVALS[2] else now
+            row |= {"pixels/brightness": value, "pixels/brightness_se": 0.05 / 80**0.5, "pixels/samples": 80.0}
+            row |= {"pixels/edges": 0.2, "pixels/edges_se": 0.001, "pixels/high_frequency": None, "pixels/high_frequency_se": None}
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return run
+
+
+def test_pixels_that_moved_are_said_at_the_top(tmp_path):
+    parsed, _ = page(with_pixels(make_run(tmp_path), 0.1))
+    assert "brightness fell by 4.0 deviations since step 40; no judge fell" in parsed.text
+    assert "Brightness fell from 0.3 to 0.1, by 4.0 deviations of the base's samples." in parsed.text
+    assert "Look at the samples from step 40 on" in parsed.text and "no over-optimisation seen" not in parsed.text
+    assert "Pixels of the samples" in parsed.text and "0.30 → 0.10 (−4.0)" in parsed.text and "high frequency" not in parsed.text
+
+
+def test_pixels_that_stay_are_shown_and_no_alarm(tmp_path):
+    parsed, _ = page(with_pixels(make_run(tmp_path), 0.31))
+    assert "no over-optimisation seen" in parsed.text and "Pixels moved" not in parsed.text
+    assert "0.30 → 0.31 (+0.2)" in parsed.text and "edges" in parsed.text

@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import nan
 
 from mmalign.training.evaluation import EvaluationPlan
-from mmalign.training.journal import best_of, summarise
+from mmalign.training.summary import best_of, summarise
 
 
 def test_the_first_of_the_highest_is_best_and_nan_is_lowest() -> None:
@@ -34,3 +34,13 @@ def test_a_summary_is_before_and_after_and_what_it_cost() -> None:
 def test_a_run_that_kept_its_best_reports_that() -> None:
     summary = summarise(state(best_step=5), seed=3, status="stopped early", plan=EvaluationPlan(["a"], {"r": len}))
     assert (summary["r_after"], summary["kl"], summary["spread_ratio"], summary["best_step"]) == (0.7, 2.0, 0.9, 5)
+
+
+def test_pixels_are_told_where_they_moved_by_the_evaluation_that_counts() -> None:
+    held = state()
+    for row, brightness in zip(held["evaluations"], (0.5, 0.45, 0.1), strict=True):  # type: ignore[call-overload]
+        row |= {"pixels/brightness": brightness, "pixels/brightness_se": 0.01, "pixels/samples": 100.0}
+    plan = EvaluationPlan(["a"], {"r": len})
+    summary = summarise(held, seed=3, status="finished", plan=plan)
+    assert summary["pixels_moved"] == ["brightness since step 10"] and not any(name.startswith("pixels/") for name in summary)
+    assert "pixels_moved" not in summarise({**held, "best_step": 5}, seed=3, status="stopped early", plan=plan)
