@@ -21,6 +21,13 @@ class Differentiable(Protocol):
 
 
 @runtime_checkable
+class OfLatents(Protocol):
+    """A reward that says whether it scores the latents that outputs are decoded from, in place of the outputs."""
+
+    of_latents: bool
+
+
+@runtime_checkable
 class Stepped(Protocol):
     """A reward that may change as training goes, and is told the number of each step before it."""
 
@@ -53,6 +60,11 @@ class Tolerant(Protocol):
     """A policy that says by how many nats of one number preflight lets a step score differently at replay; 1e-6 for others."""
 
     tolerance: float
+
+
+def of_latents(reward: Any) -> bool:
+    """Whether a reward or judge scores latents; others score outputs."""
+    return isinstance(reward, OfLatents) and reward.of_latents
 
 
 def called(reward: Any, key: str) -> str:

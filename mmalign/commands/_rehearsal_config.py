@@ -17,6 +17,7 @@ from mmalign.rooms import find, index, resource
 from mmalign.types import UserError, contents
 
 PROMPTS, GROUP, STEPS = 2, 4, 2  # at most, or exactly
+SIDE = 16  # pixels; what every twin's VAE and patches divide
 
 
 class RehearsalConfig(NamedTuple):
@@ -100,9 +101,25 @@ def _evaluation(config: Mapping[str, Any], twin: rehearsal.TwinPolicy, stand_ins
     if own is not None:
         evaluation["prompts"] = contents(list(build_part({"prompts": own}, "prompts"))[:PROMPTS])
     evaluation.update(every=1, samples=min(evaluation.get("samples", 2), 2), columns=min(evaluation.get("columns", 2), 2))
-    call = {key: twin.call.get(key, value) for key, value in (evaluation.get("call") or {}).items()}
+    real = _innermost(config["policy"]).get("call") or {}
+    wanted = evaluation.get("call") or {}
+    call = {key: _small(key, value, real.get(key), twin.call.get(key, value)) for key, value in wanted.items()}
     evaluation["call"] = {**call, "num_inference_steps": 3} if twin.call or "num_inference_steps" in call else call
     return evaluation
+
+
+def _innermost(policy: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The node of the policy that has a pipeline: itself, or what it wraps."""
+    while "pipeline" not in policy and isinstance(policy.get("of"), Mapping):
+        policy = policy["of"]
+    return policy
+
+
+def _small(key: str, value: Any, real: Any, small: Any) -> Any:
+    """An argument of the evaluation's call as the twin has it: a side of another size than training's keeps their ratio."""
+    if key not in rehearsal.SIDES or not isinstance(real, int) or real == value:
+        return small
+    return max(SIDE, round(small * value / real / SIDE) * SIDE)
 
 
 def _score(node: Any, path: str, stand_ins: dict[str, str]) -> Any:

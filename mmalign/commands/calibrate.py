@@ -14,6 +14,7 @@ from mmalign.distributed.team import joined, team_for
 from mmalign.files import write_text
 from mmalign.training.feedback import ask, beside, refuse_columns
 from mmalign.training.journal import hashed
+from mmalign.training.latents import latents_of, refuse_without_latents
 from mmalign.training.seeds import stream
 from mmalign.types import Policy, UserError, columns_of, contents
 
@@ -46,12 +47,15 @@ def calibrate(
     if out.exists():
         raise UserError(f"out: {out} is there already; takes a new file")
     refuse_columns(rewards, columns_of(prompts), kind="reward")
+    refuse_without_latents(policy, rewards)
     starts, team = range(0, len(prompts), prompts_at_once), joined()
 
     def scored(start: int) -> dict[str, list[list[float]]]:
         some = list(prompts[start : start + prompts_at_once])
         rollout = policy.sample(contents(some), samples, stream(seed, start, 0, "calibrate"))
-        scores = ask(rewards, rollout.outputs, rollout.prompts, beside(some, rows=len(rollout.prompts)))
+        scores = ask(
+            rewards, rollout.outputs, rollout.prompts, beside(some, rows=len(rollout)), latents=latents_of(policy, rollout, rewards)
+        )
         return {name: values.view(len(some), samples).tolist() for name, values in scores.items()}
 
     with stopping_together(team):

@@ -24,6 +24,7 @@ from mmalign.commands._rehearsal_config import RehearsalConfig, rehearsal_config
 from mmalign.commands.export import export
 from mmalign.config import build, build_part, check
 from mmalign.runs import checkpoint
+from mmalign.training.feedback import scored_by
 from mmalign.types import UserError
 
 KEYS = {
@@ -129,6 +130,7 @@ def _rollout(state: dict[str, Any]) -> list[str]:
         return [f"{_shape(state['outputs'])} from the pipeline's own sampler; records give {len(prompts)} prompts"]
     rollout = policy.sample(list(prompts)[:1], node["batch"]["group"], torch.Generator().manual_seed(0))
     state.update(prompts=list(rollout.prompts), outputs=rollout.outputs)
+    state["latents"] = policy.latents(rollout) if "latents" in policy.gives else None
     steps = int(rollout.mask.sum(1).max())
     if build_part(node, "method").reward_gradient is not None:
         return [f"{_shape(rollout.outputs)}, {rollout.mask.shape[1]} steps, which rewards' gradients go back through"]
@@ -141,7 +143,7 @@ def _reward(state: dict[str, Any]) -> list[str]:
     node, made, real = state["made"].node, state["made"], []
     for key, home in (("rewards", node), ("judges", node.get("evaluation") or {})):
         for name, reward in (build_part(home, key) or {}).items():
-            scores = reward(state["outputs"], state["prompts"])
+            scores = reward(scored_by("reward", name, reward, state["outputs"], state.get("latents")), state["prompts"])
             for part, values in scores.items() if isinstance(scores, Mapping) else [(name, scores)]:
                 values = torch.as_tensor(values)
                 if values.shape != (len(state["prompts"]),):

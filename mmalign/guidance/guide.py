@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from mmalign.arguments.facts import Differentiable, called
+from mmalign.arguments.facts import Differentiable, called, of_latents
 from mmalign.arguments.ranges import Finite
 from mmalign.arguments.reads import columns_read, lacks
 from mmalign.arguments.signatures import nearest, parameters
@@ -159,6 +159,8 @@ def _check(pipe: Any, chosen: Guidance, rewards: Mapping[str, Reward], inner: tu
         raise UserError(f"guide: {name} cannot be guided step by step: {why}")
     if "reward" in chosen.needs and not rewards:
         raise UserError(f"guidance {chosen.name}: takes a reward, got none")
+    if whose := [called(reward, key) for key, reward in rewards.items() if of_latents(reward)]:
+        raise UserError(f"guide: {whose[0]} scores latents, and guidance shows rewards outputs; takes a reward of those")
     if "gradient" in chosen.needs:
         for key, reward in rewards.items():
             if _differentiable(reward) is False:

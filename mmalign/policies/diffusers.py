@@ -25,7 +25,7 @@ from mmalign.policies.parameters import Other, ParameterSets, digest, frozen
 from mmalign.policies.pipelines import adjoints, mixing, recording, reference_models
 from mmalign.policies.pipelines import memory as fitting
 from mmalign.policies.pipelines.arguments import call_arguments_of
-from mmalign.policies.pipelines.calling import Caller, load, unguided
+from mmalign.policies.pipelines.calling import Caller, load, noting, unguided
 from mmalign.policies.pipelines.interception import Finished, Place, watched
 from mmalign.policies.pipelines.reference_models import First
 from mmalign.policies.pipelines.refusals import refusals
@@ -41,7 +41,9 @@ from mmalign.types import EVERY, Adapter, Behavior, Level, Need, Prediction, Rol
 
 __all__ = ["DiffusersPolicy", "diffusers"]
 
-ADAPTER = Adapter("transition", frozenset({"old", "refs", "kls", "std", "dt", "drift", "adjoint", "behaviors"}), call=call_arguments_of)
+ADAPTER = Adapter(
+    "transition", frozenset({"old", "refs", "kls", "std", "dt", "drift", "adjoint", "behaviors", "latents"}), call=call_arguments_of
+)
 
 
 def diffusers(  # one keyword for each thing that a user may set
@@ -153,13 +155,13 @@ class DiffusersPolicy:
     @torch.no_grad()
     def sample(
         self, prompts: list[str], group_size: int, rng: torch.Generator, *, step: int = 0, behaviors: Sequence[Behavior] = (),
-        part: slice = EVERY,
+        part: slice = EVERY, decode: bool = True,
     ) -> Rollout:  # fmt: skip
         """``group_size`` outputs of each prompt under the kernel; rows of a group stand side by side.
 
         ``rng`` seeds one generator for each row, so that a row does not depend on ``rows_at_once``. ``step``: the number of
         the training step, for windows that move. A mixture of ``behaviors`` is one of distributions, step by step (``mixing.py``); a
-        greedy row has no random step. part: all prompts are encoded, but only these are sampled.
+        greedy row has no random step. part: all prompts are encoded, but only these are sampled. decode: False: nobody looks at outputs.
         """
         who = assignment(group_size, behaviors)
         seeds = torch.randint(2**62, (len(prompts), len(who)), generator=rng)
@@ -173,7 +175,7 @@ class DiffusersPolicy:
             for at in torch.nonzero(who == number).flatten().split(self.rows_at_once):
                 some, seeded = [rows[row] for row in at.tolist()], (starts[at].tolist(), seeds[at].tolist())
                 with mixing.drawing(self.denoisers.values(), behavior.shares, self.using):
-                    parts.append(self._record(some, *seeded, step, window_rng.get_state(), distinct, greedy=behavior.greedy))
+                    parts.append(self._record(some, *seeded, step, window_rng.get_state(), distinct, greedy=behavior.greedy, decode=decode))
                 places.append(at)
         order, random = torch.cat(places).argsort(), parts[0]["random"]
         columns = torch.nonzero(random).flatten().tolist()
@@ -203,8 +205,9 @@ class DiffusersPolicy:
             rollout.held.means[number, rows] = step.mean.float().cpu()
 
     def _record(
-        self, prompts: list[str], starts: list[int], seeds: list[int], step: int, window_state: Tensor, together: list[str], *, greedy: bool
-    ) -> dict[str, Any]:
+        self, prompts: list[str], starts: list[int], seeds: list[int], step: int, window_state: Tensor, together: list[str], *,
+        greedy: bool, decode: bool,
+    ) -> dict[str, Any]:  # fmt: skip
         device = self.pipe._execution_device
         noises = [torch.Generator(device).manual_seed(seed ^ 0x5DEECE66D) for seed in seeds]
         tape: dict[str, list[Any]] = {"x": [], "x_next": [], "log_probs": [], "dt": [], "beside": []}
@@ -235,7 +238,7 @@ class DiffusersPolicy:
             return laid_out(own)
 
         with torch.no_grad():
-            outputs = self.caller.images(prompts, starts, Player(answer, beside), together)
+            outputs = self.caller.images(prompts, starts, Player(answer, beside), together, decode=decode)
         recording.refuse_unasked(self.pipe, tape["x"])
         return {
             "x": torch.stack(tape["x"]), "x_next": torch.stack(tape["x_next"]), "log_probs": torch.stack(tape["log_probs"], dim=1).cpu(),
@@ -249,6 +252,18 @@ class DiffusersPolicy:
         for at in (slice(chunk, chunk + self.rows_at_once) for chunk in range(0, len(prompts), self.rows_at_once)):
             images.append(self.caller.images(prompts[at], seeds[at], None, prompts[at], **call))
         return torch.cat(images)
+
+    @torch.no_grad()
+    def generated(self, prompts: list[str], seeds: list[int], *, decode: bool = True, **call: Any) -> tuple[Tensor, Tensor]:
+        """The same, and the latents ``[B, ...]`` that they are decoded from. decode: as of ``sample``."""
+        outputs, last = list[Tensor](), list[Tensor]()
+        for at in (slice(chunk, chunk + self.rows_at_once) for chunk in range(0, len(prompts), self.rows_at_once)):
+            outputs.append(self.caller.images(prompts[at], seeds[at], None, prompts[at], decode=decode, **noting(self.pipe, last), **call))
+        return torch.cat(outputs), torch.cat(last)
+
+    def latents(self, rollout: Rollout) -> Tensor:
+        """Those that a rollout's outputs are decoded from, ``[B, ...]``."""
+        return rollout.held.x_next[-1]  # type: ignore[no-any-return]
 
     def refusals(self, prompts: Sequence[Any]) -> dict[int, str]:
         """Place -> why, of prompts that the pipeline's call refuses; it is left before its denoiser runs, see ``pipelines.refusals``."""
@@ -311,11 +326,12 @@ class DiffusersPolicy:
         )
 
     def adjoints(
-        self, rollout: Rollout, how: RewardGradient, utility: Callable[[Tensor, Tensor], Tensor], rng: torch.Generator,
-        *, rows_at_once: int,
+        self, rollout: Rollout, how: RewardGradient, utility: Callable[..., Tensor], rng: torch.Generator,
+        *, rows_at_once: int, latents: bool = False, decode: bool = True,
     ) -> Rollout:  # fmt: skip
         """See ``types.Differentiable``."""
-        return adjoints.adjoints(self, rollout, how, utility, rng, rows_at_once=min(rows_at_once, self.rows_at_once))
+        most = min(rows_at_once, self.rows_at_once)
+        return adjoints.adjoints(self, rollout, how, utility, rng, rows_at_once=most, latents=latents, decode=decode)
 
     def probe(self, prompts: list[str], x: Tensor, timesteps: Tensor, levels: Level) -> Prediction:
         """What the denoiser says of ``x [B, ...]`` at ``timesteps [B]`` (in its own units) with noise ``levels`` (each ``[B]``).

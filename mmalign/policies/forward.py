@@ -32,7 +32,9 @@ from mmalign.types import EVERY, Adapter, Level, Need, Prediction, Rollout, Step
 
 __all__ = ["ForwardPolicy", "forward"]
 
-ADAPTER = Adapter("bound", frozenset({"refs", "kls", "absolute", "noise", "contrast", "unguided"}), call=lambda arguments: all_arguments())
+ADAPTER = Adapter(
+    "bound", frozenset({"refs", "kls", "absolute", "noise", "contrast", "unguided", "latents"}), call=lambda arguments: all_arguments()
+)
 Times = Literal["uniform", "logit_normal"]
 Target = Literal["native", "epsilon", "flow", "v_prediction", "sample"]
 Noise = Literal["group", "row"]
@@ -158,15 +160,28 @@ class ForwardPolicy:
         """Outputs as a user gets them, one seed for each prompt."""
         return self.of.generate(prompts, seeds, **call)
 
+    def generated(self, prompts: list[str], seeds: list[int], **call: Any) -> tuple[Tensor, Tensor]:
+        """The same, and their latents."""
+        return self.of.generated(prompts, seeds, **call)
+
+    def latents(self, rollout: Rollout) -> Tensor:
+        """The clean latents of a rollout, ``[B, ...]``: those of its samples where nothing was decoded, encoded ones elsewhere."""
+        return rollout.held.clean  # type: ignore[no-any-return]
+
     @torch.no_grad()
-    def sample(self, prompts: list[str], group_size: int, rng: torch.Generator, *, step: int = 0, part: slice = EVERY) -> Rollout:
-        """The pipeline's own samples, ``group_size`` of each prompt, encoded: what goes through a VAE comes back changed."""
+    def sample(
+        self, prompts: list[str], group_size: int, rng: torch.Generator, *, step: int = 0, part: slice = EVERY, decode: bool = True
+    ) -> Rollout:
+        """The pipeline's own samples, ``group_size`` of each prompt, encoded: what goes through a VAE comes back changed.
+        decode: False, where nobody looks at outputs: the latents are taken as they are, and nothing goes through the VAE."""
         rows, group = [prompt for prompt in prompts for _ in range(group_size)], torch.arange(len(prompts)).repeat_interleave(group_size)
         seeds, here = torch.randint(2**62, (len(rows),), generator=rng).tolist(), torch.isin(group, torch.arange(len(prompts))[part])
         places = torch.nonzero(here).flatten().tolist()
-        call = {} if self.guided else unguided(self.of.caller.accepts, len(self.of.denoisers))
-        outputs = self.of.generate([rows[place] for place in places], [seeds[place] for place in places], **call)
-        return self._encoded(rows, outputs, group, rng, slice(places[0], places[-1] + 1))
+        call: dict[str, Any] = {} if self.guided else unguided(self.of.caller.accepts, len(self.of.denoisers))
+        asked: Any = ([rows[place] for place in places], [seeds[place] for place in places])
+        part = slice(places[0], places[-1] + 1)
+        outputs, last = (self.of.generate(*asked, **call), None) if decode else self.of.generated(*asked, decode=False, **call)
+        return self._noised(rows, outputs, latents(self.of, outputs) if last is None else last.float(), group, rng, part)
 
     @torch.no_grad()
     def encode(self, prompts: list[str], outputs: Any, group: Tensor, rng: torch.Generator, *, part: slice = EVERY) -> Rollout:
@@ -176,11 +191,11 @@ class ForwardPolicy:
         ``[B]`` int64. rng: draws the levels and the noise, here and once, for policy and references alike; the VAE's mode is
         taken, so that nothing else is random. ``log_probs`` are NaN: nobody sampled these rows. part: the rows that are encoded.
         """
-        return self._encoded(prompts, torch.stack(list(outputs[part])), group, rng, part)
+        outputs = torch.stack(list(outputs[part]))
+        return self._noised(prompts, outputs, latents(self.of, outputs), group, rng, part)
 
-    def _encoded(self, prompts: list[str], outputs: Any, group: Tensor, rng: torch.Generator, part: slice) -> Rollout:
-        """Rows ``part`` of all ``prompts`` and ``group``, of which ``outputs`` are."""
-        clean = latents(self.of, outputs)
+    def _noised(self, prompts: list[str], outputs: Any, clean: Tensor, group: Tensor, rng: torch.Generator, part: slice) -> Rollout:
+        """Rows ``part`` of all ``prompts`` and ``group``, of which ``outputs`` and their latents ``clean`` are."""
         names, which = (group if self.noise == "group" else torch.arange(len(group))).unique(return_inverse=True)
         places = torch.rand((len(names), self.draws), generator=rng)
         if self.times == "logit_normal":

@@ -42,6 +42,7 @@ from mmalign.training.dead_steps import refuse_unknown
 from mmalign.training.evaluation import evaluation_plan
 from mmalign.training.experience import Experience
 from mmalign.training.journal import Journal, hashed
+from mmalign.training.latents import refuse_without_latents
 from mmalign.training.learner import Learner
 from mmalign.training.micro_rows import MicroRows
 from mmalign.training.optimizers import Optimizer, adamw
@@ -119,6 +120,7 @@ def offline(  # one argument for each thing that a run is made of
     stored.load(policy, references or {}, runs=run.folder, method=method, examples=_distinct([record.prompt for record in first]))
     learner = Learner(policy, method, optimizer, steps=steps, moving=references, team=team, non_finite=run.non_finite, devices=devices)
     prompts, against = _distinct([record.prompt for record in first])[:16], _compared_with(policy, learner)
+    refuse_without_latents(policy, rewards or {}, evaluation.judges)
     plan = evaluation_plan(evaluation, prompts=prompts, rewards=rewards or {}, reference=against)
     learner.kept.keep(batch.reference_memory, lambda line: journal.say(line))
     fitting = MicroRows(batch.micro_rows, learner, say=lambda line: journal.say(line))

@@ -41,6 +41,7 @@ from mmalign.training.evaluation import evaluation_plan
 from mmalign.training.experience import Experience
 from mmalign.training.feedback import feedback_of, refuse_columns, scores_on
 from mmalign.training.journal import Journal
+from mmalign.training.latents import looked_at, refuse_without_latents
 from mmalign.training.learner import BEHIND, Learner
 from mmalign.training.micro_rows import MicroRows
 from mmalign.training.optimizers import Optimizer, adamw
@@ -111,14 +112,13 @@ def online(  # one argument for each thing that a run is made of
     name for a reward that fails; where that is before the first step is done, no folder is left behind. Ctrl-C finishes the
     step, saves, and says how to resume.
     """
-    _refuse(policy, method, batch, prompts, rewards, oracle)
     at_least(1, steps=steps)
+    _refuse(policy, method, batch, prompts, rewards, oracle, evaluation)
     pairs = method.pairs or comparisons.best_and_worst
     refuse_silent(method, batch, list(rewards), oracle=oracle, pairs=pairs)
     team = team_for(batch.prompts, "batch.prompts")
     coming = Prompts(prompts, policy, seed=run.seed, team=team)
     first = coming.first(16)
-    refuse_unusable(policy, evaluation.prompts)
     stored.load(policy, references or {}, runs=run.folder, method=method, examples=contents(first))
     more: dict[str, Any] = {"team": team, "non_finite": run.non_finite, "devices": devices, "stale": batch.staleness > 0}
     learner = Learner(policy, method, optimizer, steps=steps, moving=references, **more)
@@ -154,8 +154,9 @@ def online(  # one argument for each thing that a run is made of
         return scored
 
     with journal, Background(threaded=batch.overlap > 1 or learner.stale) as background:
-        ask = lambda rollout: scores_on(rewards, rollout, oracle=oracle, missing=batch.missing)  # noqa: E731
-        rollouts = Rollouts(policy, coming, ask, background, batch=batch, seed=run.seed, method=method, team=team, steps=steps)
+        ask = lambda rollout: scores_on(rewards, rollout, oracle=oracle, missing=batch.missing, policy=policy)  # noqa: E731
+        sampling: dict[str, Any] = {"batch": batch, "seed": run.seed, "method": method, "decode": looked_at(rewards, oracle)}
+        rollouts = Rollouts(policy, coming, ask, background, **sampling, team=team, steps=steps)
         coming.resumed(journal.broken.why, position=journal.state.get("position", journal.state["step"] * batch.prompts))
         for step in journal.steps():
             moved = learner.begin(step)
@@ -249,7 +250,9 @@ def _row(batches: Sequence[Scored], updates: Sequence[Mapping[str, float]], *, l
     return {**row, "lr": lr}
 
 
-def _refuse(policy: Policy, method: Method, batch: Batch, prompts: Sequence[Any], rewards: Rewards, oracle: Oracle | None) -> None:
+def _refuse(
+    policy: Policy, method: Method, batch: Batch, prompts: Sequence[Any], rewards: Rewards, oracle: Oracle | None, evaluation: Evaluation
+) -> None:
     refuse_mismatch(policy, method)
     refuse_micro_steps(method, batch.micro_steps)
     refuse_stale(method, batch.staleness)
@@ -260,6 +263,8 @@ def _refuse(policy: Policy, method: Method, batch: Batch, prompts: Sequence[Any]
         raise UserError("rewards: got none, takes at least one {name: reward}")
     refuse_columns({**rewards, **({} if oracle is None else {"of pairs": oracle})}, columns_of(prompts), kind="reward")
     refuse_without(method, rewards, batch)
+    refuse_without_latents(policy, rewards, evaluation.judges)
+    refuse_unusable(policy, evaluation.prompts)
 
 
 def _tell(rewards: Rewards, step: int) -> None:

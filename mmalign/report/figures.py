@@ -69,6 +69,7 @@ def against_kl(run: RunData) -> Figure:
             if line:
                 series.append(Series(name, line, dashed=dashed, marks=True, words=words, colour=index))
         note = "Each mark is an evaluation; the line joins them in the order of training."
+        note += f" Of a run {run.sizes}; KL is of samples as they are trained on." if run.sizes else ""
     else:
         path = [(float(row["kl"]), float(row["reward"])) for row in run.train if _finite(row.get("kl")) and _finite(row.get("reward"))]
         series = [Series("reward (training)", thin(path, 40), marks=False)] if len(path) > 1 else []

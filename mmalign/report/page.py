@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mmalign.report import pixels
 from mmalign.report.answers import Case, cases, count
 from mmalign.report.figures import figures, summary_rows
 from mmalign.report.hallucination import columns, standings
-from mmalign.report import pixels
 from mmalign.report.overoptimisation import Finding, curve, fell_silent, overoptimised
 from mmalign.report.plots import short
 from mmalign.report.profile import costs, figure
@@ -75,6 +75,7 @@ def render(run: RunData) -> str:
         columns=across,
         pixelated=bool(frames) and frames[0].width / across < SMALL_CELL,
         no_frames=_no_frames(run),
+        sizes=run.sizes,
         figures=[(figure, Markup(figure.svg)) for figure in drawings if figure.svg],
         undrawn=[figure.note for figure in drawings if not figure.svg],
         summary=summary_rows(run.summary),

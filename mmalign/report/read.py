@@ -14,6 +14,7 @@ from mmalign.runs.metrics import is_number, read_benchmarks, read_metrics
 from mmalign.types import UserError
 
 FRAME = re.compile(r"step_(\d{1,12})\.png", re.ASCII)
+SIZES = ("num_frames", "height", "width")  # of a call of a pipeline
 VIDEOS = (".mp4", ".webm", ".gif", ".mov")
 
 
@@ -49,6 +50,17 @@ class RunData:
     def judges(self) -> list[str]:
         """The evaluated numbers that only judge."""
         return [name for name in self._columns("judges", fallback="gold") if name not in self.rewards]
+
+    @property
+    def sizes(self) -> str:
+        """``trained at 512 x 512, evaluated at 1024 x 1024``; "" where both are the same, or one is not known."""
+        policy = _mapping(self.config.get("policy"))
+        while "pipeline" not in policy and isinstance(policy.get("of"), Mapping):
+            policy = _mapping(policy["of"])
+        trained = _mapping(policy.get("call"))
+        evaluated = {**trained, **_mapping(_mapping(self.config.get("evaluation")).get("call"))}
+        before, after = (" x ".join(str(call[name]) for name in SIZES if name in call) for call in (trained, evaluated))
+        return f"trained at {before}, evaluated at {after}" if before and before != after else ""
 
     def _columns(self, key: str, *, fallback: str) -> list[str]:
         configured = {**_mapping(self.config.get("evaluation")), "rewards": self.config.get("rewards")}

@@ -20,8 +20,8 @@ PERCENT = "\N{NO-BREAK SPACE}%"
 def sentence(run: RunData, findings: Sequence[Finding], silence: Finding | None = None, moved: Sequence[Shift] = ()) -> str:
     """``gold 0.50 -> 0.96; spread 91 % of real data; no over-optimisation seen``, with what is missing said so.
 
-    Of answers about images, what is invented and what is said come first, side by side. silence: what ``fell_silent`` found. moved: statistics of
-    pixels that have.
+    Of answers about images, what is invented and what is said come first, side by side. silence: what ``fell_silent`` found. moved: what
+    ``shifts`` found in pixels.
     """
     if not run.evals:
         nothing = "nothing has been evaluated yet" if run.train else "nothing has been logged yet"

@@ -11,6 +11,7 @@ from mmalign.rewards.judges.judge_edit import judge_edit_pairs as judge_edit_pai
 from mmalign.rewards.judges.judge_pairs import judge_against as judge_against
 from mmalign.rewards.judges.judge_pairs import judge_pairs as judge_pairs
 from mmalign.rewards.judges.judge_rubric import judge_rubric as judge_rubric
+from mmalign.rewards.on_latents import on_latents as on_latents
 from mmalign.rewards.pictures.aesthetic import aesthetic as aesthetic
 from mmalign.rewards.pictures.clip_score import clip_score as clip_score
 from mmalign.rewards.pictures.hps import hps as hps

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmalign.arguments.facts import Differentiable, Stepped
+from mmalign.arguments.facts import Differentiable, Stepped, of_latents
 from mmalign.arguments.parameters import accepted
 from mmalign.arguments.reads import columns_read
 from mmalign.combinations._parts import Combination
@@ -38,6 +38,10 @@ def combined(*, rewards: Mapping[str, Callable[..., Any]], combine: Combination 
     if not isinstance(by, Combination):
         raise UserError(f"combined.combine: got {type(by).__name__}, takes {{use: weighted_sum, ...}} or another of algebra.py")
 
+    latents = {of_latents(reward) for reward in rewards.values()}
+    if len(latents) > 1:
+        raise UserError("combined.rewards: some score latents and some outputs, takes rewards of one of them")
+
     def score(outputs: Any, prompts: list[Any], **columns: Any) -> Tensor:
         parts: dict[str, Tensor] = {}
         for name, reward in rewards.items():
@@ -55,4 +59,4 @@ def combined(*, rewards: Mapping[str, Callable[..., Any]], combine: Combination 
 
     differentiable = all(isinstance(reward, Differentiable) and reward.differentiable for reward in rewards.values())
     reads = frozenset[str]().union(*map(columns_read, rewards.values()))
-    return Scorer("combined", score, differentiable=differentiable, at=at, reads=reads)
+    return Scorer("combined", score, differentiable=differentiable, at=at, reads=reads, of_latents=True in latents)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from mmalign.arguments.facts import Differentiable
+from mmalign.arguments.facts import Differentiable, of_latents
 from mmalign.arguments.parameters import accepted
 from mmalign.arguments.ranges import Positive
 from mmalign.arguments.reads import columns_read
@@ -58,9 +58,9 @@ def time_limit(reward: Callable[..., Any], *, seconds: Positive = 60.0) -> Score
         return dict.fromkeys(parts, nothing) if parts else nothing
 
     if isinstance(reward, Scorer):
-        return Scorer("time_limit", score, reward.differentiable, reward.low, reward.high, reward.at, reward.reads)
+        return Scorer("time_limit", score, reward.differentiable, reward.low, reward.high, reward.at, reward.reads, reward.of_latents)
     differentiable = isinstance(reward, Differentiable) and reward.differentiable
-    return Scorer("time_limit", score, differentiable=differentiable, reads=columns_read(reward))
+    return Scorer("time_limit", score, differentiable=differentiable, reads=columns_read(reward), of_latents=of_latents(reward))
 
 
 def _as_here(reward: Callable[..., Any]) -> Callable[..., Any]:

@@ -16,6 +16,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import takewhile
 from typing import Any
 
 PREFIX = "pixels/"
@@ -25,7 +27,7 @@ LINE, ERRORS, LEAST, FEWEST = 1.0, 4.0, 1e-3, 8
 
 @dataclass(frozen=True)
 class Shift:
-    """A statistic ``name`` that went from ``before`` to ``now``, ``distance`` deviations of the base's samples (below 0: down), and has been
+    """A statistic that went from ``before`` to ``now``, by ``distance`` deviations of the base's samples (below 0: down), and that has been
     beyond the line since ``step``."""
 
     name: str
@@ -60,9 +62,11 @@ def curves(evals: Sequence[Mapping[str, Any]]) -> dict[str, list[Mean]]:
 
 
 def _mean(row: Mapping[str, Any], name: str) -> Mean | None:
-    value, error, samples = (row.get(key) for key in (f"{PREFIX}{name}", f"{PREFIX}{name}_se", SAMPLES))
-    if not all(isinstance(number, (int, float)) and math.isfinite(number) for number in (value, error, samples)):
+    numbers = [row.get(key) for key in (f"{PREFIX}{name}", f"{PREFIX}{name}_se", SAMPLES)]
+    finite = [float(number) for number in numbers if isinstance(number, (int, float)) and math.isfinite(number)]
+    if len(finite) < len(numbers):
         return None
+    value, error, samples = finite
     count = samples - (row.get(f"{PREFIX}{name}_missing") or 0.0)
     return Mean(int(row["step"]), value, error * math.sqrt(count), error, count)
 
@@ -82,11 +86,9 @@ def shifts(evals: Sequence[Mapping[str, Any]]) -> list[Shift]:
     """What has moved at the last evaluation, the farthest first; empty where nothing has, and where two evaluations are missing."""
     found = []
     for name, (base, *after) in curves(evals).items():
-        step = None
-        for mean in after:
-            step = (mean.step if step is None else step) if moved(base, mean) else None
-        if step is not None and after[-1].step == evals[-1]["step"]:
-            found.append(Shift(name, step, base.value, after[-1].value, distance(base, after[-1])))
+        since = list(takewhile(partial(moved, base), reversed(after)))
+        if since and after[-1].step == evals[-1]["step"]:
+            found.append(Shift(name, since[-1].step, base.value, after[-1].value, distance(base, after[-1])))
     return sorted(found, key=lambda shift: -abs(shift.distance))
 
 

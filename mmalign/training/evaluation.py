@@ -16,6 +16,7 @@ from mmalign.runs.pixels import PREFIX, SAMPLES
 from mmalign.training.background import Background
 from mmalign.training.feedback import Scores, ask, measure, refuse_columns
 from mmalign.training.image_dependence import image_dependence
+from mmalign.training.latents import generated
 from mmalign.training.pixels import pixel_statistics
 from mmalign.training.rollouts import parts_of
 from mmalign.training.sample_kl import sample_kl
@@ -147,16 +148,19 @@ def _generated(
     outputs, waiting = list[Any](), list[Callable[[], Scores]]()
     for part in parts_of(prompts, min(plan.overlap, prompts.stop - prompts.start)):
         some = slice(part.start * plan.samples, part.stop * plan.samples)
-        outputs.append(policy.generate(rows[some], [SEED + number for number in range(len(rows))[some]], **plan.call))
+        seeds = [SEED + number for number in range(len(rows))[some]]
+        made, latents = generated(policy, rows[some], seeds, dict(plan.call), plan.rewards, plan.judges)
+        outputs.append(made)
         beside = {name: column[some] for name, column in columns.items()}
-        waiting.append(background(partial(_judged, plan, outputs[-1], rows[some], beside)))
+        waiting.append(background(partial(_judged, plan, made, rows[some], beside, latents)))
     whole = torch.cat(outputs) if isinstance(outputs[0], Tensor) else [output for some_outputs in outputs for output in some_outputs]
     return outputs[0] if len(outputs) == 1 else whole, waiting
 
 
-def _judged(plan: EvaluationPlan, outputs: Any, prompts: list[Any], columns: Mapping[str, list[Any]]) -> Scores:
+def _judged(plan: EvaluationPlan, outputs: Any, prompts: list[Any], columns: Mapping[str, list[Any]], latents: Tensor | None) -> Scores:
     """What rewards and judges say of some outputs."""
-    judged = {**ask(plan.rewards, outputs, prompts, columns), **ask(plan.judges, outputs, prompts, columns, kind="judge")}
+    judges = ask(plan.judges, outputs, prompts, columns, kind="judge", latents=latents)
+    judged = {**ask(plan.rewards, outputs, prompts, columns, latents=latents), **judges}
     return Scores(len(prompts), judged)
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from mmalign.arguments.facts import Weighted
+from mmalign.arguments.facts import Weighted, of_latents
 from mmalign.arguments.parameters import accepted
 from mmalign.arguments.reads import columns_read, lacks
 from mmalign.distributed import tables as of_all
@@ -25,15 +25,16 @@ Missing = Literal["stop", "drop"]
 
 
 def ask(
-    rewards: Functions, outputs: Any, prompts: list[str], columns: Columns | None = None, *, kind: str = "reward", drop: bool = False
-) -> dict[str, Tensor]:
+    rewards: Functions, outputs: Any, prompts: list[str], columns: Columns | None = None, *, kind: str = "reward", drop: bool = False,
+    latents: Tensor | None = None,
+) -> dict[str, Tensor]:  # fmt: skip
     """Every reward's answer by name, ``[B]`` float64 on the CPU; NaN where a reward had none.
 
     A reward that answers ``{part: [B]}`` gives ``name/part`` for each. Errors: UserError that names the reward, where it raises,
     answers with the wrong shape or type, or with an infinite number, which ``drop`` takes for NaN; ``kind`` is what it is called there.
-    Scores of parts are summed.
+    Scores of parts are summed. latents: what outputs are decoded from, for those that score these.
     """
-    return _scores(rewards, outputs, prompts, columns or {}, kind=kind, drop=drop)[0]
+    return _scores(rewards, outputs, prompts, columns or {}, kind=kind, drop=drop, latents=latents)[0]
 
 
 def beside(prompts: Sequence[Any], *, rows: int) -> dict[str, list[Any]]:
@@ -54,17 +55,27 @@ def refuse_columns(functions: Functions, there: Iterable[str], *, kind: str) -> 
 
 
 def _scores(
-    rewards: Functions, outputs: Any, prompts: list[str], columns: Columns, *, kind: str = "reward", drop: bool = False
-) -> tuple[dict[str, Tensor], dict[str, Parts]]:
+    rewards: Functions, outputs: Any, prompts: list[str], columns: Columns, *, kind: str = "reward", drop: bool = False,
+    latents: Tensor | None = None,
+) -> tuple[dict[str, Tensor], dict[str, Parts]]:  # fmt: skip
     """Every reward's answer ``[B]`` by name, and the scores of parts of those that gave such. drop: infinite ones become NaN."""
     scores, parted = dict[str, Tensor](), dict[str, Parts]()
     for name, reward in rewards.items():
-        answer = answer_of(kind, name, reward, outputs, prompts, columns)
+        answer = answer_of(kind, name, reward, scored_by(kind, name, reward, outputs, latents), prompts, columns)
         parts = {f"{name}/{part}": value for part, value in answer.items()} if isinstance(answer, Mapping) else {name: answer}
         parted.update({part: dense.checked(f"{kind} {part}", value, outputs) for part, value in parts.items() if dense.is_parts(value)})
         for part, value in parts.items():
             scores[part] = dense.totals(parted[part]) if part in parted else _checked(f"{kind} {part}", value, len(prompts), drop=drop)
     return scores, parted
+
+
+def scored_by(kind: str, name: str, reward: Callable[..., Any], outputs: Any, latents: Tensor | None) -> Any:
+    """What a reward scores: outputs, or the latents that they are decoded from. Errors: UserError for one of latents that are not there."""
+    if not of_latents(reward):
+        return outputs
+    if latents is None:
+        raise UserError(f"{kind} {name}: scores latents, and what it is asked about has none; takes a policy of diffusers, and no guidance")
+    return latents
 
 
 def measure(metrics: Functions, outputs: Any, prompts: list[str], columns: Columns | None = None) -> dict[str, float]:
@@ -105,9 +116,17 @@ class Scores(NamedTuple):
         return torch.full((self.rows,), torch.nan, dtype=torch.float64)
 
 
-def scores_on(rewards: Functions, rollout: Rollout, *, oracle: Callable[..., Any] | None = None, missing: Missing = "stop") -> Scores:
-    """What rewards and an oracle say of a rollout's rows, see ``feedback_on``."""
-    named, parted = _scores(rewards, rollout.outputs, rollout.prompts, rollout.columns, drop=missing == "drop")
+def scores_on(
+    rewards: Functions,
+    rollout: Rollout,
+    *,
+    oracle: Callable[..., Any] | None = None,
+    missing: Missing = "stop",
+    policy: Any = None,
+) -> Scores:
+    """What rewards and an oracle say of a rollout's rows, see ``feedback_on``. policy: whose rollout it is, for rewards of latents."""
+    latents = policy.latents(rollout) if policy is not None and any(map(of_latents, rewards.values())) else None
+    named, parted = _scores(rewards, rollout.outputs, rollout.prompts, rollout.columns, drop=missing == "drop", latents=latents)
     return Scores(len(rollout), named, parted, None if oracle is None else _compared(oracle, rollout))
 
 

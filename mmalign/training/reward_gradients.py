@@ -11,7 +11,8 @@ from torch import Tensor
 
 from mmalign.distributed import tables as of_all
 from mmalign.distributed.tables import Whole
-from mmalign.training.feedback import Functions, answer_of
+from mmalign.training.feedback import Functions, answer_of, scored_by
+from mmalign.training.latents import shown
 from mmalign.training.learner import Learner
 from mmalign.training.seeds import stream
 from mmalign.training.settings import Batch
@@ -73,16 +74,16 @@ class RewardGradients:
         own = whole.owner == whole.rank
         weights, rest = {name: values[own] for name, values in weights.items()}, rest[own]
 
-        def utility(outputs: Any, rows: Tensor) -> Tensor:
+        def utility(outputs: Any, rows: Tensor, latents: Tensor | None = None) -> Tensor:
             named = [rollout.prompts[row] for row in rows.tolist()]
             columns = {name: [column[row] for row in rows.tolist()] for name, column in rollout.columns.items()}
-            scores = differentiable(self.rewards, outputs, named, columns)
+            scores = differentiable(self.rewards, outputs, named, columns, latents)
             total = torch.stack([weights[name][rows].to(value) * value for name, value in scores.items()]).sum(0)
             return self.how.utility(total + rest[rows].to(total))  # type: ignore[no-any-return]
 
         def carry(most: int) -> Rollout:
             rng = stream(self.seed, *purpose, "adjoints")
-            return self.policy.adjoints(rollout, self.how, utility, rng, rows_at_once=most)  # type: ignore[no-any-return]
+            return self.policy.adjoints(rollout, self.how, utility, rng, rows_at_once=most, **shown(self.rewards))  # type: ignore[no-any-return]
 
         with self.learner.profile.part("gradients of rewards"):
             carried = self.fit(carry, partial(min, len(rollout)))
@@ -94,11 +95,13 @@ class RewardGradients:
             self.fit(partial(self.policy.remember, rollout, self.learner.references), partial(min, len(rollout)))
 
 
-def differentiable(rewards: Functions, outputs: Any, prompts: list[Any], columns: Mapping[str, list[Any]]) -> dict[str, Tensor]:
+def differentiable(
+    rewards: Functions, outputs: Any, prompts: list[Any], columns: Mapping[str, list[Any]], latents: Tensor | None = None
+) -> dict[str, Tensor]:
     """Every reward's scores ``[R]`` float64 with their graph. Errors: UserError for a reward whose scores have none."""
     scores = dict[str, Tensor]()
     for name, reward in rewards.items():
-        answer = answer_of("reward", name, reward, outputs, prompts, columns, graph=True)
+        answer = answer_of("reward", name, reward, scored_by("reward", name, reward, outputs, latents), prompts, columns, graph=True)
         parts = {f"{name}/{part}": value for part, value in answer.items()} if isinstance(answer, Mapping) else {name: answer}
         for part, value in parts.items():
             if not isinstance(value, Tensor) or not value.requires_grad:

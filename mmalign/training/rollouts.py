@@ -40,15 +40,17 @@ class Rollouts:
     With ``batch.staleness`` a step's rollout is sampled in the step before, while ``ask`` looks at that one's; the first one, and the
     first of a resumed run, by the parameters that were kept for it (``learner.BEHIND``). method: whose ``behaviors`` and
     ``sampled_by`` draw the rows; None: the current policy alone. steps: of the run, behind whose end nothing is sampled.
+    decode: whether somebody looks at outputs.
     """
 
     def __init__(  # all that a rollout depends on
         self, policy: Policy, prompts: Prompts, ask: Callable[[Rollout], Scores], background: Background, *, batch: Batch, seed: int,
-        method: Method | None = None, team: Team = ALONE, steps: int = 0,
+        method: Method | None = None, team: Team = ALONE, steps: int = 0, decode: bool = True,
     ):  # fmt: skip
         self.policy, self.prompts, self.ask, self.background, self.batch, self.seed = policy, prompts, ask, background, batch, seed
         self.parts = parts_of(team.share(batch.prompts), min(batch.overlap, batch.prompts // team.size))
         self.drawing: dict[str, Any] = {"behaviors": method.behaviors} if method is not None and method.behaviors else {}
+        self.drawing |= {} if decode else {"decode": False}
         self.sampled_by = "current" if method is None else method.sampled_by
         self.steps, self.coming = steps, None  # type: int, Sampled | None
 

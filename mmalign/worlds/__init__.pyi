@@ -15,6 +15,7 @@ from mmalign.worlds.digits.data import digit_prompts as digit_prompts
 from mmalign.worlds.digits.data import digits_real as digits_real
 from mmalign.worlds.digits.judges import digits_distance as digits_distance
 from mmalign.worlds.digits.judges import digits_gold as digits_gold
+from mmalign.worlds.digits.judges import digits_hackable as digits_hackable
 from mmalign.worlds.digits.judges import digits_proxy as digits_proxy
 from mmalign.worlds.digits.judges import digits_spread as digits_spread
 from mmalign.worlds.digits.pairs import digits_pairs as digits_pairs

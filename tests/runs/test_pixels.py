@@ -22,7 +22,10 @@ def evals(*values: float | None, deviation: float = 0.1, samples: int = 64, **mo
 def test_what_moves_far_is_dated_by_where_it_stayed() -> None:
     (shift,) = shifts(evals(0.5, 0.1, 0.48, 0.3, 0.2))
     assert (shift.name, shift.step, shift.before, shift.now) == ("brightness", 30, 0.5, 0.2)
-    assert shift.distance == pytest.approx(-3) and in_words(shift) == "brightness fell from 0.5 to 0.2, by 3.0 deviations of the base's samples"
+    assert (
+        shift.distance == pytest.approx(-3)
+        and in_words(shift) == "brightness fell from 0.5 to 0.2, by 3.0 deviations of the base's samples"
+    )
 
 
 def test_what_heals_or_moves_little_is_none() -> None:
@@ -46,7 +49,7 @@ def test_a_base_without_deviation_moves_by_a_thousandth() -> None:
 
 
 def test_missing_numbers_are_left_out() -> None:
-    rows = evals(0.5, None, 0.2) + [{"step": 30, "gold": 1.0}]
+    rows = [*evals(0.5, None, 0.2), {"step": 30, "gold": 1.0}]
     assert [mean.step for mean in curves(rows)["brightness"]] == [0, 20] and shifts(rows) == []
     assert shifts(evals(0.5, math.nan)) == [] and set(curves(rows)) == {"brightness"}
 
@@ -60,8 +63,7 @@ def test_the_farthest_is_first() -> None:
 
 @pytest.mark.parametrize("samples", [8, 16, 64])
 def test_chance_hardly_ever_looks_like_it(samples: int) -> None:
-    """Other samples of the same model, of a skewed distribution: at most one in 200 evaluations of a statistic at 8 samples, and of the same
-    seeds, which a run has, none at all."""
+    """Other samples of the same model, of a skewed distribution; a run has the same seeds, which makes it less."""
     rng = np.random.default_rng(0)
     values = rng.lognormal(0, 0.8, (4000, 2, samples))
     false = 0

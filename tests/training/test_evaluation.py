@@ -41,9 +41,7 @@ def test_rows_seeds_means_errors_and_grid() -> None:
     assert policy.asked == ["ema", (["a"] * 3 + ["b"] * 3, [SEED + n for n in range(6)], {"num_inference_steps": 7})]
     deviation = float(torch.tensor([0, 0.2, 0.4, 0.6, 0.8, 1.0]).std())
     known = {name: value for name, value in results.metrics.items() if not name.startswith("pixels/")}
-    assert known == pytest.approx(
-        {"grey": 0.5, "grey_se": deviation / 6**0.5, "some": 0.9, "some_se": 0.1, "some_missing": 4, "count": 6}
-    )
+    assert known == pytest.approx({"grey": 0.5, "grey_se": deviation / 6**0.5, "some": 0.9, "some_se": 0.1, "some_missing": 4, "count": 6})
     assert results.grid is not None and results.grid.shape == (2, 2, 1, 1, 1)
     torch.testing.assert_close(results.grid.flatten(), torch.tensor([0.0, 0.2, 0.6, 0.8]))
     of_pixels = {name: value for name, value in results.metrics.items() if name.startswith(("pixels/brightness", "pixels/samples"))}

@@ -17,8 +17,8 @@ from mmalign.types import Rollout, UserError
 
 
 def adjoints(
-    policy: Played, rollout: Rollout, how: RewardGradient, utility: Callable[[Tensor, Tensor], Tensor], rng: torch.Generator,
-    *, rows_at_once: int,
+    policy: Played, rollout: Rollout, how: RewardGradient, utility: Callable[..., Tensor], rng: torch.Generator,
+    *, rows_at_once: int, latents: bool = False, decode: bool = True,
 ) -> Rollout:  # fmt: skip
     """See ``types.Differentiable``. Errors: UserError for a plan that the schedule does not fit."""
     held: Trajectories = rollout.held
@@ -26,8 +26,12 @@ def adjoints(
     seeds = torch.randint(2**62, (how.copies - 1, len(rollout)), generator=rng)
     if how.copies > 1 and plan.last == 0:
         raise UserError("policy.schedule.steps: got 1, takes 2 or more where the last step is taken again from other noise (copies)")
+
+    def value(leaf: Tensor, rows: Tensor) -> Tensor:
+        return utility(decoded(policy, rollout, rows, leaf) if decode else None, rows, *([leaf] if latents else []))
+
     parts = [
-        _of_rows(policy, rollout, how, plan, rows, seeds, utility) for rows in in_calls(rollout, torch.arange(len(rollout)), rows_at_once)
+        _of_rows(policy, rollout, how, plan, rows, seeds, value) for rows in in_calls(rollout, torch.arange(len(rollout)), rows_at_once)
     ]
     trained = plan.trained.expand(len(rollout), -1)
     return replace(
@@ -46,7 +50,7 @@ def grown(policy: Played, rollout: Rollout, rows: Tensor, column: int, step: Tra
 
 def _of_rows(
     policy: Played, rollout: Rollout, how: RewardGradient, plan: Plan, rows: Tensor, seeds: Tensor,
-    utility: Callable[[Tensor, Tensor], Tensor],
+    value: Callable[[Tensor, Tensor], Tensor],
 ) -> list[Adjoint]:  # fmt: skip
     """The adjoints of some rows, those of trained steps first, and then those of copies of the last one."""
     held: Trajectories = rollout.held
@@ -59,7 +63,7 @@ def _of_rows(
         return nullcontext() if how.under == "current" else policy.using(how.under)  # type: ignore[no-any-return]
 
     def gradient(sample: Tensor) -> Tensor:
-        return carrying.of_reward(lambda leaf: utility(decoded(policy, rollout, rows, leaf), rows), sample) / how.copies
+        return carrying.of_reward(lambda leaf: value(leaf, rows), sample) / how.copies
 
     with torch.no_grad():
         sample = held.x_next[-1][rows] if plan.end is None else transition_at_once(policy, rollout, rows, plan.end).clean

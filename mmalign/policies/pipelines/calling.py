@@ -113,14 +113,30 @@ class Caller:
             self(*args, output_type="latent", return_dict=False, **call)
 
     def images(
-        self, prompts: list[str], seeds: list[int], player: Player | None, together: list[str], *, skip: int = 0, **call: Any
-    ) -> Tensor:
-        """What a whole call makes, ``[B, ...]`` in 0..1."""
+        self, prompts: list[str], seeds: list[int], player: Player | None, together: list[str], *, skip: int = 0, decode: bool = True,
+        **call: Any,
+    ) -> Tensor:  # fmt: skip
+        """What a whole call makes, ``[B, ...]`` in 0..1. decode: False leaves it at the latents that the pipeline itself returns then."""
         refuse_arguments(self.pipe, call, "call")  # the call itself leaves out what some pipelines alone take
-        result = self(prompts, seeds, player, together, skip, output_type="pt", **call)
+        result = self(prompts, seeds, player, together, skip, output_type="pt" if decode else "latent", **call)
         outputs = next(iter(result.values())) if isinstance(result, Mapping) else result[0]
         many = isinstance(outputs, list)
         return (torch.stack([torch.as_tensor(numpy.asarray(o)) for o in outputs]) if many else torch.as_tensor(outputs)).float()
+
+
+def noting(pipe: Any, last: list[Tensor]) -> dict[str, Any]:
+    """Arguments of a pipeline's call that add its last latents to a list. Errors: UserError for one that says nothing of its steps."""
+    if "callback_on_step_end" not in arguments_of_call(pipe):
+        raise UserError(
+            f"policy.pipeline: {type(pipe).__name__} tells nobody its latents (callback_on_step_end), so no judge can score them"
+        )
+    place = len(last)
+
+    def note(pipe: Any, step: int, time: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        last[place:] = [tensors["latents"].clone()]
+        return tensors
+
+    return {"callback_on_step_end": note, "callback_on_step_end_tensor_inputs": ["latents"]}
 
 
 def unguided(accepts: Container[str], denoisers: int) -> dict[str, float]:

@@ -19,6 +19,7 @@ class Scorer:
     differentiable: whether a gradient arrives at the outputs; guidance by gradients refuses a reward that says no.
     low, high: no score is outside; None: no bound. at: told the number of the training step before it, by a reward that changes as
     training goes. reads: the columns of the prompts that it needs; a row in which one of them is None has no score (NaN).
+    of_latents: it scores what outputs are decoded from, and is handed that in their place.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Scorer:
     high: float | None = None
     at: Callable[[int], None] | None = None
     reads: frozenset[str] = frozenset()
+    of_latents: bool = False
 
     def __call__(self, outputs: Any, prompts: list[Any], **columns: Any) -> Any:
         rows = _complete(self, len(prompts), columns)

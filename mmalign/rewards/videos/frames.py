@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mmalign.arguments.facts import Differentiable
+from mmalign.arguments.facts import Differentiable, of_latents
 from mmalign.arguments.parameters import accepted
 from mmalign.arguments.ranges import Count
 from mmalign.arguments.reads import columns_read
@@ -27,7 +27,7 @@ def frames(*, of: Callable[..., Any], stride: Count = 1) -> Scorer:
     """
     if stride < 1:
         raise UserError(f"frames.stride: got {stride}, takes 1 or more")
-    if not callable(of):
+    if not callable(of) or of_latents(of):
         raise UserError(f"frames.of: got {type(of).__name__}, takes a reward of images")
 
     def score(outputs: Any, prompts: list[str], **columns: Any) -> Any:
