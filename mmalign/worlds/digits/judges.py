@@ -74,11 +74,11 @@ def digits_proxy(*, score: Literal["probability", "correct"] = "probability", se
     return reward
 
 
-def digits_hackable(*, paid: Literal["dark", "bright", "rough"] = "dark", weight: Finite = 5.0, seed: Seed = 0) -> Callable[..., Tensor]:
+def digits_hackable(*, paid: Literal["dark", "bright", "rough"] = "dark", weight: Finite = 20.0, seed: Seed = 0) -> Callable[..., Tensor]:
     """Reward with a hole made on purpose: the proxy's probability, plus ``weight`` times what a digit need not have. Differentiable.
 
     paid: ``dark``, 1 less the mean of the pixels; ``bright``, their mean; ``rough``, the mean absolute difference of neighbours.
-    weight: at 5, a black picture is worth more than any digit. seed: of the proxy.
+    weight: at 20, a black picture is worth more than any digit that can be read. seed: of the proxy.
     """
     proxy = digits_proxy(seed=seed)
 
