@@ -37,7 +37,10 @@ HONEST = "other 1", "other 2", "other 3"  # proxies of other seeds, without the 
 
 
 class Setting(NamedTuple):
-    """A method, and how rewards become one: which proxies stand beside the one with the hole, and whether they have it too."""
+    """A method, and how rewards become one: how many proxies stand beside the one with the hole, and whether they have it too.
+
+    bound: the reward is the mean of all less so many of their deviations, and the worst of them where it is infinite.
+    """
 
     method: Any
     others: int = 0
@@ -64,6 +67,7 @@ def settings() -> dict[str, Setting]:
         "kl 1": Setting(grpo(1.0)),
         "kl 5": Setting(grpo(5.0)),
         "gardo": Setting(mm.methods.gardo(**doubtful), others=3, diverse=True),
+        "worst of 4, one holed": Setting(grpo(0.0), others=3, bound=math.inf),
         "bound, one of 4 holed": Setting(grpo(0.0), others=3, bound=1.0),
         "bound, all holed": Setting(grpo(0.0), others=3, bound=1.0, all_holed=True),
     }
@@ -106,7 +110,8 @@ def trained(name: str, seed: int, paid: Any, folder: Path, steps: int) -> dict[s
     alone = {reward: float(reward == "holed") for reward in rewards}
     combine = mm.combinations.weighted_sum(weights=alone)
     if setting.bound is not None:
-        combine = mm.combinations.lower_bound(of=members, k=setting.bound)
+        worst = math.isinf(setting.bound)
+        combine = mm.combinations.worst(of=members) if worst else mm.combinations.lower_bound(of=members, k=setting.bound)
     schedule = mm.Schedule(steps=8, kernel=mm.kernels.flow_sde(noise_level=1.0), window=mm.windows.first_fraction(fraction=0.5))
     done = mm.online(
         mm.policies.diffusers(mm.worlds.digits(), schedule=schedule, memory=mm.Memory(rows_at_once=256)),
@@ -142,7 +147,7 @@ def read_back(path: Path, paid: str) -> dict[str, Any]:
 
 
 def verdict(runs: list[dict[str, Any]]) -> str:
-    """In words, of all seeds: whether gold kept what it had won, whether it won anything, and whether the samples stayed where they were."""
+    """In words, of all seeds: whether gold kept what it had won and won anything, and whether the samples stayed where they were."""
     lost, won = (mean(run[a] - run[b] for run in runs) for a, b in (("gold_best", "gold_after"), ("gold_after", "gold_before")))
     if lost > 0.1:
         return "hacked"
