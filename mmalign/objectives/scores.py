@@ -107,18 +107,18 @@ def log_odds(mean: Tensor) -> Tensor:
     return safe - torch.log(-torch.expm1(safe)) + math.exp(20.0) * torch.relu(mean - NEARLY_ONE)
 
 
-def errors(*, error: str, half: bool) -> Part:
+def errors(*, error: str, half: bool, ref: str = "ref") -> Part:
     """Minus how much larger a row's squared denoising error is than the reference's, ``[B, T]``, for tables of kind ``bound``.
 
     ``-h (l - l^ref)`` with l the squared error.
 
-    error: l is the ``mean`` or the ``sum`` over the latent. half: h is 1/2, which is what a bound holds, or 1.
+    error: l is the ``mean`` or the ``sum`` over the latent. half: h is 1/2, which is what a bound holds, or 1. ref: name of the reference.
 
     Errors: UserError for another ``error``.
     """
     if error not in ("mean", "sum"):
         raise UserError(f"error: got {error!r}, takes 'mean' or 'sum'")
-    score = ratio("per_scalar" if error == "mean" else "total")
+    score = ratio("per_scalar" if error == "mean" else "total", ref=ref)
     return score if half else mapped(score, lambda error: 2 * error)
 
 

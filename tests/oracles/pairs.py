@@ -110,16 +110,4 @@ ORACLES: dict[str, list[tuple[dict[str, Any], Callable[..., Tensor]]]] = {
         ({"beta": 2.0, "margin": "per_scalar", "link": "hinge"}, dpo),
         ({"beta": 0.05, "link": "squared", "smoothing": 0.2}, dpo),
     ],
-    "diffusion_dpo": [
-        ({}, diffusion_dpo),
-        ({"beta": 2.0}, diffusion_dpo),
-        ({"beta": 1.0, "half": False, "smoothing": 0.1}, diffusion_dpo),
-        ({"beta": 0.3, "error": "sum", "link": "hinge"}, diffusion_dpo),
-        ({"beta": 0.5, "half": False, "link": "squared"}, diffusion_dpo),
-    ],
-    "flow_dpo": [
-        ({"beta": 1.5}, flow_dpo),
-        ({"beta": 3.0, "times": "noise", "half": False}, flow_dpo),
-        ({"beta": 0.2, "error": "sum", "smoothing": 0.3}, flow_dpo),
-    ],
 }

@@ -26,14 +26,20 @@ from mmalign.objectives.feedback import comparisons
 from mmalign.objectives.parts import DENSITIES, Part, live, refuse_kind
 from mmalign.objectives.sentences.layout import Layout
 from mmalign.objectives.terms.pairs import Order, Term, shared, whole
-from mmalign.types import Feedback, Loss, Method, Steps, UserError
+from mmalign.types import Feedback, Loss, Method, Move, Steps, UserError
 
 
-def pairwise(*terms: Term, weigh: Callable[[Tensor], Tensor] = weights.sequence_mean, kinds: frozenset[str] = DENSITIES) -> Method:
+def pairwise(
+    *terms: Term,
+    weigh: Callable[[Tensor], Tensor] = weights.sequence_mean,
+    kinds: frozenset[str] = DENSITIES,
+    moves: tuple[Move, ...] = (),
+    sampled_by: str = "current",
+) -> Method:
     """``value of a pair = p (sum of terms) + (1 - p) (sum of terms in the turned order)``, the expected cost under the label.
 
-    weigh: as in ``types.Method``. kinds: of steps, as far as all terms take them. Where something that a term is told of a row is NaN,
-    nothing is known of the row's pair.
+    weigh, moves, sampled_by: as in ``types.Method``. kinds: of steps, as far as all terms take them. Where something that a term is told
+    of a row is NaN, nothing is known of the row's pair.
 
     Errors: UserError for a kind of steps that it does not accept, a signal that is no pairs', and where a term misses what it needs.
     """
@@ -86,6 +92,8 @@ def pairwise(*terms: Term, weigh: Callable[[Tensor], Tensor] = weights.sequence_
         survey=survey if layout.surveys else None,
         survey_needs=layout.survey_needs(),
         state=layout.state(),
+        moves=moves,
+        sampled_by=sampled_by,
     )
 
 

@@ -7,8 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from mmalign.needs import contrast
 from mmalign.objectives.feedback import comparisons
-from mmalign.objectives.parts import ANY, Survey, live, refuse_kind
+from mmalign.objectives.parts import ANY, Part, Survey, live, refuse_kind, under
 from mmalign.objectives.terms.baselines import LOG_RATIO
 from mmalign.types import Feedback, Loss, Method, Steps
 
@@ -19,12 +20,16 @@ def rowwise(
     bad: Callable[[Tensor, Tensor], Tensor],
     weigh: Callable[[Tensor], Tensor],
     baseline: Survey,
+    score: Part = LOG_RATIO,
+    against: str | None = None,
+    kinds: frozenset[str] = ANY,
 ) -> Method:
     """``value of a row = p good(ratio, z) + (1 - p) bad(ratio, z)``, p the probability that the row is good.
 
     good, bad: ``(log-ratio to ref [B, 1 or T], baseline [B, 1]) -> value``. baseline: what all rows of an update are compared with,
     ``(steps of all rows, verdicts [B, 1]) -> 0-d``, found once for each update; ``terms.baselines`` has some. weigh: as in
-    ``types.Method``.
+    ``types.Method``. score: what takes the place of the log-ratio. against: a contrast under which every good row is a bad one, and adds
+    ``p bad(ratio under it, z)``; rows that are bad by themselves then say nothing. kinds: of steps.
 
     **Layout.** The signal ``[B, 1, 2]`` holds the verdict, plus p for a good row and minus 1 - p for a bad one (|.| in 0.5..1; 0:
     nothing is known), and the baseline. Labels are those of ``comparisons.labels``: given, or from pairs, or from rewards.
@@ -32,8 +37,12 @@ def rowwise(
     Errors: UserError of the loss where the table misses what is needed.
     """
 
-    def signal(feedback: Feedback) -> Tensor:
+    def labels(feedback: Feedback) -> Tensor:
         p = comparisons.labels(feedback)
+        return p if against is None else torch.where(p > 0.5, p, torch.nan)
+
+    def signal(feedback: Feedback) -> Tensor:
+        p = labels(feedback)
         verdict = torch.where(p >= 0.5, p, p - 1).nan_to_num(0.0)
         return torch.stack([verdict, torch.zeros_like(verdict)], dim=-1)[:, None]
 
@@ -42,11 +51,14 @@ def rowwise(
         return torch.stack([signal[..., 0], z.expand_as(signal[..., 0])], dim=-1)
 
     def loss(steps: Steps, signal: Tensor) -> Loss:
-        refuse_kind(steps, ANY)
+        refuse_kind(steps, kinds)
         verdict, z = signal[..., 0], signal[..., 1]
-        sure, ratio = verdict.abs(), LOG_RATIO.of(steps)
-        if_good, if_bad = good(ratio, z), bad(ratio, z)
-        values = torch.where(verdict > 0, sure * if_good + (1 - sure) * if_bad, sure * if_bad + (1 - sure) * if_good)
+        sure, ratio = verdict.abs(), score.of(steps)
+        if_good, if_bad = good(ratio, z), bad(ratio if against is None else score.of(under(steps, against)), z)
+        if against is None:
+            values = torch.where(verdict > 0, sure * if_good + (1 - sure) * if_bad, sure * if_bad + (1 - sure) * if_good)
+        else:
+            values = sure * (if_good + if_bad)
         values = live((values * (verdict != 0)).expand_as(steps.mask), steps.mask)
         return Loss(values, _metrics(steps, ratio, verdict, z), steps.mask.any(1).sum())
 
@@ -54,10 +66,10 @@ def rowwise(
         signal=signal,
         loss=loss,
         weigh=weigh,
-        needs=LOG_RATIO.needs,
+        needs=score.needs | (frozenset() if against is None else {contrast(against)}),
         unit="row",
-        kinds=ANY,
-        keep=lambda feedback: ~comparisons.labels(feedback).isnan(),
+        kinds=kinds,
+        keep=lambda feedback: ~labels(feedback).isnan(),
         state=baseline.state,
         survey=survey,
         survey_needs=baseline.needs,

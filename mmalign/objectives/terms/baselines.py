@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mmalign.needs import contrast
 from mmalign.objectives import links, scores
-from mmalign.objectives.parts import Survey, live, under
+from mmalign.objectives.parts import Part, Survey, live, under
 from mmalign.objectives.state.running import RunningMean
 from mmalign.objectives.terms.pairs import Order, Term, shared
 from mmalign.types import Steps, UserError
@@ -16,10 +16,10 @@ LOG_RATIO = scores.ratio("total")
 """``log pi - log ref`` of each row, ``[B, 1]`` nats; of a bound, of each cell ``[B, T]``: every noise draw is a row of its own."""
 
 
-def named(name: str) -> Survey:
-    """What single rows are compared with, by name: ``mismatched``, ``batch`` (both ``max(0, mean log-ratio)``) or ``zero``; 0-d.
+def named(name: str, score: Part = LOG_RATIO) -> Survey:
+    """What single rows are compared with, by name: ``mismatched``, ``batch`` (both ``max(0, mean score)``) or ``zero``; 0-d.
 
-    The survey takes the verdicts ``[B, 1]``; rows of which nothing is known (verdict 0) do not count.
+    The survey takes the verdicts ``[B, 1]``; rows of which nothing is known (verdict 0) do not count. score: of each row, its log-ratio.
 
     Errors: UserError for another name, or a table without the contrast.
     """
@@ -31,7 +31,7 @@ def named(name: str) -> Survey:
             return torch.zeros((), dtype=torch.float64)
         steps = under(steps, "mismatched") if name == "mismatched" else steps
         known = steps.each(lambda table: table & (verdict != 0) if table.dtype == torch.bool else table)
-        return _mean_of_rows(LOG_RATIO.of(known), known).clamp(min=0)
+        return _mean_of_rows(score.of(known), known).clamp(min=0)
 
     return Survey(mean, frozenset({contrast("mismatched")}) if name == "mismatched" else frozenset())
 

@@ -1,4 +1,4 @@
-"""Comparisons whose margin, or whose weight, differs from pair to pair: by the reference's margin, by rewards, by how on-policy it is."""
+"""Comparisons whose margin, weight or sign differs from pair to pair: by the reference's margin, by rewards, by how on-policy it is."""
 
 from __future__ import annotations
 
@@ -59,6 +59,21 @@ def on_policy(*, cap: bool) -> Term:
         return bounded_exp(both.clamp(max=0) if cap else both)
 
     return Term(of, frozenset({COLLISION}))
+
+
+def by_anchor(score: Part, *, beta: float) -> Term:
+    """``-log sigmoid(beta (w - S l))``, S = -1 where the better row's score is below 0, and else +1 (SePPO's anchor), per draw of a bound.
+
+    score: of a row, against whoever drew the worse one. beta: what it counts.
+    """
+
+    def of(steps: Steps, order: Order) -> Tensor:
+        better, worse = order.sides(score.of(steps))
+        side = torch.where(better.detach() < 0, -1.0, 1.0)
+        return links.logistic(better - side * worse, beta=beta)
+
+    links.positive(beta=beta)
+    return Term(of, score.needs, score=score)
 
 
 REWARDS_OF_ROWS = Reading(lambda feedback: feedback.rewards.detach()[:, None])

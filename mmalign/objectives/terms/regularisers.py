@@ -36,6 +36,26 @@ def likelihood(average: Average = "sequence", *, share: Part | None = None) -> T
     return Term(lambda steps, order: order.sides(-score.of(steps))[0], score.needs)
 
 
+def error_of_given(*, error: str, half: bool) -> Term:
+    """The denoising error of the rows of a pair that are labelled good, whichever of them is the better one; for bounds.
+
+    error, half: as in ``scores.errors``.
+    """
+    scale = 1.0 if half else 2.0
+    score = scores.policy("per_scalar" if error == "mean" else "total")
+
+    def of(steps: Steps, order: Order) -> Tensor:
+        given = -scale * score.of(steps) * order.extras
+        return given[0::2] + given[1::2]
+
+    return Term(of, score.needs, kinds=frozenset({"bound"}), extras=Reading(labelled_good))
+
+
+def labelled_good(feedback: Feedback) -> Tensor:
+    """``[B, 1]``: 1 for rows whose label is above one half, else 0."""
+    return (comparisons.labels(feedback) > 0.5).double()[:, None]
+
+
 def token_average(feedback: Feedback) -> Tensor:
     """``[B, 1]``: what turns a mean over pairs of means over steps into a mean over the steps of all better rows: ``N |y| / steps``.
 

@@ -1,0 +1,1 @@
+"""Preferences through denoising errors: pairs, thumbs, and one image under two prompts."""
