@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from math import nan
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -102,3 +102,39 @@ class Records(Protocol):
 
     def stream(self, *, seed: int, start: int = 0) -> Iterator[Any]:
         """All records in an order that ``seed`` gives, then again in another; from the position ``start`` on."""
+
+
+class Drawn(NamedTuple):
+    """In place of an output that the policy is to draw when its record is used (`Unfinished`)."""
+
+
+class Author(Protocol):
+    """What records that leave outputs to the policy may ask of it."""
+
+    def draw(self, prompts: list[Any], names: list[str], *, by: str | None, call: Mapping[str, Any]) -> list[Any]:
+        """Outputs, one for each prompt, under a set of parameters, or that of the method; ``names`` is what their seeds are made of."""
+
+    def gains(
+        self, prompts: list[Any], outputs: list[Any], group: list[int], *, by: str | None, looks: int, names: list[str]
+    ) -> list[float]:
+        """By how much the set explains each output better than ``ref``: the implicit reward, nats, the mean of ``looks`` draws."""
+
+    def rewards(
+        self, rewards: Mapping[str, Callable[..., Any]], combine: Callable[..., Any] | None, prompts: list[Any], outputs: list[Any],
+        group: list[int], columns: Mapping[str, list[Any]],
+    ) -> list[float]:  # fmt: skip
+        """What rewards say of outputs, as one number each; NaN where nothing can be said. columns: what they may read beside prompts."""
+
+
+@runtime_checkable
+class Unfinished(Protocol):
+    """Records some of whose outputs are ``Drawn``, until the recipe has them finished. by: the set that draws; None: the method's own."""
+
+    by: str | None
+
+    def finished(self, records: list[Any], author: Author) -> list[Any]:
+        """The same with outputs in place of ``Drawn``, and what is said of them; of a process's own records."""
+
+    def settled(self, records: list[Any]) -> list[Any]:
+        """The same once all of a step are finished, where what counts of them depends on the others; those of other processes among them,
+        whose outputs are not here."""

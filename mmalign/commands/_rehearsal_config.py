@@ -151,7 +151,17 @@ def _score(node: Any, path: str, stand_ins: dict[str, str]) -> Any:
 
 
 def _records(node: Any, twin: rehearsal.TwinPolicy, stand_ins: dict[str, str]) -> Any:
-    """Records: those of a world and local files at the twin's size; pairs of noise where they are on the hub or cannot be decoded."""
+    """Records: those of a world and local files at the twin's size; pairs of noise where they are on the hub or cannot be decoded.
+
+    Of records around others those inside, and what they say besides: rewards, and how the policy draws.
+    """
+    if isinstance(node, Mapping) and ("of" in node or node.get("use") == "own_samples"):
+        around = {**node, **({"of": _records(node["of"], twin, stand_ins)} if "of" in node else {})}
+        if isinstance(node.get("rewards"), Mapping):
+            around["rewards"] = {name: _score(value, f"records.rewards.{name}", stand_ins) for name, value in node["rewards"].items()}
+        if isinstance(node.get("call"), Mapping) and "num_inference_steps" in node["call"]:
+            around["call"] = {**node["call"], "num_inference_steps": 2}
+        return around
     if isinstance(node, Mapping) and node.get("use") == "hub_texts":
         stand_ins["records"] = f"pairs of words; {node.get('name', 'the hub')} is not downloaded"
         return {"use": "commands._rehearsal_config.pairs_of_words"}

@@ -23,6 +23,8 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "guidance": ("guidance",),
     "prompts": ("data", "worlds"),
     "records": ("data", "worlds"),
+    "edits": ("data",),
+    "mask": ("data",),
     "rewards": ("rewards", "worlds"),
     "combine": ("combinations.algebra", "combinations.balancing"),
     "transforms": ("combinations.transforms",),

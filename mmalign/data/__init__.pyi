@@ -1,5 +1,11 @@
 from mmalign.data.corrupted import corrupted as corrupted
+from mmalign.data.edited import edited as edited
 from mmalign.data.edits import source_images as source_images
+from mmalign.data.masks import frames as frames
+from mmalign.data.masks import masked as masked
+from mmalign.data.own import against_own as against_own
+from mmalign.data.own import own_samples as own_samples
+from mmalign.data.own import self_ranked as self_ranked
 from mmalign.data.pairs import Listed as Listed
 from mmalign.data.pairs import hub_pairs as hub_pairs
 from mmalign.data.pairs import listed as listed
@@ -10,3 +16,4 @@ from mmalign.data.pictures import picture_texts as picture_texts
 from mmalign.data.prompts import prompts as prompts
 from mmalign.data.texts import hub_texts as hub_texts
 from mmalign.data.texts import texts as texts
+from mmalign.data.turned import turned as turned

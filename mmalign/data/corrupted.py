@@ -19,6 +19,8 @@ from mmalign.media import Broken
 from mmalign.records import Pair, Record, Records, Thumb
 from mmalign.types import UserError
 
+__all__ = ["corrupted"]
+
 Way = Literal["swap", "add", "attribute", "number", "shorten"]
 WAYS: tuple[Way, ...] = ("swap", "add", "attribute", "number", "shorten")
 PATIENCE = 1000  # records in a row in which nothing can be changed, after which there is nothing to learn from
@@ -48,7 +50,7 @@ def corrupted(
         raise UserError(f"records.ways: got {strange[0] if ways else 'none'!r}, takes {', '.join(WAYS)}")
     if changes < 1:
         raise UserError(f"records.changes: got {changes}, takes 1 or more")
-    tables = _tables(vocabulary)
+    tables = tables_of(vocabulary, "records.vocabulary")
     changers: dict[str, Callable[[str, random.Random], str | None]] = {
         "swap": partial(_with, corruption.swapped, tables["objects"]),
         "add": partial(_with, corruption.added, tables["objects"]),
@@ -98,13 +100,18 @@ def _better(record: Any) -> Any:
     return record.output if isinstance(record, Thumb) and record.label > 0.5 else None
 
 
-def _tables(vocabulary: Any) -> dict[str, dict[str, list[str]]]:
-    """``objects`` and ``attributes``, checked."""
-    where = "records.vocabulary"
+def tables_of(vocabulary: Any, where: str) -> dict[str, dict[str, list[str]]]:
+    """``objects`` and ``attributes`` of a vocabulary, or of the file of one, checked.
+
+    where: what errors call it.
+
+    Errors: UserError for what is none.
+    """
     if isinstance(vocabulary, str):
-        where, file = vocabulary, Path(vocabulary)
+        file = Path(vocabulary)
         if not is_file(file):
-            raise UserError(f"records.vocabulary: no such file: {vocabulary[:240]}")
+            raise UserError(f"{where}: no such file: {vocabulary[:240]}")
+        where = vocabulary
         try:
             vocabulary = parsed(file.read_bytes().removeprefix(codecs.BOM_UTF8))
         except Broken as error:

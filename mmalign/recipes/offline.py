@@ -46,6 +46,7 @@ from mmalign.training.latents import refuse_without_latents
 from mmalign.training.learner import Learner
 from mmalign.training.micro_rows import MicroRows
 from mmalign.training.optimizers import Optimizer, adamw
+from mmalign.training.own_rows import OwnRows, drawing, finished, labelled
 from mmalign.training.preflight import preflight
 from mmalign.training.prompts import refuse_unusable
 from mmalign.training.same_records import SameRecords
@@ -115,10 +116,14 @@ def offline(  # one argument for each thing that a run is made of
     refuse_unknown(method, _feedbacks(coming_from(), method, count=batch.records))
     refuse_unusable(policy, evaluation.prompts)
     team = team_for(batch.records, "batch.records")
+    author = OwnRows(policy, method, seed=run.seed, rows_at_once=batch.micro_rows)
+    finish = partial(finished, source, author=author, team=team)
     if evaluation.prompts is None:  # then it asks what the first step asks, and only what the policy can use
-        first = _encoded(policy, method, coming_from(), batch.records, lambda: stream(run.seed, 0, "encode"), {}, team)[0]
-    stored.load(policy, references or {}, runs=run.folder, method=method, examples=_distinct([record.prompt for record in first]))
+        first = _encoded(policy, method, coming_from(), batch.records, lambda: stream(run.seed, 0, "encode"), {}, finish, team)[0]
+    examples = _distinct([record.prompt for record in first])
+    stored.load(policy, references or {}, runs=run.folder, method=method, examples=examples, drawing=drawing(source))
     learner = Learner(policy, method, optimizer, steps=steps, moving=references, team=team, non_finite=run.non_finite, devices=devices)
+    author.begin(source, [move.name for move in learner.moves])
     prompts, against = _distinct([record.prompt for record in first])[:16], _compared_with(policy, learner)
     refuse_without_latents(policy, rewards or {}, evaluation.judges)
     plan = evaluation_plan(evaluation, prompts=prompts, rewards=rewards or {}, reference=against)
@@ -134,7 +139,7 @@ def offline(  # one argument for each thing that a run is made of
             moved = learner.begin(step)
             draw = partial(stream, run.seed, step, "encode")
             with journal.profile.part("rollout"):
-                records, feedback, rollout = _encoded(policy, method, coming, batch.records, draw, aside, team)
+                records, feedback, rollout = _encoded(policy, method, coming, batch.records, draw, aside, finish, team)
             with journal.profile.part("references"):
                 fitting.fit(partial(learner.remember, rollout), partial(min, len(rollout)))
             tables = fitting.fit(lambda most: learner.tables(rollout, micro_rows=most), partial(min, len(rollout)))  # noqa: B023
@@ -172,19 +177,21 @@ def _checked(learner: Learner, experience: Experience, micro_rows: int) -> float
 
 def _encoded(
     policy: Encoder, method: Method, coming: Iterator[Any], count: int, draw: Callable[[], torch.Generator], aside: dict[str, str],
-    team: Team = ALONE,
+    finish: Callable[[list[Any]], list[Any]], team: Team = ALONE,
 ) -> tuple[list[Any], Feedback, Rollout]:  # fmt: skip
     """The next ``count`` records of which the policy can use every row, what they say, and this process's rows of them encoded.
 
     draw: makes the generator of the step, the same for every try. aside: id -> why, of records that the policy refuses; grows, and what is
-    in it is not tried again. Errors: UserError where a whole round of the data holds nothing that the policy can use.
+    in it is not tried again. finish: has the policy draw the rows that records leave to it. Errors: UserError where a whole round of the
+    data holds nothing that the policy can use.
     """
     records, passed, known = list[Any](), Counter[str](), dict[Unread, Any]()
     while True:
         records += _take(_unrefused(coming, aside, passed), count - len(records))
         if team.size > 1:
             team.agree("records", {_called(record): _contents(record) for record in records})
-        prompts, outputs, feedback = _rows(records, method)
+        prompts, outputs, feedback = _rows(finish(records), method)
+        feedback = labelled(feedback, records)
         part, refused, rollout = team.share(len(records)), None, None
         inside = torch.nonzero((feedback.group >= part.start) & (feedback.group < part.stop)).flatten()
         own = slice(int(inside[0]), int(inside[-1]) + 1)
@@ -254,12 +261,12 @@ def _rows(records: Sequence[Record], method: Method) -> tuple[list[Any], Any, Fe
     """Prompts, outputs and feedback of the rows of some records, the rows of one record side by side and in one group."""
     outputs_of = [_outputs(record) for record in records]
     outputs: Any = [output for several in outputs_of for output in several]
-    if isinstance(outputs[0], Tensor):
-        names = [record.id for record, several in zip(records, outputs_of, strict=True) for _ in several]
-        for name, output in zip(names, outputs, strict=True):
-            if output.shape != outputs[0].shape:
-                sizes = f"{list(outputs[0].shape)} ({names[0]}) and {list(output.shape)} ({name})"
-                raise UserError(f"records: got outputs of different sizes, {sizes}; takes one size, which records.size brings images to")
+    names = [record.id for record, several in zip(records, outputs_of, strict=True) for _ in several]
+    images = [(name, output) for name, output in zip(names, outputs, strict=True) if isinstance(output, Tensor)]
+    for name, output in images:
+        if output.shape != images[0][1].shape:
+            sizes = f"{list(images[0][1].shape)} ({images[0][0]}) and {list(output.shape)} ({name})"
+            raise UserError(f"records: got outputs of different sizes, {sizes}; takes one size, which records.size brings images to")
     group = torch.arange(len(records)).repeat_interleave(torch.tensor([len(several) for several in outputs_of]))
     prompts = [record.prompt for record, several in zip(records, outputs_of, strict=True) for _ in several]
     feedback = _feedback(records, group, method)

@@ -26,16 +26,18 @@ def references(method: Method, needs: frozenset[Need]) -> list[str]:
 
 
 def load(
-    policy: Policy, by_name: Mapping[str, Reference], *, runs: str | Path, method: Method | None = None, examples: Sequence[Any] = ()
-) -> None:
+    policy: Policy, by_name: Mapping[str, Reference], *, runs: str | Path, method: Method | None = None, examples: Sequence[Any] = (),
+    drawing: Sequence[str] = (),
+) -> None:  # fmt: skip
     """Makes those references that come from elsewhere: a set's values from a folder, or a run of that name in ``runs``; other models.
 
     Of a run its best parameters, as users get them; of a folder its safetensors: an adapter for peft, or whole weights. method: who reads
-    them. examples: prompts that another model has to read as the policy does. Errors: UserError for a name that is no reference, a folder
-    without weights, weights of another model, and a model that cannot score the same rows, or that nothing asks.
+    them. examples: prompts that another model has to read as the policy does. drawing: names of sets that draw rows. Errors: UserError for
+    a name that is no reference, a folder without weights, weights of another model, and a model that cannot score the same rows, or that
+    nothing asks.
     """
     if method is not None:
-        _tell_unread(policy, method, by_name)
+        _tell_unread(policy, method, by_name, drawing)
     for name, reference in by_name.items():
         key = f"references.{name}"
         if name in OWN and (reference.from_ is not None or reference.policy is not None):
@@ -47,10 +49,10 @@ def load(
             policy.refer(name, reference.policy, examples)
 
 
-def _tell_unread(policy: Policy, method: Method, by_name: Mapping[str, Reference]) -> None:
-    """Warns of sets that are kept, and that neither the method nor another set reads: a misspelt name among them."""
+def _tell_unread(policy: Policy, method: Method, by_name: Mapping[str, Reference], drawing: Sequence[str]) -> None:
+    """Warns of sets that are kept, and that neither the method nor another set reads, nor records: a misspelt name among them."""
     read = references(method, needed(policy, method))
-    taken = [part for move in method.moves for part in (*move.shares, move.name)]
+    taken = [*drawing, *(part for move in method.moves for part in (*move.shares, move.name))]
     taken += [part for behavior in method.behaviors for part in behavior.shares]
     taken += [part for reference in by_name.values() for part in reference.shares or {}]
     for name in by_name:

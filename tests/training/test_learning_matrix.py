@@ -55,7 +55,7 @@ def of_images(seed: int = 0) -> Any:
     from mmalign.worlds.digits.base import untrained
 
     policy = mm.policies.forward(mm.policies.diffusers(untrained(), device="cpu", schedule={"steps": 2}))
-    return policy if not seed else shaken(policy, seed)
+    return shaken(policy, seed)  # an untrained one does not hear its prompt
 
 
 def shaken(policy: Any, seed: int) -> Any:

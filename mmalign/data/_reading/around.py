@@ -1,0 +1,53 @@
+"""Records around other records: each of theirs changed, or passed over, with their places, digests and broken ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from mmalign.data.pairs import listed
+from mmalign.records import Digested, Record, Records, Undecoded
+from mmalign.types import UserError
+
+PATIENCE = 1000  # records in a row that are passed over, after which there is nothing to learn from
+
+
+class Around:
+    """See the module. useless: what records are that are passed over."""
+
+    useless = "say nothing"
+
+    def __init__(self, source: Records):
+        self.source, self.broken = source, source.broken
+
+    def digest(self) -> str:
+        """That of the records inside."""
+        return self.source.digest() if isinstance(self.source, Digested) else ""
+
+    def stream(self, *, seed: int, start: int = 0) -> Iterator[Any]:
+        """As in ``records.Records``."""
+        yield from self._changed(self.source.stream(seed=seed, start=start))
+
+    def undecoded(self, *, seed: int, start: int = 0) -> Iterator[Any]:
+        """As in ``records.Undecoded``."""
+        coming = self.source.undecoded if isinstance(self.source, Undecoded) else self.source.stream
+        yield from self._changed(coming(seed=seed, start=start))
+
+    def _changed(self, coming: Iterator[Any]) -> Iterator[Any]:
+        idle = 0
+        for record in coming:
+            changed = self._change(record)
+            idle = 0 if changed is not None else idle + 1
+            if idle >= PATIENCE:
+                raise UserError(f"records: {PATIENCE} records in a row {self.useless}")
+            if changed is not None:
+                yield changed
+
+    def _change(self, record: Any) -> Any:
+        """A record as it is here; None passes it over."""
+        return record
+
+
+def inside(of: Records | Sequence[Record]) -> Records:
+    """Records, or a list of them as such."""
+    return listed(of) if isinstance(of, Sequence) else of
