@@ -6,6 +6,7 @@ from mmalign.policies.inspecting.inspection import inspection as inspection
 from mmalign.policies.language.given import given as given
 from mmalign.policies.parameters import ParameterSets as ParameterSets
 from mmalign.policies.pipelines.adjoints import adjoints as adjoints
+from mmalign.policies.pipelines.latents import latents as latents
 from mmalign.policies.pipelines.refusals import refusals as refusals
 from mmalign.policies.transformers import TransformersPolicy as TransformersPolicy
 from mmalign.policies.transformers import transformers as transformers

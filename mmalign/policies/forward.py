@@ -7,8 +7,7 @@ it has: no step has to be random.
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple, get_args
@@ -22,6 +21,7 @@ from mmalign.policies.diffusers import DiffusersPolicy
 from mmalign.policies.pipelines import reference_models
 from mmalign.policies.pipelines.arguments import all_arguments
 from mmalign.policies.pipelines.calling import unguided
+from mmalign.policies.pipelines.latents import latents, weights_of
 from mmalign.policies.pipelines.other_rows import following, other_prompts
 from mmalign.policies.pipelines.scheduler import PRECONDITIONED, parametrisation
 from mmalign.policies.pipelines.trained_levels import training_schedule
@@ -38,12 +38,13 @@ ADAPTER = Adapter(
 Times = Literal["uniform", "logit_normal"]
 Target = Literal["native", "epsilon", "flow", "v_prediction", "sample"]
 Noise = Literal["group", "row"]
-FRAMES_FIRST = frozenset({"CogVideoXTransformer3DModel", "ConsisIDTransformer3DModel"})  # latents [B, F, C, H, W]
+Edits = Callable[[list[str]], list[str]]
+Mask = Callable[[Tensor, list[str]], Tensor]
 
 
 def forward(
     of: DiffusersPolicy, *, times: Times = "uniform", draws: Count = 1, target: Target = "native", noise: Noise = "group",
-    guided: bool = False,
+    guided: bool = False, edits: Edits | None = None, mask: Mask | None = None,
 ) -> ForwardPolicy:  # fmt: skip
     """A policy for methods on the denoising error (Diffusion-DPO, DiffusionNFT), around one that ``diffusers`` makes.
 
@@ -61,11 +62,15 @@ def forward(
             every row has its own, as online methods for single rows have it.
         guided: whether rows are sampled with the guidance of ``of``. Predictions never have it, so that such rows are another policy's,
             which some methods take (AWM, DGPO, CRD) and others do not (DiffusionNFT, RAM).
+        edits: prompts -> prompts that do not fit, what the contrast ``mismatched`` shows rows under (`mmalign list data`: ``edited``); by
+            default the next row's prompt that differs.
+        mask: (outputs, prompts) -> what each pixel counts, ``[B, 1, H, W]``, of videos ``[B, F, 1, H, W]``, 0 and more (``masked``,
+            ``frames``). Errors are then means, or sums, under these weights, which are scaled to the mean 1 over a row's latent.
 
     Errors: UserError for a scheduler without a training schedule that is known here, an unknown ``times``, ``target`` or ``noise``, or no
-    draws.
+    draws; and of rows for a mask of another shape, of numbers below 0, or of nothing.
     """
-    return ForwardPolicy(of, times=times, draws=draws, target=target, noise=noise, guided=guided)
+    return ForwardPolicy(of, times=times, draws=draws, target=target, noise=noise, guided=guided, edits=edits, mask=mask)
 
 
 @dataclass(frozen=True)
@@ -73,8 +78,9 @@ class Noised:
     """Given rows, and what is drawn for each of their G groups, or of G rows apart.
 
     clean: ``[B, ...]`` latents. noise: ``[G, draws, ...]``. places: ``[G, draws]`` on the training schedule. which: ``[B]`` the group of
-    each row. others: B prompts, the next that differs in the rollout that a row was made in. refs: name -> ``[B, draws]`` bounds.
+    each row. others: B prompts that do not fit, see ``forward``. refs: name -> ``[B, draws]`` bounds.
     predicted: name -> ``[B, draws, ...]`` float32 on the CPU, what was predicted under each of them, in the target's parametrisation.
+    weight: ``[B, ...]``, what each number of a latent counts; None: all alike.
     """
 
     clean: Tensor
@@ -84,11 +90,13 @@ class Noised:
     others: list[str | None]
     refs: dict[str, Tensor] = field(default_factory=dict)
     predicted: dict[str, Tensor] = field(default_factory=dict)
+    weight: Tensor | None = None
 
     def take(self, rows: Tensor) -> Noised:
         others = [self.others[row] for row in rows.tolist()]
         refs, predicted = ({name: table[rows] for name, table in tables.items()} for tables in (self.refs, self.predicted))
-        return replace(self, clean=self.clean[rows], which=self.which[rows], others=others, refs=refs, predicted=predicted)
+        weight = None if self.weight is None else self.weight[rows]
+        return replace(self, clean=self.clean[rows], which=self.which[rows], others=others, refs=refs, predicted=predicted, weight=weight)
 
     @staticmethod
     def join(parts: Sequence[Noised]) -> Noised:
@@ -100,6 +108,7 @@ class Noised:
             [other for part in parts for other in part.others],
             stacked_by_name([part.refs for part in parts]),
             stacked_by_name([part.predicted for part in parts]),
+            None if parts[0].weight is None else torch.cat([part.weight for part in parts if part.weight is not None]),
         )
 
 
@@ -117,7 +126,8 @@ class ForwardPolicy:
     kind = ADAPTER.kind
 
     def __init__(
-        self, of: DiffusersPolicy, *, times: Times, draws: int, target: Target, noise: Noise = "group", guided: bool = False
+        self, of: DiffusersPolicy, *, times: Times, draws: int, target: Target, noise: Noise = "group", guided: bool = False,
+        edits: Edits | None = None, mask: Mask | None = None,
     ):  # fmt: skip
         if times not in ("uniform", "logit_normal"):
             raise UserError(f"policy.times: got {times!r}, takes 'uniform' or 'logit_normal'")
@@ -128,6 +138,7 @@ class ForwardPolicy:
         if why := without_probe(type(of.pipe).__name__):
             raise UserError(f"policy.of: {type(of.pipe).__name__} has no denoising error to train on: {why}")
         self.of, self.times, self.draws, self.noise, self.guided, self.sets = of, times, draws, noise, guided, of.sets
+        self.edits, self.mask = edits, mask
         self.gives = ADAPTER.gives - {"unguided"} if guided else ADAPTER.gives
         self.schedule = training_schedule(of.pipe.scheduler)
         self.together: dict[type, bool] = {}  # whether a class of pipelines takes a time for each row; not known before it is tried
@@ -203,13 +214,15 @@ class ForwardPolicy:
         count = len(self.schedule.timesteps)
         noise = torch.randn((len(names), self.draws, *clean.shape[1:]), generator=rng)
         shape = (len(clean), self.draws)
+        others: list[str | None] = [*(following(prompts) if self.edits is None else self.edits(list(prompts)))][part]
+        weight = None if self.mask is None else weights_of(self.of, self.mask(outputs, list(prompts[part])), outputs, clean)
         return Rollout(
             prompts=list(prompts[part]),
             outputs=outputs,
             log_probs=torch.full(shape, float("nan"), dtype=torch.float64),
             mask=torch.ones(shape, dtype=torch.bool),
             group=group[part],
-            held=Noised(clean, noise, (places * count).long().clamp(max=count - 1), which[part], following(prompts)[part]),
+            held=Noised(clean, noise, (places * count).long().clamp(max=count - 1), which[part], others, weight=weight),
         )
 
     def remember(self, rollout: Rollout, names: Iterable[str], rows_at_once: int) -> None:
@@ -238,11 +251,12 @@ class ForwardPolicy:
         noised: Noised = rollout.held
         level = self.schedule.levels.noise[noised.places[noised.which][cells]].double()
         seen = {column: self._seen(rollout, rows, column) for column in columns.tolist()}
-        near = {name: [_halved(one.predicted, noised.predicted[name][rows, column]) for column, one in seen.items()]
+        weight = None if noised.weight is None else noised.weight[rows]
+        near = {name: [_halved(one.predicted, noised.predicted[name][rows, column], weight) for column, one in seen.items()]
                 for name in noised.predicted if {Need("kls"), Need("kls", name)} & needs}  # fmt: skip
         facts = {"noise": level} if "noise" in need_kinds else {}
         for need in (need for need in needs if need.kind == "absolute"):
-            mixtures = [_absolute(one, noised.predicted[need.name][rows, column], need.share) for column, one in seen.items()]
+            mixtures = [_absolute(one, noised.predicted[need.name][rows, column], need.share, weight) for column, one in seen.items()]
             facts[str(need)] = torch.stack(mixtures, dim=1)
         return Steps(
             log_probs=torch.stack([one.bound for one in seen.values()], dim=1),
@@ -277,7 +291,7 @@ class ForwardPolicy:
         prompts = [rollout.prompts[row] for row in rows.tolist()] if prompts is None else prompts
         predicted = self._predicted(prompts, wide.signal * clean + wide.noise * noise, timesteps, levels)
         own, target = self._in_target(predicted, wide), self._in_target(Prediction(clean, noise), wide)
-        return Seen(-_halved(own, target), own, target)
+        return Seen(-_halved(own, target, None if noised.weight is None else noised.weight[rows]), own, target)
 
     def _predicted(self, prompts: list[str], x: Tensor, timesteps: Tensor, levels: Level) -> Prediction:
         """One call for all rows, or, for a pipeline whose call wants one time (``if t >= boundary``), one for each: found once."""
@@ -309,91 +323,16 @@ class ForwardPolicy:
         return (t.signal * prediction.noise - t.noise * prediction.clean) / (t.signal**2 + t.noise**2).sqrt()
 
 
-def _halved(one: Tensor, two: Tensor) -> Tensor:
-    """``|one - two|^2 / 2`` of each row, ``[rows]`` float64 on the CPU."""
-    return 0.5 * kernels.per_row((one - two.to(one)).double().square()).cpu()
+def _halved(one: Tensor, two: Tensor, weight: Tensor | None) -> Tensor:
+    """``|one - two|^2 / 2`` of each row, under a weight of each number, ``[rows]`` float64 on the CPU."""
+    square = (one - two.to(one)).double().square()
+    return 0.5 * kernels.per_row(square if weight is None else square * weight.to(square)).cpu()
 
 
 @torch.no_grad()
-def _absolute(seen: Seen, reference: Tensor, share: float) -> Tensor:
+def _absolute(seen: Seen, reference: Tensor, share: float, weight: Tensor | None) -> Tensor:
     """The mean absolute error of a mixture of what was seen and a reference's prediction, ``[rows]`` float64 on the CPU."""
     reference = reference.to(seen.predicted)
     mixture = reference + share * (seen.predicted - reference)
-    return kernels.per_row((mixture - seen.target).double().abs()).cpu() / mixture[0].numel()
-
-
-def latents(policy: DiffusersPolicy, outputs: Any) -> Tensor:
-    """Images in 0..1 ``[B, C, H, W]``, or videos ``[B, F, C, H, W]``, as the pipeline's first latents would be without noise.
-
-    Through the pipeline's own ``vae`` (its mode, then ``shift_factor`` and ``scaling_factor``, or ``latents_mean`` and
-    ``latents_std``, or FLUX.2's patches under the statistics of the VAE's batch norm), and its own ``_pack_latents`` where it has
-    one. Without a VAE, pixels in -1..1. Covered so: Stable Diffusion 1 to 3.5, SDXL, FLUX.1 and 2, Qwen-Image, Sana, PixArt,
-    AuraFlow, LTX, Wan, HunyuanVideo, CogVideoX. Where a pipeline does otherwise, the shape does not fit the latents that it
-    makes itself, and the probe refuses it with both shapes. Errors: UserError for outputs that are not such tensors.
-    """
-    if not isinstance(outputs, Tensor) or outputs.ndim not in (4, 5):
-        got = list(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
-        raise UserError(
-            f"outputs: got {got}, takes images [batch, channels, height, width] or videos [batch, frames, channels, height, width]"
-        )
-    pipe = policy.pipe
-    pixels = (2 * outputs.float() - 1).to(pipe._execution_device)
-    vae = pipe.components.get("vae")
-    if vae is None:
-        side = dict(getattr(policy.denoiser, "config", {})).get("sample_size", pixels.shape[-1])
-        if tuple(pixels.shape[-2:]) != (side, side):
-            raise UserError(f"latents: got images of {list(pixels.shape[-2:])} pixels, {type(pipe).__name__} takes {[side, side]}")
-        return pixels
-    pixels = pixels.to(vae.dtype)
-    if any(isinstance(module, torch.nn.Conv3d) for module in vae.modules()):  # an autoencoder of videos: channels before frames
-        pixels = pixels.unsqueeze(2) if pixels.ndim == 4 else pixels.transpose(1, 2)
-    encoded = torch.cat([_mode(vae.encode(rows)) for rows in pixels.split(policy.rows_at_once)])
-    patchify = getattr(pipe, "_patchify_latents", None)
-    clean = _normalised(vae, encoded.float()) if patchify is None else _standard(vae, patchify(encoded.float()))
-    frames_first = any(type(module).__name__ in FRAMES_FIRST for module in policy.denoisers.values())
-    return clean.transpose(1, 2).contiguous() if frames_first else _packed(pipe, clean)
-
-
-def _mode(encoded: Any) -> Tensor:
-    """What an autoencoder's ``encode`` returns: a distribution in ``latent_dist``, or ``latent`` or ``latents`` themselves."""
-    fields = encoded if isinstance(encoded, dict) else {}
-    if "latent_dist" in fields:
-        return fields["latent_dist"].mode()
-    return fields["latent"] if "latent" in fields else fields["latents"]
-
-
-def _normalised(vae: Any, encoded: Tensor) -> Tensor:
-    """Latents as denoisers see them."""
-    scale = float(vae.config.get("scaling_factor") or 1.0)
-    mean, std = vae.config.get("latents_mean"), vae.config.get("latents_std")
-    buffers = dict(vae.named_buffers())
-    mean, std = buffers.get("latents_mean", mean), buffers.get("latents_std", std)
-    if mean is not None and std is not None:
-        shape = (1, -1, *(1,) * (encoded.ndim - 2))
-        mean, std = (torch.as_tensor(value).to(encoded).view(shape) for value in (mean, std))
-        return (encoded - mean) * scale / std
-    return (encoded - float(vae.config.get("shift_factor") or 0.0)) * scale
-
-
-def _standard(vae: Any, patches: Tensor) -> Tensor:
-    """Patches under the running mean and variance of the VAE's batch norm (FLUX.2)."""
-    buffers = dict(vae.named_buffers())
-    mean, variance = (buffers[f"bn.running_{name}"].to(patches).view(1, -1, 1, 1) for name in ("mean", "var"))
-    return (patches - mean) / (variance + float(vae.config.batch_norm_eps)).sqrt()
-
-
-def _packed(pipe: Any, encoded: Tensor) -> Tensor:
-    """Latents in the order that the pipeline's ``_pack_latents`` gives them, its arguments found by name."""
-    pack = getattr(pipe, "_pack_latents", None)
-    if pack is None:
-        return encoded
-    height, width = encoded.shape[-2:]
-    arguments = {
-        "latents": encoded, "batch_size": len(encoded), "num_channels_latents": encoded.shape[1], "height": height, "width": width,
-        "patch_size": getattr(pipe, "transformer_spatial_patch_size", 1),
-        "patch_size_t": getattr(pipe, "transformer_temporal_patch_size", 1),
-    }  # fmt: skip
-    parameters = inspect.signature(pack).parameters
-    if strange := [name for name in parameters if name not in arguments]:
-        raise UserError(f"latents: {type(pipe).__name__} packs its latents with {', '.join(strange)}, which is not known here")
-    return pack(**{name: arguments[name] for name in parameters})
+    error = (mixture - seen.target).double().abs()
+    return kernels.per_row(error if weight is None else error * weight.to(error)).cpu() / mixture[0].numel()

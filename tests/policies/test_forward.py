@@ -303,3 +303,59 @@ def test_samples_are_made_as_they_are_predicted_unless_told_otherwise():
     refuse_mismatch(guided, mm.methods.raft())
     with pytest.raises(UserError, match=r"^policy\.guided: rows are sampled with guidance and predicted without"):
         refuse_mismatch(guided, mm.methods.diffusion_nft())
+
+
+def test_under_a_mask_only_its_pixels_count():
+    """Of pixels: an error outside changes nothing, and one that is everywhere alike is what it is without a mask."""
+    half = torch.zeros(2, 1, 8, 8)
+    half[..., :4] = 1
+    masked, whole = digits(mask=lambda outputs, prompts: half), digits()
+    pictures = images(2)
+    for policy, count in ((masked, 2.0), (whole, 1.0)):
+        table = rollout(policy, pictures)
+        seen = policy._seen(table, torch.arange(2), 0)
+        square = (seen.predicted - seen.target).double().square()
+        wanted = -0.5 * count * (square[..., :4].flatten(1).sum(1) if policy is masked else square.flatten(1).sum(1))
+        torch.testing.assert_close(seen.bound, wanted)
+    everywhere = digits(mask=lambda outputs, prompts: torch.full((2, 1, 8, 8), 0.3))
+    tables = [policy.steps(rollout(policy, pictures), torch.arange(2)).log_probs for policy in (everywhere, whole)]
+    torch.testing.assert_close(*tables)
+    taken = rollout(masked, pictures).take(torch.tensor([1]))
+    assert taken.held.weight.shape == (1, 1, 8, 8) and taken.held.weight.mean() == 1
+
+
+@pytest.mark.parametrize("name", ["StableDiffusion3Pipeline", "FluxPipeline", "LTXPipeline"])
+def test_a_mask_of_pixels_lies_where_they_are_in_the_latent(name, monkeypatch):
+    """What an autoencoder that only pools makes of a change in one half of the picture is where the mask of that half is."""
+    pipe, call = twin(name)
+    frames = (call["num_frames"],) if name in VIDEOS else ()
+    shape = (1, *frames, 3, call["height"], call["width"])
+    half = torch.zeros(*shape[:-3], 1, *shape[-2:])
+    half[..., : call["height"] // 2, :] = 1
+    policy = wrapped(pipe, call, mask=lambda outputs, prompts: half)
+    real = pipe.vae.encode(torch.zeros(1, 3, *frames, *shape[-2:])).latent_dist.mode().shape
+    pooled = lambda x: torch.nn.functional.interpolate(x.mean(1, keepdim=True), size=real[2:], mode="area").expand(-1, *real[1:])  # noqa: E731
+    monkeypatch.setattr(pipe.vae, "encode", lambda x: {"latent": pooled(x)})
+    blank = torch.full(shape, 0.5)
+    weight = policy.encode(["a fox"], blank, torch.zeros(1).long(), torch.Generator().manual_seed(0)).held.weight
+    change = (latents(policy.of, blank + 0.4 * half) - latents(policy.of, blank)).abs()
+    assert weight.shape == change.shape and torch.equal(weight > 0.5, change > 1e-6) and float(weight.mean()) == pytest.approx(1)
+    assert 0.4 < float((weight > 0.5).double().mean()) < 0.6
+
+
+@pytest.mark.parametrize(("mask", "why"), [
+    (torch.ones(2, 8, 8), r"got \[2, 8, 8\], takes \[2, 1, 8, 8\]"),
+    (-torch.ones(2, 1, 8, 8), "numbers below 0"),
+    (torch.zeros(2, 1, 8, 8), "nothing counts"),
+])  # fmt: skip
+def test_masks_that_cannot_be_are_refused(mask, why):
+    with pytest.raises(UserError, match=why):
+        rollout(digits(mask=lambda outputs, prompts: mask), images(2))
+
+
+def test_an_edited_prompt_is_the_one_that_does_not_fit():
+    policy = digits(edits=lambda prompts: ["a 7"] * len(prompts))
+    table = rollout(policy, images(4), ["a 3"] * 4)
+    steps = policy.steps(table, torch.arange(4), needs=frozenset({contrast("mismatched")}))
+    other = replace(table, prompts=["a 7"] * 4)
+    torch.testing.assert_close(steps.contrasts["mismatched"].log_probs, policy.steps(other, torch.arange(4)).log_probs)
