@@ -8,12 +8,12 @@ import typer
 
 from mmalign.cli.app import Config, Overrides, Processes, Shared, app, configured, echo, mistakes_as_lines, several
 
-RECIPES = ("make_pairs", "make_rejected")
+RECIPES = ("make_pairs", "make_rejected", "make_edits")
 
 
 @app.command(cls=Shared)
 def pairs(context: typer.Context, config: Config, overrides: Overrides = None, processes: Processes = "1") -> None:
-    """Make a file of preference pairs with a policy, as a config of make_pairs or make_rejected describes."""
+    """Make a file of preference pairs or edited prompts with a policy, as a config of make_pairs, make_rejected or make_edits describes."""
     with mistakes_as_lines(context):
         from mmalign.config import build
         from mmalign.distributed.team import joined
@@ -23,7 +23,7 @@ def pairs(context: typer.Context, config: Config, overrides: Overrides = None, p
         several(context, processes)
         node: dict[str, Any] = configured(config, overrides)
         if node.get("use") not in RECIPES:
-            raise UserError(f"use: got {node.get('use')!r}, takes {' or '.join(RECIPES)}")
+            raise UserError(f"use: got {node.get('use')!r}, takes {', '.join(RECIPES)}")
         joined().agree("config", plain(node))
         counts = build(node)
         echo(f"{node['out']}: {', '.join(f'{count} {name}' for name, count in counts.items())}")

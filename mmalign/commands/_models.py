@@ -18,6 +18,7 @@ from mmalign.rooms import find, index
 from mmalign.types import UserError, contents
 
 Conditions = Callable[[list[str]], dict[str, Any]]
+MODELS = ("negative", "worse", "base", "aligned", "a", "b")  # keywords of guidances that name a model
 
 
 class Model(NamedTuple):
@@ -117,12 +118,28 @@ def reward_of(word: str, role: str = "reward") -> Callable[..., Any]:
 def guidance_of(words: str) -> Any:
     """A guidance by its words: ``dps scale=5 start=0.2``. Errors: UserError."""
     name, *settings = words.split()
+    given = keywords(settings, f"--guidance {name}")
     try:
-        return by_name(name, keywords(settings, f"--guidance {name}"))
+        return by_name(name, {key: _model_of_run(value) if key in MODELS else value for key, value in given.items()})
     except UserError as error:
         if str(error).startswith("--guidance"):
             raise
         raise UserError(f"--guidance {words}: {error}") from error
+
+
+def _model_of_run(value: Any) -> Any:
+    """The denoiser of a run, where a word is its folder: a model of its own beside the one that is guided. Anything else as it is."""
+    places = (Path(value), Path("runs") / value) if isinstance(value, str) else ()
+    folder = next((place for place in places if (place / "config.yaml").is_file()), None)
+    if folder is None:
+        return value
+    run = trained(folder)
+    policy: Any = run.policy()
+    policy.sets.load({"trained": run.tensors[run.best]})
+    inner = policy.of if isinstance(policy, ForwardPolicy) else policy
+    if not isinstance(inner, DiffusersPolicy) or len(inner.denoisers) != 1:
+        raise UserError(f"{value}: takes a run of a pipeline with one denoiser")
+    return inner.denoiser
 
 
 def keywords(words: Sequence[str], option: str = "--call") -> dict[str, Any]:

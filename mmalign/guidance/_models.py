@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -14,9 +15,10 @@ from mmalign.policies.parameters import replaced, reshard
 from mmalign.policies.pipelines.memory import DENOISERS
 from mmalign.types import UserError
 
-Model = str | nn.Module | Mapping[str, Tensor]
-"""Which one predicts: ``current`` (the denoiser as it is), ``base`` (its adapters off), the name of an adapter, another model of the same
-call, or tensors by parameter name that take the place of the denoiser's own."""
+Model = str | nn.Module | Mapping[str, Tensor] | Mapping[str, float]
+"""Which one predicts: ``current`` (the denoiser as it is), ``base`` (its adapters off), the name of an adapter, several adapters at once,
+each with the factor of what it adds (``{good: 1.0, bad: 0.7}``), another model of the same call, or tensors by parameter name that take the
+place of the denoiser's own."""
 
 Call = Callable[..., Any]
 
@@ -29,7 +31,14 @@ def denoisers_of(pipe: Any) -> dict[str, nn.Module]:
 def check_model(pipe: Any, model: Model, where: str) -> None:
     """Errors: UserError for a model that the pipeline does not have; before anything is computed."""
     nets = denoisers_of(pipe)
-    if isinstance(model, str):
+    if isinstance(model, Mapping) and not any(isinstance(value, Tensor) for value in model.values()):
+        for name, factor in model.items():
+            check_model(pipe, name, where)
+            if name in ("current", "base") or isinstance(factor, bool) or not isinstance(factor, (int, float)) or not math.isfinite(factor):
+                raise UserError(f"{where}: got {name}: {factor!r}, takes adapters by name, each with a finite factor")
+        if not model:
+            raise UserError(f"{where}: got no adapter, takes one or more, each with a factor")
+    elif isinstance(model, str):
         adapters = sorted({name for net in nets.values() for layer in _layers(net) for name in layer.lora_A})
         if model == "base" and not adapters:
             raise UserError(f"{where}: got 'base', but {', '.join(nets)} of {type(pipe).__name__} has no adapter to switch off")
@@ -42,8 +51,8 @@ def check_model(pipe: Any, model: Model, where: str) -> None:
             f"{prefix}{name}": p for net_name, net in nets.items() for prefix in ("", f"{net_name}.") for name, p in net.named_parameters()
         }
         for name, value in model.items():
-            if name not in own or own[name].shape != value.shape:
-                got = f"{name} {list(value.shape)}"
+            if name not in own or not isinstance(value, Tensor) or own[name].shape != value.shape:
+                got = f"{name} {list(value.shape) if isinstance(value, Tensor) else value}"
                 raise UserError(f"{where}: got {got}, which is no parameter of {', '.join(nets)}")
     elif not isinstance(model, nn.Module):
         raise UserError(f"{where}: got {type(model).__name__}, takes a name, a model or tensors by parameter name")
@@ -55,7 +64,11 @@ def predictor(name: str, net: nn.Module, own: Call, model: Model) -> Call:
         return model
     if model == "current":
         return own
-    change: Any = _values(name, net, model) if isinstance(model, Mapping) else adapters(net, model)
+    if isinstance(model, Mapping):
+        tensors = {key: value for key, value in model.items() if isinstance(value, Tensor)}
+        change: Any = _values(name, net, tensors) if tensors else adapters(net, {key: float(factor) for key, factor in model.items()})
+    else:
+        change = adapters(net, model)
 
     def predict(*args: Any, **kwargs: Any) -> Any:
         with change():
@@ -70,21 +83,30 @@ def _layers(net: nn.Module) -> list[Any]:
     return [layer for layer in net.modules() if isinstance(layer, LoraLayer)]
 
 
-def adapters(net: nn.Module, model: str) -> Any:
-    """() -> a context in which a model's adapters are off (``base``), or only the named one is on; they come back as they were."""
-    layers = _layers(net)
+def adapters(net: nn.Module, model: str | Mapping[str, float]) -> Any:
+    """() -> a context in which a model's adapters are off (``base``), or only those named are on; they come back as they were.
+
+    model: ``base``, an adapter's name, or names with the factor of what each adds.
+    """
+    layers, factors = _layers(net), {model: 1.0} if isinstance(model, str) else model
 
     @contextmanager
     def change() -> Iterator[None]:
         kept = [(layer, list(layer.active_adapters), layer.disable_adapters) for layer in layers]
         flags = [(p, p.requires_grad) for layer in layers for name, p in layer.named_parameters() if "lora_" in name]
+        scales = [(layer.scaling, dict(layer.scaling)) for layer in layers]
         try:
             for layer in layers:
                 layer.enable_adapters(model != "base")
                 if model != "base":
-                    layer.set_adapter([model] if model in layer.lora_A else [])
+                    layer.set_adapter([name for name in factors if name in layer.lora_A])
+                for name in factors:
+                    if name in layer.lora_A:
+                        layer.scaling[name] *= factors[name]
             yield
         finally:
+            for scaling, before in scales:
+                scaling.update(before)
             for layer, active, off in kept:
                 layer.set_adapter(active)
                 layer.enable_adapters(not off)

@@ -123,8 +123,9 @@ def npo(*, negative: Model, scale: Finite = 5.0) -> Guidance:
     ``autoguidance(worse=...)`` is the same for pipelines that ask about one prompt.
 
     Args:
-        negative: an adapter's name, a model, or parameters, trained on preferences turned round (``strength`` 1 - s), or on the model's own
-            samples; as ``base`` of ``rlg``.
+        negative: an adapter's name, a model, or parameters, trained on preferences turned round (``records: {use: turned}``), or on the
+            model's own samples (``own_samples``); as ``base`` of ``rlg``. Adapters with factors, ``{good: 1.0, bad: 0.7}``, add up: the
+            paper's branch is the aligned model with a part of what people do not want, so that it stays near to it.
         scale: 1 is the pipeline's model alone, as in ``cfg``.
 
     Errors: UserError for a model that the pipeline lacks, and for a call that asks about one prompt alone.

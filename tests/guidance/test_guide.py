@@ -292,3 +292,37 @@ def test_a_wrong_keyword_is_told_those_of_guide_and_of_what_guides(settings, lin
     with pytest.raises(UserError) as error, mm.guide(mm.worlds.digits(), lambda outputs, prompts: outputs.mean((1, 2, 3)), **settings):
         pass
     assert str(error.value).startswith(line)
+
+
+def test_a_negative_branch_of_several_adapters_adds_them_up(pipe):
+    """Against the same branch as weights: ``W + 1 B_good A_good + 0.5 B_bad A_bad``."""
+    from peft import LoraConfig, inject_adapter_in_model
+    from peft.tuners.lora import LoraLayer
+
+    net = pipe.transformer
+    for number, name in enumerate(("good", "bad")):
+        inject_adapter_in_model(LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False), net, name)
+        with torch.no_grad():
+            for key, p in net.named_parameters():
+                if f".{name}." in key:
+                    p.copy_(0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(number + len(key))))
+    layers = [layer for layer in net.modules() if isinstance(layer, LoraLayer)]
+    for layer in layers:
+        layer.set_adapter(["good"])
+    scales = [dict(layer.scaling) for layer in layers]
+    call = {"guidance_scale": 3.0}
+    with mm.guide(pipe, guidance="npo", negative={"good": 1.0, "bad": 0.5}, scale=3.0):
+        summed = images(pipe, **call)
+    assert [dict(layer.scaling) for layer in layers] == scales and all(layer.active_adapters == ["good"] for layer in layers)
+    merged = {}
+    for path, layer in net.named_modules():
+        if isinstance(layer, LoraLayer):
+            moved = sum(share * layer.get_delta_weight(name) for name, share in (("bad", 0.5),))  # on top of good, which is on
+            merged[f"{path}.base_layer.weight"] = (layer.base_layer.weight + moved).detach()
+    with mm.guide(pipe, guidance="npo", negative=merged, scale=3.0):
+        assert torch.allclose(images(pipe, **call), summed, atol=1e-4)
+    with mm.guide(pipe, guidance="npo", negative="good", scale=3.0):
+        assert not torch.allclose(images(pipe, **call), summed, atol=1e-3)
+    for negative, why in (({"good": "a"}, "a finite factor"), ({"worst": 1.0}, "got 'worst'"), ({}, "got no adapter")):
+        with pytest.raises(UserError, match=why), mm.guide(pipe, guidance="npo", negative=negative):
+            images(pipe, **call)
