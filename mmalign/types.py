@@ -16,14 +16,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 import torch
 from torch import Tensor
 
 from mmalign.stacking import entries_by_name, offset, pooled, stacked
 
-Kind = Literal["token", "transition", "bound"]
+Kind = Literal["token", "transition", "bound", "score"]
 Unit = Literal["cell", "row", "pair", "group", "batch"]
 
 
@@ -108,7 +108,8 @@ class Steps:
         bounds ``absolute:NAME:SHARE``, the mean over the event of the absolute error of the mixture
         ``share * prediction + (1 - share) * the named reference's``.
     event_size: scalars in one event: 1 for a token, D for a latent of D numbers.
-    kind: ``token``, ``transition`` (a density) or ``bound`` (minus half a squared error: not a density).
+    kind: ``token``, ``transition`` (a density), ``bound`` (minus half a squared error: not a density) or ``score`` (what a reward model
+        says of the row, in each of its dimensions: no probability at all; the name ``log_probs`` is the other kinds').
     reverse_kls: name -> ``[B, T]`` the KL of the named reference's distribution to each step's, nats, differentiable.
     terms: name -> ``[B, T]`` further numbers of a step, differentiable: ``entropy`` (nats) and ``collision`` (log of the sum of
         squared probabilities) of its distribution, ``value`` (what a critic expects), ``reward_mask``, ``kl_mask``, ``degree``,
@@ -145,7 +146,7 @@ class Steps:
         for name, steps in self.contrasts.items():
             _table("Steps", f"contrasts[{name!r}]", steps.log_probs, shape)
         _require(self.event_size >= 1, f"Steps.event_size: got {self.event_size}, takes 1 or more")
-        _require(self.kind in ("token", "transition", "bound"), f"Steps.kind: got {self.kind!r}, takes 'token', 'transition' or 'bound'")
+        _require(self.kind in get_args(Kind), f"Steps.kind: got {self.kind!r}, takes {', '.join(get_args(Kind))}")
 
     def __len__(self) -> int:
         return self.log_probs.shape[0]
@@ -515,7 +516,7 @@ EVERY = slice(None)
 class Policy(Protocol):
     """Anything that generates, as a table of decisions. An adapter is a handful of functions.
 
-    It may be ``arguments.facts.Tolerant``.
+    It may be ``arguments.facts.Tolerant``, and what ``abilities`` has.
     """
 
     kind: Kind
@@ -572,39 +573,6 @@ class Adapter(NamedTuple):
     gives: frozenset[str]
     gives_with: Mapping[str, frozenset[str]] = {}
     call: Callable[[Mapping[str, Any]], Iterable[str] | None] = lambda arguments: None
-
-
-class Differentiable(Policy, Protocol):
-    """A policy that gives ``adjoint``: rewards' gradients reach the steps of its samples."""
-
-    def adjoints(self, rollout: Rollout, how: Any, utility: Callable[..., Tensor], rng: torch.Generator, *, rows_at_once: int) -> Rollout:
-        """The rollout with the adjoints of its trained steps, which its ``mask`` then says; parameters get no gradient.
-
-        how: a ``samplers.adjoints.RewardGradient``. utility: (outputs ``[R, ...]``, their rows ``[R]``) -> what is maximised, ``[R]``, with
-        a graph; NaN: that row teaches nothing. A policy that ``gives`` latents takes ``latents=True``,
-        hands these over besides then, and with ``decode=False`` None for outputs.
-        """
-
-
-class Recalling(Policy, Protocol):
-    """A policy that gives ``recall``: what a named reference says of a row depends on that row alone."""
-
-    def digests(self, rollout: Rollout) -> list[bytes]:
-        """What each row is told apart by, 16 bytes: rows with the same are scored alike, but for rounding."""
-
-    def remembered(self, rollout: Rollout) -> dict[str, Tensor]:
-        """Name -> ``[B, T]`` float64, 0 where ``mask`` is False: what ``remember`` has put into a rollout, or somebody who knew it."""
-
-
-class Latent(Policy, Protocol):
-    """A policy that gives ``latents``: its outputs are decoded from some, and its ``sample`` takes ``decode=False`` where nobody looks at
-    outputs, which are then what its pipeline returns in place of them."""
-
-    def latents(self, rollout: Rollout) -> Tensor:
-        """Those of a rollout, ``[B, ...]``, as the denoiser sees them."""
-
-    def generated(self, prompts: list[str], seeds: list[int], **call: Any) -> tuple[Any, Tensor]:
-        """What ``generate`` gives, and its latents."""
 
 
 class Encoder(Policy, Protocol):

@@ -1,6 +1,6 @@
 """Every pipeline class of the installed diffusers as a policy: a tiny twin, a rollout, its replay, a gradient, a probe, LoRA.
 
-python scripts/conformance.py                  # all classes, writes mmalign/policies/CONFORMANCE.md and pipelines/conformance.json
+python scripts/conformance.py                  # all classes, writes CONFORMANCE.md and conformance.json in mmalign/policies/pipelines
 python scripts/conformance.py "Flux*"          # some of them; what the files hold of the others stays
 python scripts/conformance.py "Flux*" --show   # some, to the screen, with tracebacks; writes nothing
 """
@@ -333,7 +333,7 @@ def main() -> None:
         return
     results = known_rows()
     rows = [results.get(name, {"name": name, "error": "not run for this table, for want of time"}) for name in known]
-    (HERE / "CONFORMANCE.md").write_text(page(rows, diffusers.__version__))
+    (HERE / "pipelines" / "CONFORMANCE.md").write_text(page(rows, diffusers.__version__))
     print(f"{len(rows)} classes, {sum(row.get('replay') == 0.0 for row in rows)} replayed with difference 0.0")
 
 

@@ -21,8 +21,8 @@ from typing import Any, Literal
 import torch
 
 import mmalign as mm
-from mmalign.commands._trained import trained
 from mmalign.config import build_part, load
+from mmalign.runs.trained import trained
 from mmalign.types import Need
 from mmalign.worlds.digit_scenes.judges import truth_of
 from mmalign.worlds.digit_scenes.scenes import named

@@ -23,7 +23,8 @@ def script(tmp_path, monkeypatch):
         tried.extend(names)
         return ({"name": name, "error": "tried", "trace": "Traceback of it"} for name in names)
 
-    numbers, page = tmp_path / "conformance.json", tmp_path / "CONFORMANCE.md"
+    numbers, page = tmp_path / "conformance.json", tmp_path / "pipelines" / "CONFORMANCE.md"
+    page.parent.mkdir()
     numbers.write_text(json.dumps([EARLIER]))
     made.update(HERE=tmp_path, NUMBERS=numbers, each=each, classes=lambda: ["FluxPipeline", "StableDiffusionPipeline"])
 

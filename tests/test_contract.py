@@ -411,7 +411,7 @@ def test_signals_say_nothing_where_nothing_is_known(case: Case) -> None:
 @every_case
 def test_a_kind_that_it_does_not_take_is_refused(case: Case) -> None:
     method, at = case.method, table(case.kind)
-    for kind in {"token", "transition", "bound"} - method.kinds:
+    for kind in {"token", "transition", "bound", "score"} - method.kinds:
         steps = case.steps(at)
         other = replace(steps, kind=kind)  # type: ignore[arg-type]
         with pytest.raises(UserError, match=kind):

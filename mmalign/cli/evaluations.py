@@ -130,7 +130,7 @@ def _policy(model: str, parameters: str | None, trust: bool) -> tuple[Any, str]:
 
     for folder in (Path(model), Path("runs") / model):
         if (folder / "config.yaml").is_file():
-            from mmalign.commands._trained import trained
+            from mmalign.runs.trained import trained
 
             run = trained(folder, trust=trust)
             wanted = parameters or run.best

@@ -7,7 +7,6 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mmalign.commands._trained import refuse_external_code, trained
 from mmalign.config import build_part, load
 from mmalign.guidance.guide import by_name
 from mmalign.policies.diffusers import DiffusersPolicy
@@ -15,6 +14,7 @@ from mmalign.policies.forward import ForwardPolicy
 from mmalign.policies.inspecting.loading import load_pipeline
 from mmalign.policies.pipelines.calling import arguments_of_call, classes_of, named_rows, refuse_arguments
 from mmalign.rooms import find, index
+from mmalign.runs.trained import refuse_external_code, trained
 from mmalign.types import UserError, contents
 
 Conditions = Callable[[list[str]], dict[str, Any]]

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from mmalign.commands._trained import Trained, trained
 from mmalign.config import build_part
 from mmalign.distributed.jobs import stopping_together
 from mmalign.distributed.team import joined, team_for
+from mmalign.runs.trained import Trained, trained
 from mmalign.training.evaluation import EvaluationPlan, evaluate, evaluation_plan
 from mmalign.training.journal import hashed
 from mmalign.training.settings import Evaluation

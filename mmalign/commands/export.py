@@ -9,18 +9,20 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mmalign.commands._own_code import OwnCode, own_code
-from mmalign.commands._trained import Trained, trained
 from mmalign.config import build_part
 from mmalign.policies.adapters import Form
 from mmalign.policies.diffusers import DiffusersPolicy
+from mmalign.policies.exports import scorers
 from mmalign.policies.exports.language import auto_class, save
 from mmalign.policies.exports.pipelines import export as write
 from mmalign.policies.forward import ForwardPolicy
 from mmalign.policies.language.loading import load as load_language_model
 from mmalign.policies.pipelines.calling import load
+from mmalign.policies.scorer import ScorerPolicy
 from mmalign.policies.transformers import TransformersPolicy
 from mmalign.runs import checkpoint, pixels
 from mmalign.runs.metrics import read_benchmarks
+from mmalign.runs.trained import Trained, trained
 from mmalign.training import dead_steps
 from mmalign.types import UserError, contents
 
@@ -63,16 +65,18 @@ def export(run_folder: str | Path, *, out: str | Path | None = None, parameters:
     if isinstance(node, dict) and isinstance(node.get("memory"), Mapping):  # LoRA goes onto users' weights; one call is not worth compiling
         node["memory"] = {key: value for key, value in node["memory"].items() if key not in ("storage", "compile")}
     outer: Any = run.policy()
-    policy = outer.of if isinstance(outer, ForwardPolicy) else outer
+    policy = outer.of if isinstance(outer, ForwardPolicy | ScorerPolicy) else outer
     if node is None or not isinstance(policy, DiffusersPolicy | TransformersPolicy):
         raise UserError(
             f"{run.folder}: got the policy {run.config['policy'].get('use')!r}, export takes a diffusers pipeline or a language model"
         )
     folder = run.folder / "export" if out is None else Path(out)
     own = own_code(node, policy.pipe if isinstance(policy, DiffusersPolicy) else policy.model)
-    with policy.using("current" if chosen == "trained" else chosen):
+    with outer.using("current" if chosen == "trained" else chosen):
         card: Callable[[list[Form]], str] = lambda forms: _card(run, chosen, node, forms, own)  # noqa: E731
-        if isinstance(policy, TransformersPolicy):
+        if isinstance(outer, ScorerPolicy):
+            forms = scorers.save(outer, folder, prompt=_prompt(run), card=card, beside=own.files)
+        elif isinstance(policy, TransformersPolicy):
             name = node["model"] if isinstance(node["model"], str) else None
             forms = save(policy, folder, base=lambda: _language_model(node), prompt=_prompt(run), card=card, name=name, beside=own.files)
         else:
@@ -116,14 +120,13 @@ def _card(run: Trained, chosen: str, node: Mapping[str, Any], forms: list[Form],
 
     config, versions, last = run.config, run.folder / "versions.json", "ema" if "ema" in run.sets else "trained"
     page = Environment(loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    lora = any(form.name == "peft" for form in forms)
     return page.get_template("card.md").render(
         name=(config.get("run") or {}).get("name", run.folder.name),
         words=WORDS["pipeline" if "pipeline" in node else "model"],
         base=_name(node) if isinstance(_name(node), str) else None,
         base_code=_base_code(node, forms),
         own=own,
-        lora=node.get("lora") if lora else None,
+        lora=node.get("lora"),
         loaders=[{"name": form.name, "code": form.code} for form in forms],
         method=_in_words(config.get("method")),
         recipe=config.get("use", "online"),

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from mmalign.arguments.ranges import Count, Seed
 from mmalign.commands._models import Model, guidance_of, model_of, of_pipe
-from mmalign.commands._trained import trained
 from mmalign.config import build_part
 from mmalign.distributed import tables as of_all
 from mmalign.distributed.jobs import stopping_together
@@ -24,6 +23,7 @@ from mmalign.guidance.guide import guide
 from mmalign.guidance.ledger import Ledger
 from mmalign.runs import checkpoint
 from mmalign.runs.pictures import grid, write_each, write_mp4, write_png
+from mmalign.runs.trained import trained
 from mmalign.training.journal import hashed
 from mmalign.types import Policy, UserError, contents
 
@@ -58,7 +58,10 @@ def sample(
         if count < 1:
             raise UserError(f"count: got {count}, takes 1 or more")
         evaluation = run.config.get("evaluation") or {}
-        wanted = contents(list(prompts or build_part(evaluation, "prompts") or build_part(run.config, "prompts")))
+        chosen = prompts or build_part(evaluation, "prompts") or build_part(run.config, "prompts")
+        if not chosen:
+            raise UserError(f"prompts: {run.folder} names none (a run on records brings its own); takes --prompt")
+        wanted = contents(list(chosen))
         team_for(len(wanted), "prompts")
         team.agree("sample", [hashed(wanted), count, seed])
         seeds, policy = list(range(seed, seed + count)), run.policy()

@@ -128,7 +128,7 @@ def _names(call: Call) -> Iterator[str]:
     judges = list(settings["judges"]) if isinstance(settings.get("judges"), dict) else []
     stop = settings.get("stop")
     judge = stop.arguments.get("judge") if isinstance(stop, Call) else None
-    scorers = reward_names + judges
+    scorers = reward_names + judges + (["held_out"] if settings.get("records") is not None else [])
     if isinstance(judge, str) and scorers and judge.partition("/")[0] not in scorers:
         yield f"evaluation.stop.judge: got {judge!r}, takes one of {', '.join(scorers)}{nearest(judge, scorers)}"
     for name in sorted({*reward_names} & {*judges}):

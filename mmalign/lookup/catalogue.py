@@ -34,7 +34,7 @@ KINDS = {
     "recipes": Kind("loops that train, by data flow", ("recipes",), "use: {name}"),
     "methods": Kind("what is optimised", ("methods",), "method: {use}", frozenset({"Method"})),
     "policies": Kind("models as policies", ("policies",), "policy: {use}",
-                     frozenset({"DiffusersPolicy", "TransformersPolicy", "ForwardPolicy"})),
+                     frozenset({"DiffusersPolicy", "TransformersPolicy", "ForwardPolicy", "ScorerPolicy"})),
     "rewards": Kind("what scores an output", ("rewards", "worlds"), "rewards: {{mine: {use}}}", REWARDS),
     "oracles": Kind("what compares the outputs of a prompt", ("rewards", "worlds"), "oracle: {use}", frozenset({"Oracle"})),
     "metrics": Kind("numbers of an evaluation that no method sees", ("evaluation", "worlds"), "evaluation: {{metrics: {{mine: {use}}}}}",

@@ -125,6 +125,10 @@ from mmalign.methods.reward_gradient.alignprop import alignprop as alignprop
 from mmalign.methods.reward_gradient.draft import draft as draft
 from mmalign.methods.reward_gradient.drtune import drtune as drtune
 from mmalign.methods.reward_gradient.refl import refl as refl
+from mmalign.methods.reward_models.bradley_terry import bradley_terry as bradley_terry
+from mmalign.methods.reward_models.bradley_terry_ties import bradley_terry_ties as bradley_terry_ties
+from mmalign.methods.reward_models.list_mle import list_mle as list_mle
+from mmalign.methods.reward_models.score_regression import score_regression as score_regression
 from mmalign.methods.unpaired.bco import bco as bco
 from mmalign.methods.unpaired.ift import ift as ift
 from mmalign.methods.unpaired.kto import kto as kto

@@ -19,6 +19,8 @@ CAP = 20.0  # nats; e^20 = 4.9e8 is far outside any trust region, and its square
 FACTS = frozenset({STD, DT, NOISE, CHANGED, PHRASE, SEGMENT})  # the tables that have no gradient, of those with no name
 DENSITIES = frozenset({"token", "transition"})
 ANY = DENSITIES | {"bound"}
+SCORES = frozenset({"score"})
+APART = SCORES | {"bound"}  # kinds whose columns are no factors of one density: each is compared by itself
 Known = TypeVar("Known", contravariant=True)
 
 
@@ -73,7 +75,7 @@ class Term(Generic[Known]):
     of: Callable[[Steps, Known], Tensor]
     needs: frozenset[Need] = frozenset()
     unit: Unit = "cell"
-    kinds: frozenset[str] = ANY
+    kinds: frozenset[str] = ANY | SCORES
     extras: Reading | None = None
     survey: Survey | None = None
 

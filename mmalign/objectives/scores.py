@@ -7,7 +7,8 @@ latent.
 **What a column is.** Log-probabilities of tokens and transitions are factors of one density: they add up to the row's, ``[B, 1]``.
 A bound's columns are noise draws, each an estimate of the same quantity for the whole row: they are not added, a row's score is
 ``[B, T]``, and every draw is compared with its twin (the outer expectation of Diffusion-DPO, arXiv 2311.12908, eq. 14). ``total``
-and ``per_step`` are then the same. So one sentence serves texts, trajectories and denoising errors.
+and ``per_step`` are then the same. So one sentence serves texts, trajectories and denoising errors. The columns of a
+reward model are the dimensions that it scores, and each is compared by itself, too.
 
 A row without a live step, and a dead cell of a bound, have score 0.
 """
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor
 
 from mmalign.needs import NOISE, refs
-from mmalign.objectives.parts import Part, held, live
+from mmalign.objectives.parts import APART, Part, held, live
 from mmalign.types import Need, Steps, UserError
 
 Over = Literal["total", "per_step", "per_scalar"]
@@ -48,7 +49,7 @@ def over_row(cells: Tensor, steps: Steps, over: Over, share: Tensor | None = Non
     cells = cells * share
     if over == "per_scalar":
         cells = cells / steps.event_size
-    if steps.kind == "bound":
+    if steps.kind in APART:
         return cells
     total = cells.sum(1, keepdim=True)
     if over != "per_step":

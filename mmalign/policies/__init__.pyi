@@ -4,10 +4,13 @@ from mmalign.policies.forward import ForwardPolicy as ForwardPolicy
 from mmalign.policies.forward import forward as forward
 from mmalign.policies.inspecting.inspection import inspection as inspection
 from mmalign.policies.language.given import given as given
+from mmalign.policies.language.last_states import last_states as last_states
 from mmalign.policies.parameters import ParameterSets as ParameterSets
 from mmalign.policies.pipelines.adjoints import adjoints as adjoints
 from mmalign.policies.pipelines.latents import latents as latents
 from mmalign.policies.pipelines.refusals import refusals as refusals
+from mmalign.policies.scorer import ScorerPolicy as ScorerPolicy
+from mmalign.policies.scorer import scorer as scorer
 from mmalign.policies.transformers import TransformersPolicy as TransformersPolicy
 from mmalign.policies.transformers import transformers as transformers
 from mmalign.policies.twins.pipelines import call_arguments as call_arguments

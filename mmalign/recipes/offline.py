@@ -36,11 +36,12 @@ from mmalign.distributed.team import ALONE, Team, team_for
 from mmalign.needs import as_bound
 from mmalign.objectives.feedback import comparisons
 from mmalign.recipes._run import Run, concluded
-from mmalign.records import Pair, Ranking, Record, Records, RefusedRow, Thumb, Undecoded, Unread
+from mmalign.records import Pair, Ranking, Record, Records, RefusedRow, Thumb, Undecoded, Unfinished, Unread
 from mmalign.training import references as stored
 from mmalign.training.dead_steps import refuse_unknown
 from mmalign.training.evaluation import evaluation_plan
 from mmalign.training.experience import Experience
+from mmalign.training.held_out import NAME, HeldOut, distinct
 from mmalign.training.journal import Journal, hashed
 from mmalign.training.latents import refuse_without_latents
 from mmalign.training.learner import Learner
@@ -109,7 +110,8 @@ def offline(  # one argument for each thing that a run is made of
     if method.behaviors:
         raise UserError(f"method: takes rows that {method.behaviors[0].name} draws, and nothing is sampled here; takes the recipe online")
     at_least(1, steps=steps)
-    source: Records = listed(records) if isinstance(records, Sequence) else records
+    _refuse_of_scores(policy, evaluation, references or {})
+    source = _streamed(records)
     coming_from = partial(source.undecoded if isinstance(source, Undecoded) else source.stream, seed=run.seed)
     first = _take(coming_from(), batch.records)
     _rows(first, method)
@@ -126,7 +128,9 @@ def offline(  # one argument for each thing that a run is made of
     author.begin(source, [move.name for move in learner.moves])
     prompts, against = _distinct([record.prompt for record in first])[:16], _compared_with(policy, learner)
     refuse_without_latents(policy, rewards or {}, evaluation.judges)
-    plan = evaluation_plan(evaluation, prompts=prompts, rewards=rewards or {}, reference=against)
+    held = _held_out(policy, learner, source, evaluation, run, batch, lambda broken: journal.put_aside(broken, "held-out records"))
+    asked = [] if policy.kind == "score" else prompts
+    plan = evaluation_plan(evaluation, prompts=asked, rewards=rewards or {}, reference=against, held_out=held)
     learner.kept.keep(batch.reference_memory, lambda line: journal.say(line))
     fitting = MicroRows(batch.micro_rows, learner, say=lambda line: journal.say(line))
     states = {"micro_rows": fitting, "records": SameRecords(source)}
@@ -162,6 +166,46 @@ def offline(  # one argument for each thing that a run is made of
     return concluded(journal, policy)
 
 
+def _streamed(records: Records | Sequence[Record]) -> Records:
+    return listed(records) if isinstance(records, Sequence) else records
+
+
+def _refuse_of_scores(policy: Encoder, evaluation: Evaluation, references: dict[str, Reference]) -> None:
+    """Errors: UserError for what only a policy with outputs and references is asked, and where a reward model is not evaluated."""
+    if policy.kind != "score":
+        return
+    if references:
+        raise UserError(f"references.{next(iter(references))}: a reward model has no reference; takes none")
+    for name in ("prompts", "judges", "metrics", "real", "mark", "blind"):
+        if getattr(evaluation, name):
+            raise UserError(f"evaluation.{name}: a reward model makes no outputs; takes evaluation.records, which it is not trained on")
+    if evaluation.records is None:
+        raise UserError("evaluation.records: missing; a reward model is evaluated on records that it is not trained on")
+
+
+def _held_out(
+    policy: Encoder, learner: Learner, trained: Records, evaluation: Evaluation, run: RunSettings, batch: RecordBatch,
+    put_aside: Callable[[dict[str, str]], None],
+) -> HeldOut | None:  # fmt: skip
+    """The measurement on held-out records; None without any. Errors: UserError where the method learns nothing from them."""
+    if evaluation.records is None:
+        return None
+    method, others = learner.method, _streamed(evaluation.records)
+    if isinstance(others, Unfinished):
+        raise UserError("evaluation.records: leave rows to the policy; takes finished ones, which are the same at every evaluation")
+    records = distinct(others, evaluation.held_out, seed=run.seed, trained=trained)
+    refuse_unknown(method, iter([_rows(records, method)[2]]), key="evaluation.records")
+    team_for(len(records), "evaluation.records")
+
+    def encoded() -> tuple[Feedback, Rollout]:
+        aside, draw = dict[str, str](), partial(stream, run.seed, 0, NAME)
+        _, feedback, rollout = _encoded(policy, method, iter(records), len(records), draw, aside, list, learner.team, refill=False)
+        put_aside(aside)
+        return feedback, rollout
+
+    return HeldOut(learner, encoded, batch.micro_rows)
+
+
 def _compared_with(policy: Encoder, learner: Learner) -> str | None:
     """The reference whose KL evaluations measure; None of a bound, which has none, and without a reference."""
     known = policy.kind == "token" and "kls" in policy.gives and "ref" in learner.references
@@ -175,15 +219,15 @@ def _checked(learner: Learner, experience: Experience, micro_rows: int) -> float
     return max(learner.team.tell(difference), key=lambda each: -math.inf if math.isnan(each) else each)
 
 
-def _encoded(
+def _encoded(  # what a step of records depends on
     policy: Encoder, method: Method, coming: Iterator[Any], count: int, draw: Callable[[], torch.Generator], aside: dict[str, str],
-    finish: Callable[[list[Any]], list[Any]], team: Team = ALONE,
+    finish: Callable[[list[Any]], list[Any]], team: Team = ALONE, *, refill: bool = True,
 ) -> tuple[list[Any], Feedback, Rollout]:  # fmt: skip
     """The next ``count`` records of which the policy can use every row, what they say, and this process's rows of them encoded.
 
     draw: makes the generator of the step, the same for every try. aside: id -> why, of records that the policy refuses; grows, and what is
-    in it is not tried again. finish: has the policy draw the rows that records leave to it. Errors: UserError where a whole round of the
-    data holds nothing that the policy can use.
+    in it is not tried again. finish: has the policy draw the rows that records leave to it. refill: whether others take the place of those
+    that are refused. Errors: UserError where a whole round of the data holds nothing that the policy can use.
     """
     records, passed, known = list[Any](), Counter[str](), dict[Unread, Any]()
     while True:
@@ -204,6 +248,9 @@ def _encoded(
             return records, feedback, rollout
         row, why = min(others)
         aside[_called(records.pop(int(feedback.group[row])))] = why
+        count -= not refill
+        if not count:
+            raise UserError(f"evaluation.records: the policy refuses all {len(aside)}; the last one: {why}")
 
 
 def _read(outputs: Sequence[Any], own: range, known: dict[Unread, Any]) -> list[Any]:

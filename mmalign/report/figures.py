@@ -11,6 +11,9 @@ from mmalign.report.overoptimisation import SPREAD_LINE, Point, curve
 from mmalign.report.plots import Figure, Plot, Rule, Series, draw, short, thin
 from mmalign.report.read import RunData
 
+HELD_OUT = "held_out/"
+"""How the names of numbers begin that evaluations have of records that the run is not trained on."""
+
 
 def figures(run: RunData) -> list[Figure]:
     """All figures in their order on the page, those without a drawing too: the page says why there is none.
@@ -21,7 +24,15 @@ def figures(run: RunData) -> list[Figure]:
     varied = [] if run.answers and not spread(run).svg else [spread(run)]
     rollouts = [] if from_records else [training_reward(run), ratio(run), clipping(run)]
     preferences = [loss(run), margin(run), accuracy(run), log_ratios(run)] if from_records else []
-    return [*hallucination.figures(run), rewards_and_judges(run), against_kl(run), *preferences, *varied, *rollouts]
+    sampled = [] if scores_only(run) else [rewards_and_judges(run), against_kl(run)]
+    return [*hallucination.figures(run), *sampled, *preferences, *([] if scores_only(run) else varied), *rollouts]
+
+
+def scores_only(run: RunData) -> bool:
+    """Whether what is trained makes no outputs (a reward model), so that held-out records are all that is evaluated."""
+    return not (run.frames or run.answers or run.rewards or run.judges) and any(
+        name.startswith(HELD_OUT) for row in run.evals for name in row
+    )
 
 
 def rewards_and_judges(run: RunData) -> Figure:
@@ -146,7 +157,8 @@ def accuracy(run: RunData) -> Figure:
 
 def log_ratios(run: RunData) -> Figure:
     """How much likelier than the reference the policy makes chosen and rejected outputs: the margin can grow while both fall."""
-    note = "Log-ratio to the reference (log-probability without one), nats. A margin may grow while both fall, also the chosen one."
+    note = "Log-ratio to the reference (log-probability without one), nats; of a reward model, its scores."
+    note += " A margin may grow while both fall, also the chosen one."
     missing = "No log-ratios of chosen and rejected outputs were logged."
     names = {"better": "chosen", "worse": "rejected"}
     return _train_figure(run, "Log-ratios of chosen and rejected outputs", list(names), note, missing, words=names)
@@ -168,10 +180,16 @@ def _train_figure(
         points = [(float(row["step"]), float(row[name])) for row in run.train if _finite(row.get(name))]
         if points:
             series.append(Series((words or {}).get(name, name.replace("_", " ")), thin(points), colour=index))
+    for index, name in enumerate(names):
+        if evaluated := curve(run.evals, HELD_OUT + name):
+            line, bands = [(float(p.step), p.value) for p in evaluated], [p.error or 0.0 for p in evaluated]
+            label = f"{(words or {}).get(name, name.replace('_', ' '))}, held out"
+            series.append(Series(label, line, dashed=True, marks=True, bands=bands, words=_words(evaluated), colour=index))
     if not series:
         return Figure(title, missing)
     values = [y for s in series for _, y in s.points]
     log_y = bool(rules) and rules[0].y > 0 and min(values) > 0 and max(values) / min(values) > 50
+    note += " Dashed: on records that it is not trained on." if any(s.dashed for s in series) else ""
     return _figure(title, note + (" Logarithmic scale." if log_y else ""), series, x_word="step", rules=rules, log_y=log_y)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from mmalign.report import pixels
 from mmalign.report.answers import Case, cases, count
-from mmalign.report.figures import figures, summary_rows
+from mmalign.report.figures import figures, scores_only, summary_rows
 from mmalign.report.hallucination import columns, standings
 from mmalign.report.overoptimisation import Finding, curve, fell_silent, overoptimised
 from mmalign.report.plots import short
@@ -122,6 +122,8 @@ def _steps(frames: Sequence[Picture], questions: Sequence[Case]) -> list[int]:
 def _no_frames(run: RunData) -> str:
     if run.videos:
         return f"This run's samples are videos: {run.videos} files in its samples folder, not shown here."
+    if scores_only(run):
+        return "A reward model makes no outputs: what it was evaluated on are records."
     return (
         "No sample grid has been written yet." if run.summary.get("status", "running") == "running" else "This run wrote no sample grids."
     )

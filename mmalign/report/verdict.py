@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from mmalign.report.figures import HELD_OUT, scores_only
 from mmalign.report.hallucination import columns, standings
 from mmalign.report.overoptimisation import SPREAD_LINE, Finding, curve, measurable
 from mmalign.report.pixels import headline
@@ -26,7 +27,8 @@ def sentence(run: RunData, findings: Sequence[Finding], silence: Finding | None 
     if not run.evals:
         nothing = "nothing has been evaluated yet" if run.train else "nothing has been logged yet"
         return f"{state(run)}: {'; '.join(part for part in (_dead(run), nothing) if part)}"
-    parts = [_dead(run), _hallucination(run), _changes(run), _spread(run), _silence(silence), headline(moved), _flag(run, findings, moved)]
+    parts = [_dead(run), _hallucination(run), _changes(run), _held_out(run), _spread(run), _silence(silence), headline(moved)]
+    parts.append(_flag(run, findings, moved))
     words = "; ".join(part for part in parts if part)
     return words[:1].upper() + words[1:]
 
@@ -89,6 +91,15 @@ def _changes(run: RunData) -> str:
     return ", ".join(moves)
 
 
+def _held_out(run: RunData) -> str:
+    what = next((name for name in ("accuracy", "loss") if curve(run.evals, f"{HELD_OUT}{name}")), "")
+    if not what:
+        return ""
+    points = curve(run.evals, f"{HELD_OUT}{what}")
+    error = points[-1].error
+    return f"{what} on held-out records {_move(points[0].value, points[-1].value)}" + (f" \N{PLUS-MINUS SIGN} {error:.2f}" if error else "")
+
+
 def _move(before: float, after: float) -> str:
     """Both with digits enough to show two figures of the change, 2 to 4 after the point."""
     change = abs(after - before)
@@ -110,6 +121,8 @@ def _flag(run: RunData, findings: Sequence[Finding], moved: Sequence[Shift]) -> 
         return ""
     if findings:
         return f"over-optimised since step {findings[0].began} ({', '.join(_plain_name(finding) for finding in findings)} fell)"
+    if scores_only(run):
+        return ""
     if len(run.evals) < 2:
         return "one evaluation only, so nothing to compare yet"
     if not run.judges and not curve(run.evals, "spread_ratio") and not curve(run.evals, "spread"):

@@ -70,7 +70,7 @@ def refuse_silent(
         )
 
 
-def refuse_unknown(method: Method, batches: Iterator[Feedback], most: int = 16) -> None:
+def refuse_unknown(method: Method, batches: Iterator[Feedback], most: int = 16, *, key: str = "records") -> None:
     """Errors: UserError where none of the first ``most`` batches of records says anything that the method learns from."""
     rows, feedback = 0, None
     for _, feedback in zip(range(most), batches, strict=False):
@@ -78,7 +78,7 @@ def refuse_unknown(method: Method, batches: Iterator[Feedback], most: int = 16) 
             return
         rows += len(feedback.rewards)
     if feedback is not None:
-        raise UserError(f"records: the first {rows} rows say nothing that this method learns from: {_lacks(method, feedback)}")
+        raise UserError(f"{key}: the first {rows} rows say nothing that this method learns from: {_lacks(method, feedback)}")
 
 
 def _lacks(method: Method, feedback: Feedback) -> str:

@@ -43,6 +43,8 @@ class EvaluationPlan:
     blind: score the answers without their images too, for ``image_dependence``; see ``training.image_dependence``. Two more passes
     over them.
     overlap: parts in which the prompts are asked; what one part is worth is found while the next one is sampled.
+    held_out: measures the parameters that are in place on records that nothing is trained on, see ``training.held_out``; with it there may
+    be no prompts, and nothing is sampled then.
 
     Errors: UserError for no prompts, and for a judge that has a reward's name.
     """
@@ -60,9 +62,10 @@ class EvaluationPlan:
     blind: bool = False
     reference: str | None = None
     overlap: int = 1
+    held_out: Callable[[], dict[str, float]] | None = None
 
     def __post_init__(self) -> None:
-        if not self.prompts:
+        if not self.prompts and self.held_out is None:
             raise UserError("evaluation.prompts: got none, takes at least one")
         there = columns_of(self.prompts)
         refuse_columns(self.rewards, there, kind="reward")
@@ -72,12 +75,15 @@ class EvaluationPlan:
             raise UserError(f"evaluation.judges.{both[0]}: a reward has that name too; takes another")
 
 
-def evaluation_plan(settings: Evaluation, *, prompts: Sequence[Any], rewards: Functions, reference: str | None = None) -> EvaluationPlan:
+def evaluation_plan(
+    settings: Evaluation, *, prompts: Sequence[Any], rewards: Functions, reference: str | None = None,
+    held_out: Callable[[], dict[str, float]] | None = None,
+) -> EvaluationPlan:  # fmt: skip
     """An evaluation as a recipe makes it: on ``prompts`` where the settings name none, and with the rewards of training beside judges."""
     chosen = prompts if settings.prompts is None else settings.prompts
     names = ("judges", "metrics", "every", "samples", "columns", "call", "real", "mark", "blind", "overlap")
     same = {name: getattr(settings, name) for name in names}
-    return EvaluationPlan(prompts=chosen, rewards=rewards, reference=reference, **same)
+    return EvaluationPlan(prompts=chosen, rewards=rewards, reference=reference, held_out=held_out, **same)
 
 
 class Answers(NamedTuple):
@@ -108,6 +114,18 @@ def evaluate(policy: Policy, plan: EvaluationPlan, *, using: str = "current", te
 
     Each process of a team samples for some of the prompts, and scores what it sampled; what is returned is of all of them.
     """
+    measured = dict[str, float]()
+    if plan.held_out is not None:
+        with policy.using(using):
+            measured = plan.held_out()
+    if not plan.prompts:
+        return Results(measured, None)
+    results = _of_samples(policy, plan, using, team)
+    return results._replace(metrics={**results.metrics, **measured})
+
+
+def _of_samples(policy: Policy, plan: EvaluationPlan, using: str, team: Team) -> Results:
+    """What rewards, judges and metrics say of samples."""
     rows = [prompt for prompt in contents(plan.prompts) for _ in range(plan.samples)]
     columns = {name: [value for value in column for _ in range(plan.samples)] for name, column in columns_of(plan.prompts).items()}
     part = team.share(len(plan.prompts))

@@ -28,6 +28,7 @@ from mmalign.runs.profile import Profile, of_all
 from mmalign.runs.progress import Interrupt, Progress, clock
 from mmalign.training import dead_steps, not_finite
 from mmalign.training.evaluation import EvaluationPlan, evaluate
+from mmalign.training.held_out import NAME
 from mmalign.training.learner import Learner
 from mmalign.training.recovery import Snapshot, out_of_memory, out_of_room, snapshot
 from mmalign.training.settings import RunSettings, Stop
@@ -95,7 +96,7 @@ class Journal:
         self.over, self.doing = "", "step 1"
         self.profile = learner.profile = Profile(settings.profile)
         self.snapshot: Snapshot | None = None
-        _refuse_stop(stop, [*plan.rewards, *plan.judges])
+        _refuse_stop(stop, [*plan.rewards, *plan.judges, *([NAME] if plan.held_out is not None else [])])
 
     def __enter__(self) -> Journal:
         try:

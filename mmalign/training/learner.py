@@ -142,10 +142,19 @@ class Learner:
         skipped = float(not (sound and finite))
         return {**_pooled(measured), "loss": total, "grad_norm": float(norm), "skipped": skipped, "live": float(live)}
 
+    def measure(self, experience: Experience, micro_rows: int) -> dict[str, float]:
+        """What an update on these rows would measure, and its loss, with the parameters that are in place; nothing is updated."""
+        state = None if self.method.state is None else self.method.state.dump()
+        with torch.no_grad():
+            measured, _ = self._backward([experience], micro_rows, steps_at_once(self.policy, self.method, None))
+        if state is not None:
+            self.method.state.load(state)
+        return {**_pooled(measured), "loss": sum(one.loss for one in measured)}
+
     def _backward(
         self, experiences: Sequence[Experience], micro_rows: int, micro_steps: int | None
     ) -> tuple[list[Measured], list[not_finite.Odd]]:
-        """The gradient of this process's micro-batches; what was measured, and the rows that are not finite, of all processes."""
+        """The gradient, where one is wanted, of this process's micro-batches; what was measured, and rows that are not finite, of all."""
         with self.profile.part("forward"):
             measured, odd = self._passes(experiences, micro_rows, micro_steps)
         processes = self.team.tell([measured, odd])
@@ -168,7 +177,7 @@ class Learner:
                 losses = part * values
                 odd_parts.append(not_finite.odd(steps, losses, places))
                 loss = losses.sum()
-                if loss.requires_grad or self.team.size == 1:  # of a batch that all processes see, one may hold no row
+                if torch.is_grad_enabled() and (loss.requires_grad or self.team.size == 1):  # of what all see, one may hold no row
                     with self.profile.part("backward"):
                         loss.backward()
                 if self.team.main or not self._apart(experience):  # of what all processes see, one tells

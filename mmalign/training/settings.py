@@ -149,7 +149,8 @@ class Evaluation(Record):
     H, W: videos), real data to show beside the samples. mark: of answers in words, ``(outputs, prompts) -> [{"mentions": [(start, end,
     object, whether it is there)], "objects": [...]}]``, what each of them says that is there and that is not, to be shown. blind: score
     the answers without their images too (``image_dependence``): two more passes over them. stop: when to end early. overlap: as of
-    ``Batch``, of an evaluation's prompts.
+    ``Batch``, of an evaluation's prompts. records: of an offline run, records that it is not trained on: the method's own numbers of them
+    (``held_out/accuracy``, ``held_out/loss``), which ``stop`` may follow. held_out: how many of them are taken.
     """
 
     every: Steps = 20
@@ -164,6 +165,8 @@ class Evaluation(Record):
     blind: bool = False
     stop: Stop | None = None
     overlap: Count = 1
+    records: Any = None
+    held_out: Count = 256
 
 
 @dataclass(frozen=True)

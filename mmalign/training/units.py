@@ -90,7 +90,7 @@ def refuse_micro_steps(method: Method, micro_steps: int | None) -> None:
 def refuse_mismatch(policy: Policy, method: Method, *, units: Sequence[str] = ("cell", "row", "pair", "group", "batch")) -> None:
     """UserError where the method needs what the policy cannot give, or more in one micro-batch than the recipe's ``units``."""
     if lacks := lacking(method, policy.gives):
-        raise UserError(f"method: needs {', '.join(lacks)}; this policy gives {', '.join(sorted(policy.gives))}")
+        raise UserError(f"method: needs {', '.join(lacks)}; this policy gives {', '.join(sorted(policy.gives)) or 'none of them'}")
     if method.behaviors and "behaviors" not in policy.gives:
         names = ", ".join(behavior.name for behavior in method.behaviors)
         raise UserError(f"method: takes rows drawn by {names} too; this policy draws by itself alone")

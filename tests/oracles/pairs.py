@@ -52,12 +52,12 @@ def ratio(table: Table, row: int, step: int | None = None, over: str = "total", 
 def expected(table: Table, cost: Callable[[int, int, int | None], Tensor], mix: Callable[[float], float] = lambda p: p) -> Tensor:
     """Mean over rows of what their pair costs: with probability p its first row is the better one, else its second.
 
-    cost: (better row, worse row, noise draw or None) -> 0-d. Draws of a bound that both rows have are pairs of their own.
+    cost: (better row, worse row, noise draw or None) -> 0-d. Draws of a bound (dimensions of a score) that both rows have are pairs.
     """
     total = table.log_probs.sum() * 0
     for first, second, strength in _known(table):
         p = mix(strength) if strength >= 0.5 else 1 - mix(1 - strength)
-        if table.kind != "bound":
+        if table.kind not in ("bound", "score"):
             total = total + 2 * (p * cost(first, second, None) + (1 - p) * cost(second, first, None)) / _rows(table)
             continue
         for step in set(_cells(table, first)) & set(_cells(table, second)):

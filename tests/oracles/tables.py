@@ -228,6 +228,11 @@ def table(kind: Kind, seed: int = 0, leaf: Tensor | None = None) -> Table:
         distance = ((leaf - reference) ** 2).sum(-1) / 2
         return Table(kind, leaf, *errors, distance, event_size=SIZE, mean=leaf, mean_ref=reference, target=noise, **common)  # type: ignore[arg-type]
 
+    if kind == "score":  # of a reward model: as many dimensions as there are columns, with no reference
+        common |= {"previous": before[..., 0], "others": contrasts(lambda parameters: parameters[..., 0])}
+        scores = (parameters[..., 0] * 3 for parameters in (leaf, sampled, reference))
+        return Table(kind, leaf, *scores, common["drift"], event_size=1, **common)  # type: ignore[arg-type]
+
     x_next = sampled + std[..., None] * noise
     constant = SIZE * (std.log() + 0.5 * math.log(2 * math.pi))
     density: Callable[[Tensor], Tensor] = lambda mean: -((x_next - mean) ** 2).sum(-1) / (2 * std**2) - constant  # noqa: E731

@@ -29,7 +29,13 @@ from tests.helpers.once import once
 from tests.test_contract import METHODS, ORACLES
 
 HEADS = ("value", "degree", "reward_mask", "kl_mask")
-PROMPTS = {"token": ["abc", "why", "one two"], "transition": ["a", "b", "c"], "bound": ["a 3", "a 5", "a 7"]}
+PROMPTS = {
+    "token": ["abc", "why", "one two"],
+    "transition": ["a", "b", "c"],
+    "bound": ["a 3", "a 5", "a 7"],
+    "score": ["abc", "why", "one two"],
+}
+MADE_ONCE = {"token": ("sample", "encode"), "transition": ("sample",), "bound": ("encode",), "score": ("encode",)}
 WORDS = [("the answer", "a nswer", "or not"), ("no", "yes it is", "or not"), ("three", "two", "or not")]
 IMAGES = torch.rand(3, 3, 1, 8, 8, generator=torch.Generator().manual_seed(1))
 
@@ -58,6 +64,10 @@ def of_images(seed: int = 0) -> Any:
     return shaken(policy, seed)  # an untrained one does not hear its prompt
 
 
+def of_scores() -> Any:
+    return shaken(mm.policies.scorer(of_words(())), 0)
+
+
 def shaken(policy: Any, seed: int) -> Any:
     with torch.no_grad():
         for number, parameter in enumerate(policy.parameters().values()):
@@ -68,7 +78,8 @@ def shaken(policy: Any, seed: int) -> Any:
 @cache
 def another(kind: str) -> Any:
     """A policy of the same kind around another model: of words of another class, of images with other weights."""
-    return {"token": lambda: of_words((), "llama"), "transition": small_run.policy, "bound": lambda: of_images(1)}[kind]()
+    makes = {"token": lambda: of_words((), "llama"), "transition": small_run.policy, "bound": lambda: of_images(1), "score": of_scores}
+    return makes[kind]()
 
 
 def copied(policy: Any) -> dict[str, Tensor]:
@@ -84,8 +95,8 @@ def policy_for() -> Callable[[Method, str], Any]:
         kinds = {need.kind for need in method.needs | method.reads} if kind == "token" else set()
         key = kind, tuple(name for name in HEADS if name in kinds), bool(method.moves or method.behaviors)  # which the rollouts depend on
         if key not in made:
-            policy = {"token": lambda: of_words(key[1]), "transition": small_run.policy, "bound": of_images}[kind]()
-            for name in () if key[2] else ("encode",) if kind == "bound" else ("sample",) if kind == "transition" else ("sample", "encode"):
+            policy = {"token": lambda: of_words(key[1]), "transition": small_run.policy, "bound": of_images, "score": of_scores}[kind]()
+            for name in () if key[2] else MADE_ONCE[kind]:
                 setattr(policy, name, once(getattr(policy, name)))
             made[key] = policy, copied(policy)
         policy, start = made[key]
@@ -221,7 +232,8 @@ OF_A_TEACHER = ("diffusion_opd",)  # whose teacher is the student itself here, a
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"), [(name, kind) for name in METHOD if name not in OF_A_TEACHER for kind in sorted(METHOD[name].kinds - {"bound"})]
+    ("name", "kind"),
+    [(name, kind) for name in METHOD if name not in OF_A_TEACHER for kind in sorted(METHOD[name].kinds - {"bound", "score"})],
 )
 def test_an_online_run(name: str, kind: str, policy_for: Callable[[Method, str], Any], tmp_path: Path) -> None:
     cells, method = {}, METHOD[name]
@@ -269,11 +281,11 @@ def records(prompts: list[str], outputs: Any) -> dict[str, list[Any]]:
     }
 
 
-OFFLINE = {kind: records(PROMPTS[kind], outputs) for kind, outputs in (("token", WORDS), ("bound", IMAGES))}
+OFFLINE = {kind: records(PROMPTS[kind], outputs) for kind, outputs in (("token", WORDS), ("bound", IMAGES), ("score", WORDS))}
 OFFLINE["token"]["a reference that follows"] = OFFLINE["token"]["scored pairs"]
 for data in ("pairs scored alike", "ties", "lists of one"):  # a pipeline is slow, and what they say does not depend on it
     del OFFLINE["bound"][data]
-NEED_SCORES = ("mm_dpo", "modpo", "raft", "a_lol", "rebel", "reinforce", "reward_weighted_regression", "gpg")
+NEED_SCORES = ("mm_dpo", "modpo", "raft", "a_lol", "rebel", "reinforce", "reward_weighted_regression", "gpg", "score_regression")
 NOT_OF_RECORDS = (  # why a method learns from no records at all
     "Steps.old: got None, an importance ratio takes the log-probabilities at sampling time",
     "and nothing is sampled here; takes the recipe online",
@@ -292,6 +304,7 @@ def test_an_offline_run(name: str, kind: str, policy_for: Callable[[Method, str]
     for number, (data, rows) in enumerate(columns.items()):
         references, policy = {"ref": {"every": 1}} if data == "a reference that follows" else None, policy_for(method, kind)
         given = {"records": rows, "method": method_of(name), "batch": {"records": 3}, "references": references}
+        given |= {"evaluation": {"records": rows[:2]}} if kind == "score" else {}
         cells[data] = cell(mm.offline, policy, tmp_path / str(number), **given)
     if kind == "token":  # a pipeline is slow
         given = {"records": columns["scored pairs"], "batch": {"records": 3}}

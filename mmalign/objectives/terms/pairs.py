@@ -81,7 +81,7 @@ def whole(steps: Steps) -> Tensor:
 
 
 def shared(steps: Steps) -> Tensor:
-    """``[N, T]`` bool: the columns in which a pair's value stands: all of a whole pair; of a bound, those that both rows have."""
-    if steps.kind == "bound":
+    """``[N, T]`` bool: the columns in which a pair's value stands: all of a whole pair; of a bound or scores, those that both have."""
+    if steps.kind in parts.APART:
         return steps.mask[0::2] & steps.mask[1::2]
     return whole(steps).expand(-1, steps.mask.shape[1])

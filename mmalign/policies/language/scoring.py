@@ -58,7 +58,7 @@ class Scorer:
             sequences = picked(rows, part, width, self.device)
             inside = wanted_cells[:, :width].to(self.device)
             others = {name: self._reference(name, using, sequences, inside) for name in references} if using else {}
-            hidden = self._hidden(sequences)[inside]
+            hidden = self.hidden(sequences)[inside]
             settings: dict[str, Any] = {"temperature": self.temperature, "at_once": self.at_once, "others": others, "never": self.never}
             table = numbers_of(self.fit.head, hidden, sequences.tokens[inside], numbers=numbers - of_heads, **settings)
             for name in (need.kind for need in sorted(of_heads)):
@@ -73,7 +73,8 @@ class Scorer:
             return dict.fromkeys(names, empty)
         return {name: empty.index_put(tuple(where), torch.cat([table[name].cpu() for table in tables])) for name in names}
 
-    def _hidden(self, rows: prefixes.Sequences) -> Tensor:
+    def hidden(self, rows: prefixes.Sequences) -> Tensor:
+        """Hidden states ``[R, T, H]``, as ``prefixes.run`` gives them."""
         if not (self.layers and torch.is_grad_enabled()):
             return self.fit.states(rows)
         for layer in self.layers:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmalign.arguments.ranges import Count, Seed
+from mmalign.arguments.ranges import Count, Natural, Seed
 from mmalign.policies.transformers import transformers
 from mmalign.records import Pair
 from mmalign.types import UserError
@@ -20,15 +20,16 @@ __all__ = ["text_pairs"]
 
 
 def text_pairs(
-    *, reward: Callable[..., Tensor] | None = None, prompts: Count = 128, groups: Count = 4, best_of: Count = 4, seed: Seed = 0
-) -> list[Pair]:
+    *, reward: Callable[..., Tensor] | None = None, prompts: Count = 128, groups: Count = 4, best_of: Count = 4,
+    offset: Natural = 0, seed: Seed = 0,
+) -> list[Pair]:  # fmt: skip
     """For each of ``prompts``, ``groups`` times: the best of ``best_of`` completions of the base, and the worst of them.
 
     Groups without a difference are ties, strength 0.5; completions without an end are left out. About ``prompts * groups`` pairs, the
     same for one seed.
 
     reward: what ranks them, ``text_plain`` by default. prompts: how many, those of ``text_prompts``. groups: of each prompt. best_of:
-    completions in a group.
+    completions in a group. offset: how many of the prompts to leave out first.
 
     Errors: UserError for fewer than two completions, no group, or more prompts than there are.
     """
@@ -36,7 +37,7 @@ def text_pairs(
         raise UserError(f"text_pairs: got groups={groups}, best_of={best_of}, takes 1 or more, and 2 or more")
     rank = reward or text_plain()
     policy: Any = transformers(*text(), max_completion=WORDS - 1)  # room for the end of one that is cut there
-    rollout = policy.sample(text_prompts(count=prompts), groups * best_of, torch.Generator().manual_seed(seed))
+    rollout = policy.sample(text_prompts(count=prompts, offset=offset), groups * best_of, torch.Generator().manual_seed(seed))
     scores = rank(rollout.outputs, rollout.prompts).tolist()
     pairs: list[Pair] = []
     for start in range(0, len(scores), best_of):

@@ -1,0 +1,44 @@
+"""What some policies can do besides (``Policy.gives`` says who), as protocols for whoever writes one; recipes ask for the word alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from mmalign.types import Policy, Rollout
+
+
+class Differentiable(Policy, Protocol):
+    """A policy that gives ``adjoint``: rewards' gradients reach the steps of its samples."""
+
+    def adjoints(self, rollout: Rollout, how: Any, utility: Callable[..., Tensor], rng: torch.Generator, *, rows_at_once: int) -> Rollout:
+        """The rollout with the adjoints of its trained steps, which its ``mask`` then says; parameters get no gradient.
+
+        how: a ``samplers.adjoints.RewardGradient``. utility: (outputs ``[R, ...]``, their rows ``[R]``) -> what is maximised, ``[R]``, with
+        a graph; NaN: that row teaches nothing. A policy that ``gives`` latents takes ``latents=True``,
+        hands these over besides then, and with ``decode=False`` None for outputs.
+        """
+
+
+class Recalling(Policy, Protocol):
+    """A policy that gives ``recall``: what a named reference says of a row depends on that row alone."""
+
+    def digests(self, rollout: Rollout) -> list[bytes]:
+        """What each row is told apart by, 16 bytes: rows with the same are scored alike, but for rounding."""
+
+    def remembered(self, rollout: Rollout) -> dict[str, Tensor]:
+        """Name -> ``[B, T]`` float64, 0 where ``mask`` is False: what ``remember`` has put into a rollout, or somebody who knew it."""
+
+
+class Latent(Policy, Protocol):
+    """A policy that gives ``latents``: its outputs are decoded from some, and its ``sample`` takes ``decode=False`` where nobody looks at
+    outputs, which are then what its pipeline returns in place of them."""
+
+    def latents(self, rollout: Rollout) -> Tensor:
+        """Those of a rollout, ``[B, ...]``, as the denoiser sees them."""
+
+    def generated(self, prompts: list[str], seeds: list[int], **call: Any) -> tuple[Any, Tensor]:
+        """What ``generate`` gives, and its latents."""

@@ -1,0 +1,87 @@
+"""Trained reward models as others load them: transformers' sequence classification, LoRA added in, with the tokenizer."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mmalign.policies.adapters import Form, appearing
+from mmalign.policies.language.contrasts import sequences
+from mmalign.policies.language.fitting import ROUNDING
+from mmalign.policies.language.handover import merged
+from mmalign.policies.scorer import ScorerPolicy
+from mmalign.types import UserError
+
+HOME = "AutoModelForSequenceClassification"
+
+
+@torch.no_grad()
+def save(
+    policy: ScorerPolicy, folder: Path, *, prompt: Any, card: Callable[[list[Form]], str] | None = None, beside: Sequence[Path] = ()
+) -> list[Form]:
+    """Writes the reward model as it is now to ``folder``, which appears whole or not at all; its ``logits`` are the scores, in their order.
+
+    prompt, card, beside: as of ``exports.language.save``. A row has to end as it does here, with the end-of-text token of the model's chat
+    template; what rows are filled up with is another token, where the tokenizer has one, since transformers reads the last that is no
+    filling.
+
+    Errors: UserError where something is at ``folder``, for a class of which transformers has no sequence classification, and where what was
+    written does not score as the live model.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} exists: takes a folder that is not there yet (--out)")
+    with appearing(folder) as place:
+        _classifier(policy).save_pretrained(str(place))
+        tokenizer = policy.of.chat.tokenizer if policy.of.chat.vision is None else policy.of.chat.vision.processor
+        tokenizer.save_pretrained(str(place))
+        code = (f"from transformers import {HOME}", f"model = {HOME}.from_pretrained(folder)")
+        form = Form("full", code, {"model": policy.of.model}, lambda home, fresh: type(_classifier(policy)).from_pretrained(str(home)))
+        _compare(policy, form.load(place, None), prompt)
+        for file in beside:
+            shutil.copyfile(file, place / file.name)
+        if card is not None:
+            (place / "README.md").write_text(card([form]), encoding="utf-8")
+    return [form]
+
+
+def _classifier(policy: ScorerPolicy) -> Any:
+    """The model of transformers with the same backbone, and the head as its own."""
+    from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING as CLASSES
+
+    model, words = policy.of.model, policy.of.chat.tokenizer
+    if type(model.config) not in CLASSES:
+        raise UserError(
+            f"export: transformers has no sequence classification of {type(model).__name__}; "
+            "takes the run itself as a reward, {use: trained, run: FOLDER}"
+        )
+    config = deepcopy(model.config)
+    config.id2label, config.label2id = dict(enumerate(policy.scores)), {name: number for number, name in enumerate(policy.scores)}
+    fillings = [words.pad_token_id, words.unk_token_id, words.bos_token_id]
+    config.pad_token_id = next((token for token in fillings if token is not None and token not in policy.of.chat.stops), None)
+    classifier = CLASSES[type(config)](config).to(model.dtype)
+    weights, wanted = merged(model), classifier.state_dict()
+    own = {name: weights.get(name, policy.head.weight) for name in wanted}
+    heads = [name for name in wanted if name not in weights]
+    if len(heads) != 1 or any(own[name].shape != wanted[name].shape for name in wanted):
+        odd = next((name for name in wanted if own[name].shape != wanted[name].shape), ", ".join(heads))
+        raise UserError(f"export: {type(classifier).__name__} is made otherwise than {type(model).__name__} with a head: {odd}")
+    classifier.load_state_dict(own)
+    return classifier.eval()
+
+
+def _compare(policy: ScorerPolicy, fresh: Any, prompt: Any) -> None:
+    """Errors: UserError where the loaded model's scores are not the live one's."""
+    row, ends = torch.zeros(1, dtype=torch.int64), torch.tensor([[policy.of.chat.stops[0]]])  # an answer that is over at once
+    rollout = policy.of.table([policy.of.chat.prompt(prompt)], row, ends, torch.ones_like(row), torch.ones_like(ends).bool())
+    rows = sequences(rollout.held, row)
+    ids = torch.cat([rows.prompts[0], rows.tokens[0]])[None].to(policy.of.device)
+    there = fresh.to(policy.of.device).eval()(input_ids=ids).logits.double().cpu()
+    here = policy.head(policy.of.features(rollout, row)).double().cpu()
+    difference, allowed = float((there - here).abs().max()), ROUNDING.get(policy.of.model.dtype, 1e-4)
+    if not difference <= allowed:
+        raise UserError(f"export: the model, loaded again, scores {difference:.2g} apart from the live one, more than {allowed:g}")

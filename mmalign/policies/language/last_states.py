@@ -1,0 +1,26 @@
+"""What a language model holds of a row once it has read all of it: the hidden state behind its last token."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from mmalign.policies.language.prefixes import Sequences
+from mmalign.policies.language.scoring import Scorer, batches, picked
+
+
+def last_states(scorer: Scorer, rows: Sequences) -> Tensor:
+    """``[R, H]`` float32: the state of the last layer at each row's last token, differentiable.
+
+    A state stands at the token that it predicts, so the one that is wanted stands one place behind the row; which token is put there
+    changes nothing, since none is read there.
+    """
+    longer = replace(rows, tokens=torch.nn.functional.pad(rows.tokens, (0, 1)), lengths=rows.lengths + 1)
+    places, states = list[Tensor](), list[Tensor]()
+    for part in batches(longer):
+        sequences = picked(longer, part, int(longer.lengths[part].max()), scorer.device)
+        places.append(part)
+        states.append(scorer.hidden(sequences)[torch.arange(len(part)), sequences.lengths - 1].float())
+    return torch.cat(states)[torch.cat(places).argsort().to(scorer.device)]

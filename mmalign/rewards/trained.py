@@ -1,0 +1,71 @@
+"""A run of this package as a reward: a reward model that it trained, or how much more likely a trained language model finds an answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmalign.records import RefusedRow
+from mmalign.rewards._shared.scorer import Scorer
+from mmalign.runs import trained as runs
+from mmalign.types import UserError
+
+
+def trained(run: str, *, part: str | None = None, trust: bool = False) -> Scorer:
+    """What a finished run says of an output: the scores of a reward model, or DPO's implicit reward.
+
+    Of a policy of ``scorer`` its scores, by the parameters that its evaluations found best (``best``), or else their moving average. Of a
+    language model that was trained with a reference the log-ratio ``log pi - log ref`` of the whole answer, in nats (times beta it is the
+    reward that DPO has learned, arXiv 2305.18290, eq. 5).
+
+    run: its folder. part: of several scores the one that counts; all of them by name where it is not said. trust: the run's config may name
+    code outside of mmalign.
+
+    NaN for an output that the model cannot read. Errors: UserError for a folder without such a run, and a part that it does not score.
+    """
+    kept = runs.trained(run, trust=trust)
+    policy: Any = kept.policy()
+    using = "current" if kept.best == "trained" else kept.best
+    if policy.kind == "score":
+        names, score = list(policy.scores), policy.score
+    elif policy.kind == "token":
+        names, score = ["log_ratio"], lambda prompts, outputs: _log_ratio(policy, prompts, outputs)
+    else:
+        raise UserError(f"trained.run: {run} trained a policy of kind {policy.kind}, takes one of scorer, or of a language model")
+    if part is not None and part not in names:
+        raise UserError(f"trained.part: got {part!r}, {run} scores {', '.join(names)}")
+
+    def of(outputs: Any, prompts: list[Any]) -> Any:
+        with torch.no_grad(), policy.using(using):
+            table = _readable(score, prompts, outputs, len(names))
+        if len(names) == 1 or part is not None:
+            return table[:, names.index(part or names[0])]
+        return dict(zip(names, table.unbind(1), strict=True))
+
+    return Scorer("trained", of)
+
+
+def _readable(score: Callable[[list[Any], Any], Tensor], prompts: Sequence[Any], outputs: Any, width: int) -> Tensor:
+    """``[B, width]``: scores of the rows that can be read, NaN for others."""
+    rows, table = list(range(len(prompts))), torch.full((len(prompts), width), torch.nan, dtype=torch.float64)
+    while rows:
+        try:
+            table[rows] = score([prompts[row] for row in rows], [outputs[row] for row in rows])
+            return table
+        except RefusedRow as error:
+            rows.pop(error.row)
+    return table
+
+
+def _log_ratio(policy: Any, prompts: list[Any], outputs: list[Any]) -> Tensor:
+    """``[B, 1]``: of the whole answer, nats."""
+    rollout = policy.encode(prompts, outputs, torch.arange(len(prompts)), torch.Generator())
+    totals = []
+    for name in (policy.sets.in_place, "ref"):
+        with policy.using(name):
+            parts = torch.arange(len(prompts)).split(policy.rows_at_once)
+            totals.append(torch.cat([policy.steps(rollout, rows).log_probs.where(rollout.mask[rows], 0.0).sum(1) for rows in parts]))
+    return (totals[0] - totals[1])[:, None]

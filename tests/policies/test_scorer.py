@@ -1,0 +1,136 @@
+"""Reward models: what is read of a row, how it is trained, what it is used and handed over as."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import mmalign as mm
+from mmalign.records import Pair, Ranking, RefusedRow, Thumb
+from mmalign.types import UserError
+from tests.helpers import tiny_text
+from tests.helpers.flat import transformers
+
+PROMPTS, OUTPUTS = ["abc", "why", "one two", "abc"], ["the answer", "a nswer or not", "yes", "it is"]
+
+
+def reader(kind: str = "qwen2", **settings: Any) -> Any:
+    return transformers(tiny_text.model(kind), tiny_text.tokenizer(tiny_text.CHATML), max_completion=24, **settings)
+
+
+def scorer(kind: str = "qwen2", *, seed: int = 0, **settings: Any) -> Any:
+    lora = {"lora": settings.pop("lora")} if "lora" in settings else {}
+    policy = mm.policies.scorer(reader(kind, **lora), **settings)
+    with torch.no_grad():
+        policy.head.weight.normal_(generator=torch.Generator().manual_seed(seed))
+    return policy
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "llama", "gpt2"])
+def test_a_score_is_the_head_on_the_state_of_the_last_token(kind: str) -> None:
+    policy = scorer(kind, scores=["good", "brief"])
+    scores = policy.score(PROMPTS, OUTPUTS)
+    model, chat = policy.of.model, policy.of.chat
+    for row, (prompt, output) in enumerate(zip(PROMPTS, OUTPUTS, strict=True)):
+        ids = [*chat.prompt(prompt).ids, *chat.row(prompt, output).completion]
+        states = model.base_model(input_ids=torch.tensor([ids])).last_hidden_state[0, -1]
+        torch.testing.assert_close(scores[row].float(), policy.head(states), rtol=1e-4, atol=1e-5)
+
+
+def test_gradients_arrive_at_the_backbone_or_at_the_head_alone() -> None:
+    for trained, names in (("all", None), ("head", {"head.weight"})):
+        policy = scorer(trained=trained)
+        rollout = policy.encode(PROMPTS, OUTPUTS, torch.arange(4), torch.Generator())
+        policy.steps(rollout, torch.arange(4)).log_probs.sum().backward()
+        moved = {name for name, parameter in policy.parameters().items() if parameter.grad is not None and bool(parameter.grad.any())}
+        assert moved == names if names else len(moved) > 5 and "head.weight" in moved
+        assert trained == "all" or not any(parameter.requires_grad for parameter in policy.of.model.parameters())
+
+
+def pairs() -> list[Pair]:
+    """Whose shorter output is the better one."""
+    words = ["no", "yes it is", "or not", "the answer", "one two one two"]
+    return [Pair(p, a, b, float(len(a) < len(b)), id=f"{p} {a} {b}") for p in ("abc", "why") for a in words for b in words if a < b]
+
+
+def settings(folder: Path, **more: Any) -> dict[str, Any]:
+    run = {"folder": str(folder), "name": "run", "trackers": (), "checkpoint_every": 4, **more}
+    batch = {"records": 10, "micro_rows": 7}
+    return {"steps": 8, "optimizer": mm.adamw(rate=3e-3), "batch": batch, "run": run, "evaluation": {"records": pairs()[1::2], "every": 4}}
+
+
+def test_a_reward_model_is_trained_resumed_used_and_handed_over(tmp_path: Path) -> None:
+    def begin(folder: Path, steps: int, resume: bool = False) -> Any:
+        given = settings(folder) | {"steps": steps}
+        return mm.offline(mm.policies.scorer(reader(lora={"rank": 2})), pairs()[::2], mm.methods.bradley_terry(), **given, resume=resume)
+
+    whole = begin(tmp_path / "whole", 8)
+    begin(tmp_path / "parts", 4)
+    resumed = begin(tmp_path / "parts", 8, resume=True)
+    for name, value in whole.policy.parameters().items():
+        assert torch.equal(value, resumed.policy.parameters()[name]), name
+    summary = whole.summary
+    assert summary["held_out/accuracy_before"] == 0.5 and summary["held_out/loss_after"] < summary["held_out/loss_before"]
+    assert summary["held_out/accuracy_after"] > 0.5 and 0 < summary["held_out/accuracy_se_after"] < 0.2
+    page = whole.report.path.read_text()
+    assert "Accuracy on held-out records 0.50" in page and "over-optimisation" not in page
+
+
+def test_held_out_numbers_are_those_of_the_method(tmp_path: Path) -> None:
+    held = pairs()[1::2]
+    run = mm.offline(mm.policies.scorer(reader()), pairs()[::2], mm.methods.bradley_terry(), **settings(tmp_path))
+    scores = run.policy.score([pair.prompt for pair in held for _ in "ab"], [text for pair in held for text in (pair.first, pair.second)])
+    gap = (scores[::2, 0] - scores[1::2, 0]) * torch.tensor([1.0 if pair.strength else -1.0 for pair in held])
+    assert run.summary["held_out/loss_after"] == pytest.approx(float(torch.nn.functional.softplus(-gap).mean()), rel=1e-5)
+    assert run.summary["held_out/accuracy_after"] == pytest.approx(float((gap > 0).double().mean()))
+
+
+def test_a_policy_for_text_is_measured_on_held_out_records_too(tmp_path: Path) -> None:
+    given = settings(tmp_path)
+    given["optimizer"] = mm.adamw(rate=1e-4)
+    given["evaluation"] |= {"samples": 1, "prompts": ["abc"]}
+    rewards = {"length": lambda outputs, prompts: [1.0] * len(outputs)}
+    summary = mm.offline(reader(), pairs()[::2], mm.methods.dpo(beta=1.0), rewards=rewards, **given).summary
+    assert abs(summary["held_out/margin_before"]) < 1e-5 and summary["held_out/loss_after"] < summary["held_out/loss_before"]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"evaluation": {}}, "evaluation.records: missing"),
+        ({"evaluation": {"records": pairs()[::2]}}, "evaluation.records: are those that are trained on"),
+        ({"evaluation": {"records": [Thumb("abc", "no", 1.0)]}}, "this method compares the rows of a pair"),
+        ({"evaluation": {"records": pairs(), "judges": {"own": len}}}, "evaluation.judges: a reward model makes no outputs"),
+        ({"references": {"ref": {"every": 1}}}, "references.ref: a reward model has no reference"),
+    ],
+)
+def test_what_a_reward_model_cannot_be_given_is_one_line(change: dict[str, Any], words: str, tmp_path: Path) -> None:
+    given = {**settings(tmp_path), **change}
+    with pytest.raises(UserError, match=words):
+        mm.offline(mm.policies.scorer(reader()), pairs()[::2], mm.methods.bradley_terry(), **given)
+    assert not list(tmp_path.iterdir())
+
+
+def test_nothing_is_sampled_and_names_are_checked() -> None:
+    policy = scorer()
+    with pytest.raises(UserError, match="scores outputs, and makes none"):
+        policy.generate(["abc"], [0])
+    with pytest.raises(UserError, match="this policy gives none of them"):
+        mm.online(policy, prompts=["abc"], method=mm.methods.grpo(), rewards={"a": len})
+    for scores in ("good", [], ["a", "a"]):
+        with pytest.raises(UserError, match="scores: got"):
+            mm.policies.scorer(reader(), scores=scores)
+    with pytest.raises(RefusedRow):
+        policy.score(["abc"], [""])
+
+
+def test_lists_and_ratings_train_one_too(tmp_path: Path) -> None:
+    lists = [Ranking(p, ("no", "yes it is", "one two one two"), (2.0, 1.0, 0.0), id=p) for p in ("abc", "why", "one two", "or not")]
+    for name in ("list_mle", "score_regression"):
+        given = settings(tmp_path, name=name) | {"batch": {"records": 2}}
+        given["evaluation"] = {"records": lists[2:], "every": 4}
+        summary = mm.offline(mm.policies.scorer(reader()), lists[:2], getattr(mm.methods, name)(), **given).summary
+        assert summary["held_out/loss_after"] < summary["held_out/loss_before"]

@@ -1,0 +1,70 @@
+"""A finished run as a reward, and a reward model as transformers loads it."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import mmalign as mm
+from mmalign import config
+from mmalign.types import UserError
+
+PAIRS = {"use": "text_pairs", "prompts": 16, "groups": 1, "best_of": 3}
+
+SOME = tuple([pair[place] for pair in mm.worlds.text_pairs(prompts=2, groups=1, best_of=2)] for place in (0, 1))
+"""Two prompts, and an output of each."""
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    node = config.load(
+        "reward_models/text",
+        ["steps=3", "batch.records=8", "evaluation.every=3", "run.name=rm", f"run.folder={tmp_path_factory.mktemp('runs')}"],
+    )
+    node["records"] = PAIRS
+    node["evaluation"]["records"] = {**PAIRS, "offset": 16}
+    return config.build(node)
+
+
+def test_a_run_scores_as_its_policy_does(run: Any) -> None:
+    reward, prompts, outputs = mm.rewards.trained(str(run.path)), *SOME
+    torch.testing.assert_close(reward(outputs, prompts), run.policy.score(prompts, outputs)[:, 0])
+    partly = reward(["", *outputs, outputs[0] * 9], [prompts[0], *prompts, prompts[0]])
+    assert [math.isnan(score) for score in partly.tolist()] == [True, False, False, True]
+    torch.testing.assert_close(partly[1:3], reward(outputs, prompts))
+    with pytest.raises(UserError, match=r"trained\.part: got 'other', .* scores score"):
+        mm.rewards.trained(str(run.path), part="other")
+
+
+def test_transformers_loads_an_export_and_scores_alike(run: Any, tmp_path: Path) -> None:
+    from transformers import AutoModelForSequenceClassification
+
+    run.export(tmp_path / "out")
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    chat = run.policy.of.chat
+    prompt, output = SOME[0][0], SOME[1][0]
+    ids = [*chat.prompt(prompt).ids, *chat.row(prompt, output).completion]
+    scores = model(input_ids=torch.tensor([ids])).logits.double()
+    torch.testing.assert_close(scores, run.policy.score([prompt], [output]), rtol=1e-5, atol=1e-6)
+    if model.config.pad_token_id is not None:
+        filled = model(input_ids=torch.tensor([[*ids, *[model.config.pad_token_id] * 3]])).logits.double()
+        torch.testing.assert_close(filled, scores, rtol=1e-5, atol=1e-6)
+    assert "AutoModelForSequenceClassification" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_an_implicit_reward_is_the_log_ratio_of_whole_answers(tmp_path: Path) -> None:
+    node = config.load("text/dpo", ["steps=2", "batch.records=8", "evaluation.samples=1", "run.name=dpo", f"run.folder={tmp_path}"])
+    node["records"], node["evaluation"]["prompts"] = PAIRS, SOME[0]
+    policy = config.build(node).policy
+    prompts, outputs = SOME
+    rollout, rows = policy.encode(prompts, outputs, torch.arange(2), torch.Generator()), torch.arange(2)
+    policy.remember(rollout, ["ref"], 2)
+    steps = policy.steps(rollout, rows, needs=mm.methods.dpo().needs)
+    wanted = torch.where(steps.mask, steps.log_probs - steps.refs["ref"], 0.0).sum(1).detach()
+    got = mm.rewards.trained(str(tmp_path / "dpo"))(outputs, prompts)
+    assert bool((wanted != 0).all())
+    torch.testing.assert_close(got, wanted, rtol=0, atol=1e-4)
