@@ -120,7 +120,7 @@ INSIDE: dict[str, dict[str, set[str]]] = {
         "diffusers": {"settings", "parameters", "pipelines"},
         "forward": {"settings", "diffusers", "pipelines"},
         "transformers": {"settings", "parameters", "language"},
-        "scorer": {"parameters", "transformers"},
+        "scorer": {"parameters", "language", "transformers"},
         "twins": {"pipelines"},
         "exports": {"adapters", "pipelines", "language", "diffusers", "transformers", "scorer"},
         "inspecting": {"settings", "adapters", "pipelines", "diffusers", "twins", "language", "transformers"},

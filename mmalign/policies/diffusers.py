@@ -329,7 +329,7 @@ class DiffusersPolicy:
         self, rollout: Rollout, how: RewardGradient, utility: Callable[..., Tensor], rng: torch.Generator,
         *, rows_at_once: int, latents: bool = False, decode: bool = True,
     ) -> Rollout:  # fmt: skip
-        """See ``types.Differentiable``."""
+        """See ``abilities.Differentiable``."""
         most = min(rows_at_once, self.rows_at_once)
         return adjoints.adjoints(self, rollout, how, utility, rng, rows_at_once=most, latents=latents, decode=decode)
 

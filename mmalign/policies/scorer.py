@@ -14,6 +14,8 @@ from typing import Any, Literal, NoReturn
 import torch
 from torch import Tensor, nn
 
+from mmalign.policies.language.contrasts import sequences
+from mmalign.policies.language.last_states import last_states
 from mmalign.policies.parameters import ParameterSets
 from mmalign.policies.transformers import TransformersPolicy
 from mmalign.types import EVERY, Adapter, Need, Rollout, Steps, UserError
@@ -95,8 +97,11 @@ class ScorerPolicy:
     def steps(self, rollout: Rollout, rows: Tensor, columns: Tensor | None = None, needs: frozenset[Need] = frozenset()) -> Steps:
         """The scores of some rows, in some dimensions (all, by default), with gradient."""
         columns = torch.arange(len(self.scores)) if columns is None else columns
-        scores = self.head(self.of.features(rollout, rows)).double().cpu()
-        return Steps(scores[:, columns], rollout.mask[rows[:, None], columns[None, :]], kind=ADAPTER.kind)
+        return Steps(self.of_rows(rollout, rows)[:, columns], rollout.mask[rows[:, None], columns[None, :]], kind=ADAPTER.kind)
+
+    def of_rows(self, rollout: Rollout, rows: Tensor) -> Tensor:
+        """``[R, scores]`` float64: the head on the state behind each row's last token, with gradient."""
+        return self.head(last_states(self.of.scorer, sequences(rollout.held, rows))).double().cpu()
 
     @torch.no_grad()
     def score(self, prompts: Sequence[Any], outputs: Any) -> Tensor:

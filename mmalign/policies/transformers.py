@@ -39,7 +39,6 @@ from mmalign.policies.language.engine import Engine
 from mmalign.policies.language.fitting import ROUNDING, fit, made_up
 from mmalign.policies.language.given import given
 from mmalign.policies.language.heads import HEADS, MASKS, HeadName, add_heads, degrees
-from mmalign.policies.language.last_states import last_states
 from mmalign.policies.language.loading import checkpoint_layers, context_of, load, never_said, parted, refuse_numbers, stops_of
 from mmalign.policies.language.logits import LOG_PROBS
 from mmalign.policies.language.masking import hidden_media
@@ -355,10 +354,6 @@ class TransformersPolicy:
             contrasts=contrasts,
             kind=ADAPTER.kind,
         )
-
-    def features(self, rollout: Rollout, rows: Tensor) -> Tensor:
-        """``[R, H]`` float32: what the model holds of some rows once it has read them, with gradient, which a reward model scores."""
-        return last_states(self.scorer, sequences(rollout.held, rows))
 
     def _facts(self, rollout: Rollout, rows: Tensor, need_kinds: set[str]) -> dict[str, Tensor]:
         """Facts ``[R, T]`` about what the tokens of some rows say."""

@@ -311,7 +311,7 @@ class GaussianPolicy:
         self, rollout: Rollout, how: RewardGradient, utility: Callable[[Tensor, Tensor], Tensor], rng: torch.Generator,
         *, rows_at_once: int = 0,
     ) -> Rollout:  # fmt: skip
-        """See ``types.Differentiable``; all rows are gone back through at once. Errors: UserError for copies."""
+        """See ``abilities.Differentiable``; all rows are gone back through at once. Errors: UserError for copies."""
         paths, rows = rollout.held, torch.arange(len(rollout))
         plan = how.plan(paths.stochastic.any(0) & rollout.mask.any(0), rng)
         if how.copies > 1:

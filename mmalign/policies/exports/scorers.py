@@ -81,7 +81,7 @@ def _compare(policy: ScorerPolicy, fresh: Any, prompt: Any) -> None:
     rows = sequences(rollout.held, row)
     ids = torch.cat([rows.prompts[0], rows.tokens[0]])[None].to(policy.of.device)
     there = fresh.to(policy.of.device).eval()(input_ids=ids).logits.double().cpu()
-    here = policy.head(policy.of.features(rollout, row)).double().cpu()
+    here = policy.of_rows(rollout, row)
     difference, allowed = float((there - here).abs().max()), ROUNDING.get(policy.of.model.dtype, 1e-4)
     if not difference <= allowed:
         raise UserError(f"export: the model, loaded again, scores {difference:.2g} apart from the live one, more than {allowed:g}")

@@ -20,7 +20,7 @@ def adjoints(
     policy: Played, rollout: Rollout, how: RewardGradient, utility: Callable[..., Tensor], rng: torch.Generator,
     *, rows_at_once: int, latents: bool = False, decode: bool = True,
 ) -> Rollout:  # fmt: skip
-    """See ``types.Differentiable``. Errors: UserError for a plan that the schedule does not fit."""
+    """See ``abilities.Differentiable``. Errors: UserError for a plan that the schedule does not fit."""
     held: Trajectories = rollout.held
     plan = how.plan(held.random, rng)
     seeds = torch.randint(2**62, (how.copies - 1, len(rollout)), generator=rng)
