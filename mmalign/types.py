@@ -566,13 +566,16 @@ class Adapter(NamedTuple):
     """What a module of policies says of those that it makes, as ``ADAPTER``, so that a config can be checked before anything is built.
 
     kind, gives: as of its policies. gives_with: keyword -> what the policy gives besides for each name that is listed under it. call: the
-    keywords that ``generate`` takes, from the arguments of the policy's node; None where any may be right.
+    keywords that ``generate`` takes, from the arguments of the policy's node; None where any may be right. random_steps: (schedule, those
+    keywords) -> which of its steps will be random, ``[T]`` bool, as far as these tell; None where they do not. Errors: UserError for a
+    schedule that no trajectory fits.
     """
 
     kind: Kind
     gives: frozenset[str]
     gives_with: Mapping[str, frozenset[str]] = {}
     call: Callable[[Mapping[str, Any]], Iterable[str] | None] = lambda arguments: None
+    random_steps: Callable[[Any, Mapping[str, Any]], Tensor | None] = lambda schedule, call: None
 
 
 class Encoder(Policy, Protocol):

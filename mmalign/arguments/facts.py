@@ -62,6 +62,16 @@ class Tolerant(Protocol):
     tolerance: float
 
 
+@runtime_checkable
+class Stepping(Protocol):
+    """A policy that says, before it samples, which steps of its first rollout will be random: ``random_steps(prompts) -> [T]`` bool.
+
+    Errors: UserError for what no rollout could be made of.
+    """
+
+    random_steps: Callable[[Any], Any]
+
+
 def of_latents(reward: Any) -> bool:
     """Whether a reward or judge scores latents; others score outputs."""
     return isinstance(reward, OfLatents) and reward.of_latents

@@ -36,12 +36,26 @@ def list_(
 
 
 @app.command()
-def explain(
+def explain(  # an option for each thing that is asked
     context: typer.Context,
     name: Annotated[str, typer.Argument(help="Any name of `mmalign list`, or an import path.", autocompletion=completed_names)],
+    changes: Annotated[list[str] | None, typer.Argument(help="With --model: keywords of the method, clip=1e-5.")] = None,
+    model: Annotated[str, typer.Option(help="A hub id or folder: what the method's numbers come to there, in nats.")] = "",
+    height: Annotated[int | None, typer.Option(min=1, help="Of the model's outputs, pixels.")] = None,
+    width: Annotated[int | None, typer.Option(min=1, help="Of the model's outputs, pixels.")] = None,
+    frames: Annotated[int | None, typer.Option(min=1, help="Of the model's videos.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Of denoising.")] = None,
+    kind: Annotated[str | None, typer.Option("--class", help="The pipeline's class, where nothing else tells it.")] = None,
 ) -> None:
     """Explain a method, a reward, a way of guidance, a config, ...: formula, every keyword, paper, needs, an example."""
     with mistakes_as_lines(context):
+        if model:
+            from mmalign.commands.units import of_named
+
+            for line in of_named(name, changes or [], model, {"height": height, "width": width, "num_frames": frames}, steps, kind):
+                typer.echo(line)
+            return
+        refuse_without_model(changes, (height, width, frames, steps, kind))
         from mmalign.cli.printing import console
         from mmalign.lookup.catalogue import function, lookup
 
@@ -54,6 +68,14 @@ def explain(
                 _outside(out, listing)
             else:
                 _function(out, listing, function(listing))
+
+
+def refuse_without_model(changes: list[str] | None, sizes: tuple[Any, ...]) -> None:
+    """Errors: UserError for sizes, or keywords of a method, without the model that they are of."""
+    from mmalign.types import UserError
+
+    if changes or any(size is not None for size in sizes):
+        raise UserError("explain: sizes and keywords say what a method's numbers come to for a model, and none is given; takes --model too")
 
 
 def _config(out: Console, listing: Listing) -> None:

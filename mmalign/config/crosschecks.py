@@ -75,7 +75,54 @@ def _incompatible(call: Call, review: Review) -> list[str]:
         kinds = ", ".join(sorted(built.kinds))
         line = f"; {as_bound(policy.name)}" if adapter.kind == "transition" and "bound" in built.kinds else ""
         wrong.append(f"{method.path}: {method.name} takes steps of kind {kinds}; the policy {policy.name} gives {adapter.kind}{line}")
-    return wrong
+    if built.reward_gradient is not None:
+        wrong.extend(_without_gradient(call, method.name))
+    return [*wrong, *_steps(policy, adapter, built, review)]
+
+
+def _without_gradient(call: Call, method: str) -> Iterator[str]:
+    """Rewards whose module says that they have no gradient, where a method learns from nothing else."""
+    rewards = call.arguments.get("rewards")
+    for reward in rewards.values() if isinstance(rewards, Mapping) else ():
+        for inner in _inside(reward):
+            module = sys.modules.get(home(inner.function))
+            if module is not None and vars(module).get("DIFFERENTIABLE") is False:
+                yield f"{inner.path}: {inner.name} has no gradient, and {method} learns from nothing else; takes a differentiable reward"
+
+
+def _inside(value: Any) -> Iterator[Call]:
+    """A call, and those among its arguments."""
+    if isinstance(value, Call):
+        yield value
+        yield from _inside(value.arguments)
+    for inner in value.values() if isinstance(value, Mapping) else ():
+        yield from _inside(inner)
+
+
+def _steps(policy: Call, adapter: Any, method: Any, review: Review) -> list[str]:
+    """A schedule that its window does not fit, or that leaves the method nothing to train."""
+    import torch
+
+    from mmalign.types import UserError
+
+    schedule, call = _keyword(policy, "schedule"), policy.arguments.get("call")
+    if isinstance(schedule, Mapping) or not harmless(schedule, review):  # one that could not be planned
+        return []
+    path = schedule.path if isinstance(schedule, Call) else f"{policy.path}.schedule"
+    try:
+        random = adapter.random_steps(carry_out(schedule), call if isinstance(call, Mapping) else {})
+    except UserError as error:
+        return [f"{path}.window: {one_line(error)}"]
+    if random is None or (method.reward_gradient is None and bool(random.any())):
+        return []
+    if method.reward_gradient is None:
+        return [f"{path}: none of {len(random)} steps is random, so there is nothing to train; takes more steps, a window with one that is "
+                "not the last, or a kernel with noise"]  # fmt: skip
+    try:
+        method.reward_gradient.plan(random, torch.Generator().manual_seed(0))
+    except UserError as error:
+        return [one_line(error)]
+    return []
 
 
 def _others(call: Call) -> list[Call]:

@@ -24,7 +24,7 @@ from mmalign.needs import kinds
 from mmalign.policies.parameters import Other, ParameterSets, digest, frozen
 from mmalign.policies.pipelines import adjoints, mixing, recording, reference_models
 from mmalign.policies.pipelines import memory as fitting
-from mmalign.policies.pipelines.arguments import call_arguments_of
+from mmalign.policies.pipelines.arguments import call_arguments_of, random_steps_of
 from mmalign.policies.pipelines.calling import Caller, load, noting, unguided
 from mmalign.policies.pipelines.interception import Finished, Place, watched
 from mmalign.policies.pipelines.reference_models import First
@@ -41,9 +41,8 @@ from mmalign.types import EVERY, Adapter, Behavior, Level, Need, Prediction, Rol
 
 __all__ = ["DiffusersPolicy", "diffusers"]
 
-ADAPTER = Adapter(
-    "transition", frozenset({"old", "refs", "kls", "std", "dt", "drift", "adjoint", "behaviors", "latents"}), call=call_arguments_of
-)
+GIVES = frozenset({"old", "refs", "kls", "std", "dt", "drift", "adjoint", "behaviors", "latents"})
+ADAPTER = Adapter("transition", GIVES, call=call_arguments_of, random_steps=random_steps_of)
 
 
 def diffusers(  # one keyword for each thing that a user may set
@@ -170,6 +169,8 @@ class DiffusersPolicy:
         group = torch.arange(len(prompts))[part].repeat_interleave(len(who))
         rows, seeds, who = [prompts[place] for place in group.tolist()], seeds[part].flatten(), who.repeat(len(prompts[part]))
         distinct, parts, places = list(dict.fromkeys(prompts)), [], []
+        if self.settings.guidance_gradient == "conditional" and self.caller.branches is None:
+            self.caller.tell_branches(distinct)
         self._example = rows[0]
         for number, behavior in enumerate([Behavior("current", {"current": 1.0}), *behaviors]):
             for at in torch.nonzero(who == number).flatten().split(self.rows_at_once):
@@ -268,6 +269,15 @@ class DiffusersPolicy:
     def refusals(self, prompts: Sequence[Any]) -> dict[int, str]:
         """Place -> why, of prompts that the pipeline's call refuses; it is left before its denoiser runs, see ``pipelines.refusals``."""
         return refusals(self.caller, prompts, self.rows_at_once)
+
+    def random_steps(self, prompts: Sequence[Any]) -> Tensor:
+        """Which steps of a first rollout are random, ``[T]`` bool, before anything is sampled; see ``pipelines.recording``.
+
+        Errors: UserError for what no rollout of this schedule could be made of, and for branches of guidance that cannot be told apart.
+        """
+        if self.settings.guidance_gradient == "conditional" and self.caller.branches is None:
+            self.caller.tell_branches(prompts)
+        return recording.random_steps(self.caller, self.window, self.kernel, prompts[0])
 
     # Replay
 

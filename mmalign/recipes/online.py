@@ -47,7 +47,7 @@ from mmalign.training.micro_rows import MicroRows
 from mmalign.training.optimizers import Optimizer, adamw
 from mmalign.training.preflight import preflight
 from mmalign.training.prompts import Prompts, refuse_unusable
-from mmalign.training.reward_gradients import RewardGradients, refuse_not_random, refuse_without
+from mmalign.training.reward_gradients import RewardGradients, refuse_not_random, refuse_steps, refuse_without
 from mmalign.training.rollouts import Rollouts
 from mmalign.training.settings import Batch, Devices, Evaluation, Reference, RunSettings, at_least
 from mmalign.training.units import in_units, refuse_micro_steps, refuse_mismatch, refuse_stale, unit_sizes, whole_units
@@ -119,6 +119,7 @@ def online(  # one argument for each thing that a run is made of
     team = team_for(batch.prompts, "batch.prompts")
     coming = Prompts(prompts, policy, seed=run.seed, team=team)
     first = coming.first(16)
+    refuse_steps(method, policy, contents(first))
     stored.load(policy, references or {}, runs=run.folder, method=method, examples=contents(first))
     more: dict[str, Any] = {"team": team, "non_finite": run.non_finite, "devices": devices, "stale": batch.staleness > 0}
     learner = Learner(policy, method, optimizer, steps=steps, moving=references, **more)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmalign.arguments.facts import Stepping
 from mmalign.distributed import tables as of_all
 from mmalign.distributed.tables import Whole
 from mmalign.training.feedback import Functions, answer_of, scored_by
@@ -16,7 +17,7 @@ from mmalign.training.latents import shown
 from mmalign.training.learner import Learner
 from mmalign.training.seeds import stream
 from mmalign.training.settings import Batch
-from mmalign.types import Feedback, Method, Rollout, UserError
+from mmalign.types import Feedback, Method, Policy, Rollout, UserError
 
 Combine = Callable[..., Any]
 Fit = Callable[..., Any]
@@ -44,6 +45,16 @@ def refuse_not_random(method: Method, mask: Tensor) -> None:
             f"policy.schedule: none of {mask.shape[1]} steps is random, so there is nothing to train; takes more steps, a window with "
             "one that is not the last, or a kernel with noise"
         )
+
+
+def refuse_steps(method: Method, policy: Policy, prompts: list[Any]) -> None:
+    """Errors: UserError, before anything is sampled, for a schedule that leaves a method nothing to train, where the policy knows its
+    steps. prompts: some."""
+    if isinstance(policy, Stepping):
+        random = policy.random_steps(prompts)
+        refuse_not_random(method, random[None])
+        if method.reward_gradient is not None:
+            method.reward_gradient.plan(random, torch.Generator().manual_seed(0))
 
 
 class RewardGradients:

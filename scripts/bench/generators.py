@@ -13,6 +13,11 @@ flow_grpo, as published: prompts of all rows are encoded, a row at a time in a b
 call; in the update each step of the batch is a forward pass of both branches with gradient, one more of the reference (adapters off), and a
 backward pass; the optimiser steps after all of them. The last step is not trained. diffusers' DPO: both images of a pair are encoded,
 noised alike, and seen by the trained and by the reference U-Net in each step.
+
+The gradient of guidance through the conditional branch alone (``guidance_gradient: conditional``) stands beside that through both, in one
+process and from one rollout: by counting, 6 passes of the denoiser for an image and a step (2 forward, 4 back) become 4, and with the
+reference's 2 of each, 8 become 6. Before it is timed, its gradient has to equal that of flow_grpo's order of work with the unconditional
+half detached, as DGPO's code has it.
 """
 
 from __future__ import annotations
@@ -20,6 +25,7 @@ from __future__ import annotations
 import argparse
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -98,6 +104,7 @@ class FlowGrpo(Sides):
         self.pipe, shape = sd3(SIZES[size]), SIZES[size]
         self.prompts, self.group, self.steps = [f"a photo of {number} red foxes" for number in range(prompts)], group, steps
         self.edge, self.rows = shape.side * self.pipe.vae_scale_factor, prompts * group
+        self.detached = False
         policy = mm.policies.diffusers(
             self.pipe, lora=mm.Lora(rank=32, alpha=64), call={"height": self.edge, "width": self.edge, "max_sequence_length": 16},
             schedule=mm.Schedule(steps=steps, guidance=GUIDANCE, kernel=mm.kernels.flow_sde(noise_level=NOISE)), device="cpu",
@@ -125,6 +132,20 @@ class FlowGrpo(Sides):
             return self.learner.update(experience, micro_rows=self.rows, micro_steps=1, step=0)["loss"]
         measured, _ = self.learner._backward(experience, self.rows, 1)
         return sum(one.loss for one in measured)
+
+    def conditional(self, run: Run) -> Run:
+        """A run in which the gradient of guidance, of both sides, goes through the conditional branch alone."""
+        self.policy.caller.tell_branches(self.prompts)
+        branches, self.policy.caller.branches = self.policy.caller.branches, None
+
+        def changed() -> Any:
+            self.policy.caller.branches, self.detached = branches, True
+            try:
+                return run()
+            finally:
+                self.policy.caller.branches, self.detached = None, False
+
+        return changed
 
     # theirs
 
@@ -176,6 +197,7 @@ class FlowGrpo(Sides):
             return_dict=False,
         )[0].float()  # fmt: skip
         free, guided = answer.chunk(2)
+        free = free.detach() if self.detached else free
         return free + GUIDANCE * (guided - free)
 
     def sde(self, velocity: Tensor, x: Tensor, number: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -343,11 +365,17 @@ def main(args: argparse.Namespace) -> None:
     apart = refuse_unequal(
         "flow_grpo", grpo.gradient(lambda: grpo.update(step=False)), grpo.gradient(lambda: grpo.theirs_update(step=False))
     )
+    ours, theirs = (grpo.gradient(grpo.conditional(partial(run, step=False))) for run in (grpo.update, grpo.theirs_update))
+    detached = refuse_unequal("the conditional branch alone", ours, theirs)
     count = parameters(grpo.pipe.transformer) / 1e6
     title = f"flow_grpo's order of work: SD3 of {count:.1f} M, {grpo.rows} images, {args.steps} steps, guidance; apart: {apart}"
     parts: dict[str, tuple[Run, Run]] = {"rollout": (grpo.theirs_rollout, grpo.sampled), "update": (grpo.theirs_update, grpo.update)}
     trained = int(grpo.ours_rollout.mask.sum())
     show(title, grpo, parts, {"rollout": grpo.rows * args.steps, "update": trained}, args.rounds)
+    conditional = grpo.conditional(grpo.update)
+    title = f"the gradient of guidance through the conditional branch alone; apart from DGPO's: {detached}"
+    parts = {"update, theirs with both": (grpo.theirs_update, conditional), "update, mmalign with both": (grpo.update, conditional)}
+    show(title, grpo, parts, dict.fromkeys(parts, trained), args.rounds)
     dpo = DiffusersDpo((32, 64) if args.size == "tiny" else (64, 128, 256), args.pairs)
     apart = refuse_unequal(
         "diffusers' DPO", dpo.gradient(lambda: dpo.update(step=False)), dpo.gradient(lambda: dpo.theirs_update(step=False))

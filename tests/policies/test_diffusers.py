@@ -295,6 +295,19 @@ def test_what_cannot_be_recorded_is_refused_at_the_first_step():
     ):
         with pytest.raises(UserError, match=line):
             make("digits", steps=6, window=window).sample(["a 3"], 2, torch.Generator().manual_seed(0))
+        with pytest.raises(UserError, match=line):
+            make("digits", steps=6, window=window).random_steps(["a 3"])
+
+
+def test_which_steps_will_be_random_is_known_before_any_is_taken():
+    for last in ("ode", "noise"):
+        kernel, window = kernels.flow_sde(noise_level=0.7, last=last), lambda num_steps, step, rng: torch.arange(num_steps) > 0
+        policy = make("digits", kernel=kernel, window=window)
+        runs = counting(policy)
+        random = policy.random_steps(["a 3"])
+        assert random.tolist() == [False, True, True, last == "noise"] and runs == [1]
+        assert rollout_of(policy).mask.tolist() == [random.tolist()] * 4
+    assert not bool(make("digits", kernel=kernels.ode()).random_steps(["a 3"]).any())
 
 
 @pytest.mark.parametrize(
@@ -318,8 +331,11 @@ def test_a_loop_that_steps_twice_or_never_is_refused(monkeypatch, times, line):
 
     monkeypatch.setattr(kind, "__call__", call)
     with pytest.raises(UserError, match=line):
+        policy.random_steps(["a 3"])
+    assert runs == [1]  # for the shape of its answer
+    with pytest.raises(UserError, match=line):
         policy.sample(["a 3"], 2, torch.Generator().manual_seed(0))
-    assert times == 0 or runs == [1]
+    assert times == 0 or runs == [2]
 
 
 def test_a_type_that_is_none_of_those_is_refused_before_anything_is_loaded():

@@ -1,4 +1,4 @@
-"""Which arguments the calls of pipelines take, read off their source: a misspelled one is found before anything is loaded."""
+"""What a config says of a pipeline's calls before anything is loaded: arguments that they take, read off their source, and their steps."""
 
 from __future__ import annotations
 
@@ -6,8 +6,17 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmalign.policies.settings import Schedule
+from mmalign.samplers import kernels
+from mmalign.samplers.windows import all_but_last
+from mmalign.types import Level, Prediction
 
 CALL = re.compile(r"\n    def __call__\(\n(        self,\n(?:        .*\n)*)    \)")
 ARGUMENT = re.compile(r"^        (\w+)\s*[:=,]", re.MULTILINE)
@@ -23,6 +32,21 @@ def call_arguments_of(arguments: Mapping[str, Any]) -> Iterable[str] | None:
     if made_by is not None and not made_by.__module__.startswith("mmalign."):
         return None
     return all_arguments()
+
+
+def random_steps_of(schedule: Schedule, call: Mapping[str, Any]) -> Tensor | None:
+    """Which steps of a schedule will be random, ``[T]`` bool, on the plain path of a flow; None where the call begins late or says its own.
+
+    Errors: UserError for a window that does not fit so many steps.
+    """
+    count = call.get("num_inference_steps", schedule.steps)
+    if not isinstance(count, int) or {"strength", "sigmas", "timesteps", "denoising_end", "denoising_start"} & {*call}:
+        return None
+    kernel, nothing = schedule.kernel or kernels.flow_sde(noise_level=0.7), torch.zeros(1)
+    levels = [Level(1 - s, s) for s in torch.linspace(1, 0, count + 1)]
+    noisy = [bool((kernel(Prediction(nothing, nothing), nothing, *pair)[1] > 0).all()) for pair in pairwise(levels)]
+    random = (schedule.window or all_but_last())(count, 0, torch.Generator().manual_seed(0))
+    return random & torch.tensor(noisy) if len(random) == count else None
 
 
 @cache

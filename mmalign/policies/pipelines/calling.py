@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from mmalign.arguments.signatures import Parameter, fit, nearest, parameters
 from mmalign.matching import reading, refuse_nowhere, refuse_unfinished
-from mmalign.policies.pipelines import parts
+from mmalign.policies.pipelines import guided_branches, parts
 from mmalign.policies.pipelines.interception import Finished, Place, encoded_once, placed, seeded, settled, skipped
 from mmalign.policies.pipelines.memory import DENOISERS, Offloaded
-from mmalign.policies.pipelines.scheduler import Player, seat
+from mmalign.policies.pipelines.scheduler import Moment, Player, seat
 from mmalign.policies.pipelines.unfit import reason
 from mmalign.policies.settings import type_of
 from mmalign.types import UserError, contents
@@ -65,6 +65,7 @@ class Caller:
         self.still = {**self.denoisers, **{name: part for name, part in parts.items() if name.startswith("controlnet")}}
         self.away: Offloaded | None = None
         self.takes_several = False  # rows in one call; not known before it is tried, see ``refusals``
+        self.branches: guided_branches.Branches | None = None  # told apart where the gradient of one alone is wanted
         self._embeddings: dict[Any, Any] = {}
         self._device: tuple[Any, torch.device] | None = None
         self._shapes: dict[Any, Any] = {}
@@ -93,11 +94,40 @@ class Caller:
             stack.enter_context(encoded_once(pipe, together, self._embeddings))
             if player is not None:
                 seated = stack.enter_context(seat(pipe, player, len(prompts)))
+                if self.branches is not None and player.timesteps is None:  # a probe asks without guidance
+                    stack.enter_context(guided_branches.detached(pipe, self.denoisers, self.branches))
                 if skip:
                     stack.enter_context(skipped(self.still, lambda: seated.column < skip, len(prompts), self._shapes))
             if place is not None:
                 stack.enter_context(placed(pipe, *place))
             return inspect.unwrap(type(pipe).__call__)(pipe, **{name: value for name, value in arguments.items() if name in self.accepts})
+
+    def tell_branches(self, prompts: Sequence[str]) -> None:
+        """Finds out which of the denoiser's work is asked without the prompt; from now on that has no gradient.
+
+        prompts: of the call's kind; the first two that differ are used, or a plain one beside a single one.
+
+        Errors: UserError where it cannot be told.
+        """
+        others = [prompt for prompt in (*prompts, self.example, "1") if prompt != prompts[0]]
+        two, fixed = [prompts[0], others[0]], [prompts[0]] * 2
+
+        def answer(moment: Moment) -> Tensor:
+            if moment.left == 1:
+                raise Finished
+            return moment.x
+
+        def lead(rows: list[int]) -> None:
+            conditions = self.conditions(fixed[: len(rows)]) if self.conditions else {}
+            self.until_finished([two[row] for row in rows], list(range(len(rows))), Player(answer), two, **conditions)
+
+        try:
+            self.branches = guided_branches.measured(self.pipe, self.denoisers, lead)
+        except torch.OutOfMemoryError:
+            raise
+        except guided_branches.ONE_ROW as error:
+            got = f"{guided_branches.KEY}: got conditional, and {type(self.pipe).__name__}"
+            raise UserError(f"{got} takes no two prompts at once ({one_line(error)}); takes both") from error
 
     def device(self) -> torch.device:
         """Where the pipeline runs. diffusers searches all modules for hooks to tell; it is asked when a denoiser has moved, or got one."""

@@ -124,14 +124,12 @@ def skipped(modules: Mapping[str, nn.Module], over: Callable[[], bool], rows: in
 
         return call
 
-    with _instead_of_calls(modules, stand_in):
+    with instead_of_calls(modules, stand_in):
         yield
 
 
 @contextmanager
-def _instead_of_calls(
-    modules: Mapping[str, nn.Module], stand_in: Callable[[str, Callable[..., Any]], Callable[..., Any]]
-) -> Iterator[None]:
+def instead_of_calls(modules: Mapping[str, nn.Module], stand_in: Callable[[str, Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
     """``stand_in(name, own call)`` in place of each module's call. It is put where torch looks for a compiled forward."""
     before = {name: module.__dict__.pop("_compiled_call_impl", None) for name, module in modules.items()}
     for name, module in modules.items():
@@ -156,7 +154,7 @@ def held(modules: Mapping[str, nn.Module]) -> Iterator[None]:
 
         return call
 
-    with _instead_of_calls(modules, stand_in):
+    with instead_of_calls(modules, stand_in):
         yield
 
 

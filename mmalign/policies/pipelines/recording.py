@@ -7,8 +7,33 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmalign.policies.pipelines.scheduler import Moment
-from mmalign.types import UserError
+from mmalign.policies.pipelines.calling import Caller
+from mmalign.policies.pipelines.scheduler import Moment, Player
+from mmalign.samplers.windows import Window
+from mmalign.types import Kernel, Prediction, UserError
+
+ALL = 10**9  # steps: through all of them the denoiser stands still
+
+
+@torch.no_grad()
+def random_steps(caller: Caller, window: Window, kernel: Kernel, prompt: str) -> Tensor:
+    """Which steps of a first rollout are random, ``[T]`` bool: of a whole call in which the denoiser stands still.
+
+    Errors: UserError for a pipeline that asks its scheduler never, or more than once at one time, and for a window that does not fit.
+    """
+    before, noisy = list[int](), list[bool]()
+
+    def answer(moment: Moment) -> Tensor:
+        refuse_again(caller.pipe, moment, before)
+        nothing = torch.zeros(1, device=moment.x.device)
+        noisy.append(bool((kernel(Prediction(nothing, nothing), nothing, moment.t, moment.t_next)[1] > 0).all()))
+        return moment.x
+
+    caller.until_finished([prompt], [0], Player(answer), [prompt], skip=ALL)
+    refuse_unasked(caller.pipe, noisy)
+    random = window(before[0], 0, torch.Generator().manual_seed(0))
+    refuse_window(random, before[0])
+    return random[: len(noisy)] & torch.tensor(noisy)
 
 
 def refuse_window(window: Tensor, left: int) -> None:
@@ -46,14 +71,14 @@ def refuse_again(pipe: Any, moment: Moment, before: list[int]) -> None:
     before.append(moment.left)
 
 
-def refuse_unasked(pipe: Any, latents: list[Tensor]) -> None:
+def refuse_unasked(pipe: Any, questions: list[Any]) -> None:
     """Refuses a pipeline whose call has ended without a step of its scheduler.
 
-    latents: that the scheduler was shown.
+    questions: that the scheduler was asked.
 
     Errors: UserError for such a pipeline.
     """
-    if not latents:
+    if not questions:
         raise UserError(
             f"policy.pipeline: {type(pipe).__name__} never asks its scheduler for a step, so there is nothing to record; takes a pipeline "
             "whose call steps through `pipe.scheduler`"

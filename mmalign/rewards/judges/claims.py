@@ -25,6 +25,8 @@ TAKES_APART = (
 CHECKS = "Look at the picture. Answer with yes or no alone."
 LINE = re.compile(r"^\s*(?:\(?\d{1,3}[.):]|[-*•])?\s*(\S.*\?)\s*$")
 
+DIFFERENTIABLE = False
+
 
 def claims(
     *, server: ServerSettings, splitter: ServerSettings | None = None, least: Proportion = 0.5, most: Count = 32, max_tokens: Count = 1024

@@ -28,6 +28,8 @@ __all__ = ["critic", "judge"]
 
 QUALITY = "how well the response does what was asked for"
 
+DIFFERENTIABLE = False
+
 
 def judge(
     *, server: ServerSettings, criterion: str = QUALITY, low: Mark = 1, high: Mark = 5, read: Literal["likely", "written"] = "likely",

@@ -22,6 +22,8 @@ FOLLOWS = "whether the response is the first image with the requested change mad
 LOOKS = "how the response looks as an image: real, clean, without seams, distortions or artefacts"
 BETTER = "which response is the better edit: the requested change is made, nothing else is changed, and it looks right"
 
+DIFFERENTIABLE = False
+
 
 def judge_edit(
     *, server: ServerSettings, low: Mark = 1, high: Mark = 5, read: Literal["likely", "written"] = "likely",

@@ -22,6 +22,8 @@ __all__ = ["judge_against", "judge_pairs"]
 QUALITY = "which response does better what was asked for"
 Read = Literal["likely", "written"]
 
+DIFFERENTIABLE = False
+
 
 def judge_pairs(
     *, server: ServerSettings, criterion: str = QUALITY, read: Read = "likely", ties: bool = False, opponents: Count | None = None,

@@ -15,6 +15,8 @@ from mmalign.rewards.judges.judge import conversation
 from mmalign.serving.chat import Answer, ServerSettings, connect
 from mmalign.types import UserError
 
+DIFFERENTIABLE = False
+
 
 def judge_rubric(
     *, server: ServerSettings, criteria: Mapping[str, str] | None = None,

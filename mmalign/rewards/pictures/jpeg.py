@@ -13,6 +13,8 @@ from mmalign.rewards._shared.pictures import eight_bits
 from mmalign.rewards._shared.scorer import Scorer, on_images
 from mmalign.types import UserError
 
+DIFFERENTIABLE = False
+
 
 def jpeg(*, want: Literal["small", "large"] = "small", quality: Annotated[int, within(1, 95)] = 95) -> Scorer:
     """Reward in kilobytes (1000 bytes) of the image as JPEG: minus that for ``small`` (compressibility), that itself for ``large``.
@@ -40,7 +42,7 @@ def jpeg(*, want: Literal["small", "large"] = "small", quality: Annotated[int, w
         return torch.tensor([sign * _bytes(image, quality) / 1000 for image in eight_bits(images)])
 
     bounds = {"high": 0.0} if want == "small" else {"low": 0.0}
-    return on_images("jpeg", score, differentiable=False, rows_at_once=64, **bounds)
+    return on_images("jpeg", score, differentiable=DIFFERENTIABLE, rows_at_once=64, **bounds)
 
 
 def _bytes(image: Tensor, quality: int) -> int:

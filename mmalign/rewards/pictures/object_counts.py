@@ -36,6 +36,8 @@ class Found(NamedTuple):
 
 Detect = Callable[[Tensor, Sequence[str]], Sequence[Found]]
 
+DIFFERENTIABLE = False
+
 
 def object_counts(  # the published reward's own settings
     *, detector: str = "google/owlv2-base-patch16-ensemble", detect: Detect | None = None,
@@ -88,7 +90,7 @@ def object_counts(  # the published reward's own settings
                 scores.append(sum(verdicts) / len(verdicts) if part else float(all(verdicts)))
             return torch.tensor(scores)
 
-        return on_images("object_counts", score, differentiable=False, rows_at_once=16)(outputs, prompts)  # type: ignore[no-any-return]
+        return on_images("object_counts", score, differentiable=DIFFERENTIABLE, rows_at_once=16)(outputs, prompts)  # type: ignore[no-any-return]
 
     return Scorer("object_counts", reward, low=0.0, high=1.0, reads=frozenset({column}))
 

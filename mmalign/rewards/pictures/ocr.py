@@ -16,6 +16,8 @@ from mmalign.types import UserError
 Reader = Callable[[Any], Sequence[str]]
 QUOTED = re.compile(r'"([^"]+)"|“([^”]+)”')
 
+DIFFERENTIABLE = False
+
 
 def ocr(*, read: Reader | None = None, language: str = "en", inside: bool = False) -> Scorer:
     """Reward in 0..1: ``1 - d(read, wanted) / max(len(read), len(wanted))``, d the edit distance in characters.
@@ -41,7 +43,7 @@ def ocr(*, read: Reader | None = None, language: str = "en", inside: bool = Fals
             scores.append(float("nan") if not wanted else _closeness(_plain("".join(reader(image.numpy()))), wanted, inside=inside))
         return torch.tensor(scores)
 
-    return on_images("ocr", score, differentiable=False, rows_at_once=64, low=0.0, high=1.0)
+    return on_images("ocr", score, differentiable=DIFFERENTIABLE, rows_at_once=64, low=0.0, high=1.0)
 
 
 def edit_distance(first: str, second: str) -> int:
