@@ -169,8 +169,7 @@ class DiffusersPolicy:
         group = torch.arange(len(prompts))[part].repeat_interleave(len(who))
         rows, seeds, who = [prompts[place] for place in group.tolist()], seeds[part].flatten(), who.repeat(len(prompts[part]))
         distinct, parts, places = list(dict.fromkeys(prompts)), [], []
-        if self.settings.guidance_gradient == "conditional" and self.caller.branches is None:
-            self.caller.tell_branches(distinct)
+        self.caller.tell_branches(distinct, self.settings.guidance_gradient)
         self._example = rows[0]
         for number, behavior in enumerate([Behavior("current", {"current": 1.0}), *behaviors]):
             for at in torch.nonzero(who == number).flatten().split(self.rows_at_once):
@@ -271,12 +270,8 @@ class DiffusersPolicy:
         return refusals(self.caller, prompts, self.rows_at_once)
 
     def random_steps(self, prompts: Sequence[Any]) -> Tensor:
-        """Which steps of a first rollout are random, ``[T]`` bool, before anything is sampled; see ``pipelines.recording``.
-
-        Errors: UserError for what no rollout of this schedule could be made of, and for branches of guidance that cannot be told apart.
-        """
-        if self.settings.guidance_gradient == "conditional" and self.caller.branches is None:
-            self.caller.tell_branches(prompts)
+        """Which steps of a first rollout are random, ``[T]`` bool. Errors: UserError for what no rollout could be made of."""
+        self.caller.tell_branches(prompts, self.settings.guidance_gradient)
         return recording.random_steps(self.caller, self.window, self.kernel, prompts[0])
 
     # Replay

@@ -112,8 +112,7 @@ def online(  # one argument for each thing that a run is made of
     name for a reward that fails; where that is before the first step is done, no folder is left behind. Ctrl-C finishes the
     step, saves, and says how to resume.
     """
-    at_least(1, steps=steps)
-    _refuse(policy, method, batch, prompts, rewards, oracle, evaluation)
+    _refuse(policy, method, batch, prompts, rewards, oracle, evaluation, steps)
     pairs = method.pairs or comparisons.best_and_worst
     refuse_silent(method, batch, list(rewards), oracle=oracle, pairs=pairs)
     team = team_for(batch.prompts, "batch.prompts")
@@ -252,8 +251,10 @@ def _row(batches: Sequence[Scored], updates: Sequence[Mapping[str, float]], *, l
 
 
 def _refuse(
-    policy: Policy, method: Method, batch: Batch, prompts: Sequence[Any], rewards: Rewards, oracle: Oracle | None, evaluation: Evaluation
-) -> None:
+    policy: Policy, method: Method, batch: Batch, prompts: Sequence[Any], rewards: Rewards, oracle: Oracle | None, evaluation: Evaluation,
+    steps: int,
+) -> None:  # fmt: skip
+    at_least(1, steps=steps)
     refuse_mismatch(policy, method)
     refuse_micro_steps(method, batch.micro_steps)
     refuse_stale(method, batch.staleness)

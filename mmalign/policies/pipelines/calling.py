@@ -102,13 +102,16 @@ class Caller:
                 stack.enter_context(placed(pipe, *place))
             return inspect.unwrap(type(pipe).__call__)(pipe, **{name: value for name, value in arguments.items() if name in self.accepts})
 
-    def tell_branches(self, prompts: Sequence[str]) -> None:
-        """Finds out which of the denoiser's work is asked without the prompt; from now on that has no gradient.
+    def tell_branches(self, prompts: Sequence[str], gradient: str = "conditional") -> None:
+        """Finds out, once, which of the denoiser's work is asked without the prompt; from now on that has no gradient.
 
-        prompts: of the call's kind; the first two that differ are used, or a plain one beside a single one.
+        prompts: of the call's kind; the first two that differ are used, or a plain one beside a single one. gradient: that of guidance;
+        ``both`` needs to know nothing.
 
         Errors: UserError where it cannot be told.
         """
+        if gradient == "both" or self.branches is not None:
+            return
         others = [prompt for prompt in (*prompts, self.example, "1") if prompt != prompts[0]]
         two, fixed = [prompts[0], others[0]], [prompts[0]] * 2
 
