@@ -163,8 +163,7 @@ class Steps:
         return replace(self, log_probs=change(self.log_probs), mask=change(self.mask), old=old, contrasts=contrasts, **tables)
 
 
-TABLES = ("refs", "kls", "facts", "reverse_kls", "terms")
-"""The fields of Steps that are named tables."""
+TABLES = ("refs", "kls", "facts", "reverse_kls", "terms")  # the fields of Steps that are named tables
 
 
 class Behavior(NamedTuple):
@@ -236,25 +235,22 @@ class Feedback:
         _require(self.rewards.dtype == torch.float64, f"Feedback.rewards: got {self.rewards.dtype}, takes torch.float64")
         _table("Feedback", "group", self.group, rows)
         _require(self.group.dtype == torch.int64, f"Feedback.group: got {self.group.dtype}, takes torch.int64")
-        for name, value in self.parts.items():
-            _table("Feedback", f"parts[{name!r}]", value, rows)
-        for name, value in self.drawn.items():
-            _table("Feedback", f"drawn[{name!r}]", value, rows)
+        for field_name, values in (("parts", self.parts), ("drawn", self.drawn)):
+            for name, value in values.items():
+                _table("Feedback", f"{field_name}[{name!r}]", value, rows)
         for name, shape in (("labels", rows), ("wins", (*rows, *rows))):
             value = getattr(self, name)
             if value is not None:
                 _table("Feedback", name, value, shape)
                 _require(not bool(((value < 0) | (value > 1)).any()), f"Feedback.{name}: got values outside 0..1")
         for need, value in self.tables.items():
-            fits = value.ndim == 2 and value.shape[:1] == rows
-            _require(fits, f"Feedback.tables[{need}]: got {list(value.shape)}, takes [{rows[0]}, steps]")
+            _require(value.shape[:-1] == rows, f"Feedback.tables[{need}]: got {list(value.shape)}, takes [{rows[0]}, steps]")
         if self.lengths is not None:
             _table("Feedback", "lengths", self.lengths, rows)
         if self.pairs is not None:
             wide = list(self.pairs.shape)
             _require(len(wide) == 2 and wide[1] == 2, f"Feedback.pairs: got shape {wide}, takes [pairs, 2]")
-            inside = bool(((self.pairs >= 0) & (self.pairs < rows[0])).all())
-            _require(inside, f"Feedback.pairs: got row numbers outside 0..{rows[0] - 1}")
+            _require(bool(((self.pairs >= 0) & (self.pairs < rows[0])).all()), f"Feedback.pairs: got row numbers outside 0..{rows[0] - 1}")
         if self.strength is not None:
             _require(self.pairs is not None, "Feedback.strength: given without pairs")
             _table("Feedback", "strength", self.strength, self.pairs.shape[:1])  # type: ignore[union-attr]
@@ -509,8 +505,7 @@ class ParameterSets(Protocol):
         """alpha / rank of every LoRA layer by name, for checkpoints."""
 
 
-EVERY = slice(None)
-"""Of a list, all of it."""
+EVERY = slice(None)  # of a list, all of it
 
 
 class Policy(Protocol):
