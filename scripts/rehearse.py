@@ -1,7 +1,8 @@
 """Rehearses configs, each in a process of its own, and prints a table.
 
-python scripts/rehearse.py                 # all under configs/
-python scripts/rehearse.py wan* digits/*   # some; nothing is downloaded
+python scripts/rehearse.py                                 # all under configs/
+python scripts/rehearse.py wan* digits/*                   # some; nothing is downloaded
+python scripts/rehearse.py --methods sd35_medium wan21_1b  # every method for generators on a twin of each of these models
 """
 
 from __future__ import annotations
@@ -13,22 +14,51 @@ import sys
 import time
 from pathlib import Path
 
+from mmalign.rooms import index
+
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+BASES = {
+    "denoising": ("flow_grpo",),
+    "forward_process": ("diffusion_nft",),
+    "reward_gradient": ("flow_grpo", "batch.updates=1", "policy.schedule.steps=40"),
+}
+"""Room of methods -> whose config they are put into, and what is changed there: ReFL's steps are those of 40."""
+
+NEEDS = {
+    "diffusion_opd": ("references={teacher: {every: 1}}",),
+    "gardo": ("method.diversity=pickscore",),
+}
+"""What a method has to be told beside."""
+
+
+def with_methods(models: list[str]) -> list[list[str]]:
+    """Arguments of ``mmalign rehearse`` for every method of the rooms of ``BASES`` on every model."""
+    rooms = {room: sorted(index(f"mmalign.methods.{room}")) for room in BASES}
+    return [
+        [f"{model}/{base}", *changes, f"method={{use: {name}}}", *NEEDS.get(name, ())]
+        for model in models
+        for room, (base, *changes) in BASES.items()
+        for name in rooms[room]
+    ]
 
 
 def main() -> int:
     """The exit code: 0 where all that were asked for went through."""
-    patterns = sys.argv[1:] or ["*"]
-    names = [str(path.relative_to(CONFIGS).with_suffix("")) for path in sorted(CONFIGS.rglob("*.yaml"))]
-    chosen = [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
+    if sys.argv[1:2] == ["--methods"]:
+        chosen = with_methods(sys.argv[2:])
+    else:
+        patterns = sys.argv[1:] or ["*"]
+        names = [str(path.relative_to(CONFIGS).with_suffix("")) for path in sorted(CONFIGS.rglob("*.yaml"))]
+        chosen = [[name] for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
     failed = 0
-    for name in chosen:
+    for words in chosen:
         began = time.monotonic()
-        command = [sys.executable, "-m", "mmalign", "rehearse", name]
+        command = [sys.executable, "-m", "mmalign", "rehearse", *words]
         done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"}, check=False)
         failed += done.returncode != 0
         lines = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines()
-        print(f"{name:<28}{time.monotonic() - began:6.1f} s  {lines[-1].removeprefix(f'{name}: ') if lines else 'no output'}", flush=True)
+        said = lines[-1].removeprefix(f"{words[0]}: ") if lines else "no output"
+        print(f"{' '.join(words):<28}{time.monotonic() - began:6.1f} s  {said}", flush=True)
     print(f"{len(chosen) - failed} of {len(chosen)} rehearsed")
     return int(failed > 0 or not chosen)
 
