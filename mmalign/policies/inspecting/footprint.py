@@ -231,10 +231,9 @@ class Diffusion:
         return parts
 
     def _rollout(self, rows: Rows, latent: Tensor) -> list[Part]:
-        """Latents before and after each step, and each reference's means in float32; of given images, them and their noise."""
-        own, wide = latent.nbytes, 4 * latent.numel()
-        held = wide * (1 + self.draws) if self.draws else self.schedule.steps * (2 * own + wide * len(rows.references))
-        return [Part(f"rollout: latents of {rows.rows} rows", rows.rows * held)]
+        """Of given images, them and their noise; the latents of a rollout wait on the CPU."""
+        held = 4 * latent.numel() * (1 + self.draws) if self.draws else 0
+        return [Part(f"rollout: latents of {rows.rows} rows", rows.rows * held)] if held else []
 
     def _passes(self, caller: Caller, calls: Calls, rows: Rows, trained: Sequence[nn.Parameter], latent: Tensor) -> list[Part]:
         """What an update keeps for its backward pass, and works with."""

@@ -248,7 +248,7 @@ def _probe(policy: DiffusersPolicy, rollout: Rollout) -> str:
     """A vector of two times in one call, against one after the other."""
     times, levels = policy.schedule()
     columns = torch.tensor([0, min(2, len(times) - 1)])
-    x = torch.stack([rollout.held.x[column][row] for row, column in enumerate(columns.tolist())])
+    x = torch.stack([rollout.held.x[column][row] for row, column in enumerate(columns.tolist())]).to(policy.pipe._execution_device)
     level = Level(levels.signal[columns], levels.noise[columns])
     with torch.no_grad():
         prompts, one = _prompts(policy), (slice(0, 1), slice(1, 2))

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from mmalign.policies.pipelines.replay import Played, decoded, in_calls, transition, transition_at_once
+from mmalign.policies.pipelines.replay import Played, at_work, decoded, in_calls, transition, transition_at_once
 from mmalign.policies.pipelines.trajectories import Adjoint, Trajectories, Transition
 from mmalign.samplers import adjoints as carrying
 from mmalign.samplers.adjoints import Plan, RewardGradient
@@ -54,6 +55,7 @@ def _of_rows(
 ) -> list[Adjoint]:  # fmt: skip
     """The adjoints of some rows, those of trained steps first, and then those of copies of the last one."""
     held: Trajectories = rollout.held
+    there = partial(at_work, policy, rows)
 
     def outcome(column: int, x: Tensor) -> Tensor:
         step = transition_at_once(policy, rollout, rows, column, x, through=how.through)
@@ -66,17 +68,17 @@ def _of_rows(
         return carrying.of_reward(lambda leaf: value(leaf, rows), sample) / how.copies
 
     with torch.no_grad():
-        sample = held.x_next[-1][rows] if plan.end is None else transition_at_once(policy, rollout, rows, plan.end).clean
-    vectors = carrying.carried_back(plan, gradient(sample), lambda column: held.x[column][rows], outcome, under)
+        sample = there(held.x_next[-1]) if plan.end is None else transition_at_once(policy, rollout, rows, plan.end).clean
+    vectors = carrying.carried_back(plan, gradient(sample), lambda column: there(held.x[column]), outcome, under)
     points = {column: sample if column == plan.last else held.x_next[column][rows] for column in vectors}
-    made = [Adjoint(column, vectors[column], points[column], clean=column == plan.end) for column in sorted(vectors)]
+    made = [Adjoint(column, vectors[column].cpu(), points[column].cpu(), clean=column == plan.end) for column in sorted(vectors)]
     with torch.no_grad():
         levels = [transition_at_once(policy, rollout, rows, plan.last).level] * len(seeds) if len(seeds) else []
     for drawn, level in zip(seeds[:, rows], levels, strict=True):
         with torch.no_grad():
             x = level.signal * sample + level.noise * _noise(sample, drawn)
             again = transition_at_once(policy, rollout, rows, plan.last, x.to(sample.dtype)).mean.to(sample.dtype)
-        made.append(Adjoint(plan.last, gradient(again), again, x.to(sample.dtype)))
+        made.append(Adjoint(plan.last, gradient(again).cpu(), again.cpu(), x.to(sample.dtype).cpu()))
     return made
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import nullcontext
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -42,7 +43,7 @@ def transition(policy: Played, rollout: Rollout, rows: Tensor, column: int, x: T
     x: ``[B, ...]`` of all rows of the rollout, where the step begins elsewhere than it did.
     """
     calls = in_calls(rollout, rows, policy.rows_at_once)
-    parts = [transition_at_once(policy, rollout, part, column, None if x is None else x[part]) for part in calls]
+    parts = [transition_at_once(policy, rollout, part, column, None if x is None else at_work(policy, part, x)) for part in calls]
     whole = parts[0]._asdict() | {name: torch.cat([part._asdict()[name] for part in parts]) for name in ("mean", "log_probs", "clean")}
     return Transition(**whole)
 
@@ -56,16 +57,17 @@ def transition_at_once(
     pipeline makes. through: whether the denoiser's output has a graph.
     """
     trajectories: Trajectories = rollout.held
-    begun, moments = trajectories.x[column][rows] if x is None else x, list[Moment]()
+    there = partial(at_work, policy, rows)
+    begun, moments = there(trajectories.x[column]) if x is None else x, list[Moment]()
 
     def answer(moment: Moment) -> Tensor:
         if moment.column < column:
-            return laid_out(begun if x is not None and moment.column == column - 1 else trajectories.x_next[moment.column][rows])
+            return laid_out(begun if x is not None and moment.column == column - 1 else there(trajectories.x_next[moment.column]))
         moments.append(moment)
         raise Finished
 
     prompts, starts = [rollout.prompts[row] for row in rows.tolist()], trajectories.starts[rows].tolist()
-    player = Player(answer, lambda number, own: laid_out(trajectories.beside[number][rows]))
+    player = Player(answer, lambda number, own: laid_out(there(trajectories.beside[number])))
     with nullcontext() if through else held(policy.caller.denoisers):
         policy.caller.until_finished(prompts, starts, player, _together(rollout, rows), skip=column)
     moment = moments[0]
@@ -75,25 +77,30 @@ def transition_at_once(
         raise UserError(f"replay: {name} came to step {column} with another latent than in the rollout (by {worst:.2g})")
     kernel = policy.kernel if bool(trajectories.random[column]) else kernels.ode()  # as when it was recorded
     mean, std = kernel(moment.prediction, moment.x, moment.t, moment.t_next)
-    log_probs = kernels.log_prob(trajectories.x_next[column][rows], mean, std)
+    log_probs = kernels.log_prob(there(trajectories.x_next[column]), mean, std)
     return Transition(mean, std, log_probs, moment.prediction.clean, moment.t)
 
 
 def decoded(policy: Played, rollout: Rollout, rows: Tensor, x: Tensor) -> Tensor:
     """The outputs ``[R, ...]`` in 0..1 of last latents ``x [R, ...]``, with a graph: a whole call in which the denoiser stands still."""
     trajectories: Trajectories = rollout.held
-    steps = len(trajectories.x)
+    there, steps = partial(at_work, policy, rows), len(trajectories.x)
 
     def answer(moment: Moment) -> Tensor:
-        return laid_out(x if moment.column == steps - 1 else trajectories.x_next[moment.column][rows])
+        return laid_out(x if moment.column == steps - 1 else there(trajectories.x_next[moment.column]))
 
     prompts, starts = [rollout.prompts[row] for row in rows.tolist()], trajectories.starts[rows].tolist()
-    player = Player(answer, lambda number, own: laid_out(trajectories.beside[number][rows]))
+    player = Player(answer, lambda number, own: laid_out(there(trajectories.beside[number])))
     outputs = policy.caller.images(prompts, starts, player, _together(rollout, rows), skip=steps)
     if x.requires_grad and not outputs.requires_grad:
         name = type(policy.pipe).__name__
         raise UserError(f"policy.pipeline: {name} makes its outputs of the latents without a gradient, so no reward's gradient can arrive")
     return outputs
+
+
+def at_work(policy: Played, rows: Tensor, kept: Tensor) -> Tensor:
+    """Some rows of what a rollout keeps on the CPU, where the pipeline works."""
+    return kept[rows].to(policy.pipe._execution_device)
 
 
 def laid_out(x: Tensor) -> Tensor:

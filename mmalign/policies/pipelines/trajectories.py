@@ -63,18 +63,21 @@ class Adjoint:
     def grown(self, transition: Transition, rows: Tensor) -> Tensor:
         """``[R]`` float64: by how much the reward would grow, to first order, as this transition's outcome is not the recorded one."""
         outcome = transition.clean if self.clean else transition.mean
-        return (self.vector[rows].double() * (outcome.double() - self.point[rows].double())).flatten(1).sum(1)
+        vector, point = self.vector[rows].to(outcome.device).double(), self.point[rows].to(outcome.device).double()
+        return (vector * (outcome.double() - point)).flatten(1).sum(1)
 
 
 @dataclass(frozen=True)
 class Trajectories:
     """The denoising of some rows, as the scheduler's player recorded it.
 
+    All of it is on the CPU, wherever the pipeline works: a rollout is as large as it is long, and a replay asks for one step of some rows.
+
     x, x_next: ``[T, B, ...]`` latents before and after each step. beside: what schedulers of further streams answered, ``[B, ...]`` each,
     in the order in which they were asked. random: ``[T]`` bool, the steps at which some row was drawn at random. dt: ``[B, T]`` length
     of a step in the path's own time. starts: ``[B]`` seeds of the first latents. together: sets of prompts that are encoded at once,
-    which pads them alike; which: ``[B]`` the set of each row. means: of the random steps, in their order, ``[C, B, ...]`` float32 on the
-    CPU, as the policy had them when the rows were sampled. refs: by name. adjoints: of the steps that a reward's gradient
+    which pads them alike; which: ``[B]`` the set of each row. means: of the random steps, in their order, ``[C, B, ...]`` float32,
+    as the policy had them when the rows were sampled. refs: by name. adjoints: of the steps that a reward's gradient
     trains, where it is that which does; then they are the columns.
     """
 
