@@ -221,20 +221,26 @@ def _train(node: dict[str, Any], *, resume: bool = False) -> Path | None:
     A run that a signal ended exits as the signal would have it: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP; one that learned
     nothing, stopped learning, or had too many numbers that are not finite, with 1.
     """
+    from mmalign.arguments.signatures import make
     from mmalign.config import build
-    from mmalign.distributed.shards import refuse_alone
+    from mmalign.distributed.shards import cutting, refuse_alone
     from mmalign.distributed.team import joined
     from mmalign.files import plain
     from mmalign.recipes._run import Run
+    from mmalign.training import allocator
+    from mmalign.training.settings import Devices
 
-    team = joined()
-    refuse_alone((node.get("devices") or {}).get("place"), team)
+    team, devices = joined(), node.get("devices") or {}
+    refuse_alone(devices.get("place"), team)
     if team.size > 1:
         team.agree("config", plain(node))
         _refuse_mistakes(node)
     if team.main:  # what it says, the others hear
         _refuse_folder(node, resume=resume)
-    run = build(node, **({"resume": True} if resume else {}))
+    if devices.get("place") == "fsdp2":
+        allocator.give_back()
+    with cutting(make(Devices, devices) if team.size > 1 else Devices(), team):
+        run = build(node, **({"resume": True} if resume else {}))
     if isinstance(run, (Mapping, Path)):
         counts = ", ".join(f"{count} {name}" for name, count in run.items()) if isinstance(run, Mapping) else ""
         echo(f"{node['use']}: {node.get('out', 'done')}{f' ({counts})' if counts else ''}")

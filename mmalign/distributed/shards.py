@@ -4,15 +4,19 @@ A gather takes all processes, and how often a process runs a block follows from 
 other sizes are as many as they are. So a process asks before each gather (``Team.ask``), and whoever has nothing to run, or another block,
 takes part with its shards (``Shards.help``): nobody has to run as often as the others do, and no policy knows of shards.
 
-Gradients of a whole block stay with the process until the update's backward passes are done, and are then summed into shards.
+Gradients of a whole block stay with the process until the update's backward passes are done, and are then summed into shards. Under
+mixed precision each pass leaves its own in the low type; they are added up in float32, here (``_add_up``): what ``fully_shard`` itself
+would keep of them between passes (``unsharded_accumulated_grad``) stands nowhere that one may look.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,14 +24,21 @@ from torch import Tensor, nn
 from mmalign.distributed.team import Team
 from mmalign.types import Policy, UserError
 
+SOME = 64  # numbers of each tensor by which weights are told apart
+MIXED = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+"""What parameters may be kept in whose blocks run in another type."""
+
 
 class Sets(Protocol):
     """What is cut: a module, its trained parameters by name as they are now, and named copies of them."""
 
     module: nn.Module
     sets: dict[str, dict[str, Tensor]]
-    others: Mapping[str, Any]
     shards: Shards | None
+
+    @property
+    def others(self) -> Mapping[str, Any]:
+        """Other models that names stand for."""
 
     @property
     def trained(self) -> dict[str, nn.Parameter]:
@@ -48,16 +59,63 @@ class Placed(Protocol):
     def place(self) -> str:
         """``replicate`` or ``fsdp2``."""
 
+    @property
+    def mixed_precision(self) -> str | None:
+        """The type that blocks are gathered and run in, by name."""
+
+    @property
+    def offload(self) -> bool:
+        """Whether shards are on the CPU."""
+
+
+class Coming(NamedTuple):
+    """A run whose policies are to be cut."""
+
+    devices: Placed
+    team: Team
+
+
+_COMING: ContextVar[Coming | None] = ContextVar("coming", default=None)
+
+
+@contextmanager
+def cutting(devices: Placed, team: Team) -> Iterator[None]:
+    """Policies that are made inside of the block are in shards from the start, where ``devices`` asks for such.
+
+    A library loads weights on the CPU as parts of mapped files, of which nothing is read; a block is cut before anything runs or copies
+    it, and a process reads its own rows. Errors: UserError in one process.
+    """
+    refuse_alone(devices.place, team)
+    token = _COMING.set(Coming(devices, team) if devices.place == "fsdp2" else None)
+    try:
+        yield
+    finally:
+        _COMING.reset(token)
+
+
+def awaited() -> bool:
+    """Whether a policy that is made now is to be cut before it goes to its device."""
+    return _COMING.get() is not None
+
+
+def cut_early(sets: Sets, device: torch.device) -> None:
+    """Cuts what is awaited, onto its device. Errors: see ``Shards``."""
+    if (coming := _COMING.get()) is not None:
+        sets.shards = Shards(sets, coming.devices, coming.team, device=device)
+
 
 def sharded(policy: Policy, devices: Placed, team: Team) -> Shards | None:
-    """Cuts a policy's model, where that is asked for; one that an earlier run has cut stays so. Errors: UserError in one process, and see
-    ``Shards``."""
+    """Cuts a policy's model, and those of its references, where that is asked for; what is cut stays so. Errors: UserError in one process,
+    for shards of another kind than an earlier run's, and see ``Shards``."""
     refuse_alone(devices.place, team)
     sets: Any = policy.sets
     if sets.shards is None and devices.place == "fsdp2":
-        sets.shards = Shards(sets, team)
-    if sets.shards is not None:
-        team.helper = sets.shards.help
+        sets.shards = Shards(sets, devices, team)
+    if sets.shards is None:
+        return None
+    if devices.place == "fsdp2" and devices != sets.shards.devices:
+        raise UserError(f"devices: got {devices}, and an earlier run has cut this policy by {sets.shards.devices}; takes the same")
+    sets.shards.cut(part for other in sets.others.values() for part in other.parts.values() if isinstance(part, nn.Module))
     return sets.shards  # type: ignore[no-any-return]
 
 
@@ -71,57 +129,97 @@ def refuse_alone(place: str | None, team: Team) -> None:
 class Shards:
     """The blocks of a policy's model, and of those that its references are, cut over the processes of a team.
 
-    leaves: trained parameter -> what autograd knows of it: the whole one, which is there while its block is gathered.
-    Errors: UserError for a model that repeats no block, or whose blocks cannot be cut.
+    leaves: trained parameter -> what autograd knows of it: the whole one, which is there while its block is gathered. sums: of what is
+    added up in float32, the gradients of whole blocks so far. Errors: UserError for a model that repeats no block, or whose blocks
+    cannot be cut so.
     """
 
-    def __init__(self, sets: Sets, team: Team):
+    def __init__(self, sets: Sets, devices: Placed, team: Team, *, device: torch.device | None = None):
         from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.fsdp import fully_shard
 
-        self.sets, self.team, self.blocks = sets, team, list[Any](_all_blocks(sets))
-        by_identity = {id(p): name for name, p in sets.trained.items()}
-        self.names = [[by_identity[id(p)] for p in block.parameters() if id(p) in by_identity] for block in self.blocks]
-        self.mesh = init_device_mesh(next(self.blocks[0].parameters()).device.type, (team.size,))
-        for block in self.blocks:
-            try:
-                fully_shard(block, mesh=self.mesh, reshard_after_forward=True)
-            except (RuntimeError, ValueError, AssertionError) as error:
-                why = " ".join(str(error).split())[:200]
-                raise UserError(f"devices.place: {type(block).__name__} cannot be cut ({why}); takes replicate") from error
-            block.set_requires_gradient_sync(False)
+        self.sets, self.team, self.devices = sets, team, devices
+        self.blocks, self.numbers, self.names = list[Any](), list[int](), list[list[str]]()
+        self.leaves, self.sums = dict[str, nn.Parameter](), dict[str, Tensor]()
+        kind = (device or next(sets.module.parameters()).device).type
+        if devices.offload and kind == "cpu":
+            raise UserError("devices.offload: got true, and the model is on the CPU already; takes false")
+        self.mesh = init_device_mesh(kind, (team.size,))
+        self.cut([sets.module])
+        if not self.blocks:
+            raise UserError(
+                f"devices.place: got fsdp2, and {type(sets.module).__name__} repeats no block that could be cut; takes replicate"
+            )
         for name, table in sets.sets.items():
             sets.sets[name] = {key: like(value, sets.trained[key]) for key, value in table.items()}
-        self.leaves: dict[str, nn.Parameter] = {}
-        for number, block in enumerate(self.blocks):
-            cut = {name: p for name, p in sets.trained.items() if name in self.names[number]}
-            team.heard(block.unshard)
-            owners = {name: sets.module.get_submodule(name.rpartition(".")[0]) for name in cut}
-            self.leaves |= {name: getattr(owner, name.rpartition(".")[2]) for name, owner in owners.items()}
-            block.reshard()
-            block.register_forward_pre_hook(torch.compiler.disable(partial(self._before, number)), prepend=True)
-            block.register_forward_hook(torch.compiler.disable(partial(self._after_forward, number)), prepend=True)
 
-    def _before(self, number: int, *_: Any) -> None:
+    def cut(self, modules: Iterable[nn.Module]) -> None:
+        """Cuts the blocks of modules that are not cut yet, one after the other: no more than one of them is whole here at a time."""
+        from torch.distributed.fsdp import FSDPModule
+
+        names = {id(p): name for name, p in self.sets.trained.items()}
+        for block in [block for module in modules for block in blocks_of(module)]:
+            if not isinstance(block, FSDPModule):
+                self._cut(block, [names[id(p)] for p in block.parameters() if id(p) in names])
+
+    def _cut(self, block: nn.Module, names: list[str]) -> None:
+        owners = {name: self.sets.module.get_submodule(name.rpartition(".")[0]) for name in names}
+        now = lambda: {name: getattr(owner, name.rpartition(".")[2]) for name, owner in owners.items()}  # noqa: E731
+        self._agree(list(now().values()))
+        cut: Any = _in_shards(block, self.mesh, self.runs_in, offload=self.devices.offload)
+        place = len(self.blocks)
+        self.blocks.append(cut)
+        self.names.append(names)
+        self.numbers.append(self.team.enlist(self.help))
+        self.team.heard(cut.unshard)
+        leaves = now()
+        cut.reshard()
+        self.leaves |= leaves
+        for name, leaf in leaves.items() if self.runs_in is not None else ():
+            leaf.register_post_accumulate_grad_hook(partial(self._add_up, name))
+        block.register_forward_pre_hook(torch.compiler.disable(partial(self._before, place)), prepend=True)
+        block.register_forward_hook(torch.compiler.disable(partial(self._after_forward, place)), prepend=True)
+
+    @property
+    def runs_in(self) -> torch.dtype | None:
+        """The type that blocks run in, where it is another than that of their parameters."""
+        name = self.devices.mixed_precision
+        return None if name is None else getattr(torch, name)  # type: ignore[no-any-return]
+
+    def _agree(self, values: Sequence[Tensor]) -> None:
+        """Makes what is trained what it is in the main process; only what differs there, by some numbers of each, is sent."""
+        processes = self.team.tell([fingerprint(value) for value in values])
+        self.team.copy([value for value, *each in zip(values, *processes, strict=True) if len(set(each)) > 1])
+
+    def _add_up(self, name: str, leaf: Tensor) -> None:
+        """After each backward pass: its gradient, in the type that blocks run in, goes into the sum, in float32 or wider."""
+        gradient: Any = leaf.grad
+        leaf.grad = None
+        if name in self.sums:
+            self.sums[name] += gradient
+        else:
+            self.sums[name] = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
+
+    def _before(self, place: int, *_: Any) -> None:
         """Before a block is gathered, forwards or backwards: the others take part."""
-        if is_cut(next(self.blocks[number].parameters())):
-            self.team.ask(number, self._names_of_sets().index(self.sets.in_place))
+        if is_cut(next(self.blocks[place].parameters())):
+            self.team.ask(self.numbers[place], self._names_of_sets().index(self.sets.in_place))
 
-    def _after_forward(self, number: int, block: nn.Module, inputs: Any, output: Any) -> None:
+    def _after_forward(self, place: int, block: nn.Module, inputs: Any, output: Any) -> None:
         from torch.utils._pytree import tree_leaves
 
         for value in tree_leaves(output):
             if isinstance(value, Tensor) and value.requires_grad:
-                value.register_hook(lambda gradient: self._before(number))  # stands before the hook of fully_shard, which gathers
+                value.register_hook(lambda gradient: self._before(place))  # stands before the hook of fully_shard, which gathers
 
     def help(self, number: int, which: int) -> None:
         """Takes part in the gather of a block for another process, with the values of the set that is in place there."""
-        block = self.blocks[number]
+        place = self.numbers.index(number)
+        block = self.blocks[place]
         if not is_cut(next(block.parameters())):
             raise UserError(
                 f"devices.place: another process gathers {type(block).__name__} {number} while this one holds it; takes replicate"
             )
-        with torch.no_grad(), self.sets.lent(self._names_of_sets()[which], self.names[number]):
+        with torch.no_grad(), self.sets.lent(self._names_of_sets()[which], self.names[place]):
             block.unshard()
             block.reshard()
 
@@ -135,30 +233,47 @@ class Shards:
             block.reshard()
         for leaf in self.leaves.values():
             leaf.grad = None
+        self.sums.clear()
 
     def add_gradients(self) -> None:
         """Sums what the processes hold of the gradients of whole blocks into shards; None stays None where no process has one."""
         from torch.distributed.tensor import DTensor, Partial
 
-        held = self.team.tell([leaf.grad is not None for leaf in self.leaves.values()])
+        gradients = {name: self.sums.pop(name, leaf.grad) for name, leaf in self.leaves.items()}
+        held = self.team.tell([gradient is not None for gradient in gradients.values()])
         trained = self.sets.trained
-        for (name, leaf), *flags in zip(self.leaves.items(), *held, strict=True):
+        for (name, gradient), *flags in zip(gradients.items(), *held, strict=True):
             if not any(flags):
                 continue
-            gradient = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
-            p: Any = trained[name]
-            leaf.grad = None
-            p.grad = DTensor.from_local(gradient, self.mesh, [Partial()], run_check=False).redistribute(placements=p.placements)
+            leaf, p = self.leaves[name], cast(Any, trained[name])
+            if gradient is None:
+                summed_in = leaf.dtype if self.runs_in is None else torch.promote_types(leaf.dtype, torch.float32)
+                gradient = torch.zeros_like(leaf, dtype=summed_in)
+            leaf.grad = gradients[name] = None
+            summed: Any = DTensor.from_local(gradient, self.mesh, [Partial()], run_check=False).redistribute(placements=p.placements)
+            p.grad = of_rows(summed.to_local().to(p.dtype), p)
 
 
-def _all_blocks(sets: Sets) -> list[nn.Module]:
-    """Of the policy's own model first, and of each other one that its references are."""
-    own, seen = blocks_of(sets.module), set[int]()
-    if not own:
-        raise UserError(f"devices.place: got fsdp2, and {type(sets.module).__name__} repeats no block that could be cut; takes replicate")
-    modules = [part for other in sets.others.values() for part in other.parts.values() if isinstance(part, nn.Module)]
-    blocks = [*own, *(block for module in modules for block in blocks_of(module))]
-    return [block for block in blocks if id(block) not in seen and not seen.add(id(block))]  # type: ignore[func-returns-value]
+def _in_shards(block: nn.Module, mesh: Any, runs_in: torch.dtype | None, *, offload: bool) -> nn.Module:
+    """The block, cut. runs_in: the type that it is gathered in. Errors: UserError for one that cannot be cut so."""
+    from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+
+    mixed = MixedPrecisionPolicy()
+    if runs_in is not None:
+        if odd := sorted(str(p.dtype) for p in block.parameters() if p.dtype not in MIXED):
+            takes = "takes it without policy.memory.storage"
+            raise UserError(f"devices.mixed_precision: {type(block).__name__} keeps weights in {odd[0].removeprefix('torch.')}; {takes}")
+        own = next(block.parameters()).dtype
+        mixed = MixedPrecisionPolicy(param_dtype=runs_in, output_dtype=own)
+    where = CPUOffloadPolicy() if offload else OffloadPolicy()
+    try:
+        fully_shard(block, mesh=mesh, reshard_after_forward=True, mp_policy=mixed, offload_policy=where)
+    except (RuntimeError, ValueError, AssertionError) as error:
+        why = " ".join(str(error).split())[:200]
+        raise UserError(f"devices.place: {type(block).__name__} cannot be cut ({why}); takes replicate") from error
+    module: Any = block
+    module.set_requires_gradient_sync(False)
+    return block
 
 
 def blocks_of(module: nn.Module) -> list[nn.Module]:
@@ -186,6 +301,18 @@ def leaves(policy: Policy) -> list[Tensor]:
 # Tensors
 
 
+def fingerprint(value: Tensor) -> int:
+    """What tensors are told apart by: a checksum of some of their numbers."""
+    flat = value.detach().flatten()
+    return zlib.crc32(flat[spread(len(flat)).to(flat.device)].cpu().view(torch.uint8).numpy().tobytes())
+
+
+def spread(count: int) -> Tensor:
+    """Places of some of ``count`` numbers, from the first to the last, by which tensors are told apart."""
+    some = min(count, SOME)
+    return torch.arange(some) * (count - 1) // max(some - 1, 1)
+
+
 def in_processes() -> bool:
     """Whether this is one of several processes, whose parameters may be in shards."""
     return torch.distributed.is_available() and torch.distributed.is_initialized()
@@ -202,12 +329,8 @@ def is_cut(value: Tensor) -> bool:
 
 def like(value: Tensor, p: Tensor) -> Tensor:
     """A whole tensor as the shards of a parameter that ``fully_shard`` has cut; others as they are."""
-    if not is_cut(p) or is_cut(value) or value.shape != p.shape:
-        return value
-    from torch.distributed.tensor import distribute_tensor
-
-    cut: Any = p
-    return distribute_tensor(value.to(p.device), cut.device_mesh, cut.placements, src_data_rank=None)  # all processes hold the same
+    own = None if is_cut(value) or value.shape != p.shape else own_rows(p)
+    return value if own is None else of_rows(value[own.first : own.first + len(own.value)], p)
 
 
 class Rows(NamedTuple):
@@ -226,13 +349,18 @@ def own_rows(value: Tensor) -> Rows | None:
     return Rows(min(each * cut.device_mesh.get_local_rank(), value.shape[0]), cut.to_local().detach())
 
 
-def of_rows(rows: Tensor, p: Tensor) -> Tensor:
-    """A tensor in shards, as ``fully_shard`` has cut ``p``, of the rows that each process has of it."""
-    from torch.distributed.tensor import DTensor
+def held_of(value: Tensor) -> Tensor:
+    """What this process holds of a tensor."""
+    rows = own_rows(value)
+    return value if rows is None else rows.value
 
-    cut: Any = p
-    rows = rows.to(p.device)
-    return DTensor.from_local(rows, cut.device_mesh, cut.placements, run_check=False, shape=p.shape, stride=p.stride())
+
+def of_rows(rows: Tensor, p: Tensor) -> Tensor:
+    """A tensor in shards, as ``fully_shard`` has cut ``p`` and where it keeps it, of the rows that each process has of it."""
+    made: Any = torch.empty_like(p, dtype=rows.dtype, requires_grad=False)
+    with torch.no_grad():
+        made.to_local().copy_(rows)
+    return made  # type: ignore[no-any-return]
 
 
 def whole(value: Tensor) -> Tensor:

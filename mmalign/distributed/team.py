@@ -15,6 +15,7 @@ from functools import cache
 from queue import Empty, Queue
 from threading import Thread
 from typing import Any
+from weakref import WeakMethod
 
 import torch
 from torch import Tensor
@@ -50,8 +51,6 @@ class Team:
     size, rank = 1, 0
     failed = False
     """Whether this process and the others hear nothing of each other any more."""
-    helper: Callable[[int, int], None] | None = None
-    """Takes part in what another process asks for (``ask``); see ``shards``."""
 
     @property
     def main(self) -> bool:
@@ -95,8 +94,13 @@ class Team:
         """Inside of the block, what it takes to hear of the others is ``part("gather")``."""
         yield
 
+    def enlist(self, helper: Callable[[int, int], None]) -> int:
+        """The number of one more block that all processes have cut (``shards``). helper: a method, which takes part in a gather of it for
+        another process, by its number and that of its values; it is not kept alive for that."""
+        return 0
+
     def ask(self, block: int, values: int) -> None:
-        """Returns once all processes gather this block with these values (``shards``); those that need another one, or none, help."""
+        """Returns once all processes gather this block with these values; those that need another one, or none, help."""
 
     # Of these alone
 
@@ -137,6 +141,7 @@ class Processes(Team):
         self.rank, self.size, self.timeout, self.failed = rank, size, timedelta(seconds=timeout), False
         self._board: Any = None  # where each says which of its messages it has come to
         self._messages = 0
+        self._helpers: list[WeakMethod[Callable[[int, int], None]]] = []
         self._part: Callable[[str], AbstractContextManager[None]] = _unwatched
         if torch.cuda.is_available():
             own, there = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
@@ -224,6 +229,10 @@ class Processes(Team):
     def short(self) -> None:
         self._exchange(b"", how=SHORT)
 
+    def enlist(self, helper: Callable[[int, int], None]) -> int:
+        self._helpers.append(WeakMethod(helper))
+        return len(self._helpers) - 1
+
     def ask(self, block: int, values: int) -> None:
         while True:
             heads = self._heads(WELL, 0, block, values)
@@ -235,8 +244,9 @@ class Processes(Team):
             self._help(gather)
 
     def _help(self, gather: tuple[int, int] | None) -> None:
-        if self.helper is not None and gather is not None:
-            self.helper(*gather)
+        helper = None if gather is None else self._helpers[gather[0]]()
+        if helper is not None and gather is not None:
+            helper(*gather)
 
     def _exchange(self, message: bytes, *, how: int = WELL) -> list[bytes]:
         """The messages of all processes, whom this one helps until each has one to send.

@@ -82,8 +82,9 @@ def diffusers(  # one keyword for each thing that a user may set
     pipeline.set_progress_bar_config(disable=True)
     home = torch.device("cpu") if "references" in offloaded else target
     policy = DiffusersPolicy(
-        pipeline, schedule, lora=lora, start=start, rows_at_once=memory.rows_at_once, call=call, conditions=conditions, home=home
-    )
+        pipeline, schedule, lora=lora, start=start, rows_at_once=memory.rows_at_once, call=call, conditions=conditions, home=home,
+        cut_to=target if memory.storage is None and memory.compile is False else None,
+    )  # fmt: skip
     nets, acts = policy.denoisers, policy.acts_on
     if memory.storage is not None:
         acts["storage"] = fitting.store(nets, memory.storage)
@@ -102,9 +103,10 @@ class DiffusersPolicy:
     kind = ADAPTER.kind
     gives = ADAPTER.gives
 
-    def __init__(
+    def __init__(  # what `diffusers` was given, and where it goes
         self, pipe: Any, schedule: Schedule, *, lora: Lora | None = None, rows_at_once: int = 64, call: dict[str, Any] | None = None,
         conditions: Callable[[list[str]], dict[str, Any]] | None = None, home: torch.device | None = None, start: str | None = None,
+        cut_to: torch.device | None = None,
     ):  # fmt: skip
         self.pipe, self.settings, self.kernel = pipe, schedule, schedule.kernel or kernels.flow_sde(noise_level=0.7)
         self.window, self.same_noise, self.rows_at_once = schedule.window or all_but_last(), schedule.same_noise, rows_at_once
@@ -115,7 +117,7 @@ class DiffusersPolicy:
             if isinstance(module, torch.nn.Module):
                 module.eval().requires_grad_(False)
         self.denoiser = next(iter(self.denoisers.values())) if len(self.denoisers) == 1 else torch.nn.ModuleDict(self.denoisers)
-        self.sets = ParameterSets(self.denoiser, lora=lora, home=home, start=start)
+        self.sets = ParameterSets(self.denoiser, lora=lora, home=home, start=start, cut_to=cut_to)
         self.acts_on: dict[str, list[str]] = {}
         self._place: Place | None = None
         self._example = self.caller.example  # a prompt for calls that only ask for the schedule
@@ -147,7 +149,8 @@ class DiffusersPolicy:
         frozen(key, self.sets, other.sets)
         modules = {part: module for part, module in other.pipe.components.items() if isinstance(module, torch.nn.Module)}
         own_parts = ("pipe", "caller", "denoisers", "denoiser", "_place")
-        self.sets.lend(name, self, Other({part: vars(other)[part] for part in own_parts}, digest(modules), tuple(other.denoisers.values())))
+        parts, denoisers = {part: vars(other)[part] for part in own_parts}, tuple(other.denoisers.values())
+        self.sets.lend(name, self, Other(parts, digest(modules), denoisers, other.sets.shards))
 
     # Rollout
 
@@ -227,14 +230,14 @@ class DiffusersPolicy:
             noise = torch.stack([torch.randn(mean.shape[1:], generator=g, device=device) for g in noises])
             x_next = laid_out(kernels.sample(mean, std, noise).to(moment.x.dtype))
             random[column] &= bool((std > 0).all())
-            tape["x"].append(moment.x.clone())  # pipelines may write into what they hold
-            tape["x_next"].append(x_next.clone())
+            tape["x"].append(_kept(moment.x))
+            tape["x_next"].append(_kept(x_next))
             tape["log_probs"].append(kernels.log_prob(x_next, mean, std) * bool(random[column]))
             tape["dt"].append((kernels.flow_time(moment.t) - kernels.flow_time(moment.t_next)).double().cpu())
             return x_next
 
         def beside(number: int, own: Tensor) -> Tensor:
-            tape["beside"].append(own.clone())
+            tape["beside"].append(_kept(own))
             return laid_out(own)
 
         with torch.no_grad():
@@ -287,7 +290,7 @@ class DiffusersPolicy:
                 for rows in torch.arange(len(rollout.prompts)).split(rows_at_once):
                     for column in trajectories.columns.tolist():
                         step = transition(self, rollout, rows, column)
-                        log_probs[rows, column], means[column][rows] = step.log_probs.cpu(), step.mean
+                        log_probs[rows, column], means[column][rows] = step.log_probs.cpu(), step.mean.float().cpu()
             trajectories.refs[name] = Remembered(log_probs, means)
 
     def steps(self, rollout: Rollout, rows: Tensor, columns: Tensor | None = None, needs: frozenset[Need] = frozenset()) -> Steps:
@@ -390,6 +393,11 @@ class DiffusersPolicy:
         with torch.no_grad(), watched(self.pipe) as find:
             self.caller.until_finished([self._example], [0], Player(answer), [self._example])
         return firsts[0]
+
+
+def _kept(latents: Tensor) -> Tensor:
+    """As a rollout keeps them, on the CPU: pipelines may write into what they hold."""
+    return latents.to("cpu", copy=True)
 
 
 def _generator(state: Tensor) -> torch.Generator:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mmalign.distributed.shards import Shards, like, reshard, whole
+from mmalign.distributed.shards import Shards, cut_early, held_of, like, reshard, spread, whole
 from mmalign.policies.adapters import ADAPTER, add_lora, fitted, pairs_of, seated, stacked, switched
 from mmalign.policies.settings import Lora
 from mmalign.runs import weights
@@ -21,18 +21,18 @@ from mmalign.types import UserError
 __all__ = ["ParameterSets"]
 
 WIDEST = 8  # times the trained rank: a mixture of LoRA sets with more is factored anew
-SOME = 64  # numbers of each tensor by which weights are told apart
 
 
 class Other(NamedTuple):
     """Another model that a name stands for. parts: the attributes of the policy that are its own model's, as they are of that one.
 
-    digest: what its weights are told apart by. modules: what of it may wait elsewhere between its uses.
+    digest: what its weights are told apart by. modules: what of it may wait elsewhere between its uses. shards: where it is cut by itself.
     """
 
     parts: Mapping[str, Any]
     digest: str
     modules: tuple[nn.Module, ...] = ()
+    shards: Shards | None = None
 
 
 class ParameterSets:
@@ -56,13 +56,16 @@ class ParameterSets:
     start: a run, or whole weights on disk, that what is trained starts as without ``lora``; with it, ``lora.from_`` is that. ``ref``
     is then a copy of the start, not the base.
 
+    cut_to: the device that its blocks go to in shards, where a run is coming that wants such (``shards.cutting``): they are cut before
+    anything is copied. None: it is cut later.
+
     A name may also stand for another model (``lend``), of whatever width and depth: while it is in use, the policy runs that one. It is
     no set: it cannot be mixed or kept, and no checkpoint holds it.
     """
 
     def __init__(
         self, module: nn.Module, *, lora: Lora | None = None, home: torch.device | None = None,
-        train: Callable[[nn.Module], bool] | None = None, start: str | None = None,
+        train: Callable[[nn.Module], bool] | None = None, start: str | None = None, cut_to: torch.device | None = None,
     ):  # fmt: skip
         if lora is not None and start is not None:
             raise UserError("policy.start: given beside lora; takes lora: {from: PLACE}, or no lora")
@@ -86,6 +89,8 @@ class ParameterSets:
         self._replaced: list[tuple[str, dict[str, Tensor]]] = []  # sets that are in place, and what they stand in for
         self.shards: Shards | None = None
         self._adopted: set[str] = set()
+        if cut_to is not None:
+            cut_early(self, cut_to)
         if start is not None:
             self.load({"trained": self._matched(weights.read(existing(start, "policy.start"), "policy.start"), "policy.start")})
         if not self.lora or any(pair.layer.lora_B[ADAPTER].weight.any() for pair in self._pairs):
@@ -329,21 +334,16 @@ def digest(modules: Mapping[str, nn.Module]) -> str:
     for part, module in sorted(modules.items()):
         for name, value in sorted(module.state_dict().items()):
             hasher.update(f"{part}.{name} {value.dtype} {list(value.shape)}".encode())
-            numbers = value.detach().flatten().view(torch.uint8).view(-1, value.element_size())[spread(value.numel()).to(value.device)]
+            value = whole(value.detach())
+            numbers = value.flatten().view(torch.uint8).view(-1, value.element_size())[spread(value.numel()).to(value.device)]
             hasher.update(numbers.cpu().numpy().tobytes())
     return hasher.hexdigest()
 
 
-def spread(count: int) -> Tensor:
-    """Places of some of ``count`` numbers, from the first to the last, by which tensors are told apart."""
-    some = min(count, SOME)
-    return torch.arange(some) * (count - 1) // max(some - 1, 1)
-
-
 def frozen(key: str, sets: ParameterSets, others: ParameterSets) -> None:
     """Makes the model of ``others`` one that nothing trains, and drops the copies that it holds. Errors: UserError where it is this one."""
-    own = {p.data_ptr() for p in sets.module.parameters()}
-    if any(p.data_ptr() in own for p in others.module.parameters() if p.numel()):
+    own = {held_of(p).data_ptr() for p in sets.module.parameters()}
+    if any(held.data_ptr() in own for held in map(held_of, others.module.parameters()) if held.numel()):
         raise UserError(f"{key}: shares weights with the policy that is trained; takes a model that was loaded by itself")
     others.module.requires_grad_(False)
     others.sets.clear()

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from mmalign.arguments.ranges import Count, Fraction, Natural, Positive, Proportion
 from mmalign.conversations import has_media
 from mmalign.devices import default_device
+from mmalign.distributed.shards import awaited, leaves
 from mmalign.media import Limits
 from mmalign.needs import DEGREE, kinds, named
 from mmalign.policies.language import reading, reference_models, storage
@@ -113,7 +114,9 @@ def transformers(  # one keyword for each thing that a user may set
         model.to(kind)
     if tokenizer is None:
         raise UserError("policy.tokenizer: got none, takes the tokenizer of the model")
-    model.to(device or default_device())
+    target = default_device() if device is None else torch.device(device)
+    if not awaited():
+        model.to(target)
     words, processor = parted(tokenizer)
     never = never_said(model, words, processor)
     vision = None if processor is None else Vision(processor, model, frames=frozenset(never), limits=media)
@@ -121,7 +124,7 @@ def transformers(  # one keyword for each thing that a user may set
     room = Room(chat, context_of(model), max_prompt, max_completion, truncate)
     return TransformersPolicy(
         model, chat, room, lora=lora, train=train, start=start, memory=memory, engine=engine, temperature=temperature, top_p=top_p,
-        top_k=top_k, contrasts=contrasts or {}, ablation=ablation, segments=segments, heads=heads,
+        top_k=top_k, contrasts=contrasts or {}, ablation=ablation, segments=segments, heads=heads, device=target,
     )  # fmt: skip
 
 
@@ -133,7 +136,7 @@ class TransformersPolicy:
     def __init__(  # one keyword for each thing that a user may set
         self, model: Any, chat: Chat, room: Room, *, lora: Lora | None, train: Train | None, start: str | None, memory: TextMemory,
         engine: EngineSettings | None, temperature: float, top_p: float, top_k: int, contrasts: Mapping[str, Any], ablation: Ablation,
-        segments: Segments, heads: Sequence[str],
+        segments: Segments, heads: Sequence[str], device: torch.device,
     ):  # fmt: skip
         refuse_numbers(temperature, top_p, top_k)
         self.model, self.chat, self.room, self.temperature = model, chat, room, temperature
@@ -142,16 +145,19 @@ class TransformersPolicy:
         if lora is not None and train is not None:
             raise UserError("policy.train: got lora too, takes one of them (train: {language: {rank: 16}} is LoRA in the language model)")
         home = None if memory.offload is None else torch.device("cpu")
-        self.sets = ParameterSets(model, lora=lora, home=home, train=None if train is None else making(train), start=start)
+        cut_to = device if memory.storage is None else None  # weights are rounded whole
+        members = None if train is None else making(train)
+        self.sets = ParameterSets(model, lora=lora, home=home, train=members, start=start, cut_to=cut_to)
+        model.to(device)
         self.stored = 0 if memory.storage is None else storage.stored(model, lora=self.sets.lora, engine=engine)
         self.engine = None if engine is None else Engine(engine, chat, model, lora=self.sets.lora)
         self.heads, self.gives = add_heads(self.sets, model, heads), ADAPTER.gives | set(heads)
         example = made_up(model, chat.never, [] if chat.vision is None else chat.vision.example())
-        self.fit = fitted = fit(model, shared=memory.shared_prefixes, trained=list(self.sets.trained.values())[:4], example=example)
-        self.tolerance = ROUNDING.get(next(model.parameters()).dtype, 1e-4)
+        self.fit = fitted = fit(model, shared=memory.shared_prefixes, trained=leaves(self)[:4], example=example)
+        self.rounding = ROUNDING.get(next(model.parameters()).dtype, 1e-4)
         for line in fitted.remarks:
             warnings.warn(line, stacklevel=3)
-        vocabulary, device = int(model.get_input_embeddings().weight.shape[0]), self.device
+        vocabulary = int(model.get_input_embeddings().weight.shape[0])
         layers = checkpoint_layers(model) if memory.gradient_checkpointing else []
         stops, never = (torch.tensor(ids, dtype=torch.int64, device=device) for ids in (chat.stops, chat.never))
         self.scorer = Scorer(fitted, temperature, max(1, memory.logits_at_once // vocabulary), self.heads, device, never, layers)
@@ -165,6 +171,12 @@ class TransformersPolicy:
     def device(self) -> torch.device:
         """Where the model is."""
         return next(self.model.parameters()).device
+
+    @property
+    def tolerance(self) -> float:
+        """Nats that a log-probability may differ by when it is scored again, in the type that blocks run in."""
+        runs_in = None if self.sets.shards is None else self.sets.shards.runs_in
+        return self.rounding if runs_in is None else max(self.rounding, ROUNDING[runs_in])
 
     @property
     def cut(self) -> dict[str, int]:

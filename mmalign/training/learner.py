@@ -57,9 +57,9 @@ class Learner:
     ):  # fmt: skip
         self.non_finite, self.profile = not_finite.NotFinite(non_finite), Profile()
         self.policy, self.method, self.settings, self.steps, self.team = policy, method, optimizer, steps, team
-        team.copy([parameter for parameter in policy.parameters().values() if not is_cut(parameter)])
         optimizer.refuse_longer(steps)
         self.shards = sharded(policy, devices, team)
+        team.copy([parameter for parameter in policy.parameters().values() if not is_cut(parameter)])
         self.optimizer = parted(optimizer.make(policy.parameters().values()))
         self.optimizer.zero_grad(set_to_none=True)  # of whoever trained the model before
         self.updates = 0

@@ -176,9 +176,22 @@ class Devices(Record):
     place: ``replicate``: every process holds all of it, of its gradients and of the optimiser's state. ``fsdp2``: each holds a part of
     the blocks that a model repeats, and of the optimiser's state for them, and gathers a block while it runs (torch's ``fully_shard``,
     FSDP2); the rest of it, embeddings and heads among it, is whole everywhere. Changes no number but by rounding.
+    mixed_precision: of ``fsdp2``: the type that blocks are gathered in and computed in, ``bfloat16``: half the bytes of a gather in
+    float32. Parameters, their moving averages and the optimiser's state stay in the type that they have, gradients are summed in float32.
+    offload: of ``fsdp2``, on GPUs: shards, and with them the optimiser's state and step, are on the CPU; a block's come to the GPU to be
+    gathered, and its gradients go back. Changes no number but by rounding.
     """
 
     place: Literal["replicate", "fsdp2"] = "replicate"
+    mixed_precision: Literal["bfloat16"] | None = None
+    offload: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        of_shards = {"mixed_precision": self.mixed_precision, "offload": self.offload or None}
+        for name, value in of_shards.items() if self.place == "replicate" else ():
+            if value is not None:
+                raise UserError(f"{name}: got {value!r} with place: replicate, which has no shards; takes place: fsdp2")
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ class Whole(nn.Module):
         return SimpleNamespace(last_hidden_state=output.logits, past_key_values=getattr(output, "past_key_values", None))
 
 
-def fit(model: nn.Module, *, shared: bool, trained: Sequence[nn.Parameter], example: prefixes.Sequences | None = None) -> Fit:
+def fit(model: nn.Module, *, shared: bool, trained: Sequence[Tensor], example: prefixes.Sequences | None = None) -> Fit:
     """The fastest way that gives the model's own log-probabilities, and with shared prompts the same gradient.
 
     trained: some parameters whose gradient is compared. example: rows to try; made up by default. Errors: UserError for a model
@@ -114,7 +114,7 @@ def _agrees(backbone: nn.Module, head: Head, rows: prefixes.Sequences, truth: Te
 
 
 def _shares(
-    backbone: nn.Module, head: Head, rows: prefixes.Sequences, truth: Tensor, allowed: float, trained: Sequence[nn.Parameter]
+    backbone: nn.Module, head: Head, rows: prefixes.Sequences, truth: Tensor, allowed: float, trained: Sequence[Tensor]
 ) -> bool:
     try:
         with torch.enable_grad():

@@ -50,14 +50,17 @@ def load(name: str, reader: Any = None, *, dtype: str | None = None, trust_remot
 
 @contextmanager
 def quiet_report() -> Iterator[None]:
-    """Without the table of missing tensors that transformers prints: ``refuse_unlike`` says it in a line, or there are none."""
-    logger = logging.getLogger("transformers.modeling_utils")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """Without the table of missing tensors that transformers prints: ``refuse_unlike`` says it in a line, or there are none; and without
+    the layers that it would not cut, which several processes are told although nobody asked it to."""
+    loggers = [logging.getLogger(f"transformers.{name}") for name in ("modeling_utils", "distributed.tensor_parallel")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _tokenizer(name: str, **options: Any) -> Any:

@@ -36,7 +36,7 @@ class Reader(Protocol):
     room: Room
     temperature: float
     fit: Fit
-    tolerance: float
+    rounding: float
     scorer: Scorer
     drawing: Drawing
     sets: ParameterSets
@@ -67,7 +67,8 @@ def refer(policy: Reader, name: str, other: Any, examples: Sequence[Any]) -> Non
     _refuse_context(key, policy.room, other.room)
     frozen(key, policy.sets, other.sets)
     others = {label: lent.parts for label, lent in policy.sets.others.items() if label != name}
-    parts = {**others, name: {"model": other.model, "fit": other.fit, "tolerance": other.tolerance}}
+    parts = {**others, name: {"model": other.model, "fit": other.fit, "rounding": other.rounding}}
+    cut = {**{label: lent.shards for label, lent in policy.sets.others.items()}, name: other.sets.shards}
     widths = {label: width_of(part["model"], part["fit"]) for label, part in parts.items()}
     own = width_of(policy.model, policy.fit)
     least = min(own, *widths.values())
@@ -77,7 +78,9 @@ def refer(policy: Reader, name: str, other: Any, examples: Sequence[Any]) -> Non
         there = policy.sets.workplaces.get(label, part["fit"].device)
         never = _within(policy.scorer, least, widths[label]).to(there)
         scorer = replace(policy.scorer, fit=part["fit"], device=there, layers=(), never=never)
-        policy.sets.lend(label, policy, Other({**part, "scorer": scorer}, digest({"model": part["model"]}), (part["model"],)))
+        policy.sets.lend(
+            label, policy, Other({**part, "scorer": scorer}, digest({"model": part["model"]}), (part["model"],), cut.get(label))
+        )
 
 
 def width_of(model: Any, fit: Fit) -> int:
