@@ -113,9 +113,7 @@ def _agrees(backbone: nn.Module, head: Head, rows: prefixes.Sequences, truth: Te
     return bool((scores - truth).abs().max() <= allowed)
 
 
-def _shares(
-    backbone: nn.Module, head: Head, rows: prefixes.Sequences, truth: Tensor, allowed: float, trained: Sequence[Tensor]
-) -> bool:
+def _shares(backbone: nn.Module, head: Head, rows: prefixes.Sequences, truth: Tensor, allowed: float, trained: Sequence[Tensor]) -> bool:
     try:
         with torch.enable_grad():
             scores = _scores(backbone, head, rows, shared=True)
