@@ -230,14 +230,14 @@ class DiffusersPolicy:
             noise = torch.stack([torch.randn(mean.shape[1:], generator=g, device=device) for g in noises])
             x_next = laid_out(kernels.sample(mean, std, noise).to(moment.x.dtype))
             random[column] &= bool((std > 0).all())
-            tape["x"].append(_kept(moment.x))
-            tape["x_next"].append(_kept(x_next))
+            tape["x"].append(recording.kept(moment.x))
+            tape["x_next"].append(recording.kept(x_next))
             tape["log_probs"].append(kernels.log_prob(x_next, mean, std) * bool(random[column]))
             tape["dt"].append((kernels.flow_time(moment.t) - kernels.flow_time(moment.t_next)).double().cpu())
             return x_next
 
         def beside(number: int, own: Tensor) -> Tensor:
-            tape["beside"].append(_kept(own))
+            tape["beside"].append(recording.kept(own))
             return laid_out(own)
 
         with torch.no_grad():
@@ -393,11 +393,6 @@ class DiffusersPolicy:
         with torch.no_grad(), watched(self.pipe) as find:
             self.caller.until_finished([self._example], [0], Player(answer), [self._example])
         return firsts[0]
-
-
-def _kept(latents: Tensor) -> Tensor:
-    """As a rollout keeps them, on the CPU: pipelines may write into what they hold."""
-    return latents.to("cpu", copy=True)
 
 
 def _generator(state: Tensor) -> torch.Generator:

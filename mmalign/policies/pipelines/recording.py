@@ -83,3 +83,8 @@ def refuse_unasked(pipe: Any, questions: list[Any]) -> None:
             f"policy.pipeline: {type(pipe).__name__} never asks its scheduler for a step, so there is nothing to record; takes a pipeline "
             "whose call steps through `pipe.scheduler`"
         )
+
+
+def kept(latents: Tensor) -> Tensor:
+    """As a rollout keeps them, on the CPU: pipelines may write into what they hold."""
+    return latents.to("cpu", copy=True)
