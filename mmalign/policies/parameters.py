@@ -107,6 +107,12 @@ class ParameterSets:
         reshard(self.module)
         return {name: getattr(owner, leaf) for name, (owner, leaf) in self._owners.items()}
 
+    @property
+    def runs_in(self) -> torch.dtype:
+        """The type that blocks are computed in."""
+        low = None if self.shards is None else self.shards.runs_in
+        return next(self.module.parameters()).dtype if low is None else low
+
     def add(self, beside: Mapping[str, nn.Module]) -> None:
         """Modules that are trained beside this one: ``NAME.weight``, ... among the trained parameters, and as they are now in all sets."""
         for name, layer in beside.items():

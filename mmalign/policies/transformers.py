@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from mmalign.arguments.ranges import Count, Fraction, Natural, Positive, Proportion
 from mmalign.conversations import has_media
 from mmalign.devices import default_device
-from mmalign.distributed.shards import awaited, leaves
+from mmalign.distributed.shards import leaves
 from mmalign.media import Limits
 from mmalign.needs import DEGREE, kinds, named
 from mmalign.policies.language import reading, reference_models, storage
@@ -43,11 +43,10 @@ from mmalign.policies.language.heads import HEADS, MASKS, HeadName, add_heads, d
 from mmalign.policies.language.loading import checkpoint_layers, context_of, load, never_said, parted, refuse_numbers, stops_of
 from mmalign.policies.language.logits import LOG_PROBS
 from mmalign.policies.language.masking import hidden_media
-from mmalign.policies.language.members import making
+from mmalign.policies.language.members import sets_of
 from mmalign.policies.language.reading import Segments
 from mmalign.policies.language.scoring import Scorer
 from mmalign.policies.language.vision import Prompt, Vision, inputs_of
-from mmalign.policies.parameters import ParameterSets
 from mmalign.policies.settings import Dtype, EngineSettings, Lora, TextMemory, Train, type_of
 from mmalign.samplers.assignment import assignment, drawn_by
 from mmalign.types import EVERY, Adapter, Behavior, Need, Rollout, Steps, UserError
@@ -115,8 +114,6 @@ def transformers(  # one keyword for each thing that a user may set
     if tokenizer is None:
         raise UserError("policy.tokenizer: got none, takes the tokenizer of the model")
     target = default_device() if device is None else torch.device(device)
-    if not awaited():
-        model.to(target)
     words, processor = parted(tokenizer)
     never = never_said(model, words, processor)
     vision = None if processor is None else Vision(processor, model, frames=frozenset(never), limits=media)
@@ -142,13 +139,7 @@ class TransformersPolicy:
         self.model, self.chat, self.room, self.temperature = model, chat, room, temperature
         self.contrasts, self.ablation, self.segments, self.rows_at_once = dict(contrasts), ablation, segments, memory.rows_at_once
         model.eval()
-        if lora is not None and train is not None:
-            raise UserError("policy.train: got lora too, takes one of them (train: {language: {rank: 16}} is LoRA in the language model)")
-        home = None if memory.offload is None else torch.device("cpu")
-        cut_to = device if memory.storage is None else None  # weights are rounded whole
-        members = None if train is None else making(train)
-        self.sets = ParameterSets(model, lora=lora, home=home, train=members, start=start, cut_to=cut_to)
-        model.to(device)
+        self.sets = sets_of(model, memory, lora=lora, train=train, start=start, device=device)
         self.stored = 0 if memory.storage is None else storage.stored(model, lora=self.sets.lora, engine=engine)
         self.engine = None if engine is None else Engine(engine, chat, model, lora=self.sets.lora)
         self.heads, self.gives = add_heads(self.sets, model, heads), ADAPTER.gives | set(heads)
@@ -175,8 +166,7 @@ class TransformersPolicy:
     @property
     def tolerance(self) -> float:
         """Nats that a log-probability may differ by when it is scored again, in the type that blocks run in."""
-        runs_in = None if self.sets.shards is None else self.sets.shards.runs_in
-        return self.rounding if runs_in is None else max(self.rounding, ROUNDING[runs_in])
+        return max(self.rounding, ROUNDING.get(self.sets.runs_in, 0.0))
 
     @property
     def cut(self) -> dict[str, int]:

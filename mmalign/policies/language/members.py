@@ -9,10 +9,13 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
 
+from mmalign.distributed.shards import awaited
 from mmalign.policies.adapters import Layer, inject, planned
-from mmalign.policies.settings import Lora, Train
+from mmalign.policies.parameters import ParameterSets
+from mmalign.policies.settings import Lora, TextMemory, Train
 from mmalign.types import UserError
 
 PROJECTORS = ("merger", "deepstack_merger_list", "multi_modal_projector", "connector", "aligner", "mm_projector", "perceiver_resampler")
@@ -66,3 +69,22 @@ def ready(model: nn.Module, train: Train) -> bool:
 def making(train: Train) -> Any:
     """``ready`` as ``ParameterSets`` takes it."""
     return partial(ready, train=train)
+
+
+def sets_of(
+    model: nn.Module, memory: TextMemory, *, lora: Lora | None, train: Train | None, start: str | None, device: torch.device
+) -> ParameterSets:
+    """A language model's parameters, those made ready that are to be trained; all of it is on its device then.
+
+    Errors: UserError for LoRA beside members.
+    """
+    if lora is not None and train is not None:
+        raise UserError("policy.train: got lora too, takes one of them (train: {language: {rank: 16}} is LoRA in the language model)")
+    if not awaited():
+        model.to(device)
+    home = None if memory.offload is None else torch.device("cpu")
+    cut_to = device if memory.storage is None else None  # weights are rounded whole
+    members = None if train is None else making(train)
+    sets = ParameterSets(model, lora=lora, home=home, train=members, start=start, cut_to=cut_to)
+    model.to(device)
+    return sets
