@@ -1,19 +1,18 @@
 """A reward with a hole, made on purpose: when the report's alarm goes off, and which settings that claim to resist do.
 
 python scripts/hacking.py                                     # 3 seeds of every setting, about a quarter of a minute a run on a quiet core
-python scripts/hacking.py plain kl --paid rough --seeds 1     # some of them, paid for rough pictures
+python scripts/hacking.py plain "kl 5" --paid rough --seeds 1  # some of them, paid for rough pictures
 python scripts/hacking.py --out mmalign/report/README.md      # the table into the page, between its marks
 
 The reward is the digits world's proxy plus 20 times a picture's darkness (``digits_hackable``): a black picture earns more than any digit.
 Gold, which training never sees, says what is left of the digits. `left at` is the truth, from the rollouts themselves: the first step whose
-samples are, in the mean, more than one deviation of the base's rollouts away in what is paid for; `alarm` is the step that the report
-says, at an evaluation every 3 steps. A run that is finished under --runs is not made again.
+samples are, in the mean, more than the alarm's two deviations away in what is paid for; `alarm` is the step that the report says, at
+an evaluation every 3 steps. A run that is finished under --runs is not made again.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from collections.abc import Callable
 from functools import partial
@@ -25,10 +24,11 @@ import torch
 from torch import Tensor
 
 import mmalign as mm
-from mmalign.files import write_json, write_text
+from mmalign.files import write_text
 from mmalign.report.overoptimisation import overoptimised
 from mmalign.report.read import read
-from mmalign.runs.pixels import LINE, curves, distance, shifts
+from mmalign.runs.pixels import LINE, PREFIX, curves, distance, shifts
+from mmalign.training.pixels import pixel_statistics
 
 PROMPTS, GROUP, STEPS, EVERY, SAMPLES = 10, 12, 18, 3, 20
 STATISTIC = {"dark": "brightness", "bright": "brightness", "rough": "edges"}
@@ -52,61 +52,41 @@ class Setting(NamedTuple):
 def settings() -> dict[str, Setting]:
     """By name. The same ratio, clip and rate everywhere; prices in reward per nat."""
     grpo: Callable[..., Any] = lambda beta: mm.methods.flow_grpo(ratio="per_step", clip=0.2, std="none", beta=beta, kl="paper")  # noqa: E731
-    doubtful: dict[str, Any] = {
-        "auxiliary": [*HONEST],
-        "gated": 0.5,
-        "beta": 5.0,
-        "kl": "paper",
-        "ratio": "per_step",
-        "clip": 0.2,
-        "advantage_clip": None,
-    }
+
+    def gardo(beta: float) -> Setting:
+        doubt = mm.methods.gardo(auxiliary=HONEST, gated=0.5, beta=beta, kl="paper", ratio="per_step", clip=0.2, advantage_clip=None)
+        return Setting(doubt, others=3, diverse=True)
+
     return {
         "plain": Setting(grpo(0.0)),
         "guard": Setting(mm.methods.grpo_guard(clip=2e-3, std="none", beta=0.0, reweigh="none")),
         "kl 1": Setting(grpo(1.0)),
         "kl 5": Setting(grpo(5.0)),
-        "gardo": Setting(mm.methods.gardo(**doubtful), others=3, diverse=True),
+        "gardo 1": gardo(1.0),
+        "gardo 5": gardo(5.0),
         "worst of 4, one holed": Setting(grpo(0.0), others=3, bound=math.inf),
         "bound, one of 4 holed": Setting(grpo(0.0), others=3, bound=1.0),
         "bound, all holed": Setting(grpo(0.0), others=3, bound=1.0, all_holed=True),
     }
 
 
-class Watched:
-    """A reward that counts for nothing, and remembers what of a rollout is paid for: its mean and deviation over rows, by call."""
-
-    def __init__(self, paid: str) -> None:
-        self.paid, self.seen = paid, list[tuple[float, float]]()
-
-    def __call__(self, outputs: Tensor, prompts: list[str]) -> Tensor:
-        rough = (outputs.diff(dim=2).abs().flatten(1).mean(1) + outputs.diff(dim=3).abs().flatten(1).mean(1)) / 2
-        values = rough if self.paid == "rough" else outputs.flatten(1).mean(1)
-        if len(outputs) == PROMPTS * GROUP:  # a rollout; evaluations have other numbers of rows
-            self.seen.append((float(values.mean()), float(values.std())))
-        return values
-
-    def left(self) -> int | None:
-        """After how many steps the samples were a deviation away; None: never."""
-        first, deviation = self.seen[0]
-        return next((steps for steps, (value, _) in enumerate(self.seen) if abs(value - first) > deviation), None)
+def watched(paid: str) -> Callable[..., Tensor]:
+    """What is paid for, as a reward that counts for nothing: the log then has its mean over every rollout."""
+    return lambda outputs, prompts: pixel_statistics(outputs)[PREFIX + STATISTIC[paid]]
 
 
 def trained(name: str, seed: int, paid: Any, folder: Path, steps: int) -> dict[str, Any]:
-    """What came of a run, which is made where it is not there."""
+    """What came of a run, which is made where no finished one is there."""
     setting, run = settings()[name], f"{name.replace(' ', '_').replace(',', '')}-{paid}-{seed}"
-    found = folder / run / "hacking.json"
-    if found.is_file():
-        made: dict[str, Any] = json.loads(found.read_text(encoding="utf-8"))
-        return made
-    watched = Watched(paid)
+    if (folder / run).is_dir() and read(folder / run).summary.get("steps") == steps:
+        return read_back(folder / run, paid)
     rewards: dict[str, Any] = {"holed": mm.worlds.digits_hackable(paid=paid)}
     for number, other in enumerate(HONEST[: setting.others], 1):
         make: Any = partial(mm.worlds.digits_hackable, paid=paid) if setting.all_holed else mm.worlds.digits_proxy
         rewards[other] = make(seed=number)
     members = [*rewards]
     rewards |= {"diversity": mm.rewards.nearest_distance()} if setting.diverse else {}
-    rewards |= {"watched": watched}
+    rewards |= {"watched": watched(paid)}
     alone = {reward: float(reward == "holed") for reward in rewards}
     combine = mm.combinations.weighted_sum(weights=alone)
     if setting.bound is not None:
@@ -126,9 +106,7 @@ def trained(name: str, seed: int, paid: Any, folder: Path, steps: int) -> dict[s
     )  # fmt: skip
     if done.summary["status"] == "interrupted":
         raise SystemExit(f"{run}: interrupted, so it has no row; remove {folder / run} and start again")
-    made = read_back(folder / run, paid) | {"left": watched.left()}
-    write_json(found, made)
-    return made
+    return read_back(folder / run, paid)
 
 
 def read_back(path: Path, paid: str) -> dict[str, Any]:
@@ -136,13 +114,14 @@ def read_back(path: Path, paid: str) -> dict[str, Any]:
     run = read(path)
     statistic = STATISTIC[paid]
     means = curves(run.evals)[statistic]
+    rollouts = [row["reward/watched"] for row in run.train]
+    left = next((steps for steps, value in enumerate(rollouts) if abs(value - rollouts[0]) > LINE * means[0].unit), None)
     gold = [row["gold"] for row in run.evals]
     alarm = next((shift for shift in shifts(run.evals) if shift.name == statistic), None)
     fell = [finding.seen for finding in overoptimised(run.evals, rewards=["holed"], judges=["gold"]) if finding.name == "gold"]
     return {
-        "gold_before": gold[0], "gold_best": max(gold), "gold_after": gold[-1], "moved": distance(means[0], means[-1]),
+        "gold_before": gold[0], "gold_best": max(gold), "gold_after": gold[-1], "moved": distance(means[0], means[-1]), "left": left,
         "alarm": None if alarm is None else alarm.step, "judge_fell": fell[0] if fell else None,
-        "reward": run.evals[-1]["holed"] - run.evals[0]["holed"], "others": [shift.name for shift in shifts(run.evals)],
     }  # fmt: skip
 
 

@@ -47,7 +47,7 @@ def render(run: RunData) -> str:
     frames = [picture for picture in drawn if picture is not None]
     rows, across = _shape(run, frames)
     questions = cases(run, notes)
-    drawings = figures(run) + [drawing for drawing in (pixels.figure(run), figure(run)) if drawing is not None]
+    drawings = figures(run) + [drawing for drawing in (figure(run),) if drawing is not None]
     loader = FileSystemLoader(Path(__file__).parent)
     template = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).get_template(
         "page.html"

@@ -25,7 +25,7 @@ def figure(run: RunData) -> Figure | None:
     if not series:
         return None
     ends = "; ".join(f"{one.name} moved by {short(one.points[-1][1])}" for one in series)
-    line = f"{LINE:g} deviation{'' if LINE == 1 else 's'}"
+    line = f"{LINE:g} deviations"
     plot = Plot(series, "step", f"{TITLE}: {ends}", (Rule(LINE, line), Rule(-LINE, line)), y_word="deviations")
     note = "Means over an evaluation's samples, from those of the first (0), in standard deviations among the first one's samples."
     legend = tuple((one.name, f"s{one.colour % COLOURS}{' dashed' if one.dashed else ''}") for one in series)
@@ -44,12 +44,13 @@ def table(run: RunData) -> list[tuple[str, str]]:
 
 
 def headline(shifts: Sequence[Shift]) -> str:
-    """``brightness fell by 6.2 deviations since step 14, contrast and edges moved too``; "" where nothing has moved."""
+    """``brightness fell by 6.2 deviations since step 14, and 2 other statistics moved``; "" where nothing has moved."""
     if not shifts:
         return ""
-    first, others = shifts[0], [_plain(shift.name) for shift in shifts[1:]]
+    first, others = shifts[0], shifts[1:]
     way = "rose" if first.distance > 0 else "fell"
-    too = f", {' and '.join(filter(None, (', '.join(others[:-1]), *others[-1:])))} moved too" if others else ""
+    several = f"{len(others)} other statistics" if len(others) > 1 else "".join(_plain(shift.name) for shift in others)
+    too = f", and {several} moved" if others else ""
     return f"{_plain(first.name)} {way} by {abs(first.distance):.1f} deviations since step {first.step}{too}"
 
 

@@ -22,7 +22,7 @@ from typing import Any
 
 PREFIX = "pixels/"
 SAMPLES = f"{PREFIX}samples"
-LINE, ERRORS, LEAST, FEWEST = 1.0, 4.0, 1e-3, 8
+LINE, ERRORS, LEAST, FEWEST = 2.0, 4.0, 1e-3, 8
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ def evals(*values: float | None, deviation: float = 0.1, samples: int = 64, **mo
 
 
 def test_what_moves_far_is_dated_by_where_it_stayed() -> None:
-    (shift,) = shifts(evals(0.5, 0.1, 0.48, 0.3, 0.2))
+    (shift,) = shifts(evals(0.5, 0.1, 0.48, 0.28, 0.2))
     assert (shift.name, shift.step, shift.before, shift.now) == ("brightness", 30, 0.5, 0.2)
     assert (
         shift.distance == pytest.approx(-3)
@@ -30,13 +30,15 @@ def test_what_moves_far_is_dated_by_where_it_stayed() -> None:
 
 def test_what_heals_or_moves_little_is_none() -> None:
     assert shifts(evals(0.5, 0.1, 0.45)) == []
-    assert shifts(evals(0.5, 0.42)) == [] and shifts(evals(0.5)) == [] and shifts([]) == []
+    assert shifts(evals(0.5, 0.31)) == [] and shifts(evals(0.5)) == [] and shifts([]) == []
 
 
 def test_few_samples_say_nothing() -> None:
     assert shifts(evals(0.5, 0.2, samples=7)) == []
     assert len(shifts(evals(0.5, 0.2, samples=8))) == 1
-    assert shifts(evals(0.5, 0.34, samples=8)) == []  # 1.6 deviations, which is 3.2 standard errors
+    wide = evals(0.5, 0.25, samples=8)
+    wide[1]["pixels/brightness_se"] *= 2
+    assert shifts(wide) == []  # 2.5 deviations, which is 3.2 standard errors of the difference
     rows = evals(0.5, 0.1, samples=64)
     rows[1]["pixels/brightness_missing"] = 57.0
     assert shifts(rows) == []

@@ -38,7 +38,7 @@ def test_a_run_that_kept_its_best_reports_that() -> None:
 
 def test_pixels_are_told_where_they_moved_by_the_evaluation_that_counts() -> None:
     held = state()
-    for row, brightness in zip(held["evaluations"], (0.5, 0.45, 0.1), strict=True):  # type: ignore[call-overload]
+    for row, brightness in zip(held["evaluations"], (0.5, 0.35, 0.1), strict=True):  # type: ignore[call-overload]
         row |= {"pixels/brightness": brightness, "pixels/brightness_se": 0.01, "pixels/samples": 100.0}
     plan = EvaluationPlan(["a"], {"r": len})
     summary = summarise(held, seed=3, status="finished", plan=plan)
