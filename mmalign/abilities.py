@@ -14,13 +14,20 @@ from mmalign.types import Policy, Rollout
 class Differentiable(Policy, Protocol):
     """A policy that gives ``adjoint``: rewards' gradients reach the steps of its samples."""
 
-    def adjoints(self, rollout: Rollout, how: Any, utility: Callable[..., Tensor], rng: torch.Generator, *, rows_at_once: int) -> Rollout:
+    def adjoints(  # all that a gradient depends on
+        self, rollout: Rollout, how: Any, utility: Callable[..., Tensor], rng: torch.Generator, *, rows_at_once: int,
+        seeds: Tensor | None = None,
+    ) -> Rollout:  # fmt: skip
         """The rollout with the adjoints of its trained steps, which its ``mask`` then says; parameters get no gradient.
 
         how: a ``samplers.adjoints.RewardGradient``. utility: (outputs ``[R, ...]``, their rows ``[R]``) -> what is maximised, ``[R]``, with
-        a graph; NaN: that row teaches nothing. A policy that ``gives`` latents takes ``latents=True``,
-        hands these over besides then, and with ``decode=False`` None for outputs.
+        a graph; NaN: that row teaches nothing. seeds: ``[B, D]``, of the level and the noise of each row in each of ``how.differences``.
+        A policy that ``gives`` latents takes ``latents=True``, hands these over besides then, and with ``decode=False`` None for outputs.
         """
+
+    def noised(self, rollout: Rollout, column: int, noising: Any, seeds: Tensor, *, rows_at_once: int) -> tuple[Policy, Rollout]:
+        """Clean estimates of the step ``column`` under the current parameters, noised, as rows of bounds, and the policy that scores
+        those, with these same parameters. noising: a ``samplers.score_differences.Noising``. seeds: ``[B]``, of levels and noises."""
 
 
 class Recalling(Policy, Protocol):

@@ -47,6 +47,11 @@ def absolute(name: str, share: float) -> Need:
     return Need("absolute", name, share)
 
 
+def score(name: str) -> Need:
+    """No table: what that reference says of noised samples, which differences of scores are made of."""
+    return Need("score", name)
+
+
 def contrast(name: str) -> Need:
     """The same rows under another condition."""
     return Need("contrast", name)

@@ -76,9 +76,9 @@ class Kernel(Protocol):
 class Need:
     """A table of steps that a method asks for. ``mmalign.needs`` has one of each to write methods with.
 
-    kind: ``old``; ``refs``, ``kls``, ``reverse_kls``, ``absolute`` of a reference; ``contrast``; and of facts and terms the names (``std``,
-        ``dt``, ``noise``, ``changed``, ``phrase``, ``segment``, ``entropy``, ``collision``, ``value``, ``reward_mask``, ``kl_mask``,
-        ``degree``, ``drift``).
+    kind: ``old``; ``refs``, ``kls``, ``reverse_kls``, ``absolute``, ``score`` of a reference; ``contrast``; and of facts and terms the
+        names (``std``, ``dt``, ``noise``, ``changed``, ``phrase``, ``segment``, ``entropy``, ``collision``, ``value``, ``reward_mask``,
+        ``kl_mask``, ``degree``, ``drift``).
     name: of the reference or of the contrast; empty where there is one such table, or where all that a rollout remembers are meant.
     share: of the current prediction in the mixture with the reference's that an ``absolute`` error is of.
     """
@@ -433,6 +433,7 @@ class Method:
         to be samples of what is predicted, without guidance.
     reward_gradient: how the gradient of rewards becomes the term ``adjoint`` (``samplers.adjoints.RewardGradient``), for methods that need
         it; their steps need not be random. None for all others.
+    companions: sets of the policy's parameters that are trained beside it (``samplers.score_differences.Companion``).
     """
 
     signal: Callable[[Feedback], Tensor]
@@ -452,6 +453,7 @@ class Method:
     sampled_by: str = "current"
     unguided: bool = False
     reward_gradient: Any = None
+    companions: tuple[Any, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("needs", "survey_needs", "reads"):

@@ -13,6 +13,9 @@ from mmalign.methods.denoising_preference.seppo import seppo as seppo
 from mmalign.methods.denoising_preference.subject_rpo import subject_rpo as subject_rpo
 from mmalign.methods.denoising_preference.text_dpo import text_dpo as text_dpo
 from mmalign.methods.denoising_preference.text_kto import text_kto as text_kto
+from mmalign.methods.distillation.dmd2 import dmd2 as dmd2
+from mmalign.methods.distillation.tdm import tdm as tdm
+from mmalign.methods.distillation.tdm_r1 import tdm_r1 as tdm_r1
 from mmalign.methods.forward_process.awm import awm as awm
 from mmalign.methods.forward_process.crd import crd as crd
 from mmalign.methods.forward_process.dgpo import dgpo as dgpo

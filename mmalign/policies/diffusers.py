@@ -13,6 +13,7 @@ latent: with bf16 models both sides see the same numbers, and the ratio is 1 bef
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -22,26 +23,30 @@ from torch import Tensor
 
 from mmalign.needs import kinds
 from mmalign.policies.parameters import Other, ParameterSets, digest, frozen
-from mmalign.policies.pipelines import adjoints, mixing, recording, reference_models
+from mmalign.policies.pipelines import adjoints, mixing, recording, reference_models, score_differences
 from mmalign.policies.pipelines import memory as fitting
 from mmalign.policies.pipelines.arguments import call_arguments_of, random_steps_of
-from mmalign.policies.pipelines.calling import Caller, load, noting, unguided
+from mmalign.policies.pipelines.calling import Caller, load, noting
+from mmalign.policies.pipelines.denoising_errors import DenoisingErrors
 from mmalign.policies.pipelines.interception import Finished, Place, watched
+from mmalign.policies.pipelines.probing import probed
 from mmalign.policies.pipelines.reference_models import First
 from mmalign.policies.pipelines.refusals import refusals
 from mmalign.policies.pipelines.replay import laid_out, transition
 from mmalign.policies.pipelines.scheduler import Moment, Player
 from mmalign.policies.pipelines.trajectories import Remembered, Trajectories
+from mmalign.policies.pipelines.unfit import without_probe
 from mmalign.policies.settings import Dtype, Lora, Memory, Schedule, type_of
 from mmalign.samplers import kernels
 from mmalign.samplers.adjoints import RewardGradient
 from mmalign.samplers.assignment import assignment, drawn_by
+from mmalign.samplers.score_differences import Noising
 from mmalign.samplers.windows import all_but_last
 from mmalign.types import EVERY, Adapter, Behavior, Level, Need, Prediction, Rollout, Steps, UserError
 
 __all__ = ["DiffusersPolicy", "diffusers"]
 
-GIVES = frozenset({"old", "refs", "kls", "std", "dt", "drift", "adjoint", "behaviors", "latents"})
+GIVES = frozenset({"old", "refs", "kls", "std", "dt", "drift", "adjoint", "score", "behaviors", "latents"})
 ADAPTER = Adapter("transition", GIVES, call=call_arguments_of, random_steps=random_steps_of)
 
 
@@ -333,13 +338,27 @@ class DiffusersPolicy:
             terms={name: torch.stack(term, dim=1).cpu() for name, term in (("drift", drift), ("adjoint", grown)) if term},
         )
 
-    def adjoints(
+    def adjoints(  # all that a gradient depends on
         self, rollout: Rollout, how: RewardGradient, utility: Callable[..., Tensor], rng: torch.Generator,
-        *, rows_at_once: int, latents: bool = False, decode: bool = True,
+        *, rows_at_once: int, seeds: Tensor | None = None, latents: bool = False, decode: bool = True,
     ) -> Rollout:  # fmt: skip
         """See ``abilities.Differentiable``."""
         most = min(rows_at_once, self.rows_at_once)
-        return adjoints.adjoints(self, rollout, how, utility, rng, rows_at_once=most, latents=latents, decode=decode)
+        return adjoints.adjoints(self, rollout, how, utility, rng, rows_at_once=most, seeds=seeds, latents=latents, decode=decode)
+
+    @functools.cached_property
+    def errors(self) -> DenoisingErrors:
+        """How well it denoises given latents. Errors: UserError for a pipeline that cannot be asked that."""
+        if why := without_probe(type(self.pipe).__name__):
+            raise UserError(f"policy.pipeline: {type(self.pipe).__name__} has no denoising error to train on: {why}")
+        return DenoisingErrors(self)
+
+    def noised(
+        self, rollout: Rollout, column: int, noising: Noising, seeds: Tensor, *, rows_at_once: int
+    ) -> tuple[DenoisingErrors, Rollout]:  # fmt: skip
+        """See ``abilities.Differentiable``."""
+        most = min(rows_at_once, self.rows_at_once)
+        return self.errors, score_differences.noised(self, rollout, column, noising, seeds, rows_at_once=most)
 
     def probe(self, prompts: list[str], x: Tensor, timesteps: Tensor, levels: Level) -> Prediction:
         """What the denoiser says of ``x [B, ...]`` at ``timesteps [B]`` (in its own units) with noise ``levels`` (each ``[B]``).
@@ -347,32 +366,13 @@ class DiffusersPolicy:
         With gradient. Calls of the pipeline without classifier-free guidance, of ``rows_at_once`` rows each.
         """
         parts, self._example = list[Prediction](), prompts[0]
+        if self._place is None:
+            self.schedule()
         for at in torch.arange(len(prompts)).split(self.rows_at_once):
             level = Level(*(value[at.to(value.device)] for value in levels))
             some = [prompts[row] for row in at.tolist()]
-            parts.append(self._probe_at_once(some, x[at.to(x.device)], timesteps[at.to(timesteps.device)], level))
+            parts.append(probed(self.caller, self._place, some, x[at.to(x.device)], timesteps[at.to(timesteps.device)], level))
         return Prediction(*(torch.cat(values) for values in zip(*parts, strict=True)))
-
-    def _probe_at_once(self, prompts: list[str], x: Tensor, timesteps: Tensor, levels: Level) -> Prediction:
-        if self._place is None:
-            self.schedule()
-        moments: list[Moment] = []
-
-        def answer(moment: Moment) -> Tensor:
-            moments.append(moment)
-            raise Finished
-
-        player = Player(answer, timesteps=timesteps, levels=levels)
-        arguments = {
-            **unguided(self.caller.accepts, len(self.denoisers)),
-            **({"latents": x} if self._place is None else {"place": (self._place, x)}),
-        }
-        self.caller.until_finished(prompts, [0] * len(prompts), player, list(dict.fromkeys(prompts)), **arguments)
-        if not torch.equal(moments[0].x, x):
-            raise UserError(
-                f"probe: {type(self.pipe).__name__} makes its first latent inside its call, so another cannot be put in its place"
-            )
-        return moments[0].prediction
 
     def schedule(self) -> tuple[Tensor, Level]:
         """Timesteps ``[T]`` and levels ``[T + 1]`` that the pipeline's own call uses, from the step that it starts with."""

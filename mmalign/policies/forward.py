@@ -1,34 +1,28 @@
 """A diffusers policy seen through its training objective: given images, noised, and how well they are denoised.
 
-A row's decision is a noise level and a noise; its "log-probability" is minus half of the squared error of the denoiser there, a
-bound up to weights and constants, and no density. Rows come from a data set, or are the pipeline's own samples, made by whatever sampler
-it has: no step has to be random.
+Rows come from a data set, or are the pipeline's own samples, made by whatever sampler it has: no step has to be random. What is said of
+them is of ``pipelines.denoising_errors``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from mmalign.arguments.ranges import Count
-from mmalign.needs import kinds, named
 from mmalign.policies.diffusers import DiffusersPolicy
 from mmalign.policies.pipelines import reference_models
 from mmalign.policies.pipelines.arguments import all_arguments
 from mmalign.policies.pipelines.calling import unguided
+from mmalign.policies.pipelines.denoising_errors import DenoisingErrors, Noised, Target
 from mmalign.policies.pipelines.latents import latents, weights_of
-from mmalign.policies.pipelines.other_rows import following, other_prompts
-from mmalign.policies.pipelines.scheduler import PRECONDITIONED, parametrisation
-from mmalign.policies.pipelines.trained_levels import training_schedule
+from mmalign.policies.pipelines.other_rows import following
 from mmalign.policies.pipelines.unfit import without_probe
-from mmalign.samplers import kernels
-from mmalign.stacking import offset, stacked_by_name
-from mmalign.types import EVERY, Adapter, Level, Need, Prediction, Rollout, Steps, UserError
+from mmalign.types import EVERY, Adapter, Need, Rollout, Steps, UserError
 
 __all__ = ["ForwardPolicy", "forward"]
 
@@ -36,7 +30,6 @@ ADAPTER = Adapter(
     "bound", frozenset({"refs", "kls", "absolute", "noise", "contrast", "unguided", "latents"}), call=lambda arguments: all_arguments()
 )
 Times = Literal["uniform", "logit_normal"]
-Target = Literal["native", "epsilon", "flow", "v_prediction", "sample"]
 Noise = Literal["group", "row"]
 Edits = Callable[[list[str]], list[str]]
 Mask = Callable[[Tensor, list[str]], Tensor]
@@ -73,53 +66,6 @@ def forward(
     return ForwardPolicy(of, times=times, draws=draws, target=target, noise=noise, guided=guided, edits=edits, mask=mask)
 
 
-@dataclass(frozen=True)
-class Noised:
-    """Given rows, and what is drawn for each of their G groups, or of G rows apart.
-
-    clean: ``[B, ...]`` latents. noise: ``[G, draws, ...]``. places: ``[G, draws]`` on the training schedule. which: ``[B]`` the group of
-    each row. others: B prompts that do not fit, see ``forward``. refs: name -> ``[B, draws]`` bounds.
-    predicted: name -> ``[B, draws, ...]`` float32 on the CPU, what was predicted under each of them, in the target's parametrisation.
-    weight: ``[B, ...]``, what each number of a latent counts; None: all alike.
-    """
-
-    clean: Tensor
-    noise: Tensor
-    places: Tensor
-    which: Tensor
-    others: list[str | None]
-    refs: dict[str, Tensor] = field(default_factory=dict)
-    predicted: dict[str, Tensor] = field(default_factory=dict)
-    weight: Tensor | None = None
-
-    def take(self, rows: Tensor) -> Noised:
-        others = [self.others[row] for row in rows.tolist()]
-        refs, predicted = ({name: table[rows] for name, table in tables.items()} for tables in (self.refs, self.predicted))
-        weight = None if self.weight is None else self.weight[rows]
-        return replace(self, clean=self.clean[rows], which=self.which[rows], others=others, refs=refs, predicted=predicted, weight=weight)
-
-    @staticmethod
-    def join(parts: Sequence[Noised]) -> Noised:
-        return Noised(
-            torch.cat([part.clean for part in parts]),
-            torch.cat([part.noise for part in parts]),
-            torch.cat([part.places for part in parts]),
-            offset([part.which for part in parts], [len(part.noise) for part in parts]),
-            [other for part in parts for other in part.others],
-            stacked_by_name([part.refs for part in parts]),
-            stacked_by_name([part.predicted for part in parts]),
-            None if parts[0].weight is None else torch.cat([part.weight for part in parts if part.weight is not None]),
-        )
-
-
-class Seen(NamedTuple):
-    """Rows at one draw. bound: ``[rows]`` float64 on the CPU, ``-|target - prediction|^2 / 2``. predicted, target: ``[rows, ...]``."""
-
-    bound: Tensor
-    predicted: Tensor
-    target: Tensor
-
-
 class ForwardPolicy:
     """See ``forward``. ``generate``, parameters and their sets are those of the policy inside."""
 
@@ -131,20 +77,15 @@ class ForwardPolicy:
     ):  # fmt: skip
         if times not in ("uniform", "logit_normal"):
             raise UserError(f"policy.times: got {times!r}, takes 'uniform' or 'logit_normal'")
-        if target not in get_args(Target):
-            raise UserError(f"policy.target: got {target!r}, takes {', '.join(get_args(Target))}")
         if draws < 1:
             raise UserError(f"policy.draws: got {draws}, takes 1 or more")
         if why := without_probe(type(of.pipe).__name__):
             raise UserError(f"policy.of: {type(of.pipe).__name__} has no denoising error to train on: {why}")
+        self.errors = DenoisingErrors(of, target=target)
         self.of, self.times, self.draws, self.noise, self.guided, self.sets = of, times, draws, noise, guided, of.sets
         self.edits, self.mask = edits, mask
         self.gives = ADAPTER.gives - {"unguided"} if guided else ADAPTER.gives
-        self.schedule = training_schedule(of.pipe.scheduler)
-        self.together: dict[type, bool] = {}  # whether a class of pipelines takes a time for each row; not known before it is tried
-        self.target, self.sigma_data = (parametrisation(of.pipe.scheduler) if target == "native" else target), 0.0
-        if target == "native" and type(of.pipe.scheduler).__name__ in PRECONDITIONED:
-            self.target, self.sigma_data = "preconditioned", float(of.pipe.scheduler.config.sigma_data)
+        self.schedule = self.errors.schedule
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
         return self.of.parameters()
@@ -157,8 +98,9 @@ class ForwardPolicy:
         key = f"references.{name}.policy"
         if not isinstance(other, ForwardPolicy):
             raise UserError(f"{key}: got a {type(other).__name__}, takes one that forward makes, as the policy is")
+        theirs, own = (vars(policy) | vars(policy.errors) for policy in (other, self))
         for word in ("times", "draws", "target", "sigma_data"):
-            if (there := vars(other)[word]) != (here := vars(self)[word]):
+            if (there := theirs[word]) != (here := own[word]):
                 raise UserError(f"{key}.{word}: is {there!r}, and the policy's {here!r}; takes the same, as both errors are compared")
         reference_models.refuse_times(f"{key}.of", self.schedule[:2], other.schedule[:2])
         self.of.stand_for(name, other.of, self.of.first(examples), other.of.first(examples))
@@ -227,112 +169,8 @@ class ForwardPolicy:
 
     def remember(self, rollout: Rollout, names: Iterable[str], rows_at_once: int) -> None:
         """Bounds and predictions of a rollout under named parameter sets, without gradient, kept in the rollout."""
-        noised: Noised = rollout.held
-        for name in names:
-            if name in noised.refs:
-                continue
-            table = torch.zeros_like(rollout.log_probs)
-            predicted = torch.zeros((*table.shape, *noised.clean.shape[1:]))
-            with torch.no_grad(), self.using(name):
-                for rows in torch.arange(len(rollout.prompts)).split(rows_at_once):
-                    for column in range(self.draws):
-                        seen = self._seen(rollout, rows, column)
-                        table[rows, column], predicted[rows, column] = seen.bound, seen.predicted.float().cpu()
-            noised.refs[name], noised.predicted[name] = table, predicted
+        self.errors.remember(rollout, names, rows_at_once)
 
     def steps(self, rollout: Rollout, rows: Tensor, columns: Tensor | None = None, needs: frozenset[Need] = frozenset()) -> Steps:
-        """The bounds of some rows, and of some draws (all, by default), with gradient; each draw is one call of the pipeline.
-
-        ``needs`` of ``refs`` and ``kls`` (those given to ``remember``) and ``noise`` (the level's, of each draw) fill those tables, and
-        ``contrast:mismatched`` and ``contrast:ablated`` those of the same rows under another row's prompt, or under an empty one.
-        """
-        columns = torch.arange(rollout.mask.shape[1]) if columns is None else columns
-        cells, need_kinds = (rows[:, None], columns[None, :]), kinds(needs)
-        noised: Noised = rollout.held
-        level = self.schedule.levels.noise[noised.places[noised.which][cells]].double()
-        seen = {column: self._seen(rollout, rows, column) for column in columns.tolist()}
-        weight = None if noised.weight is None else noised.weight[rows]
-        near = {name: [_halved(one.predicted, noised.predicted[name][rows, column], weight) for column, one in seen.items()]
-                for name in noised.predicted if {Need("kls"), Need("kls", name)} & needs}  # fmt: skip
-        facts = {"noise": level} if "noise" in need_kinds else {}
-        for need in (need for need in needs if need.kind == "absolute"):
-            mixtures = [_absolute(one, noised.predicted[need.name][rows, column], need.share, weight) for column, one in seen.items()]
-            facts[str(need)] = torch.stack(mixtures, dim=1)
-        return Steps(
-            log_probs=torch.stack([one.bound for one in seen.values()], dim=1),
-            mask=rollout.mask[cells],
-            refs={name: table[cells] for name, table in noised.refs.items()} if "refs" in need_kinds else {},
-            kls={name: torch.stack(distances, dim=1) for name, distances in near.items()},
-            facts=facts,
-            event_size=noised.clean[0].numel(),
-            kind="bound",
-            contrasts={name: self._contrast(name, rollout, rows, columns) for name in named("contrast", needs)},
-        )
-
-    def _contrast(self, name: str, rollout: Rollout, rows: Tensor, columns: Tensor) -> Steps:
-        """The bounds of some rows under other prompts, of the policy and of ``ref``."""
-        prompts = other_prompts(name, rollout.held.others, rows)
-        bounds = lambda: torch.stack([self._seen(rollout, rows, column, prompts).bound for column in columns.tolist()], 1)  # noqa: E731
-        own = bounds()
-        with torch.no_grad(), self.using("ref"):
-            ref = bounds()
-        return Steps(own, rollout.mask[rows][:, columns], refs={"ref": ref}, event_size=rollout.held.clean[0].numel(), kind="bound")
-
-    def _seen(self, rollout: Rollout, rows: Tensor, column: int, prompts: list[str] | None = None) -> Seen:
-        """What some rows look like at one draw."""
-        noised: Noised = rollout.held
-        which = noised.which[rows]
-        places = noised.places[which, column]
-        clean = noised.clean[rows]
-        noise = noised.noise[which, column].to(clean)
-        timesteps = self.schedule.timesteps[places].to(clean.device)
-        levels = Level(*(value[places].to(clean) for value in self.schedule.levels))
-        wide = Level(*(value.view(-1, *(1,) * (clean.ndim - 1)) for value in levels))
-        prompts = [rollout.prompts[row] for row in rows.tolist()] if prompts is None else prompts
-        predicted = self._predicted(prompts, wide.signal * clean + wide.noise * noise, timesteps, levels)
-        own, target = self._in_target(predicted, wide), self._in_target(Prediction(clean, noise), wide)
-        return Seen(-_halved(own, target, None if noised.weight is None else noised.weight[rows]), own, target)
-
-    def _predicted(self, prompts: list[str], x: Tensor, timesteps: Tensor, levels: Level) -> Prediction:
-        """One call for all rows, or, for a pipeline whose call wants one time (``if t >= boundary``), one for each: found once."""
-        kind = type(self.of.pipe)
-        if self.together.get(kind, True):
-            try:
-                prediction = self.of.probe(prompts, x, timesteps, levels)
-                self.together[kind] = True
-                return prediction
-            except (RuntimeError, ValueError, TypeError) as error:
-                if kind in self.together or len(prompts) == 1 or isinstance(error, torch.OutOfMemoryError):
-                    raise
-        rows = [slice(row, row + 1) for row in range(len(prompts))]
-        parts = [self.of.probe(prompts[row], x[row], timesteps[row], Level(*(value[row] for value in levels))) for row in rows]
-        self.together[kind] = False
-        return Prediction(*(torch.cat(values) for values in zip(*parts, strict=True)))
-
-    def _in_target(self, prediction: Prediction, t: Level) -> Tensor:
-        """The target, or a prediction of it, in the parametrisation whose error counts."""
-        if self.target == "epsilon":
-            return prediction.noise
-        if self.target == "sample":
-            return prediction.clean
-        if self.target == "flow":
-            return prediction.noise - prediction.clean
-        if self.target == "preconditioned":  # (x_0 - c_skip * x) / c_out, with x = x_0 + sigma * eps; its sign is that of v
-            size = (t.noise**2 + self.sigma_data**2).sqrt()
-            return (self.sigma_data**2 * prediction.noise - t.noise * prediction.clean) / (self.sigma_data * size)
-        return (t.signal * prediction.noise - t.noise * prediction.clean) / (t.signal**2 + t.noise**2).sqrt()
-
-
-def _halved(one: Tensor, two: Tensor, weight: Tensor | None) -> Tensor:
-    """``|one - two|^2 / 2`` of each row, under a weight of each number, ``[rows]`` float64 on the CPU."""
-    square = (one - two.to(one)).double().square()
-    return 0.5 * kernels.per_row(square if weight is None else square * weight.to(square)).cpu()
-
-
-@torch.no_grad()
-def _absolute(seen: Seen, reference: Tensor, share: float, weight: Tensor | None) -> Tensor:
-    """The mean absolute error of a mixture of what was seen and a reference's prediction, ``[rows]`` float64 on the CPU."""
-    reference = reference.to(seen.predicted)
-    mixture = reference + share * (seen.predicted - reference)
-    error = (mixture - seen.target).double().abs()
-    return kernels.per_row(error if weight is None else error * weight.to(error)).cpu() / mixture[0].numel()
+        """The bounds of some rows, and of some draws (all, by default), with gradient, see ``DenoisingErrors``."""
+        return self.errors.steps(rollout, rows, columns, needs)

@@ -124,7 +124,7 @@ def online(  # one argument for each thing that a run is made of
     learner = Learner(policy, method, optimizer, steps=steps, moving=references, **more)
     plan = evaluation_plan(evaluation, prompts=first, rewards=rewards)
     fitting = MicroRows(batch.micro_rows, learner, say=lambda line: journal.say(line))
-    gradients = RewardGradients(learner, rewards, combine, fitting.fit, seed=run.seed)
+    gradients = RewardGradients(learner, rewards, combine, fitting.fit, optimizer=optimizer, seed=run.seed)
     states = {"combine": combine.state if isinstance(combine, Stateful) else None, "micro_rows": fitting}
     journal = Journal(learner, plan, run, steps=steps, resume=resume, stop=evaluation.stop, states=states, prompts=prompts)
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from mmalign.arguments.ranges import Count
+from mmalign.samplers.score_differences import ScoreDifference
 from mmalign.types import UserError
 
 
@@ -40,17 +41,19 @@ class Plan(NamedTuple):
 class RewardGradient(NamedTuple):
     """How a method carries a reward's gradient back through the steps of a sample.
 
-    plan: ``(random [T] bool, rng) -> Plan``, anew for each rollout. utility: rewards ``[B]`` -> what is maximised, ``[B]``.
+    plan: ``(random [T] bool, rng) -> Plan``, anew for each rollout. utility: rewards ``[B]`` -> what is maximised, ``[B]``; None: no
+    reward's gradient is asked for. differences: of scores, which pull the sample too, where its plan ends in a clean estimate.
     through: whether the gradient passes through the denoiser's input too; False: along the latent alone. under: the set of parameters
     whose denoiser it passes through. copies: samples that are made of each: with 2 or more, noise of the last step's level is put onto a
     sample, and the last step taken again.
     """
 
     plan: Callable[[Tensor, torch.Generator], Plan]
-    utility: Callable[[Tensor], Tensor]
+    utility: Callable[[Tensor], Tensor] | None
     through: bool = True
     under: str = "current"
     copies: int = 1
+    differences: tuple[ScoreDifference, ...] = ()
 
 
 Under = Callable[[], AbstractContextManager[None]]
@@ -121,13 +124,15 @@ def some_random(count: Count | None) -> Planner:
     return plan
 
 
-def one_of(low: Count, high: Count) -> Planner:
-    """One step, as likely one of those numbered ``low`` to ``high`` from 1 as another, whose clean estimate is the sample: ReFL."""
+def one_of(low: Count, high: Count | None) -> Planner:
+    """One step, as likely one of those numbered ``low`` to ``high`` (None: the last) from 1 as another, whose clean estimate is the
+    sample: ReFL."""
 
     def plan(random: Tensor, rng: torch.Generator) -> Plan:
         num_steps = len(random)
-        _refuse(not low <= high <= num_steps, f"method.low, high: got {low} and {high}, takes low <= high <= {num_steps}, from 1")
-        end = low - 1 + int(torch.randint(high - low + 1, (), generator=rng))
+        most = num_steps if high is None else high
+        _refuse(not low <= most <= num_steps, f"method.low, high: got {low} and {most}, takes low <= high <= {num_steps}, from 1")
+        end = low - 1 + int(torch.randint(most - low + 1, (), generator=rng))
         return Plan(torch.arange(num_steps) == end, end)
 
     return plan

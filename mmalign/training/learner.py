@@ -22,7 +22,7 @@ from mmalign.training.kept_references import KeptReferences
 from mmalign.training.optimizer import clipped, flatten_optimizer, parted, restore_optimizer
 from mmalign.training.optimizers import Optimizer
 from mmalign.training.settings import Devices, Reference
-from mmalign.training.units import inside_processes, live_columns, micro_sizes, needed, steps_at_once
+from mmalign.training.units import inside_processes, live_columns, micro_sizes, needed, refuse_shards, steps_at_once
 from mmalign.types import Method, Need, Policy, Rollout, Steps
 
 ROUNDING = 1e-9
@@ -58,6 +58,7 @@ class Learner:
         self.non_finite, self.profile = not_finite.NotFinite(non_finite), Profile()
         self.policy, self.method, self.settings, self.steps, self.team = policy, method, optimizer, steps, team
         optimizer.refuse_longer(steps)
+        refuse_shards(method, devices)
         self.shards = sharded(policy, devices, team)
         team.copy([parameter for parameter in policy.parameters().values() if not is_cut(parameter)])
         self.optimizer = parted(optimizer.make(policy.parameters().values()))
@@ -67,9 +68,10 @@ class Learner:
             allocator.keep()
         self.needs = needed(policy, method)
         self.references = references.references(method, self.needs)
-        self.moves = references.plan(method, self.references, moving or {})
-        references.prepare(policy, self.references, self.moves)
+        self.moves = references.plan(method, references.named(method, self.needs), moving or {})
+        references.prepare(policy, references.named(method, self.needs), self.moves)
         self.kept = KeptReferences(policy, references.fixed(self.references, self.moves), team)
+        self.companions: dict[str, Learner] = {}  # of sets that are trained beside the policy, see ``training.companions``
         self.moments = {move.name: self._optimizer() for move in self.moves if move.moments and move.name != "current"}
         if optimizer.ema is not None:
             policy.sets.follow("ema", decay=0.0)
@@ -308,6 +310,7 @@ class Learner:
         """All of the learner that is tensors, for a checkpoint; what is in shards stays so."""
         flat, _ = flatten_optimizer(self.optimizer, self.policy.parameters())
         kept = {f"optimizer.{name}": tensors for name, (tensors, _) in self.moments.items()}
+        kept |= {f"optimizer.{name}": one.tensors()["optimizer"] for name, one in self.companions.items()}
         return {**self.policy.sets.tables(), "optimizer": flat, **kept, **self.kept.tensors()}
 
     def read(self, name: str, stored: checkpoint.Stored) -> Tensor:
@@ -320,13 +323,23 @@ class Learner:
 
     def state(self) -> dict[str, Any]:
         """The rest of it, as JSON."""
-        _, rest = flatten_optimizer(self.optimizer, self.policy.parameters())
-        held = self.method.state.dump() if self.method.state is not None else None
         moments = {name: kept for name, (_, kept) in self.moments.items()}
         scales = dict(self.policy.sets.scales)
         digests = references.digests_of(self.policy)
-        kept = {name: some for name, some in (("moments", moments), ("scales", scales), ("digests", digests)) if some}
-        return {"updates": self.updates, "optimizer": rest, "method": held, **kept}
+        companions = {name: one.own_state() for name, one in self.companions.items()}
+        further = (("moments", moments), ("scales", scales), ("digests", digests), ("companions", companions))
+        kept = {name: some for name, some in further if some}
+        return {**self.own_state(), **kept}
+
+    def own_state(self) -> dict[str, Any]:
+        """Of it what belongs to one set of parameters."""
+        _, rest = flatten_optimizer(self.optimizer, self.policy.parameters())
+        return {"updates": self.updates, "optimizer": rest, "method": None if self.method.state is None else self.method.state.dump()}
+
+    @property
+    def changes(self) -> int:
+        """How often it has changed parameters, those of companions too."""
+        return self.updates + sum(one.changes for one in self.companions.values())
 
     def load(self, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
         """Puts back what ``tensors`` and ``state`` gave, bit for bit. Errors: UserError where a reference is another model than before."""
@@ -334,7 +347,13 @@ class Learner:
         self.policy.sets.load({name: tensors[name] for name in checkpoint.parameter_sets(tensors)})
         self.kept.load(tensors)
         self.moments |= {name: (dict(tensors[f"optimizer.{name}"]), kept) for name, kept in state.get("moments", {}).items()}
-        restore_optimizer(self.optimizer, self.policy.parameters(), tensors["optimizer"], state["optimizer"])
+        self.load_own(tensors["optimizer"], state)
+        for name, kept in state.get("companions", {}).items():
+            self.companions[name].load_own(tensors[f"optimizer.{name}"], kept)
+
+    def load_own(self, optimizer: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        """Puts back what ``own_state`` gave, and the tensors of the optimiser."""
+        restore_optimizer(self.optimizer, self.policy.parameters(), optimizer, state["optimizer"])
         self.updates = state["updates"]
         if self.method.state is not None:
             self.method.state.load(state["method"])

@@ -97,7 +97,8 @@ def preflight(
         raise UserError(
             f"preflight: the policy gradient is {norm}; the usual causes: half precision without room, a step in the mask whose std is 0"
         )
-    if norm == 0 and len(informative) and not _reaches(policy, policy.steps(rollout, rows, columns)):
+    alike = bool(method.companions)  # as they start, a companion and what it is compared with may say the same
+    if norm == 0 and len(informative) and not alike and not _reaches(policy, policy.steps(rollout, rows, columns)):
         raise UserError("preflight: the policy gradient is 0 although rewards differ: no trained parameter reaches the log-probabilities")
     if norm > 0 and unreached:
         count, some = len(policy.parameters()), ", ".join(unreached[:2])

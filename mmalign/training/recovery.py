@@ -22,13 +22,13 @@ class Snapshot:
     state: dict[str, Any]
     states: dict[str, Any]
     method: Any
-    updates: int
+    changes: int
     begun: bool = False
 
     def whole(self, learner: Learner) -> bool:
         """Whether the tensors of ``learner`` are still those that belong to it."""
         moved = self.begun and not references.repeatable(learner.moves, self.step)
-        return learner.updates == self.updates and not moved
+        return learner.changes == self.changes and not moved
 
     def checkpoint(self, learner: Learner) -> dict[str, Any]:
         """What a checkpoint keeps beside the tensors."""
@@ -41,7 +41,7 @@ def snapshot(learner: Learner, state: Mapping[str, Any], states: Mapping[str, An
     dumps = {name: copy.deepcopy(owner.dump()) for name, owner in states.items()}
     method = None if learner.method.state is None else copy.deepcopy(learner.method.state.dump())
     rows = {**state, "evaluations": list(state["evaluations"]), "facts": dict(state["facts"])}  # rows are only ever added
-    return Snapshot(state["step"], rows, dumps, method, learner.updates)
+    return Snapshot(state["step"], rows, dumps, method, learner.changes)
 
 
 def out_of_room(error: BaseException) -> bool:

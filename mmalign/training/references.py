@@ -25,6 +25,11 @@ def references(method: Method, needs: frozenset[Need]) -> list[str]:
     return sorted({need.name or "ref" for need in needs | method.reads if need.kind in REFERRING})
 
 
+def named(method: Method, needs: frozenset[Need]) -> list[str]:
+    """Those, and the references that are asked what they say of noised samples, of which no table is kept."""
+    return sorted({*references(method, needs), *(need.name for need in needs if need.kind == "score")})
+
+
 def load(
     policy: Policy, by_name: Mapping[str, Reference], *, runs: str | Path, method: Method | None = None, examples: Sequence[Any] = (),
     drawing: Sequence[str] = (),
@@ -51,7 +56,7 @@ def load(
 
 def _tell_unread(policy: Policy, method: Method, by_name: Mapping[str, Reference], drawing: Sequence[str]) -> None:
     """Warns of sets that are kept, and that neither the method nor another set reads, nor records: a misspelt name among them."""
-    read = references(method, needed(policy, method))
+    read = named(method, needed(policy, method))
     taken = [*drawing, *(part for move in method.moves for part in (*move.shares, move.name))]
     taken += [part for behavior in method.behaviors for part in behavior.shares]
     taken += [part for reference in by_name.values() for part in reference.shares or {}]
@@ -69,7 +74,7 @@ def _refuse_use(policy: Policy, method: Method | None, name: str, by_name: Mappi
             raise UserError(f"references.{of}.shares: {name} {another}; takes shares of sets of the trained one")
     if method is None:
         return
-    names = references(method, needed(policy, method))
+    names = named(method, needed(policy, method))
     if name not in names:
         raise UserError(f"{key}: the method asks nothing of {name!r}; takes a name of {', '.join(names) or 'a method with references'}")
     for move in method.moves:

@@ -12,9 +12,11 @@ from torch import Tensor
 from mmalign.arguments.facts import Stepping
 from mmalign.distributed import tables as of_all
 from mmalign.distributed.tables import Whole
+from mmalign.training.companions import Companions, own_seeds
 from mmalign.training.feedback import Functions, answer_of, scored_by
 from mmalign.training.latents import shown
 from mmalign.training.learner import Learner
+from mmalign.training.optimizers import Optimizer
 from mmalign.training.seeds import stream
 from mmalign.training.settings import Batch
 from mmalign.types import Feedback, Method, Policy, Rollout, UserError
@@ -29,7 +31,8 @@ def refuse_without(method: Method, rewards: Functions, batch: Batch) -> None:
     how = method.reward_gradient
     if how is None:
         return
-    if none := [name for name, reward in rewards.items() if getattr(reward, "differentiable", None) is False]:
+    none = [name for name, reward in rewards.items() if getattr(reward, "differentiable", None) is False]
+    if none and how.utility is not None:
         raise UserError(f"reward {none[0]}: has no gradient, and this method learns from nothing else; takes a differentiable reward")
     if batch.staleness:
         raise UserError(f"batch.staleness: got {batch.staleness}; this method carries the gradient through the steps of now: takes 0")
@@ -58,9 +61,11 @@ def refuse_steps(method: Method, policy: Policy, prompts: list[Any]) -> None:
 
 
 class RewardGradients:
-    """Gives the rollouts of a run what its method wants of references, and of the gradients of rewards. fit: ``MicroRows.fit``."""
+    """Gives the rollouts of a run what its method wants of references, of the gradients of rewards, and of differences of scores, whose
+    companions it trains. optimizer: of the policy. fit: ``MicroRows.fit``."""
 
-    def __init__(self, learner: Learner, rewards: Functions, combine: Combine | None, fit: Fit, *, seed: int):
+    def __init__(self, learner: Learner, rewards: Functions, combine: Combine | None, fit: Fit, *, optimizer: Optimizer, seed: int):
+        self.companions = Companions(learner, optimizer, fit, seed=seed)
         self.learner, self.rewards, self.combine, self.fit, self.seed = learner, rewards, combine, fit, seed
         self.policy: Any = learner.policy
         self.how = learner.method.reward_gradient
@@ -73,7 +78,8 @@ class RewardGradients:
     def carried(
         self, rollout: Rollout, whole: Whole, feedback: Feedback, prompts: list[Any], purpose: tuple[int, int]
     ) -> tuple[Rollout, Whole]:
-        """The rollout with adjoints of the steps that the plan trains, which its mask then says; as it is, for other methods.
+        """The rollout with adjoints of the steps that the plan trains, which its mask then says; as it is, for other methods. In it is what
+        differences of scores say, too.
 
         What rewards come to together is taken as ``sum_k w_k r_k + rest`` of each row, ``w_k`` the derivative of ``combine`` by reward k
         at the scores of all rows: exact for sums, the first order of anything else, and the same however rows are split. whole, feedback,
@@ -81,8 +87,9 @@ class RewardGradients:
         """
         if self.how is None:
             return rollout, whole
-        weights, rest = _linearised(feedback, prompts, self.combine)
+        rollout.metrics |= self.companions.trained(rollout, whole, feedback, purpose)
         own = whole.owner == whole.rank
+        weights, rest = ({}, feedback.rewards) if self.how.utility is None else _linearised(feedback, prompts, self.combine)
         weights, rest = {name: values[own] for name, values in weights.items()}, rest[own]
 
         def utility(outputs: Any, rows: Tensor, latents: Tensor | None = None) -> Tensor:
@@ -92,14 +99,25 @@ class RewardGradients:
             total = torch.stack([weights[name][rows].to(value) * value for name, value in scores.items()]).sum(0)
             return self.how.utility(total + rest[rows].to(total))  # type: ignore[no-any-return]
 
+        seeds = self._seeds(whole, purpose)
+
         def carry(most: int) -> Rollout:
             rng = stream(self.seed, *purpose, "adjoints")
-            return self.policy.adjoints(rollout, self.how, utility, rng, rows_at_once=most, **shown(self.rewards))  # type: ignore[no-any-return]
+            more = {"rows_at_once": most, "seeds": seeds, **shown(self.rewards)}
+            return self.policy.adjoints(rollout, self.how, utility, rng, **more)  # type: ignore[no-any-return]
 
         with self.learner.profile.part("gradients of rewards"):
             carried = self.fit(carry, partial(min, len(rollout)))
         self._remember(carried)
         return carried, of_all.whole(self.learner.team, carried)
+
+    def _seeds(self, whole: Whole, purpose: tuple[int, int]) -> Tensor:
+        """Seeds ``[B, D]`` of the rows of this process, in each of the differences of scores."""
+        each = [
+            own_seeds(stream(self.seed, *purpose, "differences", number), whole, 1, shared=difference.noising.shared)
+            for number, difference in enumerate(self.how.differences)
+        ]
+        return torch.cat([torch.zeros((int((whole.owner == whole.rank).sum()), 0), dtype=torch.int64), *each], 1)
 
     def _remember(self, rollout: Rollout) -> None:
         with self.learner.profile.part("references"):

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,11 +19,13 @@ from mmalign.arguments.ranges import Count, Finite, Interior, Positive
 from mmalign.needs import ADJOINT, DRIFT, OLD, named
 from mmalign.policies.parameters import ParameterSets
 from mmalign.samplers import kernels
-from mmalign.samplers.adjoints import RewardGradient, carried_back, of_reward
+from mmalign.samplers.adjoints import RewardGradient
 from mmalign.samplers.assignment import assignment, drawn_by
+from mmalign.samplers.score_differences import Noising
 from mmalign.samplers.windows import Window, all_but_last
 from mmalign.stacking import stacked_by_name
 from mmalign.types import EVERY, Behavior, Kernel, Kind, Level, Need, Prediction, Rollout, Steps, UserError
+from mmalign.worlds._gaussian_rows import GaussianErrors, gone_back, noised
 
 __all__ = ["GaussianPolicy", "Mixture", "QuadraticReward", "flow_levels", "one_gaussian", "tilt", "ve_levels", "vp_levels"]
 
@@ -204,7 +206,7 @@ class GaussianPolicy:
     """
 
     kind: Kind = "transition"
-    gives = frozenset({"old", "refs", "kls", "std", "dt", "drift", "adjoint", "behaviors"})
+    gives = frozenset({"old", "refs", "kls", "std", "dt", "drift", "adjoint", "score", "behaviors"})
 
     def __init__(self, mixture: Mixture, levels: Level, *, kernel: Kernel, window: Window | None = None) -> None:
         self.mixture, self.levels, self.kernel, self.window = mixture, levels, kernel, window or all_but_last()
@@ -309,32 +311,24 @@ class GaussianPolicy:
 
     def adjoints(
         self, rollout: Rollout, how: RewardGradient, utility: Callable[[Tensor, Tensor], Tensor], rng: torch.Generator,
-        *, rows_at_once: int = 0,
+        *, rows_at_once: int = 0, seeds: Tensor | None = None,
     ) -> Rollout:  # fmt: skip
         """See ``abilities.Differentiable``; all rows are gone back through at once. Errors: UserError for copies."""
-        paths, rows = rollout.held, torch.arange(len(rollout))
-        plan = how.plan(paths.stochastic.any(0) & rollout.mask.any(0), rng)
-        if how.copies > 1:
-            raise UserError(f"method.copies: got {how.copies}, takes 1 in this world")
-        last = torch.tensor([plan.last])
+        return gone_back(self, rollout, how, utility, rng, seeds)
 
-        def outcome(column: int, x: Tensor) -> Tensor:
-            seen = (x if how.through else x.detach()).unsqueeze(1)
-            return self._outcome(x.unsqueeze(1), torch.tensor([column]), paths.stochastic, plan.end, seen).squeeze(1)
+    @property
+    def errors(self) -> GaussianErrors:
+        """How well it denoises given points, at the levels of its own steps."""
+        return GaussianErrors(self)
 
-        def under() -> AbstractContextManager[None]:
-            return nullcontext() if how.under == "current" else self.using(how.under)
+    def noised(
+        self, rollout: Rollout, column: int, noising: Noising, seeds: Tensor, *, rows_at_once: int = 0
+    ) -> tuple[GaussianErrors, Rollout]:  # fmt: skip
+        """See ``abilities.Differentiable``."""
+        return self.errors, noised(self, rollout, column, noising, seeds)
 
-        with torch.no_grad():
-            sample = paths.states[:, -1] if plan.end is None else self.clean(paths.states[:, last], last).squeeze(1)
-        gradient = of_reward(lambda x: utility(x, rows), sample)
-        vectors = carried_back(plan, gradient, lambda column: paths.states[:, column], outcome, under)
-        table = torch.zeros_like(paths.states[:, 1:])
-        for column, vector in vectors.items():
-            table[:, column] = vector
-        return replace(rollout, mask=plan.trained.expand(len(rollout), -1).clone(), held=replace(paths, adjoints=table, end=plan.end))
-
-    def _outcome(self, x: Tensor, columns: Tensor, stochastic: Tensor, end: int | None, seen: Tensor) -> Tensor:
+    def outcome(self, x: Tensor, columns: Tensor, stochastic: Tensor, end: int | None, seen: Tensor) -> Tensor:
+        """The means of steps, and of the step ``end`` the clean estimate, ``[B, C, D]``."""
         mean = self.transition(x, columns, stochastic, seen)[0]
         return mean if end is None else torch.where((columns == end)[:, None], self.clean(seen, columns), mean)
 
@@ -347,7 +341,7 @@ class GaussianPolicy:
         refs = {name: (m[cells], s[cells]) for name, (m, s) in paths.refs.items()}
         terms = {"drift": _cells(kernels.kl, mean, std, paths.means[cells], std)} if DRIFT in needs else {}
         if ADJOINT in needs and paths.adjoints is not None:
-            outcome = self._outcome(paths.states[cells], columns, paths.stochastic[rows], paths.end, paths.states[cells])
+            outcome = self.outcome(paths.states[cells], columns, paths.stochastic[rows], paths.end, paths.states[cells])
             terms["adjoint"] = (paths.adjoints[cells] * (outcome - x_next)).sum(-1)
         facts = {"std": std[..., 0], "dt": (time[columns + 1] - time[columns]).expand(len(rows), -1)}
         return Steps(

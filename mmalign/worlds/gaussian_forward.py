@@ -4,39 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mmalign.samplers import kernels
-from mmalign.stacking import offset, stacked_by_name
 from mmalign.types import EVERY, Kind, Level, Need, Rollout, Steps
-from mmalign.worlds.gaussian import GaussianPolicy, Mixture, one_gaussian, predict
+from mmalign.worlds._gaussian_rows import Draws
+from mmalign.worlds.gaussian import GaussianPolicy, Mixture, one_gaussian
 
 __all__ = ["GaussianForward"]
-
-
-@dataclass(frozen=True)
-class Draws:
-    """Rows with what was drawn for them. clean: ``[B, D]``. noise: ``[B, C, D]``. places: ``[B, C]``, numbers of levels. refs: name -> the
-    velocities ``[B, C, D]`` that were predicted under it. which: ``[B]``, the rows of ``noise`` and ``places`` that are theirs."""
-
-    clean: Tensor
-    noise: Tensor
-    places: Tensor
-    which: Tensor
-    refs: dict[str, Tensor] = field(default_factory=dict)
-
-    def take(self, rows: Tensor) -> Draws:
-        return replace(self, clean=self.clean[rows], which=self.which[rows], refs={name: table[rows] for name, table in self.refs.items()})
-
-    @staticmethod
-    def join(parts: Sequence[Draws]) -> Draws:
-        clean, noise, places = (torch.cat([vars(part)[name] for part in parts]) for name in ("clean", "noise", "places"))
-        which = offset([part.which for part in parts], [len(part.noise) for part in parts])
-        return Draws(clean, noise, places, which, stacked_by_name([part.refs for part in parts]))
 
 
 class GaussianForward:
@@ -90,49 +67,12 @@ class GaussianForward:
         drawn = Draws(own, noise[part], places[part], torch.arange(len(own)))
         return Rollout(list(prompts[part]), own, nothing, ~nothing.isfinite(), group[part], drawn)
 
-    def velocity(self, drawn: Draws, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor, Level]:
-        """What is predicted, and the target, ``[B, C, D]`` each, and the levels ``[B, C, 1]``."""
-        which = drawn.which[rows]
-        places, noise = drawn.places[which][:, columns], drawn.noise[which][:, columns]
-        level = Level(*(value[places].unsqueeze(-1) for value in self.of.levels))
-        clean = drawn.clean[rows].unsqueeze(1)
-        x = level.signal * clean + level.noise * noise
-        guess = predict(self.of.mixture, x, level).clean
-        guess = self.sets.trained["log_scale"][places].exp() * guess + self.sets.trained["shift"][places]
-        return (x - level.signal * guess) / level.noise - guess, noise - clean, level
-
-    @torch.no_grad()
     def remember(self, rollout: Rollout, names: Iterable[str], rows_at_once: int = 0) -> None:
         """Velocities under named sets of parameters."""
-        drawn: Draws = rollout.held
-        for name in names:
-            with self.using(name):
-                every = torch.arange(len(drawn.clean)), torch.arange(self.draws)
-                drawn.refs[name] = self.velocity(drawn, *every)[0]
+        self.of.errors.remember(rollout, names)
 
     def steps(self, rollout: Rollout, rows: Tensor, columns: Tensor | None = None, needs: frozenset[Need] = frozenset()) -> Steps:
-        columns = torch.arange(self.draws) if columns is None else columns
-        drawn: Draws = rollout.held
-        own, target, level = self.velocity(drawn, rows, columns)
-        refs = {name: table[rows][:, columns] for name, table in drawn.refs.items()}
-        facts = {"noise": level.noise.squeeze(-1)} if Need("noise") in needs else {}
-        for need in (need for need in needs if need.kind == "absolute"):
-            mixture = refs[need.name] + need.share * (own.detach() - refs[need.name])
-            facts[str(need)] = (mixture - target).abs().mean(-1)
-        return Steps(
-            log_probs=-_halved(own, target),
-            mask=rollout.mask[rows][:, columns],
-            refs={name: -_halved(table, target) for name, table in refs.items() if {Need("refs"), Need("refs", name)} & needs},
-            kls={name: _halved(own, table) for name, table in refs.items() if {Need("kls"), Need("kls", name)} & needs},
-            facts=facts,
-            event_size=self.of.size,
-            kind="bound",
-        )
-
-
-def _halved(one: Tensor, two: Tensor) -> Tensor:
-    """Half of the squared distance, ``[B, C, D]`` twice -> ``[B, C]``."""
-    return 0.5 * kernels.per_row((one - two).flatten(0, 1).square()).unflatten(0, one.shape[:2])
+        return self.of.errors.steps(rollout, rows, columns, needs)
 
 
 def denoising(world: Mixture, of: Mixture, levels: Level) -> tuple[Tensor, Tensor]:

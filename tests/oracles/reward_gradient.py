@@ -48,11 +48,63 @@ def adjoint_matching(table: Table, *, beta: float = 1.0, count: int | None = Non
     return _ascent(table, beta=beta)
 
 
+def dmd2(
+    table: Table, *, teacher: str = "ref", guidance: float = 1.0, updates: int = 5, fake_rate: float | None = None, reward: float = 0.0,
+    low: float = 0.02, high: float = 0.98, weight: str = "absolute",
+) -> Tensor:  # fmt: skip
+    """What pulls a clean estimate is in the adjoint, like a reward's gradient."""
+    return _ascent(table)
+
+
+def tdm(
+    table: Table, *, teacher: str = "ref", guidance: float = 1.0, updates: int = 1, fake_rate: float | None = None, reward: float = 0.0,
+    low: float = 0.02, high: float = 0.99, separate: bool = True,
+) -> Tensor:  # fmt: skip
+    return _ascent(table)
+
+
+def tdm_r1(
+    table: Table, *, teacher: str = "ref", guidance: float = 1.0, share: float = 0.7, reward_guidance: float = 1.0,
+    reward_low: float = 0.3, beta: float = 10.0, updates: int = 1, rate: float | None = None,
+) -> Tensor:  # fmt: skip
+    return _ascent(table)
+
+
 ORACLES: dict[str, list[tuple[dict[str, Any], Callable[..., Tensor]]]] = {
     "draft": [({}, draft), ({"last_steps": None, "copies": 2}, draft), ({"beta": 0.3, "kl": "per_scalar"}, draft)],
     "refl": [({"low": 2, "high": 3, "most": 9.0}, refl), ({}, refl)],
     "alignprop": [({}, alignprop), ({"low": 2, "high": 4, "target": 10.0}, alignprop)],
     "drtune": [({}, drtune), ({"count": 3, "early": 4}, drtune)],
+    "dmd2": [
+        ({}, dmd2),
+        (
+            {"updates": 2, "guidance": 2.0, "reward": 0.5, "fake_rate": 1e-3, "low": 0.1, "high": 0.9, "weight": "kl", "teacher": "big"},
+            dmd2,
+        ),
+    ],
+    "tdm": [
+        ({}, tdm),
+        (
+            {"updates": 2, "guidance": 2.0, "reward": 0.5, "fake_rate": 1e-3, "low": 0.1, "high": 0.9, "separate": False, "teacher": "big"},
+            tdm,
+        ),
+    ],
+    "tdm_r1": [
+        ({}, tdm_r1),
+        (
+            {
+                "updates": 2,
+                "guidance": 2.0,
+                "share": 0.5,
+                "reward_guidance": 3.0,
+                "reward_low": 0.5,
+                "beta": 1.0,
+                "rate": 1e-3,
+                "teacher": "big",
+            },
+            tdm_r1,
+        ),
+    ],
     "adjoint_matching": [({}, adjoint_matching), ({"beta": 0.2, "count": 3}, adjoint_matching)],
 }
 # A reward's gradient says of each row where it grows: no row is worse than another one, and there is no ratio.

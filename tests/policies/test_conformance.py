@@ -199,8 +199,8 @@ def test_a_probe_of_the_wrong_shape_is_refused():
     "name", ["StableDiffusionPAGPipeline", "WanPipeline", "Kandinsky5T2VPipeline", "Cosmos2TextToImagePipeline", "CogVideoXPipeline"]
 )
 def test_a_pipeline_whose_call_takes_one_time_is_probed_row_by_row(name):
-    """Through the forward policy; each row's answer is that of the pipeline's own step at the same latent and time."""
-    from mmalign.policies.forward import ForwardPolicy
+    """As the forward policy does; each row's answer is that of the pipeline's own step at the same latent and time."""
+    from mmalign.policies.pipelines.denoising_errors import DenoisingErrors
 
     policy = policy_of(name, steps=4, guidance_scale=1.0)
     rollout = sample(policy, ("a red fox",) * 2)
@@ -212,9 +212,9 @@ def test_a_pipeline_whose_call_takes_one_time_is_probed_row_by_row(name):
         policy.steps(rollout, torch.arange(2), columns=column[None])
     x = torch.stack([rollout.held.x[column][row] for row, column in enumerate(columns)])
     level = type(levels)(levels.signal[columns], levels.noise[columns])
-    asking = ForwardPolicy.__new__(ForwardPolicy)  # a schedule of training is not asked for here
+    asking = DenoisingErrors.__new__(DenoisingErrors)  # a schedule of training is not asked for here
     asking.of, asking.together = policy, {}
-    predicted = asking._predicted(rollout.prompts, x, times[columns], level)
+    predicted = asking.predicted(rollout.prompts, x, times[columns], level)
     assert predicted.clean.requires_grad and asking.together == {type(policy.pipe): name == "CogVideoXPipeline"}
     for row in range(2):  # row by row or together: other orders of adding
         wanted, allowed = heard[row].clean[row], clean_rounding(policy, Prediction(*(v[row] for v in heard[row])), x[row], level, row)

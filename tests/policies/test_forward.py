@@ -313,7 +313,7 @@ def test_under_a_mask_only_its_pixels_count():
     pictures = images(2)
     for policy, count in ((masked, 2.0), (whole, 1.0)):
         table = rollout(policy, pictures)
-        seen = policy._seen(table, torch.arange(2), 0)
+        seen = policy.errors._seen(table, torch.arange(2), 0)
         square = (seen.predicted - seen.target).double().square()
         wanted = -0.5 * count * (square[..., :4].flatten(1).sum(1) if policy is masked else square.flatten(1).sum(1))
         torch.testing.assert_close(seen.bound, wanted)

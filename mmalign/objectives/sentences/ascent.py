@@ -12,16 +12,19 @@ from torch import Tensor
 from mmalign.needs import ADJOINT
 from mmalign.objectives import penalties, weights
 from mmalign.objectives.parts import Part, held, live, live_mean, refuse_kind
-from mmalign.types import Feedback, Loss, Method, Steps
+from mmalign.types import Feedback, Loss, Method, Need, Steps
 
 
-def ascent(reward_gradient: Any, *, penalty: Part | None = None) -> Method:
+def ascent(
+    reward_gradient: Any, *, penalty: Part | None = None, needs: frozenset[Need] = frozenset(), companions: tuple[Any, ...] = ()
+) -> Method:  # fmt: skip
     """``sum over trained steps of -a . outcome + penalty``, the mean over rows; ``a`` the adjoint of a step's outcome.
 
     Its gradient is that of ``-E[utility(r)]`` as far as the plan carries it, and the penalty's of a whole trajectory. A row without a
     reward learns nothing, and pays the penalty.
 
     reward_gradient: how it is carried back (``samplers.adjoints.RewardGradient``). penalty: of a step, as ``penalties.named`` gives it.
+    needs: besides. companions: as in ``types.Method``.
 
     Errors: UserError of the loss for steps that are no transitions.
     """
@@ -36,14 +39,24 @@ def ascent(reward_gradient: Any, *, penalty: Part | None = None) -> Method:
         metrics = {"kl": live_mean(penalties.exact_kl(steps).detach(), steps.mask)} if "ref" in steps.kls else {}
         return Loss(values if penalty is None else values + penalty.of(steps), metrics)
 
-    needs = frozenset({ADJOINT}) | (penalty.needs if penalty is not None else frozenset())
+    needs = needs | {ADJOINT} | (penalty.needs if penalty is not None else frozenset())
     weigh = partial(weights.constant_length, length=1)
-    return Method(signal=signal, loss=loss, weigh=weigh, needs=needs, kinds=kinds, reward_gradient=reward_gradient)
+    return Method(
+        signal=signal, loss=loss, weigh=weigh, needs=needs, kinds=kinds, reward_gradient=reward_gradient, companions=companions
+    )  # fmt: skip
 
 
 def identity(rewards: Tensor) -> Tensor:
     """The reward itself."""
     return rewards
+
+
+def times(factor: float) -> Callable[[Tensor], Tensor] | None:
+    """So many times the reward; None for 0 of it, whose gradient nobody has to ask for.
+
+    factor: of the reward.
+    """
+    return (lambda rewards: factor * rewards) if factor else None
 
 
 def up_to(most: float) -> Callable[[Tensor], Tensor]:

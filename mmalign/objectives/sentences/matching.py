@@ -70,3 +70,8 @@ def matching(  # the parts of a sentence
         sampled_by=sampled_by,
         unguided=unguided,
     )
+
+
+def denoised() -> Method:
+    """``|y - v|^2 / D``, the mean over rows and noise draws: the training loss of a denoiser, on every row, whatever its reward."""
+    return matching(score=lambda feedback: torch.ones_like(feedback.rewards), match=lambda steps, signal: errors.error(steps))

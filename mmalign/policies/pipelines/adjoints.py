@@ -10,29 +10,33 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from mmalign.policies.pipelines import score_differences
 from mmalign.policies.pipelines.replay import Played, at_work, decoded, in_calls, transition, transition_at_once
+from mmalign.policies.pipelines.score_differences import Distilled
 from mmalign.policies.pipelines.trajectories import Adjoint, Trajectories, Transition
 from mmalign.samplers import adjoints as carrying
 from mmalign.samplers.adjoints import Plan, RewardGradient
 from mmalign.types import Rollout, UserError
 
 
-def adjoints(
-    policy: Played, rollout: Rollout, how: RewardGradient, utility: Callable[..., Tensor], rng: torch.Generator,
-    *, rows_at_once: int, latents: bool = False, decode: bool = True,
+def adjoints(  # all that a gradient depends on
+    policy: Distilled, rollout: Rollout, how: RewardGradient, utility: Callable[..., Tensor], rng: torch.Generator,
+    *, rows_at_once: int, seeds: Tensor | None = None, latents: bool = False, decode: bool = True,
 ) -> Rollout:  # fmt: skip
     """See ``abilities.Differentiable``. Errors: UserError for a plan that the schedule does not fit."""
     held: Trajectories = rollout.held
     plan = how.plan(held.random, rng)
-    seeds = torch.randint(2**62, (how.copies - 1, len(rollout)), generator=rng)
+    copies = torch.randint(2**62, (how.copies - 1, len(rollout)), generator=rng)
     if how.copies > 1 and plan.last == 0:
         raise UserError("policy.schedule.steps: got 1, takes 2 or more where the last step is taken again from other noise (copies)")
 
     def value(leaf: Tensor, rows: Tensor) -> Tensor:
         return utility(decoded(policy, rollout, rows, leaf) if decode else None, rows, *([leaf] if latents else []))
 
+    own = torch.zeros((len(rollout), 0), dtype=torch.int64) if seeds is None else seeds
     parts = [
-        _of_rows(policy, rollout, how, plan, rows, seeds, value) for rows in in_calls(rollout, torch.arange(len(rollout)), rows_at_once)
+        _of_rows(policy, rollout, how, plan, rows, (copies, own), value)
+        for rows in in_calls(rollout, torch.arange(len(rollout)), rows_at_once)
     ]
     trained = plan.trained.expand(len(rollout), -1)
     return replace(
@@ -50,10 +54,13 @@ def grown(policy: Played, rollout: Rollout, rows: Tensor, column: int, step: Tra
 
 
 def _of_rows(
-    policy: Played, rollout: Rollout, how: RewardGradient, plan: Plan, rows: Tensor, seeds: Tensor,
+    policy: Distilled, rollout: Rollout, how: RewardGradient, plan: Plan, rows: Tensor, seeds_of: tuple[Tensor, Tensor],
     value: Callable[[Tensor, Tensor], Tensor],
 ) -> list[Adjoint]:  # fmt: skip
-    """The adjoints of some rows, those of trained steps first, and then those of copies of the last one."""
+    """The adjoints of some rows, those of trained steps first, and then those of copies of the last one.
+
+    seeds_of: copies ``[K, B]``, and differences of scores ``[B, D]``.
+    """
     held: Trajectories = rollout.held
     there = partial(at_work, policy, rows)
 
@@ -65,11 +72,19 @@ def _of_rows(
         return nullcontext() if how.under == "current" else policy.using(how.under)  # type: ignore[no-any-return]
 
     def gradient(sample: Tensor) -> Tensor:
+        if how.utility is None:
+            return torch.zeros_like(sample)
         return carrying.of_reward(lambda leaf: value(leaf, rows), sample) / how.copies
 
     with torch.no_grad():
-        sample = there(held.x_next[-1]) if plan.end is None else transition_at_once(policy, rollout, rows, plan.end).clean
-    vectors = carrying.carried_back(plan, gradient(sample), lambda column: there(held.x[column]), outcome, under)
+        last = None if plan.end is None else transition_at_once(policy, rollout, rows, plan.end)
+        sample = there(held.x_next[-1]) if last is None else last.clean
+        seeds, of_differences = seeds_of
+        pulls = (
+            [] if last is None else score_differences.pulls(policy, rollout, rows, plan.last, last, of_differences[rows], how.differences)
+        )
+        pulled = sum((pull.to(sample) for pull in pulls), torch.zeros_like(sample))
+    vectors = carrying.carried_back(plan, gradient(sample) + pulled, lambda column: there(held.x[column]), outcome, under)
     points = {column: sample if column == plan.last else held.x_next[column][rows] for column in vectors}
     made = [Adjoint(column, vectors[column].cpu(), points[column].cpu(), clean=column == plan.end) for column in sorted(vectors)]
     with torch.no_grad():

@@ -78,7 +78,7 @@ def transition_at_once(
     kernel = policy.kernel if bool(trajectories.random[column]) else kernels.ode()  # as when it was recorded
     mean, std = kernel(moment.prediction, moment.x, moment.t, moment.t_next)
     log_probs = kernels.log_prob(there(trajectories.x_next[column]), mean, std)
-    return Transition(mean, std, log_probs, moment.prediction.clean, moment.t)
+    return Transition(mean, std, log_probs, moment.prediction.clean, moment.t, moment.t_next)
 
 
 def decoded(policy: Played, rollout: Rollout, rows: Tensor, x: Tensor) -> Tensor:

@@ -15,13 +15,15 @@ from mmalign.types import Level, UserError
 
 class Transition(NamedTuple):
     """A recorded step of some rows under the parameters that are in place: its mean ``[R, ...]``, its std, which all rows share, the
-    log-probabilities ``[R]`` of what was recorded, the clean estimate ``[R, ...]``, and the noise level that the step began at."""
+    log-probabilities ``[R]`` of what was recorded, the clean estimate ``[R, ...]``, and the noise levels that the step began and ended
+    at."""
 
     mean: Tensor
     std: Tensor
     log_probs: Tensor
     clean: Tensor
     level: Level
+    next_level: Level
 
 
 class Remembered(NamedTuple):

@@ -1,0 +1,94 @@
+"""Clean estimates of a pipeline's recorded steps, noised, and what sets of parameters say of them (``samplers.score_differences``)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from mmalign.policies.pipelines.denoising_errors import DenoisingErrors, Noised
+from mmalign.policies.pipelines.replay import Played, at_work, in_calls, transition_at_once
+from mmalign.policies.pipelines.trajectories import Transition
+from mmalign.samplers import score_differences
+from mmalign.samplers.score_differences import Noising, ScoreDifference
+from mmalign.types import Level, Rollout, UserError
+
+
+class Distilled(Played, Protocol):
+    """What this needs of a policy."""
+
+    @property
+    def errors(self) -> DenoisingErrors:
+        """How well it denoises given latents."""
+        ...
+
+
+@torch.no_grad()
+def noised(policy: Distilled, rollout: Rollout, column: int, noising: Noising, seeds: Tensor, *, rows_at_once: int) -> Rollout:
+    """See ``abilities.Differentiable``."""
+    parts = list[Noised]()
+    for rows in in_calls(rollout, torch.arange(len(rollout)), rows_at_once):
+        step = transition_at_once(policy, rollout, rows, column)
+        parts.append(_noised(policy, rollout, rows, column, step, noising, seeds[rows]))
+    shape = (len(rollout), 1)
+    return Rollout(
+        prompts=rollout.prompts,
+        outputs=rollout.outputs,
+        log_probs=torch.full(shape, float("nan"), dtype=torch.float64),
+        mask=torch.ones(shape, dtype=torch.bool),
+        group=rollout.group,
+        held=Noised.join(parts),
+    )
+
+
+def _noised(policy: Distilled, rollout: Rollout, rows: Tensor, column: int, step: Transition, noising: Noising, seeds: Tensor) -> Noised:
+    """Of some rows. step: the recorded one, under the parameters that are in place."""
+    x_next, levels = at_work(policy, rows, rollout.held.x_next[column]), policy.errors.schedule.levels
+    clean = step.clean.to(x_next)
+    uniform, noise = score_differences.draws(seeds, clean)
+    places = score_differences.places(uniform, levels, noising, step.level, step.next_level)
+    if noising.trajectory:
+        noise = score_differences.kept_noise(clean, x_next, noise, step.next_level, _wide(levels, places, clean)).to(noise)
+    return Noised(clean, noise.unsqueeze(1), places.unsqueeze(1), torch.arange(len(rows)), [None] * len(rows))
+
+
+@torch.no_grad()
+def pulls(
+    policy: Distilled, rollout: Rollout, rows: Tensor, column: int, step: Transition, seeds: Tensor,
+    differences: tuple[ScoreDifference, ...],
+) -> Iterator[Tensor]:  # fmt: skip
+    """Where each of some differences of scores pulls the clean estimates of a step, ``[R, ...]``, times its weight.
+
+    step: the recorded one, under the parameters of now. seeds: ``[R, D]``.
+
+    Errors: UserError for guidance of a pipeline that takes no prompt.
+    """
+    prompts, errors = [rollout.prompts[row] for row in rows.tolist()], policy.errors
+    for number, one in enumerate(differences):
+        held = _noised(policy, rollout, rows, column, step, one.noising, seeds[:, number])
+        places, clean = held.places[:, 0], held.clean
+        wide = _wide(errors.schedule.levels, places, clean)
+        x = wide.signal * clean + wide.noise * held.noise[:, 0]
+        at = errors.schedule.timesteps[places].to(clean.device), Level(*(value[places].to(clean) for value in errors.schedule.levels))
+        with policy.using(one.toward):
+            toward = errors.predicted(prompts, x, *at).clean
+            if one.guidance != 1.0:
+                _refuse_unprompted(policy, one.guidance)
+                without = errors.predicted([""] * len(prompts), x, *at).clean
+                toward = without + one.guidance * (toward - without)
+        with policy.using(one.away):
+            away = errors.predicted(prompts, x, *at).clean
+        yield one.weight * score_differences.pull(toward, away, clean, wide, one.normaliser)
+
+
+def _wide(levels: Level, places: Tensor, like: Tensor) -> Level:
+    """The levels of some rows, which broadcast against ``like``."""
+    return Level(*(value[places].to(like).view(-1, *(1,) * (like.ndim - 1)) for value in levels))
+
+
+def _refuse_unprompted(policy: Distilled, guidance: float) -> None:
+    if "prompt" not in policy.caller.accepts:
+        name = type(policy.pipe).__name__
+        raise UserError(f"method.guidance: got {guidance:g}, and {name} takes no prompt that could be left empty; takes 1")
