@@ -353,9 +353,7 @@ class DiffusersPolicy:
             raise UserError(f"policy.pipeline: {type(self.pipe).__name__} has no denoising error to train on: {why}")
         return DenoisingErrors(self)
 
-    def noised(
-        self, rollout: Rollout, column: int, noising: Noising, seeds: Tensor, *, rows_at_once: int
-    ) -> tuple[DenoisingErrors, Rollout]:  # fmt: skip
+    def noised(self, rollout: Rollout, column: int, noising: Noising, seeds: Tensor, *, rows_at_once: int) -> tuple[Any, Rollout]:
         """See ``abilities.Differentiable``."""
         most = min(rows_at_once, self.rows_at_once)
         return self.errors, score_differences.noised(self, rollout, column, noising, seeds, rows_at_once=most)
