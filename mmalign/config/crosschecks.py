@@ -75,6 +75,10 @@ def _incompatible(call: Call, review: Review) -> list[str]:
         kinds = ", ".join(sorted(built.kinds))
         line = f"; {as_bound(policy.name)}" if adapter.kind == "transition" and "bound" in built.kinds else ""
         wrong.append(f"{method.path}: {method.name} takes steps of kind {kinds}; the policy {policy.name} gives {adapter.kind}{line}")
+    if built.unguided and _keyword(policy, "guided") is True:
+        wrong.append(
+            f"{policy.path}.guided: rows are sampled with guidance and predicted without, {method.name} takes one policy; takes false"
+        )
     if built.reward_gradient is not None:
         wrong.extend(_without_gradient(call, method.name))
     return [*wrong, *_steps(policy, adapter, built, review)]

@@ -18,6 +18,7 @@ WRONG = [
     ("digits/mix_grpo", ["policy.schedule.kernel.noise_level=0"], "policy.schedule: none of 8 steps is random"),
     ("digits/draft", ["method.last_steps=9"], "method.last_steps: got 9, takes up to the 8 steps of policy.schedule"),
     ("digits/draft", ["method={use: adjoint_matching}"], "policy.schedule: none of 8 steps is random; this method takes a kernel"),
+    ("digits/diffusion_nft", ["policy.guided=true"], "policy.guided: rows are sampled with guidance and predicted without, diffusion_nft"),
     ("digits/draft", ["rewards.size={use: jpeg}"], "rewards.size: jpeg has no gradient, and draft learns from nothing else"),
     ("digits/draft", ["rewards.size={use: frames, of: {use: jpeg}}"], "rewards.size.of: jpeg has no gradient, and draft learns"),
 ]

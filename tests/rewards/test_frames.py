@@ -63,3 +63,27 @@ def test_a_frame_without_a_score_leaves_its_video_without_one():
 def test_mistakes_are_one_line(act, says):
     with pytest.raises(UserError, match=says):
         act()
+
+
+def test_a_gradient_arrives_at_some_frames_and_on_average_is_that_of_all():
+    def squared(images, prompts):
+        seen.append((len(images), torch.is_grad_enabled()))
+        return images.square().flatten(1).mean(1)
+
+    seen: list[tuple[int, bool]] = []
+    videos = torch.rand(2, 4, 1, 3, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64).requires_grad_()
+    (whole,) = torch.autograd.grad(frames(of=squared)(videos, ["a", "b"]).sum(), videos)
+    masked = frames(of=squared, learned=1)
+    total, chosen = torch.zeros_like(whole), set()
+    for step in range(40):
+        masked.at(step)
+        scores = masked(videos, ["a", "b"])
+        torch.testing.assert_close(scores, frames(of=squared)(videos, ["a", "b"]))
+        (gradient,) = torch.autograd.grad(scores.sum(), videos)
+        (frame,) = gradient.flatten(2).abs().sum(-1).amax(0).nonzero().flatten().tolist()
+        torch.testing.assert_close(gradient[:, frame], 4 * whole[:, frame])
+        chosen.add(frame)
+        total += gradient / 40
+    assert chosen == {0, 1, 2, 3} and {(2, True), (6, False)} <= set(seen)
+    with pytest.raises(UserError, match=r"frames\.learned: got 5, and 4 frames are scored; takes at most these"):
+        frames(of=squared, learned=5)(videos, ["a", "b"])
