@@ -225,7 +225,7 @@ class DiffusersPolicy:
         def answer(moment: Moment) -> Tensor:
             nonlocal random
             if moment.column == 0:
-                random = self.window(moment.left, step, _generator(window_state))
+                random = self.window(moment.left, step, recording.generator_at(window_state))
                 recording.refuse_window(random, moment.left)
             recording.refuse_again(self.pipe, moment, left)
             column = min(moment.column, len(random) - 1)
@@ -391,9 +391,3 @@ class DiffusersPolicy:
         with torch.no_grad(), watched(self.pipe) as find:
             self.caller.until_finished([self._example], [0], Player(answer), [self._example])
         return firsts[0]
-
-
-def _generator(state: Tensor) -> torch.Generator:
-    rng = torch.Generator()
-    rng.set_state(state)
-    return rng

@@ -36,6 +36,13 @@ def random_steps(caller: Caller, window: Window, kernel: Kernel, prompt: str) ->
     return random[: len(noisy)] & torch.tensor(noisy)
 
 
+def generator_at(state: Tensor) -> torch.Generator:
+    """A generator that goes on from a state."""
+    rng = torch.Generator()
+    rng.set_state(state)
+    return rng
+
+
 def refuse_window(window: Tensor, left: int) -> None:
     """Refuses a window of another length than the trajectory's.
 
