@@ -153,9 +153,8 @@ class DiffusersPolicy:
         reference_models.refuse_latents(key, self.pipe, other.pipe, own, theirs)
         frozen(key, self.sets, other.sets)
         modules = {part: module for part, module in other.pipe.components.items() if isinstance(module, torch.nn.Module)}
-        own_parts = ("pipe", "caller", "denoisers", "denoiser", "_place")
-        parts, denoisers = {part: vars(other)[part] for part in own_parts}, tuple(other.denoisers.values())
-        self.sets.lend(name, self, Other(parts, digest(modules), denoisers, other.sets.shards))
+        parts = {part: vars(other)[part] for part in ("pipe", "caller", "denoisers", "denoiser", "_place")}
+        self.sets.lend(name, self, Other(parts, digest(modules), tuple(other.denoisers.values()), other.sets.shards))
 
     # Rollout
 
