@@ -260,13 +260,11 @@ class DiffusersPolicy:
             images.append(self.caller.images(prompts[at], seeds[at], None, prompts[at], **call))
         return torch.cat(images)
 
-    @torch.no_grad()
     def generated(self, prompts: list[str], seeds: list[int], *, decode: bool = True, **call: Any) -> tuple[Tensor, Tensor]:
         """The same, and the latents ``[B, ...]`` that they are decoded from. decode: as of ``sample``."""
-        outputs, last = list[Tensor](), list[Tensor]()
-        for at in (slice(chunk, chunk + self.rows_at_once) for chunk in range(0, len(prompts), self.rows_at_once)):
-            outputs.append(self.caller.images(prompts[at], seeds[at], None, prompts[at], decode=decode, **noting(self.pipe, last), **call))
-        return torch.cat(outputs), torch.cat(last)
+        last = list[Tensor]()
+        outputs = self.generate(prompts, seeds, decode=decode, **noting(self.pipe, last), **call)
+        return outputs, torch.cat(last)
 
     def latents(self, rollout: Rollout) -> Tensor:
         """Those that a rollout's outputs are decoded from, ``[B, ...]``."""

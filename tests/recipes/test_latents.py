@@ -64,6 +64,7 @@ def test_a_rollout_decodes_nothing_and_scores_what_would_be_decoded(tmp_path: Pa
 
 def test_evaluations_score_the_latents_of_what_they_show() -> None:
     policy, _ = twin_policy()
+    policy.rows_at_once = 1
     outputs, latents = policy.generated(PROMPTS, [3, 4], num_inference_steps=2)
     assert torch.equal(outputs, policy.generate(PROMPTS, [3, 4], num_inference_steps=2))
     scaled = latents / policy.pipe.vae.config.scaling_factor + policy.pipe.vae.config.shift_factor

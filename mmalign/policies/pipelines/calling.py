@@ -158,15 +158,17 @@ class Caller:
 
 
 def noting(pipe: Any, last: list[Tensor]) -> dict[str, Any]:
-    """Arguments of a pipeline's call that add its last latents to a list. Errors: UserError for one that says nothing of its steps."""
+    """Arguments of a pipeline's calls, each of which adds its last latents to a list.
+
+    Errors: UserError for one that says nothing of its steps.
+    """
     if "callback_on_step_end" not in arguments_of_call(pipe):
         raise UserError(
             f"policy.pipeline: {type(pipe).__name__} tells nobody its latents (callback_on_step_end), so no judge can score them"
         )
-    place = len(last)
 
     def note(pipe: Any, step: int, time: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        last[place:] = [tensors["latents"].clone()]
+        last[len(last) - bool(step) :] = [tensors["latents"].clone()]  # a call begins with step 0
         return tensors
 
     return {"callback_on_step_end": note, "callback_on_step_end_tensor_inputs": ["latents"]}
