@@ -19,7 +19,7 @@ __version__ = "0.2.0"
 ROOMS = ("policies", "methods", "rewards", "worlds", "data", "recipes", "commands", "combinations", "guidance", "evaluation")
 """The packages whose functions are flat to the user: ``mm.rewards.jpeg``."""
 
-FILES = {"kernels": "mmalign.samplers.kernels", "windows": "mmalign.samplers.windows"}
+FILES = {name: f"mmalign.samplers.{name}" for name in ("kernels", "windows", "branches")}
 """Single files that have a name of their own: ``mm.kernels.flow_sde``."""
 
 SETTINGS = {

@@ -30,6 +30,7 @@ from mmalign.policies.settings import TextMemory as TextMemory
 from mmalign.policies.settings import Train as Train
 from mmalign.recipes.offline import offline as offline
 from mmalign.recipes.online import online as online
+from mmalign.samplers import branches as branches
 from mmalign.samplers import kernels as kernels
 from mmalign.samplers import windows as windows
 from mmalign.training.optimizers import adafactor as adafactor

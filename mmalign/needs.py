@@ -10,7 +10,7 @@ from __future__ import annotations
 from mmalign.types import Method, Need
 
 OLD, MASK, REWARDS = Need("old"), Need("mask"), Need("rewards")
-STD, DT, NOISE = Need("std"), Need("dt"), Need("noise")
+STD, SLOPE, DT, NOISE = Need("std"), Need("slope"), Need("dt"), Need("noise")
 CHANGED, PHRASE, SEGMENT = Need("changed"), Need("phrase"), Need("segment")
 ENTROPY, COLLISION, VALUE = Need("entropy"), Need("collision"), Need("value")
 REWARD_MASK, KL_MASK, DEGREE = Need("reward_mask"), Need("kl_mask"), Need("degree")

@@ -52,6 +52,14 @@ def offset(places: Sequence[Tensor], counts: Sequence[int]) -> Tensor:
     return torch.cat([some + start for some, start in zip(places, starts, strict=True)])
 
 
+def numbered(parts: Sequence[Tensor | None]) -> Tensor | None:
+    """Numbers ``[B]`` of several parts with those of no two parts alike; None where a part has none."""
+    known = [part for part in parts if part is not None]
+    if len(known) < len(parts):
+        return None
+    return offset(known, [int(part.max()) + 1 if len(part) else 0 for part in known])
+
+
 def pooled(metrics: Sequence[Mapping[str, float]], counts: Sequence[int]) -> dict[str, float]:
     """Metrics that every part has: means over rows, the largest of ``*_max``."""
 

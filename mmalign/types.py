@@ -21,7 +21,7 @@ from typing import Any, Literal, NamedTuple, Protocol, get_args
 import torch
 from torch import Tensor
 
-from mmalign.stacking import entries_by_name, offset, pooled, stacked
+from mmalign.stacking import entries_by_name, numbered, pooled, stacked, stacked_by_name
 
 Kind = Literal["token", "transition", "bound", "score"]
 Unit = Literal["cell", "row", "pair", "group", "batch"]
@@ -77,7 +77,7 @@ class Need:
     """A table of steps that a method asks for. ``mmalign.needs`` has one of each to write methods with.
 
     kind: ``old``; ``refs``, ``kls``, ``reverse_kls``, ``absolute``, ``score`` of a reference; ``contrast``; and of facts and terms the
-        names (``std``, ``dt``, ``noise``, ``changed``, ``phrase``, ``segment``, ``entropy``, ``collision``, ``value``, ``reward_mask``,
+        names (``std``, ``slope``, ``dt``, ``noise``, ``changed``, ``phrase``, ``segment``, ``entropy``, ``collision``, ``value``, ``reward_mask``,
         ``kl_mask``, ``degree``, ``drift``).
     name: of the reference or of the contrast; empty where there is one such table, or where all that a rollout remembers are meant.
     share: of the current prediction in the mixture with the reference's that an ``absolute`` error is of.
@@ -103,10 +103,10 @@ class Steps:
     kls: name -> ``[B, T]`` exact KL of each step's distribution to the named reference's, nats, differentiable. Of a bound half of the
         squared distance of the two predictions: the KL of Gaussians of variance 1 around them, as the bound is such a one's log-density.
     facts: name -> ``[B, T]`` whatever else a policy knows of a step, without gradient: ``std`` (of the transition, in
-        units of the latent), ``dt`` (length of the step in the path's own time), ``noise`` (the noise level of a bound); of tokens
-        ``changed`` (1 where the other row of the pair reads differently), ``phrase`` and ``segment`` (numbers from 1, 0 for none); of
-        bounds ``absolute:NAME:SHARE``, the mean over the event of the absolute error of the mixture
-        ``share * prediction + (1 - share) * the named reference's``.
+        units of the latent), ``slope`` (how far its mean moves as the velocity ``eps - x_0`` does, absolute), ``dt`` (length of the step in
+        the path's own time), ``noise`` (the noise level of a bound); of tokens ``changed`` (1 where the other row of the pair reads
+        differently), ``phrase`` and ``segment`` (numbers from 1, 0 for none); of bounds ``absolute:NAME:SHARE``, the mean over the event of
+        the absolute error of the mixture ``share * prediction + (1 - share) * the named reference's``.
     event_size: scalars in one event: 1 for a token, D for a latent of D numbers.
     kind: ``token``, ``transition`` (a density), ``bound`` (minus half a squared error: not a density) or ``score`` (what a reward model
         says of the row, in each of its dimensions: no probability at all; the name ``log_probs`` is the other kinds').
@@ -212,8 +212,9 @@ class Feedback:
     wins: ``[B, B]`` in 0..1, the probability that a row is better than another one, NaN where nobody compared them.
     ids, annotators: B strings, of the record that a row comes from and of who judged it, where there are records; '' is not known.
     tables: need -> ``[B, T]`` without gradient, what a method ``reads`` of the rollout's steps: ``mask`` (bool), ``old``, ``refs:NAME``,
-        ``value``, ``segment``, and ``rewards`` (of single steps).
+        ``value``, ``segment``, ``std``, ``slope``, and ``rewards`` (of single steps).
     drawn: name of a behavior -> ``[B]`` bool, the rows that it drew instead of the current policy.
+    branch: ``[B]`` int64, rows with one number began at one state, inside a group (``samplers.branches``); None: every row by itself.
     """
 
     rewards: Tensor
@@ -228,6 +229,7 @@ class Feedback:
     ids: Sequence[str] | None = None
     annotators: Sequence[str] | None = None
     drawn: Mapping[str, Tensor] = field(default_factory=dict)
+    branch: Tensor | None = None
 
     def __post_init__(self) -> None:
         _require(isinstance(self.rewards, Tensor) and self.rewards.ndim == 1, "Feedback.rewards: takes a tensor [batch]")
@@ -245,8 +247,9 @@ class Feedback:
                 _require(not bool(((value < 0) | (value > 1)).any()), f"Feedback.{name}: got values outside 0..1")
         for need, value in self.tables.items():
             _require(value.shape[:-1] == rows, f"Feedback.tables[{need}]: got {list(value.shape)}, takes [{rows[0]}, steps]")
-        if self.lengths is not None:
-            _table("Feedback", "lengths", self.lengths, rows)
+        for name in ("lengths", "branch"):
+            if getattr(self, name) is not None:
+                _table("Feedback", name, getattr(self, name), rows)
         if self.pairs is not None:
             wide = list(self.pairs.shape)
             _require(len(wide) == 2 and wide[1] == 2, f"Feedback.pairs: got shape {wide}, takes [pairs, 2]")
@@ -327,6 +330,7 @@ class Rollout:
     rollout for the log. drawn: name of a behavior -> ``[B]`` bool, the rows that it drew; ``log_probs`` are the current policy's of these
     rows too. columns: name -> an entry for each row, what is known beside its prompt (``Prompt.columns``).
     spans: ``() ->`` for each row, of each of its steps the characters ``(start, end)`` of its output that it wrote; None: no text.
+    branch: as of ``Feedback``. facts: name -> ``[B, T]`` float64, facts of its steps that are known without scoring them again.
     """
 
     prompts: list[Any]
@@ -339,6 +343,8 @@ class Rollout:
     drawn: dict[str, Tensor] = field(default_factory=dict)
     columns: dict[str, list[Any]] = field(default_factory=dict)
     spans: Callable[[], list[list[tuple[int, int]]]] | None = None
+    branch: Tensor | None = None
+    facts: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         rows = len(self.prompts)
@@ -368,21 +374,22 @@ class Rollout:
             drawn={name: theirs[rows] for name, theirs in self.drawn.items()},
             columns={name: [column[place] for place in places] for name, column in self.columns.items()},
             spans=None if spans is None else lambda: [of_rows[place] for of_rows in [spans()] for place in places],
+            branch=None if self.branch is None else self.branch[rows],
+            facts={name: table[rows] for name, table in self.facts.items()},
         )
 
     @staticmethod
     def join(parts: Sequence[Rollout]) -> Rollout:
         """Rollouts of one policy as one, rows of the first part first; narrower tables are filled up with steps that do not count.
 
-        Groups are renumbered, so that none reaches over two parts: whoever splits a rollout splits between groups. ``metrics`` are
-        means over rows (``*_max``: the largest) of what every part measured, and references those that every part remembers.
+        Groups and branches are renumbered, so that none reaches over two parts: whoever splits a rollout splits between groups. ``metrics``
+        are means over rows (``*_max``: the largest) of what every part measured, and references those that every part remembers.
         Errors: UserError for no part, and for outputs of different kinds or sizes.
         """
         _require(len(parts) > 0, "Rollout.join: got no part, takes one or more")
         outputs = [part.outputs for part in parts]
         sizes = {tuple(output.shape[1:]) if isinstance(output, Tensor) else None for output in outputs}
         _require(len(sizes) == 1, f"Rollout.join: got outputs of sizes {', '.join(map(str, sizes))}, takes one size (None: no tensor)")
-        groups = [int(part.group.max()) + 1 if len(part) else 0 for part in parts]
         counts = [len(part) for part in parts]
         drawn = entries_by_name([{name: rows.tolist() for name, rows in part.drawn.items()} for part in parts], counts, False)
         spans = [part.spans for part in parts if part.spans is not None]
@@ -391,12 +398,14 @@ class Rollout:
             outputs=torch.cat(outputs) if isinstance(outputs[0], Tensor) else [output for some in outputs for output in some],
             log_probs=stacked([part.log_probs for part in parts]),
             mask=stacked([part.mask for part in parts]),
-            group=offset([part.group for part in parts], groups),
+            group=numbered([part.group for part in parts]),  # type: ignore[arg-type]
             held=None if parts[0].held is None else parts[0].held.join([part.held for part in parts]),
             metrics=pooled([part.metrics for part in parts], counts),
             drawn={name: torch.tensor(rows, dtype=torch.bool) for name, rows in drawn.items()},
             columns=entries_by_name([part.columns for part in parts], counts, None),
             spans=(lambda: [row for some in spans for row in some()]) if len(spans) == len(parts) else None,
+            branch=numbered([part.branch for part in parts]),
+            facts=stacked_by_name([part.facts for part in parts]),
         )
 
 
@@ -434,6 +443,7 @@ class Method:
     reward_gradient: how the gradient of rewards becomes the term ``adjoint`` (``samplers.adjoints.RewardGradient``), for methods that need
         it; their steps need not be random. None for all others.
     companions: sets of the policy's parameters that are trained beside it (``samplers.score_differences.Companion``).
+    by_step: whether what is made of a step depends on no other step, so that a unit of whole rows may be seen one step at a time.
     """
 
     signal: Callable[[Feedback], Tensor]
@@ -454,6 +464,7 @@ class Method:
     unguided: bool = False
     reward_gradient: Any = None
     companions: tuple[Any, ...] = ()
+    by_step: bool = False
 
     def __post_init__(self) -> None:
         for name in ("needs", "survey_needs", "reads"):
@@ -531,7 +542,8 @@ class Policy(Protocol):
         step: number of the training step, for windows that change as training goes. behaviors: who draws rows of each group instead of
         the current policy, whose own stand first, or beside it; a policy that ``gives`` no ``behaviors`` is never asked. part: the prompts
         whose rows are made here, at least one, where other processes make the others: they are the rows that ``take`` would give of all
-        (but for rounding), so that a row depends on its place and not on who makes it.
+        (but for rounding), so that a row depends on its place and not on who makes it. A policy that ``gives`` drift takes ``drift=True``:
+        keep what that term is measured from.
         """
 
     def generate(self, prompts: list[str], seeds: list[int], **call: Any) -> Any:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 import mmalign.methods
-from mmalign.needs import COLLISION, MASK, OLD, REWARDS, SEGMENT, VALUE, refs
+from mmalign.needs import COLLISION, MASK, OLD, REWARDS, SEGMENT, SLOPE, STD, VALUE, refs
 from mmalign.types import Feedback, Loss, Method, Steps, UserError
 from tests.oracles.tables import ABSOLUTE, COLUMNS, CONTRASTS, DRAWN, PARTS, ROWS, Table, table
 
@@ -120,7 +120,7 @@ def _reordered(feedback: Feedback, order: Tensor) -> Feedback:
     drawn = {name: rows[order] for name, rows in feedback.drawn.items()}
     return replace(
         feedback, rewards=feedback.rewards[order], group=feedback.group[order], parts=parts, labels=pick(feedback.labels), pairs=pairs,
-        lengths=pick(feedback.lengths), wins=wins, tables=tables, drawn=drawn,
+        lengths=pick(feedback.lengths), wins=wins, tables=tables, drawn=drawn, branch=pick(feedback.branch),
     )  # fmt: skip
 
 
@@ -256,6 +256,7 @@ def _padded(steps: Steps, feedback: Feedback, garbage: float) -> tuple[Steps, Fe
             wins=wins,
             tables={need: mask if need == MASK else pad(values) for need, values in feedback.tables.items()},
             drawn={name: torch.cat([rows, torch.tensor([False, False])]) for name, rows in feedback.drawn.items()},
+            branch=torch.cat([feedback.branch, torch.tensor([feedback.branch[0], 10**9])]),  # type: ignore[list-item,index]
         ),
         leaf,
     )
@@ -311,7 +312,7 @@ def _far(kind: Any, gaps: Tensor, rewards: list[float]) -> tuple[Tensor, Steps, 
     rows, columns = gaps.shape
     leaf = torch.zeros_like(gaps, requires_grad=True)
     mask, known = torch.ones(rows, columns, dtype=torch.bool), torch.tensor(rewards, dtype=torch.float64)
-    names = {"std": 0.3, "dt": -0.1, "noise": 0.4, "changed": 1.0, "phrase": 1.0, "segment": 1.0}
+    names = {"std": 0.3, "slope": 0.4, "dt": -0.1, "noise": 0.4, "changed": 1.0, "phrase": 1.0, "segment": 1.0}
     facts = {name: torch.full_like(gaps, value) for name, value in (names | {str(need): 0.8 for need in ABSOLUTE}).items()}
     contrast = Steps(leaf * 0.5, mask, refs={"ref": gaps}, kind=kind)
     squares = {"ref": (leaf - gaps) ** 2, "previous": (leaf - gaps / 2) ** 2}
@@ -326,7 +327,7 @@ def _far(kind: Any, gaps: Tensor, rewards: list[float]) -> tuple[Tensor, Steps, 
     same = (group[:, None] == group[None, :]).fill_diagonal_(False)
     wins = torch.where(same, (known[:, None] - known[None, :]).sigmoid(), math.nan)
     tables = {MASK: mask, OLD: gaps, refs("ref"): gaps, refs("previous"): gaps / 2, REWARDS: gaps * 0 + 1}
-    tables |= {VALUE: gaps * 0, SEGMENT: gaps * 0 + 1, COLLISION: gaps * 0 - 1}
+    tables |= {VALUE: gaps * 0, SEGMENT: gaps * 0 + 1, COLLISION: gaps * 0 - 1, STD: gaps * 0 + 0.3, SLOPE: gaps * 0 + 0.4}
     parts = dict.fromkeys(PARTS, known.clamp(0, 1))
     lengths = torch.full((rows,), columns)
     drawn = dict.fromkeys(DRAWN, torch.arange(rows) == 1)

@@ -77,6 +77,14 @@ def of_latents(reward: Any) -> bool:
     return isinstance(reward, OfLatents) and reward.of_latents
 
 
+@runtime_checkable
+class Structured(Protocol):
+    """A policy whose rollouts have denoising steps of several kinds, which a group and a run have to fit."""
+
+    def refuse_structure(self, method: Any, group_size: int, steps: int) -> None:
+        """Errors: UserError where branches of rows do not fit a group, or the method; before anything is sampled."""
+
+
 def called(reward: Any, key: str) -> str:
     """What a reward is called in a line to the user."""
     return reward.name if isinstance(reward, Named) else key

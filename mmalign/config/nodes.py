@@ -20,6 +20,8 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "method": ("methods",),
     "kernel": ("samplers.kernels",),
     "window": ("samplers.windows",),
+    "random": ("samplers.windows",),
+    "branches": ("samplers.branches",),
     "guidance": ("guidance",),
     "prompts": ("data", "worlds"),
     "records": ("data", "worlds"),

@@ -47,6 +47,7 @@ KINDS = {
     "optimizers": Kind("how parameters follow their gradient", ("training.optimizers",), "optimizer: {use}"),
     "kernels": Kind("how a denoising step is made random", ("samplers.kernels",), "kernel: {use}", frozenset({"Kernel"})),
     "windows": Kind("which denoising steps are random, and trained", ("samplers.windows",), "window: {use}", frozenset({"Window"})),
+    "branches": Kind("rows of a group that share a beginning", ("samplers.branches",), "branches: {use}", frozenset({"Branches"})),
     "worlds": Kind("small tasks with a known truth", ("worlds",), "{use}"),
     "data": Kind("prompts and preference records from files and hubs", ("data",), "records: {use}"),
     "suites": Kind("published benchmarks", ("evaluation.suites",), "suite: {use}", frozenset({"Suite"})),

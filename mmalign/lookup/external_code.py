@@ -17,8 +17,8 @@ from mmalign.rooms import begins_inside, index
 
 IMPORT_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
 OFFERING = (
-    "policies", "worlds", "methods", "samplers.kernels", "samplers.windows", "guidance", "data", "rewards", "combinations", "evaluation",
-    "training.optimizers",
+    "policies", "worlds", "methods", "samplers.kernels", "samplers.windows", "samplers.branches", "guidance", "data", "rewards",
+    "combinations", "evaluation", "training.optimizers",
 )  # fmt: skip
 """Rooms whose names are ours wherever they stand."""
 CALLED = ("recipes", "commands")

@@ -1,10 +1,15 @@
+from mmalign.methods.denoising.b2_diffurl import b2_diffurl as b2_diffurl
+from mmalign.methods.denoising.d3po import d3po as d3po
 from mmalign.methods.denoising.dance_grpo import dance_grpo as dance_grpo
 from mmalign.methods.denoising.ddpo import ddpo as ddpo
 from mmalign.methods.denoising.dpok import dpok as dpok
+from mmalign.methods.denoising.flash_grpo import flash_grpo as flash_grpo
 from mmalign.methods.denoising.flow_dppo import flow_dppo as flow_dppo
 from mmalign.methods.denoising.flow_grpo import flow_grpo as flow_grpo
 from mmalign.methods.denoising.gardo import gardo as gardo
 from mmalign.methods.denoising.grpo_guard import grpo_guard as grpo_guard
+from mmalign.methods.denoising.step_aware_po import step_aware_po as step_aware_po
+from mmalign.methods.denoising.tempflow_grpo import tempflow_grpo as tempflow_grpo
 from mmalign.methods.denoising_preference.auto_beta_dpo import auto_beta_dpo as auto_beta_dpo
 from mmalign.methods.denoising_preference.diffusion_dpo import diffusion_dpo as diffusion_dpo
 from mmalign.methods.denoising_preference.diffusion_kto import diffusion_kto as diffusion_kto

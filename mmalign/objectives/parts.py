@@ -10,13 +10,13 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from mmalign.needs import CHANGED, DT, NOISE, PHRASE, SEGMENT, STD
+from mmalign.needs import CHANGED, DT, NOISE, PHRASE, SEGMENT, SLOPE, STD
 from mmalign.types import Feedback, Need, Steps, Unit, UserError
 
 CAP = 20.0  # nats; e^20 = 4.9e8 is far outside any trust region, and its square still fits into the float32 of a gradient norm
 
 
-FACTS = frozenset({STD, DT, NOISE, CHANGED, PHRASE, SEGMENT})  # the tables that have no gradient, of those with no name
+FACTS = frozenset({STD, SLOPE, DT, NOISE, CHANGED, PHRASE, SEGMENT})  # the tables that have no gradient, of those with no name
 DENSITIES = frozenset({"token", "transition"})
 ANY = DENSITIES | {"bound"}
 SCORES = frozenset({"score"})

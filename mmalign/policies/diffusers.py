@@ -23,30 +23,32 @@ from torch import Tensor
 
 from mmalign.needs import kinds
 from mmalign.policies.parameters import Other, ParameterSets, digest, frozen
-from mmalign.policies.pipelines import adjoints, mixing, recording, reference_models, score_differences
+from mmalign.policies.pipelines import adjoints, branching, mixing, recording, reference_models, score_differences
 from mmalign.policies.pipelines import memory as fitting
 from mmalign.policies.pipelines.arguments import call_arguments_of, random_steps_of
 from mmalign.policies.pipelines.calling import Caller, load, noting
 from mmalign.policies.pipelines.denoising_errors import DenoisingErrors
 from mmalign.policies.pipelines.interception import Finished, Place, watched
 from mmalign.policies.pipelines.probing import probed
+from mmalign.policies.pipelines.recording import How, Rows, Tape
 from mmalign.policies.pipelines.reference_models import First
 from mmalign.policies.pipelines.refusals import refusals
-from mmalign.policies.pipelines.replay import laid_out, transition
+from mmalign.policies.pipelines.replay import transition
 from mmalign.policies.pipelines.scheduler import Moment, Player
-from mmalign.policies.pipelines.trajectories import Remembered, Trajectories
+from mmalign.policies.pipelines.trajectories import Remembered, Trajectories, Transition, spread
 from mmalign.policies.pipelines.unfit import without_probe
 from mmalign.policies.settings import Dtype, Lora, Memory, Schedule, type_of
-from mmalign.samplers import kernels
+from mmalign.samplers import kernels, structure
 from mmalign.samplers.adjoints import RewardGradient
 from mmalign.samplers.assignment import assignment, drawn_by
+from mmalign.samplers.branches import Tree
 from mmalign.samplers.score_differences import Noising
 from mmalign.samplers.windows import all_but_last
-from mmalign.types import EVERY, Adapter, Behavior, Level, Need, Prediction, Rollout, Steps, UserError
+from mmalign.types import EVERY, Adapter, Behavior, Level, Method, Need, Prediction, Rollout, Steps, UserError
 
 __all__ = ["DiffusersPolicy", "diffusers"]
 
-GIVES = frozenset({"old", "refs", "kls", "std", "dt", "drift", "adjoint", "score", "behaviors", "latents"})
+GIVES = frozenset({"old", "refs", "kls", "std", "slope", "dt", "drift", "adjoint", "score", "behaviors", "latents"})
 ADAPTER = Adapter("transition", GIVES, call=call_arguments_of, random_steps=random_steps_of)
 
 
@@ -124,6 +126,7 @@ class DiffusersPolicy:
         self.denoiser = next(iter(self.denoisers.values())) if len(self.denoisers) == 1 else torch.nn.ModuleDict(self.denoisers)
         self.sets = ParameterSets(self.denoiser, lora=lora, home=home, start=start, cut_to=cut_to)
         self.acts_on: dict[str, list[str]] = {}
+        self.branches, self._num_steps = schedule.branches, 0
         self._place: Place | None = None
         self._example = self.caller.example  # a prompt for calls that only ask for the schedule
 
@@ -161,13 +164,14 @@ class DiffusersPolicy:
     @torch.no_grad()
     def sample(
         self, prompts: list[str], group_size: int, rng: torch.Generator, *, step: int = 0, behaviors: Sequence[Behavior] = (),
-        part: slice = EVERY, decode: bool = True,
+        part: slice = EVERY, decode: bool = True, drift: bool = False,
     ) -> Rollout:  # fmt: skip
         """``group_size`` outputs of each prompt under the kernel; rows of a group stand side by side.
 
         ``rng`` seeds one generator for each row, so that a row does not depend on ``rows_at_once``. ``step``: the number of
         the training step, for windows that move. A mixture of ``behaviors`` is one of distributions, step by step (``mixing.py``); a
         greedy row has no random step. part: all prompts are encoded, but only these are sampled. decode: False: nobody looks at outputs.
+        drift: keep the means of the trained steps, which that term is measured from.
         """
         who = assignment(group_size, behaviors)
         seeds = torch.randint(2**62, (len(prompts), len(who)), generator=rng)
@@ -175,82 +179,67 @@ class DiffusersPolicy:
         window_rng = torch.Generator().manual_seed(int(torch.randint(2**62, (), generator=rng)))
         group = torch.arange(len(prompts))[part].repeat_interleave(len(who))
         rows, seeds, who = [prompts[place] for place in group.tolist()], seeds[part].flatten(), who.repeat(len(prompts[part]))
-        distinct, parts, places = list(dict.fromkeys(prompts)), [], []
-        self.caller.tell_branches(distinct, self.settings.guidance_gradient)
-        self._example = rows[0]
-        for number, behavior in enumerate([Behavior("current", {"current": 1.0}), *behaviors]):
-            for at in torch.nonzero(who == number).flatten().split(self.rows_at_once):
-                some, seeded = [rows[row] for row in at.tolist()], (starts[at].tolist(), seeds[at].tolist())
-                with mixing.drawing(self.denoisers.values(), behavior.shares, self.using):
-                    parts.append(self._record(some, *seeded, step, window_rng.get_state(), distinct, greedy=behavior.greedy, decode=decode))
-                places.append(at)
-        order, random = torch.cat(places).argsort(), parts[0]["random"]
-        columns = torch.nonzero(random).flatten().tolist()
-        tape = {key: torch.cat([part[key] for part in parts], dim=1)[:, order] for key in ("x", "x_next")}
-        beside = [torch.cat(answers)[order] for answers in zip(*(part["beside"] for part in parts), strict=True)]
+        self.caller.tell_branches(list(dict.fromkeys(prompts)), self.settings.guidance_gradient)
+        self._example, tree = rows[0], None
+        if self.branches is not None:
+            trees = self._trees(len(prompts), group_size, step, window_rng)
+            tree = Tree.of_groups(trees[part], torch.arange(len(prompts))[part].tolist())
+            starts = starts[tree.first]
+        call = Rows(rows, starts.tolist(), seeds.tolist(), list(dict.fromkeys(prompts)))
+        how = How(recording.trained_steps if drift else recording.none_of, decode)
+        if tree is None:
+            tapes, places = self._drawn(call, who, behaviors, lambda left: self._window(left, step, window_rng.get_state()), how)
+        else:
+            tapes, places = branching.grown(self, call, tree, how)
+        held, log_probs, trained, outputs, facts = recording.joined(tapes, torch.cat(places), call, drift=drift)
+        greedy = torch.tensor([False, *(behavior.greedy for behavior in behaviors)])[who]
         rollout = Rollout(
-            prompts=rows,
-            outputs=torch.cat([part["outputs"] for part in parts])[order],
-            log_probs=torch.cat([part["log_probs"] for part in parts])[order],
-            mask=random & ~torch.tensor([False, *(behavior.greedy for behavior in behaviors)])[who].unsqueeze(1),
-            group=group,
-            held=Trajectories(
-                x=tape["x"], x_next=tape["x_next"], beside=beside, random=random, dt=parts[0]["dt"].expand(len(rows), -1), starts=starts,
-                together=(tuple(distinct),), which=torch.zeros(len(rows), dtype=torch.int64),
-                means=torch.cat([recording.stacked_means(part, columns) for part in parts], 1)[:, order],
-            ),
-            drawn=drawn_by(who, behaviors),
+            prompts=rows, outputs=outputs, log_probs=log_probs, mask=trained & ~greedy.unsqueeze(1), group=group, held=held,
+            drawn=drawn_by(who, behaviors), branch=None if tree is None else tree.branch, facts=facts,
         )  # fmt: skip
         self._score(rollout, torch.nonzero((who > 0) & rollout.mask.any(1)).flatten())
         return rollout
 
+    def refuse_structure(self, method: Method, group_size: int, steps: int) -> None:
+        """See ``arguments.facts.Structured``."""
+        call = self.caller.call
+        num_steps = next((len(call[name]) for name in ("sigmas", "timesteps") if call.get(name) is not None), self.settings.steps)
+        of_rows = {"num_steps": num_steps, "group_size": group_size, "steps": steps}
+        structure.refuse(method, self.window, self.settings.random, self.branches, **of_rows)
+
+    def _trees(self, count: int, group_size: int, step: int, rng: torch.Generator) -> list[Tree]:
+        """The structure of each of so many groups."""
+        assert self.branches is not None
+        self._num_steps = self._num_steps or len(self.schedule()[0])
+        random, trained = self._window(self._num_steps, step, rng.get_state())
+        return [self.branches(trained, random, group_size, rng) for _ in range(count)]
+
+    def _window(self, left: int, step: int, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Which of so many steps take noise, and which are trained, ``[left]`` bool each."""
+        return structure.masks(self.window, self.settings.random, left, step, recording.generator_at(state))
+
+    def _drawn(
+        self, call: Rows, who: Tensor, behaviors: Sequence[Behavior], window: Callable[[int], tuple[Tensor, Tensor]],
+        how: How,
+    ) -> tuple[list[Tape], list[Tensor]]:  # fmt: skip
+        """What was recorded of rows by themselves, and the places of the rows of each tape. who: as of ``assignment``."""
+        tapes, places = [], []
+        for number, behavior in enumerate([Behavior("current", {"current": 1.0}), *behaviors]):
+            for at in torch.nonzero(who == number).flatten().split(self.rows_at_once):
+                drawn = functools.partial(recording.of_rows, window, len(at), greedy=behavior.greedy)
+                with mixing.drawing(self.denoisers.values(), behavior.shares, self.using):
+                    tapes.append(recording.record(self, call.take(at), drawn, how))
+                places.append(at)
+        return tapes, places
+
     def _score(self, rollout: Rollout, rows: Tensor) -> None:
         """Puts into ``log_probs`` and ``means`` what the current parameters say of rows that others drew."""
+        means = rollout.held.means
         for number, column in enumerate(rollout.held.columns.tolist() if len(rows) else ()):
             step = transition(self, rollout, rows, column)
             rollout.log_probs[rows, column] = step.log_probs.cpu()
-            rollout.held.means[number, rows] = step.mean.float().cpu()
-
-    def _record(
-        self, prompts: list[str], starts: list[int], seeds: list[int], step: int, window_state: Tensor, together: list[str], *,
-        greedy: bool, decode: bool,
-    ) -> dict[str, Any]:  # fmt: skip
-        device = self.pipe._execution_device
-        noises = [torch.Generator(device).manual_seed(seed ^ 0x5DEECE66D) for seed in seeds]
-        tape: dict[str, list[Any]] = {"x": [], "x_next": [], "log_probs": [], "dt": [], "beside": []}
-        ode, random, means = kernels.ode(), torch.zeros(0, dtype=torch.bool), dict[int, Tensor]()
-        left = list[int]()
-
-        def answer(moment: Moment) -> Tensor:
-            nonlocal random
-            if moment.column == 0:
-                random = self.window(moment.left, step, recording.generator_at(window_state))
-                recording.refuse_window(random, moment.left)
-            recording.refuse_again(self.pipe, moment, left)
-            column = min(moment.column, len(random) - 1)
-            mean, std = (self.kernel if random[column] and not greedy else ode)(moment.prediction, moment.x, moment.t, moment.t_next)
-            if random[column]:
-                means[column] = mean.float().cpu()
-            noise = torch.stack([torch.randn(mean.shape[1:], generator=g, device=device) for g in noises])
-            x_next = laid_out(kernels.sample(mean, std, noise).to(moment.x.dtype))
-            random[column] &= bool((std > 0).all())
-            tape["x"].append(recording.kept(moment.x))
-            tape["x_next"].append(recording.kept(x_next))
-            tape["log_probs"].append(kernels.log_prob(x_next, mean, std) * bool(random[column]))
-            tape["dt"].append((kernels.flow_time(moment.t) - kernels.flow_time(moment.t_next)).double().cpu())
-            return x_next
-
-        def beside(number: int, own: Tensor) -> Tensor:
-            tape["beside"].append(recording.kept(own))
-            return laid_out(own)
-
-        with torch.no_grad():
-            outputs = self.caller.images(prompts, starts, Player(answer, beside), together, decode=decode)
-        recording.refuse_unasked(self.pipe, tape["x"])
-        return {
-            "x": torch.stack(tape["x"]), "x_next": torch.stack(tape["x_next"]), "log_probs": torch.stack(tape["log_probs"], dim=1).cpu(),
-            "random": random[: len(tape["x"])], "dt": torch.stack(tape["dt"]), "outputs": outputs, "beside": tape["beside"], "means": means,
-        }  # fmt: skip
+            if means is not None:
+                means[number, rows] = step.mean.float().cpu()
 
     @torch.no_grad()
     def generate(self, prompts: list[str], seeds: list[int], **call: Any) -> Tensor:
@@ -289,8 +278,8 @@ class DiffusersPolicy:
                 continue
             log_probs, means = torch.zeros_like(rollout.log_probs), torch.zeros_like(trajectories.x_next, dtype=torch.float32)
             with torch.no_grad(), self.using(name):
-                for rows in torch.arange(len(rollout.prompts)).split(rows_at_once):
-                    for column in trajectories.columns.tolist():
+                for column in trajectories.columns.tolist():
+                    for rows in torch.nonzero(rollout.mask[:, column]).flatten().split(rows_at_once):
                         step = transition(self, rollout, rows, column)
                         log_probs[rows, column], means[column][rows] = step.log_probs.cpu(), step.mean.float().cpu()
             trajectories.refs[name] = Remembered(log_probs, means)
@@ -298,42 +287,47 @@ class DiffusersPolicy:
     def steps(self, rollout: Rollout, rows: Tensor, columns: Tensor | None = None, needs: frozenset[Need] = frozenset()) -> Steps:
         """The table of some rows, and of some columns (all that are trained, by default), with gradient.
 
-        Each column is one call of the pipeline, the same in shape as those of ``sample`` where ``rows`` are the same.
-        ``needs`` of ``refs``, ``kls``, ``std``, ``dt``, ``drift``, ``adjoint`` fill those tables; references are those of
-        ``remember``.
+        Each column is one call of the pipeline on the rows that it counts in, the same in shape as those of ``sample`` where these are.
+        ``needs`` of ``refs``, ``kls``, ``std``, ``slope``, ``dt``, ``drift``, ``adjoint`` fill those tables; references are those of
+        ``remember``, and ``drift`` is that of a rollout whose means were kept.
         """
         trajectories: Trajectories = rollout.held
         columns = trajectories.columns if columns is None else columns
         need_kinds, refs = kinds(needs), trajectories.refs
-        log_probs, stds = [], []
-        kls: dict[str, list[Tensor]] = {name: [] for name in refs if "kls" in need_kinds and trajectories.noisy}
-        sampled = trajectories.random.cumsum(0) - 1  # the place of a column among the random ones
-        grown, drift = list[Tensor](), list[Tensor]()
+        found = list[tuple[Tensor, dict[str, Tensor]]]()
         for column in columns.tolist():
-            step = transition(self, rollout, rows, column)
-            log_probs.append(step.log_probs)
-            stds.append(step.std.detach().double().cpu().reshape(-1)[:1].expand(len(rows)))
-            if "drift" in need_kinds:
-                drift.append(kernels.kl(step.mean, step.std, trajectories.means[sampled[column]][rows].to(step.mean), step.std))
-            if "adjoint" in need_kinds:
-                grown.append(adjoints.grown(self, rollout, rows, column, step))
-            for name, table in kls.items():
-                table.append(kernels.kl(step.mean, step.std, refs[name].means[column][rows].to(step.mean), step.std))
+            live = torch.nonzero(rollout.mask[rows, column]).flatten()
+            found.append((live, self._scored(rollout, rows[live], column, need_kinds) if len(live) else {}))
+        names = dict.fromkeys(name for _, scored in found for name in scored)
+        tables = {name: torch.stack([spread(scored.get(name), live, len(rows)) for live, scored in found], 1) for name in names}
         cells = (rows[:, None], columns[None, :])
-        facts = {"std": torch.stack(stds, dim=1)} if "std" in need_kinds else {}
-        if "dt" in need_kinds:
-            facts["dt"] = trajectories.dt[cells]
+        facts = {name: table[cells] for name, table in {**rollout.facts, "dt": trajectories.dt}.items() if name in need_kinds}
         return Steps(
-            log_probs=torch.stack(log_probs, dim=1).cpu(),
+            log_probs=tables.pop("log_probs", rollout.log_probs.new_zeros(len(rows), len(columns))),
             mask=rollout.mask[cells],
             old=rollout.log_probs[cells],
             refs={name: table.log_probs[cells] for name, table in refs.items()} if "refs" in need_kinds else {},
-            kls={name: torch.stack(table, dim=1).cpu() for name, table in kls.items()},
+            terms={name: tables.pop(name) for name in ("drift", "adjoint") if name in tables},
+            kls=tables,
             facts=facts,
             event_size=trajectories.event_size,
             kind="transition",
-            terms={name: torch.stack(term, dim=1).cpu() for name, term in (("drift", drift), ("adjoint", grown)) if term},
         )
+
+    def _scored(self, rollout: Rollout, rows: Tensor, column: int, need_kinds: set[str]) -> dict[str, Tensor]:
+        """A step of rows that it counts in: ``log_probs``, the terms that are asked for, and the KL to each reference by its name."""
+        held: Trajectories = rollout.held
+        step = transition(self, rollout, rows, column)
+        scored = {}
+        if "kls" in need_kinds and held.noisy:
+            scored = {name: _kl(step, ref.means[column][rows]) for name, ref in held.refs.items()}
+        if "drift" in need_kinds:
+            if held.means is None:
+                raise UserError("drift: this rollout keeps no means of its steps; takes one of policy.sample(..., drift=True)")
+            scored["drift"] = _kl(step, held.means[int(held.trained[:column].sum())][rows])
+        if "adjoint" in need_kinds:
+            scored["adjoint"] = adjoints.grown(self, rollout, rows, column, step)
+        return {**scored, "log_probs": step.log_probs}
 
     def adjoints(  # all that a gradient depends on
         self, rollout: Rollout, how: RewardGradient, utility: Callable[..., Tensor], rng: torch.Generator,
@@ -388,3 +382,7 @@ class DiffusersPolicy:
         with torch.no_grad(), watched(self.pipe) as find:
             self.caller.until_finished([self._example], [0], Player(answer), [self._example])
         return firsts[0]
+
+
+def _kl(step: Transition, mean: Tensor) -> Tensor:
+    return kernels.kl(step.mean, step.std, mean.to(step.mean), step.std)

@@ -10,6 +10,7 @@ import torch
 
 from mmalign.arguments.ranges import Count, Finite, Positive, Seed, Share, within
 from mmalign.arguments.signatures import Record
+from mmalign.samplers.branches import Branches
 from mmalign.samplers.windows import Window
 from mmalign.types import Kernel, UserError
 
@@ -79,10 +80,12 @@ class Schedule(Record):
 
     steps, guidance: its ``num_inference_steps`` and ``guidance_scale``; None leaves the pipeline's own guidance. kernel: how a step is
     made random; ``kernels.flow_sde(noise_level=0.7)`` by default. window: which steps are random and trained; ``windows.all_but_last()``
-    by default. same_noise: rows of one group start from one noise (DanceGRPO). guidance_gradient: where the pipeline guides (output
-    ``u + scale (c - u)``, c with the prompt and u without), ``both``: the gradient goes through c and u, ``(1 - scale) du + scale dc``;
-    ``conditional``: through c alone, ``scale dc``, and u, which still counts, costs no backward pass: 4 passes of the denoiser and not 6
-    for each trained step.
+    by default. random: a window of steps that are random too, and not trained; none by default (``windows.everything()``: noise everywhere,
+    with a window of fewer steps that are trained). branches: how rows of a group share the beginning of their trajectories (``mmalign list
+    branches``); not at all by default. same_noise: rows of one group start from one noise (DanceGRPO). guidance_gradient: where the
+    pipeline guides (output ``u + scale (c - u)``, c with the prompt and u without), ``both``: the gradient goes through c and u, ``(1 -
+    scale) du + scale dc``; ``conditional``: through c alone, ``scale dc``, and u, which still counts, costs no backward pass: 4 passes of
+    the denoiser and not 6 for each trained step.
 
     Dialects:
     - flow_grpo: guidance_gradient="both": all of its scripts.
@@ -93,6 +96,8 @@ class Schedule(Record):
     guidance: Finite | None = None
     kernel: Kernel | None = None
     window: Window | None = None
+    random: Window | None = None
+    branches: Branches | None = None
     same_noise: bool = False
     guidance_gradient: Literal["both", "conditional"] = "both"
 

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from mmalign.arguments.facts import Stateful, Stepped
+from mmalign.arguments.facts import Stateful, Stepped, Structured
 from mmalign.arguments.ranges import Steps
 from mmalign.distributed import tables as of_all
 from mmalign.distributed.team import team_for
@@ -259,6 +259,8 @@ def _refuse(
     refuse_micro_steps(method, batch.micro_steps)
     refuse_stale(method, batch.staleness)
     assignment(batch.group, method.behaviors)  # refuses a group too small for all who draw
+    if isinstance(policy, Structured):
+        policy.refuse_structure(method, batch.group, steps)
     if isinstance(prompts, str) or not prompts:
         raise UserError(f"prompts: got {prompts!r}, takes a list of at least one")
     if not rewards:

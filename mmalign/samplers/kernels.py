@@ -237,6 +237,23 @@ def kl(mean: Tensor, std: Tensor, mean_ref: Tensor, std_ref: Tensor) -> Tensor:
     return 0.5 * (per_row(z * z, z) + per_row(ratio - 1 - ratio.log(), z))
 
 
+def of_step(kernel: Kernel, t: Level, t_next: Level) -> tuple[Tensor, Tensor]:
+    """``std`` of a step, and by how much its mean moves as the velocity ``eps - x_0`` does (absolute), 0-d each; from 0-d levels.
+
+    The mean is a linear function of what the model says, so that this holds wherever the step begins.
+
+    Examples:
+        >>> t, t_next = Level(torch.tensor(0.5), torch.tensor(0.5)), Level(torch.tensor(0.75), torch.tensor(0.25))
+        >>> of_step(ode(), t, t_next)  # Euler's method: x + v dt
+        (tensor(0.), tensor(0.2500))
+    """
+    scale = t.signal + t.noise
+    zero = torch.zeros_like(scale)
+    still, std = kernel(Prediction(zero, zero), zero, t, t_next)
+    moved, _ = kernel(Prediction(-t.noise / scale, t.signal / scale), zero, t, t_next)
+    return std, (moved - still).abs()
+
+
 def per_row(cells: Tensor, like: Tensor | None = None) -> Tensor:
     """Sums over all but the first dimension, ``[B]`` float64; a row's last bits depend on its numbers alone.
 

@@ -63,7 +63,9 @@ def refuse_silent(
     drawn = drawn_by(who.repeat(batch.prompts), method.behaviors)
     total, lengths = torch.stack(list(scores.values())).sum(0), torch.full((rows,), 2)
     feedback = Feedback(total, group, parts=scores, lengths=lengths, wins=wins, drawn=drawn)
-    if _trial(method, lambda: not _teaches(method, pairs(feedback) if method.unit == "pair" else feedback)):
+    larger = replace(feedback, rewards=100 * total, parts={name: 100 * score for name, score in scores.items()})  # some ask for a gap
+    trials = [pairs(one) if method.unit == "pair" else one for one in (feedback, larger)]
+    if _trial(method, lambda: not any(_teaches(method, one) for one in trials)):
         raise UserError(
             f"batch: with prompts: {batch.prompts} and group: {batch.group} this method has no signal, whatever the rewards are; "
             f"takes {'group: 2 or more' if batch.group == 1 else 'a larger batch'}"

@@ -166,7 +166,9 @@ def feedback_of(
         tables[REWARDS] = team.rows("rewards", dense.table(scores.parted, weights, rollout))
     wins = None if scores.wins is None else of_all.blocks(team.gather({"wins": scores.wins}), "wins")
     drawn = {name: team.rows(name, rows) for name, rows in rollout.drawn.items()}
-    return Feedback(total, group, parts=parts, lengths=team.rows("lengths", rollout.mask.sum(1)), wins=wins, tables=tables, drawn=drawn)
+    branch = None if rollout.branch is None else team.rows("branch", rollout.branch)
+    lengths = team.rows("lengths", rollout.mask.sum(1))
+    return Feedback(total, group, parts=parts, lengths=lengths, wins=wins, tables=tables, drawn=drawn, branch=branch)
 
 
 def combined(parts: Mapping[str, Tensor], group: Tensor, prompts: Sequence[Any], combine: Callable[..., Any] | None) -> Tensor:

@@ -260,7 +260,7 @@ class Learner:
         """What the method reads of the steps of all processes' rollouts before it makes its signal, ``[B, T]`` each, without gradient."""
         if not self.method.reads:
             return {}
-        own = {MASK: rollout.mask, OLD: rollout.log_probs}
+        own = {MASK: rollout.mask, OLD: rollout.log_probs, **{Need(name): table for name, table in rollout.facts.items()}}
         needs = frozenset(self.method.reads - own.keys() - {REWARDS})
         rows = torch.arange(len(rollout.prompts))
         self.policy.remember(rollout, self.references, micro_rows)

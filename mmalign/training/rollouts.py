@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from mmalign.distributed.team import ALONE, Team
+from mmalign.needs import DRIFT
 from mmalign.training.background import Background
 from mmalign.training.feedback import Scores, beside
 from mmalign.training.learner import BEHIND
@@ -51,6 +52,8 @@ class Rollouts:
         self.parts = parts_of(team.share(batch.prompts), min(batch.overlap, batch.prompts // team.size))
         self.drawing: dict[str, Any] = {"behaviors": method.behaviors} if method is not None and method.behaviors else {}
         self.drawing |= {} if decode else {"decode": False}
+        if method is not None and DRIFT in method.needs | method.survey_needs:
+            self.drawing["drift"] = True
         self.sampled_by = "current" if method is None else method.sampled_by
         self.steps, self.coming = steps, None  # type: int, Sampled | None
 
@@ -101,9 +104,10 @@ def parts_of(some: slice, count: int) -> list[slice]:
 
 
 def joined(parts: Sequence[Rollout]) -> Rollout:
-    """Parts of one rollout as the whole: its groups keep their numbers."""
+    """Parts of one rollout as the whole: its groups and branches keep their numbers."""
     if len(parts) == 1:
         return parts[0]
     whole = Rollout.join(parts)
     whole.group = torch.cat([part.group for part in parts])
+    whole.branch = None if whole.branch is None else torch.cat([part.branch for part in parts if part.branch is not None])
     return whole

@@ -84,14 +84,14 @@ def refuse_shards(method: Method, devices: Devices) -> None:
 
 def steps_at_once(policy: Policy, method: Method, micro_steps: int | None) -> int | None:
     """``batch.micro_steps``: null is one where each step is a pass of its own anyway (denoising) and the method weighs steps one by one."""
-    return 1 if micro_steps is None and policy.kind == "transition" and method.unit == "cell" else micro_steps
+    return 1 if micro_steps is None and policy.kind == "transition" and (method.unit == "cell" or method.by_step) else micro_steps
 
 
 def refuse_micro_steps(method: Method, micro_steps: int | None) -> None:
     """UserError for a number of steps below 1, and for a method that has to see more than a cell at once."""
     if micro_steps is not None and micro_steps < 1:
         raise UserError(f"micro_steps: got {micro_steps}, takes 1 or more, or null for all steps of a row at once")
-    if micro_steps is not None and method.unit != "cell":
+    if micro_steps is not None and not (method.unit == "cell" or method.by_step):
         raise UserError(f"micro_steps: got {micro_steps}, and this method has to see each {method.unit} whole; takes null")
 
 

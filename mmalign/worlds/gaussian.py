@@ -9,23 +9,24 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from mmalign.arguments.ranges import Count, Finite, Interior, Positive
-from mmalign.needs import ADJOINT, DRIFT, OLD, named
+from mmalign.needs import ADJOINT, DRIFT, OLD
 from mmalign.policies.parameters import ParameterSets
-from mmalign.samplers import kernels
+from mmalign.samplers import kernels, structure
 from mmalign.samplers.adjoints import RewardGradient
 from mmalign.samplers.assignment import assignment, drawn_by
+from mmalign.samplers.branches import Branches, Tree
 from mmalign.samplers.score_differences import Noising
 from mmalign.samplers.windows import Window, all_but_last
-from mmalign.stacking import stacked_by_name
-from mmalign.types import EVERY, Behavior, Kernel, Kind, Level, Need, Prediction, Rollout, Steps, UserError
+from mmalign.types import EVERY, Behavior, Kernel, Kind, Level, Method, Need, Prediction, Rollout, Steps, UserError
 from mmalign.worlds._gaussian_rows import GaussianErrors, gone_back, noised
+from mmalign.worlds._paths import Paths, cells_of, references_of, with_shared
 
 __all__ = ["GaussianPolicy", "Mixture", "QuadraticReward", "flow_levels", "one_gaussian", "tilt", "ve_levels", "vp_levels"]
 
@@ -164,34 +165,6 @@ def ve_levels(num_steps: Count, *, highest: Positive = 20.0, rho: Positive = 3.0
 # A policy on it
 
 
-@dataclass(frozen=True)
-class Paths:
-    """A rollout's rows on this world. states: ``[B, T + 1, D]``. stochastic: ``[B, T]`` bool. means: ``[B, T, D]`` of the current policy's
-    steps when they were sampled. refs: name -> mean and std, ``[B, T, D]``. adjoints: of the outcomes of
-    steps ``[B, T, D]``, where a reward's gradient was carried back; end: the step whose outcome is clean."""
-
-    states: Tensor
-    stochastic: Tensor
-    means: Tensor
-    refs: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    adjoints: Tensor | None = None
-    end: int | None = None
-
-    def take(self, rows: Tensor) -> Paths:
-        refs = {name: (mean[rows], std[rows]) for name, (mean, std) in self.refs.items()}
-        adjoints = None if self.adjoints is None else self.adjoints[rows]
-        return Paths(self.states[rows], self.stochastic[rows], self.means[rows], refs, adjoints, self.end)
-
-    @staticmethod
-    def join(parts: Sequence[Paths]) -> Paths:
-        means, stds = (stacked_by_name([{name: ref[at] for name, ref in part.refs.items()} for part in parts]) for at in (0, 1))
-        refs = {name: (means[name], stds[name]) for name in means}
-        states, stochastic = torch.cat([part.states for part in parts]), torch.cat([part.stochastic for part in parts])
-        adjoints = [part.adjoints for part in parts if part.adjoints is not None]
-        carried = torch.cat(adjoints) if adjoints else None
-        return Paths(states, stochastic, torch.cat([part.means for part in parts]), refs, carried, parts[0].end)
-
-
 class GaussianPolicy:
     """A ``types.Policy`` on this world: the perfect denoiser, plus a correction of the clean estimate that is trained.
 
@@ -201,15 +174,19 @@ class GaussianPolicy:
     reward and no scale, ``chains.path_optimum`` gives the best shifts. All prompts mean the same. A trajectory starts at ``b eps``, as
     pipelines do, though only a = 0 makes that the marginal.
 
-    levels: ``[T + 1]`` each, b > 0 but for the last. window: the random, trained steps; others take ``ode``. Errors: UserError on
-    a name of parameters or references that is not known.
+    levels: ``[T + 1]`` each, b > 0 but for the last. window: the random, trained steps; others take ``ode``. random, branches: as in
+    ``Schedule``. Errors: UserError on a name of parameters or references that is not known.
     """
 
     kind: Kind = "transition"
-    gives = frozenset({"old", "refs", "kls", "std", "dt", "drift", "adjoint", "score", "behaviors"})
+    gives = frozenset({"old", "refs", "kls", "std", "slope", "dt", "drift", "adjoint", "score", "behaviors"})
 
-    def __init__(self, mixture: Mixture, levels: Level, *, kernel: Kernel, window: Window | None = None) -> None:
+    def __init__(
+        self, mixture: Mixture, levels: Level, *, kernel: Kernel, window: Window | None = None, random: Window | None = None,
+        branches: Branches | None = None,
+    ) -> None:  # fmt: skip
         self.mixture, self.levels, self.kernel, self.window = mixture, levels, kernel, window or all_but_last()
+        self.random, self.branches = random, branches
         self.num_steps, self.size = len(levels.signal) - 1, mixture.means.shape[1]
         zeros = torch.zeros(self.num_steps, self.size, dtype=torch.float64)
         self.sets = ParameterSets(torch.nn.ParameterDict({"shift": zeros, "log_scale": zeros.clone()}))
@@ -250,19 +227,29 @@ class GaussianPolicy:
     @torch.no_grad()
     def sample(
         self, prompts: list[str], group_size: int, rng: torch.Generator, *, step: int = 0, behaviors: Sequence[Behavior] = (),
-        part: slice = EVERY,
+        part: slice = EVERY, drift: bool = True,
     ) -> Rollout:  # fmt: skip
-        """A mixture of Gaussians with one std and shares that add up to 1 is the Gaussian at the mixture of their means."""
-        stochastic = self.window(self.num_steps, step, rng)
+        """A mixture of Gaussians with one std and shares that add up to 1 is the Gaussian at the mixture of their means. Rows that share a
+        beginning share its noise; ``drift`` costs nothing here."""
+        stochastic, trained = structure.masks(self.window, self.random, self.num_steps, step, rng)
+        trees = [self.branches(trained, stochastic, group_size, rng) for _ in prompts] if self.branches is not None else []
         who = assignment(group_size, behaviors)
-        noise = torch.randn(self.num_steps + 1, len(prompts), len(who), self.size, generator=rng, dtype=torch.float64)
+        whole = (self.num_steps + 1, len(prompts), len(who), self.size)
+        noise = torch.randn(whole, generator=rng, dtype=torch.float64)
         group = torch.arange(len(prompts))[part].repeat_interleave(len(who))
-        noise, who = noise[:, part].flatten(1, 2), who.repeat(len(prompts[part]))
+        who, tree = who.repeat(len(prompts[part])), None
+        noise, stochastic, trained = noise[:, part].flatten(1, 2), stochastic.expand(len(who), -1), trained.expand(len(who), -1)
+        if trees:
+            tree = Tree.of_groups(trees[part], list(range(len(prompts)))[part])
+            noise = with_shared(noise, tree, torch.randn(whole, generator=rng, dtype=torch.float64)[:, part].flatten(1, 2))
+            stochastic, trained = tree.random, tree.trained
         states = [self.levels.noise[0] * noise[0]]
         for i in range(self.num_steps):
             mean, std = self.transition(states[-1].unsqueeze(1), torch.tensor([i]), stochastic)
             for number, behavior in enumerate(behaviors, start=1):
-                mean[who == number] = self._mixed(behavior, states[-1][who == number].unsqueeze(1), torch.tensor([i]), stochastic)
+                mean[who == number] = self._mixed(
+                    behavior, states[-1][who == number].unsqueeze(1), torch.tensor([i]), stochastic[who == number]
+                )
                 std = torch.where((who == number)[:, None, None] & behavior.greedy, 0.0, std)  # and so the step is the ODE's
             states.append(kernels.sample(mean, std, noise[i + 1].unsqueeze(1)).squeeze(1))
         record = torch.stack(states, 1)
@@ -270,13 +257,28 @@ class GaussianPolicy:
         random = ~torch.tensor([False, *(behavior.greedy for behavior in behaviors)])[who]
         return Rollout(
             prompts=[prompts[place] for place in group.tolist()],
-            outputs=states[-1],
-            log_probs=_cells(kernels.log_prob, record[:, 1:], mean, std),
-            mask=(std > 0).all(-1) & random[:, None],
+            outputs=states[-1] if tree is None else self._ends(record, tree),
+            log_probs=cells_of(kernels.log_prob, record[:, 1:], mean, std) * trained,
+            mask=(std > 0).all(-1) & random[:, None] & trained,
             group=group,
-            held=Paths(record, stochastic.expand(len(who), -1), mean),
+            held=Paths(record, stochastic, mean),
             drawn=drawn_by(who, behaviors),
+            branch=None if tree is None else tree.branch,
+            facts=self._facts(len(who)),
         )
+
+    def _ends(self, states: Tensor, tree: Tree) -> Tensor:
+        """``[B, D]``: the last of states ``[B, T + 1, D]``, or the clean estimate of a row that ends before."""
+        rows = torch.nonzero(tree.ends < self.num_steps).flatten()
+        clean = self.clean(states[:, :-1], torch.arange(self.num_steps))
+        return states[:, -1].index_put((rows,), clean[rows, tree.ends[rows]])
+
+    def _facts(self, rows: int) -> dict[str, Tensor]:
+        """What is known of the kernel at every step, ``[rows, T]`` each."""
+        t, t_next = self.between(torch.arange(self.num_steps))
+        return {
+            name: fact[:, 0].expand(rows, -1) for name, fact in zip(("std", "slope"), kernels.of_step(self.kernel, t, t_next), strict=True)
+        }
 
     def _mixed(self, behavior: Behavior, x: Tensor, columns: Tensor, stochastic: Tensor) -> Tensor:
         means, stochastic = [], stochastic & (not behavior.greedy)
@@ -284,6 +286,11 @@ class GaussianPolicy:
             with self.using(name):
                 means.append(share * self.transition(x, columns, stochastic)[0])
         return torch.stack(means).sum(0)
+
+    def refuse_structure(self, method: Method, group_size: int, steps: int) -> None:
+        """See ``arguments.facts.Structured``."""
+        of_rows = {"num_steps": self.num_steps, "group_size": group_size, "steps": steps}
+        structure.refuse(method, self.window, self.random, self.branches, **of_rows)
 
     def refusals(self, prompts: Sequence[Any]) -> dict[int, str]:
         """None: prompts only tell groups apart here."""
@@ -339,17 +346,18 @@ class GaussianPolicy:
         time, x_next = kernels.flow_time(self.levels), paths.states[rows[:, None], columns + 1]
         mean, std = self.transition(paths.states[cells], columns, paths.stochastic[rows])
         refs = {name: (m[cells], s[cells]) for name, (m, s) in paths.refs.items()}
-        terms = {"drift": _cells(kernels.kl, mean, std, paths.means[cells], std)} if DRIFT in needs else {}
+        terms = {"drift": cells_of(kernels.kl, mean, std, paths.means[cells], std)} if DRIFT in needs else {}
         if ADJOINT in needs and paths.adjoints is not None:
             outcome = self.outcome(paths.states[cells], columns, paths.stochastic[rows], paths.end, paths.states[cells])
             terms["adjoint"] = (paths.adjoints[cells] * (outcome - x_next)).sum(-1)
-        facts = {"std": std[..., 0], "dt": (time[columns + 1] - time[columns]).expand(len(rows), -1)}
+        facts = {"dt": (time[columns + 1] - time[columns]).expand(len(rows), -1)}
+        facts |= {name: table[cells] for name, table in rollout.facts.items()}
         return Steps(
-            log_probs=_cells(kernels.log_prob, x_next, mean, std),
+            log_probs=torch.where(rollout.mask[cells], cells_of(kernels.log_prob, x_next, mean, std), 0.0),
             mask=rollout.mask[cells],
             old=rollout.log_probs[cells] if OLD in needs else None,
-            refs={name: _cells(kernels.log_prob, x_next, *refs[name]) for name in _references("refs", needs, refs)},
-            kls={name: _cells(kernels.kl, mean, std, *refs[name]) for name in _references("kls", needs, refs)},
+            refs={name: cells_of(kernels.log_prob, x_next, *refs[name]) for name in references_of("refs", needs, refs)},
+            kls={name: cells_of(kernels.kl, mean, std, *refs[name]) for name in references_of("kls", needs, refs)},
             facts={name: value for name, value in facts.items() if Need(name) in needs},
             terms=terms,
             event_size=self.size,
@@ -379,16 +387,3 @@ def _tilted(mixture: Mixture, reward: QuadraticReward, beta: float) -> tuple[Ten
     precision = gain / variances
     log_weights = mixture.weights.log() + 0.5 * (linear**2 / precision - means**2 / variances - gain.log()).sum(-1)
     return precision, linear, log_weights
-
-
-def _cells(function: Any, *tables: Tensor) -> Tensor:
-    """A function of rows ``[N, D] -> [N]`` on tables ``[B, C, D] -> [B, C]``."""
-    return function(*(table.flatten(0, 1) for table in tables)).unflatten(0, tables[0].shape[:2])
-
-
-def _references(kind: str, needs: frozenset[Need], known: dict[str, Any]) -> list[str]:
-    """The references that ``needs`` asks for: all that are remembered for ``refs``, one for ``refs:NAME``."""
-    names = {*named(kind, needs), *((known or ["ref"]) if Need(kind) in needs else ())}
-    for name in names - set(known):
-        raise UserError(f"{kind}: got {name!r}, which was not remembered; known: {', '.join(known) or 'none'}")
-    return sorted(names)

@@ -26,6 +26,7 @@ from mmalign.needs import (
     PHRASE,
     REWARDS,
     SEGMENT,
+    SLOPE,
     STD,
     VALUE,
     absolute,
@@ -39,17 +40,18 @@ from mmalign.types import Feedback, Kind, Need, Steps
 GROUP = [7, 2, 7, 5, 2, 9, 7, 5, 2, 7, 4, 4]
 ROWS, COLUMNS, SIZE = len(GROUP), 5, 6
 TIED, MISSING, EMPTY = 4, 8, 6
+BRANCH = [0, 2, 0, 4, 2, 5, 1, 4, 3, 1, 6, 6]  # inside groups
 PAIRS = [[0, 1], [3, 2], [4, 5], [7, 6], [9, 8], [10, 11]]
 STRENGTH = [1.0, 0.8, 0.3, 1.0, math.nan, 0.5]
 
 
-EVERYTHING = frozenset({OLD, refs("ref"), refs("previous"), kls("ref"), reverse_kls("ref"), STD, DT, NOISE, CHANGED, PHRASE})
+EVERYTHING = frozenset({OLD, refs("ref"), refs("previous"), kls("ref"), reverse_kls("ref"), STD, SLOPE, DT, NOISE, CHANGED, PHRASE})
 CONTRASTS = ("ablated", "good", "bad", "mismatched", "blended")
 TERMS = ("entropy", "collision", "value", "reward_mask", "kl_mask", "degree", "drift", "adjoint")
 EVERYTHING |= {SEGMENT, *map(Need, TERMS), *map(contrast, CONTRASTS), kls("previous")}
 ABSOLUTE = frozenset(absolute("previous", share) for share in (1.0, -1.0, 0.3, -0.3, 0.0))
 EVERYTHING |= ABSOLUTE
-READABLE = frozenset({MASK, OLD, refs("ref"), refs("previous"), VALUE, SEGMENT, REWARDS, COLLISION})
+READABLE = frozenset({MASK, OLD, refs("ref"), refs("previous"), VALUE, SEGMENT, REWARDS, COLLISION, STD, SLOPE})
 PARTS = ("first", "second", "hardness")
 DRAWN = {"ref": [1, 2, 5, 6, 8, 10], "mixture": [2, 4, 7, 9, 11], "half": [1, 6, 7, 8], "greedy": [4, 6, 11]}
 """Rows that a sampler drew: of the empty row, of pairs torn apart and of whole ones."""
@@ -71,9 +73,11 @@ class Table:
     kl: Tensor
     std: Tensor
     dt: Tensor
+    slope: Tensor
     mask: Tensor
     rewards: Tensor
     group: Tensor
+    branch: Tensor
     lengths: Tensor
     noise: Tensor
     pairs: Tensor
@@ -109,7 +113,9 @@ class Table:
     def steps(self, needs: frozenset[Need] = EVERYTHING) -> Steps:
         """The Steps of the table, holding what is needed and nothing else. ``others``: name -> (log_probs, ref) of a contrast."""
         references = {"ref": self.ref, "previous": self.previous}
-        facts = {name: getattr(self, name) for name in ("std", "dt", "noise", "changed", "phrase", "segment") if Need(name) in needs}
+        facts = {
+            name: getattr(self, name) for name in ("std", "slope", "dt", "noise", "changed", "phrase", "segment") if Need(name) in needs
+        }
         terms = {name: getattr(self, name) for name in TERMS if Need(name) in needs}
         for need in ABSOLUTE & needs:
             if self.mean is not None and self.mean_previous is not None and self.target is not None:
@@ -138,12 +144,12 @@ class Table:
     def feedback(self, reads: frozenset[Need] = READABLE) -> Feedback:
         tables = {
             MASK: self.mask, OLD: self.old, refs("ref"): self.ref, refs("previous"): self.previous, VALUE: self.judged,
-            SEGMENT: self.segment, REWARDS: self.dense, COLLISION: self.collision.detach(),
+            SEGMENT: self.segment, REWARDS: self.dense, COLLISION: self.collision.detach(), STD: self.std, SLOPE: self.slope,
         }  # fmt: skip
         return Feedback(
             self.rewards, self.group, parts=self.parts, labels=self.labels, pairs=self.pairs, strength=self.strength,
             lengths=self.lengths, wins=self.wins, tables={need: table for need, table in tables.items() if need in reads},
-            drawn={name: torch.isin(torch.arange(ROWS), torch.tensor(rows)) for name, rows in DRAWN.items()},
+            drawn={name: torch.isin(torch.arange(ROWS), torch.tensor(rows)) for name, rows in DRAWN.items()}, branch=self.branch,
         )  # fmt: skip
 
 
@@ -176,7 +182,16 @@ def _drawn(seed: int) -> dict[str, Any]:
     mask[0, 2] = False  # a hole, as a tool's answer leaves one
     group = torch.tensor(GROUP)
     rewards[group == TIED], rewards[MISSING] = 0.1, math.nan
-    common: dict[str, Any] = {"std": std, "dt": dt, "mask": mask, "rewards": rewards, "group": group, "lengths": lengths}
+    common: dict[str, Any] = {
+        "std": std,
+        "dt": dt,
+        "slope": 0.1 + std.flip(0) ** 2,
+        "branch": torch.tensor(BRANCH),
+        "mask": mask,
+        "rewards": rewards,
+        "group": group,
+        "lengths": lengths,
+    }
     level = torch.rand(ROWS // 2, COLUMNS, generator=rng).double().repeat_interleave(2, 0)
     common |= {"noise": level, "pairs": torch.tensor(PAIRS), "strength": torch.tensor(STRENGTH).double()}
     common |= _judgements(normal, group, mask)

@@ -81,7 +81,9 @@ def test_replay_equals_record_to_the_last_bit(name, kernel):
 
 def test_the_drift_is_the_kl_to_the_policy_that_sampled():
     policy = make("digits_sd3", kernel=KERNELS["flow"], window=random_window(size=2, within=(0.0, 1.0)))
-    rollout = rollout_of(policy)
+    with pytest.raises(UserError, match="keeps no means"):
+        policy.steps(rollout_of(policy), torch.arange(4), needs=frozenset({DRIFT}))
+    rollout = policy.sample(["a 1", "a 2"], 2, torch.Generator().manual_seed(0), drift=True)
     policy.sets.keep("then")
     assert not policy.steps(rollout, torch.arange(4), needs=frozenset({DRIFT})).terms["drift"].any()
     with torch.no_grad():
@@ -105,7 +107,7 @@ def test_a_replay_hands_over_latents_in_the_layout_of_the_rollout():
     policy = diffusers(pipe, steps=4, call=pipelines.call_arguments(pipe), kernel=kernels.ddim(eta=1.0), window=everything())
     rollout = rollout_of(policy)
     sampled = strides[:]
-    for column in range(4):
+    for column in range(3):  # the last one has no noise, and is not trained
         strides.clear()
         policy.steps(rollout, torch.arange(4), columns=torch.tensor([column]))
         assert strides[-1] == sampled[column]
@@ -268,7 +270,7 @@ def test_a_negative_prompt_is_that_of_every_row(name):
 def test_a_schedule_without_a_random_step_has_nothing_in_its_mask(steps, noise_level):
     """Who learns from random steps refuses it (``training.reward_gradients``); who carries a gradient through them does not."""
     policy = make("digits", steps=steps, kernel=kernels.flow_sde(noise_level=noise_level), window=everything())
-    rollout = policy.sample(["a 3"], 2, torch.Generator().manual_seed(0))
+    rollout = policy.sample(["a 3"], 2, torch.Generator().manual_seed(0), drift=True)
     assert not bool(rollout.mask.any()) and len(rollout.held.means) == 0 and len(rollout.take(torch.tensor([1])).held.means) == 0
 
 

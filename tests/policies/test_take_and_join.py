@@ -86,7 +86,8 @@ NAMES = list(POLICIES)
 def made(policy: Any, prompts: list[Any], seed: int) -> Rollout:
     """Groups of two rows, or of three where others draw too, and references remembered."""
     drawing = {"behaviors": (TAIL,)} if "behaviors" in policy.gives else {}
-    rollout: Rollout = policy.sample(prompts, 4, torch.Generator().manual_seed(seed), step=seed, **drawing)
+    drift = {"drift": True} if "drift" in policy.gives else {}
+    rollout: Rollout = policy.sample(prompts, 4, torch.Generator().manual_seed(seed), step=seed, **drawing, **drift)
     policy.remember(rollout, ["ref"], 16)
     return rollout
 

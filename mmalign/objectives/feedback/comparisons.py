@@ -26,6 +26,11 @@ def own(feedback: Feedback) -> Tensor:
     return ~torch.stack([torch.zeros_like(feedback.rewards, dtype=torch.bool), *feedback.drawn.values()]).any(0)
 
 
+def siblings(feedback: Feedback) -> Tensor:
+    """``[B]`` int64: rows with one number are of one branch; of one group, where the rollout has no branches."""
+    return feedback.group if feedback.branch is None else feedback.branch
+
+
 def wins(feedback: Feedback, *, scale: float = 1.0) -> Tensor:
     """``P(row i is better than row j)``, ``[B, B]`` float64: those given, or Bradley-Terry's from rewards in one group.
 

@@ -11,7 +11,7 @@ this form, because a pair was torn apart, is refused. Methods whose terms are to
 ``[2N, 1, 1 + E + S]``, of which each term sees its own (``layout``). A recipe brings the rows into order.
 
 The value of a pair stands in all live cells of both rows, so that ``weights.sequence_mean`` makes the mean over pairs; a bound's
-``[N, T]``, in the cells of their step where both rows have it. A pair with an empty row has value 0.
+``[N, T]``, and of what looks at steps one by one, in the cells of their step where both rows have it. A pair with an empty row has value 0.
 """
 
 from __future__ import annotations
@@ -35,11 +35,12 @@ def pairwise(
     kinds: frozenset[str] = DENSITIES,
     moves: tuple[Move, ...] = (),
     sampled_by: str = "current",
+    by_step: bool = False,
 ) -> Method:
     """``value of a pair = p (sum of terms) + (1 - p) (sum of terms in the turned order)``, the expected cost under the label.
 
-    weigh, moves, sampled_by: as in ``types.Method``. kinds: of steps, as far as all terms take them. Where something that a term is told
-    of a row is NaN, nothing is known of the row's pair.
+    weigh, moves, sampled_by, by_step: as in ``types.Method``. kinds: of steps, as far as all terms take them. Where something that a term
+    is told of a row is NaN, nothing is known of the row's pair.
 
     Errors: UserError for a kind of steps that it does not accept, a signal that is no pairs', and where a term misses what it needs.
     """
@@ -72,7 +73,7 @@ def pairwise(
         each = orders(steps, signal)
         order, turned = each[0], each[0].turned()
         value = order.strength * _cost(steps, each) + turned.strength * _cost(steps, [own.turned() for own in each])
-        counted = shared(steps)
+        counted = shared(steps, by_step=by_step)
         cells = live(value.expand_as(counted), counted & (order.sign != 0)).repeat_interleave(2, 0)
         return Loss(live(cells, steps.mask), _metrics(steps, score, order, counted), steps.mask.any(1).sum())
 
@@ -94,6 +95,7 @@ def pairwise(
         state=layout.state(),
         moves=moves,
         sampled_by=sampled_by,
+        by_step=by_step,
     )
 
 
@@ -117,7 +119,8 @@ def _metrics(steps: Steps, score: Part | None, order: Order, counted: Tensor) ->
 
     margin: by how much the better row's score is ahead. accuracy: pairs in which it is ahead; a margin of 0 and a pair that says
     nothing count one half. better, worse: log-ratio to ``ref`` (log-probability, where the method has no reference) of the better
-    and the worse rows, nats, summed over steps: the margin can grow while both fall. All are 0 without a live row.
+    and the worse rows, nats, summed over the steps that are seen at once: the margin can grow while both fall. All are 0 without a live
+    row.
     """
     full, rows = whole(steps), steps.mask.any(1).sum().clamp(min=1)
     count = counted.sum(1, keepdim=True).clamp(min=1)

@@ -80,8 +80,8 @@ def whole(steps: Steps) -> Tensor:
     return rows[0::2] & rows[1::2]
 
 
-def shared(steps: Steps) -> Tensor:
-    """``[N, T]`` bool: the columns in which a pair's value stands: all of a whole pair; of a bound or scores, those that both have."""
-    if steps.kind in parts.APART:
+def shared(steps: Steps, *, by_step: bool = False) -> Tensor:
+    """``[N, T]`` bool: the columns in which a pair's value stands: all of a whole pair; of a bound, scores, or by step, those of both."""
+    if steps.kind in parts.APART or by_step:
         return steps.mask[0::2] & steps.mask[1::2]
     return whole(steps).expand(-1, steps.mask.shape[1])

@@ -72,12 +72,12 @@ class Caller:
 
     def __call__(
         self, prompts: list[str], seeds: list[int], player: Player | None, together: list[str], skip: int = 0,
-        place: tuple[Place, Tensor] | None = None, **call: Any,
+        place: tuple[Place, Tensor] | None = None, until: int | None = None, **call: Any,
     ) -> Any:  # fmt: skip
         """The pipeline's own call, with the ``no_grad`` that it wears taken off.
 
         player: who answers for the scheduler; None leaves the pipeline its own. skip: steps through which the denoiser stands
-        still. place: a latent to be put where the pipeline makes its first one.
+        still; until: the step from which on it does so again. place: a latent to be put where the pipeline makes its first one.
         """
         pipe, named = self.pipe, named_rows(self.accepts, prompts, self.classes)
         device = self.device()
@@ -96,8 +96,9 @@ class Caller:
                 seated = stack.enter_context(seat(pipe, player, len(prompts)))
                 if self.branches is not None and player.timesteps is None:  # a probe asks without guidance
                     stack.enter_context(guided_branches.detached(pipe, self.denoisers, self.branches))
-                if skip:
-                    stack.enter_context(skipped(self.still, lambda: seated.column < skip, len(prompts), self._shapes))
+                if skip or until is not None:
+                    over = lambda: seated.column < skip or (until is not None and seated.column >= until)  # noqa: E731
+                    stack.enter_context(skipped(self.still, over, len(prompts), self._shapes))
             if place is not None:
                 stack.enter_context(placed(pipe, *place))
             return inspect.unwrap(type(pipe).__call__)(pipe, **{name: value for name, value in arguments.items() if name in self.accepts})
@@ -146,12 +147,12 @@ class Caller:
             self(*args, output_type="latent", return_dict=False, **call)
 
     def images(
-        self, prompts: list[str], seeds: list[int], player: Player | None, together: list[str], *, skip: int = 0, decode: bool = True,
-        **call: Any,
+        self, prompts: list[str], seeds: list[int], player: Player | None, together: list[str], *, skip: int = 0, until: int | None = None,
+        decode: bool = True, **call: Any,
     ) -> Tensor:  # fmt: skip
         """What a whole call makes, ``[B, ...]`` in 0..1. decode: False leaves it at the latents that the pipeline itself returns then."""
         refuse_arguments(self.pipe, call, "call")  # the call itself leaves out what some pipelines alone take
-        result = self(prompts, seeds, player, together, skip, output_type="pt" if decode else "latent", **call)
+        result = self(prompts, seeds, player, together, skip, until=until, output_type="pt" if decode else "latent", **call)
         outputs = next(iter(result.values())) if isinstance(result, Mapping) else result[0]
         many = isinstance(outputs, list)
         return (torch.stack([torch.as_tensor(numpy.asarray(o)) for o in outputs]) if many else torch.as_tensor(outputs)).float()

@@ -1,14 +1,19 @@
-"""What is kept of a rollout, and what stops one at its first steps, before hours are spent on what is no table."""
+"""A pipeline's rollout, recorded, and what stops one at its first steps, before hours are spent on what is no table."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from mmalign.policies.pipelines.calling import Caller
+from mmalign.policies.pipelines.replay import Played, laid_out
 from mmalign.policies.pipelines.scheduler import Moment, Player
+from mmalign.policies.pipelines.trajectories import Trajectories
+from mmalign.samplers import kernels, structure
 from mmalign.samplers.windows import Window
 from mmalign.types import Kernel, Prediction, UserError
 
@@ -31,9 +36,8 @@ def random_steps(caller: Caller, window: Window, kernel: Kernel, prompt: str) ->
 
     caller.until_finished([prompt], [0], Player(answer), [prompt], skip=ALL)
     refuse_unasked(caller.pipe, noisy)
-    random = window(before[0], 0, torch.Generator().manual_seed(0))
-    refuse_window(random, before[0])
-    return random[: len(noisy)] & torch.tensor(noisy)
+    _, trained = structure.masks(window, None, before[0], 0, torch.Generator().manual_seed(0))
+    return trained[: len(noisy)] & torch.tensor(noisy)
 
 
 def generator_at(state: Tensor) -> torch.Generator:
@@ -43,24 +47,191 @@ def generator_at(state: Tensor) -> torch.Generator:
     return rng
 
 
-def refuse_window(window: Tensor, left: int) -> None:
-    """Refuses a window of another length than the trajectory's.
+class Rows(NamedTuple):
+    """Rows of a call: their prompts, seeds of their first latents (``starts``) and of the noise of their steps, and the prompts that are
+    encoded at once."""
 
-    window: ``[left]`` bool. left: steps that are taken.
+    prompts: list[str]
+    starts: list[int]
+    seeds: list[int]
+    together: list[str]
 
-    Errors: UserError for another length.
+    def take(self, at: Tensor) -> Rows:
+        """Some of them. at: ``[R]`` int64."""
+        places = at.tolist()
+        starts, seeds = ([values[place] for place in places] for values in (self.starts, self.seeds))
+        return Rows([self.prompts[place] for place in places], starts, seeds, self.together)
+
+
+class Begun(NamedTuple):
+    """What rows take over from the trunks that they leave at ``step``.
+
+    x_next: ``[step, R, ...]`` what was answered before it; beside: what schedulers of further streams answered up to it, ``[R, ...]`` each.
+    mean, std: ``[R, ...]`` of that step itself. end: the step whose clean estimate is the rows' output, the number of steps for none.
     """
-    if tuple(window.shape) != (left,):
-        raise UserError(f"policy.schedule.window: got a mask of shape {list(window.shape)}, takes [{left}], one for each denoising step")
+
+    step: int
+    x_next: Tensor
+    beside: list[Tensor]
+    mean: Tensor
+    std: Tensor
+    end: int
 
 
-def stacked_means(part: dict[str, Any], columns: list[int]) -> Tensor:
-    """The means of the random steps of some rows, ``[C, R, ...]`` float32 on the CPU; C may be 0.
+@dataclass
+class Tape:
+    """What was recorded of the R rows of one call, T steps.
 
-    part: what was recorded of the rows. columns: numbers of the random steps.
+    x, x_next: ``[T, R, ...]`` latents before and after each step. log_probs: ``[R, T]`` of those after trained steps. random, trained:
+    ``[R, T]`` bool. dt, std, slope: ``[T]``, see ``types.Steps.facts``. beside: as of ``Trajectories``. gaussians: step -> mean
+    ``[R, ...]`` and std of the kernel there, where they were to be kept.
     """
-    x: Tensor = part["x"]
-    return torch.stack([part["means"][column] for column in columns]) if columns else torch.zeros(0, *x.shape[1:])
+
+    x: Tensor
+    x_next: Tensor
+    log_probs: Tensor
+    random: Tensor
+    trained: Tensor
+    dt: Tensor
+    std: Tensor
+    slope: Tensor
+    beside: list[Tensor]
+    gaussians: dict[int, tuple[Tensor, Tensor]]
+    outputs: Tensor
+
+
+Cells = Callable[[int], tuple[Tensor, Tensor]]
+"""Number of steps -> which of them are random, and which trained, ``[R, T]`` bool each."""
+
+
+def of_rows(window: Callable[[int], tuple[Tensor, Tensor]], rows: int, left: int, *, greedy: bool) -> tuple[Tensor, Tensor]:
+    """The masks ``[left]`` of a window as those of so many rows, none of whose steps is random where they are greedy."""
+    random, trained = (steps.expand(rows, -1) & (not greedy) for steps in window(left))
+    return random, trained
+
+
+def trained_steps(trained: Tensor) -> Tensor:
+    """``[T]`` bool: the steps that are trained in some row of ``trained [R, T]``."""
+    return trained.any(0)
+
+
+def none_of(trained: Tensor) -> Tensor:
+    """``[T]`` bool: no step."""
+    return torch.zeros_like(trained[0])
+
+
+class How(NamedTuple):
+    """kept: trained ``[R, T]`` -> ``[T]`` bool, the steps of which the kernel's Gaussian is kept. decode: whether anybody sees outputs."""
+
+    kept: Callable[[Tensor], Tensor] = none_of
+    decode: bool = True
+
+
+@torch.no_grad()
+def record(policy: Played, rows: Rows, cells: Cells, how: How, *, begun: Begun | None = None) -> Tape:
+    """One call of the pipeline, whose scheduler answers with the kernel at random steps and with the ODE's step at others.
+
+    begun: the beginning that all rows take over; the denoiser stands still through it, and behind its end.
+    """
+    device = policy.pipe._execution_device
+    noises = [torch.Generator(device).manual_seed(seed ^ 0x5DEECE66D) for seed in rows.seeds]
+    tape: dict[str, list[Any]] = {name: [] for name in ("x", "x_next", "log_probs", "dt", "std", "slope", "beside")}
+    random, trained, keep = (torch.zeros(0, dtype=torch.bool),) * 3
+    gaussians, left = dict[int, tuple[Tensor, Tensor]](), list[int]()
+
+    def answer(moment: Moment) -> Tensor:
+        nonlocal random, trained, keep
+        if moment.column == 0:
+            random, trained = (of_rows.clone() for of_rows in cells(moment.left))
+            keep = how.kept(trained)
+        refuse_again(policy.pipe, moment, left)
+        column = min(moment.column, random.shape[1] - 1)
+        mean, std = _gaussian(policy, moment, random[:, column], begun)
+        if keep[column]:
+            whole = bool(random[:, column].all())
+            gaussians[column] = (mean, std) if whole else policy.kernel(moment.prediction, moment.x, moment.t, moment.t_next)
+        noise = torch.stack([torch.randn(mean.shape[1:], generator=g, device=device) for g in noises])
+        x_next = laid_out(kernels.sample(mean, std, noise).to(moment.x.dtype))
+        alive = _alive(std, len(noises))
+        random[:, column] &= alive
+        trained[:, column] &= alive
+        tape["x"].append(kept(moment.x))
+        tape["x_next"].append(kept(x_next))
+        tape["log_probs"].append(kernels.log_prob(x_next, mean, std).cpu() * trained[:, column])
+        tape["dt"].append((kernels.flow_time(moment.t) - kernels.flow_time(moment.t_next)).double().cpu())
+        for name, number in zip(("std", "slope"), kernels.of_step(policy.kernel, moment.t, moment.t_next), strict=True):
+            tape[name].append(number.double().cpu())
+        return x_next
+
+    def beside(number: int, own: Tensor) -> Tensor:
+        if begun is not None and number < len(begun.beside):
+            own = begun.beside[number].to(own)
+        tape["beside"].append(kept(own))
+        return laid_out(own)
+
+    still = {} if begun is None else {"skip": begun.step + 1, "until": begun.end + 1}
+    outputs = policy.caller.images(rows.prompts, rows.starts, Player(answer, beside), rows.together, decode=how.decode, **still)  # type: ignore[arg-type]
+    refuse_unasked(policy.pipe, tape["x"])
+    count = len(tape["x"])
+    return Tape(
+        x=torch.stack(tape["x"]), x_next=torch.stack(tape["x_next"]), log_probs=torch.stack(tape["log_probs"], dim=1),
+        random=random[:, :count], trained=trained[:, :count], dt=torch.stack(tape["dt"]), std=torch.stack(tape["std"]),
+        slope=torch.stack(tape["slope"]), beside=tape["beside"], gaussians=gaussians, outputs=outputs,
+    )  # fmt: skip
+
+
+def _gaussian(policy: Played, moment: Moment, random: Tensor, begun: Begun | None) -> tuple[Tensor, Tensor]:
+    """Mean and std of a step; std is 0 in rows that are not ``random [R]``."""
+    if begun is not None and moment.column <= begun.step:
+        return (begun.mean, begun.std) if moment.column == begun.step else (begun.x_next[moment.column].to(moment.x), torch.zeros(()))
+    if begun is not None and moment.column >= begun.end:
+        return (moment.prediction.clean if moment.column == begun.end else moment.x), torch.zeros(())
+    at = moment.prediction, moment.x, moment.t, moment.t_next
+    mean, std = (policy.kernel if bool(random.any()) else kernels.ode())(*at)
+    if bool(random.any()) and not bool(random.all()):
+        chosen = random.to(mean.device).reshape(-1, *(1,) * (mean.ndim - 1))
+        mean, std = torch.where(chosen, mean, kernels.ode()(*at)[0]), torch.where(chosen, std, 0.0)
+    return mean, std
+
+
+def _alive(std: Tensor, rows: int) -> Tensor:
+    """``[rows]`` bool: where a step's std is above 0 everywhere. std: one for all rows, or ``[rows, ...]``."""
+    above = (std > 0).cpu()
+    return (above.reshape(len(above), -1).all(1) if above.ndim else above).expand(rows)
+
+
+def joined(
+    tapes: Sequence[Tape], places: Tensor, rows: Rows, *, drift: bool
+) -> tuple[Trajectories, Tensor, Tensor, Tensor, dict[str, Tensor]]:
+    """Tapes as one rollout: what it is replayed from, log-probabilities and trained cells ``[B, T]``, outputs, and facts of its steps.
+
+    places: ``[B]`` of the rows of all tapes. rows: of all. drift: whether the means of trained steps were kept.
+    """
+    order, first, count = places.argsort(), tapes[0], len(places)
+    trained = torch.cat([tape.trained for tape in tapes])[order]
+    columns = torch.nonzero(trained.any(0)).flatten().tolist()
+    held = Trajectories(
+        x=torch.cat([tape.x for tape in tapes], 1)[:, order],
+        x_next=torch.cat([tape.x_next for tape in tapes], 1)[:, order],
+        beside=[torch.cat(answers)[order] for answers in zip(*(tape.beside for tape in tapes), strict=True)],
+        random=torch.cat([tape.random for tape in tapes]).any(0),
+        trained=trained.any(0),
+        dt=first.dt.expand(count, -1),
+        starts=torch.tensor(rows.starts),
+        together=(tuple(rows.together),),
+        which=torch.zeros(count, dtype=torch.int64),
+        means=torch.cat([_means(tape, columns) for tape in tapes], 1)[:, order] if drift else None,
+    )
+    log_probs, outputs = torch.cat([tape.log_probs for tape in tapes])[order], torch.cat([tape.outputs for tape in tapes])[order]
+    facts = {"std": first.std.expand(count, -1), "slope": first.slope.expand(count, -1)}
+    return held, log_probs, trained, outputs, facts
+
+
+def _means(tape: Tape, columns: list[int]) -> Tensor:
+    """The means that were kept at those steps, ``[C, R, ...]`` float32 on the CPU, 0 where none was; C may be 0."""
+    nothing = torch.zeros(tape.x.shape[1:])
+    means = [tape.gaussians[column][0].float().cpu() if column in tape.gaussians else nothing for column in columns]
+    return torch.stack(means) if means else torch.zeros(0, *tape.x.shape[1:])
 
 
 def refuse_again(pipe: Any, moment: Moment, before: list[int]) -> None:

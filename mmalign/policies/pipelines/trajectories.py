@@ -76,31 +76,33 @@ class Trajectories:
     All of it is on the CPU, wherever the pipeline works: a rollout is as large as it is long, and a replay asks for one step of some rows.
 
     x, x_next: ``[T, B, ...]`` latents before and after each step. beside: what schedulers of further streams answered, ``[B, ...]`` each,
-    in the order in which they were asked. random: ``[T]`` bool, the steps at which some row was drawn at random. dt: ``[B, T]`` length
+    in the order in which they were asked. random: ``[T]`` bool, the steps at which some row was drawn at random; trained: those that are
+    trained in some row. dt: ``[B, T]`` length
     of a step in the path's own time. starts: ``[B]`` seeds of the first latents. together: sets of prompts that are encoded at once,
-    which pads them alike; which: ``[B]`` the set of each row. means: of the random steps, in their order, ``[C, B, ...]`` float32,
-    as the policy had them when the rows were sampled. refs: by name. adjoints: of the steps that a reward's gradient
-    trains, where it is that which does; then they are the columns.
+    which pads them alike; which: ``[B]`` the set of each row. means: of the trained steps, in their order, ``[C, B, ...]`` float32, as
+    the policy had them when the rows were sampled, where a method measures its drift from there; else None. refs: by name.
+    adjoints: of the steps that a reward's gradient trains, where it is that which does; then they are the columns.
     """
 
     x: Tensor
     x_next: Tensor
     beside: list[Tensor]
     random: Tensor
+    trained: Tensor
     dt: Tensor
     starts: Tensor
     together: tuple[tuple[str, ...], ...]
     which: Tensor
-    means: Tensor
+    means: Tensor | None = None
     refs: dict[str, Remembered] = field(default_factory=dict)
     adjoints: tuple[Adjoint, ...] = ()
 
     @property
     def columns(self) -> Tensor:
-        """The numbers of the steps that are trained: the random ones, or those with an adjoint."""
+        """The numbers of the steps that are trained: those of the window that are random, or those with an adjoint."""
         if self.adjoints:
             return torch.tensor(sorted({adjoint.column for adjoint in self.adjoints}))
-        return torch.nonzero(self.random).flatten()
+        return torch.nonzero(self.trained).flatten()
 
     @property
     def noisy(self) -> bool:
@@ -116,7 +118,7 @@ class Trajectories:
         refs = {name: Remembered(ref.log_probs[rows], ref.means[:, rows]) for name, ref in self.refs.items()}
         return replace(
             self, x=self.x[:, rows], x_next=self.x_next[:, rows], beside=[answers[rows] for answers in self.beside], dt=self.dt[rows],
-            starts=self.starts[rows], which=self.which[rows], means=self.means[:, rows], refs=refs,
+            starts=self.starts[rows], which=self.which[rows], refs=refs, means=None if self.means is None else self.means[:, rows],
             adjoints=tuple(adjoint.take(rows) for adjoint in self.adjoints),
         )  # fmt: skip
 
@@ -130,27 +132,37 @@ class Trajectories:
         sets = [prompts for part in parts for prompts in part.together]
         together = tuple(dict.fromkeys(sets))  # parts of one rollout have the same
         places = offset([part.which for part in parts], [len(part.together) for part in parts])
-        random = torch.stack([part.random for part in parts]).any(0)
+        trained = torch.stack([part.trained for part in parts]).any(0)
+        means = [part.means for part in parts if part.means is not None]
         return Trajectories(
             x=torch.cat([part.x for part in parts], 1),
             x_next=torch.cat([part.x_next for part in parts], 1),
             beside=[torch.cat(answers) for answers in zip(*(part.beside for part in parts), strict=True)],
-            random=random,
+            random=torch.stack([part.random for part in parts]).any(0),
+            trained=trained,
             dt=torch.cat([part.dt for part in parts]),
             starts=torch.cat([part.starts for part in parts]),
             together=together,
             which=torch.tensor([together.index(prompts) for prompts in sets])[places],
-            means=torch.cat([_at(part, random) for part in parts], 1),
+            means=torch.cat([_at(*pair, trained) for pair in zip(parts, means, strict=True)], 1) if len(means) == len(parts) else None,
             refs={name: _joined([part.refs[name] for part in parts]) for name in names},
             adjoints=_one_plan([part.adjoints for part in parts]),
         )
 
 
-def _at(part: Trajectories, random: Tensor) -> Tensor:
-    """The means of a part at the steps that are random in some part; 0 where they are not in this one."""
-    means = part.means.new_zeros((int(random.sum()), *part.means.shape[1:]))
-    means[part.random[random]] = part.means
-    return means
+def spread(values: Tensor | None, live: Tensor, rows: int) -> Tensor:
+    """Values of the rows ``live``, ``[rows]`` on the CPU, 0 in others; None: of no row."""
+    if values is not None and len(live) == rows:
+        return values.cpu()
+    nothing = torch.zeros(rows, dtype=torch.float64)
+    return nothing if values is None else nothing.index_put((live,), values.cpu())
+
+
+def _at(part: Trajectories, means: Tensor, trained: Tensor) -> Tensor:
+    """The means of a part at the steps that are trained in some part; 0 where they are not in this one."""
+    wide = means.new_zeros((int(trained.sum()), *means.shape[1:]))
+    wide[part.trained[trained]] = means
+    return wide
 
 
 def _joined(refs: Sequence[Remembered]) -> Remembered:
