@@ -77,8 +77,8 @@ class Need:
     """A table of steps that a method asks for. ``mmalign.needs`` has one of each to write methods with.
 
     kind: ``old``; ``refs``, ``kls``, ``reverse_kls``, ``absolute``, ``score`` of a reference; ``contrast``; and of facts and terms the
-        names (``std``, ``slope``, ``dt``, ``noise``, ``changed``, ``phrase``, ``segment``, ``entropy``, ``collision``, ``value``, ``reward_mask``,
-        ``kl_mask``, ``degree``, ``drift``).
+        names (``std``, ``slope``, ``dt``, ``noise``, ``changed``, ``phrase``, ``segment``, ``entropy``, ``collision``, ``value``,
+        ``reward_mask``, ``kl_mask``, ``degree``, ``drift``).
     name: of the reference or of the contrast; empty where there is one such table, or where all that a rollout remembers are meant.
     share: of the current prediction in the mixture with the reference's that an ``absolute`` error is of.
     """
