@@ -97,3 +97,56 @@ def test_a_benchmark_that_fails_is_named_and_the_others_run(
     assert every.main(["bad", "good"], tmp_path / "page.md") == 1
     page = (tmp_path / "page.md").read_text(encoding="utf-8")
     assert "**bad ended with 1: no such model**" in page and "| a | 1 |" in page and "| a | 1 |" in capsys.readouterr().out
+
+
+def marked(*golds: tuple[int, float]) -> dict[str, Any]:
+    return {"marks": [{"rows": rows, "gold": gold, "proxy": gold + 0.1, "seconds": 1.0, "spread": 0.1} for rows, gold in golds]}
+
+
+def test_rows_to_a_gold_lie_on_a_line_between_two_marks(script: Callable[[str], Any]) -> None:
+    page = script("league_page")
+    assert page.rows_to(marked((1000, 0.6), (3000, 1.0)), 0.9, 0.5) == pytest.approx(2500)
+    assert page.rows_to(marked((1000, 0.95)), 0.9, 0.5) == pytest.approx(1000 * 0.4 / 0.45)
+    assert page.thousands(page.rows_to(marked((1000, 0.6), (3000, 0.8)), 0.9, 0.5)) == "never"
+    assert page.fewer([1000.0, 2000.0, 4000.0], [40000.0]) == "1/20.0 (1/10.0 to 1/40.0)"
+    assert page.at_budget(marked((1000, 0.6), (3000, 0.7), (9000, 0.8)), 2500)["gold"] == 0.7
+
+
+def test_the_league_counts_training_and_no_evaluation(script: Callable[[str], Any]) -> None:
+    """A step of 4 prompts in groups of 8 of DiffusionNFT: 32 rows in 8 steps of a rollout, and at 4 noise levels under the set that
+    sampled, in preflight and in the update; each look at a level asks the pipeline for its schedule, which is a row more."""
+    league = script("league")
+    world, entry = league.WORLDS["digits"], league.entries()["diffusion_nft"]
+
+    class Once:
+        def __init__(self, meter: Any, policy: Any):
+            self.meter = meter
+
+        def at(self, step: int) -> None:
+            with self.meter.paused():
+                self.meter.calls.without += 10**6  # what an evaluation would add
+            if step:
+                raise league.Enough
+
+    assert league.run(world, league.node_of(world, entry), Once, seed=0, prompts=4).meter.calls.rows == 32 * 8 + 3 * 4 * (32 + 1)
+
+
+def test_the_league_goes_on_with_what_is_missing(script: Callable[[str], Any]) -> None:
+    league = script("league")
+    there = {league.Job("digits", league.PUBLISHED, "base"): {"gold": 0.5}}
+    there |= {league.Job("digits", "draft", "trial", n): {"changes": [f"n={n}"], **marked((500, 0.5 + 0.1 * (n == 2)))} for n in range(3)}
+    assert league.following("digits", "draft", there, 3) == league.Job("digits", "draft", "trial", 3)
+    there[league.Job("digits", "draft", "trial", 3)] = {"changes": ["n=3"], "failed": "out of reach"}
+    assert league.chosen("digits", "draft", there) == ["n=2"]
+    assert league.following("digits", "draft", there, 3) == league.Job("digits", "draft", "seed", 0)
+    there |= {league.Job("digits", "draft", "seed", n): marked((500, 0.9 - 0.1 * n)) for n in range(3)}
+    there[league.Job("digits", "draft", "memory")] = {}
+    assert league.following("digits", "draft", there, 3) == league.Job("digits", "draft", "seed", 3)  # they are .2 apart
+    there |= {league.Job("digits", "draft", "seed", n): marked((500, 0.9)) for n in range(5)}
+    assert league.following("digits", "draft", there, 3) is None
+
+
+def test_a_trial_is_no_better_for_being_judged_later(script: Callable[[str], Any]) -> None:
+    league = script("league")
+    often, seldom = marked((500, 0.6), (1000, 0.7), (4000, 0.9)), marked((1000, 0.7), (4000, 0.9))
+    assert league.worth(seldom, 0.5, 4000) == pytest.approx(league.worth(often, 0.5, 4000))

@@ -62,10 +62,21 @@ def ratios(one: Sequence[Seconds], other: Sequence[Seconds]) -> tuple[list[float
 
 def allocated(run: Run) -> int:
     """The most bytes that a run holds at one time, above those before it: from every allocation of torch on the CPU."""
+    with allocations() as found:
+        run()
+    return found()
+
+
+@contextmanager
+def allocations() -> Iterator[Callable[[], int]]:
+    """Notes every allocation and release of torch on the CPU while the block lasts; then answers with the most bytes held at one time."""
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-        run()
+        yield lambda: _peak(profiled)
+
+
+def _peak(profiled: Any) -> int:
     live = peak = 0
     events = [event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
     for event in sorted(events, key=lambda event: event.start_ns()):
