@@ -10,6 +10,7 @@ import torch
 
 import mmalign as mm
 from mmalign.needs import DRIFT, DT, OLD, STD
+from mmalign.policies.pipelines.replay import transition
 from mmalign.policies.twins import pipelines
 from mmalign.samplers import kernels
 from mmalign.samplers.windows import everything, random_window
@@ -374,3 +375,23 @@ def test_an_argument_that_the_call_does_not_take_is_refused_before_it_runs(tmp_p
         mm.guided_sample(pipe, prompts=["a handwritten seven"], call=call)
     with pytest.raises(UserError, match=line):
         mm.compare(pipe, mm.worlds.digits_proxy(), guidance=["fk"], prompts=["a handwritten seven"], call=call)
+
+
+@pytest.mark.parametrize("name", ["MochiPipeline", "LongCatAudioDiTPipeline"])
+def test_sigmas_that_are_the_part_of_data_lead_where_the_pipeline_goes(name):
+    """``invert_sigmas``: the schedule rises from 0 to 1, and the model says ``x_0 - eps``."""
+    plan = diffusers_package.FlowMatchEulerDiscreteScheduler(shift=1.0, invert_sigmas=True)
+    pipe = pipelines.twin(name, scheduler=plan)
+    call = pipelines.call_arguments(pipe)
+    policy = diffusers(pipe, steps=3, call=call, kernel=kernels.ode(), device="cpu")
+    rollout = policy.sample(["a red fox"], 1, torch.Generator().manual_seed(0))
+    own = policy.generate(["a red fox"], rollout.held.starts.tolist())
+    assert bool((rollout.held.dt > 0).all()) and float((rollout.outputs - own).abs().max()) < 1e-4 * (1 + float(own.abs().max()))
+    policy = diffusers(pipe, steps=3, call=call, guidance=1.0, kernel=KERNELS["flow"], device="cpu")
+    assert policy.random_steps(["a red fox"]).tolist() == [True, True, False]
+    rollout = policy.sample(["a red fox"], 1, torch.Generator().manual_seed(0))
+    assert float((policy.steps(rollout, torch.arange(1)).log_probs - rollout.log_probs[:, :2]).abs().max()) == 0.0
+    times, levels = policy.schedule()
+    level = Level(*(value[1:2].to(rollout.held.x) for value in levels))
+    probed = policy.probe(["a red fox"], rollout.held.x[1], times[1:2], level)
+    torch.testing.assert_close(probed.clean, transition(policy, rollout, torch.arange(1), 1).clean, rtol=1e-4, atol=1e-4)

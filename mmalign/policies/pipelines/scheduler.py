@@ -97,6 +97,8 @@ def grid(scheduler: Any) -> Level:
     name = _own_name(scheduler)
     if name in FLOW or (name in FROM_SIGMAS and scheduler.config.get("use_flow_sigmas", False)):
         sigmas = scheduler.sigmas.cpu().float()
+        if inverted(scheduler):
+            return Level(sigmas, 1 - sigmas)
         return _exploding(sigmas) if _above_one(scheduler) else Level(1 - sigmas, sigmas)
     if name in PRESERVING:
         abar = scheduler.alphas_cumprod.cpu()[scheduler.timesteps.cpu().long()].float()
@@ -116,6 +118,11 @@ def grid(scheduler: Any) -> Level:
         abar = scheduler._alpha_cumprod(scheduler.timesteps.cpu().float(), torch.device("cpu"))
         return Level(abar.sqrt(), (1 - abar).sqrt())
     raise UserError(f"scheduler: got {name}, takes one of {', '.join(sorted(KNOWN))}")
+
+
+def inverted(scheduler: Any) -> bool:
+    """A flow whose sigmas are the part of data, and rise; its model says ``x_0 - eps`` (Mochi, LongCat's audio)."""
+    return bool(scheduler.config.get("invert_sigmas", False))
 
 
 def _exploding(sigmas: Tensor) -> Level:
@@ -150,6 +157,7 @@ def clean_and_noise(scheduler: Any, output: Tensor, x: Tensor, t: Level) -> Pred
     """
     if output.shape != x.shape and output.shape[1] == 2 * x.shape[1]:
         output = output[:, : x.shape[1]]
+    output = -output if inverted(scheduler) else output
     if _own_name(scheduler) in PRECONDITIONED:
         clean = scheduler.precondition_outputs(x.float(), output.float(), t.noise.to(x.device))
         return Prediction(clean=clean, noise=(x.float() - clean) / t.noise.clamp(min=1e-12))
@@ -273,6 +281,7 @@ class _Played:
         if len(times) == 1 and levels is not None and name in FLOW | FROM_SIGMAS | EXPLODING | PRECONDITIONED:
             flow = name in FLOW or self.config.get("use_flow_sigmas", False)  # type: ignore[attr-defined]
             sigma = levels.noise if flow else levels.noise / levels.signal
+            sigma = levels.signal if inverted(self) else sigma
             self.sigmas = torch.full_like(self.sigmas, float(sigma))  # type: ignore[has-type]
         self.timesteps = _one_time_for_each_row(times, len(self.schedule)) if len(times) > 1 else times.repeat(len(self.schedule))
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mmalign.policies.pipelines.scheduler import EXPLODING, FLOW, FROM_SIGMAS, PRECONDITIONED, PRESERVING
+from mmalign.policies.pipelines.scheduler import EXPLODING, FLOW, FROM_SIGMAS, PRECONDITIONED, PRESERVING, inverted
 from mmalign.types import Level, UserError
 
 GRID = 1000  # places on the schedule of a model that was trained at any noise level
@@ -30,6 +30,8 @@ def training_schedule(scheduler: Any) -> TrainingSchedule:
     count = int(own.config.get("num_train_timesteps", 1000))
     if name in FLOW:
         sigmas, timesteps = own.sigmas[:count].float(), own.timesteps[:count].float()
+        if inverted(scheduler):
+            return TrainingSchedule((1 - sigmas) * count, Level(1 - sigmas, sigmas))
         if float(sigmas.max()) <= 1.001:
             return TrainingSchedule(timesteps, Level(1 - sigmas, sigmas))
     elif name in FROM_SIGMAS and own.config.get("use_flow_sigmas", False):
