@@ -281,7 +281,6 @@ class _Played:
         if len(times) == 1 and levels is not None and name in FLOW | FROM_SIGMAS | EXPLODING | PRECONDITIONED:
             flow = name in FLOW or self.config.get("use_flow_sigmas", False)  # type: ignore[attr-defined]
             sigma = levels.noise if flow else levels.noise / levels.signal
-            sigma = levels.signal if inverted(self) else sigma
             self.sigmas = torch.full_like(self.sigmas, float(sigma))  # type: ignore[has-type]
         self.timesteps = _one_time_for_each_row(times, len(self.schedule)) if len(times) > 1 else times.repeat(len(self.schedule))
 
