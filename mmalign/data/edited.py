@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 from mmalign.arguments.ranges import Seed
 from mmalign.data import corruption
@@ -16,22 +16,29 @@ from mmalign.data.corrupted import tables_of
 from mmalign.media import Broken
 from mmalign.types import UserError
 
+Editor = Callable[[str, random.Random], str | None]
 SPATIAL = {
     "left": ["right"], "right": ["left"], "above": ["below", "beside"], "below": ["above"], "under": ["on top of"], "on top of": ["under"],
     "in front of": ["behind"], "behind": ["in front of"], "inside": ["outside"], "outside": ["inside"],
 }  # fmt: skip
 
 
+Way = Literal["content", "attribute", "spatial", "number"]
+WAYS: tuple[Way, ...] = ("content", "attribute", "spatial", "number")
+
+
 def edited(
-    path: str | None = None, *, vocabulary: str | Mapping[str, Mapping[str, Sequence[str]]] | None = None, seed: Seed = 0
-) -> Callable[[list[str]], list[str]]:
+    path: str | None = None, *, vocabulary: str | Mapping[str, Mapping[str, Sequence[str]]] | None = None, ways: Sequence[Way] = WAYS,
+    seed: Seed = 0,
+) -> Callable[[list[str]], list[str]]:  # fmt: skip
     """``edits`` of a forward policy: prompts -> prompts that differ in something that can be seen (Text preference optimisation).
 
     Args:
         path: JSON lines of ``{"prompt": ..., "edited": [..., ...]}``, as ``mmalign pairs`` writes them by ``use: make_edits``; one of a
             prompt's is drawn for each row.
-        vocabulary: for prompts that the file has not, as ``corrupted`` takes it: an object or an attribute is swapped, a place (left and
-            right, above and below, ...) turned round, or a number changed.
+        vocabulary: for prompts that the file has not, as ``corrupted`` takes it.
+        ways: of editing by rule: swap an object (``content``) or an ``attribute``, turn a place round (``spatial``: left and right, above
+            and below, ...), or change a ``number``.
         seed: with the prompts of a step, which edit.
 
     Errors: UserError for neither of the two, a line that cannot be read, and, when it is asked for, a prompt in which nothing can be
@@ -44,24 +51,26 @@ def edited(
     """
     if path is None and vocabulary is None:
         raise UserError("edits: got neither path nor vocabulary, takes one or both")
+    if vocabulary is not None and not ways:
+        raise UserError(f"edits.ways: got none, takes one or more of {', '.join(WAYS)}")
     written = {} if path is None else _written(path)
     tables = {"objects": {}, "attributes": {}} if vocabulary is None else tables_of(vocabulary, "edits.vocabulary")
-    ways: dict[str, Callable[[str, random.Random], str | None]] = {
+    editors: dict[str, Editor] = {
         "content": partial(_swapped, tables["objects"]), "attribute": partial(_swapped, tables["attributes"]),
+        "spatial": partial(_swapped, SPATIAL), "number": corruption.renumbered,
     }  # fmt: skip
-    if vocabulary is not None:
-        ways |= {"spatial": partial(_swapped, SPATIAL), "number": corruption.renumbered}
+    chosen = {} if vocabulary is None else {way: editors[way] for way in ways}
 
     def edits(prompts: list[str]) -> list[str]:
-        return [_edit(prompt, random.Random(f"{seed} {place} {prompts}"), written, ways) for place, prompt in enumerate(prompts)]
+        return [_edit(prompt, random.Random(f"{seed} {place} {prompts}"), written, chosen) for place, prompt in enumerate(prompts)]
 
     return edits
 
 
-def _edit(prompt: str, rng: random.Random, written: Mapping[str, list[str]], ways: Mapping[str, Any]) -> str:
+def _edit(prompt: str, rng: random.Random, written: Mapping[str, list[str]], editors: Mapping[str, Editor]) -> str:
     if prompt in written:
         return rng.choice(written[prompt])
-    changed = corruption.corrupt(prompt, ways, rng)
+    changed = corruption.corrupt(prompt, editors, rng)
     if changed is None:
         raise UserError(f"edits: nothing in {prompt[:120]!r} can be edited; takes a file with it, or a vocabulary with its words")
     return changed

@@ -24,6 +24,15 @@ def test_by_rule_one_thing_changes():
     assert len(several) >= 4 and edit(["a red fox"]) == edit(["a red fox"])
 
 
+def test_ways_are_chosen():
+    edit = mm.data.edited(vocabulary=VOCABULARY, ways=["content"])
+    assert {edit(["a red fox left of two trees"] * (1 + number))[0] for number in range(9)} == {"a red dog left of two trees"}
+    with pytest.raises(UserError, match=r"edited\.ways: got \['colour'\], takes list of 'content'"):
+        mm.data.edited(vocabulary=VOCABULARY, ways=["colour"])
+    with pytest.raises(UserError, match=r"edits\.ways: got none"):
+        mm.data.edited(vocabulary=VOCABULARY, ways=[])
+
+
 def test_written_edits_come_first(tmp_path):
     file = tmp_path / "edits.jsonl"
     file.write_text(json.dumps({"prompt": "a red fox", "edited": ["a red cat", "a green fox"]}) + "\n")
