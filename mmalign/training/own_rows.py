@@ -14,7 +14,7 @@ from mmalign.needs import refs
 from mmalign.records import Drawn, Pair, Unfinished
 from mmalign.training.feedback import ask, combined
 from mmalign.training.seeds import stream
-from mmalign.types import Encoder, Feedback, Method, UserError
+from mmalign.types import Encoder, Feedback, Method, Rollout, UserError
 
 
 class OwnRows:
@@ -55,8 +55,9 @@ class OwnRows:
         if not outputs or not self.began:
             return [0.0] * len(outputs)
         total = torch.zeros(len(outputs), dtype=torch.float64)
+        several = [[place for place, one in enumerate(group) if one == number] for number in dict.fromkeys(group)]
         for look in range(looks):
-            rollout = self.policy.encode(prompts, outputs, torch.tensor(group), stream(self.seed, "looks", look, names[0]))
+            rollout = Rollout.join([self._noised(prompts, outputs, rows, look, names[rows[0]]) for rows in several])
             with self._under(by):  # the set in place is the current one there
                 self.policy.remember(rollout, ["ref"], self.rows_at_once)
                 needs = frozenset({refs("ref")})
@@ -64,6 +65,11 @@ class OwnRows:
             apart = [((part.log_probs - part.refs["ref"]) * part.mask).sum(1) for part in parts]
             total += torch.cat(apart) / (rollout.mask.sum(1).clamp(min=1) if parts[0].kind == "bound" else 1)
         return (total / looks).tolist()
+
+    def _noised(self, prompts: list[Any], outputs: list[Any], rows: list[int], look: int, name: str) -> Rollout:
+        """The rows of one group, with noise that depends on its name alone, whoever has the others."""
+        one_group, rng = torch.zeros(len(rows), dtype=torch.int64), stream(self.seed, "looks", look, name)
+        return self.policy.encode([prompts[row] for row in rows], [outputs[row] for row in rows], one_group, rng)
 
     @torch.no_grad()
     def rewards(

@@ -9,6 +9,8 @@ import mmalign as mm
 from mmalign.data.own import OWN
 from mmalign.records import Drawn, Pair, Thumb
 from mmalign.training.own_rows import OwnRows, finished
+from tests.distributed.test_every_method import differences
+from tests.helpers.processes import together
 from tests.recipes.test_offline import brightness, log, offline, policy
 
 CALL = {"num_inference_steps": 2}
@@ -130,6 +132,24 @@ def test_a_set_that_nothing_makes_is_refused_before_anything_is_trained(tmp_path
     ):
         offline(tmp_path, mm.data.self_ranked(pairs, call=CALL, candidates=2))
     assert not (tmp_path / "run").exists()
+
+
+def test_two_processes_draw_and_rank_what_one_does(tmp_path, pairs, monkeypatch):
+    monkeypatch.setattr("mmalign.recipes._run.build", lambda path: path)
+    kind = policy()
+    before = {name: parameter.detach().clone() for name, parameter in kind.parameters().items()}
+
+    def train(folder):
+        kind.sets.sets.clear()
+        kind.sets.load({"trained": before, "ref": before})
+        records = mm.data.self_ranked(pairs, call=CALL, candidates=3, share=0.7, looks=2)
+        more = {"batch": {"records": 5}, "evaluation": {"every": 9, "samples": 1}, "references": {"previous": {"every": 1}}}
+        offline(folder, records, policy=kind, steps=3, **more)
+
+    train(tmp_path / "one")
+    ended = together(2, lambda rank: train(tmp_path / "two"), tmp_path / "processes")
+    assert [code for code, _ in ended] == [0, 0], "\n".join(text for _, text in ended)
+    assert not differences(tmp_path / "one", tmp_path / "two")
 
 
 def test_everything_said_is_turned_round(pairs):
