@@ -59,7 +59,7 @@ def edited(
         "content": partial(_swapped, tables["objects"]), "attribute": partial(_swapped, tables["attributes"]),
         "spatial": partial(_swapped, SPATIAL), "number": corruption.renumbered,
     }  # fmt: skip
-    chosen = {} if vocabulary is None else {way: editors[way] for way in ways}
+    chosen: dict[str, Editor] = {} if vocabulary is None else {way: editors[way] for way in ways}
 
     def edits(prompts: list[str]) -> list[str]:
         return [_edit(prompt, random.Random(f"{seed} {place} {prompts}"), written, chosen) for place, prompt in enumerate(prompts)]
