@@ -30,6 +30,7 @@ def test_grey_pictures() -> None:
 def test_colours() -> None:
     red, grey = torch.tensor([1.0, 0, 0]).view(3, 1, 1).expand(3, 4, 4), torch.full((3, 4, 4), 0.5)
     rose = torch.tensor([1.0, 0.5, 0.5]).view(3, 1, 1).expand(3, 4, 4)
+    assert of(red / 2)["saturation"] == pytest.approx([1])
     found = of(red, grey, rose, torch.zeros(3, 4, 4), torch.cat([red[:, :, :2], grey[:, :, 2:]], 2))
     assert found["saturation"] == pytest.approx([1, 0, 0.5, 0, 0.5])
     assert found["brightness"] == pytest.approx([0.299, 0.5, 0.299 + 0.701 / 2, 0, (0.299 + 0.5) / 2])
