@@ -18,6 +18,7 @@ from mmalign.policies.language.contrasts import sequences
 from mmalign.policies.language.last_states import last_states
 from mmalign.policies.parameters import ParameterSets
 from mmalign.policies.transformers import TransformersPolicy
+from mmalign.records import RefusedRow
 from mmalign.types import EVERY, Adapter, Need, Rollout, Steps, UserError
 
 __all__ = ["ScorerPolicy", "scorer"]
@@ -60,6 +61,7 @@ class ScorerPolicy:
             self.sets = ParameterSets(nn.ModuleDict({"head": self.head}))
         else:
             self.sets = of.sets
+            self.sets.sets.pop("ref", None)  # a copy that nothing is compared with
             self.sets.add({"head": self.head})
 
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -85,11 +87,38 @@ class ScorerPolicy:
     generate = sample
 
     def encode(self, prompts: list[Any], outputs: Any, group: Tensor, rng: torch.Generator, *, part: slice = EVERY) -> Rollout:
-        """Given answers as a rollout of one step for each dimension. Errors: RefusedRow, as of the model that reads."""
-        read = self.of.encode(prompts, outputs, group, rng, part=part)
+        """Given outputs as a rollout of one step for each dimension. Errors: RefusedRow, as of the model that reads.
+
+        Answers are read behind their prompts; an image ``[C, H, W]`` in 0..1, or a video ``[F, C, H, W]``, in front of its prompt's words,
+        by a model that sees, and what is scored is the end of an answer without any; UserError for one that does not.
+        """
+        own = [outputs[row] for row in range(len(prompts))[part]]
+        if own and isinstance(own[0], Tensor):
+            read = self._seen(prompts[part], own, group[part], first=range(len(prompts))[part].start)
+        else:
+            read = self.of.encode(prompts, outputs, group, rng, part=part)
         shape = (len(read), len(self.scores))
         unsampled = torch.full(shape, torch.nan, dtype=torch.float64)
         return replace(read, log_probs=unsampled, mask=torch.ones(shape, dtype=torch.bool), spans=None)
+
+    def _seen(self, prompts: list[Any], pictures: list[Tensor], group: Tensor, *, first: int) -> Rollout:
+        """Images or videos that were made for these prompts, as the model is shown them. first: the number of the first row, for errors."""
+        if self.of.chat.vision is None:
+            raise UserError("policy.of: reads words alone, and outputs are pictures; takes a vision-language model")
+        encoded = []
+        for row, (prompt, picture) in enumerate(zip(prompts, pictures, strict=True)):
+            kind, pixels = "image" if picture.ndim == 3 else "video", picture.expand(*picture.shape[:-3], 3, -1, -1)
+            turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+            words = turns[-1]["content"]
+            words = [{"type": "text", "text": words}] if isinstance(words, str) else words
+            shown = [*turns[:-1], {**turns[-1], "content": [{"type": kind, kind: pixels}, *words]}]
+            try:
+                encoded.append(self.of.room.prompt(shown, row))
+            except UserError as error:
+                raise RefusedRow(first + row, str(error)) from error
+        over = torch.full((len(encoded), 1), self.of.chat.stops[0])
+        rows, whole = torch.arange(len(encoded)), torch.ones_like(over)
+        return self.of.table(encoded, rows, over, whole[:, 0], whole.bool(), sources=prompts, outputs=pictures, group=group)
 
     def remember(self, rollout: Rollout, names: Iterable[str], rows_at_once: int) -> None:
         """Nothing: there are no references."""

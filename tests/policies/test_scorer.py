@@ -134,3 +134,23 @@ def test_lists_and_ratings_train_one_too(tmp_path: Path) -> None:
         given["evaluation"] = {"records": lists[2:], "every": 4}
         summary = mm.offline(mm.policies.scorer(reader()), lists[:2], getattr(mm.methods, name)(), **given).summary
         assert summary["held_out/loss_after"] < summary["held_out/loss_before"]
+
+
+def test_an_image_is_read_in_front_of_its_prompt() -> None:
+    policy = mm.policies.scorer(mm.policies.transformers(mm.worlds.digit_scenes(), device="cpu", max_completion=1))
+    with torch.no_grad():
+        policy.head.weight.normal_(generator=torch.Generator().manual_seed(0))
+    prompts, images = ["a handwritten seven", "a handwritten two"], torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    scores = policy.score(prompts, images)
+    chat, model = policy.of.chat, policy.of.model
+    for row in (0, 1):
+        parts = [{"type": "image", "image": images[row].expand(3, -1, -1)}, {"type": "text", "text": prompts[row]}]
+        prompt = chat.prompt([{"role": "user", "content": parts}])
+        ids = torch.tensor([[*prompt.ids, chat.stops[0]]])
+        inputs = dict(chat.vision.inputs(prompt))
+        types = {name: torch.nn.functional.pad(value, (0, 1)) for name, value in inputs.items() if name.endswith("type_ids")}
+        states = model.model(input_ids=ids, **{**inputs, **types}).last_hidden_state[0, -1]
+        torch.testing.assert_close(scores[row].float(), policy.head(states), rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(scores, policy.score(prompts, images.flip(0)))
+    with pytest.raises(UserError, match=r"policy\.of: reads words alone"):
+        scorer().score(prompts, images)
