@@ -113,6 +113,23 @@ for _name in NEGATIVE:
     negative(_name)
 
 
+def together(name: str) -> None:
+    @fault(9, f"two prompts in {name}, which takes one", f"rows_at_once: got 64, and {name} goes .*; takes 1")
+    def act(user: User) -> str:
+        from mmalign.policies.twins import pipelines
+
+        def call() -> Any:
+            pipe = pipelines.twin(name)
+            policy = mm.policies.diffusers(pipe, call=pipelines.call_arguments(pipe), schedule=mm.Schedule(steps=6), device="cpu")
+            return policy.refusals(["a red fox", "two blue birds"])
+
+        return user.python(f"mm.policies.diffusers({name}).refusals([...])  # what a run asks before it samples", call)
+
+
+for _name in ONE_ROW:
+    together(_name)
+
+
 @fault(9, "no random step", "exit 2")
 def no_random(user: User) -> str:
     return user.train(PIPELINE, {"policy.schedule": {"steps": 3, "kernel": {"use": "ode"}}})

@@ -237,6 +237,11 @@ def unmade(user: User) -> str:
     return user.train(ONLINE)
 
 
+@fault(22, "a resume of no run, before a model is loaded", "^runs/r: got resume=true, but there is no run here")
+def nothing(user: User) -> str:
+    return user.train(ONLINE, {"policy.model": "no/such/model"}, "--resume")
+
+
 @fault(22, "two processes in one folder", "another process trains there")
 def locked(user: User) -> str:
     from filelock import FileLock
