@@ -115,7 +115,7 @@ INSIDE: dict[str, dict[str, set[str]]] = {
         "settings": set(),
         "parameters": {"adapters", "settings"},
         "adapters": {"settings"},
-        "pipelines": {"settings", "parameters"},
+        "pipelines": {"settings", "parameters", "adapters"},
         "language": {"settings", "parameters", "adapters"},
         "diffusers": {"settings", "parameters", "pipelines"},
         "forward": {"settings", "diffusers", "pipelines"},

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -339,3 +340,33 @@ def write_adapter(module: Any, place: Path, *, folded: bool = False, base: str |
     config.save_pretrained(str(place))
     stored = {f"base_model.model.{key}": value.cpu().contiguous() for key, value in weights.items()}
     save_file(stored, str(place / "adapter_model.safetensors"), metadata={"format": "pt"})
+
+
+# What is frozen under LoRA, in 4 bits
+
+BLOCK, SCALES = 64, 256  # numbers with one scale, and scales with one
+
+
+def fits_in_four_bits(layer: nn.Module) -> bool:
+    """Whether this is a frozen linear layer whose weights come in whole blocks."""
+    return isinstance(layer, nn.Linear) and not layer.weight.requires_grad and layer.weight.numel() % BLOCK == 0
+
+
+def in_four_bits(layer: nn.Linear) -> int:
+    """Bytes of a layer's weight in 4 bits, with its scales."""
+    scales = layer.weight.numel() // BLOCK
+    return layer.weight.numel() // 2 + scales + 4 * -(-scales // SCALES)
+
+
+@torch.no_grad()
+def store_in_four_bits(layers: Iterable[nn.Linear]) -> None:
+    """Rounds weights in place, to NF4 (Dettmers et al. 2023, arXiv 2305.14314). Errors: UserError without torchao."""
+    try:
+        from torchao.quantization import to_nf4
+    except ImportError as error:
+        missing = "needs the package torchao, which is not installed: pip install 'mmalign[eight_bit]'"
+        raise UserError(f"policy.memory.storage: nf4 {missing}") from error
+    for layer in layers:
+        weight = layer.weight.detach()
+        stored = to_nf4(weight, BLOCK, math.gcd(weight.numel() // BLOCK, SCALES))
+        layer.weight = nn.Parameter(stored, requires_grad=False)

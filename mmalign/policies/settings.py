@@ -124,7 +124,8 @@ class Memory(Record):
     rows_at_once: rows in one call of the pipeline while sampling. gradient_checkpointing: keep one activation for each block and compute
     the others again: a third more work in an update, and its memory no longer grows with what is inside a block. Changes no number.
     storage: ``float8`` keeps the frozen weights of the blocks' linear layers in 8 bits under LoRA: half the memory of bf16, a copy of one
-    layer at a time, and weights rounded by up to 1/16 of their size. The policy is then that of the rounded model. offload: what waits on
+    layer at a time, and weights rounded by up to 1/16 of their size; ``nf4`` in 4 bits (needs torchao). The policy is then that of the
+    rounded model. offload: what waits on
     the CPU until it is needed: names of components, ``frozen`` for all that no step of sampling needs (encoders once prompts are encoded,
     the VAE until it decodes), ``references`` for full copies of the weights (``ref``, ``ema``; with LoRA they are small or none) and the
     denoisers of references that are other pipelines. Costs its transfer over the bus at each use. Changes no number. slice_vae: decode one
@@ -136,7 +137,7 @@ class Memory(Record):
 
     rows_at_once: Count = 64
     gradient_checkpointing: bool = False
-    storage: Literal["float8"] | None = None
+    storage: Literal["float8", "nf4"] | None = None
     offload: str | list[str] = field(default_factory=list)
     slice_vae: bool = False
     tile_vae: bool = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,18 @@ def test_float8_rounds_by_a_sixteenth_at_most_and_keeps_no_full_weight_for_the_b
     torch.testing.assert_close(torch.autograd.grad(y.sum(), x)[0], torch.ones(5, 32) @ full)
 
 
+@pytest.mark.skipif(importlib.util.find_spec("torchao") is None, reason="torchao is not installed: pip install 'mmalign[eight_bit]'")
+def test_nf4_under_lora_replays_exactly_and_its_gradient_is_that_of_the_rounded_weights() -> None:
+    stored, rounded = make(lora=LORA, storage="nf4"), make(lora=LORA)
+    layers = memory.stored_layers(rounded.denoisers, "nf4")
+    assert stored.acts_on["storage"] == list(layers) and any(name.endswith("to_q.base_layer") for name in layers)
+    for name, layer in layers.items():
+        full: Any = stored.denoiser.get_submodule(name.removeprefix("transformer.")).weight
+        assert 0 < float((full.get_original_weight() - layer.weight).abs().max()) <= 0.16 * float(layer.weight.abs().max())
+        layer.weight.data = full.get_original_weight()
+    assert_same(scored(rounded), scored(stored), rtol=1e-5)
+
+
 # Compiling
 
 
@@ -228,6 +241,6 @@ def test_what_inspection_suggests_is_taken() -> None:
 
 
 def test_weights_in_8_bits_are_not_exported(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="export: this policy keeps its weights in 8 bits"):
+    with pytest.raises(UserError, match="export: this policy keeps its weights rounded"):
         export(make(lora=LORA, storage="float8"), tmp_path / "out", base=lambda: None)
     assert not list(tmp_path.iterdir())

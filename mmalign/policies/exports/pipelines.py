@@ -59,7 +59,7 @@ def export(
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists: takes a folder that is not there yet (--out)")
     if policy.acts_on.get("storage"):
-        raise UserError("export: this policy keeps its weights in 8 bits, which is not what users load it onto; takes one without storage")
+        raise UserError("export: this policy keeps its weights rounded, which is not what users load it onto; takes one without storage")
     calls = _first_calls(policy, prompt)
     with appearing(folder) as place:
         forms = _lora_forms(policy, place) if policy.sets.lora else [_whole(policy.pipe, policy.denoisers, place, "")]

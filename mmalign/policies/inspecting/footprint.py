@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from mmalign.policies.adapters import add_lora
+from mmalign.policies.adapters import add_lora, in_four_bits
 from mmalign.policies.inspecting.ledger import Fake, size_of, zeros
 from mmalign.policies.inspecting.weightless import pipeline
 from mmalign.policies.pipelines import memory as fitting
@@ -164,7 +164,7 @@ class Diffusion:
                 net.requires_grad_(True)
             else:
                 add_lora(net, self.lora)
-        if self.memory.storage is not None:
+        if self.memory.storage == "float8":
             self._stored(nets)
         if self.memory.gradient_checkpointing:
             fitting.checkpoint(nets)
@@ -204,13 +204,10 @@ class Diffusion:
         return next(leaf for leaf in tree_leaves(tuple(latents)) if isinstance(leaf, Tensor))
 
     def _stored(self, nets: Mapping[str, nn.Module]) -> None:
-        for net in nets.values():
-            blocks = [f"{name}." for name, child in net.named_modules() if isinstance(child, nn.ModuleList)]
-            for name, layer in net.named_modules():
-                if isinstance(layer, nn.Linear) and "lora_" not in name and any(name.startswith(block) for block in blocks):
-                    layer.register_buffer("weight_scale", torch.empty(layer.weight.shape[0], 1, device="meta"), persistent=False)
-                    layer.weight = nn.Parameter(torch.empty_like(layer.weight, dtype=fitting.FLOAT8), requires_grad=False)
-                    layer.__dict__["forward"] = lambda x, layer=layer: fitting._upcast_linear(layer, x)
+        for layer in fitting.stored_layers(nets, "float8").values():
+            layer.register_buffer("weight_scale", torch.empty(layer.weight.shape[0], 1, device="meta"), persistent=False)
+            layer.weight = nn.Parameter(torch.empty_like(layer.weight, dtype=fitting.FLOAT8), requires_grad=False)
+            layer.__dict__["forward"] = lambda x, layer=layer: fitting._upcast_linear(layer, x)
 
     def _weights(self, pipe: Any, nets: Mapping[str, nn.Module], calls: Calls) -> list[Part]:
         parts = []
@@ -222,7 +219,9 @@ class Diffusion:
             phase = DECODE if name in ("vae", "vqvae", "vqgan") else ENCODE
             label = f"weights: {name} ({str(next(part.parameters()).dtype).removeprefix('torch.')})"
             lora = [p for p in part.parameters() if p.requires_grad and self.lora is not None]
-            parts.append(Part(label, size_of(held) - size_of(lora), (phase,) if away else (ALWAYS,)))
+            rounded = fitting.stored_layers({name: part}, "nf4").values() if name in nets and self.memory.storage == "nf4" else ()
+            saved = sum(size_of([layer.weight]) - in_four_bits(layer) for layer in rounded)
+            parts.append(Part(label, size_of(held) - size_of(lora) - saved, (phase,) if away else (ALWAYS,)))
             if lora:
                 parts.append(Part(f"LoRA: {name}", size_of(lora)))
             if name in calls.work:

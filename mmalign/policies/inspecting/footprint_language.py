@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmalign.policies.adapters import add_lora
+from mmalign.policies.adapters import add_lora, in_four_bits
 from mmalign.policies.inspecting.footprint import SAMPLE, UPDATE, Measured, Part, Rows, backward_pass
 from mmalign.policies.inspecting.ledger import Fake, size_of
 from mmalign.policies.inspecting.weightless import language
@@ -54,7 +54,7 @@ class Language:
         held = size_of([*model.parameters(), *model.buffers()]) - size_of(lora)
         largest = 0  # of the weights that are made again from 4 bits
         for layer in storage.layers_of(model).values() if self.memory.storage is not None else ():
-            held -= size_of([layer.weight]) - storage.size_of(layer)
+            held -= size_of([layer.weight]) - in_four_bits(layer)
             largest = max(largest, size_of([layer.weight]))
         parts = [Part(f"weights: {type(model).__name__} ({str(model.dtype).removeprefix('torch.')})", held)]
         parts += [Part("LoRA", size_of(lora))] if lora else []

@@ -16,6 +16,9 @@ chat template and processor (``handover.py``). ``old`` are the policy's own log-
 server's: a ratio is 1 before the first update, whatever kernels the server has. How far the two are apart is logged
 (``engine_difference``).
 
+``transformers serve`` (5.23) can be a judge, and no engine: it takes no adapter and no weights, leaves ``logprobs`` out, and refuses
+``return_token_ids``.
+
 What the server read is compared with what is trained on, token by token: it has to say it (``prompt_token_ids``, which vLLM gives with
 ``return_token_ids``), and a difference stops the run with the place where it is.
 """

@@ -7,33 +7,21 @@ scores and references see the same rounded model. Output embeddings, norms and w
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
-import torch
 from torch import nn
 
+from mmalign.policies.adapters import fits_in_four_bits, store_in_four_bits
 from mmalign.policies.settings import EngineSettings
 from mmalign.types import UserError
-
-BLOCK, SCALES = 64, 256  # numbers with one scale, and scales with one
 
 
 def layers_of(model: Any) -> dict[str, nn.Linear]:
     """Frozen linear layers of repeated blocks whose weights come in whole blocks, by name."""
     blocks = tuple(f"{name}." for name, child in model.named_modules() if isinstance(child, nn.ModuleList))
     return {
-        name: layer
-        for name, layer in model.named_modules()
-        if isinstance(layer, nn.Linear) and name.startswith(blocks) and "lora_" not in name
-        and not layer.weight.requires_grad and layer.weight.numel() % BLOCK == 0
-    }  # fmt: skip
-
-
-def size_of(layer: nn.Linear) -> int:
-    """Bytes of a layer's weight in 4 bits, with its scales."""
-    scales = layer.weight.numel() // BLOCK
-    return layer.weight.numel() // 2 + scales + 4 * -(-scales // SCALES)
+        name: layer for name, layer in model.named_modules() if name.startswith(blocks) and "lora_" not in name and fits_in_four_bits(layer)
+    }
 
 
 def stored(model: Any, *, lora: bool, engine: EngineSettings | None) -> int:
@@ -50,19 +38,10 @@ def stored(model: Any, *, lora: bool, engine: EngineSettings | None) -> int:
     return store(model)
 
 
-@torch.no_grad()
 def store(model: Any) -> int:
     """Rounds weights in place; returns how many layers. Errors: UserError without torchao, and where there is no such layer."""
-    try:
-        from torchao.quantization import to_nf4
-    except ImportError as error:
-        missing = "needs the package torchao, which is not installed: pip install 'mmalign[eight_bit]'"
-        raise UserError(f"policy.memory.storage: nf4 {missing}") from error
     layers = layers_of(model)
+    store_in_four_bits(layers.values())
     if not layers:
         raise UserError(f"policy.memory.storage: got 'nf4', and no repeated block of {type(model).__name__} has a frozen linear layer")
-    for layer in layers.values():
-        weight = layer.weight.detach()
-        stored = to_nf4(weight, BLOCK, math.gcd(weight.numel() // BLOCK, SCALES))
-        layer.weight = nn.Parameter(stored, requires_grad=False)
     return len(layers)

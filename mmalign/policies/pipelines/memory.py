@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_map
 
 from mmalign.devices import default_device
+from mmalign.policies.adapters import fits_in_four_bits, store_in_four_bits
 from mmalign.policies.settings import Compile, Lora, Memory
 from mmalign.types import UserError
 
@@ -37,7 +38,10 @@ def options(pipe: Any) -> list[tuple[str, str]]:
     )
     lines += [("offload: frozen", f"{away}: on the CPU while they wait")] if away else []
     lines += [("slice_vae: true", f"{', '.join(decoders)}: one row at a time")] if (decoders := _decoders(pipe, nets)) else []
-    lines += [("storage: float8", f"frozen weights of {net_names} in 8 bits, rounded"), ("compile: true", f"blocks of {net_names}")]
+    lines += [
+        ("storage: float8", f"frozen weights of {net_names} in 8 bits, rounded (nf4: in 4)"),
+        ("compile: true", f"blocks of {net_names}"),
+    ]
     return lines
 
 
@@ -160,26 +164,36 @@ def _upcast_linear(layer: nn.Linear, x: Tensor) -> Tensor:
 
 
 def store(denoisers: Mapping[str, nn.Module], storage: str) -> list[str]:
-    """Frozen weights of linear layers in the repeated blocks as ``float8`` (e4m3), one scale for each output; others stay.
+    """Frozen weights of linear layers in the repeated blocks as ``float8`` (e4m3), one scale for each output, or ``nf4``; others stay.
 
     Arithmetic stays in the type that the weights had: it is the weights that are rounded, once, with a relative error of at most
     1/16 (but for those below 1/14,336 of the largest of their output), and rollout, replay and reference see the same ones.
     Not a plain cast, which is what diffusers' ``enable_layerwise_casting`` does and whose hooks swap a weight that the backward pass
     still needs. Returns the names of the layers. Errors: UserError where none is found.
     """
-    stored = []
-    for part, module in denoisers.items():
-        blocks = [name + "." for name, child in module.named_modules() if isinstance(child, nn.ModuleList)]
-        for name, layer in module.named_modules():
-            frozen = isinstance(layer, nn.Linear) and not layer.weight.requires_grad and "lora_" not in name
-            if frozen and any(name.startswith(block) for block in blocks):
-                _store(layer)
-                stored.append(f"{part}.{name}")
-    if not stored:
+    layers = stored_layers(denoisers, storage)
+    if storage == "nf4":
+        store_in_four_bits(layers.values())
+    else:
+        for layer in layers.values():
+            _store(layer)
+    if not layers:
         raise UserError(
             f"policy.memory.storage: got {storage!r}, and no repeated block of {', '.join(denoisers)} has a frozen linear layer"
         )
-    return stored
+    return list(layers)
+
+
+def stored_layers(denoisers: Mapping[str, nn.Module], storage: str) -> dict[str, nn.Linear]:
+    """The frozen linear layers in repeated blocks that ``store`` rounds, by name."""
+    layers = dict[str, nn.Linear]()
+    for part, module in denoisers.items():
+        blocks = tuple(name + "." for name, child in module.named_modules() if isinstance(child, nn.ModuleList))
+        for name, layer in module.named_modules():
+            frozen = isinstance(layer, nn.Linear) and not layer.weight.requires_grad and "lora_" not in name
+            if frozen and name.startswith(blocks) and (storage != "nf4" or fits_in_four_bits(layer)):
+                layers[f"{part}.{name}"] = cast(nn.Linear, layer)
+    return layers
 
 
 @torch.no_grad()
