@@ -107,9 +107,7 @@ def test_checkpointing_and_fewer_steps_come_to_what_they_should() -> None:
     whole, checkpointed = update(footprint.Rows(8, 4, 4)), update(footprint.Rows(8, 4, 4, micro_steps=1), gradient_checkpointing=True)
     base, small = (next(size for name, size in peak.items() if name.startswith("activations")) for peak in (whole, checkpointed))
     assert 3 * small < 0.4 * base  # of three steps that are trained, one
-    pipe = twin("StableDiffusion3Pipeline")
-    latent = 4 * pipe.transformer.config.in_channels * (32 // pipe.vae_scale_factor) ** 2
-    assert whole["rollout"] == 8 * 4 * 2 * latent  # of each row, before and after each of four steps
+    assert "rollout" not in whole  # its latents, before and after each of four steps, wait on the CPU
 
 
 def test_shared_prompts_are_kept_once() -> None:
