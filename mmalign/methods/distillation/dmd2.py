@@ -39,7 +39,9 @@ def dmd2(
 
     **Where it goes.** With an exact ``fake`` and ``weight="kl"`` the gradient is that of ``KL(student || teacher)`` of the noised samples,
     the mean over levels: to the teacher's distribution, if the student can be that; reverse, so that a student that cannot drops modes.
-    With a reward, for ``weight="kl"``, to the teacher's tilt by ``exp(reward r)`` at small noise.
+    In the Gaussian world the last of 4 steps, trained alone, goes from .136 nats to below .007. But ``fake`` sees the estimates of all
+    steps as one distribution, and it is their mixture that the teacher's is matched with: there, where a fake score is linear, its mean
+    and variance arrive, and single steps drift apart. Take ``tdm`` with ``separate``, where each step is matched by itself.
 
     Paper: Improved Distribution Matching Distillation for Fast Image Synthesis, arXiv 2405.14867, sec. 4.2, 4.5; the weight is DMD's,
     arXiv 2311.18828, eq. 8. With a reward: Flash-DMD, arXiv 2511.20549, whose RL is another.

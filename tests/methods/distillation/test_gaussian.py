@@ -9,9 +9,11 @@ import pytest
 import torch
 
 import mmalign as mm
+from mmalign.distributed.tables import Whole
 from mmalign.runs import checkpoint
 from mmalign.samplers import kernels, score_differences, windows
 from mmalign.samplers.adjoints import one_of
+from mmalign.training.companions import own_seeds
 from mmalign.types import Level, Method, UserError
 from mmalign.worlds import gaussian
 from mmalign.worlds.gaussian_forward import denoising
@@ -140,6 +142,19 @@ def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(tmp_path: Path)
     for group, tensors in one.items():
         assert all(torch.equal(value, two[group][name]) for name, value in tensors.items()), group
     assert any(float(value.abs().max()) > 0 for value in one["optimizer.fake"].values())
+
+
+def test_rows_have_their_seeds_whoever_holds_them():
+    group, owner = torch.tensor([0, 0, 1, 1]), torch.tensor([0, 0, 0, 1])
+    mask = torch.ones(4, 1, dtype=torch.bool)
+
+    def seeds(owner, rank, shared):
+        return own_seeds(torch.Generator().manual_seed(5), Whole(mask, group, owner, rank), 2, shared=shared)
+
+    for shared in (False, True):
+        alone = seeds(torch.zeros(4, dtype=torch.int64), 0, shared)
+        assert torch.equal(torch.cat([seeds(owner, rank, shared) for rank in (0, 1)]), alone)
+        assert bool((alone[0] == alone[1]).all()) == shared and not bool((alone[0] == alone[2]).any())
 
 
 @pytest.mark.parametrize(
