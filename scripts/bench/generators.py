@@ -15,8 +15,9 @@ backward pass; the optimiser steps after all of them. The last step is not train
 noised alike, and seen by the trained and by the reference U-Net in each step.
 
 The gradient of guidance through the conditional branch alone (``guidance_gradient: conditional``) stands beside that through both, in one
-process and from one rollout: by counting, 6 passes of the denoiser for an image and a step (2 forward, 4 back) become 4, and with the
-reference's 2 of each, 8 become 6. Before it is timed, its gradient has to equal that of flow_grpo's order of work with the unconditional
+process and from one rollout: by counting, 6 passes of the denoiser for an image and a step (2 forward, 4 back) become 4 where all of it
+is trained. Here frozen weights need no gradient of their own, so that a pass back is about one forward: with the reference's 2, 6 become
+5. Before it is timed, its gradient has to equal that of flow_grpo's order of work with the unconditional
 half detached, as DGPO's code has it.
 """
 
