@@ -25,7 +25,8 @@ class Noising(NamedTuple):
 
     low, high: the part of the schedule that levels are drawn from, evenly, from 0 (clean) to 1 (noise). trajectory: the latent after the
     step is noised further, so that levels lie above its own, and what the step has left of its noise stays; False: the clean estimate
-    gets new noise. separate: levels lie below that of the step's beginning too. shared: rows of a group have one level and one noise.
+    gets new noise. separate: levels lie below that of the step's beginning too, and where there is none, the lowest is
+    taken. shared: rows of a group have one level and one noise.
     """
 
     low: float = 0.02
@@ -133,19 +134,22 @@ def places(uniform: Tensor, levels: Level, noising: Noising, t: Level, t_next: L
         [0, 4]
         >>> places(torch.tensor([0.0, 0.99]), levels, Noising(0.0, 1.0, trajectory=True, separate=True), start, end).tolist()
         [2, 3]
+        >>> nearly = Level(torch.tensor(0.999), torch.tensor(0.001))
+        >>> own = Noising(0.0, 1.0, trajectory=True, separate=True)
+        >>> places(torch.tensor([0.0, 0.99]), levels, own, nearly, Level(torch.tensor(1.0), torch.tensor(0.0))).tolist()
+        [0, 0]
     """
     share = flow_time(levels).double().cpu()
     begin, end = (float(flow_time(level)) for level in (t, t_next))
     order = share.argsort()
     count = len(order)
     order = order[int(noising.low * count) : math.ceil(noising.high * count)]
-    inside = torch.ones(len(order), dtype=torch.bool)
     if noising.trajectory:
-        inside &= share[order] > end
-    if noising.separate:
-        inside &= share[order] <= begin + 1e-6
-    order = order[inside]
+        order = order[share[order] > end]
     if not len(order):
-        lies = f"lies between those of a step, {end:.3g} and {begin:.3g}"
+        lies = f"lies above {end:.3g}, where a step ends"
         raise UserError(f"method.low, high: got {noising.low:g} and {noising.high:g}, and no trained noise level there {lies}; takes more")
+    if noising.separate:  # a schedule may end in a step from almost no noise, below all levels
+        own = order[share[order] <= begin + 1e-6]
+        order = own if len(own) else order[:1]
     return order[(uniform * len(order)).long().clamp(max=len(order) - 1)]
