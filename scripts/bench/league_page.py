@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,7 @@ def thousands(value: float) -> str:
     return "never" if math.isinf(value) else f"{value / 1000:.1f} k"
 
 
-def of_world(name: str, world: Any, lines: Sequence[Line], published: str, everybody: Iterable[str]) -> list[str]:
+def of_world(name: str, world: Any, lines: Sequence[Line], published: str, kinds: Mapping[str, str]) -> list[str]:
     """The part of the page about one world; nothing where nobody has run there."""
     of = [line for line in lines if line["world"] == name]
     runs: dict[str, list[Line]] = {}
@@ -96,9 +96,14 @@ def of_world(name: str, world: Any, lines: Sequence[Line], published: str, every
         many += [several([mark["seconds"] for mark in marks], lambda value: f"{value:.0f}")]
         many += [f"{memory[method] / 1024:.0f}" if method in memory else "?", str(len(marks))]
         lines_out.append(f"| {' | '.join(many)} |")
-    out = [method for method in everybody if method not in runs]
+    out = [method for method in kinds if method not in runs]
     missing = [f"\nHave not run yet: {', '.join(out)}."] if out else []
-    return [*lines_out, "", verdict(order, needed, published, world), *missing, *failures(of)]
+    plain = [method for method in order if kinds.get(method) != "reward_gradient"]
+    words = [
+        verdict("All: first", order, needed, published, world),
+        verdict("Without the reward's gradient: first", plain, needed, published, world),
+    ]
+    return [*lines_out, "", *words, *missing, *failures(of)]
 
 
 def fewer(own: Sequence[float], published: Sequence[float]) -> str:
@@ -111,16 +116,16 @@ def fewer(own: Sequence[float], published: Sequence[float]) -> str:
     return f"{show(middle)} ({show(ratios[0])} to {show(ratios[-1])})"
 
 
-def verdict(order: Sequence[str], needed: Mapping[str, Sequence[float]], published: str, world: Any) -> str:
+def verdict(first: str, order: Sequence[str], needed: Mapping[str, Sequence[float]], published: str, world: Any) -> str:
     """Who is first, and by how much."""
     if published not in needed:
         return f"{published} has not run yet."
     best, theirs = order[0], needed[published]
     reached = sum(not math.isinf(rows) for rows in theirs)
     end = f"{reached} of {len(theirs)} seeds of {published} reach gold {world.target:.2f} within {thousands(world.long)} rows."
-    if not reached or any(map(math.isinf, needed[best])):
+    if not reached or math.isinf(statistics.median_high(needed[best])):
         return end
-    return f"First is {best}, with {fewer(needed[best], theirs)} of the rows that {published} takes to gold {world.target:.2f}. {end}"
+    return f"{first} is {best}, with {fewer(needed[best], theirs)} of the rows that {published} takes to gold {world.target:.2f}. {end}"
 
 
 def failures(lines: Sequence[Line]) -> list[str]:
