@@ -355,7 +355,11 @@ def test_masks_that_cannot_be_are_refused(mask, why):
 
 def test_an_edited_prompt_is_the_one_that_does_not_fit():
     policy = digits(edits=lambda prompts: ["a 7"] * len(prompts))
+    with torch.no_grad():
+        for parameter in policy.parameters().values():  # an untrained one does not hear its prompt
+            parameter += 0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel()))
     table = rollout(policy, images(4), ["a 3"] * 4)
     steps = policy.steps(table, torch.arange(4), needs=frozenset({contrast("mismatched")}))
     other = replace(table, prompts=["a 7"] * 4)
     torch.testing.assert_close(steps.contrasts["mismatched"].log_probs, policy.steps(other, torch.arange(4)).log_probs)
+    assert bool(((steps.contrasts["mismatched"].log_probs - steps.log_probs).abs() > 1e-4).all())
