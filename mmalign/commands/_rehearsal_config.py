@@ -14,9 +14,11 @@ from mmalign.config.nodes import ROOMS
 from mmalign.policies.twins import rehearsal
 from mmalign.records import Pair
 from mmalign.rooms import find, index, resource
+from mmalign.samplers.windows import all_but_last
 from mmalign.types import UserError, contents
 
 PROMPTS, GROUP, STEPS = 2, 4, 2  # at most, or exactly
+MOST = 1024  # rows of a group that branches ask for
 SIDE = 16  # pixels; what every twin's VAE and patches divide
 
 
@@ -38,6 +40,8 @@ def rehearsal_config(config: Mapping[str, Any], *, kind: str | None = None) -> R
     node["policy"] = twin.node
     if "schedule" in twin.node and "method" in config and build_part(config, "method").reward_gradient is not None:
         node["policy"] = {**twin.node, "schedule": config["policy"]["schedule"]}  # such a method's numbers are numbers of steps
+    if isinstance(schedule := node["policy"].get("schedule"), Mapping) and schedule.get("branches") is not None:
+        node["batch"]["group"] = _group_of_branches(schedule)
     if isinstance(config.get("references"), Mapping):
         node["references"] = {name: _reference(value, f"references.{name}.policy") for name, value in config["references"].items()}
     if isinstance(config.get("rewards"), Mapping):
@@ -90,6 +94,21 @@ def _sizes(config: Mapping[str, Any]) -> dict[str, Any]:
         whole = batch["micro_rows"] >= group
         batch["micro_rows"] = max(2, GROUP) if whole else min(batch["micro_rows"], max(1, min(group, GROUP) - 1))
     return {**config, "steps": STEPS, "batch": batch, "run": {**(config.get("run") or {}), "checkpoint_every": 1, "trackers": []}}
+
+
+def _group_of_branches(schedule: Mapping[str, Any]) -> int:
+    """The smallest group, of two rows or more, that the branches of a schedule divide."""
+    window = build_part(schedule, "window") if schedule.get("window") is not None else all_but_last()
+    trained, branches = window(schedule.get("steps", 10), 0, torch.Generator()), build_part(schedule, "branches")
+    size, mistake = 1, UserError("")
+    while size < MOST:
+        size += 1
+        try:
+            branches(trained, trained, size, torch.Generator())
+            return size
+        except UserError as error:
+            mistake = error
+    raise mistake
 
 
 def _evaluation(config: Mapping[str, Any], twin: rehearsal.TwinPolicy, stand_ins: dict[str, str]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+import mmalign as mm
 from mmalign.samplers import branches, kernels
 from mmalign.samplers.windows import everything, growing_window
 from mmalign.types import Rollout, UserError
@@ -106,3 +107,30 @@ def test_random_steps_that_are_not_trained_have_noise_and_no_place_in_the_table(
     assert rollout.held.columns.tolist() == [2] and policy.steps(rollout, torch.arange(2)).log_probs.shape == (2, 1)
     still = make("digits", kernel=kernels.flow_sde(noise_level=0.7), window=growing_window(smallest=2, largest=2))
     assert not torch.equal(still.sample(["a 1"], 2, torch.Generator().manual_seed(0)).held.x[1], rollout.held.x[1])
+
+
+def test_a_window_is_one_for_a_group_and_groups_have_their_own():
+    policy = make("digits", kernel=KERNELS["flow"], branches=branches.one_step())
+    masks = policy.sample([f"a {digit}" for digit in range(6)], 3, torch.Generator().manual_seed(0)).mask.unflatten(0, (6, 3))
+    assert bool((masks == masks[:, :1]).all()) and masks.sum(2).eq(1).all() and len(masks[:, 0].unique(dim=0)) > 1
+
+
+@pytest.mark.parametrize(
+    ("schedule", "group", "line"),
+    [
+        ({"branches": branches.at_each_step(children=4)}, 10, r"batch\.group: got 10, takes a multiple of 12"),
+        ({"branches": branches.fork(children=4)}, 6, r"batch\.group: got 6, takes a multiple of 4"),
+        (
+            {"branches": branches.fork(children=2), "window": growing_window(smallest=5, largest=5)},
+            4,
+            r"largest: got 5, takes at most the 4",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_one_line_before_anything_is_sampled(schedule, group, line):
+    policy = make("digits", kernel=KERNELS["flow"], **schedule)
+    policy.denoiser.register_forward_pre_hook(lambda module, args: pytest.fail("the denoiser ran"))
+    with pytest.raises(UserError, match=line):
+        policy.refuse_structure(mm.methods.tempflow_grpo(), group, 3)
+    with pytest.raises(UserError, match="carries the gradient of rewards"):
+        policy.refuse_structure(mm.methods.draft(), group, 3)
