@@ -214,7 +214,7 @@ def test_check_lists_and_train_says_what_it_imports(theirs: Path, mmalign: Calla
     assert f"outside of mmalign, not imported: loud_three.called (policy.pipeline.use), in {theirs / 'loud_three.py'}" in done.out
     done = mmalign("explain", "loud_three.exact")
     assert done.code == 0 and "exact(first, second=2, *, third=3)" in done.out and not (theirs / "imported").exists()
-    done = mmalign("train", "theirs.yaml")
+    done = mmalign("train", "theirs.yaml", "run.name=another")  # a run that is there is refused before anything is imported
     first = done.err.splitlines()[0]
     assert first == "theirs.yaml: imports code from outside of mmalign: loud_three.called (policy.pipeline.use)"
     assert (theirs / "imported").exists()
