@@ -64,8 +64,8 @@ def refuse_silent(
     total, lengths = torch.stack(list(scores.values())).sum(0), torch.full((rows,), 2)
     feedback = Feedback(total, group, parts=scores, lengths=lengths, wins=wins, drawn=drawn)
     larger = replace(feedback, rewards=100 * total, parts={name: 100 * score for name, score in scores.items()})  # some ask for a gap
-    trials = [pairs(one) if method.unit == "pair" else one for one in (feedback, larger)]
-    if _trial(method, lambda: not any(_teaches(method, one) for one in trials)):
+    paired = pairs if method.unit == "pair" else lambda one: one
+    if _trial(method, lambda: not any(_teaches(method, paired(one)) for one in (feedback, larger))):
         raise UserError(
             f"batch: with prompts: {batch.prompts} and group: {batch.group} this method has no signal, whatever the rewards are; "
             f"takes {'group: 2 or more' if batch.group == 1 else 'a larger batch'}"
