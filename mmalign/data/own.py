@@ -115,7 +115,10 @@ class AgainstOwn(Around):
         pairs = [record._replace(second=output) for record, output in zip(records, drawn, strict=True)]
         if not self.rewards or not pairs:
             return pairs
-        pairs = [read(pair) for pair in pairs]
+        decoded = [_decoded(pair) for pair in pairs]
+        if None in decoded:  # of which the recipe finds out when it encodes the row, and puts its record aside
+            return pairs
+        pairs = [pair for pair in decoded if pair is not None]
         rows = [output for pair in pairs for output in (pair.first, pair.second)]
         prompts, group = [pair.prompt for pair in pairs for _ in range(2)], [place for place in range(len(pairs)) for _ in range(2)]
         columns = {"references": [[pair.first for pair in pairs]] * len(rows)}
@@ -205,6 +208,15 @@ def _good(record: Any) -> Any:
     if isinstance(record, Pair) and record.strength != 0.5:
         return record.first if record.strength > 0.5 else record.second
     return record.output if isinstance(record, Thumb) and record.label > 0.5 else None
+
+
+def _decoded(pair: Pair) -> Pair | None:
+    """The pair with its media, None where one cannot be used."""
+    try:
+        decoded: Pair = read(pair)
+    except UserError:
+        return None
+    return decoded
 
 
 def _chance(given: float, drawn: float) -> float:
