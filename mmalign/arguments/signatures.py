@@ -219,7 +219,9 @@ def may_be_plain(value: Any, annotation: Any) -> bool:
     """Whether a value that holds no node may stand for an object: one of a union's plain types, or a list or mapping of nodes."""
     parts = typing.get_args(annotation) if typing.get_origin(annotation) in (Union, types.UnionType) else (annotation,)
     for part in parts:
-        if part in (Any, object) or (isinstance(value, (list, Mapping)) and typing.get_origin(part) in CONTAINERS):
+        origin = typing.get_origin(part)
+        fits = origin in CONTAINERS and isinstance(value, (list, Mapping)) and isinstance(value, Mapping) == issubclass(origin, Mapping)
+        if part in (Any, object) or fits:
             return True
         if isinstance(value, Mapping) and "use" in value:
             return True

@@ -205,7 +205,7 @@ def _adapter(policy: Call) -> Any:
 
 
 def _calls(call: Call) -> Iterator[str]:
-    """Keywords of a policy's calls that no such call takes: under ``call`` of the policy, and of the evaluation."""
+    """Keywords of a policy's calls that no such call takes: under ``call`` of the policy, the evaluation and records."""
     policy, evaluation = call.arguments.get("policy"), call.arguments.get("evaluation")
     if not isinstance(policy, Call):
         return
@@ -215,7 +215,10 @@ def _calls(call: Call) -> Iterator[str]:
     ]
     own = [(f"{node.path}.call", node.arguments.get("call"), node) for node in policies]
     theirs = evaluation.arguments.get("call") if isinstance(evaluation, Call) else None
-    for path, arguments, node in [*own, ("evaluation.call", theirs, policy), ("call", call.arguments.get("call"), policy)]:
+    records = call.arguments.get("records")
+    drawn = records.arguments.get("call") if isinstance(records, Call) else None  # for rows that records leave to the policy
+    asked = {"evaluation.call": theirs, "call": call.arguments.get("call"), "records.call": drawn}
+    for path, arguments, node in [*own, *((path, arguments, policy) for path, arguments in asked.items())]:
         if isinstance(arguments, Mapping) and arguments and (known := _arguments(node)) is not None:
             yield from _wrong_arguments(path, arguments, known)
 

@@ -22,12 +22,13 @@ from mmalign.types import UserError
 __all__ = ["corrupted"]
 
 Way = Literal["swap", "add", "attribute", "number", "shorten"]
+Words = Mapping[str, Sequence[str]] | Sequence[Sequence[str]]
 WAYS: tuple[Way, ...] = ("swap", "add", "attribute", "number", "shorten")
 PATIENCE = 1000  # records in a row in which nothing can be changed, after which there is nothing to learn from
 
 
 def corrupted(
-    records: Records | Sequence[Record], *, vocabulary: str | Mapping[str, Mapping[str, Sequence[str]]], ways: Sequence[Way] = WAYS,
+    records: Records | Sequence[Record], *, vocabulary: str | Mapping[str, Words], ways: Sequence[Way] = WAYS,
     changes: Count = 1, seed: Seed = 0,
 ) -> Corrupted:  # fmt: skip
     """Pairs of the better answers of ``records`` and the same with inventions put in: POVID's and HA-DPO's rejected answers, by rule.
@@ -36,6 +37,7 @@ def corrupted(
         records: pairs, of which the better answer is taken, or thumbs that are up (answers that are true).
         vocabulary: ``{objects: {dog: [cat, leash], ...}, attributes: {red: [blue, green], ...}}``, or a JSON file of it. objects: what is
             often seen beside each (``data.corruption.cooccurrence`` counts it in texts); attributes: what may stand in place of each.
+            ``[[red, blue, green]]``: words that stand for each other.
         ways: ``swap`` an object for one of its others, ``add`` one, change an ``attribute`` or a ``number``, ``shorten`` by a sentence.
         changes: how many of the ways are taken for one answer. seed: with a record's id, which; the same record is always changed alike.
 
@@ -117,11 +119,19 @@ def tables_of(vocabulary: Any, where: str) -> dict[str, dict[str, list[str]]]:
         except Broken as error:
             raise UserError(f"{where}: {error}") from error
     if not isinstance(vocabulary, Mapping) or not vocabulary or set(vocabulary) - {"objects", "attributes"}:
-        raise UserError(f"{where}: takes {{objects: {{word: [others]}}, attributes: {{word: [others]}}}}")
+        raise UserError(f"{where}: takes {{objects: {{word: [others]}}, attributes: {{word: [others]}}}}, or lists [[word, other, ...]]")
+    vocabulary = {name: _each_other(table) for name, table in vocabulary.items()}
     for name, table in vocabulary.items():
         if not isinstance(table, Mapping) or not all(
             word and isinstance(others, (list, tuple)) and others and all(isinstance(other, str) and other for other in others)
             for word, others in table.items()
         ):
-            raise UserError(f"{where}.{name}: takes {{word: [one or more others]}}")
+            raise UserError(f"{where}.{name}: takes {{word: [one or more others]}}, or [[word, one or more others]]")
     return {name: {str(word): list(others) for word, others in vocabulary.get(name, {}).items()} for name in ("objects", "attributes")}
+
+
+def _each_other(table: Any) -> Any:
+    """Lists of words that stand for each other, as a table; a table as it is."""
+    if not isinstance(table, (list, tuple)) or not all(isinstance(words, (list, tuple)) for words in table):
+        return table
+    return {word: [other for other in words if other != word] for words in table for word in words}

@@ -12,7 +12,7 @@ from mmalign.arguments.ranges import Seed
 from mmalign.data import corruption
 from mmalign.data._reading.parsing import is_file
 from mmalign.data._reading.tables import numbered_lines
-from mmalign.data.corrupted import tables_of
+from mmalign.data.corrupted import Words, tables_of
 from mmalign.media import Broken
 from mmalign.types import UserError
 
@@ -28,7 +28,7 @@ WAYS: tuple[Way, ...] = ("content", "attribute", "spatial", "number")
 
 
 def edited(
-    path: str | None = None, *, vocabulary: str | Mapping[str, Mapping[str, Sequence[str]]] | None = None, ways: Sequence[Way] = WAYS,
+    path: str | None = None, *, vocabulary: str | Mapping[str, Words] | None = None, ways: Sequence[Way] = WAYS,
     seed: Seed = 0,
 ) -> Callable[[list[str]], list[str]]:  # fmt: skip
     """``edits`` of a forward policy: prompts -> prompts that differ in something that can be seen (Text preference optimisation).

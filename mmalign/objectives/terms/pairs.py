@@ -81,7 +81,10 @@ def whole(steps: Steps) -> Tensor:
 
 
 def shared(steps: Steps, *, by_step: bool = False) -> Tensor:
-    """``[N, T]`` bool: the columns in which a pair's value stands: all of a whole pair; of a bound, scores, or by step, those of both."""
+    """``[N, T]`` bool: the columns in which a pair's value stands: all of a whole pair; of a bound, scores, or by step, those of both.
+
+    by_step: whether steps are compared each by itself.
+    """
     if steps.kind in parts.APART or by_step:
         return steps.mask[0::2] & steps.mask[1::2]
     return whole(steps).expand(-1, steps.mask.shape[1])
