@@ -33,7 +33,8 @@ WITHOUT = {
     "rationale_dpo": "a rationale after the answer",
     "modpo": "a second objective",
     "gdpo": "a second reward",
-    "ddpo": "denoising steps (on tokens it is GRPO's kin)", "dance_grpo": "denoising steps", "diffusion_opd": "a teacher",
+    "ddpo": "denoising steps (on tokens it is GRPO's kin)",
+    "dance_grpo": "denoising steps", "b2_diffurl": "denoising steps", "diffusion_opd": "a teacher",
 }  # fmt: skip
 
 POLICY = """\

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from mmalign.arguments.ranges import Finite
 from mmalign.policies.parameters import replaced, reshard
 from mmalign.policies.pipelines.memory import DENOISERS
 from mmalign.types import UserError
 
-Model = str | nn.Module | Mapping[str, Tensor] | Mapping[str, float]
+Model = str | nn.Module | Mapping[str, Tensor] | Mapping[str, Finite]
 """Which one predicts: ``current`` (the denoiser as it is), ``base`` (its adapters off), the name of an adapter, several adapters at once,
 each with the factor of what it adds (``{good: 1.0, bad: 0.7}``), another model of the same call, or tensors by parameter name that take the
 place of the denoiser's own."""

@@ -374,7 +374,7 @@ def test_a_word_stands_for_a_node(house, tmp_path):
     assert [one.name for one in config.external_code({"rewards": {"b": "house.reward"}})] == ["house.reward"]
     assert config.build_part({"rewards": {"b": "house.reward"}}, "rewards")["b"](None, None) == (1.0, (8, 8))
     assert config.check({**short, "method": "flow_grop"}) == [
-        "method.use: got 'flow_grop', there is none in methods; nearest: flow_grpo, flow_dpo, flow_dppo; an import path works too"
+        "method.use: got 'flow_grop', there is none in methods; nearest: flow_grpo, tempflow_grpo, flow_dpo; an import path works too"
     ]
     assert config.check({**short, "prompts": "gone.txt"}) == ["prompts.path: no such file: gone.txt"]
 

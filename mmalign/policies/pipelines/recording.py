@@ -133,7 +133,7 @@ def record(policy: Played, rows: Rows, cells: Cells, how: How, *, begun: Begun |
 
     begun: the beginning that all rows take over; the denoiser stands still through it, and behind its end.
     """
-    device = policy.pipe._execution_device
+    device = policy.caller.device()
     noises = [torch.Generator(device).manual_seed(seed ^ 0x5DEECE66D) for seed in rows.seeds]
     tape: dict[str, list[Any]] = {name: [] for name in ("x", "x_next", "log_probs", "dt", "std", "slope", "beside")}
     random, trained, keep = (torch.zeros(0, dtype=torch.bool),) * 3

@@ -100,7 +100,7 @@ def decoded(policy: Played, rollout: Rollout, rows: Tensor, x: Tensor) -> Tensor
 
 def at_work(policy: Played, rows: Tensor, kept: Tensor) -> Tensor:
     """Some rows of what a rollout keeps on the CPU, where the pipeline works."""
-    return kept[rows].to(policy.pipe._execution_device)
+    return kept[rows].to(policy.caller.device())
 
 
 def laid_out(x: Tensor) -> Tensor:
