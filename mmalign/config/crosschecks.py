@@ -71,6 +71,9 @@ def _incompatible(call: Call, review: Review) -> list[str]:
     wrong = []
     if lacks := lacking(built, gives):
         wrong.append(f"{method.path}: {method.name} needs {', '.join(lacks)}; the policy {policy.name} gives {', '.join(sorted(gives))}")
+    evaluation = call.arguments.get("evaluation")
+    if adapter.kind == "score" and (not isinstance(evaluation, Call) or evaluation.arguments.get("records") is None):
+        wrong.append("evaluation.records: missing; a reward model is evaluated on records that it is not trained on")
     if adapter.kind not in built.kinds:
         kinds = ", ".join(sorted(built.kinds))
         line = f"; {as_bound(policy.name)}" if adapter.kind == "transition" and "bound" in built.kinds else ""

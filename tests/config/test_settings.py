@@ -81,6 +81,7 @@ def changed(config_name: str, /, **changes: Any) -> list[str]:
 
 
 MISTAKES = {
+    "held out": ("reward_models/text", {"evaluation": {"every": 5}}, "evaluation.records: missing; a reward model is evaluated"),
     "lora": ("digits/lora", {"policy__lora": {"rnk": 8}}, "policy.lora.rnk: unknown key of lora; nearest: rank; takes rank, alpha"),
     "call": ("sd35_medium/flow_grpo", {"policy__call": {"hight": 512}}, "policy.call.hight: no argument of this policy's calls; near"),
     "evaluation": ("digits/demo", {"evaluation": {"evry": 5}}, "evaluation.evry: unknown key of evaluation; nearest: every; takes every"),
