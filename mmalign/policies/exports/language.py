@@ -50,11 +50,16 @@ def save(
         if policy.stored:
             storage.store(fresh.requires_grad_(False))  # the model that the adapter was trained on
         _compare(policy, form.load(place, fresh), prompt)
-        for file in beside:
-            shutil.copyfile(file, place / file.name)
-        if card is not None:
-            (place / "README.md").write_text(card([form]), encoding="utf-8")
+        beside_weights(place, form, beside, card)
     return [form]
+
+
+def beside_weights(place: Path, form: Form, files: Sequence[Path], card: Callable[[list[Form]], str] | None) -> None:
+    """Puts files of code, and the page of an export, beside its weights."""
+    for file in files:
+        shutil.copyfile(file, place / file.name)
+    if card is not None:
+        (place / "README.md").write_text(card([form]), encoding="utf-8")
 
 
 def _adapter(policy: TransformersPolicy, place: Path, name: str | None) -> Form:

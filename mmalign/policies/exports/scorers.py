@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 
 from mmalign.policies.adapters import Form, appearing
+from mmalign.policies.exports.language import beside_weights
 from mmalign.policies.language.contrasts import sequences
 from mmalign.policies.language.fitting import ROUNDING
 from mmalign.policies.language.handover import merged
@@ -36,16 +36,16 @@ def save(
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists: takes a folder that is not there yet (--out)")
     with appearing(folder) as place:
-        _classifier(policy).save_pretrained(str(place))
+        classifier = _classifier(policy)
+        classifier.save_pretrained(str(place))
+        kind = type(classifier)
+        del classifier  # before it is there a second time
         tokenizer = policy.of.chat.tokenizer if policy.of.chat.vision is None else policy.of.chat.vision.processor
         tokenizer.save_pretrained(str(place))
         code = (f"from transformers import {HOME}", f"model = {HOME}.from_pretrained(folder)")
-        form = Form("full", code, {"model": policy.of.model}, lambda home, fresh: type(_classifier(policy)).from_pretrained(str(home)))
+        form = Form("full", code, {"model": policy.of.model}, lambda home, fresh: kind.from_pretrained(str(home)))
         _compare(policy, form.load(place, None), prompt)
-        for file in beside:
-            shutil.copyfile(file, place / file.name)
-        if card is not None:
-            (place / "README.md").write_text(card([form]), encoding="utf-8")
+        beside_weights(place, form, beside, card)
     return [form]
 
 
