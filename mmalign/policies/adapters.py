@@ -173,6 +173,12 @@ class Pair(NamedTuple):
     modules: tuple[nn.Module, nn.Module]
 
 
+def refuse_taken(folder: Path) -> None:
+    """Errors: UserError where something is at the place of an export."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} exists: takes a folder that is not there yet (--out)")
+
+
 @contextmanager
 def appearing(folder: Path) -> Iterator[Path]:
     """A place beside ``folder`` that takes its name once the block is through."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 import mmalign as mm
+from mmalign.policies.exports import scorers
 from mmalign.records import Pair, Ranking, RefusedRow, Thumb
 from mmalign.types import UserError
 from tests.helpers import tiny_text
@@ -154,3 +156,10 @@ def test_an_image_is_read_in_front_of_its_prompt() -> None:
     assert not torch.allclose(scores, policy.score(prompts, images.flip(0)))
     with pytest.raises(UserError, match=r"policy\.of: reads words alone"):
         scorer().score(prompts, images)
+
+
+def test_an_export_fills_rows_up_with_a_token_that_ends_nothing(tmp_path: Path) -> None:
+    policy = scorer("llama")
+    policy.of.chat.tokenizer.pad_token_id = policy.of.chat.stops[0]  # as many tokenizers have it
+    scorers.save(policy, tmp_path / "out", prompt="abc")
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["pad_token_id"] not in policy.of.chat.stops

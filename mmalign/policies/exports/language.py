@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from mmalign.policies.adapters import Form, appearing, write_adapter
+from mmalign.policies.adapters import Form, appearing, refuse_taken, write_adapter
 from mmalign.policies.language import storage
 from mmalign.policies.language.fitting import ROUNDING
 from mmalign.policies.language.handover import merged
@@ -41,8 +41,7 @@ def save(
 
     Errors: UserError where something is at ``folder``, and where what was written does not give the live model again.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} exists: takes a folder that is not there yet (--out)")
+    refuse_taken(folder)
     with appearing(folder) as place:
         form = _adapter(policy, place, name) if policy.sets.lora else _whole(policy, place)
         (policy.chat.tokenizer if policy.chat.vision is None else policy.chat.vision.processor).save_pretrained(str(place))

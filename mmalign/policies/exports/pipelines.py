@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from mmalign.policies.adapters import Form, adapter, appearing, lora_layers, lora_weights, merged, plain_config, write_adapter
+from mmalign.policies.adapters import Form, adapter, appearing, lora_layers, lora_weights, merged, plain_config, refuse_taken, write_adapter
 from mmalign.policies.diffusers import DiffusersPolicy
 from mmalign.policies.pipelines.interception import Finished
 from mmalign.types import UserError
@@ -56,8 +56,7 @@ def export(
 
     Errors: UserError where something is at ``folder``, and where what was written does not give the live model again.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} exists: takes a folder that is not there yet (--out)")
+    refuse_taken(folder)
     if policy.acts_on.get("storage"):
         raise UserError("export: this policy keeps its weights rounded, which is not what users load it onto; takes one without storage")
     calls = _first_calls(policy, prompt)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from mmalign.policies.adapters import Form, appearing
+from mmalign.policies.adapters import Form, appearing, refuse_taken
 from mmalign.policies.exports.language import beside_weights
 from mmalign.policies.language.contrasts import sequences
 from mmalign.policies.language.fitting import ROUNDING
@@ -33,8 +33,7 @@ def save(
     Errors: UserError where something is at ``folder``, for a class of which transformers has no sequence classification, and where what was
     written does not score as the live model.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} exists: takes a folder that is not there yet (--out)")
+    refuse_taken(folder)
     with appearing(folder) as place:
         classifier = _classifier(policy)
         classifier.save_pretrained(str(place))
