@@ -1,6 +1,9 @@
 from mmalign.evaluation.amber_scores import Vocabulary as Vocabulary
 from mmalign.evaluation.amber_scores import amber_answers as amber_answers
 from mmalign.evaluation.amber_scores import amber_descriptions as amber_descriptions
+from mmalign.evaluation.best_of import best_of_n as best_of_n
+from mmalign.evaluation.best_of import best_of_n_curve as best_of_n_curve
+from mmalign.evaluation.best_of import best_of_n_kl as best_of_n_kl
 from mmalign.evaluation.hallucination import chair_scores as chair_scores
 from mmalign.evaluation.hallucination import object_scores as object_scores
 from mmalign.evaluation.hallucination import pope_scores as pope_scores

@@ -24,6 +24,8 @@ __all__ = ["Interval", "Scores", "estimates"]
 
 Sums = Mapping[str, NDArray[np.float64]]
 Formulas = Callable[[Sums], Mapping[str, NDArray[np.float64]]]
+Column = Sequence[Any]
+"""Numbers, NaN for one that is missing: which nothing takes that is annotated as numbers (`arguments.ranges`)."""
 
 RESAMPLES = 2000
 AT_ONCE = 2**22  # numbers in the largest table of draws

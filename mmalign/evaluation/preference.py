@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmalign.arguments.ranges import Count, Seed
-from mmalign.evaluation.intervals import RESAMPLES, Interval, Scores, Sums, draws, estimates, interval, ratio
+from mmalign.evaluation.intervals import RESAMPLES, Column, Interval, Scores, Sums, draws, estimates, interval, ratio
 from mmalign.types import UserError
 
 __all__ = ["length_controlled_win_rate", "win_rate"]
@@ -18,7 +18,7 @@ ROUNDS = 50  # of Newton's method
 FAR = 30.0  # logits beyond which a rate is 0 or 1
 
 
-def win_rate(outcomes: Sequence[float], prompts: Sequence[Hashable], *, resamples: Count = RESAMPLES, seed: Seed = 0) -> Scores:
+def win_rate(outcomes: Column, prompts: Sequence[Hashable], *, resamples: Count = RESAMPLES, seed: Seed = 0) -> Scores:
     """The mean outcome, with an interval over prompts, and the shares of wins, ties and losses.
 
     outcomes: 1 for a win, 0 for a loss, .5 for a tie, or a win probability; NaN for a comparison that nobody decided, which is left out
@@ -51,7 +51,7 @@ def win_rate(outcomes: Sequence[float], prompts: Sequence[Hashable], *, resample
 
 
 def length_controlled_win_rate(
-    outcomes: Sequence[float], lengths: Sequence[float], others: Sequence[float], prompts: Sequence[Hashable], *, resamples: Count = 500,
+    outcomes: Column, lengths: Sequence[float], others: Sequence[float], prompts: Sequence[Hashable], *, resamples: Count = 500,
     seed: Seed = 0,
 ) -> Interval:  # fmt: skip
     """The win rate that a logistic model expects at equal length: ``sigmoid(a)`` of ``P(win) = sigmoid(a + b tanh(d / std(d)))``.

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
+import mmalign as mm
 from mmalign.evaluation.preference import length_controlled_win_rate, win_rate
 from mmalign.types import UserError
 
@@ -19,6 +20,7 @@ def test_ties_are_half_and_the_undecided_are_left_out():
     assert scores.counts == {"comparisons": 5, "missing": 1}
     assert scores.rows[3] is None
     assert math.isnan(win_rate([NAN], ["a"]).values["win_rate"].value)
+    assert mm.evaluation.win_rate([NAN, 1], ["a", "b"]).counts["missing"] == 1  # as users call it, who may say that one is missing
 
 
 def test_repetitions_of_a_prompt_are_no_new_evidence():
