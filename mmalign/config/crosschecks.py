@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from mmalign.arguments.facts import of_latents
 from mmalign.arguments.ranges import MANY, Range, outside_of, within
 from mmalign.arguments.renamed import renamed
 from mmalign.arguments.signatures import nearest, parameters
@@ -35,6 +36,7 @@ def crosschecked(call: Call, review: Review) -> None:
     review.errors.extend(_other_kinds(call))
     review.errors.extend(_names(call))
     review.errors.extend(_shares(call))
+    review.errors.extend(_without_latents(call))
     if not review.errors:
         review.errors.extend(missing_columns(call))
     if not any(line.startswith(("method.", "method:")) for line in review.errors):
@@ -92,9 +94,26 @@ def _without_gradient(call: Call, method: str) -> Iterator[str]:
     rewards = call.arguments.get("rewards")
     for reward in rewards.values() if isinstance(rewards, Mapping) else ():
         for inner in _inside(reward):
-            module = sys.modules.get(home(inner.function))
-            if module is not None and vars(module).get("DIFFERENTIABLE") is False:
+            if _module_says(inner, "DIFFERENTIABLE") is False:
                 yield f"{inner.path}: {inner.name} has no gradient, and {method} learns from nothing else; takes a differentiable reward"
+
+
+def _without_latents(call: Call) -> Iterator[str]:
+    """Rewards and judges that score latents, by their module or by themselves, where the policy has none."""
+    policy, evaluation = call.arguments.get("policy"), call.arguments.get("evaluation")
+    adapter = _adapter(policy) if isinstance(policy, Call) else None
+    judges = evaluation.arguments.get("judges") if isinstance(evaluation, Call) else None
+    if adapter is None or "latents" in adapter.gives:
+        return
+    for inner in _inside({"rewards": call.arguments.get("rewards"), "judges": judges}):
+        if _module_says(inner, "OF_LATENTS") or of_latents(inner.function):
+            yield f"{inner.path}: scores latents, and the policy {policy.name} has none; takes a policy of diffusers"
+
+
+def _module_says(call: Call, name: str) -> Any:
+    """A fact that the module of a function states of what it makes; None where it says nothing, or was not imported."""
+    module = sys.modules.get(home(call.function))
+    return None if module is None else vars(module).get(name)
 
 
 def _inside(value: Any) -> Iterator[Call]:

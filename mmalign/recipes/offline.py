@@ -48,7 +48,7 @@ from mmalign.training.learner import Learner
 from mmalign.training.micro_rows import MicroRows
 from mmalign.training.optimizers import Optimizer, adamw
 from mmalign.training.own_rows import OwnRows, drawing, finished, labelled
-from mmalign.training.preflight import preflight
+from mmalign.training.preflight import Preflight, preflight
 from mmalign.training.prompts import refuse_unusable
 from mmalign.training.same_records import SameRecords
 from mmalign.training.seeds import stream
@@ -212,11 +212,11 @@ def _compared_with(policy: Encoder, learner: Learner) -> str | None:
     return "ref" if known else None
 
 
-def _checked(learner: Learner, experience: Experience, micro_rows: int) -> float:
-    """The preflight of the rows that each process holds; the largest difference counts."""
+def _checked(learner: Learner, experience: Experience, micro_rows: int) -> dict[str, float] | None:
+    """The preflight of the rows that each process holds."""
     own = whole_units(learner.method.unit, experience)
-    difference = preflight(learner.policy, learner.method, own, micro_rows=micro_rows).difference if len(own.rows) else math.nan
-    return max(learner.team.tell(difference), key=lambda each: -math.inf if math.isnan(each) else each)
+    checked = preflight(learner.policy, learner.method, own, micro_rows=micro_rows) if len(own.rows) else None
+    return Preflight.facts(learner.team.tell(checked))
 
 
 def _encoded(  # what a step of records depends on

@@ -45,7 +45,7 @@ from mmalign.training.latents import looked_at, refuse_without_latents
 from mmalign.training.learner import BEHIND, Learner
 from mmalign.training.micro_rows import MicroRows
 from mmalign.training.optimizers import Optimizer, adamw
-from mmalign.training.preflight import preflight
+from mmalign.training.preflight import Preflight, preflight
 from mmalign.training.prompts import Prompts, refuse_unusable
 from mmalign.training.reward_gradients import RewardGradients, refuse_not_random, refuse_steps, refuse_without
 from mmalign.training.rollouts import Rollouts
@@ -195,23 +195,22 @@ def _updates(learner: Learner, batches: Sequence[Scored], batch: Batch, fit: Fit
     return measured
 
 
-def _checked(learner: Learner, batches: Sequence[Scored], micro_steps: int | None, fit: Fit) -> float | None:
+def _checked(learner: Learner, batches: Sequence[Scored], micro_steps: int | None, fit: Fit) -> dict[str, float] | None:
     """The preflight of the first rollout with a signal; None where there is none, and so no gradient to look for.
 
-    Each process looks at rows of its own; the largest difference counts.
+    Each process looks at rows of its own.
     """
 
-    def check(micro_rows: int) -> float | None:
+    def check(micro_rows: int) -> Preflight | None:
         if first is None:
             return None
-        return preflight(learner.policy, learner.method, first, micro_rows=micro_rows, micro_steps=micro_steps).difference
+        return preflight(learner.policy, learner.method, first, micro_rows=micro_rows, micro_steps=micro_steps)
 
     whole = [whole_units(learner.method.unit, experience) for _, experience in batches]
     first = next((own for own in whole if not own.silent), None)
     with learner.policy.using(BEHIND) if learner.stale else nullcontext():  # those that sampled the rollout
-        difference = fit(check, partial(learner.largest, [] if first is None else [first]))
-    differences = [each for each in learner.team.tell(difference) if each is not None]
-    return max(differences) if differences else None
+        checked = fit(check, partial(learner.largest, [] if first is None else [first]))
+    return Preflight.facts(learner.team.tell(checked))
 
 
 def _row(batches: Sequence[Scored], updates: Sequence[Mapping[str, float]], *, lr: float) -> dict[str, float]:
@@ -219,7 +218,7 @@ def _row(batches: Sequence[Scored], updates: Sequence[Mapping[str, float]], *, l
 
     ``reward``: of the policy's own rows; ``reward_NAME``: of those that a behavior drew. ``missing/NAME``: rows without that reward,
     where there are any. ``rows``: that were worth an update. ``signal_zero``: the part of all rows whose signal is 0. ``kl`` becomes
-    nats per trajectory: the mean of a step times the steps of a row that are trained.
+    nats per trajectory: ``kl_step``, the mean of a step, times the steps of a row that are trained.
     """
     own = torch.cat([comparisons.own(batch.feedback) for batch in batches])
     rewards = torch.cat([batch.feedback.rewards for batch in batches])
@@ -246,6 +245,7 @@ def _row(batches: Sequence[Scored], updates: Sequence[Mapping[str, float]], *, l
         values = [update[name] for update in updates if name in update]
         row[name] = max(values) if name.endswith("_max") else sum(values) / len(values)
     if "kl" in row:
+        row["kl_step"] = row["kl"]
         row["kl"] *= float(torch.cat([batch.experience.mask.sum(1) for batch in batches]).double().mean())
     return {**row, "lr": lr}
 

@@ -82,6 +82,7 @@ def against_kl(run: RunData) -> Figure:
                 series.append(Series(name, line, dashed=dashed, marks=True, words=words, colour=index))
         note = "Each mark is an evaluation; the line joins them in the order of training."
         note += f" Of a run {run.sizes}; KL is of samples as they are trained on." if run.sizes else ""
+        note += _in_numbers(run)
     else:
         path = [(float(row["kl"]), float(row["reward"])) for row in run.train if _finite(row.get("kl")) and _finite(row.get("reward"))]
         series = [Series("reward (training)", thin(path, 40), marks=False)] if len(path) > 1 else []
@@ -89,6 +90,17 @@ def against_kl(run: RunData) -> Figure:
     if not series:
         return Figure(title, "No KL was logged: the run kept no reference, or has just begun.")
     return _figure(title, note, series, x_word="KL to the reference, nats per trajectory", steps=False)
+
+
+def _in_numbers(run: RunData) -> str:
+    """What the last measured KL is in the units of public code for images, which divides by the numbers of a latent; "" for tokens."""
+    size = run.summary.get("event_size")
+    rows = [row for row in run.train if _finite(row.get("kl")) and _finite(row.get("kl_step"))]
+    if not rows or not _finite(size) or not size > 1:
+        return ""
+    kl, step = float(rows[-1]["kl"]), float(rows[-1]["kl_step"])
+    of = f"{size:,.0f} numbers of a latent"
+    return f" In step {rows[-1]['step']} {short(kl)} nats a trajectory, {short(step)} a step, {step / size:.3g} for each of the {of}."
 
 
 def spread(run: RunData) -> Figure:

@@ -13,6 +13,8 @@ from mmalign.arguments.reads import columns_read
 from mmalign.rewards._shared.scorer import Scorer
 from mmalign.types import UserError
 
+OF_LATENTS = True
+
 
 def on_latents(*, of: Callable[..., Any], differentiable: bool = True) -> Scorer:
     """Reward ``of(latents [B, ...], prompts)`` of what a diffusers pipeline decodes its outputs from; in that function's range.
@@ -42,4 +44,4 @@ def on_latents(*, of: Callable[..., Any], differentiable: bool = True) -> Scorer
         return of(latents, prompts, **accepted(of, columns))
 
     known = differentiable and not (isinstance(of, Differentiable) and not of.differentiable)
-    return Scorer("on_latents", score, differentiable=known, reads=columns_read(of), of_latents=True)
+    return Scorer("on_latents", score, differentiable=known, reads=columns_read(of), of_latents=OF_LATENTS)

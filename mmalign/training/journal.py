@@ -207,10 +207,10 @@ class Journal:
         if self.settings.profile and (row := of_all(self.team.tell(self.profile.end()))):
             self._write(step, "profile", row)
 
-    def once(self, name: str, find: Callable[[], float | None]) -> None:
-        """A number of the run that is found once and kept in its summary; None says that it is to be asked again."""
-        if name not in self.state["facts"] and (value := find()) is not None:
-            self.state["facts"][name] = value
+    def once(self, name: str, find: Callable[[], Mapping[str, float] | None]) -> None:
+        """Numbers of the run, ``name`` among them, that are found once and kept in its summary; None says: to be asked again."""
+        if name not in self.state["facts"] and (facts := find()) is not None:
+            self.state["facts"].update(facts)
 
     def say(self, line: str) -> None:
         """A line for the user."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -25,12 +27,26 @@ class Preflight(NamedTuple):
     """What was found; NaN where the policy has no such number.
 
     difference: largest |log-ratio| to the sampling policy (to ``ref`` where nothing was sampled), nats. kl: largest KL of ``ref``
-    to itself, nats. gradient: norm of the policy gradient.
+    to itself, nats. gradient: norm of the policy gradient. event_size: as of ``Steps``.
     """
 
     difference: float
     kl: float
     gradient: float
+    event_size: int
+
+    @staticmethod
+    def facts(checked: Sequence[Preflight | None]) -> dict[str, float] | None:
+        """What a run keeps of the preflights of its processes: the largest difference, and the size of an event of several numbers.
+
+        None where no process had rows to look at.
+        """
+        known = [one for one in checked if one is not None]
+        if not known:
+            return None
+        largest = max((one.difference for one in known), key=lambda each: -math.inf if math.isnan(each) else each)
+        size = known[0].event_size
+        return {"preflight_difference": largest, **({"event_size": size} if size > 1 else {})}
 
 
 def preflight(
@@ -103,7 +119,7 @@ def preflight(
     if norm > 0 and unreached:
         count, some = len(policy.parameters()), ", ".join(unreached[:2])
         warnings.warn(f"policy: {len(unreached)} of {count} trained tensors have no gradient on these rows, such as {some}", stacklevel=2)
-    return Preflight(difference, apart, norm)
+    return Preflight(difference, apart, norm, steps.event_size)
 
 
 def _tolerance(policy: Policy) -> float:

@@ -9,6 +9,7 @@ import pytest
 
 from mmalign import config
 
+LATENTS = "{use: on_latents, of: {use: torch.mean}}"
 WRONG = [
     ("digits/mix_grpo", ["policy.schedule.window.size=8"], "policy.schedule.window: sliding_window.size: got 8, takes at most 7"),
     ("digits/mix_grpo", ["policy.schedule.steps=2"], "policy.schedule.window: sliding_window.size: got 2, takes at most 1"),
@@ -20,6 +21,9 @@ WRONG = [
     ("digits/draft", ["method={use: adjoint_matching}"], "policy.schedule: none of 8 steps is random; this method takes a kernel"),
     ("digits/diffusion_nft", ["policy.guided=true"], "policy.guided: rows are sampled with guidance and predicted without, diffusion_nft"),
     ("digits/draft", ["rewards.size={use: jpeg}"], "rewards.size: jpeg has no gradient, and draft learns from nothing else"),
+    ("text/grpo", [f"rewards.calm={LATENTS}"], "rewards.calm: scores latents, and the policy transformers has none; takes a policy of"),
+    ("text/grpo", [f"rewards.calm={{use: combined, rewards: {{a: {LATENTS}}}}}"], "rewards.calm.rewards.a: scores latents, and the policy"),
+    ("text/grpo", [f"evaluation.judges.calm={LATENTS}"], "evaluation.judges.calm: scores latents, and the policy transformers has none"),
     ("digits/draft", ["rewards.size={use: frames, of: {use: jpeg}}"], "rewards.size.of: jpeg has no gradient, and draft learns"),
 ]
 
@@ -40,3 +44,6 @@ def test_a_module_says_of_its_rewards_what_they_say():
     importlib.import_module("mmalign").rewards.jpeg()
     module = sys.modules["mmalign.rewards.pictures.jpeg"]
     assert module.jpeg().differentiable is module.DIFFERENTIABLE is False
+    importlib.import_module("mmalign").rewards.on_latents(of=print)
+    module = sys.modules["mmalign.rewards.on_latents"]
+    assert module.on_latents(of=print).of_latents is module.OF_LATENTS is True

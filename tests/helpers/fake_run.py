@@ -67,6 +67,7 @@ def train_row(step: int, rise: float, rng: np.random.Generator) -> dict[str, flo
         "reward_std": 0.4 - 0.3 * rise,
         "reward/proxy": reward,
         "kl": 9.0 * rise**2,
+        "kl_step": rise**2,
         "ratio_mean": 1 + 0.01 * rng.standard_normal(),
         "ratio_max": 1.3 + 0.4 * rng.random() + (2.0 if step % 37 == 0 else 0.0),
         "clip_fraction": 0.12 + 0.1 * rise + 0.03 * rng.random(),

@@ -126,6 +126,16 @@ def test_what_is_missing_is_said(tmp_path, phase, names, words):
         assert word in parsed.text, word
 
 
+def test_kl_is_said_in_nats_and_in_the_units_of_public_code(tmp_path):
+    """A run whose events have 64 numbers, and nine steps: 8.81 = 9 (0.989)^2, and 0.979 / 64."""
+    run = make_run(tmp_path)
+    said = "In step 100 8.81 nats a trajectory, 0.98 a step, 0.0153 for each of the 64 numbers of a latent."
+    assert said in page(run)[0].text
+    summary = json.loads((run / "summary.json").read_text())
+    (run / "summary.json").write_text(json.dumps({**summary, "event_size": 1}))
+    assert "nats a trajectory" not in page(run)[0].text
+
+
 def test_a_run_on_given_records_shows_what_it_learns(tmp_path):
     """Both log-ratios fall while the margin grows, which the page has to show."""
     run = folder.open_run(tmp_path, "a", config={**CONFIG, "use": "offline"})
