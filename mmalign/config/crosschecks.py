@@ -101,9 +101,8 @@ def _without_gradient(call: Call, method: str) -> Iterator[str]:
 def _without_latents(call: Call) -> Iterator[str]:
     """Rewards and judges that score latents, by their module or by themselves, where the policy has none."""
     policy, evaluation = call.arguments.get("policy"), call.arguments.get("evaluation")
-    adapter = _adapter(policy) if isinstance(policy, Call) else None
     judges = evaluation.arguments.get("judges") if isinstance(evaluation, Call) else None
-    if adapter is None or "latents" in adapter.gives:
+    if not isinstance(policy, Call) or (adapter := _adapter(policy)) is None or "latents" in adapter.gives:
         return
     for inner in _inside({"rewards": call.arguments.get("rewards"), "judges": judges}):
         if _module_says(inner, "OF_LATENTS") or of_latents(inner.function):

@@ -96,7 +96,7 @@ def _in_numbers(run: RunData) -> str:
     """What the last measured KL is in the units of public code for images, which divides by the numbers of a latent; "" for tokens."""
     size = run.summary.get("event_size")
     rows = [row for row in run.train if _finite(row.get("kl")) and _finite(row.get("kl_step"))]
-    if not rows or not _finite(size) or not size > 1:
+    if not rows or not isinstance(size, int) or size < 2:
         return ""
     kl, step = float(rows[-1]["kl"]), float(rows[-1]["kl_step"])
     of = f"{size:,.0f} numbers of a latent"
