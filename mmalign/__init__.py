@@ -19,8 +19,11 @@ __version__ = "0.2.0"
 ROOMS = ("policies", "methods", "rewards", "worlds", "data", "recipes", "commands", "combinations", "guidance", "evaluation")
 """The packages whose functions are flat to the user: ``mm.rewards.jpeg``."""
 
-FILES = {name: f"mmalign.samplers.{name}" for name in ("kernels", "windows", "branches")}
-"""Single files that have a name of their own: ``mm.kernels.flow_sde``."""
+FILES = {
+    **{name: f"mmalign.samplers.{name}" for name in ("kernels", "windows", "branches")},
+    "heads": "mmalign.policies.scorers.heads",
+}
+"""Single files, and a folder, that have a name of their own: ``mm.kernels.flow_sde``."""
 
 SETTINGS = {
     "Batch": "training", "RecordBatch": "training", "Evaluation": "training", "Reference": "training", "RunSettings": "training",

@@ -22,6 +22,7 @@ from mmalign.commands.sample import sample as sample
 from mmalign.data.prompts import prompts as prompts
 from mmalign.guidance.guide import guide as guide
 from mmalign.lookup.dialects import like as like
+from mmalign.policies.scorers import heads as heads
 from mmalign.policies.settings import EngineSettings as EngineSettings
 from mmalign.policies.settings import Lora as Lora
 from mmalign.policies.settings import Memory as Memory

@@ -18,7 +18,7 @@ from mmalign.policies.exports.pipelines import export as write
 from mmalign.policies.forward import ForwardPolicy
 from mmalign.policies.language.loading import load as load_language_model
 from mmalign.policies.pipelines.calling import load
-from mmalign.policies.scorer import ScorerPolicy
+from mmalign.policies.scorers.scorer import ScorerPolicy
 from mmalign.policies.transformers import TransformersPolicy
 from mmalign.runs import checkpoint, pixels
 from mmalign.runs.metrics import read_benchmarks

@@ -14,6 +14,7 @@ from mmalign.rooms import index, resource
 
 ROOMS: dict[str, tuple[str, ...]] = {
     "policy": ("policies",),
+    "head": ("policies.scorers.heads",),
     "pipeline": ("worlds",),
     "model": ("worlds",),
     "world": ("worlds",),

@@ -35,6 +35,8 @@ KINDS = {
     "methods": Kind("what is optimised", ("methods",), "method: {use}", frozenset({"Method"})),
     "policies": Kind("models as policies", ("policies",), "policy: {use}",
                      frozenset({"DiffusersPolicy", "TransformersPolicy", "ForwardPolicy", "ScorerPolicy"})),
+    "heads": Kind("what makes a reward model's scores of what it has read", ("policies.scorers.heads",),
+                  "policy: {{use: scorer, head: {use}}}", frozenset({"Head"})),
     "rewards": Kind("what scores an output", ("rewards", "worlds"), "rewards: {{mine: {use}}}", REWARDS),
     "oracles": Kind("what compares the outputs of a prompt", ("rewards", "worlds"), "oracle: {use}", frozenset({"Oracle"})),
     "metrics": Kind("numbers of an evaluation that no method sees", ("evaluation", "worlds"), "evaluation: {{metrics: {{mine: {use}}}}}",
@@ -58,7 +60,7 @@ KINDS = {
 
 STANDS_UNDER = {
     **{kind.node.partition(":")[0]: word for word, kind in reversed(KINDS.items()) if ":" in kind.node},
-    "prompts": "data", "judges": "rewards", "metrics": "metrics", "transforms": "transforms",
+    "head": "heads", "prompts": "data", "judges": "rewards", "metrics": "metrics", "transforms": "transforms",
 }  # fmt: skip
 """key of a config -> the kind of what stands under it."""
 

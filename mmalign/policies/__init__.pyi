@@ -10,8 +10,9 @@ from mmalign.policies.parameters import ParameterSets as ParameterSets
 from mmalign.policies.pipelines.adjoints import adjoints as adjoints
 from mmalign.policies.pipelines.latents import latents as latents
 from mmalign.policies.pipelines.refusals import refusals as refusals
-from mmalign.policies.scorer import ScorerPolicy as ScorerPolicy
-from mmalign.policies.scorer import scorer as scorer
+from mmalign.policies.scorers.heads.linear import linear as linear
+from mmalign.policies.scorers.scorer import ScorerPolicy as ScorerPolicy
+from mmalign.policies.scorers.scorer import scorer as scorer
 from mmalign.policies.transformers import TransformersPolicy as TransformersPolicy
 from mmalign.policies.transformers import transformers as transformers
 from mmalign.policies.twins.pipelines import call_arguments as call_arguments

@@ -59,8 +59,7 @@ class ParameterSets:
     cut_to: the device that its blocks go to in shards, where a run is coming that wants such (``shards.cutting``): they are cut before
     anything is copied. None: it is cut later.
 
-    A name may also stand for another model (``lend``), of whatever width and depth: while it is in use, the policy runs that one. It is
-    no set: it cannot be mixed or kept, and no checkpoint holds it.
+    A name may also stand for another model (``lend``), which the policy runs while it is in use. It is not mixed, kept or checkpointed.
     """
 
     def __init__(
@@ -116,10 +115,18 @@ class ParameterSets:
     def add(self, beside: Mapping[str, nn.Module]) -> None:
         """Modules that are trained beside this one: ``NAME.weight``, ... among the trained parameters, and as they are now in all sets."""
         for name, layer in beside.items():
-            for leaf, p in layer.named_parameters(recurse=False):
-                self._owners[f"{name}.{leaf}"] = (layer, leaf)
+            for own, p in layer.named_parameters():
+                path, _, leaf = own.rpartition(".")
+                self._owners[f"{name}.{own}"] = (layer.get_submodule(path), leaf)
                 for table in self.sets.values():
-                    table[f"{name}.{leaf}"] = p.detach().to(self.home or p.device, copy=True)
+                    table[f"{name}.{own}"] = p.detach().to(self.home or p.device, copy=True)
+
+    def freeze(self, part: nn.Module) -> None:
+        """Takes a part of the module, on which nothing depends that is trained, out of what is trained, and out of all sets."""
+        part.requires_grad_(False)
+        self._owners = {name: owner for name, owner in self._owners.items() if owner[0] not in {*part.modules()}}
+        self._pairs = [pair for pair in self._pairs if pair.down in self._owners]
+        self.sets = {name: {key: table[key] for key in self._owners} for name, table in self.sets.items()}
 
     def lend(self, name: str, policy: Any, other: Other) -> None:
         """Makes a name stand for another model. policy: whose attributes are swapped. Memory of a set of that name is given back."""
@@ -285,8 +292,7 @@ class ParameterSets:
         """Puts back what ``tables`` gave, bit for bit. Errors: UserError where names or shapes differ."""
         trained = self.trained
         for name, table in tables.items():
-            if table.keys() != trained.keys():
-                odd = sorted(table.keys() ^ trained.keys())[:3]
+            if odd := sorted(table.keys() ^ trained.keys())[:3]:
                 raise UserError(f"parameter set {name!r}: got other parameters than this policy trains, such as {', '.join(odd)}")
             ranks = {key: len(table[pair.down]) for pair in self._pairs for key in (pair.down, pair.up)} if name != "trained" else {}
             for key, value in table.items():

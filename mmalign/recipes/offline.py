@@ -245,6 +245,7 @@ def _encoded(  # what a step of records depends on
             refused = [error.row, error.why]
         others = [other for other in team.tell(refused) if other is not None]
         if rollout is not None and not others:
+            rollout.columns = {} if feedback.annotators is None else {"annotator": list(feedback.annotators[own])}
             return records, feedback, rollout
         row, why = min(others)
         aside[_called(records.pop(int(feedback.group[row])))] = why

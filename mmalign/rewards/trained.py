@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -30,30 +30,34 @@ def trained(run: str, *, part: str | None = None, trust: bool = False) -> Scorer
     policy: Any = kept.policy()
     using = "current" if kept.best == "trained" else kept.best
     if policy.kind == "score":
-        names, score = list(policy.scores), policy.score
+        names, reads, score = list(policy.scores), policy.reads, policy.score
     elif policy.kind == "token":
-        names, score = ["log_ratio"], lambda prompts, outputs: _log_ratio(policy, prompts, outputs)
+        names, reads, score = ["log_ratio"], frozenset[str](), lambda prompts, outputs, _: _log_ratio(policy, prompts, outputs)
     else:
         raise UserError(f"trained.run: {run} trained a policy of kind {policy.kind}, takes one of scorer, or of a language model")
     if part is not None and part not in names:
         raise UserError(f"trained.part: got {part!r}, {run} scores {', '.join(names)}")
 
-    def of(outputs: Any, prompts: list[Any]) -> Any:
+    def of(outputs: Any, prompts: list[Any], **columns: Any) -> Any:
         with torch.no_grad(), policy.using(using):
-            table = _readable(score, prompts, outputs, len(names))
+            table = _readable(score, prompts, outputs, columns, len(names))
         if len(names) == 1 or part is not None:
             return table[:, names.index(part or names[0])]
         return dict(zip(names, table.unbind(1), strict=True))
 
-    return Scorer("trained", of)
+    return Scorer("trained", of, reads=reads)
 
 
-def _readable(score: Callable[[list[Any], Any], Tensor], prompts: Sequence[Any], outputs: Any, width: int) -> Tensor:
+def _readable(
+    score: Callable[[list[Any], Any, Mapping[str, list[Any]]], Tensor], prompts: Sequence[Any], outputs: Any,
+    columns: Mapping[str, Sequence[Any]], width: int,
+) -> Tensor:  # fmt: skip
     """``[B, width]``: scores of the rows that can be read, NaN for others."""
     rows, table = list(range(len(prompts))), torch.full((len(prompts), width), torch.nan, dtype=torch.float64)
     while rows:
         try:
-            table[rows] = score([prompts[row] for row in rows], [outputs[row] for row in rows])
+            own = {name: [column[row] for row in rows] for name, column in columns.items()}
+            table[rows] = score([prompts[row] for row in rows], [outputs[row] for row in rows], own)
             return table
         except RefusedRow as error:
             rows.pop(error.row)

@@ -11,6 +11,7 @@ import torch
 
 import mmalign as mm
 from mmalign.policies.exports import scorers
+from mmalign.policies.scorers.heads._head import Head
 from mmalign.records import Pair, Ranking, RefusedRow, Thumb
 from mmalign.types import UserError
 from tests.helpers import tiny_text
@@ -50,6 +51,48 @@ def test_gradients_arrive_at_the_backbone_or_at_the_head_alone() -> None:
         moved = {name for name, parameter in policy.parameters().items() if parameter.grad is not None and bool(parameter.grad.any())}
         assert moved == names if names else len(moved) > 5 and "head.weight" in moved
         assert trained == "all" or not any(parameter.requires_grad for parameter in policy.of.model.parameters())
+
+
+def test_output_embeddings_that_no_score_depends_on_are_not_trained(tmp_path: Path) -> None:
+    model = tiny_text.model("llama")
+    assert model.get_output_embeddings().weight is not model.get_input_embeddings().weight
+    policy = mm.policies.scorer(transformers(model, tiny_text.tokenizer(tiny_text.CHATML), max_completion=24))
+    assert not any("lm_head" in name for name in policy.parameters()) and not model.lm_head.weight.requires_grad
+    with torch.no_grad():
+        policy.head.weight.normal_()
+    policy.steps(policy.encode(PROMPTS, OUTPUTS, torch.arange(4), torch.Generator()), torch.arange(4)).log_probs.sum().backward()
+    assert all(parameter.grad is not None for parameter in policy.parameters().values())
+    policy.sets.keep("best")
+    policy.sets.load(policy.sets.tables())
+    tied = mm.policies.scorer(reader("gpt2"))
+    assert tied.of.model.transformer.wte.weight.requires_grad
+
+
+def by_annotator() -> Any:
+    """A head whose score is the length of who judged."""
+
+    class Named(torch.nn.Linear):
+        def forward(self, features: torch.Tensor, columns: Any) -> torch.Tensor:
+            bias = torch.tensor([len(name) for name in columns["annotator"]], dtype=features.dtype)
+            return super().forward(features) + bias[:, None]
+
+    return Head("by_annotator", lambda width, scores: Named(width, len(scores), bias=False), frozenset({"annotator"}))
+
+
+def test_a_head_sees_the_columns_of_its_rows(tmp_path: Path) -> None:
+    policy = scorer(head=by_annotator())
+    scores = policy.score(PROMPTS, OUTPUTS, {"annotator": ["a", "bb", "ccc", ""]})
+    plain = scores - torch.tensor([1.0, 2.0, 3.0, 0.0]).double()[:, None]
+    torch.testing.assert_close(plain, policy.score(PROMPTS, OUTPUTS, {"annotator": [""] * 4}))
+    with pytest.raises(UserError, match=r"policy\.head: reads annotator, which these records do not say"):
+        policy.score(PROMPTS, OUTPUTS)
+    seen, batches = mm.policies.scorer(reader(), head=by_annotator()), list[Any]()
+    seen.head.register_forward_pre_hook(lambda module, given: batches.append(given[1]["annotator"]))
+    told = [pair._replace(annotator=pair.id[:3]) for pair in pairs()]
+    given = settings(tmp_path) | {"steps": 1}
+    given["evaluation"]["records"] = told[1::2]
+    mm.offline(seen, told[::2], mm.methods.bradley_terry(), **given)
+    assert {name for batch in batches for name in batch} == {"abc", "why"}
 
 
 def pairs() -> list[Pair]:

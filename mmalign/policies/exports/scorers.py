@@ -14,7 +14,8 @@ from mmalign.policies.exports.language import beside_weights
 from mmalign.policies.language.contrasts import sequences
 from mmalign.policies.language.fitting import ROUNDING
 from mmalign.policies.language.handover import merged
-from mmalign.policies.scorer import ScorerPolicy
+from mmalign.policies.scorers.heads.linear import Linear
+from mmalign.policies.scorers.scorer import ScorerPolicy
 from mmalign.types import UserError
 
 HOME = "AutoModelForSequenceClassification"
@@ -53,10 +54,10 @@ def _classifier(policy: ScorerPolicy) -> Any:
     from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING as CLASSES
 
     model, words = policy.of.model, policy.of.chat.tokenizer
-    if type(model.config) not in CLASSES:
+    if type(model.config) not in CLASSES or not isinstance(policy.head, Linear):
+        of = f"{type(model).__name__} with a head {type(policy.head).__name__}"
         raise UserError(
-            f"export: transformers has no sequence classification of {type(model).__name__}; "
-            "takes the run itself as a reward, {use: trained, run: FOLDER}"
+            f"export: transformers has no sequence classification of {of}; takes the run itself as a reward, {{use: trained, run: FOLDER}}"
         )
     config = deepcopy(model.config)
     config.id2label, config.label2id = dict(enumerate(policy.scores)), {name: number for number, name in enumerate(policy.scores)}

@@ -1,0 +1,1 @@
+"""What makes scores of features, one file for each head: ``policy: {use: scorer, head: {use: NAME, ...}}``."""

@@ -1,0 +1,22 @@
+"""What every head is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Head:
+    """A map from features to scores, before it is known how wide they are.
+
+    name: its function's. make: (H features, names of the T scores) -> a module with ``forward(features [R, H], columns) -> [R, T]``,
+    columns: name -> an entry for each of the R rows (``annotator``, a prompt's own columns); all of its parameters are trained, and what
+    of them is random is drawn from a generator of its own. reads: the columns without which a row has no score.
+    """
+
+    name: str
+    make: Callable[[int, list[str]], nn.Module]
+    reads: frozenset[str] = frozenset()
