@@ -32,6 +32,7 @@ ARROWS: dict[str, set[str]] = {
     "matching": {"types"},
     "media": {"types", "arguments", "fetching"},
     "conversations": {"types", "media"},
+    "reference_scores": {"types", "conversations"},
     "objectives": {"types", "needs", "arguments"},
     "samplers": {"types", "arguments"},
     "methods": {"types", "needs", "objectives", "samplers", "arguments"},
@@ -53,11 +54,11 @@ ARROWS: dict[str, set[str]] = {
         )
     },
     "serving": {"types", "arguments"},
-    "combinations": {"types", "arguments", "files", "conversations"},
+    "combinations": {"types", "arguments", "files", "conversations", "reference_scores"},
     "rewards": {
         *("types", "arguments", "records", "media", "conversations", "files", "serving", "combinations", "matching", "devices", "runs")
     },
-    "data": {"types", "arguments", "files", "records", "media", "conversations"},
+    "data": {"types", "arguments", "files", "records", "media", "conversations", "reference_scores"},
     "worlds": {"types", "arguments", "needs", "stacking", "records", "samplers", "policies", "evaluation"},
     "guidance": {"types", "arguments", "samplers", "policies"},
     "evaluation": {"types", "arguments", "media"},

@@ -13,6 +13,7 @@ from mmalign.combinations.balancing import constrained as constrained
 from mmalign.combinations.balancing import fairest as fairest
 from mmalign.combinations.balancing import gradient_weights as gradient_weights
 from mmalign.combinations.balancing import hypervolume_weights as hypervolume_weights
+from mmalign.combinations.eligible import among as among
 from mmalign.combinations.transforms import affine as affine
 from mmalign.combinations.transforms import calibrated as calibrated
 from mmalign.combinations.transforms import clip as clip

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from mmalign.conversations import known_by
 from mmalign.types import UserError
 
 Missing = Literal["row", "rest"]
@@ -167,29 +164,3 @@ def refuse_missing(owner: str, missing: str) -> None:
     """UserError for another word than ``row`` and ``rest``."""
     if missing not in ("row", "rest"):
         raise UserError(f"{owner}.missing: got {missing!r}, takes row or rest")
-
-
-def read_reference(owner: str, path: str) -> dict[str, dict[str, Tensor]]:
-    """name of a reward -> prompt -> scores of the reference model's samples ``[K]``, as the recipe ``calibrate`` writes them.
-
-    JSON lines ``{"prompt": ..., "rewards": {name: [scores]}}``. Missing scores are left out.
-
-    Errors: UserError with the line's number.
-    """
-    file = Path(path)
-    if not file.is_file():
-        raise UserError(f"{owner}.reference: no such file: {path}")
-    references: dict[str, dict[str, Tensor]] = {}
-    for number, line in enumerate(file.read_text(encoding="utf-8").split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            prompt, rewards = known_by(row["prompt"]), dict(row["rewards"])
-            for name, scores in rewards.items():
-                values = torch.tensor([math.nan if score is None else float(score) for score in scores], dtype=torch.float64)
-                references.setdefault(name, {})[prompt] = values[~values.isnan()]
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-            takes = 'takes {"prompt": ..., "rewards": {name: [numbers]}}'
-            raise UserError(f"{owner}.reference: {path}, line {number}: {takes}") from error
-    return references

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from mmalign.arguments.ranges import Finite, NotNegative, Positive, Proportion
-from mmalign.combinations._parts import Rows, Transform, or_missing, read_reference
+from mmalign.combinations._parts import Rows, Transform, or_missing
 from mmalign.conversations import known_by
+from mmalign.reference_scores import read_reference
 from mmalign.types import UserError
 
 __all__ = ["affine", "calibrated", "clip", "isotonic", "log_sigmoid", "rank", "z_score"]
@@ -246,12 +247,7 @@ def _by(over: str, scores: Tensor, rows: Rows, change: Any) -> Tensor:
 
 
 def _of_reward(owner: str, path: str, reward: str | None) -> dict[str, Tensor]:
-    rewards = read_reference(owner, path)
-    if reward is None and len(rewards) == 1:
-        return next(iter(rewards.values()))
-    if reward not in rewards:
-        raise UserError(f"{owner}.reward: got {reward!r}, takes a reward of {path}: {', '.join(rewards) or 'none'}")
-    return rewards[reward]
+    return {prompt: torch.tensor(scores, dtype=torch.float64) for prompt, scores in read_reference(owner, path, reward).items()}
 
 
 def _refuse_over(owner: str, over: str, known: tuple[str, ...]) -> None:

@@ -29,7 +29,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "edits": ("data",),
     "mask": ("data",),
     "rewards": ("rewards", "worlds"),
-    "combine": ("combinations.algebra", "combinations.balancing"),
+    "combine": ("combinations.algebra", "combinations.balancing", "combinations.eligible"),
     "transforms": ("combinations.transforms",),
     "oracle": ("rewards", "worlds"),
     "judges": ("rewards", "evaluation", "worlds"),

@@ -1,6 +1,7 @@
 from mmalign.data.corrupted import corrupted as corrupted
 from mmalign.data.edited import edited as edited
 from mmalign.data.edits import source_images as source_images
+from mmalign.data.hardest import hardest as hardest
 from mmalign.data.masks import frames as frames
 from mmalign.data.masks import masked as masked
 from mmalign.data.own import against_own as against_own

@@ -1,4 +1,7 @@
-from mmalign.rewards.combined import combined as combined
+from mmalign.rewards.composed.by_task import by_task as by_task
+from mmalign.rewards.composed.combined import combined as combined
+from mmalign.rewards.composed.on_latents import on_latents as on_latents
+from mmalign.rewards.composed.time_limit import time_limit as time_limit
 from mmalign.rewards.grounding.detection import detection as detection
 from mmalign.rewards.grounding.grounded_answer import grounded_answer as grounded_answer
 from mmalign.rewards.grounding.jigsaw import jigsaw as jigsaw
@@ -11,7 +14,6 @@ from mmalign.rewards.judges.judge_edit import judge_edit_pairs as judge_edit_pai
 from mmalign.rewards.judges.judge_pairs import judge_against as judge_against
 from mmalign.rewards.judges.judge_pairs import judge_pairs as judge_pairs
 from mmalign.rewards.judges.judge_rubric import judge_rubric as judge_rubric
-from mmalign.rewards.on_latents import on_latents as on_latents
 from mmalign.rewards.pictures.aesthetic import aesthetic as aesthetic
 from mmalign.rewards.pictures.clip_score import clip_score as clip_score
 from mmalign.rewards.pictures.hps import hps as hps
@@ -25,17 +27,19 @@ from mmalign.rewards.pictures.ocr import ocr as ocr
 from mmalign.rewards.pictures.pickscore import pickscore as pickscore
 from mmalign.rewards.pictures.subject_similarity import subject_similarity as subject_similarity
 from mmalign.rewards.texts.by_segment import by_segment as by_segment
+from mmalign.rewards.texts.code_structure import code_structure as code_structure
 from mmalign.rewards.texts.code_tests import code_tests as code_tests
 from mmalign.rewards.texts.exact_match import exact_match as exact_match
 from mmalign.rewards.texts.format import format as format
 from mmalign.rewards.texts.length import length as length
 from mmalign.rewards.texts.math_answer import math_answer as math_answer
+from mmalign.rewards.texts.number_error import number_error as number_error
+from mmalign.rewards.texts.refusal import refusal as refusal
 from mmalign.rewards.texts.relevance import relevance as relevance
 from mmalign.rewards.texts.repetition import distinct_part as distinct_part
 from mmalign.rewards.texts.repetition import repetition as repetition
 from mmalign.rewards.texts.testbench import testbench as testbench
 from mmalign.rewards.texts.text_overlap import text_overlap as text_overlap
-from mmalign.rewards.time_limit import time_limit as time_limit
 from mmalign.rewards.trained import trained as trained
 from mmalign.rewards.videos.feature_prediction import feature_prediction as feature_prediction
 from mmalign.rewards.videos.frame_consistency import frame_consistency as frame_consistency

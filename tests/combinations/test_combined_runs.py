@@ -76,7 +76,7 @@ def test_the_reward_of_the_log_is_the_combination_and_each_is_logged_apart(tmp_p
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"use": "wrost"}, r"combine\.use: got 'wrost', there is none in combinations\.algebra or combinations\.balancing; nearest: worst"),
+        ({"use": "wrost"}, r"combine\.use: got 'wrost', there is none in combinations\.algebra or combinations\.balancing.*nearest: worst"),
         ({"use": "worst", "transforms": {"plain": {"use": "z_scor"}}}, r"combine\.transforms\.plain\.use: got 'z_scor'.*nearest: z_score"),
         ({"use": "worst", "of": 3}, r"combine\.of: got 3"),
         ({"use": "worst", "missing": "zero"}, r"combine\.missing: got 'zero'"),

@@ -91,13 +91,13 @@ def test_lines_end_where_json_says_so(tmp_path, mark):
 
 @pytest.mark.parametrize("mark", ["\u2028", "\u2029", "\x85"])
 def test_tables_of_numbers_and_references_end_lines_where_json_says_so(tmp_path, mark):
-    from mmalign.combinations._parts import read_reference
     from mmalign.files import numbers
+    from mmalign.reference_scores import read_reference
 
     rows = [{"prompt": f"warm{mark}er", "rewards": {"a": [1, None]}, "x": 2}, {"prompt": "p", "rewards": {"a": [3]}, "x": 4}]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     path = str(tmp_path / "a.jsonl")
-    assert numbers("fit", path, ["x"]) == [[2, 4]] and set(read_reference("calibrated", path)["a"]) == {f"warm{mark}er", "p"}
+    assert numbers("fit", path, ["x"]) == [[2, 4]] and set(read_reference("calibrated", path)) == {f"warm{mark}er", "p"}
     for line in ("[" * 100_000, '{"prompt": "p", "rewards": {"a": [' + "1" + "0" * 400 + ']}, "x": 1' + "0" * 400 + "}"):
         (tmp_path / "a.jsonl").write_text(line)
         refused(path, "line 1: takes", lambda path: numbers("fit", path, ["x"]))

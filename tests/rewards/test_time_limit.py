@@ -7,9 +7,9 @@ import threading
 import pytest
 import torch
 
-from mmalign.rewards.combined import combined
+from mmalign.rewards.composed.combined import combined
+from mmalign.rewards.composed.time_limit import time_limit
 from mmalign.rewards.texts.exact_match import exact_match
-from mmalign.rewards.time_limit import time_limit
 from mmalign.training.feedback import ask
 from mmalign.types import UserError
 

@@ -97,6 +97,20 @@ def test_prediction_is_of_the_frames_that_were_not_shown(models):
     assert reward(longer, ["p"]).item() == pytest.approx(-error, abs=1e-4)
 
 
+@pytest.mark.parametrize(("over", "of"), [("mean", lambda scores: sum(scores) / 3), ("worst", min)])
+def test_windows_slide_over_the_video_and_end_with_it(models, over, of):
+    path, frames = str(models / "jepa"), videos()[:1, :, :, :16, :16]
+    frames = torch.cat([frames, frames[:, :2].flip(1)], dim=1)  # 10 frames: windows of 6 at 0, 2 and 4
+    one = mm.rewards.feature_prediction(weights=path, device="cpu")
+    each = [one(frames[:, start : start + 6], ["p"]).item() for start in (0, 2, 4)]
+    slid = mm.rewards.feature_prediction(weights=path, device="cpu", window=6, stride=2, over=over)
+    assert slid(frames, ["p"]).item() == pytest.approx(of(each), abs=1e-5) and len({round(score, 5) for score in each}) == 3
+    wide = mm.rewards.feature_prediction(weights=path, device="cpu", window=64)
+    assert wide(frames, ["p"]).item() == pytest.approx(one(frames, ["p"]).item(), abs=1e-6)
+    with pytest.raises(UserError, match=r"feature_prediction: got window=2, .*takes windows of 4 frames or more"):
+        mm.rewards.feature_prediction(weights=path, device="cpu", window=2)
+
+
 @pytest.mark.parametrize(
     ("build", "says"),
     [

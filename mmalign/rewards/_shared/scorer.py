@@ -37,7 +37,7 @@ class Scorer:
             return self.score(outputs, prompts, **columns)
         if not rows:
             return torch.full((len(prompts),), torch.nan, dtype=torch.float64)
-        scores = self.score(*_taken(rows, outputs, prompts), **{name: [values[row] for row in rows] for name, values in columns.items()})
+        scores = self.score(*taken(rows, outputs, prompts), **{name: [values[row] for row in rows] for name, values in columns.items()})
         if isinstance(scores, Mapping):
             return {name: _spread(values, rows, len(prompts)) for name, values in scores.items()}
         return _spread(scores, rows, len(prompts))
@@ -62,7 +62,7 @@ class Comparer:
         if rows:
             place = torch.tensor(rows)
             of_rows = {name: [values[row] for row in rows] for name, values in columns.items()}
-            some = self.compare(*_taken(rows, outputs, prompts), group[place.to(group.device)], **of_rows)
+            some = self.compare(*taken(rows, outputs, prompts), group[place.to(group.device)], **of_rows)
             wins[place[:, None], place[None, :]] = some.detach().double().cpu()
         return wins
 
@@ -73,7 +73,8 @@ def _complete(owner: Scorer | Comparer, count: int, columns: Mapping[str, Any]) 
     return [row for row in range(count) if row not in absent]
 
 
-def _taken(rows: list[int], outputs: Any, prompts: list[Any]) -> tuple[Any, list[Any]]:
+def taken(rows: list[int], outputs: Any, prompts: list[Any]) -> tuple[Any, list[Any]]:
+    """(outputs, prompts) of some rows."""
     return outputs[rows] if isinstance(outputs, Tensor) else [outputs[row] for row in rows], [prompts[row] for row in rows]
 
 
