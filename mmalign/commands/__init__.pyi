@@ -4,6 +4,7 @@ from mmalign.commands.evaluate import evaluate as evaluate
 from mmalign.commands.export import export as export
 from mmalign.commands.footprint import footprint as footprint
 from mmalign.commands.make_edits import make_edits as make_edits
+from mmalign.commands.make_jigsaws import make_jigsaws as make_jigsaws
 from mmalign.commands.make_pairs import make_pairs as make_pairs
 from mmalign.commands.make_pairs import make_rejected as make_rejected
 from mmalign.commands.rehearse import rehearse as rehearse
