@@ -127,6 +127,7 @@ class DiffusersPolicy:
         self.sets = ParameterSets(self.denoiser, lora=lora, home=home, start=start, cut_to=cut_to)
         self.acts_on: dict[str, list[str]] = {}
         self.branches, self._num_steps = schedule.branches, 0
+        self.order: int = schedule.order
         self._place: Place | None = None
         self._example = self.caller.example  # a prompt for calls that only ask for the schedule
 
@@ -205,7 +206,7 @@ class DiffusersPolicy:
         call = self.caller.call
         num_steps = next((len(call[name]) for name in ("sigmas", "timesteps") if call.get(name) is not None), self.settings.steps)
         of_rows = {"num_steps": num_steps, "group_size": group_size, "steps": steps}
-        structure.refuse(method, self.window, self.settings.random, self.branches, **of_rows)
+        structure.refuse(method, self.window, self.settings.random, self.branches, **of_rows, order=self.order)
 
     def _trees(self, count: int, group_size: int, step: int, rng: torch.Generator) -> list[Tree]:
         """The structure of each of so many groups."""

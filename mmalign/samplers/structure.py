@@ -22,10 +22,13 @@ def masks(window: Window, random: Window | None, num_steps: int, step: int, rng:
 
 
 def refuse(
-    method: Method, window: Window, random: Window | None, branches: Branches | None, *, num_steps: int, group_size: int, steps: int
-) -> None:
+    method: Method, window: Window, random: Window | None, branches: Branches | None, *, num_steps: int, group_size: int, steps: int,
+    order: int = 1,
+) -> None:  # fmt: skip
     """Errors: UserError, before a run of so many training ``steps``, for branches that do not divide a group, for a window that does not
-    fit ``num_steps`` denoising steps beside them, and for what they do not go with."""
+    fit ``num_steps`` denoising steps beside them, and for what they, and steps of a higher ``order``, do not go with."""
+    if order > 1 and method.reward_gradient is not None:
+        raise UserError(f"policy.schedule.order: got {order}, and this method goes back through steps one by one; takes 1")
     if branches is None:
         return
     if method.behaviors or method.reward_gradient is not None:

@@ -65,8 +65,13 @@ KNOBS: dict[str, tuple[str, tuple[Any, Any]]] = {PUBLISHED: ("method.clip", (1e-
 STEPS = {"reward_gradient": (2, 4)}
 """Room of methods -> which of a sampler's steps are tried; 4 and 8 in others."""
 
-SETTINGS = {"draft": ("method.last_steps=null",), "refl": ("method.low=6", "method.high=8")}
-"""What is changed in a method's config, or in its template's: DRaFT goes through all steps, and ReFL's are those of 40."""
+SETTINGS = {
+    "draft": ("method.last_steps=null",), "refl": ("method.low=6", "method.high=8"),
+    "step_aware_po": ("policy.schedule.branches.children=2",),
+    "b2_diffurl": ("policy.schedule.branches.children=4", "policy.schedule.window.smallest=2", "policy.schedule.window.largest=4"),
+}  # fmt: skip
+"""What is changed in a method's config, or in its template's: DRaFT goes through all steps, ReFL's are those of 40, and branches divide
+groups of 8, in 4 steps as in 8."""
 
 SEEDS, MORE, TRIAL_SEED, TRIALS = 3, 2, 1000, 4
 DISAGREE = 0.05

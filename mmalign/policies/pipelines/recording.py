@@ -14,6 +14,7 @@ from mmalign.policies.pipelines.replay import Played, laid_out
 from mmalign.policies.pipelines.scheduler import Moment, Player
 from mmalign.policies.pipelines.trajectories import Trajectories
 from mmalign.samplers import kernels, structure
+from mmalign.samplers.multistep import Estimate, carried_on
 from mmalign.samplers.windows import Window
 from mmalign.types import Kernel, Prediction, UserError
 
@@ -137,16 +138,17 @@ def record(policy: Played, rows: Rows, cells: Cells, how: How, *, begun: Begun |
     noises = [torch.Generator(device).manual_seed(seed ^ 0x5DEECE66D) for seed in rows.seeds]
     tape: dict[str, list[Any]] = {name: [] for name in ("x", "x_next", "log_probs", "dt", "std", "slope", "beside")}
     random, trained, keep = (torch.zeros(0, dtype=torch.bool),) * 3
+    before: Estimate | None = None
     gaussians, left = dict[int, tuple[Tensor, Tensor]](), list[int]()
 
     def answer(moment: Moment) -> Tensor:
-        nonlocal random, trained, keep
+        nonlocal random, trained, keep, before
         if moment.column == 0:
             random, trained = (of_rows.clone() for of_rows in cells(moment.left))
             keep = how.kept(trained)
         refuse_again(policy.pipe, moment, left)
         column = min(moment.column, random.shape[1] - 1)
-        mean, std = _gaussian(policy, moment, random[:, column], begun)
+        mean, std = _gaussian(policy, moment, random[:, column], begun, before)
         if keep[column]:
             whole = bool(random[:, column].all())
             gaussians[column] = (mean, std) if whole else policy.kernel(moment.prediction, moment.x, moment.t, moment.t_next)
@@ -155,6 +157,8 @@ def record(policy: Played, rows: Rows, cells: Cells, how: How, *, begun: Begun |
         alive = _alive(std, len(noises))
         random[:, column] &= alive
         trained[:, column] &= alive
+        seen = policy.order == 2 and (begun is None or moment.column > begun.step)
+        before = Estimate(moment.prediction.clean, moment.t, ~random[:, column]) if seen else None
         tape["x"].append(kept(moment.x))
         tape["x_next"].append(kept(x_next))
         tape["log_probs"].append(kernels.log_prob(x_next, mean, std).cpu() * trained[:, column])
@@ -180,17 +184,23 @@ def record(policy: Played, rows: Rows, cells: Cells, how: How, *, begun: Begun |
     )  # fmt: skip
 
 
-def _gaussian(policy: Played, moment: Moment, random: Tensor, begun: Begun | None) -> tuple[Tensor, Tensor]:
-    """Mean and std of a step; std is 0 in rows that are not ``random [R]``."""
+def _gaussian(
+    policy: Played, moment: Moment, random: Tensor, begun: Begun | None, before: Estimate | None
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Mean and std of a step; std is 0 in rows that are not ``random [R]``. before: what rows of second order go on from."""
     if begun is not None and moment.column <= begun.step:
         return (begun.mean, begun.std) if moment.column == begun.step else (begun.x_next[moment.column].to(moment.x), torch.zeros(()))
     if begun is not None and moment.column >= begun.end:
         return (moment.prediction.clean if moment.column == begun.end else moment.x), torch.zeros(())
-    at = moment.prediction, moment.x, moment.t, moment.t_next
-    mean, std = (policy.kernel if bool(random.any()) else kernels.ode())(*at)
-    if bool(random.any()) and not bool(random.all()):
+    at = moment.x, moment.t, moment.t_next
+    if not bool(random.any()):
+        return kernels.ode()(carried_on(moment.prediction, *at, before), *at)
+    mean, std = policy.kernel(moment.prediction, *at)
+    random = random if before is None else random & _alive(std, len(random))  # a kernel's step without noise is the ODE's
+    if not bool(random.all()):
         chosen = random.to(mean.device).reshape(-1, *(1,) * (mean.ndim - 1))
-        mean, std = torch.where(chosen, mean, kernels.ode()(*at)[0]), torch.where(chosen, std, 0.0)
+        still, _ = kernels.ode()(carried_on(moment.prediction, *at, before), *at)
+        mean, std = torch.where(chosen, mean, still), torch.where(chosen, std, 0.0)
     return mean, std
 
 

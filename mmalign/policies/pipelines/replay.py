@@ -19,11 +19,15 @@ from mmalign.types import Kernel, Rollout, UserError
 
 
 class Played(Protocol):
-    """What a replay needs of a policy: the pipeline, its caller, and the kernel; whose parameters are in place is the policy's affair."""
+    """What a replay needs of a policy: the pipeline, its caller, and the kernel; whose parameters are in place is the policy's affair.
+
+    order: of the steps without noise, as they are recorded; a trained step has noise, and is played again without it.
+    """
 
     pipe: Any
     caller: Caller
     kernel: Kernel
+    order: int
     rows_at_once: int
 
     def using(self, name: str) -> Any:
