@@ -41,9 +41,8 @@ def test_what_fits_or_cannot_be_known_is_let_through(words):
 
 def test_a_module_says_of_its_rewards_what_they_say():
     """The constant that `check` reads is the fact of what is built."""
-    importlib.import_module("mmalign").rewards.jpeg()
-    module = sys.modules["mmalign.rewards.pictures.jpeg"]
+    rewards = importlib.import_module("mmalign").rewards
+    module = sys.modules[rewards.jpeg.__module__]
     assert module.jpeg().differentiable is module.DIFFERENTIABLE is False
-    importlib.import_module("mmalign").rewards.on_latents(of=print)
-    module = sys.modules["mmalign.rewards.on_latents"]
+    module = sys.modules[rewards.on_latents.__module__]
     assert module.on_latents(of=print).of_latents is module.OF_LATENTS is True
