@@ -215,6 +215,8 @@ class Feedback:
         ``value``, ``segment``, ``std``, ``slope``, and ``rewards`` (of single steps).
     drawn: name of a behavior -> ``[B]`` bool, the rows that it drew instead of the current policy.
     branch: ``[B]`` int64, rows with one number began at one state, inside a group (``samplers.branches``); None: every row by itself.
+    ratings, strengths: ``[B, T]`` of rows and ``[N, T]`` in 0..1 of pairs, what people said in each of a reward model's T scores; NaN where
+        nobody said anything. None: one label for all.
     """
 
     rewards: Tensor
@@ -230,6 +232,8 @@ class Feedback:
     annotators: Sequence[str] | None = None
     drawn: Mapping[str, Tensor] = field(default_factory=dict)
     branch: Tensor | None = None
+    ratings: Tensor | None = None
+    strengths: Tensor | None = None
 
     def __post_init__(self) -> None:
         _require(isinstance(self.rewards, Tensor) and self.rewards.ndim == 1, "Feedback.rewards: takes a tensor [batch]")
@@ -258,6 +262,12 @@ class Feedback:
             _require(self.pairs is not None, "Feedback.strength: given without pairs")
             _table("Feedback", "strength", self.strength, self.pairs.shape[:1])  # type: ignore[union-attr]
             _require(not bool(((self.strength < 0) | (self.strength > 1)).any()), "Feedback.strength: got values outside 0..1")
+        if self.ratings is not None:
+            _table("Feedback", "ratings", self.ratings, (*rows, *self.ratings.shape[1:2]))
+        if self.strengths is not None:
+            _require(self.pairs is not None, "Feedback.strengths: given without pairs")
+            _table("Feedback", "strengths", self.strengths, (len(self.pairs), *self.strengths.shape[1:2]))  # type: ignore[arg-type]
+            _require(not bool(((self.strengths < 0) | (self.strengths > 1)).any()), "Feedback.strengths: got values outside 0..1")
 
 
 class _Filled(type):
@@ -444,6 +454,9 @@ class Method:
         it; their steps need not be random. None for all others.
     companions: sets of the policy's parameters that are trained beside it (``samplers.score_differences.Companion``).
     by_step: whether what is made of a step depends on no other step, so that a unit of whole rows may be seen one step at a time.
+    numbers: of a reward model's scores, how many say one dimension, the first of them how good a row is in it; 0: none is one by itself,
+        and rows are only compared. wins: scores ``[N, T]`` of rows and of others -> how probably each is better, ``[N, dimensions]``; None
+        of methods that compare nothing.
     """
 
     signal: Callable[[Feedback], Tensor]
@@ -465,6 +478,8 @@ class Method:
     reward_gradient: Any = None
     companions: tuple[Any, ...] = ()
     by_step: bool = False
+    numbers: int = 1
+    wins: Callable[[Tensor, Tensor], Tensor] | None = None
 
     def __post_init__(self) -> None:
         for name in ("needs", "survey_needs", "reads"):

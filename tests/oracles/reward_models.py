@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tests.oracles.pairs import _cells, _rows, _smooth, expected
-from tests.oracles.tables import Table
+from tests.oracles.tables import COLUMNS, Table
 
 
 def _centred(table: Table, better: int, worse: int, step: int, centre: float) -> Tensor:
@@ -70,6 +70,38 @@ def score_regression(table: Table, *, target: str = "rating") -> Tensor:
     return total
 
 
+def general_preference(table: Table, *, temperature: float = 1.0, normalised: bool = False) -> Tensor:
+    def embedding(row: int) -> list[Tensor]:
+        numbers = [table.log_probs[row, step] if step in _cells(table, row) else torch.zeros(()).double() for step in range(COLUMNS)]
+        length = torch.stack([number**2 for number in numbers]).sum() ** 0.5 if normalised else 1.0
+        return [number / length for number in numbers]
+
+    def cost(better: int, worse: int, step: int | None) -> Tensor:
+        v, u = embedding(better), embedding(worse)
+        ahead = v[0] * u[1] - v[1] * u[0] + v[2] * u[3] - v[3] * u[2]  # of five, the last stands alone
+        return torch.log1p(torch.exp(-ahead / temperature))
+
+    return expected(table, cost)
+
+
+def bradley_terry_gaussian(table: Table) -> Tensor:
+    """By Simpson's rule in the Gaussian's own units, on another grid than the code's."""
+    grid = torch.linspace(-10, 10, 2001, dtype=torch.float64)
+    simpson = torch.tensor([1.0] + [4.0, 2.0] * 999 + [4.0, 1.0], dtype=torch.float64) * 0.01 / 3
+    density = torch.exp(-(grid**2) / 2) / math.sqrt(2 * math.pi) * simpson
+
+    def cell(row: int, step: int) -> Tensor:
+        return table.log_probs[row, step] if step in _cells(table, row) else torch.zeros(()).double()
+
+    def cost(better: int, worse: int, step: int | None) -> Tensor:
+        mean, spread = (step or 0) // 2 * 2, (step or 0) // 2 * 2 + 1
+        gap = cell(better, mean) - cell(worse, mean)
+        variance = sum(cell(row, spread).exp() if spread < COLUMNS else 1.0 for row in (better, worse))
+        return -(density / (1 + torch.exp(-gap - variance**0.5 * grid))).sum().log()
+
+    return expected(table, cost)
+
+
 ORACLES: dict[str, list[tuple[dict[str, Any], Callable[..., Tensor]]]] = {
     "bradley_terry": [
         ({}, bradley_terry),
@@ -77,6 +109,13 @@ ORACLES: dict[str, list[tuple[dict[str, Any], Callable[..., Tensor]]]] = {
         ({"centre": 0.02}, bradley_terry),
     ],
     "bradley_terry_ties": [({}, bradley_terry_ties), ({"k": 2.0, "centre": 0.1}, bradley_terry_ties)],
+    "bradley_terry_gaussian": [({}, bradley_terry_gaussian)],
+    "general_preference": [
+        ({}, general_preference),
+        ({"temperature": 0.5, "normalised": True}, general_preference),
+    ],
     "list_mle": [({}, list_mle)],
     "score_regression": [({}, score_regression), ({"target": "label"}, score_regression)],
 }
+
+SATURATING = {"general_preference": "of a number without another one beside it, as that test has it, no embedding is made"}

@@ -65,7 +65,7 @@ def of_images(seed: int = 0) -> Any:
 
 
 def of_scores() -> Any:
-    return shaken(mm.policies.scorer(of_words(())), 0)
+    return shaken(mm.policies.scorer(of_words(()), scores=["first", "second"]), 0)
 
 
 def shaken(policy: Any, seed: int) -> Any:

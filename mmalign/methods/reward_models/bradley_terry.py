@@ -40,4 +40,4 @@ def bradley_terry(*, margin: NotNegative = 0.0, centre: NotNegative = 0.0, smoot
         >>> (method.weigh(mask) * loss.values).sum()  # -log sigmoid(1.5 - 0.5)
         tensor(0.3133, dtype=torch.float64)
     """
-    return pairwise(rated.ahead_by(margin, flips=smoothing), *([rated.centred(centre)] if centre else []), kinds=SCORES)
+    return pairwise(rated.ahead_by(margin, flips=smoothing), *([rated.centred(centre)] if centre else []), kinds=SCORES, wins=rated.wins)

@@ -42,4 +42,5 @@ def bradley_terry_ties(*, k: Annotated[float, within(1, above=True)] = 5.0, cent
         >>> round(float((-loss).exp()), 4)  # (k - 1) / (k + 1)
         0.5
     """
-    return pairwise(rated.or_tied(math.log(k)), *([rated.centred(centre)] if centre else []), kinds=SCORES)
+    terms = [rated.or_tied(math.log(k)), *([rated.centred(centre)] if centre else [])]
+    return pairwise(*terms, kinds=SCORES, wins=lambda own, other: rated.wins_or_ties(own, other, log_k=math.log(k)))

@@ -19,12 +19,14 @@ def score_regression(*, target: Literal["rating", "label"] = "rating") -> Method
 
         loss = mean over rows of  (s - rating)^2,  or  -p log sigmoid(s) - (1 - p) log sigmoid(-s)
 
+    Records that are rated in each dimension by itself train each by its own ratings; where nobody rated one, it costs nothing.
+
     target: ``rating``, the records' own scores; ``label``, thumbs, with p how probably a row is good (of pairs the better row is good).
 
     Paper: HelpSteer2, arXiv 2406.08673, sec. 3 (regression on attributes); of labels, Training Verifiers to Solve Math Word Problems,
     arXiv 2110.14168, sec. 4 (a verifier).
 
-    Deviations: the papers fit several attributes, or every token of an answer; here it is the output as a whole.
+    Deviations: a verifier scores every token of an answer; here it is the output as a whole. A dimension counts as often as it is rated.
 
     Examples:
         >>> from mmalign.types import Feedback, Steps
@@ -35,12 +37,12 @@ def score_regression(*, target: Literal["rating", "label"] = "rating") -> Method
         [4.0, 0.0]
     """
     if target == "label":
-        return rated(target=comparisons.labels, cost=_cross_entropy)
+        return rated(target=lambda feedback: comparisons.labels(feedback)[:, None], cost=_cross_entropy)
     return rated(target=_ratings, cost=lambda score, rating: (score - rating) ** 2)
 
 
 def _ratings(feedback: Feedback) -> Tensor:
-    return feedback.rewards.detach()
+    return feedback.rewards.detach()[:, None] if feedback.ratings is None else feedback.ratings.detach().double()
 
 
 def _cross_entropy(score: Tensor, p: Tensor) -> Tensor:

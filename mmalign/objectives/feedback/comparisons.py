@@ -88,13 +88,22 @@ def strengths(feedback: Feedback) -> Tensor:
 
     Errors: UserError without pairs, and for a row in two of them.
     """
+    return _signed(feedback, feedback.strength)
+
+
+def strengths_by_score(feedback: Feedback) -> Tensor:
+    """``strengths`` in each of a reward model's scores, ``[B, T]``; one for all, ``[B, 1]``, without ``Feedback.strengths``."""
+    return _signed(feedback, feedback.strength)[:, None] if feedback.strengths is None else _signed(feedback, feedback.strengths)
+
+
+def _signed(feedback: Feedback, probability: Tensor | None) -> Tensor:
     if feedback.pairs is None:
         raise UserError("Feedback.pairs: got None, a preference takes pairs of row numbers")
     refuse_shared_rows(feedback.pairs)
-    probability = torch.ones(len(feedback.pairs)) if feedback.strength is None else feedback.strength
-    strength = probability.detach().double()
+    strength = torch.ones(len(feedback.pairs)) if probability is None else probability
+    strength = strength.detach().double()
     first = torch.where(strength >= 0.5, strength, strength - 1).nan_to_num(0.0)
-    signed = torch.zeros(len(feedback.rewards), dtype=torch.float64)
+    signed = torch.zeros(len(feedback.rewards), *strength.shape[1:], dtype=torch.float64)
     signed[feedback.pairs[:, 0]], signed[feedback.pairs[:, 1]] = first, -first
     return signed
 

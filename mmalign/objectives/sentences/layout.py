@@ -52,6 +52,10 @@ class Layout:
         several = list(states.values())
         return Together(**{str(number): state for number, state in enumerate(several)}) if len(several) > 1 else next(iter(several), None)
 
+    def width(self, *, surveyed: bool = True) -> int:
+        """How many numbers of a row are the terms', before the survey without what it finds."""
+        return sum(self._extras) + (sum(self._surveyed) if surveyed else 0)
+
     def extras(self, feedback: Feedback) -> list[Tensor]:
         """What the terms are told of each row, ``[B, ...]`` float64 each, without gradient."""
         return [reading.of(feedback).detach().double() for reading in self.readings]

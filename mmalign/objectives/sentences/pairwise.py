@@ -8,7 +8,8 @@ a pair named the other way round is the same pair.
 **Layout.** Rows ``2k`` and ``2k + 1`` of the Steps are a pair, and the signal ``[2N, 1]`` says what is known of it: plus p for the
 better row, minus p for the other, with p in 0.5..1; both 0 where nothing is known. So a tie is +-0.5, and a signal that is not of
 this form, because a pair was torn apart, is refused. Methods whose terms are told more of a row, or find more, have further channels,
-``[2N, 1, 1 + E + S]``, of which each term sees its own (``layout``). A recipe brings the rows into order.
+``[2N, 1, 1 + E + S]``, of which each term sees its own (``layout``). Pairs that people compared in each of T scores by itself have T such
+labels in place of the one, ``[2N, 1, T + E + S]``. A recipe brings the rows into order.
 
 The value of a pair stands in all live cells of both rows, so that ``weights.sequence_mean`` makes the mean over pairs; a bound's
 ``[N, T]``, and of what looks at steps one by one, in the cells of their step where both rows have it. A pair with an empty row has value 0.
@@ -23,9 +24,9 @@ from torch import Tensor
 
 from mmalign.objectives import scores, weights
 from mmalign.objectives.feedback import comparisons
-from mmalign.objectives.parts import DENSITIES, Part, live, refuse_kind
+from mmalign.objectives.parts import DENSITIES, live, refuse_kind
 from mmalign.objectives.sentences.layout import Layout
-from mmalign.objectives.terms.pairs import Order, Term, shared, whole
+from mmalign.objectives.terms.pairs import Gap, Order, Term, shared, whole
 from mmalign.types import Feedback, Loss, Method, Move, Steps, UserError
 
 
@@ -36,36 +37,39 @@ def pairwise(
     moves: tuple[Move, ...] = (),
     sampled_by: str = "current",
     by_step: bool = False,
+    numbers: int = 1,
+    wins: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> Method:
     """``value of a pair = p (sum of terms) + (1 - p) (sum of terms in the turned order)``, the expected cost under the label.
 
-    weigh, moves, sampled_by, by_step: as in ``types.Method``. kinds: of steps, as far as all terms take them. Where something that a term
-    is told of a row is NaN, nothing is known of the row's pair.
+    weigh, moves, sampled_by, by_step, numbers, wins: as in ``types.Method``. kinds: of steps, as far as all terms take them. Where something
+    that a term is told of a row is NaN, nothing is known of the row's pair.
 
     Errors: UserError for a kind of steps that it does not accept, a signal that is no pairs', and where a term misses what it needs.
     """
-    layout, score = Layout(terms), next((term.score for term in terms if term.score is not None), None)
+    layout, gap = Layout(terms), next((term.gap for term in terms if term.gap is not None), None)
     kinds = layout.kinds(kinds)
 
     def orders(steps: Steps, signal: Tensor) -> list[Order]:
-        order, numbers = ordered(steps, signal)
-        return [order._replace(extras=extras, surveyed=surveyed) for extras, surveyed in layout.split(numbers)]
+        order, others = ordered(steps, signal, layout.width())
+        return [order._replace(extras=extras, surveyed=surveyed) for extras, surveyed in layout.split(others)]
 
     def signal(feedback: Feedback) -> Tensor:
         for term in terms:
             feedback = feedback if term.labels is None else term.labels(feedback)
-        known = comparisons.strengths(feedback)
+        known = comparisons.strengths_by_score(feedback)
         extras = layout.extras(feedback)
         if not extras:
-            return known[:, None]
-        numbers = torch.cat(extras, 1)
-        silent = numbers.isnan().any(1)
-        known = torch.where(silent | comparisons.partner(feedback, silent.double()).eq(1), 0.0, known)
-        return torch.cat([known[:, None], torch.where((known != 0)[:, None], numbers, 0.0)], 1)[:, None]
+            return known if known.shape[1] == 1 else known[:, None]
+        told = torch.cat(extras, 1)
+        silent = told.isnan().any(1)
+        silent = silent | comparisons.partner(feedback, silent.double()).eq(1)
+        known = torch.where(silent[:, None], 0.0, known)
+        return torch.cat([known, torch.where((known != 0).any(1, keepdim=True), told, 0.0)], 1)[:, None]
 
     def survey(steps: Steps, signal: Tensor) -> Tensor:
-        order, numbers = ordered(steps, signal)
-        surveyed = layout.survey(lambda extras, surveyed: order._replace(extras=extras, surveyed=surveyed), steps, numbers)
+        order, others = ordered(steps, signal, layout.width(surveyed=False))
+        surveyed = layout.survey(lambda extras, surveyed: order._replace(extras=extras, surveyed=surveyed), steps, others)
         return torch.cat([signal.flatten(1), *(values.to(signal) for values in surveyed)], 1)[:, None]
 
     def loss(steps: Steps, signal: Tensor) -> Loss:
@@ -75,7 +79,7 @@ def pairwise(
         value = order.strength * _cost(steps, each) + turned.strength * _cost(steps, [own.turned() for own in each])
         counted = shared(steps, by_step=by_step)
         cells = live(value.expand_as(counted), counted & (order.sign != 0)).repeat_interleave(2, 0)
-        return Loss(live(cells, steps.mask), _metrics(steps, score, order, counted), steps.mask.any(1).sum())
+        return Loss(live(cells, steps.mask), _metrics(steps, gap, order, counted), steps.mask.any(1).sum())
 
     def _cost(steps: Steps, each: list[Order]) -> Tensor:
         costs = [term.of(steps, order) for term, order in zip(terms, each, strict=True)]
@@ -88,7 +92,7 @@ def pairwise(
         needs=layout.needs(),
         unit="pair",
         kinds=kinds,
-        keep=lambda feedback: signal(feedback).flatten(1)[:, 0] != 0,
+        keep=lambda feedback: _told(signal(feedback), layout.width(surveyed=False)).any(1),
         reads=layout.reads(),
         survey=survey if layout.surveys else None,
         survey_needs=layout.survey_needs(),
@@ -96,44 +100,60 @@ def pairwise(
         moves=moves,
         sampled_by=sampled_by,
         by_step=by_step,
+        numbers=numbers,
+        wins=wins,
     )
 
 
-def ordered(steps: Steps, signal: Tensor) -> tuple[Order, Tensor]:
-    """The order that a signal ``[2N, 1]`` or ``[2N, 1, S]`` tells, after a look at the layout, and the other numbers ``[2N, S - 1]``.
+def ordered(steps: Steps, signal: Tensor, others: int = 0) -> tuple[Order, Tensor]:
+    """The order that a signal ``[2N, 1]`` or ``[2N, 1, S]`` tells, after a look at the layout, and the other numbers ``[2N, others]``.
 
-    signal: as in the module's layout.
+    signal: as in the module's layout. others: how many of its numbers are none of the labels.
     """
-    flat = signal.flatten(1)
     if signal.ndim not in (2, 3) or signal.shape[:2] != (len(steps), 1) or len(steps) % 2:
         raise UserError(f"signal: got shape {list(signal.shape)} for {len(steps)} rows, takes [{len(steps)}, 1] and whole pairs")
-    first = flat[0::2, :1]
-    if not torch.equal(first, -flat[1::2, :1]):
+    flat = signal.flatten(1)
+    labels = flat[:, : flat.shape[1] - others]
+    if labels.shape[1] not in (1, steps.mask.shape[1]):
+        takes = f"takes 1 or {steps.mask.shape[1]} labels, and {others} others"
+        raise UserError(f"signal: got {flat.shape[1]} numbers of a row, {takes}; no survey was made before micro-batches?")
+    first = labels[0::2]
+    if not torch.equal(first, -labels[1::2]):
         raise UserError("signal: rows 2k and 2k + 1 are no pair; takes the two rows of each pair side by side")
-    return Order(first.sign(), first.abs(), flat[:, :0], flat[:, :0]), flat[:, 1:]
+    return Order(first.sign(), first.abs(), flat[:, :0], flat[:, :0]), flat[:, labels.shape[1] :]
+
+
+def _told(signal: Tensor, others: int) -> Tensor:
+    """``[B, 1 or T]`` bool: of which labels of a row something is known."""
+    flat = signal.flatten(1)
+    return flat[:, : flat.shape[1] - others] != 0
 
 
 @torch.no_grad()
-def _metrics(steps: Steps, score: Part | None, order: Order, counted: Tensor) -> dict[str, Tensor]:
+def _metrics(steps: Steps, gap: Gap | None, order: Order, counted: Tensor) -> dict[str, Tensor]:
     """Means over live rows, as 0-d tensors; over micro-batches they add up by the number of live rows.
 
     margin: by how much the better row's score is ahead. accuracy: pairs in which it is ahead; a margin of 0 and a pair that says
     nothing count one half. better, worse: log-ratio to ``ref`` (log-probability, where the method has no reference) of the better
     and the worse rows, nats, summed over the steps that are seen at once: the margin can grow while both fall. All are 0 without a live
-    row.
+    row. Where scores are labelled each by itself, those of a pair that are count alike.
     """
     full, rows = whole(steps), steps.mask.any(1).sum().clamp(min=1)
-    count = counted.sum(1, keepdim=True).clamp(min=1)
+    told = counted & (order.sign != 0)
+    count = told.sum(1, keepdim=True)
     cells = scores.log_ratio(steps) if "ref" in steps.refs else scores.log_prob(steps)
-    up, down = order.sides(cells.sum(1, keepdim=True))
+    up, down = (side.sum(1, keepdim=True) for side in order.sides(cells))
 
     def mean(values: Tensor) -> Tensor:
         return 2 * live(values, full).sum() / rows
 
+    def over_told(values: Tensor) -> Tensor:
+        return live(values.expand_as(told), told).sum(1, keepdim=True) / count.clamp(min=1)
+
     metrics = {"better": mean(up), "worse": mean(down)}
-    if score is not None:
-        better, worse = order.sides(score.of(steps))
-        ahead = ((better - worse) * (order.sign != 0)).expand_as(counted)
-        metrics["margin"] = mean(live(ahead, counted).sum(1, keepdim=True) / count)
-        metrics["accuracy"] = mean(live((ahead.sign() + 1) / 2, counted).sum(1, keepdim=True) / count)
+    if gap is not None:
+        ahead = gap(steps, order)
+        metrics["margin"] = mean(over_told(ahead))
+        right = torch.where(count > 0, over_told((ahead.sign() + 1) / 2), 0.5)
+        metrics["accuracy"] = mean(live(right, counted.any(1, keepdim=True)))
     return metrics

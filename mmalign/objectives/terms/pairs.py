@@ -21,8 +21,9 @@ from mmalign.types import Feedback, Steps
 class Order(NamedTuple):
     """Which row of each pair is taken to be the better one.
 
-    sign: ``[N, 1]``, +1 the first, -1 the second, 0 for a pair of which nothing is known. strength: ``[N, 1]``, how likely that is.
-    extras, surveyed: ``[2N, E]`` and ``[2N, S]``, what the term that is asked was told of each row, and what it found.
+    sign: ``[N, 1 or T]``, +1 the first, -1 the second, 0 for a pair of which nothing is known; T of a reward model's scores that are
+    labelled each by itself. strength: ``[N, 1 or T]``, how likely that is. extras, surveyed: ``[2N, E]`` and ``[2N, S]``, what the term
+    that is asked was told of each row, and what it found.
     """
 
     sign: Tensor
@@ -31,8 +32,9 @@ class Order(NamedTuple):
     surveyed: Tensor
 
     def sides(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """``rows [2N, ...]`` of the better and of the worse row of each pair, ``[N, ...]`` each."""
-        first = (self.sign >= 0).view(-1, *[1] * (rows.ndim - 1))
+        """``rows [2N, ...]`` of the better and of the worse row of each pair, ``[N, ...]`` each; ``[N, T]`` of ``[2N, 1]`` and T orders."""
+        first = self.sign >= 0
+        first = first.view(-1, *[1] * (rows.ndim - 1)) if first.shape[1] == 1 else first
         return torch.where(first, rows[0::2], rows[1::2]), torch.where(first, rows[1::2], rows[0::2])
 
     def turned(self) -> Order:
@@ -40,16 +42,28 @@ class Order(NamedTuple):
         return self._replace(sign=torch.where(self.sign == 0, -1.0, -self.sign), strength=1 - self.strength)
 
 
+Gap = Callable[[Steps, Order], Tensor]
+
+
 @dataclass(frozen=True)
 class Term(parts.Term[Order]):
     """What a pair costs in an order: ``of(steps, order) -> [N, 1 or T]``.
 
-    score: what the rows are compared by, ``[2N, 1 or T]``, where there is such a thing; for metrics. labels: what the term makes of the
-    labels before anybody sees them.
+    score: what the rows are compared by, ``[2N, 1 or T]``, where there is such a thing; for metrics. ahead: by how much the better row is
+    ahead, ``[N, 1 or T]``, where that is no difference of scores. labels: what the term makes of the labels before anybody sees them.
     """
 
     score: Part | None = None
     labels: Callable[[Feedback], Feedback] | None = None
+    ahead: Gap | None = None
+
+    @property
+    def gap(self) -> Gap | None:
+        """By how much the better row of each pair is ahead; None of a term that compares nothing."""
+        score = self.score
+        if self.ahead is not None or score is None:
+            return self.ahead
+        return lambda steps, order: torch.sub(*order.sides(score.of(steps)))
 
 
 def compared(score: Part, link: links.Compare, *, weight: Term | None = None) -> Term:

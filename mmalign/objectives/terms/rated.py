@@ -56,3 +56,19 @@ def centred(weight: float) -> Term:
     """
     links.not_negative(centre=weight)
     return Term(lambda steps, order: weight * torch.stack(order.sides(SCORE.of(steps))).sum(0) ** 2, SCORE.needs, kinds=SCORES)
+
+
+def wins(own: Tensor, other: Tensor) -> Tensor:
+    """How probably rows are better than others, elementwise: ``sigmoid(s - s')``.
+
+    own, other: scores of rows, ``[N, T]``.
+    """
+    return torch.sigmoid(own - other)
+
+
+def wins_or_ties(own: Tensor, other: Tensor, *, log_k: float) -> Tensor:
+    """``wins`` where ties count one half, ``P(w) + P(tie) / 2`` of ``or_tied``: ``P(w) + P(l) + P(tie) = 1``.
+
+    own, other: scores of rows, ``[N, T]``. log_k: as in ``or_tied``.
+    """
+    return (1 + torch.sigmoid(own - other - log_k) - torch.sigmoid(other - own - log_k)) / 2
