@@ -53,6 +53,12 @@ def test_gradients_arrive_at_the_backbone_or_at_the_head_alone() -> None:
         assert trained == "all" or not any(parameter.requires_grad for parameter in policy.of.model.parameters())
 
 
+def test_a_linear_head_that_starts_apart_is_drawn_by_its_seed() -> None:
+    one, same, other = (mm.heads.linear(spread=0.5, seed=seed).make(2000, ["a", "b"]).weight for seed in (0, 0, 1))
+    assert torch.equal(one, same) and not torch.equal(one, other) and one.std().item() == pytest.approx(0.5, rel=0.05)
+    assert not torch.equal(one[0], one[1])
+
+
 def test_output_embeddings_that_no_score_depends_on_are_not_trained(tmp_path: Path) -> None:
     model = tiny_text.model("llama")
     assert model.get_output_embeddings().weight is not model.get_input_embeddings().weight

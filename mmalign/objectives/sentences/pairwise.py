@@ -42,8 +42,8 @@ def pairwise(
 ) -> Method:
     """``value of a pair = p (sum of terms) + (1 - p) (sum of terms in the turned order)``, the expected cost under the label.
 
-    weigh, moves, sampled_by, by_step, numbers, wins: as in ``types.Method``. kinds: of steps, as far as all terms take them. Where something
-    that a term is told of a row is NaN, nothing is known of the row's pair.
+    weigh, moves, sampled_by, by_step, numbers, wins: as in ``types.Method``. kinds: of steps, as far as all terms take them. Where
+    something that a term is told of a row is NaN, nothing is known of the row's pair.
 
     Errors: UserError for a kind of steps that it does not accept, a signal that is no pairs', and where a term misses what it needs.
     """
