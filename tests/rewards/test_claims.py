@@ -47,6 +47,15 @@ def test_false_claims_are_counted_and_each_is_asked_alone_with_the_picture(serve
     assert mm.rewards.claims(server=at(server), least=0.7)(["a dog"], prompts[:1]).tolist() == [-1.0]  # yes, by 2/3
 
 
+def test_claims_of_a_text_are_checked_by_what_a_model_knows(server):
+    reward = mm.rewards.claims(server=at(server), by="knowledge", of="precision")
+    assert reward(["a dog", "a cat", "hm"], ["What is it?"] * 3).tolist() == [1.0, 0.5, 1.0] and (reward.low, reward.high) == (0, 1)
+    checks = [body for body in server.requests if "<answer>" not in said(body)]
+    assert len(checks) == 4 and all("picture" not in said(body) and "What is it" not in said(body) for body in server.requests)
+    with pytest.raises(UserError, match=r"claims\.by: got 'faith'"):
+        mm.rewards.claims(server=at(server), by="faith")
+
+
 def test_two_servers_share_the_work(server):
     other = FakeServer(answered)
     try:
