@@ -36,6 +36,7 @@ from mmalign.rewards.texts.math_answer import math_answer as math_answer
 from mmalign.rewards.texts.number_error import number_error as number_error
 from mmalign.rewards.texts.refusal import refusal as refusal
 from mmalign.rewards.texts.relevance import relevance as relevance
+from mmalign.rewards.texts.render_and_compare import render_and_compare as render_and_compare
 from mmalign.rewards.texts.repetition import distinct_part as distinct_part
 from mmalign.rewards.texts.repetition import repetition as repetition
 from mmalign.rewards.texts.testbench import testbench as testbench

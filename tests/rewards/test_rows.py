@@ -217,3 +217,41 @@ def test_mistakes_about_the_hardest_are_one_line(scored, more, settings, says):
     prompts, file = scored
     with pytest.raises(UserError, match=says):
         mm.data.hardest([*prompts, *more], reference=file, **settings)
+
+
+# ---- rendered and compared
+
+SPANNED = (
+    "Here:<TABLE border=1><tr><th colspan='2'>Dose &amp; time</th></tr>"
+    "<tr><td rowspan=2>a</td><td>b</td></tr><tr><td><b>c</b></td></tr></table>."
+)
+
+
+def test_cells_of_tables():
+    from mmalign.rewards.texts.render_and_compare import cells_of
+
+    assert cells_of(SPANNED) == [(0, 0, 1, 2, "Dose & time"), (1, 0, 2, 1, "a"), (1, 1, 1, 1, "b"), (2, 1, 1, 1, "c")]
+    assert cells_of("| x |\n\nor\n| h | i |\n|---|:-:|\n| 1 |  |\n") == [
+        (0, 0, 1, 1, "h"),
+        (0, 1, 1, 1, "i"),
+        (1, 0, 1, 1, "1"),
+        (1, 1, 1, 1, ""),
+    ]
+    assert cells_of("<table><tr><td>1</table> then <table><td>2") == [] and cells_of("<table><td>2</td>") == [(0, 0, 1, 1, "2")]
+    assert cells_of("none") == [] and len(cells_of("<td>" * 9000)) == 4096
+
+
+def test_what_looks_alike_scores_high():
+    pytest.importorskip("skimage", reason="needs the extra metrics, which CI installs")
+    from mmalign.rewards.texts.render_and_compare import formula_picture, table_picture
+
+    true = table_picture(SPANNED)
+    said = [SPANNED, SPANNED.replace("b", "x"), SPANNED.replace("rowspan=2", ""), "| a | b |\n| c | d |", "nothing"]
+    scores = mm.rewards.render_and_compare()(said, ["?"] * 5, picture=[true] * 5).tolist()
+    assert scores[0] == pytest.approx(1, abs=1e-6) and scores[0] > scores[1] > scores[2] > scores[3] > scores[4] == 0
+    true = formula_picture(r"$\frac{a}{b}$")
+    said = [r"It is \[ \frac{a}{b} \]", r"$\frac{a}{c}$", "$a + b$", r"$\nonsense{a}$", "$$"]
+    scores = mm.rewards.render_and_compare(of="formula")(said, ["?"] * 5, picture=[true] * 5).tolist()
+    assert scores[0] == pytest.approx(1, abs=1e-6) and scores[0] > scores[1] > scores[2] and scores[3:] == [0, 0]
+    with pytest.raises(UserError, match=r"render_and_compare\.column: .*gone\.png"):
+        mm.rewards.render_and_compare()(["x"], ["?"], picture=["gone.png"])
