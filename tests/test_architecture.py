@@ -61,7 +61,7 @@ ARROWS: dict[str, set[str]] = {
     "data": {"types", "arguments", "files", "records", "media", "conversations", "reference_scores"},
     "worlds": {"types", "arguments", "needs", "stacking", "records", "samplers", "policies", "evaluation"},
     "guidance": {"types", "arguments", "samplers", "policies"},
-    "evaluation": {"types", "arguments", "media"},
+    "evaluation": {"types", "arguments", "media", "records", "data"},
     "runs": {"types", "arguments", "config", "files", "media", "conversations", "matching", "distributed"},
     "distributed": {"types", "stacking"},
     "selftest": {"types", "files", "runs", "config", "distributed"},

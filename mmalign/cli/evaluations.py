@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from mmalign.cli.app import Processes, Shared, Trust, app, echo, mistakes_as_lines, run_folder, several
+from mmalign.cli.raters import SUITES, Rater, as_values, is_of_rewards
 
 REVIEW = 2048  # tokens of a judge's review at most
 
@@ -19,22 +20,29 @@ def evaluate(  # the options of a command
     context: typer.Context,
     model: Annotated[str | None, typer.Argument(metavar="RUN_OR_MODEL", help="A run, or a hub id or folder of a model.")] = None,
     options: Options = None,
-    suite: Annotated[str | None, typer.Option(help="pope, chair, amber, mmhal or refomb; else a run's own judges.")] = None,
-    annotations: Annotated[Path | None, typer.Option(help="The benchmark's own file or folder.")] = None,
-    images: Annotated[Path | None, typer.Option(help="The folder of its images.")] = None,
-    answers: Annotated[Path | None, typer.Option(help="Score these answers, and generate none.")] = None,
+    suite: Annotated[str | None, typer.Option(help="A benchmark (mmalign list suites); else a run's own judges.")] = None,
+    annotations: Annotated[Path | None, typer.Option("--annotations", "--data", help="The benchmark's own file or folder.")] = None,
+    images: Annotated[Path | None, typer.Option(help="The folder of its images, or videos.")] = None,
+    answers: Annotated[
+        Path | None, typer.Option("--answers", "--scores", help="Score these answers, and generate none; of rewards, these scores.")
+    ] = None,
+    reward: Annotated[
+        str | None, typer.Option(help="For a benchmark of rewards: a reward's name, or its node, {use: pickscore, ...}; or give a run.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="A folder for answers and results.")] = None,
     parameters: Annotated[str | None, typer.Option("--set", help="Of a run: ref, trained, ema or best; the best by default.")] = None,
     batch: Annotated[int, typer.Option(help="Questions at once.")] = 8,
     limit: Annotated[int | None, typer.Option(help="Only the first questions.")] = None,
     samples: Annotated[int | None, typer.Option(help="Without a suite: samples of each prompt.")] = None,
-    judge: Annotated[str | None, typer.Option(help="The URL of an OpenAI-compatible server, for mmhal and refomb.")] = None,
+    judge: Annotated[
+        str | None, typer.Option(help="The URL of an OpenAI-compatible server that judges: mmhal, refomb, and benchmarks of rewards.")
+    ] = None,
     judge_model: Annotated[str | None, typer.Option(help="The judge's name on that server.")] = None,
     judge_key_env: Annotated[str | None, typer.Option(help="The environment variable that holds its key.")] = None,
     trust: Trust = False,
     processes: Processes = "1",
 ) -> None:
-    """Measure hallucination with a published benchmark over local files; or ask a run's own judges again."""
+    """Measure a model, or a reward, with a published benchmark over local files; or ask a run's own judges again."""
     with mistakes_as_lines(context):
         from mmalign.types import UserError
 
@@ -49,6 +57,12 @@ def evaluate(  # the options of a command
             return
         known = {"url": judge, "model": judge_model, "key_env": judge_key_env}
         server = {key: value for key, value in known.items() if value is not None}
+        if is_of_rewards(suite):
+            rater = Rater(model, reward, server, answers, parameters, trust)
+            _of_rewards(suite, rater, options or [], annotations, images, out, batch, limit)
+            return
+        if reward is not None:
+            raise UserError(f"--reward: {suite} measures what a model answers; takes a run or a model in place of it")
         _suite(suite, model, options or [], annotations, images, answers, out, parameters, batch, limit, server, trust)
 
 
@@ -79,7 +93,7 @@ def _suite(  # the options of a command
         raise UserError(f"--answers: {answers} is not there, takes a file of answers")
     who = model or f"answers of {answers.name if answers else ''}"
     place = out or _place(name, model, answers, parameters)
-    chosen = _built(name, options, annotations, images, server, place).first(limit)
+    chosen = _built(name, as_values(options), annotations, images, server, place).first(limit)
     policy, using = (None, "current") if answers is not None or model is None else _policy(model, parameters, trust)
     evaluated = find("mmalign.commands", "evaluate")(policy, chosen, out=place, answers=answers, batch=batch, using=using, who=who)
     if joined().main:
@@ -87,28 +101,43 @@ def _suite(  # the options of a command
     echo(f"results: {evaluated.path / 'results.json'}")
 
 
-def _built(name: str, options: list[str], annotations: Path | None, images: Path | None, server: dict[str, str], out: Path) -> Any:
-    """The suite, its arguments checked against its signature."""
-    import yaml
+def _of_rewards(
+    name: str, rater: Rater, options: list[str], data: Path | None, images: Path | None, out: Path | None, batch: int, limit: int | None
+) -> None:
+    """A benchmark of rewards. Options that the suite does not have are those of the judge, or ``part``."""
+    from mmalign.arguments.signatures import parameters
+    from mmalign.distributed.team import joined
+    from mmalign.rooms import find
 
+    of_suite = {word: value for word, value in as_values(options).items() if word in parameters(find(SUITES, name))[0]}
+    others = {word: value for word, value in as_values(options).items() if word not in of_suite}
+    scores = rater.built(others)
+    place = out or _place(name, rater.model, rater.scores, rater.who if rater.model is None and rater.scores is None else None)
+    suite = _built(name, of_suite, data, images, {}, place).first(limit)
+    evaluated = find("mmalign.commands", "evaluate_reward")(suite, out=place, batch=batch, who=rater.who, **scores)
+    if joined().main:
+        _print(evaluated, rater.who)
+        echo(f"results: {evaluated.path / 'results.json'}, report: {evaluated.path / 'report.html'}")
+
+
+def _built(name: str, options: dict[str, Any], annotations: Path | None, images: Path | None, server: dict[str, str], out: Path) -> Any:
+    """The suite, its arguments checked against its signature."""
     from mmalign.arguments.signatures import parameters
     from mmalign.config import build_part
     from mmalign.rooms import find, index
     from mmalign.types import UserError
 
-    if name not in index("mmalign.evaluation.suites"):
-        raise UserError(f"--suite: got {name!r}, takes {', '.join(index('mmalign.evaluation.suites'))}")
+    if name not in index(SUITES):
+        raise UserError(f"--suite: got {name!r}, takes {', '.join(index(SUITES))}")
+    takes = parameters(find(SUITES, name))[0]
+    file = "data" if "data" in takes else "annotations"
     if annotations is None or not annotations.exists():
-        raise UserError(f"--annotations: got {annotations}, takes the file or folder of {name}")
-    node: dict[str, Any] = {"use": name, "annotations": annotations}
+        raise UserError(f"--{file}: got {annotations}, takes the file or folder of {name} (mmalign explain {name})")
+    node: dict[str, Any] = {"use": name, file: annotations}
     if images is not None:
         node["images"] = images
-    for word in options:
-        key, equals, value = word.partition("=")
-        if not key or not equals:
-            raise UserError(f"{word}: takes key=value")
-        node[key] = yaml.safe_load(value)
-    if "judge" in parameters(find("mmalign.evaluation.suites", name))[0]:
+    node |= options
+    if "judge" in takes:
         if not {"url", "model"} <= server.keys():
             raise UserError(f"--judge: {name} is judged; takes the URL of an OpenAI-compatible server, and --judge-model its name there")
         node["judge"] = find("mmalign.evaluation", "remembering")(_judge(server), out / "reviews.jsonl", who=server["model"])
@@ -143,6 +172,8 @@ def _policy(model: str, parameters: str | None, trust: bool) -> tuple[Any, str]:
 def _place(name: str, model: str | None, answers: Path | None, parameters: str | None) -> Path:
     from mmalign.types import UserError
 
+    if model is None and answers is None and parameters is not None:  # a reward, or a judge, by its name
+        return Path("evaluations") / f"{parameters}-{name}"
     if model is None:
         return Path("evaluations") / f"{answers.stem if answers else 'answers'}-{name}"
     for folder in (Path(model), Path("runs") / model):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +12,15 @@ from typing import Any
 import torch
 
 from mmalign.arguments.ranges import Count, Seed
-from mmalign.distributed.jobs import in_turn, stopping_together
+from mmalign.commands._resumed import resumed
+from mmalign.distributed.jobs import stopping_together
 from mmalign.distributed.team import Team, joined, team_for
+from mmalign.evaluation.comparisons import RewardSuite
 from mmalign.evaluation.intervals import Interval, Scores
 from mmalign.evaluation.suite import Item, Suite, read_answers
 from mmalign.files import finite, write_json, write_text
+from mmalign.report.evaluation import page
 from mmalign.runs.folder import held
-from mmalign.runs.progress import Interrupt, Progress
 from mmalign.training.journal import hashed
 from mmalign.types import Policy, UserError
 
@@ -27,10 +29,10 @@ SEED = 2**41  # far from every seed of training and of its evaluations
 
 @dataclass(frozen=True)
 class Evaluated:
-    """What came of it. ``path``: the folder with ``answers.jsonl``, ``rows.jsonl`` and ``results.json``."""
+    """What came of it. ``path``: the folder with what was answered, ``rows.jsonl``, ``results.json`` and the page ``report.html``."""
 
     path: Path
-    suite: Suite
+    suite: Suite | RewardSuite
     scores: Scores
 
 
@@ -75,15 +77,23 @@ def evaluate(  # what a command may be told
                     stack.enter_context(held(folder, "answers"))
                 replies = _replies(policy, suite, folder / "answers.jsonl", batch=batch, head=head, team=team)
         about = {"who": who, "using": using, "answers": None if answers is None else str(answers), "call": settings, "seed": seed}
-        return Evaluated(folder, suite, _scored(suite, replies, folder, about, team))
+        in_order = [replies.get(item.id) for item in suite.items]
+        return Evaluated(folder, suite, scored(suite, in_order, folder, about, team, _shown))
 
 
-def _scored(suite: Suite, replies: Mapping[str, str | None], folder: Path, about: Mapping[str, Any], team: Team) -> Scores:
-    """What the main process finds in all answers, and writes; the others hear it."""
+def _shown(item: Item, answer: str | None) -> dict[str, Any]:
+    return {"id": item.id, "question": item.question, "answer": answer}
+
+
+def scored(
+    suite: Suite | RewardSuite, replies: Sequence[Any], folder: Path, about: Mapping[str, Any], team: Team,
+    shown: Callable[[Any, Any], Mapping[str, Any]],
+) -> Scores:  # fmt: skip
+    """What the main process finds in all replies, one for each item, and writes; the others hear it. shown: (item, reply) as a row."""
     own = None
     if team.main:
-        own = suite.score(suite.items, [replies.get(item.id) for item in suite.items])
-        _write(folder, suite, replies, own, about)
+        own = suite.score(suite.items, replies)  # type: ignore[arg-type]  # a suite scores its own items
+        _write(folder, suite, [shown(item, reply) for item, reply in zip(suite.items, replies, strict=True)], own, about)
     heard = team.tell(None if own is None else _plain({**vars(own), "values": dict(own.values)}))[0]
     return own or Scores(**{**heard, "values": {name: Interval(*value) for name, value in heard["values"].items()}})
 
@@ -107,25 +117,12 @@ def _replies(policy: Policy, suite: Suite, file: Path, *, batch: int, head: Mapp
     team_for(-(-len(suite.items) // batch), f"batches of {batch} questions")
     team.agree("eval", head)
     team.agree("questions", hashed([[item.id, item.question, item.image and item.image.name] for item in suite.items]))
-    replies = team.tell(_continued(file, head, {item.id for item in suite.items}) if team.main else None)[0]
-    remaining = [(place, item) for place, item in enumerate(suite.items) if item.id not in replies]
-    batches = [remaining[start : start + batch] for start in range(0, len(remaining), batch)]
-    with Progress(len(suite.items), start=len(replies), every=50 * batch, quiet=not team.main) as progress, Interrupt() as interrupt:
 
-        def answered(some: Sequence[tuple[int, Item]]) -> list[str]:
-            seeds = [SEED + head["seed"] * 2**20 + place for place, _ in some]
-            return _generated(policy, [item for _, item in some], seeds, head["call"])
+    def answered(places: list[int]) -> list[str]:
+        seeds = [SEED + head["seed"] * 2**20 + place for place in places]
+        return _generated(policy, [suite.items[place] for place in places], seeds, head["call"])
 
-        for number, (some, texts) in enumerate(in_turn(team, batches, answered), start=1):
-            lines = [{"id": item.id, "answer": text} for (_, item), text in zip(some, texts, strict=True)]
-            if team.main:
-                with open(file, "a", encoding="utf-8") as log:
-                    log.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-            replies.update({line["id"]: line["answer"] for line in lines})
-            progress.update(len(replies), {})
-            if (number % team.size == 0 or number == len(batches)) and team.any(interrupt.interrupted):
-                raise KeyboardInterrupt
-    return replies
+    return resumed(file, [item.id for item in suite.items], answered, field="answer", head=head, batch=batch, team=team)
 
 
 @torch.no_grad()
@@ -144,40 +141,16 @@ def _generated(policy: Policy, items: Sequence[Item], seeds: list[int], settings
     return list(texts)
 
 
-def _continued(file: Path, head: Mapping[str, Any], ids: set[str]) -> dict[str, str | None]:
-    """The answers that are there already; a file that does not begin with ``head`` is refused, and a torn last line dropped."""
-    plain_head = json.loads(json.dumps(head))
-    if not file.is_file():
-        write_text(file, json.dumps(plain_head, ensure_ascii=False) + "\n")
-        return {}
-    lines = file.read_text(encoding="utf-8").split("\n")
-    rows = []
-    for line in lines:
-        try:
-            rows.append(json.loads(line))
-        except ValueError:  # empty, or torn by a crash
-            continue
-    if not rows or rows[0] != plain_head:
-        differs = [key for key in plain_head if not rows or rows[0].get(key) != plain_head[key]]
-        raise UserError(f"{file}: holds answers with another {', '.join(differs)}; give another --out, or delete it")
-    if other := next((row["id"] for row in rows[1:] if row["id"] not in ids), None):
-        raise UserError(f"{file}: answers {other}, which is not asked; give another --out, or delete it")
-    if lines[-1]:
-        write_text(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    return {row["id"]: row["answer"] for row in rows[1:]}
-
-
-def _write(folder: Path, suite: Suite, replies: Mapping[str, str | None], scores: Scores, about: Mapping[str, Any]) -> None:
-    rows = [
-        {"id": item.id, "question": item.question, "answer": replies.get(item.id), **(row or {"missing": True})}
-        for item, row in zip(suite.items, scores.rows, strict=True)
-    ]
+def _write(folder: Path, suite: Suite | RewardSuite, items: Sequence[Mapping[str, Any]], scores: Scores, about: Mapping[str, Any]) -> None:
+    rows = [{**item, **(row or {"missing": True})} for item, row in zip(items, scores.rows, strict=True)]
     write_text(folder / "rows.jsonl", "".join(json.dumps(finite(_plain(row)), ensure_ascii=False) + "\n" for row in rows))
     values = {name: value._asdict() for name, value in scores.values.items()}
-    write_json(folder / "results.json", {
+    results = {
         "suite": suite.name, **about, "questions": len(suite.items), "of": suite.whole or len(suite.items), "counts": dict(scores.counts),
-        "values": values, "published": dict(scores.published), "notes": list(suite.notes),
-    })  # fmt: skip
+        "values": values, "published": dict(scores.published), "notes": list(suite.notes), "headline": list(suite.headline),
+    }  # fmt: skip
+    write_json(folder / "results.json", results)
+    write_text(folder / "report.html", page(results))
 
 
 def _plain(value: Any) -> Any:

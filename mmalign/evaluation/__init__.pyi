@@ -4,6 +4,8 @@ from mmalign.evaluation.amber_scores import amber_descriptions as amber_descript
 from mmalign.evaluation.best_of import best_of_n as best_of_n
 from mmalign.evaluation.best_of import best_of_n_curve as best_of_n_curve
 from mmalign.evaluation.best_of import best_of_n_kl as best_of_n_kl
+from mmalign.evaluation.comparisons import Comparison as Comparison
+from mmalign.evaluation.comparisons import RewardSuite as RewardSuite
 from mmalign.evaluation.hallucination import chair_scores as chair_scores
 from mmalign.evaluation.hallucination import object_scores as object_scores
 from mmalign.evaluation.hallucination import pope_scores as pope_scores
@@ -24,6 +26,10 @@ from mmalign.evaluation.objects import plurals as plurals
 from mmalign.evaluation.objects import synonyms as synonyms
 from mmalign.evaluation.preference import length_controlled_win_rate as length_controlled_win_rate
 from mmalign.evaluation.preference import win_rate as win_rate
+from mmalign.evaluation.reward_scores import best_scores as best_scores
+from mmalign.evaluation.reward_scores import pair_scores as pair_scores
+from mmalign.evaluation.reward_scores import tie_threshold as tie_threshold
+from mmalign.evaluation.reward_scores import tied_answer_scores as tied_answer_scores
 from mmalign.evaluation.suite import Item as Item
 from mmalign.evaluation.suite import Suite as Suite
 from mmalign.evaluation.suites.amber import amber as amber
@@ -31,3 +37,12 @@ from mmalign.evaluation.suites.chair import chair as chair
 from mmalign.evaluation.suites.mmhal import mmhal as mmhal
 from mmalign.evaluation.suites.pope import pope as pope
 from mmalign.evaluation.suites.refomb import refomb as refomb
+from mmalign.evaluation.suites.rewards.genai_bench import genai_bench as genai_bench
+from mmalign.evaluation.suites.rewards.mm_rlhf_reward_bench import mm_rlhf_reward_bench as mm_rlhf_reward_bench
+from mmalign.evaluation.suites.rewards.multimodal_reward_bench import multimodal_reward_bench as multimodal_reward_bench
+from mmalign.evaluation.suites.rewards.picture_pairs import picture_pairs as picture_pairs
+from mmalign.evaluation.suites.rewards.rag_reward_bench import rag_reward_bench as rag_reward_bench
+from mmalign.evaluation.suites.rewards.reward_bench import reward_bench as reward_bench
+from mmalign.evaluation.suites.rewards.reward_bench_2 import reward_bench_2 as reward_bench_2
+from mmalign.evaluation.suites.rewards.videogen_reward_bench import videogen_reward_bench as videogen_reward_bench
+from mmalign.evaluation.suites.rewards.vl_reward_bench import vl_reward_bench as vl_reward_bench

@@ -52,7 +52,8 @@ KINDS = {
     "branches": Kind("rows of a group that share a beginning", ("samplers.branches",), "branches: {use}", frozenset({"Branches"})),
     "worlds": Kind("small tasks with a known truth", ("worlds",), "{use}"),
     "data": Kind("prompts and preference records from files and hubs", ("data",), "records: {use}"),
-    "suites": Kind("published benchmarks", ("evaluation.suites",), "suite: {use}", frozenset({"Suite"})),
+    "suites": Kind("published benchmarks, of models and of rewards", ("evaluation.suites",), "suite: {use}",
+                   frozenset({"Suite", "RewardSuite"})),
     "commands": Kind("what the command line does besides training", ("commands",)),
     "configs": Kind("complete experiments, one YAML each", ()),
 }  # fmt: skip

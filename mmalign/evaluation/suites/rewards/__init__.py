@@ -1,0 +1,1 @@
+"""Published benchmarks of rewards over local files: one file each, a function from the files' paths to a `RewardSuite`."""
