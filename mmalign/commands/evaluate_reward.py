@@ -137,8 +137,8 @@ def _one_of(answer: Any, part: str | None) -> Tensor:
 def _by_oracle(oracle: Any) -> Callable[[list[Comparison]], list[list[float]]]:
     def score(items: list[Comparison]) -> list[list[float]]:
         table = [[math.nan] * len(item.outputs) for item in items]
-        read = {number: outputs for number, item in enumerate(items) if (outputs := _read(item)) is not None}
-        places = [(number, place) for number, outputs in read.items() for place in range(len(outputs))]
+        read = {number: own for number, item in enumerate(items) if (own := _read(item)) is not None}
+        places = [(number, place) for number, own in read.items() for place in range(len(own))]
         if not places:
             return table
         outputs = [read[number][place] for number, place in places]

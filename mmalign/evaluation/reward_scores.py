@@ -128,7 +128,7 @@ def pair_scores(
     _refuse_lengths(differences=len(gaps), prompts=len(clusters))
     if threshold is not None and threshold < 0:
         raise UserError(f"threshold: got {threshold}, takes 0 or more")
-    edge = tie_threshold(gaps, labels) if threshold is None else threshold
+    edge = tie_threshold(gaps.tolist(), labels.tolist()) if threshold is None else threshold
     signs = np.where(np.abs(gaps) <= edge, 0.0, np.sign(gaps)) if edge >= 0 else np.sign(gaps)
     agrees = np.where(labels == 0, np.abs(gaps) <= edge, signs == labels)
     halves = np.where(gaps == 0, 0.5, np.sign(gaps) == labels)
@@ -209,14 +209,14 @@ def tied_answer_scores(
     _refuse_lengths(scores=len(scores), right=len(right), kinds=len(kinds), prompts=len(prompts))
     places: dict[tuple[str, Hashable], tuple[float, float]] = {}
     rows: list[dict[str, Any] | None] = []
-    for values, count, kind, prompt in zip(scores, right, kinds, prompts, strict=True):
+    for own, count, kind, prompt in zip(scores, right, kinds, prompts, strict=True):
         if kind not in ("ref", "tied") or (kind, prompt) in places:
             raise UserError(
                 f"kinds: got {kind!r} of prompt {prompt}{' twice' if kind in ('ref', 'tied') else ''}, takes one ref and one tied"
             )
-        if not 0 < count < len(values):
-            raise UserError(f"right: got {count} of {len(values)} answers, takes one or more that are right, and one that is wrong")
-        numbers = np.asarray(values, dtype=float)
+        if not 0 < count < len(own):
+            raise UserError(f"right: got {count} of {len(own)} answers, takes one or more that are right, and one that is wrong")
+        numbers = np.asarray(own, dtype=float)
         missing = bool(np.isnan(numbers).any())
         spread, margin = float(np.ptp(numbers[:count])), float(numbers[:count].min() - numbers[count:].max())
         rows.append(None if missing else {"spread": spread, "margin": margin})

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 import mmalign as mm
 from mmalign import config
+from mmalign.cli import app
 from mmalign.types import UserError
 
 PAIRS = {"use": "text_pairs", "prompts": 16, "groups": 1, "best_of": 3}
@@ -68,3 +71,18 @@ def test_an_implicit_reward_is_the_log_ratio_of_whole_answers(tmp_path: Path) ->
     got = mm.rewards.trained(str(tmp_path / "dpo"))(outputs, prompts)
     assert bool((wanted != 0).all())
     torch.testing.assert_close(got, wanted, rtol=0, atol=1e-4)
+
+
+def test_a_run_is_measured_by_a_benchmark_of_rewards(run: Any, tmp_path: Path) -> None:
+    pairs = mm.worlds.text_pairs(prompts=4, groups=1, best_of=2)
+    rows = [
+        {"prompt": pair.prompt, "chosen": pair.first, "rejected": pair.second, "subset": "hep-cpp", "id": n} for n, pair in enumerate(pairs)
+    ]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = CliRunner().invoke(
+        app, ["eval", str(run.path), "--suite", "reward_bench", "--data", str(tmp_path / "pairs.jsonl"), "--out", str(tmp_path / "out")]
+    )
+    assert done.exit_code == 0, done.output
+    scores = [json.loads(line)["scores"] for line in (tmp_path / "out/rows.jsonl").read_text().splitlines()]
+    expected = run.policy.score([pair.prompt for pair in pairs], [pair.first for pair in pairs])[:, 0]
+    torch.testing.assert_close(torch.tensor([row[0] for row in scores], dtype=torch.float64), expected)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mmalign.arguments.ranges import Count
-from mmalign.evaluation.comparisons import Comparison, RewardSuite, rows_of, shown_with
+from mmalign.evaluation.comparisons import Comparison, Kind, RewardSuite, rows_of, shown_with
 from mmalign.evaluation.intervals import RESAMPLES, Scores, Sums, estimates, ratio
 from mmalign.evaluation.reward_scores import best_scores
 from mmalign.types import UserError
@@ -56,7 +56,7 @@ def _acc_plus(sums: Sums) -> dict[str, Any]:
 
 
 def _item(name: str, row: Mapping[str, Any], images: Path | None) -> Comparison:
-    kind = "image" if row.get("image") else "video"
+    kind: Kind = "image" if row.get("image") else "video"
     source = row.get(kind)
     if not source:
         raise UserError(f"mm_rlhf_reward_bench: {name} has neither image nor video; takes one of them")

@@ -44,17 +44,18 @@ def picture_pairs(
     """
     if not data.exists():
         raise UserError(f"picture_pairs: {data} is not there; takes the test file of Pick-a-Pic, HPDv2, HPDv3 or ImageReward")
-    read = None if schema == "auto" else SCHEMAS[schema]
-    items = []
+    known: outputs.Schema | None = None if schema == "auto" else SCHEMAS[schema]
+    items: list[Comparison] = []
     source = in_groups(blocks(str(data)))
     for _, name, row in in_order(source if isinstance(source, list) else [], seed=None):
         try:
             if isinstance(row, Broken):
                 raise row
-            read = read or outputs.guess(row, None)
+            read = outputs.guess(row, None) if known is None else known
             drafts = list(read(row, name))
         except Broken as error:
             raise UserError(f"picture_pairs: {name} of {data}: {error}") from error
+        known = read
         for draft in drafts:
             if draft.second is None:
                 raise UserError(f"picture_pairs: {name} of {data} has one image; takes pairs of them, or lists")
