@@ -240,8 +240,7 @@ def _tied(ref: tuple[float, float] | None, tied: tuple[float, float] | None) -> 
             sums |= {name: 1.0, f"{name}_right": float(one[1] > 0)}
     if ref is not None and tied is not None:
         spread, least = tied[0], min(ref[1], tied[1])
-        ratio_of = least / spread if spread else (np.inf * np.sign(least) if least else np.nan)
-        how_far = 0.0 if np.isnan(ratio_of) else float(np.tanh(ratio_of - 1))
+        how_far = float(np.tanh(least / spread - 1)) if spread else float(np.sign(least))  # +-1 for +-inf, and 0 for 0 / 0
         sums |= {"both": 1.0, "beyond": float(tied[1] > spread), "far_beyond": float(least > spread), "how_far": how_far}
     return sums
 
