@@ -35,6 +35,8 @@ KINDS = {
     "methods": Kind("what is optimised", ("methods",), "method: {use}", frozenset({"Method"})),
     "policies": Kind("models as policies", ("policies",), "policy: {use}",
                      frozenset({"DiffusersPolicy", "TransformersPolicy", "ForwardPolicy", "ScorerPolicy"})),
+    "readers": Kind("what a reward model reads outputs with, beside transformers", ("policies.scorers",),
+                    "policy: {{use: scorer, of: {use}}}", frozenset({"OpenClipReader", "NoisyLatentsReader"})),
     "heads": Kind("what makes a reward model's scores of what it has read", ("policies.scorers.heads",),
                   "policy: {{use: scorer, head: {use}}}", frozenset({"Head"})),
     "rewards": Kind("what scores an output", ("rewards", "worlds"), "rewards: {{mine: {use}}}", REWARDS),

@@ -11,6 +11,8 @@ from mmalign.policies.pipelines.adjoints import adjoints as adjoints
 from mmalign.policies.pipelines.latents import latents as latents
 from mmalign.policies.pipelines.refusals import refusals as refusals
 from mmalign.policies.scorers.heads.linear import linear as linear
+from mmalign.policies.scorers.open_clip import OpenClipReader as OpenClipReader
+from mmalign.policies.scorers.open_clip import open_clip as open_clip
 from mmalign.policies.scorers.scorer import ScorerPolicy as ScorerPolicy
 from mmalign.policies.scorers.scorer import scorer as scorer
 from mmalign.policies.transformers import TransformersPolicy as TransformersPolicy

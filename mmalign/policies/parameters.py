@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
@@ -121,10 +121,11 @@ class ParameterSets:
                 for table in self.sets.values():
                     table[f"{name}.{own}"] = p.detach().to(self.home or p.device, copy=True)
 
-    def freeze(self, part: nn.Module) -> None:
-        """Takes a part of the module, on which nothing depends that is trained, out of what is trained, and out of all sets."""
-        part.requires_grad_(False)
-        self._owners = {name: owner for name, owner in self._owners.items() if owner[0] not in {*part.modules()}}
+    def freeze(self, names: Collection[str]) -> None:
+        """Takes parameters on which nothing depends that is trained out of what is trained, and out of all sets."""
+        for name, p in self.trained.items():
+            p.requires_grad_(name not in names)
+        self._owners = {name: owner for name, owner in self._owners.items() if name not in names}
         self._pairs = [pair for pair in self._pairs if pair.down in self._owners]
         self.sets = {name: {key: table[key] for key in self._owners} for name, table in self.sets.items()}
 

@@ -13,6 +13,8 @@ from mmalign.rewards._shared.scorer import Scorer
 from mmalign.runs import trained as runs
 from mmalign.types import UserError
 
+Score = Callable[[list[Any], Any, Mapping[str, list[Any]]], Tensor]
+
 
 def trained(run: str, *, part: str | None = None, trust: bool = False) -> Scorer:
     """What a finished run says of an output: the scores of a reward model, or DPO's implicit reward.
@@ -24,32 +26,43 @@ def trained(run: str, *, part: str | None = None, trust: bool = False) -> Scorer
     run: its folder. part: of several scores the one that counts; all of them by name where it is not said. trust: the run's config may name
     code outside of mmalign.
 
-    NaN for an output that the model cannot read. Errors: UserError for a folder without such a run, and a part that it does not score.
+    A reward model whose reader is differentiable (`mmalign list readers`) hands its gradient to the outputs; what a language or
+    vision-language model reads goes through a tokenizer or processor, and has none. NaN for an output that the model cannot read.
+
+    Errors: UserError for a folder without such a run, and a part that it does not score.
     """
     kept = runs.trained(run, trust=trust)
     policy: Any = kept.policy()
     using = "current" if kept.best == "trained" else kept.best
+    reads, differentiable = frozenset[str](), False
     if policy.kind == "score":
-        names, reads, score = list(policy.scores), policy.reads, policy.score
+        names, reads, differentiable, score = list(policy.scores), policy.reads, policy.reader.differentiable, _of_scorer(policy, using)
     elif policy.kind == "token":
-        names, reads, score = ["log_ratio"], frozenset[str](), lambda prompts, outputs, _: _log_ratio(policy, prompts, outputs)
+        names, score = ["log_ratio"], lambda prompts, outputs, _: _log_ratio(policy, using, prompts, outputs)
     else:
         raise UserError(f"trained.run: {run} trained a policy of kind {policy.kind}, takes one of scorer, or of a language model")
     if part is not None and part not in names:
         raise UserError(f"trained.part: got {part!r}, {run} scores {', '.join(names)}")
 
     def of(outputs: Any, prompts: list[Any], **columns: Any) -> Any:
-        with torch.no_grad(), policy.using(using):
-            table = _readable(score, prompts, outputs, columns, len(names))
+        table = _readable(score, prompts, outputs, columns, len(names))
         if len(names) == 1 or part is not None:
             return table[:, names.index(part or names[0])]
         return dict(zip(names, table.unbind(1), strict=True))
 
-    return Scorer("trained", of, reads=reads)
+    return Scorer("trained", of, differentiable=differentiable, reads=reads)
+
+
+def _of_scorer(policy: Any, using: str) -> Score:
+    """A reward model's scores by one of its sets, which it then has for good: what a graph was recorded with stays in place."""
+    policy.sets.mix("current", {using: 1.0})
+    for parameter in policy.parameters().values():
+        parameter.requires_grad_(False)
+    return lambda prompts, outputs, columns: policy.score(prompts, outputs, columns, gradient=torch.is_grad_enabled())  # type: ignore[no-any-return]
 
 
 def _readable(
-    score: Callable[[list[Any], Any, Mapping[str, list[Any]]], Tensor], prompts: Sequence[Any], outputs: Any,
+    score: Score, prompts: Sequence[Any], outputs: Any,
     columns: Mapping[str, Sequence[Any]], width: int,
 ) -> Tensor:  # fmt: skip
     """``[B, width]``: scores of the rows that can be read, NaN for others."""
@@ -64,11 +77,12 @@ def _readable(
     return table
 
 
-def _log_ratio(policy: Any, prompts: list[Any], outputs: list[Any]) -> Tensor:
-    """``[B, 1]``: of the whole answer, nats."""
+@torch.no_grad()
+def _log_ratio(policy: Any, using: str, prompts: list[Any], outputs: list[Any]) -> Tensor:
+    """``[B, 1]``: of the whole answer, nats. using: the set that is compared with ``ref``."""
     rollout = policy.encode(prompts, outputs, torch.arange(len(prompts)), torch.Generator())
     totals = []
-    for name in (policy.sets.in_place, "ref"):
+    for name in (using, "ref"):
         with policy.using(name):
             parts = torch.arange(len(prompts)).split(policy.rows_at_once)
             totals.append(torch.cat([policy.steps(rollout, rows).log_probs.where(rollout.mask[rows], 0.0).sum(1) for rows in parts]))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn.functional import conv2d, gelu, layer_norm, linear
 
-from mmalign.rewards._shared.pictures import standard
+from mmalign.media.preprocessing import standard
 from mmalign.rewards.pictures.image_reward import image_reward
 from mmalign.types import UserError
 from tests.helpers.tiny_models import PROMPTS, images

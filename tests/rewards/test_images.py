@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from mmalign.rewards._shared.pictures import fitted
+from mmalign.media.preprocessing import fitted
 from mmalign.types import UserError
 from tests.helpers.tiny_models import GOLDEN, PROMPTS, images, rewards
 

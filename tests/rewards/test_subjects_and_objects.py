@@ -51,7 +51,7 @@ def test_the_harmonic_mixture_of_subject_and_prompt(models):
 def test_dino_sees_what_dreambooth_s_evaluation_shows_it(models):
     from transformers import ViTModel
 
-    from mmalign.rewards._shared.pictures import fitted
+    from mmalign.media.preprocessing import fitted
     from mmalign.rewards.pictures.subject_similarity import load_dino
 
     pictures = images(64, 48)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from mmalign.types import EVERY, Rollout, UserError
 __all__: list[str] = []
 
 
+@runtime_checkable
 class Reader(Protocol):
     """What makes features of finished outputs.
 
@@ -35,8 +36,10 @@ class Reader(Protocol):
     def device(self) -> torch.device:
         """Where the model is."""
 
-    def read(self, prompts: list[Any], outputs: Any, group: Tensor, rng: torch.Generator, *, part: slice = EVERY) -> Rollout:
+    def read(self, prompts: list[Any], outputs: Any, group: Tensor, rng: torch.Generator | None, *, part: slice = EVERY) -> Rollout:
         """Given outputs with all that features are made of, as ``types.Encoder.encode``; of its tables nobody reads anything.
+
+        rng: None: nothing is drawn, and outputs are read as they are.
 
         Errors: RefusedRow for the first row that cannot be read.
         """
@@ -63,7 +66,8 @@ class LastToken:
         self.width = int(of.model.config.get_text_config().hidden_size)
         output = of.model.get_output_embeddings()
         if output is not None and output.weight is not of.model.get_input_embeddings().weight:
-            of.sets.freeze(output)  # words are not predicted, and no gradient arrives there
+            own = {id(p) for p in output.parameters()}  # words are not predicted, and no gradient arrives there
+            of.sets.freeze([name for name, p in of.sets.trained.items() if id(p) in own])
 
     @property
     def device(self) -> torch.device:
@@ -74,12 +78,12 @@ class LastToken:
         """Place -> why, of prompts that the model cannot be given."""
         return self.of.refusals(prompts)
 
-    def read(self, prompts: list[Any], outputs: Any, group: Tensor, rng: torch.Generator, *, part: slice = EVERY) -> Rollout:
+    def read(self, prompts: list[Any], outputs: Any, group: Tensor, rng: torch.Generator | None, *, part: slice = EVERY) -> Rollout:
         """Token ids, and pictures as the model's inputs. Errors: RefusedRow, and UserError for pictures where it reads words alone."""
         own = [outputs[row] for row in range(len(prompts))[part]]
         if own and isinstance(own[0], Tensor):
             return self._seen(prompts[part], own, group[part], first=range(len(prompts))[part].start)
-        return self.of.encode(prompts, outputs, group, rng, part=part)
+        return self.of.encode(prompts, outputs, group, rng or torch.Generator(), part=part)
 
     def features(self, rollout: Rollout, rows: Tensor) -> Tensor:
         """``[R, H]`` float32, differentiable with respect to the model's parameters."""
@@ -105,8 +109,10 @@ class LastToken:
         return self.of.table(encoded, rows, over, whole[:, 0], whole.bool(), sources=prompts, outputs=pictures, group=group)
 
 
-def reader_of(of: Any) -> Any:
-    """A reader as it is, and the one of a policy that reads. Errors: UserError for anything else."""
+def reader_of(of: Any) -> Reader:
+    """A reader as it is, and that of a language model. Errors: UserError for anything else."""
     if isinstance(of, TransformersPolicy):
         return LastToken(of)
-    raise UserError(f"policy.of: got a {type(of).__name__}, takes one that transformers makes")
+    if isinstance(of, Reader):
+        return of
+    raise UserError(f"policy.of: got a {type(of).__name__}, takes one that transformers makes, or a reader (`mmalign list readers`)")

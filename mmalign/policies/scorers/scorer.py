@@ -27,12 +27,18 @@ ADAPTER = Adapter("score", frozenset(), call=lambda arguments: ())
 
 
 def scorer(
-    of: TransformersPolicy, *, head: Head | None = None, scores: Sequence[str] = ("score",), trained: Literal["all", "head"] = "all"
+    of: TransformersPolicy | Reader,
+    *,
+    head: Head | None = None,
+    scores: Sequence[str] = ("score",),
+    trained: Literal["all", "head"] = "all",
 ) -> ScorerPolicy:
-    """A reward model: a head on what a language or vision-language model holds at the last token of prompt and answer.
+    """A reward model: a head on what a model makes of an output.
 
     Args:
-        of: the model that reads, with what of it is trained (``lora``, ``train``, or all of it). What it says of sampling is not used.
+        of: what reads, with what of it is trained (``lora``, ``train``, or all of it): a language or vision-language model of
+            ``transformers``, by its last hidden state at the last token of prompt and answer (what it says of sampling is not used), or
+            another reader (`mmalign list readers`).
         head: what makes scores of that (`mmalign list heads`); ``linear`` by default.
         scores: the dimensions that are scored, by name.
         trained: ``head`` freezes all of ``of``, and the head alone is trained, on its features.
@@ -87,7 +93,7 @@ class ScorerPolicy:
 
     generate = sample
 
-    def encode(self, prompts: list[Any], outputs: Any, group: Tensor, rng: torch.Generator, *, part: slice = EVERY) -> Rollout:
+    def encode(self, prompts: list[Any], outputs: Any, group: Tensor, rng: torch.Generator | None, *, part: slice = EVERY) -> Rollout:
         """Given outputs as a rollout of one step for each dimension. Columns that the head reads are to be put beside its rows.
 
         Errors: RefusedRow, as of what reads.
@@ -112,9 +118,14 @@ class ScorerPolicy:
         columns = {name: [column[row] for row in rows.tolist()] for name, column in rollout.columns.items()}
         return self.head(self.reader.features(rollout, rows), columns).double().cpu()  # type: ignore[no-any-return]
 
-    def score(self, prompts: Sequence[Any], outputs: Any, columns: Mapping[str, list[Any]] | None = None) -> Tensor:
-        """What the model says of outputs, ``[B, scores]`` float64, no gradient. Errors: RefusedRow for the first that it cannot read."""
-        with torch.no_grad():
-            rollout = self.encode(list(prompts), outputs, torch.arange(len(prompts)), torch.Generator())
+    def score(
+        self, prompts: Sequence[Any], outputs: Any, columns: Mapping[str, list[Any]] | None = None, *, gradient: bool = False
+    ) -> Tensor:
+        """What the model says of outputs, ``[B, scores]`` float64. Errors: RefusedRow for the first that it cannot read.
+
+        gradient: that of what reads to the outputs, where it has one; else there is none.
+        """
+        with torch.set_grad_enabled(gradient and self.reader.differentiable):
+            rollout = self.encode(list(prompts), outputs, torch.arange(len(prompts)), None)
             rollout.columns = dict(columns or {})
             return torch.cat([self.of_rows(rollout, rows) for rows in torch.arange(len(prompts)).split(self.rows_at_once)])

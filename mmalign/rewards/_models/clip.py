@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from mmalign.matching import reading, refuse_length
+from mmalign.media.preprocessing import fitted, standard
 from mmalign.rewards._models.weights import device_of, pretrained
-from mmalign.rewards._shared.pictures import fitted, standard
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from mmalign.matching import reading, refuse_length
+from mmalign.media.preprocessing import standard
 from mmalign.rewards._models.weights import aligned, device_of, filled
-from mmalign.rewards._shared.pictures import standard
 from mmalign.types import UserError
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}

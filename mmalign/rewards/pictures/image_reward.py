@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from mmalign.arguments.ranges import Count
 from mmalign.matching import reading, refuse_length
+from mmalign.media.preprocessing import fitted, standard
 from mmalign.rewards._models.clip import warn_of_long
 from mmalign.rewards._models.weights import device_of, filled, tensors, weight_file
-from mmalign.rewards._shared.pictures import fitted, standard
 from mmalign.rewards._shared.scorer import Scorer, on_images
 from mmalign.rewards.pictures.aesthetic import linear_head
 from mmalign.types import UserError

@@ -11,9 +11,9 @@ from torch import Tensor
 from mmalign.arguments.columns import Column
 from mmalign.arguments.ranges import Count
 from mmalign.matching import reading
+from mmalign.media.preprocessing import fitted, standard
 from mmalign.rewards._models.clip import load_clip, unit
 from mmalign.rewards._models.weights import device_of, pretrained
-from mmalign.rewards._shared.pictures import fitted, standard
 from mmalign.rewards._shared.pictures_in import pictures
 from mmalign.rewards._shared.scorer import Scorer, on_images
 from mmalign.types import UserError

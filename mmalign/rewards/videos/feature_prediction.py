@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from mmalign.arguments.ranges import Count, Interior
+from mmalign.media.preprocessing import fitted, standard
 from mmalign.rewards._models.weights import device_of, pretrained
-from mmalign.rewards._shared.pictures import fitted, standard
 from mmalign.rewards._shared.scorer import Scorer
 from mmalign.rewards._shared.videos import on_videos
 from mmalign.types import UserError
