@@ -151,8 +151,7 @@ class ParameterSets:
     def follow(self, name: str, *, decay: float) -> None:
         """Exponential moving average: ``set <- decay * set + (1 - decay) * current``, in float32 at least.
 
-        Of every parameter by itself, so that an average of LoRA is that of A and that of B, as in diffusers' ``EMAModel``. It is not
-        the average of their products, which no pair of the trained rank holds; ``mix`` is.
+        Of every parameter by itself: of LoRA that of A and that of B, as in diffusers' ``EMAModel``; ``mix`` is of their products.
         """
         if name not in self.sets:
             self.keep(name)
