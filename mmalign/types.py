@@ -217,6 +217,7 @@ class Feedback:
     branch: ``[B]`` int64, rows with one number began at one state, inside a group (``samplers.branches``); None: every row by itself.
     ratings, strengths: ``[B, T]`` of rows and ``[N, T]`` in 0..1 of pairs, what people said in each of a reward model's T scores; NaN where
         nobody said anything. None: one label for all.
+    prompts: B strings, what the prompts of rows are told apart by from rollout to rollout, where the rows are a rollout's.
     """
 
     rewards: Tensor
@@ -234,6 +235,7 @@ class Feedback:
     branch: Tensor | None = None
     ratings: Tensor | None = None
     strengths: Tensor | None = None
+    prompts: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
         _require(isinstance(self.rewards, Tensor) and self.rewards.ndim == 1, "Feedback.rewards: takes a tensor [batch]")

@@ -40,7 +40,7 @@ from mmalign.training.dead_steps import refuse_silent
 from mmalign.training.evaluation import evaluation_plan
 from mmalign.training.experience import Experience
 from mmalign.training.feedback import feedback_of, refuse_columns, scores_on
-from mmalign.training.journal import Journal
+from mmalign.training.journal import Journal, hashed
 from mmalign.training.latents import looked_at, refuse_without_latents
 from mmalign.training.learner import BEHIND, Learner
 from mmalign.training.micro_rows import MicroRows
@@ -143,7 +143,10 @@ def online(  # one argument for each thing that a run is made of
             feedback = pairs(feedback) if method.unit == "pair" else feedback
             rollout, whole = gradients.carried(rollout, whole, feedback, contents(chosen), purpose=(step, attempt))
             tables = fitting.fit(lambda most: learner.tables(rollout, micro_rows=most), partial(min, len(rollout)))  # noqa: B023
-            feedback = replace(feedback, tables={**feedback.tables, **tables})
+            names = [hashed([prompt]) for prompt in chosen]
+            feedback = replace(
+                feedback, tables={**feedback.tables, **tables}, prompts=[names[number] for number in feedback.group.tolist()]
+            )
             kept = ~feedback.rewards.isnan() if method.keep is None else method.keep(feedback) & ~feedback.rewards.isnan()
             groups = whole.group[kept].unique()[:wanted]
             inside = kept & torch.isin(whole.group, groups)

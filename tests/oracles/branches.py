@@ -77,9 +77,9 @@ def flash_grpo(
 
 def b2_diffurl(
     table: Table, *, above: float = 0.5, below: float = 0.5, clip: float = 0.1, ratio: str = "per_scalar", better: float = 1.0,
-    worse: float = 1.0, eps: float = 1e-8, advantage_clip: float | None = 5.0,
+    worse: float = 1.0, history: int = 8, advantage_clip: float | None = 5.0,
 ) -> Tensor:  # fmt: skip
-    z = _z_scores(table, table.rewards.tolist(), True, eps)
+    z = _z_scores(table, table.rewards.tolist(), True, 1e-8)
     rewards, scores = table.rewards.tolist(), [0.0] * len(z)
     for row, reward in enumerate(rewards):
         branch = [r for r, its in zip(rewards, table.branch.tolist(), strict=True) if its == table.branch[row] and not math.isnan(r)]
@@ -122,7 +122,7 @@ ORACLES: dict[str, list[tuple[dict[str, Any], Callable[..., Tensor]]]] = {
     "b2_diffurl": [
         ({}, b2_diffurl),
         ({"above": 0.0, "below": 0.2, "clip": 0.3, "ratio": "per_step", "better": 0.5, "worse": 2.0}, b2_diffurl),
-        ({"eps": 0.1, "advantage_clip": 0.6, "above": 0.1, "below": 0.1}, b2_diffurl),
+        ({"history": 0, "advantage_clip": 0.6, "above": 0.1, "below": 0.1}, b2_diffurl),
     ],
     "d3po": [
         ({}, d3po),

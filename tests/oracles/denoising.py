@@ -178,7 +178,7 @@ def gardo(
     *,
     diversity: str = "diversity",
     auxiliary: tuple[str, ...] = (),
-    gated: float = 0.1,
+    gated: float | str = "adapted",
     clip: float = 1e-5,
     beta: float = 0.0,
     kl: str = "flow_grpo",
@@ -201,7 +201,8 @@ def gardo(
     for row in known:
         doubts[row] = rank(rewards, row) - statistics.mean([rank(table.parts[name].tolist(), row) for name in auxiliary] or [0.0])
     above = sorted(doubt for doubt in doubts.values() if doubt >= 0)
-    place = (1 - gated) * (len(above) - 1)  # numpy's percentile, between two neighbours
+    part = 0.1 if isinstance(gated, str) else gated  # what it is adapted from
+    place = (1 - part) * (len(above) - 1)  # numpy's percentile, between two neighbours
     bar = above[math.floor(place)] + (place % 1) * (above[math.ceil(place)] - above[math.floor(place)])
     pays = {row for row, doubt in doubts.items() if not auxiliary or doubt > bar}
     scores = _limited(scores, advantage_clip)

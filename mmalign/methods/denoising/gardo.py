@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from mmalign.objectives import penalties, ratios, surrogates, weights
 from mmalign.objectives.feedback import advantages
 from mmalign.objectives.parts import Reading
 from mmalign.objectives.sentences.policy_gradient import policy_gradient
+from mmalign.objectives.state.controllers import AdaptiveShare
 from mmalign.objectives.terms import gates
 from mmalign.types import Feedback, Method, UserError
 
@@ -21,7 +23,7 @@ def gardo(
     *,
     diversity: str = "diversity",
     auxiliary: Sequence[str] = (),
-    gated: Proportion = 0.1,
+    gated: Proportion | Literal["adapted"] = "adapted",
     clip: Positive = 1e-5,
     beta: NotNegative = 0.0,
     kl: str = "flow_grpo",
@@ -39,7 +41,8 @@ def gardo(
     Args:
         diversity: the reward that says d (``nearest_distance``), by its name in ``rewards``; a weight of 0 keeps it out of r.
         auxiliary: names of rewards that r is compared with; none: every row pays the KL.
-        gated: part of the doubtful rows that pay it.
+        gated: part of the doubtful rows that pay it. ``adapted``: .1 at first, a tenth more where their mean u is above that of each of the
+            last 20 rollouts, a tenth less where it is below them all, from .02 to .2; in checkpoints.
         clip, ratio: as in ``flow_grpo``.
         beta, kl: weight and kind of the KL.
         advantage_clip: largest advantage, or None.
@@ -48,7 +51,7 @@ def gardo(
 
     Paper: GARDO: Reinforcing Diffusion Models without Reward Hacking, arXiv 2512.24138.
 
-    Deviations: ``gated`` is a constant, which the code adapts. Its moving reference is ``references: {ref: {every: N}}``. Its code counts
+    Deviations: its moving reference is ``references: {ref: {every: N}}``; the code's moves where the KL is high, too. Its code counts
     ranks from the best, so that there those rows pay whose reward is lower than the others say; and it weighs steps by their std. Rows of
     unknown diversity count 1; ties share a rank.
 
@@ -75,14 +78,18 @@ def gardo(
         candidates = doubt[known & (doubt >= 0)]  # NaN is not
         if not len(candidates):
             return torch.zeros(len(known), 1, 1, dtype=torch.float64)
-        return (known & (doubt >= 0) & (doubt > candidates.quantile(1 - gated))).double()[:, None, None]
+        part = adapted.update(candidates) if isinstance(gated, str) else gated
+        return (known & (doubt >= 0) & (doubt > candidates.quantile(1 - part))).double()[:, None, None]
 
+    adapted = AdaptiveShare(start=0.1, low=0.02, high=0.2)
     penalty = penalties.named(kl, beta=beta)
     return policy_gradient(
         advantage=advantage,
         log_ratio=ratios.named(ratio),
         surrogate=partial(surrogates.clipped, low=clip, high=clip),
-        terms=None if penalty is None else {"gated_kl": gates.paid(penalty, Reading(gate))},
+        terms=None
+        if penalty is None
+        else {"gated_kl": gates.paid(penalty, Reading(gate, state=adapted if isinstance(gated, str) else None))},
         weigh=weights.sequence_mean,
         kinds=frozenset({"transition"}),
     )

@@ -69,6 +69,37 @@ class AdaptiveKL:
         self.beta = state["beta"]
 
 
+class AdaptiveShare:
+    """A share that grows by ``rate`` when a mean is above all of those before it, and shrinks by it when it is below them all (GARDO).
+
+    It begins at ``start``, stays within ``low`` .. ``high``, and is compared with the last ``window`` means.
+    """
+
+    def __init__(self, *, start: float, low: float, high: float, rate: float = 0.1, window: int = 20):
+        self.share, self.low, self.high, self.rate, self.window = start, low, high, rate, window
+        self.means = list[float]()
+
+    def update(self, values: Tensor) -> float:
+        """Takes in ``values`` of any shape, and returns the share; it stays where there are none."""
+        if values.numel():
+            mean = float(values.detach().double().mean())
+            if self.means and mean > max(self.means):
+                self.share *= 1 + self.rate
+            elif self.means and mean < min(self.means):
+                self.share *= 1 - self.rate
+            self.share = min(max(self.share, self.low), self.high)
+            self.means = [*self.means, mean][-self.window :]
+        return self.share
+
+    def dump(self) -> dict[str, Any]:
+        """As JSON."""
+        return {"share": self.share, "means": list(self.means)}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Puts back what ``dump`` gave."""
+        self.share, self.means = state["share"], list(state["means"])
+
+
 class Together:
     """Several states as one."""
 

@@ -41,6 +41,37 @@ class Named:
         self.values = [float("nan") if value is None else value for value in state["values"]]
 
 
+class Recent:
+    """The numbers of each name's last ``count`` rollouts."""
+
+    def __init__(self, count: int):
+        self.count, self.values = count, dict[str, list[list[float]]]()
+
+    def of(self, names: Sequence[str], group: Tensor) -> tuple[Tensor, Tensor]:
+        """What is kept of the names of rows ``[B]``, ``[P]`` float64, and the groups ``[P]`` that it belongs to; each name once a group."""
+        groups = {number: self.values.get(name, []) for name, number in zip(names, group.tolist(), strict=True)}
+        kept = [(value, number) for number, rollouts in groups.items() for rollout in rollouts for value in rollout]
+        values = torch.tensor([value for value, _ in kept], dtype=torch.float64)
+        return values, torch.tensor([number for _, number in kept], dtype=torch.int64)
+
+    def add(self, names: Sequence[str], values: Tensor) -> None:
+        """Takes in a rollout's numbers ``[B]``, those of one name together; NaN is left out."""
+        rollout = dict[str, list[float]]()
+        for name, value in zip(names, values.tolist(), strict=True):
+            if value == value:
+                rollout.setdefault(name, []).append(value)
+        for name, numbers in rollout.items():
+            self.values[name] = [*self.values.get(name, []), numbers][-self.count :] if self.count else []
+
+    def dump(self) -> dict[str, Any]:
+        """As JSON."""
+        return {"values": {name: [list(rollout) for rollout in rollouts] for name, rollouts in self.values.items()}}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Puts back what ``dump`` gave."""
+        self.values = {name: [list(rollout) for rollout in rollouts] for name, rollouts in state["values"].items()}
+
+
 class RunningMean:
     """The mean of everything seen, or, with a ``decay``, an exponential moving average of batch means; NaN before anything was seen."""
 
