@@ -82,6 +82,7 @@ def gardo(
         return (known & (doubt >= 0) & (doubt > candidates.quantile(1 - part))).double()[:, None, None]
 
     adapted = AdaptiveShare(start=0.1, low=0.02, high=0.2)
+    doubtful = Reading(gate, state=adapted if isinstance(gated, str) else None)
     penalty = penalties.named(kl, beta=beta)
     return policy_gradient(
         advantage=advantage,
@@ -89,7 +90,7 @@ def gardo(
         surrogate=partial(surrogates.clipped, low=clip, high=clip),
         terms=None
         if penalty is None
-        else {"gated_kl": gates.paid(penalty, Reading(gate, state=adapted if isinstance(gated, str) else None))},
+        else {"gated_kl": gates.paid(penalty, doubtful)},
         weigh=weights.sequence_mean,
         kinds=frozenset({"transition"}),
     )
