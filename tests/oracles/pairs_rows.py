@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -100,8 +101,17 @@ def apo_down(table: Table, *, beta: float = 0.1, margin: str = "total") -> Tenso
     return _each(table, beta, margin, lambda w, r: torch.sigmoid(w) + 1 - torch.sigmoid(w - r))
 
 
-def sppo(table: Table, *, beta: float = 1e-3, half: bool = True) -> Tensor:
+def sppo(table: Table, *, beta: float = 1e-3, half: bool = True, target: str = "pair") -> Tensor:
     total = table.log_probs.sum() * 0
+    if target == "win_rate":
+
+        def own_targets(better: int, worse: int, step: int | None) -> Tensor:
+            squares = [(ratio(table, row, step) - (_rate(table, row) - 0.5) / beta) ** 2 for row in (better, worse)]
+            return squares[0] + squares[1]
+
+        known = torch.tensor([not bool(table.wins[pair].isnan().all(1).any()) for pair in table.pairs])
+        compared = type(table)(**{**vars(table), "strength": torch.where(known, table.strength, torch.nan)})
+        return expected(compared, own_targets) * (0.5 if half else 1.0)
     for turned in (False, True):
         # the paper's regression on P, and the constant by which the expected hard loss is above it
 
@@ -110,6 +120,12 @@ def sppo(table: Table, *, beta: float = 1e-3, half: bool = True) -> Tensor:
 
         total = total + expected(table, cost) * (0.5 if half else 1.0)
     return total
+
+
+def _rate(table: Table, row: int) -> float:
+    """How often a row beats the others that it was compared with."""
+    chances = [chance for chance in table.wins[row].tolist() if not math.isnan(chance)]
+    return sum(chances) / len(chances)
 
 
 def discopop(table: Table, *, beta: float = 0.05, tau: float = 0.05) -> Tensor:
@@ -211,7 +227,7 @@ ORACLES: dict[str, list[tuple[dict[str, Any], Callable[..., Tensor]]]] = {
     "nca": [({}, nca), ({"beta": 0.7, "margin": "per_step"}, nca)],
     "apo_zero": [({}, apo_zero), ({"beta": 0.7, "margin": "per_step"}, apo_zero)],
     "apo_down": [({}, apo_down), ({"beta": 0.7, "margin": "per_step"}, apo_down)],
-    "sppo": [({}, sppo), ({"beta": 0.2, "half": False}, sppo)],
+    "sppo": [({}, sppo), ({"beta": 0.2, "half": False}, sppo), ({"beta": 0.3, "target": "win_rate"}, sppo)],
     "discopop": [({}, discopop), ({"beta": 0.7, "tau": 0.5}, discopop)],
     "simpo": [({}, simpo), ({"beta": 3.0, "gamma": 0.5, "likelihood": 0.3, "smoothing": 0.1}, simpo)],
     "cpo": [

@@ -8,6 +8,7 @@ from torch.nn import functional
 
 from mmalign.needs import COLLISION
 from mmalign.objectives import links, scores
+from mmalign.objectives.feedback import comparisons
 from mmalign.objectives.parts import Part, Reading, bounded_exp, held, live
 from mmalign.objectives.terms.pairs import Order, Term
 from mmalign.types import Steps, UserError
@@ -109,3 +110,19 @@ def less_rewards(score: Part, *, beta: float, share: float) -> Term:
         return links.logistic((beta * (better - worse) - (1 - share) * (more - less)) / share, beta=1.0)
 
     return Term(of, score.needs, score=score, extras=REWARDS_OF_ROWS)
+
+
+WIN_RATES = Reading(lambda feedback: comparisons.win_rate(feedback)[:, None])
+
+
+def to_win_rates(score: Part, *, beta: float, scale: float) -> Term:
+    """``scale [1/2 (w - (P_w - 1/2) / beta)^2 + 1/2 (l - (P_l - 1/2) / beta)^2]``, P how often a row beats another one of its group.
+
+    beta: nats of a target are this one's inverse. scale: of the loss.
+    """
+
+    def of(steps: Steps, order: Order) -> Tensor:
+        rows = zip(order.sides(score.of(steps)), order.sides(order.extras), strict=True)
+        return scale * torch.stack([(own - (rate - 0.5) / beta) ** 2 / 2 for own, rate in rows]).sum(0)
+
+    return Term(of, score.needs, score=score, extras=WIN_RATES)
