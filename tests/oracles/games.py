@@ -62,8 +62,13 @@ def _softplus(x: Tensor) -> Tensor:
     return torch.log1p(torch.exp(x)) if x < 0 else x + torch.log1p(torch.exp(-x))
 
 
-def dno(table: Table, *, beta: float = 0.1, gap: float = 0.0) -> Tensor:
+def dno(table: Table, *, beta: float = 0.1, gap: float = 0.0, labels: str = "pair") -> Tensor:
     total = table.log_probs.sum() * 0
+    if labels == "win_rates":
+        rates = [[chance for chance in row if not math.isnan(chance)] for row in table.wins.tolist()]
+        of = [sum(row) / len(row) if row else math.nan for row in rates]
+        sure = torch.tensor([1 / (1 + math.exp(of[second] - of[first])) for first, second in table.pairs.tolist()], dtype=torch.float64)
+        table = type(table)(**{**vars(table), "strength": torch.where(table.strength.isnan(), math.nan, sure)})
     for first, second, strength, ours, theirs, share in _comparisons(table):
         apart = abs(float(table.rewards[first]) - float(table.rewards[second]))
         if not math.isnan(apart) and apart < gap:
@@ -154,7 +159,7 @@ ORACLES: dict[str, list[tuple[dict[str, Any], Callable[..., Tensor]]]] = {
         ({"shares": {"previous": 1.0}, "margin": "per_step"}, mnpo),
     ],
     "inpo": [({}, inpo), ({"eta": 0.2, "ratio": 0.6}, inpo)],
-    "dno": [({}, dno), ({"beta": 0.7, "gap": 0.4}, dno)],
+    "dno": [({}, dno), ({"beta": 0.7, "gap": 0.4}, dno), ({"labels": "win_rates"}, dno)],
     "irepo": [({}, irepo), ({"beta": 0.5, "eps": 0.2}, irepo)],
     "gpo": [({"beta": 0.5}, gpo), ({}, gpo)],
     "accelerated_po": [({}, accelerated_po), ({"beta": 0.7, "momentum": 0.0, "every": 3}, accelerated_po)],

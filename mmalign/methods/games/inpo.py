@@ -18,6 +18,8 @@ def inpo(*, eta: Positive = 0.005, ratio: Proportion = 1 / 3) -> Method:
         eta: step size; the margin asked for is ``1 / (2 eta)`` nats, 100 by default.
         ratio: tau / eta, how much the reference holds, 0 to 1.
 
+    It is ``mnpo`` with these two shares.
+
     ``previous`` is the policy of the round before: ``references: {previous: {every: N}}`` says how many steps a round has.
 
     Paper: Iterative Nash Policy Optimization: Aligning LLMs with General Preferences via No-Regret Learning, arXiv 2407.00617, algorithm 1

@@ -140,6 +140,18 @@ def hard(feedback: Feedback) -> Feedback:
     return replace(feedback, strength=torch.where(unknown, math.nan, sure))
 
 
+def by_win_rates(feedback: Feedback) -> Feedback:
+    """The same pairs, as sure as ``sigmoid(P_1 - P_2)``, P how often a row beats the others of its group.
+
+    NaN where a row was compared with none, and where nothing was known of the pair.
+    """
+    if feedback.pairs is None:
+        return feedback
+    rates = win_rate(feedback)[feedback.pairs]
+    sure = torch.sigmoid(rates[:, 0] - rates[:, 1])
+    return replace(feedback, strength=sure if feedback.strength is None else torch.where(feedback.strength.isnan(), math.nan, sure))
+
+
 def best_and_worst(feedback: Feedback) -> Feedback:
     """The best and the worst row of every group as a pair: by reward, or by win rate where rows were compared directly.
 
