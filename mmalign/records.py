@@ -52,6 +52,13 @@ class Ranking(NamedTuple):
 Record = Pair | Thumb | Ranking  # of preference data
 
 
+def outputs_of(record: Record) -> tuple[Any, ...]:
+    """What is compared: two of a pair, one of a thumb, all of a ranking."""
+    if isinstance(record, Pair):
+        return (record.first, record.second)
+    return (record.output,) if isinstance(record, Thumb) else tuple(record.outputs)
+
+
 @dataclass(frozen=True, eq=False)
 class Unread:
     """An image or a video of a record that nobody has decoded yet. source: where it is. decode: what makes an output of that. name: what

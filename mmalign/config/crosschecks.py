@@ -72,9 +72,10 @@ def _incompatible(call: Call, review: Review) -> list[str]:
         return [f"{method.path}.use: got {method.name!r}, which gives a {type(built).__name__}; takes a function that gives a Method"]
     wrong = []
     if lacks := lacking(built, gives):
-        wrong.append(f"{method.path}: {method.name} needs {', '.join(lacks)}; the policy {policy.name} gives {', '.join(sorted(gives))}")
+        given = ", ".join(sorted(gives)) or "none of them"
+        wrong.append(f"{method.path}: {method.name} needs {', '.join(lacks)}; the policy {policy.name} gives {given}")
     evaluation = call.arguments.get("evaluation")
-    if adapter.kind == "score" and (not isinstance(evaluation, Call) or evaluation.arguments.get("records") is None):
+    if adapter.kind == "score" and (evaluation is None or (isinstance(evaluation, Call) and evaluation.arguments.get("records") is None)):
         wrong.append("evaluation.records: missing; a reward model is evaluated on records that it is not trained on")
     if adapter.kind not in built.kinds:
         kinds = ", ".join(sorted(built.kinds))

@@ -36,12 +36,12 @@ from mmalign.distributed.team import ALONE, Team, team_for
 from mmalign.needs import as_bound
 from mmalign.objectives.feedback import comparisons
 from mmalign.recipes._run import Run, concluded
-from mmalign.records import Pair, Ranking, Record, Records, RefusedRow, Thumb, Undecoded, Unfinished, Unread
+from mmalign.records import Pair, Ranking, Record, Records, RefusedRow, Thumb, Undecoded, Unfinished, Unread, outputs_of
 from mmalign.training import references as stored
 from mmalign.training.dead_steps import refuse_unknown
 from mmalign.training.evaluation import evaluation_plan
 from mmalign.training.experience import Experience
-from mmalign.training.held_out import NAME, HeldOut, distinct
+from mmalign.training.held_out import NAME, HeldOut, contents, distinct, put_aside
 from mmalign.training.journal import Journal, hashed
 from mmalign.training.latents import refuse_without_latents
 from mmalign.training.learner import Learner
@@ -138,7 +138,7 @@ def offline(  # one argument for each thing that a run is made of
 
     with journal:
         aside = dict(journal.broken.why)  # of a resumed run, what it has met before
-        coming = coming_from(start=journal.state.get("position", 0))
+        coming = put_aside(coming_from(start=journal.state.get("position", 0)), held, aside, called=_called)
         for step in journal.steps():
             moved = learner.begin(step)
             draw = partial(stream, run.seed, step, "encode")
@@ -203,7 +203,7 @@ def _held_out(
         put_aside(aside)
         return feedback, rollout
 
-    return HeldOut(learner, encoded, batch.micro_rows)
+    return HeldOut(learner, encoded, batch.micro_rows, contents(others, records, seed=run.seed))
 
 
 def _compared_with(policy: Encoder, learner: Learner) -> str | None:
@@ -275,7 +275,7 @@ def _unrefused(coming: Iterator[Any], aside: Mapping[str, str], passed: Counter[
             passed.clear()
             yield record
         elif passed[name] == 2:
-            raise UserError(f"records: the policy refuses {len(aside)} and too few others are left; the last one, {name}: {aside[name]}")
+            raise UserError(f"records: {len(aside)} are put aside and too few others are left; the last one, {name}: {aside[name]}")
         else:
             passed[name] += 1
 
@@ -283,7 +283,7 @@ def _unrefused(coming: Iterator[Any], aside: Mapping[str, str], passed: Counter[
 def _contents(record: Any) -> str:
     """What records of the same name are told apart by: words and numbers; of images and videos their files' names, or their
     sizes: pixels are dear to decode and to hash."""
-    outputs = [_told_apart_by(output) for output in _outputs(record)]
+    outputs = [_told_apart_by(output) for output in outputs_of(record)]
     numbers = [value for value in record if isinstance(value, float)] + list(record.scores if isinstance(record, (Pair, Ranking)) else ())
     return hashed([record.prompt, outputs, numbers])
 
@@ -307,16 +307,16 @@ def _take(coming: Iterator[Any], count: int) -> list[Any]:
 
 def _rows(records: Sequence[Record], method: Method) -> tuple[list[Any], Any, Feedback]:
     """Prompts, outputs and feedback of the rows of some records, the rows of one record side by side and in one group."""
-    outputs_of = [_outputs(record) for record in records]
-    outputs: Any = [output for several in outputs_of for output in several]
-    names = [record.id for record, several in zip(records, outputs_of, strict=True) for _ in several]
+    several_of = [outputs_of(record) for record in records]
+    outputs: Any = [output for several in several_of for output in several]
+    names = [record.id for record, several in zip(records, several_of, strict=True) for _ in several]
     images = [(name, output) for name, output in zip(names, outputs, strict=True) if isinstance(output, Tensor)]
     for name, output in images:
         if output.shape != images[0][1].shape:
             sizes = f"{list(images[0][1].shape)} ({images[0][0]}) and {list(output.shape)} ({name})"
             raise UserError(f"records: got outputs of different sizes, {sizes}; takes one size, which records.size brings images to")
-    group = torch.arange(len(records)).repeat_interleave(torch.tensor([len(several) for several in outputs_of]))
-    prompts = [record.prompt for record, several in zip(records, outputs_of, strict=True) for _ in several]
+    group = torch.arange(len(records)).repeat_interleave(torch.tensor([len(several) for several in several_of]))
+    prompts = [record.prompt for record, several in zip(records, several_of, strict=True) for _ in several]
     feedback = _feedback(records, group, method)
     of_rows = [records[number] for number in group.tolist()]
     who = None if isinstance(records[0], Ranking) else [record.annotator for record in of_rows]  # type: ignore[union-attr]
@@ -327,12 +327,6 @@ def _feedbacks(coming: Iterator[Record], method: Method, *, count: int) -> Itera
     """What batches of records say, one after another."""
     while True:
         yield _rows(_take(coming, count), method)[2]
-
-
-def _outputs(record: Record) -> tuple[Any, ...]:
-    if isinstance(record, Pair):
-        return (record.first, record.second)
-    return (record.output,) if isinstance(record, Thumb) else tuple(record.outputs)
 
 
 def _feedback(records: Sequence[Record], group: Tensor, method: Method) -> Feedback:

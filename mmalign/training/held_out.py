@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mmalign.distributed import tables as of_all
-from mmalign.records import Digested, Records
+from mmalign.records import Digested, Record, Records, Undecoded, Unread, outputs_of
 from mmalign.training.experience import Experience
 from mmalign.training.learner import Learner
 from mmalign.training.units import in_units
 from mmalign.types import Feedback, Rollout, UserError
+from mmalign.types import contents as asked
 
 NAME = "held_out"
 
@@ -25,12 +30,13 @@ class HeldOut:
     """``held_out/accuracy``, ``held_out/margin``, ... as a method measures them, and ``held_out/loss``.
 
     learner: of the run, in whose parameters as they are in place it is measured. encoded: the records' rows, and what they say. micro_rows:
-    rows in one pass.
+    rows in one pass. contents: of the records, whatever they are called.
     """
 
     learner: Learner
     encoded: Callable[[], tuple[Feedback, Rollout]]
     micro_rows: int
+    contents: frozenset[str]
 
     def __call__(self) -> dict[str, float]:
         """The numbers, the same in all processes. ``accuracy_se``: standard error of an accuracy of so many pairs.
@@ -60,6 +66,48 @@ def distinct(records: Records, most: int, *, seed: int, trained: Records) -> lis
     if not taken:
         raise UserError("evaluation.records: got none that can be read, takes one or more")
     return taken
+
+
+def contents(records: Records, taken: Iterable[Record], *, seed: int) -> frozenset[str]:
+    """By what the records that were taken from ``records`` are recognised elsewhere, whatever they are called and say."""
+    if not isinstance(records, Undecoded):
+        return frozenset(map(content, taken))
+    left, known = {record.id for record in taken}, set[str]()
+    for record in records.undecoded(seed=seed):
+        if record.id in left:
+            known.add(content(record))
+            left.remove(record.id)
+        if not left:
+            break
+    return frozenset(known)
+
+
+def content(record: Record) -> str:
+    """Of a prompt and its outputs: words as they are, files of media by their place, media in a file by their bytes."""
+    outputs = sorted(output if isinstance(output, str) else _digest(output) for output in outputs_of(record))
+    return hashlib.sha256(json.dumps([asked([record.prompt]), outputs], default=_digest, sort_keys=True).encode()).hexdigest()
+
+
+def _digest(value: Any) -> str:
+    source = value.source if isinstance(value, Unread) else value
+    if isinstance(source, dict):
+        source = source.get("bytes") or source.get("path")
+    if isinstance(source, (list, tuple)):
+        return " ".join(map(_digest, source))
+    if isinstance(source, (bytes, Tensor)):
+        data = source if isinstance(source, bytes) else source.detach().cpu().contiguous().numpy().tobytes()
+        return hashlib.sha256(data).hexdigest()
+    return str(source) if isinstance(source, (str, Path)) else hashlib.sha256(source.tobytes()).hexdigest()  # a picture of PIL's
+
+
+def put_aside(
+    coming: Iterator[Record], held: HeldOut | None, aside: dict[str, str], *, called: Callable[[Record], str]
+) -> Iterator[Record]:
+    """Records as they come; of those that are held out it is written into ``aside`` (name -> why) before."""
+    for record in coming:
+        if held is not None and content(record) in held.contents:
+            aside[called(record)] = "it is among evaluation.records"
+        yield record
 
 
 def _once(records: Iterable[Any]) -> Iterable[Any]:

@@ -323,7 +323,7 @@ class Journal:
             raise UserError(
                 f"evaluation.stop.judge: got {judge!r}, takes one number of {', '.join(sorted(set(rows[-1]) - {'step', 'kl'}))}"
             )
-        best = best_of([row.get(judge, math.nan) for row in rows])
+        best = best_of([self.stop.merit(row) for row in rows])
         self.state["best_step"] = rows[best]["step"]
         if best == len(rows) - 1:
             with self.learner.policy.using(self.learner.shown):

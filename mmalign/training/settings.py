@@ -5,6 +5,7 @@ Every record is frozen, checks its numbers when it is made, and is part of a run
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
@@ -17,6 +18,9 @@ Tracker = Literal["tensorboard", "wandb", "trackio", "comet_ml", "aim", "mlflow"
 """Where accelerate can log to."""
 
 Functions = Mapping[str, Callable[..., Any]]
+
+BETTER = {"accuracy": 1, "margin": 1, "ahead": 1, "loss": -1}
+"""Numbers of held-out records -> 1 where more is better, -1 where less is."""
 
 
 def at_least(least: float, **numbers: float | None) -> None:
@@ -128,7 +132,9 @@ class Reference(Record):
 class Stop(Record):
     """An early end, after some evaluations without a new best.
 
-    judge: of what, by name: a reward or a judge of the evaluation. patience: how many evaluations without a new best are too many.
+    judge: of what, by name: a reward or a judge of the evaluation, of which more is better; or of records that are held out
+    ``held_out/accuracy``, ``held_out/margin`` or ``held_out/ahead``, and ``held_out/loss``, of which less is. patience: how many
+    evaluations without a new best are too many.
 
     The parameters of the best evaluation are kept as the set ``best``, and its numbers are the run's. That judge then takes part in
     training: report another one.
@@ -136,6 +142,20 @@ class Stop(Record):
 
     judge: str
     patience: Count = 3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.judge.startswith("held_out/") and self._number not in BETTER:
+            takes = ", ".join(f"held_out/{name}" for name in BETTER)
+            raise UserError(f"judge: got {self.judge!r}, takes of held-out records {takes}: of others nobody says which way is better")
+
+    def merit(self, row: Mapping[str, float]) -> float:
+        """How good an evaluation is, the more the better; NaN where its judge says nothing."""
+        return row.get(self.judge, math.nan) * (BETTER[self._number] if self.judge.startswith("held_out/") else 1)
+
+    @property
+    def _number(self) -> str:
+        return self.judge.rpartition("/")[2]
 
 
 @dataclass(frozen=True)
@@ -150,7 +170,8 @@ class Evaluation(Record):
     object, whether it is there)], "objects": [...]}]``, what each of them says that is there and that is not, to be shown. blind: score
     the answers without their images too (``image_dependence``): two more passes over them. stop: when to end early. overlap: as of
     ``Batch``, of an evaluation's prompts. records: of an offline run, records that it is not trained on: the method's own numbers of them
-    (``held_out/accuracy``, ``held_out/loss``), which ``stop`` may follow. held_out: how many of them are taken.
+    (``held_out/accuracy``, ``held_out/loss``), which ``stop`` may follow; what the run would be trained on and is among them is left out of
+    its training. held_out: how many of them are taken.
     """
 
     every: Steps = 20

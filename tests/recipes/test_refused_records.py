@@ -94,9 +94,7 @@ def test_records_without_an_id_are_named_by_their_place(tmp_path):
 
 
 def test_data_that_the_policy_refuses_as_a_whole_is_one_line(tmp_path):
-    with pytest.raises(
-        UserError, match=r"the policy refuses 3 and too few others are left; the last one, odd-\d: completion: got an empty one"
-    ):
+    with pytest.raises(UserError, match=r"3 are put aside and too few others are left; the last one, odd-\d: completion: got an empty one"):
         run_of(tmp_path, [Pair("q", "", "b", 1.0, f"odd-{i}") for i in range(3)])
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
