@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,20 @@ from mmalign.types import UserError
 ROUNDING = {torch.float64: 1e-5, torch.float32: 1e-4, torch.bfloat16: 0.15, torch.float16: 0.02}
 """Nats that one log-probability may differ by between two ways of computing it, by the model's type (norms of many
 classes are computed in float32 in float64 models too)."""
+
+
+class Running(Protocol):
+    """How tokens are scored: states of rows, and logits of states. ``alone``: each row with its own prompt."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def head(self) -> Head: ...
+
+    def states(self, rows: prefixes.Sequences) -> Tensor: ...
+
+    def alone(self) -> Running: ...
 
 
 @dataclass(frozen=True)
@@ -35,6 +49,10 @@ class Fit:
     def states(self, rows: prefixes.Sequences) -> Tensor:
         """Hidden states ``[R, T, H]`` of rows, wherever they are, as ``prefixes.run`` has them."""
         return prefixes.run(self.backbone, prefixes.moved(rows, self.device), shared=self.shared)
+
+    def alone(self) -> Fit:
+        """The same, each row with its own prompt."""
+        return replace(self, shared=False)
 
 
 class Whole(nn.Module):

@@ -15,7 +15,7 @@ from mmalign.policies.settings import type_of
 from mmalign.types import UserError
 
 ABOUT = ("image", "video", "audio", "vision", "boi", "eoi")
-FRAMES = re.compile(r"image|img|video|vision|audio|^<row_\d+_col_\d+>$", re.IGNORECASE)
+FRAMES = re.compile(r"image|img|video|vision|visual|audio|^<row_\d+_col_\d+>$", re.IGNORECASE)
 BRACKETS = re.compile(r"<.+>|\[.+\]")
 
 
@@ -35,7 +35,8 @@ def load(name: str, reader: Any = None, *, dtype: str | None = None, trust_remot
     options = {"trust_remote_code": trust_remote_code}
     kind: Any = AutoModelForCausalLM
     with reading("policy.model", name, f"{what}, a folder or a hub id"):
-        if getattr(AutoConfig.from_pretrained(name, **options), "vision_config", None) is not None:
+        config = AutoConfig.from_pretrained(name, **options)
+        if any(getattr(config, part, None) is not None for part in ("vision_config", "vq_config")):  # it sees, or sees codes
             kind = AutoModelForImageTextToText
         settings = {"dtype": floating or "auto", "output_loading_info": True, "ignore_mismatched_sizes": True}
         with quiet_report():

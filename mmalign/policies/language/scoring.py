@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mmalign.policies.language import prefixes
-from mmalign.policies.language.fitting import Fit
+from mmalign.policies.language.fitting import Running
 from mmalign.policies.language.heads import HEADS, MASKS, head_tables
 from mmalign.policies.language.logits import LOG_PROBS, Head, numbers_of
 from mmalign.types import Need, UserError
@@ -28,7 +28,7 @@ class Scorer:
     not shared then.
     """
 
-    fit: Fit
+    fit: Running
     temperature: float
     at_once: int
     heads: Mapping[str, nn.Module]
@@ -38,7 +38,7 @@ class Scorer:
 
     def __call__(
         self, rows: prefixes.Sequences, cells: Tensor, *, numbers: frozenset[Need] = frozenset(), references: Sequence[str] = (),
-        using: Callable[[str], AbstractContextManager[Fit]] | None = None,
+        using: Callable[[str], AbstractContextManager[Running]] | None = None,
     ) -> dict[Need, Tensor]:  # fmt: skip
         """Tables ``[R, T]`` float64 on the CPU, 0 outside ``cells [R, T]``: ``LOG_PROBS`` and the numbers (``logits.py``, ``heads.py``).
 
@@ -80,13 +80,13 @@ class Scorer:
         for layer in self.layers:
             layer.training = True  # of the layer alone: what is in it, dropout too, stays as it is
         try:
-            return prefixes.run(self.fit.backbone, rows, shared=False)
+            return self.fit.alone().states(rows)
         finally:
             for layer in self.layers:
                 layer.training = False
 
     def _reference(
-        self, name: str, using: Callable[[str], AbstractContextManager[Fit]], rows: prefixes.Sequences, inside: Tensor
+        self, name: str, using: Callable[[str], AbstractContextManager[Running]], rows: prefixes.Sequences, inside: Tensor
     ) -> tuple[Head, Tensor]:
         """Head and hidden states of the rows under a named parameter set, or another model, without gradient."""
 

@@ -41,7 +41,7 @@ class Family(NamedTuple):
     """What a twin needs to know of a family. special: names of the processor's tokens -> their text. ids: attributes of the
     configuration -> text of the token whose id they hold. picture, clip: what a chat template writes for an image and a video.
 
-    text, vision: of the configuration's parts, and ``whole`` of itself. processor: made of the tokenizer.
+    text, vision, codebook: of the configuration's parts, and ``whole`` of itself; empty: it has no such part. processor: made of the tokenizer.
     """
 
     special: Mapping[str, str]
@@ -52,6 +52,7 @@ class Family(NamedTuple):
     text: Mapping[str, Any] = {}
     vision: Mapping[str, Any] = VISION
     whole: Mapping[str, Any] = {}
+    codebook: Mapping[str, Any] = {}
 
 
 def classes() -> tuple[str, ...]:
@@ -69,17 +70,16 @@ def twin(kind: str) -> tuple[Any, Any]:
     if family is None or home is None:
         raise UserError(f"policy.model: got {kind!r}, of which no tiny twin is known; takes {', '.join(classes())}")
     words = _tokenizer(family)
-    ends = {"pad_token_id": words.pad_token_id, "bos_token_id": None, "eos_token_id": words.eos_token_id, "vocab_size": len(words)}
+    ends = {"pad_token_id": words.pad_token_id, "bos_token_id": words.bos_token_id, "eos_token_id": words.eos_token_id, "vocab_size": len(words)}
     config = home.config_class()
     text = {**TEXT, **ends, **family.text}
-    parts = {
-        "text_config": type(config.text_config)(**text),
-        "vision_config": type(config.vision_config)(**family.vision),
-    }
+    sizes = {"text_config": text, "vision_config": family.vision, "vq_config": family.codebook}
+    parts = {part: type(getattr(config, part))(**settings) for part, settings in sizes.items() if settings}
     ids = {key: words.convert_tokens_to_ids(token) for key, token in family.ids.items()}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = home(home.config_class(**parts, **ids, **family.whole, tie_word_embeddings=False))
+        more = {"vocabulary_map": words.get_vocab()} if "vocabulary_map" in config.to_dict() else {}
+        model = home(home.config_class(**parts, **ids, **family.whole, **more, tie_word_embeddings=False))
     processor = family.processor(library, words)
     if processor.chat_template is None and family.picture:
         processor.chat_template = PICTURE.replace("IMAGE", family.picture).replace("VIDEO", family.clip)
@@ -152,6 +152,19 @@ def _gemma3(library: Any, words: Any) -> Any:
     return library.Gemma3Processor(looks, words, image_seq_length=4)
 
 
+def _janus(library: Any, words: Any) -> Any:
+    looks = library.JanusImageProcessor(size={"height": SIDE, "width": SIDE}, min_size=PATCH, image_mean=HALF, image_std=HALF)
+    return library.JanusProcessor(looks, words, num_image_tokens=TOKENS)
+
+
+def _emu3(library: Any, words: Any) -> Any:
+    looks = library.Emu3ImageProcessor(min_pixels=SIDE**2, max_pixels=SIDE**2, spatial_factor=2, image_mean=HALF, image_std=HALF)
+    return library.Emu3Processor(looks, words)
+
+
+HALF = [0.5, 0.5, 0.5]
+CODES = 16
+CODEBOOK = {"base_channels": 32, "channel_multiplier": [1, 1, 1, 1], "num_res_blocks": 1, "embed_dim": 4}
 IMAGE = {"image_token": "<image>"}
 QWEN_TOKENS = {
     "image_token": "<|image_pad|>",
@@ -206,5 +219,22 @@ FAMILIES: dict[str, Family] = {
         "<start_of_image>", "", _gemma3,
         text={"sliding_window": 8, "query_pre_attn_scalar": 8, "layer_types": ["sliding_attention", "full_attention"]},
         vision={**VISION, "vision_use_head": False}, whole={"mm_tokens_per_image": 4},
+    ),
+    "Janus": Family(
+        {**IMAGE, "bos_token": "<bos>", "boi_token": "<begin_of_image>", "eoi_token": "<end_of_image>"}, {"image_token_id": "<image>"},
+        "<image>\n", "", _janus, vision={**VISION, "projection_dim": WIDTH, "num_image_tokens": TOKENS},
+        codebook={
+            **CODEBOOK, "num_embeddings": CODES, "latent_channels": 32, "num_patches": SIDE // PATCH, "projection_dim": WIDTH,
+            "image_token_embed_dim": WIDTH,
+        },
+    ),
+    "Emu3": Family(
+        {
+            **IMAGE, "bos_token": "<bos>", "boi_token": "<|image start|>", "eoi_token": "<|image end|>", "eol_token": "<|extra_200|>",
+            "image_wrapper_token": "<|image token|>", "eof_token": "<|extra_201|>",
+            **{f"code_{code}": f"<|visual token {code:06d}|>" for code in range(CODES)},
+        },
+        {}, "<image>", "", _emu3, vision={},
+        codebook={**CODEBOOK, "codebook_size": CODES, "attn_resolutions": [3], "hidden_size": 32, "temporal_downsample_factor": 2},
     ),
 }  # fmt: skip

@@ -1,0 +1,1 @@
+"""Images as the tokens of a codebook: what a policy of a model that makes images so is made of."""

@@ -1,0 +1,318 @@
+"""A model that writes images as tokens of a codebook (Janus, Emu3) as a policy whose outputs are images.
+
+A step is a code of the image, in the order in which the model writes them; every method for tokens trains it, with every reward of
+images. Images are decoded, and given ones encoded, by the model's own codebook, which is never trained. Log-probabilities are over the
+codes alone, at ``temperature``, with ``guidance`` as the model's own ``generate`` has it (``u + scale (c - u)`` on logits, c behind the
+prompt and u behind none): the distribution that is sampled is scored and trained, unless ``trained`` says otherwise. ``top_p`` and
+``top_k`` are not in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from mmalign.arguments.ranges import Fraction, Natural, NotNegative, Positive
+from mmalign.conversations import has_media
+from mmalign.needs import kinds, named
+from mmalign.policies.codes import drawing
+from mmalign.policies.codes.guided import GuidedFit
+from mmalign.policies.codes.layouts import layout_of
+from mmalign.policies.codes.pixels import Pixels
+from mmalign.policies.language.completions import Completions
+from mmalign.policies.language.contrasts import Others, others, sequences
+from mmalign.policies.language.drawing import CURRENT, Drawing, Voice
+from mmalign.policies.language.loading import refuse_numbers
+from mmalign.policies.language.logits import LOG_PROBS
+from mmalign.policies.language.scoring import Scorer
+from mmalign.policies.language.vision import Prompt
+from mmalign.policies.transformers import TransformersPolicy
+from mmalign.records import RefusedRow
+from mmalign.samplers.assignment import assignment, drawn_by
+from mmalign.types import EVERY, Adapter, Behavior, Need, Rollout, Steps, UserError
+
+__all__ = ["ImageTokensPolicy", "image_tokens"]
+
+CALL = ("temperature", "top_p", "top_k", "guidance")
+ADAPTER = Adapter(
+    "token",
+    frozenset({"old", "refs", "kls", "reverse_kls", "entropy", "collision", "contrast", "behaviors", "recall"}),
+    call=lambda arguments: CALL,
+)
+
+
+def image_tokens(  # one keyword for each thing that a user may set
+    of: TransformersPolicy, *, guidance: NotNegative = 1.0, trained: Literal["guided", "conditional"] = "guided",
+    size: Sequence[int] | None = None, temperature: Positive = 1.0, top_p: Fraction = 1.0, top_k: Natural = 0,
+) -> ImageTokensPolicy:  # fmt: skip
+    """A policy that makes images, around a model of ``transformers`` that writes them as tokens: Janus, Janus-Pro, Emu3.
+
+    Args:
+        of: the model, with what of it is trained (``lora``, ``train``, or all of it but its codebook). What it says of sampling is not used.
+        guidance: scale of classifier-free guidance in sampling; 1: none. Janus' own code has 5, Emu3's 3.
+        trained: whose log-probabilities are scored and trained: ``guided``, those of the distribution that is sampled, at the cost of a
+            second pass without the prompt; ``conditional``, those behind the prompt, as in T2I-R1, which samples with guidance and trains
+            without: ratios still begin at 1, and the rows are another policy's.
+        size: height and width of the images, of a model that makes several sizes (Emu3).
+        temperature: of the distribution that is sampled, scored and trained.
+        top_p, top_k: cut off the unlikely in sampling alone; the log-probabilities are those of the whole distribution.
+
+    Errors: UserError for a model that makes no images, a size that it does not make, guidance where it has no words for no prompt.
+    """
+    if not isinstance(of, TransformersPolicy):
+        raise UserError(f"policy.of: got a {type(of).__name__}, takes one that transformers makes")
+    if of.engine is not None:
+        raise UserError("policy.of.engine: a server writes text alone; takes no engine")
+    if trained not in ("guided", "conditional"):
+        raise UserError(f"policy.trained: got {trained!r}, takes 'guided' or 'conditional'")
+    if size is not None and (len(size) != 2 or not all(isinstance(side, int) for side in size)):
+        raise UserError(f"policy.size: got {size!r}, takes [height, width]")
+    refuse_numbers(temperature, top_p, top_k)
+    return ImageTokensPolicy(of, guidance=guidance, trained=trained, size=size, temperature=temperature, top_p=top_p, top_k=top_k)
+
+
+class ImageTokensPolicy:
+    """See ``image_tokens``. Parameters and their sets are those of the policy inside."""
+
+    kind = ADAPTER.kind
+    gives = ADAPTER.gives
+
+    def __init__(
+        self, of: TransformersPolicy, *, guidance: float, trained: str, size: Sequence[int] | None, temperature: float, top_p: float,
+        top_k: int,
+    ):  # fmt: skip
+        self.of, self.sets, self.rows_at_once, self.guidance = of, of.sets, of.rows_at_once, guidance
+        self.layout = layout_of(of.model, of.chat, None if size is None else (size[0], size[1]))
+        if guidance != 1:
+            self.layout.unprompted([])
+        length = len(self.layout.behind([])) + int(self.layout.places[-1]) + 1
+        self.room = replace(of.room, max_completion=length)
+        self.pixels = Pixels(self.layout, of.chat.vision, of.device)
+        never, stops = (torch.zeros(0, dtype=torch.int64, device=of.device) for _ in range(2))
+        self.drawing = Drawing(temperature, top_p, top_k, never, stops, len(self.layout.places))
+        fit = GuidedFit(self.layout, guidance if trained == "guided" else 1.0, of.fit.shared, of.device)
+        words = int(of.model.get_input_embeddings().weight.shape[0])
+        at_once = max(1, of.scorer.at_once * words // self.layout.codes)
+        self.scorer = Scorer(fit, temperature, at_once, {}, of.device, never, of.scorer.layers)
+
+    # Parameters
+
+    @property
+    def tolerance(self) -> float:
+        """Nats that a log-probability may differ by when it is scored again."""
+        return self.of.tolerance * max(1.0, abs(self.guidance))
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Trained parameters by name."""
+        return self.sets.trained
+
+    def using(self, name: str) -> AbstractContextManager[None]:
+        """A named parameter set in place of the current one: ``ref``, ``ema``, ``previous``, ..."""
+        return self.sets.using(name)
+
+    def refer(self, name: str, other: Any, examples: Sequence[Any] = ()) -> None:
+        """Errors: UserError: codes are compared under sets of the own parameters."""
+        raise UserError(f"references.{name}.policy: got another model, and codes mean what a codebook says; takes a set of this one's")
+
+    # Rollout
+
+    @torch.no_grad()
+    def sample(
+        self, prompts: list[Any], group_size: int, rng: torch.Generator, *, step: int = 0, behaviors: Sequence[Behavior] = (),
+        part: slice = EVERY,
+    ) -> Rollout:  # fmt: skip
+        """``group_size`` images of each prompt; rows of a prompt stand side by side.
+
+        ``rng`` draws one uniform number for each row and code, so that a row does not depend on ``rows_at_once``. ``metrics``: how far
+        log-probabilities as they were drawn are from those of ``old`` (``engine_difference``, nats, mean and largest), where both are of
+        one distribution.
+        """
+        who = assignment(group_size, behaviors)
+        uniform = torch.rand((len(prompts), len(who), self.drawing.most), generator=rng, dtype=torch.float64)[part].flatten(0, 1)
+        own = list(range(len(prompts))[part])
+        needed = own if len(own) == len(prompts) else [*own, (own[-1] + 1) % len(prompts)]  # that its last rows may be compared behind
+        encoded = [self._prompt(prompts[number], number) for number in needed]
+        which, who = torch.arange(len(own)).repeat_interleave(len(who)), who.repeat(len(own))
+        drawn = self._drawn(encoded, which, uniform, who, behaviors)
+        rollout = self._table(encoded, [prompts[number] for number in needed], which, drawn.codes, torch.tensor(own)[which])
+        rollout.log_probs, rollout.drawn = self._whole(rollout, self.rows_at_once), drawn_by(who, behaviors)
+        for behavior in (behavior for behavior in behaviors if behavior.greedy):
+            rollout.mask &= ~rollout.drawn[behavior.name].unsqueeze(1)
+        if self.guidance == self.scorer.fit.scale:
+            differences = (drawn.log_probs - rollout.log_probs)[who == 0].abs()
+            rollout.metrics.update(engine_difference=float(differences.mean()), engine_difference_max=float(differences.max()))
+        return rollout
+
+    def _prompt(self, prompt: Any, number: int) -> Prompt:
+        """What an image begins behind. Errors: UserError for a prompt with media, and one that is too long."""
+        if has_media(prompt):
+            raise UserError(f"prompt {number}: holds an image or a video, and images are made of words; takes text")
+        read = self.room.prompt(prompt, number)
+        return replace(read, ids=tuple(self.layout.behind(list(read.ids))), types={})
+
+    def _drawn(
+        self, encoded: Sequence[Prompt], which: Tensor, uniform: Tensor, who: Tensor, behaviors: Sequence[Behavior]
+    ) -> drawing.Images:
+        """Codes of rows that ``who [R]`` draws: 0 the current policy, k the k-th behavior."""
+        codes = torch.zeros(uniform.shape, dtype=torch.int64)
+        log_probs = torch.full(uniform.shape, torch.nan, dtype=torch.float64)
+        for number, behavior in enumerate([None, *behaviors]):
+            shares = CURRENT if behavior is None else behavior.shares
+            manner = self.drawing._replace(temperature=0.0) if behavior is not None and behavior.greedy else self.drawing
+            for rows in torch.nonzero(who == number).flatten().split(self.rows_at_once):
+                drawn = self._images(encoded, which[rows], uniform[rows], manner, self.guidance, shares)
+                codes[rows], log_probs[rows] = drawn.codes, drawn.log_probs
+        return drawing.Images(codes, log_probs)
+
+    def _images(
+        self, encoded: Sequence[Prompt], which: Tensor, uniform: Tensor, manner: Drawing, scale: float,
+        shares: Mapping[str, float] = CURRENT,
+    ) -> drawing.Images:  # fmt: skip
+        """Codes of some rows, in one batch."""
+        used, local = which.unique(return_inverse=True)
+        prompts = [torch.tensor(encoded[place].ids) for place in used.tolist()]
+        voices = [Voice(share, partial(self.using, name)) for name, share in shares.items()]
+        local, uniform = local.to(self.of.device), uniform.to(self.of.device)
+        drawn = drawing.draw(self.layout, prompts, local, uniform, manner, scale, voices=voices)
+        return drawing.Images(drawn.codes.cpu(), drawn.log_probs.cpu())
+
+    @torch.no_grad()
+    def encode(self, prompts: list[Any], outputs: Any, group: Tensor, rng: torch.Generator, *, part: slice = EVERY) -> Rollout:
+        """Given images, ``[C, H, W]`` in 0..1 each, as a rollout of the codes that the model's own codebook reads in them.
+
+        ``outputs`` of the rollout are the given images, ``metrics`` how far they are from what their codes decode to
+        (``codebook_error``, root-mean-square over pixels). ``log_probs`` are NaN: nobody sampled these rows. Errors: RefusedRow for an
+        image of another size, and for prompts as in ``sample``.
+        """
+        rows = range(len(prompts))[part]
+        encoded = [self._refusing(row, lambda row=row: self._prompt(prompts[row], row)) for row in rows]
+        images = torch.stack([self._refusing(row, lambda row=row: self.pixels.fitting(outputs[row])) for row in rows])
+        codes = torch.cat([self.pixels.encode(some) for some in images.split(self.rows_at_once)])
+        rollout = self._table(encoded, list(prompts[part]), torch.arange(len(rows)), codes, group[part], images=images)
+        decoded = torch.cat([self.pixels.decode(some) for some in codes.split(self.rows_at_once)])
+        rollout.metrics["codebook_error"] = float((decoded - images).square().mean().sqrt())
+        return rollout
+
+    def _refusing(self, row: int, read: Any) -> Any:
+        try:
+            return read()
+        except UserError as error:
+            raise RefusedRow(row, str(error).removeprefix(f"prompt {row}: ")) from error
+
+    def _table(
+        self, encoded: Sequence[Prompt], sources: Sequence[Any], which: Tensor, codes: Tensor, group: Tensor, *,
+        images: Tensor | None = None,
+    ) -> Rollout:  # fmt: skip
+        """A rollout from codes ``[B, T]``, decoded where there are no images."""
+        if images is None:
+            images = torch.cat([self.pixels.decode(some) for some in codes.split(self.rows_at_once)])
+        lengths = torch.full((len(codes),), codes.shape[1])
+        return Rollout(
+            prompts=[sources[place] for place in which.tolist()],
+            outputs=images,
+            log_probs=torch.full(codes.shape, torch.nan, dtype=torch.float64),
+            mask=torch.ones(codes.shape, dtype=torch.bool),
+            group=group,
+            held=Completions.of_rows(None, encoded, sources, which, codes, lengths),
+        )
+
+    def refusals(self, prompts: Sequence[Any]) -> dict[int, str]:
+        """Place -> why, of prompts that hold media, that the tokenizer or the template refuses, or that are too long."""
+        media = {place: "holds an image or a video, takes text" for place, prompt in enumerate(prompts) if has_media(prompt)}
+        return self.room.refusals(prompts) | media
+
+    @torch.no_grad()
+    def generate(self, prompts: list[Any], seeds: list[int], **call: Any) -> Tensor:
+        """Images as a user gets them, one seed for each prompt.
+
+        call: ``temperature`` (0: the likeliest codes), ``top_p``, ``top_k``, ``guidance``.
+        """
+        if odd := sorted(call.keys() - {*CALL}):
+            raise UserError(f"call.{odd[0]}: takes {', '.join(CALL)}")
+        scale = float(call.pop("guidance", self.guidance))
+        if scale != 1:
+            self.layout.unprompted([])
+        manner = self.drawing._replace(**call)
+        encoded = [self._prompt(prompt, number) for number, prompt in enumerate(prompts)]
+        rngs = [torch.Generator().manual_seed(seed) for seed in seeds]
+        uniform = torch.stack([torch.rand(manner.most, generator=rng, dtype=torch.float64) for rng in rngs])
+        parts = torch.arange(len(prompts)).split(self.rows_at_once)
+        return torch.cat([self.pixels.decode(self._images(encoded, rows, uniform[rows], manner, scale).codes) for rows in parts])
+
+    # Scores
+
+    def remember(self, rollout: Rollout, names: Iterable[str], rows_at_once: int) -> None:
+        """Log-probabilities of a rollout under named parameter sets, without gradient, kept in the rollout."""
+        for name in names:
+            if name not in rollout.held.refs:
+                with torch.no_grad(), self.using(name):
+                    rollout.held.refs[name] = self._whole(rollout, rows_at_once)
+
+    def digests(self, rollout: Rollout) -> list[bytes]:
+        """What each row is told apart by: prompt and codes, and which of these count."""
+        return rollout.held.digests(rollout.mask)  # type: ignore[no-any-return]
+
+    def remembered(self, rollout: Rollout) -> dict[str, Tensor]:
+        """Name -> ``[B, T]``: what ``remember`` keeps in a rollout."""
+        return rollout.held.refs  # type: ignore[no-any-return]
+
+    def steps(self, rollout: Rollout, rows: Tensor, columns: Tensor | None = None, needs: frozenset[Need] = frozenset()) -> Steps:
+        """The table of some rows, and of some codes (all, by default), with gradient.
+
+        ``needs`` of ``refs``, ``kls``, ``reverse_kls`` (the last two over the whole codebook), ``entropy``, ``collision`` and
+        ``contrast:mismatched`` (behind another row's prompt) fill those tables.
+        """
+        columns = torch.arange(rollout.mask.shape[1]) if columns is None else columns
+        at, cells = (rows[:, None], columns[None, :]), torch.zeros_like(rollout.mask[rows])
+        cells[:, columns] = rollout.mask[at]
+        need_kinds, refs = kinds(needs), rollout.held.refs
+        compared = {Need(kind, name) for kind in ("kls", "reverse_kls") if kind in need_kinds for name in refs}
+        terms = {Need(kind) for kind in need_kinds & {"entropy", "collision"}}
+        table = self._scored(rollout, rows, cells, numbers=frozenset(compared | terms), references=sorted(refs) if compared else ())
+        of_references = lambda kind: {need.name: table[need][:, columns] for need in sorted(compared) if need.kind == kind}  # noqa: E731
+        return Steps(
+            log_probs=table[LOG_PROBS][:, columns],
+            mask=rollout.mask[at],
+            old=None if bool(rollout.log_probs[rollout.mask].isnan().any()) else rollout.log_probs[at],
+            refs={name: table[at] for name, table in refs.items()} if "refs" in need_kinds else {},
+            kls=of_references("kls"),
+            reverse_kls=of_references("reverse_kls"),
+            terms={need.kind: table[need][:, columns] for need in sorted(terms)},
+            contrasts={name: self._contrast(rollout, rows, columns, cells, name) for name in named("contrast", needs)},
+            kind=ADAPTER.kind,
+        )
+
+    def _contrast(self, rollout: Rollout, rows: Tensor, columns: Tensor, cells: Tensor, name: str) -> Steps:
+        """The same codes behind other prompts, with gradient, and the references' log-probabilities of them."""
+        behind = others(rollout.held, name, systems={}, ablation=self.of.ablation, room=self.room)
+        scored = lambda: self._scored(rollout, rows, cells, behind=behind)[LOG_PROBS][:, columns]  # noqa: E731
+        refs = {}
+        for reference in rollout.held.refs:
+            with torch.no_grad(), self.using(reference):
+                refs[reference] = scored()
+        return Steps(log_probs=scored(), mask=rollout.mask[rows][:, columns], refs=refs, kind=ADAPTER.kind)
+
+    def _whole(self, rollout: Rollout, rows_at_once: int) -> Tensor:
+        """Log-probabilities ``[B, T]`` of all rows under the parameters that are in place, without gradient."""
+        parts = torch.arange(len(rollout.prompts)).split(rows_at_once)
+        with torch.no_grad():
+            return torch.cat([self._scored(rollout, rows, rollout.mask[rows])[LOG_PROBS] for rows in parts])
+
+    def _scored(
+        self, rollout: Rollout, rows: Tensor, cells: Tensor, *, numbers: frozenset[Need] = frozenset(), references: Sequence[str] = (),
+        behind: Others | None = None,
+    ) -> dict[Need, Tensor]:  # fmt: skip
+        """Tables of some rows, ``[R, T]``; behind other prompts, where they are given."""
+        return self.scorer(sequences(rollout.held, rows, behind), cells, numbers=numbers, references=references, using=self._running)
+
+    @contextmanager
+    def _running(self, name: str) -> Iterator[Any]:
+        """A named parameter set in place, and how to run it."""
+        with self.using(name):
+            yield self.scorer.fit
