@@ -117,7 +117,7 @@ INSIDE: dict[str, dict[str, set[str]]] = {
         "parameters": {"adapters", "settings"},
         "adapters": {"settings"},
         "pipelines": {"settings", "parameters", "adapters"},
-        "language": {"settings", "parameters", "adapters"},
+        "language": {"settings", "parameters", "adapters", "transformers"},  # the last one in codes/, a policy around it
         "diffusers": {"settings", "parameters", "pipelines"},
         "forward": {"settings", "diffusers", "pipelines"},
         "transformers": {"settings", "parameters", "language"},

@@ -137,7 +137,7 @@ def _of_samples(policy: Policy, plan: EvaluationPlan, using: str, team: Team) ->
                 outputs, waiting = _generated(policy, plan, rows, columns, part, background)
                 if plan.blind:
                     scored["image_dependence"] = image_dependence(policy, rows[own], _words(outputs))
-                if plan.reference is not None:
+                if plan.reference is not None and not isinstance(outputs, Tensor):  # images are read as other codes than they were made of
                     scored["kl"] = sample_kl(policy, rows[own], outputs, plan.reference)
             scored = {**Scores.join([wait() for wait in waiting]).named, **scored, **pixel_statistics(outputs)}
     outputs = of_all.outputs(team, outputs)

@@ -17,6 +17,7 @@ from mmalign.policies.adapters import Form, appearing, refuse_taken, write_adapt
 from mmalign.policies.language import storage
 from mmalign.policies.language.fitting import ROUNDING
 from mmalign.policies.language.handover import merged
+from mmalign.policies.language.loading import SEEING
 from mmalign.policies.transformers import TransformersPolicy
 from mmalign.types import UserError
 
@@ -84,7 +85,7 @@ def _whole(policy: TransformersPolicy, place: Path) -> Form:
 
 def auto_class(model: Any) -> str:
     """The class of transformers that loads a model by its name."""
-    sees = getattr(model.config, "vision_config", None) is not None  # only vision-language configurations have it
+    sees = any(getattr(model.config, part, None) is not None for part in SEEING)
     return "AutoModelForImageTextToText" if sees else "AutoModelForCausalLM"
 
 

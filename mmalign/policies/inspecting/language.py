@@ -11,6 +11,8 @@ import torch
 
 from mmalign.policies.inspecting.inspection import Inspection, InspectionRow
 from mmalign.policies.language.agreement import compared
+from mmalign.policies.language.codes.families import FAMILIES
+from mmalign.policies.language.codes.image_tokens import image_tokens
 from mmalign.policies.language.loading import load, parted
 from mmalign.policies.language.members import members_of
 from mmalign.policies.pipelines.calling import one_line, quiet
@@ -80,6 +82,8 @@ def language_inspection(model: Any, reader: Any, *, node: Any = "", loaded: bool
         tell("with a picture", lambda: str(compared(chat, _pictured(policy), ANSWER)))
     tell("fast ways", lambda: "; ".join(policy.fit.remarks) or "prompts shared by their rows, head apart from the rest")
     tell("replay", lambda: _replay(policy))
+    if type(model).__name__ in FAMILIES:
+        tell("images", lambda: _images(policy))
     tell("gradient", lambda: _gradient(policy))
     return Inspection(type(model).__name__, tuple(rows), starting_yaml(model, node=node))
 
@@ -114,6 +118,17 @@ def _replay(policy: TransformersPolicy) -> str:
     return f"what is sampled is scored within {worst:.2g} nats a token (allowed: {policy.tolerance:g})"
 
 
+def _images(policy: TransformersPolicy) -> str:
+    """The smallest that a model makes."""
+    step = getattr(policy.model.config.vq_config, "channel_multiplier", ())
+    side = 2 ** (len(step) - 1)
+    size = None if type(policy.model).__name__ == "JanusForConditionalGeneration" else [side, side]
+    images = image_tokens(policy, size=size)
+    rollout = images.sample([ASKED], 2, torch.Generator().manual_seed(0))
+    worst, shape = rollout.metrics["engine_difference_max"], " x ".join(map(str, images.layout.shape))
+    return f"{shape} as {len(images.layout.places)} codes of {images.layout.codes}, scored within {worst:.2g} nats a code"
+
+
 def _gradient(policy: TransformersPolicy) -> str:
     sees = policy.chat.vision is not None and "image" in policy.chat.vision.tokens
     rollout = policy.encode([_pictured(policy) if sees else ASKED], [ANSWER], torch.zeros(1, dtype=torch.int64), torch.Generator())
@@ -130,6 +145,7 @@ def starting_yaml(model: Any, *, node: Any) -> str:
     name = "".join(c if c.isalnum() else "-" for c in type(model).__name__.lower())
     lines = [
         f"# A start for {type(model).__name__}, from `mmalign inspect`. Put your prompts and reward in, then check and train.",
+        *(["# It makes images too: `policy: {use: image_tokens, of: ...}` around this one."] if type(model).__name__ in FAMILIES else []),
         "use: online",
         "policy:",
         "  use: transformers",

@@ -19,6 +19,10 @@ FRAMES = re.compile(r"image|img|video|vision|visual|audio|^<row_\d+_col_\d+>$", 
 BRACKETS = re.compile(r"<.+>|\[.+\]")
 
 
+SEEING = ("vision_config", "vq_config")
+"""Parts of a configuration that only models have which see, by features or by codes."""
+
+
 def load(name: str, reader: Any = None, *, dtype: str | None = None, trust_remote_code: bool = False) -> tuple[Any, Any]:
     """A model and what reads for it: a causal language model and its tokenizer, or, where its configuration has a part that sees, a
     vision-language model and its processor. dtype: as it was saved, by default.
@@ -36,7 +40,7 @@ def load(name: str, reader: Any = None, *, dtype: str | None = None, trust_remot
     kind: Any = AutoModelForCausalLM
     with reading("policy.model", name, f"{what}, a folder or a hub id"):
         config = AutoConfig.from_pretrained(name, **options)
-        if any(getattr(config, part, None) is not None for part in ("vision_config", "vq_config")):  # it sees, or sees codes
+        if any(getattr(config, part, None) is not None for part in SEEING):
             kind = AutoModelForImageTextToText
         settings = {"dtype": floating or "auto", "output_loading_info": True, "ignore_mismatched_sizes": True}
         with quiet_report():

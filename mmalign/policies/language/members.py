@@ -22,8 +22,12 @@ PROJECTORS = ("merger", "deepstack_merger_list", "multi_modal_projector", "conne
 """What transformers calls the layers that lead from pictures to words, where a model keeps them inside of its encoder."""
 
 
+CODEBOOK = "vqmodel"
+"""What transformers calls the part that turns images into codes and back. No gradient reaches it, and nothing trains it."""
+
+
 def members_of(model: Any) -> dict[str, list[str]]:
-    """Names of parameters by member; a language model has ``language`` alone."""
+    """Names of parameters by member; a language model has ``language`` alone. Codebooks are no member."""
     sees = getattr(model.config, "vision_config", None) is not None
     encoder, decoder = (model.get_encoder("image"), model.get_decoder()) if sees else (None, model)
     output = None if model.get_output_embeddings() is None else model.get_output_embeddings()
@@ -33,6 +37,8 @@ def members_of(model: Any) -> dict[str, list[str]]:
     }
     members: dict[str, list[str]] = {"vision": [], "projector": [], "language": []}
     for name, p in model.named_parameters():
+        if CODEBOOK in name.split("."):
+            continue
         if sees and any(word in PROJECTORS for word in name.split(".")):
             place = "projector"
         elif id(p) in of["language"] or id(p) in of["output"]:
@@ -71,6 +77,13 @@ def making(train: Train) -> Any:
     return partial(ready, train=train)
 
 
+def all_but_the_codebook(model: nn.Module) -> bool:
+    """Opens all that can be trained, of a model that has a codebook."""
+    for name, p in model.named_parameters():
+        p.requires_grad_(CODEBOOK not in name.split("."))
+    return False
+
+
 def sets_of(
     model: nn.Module, memory: TextMemory, *, lora: Lora | None, train: Train | None, start: str | None, device: torch.device
 ) -> ParameterSets:
@@ -84,7 +97,10 @@ def sets_of(
         model.to(device)
     home = None if memory.offload is None else torch.device("cpu")
     cut_to = device if memory.storage is None else None  # weights are rounded whole
+    coded = any(CODEBOOK in name.split(".") for name, _ in model.named_modules())
     members = None if train is None else making(train)
+    if coded and lora is None and train is None:
+        members = all_but_the_codebook
     sets = ParameterSets(model, lora=lora, home=home, train=members, start=start, cut_to=cut_to)
     model.to(device)
     return sets

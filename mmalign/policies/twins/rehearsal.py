@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from mmalign.policies.pipelines.calling import MEDIA, quiet
 from mmalign.policies.pipelines.model_index import read_index
-from mmalign.policies.twins import pipeline_facts, pipelines, texts
+from mmalign.policies.twins import pipeline_facts, pipelines, texts, visions
 from mmalign.types import UserError
 
 STEPS, RANK, ROWS = 6, 4, 4  # at most
@@ -83,6 +83,15 @@ def diffusers(node: Mapping[str, Any], *, kind: str | None = None) -> TwinPolicy
 def transformers(node: Mapping[str, Any], *, kind: str | None = None) -> TwinPolicy:
     """The node of ``policies.transformers``, as ``twins.texts.small`` has it."""
     return TwinPolicy(*texts.small(node, kind=kind))
+
+
+def image_tokens(node: Mapping[str, Any], *, kind: str | None = None) -> TwinPolicy:
+    """The node of ``policies.image_tokens`` around a twin, which makes images of one size. kind: the class of its model."""
+    if isinstance(node["of"].get("model"), Mapping):
+        return TwinPolicy({**node, "of": transformers(node["of"], kind=kind).node}, [f"the real model: {node['of']['model'].get('use')}"])
+    inner = transformers(node["of"], kind=kind)
+    small = {**node, "of": inner.node, **({} if node.get("size") is None else {"size": [visions.SIDE, visions.SIDE]})}
+    return TwinPolicy(small, inner.remarks, (visions.SIDE, visions.SIDE), (3, visions.SIDE, visions.SIDE))
 
 
 def twin(kind: str, without: list[str], scheduler: dict[str, Any] | None) -> Any:

@@ -16,7 +16,7 @@ FAMILIES = {
         for start, name in {
             "llava-onevision": "LlavaOnevision", "llava-v1.6": "LlavaNext", "llava-1.5": "Llava", "qwen2.5-vl": "Qwen2_5_VL",
             "qwen2-vl": "Qwen2VL", "qwen3-vl": "Qwen3VL", "smolvlm": "SmolVLM", "idefics3": "Idefics3", "internvl": "InternVL",
-            "paligemma": "PaliGemma", "gemma-3": "Gemma3",
+            "paligemma": "PaliGemma", "gemma-3": "Gemma3", "janus": "Janus", "emu3": "Emu3",
         }.items()
     },
     "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM", "llama": "LlamaForCausalLM", "smollm2": "LlamaForCausalLM",

@@ -41,7 +41,8 @@ class Family(NamedTuple):
     """What a twin needs to know of a family. special: names of the processor's tokens -> their text. ids: attributes of the
     configuration -> text of the token whose id they hold. picture, clip: what a chat template writes for an image and a video.
 
-    text, vision, codebook: of the configuration's parts, and ``whole`` of itself; empty: it has no such part. processor: made of the tokenizer.
+    text, vision, codebook: of the configuration's parts, and ``whole`` of itself; empty: it has no such part. processor: made of
+    the tokenizer.
     """
 
     special: Mapping[str, str]
@@ -70,7 +71,7 @@ def twin(kind: str) -> tuple[Any, Any]:
     if family is None or home is None:
         raise UserError(f"policy.model: got {kind!r}, of which no tiny twin is known; takes {', '.join(classes())}")
     words = _tokenizer(family)
-    ends = {"pad_token_id": words.pad_token_id, "bos_token_id": words.bos_token_id, "eos_token_id": words.eos_token_id, "vocab_size": len(words)}
+    ends = {f"{name}_token_id": getattr(words, f"{name}_token_id") for name in ("pad", "bos", "eos")} | {"vocab_size": len(words)}
     config = home.config_class()
     text = {**TEXT, **ends, **family.text}
     sizes = {"text_config": text, "vision_config": family.vision, "vq_config": family.codebook}

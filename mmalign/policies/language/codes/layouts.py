@@ -1,24 +1,18 @@
 """How a class of transformers writes an image: as which tokens, in which order, and by which head.
 
 A code is a number of the model's own codebook, 0 and up. Tokens are what the model reads: ids of its words, and codes as ids of their
-own. ``janus.py`` and ``emu3.py`` are the classes that can both write codes and decode them. Others see images as codes, and cannot show
-what they would write: Chameleon's has no decoder in transformers, which also bans its codes; GLM-Image's decoder is a pipeline of diffusers.
+own.
 """
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from mmalign.policies.language.chat import Chat
 from mmalign.types import UserError
-
-CANNOT = {
-    "chameleon": "transformers has no decoder of its codes, and its forward bans them",
-    "glm_image": "its codes are decoded by a pipeline of diffusers, which the policy diffusers takes",
-}
 
 
 class Layout(Protocol):
@@ -50,23 +44,6 @@ class Layout(Protocol):
 
     def encode(self, images: Tensor) -> Tensor:
         """Images as its encoder takes them -> ``[R, T]``."""
-
-
-def layout_of(model: Any, chat: Chat, size: tuple[int, int] | None) -> Layout:
-    """How a model writes images. size: height and width, of a model that writes several.
-
-    Errors: UserError for a model that makes no images, and for a size that it does not make.
-    """
-    from mmalign.policies.codes import emu3, janus
-
-    kind = str(model.config.model_type)
-    if kind in CANNOT:
-        raise UserError(f"policy.of.model: {type(model).__name__} makes no images: {CANNOT[kind]}; takes Janus or Emu3")
-    if kind == "janus":
-        return janus.Janus(model, chat, size)
-    if type(model).__name__ == "Emu3ForConditionalGeneration":
-        return emu3.Emu3(model, chat, size)
-    raise UserError(f"policy.of.model: {type(model).__name__} makes no images; takes a model that writes them as codes: Janus or Emu3")
 
 
 def token(chat: Chat, name: str, text: str = "") -> int:

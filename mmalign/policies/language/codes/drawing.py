@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from mmalign.policies.codes.guided import mixed, unprompted
-from mmalign.policies.codes.layouts import Layout
 from mmalign.policies.language import prefixes
+from mmalign.policies.language.codes.guided import mixed, unprompted
+from mmalign.policies.language.codes.layouts import Layout
 from mmalign.policies.language.drawing import ALONE, Drawing, Voice, pick
 
 Using = Callable[[], AbstractContextManager[None]]
@@ -43,14 +44,14 @@ def draw(  # all that a draw depends on
     """
     device, behind = which.device, [(list(prompts), which)]
     if scale != 1:
-        empty, of = unprompted(layout, tuple(prompts))
+        empty, of = unprompted(layout, prompts)
         behind.append((empty, of.to(device)[which]))
     started = [[_started(layout, some, rows, voice) for some, rows in behind] for voice in voices]
-    branches, states = ([[pair[part] for pair in row] for row in started] for part in (0, 1))
+    branches, states = [[branch for branch, _ in row] for row in started], [[state for _, state in row] for row in started]
     codes = torch.zeros((len(which), len(layout.places)), dtype=torch.int64, device=device)
     log_probs = torch.zeros(codes.shape, dtype=torch.float64, device=device)
     places = [*layout.places.tolist(), None]
-    for step, (place, upcoming) in enumerate(zip(places, places[1:], strict=False)):
+    for step, (place, upcoming) in enumerate(pairwise(places)):
         codes[:, step], log_probs[:, step] = pick(_logits(layout, voices, states, scale), uniform[:, step], drawing)
         if upcoming is None:
             break

@@ -9,6 +9,7 @@ prompt and u behind none): the distribution that is sampled is scored and traine
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
@@ -21,10 +22,10 @@ from torch import Tensor, nn
 from mmalign.arguments.ranges import Fraction, Natural, NotNegative, Positive
 from mmalign.conversations import has_media
 from mmalign.needs import kinds, named
-from mmalign.policies.codes import drawing
-from mmalign.policies.codes.guided import GuidedFit
-from mmalign.policies.codes.layouts import layout_of
-from mmalign.policies.codes.pixels import Pixels
+from mmalign.policies.language.codes import drawing
+from mmalign.policies.language.codes.families import layout_of
+from mmalign.policies.language.codes.guided import GuidedFit
+from mmalign.policies.language.codes.pixels import Pixels
 from mmalign.policies.language.completions import Completions
 from mmalign.policies.language.contrasts import Others, others, sequences
 from mmalign.policies.language.drawing import CURRENT, Drawing, Voice
@@ -39,6 +40,7 @@ from mmalign.types import EVERY, Adapter, Behavior, Need, Rollout, Steps, UserEr
 
 __all__ = ["ImageTokensPolicy", "image_tokens"]
 
+LOSSY = 0.05  # root-mean-square of pixels: 26 dB
 CALL = ("temperature", "top_p", "top_k", "guidance")
 ADAPTER = Adapter(
     "token",
@@ -54,7 +56,7 @@ def image_tokens(  # one keyword for each thing that a user may set
     """A policy that makes images, around a model of ``transformers`` that writes them as tokens: Janus, Janus-Pro, Emu3.
 
     Args:
-        of: the model, with what of it is trained (``lora``, ``train``, or all of it but its codebook). What it says of sampling is not used.
+        of: the model, and what of it is trained (``lora``, ``train``, or all but its codebook). What it says of sampling is not used.
         guidance: scale of classifier-free guidance in sampling; 1: none. Janus' own code has 5, Emu3's 3.
         trained: whose log-probabilities are scored and trained: ``guided``, those of the distribution that is sampled, at the cost of a
             second pass without the prompt; ``conditional``, those behind the prompt, as in T2I-R1, which samples with guidance and trains
@@ -93,13 +95,14 @@ class ImageTokensPolicy:
             self.layout.unprompted([])
         length = len(self.layout.behind([])) + int(self.layout.places[-1]) + 1
         self.room = replace(of.room, max_completion=length)
+        self._told = False
         self.pixels = Pixels(self.layout, of.chat.vision, of.device)
         never, stops = (torch.zeros(0, dtype=torch.int64, device=of.device) for _ in range(2))
         self.drawing = Drawing(temperature, top_p, top_k, never, stops, len(self.layout.places))
-        fit = GuidedFit(self.layout, guidance if trained == "guided" else 1.0, of.fit.shared, of.device)
+        self.fit = GuidedFit(self.layout, guidance if trained == "guided" else 1.0, of.fit.shared, of.device)
         words = int(of.model.get_input_embeddings().weight.shape[0])
         at_once = max(1, of.scorer.at_once * words // self.layout.codes)
-        self.scorer = Scorer(fit, temperature, at_once, {}, of.device, never, of.scorer.layers)
+        self.scorer = Scorer(self.fit, temperature, at_once, {}, of.device, never, of.scorer.layers)
 
     # Parameters
 
@@ -144,7 +147,7 @@ class ImageTokensPolicy:
         rollout.log_probs, rollout.drawn = self._whole(rollout, self.rows_at_once), drawn_by(who, behaviors)
         for behavior in (behavior for behavior in behaviors if behavior.greedy):
             rollout.mask &= ~rollout.drawn[behavior.name].unsqueeze(1)
-        if self.guidance == self.scorer.fit.scale:
+        if self.guidance == self.fit.scale:
             differences = (drawn.log_probs - rollout.log_probs)[who == 0].abs()
             rollout.metrics.update(engine_difference=float(differences.mean()), engine_difference_max=float(differences.max()))
         return rollout
@@ -187,8 +190,8 @@ class ImageTokensPolicy:
         """Given images, ``[C, H, W]`` in 0..1 each, as a rollout of the codes that the model's own codebook reads in them.
 
         ``outputs`` of the rollout are the given images, ``metrics`` how far they are from what their codes decode to
-        (``codebook_error``, root-mean-square over pixels). ``log_probs`` are NaN: nobody sampled these rows. Errors: RefusedRow for an
-        image of another size, and for prompts as in ``sample``.
+        (``codebook_error``, root-mean-square over pixels), which is said once where it is much. ``log_probs`` are NaN: nobody sampled
+        these rows. Errors: RefusedRow for an image of another size, and for prompts as in ``sample``.
         """
         rows = range(len(prompts))[part]
         encoded = [self._refusing(row, lambda row=row: self._prompt(prompts[row], row)) for row in rows]
@@ -196,7 +199,11 @@ class ImageTokensPolicy:
         codes = torch.cat([self.pixels.encode(some) for some in images.split(self.rows_at_once)])
         rollout = self._table(encoded, list(prompts[part]), torch.arange(len(rows)), codes, group[part], images=images)
         decoded = torch.cat([self.pixels.decode(some) for some in codes.split(self.rows_at_once)])
-        rollout.metrics["codebook_error"] = float((decoded - images).square().mean().sqrt())
+        error = rollout.metrics["codebook_error"] = float((decoded - images).square().mean().sqrt())
+        if error > LOSSY and not self._told:
+            self._told = True
+            what = f"given images come back from its codes {error:.2g} apart (root-mean-square of pixels in 0..1)"
+            warnings.warn(f"policy.of.model: {what}, and it is their codes that are trained on", stacklevel=3)
         return rollout
 
     def _refusing(self, row: int, read: Any) -> Any:
@@ -315,4 +322,4 @@ class ImageTokensPolicy:
     def _running(self, name: str) -> Iterator[Any]:
         """A named parameter set in place, and how to run it."""
         with self.using(name):
-            yield self.scorer.fit
+            yield self.fit

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from mmalign.policies.codes.layouts import Layout
 from mmalign.policies.language import prefixes
+from mmalign.policies.language.codes.layouts import Layout
 from mmalign.policies.language.prefixes import Sequences
 
 
@@ -58,7 +59,7 @@ class GuidedFit:
         return Sequences(whole, torch.cat([rows.which, behind]), rows.tokens.repeat(2, 1), rows.lengths.repeat(2))
 
 
-def unprompted(layout: Layout, prompts: list[Tensor] | tuple[Tensor, ...]) -> tuple[list[Tensor], Tensor]:
+def unprompted(layout: Layout, prompts: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
     """The distinct ids that P prompts leave behind without what they say, and which of those each one does, ``[P]``."""
     empty = [tuple(layout.unprompted(prompt.tolist())) for prompt in prompts]
     distinct = list(dict.fromkeys(empty))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mmalign.policies.codes.layouts import Layout
+from mmalign.policies.language.codes.layouts import Layout
 from mmalign.policies.language.vision import Vision
 from mmalign.types import UserError
 
