@@ -255,8 +255,9 @@ def test_online_and_offline_runs_need_no_code_of_their_own(kind: str, tmp_path: 
     """GRPO with a reward of pixels, and DPO on pairs of images."""
     some = policy(kind, guidance=2.0)
     settings: dict[str, Any] = {"steps": 1, "evaluation": {"every": 1, "prompts": ["a cat"], "samples": 2, "columns": 2}}
+    bright = lambda outputs, prompts, **more: outputs.flatten(1).mean(1)  # noqa: E731
     first = mm.online(
-        some, PROMPTS, {"bright": lambda outputs, prompts, **more: outputs.flatten(1).mean(1)}, mm.methods.grpo(beta=0.01), batch={"prompts": 2, "group": 3},
+        some, PROMPTS, {"bright": bright}, mm.methods.grpo(beta=0.01), batch={"prompts": 2, "group": 3},
         run={"name": "grpo", "folder": str(tmp_path), "trackers": []}, **settings,
     )  # fmt: skip
     (row,) = [row for row in rows(first.path) if "loss" in row]
