@@ -134,8 +134,7 @@ class Steps:
     def __post_init__(self) -> None:
         _require(isinstance(self.log_probs, Tensor) and self.log_probs.ndim == 2, "Steps.log_probs: takes a tensor [batch, steps]")
         shape = self.log_probs.shape
-        double = self.log_probs.dtype == torch.float64
-        _require(double, f"Steps.log_probs: got {self.log_probs.dtype}, takes torch.float64 (float32 sums are off by milli-nats)")
+        _require(self.log_probs.dtype == torch.float64, f"Steps.log_probs: got {self.log_probs.dtype}, takes torch.float64")
         _table("Steps", "mask", self.mask, shape)
         _require(self.mask.dtype == torch.bool, f"Steps.mask: got {self.mask.dtype}, takes torch.bool")
         if self.old is not None:

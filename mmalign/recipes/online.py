@@ -143,10 +143,7 @@ def online(  # one argument for each thing that a run is made of
             feedback = pairs(feedback) if method.unit == "pair" else feedback
             rollout, whole = gradients.carried(rollout, whole, feedback, contents(chosen), purpose=(step, attempt))
             tables = fitting.fit(lambda most: learner.tables(rollout, micro_rows=most), partial(min, len(rollout)))  # noqa: B023
-            names = [hashed([prompt]) for prompt in chosen]
-            feedback = replace(
-                feedback, tables={**feedback.tables, **tables}, prompts=[names[number] for number in feedback.group.tolist()]
-            )
+            feedback = replace(feedback, tables={**feedback.tables, **tables}, prompts=_names(chosen, feedback.group))
             kept = ~feedback.rewards.isnan() if method.keep is None else method.keep(feedback) & ~feedback.rewards.isnan()
             groups = whole.group[kept].unique()[:wanted]
             inside = kept & torch.isin(whole.group, groups)
@@ -175,6 +172,12 @@ def online(  # one argument for each thing that a run is made of
             moved |= {"broken": float(len(coming.aside))} if coming.aside else {}
             journal.trained({**_row(scored, updates, lr=float(learner.optimizer.param_groups[0]["lr"])), **moved, **fitting.row})
     return concluded(journal, policy)
+
+
+def _names(prompts: Sequence[Any], group: torch.Tensor) -> list[str]:
+    """What the prompts of rows are told apart by; group: ``[B]``, their places among the prompts."""
+    names = [hashed([prompt]) for prompt in prompts]
+    return [names[place] for place in group.tolist()]
 
 
 def _parts(experiences: Sequence[Experience], unit: Unit, epochs: int, updates: int) -> Iterator[list[Experience]]:

@@ -88,9 +88,7 @@ def gardo(
         advantage=advantage,
         log_ratio=ratios.named(ratio),
         surrogate=partial(surrogates.clipped, low=clip, high=clip),
-        terms=None
-        if penalty is None
-        else {"gated_kl": gates.paid(penalty, doubtful)},
+        terms=None if penalty is None else {"gated_kl": gates.paid(penalty, doubtful)},
         weigh=weights.sequence_mean,
         kinds=frozenset({"transition"}),
     )
