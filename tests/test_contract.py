@@ -352,7 +352,7 @@ def test_far_policies_and_poor_feedback_are_finite(case: Case) -> None:
 
 def _finite(case: Case, gap: float, *several: list[float]) -> None:
     for rewards in several:
-        gaps = torch.tensor([gap, -gap, 0.0, gap], dtype=torch.float64) * torch.tensor([[1.0], [-1.0], [1.0], [1.0]])
+        gaps = torch.tensor([gap, -gap, 0.0, gap, gap], dtype=torch.float64) * torch.tensor([[1.0], [-1.0], [1.0], [1.0]])
         leaf, steps, feedback = _far(case.kind, gaps, [*rewards, 3.0, 2.0])
         loss, metrics = _loss(case.method, steps, feedback)
         loss.backward()
@@ -364,12 +364,13 @@ def _finite(case: Case, gap: float, *several: list[float]) -> None:
 @every_case
 def test_a_policy_that_ran_away_on_a_bad_row_is_still_pulled_back(case: Case) -> None:
     """A row worse than its group whose ratio is far above 1: the gradient must lower its log-probability at any distance."""
-    if case.kwargs.get("dual") is not None or case.name in SATURATING:
+    if case.kwargs.get("dual") is not None or case.kwargs.get("correction") == "likelihood" or case.name in SATURATING:
         return  # a dual clip takes this gradient away: it is what it is for; and so do the methods that say so
-    leaf, steps, feedback = _far(case.kind, torch.tensor([[-1e4], [-1e4]], dtype=torch.float64), [-1.0, 1.0])
-    same = {"ref": torch.zeros(2, 1, dtype=torch.float64)}
+    columns = COLUMNS if case.kind == "score" else 1  # a method may be for so many scores
+    leaf, steps, feedback = _far(case.kind, torch.full((2, columns), -1e4, dtype=torch.float64), [-1.0, 1.0])
+    same = {"ref": torch.zeros(2, columns, dtype=torch.float64)}
     _loss(case.method, replace(steps, refs={**steps.refs, **same}, kls={"ref": leaf * 0, "previous": leaf * 0}), feedback)[0].backward()
-    assert leaf.grad is not None and leaf.grad[0] > 0
+    assert leaf.grad is not None and (leaf.grad[0] >= 0).all() and leaf.grad[0].any()
 
 
 @every_case

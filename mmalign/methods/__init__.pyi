@@ -135,9 +135,11 @@ from mmalign.methods.reward_gradient.drtune import drtune as drtune
 from mmalign.methods.reward_gradient.refl import refl as refl
 from mmalign.methods.reward_models.bradley_terry import bradley_terry as bradley_terry
 from mmalign.methods.reward_models.bradley_terry_gaussian import bradley_terry_gaussian as bradley_terry_gaussian
+from mmalign.methods.reward_models.bradley_terry_mixture import bradley_terry_mixture as bradley_terry_mixture
 from mmalign.methods.reward_models.bradley_terry_ties import bradley_terry_ties as bradley_terry_ties
 from mmalign.methods.reward_models.general_preference import general_preference as general_preference
 from mmalign.methods.reward_models.list_mle import list_mle as list_mle
+from mmalign.methods.reward_models.peer_review import peer_review as peer_review
 from mmalign.methods.reward_models.score_regression import score_regression as score_regression
 from mmalign.methods.unpaired.bco import bco as bco
 from mmalign.methods.unpaired.ift import ift as ift

@@ -141,6 +141,27 @@ def unbiased(compare: Compare, *, flips: float) -> Compare:
     return lambda better, worse: ((1 - flips) * compare(better, worse) - flips * compare(worse, better)) / (1 - 2 * flips)
 
 
+def likely(compare: Compare, *, flips: float) -> Compare:
+    """``-log [(1 - e) exp(-compare(better, worse)) + e exp(-compare(worse, better))]``: how likely a label is that is flipped with e.
+
+    Of a comparison that is minus a log-likelihood. Bounded by ``-log e``, so that a label which the scores clearly speak against is let go
+    in place of fitted (forward correction, arXiv 1609.03683, eq. 7, of two classes).
+
+    Errors: UserError for ``flips`` outside 0 to below 0.5.
+
+    Examples:
+        >>> compare = likely(ahead(named("logistic", beta=1.0)), flips=0.25)
+        >>> compare(torch.tensor(100.0), torch.tensor(0.0)).exp()  # 1 / (1 - e)
+        tensor(1.3333)
+    """
+    if not 0 <= flips < 0.5:
+        raise UserError(f"flips: got {flips}, takes 0 to below 0.5")
+    if not flips:
+        return compare
+    right, flipped = math.log1p(-flips), math.log(flips)
+    return lambda better, worse: -torch.logaddexp(right - compare(better, worse), flipped - compare(worse, better))
+
+
 # ---- comparisons that hold each score in place, of ``better`` and ``worse`` in nats
 
 

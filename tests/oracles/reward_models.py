@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.oracles.pairs import _cells, _rows, _smooth, expected
+from tests.oracles.pairs import _cells, _known, _rows, expected, softplus
 from tests.oracles.tables import COLUMNS, Table
 
 
@@ -18,21 +19,39 @@ def _centred(table: Table, better: int, worse: int, step: int, centre: float) ->
     return centre * (table.log_probs[better, step] + table.log_probs[worse, step]) ** 2
 
 
-def bradley_terry(table: Table, *, margin: float = 0.0, centre: float = 0.0, smoothing: float = 0.0) -> Tensor:
+def bradley_terry(
+    table: Table, *, margin: float = 0.0, centre: float = 0.0, smoothing: float = 0.0, correction: str = "smoothed", bagging: float = 1.0
+) -> Tensor:
     def cost(better: int, worse: int, step: int | None) -> Tensor:
         gap = table.log_probs[better, step] - table.log_probs[worse, step] - margin * _gap(table, better, worse, margin)
-        return torch.log1p(torch.exp(-gap)) + _centred(table, better, worse, step or 0, centre)
+        right, wrong = torch.log1p(torch.exp(-gap)), torch.log1p(torch.exp(gap))
+        if correction == "unbiased":
+            value = ((1 - smoothing) * right - smoothing * wrong) / (1 - 2 * smoothing)
+        elif correction == "likelihood":
+            value = -((1 - smoothing) * torch.exp(-right) + smoothing * torch.exp(-wrong)).log()
+        else:
+            value = (1 - smoothing) * right + smoothing * wrong
+        return _bagged(table, better, worse, step or 0, bagging) * value + _centred(table, better, worse, step or 0, centre)
 
     unrated = [number for number, pair in enumerate(table.pairs) if bool(table.rewards[pair].isnan().any())]
     strength = table.strength.index_fill(0, torch.tensor(unrated, dtype=torch.int64), math.nan) if margin else table.strength
-    return expected(replace(table, strength=strength), cost, _smooth(smoothing))
+    return expected(replace(table, strength=strength), cost)
+
+
+def _bagged(table: Table, better: int, worse: int, step: int, bagging: float) -> float:
+    """1 / bagging where the pair is of this score's part, else 0: a draw that its two rows' names, of groups here, decide."""
+    if bagging == 1:
+        return 1.0
+    lot = sum(zlib.crc32(str(int(table.group[row])).encode()) for row in (better, worse))
+    drawn = torch.rand(table.mask.shape[1], generator=torch.Generator().manual_seed(lot), dtype=torch.float64)
+    return float(drawn[step] < bagging) / bagging
 
 
 def _gap(table: Table, better: int, worse: int, margin: float) -> float:
     return float(table.rewards[better] - table.rewards[worse]) if margin else 0.0
 
 
-def bradley_terry_ties(table: Table, *, k: float = 5.0, centre: float = 0.0) -> Tensor:
+def bradley_terry_ties(table: Table, *, k: float = 5.0, rate: float = 0.0, centre: float = 0.0) -> Tensor:
     def cost(better: int, worse: int, step: int | None) -> Tensor:
         up, down = table.log_probs[better, step].exp(), table.log_probs[worse, step].exp()
         places = [number for number, pair in enumerate(table.pairs.tolist()) if set(pair) == {better, worse}]
@@ -42,6 +61,48 @@ def bradley_terry_ties(table: Table, *, k: float = 5.0, centre: float = 0.0) -> 
         return -p.log() + _centred(table, better, worse, step or 0, centre)
 
     return expected(table, cost)
+
+
+def _learned(table: Table, share: Callable[[int, int], float], centre: float) -> Tensor:
+    """Bradley-Terry's loss, of which ``share(place of a pair, score)`` says what counts."""
+    places = {frozenset(pair): place for place, pair in enumerate(table.pairs.tolist())}
+
+    def cost(better: int, worse: int, step: int | None) -> Tensor:
+        gap = table.log_probs[better, step] - table.log_probs[worse, step]
+        return share(places[frozenset((better, worse))], step or 0) * softplus(-gap) + _centred(table, better, worse, step or 0, centre)
+
+    return expected(table, cost)
+
+
+def _costs(table: Table) -> dict[tuple[int, int], float]:
+    """(place of a pair, score) -> Bradley-Terry's loss under its label, of pairs that say something in that score."""
+    costs, known = {}, {frozenset((first, second)) for first, second, _ in _known(table)}
+    for place, (first, second) in enumerate(table.pairs.tolist()):
+        for step in set(_cells(table, first)) & set(_cells(table, second)):
+            if frozenset((first, second)) in known:
+                p, gap = float(table.strength[place]), float((table.log_probs[first, step] - table.log_probs[second, step]).detach())
+                costs[place, step] = p * math.log1p(math.exp(-gap)) + (1 - p) * math.log1p(math.exp(gap))
+    return costs
+
+
+def peer_review(
+    table: Table, *, members: int = 2, dropped: float = 0.25, warmup: int = 50, bagging: float = 1.0, centre: float = 0.0
+) -> Tensor:
+    """The first update, which leaves nothing out; later ones are in tests/objectives/test_several.py."""
+    return _learned(table, lambda place, step: _bagged(table, *table.pairs[place].tolist(), step, bagging), centre)
+
+
+def bradley_terry_mixture(table: Table, *, groups: int = 2, memory: float = 0.9, assignment: str = "hard", centre: float = 0.0) -> Tensor:
+    """The first update, and one annotator: what a pair's score counts for follows from the other pairs."""
+    costs, tilt = _costs(table), torch.rand(groups, generator=torch.Generator().manual_seed(0), dtype=torch.float64).tolist()
+
+    def share(place: int, step: int) -> float:
+        said = [tilt[k] - sum(cost for (other, score), cost in costs.items() if score == k and other != place) for k in range(groups)]
+        if assignment == "hard":
+            return float(said[step] == max(said))
+        return math.exp(said[step]) / sum(math.exp(value) for value in said)
+
+    return _learned(table, share, centre)
 
 
 def list_mle(table: Table) -> Tensor:
@@ -107,8 +168,22 @@ ORACLES: dict[str, list[tuple[dict[str, Any], Callable[..., Tensor]]]] = {
         ({}, bradley_terry),
         ({"margin": 0.7, "smoothing": 0.1}, bradley_terry),
         ({"centre": 0.02}, bradley_terry),
+        ({"smoothing": 0.25, "correction": "unbiased"}, bradley_terry),
+        ({"smoothing": 0.25, "correction": "likelihood", "bagging": 0.5, "margin": 0.3}, bradley_terry),
     ],
-    "bradley_terry_ties": [({}, bradley_terry_ties), ({"k": 2.0, "centre": 0.1}, bradley_terry_ties)],
+    "bradley_terry_mixture": [
+        ({"groups": 5}, bradley_terry_mixture),
+        ({"groups": 5, "assignment": "soft", "memory": 0.5, "centre": 0.1}, bradley_terry_mixture),
+    ],
+    "bradley_terry_ties": [
+        ({}, bradley_terry_ties),
+        ({"k": 2.0, "centre": 0.1}, bradley_terry_ties),
+        ({"k": 3.0, "rate": 0.5}, bradley_terry_ties),
+    ],
+    "peer_review": [
+        ({"members": 5}, peer_review),
+        ({"members": 5, "dropped": 0.5, "warmup": 1, "bagging": 0.6, "centre": 0.1}, peer_review),
+    ],
     "bradley_terry_gaussian": [({}, bradley_terry_gaussian)],
     "general_preference": [
         ({}, general_preference),

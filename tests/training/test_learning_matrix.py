@@ -47,6 +47,8 @@ def method_of(name: str) -> Method:
 METHOD = {name: method_of(name) for name in ORACLES if name in METHODS}
 
 
+FOR_SO_MANY = ("peer_review", "bradley_terry_mixture")  # whose first oracle is for the five scores of a table
+
 # Policies
 
 
@@ -64,8 +66,8 @@ def of_images(seed: int = 0) -> Any:
     return shaken(policy, seed)  # an untrained one does not hear its prompt
 
 
-def of_scores() -> Any:
-    return shaken(mm.policies.scorer(of_words(()), scores=["first", "second"]), 0)
+def of_scores(count: int = 2) -> Any:
+    return shaken(mm.policies.scorer(of_words(()), scores=list("abcde")[:count]), 0)
 
 
 def shaken(policy: Any, seed: int) -> Any:
@@ -93,9 +95,21 @@ def policy_for() -> Callable[[Method, str], Any]:
 
     def fresh(method: Method, kind: str) -> Any:
         kinds = {need.kind for need in method.needs | method.reads} if kind == "token" else set()
-        key = kind, tuple(name for name in HEADS if name in kinds), bool(method.moves or method.behaviors)  # which the rollouts depend on
+        count = 5 if any(method is METHOD[name] for name in FOR_SO_MANY) else 2
+        key = (
+            kind,
+            tuple(name for name in HEADS if name in kinds),
+            bool(method.moves or method.behaviors),
+            count,
+        )  # which rollouts depend on
         if key not in made:
-            policy = {"token": lambda: of_words(key[1]), "transition": small_run.policy, "bound": of_images, "score": of_scores}[kind]()
+            makes = {
+                "token": lambda: of_words(key[1]),
+                "transition": small_run.policy,
+                "bound": of_images,
+                "score": lambda: of_scores(count),
+            }
+            policy = makes[kind]()
             for name in () if key[2] else MADE_ONCE[kind]:
                 setattr(policy, name, once(getattr(policy, name)))
             made[key] = policy, copied(policy)

@@ -12,7 +12,9 @@ from mmalign.objectives.terms import rated
 from mmalign.types import Method
 
 
-def bradley_terry_ties(*, k: Annotated[float, within(1, above=True)] = 5.0, centre: NotNegative = 0.0) -> Method:
+def bradley_terry_ties(
+    *, k: Annotated[float, within(1, above=True)] = 5.0, rate: NotNegative = 0.0, centre: NotNegative = 0.0
+) -> Method:  # fmt: skip
     """Bradley-Terry with a place for ties: they are data of their own, and not half a preference.
 
     With ``d = s_w - s_l``, in each dimension that is scored::
@@ -23,11 +25,14 @@ def bradley_terry_ties(*, k: Annotated[float, within(1, above=True)] = 5.0, cent
 
     Args:
         k: how much better a row has to be to be told apart: at equal scores a tie has the probability (k - 1) / (k + 1).
+        rate: of k, which then follows the records: after each update log k goes by so much along the slope of its likelihood, which is at
+            most 1 without ties (0.3 gets there within some tens of updates). In the log, and in checkpoints. 0 keeps k as it is.
         centre: as of ``bradley_terry``.
 
     Paper: Improving Video Generation with Human Feedback (VideoReward), arXiv 2501.13918, sec. 3.2, after Rao and Kupper 1967.
 
-    Deviations: a soft label counts as so much of either order; a tie is a strength of 0.5 exactly.
+    Deviations: the paper's k is fixed; that it may be fitted is Rao and Kupper's. A soft label
+    counts as so much of either order; a tie is a strength of 0.5 exactly.
 
     Dialects:
     - VideoAlign: k=5.0: its ``BTT`` loss.
@@ -42,5 +47,5 @@ def bradley_terry_ties(*, k: Annotated[float, within(1, above=True)] = 5.0, cent
         >>> round(float((-loss).exp()), 4)  # (k - 1) / (k + 1)
         0.5
     """
-    terms = [rated.or_tied(math.log(k)), *([rated.centred(centre)] if centre else [])]
+    terms = [rated.or_tied(math.log(k), rate=rate), *([rated.centred(centre)] if centre else [])]
     return pairwise(*terms, kinds=SCORES, wins=lambda own, other: rated.wins_or_ties(own, other, log_k=math.log(k)))

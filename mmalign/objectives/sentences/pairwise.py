@@ -79,7 +79,8 @@ def pairwise(
         value = order.strength * _cost(steps, each) + turned.strength * _cost(steps, [own.turned() for own in each])
         counted = shared(steps, by_step=by_step)
         cells = live(value.expand_as(counted), counted & (order.sign != 0)).repeat_interleave(2, 0)
-        return Loss(live(cells, steps.mask), _metrics(steps, gap, order, counted), steps.mask.any(1).sum())
+        metrics = _metrics(steps, gap, order, counted) | _own_metrics(steps, terms, each)
+        return Loss(live(cells, steps.mask), metrics, steps.mask.any(1).sum())
 
     def _cost(steps: Steps, each: list[Order]) -> Tensor:
         costs = [term.of(steps, order) for term, order in zip(terms, each, strict=True)]
@@ -157,3 +158,11 @@ def _metrics(steps: Steps, gap: Gap | None, order: Order, counted: Tensor) -> di
         right = torch.where(count > 0, over_told((ahead.sign() + 1) / 2), 0.5)
         metrics["accuracy"] = mean(live(right, counted.any(1, keepdim=True)))
     return metrics
+
+
+@torch.no_grad()
+def _own_metrics(steps: Steps, terms: tuple[Term, ...], each: list[Order]) -> dict[str, Tensor]:
+    """What terms measure themselves, as 0-d means over live rows; pairs without a whole row are 0 there, as in ``_metrics``."""
+    full, rows = whole(steps), steps.mask.any(1).sum().clamp(min=1)
+    owns = [term.metrics(steps, order) for term, order in zip(terms, each, strict=True) if term.metrics is not None]
+    return {name: 2 * live(values, full).sum() / rows for own in owns for name, values in own.items()}

@@ -72,6 +72,21 @@ class Recent:
         self.values = {name: [list(rollout) for rollout in rollouts] for name, rollouts in state["values"].items()}
 
 
+class Kept:
+    """One number: a coefficient that is fitted, or how many updates there were."""
+
+    def __init__(self, value: float):
+        self.value = value
+
+    def dump(self) -> dict[str, Any]:
+        """As JSON."""
+        return {"value": self.value}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Puts back what ``dump`` gave."""
+        self.value = state["value"]
+
+
 class RunningMean:
     """The mean of everything seen, or, with a ``decay``, an exponential moving average of batch means; NaN before anything was seen."""
 

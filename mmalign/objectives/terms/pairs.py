@@ -51,10 +51,12 @@ class Term(parts.Term[Order]):
 
     score: what the rows are compared by, ``[2N, 1 or T]``, where there is such a thing; for metrics. ahead: by how much the better row is
     ahead, ``[N, 1 or T]``, where that is no difference of scores. labels: what the term makes of the labels before anybody sees them.
+    metrics: numbers of its own, or in place of the sentence's, ``[N, 1]`` by name, of which the log has the mean over pairs.
     """
 
     score: Part | None = None
     labels: Callable[[Feedback], Feedback] | None = None
+    metrics: Callable[[Steps, Order], dict[str, Tensor]] | None = None
     ahead: Gap | None = None
 
     @property

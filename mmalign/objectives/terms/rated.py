@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from mmalign.objectives import links, scores
-from mmalign.objectives.parts import SCORES
+from mmalign.objectives.parts import SCORES, Survey
+from mmalign.objectives.state.running import Kept
 from mmalign.objectives.terms.margins import REWARDS_OF_ROWS
-from mmalign.objectives.terms.pairs import Order, Term
+from mmalign.objectives.terms.pairs import Order, Term, shared
 from mmalign.types import Steps
 
 SCORE = scores.policy()
+LEAST = 1e-3  # nats of log k: a model that has met no tie yet may meet one
+
+Correction = Literal["smoothed", "unbiased", "likelihood"]
+_CORRECTIONS = {"smoothed": links.smoothed, "unbiased": links.unbiased, "likelihood": links.likely}
 
 
-def ahead_by(share: float, *, flips: float) -> Term:
+def ahead_by(share: float, *, flips: float = 0.0, correction: Correction = "smoothed") -> Term:
     """``-log sigmoid(s_w - s_l - share (r_w - r_l))``, r what people rated the two rows; without a share, they need no ratings.
 
     share: of the difference of ratings that the scores have to be apart at least. flips: part of the labels taken to be flipped.
+    correction: what is made of the loss for it, one of ``links``.
     """
     links.not_negative(margin=share)
-    compare = links.smoothed(links.ahead(links.named("logistic", beta=1.0)), flips=flips)
+    compare = _CORRECTIONS[correction](links.ahead(links.named("logistic", beta=1.0)), flips=flips)
 
     def of(steps: Steps, order: Order) -> Tensor:
         return compare(*order.sides(SCORE.of(steps) - share * order.extras if share else SCORE.of(steps)))
@@ -31,22 +38,42 @@ def ahead_by(share: float, *, flips: float) -> Term:
     return Term(of, SCORE.needs, kinds=SCORES, extras=REWARDS_OF_ROWS if share else None, score=SCORE)
 
 
-def or_tied(log_k: float) -> Term:
+def or_tied(log_k: float, *, rate: float = 0.0) -> Term:
     """Rao and Kupper's model of ties, at ``k = e^log_k``: who is ahead by less than k's worth may be called neither's.
 
     ``P(w) = sigmoid(d - log k)``, ``P(tie) = (k^2 - 1) sigmoid(d - log k) sigmoid(-d - log k)``, d the difference of scores.
 
-    log_k: nats, above 0.
+    log_k: nats, above 0. rate: how far log k goes after each update along the slope of its likelihood; its mean over an update's pairs and
+    dimensions, so that it rests where there are as many ties as the model says.
     """
     links.positive(log_k=log_k)
+    links.not_negative(rate=rate)
+    state = Kept(log_k)
+
+    def gap(steps: Steps, order: Order) -> Tensor:
+        return torch.sub(*order.sides(SCORE.of(steps)))
 
     def of(steps: Steps, order: Order) -> Tensor:
-        better, worse = order.sides(SCORE.of(steps))
-        gap = better - worse
-        win, loss = functional.softplus(log_k - gap), functional.softplus(log_k + gap)
-        return torch.where(order.strength == 0.5, win + loss - math.log(math.expm1(2 * log_k)), win)
+        apart, k = gap(steps, order), order.surveyed[0::2] if rate else log_k
+        win, loss = functional.softplus(k - apart), functional.softplus(k + apart)
+        none = torch.log(torch.expm1(torch.as_tensor(2 * k, dtype=apart.dtype)))
+        return torch.where(order.strength == 0.5, win + loss - none, win)
 
-    return Term(of, SCORE.needs, kinds=SCORES, score=SCORE)
+    def look(steps: Steps, order: Order) -> Tensor:
+        """Log k for this update, and then a step of it."""
+        now, apart, counted = state.value, gap(steps, order), shared(steps) & (order.sign != 0)
+        tie = torch.sigmoid(now - apart) + torch.sigmoid(now + apart) - 2 / -math.expm1(-2 * now)
+        right = order.strength * torch.sigmoid(now - apart) + (1 - order.strength) * torch.sigmoid(now + apart)
+        slope = torch.where(order.strength == 0.5, tie, right)[counted]
+        if len(slope):
+            state.value = max(LEAST, now - rate * float(slope.mean()))
+        return torch.full((len(steps), 1), now, dtype=torch.float64)
+
+    def metrics(steps: Steps, order: Order) -> dict[str, Tensor]:
+        return {"k": order.surveyed[0::2].exp()}
+
+    survey = Survey(look, state=state) if rate else None
+    return Term(of, SCORE.needs, kinds=SCORES, score=SCORE, survey=survey, metrics=metrics if rate else None)
 
 
 def centred(weight: float) -> Term:
