@@ -11,7 +11,7 @@ from typing import Any
 from mmalign.arguments.facts import of_latents
 from mmalign.arguments.ranges import MANY, Range, outside_of, within
 from mmalign.arguments.renamed import renamed
-from mmalign.arguments.signatures import nearest, parameters
+from mmalign.arguments.signatures import Record, nearest, parameters
 from mmalign.config.instantiate import METHODS, Call, Review, Unread, carry_out, harmless, home
 from mmalign.config.parsing import one_line
 from mmalign.config.prompt_columns import missing_columns
@@ -132,7 +132,7 @@ def _steps(policy: Call, adapter: Any, method: Any, review: Review) -> list[str]
     from mmalign.types import UserError
 
     schedule, call = _keyword(policy, "schedule"), policy.arguments.get("call")
-    if isinstance(schedule, Mapping) or not harmless(schedule, review):  # one that could not be planned
+    if not isinstance(schedule, (Call, Record)) or not harmless(schedule, review):  # one that could not be planned
         return []
     path = schedule.path if isinstance(schedule, Call) else f"{policy.path}.schedule"
     try:

@@ -24,6 +24,8 @@ WRONG = [
     ("text/grpo", [f"rewards.calm={LATENTS}"], "rewards.calm: scores latents, and the policy transformers has none; takes a policy of"),
     ("text/grpo", [f"rewards.calm={{use: combined, rewards: {{a: {LATENTS}}}}}"], "rewards.calm.rewards.a: scores latents, and the policy"),
     ("text/grpo", [f"evaluation.judges.calm={LATENTS}"], "evaluation.judges.calm: scores latents, and the policy transformers has none"),
+    ("digits/mix_grpo", ["policy.schedule=null"], "policy.schedule: got None, takes a mapping of steps, guidance, kernel"),
+    ("digits/draft", ["policy.schedule=[fast]"], "policy.schedule: got ['fast'], takes a mapping of steps, guidance, kernel"),
     ("digits/draft", ["rewards.size={use: frames, of: {use: jpeg}}"], "rewards.size.of: jpeg has no gradient, and draft learns"),
 ]
 
