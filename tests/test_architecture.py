@@ -121,7 +121,7 @@ INSIDE: dict[str, dict[str, set[str]]] = {
         "diffusers": {"settings", "parameters", "pipelines"},
         "forward": {"settings", "diffusers", "pipelines"},
         "transformers": {"settings", "parameters", "language"},
-        "scorers": {"settings", "parameters", "language", "transformers"},
+        "scorers": {"settings", "parameters", "language", "transformers", "pipelines", "diffusers"},
         "twins": {"pipelines"},
         "exports": {"adapters", "pipelines", "language", "diffusers", "transformers", "scorers"},
         "inspecting": {"settings", "adapters", "pipelines", "diffusers", "twins", "language", "transformers"},

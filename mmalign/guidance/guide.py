@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from mmalign.arguments.facts import Differentiable, called, of_latents
+from mmalign.arguments.facts import Differentiable, OfLatents, called
 from mmalign.arguments.ranges import Finite
 from mmalign.arguments.reads import columns_read, lacks
 from mmalign.arguments.signatures import nearest, parameters
@@ -159,8 +159,10 @@ def _check(pipe: Any, chosen: Guidance, rewards: Mapping[str, Reward], inner: tu
         raise UserError(f"guide: {name} cannot be guided step by step: {why}")
     if "reward" in chosen.needs and not rewards:
         raise UserError(f"guidance {chosen.name}: takes a reward, got none")
-    if whose := [called(reward, key) for key, reward in rewards.items() if of_latents(reward)]:
-        raise UserError(f"guide: {whose[0]} scores latents, and guidance shows rewards outputs; takes a reward of those")
+    noisy = "noisy" in chosen.needs
+    if whose := [called(reward, key) for key, reward in rewards.items() if isinstance(reward, OfLatents) and reward.of_latents != noisy]:
+        of, shows, takes = ("outputs", "latents", "on_latents") if noisy else ("latents", "outputs", "a reward of those")
+        raise UserError(f"guide: {whose[0]} scores {of}, and {chosen.name} shows rewards {shows}; takes {takes}")
     if "gradient" in chosen.needs:
         for key, reward in rewards.items():
             if _differentiable(reward) is False:

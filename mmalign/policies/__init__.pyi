@@ -13,6 +13,8 @@ from mmalign.policies.pipelines.adjoints import adjoints as adjoints
 from mmalign.policies.pipelines.latents import latents as latents
 from mmalign.policies.pipelines.refusals import refusals as refusals
 from mmalign.policies.scorers.heads.linear import linear as linear
+from mmalign.policies.scorers.noisy_latents import NoisyLatentsReader as NoisyLatentsReader
+from mmalign.policies.scorers.noisy_latents import noisy_latents as noisy_latents
 from mmalign.policies.scorers.open_clip import OpenClipReader as OpenClipReader
 from mmalign.policies.scorers.open_clip import open_clip as open_clip
 from mmalign.policies.scorers.scorer import ScorerPolicy as ScorerPolicy

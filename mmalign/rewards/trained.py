@@ -11,7 +11,7 @@ from torch import Tensor
 from mmalign.records import RefusedRow
 from mmalign.rewards._shared.scorer import Scorer
 from mmalign.runs import trained as runs
-from mmalign.types import UserError
+from mmalign.types import Level, UserError
 
 Score = Callable[[list[Any], Any, Mapping[str, list[Any]]], Tensor]
 
@@ -27,7 +27,8 @@ def trained(run: str, *, part: str | None = None, trust: bool = False) -> Scorer
     code outside of mmalign.
 
     A reward model whose reader is differentiable (`mmalign list readers`) hands its gradient to the outputs; what a language or
-    vision-language model reads goes through a tokenizer or processor, and has none. NaN for an output that the model cannot read.
+    vision-language model reads goes through a tokenizer or processor, and has none. Under ``on_latents`` one that reads
+    ``noisy_latents`` is shown the latents themselves. NaN for an output that the model cannot read.
 
     Errors: UserError for a folder without such a run, and a part that it does not score.
     """
@@ -44,13 +45,19 @@ def trained(run: str, *, part: str | None = None, trust: bool = False) -> Scorer
     if part is not None and part not in names:
         raise UserError(f"trained.part: got {part!r}, {run} scores {', '.join(names)}")
 
-    def of(outputs: Any, prompts: list[Any], **columns: Any) -> Any:
-        table = _readable(score, prompts, outputs, columns, len(names))
+    def parts(table: Tensor) -> Any:
         if len(names) == 1 or part is not None:
             return table[:, names.index(part or names[0])]
         return dict(zip(names, table.unbind(1), strict=True))
 
-    return Scorer("trained", of, differentiable=differentiable, reads=reads)
+    def of(outputs: Any, prompts: list[Any], **columns: Any) -> Any:
+        return parts(_readable(score, prompts, outputs, columns, len(names)))
+
+    def latents(x: Tensor, prompts: list[Any], level: Level | None, columns: Mapping[str, Any]) -> Any:
+        return parts(policy.score_latents(prompts, x, level, columns))
+
+    known = latents if policy.kind == "score" and policy.reads_latents else None
+    return Scorer("trained", of, differentiable=differentiable, reads=reads, latents=known)
 
 
 def _of_scorer(policy: Any, using: str) -> Score:

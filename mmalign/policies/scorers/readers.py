@@ -13,7 +13,7 @@ from mmalign.policies.language.last_states import last_states
 from mmalign.policies.parameters import ParameterSets
 from mmalign.policies.transformers import TransformersPolicy
 from mmalign.records import RefusedRow
-from mmalign.types import EVERY, Rollout, UserError
+from mmalign.types import EVERY, Level, Rollout, UserError
 
 __all__: list[str] = []
 
@@ -49,6 +49,14 @@ class Reader(Protocol):
 
     def refusals(self, prompts: Sequence[Any]) -> dict[int, str]:
         """Place -> why, of prompts that cannot be read."""
+
+
+@runtime_checkable
+class ReaderOfLatents(Protocol):
+    """A reader that is handed latents, too."""
+
+    def at(self, prompts: list[Any], x: Tensor, level: Level | None) -> Tensor:
+        """``[B, H]`` of latents ``[B, ...]`` at a noise level, of clean ones for None; differentiable in them."""
 
 
 class LastToken:

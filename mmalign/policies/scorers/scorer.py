@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from mmalign.policies.parameters import ParameterSets
 from mmalign.policies.scorers.heads._head import Head
 from mmalign.policies.scorers.heads.linear import linear
-from mmalign.policies.scorers.readers import Reader, reader_of
+from mmalign.policies.scorers.readers import Reader, ReaderOfLatents, reader_of
 from mmalign.policies.transformers import TransformersPolicy
-from mmalign.types import EVERY, Adapter, Need, Rollout, Steps, UserError
+from mmalign.types import EVERY, Adapter, Level, Need, Rollout, Steps, UserError
 
 __all__ = ["ScorerPolicy", "scorer"]
 
@@ -70,6 +70,11 @@ class ScorerPolicy:
             self.sets = reader.sets
             self.sets.sets.pop("ref", None)  # a copy that nothing is compared with
             self.sets.add({"head": self.head})
+
+    @property
+    def reads_latents(self) -> bool:
+        """Whether it can be shown latents."""
+        return isinstance(self.reader, ReaderOfLatents)
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Trained parameters by name."""
@@ -129,3 +134,13 @@ class ScorerPolicy:
             rollout = self.encode(list(prompts), outputs, torch.arange(len(prompts)), None)
             rollout.columns = dict(columns or {})
             return torch.cat([self.of_rows(rollout, rows) for rows in torch.arange(len(prompts)).split(self.rows_at_once)])
+
+    def score_latents(
+        self, prompts: Sequence[Any], x: Tensor, level: Level | None, columns: Mapping[str, list[Any]] | None = None
+    ) -> Tensor:
+        """What the model says of latents ``[B, ...]`` at a noise level (None: of clean ones), ``[B, scores]`` float64, with gradient.
+
+        Errors: UserError for latents of another shape than the pipeline's.
+        """
+        assert isinstance(self.reader, ReaderOfLatents), "asked of what reads outputs alone, see reads_latents"
+        return self.head(self.reader.at(list(prompts), x, level), dict(columns or {})).double().cpu()  # type: ignore[no-any-return]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmalign.types import UserError
+from mmalign.types import Level, UserError
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,8 @@ class Scorer:
     differentiable: whether a gradient arrives at the outputs; guidance by gradients refuses a reward that says no.
     low, high: no score is outside; None: no bound. at: told the number of the training step before it, by a reward that changes as
     training goes. reads: the columns of the prompts that it needs; a row in which one of them is None has no score (NaN).
-    of_latents: it scores what outputs are decoded from, and is handed that in their place.
+    of_latents: it scores what outputs are decoded from, and is handed that in their place. latents: what it would say of those, for
+    ``on_latents``: ``(latents, prompts, level, columns)``, level None for clean ones; None: it knows outputs alone.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Scorer:
     at: Callable[[int], None] | None = None
     reads: frozenset[str] = frozenset()
     of_latents: bool = False
+    latents: Callable[[Tensor, list[Any], Level | None, Mapping[str, Any]], Any] | None = None
 
     def __call__(self, outputs: Any, prompts: list[Any], **columns: Any) -> Any:
         rows = _complete(self, len(prompts), columns)

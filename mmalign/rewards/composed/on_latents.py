@@ -23,7 +23,8 @@ def on_latents(*, of: Callable[..., Any], differentiable: bool = True) -> Scorer
     of them is one of that model and size. Where every reward of a run is of latents, its rollouts decode nothing, and gradients of rewards
     do not pass through the decoder. Evaluations decode as ever, and score the latents of what they show.
 
-    of: ``(latents, prompts, **columns) -> [B]``, or ``{part: [B]}``; NaN where there is no score.
+    of: ``(latents, prompts, **columns) -> [B]``, or ``{part: [B]}``; NaN where there is no score. Or ``trained``, of a reward model that
+        reads ``noisy_latents``: in guidance by ``nrg`` it is told the level of each step, and elsewhere latents are clean.
     differentiable: whether a gradient arrives at the latents; it does not where ``of`` says so of itself.
     No weights and no preprocessing of its own. Source: ours; latent reward models are trained this way (LRM, arXiv:2502.01051).
 
@@ -36,11 +37,16 @@ def on_latents(*, of: Callable[..., Any], differentiable: bool = True) -> Scorer
     """
     if not callable(of):
         raise UserError(f"on_latents.of: got {type(of).__name__}, takes a function of latents")
+    own = of.latents if isinstance(of, Scorer) else None
+    if isinstance(of, Scorer) and own is None:
+        raise UserError(f"on_latents.of: {of.name} scores outputs; takes a function of latents, or trained, of a run on noisy_latents")
 
     def score(latents: Any, prompts: list[Any], **columns: Any) -> Any:
         if not isinstance(latents, Tensor) or len(latents) != len(prompts):
             got = list(latents.shape) if isinstance(latents, Tensor) else type(latents).__name__
             raise UserError(f"on_latents: got {got} for {len(prompts)} prompts, takes latents [batch, ...]")
+        if own is not None:
+            return own(latents, prompts, columns.pop("level", None), columns)
         return of(latents, prompts, **accepted(of, columns))
 
     known = differentiable and not (isinstance(of, Differentiable) and not of.differentiable)
