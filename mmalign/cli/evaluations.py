@@ -111,10 +111,12 @@ def _of_rewards(
 
     of_suite = {word: value for word, value in as_values(options).items() if word in parameters(find(SUITES, name))[0]}
     others = {word: value for word, value in as_values(options).items() if word not in of_suite}
-    scores = rater.built(others)
-    place = out or _place(name, rater.model, rater.scores, rater.who if rater.model is None and rater.scores is None else None)
+    command = "evaluate_judge" if rater.is_examined(others) else "evaluate_reward"
+    scores = rater.examined(others) if rater.is_examined(others) else rater.built(others)
+    own = rater.who if rater.model is None and rater.scores is None else None
+    place = out or _place(name if command == "evaluate_reward" else f"{name}-judge", rater.model, rater.scores, own)
     suite = _built(name, of_suite, data, images, {}, place).first(limit)
-    evaluated = find("mmalign.commands", "evaluate_reward")(suite, out=place, batch=batch, who=rater.who, **scores)
+    evaluated = find("mmalign.commands", command)(suite, out=place, batch=batch, who=rater.who, **scores)
     if joined().main:
         _print(evaluated, rater.who)
         echo(f"results: {evaluated.path / 'results.json'}, report: {evaluated.path / 'report.html'}")

@@ -77,13 +77,12 @@ class Rater:
         """
         from mmalign.types import UserError
 
-        said = {"a run": self.model, "--reward": self.reward, "--judge": self.server or None, "--scores": self.scores}
-        given = [name for name, value in said.items() if value is not None]
-        if len(given) != 1:
-            raise UserError(f"eval: got {' and '.join(given) or 'nothing that scores'}, takes one of {', '.join(said)}")
+        self._one_rater()
         part = options.pop("part", None)
+        if self.server and part is not None:
+            raise UserError(f"part: got {part!r}, and a judge compares outputs as a whole; takes none")
         if self.server:
-            return {"oracle": self._judge(options), "part": part}
+            return {"oracle": self._pairs(options)}
         if options:
             raise UserError(f"{next(iter(options))}: no such argument of the suite, or part=NAME; a judge (--judge) has others")
         if self.scores is not None:
@@ -92,13 +91,56 @@ class Rater:
             return {"scores": self.scores}
         return {"reward": self._of_run(part)} if self.model is not None else {**self._reward(), "part": part}
 
-    def _judge(self, options: dict[str, Any]) -> Any:
-        from mmalign.config import build_part
+    def is_examined(self, options: dict[str, Any]) -> bool:
+        """Whether it is a judge whose biases are asked for: by templates, or repetitions."""
+        return bool(self.server) and bool({"templates", "repetitions"} & options.keys())
+
+    def examined(self, options: dict[str, Any]) -> dict[str, Any]:
+        """``judges`` and ``repetitions`` as `evaluate_judge` takes them.
+
+        options: templates (name -> criterion), repetitions, and further keywords of `judge_in_order`. Errors: UserError for others.
+        """
+        from mmalign.types import UserError
+
+        self._one_rater()
+        templates = options.pop("templates", None) or {"": options.pop("criterion", None)}
+        if not isinstance(templates, dict):
+            raise UserError(f'templates: got {templates!r}, takes {{name: criterion, ...}}, as they complete "Say ..."')
+        repetitions = options.pop("repetitions", 1)
+        judges = {
+            str(name): self._in_order({**options, **({} if words is None else {"criterion": words})}) for name, words in templates.items()
+        }
+        return {"judges": judges, "repetitions": repetitions}
+
+    def _in_order(self, options: dict[str, Any]) -> Any:
+        from mmalign.arguments.signatures import nearest, parameters
+        from mmalign.rewards import judge_in_order
+        from mmalign.types import UserError
+
+        takes = parameters(judge_in_order)[0]
+        if strange := next((key for key in options if key not in takes), None):
+            raise UserError(f"{strange}: no such argument of the suite or of judge_in_order{nearest(strange, takes)}")
+        return judge_in_order(server=self._server(), **options)
+
+    def _server(self) -> Any:
         from mmalign.types import UserError
 
         if not {"url", "model"} <= self.server.keys():
             raise UserError("--judge: takes the URL of an OpenAI-compatible server, and --judge-model its name there")
-        return build_part({"oracle": {"use": "judge_pairs", "server": self.server, **options}}, "oracle")
+        return self.server
+
+    def _pairs(self, options: dict[str, Any]) -> Any:
+        from mmalign.config import build_part
+
+        return build_part({"oracle": {"use": "judge_pairs", "server": self._server(), **options}}, "oracle")
+
+    def _one_rater(self) -> None:
+        from mmalign.types import UserError
+
+        said = {"a run": self.model, "--reward": self.reward, "--judge": self.server or None, "--scores": self.scores}
+        given = [name for name, value in said.items() if value is not None]
+        if len(given) != 1:
+            raise UserError(f"eval: got {' and '.join(given) or 'nothing that scores'}, takes one of {', '.join(said)}")
 
     def _of_run(self, part: str | None) -> Any:
         from mmalign.cli.app import run_folder

@@ -13,6 +13,8 @@ from mmalign.evaluation.hallucination import yes_or_no as yes_or_no
 from mmalign.evaluation.intervals import Interval as Interval
 from mmalign.evaluation.intervals import Scores as Scores
 from mmalign.evaluation.intervals import estimates as estimates
+from mmalign.evaluation.judge_statistics import judge_agreement as judge_agreement
+from mmalign.evaluation.judge_statistics import judge_statistics as judge_statistics
 from mmalign.evaluation.judged import rating as rating
 from mmalign.evaluation.judged import rating_scores as rating_scores
 from mmalign.evaluation.judged import remembering as remembering

@@ -12,6 +12,7 @@ from mmalign.rewards.judges.judge import judge as judge
 from mmalign.rewards.judges.judge_edit import judge_edit as judge_edit
 from mmalign.rewards.judges.judge_edit import judge_edit_pairs as judge_edit_pairs
 from mmalign.rewards.judges.judge_pairs import judge_against as judge_against
+from mmalign.rewards.judges.judge_pairs import judge_in_order as judge_in_order
 from mmalign.rewards.judges.judge_pairs import judge_pairs as judge_pairs
 from mmalign.rewards.judges.judge_rubric import judge_rubric as judge_rubric
 from mmalign.rewards.pictures.aesthetic import aesthetic as aesthetic

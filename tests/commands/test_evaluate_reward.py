@@ -14,7 +14,7 @@ import mmalign as mm
 from mmalign.cli import app
 from mmalign.media import Broken
 from mmalign.types import UserError
-from tests.helpers.fake_server import FakeServer, likely
+from tests.helpers.fake_server import FakeServer, likely, written
 
 ROWS = [
     {"prompt": "?", "chosen": "a long one", "rejected": "short", "subset": "math-prm", "id": 1},
@@ -188,3 +188,41 @@ def test_the_command_says_what_is_wrong(file, tmp_path, monkeypatch, words, said
     assert none.exit_code == 2 and "--data: got no.jsonl, takes the file or folder of reward_bench" in none.output.replace("\n", " ")
     other = command("--suite", "pope", "--data", file, "--reward", "length")
     assert other.exit_code == 2 and "--reward: pope measures what a model answers" in other.output.replace("\n", " ")
+
+
+def test_the_command_examines_a_judge_under_templates(file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def answer(body):
+        text = json.dumps(body["messages"])
+        first, second = (text.partition(f"<response {letter}>")[2].partition("</response")[0] for letter in "AB")
+        return written("A" if "anything" in text or len(first) > len(second) else "B")
+
+    server = FakeServer(answer)
+    words = ["templates={place: which is anything, length: which is longer}", "repetitions=2", "read=written", "temperature=1"]
+    done = command("--suite", "reward_bench", "--data", file, "--judge", server.url, "--judge-model", "m", *words)
+    server.kill()
+    assert done.exit_code == 0, done.output
+    assert len(server.requests) == 3 * 2 * 2 * 2 and server.requests[0]["temperature"] == 1
+    results = json.loads((tmp_path / "evaluations/m-reward_bench-judge/results.json").read_text())
+    found = {name: value["value"] for name, value in results["values"].items()}
+    assert found["place/position_bias"] == 1 and found["place/order_flips"] == 1 and found["place/flip_rate"] == 0
+    assert found["length/position_bias"] == 0 and found["length/prefers_longer"] == 1 and found["length/length_bias"] == 1
+    assert found["length/accuracy"] == pytest.approx(2 / 3) and results["counts"] == {"pairs": 3, "asked": 24, "missing": 0}
+    odd = command("--suite", "reward_bench", "--data", file, "--judge", "http://x", "--judge-model", "m", "templates=3")
+    assert odd.exit_code == 2 and "templates: got 3, takes {name: criterion, ...}" in odd.output.replace("\n", " ")
+
+
+def test_a_judge_is_examined_on_pairs(tmp_path):
+    row = {"id": "1", "prompt": "?", "chosen": ["aaaa"], "rejected": ["a", "aa", "aaa"], "subset": "Math"}
+    (tmp_path / "rb2.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(UserError, match=r"reward_bench_2 compares 4 outputs \(Math/1\), takes a benchmark of pairs"):
+        mm.evaluate_judge(mm.evaluation.reward_bench_2(tmp_path / "rb2.jsonl"), judges={"": lambda *asked: []}, out=tmp_path / "out")
+    with pytest.raises(UserError, match="judges: got none"):
+        mm.evaluate_judge(mm.evaluation.reward_bench_2(tmp_path / "rb2.jsonl"), judges={}, out=tmp_path / "out")
+
+
+def test_a_judge_that_answers_nothing_is_said(file, tmp_path):
+    silent = lambda prompts, firsts, seconds: [math.nan] * len(prompts)  # noqa: E731
+    with pytest.raises(UserError, match="of 6 questions the judge answered none"):
+        mm.evaluate_judge(suite(file), judges={"": silent}, out=tmp_path / "out")

@@ -10,17 +10,18 @@ import torch
 from torch import Tensor
 
 from mmalign.arguments.columns import Column
-from mmalign.arguments.ranges import Count
+from mmalign.arguments.ranges import Count, NotNegative
 from mmalign.rewards._shared.completions import answers
 from mmalign.rewards._shared.scorer import Scorer
 from mmalign.rewards.judges._judging import asked_of, drawn, message, parts_of, preferred, shown, text_part
 from mmalign.serving.chat import Answer, Conversation, Server, ServerSettings, Unreadable, connect
 from mmalign.types import Oracle, UserError
 
-__all__ = ["judge_against", "judge_pairs"]
+__all__ = ["judge_against", "judge_in_order", "judge_pairs"]
 
 QUALITY = "which response does better what was asked for"
 Read = Literal["likely", "written"]
+OrderedJudge = Callable[[Sequence[Any], Sequence[Any], Sequence[Any]], list[float]]
 
 DIFFERENTIABLE = False
 
@@ -62,6 +63,32 @@ def judge_pairs(
         return table
 
     return oracle
+
+
+def judge_in_order(
+    *, server: ServerSettings, criterion: str = QUALITY, read: Read = "likely", ties: bool = False, principles: Sequence[str] = (),
+    principles_at_once: Count | None = None, temperature: NotNegative = 0.0,
+) -> OrderedJudge:  # fmt: skip
+    """A judge that is asked in one order: ``(prompts, firsts, seconds) -> [B]``, P(what it reads first is better), NaN without an answer.
+
+    For what is wrong with a judge (`evaluate_judge`); ``judge_pairs`` asks in both orders, and averages.
+
+    Args:
+        server, criterion, read, ties, principles, principles_at_once: as of ``judge_pairs``.
+        temperature: of what it writes; above 0, so that repetitions may differ.
+
+    Errors: UserError for settings out of range, and for a server that refuses the key or the model.
+    """
+    _refuse(read, None)
+    client = connect("judge_in_order", server)
+
+    def ask(prompts: Sequence[Any], firsts: Sequence[Any], seconds: Sequence[Any]) -> list[float]:
+        return _in_order(
+            client, list(zip(prompts, firsts, seconds, strict=True)), criterion=criterion, read=read, ties=ties,
+            principles_of=lambda prompt: drawn(principles, principles_at_once, prompt), temperature=temperature,
+        )  # fmt: skip
+
+    return ask
 
 
 def judge_against(  # the published reward's own settings
@@ -113,6 +140,16 @@ def _both_orders(
     principles_of: Callable[[Any], Sequence[str]],
 ) -> list[float]:  # fmt: skip
     """P(second of a triple is better than its third), NaN where either order has no answer."""
+    orders = [order for prompt, one, other in triples for order in ((prompt, one, other), (prompt, other, one))]
+    values = _in_order(client, orders, criterion=criterion, read=read, ties=ties, principles_of=principles_of)
+    return [(first + 1 - second) / 2 for first, second in zip(values[0::2], values[1::2], strict=True)]
+
+
+def _in_order(
+    client: Server, triples: Sequence[tuple[Any, Any, Any]], *, criterion: str, read: Read, ties: bool,
+    principles_of: Callable[[Any], Sequence[str]], temperature: float = 0.0,
+) -> list[float]:  # fmt: skip
+    """P(second of a triple, which is read first, is better than its third), NaN without an answer."""
     choice = ("A", "B", "C") if ties else ("A", "B", None)
 
     def value(answer: Answer) -> float:
@@ -123,18 +160,15 @@ def _both_orders(
             raise Unreadable("no choice in the answer")
         return {"A": 1.0, "B": 0.0, "C": 0.5}[verdict]
 
-    orders = [order for prompt, one, other in triples for order in ((prompt, one, other), (prompt, other, one))]
     values = client.ask(
-        [_comparison(client.name, *order, criterion=criterion, ties=ties, principles=principles_of(order[0])) for order in orders],
+        [_comparison(client.name, *triple, criterion=criterion, ties=ties, principles=principles_of(triple[0])) for triple in triples],
         value,
         max_tokens=1 if read == "likely" else 8,
         likely=20 if read == "likely" else 0,
-        say=lambda row: {"prompt": asked_of(orders[row][0]), "a": shown(orders[row][1]), "b": shown(orders[row][2])},
+        temperature=temperature,
+        say=lambda row: {"prompt": asked_of(triples[row][0]), "a": shown(triples[row][1]), "b": shown(triples[row][2])},
     )
-    return [
-        math.nan if first is None or second is None else (first + 1 - second) / 2
-        for first, second in zip(values[0::2], values[1::2], strict=True)
-    ]
+    return [math.nan if value is None else value for value in values]
 
 
 def _comparison(
