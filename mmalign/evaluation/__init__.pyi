@@ -6,6 +6,10 @@ from mmalign.evaluation.best_of import best_of_n_curve as best_of_n_curve
 from mmalign.evaluation.best_of import best_of_n_kl as best_of_n_kl
 from mmalign.evaluation.comparisons import Comparison as Comparison
 from mmalign.evaluation.comparisons import RewardSuite as RewardSuite
+from mmalign.evaluation.consistency import contrast_consistency as contrast_consistency
+from mmalign.evaluation.consistency import fused_rewards as fused_rewards
+from mmalign.evaluation.consistency import length_ratio as length_ratio
+from mmalign.evaluation.consistency import principle_statistics as principle_statistics
 from mmalign.evaluation.hallucination import chair_scores as chair_scores
 from mmalign.evaluation.hallucination import object_scores as object_scores
 from mmalign.evaluation.hallucination import pope_scores as pope_scores
@@ -28,6 +32,7 @@ from mmalign.evaluation.objects import plurals as plurals
 from mmalign.evaluation.objects import synonyms as synonyms
 from mmalign.evaluation.preference import length_controlled_win_rate as length_controlled_win_rate
 from mmalign.evaluation.preference import win_rate as win_rate
+from mmalign.evaluation.ranking import ranking_accuracies as ranking_accuracies
 from mmalign.evaluation.reward_scores import best_scores as best_scores
 from mmalign.evaluation.reward_scores import pair_scores as pair_scores
 from mmalign.evaluation.reward_scores import tie_threshold as tie_threshold
@@ -39,6 +44,7 @@ from mmalign.evaluation.suites.chair import chair as chair
 from mmalign.evaluation.suites.mmhal import mmhal as mmhal
 from mmalign.evaluation.suites.pope import pope as pope
 from mmalign.evaluation.suites.refomb import refomb as refomb
+from mmalign.evaluation.suites.rewards.best_of_samples import best_of_samples as best_of_samples
 from mmalign.evaluation.suites.rewards.genai_bench import genai_bench as genai_bench
 from mmalign.evaluation.suites.rewards.mm_rlhf_reward_bench import mm_rlhf_reward_bench as mm_rlhf_reward_bench
 from mmalign.evaluation.suites.rewards.multimodal_reward_bench import multimodal_reward_bench as multimodal_reward_bench

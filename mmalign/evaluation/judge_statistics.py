@@ -178,7 +178,7 @@ def judge_agreement(verdicts: Mapping[str, Any]) -> dict[str, Interval]:
             f"agreement: got {', '.join(f'{len(table)} pairs of {name}' for name, table in tables.items())}; takes two or more of the same"
         )
     choices = {name: _choice(table) for name, table in tables.items()}
-    names, values = list(choices), {}
+    names, values = list(choices), dict[str, Interval]()
     for place, one in enumerate(names):
         for other in names[place + 1 :]:
             a, b = choices[one], choices[other]

@@ -207,3 +207,20 @@ def test_picture_pairs(tmp_path):
         mm.evaluation.picture_pairs(lines(tmp_path / "odd.jsonl", [{"a": 1}]))
     with pytest.raises(UserError, match=r"of 1 pairs of .* nobody judged one"):
         mm.evaluation.picture_pairs(lines(tmp_path / "odd.jsonl", [{**hpd, "raw_annotations": None}]), schema="hpdv2")
+
+
+def test_best_of_samples(tmp_path):
+    rows = [
+        {"prompt": "a", "outputs": ["x", "xx", "xxx", "xxxx"], "gold": [0.0, 1.0, 2.0, 0.0]},
+        {"prompt": "b", "outputs": ["x", "xx", "xxx", "xxxx"], "gold": [0.0, 0.0, None, 4.0]},
+    ]
+    suite = mm.evaluation.best_of_samples(lines(tmp_path / "samples.jsonl", rows), resamples=20)
+    numbers = scored(suite, longest)
+    assert list(suite.headline) == ["gold/n=1", "gold/n=2", "gold/n=4"] and "0.193 at n = 2" in suite.notes[0]
+    # of two of a: 3 of 6 pairs have the last (0), 2 the third (2), 1 the second (1); of b, of three samples: 2 of 3 the last
+    assert numbers["gold/n=1"] == pytest.approx((0.75 + 4 / 3) / 2) and numbers["gold/n=2"] == pytest.approx((5 / 6 + 8 / 3) / 2)
+    assert numbers["gold/n=4"] == 0 and numbers["reward/n=4"] == 4  # b has three samples with gold
+    with pytest.raises(UserError, match="no two or more outputs with a gold score each"):
+        mm.evaluation.best_of_samples(lines(tmp_path / "odd.jsonl", [{**rows[0], "gold": [1.0]}]))
+    with pytest.raises(UserError, match=r"counts: got \[0\]"):
+        mm.evaluation.best_of_samples(tmp_path / "samples.jsonl", counts=[0])
