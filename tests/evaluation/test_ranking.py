@@ -31,7 +31,7 @@ def test_a_pair_is_ranked_rightly_exactly_where_its_loss_is_low_enough():
 
 
 def test_the_ideal_is_where_the_loss_is_least():
-    beta, alpha, c = 0.5, np.array([0.6, 0.9, 0.9, 0.99]), np.array([2.0, 2.0, 6.0, -1.0])
+    beta, alpha, c = 0.5, np.array([0.6, 0.9, 0.9, 0.99]), np.array([2.0, 3.0, 6.0, -1.0])
     rightly = []
     for share, behind in zip(alpha, c, strict=True):  # the margin d of log-ratios that the expected DPO loss asks for
         least = minimize_scalar(
