@@ -209,3 +209,26 @@ def _with_error(value: float | None, error: float | None) -> str:
 
 def _number(value: float | None) -> str:
     return "–" if value is None or value != value else f"{value:.3f}"
+
+
+@app.command()
+def table(  # the options of a command
+    context: typer.Context,
+    folders: Annotated[list[Path], typer.Argument(metavar="FOLDER...", help="Runs, and folders that mmalign eval wrote.")],
+    number: Annotated[list[str] | None, typer.Option(help='A column, as "SUITE: NUMBER"; may be given more than once.')] = None,
+    inside: Annotated[str | None, typer.Option(help="A suite like the data that rewards were trained on.")] = None,
+    outside: Annotated[str | None, typer.Option(help="A suite unlike them: the drop is a column.")] = None,
+    out: Annotated[Path, typer.Option(help="A folder for the table, the numbers and the picture.")] = Path("table"),
+) -> None:
+    """Set evaluations beside each other: reward models, rewards and judges over runs, with rank correlations and a picture."""
+    with mistakes_as_lines(context):
+        from mmalign.cli.printing import print_rows
+        from mmalign.rooms import find
+
+        made = find("mmalign.commands", "tabulate")(folders, out=out, numbers=number, inside=inside, outside=outside)
+        shown = [(name, *(_number(row.get(column)) for column in made.columns)) for name, row in made.rows.items()]
+        print_rows("evaluations", ("", *made.columns), shown, head=True)
+        found = [(one.first, one.second, str(one.rows), _number(one.spearman), _number(one.spearman_p)) for one in made.correlations]
+        if found:
+            print_rows("rank correlations", ("", "", "rows", "Spearman", "p"), found, head=True)
+        echo(f"written: {made.path / 'table.md'}")

@@ -1,0 +1,94 @@
+"""Evaluations of several rewards and runs, beside each other."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+import mmalign as mm
+from mmalign.cli import app
+from mmalign.types import UserError
+
+
+def evaluated(folder, who, suite, **values):
+    folder.mkdir(parents=True)
+    node = {
+        "suite": suite,
+        "who": who,
+        "headline": ["accuracy"],
+        "values": {name.replace("_n", "/n="): {"value": value} for name, value in values.items()},
+    }
+    (folder / "results.json").write_text(json.dumps(node))
+    return folder
+
+
+def test_columns_correlations_and_the_drop(tmp_path):
+    accuracies = {"rm": (0.9, 0.7), "dpo": (0.88, 0.5), "judge": (0.7, 0.72), "weak": (0.5, None)}
+    folders = []
+    for name, (known, new) in accuracies.items():
+        folders.append(evaluated(tmp_path / f"{name}-in", name, "reward_bench", accuracy=known, sections=0.1))
+        folders.append(evaluated(tmp_path / f"{name}-out", name, "rag_reward_bench", accuracy=new))
+    made = mm.tabulate(folders, out=tmp_path / "table", inside="reward_bench", outside="rag_reward_bench")
+    assert made.columns == ["reward_bench: accuracy", "rag_reward_bench: accuracy", "drop"]
+    assert made.rows["dpo"]["drop"] == pytest.approx(0.38) and made.rows["rm"]["drop"] == pytest.approx(0.2)
+    first = made.correlations[0]
+    assert (first.rows, first.spearman, first.kendall) == (3, pytest.approx(-0.5), pytest.approx(-1 / 3))
+    text = (tmp_path / "table/table.md").read_text()
+    assert "| weak | 0.500 | – | – |" in text and (tmp_path / "table/table.png").stat().st_size > 1000
+    chosen = mm.tabulate(folders[:1], out=tmp_path / "one", numbers=["reward_bench: sections"])
+    assert chosen.columns == ["reward_bench: sections"] and chosen.correlations == [] and not (tmp_path / "one/table.png").exists()
+
+
+def run(folder, reward, judge, model):
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(
+        json.dumps(
+            {
+                "use": "online",
+                "rewards": {"rm": {"use": "trained", "run": str(model)}},
+                "evaluation": {"judges": {"gold": {"use": "length"}}},
+            }
+        )
+    )
+    rows = [{"phase": "eval", "step": step, "rm": reward * step, "gold": judge} for step in (0, 1)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def test_reward_model_x_reward_x_judge_over_runs(tmp_path):
+    folders = []
+    for number, (accuracy, reward, judge) in enumerate([(0.6, 3.0, 0.2), (0.7, 2.0, 0.4), (0.9, 1.0, 0.8)]):
+        evaluated(tmp_path / f"rm{number}/evaluations/reward_bench", f"rm{number}", "reward_bench", accuracy=accuracy)
+        folders.append(run(tmp_path / f"run{number}", reward, judge, tmp_path / f"rm{number}"))
+    made = mm.tabulate(folders, out=tmp_path / "table")
+    assert made.columns == ["reward_bench: accuracy of its reward model", "reward rm", "judge gold"]
+    assert made.rows["run2"] == {"reward_bench: accuracy of its reward model": 0.9, "reward rm": 1.0, "judge gold": 0.8}
+    assert [one.spearman for one in made.correlations] == pytest.approx([-1, 1, -1])
+
+
+def test_curves_of_best_of_n(tmp_path):
+    one = evaluated(tmp_path / "a", "one", "best_of_samples", gold_n1=0.0, gold_n4=1.0, gold_n16=0.5)
+    many = evaluated(tmp_path / "b", "ensemble", "best_of_samples", gold_n1=0.0, gold_n4=1.0, gold_n16=1.5)
+    mm.tabulate([one, many], out=tmp_path / "table")
+    curves = json.loads((tmp_path / "table/table.json").read_text())["curves"]
+    assert [point[1] for point in curves["ensemble"]] == [0.0, 1.0, 1.5]
+    assert curves["one"][1][0] == pytest.approx(mm.evaluation.best_of_n_kl(4))
+
+
+def test_the_command_and_what_is_wrong(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = evaluated(tmp_path / "a", "one", "reward_bench", accuracy=0.75)
+    done = CliRunner().invoke(app, ["table", str(folder)])
+    assert done.exit_code == 0 and "0.750" in done.output and (tmp_path / "table/table.md").exists(), done.output
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"empty is neither a run \(config.yaml\) nor a folder of mmalign eval"):
+        mm.tabulate([tmp_path / "empty"], out=tmp_path / "x")
+    with pytest.raises(UserError, match="takes two suites that were measured: reward_bench"):
+        mm.tabulate([folder], out=tmp_path / "x", inside="reward_bench", outside="other")
+    with pytest.raises(UserError, match=r"table.numbers: got 'x', takes reward_bench: accuracy"):
+        mm.tabulate([folder], out=tmp_path / "x", numbers=["x"])
+    (folder / "results.json").write_text("{}")
+    with pytest.raises(UserError, match="is not what mmalign eval writes"):
+        mm.tabulate([folder], out=tmp_path / "x")
