@@ -41,7 +41,7 @@ class Preflight(NamedTuple):
 
         None where no process had rows to look at.
         """
-        known = [one for one in checked if one is not None]
+        known = [Preflight(*one) for one in checked if one is not None]  # JSON, as processes tell each other, has lists of them
         if not known:
             return None
         largest = max((one.difference for one in known), key=lambda each: -math.inf if math.isnan(each) else each)
