@@ -53,7 +53,7 @@ ARROWS: dict[str, set[str]] = {
             "distributed",
         )
     },
-    "serving": {"types", "arguments"},
+    "serving": {"types", "arguments", "files", "media", "records", "config"},
     "combinations": {"types", "arguments", "files", "conversations", "reference_scores"},
     "rewards": {
         *("types", "arguments", "records", "media", "conversations", "files", "serving", "combinations", "matching", "devices", "runs")

@@ -43,7 +43,7 @@ class Reading(Protocol):
 
 @runtime_checkable
 class Stateful(Protocol):
-    """A combination that keeps something from rollout to rollout, which belongs into checkpoints."""
+    """A combination or a reward that keeps something from rollout to rollout, which belongs into checkpoints; None: nothing."""
 
     state: Any
 

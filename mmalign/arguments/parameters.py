@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import types
 import typing
@@ -82,8 +83,10 @@ def _resolved(function: Callable[..., Any], *, extras: bool = False) -> dict[str
     owner = _annotated(function)
     kept = _HINTS.setdefault(owner, {}) if isinstance(owner, types.FunctionType) else {}
     if extras not in kept:
+        # the fields of a record may be inherited from another file, whose names their annotations are
+        hinted = function if isinstance(function, type) and dataclasses.is_dataclass(function) else owner
         try:
-            kept[extras] = typing.get_type_hints(owner, include_extras=extras)
+            kept[extras] = typing.get_type_hints(hinted, include_extras=extras)
         except (NameError, TypeError, AttributeError, SyntaxError):
             return {name: _resolved_one(owner, name, text, extras) for name, text in getattr(owner, "__annotations__", {}).items()}
     return kept[extras]

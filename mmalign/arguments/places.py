@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-KEYS = ("path", "prompts", "from", "start")
+KEYS = ("path", "prompts", "from", "start", "config", "requirements")
 """Whose values may be places on disk, at any depth; and every ``*_file``."""
 MODELS = {"transformers": ("model", "tokenizer"), "diffusers": ("pipeline",)}
 """``use`` -> keys beside it that may be: a folder comes before a hub id of the same name, as it does for these libraries."""

@@ -57,6 +57,10 @@ SETTINGS = (
     Setting("engine", "policy", "policies.settings.EngineSettings"),
     Setting("ablation", "policy", "policies.language.ablation.Ablation"),
     Setting("server", "rewards.judge", "serving.chat.ServerSettings"),
+    Setting("asking", "rewards.served", "serving.asking.Asking"),
+    Setting("start", "rewards.served", "serving.started.Start"),
+    Setting("rows", "rewards.served", "rewards.served.Rows"),
+    Setting("serve", "", "serving.app.Serve"),
 )
 """Every record of settings there is; a test finds those that are missing here."""
 

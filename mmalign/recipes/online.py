@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from mmalign.arguments.facts import Stateful, Stepped, Structured
+from mmalign.arguments.facts import Stepped, Structured
 from mmalign.arguments.ranges import Steps
 from mmalign.distributed import tables as of_all
 from mmalign.distributed.team import team_for
@@ -39,7 +39,7 @@ from mmalign.training.background import Background
 from mmalign.training.dead_steps import refuse_silent
 from mmalign.training.evaluation import evaluation_plan
 from mmalign.training.experience import Experience
-from mmalign.training.feedback import feedback_of, refuse_columns, scores_on
+from mmalign.training.feedback import feedback_of, refuse_columns, scores_on, states_of
 from mmalign.training.journal import Journal, hashed
 from mmalign.training.latents import looked_at, refuse_without_latents
 from mmalign.training.learner import BEHIND, Learner
@@ -125,7 +125,7 @@ def online(  # one argument for each thing that a run is made of
     plan = evaluation_plan(evaluation, prompts=first, rewards=rewards)
     fitting = MicroRows(batch.micro_rows, learner, say=lambda line: journal.say(line))
     gradients = RewardGradients(learner, rewards, combine, fitting.fit, optimizer=optimizer, seed=run.seed)
-    states = {"combine": combine.state if isinstance(combine, Stateful) else None, "micro_rows": fitting}
+    states = {"micro_rows": fitting, **states_of(combine, rewards, plan.judges)}
     journal = Journal(learner, plan, run, steps=steps, resume=resume, stop=evaluation.stop, states=states, prompts=prompts)
 
     def collect(step: int) -> list[Scored]:

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from mmalign.arguments.facts import Weighted, of_latents
+from mmalign.arguments.facts import Stateful, Weighted, of_latents
 from mmalign.arguments.parameters import accepted
 from mmalign.arguments.reads import columns_read, lacks
 from mmalign.distributed import tables as of_all
@@ -52,6 +52,12 @@ def refuse_columns(functions: Functions, there: Iterable[str], *, kind: str) -> 
     for name, function in functions.items():
         if why := lacks(columns_read(function), columns):
             raise UserError(f"{f'{kind} {name}'.strip()}: {why}")
+
+
+def states_of(combine: Callable[..., Any] | None, rewards: Functions, judges: Functions) -> dict[str, Any]:
+    """``combine``, ``rewards.NAME``, ``judges.NAME`` -> what it keeps that belongs into checkpoints, or None."""
+    named = {f"{key}.{name}": one for key, some in (("rewards", rewards), ("judges", judges)) for name, one in some.items()}
+    return {name: one.state if isinstance(one, Stateful) else None for name, one in {"combine": combine, **named}.items()}
 
 
 def _scores(

@@ -53,6 +53,7 @@ MAY_DIFFER = (
     "policy.memory.*",
     "policy.of.memory.*",
     "references.*.memory.*",
+    *(f"{key}.*.{part}" for key in ("rewards", "evaluation.judges") for part in ("url", "start.*", "asking.*")),
 )
 """What a resumed run may have another of: these change no number but by rounding, or say what becomes of steps that failed."""
 

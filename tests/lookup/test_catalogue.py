@@ -93,7 +93,10 @@ def records() -> set[type]:
         file = Path(mm.__path__[0]).parent / f"{module.name.replace('.', '/')}.py"
         if not module.ispkg and "(Record)" in file.read_text(encoding="utf-8"):
             importlib.import_module(module.name)
-    return {kind for kind in Record.__subclasses__() if kind.__module__.startswith("mmalign.")}
+    kinds = list(Record.__subclasses__())
+    for kind in kinds:
+        kinds.extend(kind.__subclasses__())
+    return {kind for kind in kinds if kind.__module__.startswith("mmalign.")}
 
 
 def test_every_record_of_settings_is_listed_under_its_key() -> None:
@@ -121,7 +124,7 @@ def test_every_record_stands_where_it_is_said_to() -> None:
         (mm.policies.transformers, "policy"),
         (mm.adamw, "optimizer"),
     ]
-    makers.append((mm.rewards.judge, "rewards.judge"))
+    makers += [(mm.rewards.judge, "rewards.judge"), (mm.rewards.served, "rewards.served"), (mm.commands.serve_reward, "")]
     held: dict[str, set[type]] = {}
     for function, place in makers:
         for key, some in taken(function, place).items():

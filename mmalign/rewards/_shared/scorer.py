@@ -20,7 +20,8 @@ class Scorer:
     low, high: no score is outside; None: no bound. at: told the number of the training step before it, by a reward that changes as
     training goes. reads: the columns of the prompts that it needs; a row in which one of them is None has no score (NaN).
     of_latents: it scores what outputs are decoded from, and is handed that in their place. latents: what it would say of those, for
-    ``on_latents``: ``(latents, prompts, level, columns)``, level None for clean ones; None: it knows outputs alone.
+    ``on_latents``: ``(latents, prompts, level, columns)``, level None for clean ones; None: it knows outputs alone. state: what it keeps
+    from call to call, with ``dump`` and ``load``, for checkpoints.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Scorer:
     reads: frozenset[str] = frozenset()
     of_latents: bool = False
     latents: Callable[[Tensor, list[Any], Level | None, Mapping[str, Any]], Any] | None = None
+    state: Any = None
 
     def __call__(self, outputs: Any, prompts: list[Any], **columns: Any) -> Any:
         rows = _complete(self, len(prompts), columns)
