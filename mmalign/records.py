@@ -10,12 +10,17 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 from mmalign.types import UserError
 
 
+UNSAID: Mapping[str, float] = {}
+"""What was said in no dimension."""
+
+
 class Pair(NamedTuple):
     """Two outputs for one prompt, and the probability ``strength`` that the first is the better one (0.5: a tie, NaN: not known).
 
     prompt: a string, or a conversation (a list of ``{role, content}``). first, second: what rewards would see of one row (an image
     ``[C, H, W]`` in 0..1, a video ``[F, C, H, W]``, a string). id: what to call it in messages. position: how many records of its
     stream are over once it is used, broken ones included. scores: of both, where somebody scored them. annotator: who said so.
+    labels: name of a dimension -> ``strength`` in it alone. ratings: of both, name of a dimension -> how good it is there; or nobody's, ().
     """
 
     prompt: Any
@@ -26,6 +31,8 @@ class Pair(NamedTuple):
     position: int = 0
     scores: tuple[float, float] = (nan, nan)
     annotator: str = ""
+    labels: Mapping[str, float] = UNSAID
+    ratings: tuple[Mapping[str, float], ...] = ()
 
 
 class Thumb(NamedTuple):
@@ -37,6 +44,7 @@ class Thumb(NamedTuple):
     id: str = ""
     position: int = 0
     annotator: str = ""
+    ratings: tuple[Mapping[str, float], ...] = ()
 
 
 class Ranking(NamedTuple):
@@ -47,6 +55,7 @@ class Ranking(NamedTuple):
     scores: tuple[float, ...]
     id: str = ""
     position: int = 0
+    ratings: tuple[Mapping[str, float], ...] = ()
 
 
 Record = Pair | Thumb | Ranking  # of preference data

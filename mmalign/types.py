@@ -457,7 +457,7 @@ class Method:
     by_step: whether what is made of a step depends on no other step, so that a unit of whole rows may be seen one step at a time.
     numbers: of a reward model's scores, how many say one dimension, the first of them how good a row is in it; 0: none is one by itself,
         and rows are only compared. wins: scores ``[N, T]`` of rows and of others -> how probably each is better, ``[N, dimensions]``; None
-        of methods that compare nothing.
+        of methods that compare nothing. scores: names of all of them, where records label each by itself; a recipe says them.
     """
 
     signal: Callable[[Feedback], Tensor]
@@ -481,6 +481,7 @@ class Method:
     by_step: bool = False
     numbers: int = 1
     wins: Callable[[Tensor, Tensor], Tensor] | None = None
+    scores: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("needs", "survey_needs", "reads"):

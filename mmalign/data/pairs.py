@@ -21,7 +21,7 @@ from mmalign.data._reading.tables import Block, blocks, located
 from mmalign.data._schemas import outputs
 from mmalign.data._schemas.columns import Notice
 from mmalign.media import Broken, Limits
-from mmalign.records import Pair, Ranking, Record, Thumb, Unread
+from mmalign.records import Pair, Ranking, Record, Thumb, Unread, outputs_of
 from mmalign.types import UserError
 
 __all__ = ["Listed", "hub_pairs", "listed", "pairs"]
@@ -31,6 +31,7 @@ SCHEMAS: dict[str, outputs.Schema] = {
     "pickapic": outputs.pickapic, "hpdv2": outputs.hpdv2, "hpdv3": outputs.hpdv3, "imagereward": outputs.hpdv2,
 }  # fmt: skip
 VIDEOS = {".mp4", ".webm", ".mov", ".avi", ".mkv", ".gif"}
+BY_DIMENSION = ("labels", "ratings")
 LOOK = 16  # pairs that are read before anything long starts
 
 
@@ -55,7 +56,7 @@ def pairs(  # how a data set of others is read
         schema: pairs: ``pickapic``, ``hpdv2``, ``hpdv3``, ``imagereward`` (its lists, and ImageRewardDB's rows of one image, which are read
             all at once); ``thumbs`` (prompt, image, label), ``demonstrations`` (no label, all good); or ``auto``, which looks at the
             first row's columns, and knows prompt, chosen and rejected, too.
-        columns: what ``prompt``, ``chosen``, ``rejected``, ``strength``, ``image``, ``label`` and ``id`` are called here, otherwise.
+        columns: what ``prompt``, ``chosen``, ``rejected``, ``strength``, ``image``, ``label``, ``labels`` and ``id`` are called here, otherwise.
         folder: where relative paths start that do not start at the file (``train.json`` may name files of ``train/``).
         size: pixels, or [height, width], that every image is scaled and cut to; None takes them as they are, all of one size.
         ties: ``soft``, a tie pulls the margin to 0; ``drop``, ties are passed over. Pairs without a label are always passed over.
@@ -116,7 +117,14 @@ class Listed:
 
     def digest(self) -> str:
         """Of prompts, words, labels and shapes: numbers of a model's own pictures may differ by rounding elsewhere."""
-        rows = [{key: value for key, value in record._asdict().items() if key not in ("scores", "position")} for record in self.records]
+        rows = [
+            {
+                key: value
+                for key, value in record._asdict().items()
+                if key not in ("scores", "position") and (value or key not in BY_DIMENSION)
+            }
+            for record in self.records
+        ]
         text = json.dumps(rows, default=lambda value: list(value.shape) if isinstance(value, Tensor) else type(value).__name__)
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
@@ -148,6 +156,10 @@ def listed(records: Sequence[Record]) -> Listed:
             raise UserError(f"records[{number}]: got label {record.label}, takes 0..1")
         if isinstance(record, Ranking) and len(record.outputs) != len(record.scores):
             raise UserError(f"records[{number}]: got {len(record.scores)} scores, takes one for each of {len(record.outputs)} outputs")
+        if isinstance(record, Pair) and (odd := [name for name, p in record.labels.items() if p < 0 or p > 1]):
+            raise UserError(f"records[{number}]: got {record.labels[odd[0]]} as label of {odd[0]}, takes 0..1")
+        if record.ratings and len(record.ratings) != (count := outputs_of(record)):
+            raise UserError(f"records[{number}]: got ratings of {len(record.ratings)} outputs, takes one mapping for each of {count}")
     return Listed(records)
 
 
@@ -165,13 +177,14 @@ def _with_media(ties: str, limits: Limits, folder: str | None) -> Callable[[outp
 
     def finish(draft: outputs.Draft) -> Record:
         one = draft.second is None
-        if math.isnan(draft.strength) or (draft.strength == 0.5 and ties == "drop" and not one):
-            raise Passed("unlabelled" if math.isnan(draft.strength) else "ties")
+        unknown = math.isnan(draft.strength) and not draft.labels
+        if unknown or (draft.strength == 0.5 and ties == "drop" and not one):
+            raise Passed("unlabelled" if unknown else "ties")
         sources = [located(source, folder) for source in ((draft.first,) if one else (draft.first, draft.second))]
         sides = [Unread(source, _name(source), decoded) for source in sources]
         if one:
             return Thumb(draft.prompt, sides[0], draft.strength, draft.id)
-        return Pair(draft.prompt, sides[0], sides[1], draft.strength, draft.id)
+        return Pair(draft.prompt, sides[0], sides[1], draft.strength, draft.id, labels=draft.labels)
 
     return finish
 

@@ -18,7 +18,7 @@ from mmalign.types import UserError
 
 __all__ = ["hub_texts", "texts"]
 
-SchemaName = Literal["auto", "preference", "hh", "thumbs", "demonstrations", "stepwise", "ranked", "ultrafeedback", "oasst"]
+SchemaName = Literal["auto", "preference", "hh", "thumbs", "demonstrations", "stepwise", "ranked", "rated", "ultrafeedback", "oasst"]
 LOOK = 16  # records that are read before anything long starts
 
 
@@ -33,8 +33,10 @@ def texts(
         schema: what the rows are, or ``auto``, which looks at the first row's columns. Pairs: ``preference`` (prompt, chosen, rejected;
             the prompt may be what both share; UltraFeedback, binarized), ``hh`` (HH-RLHF). ``thumbs`` (prompt, completion, label), and
             ``demonstrations``, plain supervised rows without a label, which are all good.
-            ``stepwise`` (prompt, completions, labels: a thumb for each step). Rankings: ``ranked`` (prompt, completions, scores or ranks),
-            ``ultrafeedback``, ``oasst`` (OpenAssistant's trees, or its messages one to a row, which are read all at once).
+            ``stepwise`` (prompt, completions, labels: a thumb for each step), ``rated`` (prompt, completion, ratings: an object, dimension
+            -> number; HelpSteer2). Rankings: ``ranked`` (prompt, completions, scores or ranks), ``ultrafeedback``,
+            ``oasst`` (OpenAssistant's trees, or its messages one to a row, which are read all at once). ``labels`` of a pair, and
+            ``ratings_chosen`` and ``ratings_rejected``, are objects, dimension -> strength or number, for reward models of several scores.
             Texts may be strings or conversations, and columns may go by the names that LLaMA-Factory, ms-swift, ShareGPT, OpenAI and
             others give them; see ``data/README.md``.
         columns: what ``prompt``, ``chosen``, ``rejected``, ``completion``, ``label``, ``strength``, ``id``, ``annotator`` are called here.
@@ -119,7 +121,7 @@ def usable(ties: str, max_bytes: int) -> Callable[[Any], Record]:
             if size > max_bytes:
                 raise Broken(f"a text of {size:,} bytes, max_bytes is {max_bytes:,}")
         known = [value for value in labels if value == value]
-        if len(known) < min(len(labels), 2):
+        if len(known) < min(len(labels), 2) and not _by_dimension(record):
             raise Passed("unlabelled")
         if ties == "drop" and not isinstance(record, Thumb) and (known == [0.5] if isinstance(record, Pair) else len(set(known)) == 1):
             raise Passed("ties")
@@ -134,6 +136,12 @@ def _parts(record: Any) -> tuple[tuple[Any, ...], tuple[float, ...]]:
     if isinstance(record, Pair):
         return (record.first, record.second), (record.strength,)
     return (record.outputs, record.scores) if isinstance(record, Ranking) else ((record.output,), (record.label,))
+
+
+def _by_dimension(record: Any) -> bool:
+    """Whether something is known of it in some dimension."""
+    mappings = [*record.ratings, record.labels] if isinstance(record, Pair) else record.ratings
+    return any(value == value for mapping in mappings for value in mapping.values())
 
 
 def _strings(part: Any) -> Iterator[str]:

@@ -31,7 +31,12 @@ class Turned(Around):
     def _change(self, record: Any) -> Any:
         if isinstance(record, Pair):
             first, second = record.scores
-            return record._replace(strength=1 - record.strength, scores=(-first, -second))
+            labels = {name: 1 - p for name, p in record.labels.items()}
+            return record._replace(strength=1 - record.strength, scores=(-first, -second), labels=labels, ratings=_negative(record))
         if isinstance(record, Thumb):
-            return record._replace(label=1 - record.label)
-        return record._replace(scores=tuple(-score for score in record.scores))
+            return record._replace(label=1 - record.label, ratings=_negative(record))
+        return record._replace(scores=tuple(-score for score in record.scores), ratings=_negative(record))
+
+
+def _negative(record: Any) -> tuple[dict[str, float], ...]:
+    return tuple({name: -rating for name, rating in ratings.items()} for ratings in record.ratings)

@@ -37,6 +37,7 @@ from mmalign.needs import as_bound
 from mmalign.objectives.feedback import comparisons
 from mmalign.recipes._run import Run, concluded
 from mmalign.records import Pair, Ranking, Record, Records, RefusedRow, Thumb, Undecoded, Unfinished, Unread, outputs_of
+from mmalign.training import dimensions
 from mmalign.training import references as stored
 from mmalign.training.dead_steps import refuse_unknown
 from mmalign.training.evaluation import evaluation_plan
@@ -114,7 +115,7 @@ def offline(  # one argument for each thing that a run is made of
     source = _streamed(records)
     coming_from = partial(source.undecoded if isinstance(source, Undecoded) else source.stream, seed=run.seed)
     first = _take(coming_from(), batch.records)
-    _rows(first, method)
+    method = dimensions.named(policy, method, coming_from(), count=batch.records)
     refuse_unknown(method, _feedbacks(coming_from(), method, count=batch.records))
     refuse_unusable(policy, evaluation.prompts)
     team = team_for(batch.records, "batch.records")
@@ -195,6 +196,7 @@ def _held_out(
         raise UserError("evaluation.records: leave rows to the policy; takes finished ones, which are the same at every evaluation")
     records = distinct(others, evaluation.held_out, seed=run.seed, trained=trained)
     refuse_unknown(method, iter([_rows(records, method)[2]]), key="evaluation.records")
+    dimensions.refuse_unlabelled(method, records, key="evaluation.records")
     team_for(len(records), "evaluation.records")
 
     def encoded() -> tuple[Feedback, Rollout]:
@@ -285,7 +287,7 @@ def _contents(record: Any) -> str:
     sizes: pixels are dear to decode and to hash."""
     outputs = [_told_apart_by(output) for output in outputs_of(record)]
     numbers = [value for value in record if isinstance(value, float)] + list(record.scores if isinstance(record, (Pair, Ranking)) else ())
-    return hashed([record.prompt, outputs, numbers])
+    return hashed([record.prompt, outputs, numbers, record.labels if isinstance(record, Pair) else {}, list(record.ratings)])
 
 
 def _told_apart_by(output: Any) -> Any:
@@ -320,6 +322,7 @@ def _rows(records: Sequence[Record], method: Method) -> tuple[list[Any], Any, Fe
     feedback = _feedback(records, group, method)
     of_rows = [records[number] for number in group.tolist()]
     who = None if isinstance(records[0], Ranking) else [record.annotator for record in of_rows]  # type: ignore[union-attr]
+    feedback = dimensions.labelled(feedback, method, records)
     return prompts, outputs, replace(feedback, ids=[record.id for record in of_rows], annotators=who)
 
 

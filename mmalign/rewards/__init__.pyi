@@ -44,6 +44,7 @@ from mmalign.rewards.texts.repetition import repetition as repetition
 from mmalign.rewards.texts.testbench import testbench as testbench
 from mmalign.rewards.texts.text_overlap import text_overlap as text_overlap
 from mmalign.rewards.trained import trained as trained
+from mmalign.rewards.trained import trained_pairs as trained_pairs
 from mmalign.rewards.videos.feature_prediction import feature_prediction as feature_prediction
 from mmalign.rewards.videos.frame_consistency import frame_consistency as frame_consistency
 from mmalign.rewards.videos.frames import frames as frames

@@ -11,7 +11,9 @@ from torch import Tensor
 from mmalign.records import RefusedRow
 from mmalign.rewards._shared.scorer import Scorer
 from mmalign.runs import trained as runs
-from mmalign.types import Level, UserError
+from mmalign.types import Level, Oracle, UserError
+
+__all__ = ["trained", "trained_pairs"]
 
 Score = Callable[[list[Any], Any, Mapping[str, list[Any]]], Tensor]
 
@@ -23,32 +25,36 @@ def trained(run: str, *, part: str | None = None, trust: bool = False) -> Scorer
     language model that was trained with a reference the log-ratio ``log pi - log ref`` of the whole answer, in nats (times beta it is the
     reward that DPO has learned, arXiv 2305.18290, eq. 5).
 
-    run: its folder. part: of several scores the one that counts; all of them by name where it is not said. trust: the run's config may name
-    code outside of mmalign.
+    run: its folder. part: of several scores the one that counts; all dimensions by name where it is not said. trust: the run's
+    config may name code outside of mmalign.
 
     A reward model whose reader is differentiable (`mmalign list readers`) hands its gradient to the outputs; what a language or
     vision-language model reads goes through a tokenizer or processor, and has none. Under ``on_latents`` one that reads
     ``noisy_latents`` is shown the latents themselves. NaN for an output that the model cannot read.
 
-    Errors: UserError for a folder without such a run, and a part that it does not score.
+    Errors: UserError for a folder without such a run, one whose method only compares (``trained_pairs``), and a part that it does not score.
     """
     kept = runs.trained(run, trust=trust)
     policy: Any = kept.policy()
-    using = "current" if kept.best == "trained" else kept.best
-    reads, differentiable = frozenset[str](), False
+    using, reads, differentiable, numbers = _best(kept), frozenset[str](), False, 1
     if policy.kind == "score":
         names, reads, differentiable, score = list(policy.scores), policy.reads, policy.reader.differentiable, _of_scorer(policy, using)
+        numbers = kept.method().numbers
     elif policy.kind == "token":
         names, score = ["log_ratio"], lambda prompts, outputs, _: _log_ratio(policy, using, prompts, outputs)
     else:
         raise UserError(f"trained.run: {run} trained a policy of kind {policy.kind}, takes one of scorer, or of a language model")
+    if not numbers:
+        takes = f"takes oracle: {{use: trained_pairs, run: {run}}}"
+        raise UserError(f"trained.run: {run} compares outputs, none has a score by itself; {takes}")
     if part is not None and part not in names:
         raise UserError(f"trained.part: got {part!r}, {run} scores {', '.join(names)}")
 
+    wanted = names[::numbers] if part is None else [part]
+
     def parts(table: Tensor) -> Any:
-        if len(names) == 1 or part is not None:
-            return table[:, names.index(part or names[0])]
-        return dict(zip(names, table.unbind(1), strict=True))
+        scores = {name: table[:, names.index(name)] for name in wanted}
+        return scores if len(wanted) > 1 else scores[wanted[0]]
 
     def of(outputs: Any, prompts: list[Any], **columns: Any) -> Any:
         return parts(_readable(score, prompts, outputs, columns, len(names)))
@@ -58,6 +64,44 @@ def trained(run: str, *, part: str | None = None, trust: bool = False) -> Scorer
 
     known = latents if policy.kind == "score" and policy.reads_latents else None
     return Scorer("trained", of, differentiable=differentiable, reads=reads, latents=known)
+
+
+def trained_pairs(run: str, *, part: str | None = None, trust: bool = False) -> Oracle:
+    """An oracle of pairs: how probably a reward model of a finished run says that a row is better than another of its group.
+
+    As its method says: ``sigmoid(v' R u)`` of ``general_preference``, ``sigmoid(s - s')`` of Bradley and Terry's, and so on.
+
+    run, trust: as of ``trained``. part: of several dimensions the one that counts. NaN for an output that the model cannot read.
+
+    Errors: UserError for a folder without such a run, one whose method compares nothing, and a part that it does not score, or that is
+    missing.
+    """
+    kept = runs.trained(run, trust=trust)
+    policy: Any = kept.policy()
+    if policy.kind != "score":
+        raise UserError(f"trained_pairs.run: {run} trained a policy of kind {policy.kind}, takes one of scorer")
+    method, names, score = kept.method(), list(policy.scores), _of_scorer(policy, _best(kept))
+    wins = method.wins
+    if wins is None:
+        raise UserError(f"trained_pairs.run: the method of {run} compares nothing; takes a run of bradley_terry, general_preference, ...")
+    dimensions = names[:: method.numbers] if method.numbers else [""]
+    if (part or "") not in dimensions and not (part is None and len(dimensions) == 1):
+        takes = ", ".join(dimensions) if method.numbers else "none: its scores are compared together"
+        raise UserError(f"trained_pairs.part: got {part!r}, takes {takes}")
+
+    def oracle(outputs: Any, prompts: list[Any], group: Tensor, **columns: Any) -> Tensor:
+        with torch.no_grad():
+            table = _readable(score, prompts, outputs, columns, len(names))
+        chances = torch.full((len(prompts), len(prompts)), torch.nan, dtype=torch.float64)
+        rows, others = torch.nonzero((group[:, None] == group[None, :]).fill_diagonal_(False), as_tuple=True)
+        chances[rows, others] = wins(table[rows], table[others])[:, dimensions.index(part or dimensions[0])]
+        return chances
+
+    return oracle
+
+
+def _best(kept: runs.Trained) -> str:
+    return "current" if kept.best == "trained" else kept.best
 
 
 def _of_scorer(policy: Any, using: str) -> Score:

@@ -12,7 +12,7 @@ from mmalign.distributed.team import joined
 from mmalign.files import plain
 from mmalign.runs import checkpoint
 from mmalign.runs.folder import read_config
-from mmalign.types import Policy, UserError
+from mmalign.types import Method, Policy, UserError
 
 
 class Trained(NamedTuple):
@@ -31,6 +31,13 @@ class Trained(NamedTuple):
         policy: Policy = build_part(self.config, "policy")
         policy.sets.load({name: self.tensors[name] for name in self.sets})
         return policy
+
+    def method(self) -> Method:
+        """The method of the config. Errors: UserError where it does not say how to build it."""
+        if not isinstance(self.config.get("method"), Mapping) or not sayable(self.config["method"]):
+            raise UserError(f"{self.folder}: its config.yaml does not say how to build the method; takes a run of mm's own methods")
+        method: Method = build_part(self.config, "method")
+        return method
 
 
 def trained(run_folder: str | Path, *, trust: bool = False) -> Trained:

@@ -137,9 +137,37 @@ def test_ultrafeedback(tmp_path):
 
     row = {"instruction": "p", "completions": [completion("a", 10, "1", "2", "1", "N/A"), completion("b", 8.5, "5", "4", "5", "5")]}
     (mean,), (overall,) = read(tmp_path, [row]), read(tmp_path, [row], score="overall")
+    assert mean.ratings[0] == {"helpfulness": 1.0, "honesty": 2.0, "instruction_following": 1.0}
     assert mean.outputs == ("a", "b") and mean.scores == pytest.approx((4 / 3, 19 / 4)) and overall.scores == (10, 8.5)
     whole = {**row, "completions": {key: [one[key] for one in row["completions"]] for key in row["completions"][0]}}  # as `datasets` has it
     assert read(tmp_path, [whole], schema="ultrafeedback")[0][:3] == mean[:3]
+
+
+def test_labels_by_dimension(tmp_path):
+    (pair,) = read(tmp_path, [{"prompt": "p", "chosen": "a", "rejected": "b", "labels": {"brief": 0.3, "kind": "same", "deep": None}}])
+    assert pair.labels["brief"] == 0.3 and pair.labels["kind"] == 0.5 and math.isnan(pair.labels["deep"]) and pair.strength == 1.0
+    row = {"prompt": "p", "chosen": "a", "rejected": "b", "ratings_chosen": {"x": 1}, "ratings_rejected": {"x": 2}}
+    assert read(tmp_path, [row])[0].ratings == ({"x": 1.0}, {"x": 2.0})
+    steer = {"prompt": "p", "response": "a", "helpfulness": 3, "correctness": 4, "coherence": 4, "complexity": 2, "verbosity": 1}
+    (thumb,) = read(tmp_path, [steer])
+    assert (thumb.output, thumb.ratings[0]["helpfulness"], len(thumb.ratings[0])) == ("a", 3.0, 5) and math.isnan(thumb.label)
+    (thumb,) = read(tmp_path, [{"prompt": "p", "completion": "a", "ratings": '{"x": 0.5}'}])
+    assert thumb.ratings == ({"x": 0.5},)
+    (ranking,) = read(tmp_path, [{"prompt": "p", "completions": ["a", "b"], "scores": [{"x": 1, "y": 3}, {"x": 4}]}])
+    assert ranking.scores == (2.0, 4.0) and ranking.ratings == ({"x": 1.0, "y": 3.0}, {"x": 4.0})
+
+
+@pytest.mark.parametrize(
+    ("more", "why"),
+    [
+        ({"labels": {"brief": 2}}, "labels: brief is 2, takes 0..1"),
+        ({"labels": {"brief": "C"}}, "got 'C', takes a number"),
+        ({"ratings_chosen": {"x": 1}}, "ratings_rejected: got NoneType, takes an object"),
+    ],
+)
+def test_labels_by_dimension_that_cannot_be(tmp_path, more, why):
+    with pytest.raises(UserError, match=why):
+        read(tmp_path, [{"prompt": "p", "chosen": "a", "rejected": "b", **more}])
 
 
 def message(key, text, role, parent=None, rank=None, **more):

@@ -14,12 +14,14 @@ from typing import Any, NamedTuple
 from mmalign.data._reading.parsing import number
 from mmalign.data._reading.tables import FILE, KEY, placed
 from mmalign.data._schemas import columns as names_of
+from mmalign.data._schemas import dimensions
 from mmalign.data._schemas.turns import decoded, text_of
 from mmalign.media import Broken
+from mmalign.records import UNSAID
 from mmalign.types import UserError
 
 Row = Mapping[str, Any]
-COLUMNS = ("prompt", "chosen", "rejected", "strength", "id", "image", "label")
+COLUMNS = ("prompt", "chosen", "rejected", "strength", "id", "image", "label", "labels")
 PROMPTS = ("prompt", "caption", "text")
 SIDES = (
     ("chosen", "rejected"), ("img_better", "img_worse"), ("image_chosen", "image_rejected"), ("chosen_image", "rejected_image"),
@@ -32,13 +34,14 @@ OUTPUTS = (*names_of.IMAGES, *names_of.VIDEOS, "output", "completion")
 
 
 class Draft(NamedTuple):
-    """A pair before its media are decoded; with one output, second is None and strength says how good it is."""
+    """A pair before its media are decoded; with one output, second is None and strength says how good it is. labels: as of ``Pair``."""
 
     prompt: str
     first: Any
     second: Any
     strength: float
     id: str
+    labels: Mapping[str, float] = UNSAID
 
 
 Schema = Callable[[Row, str], Iterator[Draft]]
@@ -125,7 +128,8 @@ def columns(names: Mapping[str, str]) -> Schema:
     """One pair to a row, in columns of any name: ``prompt``, ``chosen``, ``rejected`` and, optional, ``strength`` and ``id``.
 
     names: what those are called in the data, where it is otherwise. strength: the probability that ``chosen`` is the better one,
-    1 where there is no such column; empty and null mean that it is not known.
+    1 where there is no such column; empty and null mean that it is not known. labels: an object, dimension -> strength in it (0..1, or A, B
+    or same), for reward models of several scores.
     Errors: UserError for a name that is none of these.
     """
     if strange := sorted(set(names) - set(COLUMNS)):
@@ -136,7 +140,8 @@ def columns(names: Mapping[str, str]) -> Schema:
         better, worse = (called["chosen"], called["rejected"]) if names else _sides(row)
         prompt = names["prompt"] if "prompt" in names else _key(row, PROMPTS, "prompt")
         strength = _strength(number(row[called["strength"]]), called["strength"]) if called["strength"] in row else 1.0
-        yield Draft(_prompt(row, prompt), _output(row, better), _output(row, worse), strength, _name(row, called["id"], name))
+        name, labels = _name(row, called["id"], name), dimensions.labels(row.get(called["labels"]))
+        yield Draft(_prompt(row, prompt), _output(row, better), _output(row, worse), strength, name, labels)
 
     return schema
 

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from mmalign.data._reading.parsing import number
 from mmalign.data._reading.stored import Schema
 from mmalign.data._reading.tables import Row
-from mmalign.data._schemas import columns
+from mmalign.data._schemas import columns, dimensions
 from mmalign.data._schemas.columns import Layout
 from mmalign.data._schemas.turns import (
     Text,
@@ -68,7 +68,8 @@ def preference(row: Row, name: str) -> Iterator[Pair]:
         raise Broken(f"strength is {strength:g}, takes 0..1")
     scores = (number(row.get("score_chosen")), number(row.get("score_rejected")))
     prompt, (first, second) = put_together(prompt, (chosen, rejected))
-    yield Pair(prompt, first, second, strength, id_of(row, name), scores=scores, annotator=annotator(row))
+    record = Pair(prompt, first, second, strength, id_of(row, name), scores=scores, annotator=annotator(row))
+    yield record._replace(labels=dimensions.labels(row.get("labels")), ratings=dimensions.of_sides(row))
 
 
 def _words(turn: Mapping[str, Any]) -> str:
@@ -110,6 +111,14 @@ def thumbs(row: Row, name: str) -> Iterator[Thumb]:
     yield Thumb(prompt, output, label, id_of(row, name), annotator=annotator(row))
 
 
+def rated(row: Row, name: str) -> Iterator[Thumb]:
+    """``prompt, completion, ratings``: what people rated one answer, dimension -> number (HelpSteer2: in columns); whether it is good is
+    not said."""
+    prompt, (output,) = put_together(conversation(row, "prompt"), (conversation(row, "completion"),))
+    ratings = dimensions.ratings(row.get("ratings"), "ratings")
+    yield Thumb(prompt, output, math.nan, id_of(row, name), annotator=annotator(row), ratings=(ratings,))
+
+
 def stepwise(separator: str) -> Schema:
     """``prompt, completions, labels``: the steps of one answer and a label for each. Every step is a thumb of its own.
 
@@ -130,14 +139,19 @@ def stepwise(separator: str) -> Schema:
 
 
 def ranked(row: Row, name: str) -> Iterator[Ranking]:
-    """``prompt, completions`` and for each of those one of ``scores`` (the higher the better) or ``ranks`` (the lower the better)."""
-    outputs = _several(row, "completions")
+    """``prompt, completions`` and for each of those one of ``scores`` (the higher the better; by dimension
+    their mean) or ``ranks`` (the lower the better)."""
+    outputs, ratings = _several(row, "completions"), list[dict[str, float]]()
     sign, key = (1.0, "scores") if row.get("scores") is not None else (-1.0, "ranks")
-    scores = [sign * number(score) for score in _several(row, key)]
-    if len(outputs) != len(scores):
-        raise Broken(f"{len(outputs)} completions and {len(scores)} {key}, takes one for each")
+    values = _several(row, key)
+    if len(outputs) != len(values):
+        raise Broken(f"{len(outputs)} completions and {len(values)} {key}, takes one for each")
+    if all(isinstance(value, Mapping) for value in values):
+        ratings = [dimensions.ratings(value, key) for value in values]
+        values = [dimensions.mean(rating) for rating in ratings]
+    scores = [sign * number(score) for score in values]
     texts = [conversation({"completions": output}, "completions") for output in outputs]
-    yield _ranking(conversation(row, "prompt"), texts, scores, id_of(row, name))
+    yield _ranking(conversation(row, "prompt"), texts, scores, id_of(row, name), ratings)
 
 
 def ultrafeedback(score: Score) -> Schema:
@@ -151,18 +165,19 @@ def ultrafeedback(score: Score) -> Schema:
     def schema(row: Row, name: str) -> Iterator[Ranking]:
         completions = _objects({"completions": _several(row, "completions")}, "completions")
         outputs = [conversation(completion, "response") for completion in completions]
-        scores = [number(completion.get("overall_score")) if score == "overall" else _ratings(completion) for completion in completions]
-        yield _ranking(conversation(row, "prompt"), outputs, scores, id_of(row, name))
+        ratings = [_aspects(completion) for completion in completions]
+        means = [dimensions.mean(aspects) for aspects in ratings]
+        scores = [number(completion.get("overall_score")) for completion in completions] if score == "overall" else means
+        yield _ranking(conversation(row, "prompt"), outputs, scores, id_of(row, name), ratings)
 
     return schema
 
 
-def _ratings(completion: Mapping[str, Any]) -> float:
+def _aspects(completion: Mapping[str, Any]) -> dict[str, float]:
     annotations = completion.get("annotations")
-    aspects = [annotations.get(aspect) for aspect in ASPECTS] if isinstance(annotations, Mapping) else []
-    ratings = [aspect.get("Rating") for aspect in aspects if isinstance(aspect, Mapping)]
-    known = [number(rating) for rating in ratings if rating not in (None, "", "N/A")]
-    return sum(known) / len(known) if known else math.nan
+    aspects = {name: annotations.get(name) for name in ASPECTS} if isinstance(annotations, Mapping) else {}
+    said = {name: aspect.get("Rating") for name, aspect in aspects.items() if isinstance(aspect, Mapping)}
+    return {name: number(rating) for name, rating in said.items() if rating not in (None, "", "N/A")}
 
 
 def oasst(row: Row, name: str) -> Iterator[Ranking]:
@@ -194,7 +209,7 @@ def reader(
     """
     schema: Schema = {
         "preference": preference, "hh": transcripts(form), "thumbs": thumbs, "demonstrations": thumbs,
-        "stepwise": stepwise(separator), "ranked": ranked,
+        "stepwise": stepwise(separator), "ranked": ranked, "rated": rated,
         "ultrafeedback": ultrafeedback(score), "oasst": oasst,
     }[kind]  # fmt: skip
 
@@ -238,11 +253,13 @@ def with_system(prompt: Text, system: Any) -> Text:
     return turns
 
 
-def _ranking(prompt: Text, outputs: Sequence[Text], scores: Sequence[float], name: str) -> Ranking:
+def _ranking(
+    prompt: Text, outputs: Sequence[Text], scores: Sequence[float], name: str, ratings: Sequence[Mapping[str, float]] = ()
+) -> Ranking:  # fmt: skip
     if len(outputs) < 2:
         raise Broken(f"a list of {len(outputs)}, takes two or more completions")
     prompt, together = put_together(prompt, outputs)
-    return Ranking(prompt, together, tuple(scores), name)
+    return Ranking(prompt, together, tuple(scores), name, ratings=tuple(ratings))
 
 
 def _several(row: Row, key: str) -> list[Any]:

@@ -1,0 +1,59 @@
+"""What a row says dimension by dimension: mappings from names to numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from mmalign.data._reading.parsing import number, parsed
+from mmalign.media import Broken
+
+HELPSTEER = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
+CHOICES = {"a": 1.0, "b": 0.0, "same": 0.5, "tie": 0.5}  # VideoReward's words
+
+
+def labels(value: Any) -> dict[str, float]:
+    """Dimension -> how probably the better output is the better one there, 0..1, or A, B or same; {} for anything but a mapping."""
+    found = {name: _choice(name, one) for name, one in _opened(value).items()} if is_rating(value) else {}
+    for name, p in found.items():
+        if p < 0 or p > 1:
+            raise Broken(f"labels: {name} is {p:g}, takes 0..1")
+    return found
+
+
+def _choice(name: str, value: Any) -> float:
+    return CHOICES[value.strip().lower()] if isinstance(value, str) and value.strip().lower() in CHOICES else number(value)
+
+
+def ratings(value: Any, key: str) -> dict[str, float]:
+    """Dimension -> number, NaN where there is none. key: of the column, for errors. Errors: Broken for anything but a mapping."""
+    if not is_rating(value):
+        raise Broken(f"{key}: got {type(value).__name__}, takes an object, name -> number")
+    return {name: number(one) for name, one in _opened(value).items()}
+
+
+def of_sides(row: Mapping[str, Any]) -> tuple[dict[str, float], ...]:
+    """``ratings_chosen`` and ``ratings_rejected`` of a row, or () where it has none. Errors: Broken for one without the other."""
+    sides = [row.get(key) for key in ("ratings_chosen", "ratings_rejected")]
+    if all(side is None for side in sides):
+        return ()
+    return tuple(ratings(side, key) for side, key in zip(sides, ("ratings_chosen", "ratings_rejected"), strict=True))
+
+
+def mean(rating: Mapping[str, float]) -> float:
+    """Of the ratings that are known; NaN without one."""
+    known = [value for value in rating.values() if not math.isnan(value)]
+    return sum(known) / len(known) if known else math.nan
+
+
+def is_rating(value: Any) -> bool:
+    """Whether a column looks as if it held numbers by dimension: an object, or one as JSON."""
+    return isinstance(value, Mapping) or (isinstance(value, str) and value.lstrip().startswith("{"))
+
+
+def _opened(value: Any) -> Mapping[str, Any]:
+    opened = parsed(value) if isinstance(value, str) else value
+    if not isinstance(opened, Mapping):
+        raise Broken(f"got {type(opened).__name__}, takes an object, name -> number")
+    return opened

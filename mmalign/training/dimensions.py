@@ -1,0 +1,107 @@
+"""What records say of outputs dimension by dimension, in the order of a reward model's scores."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmalign.records import Pair, Record, Thumb, outputs_of
+from mmalign.types import Feedback, Method, UserError
+
+LOOK = 4  # batches of records that are looked at
+
+
+def named(policy: Any, method: Method, coming: Iterator[Record], *, count: int) -> Method:
+    """The method, told the names of the policy's scores where records label each by itself (`Method.scores`).
+
+    coming: records, of which the first 4 batches of ``count`` are looked at. Records with one label label all scores alike.
+
+    Errors: UserError for scores that do not stand in twos where a method takes two numbers of a dimension, and as of ``unlabelled``.
+    """
+    if policy.kind != "score":
+        return method
+    if method.numbers != 1 and len(policy.scores) % 2:
+        raise UserError(f"policy.scores: got {len(policy.scores)} names, this method takes numbers in twos; takes an even number of names")
+    if method.numbers == 0:
+        return method
+    dimensions, records = policy.scores[:: method.numbers], list(islice(coming, LOOK * count))
+    labelled = {name for record in records for name in _labels(record)}
+    if not labelled & {*dimensions}:
+        if labelled and not any(map(_has_one_label, records)):
+            raise UserError(f"policy.scores: got {', '.join(policy.scores)}, records are labelled by {', '.join(sorted(labelled))} alone")
+        return method
+    if method.unit not in ("row", "pair"):
+        raise UserError("method: ranks outputs as wholes, and records are labelled by dimension; takes a method of pairs or of ratings")
+    told = replace(method, scores=tuple(policy.scores))
+    refuse_unlabelled(told, records)
+    return told
+
+
+def refuse_unlabelled(method: Method, records: Sequence[Record], *, key: str = "records") -> None:
+    """Errors: UserError for a dimension that none of some records labels. key: of the config, where they are from."""
+    labelled = {name for record in records for name in _labels(record)}
+    if missing := [name for name in _dimensions(method) if name not in labelled]:
+        there = f"they label {', '.join(sorted(labelled))}" if labelled else "they label none"
+        raise UserError(f"{key}: nobody labelled {', '.join(missing)} (policy.scores) in the first {len(records)}; {there}")
+
+
+def scales(method: Method, records: Sequence[Record]) -> str:
+    """One line where a method that follows ratings is told some on other scales than others; else ''. Ranges more than twice as wide."""
+    if method.unit != "row":
+        return ""
+    spans = {}
+    for name in _dimensions(method):
+        known = [rating[name] for record in records for rating in record.ratings if not math.isnan(rating.get(name, math.nan))]
+        spans[name] = (min(known, default=0.0), max(known, default=0.0))
+    widths = [high - low for low, high in spans.values() if high > low]
+    if not widths or max(widths) <= 2 * min(widths):
+        return ""
+    listed = ", ".join(f"{name} {low:g} to {high:g}" for name, (low, high) in spans.items())
+    return f"records: ratings are of mixed scales ({listed}); squared errors of the wider ones count for more"
+
+
+def tables(method: Method, records: Sequence[Record], feedback: Feedback) -> dict[str, Tensor]:
+    """``ratings [B, T]``, and of pairs ``strengths [N, T]``, of ``Feedback``; none where the method was told no scores.
+
+    Of pairs without a label in a dimension, two ratings tell: the higher is the better, equal ones are a tie.
+    """
+    dimensions = _dimensions(method)
+    if not dimensions:
+        return {}
+    rated = [rating for record in records for rating in (record.ratings or [{}] * outputs_of(record))]
+    ratings = _table([[rating.get(name, math.nan) for name in dimensions] for rating in rated])
+    columns = {"ratings": ratings}
+    if feedback.pairs is not None:
+        apart = ratings[feedback.pairs[:, 0]] - ratings[feedback.pairs[:, 1]]
+        strengths = torch.where(apart.isnan(), torch.nan, (apart.sign() + 1) / 2)
+        if isinstance(records[0], Pair):
+            own = _table([[record.labels.get(name, math.nan) for name in dimensions] for record in records])  # type: ignore[union-attr]
+            strengths = torch.where(own.isnan(), strengths, own)
+        columns["strengths"] = strengths
+    return {name: table.repeat_interleave(method.numbers, 1) for name, table in columns.items()}
+
+
+def _dimensions(method: Method) -> tuple[str, ...]:
+    return method.scores[:: method.numbers] if method.scores else ()
+
+
+def _table(rows: list[list[float]]) -> Tensor:
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+def _labels(record: Record) -> set[str]:
+    """The dimensions in which a record says something."""
+    mappings = [*record.ratings, record.labels] if isinstance(record, Pair) else record.ratings
+    return {name for mapping in mappings for name, value in mapping.items() if not math.isnan(value)}
+
+
+def _has_one_label(record: Record) -> bool:
+    if isinstance(record, Pair):
+        return not math.isnan(record.strength)
+    return not all(map(math.isnan, [record.label] if isinstance(record, Thumb) else record.scores))
