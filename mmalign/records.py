@@ -9,7 +9,6 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from mmalign.types import UserError
 
-
 UNSAID: Mapping[str, float] = {}
 """What was said in no dimension."""
 

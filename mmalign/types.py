@@ -263,12 +263,11 @@ class Feedback:
             _require(self.pairs is not None, "Feedback.strength: given without pairs")
             _table("Feedback", "strength", self.strength, self.pairs.shape[:1])  # type: ignore[union-attr]
             _require(not bool(((self.strength < 0) | (self.strength > 1)).any()), "Feedback.strength: got values outside 0..1")
-        if self.ratings is not None:
-            _table("Feedback", "ratings", self.ratings, (*rows, *self.ratings.shape[1:2]))
-        if self.strengths is not None:
-            _require(self.pairs is not None, "Feedback.strengths: given without pairs")
-            _table("Feedback", "strengths", self.strengths, (len(self.pairs), *self.strengths.shape[1:2]))  # type: ignore[arg-type]
-            _require(not bool(((self.strengths < 0) | (self.strengths > 1)).any()), "Feedback.strengths: got values outside 0..1")
+        for name, count in (("ratings", rows[0]), ("strengths", 0 if self.pairs is None else len(self.pairs))):
+            if (value := getattr(self, name)) is not None:
+                _table("Feedback", name, value, (count, *value.shape[1:2]))
+                outside = name == "strengths" and bool(((value < 0) | (value > 1)).any())
+                _require(not outside, f"Feedback.{name}: got values outside 0..1")
 
 
 class _Filled(type):

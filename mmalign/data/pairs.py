@@ -31,7 +31,7 @@ SCHEMAS: dict[str, outputs.Schema] = {
     "pickapic": outputs.pickapic, "hpdv2": outputs.hpdv2, "hpdv3": outputs.hpdv3, "imagereward": outputs.hpdv2,
 }  # fmt: skip
 VIDEOS = {".mp4", ".webm", ".mov", ".avi", ".mkv", ".gif"}
-BY_DIMENSION = ("labels", "ratings")
+NOT_HASHED, BY_DIMENSION = ("scores", "position"), ("labels", "ratings")  # of records; those by dimension where something is said there
 LOOK = 16  # pairs that are read before anything long starts
 
 
@@ -56,7 +56,8 @@ def pairs(  # how a data set of others is read
         schema: pairs: ``pickapic``, ``hpdv2``, ``hpdv3``, ``imagereward`` (its lists, and ImageRewardDB's rows of one image, which are read
             all at once); ``thumbs`` (prompt, image, label), ``demonstrations`` (no label, all good); or ``auto``, which looks at the
             first row's columns, and knows prompt, chosen and rejected, too.
-        columns: what ``prompt``, ``chosen``, ``rejected``, ``strength``, ``image``, ``label``, ``labels`` and ``id`` are called here, otherwise.
+        columns: what ``prompt``, ``chosen``, ``rejected``, ``strength``, ``image``, ``label``, ``labels`` and ``id`` are called here,
+            otherwise.
         folder: where relative paths start that do not start at the file (``train.json`` may name files of ``train/``).
         size: pixels, or [height, width], that every image is scaled and cut to; None takes them as they are, all of one size.
         ties: ``soft``, a tie pulls the margin to 0; ``drop``, ties are passed over. Pairs without a label are always passed over.
@@ -118,11 +119,7 @@ class Listed:
     def digest(self) -> str:
         """Of prompts, words, labels and shapes: numbers of a model's own pictures may differ by rounding elsewhere."""
         rows = [
-            {
-                key: value
-                for key, value in record._asdict().items()
-                if key not in ("scores", "position") and (value or key not in BY_DIMENSION)
-            }
+            {key: value for key, value in record._asdict().items() if key not in NOT_HASHED and (key not in BY_DIMENSION or value)}
             for record in self.records
         ]
         text = json.dumps(rows, default=lambda value: list(value.shape) if isinstance(value, Tensor) else type(value).__name__)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -20,7 +21,8 @@ LOOK = 4  # batches of records that are looked at
 def named(policy: Any, method: Method, coming: Iterator[Record], *, count: int) -> Method:
     """The method, told the names of the policy's scores where records label each by itself (`Method.scores`).
 
-    coming: records, of which the first 4 batches of ``count`` are looked at. Records with one label label all scores alike.
+    coming: records, of which the first 4 batches of ``count`` are looked at. Records with one label label all scores
+    alike. What ``scales`` says is a warning.
 
     Errors: UserError for scores that do not stand in twos where a method takes two numbers of a dimension, and as of ``unlabelled``.
     """
@@ -40,6 +42,8 @@ def named(policy: Any, method: Method, coming: Iterator[Record], *, count: int) 
         raise UserError("method: ranks outputs as wholes, and records are labelled by dimension; takes a method of pairs or of ratings")
     told = replace(method, scores=tuple(policy.scores))
     refuse_unlabelled(told, records)
+    if remark := scales(told, records):
+        warnings.warn(remark, stacklevel=2)
     return told
 
 
@@ -66,14 +70,14 @@ def scales(method: Method, records: Sequence[Record]) -> str:
     return f"records: ratings are of mixed scales ({listed}); squared errors of the wider ones count for more"
 
 
-def tables(method: Method, records: Sequence[Record], feedback: Feedback) -> dict[str, Tensor]:
-    """``ratings [B, T]``, and of pairs ``strengths [N, T]``, of ``Feedback``; none where the method was told no scores.
+def labelled(feedback: Feedback, method: Method, records: Sequence[Record]) -> Feedback:
+    """Feedback with ``ratings [B, T]``, and of pairs ``strengths [N, T]``, of its records; as it is where the method was told no scores.
 
     Of pairs without a label in a dimension, two ratings tell: the higher is the better, equal ones are a tie.
     """
     dimensions = _dimensions(method)
     if not dimensions:
-        return {}
+        return feedback
     rated = [rating for record in records for rating in (record.ratings or [{}] * outputs_of(record))]
     ratings = _table([[rating.get(name, math.nan) for name in dimensions] for rating in rated])
     columns = {"ratings": ratings}
@@ -84,7 +88,8 @@ def tables(method: Method, records: Sequence[Record], feedback: Feedback) -> dic
             own = _table([[record.labels.get(name, math.nan) for name in dimensions] for record in records])  # type: ignore[union-attr]
             strengths = torch.where(own.isnan(), strengths, own)
         columns["strengths"] = strengths
-    return {name: table.repeat_interleave(method.numbers, 1) for name, table in columns.items()}
+    wide = {name: table.repeat_interleave(method.numbers, 1) for name, table in columns.items()}
+    return replace(feedback, ratings=wide["ratings"], strengths=wide.get("strengths"))
 
 
 def _dimensions(method: Method) -> tuple[str, ...]:

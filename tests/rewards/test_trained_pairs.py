@@ -37,7 +37,7 @@ def run_of(folder: Path, records: list[dict[str, Any]], held: list[dict[str, Any
 
 def test_who_beats_whom_goes_in_a_circle(tmp_path: Path) -> None:
     head = {"use": "linear", "spread": 0.02}
-    node = run_of(tmp_path, circle(ASKED[:2]), circle(ASKED[2:]), steps=16, scores=["x", "y"], head=head)
+    node = run_of(tmp_path, circle(ASKED[:2]), circle(ASKED[2:]), steps=30, scores=["x", "y"], head=head)
     node["method"] = {"use": "general_preference"}
     summary = config.build(node).summary
     assert summary["held_out/accuracy_after"] == 1.0 and summary["held_out/loss_after"] < 0.4

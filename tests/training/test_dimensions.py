@@ -36,23 +36,24 @@ def feedback_of(records, rows):
 
 def test_labels_stand_in_the_order_of_scores_and_ratings_tell_where_there_are_none():
     method = told(PAIRS)
-    columns = dimensions.tables(method, PAIRS, feedback_of(PAIRS, 6))
-    same(columns["strengths"], [[0.7, 0.0], [0.5, 1.0], [1.0, NAN]])  # a label counts for more than ratings
-    same(columns["ratings"], [[NAN, NAN], [NAN, NAN], [2.0, 3.0], [2.0, 1.0], [0.0, NAN], [5.0, 5.0]])
-    columns = dimensions.tables(told(PAIRS, ["brief", "sure"], "bradley_terry_gaussian"), PAIRS, feedback_of(PAIRS, 6))
-    same(columns["strengths"], [[0.0, 0.0], [1.0, 1.0], [NAN, NAN]])  # at the mean and at the variance
+    told_of = dimensions.labelled(feedback_of(PAIRS, 6), method, PAIRS)
+    same(told_of.strengths, [[0.7, 0.0], [0.5, 1.0], [1.0, NAN]])  # a label counts for more than ratings
+    same(told_of.ratings, [[NAN, NAN], [NAN, NAN], [2.0, 3.0], [2.0, 1.0], [0.0, NAN], [5.0, 5.0]])
+    told_of = dimensions.labelled(feedback_of(PAIRS, 6), told(PAIRS, ["brief", "sure"], "bradley_terry_gaussian"), PAIRS)
+    same(told_of.strengths, [[0.0, 0.0], [1.0, 1.0], [NAN, NAN]])  # at the mean and at the variance
 
 
 def test_a_ranking_s_best_and_worst_are_compared_by_their_ratings():
     rows = ({"kind": 1.0, "brief": 2.0}, {"kind": 3.0, "brief": 2.0}, {"kind": 2.0})
     records = [Ranking("p", ("a", "b", "c"), (0.5, 0.9, 0.1), ratings=rows)]
     paired = comparisons.best_and_worst(Feedback(torch.tensor(records[0].scores).double(), torch.zeros(3, dtype=torch.int64)))
-    same(dimensions.tables(told(records), records, paired)["strengths"], [[1.0, NAN]])  # b against c
+    same(dimensions.labelled(paired, told(records), records).strengths, [[1.0, NAN]])  # b against c
 
 
 def test_one_label_for_all_scores_and_policies_of_other_kinds_are_left_alone():
     plain = [Pair("p", "a", "b")]
-    assert told(plain).scores == () and dimensions.tables(told(plain), plain, feedback_of(plain, 2)) == {}
+    plainly = feedback_of(plain, 2)
+    assert told(plain).scores == () and dimensions.labelled(plainly, told(plain), plain) is plainly
     assert told(PAIRS, ["a", "b"], "general_preference").scores == ()
     policy = SimpleNamespace(kind="token")
     assert dimensions.named(policy, mm.methods.dpo(), iter(PAIRS), count=3).scores == ()
@@ -76,7 +77,7 @@ def test_what_nobody_labelled_is_refused_by_name(records, scores, method, why):
 
 def test_mixed_scales_are_said_of_ratings_alone():
     rated = [Thumb("p", "a", NAN, ratings=({"kind": value, "brief": 10 * value},)) for value in (0.0, 4.0)]
-    method = told(rated, method="score_regression")
-    assert "mixed scales (kind 0 to 4, brief 0 to 40)" in dimensions.scales(method, rated)
+    with pytest.warns(UserWarning, match=r"mixed scales \(kind 0 to 4, brief 0 to 40\)"):
+        told(rated, method="score_regression")
     alike = [Thumb("p", "a", NAN, ratings=({"kind": value, "brief": value + 1},)) for value in (0.0, 4.0)]
-    assert dimensions.scales(method, alike) == "" and dimensions.scales(told(PAIRS), PAIRS) == ""
+    assert dimensions.scales(told(alike, method="score_regression"), alike) == "" and dimensions.scales(told(PAIRS), PAIRS) == ""

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from mmalign.data._reading.parsing import parsed
 from mmalign.data._reading.tables import FILE, KEY, Row
-from mmalign.data._schemas.dimensions import HELPSTEER, is_rating
+from mmalign.data._schemas import dimensions
 from mmalign.data._schemas.turns import Text, Turns, before_the_answer, conversation, text_of, turns_of
 from mmalign.media import Broken
 from mmalign.types import UserError
@@ -145,7 +145,7 @@ def kind_of(row: Row, names: Names) -> str:
     if any({one, other, who} <= low.keys() for one, other, who, *_ in CHOICES):
         return "preference"
     labelled = "thumbs" if low.keys() & {*LABELS} else "demonstrations"
-    if labelled == "demonstrations" and (is_rating(low.get("ratings")) or {*HELPSTEER} <= low.keys()):
+    if labelled == "demonstrations" and dimensions.of_answer(low)[0]:
         labelled = "rated"
     if low.keys() & {*ANSWERS} and (low.keys() & {*PROMPTS, "history"} or any(isinstance(low.get(key), (list, tuple)) for key in TALKS)):
         return labelled
@@ -176,12 +176,9 @@ def laid_out(row: Row, kind: str, names: Names) -> Layout:
         read |= _put(ours, _pair(low, names))
         for name, theirs in SCORES.items():
             read |= _first(low, ours, name, theirs)
-        for name in ("ratings_chosen", "ratings_rejected", *(("labels",) if isinstance(low.get("labels"), (str, Mapping)) else ())):
-            read |= _first(low, ours, name, ())
+        read |= _put(ours, dimensions.of_pair(low))
     elif kind == "rated":
-        read |= _put(ours, _answer(low, names))
-        own = low["ratings"] if has(low, "ratings") else {name: low.get(name) for name in HELPSTEER}
-        ours, read = {**ours, "ratings": own}, {*read, "ratings", *HELPSTEER}
+        read |= _put(ours, _answer(low, names)) | _put(ours, dimensions.of_answer(low))
     elif kind in ("thumbs", "demonstrations"):
         read |= _put(ours, _answer(low, names))
         read |= _first(low, ours, "label", LABELS)

@@ -13,9 +13,26 @@ HELPSTEER = ("helpfulness", "correctness", "coherence", "complexity", "verbosity
 CHOICES = {"a": 1.0, "b": 0.0, "same": 0.5, "tie": 0.5}  # VideoReward's words
 
 
+PAIR = ("labels", "ratings_chosen", "ratings_rejected")
+
+
+def of_pair(row: Mapping[str, Any]) -> tuple[dict[str, Any], set[str]]:
+    """The columns of a pair that hold objects, and their names."""
+    columns = {key: row[key] for key in PAIR if is_object(row.get(key)) or (key in PAIR[1:] and row.get(key) is not None)}
+    return columns, {*columns}
+
+
+def of_answer(row: Mapping[str, Any]) -> tuple[dict[str, Any], set[str]]:
+    """``ratings`` of an answer, HelpSteer2's columns among them, and the names of all; nothing where it has none."""
+    if is_object(row.get("ratings")):
+        return {"ratings": row["ratings"]}, {"ratings"}
+    steer = {name: row[name] for name in HELPSTEER if name in row}
+    return ({"ratings": steer}, {*steer}) if len(steer) == len(HELPSTEER) else ({}, set())
+
+
 def labels(value: Any) -> dict[str, float]:
     """Dimension -> how probably the better output is the better one there, 0..1, or A, B or same; {} for anything but a mapping."""
-    found = {name: _choice(name, one) for name, one in _opened(value).items()} if is_rating(value) else {}
+    found = {name: _choice(name, one) for name, one in _opened(value).items()} if is_object(value) else {}
     for name, p in found.items():
         if p < 0 or p > 1:
             raise Broken(f"labels: {name} is {p:g}, takes 0..1")
@@ -28,7 +45,7 @@ def _choice(name: str, value: Any) -> float:
 
 def ratings(value: Any, key: str) -> dict[str, float]:
     """Dimension -> number, NaN where there is none. key: of the column, for errors. Errors: Broken for anything but a mapping."""
-    if not is_rating(value):
+    if not is_object(value):
         raise Broken(f"{key}: got {type(value).__name__}, takes an object, name -> number")
     return {name: number(one) for name, one in _opened(value).items()}
 
@@ -47,7 +64,7 @@ def mean(rating: Mapping[str, float]) -> float:
     return sum(known) / len(known) if known else math.nan
 
 
-def is_rating(value: Any) -> bool:
+def is_object(value: Any) -> bool:
     """Whether a column looks as if it held numbers by dimension: an object, or one as JSON."""
     return isinstance(value, Mapping) or (isinstance(value, str) and value.lstrip().startswith("{"))
 
