@@ -155,7 +155,7 @@ def listed(records: Sequence[Record]) -> Listed:
             raise UserError(f"records[{number}]: got {len(record.scores)} scores, takes one for each of {len(record.outputs)} outputs")
         if isinstance(record, Pair) and (odd := [name for name, p in record.labels.items() if p < 0 or p > 1]):
             raise UserError(f"records[{number}]: got {record.labels[odd[0]]} as label of {odd[0]}, takes 0..1")
-        if record.ratings and len(record.ratings) != (count := outputs_of(record)):
+        if record.ratings and len(record.ratings) != (count := len(outputs_of(record))):
             raise UserError(f"records[{number}]: got ratings of {len(record.ratings)} outputs, takes one mapping for each of {count}")
     return Listed(records)
 

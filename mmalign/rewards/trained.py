@@ -32,7 +32,7 @@ def trained(run: str, *, part: str | None = None, trust: bool = False) -> Scorer
     vision-language model reads goes through a tokenizer or processor, and has none. Under ``on_latents`` one that reads
     ``noisy_latents`` is shown the latents themselves. NaN for an output that the model cannot read.
 
-    Errors: UserError for a folder without such a run, one whose method only compares (``trained_pairs``), and a part that it does not score.
+    Errors: UserError for a folder without such a run, one whose method only compares (see ``trained_pairs``), and another part.
     """
     kept = runs.trained(run, trust=trust)
     policy: Any = kept.policy()

@@ -78,7 +78,7 @@ def labelled(feedback: Feedback, method: Method, records: Sequence[Record]) -> F
     dimensions = _dimensions(method)
     if not dimensions:
         return feedback
-    rated = [rating for record in records for rating in (record.ratings or [{}] * outputs_of(record))]
+    rated = [rating for record in records for rating in (record.ratings or [{}] * len(outputs_of(record)))]
     ratings = _table([[rating.get(name, math.nan) for name in dimensions] for rating in rated])
     columns = {"ratings": ratings}
     if feedback.pairs is not None:
