@@ -14,7 +14,7 @@ STD, SLOPE, DT, NOISE = Need("std"), Need("slope"), Need("dt"), Need("noise")
 CHANGED, PHRASE, SEGMENT = Need("changed"), Need("phrase"), Need("segment")
 ENTROPY, COLLISION, VALUE = Need("entropy"), Need("collision"), Need("value")
 REWARD_MASK, KL_MASK, DEGREE = Need("reward_mask"), Need("kl_mask"), Need("degree")
-DRIFT, ADJOINT = Need("drift"), Need("adjoint")
+DRIFT, ADJOINT, ADJOINT_SIZE = Need("drift"), Need("adjoint"), Need("adjoint_size")
 
 
 def refs(name: str) -> Need:

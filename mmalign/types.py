@@ -78,7 +78,7 @@ class Need:
 
     kind: ``old``; ``refs``, ``kls``, ``reverse_kls``, ``absolute``, ``score`` of a reference; ``contrast``; and of facts and terms the
         names (``std``, ``slope``, ``dt``, ``noise``, ``changed``, ``phrase``, ``segment``, ``entropy``, ``collision``, ``value``,
-        ``reward_mask``, ``kl_mask``, ``degree``, ``drift``).
+        ``reward_mask``, ``kl_mask``, ``degree``, ``drift``, ``adjoint``, ``adjoint_size``).
     name: of the reference or of the contrast; empty where there is one such table, or where all that a rollout remembers are meant.
     share: of the current prediction in the mixture with the reference's that an ``absolute`` error is of.
     """
@@ -211,7 +211,8 @@ class Feedback:
     wins: ``[B, B]`` in 0..1, the probability that a row is better than another one, NaN where nobody compared them.
     ids, annotators: B strings, of the record that a row comes from and of who judged it, where there are records; '' is not known.
     tables: need -> ``[B, T]`` without gradient, what a method ``reads`` of the rollout's steps: ``mask`` (bool), ``old``, ``refs:NAME``,
-        ``value``, ``segment``, ``std``, ``slope``, and ``rewards`` (of single steps).
+        ``value``, ``segment``, ``std``, ``slope``, ``adjoint_size`` (the norm of a reward's gradient by a step's outcome), and ``rewards``
+        (of single steps).
     drawn: name of a behavior -> ``[B]`` bool, the rows that it drew instead of the current policy.
     branch: ``[B]`` int64, rows with one number began at one state, inside a group (``samplers.branches``); None: every row by itself.
     ratings, strengths: ``[B, T]`` of rows and ``[N, T]`` in 0..1 of pairs, what people said in each of a reward model's T scores; NaN where

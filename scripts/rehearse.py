@@ -8,12 +8,14 @@ python scripts/rehearse.py --methods sd35_medium wan21_1b  # every method for ge
 from __future__ import annotations
 
 import fnmatch
+import json
 import os
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+from mmalign.config import load
 from mmalign.rooms import index
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -24,18 +26,37 @@ BASES = {
 }
 """Room of methods -> whose config they are put into, and what is changed there: ReFL's steps are those of 40."""
 
+ALL_NOISY = "policy.schedule.random={use: everything}"
 NEEDS = {
-    "diffusion_opd": ("references={teacher: {every: 1}}",),
-    "gardo": ("method.diversity=pickscore",),
+    "b2_diffurl": ("policy.schedule.branches={use: fork, children: 2}", ALL_NOISY),
+    "flash_grpo": ("policy.schedule.branches={use: one_step}",),
+    "step_aware_po": ("policy.schedule.branches={use: candidates, children: 2}", ALL_NOISY, "method.gap=0"),
+    "tempflow_grpo": ("policy.schedule.branches={use: at_each_step, children: 2}",),
 }
 """What a method has to be told beside."""
+
+TEACHERS = {"sd35_medium": "stabilityai/stable-diffusion-3.5-large", "wan21_1b": "Wan-AI/Wan2.1-T2V-14B-Diffusers"}
+"""Model -> another one of its latents."""
+
+
+def told(model: str, room: str, name: str) -> tuple[str, ...]:
+    """What the config of a model's room has to say for a method: a reward's name, rewards with a gradient, a teacher."""
+    node = load(f"{model}/{BASES[room][0]}")
+    if name == "gardo":
+        return (f"method.diversity={next(iter(node['rewards']))}",)
+    if room == "reward_gradient":
+        return (f"rewards={json.dumps(load(f'{model}/diffusion_nft')['rewards'])}",)
+    if name == "diffusion_opd":
+        of = {key: value for key, value in node["policy"]["of"].items() if key != "lora"} | {"pipeline": TEACHERS[model]}
+        return (f"references={json.dumps({'teacher': {'policy': {**node['policy'], 'of': of}}})}",)
+    return NEEDS.get(name, ())
 
 
 def with_methods(models: list[str]) -> list[list[str]]:
     """Arguments of ``mmalign rehearse`` for every method of the rooms of ``BASES`` on every model."""
     rooms = {room: sorted(index(f"mmalign.methods.{room}")) for room in BASES}
     return [
-        [f"{model}/{base}", *changes, f"method={{use: {name}}}", *NEEDS.get(name, ())]
+        [f"{model}/{base}", *changes, f"method={{use: {name}}}", *told(model, room, name)]
         for model in models
         for room, (base, *changes) in BASES.items()
         for name in rooms[room]
@@ -58,7 +79,7 @@ def main() -> int:
         failed += done.returncode != 0
         lines = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines()
         said = lines[-1].removeprefix(f"{words[0]}: ") if lines else "no output"
-        print(f"{' '.join(words):<28}{time.monotonic() - began:6.1f} s  {said}", flush=True)
+        print(f"{' '.join(words)[:200]:<28}{time.monotonic() - began:6.1f} s  {said}", flush=True)
     print(f"{len(chosen) - failed} of {len(chosen)} rehearsed")
     return int(failed > 0 or not chosen)
 

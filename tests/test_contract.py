@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 import mmalign.methods
-from mmalign.needs import COLLISION, MASK, OLD, REWARDS, SEGMENT, SLOPE, STD, VALUE, refs
+from mmalign.needs import ADJOINT_SIZE, COLLISION, MASK, OLD, REWARDS, SEGMENT, SLOPE, STD, VALUE, refs
 from mmalign.types import Feedback, Loss, Method, Steps, UserError
 from tests.oracles.tables import ABSOLUTE, COLUMNS, CONTRASTS, DRAWN, PARTS, ROWS, Table, table
 
@@ -328,6 +328,7 @@ def _far(kind: Any, gaps: Tensor, rewards: list[float]) -> tuple[Tensor, Steps, 
     wins = torch.where(same, (known[:, None] - known[None, :]).sigmoid(), math.nan)
     tables = {MASK: mask, OLD: gaps, refs("ref"): gaps, refs("previous"): gaps / 2, REWARDS: gaps * 0 + 1}
     tables |= {VALUE: gaps * 0, SEGMENT: gaps * 0 + 1, COLLISION: gaps * 0 - 1, STD: gaps * 0 + 0.3, SLOPE: gaps * 0 + 0.4}
+    tables |= {ADJOINT_SIZE: gaps * 0 + 0.7}
     parts = dict.fromkeys(PARTS, known.clamp(0, 1))
     lengths = torch.full((rows,), columns)
     drawn = dict.fromkeys(DRAWN, torch.arange(rows) == 1)

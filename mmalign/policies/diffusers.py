@@ -48,7 +48,7 @@ from mmalign.types import EVERY, Adapter, Behavior, Level, Method, Need, Predict
 
 __all__ = ["DiffusersPolicy", "diffusers"]
 
-GIVES = frozenset({"old", "refs", "kls", "std", "slope", "dt", "drift", "adjoint", "score", "behaviors", "latents"})
+GIVES = frozenset({"old", "refs", "kls", "std", "slope", "dt", "drift", "adjoint", "adjoint_size", "score", "behaviors", "latents"})
 ADAPTER = Adapter("transition", GIVES, call=call_arguments_of, random_steps=random_steps_of)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmalign.needs import ADJOINT_SIZE
 from mmalign.samplers import kernels, score_differences
 from mmalign.samplers.adjoints import RewardGradient, carried_back, of_reward
 from mmalign.samplers.score_differences import Noising
@@ -119,7 +120,9 @@ def gone_back(
     table = torch.zeros_like(paths.states[:, 1:])
     for column, vector in vectors.items():
         table[:, column] = vector
-    return replace(rollout, mask=plan.trained.expand(len(rollout), -1).clone(), held=replace(paths, adjoints=table, end=plan.end))
+    facts = {**rollout.facts, str(ADJOINT_SIZE): table.norm(dim=-1)}
+    held = replace(paths, adjoints=table, end=plan.end)
+    return replace(rollout, mask=plan.trained.repeat(len(rollout), 1), held=held, facts=facts)
 
 
 @torch.no_grad()

@@ -179,7 +179,7 @@ class GaussianPolicy:
     """
 
     kind: Kind = "transition"
-    gives = frozenset({"old", "refs", "kls", "std", "slope", "dt", "drift", "adjoint", "score", "behaviors"})
+    gives = frozenset({"old", "refs", "kls", "std", "slope", "dt", "drift", "adjoint", "adjoint_size", "score", "behaviors"})
 
     def __init__(
         self, mixture: Mixture, levels: Level, *, kernel: Kernel, window: Window | None = None, random: Window | None = None,

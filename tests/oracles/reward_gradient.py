@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -43,9 +44,16 @@ def drtune(table: Table, *, count: int = 2, early: int = 1) -> Tensor:
     return _ascent(table)
 
 
-def adjoint_matching(table: Table, *, beta: float = 1.0, count: int | None = None) -> Tensor:
+def adjoint_matching(table: Table, *, beta: float = 1.0, count: int | None = None, quantile: float | None = None) -> Tensor:
     """The square as the paper has it, less what does not depend on the policy: ``beta/2 |m / std + std a|^2`` with a = -adjoint / beta."""
-    return _ascent(table, beta=beta)
+    if quantile is None:
+        return _ascent(table, beta=beta)
+    size, known = table.std * table.adjoint_size, table.mask & ~table.rewards.isnan()[:, None]
+    ordered = sorted(float(value) for value in size[known])
+    place = quantile * (len(ordered) - 1)
+    limit = ordered[math.floor(place)] + place % 1 * (ordered[math.ceil(place)] - ordered[math.floor(place)])
+    inside = replace(table, mask=table.mask & ((size <= limit) | table.rewards.isnan()[:, None]))
+    return _ascent(inside, beta=beta) * len(_rows(inside)) / len(_rows(table))
 
 
 def dmd2(
@@ -105,7 +113,7 @@ ORACLES: dict[str, list[tuple[dict[str, Any], Callable[..., Tensor]]]] = {
             tdm_r1,
         ),
     ],
-    "adjoint_matching": [({}, adjoint_matching), ({"beta": 0.2, "count": 3}, adjoint_matching)],
+    "adjoint_matching": [({}, adjoint_matching), ({"beta": 0.2, "count": 3}, adjoint_matching), ({"quantile": 0.7}, adjoint_matching)],
 }
 # A reward's gradient says of each row where it grows: no row is worse than another one, and there is no ratio.
 SATURATING = dict.fromkeys(ORACLES, "a row's reward is not compared, its gradient is followed")

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from mmalign.needs import (
+    ADJOINT_SIZE,
     CHANGED,
     COLLISION,
     DT,
@@ -51,7 +52,7 @@ TERMS = ("entropy", "collision", "value", "reward_mask", "kl_mask", "degree", "d
 EVERYTHING |= {SEGMENT, *map(Need, TERMS), *map(contrast, CONTRASTS), kls("previous")}
 ABSOLUTE = frozenset(absolute("previous", share) for share in (1.0, -1.0, 0.3, -0.3, 0.0))
 EVERYTHING |= ABSOLUTE
-READABLE = frozenset({MASK, OLD, refs("ref"), refs("previous"), VALUE, SEGMENT, REWARDS, COLLISION, STD, SLOPE})
+READABLE = frozenset({MASK, OLD, refs("ref"), refs("previous"), VALUE, SEGMENT, REWARDS, COLLISION, STD, SLOPE, ADJOINT_SIZE})
 PARTS = ("first", "second", "hardness")
 DRAWN = {"ref": [1, 2, 5, 6, 8, 10], "mixture": [2, 4, 7, 9, 11], "half": [1, 6, 7, 8], "greedy": [4, 6, 11]}
 """Rows that a sampler drew: of the empty row, of pairs torn apart and of whole ones."""
@@ -74,6 +75,7 @@ class Table:
     std: Tensor
     dt: Tensor
     slope: Tensor
+    adjoint_size: Tensor
     mask: Tensor
     rewards: Tensor
     group: Tensor
@@ -145,6 +147,7 @@ class Table:
         tables = {
             MASK: self.mask, OLD: self.old, refs("ref"): self.ref, refs("previous"): self.previous, VALUE: self.judged,
             SEGMENT: self.segment, REWARDS: self.dense, COLLISION: self.collision.detach(), STD: self.std, SLOPE: self.slope,
+            ADJOINT_SIZE: self.adjoint_size,
         }  # fmt: skip
         return Feedback(
             self.rewards, self.group, parts=self.parts, labels=self.labels, pairs=self.pairs, strength=self.strength,
@@ -186,6 +189,7 @@ def _drawn(seed: int) -> dict[str, Any]:
         "std": std,
         "dt": dt,
         "slope": 0.1 + std.flip(0) ** 2,
+        "adjoint_size": 0.5 + std.roll(1, 0) ** 3,
         "branch": torch.tensor(BRANCH),
         "mask": mask,
         "rewards": rewards,

@@ -129,6 +129,9 @@ def test_the_lean_adjoint_goes_back_through_the_reference():
             parameter.mul_(1.1)
     torch.testing.assert_close(vectors(lean), before, rtol=1e-4, atol=1e-9)
     assert float((vectors(own) - before).norm()) > 1e-2 * float(before.norm())
+    carried = policy.adjoints(rollout, lean, utility, torch.Generator(), rows_at_once=3)
+    for adjoint in carried.held.adjoints:
+        torch.testing.assert_close(carried.facts["adjoint_size"][:, adjoint.column], adjoint.vector.double().flatten(1).norm(dim=1))
 
 
 def test_copies_are_averaged_over_their_own_last_steps():

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 
 import mmalign as mm
+from mmalign.needs import ADJOINT_SIZE, MASK, STD
 from mmalign.rewards._shared.scorer import Scorer
 from mmalign.samplers import kernels
-from mmalign.types import UserError
+from mmalign.types import Feedback, UserError
 from mmalign.worlds import chains, gaussian
 from tests.helpers.small_run import online, path_distance
 
@@ -50,6 +52,31 @@ def test_adjoint_matching_finds_the_optimum_of_reward_and_nats(tmp_path: Path) -
         with trained.using("ema"):
             assert path_distance(trained, best) < 2e-3
     assert path_distance(policy(), best) > 1.0
+
+
+def test_steps_with_large_adjoints_are_left_out_with_their_price() -> None:
+    """By a moving average of the quantile, which a checkpoint holds."""
+    method, usual = mm.methods.adjoint_matching(quantile=0.75), None
+    for scale in (1.0, 3.0, 0.1):
+        size = scale * torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 100.0]]).double()
+        rewards, mask = torch.tensor([0.0, 1.0, float("nan")]).double(), torch.ones(3, 2, dtype=torch.bool)
+        tables = {STD: torch.full((3, 2), 0.5).double(), ADJOINT_SIZE: size, MASK: mask}
+        signal = method.signal(Feedback(rewards, torch.zeros(3, dtype=torch.int64), tables=tables))
+        quantile = 0.5 * scale * 3.25  # of 1, 2, 3, 4: the row without a reward is not asked
+        usual = quantile if usual is None else 0.9 * usual + 0.1 * quantile
+        assert (
+            torch.equal(signal[:2, :, 1], (0.5 * size[:2] > usual).double())
+            and not bool(signal[2].any())
+            and signal[:, 0, 0].tolist() == [1, 1, 0]
+        )
+        method.state.load(json.loads(json.dumps(method.state.dump())))
+
+
+def test_where_all_adjoints_are_alike_none_is_left_out(tmp_path: Path) -> None:
+    """A linear reward on one Gaussian: every row's gradient is the same, and so is the optimum that is found."""
+    _, trained = run_of(tmp_path, mm.methods.adjoint_matching(beta=0.5, quantile=0.9), steps=100)
+    with trained.using("ema"):
+        assert path_distance(trained, best_policy(0.5)) < 2e-3
 
 
 def test_draft_with_a_price_finds_it_too_and_without_one_goes_on(tmp_path: Path) -> None:

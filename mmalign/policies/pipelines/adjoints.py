@@ -10,6 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from mmalign.needs import ADJOINT_SIZE
 from mmalign.policies.pipelines import score_differences
 from mmalign.policies.pipelines.replay import Played, at_work, decoded, in_calls, transition, transition_at_once
 from mmalign.policies.pipelines.score_differences import Distilled
@@ -38,10 +39,12 @@ def adjoints(  # all that a gradient depends on
         _of_rows(policy, rollout, how, plan, rows, (copies, own), value)
         for rows in in_calls(rollout, torch.arange(len(rollout)), rows_at_once)
     ]
-    trained = plan.trained.expand(len(rollout), -1)
-    return replace(
-        rollout, mask=trained.clone(), held=replace(held, adjoints=tuple(Adjoint.join(same) for same in zip(*parts, strict=True)))
-    )
+    made = tuple(Adjoint.join(same) for same in zip(*parts, strict=True))
+    squares = torch.zeros(len(rollout), len(plan.trained), dtype=torch.float64)
+    for adjoint in made:
+        squares[:, adjoint.column] += adjoint.vector.double().flatten(1).square().sum(1)
+    facts = {**rollout.facts, str(ADJOINT_SIZE): squares.sqrt()}
+    return replace(rollout, mask=plan.trained.repeat(len(rollout), 1), held=replace(held, adjoints=made), facts=facts)
 
 
 def grown(policy: Played, rollout: Rollout, rows: Tensor, column: int, step: Transition) -> Tensor:
