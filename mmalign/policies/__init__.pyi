@@ -12,6 +12,8 @@ from mmalign.policies.parameters import ParameterSets as ParameterSets
 from mmalign.policies.pipelines.adjoints import adjoints as adjoints
 from mmalign.policies.pipelines.latents import latents as latents
 from mmalign.policies.pipelines.refusals import refusals as refusals
+from mmalign.policies.scorers.heads.gated import gated as gated
+from mmalign.policies.scorers.heads.ideal_points import ideal_points as ideal_points
 from mmalign.policies.scorers.heads.linear import linear as linear
 from mmalign.policies.scorers.noisy_latents import NoisyLatentsReader as NoisyLatentsReader
 from mmalign.policies.scorers.noisy_latents import noisy_latents as noisy_latents

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmalign.records import Pair, Record, Thumb, outputs_of
+from mmalign.records import Pair, Ranking, Record, Thumb, outputs_of
 from mmalign.types import Feedback, Method, UserError
 
 LOOK = 4  # batches of records that are looked at
@@ -28,11 +29,14 @@ def named(policy: Any, method: Method, coming: Iterator[Record], *, count: int) 
     """
     if policy.kind != "score":
         return method
+    records = list(islice(coming, LOOK * count))
+    if "annotator" in policy.reads:
+        _look_at_annotators(records)
     if method.numbers != 1 and len(policy.scores) % 2:
         raise UserError(f"policy.scores: got {len(policy.scores)} names, this method takes numbers in twos; takes an even number of names")
     if method.numbers == 0:
         return method
-    dimensions, records = policy.scores[:: method.numbers], list(islice(coming, LOOK * count))
+    dimensions = policy.scores[:: method.numbers]
     labelled = {name for record in records for name in _labels(record)}
     if not labelled & {*dimensions}:
         if labelled and not any(map(_has_one_label, records)):
@@ -53,6 +57,26 @@ def refuse_unlabelled(method: Method, records: Sequence[Record], *, key: str = "
     if missing := [name for name in _dimensions(method) if name not in labelled]:
         there = f"they label {', '.join(sorted(labelled))}" if labelled else "they label none"
         raise UserError(f"{key}: nobody labelled {', '.join(missing)} (policy.scores) in the first {len(records)}; {there}")
+
+
+def _look_at_annotators(records: Sequence[Record]) -> None:
+    """A warning for annotators of whom one label is known. Errors: UserError where none is named, and the head reads who it was."""
+    who = {
+        (record.id, record.prompt if isinstance(record.prompt, str) else ""): record.annotator
+        for record in records
+        if not isinstance(record, Ranking)
+    }
+    said = Counter(who.values())  # a short list of records comes by more than once
+    if not any(said):
+        raise UserError(
+            f"records: no annotator is named in the first {len(records)}, and policy.head reads them; takes records that name them"
+        )
+    once = sorted(name for name, count in said.items() if name and count == 1)
+    if once:
+        listed = ", ".join(once[:5]) + ", ..." * (len(once) > 5)
+        warnings.warn(
+            f"records: one label is known of {len(once)} of {len(said)} annotators ({listed}), no taste can be told", stacklevel=3
+        )
 
 
 def scales(method: Method, records: Sequence[Record]) -> str:

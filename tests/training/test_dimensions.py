@@ -1,6 +1,7 @@
 """Labels by dimension on their way from records to a method: in the order of scores, missing ones as NaN, unlabelled ones refused."""
 
 import math
+import warnings
 from types import SimpleNamespace
 
 import pytest
@@ -20,8 +21,8 @@ PAIRS = [
 ]
 
 
-def told(records, scores=("kind", "brief"), method="bradley_terry"):
-    policy = SimpleNamespace(kind="score", scores=list(scores))
+def told(records, scores=("kind", "brief"), method="bradley_terry", reads=frozenset()):
+    policy = SimpleNamespace(kind="score", scores=list(scores), reads=reads)
     return dimensions.named(policy, getattr(mm.methods, method)(), iter(records), count=len(records))
 
 
@@ -81,3 +82,15 @@ def test_mixed_scales_are_said_of_ratings_alone():
         told(rated, method="score_regression")
     alike = [Thumb("p", "a", NAN, ratings=({"kind": value, "brief": value + 1},)) for value in (0.0, 4.0)]
     assert dimensions.scales(told(alike, method="score_regression"), alike) == "" and dimensions.scales(told(PAIRS), PAIRS) == ""
+
+
+def test_annotators_of_whom_little_is_known_are_said():
+    reads = frozenset({"annotator"})
+    people = [pair._replace(id=str(number), annotator="ab"[number // 2]) for number, pair in enumerate(PAIRS)]
+    with pytest.warns(UserWarning, match=r"one label is known of 1 of 2 annotators \(b\)"):
+        told([*people, *people], reads=reads)  # a list that comes by twice
+    with pytest.raises(UserError, match=r"no annotator is named in the first 3, and policy\.head reads them"):
+        told(PAIRS, reads=reads)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        told([*people, people[2]._replace(id="3")], reads=reads)
