@@ -111,12 +111,35 @@ def _of_rewards(
 
     of_suite = {word: value for word, value in as_values(options).items() if word in parameters(find(SUITES, name))[0]}
     others = {word: value for word, value in as_values(options).items() if word not in of_suite}
+    if others.pop("ranking", False):
+        _ranking(name, rater, others, of_suite, data, images, out, batch, limit)
+        return
     command = "evaluate_judge" if rater.is_examined(others) else "evaluate_reward"
     scores = rater.examined(others) if rater.is_examined(others) else rater.built(others)
     own = rater.who if rater.model is None and rater.scores is None else None
     place = out or _place(name if command == "evaluate_reward" else f"{name}-judge", rater.model, rater.scores, own)
     suite = _built(name, of_suite, data, images, {}, place).first(limit)
     evaluated = find("mmalign.commands", command)(suite, out=place, batch=batch, who=rater.who, **scores)
+    if joined().main:
+        _print(evaluated, rater.who)
+        echo(f"results: {evaluated.path / 'results.json'}, report: {evaluated.path / 'report.html'}")
+
+
+def _ranking(  # the options of a command
+    name: str, rater: Rater, others: dict[str, Any], of_suite: dict[str, Any], data: Path | None, images: Path | None, out: Path | None,
+    batch: int, limit: int | None,
+) -> None:  # fmt: skip
+    """Likelihoods of a run's language model on a benchmark's pairs."""
+    from mmalign.distributed.team import joined
+    from mmalign.rooms import find
+    from mmalign.types import UserError
+
+    if rater.model is None or {*others} - {"beta"}:
+        raise UserError(f"ranking: got {rater.model or 'no run'} and {', '.join(others) or 'no more'}, takes a run, and beta=NUMBER")
+    folder = run_folder(rater.model)
+    suite = _built(name, of_suite, data, images, {}, folder).first(limit)
+    place = out or folder / "evaluations" / f"{name}-ranking"
+    evaluated = find("mmalign.commands", "evaluate_ranking")(folder, suite, out=place, batch=batch, trust=rater.trust, **others)
     if joined().main:
         _print(evaluated, rater.who)
         echo(f"results: {evaluated.path / 'results.json'}, report: {evaluated.path / 'report.html'}")

@@ -2,6 +2,7 @@ from mmalign.commands.calibrate import calibrate as calibrate
 from mmalign.commands.compare import compare as compare
 from mmalign.commands.evaluate import evaluate as evaluate
 from mmalign.commands.evaluate_judge import evaluate_judge as evaluate_judge
+from mmalign.commands.evaluate_ranking import evaluate_ranking as evaluate_ranking
 from mmalign.commands.evaluate_reward import evaluate_reward as evaluate_reward
 from mmalign.commands.export import export as export
 from mmalign.commands.footprint import footprint as footprint

@@ -15,6 +15,8 @@ from mmalign.types import Level, Oracle, UserError
 
 __all__ = ["trained", "trained_pairs"]
 
+__all__ = ["log_likelihoods", "trained"]
+
 Score = Callable[[list[Any], Any, Mapping[str, list[Any]]], Tensor]
 
 
@@ -128,13 +130,42 @@ def _readable(
     return table
 
 
-@torch.no_grad()
+def log_likelihoods(run: str, *, trust: bool = False) -> Scorer:
+    """How likely a finished run's language model and its reference find a whole answer: parts ``policy`` and ``reference``, in nats.
+
+    What preferences did to likelihoods themselves, and not to their ratio: the accuracy of ``policy`` on pairs is the raw ranking accuracy,
+    that of ``reference`` where it began (`evaluate_ranking`, arXiv 2405.19534).
+
+    run: its folder. trust: the run's config may name code outside of mmalign.
+
+    NaN for an output that the model cannot read. Errors: UserError for a folder without such a run.
+    """
+    kept = runs.trained(run, trust=trust)
+    policy: Any = kept.policy()
+    if policy.kind != "token":
+        raise UserError(f"log_likelihoods.run: {run} trained a policy of kind {policy.kind}, takes one of a language model")
+    using = "current" if kept.best == "trained" else kept.best
+
+    def of(outputs: Any, prompts: list[Any], **columns: Any) -> dict[str, Tensor]:
+        table = _readable(lambda asked, answers, _: _totals(policy, using, asked, answers), prompts, outputs, columns, 2)
+        return {"policy": table[:, 0], "reference": table[:, 1]}
+
+    return Scorer("log_likelihoods", of)
+
+
 def _log_ratio(policy: Any, using: str, prompts: list[Any], outputs: list[Any]) -> Tensor:
     """``[B, 1]``: of the whole answer, nats. using: the set that is compared with ``ref``."""
+    totals = _totals(policy, using, prompts, outputs)
+    return (totals[:, 0] - totals[:, 1])[:, None]
+
+
+@torch.no_grad()
+def _totals(policy: Any, using: str, prompts: list[Any], outputs: list[Any]) -> Tensor:
+    """``[B, 2]``: the log-likelihood of the whole answer under a set, and under ``ref``."""
     rollout = policy.encode(prompts, outputs, torch.arange(len(prompts)), torch.Generator())
     totals = []
     for name in (using, "ref"):
         with policy.using(name):
             parts = torch.arange(len(prompts)).split(policy.rows_at_once)
             totals.append(torch.cat([policy.steps(rollout, rows).log_probs.where(rollout.mask[rows], 0.0).sum(1) for rows in parts]))
-    return (totals[0] - totals[1])[:, None]
+    return torch.stack(totals, dim=1)

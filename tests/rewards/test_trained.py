@@ -71,6 +71,24 @@ def test_an_implicit_reward_is_the_log_ratio_of_whole_answers(tmp_path: Path) ->
     got = mm.rewards.trained(str(tmp_path / "dpo"))(outputs, prompts)
     assert bool((wanted != 0).all())
     torch.testing.assert_close(got, wanted, rtol=0, atol=1e-4)
+    parts = mm.rewards.log_likelihoods(str(tmp_path / "dpo"))(outputs, prompts)
+    torch.testing.assert_close(parts["policy"] - parts["reference"], got)
+    ranks_its_likelihoods(tmp_path, prompts, outputs, parts)
+
+
+def ranks_its_likelihoods(folder: Path, prompts: list[Any], outputs: list[Any], parts: Any) -> None:
+    """What the command says of the run's pairs, against the sums of its log-probabilities."""
+    row = {"prompt": prompts[0], "chosen": outputs[0], "rejected": outputs[1], "subset": "hep-cpp", "id": 1}
+    (folder / "pairs.jsonl").write_text(json.dumps(row) + "\n")
+    words = ["--suite", "reward_bench", "--data", str(folder / "pairs.jsonl"), "ranking=true", "beta=0.5"]
+    done = CliRunner().invoke(app, ["eval", str(folder / "dpo"), *words])
+    assert done.exit_code == 0 and "idealised" in done.output, done.output
+    kept = json.loads((folder / "dpo/evaluations/reward_bench-ranking/rows.jsonl").read_text())
+    own = mm.rewards.log_likelihoods(str(folder / "dpo"))(outputs, [prompts[0]] * 2)
+    torch.testing.assert_close(torch.tensor(kept["policy"], dtype=torch.float64), own["policy"])
+    assert kept["raw"] == pytest.approx(float(own["policy"][0] - own["policy"][1]))
+    missing = CliRunner().invoke(app, ["eval", *words, "--reward", "{use: length, most: 2}"])
+    assert missing.exit_code == 2 and "ranking: got no run" in missing.output
 
 
 def test_a_run_is_measured_by_a_benchmark_of_rewards(run: Any, tmp_path: Path) -> None:
