@@ -51,6 +51,8 @@ def evaluate_reward(  # what a command may be told
     given = [name for name, value in (("reward", reward), ("oracle", oracle), ("scores", scores)) if value is not None]
     if len(given) != 1:
         raise UserError(f"evaluate_reward: got {' and '.join(given) or 'nothing that scores'}, takes one of reward, oracle and scores")
+    if part is not None and reward is None:
+        raise UserError(f"part: got {part!r}, and {given[0]} gives one number for each output; takes none")
     team, folder = joined(), Path(out)
     with stopping_together(team):
         if scores is not None:

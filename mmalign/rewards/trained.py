@@ -13,9 +13,7 @@ from mmalign.rewards._shared.scorer import Scorer
 from mmalign.runs import trained as runs
 from mmalign.types import Level, Oracle, UserError
 
-__all__ = ["trained", "trained_pairs"]
-
-__all__ = ["log_likelihoods", "trained"]
+__all__ = ["log_likelihoods", "trained", "trained_pairs"]
 
 Score = Callable[[list[Any], Any, Mapping[str, list[Any]]], Tensor]
 
@@ -144,7 +142,7 @@ def log_likelihoods(run: str, *, trust: bool = False) -> Scorer:
     policy: Any = kept.policy()
     if policy.kind != "token":
         raise UserError(f"log_likelihoods.run: {run} trained a policy of kind {policy.kind}, takes one of a language model")
-    using = "current" if kept.best == "trained" else kept.best
+    using = _best(kept)
 
     def of(outputs: Any, prompts: list[Any], **columns: Any) -> dict[str, Tensor]:
         table = _readable(lambda asked, answers, _: _totals(policy, using, asked, answers), prompts, outputs, columns, 2)

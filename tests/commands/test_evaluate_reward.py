@@ -87,6 +87,8 @@ def test_parts_of_a_reward(file, tmp_path):
     assert mm.evaluate_reward(suite(file), reward=parts, part="long", out=tmp_path / "b").scores.counts["ties"] == 3
     with pytest.raises(UserError, match="part: got 'long', and the reward has one score without a name"):
         mm.evaluate_reward(suite(file), reward=Lengths(), part="long", out=tmp_path / "c")
+    with pytest.raises(UserError, match="part: got 'long', and scores gives one number"):
+        mm.evaluate_reward(suite(file), scores=file, part="long", out=tmp_path / "e")
     with pytest.raises(UserError, match="got reward and scores, takes one of reward, oracle and scores"):
         mm.evaluate_reward(suite(file), reward=parts, scores=file, out=tmp_path / "d")
 
