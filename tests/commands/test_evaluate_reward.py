@@ -66,7 +66,8 @@ def test_a_reward_scores_every_output_once_and_goes_on(file, tmp_path):
     assert "<svg" in page and "accuracy/math-prm" in page and "missing 0" in page
     with pytest.raises(UserError, match="holds scores with another who"):
         mm.evaluate_reward(suite(file), reward=Lengths(), out=tmp_path / "out", who="you")
-    again = mm.evaluate_reward(suite(file), scores=tmp_path / "out/scores.jsonl", out=tmp_path / "again")
+    again = mm.evaluate_reward(suite(file), scores=tmp_path / "out/scores.jsonl", out=tmp_path / "again", who="me")
+    assert (tmp_path / "again/report.html").read_text() == page
     assert again.scores.values["accuracy"] == evaluated.scores.values["accuracy"]
 
 
