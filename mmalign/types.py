@@ -424,11 +424,14 @@ class Loss(NamedTuple):
     """``values``: unreduced, ``[B, T]`` or ``[B, 1]``, differentiable. ``metrics``: name -> 0-d tensor, without gradient.
 
     ``over``: 0-d, how many things the metrics are means over, so that those of micro-batches can be put together; None: live cells.
+    ``compared``: ``[M, 2]`` of what compares two rows: by how much one is ahead (``logit`` of ``Method.wins``, where there is that), and
+        how probably it is the better one.
     """
 
     values: Tensor
     metrics: dict[str, Tensor]
     over: Tensor | None = None
+    compared: Tensor | None = None
 
 
 @dataclass(frozen=True)

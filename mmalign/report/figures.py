@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mmalign.report import hallucination, pixels
+from mmalign.report import hallucination, pixels, reliability
 from mmalign.report.overoptimisation import SPREAD_LINE, Point, curve
 from mmalign.report.plots import Figure, Plot, Rule, Series, draw, short, thin
 from mmalign.report.read import RunData
@@ -25,6 +25,7 @@ def figures(run: RunData) -> list[Figure]:
     rollouts = [] if from_records else [training_reward(run), ratio(run), clipping(run)]
     preferences = [loss(run), margin(run), accuracy(run), log_ratios(run)] if from_records else []
     varied += [drawing for drawing in (pixels.figure(run),) if drawing is not None]
+    preferences += [drawing for drawing in (reliability.figure(run),) if drawing is not None]
     sampled = [] if scores_only(run) else [rewards_and_judges(run), against_kl(run)]
     return [*hallucination.figures(run), *sampled, *preferences, *([] if scores_only(run) else varied), *rollouts]
 

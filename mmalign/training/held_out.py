@@ -18,6 +18,7 @@ from mmalign.distributed import tables as of_all
 from mmalign.records import Digested, Record, Records, Undecoded, Unread, outputs_of
 from mmalign.training.experience import Experience
 from mmalign.training.learner import Learner
+from mmalign.training.reliability import reliability
 from mmalign.training.units import in_units
 from mmalign.types import Feedback, Rollout, UserError
 from mmalign.types import contents as asked
@@ -40,6 +41,7 @@ class HeldOut:
 
     def __call__(self) -> dict[str, float]:
         """The numbers, the same in all processes. ``accuracy_se``: standard error of an accuracy of so many pairs.
+        Where two rows are compared, also how far probabilities may be believed (``training.reliability``).
 
         Rows that say nothing are left out, and all numbers are NaN where all do. What is drawn for a row is the same each time.
         """
@@ -51,10 +53,14 @@ class HeldOut:
         rows = in_units(method, feedback, kept)
         if not len(rows):
             return {f"{NAME}/loss": math.nan}
-        measured = learner.measure(Experience(rollout, method.signal(feedback), rows, of_all.whole(learner.team, rollout)), self.micro_rows)
+        measured, compared = learner.measure(
+            Experience(rollout, method.signal(feedback), rows, of_all.whole(learner.team, rollout)), self.micro_rows
+        )
         if "accuracy" in measured:
             share, count = measured["accuracy"], len(rows) / (2 if method.unit == "pair" else 1)
             measured["accuracy_se"] = math.sqrt(share * (1 - share) / count)
+        if len(compared):
+            measured |= reliability(compared, known=method.wins is not None)
         return {f"{NAME}/{name}": value for name, value in measured.items()}
 
 

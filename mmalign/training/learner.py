@@ -34,11 +34,12 @@ BEHIND = "behind"
 
 
 class Measured(NamedTuple):
-    """Of a micro-batch: its part of the loss, and metrics that are means over so many things."""
+    """Of a micro-batch: its part of the loss, and metrics that are means over so many things; without a gradient, what was compared."""
 
     loss: float
     things: float
     metrics: dict[str, float]
+    compared: Sequence[Sequence[float]] = ()
 
 
 class Learner:
@@ -144,14 +145,18 @@ class Learner:
         skipped = float(not (sound and finite))
         return {**_pooled(measured), "loss": total, "grad_norm": float(norm), "skipped": skipped, "live": float(live)}
 
-    def measure(self, experience: Experience, micro_rows: int) -> dict[str, float]:
-        """What an update on these rows would measure, and its loss, with the parameters that are in place; nothing is updated."""
+    def measure(self, experience: Experience, micro_rows: int) -> tuple[dict[str, float], Tensor]:
+        """What an update on these rows would measure, and its loss, with the parameters that are in place; nothing is updated.
+
+        And ``[M, 2]`` float64 what was compared (``types.Loss.compared``), of which there is none where a method compares no two rows.
+        """
         state = None if self.method.state is None else self.method.state.dump()
         with torch.no_grad():
             measured, _ = self._backward([experience], micro_rows, steps_at_once(self.policy, self.method, None))
         if state is not None:
             self.method.state.load(state)
-        return {**_pooled(measured), "loss": sum(one.loss for one in measured)}
+        compared = torch.tensor([pair for one in measured for pair in one.compared], dtype=torch.float64).view(-1, 2)
+        return {**_pooled(measured), "loss": sum(one.loss for one in measured)}, compared
 
     def _backward(
         self, experiences: Sequence[Experience], micro_rows: int, micro_steps: int | None
@@ -175,7 +180,7 @@ class Learner:
         for experience, weight in zip(experiences, weights, strict=True):
             odd_parts = list[not_finite.Odd]()
             for steps, signal, part, places in self._micro_batches(experience, weight, micro_rows, micro_steps):
-                values, metrics, over = self.method.loss(steps, signal)
+                values, metrics, over, compared = self.method.loss(steps, signal)
                 losses = part * values
                 odd_parts.append(not_finite.odd(steps, losses, places))
                 loss = losses.sum()
@@ -184,7 +189,9 @@ class Learner:
                         loss.backward()
                 if self.team.main or not self._apart(experience):  # of what all processes see, one tells
                     things = float(steps.mask.sum() if over is None else over)
-                    measured.append(Measured(float(loss.detach()), things, {name: float(one) for name, one in metrics.items()}))
+                    numbers = {name: float(one) for name, one in metrics.items()}
+                    pairs = [] if compared is None or torch.is_grad_enabled() else compared.tolist()
+                    measured.append(Measured(float(loss.detach()), things, numbers, pairs))
             odd.append(not_finite.together(odd_parts))
         return measured, odd
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from mmalign.runs import pixels
+from mmalign.runs import pixels, reliability
 from mmalign.training import dead_steps, not_finite
 from mmalign.training.evaluation import EvaluationPlan
 
@@ -14,8 +14,8 @@ OF_KL = ("kl", "kl_se", "kl_missing")  # of evaluations: on their page and in th
 
 
 def read_by_people(names: Iterable[str]) -> list[str]:
-    """The numbers of an evaluation that lines and summaries show; the log and the report have those of pixels besides."""
-    return [name for name in names if name not in ("step", *OF_KL) and not name.startswith(pixels.PREFIX)]
+    """The numbers of an evaluation that lines and summaries show; the log and the report have those of pixels and bins besides."""
+    return [name for name in names if name not in ("step", *OF_KL) and not name.startswith((pixels.PREFIX, reliability.PREFIX))]
 
 
 def summarise(state: Mapping[str, Any], *, seed: int, status: str, plan: EvaluationPlan) -> dict[str, Any]:

@@ -40,7 +40,7 @@ def explored(method: Method, *, score: Part, weight: Finite, rows: Callable[[Fee
         refuse_kind(steps, DENSITIES)
         if signal.shape != (len(steps), 1, 3):
             raise UserError(f"signal: got shape {list(signal.shape)}, takes [{len(steps)}, 1, 3]")
-        preferred, metrics, over = method.loss(steps, signal[..., 0])
+        preferred, metrics, over, _ = method.loss(steps, signal[..., 0])
         own = live(score.of(steps).expand_as(steps.mask), steps.mask)
         bonus = signal[..., 2] * own
         return Loss(signal[..., 1] * preferred + bonus, {**metrics, "bonus": _mean_of_rows(bonus, steps.mask)}, over)

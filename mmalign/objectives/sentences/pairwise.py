@@ -29,6 +29,8 @@ from mmalign.objectives.sentences.layout import Layout
 from mmalign.objectives.terms.pairs import Gap, Order, Term, shared, whole
 from mmalign.types import Feedback, Loss, Method, Move, Steps, UserError
 
+CERTAIN = 1e-12  # of a probability, how near to 0 and 1 its logarithm is taken
+
 
 def pairwise(
     *terms: Term,
@@ -80,7 +82,8 @@ def pairwise(
         counted = shared(steps, by_step=by_step)
         cells = live(value.expand_as(counted), counted & (order.sign != 0)).repeat_interleave(2, 0)
         metrics = _metrics(steps, gap, order, counted) | _own_metrics(steps, terms, each)
-        return Loss(live(cells, steps.mask), metrics, steps.mask.any(1).sum())
+        compared = _compared(steps, gap, wins, order, counted)
+        return Loss(live(cells, steps.mask), metrics, steps.mask.any(1).sum(), compared)
 
     def _cost(steps: Steps, each: list[Order]) -> Tensor:
         costs = [term.of(steps, order) for term, order in zip(terms, each, strict=True)]
@@ -158,6 +161,24 @@ def _metrics(steps: Steps, gap: Gap | None, order: Order, counted: Tensor) -> di
         right = torch.where(count > 0, over_told((ahead.sign() + 1) / 2), 0.5)
         metrics["accuracy"] = mean(live(right, counted.any(1, keepdim=True)))
     return metrics
+
+
+@torch.no_grad()
+def _compared(
+    steps: Steps, gap: Gap | None, wins: Callable[[Tensor, Tensor], Tensor] | None, order: Order, counted: Tensor
+) -> Tensor | None:
+    """``types.Loss.compared``: of each pair that says something, in each dimension or step that is labelled or compared by itself."""
+    if wins is not None:
+        better, worse = order.sides(steps.log_probs)
+        ahead = torch.logit(wins(better, worse), eps=CERTAIN)
+    elif gap is not None:
+        ahead = gap(steps, order)
+    else:
+        return None
+    told, strength = counted & (order.sign != 0), order.strength
+    if ahead.shape[1] != told.shape[1]:  # one for a pair, whatever it is made of
+        told, strength = told.any(1, keepdim=True).expand_as(ahead), strength[:, :1]
+    return torch.stack([ahead.expand_as(told)[told], strength.expand_as(told)[told]], 1)
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from mmalign.arguments.ranges import Count, Seed
+from mmalign.arguments.ranges import Count, Natural, Seed
 from mmalign.policies.transformers import transformers
 from mmalign.records import Pair
 from mmalign.types import UserError
@@ -23,8 +23,7 @@ Kind = Literal["ranked", "corrected", "corrupted"]
 
 def digit_scenes_pairs(
     *, kind: Kind = "ranked", model: Model = "qwen2_vl", reward: Callable[..., Tensor] | None = None, prompts: Count = 512,
-    best_of: Count = 8,
-    seed: Seed = 0,
+    best_of: Count = 8, seed: Seed = 0, offset: Natural = 0,
 ) -> list[Pair]:  # fmt: skip
     """Pairs of captions of ``prompts`` training scenes, at most one of each scene, the same for one seed; first the better one.
 
@@ -34,7 +33,7 @@ def digit_scenes_pairs(
             corrections, as people made them for RLHF-V). ``corrupted``, the true caption and the same with what is expected beside it
             and is not there (or any absent digit); the base says nothing here.
         model: whose samples they are. reward: what ranks, ``scene_truth`` by default.
-        prompts: training scenes. best_of: samples of each.
+        prompts: training scenes. best_of: samples of each. offset: the first scene.
 
     Scenes without a difference to tell make no pair.
 
@@ -45,10 +44,10 @@ def digit_scenes_pairs(
             f"digit_scenes_pairs: got kind={kind!r}, prompts={prompts}, best_of={best_of}, takes ranked, corrected or corrupted; "
             "1 or more, and 2 or more"
         )
-    requests = digit_scenes_prompts(count=prompts)
+    requests = digit_scenes_prompts(count=prompts, offset=offset)
     rng = torch.Generator().manual_seed(seed)
     if kind == "corrupted":
-        return [Pair(prompt, *_corrupted(truth_of(prompt), rng), 1.0, f"pair {number}") for number, prompt in enumerate(requests)]
+        return [Pair(prompt, *_corrupted(truth_of(prompt), rng), 1.0, f"pair {offset + number}") for number, prompt in enumerate(requests)]
     policy: Any = transformers(*digit_scenes(model=model), max_completion=ANSWER)
     outputs = policy.sample(requests, best_of, rng).outputs
     rank, pairs = reward or scene_truth(), list[Pair]()
@@ -58,11 +57,13 @@ def digit_scenes_pairs(
         if kind == "corrected":
             wrong = next((text for text in captions if well_formed(text) and set(mentions(text)) != set(truth_of(prompt))), None)
             if wrong is not None:
-                pairs.append(Pair(prompt, caption(truth_of(prompt)), wrong, 1.0, f"pair {number}"))
+                pairs.append(Pair(prompt, caption(truth_of(prompt)), wrong, 1.0, f"pair {offset + number}"))
             continue
         best, worst = max(range(best_of), key=scores.__getitem__), min(range(best_of), key=scores.__getitem__)
         if scores[best] > scores[worst]:
-            pairs.append(Pair(prompt, captions[best], captions[worst], 1.0, f"pair {number}", scores=(scores[best], scores[worst])))
+            pairs.append(
+                Pair(prompt, captions[best], captions[worst], 1.0, f"pair {offset + number}", scores=(scores[best], scores[worst]))
+            )
     return pairs
 
 
