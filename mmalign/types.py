@@ -257,8 +257,7 @@ class Feedback:
             if getattr(self, name) is not None:
                 _table("Feedback", name, getattr(self, name), rows)
         if self.pairs is not None:
-            wide = list(self.pairs.shape)
-            _require(len(wide) == 2 and wide[1] == 2, f"Feedback.pairs: got shape {wide}, takes [pairs, 2]")
+            _require(self.pairs.shape[1:] == (2,), f"Feedback.pairs: got shape {list(self.pairs.shape)}, takes [pairs, 2]")
             _require(bool(((self.pairs >= 0) & (self.pairs < rows[0])).all()), f"Feedback.pairs: got row numbers outside 0..{rows[0] - 1}")
         if self.strength is not None:
             _require(self.pairs is not None, "Feedback.strength: given without pairs")

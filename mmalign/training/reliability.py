@@ -15,9 +15,10 @@ def reliability(compared: Tensor, *, known: bool) -> dict[str, float]:
     """Numbers of a reliability diagram (Guo et al. 2017, arXiv 1706.04599, sections 2 and 4.2) of comparisons.
 
     Of each comparison the row that the method says is ahead is asked for: with which probability it is the better one, p in 0.5..1, and
-    whether people said so. ``ece``: expected calibration error, ``sum_bins n_bin / n |mean p - part that was right|``. ``temperature``: of
-    all T the one at which ``sigmoid(gap / T)`` is the likeliest, so 1 is calibrated, and above it differences are too large; at the end of
-    its range where the order is always right. ``bins/K/count``, ``predicted``, ``observed`` of the bins that hold something.
+    whether people said so; nobody ahead is half right. ``ece``: expected calibration error, ``sum_bins n_bin / n |mean p - part that was
+    right|``. ``temperature``: of all T the one at which ``sigmoid(gap / T)`` is the likeliest, so 1 is calibrated, and above it differences
+    are too large; at the end of its range where the order is always right. ``bins/K/count``, ``predicted``, ``observed`` of the bins that
+    hold something.
 
     compared: ``[M, 2]`` float64, by how much the first of two rows is ahead, and how probably it is the better one. known: whether the
     method says that this is a log-odds, so that p is ``sigmoid(gap)``; of others it is ``sigmoid(gap / T)``, at the temperature found.
@@ -29,8 +30,8 @@ def reliability(compared: Tensor, *, known: bool) -> dict[str, float]:
     """
     gap, label = compared.unbind(1)
     temperature = _temperature(gap, label)
-    predicted = torch.sigmoid(gap if known else gap / temperature)
-    right = torch.where(predicted < 0.5, 1 - label, label)
+    predicted = torch.sigmoid(gap if known or math.isnan(temperature) else gap / temperature)
+    right = torch.where(predicted == 0.5, 0.5, torch.where(predicted < 0.5, 1 - label, label))
     predicted = torch.where(predicted < 0.5, 1 - predicted, predicted)
     place = ((predicted - 0.5) * 2 * BINS).long().clamp(max=BINS - 1)
     numbers, ece = {"temperature": temperature}, 0.0
@@ -44,7 +45,12 @@ def reliability(compared: Tensor, *, known: bool) -> dict[str, float]:
 
 
 def _temperature(gap: Tensor, label: Tensor) -> float:
-    """The root of ``sum gap (label - sigmoid(gap / T))``, by bisection of ``ln T``; the likelihood has one maximum in 1 / T."""
+    """The root of ``sum gap (label - sigmoid(gap / T))``, by bisection of ``ln T``; the likelihood has one maximum in 1 / T.
+
+    NaN where nothing is ahead of anything.
+    """
+    if not bool(gap.any()):
+        return math.nan
     low, high = -math.log(HOTTEST), math.log(HOTTEST)
     for _ in range(60):
         middle = (low + high) / 2

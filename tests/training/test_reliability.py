@@ -55,6 +55,11 @@ def test_an_order_that_is_always_right_has_no_temperature() -> None:
     assert reliability(torch.tensor([[1.0, 1.0], [-2.0, 0.0]]).double(), known=True)["temperature"] == pytest.approx(1 / HOTTEST, rel=1e-3)
 
 
+def test_nobody_ahead_is_half_right() -> None:
+    numbers = reliability(torch.tensor([[0.0, 1.0], [0.0, 1.0]]).double(), known=False)
+    assert numbers["ece"] == 0.0 and numbers["bins/0/observed"] == 0.5 and math.isnan(numbers["temperature"])
+
+
 def test_what_a_method_compares_is_its_own_log_odds() -> None:
     scores = torch.tensor([[1.0], [0.5], [0.0], [2.0]]).double()
     steps = Steps(scores, torch.ones(4, 1, dtype=torch.bool), kind="score")
