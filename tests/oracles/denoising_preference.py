@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable
 from typing import Any
 
@@ -137,11 +138,28 @@ def auto_beta_dpo(table: Table, *, weight: float = 0.2, decay: float = 0.99, low
     return expected(table, lambda better, worse, step: link_of(ratio(table, better, step) - ratio(table, worse, step), "logistic", beta))
 
 
-def beta_dpo(table: Table, *, beta: float = 0.1, alpha: float = 0.6, decay: float = 0.9, margin: str = "total") -> Tensor:
+def beta_dpo(
+    table: Table, *, beta: float = 0.1, alpha: float = 0.6, decay: float = 0.9, kept: float = 0.8, margin: str = "total"
+) -> Tensor:
     """Of a first update, where the moving average is its own mean; ``tests/objectives/test_betas.py`` has the second."""
-    return expected(
-        table, lambda better, worse, step: link_of(ratio(table, better, step, margin) - ratio(table, worse, step, margin), "logistic", beta)
-    )
+    margins = dict[tuple[int, int], list[float]]()
+    for first, second, strength in _known(table):
+        both = set(_cells(table, first)) & set(_cells(table, second))
+        gaps = [
+            ratio(table, first, step, margin) - ratio(table, second, step, margin) for step in (both if table.kind == "bound" else [None])
+        ]
+        margins[first, second] = [beta * (2 * strength - 1) * float(gap) for gap in gaps]
+    usual = statistics.mean(value for values in margins.values() for value in values)
+    order = sorted(margins, key=lambda pair: abs(statistics.mean(margins[pair]) - usual))
+    chosen = order[: max(1, math.floor(kept * len(order)))]
+    ahead = statistics.mean(value for pair in chosen for value in margins[pair]) - usual
+
+    def cost(better: int, worse: int, step: int | None) -> Tensor:
+        counts = len(order) / len(chosen) if (better, worse) in chosen or (worse, better) in chosen else 0.0
+        gap = ratio(table, better, step, margin) - ratio(table, worse, step, margin)
+        return counts * link_of(gap, "logistic", beta * max(0.01, 1 + alpha * ahead))
+
+    return expected(table, cost)
 
 
 ORACLES: dict[str, list[tuple[dict[str, Any], Callable[..., Tensor]]]] = {
@@ -180,7 +198,11 @@ ORACLES: dict[str, list[tuple[dict[str, Any], Callable[..., Tensor]]]] = {
         ({}, auto_beta_dpo),
         ({"weight": 0.4, "decay": 0.5, "low": 0.2, "high": 0.3}, auto_beta_dpo),
     ],
-    "beta_dpo": [({}, beta_dpo), ({"beta": 0.5, "alpha": 0.2, "decay": 0.5, "margin": "per_step"}, beta_dpo)],
+    "beta_dpo": [
+        ({}, beta_dpo),
+        ({"beta": 0.5, "alpha": 0.2, "decay": 0.5, "kept": 1.0, "margin": "per_step"}, beta_dpo),
+        ({"kept": 0.3}, beta_dpo),
+    ],
 }
 SATURATING = {
     "diffusion_kto": "a sigmoid: what is far below the baseline is as bad as it can be (prospect theory's concavity)",
