@@ -98,7 +98,9 @@ class Rater:
     def examined(self, options: dict[str, Any]) -> dict[str, Any]:
         """``judges`` and ``repetitions`` as `evaluate_judge` takes them.
 
-        options: templates (name -> criterion), repetitions, and further keywords of `judge_in_order`. Errors: UserError for others.
+        options: templates (name -> criterion), repetitions, by_principle, and further keywords of `judge_in_order`.
+
+        Errors: UserError for others.
         """
         from mmalign.types import UserError
 
@@ -106,11 +108,11 @@ class Rater:
         templates = options.pop("templates", None) or {"": options.pop("criterion", None)}
         if not isinstance(templates, dict):
             raise UserError(f'templates: got {templates!r}, takes {{name: criterion, ...}}, as they complete "Say ..."')
-        repetitions = options.pop("repetitions", 1)
+        repetitions, by_principle = options.pop("repetitions", 1), options.pop("by_principle", False)
         judges = {
             str(name): self._in_order({**options, **({} if words is None else {"criterion": words})}) for name, words in templates.items()
         }
-        return {"judges": judges, "repetitions": repetitions}
+        return {"judges": judges, "repetitions": repetitions, "by_principle": by_principle}
 
     def _in_order(self, options: dict[str, Any]) -> Any:
         from mmalign.arguments.signatures import nearest, parameters

@@ -17,6 +17,7 @@ from mmalign.commands.evaluate import Evaluated, scored
 from mmalign.distributed.jobs import stopping_together
 from mmalign.distributed.team import joined, team_for
 from mmalign.evaluation.comparisons import Comparison, RewardSuite
+from mmalign.evaluation.consistency import principle_statistics
 from mmalign.evaluation.intervals import Interval, Scores
 from mmalign.evaluation.judge_statistics import judge_agreement, judge_statistics
 from mmalign.media import Broken
@@ -28,8 +29,8 @@ Verdicts = Mapping[str, list[list[float]]]
 
 
 def evaluate_judge(
-    suite: RewardSuite, *, judges: Mapping[str, Callable[..., list[float]]], out: str | Path, repetitions: Count = 1, batch: Count = 8,
-    who: str = "",
+    suite: RewardSuite, *, judges: Mapping[str, Callable[..., list[float]]], out: str | Path, repetitions: Count = 1,
+    by_principle: bool = False, batch: Count = 8, who: str = "",
 ) -> Evaluated:  # fmt: skip
     """Asks judges about a benchmark's pairs in both orders, and counts their biases: of place, of length, and by chance.
 
@@ -39,6 +40,8 @@ def evaluate_judge(
             compared (``A x B``).
         out: a folder. ``verdicts.jsonl`` there grows with every batch, and a call that was interrupted goes on behind it.
         repetitions: how often each order is asked; 2 or more for a flip rate, with a judge whose ``temperature`` is above 0.
+        by_principle: templates are principles: how they stand to each other, and how people's preferences stand to them
+            (`evaluation.principle_statistics`), is counted, too.
         batch: pairs at once. who: the judge's name, for the files.
 
     `evaluation.judge_statistics` says what the numbers are. A verdict that could not be had is missing and counted.
@@ -62,7 +65,9 @@ def evaluate_judge(
 
         ids = [item.id for item in suite.items]
         found = resumed(folder / "verdicts.jsonl", ids, ask, field="verdicts", head=head, batch=batch, team=team)
-        judged = replace(suite, score=_statistics, headline=("position_bias", "order_flips", "flip_rate", "accuracy"))
+        judged = replace(
+            suite, score=_principled if by_principle else _statistics, headline=("position_bias", "order_flips", "flip_rate", "accuracy")
+        )
         return Evaluated(folder, judged, scored(judged, [found[name] for name in ids], folder, {"who": who}, team, _shown))
 
 
@@ -99,7 +104,7 @@ def _statistics(items: Sequence[Comparison], replies: Sequence[Any]) -> Scores:
     templates = list(replies[0])
     tables = {name: [_numbers(reply[name]) for reply in replies] for name in templates}
     lengths = [[len(output) if isinstance(output, str) else 0 for output in item.outputs] for item in items]
-    people = [item.known.get("preferred", 1.0 - 2.0 * item.known.get("right", 0)) for item in items]
+    people = [_liked(item) for item in items]
     prompts = [str(item.prompt) for item in items]
     values: dict[str, Interval] = {}
     counts = {"pairs": len(items), "asked": 0, "missing": 0}
@@ -112,6 +117,22 @@ def _statistics(items: Sequence[Comparison], replies: Sequence[Any]) -> Scores:
     if len(templates) > 1:
         values |= judge_agreement(tables)
     return Scores(values, [{} for _ in items], counts)
+
+
+def _principled(items: Sequence[Comparison], replies: Sequence[Any]) -> Scores:
+    """The same, and what people's preferences are to those by each template."""
+    scores, people = _statistics(items, replies), [_liked(item) for item in items]
+    prefers = {}
+    for name in replies[0]:
+        rows = judge_statistics([_numbers(reply[name]) for reply in replies], resamples=1).rows
+        prefers[name] = [math.nan if row is None else float((row["first"] > 0.5) - (row["first"] < 0.5)) for row in rows]
+    found = principle_statistics(prefers, people, prompts=[str(item.prompt) for item in items])
+    return replace(scores, values={**scores.values, **{f"principles/{name}": value for name, value in found.values.items()}})
+
+
+def _liked(item: Comparison) -> float:
+    """1 where people prefer the first output, -1 the second, 0 neither."""
+    return float(item.known.get("preferred", 1.0 - 2.0 * item.known.get("right", 0)))
 
 
 def _numbers(orders: Sequence[Sequence[float | None]]) -> list[list[float]]:

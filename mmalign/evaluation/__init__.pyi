@@ -45,6 +45,7 @@ from mmalign.evaluation.suites.mmhal import mmhal as mmhal
 from mmalign.evaluation.suites.pope import pope as pope
 from mmalign.evaluation.suites.refomb import refomb as refomb
 from mmalign.evaluation.suites.rewards.best_of_samples import best_of_samples as best_of_samples
+from mmalign.evaluation.suites.rewards.contrast_instructions import contrast_instructions as contrast_instructions
 from mmalign.evaluation.suites.rewards.genai_bench import genai_bench as genai_bench
 from mmalign.evaluation.suites.rewards.mm_rlhf_reward_bench import mm_rlhf_reward_bench as mm_rlhf_reward_bench
 from mmalign.evaluation.suites.rewards.multimodal_reward_bench import multimodal_reward_bench as multimodal_reward_bench

@@ -203,6 +203,7 @@ def test_the_command_examines_a_judge_under_templates(file, tmp_path, monkeypatc
 
     server = FakeServer(answer)
     words = ["templates={place: which is anything, length: which is longer}", "repetitions=2", "read=written", "temperature=1"]
+    words.append("by_principle=true")
     done = command("--suite", "reward_bench", "--data", file, "--judge", server.url, "--judge-model", "m", *words)
     server.kill()
     assert done.exit_code == 0, done.output
@@ -211,6 +212,8 @@ def test_the_command_examines_a_judge_under_templates(file, tmp_path, monkeypatc
     found = {name: value["value"] for name, value in results["values"].items()}
     assert found["place/position_bias"] == 1 and found["place/order_flips"] == 1 and found["place/flip_rate"] == 0
     assert found["length/position_bias"] == 0 and found["length/prefers_longer"] == 1 and found["length/length_bias"] == 1
+    # by place nothing is preferred over both orders: what is longer is the consensus, and people go against it once in three
+    assert found["principles/consensus"] == 1 and found["principles/arbitrariness"] == pytest.approx(1 / 3)
     assert found["length/accuracy"] == pytest.approx(2 / 3) and results["counts"] == {"pairs": 3, "asked": 24, "missing": 0}
     odd = command("--suite", "reward_bench", "--data", file, "--judge", "http://x", "--judge-model", "m", "templates=3")
     assert odd.exit_code == 2 and "templates: got 3, takes {name: criterion, ...}" in odd.output.replace("\n", " ")

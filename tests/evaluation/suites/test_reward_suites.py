@@ -224,3 +224,21 @@ def test_best_of_samples(tmp_path):
         mm.evaluation.best_of_samples(lines(tmp_path / "odd.jsonl", [{**rows[0], "gold": [1.0]}]))
     with pytest.raises(UserError, match=r"counts: got \[0\]"):
         mm.evaluation.best_of_samples(tmp_path / "samples.jsonl", counts=[0])
+
+
+def test_contrast_instructions(tmp_path):
+    rows = [
+        {"prompt_1": "capital of France?", "answer_1": "Paris", "prompt_2": "capital of Italy?", "answer_2": "Rome"},
+        {"prompt_1": "2 + 2?", "answer_1": "4", "prompt_2": "2 + 3?", "answer_2": "5"},
+    ]
+    suite = mm.evaluation.contrast_instructions(lines(tmp_path / "contrast.jsonl", rows), resamples=20)
+    right = {"France": "Paris", "Italy": "Rome", "+ 2": "4", "+ 3": "5"}
+    knows = scored(suite, lambda item, output: float(any(word in item.prompt and output == own for word, own in right.items())))
+    assert knows == {"c_res": 1, "c_ins": 1, "c_all": 1}
+    assert scored(suite, longest)["c_res"] == 0.5 and scored(suite, longest)["c_ins"] == 0.5
+    asks = scored(suite, lambda item, output: float("Italy" in item.prompt) + float(output == "Paris") * 0.5)
+    assert asks == {"c_res": 0.5, "c_ins": 0.5, "c_all": 0}
+    half = suite.score(suite.items[:3], [[1, 0], [1, 0], [1, 0]])  # of the second pair one question alone
+    assert half.counts == {"pairs": 2, "missing": 1}
+    with pytest.raises(UserError, match="has no answer_2"):
+        mm.evaluation.contrast_instructions(lines(tmp_path / "odd.jsonl", [{**rows[0], "answer_2": None}]))
