@@ -1,12 +1,16 @@
 """What a step of an online run costs where rewards wait (for a server, a sandbox), with and without ``batch.overlap``.
 
-    python scripts/bench/overlap.py                     # a minute on two cores
-    python scripts/bench/overlap.py --parts 16 --steps 3
+    python scripts/bench/overlap.py                     # two minutes on two cores
+    python scripts/bench/overlap.py --parts 16 --rounds 3
 
-A text policy is trained with a reward that sleeps as long for a row as sampling it takes, half of that, and twice. The parts of a step
-are measured apart: sampling in the same parts with a reward that does not sleep, and the reward alone. ``step`` is a whole step with
-rewards beside the rollout, without its update; ``/ max`` is what it costs over the larger of the two, ``/ sum`` over one behind the other.
-The numbers of the runs are compared: those of a run without overlap, but for rounding.
+A text policy is sampled with a reward that sleeps as long for a row as sampling it takes, half of that, and twice. In each round a rollout
+whose reward does not sleep, one with the reward behind it, and one with the reward beside it are made in turn; the reward alone is what it
+sleeps. ``/ max`` is what the last one costs over the larger of rollout and reward, ``/ sum`` over one behind the other: medians of the
+rounds, with the least and the most. ``processor`` is the processor time of the one beside over that of the rollout: what the threads cost.
+
+Where others use the cores, a rollout that computes takes now this long and now that, and ratios of it say little. So the same is measured
+of a rollout that waits too, as one does that an engine on another device makes: that is what the overlap itself costs.
+The scores are compared: those of a run without overlap, but for rounding.
 """
 
 from __future__ import annotations
@@ -15,7 +19,7 @@ import argparse
 import statistics
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -29,6 +33,7 @@ from mmalign.training.settings import Batch
 from mmalign.types import Rollout
 
 PROMPTS, GROUP = 16, 2
+WAIT = 1.0  # seconds of a rollout that waits
 
 
 class Sleeps:
@@ -53,43 +58,75 @@ def policy() -> Any:
     return transformers(model, words, max_completion=24, memory=TextMemory(rows_at_once=GROUP), device="cpu")
 
 
-def measured(model: Any, seconds: float, parts: int, steps: int, *, threaded: bool) -> tuple[float, list[Scores]]:
-    """Median seconds of a rollout with its scores, and the scores."""
+class Waits:
+    """A policy whose rollout is there already, and takes its time all the same: so many seconds for a row."""
+
+    def __init__(self, rollout: Rollout, seconds: float):
+        self.rollout, self.seconds = rollout, seconds
+
+    def sample(self, prompts: list[Any], group: int, rng: torch.Generator, *, step: int, part: slice) -> Rollout:
+        """The rows of some prompts."""
+        rows = torch.arange(part.start * group, part.stop * group)
+        time.sleep(self.seconds * len(rows))
+        return self.rollout.take(rows)
+
+
+class Step(NamedTuple):
+    """A rollout with its scores: seconds by the clock, seconds of a processor, and the scores."""
+
+    clock: float
+    processor: float
+    scores: Scores
+
+
+def sampled(model: Any, seconds: float, parts: int, *, threaded: bool) -> Step:
+    """A rollout in parts, and the scores of a reward that sleeps so many seconds for a row."""
     prompts, batch = [f"{number} + {number + 1} =" for number in range(PROMPTS)], Batch(prompts=PROMPTS, group=GROUP, overlap=parts)
-
-    def ask(rollout: Rollout) -> Scores:
-        return scores_on({"sleeps": Sleeps(seconds)}, rollout)
-
-    times, scores = list[float](), list[Scores]()
     with Background(threaded=threaded) as background:
+        ask = lambda rollout: scores_on({"sleeps": Sleeps(seconds)}, rollout)  # noqa: E731
         rollouts = Rollouts(model, Prompts(prompts, model, seed=0), ask, background, batch=batch, seed=0)
-        for step in range(steps):
-            start = time.perf_counter()
-            scores.append(rollouts(step).scores())
-            times.append(time.perf_counter() - start)
-    return statistics.median(times), scores
+        clock, processor = time.perf_counter(), time.process_time()
+        scores = rollouts(0).scores()
+    return Step(time.perf_counter() - clock, time.process_time() - processor, scores)
+
+
+def spread(values: list[float]) -> str:
+    """The median, the least and the most."""
+    return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+
+
+def row(name: str, model: Any, share: float, alone: float, parts: int, rounds: int) -> str:
+    """A line of the table. alone: seconds of a rollout, of which the reward takes a share."""
+    seconds = share * alone / (PROMPTS * GROUP)
+    to_max, to_sum, processor, same = list[float](), list[float](), list[float](), True
+    for _ in range(rounds):
+        plain = sampled(model, 0.0, parts, threaded=False)  # of this round, as machines are busy now and then
+        behind = sampled(model, seconds, 1, threaded=False)
+        beside = sampled(model, seconds, parts, threaded=True)
+        to_max.append(beside.clock / max(plain.clock, share * alone))
+        to_sum.append(beside.clock / behind.clock)
+        processor.append(beside.processor / plain.processor)
+        same &= torch.equal(plain.scores.named["sleeps"], beside.scores.named["sleeps"])
+    return f"{name:>9} {share:>7.1f}  {spread(to_max):>20} {spread(to_sum):>20} {spread(processor):>20}  {'yes' if same else 'NO'}"
 
 
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description="A step with rewards beside its rollout.")
     parser.add_argument("--parts", type=int, default=16)
-    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=5)
     given = parser.parse_args()
     torch.set_num_threads(1)
     model = policy()
-    measured(model, 0.0, given.parts, 1, threaded=False)
-    print(f"{PROMPTS} prompts, groups of {GROUP}, {given.parts} parts, medians of {given.steps} steps, seconds")
-    print(f"{'rollout':>8} {'reward':>8} {'behind':>8} {'beside':>8} {'/ max':>7} {'/ sum':>7}  same numbers")
-    for share in (0.5, 1.0, 2.0):
-        rollout, plain = measured(model, 0.0, given.parts, given.steps, threaded=False)
-        reward = share * rollout
-        seconds = reward / (PROMPTS * GROUP)
-        behind, _ = measured(model, seconds, 1, given.steps, threaded=False)
-        beside, scores = measured(model, seconds, given.parts, given.steps, threaded=True)
-        same = all(torch.equal(one.named["sleeps"], other.named["sleeps"]) for one, other in zip(plain, scores, strict=True))
-        ratios = f"{beside / max(rollout, reward):>7.2f} {beside / (rollout + reward):>7.2f}"
-        print(f"{rollout:>8.3f} {reward:>8.3f} {behind:>8.3f} {beside:>8.3f} {ratios}  {'yes' if same else 'NO'}", flush=True)
+    sampled(model, 0.0, given.parts, threaded=False)
+    alone = statistics.median(sampled(model, 0.0, given.parts, threaded=False).clock for _ in range(3))
+    prompts = [f"{number} + {number + 1} =" for number in range(PROMPTS)]
+    waits = Waits(model.sample(prompts, GROUP, torch.Generator().manual_seed(0), step=0, part=slice(0, PROMPTS)), WAIT / (PROMPTS * GROUP))
+    print(f"{PROMPTS} prompts, groups of {GROUP}, {given.parts} parts, {given.rounds} rounds; a rollout takes {alone:.2f} s")
+    print(f"{'a rollout':>9} {'reward':>7}  {'/ max':>20} {'/ sum':>20} {'processor':>20}  same numbers")
+    for name, one, seconds in (("waits", waits, WAIT), ("computes", model, alone)):
+        for share in (0.5, 1.0, 2.0):
+            print(row(name, one, share, seconds, given.parts, given.rounds), flush=True)
 
 
 if __name__ == "__main__":
