@@ -56,10 +56,13 @@ def test_a_server_that_is_slow_corrupt_and_killed(tmp_path):
         lambda answer: "cut",
         lambda answer: (500, b"9.0"),
     ]
-    # one question in the evaluation before training, then two a step: steps 1 and 2 are well, 3 is slow once and 4 is corrupt, again and again
-    server.change = lambda number, answer: (
-        answer if number <= 5 else 2.5 if number == 6 else answer if number <= 8 else wrong[number % 6](answer)
-    )
+
+    def change(number, answer):  # one question in the evaluation before training, then two a step
+        if number > 8:  # steps after the third are corrupt, again and again
+            return wrong[number % 6](answer)
+        return 2.5 if number == 6 else answer  # slow, once
+
+    server.change = change
     first, seen, state = run(server, tmp_path, steps=4)
     assert first.summary["status"] == "finished"
     server.kill()
@@ -76,7 +79,7 @@ def test_a_server_that_is_slow_corrupt_and_killed(tmp_path):
     resumed, more, state = run(server, tmp_path, steps=6, resume=True)
     assert [row.get("missing/vowels", 0) for row in rows()] == [0, 0, 0, 8, 8, 8] and resumed.summary["steps"] == 6
     assert all(scores.isnan().all() for _, scores in more)
-    assert state.client.counts["asked"] > counts["asked"] - 4 and state.weights == "none"
+    assert state.client.counts["asked"] >= 2 + 6 * 8 and state.weights == "none"  # of all steps
 
 
 @pytest.mark.parametrize(
