@@ -26,6 +26,7 @@ from mmalign.rewards.pictures.novelty import novelty as novelty
 from mmalign.rewards.pictures.object_counts import object_counts as object_counts
 from mmalign.rewards.pictures.ocr import ocr as ocr
 from mmalign.rewards.pictures.pickscore import pickscore as pickscore
+from mmalign.rewards.pictures.reconstruction import reconstruction as reconstruction
 from mmalign.rewards.pictures.subject_similarity import subject_similarity as subject_similarity
 from mmalign.rewards.served import served as served
 from mmalign.rewards.texts.by_segment import by_segment as by_segment

@@ -47,3 +47,5 @@ from mmalign.worlds.text.judges import text_readability as text_readability
 from mmalign.worlds.text.optimum import Optimum as Optimum
 from mmalign.worlds.text.optimum import text_optimum as text_optimum
 from mmalign.worlds.text.pairs import text_pairs as text_pairs
+from mmalign.worlds.token_digits.base import token_digits as token_digits
+from mmalign.worlds.token_digits.data import token_digits_scans as token_digits_scans

@@ -272,3 +272,53 @@ def test_online_and_offline_runs_need_no_code_of_their_own(kind: str, tmp_path: 
     (row,) = [row for row in rows(second.path) if "loss" in row]
     assert row["loss"] == pytest.approx(math.log(2)) and row["grad_norm"] > 0
     assert [name for line in rows(second.path) for name in line if "brightness" in name]  # what the alarm of pixels reads
+
+
+def shown(image: Tensor, words: str = "a cat") -> list[dict[str, Any]]:
+    return [{"role": "user", "content": [{"type": "text", "text": words}, {"type": "image", "image": image}]}]
+
+
+@pytest.mark.parametrize(("kind", "guidance"), [("Janus", 1.0), ("Emu3", 3.0)])
+def test_teacher_forcing_draws_each_code_behind_the_true_ones(kind: str, guidance: float) -> None:
+    """VA-pi: what is read is the image's codes, whatever was drawn; without noise rows of one prompt read the same."""
+    some = policy(kind, guidance=guidance, teacher_forcing=0.0)
+    images = torch.rand(2, *some.layout.shape, generator=torch.Generator().manual_seed(2))
+    prompts = [shown(images[0]), shown(images[1], "a dog")]
+    rollout = some.sample(prompts, 3, torch.Generator().manual_seed(0))
+    true = some.pixels.encode(images)
+    assert torch.equal(rollout.held.read, true.repeat_interleave(3, 0)) and rollout.metrics["engine_difference_max"] < 2e-5
+    assert rollout.metrics["same_codes"] == pytest.approx(float((rollout.held.tokens == rollout.held.read).double().mean()))
+    with pytest.warns(UserWarning, match="come back from its codes"):
+        given = policy(kind, guidance=guidance).encode(["a cat", "a dog"], list(images), torch.arange(2), torch.Generator())
+    plain = policy(kind, guidance=guidance)._whole(given, 2)  # of the true codes behind each other
+    same = rollout.held.tokens == rollout.held.read
+    assert same.any() and torch.allclose(rollout.log_probs[same], plain.repeat_interleave(3, 0)[same], atol=2e-5)
+    steps = some.steps(rollout, torch.tensor([4, 0]))
+    assert torch.allclose(steps.log_probs.detach(), rollout.log_probs[[4, 0]], atol=1e-5)
+    assert torch.allclose(some._whole(rollout.take(torch.tensor([5, 1])), 2), rollout.log_probs[[5, 1]], atol=1e-5)
+    late = some.sample(prompts, 3, torch.Generator().manual_seed(0), part=slice(1, 2))
+    assert torch.equal(late.held.tokens, rollout.held.tokens[3:])
+    assert torch.allclose(some._whole(type(rollout).join([rollout, late]), 9)[6:], rollout.log_probs[3:], atol=1e-5)
+    rewards = mm.rewards.reconstruction()(rollout.outputs, rollout.prompts)
+    assert torch.allclose(rewards, -(rollout.outputs - images.repeat_interleave(3, 0)).square().flatten(1).mean(1))
+
+
+def test_noise_replaces_a_share_of_what_is_read_and_bad_lessons_are_refused() -> None:
+    some = policy("Janus", teacher_forcing=0.5)
+    image = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(2))
+    rollout = some.sample([shown(image)], 40, torch.Generator().manual_seed(0))
+    kept = float((rollout.held.read == some.pixels.encode(image.unsqueeze(0))).double().mean())
+    assert kept == pytest.approx(0.5 + 0.5 / 16, abs=0.06)  # 640 draws, and one in 16 is replaced by itself
+    assert len(set(some.digests(rollout))) == 40
+    with pytest.raises(UserError, match=r"prompt 0: got 0 media, and policy.teacher_forcing makes one image again"):
+        some.sample(["a cat"], 2, torch.Generator())
+    assert some.refusals(["a cat", shown(image), shown(image[:, :8])]).keys() == {0, 2}
+    with pytest.raises(UserError, match="takes one that lets nobody else"):
+        some.sample([shown(image)], 2, torch.Generator(), behaviors=[Behavior("other", {"ref": 1.0})])
+    with pytest.raises(UserError, match=r"policy.teacher_forcing: got trained: conditional too"):
+        policy("Janus", teacher_forcing=0.5, guidance=2.0, trained="conditional")
+    reward, two = mm.rewards.reconstruction(), [{"role": "user", "content": [{"type": "image", "image": image}] * 2}]
+    assert reward(rollout.outputs[:2], ["a cat", shown(image)]).isnan().tolist() == [True, False]
+    with pytest.raises(UserError, match="reconstruction: got a prompt with 2 images or videos"):
+        reward(rollout.outputs[:1], [two])
+    assert torch.equal(some.generate([shown(image)], [3]), policy("Janus").generate(["a cat"], [3]))  # a user's images are drawn freely

@@ -23,7 +23,7 @@ class Completions:
     of the next other prompt of the rollout that a prompt came with; its own where it was alone. pictured: whether any prompt of that
     rollout has an image or a video. which: ``[B]`` the prompt of each row. tokens: ``[B, T]``, filled up with anything. lengths: ``[B]``.
     cut: ``[B]`` bool, rows that came to no end; False where they were given. refs: name -> ``[B, T]`` log-probabilities. phrases: row
-    numbers -> phrases of these rows, read once. contrasts: name -> P prompts, made once.
+    numbers -> phrases of these rows, read once. read: ``[B, T]``, as of ``prefixes.Sequences``. contrasts: name -> P prompts, made once.
     """
 
     vision: Vision | None
@@ -38,6 +38,7 @@ class Completions:
     refs: dict[str, Tensor] = field(default_factory=dict)
     phrases: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
     contrasts: dict[str, list[Prompt]] = field(default_factory=dict)
+    read: Tensor | None = None
 
     @staticmethod
     def of_rows(
@@ -62,19 +63,19 @@ class Completions:
 
     def digests(self, mask: Tensor) -> list[bytes]:
         """What each row is told apart by, 16 bytes: ids and pixels of its prompt, its own ids, those that ``mask [B, T]`` counts."""
+        before = [b""] * len(self.which) if self.read is None else [row.numpy().tobytes() for row in self.read]
         heads = [blake2b(repr((prompt.ids, prompt.digest)).encode()).digest() for prompt in self.encoded]
         ends = [
-            tokens[:length].numpy().tobytes() + live[:length].numpy().tobytes()
-            for tokens, live, length in zip(self.tokens, mask, self.lengths.tolist(), strict=True)
+            tokens[:length].numpy().tobytes() + live[:length].numpy().tobytes() + read
+            for tokens, live, length, read in zip(self.tokens, mask, self.lengths.tolist(), before, strict=True)
         ]
         return [blake2b(heads[place] + end, digest_size=16).digest() for place, end in zip(self.which.tolist(), ends, strict=True)]
 
     def take(self, rows: Tensor) -> Completions:
         """All prompts stay: rows may be compared behind those of others."""
+        kept: dict[str, Any] = {name: getattr(self, name)[rows] for name in ("which", "tokens", "lengths", "cut")}
         refs = {name: table[rows] for name, table in self.refs.items()}
-        return replace(
-            self, which=self.which[rows], tokens=self.tokens[rows], lengths=self.lengths[rows], cut=self.cut[rows], refs=refs, phrases={}
-        )
+        return replace(self, **kept, refs=refs, phrases={}, read=None if self.read is None else self.read[rows])
 
     @staticmethod
     def join(parts: Sequence[Completions]) -> Completions:
@@ -94,4 +95,5 @@ class Completions:
             cut=torch.cat([part.cut for part in parts]),
             pictured=any(part.pictured for part in parts),
             refs=stacked_by_name([part.refs for part in parts]),
+            read=None if parts[0].read is None else stacked([part.read for part in parts if part.read is not None]),
         )

@@ -27,7 +27,7 @@ class Sequences:
     prompts: P distinct prompts, ``[L]`` int64 each. which: ``[R]`` the prompt of each row. tokens: ``[R, T]`` completions, filled up
     with anything. lengths: ``[R]`` tokens of each. extras: for each prompt, further inputs of the backbone beside its ids: those with a
     number for each token ``[1, L]`` (``..._token_type_ids``), and others (pixels), which go side by side along their first dimension;
-    empty where there are none.
+    empty where there are none. read: ``[R, T]``, what is read of a completion in place of its own tokens (teacher forcing); None: those.
     """
 
     prompts: Sequence[Tensor]
@@ -35,6 +35,7 @@ class Sequences:
     tokens: Tensor
     lengths: Tensor
     extras: Sequence[Mapping[str, Tensor]] = ()
+    read: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.which)
@@ -66,6 +67,7 @@ def moved(rows: Sequences, device: torch.device) -> Sequences:
         tokens=rows.tokens.to(device),
         lengths=rows.lengths.to(device),
         extras=[{name: value.to(device) for name, value in inputs.items()} for inputs in rows.extras],
+        read=None if rows.read is None else rows.read.to(device),
     )
 
 

@@ -129,4 +129,5 @@ def picked(rows: prefixes.Sequences, part: Tensor, width: int, device: torch.dev
         tokens=rows.tokens[part, :width].to(device),
         lengths=rows.lengths[part].clamp(max=width).to(device),
         extras=[{name: value.to(device) for name, value in rows.extras[place].items()} for place in used.tolist()] if rows.extras else (),
+        read=None if rows.read is None else rows.read[part, :width].to(device),
     )

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from mmalign.policies.language import prefixes
-from mmalign.policies.language.codes.guided import mixed, unprompted
+from mmalign.policies.language.codes.guided import GuidedFit, mixed, unprompted
 from mmalign.policies.language.codes.layouts import Layout
 from mmalign.policies.language.drawing import ALONE, Drawing, Voice, pick
+from mmalign.policies.language.prefixes import Sequences
 
 Using = Callable[[], AbstractContextManager[None]]
 
@@ -80,3 +81,11 @@ def _logits(layout: Layout, voices: Sequence[Voice], states: list[list[Tensor]],
             parts = [layout.logits(state) for state in own]
         logits.append(parts[0] if scale == 1 else mixed(parts, scale))
     return logits[0] if len(voices) == 1 else sum(voice.share * part.double() for voice, part in zip(voices, logits, strict=True))  # type: ignore[return-value]
+
+
+@torch.no_grad()
+def draw_forced(fit: GuidedFit, rows: Sequences, uniform: Tensor, drawing: Drawing) -> Images:
+    """Codes of images of which all that is read is given, each behind the ones before it that are: ``rows.read [R, T]``, in one pass."""
+    logits = fit.head(fit.states(rows).flatten(0, 1))
+    codes, log_probs = pick(logits, uniform.flatten().to(logits.device), drawing)
+    return Images(codes.view(uniform.shape).cpu(), log_probs.view(uniform.shape).cpu())

@@ -37,8 +37,8 @@ class GuidedFit:
     def states(self, rows: Sequences) -> Tensor:
         """``[R, t, H]`` that predict the codes of rows; with guidance ``[R, t, 2 H]``, those behind the prompt first."""
         rows = prefixes.moved(rows, self.device)
-        tokens = self.layout.written(rows.tokens)
-        rows = replace(rows, tokens=tokens, lengths=torch.full_like(rows.lengths, tokens.shape[1]))
+        tokens = self.layout.written(rows.tokens if rows.read is None else rows.read)
+        rows = replace(rows, tokens=tokens, read=None, lengths=torch.full_like(rows.lengths, tokens.shape[1]))
         places = self.layout.places[: rows_width(self.layout, tokens)].to(self.device)
         if self.scale == 1:
             return prefixes.run(self.backbone, rows, shared=self.shared)[:, places]

@@ -19,11 +19,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from mmalign.arguments.ranges import Fraction, Natural, NotNegative, Positive
+from mmalign.arguments.ranges import Fraction, Natural, NotNegative, Positive, Proportion
 from mmalign.conversations import has_media
 from mmalign.needs import kinds, named
-from mmalign.policies.language.codes import drawing
+from mmalign.policies.language.codes.drawing import Images, draw, draw_forced
 from mmalign.policies.language.codes.families import layout_of
+from mmalign.policies.language.codes.forcing import lesson_of, noised
 from mmalign.policies.language.codes.guided import GuidedFit
 from mmalign.policies.language.codes.pixels import Pixels
 from mmalign.policies.language.completions import Completions
@@ -31,6 +32,7 @@ from mmalign.policies.language.contrasts import Others, others, sequences
 from mmalign.policies.language.drawing import CURRENT, Drawing, Voice
 from mmalign.policies.language.loading import refuse_numbers
 from mmalign.policies.language.logits import LOG_PROBS
+from mmalign.policies.language.prefixes import Sequences
 from mmalign.policies.language.scoring import Scorer
 from mmalign.policies.language.vision import Prompt
 from mmalign.policies.transformers import TransformersPolicy
@@ -52,6 +54,7 @@ ADAPTER = Adapter(
 def image_tokens(  # one keyword for each thing that a user may set
     of: TransformersPolicy, *, guidance: NotNegative = 1.0, trained: Literal["guided", "conditional"] = "guided",
     size: Sequence[int] | None = None, temperature: Positive = 1.0, top_p: Fraction = 1.0, top_k: Natural = 0,
+    teacher_forcing: Proportion | None = None,
 ) -> ImageTokensPolicy:  # fmt: skip
     """A policy that makes images, around a model of ``transformers`` that writes them as tokens: Janus, Janus-Pro, Emu3.
 
@@ -64,6 +67,9 @@ def image_tokens(  # one keyword for each thing that a user may set
         size: height and width of the images, of a model that makes several sizes (Emu3).
         temperature: of the distribution that is sampled, scored and trained.
         top_p, top_k: cut off the unlikely in sampling alone; the log-probabilities are those of the whole distribution.
+        teacher_forcing: prompts hold an image, and each code of a rollout is drawn behind the codes of that image and not behind those
+            drawn before it (VA-pi, with the reward ``reconstruction``); this share of what is read is replaced by random codes, 0.5 in
+            VA-pi's code. One pass makes all codes. None: images are drawn freely.
 
     Errors: UserError for a model that makes no images, a size that it does not make, guidance where it has no words for no prompt.
     """
@@ -75,8 +81,11 @@ def image_tokens(  # one keyword for each thing that a user may set
         raise UserError(f"policy.trained: got {trained!r}, takes 'guided' or 'conditional'")
     if size is not None and (len(size) != 2 or not all(isinstance(side, int) for side in size)):
         raise UserError(f"policy.size: got {size!r}, takes [height, width]")
+    if teacher_forcing is not None and trained == "conditional":
+        raise UserError("policy.teacher_forcing: got trained: conditional too, and a pass draws from what it scores; takes trained: guided")
     refuse_numbers(temperature, top_p, top_k)
-    return ImageTokensPolicy(of, guidance=guidance, trained=trained, size=size, temperature=temperature, top_p=top_p, top_k=top_k)
+    drawing = Drawing(temperature, top_p, top_k, torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64), 0)
+    return ImageTokensPolicy(of, guidance=guidance, trained=trained, size=size, drawing=drawing, teacher_forcing=teacher_forcing)
 
 
 class ImageTokensPolicy:
@@ -86,8 +95,8 @@ class ImageTokensPolicy:
     gives = ADAPTER.gives
 
     def __init__(
-        self, of: TransformersPolicy, *, guidance: float, trained: str, size: Sequence[int] | None, temperature: float, top_p: float,
-        top_k: int,
+        self, of: TransformersPolicy, *, guidance: float, trained: str, size: Sequence[int] | None, drawing: Drawing,
+        teacher_forcing: float | None = None,
     ):  # fmt: skip
         self.of, self.sets, self.rows_at_once, self.guidance = of, of.sets, of.rows_at_once, guidance
         self.layout = layout_of(of.model, of.chat, None if size is None else (size[0], size[1]))
@@ -97,12 +106,12 @@ class ImageTokensPolicy:
         self.room = replace(of.room, max_completion=length)
         self._told = False
         self.pixels = Pixels(self.layout, of.chat.vision, of.device)
-        never, stops = (torch.zeros(0, dtype=torch.int64, device=of.device) for _ in range(2))
-        self.drawing = Drawing(temperature, top_p, top_k, never, stops, len(self.layout.places))
+        never, self.teacher_forcing = drawing.never.to(of.device), teacher_forcing
+        self.drawing = drawing._replace(never=never, most=len(self.layout.places))
         self.fit = GuidedFit(self.layout, guidance if trained == "guided" else 1.0, of.fit.shared, of.device)
         words = int(of.model.get_input_embeddings().weight.shape[0])
         at_once = max(1, of.scorer.at_once * words // self.layout.codes)
-        self.scorer = Scorer(self.fit, temperature, at_once, {}, of.device, never, of.scorer.layers)
+        self.scorer = Scorer(self.fit, drawing.temperature, at_once, {}, of.device, never, of.scorer.layers)
 
     # Parameters
 
@@ -136,6 +145,8 @@ class ImageTokensPolicy:
         log-probabilities as they were drawn are from those of ``old`` (``engine_difference``, nats, mean and largest), where both are of
         one distribution.
         """
+        if self.teacher_forcing is not None:
+            return self._taught(prompts, group_size, rng, behaviors, part)
         who = assignment(group_size, behaviors)
         uniform = torch.rand((len(prompts), len(who), self.drawing.most), generator=rng, dtype=torch.float64)[part].flatten(0, 1)
         own = list(range(len(prompts))[part])
@@ -152,6 +163,36 @@ class ImageTokensPolicy:
             rollout.metrics.update(engine_difference=float(differences.mean()), engine_difference_max=float(differences.max()))
         return rollout
 
+    def _taught(self, prompts: list[Any], group_size: int, rng: torch.Generator, behaviors: Sequence[Behavior], part: slice) -> Rollout:
+        """Rows whose codes are drawn behind those of the images that prompts hold, ``teacher_forcing`` of these replaced.
+
+        ``same_codes``: the share of codes that are the images' own. Errors: UserError for behaviors, and as of ``forcing.lesson_of``.
+        """
+        if behaviors:
+            raise UserError(f"policy.teacher_forcing: the method's {behaviors[0].name} draws rows too; takes one that lets nobody else")
+        shape = (len(prompts), group_size, self.drawing.most)
+        uniform, places = (torch.rand(shape, generator=rng, dtype=torch.float64)[part].flatten(0, 1) for _ in range(2))
+        others = torch.randint(self.layout.codes, shape, generator=rng)[part].flatten(0, 1)
+        own = list(range(len(prompts))[part])
+        lessons = [lesson_of(prompts[number], number, self.pixels) for number in own]
+        encoded = [self._prompt(lesson.prompt, number) for lesson, number in zip(lessons, own, strict=True)]
+        which = torch.arange(len(own)).repeat_interleave(group_size)
+        true = torch.cat([self.pixels.encode(lesson.image.unsqueeze(0)) for lesson in lessons])
+        read = noised(true[which], float(self.teacher_forcing or 0), places, others)
+        ids, lengths = [torch.tensor(prompt.ids) for prompt in encoded], torch.full((len(which),), self.drawing.most)
+        parts = [
+            draw_forced(self.fit, Sequences(ids, which[rows], read[rows], lengths[rows], read=read[rows]), uniform[rows], self.drawing)
+            for rows in torch.arange(len(which)).split(self.rows_at_once)
+        ]
+        codes = torch.cat([drawn.codes for drawn in parts])
+        rollout = self._table(encoded, [prompts[number] for number in own], which, codes, torch.tensor(own)[which])
+        rollout.held = replace(rollout.held, read=read)
+        rollout.log_probs = self._whole(rollout, self.rows_at_once)
+        differences = (torch.cat([drawn.log_probs for drawn in parts]) - rollout.log_probs).abs()
+        rollout.metrics.update(engine_difference=float(differences.mean()), engine_difference_max=float(differences.max()))
+        rollout.metrics["same_codes"] = float((codes == true[which]).double().mean())
+        return rollout
+
     def _prompt(self, prompt: Any, number: int) -> Prompt:
         """What an image begins behind. Errors: UserError for a prompt with media, and one that is too long."""
         if has_media(prompt):
@@ -159,9 +200,7 @@ class ImageTokensPolicy:
         read = self.room.prompt(prompt, number)
         return replace(read, ids=tuple(self.layout.behind(list(read.ids))), types={})
 
-    def _drawn(
-        self, encoded: Sequence[Prompt], which: Tensor, uniform: Tensor, who: Tensor, behaviors: Sequence[Behavior]
-    ) -> drawing.Images:
+    def _drawn(self, encoded: Sequence[Prompt], which: Tensor, uniform: Tensor, who: Tensor, behaviors: Sequence[Behavior]) -> Images:
         """Codes of rows that ``who [R]`` draws: 0 the current policy, k the k-th behavior."""
         codes = torch.zeros(uniform.shape, dtype=torch.int64)
         log_probs = torch.full(uniform.shape, torch.nan, dtype=torch.float64)
@@ -171,19 +210,19 @@ class ImageTokensPolicy:
             for rows in torch.nonzero(who == number).flatten().split(self.rows_at_once):
                 drawn = self._images(encoded, which[rows], uniform[rows], manner, self.guidance, shares)
                 codes[rows], log_probs[rows] = drawn.codes, drawn.log_probs
-        return drawing.Images(codes, log_probs)
+        return Images(codes, log_probs)
 
     def _images(
         self, encoded: Sequence[Prompt], which: Tensor, uniform: Tensor, manner: Drawing, scale: float,
         shares: Mapping[str, float] = CURRENT,
-    ) -> drawing.Images:  # fmt: skip
+    ) -> Images:  # fmt: skip
         """Codes of some rows, in one batch."""
         used, local = which.unique(return_inverse=True)
         prompts = [torch.tensor(encoded[place].ids) for place in used.tolist()]
         voices = [Voice(share, partial(self.using, name)) for name, share in shares.items()]
         local, uniform = local.to(self.of.device), uniform.to(self.of.device)
-        drawn = drawing.draw(self.layout, prompts, local, uniform, manner, scale, voices=voices)
-        return drawing.Images(drawn.codes.cpu(), drawn.log_probs.cpu())
+        drawn = draw(self.layout, prompts, local, uniform, manner, scale, voices=voices)
+        return Images(drawn.codes.cpu(), drawn.log_probs.cpu())
 
     @torch.no_grad()
     def encode(self, prompts: list[Any], outputs: Any, group: Tensor, rng: torch.Generator, *, part: slice = EVERY) -> Rollout:
@@ -231,8 +270,17 @@ class ImageTokensPolicy:
 
     def refusals(self, prompts: Sequence[Any]) -> dict[int, str]:
         """Place -> why, of prompts that hold media, that the tokenizer or the template refuses, or that are too long."""
-        media = {place: "holds an image or a video, takes text" for place, prompt in enumerate(prompts) if has_media(prompt)}
-        return self.room.refusals(prompts) | media
+        if self.teacher_forcing is None:
+            media = {place: "holds an image or a video, takes text" for place, prompt in enumerate(prompts) if has_media(prompt)}
+            return self.room.refusals(prompts) | media
+        why, asked = dict[int, str](), list[Any]()
+        for place, prompt in enumerate(prompts):
+            try:
+                asked.append(lesson_of(prompt, place, self.pixels).prompt)
+            except UserError as error:
+                asked.append("")
+                why[place] = str(error).removeprefix(f"prompt {place}: ")
+        return self.room.refusals(asked) | why
 
     @torch.no_grad()
     def generate(self, prompts: list[Any], seeds: list[int], **call: Any) -> Tensor:
@@ -246,6 +294,10 @@ class ImageTokensPolicy:
         if scale != 1:
             self.layout.unprompted([])
         manner = self.drawing._replace(**call)
+        if self.teacher_forcing is not None:  # what a prompt shows is not shown to whoever draws freely
+            prompts = [
+                lesson_of(prompt, number, self.pixels).prompt if has_media(prompt) else prompt for number, prompt in enumerate(prompts)
+            ]
         encoded = [self._prompt(prompt, number) for number, prompt in enumerate(prompts)]
         rngs = [torch.Generator().manual_seed(seed) for seed in seeds]
         uniform = torch.stack([torch.rand(manner.most, generator=rng, dtype=torch.float64) for rng in rngs])
