@@ -1,5 +1,5 @@
-"""Remakes the base generators that the small configs align: assets/digits, assets/moving_digits, assets/token_digits and assets/digit_scenes,
-the questions of assets/prompts/arithmetic.jsonl, and assets/pictures.
+"""Remakes the base generators that the small configs align: assets/digits, assets/moving_digits, assets/token_digits and
+assets/digit_scenes, the questions of assets/prompts/arithmetic.jsonl, and assets/pictures.
 
     python scripts/make_assets.py            # all of them
     python scripts/make_assets.py dit        # one of dit, sd3 (about five minutes each on two cores), moving_digits (two), token_digits
@@ -71,7 +71,8 @@ def token_numbers(made: object, words: object) -> str:
     kept = policy.pixels.decode(policy.pixels.encode(images))
     error, read = float((kept - images).square().mean().sqrt()), digits_gold()(kept, [PROMPTS[digit] for digit in labels.tolist()])
     spread = digits_spread()(drawn, rows)["spread_ratio"]
-    return f"gold {float(digits_gold()(drawn, rows).mean()):.3f}  spread {spread:.3f}  codebook error {error:.3f}, gold {float(read.mean()):.3f}"
+    gold = float(digits_gold()(drawn, rows).mean())
+    return f"gold {gold:.3f}  spread {spread:.3f}  codebook error {error:.3f}, gold {float(read.mean()):.3f}"
 
 
 def make_token_digits() -> None:

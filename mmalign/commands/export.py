@@ -17,6 +17,7 @@ from mmalign.policies.exports.language import auto_class, save
 from mmalign.policies.exports.pipelines import export as write
 from mmalign.policies.forward import ForwardPolicy
 from mmalign.policies.language.codes.image_tokens import ImageTokensPolicy
+from mmalign.policies.language.codes.thinking_images import ThinkingImagesPolicy
 from mmalign.policies.language.loading import load as load_language_model
 from mmalign.policies.pipelines.calling import load
 from mmalign.policies.scorers.scorer import ScorerPolicy
@@ -66,7 +67,9 @@ def export(run_folder: str | Path, *, out: str | Path | None = None, parameters:
     if isinstance(node, dict) and isinstance(node.get("memory"), Mapping):  # LoRA goes onto users' weights; one call is not worth compiling
         node["memory"] = {key: value for key, value in node["memory"].items() if key not in ("storage", "compile")}
     outer: Any = run.policy()
-    policy = outer.of if isinstance(outer, ForwardPolicy | ScorerPolicy | ImageTokensPolicy) else outer
+    policy = outer
+    while isinstance(policy, ForwardPolicy | ScorerPolicy | ImageTokensPolicy | ThinkingImagesPolicy):
+        policy = policy.of
     if node is None or not isinstance(policy, DiffusersPolicy | TransformersPolicy):
         raise UserError(
             f"{run.folder}: got the policy {run.config['policy'].get('use')!r}, export takes a diffusers pipeline or a language model"

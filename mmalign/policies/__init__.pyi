@@ -6,6 +6,8 @@ from mmalign.policies.inspecting.inspection import inspection as inspection
 from mmalign.policies.inspecting.trajectory import trajectory as trajectory
 from mmalign.policies.language.codes.image_tokens import ImageTokensPolicy as ImageTokensPolicy
 from mmalign.policies.language.codes.image_tokens import image_tokens as image_tokens
+from mmalign.policies.language.codes.thinking_images import ThinkingImagesPolicy as ThinkingImagesPolicy
+from mmalign.policies.language.codes.thinking_images import thinking_images as thinking_images
 from mmalign.policies.language.given import given as given
 from mmalign.policies.language.last_states import last_states as last_states
 from mmalign.policies.parameters import ParameterSets as ParameterSets

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import mmalign as mm
 from mmalign.config import check, load
 from mmalign.needs import ENTROPY
 from mmalign.policies.language.codes.image_tokens import ImageTokensPolicy, image_tokens
+from mmalign.policies.language.codes.thinking_images import ThinkingImagesPolicy, thinking_images
 from mmalign.policies.parameters import replaced
 from mmalign.policies.transformers import transformers
 from mmalign.policies.twins import texts, visions
@@ -322,3 +324,55 @@ def test_noise_replaces_a_share_of_what_is_read_and_bad_lessons_are_refused() ->
     with pytest.raises(UserError, match="reconstruction: got a prompt with 2 images or videos"):
         reward(rollout.outputs[:1], [two])
     assert torch.equal(some.generate([shown(image)], [3]), policy("Janus").generate(["a cat"], [3]))  # a user's images are drawn freely
+
+
+def thinking(kind: str, **settings: Any) -> ThinkingImagesPolicy:
+    return thinking_images(policy(kind, **settings), thoughts=5)
+
+
+@pytest.mark.parametrize(("kind", "guidance"), [("Janus", 3.0), ("Emu3", 1.0)])
+def test_rows_that_think_are_words_and_codes_in_one_table(kind: str, guidance: float) -> None:
+    """T2I-R1: the words are scored as the language model has them, the codes behind prompt and words as image_tokens has them."""
+    some = thinking(kind, guidance=guidance)
+    rollout = some.sample(PROMPTS, 3, torch.Generator().manual_seed(1))
+    held, codes = rollout.held, some.of.drawing.most
+    assert rollout.mask.shape == (6, 5 + codes) and rollout.mask[:, 5:].all() and rollout.mask[:, 0].all()
+    assert rollout.mask[:, :5].sum(1).tolist() == held.words.lengths.tolist()
+    steps = some.steps(rollout, torch.arange(6))
+    assert torch.allclose(steps.log_probs.detach(), torch.where(rollout.mask, rollout.log_probs, 0.0), atol=1e-5)
+    words = some.writer.table(held.words.encoded, held.words.which, held.words.tokens, held.words.lengths, rollout.mask[:, :5])
+    assert torch.allclose(some.writer._whole(words, 6), rollout.log_probs[:, :5], atol=1e-5)
+    ends = set(some.writing.stops.tolist())
+    said = [token for token in held.words.tokens[4, : held.words.lengths[4]].tolist() if token not in ends]
+    ids = some.of.layout.behind([*held.words.encoded[1].ids, *said])
+    assert list(held.images.encoded[4].ids) == ids
+    alone = some.of._table([replace(held.images.encoded[4])], ["x"], torch.zeros(1).long(), held.images.tokens[4:5], torch.zeros(1).long())
+    assert torch.allclose(some.of._whole(alone, 1)[0], rollout.log_probs[4, 5:], atol=1e-5)
+    assert torch.equal(rollout.outputs, some.of.pixels.decode(held.images.tokens))
+    both = type(rollout).join([rollout.take(torch.tensor([4, 0])), rollout.take(torch.tensor([2]))])
+    assert torch.allclose(some._whole(both, 3), rollout.log_probs[[4, 0, 2]], atol=1e-5)
+    columns = torch.tensor([1, 5 + 3])
+    part = some.steps(rollout, torch.tensor([2]), columns).log_probs
+    assert torch.allclose(part, steps.log_probs[[2]][:, columns], atol=1e-5)
+    texts, images = some.drawn(["a cat"], [7])
+    assert torch.allclose(some.generate(["a dog", "a cat"], [1, 7])[1:], images, atol=1e-5) and isinstance(texts[0], str)
+
+
+def test_one_advantage_trains_words_and_codes(tmp_path: Path) -> None:
+    some = thinking("Janus")
+    bright = lambda outputs, prompts, **more: outputs.flatten(1).mean(1)  # noqa: E731
+    run = mm.online(
+        some, PROMPTS, {"bright": bright}, mm.methods.grpo(beta=0.01, kl="exact"), steps=1, batch={"prompts": 2, "group": 3},
+        evaluation={"every": 1, "samples": 1, "columns": 1}, run={"name": "think", "folder": str(tmp_path), "trackers": []},
+    )  # fmt: skip
+    (row,) = [row for row in rows(run.path) if "loss" in row]
+    assert row["grad_norm"] > 0 and row["length"] > 0
+    rollout = some.sample(PROMPTS, 2, torch.Generator().manual_seed(0))
+    for column in (0, 5 + 3):
+        table = some.steps(rollout, torch.arange(4), torch.tensor([column]))
+        gradient = torch.autograd.grad(table.log_probs.sum(), [some.of.of.model.get_input_embeddings().weight])[0]
+        assert float(gradient.norm()) > 0
+    with pytest.raises(UserError, match=r"policy.of.teacher_forcing: rows that think draw freely"):
+        thinking("Janus", teacher_forcing=0.5)
+    with pytest.raises(UserError, match=r"policy.of: got a TransformersPolicy, takes one that image_tokens makes"):
+        thinking_images(some.writer)  # type: ignore[arg-type]

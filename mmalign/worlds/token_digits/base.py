@@ -1,8 +1,8 @@
 """The base: a Janus of 0.2 M parameters that writes a digit as 16 codes, one for each 2 x 2 pixels, from captions half of which are wrong.
 
 Its codebook is the class's own, brought to the 32 patches that are nearest to those of half A (k-means): the encoder learns which of them
-a patch is, the decoder what the pixels behind 16 of them were. As ``digits``, it draws the digit that it is asked for about half of the
-time, and as there half B is the judges'.
+a patch is, the decoder what the pixels behind 16 of them were. It draws the digit that it is asked for about a third of the time, with
+guidance of 3 two thirds; as in ``digits``, half B is the judges'.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def train_codebook(model: Any, *, iterations: int, rng: torch.Generator, progres
 
 
 def train_base(
-    *, label_noise: Proportion = 0.5, iterations: Count = 600, learning_rate: Positive = 3e-3, seed: Seed = 0, progress: bool = False
+    *, label_noise: Proportion = 0.5, iterations: Count = 900, learning_rate: Positive = 3e-3, seed: Seed = 0, progress: bool = False
 ) -> tuple[Any, Any]:
     """Trains the base from scratch on half A, a minute or two on a core: its codebook, and then the likelihood of codes.
 

@@ -282,18 +282,22 @@ class ImageTokensPolicy:
                 why[place] = str(error).removeprefix(f"prompt {place}: ")
         return self.room.refusals(asked) | why
 
+    def manner(self, call: Mapping[str, Any]) -> tuple[float, Drawing]:
+        """Guidance, and how codes are drawn, as a user's call has it. Errors: UserError for another word, and as of guidance."""
+        if odd := sorted(call.keys() - {*CALL}):
+            raise UserError(f"call.{odd[0]}: takes {', '.join(CALL)}")
+        scale = float(call.get("guidance", self.guidance))
+        if scale != 1:
+            self.layout.unprompted([])
+        return scale, self.drawing._replace(**{name: value for name, value in call.items() if name != "guidance"})
+
     @torch.no_grad()
     def generate(self, prompts: list[Any], seeds: list[int], **call: Any) -> Tensor:
         """Images as a user gets them, one seed for each prompt.
 
         call: ``temperature`` (0: the likeliest codes), ``top_p``, ``top_k``, ``guidance``.
         """
-        if odd := sorted(call.keys() - {*CALL}):
-            raise UserError(f"call.{odd[0]}: takes {', '.join(CALL)}")
-        scale = float(call.pop("guidance", self.guidance))
-        if scale != 1:
-            self.layout.unprompted([])
-        manner = self.drawing._replace(**call)
+        scale, manner = self.manner(call)
         if self.teacher_forcing is not None:  # what a prompt shows is not shown to whoever draws freely
             prompts = [
                 lesson_of(prompt, number, self.pixels).prompt if has_media(prompt) else prompt for number, prompt in enumerate(prompts)

@@ -1,0 +1,230 @@
+"""Rows that think in words and then draw: a text, and behind it the codes of an image, one table for both (T2I-R1).
+
+The words are the language model's own distribution, as ``transformers`` has it, without guidance; the codes are ``image_tokens``'. An
+advantage is a row's, so what an image is worth is credited to its words too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+
+from mmalign.arguments.ranges import Count
+from mmalign.needs import kinds
+from mmalign.policies.language import reference_models
+from mmalign.policies.language.codes.image_tokens import CALL, ImageTokensPolicy
+from mmalign.policies.language.completions import Completions
+from mmalign.policies.language.contrasts import sequences
+from mmalign.policies.language.drawing import Drawn
+from mmalign.policies.language.logits import LOG_PROBS
+from mmalign.policies.language.vision import Prompt
+from mmalign.stacking import stacked_by_name
+from mmalign.types import EVERY, Adapter, Behavior, Need, Rollout, Steps, UserError
+
+__all__ = ["ThinkingImagesPolicy", "thinking_images"]
+
+ADAPTER = Adapter("token", frozenset({"old", "refs", "kls", "reverse_kls", "entropy", "collision", "recall"}), call=lambda arguments: CALL)
+
+
+def thinking_images(of: ImageTokensPolicy, *, thoughts: Count = 64) -> ThinkingImagesPolicy:
+    """A policy whose rows are a text and then an image: what an ``image_tokens`` model says to a prompt, and draws behind both.
+
+    Args:
+        of: the policy that draws; its model writes the text, at its own temperature (``of: {of: {temperature: ...}}``).
+        thoughts: tokens of a text at most. It ends with the model's end of text, which is not read before the image.
+
+    Errors: UserError for another policy, and one that is taught by force, which draws behind given codes.
+    """
+    if not isinstance(of, ImageTokensPolicy):
+        raise UserError(f"policy.of: got a {type(of).__name__}, takes one that image_tokens makes")
+    if of.teacher_forcing is not None:
+        raise UserError("policy.of.teacher_forcing: rows that think draw freely; takes none")
+    return ThinkingImagesPolicy(of, thoughts=thoughts)
+
+
+@dataclass(frozen=True)
+class Thought:
+    """Rows of one rollout: their texts behind prompts, and their codes behind prompts and texts. refs: name -> ``[B, T]`` of both."""
+
+    words: Completions
+    images: Completions
+    refs: dict[str, Tensor] = field(default_factory=dict)
+
+    def take(self, rows: Tensor) -> Thought:
+        """Some rows."""
+        return Thought(self.words.take(rows), self.images.take(rows), {name: table[rows] for name, table in self.refs.items()})
+
+    @staticmethod
+    def join(parts: Sequence[Thought]) -> Thought:
+        """Rows of the first part first."""
+        words, images = (Completions.join([getattr(part, name) for part in parts]) for name in ("words", "images"))
+        return Thought(words, images, stacked_by_name([part.refs for part in parts]))
+
+
+class ThinkingImagesPolicy:
+    """See ``thinking_images``. Columns of a table: ``thoughts`` of words, of which a row's length counts, and then the codes."""
+
+    kind = ADAPTER.kind
+    gives = ADAPTER.gives
+
+    def __init__(self, of: ImageTokensPolicy, *, thoughts: int):
+        self.of, self.writer, self.sets, self.rows_at_once, self.thoughts = of, of.of, of.sets, of.rows_at_once, thoughts
+        self.room = replace(of.room, max_completion=of.room.max_completion + thoughts)
+        self.writing = self.writer.drawing._replace(most=thoughts)
+
+    @property
+    def tolerance(self) -> float:
+        """Nats that a log-probability may differ by when it is scored again."""
+        return self.of.tolerance
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Trained parameters by name."""
+        return self.sets.trained
+
+    def using(self, name: str) -> AbstractContextManager[None]:
+        """A named parameter set in place of the current one."""
+        return self.sets.using(name)
+
+    def refer(self, name: str, other: Any, examples: Sequence[Any] = ()) -> None:
+        """Errors: UserError, as of ``image_tokens``."""
+        self.of.refer(name, other, examples)
+
+    def refusals(self, prompts: Sequence[Any]) -> dict[int, str]:
+        """Place -> why, as of ``image_tokens``, with room for the words."""
+        return self.of.refusals(prompts) | self.room.refusals(prompts)
+
+    # Rollout
+
+    @torch.no_grad()
+    def sample(
+        self, prompts: list[Any], group_size: int, rng: torch.Generator, *, step: int = 0, behaviors: Sequence[Behavior] = (),
+        part: slice = EVERY,
+    ) -> Rollout:  # fmt: skip
+        """``group_size`` texts and images of each prompt. ``metrics``: ``length`` (tokens of a text), ``cut`` (without an end)."""
+        codes = self.of.drawing.most
+        shape = (len(prompts), group_size, self.thoughts + codes)
+        uniform = torch.rand(shape, generator=rng, dtype=torch.float64)[part].flatten(0, 1)
+        own = list(range(len(prompts))[part])
+        asked = [self.room.prompt(prompts[number], number) for number in own]
+        which = torch.arange(len(own)).repeat_interleave(group_size)
+        words, behind = self._written(asked, which, uniform[:, : self.thoughts])
+        rows = torch.arange(len(which))
+        drawn = self.of._drawn(behind, rows, uniform[:, self.thoughts :], torch.zeros_like(rows), ())
+        sources = [prompts[number] for number in own]
+        held = Thought(self._completions(asked, sources, which, words), self._images(behind, [sources[n] for n in which], drawn.codes))
+        live = torch.arange(self.thoughts) < words.lengths.unsqueeze(1)
+        rollout = Rollout(
+            prompts=[sources[place] for place in which.tolist()],
+            outputs=torch.cat([self.of.pixels.decode(some) for some in drawn.codes.split(self.rows_at_once)]),
+            log_probs=torch.full((len(which), shape[-1]), torch.nan, dtype=torch.float64),
+            mask=torch.cat([live, torch.ones(drawn.codes.shape, dtype=torch.bool)], dim=1),
+            group=torch.tensor(own)[which],
+            held=held,
+        )
+        rollout.log_probs = self._whole(rollout, self.rows_at_once)
+        rollout.metrics.update(length=float(words.lengths.double().mean()), cut=float(words.cut.double().mean()))
+        return rollout
+
+    def encode(self, *args: Any, **settings: Any) -> NoReturn:
+        """Errors: UserError: nobody knows what a given image was thought of with."""
+        raise UserError("policy: thinking_images draws its own rows, and records hold images alone; takes policy: {use: image_tokens}")
+
+    def _written(self, asked: Sequence[Prompt], which: Tensor, uniform: Tensor) -> tuple[Drawn, list[Prompt]]:
+        """Texts of rows, filled up to ``thoughts`` columns, and what each row's image begins behind."""
+        drawn = self.writer.drawer([prompt.ids for prompt in asked], which, uniform, self.writing)
+        tokens = nn.functional.pad(drawn.tokens, (0, self.thoughts - drawn.tokens.shape[1]))
+        ends = set(self.writing.stops.tolist())
+        behind = []
+        for place, line, length in zip(which.tolist(), tokens.tolist(), drawn.lengths.tolist(), strict=True):
+            said = [token for token in line[:length] if token not in ends]
+            behind.append(replace(asked[place], ids=tuple(self.of.layout.behind([*asked[place].ids, *said])), types={}))
+        return drawn._replace(tokens=tokens), behind
+
+    def _completions(self, asked: Sequence[Prompt], sources: Sequence[Any], which: Tensor, words: Drawn) -> Completions:
+        held = Completions.of_rows(self.writer.chat.vision, asked, sources, which, words.tokens, words.lengths)
+        return replace(held, cut=words.cut)
+
+    def _images(self, behind: Sequence[Prompt], sources: Sequence[Any], codes: Tensor) -> Completions:
+        lengths = torch.full((len(codes),), codes.shape[1])
+        return Completions.of_rows(None, behind, sources, torch.arange(len(codes)), codes, lengths)
+
+    @torch.no_grad()
+    def generate(self, prompts: list[Any], seeds: list[int], **call: Any) -> Tensor:
+        """Images as a user gets them, one seed for each prompt; call as of ``image_tokens``, of the codes."""
+        return self.drawn(prompts, seeds, **call)[1]
+
+    @torch.no_grad()
+    def drawn(self, prompts: list[Any], seeds: list[int], **call: Any) -> tuple[list[str], Tensor]:
+        """What ``generate`` gives, and before it the texts that the images were drawn behind."""
+        scale, manner = self.of.manner(call)
+        asked = [self.room.prompt(prompt, number) for number, prompt in enumerate(prompts)]
+        rngs = [torch.Generator().manual_seed(seed) for seed in seeds]
+        uniform = torch.stack([torch.rand(self.thoughts + manner.most, generator=rng, dtype=torch.float64) for rng in rngs])
+        rows = torch.arange(len(prompts))
+        words, behind = self._written(asked, rows, uniform[:, : self.thoughts])
+        images = [
+            self.of.pixels.decode(self.of._images(behind, some, uniform[some, self.thoughts :], manner, scale).codes)
+            for some in rows.split(self.rows_at_once)
+        ]
+        texts = [self.writer.chat.text(line[:length]) for line, length in zip(words.tokens.tolist(), words.lengths.tolist(), strict=True)]
+        return texts, torch.cat(images)
+
+    # Scores
+
+    def remember(self, rollout: Rollout, names: Iterable[str], rows_at_once: int) -> None:
+        """Log-probabilities of a rollout under named parameter sets, without gradient, kept in the rollout."""
+        for name in names:
+            if name not in rollout.held.refs:
+                with torch.no_grad(), self.using(name):
+                    rollout.held.refs[name] = self._whole(rollout, rows_at_once)
+
+    def digests(self, rollout: Rollout) -> list[bytes]:
+        """What each row is told apart by: the codes' prompts hold the words."""
+        return rollout.held.images.digests(rollout.mask[:, self.thoughts :])  # type: ignore[no-any-return]
+
+    def remembered(self, rollout: Rollout) -> dict[str, Tensor]:
+        """Name -> ``[B, T]``: what ``remember`` keeps in a rollout."""
+        return rollout.held.refs  # type: ignore[no-any-return]
+
+    def steps(self, rollout: Rollout, rows: Tensor, columns: Tensor | None = None, needs: frozenset[Need] = frozenset()) -> Steps:
+        """The table of some rows, and of some columns (all, by default), with gradient; ``needs`` as of ``image_tokens``, but contrasts."""
+        columns = torch.arange(rollout.mask.shape[1]) if columns is None else columns
+        at, cells = (rows[:, None], columns[None, :]), torch.zeros_like(rollout.mask[rows])
+        cells[:, columns] = rollout.mask[at]
+        need_kinds, refs = kinds(needs), rollout.held.refs
+        compared = {Need(kind, name) for kind in ("kls", "reverse_kls") if kind in need_kinds for name in refs}
+        terms = {Need(kind) for kind in need_kinds & {"entropy", "collision"}}
+        table = self._scored(rollout, rows, cells, numbers=frozenset(compared | terms), references=sorted(refs) if compared else ())
+        of_references = lambda kind: {need.name: table[need][:, columns] for need in sorted(compared) if need.kind == kind}  # noqa: E731
+        return Steps(
+            log_probs=table[LOG_PROBS][:, columns],
+            mask=rollout.mask[at],
+            old=None if bool(rollout.log_probs[rollout.mask].isnan().any()) else rollout.log_probs[at],
+            refs={name: values[at] for name, values in refs.items()} if "refs" in need_kinds else {},
+            kls=of_references("kls"),
+            reverse_kls=of_references("reverse_kls"),
+            terms={need.kind: table[need][:, columns] for need in sorted(terms)},
+            kind=ADAPTER.kind,
+        )
+
+    def _whole(self, rollout: Rollout, rows_at_once: int) -> Tensor:
+        parts = torch.arange(len(rollout.prompts)).split(rows_at_once)
+        with torch.no_grad():
+            return torch.cat([self._scored(rollout, rows, rollout.mask[rows])[LOG_PROBS] for rows in parts])
+
+    def _scored(
+        self, rollout: Rollout, rows: Tensor, cells: Tensor, *, numbers: frozenset[Need] = frozenset(), references: Sequence[str] = ()
+    ) -> dict[Need, Tensor]:
+        """Tables of some rows, ``[R, T]``: words by the language model, and codes beside them."""
+        settings: dict[str, Any] = {"numbers": numbers, "references": references}
+        words = self.writer.scorer(
+            sequences(rollout.held.words, rows), cells[:, : self.thoughts], using=partial(reference_models.running, self.writer), **settings
+        )
+        codes = self.of.scorer(sequences(rollout.held.images, rows), cells[:, self.thoughts :], using=self.of._running, **settings)
+        return {name: torch.cat([words[name], codes[name]], dim=1) for name in words}
