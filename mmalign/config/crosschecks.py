@@ -192,6 +192,13 @@ def _shares(call: Call) -> Iterator[str]:
                 yield f"references.{name}.shares.{part}: is no set of parameters{nearest(str(part), known)}; takes {', '.join(known)}"
 
 
+REWARD_NAMES = (
+    *("weights", "transforms", "limits", "gates", "eligible", "order", "worst", "heads"),  # name -> what is said of it
+    *("of", "required", "judges", "reward", "nominal"),
+)
+"""Keywords of combinations that hold names of rewards."""
+
+
 def _names(call: Call) -> Iterator[str]:
     """Names of rewards and judges that are said elsewhere and that nobody has."""
     evaluation, combine = call.arguments.get("evaluation"), call.arguments.get("combine")
@@ -207,9 +214,10 @@ def _names(call: Call) -> Iterator[str]:
     for name in sorted({*reward_names} & {*judges}):
         yield f"evaluation.judges.{name}: a reward has that name too; takes another"
     if isinstance(combine, Call) and reward_names and home(combine.function).startswith("mmalign."):
-        for key in ("weights", "transforms", "limits"):
-            by_reward = combine.arguments.get(key)
-            for name in by_reward if isinstance(by_reward, dict) else ():
+        for key in REWARD_NAMES:
+            said = combine.arguments.get(key)
+            names = [said] if isinstance(said, str) else said
+            for name in names if isinstance(names, (dict, list)) else ():
                 if not any(name == reward or str(name).startswith(f"{reward}/") for reward in reward_names):
                     near = nearest(str(name), reward_names)
                     yield f"combine.{key}.{name}: no reward has this name{near}; takes {', '.join(reward_names)}"

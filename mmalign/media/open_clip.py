@@ -54,7 +54,8 @@ def load(name: str, architecture: str | Mapping[str, Any], weights: str | None, 
             torch.manual_seed(seed)
             net, tokenizer = _made(open_clip, architecture, weights, own)
     except Exception as error:  # whatever open_clip raises for tags, files and folders that it does not know
-        raise UserError(f"{name}.weights: got {weights!r} for {architecture}, which open_clip cannot load: {message_of(error)}") from error
+        got = f"{key}: got {architecture}" if weights is None else f"weights: got {weights!r} for {architecture}"
+        raise UserError(f"{name}.{got}, which open_clip cannot load: {message_of(error)}") from error
     facts = open_clip.get_model_preprocess_cfg(net)
     size = facts["size"] if isinstance(facts["size"], int) else facts["size"][0]
     mean, std = tuple(facts.get("mean") or CLIP_MEAN), tuple(facts.get("std") or CLIP_STD)

@@ -57,7 +57,7 @@ def free(config: dict[str, Any], path: tuple[Any, ...]) -> bool:
         "scheduler",
         "vocabulary",
     }
-    return len(path) > 1 and (path[-2] in names or "vocabulary" in path[:-2])
+    return len(path) > 1 and (path[-2] in names or not {"vocabulary", "architecture"}.isdisjoint(path[:-1]))
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -130,6 +130,8 @@ def test_every_old_key_of_a_policy_names_the_new_one(key: str) -> None:
     assert f"policy.{key}: is {POLICY[key]} since 0.2.0" in changed(name, **{f"policy__{key}": 1})
 
 
+GATED = {"use": "gated", "gates": {"prox": 0.5}, "otherwise": 0.0}
+AMONG = {"use": "among", "reward": "gold", "eligible": {"proxy": 0.5}}
 RANGES = {
     "max_norm": ("optimizer__max_norm", -1, "optimizer.max_norm: got -1, takes a number above 0"),
     "no norm": ("optimizer__max_norm", 0, "optimizer.max_norm: got 0, takes a number above 0"),
@@ -162,6 +164,9 @@ RANGES = {
     "a judge, nearly": ("evaluation__stop", {"judge": "gld"}, "evaluation.stop.judge: got 'gld', takes one of proxy, novelty, gold; near"),
     "a judge twice": ("evaluation__judges__proxy", {"use": "digits_gold"}, "evaluation.judges.proxy: a reward has that name too"),
     "a weight of none": ("combine__weights__noveltie", 1.0, "combine.weights.noveltie: no reward has this name; nearest: novelty; takes"),
+    "a gate of none": ("combine", GATED, "combine.gates.prox: no reward has this name; nearest: proxy; takes proxy, novelty"),
+    "the worst of none": ("combine", {"use": "worst", "of": ["proxy", "gold"]}, "combine.of.gold: no reward has this name"),
+    "one of none": ("combine", AMONG, "combine.reward.gold: no reward has this name; takes proxy, novelty"),
     "seed": ("run__seed", -1, "run.seed: got -1, takes 0 or more"),
     "checkpoints": ("run__checkpoint_every", 0, "run.checkpoint_every: got 0, takes 1 or more"),
     "shares": ("references", {"ref": {"shares": {"ref": -0.5, "current": 1.5}}}, "references.ref.shares: got {'ref': -0.5, 'current'"),

@@ -102,7 +102,7 @@ def test_a_run_is_a_reward_with_a_gradient(tmp_path: Path) -> None:
     ("given", "words"),
     [
         ({"architecture": "ViT-Q-1"}, r"policy\.of\.architecture: got 'ViT-Q-1', takes a model of open_clip"),
-        ({"architecture": {"embed_dim": 8}}, r"policy\.of\.weights: got None for \{'embed_dim': 8\}, which open_clip cannot load"),
+        ({"architecture": {"embed_dim": 8}}, r"policy\.of\.architecture: got \{'embed_dim': 8\}, which open_clip cannot load"),
         ({"architecture": TINY, "features": "text"}, r"open_clip\.features: got 'text', takes 'image' or 'product' or 'both'"),
     ],
 )
