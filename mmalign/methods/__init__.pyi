@@ -141,6 +141,7 @@ from mmalign.methods.reward_models.general_preference import general_preference 
 from mmalign.methods.reward_models.list_mle import list_mle as list_mle
 from mmalign.methods.reward_models.peer_review import peer_review as peer_review
 from mmalign.methods.reward_models.score_regression import score_regression as score_regression
+from mmalign.methods.reward_models.variational_preference import variational_preference as variational_preference
 from mmalign.methods.unpaired.bco import bco as bco
 from mmalign.methods.unpaired.ift import ift as ift
 from mmalign.methods.unpaired.kto import kto as kto

@@ -16,6 +16,7 @@ from mmalign.policies.pipelines.latents import latents as latents
 from mmalign.policies.pipelines.refusals import refusals as refusals
 from mmalign.policies.scorers.heads.gated import gated as gated
 from mmalign.policies.scorers.heads.ideal_points import ideal_points as ideal_points
+from mmalign.policies.scorers.heads.latent_user import latent_user as latent_user
 from mmalign.policies.scorers.heads.linear import linear as linear
 from mmalign.policies.scorers.noisy_latents import NoisyLatentsReader as NoisyLatentsReader
 from mmalign.policies.scorers.noisy_latents import noisy_latents as noisy_latents

@@ -32,7 +32,7 @@ def named(policy: Any, method: Method, coming: Iterator[Record], *, count: int) 
     records = list(islice(coming, LOOK * count))
     if "annotator" in policy.reads:
         _look_at_annotators(records)
-    if method.numbers != 1 and len(policy.scores) % 2:
+    if method.numbers in (0, 2) and len(policy.scores) % 2:
         raise UserError(f"policy.scores: got {len(policy.scores)} names, this method takes numbers in twos; takes an even number of names")
     if method.numbers == 0:
         return method
@@ -112,7 +112,8 @@ def labelled(feedback: Feedback, method: Method, records: Sequence[Record]) -> F
             own = _table([[record.labels.get(name, math.nan) for name in dimensions] for record in records])  # type: ignore[union-attr]
             strengths = torch.where(own.isnan(), strengths, own)
         columns["strengths"] = strengths
-    wide = {name: table.repeat_interleave(method.numbers, 1) for name, table in columns.items()}
+    each = len(method.scores) // len(dimensions)
+    wide = {name: table.repeat_interleave(each, 1) for name, table in columns.items()}
     return replace(feedback, ratings=wide["ratings"], strengths=wide.get("strengths"))
 
 

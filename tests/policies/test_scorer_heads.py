@@ -41,6 +41,22 @@ def test_an_ideal_point_is_a_mixture_of_prototypes() -> None:
             assert got[row, score].item() == pytest.approx(total, rel=1e-12)
 
 
+def test_a_latent_s_numbers_are_its_score_its_divergence_and_its_loads() -> None:
+    head: Any = mm.heads.latent_user(annotators=NAMES).make(5, ["score", "kl", "a", "b"]).double()
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter.copy_(random(*parameter.shape, seed=3))
+        features = random(2, 5).double()
+        known, nobody = head(features, {"annotator": ["ben", ""]})
+    mean, std, loads = head.mean[1].tolist(), head.log_std[1].exp().tolist(), (head.loads.detach() @ features.T).T
+    wanted = (head.shared[0] @ features[0]).item() + sum(m * one for m, one in zip(mean, loads[0].tolist(), strict=True))
+    divergence = sum((m**2 + s**2 - 1) / 2 - math.log(s) for m, s in zip(mean, std, strict=True))
+    assert known.tolist() == pytest.approx([wanted, divergence, std[0] * loads[0, 0].item(), std[1] * loads[0, 1].item()])
+    assert nobody.tolist() == pytest.approx([(head.shared[0] @ features[1]).item(), 0.0, *loads[1].tolist()])
+    with pytest.raises(UserError, match="takes three or more"):
+        mm.heads.latent_user(annotators=NAMES).make(5, ["score", "kl"])
+
+
 def test_two_groups_of_opposite_tastes_are_both_met() -> None:
     """60 pairs of each of 6 people; three like what three dislike, so that one score for all is right of one half."""
     taste, rng = random(8, seed=1), torch.Generator().manual_seed(2)
@@ -54,12 +70,12 @@ def test_two_groups_of_opposite_tastes_are_both_met() -> None:
     def better(rows: Tensor) -> Tensor:
         return sign * ((rows[:, 0] - rows[:, 1]) @ taste) > 0
 
-    def accuracy(head: Any) -> list[float]:
+    def accuracy(head: Any, method: Any = mm.methods.bradley_terry(), scores: tuple[str, ...] = ("score",)) -> list[float]:  # noqa: B008
         seen, unseen = outputs(), outputs()
         strength, columns = better(seen).double(), {"annotator": [name for name in who for _ in range(2)]}
         pairs, count = torch.arange(2 * len(who)).view(-1, 2), 2 * len(who)
         feedback = Feedback(torch.zeros(count).double(), torch.arange(count) // 2, pairs=pairs, strength=strength)
-        method, mask, module = mm.methods.bradley_terry(), torch.ones(count, 1).bool(), head.make(8, ["score"])
+        mask, module = torch.ones(count, len(scores)).bool(), head.make(8, list(scores))
         optimizer = torch.optim.Adam(module.parameters(), lr=0.03)
         for _ in range(150):
             steps = Steps(module(seen.flatten(0, 1), columns).double(), mask, kind="score")
@@ -72,6 +88,8 @@ def test_two_groups_of_opposite_tastes_are_both_met() -> None:
         return [right[sign == one].double().mean().item() for one in (1, -1)]
 
     assert min(accuracy(mm.heads.ideal_points(annotators=people))) > 0.9
+    latent = mm.heads.latent_user(annotators=people)
+    assert min(accuracy(latent, mm.methods.variational_preference(kl=1 / 60), ("score", "kl", "z1", "z2"))) > 0.9
     both = accuracy(mm.heads.linear())
     assert sum(both) / 2 == pytest.approx(0.5, abs=0.1) and min(both) < 0.6
 

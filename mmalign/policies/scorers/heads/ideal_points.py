@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mmalign.arguments.ranges import Count
+from mmalign.policies.scorers.heads._annotators import Annotators
 from mmalign.policies.scorers.heads._head import Head
-from mmalign.types import UserError
 
 __all__ = ["ideal_points"]
 
@@ -36,10 +35,10 @@ def ideal_points(*, annotators: list[str] | str, prototypes: Count = 2, width: C
         >>> head(torch.zeros(3, 3), {"annotator": ["anna", "ben", ""]}).shape
         torch.Size([3, 1])
     """
-    names = _names(annotators)
+    people = Annotators(annotators)
     return Head(
         "ideal_points",
-        lambda features, scores: IdealPoints(features, len(scores), names, prototypes=prototypes, width=width, seed=seed),
+        lambda features, scores: IdealPoints(features, len(scores), people, prototypes=prototypes, width=width, seed=seed),
         frozenset({"annotator"}),
     )
 
@@ -47,37 +46,17 @@ def ideal_points(*, annotators: list[str] | str, prototypes: Count = 2, width: C
 class IdealPoints(nn.Module):
     """See ``ideal_points``. project: ``[T width, H]``. prototypes: ``[T, K, width]``. weights: ``[annotators, K]`` before the softmax."""
 
-    def __init__(self, features: int, scores: int, names: Sequence[str], *, prototypes: int, width: int, seed: int):
+    def __init__(self, features: int, scores: int, people: Annotators, *, prototypes: int, width: int, seed: int):
         super().__init__()
-        rng, self.shape, self.place = torch.Generator().manual_seed(seed), (scores, width), {name: row for row, name in enumerate(names)}
+        rng, self.shape, self.people = torch.Generator().manual_seed(seed), (scores, width), people
         self.project = nn.Parameter(torch.randn(scores * width, features, generator=rng) / features**0.5)
         self.prototypes = nn.Parameter(torch.randn(scores, prototypes, width, generator=rng))
-        self.weights = nn.Parameter(torch.randn(len(names), prototypes, generator=rng))
+        self.weights = nn.Parameter(torch.randn(len(people), prototypes, generator=rng))
 
     def forward(self, features: Tensor, columns: Mapping[str, Sequence[Any]]) -> Tensor:
         """columns: ``annotator``."""
         shares = torch.softmax(self.weights, 1)
         shares = torch.cat([shares, shares.mean(0, keepdim=True)])  # the last is nobody's
-        ideals = torch.einsum("rk,tkd->rtd", shares[self._rows(columns["annotator"])], self.prototypes)
+        ideals = torch.einsum("rk,tkd->rtd", shares[self.people.rows(columns["annotator"])], self.prototypes)
         points = (features @ self.project.T).view(len(features), *self.shape)
         return -((points - ideals) ** 2).sum(-1)
-
-    def _rows(self, names: Sequence[Any]) -> list[int]:
-        if unknown := [name for name in names if name and name not in self.place]:
-            listed = ", ".join(list(self.place)[:8])
-            raise UserError(
-                f"policy.head.annotators: does not list {unknown[0]!r}; takes {listed}{', ...' * (len(self.place) > 8)}, or no name"
-            )
-        return [self.place.get(name, len(self.place)) if name else len(self.place) for name in names]
-
-
-def _names(annotators: list[str] | str) -> list[str]:
-    if isinstance(annotators, str):
-        if not Path(annotators).is_file():
-            raise UserError(f"policy.head.annotators: no such file: {annotators}; takes a list of names, or a file with one in a line")
-        annotators = Path(annotators).read_text(encoding="utf-8").split("\n")
-        annotators = [name.strip() for name in annotators if name.strip()]
-    names = [str(name) for name in annotators]
-    if not names or len({*names}) < len(names) or "" in names:
-        raise UserError(f"policy.head.annotators: got {len(names)} names, {len({*names})} of them different; takes one or more, each once")
-    return names
