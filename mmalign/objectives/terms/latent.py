@@ -18,8 +18,8 @@ ROWS = scores.policy()
 def evidence(*, kl: float) -> Term:
     """``-E_q log sigmoid(s_w - s_l) + kl KL(q | N(0, 1))`` of a row's numbers ``m, KL, l_1 .. l_d``: ``s = m + sum_j l_j e_j``.
 
-    e is standard normal. Both rows have the same e, so that the difference has the variance ``|l_w - l_l|^2``; the mean over it is by quadrature. A row
-    without some of the numbers has 0 in their place.
+    e is standard normal, and the same for both rows, so that the difference has the variance ``|l_w - l_l|^2``; the mean over it is by
+    quadrature. A row without some of the numbers has 0 in their place.
 
     kl: what the divergence counts, 0 or more.
     """
