@@ -16,7 +16,7 @@ from mmalign.types import UserError
 NEEDS = ("prompt", "outputs", "gold")
 
 
-def best_of_samples(data: Path, *, counts: Sequence[int] | None = None, resamples: Count = RESAMPLES) -> RewardSuite:
+def best_of_samples(data: Path, *, counts: Sequence[Count] | None = None, resamples: Count = RESAMPLES) -> RewardSuite:
     """Gold against the divergence of best-of-n: for each n the gold, and the reward, of the one sample that the reward scores highest.
 
     Args:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mmalign.arguments.ranges import Count
+from mmalign.arguments.ranges import Count, NotNegative
 from mmalign.evaluation.comparisons import PREFERENCES, Comparison, Kind, Of, RewardSuite, medium, preferences, rows_of
 from mmalign.evaluation.intervals import RESAMPLES
 from mmalign.media import Limits
@@ -19,7 +19,7 @@ SIDES: dict[tuple[str, str], Kind] = {
 
 
 def genai_bench(
-    data: Path, *, images: Path | None = None, frames: Count = 16, threshold: float | None = None, resamples: Count = RESAMPLES
+    data: Path, *, images: Path | None = None, frames: Count = 16, threshold: NotNegative | None = None, resamples: Count = RESAMPLES
 ) -> RewardSuite:
     """GenAI-Bench (TIGER-Lab/GenAI-Bench): how often a reward prefers what people voted for, without ties and with them.
 

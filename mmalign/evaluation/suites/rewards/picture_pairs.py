@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import Literal
 
-from mmalign.arguments.ranges import Count
+from mmalign.arguments.ranges import Count, NotNegative
 from mmalign.data._reading.groups import in_groups
 from mmalign.data._reading.tables import blocks, in_order, located
 from mmalign.data._schemas import outputs
@@ -21,7 +21,7 @@ SCHEMAS = {"pickapic": outputs.pickapic, "hpdv2": outputs.hpdv2, "hpdv3": output
 
 def picture_pairs(
     data: Path, *, schema: Literal["auto", "pickapic", "hpdv2", "hpdv3", "imagereward"] = "auto", images: Path | None = None,
-    threshold: float | None = None, resamples: Count = RESAMPLES,
+    threshold: NotNegative | None = None, resamples: Count = RESAMPLES,
 ) -> RewardSuite:  # fmt: skip
     """Test sets of image rewards: how often a reward prefers the image that people prefer, without their ties and with them.
 

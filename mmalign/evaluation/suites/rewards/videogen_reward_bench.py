@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from mmalign.arguments.ranges import Count
+from mmalign.arguments.ranges import Count, NotNegative
 from mmalign.evaluation.comparisons import PREFERENCES, Comparison, RewardSuite, medium, preferences, rows_of
 from mmalign.evaluation.intervals import RESAMPLES
 from mmalign.media import Limits
@@ -17,7 +17,7 @@ PREFERS = {"A": 1.0, "B": -1.0, "same": 0.0}
 
 def videogen_reward_bench(
     data: Path, *, images: Path | None = None, dimension: Literal["Overall", "VQ", "MQ", "TA"] = "Overall", frames: Count = 16,
-    threshold: float | None = None, resamples: Count = RESAMPLES,
+    threshold: NotNegative | None = None, resamples: Count = RESAMPLES,
 ) -> RewardSuite:  # fmt: skip
     """VideoGen-RewardBench: how often a reward prefers the video that people prefer, without their ties and with them.
 
