@@ -15,6 +15,7 @@ from mmalign.data.pictures import hub_picture_texts as hub_picture_texts
 from mmalign.data.pictures import picture_prompts as picture_prompts
 from mmalign.data.pictures import picture_texts as picture_texts
 from mmalign.data.prompts import prompts as prompts
+from mmalign.data.rejudged import rejudged as rejudged
 from mmalign.data.texts import hub_texts as hub_texts
 from mmalign.data.texts import texts as texts
 from mmalign.data.turned import turned as turned

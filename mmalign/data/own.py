@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from mmalign.arguments.ranges import Count, Proportion
-from mmalign.data._reading.around import Around, inside
+from mmalign.data._reading.around import Around, decoded_pair, inside
 from mmalign.data.pairs import listed
-from mmalign.records import Author, Drawn, Pair, Record, Records, Thumb, read
+from mmalign.records import Author, Drawn, Pair, Record, Records, Thumb
 from mmalign.types import UserError, contents
 
 __all__ = ["against_own", "own_samples", "self_ranked"]
@@ -115,7 +115,7 @@ class AgainstOwn(Around):
         pairs = [record._replace(second=output) for record, output in zip(records, drawn, strict=True)]
         if not self.rewards or not pairs:
             return pairs
-        decoded = [_decoded(pair) for pair in pairs]
+        decoded = [decoded_pair(pair) for pair in pairs]
         if None in decoded:  # of which the recipe finds out when it encodes the row, and puts its record aside
             return pairs
         pairs = [pair for pair in decoded if pair is not None]
@@ -208,15 +208,6 @@ def _good(record: Any) -> Any:
     if isinstance(record, Pair) and record.strength != 0.5:
         return record.first if record.strength > 0.5 else record.second
     return record.output if isinstance(record, Thumb) and record.label > 0.5 else None
-
-
-def _decoded(pair: Pair) -> Pair | None:
-    """The pair with its media, None where one cannot be used."""
-    try:
-        decoded: Pair = read(pair)
-    except UserError:
-        return None
-    return decoded
 
 
 def _chance(given: float, drawn: float) -> float:

@@ -36,7 +36,7 @@ from mmalign.distributed.team import ALONE, Team, team_for
 from mmalign.needs import as_bound
 from mmalign.objectives.feedback import comparisons
 from mmalign.recipes._run import Run, concluded
-from mmalign.records import Pair, Ranking, Record, Records, RefusedRow, Thumb, Undecoded, Unfinished, Unread, outputs_of
+from mmalign.records import Drawn, Pair, Ranking, Record, Records, RefusedRow, Thumb, Undecoded, Unfinished, Unread, outputs_of
 from mmalign.training import dimensions
 from mmalign.training import references as stored
 from mmalign.training.dead_steps import refuse_unknown
@@ -116,11 +116,11 @@ def offline(  # one argument for each thing that a run is made of
     coming_from = partial(source.undecoded if isinstance(source, Undecoded) else source.stream, seed=run.seed)
     first = _take(coming_from(), batch.records)
     method = dimensions.named(policy, method, coming_from(), count=batch.records)
-    refuse_unknown(method, _feedbacks(coming_from(), method, count=batch.records))
-    refuse_unusable(policy, evaluation.prompts)
     team = team_for(batch.records, "batch.records")
     author = OwnRows(policy, method, seed=run.seed, rows_at_once=batch.micro_rows)
     finish = partial(finished, source, author=author, team=team)
+    refuse_unknown(method, _feedbacks(coming_from(), method, finish, count=batch.records))
+    refuse_unusable(policy, evaluation.prompts)
     if evaluation.prompts is None:  # then it asks what the first step asks, and only what the policy can use
         first = _encoded(policy, method, coming_from(), batch.records, lambda: stream(run.seed, 0, "encode"), {}, finish, team)[0]
     examples = _distinct([record.prompt for record in first])
@@ -326,10 +326,14 @@ def _rows(records: Sequence[Record], method: Method) -> tuple[list[Any], Any, Fe
     return prompts, outputs, replace(feedback, ids=[record.id for record in of_rows], annotators=who)
 
 
-def _feedbacks(coming: Iterator[Record], method: Method, *, count: int) -> Iterator[Feedback]:
-    """What batches of records say, one after another."""
+def _feedbacks(
+    coming: Iterator[Record], method: Method, finish: Callable[[list[Any]], list[Any]], *, count: int
+) -> Iterator[Feedback]:  # fmt: skip
+    """What batches of records say, one after another; of rows that nobody has drawn yet, what was said of them before."""
     while True:
-        yield _rows(_take(coming, count), method)[2]
+        records = _take(coming, count)
+        drawn = any(isinstance(output, Drawn) for record in records for output in outputs_of(record))
+        yield _rows(records if drawn else finish(records), method)[2]
 
 
 def _feedback(records: Sequence[Record], group: Tensor, method: Method) -> Feedback:

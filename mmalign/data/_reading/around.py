@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mmalign.data.pairs import listed
-from mmalign.records import Digested, Record, Records, Undecoded
+from mmalign.records import Digested, Pair, Record, Records, Undecoded, read
 from mmalign.types import UserError
 
 PATIENCE = 1000  # records in a row that are passed over, after which there is nothing to learn from
@@ -51,3 +51,12 @@ class Around:
 def inside(of: Records | Sequence[Record]) -> Records:
     """Records, or a list of them as such."""
     return listed(of) if isinstance(of, Sequence) else of
+
+
+def decoded_pair(pair: Pair) -> Pair | None:
+    """The pair with its media, None where one cannot be used."""
+    try:
+        decoded: Pair = read(pair)
+    except UserError:
+        return None
+    return decoded
