@@ -4,7 +4,7 @@ python scripts/noisy_labels.py                                 # 3 seeds of ever
 python scripts/noisy_labels.py plain "peer review" --seeds 5   # some of them
 
 Pairs of the text world's sentences, of which the plainer one is better; a share of the training labels is turned round, another one for
-each seed, and none of those that accuracy is measured on. The small model sees each record about seven times,
+each seed, and none of those that accuracy is measured on. The small model sees each record about six times,
 as often as it takes to learn a wrong label by heart. A run that is finished under --runs is not made again.
 """
 
