@@ -24,7 +24,9 @@ def noisy_latents(
 ) -> NoisyLatentsReader:
     """What a denoiser holds of latents at a noise level, for a reward model that is asked at any step of sampling; differentiable in them.
 
-    Trained on finished outputs: each is encoded, and brought to a level that is drawn for its record, whose rows share it and its noise.
+    Trained on finished outputs: each is encoded, and brought to a level that is drawn for its record, by a noise of its own. Rows of a
+    record share the level alone: of one noise nothing would be left in their difference, and what was learned from it would hold for no
+    single latent (in a Gaussian world ``nrg`` then goes several times too far).
     The features are the hidden states behind a layer, their mean over all places (tokens of the prompt included, where the layer hands
     them on), normalised to mean 0 and variance 1. A finished output is read at the schedule's lowest level, without noise.
 
@@ -79,14 +81,14 @@ class NoisyLatentsReader:
         return self.of.refusals(prompts)
 
     def read(self, prompts: list[Any], outputs: Any, group: Tensor, rng: torch.Generator | None, *, part: slice = EVERY) -> Rollout:
-        """Encoded outputs, and for each group the level and the noise that they are read at. Errors: UserError for no pictures."""
+        """Encoded outputs, the level of each group, and the noise of each row. Errors: UserError for no pictures."""
         rows = [outputs[row] for row in range(len(prompts))[part]]
         if odd := next((type(row).__name__ for row in rows if not isinstance(row, Tensor)), None):
             raise UserError(f"policy.of: noisy_latents reads images and videos, got {odd}; of words, takes transformers")
         own = torch.stack(rows)
         clean = latents(self.of, own)
         names, which = group.unique(return_inverse=True)
-        count, shape = len(self.schedule.timesteps), (len(names), 1, *clean.shape[1:])
+        count, shape = len(self.schedule.timesteps), (len(group), 1, *clean.shape[1:])
         if rng is None:
             places, noise = torch.full((len(names), 1), self._lowest), torch.zeros(shape)
         else:
@@ -95,7 +97,7 @@ class NoisyLatentsReader:
                 drawn = torch.randn((len(names), 1), generator=rng).sigmoid()
             places, noise = (drawn * count).long().clamp(max=count - 1), torch.randn(shape, generator=rng)
         nothing = torch.full((len(rows), 1), torch.nan, dtype=torch.float64)
-        held = Noised(clean, noise, places, which[part], [None] * len(rows))
+        held = Noised(clean, noise, places[which], torch.arange(len(group))[part], [None] * len(rows))
         return Rollout(list(prompts[part]), own, nothing, nothing.isnan(), group[part], held=held)
 
     def features(self, rollout: Rollout, rows: Tensor) -> Tensor:
