@@ -49,7 +49,7 @@ LEFT_OUT = {
     "no_novelty": "flow_grpo's other settings, which demo has",
     "sd3": "another base",
     "lora": "demo on fewer parameters",
-    **dict.fromkeys(("diffusion_opd", "dmd2", "tdm"), "it follows a teacher, and no reward"),
+    **dict.fromkeys(("diffusion_opd", "dmd2", "dmd2_one_step", "tdm"), "it follows a teacher, and no reward"),
     "tdm_r1": "its reward is learned, for students of few steps",
 }
 TEMPLATES = {"denoising": "digits/demo", "forward_process": "digits/diffusion_nft", "reward_gradient": "digits/draft"}
