@@ -152,7 +152,7 @@ def test_the_command_scores_answers(files, monkeypatch):
     ("words", "said"),
     [
         ([], "neither a run nor --suite"),
-        (["--suite", "popo", "--annotations", ".", "--answers", "given"], "takes amber, chair, genai_bench"),
+        (["--suite", "popo", "--annotations", ".", "--answers", "given"], "takes amber, best_of_samples, chair"),
         (["--suite", "pope", "--answers", "given"], "--annotations: got None"),
         (["--suite", "pope", "--annotations", "."], "neither a model nor --answers"),
         (["--suite", "pope", "--annotations", ".", "--answers", "nowhere"], "nowhere is not there"),
