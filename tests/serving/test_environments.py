@@ -6,6 +6,7 @@ import gc
 import json
 import os
 import signal
+import time
 import warnings
 import zipfile
 from pathlib import Path
@@ -13,9 +14,11 @@ from pathlib import Path
 import pytest
 
 import mmalign as mm
+from mmalign.serving import started
 from mmalign.serving.environments import WHOLE, environment, name_of
 from mmalign.types import UserError
 from mmalign.worlds.text import base
+from tests.helpers.processes import together
 
 pytest.importorskip("uvicorn", reason="the extra serve is not installed")
 
@@ -113,3 +116,27 @@ def test_a_server_that_does_not_start_says_why(tmp_path):
     reward = mm.rewards.served(start={"config": str(tmp_path / "server.yaml")})
     with pytest.raises(UserError, match=r"the server of .*server\.yaml did not start: rewards\.it\.use: got 'lenght', .*nearest: length"):
         reward(["x"], ["p"])
+
+
+def test_processes_of_a_run_share_the_server_that_the_first_of_them_starts(tmp_path, monkeypatch):
+    class Owner: ...
+
+    def fake(owner, name, start, say):  # what starts one, without the server
+        address = started.Address(f"http://127.0.0.1:{os.getpid()}", "token", os.getpid())
+        (tmp_path / f"started-{os.getpid()}").touch()
+        return started._Process(None, tmp_path / "log", address)
+
+    def act(rank: int) -> None:
+        owner = Owner()
+        address = started.started(owner, "it", started.Start(config="x.yaml"), print)
+        (tmp_path / f"told-{rank}").write_text(address.url)
+        while len(list(tmp_path.glob("told-*"))) < 2:  # whoever started it stays until the other knows
+            time.sleep(0.01)
+
+    monkeypatch.setattr(started, "_start", fake)
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    (tmp_path / "processes").mkdir()
+    ended = together(2, act, tmp_path / "processes")
+    assert [code for code, _ in ended] == [0, 0], ended
+    assert len(list(tmp_path.glob("started-*"))) == 1
+    assert (tmp_path / "told-0").read_text() == (tmp_path / "told-1").read_text()

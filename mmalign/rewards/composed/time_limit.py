@@ -58,7 +58,8 @@ def time_limit(reward: Callable[..., Any], *, seconds: Positive = 60.0) -> Score
         return dict.fromkeys(parts, nothing) if parts else nothing
 
     if isinstance(reward, Scorer):
-        return Scorer("time_limit", score, reward.differentiable, reward.low, reward.high, reward.at, reward.reads, reward.of_latents)
+        facts = (reward.differentiable, reward.low, reward.high, reward.at, reward.reads, reward.of_latents)
+        return Scorer("time_limit", score, *facts, state=reward.state)
     differentiable = isinstance(reward, Differentiable) and reward.differentiable
     return Scorer("time_limit", score, differentiable=differentiable, reads=columns_read(reward), of_latents=of_latents(reward))
 
