@@ -165,18 +165,20 @@ def test_a_corrupt_answer_is_asked_for_again_and_then_missing(serving, change, r
     assert torch.equal(reward(outputs, PROMPTS), right) and reward.state.client.counts["missing"] == 3
 
 
-def test_a_slow_answer_is_missing_and_a_server_that_is_gone_is_asked_once(serving):
+def test_a_slow_answer_is_missing_and_a_server_that_was_silent_is_asked_once(serving):
     server, outputs = serving(brightness), torch.rand(3, 3, 2, 2)
     server.change = lambda number, answer: 0.6
-    slow = client(server, asking={**ONCE, "timeout": 0.2, "retries": 0})
+    slow = client(server, asking={**ONCE, "timeout": 0.2, "retries": 1})
     with pytest.warns(UserWarning, match="3 x timeout"):
         assert slow(outputs, PROMPTS).isnan().all()
+    assert server.questions == 2
+    assert slow(outputs, PROMPTS).isnan().all() and server.questions == 3  # no second try, as it was silent
     server.change = lambda number, answer: answer
     assert not slow(outputs, PROMPTS).isnan().any()
     server.kill()
     with pytest.warns(UserWarning, match="no connection"):
         assert slow(outputs, PROMPTS).isnan().all()
-    assert slow.state.client.counts["missing"] == 6
+    assert slow.state.client.counts["missing"] == 9
 
 
 def test_other_weights(serving):

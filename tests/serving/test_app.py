@@ -147,6 +147,7 @@ def test_a_question_on_its_way_is_answered_before_the_server_stops():
     asking.join(10)
     serving.thread.join(10)
     assert answers[0][1]["scores"] == {"": [1.0, 1.0]} and not serving.thread.is_alive()
+    assert not serving.app.state.scoring._thread.is_alive()  # which nothing is asked of any more
     with pytest.raises(httpx2.TransportError):
         post(serving, asked())
 
