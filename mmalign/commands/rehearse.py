@@ -23,6 +23,7 @@ from torch import Tensor
 from mmalign.commands._rehearsal_config import RehearsalConfig, rehearsal_config
 from mmalign.commands.export import export
 from mmalign.config import build, build_part, check
+from mmalign.records import outputs_of
 from mmalign.runs import checkpoint
 from mmalign.training.feedback import scored_by
 from mmalign.types import UserError
@@ -125,6 +126,10 @@ def _rollout(state: dict[str, Any]) -> list[str]:
     if "prompts" not in node:  # given records
         records: Any = build_part(node, "records")
         stream = iter(records) if isinstance(records, list) else records.stream(seed=0)
+        if policy.kind == "score":  # makes no outputs of its own
+            rows = [(record.prompt, output) for record in (next(stream), next(stream)) for output in outputs_of(record)]
+            state["prompts"], state["outputs"] = map(list, zip(*rows, strict=True))
+            return [f"{len(rows)} outputs of two records to read; a reward model makes none"]
         state["prompts"] = prompts = list(prompts or [next(stream).prompt for _ in range(2)])
         state["outputs"] = policy.generate(prompts, list(range(len(prompts))))
         return [f"{_shape(state['outputs'])} from the pipeline's own sampler; records give {len(prompts)} prompts"]
@@ -161,6 +166,8 @@ def _update(state: dict[str, Any]) -> list[str]:
     state["run"] = run
     apart = run.summary.get("preflight_difference")
     replay = "no preflight, as no group says anything" if apart is None else f"scored again {apart:.1g} nats apart"
+    if state["policy"].kind == "score":
+        replay = "no preflight, as nothing is sampled"
     numbers = [key.removesuffix("_after") for key in run.summary if key.endswith("_after") and not key.endswith("_se_after")]
     moved = _moved(_saved(run.path), build_part(state["made"].node, "policy").sets.tables())
     if not moved:

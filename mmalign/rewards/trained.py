@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -116,7 +117,7 @@ def _readable(
     score: Score, prompts: Sequence[Any], outputs: Any,
     columns: Mapping[str, Sequence[Any]], width: int,
 ) -> Tensor:  # fmt: skip
-    """``[B, width]``: scores of the rows that can be read, NaN for others."""
+    """``[B, width]``: scores of the rows that can be read, NaN for others; warns of the first of them, and why."""
     rows, table = list(range(len(prompts))), torch.full((len(prompts), width), torch.nan, dtype=torch.float64)
     while rows:
         try:
@@ -124,6 +125,8 @@ def _readable(
             table[rows] = score([prompts[row] for row in rows], [outputs[row] for row in rows], own)
             return table
         except RefusedRow as error:
+            if len(rows) == len(prompts):
+                warnings.warn(f"trained: cannot read an output, which has no score then: {error.why}", stacklevel=3)
             rows.pop(error.row)
     return table
 

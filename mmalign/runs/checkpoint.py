@@ -17,6 +17,7 @@ import json
 import os
 import re
 import shutil
+import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -294,6 +295,19 @@ def newest(folder: Path) -> tuple[Path | None, list[str]]:
             return path, lines
         lines.append(f"{path}: damaged ({wrong}), skipped")
     return None, lines
+
+
+def newest_sound(folder: Path) -> Path | None:
+    """The newest sound checkpoint of a run that is used, or None where it has none; warns of each damaged one that was passed over.
+
+    Errors: UserError where all are damaged.
+    """
+    path, lines = newest(folder)
+    if path is None and lines:
+        raise UserError(f"{lines[0].removesuffix(', skipped')}, and there is no other; takes a run with a whole checkpoint")
+    for line in lines:
+        warnings.warn(f"{line}: {path} is used in its place", stacklevel=3)
+    return path
 
 
 def latest(folder: Path) -> Path | None:

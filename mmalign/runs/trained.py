@@ -58,7 +58,7 @@ def trained(run_folder: str | Path, *, trust: bool = False) -> Trained:
             f"{folder}: its config.yaml does not say how to build the policy, which was made by other functions than mm's; "
             "takes a run of `mmalign train`, or of Python with mm.policies and mm.worlds, or models loaded by name"
         )
-    newest, _ = checkpoint.newest(folder / "checkpoints")
+    newest = checkpoint.newest_sound(folder / "checkpoints")
     if newest is None:
         raise UserError(f"{folder}: no checkpoint there to sample from; takes a run that has saved one")
     team = joined()  # which may not see the same files

@@ -44,7 +44,7 @@ def read(place: Path, key: str) -> Stored:
     header that diffusers writes, or from tensors called ``LAYER.alpha``; where a file says none, the scale is 1, as loaders take it.
     Errors: UserError, by the config's ``key``, where there are no weights.
     """
-    newest = place if (place / "state.json").is_file() else checkpoint.newest(place / "checkpoints")[0]
+    newest = place if (place / "state.json").is_file() else checkpoint.newest_sound(place / "checkpoints")
     if newest is not None:
         saved, state = checkpoint.load(newest)
         best, scales = saved[next(name for name in BEST if name in saved)], dict(state.get("learner", {}).get("scales", {}))

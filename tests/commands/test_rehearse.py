@@ -24,7 +24,7 @@ def offline(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 
-@pytest.mark.parametrize("name", ["sd35_medium/flow_grpo", "wan21_1b/dpo", "digits/demo"])
+@pytest.mark.parametrize("name", ["sd35_medium/flow_grpo", "wan21_1b/dpo", "digits/demo", "reward_models/text"])
 def test_every_phase(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     phases = rehearse(load(name, ["run.trackers=[]", *(["policy.schedule.steps=3"] if name == "sd35_medium/flow_grpo" else [])]))

@@ -126,6 +126,17 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_line(tmp_path, file, harm, w
         checkpoint.load(tmp_path / "step_000006")
 
 
+def test_who_uses_a_run_is_told_of_the_checkpoint_that_was_passed_over(tmp_path):
+    older, newer = save(tmp_path, 1), save(tmp_path, 2)
+    assert checkpoint.newest_sound(tmp_path) == newer and checkpoint.newest_sound(tmp_path / "none") is None
+    (newer / "trained.safetensors").unlink()
+    with pytest.warns(UserWarning, match=r"step_000002: damaged .*step_000001 is used in its place"):
+        assert checkpoint.newest_sound(tmp_path) == older
+    (older / "trained.safetensors").unlink()
+    with pytest.raises(UserError, match=r"step_000002: damaged .*and there is no other; takes a run with a whole checkpoint"):
+        checkpoint.newest_sound(tmp_path)
+
+
 def test_a_checkpoint_under_another_step_s_name_is_damaged(tmp_path):
     save(tmp_path, 5).rename(tmp_path / "step_000009")
     path, lines = checkpoint.newest(tmp_path)
