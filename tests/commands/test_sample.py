@@ -179,7 +179,7 @@ def test_what_cannot_be_sampled_is_one_line(tmp_path: Path, write_module: Callab
     for path in (run / "checkpoints").rglob("*"):
         if path.is_file():
             path.unlink()
-    with pytest.raises(UserError, match="damaged .*, and there is no other; takes a run with a whole checkpoint"):
+    with pytest.raises(UserError, match=r"damaged .*, and there is no other; takes a run with a whole checkpoint"):
         sample(run, trust=True)
     with pytest.raises(UserError, match="no run there"):
         sample(tmp_path / "nowhere")
