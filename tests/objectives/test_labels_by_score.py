@@ -165,3 +165,22 @@ def test_means_and_variances_of_gaussian_utilities_come_back():
     assert fitted[:, 1].argsort().tolist() == variance.argsort().tolist()
     _, sure = _fitted(mm.methods.bradley_terry(), 1, wins)
     assert (sure - wins).abs().max() > 0.02  # one number cannot say how sure it is
+
+
+def test_attributes_with_holes_in_their_labels_have_their_weights_back():
+    rng = torch.Generator().manual_seed(0)
+    features, weights = (torch.randn(*shape, generator=rng, dtype=torch.float64) for shape in ((60, 4), (4, 3)))
+    ratings = torch.where(torch.rand(60, 3, generator=rng) < 0.6, NAN, features @ weights)
+    feedback, fitted = Feedback(torch.zeros(60).double(), torch.arange(60), ratings=ratings), torch.zeros(4, 3).double().requires_grad_()
+    solver, method = torch.optim.LBFGS([fitted], max_iter=100, line_search_fn="strong_wolfe"), mm.methods.score_regression()
+
+    def again():
+        solver.zero_grad()
+        loss = loss_of(method, features @ fitted, feedback)
+        loss.backward()
+        return loss
+
+    solver.step(again)
+    torch.testing.assert_close(fitted.detach(), weights, atol=1e-4, rtol=0)
+    holes_as_0 = torch.linalg.lstsq(features, ratings.nan_to_num(0.0)).solution
+    assert (holes_as_0 - weights).abs().max() > 0.3
