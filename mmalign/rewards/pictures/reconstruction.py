@@ -23,8 +23,8 @@ def reconstruction() -> Callable[..., Tensor]:
 
     Examples:
         >>> prompt = [{"role": "user", "content": [{"type": "image", "image": torch.full((3, 4, 4), 0.5)}]}]
-        >>> reconstruction()(torch.stack([torch.full((3, 4, 4), 0.5), torch.ones(3, 4, 4)]), [prompt, prompt]).tolist()
-        [0.0, -0.25]
+        >>> reconstruction()(torch.stack([torch.full((3, 4, 4), 0.25), torch.ones(3, 4, 4)]), [prompt, prompt]).tolist()
+        [-0.0625, -0.25]
     """
 
     def reward(outputs: Any, prompts: list[Any], **columns: Any) -> Tensor:

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from mmalign.arguments.ranges import Fraction, Natural, NotNegative, Positive, Proportion
+from mmalign.arguments.ranges import Count, Fraction, Natural, NotNegative, Positive, Proportion
 from mmalign.conversations import has_media
 from mmalign.needs import kinds, named
 from mmalign.policies.language.codes.drawing import Images, draw, draw_forced
@@ -53,7 +53,7 @@ ADAPTER = Adapter(
 
 def image_tokens(  # one keyword for each thing that a user may set
     of: TransformersPolicy, *, guidance: NotNegative = 1.0, trained: Literal["guided", "conditional"] = "guided",
-    size: Sequence[int] | None = None, temperature: Positive = 1.0, top_p: Fraction = 1.0, top_k: Natural = 0,
+    size: Sequence[Count] | None = None, temperature: Positive = 1.0, top_p: Fraction = 1.0, top_k: Natural = 0,
     teacher_forcing: Proportion | None = None,
 ) -> ImageTokensPolicy:  # fmt: skip
     """A policy that makes images, around a model of ``transformers`` that writes them as tokens: Janus, Janus-Pro, Emu3.
@@ -276,7 +276,7 @@ class ImageTokensPolicy:
         why, asked = dict[int, str](), list[Any]()
         for place, prompt in enumerate(prompts):
             try:
-                asked.append(lesson_of(prompt, place, self.pixels).prompt)
+                asked.append(lesson_of(prompt, place, self.pixels).prompt if has_media(prompt) else prompt)  # evaluations ask with words
             except UserError as error:
                 asked.append("")
                 why[place] = str(error).removeprefix(f"prompt {place}: ")
