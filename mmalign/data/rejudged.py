@@ -81,6 +81,6 @@ class Rejudged(Around):
             return 1 - given if abs(mu) > self.least and (given - 0.5) * mu < 0 else given
         if self.label == "soft":
             return 1 / (1 + math.exp(-max(-700.0, min(700.0, mu / self.scale)))) if mu == mu else math.nan
-        if self.label == "hard":
-            return (0.5 if abs(mu) <= self.least else float(mu > 0)) if mu == mu else math.nan
-        return given
+        if self.label == "hard" and mu == mu:
+            return 0.5 if abs(mu) <= self.least else float(mu > 0)
+        return math.nan if self.label == "hard" else given
