@@ -66,6 +66,8 @@ def own_janus(some: ImageTokensPolicy, ids: list[int], codes: Tensor, scale: flo
 def own_emu3(some: ImageTokensPolicy, ids: list[int], codes: Tensor, scale: float, monkeypatch: Any) -> Tensor:
     layout: Any = some.layout
     tokens, places = layout.written(codes), layout.places
+    theirs = some.of.model.vocabulary_mapping.convert_img2bpe(codes[0].view(layout.height, layout.width)).flatten()
+    assert torch.equal(tokens[0], theirs[:-1].long())  # but the last end of a line, behind which nothing is drawn
 
     def allowed(row: int, so_far: Tensor) -> list[int]:
         return layout.words.tolist() if len(so_far) - len(ids) in places.tolist() else [layout.end]
