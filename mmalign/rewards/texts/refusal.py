@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mmalign.arguments.columns import Column
-from mmalign.arguments.ranges import Finite
+from mmalign.arguments.ranges import Count, Finite
 from mmalign.rewards._shared.completions import answers, once_each, texts
 from mmalign.rewards._shared.scorer import Scorer
 from mmalign.types import UserError
@@ -25,7 +25,7 @@ MEANS = {
 
 
 def refusal(
-    *, column: Column = "harmful", think: bool = True, over: Finite = -1.0, phrases: Sequence[str] = PHRASES, within: int = 200,
+    *, column: Column = "harmful", think: bool = True, over: Finite = -1.0, phrases: Sequence[str] = PHRASES, within: Count = 200,
     apart: bool = False,
 ) -> Scorer:  # fmt: skip
     """1 for a completion that refuses a harmful prompt, or answers a benign one; ``over`` for a benign one refused; 0 elsewhere.

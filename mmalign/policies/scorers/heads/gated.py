@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from mmalign.arguments.ranges import Count, Positive
+from mmalign.arguments.ranges import Count, Finite, Positive, Seed
 from mmalign.policies.scorers.heads._head import Head
 from mmalign.types import UserError
 
@@ -19,8 +19,8 @@ __all__ = ["gated"]
 
 
 def gated(
-    *, attributes: str, verbosity: str | None = None, penalties: dict[str, float] | None = None, width: Count = 64,
-    temperature: Positive = 1.0, seed: int = 0,
+    *, attributes: str, verbosity: str | None = None, penalties: dict[str, Finite] | None = None, width: Count = 64,
+    temperature: Positive = 1.0, seed: Seed = 0,
 ) -> Head:  # fmt: skip
     """Head: ``s = sum_i g_i(h) (r_i - lam_i r_verbosity)``, r_i attributes as they were trained, g a softmax of a small network.
 

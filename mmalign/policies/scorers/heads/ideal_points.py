@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmalign.arguments.ranges import Count
+from mmalign.arguments.ranges import Count, Seed
 from mmalign.policies.scorers.heads._annotators import Annotators
 from mmalign.policies.scorers.heads._head import Head
 
 __all__ = ["ideal_points"]
 
 
-def ideal_points(*, annotators: list[str] | str, prototypes: Count = 2, width: Count = 8, seed: int = 0) -> Head:
+def ideal_points(*, annotators: list[str] | str, prototypes: Count = 2, width: Count = 8, seed: Seed = 0) -> Head:
     """Head: ``s_u = -|A h - sum_k w_uk p_k|^2``: u's ideal is a mixture of K prototypes that all share, w_u a softmax of K numbers of u's.
 
     Reads the column ``annotator``, which records have, and prompts may have. A row of nobody known (an empty name, or none) is scored by

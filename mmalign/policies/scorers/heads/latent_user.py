@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmalign.arguments.ranges import Seed
 from mmalign.policies.scorers.heads._annotators import Annotators
 from mmalign.policies.scorers.heads._head import Head
 from mmalign.types import UserError
@@ -15,7 +16,7 @@ from mmalign.types import UserError
 __all__ = ["latent_user"]
 
 
-def latent_user(*, annotators: list[str] | str, seed: int = 0) -> Head:
+def latent_user(*, annotators: list[str] | str, seed: Seed = 0) -> Head:
     """Head: ``r_u = w h + z_u F h``, z_u a person's latent, of which ``N(mu_u, s_u^2)`` is believed; for ``variational_preference``.
 
     Its numbers are ``m = w h + mu_u F h``, which is the score, ``KL(N(mu_u, s_u^2) | N(0, 1))`` in nats, and ``s_uj (F h)_j`` for each of

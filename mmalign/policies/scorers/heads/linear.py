@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmalign.arguments.ranges import NotNegative
+from mmalign.arguments.ranges import NotNegative, Seed
 from mmalign.policies.scorers.heads._head import Head
 
 __all__ = ["linear"]
 
 
-def linear(*, spread: NotNegative = 0.0, seed: int = 0) -> Head:
+def linear(*, spread: NotNegative = 0.0, seed: Seed = 0) -> Head:
     """Head: ``s = W h``, without a bias, as in transformers' sequence classification.
 
     spread: standard deviation of W at the start; 0, and every score starts as 0. Scores that are compared by their products
@@ -30,7 +30,7 @@ def linear(*, spread: NotNegative = 0.0, seed: int = 0) -> Head:
 class Linear(nn.Linear):
     """``[R, H] -> [R, T]``, whoever the rows are of."""
 
-    def __init__(self, width: int, scores: int, *, spread: float = 0.0, seed: int = 0):
+    def __init__(self, width: int, scores: int, *, spread: float = 0.0, seed: Seed = 0):
         super().__init__(width, scores, bias=False)
         torch.nn.init.normal_(self.weight, std=spread, generator=torch.Generator().manual_seed(seed))
 
