@@ -26,6 +26,7 @@ MAKERS = [named for kind in ("rewards", "oracles", "metrics") for named in catal
 MINIMAL: dict[str, dict[str, Any]] = {
     "judge_against": {"server": SERVER}, "judge_edit": {"server": SERVER}, "judge_edit_pairs": {"server": SERVER},
     "judge_rubric": {"server": SERVER}, "testbench": {"commands": [["true"]], "file": "a", "bench": "b"},
+    "by_task": {"rewards": {"a": lambda outputs, prompts: [0.0 for _ in outputs]}},
 }  # fmt: skip
 WEIGHTY = ("object_counts", "relevance", "subject_similarity")  # which load a model when they are made
 
