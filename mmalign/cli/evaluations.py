@@ -70,11 +70,12 @@ def _own(run: Path, samples: int | None, trust: bool) -> None:
     from mmalign.cli.printing import print_rows
     from mmalign.commands._reevaluation import reevaluated
     from mmalign.distributed.team import joined
+    from mmalign.training.summary import read_by_people
 
     results = reevaluated(run, samples=samples, trust=trust)
     if not joined().main:
         return
-    names = [name for name in next(iter(results.values())) if not name.endswith("_se")]
+    names = [name for name in read_by_people(next(iter(results.values()))) if not name.endswith("_se")]
     rows = [(name, *(_with_error(numbers.get(name), numbers.get(f"{name}_se")) for numbers in results.values())) for name in names]
     print_rows(str(run), ("", *results), rows, head=True)
 

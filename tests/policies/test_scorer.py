@@ -53,6 +53,11 @@ def test_gradients_arrive_at_the_backbone_or_at_the_head_alone() -> None:
         assert trained == "all" or not any(parameter.requires_grad for parameter in policy.of.model.parameters())
 
 
+def test_a_lora_under_a_head_that_is_trained_alone_is_refused() -> None:
+    with pytest.raises(UserError, match=r"policy\.trained: head freezes all of policy\.of, which has a lora; takes one of the two"):
+        scorer(lora={"rank": 2}, trained="head")
+
+
 def test_a_linear_head_that_starts_apart_is_drawn_by_its_seed() -> None:
     one, same, other = (mm.heads.linear(spread=0.5, seed=seed).make(2000, ["a", "b"]).weight for seed in (0, 0, 1))
     assert torch.equal(one, same) and not torch.equal(one, other) and one.std().item() == pytest.approx(0.5, rel=0.05)

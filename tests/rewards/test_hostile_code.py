@@ -177,6 +177,31 @@ def test_it_is_the_limit_that_ends_it(isolate):
     assert ends == {name: (None, why) for name, why in LIMITS.items()}
 
 
+@pytest.mark.skipif(not hasattr(os, "SCHED_RR") or os.geteuid() != 0, reason="only root may run before all others, and needs to")
+def test_who_watches_runs_before_whom_it_watches():
+    said = subprocess.run([sys.executable, "-c", AHEAD], capture_output=True, text=True, check=True).stdout.split()
+    allowed = bool(int(said[0]))
+    assert said[1:] == ([str(os.SCHED_RR | os.SCHED_RESET_ON_FORK), str(os.SCHED_OTHER)] if allowed else [str(os.SCHED_OTHER)] * 2)
+
+
+AHEAD = """
+import os
+from mmalign.rewards._shared import launch
+try:
+    os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
+    allowed = 1
+    os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+except PermissionError:
+    allowed = 0
+launch._ahead_of_all()
+print(allowed, os.sched_getscheduler(0), flush=True)
+if os.fork() == 0:
+    print(os.sched_getscheduler(0), flush=True)
+    os._exit(0)
+os.wait()
+"""
+
+
 def test_a_limit_on_all_together_is_not_met_by_what_they_share():
     """Forty MiB in one process and eight forks of it are forty MiB."""
     code = START.replace("NAME", "mmshare") + (

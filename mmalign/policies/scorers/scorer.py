@@ -43,7 +43,8 @@ def scorer(
         scores: the dimensions that are scored, by name.
         trained: ``head`` freezes all of ``of``, and the head alone is trained, on its features.
 
-    Errors: UserError for a model of another kind, and for names that are not one or more, each once.
+    Errors: UserError for a model of another kind, and for names that are not one or more, each once, and a ``lora`` that
+    would be frozen.
     """
     reader = reader_of(of)
     names = list(scores) if not isinstance(scores, str) else []
@@ -51,6 +52,8 @@ def scorer(
         raise UserError(f"policy.scores: got {scores!r}, takes a list of one or more names, each once")
     if trained not in ("all", "head"):
         raise UserError(f"policy.trained: got {trained!r}, takes 'all' or 'head'")
+    if trained == "head" and reader.sets.lora:
+        raise UserError("policy.trained: head freezes all of policy.of, which has a lora; takes one of the two")
     return ScorerPolicy(of, reader, linear() if head is None else head, scores=names, trained=trained)
 
 

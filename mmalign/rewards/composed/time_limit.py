@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from multiprocessing import TimeoutError
-from multiprocessing.pool import AsyncResult, ThreadPool
+from concurrent.futures import Future, wait
+from threading import Thread
 from typing import Any
 
 import torch
@@ -35,24 +35,20 @@ def time_limit(reward: Callable[..., Any], *, seconds: Positive = 60.0) -> Score
     """
     if not callable(reward) or not seconds > 0:
         raise UserError(f"time_limit: got {type(reward).__name__}, seconds={seconds}, takes a reward, and more than 0")
-    pools: list[ThreadPool] = []  # made when it is first asked
-    working: list[AsyncResult[Any]] = []
+    working: list[Future[Any]] = []  # the batch that it was asked about last
     parts: list[str] = []
 
     def score(outputs: Any, prompts: list[Any], **columns: Any) -> Any:
-        if not pools:
-            pools.append(ThreadPool(1))
-        if working and not working[0].ready():
+        if working and not working[0].done():
             missing = "is still at work on a batch before"
         else:
-            working[:] = [pools[0].apply_async(_as_here(reward), (outputs, prompts), accepted(reward, columns))]
-            try:
-                answer = working[0].get(seconds)
-            except TimeoutError:
-                missing = f"took more than {seconds:g} s"
-            else:
+            working[:] = [_begun(_as_here(reward), outputs, prompts, accepted(reward, columns))]
+            wait(working, seconds)
+            if working[0].done():
+                answer = working[0].result()
                 parts[:] = [*answer] if isinstance(answer, Mapping) else []
                 return answer
+            missing = f"took more than {seconds:g} s"
         warnings.warn(f"time_limit: the reward {missing}; these {len(prompts)} scores are missing", stacklevel=2)
         nothing = torch.full((len(prompts),), torch.nan, dtype=torch.float64)
         return dict.fromkeys(parts, nothing) if parts else nothing
@@ -62,6 +58,20 @@ def time_limit(reward: Callable[..., Any], *, seconds: Positive = 60.0) -> Score
         return Scorer("time_limit", score, *facts, state=reward.state)
     differentiable = isinstance(reward, Differentiable) and reward.differentiable
     return Scorer("time_limit", score, differentiable=differentiable, reads=columns_read(reward), of_latents=of_latents(reward))
+
+
+def _begun(reward: Callable[..., Any], outputs: Any, prompts: list[Any], columns: Mapping[str, Any]) -> Future[Any]:
+    """What a reward is about to answer, in a thread of its own, which does not keep Python from ending."""
+    answer: Future[Any] = Future()
+
+    def work() -> None:
+        try:
+            answer.set_result(reward(outputs, prompts, **columns))
+        except BaseException as error:  # the caller's, who is told of all of them
+            answer.set_exception(error)
+
+    Thread(target=work, daemon=True).start()
+    return answer
 
 
 def _as_here(reward: Callable[..., Any]) -> Callable[..., Any]:
