@@ -56,7 +56,7 @@ def gradient(method: Method, rows: Table, *, other: bool) -> Tensor:
 
 @pytest.mark.parametrize("name", LEARNED)
 def test_other_rewards_are_another_gradient(name: str) -> None:
-    kwargs, _ = ORACLES[name][0]
+    kwargs, _ = ORACLES[name][1 if name == "bradley_terry_mixture" else 0]  # its hard one takes a score that these rows have not
     kind = min(METHODS[name](**kwargs).kinds)
     first, second = (gradient(METHODS[name](**kwargs), table(kind), other=other) for other in (False, True))
     size = float(first.abs().max())

@@ -102,7 +102,8 @@ def test_terms_of_a_policy_gradient_see_their_own_numbers() -> None:
         method.loss(at.steps(), signal)
     surveyed = method.survey(at.steps(), signal)  # type: ignore[misc]
     assert surveyed.shape == (12, 5, 7)
-    values, metrics, _ = method.loss(at.steps(), surveyed)
+    loss = method.loss(at.steps(), surveyed)
+    values, metrics = loss.values, loss.metrics
     twice = 2 * plain.loss(at.steps(), plain.signal(at.feedback())).values
     torch.testing.assert_close(values[at.mask], (twice + 101.0 + 303.0)[at.mask])
     assert metrics["0"] == pytest.approx(101.0) and metrics["1"] == pytest.approx(303.0) and seen.count == at.mask.numel()

@@ -208,6 +208,7 @@ def test_trained_ids_of_pictures_are_those_of_the_processor(name):
     policy = vision_policy(name)
     chat, processor = policy.chat, policy.chat.vision.processor
     asks = [seen(picture(), "what is it"), [{"role": "user", "content": "words alone"}], seen(picture(1), "this or", picture(2), "that")]
+    asks = asks[1:2] if name == "Emu3" else asks  # which reads no pictures here
     if not chat.template:  # PaliGemma's
         image = picture()
         made = processor(text=["what is it"], images=[image], return_tensors="pt")["input_ids"][0].tolist()

@@ -350,7 +350,7 @@ def test_a_method_is_refused_where_the_policy_cannot_serve_it(tmp_path: Path) ->
     for changes, line in (
         (
             {"needs": frozenset({Need("logits")})},
-            "method: needs logits; this policy gives adjoint, behaviors, drift, dt, kls, old, refs, score, slope, std",
+            "method: needs logits; this policy gives adjoint, adjoint_size, behaviors, drift, dt, kls, old, refs, score, slope, std",
         ),
         ({"kinds": frozenset({"token"})}, "method: takes steps of kind token; this policy gives transition"),
     ):

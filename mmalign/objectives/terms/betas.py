@@ -67,9 +67,14 @@ def dynamic(score: Part, *, beta: float, share: float, decay: float, kept: float
 
 
 def _nearest(distances: Tensor, known: Tensor, kept: float) -> Tensor:
-    """``[N]`` bool: of the known pairs ``kept``, at least one, those at the smallest distances, and all that tie with the last of them."""
+    """``[N]`` bool: of the known pairs ``kept``, at least one, those at the smallest distances, and all that tie with the last of them.
+
+    A tie is a ten-thousandth of the largest distance, or of one: before anything is learned all margins are 0, and two pairs are as far
+    from their mean as each other, but for rounding.
+    """
     count = max(1, math.floor(kept * int(known.sum())))
-    return known & (distances <= distances[known].sort().values[count - 1])
+    own = distances[known].sort().values
+    return known & (distances <= own[count - 1] + 1e-4 * own[-1].clamp(min=1.0))
 
 
 def automatic(score: Part, *, weight: float, decay: float, low: float, high: float) -> Term:

@@ -228,7 +228,8 @@ class Chat:
         return self._with_media(text, ())
 
     def _prompt_ids(self, text: str) -> list[int]:
-        """A text's ids with what the tokenizer puts before it; BOS once."""
+        """A text's ids with what tokenizer and processor put before it; BOS once."""
+        text = text if self.vision is None else self.vision.laid_out(text)
         return list(self.tokenizer(text, add_special_tokens=adds_special(self.tokenizer, text))["input_ids"])
 
     def _open(self, prompt: Prompt) -> Prompt:

@@ -64,12 +64,19 @@ class Vision:
         self.processor, self.frames, self.limits, self.dtype = processor, frames, limits, model.dtype
         self.takes = frozenset(inspect.signature(model.base_model.forward).parameters)
         self.placeholders = placeholders(model)
+        parts = [getattr(model.config, part, None) is not None for part in ("vq_config", "vision_config")]
+        self.by_codes = parts == [True, False]  # filled up with zeros, other sizes are other codes
         size = getattr(getattr(model.config, "vision_config", None), "image_size", None) or (48, 40)  # of models that take any
         self.height, self.width = (int(side) for side in ((size, size) if isinstance(size, int) else size))
         readers = {"image": "image_processor", "video": "video_processor"}
         tokens = {kind: getattr(processor, f"{kind}_token", None) for kind, reader in readers.items() if getattr(processor, reader, None)}
         self.tokens: dict[str, str] = {kind: str(token) for kind, token in tokens.items() if token is not None}
         self.kept: OrderedDict[Any, dict[str, Tensor]] = OrderedDict()
+
+    def laid_out(self, text: str) -> str:
+        """Words alone as the processor hands them to its tokenizer: some put BOS before them."""
+        layout = getattr(self.processor, "prepare_inputs_layout", None)
+        return text if layout is None else str(layout(text=[text])[1][0])
 
     def read(self, text: str, media: Sequence[Medium], ids: Sequence[int] = ()) -> Prompt:
         """A prompt with its media; ``ids`` are those of a text without any.
@@ -78,6 +85,9 @@ class Vision:
         processor does not take.
         """
         self._refuse_counts(text, media)
+        if media and self.by_codes:
+            why = "this model's codes of an image depend on the images beside it in a call"
+            raise UserError(f"prompt: holds a {media[0].kind}, and {why}; takes words alone")
         if not media:
             if odd := self.placeholders & set(ids):
                 raise UserError(f"prompt: holds the token {min(odd)}, which stands for pixels, and no image or video")
@@ -128,8 +138,8 @@ class Vision:
         return replace(prompt, media=media, digest=_digest(ids, pixels))
 
     def example(self) -> list[tuple[Tensor, dict[str, Tensor]]]:
-        """A prompt with a small picture, as ids and further inputs, to try a model on; none where the processor takes no images."""
-        if "image" not in self.tokens:
+        """A prompt with a small picture, as ids and further inputs, to try a model on; none where it takes no images."""
+        if "image" not in self.tokens or self.by_codes:
             return []
         picture = torch.linspace(0, 1, 3 * self.height * self.width).view(3, self.height, self.width)
         prompt = self.read(f"{self.tokens['image']}", [Medium("image", picture)])
