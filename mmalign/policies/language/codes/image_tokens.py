@@ -21,12 +21,13 @@ from torch import Tensor, nn
 
 from mmalign.arguments.ranges import Count, Fraction, Natural, NotNegative, Positive, Proportion
 from mmalign.conversations import has_media
-from mmalign.needs import kinds, named
+from mmalign.needs import named
 from mmalign.policies.language.codes.drawing import Images, draw, draw_forced
 from mmalign.policies.language.codes.families import layout_of
 from mmalign.policies.language.codes.forcing import lesson_of, noised
 from mmalign.policies.language.codes.guided import GuidedFit
 from mmalign.policies.language.codes.pixels import Pixels
+from mmalign.policies.language.codes.steps import steps_of
 from mmalign.policies.language.completions import Completions
 from mmalign.policies.language.contrasts import Others, others, sequences
 from mmalign.policies.language.drawing import CURRENT, Drawing, Voice
@@ -331,25 +332,13 @@ class ImageTokensPolicy:
         ``needs`` of ``refs``, ``kls``, ``reverse_kls`` (the last two over the whole codebook), ``entropy``, ``collision`` and
         ``contrast:mismatched`` (behind another row's prompt) fill those tables.
         """
+        score = lambda cells, numbers, names: self._scored(rollout, rows, cells, numbers=numbers, references=names)  # noqa: E731
+        steps = steps_of(rollout, rows, columns, needs, score)
         columns = torch.arange(rollout.mask.shape[1]) if columns is None else columns
-        at, cells = (rows[:, None], columns[None, :]), torch.zeros_like(rollout.mask[rows])
-        cells[:, columns] = rollout.mask[at]
-        need_kinds, refs = kinds(needs), rollout.held.refs
-        compared = {Need(kind, name) for kind in ("kls", "reverse_kls") if kind in need_kinds for name in refs}
-        terms = {Need(kind) for kind in need_kinds & {"entropy", "collision"}}
-        table = self._scored(rollout, rows, cells, numbers=frozenset(compared | terms), references=sorted(refs) if compared else ())
-        of_references = lambda kind: {need.name: table[need][:, columns] for need in sorted(compared) if need.kind == kind}  # noqa: E731
-        return Steps(
-            log_probs=table[LOG_PROBS][:, columns],
-            mask=rollout.mask[at],
-            old=None if bool(rollout.log_probs[rollout.mask].isnan().any()) else rollout.log_probs[at],
-            refs={name: table[at] for name, table in refs.items()} if "refs" in need_kinds else {},
-            kls=of_references("kls"),
-            reverse_kls=of_references("reverse_kls"),
-            terms={need.kind: table[need][:, columns] for need in sorted(terms)},
-            contrasts={name: self._contrast(rollout, rows, columns, cells, name) for name in named("contrast", needs)},
-            kind=ADAPTER.kind,
-        )
+        cells = torch.zeros_like(rollout.mask[rows])
+        cells[:, columns] = steps.mask
+        contrasts = {name: self._contrast(rollout, rows, columns, cells, name) for name in named("contrast", needs)}
+        return replace(steps, contrasts=contrasts) if contrasts else steps
 
     def _contrast(self, rollout: Rollout, rows: Tensor, columns: Tensor, cells: Tensor, name: str) -> Steps:
         """The same codes behind other prompts, with gradient, and the references' log-probabilities of them."""

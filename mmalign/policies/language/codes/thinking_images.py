@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from mmalign.arguments.ranges import Count
-from mmalign.needs import kinds
 from mmalign.policies.language import reference_models
 from mmalign.policies.language.codes.image_tokens import CALL, ImageTokensPolicy
+from mmalign.policies.language.codes.steps import steps_of
 from mmalign.policies.language.completions import Completions
 from mmalign.policies.language.contrasts import sequences
 from mmalign.policies.language.drawing import Drawn
@@ -194,24 +194,8 @@ class ThinkingImagesPolicy:
 
     def steps(self, rollout: Rollout, rows: Tensor, columns: Tensor | None = None, needs: frozenset[Need] = frozenset()) -> Steps:
         """The table of some rows, and of some columns (all, by default), with gradient; ``needs`` as of ``image_tokens``, but contrasts."""
-        columns = torch.arange(rollout.mask.shape[1]) if columns is None else columns
-        at, cells = (rows[:, None], columns[None, :]), torch.zeros_like(rollout.mask[rows])
-        cells[:, columns] = rollout.mask[at]
-        need_kinds, refs = kinds(needs), rollout.held.refs
-        compared = {Need(kind, name) for kind in ("kls", "reverse_kls") if kind in need_kinds for name in refs}
-        terms = {Need(kind) for kind in need_kinds & {"entropy", "collision"}}
-        table = self._scored(rollout, rows, cells, numbers=frozenset(compared | terms), references=sorted(refs) if compared else ())
-        of_references = lambda kind: {need.name: table[need][:, columns] for need in sorted(compared) if need.kind == kind}  # noqa: E731
-        return Steps(
-            log_probs=table[LOG_PROBS][:, columns],
-            mask=rollout.mask[at],
-            old=None if bool(rollout.log_probs[rollout.mask].isnan().any()) else rollout.log_probs[at],
-            refs={name: values[at] for name, values in refs.items()} if "refs" in need_kinds else {},
-            kls=of_references("kls"),
-            reverse_kls=of_references("reverse_kls"),
-            terms={need.kind: table[need][:, columns] for need in sorted(terms)},
-            kind=ADAPTER.kind,
-        )
+        score = lambda cells, numbers, names: self._scored(rollout, rows, cells, numbers=numbers, references=names)  # noqa: E731
+        return steps_of(rollout, rows, columns, needs, score)
 
     def _whole(self, rollout: Rollout, rows_at_once: int) -> Tensor:
         parts = torch.arange(len(rollout.prompts)).split(rows_at_once)
