@@ -371,7 +371,8 @@ def test_a_policy_that_ran_away_on_a_bad_row_is_still_pulled_back(case: Case) ->
     leaf, steps, feedback = _far(case.kind, torch.full((2, columns), -1e4, dtype=torch.float64), [-1.0, 1.0])
     same = {"ref": torch.zeros(2, columns, dtype=torch.float64)}
     _loss(case.method, replace(steps, refs={**steps.refs, **same}, kls={"ref": leaf * 0, "previous": leaf * 0}), feedback)[0].backward()
-    assert leaf.grad is not None and (leaf.grad[0] >= 0).all() and leaf.grad[0].any()
+    assert leaf.grad is not None and leaf.grad[0].any()
+    assert bool((leaf.grad[0] >= -1e-12 * leaf.grad.abs().max()).all())  # but for rounding
 
 
 @every_case
