@@ -201,6 +201,7 @@ def scored(tmp_path):
 def test_the_hardest_prompts_in_their_order(scored):
     prompts, file = scored
     assert mm.data.hardest(prompts, reference=file, reward="bleu", keep=2) == ["b", prompts[2]]
+    assert mm.data.hardest(prompts, reference=file, reward="bleu", keep=5) == prompts  # not by their scores
     assert mm.data.hardest(prompts, reference=file, reward="bleu", keep=3, above=0.0) == [prompts[2], "d", "e"]
 
 
