@@ -16,6 +16,7 @@ from mmalign.commands.evaluate_ranking import evaluate_ranking as evaluate_ranki
 from mmalign.commands.evaluate_reward import evaluate_reward as evaluate_reward
 from mmalign.commands.export import export as export
 from mmalign.commands.footprint import footprint as footprint
+from mmalign.commands.label import label as label
 from mmalign.commands.make_edits import make_edits as make_edits
 from mmalign.commands.make_jigsaws import make_jigsaws as make_jigsaws
 from mmalign.commands.make_pairs import make_pairs as make_pairs

@@ -54,6 +54,7 @@ ARROWS: dict[str, set[str]] = {
         )
     },
     "serving": {"types", "arguments", "files", "media", "records", "config"},
+    "labelling": {"types", "files", "records", "conversations", "runs"},
     "combinations": {"types", "arguments", "files", "conversations", "reference_scores"},
     "rewards": {
         *("types", "arguments", "records", "media", "conversations", "files", "serving", "combinations", "matching", "devices", "runs")

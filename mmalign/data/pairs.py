@@ -181,7 +181,7 @@ def _with_media(ties: str, limits: Limits, folder: str | None) -> Callable[[outp
         sides = [Unread(source, _name(source), decoded) for source in sources]
         if one:
             return Thumb(draft.prompt, sides[0], draft.strength, draft.id)
-        return Pair(draft.prompt, sides[0], sides[1], draft.strength, draft.id, labels=draft.labels)
+        return Pair(draft.prompt, sides[0], sides[1], draft.strength, draft.id, annotator=draft.annotator, labels=draft.labels)
 
     return finish
 

@@ -29,29 +29,31 @@ def listen(
     """
     if absent := [package for package in ("uvicorn", "fastapi", "prometheus_client") if find_spec(package) is None]:
         raise UserError(f"serve-reward: needs the package {absent[0]}, which is not installed: pip install 'mmalign[serve]'")
-    import uvicorn
-
     token = token_of(serve)
-    with contextlib.closing(_bound(serve)) as bound:
+    with contextlib.closing(bound(serve.host, serve.port, "serve.port")) as socket_:
         app = application(rewards, serve, token=token, config=config)
-        settings = uvicorn.Config(
-            app,
-            log_level="warning",
-            ssl_certfile=serve.certificate_file,
-            ssl_keyfile=serve.certificate_key_file,
-            timeout_graceful_shutdown=max(1, round(serve.stop)),
-        )
-        server = uvicorn.Server(settings)
-        if with_stdin:
-            threading.Thread(target=_until_closed, args=(server,), name="mmalign-stdin", daemon=True).start()
-        where = f"{'https' if serve.certificate_file else 'http'}://{serve.host}:{bound.getsockname()[1]}"
+        where = f"{'https' if serve.certificate_file else 'http'}://{serve.host}:{socket_.getsockname()[1]}"
         weights = ", ".join(f"{name} (weights {digest})" for name, digest in app.state.scoring.weights.items())
         say(f"{READY}{where} {weights}")
         if with_stdin:
             os.dup2(2, 1)  # whoever started this reads no further: what a reward prints would fill the pipe
-        with _told_twice_is_once():
-            server.run(sockets=[bound])
+        certificate = {"ssl_certfile": serve.certificate_file, "ssl_keyfile": serve.certificate_key_file}
+        answer(app, socket_, stop=serve.stop, with_stdin=with_stdin, **certificate)
     say("stopped")
+
+
+def answer(app: Any, bound: socket.socket, *, stop: float, with_stdin: bool = False, **settings: Any) -> None:
+    """Answers at a socket until SIGTERM or Ctrl-C, and what has been asked then within ``stop`` seconds.
+
+    settings: further ones of uvicorn's.
+    """
+    import uvicorn
+
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=max(1, round(stop)), **settings))
+    if with_stdin:
+        threading.Thread(target=_until_closed, args=(server,), name="mmalign-stdin", daemon=True).start()
+    with _told_twice_is_once():
+        server.run(sockets=[bound])
 
 
 def token_of(serve: Serve) -> str | None:
@@ -64,16 +66,20 @@ def token_of(serve: Serve) -> str | None:
     return token
 
 
-def _bound(serve: Serve) -> socket.socket:
-    bound = socket.socket(socket.AF_INET6 if ":" in serve.host else socket.AF_INET)
-    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+def bound(host: str, port: int, key: str) -> socket.socket:
+    """A socket that listens there already: who asks before the server is up waits, and is not refused.
+
+    key: the setting of the port, for messages. Errors: UserError for an address that cannot be had.
+    """
+    found = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        bound.bind((serve.host, serve.port))
+        found.bind((host, port))
+        found.listen()
     except OSError as error:
-        bound.close()
-        why = error.strerror or error
-        raise UserError(f"serve.port: cannot listen at {serve.host}:{serve.port}: {why}; port: 0 takes a free one") from error
-    return bound
+        found.close()
+        raise UserError(f"{key}: cannot listen at {host}:{port}: {error.strerror or error}; port 0 takes a free one") from error
+    return found
 
 
 def _until_closed(server: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import socket
 import threading
 import time
 
@@ -14,7 +15,7 @@ import torch
 
 pytest.importorskip("uvicorn", reason="the extra serve is not installed")
 from mmalign.serving.app import Serve
-from mmalign.serving.listening import listen, token_of
+from mmalign.serving.listening import bound, listen, token_of
 from mmalign.serving.wire import packed
 from mmalign.types import UserError
 from tests.helpers.reward_server import RewardServer
@@ -154,8 +155,10 @@ def test_a_question_on_its_way_is_answered_before_the_server_stops():
 
 def test_where_it_listens(server, monkeypatch):
     taken = int(server.url.rpartition(":")[2])
-    with pytest.raises(UserError, match=rf"serve\.port: cannot listen at 127\.0\.0\.1:{taken}: Address already in use; port: 0 takes"):
+    with pytest.raises(UserError, match=rf"serve\.port: cannot listen at 127\.0\.0\.1:{taken}: Address already in use; port 0 takes"):
         listen({"letters": letters}, Serve(port=taken), config=None, say=print)
+    with bound("127.0.0.1", 0, "port") as early, socket.create_connection(early.getsockname()[:2]):
+        pass  # asked before anything answers: it waits, and is not refused
     with pytest.raises(UserError, match=r"serve\.token_env: missing; others than this machine can ask at 0\.0\.0\.0"):
         token_of(Serve(host="0.0.0.0"))
     with pytest.raises(UserError, match=r"serve\.token_env: the environment has no SOME_TOKEN"):

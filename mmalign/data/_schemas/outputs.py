@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from itertools import combinations
 from typing import Any, NamedTuple
 
+from mmalign.conversations import has_media
 from mmalign.data._reading.parsing import number
 from mmalign.data._reading.tables import FILE, KEY, placed
 from mmalign.data._schemas import columns as names_of
@@ -21,7 +22,7 @@ from mmalign.records import UNSAID
 from mmalign.types import UserError
 
 Row = Mapping[str, Any]
-COLUMNS = ("prompt", "chosen", "rejected", "strength", "id", "image", "label", "labels")
+COLUMNS = ("prompt", "chosen", "rejected", "strength", "id", "image", "label", "labels", "annotator")
 PROMPTS = ("prompt", "caption", "text")
 SIDES = (
     ("chosen", "rejected"), ("img_better", "img_worse"), ("image_chosen", "image_rejected"), ("chosen_image", "rejected_image"),
@@ -34,7 +35,8 @@ OUTPUTS = (*names_of.IMAGES, *names_of.VIDEOS, "output", "completion")
 
 
 class Draft(NamedTuple):
-    """A pair before its media are decoded; with one output, second is None and strength says how good it is. labels: as of ``Pair``."""
+    """A pair before its media are decoded; with one output, second is None and strength says how good it is. labels, annotator: as of
+    ``Pair``."""
 
     prompt: str
     first: Any
@@ -42,6 +44,7 @@ class Draft(NamedTuple):
     strength: float
     id: str
     labels: Mapping[str, float] = UNSAID
+    annotator: str = ""
 
 
 Schema = Callable[[Row, str], Iterator[Draft]]
@@ -125,7 +128,8 @@ def hpdv3(row: Row, name: str) -> Iterator[Draft]:
 
 
 def columns(names: Mapping[str, str]) -> Schema:
-    """One pair to a row, in columns of any name: ``prompt``, ``chosen``, ``rejected`` and, optional, ``strength`` and ``id``.
+    """One pair to a row, in columns of any name: ``prompt``, ``chosen``, ``rejected`` and, optional, ``strength``, ``id`` and
+    ``annotator``.
 
     names: what those are called in the data, where it is otherwise. strength: the probability that ``chosen`` is the better one,
     1 where there is no such column; empty and null mean that it is not known. labels: an object, dimension -> strength in it (0..1, or A, B
@@ -140,8 +144,10 @@ def columns(names: Mapping[str, str]) -> Schema:
         better, worse = (called["chosen"], called["rejected"]) if names else _sides(row)
         prompt = names["prompt"] if "prompt" in names else _key(row, PROMPTS, "prompt")
         strength = _strength(number(row[called["strength"]]), called["strength"]) if called["strength"] in row else 1.0
-        name, labels = _name(row, called["id"], name), dimensions.labels(row.get(called["labels"]))
-        yield Draft(_prompt(row, prompt), _output(row, better), _output(row, worse), strength, name, labels)
+        labels, said_by = dimensions.labels(row.get(called["labels"])), row.get(called["annotator"])
+        name, who = _name(row, called["id"], name), "" if said_by is None else str(said_by)
+        name = f"{name}@{who}" if who else name
+        yield Draft(_prompt(row, prompt), _output(row, better), _output(row, worse), strength, name, labels, who)
 
     return schema
 
@@ -193,6 +199,17 @@ def guess(row: Row, names: Mapping[str, str] | None) -> Schema:
         f"columns {names_of.listed(row)} look like no known schema (Pick-a-Pic, HPDv2, HPDv3, ImageReward, prompt/chosen/rejected, "
         "prompt/image/label); takes columns: {prompt: ..., chosen: ..., rejected: ..., strength: ...}"
     )
+
+
+def loader(row: Row) -> str:
+    """Which loader of ``mm.data`` reads rows like this one: ``pairs`` (of images or videos), ``picture_texts`` (about them), ``texts``."""
+    if {"jpg_0", "jpg_1"} <= row.keys() or {"path1", "path2"} <= row.keys() or any(names_of.holds_media(row.get(key)) for key in LISTS[2:]):
+        return "pairs"
+    if any(set(sides) <= row.keys() and names_of.holds_media(row[sides[0]]) for sides in SIDES):
+        return "pairs"
+    media = [value for key, value in row.items() if names_of.low(key) in (*names_of.IMAGES, *names_of.VIDEOS)]
+    turns = (row[key] for key in ("prompt", "messages", "conversations") if isinstance(row.get(key), list))
+    return "picture_texts" if any(map(names_of.holds_media, media)) or any(map(has_media, turns)) else "texts"
 
 
 def _labelled(row: Row, names: Mapping[str, str]) -> Schema:
