@@ -122,7 +122,7 @@ def _preferred(items: Items, judgements: Sequence[Judgement]) -> Iterator[str]:
         yield f"{name}: preferred in {rate.value:.0%} of {len(outcomes)} comparisons (95 %: {rate.low:.0%} to {rate.high:.0%})"
 
 
-def _items(
+def _items(  # what is judged may be told in several ways
     folder: Path, models: Sequence[str], pairs: str | Mapping[str, Any] | None, prompts: Sequence[Any] | None, *, outputs: int,
     limit: int | None, seed: int, trust: bool, say: Callable[[str], None],
 ) -> Items:  # fmt: skip

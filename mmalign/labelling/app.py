@@ -29,7 +29,6 @@ from mmalign.types import UserError
 
 HEADER = "x-mmalign"
 PAGE = Path(__file__).with_name("page.html")
-FRESH = {"Cache-Control": "no-store"}  # another annotator has another order
 AWAY = 600.0  # seconds after which an item that somebody looks at is free for others
 
 
@@ -151,12 +150,66 @@ def _prompt(prompt: Any) -> list[dict[str, Any]]:
     return shown
 
 
+class Addresses:
+    """What is answered at which address; see the top of this file."""
+
+    def __init__(self, desk: Desk):
+        self.desk = desk
+
+    def page(self, request: Any) -> Any:
+        """``GET /``."""
+        from fastapi.responses import HTMLResponse
+
+        return HTMLResponse(PAGE.read_text(encoding="utf-8"))
+
+    def current(self, request: Any) -> Any:
+        """``GET /next``."""
+        annotator = str(request.query_params.get("annotator", "")).strip()
+        if not annotator:
+            return _error(422, "annotator: takes a name")
+        return _json(self.desk.next(annotator, request.query_params.get("item")))
+
+    async def told(self, request: Any) -> Any:
+        """``POST /judgements`` and ``POST /undo``."""
+        act = self.desk.undo if request.url.path == "/undo" else self.desk.take
+        try:
+            words = await request.json()
+            if not isinstance(words, dict):
+                raise ValueError
+            return _json(await asyncio.to_thread(act, words))
+        except UserError as error:
+            return _error(422, str(error))
+        except ValueError:
+            return _error(400, "takes an object as JSON")
+        except OSError as error:
+            return _error(507, f"could not be written, and is not kept: {error.strerror}")
+
+    def output(self, request: Any) -> Any:
+        """``GET /outputs/PLACE``."""
+        item, order = self._asked(request)
+        place = request.path_params["place"]
+        if item is None or item.kind == "text" or place >= len(order):
+            return _error(404, "no such output")
+        return _file(self.desk.items.path(item, order[place]))
+
+    def prompt_medium(self, request: Any) -> Any:
+        """``GET /prompts/NUMBER``."""
+        item, _ = self._asked(request)
+        number = request.path_params["number"]
+        media = [] if item is None or isinstance(item.prompt, str) else media_of(item.prompt)
+        source = media[number].source if number < len(media) else None
+        return _file(source) if isinstance(source, (str, Path)) else _error(404, "no such file")
+
+    def _asked(self, request: Any) -> tuple[Item | None, list[int]]:
+        item = self.desk.items.by_id.get(request.query_params.get("item", ""))
+        return item, [] if item is None else self.desk.order(item, str(request.query_params.get("annotator", "")).strip())
+
+
 def application(desk: Desk, *, token: str | None = None, hosts: Sequence[str] = ("127.0.0.1", "localhost", "[::1]")) -> Any:
     """The application; see the top of this file. token: that every question has to bring, where others than this machine can ask. hosts:
     by which names it may be asked for, "*" for any: no site elsewhere can give itself the name of this machine.
     """
     from fastapi import FastAPI
-    from fastapi.responses import FileResponse, HTMLResponse, JSONResponse
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
     app = FastAPI(title="mmalign label", docs_url=None, redoc_url=None, openapi_url=None)
@@ -166,59 +219,36 @@ def application(desk: Desk, *, token: str | None = None, hosts: Sequence[str] = 
     async def refuse_strangers(request: Any, answer: Any) -> Any:
         key = str(request.query_params.get("key") or request.headers.get(HEADER) or "")
         if token is not None and not hmac.compare_digest(key.encode(), token.encode()):
-            return JSONResponse({"error": "takes the address as it was printed, with its key"}, status_code=401)
+            return _error(401, "takes the address as it was printed, with its key")
         if request.method == "POST" and HEADER not in request.headers:
-            return JSONResponse({"error": f"takes the header {HEADER}"}, status_code=403)
+            return _error(403, f"takes the header {HEADER}")
         return await answer(request)
 
-    def page(request: Any) -> Any:
-        return HTMLResponse(PAGE.read_text(encoding="utf-8"))
-
-    def current(request: Any) -> Any:
-        annotator = str(request.query_params.get("annotator", "")).strip()
-        if not annotator:
-            return JSONResponse({"error": "annotator: takes a name"}, status_code=422)
-        return JSONResponse(desk.next(annotator, request.query_params.get("item")))
-
-    async def told(request: Any) -> Any:
-        act = desk.undo if request.url.path == "/undo" else desk.take
-        try:
-            words = await request.json()
-            if not isinstance(words, dict):
-                raise ValueError
-            return JSONResponse(await asyncio.to_thread(act, words))
-        except UserError as error:
-            return JSONResponse({"error": str(error)}, status_code=422)
-        except ValueError:
-            return JSONResponse({"error": "takes an object as JSON"}, status_code=400)
-        except OSError as error:
-            return JSONResponse({"error": f"could not be written, and is not kept: {error.strerror}"}, status_code=507)
-
-    def output(request: Any) -> Any:
-        item, order = _asked(desk, request)
-        place = request.path_params["place"]
-        if item is None or item.kind == "text" or place >= len(order):
-            return JSONResponse({"error": "no such output"}, status_code=404)
-        return FileResponse(desk.items.path(item, order[place]), headers=FRESH)
-
-    def prompt_medium(request: Any) -> Any:
-        item, _ = _asked(desk, request)
-        number = request.path_params["number"]
-        media = [] if item is None or isinstance(item.prompt, str) else media_of(item.prompt)
-        source = media[number].source if number < len(media) else None
-        if not isinstance(source, (str, Path)) or not Path(source).is_file():
-            return JSONResponse({"error": f"no such file: {source}"}, status_code=404)
-        return FileResponse(source, headers=FRESH)
-
-    app.add_route("/", page)
-    app.add_route("/next", current)
+    at = Addresses(desk)
+    for path, read in (
+        ("/", at.page),
+        ("/next", at.current),
+        ("/outputs/{place:int}", at.output),
+        ("/prompts/{number:int}", at.prompt_medium),
+    ):
+        app.add_route(path, read)
     for path in ("/judgements", "/undo"):
-        app.add_route(path, told, methods=["POST"])
-    app.add_route("/outputs/{place:int}", output)
-    app.add_route("/prompts/{number:int}", prompt_medium)
+        app.add_route(path, at.told, methods=["POST"])
     return app
 
 
-def _asked(desk: Desk, request: Any) -> tuple[Item | None, list[int]]:
-    item = desk.items.by_id.get(request.query_params.get("item", ""))
-    return item, [] if item is None else desk.order(item, str(request.query_params.get("annotator", "")).strip())
+def _json(value: Any, status: int = 200) -> Any:
+    from fastapi.responses import JSONResponse
+
+    return JSONResponse(value, status_code=status)
+
+
+def _error(status: int, line: str) -> Any:
+    return _json({"error": line}, status)
+
+
+def _file(path: str | Path) -> Any:
+    """A file as it lies there; another annotator has another order, so that nobody keeps it."""
+    from fastapi.responses import FileResponse
+
+    return FileResponse(path, headers={"Cache-Control": "no-store"}) if Path(path).is_file() else _error(404, f"no such file: {path}")
