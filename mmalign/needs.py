@@ -70,7 +70,8 @@ def named(kind: str, needs: frozenset[Need]) -> list[str]:
 def lacking(method: Method, gives: frozenset[str]) -> list[str]:
     """What a method asks of a policy that ``gives`` these kinds and not that one, as messages name it."""
     needs = method.needs | method.survey_needs | (method.reads - {MASK, OLD, REWARDS})
-    return [str(need) for need in sorted(needs) if need.kind not in gives]
+    masking = ["masking"] if method.masking is not None and "masking" not in gives else []
+    return [str(need) for need in sorted(needs) if need.kind not in gives] + masking
 
 
 def as_bound(policy: str) -> str:

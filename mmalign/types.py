@@ -266,8 +266,7 @@ class Feedback:
         for name, count in (("ratings", rows[0]), ("strengths", 0 if self.pairs is None else len(self.pairs))):
             if (value := getattr(self, name)) is not None:
                 _table("Feedback", name, value, (count, *value.shape[1:2]))
-                outside = name == "strengths" and bool(((value < 0) | (value > 1)).any())
-                _require(not outside, f"Feedback.{name}: got values outside 0..1")
+                _require(name == "ratings" or not bool(((value < 0) | (value > 1)).any()), f"Feedback.{name}: got values outside 0..1")
 
 
 class _Filled(type):
@@ -460,6 +459,8 @@ class Method:
     numbers: of a reward model's scores, how many say one dimension, the first of them how good a row is in it; 0: none is one by itself,
         and rows are only compared. wins: scores ``[N, T]`` of rows and of others -> how probably each is better, ``[N, dimensions]``; None
         of methods that compare nothing. scores: names of all of them, where records label each by itself; a recipe says them.
+    masking: what its rows may hold, when they are drawn and whenever they are scored, by the policy and by references
+        (``samplers.masking.Masking``); None: anything.
     """
 
     signal: Callable[[Feedback], Tensor]
@@ -484,6 +485,7 @@ class Method:
     numbers: int = 1
     wins: Callable[[Tensor, Tensor], Tensor] | None = None
     scores: tuple[str, ...] = ()
+    masking: Any = None
 
     def __post_init__(self) -> None:
         for name in ("needs", "survey_needs", "reads"):
@@ -562,7 +564,8 @@ class Policy(Protocol):
         the current policy, whose own stand first, or beside it; a policy that ``gives`` no ``behaviors`` is never asked. part: the prompts
         whose rows are made here, at least one, where other processes make the others: they are the rows that ``take`` would give of all
         (but for rounding), so that a row depends on its place and not on who makes it. A policy that ``gives`` drift takes ``drift=True``:
-        keep what that term is measured from.
+        keep what that term is measured from. One that ``gives`` masking takes ``masking=``, of ``Method.masking``, and scores these rows
+        under it from then on.
         """
 
     def generate(self, prompts: list[str], seeds: list[int], **call: Any) -> Any:

@@ -192,11 +192,12 @@ def _default(value: Any) -> str:
 def _needs(listing: Listing, made_by: Callable[..., Any]) -> dict[str, str]:
     """What a method asks of a policy, where it can be made without a keyword."""
     from mmalign.arguments import signatures
+    from mmalign.needs import lacking
 
     if listing.kind != "methods" or any(parameter.required for parameter in signatures.parameters(made_by)[0].values()):
         return {}
     method = made_by()
-    needs = ", ".join(sorted(str(need) for need in method.needs | method.survey_needs)) or "log-probabilities alone"
+    needs = ", ".join(lacking(method, frozenset())) or "log-probabilities alone"
     return {"Needs": f"{needs}; steps of kind {' or '.join(sorted(method.kinds))}; sees a {method.unit} at once"}
 
 

@@ -49,19 +49,15 @@ from mmalign.policies.language.scoring import Scorer
 from mmalign.policies.language.vision import Prompt, Vision, inputs_of
 from mmalign.policies.settings import Dtype, EngineSettings, Lora, TextMemory, Train, type_of
 from mmalign.samplers.assignment import assignment, drawn_by
+from mmalign.samplers.masking import Masking
 from mmalign.types import EVERY, Adapter, Behavior, Need, Rollout, Steps, UserError
 
 __all__ = ["TransformersPolicy", "transformers"]
 
 CALL = ("temperature", "top_p", "top_k", "max_completion", "hidden_media")
-ADAPTER = Adapter(
-    "token",
-    frozenset(
-        {"old", "refs", "kls", "reverse_kls", "entropy", "collision", "contrast", "changed", "phrase", "segment", "behaviors", "recall"}
-    ),
-    gives_with={"heads": HEADS},
-    call=lambda arguments: CALL,
-)
+GIVES = frozenset({"old", "refs", "kls", "reverse_kls", "entropy", "collision", "contrast", "changed", "phrase", "segment", "behaviors",
+                   "recall", "masking"})  # fmt: skip
+ADAPTER = Adapter("token", GIVES, gives_with={"heads": HEADS}, call=lambda arguments: CALL)
 
 
 def transformers(  # one keyword for each thing that a user may set
@@ -190,12 +186,12 @@ class TransformersPolicy:
     @torch.no_grad()
     def sample(
         self, prompts: list[Any], group_size: int, rng: torch.Generator, *, step: int = 0, behaviors: Sequence[Behavior] = (),
-        part: slice = EVERY,
+        part: slice = EVERY, masking: Masking | None = None,
     ) -> Rollout:  # fmt: skip
         """``group_size`` completions of each prompt, strings or conversations; rows of a prompt stand side by side.
 
         ``rng`` draws one uniform number for each row and token, so that a row does not depend on ``rows_at_once``. A mixture of
-        ``behaviors`` is one of distributions, token by token. Errors: UserError for behaviors where a server draws.
+        ``behaviors`` is one of distributions, token by token. Errors: UserError for behaviors and masking where a server draws.
         ``metrics``: ``length`` (tokens), ``cut`` (the part of rows without an end), and how far the
         sampler's log-probabilities are from those of ``old`` (``engine_difference``, nats, mean and largest).
         """
@@ -212,9 +208,10 @@ class TransformersPolicy:
         self.chat.agree(prompts[0])
         which, who = torch.arange(len(own)).repeat_interleave(len(who)), who.repeat(len(own))
         if self.engine is None:
-            drawn = self.drawer.by_behaviors(ids, which, uniform, self.drawing, who, behaviors, extras)
-        elif behaviors:
-            raise UserError(f"policy.engine: the method's {behaviors[0].name} draws rows too, which a server cannot; takes no engine")
+            drawn = self.drawer.by_behaviors(ids, which, uniform, self.drawing._replace(masking=masking), who, behaviors, extras)
+        elif behaviors or masking is not None:
+            what = f"method's {behaviors[0].name} draws rows too" if behaviors else "method masks words"
+            raise UserError(f"policy.engine: the {what}, which a server cannot; takes no engine")
         else:
             self.engine.refresh(self.model)
             seeds = (uniform[::group_size, 0] * 2**31).long().tolist()
@@ -225,11 +222,12 @@ class TransformersPolicy:
             encoded, which, drawn.tokens, drawn.lengths, real,
             sources=[prompts[number] for number in needed], outputs=texts, group=torch.tensor(own)[which],
         )  # fmt: skip
+        allowed = drawn.allowed if drawn.allowed.shape[-1] else None
+        rollout.held = replace(rollout.held, cut=drawn.cut, pictured=any(map(has_media, prompts)), allowed=allowed)
         rollout.log_probs, rollout.drawn = self._whole(rollout, self.rows_at_once), drawn_by(who, behaviors)
         differences = (drawn.log_probs - rollout.log_probs)[real & (who == 0).unsqueeze(1)].abs()
         for behavior in (behavior for behavior in behaviors if behavior.greedy):
             rollout.mask &= ~rollout.drawn[behavior.name].unsqueeze(1)
-        rollout.held = replace(rollout.held, cut=drawn.cut, pictured=any(map(has_media, prompts)))
         rollout.metrics.update(length=float(drawn.lengths.double().mean()), cut=float(drawn.cut.double().mean()))
         if not bool(differences.isnan().any()):
             rollout.metrics.update(engine_difference=float(differences.mean()), engine_difference_max=float(differences.max()))

@@ -54,6 +54,8 @@ class Rollouts:
         self.drawing |= {} if decode else {"decode": False}
         if method is not None and DRIFT in method.needs | method.survey_needs:
             self.drawing["drift"] = True
+        if method is not None and method.masking is not None:
+            self.drawing["masking"] = method.masking
         self.sampled_by = "current" if method is None else method.sampled_by
         self.steps, self.coming = steps, None  # type: int, Sampled | None
 

@@ -62,6 +62,7 @@ def test_list(mmalign: Callable[..., tuple[int, str, str]]) -> None:
     ("name", "shown"),
     [
         ("kto", ["loss = mean over rows", "desirable, undesirable", "arXiv 2402.01306", "TRL 1.16", "like: TRL", "Needs", "refs:ref"]),
+        ("nlpo", ["top_p", "every", "Needs", "old, refs:ref, value, masking"]),
         ("rlg", ["guidance: {use: rlg, scale: 1.6", "arxiv.org/abs/2508.21016", "mm.guidance.rlg("]),
         ("flow_sde", ["kernel: {use: flow_sde", "noise_level", "mm.kernels.flow_sde("]),
         ("digits/demo", ["Flow-GRPO on real 8x8 digits", "use: online", "mmalign train digits/demo"]),

@@ -30,6 +30,7 @@ def blended(score: Scorer, embedding: nn.Module, rows: prefixes.Sequences, cells
     with _reading(embedding, sequences, torch.where(inside, guessed, sequences.tokens), share):
         hidden = prefixes.run(score.fit.backbone, sequences, shared=False)
     settings: dict[str, Any] = {"temperature": score.temperature, "at_once": score.at_once, "others": {}, "never": score.never}
+    settings["allowed"] = None if sequences.allowed is None else sequences.allowed[inside]
     log_probs = numbers_of(score.fit.head, hidden[inside], sequences.tokens[inside], **settings)[LOG_PROBS]
     return torch.zeros(cells.shape, dtype=torch.float64).index_put(tuple(cells.nonzero().T), log_probs.cpu())
 

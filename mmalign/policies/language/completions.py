@@ -23,7 +23,8 @@ class Completions:
     of the next other prompt of the rollout that a prompt came with; its own where it was alone. pictured: whether any prompt of that
     rollout has an image or a video. which: ``[B]`` the prompt of each row. tokens: ``[B, T]``, filled up with anything. lengths: ``[B]``.
     cut: ``[B]`` bool, rows that came to no end; False where they were given. refs: name -> ``[B, T]`` log-probabilities. phrases: row
-    numbers -> phrases of these rows, read once. read: ``[B, T]``, as of ``prefixes.Sequences``. contrasts: name -> P prompts, made once.
+    numbers -> phrases of these rows, read once. contrasts: name -> P prompts, made once. read: ``[B, T]``, allowed: ``[B, T, W]``, as of
+    ``prefixes.Sequences``.
     """
 
     vision: Vision | None
@@ -39,6 +40,7 @@ class Completions:
     phrases: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
     contrasts: dict[str, list[Prompt]] = field(default_factory=dict)
     read: Tensor | None = None
+    allowed: Tensor | None = None
 
     @staticmethod
     def of_rows(
@@ -63,7 +65,8 @@ class Completions:
 
     def digests(self, mask: Tensor) -> list[bytes]:
         """What each row is told apart by, 16 bytes: ids and pixels of its prompt, its own ids, those that ``mask [B, T]`` counts."""
-        before = [b""] * len(self.which) if self.read is None else [row.numpy().tobytes() for row in self.read]
+        known = [table for table in (self.read, self.allowed) if table is not None]
+        before = [b"".join(table[row].numpy().tobytes() for table in known) for row in range(len(self.which))]
         heads = [blake2b(repr((prompt.ids, prompt.digest)).encode()).digest() for prompt in self.encoded]
         ends = [
             tokens[:length].numpy().tobytes() + live[:length].numpy().tobytes() + read
@@ -75,7 +78,8 @@ class Completions:
         """All prompts stay: rows may be compared behind those of others."""
         kept: dict[str, Any] = {name: getattr(self, name)[rows] for name in ("which", "tokens", "lengths", "cut")}
         refs = {name: table[rows] for name, table in self.refs.items()}
-        return replace(self, **kept, refs=refs, phrases={}, read=None if self.read is None else self.read[rows])
+        read, allowed = (None if table is None else table[rows] for table in (self.read, self.allowed))
+        return replace(self, **kept, refs=refs, phrases={}, read=read, allowed=allowed)
 
     @staticmethod
     def join(parts: Sequence[Completions]) -> Completions:
@@ -96,4 +100,5 @@ class Completions:
             pictured=any(part.pictured for part in parts),
             refs=stacked_by_name([part.refs for part in parts]),
             read=None if parts[0].read is None else stacked([part.read for part in parts if part.read is not None]),
+            allowed=None if parts[0].allowed is None else stacked([part.allowed for part in parts if part.allowed is not None]),
         )

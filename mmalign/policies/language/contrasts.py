@@ -60,5 +60,5 @@ def _under_system(sources: Sequence[Any], name: str, systems: Mapping[str, str],
 def sequences(held: Completions, rows: Tensor, behind: Others | None = None) -> Sequences:
     """Some rows as token ids; behind other prompts, where they are given."""
     behind = behind or Others(held.prompts, held.which, held.extras)
-    read = None if held.read is None else held.read[rows]
-    return Sequences(behind.prompts, behind.which[rows], held.tokens[rows], held.lengths[rows], behind.extras, read)
+    read, allowed = (None if table is None else table[rows] for table in (held.read, held.allowed))
+    return Sequences(behind.prompts, behind.which[rows], held.tokens[rows], held.lengths[rows], behind.extras, read, allowed)

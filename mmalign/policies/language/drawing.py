@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -16,14 +17,17 @@ from torch import Tensor, nn
 
 from mmalign.policies.language import prefixes
 from mmalign.policies.language.fitting import Fit
+from mmalign.policies.language.likely import likely, packed
 from mmalign.policies.language.logits import Head
 from mmalign.policies.language.masking import HiddenTokens, hidden_tokens
+from mmalign.samplers.masking import Masking
+from mmalign.stacking import stacked
 from mmalign.types import Behavior, UserError
 
 
 class Drawing(NamedTuple):
     """How tokens are drawn. temperature 0: the likeliest. top_p 1, top_k 0: all tokens. never: ids that are left out of the
-    distribution. stops: ids that end."""
+    distribution. stops: ids that end. masking: whose likely words alone are left in it, and stops; None: all are."""
 
     temperature: float
     top_p: float
@@ -31,18 +35,21 @@ class Drawing(NamedTuple):
     never: Tensor
     stops: Tensor
     most: int
+    masking: Masking | None = None
 
 
 class Drawn(NamedTuple):
     """tokens: ``[R, T]``, 0 behind the end. lengths: ``[R]``, the end included. cut: ``[R]`` bool, no end before ``most`` tokens.
 
-    log_probs: ``[R, T]`` float64 of each token as it was drawn, at the temperature, before anything was cut off.
+    log_probs: ``[R, T]`` float64 of each token as it was drawn, at the temperature, before anything was cut off by top_p or top_k.
+    allowed: ``[R, T, W]``, the words that ``masking`` left in, in bits (``likely.packed``); W is 0 where nothing was masked.
     """
 
     tokens: Tensor
     lengths: Tensor
     cut: Tensor
     log_probs: Tensor
+    allowed: Tensor
 
 
 class Voice(NamedTuple):
@@ -59,15 +66,17 @@ ALONE = (Voice(1.0, nullcontext),)
 def draw(  # all that a draw depends on
     backbone: nn.Module, head: Head, prompts: Sequence[Tensor], which: Tensor, uniform: Tensor, drawing: Drawing,
     extras: Sequence[Mapping[str, Tensor]] = (), *, voices: Sequence[Voice] = ALONE, hiding: HiddenTokens | None = None,
+    masker: Voice | None = None,
 ) -> Drawn:  # fmt: skip
     """Completions of prompts. which: ``[R]`` the prompt of each row. uniform: ``[R, most]`` float64 in 0..1.
 
     voices: whose logits are mixed, ``sum_k share_k logits_k``: each token is drawn from ``prod_k pi_k^share_k``, normalised. Every one
-    has a cache of its own. hiding: what is hidden of the prompts, while its ``over`` lasts.
+    has a cache of its own. hiding: what is hidden of the prompts, while its ``over`` lasts. masker: the set that ``drawing.masking`` names.
     """
+    listening = [*voices, *([] if masker is None else [masker])]
     device, rows = which.device, len(which)
     caches, states = [], []
-    for voice in voices:
+    for voice in listening:
         with voice.using():
             start = prefixes.prefill(backbone, prompts, extras, device)
         start.cache.batch_select_indices(which)
@@ -80,8 +89,15 @@ def draw(  # all that a draw depends on
     log_probs = torch.zeros((rows, drawing.most), dtype=torch.float64, device=device)
     lengths, over = torch.zeros(rows, dtype=torch.int64, device=device), torch.zeros(rows, dtype=torch.bool, device=device)
     alive = torch.arange(rows, device=device)
+    allowed = torch.zeros((rows, drawing.most, 0), dtype=torch.uint8, device=device)
     for step in range(drawing.most):
-        ids, log_prob = pick(_mixed(head, voices, states), uniform[alive, step], drawing)
+        logits = _mixed(head, voices, states[: len(voices)])
+        if masker is not None and drawing.masking is not None:
+            words = _left_in(_mixed(head, [masker], states[-1:]), drawing.masking, drawing)
+            logits, bits = logits.masked_fill(~words, -torch.inf), packed(words)
+            allowed = allowed if step else allowed.new_zeros((rows, drawing.most, bits.shape[-1]))
+            allowed[alive, step] = bits
+        ids, log_prob = pick(logits, uniform[alive, step], drawing)
         tokens[alive, step], log_probs[alive, step], lengths[alive] = ids, log_prob, step + 1
         ended = torch.isin(ids, drawing.stops)
         over[alive] = ended
@@ -96,11 +112,17 @@ def draw(  # all that a draw depends on
         if not len(alive) or step + 1 == drawing.most:
             break
         mask = torch.cat([mask, mask.new_ones((len(alive), 1))], dim=1)
-        for number, voice in enumerate(voices):
+        for number, voice in enumerate(listening):
             with voice.using():
                 states[number] = prefixes.follow(backbone, caches[number], mask, ids.unsqueeze(1), shift)[:, -1]
     width = int(lengths.max())
-    return Drawn(tokens[:, :width], lengths, ~over, log_probs[:, :width])
+    return Drawn(tokens[:, :width], lengths, ~over, log_probs[:, :width], allowed[:, :width])
+
+
+def _left_in(logits: Tensor, masking: Masking, drawing: Drawing) -> Tensor:
+    """The words ``[R, V]`` that a masking leaves in, by the logits of its set."""
+    probs = (logits.double() / (drawing.temperature or 1.0)).index_fill(-1, drawing.never, -torch.inf).softmax(-1)
+    return likely(probs, masking.top_p, masking.least).index_fill(-1, drawing.stops, True)
 
 
 def _mixed(head: Head, voices: Sequence[Voice], states: Sequence[Tensor]) -> Tensor:
@@ -141,7 +163,8 @@ def draw_by_generate(
     cut = ~stopped.any(1)
     lengths = torch.where(cut, tokens.shape[1], stopped.int().argmax(1) + 1)
     tokens = tokens * (torch.arange(tokens.shape[1], device=tokens.device) < lengths.unsqueeze(1))
-    return Drawn(tokens, lengths, cut, torch.full(tokens.shape, torch.nan, dtype=torch.float64, device=tokens.device))
+    log_probs = torch.full(tokens.shape, torch.nan, dtype=torch.float64, device=tokens.device)
+    return Drawn(tokens, lengths, cut, log_probs, tokens.new_zeros((*tokens.shape, 0), dtype=torch.uint8))
 
 
 def pick(logits: Tensor, uniform: Tensor, drawing: Drawing) -> tuple[Tensor, Tensor]:
@@ -150,14 +173,12 @@ def pick(logits: Tensor, uniform: Tensor, drawing: Drawing) -> tuple[Tensor, Ten
     if drawing.temperature == 0:
         ids = full.argmax(-1)
         return ids, full.gather(-1, ids.unsqueeze(-1)).squeeze(-1)
-    likely = full
+    kept = full
     if drawing.top_k > 0:
-        likely = likely.masked_fill(likely < likely.topk(min(drawing.top_k, likely.shape[-1]), dim=-1).values[:, -1:], -torch.inf)
-    probs = likely.softmax(-1)
+        kept = kept.masked_fill(kept < kept.topk(min(drawing.top_k, kept.shape[-1]), dim=-1).values[:, -1:], -torch.inf)
+    probs = kept.softmax(-1)
     if drawing.top_p < 1:
-        order = probs.sort(dim=-1, descending=True)
-        outside = order.values.cumsum(-1) - order.values >= drawing.top_p  # the token that crosses the border stays
-        probs = probs.masked_fill(torch.zeros_like(outside).scatter(-1, order.indices, outside), 0.0)
+        probs = probs.masked_fill(~likely(probs, drawing.top_p), 0.0)
     bounds = probs.cumsum(-1)
     ids = torch.searchsorted(bounds, uniform.unsqueeze(-1).to(bounds) * bounds[:, -1:], right=True).squeeze(-1)
     last = probs.shape[-1] - 1 - (probs > 0).flip(-1).int().argmax(-1)
@@ -191,6 +212,10 @@ class Drawer:
             raise UserError(
                 f"behavior: got {', '.join(shares)}; {type(self.model).__name__} has no cache to mix distributions with, takes one set"
             )
+        masker = None if drawing.masking is None else Voice(1.0, partial(self.using, drawing.masking.name))
+        if masker is not None and not self.fit.shared:
+            raise UserError(f"method: masks words, and {type(self.model).__name__} has no cache to read them with; takes another method")
+        more_voices: dict[str, Any] = {"voices": voices, "masker": masker}
         parts, device = [], next(self.model.parameters()).device
         for rows in torch.arange(len(which)).split(self.rows_at_once):
             used, local = which[rows].unique(return_inverse=True)
@@ -200,7 +225,7 @@ class Drawer:
             hiding = hidden_tokens([hidden[place] for place in used.tolist()], device) if hidden else None
             with nullcontext() if hiding is None else hiding.over(self.model):
                 if self.fit.shared:
-                    drawn = draw(self.fit.backbone, self.fit.head, prompts, local, part, drawing, more, voices=voices, hiding=hiding)
+                    drawn = draw(self.fit.backbone, self.fit.head, prompts, local, part, drawing, more, hiding=hiding, **more_voices)
                 else:
                     if hiding is not None:
                         hiding.take(local)
@@ -227,10 +252,5 @@ class Drawer:
 
 def joined(parts: Sequence[Drawn]) -> Drawn:
     """Rows of several batches as one, filled up to the longest."""
-    width = max(part.tokens.shape[1] for part in parts)
-    wide = [part._replace(tokens=_filled(part.tokens, width), log_probs=_filled(part.log_probs, width)) for part in parts]
-    return Drawn(*(torch.cat(values) for values in zip(*wide, strict=True)))
-
-
-def _filled(values: Tensor, width: int) -> Tensor:
-    return nn.functional.pad(values, (0, width - values.shape[1]))
+    tables = {name: stacked([getattr(part, name) for part in parts]) for name in ("tokens", "log_probs", "allowed")}
+    return Drawn(lengths=torch.cat([part.lengths for part in parts]), cut=torch.cat([part.cut for part in parts]), **tables)

@@ -128,7 +128,8 @@ class Engine:
         for place, row in enumerate(rows):
             tokens[place, : len(row.ids)] = torch.tensor(row.ids)
             log_probs[place, : len(row.ids)] = torch.tensor(row.log_probs, dtype=torch.float64)
-        return Drawn(tokens, torch.tensor([len(row.ids) for row in rows]), torch.tensor([row.cut for row in rows]), log_probs)
+        lengths, cut = torch.tensor([len(row.ids) for row in rows]), torch.tensor([row.cut for row in rows])
+        return Drawn(tokens, lengths, cut, log_probs, torch.zeros((*tokens.shape, 0), dtype=torch.uint8))
 
     def _completions(self, prompt: Prompt, source: Any, count: int, seed: int, drawing: Drawing) -> list[Sampled]:
         body = {

@@ -17,6 +17,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from mmalign.needs import COLLISION, ENTROPY
+from mmalign.policies.language.likely import unpacked
 from mmalign.types import Need
 
 NOTHING = -1e9
@@ -138,38 +139,41 @@ def answering(backbone: nn.Module, answer: Any) -> Iterator[None]:
         del backbone.__dict__["forward"]
 
 
-def numbers_of(
+def numbers_of(  # all that a number depends on
     head: Head, hidden: Tensor, tokens: Tensor, *, temperature: float = 1.0, numbers: frozenset[Need] = frozenset(), at_once: int = 256,
-    others: Mapping[str, tuple[Head, Tensor]] | None = None, never: Tensor | None = None,
+    others: Mapping[str, tuple[Head, Tensor]] | None = None, never: Tensor | None = None, allowed: Tensor | None = None,
 ) -> dict[Need, Tensor]:  # fmt: skip
     """What is asked of the distributions at N positions, ``[N]`` float64 each, in chunks that the backward pass computes again.
 
     hidden: ``[N, H]``. tokens: ``[N]`` ids. temperature: logits are divided by it. numbers: further ones, of ``entropy``, ``collision``
     (log of the sum of squared probabilities), ``kls:NAME`` and ``reverse_kls:NAME``. at_once: positions in one chunk. others: name ->
     head and hidden states ``[N, H]`` of a reference, without gradient. never: ids ``[K]`` that are left out of every distribution.
+    allowed: ``[N, W]``, what is left in at each position, as ``likely.packed`` has it; None: all.
 
     Returns ``LOG_PROBS`` and the numbers. Log-sum-exp in float32 at least (float64 for a model in float64).
     """
     names, others = sorted(numbers), dict(others or {})
-    if isinstance(head, Matrix) and not names:
+    if isinstance(head, Matrix) and not names and allowed is None:
         layer = head.layer
         settings = (temperature, at_once * len(layer.weight), never, torch.is_grad_enabled())
         return {LOG_PROBS: Chosen.apply(hidden, layer.weight, layer.bias, tokens, *settings)}
 
-    def piece(part: Tensor, ids: Tensor, *theirs: Tensor) -> tuple[Tensor, ...]:
-        logits = _tempered(head(part), temperature, never)
+    def piece(part: Tensor, ids: Tensor, words: Tensor | None, *theirs: Tensor) -> tuple[Tensor, ...]:
+        logits = _tempered(head(part), temperature, never, words)
         log_probs = logits.gather(-1, ids.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1)
         if not names:
             return (log_probs.double(),)
         full = logits.log_softmax(-1)
         pairs = zip(others.items(), theirs, strict=True)
         as_wide = lambda theirs: _as_wide(theirs, logits.shape[-1])  # noqa: E731
-        compared = {name: _tempered(as_wide(other(states)), temperature, never).log_softmax(-1) for (name, (other, _)), states in pairs}
+        tempered = lambda theirs: _tempered(as_wide(theirs), temperature, never, words)  # noqa: E731
+        compared = {name: tempered(other(states)).log_softmax(-1) for (name, (other, _)), states in pairs}
         return (log_probs.double(), *(_number(need, full, compared).double() for need in names))
 
     chunks = []
     for at in _chunks(len(hidden), at_once):
-        inputs = (hidden[at], tokens[at], *(states[at] for _, states in others.values()))
+        inputs: tuple[Any, ...] = (hidden[at], tokens[at], None if allowed is None else allowed[at])
+        inputs += tuple(states[at] for _, states in others.values())
         with_graph = torch.is_grad_enabled()
         chunks.append(checkpoint(piece, *inputs, use_reentrant=False, preserve_rng_state=False) if with_graph else piece(*inputs))
     if not chunks:
@@ -212,10 +216,11 @@ def _as_wide(logits: Tensor, width: int) -> Tensor:
     return logits if not more else functional.pad(logits, (0, more), value=NOTHING)  # a negative number cuts
 
 
-def _tempered(logits: Tensor, temperature: float, never: Tensor | None) -> Tensor:
+def _tempered(logits: Tensor, temperature: float, never: Tensor | None, allowed: Tensor | None) -> Tensor:
     logits = _wider(logits)
     logits = logits if temperature == 1 else logits / temperature
-    return logits if never is None else logits.index_fill(-1, never, NOTHING)
+    logits = logits if never is None else logits.index_fill(-1, never, NOTHING)
+    return logits if allowed is None else logits.masked_fill(~unpacked(allowed, logits.shape[-1]), NOTHING)
 
 
 def _number(need: Need, full: Tensor, others: Mapping[str, Tensor]) -> Tensor:

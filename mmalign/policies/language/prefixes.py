@@ -28,6 +28,7 @@ class Sequences:
     with anything. lengths: ``[R]`` tokens of each. extras: for each prompt, further inputs of the backbone beside its ids: those with a
     number for each token ``[1, L]`` (``..._token_type_ids``), and others (pixels), which go side by side along their first dimension;
     empty where there are none. read: ``[R, T]``, what is read of a completion in place of its own tokens (teacher forcing); None: those.
+    allowed: ``[R, T, W]`` uint8, the words that each token was drawn from, as ``likely.packed`` has them; None: all.
     """
 
     prompts: Sequence[Tensor]
@@ -36,6 +37,7 @@ class Sequences:
     lengths: Tensor
     extras: Sequence[Mapping[str, Tensor]] = ()
     read: Tensor | None = None
+    allowed: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.which)

@@ -60,6 +60,7 @@ class Scorer:
             others = {name: self._reference(name, using, sequences, inside) for name in references} if using else {}
             hidden = self.hidden(sequences)[inside]
             settings: dict[str, Any] = {"temperature": self.temperature, "at_once": self.at_once, "others": others, "never": self.never}
+            settings["allowed"] = None if sequences.allowed is None else sequences.allowed[inside]
             table = numbers_of(self.fit.head, hidden, sequences.tokens[inside], numbers=numbers - of_heads, **settings)
             for name in (need.kind for need in sorted(of_heads)):
                 table |= head_tables(name, self.heads[name], others["ref"][1] if name in MASKS else hidden)
@@ -130,4 +131,5 @@ def picked(rows: prefixes.Sequences, part: Tensor, width: int, device: torch.dev
         lengths=rows.lengths[part].clamp(max=width).to(device),
         extras=[{name: value.to(device) for name, value in rows.extras[place].items()} for place in used.tolist()] if rows.extras else (),
         read=None if rows.read is None else rows.read[part, :width].to(device),
+        allowed=None if rows.allowed is None else rows.allowed[part, :width].to(device),
     )
