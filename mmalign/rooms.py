@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import inspect
 import os
 import sys
 from collections.abc import Iterator
@@ -53,7 +54,7 @@ class Room(ModuleType):
         super().__setattr__(name, value)
 
     def __dir__(self) -> list[str]:
-        return sorted({*super().__dir__(), *index(self.__name__)})
+        return sorted({*super().__dir__(), *index(self.__name__)} - {furnish.__name__})
 
 
 def offered(room: str, name: str) -> Any:
@@ -232,5 +233,6 @@ def _listed(tree: ast.Module) -> set[str] | None:
 
 
 def _paper(docstring: str) -> str:
-    lines = (line.strip() for line in docstring.split("\n"))
-    return next((line.removeprefix("Paper:").strip() for line in lines if line.startswith("Paper:")), "")
+    """The paragraph after ``Paper:`` as one line."""
+    _, found, rest = f"\n{inspect.cleandoc(docstring)}".partition("\nPaper:")
+    return " ".join(rest.partition("\n\n")[0].split()) if found else ""

@@ -19,7 +19,7 @@ ARROWS: dict[str, set[str]] = {
     "__init__": {"arguments"},
     "rooms": {"types", "arguments"},
     "arguments": {"types"},
-    "lookup": {"types", "arguments"},
+    "lookup": {"types", "needs", "arguments"},
     "config": {"types", "needs", "arguments", "lookup"},
     "migration": {"types", "files", "arguments", "config"},
     "stacking": set(),
@@ -96,6 +96,7 @@ INSIDE: dict[str, dict[str, set[str]]] = {
         "dialects": {"docstrings"},
         "settings": set(),
         "catalogue": {"external_code", "settings"},
+        "usage": {"catalogue", "docstrings"},
     },
     "config": {
         "parsing": set(),

@@ -104,6 +104,7 @@ def _function(out: Console, listing: Listing, made_by: Callable[..., Any]) -> No
     from rich.padding import Padding
 
     from mmalign.lookup.docstrings import explanation
+    from mmalign.lookup.usage import needs, written
 
     docstring = explanation(made_by)
     title = docstring.name if listing.setting is None else f"{listing.name}, {docstring.name}"
@@ -118,7 +119,7 @@ def _function(out: Console, listing: Listing, made_by: Callable[..., Any]) -> No
         "Paper": docstring.paper,
         "Deviations": docstring.deviations,
         "Errors": docstring.errors,
-        **_needs(listing, made_by),
+        "Needs": needs(listing, made_by),
     }
     for head, text in sections.items():
         if text:
@@ -129,8 +130,8 @@ def _function(out: Console, listing: Listing, made_by: Callable[..., Any]) -> No
         for line in docstring.examples.splitlines():
             out.print(f"  {escape(line)}", soft_wrap=True)
     out.print(f"\n[bold]Source[/bold]  {listing.place or made_by.__module__}")
-    for line in _example(listing, docstring):
-        out.print(f"  {escape(line)}")
+    for language, line in written(listing, docstring).items():
+        out.print(f"  {language:<8}{escape(line)}")
 
 
 def _outside(out: Console, listing: Listing) -> None:
@@ -146,59 +147,15 @@ def _outside(out: Console, listing: Listing) -> None:
 
 def _keywords(out: Console, docstring: Explanation, made_by: Callable[..., Any]) -> None:
     """A row for each keyword: name, what it takes, its default, what it means."""
-    import inspect
-
     from rich.markup import escape
     from rich.table import Table
 
-    from mmalign.arguments import signatures
+    from mmalign.lookup.usage import keywords
 
     rows = Table.grid(padding=(0, 2))
-    parameters, _ = signatures.parameters(made_by)
-    for names, meaning in [*docstring.keywords, *((name, "") for name in docstring.unexplained)]:
-        own = [name.strip() for name in names.split(",") if name.strip() in docstring.defaults]
-        takes = dict.fromkeys(_takes(parameters[name.rstrip("_")]) for name in own)
-        defaults = [docstring.defaults[name] for name in own]
-        shown = ", ".join("required" if default is inspect.Parameter.empty else _default(default) for default in defaults)
-        keys = ", ".join(name.strip().rstrip("_") for name in names.split(","))  # `from_` is `from` in YAML
-        rows.add_row(f"[bold]{escape(keys)}[/bold]", escape(", ".join(filter(None, takes))), escape(shown), escape(meaning))
+    for names, *others in keywords(docstring, made_by):
+        rows.add_row(f"[bold]{escape(names)}[/bold]", *map(escape, others))
     out.print(rows)
-
-
-def _takes(parameter: Any) -> str:
-    """What a keyword takes: plain data, a record, or something that has a name."""
-    from mmalign.arguments import signatures
-    from mmalign.lookup.catalogue import STANDS_UNDER
-
-    kind = STANDS_UNDER.get(parameter.name)
-    if words := signatures.takes(parameter):
-        return words
-    return f"of `mmalign list {kind}`" if kind and not signatures.plain(parameter.annotation) else ""
-
-
-def _default(value: Any) -> str:
-    """A default as it is written; of a record, the mapping that makes it."""
-    from dataclasses import fields
-
-    from mmalign.arguments.signatures import Record
-
-    if not isinstance(value, Record):
-        return repr(value)
-    usual = {field.name: field.default for field in fields(value)}  # type: ignore[arg-type]
-    other = {name: getattr(value, name) for name, default in usual.items() if getattr(value, name) not in (default, {}, [])}
-    return "{" + ", ".join(f"{name}: {_yaml(setting)}" for name, setting in other.items()) + "}"
-
-
-def _needs(listing: Listing, made_by: Callable[..., Any]) -> dict[str, str]:
-    """What a method asks of a policy, where it can be made without a keyword."""
-    from mmalign.arguments import signatures
-    from mmalign.needs import lacking
-
-    if listing.kind != "methods" or any(parameter.required for parameter in signatures.parameters(made_by)[0].values()):
-        return {}
-    method = made_by()
-    needs = ", ".join(lacking(method, frozenset())) or "log-probabilities alone"
-    return {"Needs": f"{needs}; steps of kind {' or '.join(sorted(method.kinds))}; sees a {method.unit} at once"}
 
 
 def _dialects(out: Console, made_by: Callable[..., Any]) -> None:
@@ -213,34 +170,3 @@ def _dialects(out: Console, made_by: Callable[..., Any]) -> None:
     if known:
         who = known[0].who.split()[0]
         out.print(f"\nIn a config: [bold]method: {{use: {made_by.__name__}, like: {escape(who)}}}[/bold]")
-
-
-def _example(listing: Listing, docstring: Explanation) -> list[str]:
-    """A line of YAML and one of Python, with what is required and the first plain defaults."""
-    import inspect
-
-    from mmalign.lookup.catalogue import KINDS, python_name
-
-    if not listing.kind:
-        return []
-    required = [name for name, default in docstring.defaults.items() if default is inspect.Parameter.empty]
-    plain = [name for name, default in docstring.defaults.items() if isinstance(default, (bool, int, float, str)) and name not in required]
-    shown = {**dict.fromkeys(required, "..."), **{name: docstring.defaults[name] for name in plain[:2]}}
-    if listing.setting is not None and not shown:
-        shown = dict.fromkeys([*docstring.defaults][:1], "...")
-    keys = ", ".join(f"{name.rstrip('_')}: {_yaml(value)}" for name, value in shown.items())
-    lines = []
-    if listing.setting is not None:
-        home = [*filter(None, listing.setting.home.split(".")), listing.setting.key, *(["ref"] if listing.setting.by_name else [])]
-        lines.append("YAML    " + ": {".join(home) + ": {" + keys + "}" * len(home))
-    elif node := KINDS[listing.kind].node:
-        use = f"use: {listing.name}" + (f", {keys}" if shown else "")
-        lines.append("YAML    " + node.format(use="{" + use + "}", name=listing.name))
-    if path := python_name(listing):
-        arguments = ", ".join(f"{name}={value if value == '...' else repr(value)}" for name, value in shown.items())
-        lines.append(f"Python  mm.{path}({arguments})")
-    return lines
-
-
-def _yaml(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,31 @@
+"""What mkdocs asks while it builds: pages that are made from names, docstrings and configs, and those that stand beside the code."""
+
+from __future__ import annotations
+
+import logging
+
+import borrowed
+import examples
+import reference
+import tables
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+log = logging.getLogger("mkdocs.hooks.mmalign")
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Adds what is generated and what is borrowed."""
+    made = [*reference.pages(), *examples.pages(), *((page, borrowed.text(source)) for source, page in borrowed.PAGES.items())]
+    for page, content in made:
+        files.append(File.generated(config, page, content=content))
+    for place, picture in dict(borrowed.pictures()).items():
+        files.append(File.generated(config, place, abs_src_path=str(picture)))
+    log.info("%d pages were made", len(made))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Fills what a page leaves to a table: ``<!-- table: NAME -->``."""
+    return tables.filled(markdown, page.file.src_uri)
