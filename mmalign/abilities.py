@@ -49,3 +49,10 @@ class Latent(Policy, Protocol):
 
     def generated(self, prompts: list[str], seeds: list[int], **call: Any) -> tuple[Any, Tensor]:
         """What ``generate`` gives, and its latents."""
+
+
+class Traced(Policy, Protocol):
+    """A policy that gives ``traced``: what it generates for users can be scored as it was drawn, step by step."""
+
+    def traced(self, prompts: list[Any], seeds: list[int], **call: Any) -> Rollout:
+        """What ``generate`` gives, as rows; their ``log_probs`` are NaN until they are scored, as those of given rows."""

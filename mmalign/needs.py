@@ -13,6 +13,7 @@ OLD, MASK, REWARDS = Need("old"), Need("mask"), Need("rewards")
 STD, SLOPE, DT, NOISE = Need("std"), Need("slope"), Need("dt"), Need("noise")
 CHANGED, PHRASE, SEGMENT = Need("changed"), Need("phrase"), Need("segment")
 ENTROPY, COLLISION, VALUE = Need("entropy"), Need("collision"), Need("value")
+TOPK_ENTROPY, TOPK_MASS = Need("topk_entropy"), Need("topk_mass")
 REWARD_MASK, KL_MASK, DEGREE = Need("reward_mask"), Need("kl_mask"), Need("degree")
 DRIFT, ADJOINT, ADJOINT_SIZE = Need("drift"), Need("adjoint"), Need("adjoint_size")
 
@@ -35,6 +36,11 @@ def kls(name: str) -> Need:
 def reverse_kls(name: str) -> Need:
     """Exact KL of that reference's distribution to each step's."""
     return Need("reverse_kls", name)
+
+
+def rank(name: str) -> Need:
+    """The rank, 1 for the likeliest, that each step's likeliest outcome has in that reference's distribution."""
+    return Need("rank", name)
 
 
 def absolute(name: str, share: float) -> Need:

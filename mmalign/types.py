@@ -76,9 +76,9 @@ class Kernel(Protocol):
 class Need:
     """A table of steps that a method asks for. ``mmalign.needs`` has one of each to write methods with.
 
-    kind: ``old``; ``refs``, ``kls``, ``reverse_kls``, ``absolute``, ``score`` of a reference; ``contrast``; and of facts and terms the
-        names (``std``, ``slope``, ``dt``, ``noise``, ``changed``, ``phrase``, ``segment``, ``entropy``, ``collision``, ``value``,
-        ``reward_mask``, ``kl_mask``, ``degree``, ``drift``, ``adjoint``, ``adjoint_size``).
+    kind: ``old``; ``refs``, ``kls``, ``reverse_kls``, ``rank``, ``absolute``, ``score`` of a reference; ``contrast``; of facts and terms
+        the names (``std``, ``slope``, ``dt``, ``noise``, ``changed``, ``phrase``, ``segment``, ``entropy``, ``collision``,
+        ``topk_entropy``, ``topk_mass``, ``value``, ``reward_mask``, ``kl_mask``, ``degree``, ``drift``, ``adjoint``, ``adjoint_size``).
     name: of the reference or of the contrast; empty where there is one such table, or where all that a rollout remembers are meant.
     share: of the current prediction in the mixture with the reference's that an ``absolute`` error is of.
     """
@@ -106,13 +106,15 @@ class Steps:
         units of the latent), ``slope`` (how far its mean moves as the velocity ``eps - x_0`` does, absolute), ``dt`` (length of the step in
         the path's own time), ``noise`` (the noise level of a bound); of tokens ``changed`` (1 where the other row of the pair reads
         differently), ``phrase`` and ``segment`` (numbers from 1, 0 for none); of bounds ``absolute:NAME:SHARE``, the mean over the event of
-        the absolute error of the mixture ``share * prediction + (1 - share) * the named reference's``.
+        the absolute error of the mixture ``share * prediction + (1 - share) * the named reference's``; of tokens ``rank:NAME``, the rank
+        that the likeliest token has under the named reference.
     event_size: scalars in one event: 1 for a token, D for a latent of D numbers.
     kind: ``token``, ``transition`` (a density), ``bound`` (minus half a squared error: not a density) or ``score`` (what a reward model
         says of the row, in each of its dimensions: no probability at all; the name ``log_probs`` is the other kinds').
     reverse_kls: name -> ``[B, T]`` the KL of the named reference's distribution to each step's, nats, differentiable.
     terms: name -> ``[B, T]`` further numbers of a step, differentiable: ``entropy`` (nats) and ``collision`` (log of the sum of
-        squared probabilities) of its distribution, ``value`` (what a critic expects), ``reward_mask``, ``kl_mask``, ``degree``,
+        squared probabilities) of its distribution, ``topk_entropy`` (``-sum p log p``) and ``topk_mass`` (``sum p``) of its 10 likeliest
+        outcomes, ``value`` (what a critic expects), ``reward_mask``, ``kl_mask``, ``degree``,
         ``drift`` (exact KL of the distribution that the step was sampled from to its present one, nats), and ``adjoint`` (by how much
         the reward would grow, to first order, as the outcome of the step moves from what was recorded).
     contrasts: name -> the same rows and steps under another condition, with references of its own: ``ablated`` (what the prompt

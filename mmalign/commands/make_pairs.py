@@ -185,7 +185,8 @@ def make_rejected(  # what a command may be told
 def _answered(policy: Policy, prompts: list[Any], seeds: list[int], call: Mapping[str, Any]) -> tuple[list[str], list[bool]]:
     """Answers, and which of them came to no end, where the policy can tell."""
     if isinstance(policy, TransformersPolicy):
-        return policy.answer(prompts, seeds, **call)
+        rollout = policy.traced(prompts, seeds, **call)
+        return rollout.outputs, rollout.held.cut.tolist()
     return list(policy.generate(prompts, seeds, **call)), [False] * len(prompts)
 
 

@@ -41,7 +41,7 @@ from mmalign.policies.language.fitting import ROUNDING, fit, made_up
 from mmalign.policies.language.given import given
 from mmalign.policies.language.heads import HEADS, MASKS, HeadName, add_heads, degrees
 from mmalign.policies.language.loading import checkpoint_layers, context_of, load, never_said, parted, refuse_numbers, stops_of
-from mmalign.policies.language.logits import LOG_PROBS
+from mmalign.policies.language.logits import COMPARED, DISTRIBUTION, LOG_PROBS
 from mmalign.policies.language.masking import hidden_media
 from mmalign.policies.language.members import sets_of
 from mmalign.policies.language.reading import Segments
@@ -55,8 +55,8 @@ from mmalign.types import EVERY, Adapter, Behavior, Need, Rollout, Steps, UserEr
 __all__ = ["TransformersPolicy", "transformers"]
 
 CALL = ("temperature", "top_p", "top_k", "max_completion", "hidden_media")
-GIVES = frozenset({"old", "refs", "kls", "reverse_kls", "entropy", "collision", "contrast", "changed", "phrase", "segment", "behaviors",
-                   "recall", "masking"})  # fmt: skip
+GIVES = frozenset({"old", "refs", *DISTRIBUTION, *COMPARED, "contrast", "changed", "phrase", "segment", "behaviors", "recall", "masking",
+                   "traced"})  # fmt: skip
 ADAPTER = Adapter("token", GIVES, gives_with={"heads": HEADS}, call=lambda arguments: CALL)
 
 
@@ -288,23 +288,24 @@ class TransformersPolicy:
         call: ``temperature``, ``top_p``, ``top_k``, ``max_completion``; ``hidden_media``, the share of the images' and videos' tokens that
         the model cannot attend to while it answers (``masking.py``).
         """
-        return self.answer(prompts, seeds, **call)[0]
+        return self.traced(prompts, seeds, **call).outputs  # type: ignore[no-any-return]
 
     @torch.no_grad()
-    def answer(self, prompts: list[Any], seeds: list[int], **call: Any) -> tuple[list[str], list[bool]]:
-        """What ``generate`` gives, and which of it came to no end within ``max_completion``."""
+    def traced(self, prompts: list[Any], seeds: list[int], **call: Any) -> Rollout:
+        """What ``generate`` gives, as rows that can be scored, behind all of their media; ``held.cut``: those that came to no end."""
         if odd := sorted(call.keys() - {*CALL}):
             raise UserError(f"call.{odd[0]}: takes {', '.join(CALL)}")
         share = float(call.pop("hidden_media", 0.0))
-        drawing = self.drawing._replace(**{("most" if key == "max_completion" else key): value for key, value in call.items()})
+        drawing = self.drawing._replace(**{{"max_completion": "most"}.get(key, key): value for key, value in call.items()})
         encoded = [self.room.prompt(prompt, number) for number, prompt in enumerate(prompts)]
         ids, extras = [prompt.ids for prompt in encoded], inputs_of(self.chat.vision, encoded)
-        rngs = [torch.Generator().manual_seed(seed) for seed in seeds]
+        rngs = map(torch.Generator().manual_seed, seeds)
         uniform = torch.stack([torch.rand(drawing.most, generator=rng, dtype=torch.float64) for rng in rngs])
         hidden = [] if self.chat.vision is None or not share else hidden_media(encoded, share, seeds, self.chat.vision.placeholders)
-        drawn = self.drawer(ids, torch.arange(len(prompts)), uniform, drawing, extras=extras, hidden=hidden)
-        texts = [self.chat.text(line[:length]) for line, length in zip(drawn.tokens.tolist(), drawn.lengths.tolist(), strict=True)]
-        return texts, drawn.cut.tolist()
+        drawn = self.drawer(ids, which := torch.arange(len(prompts)), uniform, drawing, extras=extras, hidden=hidden)
+        real = torch.arange(drawn.tokens.shape[1]) < drawn.lengths.unsqueeze(1)
+        rollout = self.table(encoded, which, drawn.tokens, drawn.lengths, real, sources=prompts)
+        return replace(rollout, held=replace(rollout.held, cut=drawn.cut))
 
     # Scores
 
@@ -326,18 +327,18 @@ class TransformersPolicy:
     def steps(self, rollout: Rollout, rows: Tensor, columns: Tensor | None = None, needs: frozenset[Need] = frozenset()) -> Steps:
         """The table of some rows, and of some tokens (all, by default), with gradient.
 
-        ``needs`` of ``refs``, ``kls`` and ``reverse_kls`` (of the references given to ``remember``; the last two over the whole
-        vocabulary), ``entropy``, ``collision``, the heads, ``contrast:NAME`` (see ``contrasts.others``), ``changed`` and
-        ``phrase`` (by words, of rows that stand in pairs) and ``segment`` fill those tables.
+        ``needs`` of ``refs``, ``kls``, ``reverse_kls`` and ``rank`` (of the references given to ``remember``; all but the first over the
+        whole vocabulary), ``entropy``, ``collision``, ``topk_entropy``, ``topk_mass``, the heads, ``contrast:NAME`` (``contrasts.others``),
+        ``changed`` and ``phrase`` (by words, of rows that stand in pairs) and ``segment`` fill those tables.
         """
         columns = torch.arange(rollout.mask.shape[1]) if columns is None else columns
         at, mask = (rows[:, None], columns[None, :]), torch.zeros_like(rollout.mask[rows])
         mask[:, columns] = rollout.mask[rows][:, columns]
         need_kinds, refs = kinds(needs), rollout.held.refs
-        compared = {Need(kind, name) for kind in ("kls", "reverse_kls") if kind in need_kinds for name in refs}
-        terms = {Need(kind) for kind in need_kinds & {"entropy", "collision", *HEADS}}
-        numbers = frozenset(compared | terms - {DEGREE})
-        table = self._scored(rollout, rows, mask, numbers=numbers, references=sorted(refs) if compared or need_kinds & MASKS else ())
+        compared = {Need(kind, name) for kind in COMPARED if kind in need_kinds for name in refs}
+        terms = {Need(kind) for kind in need_kinds & {*DISTRIBUTION, *HEADS}}
+        compared_with = sorted(refs) if compared or need_kinds & MASKS else ()
+        table = self._scored(rollout, rows, mask, numbers=frozenset(compared | terms - {DEGREE}), references=compared_with)
         if DEGREE in terms:
             table[DEGREE] = degrees(self.scorer, sequences(rollout.held, rows), rollout.mask[rows], refs["ref"][rows])
         of_references = lambda kind: {need.name: table[need][:, columns] for need in sorted(compared) if need.kind == kind}  # noqa: E731
@@ -349,7 +350,8 @@ class TransformersPolicy:
             refs={name: table[at] for name, table in refs.items()} if "refs" in need_kinds else {},
             kls=of_references("kls"),
             reverse_kls=of_references("reverse_kls"),
-            facts={name: table[:, columns].double() for name, table in self._facts(rollout, rows, need_kinds).items()},
+            facts={name: table[:, columns].double() for name, table in self._facts(rollout, rows, need_kinds).items()}
+            | {f"rank:{name}": ranks for name, ranks in of_references("rank").items()},
             terms={need.kind: table[need][:, columns] for need in sorted(terms)},
             contrasts=contrasts,
             kind=ADAPTER.kind,

@@ -40,7 +40,7 @@ from mmalign.records import Drawn, Pair, Ranking, Record, Records, RefusedRow, T
 from mmalign.training import dimensions
 from mmalign.training import references as stored
 from mmalign.training.dead_steps import refuse_unknown
-from mmalign.training.evaluation import evaluation_plan
+from mmalign.training.evaluation import compared_with, evaluation_plan
 from mmalign.training.experience import Experience
 from mmalign.training.held_out import NAME, HeldOut, contents, distinct, put_aside
 from mmalign.training.journal import Journal, hashed
@@ -98,9 +98,9 @@ def offline(  # one argument for each thing that a run is made of
 
     In the log, ``margin``, ``accuracy``, ``better`` and ``worse`` are the method's; ``known`` is the part of the rows that say
     something, ``broken`` the records that could not be read so far, ``recalled`` the part of the rows of which it was known what the
-    references say (``batch.reference_memory``). ``kl`` is that of evaluations to the reference ``ref``, in nats of
-    a whole answer, over the policy's own answers there (`training.sample_kl`): those of records are not its own. A bound has no KL, and
-    none is reported.
+    references say (``batch.reference_memory``). ``kl`` is that of evaluations to what the policy was
+    (``ref``), in nats of a whole sample, over its own samples there (`training.own_samples`): those of records are not its own. Of text and
+    of images as tokens, whether the method has a reference or not; a bound has no KL, and none is reported.
 
     Errors: UserError before anything is trained: what the method needs and the policy cannot give, data without a record, or of
     the wrong kind for the method, outputs of different sizes, an existing run. Ctrl-C finishes the step, saves, and says how to resume.
@@ -127,11 +127,11 @@ def offline(  # one argument for each thing that a run is made of
     stored.load(policy, references or {}, runs=run.folder, method=method, examples=examples, drawing=drawing(source))
     learner = Learner(policy, method, optimizer, steps=steps, moving=references, team=team, non_finite=run.non_finite, devices=devices)
     author.begin(source, [move.name for move in learner.moves])
-    prompts, against = _distinct([record.prompt for record in first])[:16], _compared_with(policy, learner)
+    prompts = _distinct([record.prompt for record in first])[:16]
     refuse_without_latents(policy, rewards or {}, evaluation.judges)
     held = _held_out(policy, learner, source, evaluation, run, batch, lambda broken: journal.put_aside(broken, "held-out records"))
     asked = [] if policy.kind == "score" else prompts
-    plan = evaluation_plan(evaluation, prompts=asked, rewards=rewards or {}, reference=against, held_out=held)
+    plan = evaluation_plan(evaluation, prompts=asked, rewards=rewards or {}, reference=compared_with(policy), held_out=held)
     learner.kept.keep(batch.reference_memory, lambda line: journal.say(line))
     fitting = MicroRows(batch.micro_rows, learner, say=lambda line: journal.say(line))
     states = {"micro_rows": fitting, "records": SameRecords(source)}
@@ -206,12 +206,6 @@ def _held_out(
         return feedback, rollout
 
     return HeldOut(learner, encoded, batch.micro_rows, contents(others, records, seed=run.seed))
-
-
-def _compared_with(policy: Encoder, learner: Learner) -> str | None:
-    """The reference whose KL evaluations measure; None of a bound, which has none, and without a reference."""
-    known = policy.kind == "token" and "kls" in policy.gives and "ref" in learner.references
-    return "ref" if known else None
 
 
 def _checked(learner: Learner, experience: Experience, micro_rows: int) -> dict[str, float] | None:

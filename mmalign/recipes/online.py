@@ -37,7 +37,7 @@ from mmalign.samplers.assignment import assignment
 from mmalign.training import references as stored
 from mmalign.training.background import Background
 from mmalign.training.dead_steps import refuse_silent
-from mmalign.training.evaluation import evaluation_plan
+from mmalign.training.evaluation import compared_with, evaluation_plan
 from mmalign.training.experience import Experience
 from mmalign.training.feedback import feedback_of, refuse_columns, scores_on, states_of
 from mmalign.training.journal import Journal, hashed
@@ -106,7 +106,8 @@ def online(  # one argument for each thing that a run is made of
             where the rate falls over them, changes those that follow: ``optimizer.decay``).
 
     In the log, ``kl`` is the KL of the trained policy to ``ref`` over a whole trajectory, in nats; beside an evaluation it is that
-    of the step before. ``broken`` counts the prompts that are put aside, where there are any.
+    of its own samples (``training.own_samples``), or, of denoising steps, that of the step before.
+    ``broken`` counts the prompts that are put aside, where there are any.
 
     Errors: UserError before anything is sampled (what the method needs and the policy cannot give, an existing run), and by
     name for a reward that fails; where that is before the first step is done, no folder is left behind. Ctrl-C finishes the
@@ -122,7 +123,7 @@ def online(  # one argument for each thing that a run is made of
     stored.load(policy, references or {}, runs=run.folder, method=method, examples=contents(first))
     more: dict[str, Any] = {"team": team, "non_finite": run.non_finite, "devices": devices, "stale": batch.staleness > 0}
     learner = Learner(policy, method, optimizer, steps=steps, moving=references, **more)
-    plan = evaluation_plan(evaluation, prompts=first, rewards=rewards)
+    plan = evaluation_plan(evaluation, prompts=first, rewards=rewards, reference=compared_with(policy))
     fitting = MicroRows(batch.micro_rows, learner, say=lambda line: journal.say(line))
     gradients = RewardGradients(learner, rewards, combine, fitting.fit, optimizer=optimizer, seed=run.seed)
     states = {"micro_rows": fitting, **states_of(combine, rewards, plan.judges)}

@@ -12,16 +12,17 @@ from torch import Tensor
 
 from mmalign.distributed import tables as of_all
 from mmalign.distributed.team import ALONE, Team
+from mmalign.runs import tokens
 from mmalign.runs.pixels import PREFIX, SAMPLES
 from mmalign.training.background import Background
 from mmalign.training.feedback import Scores, ask, measure, refuse_columns
 from mmalign.training.image_dependence import image_dependence
 from mmalign.training.latents import generated
+from mmalign.training.own_samples import own_samples
 from mmalign.training.pixels import pixel_statistics
 from mmalign.training.rollouts import parts_of
-from mmalign.training.sample_kl import sample_kl
 from mmalign.training.settings import Evaluation
-from mmalign.types import Policy, UserError, columns_of, contents
+from mmalign.types import Policy, Rollout, UserError, columns_of, contents
 
 SEED = 2**40  # far from every seed that training draws its generators from
 
@@ -38,8 +39,8 @@ class EvaluationPlan:
     real: ``(prompts, columns) -> [prompts, columns, C, H, W]`` in 0..1 (F, C, H, W: videos), real data to show beside the samples.
     mark: of answers in words, ``(outputs, prompts) -> [{"mentions": [(start, end, object, whether it is there)], "objects": [...]}]``,
     what each of them says that is there and that is not, to be shown; see ``runs.answers``.
-    reference: the set of parameters to which the KL of what answered is measured on its answers, as ``kl`` in nats; see
-    ``training.sample_kl``. None: it is not.
+    reference: the set of parameters to which the KL of what answered is measured on its samples, as ``kl`` in nats, and what else
+    ``training.own_samples`` measures, where the policy is ``abilities.Traced``. None: it is not.
     blind: score the answers without their images too, for ``image_dependence``; see ``training.image_dependence``. Two more passes
     over them.
     overlap: parts in which the prompts are asked; what one part is worth is found while the next one is sampled.
@@ -134,11 +135,11 @@ def _of_samples(policy: Policy, plan: EvaluationPlan, using: str, team: Team) ->
     if own.start < own.stop:
         with Background(threaded=plan.overlap > 1) as background:
             with policy.using(using):
-                outputs, waiting = _generated(policy, plan, rows, columns, part, background)
+                outputs, waiting, traced = _generated(policy, plan, rows, columns, part, background)
                 if plan.blind:
                     scored["image_dependence"] = image_dependence(policy, rows[own], _words(outputs))
-                if plan.reference is not None and not isinstance(outputs, Tensor):  # images are read as other codes than they were made of
-                    scored["kl"] = sample_kl(policy, rows[own], outputs, plan.reference)
+                if plan.reference is not None:
+                    scored |= own_samples(policy, Rollout.join(traced), plan.reference)
             scored = {**Scores.join([wait() for wait in waiting]).named, **scored, **pixel_statistics(outputs)}
     outputs = of_all.outputs(team, outputs)
     metrics: dict[str, float] = {}
@@ -155,24 +156,35 @@ def _of_samples(policy: Policy, plan: EvaluationPlan, using: str, team: Team) ->
     shown = isinstance(outputs, Tensor) and outputs.ndim in (4, 5)  # images or videos
     grid = outputs.unflatten(0, (len(plan.prompts), plan.samples))[:, : plan.columns].float().cpu().clamp(0, 1) if shown else None
     of_shown = {name: scores.unflatten(0, (len(plan.prompts), plan.samples))[:, : plan.columns] for name, scores in of_rows.items()
-                if not name.startswith(PREFIX)}  # fmt: skip
+                if not name.startswith((PREFIX, tokens.PREFIX))}  # fmt: skip
     return Results(metrics, grid, None if isinstance(outputs, Tensor) else _answers(plan, outputs, rows), of_shown)
 
 
 def _generated(
     policy: Policy, plan: EvaluationPlan, rows: list[Any], columns: Mapping[str, list[Any]], prompts: slice, background: Background
-) -> tuple[Any, list[Callable[[], Scores]]]:
-    """Outputs to some of the prompts, made in ``plan.overlap`` parts, and of each part what waits for its scores."""
-    outputs, waiting = list[Any](), list[Callable[[], Scores]]()
+) -> tuple[Any, list[Callable[[], Scores]], list[Rollout]]:
+    """Outputs to some of the prompts, made in ``plan.overlap`` parts, of each part what waits for its scores, and the rows that it was
+    drawn as where they are compared with a reference."""
+    outputs, waiting, traced = list[Any](), list[Callable[[], Scores]](), list[Rollout]()
     for part in parts_of(prompts, min(plan.overlap, prompts.stop - prompts.start)):
         some = slice(part.start * plan.samples, part.stop * plan.samples)
         seeds = [SEED + number for number in range(len(rows))[some]]
-        made, latents = generated(policy, rows[some], seeds, dict(plan.call), plan.rewards, plan.judges)
+        if plan.reference is None:
+            made, latents = generated(policy, rows[some], seeds, dict(plan.call), plan.rewards, plan.judges)
+        else:
+            traced.append(policy.traced(rows[some], seeds, **plan.call))  # type: ignore[attr-defined]
+            made, latents = traced[-1].outputs, None
         outputs.append(made)
         beside = {name: column[some] for name, column in columns.items()}
         waiting.append(background(partial(_judged, plan, made, rows[some], beside, latents)))
     whole = torch.cat(outputs) if isinstance(outputs[0], Tensor) else [output for some_outputs in outputs for output in some_outputs]
-    return outputs[0] if len(outputs) == 1 else whole, waiting
+    return outputs[0] if len(outputs) == 1 else whole, waiting, traced
+
+
+def compared_with(policy: Policy) -> str | None:
+    """The reference beside which an evaluation's own samples are measured: ``ref``, which costs a policy nothing more to keep whether or
+    not the method asks for it; None where samples have no densities step by step."""
+    return "ref" if "traced" in policy.gives else None
 
 
 def _judged(plan: EvaluationPlan, outputs: Any, prompts: list[Any], columns: Mapping[str, list[Any]], latents: Tensor | None) -> Scores:

@@ -6,16 +6,18 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from mmalign.runs import pixels, reliability
+from mmalign.runs import pixels, reliability, tokens
 from mmalign.training import dead_steps, not_finite
 from mmalign.training.evaluation import EvaluationPlan
 
 OF_KL = ("kl", "kl_se", "kl_missing")  # of evaluations: on their page and in their log, and in the summary once
+APART = (pixels.PREFIX, reliability.PREFIX, tokens.PREFIX)  # on the page and in the log alone
 
 
 def read_by_people(names: Iterable[str]) -> list[str]:
-    """The numbers of an evaluation that lines and summaries show; the log and the report have those of pixels and bins besides."""
-    return [name for name in names if name not in ("step", *OF_KL) and not name.startswith((pixels.PREFIX, reliability.PREFIX))]
+    """The numbers of an evaluation that lines and summaries show; the log and the report have those of pixels, tokens and bins besides."""
+    of_people = lambda name: name not in ("step", *OF_KL) and not name.startswith(APART)  # noqa: E731
+    return [name for name in names if of_people(name)]
 
 
 def summarise(state: Mapping[str, Any], *, seed: int, status: str, plan: EvaluationPlan) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from mmalign.needs import COLLISION, ENTROPY
+from mmalign.needs import COLLISION, ENTROPY, TOPK_ENTROPY, TOPK_MASS
 from mmalign.policies.language.likely import unpacked
 from mmalign.types import Need
 
@@ -28,6 +28,15 @@ ROWS = 1024
 
 LOG_PROBS = Need("log_probs")
 """Of the tokens that are there: what every table holds."""
+
+DISTRIBUTION = frozenset({"entropy", "collision", "topk_entropy", "topk_mass"})
+"""Needs of a distribution by itself."""
+
+COMPARED = ("kls", "reverse_kls", "rank")
+"""Needs of a distribution beside a reference's."""
+
+TOP_K = 10
+"""How many of the likeliest outcomes ``topk_entropy`` and ``topk_mass`` are of."""
 
 Head = Callable[[Tensor], Tensor]
 """Hidden states ``[N, H]`` -> logits ``[N, V]``."""
@@ -145,8 +154,8 @@ def numbers_of(  # all that a number depends on
 ) -> dict[Need, Tensor]:  # fmt: skip
     """What is asked of the distributions at N positions, ``[N]`` float64 each, in chunks that the backward pass computes again.
 
-    hidden: ``[N, H]``. tokens: ``[N]`` ids. temperature: logits are divided by it. numbers: further ones, of ``entropy``, ``collision``
-    (log of the sum of squared probabilities), ``kls:NAME`` and ``reverse_kls:NAME``. at_once: positions in one chunk. others: name ->
+    hidden: ``[N, H]``. tokens: ``[N]`` ids. temperature: logits are divided by it. numbers: further ones, of ``DISTRIBUTION`` and
+    of ``COMPARED`` with a name. at_once: positions in one chunk. others: name ->
     head and hidden states ``[N, H]`` of a reference, without gradient. never: ids ``[K]`` that are left out of every distribution.
     allowed: ``[N, W]``, what is left in at each position, as ``likely.packed`` has it; None: all.
 
@@ -229,7 +238,12 @@ def _number(need: Need, full: Tensor, others: Mapping[str, Tensor]) -> Tensor:
         return (2 * full).logsumexp(-1)
     if need == ENTROPY:
         return -_expected(full, full)
+    if need in (TOPK_ENTROPY, TOPK_MASS):
+        top = full.topk(min(TOP_K, full.shape[-1])).values
+        return top.exp().sum(-1) if need == TOPK_MASS else -_expected(top, top)
     other = others[need.name]
+    if need.kind == "rank":
+        return 1 + (other > other.gather(-1, full.argmax(-1, keepdim=True))).sum(-1)
     return _expected(full, full - other) if need.kind == "kls" else _expected(other, other - full)
 
 

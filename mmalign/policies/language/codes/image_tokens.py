@@ -32,7 +32,7 @@ from mmalign.policies.language.completions import Completions
 from mmalign.policies.language.contrasts import Others, others, sequences
 from mmalign.policies.language.drawing import CURRENT, Drawing, Voice
 from mmalign.policies.language.loading import refuse_numbers
-from mmalign.policies.language.logits import LOG_PROBS
+from mmalign.policies.language.logits import COMPARED, DISTRIBUTION, LOG_PROBS
 from mmalign.policies.language.prefixes import Sequences
 from mmalign.policies.language.scoring import Scorer
 from mmalign.policies.language.vision import Prompt
@@ -47,7 +47,7 @@ LOSSY = 0.05  # root-mean-square of pixels: 26 dB
 CALL = ("temperature", "top_p", "top_k", "guidance")
 ADAPTER = Adapter(
     "token",
-    frozenset({"old", "refs", "kls", "reverse_kls", "entropy", "collision", "contrast", "behaviors", "recall"}),
+    frozenset({"old", "refs", *DISTRIBUTION, *COMPARED, "contrast", "behaviors", "recall", "traced"}),
     call=lambda arguments: CALL,
 )
 
@@ -298,6 +298,11 @@ class ImageTokensPolicy:
 
         call: ``temperature`` (0: the likeliest codes), ``top_p``, ``top_k``, ``guidance``.
         """
+        return self.traced(prompts, seeds, **call).outputs  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def traced(self, prompts: list[Any], seeds: list[int], **call: Any) -> Rollout:
+        """What ``generate`` gives, as rows of codes that can be scored, with the policy's own ``guidance`` whatever ``call`` has."""
         scale, manner = self.manner(call)
         if self.teacher_forcing is not None:  # what a prompt shows is not shown to whoever draws freely
             prompts = [
@@ -307,7 +312,8 @@ class ImageTokensPolicy:
         rngs = [torch.Generator().manual_seed(seed) for seed in seeds]
         uniform = torch.stack([torch.rand(manner.most, generator=rng, dtype=torch.float64) for rng in rngs])
         parts = torch.arange(len(prompts)).split(self.rows_at_once)
-        return torch.cat([self.pixels.decode(self._images(encoded, rows, uniform[rows], manner, scale).codes) for rows in parts])
+        codes = torch.cat([self._images(encoded, rows, uniform[rows], manner, scale).codes for rows in parts])
+        return self._table(encoded, prompts, torch.arange(len(prompts)), codes, torch.arange(len(prompts)))
 
     # Scores
 

@@ -22,14 +22,14 @@ from mmalign.policies.language.codes.steps import steps_of
 from mmalign.policies.language.completions import Completions
 from mmalign.policies.language.contrasts import sequences
 from mmalign.policies.language.drawing import Drawn
-from mmalign.policies.language.logits import LOG_PROBS
+from mmalign.policies.language.logits import COMPARED, DISTRIBUTION, LOG_PROBS
 from mmalign.policies.language.vision import Prompt
 from mmalign.stacking import stacked_by_name
 from mmalign.types import EVERY, Adapter, Behavior, Need, Rollout, Steps, UserError
 
 __all__ = ["ThinkingImagesPolicy", "thinking_images"]
 
-ADAPTER = Adapter("token", frozenset({"old", "refs", "kls", "reverse_kls", "entropy", "collision", "recall"}), call=lambda arguments: CALL)
+ADAPTER = Adapter("token", frozenset({"old", "refs", *DISTRIBUTION, *COMPARED, "recall", "traced"}), call=lambda arguments: CALL)
 
 
 def thinking_images(of: ImageTokensPolicy, *, thoughts: Count = 64) -> ThinkingImagesPolicy:
@@ -118,18 +118,23 @@ class ThinkingImagesPolicy:
         drawn = self.of._drawn(behind, rows, uniform[:, self.thoughts :], torch.zeros_like(rows), ())
         sources = [prompts[number] for number in own]
         held = Thought(self._completions(asked, sources, which, words), self._images(behind, [sources[n] for n in which], drawn.codes))
-        live = torch.arange(self.thoughts) < words.lengths.unsqueeze(1)
-        rollout = Rollout(
-            prompts=[sources[place] for place in which.tolist()],
-            outputs=torch.cat([self.of.pixels.decode(some) for some in drawn.codes.split(self.rows_at_once)]),
-            log_probs=torch.full((len(which), shape[-1]), torch.nan, dtype=torch.float64),
-            mask=torch.cat([live, torch.ones(drawn.codes.shape, dtype=torch.bool)], dim=1),
-            group=torch.tensor(own)[which],
-            held=held,
-        )
+        rollout = self._table([sources[place] for place in which.tolist()], held, torch.tensor(own)[which])
         rollout.log_probs = self._whole(rollout, self.rows_at_once)
         rollout.metrics.update(length=float(words.lengths.double().mean()), cut=float(words.cut.double().mean()))
         return rollout
+
+    def _table(self, prompts: list[Any], held: Thought, group: Tensor) -> Rollout:
+        """A rollout from words and codes, its images decoded."""
+        words, codes = held.words, held.images.tokens
+        live = torch.arange(self.thoughts) < words.lengths.unsqueeze(1)
+        return Rollout(
+            prompts=prompts,
+            outputs=torch.cat([self.of.pixels.decode(some) for some in codes.split(self.rows_at_once)]),
+            log_probs=torch.full((len(codes), self.thoughts + codes.shape[1]), torch.nan, dtype=torch.float64),
+            mask=torch.cat([live, torch.ones(codes.shape, dtype=torch.bool)], dim=1),
+            group=group,
+            held=held,
+        )
 
     def encode(self, *args: Any, **settings: Any) -> NoReturn:
         """Errors: UserError: nobody knows what a given image was thought of with."""
@@ -157,23 +162,28 @@ class ThinkingImagesPolicy:
     @torch.no_grad()
     def generate(self, prompts: list[Any], seeds: list[int], **call: Any) -> Tensor:
         """Images as a user gets them, one seed for each prompt; call as of ``image_tokens``, of the codes."""
-        return self.drawn(prompts, seeds, **call)[1]
+        return self.traced(prompts, seeds, **call).outputs  # type: ignore[no-any-return]
 
-    @torch.no_grad()
     def drawn(self, prompts: list[Any], seeds: list[int], **call: Any) -> tuple[list[str], Tensor]:
         """What ``generate`` gives, and before it the texts that the images were drawn behind."""
+        rollout = self.traced(prompts, seeds, **call)
+        words: Completions = rollout.held.words
+        lines = zip(words.tokens.tolist(), words.lengths.tolist(), strict=True)
+        return [self.writer.chat.text(line[:length]) for line, length in lines], rollout.outputs
+
+    @torch.no_grad()
+    def traced(self, prompts: list[Any], seeds: list[int], **call: Any) -> Rollout:
+        """What ``generate`` gives, as rows of words and codes that can be scored."""
         scale, manner = self.of.manner(call)
         asked = [self.room.prompt(prompt, number) for number, prompt in enumerate(prompts)]
         rngs = [torch.Generator().manual_seed(seed) for seed in seeds]
         uniform = torch.stack([torch.rand(self.thoughts + manner.most, generator=rng, dtype=torch.float64) for rng in rngs])
         rows = torch.arange(len(prompts))
         words, behind = self._written(asked, rows, uniform[:, : self.thoughts])
-        images = [
-            self.of.pixels.decode(self.of._images(behind, some, uniform[some, self.thoughts :], manner, scale).codes)
-            for some in rows.split(self.rows_at_once)
-        ]
-        texts = [self.writer.chat.text(line[:length]) for line, length in zip(words.tokens.tolist(), words.lengths.tolist(), strict=True)]
-        return texts, torch.cat(images)
+        parts = rows.split(self.rows_at_once)
+        codes = torch.cat([self.of._images(behind, some, uniform[some, self.thoughts :], manner, scale).codes for some in parts])
+        held = Thought(self._completions(asked, prompts, rows, words), self._images(behind, prompts, codes))
+        return self._table(list(prompts), held, rows)
 
     # Scores
 

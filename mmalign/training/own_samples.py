@@ -1,0 +1,57 @@
+"""What is known of a policy's own samples beside its reference, token by token: the KL, whatever rows it learns from, and diagnostics."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mmalign.needs import TOPK_ENTROPY, TOPK_MASS, kls, rank
+from mmalign.runs.tokens import PREFIX
+from mmalign.types import Policy, Rollout
+
+ROWS = 16  # samples scored at once
+
+
+@torch.no_grad()
+def own_samples(policy: Policy, rollout: Rollout, reference: str) -> dict[str, Tensor]:
+    """name -> ``[B]`` float64 of the rows that a policy generated (``abilities.Traced``), under the parameters that are in place.
+
+    ``kl``: ``sum_t KL(policy(. | prompt, y_<t) || reference(. | prompt, y_<t))`` over the tokens of a sample y, its end included, in nats.
+    The mean over a policy's own samples is the KL of whole samples, as each term is the exact expectation of a token's log-ratio (the
+    chain rule), with less noise than log-ratios. It is not over given records: those are no samples of the policy, and their log-ratios
+    are no KL. Samples that were drawn at another temperature, or cut off, weigh the prefixes as they were drawn.
+
+    ``tokens/topk_entropy``, ``tokens/topk_mass``: ``H_k = -sum_(i<=k) p_i log p_i`` and ``M_k = sum_(i<=k) p_i`` over the k = 10 likeliest
+    tokens, means over a sample's tokens: both fall together where a method goes on making pairs less likely than they are worth (Shi,
+    Land, Locatelli, Geist, Bartolo, "Understanding Likelihood Over-optimisation in Direct Alignment Algorithms" (2024),
+    https://arxiv.org/abs/2410.11677).
+
+    ``tokens/unshifted``, ``marginal``, ``shifted``: the shares of a sample's tokens at which the likeliest token is the reference's
+    likeliest, its second or third, or another one (Lin et al., "The Unlocking Spell on Base LLMs" (2023),
+    https://arxiv.org/abs/2312.01552, who ask it of greedy answers: ``evaluation.call: {temperature: 0}``).
+
+    NaN for a row without a live step.
+    """
+    needs = frozenset({kls(reference), TOPK_ENTROPY, TOPK_MASS, rank(reference)})
+    parts = list[dict[str, Tensor]]()
+    for rows in torch.arange(len(rollout)).split(ROWS):
+        part, places = rollout.take(rows), torch.arange(len(rows))
+        policy.remember(part, [reference], len(rows))
+        steps = policy.steps(part, places, None, needs)
+        ranks = steps.facts[str(rank(reference))]
+        of_tokens = {
+            "topk_entropy": steps.terms["topk_entropy"],
+            "topk_mass": steps.terms["topk_mass"],
+            "unshifted": ranks == 1,
+            "marginal": (ranks > 1) & (ranks <= 3),
+            "shifted": ranks > 3,
+        }
+        live = steps.mask.sum(1).double()
+        means = {f"{PREFIX}{name}": _summed(table, steps.mask) / live for name, table in of_tokens.items()}
+        kl = torch.where(live > 0, _summed(steps.kls[reference], steps.mask), torch.nan)
+        parts.append({"kl": kl, **means})
+    return {name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0]}
+
+
+def _summed(table: Tensor, mask: Tensor) -> Tensor:
+    return torch.where(mask, table.double(), 0.0).sum(1)
