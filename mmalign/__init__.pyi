@@ -25,6 +25,7 @@ from mmalign.commands.rehearse import rehearse as rehearse
 from mmalign.commands.sample import guided_sample as guided_sample
 from mmalign.commands.sample import sample as sample
 from mmalign.commands.serve_reward import serve_reward as serve_reward
+from mmalign.commands.sweep import sweep as sweep
 from mmalign.commands.tabulate import tabulate as tabulate
 from mmalign.data.prompts import prompts as prompts
 from mmalign.guidance.guide import guide as guide

@@ -15,4 +15,5 @@ from mmalign.commands.rehearse import rehearse as rehearse
 from mmalign.commands.sample import guided_sample as guided_sample
 from mmalign.commands.sample import sample as sample
 from mmalign.commands.serve_reward import serve_reward as serve_reward
+from mmalign.commands.sweep import sweep as sweep
 from mmalign.commands.tabulate import tabulate as tabulate

@@ -30,6 +30,8 @@ from mmalign.evaluation.objects import marked as marked
 from mmalign.evaluation.objects import mentions as mentions
 from mmalign.evaluation.objects import plurals as plurals
 from mmalign.evaluation.objects import synonyms as synonyms
+from mmalign.evaluation.overoptimisation_law import Law as Law
+from mmalign.evaluation.overoptimisation_law import overoptimisation_law as overoptimisation_law
 from mmalign.evaluation.preference import length_controlled_win_rate as length_controlled_win_rate
 from mmalign.evaluation.preference import win_rate as win_rate
 from mmalign.evaluation.ranking import ranking_accuracies as ranking_accuracies

@@ -299,7 +299,7 @@ class TransformersPolicy:
         drawing = self.drawing._replace(**{{"max_completion": "most"}.get(key, key): value for key, value in call.items()})
         encoded = [self.room.prompt(prompt, number) for number, prompt in enumerate(prompts)]
         ids, extras = [prompt.ids for prompt in encoded], inputs_of(self.chat.vision, encoded)
-        rngs = map(torch.Generator().manual_seed, seeds)
+        rngs = (torch.Generator().manual_seed(seed) for seed in seeds)
         uniform = torch.stack([torch.rand(drawing.most, generator=rng, dtype=torch.float64) for rng in rngs])
         hidden = [] if self.chat.vision is None or not share else hidden_media(encoded, share, seeds, self.chat.vision.placeholders)
         drawn = self.drawer(ids, which := torch.arange(len(prompts)), uniform, drawing, extras=extras, hidden=hidden)

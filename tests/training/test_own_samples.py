@@ -128,8 +128,9 @@ def test_an_online_run_of_words_measures_its_evaluations_too(tmp_path):
     trained = transformers(tiny_text.model(), tiny_text.tokenizer(tiny_text.CHATML), max_completion=8, device="cpu", lora={"rank": 2})
     reward = lambda outputs, prompts: torch.tensor([float(len(output)) for output in outputs], dtype=torch.float64)  # noqa: E731
     run = mm.online(
-        trained, PROMPTS, {"length": reward}, mm.methods.rloo(beta=0.0), steps=2, batch={"prompts": 2, "group": 4}, optimizer=mm.adamw(rate=0.1),
-        evaluation={"every": 1, "samples": 2, "overlap": 2}, run={"name": "run", "folder": str(tmp_path), "trackers": ()},
+        trained, PROMPTS, {"length": reward}, mm.methods.rloo(beta=0.0), steps=2, batch={"prompts": 2, "group": 4},
+        optimizer=mm.adamw(rate=0.1), evaluation={"every": 1, "samples": 2, "overlap": 2},
+        run={"name": "run", "folder": str(tmp_path), "trackers": ()},
     )  # fmt: skip
     rows = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
     evals = [row for row in rows if row["phase"] == "eval"]
