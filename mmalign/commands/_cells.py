@@ -77,7 +77,8 @@ def alternatives(key: str, text: str) -> list[str]:
     """``a,b`` as ``a`` and ``b``; ``[a, b],[c]`` as two lists."""
     parts, depth, quote = [""], 0, ""
     for letter in text:
-        quote = "" if letter == quote else letter if letter in QUOTES and not quote else quote
+        if letter in QUOTES and quote in ("", letter):
+            quote = "" if quote else letter
         depth += (letter in OPEN) - (letter in CLOSED) if not quote else 0
         if letter == "," and not depth and not quote:
             parts.append("")

@@ -211,7 +211,8 @@ def _gathered(folder: Path, asked: Grid, why: Mapping[str, str], sort: str | Non
 def _row(cell: Cell, run: RunData | None, why: str | None, numbers: Sequence[str]) -> dict[str, Any]:
     """A run in a line: its values, how it ended, and what its summary says."""
     summary = {} if run is None else run.summary
-    status = "failed" if why is not None else str(summary.get("status") or ("waiting" if run is None else "unfinished"))
+    unended = "waiting" if run is None else "unfinished"
+    status = str(summary.get("status") or unended) if why is None else "failed"
     row: dict[str, Any] = {"name": cell.name, **cell.values, "status": status, "why": why or "", "kl": _number(summary.get("kl"))}
     for name in numbers:
         row[name], row[f"{name} se"] = _number(summary.get(f"{name}_after")), _number(summary.get(f"{name}_se_after"))
@@ -275,5 +276,6 @@ def _order(value: Any) -> tuple[int, float, str]:
     """The largest numbers first, then words, what is missing last."""
     if value is None:
         return 2, 0.0, ""
-    number = _number(value) if not isinstance(value, str) else float(value) if re.fullmatch(r"-?[\d.]+(e-?\d+)?", value) else None
-    return (0, -number, "") if number is not None else (1, 0.0, str(value))
+    if isinstance(value, str) and not re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", value):
+        return 1, 0.0, value
+    return 0, -float(value), ""

@@ -97,6 +97,6 @@ def _fitted(sums: Sums) -> dict[str, np.ndarray]:
     area = dd * bb - db * db
     area = np.where(area > 1e-9 * dd * bb, area, 0.0)  # points at one distance fix no law
     alpha, beta = ratio(bb * dg - db * bg, area), ratio(dd * bg - db * dg, area)
-    d = np.exp(np.clip(ratio(alpha, np.where(beta > 0, beta, 0.0)) - 1, -300, 300))
+    d = np.exp(np.clip(ratio(alpha, np.where(beta > 0, beta, 0.0)) - 1, -300, 150))
     explained = ratio(alpha * dg + beta * bg, sums["gg"])
     return {"alpha": alpha, "beta": beta, "peak": d * d, "best": beta * d, "explained": explained}

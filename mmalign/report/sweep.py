@@ -76,7 +76,7 @@ def laws(table: Mapping[str, Any]) -> list[list[str]]:
         for group, found in groups.items():
             law = found["law"]
             said = "turns: more KL costs" if law["turns"] else "not known to turn inside of what was measured"
-            peak = _interval(law["peak"]) if _known(law["peak"]["value"]) else "none"
+            peak = _interval(law["peak"]) if law["turns"] else "none found"
             counts = f"{law['points']} of {law['runs']} runs"
             rows.append([name, group, _interval(law["alpha"]), _interval(law["beta"]), peak, _number(law["explained"]), counts, said])
     return rows
@@ -107,8 +107,9 @@ def _cell(row: Mapping[str, Any], name: str) -> tuple[str, str]:
     if not isinstance(value, float):
         return ("" if value is None else str(value)) or MISSING, "" if value is None else str(value)
     error, at = row.get(f"{name} se"), row.get(f"{name} kl")
-    more = f" \N{PLUS-MINUS SIGN} {short(error)}" if isinstance(error, float) else f" at {short(at)} nats" if isinstance(at, float) else ""
-    return short(value) + more, repr(value)
+    of = f" \N{PLUS-MINUS SIGN} {short(error)}" if isinstance(error, float) else ""
+    where = f" at {short(at)} nats" if isinstance(at, float) else ""
+    return f"{short(value)}{of}{where}", repr(value)
 
 
 def _mean(row: Mapping[str, Any], name: str) -> str:
