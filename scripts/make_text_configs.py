@@ -115,7 +115,7 @@ def texts() -> dict[str, str]:
     """What each of them says."""
     files = {}
     for name, method in suited().items():
-        from_pairs = method.unit == "pair" and not {OLD, refs("previous")} & method.needs and name not in ("online_dpo", "gpo")
+        from_pairs = method.unit == "pair" and not {OLD, refs("previous")} & method.needs and name not in ("online_dpo", "gpo", "osp")
         from_pairs = from_pairs and not method.behaviors
         held = any(need.name == "ref" for need in method.needs | method.reads)  # to the reference
         files[name] = (OFFLINE if from_pairs or name in ("bco", "sft", "ift") else ONLINE).format(

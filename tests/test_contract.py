@@ -317,7 +317,7 @@ def _far(kind: Any, gaps: Tensor, rewards: list[float]) -> tuple[Tensor, Steps, 
     contrast = Steps(leaf * 0.5, mask, refs={"ref": gaps}, kind=kind)
     squares = {"ref": (leaf - gaps) ** 2, "previous": (leaf - gaps / 2) ** 2}
     steps = Steps(
-        leaf, mask, gaps, {"ref": gaps, "previous": gaps / 2}, squares, facts, 1, kind, {"ref": squares["ref"]},
+        leaf, mask, gaps, {"ref": gaps, "previous": gaps / 2, "before": gaps / 4}, squares, facts, 1, kind, {"ref": squares["ref"]},
         {"entropy": leaf + 1, "collision": leaf - 1, "value": leaf + 0.1, "reward_mask": leaf + 0.5, "kl_mask": leaf + 2,
          "degree": -(gaps**2), "drift": (leaf - gaps) ** 2, "adjoint": leaf + 0.2}, dict.fromkeys(CONTRASTS, contrast),
     )  # fmt: skip

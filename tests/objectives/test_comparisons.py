@@ -87,3 +87,15 @@ def test_own_rows_two_by_two() -> None:
     paired = comparisons.two_by_two(feedback_of([1.0, 5.0, 2.0, 2.0, 7.0, 7.0, 7.0], [0, 0, 0, 0, 1, 1, 1], drawn=REF))
     assert paired.pairs.tolist() == [[1, 0], [4, 5]] and paired.strength.tolist() == [1.0, 0.5]  # type: ignore[union-attr]
     assert comparisons.own(feedback_of([1.0, 2.0], [0, 0])).all()
+
+
+def test_the_ranked_rows_of_a_group_meet_from_both_ends() -> None:
+    feedback = feedback_of([1.0, 9.0, 5.0, NAN, 2.0, 7.0, 2.0, 2.0], [0, 0, 0, 0, 0, 1, 2, 2])
+    paired = comparisons.best_with_worst(feedback, scale=2.0)
+    assert paired.pairs.tolist() == [[1, 0], [2, 4], [6, 7]] and comparisons.best_with_worst(paired) is paired
+    torch.testing.assert_close(paired.strength.logit(), torch.tensor([4.0, 1.5, 0.0]).double())
+    wins = torch.full((3, 3), NAN, dtype=torch.float64)
+    wins[0, 1], wins[1, 0], wins[0, 2], wins[2, 0], wins[1, 2], wins[2, 1] = 0.1, 0.9, 0.2, 0.8, 0.6, 0.4
+    judged = comparisons.best_with_worst(feedback_of([9.0, 0.0, 0.0], [0, 0, 0], wins=wins))
+    assert judged.pairs.tolist() == [[1, 0]] and judged.strength.tolist() == [0.9]  # by the judge, and the middle one is left over
+    assert comparisons.best_with_worst(feedback_of([1.0], [0])).pairs.shape == (0, 2)

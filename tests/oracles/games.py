@@ -42,8 +42,8 @@ def _ahead(table: Table, values: Tensor, first: int, second: int, ours: list[int
 
 
 def mnpo(table: Table, *, eta: float = 0.0075, shares: dict[str, float] | None = None, margin: str = "total") -> Tensor:
-    total, tables = table.log_probs.sum() * 0, {"ref": table.ref, "previous": table.previous}
-    shares = {"ref": 1 / 3, "previous": 2 / 3} if shares is None else shares
+    total, tables = table.log_probs.sum() * 0, {"ref": table.ref, "previous": table.previous, "before": table.before}
+    shares = {"ref": 1 / 3, "previous": 1 / 3, "before": 1 / 3} if shares is None else shares
     for first, second, strength, ours, theirs, share in _comparisons(table):
         one, two = ({"total": 1, "per_step": len(cells), "per_scalar": table.event_size}[margin] for cells in (ours, theirs))
         gap = _sum(table.log_probs, first, ours) / one - _sum(table.log_probs, second, theirs) / two

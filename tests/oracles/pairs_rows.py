@@ -56,7 +56,7 @@ def slic(table: Table, *, delta: float = 1.0, likelihood: float = 1.0) -> Tensor
     return expected(table, cost)
 
 
-def f_dpo(table: Table, *, beta: float = 0.1, divergence: str = "reverse_kl", alpha: float = 0.5) -> Tensor:
+def f_dpo(table: Table, *, beta: float = 0.1, divergence: str = "js", alpha: float = 0.5) -> Tensor:
     def derivative(log_ratio: Tensor) -> Tensor:
         u = torch.exp(log_ratio)
         if divergence == "forward_kl":
@@ -219,7 +219,7 @@ ORACLES: dict[str, list[tuple[dict[str, Any], Callable[..., Tensor]]]] = {
     "f_dpo": [
         ({}, f_dpo),
         ({"beta": 0.5, "divergence": "forward_kl"}, f_dpo),
-        ({"divergence": "js"}, f_dpo),
+        ({"divergence": "reverse_kl"}, f_dpo),
         ({"divergence": "alpha", "alpha": 0.3}, f_dpo),
         ({"divergence": "alpha", "alpha": 1.0}, f_dpo),
     ],

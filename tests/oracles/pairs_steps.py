@@ -226,6 +226,10 @@ def rationale_dpo(table: Table, *, beta: float = 0.1, weight: float = 1.0) -> Te
     return expected(table, cost)
 
 
+def osp(table: Table, *, beta: float = 0.1, margin: str = "total", scale: float = 1.0) -> Tensor:
+    return dpo(table, beta=beta, margin=margin)  # of given pairs, which have strengths; tests/objectives/test_comparisons.py makes some
+
+
 def ddro(table: Table, *, beta: float = 0.4) -> Tensor:
     return dpo(table, beta=beta)
 
@@ -316,7 +320,7 @@ ORACLES: dict[str, list[tuple[dict[str, Any], Callable[..., Tensor]]]] = {
         ({"beta": 0.7, "gamma": 2.0, "tau": 0.5, "alpha": 3.0}, constrained_po),
         ({"target": "clip"}, constrained_po),
     ],
-    "osp": [({}, dpo), ({"beta": 0.7, "margin": "per_step"}, dpo)],
+    "osp": [({}, osp), ({"beta": 0.7, "margin": "per_step", "scale": 3.0}, osp)],
     "ddro": [({}, ddro), ({"beta": 0.7}, ddro)],
     "cpl": [({}, cpl), ({"beta": 0.7, "gamma": 0.8, "bias": 1.0}, cpl)],
     "rationale_dpo": [({}, rationale_dpo), ({"beta": 0.7, "weight": 0.3}, rationale_dpo)],

@@ -165,7 +165,7 @@ def reward_weighted_regression(table: Table, *, temperature: float = 1.0, over: 
     return total / len(_rows(table))
 
 
-def trpa(table: Table, *, beta: float = 0.1, anisotropy: float = 2.5, trust: float = 0.0) -> Tensor:
+def trpa(table: Table, *, beta: float = 0.1, anisotropy: float = 2.5, trust: float = 0.001) -> Tensor:
     rewards, total = table.rewards.tolist(), _zero(table)
     highest = max(reward for reward in rewards if not math.isnan(reward))
     for row in _rows(table):
@@ -234,7 +234,7 @@ ORACLES: dict[str, list[tuple[dict[str, Any], Callable[..., Tensor]]]] = {
         ({}, reward_weighted_regression),
         ({"temperature": 0.3, "over": "batch", "largest": 2.0}, reward_weighted_regression),
     ],
-    "trpa": [({}, trpa), ({"beta": 2.0, "anisotropy": 1.5, "trust": 0.2}, trpa)],
+    "trpa": [({}, trpa), ({"beta": 2.0, "anisotropy": 1.5, "trust": 0.2}, trpa), ({"trust": 0.0}, trpa)],
 }
 SATURATING = {
     "egpo": "a row that met no opponent says nothing, and of two rows one is the opponent",

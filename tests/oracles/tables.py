@@ -46,7 +46,9 @@ PAIRS = [[0, 1], [3, 2], [4, 5], [7, 6], [9, 8], [10, 11]]
 STRENGTH = [1.0, 0.8, 0.3, 1.0, math.nan, 0.5]
 
 
-EVERYTHING = frozenset({OLD, refs("ref"), refs("previous"), kls("ref"), reverse_kls("ref"), STD, SLOPE, DT, NOISE, CHANGED, PHRASE})
+EVERYTHING = frozenset(
+    {OLD, refs("ref"), refs("previous"), refs("before"), kls("ref"), reverse_kls("ref"), STD, SLOPE, DT, NOISE, CHANGED, PHRASE}
+)
 CONTRASTS = ("ablated", "good", "bad", "mismatched", "blended")
 TERMS = ("entropy", "collision", "value", "reward_mask", "kl_mask", "degree", "drift", "adjoint")
 EVERYTHING |= {SEGMENT, *map(Need, TERMS), *map(contrast, CONTRASTS), kls("previous")}
@@ -112,9 +114,14 @@ class Table:
     kl_previous: Tensor | None = None
     target: Tensor | None = None
 
+    @property
+    def before(self) -> Tensor:
+        """The policy of one round earlier than ``previous``."""
+        return (self.previous + self.ref.roll(1, 0)).detach() / 2
+
     def steps(self, needs: frozenset[Need] = EVERYTHING) -> Steps:
         """The Steps of the table, holding what is needed and nothing else. ``others``: name -> (log_probs, ref) of a contrast."""
-        references = {"ref": self.ref, "previous": self.previous}
+        references = {"ref": self.ref, "previous": self.previous, "before": self.before}
         facts = {
             name: getattr(self, name) for name in ("std", "slope", "dt", "noise", "changed", "phrase", "segment") if Need(name) in needs
         }

@@ -16,7 +16,8 @@ def online_dpo(*, beta: Positive = 0.1, link: Literal["logistic", "hinge", "squa
 
         loss = mean over pairs of  link(beta m)
 
-    The recipe ``online`` makes the pairs: the best and the worst row of each prompt's group, by reward or by an oracle's win rate.
+    The recipe ``online`` makes the pairs: the best and the worst row of each prompt's group, by reward or by an oracle's win rate; there
+    it is the same run as ``dpo``.
 
     Args:
         beta, link: as in ``dpo``.

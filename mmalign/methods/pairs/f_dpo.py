@@ -12,16 +12,15 @@ from mmalign.objectives.terms.pairs import compared
 from mmalign.types import Method
 
 
-def f_dpo(
-    *, beta: Positive = 0.1, divergence: Literal["reverse_kl", "forward_kl", "js", "alpha"] = "reverse_kl", alpha: Finite = 0.5
-) -> Method:
+def f_dpo(*, beta: Positive = 0.1, divergence: Literal["reverse_kl", "forward_kl", "js", "alpha"] = "js", alpha: Finite = 0.5) -> Method:
     """DPO for a policy that is held to its reference by another divergence than the reverse KL.
 
     With ``u = pi / ref`` of a row and ``f'`` the derivative of the divergence::
 
         loss = mean over pairs of  -log sigmoid(beta [f'(u_w) - f'(u_r)])
 
-    ``reverse_kl``: f'(u) = log u, DPO. ``forward_kl``: -1 / u. ``js``: log(2 u / (1 + u)). ``alpha``: (u^(alpha - 1) - 1) / (alpha - 1).
+    ``reverse_kl``: f'(u) = log u, the same run as ``dpo``. ``forward_kl``: -1 / u. ``js``: log(2 u / (1 + u)). ``alpha``: (u^(alpha - 1)
+    - 1) / (alpha - 1).
 
     Args:
         beta: as in ``dpo``.
@@ -31,7 +30,8 @@ def f_dpo(
     Paper: Beyond Reverse KL: Generalizing Direct Preference Optimization with Diverse Divergence Constraints, arXiv 2309.16240.
 
     Deviations: beyond 20 nats the exponentials of ``forward_kl`` and ``alpha`` go on along their tangents; TRL's forward KL is inf from
-    about -88 nats on and NaN where both rows are there, and its alpha loses its gradient at 80. Soft labels are ours.
+    about -88 nats on and NaN where both rows are there, and its alpha loses its gradient at 80. Soft labels, and
+    the divergence by default, are ours.
 
     Dialects:
     - TRL 1.16: divergence="alpha", alpha=0.5: ``f_divergence_type="alpha_divergence"``.

@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from typing import Literal
 
 from mmalign.arguments.ranges import Positive
 from mmalign.methods.pairs.dpo import dpo
+from mmalign.objectives.feedback import comparisons
 from mmalign.types import Method
 
 
-def osp(*, beta: Positive = 0.1, margin: Literal["total", "per_step", "per_scalar"] = "total") -> Method:
+def osp(*, beta: Positive = 0.1, margin: Literal["total", "per_step", "per_scalar"] = "total", scale: Positive = 1.0) -> Method:
     """DPO with labels as sure as the judge is: a pair that is nearly a tie is pulled near a margin of 0.
 
-    With m DPO's margin and p the strength of the preference, which the policy judges itself::
+    The rows of a group are ranked, the best is paired with the worst, the second with the last but one, and so on. With m DPO's margin
+    of a pair and p its strength, ``sigmoid((r_b - r_w) / scale)``, or what an oracle says of the two::
 
         loss = mean over pairs of  -p log sigmoid(beta m) - (1 - p) log sigmoid(-beta m)
 
     Args:
         beta, margin: as in ``dpo``.
+        scale: reward units of a logit of p.
 
     Paper: Online Self-Preferring Language Models, arXiv 2405.14103.
 
-    Deviations: the abstract and reviews of the paper were at hand, not its equations. They say that the loss is a cross-entropy of soft
-    preferences, whose strengths are judged, for a policy kept near the SFT model, which is ``ref``; that the policy's side of it is
-    DPO's sigmoid(beta m), and beta, are ours. Its least is at ``beta m = logit p``, a finite margin, so that strengths keep a policy
-    from overfitting, as the abstract claims. How the policy judges, and how pairs are built from a ranking of its own answers, is the
-    recipe's; p is the strength that the feedback has. ``dpo`` is the same for such feedback.
+    Deviations: the abstract and reviews of the paper were at hand, not its equations. They say that several pairs are built from a
+    ranking of the policy's own answers, and that the loss is a cross-entropy of soft preferences, whose strengths the policy judges
+    itself, for one kept near the SFT model, which is ``ref``. Which rows of a ranking meet, that the policy's side is DPO's sigmoid(beta
+    m), and beta, are ours. Its least is at ``beta m = logit p``, a finite margin, so that strengths keep a policy from overfitting, as
+    the abstract claims. The judge is the run's reward or oracle; the policy itself, where that asks it. Pairs of records have their own
+    strengths, and are the same run as ``dpo``.
     """
-    return dpo(beta=beta, margin=margin)
+    return replace(dpo(beta=beta, margin=margin), pairs=partial(comparisons.best_with_worst, scale=scale))

@@ -42,6 +42,8 @@ def grpo_s(
 
     Paper: Inverse Reinforcement Learning with Dynamic Reward Scaling for LLM Alignment (DR-IRL; its GRPO-S), arXiv 2503.18991.
 
+    Without a difference and a gap, as by default, it is the same run as ``grpo``.
+
     Deviations: the formula is that of two published summaries of the paper that agree, not read in the paper itself. There delta is one
     minus the mean, over the answer's clauses, of the largest similarity to a clause of the demonstration; the demonstrations and rewards
     are of one category of harm at a time, and so has a batch to be, whose means these are. It says no outlier. A row of unknown

@@ -176,6 +176,30 @@ def best_and_worst(feedback: Feedback) -> Feedback:
     return replace(feedback, pairs=table, strength=strength)
 
 
+def best_with_worst(feedback: Feedback, *, scale: float = 1.0) -> Feedback:
+    """All rows of every group as pairs: its best with its worst, the second best with the second worst, and so on.
+
+    Ranked by reward, or by win rate where rows were compared directly. A strength is the first one's win probability (``wins``, with
+    ``scale``). Rows without a score, and the middle one of an odd number, are in no pair. Pairs that the feedback has already stay.
+
+    Examples:
+        >>> ranked = best_with_worst(Feedback(torch.tensor([0.0, 3.0, 1.0, 2.0]).double(), torch.zeros(4, dtype=torch.int64)))
+        >>> ranked.pairs.tolist(), ranked.strength.logit().tolist()
+        ([[1, 0], [3, 2]], [3.0, 1.0])
+    """
+    if feedback.pairs is not None:
+        return feedback
+    scores = feedback.rewards.detach().double() if feedback.wins is None else win_rate(feedback)
+    pairs = []
+    for name in feedback.group.unique().tolist():
+        rows = torch.nonzero((feedback.group == name) & ~scores.isnan()).flatten()
+        ranked = rows[scores[rows].argsort(descending=True, stable=True)].tolist()
+        pairs += list(zip(ranked[: len(ranked) // 2], reversed(ranked), strict=False))
+    table = torch.tensor(pairs, dtype=torch.int64).view(-1, 2)
+    chances = wins(feedback, scale=scale)
+    return replace(feedback, pairs=table, strength=chances[table[:, 0], table[:, 1]])
+
+
 def across(feedback: Feedback, *, by: str) -> Feedback:
     """Every row that a behavior drew against one that the current policy drew, in their order in the group.
 
