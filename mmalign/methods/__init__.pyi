@@ -19,6 +19,7 @@ from mmalign.methods.denoising_preference.subject_rpo import subject_rpo as subj
 from mmalign.methods.denoising_preference.text_dpo import text_dpo as text_dpo
 from mmalign.methods.denoising_preference.text_kto import text_kto as text_kto
 from mmalign.methods.distillation.dmd2 import dmd2 as dmd2
+from mmalign.methods.distillation.opd import opd as opd
 from mmalign.methods.distillation.tdm import tdm as tdm
 from mmalign.methods.distillation.tdm_r1 import tdm_r1 as tdm_r1
 from mmalign.methods.forward_process.awm import awm as awm
@@ -98,6 +99,7 @@ from mmalign.methods.policy_gradient.clip_cov import clip_cov as clip_cov
 from mmalign.methods.policy_gradient.dapo import dapo as dapo
 from mmalign.methods.policy_gradient.dppo import dppo as dppo
 from mmalign.methods.policy_gradient.dr_grpo import dr_grpo as dr_grpo
+from mmalign.methods.policy_gradient.drpo import drpo as drpo
 from mmalign.methods.policy_gradient.fine_grained_rlhf import fine_grained_rlhf as fine_grained_rlhf
 from mmalign.methods.policy_gradient.gdpo import gdpo as gdpo
 from mmalign.methods.policy_gradient.gmpo import gmpo as gmpo
@@ -108,6 +110,7 @@ from mmalign.methods.policy_gradient.gspo import gspo as gspo
 from mmalign.methods.policy_gradient.kl_cov import kl_cov as kl_cov
 from mmalign.methods.policy_gradient.luspo import luspo as luspo
 from mmalign.methods.policy_gradient.ma_rlhf import ma_rlhf as ma_rlhf
+from mmalign.methods.policy_gradient.maxrl import maxrl as maxrl
 from mmalign.methods.policy_gradient.nlpo import nlpo as nlpo
 from mmalign.methods.policy_gradient.opo import opo as opo
 from mmalign.methods.policy_gradient.optimal_token_baseline import optimal_token_baseline as optimal_token_baseline

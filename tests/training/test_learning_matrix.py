@@ -242,9 +242,10 @@ ONLINE: dict[str, dict[str, Any]] = {
 ELSEWHERE = ("contrast ablated: got a step without any image", "this method reads rewards")  # pictures in prompts, scores of parts
 
 
-# whose teacher is the student itself here, and says so: tests/methods/forward_process/test_optima.py; the first step of this policy is a
-# point, of which nothing is to be learned: tests/methods/distillation/test_gaussian.py
-OF_A_TEACHER = ("diffusion_opd", "tdm", "tdm_r1")
+# whose teacher is the student itself here, and says so: tests/methods/forward_process/test_optima.py, and
+# tests/methods/policy_gradient/test_token_optima.py; the first step of this policy is a point, of which nothing is to be learned:
+# tests/methods/distillation/test_gaussian.py
+OF_A_TEACHER = ("diffusion_opd", "opd", "tdm", "tdm_r1")
 
 
 @pytest.mark.parametrize(

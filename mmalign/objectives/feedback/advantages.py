@@ -78,6 +78,19 @@ def centred(rewards: Tensor, group: Tensor) -> Tensor:
     return torch.where(groups.known & groups.informative, groups.rewards - groups.mean, torch.zeros_like(groups.rewards))
 
 
+def relative(rewards: Tensor, group: Tensor, *, eps: float = 1e-6) -> Tensor:
+    """``A_i = (r_i - mean) / (mean of |r| + eps)`` over the group of i: of rewards of 0 or more, how many times the mean, less one.
+
+    eps: in units of the reward.
+
+    Examples:
+        >>> relative(torch.tensor([3.0, 1.0, torch.nan, 5.0, 5.0]), torch.tensor([0, 0, 0, 1, 1]), eps=0.0).tolist()
+        [0.5, -0.5, 0.0, 0.0, 0.0]
+    """
+    size = group_mean(rewards.abs(), group).nan_to_num(0.0)
+    return centred(rewards, group) / torch.where(informative(rewards, group), size + eps, 1.0)
+
+
 def leave_one_out(rewards: Tensor, group: Tensor) -> Tensor:
     """``A_i = r_i - mean(the others of i's group) = n / (n - 1) (r_i - mean(group of i))``, n the known rewards of the group.
 

@@ -179,8 +179,10 @@ def best_and_worst(feedback: Feedback) -> Feedback:
 def best_with_worst(feedback: Feedback, *, scale: float = 1.0) -> Feedback:
     """All rows of every group as pairs: its best with its worst, the second best with the second worst, and so on.
 
-    Ranked by reward, or by win rate where rows were compared directly. A strength is the first one's win probability (``wins``, with
-    ``scale``). Rows without a score, and the middle one of an odd number, are in no pair. Pairs that the feedback has already stay.
+    Ranked by reward, or by win rate where rows were compared directly. A strength is the first one's win probability (``wins``). Rows
+    without a score, and the middle one of an odd number, are in no pair. Pairs that the feedback has already stay.
+
+    scale: as in ``wins``.
 
     Examples:
         >>> ranked = best_with_worst(Feedback(torch.tensor([0.0, 3.0, 1.0, 2.0]).double(), torch.zeros(4, dtype=torch.int64)))
