@@ -27,6 +27,8 @@ from mmalign.commands.sample import sample as sample
 from mmalign.commands.serve_reward import serve_reward as serve_reward
 from mmalign.commands.sweep import sweep as sweep
 from mmalign.commands.tabulate import tabulate as tabulate
+from mmalign.commands.watch import side_by_side as side_by_side
+from mmalign.commands.watch import watch as watch
 from mmalign.data.prompts import prompts as prompts
 from mmalign.guidance.guide import guide as guide
 from mmalign.lookup.dialects import like as like

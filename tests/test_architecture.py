@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -163,11 +164,18 @@ MAX_PARAMETERS = 8  # without a comment beside the name that says why
 MAX_FUNCTION, MAX_FILE = 60, 400  # lines; of a function, those of its body without the docstring
 
 
+@cache
 def source(name: str) -> str:
     return (PACKAGE / name).read_text(encoding="utf-8")
 
 
+@cache
 def tree(name: str) -> ast.Module:
+    """A file as it is; to be looked at by many, and changed by none (``parsed``)."""
+    return parsed(name)
+
+
+def parsed(name: str) -> ast.Module:
     return ast.parse(source(name), filename=name)
 
 
@@ -196,10 +204,11 @@ def imports(node: ast.AST, name: str) -> Iterator[tuple[int, str]]:
             yield from ((child.lineno, f"{module}.{alias.name}" if module == "mmalign" else module) for alias in child.names)
 
 
+@cache
 def edges(name: str, code: str | None = None) -> set[str]:
     """The files of mmalign that a file imports, those inside functions included, but for what only a type checker reads."""
     targets = set()
-    module = ast.parse(code) if code is not None else tree(name)
+    module = ast.parse(code) if code is not None else parsed(name)
     for child in ast.walk(without_type_checking(module)):
         if not isinstance(child, ast.ImportFrom) or not (child.module or "").startswith("mmalign"):
             continue
@@ -321,7 +330,7 @@ def test_only_some_know_diffusers_and_transformers(name):
 def test_nothing_heavy_at_top_level(name):
     light = home(name) in LIGHT or name.endswith("__init__.py")
     heavy = HEAVY | {"torch", "numpy", "omegaconf", "pydantic", "yaml"} if light else HEAVY
-    odd = [(line, module) for line, module in imports(top_level(tree(name)), name) if module.split(".")[0] in heavy]
+    odd = [(line, module) for line, module in imports(top_level(parsed(name)), name) if module.split(".")[0] in heavy]
     assert name in MAY_BE_HEAVY or odd == []
 
 

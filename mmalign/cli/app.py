@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -98,6 +98,23 @@ def echo(line: str, *, err: bool = False) -> None:
     """A line of the main process; the others are silent."""
     if os.environ.get("RANK", "0") == "0":
         typer.echo(line, err=err)
+
+
+def printed(line: str) -> None:
+    """A line that is there at once, also in a pipe."""
+    print(line, flush=True)
+
+
+def in_a_browser(wanted: bool) -> Callable[[str], None]:
+    """What opens an address, where that is wanted, and says so where there is no browser."""
+
+    def shown(address: str) -> None:
+        import webbrowser
+
+        if wanted and not webbrowser.open(address):
+            echo(f"no browser could be opened here: open {address} in yours")
+
+    return shown
 
 
 def several(context: typer.Context, processes: str, *, ray: bool = False) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mmalign.cli.app import Trust, app, echo, mistakes_as_lines
+from mmalign.cli.app import Trust, app, echo, in_a_browser, mistakes_as_lines, printed
 
 
 @app.command()
@@ -33,27 +33,12 @@ def label(  # the options of a command
 
         counts = find("mmalign.commands", "label")(
             str(out), models=model or [], pairs=_node(pairs), prompts=_prompts(prompt or [], prompts), outputs=outputs,
-            limit=limit or None, each=each, seed=seed, host=host, port=port, trust=trust, ready=_opened if show else _ignored,
-            say=_told,
+            limit=limit or None, each=each, seed=seed, host=host, port=port, trust=trust, ready=in_a_browser(show),
+            say=printed,
         )  # fmt: skip
         echo(f"{out}: {', '.join(f'{count} {name}' for name, count in counts.items())}")
         if counts["pairs"]:
             echo(f'train on it: mmalign train CONFIG records="{{use: {_loader(out)}, path: {out}}}"')
-
-
-def _told(line: str) -> None:
-    print(line, flush=True)
-
-
-def _ignored(address: str) -> None:
-    """Nobody asked for a browser."""
-
-
-def _opened(address: str) -> None:
-    import webbrowser
-
-    if not webbrowser.open(address):
-        echo(f"no browser could be opened here: open {address} in yours")
 
 
 def _prompts(words: list[str], file: Path | None) -> list[Any] | None:

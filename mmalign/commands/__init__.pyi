@@ -17,3 +17,5 @@ from mmalign.commands.sample import sample as sample
 from mmalign.commands.serve_reward import serve_reward as serve_reward
 from mmalign.commands.sweep import sweep as sweep
 from mmalign.commands.tabulate import tabulate as tabulate
+from mmalign.commands.watch import side_by_side as side_by_side
+from mmalign.commands.watch import watch as watch

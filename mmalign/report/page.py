@@ -43,8 +43,8 @@ def render(run: RunData) -> str:
     findings = overoptimised(run.evals, rewards=run.rewards, judges=run.judges)
     silence, moved = _silence(run), shifts(run.evals)
     notes = list(run.notes)
-    drawn = [_picture(path, step, _readout(run, step), notes=notes) for step, path in run.frames]
-    frames = [picture for picture in drawn if picture is not None]
+    drawn = [picture(path, step, readout(run, step), notes=notes) for step, path in run.frames]
+    frames = [one for one in drawn if one is not None]
     rows, across = _shape(run, frames)
     questions = cases(run, notes)
     drawings = figures(run) + [drawing for drawing in (figure(run),) if drawing is not None]
@@ -64,11 +64,11 @@ def render(run: RunData) -> str:
         cases=questions,
         marked=any(answer.known for case in questions for answer in case.answers),
         steps=_steps(frames, questions),
-        readouts={step: _readout(run, step) for step in _steps(frames, questions)},
+        readouts={step: readout(run, step) for step in _steps(frames, questions)},
         more=count(run) - len(questions),
         frames=frames,
         board=_board(run, frames, rows, across),
-        real=None if run.real is None else _picture(run.real, None, notes=notes),
+        real=None if run.real is None else picture(run.real, None, notes=notes),
         prompts=run.prompts if len(run.prompts) == rows else [],
         rows=rows,
         long_prompts=any(len(prompt) > 12 for prompt in run.prompts),
@@ -138,7 +138,7 @@ def _shape(run: RunData, frames: list[Picture]) -> tuple[int, int]:
     return rows, len(run.seeds) or max(1, guessed)
 
 
-def _readout(run: RunData, step: int) -> str:
+def readout(run: RunData, step: int) -> str:
     """The numbers of the evaluation at a step: ``proxy 0.81 · gold 0.78 · spread 95 %``."""
     row = next((row for row in run.evals if row["step"] == step), None)
     if row is None:
@@ -149,7 +149,8 @@ def _readout(run: RunData, step: int) -> str:
     return " · ".join(words + [f"spread {100 * point.value:.0f}{PERCENT}" for point in ratio])
 
 
-def _picture(path: Path, step: int | None, readout: str = "", *, notes: list[str]) -> Picture | None:
+def picture(path: Path, step: int | None, readout: str = "", *, notes: list[str]) -> Picture | None:
+    """A file as a picture of the page; None for a damaged one, which ``notes`` is told."""
     from PIL import Image, ImageSequence
 
     try:
