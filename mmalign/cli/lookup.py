@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -33,6 +34,31 @@ def list_(
         papers = any(listing.paper for listing in rows)
         columns = ("name", "what it is", *(["paper"] if papers else []))
         print_rows(kind, columns, [(listing.name, listing.meaning, *([listing.paper] if papers else [])) for listing in rows])
+
+
+@app.command()
+def coverage(
+    context: typer.Context,
+    status: Annotated[str, typer.Argument(metavar="[complete|partial|missing|out]", help="Systems of one status alone.")] = "",
+    page: Annotated[Path | None, typer.Option(help="Write the whole table, and the methods by what they learn from, as Markdown.")] = None,
+) -> None:
+    """Show which published systems are here, under which names, and what lacks of the others."""
+    with mistakes_as_lines(context):
+        from mmalign.cli.printing import print_rows
+        from mmalign.files import write_text
+        from mmalign.lookup import coverage as table
+        from mmalign.types import UserError
+
+        rows, counted = table.systems(), table.counts(table.systems())
+        if status and status not in counted:
+            raise UserError(f"coverage: got {status!r}, takes {', '.join(counted)}")
+        if page is not None:
+            typer.echo(f"coverage: {write_text(page, table.page(rows))}")
+            return
+        shown = [(row.id, row.modality, row.status, " ".join(row.here), row.lacks) for row in rows if status in ("", row.status)]
+        print_rows("coverage", ("system", "modality", "status", "here", "what lacks"), shown)
+        of_field = sum(counted.values()) - counted["out"]
+        typer.echo(f"of {of_field} systems: {', '.join(f'{count} {word}' for word, count in counted.items() if word != 'out')}")
 
 
 @app.command()
