@@ -29,8 +29,8 @@ def text_diversity(
     ``embedding_within``, ``embedding_across``: ``1 - mean cos(e_i, e_j)`` over pairs of texts.
     ``similarity_across``: mean METEOR of one text for another (``stem_similarity``), which rises where all answers become one answer.
     Within: of the texts of one prompt, mean over prompts; NaN where every prompt has one text. Across: of one text of each prompt, mean
-    over which of its texts that is; NaN for one prompt. A collapse of modes shows across prompts first where prompts get the same answer, and
-    within where each gets one of its own.
+    over which of its texts that is; NaN for one prompt. A collapse of modes shows across prompts first where prompts get the same answer,
+    and within where each gets one of its own.
 
     Args:
         n: words of the longest runs. vocabulary: how many different words a text may be made of, of the model's tokenizer.
@@ -71,7 +71,7 @@ def text_diversity(
 
 
 def expected_distinct(texts: Sequence[str], *, n: Count = 1, vocabulary: Count = 50_000) -> float:
-    """``N / (V (1 - ((V - 1) / V)^C))``: different runs of ``n`` words over how many C draws of V words would have, so that length counts not.
+    """``N / (V (1 - ((V - 1) / V)^C))``: different runs of ``n`` words over how many C draws of V would have: length counts not.
 
     N: different runs in all texts together. C: runs. NaN where there is none.
 
