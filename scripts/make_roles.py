@@ -1,4 +1,4 @@
-"""Writes mmalign/methods/ROLES.md: for each method, which function of which role an update calls, and what it costs, from ``Method`` itself.
+"""Writes mmalign/methods/ROLES.md: for each method, which function of which role an update calls, and its cost, from ``Method`` itself.
 
 python scripts/make_roles.py            # writes the page
 python scripts/make_roles.py --check    # exits with 1 where it is not what this would write
@@ -23,17 +23,18 @@ OF_REFERENCES = {"refs": "score", "kls": "compare", "reverse_kls": "compare", "r
 
 HEAD = f"""# Who computes what
 
-An alignment method is a graph of a few functions of a few models: an actor that samples and is updated, references that score, a critic, rewards
-or people who judge (the dataflow that HybridFlow, https://arxiv.org/abs/2409.19256, and ReaLHF, https://arxiv.org/abs/2406.14088, schedule
-over machines). Here the graph is not written down for each method: a recipe reads it off `Method.needs`, `reads`, `survey`, `behaviors`,
-`moves` and `companions`, and so does this page, which `python scripts/make_roles.py` writes.
+An alignment method is a graph of a few functions of a few models: an actor that samples and is updated, references that score, a critic,
+rewards or people who judge (the dataflow that HybridFlow, https://arxiv.org/abs/2409.19256, and ReaLHF,
+https://arxiv.org/abs/2406.14088, schedule over machines). Here the graph is not written down for each method: a recipe reads it off
+`Method.needs`, `reads`, `survey`, `behaviors`, `moves` and `companions`, and so does this page, which `python scripts/make_roles.py`
+writes.
 
 | function | what it is | passes of a row through the model |
 |---|---|---|
 | `actor.sample` | online: rows are drawn, and scored once more for `old` | a step for each token, and {SCORE} |
 | `actor.update` | log-probabilities with their gradient | {UPDATE} in each epoch: the backward pass is two |
 | `actor.score` | without gradient: a survey of the update's rows, or tables that the signal reads | {SCORE} |
-| `actor.update NAME` | the same rows under another condition (`contrast`), and each reference's | {UPDATE}, and {SCORE} for each reference |
+| `actor.update NAME` | the same rows under another condition (`contrast`), also by references | {UPDATE}, and {SCORE} for each reference |
 | `NAME.score` | log-probabilities of a named reference, once for a rollout; records' are remembered | {SCORE} |
 | `NAME.compare` | the reference's whole distributions beside the actor's | {SCORE} in each epoch |
 | `NAME.predict` | of denoising: the reference's prediction beside the actor's | {SCORE} in each epoch |
@@ -43,9 +44,9 @@ over machines). Here the graph is not written down for each method: a recipe rea
 | `reward.score` | rewards, judges or records: what they cost is theirs | none of this model |
 | `reward.gradient` | a differentiable reward, through the decoder and the last steps | {UPDATE} or more, see `explain` |
 
-`passes` below is their sum for one row in one epoch, of the model itself, sampling aside; with LoRA the reference is the same weights with the
-adapter off, so that it costs the pass and no memory. A set that moves (`moves`) is a copy that is renewed, which costs no pass. What has to be
-in one micro-batch is the unit.
+`passes` below is their sum for one row in one epoch, of the model itself, sampling aside; with LoRA the reference is the same weights with
+the adapter off, so that it costs the pass and no memory. A set that moves (`moves`) is a copy that is renewed, which costs no pass. What
+has to be in one micro-batch is the unit.
 
 | method | unit | actor | references | others | moves | passes |
 |---|---|---|---|---|---|---:|

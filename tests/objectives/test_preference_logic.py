@@ -22,7 +22,7 @@ Truth = Callable[[bool, bool], bool]
 
 
 def counted(chosen: float, rejected: float, formula: Truth, let_in: Truth = lambda w, l: True) -> float:  # noqa: E741
-    """``log rho`` of a formula by enumeration: weights ``pi`` of what is said and ``1 - pi`` of what is not, of the worlds that are let in."""
+    """``log rho`` by enumeration: weights ``pi`` of what is said, ``1 - pi`` of what is not, of the worlds that are let in."""
     counts = {True: 0.0, False: 0.0}
     for w, l in product((True, False), repeat=2):  # noqa: E741
         weight = (chosen if w else 1 - chosen) * (rejected if l else 1 - rejected)
