@@ -10,6 +10,9 @@ from mmalign.evaluation.consistency import contrast_consistency as contrast_cons
 from mmalign.evaluation.consistency import fused_rewards as fused_rewards
 from mmalign.evaluation.consistency import length_ratio as length_ratio
 from mmalign.evaluation.consistency import principle_statistics as principle_statistics
+from mmalign.evaluation.diversity import expected_distinct as expected_distinct
+from mmalign.evaluation.diversity import stem_similarity as stem_similarity
+from mmalign.evaluation.diversity import text_diversity as text_diversity
 from mmalign.evaluation.hallucination import chair_scores as chair_scores
 from mmalign.evaluation.hallucination import object_scores as object_scores
 from mmalign.evaluation.hallucination import pope_scores as pope_scores

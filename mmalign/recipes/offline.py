@@ -40,6 +40,7 @@ from mmalign.records import Drawn, Pair, Ranking, Record, Records, RefusedRow, T
 from mmalign.training import dimensions
 from mmalign.training import references as stored
 from mmalign.training.dead_steps import refuse_unknown
+from mmalign.training.entanglement import Entanglement
 from mmalign.training.evaluation import compared_with, evaluation_plan
 from mmalign.training.experience import Experience
 from mmalign.training.held_out import NAME, HeldOut, contents, distinct, put_aside
@@ -133,6 +134,7 @@ def offline(  # one argument for each thing that a run is made of
     asked = [] if policy.kind == "score" else prompts
     plan = evaluation_plan(evaluation, prompts=asked, rewards=rewards or {}, reference=compared_with(policy), held_out=held)
     learner.kept.keep(batch.reference_memory, lambda line: journal.say(line))
+    entangled = Entanglement(learner, run.gradients)
     fitting = MicroRows(batch.micro_rows, learner, say=lambda line: journal.say(line))
     states = {"micro_rows": fitting, "records": SameRecords(source)}
     journal = Journal(learner, plan, run, steps=steps, resume=resume, stop=evaluation.stop, states=states)
@@ -157,7 +159,9 @@ def offline(  # one argument for each thing that a run is made of
                 largest = partial(learner.largest, [experience])
                 journal.once("preflight_difference", lambda: fitting.fit(partial(_checked, learner, experience), largest))  # noqa: B023
             update = lambda most: learner.update([experience], micro_rows=most, step=step)  # noqa: B023, E731
-            measured = fitting.fit(update, largest) if len(rows) else {}
+            with entangled.watched(step, [experience], batch.micro_rows) as found:
+                measured = fitting.fit(update, largest) if len(rows) else {}
+            measured |= found
             measured |= {"updates": float(len(rows) > 0), "signal_zero": float((signal.flatten(1) == 0).all(1).double().mean())}
             journal.put_aside(aside | source.broken)
             journal.state.update(position=records[-1].position, kl=measured.get("kl", math.nan))

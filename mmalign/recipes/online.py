@@ -37,6 +37,7 @@ from mmalign.samplers.assignment import assignment
 from mmalign.training import references as stored
 from mmalign.training.background import Background
 from mmalign.training.dead_steps import refuse_silent
+from mmalign.training.entanglement import Entanglement
 from mmalign.training.evaluation import compared_with, evaluation_plan
 from mmalign.training.experience import Experience
 from mmalign.training.feedback import feedback_of, refuse_columns, scores_on, states_of
@@ -124,6 +125,7 @@ def online(  # one argument for each thing that a run is made of
     more: dict[str, Any] = {"team": team, "non_finite": run.non_finite, "devices": devices, "stale": batch.staleness > 0}
     learner = Learner(policy, method, optimizer, steps=steps, moving=references, **more)
     plan = evaluation_plan(evaluation, prompts=first, rewards=rewards, reference=compared_with(policy))
+    entangled = Entanglement(learner, run.gradients)
     fitting = MicroRows(batch.micro_rows, learner, say=lambda line: journal.say(line))
     gradients = RewardGradients(learner, rewards, combine, fitting.fit, optimizer=optimizer, seed=run.seed)
     states = {"micro_rows": fitting, **states_of(combine, rewards, plan.judges)}
@@ -165,7 +167,7 @@ def online(  # one argument for each thing that a run is made of
             scored = collect(step)
             journal.put_aside(coming.aside, "prompts")
             journal.once("preflight_difference", lambda: _checked(learner, scored, batch.micro_steps, fitting.fit))  # noqa: B023
-            updates = _updates(learner, scored, batch, fitting.fit, step=step)
+            updates = _updates(learner, scored, batch, fitting.fit, entangled, step=step)
             if not updates:
                 journal.say(f"step {step + 1}: no group is informative after {len(scored)} rollouts, so nothing was updated")
             learner.end(step)
@@ -193,12 +195,16 @@ def _parts(experiences: Sequence[Experience], unit: Unit, epochs: int, updates: 
             yield taken
 
 
-def _updates(learner: Learner, batches: Sequence[Scored], batch: Batch, fit: Fit, *, step: int) -> list[dict[str, float]]:
+def _updates(
+    learner: Learner, batches: Sequence[Scored], batch: Batch, fit: Fit, entangled: Entanglement, *, step: int
+) -> list[dict[str, float]]:
     """What the updates of a step measure, each in passes that fit into memory."""
     measured = []
     for part in _parts([scored.experience for scored in batches], learner.method.unit, batch.epochs, batch.updates):
         update = lambda most: learner.update(part, micro_rows=most, micro_steps=batch.micro_steps, step=step)  # noqa: B023, E731
-        measured.append(fit(update, partial(learner.largest, part)))
+        with entangled.watched(step, part, batch.micro_rows) as found:
+            measured.append(fit(update, partial(learner.largest, part)))
+        measured[-1] |= found
     return measured
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mmalign.report import hallucination, pixels, reliability, tokens
+from mmalign.report import displacement, hallucination, pixels, reliability, tokens
 from mmalign.report.overoptimisation import SPREAD_LINE, Point, curve
 from mmalign.report.plots import Figure, Plot, Rule, Series, draw, short, thin
 from mmalign.report.read import RunData
@@ -27,7 +27,15 @@ def figures(run: RunData) -> list[Figure]:
     varied += [drawing for drawing in (pixels.figure(run),) if drawing is not None]
     preferences += [drawing for drawing in (reliability.figure(run),) if drawing is not None]
     sampled = [] if scores_only(run) else [rewards_and_judges(run), against_kl(run)]
-    return [*hallucination.figures(run), *sampled, *preferences, *([] if scores_only(run) else varied), *tokens.figures(run), *rollouts]
+    return [
+        *hallucination.figures(run),
+        *sampled,
+        *preferences,
+        *([] if scores_only(run) else varied),
+        *tokens.figures(run),
+        *displacement.figures(run),
+        *rollouts,
+    ]
 
 
 def scores_only(run: RunData) -> bool:

@@ -11,6 +11,8 @@ from typing import Any
 
 from mmalign.report import pixels
 from mmalign.report.answers import Case, cases, count
+from mmalign.report.displacement import displaced
+from mmalign.report.displacement import in_words as displacement_in_words
 from mmalign.report.figures import figures, scores_only, summary_rows
 from mmalign.report.hallucination import columns, standings
 from mmalign.report.overoptimisation import Finding, curve, fell_silent, overoptimised
@@ -41,7 +43,7 @@ def render(run: RunData) -> str:
     from markupsafe import Markup
 
     findings = overoptimised(run.evals, rewards=run.rewards, judges=run.judges)
-    silence, moved = _silence(run), shifts(run.evals)
+    silence, moved, displacement = _silence(run), shifts(run.evals), displaced(run.train)
     notes = list(run.notes)
     drawn = [picture(path, step, readout(run, step), notes=notes) for step, path in run.frames]
     frames = [one for one in drawn if one is not None]
@@ -61,6 +63,7 @@ def render(run: RunData) -> str:
         since=min((shift.step for shift in moved), default=0),
         pixels=pixels.table(run),
         silence=None if silence is None else silent(silence),
+        displacement="" if displacement is None else displacement_in_words(displacement),
         cases=questions,
         marked=any(answer.known for case in questions for answer in case.answers),
         steps=_steps(frames, questions),

@@ -50,6 +50,7 @@ MAY_DIFFER = (
     "run.non_finite",
     "run.non_finite_steps",
     "run.profile",
+    "run.gradients",
     "policy.memory.*",
     "policy.of.memory.*",
     "references.*.memory.*",

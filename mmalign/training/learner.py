@@ -172,12 +172,9 @@ class Learner:
         self, experiences: Sequence[Experience], micro_rows: int, micro_steps: int | None
     ) -> tuple[list[Measured], list[not_finite.Odd]]:
         """The passes of this process: what was measured, and the rows of each experience that are not finite."""
-        experiences = [self._surveyed(experience, micro_rows) for experience in experiences]
-        masks = [experience.mask for experience in experiences]  # texts of one rollout may be longer than all of another
-        weights = self.method.weigh(stacked(masks)).split([len(mask) for mask in masks])
         measured: list[Measured] = []
         odd: list[not_finite.Odd] = []
-        for experience, weight in zip(experiences, weights, strict=True):
+        for experience, weight in self._weighed(experiences, micro_rows):
             odd_parts = list[not_finite.Odd]()
             for steps, signal, part, places in self._micro_batches(experience, weight, micro_rows, micro_steps):
                 values, metrics, over, compared = self.method.loss(steps, signal)
@@ -194,6 +191,18 @@ class Learner:
                     measured.append(Measured(float(loss.detach()), things, numbers, pairs))
             odd.append(not_finite.together(odd_parts))
         return measured, odd
+
+    def _weighed(self, experiences: Sequence[Experience], micro_rows: int) -> list[tuple[Experience, Tensor]]:
+        """The rows of one update, surveyed, and what each of their cells counts for in all of it."""
+        experiences = [self._surveyed(experience, micro_rows) for experience in experiences]
+        masks = [experience.mask for experience in experiences]  # texts of one rollout may be longer than all of another
+        return list(zip(experiences, self.method.weigh(stacked(masks)).split([len(mask) for mask in masks]), strict=True))
+
+    def parts(self, experiences: Sequence[Experience], micro_rows: int) -> Iterator[tuple[Steps, Tensor, Tensor]]:
+        """Steps, signal and weights of an update's rows that this process holds, whole rows of a micro-batch at a time."""
+        for experience, weight in self._weighed(experiences, micro_rows):
+            for steps, signal, part, _ in self._micro_batches(experience, weight, micro_rows, None):
+                yield steps, signal, part
 
     def largest(self, experiences: Sequence[Experience], micro_rows: int) -> int:
         """Rows of the largest micro-batch of an update in this process."""

@@ -224,7 +224,9 @@ class RunSettings(Record):
     (gradients of 0 or not finite, rewards without a difference); None: never. non_finite: what becomes of an update of which the loss,
     the log-probabilities or the gradient are not finite: ``raise`` ends the run, ``skip`` leaves the update out, ``drop`` makes it of the
     other rows. non_finite_steps: the run ends after so many steps in a row with such an update; None: never. profile: measure where the
-    time and memory of every step go, for the report.
+    time and memory of every step go, for the report. gradients: every so
+    many steps, how entangled the gradients of good and bad rows are, and what the update did to both (``training.entanglement``), at the
+    cost of some three updates; None: never.
     """
 
     name: str = "run"
@@ -236,3 +238,4 @@ class RunSettings(Record):
     non_finite: Literal["raise", "skip", "drop"] = "skip"
     non_finite_steps: Steps | None = 10
     profile: bool = False
+    gradients: Steps | None = None

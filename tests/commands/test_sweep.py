@@ -166,6 +166,7 @@ def test_the_law_is_of_all_runs_of_a_method_and_the_page_draws_it(tmp_path, star
 def test_what_a_run_said_is_escaped(tmp_path, started):
     made, _ = swept(tmp_path, "beta=.1,.2")
     made.table["rows"][0] |= {"status": "failed", "why": "<script>alert(1)</script>"}
+    assert '<tr class="failed">' in page(made.table) and 'class="words">' in page(made.table)
     assert "<script>alert(1)" not in page(made.table) and "&lt;script&gt;alert(1)" in page(made.table)
 
 
