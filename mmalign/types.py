@@ -531,6 +531,9 @@ class ParameterSets(Protocol):
     def adopt(self, name: str, stored: Any) -> None:
         """Makes the named set from weights as files hold them, see ``runs.weights``."""
 
+    def soup(self, name: str, parts: Sequence[tuple[float, Any]]) -> None:
+        """Makes the named set ``sum_k share_k part_k``, of sets by their names and of weights as files hold them."""
+
     @property
     def foreign(self) -> Mapping[str, str]:
         """The names of what did not start as the trained parameters: of other models (``Policy.refer``) -> what their weights are told

@@ -314,6 +314,18 @@ class ParameterSets:
         self.load({name: self._matched(stored, f"references.{name}")})
         self._adopted.add(name)
 
+    def soup(self, name: str, parts: Sequence[tuple[float, str | weights.Stored]]) -> None:
+        """Makes the named set ``sum_k share_k part_k``, of sets by their names, and of weights as files hold them (``mix``, ``adopt``)."""
+        shares = dict[str, float]()
+        for number, (share, part) in enumerate(parts):
+            label = part if isinstance(part, str) else f"{name}.soup.{number}"
+            if not isinstance(part, str):
+                self.load({label: self._matched(part, f"references.{label}")})
+            shares[label] = shares.get(label, 0.0) + share
+        self.mix(name, shares)
+        self.sets = {own: table for own, table in self.sets.items() if not own.startswith(f"{name}.soup.")}
+        self._adopted.add(name)
+
     def _matched(self, stored: weights.Stored, key: str) -> dict[str, Tensor]:
         """Stored values by the names of what is trained, B at the scale of its layer here."""
         plain, scales, trained = weights.plain(stored.tensors), weights.plain(stored.scales), self.trained
