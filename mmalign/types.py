@@ -528,11 +528,9 @@ class ParameterSets(Protocol):
     def load(self, tables: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Puts back what ``tables`` gave."""
 
-    def adopt(self, name: str, stored: Any) -> None:
-        """Makes the named set from weights as files hold them, see ``runs.weights``."""
-
-    def soup(self, name: str, parts: Sequence[tuple[float, Any]]) -> None:
-        """Makes the named set ``sum_k share_k part_k``, of sets by their names and of weights as files hold them."""
+    def adopt(self, name: str, *stored: Any, shares: Sequence[float] = (1.0,)) -> None:
+        """Makes the named set from weights as files hold them, see ``runs.weights``; of several, sets by their names among them,
+        ``sum_k share_k stored_k``."""
 
     @property
     def foreign(self) -> Mapping[str, str]:

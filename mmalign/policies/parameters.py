@@ -305,24 +305,20 @@ class ParameterSets:
             else:
                 self.sets[name] = {key: value.to(self.home or trained[key].device, copy=True) for key, value in table.items()}
 
-    def adopt(self, name: str, stored: weights.Stored) -> None:
+    def adopt(self, name: str, *stored: str | weights.Stored, shares: Sequence[float] = (1.0,)) -> None:
         """Makes the named set from weights as files hold them: with a library's prefix, and LoRA of any rank, without its adapter's name.
 
-        Heads that are trained beside the module, and are not stored, keep their current values. Errors: UserError where a parameter is
-        missing or has another shape, and for LoRA in layers that have none here.
+        Heads that are trained beside the module, and are not stored, keep their current values. Of several, sets by their names among
+        them, it becomes ``sum_k share_k stored_k``, as in ``mix``. Errors: UserError where a parameter is missing or has another shape,
+        and for LoRA in layers that have none here.
         """
-        self.load({name: self._matched(stored, f"references.{name}")})
-        self._adopted.add(name)
-
-    def soup(self, name: str, parts: Sequence[tuple[float, str | weights.Stored]]) -> None:
-        """Makes the named set ``sum_k share_k part_k``, of sets by their names, and of weights as files hold them (``mix``, ``adopt``)."""
-        shares = dict[str, float]()
-        for number, (share, part) in enumerate(parts):
+        mixed = dict[str, float]()
+        for number, (share, part) in enumerate(zip(shares, stored, strict=True)):
             label = part if isinstance(part, str) else f"{name}.soup.{number}"
             if not isinstance(part, str):
-                self.load({label: self._matched(part, f"references.{label}")})
-            shares[label] = shares.get(label, 0.0) + share
-        self.mix(name, shares)
+                self.load({label: self._matched(part, f"references.{label if len(stored) > 1 else name}")})
+            mixed[label] = mixed.get(label, 0.0) + share
+        self.mix(name, mixed)
         self.sets = {own: table for own, table in self.sets.items() if not own.startswith(f"{name}.soup.")}
         self._adopted.add(name)
 

@@ -54,7 +54,8 @@ def load(
             _refuse_use(policy, method, name, by_name)
             policy.refer(name, reference.policy, examples)
         elif reference.soup is not None:
-            policy.sets.soup(name, [(share, _ingredient(policy, name, place, by_name, Path(runs))) for place, share in reference.parts])
+            stored = [_ingredient(policy, name, place, by_name, Path(runs)) for place, _ in reference.parts]
+            policy.sets.adopt(name, *stored, shares=[share for _, share in reference.parts])
 
 
 def in_order(by_name: Mapping[str, Reference]) -> list[str]:
