@@ -317,7 +317,7 @@ ORACLES: dict[str, list[tuple[dict[str, Any], Callable[..., Tensor]]]] = {
     "t_reg": [({}, t_reg), ({"beta": 0.7, "weight": 2.0}, t_reg)],
     "critical_token_dpo": [({}, critical_token_dpo), ({"beta": 0.7, "both": False}, critical_token_dpo)],
     "dense_dpo": [({}, dense_dpo), ({"beta": 0.7, "gamma": 0.5, "margin": "total"}, dense_dpo)],
-    "salt": [({}, salt), ({"added": 0.5, "removed": 2.0}, salt), ({"added": 0.5, "removed": 0.0}, salt)],
+    "salt": [({}, salt), ({"added": 0.5, "removed": 2.0}, salt)],
     "rrpo": [({}, rrpo), ({"beta": 0.7, "alpha": 0.5}, rrpo)],
     "opa_dpo": [({}, opa_dpo), ({"beta": 0.7, "picture": 0.5, "keep": 0.3, "anchor": 0.5}, opa_dpo)],
     "mdpo": [({}, mdpo), ({"beta": 0.7, "anchor": 0.5}, mdpo)],
