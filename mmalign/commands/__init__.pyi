@@ -4,6 +4,7 @@ from mmalign.commands.evaluate import evaluate as evaluate
 from mmalign.commands.evaluate_judge import evaluate_judge as evaluate_judge
 from mmalign.commands.evaluate_ranking import evaluate_ranking as evaluate_ranking
 from mmalign.commands.evaluate_reward import evaluate_reward as evaluate_reward
+from mmalign.commands.evolve import evolve as evolve
 from mmalign.commands.export import export as export
 from mmalign.commands.footprint import footprint as footprint
 from mmalign.commands.label import label as label

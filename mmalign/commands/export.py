@@ -144,7 +144,7 @@ def _card(run: Trained, chosen: str, node: Mapping[str, Any], forms: list[Form],
         name=(config.get("run") or {}).get("name", run.folder.name),
         words=WORDS["pipeline" if "pipeline" in node else "model"],
         base=_name(node) if isinstance(_name(node), str) else None,
-        base_code=_base_code(node, forms),
+        base_code=base_code(node, forms),
         own=own,
         lora=node.get("lora"),
         loaders=[{"name": form.name, "code": form.code} for form in forms],
@@ -182,7 +182,8 @@ def _name(node: Mapping[str, Any]) -> Any:
     return node["pipeline"] if "pipeline" in node else node["model"]
 
 
-def _base_code(node: Mapping[str, Any], forms: list[Form]) -> list[str]:
+def base_code(node: Mapping[str, Any], forms: Sequence[Form]) -> list[str]:
+    """Lines of Python that load what an adapter is put onto."""
     name = _name(node)
     if "pipeline" not in node:
         if isinstance(name, str):

@@ -9,7 +9,7 @@ from typing import Any
 from mmalign.arguments.calls import described, made_by, node_of, sayable
 from mmalign.commands._own_code import OwnCode, own_code
 from mmalign.commands._searching import Found, Objective, log_of, searched
-from mmalign.commands.export import WORDS, base_node, inner, written
+from mmalign.commands.export import WORDS, base_code, base_node, inner, written
 from mmalign.merges._parts import BASE, Merge, blocks
 from mmalign.merges.settings import Part, Search
 from mmalign.policies.adapters import Form, refuse_taken
@@ -148,6 +148,7 @@ def page(
     pages = Environment(loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return pages.get_template("merged.md").render(
         name=name, words=WORDS["pipeline" if "pipeline" in node else "model"], base=base if sayable(base) else None, how=how,
+        base_code=base_code(node, forms),
         loaders=[{"name": form.name, "code": form.code} for form in forms], own=own, shares=list(shares), found=found,
         parts=[{"name": part, "place": place, "what": one.what, "digest": one.digest} for part, place, one in parts], versions=versions(),
     )  # fmt: skip

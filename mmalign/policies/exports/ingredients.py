@@ -86,7 +86,7 @@ def matched(read: Stored, key: str, policy: Any, *, partial: bool = False) -> In
     whole = _whole(left, key, policy, own)
     if missing := [name for name in own if name not in whole and not pairs and not partial]:
         raise UserError(f"{key}: got weights with no {missing[0]} ({len(missing)} are missing); takes those of the same architecture")
-    return Ingredient(whole, pairs, _digest(whole, pairs))
+    return Ingredient(whole, pairs, digest_of(whole, pairs))
 
 
 def _named(layer: str, side: str, tensors: Mapping[str, Tensor]) -> list[str]:
@@ -143,7 +143,7 @@ def live(policy: Any, key: str, into: Any) -> Ingredient:
 def base_of(policy: Any) -> Ingredient:
     """The policy's own weights, as they are now."""
     own = {name: whole(p.detach()).to("cpu", copy=True) for name, p in parameters_of(policy).items()}
-    return Ingredient(own, {}, _digest(own, {}))
+    return Ingredient(own, {}, digest_of(own, {}))
 
 
 @torch.no_grad()
@@ -157,7 +157,8 @@ def blend(policy: Any, base: Ingredient, parts: Mapping[str, Ingredient], shares
         p.copy_(mixed)
 
 
-def _digest(whole: Mapping[str, Tensor], pairs: Mapping[str, tuple[float, Tensor, Tensor]]) -> str:
+def digest_of(whole: Mapping[str, Tensor], pairs: Mapping[str, tuple[float, Tensor, Tensor]]) -> str:
+    """SHA-256 of values by name, and of pairs with their scales, in hexadecimal."""
     hasher = hashlib.sha256()
     named = {**whole, **{f"{name}.{side}": half for name, (_, *halves) in pairs.items() for side, half in zip("AB", halves, strict=True)}}
     for name, value in sorted(named.items()):
