@@ -54,8 +54,8 @@ def evolve(policy: Policy, search: Search, *, out: Path, part: Fraction = 1.0, p
         part: of each matrix's values that are moved, the largest first; at least one.
         prompt: of the one call by which what was written is compared with what was meant.
 
-    Paper: ESSA: Evolutionary Strategies for Scalable Alignment, https://arxiv.org/abs/2507.04453. Deviations: z are factors on the values, so that
-    one spread fits all layers; weights stay in the type that they have (the authors also infer in 4 and 8 bits).
+    Paper: ESSA: Evolutionary Strategies for Scalable Alignment, https://arxiv.org/abs/2507.04453. Deviations: z are factors on
+    the values, so that one spread fits all layers; weights stay in the type that they have (the authors also infer in 4 and 8 bits).
 
     Errors: UserError for a policy without LoRA, or with one that is 0, and as of a search.
     """

@@ -150,7 +150,8 @@ class Reference(Record):
     def parts(self) -> list[tuple[str, float]]:
         """What a soup is made of, and the share of each; nothing where it is none."""
         soup = self.soup or []
-        return list(zip(soup, self.shares if isinstance(self.shares, list) else [1 / len(soup)] * len(soup), strict=True)) if soup else []
+        shares = self.shares if isinstance(self.shares, list) else [1 / max(1, len(soup))] * len(soup)
+        return list(zip(soup, shares, strict=True))
 
     @property
     def renewal(self) -> dict[str, float] | None:

@@ -73,11 +73,14 @@ def number_of(record: Any, by: str) -> float:
     scores = [score for score in record.scores if score == score] if isinstance(record, (Pair, Ranking)) else []
     if by == "strength" and isinstance(record, Pair) and record.strength == record.strength:
         return max(record.strength, 1 - record.strength)
+    if isinstance(record, Pair):
+        scores = scores if record.strength >= 0.5 else scores[::-1]
+    else:
+        scores = sorted(scores, reverse=True)
     if by == "score" and scores:
-        return float(record.scores[0 if record.strength >= 0.5 else 1]) if isinstance(record, Pair) else float(max(scores))
+        return float(scores[0])
     if by == "gap" and len(scores) > 1:
-        ahead = scores[0] - scores[1] if isinstance(record, Pair) else max(scores) - min(scores)
-        return float(-ahead if isinstance(record, Pair) and record.strength < 0.5 else ahead)
+        return float(scores[0] - scores[-1])
     name = record.id or f"a {type(record).__name__}"
     raise UserError(f"records.of: {name} has no {by}, by which they are chosen; takes pairs or rankings with scores, see {{use: rejudged}}")
 

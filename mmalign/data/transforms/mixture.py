@@ -82,7 +82,9 @@ class Mixture:
     def _place(self, name: str, seed: int, seen: int) -> int:
         """A source's own position once so many of its records are over."""
         source, position = self.sources[name], 0
-        coming = (source.undecoded if isinstance(source, Undecoded) else source.stream)(seed=seed) if seen else iter(())
+        if not seen:
+            return 0
+        coming = source.undecoded(seed=seed) if isinstance(source, Undecoded) else source.stream(seed=seed)
         for _ in range(seen):
             position = next(coming).position
         return position
