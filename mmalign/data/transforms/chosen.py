@@ -73,10 +73,10 @@ def number_of(record: Any, by: str) -> float:
     scores = [score for score in record.scores if score == score] if isinstance(record, (Pair, Ranking)) else []
     if by == "strength" and isinstance(record, Pair) and record.strength == record.strength:
         return max(record.strength, 1 - record.strength)
-    if isinstance(record, Pair):
-        scores = scores if record.strength >= 0.5 else scores[::-1]
-    else:
-        scores = sorted(scores, reverse=True)
+    if isinstance(record, Ranking):
+        scores.sort(reverse=True)
+    elif scores and record.strength < 0.5:
+        scores.reverse()
     if by == "score" and scores:
         return float(scores[0])
     if by == "gap" and len(scores) > 1:
