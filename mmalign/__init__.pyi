@@ -3,6 +3,7 @@ from mmalign import commands as commands
 from mmalign import data as data
 from mmalign import evaluation as evaluation
 from mmalign import guidance as guidance
+from mmalign import merges as merges
 from mmalign import methods as methods
 from mmalign import policies as policies
 from mmalign import recipes as recipes
@@ -14,6 +15,7 @@ from mmalign.commands.evaluate import evaluate as evaluate
 from mmalign.commands.evaluate_judge import evaluate_judge as evaluate_judge
 from mmalign.commands.evaluate_ranking import evaluate_ranking as evaluate_ranking
 from mmalign.commands.evaluate_reward import evaluate_reward as evaluate_reward
+from mmalign.commands.evolve import evolve as evolve
 from mmalign.commands.export import export as export
 from mmalign.commands.footprint import footprint as footprint
 from mmalign.commands.label import label as label
@@ -21,6 +23,7 @@ from mmalign.commands.make_edits import make_edits as make_edits
 from mmalign.commands.make_jigsaws import make_jigsaws as make_jigsaws
 from mmalign.commands.make_pairs import make_pairs as make_pairs
 from mmalign.commands.make_pairs import make_rejected as make_rejected
+from mmalign.commands.merge import merge as merge
 from mmalign.commands.rehearse import rehearse as rehearse
 from mmalign.commands.sample import guided_sample as guided_sample
 from mmalign.commands.sample import sample as sample
@@ -32,6 +35,8 @@ from mmalign.commands.watch import watch as watch
 from mmalign.data.prompts import prompts as prompts
 from mmalign.guidance.guide import guide as guide
 from mmalign.lookup.dialects import like as like
+from mmalign.merges.settings import Part as Part
+from mmalign.merges.settings import Search as Search
 from mmalign.policies.scorers import heads as heads
 from mmalign.policies.settings import EngineSettings as EngineSettings
 from mmalign.policies.settings import Lora as Lora

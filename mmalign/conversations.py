@@ -125,6 +125,21 @@ def _words(content: Any) -> str:
     return str(content)
 
 
+def said_after(prompt: Any, words: str) -> Any:
+    """A prompt with words behind the last thing that its user says; the prompt itself is not touched.
+
+    Errors: UserError for a conversation in which the user says nothing.
+    """
+    if isinstance(prompt, str):
+        return prompt + words
+    place = next((number for number in reversed(range(len(prompt))) if prompt[number].get("role") == "user"), None)
+    if place is None:
+        raise UserError("prompt: no turn of its user, which words could be put behind; takes a conversation with one")
+    content = prompt[place].get("content")
+    said = content + words if isinstance(content, str) else [*(content or ()), {"type": "text", "text": words}]
+    return [{**turn, "content": said} if number == place else turn for number, turn in enumerate(prompt)]
+
+
 def words_and_images(prompt: Any) -> tuple[str, list[Any]]:
     """A prompt's words (a conversation's last user turn) and its images: paths, addresses, bytes, PIL images or tensors."""
     if not isinstance(prompt, (list, tuple)):

@@ -528,8 +528,9 @@ class ParameterSets(Protocol):
     def load(self, tables: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Puts back what ``tables`` gave."""
 
-    def adopt(self, name: str, stored: Any) -> None:
-        """Makes the named set from weights as files hold them, see ``runs.weights``."""
+    def adopt(self, name: str, *stored: Any, shares: Sequence[float] = (1.0,)) -> None:
+        """Makes the named set from weights as files hold them, see ``runs.weights``; of several, sets by their names among them,
+        ``sum_k share_k stored_k``."""
 
     @property
     def foreign(self) -> Mapping[str, str]:

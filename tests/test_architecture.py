@@ -22,6 +22,7 @@ ARROWS: dict[str, set[str]] = {
     "arguments": {"types"},
     "lookup": {"types", "needs", "arguments"},
     "config": {"types", "needs", "arguments", "lookup"},
+    "merges": {"types", "arguments"},
     "migration": {"types", "files", "arguments", "config"},
     "stacking": set(),
     "types": {"stacking"},

@@ -7,7 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from mmalign.cli.app import app, mistakes_as_lines
+from mmalign.cli.app import Config, Overrides, app, configured, echo, mistakes_as_lines
+
+MERGING = ("merge", "evolve")
 
 
 @app.command("inspect")
@@ -59,3 +61,16 @@ def _inspected(model: str, words: list[str], dtype: str | None) -> Any:
     else:
         loaded = load_pipeline(model, dtype=dtype)
     return inspection(loaded.pipe, call=call, trial_arguments=loaded.trial_arguments, node=loaded.node)
+
+
+@app.command()
+def merge(context: typer.Context, config: Config, overrides: Overrides = None) -> None:
+    """Make one model of several, as a config of merge describes, or move an adapter's singular values by rewards (evolve)."""
+    with mistakes_as_lines(context):
+        from mmalign.config import build
+        from mmalign.types import UserError
+
+        node: dict[str, Any] = configured(config, overrides)
+        if node.get("use") not in MERGING:
+            raise UserError(f"use: got {node.get('use')!r}, takes {', '.join(MERGING)}")
+        echo(f"merge: {build(node)}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -63,32 +63,48 @@ def export(run_folder: str | Path, *, out: str | Path | None = None, parameters:
     chosen = parameters or run.best
     if chosen not in run.sets:
         raise UserError(f"--set: got {chosen!r}, this run has {', '.join(run.sets)}")
-    node = _base_node(run.config["policy"])
+    node = base_node(run.config["policy"])
     if isinstance(node, dict) and isinstance(node.get("memory"), Mapping):  # LoRA goes onto users' weights; one call is not worth compiling
         node["memory"] = {key: value for key, value in node["memory"].items() if key not in ("storage", "compile")}
     outer: Any = run.policy()
-    policy = outer
-    while isinstance(policy, ForwardPolicy | ScorerPolicy | ImageTokensPolicy | ThinkingImagesPolicy):
-        policy = policy.of
-    if node is None or not isinstance(policy, DiffusersPolicy | TransformersPolicy):
+    policy = inner(outer)
+    if node is None or policy is None:
         raise UserError(
             f"{run.folder}: got the policy {run.config['policy'].get('use')!r}, export takes a diffusers pipeline or a language model"
         )
     folder = run.folder / "export" if out is None else Path(out)
     own = own_code(node, policy.pipe if isinstance(policy, DiffusersPolicy) else policy.model)
     with outer.using("current" if chosen == "trained" else chosen):
-        card: Callable[[list[Form]], str] = lambda forms: _card(run, chosen, node, forms, own)  # noqa: E731
-        if isinstance(outer, ScorerPolicy):
-            forms = scorers.save(outer, folder, prompt=_prompt(run), card=card, beside=own.files)
-        elif isinstance(policy, TransformersPolicy):
-            name = node["model"] if isinstance(node["model"], str) else None
-            forms = save(policy, folder, base=lambda: _language_model(node), prompt=_prompt(run), card=card, name=name, beside=own.files)
-        else:
-            forms = write(policy, folder, base=lambda: _base(node), prompt=_prompt(run), card=card, beside=own.files)
+        forms = written(outer, folder, node, prompt=_prompt(run), card=lambda forms: _card(run, chosen, node, forms, own), beside=own.files)
     return Exported(folder, chosen, tuple(form.name for form in forms), tuple(file.name for file in own.files))
 
 
-def _base_node(node: Any) -> Mapping[str, Any] | None:
+def inner(policy: Any) -> DiffusersPolicy | TransformersPolicy | None:
+    """The policy around a pipeline or a language model itself, of one that wraps it; None for any other."""
+    while isinstance(policy, ForwardPolicy | ScorerPolicy | ImageTokensPolicy | ThinkingImagesPolicy):
+        policy = policy.of
+    return policy if isinstance(policy, DiffusersPolicy | TransformersPolicy) else None
+
+
+def written(
+    policy: Any, folder: Path, node: Mapping[str, Any], *, prompt: str, card: Callable[[list[Form]], str], beside: Sequence[Path] = ()
+) -> list[Form]:
+    """Writes the parameters that a policy has now, as its library loads them; returns how. See ``policies.exports``.
+
+    node: of the policy around the pipeline or model, which says what its base is. prompt: of the one call that is compared.
+    Errors: UserError where something is at ``folder``, and where what was written does not give the live model again.
+    """
+    own = inner(policy)
+    if isinstance(policy, ScorerPolicy):
+        return scorers.save(policy, folder, prompt=prompt, card=card, beside=beside)
+    if isinstance(own, TransformersPolicy):
+        name = node["model"] if isinstance(node["model"], str) else None
+        return save(own, folder, base=lambda: _language_model(node), prompt=prompt, card=card, name=name, beside=beside)
+    assert own is not None
+    return write(own, folder, base=lambda: _base(node), prompt=prompt, card=card, beside=beside)
+
+
+def base_node(node: Any) -> Mapping[str, Any] | None:
     """The node of a policy that has a pipeline or a model: itself, or the one that it wraps."""
     while isinstance(node, Mapping) and not ("pipeline" in node or "model" in node):
         node = node.get("of")
@@ -128,7 +144,7 @@ def _card(run: Trained, chosen: str, node: Mapping[str, Any], forms: list[Form],
         name=(config.get("run") or {}).get("name", run.folder.name),
         words=WORDS["pipeline" if "pipeline" in node else "model"],
         base=_name(node) if isinstance(_name(node), str) else None,
-        base_code=_base_code(node, forms),
+        base_code=base_code(node, forms),
         own=own,
         lora=node.get("lora"),
         loaders=[{"name": form.name, "code": form.code} for form in forms],
@@ -166,7 +182,8 @@ def _name(node: Mapping[str, Any]) -> Any:
     return node["pipeline"] if "pipeline" in node else node["model"]
 
 
-def _base_code(node: Mapping[str, Any], forms: list[Form]) -> list[str]:
+def base_code(node: Mapping[str, Any], forms: Sequence[Form]) -> list[str]:
+    """Lines of Python that load what an adapter is put onto."""
     name = _name(node)
     if "pipeline" not in node:
         if isinstance(name, str):

@@ -6,6 +6,7 @@ import inspect
 import math
 import sys
 from collections.abc import Iterator, Mapping
+from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
 from mmalign.arguments.facts import of_latents
@@ -184,12 +185,18 @@ def _shares(call: Call) -> Iterator[str]:
     """Sets of parameters that a reference is mixed of, and that nothing makes."""
     by_name = call.arguments.get("references")
     references = by_name if isinstance(by_name, dict) else {}
-    known = list(dict.fromkeys([*SETS, *references]))
+    known, soups = list(dict.fromkeys([*SETS, *references])), dict[str, list[str]]()
     for name, reference in references.items():
         shares = reference.arguments.get("shares") if isinstance(reference, Call) else None
         for part in shares if isinstance(shares, dict) else ():
             if part not in known:
                 yield f"references.{name}.shares.{part}: is no set of parameters{nearest(str(part), known)}; takes {', '.join(known)}"
+        soup = reference.arguments.get("soup") if isinstance(reference, Call) else None
+        soups[str(name)] = [part for part in soup or () if part in references and not name == part == "ref"]
+    try:
+        TopologicalSorter(soups).prepare()
+    except CycleError as error:
+        yield f"references.{error.args[1][-1]}.soup: is made of itself ({' of '.join(reversed(error.args[1]))}); takes folders and runs"
 
 
 REWARD_NAMES = (

@@ -38,10 +38,12 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "suite": ("evaluation.suites",),
     "mark": ("worlds",),
     "optimizer": ("training.optimizers",),
+    "rule": ("merges",),
+    "kept": ("rewards", "worlds"),
 }
 """key -> where the names under it are looked up, in this order. Mappings and lists inside inherit their key's rooms."""
 
-NAMED = ("rewards", "judges", "metrics", "transforms")
+NAMED = ("rewards", "judges", "metrics", "transforms", "kept")
 """Keys that hold nodes by name; the other keys of `ROOMS` hold one node."""
 
 MODELS = ("pipeline", "model")
@@ -56,7 +58,7 @@ PROMPT_FILES = (".txt", ".jsonl", ".json", ".csv", ".tsv", ".parquet")
 OWN_ARGUMENTS = ("outputs", "prompts")
 """What a reward, a judge or a metric is asked about, first of all."""
 
-KIND_OF = {"rewards": "rewards", "judges": "rewards", "oracle": "oracles", "metrics": "metrics"}
+KIND_OF = {"rewards": "rewards", "judges": "rewards", "kept": "rewards", "oracle": "oracles", "metrics": "metrics"}
 """key -> the kind of what stands under it (`catalogue.KINDS`), where its rooms hold other things too."""
 
 

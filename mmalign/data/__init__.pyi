@@ -18,4 +18,7 @@ from mmalign.data.prompts import prompts as prompts
 from mmalign.data.rejudged import rejudged as rejudged
 from mmalign.data.texts import hub_texts as hub_texts
 from mmalign.data.texts import texts as texts
+from mmalign.data.transforms.chosen import chosen as chosen
+from mmalign.data.transforms.conditioned import conditioned as conditioned
+from mmalign.data.transforms.mixture import mixture as mixture
 from mmalign.data.turned import turned as turned

@@ -11,6 +11,7 @@ would keep of them between passes (``unsharded_accumulated_grad``) stands nowher
 
 from __future__ import annotations
 
+import hashlib
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -311,6 +312,18 @@ def spread(count: int) -> Tensor:
     """Places of some of ``count`` numbers, from the first to the last, by which tensors are told apart."""
     some = min(count, SOME)
     return torch.arange(some) * (count - 1) // max(some - 1, 1)
+
+
+def digest(modules: Mapping[str, nn.Module]) -> str:
+    """What weights are told apart by: the names, shapes and types of all tensors, and some numbers of each, spread over it."""
+    hasher = hashlib.blake2b(digest_size=8)
+    for part, module in sorted(modules.items()):
+        for name, value in sorted(module.state_dict().items()):
+            hasher.update(f"{part}.{name} {value.dtype} {list(value.shape)}".encode())
+            value = whole(value.detach())
+            numbers = value.flatten().view(torch.uint8).view(-1, value.element_size())[spread(value.numel()).to(value.device)]
+            hasher.update(numbers.cpu().numpy().tobytes())
+    return hasher.hexdigest()
 
 
 def in_processes() -> bool:

@@ -50,6 +50,7 @@ KINDS = {
     "guidance": Kind("alignment while a model samples, without training", ("guidance",), "guidance: {use}"),
     "settings": Kind("what stands beside these in a config, as records: batches, references, LoRA, ...", ()),
     "optimizers": Kind("how parameters follow their gradient", ("training.optimizers",), "optimizer: {use}"),
+    "merges": Kind("how several models become one", ("merges",), "rule: {use}", frozenset({"Merge"})),
     "kernels": Kind("how a denoising step is made random", ("samplers.kernels",), "kernel: {use}", frozenset({"Kernel"})),
     "windows": Kind("which denoising steps are random, and trained", ("samplers.windows",), "window: {use}", frozenset({"Window"})),
     "branches": Kind("rows of a group that share a beginning", ("samplers.branches",), "branches: {use}", frozenset({"Branches"})),

@@ -60,6 +60,8 @@ SETTINGS = (
     Setting("asking", "rewards.served", "serving.asking.Asking"),
     Setting("start", "rewards.served", "serving.started.Start"),
     Setting("rows", "rewards.served", "rewards.served.Rows"),
+    Setting("parts", "", "merges.settings.Part", by_name=True),
+    Setting("search", "", "merges.settings.Search"),
     Setting("serve", "", "serving.app.Serve"),
 )
 """Every record of settings there is; a test finds those that are missing here."""

@@ -84,6 +84,7 @@ from mmalign.methods.pairs.rdpo import rdpo as rdpo
 from mmalign.methods.pairs.reward_augmented_dpo import reward_augmented_dpo as reward_augmented_dpo
 from mmalign.methods.pairs.rpo import rpo as rpo
 from mmalign.methods.pairs.rrpo import rrpo as rrpo
+from mmalign.methods.pairs.salt import salt as salt
 from mmalign.methods.pairs.simpo import simpo as simpo
 from mmalign.methods.pairs.slic import slic as slic
 from mmalign.methods.pairs.sparsepo import sparsepo as sparsepo

@@ -21,8 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmalign.distributed.shards import digest
 from mmalign.needs import kinds
-from mmalign.policies.parameters import Other, ParameterSets, digest, frozen
+from mmalign.policies.parameters import Other, ParameterSets, frozen
 from mmalign.policies.pipelines import adjoints, branching, mixing, recording, reference_models, score_differences
 from mmalign.policies.pipelines import memory as fitting
 from mmalign.policies.pipelines.arguments import call_arguments_of, random_steps_of

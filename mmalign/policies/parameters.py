@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -11,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mmalign.distributed.shards import Shards, cut_early, held_of, like, reshard, spread, whole
+from mmalign.distributed.shards import Shards, cut_early, held_of, like, reshard, whole
 from mmalign.policies.adapters import ADAPTER, add_lora, fitted, pairs_of, seated, stacked, switched
 from mmalign.policies.settings import Lora
 from mmalign.runs import weights
@@ -305,13 +304,20 @@ class ParameterSets:
             else:
                 self.sets[name] = {key: value.to(self.home or trained[key].device, copy=True) for key, value in table.items()}
 
-    def adopt(self, name: str, stored: weights.Stored) -> None:
+    def adopt(self, name: str, *stored: str | weights.Stored, shares: Sequence[float] = (1.0,)) -> None:
         """Makes the named set from weights as files hold them: with a library's prefix, and LoRA of any rank, without its adapter's name.
 
-        Heads that are trained beside the module, and are not stored, keep their current values. Errors: UserError where a parameter is
-        missing or has another shape, and for LoRA in layers that have none here.
+        Heads beside the module that are not stored keep their current values. Of several, sets by their names among them, it becomes
+        ``sum_k share_k stored_k``, see ``mix``. Errors: UserError for a missing parameter, another shape, and LoRA in layers without.
         """
-        self.load({name: self._matched(stored, f"references.{name}")})
+        mixed = dict[str, float]()
+        for number, (share, part) in enumerate(zip(shares, stored, strict=True)):
+            label = part if isinstance(part, str) else f"{name}.soup.{number}"
+            if not isinstance(part, str):
+                self.load({label: self._matched(part, f"references.{label if len(stored) > 1 else name}")})
+            mixed[label] = mixed.get(label, 0.0) + share
+        self.mix(name, mixed)
+        self.sets = {own: table for own, table in self.sets.items() if not own.startswith(f"{name}.soup.")}
         self._adopted.add(name)
 
     def _matched(self, stored: weights.Stored, key: str) -> dict[str, Tensor]:
@@ -338,18 +344,6 @@ class ParameterSets:
             if layer in own and value is not None:
                 matched[name] = matched[name] * (scales[layer] / own[layer])
         return matched
-
-
-def digest(modules: Mapping[str, nn.Module]) -> str:
-    """What weights are told apart by: the names, shapes and types of all tensors, and some numbers of each, spread over it."""
-    hasher = hashlib.blake2b(digest_size=8)
-    for part, module in sorted(modules.items()):
-        for name, value in sorted(module.state_dict().items()):
-            hasher.update(f"{part}.{name} {value.dtype} {list(value.shape)}".encode())
-            value = whole(value.detach())
-            numbers = value.flatten().view(torch.uint8).view(-1, value.element_size())[spread(value.numel()).to(value.device)]
-            hasher.update(numbers.cpu().numpy().tobytes())
-    return hasher.hexdigest()
 
 
 def frozen(key: str, sets: ParameterSets, others: ParameterSets) -> None:

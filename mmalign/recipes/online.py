@@ -100,6 +100,7 @@ def online(  # one argument for each thing that a run is made of
             method asks for it. ``ref`` stays what it was, unless it is named here. A set may be made of another one, which is renewed
             after it: ``{before: {every: 9, shares: {last: 1.0}}, last: {every: 9}}`` is a league of two. Or another model that scores
             the same rows, a teacher or a larger reference: ``{ref: {policy: {use: transformers, model: FOLDER}}}``, of the policy's kind.
+            ``{ref: {soup: [ref, runs/other]}}`` is SALSA's, the mean of two or more tuned models.
         evaluation: what is asked every so often, by whom it is judged, and when to stop.
         devices: where the model is, in a run of several processes.
         run: what the run is called, where it is kept, and its seed.

@@ -15,6 +15,8 @@ from mmalign.matching import message_of
 from mmalign.runs import checkpoint
 from mmalign.types import UserError
 
+DENOISERS = ("transformer", "transformer_2", "unet", "image_unet", "prior", "decoder")  # those of a pipeline are trained together
+PIPELINE = "model_index.json"
 BEST = ("best", "ema", "trained")  # which of a run's sets users get
 DIFFUSERS, PEFT, PEFT_WEIGHTS = "pytorch_lora_weights.safetensors", "adapter_config.json", "adapter_model.safetensors"
 PREFIXES = ("base_model.model.", "transformer.", "unet.", "")  # of a library's names in a file; the plain name goes last, and wins
@@ -51,6 +53,8 @@ def read(place: Path, key: str) -> Stored:
         if odd := [name for name in best if (match := PAIR.match(name)) and match[1] not in scales]:
             raise UserError(f"{key}: {newest} does not say the alpha of {odd[0]}: it was written before 0.2.0; takes an export of it")
         return Stored(best, scales)
+    if (place / PIPELINE).is_file() and not (place / DIFFUSERS).is_file():
+        return _denoisers(place, key)
     files = [file for file in (place, place / DIFFUSERS) if file.is_file()][:1] or sorted(place.glob("*.safetensors"))
     if not files or any(file.suffix != ".safetensors" for file in files):
         raise UserError(f"{key}: {place} holds neither a checkpoint nor safetensors; takes a run, an adapter or a model")
@@ -70,6 +74,19 @@ def read(place: Path, key: str) -> Stored:
         raise UserError(f"{key}: {place}: {empty[0]} is of rank 0; takes an adapter of rank 1 or more")
     scales = {layer: _scale(layer, rank, header, tensors.get(f"{layer}.alpha"), f"{key}: {place}") for layer, rank in ranks.items()}
     return Stored({name: value for name, value in tensors.items() if not name.endswith(".alpha")}, scales)
+
+
+def _denoisers(place: Path, key: str) -> Stored:
+    """Of the folder of a pipeline its denoisers: one by its own names, several by theirs and that of each."""
+    parts = [name for name in DENOISERS if any((place / name).glob("*.safetensors"))]
+    if not parts:
+        raise UserError(f"{key}: {place} is a pipeline that holds none of {', '.join(DENOISERS)} as safetensors; takes one that does")
+    tensors = dict[str, Tensor]()
+    for name in parts:
+        prefix = f"{name}." if len(parts) > 1 else ""
+        for file in sorted((place / name).glob("*.safetensors")):
+            tensors |= {f"{prefix}{own}": value for own, value in _file(file, key)[0].items()}
+    return Stored(tensors, {})
 
 
 def _file(path: Path, key: str) -> tuple[dict[str, Tensor], dict[str, Any]]:

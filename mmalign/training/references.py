@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
@@ -36,22 +37,50 @@ def load(
 ) -> None:  # fmt: skip
     """Makes those references that come from elsewhere: a set's values from a folder, or a run of that name in ``runs``; other models.
 
-    Of a run its best parameters, as users get them; of a folder its safetensors: an adapter for peft, or whole weights. method: who reads
-    them. examples: prompts that another model has to read as the policy does. drawing: names of sets that draw rows. Errors: UserError for
-    a name that is no reference, a folder without weights, weights of another model, and a model that cannot score the same rows, or that
-    nothing asks.
+    Of a run its best parameters, as users get them; of a folder its safetensors: an adapter for peft, or whole weights. A soup is made
+    after the references that it is made of. method: who reads them. examples: prompts that another model has to read as the policy does.
+    drawing: names of sets that draw rows. Errors: UserError for a name that is no reference, a folder without weights, weights of another
+    model, soups that are made of each other, and a model that cannot score the same rows, or that nothing asks.
     """
     if method is not None:
         _tell_unread(policy, method, by_name, drawing)
-    for name, reference in by_name.items():
-        key = f"references.{name}"
-        if name in OWN and (reference.from_ is not None or reference.policy is not None):
+    for name in in_order(by_name):
+        key, reference = f"references.{name}", by_name[name]
+        if name in OWN and not (reference.from_ is None and reference.policy is None and reference.soup is None):
             raise UserError(f"{key}: not a reference; takes another name")
         if reference.from_ is not None:
             policy.sets.adopt(name, weights.read(weights.existing(reference.from_, key, runs=Path(runs)), key))
         elif reference.policy is not None:
             _refuse_use(policy, method, name, by_name)
             policy.refer(name, reference.policy, examples)
+        elif reference.soup is not None:
+            stored = [_ingredient(policy, name, place, by_name, Path(runs)) for place, _ in reference.parts]
+            policy.sets.adopt(name, *stored, shares=[share for _, share in reference.parts])
+
+
+def in_order(by_name: Mapping[str, Reference]) -> list[str]:
+    """Names of references, those that a soup is made of before it. Errors: UserError where soups are made of each other."""
+    made_of = {name: [part for part, _ in reference.parts if part in by_name] for name, reference in by_name.items()}
+    made_of["ref"] = [part for part in made_of.get("ref", []) if part != "ref"]  # there it is what training began with
+    try:
+        return [name for name in TopologicalSorter(made_of).static_order() if name in by_name]
+    except CycleError as error:
+        ring = " of ".join(reversed(error.args[1]))
+        raise UserError(f"references.{error.args[1][-1]}.soup: is made of itself ({ring}); takes soups of folders and runs") from error
+
+
+def _ingredient(policy: Policy, name: str, place: str, by_name: Mapping[str, Reference], runs: Path) -> Any:
+    """A set's name, or weights as files hold them. Errors: UserError for another model, and for a set that is not there yet."""
+    key = f"references.{name}.soup"
+    if place == "ref" and (name == "ref" or "ref" not in by_name):
+        return "ref"
+    if place not in by_name:
+        return weights.read(weights.existing(place, key, runs=runs), key)
+    if by_name[place].policy is not None:
+        raise UserError(f"{key}: {place} is another model, which cannot be mixed with this one's; takes folders, runs and sets of this one")
+    if place not in policy.sets.tables():
+        raise UserError(f"{key}: {place} is a set that training makes, and is not there before it; takes one with from or soup")
+    return place
 
 
 def _tell_unread(policy: Policy, method: Method, by_name: Mapping[str, Reference], drawing: Sequence[str]) -> None:
@@ -59,7 +88,7 @@ def _tell_unread(policy: Policy, method: Method, by_name: Mapping[str, Reference
     read = named(method, needed(policy, method))
     taken = [*drawing, *(part for move in method.moves for part in (*move.shares, move.name))]
     taken += [part for behavior in method.behaviors for part in behavior.shares]
-    taken += [part for reference in by_name.values() for part in reference.shares or {}]
+    taken += [part for reference in by_name.values() for part in reference.renewal or [name for name, _ in reference.parts]]
     for name in by_name:
         if name not in (*read, *taken, *OWN) and by_name[name].policy is None:
             names = f"{', '.join(read) or 'none'}{nearest(name, read)}"
@@ -69,7 +98,7 @@ def _tell_unread(policy: Policy, method: Method, by_name: Mapping[str, Reference
 def _refuse_use(policy: Policy, method: Method | None, name: str, by_name: Mapping[str, Reference]) -> None:
     """Errors: UserError where another model would be unused, or used as the parameters that it does not have."""
     key, another = f"references.{name}.policy", "is another model, whose parameters these are not"
-    for of, shares in ((of, reference.shares or {}) for of, reference in by_name.items()):
+    for of, shares in ((of, reference.renewal or {}) for of, reference in by_name.items()):
         if name in shares:
             raise UserError(f"references.{of}.shares: {name} {another}; takes shares of sets of the trained one")
     if method is None:
@@ -108,14 +137,14 @@ def plan(method: Method, names: Sequence[str], by_name: Mapping[str, Reference])
     ``previous``, where a method refers to it and does not move it, is a copy of every step's policy. Errors: UserError that names
     the reference.
     """
-    moving = {name: reference for name, reference in by_name.items() if reference.every is not None or reference.shares is not None}
+    moving = {name: reference for name, reference in by_name.items() if reference.every is not None or reference.renewal is not None}
     if own := [name for name in moving if name in OWN]:
         raise UserError(f"references.{own[0]}: not a reference; takes another name")
     moves = [move for move in method.moves if move.name not in moving]
     others = {name for name, reference in by_name.items() if reference.policy is not None}
     if "previous" in names and "previous" not in {*moving, *others, *(move.name for move in moves)}:
         moves.append(Move("previous", {"current": 1.0}))
-    return moves + [Move(name, dict(reference.shares or {"current": 1.0}), reference.every or 1) for name, reference in moving.items()]
+    return moves + [Move(name, dict(reference.renewal or {"current": 1.0}), reference.every or 1) for name, reference in moving.items()]
 
 
 def prepare(policy: Policy, names: Sequence[str], moves: Sequence[Move]) -> None:

@@ -101,10 +101,13 @@ class Reference(Record):
     policy: in place of these, a policy of the same kind around another model, of any width and depth, that can score the same rows: a
     teacher, a larger reference. It scores the rows as they are, so its temperature and template, or steps, sizes and dtype, have to be the
     trained one's; nothing is asked of how else it would sample.
+    soup: in place of from_, several folders or runs, other references, or ``ref`` (what training began with), whose weighted mean it starts
+    as and stays (SALSA, arXiv 2411.01798); ``shares`` is then a list, one for each, equal ones by default. Of LoRA the mean is one of
+    effective weights.
 
     Examples:
         >>> mm.Reference(from_="runs/before", every=3)
-        Reference(from_='runs/before', every=3, shares=None, policy=None)
+        Reference(from_='runs/before', every=3, shares=None, policy=None, soup=None)
         >>> mm.Reference(policy="gpt2")
         Traceback (most recent call last):
         mmalign.types.UserError: policy: got 'gpt2', takes a policy: {use: transformers, model: ...}
@@ -112,20 +115,48 @@ class Reference(Record):
 
     from_: str | None = None
     every: Steps | None = None
-    shares: dict[str, Annotated[float, within(0, 1)]] | None = None
+    shares: dict[str, Annotated[float, within(0, 1)]] | list[Annotated[float, within(0, 1)]] | None = None
     policy: Policy | None = None
+    soup: list[str] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         moved = [name for name, value in (("from", self.from_), ("every", self.every), ("shares", self.shares)) if value is not None]
-        if self.policy is None and not moved:
-            raise UserError("from: missing; takes from (a folder or a run), or every and shares, or both; or policy, another model")
+        if self.policy is None and self.soup is None and not moved:
+            raise UserError("from: missing; takes from (a folder or a run), every and shares, or both; or soup; or policy, another model")
+        self._refuse_soup()
         if self.policy is not None and moved:
             raise UserError(f"{moved[0]}: given beside policy, and another model is never renewed from this one's; takes one of them")
         if isinstance(self.policy, (str, int, float, bool)):
             raise UserError(f"policy: got {self.policy!r}, takes a policy: {{use: transformers, model: ...}}")
-        if self.shares is not None and abs(sum(self.shares.values()) - 1) > 1e-6:
+        shares = self.shares.values() if isinstance(self.shares, Mapping) else self.shares or ()
+        if self.shares is not None and abs(sum(shares) - 1) > 1e-6:
             raise UserError(f"shares: got {self.shares}, takes shares of 0 or more that add up to 1")
+
+    def _refuse_soup(self) -> None:
+        if self.soup is None:
+            if isinstance(self.shares, list):
+                raise UserError(f"shares: got {self.shares}, takes shares by the names of sets; a list stands beside soup")
+            return
+        beside = [("from", self.from_), ("every", self.every), ("policy", self.policy)]
+        if others := [name for name, value in beside if value is not None]:
+            raise UserError(f"soup: given beside {others[0]}, and a soup is made once, of what is listed; takes one of them")
+        if len(self.soup) < 2:
+            raise UserError(f"soup: got {self.soup}, takes two or more folders, runs or references")
+        if self.shares is not None and (not isinstance(self.shares, list) or len(self.shares) != len(self.soup)):
+            raise UserError(f"shares: got {self.shares}, takes a list with one share for each of the {len(self.soup)} of soup")
+
+    @property
+    def parts(self) -> list[tuple[str, float]]:
+        """What a soup is made of, and the share of each; nothing where it is none."""
+        soup = self.soup or []
+        shares = self.shares if isinstance(self.shares, list) else [1 / max(1, len(soup))] * len(soup)
+        return list(zip(soup, shares, strict=True))
+
+    @property
+    def renewal(self) -> dict[str, float] | None:
+        """The set's shares of what it becomes as training goes, by set; None where nothing is said of it."""
+        return self.shares if isinstance(self.shares, dict) else None
 
 
 @dataclass(frozen=True)

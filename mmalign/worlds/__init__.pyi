@@ -41,6 +41,7 @@ from mmalign.worlds.moving_digits.judges import moving_digits_proxy as moving_di
 from mmalign.worlds.text.base import text as text
 from mmalign.worlds.text.data import text_prompts as text_prompts
 from mmalign.worlds.text.demonstrations import text_demonstration as text_demonstration
+from mmalign.worlds.text.judges import text_fluency as text_fluency
 from mmalign.worlds.text.judges import text_gold as text_gold
 from mmalign.worlds.text.judges import text_plain as text_plain
 from mmalign.worlds.text.judges import text_readability as text_readability

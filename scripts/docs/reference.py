@@ -22,8 +22,8 @@ TITLES = {
     "recipes": "Recipes", "methods": "Methods by family", "policies": "Policies", "readers": "Readers of reward models",
     "heads": "Heads of reward models", "rewards": "Rewards", "oracles": "Oracles", "metrics": "Metrics", "combinations": "Combinations",
     "transforms": "Transforms of rewards", "guidance": "Guidance", "settings": "Settings", "optimizers": "Optimisers",
-    "kernels": "Kernels of denoising steps", "windows": "Windows of trained steps", "branches": "Branches", "worlds": "Small worlds",
-    "data": "Data", "suites": "Benchmarks", "commands": "Commands", PARTS: "Records and functions behind them",
+    "kernels": "Kernels of denoising steps", "windows": "Windows of trained steps", "branches": "Branches", "merges": "Merges of models",
+    "worlds": "Small worlds", "data": "Data", "suites": "Benchmarks", "commands": "Commands", PARTS: "Records and functions behind them",
 }  # fmt: skip
 """topic -> its title, in the order of the menu."""
 

@@ -125,7 +125,12 @@ def test_every_record_stands_where_it_is_said_to() -> None:
         (mm.policies.transformers, "policy"),
         (mm.adamw, "optimizer"),
     ]
-    makers += [(mm.rewards.judge, "rewards.judge"), (mm.rewards.served, "rewards.served"), (mm.commands.serve_reward, "")]
+    makers += [
+        (mm.rewards.judge, "rewards.judge"),
+        (mm.rewards.served, "rewards.served"),
+        (mm.commands.serve_reward, ""),
+        (mm.commands.merge, ""),
+    ]
     held: dict[str, set[type]] = {}
     for function, place in makers:
         for key, some in taken(function, place).items():
@@ -146,7 +151,10 @@ def test_every_key_of_a_record_is_explained(mmalign: Callable[..., tuple[int, st
     ("word", "shown"),
     [
         ("batch", ["batch, Batch", "batch, RecordBatch", "int, 1 to 1,000,000", "YAML    batch: {prompts: 8, group: 8}"]),
-        ("references", ["shares", "mapping of str to float or null, 0 to 1", "references: {ref: {from: ...}}", "mm.Reference("]),
+        (
+            "references",
+            ["shares", "mapping of str to float or list of float or null, 0 to 1", "references: {ref: {from: ...}}", "mm.Reference("],
+        ),
         ("lora", ["rank", "32", "policy: {lora: {rank: 32, dropout: 0.0}}", "mm.Lora(rank=32, dropout=0.0)"]),
         ("policy.lora.rank", ["lora, Lora"]),
         ("mm.RecordBatch", ["batch, RecordBatch"]),

@@ -134,6 +134,19 @@ def rrpo(table: Table, *, beta: float = 0.1, alpha: float = 0.1) -> Tensor:
     return expected(table, lambda better, worse, _: softplus(-beta * (score(better) - score(worse))) + alpha * _kl(table, better))
 
 
+def salt(table: Table, *, added: float = 1.0, removed: float = 1.0) -> Tensor:
+    def cost(better: int, worse: int, _: int | None) -> Tensor:
+        total = torch.tensor(0.0, dtype=torch.float64)
+        for step in _cells(table, better):
+            total = total - (added if table.changed[better, step] else 1.0) * table.log_probs[better, step]
+        for step in _cells(table, worse):
+            if table.changed[worse, step]:
+                total = total - removed * torch.log(1 - table.log_probs[worse, step].exp())
+        return total / len(_cells(table, better))
+
+    return expected(table, cost)
+
+
 def mdpo(table: Table, *, beta: float = 0.1, anchor: float = 0.0) -> Tensor:
     def cost(better: int, worse: int, step: int | None) -> Tensor:
         good, bad, blind = ratio(table, better, step), ratio(table, worse, step), _other(table, "ablated", better, step)
@@ -308,6 +321,7 @@ ORACLES: dict[str, list[tuple[dict[str, Any], Callable[..., Tensor]]]] = {
     "t_reg": [({}, t_reg), ({"beta": 0.7, "weight": 2.0}, t_reg)],
     "critical_token_dpo": [({}, critical_token_dpo), ({"beta": 0.7, "both": False}, critical_token_dpo)],
     "dense_dpo": [({}, dense_dpo), ({"beta": 0.7, "gamma": 0.5, "margin": "total"}, dense_dpo)],
+    "salt": [({}, salt), ({"added": 0.5, "removed": 2.0}, salt)],
     "rrpo": [({}, rrpo), ({"beta": 0.7, "alpha": 0.5}, rrpo)],
     "opa_dpo": [({}, opa_dpo), ({"beta": 0.7, "picture": 0.5, "keep": 0.3, "anchor": 0.5}, opa_dpo)],
     "mdpo": [({}, mdpo), ({"beta": 0.7, "anchor": 0.5}, mdpo)],

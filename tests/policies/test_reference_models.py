@@ -501,7 +501,7 @@ def test_bounds_of_other_errors_are_refused():
 
 
 def test_a_digest_tells_weights_apart():
-    from mmalign.policies.parameters import digest
+    from mmalign.distributed.shards import digest
 
     same, moved = llama(1), llama(1)
     assert digest({"model": same}) == digest({"model": llama(1)}) != digest({"model": llama(2)})

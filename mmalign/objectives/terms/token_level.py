@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mmalign.needs import KL_MASK, REWARD_MASK, contrast, refs, reverse_kls
+from mmalign.needs import CHANGED, KL_MASK, REWARD_MASK, contrast, refs, reverse_kls
 from mmalign.objectives import links, scores
 from mmalign.objectives.parts import held, live
 from mmalign.objectives.terms import regularisers, shares
@@ -58,6 +58,24 @@ def critical(*, beta: float, both: bool) -> Term:
         return links.logistic(better - order.sides((cells * (1 - likely)).sum(1, keepdim=True))[1], beta=beta)
 
     return Term(of, score.needs | {contrast("good"), contrast("bad")}, kinds=TOKENS, score=score)
+
+
+def edited(*, added: float, removed: float) -> Term:
+    """``1 / |w| (-sum_w (1, added where changed) log pi - removed sum_{l, changed} log(1 - pi))``, w the better row and l the worse one.
+
+    added, removed: weights, 0 or more.
+    """
+    score = scores.policy("per_step")
+
+    def of(steps: Steps, order: Order) -> Tensor:
+        log_probs, changed = live(steps.log_probs, steps.mask), live(held(steps, CHANGED), steps.mask) > 0
+        weight = torch.where(changed, added, 1.0)
+        unlikely = live(log_probs - scores.log_odds(log_probs), steps.mask & changed)
+        likely = order.sides((weight * log_probs).sum(1, keepdim=True))[0]
+        length = order.sides(steps.mask.sum(1, keepdim=True))[0].clamp(min=1)
+        return -(likely + removed * order.sides(unlikely.sum(1, keepdim=True))[1]) / length
+
+    return Term(of, score.needs | {CHANGED}, kinds=TOKENS, score=score)
 
 
 def masked(*, beta: float, reward_sparsity: float, kl_sparsity: float) -> Term:

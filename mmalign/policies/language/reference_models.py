@@ -14,13 +14,14 @@ from typing import Any, Protocol
 
 import torch
 
+from mmalign.distributed.shards import digest
 from mmalign.policies.language.budget import Room
 from mmalign.policies.language.chat import Chat
 from mmalign.policies.language.drawing import Drawing
 from mmalign.policies.language.fitting import Fit, made_up
 from mmalign.policies.language.heads import MASKS
 from mmalign.policies.language.scoring import Scorer
-from mmalign.policies.parameters import Other, ParameterSets, digest, frozen
+from mmalign.policies.parameters import Other, ParameterSets, frozen
 from mmalign.types import UserError
 
 TALK = ({"role": "user", "content": "Hello."}, {"role": "assistant", "content": "Yes?"}, {"role": "user", "content": "What is 2 + 2?"})
@@ -106,14 +107,18 @@ def _refuse_settings(key: str, policy: Reader, other: Reader) -> None:
             raise UserError(f"{key}.{word}: got {there!r}, and policy.{word} is {here!r}; takes the same, as it scores the same rows")
 
 
+def refuse_other_words(key: str, here: Mapping[str, int], there: Mapping[str, int], *, takes: str) -> None:
+    """Errors: UserError, by the config's ``key``, where a word has another id in the other of two vocabularies."""
+    odd = sorted((word for word in here.keys() | there.keys() if here.get(word) != there.get(word)), key=lambda word: (len(word), word))
+    if odd:
+        ids = f"{odd[0]!r} has the id {there.get(odd[0], 'none')} there and {here.get(odd[0], 'none')} here"
+        raise UserError(f"{key}: its tokenizer has other ids: {ids} ({len(odd)} such); {takes}")
+
+
 def _refuse_words(key: str, policy: Reader, other: Reader) -> None:
     """Errors: UserError where an id means another word, or has no logit."""
     here, there = policy.chat.tokenizer.get_vocab(), other.chat.tokenizer.get_vocab()
-    odd = sorted((word for word in here.keys() | there.keys() if here.get(word) != there.get(word)), key=lambda word: (len(word), word))
-    if odd:
-        word, count = odd[0], len(odd)
-        ids = f"{word!r} has the id {there.get(word, 'none')} there and {here.get(word, 'none')} here"
-        raise UserError(f"{key}.model: its tokenizer has other ids: {ids} ({count} such); takes a model with the policy's vocabulary")
+    refuse_other_words(f"{key}.model", here, there, takes="takes a model with the policy's vocabulary")
     words = 1 + max(number for number in here.values() if number not in policy.chat.never)
     words, width = min(words, width_of(policy.model, policy.fit)), width_of(other.model, other.fit)
     if width < words:

@@ -18,9 +18,9 @@ from torch.utils._pytree import tree_map
 from mmalign.devices import default_device
 from mmalign.policies.adapters import fits_in_four_bits, store_in_four_bits
 from mmalign.policies.settings import Compile, Lora, Memory
+from mmalign.runs.weights import DENOISERS as DENOISERS
 from mmalign.types import UserError
 
-DENOISERS = ("transformer", "transformer_2", "unet", "image_unet", "prior", "decoder")  # those of a pipeline are trained together
 FLOAT8 = torch.float8_e4m3fn
 LARGEST = torch.finfo(FLOAT8).max
 RECOMPILATIONS = 64  # a block sees gradient on and off, adapter on and off, several shapes: more than the 8 that torch allows

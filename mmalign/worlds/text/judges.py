@@ -16,7 +16,7 @@ from mmalign.arguments.ranges import Count, Proportion
 from mmalign.types import UserError
 from mmalign.worlds.text.data import frequencies, sentences
 
-__all__ = ["text_gold", "text_plain", "text_readability"]
+__all__ = ["text_fluency", "text_gold", "text_plain", "text_readability"]
 
 PLAIN = 200  # words that count as plain, the most frequent ones
 
@@ -67,6 +67,22 @@ def text_gold(*, words: Count = PLAIN, least: Proportion = 0.8) -> Callable[...,
         return ((share >= least) & ended & read).double()
 
     return judge
+
+
+def text_fluency() -> Callable[..., Tensor]:
+    """Reward: minus the log of the ``perplexity`` of prompt and completion, nats of a word; what aligning to another reward takes away.
+
+    Examples:
+        >>> more, less = mm.worlds.text_fluency()(["the value of the object .", "the the the the ."], ["returns", "returns"]).tolist()
+        >>> more > less
+        True
+    """
+
+    def reward(outputs: Any, prompts: list[str], **_: Any) -> Tensor:
+        texts = [f"{prompt} {output}" for prompt, output in zip(prompts, outputs, strict=True)]
+        return torch.tensor([-math.log(perplexity(text)) for text in texts], dtype=torch.float64)
+
+    return reward
 
 
 def text_readability() -> Callable[..., dict[str, float]]:
