@@ -38,10 +38,12 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "suite": ("evaluation.suites",),
     "mark": ("worlds",),
     "optimizer": ("training.optimizers",),
+    "environment": ("environments",),
+    "tools": ("environments",),
 }
 """key -> where the names under it are looked up, in this order. Mappings and lists inside inherit their key's rooms."""
 
-NAMED = ("rewards", "judges", "metrics", "transforms")
+NAMED = ("rewards", "judges", "metrics", "transforms", "tools")
 """Keys that hold nodes by name; the other keys of `ROOMS` hold one node."""
 
 MODELS = ("pipeline", "model")

@@ -53,6 +53,8 @@ KINDS = {
     "kernels": Kind("how a denoising step is made random", ("samplers.kernels",), "kernel: {use}", frozenset({"Kernel"})),
     "windows": Kind("which denoising steps are random, and trained", ("samplers.windows",), "window: {use}", frozenset({"Window"})),
     "branches": Kind("rows of a group that share a beginning", ("samplers.branches",), "branches: {use}", frozenset({"Branches"})),
+    "environments": Kind("what replies to a policy in a conversation", ("environments",), "environment: {use}", frozenset({"Environment"})),
+    "tools": Kind("what a policy may call in a conversation", ("environments",), "tools: {{mine: {use}}}", frozenset({"Tool"})),
     "worlds": Kind("small tasks with a known truth", ("worlds",), "{use}"),
     "data": Kind("prompts and preference records from files and hubs", ("data",), "records: {use}"),
     "suites": Kind("published benchmarks, of models and of rewards", ("evaluation.suites",), "suite: {use}",
