@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from mmalign.conversations import Turn
@@ -23,7 +23,7 @@ CALL: Turn = {
 }  # fmt: skip
 
 
-def reader(render: Callable[[list[Turn], bool], str | None]) -> Reader | None:
+def reader(render: Callable[[Sequence[Turn], bool], str | None]) -> Reader | None:
     """What reads calls in a turn's words: ``name`` and ``arguments`` of each, or ``error``, why it is none. None without a form.
 
     render: (a conversation, whether the assistant is asked to go on) -> as the template writes it; None where it refuses.
