@@ -26,7 +26,7 @@ def calculator_prompts(*, count: Count = 64, offset: Natural = 0) -> list[Prompt
     Examples:
         >>> prompt, = mm.worlds.calculator_prompts(count=1)
         >>> prompt.content, prompt.columns["answer"]
-        ('22 * 23 + 15', '521')
+        ('15 * 16 + 15', '255')
     """
     most = 10_000
     if count < 1 or offset < 0 or offset + count > most:
