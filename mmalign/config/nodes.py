@@ -40,6 +40,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "optimizer": ("training.optimizers",),
     "environment": ("environments",),
     "tools": ("environments",),
+    "simulator": ("environments",),
 }
 """key -> where the names under it are looked up, in this order. Mappings and lists inside inherit their key's rooms."""
 

@@ -67,6 +67,7 @@ KINDS = {
 STANDS_UNDER = {
     **{kind.node.partition(":")[0]: word for word, kind in reversed(KINDS.items()) if ":" in kind.node},
     "head": "heads", "prompts": "data", "judges": "rewards", "metrics": "metrics", "transforms": "transforms",
+    "simulator": "environments",
 }  # fmt: skip
 """key of a config -> the kind of what stands under it."""
 
