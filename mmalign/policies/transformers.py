@@ -88,9 +88,8 @@ def transformers(  # one keyword for each thing that a user may set
         system: the system turn of prompts that have none.
         truncate: the end of too long prompts that is cut off, ``left`` or ``right``; too long completions then lose their end. What
             is cut is counted and said; an image that a cut would go through is left out whole. None: they are refused.
-        contrasts: name -> system turn, under which the same completions are scored too (``good``, ``bad``), or a prompt in other words,
-            ``"{prompt} Better than: {other}"`` (``contrasts.py``); ``blended``: a share of the policy's own likeliest tokens in what it
-            reads, 0.2 by default.
+        contrasts: name -> system turn, under which the same completions are scored too, or a prompt in other words (``contrasts.py``);
+            ``blended``: a share of the policy's own likeliest tokens in what it reads, 0.2 by default.
         ablation: how the contrast ``ablated`` replaces images (``how``, ``share``, ``seed``).
         segments: what the fact ``segment`` numbers: ``sentence``, or ``turn`` (of the assistant's).
         heads: linear ones on hidden states, trained with the rest: ``value``, ``reward_mask``, ``kl_mask``, ``degree`` (``heads.py``).
