@@ -16,7 +16,20 @@ from mmalign.rooms import Room, index, offered
 
 __version__ = "0.2.0"
 
-ROOMS = ("policies", "methods", "rewards", "worlds", "data", "recipes", "commands", "combinations", "guidance", "evaluation", "merges")
+ROOMS = (
+    "policies",
+    "methods",
+    "rewards",
+    "worlds",
+    "data",
+    "recipes",
+    "commands",
+    "combinations",
+    "guidance",
+    "evaluation",
+    "environments",
+    "merges",
+)
 """The packages whose functions are flat to the user: ``mm.rewards.jpeg``."""
 
 FILES = {
@@ -28,7 +41,7 @@ FILES = {
 SETTINGS = {
     "Batch": "training", "RecordBatch": "training", "Evaluation": "training", "Reference": "training", "RunSettings": "training",
     "Stop": "training", "Lora": "policies", "Train": "policies", "Schedule": "policies", "Memory": "policies", "TextMemory": "policies",
-    "EngineSettings": "policies", "Part": "merges", "Search": "merges",
+    "EngineSettings": "policies", "Turns": "policies", "Part": "merges", "Search": "merges",
 }  # fmt: skip
 """Records of settings: ``mm.Batch(prompts=10)``; a mapping of the same keys does as well."""
 

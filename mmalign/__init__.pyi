@@ -1,6 +1,7 @@
 from mmalign import combinations as combinations
 from mmalign import commands as commands
 from mmalign import data as data
+from mmalign import environments as environments
 from mmalign import evaluation as evaluation
 from mmalign import guidance as guidance
 from mmalign import merges as merges
@@ -44,6 +45,7 @@ from mmalign.policies.settings import Memory as Memory
 from mmalign.policies.settings import Schedule as Schedule
 from mmalign.policies.settings import TextMemory as TextMemory
 from mmalign.policies.settings import Train as Train
+from mmalign.policies.settings import Turns as Turns
 from mmalign.recipes.offline import offline as offline
 from mmalign.recipes.online import online as online
 from mmalign.samplers import branches as branches

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from mmalign.types import Policy, Rollout
+
+
+@runtime_checkable
+class Tooled(Protocol):
+    """An environment with tools. schemas: of each one what chat templates take of it (``name``, ``description``, ``parameters``)."""
+
+    schemas: Sequence[Mapping[str, Any]]
 
 
 class Differentiable(Policy, Protocol):

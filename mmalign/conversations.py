@@ -119,6 +119,19 @@ def last_words(turns: Any, role: str) -> str | None:
     return next((_words(turn["content"]) for turn in reversed(turns) if turn.get("role") == role and turn.get("content")), None)
 
 
+def answer_of(turns: Any) -> str | None:
+    """The words of the assistant's last turn, none where it said nothing; None for what is no conversation with one.
+
+    Examples:
+        >>> answer_of([{"role": "assistant", "content": "2 * 3?"}, {"role": "tool", "content": "6"}, {"role": "assistant", "content": ""}])
+        ''
+    """
+    if not isinstance(turns, (list, tuple)) or not all(isinstance(turn, Mapping) for turn in turns):
+        return None
+    own = [turn for turn in turns if turn.get("role") == "assistant"]
+    return _words(own[-1].get("content") or "") if own else None
+
+
 def _words(content: Any) -> str:
     if isinstance(content, (list, tuple)):
         return "\n".join(str(part["text"]) for part in content if isinstance(part, Mapping) and part.get("type") == "text")

@@ -41,6 +41,7 @@ ARROWS: dict[str, set[str]] = {
     "policies": {
         *(
             "types",
+            "abilities",
             "needs",
             "stacking",
             "arguments",
@@ -64,6 +65,7 @@ ARROWS: dict[str, set[str]] = {
     "data": {"types", "arguments", "files", "records", "media", "conversations", "reference_scores"},
     "worlds": {"types", "arguments", "needs", "stacking", "records", "samplers", "policies", "evaluation"},
     "guidance": {"types", "arguments", "samplers", "policies"},
+    "environments": {"types", "arguments", "conversations", "rewards"},
     "evaluation": {"types", "arguments", "media", "records", "data"},
     "runs": {"types", "arguments", "config", "files", "media", "conversations", "matching", "distributed"},
     "distributed": {"types", "stacking"},

@@ -40,10 +40,13 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "optimizer": ("training.optimizers",),
     "rule": ("merges",),
     "kept": ("rewards", "worlds"),
+    "environment": ("environments",),
+    "tools": ("environments",),
+    "simulator": ("environments",),
 }
 """key -> where the names under it are looked up, in this order. Mappings and lists inside inherit their key's rooms."""
 
-NAMED = ("rewards", "judges", "metrics", "transforms", "kept")
+NAMED = ("rewards", "judges", "metrics", "transforms", "kept", "tools")
 """Keys that hold nodes by name; the other keys of `ROOMS` hold one node."""
 
 MODELS = ("pipeline", "model")

@@ -54,6 +54,8 @@ KINDS = {
     "kernels": Kind("how a denoising step is made random", ("samplers.kernels",), "kernel: {use}", frozenset({"Kernel"})),
     "windows": Kind("which denoising steps are random, and trained", ("samplers.windows",), "window: {use}", frozenset({"Window"})),
     "branches": Kind("rows of a group that share a beginning", ("samplers.branches",), "branches: {use}", frozenset({"Branches"})),
+    "environments": Kind("what replies to a policy in a conversation", ("environments",), "environment: {use}", frozenset({"Environment"})),
+    "tools": Kind("what a policy may call in a conversation", ("environments",), "tools: {{mine: {use}}}", frozenset({"Tool"})),
     "worlds": Kind("small tasks with a known truth", ("worlds",), "{use}"),
     "data": Kind("prompts and preference records from files and hubs", ("data",), "records: {use}"),
     "suites": Kind("published benchmarks, of models and of rewards", ("evaluation.suites",), "suite: {use}",
@@ -66,6 +68,7 @@ KINDS = {
 STANDS_UNDER = {
     **{kind.node.partition(":")[0]: word for word, kind in reversed(KINDS.items()) if ":" in kind.node},
     "head": "heads", "prompts": "data", "judges": "rewards", "metrics": "metrics", "transforms": "transforms",
+    "simulator": "environments",
 }  # fmt: skip
 """key of a config -> the kind of what stands under it."""
 

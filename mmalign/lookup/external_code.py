@@ -18,7 +18,7 @@ from mmalign.rooms import begins_inside, index
 IMPORT_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
 OFFERING = (
     "policies", "worlds", "methods", "samplers.kernels", "samplers.windows", "samplers.branches", "guidance", "data", "rewards",
-    "combinations", "evaluation", "training.optimizers",
+    "combinations", "evaluation", "training.optimizers", "environments",
 )  # fmt: skip
 """Rooms whose names are ours wherever they stand."""
 CALLED = ("recipes", "commands")

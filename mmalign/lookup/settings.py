@@ -55,6 +55,7 @@ SETTINGS = (
     Setting("compile", "policy.memory", "policies.settings.Compile"),
     Setting("media", "policy", "media.limits.Limits"),
     Setting("engine", "policy", "policies.settings.EngineSettings"),
+    Setting("turns", "policy", "policies.settings.Turns"),
     Setting("ablation", "policy", "policies.language.ablation.Ablation"),
     Setting("server", "rewards.judge", "serving.chat.ServerSettings"),
     Setting("asking", "rewards.served", "serving.asking.Asking"),

@@ -167,6 +167,23 @@ class TextMemory(Record):
 
 
 @dataclass(frozen=True)
+class Turns(Record):
+    """Conversations in place of single answers: the policy answers, the environment replies, the policy goes on.
+
+    environment: a callable ``(conversations) -> replies``: of each a text (the user's), a turn or several (``{"role": "tool", "content":
+    ...}``; ``error: true`` in one counts as ``environment_errors``), or None, which ends it. Conversations are lists of turns, the prompt's
+    and what followed. One that takes ``seeds`` gets a number for each, that does not depend on other rows. limit: turns of the policy's, at
+    most; the environment is not asked behind the last. max_turn: tokens of one of them; None: as many as ``max_completion``, which is of
+    a whole conversation and of what the environment says in it, has left. seconds: that the environment may take to reply to all rows.
+    """
+
+    environment: Callable[..., Any]
+    limit: Count = 4
+    max_turn: Count | None = None
+    seconds: Positive = 600.0
+
+
+@dataclass(frozen=True)
 class EngineSettings(Record):
     """A server that samples (vLLM's, see ``language.engine``); what is trained is handed over before every rollout.
 

@@ -35,7 +35,7 @@ from mmalign.policies.language.budget import Room, Truncate
 from mmalign.policies.language.chat import Chat
 from mmalign.policies.language.completions import Completions
 from mmalign.policies.language.contrasts import Others, others, sequences
-from mmalign.policies.language.drawing import Drawer, Drawing
+from mmalign.policies.language.drawing import Drawer, Drawing, Drawn
 from mmalign.policies.language.engine import Engine
 from mmalign.policies.language.fitting import ROUNDING, fit, made_up
 from mmalign.policies.language.given import given
@@ -46,8 +46,9 @@ from mmalign.policies.language.masking import hidden_media
 from mmalign.policies.language.members import sets_of
 from mmalign.policies.language.reading import Segments
 from mmalign.policies.language.scoring import Scorer
+from mmalign.policies.language.turns import refuse_turns, spoken, tools_of
 from mmalign.policies.language.vision import Prompt, Vision, inputs_of
-from mmalign.policies.settings import Dtype, EngineSettings, Lora, TextMemory, Train, type_of
+from mmalign.policies.settings import Dtype, EngineSettings, Lora, TextMemory, Train, Turns, type_of
 from mmalign.samplers.assignment import assignment, drawn_by
 from mmalign.samplers.masking import Masking
 from mmalign.types import EVERY, Adapter, Behavior, Need, Rollout, Steps, UserError
@@ -69,7 +70,7 @@ def transformers(  # one keyword for each thing that a user may set
     max_prompt: Count | None = None, max_completion: Count = 256, temperature: Positive = 1.0, top_p: Fraction = 1.0, top_k: Natural = 0,
     template: bool | None = None, system: str | None = None, truncate: Truncate | None = None,
     contrasts: dict[str, str | Proportion] | None = None, ablation: Ablation = Ablation(),  # noqa: B008
-    segments: Segments = "sentence", heads: Sequence[HeadName] = (),
+    segments: Segments = "sentence", heads: Sequence[HeadName] = (), turns: Turns | None = None,
     dtype: Dtype | None = None, device: str | None = None, trust_remote_code: bool = False,
 ) -> TransformersPolicy:  # fmt: skip
     """A policy around an ``AutoModelForCausalLM`` or an ``AutoModelForImageTextToText``.
@@ -87,12 +88,14 @@ def transformers(  # one keyword for each thing that a user may set
         system: the system turn of prompts that have none.
         truncate: the end of too long prompts that is cut off, ``left`` or ``right``; too long completions then lose their end. What
             is cut is counted and said; an image that a cut would go through is left out whole. None: they are refused.
-        contrasts: name -> system turn, under which the same completions are scored too (``good``, ``bad``); ``blended``: a share of the
-            policy's own likeliest tokens in what it reads, 0.2 by default.
+        contrasts: name -> system turn, under which the same completions are scored too, or a prompt in other words (``contrasts.py``);
+            ``blended``: a share of the policy's own likeliest tokens in what it reads, 0.2 by default.
         ablation: how the contrast ``ablated`` replaces images (``how``, ``share``, ``seed``).
         segments: what the fact ``segment`` numbers: ``sentence``, or ``turn`` (of the assistant's).
         heads: linear ones on hidden states, trained with the rest: ``value``, ``reward_mask``, ``kl_mask``, ``degree`` (``heads.py``).
         media: limits of images and videos (``pixels``, ``bytes``, ``frames``, ``animated``, ``urls``).
+        turns: several of them in a rollout, an environment's replies between them (``environment``, ``limit``, ``max_turn``, ``seconds``);
+            outputs are then the turns that follow a prompt.
         engine: a server that samples (vLLM's): ``url``, ``model``, ``folder``, ``update``.
         memory: what makes it fit, and run faster.
         dtype: of the whole model; as it is by default. LoRA is float32 in any.
@@ -113,11 +116,12 @@ def transformers(  # one keyword for each thing that a user may set
     words, processor = parted(tokenizer)
     never = never_said(model, words, processor)
     vision = None if processor is None else Vision(processor, model, frames=frozenset(never), limits=media)
-    chat = Chat(words, template=template, system=system, stops=stops_of(model), never=never, vision=vision)
+    tools = tools_of(turns)
+    chat = Chat(words, template=template, system=system, stops=stops_of(model), never=never, vision=vision, tools=tools)
     room = Room(chat, context_of(model), max_prompt, max_completion, truncate)
     return TransformersPolicy(
         model, chat, room, lora=lora, train=train, start=start, memory=memory, engine=engine, temperature=temperature, top_p=top_p,
-        top_k=top_k, contrasts=contrasts or {}, ablation=ablation, segments=segments, heads=heads, device=target,
+        top_k=top_k, contrasts=contrasts or {}, ablation=ablation, segments=segments, heads=heads, turns=turns, device=target,
     )  # fmt: skip
 
 
@@ -129,9 +133,10 @@ class TransformersPolicy:
     def __init__(  # one keyword for each thing that a user may set
         self, model: Any, chat: Chat, room: Room, *, lora: Lora | None, train: Train | None, start: str | None, memory: TextMemory,
         engine: EngineSettings | None, temperature: float, top_p: float, top_k: int, contrasts: Mapping[str, Any], ablation: Ablation,
-        segments: Segments, heads: Sequence[str], device: torch.device,
+        segments: Segments, heads: Sequence[str], turns: Turns | None, device: torch.device,
     ):  # fmt: skip
         refuse_numbers(temperature, top_p, top_k)
+        refuse_turns(turns, engine)
         self.model, self.chat, self.room, self.temperature = model, chat, room, temperature
         self.contrasts, self.ablation, self.segments, self.rows_at_once = dict(contrasts), ablation, segments, memory.rows_at_once
         model.eval()
@@ -149,7 +154,7 @@ class TransformersPolicy:
         stops, never = (torch.tensor(ids, dtype=torch.int64, device=device) for ids in (chat.stops, chat.never))
         self.scorer = Scorer(fitted, temperature, max(1, memory.logits_at_once // vocabulary), self.heads, device, never, layers)
         self.drawing = Drawing(temperature, top_p, top_k, never, stops, room.max_completion)
-        self.drawer = Drawer(model, fitted, memory.rows_at_once, self.using)
+        self.drawer, self.turns = Drawer(model, fitted, memory.rows_at_once, self.using), turns
         self._sampled: tuple[list[Any], dict[int, Prompt]] = ([], {})
 
     # Parameters
@@ -204,23 +209,26 @@ class TransformersPolicy:
         known = self._sampled[1]
         known.update({number: self.room.prompt(prompts[number], number) for number in needed if number not in known})
         encoded = [known[number] for number in needed]
-        ids, extras = [prompt.ids for prompt in encoded], inputs_of(self.chat.vision, encoded)
         self.chat.agree(prompts[0])
         which, who = torch.arange(len(own)).repeat_interleave(len(who)), who.repeat(len(own))
-        if self.engine is None:
-            drawn = self.drawer.by_behaviors(ids, which, uniform, self.drawing._replace(masking=masking), who, behaviors, extras)
-        elif behaviors or masking is not None:
-            what = f"method's {behaviors[0].name} draws rows too" if behaviors else "method masks words"
-            raise UserError(f"policy.engine: the {what}, which a server cannot; takes no engine")
-        else:
+        sources = [prompts[number] for number in needed]
+
+        def draw(asked: Sequence[Prompt], of: Tensor, rows: Tensor, numbers: Tensor) -> Drawn:
+            if self.engine is not None:
+                seeds = (uniform[::group_size, 0] * 2**31).long().tolist()
+                return self.engine.draw(asked[: len(own)], prompts[part], of, seeds, self.drawing)
+            extras, drawing = inputs_of(self.chat.vision, asked), self.drawing._replace(most=numbers.shape[1], masking=masking)
+            return self.drawer.by_behaviors([prompt.ids for prompt in asked], of, numbers, drawing, who[rows], behaviors, extras)
+
+        if self.engine is not None:
+            if behaviors or masking is not None:
+                what = f"method's {behaviors[0].name} draws rows too" if behaviors else "method masks words"
+                raise UserError(f"policy.engine: the {what}, which a server cannot; takes no engine")
             self.engine.refresh(self.model)
-            seeds = (uniform[::group_size, 0] * 2**31).long().tolist()
-            drawn = self.engine.draw(encoded[: len(own)], prompts[part], which, seeds, self.drawing)
-        texts = [self.chat.text(line[:length]) for line, length in zip(drawn.tokens.tolist(), drawn.lengths.tolist(), strict=True)]
-        real = torch.arange(drawn.tokens.shape[1]) < drawn.lengths.unsqueeze(1)
+        drawn, real, outputs, counted = spoken(self.turns, self.chat, encoded, sources, which, uniform, draw)
         rollout = self.table(
             encoded, which, drawn.tokens, drawn.lengths, real,
-            sources=[prompts[number] for number in needed], outputs=texts, group=torch.tensor(own)[which],
+            sources=sources, outputs=outputs, group=torch.tensor(own)[which],
         )  # fmt: skip
         allowed = drawn.allowed if drawn.allowed.shape[-1] else None
         rollout.held = replace(rollout.held, cut=drawn.cut, pictured=any(map(has_media, prompts)), allowed=allowed)
@@ -228,7 +236,7 @@ class TransformersPolicy:
         differences = (drawn.log_probs - rollout.log_probs)[real & (who == 0).unsqueeze(1)].abs()
         for behavior in (behavior for behavior in behaviors if behavior.greedy):
             rollout.mask &= ~rollout.drawn[behavior.name].unsqueeze(1)
-        rollout.metrics.update(length=float(drawn.lengths.double().mean()), cut=float(drawn.cut.double().mean()))
+        rollout.metrics.update(length=float(real.sum(1).double().mean()), cut=float(drawn.cut.double().mean()), **counted)
         if not bool(differences.isnan().any()):
             rollout.metrics.update(engine_difference=float(differences.mean()), engine_difference_max=float(differences.max()))
         return rollout
@@ -282,7 +290,7 @@ class TransformersPolicy:
         return self.room.refusals(prompts)
 
     @torch.no_grad()
-    def generate(self, prompts: list[Any], seeds: list[int], **call: Any) -> list[str]:
+    def generate(self, prompts: list[Any], seeds: list[int], **call: Any) -> list[Any]:
         """Completions as a user gets them, one seed for each prompt.
 
         call: ``temperature``, ``top_p``, ``top_k``, ``max_completion``; ``hidden_media``, the share of the images' and videos' tokens that
@@ -298,13 +306,17 @@ class TransformersPolicy:
         share = float(call.pop("hidden_media", 0.0))
         drawing = self.drawing._replace(**{{"max_completion": "most"}.get(key, key): value for key, value in call.items()})
         encoded = [self.room.prompt(prompt, number) for number, prompt in enumerate(prompts)]
-        ids, extras = [prompt.ids for prompt in encoded], inputs_of(self.chat.vision, encoded)
         rngs = (torch.Generator().manual_seed(seed) for seed in seeds)
         uniform = torch.stack([torch.rand(drawing.most, generator=rng, dtype=torch.float64) for rng in rngs])
-        hidden = [] if self.chat.vision is None or not share else hidden_media(encoded, share, seeds, self.chat.vision.placeholders)
-        drawn = self.drawer(ids, which := torch.arange(len(prompts)), uniform, drawing, extras=extras, hidden=hidden)
-        real = torch.arange(drawn.tokens.shape[1]) < drawn.lengths.unsqueeze(1)
-        rollout = self.table(encoded, which, drawn.tokens, drawn.lengths, real, sources=prompts)
+
+        def draw(asked: Sequence[Prompt], of: Tensor, rows: Tensor, numbers: Tensor) -> Drawn:
+            vision, own = self.chat.vision, [seeds[row] for row in rows.tolist()]
+            hidden = [] if vision is None or not share else hidden_media(asked, share, own, vision.placeholders)
+            manner, ids = drawing._replace(most=numbers.shape[1]), [prompt.ids for prompt in asked]
+            return self.drawer(ids, of, numbers, manner, extras=inputs_of(vision, asked), hidden=hidden)
+
+        drawn, real, outputs, _ = spoken(self.turns, self.chat, encoded, prompts, which := torch.arange(len(prompts)), uniform, draw)
+        rollout = self.table(encoded, which, drawn.tokens, drawn.lengths, real, sources=prompts, outputs=outputs)
         return replace(rollout, held=replace(rollout.held, cut=drawn.cut))
 
     # Scores
@@ -343,6 +355,7 @@ class TransformersPolicy:
             table[DEGREE] = degrees(self.scorer, sequences(rollout.held, rows), rollout.mask[rows], refs["ref"][rows])
         of_references = lambda kind: {need.name: table[need][:, columns] for need in sorted(compared) if need.kind == kind}  # noqa: E731
         contrasts = {name: self._contrast(rollout, rows, columns, mask, name) for name in named("contrast", needs)}
+        facts = reading.facts(rollout.held, rows, (rollout.group[rows], rollout.mask[rows]), need_kinds, self.segments, self.chat.text)
         return Steps(
             log_probs=table[LOG_PROBS][:, columns],
             mask=rollout.mask[at],
@@ -350,25 +363,12 @@ class TransformersPolicy:
             refs={name: table[at] for name, table in refs.items()} if "refs" in need_kinds else {},
             kls=of_references("kls"),
             reverse_kls=of_references("reverse_kls"),
-            facts={name: table[:, columns].double() for name, table in self._facts(rollout, rows, need_kinds).items()}
+            facts={name: table[:, columns].double() for name, table in facts.items()}
             | {f"rank:{name}": ranks for name, ranks in of_references("rank").items()},
             terms={need.kind: table[need][:, columns] for need in sorted(terms)},
             contrasts=contrasts,
             kind=ADAPTER.kind,
         )
-
-    def _facts(self, rollout: Rollout, rows: Tensor, need_kinds: set[str]) -> dict[str, Tensor]:
-        """Facts ``[R, T]`` about what the tokens of some rows say."""
-        completions: Completions = rollout.held
-        facts, tokens, lengths = dict[str, Tensor](), completions.tokens[rows], completions.lengths[rows]
-        if need_kinds & {"changed", "phrase"}:
-            key = tuple(rows.tolist())
-            if key not in completions.phrases:
-                completions.phrases[key] = reading.compared(rows, rollout.group[rows], tokens, lengths, self.chat.text)
-            facts = {"phrase": completions.phrases[key], "changed": (completions.phrases[key] > 0).long()}
-        if "segment" in need_kinds:
-            facts["segment"] = reading.segmented(self.segments, tokens, lengths, rollout.mask[rows], self.chat.text)
-        return {name: table for name, table in facts.items() if name in need_kinds}
 
     def _whole(self, rollout: Rollout, rows_at_once: int) -> Tensor:
         """Log-probabilities ``[B, T]`` of all rows under the parameters that are in place, without gradient."""
@@ -390,7 +390,8 @@ class TransformersPolicy:
             share = float(self.contrasts.get("blended", 0.2))
             log_probs = blended(self.scorer, self.model.get_input_embeddings(), sequences(rollout.held, rows), cells, share=share)
             return Steps(log_probs=log_probs[:, columns], mask=rollout.mask[rows][:, columns], kind=ADAPTER.kind)
-        behind = others(rollout.held, name, systems=self.contrasts, ablation=self.ablation, room=self.room)
+        of = rows, rollout.group[rows]
+        behind = others(rollout.held, name, rows=of, systems=self.contrasts, ablation=self.ablation, room=self.room)
         tables = self._scored(rollout, rows, cells, behind=behind)
         refs = {}
         for reference in rollout.held.refs:

@@ -1,3 +1,5 @@
+from mmalign.worlds.calculator.base import calculator as calculator
+from mmalign.worlds.calculator.data import calculator_prompts as calculator_prompts
 from mmalign.worlds.chains import path_optimum as path_optimum
 from mmalign.worlds.digit_scenes.base import digit_scenes as digit_scenes
 from mmalign.worlds.digit_scenes.judges import scene_answers as scene_answers

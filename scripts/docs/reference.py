@@ -23,7 +23,8 @@ TITLES = {
     "heads": "Heads of reward models", "rewards": "Rewards", "oracles": "Oracles", "metrics": "Metrics", "combinations": "Combinations",
     "transforms": "Transforms of rewards", "guidance": "Guidance", "settings": "Settings", "optimizers": "Optimisers",
     "kernels": "Kernels of denoising steps", "windows": "Windows of trained steps", "branches": "Branches", "merges": "Merges of models",
-    "worlds": "Small worlds", "data": "Data", "suites": "Benchmarks", "commands": "Commands", PARTS: "Records and functions behind them",
+    "worlds": "Small worlds", "environments": "Environments", "tools": "Tools", "data": "Data", "suites": "Benchmarks",
+    "commands": "Commands", PARTS: "Records and functions behind them",
 }  # fmt: skip
 """topic -> its title, in the order of the menu."""
 

@@ -58,6 +58,7 @@ def free(config: dict[str, Any], path: tuple[Any, ...]) -> bool:
         "vocabulary",
         "parts",
         "kept",
+        "tools",
     }
     return len(path) > 1 and (path[-2] in names or not {"vocabulary", "architecture"}.isdisjoint(path[:-1]))
 

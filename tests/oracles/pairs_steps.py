@@ -173,11 +173,11 @@ def reward_augmented_dpo(table: Table, *, beta: float = 0.1) -> Tensor:
     return expected(table, cost)
 
 
-def mapl(table: Table, *, beta: float = 0.1, weight: float = 1.0) -> Tensor:
+def mapl(table: Table, *, beta: float = 0.1, weight: float = 1.0, changed: str = "ablated") -> Tensor:
     def cost(better: int, worse: int, step: int | None) -> Tensor:
         good, bad = ratio(table, better, step), ratio(table, worse, step)
-        first = softplus(-beta * (good - _other(table, "ablated", better, step)))
-        second = softplus(-beta * (bad - _other(table, "ablated", worse, step)))
+        first = softplus(-beta * (good - _other(table, changed, better, step)))
+        second = softplus(-beta * (bad - _other(table, changed, worse, step)))
         return softplus(-beta * (good - bad)) + weight * (first + second) / 2
 
     return expected(table, cost)
@@ -326,7 +326,7 @@ ORACLES: dict[str, list[tuple[dict[str, Any], Callable[..., Tensor]]]] = {
     "opa_dpo": [({}, opa_dpo), ({"beta": 0.7, "picture": 0.5, "keep": 0.3, "anchor": 0.5}, opa_dpo)],
     "mdpo": [({}, mdpo), ({"beta": 0.7, "anchor": 0.5}, mdpo)],
     "reward_augmented_dpo": [({}, reward_augmented_dpo), ({"beta": 0.7}, reward_augmented_dpo)],
-    "mapl": [({}, mapl), ({"beta": 0.7, "weight": 0.3}, mapl)],
+    "mapl": [({}, mapl), ({"beta": 0.7, "weight": 0.3, "changed": "good"}, mapl)],
     "mm_dpo": [({}, mm_dpo), ({"beta": 0.7, "weight": 2.0, "k": 1.5}, mm_dpo)],
     "modpo": [({}, modpo), ({"beta": 0.7, "weight": 0.3}, modpo)],
     "constrained_po": [

@@ -29,6 +29,9 @@ def srpo(*, beta: Positive = 0.1, alpha: Proportion = 0.5, revising: str = "revi
         alpha: weight of the term that trains the answerer, 0 to 1.
         revising, keeping: names of the contrasts: each row after a prompt that shows the pair's other row, and its own.
 
+    The policy is told what such prompts say: ``contrasts: {revising: "{prompt} Improve on: {other}", keeping: "{prompt} Improve on:
+    {own}"}``.
+
     Paper: Self-Improving Robust Preference Optimization, arXiv 2406.01660.
 
     Deviations: derived from the paper's min-max objective (maximise P(y > z) - beta KL of the improver, minimise over the answerer with

@@ -11,7 +11,7 @@ from mmalign.objectives.terms.pairs import compared, times
 from mmalign.types import Method
 
 
-def mapl(*, beta: Positive = 0.1, weight: NotNegative = 1.0) -> Method:
+def mapl(*, beta: Positive = 0.1, weight: NotNegative = 1.0, changed: str = "ablated") -> Method:
     """DPO, and the same question asked of prompts: an answer belongs to its own instructions rather than to changed ones.
 
     With ``d = log pi - log ref`` of a row, ``d'`` the same under instructions that were changed, better row w, worse row r::
@@ -22,6 +22,8 @@ def mapl(*, beta: Positive = 0.1, weight: NotNegative = 1.0) -> Method:
     Args:
         beta: as in ``dpo``.
         weight: of the comparison of prompts; from 2 on it can hold a worse answer up against the comparison of answers.
+        changed: the policy's contrast that has the changed instructions: ``ablated`` (pictures are taken away), ``mismatched`` (another
+            row's prompt), or one in ``policy.contrasts``: ``"{prompt} In one word."``.
 
     Paper: Multi-Level Aware Preference Learning: Enhancing RLHF for Complex Multi-Instruction Tasks, arXiv 2505.12845.
 
@@ -29,11 +31,11 @@ def mapl(*, beta: Positive = 0.1, weight: NotNegative = 1.0) -> Method:
     answer of a pair, by ``p(x_w > x_l | y)`` of a response-conditioned Bradley-Terry model (L_intra), which is ``prompts`` with DPO's
     reward; that the two answers count alike, and the weight, are ours. The paper's term between samples (L_inter), between a pair and
     pairs made of it by further instructions, is left out: its form is not known to us. There x_w and x_l are made by adding instructions
-    that the answer follows, or does not; here x_w is the row's own prompt and x_l the policy's contrast ``ablated``. What the two
+    that the answer follows, or does not; here x_w is the row's own prompt and x_l the contrast ``changed``. What the two
     prompts' partition functions add to the rewards is left out, as in ``mdpo``. Soft labels are ours.
     """
     return pairwise(
         compared(scores.ratio(), links.ahead(links.named("logistic", beta=beta))),
-        times(weight, conditioned.informed("ablated", beta=beta, rows="both")),
+        times(weight, conditioned.informed(changed, beta=beta, rows="both")),
         kinds=ANY,
     )

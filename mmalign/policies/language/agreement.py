@@ -65,7 +65,7 @@ def _ids_by_transformers(chat: Chat, prompt: Any, output: Any) -> tuple[list[int
     media = media_of(turns)
     whole = turns if output is None else [*turns, *chat.answer(output)]
     ask, by = output is None, f"{type(chat.writer).__name__}.apply_chat_template"
-    options: dict[str, Any] = {"tokenize": True, "return_dict": True, "add_generation_prompt": ask}
+    options: dict[str, Any] = {**chat.options, "tokenize": True, "return_dict": True, "add_generation_prompt": ask}
     if chat.vision is None:
         return _line(chat.writer.apply_chat_template(as_text(whole), **options)), by
     if chat.writer is not chat.tokenizer and all(medium.kind == "image" for medium in media) and chat.takes_parts(whole, ask=ask):

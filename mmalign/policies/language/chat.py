@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -25,6 +26,7 @@ from torch import Tensor
 from mmalign.conversations import Turn, as_parts, as_text, media_of, texts_of
 from mmalign.policies.language.agreement import Agreement, compared
 from mmalign.policies.language.templates import PROBE, REASONING, Frame, adds_special, ends_of, frame, holds, overlap, source, start_of_run
+from mmalign.policies.language.tool_calls import Reader, reader
 from mmalign.policies.language.vision import Prompt, Vision
 from mmalign.types import UserError
 
@@ -43,13 +45,13 @@ class Chat:
     vision: what reads images and videos, and whose processor's template goes before the tokenizer's. template: whether prompts go
     through the chat template; a string is then the user's turn. system: the system turn of prompts that have none. stops: ids that end a
     completion, besides the end of text and what the template ends a turn with. never: ids that no completion says (pad, bos, unk,
-    placeholders of media), as far as none ends one. Errors: UserError for a template that is asked for and not there, a tokenizer
-    without an end of text.
+    placeholders of media), as far as none ends one. tools: what the template is given as such, where it takes
+    them. Errors: UserError for a template that is asked for and not there, a tokenizer without an end of text.
     """
 
     def __init__(
         self, tokenizer: Any, *, template: bool | None = None, system: str | None = None, stops: Sequence[int] = (),
-        never: Sequence[int] = (), vision: Vision | None = None,
+        never: Sequence[int] = (), vision: Vision | None = None, tools: Sequence[Mapping[str, Any]] = (),
     ):  # fmt: skip
         self.tokenizer, self.system, self.vision = tokenizer, system, vision
         processor = None if vision is None else vision.processor
@@ -58,6 +60,7 @@ class Chat:
         self.template = has if template is None else template
         if self.template and not has:
             raise UserError("policy.template: this tokenizer has no chat template; takes false, or a tokenizer with one")
+        self.options = {"tools": list(tools)} if tools and self.template and "tools" in source(self.writer) else {}
         if system is not None and not self.template:
             raise UserError("policy.system: got a system turn, and prompts without a chat template have none")
         end = tokenizer.eos_token_id
@@ -128,7 +131,7 @@ class Chat:
         if not self.template:
             if not isinstance(output, str):
                 raise UserError("completion: got turns, and this policy has no chat template; takes a string")
-            ids = [*self._ids(added[0]["content"]), self.end]
+            ids = [*self.ids(added[0]["content"]), self.end]
             return EncodedRow(self._plain(prompt, None), ids, [True] * len(ids))
         if media_of(added):
             raise UserError("completion: holds an image or a video, takes them in prompts")
@@ -160,6 +163,15 @@ class Chat:
             raise UserError(f"policy.template: {why}")
         return text
 
+    def tried(self, turns: Sequence[Turn], *, ask: bool = True) -> tuple[str | None, str]:
+        """Text of a conversation; or None, and why the template does not write it."""
+        return self._render(turns, ask=ask)
+
+    @cached_property
+    def calls(self) -> Reader | None:
+        """What reads calls of tools in an answer, where prompts list tools and the template has a form for calls."""
+        return reader(lambda turns, ask: self._render(turns, ask=ask)[0]) if self.options else None
+
     def takes_parts(self, turns: Sequence[Turn], *, ask: bool) -> bool:
         """Whether the template reads contents as lists of parts."""
         return self._render(turns, ask=ask, forms=(as_parts,))[0] is not None
@@ -188,7 +200,7 @@ class Chat:
         text, _ = self._render(turns, ask=False)
         if text is None:
             return []
-        ids = self._ids(text[text.rfind(content) + len(content) :])
+        ids = self.ids(text[text.rfind(content) + len(content) :])
         added = {*self.tokenizer.all_special_ids, *self.tokenizer.added_tokens_decoder}
         return [token for token in ids if token in added][:1]
 
@@ -214,7 +226,7 @@ class Chat:
             return self._open(self.vision.read(text, media, () if media else self._prompt_ids(text)))
         if media:
             raise UserError(f"prompt: holds a {media[0].kind}, and this model reads words alone; takes text")
-        return Prompt(tuple(self._ids(text)), text)
+        return Prompt(tuple(self.ids(text)), text)
 
     def _as_rendered(self, text: str, system: str | None) -> Prompt:
         """A prompt that arrives rendered, with the BOS that the template writes, once."""
@@ -263,7 +275,8 @@ class Chat:
             raise UserError("prompt: got an empty one, takes at least one token")
         return ids
 
-    def _ids(self, text: str) -> list[int]:
+    def ids(self, text: str) -> list[int]:
+        """A text's tokens, with nothing put before or behind them."""
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def _render(
@@ -275,7 +288,7 @@ class Chat:
         why = ""
         for form in forms or ((as_text,) if self.vision is None else (as_parts, as_text)):
             try:
-                text = str(self.writer.apply_chat_template(form(turns), tokenize=False, add_generation_prompt=ask))
+                text = str(self.writer.apply_chat_template(form(turns), tokenize=False, add_generation_prompt=ask, **self.options))
             except (TemplateError, TypeError) as error:
                 roles = ", ".join(str(turn.get("role")) for turn in turns)
                 why = why or f"refuses turns of {roles}: {str(error).splitlines()[0]}"
@@ -309,7 +322,7 @@ class Chat:
                 raise UserError(
                     "policy.template: cuts what an assistant's turn says before the last; takes one answer, or a template that keeps it"
                 )
-            ids = self._ids(after[len(before) :])
+            ids = self.ids(after[len(before) :])
             completion += ids
             trained += self._until_stop(ids) if own else [False] * len(ids)
             before = after
@@ -335,20 +348,20 @@ class Chat:
         return after[:start] if start > 0 and not after.startswith(before) and before.startswith(after[:start].rstrip()) else None
 
     def _pieces_behind(self, text: str, after: str, turns: Sequence[Turn]) -> EncodedRow:
-        ids = self._ids(after[len(text) :])
+        ids = self.ids(after[len(text) :])
         return EncodedRow(self._with_media(text, turns), ids, self._until_stop(ids))
 
     def _answer_ids(self, before: str, turn: Turn) -> list[int]:
         """An answer that the template would cut, behind the prompt as it was given, and the end of its turn."""
         words = "".join(texts_of(turn))
-        ids = self._ids(words[overlap(before, words) :])
+        ids = self.ids(words[overlap(before, words) :])
         end = self._end_of_turn() or [self.end]
         return [*ids, end[0] if end[0] in self.stops else self.end]
 
     def _marked(self, turns: list[Turn], added: Sequence[Turn]) -> EncodedRow:
         """By the template's own marks."""
         self.rendered([*turns, *added], ask=False)
-        options: dict[str, Any] = {"tokenize": True, "return_dict": True, "return_assistant_tokens_mask": True}
+        options: dict[str, Any] = {**self.options, "tokenize": True, "return_dict": True, "return_assistant_tokens_mask": True}
         encoding = self.tokenizer.apply_chat_template(as_text([*turns, *added]), **options)
         ids, marks = list(encoding["input_ids"]), [bool(mark) for mark in encoding["assistant_masks"]]
         prompt = list(self.prompt(turns).ids)

@@ -1,13 +1,20 @@
-"""Other prompts for the same completions: under another system turn, with other pictures, of another row."""
+"""Other prompts for the same completions: under another system turn, with other pictures, of another row, or that show an answer.
+
+A contrast whose words hold ``{prompt}``, ``{own}`` or ``{other}`` is a prompt of that wording, made anew for each row: ``{prompt}`` is what
+was asked, ``{own}`` the row's answer and ``{other}`` that of the row beside it in its pair. So an answer is scored as the improvement of
+another (``srpo``), and under changed instructions (``mapl``).
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from mmalign.conversations import question
 from mmalign.policies.language.ablation import Ablation
 from mmalign.policies.language.budget import Room
 from mmalign.policies.language.completions import Completions
@@ -15,32 +22,42 @@ from mmalign.policies.language.prefixes import Sequences
 from mmalign.policies.language.vision import Prompt, inputs_of
 from mmalign.types import UserError
 
+PLACES = re.compile(r"\{(?:prompt|own|other)\}")
+
 
 class Others(NamedTuple):
-    """prompts: ids of each, which: ``[B]`` the one of each row, extras: further inputs of each; as in ``prefixes.Sequences``."""
+    """prompts: ids of each, which: ``[R]`` the one of each row that it is for, extras: further inputs of each; as in
+    ``prefixes.Sequences``."""
 
     prompts: Sequence[Tensor]
     which: Tensor
     extras: Sequence[Mapping[str, Tensor]]
 
 
-def others(completions: Completions, name: str, *, systems: Mapping[str, str], ablation: Ablation, room: Room) -> Others:
+def others(  # all that a contrast depends on
+    completions: Completions, name: str, *, rows: tuple[Tensor, Tensor], systems: Mapping[str, str], ablation: Ablation, room: Room
+) -> Others:
     """The prompts of a contrast.
 
+    rows: the numbers ``[R]`` of those that it is for, and their groups ``[R]``.
+
     name: ``mismatched``, the next other prompt of the step, with its images; ``ablated``, the own prompt whose images and videos are
-    replaced (``ablation``; a prompt without any stays as it is); a name of ``systems``, the own prompt under that system turn. Errors:
-    UserError for other names, rows of one prompt, a step without any image.
+    replaced (``ablation``; a prompt without any stays as it is); a name of ``systems``, the own prompt under that system turn, or in that
+    wording. Errors: UserError for other names, rows of one prompt, a step without any image, and rows without a partner.
     """
+    own = completions.which[rows[0]]
     if name == "mismatched":
-        following = completions.following[completions.which]
-        if bool((following == completions.which).any()):
+        following = completions.following[own]
+        if bool((following == own).any()):
             raise UserError("contrast mismatched: got rows of one prompt, takes two or more in a step")
         return Others(completions.prompts, following, completions.extras)
+    if worded(systems.get(name)):
+        return _shown(completions, str(systems[name]), rows, room)
     contrasts = completions.contrasts
     if name not in contrasts:
         sources = completions.sources
         contrasts[name] = _ablated(completions, ablation, room) if name == "ablated" else _under_system(sources, name, systems, room)
-    return Others([torch.tensor(prompt.ids) for prompt in contrasts[name]], completions.which, inputs_of(room.chat.vision, contrasts[name]))
+    return Others([torch.tensor(prompt.ids) for prompt in contrasts[name]], own, inputs_of(room.chat.vision, contrasts[name]))
 
 
 def _ablated(completions: Completions, ablation: Ablation, room: Room) -> list[Prompt]:
@@ -48,6 +65,38 @@ def _ablated(completions: Completions, ablation: Ablation, room: Room) -> list[P
     if vision is None or not completions.pictured:
         raise UserError("contrast ablated: got a step without any image or video, takes prompts of which some have one")
     return [vision.changed(prompt, ablation) for prompt in completions.encoded]
+
+
+def worded(words: Any) -> bool:
+    """Whether a contrast's words are a prompt's, and no system turn."""
+    return isinstance(words, str) and PLACES.search(words) is not None
+
+
+def _shown(completions: Completions, words: str, rows: tuple[Tensor, Tensor], room: Room) -> Others:
+    """A prompt for each row that shows its answer, or its partner's."""
+    numbers, group = rows
+    if "{other}" in words and (len(numbers) % 2 or not torch.equal(group[::2], group[1::2])):
+        raise UserError("policy.contrasts: {other} got rows that do not stand in pairs of one prompt, takes a method of pairs")
+    lines = zip(completions.tokens[numbers].tolist(), completions.lengths[numbers].tolist(), strict=True)
+    answers = [room.chat.text(line[:length]) for line, length in lines]
+    prompts = []
+    for place, number in enumerate(numbers.tolist()):
+        source = completions.sources[int(completions.which[number])]
+        known = {"{prompt}": question(source), "{own}": answers[place], "{other}": answers[min(place ^ 1, len(answers) - 1)]}
+        asked = PLACES.sub(lambda match, known=known: known[match[0]], words)  # type: ignore[misc]
+        prompts.append(room.prompt(_reworded(source, asked), number))
+    return Others([torch.tensor(prompt.ids) for prompt in prompts], torch.arange(len(numbers)), inputs_of(room.chat.vision, prompts))
+
+
+def _reworded(source: Any, words: str) -> Any:
+    """A prompt whose last words of the user's are others; its pictures and earlier turns stay."""
+    if isinstance(source, str):
+        return words
+    place = max(number for number, turn in enumerate(source) if turn.get("role") == "user")
+    content = source[place].get("content")
+    media = [] if isinstance(content, str) else [part for part in content if part.get("type") != "text"]
+    turn = {**source[place], "content": [*media, {"type": "text", "text": words}] if media else words}
+    return [*source[:place], turn, *source[place + 1 :]]
 
 
 def _under_system(sources: Sequence[Any], name: str, systems: Mapping[str, str], room: Room) -> list[Prompt]:
@@ -59,6 +108,6 @@ def _under_system(sources: Sequence[Any], name: str, systems: Mapping[str, str],
 
 def sequences(held: Completions, rows: Tensor, behind: Others | None = None) -> Sequences:
     """Some rows as token ids; behind other prompts, where they are given."""
-    behind = behind or Others(held.prompts, held.which, held.extras)
+    behind = behind or Others(held.prompts, held.which[rows], held.extras)
     read, allowed = (None if table is None else table[rows] for table in (held.read, held.allowed))
-    return Sequences(behind.prompts, behind.which[rows], held.tokens[rows], held.lengths[rows], behind.extras, read, allowed)
+    return Sequences(behind.prompts, behind.which, held.tokens[rows], held.lengths[rows], behind.extras, read, allowed)

@@ -6,10 +6,10 @@ Everything goes by words of the text and not by tokens: a tokenizer may cut one 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from difflib import SequenceMatcher
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -84,6 +84,24 @@ def compared(rows: Tensor, group: Tensor, tokens: Tensor, lengths: Tensor, decod
         for place, numbers in enumerate(phrases(ids[row], ids[row + 1], decode)):
             table[row + place, : len(numbers)] = torch.tensor(numbers)
     return table
+
+
+def facts(
+    held: Any, rows: Tensor, of: tuple[Tensor, Tensor], wanted: Collection[str], segments: Segments, decode: Decode
+) -> dict[str, Tensor]:
+    """Those that are ``wanted`` of ``changed``, ``phrase`` and ``segment``, ``[R, T]`` of some rows. held: ``completions.Completions``.
+
+    of: group ``[R]`` and mask ``[R, T]`` of these rows.
+    """
+    tables, tokens, lengths = dict[str, Tensor](), held.tokens[rows], held.lengths[rows]
+    if {"changed", "phrase"} & {*wanted}:
+        key = tuple(rows.tolist())
+        if key not in held.phrases:
+            held.phrases[key] = compared(rows, of[0], tokens, lengths, decode)
+        tables = {"phrase": held.phrases[key], "changed": (held.phrases[key] > 0).long()}
+    if "segment" in wanted:
+        tables["segment"] = segmented(segments, tokens, lengths, of[1], decode)
+    return {name: table for name, table in tables.items() if name in wanted}
 
 
 def segmented(segments: Segments, tokens: Tensor, lengths: Tensor, mask: Tensor, decode: Decode) -> Tensor:

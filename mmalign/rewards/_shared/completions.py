@@ -11,7 +11,7 @@ import regex
 import torch
 from torch import Tensor
 
-from mmalign.conversations import last_words
+from mmalign.conversations import answer_of
 from mmalign.rewards._shared.scorer import Scorer, column_of
 from mmalign.types import UserError
 
@@ -42,7 +42,7 @@ def _scores(values: Any) -> Tensor:
 
 def texts(name: str, outputs: Any, prompts: Sequence[Any]) -> list[str]:
     """Completions as strings; of turns, what the assistant said last."""
-    strings = [output if isinstance(output, str) else last_words(output, "assistant") for output in outputs]
+    strings = [output if isinstance(output, str) else answer_of(output) for output in outputs]
     if any(text is None for text in strings):
         odd = next(output for output, text in zip(outputs, strings, strict=True) if text is None)
         raise UserError(f"{name}: got an output that is a {type(odd).__name__}, takes completions: strings, or turns of the assistant's")

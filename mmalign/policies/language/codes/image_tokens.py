@@ -348,7 +348,7 @@ class ImageTokensPolicy:
 
     def _contrast(self, rollout: Rollout, rows: Tensor, columns: Tensor, cells: Tensor, name: str) -> Steps:
         """The same codes behind other prompts, with gradient, and the references' log-probabilities of them."""
-        behind = others(rollout.held, name, systems={}, ablation=self.of.ablation, room=self.room)
+        behind = others(rollout.held, name, rows=(rows, rollout.group[rows]), systems={}, ablation=self.of.ablation, room=self.room)
         scored = lambda: self._scored(rollout, rows, cells, behind=behind)[LOG_PROBS][:, columns]  # noqa: E731
         refs = {}
         for reference in rollout.held.refs:

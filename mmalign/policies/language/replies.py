@@ -1,0 +1,37 @@
+"""What stands between two turns of the policy's: the end of one, what an environment says, and what asks for the next.
+
+A chat template writes all of it. It is rendered behind a conversation that stands for any other, so that what the policy said before is
+neither rendered nor tokenized again: templates that rewrite earlier turns (and take their reasoning out) change nothing of a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mmalign.conversations import Turn, media_of, texts_of
+from mmalign.policies.language.chat import Chat
+from mmalign.policies.language.templates import PROBE
+from mmalign.types import UserError
+
+SAID = "assistant-said-this"  # what stands for a turn of the policy's
+
+
+def reply_ids(chat: Chat, replies: Sequence[Turn]) -> tuple[list[int], list[Turn]]:
+    """Tokens from behind the end of a turn of the policy's to where it answers again, and the replies as they were written.
+
+    A template that refuses tools' turns is given them as the user's. Without a template it is the words alone.
+    Errors: UserError where the template refuses or drops a reply.
+    """
+    if media_of(replies):
+        raise UserError("policy.turns.environment: replied with an image or a video; takes words")
+    if not chat.template:
+        return chat.ids("".join(text for turn in replies for text in texts_of(turn))), list(replies)
+    before: list[Turn] = [*PROBE, {"role": "assistant", "content": SAID}]
+    as_users = [{**turn, "role": "user"} if turn.get("role") == "tool" else turn for turn in replies]
+    for added in (list(replies), as_users):
+        text, why = chat.tried([*before, *added])
+        if text is not None and SAID in text:
+            ids = chat.ids(text[text.find(SAID) + len(SAID) :])
+            end = next((place for place, token in enumerate(ids) if token in chat.stops), -1)
+            return ids[end + 1 :], added
+    raise UserError(f"policy.turns.environment: the chat template {why or 'leaves out what the assistant says'}")

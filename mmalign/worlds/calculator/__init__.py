@@ -1,0 +1,1 @@
+"""Sums that take a calculator: a language model that has to ask for what it cannot work out."""

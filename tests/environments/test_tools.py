@@ -1,0 +1,129 @@
+"""Tools: what a model calls, what it gets, and what becomes of what fails."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+import pytest
+
+import mmalign as mm
+from mmalign.types import UserError
+
+
+def said(content: str, **more: Any) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": "?"}, {"role": "assistant", "content": content, **more}]
+
+
+def repeat(text: str, times: int = 2) -> str:
+    """A text several times."""
+    return text * times
+
+
+def raising(text: str) -> str:
+    raise OSError("no  such\nhost")
+
+
+def test_calls_are_answered_in_their_order_each_conversation_for_itself() -> None:
+    environment = mm.environments.tools({"repeat": repeat, "calculate": mm.environments.calculator()})
+    talks = [
+        said("first <calculate>2 * 3</calculate>, then <repeat>ab</repeat>"),
+        said("nothing"),
+        said('<repeat>{"text": "x", "times": 3}</repeat>'),
+        said("<repeat>{not json}</repeat><search>fox</search>"),
+    ]
+    replies = environment(talks)
+    assert [[turn["content"] for turn in reply or ()] for reply in replies] == [["6", "abab"], [], ["xxx"], ["{not json}{not json}"]]
+    assert replies[0][0] == {"role": "tool", "name": "calculate", "content": "6"} and replies[1] is None
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("<raising>x</raising>", "error: OSError: no such host"),
+        ("<repeat>x", "error: <repeat> has no </repeat>"),
+        ('<repeat>{"word": "x"}</repeat>', "unexpected keyword argument 'word'"),
+        ('<repeat>{"times": 2}</repeat>', "missing 1 required positional argument: 'text'"),
+    ],
+)
+def test_what_fails_is_the_reply(text: str, answer: str) -> None:
+    [[turn]] = mm.environments.tools({"repeat": repeat, "raising": raising})([said(text)])
+    assert answer in turn["content"] and turn["content"].startswith("error: ") and turn["error"] is True
+
+
+def test_calls_of_the_chat_template_go_before_tags() -> None:
+    environment = mm.environments.tools({"repeat": repeat})
+    calls = [{"name": "repeat", "arguments": {"text": "a"}}, {"name": "reepat", "arguments": {}}, {"name": "", "error": "is no JSON"}]
+    [reply, none] = environment([said("<repeat>b</repeat>", calls=calls), said("<repeat>b</repeat>", calls=[])])
+    assert [turn["content"] for turn in reply] == ["aa", "error: no tool is called 'reepat'; there are repeat", "error: is no JSON"]
+    assert none is None
+
+
+def test_a_tool_that_hangs_is_left_behind_and_then_not_asked_again() -> None:
+    wake = threading.Event()
+    environment = mm.environments.tools({"wait": lambda text: wake.wait(60), "repeat": repeat}, seconds=0.05, at_once=2)
+    began = time.monotonic()
+    [[first], [second]] = environment([said("<wait>1</wait>"), said("<repeat>a</repeat>")])
+    assert first["content"] == "error: no answer in 0.05 s" and first["error"] and second["content"] == "aa"
+    assert environment([said("<wait>2</wait>")])[0][0]["content"] == "error: no answer in 0.05 s"
+    assert environment([said("<wait>3</wait>")])[0][0]["content"] == "error: still at work on 2 calls before"
+    wake.set()
+    while any(not future.done() for future in environment.hanging["wait"]):  # type: ignore[attr-defined]
+        time.sleep(0.01)
+    assert environment([said("<wait>4</wait>")])[0][0]["content"] == "True"
+    assert time.monotonic() - began < 60
+
+
+def test_long_answers_are_cut_and_empty_ones_are_said() -> None:
+    environment = mm.environments.tools({"repeat": repeat, "nothing": lambda text: None}, letters=10)
+    [[long], [nothing]] = environment([said('<repeat>{"text": "abc", "times": 5}</repeat>'), said("<nothing>x</nothing>")])
+    assert long["content"] == "abcabcabca ... (5 letters more)" and nothing["content"] == "done"
+
+
+def test_what_tools_are_listed_as() -> None:
+    [listed] = mm.environments.tools({"repeat": repeat}).schemas  # type: ignore[attr-defined]
+    assert listed["function"] == {
+        "name": "repeat",
+        "description": "A text several times.",
+        "parameters": {
+            "type": "object",
+            "properties": {"text": {"type": "string"}, "times": {"type": "integer"}},
+            "required": ["text"],
+        },
+    }
+
+
+@pytest.mark.parametrize("functions", [{}, {"a b": repeat}, {"repeat": 3}])
+def test_what_is_no_tool(functions: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="tools"):
+        mm.environments.tools(functions)
+
+
+@pytest.mark.parametrize(
+    ("expression", "value"),
+    [("13 * 14", "182"), ("-(2 + 3) * 4", "-20"), ("7 / 2", "3.5"), ("7 // 2", "3"), ("7 % 4", "3"), ("2 ** 10", "1024"), ("007", None)],
+)
+def test_the_calculator(expression: str, value: str | None) -> None:
+    calculate = mm.environments.calculator()
+    if value is not None:
+        assert calculate(expression) == value
+        return
+    with pytest.raises(ValueError, match="is no expression of numbers"):
+        calculate(expression)
+
+
+@pytest.mark.parametrize(
+    "expression",
+    ["__import__('os')", "a + 1", "1 if 2 else 3", "2 ** 1000", "9 ** 99 ** 9", "10 ** 31", "(-8) ** 0.5", "1 / 0", "", "True + 1", "1 +"],
+)
+def test_what_the_calculator_refuses(expression: str) -> None:
+    with pytest.raises((ValueError, ZeroDivisionError)):
+        mm.environments.calculator()(expression)
+
+
+def test_operations_are_counted() -> None:
+    calculate = mm.environments.calculator(operations=1)
+    assert calculate("-2 * -3") == "6"
+    with pytest.raises(ValueError, match="holds 2 operations, takes at most 1"):
+        calculate("1 + 2 + 3")
