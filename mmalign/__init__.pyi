@@ -18,6 +18,7 @@ from mmalign.commands.evaluate_ranking import evaluate_ranking as evaluate_ranki
 from mmalign.commands.evaluate_reward import evaluate_reward as evaluate_reward
 from mmalign.commands.evolve import evolve as evolve
 from mmalign.commands.export import export as export
+from mmalign.commands.filter_pairs import filter_pairs as filter_pairs
 from mmalign.commands.footprint import footprint as footprint
 from mmalign.commands.label import label as label
 from mmalign.commands.make_edits import make_edits as make_edits
@@ -25,6 +26,7 @@ from mmalign.commands.make_jigsaws import make_jigsaws as make_jigsaws
 from mmalign.commands.make_pairs import make_pairs as make_pairs
 from mmalign.commands.make_pairs import make_rejected as make_rejected
 from mmalign.commands.merge import merge as merge
+from mmalign.commands.make_prompts import make_prompts as make_prompts
 from mmalign.commands.rehearse import rehearse as rehearse
 from mmalign.commands.sample import guided_sample as guided_sample
 from mmalign.commands.sample import sample as sample
@@ -48,6 +50,7 @@ from mmalign.policies.settings import Train as Train
 from mmalign.policies.settings import Turns as Turns
 from mmalign.recipes.offline import offline as offline
 from mmalign.recipes.online import online as online
+from mmalign.recipes.rounds import rounds as rounds
 from mmalign.samplers import branches as branches
 from mmalign.samplers import kernels as kernels
 from mmalign.samplers import windows as windows

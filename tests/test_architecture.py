@@ -75,6 +75,7 @@ ARROWS: dict[str, set[str]] = {
     "report": {"types", "files", "runs"},
     "recipes": {
         *("types", "needs", "arguments", "records", "samplers", "objectives", "data", "distributed", "training", "report", "commands"),
+        *("config", "files", "runs"),
     },
     "commands": {"*"},
     "cli": {"*"},
@@ -109,6 +110,7 @@ INSIDE: dict[str, dict[str, set[str]]] = {
         "instantiate": {"nodes", "parsing"},
         "prompt_columns": {"instantiate"},
         "crosschecks": {"instantiate", "parsing", "prompt_columns"},
+        "stages": {"nodes", "instantiate", "crosschecks"},
     },
     "objectives": {
         "*": {"parts", "ratios"},

@@ -6,6 +6,7 @@ from mmalign.commands.evaluate_ranking import evaluate_ranking as evaluate_ranki
 from mmalign.commands.evaluate_reward import evaluate_reward as evaluate_reward
 from mmalign.commands.evolve import evolve as evolve
 from mmalign.commands.export import export as export
+from mmalign.commands.filter_pairs import filter_pairs as filter_pairs
 from mmalign.commands.footprint import footprint as footprint
 from mmalign.commands.label import label as label
 from mmalign.commands.make_edits import make_edits as make_edits
@@ -13,6 +14,7 @@ from mmalign.commands.make_jigsaws import make_jigsaws as make_jigsaws
 from mmalign.commands.make_pairs import make_pairs as make_pairs
 from mmalign.commands.make_pairs import make_rejected as make_rejected
 from mmalign.commands.merge import merge as merge
+from mmalign.commands.make_prompts import make_prompts as make_prompts
 from mmalign.commands.rehearse import rehearse as rehearse
 from mmalign.commands.sample import guided_sample as guided_sample
 from mmalign.commands.sample import sample as sample

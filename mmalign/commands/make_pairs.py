@@ -46,6 +46,7 @@ def make_pairs(  # what a command may be told
     *,
     out: str,
     combine: Callable[..., Any] | None = None,
+    samplers: Mapping[str, Policy] | None = None,
     group: Count = 10,
     most: Count = 1,
     least_gap: NotNegative = 0.0,
@@ -59,14 +60,17 @@ def make_pairs(  # what a command may be told
         policy: what answers. prompts: each is asked once. rewards: name -> reward, what ranks its answers.
         out: the file, JSON lines of ``prompt, chosen, rejected, score_chosen, score_rejected, id``; it appears whole or not at all.
         combine: how rewards become one number; their sum by default.
-        group: answers to each prompt, drawn by the policy's own sampler. most: pairs of one prompt: the best with the worst, the
-            second best with the second worst, and so on, each answer once. least_gap: by how much more than this a score has to be ahead.
+        samplers: name -> a policy that answers every prompt too, another temperature or another run; its answers are ranked among the
+            policy's, and a pair may be of two who drew.
+        group: answers to each prompt, drawn by the policy's own sampler, and by that of each of ``samplers``. most: pairs of one prompt:
+            the best with the worst, the second best with the second worst, and so on, each answer once. least_gap: by how much more than
+            this a score has to be ahead.
         cut: what becomes of answers that came to no end within the policy's ``max_completion``: ``drop`` leaves them out, ``keep`` takes
             them, though whoever trains on the file is told that they end there.
         prompts_at_once: prompts in one rollout. seed: of the sampling.
 
-    An answer without a score is in no pair. Counts: ``pairs``, ``prompts`` (asked), ``tied`` (that gave none), ``missing`` (answers
-    without a score), ``cut`` (answers left out for that).
+    An answer without a score is in no pair, nor one without a word, which no reader of such files takes. Counts: ``pairs``, ``prompts``
+    (asked), ``tied`` (that gave none), ``missing`` (answers without a score), ``cut`` and ``empty`` (answers left out for that).
 
     Of several processes each does some of the rollouts, and the main one writes.
 
@@ -75,29 +79,34 @@ def make_pairs(  # what a command may be told
     """
     _refuse(out, prompts=len(prompts), group=group - 1, most=most, prompts_at_once=prompts_at_once)
     refuse_columns(rewards, columns_of(prompts), kind="reward")
-    counts = {"pairs": 0, "prompts": 0, "tied": 0, "missing": 0, "cut": 0}
+    counts = {"pairs": 0, "prompts": 0, "tied": 0, "missing": 0, "cut": 0, "empty": 0}
     starts, team = range(0, len(prompts), prompts_at_once), joined()
+    who = {"pairs": policy, **{f"pairs/{name}": one for name, one in (samplers or {}).items()}}
+    rows_of = group * len(who)
 
     def answered(start: int) -> dict[str, Any]:
         some = list(prompts[start : start + prompts_at_once])
-        rollout = policy.sample(contents(some), group, stream(seed, start, 0, "pairs"))
-        beside_rows = beside(some, rows=len(rollout.prompts))
-        scores = ask(rewards, _texts(rollout.outputs), rollout.prompts, beside_rows, drop=True)
-        endless = rollout.held.cut.tolist() if cut == "drop" and isinstance(rollout.held, Completions) else []
-        return {"answers": rollout.outputs, "scores": {name: values.tolist() for name, values in scores.items()}, "cut": endless}
+        drawn = [_drawn(one, contents(some), group, stream(seed, start, 0, name)) for name, one in who.items()]
+        rows = [row for of_prompt in zip(*drawn, strict=True) for of_one in of_prompt for row in of_one]
+        answers, endless = [answer for answer, _ in rows], [cut_short for _, cut_short in rows]
+        scores = ask(
+            rewards, answers, [prompt for prompt in contents(some) for _ in range(rows_of)], beside(some, rows=len(rows)), drop=True
+        )
+        return {"answers": answers, "scores": {name: values.tolist() for name, values in scores.items()}, "cut": endless}
 
     def lines() -> Iterator[Line]:
         for start, made in in_turn(team, starts, answered):
             some = contents(list(prompts[start : start + prompts_at_once]))
             scores = {name: torch.tensor(values, dtype=torch.float64) for name, values in made["scores"].items()}
-            numbers = torch.arange(len(some)).repeat_interleave(group)
+            numbers = torch.arange(len(some)).repeat_interleave(rows_of)
             rewarded = combined(scores, numbers, [some[number] for number in numbers.tolist()], combine)
             counts["missing"] += int(rewarded.isnan().sum())
-            if made["cut"]:
-                counts["cut"] += sum(made["cut"])
-                rewarded = rewarded.masked_fill(torch.tensor(made["cut"]), math.nan)
+            left_out = {"cut": made["cut"] if cut == "drop" else [], "empty": [not answer.strip() for answer in made["answers"]]}
+            for name, rows_out in left_out.items():
+                counts[name] += sum(rows_out)
+                rewarded = rewarded.masked_fill(torch.tensor(rows_out), math.nan) if rows_out else rewarded
             for number, prompt in enumerate(some):
-                rows = slice(number * group, (number + 1) * group)
+                rows = slice(number * rows_of, (number + 1) * rows_of)
                 ranked = list(_ranked(prompt, made["answers"][rows], rewarded[rows].tolist(), most, least_gap))
                 counts["prompts"] += 1
                 counts["tied"] += not ranked
@@ -108,7 +117,7 @@ def make_pairs(  # what a command may be told
     with stopping_together(team):
         team_for(len(starts), f"rollouts of {prompts_at_once} prompts")
         settings = {"group": group, "most": most, "least_gap": least_gap, "cut": cut, "prompts_at_once": prompts_at_once, "seed": seed}
-        team.agree("make_pairs", {"prompts": hashed(prompts), "rewards": sorted(rewards), **settings})
+        team.agree("make_pairs", {"prompts": hashed(prompts), "rewards": sorted(rewards), "samplers": [*who], **settings})
         _write(Path(out), lines(), team)
     return counts
 
@@ -180,6 +189,15 @@ def make_rejected(  # what a command may be told
         team.agree("make_rejected", plain(settings))
         _write(Path(out), lines(), team)
     return counts
+
+
+def _drawn(policy: Policy, prompts: list[Any], group: int, rng: torch.Generator) -> list[list[tuple[str, bool]]]:
+    """Answers to each prompt, and whether each of them came to no end, where the policy can tell."""
+    rollout = policy.sample(prompts, group, rng)
+    answers = _texts(rollout.outputs)
+    endless = rollout.held.cut.tolist() if isinstance(rollout.held, Completions) else [False] * len(answers)
+    rows = list(zip(answers, endless, strict=True))
+    return [rows[start : start + group] for start in range(0, len(rows), group)]
 
 
 def _answered(policy: Policy, prompts: list[Any], seeds: list[int], call: Mapping[str, Any]) -> tuple[list[str], list[bool]]:

@@ -14,6 +14,7 @@ from typing import Any
 from mmalign.arguments import calls, environment
 from mmalign.arguments.places import absolute
 from mmalign.arguments.signatures import nearest, parameters
+from mmalign.config import stages
 from mmalign.config.crosschecks import crosschecked
 from mmalign.config.instantiate import Call, Review, as_node, carry_out, execute, plan, plan_part
 from mmalign.config.overrides import override
@@ -107,6 +108,8 @@ def _reviewed(node: Mapping[str, Any], trust: bool, review: Review | None = None
     call = plan(node, review)
     if call is not None:
         crosschecked(call, review)
+        if call.name == stages.RECIPE:
+            stages.reviewed(call, review)
     return call, review
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from mmalign.arguments import signatures
 from mmalign.arguments.renamed import renamed
 from mmalign.arguments.signatures import nearest
-from mmalign.config.nodes import KIND_OF, MODELS, NAMED, OWN_ARGUMENTS, ROOMS, USUAL, expanded, maker
+from mmalign.config.nodes import KIND_OF, LATER, MODELS, NAMED, OWN_ARGUMENTS, ROOMS, USUAL, Product, expanded, maker
 from mmalign.config.parsing import one_line
 from mmalign.lookup import catalogue
 from mmalign.lookup.external_code import IMPORT_PATH, ExternalCode, is_importable, is_offered, source_file, source_signature
@@ -196,7 +196,11 @@ def _refusal(call: Call) -> list[str]:
 
 
 def _leaf(path: str, value: Any, parameter: signatures.Parameter, *, rooms: tuple[str, ...], review: Review) -> Any:
-    """What is no record: a node, or plain data, or several of these."""
+    """What is no record: a node, or plain data, or several of these; nodes that are built later stay as they are written."""
+    if parameter.name in LATER:
+        mistake = signatures.fit(value, parameter).mistake
+        review.errors.extend([f"{path}: {mistake}"] if mistake else [])
+        return value
     value = expanded(value, parameter)
     planned = plan_value(value, path, ROOMS.get(parameter.name, rooms), review)
     return _plan_argument(path, value, planned, parameter, review.errors)
@@ -231,7 +235,7 @@ def _plan_argument(path: str, value: Any, planned: Any, parameter: signatures.Pa
         elif isinstance(value, Mapping) and "use" not in value and parameter.name in ROOMS and parameter.name not in NAMED:
             errors.extend(_not_nodes(path, parameter, value))  # nodes by name where there is one node
         return planned
-    if signatures.is_file(parameter) and isinstance(value, str):
+    if signatures.is_file(parameter) and isinstance(value, str) and not isinstance(value, Product):
         value = _existing(path, value, errors)
     fitted, mistake, _ = signatures.fit(value, parameter)
     errors.extend([f"{path}: {mistake}"] if mistake else [])

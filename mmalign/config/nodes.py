@@ -14,6 +14,7 @@ from mmalign.rooms import index, resource
 
 ROOMS: dict[str, tuple[str, ...]] = {
     "policy": ("policies",),
+    "samplers": ("policies",),
     "head": ("policies.scorers.heads",),
     "pipeline": ("worlds",),
     "model": ("worlds",),
@@ -46,7 +47,10 @@ ROOMS: dict[str, tuple[str, ...]] = {
 }
 """key -> where the names under it are looked up, in this order. Mappings and lists inside inherit their key's rooms."""
 
-NAMED = ("rewards", "judges", "metrics", "transforms", "kept", "tools")
+LATER = ("stages",)
+"""Keys that hold nodes by name which are built later than what they stand in (`config.stages`)."""
+
+NAMED = ("rewards", "judges", "metrics", "transforms", "kept", "tools", "samplers")
 """Keys that hold nodes by name; the other keys of `ROOMS` hold one node."""
 
 MODELS = ("pipeline", "model")
@@ -63,6 +67,12 @@ OWN_ARGUMENTS = ("outputs", "prompts")
 
 KIND_OF = {"rewards": "rewards", "judges": "rewards", "kept": "rewards", "oracle": "oracles", "metrics": "metrics"}
 """key -> the kind of what stands under it (`catalogue.KINDS`), where its rooms hold other things too."""
+
+
+class Product(str):
+    """The path of a file or a folder that is not there yet, since a stage before makes it: nobody looks for it."""
+
+    __slots__ = ()
 
 
 def expanded(value: Any, parameter: signatures.Parameter) -> Any:

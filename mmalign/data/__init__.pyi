@@ -14,6 +14,8 @@ from mmalign.data.pairs import pairs as pairs
 from mmalign.data.pictures import hub_picture_texts as hub_picture_texts
 from mmalign.data.pictures import picture_prompts as picture_prompts
 from mmalign.data.pictures import picture_texts as picture_texts
+from mmalign.data.pool import hinted as hinted
+from mmalign.data.pool import informative as informative
 from mmalign.data.prompts import prompts as prompts
 from mmalign.data.rejudged import rejudged as rejudged
 from mmalign.data.texts import hub_texts as hub_texts

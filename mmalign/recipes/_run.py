@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mmalign.arguments.calls import checking
+from mmalign.distributed.team import Team
 from mmalign.report import build
 from mmalign.training.journal import Journal
 
@@ -54,12 +55,17 @@ class Run:
 
 
 def concluded(journal: Journal, policy: Any) -> Run:
-    """The run of a journal whose steps are done, with its page; a page that cannot be made costs a line, since all else is saved."""
+    """The run of a journal whose steps are done, with its page."""
     ended = journal.conclude()
+    return paged(Run(ended.path, ended.summary, policy), journal.team, journal.say)
+
+
+def paged(run: Run, team: Team, say: Callable[[str], None] = print) -> Run:
+    """A run that has ended, with its page; one that cannot be made costs a line, since all else is saved."""
     try:
-        if journal.team.main:
-            build(ended.path)
+        if team.main:
+            build(run.path)
     except Exception as error:  # whatever it is, hours of training do not end with it
-        journal.say(f"report: could not be made ({type(error).__name__}: {' '.join(str(error).split())}); mmalign report {ended.path}")
-    journal.team.tell("ended")  # a launcher may end all processes once one of them has
-    return Run(ended.path, ended.summary, policy)
+        say(f"report: could not be made ({type(error).__name__}: {' '.join(str(error).split())}); mmalign report {run.path}")
+    team.tell("ended")  # a launcher may end all processes once one of them has
+    return run

@@ -60,7 +60,7 @@ def rewards_and_judges(run: RunData) -> Figure:
         origin, unit = _scale(points) if scaled else (0.0, 1.0)
         line = [(float(p.step), (p.value - origin) / unit) for p in points]
         bands = [(p.error or 0.0) / unit for p in points]
-        words = [f"{short(p.value)} at step {p.step}" for p in points]
+        words = [f"{short(p.value)} at {run.unit} {p.step}" for p in points]
         series.append(Series(name, line, dashed=dashed, marks=True, bands=bands, words=words, colour=index))
     note = (
         "Solid: what it was trained on. Dashed: judges it never saw."
@@ -73,7 +73,7 @@ def rewards_and_judges(run: RunData) -> Figure:
         note += " Bands: one standard error."
     if missing:
         note += f" No evaluation has a number of {missing}."
-    return _figure(title, note, series, x_word="step")
+    return _figure(title, note, series, x_word=run.unit)
 
 
 def against_kl(run: RunData) -> Figure:
@@ -86,7 +86,7 @@ def against_kl(run: RunData) -> Figure:
         for index, (name, dashed) in enumerate(columns):
             rows = [row for row in evals if _finite(row.get(name))]
             line = [(float(row["kl"]), float(row[name])) for row in rows]
-            words = [f"{short(row[name])} at {short(row['kl'])} nats, step {row['step']}" for row in rows]
+            words = [f"{short(row[name])} at {short(row['kl'])} nats, {run.unit} {row['step']}" for row in rows]
             if line:
                 series.append(Series(name, line, dashed=dashed, marks=True, words=words, colour=index))
         note = "Each mark is an evaluation; the line joins them in the order of training."

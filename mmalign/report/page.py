@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmalign.report import pixels
+from mmalign.report import pixels, rounds
 from mmalign.report.answers import Case, cases, count
 from mmalign.report.displacement import displaced
 from mmalign.report.displacement import in_words as displacement_in_words
@@ -50,6 +50,7 @@ def render(run: RunData) -> str:
     rows, across = _shape(run, frames)
     questions = cases(run, notes)
     drawings = figures(run) + [drawing for drawing in (figure(run),) if drawing is not None]
+    drawings = [*figures(run)[:2], *rounds.figures(run)] if run.unit == "round" else drawings
     loader = FileSystemLoader(Path(__file__).parent)
     template = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).get_template(
         "page.html"
@@ -58,7 +59,7 @@ def render(run: RunData) -> str:
         name=run.path.resolve().name,
         verdict=sentence(run, findings, silence, moved),
         state=state(run),
-        findings=[describe(finding) for finding in findings],
+        findings=[describe(finding, run.unit) for finding in findings],
         moved=[in_words(shift) for shift in moved],
         since=min((shift.step for shift in moved), default=0),
         pixels=pixels.table(run),
@@ -83,6 +84,7 @@ def render(run: RunData) -> str:
         undrawn=[figure.note for figure in drawings if not figure.svg],
         summary=summary_rows(run.summary),
         costs=costs(run),
+        made=rounds.made(run),
         benchmarks=[
             (name, [(key, f"{short(v)} ({short(a)} to {short(b)})") for key, (v, a, b) in rows.items()]) for name, rows in run.benchmarks
         ],

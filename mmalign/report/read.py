@@ -52,6 +52,11 @@ class RunData:
         return [name for name in self._columns("judges", fallback="gold") if name not in self.rewards]
 
     @property
+    def unit(self) -> str:
+        """What a step of its log is."""
+        return "round" if "stages" in self.config else "step"
+
+    @property
     def sizes(self) -> str:
         """``trained at 512 x 512, evaluated at 1024 x 1024``; "" where both are the same, or one is not known."""
         policy = _mapping(self.config.get("policy"))

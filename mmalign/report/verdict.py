@@ -36,12 +36,12 @@ def sentence(run: RunData, findings: Sequence[Finding], silence: Finding | None 
 def state(run: RunData) -> str:
     """``Finished, 100 steps`` and the like."""
     done = max((row["step"] for row in [*run.train, *run.evals]), default=0)
-    total = run.config.get("steps", run.summary.get("steps"))
+    total = run.config.get(f"{run.unit}s", run.summary.get("steps"))
     ended = run.summary.get("steps")
     resumed = isinstance(ended, int) and done > ended  # the summary is that of an earlier end
     status = "Running" if resumed else str(run.summary.get("status") or "running").capitalize()
     of = f" of {total}" if isinstance(total, int) and total != done else ""
-    return f"{status}, step {done}{of}"
+    return f"{status}, {run.unit} {done}{of}"
 
 
 def _dead(run: RunData) -> str:
@@ -120,7 +120,7 @@ def _flag(run: RunData, findings: Sequence[Finding], moved: Sequence[Shift]) -> 
     if run.summary.get("status") == "learned nothing":
         return ""
     if findings:
-        return f"over-optimised since step {findings[0].began} ({', '.join(_plain_name(finding) for finding in findings)} fell)"
+        return f"over-optimised since {run.unit} {findings[0].began} ({', '.join(_plain_name(finding) for finding in findings)} fell)"
     if scores_only(run):
         return ""
     if len(run.evals) < 2:
@@ -148,10 +148,10 @@ def _low_spread(run: RunData) -> str:
     return f"spread {'began and is' if ratio[0].value < SPREAD_LINE else 'fell'} below {100 * SPREAD_LINE:.0f}{PERCENT} of real data's"
 
 
-def describe(finding: Finding) -> str:
-    """One finding in words."""
+def describe(finding: Finding, unit: str = "step") -> str:
+    """One finding in words. unit: what a step is."""
     fell = f"{_plain_name(finding)} fell from {short(finding.best)} to {short(finding.last)} while {finding.reward} rose"
-    return f"{fell}; its best was at step {finding.began}, and by step {finding.seen} the fall was beyond chance"
+    return f"{fell}; its best was at {unit} {finding.began}, and by {unit} {finding.seen} the fall was beyond chance"
 
 
 def _plain_name(finding: Finding) -> str:

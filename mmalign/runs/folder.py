@@ -154,7 +154,7 @@ def open_run(
         run = RunFolder(path, notes=(f"{path}: its making was interrupted, starting from the beginning",) if resume or again else ())
         _write_identity(run, kept)
         return run
-    differing = _refuse_other_config(path, read_config(path), kept, may_grow, may_differ)
+    differing = refuse_other_config(path, read_config(path), kept, may_grow, may_differ)
     _sweep(path)
     newest, damaged = checkpoints.newest(path / "checkpoints")
     if newest is None and damaged:
@@ -220,13 +220,18 @@ def _refuse_lost(path: Path, checkpoint_every: Any) -> None:
 
 
 def _write_identity(run: RunFolder, config: Any) -> None:
-    import yaml
-
     for folder in (run.samples, run.checkpoints):
         folder.mkdir(parents=True, exist_ok=True)
-    write_json(run.path / "versions.json", versions())
     run.metrics.touch()
-    write_text(run.config, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))  # last: with it there is a run
+    write_identity(run.path, config)
+
+
+def write_identity(path: Path, config: Any) -> None:
+    """What a run is: what it ran with, and its config, last: with it there is a run."""
+    import yaml
+
+    write_json(path / "versions.json", versions())
+    write_text(path / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
 
 
 def _step_of_sample(path: Path) -> int:
@@ -247,7 +252,7 @@ def read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _refuse_other_config(path: Path, old: Any, new: Any, may_grow: Sequence[str], may_differ: Sequence[str]) -> list[str]:
+def refuse_other_config(path: Path, old: Any, new: Any, may_grow: Sequence[str], may_differ: Sequence[str]) -> list[str]:
     """A line for each difference that matters no more than by rounding. Errors: UserError for others."""
     missing = "(absent)"
     before, after = flat(old), flat(new)

@@ -12,6 +12,7 @@ from mmalign.distributed.team import joined
 from mmalign.files import plain
 from mmalign.runs import checkpoint
 from mmalign.runs.folder import read_config
+from mmalign.runs.rounds import last_run
 from mmalign.types import Method, Policy, UserError
 
 
@@ -45,6 +46,8 @@ def trained(run_folder: str | Path, *, trust: bool = False) -> Trained:
 
     trust: its config may name code outside of mmalign, which is imported and run where something of the config is built.
 
+    Of rounds it is the run that the last of their stages made.
+
     Of several processes all read the same files. Errors: UserError where they do not, for a folder without a run, a run without a policy in
     its config, or without a checkpoint, and for outside code.
     """
@@ -52,6 +55,11 @@ def trained(run_folder: str | Path, *, trust: bool = False) -> Trained:
     if not (folder / "config.yaml").is_file():
         raise UserError(f"{folder}: no run there (no config.yaml); takes the folder of a run")
     config = read_config(folder)
+    if "stages" in config and "policy" not in config:
+        refuse_external_code(config, str(folder), trust)
+        if (last := last_run(folder)) is None:
+            raise UserError(f"{folder}: no stage of its rounds has made a run yet; takes one with a checkpoint")
+        return trained(last, trust=trust)
     refuse_external_code(config, str(folder), trust)
     if not isinstance(config.get("policy"), Mapping) or not sayable(config["policy"]):
         raise UserError(

@@ -27,11 +27,12 @@ class Trial(NamedTuple):
     least: int = 1
 
     def train(self, root: Path, *, resume: bool = False, steps: int | None = None, alone: bool = False) -> Any:
-        """Trains it in ``root/run``, or goes on with it; the finished run. steps: other than the config's. alone: without shards."""
+        """Trains it in ``root/run``, or goes on with it; the finished run. steps, or rounds: other than the config's. alone: no shards."""
         from mmalign.config import build, load
 
-        more = [] if steps is None else [f"steps={steps}"]
-        more += ["devices.place=replicate"] if alone else []
+        length = "rounds" if self.recipe == "rounds" else "steps"
+        more = [] if steps is None else [f"{length}={steps}"]
+        more += ["devices.place=replicate"] if alone and self.least > 1 else []
         return build(load(f"selftest/{self.name}", [f"run.folder={json.dumps(str(root))}", *more]), **({"resume": True} if resume else {}))
 
 

@@ -170,7 +170,26 @@ def test_each_answer_is_in_one_pair_and_what_has_no_score_in_none(tmp_path):
     counts = mm.commands.make_pairs(policy, ASKED[:3], {"r": told}, out=str(tmp_path / "a.jsonl"), group=6, most=9)
     pairs = [(line["chosen"], line["rejected"], line["id"]) for line in lines(tmp_path / "a.jsonl")]
     assert pairs == [("5", "1", "0-0"), ("4", "2", "0-1")]
-    assert counts == {"pairs": 2, "prompts": 3, "tied": 2, "missing": 6, "cut": 0}
+    assert counts == {"pairs": 2, "prompts": 3, "tied": 2, "missing": 6, "cut": 0, "empty": 0}
+
+
+def lengths(outputs, prompts, **_):
+    return torch.tensor([float(len(text)) for text in outputs], dtype=torch.float64)
+
+
+def test_answers_of_several_policies_are_ranked_together(tmp_path):
+    cold, warm = Fixed(["aa", "aaa"], ["a", "bb"]), Fixed(["aaaa", "b"], ["bbb", "bbbbb"])
+    counts = mm.commands.make_pairs(cold, ASKED[:2], {"l": lengths}, samplers={"w": warm}, out=str(tmp_path / "a.jsonl"), group=2, most=2)
+    pairs = [(line["chosen"], line["rejected"], line["id"]) for line in lines(tmp_path / "a.jsonl")]
+    assert pairs == [("aaaa", "b", "0-0"), ("aaa", "aa", "0-1"), ("bbbbb", "a", "1-0"), ("bbb", "bb", "1-1")] and counts["pairs"] == 4
+
+
+def test_an_answer_without_a_word_is_in_no_pair(tmp_path):
+    counts = mm.commands.make_pairs(Fixed(["", " ", "a", "bb"]), ASKED[:1], {"l": lengths}, out=str(tmp_path / "a.jsonl"), group=4, most=2)
+    assert [(line["chosen"], line["rejected"]) for line in lines(tmp_path / "a.jsonl")] == [("bb", "a")]
+    assert (counts["empty"], counts["missing"], counts["pairs"]) == (2, 0, 1) and len(
+        mm.data.texts(str(tmp_path / "a.jsonl")).first(9)
+    ) == 1
 
 
 def test_a_model_that_sees_answers_with_its_picture_hidden(tmp_path):

@@ -59,6 +59,8 @@ def free(config: dict[str, Any], path: tuple[Any, ...]) -> bool:
         "parts",
         "kept",
         "tools",
+        "stages",
+        "samplers",
     }
     return len(path) > 1 and (path[-2] in names or not {"vocabulary", "architecture"}.isdisjoint(path[:-1]))
 

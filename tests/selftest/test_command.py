@@ -24,7 +24,7 @@ def test_runs_are_killed_and_nothing_is_left(tmp_path: Path) -> None:
 
 def test_an_unknown_kind_is_one_line() -> None:
     ended = CliRunner().invoke(app, ["selftest", "--kill9", "1", "--only", "onlin"])
-    assert ended.exit_code == 2 and ended.stderr.strip() == "--only: got 'onlin', takes denoising, games, offline, online, shards"
+    assert ended.exit_code == 2 and ended.stderr.strip() == "--only: got 'onlin', takes denoising, games, offline, online, rounds, shards"
     ended = CliRunner().invoke(app, ["selftest", "--kill9", "1", "--only", "shards", "--processes", "1"])
     assert ended.exit_code == 2 and ended.stderr.strip() == "--processes: got 1 for shards, takes 2 or more"
 
