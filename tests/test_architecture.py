@@ -130,7 +130,7 @@ INSIDE: dict[str, dict[str, set[str]]] = {
         "forward": {"settings", "diffusers", "pipelines"},
         "transformers": {"settings", "parameters", "language"},
         "scorers": {"settings", "parameters", "language", "transformers", "pipelines", "diffusers"},
-        "twins": {"pipelines"},
+        "twins": {"pipelines", "language"},
         "exports": {"adapters", "pipelines", "language", "diffusers", "transformers", "scorers"},
         "inspecting": {"settings", "adapters", "pipelines", "diffusers", "twins", "language", "transformers"},
     },

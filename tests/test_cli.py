@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from mmalign import cli
-from mmalign.cli import runs
+from mmalign.cli import demos
 from mmalign.cli.app import mistakes_as_lines
 from mmalign.rooms import index
 
@@ -218,17 +218,17 @@ def test_advice_of_torchvision_reaches_no_terminal(monkeypatch):
 
 
 def test_fresh_names_never_meet_an_old_run(tmp_path):
-    assert runs._fresh_name(tmp_path, "demo") == "demo"
+    assert demos.fresh_name(tmp_path, "demo") == "demo"
     (tmp_path / "demo").mkdir()
-    assert runs._fresh_name(tmp_path, "demo") == "demo-2"
+    assert demos.fresh_name(tmp_path, "demo") == "demo-2"
     (tmp_path / "demo-2").mkdir()
-    assert runs._fresh_name(tmp_path, "demo") == "demo-3"
+    assert demos.fresh_name(tmp_path, "demo") == "demo-3"
 
 
 def test_demo_makes_a_run_for_each_seed_and_overwrites_none(folder, mmalign, monkeypatch, write_module):
     demo = write_module("demo.yaml", "use: mine.recipe\nrun: {name: demo, seed: 4}\n")
     write_module("mine.py", RECIPES.replace("steps={steps}", "seed={run.seed}"))
-    monkeypatch.setattr(runs, "DEMO", str(demo))
+    monkeypatch.setitem(demos.DEMOS, "digits", demos.Demo(str(demo)))
     for _ in range(2):
         assert mmalign("demo", "--seeds", "2").code == 0
     kept = {path.name: path.joinpath("config.yaml").read_text() for path in (folder / "runs").iterdir()}

@@ -12,7 +12,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 
-from mmalign.cli import runs, sweeps, guided, pairs, labelling, watching, evaluations, models, serving, lookup, migration, selftest  # noqa: F401  # isort: skip  (each adds its commands, in the order of --help)
+from mmalign.cli import runs, demos, sweeps, guided, pairs, labelling, watching, evaluations, models, serving, lookup, migration, selftest  # noqa: F401  # isort: skip  (each adds its commands, in the order of --help)
 from mmalign.cli.app import app
 
 __all__ = ["app", "main"]

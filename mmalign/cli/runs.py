@@ -25,8 +25,8 @@ from mmalign.cli.app import (
     run_folder,
     several,
 )
+from mmalign.cli.endings import ending
 
-DEMO = "configs/digits/demo.yaml"
 ALONE = ("export", "rehearse")
 
 
@@ -46,30 +46,7 @@ def train(
 
             _refuse_mistakes(load(config, overrides or []))
             several(context, processes, ray=ray)
-        _train(configured(config, overrides), resume=resume)
-
-
-@app.command()
-def demo(
-    context: typer.Context,
-    overrides: Overrides = None,
-    seeds: Annotated[int, typer.Option(min=1, help="How many runs, each with its own seed.")] = 1,
-    show: Annotated[bool, typer.Option("--open", help="Open the report in a browser at the end.")] = False,
-) -> None:
-    """Align a small generator of real digits on this machine's CPU, and show what it gained and what it cost."""
-    with mistakes_as_lines(context):
-        from mmalign.rooms import resource
-
-        report = None
-        for seed in range(seeds):
-            node = configured(str(resource(DEMO)), overrides)
-            run = {"name": "demo", "folder": "runs", "seed": 0, **node.get("run", {})}
-            node["run"] = {**run, "seed": int(run["seed"]) + seed, "name": _fresh_name(Path(run["folder"]), str(run["name"]))}
-            report = _train(node)
-        if show and report is not None:
-            import webbrowser
-
-            webbrowser.open(report.as_uri())
+        train_config(configured(config, overrides), resume=resume)
 
 
 @app.command()
@@ -179,14 +156,20 @@ def export(
     run: RunArgument,
     out: Annotated[Path | None, typer.Option(help="A folder that is not there yet; runs/NAME/export by default.")] = None,
     parameters: Annotated[str | None, typer.Option("--set", help="trained, ema or best; the best of them by default.")] = None,
+    push: Annotated[str | None, typer.Option(metavar="ORG/NAME", help="Put it on the hub too, as a model of that name.")] = None,
+    public: Annotated[bool, typer.Option("--public", help="With --push: everybody may see a repository that is made for it.")] = False,
+    license: Annotated[str | None, typer.Option(metavar="ID", help="For its card: apache-2.0, mit, ...")] = None,
     trust: Trust = False,
 ) -> None:
     """Write a run's weights as diffusers and peft load them, with a model card; loaded again and compared before they appear."""
     with mistakes_as_lines(context):
         from mmalign.rooms import find
 
-        exported = find("mmalign.commands", "export")(run_folder(run), out=out, parameters=parameters, trust=trust)
+        to_hub = {"push": push, "private": not public, "license": license}
+        exported = find("mmalign.commands", "export")(run_folder(run), out=out, parameters=parameters, trust=trust, **to_hub)
         typer.echo(f"export: {exported.path} (parameters: {exported.parameters}; forms: {', '.join(exported.forms)})")
+        if exported.address is not None:
+            typer.echo(f"on the hub: {exported.address}")
         if exported.code:
             typer.echo(f"with code of yours, which its page needs: {', '.join(exported.code)}")
         if exported.forms == ("peft", "full"):
@@ -214,7 +197,7 @@ def report(
             webbrowser.open(Path(page).resolve().as_uri())
 
 
-def _train(node: dict[str, Any], *, resume: bool = False) -> Path | None:
+def train_config(node: dict[str, Any], *, resume: bool = False) -> Path | None:
     """Builds and runs a config, prints where the run and its report are, and returns the path of the report.
 
     A config of a command, such as ``calibrate``, makes no run: what it made is said, and None returned.
@@ -248,8 +231,9 @@ def _train(node: dict[str, Any], *, resume: bool = False) -> Path | None:
     folder = Path(run.path).resolve()
     page = folder / "report.html"
     if team.main:
-        typer.echo(f"run:    {folder}")
-        typer.echo(f"report: {page}")
+        lines = ending(folder, run.summary) if isinstance(run, Run) else (f"run:    {folder}", f"report: {page}")
+        for line in lines:
+            typer.echo(line)
     team.tell("told")  # a launcher ends all processes with the first that does not end with 0
     if isinstance(run, Run) and (name := run.summary.get("interrupted_by")):
         raise typer.Exit(128 + signal.Signals[name])
@@ -284,12 +268,3 @@ def _refuse_folder(node: Mapping[str, Any], *, resume: bool) -> None:
     run = {"name": RunSettings.name, "folder": RunSettings.folder, **own} if isinstance(own, Mapping) else vars(usual)
     if isinstance(run["name"], str) and isinstance(run["folder"], str):  # what else they may be, the config's own check says
         refuse(run["folder"], run["name"], resume=resume)
-
-
-def _fresh_name(runs: Path, name: str) -> str:
-    """The name itself, or the first of name-2, name-3, ... that is not there yet: a run is never overwritten."""
-    candidate, number = name, 1
-    while (runs / candidate).exists():
-        number += 1
-        candidate = f"{name}-{number}"
-    return candidate

@@ -8,6 +8,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mmalign.commands._hub import may_push
+from mmalign.commands._hub import push as send
+from mmalign.commands._metadata import metadata
 from mmalign.commands._own_code import OwnCode, own_code
 from mmalign.config import build_part
 from mmalign.policies.adapters import Form
@@ -16,6 +19,7 @@ from mmalign.policies.exports import scorers
 from mmalign.policies.exports.language import auto_class, save
 from mmalign.policies.exports.pipelines import export as write
 from mmalign.policies.forward import ForwardPolicy
+from mmalign.policies.language import gguf
 from mmalign.policies.language.codes.image_tokens import ImageTokensPolicy
 from mmalign.policies.language.codes.thinking_images import ThinkingImagesPolicy
 from mmalign.policies.language.loading import load as load_language_model
@@ -35,15 +39,20 @@ WORDS = {
 
 
 class Exported(NamedTuple):
-    """Where an export is, which parameters it holds, the forms in it (``diffusers``, ``peft``, ``full``), and files of the user's code."""
+    """Where an export is, which parameters it holds, the forms in it (``diffusers``, ``peft``, ``full``), files of the user's code, and its
+    address on the hub."""
 
     path: Path
     parameters: str
     forms: tuple[str, ...]
     code: tuple[str, ...] = ()
+    address: str | None = None
 
 
-def export(run_folder: str | Path, *, out: str | Path | None = None, parameters: str | None = None, trust: bool = False) -> Exported:
+def export(
+    run_folder: str | Path, *, out: str | Path | None = None, parameters: str | None = None, trust: bool = False, push: str | None = None,
+    private: bool = True, license: str | None = None,
+) -> Exported:  # fmt: skip
     """Writes what a run has trained, as of its newest checkpoint: LoRA for diffusers and peft, or else the whole pipeline or model.
 
     Args:
@@ -51,6 +60,8 @@ def export(run_folder: str | Path, *, out: str | Path | None = None, parameters:
         out: a folder that is not there yet; ``export`` in the run by default.
         parameters: ``trained``, ``ema``, ``best`` or another set that the run kept; the best of them by default, as in ``sample``.
         trust: the run's config may name code outside of mmalign, which is then imported and run.
+        push: ORGANISATION/NAME of the hub, which gets all of it as one commit. private: whether a repository that is made for it is.
+        license: of the export, in the hub's ids (``apache-2.0``); the base model's may bind you.
 
     A module of the user's that the model is made of, a file of Python that no package holds, is put beside the weights, and the code on
     the page finds it there; packages are named. See ``policies.exports`` for the other files, and for how they are compared with the
@@ -59,6 +70,8 @@ def export(run_folder: str | Path, *, out: str | Path | None = None, parameters:
     Errors: UserError for a run without a checkpoint, a set that it does not have, a policy that is neither a diffusers pipeline nor a
     language model, and a comparison that fails.
     """
+    if push is not None:
+        may_push(push)
     run = trained(run_folder, trust=trust)
     chosen = parameters or run.best
     if chosen not in run.sets:
@@ -73,10 +86,15 @@ def export(run_folder: str | Path, *, out: str | Path | None = None, parameters:
             f"{run.folder}: got the policy {run.config['policy'].get('use')!r}, export takes a diffusers pipeline or a language model"
         )
     folder = run.folder / "export" if out is None else Path(out)
-    own = own_code(node, policy.pipe if isinstance(policy, DiffusersPolicy) else policy.model)
+    live = policy.pipe if isinstance(policy, DiffusersPolicy) else policy.model
+    own = own_code(node, live)
+    head: Callable[[list[Form]], str] = lambda forms: _head(run, node, live, forms, license)  # noqa: E731
     with outer.using("current" if chosen == "trained" else chosen):
-        forms = written(outer, folder, node, prompt=_prompt(run), card=lambda forms: _card(run, chosen, node, forms, own), beside=own.files)
-    return Exported(folder, chosen, tuple(form.name for form in forms), tuple(file.name for file in own.files))
+        card: Callable[[list[Form]], str] = lambda forms: _card(run, chosen, node, forms, own, head(forms))  # noqa: E731
+        forms = written(outer, folder, node, prompt=_prompt(run), card=card, beside=own.files)
+    words = f"{_in_words(run.config.get('method'))}, {checkpoint.step_of(run.checkpoint)} steps, by mmalign"
+    address = None if push is None else send(folder, push, private=private, message=words)
+    return Exported(folder, chosen, tuple(form.name for form in forms), tuple(file.name for file in own.files), address)
 
 
 def inner(policy: Any) -> DiffusersPolicy | TransformersPolicy | None:
@@ -98,8 +116,7 @@ def written(
     if isinstance(policy, ScorerPolicy):
         return scorers.save(policy, folder, prompt=prompt, card=card, beside=beside)
     if isinstance(own, TransformersPolicy):
-        name = node["model"] if isinstance(node["model"], str) else None
-        return save(own, folder, base=lambda: _language_model(node), prompt=prompt, card=card, name=name, beside=beside)
+        return save(own, folder, base=lambda: _language_model(node), prompt=prompt, card=card, name=_base_name(node), beside=beside)
     assert own is not None
     return write(own, folder, base=lambda: _base(node), prompt=prompt, card=card, beside=beside)
 
@@ -116,7 +133,7 @@ def _base(node: Mapping[str, Any]) -> Any:
 
 
 def _language_model(node: Mapping[str, Any]) -> Any:
-    if not isinstance(node["model"], str):
+    if not (isinstance(node["model"], str) or gguf.is_gguf(node["model"])):
         built = build_part(node, "model")
         return built[0] if isinstance(built, tuple) else built
     settings = {key: node[key] for key in ("tokenizer", "dtype", "trust_remote_code") if key in node}
@@ -135,15 +152,32 @@ def _prompt(run: Trained) -> str:
 # ---- the page
 
 
-def _card(run: Trained, chosen: str, node: Mapping[str, Any], forms: list[Form], own: OwnCode) -> str:
+def _head(run: Trained, node: Mapping[str, Any], live: Any, forms: list[Form], license: str | None) -> str:
+    """What the hub reads of the page."""
+    names = (run.config.get("evaluation") or {}).get("judges") or {}
+    after = _after(run) if run.state.get("evaluations") else {}
+    judges = {key: float(value) for key, value in after.items() if key in names and value is not None}
+    method = run.config.get("method")
+    return metadata(
+        name=_run_name(run), base=_base_name(node), model=live, forms=[form.name for form in forms],
+        method=str(method.get("use") if isinstance(method, Mapping) else method).rpartition(".")[2], judges=judges, license=license,
+    )  # fmt: skip
+
+
+def _run_name(run: Trained) -> str:
+    return str((run.config.get("run") or {}).get("name", run.folder.name))
+
+
+def _card(run: Trained, chosen: str, node: Mapping[str, Any], forms: list[Form], own: OwnCode, head: str) -> str:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     config, versions, last = run.config, run.folder / "versions.json", "ema" if "ema" in run.sets else "trained"
     page = Environment(loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return page.get_template("card.md").render(
-        name=(config.get("run") or {}).get("name", run.folder.name),
+        head=head,
+        name=_run_name(run),
         words=WORDS["pipeline" if "pipeline" in node else "model"],
-        base=_name(node) if isinstance(_name(node), str) else None,
+        base=_base_name(node),
         base_code=base_code(node, forms),
         own=own,
         lora=node.get("lora"),
@@ -182,10 +216,20 @@ def _name(node: Mapping[str, Any]) -> Any:
     return node["pipeline"] if "pipeline" in node else node["model"]
 
 
+def _base_name(node: Mapping[str, Any]) -> str | None:
+    """The hub id, folder or file of what was trained; None for what a function makes."""
+    name = _name(node)
+    if "pipeline" not in node and gguf.is_gguf(name):
+        return "/".join(gguf.place_of(name))
+    return name if isinstance(name, str) else None
+
+
 def base_code(node: Mapping[str, Any], forms: Sequence[Form]) -> list[str]:
     """Lines of Python that load what an adapter is put onto."""
     name = _name(node)
     if "pipeline" not in node:
+        if gguf.is_gguf(name):
+            return gguf.code_of(gguf.place_of(name), auto_class(forms[0].modules["model"]))
         if isinstance(name, str):
             home = auto_class(forms[0].modules["model"])
             return [f"from transformers import {home}", f"model = {home}.from_pretrained({name!r})"]

@@ -77,7 +77,7 @@ def transformers(  # one keyword for each thing that a user may set
 
     Args:
         model, tokenizer: objects, both as a tuple under ``model``, or the hub id or folder of both. A vision-language model's
-            ``tokenizer`` is its processor.
+            ``tokenizer`` is its processor. A GGUF file holds both: ``x.gguf``, ``{gguf: FILE}``, ``ORGANISATION/NAME/FILE.gguf``.
         lora: rank, alpha, targets; None trains all of the model.
         train: in place of lora, what of each member is trained: ``{vision: freeze, projector: full, language: {rank: 16}}``.
         start: a run, or whole weights on disk, that the trained parameters start as, where they are no LoRA (``lora: {from: ...}``).
@@ -106,7 +106,7 @@ def transformers(  # one keyword for each thing that a user may set
     """
     if isinstance(model, tuple):
         model, tokenizer = model
-    if isinstance(model, str):
+    if isinstance(model, (str, Mapping)):
         model, tokenizer = load(model, tokenizer, dtype=dtype, trust_remote_code=trust_remote_code)
     elif (kind := type_of(dtype)) is not None:
         model.to(kind)

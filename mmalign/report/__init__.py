@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["build"]
+__all__ = ["build", "in_a_sentence"]
 
 
 def build(run_folder: str | Path) -> Path:
@@ -25,3 +25,11 @@ def build(run_folder: str | Path) -> Path:
         return write_text(run.path / "report.html", page)
     except OSError as error:
         raise UserError(f"report: {run.path / 'report.html'} cannot be written: {error}") from error
+
+
+def in_a_sentence(run_folder: str | Path) -> str:
+    """What a run came to, in the sentence that its page begins with. Errors: UserError where ``run_folder`` is no folder."""
+    from mmalign.report import page
+    from mmalign.report.read import read
+
+    return page.in_a_sentence(read(Path(run_folder)))

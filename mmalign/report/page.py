@@ -57,7 +57,7 @@ def render(run: RunData) -> str:
     )
     return template.render(
         name=run.path.resolve().name,
-        verdict=sentence(run, findings, silence, moved),
+        verdict=in_a_sentence(run),
         state=state(run),
         findings=[describe(finding, run.unit) for finding in findings],
         moved=[in_words(shift) for shift in moved],
@@ -92,6 +92,11 @@ def render(run: RunData) -> str:
         versions=[(name, "none" if version is None else str(version)) for name, version in run.versions.items()],
         notes=notes,
     )
+
+
+def in_a_sentence(run: RunData) -> str:
+    """What a run came to, as the page says it first."""
+    return sentence(run, overoptimised(run.evals, rewards=run.rewards, judges=run.judges), _silence(run), shifts(run.evals))
 
 
 def _silence(run: RunData) -> Finding | None:

@@ -34,6 +34,7 @@ from mmalign.rewards.served import served as served
 from mmalign.rewards.texts.by_segment import by_segment as by_segment
 from mmalign.rewards.texts.code_structure import code_structure as code_structure
 from mmalign.rewards.texts.code_tests import code_tests as code_tests
+from mmalign.rewards.texts.contains import contains as contains
 from mmalign.rewards.texts.exact_match import exact_match as exact_match
 from mmalign.rewards.texts.format import format as format
 from mmalign.rewards.texts.length import length as length

@@ -189,7 +189,7 @@ def test_the_page_says_what_was_done_and_what_changed(tmp_path, command):
         re.search(rf"\| bright \| reward, trained on \| {first:.3f}.* \| {last:.3f}", page) and "| gold | judge, not trained on |" in page
     )
     assert "Measured on the parameters `ema`, which are not those of this export" in page and "| seed | 0 |" in page
-    assert "license:  # yours to choose" in page and "flow_grpo (beta 0.05, clip 0.2" in page and "- torch " in page and "nats" in page
+    assert "# license: yours to choose" in page and "flow_grpo (beta 0.05, clip 0.2" in page and "- torch " in page and "nats" in page
     assert str(tmp_path) not in page and "| pope | f1 | 0.875 | 0.800 to 0.950 |" in page
 
 

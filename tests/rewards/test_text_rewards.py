@@ -1,4 +1,4 @@
-"""Rewards on texts: exact_match, math_answer, format, length."""
+"""Rewards on texts: exact_match, contains, math_answer, format, length."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from fractions import Fraction
 import pytest
 
 from mmalign.rewards._shared.symbolic import Comparer
+from mmalign.rewards.texts.contains import contains
 from mmalign.rewards.texts.exact_match import exact_match
 from mmalign.rewards.texts.format import format as form
 from mmalign.rewards.texts.length import length
@@ -24,6 +25,16 @@ def test_exact_match():
     assert asked(exact_match(), " New  York\n", "new york") == 1
     assert asked(exact_match(case=True), "New York", "new york") == 0
     assert asked(exact_match(), "York", "New York") == 0
+    loose = exact_match(punctuation=False)
+    assert [asked(loose, text, "New York") for text in ('"New York."', "(new york)", "In New York.", "New-York")] == [1, 1, 0, 0]
+    assert asked(exact_match(), "New York.", "New York") == 0 and asked(loose, "…", "!") == 1
+
+
+def test_contains():
+    texts = ("It is New\nYork.", "new york, Paris", "New Yorkers", "a new\u00e9 york", "York New")
+    assert [asked(contains(), text, "New York") for text in texts] == [1, 1, 0, 0, 0]
+    assert asked(contains(case=True), "new york", "New York") == 0 and asked(contains(), "C++ it is", "c++") == 1
+    assert asked(contains(), "anything", " ") == 0 and asked(contains(), "a.c", "abc") == asked(contains(), "abc", "a.c") == 0
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from mmalign.policies.inspecting.inspection import Inspection, InspectionRow
 from mmalign.policies.language.agreement import compared
 from mmalign.policies.language.codes.families import FAMILIES
 from mmalign.policies.language.codes.image_tokens import image_tokens
+from mmalign.policies.language.gguf import is_gguf
 from mmalign.policies.language.loading import load, parted
 from mmalign.policies.language.members import members_of
 from mmalign.policies.pipelines.calling import one_line, quiet
@@ -28,7 +29,10 @@ ENDINGS = (*texts.CAUSAL, "ForConditionalGeneration")
 
 
 def is_language(model: str) -> bool:
-    """Whether a name is that of a language model: a class of transformers, a folder of one, or a hub id that begins as a family's do."""
+    """Whether a name is that of a language model: a class of transformers, a folder or a GGUF file of one, or a hub id that begins as a
+    family's do."""
+    if is_gguf(model):
+        return True
     if Path(model).is_dir():
         return (Path(model) / "config.json").is_file() and not (Path(model) / "model_index.json").is_file()
     last = model.rpartition("/")[2].lower()

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from mmalign.policies.language import gguf
 from mmalign.policies.pipelines.calling import quiet
 from mmalign.policies.pipelines.model_index import read_index, text_of
 from mmalign.policies.twins.pipelines import twin
@@ -74,6 +75,9 @@ def language(model: Any, *, dtype: torch.dtype | None = None) -> Any:
     """
     import transformers
 
+    if gguf.is_gguf(model):
+        with torch.device("meta"):
+            return transformers.AutoModelForCausalLM.from_config(gguf.config_of(gguf.place_of(model)), dtype=dtype or torch.float32)
     if not isinstance(model, str):
         return model
     config = _config_of(model, "", _known(model))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
 
 from mmalign.matching import reading, refuse_length, refuse_nowhere, refuse_unfinished, refuse_unlike
+from mmalign.policies.language import gguf
 from mmalign.policies.settings import type_of
 from mmalign.types import UserError
 
@@ -23,13 +24,19 @@ SEEING = ("vision_config", "vq_config")
 """Parts of a configuration that only models have which see, by features or by codes."""
 
 
-def load(name: str, reader: Any = None, *, dtype: str | None = None, trust_remote_code: bool = False) -> tuple[Any, Any]:
+def load(
+    name: str | Mapping[str, Any], reader: Any = None, *, dtype: str | None = None, trust_remote_code: bool = False
+) -> tuple[Any, Any]:
     """A model and what reads for it: a causal language model and its tokenizer, or, where its configuration has a part that sees, a
-    vision-language model and its processor. dtype: as it was saved, by default.
+    vision-language model and its processor. name: a folder, a hub id, or what ``gguf.is_gguf`` knows. dtype: as it was saved, by default.
 
     Errors: UserError for what is neither, a place that does not exist, damaged files, tensors that are missing, left over or of another
     shape, and for code of the model's own that the user did not allow.
     """
+    if gguf.is_gguf(name):
+        return _of_gguf(gguf.place_of(name), reader, dtype=dtype)
+    if not isinstance(name, str):
+        raise UserError(f"policy.model: got {dict(name)}, takes a folder, a hub id, or {{gguf: FILE}}")
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
 
     floating = type_of(dtype)
@@ -48,6 +55,23 @@ def load(name: str, reader: Any = None, *, dtype: str | None = None, trust_remot
         if reader is None or isinstance(reader, str):
             sees = kind is AutoModelForImageTextToText
             reader = AutoProcessor.from_pretrained(reader or name, **options) if sees else _tokenizer(reader or name, **options)
+    refuse_unlike("policy.model", name, model, info)
+    refuse_length("policy.model", parted(reader)[0])
+    return model, reader
+
+
+def _of_gguf(place: gguf.Place, reader: Any, *, dtype: str | None) -> tuple[Any, Any]:
+    """A causal language model in a GGUF file, and its tokenizer, which is in the file too; in float32, or the type of its matrices."""
+    from transformers import AutoModelForCausalLM
+
+    floating, options, name = type_of(dtype), gguf.options(place), f"{place.home}/{place.file}"
+    config = gguf.config_of(place)
+    with reading("policy.model", name, gguf.TAKES):
+        settings = {"dtype": floating or "auto", "output_loading_info": True, "ignore_mismatched_sizes": True}
+        with quiet_report():
+            model, info = AutoModelForCausalLM.from_pretrained(place.home, config=config, **settings, **options)
+        if reader is None or isinstance(reader, str):
+            reader = _tokenizer(place.home, gguf_file=place.file) if reader is None else _tokenizer(reader)
     refuse_unlike("policy.model", name, model, info)
     refuse_length("policy.model", parted(reader)[0])
     return model, reader

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mmalign.policies.language import gguf
 from mmalign.policies.pipelines.calling import quiet
 from mmalign.types import UserError
 
@@ -43,9 +44,9 @@ def small(node: Mapping[str, Any], *, kind: str | None = None) -> tuple[dict[str
     for key in ("dtype", "engine"):  # what a CPU has none of
         if twin.pop(key, None) is not None:
             remarks.append(f"policy.{key} is left out")
-    if isinstance(node["model"], Mapping):
+    if isinstance(node["model"], Mapping) and not gguf.is_gguf(node["model"]):
         return twin, [f"the real model: {node['model'].get('use')}", *remarks]
-    name, source = _kind(str(node["model"]), kind)
+    name, source = _kind(node["model"], kind)
     twin.pop("tokenizer", None)
     twin["memory"] = {**memory, "rows_at_once": min(memory.get("rows_at_once", 64), ROWS)}
     most = min(node.get("max_completion", 256), COMPLETION)
@@ -95,9 +96,13 @@ def bytes_tokenizer(extra: Mapping[str, str] | None = None) -> Any:
     return words
 
 
-def _kind(model: str, kind: str | None) -> tuple[str, str]:
+def _kind(model: Any, kind: str | None) -> tuple[str, str]:
     if kind is not None:
         return kind, "--kind"
+    if gguf.is_gguf(model):
+        from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+        return str(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[gguf.config_of(gguf.place_of(model)).model_type]), "its GGUF file"
     config = Path(model) / "config.json"
     if config.is_file():
         return str((json.loads(config.read_text(encoding="utf-8")).get("architectures") or ["?"])[0]), "its config.json"
