@@ -22,6 +22,7 @@ PAGES = {
     "mmalign/distributed/README.md": "pages/distributed.md",
     "mmalign/environments/README.md": "pages/environments.md",
     "mmalign/evaluation/README.md": "pages/evaluation.md",
+    "mmalign/labelling/README.md": "pages/labelling.md",
     "mmalign/guidance/README.md": "pages/guidance.md",
     "mmalign/policies/inspecting/README.md": "pages/memory.md",
     "mmalign/policies/language/codes/README.md": "pages/image_tokens.md",
@@ -33,30 +34,41 @@ PAGES = {
     "mmalign/training/README.md": "pages/training.md",
     "mmalign/worlds/calculator/README.md": "pages/calculator.md",
     "mmalign/worlds/digit_scenes/README.md": "pages/digit_scenes.md",
+    "scripts/examples/README.md": "pages/examples.md",
     "scripts/bench/README.md": "bench/index.md",
     "scripts/bench/LEAGUE.md": "bench/league.md",
     "scripts/bench/SCALING.md": "bench/scaling.md",
 }
 """file of the repository -> page of the site."""
 
+OWN = "scripts/docs/pages/"
+"""The pages that are the site's own."""
+
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s]+)\)")
 SHOWN = {".png", ".svg", ".jpg", ".gif"}
 
 
 def text(source: str) -> str:
-    """A page's Markdown with its links moved. Errors: FileNotFoundError for a link to nothing."""
-    page = PAGES[source]
+    """A borrowed page's Markdown. Errors: FileNotFoundError for a link to nothing."""
+    return moved((ROOT / source).read_text(encoding="utf-8"), source, PAGES[source])
 
-    def moved(match: re.Match[str]) -> str:
+
+def moved(markdown: str, source: str, page: str) -> str:
+    """A page's Markdown, its links to files of the repository moved to their pages.
+
+    source: its file in the repository. page: its place on the site. Links of the site's own pages to pages that are made stay as they are.
+    """
+
+    def link(match: re.Match[str]) -> str:
         mark, words, target = match.groups()
         address, _, place = target.partition("#")
-        if not address or re.match(r"[a-z]+:", address):
-            return match.group(0)
         file = os.path.normpath(os.path.join(os.path.dirname(source), address))
+        if not address or re.match(r"[a-z]+:", address) or (file.startswith(OWN) and not (ROOT / file).exists()):
+            return match.group(0)
         there = _page_of(file, place)
         return f"{mark}[{words}]({os.path.relpath(there, os.path.dirname(page))})" if there else f"{words} (`{file}`)"
 
-    return LINK.sub(moved, (ROOT / source).read_text(encoding="utf-8"))
+    return LINK.sub(link, markdown)
 
 
 def pictures() -> Iterator[tuple[str, Path]]:
@@ -72,6 +84,8 @@ def _page_of(file: str, place: str) -> str:
     """Where a file of the repository is on the site; empty for what has no page."""
     if not (ROOT / file).exists():
         raise FileNotFoundError(f"{file}: a page links to it, and there is no such file")
+    if file.startswith(OWN):
+        return f"{file.removeprefix(OWN)}{'#' * bool(place)}{place}"
     config = file.removeprefix("configs/").removesuffix(".yaml")
     if file.startswith("configs/") and config in configs():
         return f"configs/{os.path.dirname(config)}.md#{os.path.basename(config)}"

@@ -27,5 +27,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Fills what a page leaves to a table: ``<!-- table: NAME -->``."""
-    return tables.filled(markdown, page.file.src_uri)
+    """Fills what a page leaves to a table, ``<!-- table: NAME -->``, and moves the links of the site's own pages."""
+    place = page.file.src_uri
+    own = (borrowed.ROOT / borrowed.OWN / place).is_file()
+    return tables.filled(borrowed.moved(markdown, borrowed.OWN + place, place) if own else markdown, place)
