@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import nan
 from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+from torch import Tensor
 
 from mmalign.types import UserError
 
@@ -92,6 +94,23 @@ class RefusedRow(UserError):
     def __init__(self, row: int, why: str):
         super().__init__(f"row {row}: {why}")
         self.row, self.why = row, why
+
+
+@runtime_checkable
+class Choosy(Protocol):
+    """Who is given outputs of one kind alone: ``texts`` or ``images`` (or videos)."""
+
+    learns_from: str
+
+
+def suited(records: Sequence[Any], policy: Any, key: str = "") -> Sequence[Any]:
+    """The records. Errors: UserError where the policy says what it learns from, and they hold the other; nothing is decoded for it."""
+    kinds = {"images" if isinstance(output, (Tensor, Unread)) else "texts" for one in records for output in outputs_of(one)
+             if not isinstance(output, Drawn)}  # fmt: skip
+    if isinstance(policy, Choosy) and (others := kinds - {policy.learns_from}):
+        takes = {"texts": "texts (mm.data.texts; picture_texts: texts about pictures)", "images": "images or videos (mm.data.pairs)"}
+        raise UserError(f"{key}records: their outputs are {others.pop()}, and the policy learns from {takes[policy.learns_from]}")
+    return records
 
 
 @runtime_checkable

@@ -52,6 +52,7 @@ SYNONYMS = {
     "epsilon": "method.clip", "clip_range": "method.clip", "ref_model": "references", "sync_ref_model": "references.ref.every",
 }  # fmt: skip
 """A recipe's settings, as other libraries say them -> as they are here."""
+PROCESSORS = "in the preprocessor_config.json of the folder that tokenizer names"
 WITHIN = {
     "policy": {
         "resolution": "call.height and call.width", "height": "call.height", "width": "call.width", "num_frames": "call.num_frames",
@@ -59,6 +60,8 @@ WITHIN = {
         "lora_rank": "lora.rank", "lora_alpha": "lora.alpha", "peft_config": "lora", "torch_dtype": "dtype", "mixed_precision": "dtype",
         "precision": "dtype", "max_new_tokens": "max_completion", "max_completion_length": "max_completion", "num_steps": "schedule.steps",
         "cfg": "schedule.guidance", "cfg_scale": "schedule.guidance", "model": "pipeline", "unet": "pipeline", "transformer": "pipeline",
+        "min_pixels": f"min_pixels {PROCESSORS}", "max_pixels": f"max_pixels {PROCESSORS}", "processor": "tokenizer",
+        "processor_kwargs": f"so, each by its name, {PROCESSORS}", "image_size": f"size {PROCESSORS}",
     },
     "call": {"num_images_per_prompt": "batch.group", "steps": "num_inference_steps",
              "guidance": "guidance_scale", "cfg": "guidance_scale", "seed": "run.seed"},

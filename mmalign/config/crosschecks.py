@@ -17,12 +17,18 @@ from mmalign.config.instantiate import METHODS, Call, Review, Unread, carry_out,
 from mmalign.config.parsing import one_line
 from mmalign.config.prompt_columns import missing_columns
 
-CALLED_WITH: dict[str, Range] = {
+COUNTED: dict[str, Range] = {
     **dict.fromkeys(("num_inference_steps", "height", "width", "num_frames", "max_sequence_length", "max_completion"), within(1, MANY)),
-    **dict.fromkeys(("guidance_scale", "true_cfg_scale"), within(-math.inf, above=True, below=True)),
-    "temperature": within(0, below=True), "top_p": within(0, 1, above=True), "top_k": within(0, MANY), "strength": within(0, 1),
+    "top_k": within(0, MANY),
 }  # fmt: skip
-"""What numbers of a policy's calls may be, in diffusers' words and in those of language models."""
+CALLED_WITH: dict[str, Range] = {
+    **COUNTED,
+    **dict.fromkeys(("guidance_scale", "true_cfg_scale"), within(-math.inf, above=True, below=True)),
+    "temperature": within(0, below=True), "top_p": within(0, 1, above=True), "strength": within(0, 1), "hidden_media": within(0, 1),
+}  # fmt: skip
+"""What numbers of a policy's calls may be, in diffusers' words and in those of language models; those of ``COUNTED`` are whole."""
+ALWAYS = ("temperature", "top_p", "top_k", "max_completion", "hidden_media")
+"""Of them those of language models, which have no None."""
 
 ALIKE = ("temperature", "template", "times", "draws", "target")
 """Keywords of policies that have to be the same where one is another's reference: those of what is scored."""
@@ -264,8 +270,12 @@ def _wrong_arguments(path: str, arguments: Mapping[str, Any], known: Any) -> Ite
     for key, value in arguments.items():
         if key not in known:
             yield f"{path}.{key}: " + (renamed(str(key), path) or f"no argument of this policy's calls{nearest(str(key), known)}")
-        elif (allowed := CALLED_WITH.get(key)) is not None and outside_of(value, allowed):
-            yield f"{path}.{key}: got {value}, takes {allowed.takes(value)}"
+        elif (allowed := CALLED_WITH.get(key)) is not None and (value is not None or key in ALWAYS):
+            kinds = (int,) if key in COUNTED else (int, float)
+            if isinstance(value, bool) or not isinstance(value, kinds):
+                yield f"{path}.{key}: got {value!r}, takes {'a whole number' if key in COUNTED else 'a number'}"
+            elif outside_of(value, allowed):
+                yield f"{path}.{key}: got {value}, takes {allowed.takes(value)}"
 
 
 def _arguments(policy: Call) -> Any:

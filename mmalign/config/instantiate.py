@@ -356,6 +356,8 @@ def carry_out(value: Any) -> Any:
 
 
 def execute(call: Call, **extra: Any) -> Any:
-    """Carries out a plan without mistakes, from the inside out."""
-    arguments = {key: carry_out(value) for key, value in call.arguments.items()}
+    """Carries out a plan without mistakes, from the inside out: the policy last, so that data which cannot be used are told before its
+    weights are loaded."""
+    last = sorted(call.arguments, key=lambda key: key == "policy")
+    arguments = {key: carry_out(call.arguments[key]) for key in last}
     return call.function(**{**arguments, **extra})

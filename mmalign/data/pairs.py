@@ -19,7 +19,7 @@ from mmalign.data._reading.parsing import is_folder
 from mmalign.data._reading.stored import Hub, Passed, Stored, hub
 from mmalign.data._reading.tables import Block, blocks, located
 from mmalign.data._schemas import outputs
-from mmalign.data._schemas.columns import Notice
+from mmalign.data._schemas.notices import Notice
 from mmalign.media import Broken, Limits
 from mmalign.records import Pair, Ranking, Record, Thumb, Unread, outputs_of
 from mmalign.types import UserError

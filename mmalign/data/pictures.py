@@ -25,6 +25,7 @@ from mmalign.data._reading.tables import Block, Row, blocks, in_order, located
 from mmalign.data._schemas import columns as layouts
 from mmalign.data._schemas import pictures as picture_schemas
 from mmalign.data._schemas import texts as text_schemas
+from mmalign.data._schemas.notices import Notice
 from mmalign.data.texts import LOOK, usable
 from mmalign.media import Broken, Limits
 from mmalign.records import Record
@@ -212,7 +213,7 @@ def _looked_at(source: list[Block] | Hub, schema: str, columns: dict[str, str] |
         raise UserError(f"records.max_text: got {max_text}, takes 1 or more")
     names = columns or {}
     layouts.checked(names)
-    notice = layouts.Notice("records")
+    notice = Notice("records")
 
     def guess(row: Row) -> Schema:
         kind = picture_schemas.kind_of(row, names) if schema == "auto" else KINDS.get(schema, schema)

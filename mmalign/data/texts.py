@@ -11,6 +11,7 @@ from mmalign.data._reading.stored import Hub, Passed, Schema, Stored, hub
 from mmalign.data._reading.tables import Block, Row, blocks
 from mmalign.data._schemas import columns as layouts
 from mmalign.data._schemas import texts as text_schemas
+from mmalign.data._schemas.notices import Notice
 from mmalign.data._schemas.texts import Form, Score
 from mmalign.media import Broken
 from mmalign.records import Pair, Ranking, Record, Thumb
@@ -92,7 +93,7 @@ def _looked_at(
         raise UserError(f"records.max_bytes: got {max_bytes}, takes 1 or more")
     names = columns or {}
     layouts.checked(names)
-    notice = layouts.Notice("records")
+    notice = Notice("records")
 
     def guess(row: Row) -> Schema:
         kind = layouts.kind_of(row, names) if schema == "auto" else schema

@@ -5,12 +5,13 @@
 
 from mmalign.media.images import image, picture
 from mmalign.media.limits import Animated, Broken, Limits, named
-from mmalign.media.medium import KINDS, Medium, canonical_bytes
+from mmalign.media.medium import KINDS, ONE, Medium, canonical_bytes
 from mmalign.media.sources import is_address, read_bytes, read_whole
 from mmalign.media.videos import Footage, footage, video
 
 __all__ = [
     "KINDS",
+    "ONE",
     "Animated",
     "Broken",
     "Footage",

@@ -13,6 +13,7 @@ from torch import Tensor
 from mmalign.media.sources import is_address
 
 KINDS = ("image", "video")
+ONE = {"image": "an image", "video": "a video"}
 
 
 class Medium(NamedTuple):

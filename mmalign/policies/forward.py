@@ -70,6 +70,7 @@ class ForwardPolicy:
     """See ``forward``. ``generate``, parameters and their sets are those of the policy inside."""
 
     kind = ADAPTER.kind
+    learns_from = "images"
 
     def __init__(
         self, of: DiffusersPolicy, *, times: Times, draws: int, target: Target, noise: Noise = "group", guided: bool = False,

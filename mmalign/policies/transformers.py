@@ -40,7 +40,7 @@ from mmalign.policies.language.engine import Engine
 from mmalign.policies.language.fitting import ROUNDING, fit, made_up
 from mmalign.policies.language.given import given
 from mmalign.policies.language.heads import HEADS, MASKS, HeadName, add_heads, degrees
-from mmalign.policies.language.loading import checkpoint_layers, context_of, load, never_said, parted, refuse_numbers, stops_of
+from mmalign.policies.language.loading import checkpoint_layers, context_of, load, never_said, parted, reader_of, refuse_numbers, stops_of
 from mmalign.policies.language.logits import COMPARED, DISTRIBUTION, LOG_PROBS
 from mmalign.policies.language.masking import hidden_media
 from mmalign.policies.language.members import sets_of
@@ -102,16 +102,17 @@ def transformers(  # one keyword for each thing that a user may set
         device: a GPU if there is one.
         trust_remote_code: run code that comes with the model.
 
-    Errors: UserError for a model that cannot be loaded, without a tokenizer, or whose tokenizer lacks what is asked for.
+    Errors: UserError for a model that cannot be loaded, or has no tokenizer with what is asked for, and for LoRA beside members.
     """
+    if lora is not None and train is not None:
+        raise UserError("policy.train: got lora too, takes one of them (train: {language: {rank: 16}} is LoRA in the language model)")
     if isinstance(model, tuple):
         model, tokenizer = model
     if isinstance(model, (str, Mapping)):
         model, tokenizer = load(model, tokenizer, dtype=dtype, trust_remote_code=trust_remote_code)
     elif (kind := type_of(dtype)) is not None:
         model.to(kind)
-    if tokenizer is None:
-        raise UserError("policy.tokenizer: got none, takes the tokenizer of the model")
+    tokenizer = reader_of(model.config, tokenizer, key="policy.tokenizer", trust_remote_code=trust_remote_code)
     target = default_device() if device is None else torch.device(device)
     words, processor = parted(tokenizer)
     never = never_said(model, words, processor)
@@ -129,6 +130,7 @@ class TransformersPolicy:
     """See ``transformers``."""
 
     kind = ADAPTER.kind
+    learns_from = "texts"
 
     def __init__(  # one keyword for each thing that a user may set
         self, model: Any, chat: Chat, room: Room, *, lora: Lora | None, train: Train | None, start: str | None, memory: TextMemory,

@@ -36,7 +36,7 @@ from mmalign.distributed.team import ALONE, Team, team_for
 from mmalign.needs import as_bound
 from mmalign.objectives.feedback import comparisons
 from mmalign.recipes._run import Run, concluded
-from mmalign.records import Drawn, Pair, Ranking, Record, Records, RefusedRow, Thumb, Undecoded, Unfinished, Unread, outputs_of
+from mmalign.records import Drawn, Pair, Ranking, Record, Records, RefusedRow, Thumb, Undecoded, Unfinished, Unread, outputs_of, suited
 from mmalign.training import dimensions
 from mmalign.training import references as stored
 from mmalign.training.dead_steps import refuse_unknown
@@ -115,7 +115,7 @@ def offline(  # one argument for each thing that a run is made of
     _refuse_of_scores(policy, evaluation, references or {})
     source = _streamed(records)
     coming_from = partial(source.undecoded if isinstance(source, Undecoded) else source.stream, seed=run.seed)
-    first = _take(coming_from(), batch.records)
+    first = suited(_take(coming_from(), batch.records), policy)
     method = dimensions.named(policy, method, coming_from(), count=batch.records)
     team = team_for(batch.records, "batch.records")
     author = OwnRows(policy, method, seed=run.seed, rows_at_once=batch.micro_rows)
@@ -198,7 +198,7 @@ def _held_out(
     method, others = learner.method, _streamed(evaluation.records)
     if isinstance(others, Unfinished):
         raise UserError("evaluation.records: leave rows to the policy; takes finished ones, which are the same at every evaluation")
-    records = distinct(others, evaluation.held_out, seed=run.seed, trained=trained)
+    records = list(suited(distinct(others, evaluation.held_out, seed=run.seed, trained=trained), policy, "evaluation."))
     refuse_unknown(method, iter([_rows(records, method)[2]]), key="evaluation.records")
     dimensions.refuse_unlabelled(method, records, key="evaluation.records")
     team_for(len(records), "evaluation.records")

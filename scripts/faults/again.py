@@ -22,6 +22,7 @@ import crashes  # noqa: F401
 import promises  # noqa: F401
 import readings  # noqa: F401
 import reliability  # noqa: F401
+import sight  # noqa: F401
 import silent  # noqa: F401
 import watched  # noqa: F401
 from user import FAULTS, Try, somebody

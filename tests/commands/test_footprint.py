@@ -79,6 +79,16 @@ def test_a_pass_of_two_layers_by_hand() -> None:
     assert measured.peak >= measured.saved + sum(p.numel() * 4 for p in net[2].parameters())
 
 
+def test_gradients_of_the_pass_before_are_there_and_those_of_this_one_are_added_to_them_one_by_one() -> None:
+    net, fake = nn.Sequential(nn.Linear(64, 64, bias=False), nn.Linear(64, 64, bias=False)), Fake()
+    fake.weights(net)
+    with fake:
+        x = torch.zeros(1, 64)
+    one = 64 * 64 * 4
+    assert one <= footprint.backward_pass(fake, lambda: net(x), list(net.parameters())).peak < 1.5 * one
+    assert size_of([x, x.view(8, 8), x]) == 2 * 64 * 4  # by tensors, each once
+
+
 def test_gradients_of_embeddings_that_are_the_output_too_are_added_up_in_place() -> None:
     """Autograd has two of them at once beside those of the pass before, as untied ones have; not three."""
 

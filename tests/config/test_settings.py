@@ -189,6 +189,24 @@ def test_a_number_or_name_that_is_not_taken_is_one_line(name: str) -> None:
     assert len(lines) == 1 and lines[0].startswith(line) and "\n" not in lines[0], lines
 
 
+@pytest.mark.parametrize(
+    ("name", "call", "line"),
+    [
+        ("text/grpo", {"temperature": "None"}, "temperature: got 'None', takes a number"),
+        ("text/grpo", {"temperature": None}, "temperature: got None, takes a number"),
+        ("text/grpo", {"top_p": True}, "top_p: got True, takes a number"),
+        ("text/grpo", {"top_k": 1.5}, "top_k: got 1.5, takes a whole number"),
+        ("text/grpo", {"max_completion": [4]}, "max_completion: got [4], takes a whole number"),
+        ("text/grpo", {"hidden_media": 2}, "hidden_media: got 2, takes 0 to 1"),
+        ("digits/demo", {"num_inference_steps": "20"}, "num_inference_steps: got '20', takes a whole number"),
+        ("digits/demo", {"guidance_scale": "high"}, "guidance_scale: got 'high', takes a number"),
+    ],
+)
+def test_what_a_call_is_asked_for_has_its_type(name: str, call: dict[str, Any], line: str) -> None:
+    assert changed(name, evaluation__call=call) == [f"evaluation.call.{line}"]
+    assert changed("digits/demo", evaluation__call={"num_inference_steps": 2, "guidance_scale": None}) == []
+
+
 @pytest.mark.parametrize("key", ["optimizer", "batch", "evaluation", "run", "devices"])
 def test_null_is_no_setting_where_nothing_stands_for_it(key: str) -> None:
     (line,) = check({**load("digits/lora"), key: None})

@@ -189,6 +189,15 @@ def test_mistakes(folder):
             read(folder, [{**RED, "prompt": "q"}], **wrong)
     with pytest.raises(UserError, match=r"no usable pair \(1 broken.*columns caption look like no known schema"):
         read(folder, [{"caption": "x"}])
+    for columns, gone in (({"image": "photo"}, "photo"), ({"images": "photos"}, "photos"), ({"prompt": "q", "image": "photo"}, "photo")):
+        with pytest.raises(UserError, match=rf"no column '{gone}' \(columns: .*\); has chosen, image, q, rejected"):
+            read(folder, [{**RED, "q": "What is it?"}], columns={"prompt": "q", **columns})  # and not the one that looks like it
+    (folder / "data.jsonl").write_text(json.dumps({"prompt": "What?", "image": "red.png"}))
+    with pytest.raises(UserError, match=r"no column 'photo' \(columns: \{image: photo\}\); has image, prompt"):
+        mm.data.picture_prompts(str(folder / "data.jsonl"), columns={"image": "photo"})
+    assert read(
+        folder, [{"prompt": "words alone", **ANSWERS}, {**RED, "prompt": "q", "photo": "red.png"}], columns={"image": "photo"}
+    ).first(2)
 
 
 def test_parts_may_name_their_own_media(folder):

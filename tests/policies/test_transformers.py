@@ -284,6 +284,17 @@ def test_a_folder_is_a_model_and_its_tokenizer(tmp_path):
     assert policy.generate(["a b", "c"], [0, 1]) == own.generate(["a b", "c"], [0, 1])
     with pytest.raises(UserError, match=r"policy\.model"):
         mm.policies.transformers(str(tmp_path / "nowhere"))
+    with pytest.raises(
+        UserError, match=r"policy\.tokenizer: got '.*nowhere', takes a folder or a hub id .* of a tokenizer: no such folder"
+    ):
+        mm.policies.transformers(str(tmp_path), str(tmp_path / "nowhere"))
+    for reader in ({"use_fast": False}, ["a"], 3):
+        with pytest.raises(UserError, match=r"policy\.tokenizer: got .*, takes a tokenizer, or the folder or hub id of one"):
+            mm.policies.transformers(str(tmp_path), reader)
+        with pytest.raises(UserError, match=r"policy\.tokenizer: got .*, takes a tokenizer, or the folder or hub id of one"):
+            mm.policies.transformers(made, reader)
+    named = mm.policies.transformers(made, str(tmp_path), max_completion=9)
+    assert named.chat.prompt("a b\nc") == own.chat.prompt("a b\nc")
     with pytest.raises(UserError, match=r"transformers\.dtype: got 'int8'"):
         mm.policies.transformers(str(tmp_path), dtype="int8")
 

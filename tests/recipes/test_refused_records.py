@@ -99,6 +99,22 @@ def test_data_that_the_policy_refuses_as_a_whole_is_one_line(tmp_path):
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
+IMAGES = [Pair("a handwritten seven", torch.zeros(1, 16, 16), torch.ones(1, 16, 16), 1.0, f"image-{i}") for i in range(8)]
+
+
+def test_records_of_another_kind_are_refused_before_anything_is_read(tmp_path):
+    forward = mm.policies.forward(mm.policies.diffusers(mm.worlds.digits(), device="cpu"))
+    words = r"^records: their outputs are texts, and the policy learns from images or videos"
+    images = r"^records: their outputs are images, and the policy learns from texts"
+    with pytest.raises(UserError, match=words):
+        run_of(tmp_path, GOOD, policy=forward)
+    with pytest.raises(UserError, match=images):
+        run_of(tmp_path, IMAGES)
+    with pytest.raises(UserError, match=r"^evaluation\." + images[1:]):
+        run_of(tmp_path, GOOD, evaluation={"every": 1, "samples": 1, "records": IMAGES, "prompts": ["q"]})
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
 def test_a_picture_that_does_not_decode_is_put_aside(tmp_path):
     from PIL import Image
 
@@ -120,3 +136,22 @@ def test_a_record_at_the_end_of_a_round_and_at_the_start_of_the_next_stops_nothi
         batch, settings = {"records": 1, "micro_rows": 8}, {"name": f"run{seed}", "folder": str(tmp_path), "seed": seed, "trackers": ()}
         run = run_of(tmp_path, [GOOD[0], ODD["an empty answer"], ODD["a long answer"]._replace(id="other")], batch=batch, run=settings)
         assert {entry["id"] for entry in named(run)} == {"odd", "other"}
+
+
+def test_data_are_told_before_weights_are_loaded(tmp_path, monkeypatch):
+    from mmalign.config import build
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows.jsonl").write_text('{"caption": "x"}\n')
+    node = {
+        "use": "offline", "policy": {"use": "transformers", "model": str(tmp_path / "nowhere")}, "method": {"use": "dpo"},
+        "records": {"use": "texts", "path": "rows.jsonl"}, "steps": 1,
+    }  # fmt: skip
+    with pytest.raises(UserError, match=r"^records: no usable record \(1 broken"):
+        build(node)
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "q", "chosen": "a", "rejected": "b"}\n')
+    both = {**node["policy"], "lora": {"rank": 2}, "train": {"language": "full"}}
+    with pytest.raises(UserError, match=r"^policy\.train: got lora too, takes one of them"):
+        build({**node, "policy": both})
+    with pytest.raises(UserError, match=r"^policy\.model: got .*nowhere"):
+        build(node)

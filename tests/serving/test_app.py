@@ -165,3 +165,14 @@ def test_where_it_listens(server, monkeypatch):
         token_of(Serve(token_env="SOME_TOKEN"))
     monkeypatch.setenv("SOME_TOKEN", SECRET)
     assert token_of(Serve(host="0.0.0.0", token_env="SOME_TOKEN")) == SECRET
+
+
+def test_whoever_reads_that_it_serves_is_not_turned_away():
+    class Connected(Exception): ...
+
+    def say(line):
+        with socket.create_connection(("127.0.0.1", int(line.split()[1].rpartition(":")[2])), timeout=5):
+            raise Connected
+
+    with pytest.raises(Connected):
+        listen({"letters": letters}, Serve(port=0), config=None, say=say)

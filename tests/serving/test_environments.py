@@ -52,7 +52,7 @@ def test_two_rewards_whose_packages_exclude_each_other_in_one_run(tmp_path, monk
     for version in ("1.0", "2.0"):
         wheel(tmp_path / "wheels", version)
         reward(tmp_path, version)
-    asking = {"failures": 1, "retries": 1, "backoff": 0.0}
+    asking = {"failures": 1, "retries": 0, "backoff": 0.0}
     rewards = {
         name: mm.rewards.served(start={"config": f"by_{number}/server.yaml"}, asking=asking) for name, number in (("one", 1), ("two", 2))
     }

@@ -8,7 +8,6 @@ that a question, an instruction's input or a picture under a name that nobody kn
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -165,8 +164,7 @@ def listed(row: Iterable[str]) -> str:
 def laid_out(row: Row, kind: str, names: Names) -> Layout:
     """A row of a kind under our names. Errors: Broken where its prompt or its answers cannot be told."""
     low = plain(row, names)
-    if gone := next((ours for ours, theirs in names.items() if ours in NEEDED and theirs not in row), None):
-        raise Broken(f"no column {names[gone]!r} (columns: {{{gone}: {names[gone]}}}); has {listed(row)}")
+    _refuse_gone(row, low, names)
     ours: Row = {key: low[key] for key in (FILE, KEY, "annotator", "strength") if key in low}
     read = {*ours, *IDS, *names.values(), *names}
     ours |= {key: low[key] for key in IDS if has(low, key)}
@@ -206,28 +204,24 @@ def laid_out(row: Row, kind: str, names: Names) -> Layout:
     return Layout(ours, unread)
 
 
+def _refuse_gone(row: Row, low: Row, names: Names) -> None:
+    """Errors: Broken for a column that was named and is not there, where it is needed, or where another one would be taken for it."""
+    for ours, theirs in names.items():
+        alike = {"image": IMAGES, "images": IMAGES, "video": VIDEOS, "videos": VIDEOS}.get(ours, (ours,))
+        if theirs not in row and (ours in NEEDED or any(has(low, other) for other in alike)):
+            raise Broken(f"no column {theirs!r} (columns: {{{ours}: {theirs}}}); has {listed(row)}")
+
+
 def prompt_alone(row: Row, names: Names) -> Layout:
     """What is asked in a row of prompts alone. Errors: Broken where it cannot be told."""
     low = plain(row, names)
+    _refuse_gone(row, low, {ours: theirs for ours, theirs in names.items() if ours not in NEEDED or ours == "prompt"})
     ours, read = _prompt(low, names)
     system = next((key for key in SYSTEMS if has(low, key)), None)
     if system is not None:
         ours["system"] = _system(low, system)
     known = {*read, *names.values(), *names, FILE, KEY, system}
     return Layout(ours, {key: value for key, value in low.items() if key not in known})
-
-
-class Notice:
-    """Says which columns nobody reads, each once."""
-
-    def __init__(self, what: str):
-        self.what, self.reported = what, set[str]()
-
-    def __call__(self, unread: Mapping[str, Any]) -> None:
-        new = sorted(set(unread) - self.reported)
-        if new:
-            self.reported.update(new)
-            warnings.warn(f"{self.what}: nobody reads column{'s' * (len(new) > 1)} {listed(new)}", stacklevel=2)
 
 
 # ---- media

@@ -16,6 +16,7 @@ from mmalign.data._reading.parsing import number
 from mmalign.data._reading.tables import FILE, KEY, placed
 from mmalign.data._schemas import columns as names_of
 from mmalign.data._schemas import dimensions
+from mmalign.data._schemas.notices import Notice
 from mmalign.data._schemas.turns import decoded, text_of
 from mmalign.media import Broken
 from mmalign.records import UNSAID
@@ -216,7 +217,7 @@ def _labelled(row: Row, names: Mapping[str, str]) -> Schema:
     return thumbs(names, labelled=bool(row.keys() & {*names_of.LABELS, names.get("label", "label")}))
 
 
-def with_notice(schema: Schema, names: Mapping[str, str], notice: names_of.Notice) -> Schema:
+def with_notice(schema: Schema, names: Mapping[str, str], notice: Notice) -> Schema:
     """A schema that says which columns it does not read; a row with media in such a column is broken where it is read as one output."""
     of_schema: dict[Schema, tuple[str, ...]] = {
         pickapic: ("caption", "jpg_0", "jpg_1", "label_0", "label_1", "has_label", "ranking_id"),

@@ -17,6 +17,7 @@ from mmalign.data._reading.stored import Schema
 from mmalign.data._reading.tables import Row
 from mmalign.data._schemas import columns, dimensions
 from mmalign.data._schemas.columns import Layout
+from mmalign.data._schemas.notices import Notice
 from mmalign.data._schemas.turns import (
     Text,
     Turns,
@@ -199,7 +200,7 @@ def oasst(row: Row, name: str) -> Iterator[Ranking]:
 
 
 def reader(
-    kind: str, names: columns.Names, *, score: Score, form: Form, separator: str, notice: columns.Notice,
+    kind: str, names: columns.Names, *, score: Score, form: Form, separator: str, notice: Notice,
     placed: Callable[[Pair | Thumb | Ranking, Row, Layout], Any] | None = None,
 ) -> Schema:  # fmt: skip
     """The schema of a kind, for rows whose columns go by anybody's names.

@@ -40,13 +40,13 @@ def _config_of(model: str, part: str, known: Mapping[str, Any]) -> dict[str, Any
 def pipeline(model: Any, *, kind: str | None = None, dtype: torch.dtype | None = None) -> Any:
     """A pipeline whose parts have the real shapes and no numbers; tokenizers and processors are small ones of the same class's twin.
 
-    model: a hub id or folder; a pipeline is taken as it is. Errors: UserError where the shape of a part is not known.
+    model: a hub id or folder; a pipeline is taken as it is, but for its type. Errors: UserError where the shape of a part is not known.
     """
     import diffusers
     import transformers
 
     if not isinstance(model, str):
-        return model
+        return model if dtype is None else model.to(dtype)
     index, known = read_index(model, kind=kind), _known(model)
     tiny = twin(index.kind)
     parts = {**tiny.components, **dict.fromkeys(name for name in index.without if name in tiny.components)}
@@ -69,7 +69,7 @@ def pipeline(model: Any, *, kind: str | None = None, dtype: torch.dtype | None =
 
 @quiet()
 def language(model: Any, *, dtype: torch.dtype | None = None) -> Any:
-    """A language or vision-language model with the real shapes and no numbers; a model is taken as it is.
+    """A language or vision-language model with the real shapes and no numbers; a model is taken as it is, but for its type.
 
     Errors: UserError where its shape is not known.
     """
@@ -79,7 +79,7 @@ def language(model: Any, *, dtype: torch.dtype | None = None) -> Any:
         with torch.device("meta"):
             return transformers.AutoModelForCausalLM.from_config(gguf.config_of(gguf.place_of(model)), dtype=dtype or torch.float32)
     if not isinstance(model, str):
-        return model
+        return model if dtype is None else model.to(dtype)
     config = _config_of(model, "", _known(model))
     (name,) = config.get("architectures", ["?"])[:1]
     home = getattr(transformers, str(name), None)

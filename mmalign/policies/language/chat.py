@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from mmalign.conversations import Turn, as_parts, as_text, media_of, texts_of
+from mmalign.media import ONE
 from mmalign.policies.language.agreement import Agreement, compared
 from mmalign.policies.language.templates import PROBE, REASONING, Frame, adds_special, ends_of, frame, holds, overlap, source, start_of_run
 from mmalign.policies.language.tool_calls import Reader, reader
@@ -225,7 +226,7 @@ class Chat:
         if self.vision is not None:
             return self._open(self.vision.read(text, media, () if media else self._prompt_ids(text)))
         if media:
-            raise UserError(f"prompt: holds a {media[0].kind}, and this model reads words alone; takes text")
+            raise UserError(f"prompt: holds {ONE[media[0].kind]}, and this model reads words alone; takes text")
         return Prompt(tuple(self.ids(text)), text)
 
     def _as_rendered(self, text: str, system: str | None) -> Prompt:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,7 +19,6 @@ ABOUT = ("image", "video", "audio", "vision", "boi", "eoi")
 FRAMES = re.compile(r"image|img|video|vision|visual|audio|^<row_\d+_col_\d+>$", re.IGNORECASE)
 BRACKETS = re.compile(r"<.+>|\[.+\]")
 
-
 SEEING = ("vision_config", "vq_config")
 """Parts of a configuration that only models have which see, by features or by codes."""
 
@@ -30,14 +29,14 @@ def load(
     """A model and what reads for it: a causal language model and its tokenizer, or, where its configuration has a part that sees, a
     vision-language model and its processor. name: a folder, a hub id, or what ``gguf.is_gguf`` knows. dtype: as it was saved, by default.
 
-    Errors: UserError for what is neither, a place that does not exist, damaged files, tensors that are missing, left over or of another
-    shape, and for code of the model's own that the user did not allow.
+    What reads is there before the weights are. Errors: UserError for what is neither, a place that does not exist, damaged files, tensors
+    that are missing, left over or of another shape, and for code of the model's own that the user did not allow.
     """
     if gguf.is_gguf(name):
         return _of_gguf(gguf.place_of(name), reader, dtype=dtype)
     if not isinstance(name, str):
         raise UserError(f"policy.model: got {dict(name)}, takes a folder, a hub id, or {{gguf: FILE}}")
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
     floating = type_of(dtype)
     what = "a causal language model or a vision-language model"
@@ -47,14 +46,13 @@ def load(
     kind: Any = AutoModelForCausalLM
     with reading("policy.model", name, f"{what}, a folder or a hub id"):
         config = AutoConfig.from_pretrained(name, **options)
-        if any(getattr(config, part, None) is not None for part in SEEING):
+        if sees(config):
             kind = AutoModelForImageTextToText
+    reader = reader_of(config, name if reader is None else reader, key="policy.model" if reader is None else "policy.tokenizer", **options)
+    with reading("policy.model", name, f"{what}, a folder or a hub id"):
         settings = {"dtype": floating or "auto", "output_loading_info": True, "ignore_mismatched_sizes": True}
         with quiet_report():
             model, info = kind.from_pretrained(name, **settings, **options)
-        if reader is None or isinstance(reader, str):
-            sees = kind is AutoModelForImageTextToText
-            reader = AutoProcessor.from_pretrained(reader or name, **options) if sees else _tokenizer(reader or name, **options)
     refuse_unlike("policy.model", name, model, info)
     refuse_length("policy.model", parted(reader)[0])
     return model, reader
@@ -75,6 +73,28 @@ def _of_gguf(place: gguf.Place, reader: Any, *, dtype: str | None) -> tuple[Any,
     refuse_unlike("policy.model", name, model, info)
     refuse_length("policy.model", parted(reader)[0])
     return model, reader
+
+
+def sees(config: Any) -> bool:
+    """Whether a model of this configuration has a part that sees."""
+    return any(getattr(config, part, None) is not None for part in SEEING)
+
+
+def reader_of(config: Any, reader: Any, *, key: str, **options: Any) -> Any:
+    """The tokenizer of a model, or the processor of one that sees: as it is, or the folder or hub id of one.
+
+    Errors: UserError for what is neither, and for files that cannot be read.
+    """
+    from transformers import AutoProcessor
+
+    what = "a processor" if sees(config) else "a tokenizer"
+    if isinstance(reader, str):
+        refuse_nowhere(key, reader, what)
+        with reading(key, reader, f"{what}, a folder or a hub id"):
+            return AutoProcessor.from_pretrained(reader, **options) if sees(config) else _tokenizer(reader, **options)
+    if reader is None or isinstance(reader, (Mapping, Sequence, int, float)):
+        raise UserError(f"{key}: got {reader!r}, takes {what}, or the folder or hub id of one")
+    return reader
 
 
 @contextmanager

@@ -87,12 +87,7 @@ def all_but_the_codebook(model: nn.Module) -> bool:
 def sets_of(
     model: nn.Module, memory: TextMemory, *, lora: Lora | None, train: Train | None, start: str | None, device: torch.device
 ) -> ParameterSets:
-    """A language model's parameters, those made ready that are to be trained; all of it is on its device then.
-
-    Errors: UserError for LoRA beside members.
-    """
-    if lora is not None and train is not None:
-        raise UserError("policy.train: got lora too, takes one of them (train: {language: {rank: 16}} is LoRA in the language model)")
+    """A language model's parameters, those made ready that are to be trained; all of it is on its device then."""
     if not awaited():
         model.to(device)
     home = None if memory.offload is None else torch.device("cpu")

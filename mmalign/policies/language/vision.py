@@ -18,7 +18,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
-from mmalign.media import KINDS, Limits, Medium, canonical_bytes, footage, named, picture
+from mmalign.media import KINDS, ONE, Limits, Medium, canonical_bytes, footage, named, picture
 from mmalign.policies.language.templates import adds_special
 from mmalign.types import UserError
 
@@ -87,7 +87,7 @@ class Vision:
         self._refuse_counts(text, media)
         if media and self.by_codes:
             why = "this model's codes of an image depend on the images beside it in a call"
-            raise UserError(f"prompt: holds a {media[0].kind}, and {why}; takes words alone")
+            raise UserError(f"prompt: holds {ONE[media[0].kind]}, and {why}; takes words alone")
         if not media:
             if odd := self.placeholders & set(ids):
                 raise UserError(f"prompt: holds the token {min(odd)}, which stands for pixels, and no image or video")
@@ -153,7 +153,7 @@ class Vision:
             token = self.tokens.get(kind)
             if token is None:
                 if counts[kind]:
-                    raise UserError(f"prompt: holds a {kind}, which {type(self.processor).__name__} does not take")
+                    raise UserError(f"prompt: holds {ONE[kind]}, which {type(self.processor).__name__} does not take")
             elif (marks := text.count(token)) != counts[kind]:
                 raise UserError(f"prompt: holds {marks} placeholders {token!r} and {counts[kind]} {kind}s; takes as many as there are")
 

@@ -93,6 +93,7 @@ class ImageTokensPolicy:
     """See ``image_tokens``. Parameters and their sets are those of the policy inside."""
 
     kind = ADAPTER.kind
+    learns_from = "images"
     gives = ADAPTER.gives
 
     def __init__(
