@@ -21,7 +21,8 @@ def constrained_po(
         loss = mean over pairs of  -log sigmoid(beta [g - g_ref - softplus(tau (gamma - g_ref)) / (alpha tau)])   (soft)
         loss = mean over pairs of  -log sigmoid(beta [g - max(0, g_ref)])                                         (clip)
 
-    DPO asks for ``g > g_ref``: where the reference prefers the worse row, it is content with a policy that does so too.
+    DPO asks for ``g > g_ref``: where the reference prefers the worse row, it is content with a policy that does so too. The log has how
+    often that is so: ``violation``, the part of the pairs with ``g < 0``, and ``reference_violation``, that with ``g_ref < 0``.
 
     Args:
         beta: how much a nat counts.
