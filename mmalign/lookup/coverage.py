@@ -1,7 +1,7 @@
 """What of the field is here: a row for each published system, and the methods by what they learn from.
 
-``coverage.csv`` has the systems (id, title, modality), the names that each goes by here, a test of it, and what it lacks. Names are looked up,
-configs and tests are looked for, so that the table cannot speak of what is gone.
+``coverage.csv`` has the systems (id, title, modality), the names that each goes by here, a test of it, and what it lacks. Names are looked
+up, configs and tests are looked for, so that the table cannot speak of what is gone.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ STEPS = {"entropy", "kls", "reverse_kls", "value", "reward_mask", "kl_mask", "co
 
 
 class System(NamedTuple):
-    """A published system. here: names (``methods.dpo``), configs (``configs/text/dpo``) and places in the package. test: a file of tests, or a
-    folder. lacks: what is not here; "" for nothing, and ``out of the field: ...`` for what there is nothing to be here of."""
+    """A published system. here: names (``methods.dpo``), configs (``configs/text/dpo``) and places in the package. test: a file of tests,
+    or a folder. lacks: what is not here; "" for nothing, and ``out of the field: ...`` for what there is nothing to be here of."""
 
     id: str
     title: str
@@ -52,7 +52,10 @@ class System(NamedTuple):
 def systems() -> list[System]:
     """All of them, in the order of the table."""
     with TABLE.open(encoding="utf-8", newline="") as file:
-        return [System(**{**row, "here": tuple(row["here"].split())}) for row in csv.DictReader(file)]
+        return [
+            System(row["id"], row["title"], row["modality"], tuple(row["here"].split()), row["test"], row["lacks"])
+            for row in csv.DictReader(file)
+        ]
 
 
 def mistakes(rows: Sequence[System], *, tests: Path | None = None) -> Iterator[str]:
@@ -121,7 +124,11 @@ def views() -> list[View]:
 
 
 def _modalities(kinds: frozenset[str]) -> str:
-    words = {"token": "text, vision-language, images as tokens", "transition": "diffusion and flow", "bound": "diffusion and flow, by errors"}
+    words = {
+        "token": "text, vision-language, images as tokens",
+        "transition": "diffusion and flow",
+        "bound": "diffusion and flow, by errors",
+    }
     return "; ".join(words[kind] for kind in words if kind in kinds) or "reward models"
 
 

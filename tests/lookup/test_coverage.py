@@ -38,15 +38,19 @@ def test_two_rows_of_one_system():
 
 @pytest.mark.parametrize(
     "word",
-    ["methods.dpo", "rewards.jpeg", "guidance.rlg", "suites.pope", "commands.make_pairs", "data.texts", "combinations.worst", "configs/text/dpo",
-     "evaluation.ranking", "lookup/coverage", "policies/scorers/heads"],
+    ["methods.dpo", "rewards.jpeg", "guidance.rlg", "suites.pope", "commands.make_pairs", "data.texts", "combinations.worst",
+     "configs/text/dpo", "evaluation.ranking", "lookup/coverage", "policies/scorers/heads"],
 )  # fmt: skip
 def test_every_kind_of_name(word):
     assert is_here(word) and not is_here(f"{word}_not")
 
 
 def test_a_row_says_how_it_stands():
-    assert [ROW.status, ROW._replace(lacks="a half").status, ROW._replace(here=(), lacks="all").status] == ["complete", "partial", "missing"]
+    assert [ROW.status, ROW._replace(lacks="a half").status, ROW._replace(here=(), lacks="all").status] == [
+        "complete",
+        "partial",
+        "missing",
+    ]
     assert ROW._replace(here=(), lacks="out of the field: a tokenizer").status == "out"
     assert counts([ROW, ROW._replace(lacks="a half")]) == {"complete": 1, "partial": 1, "missing": 0, "out": 0}
 
