@@ -102,6 +102,7 @@ INSIDE: dict[str, dict[str, set[str]]] = {
         "settings": set(),
         "catalogue": {"external_code", "settings"},
         "usage": {"catalogue", "docstrings"},
+        "coverage": {"catalogue"},
     },
     "config": {
         "parsing": set(),

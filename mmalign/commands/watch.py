@@ -47,7 +47,9 @@ def watch(
 def side_by_side(folders: Sequence[str], *, out: str) -> Path:
     """Writes the page of several runs beside each other as one file, which needs nothing beside itself; returns its path.
 
-    folders: as of ``watch``. Errors: UserError for fewer than two runs, a name that is none of HTML, and a page that cannot be written.
+    folders: as of ``watch``. out: the file.
+
+    Errors: UserError for fewer than two runs, a name that is none of HTML, and a page that cannot be written.
     """
     runs = Watch([_place(folder) for folder in folders]).runs()
     if len(runs) < 2 or not out.endswith(".html"):

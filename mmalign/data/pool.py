@@ -63,9 +63,10 @@ def hinted(
 ) -> list[str | Prompt]:  # fmt: skip
     """The prompts, with a hint after those of which no answer of the policy scored ``least``; others stay as they are.
 
-    of: prompts with a column of hints, a text or a list of them, from the slightest to the whole solution; they need be texts. reference,
-    reward: a file that ``calibrate`` has written with the policy as it is now, and which of its rewards. column: of the hints. level: which
-    of a list; beyond its end the last one. separator: between prompt and hint. A prompt that fails and has no hint stays as it is.
+    of: prompts with a column of hints, a text or a list of them, from the slightest to the whole solution; they need be texts.
+    reference, reward: a file that ``calibrate`` has written with the policy as it is now, and which of its rewards. least: the score
+    that is enough. column: of the hints. level: which of a list; beyond its end the last one. separator: between prompt and hint. A prompt
+    that fails and has no hint stays as it is.
 
     Paper: Kwai Keye-VL 1.5, arXiv 2509.01563 (progressive hint sampling): hints of several levels, the least that helps. Deviations: a hint
     is chosen by the round (``level: {by_round: [1, 2, 3]}``), and not by sampling again within a step.

@@ -11,10 +11,13 @@ import inspect
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from mmalign.lookup.catalogue import KINDS, configs, everything
 from mmalign.rooms import find, index
+
+if TYPE_CHECKING:
+    from mmalign.types import Method
 
 TABLE = Path(__file__).with_name("coverage.csv")
 PACKAGE = Path(__file__).parents[1]
@@ -81,8 +84,9 @@ def is_here(word: str) -> bool:
     if "/" in word:
         return any((PACKAGE / f"{word}{ending}").exists() for ending in ("", ".py"))
     kind, _, name = word.partition(".")
-    offered = kind in KINDS and any(listing.name == name for listing in everything(kind))
-    return offered or name in index(f"mmalign.{kind}") or (PACKAGE / kind / f"{name}.py").is_file()
+    if kind in KINDS and any(listing.name == name for listing in everything(kind)):
+        return True
+    return (PACKAGE / kind).is_dir() and (name in index(f"mmalign.{kind}") or (PACKAGE / kind / f"{name}.py").is_file())
 
 
 def counts(rows: Sequence[System]) -> dict[str, int]:
@@ -117,10 +121,15 @@ def views() -> list[View]:
         needs = method.needs | method.survey_needs | method.reads
         references = sorted({need.name for need in needs if need.kind in ("refs", "kls", "reverse_kls", "absolute", "score") and need.name})
         kinds = {need.kind for need in needs}
-        grain = "outputs" if method.unit != "cell" else "steps"
-        grain = "segments" if kinds & SEGMENTS else "steps" if kinds & STEPS else grain  # fmt: skip
-        shown.append(View(listing.name, SIGNALS[family], ", ".join(references) or "none", grain, _modalities(method.kinds)))
+        shown.append(View(listing.name, SIGNALS[family], ", ".join(references) or "none", _grain(method, kinds), _modalities(method.kinds)))
     return shown
+
+
+def _grain(method: Method, kinds: set[str]) -> str:
+    """What one number of a method's says something of. kinds: of the tables that it asks for."""
+    if kinds & SEGMENTS:
+        return "segments"
+    return "steps" if kinds & STEPS or method.unit == "cell" else "outputs"
 
 
 def _modalities(kinds: frozenset[str]) -> str:

@@ -45,6 +45,7 @@ SETTINGS = (
     Setting("stop", "evaluation", "training.settings.Stop"),
     Setting("devices", "", "training.settings.Devices"),
     Setting("run", "", "training.settings.RunSettings"),
+    Setting("run", "", "recipes.rounds.RoundsSettings"),
     Setting("ema", "optimizer", "training.optimizers.Ema"),
     Setting("decay", "optimizer", "training.optimizers.Decay"),
     Setting("lora", "policy", "policies.settings.Lora"),

@@ -99,8 +99,7 @@ def transformers(  # one keyword for each thing that a user may set
         engine: a server that samples (vLLM's): ``url``, ``model``, ``folder``, ``update``.
         memory: what makes it fit, and run faster.
         dtype: of the whole model; as it is by default. LoRA is float32 in any.
-        device: a GPU if there is one.
-        trust_remote_code: run code that comes with the model.
+        device: a GPU if there is one. trust_remote_code: run code that comes with the model.
 
     Errors: UserError for a model that cannot be loaded, or has no tokenizer with what is asked for, and for LoRA beside members.
     """
@@ -117,8 +116,7 @@ def transformers(  # one keyword for each thing that a user may set
     words, processor = parted(tokenizer)
     never = never_said(model, words, processor)
     vision = None if processor is None else Vision(processor, model, frames=frozenset(never), limits=media)
-    tools = tools_of(turns)
-    chat = Chat(words, template=template, system=system, stops=stops_of(model), never=never, vision=vision, tools=tools)
+    chat = Chat(words, template=template, system=system, stops=stops_of(model), never=never, vision=vision, tools=tools_of(turns))
     room = Room(chat, context_of(model), max_prompt, max_completion, truncate)
     return TransformersPolicy(
         model, chat, room, lora=lora, train=train, start=start, memory=memory, engine=engine, temperature=temperature, top_p=top_p,

@@ -128,10 +128,9 @@ def offline(  # one argument for each thing that a run is made of
     stored.load(policy, references or {}, runs=run.folder, method=method, examples=examples, drawing=drawing(source))
     learner = Learner(policy, method, optimizer, steps=steps, moving=references, team=team, non_finite=run.non_finite, devices=devices)
     author.begin(source, [move.name for move in learner.moves])
-    prompts = _distinct([record.prompt for record in first])[:16]
     refuse_without_latents(policy, rewards or {}, evaluation.judges)
     held = _held_out(policy, learner, source, evaluation, run, batch, lambda broken: journal.put_aside(broken, "held-out records"))
-    asked = [] if policy.kind == "score" else prompts
+    asked = [] if policy.kind == "score" else _distinct([record.prompt for record in first])[:16]
     plan = evaluation_plan(evaluation, prompts=asked, rewards=rewards or {}, reference=compared_with(policy), held_out=held)
     learner.kept.keep(batch.reference_memory, lambda line: journal.say(line))
     entangled = Entanglement(learner, run.gradients)
@@ -161,12 +160,11 @@ def offline(  # one argument for each thing that a run is made of
             update = lambda most: learner.update([experience], micro_rows=most, step=step)  # noqa: B023, E731
             with entangled.watched(step, [experience], batch.micro_rows) as found:
                 measured = fitting.fit(update, largest) if len(rows) else {}
-            measured |= found
-            measured |= {"updates": float(len(rows) > 0), "signal_zero": float((signal.flatten(1) == 0).all(1).double().mean())}
+            silent = float((signal.flatten(1) == 0).all(1).double().mean())
+            measured |= {**found, "updates": float(len(rows) > 0), "signal_zero": silent, "lr": _rate(learner)}
             journal.put_aside(aside | source.broken)
             journal.state.update(position=records[-1].position, kl=measured.get("kl", math.nan))
-            known, broken = float(kept.double().mean()), float(len(aside | source.broken))
-            measured |= {"known": known, "broken": broken, "lr": _rate(learner)}
+            measured |= {"known": float(kept.double().mean()), "broken": float(len(aside | source.broken))}
             journal.trained({**measured, **moved, **fitting.row, **learner.kept.row})
     return concluded(journal, policy)
 

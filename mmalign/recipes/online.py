@@ -152,8 +152,7 @@ def online(  # one argument for each thing that a run is made of
             groups = whole.group[kept].unique()[:wanted]
             inside = kept & torch.isin(whole.group, groups)
             scored.append(Scored(feedback, Experience(rollout, method.signal(feedback), in_units(method, feedback, inside), whole)))
-            wanted -= len(groups)
-            if wanted <= 0:
+            if (wanted := wanted - len(groups)) <= 0:
                 break
         return scored
 
