@@ -186,7 +186,7 @@ ORACLES: dict[str, list[tuple[dict[str, Any], Callable[..., Tensor]]]] = {
         ({**_JUDGED, "keep": "best_random", "beta": 0.3}, pf_ppo),
         ({"keep": "power", "power": 1.5, "beta": 0.0}, pf_ppo),
     ],
-    "nlpo": [({}, nlpo), ({**_JUDGED, "beta": 0.3, "target_kl": None, "rate": 0.1}, nlpo)],
+    "nlpo": [({}, nlpo), ({**_JUDGED, "beta": 0.3, "target_kl": None, "rate": 0.1, "top_p": 0.5, "least": 3, "every": 2}, nlpo)],
     "rto": [
         ({"judge": "previous"}, rto),
         ({"judge": "previous", **_JUDGED, "dense": 1.0, "dense_clip": 0.1, "terminal": 0.5, "beta": 0.3}, rto),
