@@ -24,6 +24,7 @@ PAGES = {
     "mmalign/evaluation/README.md": "pages/evaluation.md",
     "mmalign/labelling/README.md": "pages/labelling.md",
     "mmalign/guidance/README.md": "pages/guidance.md",
+    "mmalign/merges/README.md": "pages/merges.md",
     "mmalign/policies/inspecting/README.md": "pages/memory.md",
     "mmalign/policies/language/codes/README.md": "pages/image_tokens.md",
     "mmalign/policies/pipelines/CONFORMANCE.md": "pages/conformance.md",

@@ -31,8 +31,7 @@ def chosen(
         look: how many are looked at for that, in the order of seed 0.
 
     ``{part: [0.5, 1]}`` and ``{part: [0, 0.5]}`` of one file are its easy and its hard half, each record in one of them (mixed preference
-    optimisation, https://arxiv.org/abs/2403.19443, trains DPO on the easy one and PPO on the other); ``evaluation.saturation`` says what
-    more of them are worth.
+    optimisation, https://arxiv.org/abs/2403.19443, trains DPO on the easy one and PPO on the other).
 
     Errors: UserError for bounds between which nothing lies, a record without the number, and 1,000 records in a row that are passed over.
 
