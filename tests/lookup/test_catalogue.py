@@ -130,6 +130,7 @@ def test_every_record_stands_where_it_is_said_to() -> None:
         (mm.rewards.served, "rewards.served"),
         (mm.commands.serve_reward, ""),
         (mm.commands.merge, ""),
+        (mm.rounds, ""),
     ]
     held: dict[str, set[type]] = {}
     for function, place in makers:

@@ -53,18 +53,20 @@ def distributions(policy, rollout, row):
 
 def test_every_number_is_that_of_the_whole_distributions(policy, monkeypatch):
     monkeypatch.setattr(module, "ROWS", 3)
-    rollout = policy.traced(PROMPTS, [1, 2, 3, 4], max_completion=8)
+    seen, rollout = set(), policy.traced(PROMPTS * 4, list(range(16)), max_completion=8)
     got = own_samples(policy, rollout, "ref")
     assert rollout.held.cut.any() and not rollout.held.cut.all()  # a row that came to no end has a KL too
-    for row in range(len(PROMPTS)):
+    for row in range(len(rollout)):
         here, there = distributions(policy, rollout, row)
         assert float(got["kl"][row]) == pytest.approx(float((here.exp() * (here - there)).sum()), rel=1e-4)
         top = here.sort(-1, descending=True).values[:, :10]
         assert float(got["tokens/topk_mass"][row]) == pytest.approx(float(top.exp().sum(-1).mean()), rel=1e-4)
         assert float(got["tokens/topk_entropy"][row]) == pytest.approx(-float((top.exp() * top).sum(-1).mean()), rel=1e-4)
         ranks = [1 + sum(value > float(line[best]) for value in line.tolist()) for line, best in zip(there, here.argmax(-1), strict=True)]
+        seen |= set(ranks)
         shares = [sum(low <= rank <= high for rank in ranks) / len(ranks) for low, high in ((1, 1), (2, 3), (4, 10**9))]
         assert [float(got[f"tokens/{name}"][row]) for name in ("unshifted", "marginal", "shifted")] == pytest.approx(shares)
+    assert {1, 2, 3, 4} <= seen  # every boundary between shares
     assert float(got["kl"].min()) > 1e-3 and float(got["tokens/shifted"].sum()) > 0
 
 
