@@ -143,9 +143,10 @@ def offline(  # one argument for each thing that a run is made of
         coming = put_aside(coming_from(start=journal.state.get("position", 0)), held, aside, called=_called)
         for step in journal.steps():
             moved = learner.begin(step)
-            draw = partial(stream, run.seed, step, "encode")
             with journal.profile.part("rollout"):
-                records, feedback, rollout = _encoded(policy, method, coming, batch.records, draw, aside, finish, team)
+                records, feedback, rollout = _encoded(
+                    policy, method, coming, batch.records, partial(stream, run.seed, step, "encode"), aside, finish, team
+                )
             with journal.profile.part("references"):
                 fitting.fit(partial(learner.remember, rollout), partial(min, len(rollout)))
             tables = fitting.fit(lambda most: learner.tables(rollout, micro_rows=most), partial(min, len(rollout)))  # noqa: B023
