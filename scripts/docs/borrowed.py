@@ -41,6 +41,16 @@ PAGES = {
     "scripts/bench/SCALING.md": "bench/scaling.md",
 }
 """file of the repository -> page of the site."""
+PAGES |= {
+    str(path.relative_to(ROOT)): f"pages/{path.parent.name}.md"
+    for path in sorted((ROOT / "mmalign").rglob("README.md"))
+    if str(path.relative_to(ROOT)) not in PAGES
+}
+PAGES |= {
+    str(path.relative_to(ROOT)): f"configs/{path.parent.name}_results.md"
+    for path in sorted((ROOT / "configs").glob("*/README.md"))
+    if str(path.relative_to(ROOT)) not in PAGES
+}
 
 OWN = "scripts/docs/pages/"
 """The pages that are the site's own."""

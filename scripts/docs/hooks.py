@@ -12,12 +12,15 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
+from mmalign.lookup import coverage
+
 log = logging.getLogger("mkdocs.hooks.mmalign")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Adds what is generated and what is borrowed."""
     made = [*reference.pages(), *examples.pages(), *((page, borrowed.text(source)) for source, page in borrowed.PAGES.items())]
+    made.append(("pages/coverage.md", coverage.page(coverage.systems())))
     for page, content in made:
         files.append(File.generated(config, page, content=content))
     for place, picture in dict(borrowed.pictures()).items():

@@ -107,6 +107,22 @@ def test_command_lines_of_the_pages_beside_the_code_are_ones(page):
             options([word for word in words if word != "..."])
 
 
+def test_the_readme_works_on_a_small_model(written, tmp_path, monkeypatch):
+    """As it stands, but for the model, which is the digits' in place of one of the hub, its prompts, and the number of steps."""
+    monkeypatch.setattr("webbrowser.open", lambda *address: True)
+    shown = blocks(ROOT / "README.md")
+    written([block for block in shown if block.title])
+    (tmp_path / "prompts.txt").write_text("a handwritten two\n", encoding="utf-8")
+    (tmp_path / "my_rewards.py").write_text("def brightness(outputs, prompts):\n    return outputs.flatten(1).mean(1)\n", encoding="utf-8")
+    assert run(["check", "--trust", "mine.yaml"]).startswith("mine.yaml: no mistakes found")
+    names: dict[str, Any] = {"__name__": "readme"}
+    for text in (block.text for block in shown if block.language == "python"):
+        small = text.replace('"stabilityai/stable-diffusion-3.5-medium"', "mm.worlds.digits()").replace("steps=500", "steps=1")
+        small = small.replace("a lighthouse at dusk", "a handwritten two").replace("a fox in the snow", "a handwritten six")
+        exec(compile(small.replace("steps=1,", 'steps=1, batch={"prompts": 2, "group": 4},'), "README.md", "exec"), names)
+    assert (names["run"].path / "export" / "README.md").is_file() and names["image"].size
+
+
 def test_mistakes_on_a_page_are_found(written, tmp_path):
     written([Block("yaml", "mine.yaml", "use: online\nstepz: 3\n")])
     for line in ("mmalign train mine.yaml", "mmalign train digits/demo stepz=3"):
