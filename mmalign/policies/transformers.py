@@ -117,8 +117,7 @@ def transformers(  # one keyword for each thing that a user may set
     words, processor = parted(tokenizer)
     never = never_said(model, words, processor)
     vision = None if processor is None else Vision(processor, model, frames=frozenset(never), limits=media)
-    tools = tools_of(turns)
-    chat = Chat(words, template=template, system=system, stops=stops_of(model), never=never, vision=vision, tools=tools)
+    chat = Chat(words, template=template, system=system, stops=stops_of(model), never=never, vision=vision, tools=tools_of(turns))
     room = Room(chat, context_of(model), max_prompt, max_completion, truncate)
     return TransformersPolicy(
         model, chat, room, lora=lora, train=train, start=start, memory=memory, engine=engine, temperature=temperature, top_p=top_p,
@@ -228,10 +227,8 @@ class TransformersPolicy:
                 raise UserError(f"policy.engine: the {what}, which a server cannot; takes no engine")
             self.engine.refresh(self.model)
         drawn, real, outputs, counted = spoken(self.turns, self.chat, encoded, sources, which, uniform, draw)
-        rollout = self.table(
-            encoded, which, drawn.tokens, drawn.lengths, real,
-            sources=sources, outputs=outputs, group=torch.tensor(own)[which],
-        )  # fmt: skip
+        group = torch.tensor(own)[which]
+        rollout = self.table(encoded, which, drawn.tokens, drawn.lengths, real, sources=sources, outputs=outputs, group=group)
         allowed = drawn.allowed if drawn.allowed.shape[-1] else None
         rollout.held = replace(rollout.held, cut=drawn.cut, pictured=any(map(has_media, prompts)), allowed=allowed)
         rollout.log_probs, rollout.drawn = self._whole(rollout, self.rows_at_once), drawn_by(who, behaviors)
