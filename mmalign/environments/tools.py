@@ -24,7 +24,7 @@ def tools(tools: dict[str, Callable[..., Any]], *, seconds: Positive = 10.0, let
     ``error: ...``, with ``error: true`` in the turn, and counted (``environment_errors`` of a run).
 
     Tools run in threads of this process. One that hangs is left behind in its thread, and asked no more while ``at_once`` of its calls
-    hang; ``run_python`` and ``sandboxed`` end what hangs. An answer that is an image is one for a model that sees.
+    hang. Answers are words: ``str`` of what a tool returns.
 
     Args:
         tools: name -> function of what the model writes.
@@ -105,11 +105,9 @@ class Tools:
             return _failed(turn, f"{type(error).__name__}: {' '.join(str(error).split())[: self.letters]}")
         return turn | {"content": self._content(future.result())}
 
-    def _content(self, result: Any) -> Any:
-        if isinstance(result, str) or not _is_picture(result):
-            text = "done" if result is None or result == "" else str(result)
-            return text if len(text) <= self.letters else f"{text[: self.letters]} ... ({len(text) - self.letters} letters more)"
-        return [{"type": "image", "image": result}]
+    def _content(self, result: Any) -> str:
+        text = "done" if result is None or result == "" else str(result)
+        return text if len(text) <= self.letters else f"{text[: self.letters]} ... ({len(text) - self.letters} letters more)"
 
 
 def _alone(tool: Tool, text: Any) -> Any:
@@ -119,9 +117,3 @@ def _alone(tool: Tool, text: Any) -> Any:
 
 def _failed(turn: dict[str, Any], why: str) -> dict[str, Any]:
     return turn | {"content": f"error: {why}", "error": True}
-
-
-def _is_picture(result: Any) -> bool:
-    from PIL.Image import Image
-
-    return isinstance(result, Image)

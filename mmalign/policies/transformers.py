@@ -226,10 +226,8 @@ class TransformersPolicy:
                 raise UserError(f"policy.engine: the {what}, which a server cannot; takes no engine")
             self.engine.refresh(self.model)
         drawn, real, outputs, counted = spoken(self.turns, self.chat, encoded, sources, which, uniform, draw)
-        rollout = self.table(
-            encoded, which, drawn.tokens, drawn.lengths, real,
-            sources=sources, outputs=outputs, group=torch.tensor(own)[which],
-        )  # fmt: skip
+        group = torch.tensor(own)[which]
+        rollout = self.table(encoded, which, drawn.tokens, drawn.lengths, real, sources=sources, outputs=outputs, group=group)
         allowed = drawn.allowed if drawn.allowed.shape[-1] else None
         rollout.held = replace(rollout.held, cut=drawn.cut, pictured=any(map(has_media, prompts)), allowed=allowed)
         rollout.log_probs, rollout.drawn = self._whole(rollout, self.rows_at_once), drawn_by(who, behaviors)

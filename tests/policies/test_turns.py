@@ -31,8 +31,10 @@ class Script:
     lines: Sequence[Sequence[str]]
     seen: list[list[tuple[int, ...]]] = field(default_factory=list)
     turns: dict[int, int] = field(default_factory=dict)
+    numbers: list[Tensor] = field(default_factory=list)
 
     def by_behaviors(self, ids: Any, of: Tensor, numbers: Tensor, drawing: Any, who: Tensor, behaviors: Any, extras: Any) -> Drawn:
+        self.numbers.append(numbers)
         self.seen.append([tuple(ids[place]) for place in of.tolist()])
         rows = list(range(len(of))) if not self.turns else [row for row in self.turns if len(self.lines[row]) > self.turns[row]]
         said = [self.words.convert_tokens_to_ids(self.lines[row][self.turns.get(row, 0)].split()) for row in rows][: len(of)]
@@ -75,6 +77,14 @@ def test_a_conversation_is_one_row_and_the_replies_are_outside_of_its_mask() -> 
     assert rollout.metrics["turns"] == 2.0 and rollout.metrics["environment_errors"] == 0.0
     assert rollout.metrics["length"] == (len(own) + 2) / 2
     assert mm.rewards.exact_match()(rollout.outputs, rollout.prompts, answer=["269", "269"]).tolist() == [1.0, 0.0]
+
+
+def test_every_token_of_a_row_has_a_number_of_its_own() -> None:
+    made = policy(lines=[GOOD])
+    made.sample([PROMPT], 1, rng(7))
+    whole = torch.rand((1, 1, 40), generator=rng(7), dtype=torch.float64)[0]
+    first, second, third = made.drawer.numbers  # type: ignore[attr-defined]
+    assert torch.equal(first, whole) and torch.equal(second, whole[:, 10:]) and torch.equal(third, whole[:, 20:])
 
 
 def test_a_conversation_that_is_given_is_the_one_that_was_sampled() -> None:
