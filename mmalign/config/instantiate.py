@@ -28,6 +28,9 @@ CHEAP = ("mmalign.training.optimizers", "mmalign.samplers.")
 METHODS = "mmalign.methods."
 """Where methods are, which are called then too, to be compared with their policy."""
 
+CALLED, CALLED_BY_NAME = ("combine", "oracle", "mark", "real"), ("rewards", "judges", "metrics")
+"""Keys whose nodes, and whose nodes by name, give what is called in a run."""
+
 
 @dataclass(frozen=True)
 class Maker:
@@ -346,10 +349,15 @@ def carry_out(value: Any) -> Any:
     if isinstance(value, Call):
         arguments = {key: carry_out(item) for key, item in value.arguments.items()}
         try:
-            return value.function(**arguments)
+            made = value.function(**arguments)
         except UserError as error:
             known = str(error).startswith(value.path)
             raise error if known else UserError(f"{value.path}: {error}") from error
+        above, key = ["", *value.path.split(".")][-2:]
+        if (key in CALLED or above in CALLED_BY_NAME) and not callable(made):
+            what = f"got {value.name!r}, which gives a {type(made).__name__}"
+            raise UserError(f"{value.path}.use: {what}; takes what gives a function of outputs or prompts")
+        return made
     if isinstance(value, Mapping):
         return {key: carry_out(item) for key, item in value.items()}
     return [carry_out(item) for item in value] if isinstance(value, list) else value

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from mmalign.commands.footprint import Footprint, states
 from mmalign.commands.footprint import footprint as count
@@ -109,8 +111,33 @@ def test_a_layer_is_made_again_from_4_bits_while_it_works() -> None:
     name = "a layer's weights made again from 4 bits"
     assert parts[name] == (name, 4 * HIDDEN * 64, (SAMPLE, UPDATE))  # the largest: up, gate or down
 
+    small = LlamaForCausalLM(
+        LlamaConfig(vocab_size=64, hidden_size=HIDDEN, intermediate_size=16, num_hidden_layers=1, num_attention_heads=4, head_dim=WIDTH)
+    )
+    shape = footprint_language.transformers(
+        (small, None), lora=Lora(rank=2), max_prompt=4, max_completion=2, memory=TextMemory(storage="nf4")
+    )
+    (made,) = (part for part in shape.measure(Rows(2, 2, 2)).parts if part.name == name)
+    assert made.size == 4 * HIDDEN * HIDDEN  # that of attention, and the block's last is smaller
+
+
+def test_a_backward_pass_works_with_what_it_does_not_keep(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(footprint_language, "backward_pass", lambda *_: footprint.Pass(1000, 1500))
+    parts = of_words()
+    assert begins(parts, "activations").size == 1000 and begins(parts, "working memory of a backward").size == 500
+
 
 # ---- pipelines
+
+
+def test_a_part_works_with_the_most_that_a_call_of_it_takes() -> None:
+    part = torch.nn.Linear(4, 4)
+    calls = footprint.Calls(SimpleNamespace(components={"part": part}), Fake(), {})
+    taken = []
+    for rows in (8, 64, 2):
+        part(torch.zeros(rows, 4))
+        taken.append(calls.work["part"])
+    assert taken[0] >= 8 * 4 * 4 and taken[1] == taken[2] == 8 * taken[0]
 
 
 @pytest.mark.usefixtures("passes")

@@ -42,7 +42,7 @@ def reward(*, scale: float = 1.0, sizes: tuple[int, int] = (8, 8)):
 
 
 def total(parts: Sequence[Callable], *, weights: Mapping[str, float] | None = None):
-    return list(parts)
+    return lambda: list(parts)
 
 
 def recipe(policy: Any, *, prompts: Sequence[str], rewards: Mapping[str, Callable], method: Any, steps: int = 10, rate: float = 1e-3,
@@ -106,7 +106,7 @@ def test_nothing_is_built_while_there_is_a_mistake(house):
 def test_lists_and_mappings_inherit_their_keys_rooms(house):
     parts = [{"use": "house.reward"}, {"use": "house.reward", "scale": 3.0}]
     called = config.build(node(rewards={"total": {"use": "house.total", "parts": parts, "weights": {"a": 1}}}))
-    assert [part(None, None)[0] for part in called["rewards"]["total"]] == [1.0, 3.0]
+    assert [part(None, None)[0] for part in called["rewards"]["total"]()] == [1.0, 3.0]
     wrong = node(rewards={"total": {"use": "house.total", "parts": [{"use": "house.reward"}, {"use": "nowhere_to_be_found"}]}})
     (line,) = checked(wrong)
     assert line.startswith("rewards.total.parts[1].use: got 'nowhere_to_be_found', there is none in rewards or worlds")

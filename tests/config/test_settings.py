@@ -12,7 +12,7 @@ import pytest
 import mmalign as mm
 from mmalign.arguments import renamed, signatures
 from mmalign.arguments.renamed import POLICY, RECIPE
-from mmalign.config import check, load
+from mmalign.config import build_part, check, load
 from mmalign.lookup import catalogue
 from mmalign.types import UserError
 
@@ -205,6 +205,18 @@ def test_a_number_or_name_that_is_not_taken_is_one_line(name: str) -> None:
 def test_what_a_call_is_asked_for_has_its_type(name: str, call: dict[str, Any], line: str) -> None:
     assert changed(name, evaluation__call=call) == [f"evaluation.call.{line}"]
     assert changed("digits/demo", evaluation__call={"num_inference_steps": 2, "guidance_scale": None}) == []
+
+
+@pytest.mark.parametrize(
+    ("place", "key"), [("rewards", "rewards.x"), ("evaluation", "judges.x"), ("evaluation", "metrics.x"), ("evaluation", "mark")]
+)
+def test_what_is_called_in_a_run_can_be(place: str, key: str) -> None:
+    node: Any = {"use": "digit_prompts" if key == "mark" else "collections.Counter"}
+    for name in reversed(key.removeprefix("rewards.").split(".")):
+        node = {name: node}
+    whole = key if place == "rewards" else f"evaluation.{key}"
+    with pytest.raises(UserError, match=rf"^{whole}\.use: got '.*', which gives a (list|Counter); takes what gives a function of"):
+        build_part({place: node}, place)
 
 
 @pytest.mark.parametrize("key", ["optimizer", "batch", "evaluation", "run", "devices"])
