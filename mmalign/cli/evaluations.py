@@ -255,4 +255,11 @@ def table(  # the options of a command
         found = [(one.first, one.second, str(one.rows), _number(one.spearman), _number(one.spearman_p)) for one in made.correlations]
         if found:
             print_rows("rank correlations", ("", "", "rows", "Spearman", "p"), found, head=True)
+        if made.drifts:
+            moved = [
+                (run, name, *map(_number, one[:4]), f"{one.time:g}".replace("nan", "–"))
+                for run, its in made.drifts.items()
+                for name, one in its.items()
+            ]
+            print_rows("drift over evaluations", ("drift of", "", "first", "last", "M", "SE of M", "tau"), moved, head=True)
         echo(f"written: {made.path / 'table.md'}")

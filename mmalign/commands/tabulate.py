@@ -1,4 +1,4 @@
-"""Evaluations beside each other: a row for each run, reward or judge, rank correlations between the numbers, and both drawn."""
+"""Evaluations beside each other: a row for each run, reward or judge, rank correlations between the numbers, and how these drifted."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from mmalign.evaluation.best_of import best_of_n_kl
+from mmalign.evaluation.drift import Drift, drift
 from mmalign.files import finite, write_bytes, write_json, write_text
-from mmalign.report.read import read
+from mmalign.report.overoptimisation import curve
+from mmalign.report.read import RunData, read
 from mmalign.types import UserError
 
 LEAST = 3  # rows that a correlation needs
@@ -38,12 +40,16 @@ class Correlation:
 
 @dataclass(frozen=True)
 class Tabulated:
-    """rows: name -> column -> number. columns: in their order. correlations: of every two columns. path: the folder of what was written."""
+    """rows: name -> column -> number. columns: in their order. correlations: of every two columns. path: the folder of what was written.
+
+    drifts: run -> reward or judge -> how it moved over the run's evaluations.
+    """
 
     rows: Mapping[str, Mapping[str, float]]
     columns: Sequence[str]
     correlations: Sequence[Correlation]
     path: Path
+    drifts: Mapping[str, Mapping[str, Drift]] = field(default_factory=dict)
 
     def table(self) -> str:
         """As Markdown: numbers, and then correlations."""
@@ -53,6 +59,13 @@ class Tabulated:
         for one in self.correlations:
             numbers = (one.spearman, one.spearman_p, one.kendall, one.kendall_p)
             lines.append(f"| {one.first} | {one.second} | {one.rows} | {' | '.join(map(_shown, numbers))} |")
+        if self.drifts:
+            lines += ["", "| over evaluations | | first | last | M | SE of M | tau |", "|---|---|---:|---:|---:|---:|---:|"]
+        for run, moved in self.drifts.items():
+            lines += [
+                f"| {run} | {name} | {' | '.join(map(_shown, one[:4]))} | {one.time:g} |".replace("nan |", "– |")
+                for name, one in moved.items()
+            ]
         return "\n".join(lines) + "\n"
 
 
@@ -71,20 +84,26 @@ def tabulate(
         inside, outside: suites in and out of the distribution that rewards were trained on; ``drop`` is the first number of the one minus
             that of the other, by which implicit and explicit rewards are told apart.
 
+    Of a run's rewards and judges it says besides how far they moved from its first evaluation to its last (M), and the first step at which
+    95 % of that was reached (tau; ``evaluation.drift``): with a judge that says 1 for answers of one stance, how that stance drifted.
+
     Where ``best_of_samples`` was measured the picture draws gold against the KL of best-of-n, a curve for each row.
 
     Paper: Lambert, Calandra, "The Alignment Ceiling" (2023), https://arxiv.org/abs/2311.00168: that these correlate is not to be taken for
     granted; Lin et al., "On the Limited Generalization Capability of the Implicit Reward Model Induced by Direct Preference Optimization"
-    (2024), https://arxiv.org/abs/2409.03650: the drop.
+    (2024), https://arxiv.org/abs/2409.03650: the drop. The drift is that of https://arxiv.org/abs/2510.26707.
 
     Errors: UserError for a folder that is neither, one that holds nothing measured, and names that no column has.
     """
     rows: dict[str, dict[str, float]] = {}
     curves: dict[str, list[tuple[float, float]]] = {}
     firsts: dict[str, str] = {}
+    drifts: dict[str, dict[str, Drift]] = {}
     for folder in map(Path, folders):
-        name, row = _row(folder, firsts, curves)
+        name, row, moved = _row(folder, firsts, curves)
         rows[name] = {**rows.get(name, {}), **row}
+        if moved:
+            drifts[name] = moved
     if not rows:
         raise UserError("table: got no folder, takes runs, and folders that mmalign eval wrote")
     measured = list(dict.fromkeys(column for row in rows.values() for column in row))
@@ -97,15 +116,18 @@ def tabulate(
             row["drop"] = row.get(str(ends[0]), math.nan) - row.get(str(ends[1]), math.nan)
         columns.append("drop")
     correlations = [found for pair in combinations(columns, 2) if (found := _correlated(rows, *pair)) is not None]
-    made = Tabulated(rows, columns, correlations, Path(out))
+    made = Tabulated(rows, columns, correlations, Path(out), drifts)
     _write(made, curves)
     return made
 
 
-def _row(folder: Path, firsts: dict[str, str], curves: dict[str, list[tuple[float, float]]]) -> tuple[str, dict[str, float]]:
-    """What a folder is called, and its numbers. firsts: suite -> its first number, which this adds to; curves: name -> (KL, gold)."""
+def _row(
+    folder: Path, firsts: dict[str, str], curves: dict[str, list[tuple[float, float]]]
+) -> tuple[str, dict[str, float], dict[str, Drift]]:
+    """What a folder is called, its numbers, and how a run's moved. firsts: suite -> its first number, which this adds to; curves: name ->
+    (KL, gold)."""
     if (folder / "results.json").is_file():
-        return _evaluated(folder / "results.json", firsts, curves)
+        return (*_evaluated(folder / "results.json", firsts, curves), {})
     if not (folder / "config.yaml").is_file():
         raise UserError(f"table: {folder} is neither a run (config.yaml) nor a folder of mmalign eval (results.json)")
     run, row, name = read(folder), dict[str, float](), folder.resolve().name
@@ -122,7 +144,18 @@ def _row(folder: Path, firsts: dict[str, str], curves: dict[str, list[tuple[floa
     row |= {f"judge {key}": float(last[key]) for key in run.judges if isinstance(last.get(key), (int, float))}
     if not row:
         raise UserError(f"table: {folder} holds nothing measured: no evaluation, no reward and no judge in its log")
-    return name, row
+    return name, row, _drifts(run)
+
+
+def _drifts(run: RunData) -> dict[str, Drift]:
+    """Of the rewards and judges that were evaluated twice or more."""
+    moved = {}
+    for name in [*run.rewards, *run.judges]:
+        points = curve(run.evals, name)
+        if len(points) > 1:
+            errors = [math.nan if point.error is None else point.error for point in points]
+            moved[name] = drift([point.step for point in points], [point.value for point in points], errors)
+    return moved
 
 
 def _results(folder: Path) -> list[Path]:
@@ -184,6 +217,7 @@ def _write(made: Tabulated, curves: Mapping[str, Sequence[tuple[float, float]]])
     node = {
         "rows": {name: dict(row) for name, row in made.rows.items()}, "columns": list(made.columns),
         "correlations": [vars(one) for one in made.correlations],
+        "drifts": {run: {name: one._asdict() for name, one in moved.items()} for run, moved in made.drifts.items()},
         "curves": {name: list(map(list, curve)) for name, curve in curves.items()},
     }  # fmt: skip
     write_text(made.path / "table.md", made.table())

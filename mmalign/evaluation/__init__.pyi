@@ -13,6 +13,8 @@ from mmalign.evaluation.consistency import principle_statistics as principle_sta
 from mmalign.evaluation.diversity import expected_distinct as expected_distinct
 from mmalign.evaluation.diversity import stem_similarity as stem_similarity
 from mmalign.evaluation.diversity import text_diversity as text_diversity
+from mmalign.evaluation.drift import Drift as Drift
+from mmalign.evaluation.drift import drift as drift
 from mmalign.evaluation.hallucination import chair_scores as chair_scores
 from mmalign.evaluation.hallucination import object_scores as object_scores
 from mmalign.evaluation.hallucination import pope_scores as pope_scores

@@ -68,6 +68,22 @@ def test_reward_model_x_reward_x_judge_over_runs(tmp_path):
     assert [one.spearman for one in made.correlations] == pytest.approx([-1, 1, -1])
 
 
+def test_how_a_stance_drifted_over_a_run(tmp_path):
+    config = {"use": "online", "rewards": {"r": {"use": "length"}}, "evaluation": {"judges": {"support": {"use": "length"}}}}
+    shares = [(0, 0.2, 0.03), (50, 0.5, 0.04), (100, None, None), (150, 0.68, 0.04), (200, 0.7, 0.04)]
+    rows = [{"phase": "eval", "step": step, "r": 1.0, "support": share, "support_se": error} for step, share, error in shares]
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/config.yaml").write_text(json.dumps(config))
+    (tmp_path / "run/metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = CliRunner().invoke(app, ["table", str(tmp_path / "run"), "--out", str(tmp_path / "table")])
+    assert done.exit_code == 0 and "drift of" in done.output and "0.050\t150" in done.output, done.output
+    text = (tmp_path / "table/table.md").read_text()
+    assert "| run | support | 0.200 | 0.700 | 0.500 | 0.050 | 150 |" in text
+    assert "| run | r | 1.000 | 1.000 | 0.000 | – | – |" in text  # still, and without errors
+    kept = json.loads((tmp_path / "table/table.json").read_text())["drifts"]["run"]
+    assert kept["support"]["time"] == 150 and kept["r"]["time"] is None
+
+
 def test_curves_of_best_of_n(tmp_path):
     one = evaluated(tmp_path / "a", "one", "best_of_samples", gold_n1=0.0, gold_n4=1.0, gold_n16=0.5)
     many = evaluated(tmp_path / "b", "ensemble", "best_of_samples", gold_n1=0.0, gold_n4=1.0, gold_n16=1.5)
