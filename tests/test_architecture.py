@@ -66,7 +66,7 @@ ARROWS: dict[str, set[str]] = {
     "worlds": {"types", "arguments", "needs", "stacking", "records", "samplers", "policies", "evaluation"},
     "guidance": {"types", "arguments", "samplers", "policies"},
     "environments": {"types", "arguments", "conversations", "rewards"},
-    "evaluation": {"types", "arguments", "media", "records", "data"},
+    "evaluation": {"types", "arguments", "media", "records", "data", "objectives"},
     "runs": {"types", "arguments", "config", "files", "media", "conversations", "matching", "distributed"},
     "distributed": {"types", "stacking"},
     "selftest": {"types", "files", "runs", "config", "distributed"},

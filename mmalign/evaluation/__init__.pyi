@@ -40,6 +40,7 @@ from mmalign.evaluation.overoptimisation_law import overoptimisation_law as over
 from mmalign.evaluation.preference import length_controlled_win_rate as length_controlled_win_rate
 from mmalign.evaluation.preference import win_rate as win_rate
 from mmalign.evaluation.ranking import ranking_accuracies as ranking_accuracies
+from mmalign.evaluation.reward_filters import filter_r2 as filter_r2
 from mmalign.evaluation.reward_scores import best_scores as best_scores
 from mmalign.evaluation.reward_scores import pair_scores as pair_scores
 from mmalign.evaluation.reward_scores import tie_threshold as tie_threshold

@@ -34,6 +34,8 @@ def pf_ppo(
         power: see ``keep``.
         clip, gamma, lam, value, beta: as in ``ppo``.
 
+    Which filter suits a reward is what ``mmalign.evaluation.filter_r2`` says of rows whose true score is known.
+
     Paper: Policy Filtration in RLHF to Fine-Tune LLM for Code Generation, arXiv 2409.06957.
 
     Deviations: the paper draws rows by P; a weight of n P is that draw's mean, without its noise and without a seed (a clipped
