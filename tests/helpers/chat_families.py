@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 .,!?\n:[]<>/_-'|&+=()"
+LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 .,!?\n:[]<>/_-'|&+=(){}\"*;\\"
 ASK_CHATML = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 THOUGHT = "{% set content = m['content'] %}{% if m['role'] == 'assistant' and '</think>' in content %}"
 
@@ -82,6 +82,40 @@ FAMILIES = {
     "Zephyr": ChatFamily(ZEPHYR, ("<s>", "</s>"), "</s>", "<s>", before=True),
     "Vicuna": ChatFamily(VICUNA, ("<s>", "</s>"), "</s>", "<s>", before=True, behind=True),
     "OLMo": ChatFamily(OLMO, ("<|endoftext|>",), "<|endoftext|>", "<|endoftext|>", before=True),
+}
+
+TOOLS_QWEN = (
+    "<|im_start|>system\n{% for t in tools or [] %}<tools>{{ t | tojson }}</tools>{% endfor %}<|im_end|>\n{% for m in messages %}"
+    "{% if m.role == 'tool' %}{% if loop.first or messages[loop.index0 - 1].role != 'tool' %}<|im_start|>user{% endif %}"
+    "{{ '\n' }}<tool_response>\n{{ m.content }}\n</tool_response>{% if loop.last or messages[loop.index0 + 1].role != 'tool' %}<|im_end|>\n"
+    "{% endif %}{% else %}<|im_start|>{{ m.role }}{% if m.content %}{{ '\n' }}{{ m.content }}{% endif %}{% for c in m.tool_calls or [] %}"
+    "{{ '\n' }}<tool_call>"
+    '\n{"name": "{{ c.function.name }}", "arguments": {{ c.function.arguments | tojson }}}\n</tool_call>{% endfor %}'
+    "<|im_end|>\n{% endif %}{% endfor %}" + ASK_CHATML
+)
+TOOLS_LLAMA = (
+    "{{ bos_token }}{% for m in messages %}{% if m.tool_calls is defined %}{% if m.tool_calls | length != 1 %}"
+    "{{ raise_exception('one call at a time') }}{% endif %}<|start_header_id|>assistant<|end_header_id|>\n\n{% set c = m.tool_calls[0] %}"
+    '{"name": "{{ c.function.name }}", "parameters": {{ c.function.arguments | tojson }}}<|eot_id|>{% else %}<|start_header_id|>'
+    "{{ 'ipython' if m.role == 'tool' else m.role }}<|end_header_id|>\n\n{% if m.role == 'user' %}{% for t in tools or [] %}"
+    "{{ t | tojson }}\n\n{% endfor %}{% endif %}{{ (m.content | tojson) if m.role == 'tool' else (m.content | trim) }}<|eot_id|>{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
+)
+TOOLS_MISTRAL = (
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}{% if loop.first and tools %}[AVAILABLE_TOOLS]{{ tools | tojson }}"
+    "[/AVAILABLE_TOOLS]{% endif %}[INST] {{ m.content }}[/INST]{% elif m.role == 'tool' %}{% if m.tool_call_id is not defined or "
+    "m.tool_call_id | length != 9 %}{{ raise_exception('a call has an id of nine letters') }}{% endif %}[TOOL_RESULTS] {\"content\": "
+    '{{ m.content }}, "call_id": "{{ m.tool_call_id }}"}[/TOOL_RESULTS]{% elif m.tool_calls is defined %}[TOOL_CALLS] ['
+    "{% for c in m.tool_calls %}{% if c.id is not defined or c.id | length != 9 %}{{ raise_exception('a call has an id of nine letters') }}"
+    "{% endif %}{{ (c.function | tojson)[:-1] }}, \"id\": \"{{ c.id }}\"}{{ ']' if loop.last else ', ' }}{% endfor %}{{ eos_token }}"
+    "{% else %} {{ m.content }}{{ eos_token }}{% endif %}{% endfor %}"
+)
+LLAMA_IDS = ("<s>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|python_tag|>")
+MISTRAL_IDS = ("<s>", "</s>", "[INST]", "[/INST]", "[TOOL_CALLS]", "[TOOL_RESULTS]", "[/TOOL_RESULTS]")
+WITH_TOOLS = {
+    "Qwen": ChatFamily(TOOLS_QWEN, (*IM, "<tool_call>", "</tool_call>"), "<|im_end|>"),
+    "Llama-3.1": ChatFamily(TOOLS_LLAMA, LLAMA_IDS, "<|eot_id|>", "<s>", before=True),
+    "Mistral": ChatFamily(TOOLS_MISTRAL, MISTRAL_IDS, "</s>", "<s>", before=True),
 }
 
 

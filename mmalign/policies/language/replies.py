@@ -19,7 +19,8 @@ SAID = "assistant-said-this"  # what stands for a turn of the policy's
 def reply_ids(chat: Chat, replies: Sequence[Turn]) -> tuple[list[int], list[Turn]]:
     """Tokens from behind the end of a turn of the policy's to where it answers again, and the replies as they were written.
 
-    A template that refuses tools' turns is given them as the user's. Without a template it is the words alone.
+    Tools' turns get the ids that some templates ask for (nine letters, by their places). A template that refuses them is given them as the
+    user's. Without a template it is the words alone.
     Errors: UserError where the template refuses or drops a reply.
     """
     if media_of(replies):
@@ -28,8 +29,9 @@ def reply_ids(chat: Chat, replies: Sequence[Turn]) -> tuple[list[int], list[Turn
         return chat.ids("".join(text for turn in replies for text in texts_of(turn))), list(replies)
     before: list[Turn] = [*PROBE, {"role": "assistant", "content": SAID}]
     as_users = [{**turn, "role": "user"} if turn.get("role") == "tool" else turn for turn in replies]
-    for added in (list(replies), as_users):
-        text, why = chat.tried([*before, *added])
+    numbered = [{"tool_call_id": f"{place:09d}", **turn} if turn.get("role") == "tool" else turn for place, turn in enumerate(replies)]
+    for given, added in ((numbered, list(replies)), (as_users, as_users)):
+        text, why = chat.tried([*before, *given])
         if text is not None and SAID in text:
             ids = chat.ids(text[text.find(SAID) + len(SAID) :])
             end = next((place for place, token in enumerate(ids) if token in chat.stops), -1)

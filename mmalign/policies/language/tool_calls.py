@@ -70,10 +70,11 @@ def _marker(text: str) -> str:
 
 
 def _starts(words: str, marker: str) -> list[int]:
-    """Where calls begin: behind each marker; without one a text that is nothing else begins with its call."""
+    """Where calls begin: behind each marker; without one a text that is nothing else begins with its call, or a special token before it."""
     if marker:
         return [match.end() for match in re.finditer(re.escape(marker), words)]
-    return [0] if words.lstrip().startswith("{") else []
+    alone = re.match(r"\s*(<\|\w+\|>\s*)?(?=\{)", words)
+    return [] if alone is None else [alone.end()]
 
 
 def _objects(words: str, marker: str, arguments: str) -> Calls:
@@ -81,7 +82,8 @@ def _objects(words: str, marker: str, arguments: str) -> Calls:
     for start in _starts(words, marker):
         found, place = 0, _skipped(words, start, " \n\t[")
         while (read := _decoded(words, place))[0] is not None:
-            calls.append(_call(read[0].get("name"), read[0].get(arguments, {})))
+            if marker or "name" in read[0]:  # an answer may be an object too
+                calls.append(_call(read[0].get("name"), read[0].get(arguments, {})))
             found, place = found + 1, _skipped(words, read[1], " \n\t,;")
         if not found:
             calls.append({"name": "", "error": f"is no object of JSON: {words[start : start + 80]!r}"})
