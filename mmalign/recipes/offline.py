@@ -106,11 +106,7 @@ def offline(  # one argument for each thing that a run is made of
     Errors: UserError before anything is trained: what the method needs and the policy cannot give, data without a record, or of
     the wrong kind for the method, outputs of different sizes, an existing run. Ctrl-C finishes the step, saves, and says how to resume.
     """
-    refuse_mismatch(policy, method)
-    if policy.kind == "transition":
-        raise UserError(f"policy: learns from steps that it samples itself, and records hold finished outputs; {as_bound('diffusers')}")
-    if method.behaviors:
-        raise UserError(f"method: takes rows that {method.behaviors[0].name} draws, and nothing is sampled here; takes the recipe online")
+    _refuse_of_steps(policy, method)
     at_least(1, steps=steps)
     _refuse_of_scores(policy, evaluation, references or {})
     source = _streamed(records)
@@ -172,6 +168,15 @@ def offline(  # one argument for each thing that a run is made of
 
 def _streamed(records: Records | Sequence[Record]) -> Records:
     return listed(records) if isinstance(records, Sequence) else records
+
+
+def _refuse_of_steps(policy: Encoder, method: Method) -> None:
+    """Errors: UserError for a policy and a method that do not fit each other, or that learn from what they sample."""
+    refuse_mismatch(policy, method)
+    if policy.kind == "transition":
+        raise UserError(f"policy: learns from steps that it samples itself, and records hold finished outputs; {as_bound('diffusers')}")
+    if method.behaviors:
+        raise UserError(f"method: takes rows that {method.behaviors[0].name} draws, and nothing is sampled here; takes the recipe online")
 
 
 def _refuse_of_scores(policy: Encoder, evaluation: Evaluation, references: dict[str, Reference]) -> None:
