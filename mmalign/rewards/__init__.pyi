@@ -48,6 +48,7 @@ from mmalign.rewards.texts.repetition import repetition as repetition
 from mmalign.rewards.texts.testbench import testbench as testbench
 from mmalign.rewards.texts.text_overlap import text_overlap as text_overlap
 from mmalign.rewards.trained import log_likelihoods as log_likelihoods
+from mmalign.rewards.trained import self_log_prob as self_log_prob
 from mmalign.rewards.trained import trained as trained
 from mmalign.rewards.trained import trained_pairs as trained_pairs
 from mmalign.rewards.videos.feature_prediction import feature_prediction as feature_prediction

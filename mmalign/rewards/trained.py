@@ -1,4 +1,4 @@
-"""A run of this package as a reward: a reward model that it trained, or how much more likely a trained language model finds an answer."""
+"""A model of this package as a reward: a reward model that a run trained, or how likely a language model finds an answer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mmalign.rewards._shared.scorer import Scorer
 from mmalign.runs import trained as runs
 from mmalign.types import Level, Oracle, UserError
 
-__all__ = ["log_likelihoods", "trained", "trained_pairs"]
+__all__ = ["log_likelihoods", "self_log_prob", "trained", "trained_pairs"]
 
 Score = Callable[[list[Any], Any, Mapping[str, list[Any]]], Tensor]
 
@@ -115,7 +115,7 @@ def _of_scorer(policy: Any, using: str) -> Score:
 
 def _readable(
     score: Score, prompts: Sequence[Any], outputs: Any,
-    columns: Mapping[str, Sequence[Any]], width: int,
+    columns: Mapping[str, Sequence[Any]], width: int, who: str = "trained",
 ) -> Tensor:  # fmt: skip
     """``[B, width]``: scores of the rows that can be read, NaN for others; warns of the first of them, and why."""
     rows, table = list(range(len(prompts))), torch.full((len(prompts), width), torch.nan, dtype=torch.float64)
@@ -126,7 +126,7 @@ def _readable(
             return table
         except RefusedRow as error:
             if len(rows) == len(prompts):
-                warnings.warn(f"trained: cannot read an output, which has no score then: {error.why}", stacklevel=3)
+                warnings.warn(f"{who}: cannot read an output, which has no score then: {error.why}", stacklevel=3)
             rows.pop(error.row)
     return table
 
@@ -148,24 +148,60 @@ def log_likelihoods(run: str, *, trust: bool = False) -> Scorer:
     using = _best(kept)
 
     def of(outputs: Any, prompts: list[Any], **columns: Any) -> dict[str, Tensor]:
-        table = _readable(lambda asked, answers, _: _totals(policy, using, asked, answers), prompts, outputs, columns, 2)
+        table = _readable(lambda asked, answers, _: _totals(policy, (using, "ref"), asked, answers), prompts, outputs, columns, 2)
         return {"policy": table[:, 0], "reference": table[:, 1]}
 
     return Scorer("log_likelihoods", of)
 
 
+def self_log_prob(policy: Any) -> Scorer:
+    """``r_self(y | x) = log pi_base(y | x)``: how likely a language model finds a whole answer, its end included, in nats.
+
+    The model's own likelihood as what it is trained on (sharpening): with ``raft`` the likeliest of its samples are learned, and with a
+    method that maximises ``E[r] - beta KL`` (``dr_grpo``, ``rloo``) the optimum is ``pi_base^(1 + 1 / beta)``, normalised. Nothing is asked
+    but the model itself.
+
+    Args:
+        policy: of kind ``token``; in a config a node of its own, the same model as the run's. Its parameter set ``ref`` is what counts, so
+            that the policy which is trained may be given too, in Python: the reward then stays that of the model it began with, unless the
+            run's ``references`` move it.
+
+    No gradient. NaN for an output that the model cannot read, an empty one included (``batch: {missing: drop}`` trains without those).
+    Longer answers are less likely: this is a reward of brevity where nothing else holds the length.
+
+    Paper: Huang et al., "Self-Improvement in Language Models: The Sharpening Mechanism" (2024), https://arxiv.org/abs/2412.01951, section
+    2: SFT-Sharpening (``raft``) and RLHF-Sharpening (a method with beta).
+
+    Deviations: their SFT-Sharpening draws all its best of N from the base model before it trains; ``raft`` draws from the policy as it is,
+    again and again.
+
+    Errors: UserError for what is no policy of a language model.
+    """
+    if getattr(policy, "kind", None) != "token":
+        got = getattr(policy, "kind", None) or type(policy).__name__
+        raise UserError(f"self_log_prob.policy: got {got}, takes a policy of a language model (kind token)")
+
+    def score(outputs: Any, prompts: list[Any], **columns: Any) -> Tensor:
+        def of(asked: list[Any], answers: Any, _: Mapping[str, list[Any]]) -> Tensor:
+            return _totals(policy, ("ref",), asked, answers)
+
+        return _readable(of, prompts, outputs, columns, 1, "self_log_prob")[:, 0]
+
+    return Scorer("self_log_prob", score)
+
+
 def _log_ratio(policy: Any, using: str, prompts: list[Any], outputs: list[Any]) -> Tensor:
     """``[B, 1]``: of the whole answer, nats. using: the set that is compared with ``ref``."""
-    totals = _totals(policy, using, prompts, outputs)
+    totals = _totals(policy, (using, "ref"), prompts, outputs)
     return (totals[:, 0] - totals[:, 1])[:, None]
 
 
 @torch.no_grad()
-def _totals(policy: Any, using: str, prompts: list[Any], outputs: list[Any]) -> Tensor:
-    """``[B, 2]``: the log-likelihood of the whole answer under a set, and under ``ref``."""
+def _totals(policy: Any, sets: Sequence[str], prompts: list[Any], outputs: list[Any]) -> Tensor:
+    """``[B, sets]``: the log-likelihood of the whole answer under each of some sets."""
     rollout = policy.encode(prompts, outputs, torch.arange(len(prompts)), torch.Generator())
     totals = []
-    for name in (using, "ref"):
+    for name in sets:
         with policy.using(name):
             parts = torch.arange(len(prompts)).split(policy.rows_at_once)
             totals.append(torch.cat([policy.steps(rollout, rows).log_probs.where(rollout.mask[rows], 0.0).sum(1) for rows in parts]))
