@@ -113,10 +113,15 @@ def spo(table: Table, *, scale: float = 1.0, clip: float = 0.2, beta: float = 0.
     return _plain(table, scores, clip, beta, kl, rows=False)
 
 
-def a_lol(table: Table, *, ratio: str = "row", clip: float = 0.9) -> Tensor:
+def a_lol(table: Table, *, ratio: str = "row", clip: float = 0.9, baseline: str = "group", value: float = 1.0) -> Tensor:
     rewards, total = table.rewards.tolist(), _zero(table)
-    for row, others in _compared(table, rewards):
-        ahead = max(0.0, rewards[row] - statistics.mean(others))
+    average = {row: statistics.mean(others) for row, others in _compared(table, rewards)}
+    if baseline == "value":
+        starts = {row: _cells(table, row)[0] for row in _rows(table) if not math.isnan(rewards[row])}
+        average = {row: float(table.judged[row, start]) for row, start in starts.items()}
+        total = total + sum(value / 2 * (table.value[row, start] - rewards[row]) ** 2 for row, start in starts.items())
+    for row, expected in average.items():
+        ahead = max(0.0, rewards[row] - expected)
         gaps = {step: float(table.log_probs[row, step] - table.ref[row, step]) for step in _cells(table, row)}
         for step, gap in gaps.items():
             ratio_of = {"row": sum(gaps.values()), "token": gap, "none": 0.0}[ratio]
@@ -227,7 +232,13 @@ ORACLES: dict[str, list[tuple[dict[str, Any], Callable[..., Tensor]]]] = {
     ],
     "egpo": [({}, egpo), ({"beta": 0.7, "scale": 0.5}, egpo)],
     "spo": [({}, spo), ({"scale": 0.5, "clip": 0.05, "beta": 0.1, "kl": "k2"}, spo)],
-    "a_lol": [({}, a_lol), ({"ratio": "token", "clip": 0.1}, a_lol), ({"ratio": "none"}, a_lol)],
+    "a_lol": [
+        ({}, a_lol),
+        ({"ratio": "token", "clip": 0.1}, a_lol),
+        ({"ratio": "none"}, a_lol),
+        ({"baseline": "value", "value": 0.3}, a_lol),
+        ({"baseline": "value", "ratio": "token"}, a_lol),
+    ],
     "raft": [({}, raft), ({"best": 2, "beta": 0.3}, raft)],
     "superhf": [({}, superhf), ({"best": 2, "beta": 0.3, "kl": "exact"}, superhf)],
     "reward_weighted_regression": [

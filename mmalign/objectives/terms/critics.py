@@ -76,6 +76,38 @@ def value_loss(critic: Critic, macro: Macro | None = None) -> Term[Signal]:
     return Term(of, frozenset({VALUE}), "cell" if macro is None else "row")
 
 
+def ahead_of_prompt() -> Reading:
+    """``[B, T, 3]``: ``r - V``, the reward, and 1 in the first live cell; V is the value of a row there, where only its prompt was read.
+
+    0 in rows whose reward is missing.
+    """
+
+    def of(feedback: Feedback) -> Tensor:
+        inside = returns.known(feedback)
+        first = returns.first(inside.double())
+        reward = feedback.rewards.double()[:, None]
+        ahead = reward - live(read(feedback, VALUE).double(), first).sum(1, keepdim=True)
+        return torch.stack([live(column.expand(inside.shape), inside) for column in (ahead, reward, first.double())], dim=-1)
+
+    return Reading(of, frozenset({MASK, VALUE}), 3)
+
+
+def prompt_value_loss(weight: float) -> Term[Signal]:
+    """``weight / 2 (V - r)^2`` in the first live cell of rows whose reward is known. It is told what ``ahead_of_prompt`` gives.
+
+    Errors: UserError for a weight below 0.
+    """
+    if weight < 0:
+        raise UserError(f"value: got {weight}, takes 0 or more")
+
+    def of(steps: Steps, signal: Signal) -> Tensor:
+        reward, first = signal.extras.unbind(-1)
+        value = live(held(steps, VALUE).to(steps.log_probs), steps.mask)
+        return weight * first * value_error(value, reward, value, clip=None)
+
+    return Term(of, frozenset({VALUE}))
+
+
 def entropy_loss(bonus: float) -> dict[str, Term[Signal]]:
     """``- bonus * entropy`` of each step, which keeps a policy from collapsing; nothing where bonus is 0.
 
