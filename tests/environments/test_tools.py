@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from typing import Any
@@ -127,3 +128,34 @@ def test_operations_are_counted() -> None:
     assert calculate("-2 * -3") == "6"
     with pytest.raises(ValueError, match="holds 2 operations, takes at most 1"):
         calculate("1 + 2 + 3")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="limits of POSIX systems")
+@pytest.mark.filterwarnings("ignore:code of the model")
+@pytest.mark.parametrize(
+    ("code", "answer", "error"),
+    [
+        ("print(sum(range(5)))", "10", None),
+        ("Like so:\n```python\nprint(2 + 3)\n```", "5", None),
+        ("x = 1", "done", None),
+        ("open('kept', 'x').write('1'); import os; print(sorted(os.listdir()))", "['kept', 'program.py']", None),
+        ("open('kept', 'x').write('1'); import os; print(sorted(os.listdir()))", "['kept', 'program.py']", None),
+        ("print(7)\n1 / 0", "ZeroDivisionError: division by zero", True),
+        ("print(", "SyntaxError", True),
+        ("raise SystemExit(3)", "error: RuntimeError: ended with 3", True),
+        ("x = bytes(10**9)", "MemoryError", True),
+        ("while True: pass", "ran past its 2 s", True),
+        ("import time; print('so far', flush=True); time.sleep(60)", "ran past its 2 s: so far", True),
+    ],
+)
+def test_python_answers_with_what_it_prints(code: str, answer: str, error: bool | None) -> None:
+    environment = mm.environments.tools({"python": mm.environments.run_python(seconds=2.0, memory=2**28)}, seconds=60.0)
+    [[turn]] = environment([said("", calls=[{"name": "python", "arguments": {"code": code}}])])
+    assert turn.get("error") is error and (answer in turn["content"] if error else answer == turn["content"])
+
+
+def test_python_refuses_before_anything_runs() -> None:
+    with pytest.raises(UserError, match="seconds"):
+        mm.environments.run_python(seconds=0.0)
+    with pytest.raises(UserError, match=r"run_python\.isolate: got 'maybe'"):
+        mm.environments.run_python(isolate="maybe")  # type: ignore[arg-type]
