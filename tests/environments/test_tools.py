@@ -159,3 +159,5 @@ def test_python_refuses_before_anything_runs() -> None:
         mm.environments.run_python(seconds=0.0)
     with pytest.raises(UserError, match=r"run_python\.isolate: got 'maybe'"):
         mm.environments.run_python(isolate="maybe")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"run_python: got .*memory=1000.* takes .*16 MiB or more"):
+        mm.environments.run_python(memory=1000)
