@@ -40,7 +40,8 @@ def filter_r2(
 
     Paper: Policy Filtration in RLHF to Fine-Tune LLM for Code Generation, arXiv 2409.06957.
 
-    Deviations: rows weigh by P where the paper draws by it; intervals are ours.
+    Deviations: rows weigh by P where the paper draws by it; intervals are ours. The R2 is of single
+    answers, as its abstract says it; whether its tables bin answers by reward first was not read.
 
     Errors: UserError for columns of different lengths.
 
