@@ -66,6 +66,14 @@ def test_places_become_outputs_by_the_order_that_was_shown(desk):
     assert len({tuple(desk.order(item, f"p{person}")) for item in desk.items.all for person in range(8)}) == 2
 
 
+def test_marked_words_are_those_of_the_output_that_stood_there(desk):
+    app = application(desk)
+    for number, item in enumerate(desk.items.all):
+        ask(app, "/judgements", words(1, item=item.id, wrong={"1": [[0, 2 + number]]}))
+        assert desk.judgements.standing()[item.id, "ann"].wrong == {str(desk.order(item, "ann")[1]): [(0, 2 + number)]}
+    assert len({tuple(desk.order(item, "ann")) for item in desk.items.all}) == 2
+
+
 def test_nobody_is_told_who_made_an_output(desk):
     app = application(desk)
     for path in ("/next", "/"):
