@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 from mmalign.arguments.ranges import Count
 from mmalign.data._reading.parsing import is_file
 from mmalign.data._reading.tables import FILE, Row, blocks, in_order, located, numbered_lines, placed
+from mmalign.data._schemas.columns import IMAGES, VIDEOS, holds_media, low
 from mmalign.data._schemas.turns import turns_of
 from mmalign.media import Broken, is_address
 from mmalign.types import Prompt, UserError
@@ -25,6 +27,8 @@ def prompts(path: str, *, key: str = "prompt", limit: Count | None = None, files
     path: the file. key: where a row has the prompt, a string or a conversation (a list of turns). limit: the first so many.
     files: columns that hold paths relative to the file, or lists of them. What rewards, judges and oracles read of a prompt, such as its
     answer, is a column.
+
+    A picture or a video in a column is shown to no model; that is said where ``files`` does not name it for what reads it.
 
     Errors: UserError with the row's place where a row cannot be read, or for a file without prompts.
 
@@ -61,7 +65,7 @@ def _lines(file: Path) -> Iterator[str | Prompt]:
 
 
 def _rows(file: Path, key: str, files: Sequence[str]) -> Iterator[str | Prompt]:
-    lines = file.suffix.lower() == ".jsonl"
+    lines, said = file.suffix.lower() == ".jsonl", set[str]()
     for number, line in numbered_lines(file) if lines else ((number, row) for number, _, row in in_order(blocks(str(file)), seed=None)):
         where = f"{file}, {'line' if lines else 'row'} {number}"
         if isinstance(line, Broken):
@@ -70,6 +74,11 @@ def _rows(file: Path, key: str, files: Sequence[str]) -> Iterator[str | Prompt]:
         if not isinstance(row.get(key), (str, list)):
             raise UserError(f"{where}: takes an object with a string, or a conversation, under {key!r}")
         columns = {name: value for name, value in row.items() if name not in (key, FILE)}
+        for name in columns.keys() - said - {*files}:
+            if low(name) in (*IMAGES, *VIDEOS) and holds_media(columns[name]):
+                said.add(name)
+                shown = f"the model is not shown column {name!r}; takes picture_prompts, or files: [{name}] where rewards alone read it"
+                warnings.warn(f"prompts: {file.name}: {shown}", stacklevel=4)
         yield _prompt(
             where,
             _content(row, key, where),

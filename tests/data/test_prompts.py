@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -71,3 +72,20 @@ def test_conversations_are_read_like_everywhere_else(tmp_path: Path, monkeypatch
     ):
         with pytest.raises(UserError, match=f"p.jsonl, line 1: .*{line}"):
             prompts(written(tmp_path, "p.jsonl", f'{{"prompt": {odd}}}'))
+
+
+@pytest.mark.parametrize("row", [{"image": "a.png"}, {"Images": ["a.png", "b.png"]}, {"video": "a.mp4"}])
+def test_a_picture_in_a_column_that_no_model_is_shown_is_named_once(tmp_path, row):
+    file = tmp_path / "asked.jsonl"
+    file.write_text("".join(json.dumps({"prompt": f"p{number}", **row}) + "\n" for number in range(3)))
+    with pytest.warns(UserWarning, match=f"is not shown column {next(iter(row))!r}; takes picture_prompts") as told:
+        prompts(str(file))
+    assert len([one for one in told if "is not shown" in str(one.message)]) == 1
+
+
+@pytest.mark.parametrize(("row", "files"), [({"image": "a.png"}, ["image"]), ({"image": "a dog"}, []), ({"answer": "a.png"}, [])])
+def test_columns_that_rewards_read_are_not_named(tmp_path, row, files, recwarn):
+    file = tmp_path / "asked.jsonl"
+    file.write_text(json.dumps({"prompt": "p", **row}) + "\n")
+    prompts(str(file), files=files)
+    assert not [one for one in recwarn if "is not shown" in str(one.message)]
