@@ -54,7 +54,8 @@ class Room(ModuleType):
         super().__setattr__(name, value)
 
     def __dir__(self) -> list[str]:
-        return sorted({*super().__dir__(), *index(self.__name__)} - {furnish.__name__})
+        files = {name for name, value in vars(self).items() if isinstance(value, ModuleType)}  # those that happen to be loaded
+        return sorted(({*super().__dir__()} - files - {furnish.__name__}) | {*index(self.__name__)})
 
 
 def offered(room: str, name: str) -> Any:

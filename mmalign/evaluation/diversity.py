@@ -73,6 +73,8 @@ def text_diversity(
 def expected_distinct(texts: Sequence[str], *, n: Count = 1, vocabulary: Count = 50_000) -> float:
     """``N / (V (1 - ((V - 1) / V)^C))``: different runs of ``n`` words over how many C draws of V would have: length counts not.
 
+    texts: of which runs are counted together. n: words of a run. vocabulary: V, the words that there are to draw from.
+
     N: different runs in all texts together. C: runs. NaN where there is none.
 
     Paper: Liu et al., "Rethinking and Refining the Distinct Metric" (2022), https://arxiv.org/abs/2202.13587, equation 4.
@@ -91,7 +93,7 @@ def expected_distinct(texts: Sequence[str], *, n: Count = 1, vocabulary: Count =
 def stem_similarity(text: str, reference: str) -> float:
     """METEOR of a text for a reference, in 0..1, by words and their stems (nltk's, Porter's stemmer); NaN where one of them is empty.
 
-    Synonyms, which take WordNet's files, are not asked for.
+    text: what is compared. reference: with what. Synonyms, which take WordNet's files, are not asked for.
 
     Paper: Banerjee, Lavie, "METEOR" (2005), as nltk has it.
 

@@ -15,8 +15,9 @@ __all__ = ["Drift", "drift"]
 
 
 class Drift(NamedTuple):
-    """start, end: the first and the last value. magnitude: ``M = end - start``, with its sign, and error: one standard error of it.
+    """How far a number moved, and by when.
 
+    start: the first value. end: the last one. magnitude: ``M = end - start``, with its sign. error: one standard error of it.
     time: the step by which the share of M was reached, NaN where nothing moved.
     """
 

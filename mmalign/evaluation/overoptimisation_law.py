@@ -18,8 +18,8 @@ __all__ = ["Law", "overoptimisation_law"]
 class Law(NamedTuple):
     """``gain(d) = d (alpha - beta log d)`` as it was fitted, ``d = sqrt(KL)``.
 
-    alpha, beta: per sqrt(nat), with intervals. peak: the KL in nats beyond which the law falls, ``exp(alpha / beta - 1)^2``; best: its gain
-    there; both NaN where it never falls (``beta <= 0``). explained: the share of the gains' squares that the law accounts for.
+    alpha, beta: per sqrt(nat), with intervals. peak: the KL in nats beyond which the law falls, ``exp(alpha / beta - 1)^2``. best: its gain
+    there. Both are NaN where it never falls (``beta <= 0``). explained: the share of the gains' squares that the law accounts for.
     points, runs: how many of them there were, and of how many runs. furthest: the largest KL among them.
     """
 

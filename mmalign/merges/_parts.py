@@ -62,7 +62,7 @@ def with_mean(given: Sequence[float], mean: float) -> tuple[float, ...]:
 
     Examples:
         >>> [round(ratio, 6) for ratio in with_mean([0.9, 0.5, 1.6], 0.6)]
-        [0.55, 0.25, 1.0]
+        [0.6, 0.2, 1.0]
     """
     low, high = -max(given), 1.0 - min(given)  # all 0, and all 1
     for _ in range(100):

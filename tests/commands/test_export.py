@@ -194,9 +194,9 @@ def test_the_page_says_what_was_done_and_what_changed(tmp_path, command):
 
 
 def test_an_offline_run_is_exported_through_the_policy_that_it_wraps(tmp_path, command):
-    from mmalign.commands.export import _base_node
+    from mmalign.commands.export import base_node
 
-    assert _base_node({"use": "forward", "of": POLICY}) == POLICY and _base_node({"use": "mine"}) is None
+    assert base_node({"use": "forward", "of": POLICY}) == POLICY and base_node({"use": "mine"}) is None
 
 
 def test_what_cannot_be_exported_is_one_line(tmp_path, command):

@@ -79,7 +79,7 @@ CASES = [
     ("dense_dpo", "RLAIF-V", rlaif_v, {}),
     ("dpo", "open-instruct", open_instruct, {}),
     ("simpo", "SimPO", simpo, {}),
-    ("mnpo", "MNPO", mnpo, {}),
+    ("mnpo", "MNPO", mnpo, {"shares": {"ref": 1 / 3, "previous": 2 / 3}}),
     ("ipo", "OpenRLHF", summed_ipo, {"beta": 0.1}),
     ("ipo", "TRL", averaged_ipo, {"beta": 0.1}),
     ("cdpo", "OpenRLHF", conservative, {}),

@@ -186,7 +186,7 @@ def best_with_worst(feedback: Feedback, *, scale: float = 1.0) -> Feedback:
 
     Examples:
         >>> ranked = best_with_worst(Feedback(torch.tensor([0.0, 3.0, 1.0, 2.0]).double(), torch.zeros(4, dtype=torch.int64)))
-        >>> ranked.pairs.tolist(), ranked.strength.logit().tolist()
+        >>> ranked.pairs.tolist(), [round(logit, 6) for logit in ranked.strength.logit().tolist()]
         ([[1, 0], [3, 2]], [3.0, 1.0])
     """
     if feedback.pairs is not None:

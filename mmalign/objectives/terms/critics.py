@@ -95,7 +95,7 @@ def ahead_of_prompt() -> Reading:
 def prompt_value_loss(weight: float) -> Term[Signal]:
     """``weight / 2 (V - r)^2`` in the first live cell of rows whose reward is known. It is told what ``ahead_of_prompt`` gives.
 
-    Errors: UserError for a weight below 0.
+    weight: of the term. Errors: UserError for a weight below 0.
     """
     if weight < 0:
         raise UserError(f"value: got {weight}, takes 0 or more")
