@@ -1,4 +1,4 @@
-"""Remakes assets/capitals: questions for the demos of SmolLM2, capitals and opposites, each asked for in one word.
+"""Remakes assets/capitals: questions for the demos of SmolLM2, capitals and opposites, each by its name alone.
 
 python scripts/make_capitals.py            # train.jsonl and held_out.jsonl
 python scripts/make_capitals.py --pairs    # pairs.jsonl too, with the model: its own answer is the rejected one
@@ -47,7 +47,9 @@ def questions(split: str) -> list[dict[str, str]]:
 
 
 def _row(kind: str, of: str, answer: str) -> dict[str, str]:
-    return {"prompt": f"What is the {kind} of {of}? Answer in one word.", "answer": answer, "kind": kind}
+    """Asked so, the model sometimes gives the name alone by itself; asked to "answer in one word", never, and nobody learns from what is
+    never drawn."""
+    return {"prompt": f"Name the {kind} of {of}, and say nothing but its name.", "answer": answer, "kind": kind}
 
 
 def lines(rows: list[dict[str, str]]) -> str:

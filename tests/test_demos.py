@@ -118,8 +118,8 @@ def test_a_tiny_model_goes_all_the_way(what, tmp_path, mmalign, monkeypatch):
     assert done.code == 0, done.err
     run = tmp_path / "runs" / "small"
     assert f"adapter: {run / 'export'}, for transformers and peft" in done.out.replace("\n", " ")
-    assert done.out.count("Answer in one word.\t") == demos.SHOWN and "prompt\tbefore\tafter" in done.out
-    prompt = "What is the capital of Japan? Answer in one word."
+    assert done.out.count("say nothing but its name.\t") == demos.SHOWN and "prompt\tbefore\tafter" in done.out
+    prompt = "Name the capital of Japan, and say nothing but its name."
     tuned, base = plain(run / "export", prompt)
     assert tuned == shown(run, prompt, mmalign) != base
 
