@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import nan
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -86,6 +86,16 @@ class Unread:
 def read(record: Any) -> Any:
     """A record with its media decoded. Errors: UserError where one of them cannot be used."""
     return record._replace(**{key: value.read() for key, value in record._asdict().items() if isinstance(value, Unread)})
+
+
+def once(records: Iterable[Any]) -> Iterator[Any]:
+    """Records until one comes again, as a stream that is over begins anew; those without a name cannot be told apart."""
+    names = set[str]()
+    for record in records:
+        if record.id and record.id in names:
+            return
+        names.add(record.id)
+        yield record
 
 
 class RefusedRow(UserError):

@@ -40,8 +40,10 @@ def serve(words: list[str], port: int) -> subprocess.Popen[str]:
     raise SystemExit(f"the server did not start: {command}")
 
 
-def shots(page: Page, folder: Path, name: str) -> None:
-    """Pictures of the page, narrow and wide, light and dark."""
+def shots(page: Page, folder: Path | None, name: str) -> None:
+    """Pictures of the page, narrow and wide, light and dark; none without a folder."""
+    if folder is None:
+        return
     for width, height in ((390, 844), (1280, 800)):
         for scheme in ("light", "dark"):
             page.set_viewport_size({"width": width, "height": height})
@@ -77,7 +79,7 @@ def main() -> None:
         page.wait_for_selector(".output")
         if settings.shots:
             settings.shots.mkdir(parents=True, exist_ok=True)
-            shots(page, settings.shots, "label")
+        shots(page, settings.shots, "label")
         for number in range(settings.judgements):
             item, key = page.evaluate("item.id"), KEYS[number % len(KEYS)]
             shown = page.evaluate("item.kind === 'text' ? item.outputs : null")

@@ -19,19 +19,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from playwright.sync_api import Page, sync_playwright
-
-
-def shots(page: Page, folder: Path | None, name: str) -> None:
-    """Pictures of the page, narrow and wide, light and dark."""
-    if folder is None:
-        return
-    for width, height in ((390, 844), (1280, 900)):
-        for scheme in ("light", "dark"):
-            page.set_viewport_size({"width": width, "height": height})
-            page.emulate_media(color_scheme=scheme)
-            page.wait_for_timeout(400)
-            page.screenshot(path=folder / f"{name}_{width}_{scheme}.png")
+from browser_label import shots
+from playwright.sync_api import sync_playwright
 
 
 def main() -> None:

@@ -190,9 +190,9 @@ def configured(config: str, overrides: list[str] | None) -> dict[str, Any]:
 
 def run_folder(run: str) -> Path:
     """The folder of a run, given by its path or by its name under runs/. Errors: UserError where there is none."""
+    from mmalign.runs.folder import found
     from mmalign.types import UserError
 
-    for candidate in (Path(run), Path("runs") / run):
-        if (candidate / "config.yaml").is_file():
-            return candidate
+    if (folder := found(run)) is not None:
+        return folder
     raise UserError(f"{run}: no run there (no config.yaml); takes the folder of a run, or a name under runs/")

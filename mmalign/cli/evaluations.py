@@ -181,30 +181,29 @@ def _judge(settings: dict[str, Any]) -> Any:
 def _policy(model: str, parameters: str | None, trust: bool) -> tuple[Any, str]:
     """The policy of a run, or of a model, and which of its parameters are wanted."""
     from mmalign.rooms import find
+    from mmalign.runs.folder import found
+    from mmalign.runs.trained import trained
     from mmalign.types import UserError
 
-    for folder in (Path(model), Path("runs") / model):
-        if (folder / "config.yaml").is_file():
-            from mmalign.runs.trained import trained
-
-            run = trained(folder, trust=trust)
-            wanted = parameters or run.best
-            return run.policy(), "current" if wanted == "trained" else wanted
+    if (folder := found(model)) is not None:
+        run = trained(folder, trust=trust)
+        wanted = parameters or run.best
+        return run.policy(), "current" if wanted == "trained" else wanted
     if parameters is not None:
         raise UserError(f"--set: {model} is a model and no run, so it has one set of parameters")
     return find("mmalign.policies", "transformers")(model), "current"
 
 
 def _place(name: str, model: str | None, answers: Path | None, parameters: str | None) -> Path:
+    from mmalign.runs.folder import found
     from mmalign.types import UserError
 
     if model is None and answers is None and parameters is not None:  # a reward, or a judge, by its name
         return Path("evaluations") / f"{parameters}-{name}"
     if model is None:
         return Path("evaluations") / f"{answers.stem if answers else 'answers'}-{name}"
-    for folder in (Path(model), Path("runs") / model):
-        if (folder / "config.yaml").is_file():
-            return folder / "evaluations" / (name if parameters is None else f"{name}-{parameters}")
+    if (folder := found(model)) is not None:
+        return folder / "evaluations" / (name if parameters is None else f"{name}-{parameters}")
     plain = "-".join(part for part in Path(model).parts if part not in ("/", ".", ".."))
     if not plain:
         raise UserError(f"--out: got none, and {model} gives it no name; takes a folder")

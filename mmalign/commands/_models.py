@@ -14,6 +14,7 @@ from mmalign.policies.forward import ForwardPolicy
 from mmalign.policies.inspecting.loading import load_pipeline
 from mmalign.policies.pipelines.calling import arguments_of_call, classes_of, named_rows, refuse_arguments
 from mmalign.rooms import find, index
+from mmalign.runs.folder import found
 from mmalign.runs.trained import refuse_external_code, trained
 from mmalign.types import UserError, contents
 
@@ -56,7 +57,7 @@ def model_of(name: str, *, trust: bool = False) -> Model:
 
     Errors: UserError for a name that is none of these, for a policy that is no diffusers pipeline, and for outside code.
     """
-    folder = next((place for place in (Path(name), Path("runs") / name) if (place / "config.yaml").is_file()), None)
+    folder = found(name)
     if folder is not None:
         run = trained(folder, trust=trust)
         policy: Any = run.policy()
@@ -129,8 +130,7 @@ def guidance_of(words: str) -> Any:
 
 def _model_of_run(value: Any) -> Any:
     """The denoiser of a run, where a word is its folder: a model of its own beside the one that is guided. Anything else as it is."""
-    places = (Path(value), Path("runs") / value) if isinstance(value, str) else ()
-    folder = next((place for place in places if (place / "config.yaml").is_file()), None)
+    folder = found(value) if isinstance(value, str) else None
     if folder is None:
         return value
     run = trained(folder)

@@ -24,7 +24,7 @@ from mmalign.labelling.items import ITEMS, Items, of_records, origin_of_file
 from mmalign.labelling.judgements import Judgement, Judgements
 from mmalign.media import Broken
 from mmalign.runs import checkpoint
-from mmalign.runs.folder import held
+from mmalign.runs.folder import found, held
 from mmalign.runs.trained import refuse_external_code, trained
 from mmalign.serving.asking import LOOPBACK
 from mmalign.serving.listening import answer, bound
@@ -166,7 +166,7 @@ def loader_of(path: str) -> str:
 
 def _author(name: str, trust: bool) -> Author:
     """Errors: UserError for what is neither a run nor a config with a policy."""
-    folder = next((place for place in (Path(name), Path("runs") / name) if (place / "config.yaml").is_file()), None)
+    folder = found(name)
     if folder is not None:
         run = trained(folder, trust=trust)
         config, policy, parameters = run.config, run.policy, "current" if run.best == "trained" else run.best

@@ -12,7 +12,8 @@ from mmalign.arguments.ranges import within
 from mmalign.files import write_text
 from mmalign.report.comparison import comparison
 from mmalign.report.read import read
-from mmalign.report.watching import LOCAL, Watch, application, is_run
+from mmalign.report.watching import LOCAL, Watch, application
+from mmalign.runs.folder import found
 from mmalign.serving.asking import LOOPBACK
 from mmalign.serving.listening import answer, bound
 from mmalign.types import UserError
@@ -62,7 +63,7 @@ def side_by_side(folders: Sequence[str], *, out: str) -> Path:
 
 def _place(word: str) -> Path:
     """A run by its path or its name under runs/, or a folder of runs. Errors: UserError for neither."""
-    place = next((path for path in (Path(word), Path("runs") / word) if is_run(path)), Path(word))
+    place = found(word) or Path(word)
     if not place.is_dir():
         raise UserError(f"{word}: not there; takes a run's folder, its name under runs/, or a folder of runs")
     return place

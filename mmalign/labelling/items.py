@@ -12,7 +12,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from mmalign.files import digest, write_json, write_text
-from mmalign.records import Pair, Ranking, Record, outputs_of
+from mmalign.records import Pair, Ranking, Record, once, outputs_of
 from mmalign.runs.pictures import write_mp4, write_png
 from mmalign.types import UserError
 
@@ -128,16 +128,6 @@ def of_records(items: Items, records: Iterable[Record], most: int | None) -> Non
     if not items.all:
         raise UserError("pairs: the file holds none")
     items.save()
-
-
-def once(records: Iterable[Record]) -> Iterator[Record]:
-    """Records until one comes again, as a stream that is over begins anew."""
-    names = set[str]()
-    for record in records:
-        if record.id in names:
-            return
-        names.add(record.id)
-        yield record
 
 
 def origin_of_file(path: str) -> dict[str, Any]:

@@ -89,6 +89,11 @@ class RunFolder:
         return write_png(self.samples / "real.png", grid(images))
 
 
+def found(name: str | Path) -> Path | None:
+    """The folder of a run, by its path or by its name under ``runs/``; None where neither is one."""
+    return next((place for place in (Path(name), Path("runs") / name) if (place / "config.yaml").is_file()), None)
+
+
 @contextmanager
 def opened(root: str | Path, name: str, *, config: Mapping[str, Any], resume: bool = False, **how: Any) -> Iterator[RunFolder]:
     """``open_run``, and no other process trains in that folder until the block ends. how: its other keywords.

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mmalign.distributed import tables as of_all
-from mmalign.records import Digested, Record, Records, Undecoded, Unread, outputs_of
+from mmalign.records import Digested, Record, Records, Undecoded, Unread, once, outputs_of
 from mmalign.training.experience import Experience
 from mmalign.training.learner import Learner
 from mmalign.training.reliability import reliability
@@ -68,7 +68,7 @@ def distinct(records: Records, most: int, *, seed: int, trained: Records) -> lis
     """Up to ``most`` records, none of them twice. Errors: UserError for none, and for those that are trained on."""
     if isinstance(records, Digested) and isinstance(trained, Digested) and records.digest() and records.digest() == trained.digest():
         raise UserError("evaluation.records: are those that are trained on; takes others, which only evaluate")
-    taken = list(_once(islice(records.stream(seed=seed), most)))
+    taken = list(once(islice(records.stream(seed=seed), most)))
     if not taken:
         raise UserError("evaluation.records: got none that can be read, takes one or more")
     return taken
@@ -113,14 +113,4 @@ def put_aside(
     for record in coming:
         if held is not None and content(record) in held.contents:
             aside[called(record)] = "it is among evaluation.records"
-        yield record
-
-
-def _once(records: Iterable[Any]) -> Iterable[Any]:
-    """Records until one comes again, as a stream that is over begins anew; those without a name cannot be told apart."""
-    names = set[str]()
-    for record in records:
-        if record.id and record.id in names:
-            return
-        names.add(record.id)
         yield record

@@ -65,6 +65,12 @@ def test_pairs_and_rankings_that_are_there_once_each(tmp_path):
     assert [item.id for item in few.all] == ["p"]
 
 
+def test_pairs_without_names_are_told_apart_by_their_place(tmp_path):
+    made = items(tmp_path)
+    of_records(made, [Pair(f"q{number}", "good", "bad") for number in range(3)], None)
+    assert [(item.id, item.prompt) for item in made.all] == [("0", "q0"), ("1", "q1"), ("2", "q2")]
+
+
 @pytest.mark.parametrize(("records", "words"), [([Thumb("q", "a", 1.0, "t")], "t is one output with a label"), ([], "holds none")])
 def test_other_records_are_refused(tmp_path, records, words):
     with pytest.raises(UserError, match=words):
