@@ -108,7 +108,7 @@ class RefusedRow(UserError):
 
 @runtime_checkable
 class Choosy(Protocol):
-    """Who is given outputs of one kind alone: ``texts`` or ``images`` (or videos)."""
+    """Who is given outputs of one kind alone: ``texts`` or ``images`` (or videos); '' where that is not known yet."""
 
     learns_from: str
 
@@ -117,7 +117,7 @@ def suited(records: Sequence[Any], policy: Any, key: str = "") -> Sequence[Any]:
     """The records. Errors: UserError where the policy says what it learns from, and they hold the other; nothing is decoded for it."""
     kinds = {"images" if isinstance(output, (Tensor, Unread)) else "texts" for one in records for output in outputs_of(one)
              if not isinstance(output, Drawn)}  # fmt: skip
-    if isinstance(policy, Choosy) and (others := kinds - {policy.learns_from}):
+    if isinstance(policy, Choosy) and policy.learns_from and (others := kinds - {policy.learns_from}):
         takes = {"texts": "texts (mm.data.texts; picture_texts: texts about pictures)", "images": "images or videos (mm.data.pairs)"}
         raise UserError(f"{key}records: their outputs are {others.pop()}, and the policy learns from {takes[policy.learns_from]}")
     return records

@@ -323,12 +323,10 @@ class Held(Protocol):
 
     def take(self, rows: Tensor) -> Held:
         """Some rows, by their numbers ``[R]``."""
-        ...
 
     @staticmethod
     def join(parts: Sequence[Any]) -> Held:
         """Records of one adapter as one, rows of the first part first."""
-        ...
 
 
 @dataclass
@@ -602,7 +600,8 @@ class Adapter(NamedTuple):
     kind, gives: as of its policies. gives_with: keyword -> what the policy gives besides for each name that is listed under it. call: the
     keywords that ``generate`` takes, from the arguments of the policy's node; None where any may be right. random_steps: (schedule, those
     keywords) -> which of its steps will be random, ``[T]`` bool, as far as these tell; None where they do not. Errors: UserError for a
-    schedule that no trajectory fits.
+    schedule that no trajectory fits. learns_from: as of its policies, where that is the same for all of them. sees: from the arguments,
+    whether the model reads images in prompts; None where that is not known before it is loaded.
     """
 
     kind: Kind
@@ -610,6 +609,8 @@ class Adapter(NamedTuple):
     gives_with: Mapping[str, frozenset[str]] = {}
     call: Callable[[Mapping[str, Any]], Iterable[str] | None] = lambda arguments: None
     random_steps: Callable[[Any, Mapping[str, Any]], Tensor | None] = lambda schedule, call: None
+    learns_from: str = ""
+    sees: Callable[[Mapping[str, Any]], bool | None] = lambda arguments: None
 
 
 class Encoder(Policy, Protocol):

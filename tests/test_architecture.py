@@ -75,7 +75,7 @@ ARROWS: dict[str, set[str]] = {
     "report": {"types", "files", "runs"},
     "recipes": {
         *("types", "needs", "arguments", "records", "samplers", "objectives", "data", "distributed", "training", "report", "commands"),
-        *("config", "files", "runs"),
+        *("config", "files", "runs", "conversations"),
     },
     "commands": {"*"},
     "cli": {"*"},

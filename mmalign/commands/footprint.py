@@ -90,7 +90,10 @@ def footprint(config: Mapping[str, Any], *, card: str | None = None, kind: str |
 
 
 def _during(part: Part) -> str:
-    return "" if ALWAYS in part.phases else f" (in {' and '.join(part.phases)})"
+    """When a part is there, where that is not always."""
+    if ALWAYS in part.phases:
+        return ""
+    return f" (in {' and '.join(part.phases)})" if part.phases else " (waits on the CPU)"
 
 
 def _room(card: str) -> int:

@@ -8,6 +8,7 @@ against the signatures, all at once, before anything is built, and each mistake 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from mmalign.arguments import calls, environment
 from mmalign.arguments.places import absolute
 from mmalign.arguments.signatures import nearest, parameters
 from mmalign.config import stages
-from mmalign.config.crosschecks import crosschecked
+from mmalign.config.crosschecks import crosschecked, foreseen
 from mmalign.config.instantiate import Call, Review, as_node, carry_out, execute, plan, plan_part
 from mmalign.config.overrides import override
 from mmalign.config.parsing import one_line, read
@@ -86,7 +87,7 @@ def build(node: Mapping[str, Any], **extra: Any) -> Any:
     if odd := [key for key in extra if key not in takes and not any_key]:
         raise UserError(f"--{odd[0]}: the recipe {call.name} takes no such thing")
     with calls.saying(as_node(call)):
-        return execute(call, **extra)
+        return execute(call, partial(foreseen, call), **extra)
 
 
 def build_part(config: Mapping[str, Any], key: str) -> Any:

@@ -278,6 +278,14 @@ def _wrong_arguments(path: str, arguments: Mapping[str, Any], known: Any) -> Ite
                 yield f"{path}.{key}: got {value}, takes {allowed.takes(value)}"
 
 
+def foreseen(call: Call, built: Mapping[str, Any]) -> None:
+    """What a recipe says of its data by its ``FORESEEN``, where the policy is not built yet. Errors: UserError."""
+    policy, recipe = call.arguments.get("policy"), sys.modules.get(home(call.function))
+    ask = None if recipe is None else vars(recipe).get("FORESEEN")
+    if ask is not None and isinstance(policy, Call) and (adapter := _adapter(policy)) is not None:
+        ask(adapter, policy.arguments, built)
+
+
 def _arguments(policy: Call) -> Any:
     """The keywords of a policy's calls; None where any may be right."""
     adapter = _adapter(policy)

@@ -363,9 +363,11 @@ def carry_out(value: Any) -> Any:
     return [carry_out(item) for item in value] if isinstance(value, list) else value
 
 
-def execute(call: Call, **extra: Any) -> Any:
+def execute(call: Call, before_policy: Callable[[Mapping[str, Any]], None], **extra: Any) -> Any:
     """Carries out a plan without mistakes, from the inside out: the policy last, so that data which cannot be used are told before its
-    weights are loaded."""
-    last = sorted(call.arguments, key=lambda key: key == "policy")
-    arguments = {key: carry_out(call.arguments[key]) for key in last}
+    weights are loaded. before_policy: is given all other arguments then."""
+    arguments = {key: carry_out(value) for key, value in call.arguments.items() if key != "policy"}
+    before_policy(arguments)
+    if "policy" in call.arguments:
+        arguments["policy"] = carry_out(call.arguments["policy"])
     return call.function(**{**arguments, **extra})

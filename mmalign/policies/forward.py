@@ -27,7 +27,10 @@ from mmalign.types import EVERY, Adapter, Need, Rollout, Steps, UserError
 __all__ = ["ForwardPolicy", "forward"]
 
 ADAPTER = Adapter(
-    "bound", frozenset({"refs", "kls", "absolute", "noise", "contrast", "unguided", "latents"}), call=lambda arguments: all_arguments()
+    "bound",
+    frozenset({"refs", "kls", "absolute", "noise", "contrast", "unguided", "latents"}),
+    call=lambda arguments: all_arguments(),
+    learns_from="images",
 )
 Times = Literal["uniform", "logit_normal"]
 Noise = Literal["group", "row"]
@@ -70,7 +73,7 @@ class ForwardPolicy:
     """See ``forward``. ``generate``, parameters and their sets are those of the policy inside."""
 
     kind = ADAPTER.kind
-    learns_from = "images"
+    learns_from = ADAPTER.learns_from
 
     def __init__(
         self, of: DiffusersPolicy, *, times: Times, draws: int, target: Target, noise: Noise = "group", guided: bool = False,

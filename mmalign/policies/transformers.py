@@ -23,12 +23,11 @@ import torch
 from torch import Tensor, nn
 
 from mmalign.arguments.ranges import Count, Fraction, Natural, Positive, Proportion
-from mmalign.conversations import has_media
 from mmalign.devices import default_device
 from mmalign.distributed.shards import leaves
 from mmalign.media import Limits
 from mmalign.needs import DEGREE, kinds, named
-from mmalign.policies.language import reading, reference_models, storage
+from mmalign.policies.language import loading, reading, reference_models, storage
 from mmalign.policies.language.ablation import Ablation
 from mmalign.policies.language.blending import blended
 from mmalign.policies.language.budget import Room, Truncate
@@ -58,7 +57,7 @@ __all__ = ["TransformersPolicy", "transformers"]
 CALL = ("temperature", "top_p", "top_k", "max_completion", "hidden_media")
 GIVES = frozenset({"old", "refs", *DISTRIBUTION, *COMPARED, "contrast", "changed", "phrase", "segment", "behaviors", "recall", "masking",
                    "traced"})  # fmt: skip
-ADAPTER = Adapter("token", GIVES, gives_with={"heads": HEADS}, call=lambda arguments: CALL)
+ADAPTER = Adapter("token", GIVES, gives_with={"heads": HEADS}, call=lambda _: CALL, learns_from="texts", sees=loading.foresees)
 
 
 def transformers(  # one keyword for each thing that a user may set
@@ -84,7 +83,8 @@ def transformers(  # one keyword for each thing that a user may set
         max_prompt, max_completion: tokens. A prompt may have as many as the context has room for, by default.
         temperature: of the distribution that is sampled, scored and trained.
         top_p, top_k: cut off the unlikely in sampling alone; the log-probabilities are those of the whole distribution.
-        template: whether prompts go through the chat template (a string is then the user's turn); by default, if there is one.
+        template: whether prompts go through the chat template (a string is then the user's turn); by default, if there is one, which
+            a processor has to have.
         system: the system turn of prompts that have none.
         truncate: the end of too long prompts that is cut off, ``left`` or ``right``; too long completions then lose their end. What
             is cut is counted and said; an image that a cut would go through is left out whole. None: they are refused.
@@ -108,10 +108,10 @@ def transformers(  # one keyword for each thing that a user may set
     if isinstance(model, tuple):
         model, tokenizer = model
     if isinstance(model, (str, Mapping)):
-        model, tokenizer = load(model, tokenizer, dtype=dtype, trust_remote_code=trust_remote_code)
+        model, tokenizer = load(model, tokenizer, dtype=dtype, template=template, trust_remote_code=trust_remote_code)
     elif (kind := type_of(dtype)) is not None:
         model.to(kind)
-    tokenizer = reader_of(model.config, tokenizer, key="policy.tokenizer", trust_remote_code=trust_remote_code)
+    tokenizer = reader_of(model.config, tokenizer, key="policy.tokenizer", template=template, trust_remote_code=trust_remote_code)
     target = default_device() if device is None else torch.device(device)
     words, processor = parted(tokenizer)
     never = never_said(model, words, processor)
@@ -128,7 +128,7 @@ class TransformersPolicy:
     """See ``transformers``."""
 
     kind = ADAPTER.kind
-    learns_from = "texts"
+    learns_from = ADAPTER.learns_from
 
     def __init__(  # one keyword for each thing that a user may set
         self, model: Any, chat: Chat, room: Room, *, lora: Lora | None, train: Train | None, start: str | None, memory: TextMemory,
@@ -229,7 +229,7 @@ class TransformersPolicy:
         group = torch.tensor(own)[which]
         rollout = self.table(encoded, which, drawn.tokens, drawn.lengths, real, sources=sources, outputs=outputs, group=group)
         allowed = drawn.allowed if drawn.allowed.shape[-1] else None
-        rollout.held = replace(rollout.held, cut=drawn.cut, pictured=any(map(has_media, prompts)), allowed=allowed)
+        rollout.held = replace(rollout.held, cut=drawn.cut, allowed=allowed)
         rollout.log_probs, rollout.drawn = self._whole(rollout, self.rows_at_once), drawn_by(who, behaviors)
         differences = (drawn.log_probs - rollout.log_probs)[real & (who == 0).unsqueeze(1)].abs()
         for behavior in (behavior for behavior in behaviors if behavior.greedy):
@@ -257,7 +257,7 @@ class TransformersPolicy:
             mask[place, : len(row.trained)] = torch.tensor(row.trained)
         lengths = torch.tensor([len(row.completion) for row in rows])
         rollout = self.table(encoded, which, tokens, lengths, mask, sources=sources, outputs=list(outputs[part]), group=group[part])
-        rollout.held = replace(rollout.held, following=following, pictured=any(map(has_media, prompts)))
+        rollout.held = replace(rollout.held, following=following)
         return rollout
 
     def table(

@@ -30,13 +30,14 @@ import torch
 from torch import Tensor
 
 from mmalign.arguments.ranges import Steps
-from mmalign.data.pairs import listed
 from mmalign.distributed import tables as of_all
 from mmalign.distributed.team import ALONE, Team, team_for
 from mmalign.needs import as_bound
 from mmalign.objectives.feedback import comparisons
+from mmalign.recipes._foreseen import of_records as FORESEEN  # noqa: F401 (config asks for it)
+from mmalign.recipes._foreseen import refuse_records, streamed
 from mmalign.recipes._run import Run, concluded
-from mmalign.records import Drawn, Pair, Ranking, Record, Records, RefusedRow, Thumb, Undecoded, Unfinished, Unread, outputs_of, suited
+from mmalign.records import Drawn, Pair, Ranking, Record, Records, RefusedRow, Thumb, Unfinished, Unread, outputs_of, suited
 from mmalign.training import dimensions
 from mmalign.training import references as stored
 from mmalign.training.dead_steps import refuse_unknown
@@ -109,9 +110,8 @@ def offline(  # one argument for each thing that a run is made of
     _refuse_of_steps(policy, method)
     at_least(1, steps=steps)
     _refuse_of_scores(policy, evaluation, references or {})
-    source = _streamed(records)
-    coming_from = partial(source.undecoded if isinstance(source, Undecoded) else source.stream, seed=run.seed)
-    first = suited(_take(coming_from(), batch.records), policy)
+    source, coming_from = streamed(records, seed=run.seed)
+    first = refuse_records(policy, coming_from, method, count=batch.records)
     method = dimensions.named(policy, method, coming_from(), count=batch.records)
     team = team_for(batch.records, "batch.records")
     author = OwnRows(policy, method, seed=run.seed, rows_at_once=batch.micro_rows)
@@ -166,10 +166,6 @@ def offline(  # one argument for each thing that a run is made of
     return concluded(journal, policy)
 
 
-def _streamed(records: Records | Sequence[Record]) -> Records:
-    return listed(records) if isinstance(records, Sequence) else records
-
-
 def _refuse_of_steps(policy: Encoder, method: Method) -> None:
     """Errors: UserError for a policy and a method that do not fit each other, or that learn from what they sample."""
     refuse_mismatch(policy, method)
@@ -199,7 +195,7 @@ def _held_out(
     """The measurement on held-out records; None without any. Errors: UserError where the method learns nothing from them."""
     if evaluation.records is None:
         return None
-    method, others = learner.method, _streamed(evaluation.records)
+    method, others = learner.method, streamed(evaluation.records, seed=run.seed)[0]
     if isinstance(others, Unfinished):
         raise UserError("evaluation.records: leave rows to the policy; takes finished ones, which are the same at every evaluation")
     records = list(suited(distinct(others, evaluation.held_out, seed=run.seed, trained=trained), policy, "evaluation."))

@@ -32,6 +32,8 @@ from mmalign.arguments.ranges import Steps
 from mmalign.distributed import tables as of_all
 from mmalign.distributed.team import team_for
 from mmalign.objectives.feedback import comparisons
+from mmalign.recipes._foreseen import of_prompts as FORESEEN  # noqa: F401 (config asks for it)
+from mmalign.recipes._foreseen import refuse_prompts
 from mmalign.recipes._run import Run, concluded
 from mmalign.samplers.assignment import assignment
 from mmalign.training import references as stored
@@ -276,6 +278,7 @@ def _refuse(
         policy.refuse_structure(method, batch.group, steps)
     if isinstance(prompts, str) or not prompts:
         raise UserError(f"prompts: got {prompts!r}, takes a list of at least one")
+    refuse_prompts(policy, prompts, method)
     if not rewards:
         raise UserError("rewards: got none, takes at least one {name: reward}")
     refuse_columns({**rewards, **({} if oracle is None else {"of pairs": oracle})}, columns_of(prompts), kind="reward")

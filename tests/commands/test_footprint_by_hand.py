@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from mmalign.commands.footprint import Footprint, states
+from mmalign.commands.footprint import Footprint, _during, states
 from mmalign.commands.footprint import footprint as count
 from mmalign.needs import ENTROPY, kls
 from mmalign.policies.adapters import in_four_bits
@@ -19,7 +19,7 @@ from mmalign.policies.inspecting.ledger import Fake, size_of
 from mmalign.policies.pipelines import memory as fitting
 from mmalign.policies.settings import Lora, Memory, Schedule, TextMemory
 from mmalign.policies.twins import texts
-from mmalign.policies.twins.pipelines import twin
+from mmalign.policies.twins.pipelines import call_arguments, twin
 from mmalign.samplers.windows import first_fraction
 from mmalign.training.optimizers import adamw
 from mmalign.types import Need
@@ -136,7 +136,7 @@ def test_a_part_works_with_the_most_that_a_call_of_it_takes() -> None:
     taken = []
     for rows in (8, 64, 2):
         part(torch.zeros(rows, 4))
-        taken.append(calls.work["part"])
+        taken.append(calls.phases()["part"][ENCODE])  # no denoiser was called
     assert taken[0] >= 8 * 4 * 4 and taken[1] == taken[2] == 8 * taken[0]
 
 
@@ -157,6 +157,39 @@ def test_parts_of_a_pipeline_and_when_they_are_there() -> None:
     ]
     waiting = of_pictures(memory=Memory(offload=["text_encoder_3"]))
     assert [waiting[f"weights: {name} (float32)"].phases for name in ("vae", "text_encoder_3")] == [(ALWAYS,), (ENCODE,)]
+
+
+@pytest.mark.usefixtures("passes")
+@pytest.mark.parametrize(
+    ("kind", "phases"),
+    [
+        ("KandinskyV22Pipeline", {"movq": [(DECODE,)]}),
+        ("AudioLDMPipeline", {"text_encoder": [(ENCODE,)], "vae": [(DECODE,)], "vocoder": [(DECODE,)]}),
+        ("StableDiffusionControlNetPipeline", {"controlnet": [(DENOISE,)], "vae": [(DECODE,)]}),
+        ("StableDiffusionXLImg2ImgPipeline", {"vae": [(ENCODE,), (DECODE,)], "text_encoder_2": [(ENCODE,)]}),
+    ],
+)
+def test_a_part_is_there_when_the_pipeline_calls_it(kind: str, phases: dict[str, list[tuple[str, ...]]]) -> None:
+    """Whatever it is called: before the first denoiser, between them, or behind the last. One that is offloaded is nowhere else."""
+    pipe = twin(kind)
+    shape = footprint.diffusers(
+        pipe, lora=Lora(rank=2), schedule=Schedule(steps=2), call=call_arguments(pipe), memory=Memory(offload="frozen")
+    )
+    parts = shape.measure(Rows(2, 2, 2)).parts
+    for name, expected in phases.items():
+        assert [part.phases for part in parts if part.name == f"working memory: {name}"] == expected
+        there = tuple(phase for (phase,) in expected) + ((UPDATE,) if expected == [(DENOISE,)] else ())
+        assert begins({part.name: part for part in parts}, f"weights: {name} (").phases == there
+
+
+def test_a_part_that_no_call_asks_for_waits_on_the_cpu() -> None:
+    part = torch.nn.Linear(4, 4)
+    pipe = SimpleNamespace(components={"part": part, "net": torch.nn.Linear(4, 4)})
+    calls = footprint.Calls(pipe, Fake(), {"net": pipe.components["net"]})
+    shape = footprint.diffusers(pipe, memory=Memory(offload="frozen"))
+    (weights,) = (part for part in shape._weights(pipe, calls.denoisers, calls) if part.name.startswith("weights: part"))
+    assert weights.phases == () and _during(weights) == " (waits on the CPU)"
+    assert _during(weights._replace(phases=(ENCODE, DECODE))) == " (in encoding prompts and decoding)"
 
 
 @pytest.mark.usefixtures("passes")

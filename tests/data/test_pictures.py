@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import tarfile
 from itertools import islice
 from pathlib import Path
 
@@ -306,6 +307,19 @@ def test_pictures_under_the_names_that_people_give_them(folder, key):
     (pair,) = read(folder, [{"question": "What is it?", **ANSWERS, key: source}]).first(2)
     assert pair.prompt == [{"role": "user", "content": [shown(folder), ASKED]}]
     assert prompts(folder, [{"question": "What is it?", key: source}]) == [pair.prompt]
+
+
+def test_a_picture_beside_the_words_in_a_shard_is_the_prompt_s(folder):
+    """As webdataset has it: one name, two endings."""
+    members = {"000.png": png(), "000.json": json.dumps({"prompt": "What is it?", **ANSWERS}).encode()}
+    with tarfile.open(folder / "shard.tar", "w") as shard:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            shard.addfile(info, io.BytesIO(content))
+    (pair,) = mm.data.picture_texts(str(folder / "shard.tar"), cache=str(folder / "cache")).first(2)
+    picture, words = pair.prompt[0]["content"]
+    assert Path(picture["path"]).read_bytes() == png() and words == ASKED
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,8 @@ def test_without_a_template_a_completion_ends_with_the_end_of_text():
     of = Chat(tiny_text.tokenizer())
     row = of.row("ab", "cd")
     assert said(of, row.prompt.ids) == "ab" and said(of, row.completion) == "cd<eos>"
+    for carried in ("cd<eos>", "cd<eos><eos>", "cd<eos>\n"):
+        assert of.row("ab", carried) == row  # which is ended once
 
 
 @pytest.mark.parametrize(

@@ -270,12 +270,13 @@ def test_its_prompts_are_the_policy_s_with_their_system_turn():
 )
 def test_a_model_that_sees_is_asked_about_the_same_pictures(name, dtype):
     """Against its own forward; PaliGemma's tokenizer has words without a logit."""
-    policy = transformers(*visions.twin(f"{name}ForConditionalGeneration"), max_completion=6, device="cpu")
+    more = {"max_completion": 6, "device": "cpu", **({"template": False} if name == "PaliGemma" else {})}
+    policy = transformers(*visions.twin(f"{name}ForConditionalGeneration"), **more)
     model, processor = visions.twin(f"{name}ForConditionalGeneration")
     with torch.no_grad():
         for p in model.parameters():
             p.add_(0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
-    policy.refer("ref", transformers(model.to(dtype), processor, max_completion=6, device="cpu"))
+    policy.refer("ref", transformers(model.to(dtype), processor, **more))
     picture = {"type": "image", "image": torch.rand(3, 40, 64, generator=torch.Generator().manual_seed(0))}
     turn = [{"role": "user", "content": [picture, {"type": "text", "text": "what is it"}]}]
     rollout = policy.sample([turn, "only words"], 2, torch.Generator().manual_seed(0))

@@ -200,7 +200,7 @@ def vision_policy(name):
     if name == "Llava":
         with_bos(processor, LLAVA)
         model.resize_token_embeddings(len(processor.tokenizer))
-    return transformers(model, processor, max_completion=40, device="cpu")
+    return transformers(model, processor, max_completion=40, template=False if name == "PaliGemma" else None, device="cpu")
 
 
 @pytest.mark.parametrize("name", [name.removesuffix("ForConditionalGeneration") for name in visions.classes()])

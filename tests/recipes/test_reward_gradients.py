@@ -96,6 +96,20 @@ def test_the_gradient_of_an_ode_is_a_run_without_any_random_step(tmp_path: Path)
     assert run.summary["status"] == "finished" and run.summary["r_after"] > run.summary["r_before"]
 
 
+@pytest.mark.parametrize(("steps", "noise_level"), [(1, 1.0), (4, 0.0)])
+def test_a_schedule_without_a_random_step_is_refused_before_anything_is_sampled(tmp_path: Path, steps: int, noise_level: float) -> None:
+    schedule = {"kernel": kernels.flow_sde(noise_level=noise_level), "window": mm.windows.everything(), "steps": steps}
+    of_digits = mm.policies.diffusers(mm.worlds.digits(), schedule=schedule, device="cpu")
+    with pytest.raises(UserError, match=f"policy.schedule: none of {steps} steps is random, so there is nothing to train"):
+        online(
+            tmp_path, policy=of_digits, prompts=mm.worlds.digit_prompts(), rewards={"r": failing}, method=mm.methods.flow_grpo(), steps=1
+        )
+
+
+def failing(outputs, prompts):
+    raise AssertionError("something was sampled")
+
+
 def test_what_a_combination_makes_of_rewards_is_what_is_followed(tmp_path: Path) -> None:
     """Weights 3 and -1 of one reward are twice that reward."""
     pair, weights = {"up": linear, "down": linear}, {"up": 3.0, "down": -1.0}

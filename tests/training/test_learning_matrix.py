@@ -239,7 +239,10 @@ ONLINE: dict[str, dict[str, Any]] = {
     "an oracle that ties": {"rewards": {"own": constant}, "oracle": nobody_wins},
     "a reference that follows": {"rewards": {"own": varied}, "references": {"ref": {"every": 1}}},
 }
-ELSEWHERE = ("contrast ablated: got a step without any image", "this method reads rewards")  # pictures in prompts, scores of parts
+ELSEWHERE = (
+    "and the method compares answers with those behind prompts whose images are taken away",
+    "this method reads rewards",
+)  # pictures in prompts, scores of parts
 
 
 # whose teacher is the student itself here, and says so: tests/methods/forward_process/test_optima.py, and

@@ -89,14 +89,16 @@ def backward_pass(fake: Fake, forward: Callable[[], Tensor], trained: Sequence[n
 
 
 class Calls:
-    """A pipeline whose modules run in fake mode, each kind of call once. work: the most that a part takes for a call, by its name.
+    """A pipeline whose modules run in fake mode, each kind of call once. work: what a part takes for a kind of call.
 
-    inputs: the arguments of a denoiser's first call, by name.
+    inputs: the arguments of a denoiser's first call, by name. order: of each call of the pipeline, the calls of its parts as they came: a
+    part's name, and the kind.
     """
 
     def __init__(self, pipe: Any, fake: Fake, denoisers: Mapping[str, nn.Module]):
         self.fake, self.denoisers = fake, denoisers
-        self.work: dict[str, int] = {}
+        self.work: dict[Any, int] = {}
+        self.order: list[list[tuple[str, Any]]] = [[]]
         self.inputs: dict[str, tuple[Any, Any]] = {}
         self._answers: dict[Any, Any] = {}
         for name, part in pipe.components.items():
@@ -116,26 +118,42 @@ class Calls:
                 return own(*args, **kwargs)
             shapes = [(tuple(leaf.shape), leaf.dtype) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
             key = (label, str(shapes))
+            self.order[-1].append((name, key))
             if name in self.denoisers:
                 self.inputs.setdefault(name, (args, kwargs))
             if key not in self._answers:
                 inside = True
                 try:
                     with torch.no_grad():
-                        self._answers[key] = zeros(self._counted(name, own, *self.fake.of((args, kwargs))))
+                        self._answers[key] = zeros(self._counted(key, own, *self.fake.of((args, kwargs))))
                 finally:
                     inside = False
             return tree_map(lambda value: value.clone() if isinstance(value, Tensor) else value, self._answers[key])
 
         return call
 
-    def _counted(self, name: str, own: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    def _counted(self, key: Any, own: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         with self.fake:
             before = self.fake.ledger.live
             self.fake.ledger.peak = before
             answer = own(*args, **kwargs)
-            self.work[name] = max(self.work.get(name, 0), self.fake.ledger.peak - before)
+            self.work[key] = self.fake.ledger.peak - before
         return answer
+
+    def phases(self) -> dict[str, dict[str, int]]:
+        """Part -> phase -> the most that it takes for a call there. What is called before the first denoiser encodes, what is called after
+        the last one decodes, and what is called between them (a ControlNet, which comes before the first one too) belongs to denoising.
+        """
+        phases: dict[str, dict[str, int]] = {}
+        for order in self.order:
+            denoising = [place for place, (name, _) in enumerate(order) if name in self.denoisers] or [len(order)]
+            between = {key for _, key in order[denoising[0] : denoising[-1]]}
+            for place, (name, key) in enumerate(order):
+                phase = ENCODE if place < denoising[0] and key not in between else DENOISE
+                phase = DECODE if place > denoising[-1] else phase
+                of_part = phases.setdefault(name, {})
+                of_part[phase] = max(of_part.get(phase, 0), self.work[key])
+        return phases
 
 
 @dataclass(frozen=True)
@@ -195,6 +213,7 @@ class Diffusion:
             with torch.no_grad():
                 latents = caller(["a"] * rows, [0] * rows, None, ["a"], output_type="latent", return_dict=False, **call)
                 if not call:
+                    calls.order.append([])
                     caller(["a"] * rows, [0] * rows, None, ["a"], output_type="pt", return_dict=False)
         except UserError:
             raise
@@ -210,23 +229,24 @@ class Diffusion:
             layer.__dict__["forward"] = lambda x, layer=layer: fitting._upcast_linear(layer, x)
 
     def _weights(self, pipe: Any, nets: Mapping[str, nn.Module], calls: Calls) -> list[Part]:
-        parts = []
+        """Each part's, and what it works with. One that is offloaded comes for its own work: while the pipeline denoises, it is there in
+        an update too, whose activations are those of the same calls; one that is never called waits on the CPU."""
+        parts, phases = [], calls.phases()
         for name, part in pipe.components.items():
             if not isinstance(part, nn.Module):
                 continue
             held = [*part.parameters(), *part.buffers()]
             away = name not in nets and ("frozen" in self._offloaded or name in self._offloaded)
-            phase = DECODE if name in ("vae", "vqvae", "vqgan") else ENCODE
+            work = phases.get(name, {})
+            there = (*work, UPDATE) if DENOISE in work else tuple(work)
             label = f"weights: {name} ({str(next(part.parameters()).dtype).removeprefix('torch.')})"
             lora = [p for p in part.parameters() if p.requires_grad and self.lora is not None]
             rounded = fitting.stored_layers({name: part}, "nf4").values() if name in nets and self.memory.storage == "nf4" else ()
             saved = sum(size_of([layer.weight]) - in_four_bits(layer) for layer in rounded)
-            parts.append(Part(label, size_of(held) - size_of(lora) - saved, (phase,) if away else (ALWAYS,)))
+            parts.append(Part(label, size_of(held) - size_of(lora) - saved, there if away else (ALWAYS,)))
             if lora:
                 parts.append(Part(f"LoRA: {name}", size_of(lora)))
-            if name in calls.work:
-                where = DENOISE if name in nets else phase
-                parts.append(Part(f"working memory: {name}", calls.work[name], (where,)))
+            parts.extend(Part(f"working memory: {name}", size, (phase,)) for phase, size in work.items())
         return parts
 
     def _rollout(self, rows: Rows, latent: Tensor) -> list[Part]:

@@ -14,7 +14,7 @@ from mmalign.policies.language.agreement import compared
 from mmalign.policies.language.codes.families import FAMILIES
 from mmalign.policies.language.codes.image_tokens import image_tokens
 from mmalign.policies.language.gguf import is_gguf
-from mmalign.policies.language.loading import load, parted
+from mmalign.policies.language.loading import has_template, load, parted
 from mmalign.policies.language.members import members_of
 from mmalign.policies.pipelines.calling import one_line, quiet
 from mmalign.policies.settings import Lora
@@ -43,7 +43,7 @@ def language_model(model: str, *, dtype: str | None = None) -> tuple[Any, Any]:
     """A model and its tokenizer or processor: by hub id, folder, or class, of which a tiny twin is made. Errors: UserError."""
     if model.isidentifier() and not Path(model).exists():
         return visions.twin(model) if model in visions.classes() else texts.twin(model)
-    return load(model, dtype=dtype)
+    return load(model, dtype=dtype, template=False)  # one without a template is shown as it is
 
 
 @quiet()
@@ -56,8 +56,9 @@ def language_inspection(model: Any, reader: Any, *, node: Any = "", loaded: bool
     count = sum(p.numel() for p in model.parameters())
     members = {name: sum(model.get_parameter(one).numel() for one in names) for name, names in members_of(model).items()}
     tensors, there = len(model.state_dict()), ", all of them in its files" if loaded else ""
-    policy = transformers(model, reader, lora=Lora(rank=4), max_completion=8, device=device)
-    words, _ = parted(reader)
+    words, processor = parted(reader)
+    bare = processor is not None and not has_template(words, processor)
+    policy = transformers(model, reader, lora=Lora(rank=4), max_completion=8, device=device, template=False if bare else None)
     rows = [
         InspectionRow("model", f"{type(model).__name__}, {count / 1e6:.3g} M parameters, {tensors} tensors{there}"),
         InspectionRow("members", ", ".join(f"{name} ({size / 1e6:.3g} M)" for name, size in members.items())),
@@ -89,7 +90,7 @@ def language_inspection(model: Any, reader: Any, *, node: Any = "", loaded: bool
     if type(model).__name__ in FAMILIES:
         tell("images", lambda: _images(policy))
     tell("gradient", lambda: _gradient(policy))
-    return Inspection(type(model).__name__, tuple(rows), starting_yaml(model, node=node))
+    return Inspection(type(model).__name__, tuple(rows), starting_yaml(model, node=node, bare=bare))
 
 
 def _names(words: Any, ids: Sequence[int]) -> str:
@@ -144,8 +145,8 @@ def _gradient(policy: TransformersPolicy) -> str:
     return f"reaches {reached} of {len(live)} LoRA layers"
 
 
-def starting_yaml(model: Any, *, node: Any) -> str:
-    """A config to start from; ``mmalign check`` passes on it."""
+def starting_yaml(model: Any, *, node: Any, bare: bool = False) -> str:
+    """A config to start from; ``mmalign check`` passes on it. bare: its processor has no chat template."""
     name = "".join(c if c.isalnum() else "-" for c in type(model).__name__.lower())
     lines = [
         f"# A start for {type(model).__name__}, from `mmalign inspect`. Put your prompts and reward in, then check and train.",
@@ -156,6 +157,7 @@ def starting_yaml(model: Any, *, node: Any) -> str:
         f"  model: {json.dumps(node)}",
         "  lora: {rank: 16}",
         "  max_completion: 128",
+        *(["  template: false   # its processor has none, and prompts go in as they are"] if bare else []),
         "method: {use: grpo, beta: 0.01}",
         "prompts: [Name three red animals., Say why the sky is blue.]",
         "steps: 100",

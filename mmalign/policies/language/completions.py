@@ -20,11 +20,10 @@ class Completions:
     """Rows as token ids behind P prompts.
 
     encoded: P prompts, as the model is given them. sources: P strings or conversations that they were made of. following: ``[P]`` the place
-    of the next other prompt of the rollout that a prompt came with; its own where it was alone. pictured: whether any prompt of that
-    rollout has an image or a video. which: ``[B]`` the prompt of each row. tokens: ``[B, T]``, filled up with anything. lengths: ``[B]``.
-    cut: ``[B]`` bool, rows that came to no end; False where they were given. refs: name -> ``[B, T]`` log-probabilities. phrases: row
-    numbers -> phrases of these rows, read once. contrasts: name -> P prompts, made once. read: ``[B, T]``, allowed: ``[B, T, W]``, as of
-    ``prefixes.Sequences``.
+    of the next other prompt of the rollout that a prompt came with; its own where it was alone. which: ``[B]`` the prompt of each row.
+    tokens: ``[B, T]``, filled up with anything. lengths: ``[B]``. cut: ``[B]`` bool, rows that came to no end; False where they were given.
+    refs: name -> ``[B, T]`` log-probabilities. phrases: row numbers -> phrases of these rows, read once. contrasts: name -> P prompts,
+    made once. read: ``[B, T]``, allowed: ``[B, T, W]``, as of ``prefixes.Sequences``.
     """
 
     vision: Vision | None
@@ -35,7 +34,6 @@ class Completions:
     tokens: Tensor
     lengths: Tensor
     cut: Tensor
-    pictured: bool = False
     refs: dict[str, Tensor] = field(default_factory=dict)
     phrases: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
     contrasts: dict[str, list[Prompt]] = field(default_factory=dict)
@@ -49,9 +47,7 @@ class Completions:
         """Rows of one rollout, or some of them, among all of its P prompts."""
         following = (torch.arange(len(encoded)) + 1) % max(len(encoded), 1)
         whole = torch.zeros(len(which), dtype=torch.bool)
-        return Completions(
-            vision, list(encoded), list(sources), following, which, tokens, lengths, whole, any(prompt.media for prompt in encoded)
-        )
+        return Completions(vision, list(encoded), list(sources), following, which, tokens, lengths, whole)
 
     @cached_property
     def prompts(self) -> list[Tensor]:
@@ -97,7 +93,6 @@ class Completions:
             tokens=stacked([part.tokens for part in parts]),
             lengths=torch.cat([part.lengths for part in parts]),
             cut=torch.cat([part.cut for part in parts]),
-            pictured=any(part.pictured for part in parts),
             refs=stacked_by_name([part.refs for part in parts]),
             read=None if parts[0].read is None else stacked([part.read for part in parts if part.read is not None]),
             allowed=None if parts[0].allowed is None else stacked([part.allowed for part in parts if part.allowed is not None]),

@@ -43,7 +43,7 @@ def others(  # all that a contrast depends on
 
     name: ``mismatched``, the next other prompt of the step, with its images; ``ablated``, the own prompt whose images and videos are
     replaced (``ablation``; a prompt without any stays as it is); a name of ``systems``, the own prompt under that system turn, or in that
-    wording. Errors: UserError for other names, rows of one prompt, a step without any image, and rows without a partner.
+    wording. Errors: UserError for other names, rows of one prompt, a model that does not see, and rows without a partner.
     """
     own = completions.which[rows[0]]
     if name == "mismatched":
@@ -62,8 +62,8 @@ def others(  # all that a contrast depends on
 
 def _ablated(completions: Completions, ablation: Ablation, room: Room) -> list[Prompt]:
     vision = room.chat.vision
-    if vision is None or not completions.pictured:
-        raise UserError("contrast ablated: got a step without any image or video, takes prompts of which some have one")
+    if vision is None:
+        raise UserError("contrast ablated: this model reads words alone, takes one that sees")
     return [vision.changed(prompt, ablation) for prompt in completions.encoded]
 
 

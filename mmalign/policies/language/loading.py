@@ -24,13 +24,15 @@ SEEING = ("vision_config", "vq_config")
 
 
 def load(
-    name: str | Mapping[str, Any], reader: Any = None, *, dtype: str | None = None, trust_remote_code: bool = False
-) -> tuple[Any, Any]:
+    name: str | Mapping[str, Any], reader: Any = None, *, dtype: str | None = None, template: bool | None = None,
+    trust_remote_code: bool = False,
+) -> tuple[Any, Any]:  # fmt: skip
     """A model and what reads for it: a causal language model and its tokenizer, or, where its configuration has a part that sees, a
     vision-language model and its processor. name: a folder, a hub id, or what ``gguf.is_gguf`` knows. dtype: as it was saved, by default.
 
-    What reads is there before the weights are. Errors: UserError for what is neither, a place that does not exist, damaged files, tensors
-    that are missing, left over or of another shape, and for code of the model's own that the user did not allow.
+    template: as in ``reader_of``. What reads is there before the weights are. Errors: UserError for what is neither, a place that does not
+    exist, damaged files, tensors that are missing, left over or of another shape, and for code of the model's own that the user did not
+    allow.
     """
     if gguf.is_gguf(name):
         return _of_gguf(gguf.place_of(name), reader, dtype=dtype)
@@ -48,7 +50,8 @@ def load(
         config = AutoConfig.from_pretrained(name, **options)
         if sees(config):
             kind = AutoModelForImageTextToText
-    reader = reader_of(config, name if reader is None else reader, key="policy.model" if reader is None else "policy.tokenizer", **options)
+    key, reader = ("policy.model", name) if reader is None else ("policy.tokenizer", reader)
+    reader = reader_of(config, reader, key=key, template=template, **options)
     with reading("policy.model", name, f"{what}, a folder or a hub id"):
         settings = {"dtype": floating or "auto", "output_loading_info": True, "ignore_mismatched_sizes": True}
         with quiet_report():
@@ -80,10 +83,11 @@ def sees(config: Any) -> bool:
     return any(getattr(config, part, None) is not None for part in SEEING)
 
 
-def reader_of(config: Any, reader: Any, *, key: str, **options: Any) -> Any:
+def reader_of(config: Any, reader: Any, *, key: str, template: bool | None = None, **options: Any) -> Any:
     """The tokenizer of a model, or the processor of one that sees: as it is, or the folder or hub id of one.
 
-    Errors: UserError for what is neither, and for files that cannot be read.
+    template: False where prompts go in bare. Errors: UserError for what is neither, for files that cannot be read, and for a processor
+    without a chat template where nobody said that: a model that sees and talks would be asked, and trained, as nobody asks it.
     """
     from transformers import AutoProcessor
 
@@ -91,10 +95,37 @@ def reader_of(config: Any, reader: Any, *, key: str, **options: Any) -> Any:
     if isinstance(reader, str):
         refuse_nowhere(key, reader, what)
         with reading(key, reader, f"{what}, a folder or a hub id"):
-            return AutoProcessor.from_pretrained(reader, **options) if sees(config) else _tokenizer(reader, **options)
+            reader = AutoProcessor.from_pretrained(reader, **options) if sees(config) else _tokenizer(reader, **options)
     if reader is None or isinstance(reader, (Mapping, Sequence, int, float)):
         raise UserError(f"{key}: got {reader!r}, takes {what}, or the folder or hub id of one")
+    tokenizer, processor = parted(reader)
+    if processor is not None and template is None and not has_template(tokenizer, processor):
+        raise UserError(
+            f"policy.template: {type(processor).__name__} has no chat template (chat_template.jinja beside it), so that prompts would go "
+            f"in bare; takes false for a model that is asked so, or a processor with a template"
+        )
     return reader
+
+
+def has_template(tokenizer: Any, processor: Any = None) -> bool:
+    """Whether what reads for a model has a chat template, its own or its tokenizer's."""
+    return bool(getattr(processor, "chat_template", None) or getattr(tokenizer, "chat_template", None))
+
+
+def foresees(policy: Mapping[str, Any]) -> bool | None:
+    """Whether the model that a policy's node names sees, by its configuration alone; None where that cannot be told, or is not there."""
+    from transformers import AutoConfig
+
+    model = policy.get("model")
+    if gguf.is_gguf(model):
+        return False
+    if not isinstance(model, str) or policy.get("trust_remote_code"):
+        return None
+    try:
+        with reading("policy.model", model, "a model"):
+            return sees(AutoConfig.from_pretrained(model))
+    except UserError:  # which is said when the model is loaded
+        return None
 
 
 @contextmanager

@@ -49,6 +49,7 @@ ADAPTER = Adapter(
     "token",
     frozenset({"old", "refs", *DISTRIBUTION, *COMPARED, "contrast", "behaviors", "recall", "traced"}),
     call=lambda arguments: CALL,
+    learns_from="images",
 )
 
 
@@ -93,7 +94,7 @@ class ImageTokensPolicy:
     """See ``image_tokens``. Parameters and their sets are those of the policy inside."""
 
     kind = ADAPTER.kind
-    learns_from = "images"
+    learns_from = ADAPTER.learns_from
     gives = ADAPTER.gives
 
     def __init__(
