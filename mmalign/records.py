@@ -83,9 +83,37 @@ class Unread:
         return self.decode(self.source)
 
 
+class Unseen(str):
+    """The path of a picture or video of a prompt at which nobody has looked yet. look: raises UserError where it cannot be used."""
+
+    look: Callable[[str], None]
+
+    def __new__(cls, path: str, look: Callable[[str], None]) -> Unseen:
+        made = super().__new__(cls, path)
+        made.look = look
+        return made
+
+
+def looked_at(prompt: Any) -> Any:
+    """A prompt, all of whose media can be used. Errors: UserError for one that cannot."""
+    if not isinstance(prompt, list):
+        return prompt
+    return [{**turn, "content": _parts_looked_at(turn["content"])} for turn in prompt]
+
+
+def _parts_looked_at(content: Any) -> Any:
+    if not isinstance(content, list):
+        return content
+    for part in content:
+        if isinstance(path := part.get("path"), Unseen):
+            path.look(path)
+    return [{**part, "path": str(path)} if isinstance(path := part.get("path"), Unseen) else part for part in content]
+
+
 def read(record: Any) -> Any:
     """A record with its media decoded. Errors: UserError where one of them cannot be used."""
-    return record._replace(**{key: value.read() for key, value in record._asdict().items() if isinstance(value, Unread)})
+    media = {key: value.read() for key, value in record._asdict().items() if isinstance(value, Unread)}
+    return record._replace(prompt=looked_at(record.prompt), **media)
 
 
 def once(records: Iterable[Any]) -> Iterator[Any]:

@@ -28,7 +28,7 @@ from mmalign.data._schemas import texts as text_schemas
 from mmalign.data._schemas.notices import Notice
 from mmalign.data.texts import LOOK, usable
 from mmalign.media import Broken, Limits
-from mmalign.records import Record
+from mmalign.records import Record, Unseen, looked_at
 from mmalign.types import Prompt, UserError
 
 __all__ = ["hub_picture_texts", "picture_prompts", "picture_texts"]
@@ -58,8 +58,9 @@ def picture_texts(  # how a data set of others is read
         animated: ``refuse`` animated images, as broken, or take the ``first`` frame.
         max_text: bytes of one text. max_bytes, max_pixels: of one file, and of one image; more is broken, and is not decoded.
 
-    Every image is decoded once before it is used; of a video only the file is looked at. Columns that nobody reads are named once. A
-    record that cannot be used is put aside with its id and the reason (``Stored.broken``), and the stream goes on.
+    Every image is decoded once before it is used, by the process whose row it is; of a video only the file is looked at. Columns that
+    nobody reads are named once. A record that cannot be used is put aside with its id and the reason (``Stored.broken``, or the run's
+    ``broken.jsonl``), and the stream goes on.
 
     Errors: UserError, after a look at the first records, for no file, no schema, no usable pair.
     """
@@ -119,7 +120,7 @@ def picture_prompts(
             if isinstance(row, Broken):
                 raise row
             prompt, beside = picture_schemas.prompt(row, names)
-            content = [{**turn, "content": files.inside(turn["content"])} for turn in prompt]
+            content = looked_at([{**turn, "content": files.inside(turn["content"])} for turn in prompt])
             prompts.append(Prompt(content, beside) if beside else content)
         except Broken as error:
             broken[name] = str(error)
@@ -134,7 +135,7 @@ def picture_prompts(
 
 
 class Media:
-    """Sources of media -> paths of files that were looked at; see ``picture_texts``."""
+    """Sources of media -> paths of files; who uses one looks at it first (``records.looked_at``), once. See ``picture_texts``."""
 
     def __init__(self, limits: Limits, folder: str | None, cache: str | None):
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -144,53 +145,50 @@ class Media:
         if self.folder is not None and not is_folder(self.folder):
             raise UserError(f"records.folder: no such folder: {str(folder)[:240]}")
 
-    def __call__(self, kind: str, source: Any) -> str:
-        """The path of a medium. Errors: Broken where it cannot be used."""
+    def __call__(self, kind: str, source: Any) -> Unseen:
+        """The path of a medium. Errors: Broken where there is none."""
         content = source.get("bytes") if isinstance(source, Mapping) else source
         if isinstance(content, (bytes, bytearray, memoryview)):
-            return str(self._written(kind, bytes(content)))
+            return self._unseen(kind, str(self._written(bytes(content))))
         if isinstance(content, Image.Image):
-            return str(self._written(kind, _as_png(content)))
+            return self._unseen(kind, str(self._written(_as_png(content))))
         path = located(source, self.folder)
         path = path.get("path") if isinstance(path, Mapping) else path
         if not isinstance(path, (str, Path)):
             raise Broken(f"nothing there: takes a path or bytes, got {excerpt(path)}")
         if self.folder is not None and not media.is_address(path) and not is_file(path):  # of a data set that is in no file
             path = str(self.folder / path)
-        return self._known(kind, str(path))
+        if not is_file(path) and not media.is_address(path):
+            raise Broken(f"no such file: {str(path)[:240]}")
+        return self._unseen(kind, str(path))
 
     def inside(self, content: Any) -> Any:
-        """A turn's content with every medium in it as a file that can be used. Errors: Broken."""
+        """A turn's content with every medium in it as a file that is there. Errors: Broken."""
         if isinstance(content, str):
             return content
         return [part if part["type"] == "text" else {**part, "path": self(part["type"], part["path"])} for part in content]
 
-    def _known(self, kind: str, path: str) -> str:
-        """A file that was looked at, or is now."""
+    def _unseen(self, kind: str, path: str) -> Unseen:
+        return Unseen(path, partial(self._look, kind))
+
+    def _look(self, kind: str, path: str) -> None:
+        """Errors: Broken for a medium that cannot be used."""
+        key = None
         if is_file(path):
             stat = Path(path).stat()
-            key = (path, stat.st_size, stat.st_mtime_ns)
+            key = (str(path), stat.st_size, stat.st_mtime_ns)
             if key in self.seen:
-                return path
-            self._look(kind, path)
-            self.seen.add(key)
-            return path
-        if not media.is_address(path):
-            raise Broken(f"no such file: {path[:240]}")
-        self._look(kind, path)  # says what is wrong with it
-        return path
-
-    def _look(self, kind: str, source: Any) -> None:
+                return
         if kind == "image":
-            media.picture(source, self.limits)
+            media.picture(str(path), self.limits)
         else:
-            media.read_whole(source, self.limits)
+            media.read_whole(str(path), self.limits)
+        self.seen |= set() if key is None else {key}
 
-    def _written(self, kind: str, content: bytes) -> Path:
+    def _written(self, content: bytes) -> Path:
         """Bytes as a file named by their hash, which appears whole or not at all."""
         place = self.cache / hashlib.sha256(content).hexdigest()[:40]
         if not place.is_file():
-            self._look(kind, content)
             self.cache.mkdir(parents=True, exist_ok=True)
             half = place.with_suffix(f".{os.getpid()}")
             half.write_bytes(content)
@@ -234,7 +232,7 @@ def _put(names: layouts.Names, record: Any, row: Row, layout: layouts.Layout) ->
 
 
 def _with_files(of_texts: Callable[[Any], Record], files: Media) -> Callable[[Any], Record]:
-    """Records whose texts say something and whose media are files that can be used."""
+    """Records whose texts say something and whose media are files that are there."""
 
     def finish(draft: Any) -> Record:
         record = of_texts(draft)

@@ -40,6 +40,8 @@ from mmalign.recipes._run import Run, concluded
 from mmalign.records import Drawn, Pair, Ranking, Record, Records, RefusedRow, Thumb, Unfinished, Unread, outputs_of, suited
 from mmalign.training import dimensions
 from mmalign.training import references as stored
+from mmalign.training.ahead import Ahead, read_media, seen_prompts
+from mmalign.training.background import Background
 from mmalign.training.dead_steps import refuse_unknown
 from mmalign.training.entanglement import Entanglement
 from mmalign.training.evaluation import compared_with, evaluation_plan
@@ -134,15 +136,19 @@ def offline(  # one argument for each thing that a run is made of
     states = {"micro_rows": fitting, "records": SameRecords(source)}
     journal = Journal(learner, plan, run, steps=steps, resume=resume, stop=evaluation.stop, states=states)
 
-    with journal:
+    with journal, Background(threaded=isinstance(source, Undecoded)) as background:
         aside = dict(journal.broken.why)  # of a resumed run, what it has met before
-        coming = put_aside(coming_from(start=journal.state.get("position", 0)), held, aside, called=_called)
+        ahead = Ahead(coming_from(start=journal.state.get("position", 0)), source, background)
+        coming = put_aside(ahead, held, aside, called=_called)
         for step in journal.steps():
             moved = learner.begin(step)
             with journal.profile.part("rollout"):
+                drawing_rows = partial(stream, run.seed, step, "encode")
                 records, feedback, rollout = _encoded(
-                    policy, method, coming, batch.records, partial(stream, run.seed, step, "encode"), aside, finish, team
+                    policy, method, coming, batch.records, drawing_rows, aside, finish, team, known=ahead.decoded
                 )
+            if step + 1 < steps:
+                ahead.fill(batch.records, team.share(batch.records))
             with journal.profile.part("references"):
                 fitting.fit(partial(learner.remember, rollout), partial(min, len(rollout)))
             tables = fitting.fit(lambda most: learner.tables(rollout, micro_rows=most), partial(min, len(rollout)))  # noqa: B023
@@ -159,9 +165,9 @@ def offline(  # one argument for each thing that a run is made of
                 measured = fitting.fit(update, largest) if len(rows) else {}
             silent = float((signal.flatten(1) == 0).all(1).double().mean())
             measured |= {**found, "updates": float(len(rows) > 0), "signal_zero": silent, "lr": _rate(learner)}
-            journal.put_aside(aside | source.broken)
+            journal.put_aside(aside | ahead.broken)
             journal.state.update(position=records[-1].position, kl=measured.get("kl", math.nan))
-            measured |= {"known": float(kept.double().mean()), "broken": float(len(aside | source.broken))}
+            measured |= {"known": float(kept.double().mean()), "broken": float(len(aside | ahead.broken))}
             journal.trained({**measured, **moved, **fitting.row, **learner.kept.row})
     return concluded(journal, policy)
 
@@ -221,15 +227,15 @@ def _checked(learner: Learner, experience: Experience, micro_rows: int) -> dict[
 
 def _encoded(  # what a step of records depends on
     policy: Encoder, method: Method, coming: Iterator[Any], count: int, draw: Callable[[], torch.Generator], aside: dict[str, str],
-    finish: Callable[[list[Any]], list[Any]], team: Team = ALONE, *, refill: bool = True,
+    finish: Callable[[list[Any]], list[Any]], team: Team = ALONE, *, refill: bool = True, known: dict[Unread, Any] | None = None,
 ) -> tuple[list[Any], Feedback, Rollout]:  # fmt: skip
     """The next ``count`` records of which the policy can use every row, what they say, and this process's rows of them encoded.
 
     draw: makes the generator of the step, the same for every try. aside: id -> why, of records that the policy refuses; grows, and what is
     in it is not tried again. finish: has the policy draw the rows that records leave to it. refill: whether others take the place of those
-    that are refused. Errors: UserError where a whole round of the data holds nothing that the policy can use.
+    that are refused. known: media that are decoded already, to which those are added that are not. Errors: UserError where a whole round of the data holds nothing that the policy can use.
     """
-    records, passed, known = list[Any](), Counter[str](), dict[Unread, Any]()
+    records, passed, read = list[Any](), Counter[str](), {} if known is None else known
     while True:
         records += _take(_unrefused(coming, aside, passed), count - len(records))
         if team.size > 1:
@@ -240,7 +246,8 @@ def _encoded(  # what a step of records depends on
         inside = torch.nonzero((feedback.group >= part.start) & (feedback.group < part.stop)).flatten()
         own = slice(int(inside[0]), int(inside[-1]) + 1)
         try:
-            rollout = policy.encode(prompts, _read(outputs, range(len(outputs))[own], known), feedback.group, draw(), part=own)
+            usable = seen_prompts(prompts, own), read_media(outputs, own, read)
+            rollout = policy.encode(*usable, feedback.group, draw(), part=own)
         except RefusedRow as error:
             refused = [error.row, error.why]
         others = [other for other in team.tell(refused) if other is not None]
@@ -252,19 +259,6 @@ def _encoded(  # what a step of records depends on
         count -= not refill
         if not count:
             raise UserError(f"evaluation.records: the policy refuses all {len(aside)}; the last one: {why}")
-
-
-def _read(outputs: Sequence[Any], own: range, known: dict[Unread, Any]) -> list[Any]:
-    """Outputs, of which those of a process's own rows are decoded, each once. Errors: RefusedRow."""
-    decoded = list(outputs)
-    for row in own:
-        output = outputs[row]
-        if isinstance(output, Unread):
-            try:
-                decoded[row] = known[output] if output in known else known.setdefault(output, output.read())
-            except UserError as error:
-                raise RefusedRow(row, str(error)) from error
-    return decoded
 
 
 def _unrefused(coming: Iterator[Any], aside: Mapping[str, str], passed: Counter[str]) -> Iterator[Any]:

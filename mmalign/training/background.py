@@ -20,7 +20,7 @@ class Background:
     """
 
     def __init__(self, *, threaded: bool = True):
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="mmalign-rewards") if threaded else None  # its thread starts with a call
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="mmalign-background") if threaded else None  # its thread starts with a call
 
     def __enter__(self) -> Background:
         return self

@@ -22,7 +22,7 @@ from mmalign.training.kept_references import KeptReferences
 from mmalign.training.optimizer import clipped, flatten_optimizer, parted, restore_optimizer
 from mmalign.training.optimizers import Optimizer
 from mmalign.training.settings import Devices, Reference
-from mmalign.training.units import inside_processes, live_columns, micro_sizes, needed, refuse_shards, steps_at_once
+from mmalign.training.units import inside_processes, live_columns, micro_sizes, needed, steps_at_once
 from mmalign.types import Method, Need, Policy, Rollout, Steps
 
 ROUNDING = 1e-9
@@ -59,7 +59,6 @@ class Learner:
         self.non_finite, self.profile = not_finite.NotFinite(non_finite), Profile()
         self.policy, self.method, self.settings, self.steps, self.team = policy, method, optimizer, steps, team
         optimizer.refuse_longer(steps)
-        refuse_shards(method, devices)
         self.shards = sharded(policy, devices, team)
         team.copy([parameter for parameter in policy.parameters().values() if not is_cut(parameter)])
         self.optimizer = parted(optimizer.make(policy.parameters().values()))

@@ -33,7 +33,8 @@ def parted(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
 class OfWholeMatrices(torch.optim.Optimizer):
     """An optimiser that has to see whole matrices, over parameters in shards: one of them at a time is put together and stepped.
 
-    make: the optimiser of some parameters. All processes compute the same step of a matrix, and keep their rows of it and of its state.
+    make: the optimiser of some parameters. All processes compute the same step of a matrix, and keep their rows of it and of its state;
+    of a state in 8 bits those of its codes, and all of its scales, a 64th of the matrix's bytes, since their blocks are not of rows.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], make: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]):
@@ -55,11 +56,12 @@ class OfWholeMatrices(torch.optim.Optimizer):
         matrix.grad = whole(parameter.grad.detach()) if parameter.grad is not None else None
         one = self.make([matrix])
         one.param_groups[0].update(settings)
-        one.state[matrix] = {key: whole(held) if isinstance(held, Tensor) else held for key, held in self.state[parameter].items()}
+        entries = {key: whole(held) if isinstance(held, Tensor) else held for key, held in self.state[parameter].items()}
+        one.state[matrix] = _packed(entries, parameter.dtype)
         one.step()
         if matrix.data_ptr() != parameter.data_ptr():
             parameter.copy_(like(matrix.detach(), parameter))
-        entries = one.state[matrix].items()
+        entries = _unpacked(one.state[matrix]).items()
         self.state[parameter] = {key: like(held, parameter) if isinstance(held, Tensor) else held for key, held in entries}
 
 
@@ -85,11 +87,8 @@ def flatten_optimizer(optimizer: torch.optim.Optimizer, names: Mapping[str, Tens
     numbers: dict[str, dict[str, Any]] = {}
     for parameter, entries in optimizer.state.items():
         name = called[id(parameter)]
-        for key, value in entries.items():
-            if _eight_bit(value):
-                tensors |= {f"{key}.{part}/{name}": getattr(value, part) for part in PARTS}
-                numbers.setdefault(name, {})[key] = {"signed": value.signed}
-            elif isinstance(value, Tensor):
+        for key, value in _unpacked(entries).items():
+            if isinstance(value, Tensor):
                 tensors[f"{key}/{name}"] = value
             else:
                 numbers.setdefault(name, {})[key] = _number(key, value)
@@ -139,9 +138,9 @@ def restore_optimizer(
         # torch keeps the count of steps on the CPU unless the update is captured or fused
         stays = key == "step" and not (group.get("capturable") or group.get("fused"))
         optimizer.state[parameter][key] = tensor.clone() if stays else like(tensor.to(parameter.device, copy=True), parameter)
-    for parameter, entries in optimizer.state.items():
-        for key in [key for key, value in entries.items() if isinstance(value, dict)]:
-            entries[key] = _packed({part: entries.pop(f"{key}.{part}") for part in PARTS}, entries[key]["signed"], parameter.dtype)
+    if not isinstance(optimizer, OfWholeMatrices):  # which packs what it has put together
+        for parameter, entries in optimizer.state.items():
+            optimizer.state[parameter] = _packed(entries, parameter.dtype)
     for group, named in zip(optimizer.param_groups, here, strict=True):
         for key, value in state["groups"][inside[named[0]]].items():
             if key != "params":
@@ -163,16 +162,31 @@ def _eight_bit(value: Any) -> bool:
     return isinstance(value, Tensor) and is_traceable_wrapper_subclass(value) and set(PARTS) <= set(value.__tensor_flatten__()[0])
 
 
-def _packed(parts: Mapping[str, Tensor], signed: bool, dtype: torch.dtype) -> Tensor:
-    from torchao.optim.subclass_8bit import OptimState8bit
+def _unpacked(entries: Mapping[str, Any]) -> dict[str, Any]:
+    """A parameter's state with the tensors that 8-bit ones consist of (``exp_avg.codes``) beside what else they are (``exp_avg``)."""
+    apart = dict(entries)
+    for key, value in entries.items():
+        if _eight_bit(value):
+            apart |= {key: {"signed": value.signed}, **{f"{key}.{part}": getattr(value, part) for part in PARTS}}
+    return apart
 
-    packed: Tensor = OptimState8bit(**parts, signed=signed, dtype=dtype)
+
+def _packed(entries: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+    """``_unpacked`` entries as they were. dtype: of the parameter."""
+    packed = dict(entries)
+    for key, value in entries.items():
+        if isinstance(value, dict):
+            from torchao.optim.subclass_8bit import OptimState8bit
+
+            packed[key] = OptimState8bit(**{part: packed.pop(f"{key}.{part}") for part in PARTS}, **value, dtype=dtype)
     return packed
 
 
 def _number(key: str, value: Any) -> Any:
     if isinstance(value, (tuple, list)):
         return [_number(key, item) for item in value]
+    if isinstance(value, dict):
+        return {name: _number(key, item) for name, item in value.items()}
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     raise UserError(f"optimizer: cannot save {key!r} of type {type(value).__name__}, takes tensors, numbers, strings and lists of them")

@@ -140,7 +140,7 @@ def adamw_8bit(
         made: torch.optim.Optimizer = AdamW8bit(parameters, lr=rate, betas=betas, eps=eps, weight_decay=weight_decay)
         return made
 
-    return _optimizer(make, rate, warmup, decay, max_norm, ema, half=eps >= HALF_EPS)
+    return _optimizer(make, rate, warmup, decay, max_norm, ema, half=eps >= HALF_EPS, shards="matrices")
 
 
 def adafactor(  # the keywords that the library has
@@ -246,10 +246,10 @@ def _optimizer(
     ema: Share | Ema | None,
     *,
     half: bool = False,
-    shards: Literal["rows", "matrices"] | None = None,
+    shards: Literal["rows", "matrices"],
 ) -> Optimizer:
     """half: whether it can train parameters in float16. shards: what it has to see of one in shards: the rows that a process has, or the
-    whole matrix; None: it cannot train such. Errors: UserError by ``make`` where it cannot."""
+    whole matrix. Errors: UserError by ``make`` for parameters that it cannot train."""
     at_least(0, warmup=warmup)
     above(0, max_norm=max_norm, **({} if rate is None else {"rate": rate}))
     if ema is not None and not isinstance(ema, Ema):
@@ -265,9 +265,6 @@ def _optimizer(
                 f"grow without end; takes policy.dtype: float32 or bfloat16, policy.lora, sgd, or adamw with eps: {HALF_EPS:g} or more"
             )
         cut = any(is_cut(parameter) for parameter in trained)
-        if cut and shards is None:
-            takes = "takes adamw, adafactor, muon or sgd, or replicate"
-            raise UserError(f"optimizer: its blocks of 8 bits are of whole parameters, and devices.place: fsdp2 cuts them; {takes}")
         return OfWholeMatrices(trained, make) if cut and shards == "matrices" else make(trained)
 
     return Optimizer(checked, math.nan if rate is None else rate, warmup, decay, max_norm, ema)

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from mmalign.needs import OLD, lacking
 from mmalign.training.experience import Experience
-from mmalign.training.settings import Devices
 from mmalign.types import Feedback, Method, Need, Policy, Rollout, Unit, UserError
 
 
@@ -73,13 +72,6 @@ def refuse_stale(method: Method, staleness: int) -> None:
     if staleness and (OLD not in method.needs or method.behaviors):
         why = "lets others draw rows" if method.behaviors else "has no ratio to the parameters that sampled, which would correct for it"
         raise UserError(f"batch.staleness: got {staleness}, and the method {why}; takes 0, or a method with such a ratio (grpo, ppo, rloo)")
-
-
-def refuse_shards(method: Method, devices: Devices) -> None:
-    """Errors: UserError for companions of a model that is cut over processes."""
-    if method.companions and devices.place == "fsdp2":
-        names = " and ".join(companion.name for companion in method.companions)
-        raise UserError(f"devices.place: got fsdp2, and the method trains {names} beside the policy; takes replicate")
 
 
 def steps_at_once(policy: Policy, method: Method, micro_steps: int | None) -> int | None:

@@ -24,7 +24,7 @@ CLOSE = {"rtol": 3e-4, "atol": 3e-5}
 losses of the forward process, and carried back through all steps by the gradients of rewards. AdamW's eps is 1e-3, so that it makes no
 more of a gradient's rounding than of the gradient."""
 
-FAMILIES = ("reward_gradient", "forward_process")
+FAMILIES = ("reward_gradient", "forward_process", "distillation")
 OTHERS = ("diffusion_opd", "diffusion_dpo", "flow_dpo")  # of a teacher, and of records: test_reference_models.py, test_runs.py
 NAMES = [
     name for name in ORACLES

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import os
@@ -53,8 +54,8 @@ def no_page(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mmalign.recipes._run.build", lambda path: path)
 
 
-def of_words(method: Method, *, unused: bool = False, **more: Any) -> Any:
-    model = tiny_text.model("gpt2").double()
+def of_words(method: Method, *, unused: bool = False, wide: bool = False, **more: Any) -> Any:
+    model = tiny_text.model("gpt2_wide" if wide else "gpt2").double()
     if unused:
         model.transformer.h[0].unused = nn.Parameter(torch.ones(3, dtype=torch.float64))
     policy = transformers(model, tiny_text.tokenizer(), max_completion=7, heads=heads_of(method), **more)
@@ -72,10 +73,10 @@ def imported() -> None:
     pipelines.twin("StableDiffusion3Pipeline")
 
 
-def words(folder: Path, *, method: str = "grpo", lora: Lora | None = None, unused: bool = False, **more: Any) -> Any:
+def words(folder: Path, *, method: str = "grpo", lora: Lora | None = None, unused: bool = False, wide: bool = False, **more: Any) -> Any:
     """Steps of a language model, with a moving average; rows of a process end at lengths of their own."""
     chosen = method_of(method)
-    policy = of_words(chosen, unused=unused, **({} if lora is None else {"lora": lora}))
+    policy = of_words(chosen, unused=unused, wide=wide, **({} if lora is None else {"lora": lora}))
     given = {**settings(folder), "steps": 2, "optimizer": mm.adamw(rate=1e-3, eps=1e-4, ema=0.9), **more}
     batch = {"prompts": 3, "group": 4, "resample": 1, "micro_rows": 3, "updates": 2}
     return mm.online(policy, [*PROMPTS, "x yz"], {"own": varied}, chosen, batch=batch, **given)  # type: ignore[arg-type]
@@ -210,6 +211,33 @@ def test_a_run_may_go_on_in_shards_of_others_and_whole_again(tmp_path: Path) -> 
             torch.testing.assert_close(many[group][name], value, **CLOSE, msg=f"{group} {name}")
 
 
+@pytest.mark.skipif(importlib.util.find_spec("torchao") is None, reason="torchao is not installed: pip install 'mmalign[eight_bit]'")
+def test_states_in_8_bits_are_of_whole_matrices(tmp_path: Path) -> None:
+    """Whoever holds their codes: as many processes as they are, in shards or not, round them in the same blocks."""
+    more = {"wide": True, "optimizer": mm.adamw_8bit(rate=1e-3, eps=1e-4), "run": {"name": "run", "trackers": (), "checkpoint_every": 1}}
+
+    def act(name: str, steps: int, **devices: Any) -> None:
+        run = {"run": {**more["run"], "folder": str(tmp_path / name)}, "resume": steps > 1 and name == "many"}  # type: ignore[dict-item]
+        with torch.compiler.set_stance("force_eager"):  # compiling takes minutes
+            words(tmp_path / name, **{**more, **run, "steps": steps}, **devices)
+
+    act("one", 3)
+    act("many", 1)
+    ended = together(3, lambda rank: act("many", 2, devices=SHARDS), tmp_path / "processes")
+    assert [code for code, _ in ended] == [0] * 3, ended
+    folder = tmp_path / "many" / "run" / "checkpoints" / "step_000002"
+    name = "exp_avg.codes/transformer.h.0.attn.c_attn.weight"  # 64 x 192: of three processes 22, 22 and 20 rows
+    parts = [load_file(file)[name] for file in (folder / "optimizer.safetensors", *sorted(folder.glob("optimizer.[12].safetensors")))]
+    assert [(len(part), part.dtype) for part in parts] == [(22, torch.uint8), (22, torch.uint8), (20, torch.uint8)]
+    act("many", 3)
+    assert not losses_apart(tmp_path / "one", tmp_path / "many")
+    one, many = (checkpoint.load(tmp_path / name / "run" / "checkpoints" / "step_000003")[0] for name in ("one", "many"))
+    for key, value in one["trained"].items():
+        torch.testing.assert_close(many["trained"][key], value, **CLOSE_IN_FLOAT32)
+    apart = {key: (many["optimizer"][key].int() - value.int()).abs().max() for key, value in one["optimizer"].items() if ".codes" in key}
+    assert len(apart) == 20 and max(apart.values()) <= 1  # what rounding moves across the middle of two codes
+
+
 def test_a_process_that_dies_while_a_block_is_gathered_is_named(tmp_path: Path) -> None:
     def train(rank: int) -> None:
         def before(cut: shards.Shards, number: int, *_: Any, of: Callable[..., None] = shards.Shards._before) -> None:
@@ -279,10 +307,6 @@ def test_what_cannot_be_cut_is_refused(tmp_path: Path) -> None:
         words(tmp_path, devices=SHARDS)
     with pytest.raises(UserError, match="place: got 'fsdp'"):
         words(tmp_path, devices={"place": "fsdp"})
-
-    many = {"devices": SHARDS, "optimizer": mm.adamw_8bit(rate=1e-3)}
-    ended = together(2, lambda rank: words(tmp_path, **many), tmp_path / "eight")
-    assert [code for code, _ in ended] == [2, 2] and "its blocks of 8 bits are of whole parameters, and devices.place: fsdp2" in ended[1][1]
 
     def paths(rank: int) -> None:
         reward = {"x": lambda outputs, prompts: outputs[:, 0]}

@@ -57,6 +57,9 @@ def config(name):
         "gemma2": lambda: library.Gemma2Config(**GROUPED, **sliding, final_logit_softcapping=2.0, query_pre_attn_scalar=8),
         "gemma3": lambda: library.Gemma3TextConfig(**GROUPED, **sliding, query_pre_attn_scalar=8),
         "gpt2": lambda: library.GPT2Config(vocab_size=64, n_embd=16, n_layer=2, n_head=2, n_positions=128, bos_token_id=1, eos_token_id=2),
+        "gpt2_wide": lambda: library.GPT2Config(
+            vocab_size=64, n_embd=64, n_layer=2, n_head=2, n_positions=128, bos_token_id=1, eos_token_id=2
+        ),
         "gpt_neox": lambda: library.GPTNeoXConfig(**SIZES, **ENDS),
         "cohere": lambda: library.CohereConfig(**GROUPED, logit_scale=0.25),
         "granite": lambda: library.GraniteConfig(**GROUPED, logits_scaling=3.0),

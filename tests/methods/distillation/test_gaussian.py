@@ -164,7 +164,6 @@ def test_rows_have_their_seeds_whoever_holds_them():
         ({"method": mm.methods.tdm(guidance=2.0)}, "method.guidance: got 2, takes 1 in this world"),
         ({"method": mm.methods.tdm(low=0.0, high=0.25)}, "method.low, high: got 0 and 0.25, and no trained noise level there lies above"),
         ({"batch": {"prompts": 2, "group": 2, "updates": 2}}, "batch.epochs: got 1, batch.updates: 2; the gradient through a sample"),
-        ({"devices": {"place": "fsdp2"}}, "devices.place: got fsdp2, and the method trains fake beside the policy; takes replicate"),
     ],
 )
 def test_what_cannot_be_distilled_is_one_line(change, message, tmp_path: Path):
