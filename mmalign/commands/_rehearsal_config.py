@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import zlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from mmalign.types import UserError, contents
 
 PROMPTS, GROUP, STEPS = 2, 4, 2  # at most, or exactly
 MOST = 1024  # rows of a group that branches ask for
+TWINS = ("policies.twins.rehearsal.twin", "policies.twins.texts.twin")  # of which there are several
 SIDE = 16  # pixels; what every twin's VAE and patches divide
 
 
@@ -43,7 +45,9 @@ def rehearsal_config(config: Mapping[str, Any], *, kind: str | None = None) -> R
     if isinstance(schedule := node["policy"].get("schedule"), Mapping) and schedule.get("branches") is not None:
         node["batch"]["group"] = _group_of_branches(schedule)
     if isinstance(config.get("references"), Mapping):
-        node["references"] = {name: _reference(value, f"references.{name}.policy") for name, value in config["references"].items()}
+        node["references"] = {
+            name: _reference(value, f"references.{name}.policy", _weights(config["policy"])) for name, value in config["references"].items()
+        }
     if isinstance(config.get("rewards"), Mapping):
         node["rewards"] = {name: _score(value, f"rewards.{name}", stand_ins) for name, value in config["rewards"].items()}
     if isinstance(config.get("oracle"), Mapping):
@@ -55,11 +59,24 @@ def rehearsal_config(config: Mapping[str, Any], *, kind: str | None = None) -> R
     return RehearsalConfig(node, twin.remarks, stand_ins)
 
 
-def _reference(node: Any, path: str) -> Any:
-    """A reference's node, tiny where it is another model: one of the twins' width, as theirs have one size."""
+def _reference(node: Any, path: str, own: str) -> Any:
+    """A reference's node, tiny where it is another model: one of the twins' width, as theirs have one size, and where it has another name
+    than the policy's, ``own``, other weights: a teacher that is the student would teach nothing."""
     if not isinstance(node, Mapping) or not isinstance(node.get("policy"), Mapping):
         return node
-    return {**node, "policy": _policy(node["policy"], path, None).node}
+    twin, name = _policy(node["policy"], path, None).node, _weights(node["policy"])
+    inner = _innermost(twin)
+    for key in ("pipeline", "model"):
+        if name != own and isinstance(inner.get(key), dict) and inner[key].get("use") in TWINS:
+            inner[key]["other"] = zlib.crc32(name.encode())
+    return {**node, "policy": twin}
+
+
+def _weights(policy: Mapping[str, Any]) -> str:
+    """The name of the weights of a policy, or of what it wraps; empty where it has none."""
+    inner = _innermost(policy)
+    name = inner.get("pipeline", inner.get("model"))
+    return name if isinstance(name, str) else ""
 
 
 def _policy(node: Mapping[str, Any], path: str, kind: str | None) -> rehearsal.TwinPolicy:
@@ -128,8 +145,8 @@ def _evaluation(config: Mapping[str, Any], twin: rehearsal.TwinPolicy, stand_ins
 
 
 def _innermost(policy: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The node of the policy that has a pipeline: itself, or what it wraps."""
-    while "pipeline" not in policy and isinstance(policy.get("of"), Mapping):
+    """The node of the policy that has a pipeline or a model: itself, or what it wraps."""
+    while "pipeline" not in policy and "model" not in policy and isinstance(policy.get("of"), Mapping):
         policy = policy["of"]
     return policy
 

@@ -1,7 +1,8 @@
 """Preference pairs made with a policy, as a file that ``data.texts`` and ``data.picture_texts`` read.
 
-``make_pairs``: its own answers, ranked by rewards (RLAIF-V's way with ``rewards.claims``). ``make_rejected``: answers that it gives under a
-handicap, such as hidden pictures, against the better ones of a data set (BDHS).
+``make_pairs``: its own answers, ranked by rewards (RLAIF-V's way with ``rewards.claims``); those of a generator too, images and videos that
+``data.pairs`` reads. ``make_rejected``: answers that it gives under a handicap, such as hidden pictures, against the better ones of a data
+set (BDHS).
 """
 
 from __future__ import annotations
@@ -21,12 +22,14 @@ from torch import Tensor
 
 from mmalign.arguments.ranges import Count, NotNegative, Proportion, Seed
 from mmalign.data.pairs import listed
+from mmalign.distributed.folder import refuse_elsewhere
 from mmalign.distributed.jobs import in_turn, stopping_together
 from mmalign.distributed.team import Team, joined, team_for
 from mmalign.files import plain
 from mmalign.policies.language.completions import Completions
 from mmalign.policies.transformers import TransformersPolicy
 from mmalign.records import Pair, Record, Records, Thumb
+from mmalign.runs.pictures import write_mp4, write_png
 from mmalign.training.feedback import ask, beside, combined, refuse_columns
 from mmalign.training.journal import hashed
 from mmalign.training.seeds import stream
@@ -57,8 +60,9 @@ def make_pairs(  # what a command may be told
     """Writes the policy's own answers as pairs, the better one by the rewards first; returns counts.
 
     Args:
-        policy: what answers. prompts: each is asked once. rewards: name -> reward, what ranks its answers.
-        out: the file, JSON lines of ``prompt, chosen, rejected, score_chosen, score_rejected, id``; it appears whole or not at all.
+        policy: what answers, in words, images or videos. prompts: each is asked once. rewards: name -> reward, what ranks its answers.
+        out: the file, JSON lines of ``prompt, chosen, rejected, score_chosen, score_rejected, id``; it appears whole or not at all. Images
+            (PNG) and videos (MP4) are in a folder beside it, which has its name without the ending; ``data.pairs`` reads such a file.
         combine: how rewards become one number; their sum by default.
         samplers: name -> a policy that answers every prompt too, another temperature or another run; its answers are ranked among the
             policy's, and a pair may be of two who drew.
@@ -72,10 +76,10 @@ def make_pairs(  # what a command may be told
     An answer without a score is in no pair, nor one without a word, which no reader of such files takes. Counts: ``pairs``, ``prompts``
     (asked), ``tied`` (that gave none), ``missing`` (answers without a score), ``cut`` and ``empty`` (answers left out for that).
 
-    Of several processes each does some of the rollouts, and the main one writes.
+    Of several processes each does some of the rollouts, and writes the pictures of these; the main one writes the file.
 
-    Errors: UserError for a file that is there already, numbers out of range, prompts that are not JSON, a policy that does not answer in
-    words, and more processes than rollouts.
+    Errors: UserError for a file that is there already, numbers out of range, prompts that are not JSON, a policy that answers in neither
+    words, images nor videos, more processes than rollouts, and processes that do not share the folder.
     """
     _refuse(out, prompts=len(prompts), group=group - 1, most=most, prompts_at_once=prompts_at_once)
     refuse_columns(rewards, columns_of(prompts), kind="reward")
@@ -88,31 +92,36 @@ def make_pairs(  # what a command may be told
         some = list(prompts[start : start + prompts_at_once])
         drawn = [_drawn(one, contents(some), group, stream(seed, start, 0, name)) for name, one in who.items()]
         rows = [row for of_prompt in zip(*drawn, strict=True) for of_one in of_prompt for row in of_one]
-        answers, endless = [answer for answer, _ in rows], [cut_short for _, cut_short in rows]
-        scores = ask(
-            rewards, answers, [prompt for prompt in contents(some) for _ in range(rows_of)], beside(some, rows=len(rows)), drop=True
-        )
-        return {"answers": answers, "scores": {name: values.tolist() for name, values in scores.items()}, "cut": endless}
+        answers, asked = [answer for answer, _ in rows], [prompt for prompt in contents(some) for _ in range(rows_of)]
+        shown = torch.stack(answers) if isinstance(answers[0], Tensor) else answers
+        scores = ask(rewards, shown, asked, beside(some, rows=len(rows)), drop=True)
+        numbers = torch.arange(len(some)).repeat_interleave(rows_of)
+        rewarded = combined(scores, numbers, asked, combine)
+        found = {"missing": int(rewarded.isnan().sum())}
+        left_out = {
+            "cut": [endless and cut == "drop" for _, endless in rows],
+            "empty": [isinstance(answer, str) and not answer.strip() for answer in answers],
+        }
+        for name, rows_out in left_out.items():
+            found[name] = sum(rows_out)
+            rewarded = rewarded.masked_fill(torch.tensor(rows_out), math.nan)
+        made = list[list[Line]]()
+        for number, prompt in enumerate(contents(some)):
+            of = slice(number * rows_of, (number + 1) * rows_of)
+            ranked = enumerate(_ranked(prompt, answers[of], rewarded[of].tolist(), most, least_gap))
+            named = ({**line, "id": f"{start + number}" if most == 1 else f"{start + number}-{place}"} for place, line in ranked)
+            made.append([_written(Path(out), line) for line in named])
+        return {"lines": made, "counts": found}
 
     def lines() -> Iterator[Line]:
-        for start, made in in_turn(team, starts, answered):
-            some = contents(list(prompts[start : start + prompts_at_once]))
-            scores = {name: torch.tensor(values, dtype=torch.float64) for name, values in made["scores"].items()}
-            numbers = torch.arange(len(some)).repeat_interleave(rows_of)
-            rewarded = combined(scores, numbers, [some[number] for number in numbers.tolist()], combine)
-            counts["missing"] += int(rewarded.isnan().sum())
-            left_out = {"cut": made["cut"] if cut == "drop" else [], "empty": [not answer.strip() for answer in made["answers"]]}
-            for name, rows_out in left_out.items():
-                counts[name] += sum(rows_out)
-                rewarded = rewarded.masked_fill(torch.tensor(rows_out), math.nan) if rows_out else rewarded
-            for number, prompt in enumerate(some):
-                rows = slice(number * rows_of, (number + 1) * rows_of)
-                ranked = list(_ranked(prompt, made["answers"][rows], rewarded[rows].tolist(), most, least_gap))
-                counts["prompts"] += 1
-                counts["tied"] += not ranked
-                for place, line in enumerate(ranked):
-                    counts["pairs"] += 1
-                    yield {**line, "id": f"{start + number}" if most == 1 else f"{start + number}-{place}"}
+        for _, made in in_turn(team, starts, answered):
+            for name, number in made["counts"].items():
+                counts[name] += number
+            counts["prompts"] += len(made["lines"])
+            counts["pairs"] += sum(map(len, made["lines"]))
+            counts["tied"] += made["lines"].count([])
+            for of_prompt in made["lines"]:
+                yield from of_prompt
 
     with stopping_together(team):
         team_for(len(starts), f"rollouts of {prompts_at_once} prompts")
@@ -191,10 +200,11 @@ def make_rejected(  # what a command may be told
     return counts
 
 
-def _drawn(policy: Policy, prompts: list[Any], group: int, rng: torch.Generator) -> list[list[tuple[str, bool]]]:
+def _drawn(policy: Policy, prompts: list[Any], group: int, rng: torch.Generator) -> list[list[tuple[Any, bool]]]:
     """Answers to each prompt, and whether each of them came to no end, where the policy can tell."""
     rollout = policy.sample(prompts, group, rng)
-    answers = _texts(rollout.outputs)
+    pictures = isinstance(rollout.outputs, Tensor) and rollout.outputs.ndim in (4, 5)
+    answers = list(rollout.outputs.detach().cpu()) if pictures else _texts(rollout.outputs)
     endless = rollout.held.cut.tolist() if isinstance(rollout.held, Completions) else [False] * len(answers)
     rows = list(zip(answers, endless, strict=True))
     return [rows[start : start + group] for start in range(0, len(rows), group)]
@@ -211,20 +221,36 @@ def _answered(policy: Policy, prompts: list[Any], seeds: list[int], call: Mappin
 def _texts(answers: Any) -> list[str]:
     """Errors: UserError for outputs that are no texts."""
     if isinstance(answers, Tensor) or not all(isinstance(answer, str) for answer in answers):
-        raise UserError("policy: does not answer in words, and pairs in a file are words; takes a language model")
+        raise UserError("policy: does not answer in words; takes a language model")
     return list(answers)
 
 
-def _ranked(prompt: Any, answers: Sequence[str], rewards: Sequence[float], most: int, least_gap: float) -> Iterator[Line]:
+def _ranked(prompt: Any, answers: Sequence[Any], rewards: Sequence[float], most: int, least_gap: float) -> Iterator[Line]:
     """Pairs of one prompt's answers, the clearest first."""
     known = sorted((row for row, reward in enumerate(rewards) if not math.isnan(reward)), key=lambda row: rewards[row])
     for place in range(min(most, len(known) // 2)):
         worse, better = known[place], known[-1 - place]
-        if rewards[better] - rewards[worse] > least_gap and answers[better] != answers[worse]:
+        if rewards[better] - rewards[worse] > least_gap and not _same(answers[better], answers[worse]):
             yield {
                 "prompt": prompt, "chosen": answers[better], "rejected": answers[worse],
                 "score_chosen": rewards[better], "score_rejected": rewards[worse],
             }  # fmt: skip
+
+
+def _same(one: Any, other: Any) -> bool:
+    return torch.equal(one, other) if isinstance(one, Tensor) else one == other
+
+
+def _written(out: Path, line: Line) -> Line:
+    """The line, with the paths of files from ``out`` on in place of pictures, which are on the disk then."""
+    paths = dict[str, str]()
+    for side in ("chosen", "rejected"):
+        if isinstance(picture := line[side], Tensor):
+            pixels = (picture.float().nan_to_num(0.0).clamp(0, 1) * 255).round().byte()
+            ending, write = ("png", write_png) if pixels.ndim == 3 else ("mp4", write_mp4)
+            paths[side] = f"{out.stem}/{line['id']}_{side}.{ending}"
+            write(out.parent / paths[side], pixels)
+    return {**line, **paths}
 
 
 def _better(record: Any) -> tuple[Any, str, str] | None:
@@ -239,10 +265,12 @@ def _better(record: Any) -> tuple[Any, str, str] | None:
 
 def _write(out: Path, lines: Iterator[Line], team: Team) -> None:
     """What the main process writes; the others make the lines with it."""
+    if team.main:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    refuse_elsewhere(team, out.parent, "out")
     if not team.main:
         deque(lines, maxlen=0)
         return
-    out.parent.mkdir(parents=True, exist_ok=True)
     half = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
         with open(half, "w", encoding="utf-8") as file:

@@ -127,9 +127,10 @@ class DiffusersPolicy:
         self.denoiser = next(iter(self.denoisers.values())) if len(self.denoisers) == 1 else torch.nn.ModuleDict(self.denoisers)
         self.sets = ParameterSets(self.denoiser, lora=lora, home=home, start=start, cut_to=cut_to)
         self.acts_on: dict[str, list[str]] = {}
-        self.branches, self._num_steps = schedule.branches, 0
+        self.branches = schedule.branches
         self.order: int = schedule.order
         self._place: Place | None = None
+        self._levels: Level | None = None
         self._example = self.caller.example  # a prompt for calls that only ask for the schedule
 
     # Parameters
@@ -198,6 +199,7 @@ class DiffusersPolicy:
         rollout = Rollout(
             prompts=rows, outputs=outputs, log_probs=log_probs, mask=trained & ~greedy.unsqueeze(1), group=group, held=held,
             drawn=drawn_by(who, behaviors), branch=None if tree is None else tree.branch, facts=facts,
+            columns={} if tree is None else branching.told(tree, held, self._levels),
         )  # fmt: skip
         self._score(rollout, torch.nonzero((who > 0) & rollout.mask.any(1)).flatten())
         return rollout
@@ -212,8 +214,8 @@ class DiffusersPolicy:
     def _trees(self, count: int, group_size: int, step: int, rng: torch.Generator) -> list[Tree]:
         """The structure of each of so many groups."""
         assert self.branches is not None
-        self._num_steps = self._num_steps or len(self.schedule()[0])
-        random, trained = self._window(self._num_steps, step, rng.get_state())
+        self._levels = self._levels or self.schedule()[1]
+        random, trained = self._window(len(self._levels.noise) - 1, step, rng.get_state())
         return [self.branches(trained, random, group_size, rng) for _ in range(count)]
 
     def _window(self, left: int, step: int, state: Tensor) -> tuple[Tensor, Tensor]:

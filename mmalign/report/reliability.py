@@ -6,6 +6,7 @@ from mmalign.report.plots import Figure, Plot, Series, draw, short
 from mmalign.report.read import RunData
 from mmalign.runs.reliability import bins
 
+READ = "1: calibrated; above it the scores are too far apart"
 TITLE = "Predicted against observed, held out"
 
 
@@ -27,7 +28,8 @@ def figure(run: RunData) -> Figure | None:
         "Comparisons by how sure the model was of its order, and the part of them that people ordered alike; numbers: how many there are;"
     )
     note += f" bars: as long as Wilson's 95 % interval. Expected calibration error {short(float(last['held_out/ece']))}"
-    note += f", the best temperature {short(float(last['held_out/temperature']))} (1: calibrated; above it the scores are too far apart)."
+    temperature = last.get("held_out/temperature")  # of comparisons that are all even there is none
+    note += "." if temperature is None else f", the best temperature {short(float(temperature))} ({READ})."
     alt = f"{TITLE}: " + "; ".join(words)
     plot = Plot(series, "probability that it gave", alt, steps=False, y_word="part that was right")
     return Figure(TITLE, note, draw(plot), tuple((one.name, f"s{one.colour}{' dashed' if one.dashed else ''}") for one in series))

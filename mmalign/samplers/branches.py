@@ -90,7 +90,9 @@ def candidates(*, children: Several = 4) -> Branches:
     """A random trunk, and at each trained step so many next latents; each row's output is the clean estimate at its own next latent.
 
     So a judge compares candidates of one step, for one more pass of the denoiser each. Of ``random`` the trunk takes all. A group of G has
-    ``G / (children * trained steps)`` trunks.
+    ``G / (children * trained steps)`` trunks. A reward that takes ``level=None`` is told the noise level of each row, (signal, noise), and
+    one that takes ``noisy=None`` the latents that the estimates are made of; ``on_latents`` with a reward model on ``noisy_latents``
+    judges these at their levels.
 
     children: rows of each branch.
 

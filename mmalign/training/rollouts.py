@@ -89,7 +89,7 @@ class Rollouts:
                 rng = stream(self.seed, step, attempt)
                 with nullcontext() if self.sampled_by == "current" else self.policy.using(self.sampled_by):
                     rollout = self.policy.sample(prompts, self.batch.group, rng, step=step, part=part, **self.drawing)
-                rollout.columns = beside(some[part], rows=len(rollout))
+                rollout.columns |= beside(some[part], rows=len(rollout))
                 rollouts.append(rollout)
                 if asked_at_once:
                     waiting.append(self.background(partial(self.ask, rollout)))

@@ -50,6 +50,7 @@ LEFT_OUT = {
     "sd3": "another base",
     "lora": "demo on fewer parameters",
     **dict.fromkeys(("diffusion_opd", "dmd2", "dmd2_one_step", "tdm"), "it follows a teacher, and no reward"),
+    "flash_dmd": "it follows a teacher too, for students of few steps",
     "tdm_r1": "its reward is learned, for students of few steps",
 }
 TEMPLATES = {"denoising": "digits/demo", "forward_process": "digits/diffusion_nft", "reward_gradient": "digits/draft"}

@@ -44,6 +44,22 @@ def test_a_reference_that_is_another_model_has_a_twin_too():
     assert [phase.name for phase in phases if not phase.failed] == NAMES, phases[-1].what
 
 
+def test_a_teacher_of_another_name_has_other_weights_in_the_same_latents():
+    def twins(*changes):
+        node = _rehearsal_config.rehearsal_config(load("sd35_medium/diffusion_opd", changes)).node
+        made = [{key: value for key, value in part["pipeline"].items() if key != "use"}
+                for part in (node["policy"], node["references"]["teacher"]["policy"])]  # fmt: skip
+        return [twin(**arguments).components for arguments in made]
+
+    def equal(one, two, part):
+        return all(torch.equal(*pair) for pair in zip(one[part].state_dict().values(), two[part].state_dict().values(), strict=True))
+
+    student, teacher = twins()
+    assert equal(student, teacher, "vae") and not equal(student, teacher, "transformer")
+    own = "references.teacher.policy.pipeline=" + load("sd35_medium/diffusion_opd")["policy"]["pipeline"]
+    assert equal(*twins(own), "transformer")
+
+
 @pytest.mark.parametrize(
     ("override", "phase", "key"),
     [

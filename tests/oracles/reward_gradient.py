@@ -64,6 +64,24 @@ def dmd2(
     return _ascent(table)
 
 
+def flash_dmd(
+    table: Table, *, teacher: str = "ref", guidance: float = 1.0, updates: int = 5, fake_rate: float | None = None, share: float = 10.0,
+    low: float = 0.02, high: float = 0.98, weight: str = "absolute",
+) -> Tensor:  # fmt: skip
+    total = _ascent(table) * len(_rows(table))
+    for row in _rows(table):
+        known = [float(table.rewards[i]) for i in range(len(table.rewards)) if table.group[i] == table.group[row]]
+        known = [reward for reward in known if not math.isnan(reward)]
+        if math.isnan(float(table.rewards[row])) or max(known) == min(known):
+            continue
+        mean = sum(known) / len(known)
+        std = math.sqrt(sum((reward - mean) ** 2 for reward in known) / (len(known) - 1))
+        advantage = max(-5.0, min(5.0, (float(table.rewards[row]) - mean) / (std + 1e-4)))
+        for step in _cells(table, row):
+            total = total - share * advantage * table.log_probs[row, step] / table.event_size
+    return total / len(_rows(table))
+
+
 def tdm(
     table: Table, *, teacher: str = "ref", guidance: float = 1.0, updates: int = 1, fake_rate: float | None = None, reward: float = 0.0,
     low: float = 0.02, high: float = 0.99, separate: bool = True,
@@ -88,6 +106,13 @@ ORACLES: dict[str, list[tuple[dict[str, Any], Callable[..., Tensor]]]] = {
         (
             {"updates": 2, "guidance": 2.0, "reward": 0.5, "fake_rate": 1e-3, "low": 0.1, "high": 0.9, "weight": "kl", "teacher": "big"},
             dmd2,
+        ),
+    ],
+    "flash_dmd": [
+        ({}, flash_dmd),
+        (
+            {"updates": 2, "guidance": 2.0, "share": 0.5, "fake_rate": 1e-3, "low": 0.1, "high": 0.9, "weight": "kl", "teacher": "big"},
+            flash_dmd,
         ),
     ],
     "tdm": [

@@ -6,9 +6,11 @@ import pytest
 import torch
 
 import mmalign as mm
+from mmalign.rewards._shared.scorer import Scorer
 from mmalign.samplers import branches, kernels
 from mmalign.samplers.windows import everything, growing_window
-from mmalign.types import Rollout, UserError
+from mmalign.training.feedback import scores_on
+from mmalign.types import Level, Rollout, UserError
 from tests.policies.test_diffusers import KERNELS, make
 
 TREES = {
@@ -75,6 +77,28 @@ def test_candidates_are_the_clean_estimates_at_their_own_next_latents():
     with torch.no_grad():
         clean = transition(policy, rollout, torch.tensor([2]), 2).clean
         assert torch.allclose(decoded(policy, rollout, torch.tensor([2]), clean), rollout.outputs[2:3], atol=1e-5)
+
+
+def test_judges_of_candidates_are_told_the_level_and_shown_the_latents_that_the_estimates_are_made_of():
+    policy, size = grown("candidates")
+    seen, steps = list[tuple[torch.Tensor, Level]](), policy.schedule()
+
+    def of_noisy(latents, prompts, level, columns):
+        seen.append((latents, level))
+        return latents.flatten(1).mean(1)
+
+    judge = mm.rewards.on_latents(of=Scorer("judge", lambda outputs, prompts: None, latents=of_noisy))
+    rollout = policy.sample(PROMPTS[:2], size, torch.Generator().manual_seed(0))
+    told = lambda outputs, prompts, level=None: torch.tensor([noise for _, noise in level])  # noqa: E731
+    scores = scores_on({"judge": judge, "told": told}, rollout, policy=policy).named
+    (x, level), ends = seen[0], torch.tensor([1, 1, 2, 2, 3, 3] * 2)  # a row leaves the step before
+    assert torch.equal(scores["told"].float(), steps[1].noise[ends]) and torch.equal(scores["judge"], x.flatten(1).mean(1).double())
+    with torch.no_grad():
+        clean = policy.probe(rollout.prompts, x, steps[0][ends], Level(*(value.float() for value in level))).clean
+    torch.testing.assert_close(policy.latents(rollout), clean, atol=1e-4, rtol=0)
+    some = rollout.take(torch.tensor([4, 0]))
+    assert torch.equal(some.columns["noisy"][1], x[0]) and some.columns["level"][0] == rollout.columns["level"][4]
+    assert "noisy" not in grown("fork")[0].sample(PROMPTS[:1], 4, torch.Generator()).columns
 
 
 @pytest.mark.parametrize("name", TREES)

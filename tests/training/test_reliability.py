@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 import mmalign as mm
+from mmalign.report import build
 from mmalign.report.read import read
 from mmalign.runs.reliability import bins
 from mmalign.training.reliability import HOTTEST, reliability
@@ -88,3 +90,9 @@ def test_a_pair_method_has_a_diagram_of_its_held_out_records(kind: str, tmp_path
     assert sum(one.size for one in bins(last)) == len(pairs()[1::2])
     assert all(one.low <= one.observed <= one.high for one in bins(last))
     assert "Predicted against observed, held out" in run.report.path.read_text()
+    if (
+        kind == "bradley_terry"
+    ):  # as a run is that was interrupted before its second evaluation: all scores are 0, and no temperature is best
+        rows = (run.path / "metrics.jsonl").read_text().splitlines()
+        (run.path / "metrics.jsonl").write_text(rows[0] + "\n")
+        assert json.loads(rows[0])["held_out/temperature"] is None and "calibration error 0." in build(run.path).read_text()

@@ -30,9 +30,11 @@ def step_aware_po(*, beta: Positive = 10.0, clip: Interior | None = 0.1, ratio: 
     Paper: SPO: Aesthetic Post-Training Diffusion Models from Generic Preferences with Step-by-step Preference Optimization, arXiv
     2406.04314. (``spo`` is self-play preference optimisation.)
 
-    Deviations: the paper's judge is a PickScore that was trained on noisy images and is told the step; any reward is one here, and it sees
-    clean estimates. A trajectory goes on from a draw of its own, and not from one of the candidates. Where it rests, in closed form (one
-    Gaussian, a linear reward, no gap): labels are hard, so that it drifts as ``d3po`` does, up to the clip.
+    Deviations: the paper's judge is a PickScore that was trained on noisy images and is told the step; any reward is one here. It sees
+    clean estimates, and is told their level where it takes ``level=None``; a reward model on ``noisy_latents``, ``{use: on_latents, of:
+    {use: trained, run: ...}}``, judges the latents themselves, as in LPO (arXiv 2502.01051). A trajectory goes on from a draw of its own,
+    and not from one of the candidates. Where it rests, in closed form (one Gaussian, a linear reward, no gap): labels are hard, so that it
+    drifts as ``d3po`` does, up to the clip.
 
     Dialects:
     - SPO: beta=10.0, clip=0.1, gap=0.3: SD 1.5, 4 candidates at each of the last 16 of 20 steps.

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mmalign.policies.pipelines.recording import Begun, How, Rows, Tape, record
 from mmalign.policies.pipelines.replay import Played
+from mmalign.policies.pipelines.trajectories import Trajectories
 from mmalign.samplers.branches import Tree
-from mmalign.types import UserError
+from mmalign.types import Level, UserError
 
 OF_TRUNKS = 0x2545F4914F6CDD1D  # so that no row's noise is its trunk's
 
@@ -38,6 +40,23 @@ def grown(policy: Played, rows: Rows, tree: Tree, how: How) -> tuple[list[Tape],
             tapes.append(record(policy, rows.take(at), _cells(tree, at), how, begun=begun))
             places.append(at)
     return tapes, places
+
+
+def told(tree: Tree, held: Trajectories, levels: Level) -> dict[str, list[Any]]:
+    """Columns for rewards, where outputs are clean estimates: of each row its ``level``, (signal, noise), at the step whose estimate it is,
+    and the ``noisy`` latent that the estimate was made of; (1, 0) and the sample itself, of a row that goes to its end.
+    None where all do.
+
+    levels: ``[T + 1]`` of the schedule.
+    """
+    num_steps = tree.trained.shape[1]
+    if bool((tree.ends >= num_steps).all()):
+        return {}
+    early, at = tree.ends < num_steps, tree.ends.clamp(max=num_steps - 1)
+    rows = range(len(at))
+    signal, noise = (torch.where(early, value.double().cpu()[at], whole).tolist() for value, whole in zip(levels, (1.0, 0.0), strict=True))
+    noisy = [held.x[at[row], row] if early[row] else held.x_next[-1, row] for row in rows]
+    return {"level": list(zip(signal, noise, strict=True)), "noisy": noisy}
 
 
 def _trunk(policy: Played, rows: Rows, tree: Tree, some: Tensor) -> Tape:

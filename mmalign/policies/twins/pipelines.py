@@ -26,11 +26,12 @@ __all__ = ["call_arguments", "tokenizer", "twin"]
 WIDTH = 32
 
 
-def twin(pipeline: Any, *, scheduler: Any = None, seed: Seed = 0, shake: float = 0.05) -> Any:
+def twin(pipeline: Any, *, scheduler: Any = None, seed: Seed = 0, shake: float = 0.05, other: Seed = 0) -> Any:
     """A pipeline of the class of ``pipeline`` (a class, its name, or a pipeline) with tiny random weights, on the CPU.
 
     scheduler: one to use in place of the usual one, such as that of the real pipeline. shake: noise on every parameter of the
-    denoisers: layers that start at zero would hide what does not reach the output.
+    denoisers: layers that start at zero would hide what does not reach the output. other: another number is another denoiser in the same
+    latents.
     Errors: UserError for a class that diffusers does not have.
     """
     kind = pipeline_class(pipeline)
@@ -43,7 +44,7 @@ def twin(pipeline: Any, *, scheduler: Any = None, seed: Seed = 0, shake: float =
         pipe.set_progress_bar_config(disable=True)
         if type(components.get("vae")).__name__ in facts.TILED:
             components["vae"].enable_tiling()
-        shake_parameters(pipe, shake)
+        shake_parameters(pipe, shake, other)
     return pipe
 
 
@@ -184,9 +185,9 @@ def _processor(name: str, overrides: Mapping[str, Any]) -> Any:
     return getattr(transformers, arguments.pop("class", name))(**arguments)
 
 
-def shake_parameters(pipe: Any, size: float) -> None:
-    """Noise of a standard deviation on the parameters of denoisers and ControlNets, always the same."""
-    rng = torch.Generator().manual_seed(1)
+def shake_parameters(pipe: Any, size: float, other: int = 0) -> None:
+    """Noise of a standard deviation on the parameters of denoisers and ControlNets, always the same of one number ``other``."""
+    rng = torch.Generator().manual_seed(1 + other)
     with torch.no_grad():
         for name, module in pipe.components.items():
             if isinstance(module, torch.nn.Module) and name.startswith(("transformer", "unet", "image_unet", "controlnet")):

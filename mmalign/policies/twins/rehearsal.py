@@ -11,6 +11,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from mmalign.arguments.ranges import Seed
 from mmalign.policies.pipelines.calling import MEDIA, quiet
 from mmalign.policies.pipelines.model_index import read_index
 from mmalign.policies.twins import pipeline_facts, pipelines, texts, visions
@@ -94,8 +95,9 @@ def image_tokens(node: Mapping[str, Any], *, kind: str | None = None) -> TwinPol
     return TwinPolicy(small, inner.remarks, (visions.SIDE, visions.SIDE), (3, visions.SIDE, visions.SIDE))
 
 
-def twin(kind: str, without: list[str], scheduler: dict[str, Any] | None) -> Any:
-    """The twin that a rehearsal's config names. without: parts that the model does not have. scheduler: its config, class included."""
+def twin(kind: str, without: list[str], scheduler: dict[str, Any] | None, other: Seed = 0) -> Any:
+    """The twin that a rehearsal's config names. without: parts that the model does not have. scheduler: its config, class included.
+    other: another number is another denoiser in the same latents."""
     import diffusers as library
 
     real = None
@@ -104,7 +106,7 @@ def twin(kind: str, without: list[str], scheduler: dict[str, Any] | None) -> Any
         if home is None:
             raise UserError(f"policy.pipeline: its scheduler is a {name}, which diffusers {library.__version__} does not have")
         real = home.from_config(scheduler)
-    pipe = pipelines.twin(kind, scheduler=real)
+    pipe = pipelines.twin(kind, scheduler=real, other=other)
     for name in without:
         if name in pipe.components:
             pipe.register_modules(**{name: None})

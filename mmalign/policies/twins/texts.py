@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mmalign.arguments.ranges import Seed
 from mmalign.policies.language import gguf
 from mmalign.policies.pipelines.calling import quiet
 from mmalign.types import UserError
@@ -59,8 +60,9 @@ def small(node: Mapping[str, Any], *, kind: str | None = None) -> tuple[dict[str
 
 
 @quiet()
-def twin(kind: str) -> tuple[Any, Any]:
-    """(model, tokenizer): a class of transformers with random weights of width 32, always the same, and a tokenizer of bytes."""
+def twin(kind: str, other: Seed = 0) -> tuple[Any, Any]:
+    """(model, tokenizer): a class of transformers with random weights of width 32, always the same of one number ``other``, and a tokenizer
+    of bytes."""
     import torch
     import transformers as library
 
@@ -74,7 +76,7 @@ def twin(kind: str) -> tuple[Any, Any]:
     }  # fmt: skip
     ids = {"pad_token_id": words.pad_token_id, "bos_token_id": None, "eos_token_id": words.eos_token_id}
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.manual_seed(other)
         return home(home.config_class(**sizes, **ids)), words
 
 

@@ -14,7 +14,7 @@ from mmalign.runs import checkpoint
 from mmalign.samplers import kernels, score_differences, windows
 from mmalign.samplers.adjoints import one_of
 from mmalign.training.companions import own_seeds
-from mmalign.types import Level, Method, UserError
+from mmalign.types import Feedback, Level, Method, UserError
 from mmalign.worlds import gaussian
 from mmalign.worlds.gaussian_forward import denoising
 from tests.helpers.small_run import online, rows
@@ -87,6 +87,35 @@ def test_what_a_run_computes_is_that_derivative():
     error = vectors.std(0) / 4000**0.5
     assert bool((exact[0].abs() > 10 * error).all())
     assert bool(((ours - exact[0]).abs() < 4 * error).all()), (ours, exact, error)
+
+
+def test_what_flash_dmd_adds_is_the_derivative_of_the_expected_reward():
+    """Of a linear reward, through the means of the steps that follow; a group of 8,000 knows its mean and its deviation."""
+    rows, slope = 8000, torch.tensor([1.0, -2.0]).double()
+    student = gaussian.GaussianPolicy(WORLD, gaussian.vp_levels(4, start=0.8), kernel=kernels.ddim(eta=1.0), window=windows.everything())
+    rollout = student.sample(["a"], rows, torch.Generator().manual_seed(0))
+    rewards = rollout.outputs @ slope
+    feedback = Feedback(rewards, group=torch.zeros(rows, dtype=torch.int64))
+    seeds = torch.randint(2**62, (rows, 1), generator=torch.Generator().manual_seed(1))
+
+    def gradient(share: float) -> torch.Tensor:
+        method = mm.methods.flash_dmd(share=share, weight="kl")
+        student.sets.sets["fake"] = {name: value.detach().clone() for name, value in student.parameters().items()}
+        how = method.reward_gradient._replace(plan=one_of(2, 2))
+        carried = student.adjoints(rollout, how, lambda *_: None, torch.Generator(), seeds=seeds)
+        steps = student.steps(carried, torch.arange(rows), needs=method.needs)
+        loss = (method.weigh(carried.mask) * method.loss(steps, method.signal(feedback)).values).sum()
+        return torch.autograd.grad(loss, student.parameters()["shift"])[0][1]
+
+    x = torch.zeros(1, 1, 2).double()
+    for at in range(4):  # a state without noise on the way has the mean of all states: the maps are affine
+        x = student.transition(x, torch.tensor([at]), torch.ones(4, dtype=torch.bool))[0]
+    (exact,) = torch.autograd.grad((x[0, 0] * slope).sum(), student.parameters()["shift"])
+    wanted = -exact[1] / rewards.std() / 2  # a mean over two numbers
+    assert bool((wanted.abs() > 0.02).all())
+    torch.testing.assert_close(gradient(1.0) - gradient(0.0), wanted, rtol=0.25, atol=0)
+    plain = mm.methods.dmd2(weight="kl")
+    assert plain.reward_gradient.differences == mm.methods.flash_dmd(weight="kl").reward_gradient.differences
 
 
 RUN = {"prompts": ["a", "b"], "evaluation": {"every": 1000}, "batch": {"prompts": 2, "group": 32, "micro_rows": 256, "updates": 1},
