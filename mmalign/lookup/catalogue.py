@@ -37,7 +37,7 @@ KINDS = {
                      frozenset({"DiffusersPolicy", "TransformersPolicy", "ForwardPolicy", "ScorerPolicy", "ImageTokensPolicy",
                                 "ThinkingImagesPolicy"})),
     "readers": Kind("what a reward model reads outputs with, beside transformers", ("policies.scorers",),
-                    "policy: {{use: scorer, of: {use}}}", frozenset({"OpenClipReader", "NoisyLatentsReader"})),
+                    "policy: {{use: scorer, of: {use}}}", frozenset({"OpenClipReader", "NoisyLatentsReader", "NamedFeatures"})),
     "heads": Kind("what makes a reward model's scores of what it has read", ("policies.scorers.heads",),
                   "policy: {{use: scorer, head: {use}}}", frozenset({"Head"})),
     "rewards": Kind("what scores an output", ("rewards", "worlds"), "rewards: {{mine: {use}}}", REWARDS),

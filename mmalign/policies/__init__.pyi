@@ -19,6 +19,9 @@ from mmalign.policies.scorers.heads.gated import gated as gated
 from mmalign.policies.scorers.heads.ideal_points import ideal_points as ideal_points
 from mmalign.policies.scorers.heads.latent_user import latent_user as latent_user
 from mmalign.policies.scorers.heads.linear import linear as linear
+from mmalign.policies.scorers.heads.mlp import mlp as mlp
+from mmalign.policies.scorers.named_features import NamedFeatures as NamedFeatures
+from mmalign.policies.scorers.named_features import named_features as named_features
 from mmalign.policies.scorers.noisy_latents import NoisyLatentsReader as NoisyLatentsReader
 from mmalign.policies.scorers.noisy_latents import noisy_latents as noisy_latents
 from mmalign.policies.scorers.open_clip import OpenClipReader as OpenClipReader
