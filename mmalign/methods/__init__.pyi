@@ -141,6 +141,7 @@ from mmalign.methods.reward_models.bradley_terry import bradley_terry as bradley
 from mmalign.methods.reward_models.bradley_terry_gaussian import bradley_terry_gaussian as bradley_terry_gaussian
 from mmalign.methods.reward_models.bradley_terry_mixture import bradley_terry_mixture as bradley_terry_mixture
 from mmalign.methods.reward_models.bradley_terry_signed import bradley_terry_signed as bradley_terry_signed
+from mmalign.methods.reward_models.bradley_terry_thinking import bradley_terry_thinking as bradley_terry_thinking
 from mmalign.methods.reward_models.bradley_terry_ties import bradley_terry_ties as bradley_terry_ties
 from mmalign.methods.reward_models.general_preference import general_preference as general_preference
 from mmalign.methods.reward_models.list_mle import list_mle as list_mle

@@ -51,10 +51,10 @@ def trained(run: str, *, part: str | None = None, spread: bool = False, trust: b
         raise UserError(f"trained.run: {run} compares outputs, none has a score by itself; {takes}")
     if part is not None and part not in names:
         raise UserError(f"trained.part: got {part!r}, {run} scores {', '.join(names)}")
-
     if spread and (numbers != 2 or part is not None):
         raise UserError(f"trained.spread: of a run of bradley_terry_gaussian, without part; {run} has {numbers} number of each dimension")
-    wanted = names[:: 1 if spread else numbers] if part is None else [part]
+    every = 1 if spread else numbers
+    wanted = names[::every] if part is None else [part]
 
     def parts(table: Tensor) -> Any:
         scores = {name: table[:, names.index(name)] for name in wanted}

@@ -235,5 +235,19 @@ def variational_preference(table: Table, *, kl: float = 0.01) -> Tensor:
     return expected(table, cost)
 
 
+def bradley_terry_thinking(table: Table, *, said: float = 1.0, told: float = 0.0) -> Tensor:
+    """The first number of a row is its score, the second and the third are what words cost."""
+
+    def cell(row: int, step: int) -> Tensor:
+        return table.log_probs[row, step] if step in _cells(table, row) else torch.zeros(()).double()
+
+    def cost(better: int, worse: int, step: int | None) -> Tensor:
+        words = sum(weight * (cell(better, place) + cell(worse, place)) / 2 for weight, place in ((said, 1), (told, 2)))
+        return torch.log1p(torch.exp(cell(worse, 0) - cell(better, 0))) + words
+
+    return expected(table, cost)
+
+
+ORACLES["bradley_terry_thinking"] = [({}, bradley_terry_thinking), ({"said": 0.4, "told": 0.7}, bradley_terry_thinking)]
 ORACLES["variational_preference"] = [({}, variational_preference), ({"kl": 0.3}, variational_preference)]
 SATURATING = {"general_preference": "of a number without another one beside it, as that test has it, no embedding is made"}
