@@ -30,7 +30,8 @@ def ahead_after_words(*, said: float, told: float) -> Term:
         return functional.softplus(-ahead(steps, order)) + said * costs[:, 1:2] + told * costs[:, 2:3]
 
     def metrics(steps: Steps, order: Order) -> dict[str, Tensor]:
-        costs = functional.pad(sum(order.sides(ROWS.of(steps))) / 2, (0, 2))
+        better, worse = order.sides(ROWS.of(steps))
+        costs = functional.pad((better + worse) / 2, (0, 2))
         return {"said": costs[:, 1:2], "told": costs[:, 2:3]}
 
     return Term(of, ROWS.needs, kinds=SCORES, ahead=ahead, metrics=metrics)

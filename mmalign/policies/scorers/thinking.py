@@ -99,7 +99,9 @@ class ThinkingReader(LastToken):
 
     def _thought(self, prompts: Sequence[Any], outputs: Sequence[Any]) -> list[list[Mapping[str, Any]]]:
         """Every output as turns that end in a thought; those that have none yet are asked for it."""
-        talks = [[{"role": "assistant", "content": one}] if isinstance(one, str) else list(one) for one in outputs]
+        talks: list[list[Mapping[str, Any]]] = [
+            [{"role": "assistant", "content": one}] if isinstance(one, str) else list(one) for one in outputs
+        ]
         silent = [place for place, turns in enumerate(talks) if len(turns) == 1]
         if silent:
             for place in silent:
