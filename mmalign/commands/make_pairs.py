@@ -152,7 +152,9 @@ def make_rejected(  # what a command may be told
 
     Paper: BDHS, in Understanding Alignment in Multimodal LLMs: A Comprehensive Study,
     https://arxiv.org/abs/2407.02477; answers are drawn from their beginning here, and how a reference guides them is as recalled. Batches
-    in which the policy's own pairs stand beside these: ``{use: mixture, ...}`` of this file and one of ``make_pairs``. Errors: UserError, as of ``make_pairs``.
+    in which the policy's own pairs stand beside these: ``{use: mixture, ...}`` of this file and one of ``make_pairs``.
+
+    Errors: UserError, as of ``make_pairs``.
     """
     _refuse(out, count=count, records_at_once=records_at_once)
     if not 0 <= alike <= 1:
