@@ -13,6 +13,10 @@ from mmalign.types import UserError
 
 Turn = Mapping[str, Any]
 SOURCES = ("path", "url", "bytes")
+MADE_BETTER = "\n\nAnswer: {answer}\n\nThe same answer, made better:"
+"""How an answer is shown to who is to make it better, behind its prompt."""
+JUDGED_BY = "\n\nJudge by these rules:\n{principles}"
+"""How principles are named, behind a prompt."""
 
 
 def media_of(turns: Sequence[Turn]) -> list[Medium]:

@@ -8,12 +8,12 @@ import typer
 
 from mmalign.cli.app import Config, Overrides, Processes, Shared, app, configured, echo, mistakes_as_lines, several
 
-RECIPES = ("make_pairs", "make_rejected", "make_edits", "make_jigsaws")
+RECIPES = ("make_pairs", "make_rejected", "make_edits", "make_jigsaws", "make_rubrics")
 
 
 @app.command(cls=Shared)
 def pairs(context: typer.Context, config: Config, overrides: Overrides = None, processes: Processes = "1") -> None:
-    """Make preference pairs, edited prompts or puzzles, as a config of make_pairs, make_rejected, make_edits or make_jigsaws describes."""
+    """Make preference pairs, edited prompts, puzzles or rubrics, as a config of make_pairs, make_rejected, make_edits, ... describes."""
     with mistakes_as_lines(context):
         from mmalign.config import build
         from mmalign.distributed.team import joined

@@ -14,6 +14,7 @@ from mmalign.commands.make_jigsaws import make_jigsaws as make_jigsaws
 from mmalign.commands.make_pairs import make_pairs as make_pairs
 from mmalign.commands.make_pairs import make_rejected as make_rejected
 from mmalign.commands.make_prompts import make_prompts as make_prompts
+from mmalign.commands.make_rubrics import make_rubrics as make_rubrics
 from mmalign.commands.merge import merge as merge
 from mmalign.commands.rehearse import rehearse as rehearse
 from mmalign.commands.sample import guided_sample as guided_sample

@@ -18,6 +18,7 @@ from mmalign.config import build_part, load
 from mmalign.data._reading.tables import blocks, in_order
 from mmalign.data._schemas.outputs import loader
 from mmalign.evaluation.preference import win_rate
+from mmalign.evaluation.strengths import zermelo
 from mmalign.labelling.agreement import agreement
 from mmalign.labelling.app import Desk, application
 from mmalign.labelling.items import ITEMS, Items, of_records, origin_of_file
@@ -110,16 +111,30 @@ def _counts(items: Items, judgements: Judgements, say: Callable[[str], None]) ->
 def _preferred(items: Items, judgements: Sequence[Judgement]) -> Iterator[str]:
     """How often each of several models was preferred to the others, where several were judged; intervals are over prompts."""
     compared: dict[str, list[tuple[str, float]]] = {}
+    met = dict[tuple[str, str], float]()
     for one in judgements:
         makers = items.by_id[one.item].made_by
         tier_of = {output: tier for tier, outputs in enumerate(one.ranking) for output in outputs}
         for first, second in permutations(tier_of, 2):
             outcome = 0.5 if tier_of[first] == tier_of[second] else float(tier_of[first] < tier_of[second])
             compared.setdefault(makers[first], []).append((one.item, outcome))
+            met[makers[first], makers[second]] = met.get((makers[first], makers[second]), 0.0) + outcome
     models = {author.get("run", author.get("config")) for author in items.origin.get("model", [])}
     for name, outcomes in compared.items() if len(models) > 1 else ():
         rate = win_rate([outcome for _, outcome in outcomes], [item for item, _ in outcomes]).values["win_rate"]
         yield f"{name}: preferred in {rate.value:.0%} of {len(outcomes)} comparisons (95 %: {rate.low:.0%} to {rate.high:.0%})"
+    yield from _strengths(list(compared), met) if len(models) > 2 else ()
+
+
+def _strengths(names: Sequence[str], met: Mapping[tuple[str, str], float]) -> Iterator[str]:
+    """How strong each of three or more models is, whomever it met: Bradley and Terry's fit, in logits. Ties count one half."""
+    try:
+        fit = zermelo([[met.get((one, other), 0.0) for other in names] for one in names])
+    except UserError:
+        yield "strengths: not known yet, since some have won or lost every comparison"
+        return
+    for name, value, error in zip(names, fit.values, fit.errors, strict=True):
+        yield f"{name}: strength {round(value, 2) + 0.0:+.2f} +- {error:.2f} (logits, their mean is 0)"
 
 
 def _items(  # what is judged may be told in several ways

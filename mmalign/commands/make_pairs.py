@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from mmalign.arguments.ranges import Count, NotNegative, Proportion, Seed
+from mmalign.conversations import said_after
 from mmalign.data.pairs import listed
 from mmalign.distributed.folder import refuse_elsewhere
 from mmalign.distributed.jobs import in_turn, stopping_together
@@ -138,6 +139,7 @@ def make_rejected(  # what a command may be told
     out: str,
     count: Count,
     call: dict[str, Any] | None = None,
+    guide: str | None = None,
     alike: Proportion = 1.0,
     cut: Cut = "drop",
     records_at_once: Count = 8,
@@ -149,6 +151,8 @@ def make_rejected(  # what a command may be told
         policy: what answers. count: records that are answered.
         records: pairs, of which the better answer is taken, or thumbs that are up. out: as of ``make_pairs``.
         call: of ``policy.generate``: the temperature, and what hides the pictures from it.
+        guide: words behind what the prompt's user says last, which may show the better answer, ``{answer}``, so that what is drawn stays
+            near it; the pair has the prompt without them. None: the prompt as it is.
         alike: answers whose words are more alike than this are left out (0: no word in common, 1: the same).
         cut: as of ``make_pairs``.
         records_at_once: records that are answered at once. seed: of the sampling, and of the order of the records.
@@ -156,7 +160,10 @@ def make_rejected(  # what a command may be told
     Counts: ``pairs``, ``records``, ``alike`` and ``cut`` (left out).
 
     Paper: BDHS, in Understanding Alignment in Multimodal LLMs: A Comprehensive Study,
-    https://arxiv.org/abs/2407.02477; answers are drawn from their beginning here. Errors: UserError, as of ``make_pairs``.
+    https://arxiv.org/abs/2407.02477; answers are drawn from their beginning here, and how a reference guides them is as recalled. Batches
+    in which the policy's own pairs stand beside these: ``{use: mixture, ...}`` of this file and one of ``make_pairs``.
+
+    Errors: UserError, as of ``make_pairs``.
     """
     _refuse(out, count=count, records_at_once=records_at_once)
     if not 0 <= alike <= 1:
@@ -173,7 +180,8 @@ def make_rejected(  # what a command may be told
     def answered(batch: tuple[int, list[tuple[Any, str, str]]]) -> dict[str, Any]:
         first, some = batch
         seeds = [(seed * 1_000_003 + first + place) % SEED for place in range(len(some))]
-        answers, endless = _answered(policy, [prompt for prompt, _, _ in some], seeds, call or {})
+        asked = [prompt if guide is None else said_after(prompt, guide.replace("{answer}", better)) for prompt, better, _ in some]
+        answers, endless = _answered(policy, asked, seeds, call or {})
         return {"answers": _texts(answers), "cut": endless, "records": hashed(some)}
 
     def lines() -> Iterator[Line]:
@@ -194,7 +202,15 @@ def make_rejected(  # what a command may be told
 
     with stopping_together(team):
         team_for(-(-count // records_at_once), f"batches of {records_at_once} records")
-        settings = {"count": count, "call": call, "alike": alike, "cut": cut, "records_at_once": records_at_once, "seed": seed}
+        settings = {
+            "count": count,
+            "call": call,
+            "guide": guide,
+            "alike": alike,
+            "cut": cut,
+            "records_at_once": records_at_once,
+            "seed": seed,
+        }
         team.agree("make_rejected", plain(settings))
         _write(Path(out), lines(), team)
     return counts

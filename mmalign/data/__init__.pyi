@@ -23,4 +23,6 @@ from mmalign.data.texts import texts as texts
 from mmalign.data.transforms.chosen import chosen as chosen
 from mmalign.data.transforms.conditioned import conditioned as conditioned
 from mmalign.data.transforms.mixture import mixture as mixture
+from mmalign.data.transforms.principled import principled as principled
+from mmalign.data.transforms.rewritten import rewritten as rewritten
 from mmalign.data.turned import turned as turned

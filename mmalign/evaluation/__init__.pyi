@@ -45,6 +45,9 @@ from mmalign.evaluation.reward_scores import best_scores as best_scores
 from mmalign.evaluation.reward_scores import pair_scores as pair_scores
 from mmalign.evaluation.reward_scores import tie_threshold as tie_threshold
 from mmalign.evaluation.reward_scores import tied_answer_scores as tied_answer_scores
+from mmalign.evaluation.strengths import Strengths as Strengths
+from mmalign.evaluation.strengths import next_comparison as next_comparison
+from mmalign.evaluation.strengths import zermelo as zermelo
 from mmalign.evaluation.suite import Item as Item
 from mmalign.evaluation.suite import Suite as Suite
 from mmalign.evaluation.suites.amber import amber as amber

@@ -1,7 +1,9 @@
+from mmalign.rewards.composed.by_principles import by_principles as by_principles
 from mmalign.rewards.composed.by_task import by_task as by_task
 from mmalign.rewards.composed.combined import combined as combined
 from mmalign.rewards.composed.hindsight import hindsight as hindsight
 from mmalign.rewards.composed.on_latents import on_latents as on_latents
+from mmalign.rewards.composed.rewriting import rewriting as rewriting
 from mmalign.rewards.composed.through import through as through
 from mmalign.rewards.composed.time_limit import time_limit as time_limit
 from mmalign.rewards.grounding.detection import detection as detection

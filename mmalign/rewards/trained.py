@@ -19,7 +19,7 @@ __all__ = ["log_likelihoods", "self_log_prob", "trained", "trained_pairs"]
 Score = Callable[[list[Any], Any, Mapping[str, list[Any]]], Tensor]
 
 
-def trained(run: str, *, part: str | None = None, trust: bool = False) -> Scorer:
+def trained(run: str, *, part: str | None = None, spread: bool = False, trust: bool = False) -> Scorer:
     """What a finished run says of an output: the scores of a reward model, or DPO's implicit reward.
 
     Of a policy of ``scorer`` its scores, by the parameters that its evaluations found best (``best``), or else their moving average. Of a
@@ -27,7 +27,8 @@ def trained(run: str, *, part: str | None = None, trust: bool = False) -> Scorer
     reward that DPO has learned, arXiv 2305.18290, eq. 5).
 
     run: its folder. part: of several scores the one that counts; all dimensions by name where it is not said. trust: the run's
-    config may name code outside of mmalign.
+    config may name code outside of mmalign. spread: beside each mean of ``bradley_terry_gaussian`` its standard deviation, under the name
+    that ``policy.scores`` has for it, for ``combine: {use: bayesian}``.
 
     A reward model whose reader is differentiable (`mmalign list readers`) hands its gradient to the outputs; what a language or
     vision-language model reads goes through a tokenizer or processor, and has none. Under ``on_latents`` one that reads
@@ -50,11 +51,15 @@ def trained(run: str, *, part: str | None = None, trust: bool = False) -> Scorer
         raise UserError(f"trained.run: {run} compares outputs, none has a score by itself; {takes}")
     if part is not None and part not in names:
         raise UserError(f"trained.part: got {part!r}, {run} scores {', '.join(names)}")
-
-    wanted = names[::numbers] if part is None else [part]
+    if spread and (numbers != 2 or part is not None):
+        raise UserError(f"trained.spread: of a run of bradley_terry_gaussian, without part; {run} has {numbers} number of each dimension")
+    every = 1 if spread else numbers
+    wanted = names[::every] if part is None else [part]
 
     def parts(table: Tensor) -> Any:
         scores = {name: table[:, names.index(name)] for name in wanted}
+        if spread:
+            scores.update({name: (scores[name] / 2).exp() for name in names[1::2]})
         return scores if len(wanted) > 1 else scores[wanted[0]]
 
     def of(outputs: Any, prompts: list[Any], **columns: Any) -> Any:

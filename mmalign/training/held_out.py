@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmalign.conversations import told_apart_by
 from mmalign.distributed import tables as of_all
 from mmalign.records import Digested, Record, Records, Undecoded, Unread, once, outputs_of
 from mmalign.training.experience import Experience
@@ -90,8 +91,13 @@ def contents(records: Records, taken: Iterable[Record], *, seed: int) -> frozens
 
 def content(record: Record) -> str:
     """Of a prompt and its outputs: words as they are, files of media by their place, media in a file by their bytes."""
-    outputs = sorted(output if isinstance(output, str) else _digest(output) for output in outputs_of(record))
+    outputs = sorted(told_apart_by(output) if _is_words(output) else _digest(output) for output in outputs_of(record))
     return hashlib.sha256(json.dumps([asked([record.prompt]), outputs], default=_digest, sort_keys=True).encode()).hexdigest()
+
+
+def _is_words(output: Any) -> bool:
+    """Whether it is a text, or turns."""
+    return isinstance(output, str) or (isinstance(output, (list, tuple)) and all(isinstance(turn, Mapping) for turn in output))
 
 
 def _digest(value: Any) -> str:

@@ -225,3 +225,10 @@ def test_pictures_stay_what_they_were(tmp_path, served):
     judgements.say(Judgement(judgements.items.all[0].id, "ann", ((1,), (0,))))
     record = next(mm.data.pairs(str(tmp_path / "labels.jsonl")).stream(seed=0))
     assert torch.equal((record.first[:, 0, 0] * 255).round(), torch.tensor([200.0, 10.0, 20.0]))
+
+
+def test_strengths_are_told_of_three_or_more_whom_nobody_swept():
+    met = {("a", "b"): 3.0, ("b", "a"): 1.0, ("b", "c"): 3.0, ("c", "b"): 1.0}
+    lines = list(import_module("mmalign.commands.label")._strengths(["a", "b", "c"], met))
+    assert [line.split(" +- ")[0] for line in lines] == ["a: strength +1.10", "b: strength +0.00", "c: strength -1.10"]  # log 3 apart
+    assert "not known yet" in next(import_module("mmalign.commands.label")._strengths(["a", "b"], {("a", "b"): 2.0}))

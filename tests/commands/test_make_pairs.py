@@ -211,3 +211,17 @@ def test_a_model_that_sees_answers_with_its_picture_hidden(tmp_path):
     assert [row[:2] for row in pairs_of[0.0]] == [row[:2] for row in pairs_of[1.0]] and pairs_of[0.0] != pairs_of[1.0]
     again = mm.data.picture_texts(str(tmp_path / "1.0.jsonl")).first(9)
     assert {pair.second for pair in again} <= {row[2] for row in pairs_of[1.0]} and again[0].prompt[0]["content"][0]["type"] == "image"
+
+
+def test_an_answer_is_guided_by_the_better_one_and_its_pair_is_not(tmp_path):
+    class Echo:
+        kind = "token"
+
+        def generate(self, prompts, seeds, **call):
+            return [f"{prompt}!" for prompt in prompts]
+
+    records = [Pair("one ", "yes", "no", 1.0, "a"), Pair("two ", "no", "yes sir", 0.0, "b")]
+    mm.commands.make_rejected(Echo(), records, out=str(tmp_path / "a.jsonl"), count=2, guide="like {answer}")
+    assert {(line["prompt"], line["rejected"]) for line in lines(tmp_path / "a.jsonl")} == {
+        ("one ", "one like yes!"), ("two ", "two like yes sir!")
+    }  # fmt: skip

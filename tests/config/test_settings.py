@@ -58,6 +58,7 @@ def free(config: dict[str, Any], path: tuple[Any, ...]) -> bool:
         "vocabulary",
         "parts",
         "kept",
+        "scales",
         "tools",
         "stages",
         "samplers",

@@ -126,6 +126,14 @@ def test_pairs(tmp_path, name):
     assert isinstance(pair, Pair) and (pair.prompt, pair.first, pair.second, pair.strength) == (prompt, "Apple", "Axe", 1.0)
 
 
+def test_help_and_harm_are_two_labels_of_a_pair(tmp_path):
+    row = {"prompt": "A fruit?", "response_0": "Axe", "response_1": "Apple", "better_response_id": 0, "safer_response_id": 1}
+    pair = read(tmp_path, row | {"is_response_0_safe": False, "is_response_1_safe": True})
+    assert (pair.first, pair.labels) == ("Axe", {"helpful": 1.0, "harmful": 1.0})
+    assert pair.ratings == ({"harmful": 1.0}, {"harmful": -1.0})
+    assert read(tmp_path, row).labels == {}  # nobody said whether they are safe
+
+
 def test_a_tie_of_an_arena(tmp_path):
     row = {"conversation_a": [user("A fruit?"), assistant("Axe")], "conversation_b": [user("A fruit?"), assistant("Apple")]}
     assert read(tmp_path, {**row, "winner": "tie"}).strength == 0.5

@@ -54,8 +54,9 @@ def test_dpo_on_conditioned_pairs_is_dpo_on_the_doubled_data() -> None:
         mm.data.conditioned(SCORED, words=" [{score:g}]"),
         mm.data.chosen(SCORED, least=3.0),
         mm.data.mixture({"a": SCORED, "b": [Pair("x", "y", "z", id="b")]}, weights={"a": 1, "b": 2}),
+        mm.data.rewritten(SCORED),
     ],
-    ids=["conditioned", "chosen", "mixture"],
+    ids=["conditioned", "chosen", "mixture", "rewritten"],
 )
 def test_a_run_goes_on_behind_any_record(records: Any) -> None:
     whole = taken(records, 40)
@@ -118,3 +119,39 @@ def test_records_that_cannot_be_made_are_said_in_one_line() -> None:
     ):
         with pytest.raises(UserError, match=line):
             make()
+
+
+def test_a_pair_shows_how_an_answer_is_made_better() -> None:
+    sure, turned, tied = Pair("q", "good", "bad", 0.9), Pair("q", "bad", "good", 0.2), Pair("q", "one", "other", 0.5)
+    words = "|{answer}|{brace}"
+    made = [
+        [(one.prompt, one.output, one.label) for one in taken(mm.data.rewritten([pair], words=words), 2)] for pair in (sure, turned, tied)
+    ]
+    assert made[0] == [("q|bad|{brace}", "good", 0.9), ("q|good|{brace}", "good", 0.9)]
+    assert made[1] == [("q|bad|{brace}", "good", 0.8), ("q|good|{brace}", "good", 0.8)]
+    assert made[2] == [("q|one|{brace}", "one", 0.5), ("q|other|{brace}", "other", 0.5)]
+    with pytest.raises(UserError, match=r"records\.words: got 'x', takes words with \{answer\}"):
+        mm.data.rewritten([sure], words="x")
+
+
+RULES = {name: [f"Be {name}.", f"Be not {name}."] for name in ("brief", "kind", "true")}
+
+
+def test_the_principle_that_tells_two_answers_most_apart_labels_them() -> None:
+    ratings = ({"brief": 1.0, "kind": 3.0, "odd": 9.0}, {"brief": 4.0, "kind": 2.0, "odd": 0.0})
+    pairs = [Pair("q", "a", "b", 0.5, id=str(number), ratings=ratings) for number in range(64)]
+    seen = Counter[tuple[str, float]]()
+    for pair in taken(mm.data.principled(pairs, principles=RULES, at_once=2, words="|{principles}"), 64):
+        rules = set(pair.prompt.removeprefix("q|").split("\n"))
+        assert len(rules) == 2 and {rule.split()[-1] for rule in rules} == {"brief.", "kind."}  # what nobody rated is never drawn
+        assert pair.strength == float("Be not brief." in rules)  # by 3 to 1, whatever is said of kindness
+        seen[str(sorted(rules)), pair.strength] += 1
+    assert len(seen) == 4 and min(seen.values()) > 4
+    one = [pair.prompt for pair in taken(mm.data.principled(pairs, principles=RULES, at_once=1), 64)]
+    assert one == [pair.prompt for pair in taken(mm.data.principled(pairs, principles=RULES, at_once=1), 64, seed=3)]
+    equal = pairs[0]._replace(ratings=({"true": 1.0}, {"true": 1.0}))
+    assert taken(mm.data.principled([equal], principles=RULES), 1)[0].strength == 0.5
+    with pytest.raises(UserError, match="1000 records in a row are rated by none of the principles"):
+        taken(mm.data.principled(SCORED, principles=RULES), 1)
+    with pytest.raises(UserError, match=r"records\.principles\.kind: got \['Be kind.'\], takes \[sentence, sentence of its opposite\]"):
+        mm.data.principled(pairs, principles={"kind": ["Be kind."]})

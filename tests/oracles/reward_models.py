@@ -145,7 +145,7 @@ def general_preference(table: Table, *, temperature: float = 1.0, normalised: bo
     return expected(table, cost)
 
 
-def bradley_terry_gaussian(table: Table) -> Tensor:
+def bradley_terry_gaussian(table: Table, *, bagging: float = 1.0) -> Tensor:
     """By Simpson's rule in the Gaussian's own units, on another grid than the code's."""
     grid = torch.linspace(-10, 10, 2001, dtype=torch.float64)
     simpson = torch.tensor([1.0] + [4.0, 2.0] * 999 + [4.0, 1.0], dtype=torch.float64) * 0.01 / 3
@@ -158,9 +158,31 @@ def bradley_terry_gaussian(table: Table) -> Tensor:
         mean, spread = (step or 0) // 2 * 2, (step or 0) // 2 * 2 + 1
         gap = cell(better, mean) - cell(worse, mean)
         variance = sum(cell(row, spread).exp() if spread < COLUMNS else 1.0 for row in (better, worse))
-        return -(density / (1 + torch.exp(-gap - variance**0.5 * grid))).sum().log()
+        share = 1.0
+        if bagging < 1:
+            lot = sum(zlib.crc32(str(int(table.group[row])).encode()) for row in (better, worse))
+            heads = torch.rand((COLUMNS + 1) // 2, generator=torch.Generator().manual_seed(lot), dtype=torch.float64)
+            share = float(heads[(step or 0) // 2] < bagging) / bagging
+        return -share * (density / (1 + torch.exp(-gap - variance**0.5 * grid))).sum().log()
 
     return expected(table, cost)
+
+
+def bradley_terry_signed(table: Table, *, weight: float = 1.0) -> Tensor:
+    """The sign of a row's reward says which side of 0 its score belongs on."""
+
+    def cost(better: int, worse: int, step: int | None) -> Tensor:
+        up, down = table.log_probs[better, step], table.log_probs[worse, step]
+        total = torch.log1p(torch.exp(down - up))
+        for row, score in ((better, up), (worse, down)):
+            if float(table.rewards[row]) > 0:
+                total = total + weight * torch.log1p(torch.exp(-score))
+            elif float(table.rewards[row]) < 0:
+                total = total + weight * torch.log1p(torch.exp(score))
+        return total
+
+    silent = [number for number, pair in enumerate(table.pairs) if bool(table.rewards[pair].isnan().any())]
+    return expected(replace(table, strength=table.strength.index_fill(0, torch.tensor(silent, dtype=torch.int64), math.nan)), cost)
 
 
 ORACLES: dict[str, list[tuple[dict[str, Any], Callable[..., Tensor]]]] = {
@@ -184,7 +206,8 @@ ORACLES: dict[str, list[tuple[dict[str, Any], Callable[..., Tensor]]]] = {
         ({"members": 5}, peer_review),
         ({"members": 5, "dropped": 0.5, "warmup": 1, "bagging": 0.6, "centre": 0.1}, peer_review),
     ],
-    "bradley_terry_gaussian": [({}, bradley_terry_gaussian)],
+    "bradley_terry_gaussian": [({}, bradley_terry_gaussian), ({"bagging": 0.5}, bradley_terry_gaussian)],
+    "bradley_terry_signed": [({}, bradley_terry_signed), ({"weight": 0.3}, bradley_terry_signed)],
     "general_preference": [
         ({}, general_preference),
         ({"temperature": 0.5, "normalised": True}, general_preference),
@@ -212,5 +235,19 @@ def variational_preference(table: Table, *, kl: float = 0.01) -> Tensor:
     return expected(table, cost)
 
 
+def bradley_terry_thinking(table: Table, *, said: float = 1.0, told: float = 0.0) -> Tensor:
+    """The first number of a row is its score, the second and the third are what words cost."""
+
+    def cell(row: int, step: int) -> Tensor:
+        return table.log_probs[row, step] if step in _cells(table, row) else torch.zeros(()).double()
+
+    def cost(better: int, worse: int, step: int | None) -> Tensor:
+        words = sum(weight * (cell(better, place) + cell(worse, place)) / 2 for weight, place in ((said, 1), (told, 2)))
+        return torch.log1p(torch.exp(cell(worse, 0) - cell(better, 0))) + words
+
+    return expected(table, cost)
+
+
+ORACLES["bradley_terry_thinking"] = [({}, bradley_terry_thinking), ({"said": 0.4, "told": 0.7}, bradley_terry_thinking)]
 ORACLES["variational_preference"] = [({}, variational_preference), ({"kl": 0.3}, variational_preference)]
 SATURATING = {"general_preference": "of a number without another one beside it, as that test has it, no embedding is made"}

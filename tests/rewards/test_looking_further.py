@@ -102,3 +102,51 @@ def test_a_simulated_user_sees_the_roles_turned_round_and_says_when_it_is_over()
     ]  # fmt: skip
     with pytest.raises(UserError, match=r"simulated_user\.policy: got a int"):
         mm.environments.simulated_user(3)
+
+
+class Rewriter:
+    """Makes every answer end in "at noon"."""
+
+    def generate(self, prompts: list[Any], seeds: list[int], **call: Any) -> list[str]:
+        assert call == {"top_k": 1}
+        return [prompt.partition("|")[2].rsplit(" ", 2)[0] + " at noon" for prompt in prompts]
+
+
+def test_words_that_a_rewriter_leaves_are_worth_1_and_others_cost_1() -> None:
+    reward = mm.rewards.rewriting(Rewriter(), words="|{answer}", at_once=1)
+    first, empty, right = reward(["we  meet at dusk", " ", "come at noon"], ["When?"] * 3)
+    assert first == [(0, 2, 1.0), (4, 8, 1.0), (9, 11, 1.0), (12, 16, -1.0)] and empty is None
+    assert [score for _, _, score in right] == [1.0, 1.0, 1.0]
+    text, better = "we then meet at dusk", "we meet at noon"
+    by = {
+        match: [score for _, _, score in mm.rewards.rewriting(Fixed(better), match=match)([text], ["When?"])[0]]
+        for match in ("beginning", "aligned")
+    }
+    assert by == {"beginning": [1.0, -1.0, -1.0, -1.0, -1.0], "aligned": [1.0, -1.0, 1.0, 1.0, -1.0]}
+    with pytest.raises(UserError, match=r"rewriting\.policy: got str, takes a policy of a language model"):
+        mm.rewards.rewriting("words")
+
+
+class Fixed:
+    """Writes one thing."""
+
+    def __init__(self, text: str):
+        self.text = text
+
+    def generate(self, prompts: list[Any], seeds: list[int], **call: Any) -> list[str]:
+        return [self.text] * len(prompts)
+
+
+def test_a_reward_is_asked_under_principles_that_may_change() -> None:
+    asked: list[Any] = []
+
+    def reward(outputs: list[str], prompts: list[Any], *, bonus: list[float]) -> Tensor:
+        asked.extend(prompts)
+        return torch.tensor(bonus, dtype=torch.float64)
+
+    under = mm.rewards.by_principles(reward, principles=["Be brief.", "Be kind."], words="|{principles}")
+    talk = [{"role": "user", "content": "Why?"}]
+    assert under(["so", "so"], ["Why?", talk], bonus=[1.0, 2.0]).tolist() == [1.0, 2.0] and under.reads == {"bonus"}
+    assert asked == ["Why?|Be brief.\nBe kind.", [{"role": "user", "content": "Why?|Be brief.\nBe kind."}]]
+    with pytest.raises(UserError, match=r"by_principles: got \[\], words .*, takes sentences"):
+        mm.rewards.by_principles(reward, principles=[])

@@ -64,6 +64,11 @@ def test_dimensions_are_scored_by_their_means_and_compared_one_by_one(tmp_path: 
     assert list(scores) == ["brief", "wins"]
     torch.testing.assert_close(scores["wins"], numbers[:, 2])
     torch.testing.assert_close(mm.rewards.trained(str(tmp_path / "rm"), part="wins_spread")(moves, prompts), numbers[:, 3])
+    spreads = mm.rewards.trained(str(tmp_path / "rm"), spread=True)(moves, prompts)
+    assert list(spreads) == ["brief", "brief_spread", "wins", "wins_spread"]
+    torch.testing.assert_close(spreads["wins_spread"] ** 2, numbers[:, 3].exp())
+    sure = mm.combinations.bayesian(heads={"brief": "brief_spread", "wins": "wins_spread"})(spreads, torch.zeros(2).long(), prompts)
+    torch.testing.assert_close(sure, numbers[[0, 1], 2 * (numbers[:, 1] > numbers[:, 3]).long()])
     wins = mm.rewards.trained_pairs(str(tmp_path / "rm"), part="wins")(moves, prompts, torch.zeros(2, dtype=torch.int64))
     chance = mm.methods.bradley_terry_gaussian().wins(numbers[:1], numbers[1:])[0, 1]  # type: ignore[misc]
     torch.testing.assert_close(wins[0, 1], chance)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from mmalign.data.pairs import listed
@@ -46,6 +46,31 @@ class Around:
     def _change(self, record: Any) -> Any:
         """A record as it is here; None passes it over."""
         return record
+
+
+class Doubled(Around):
+    """Two records of each. A position is twice that of its source, and odd between the two."""
+
+    def stream(self, *, seed: int, start: int = 0) -> Iterator[Any]:
+        """As in ``records.Records``."""
+        return self._twice(self.source.stream, seed, start)
+
+    def undecoded(self, *, seed: int, start: int = 0) -> Iterator[Any]:
+        """As in ``records.Undecoded``."""
+        return self._twice(self.source.undecoded if isinstance(self.source, Undecoded) else self.source.stream, seed, start)
+
+    def _twice(self, coming: Callable[..., Iterator[Any]], seed: int, start: int) -> Iterator[Any]:
+        before, odd = divmod(start, 2)
+        for record in coming(seed=seed, start=before):
+            first, second = self._halves(record)
+            if not odd:
+                yield first._replace(position=2 * before + 1)
+            yield second._replace(position=2 * record.position)
+            before, odd = record.position, 0
+
+    def _halves(self, record: Any) -> tuple[Any, Any]:
+        """The two. Errors: UserError for a record of which there are none."""
+        raise NotImplementedError
 
 
 def inside(of: Records | Sequence[Record]) -> Records:

@@ -369,7 +369,8 @@ def _choice(low: Row, names: Names) -> tuple[Row, set[str]]:
     question, read = _prompt(low, names)
     first, second = (other, one) if choice in others else (one, other)
     strength = {"strength": 0.5} if choice in TIES else {}
-    return {**question, "chosen": low[first], "rejected": low[second], **strength}, {*read, one, other, who}
+    harm, seen = dimensions.of_harm(low, first, second, strength.get("strength", 1.0))
+    return {**question, "chosen": low[first], "rejected": low[second], **strength, **harm}, {*read, one, other, who, *seen}
 
 
 def _answer(low: Row, names: Names) -> tuple[Row, set[str]]:

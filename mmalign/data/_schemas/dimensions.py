@@ -22,6 +22,22 @@ def of_pair(row: Mapping[str, Any]) -> tuple[dict[str, Any], set[str]]:
     return columns, {*columns}
 
 
+def of_harm(row: Mapping[str, Any], chosen: str, rejected: str, helpful: float) -> tuple[dict[str, Any], set[str]]:
+    """What PKU-SafeRLHF's rows say of harm beside of help: ``labels`` in both dimensions, and a rating of each answer, 1 unsafe, -1 safe.
+
+    chosen, rejected: columns of the more helpful answer and of the other. helpful: the strength of that. Nothing where the row
+    does not say which is the safer one.
+    """
+    names = [column.rpartition("_")[2] for column in (chosen, rejected)]
+    flags = [f"is_response_{name}_safe" for name in names]
+    safer = str(row.get("safer_response_id")).strip()
+    if safer not in names or not all(isinstance(row.get(flag), bool) for flag in flags):
+        return {}, set()
+    ratings = [{"harmful": -1.0 if row[flag] else 1.0} for flag in flags]
+    columns = {"labels": {"helpful": helpful, "harmful": float(safer == names[1])}}
+    return columns | {"ratings_chosen": ratings[0], "ratings_rejected": ratings[1]}, {"safer_response_id", *flags}
+
+
 def of_answer(row: Mapping[str, Any]) -> tuple[dict[str, Any], set[str]]:
     """``ratings`` of an answer, HelpSteer2's columns among them, and the names of all; nothing where it has none."""
     if is_object(row.get("ratings")):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from mmalign.conversations import said_after
-from mmalign.data._reading.around import Around, inside
-from mmalign.records import Pair, Record, Records, Undecoded
+from mmalign.data._reading.around import Doubled, inside
+from mmalign.records import Pair, Record, Records
 from mmalign.types import UserError
 
 
@@ -39,29 +39,12 @@ def conditioned(of: Records | Sequence[Record], *, words: str = " Answer with a 
     return Conditioned(inside(of), words)
 
 
-class Conditioned(Around):
-    """See ``conditioned``; as ``records.Records``. A position is twice that of its source, and odd between the two of a pair."""
+class Conditioned(Doubled):
+    """See ``conditioned``; as ``records.Records``."""
 
     def __init__(self, source: Records, words: str):
         super().__init__(source)
         self.words = words
-
-    def stream(self, *, seed: int, start: int = 0) -> Iterator[Any]:
-        """As in ``records.Records``."""
-        return self._twice(self.source.stream, seed, start)
-
-    def undecoded(self, *, seed: int, start: int = 0) -> Iterator[Any]:
-        """As in ``records.Undecoded``."""
-        return self._twice(self.source.undecoded if isinstance(self.source, Undecoded) else self.source.stream, seed, start)
-
-    def _twice(self, coming: Callable[..., Iterator[Any]], seed: int, start: int) -> Iterator[Any]:
-        before, odd = divmod(start, 2)
-        for record in coming(seed=seed, start=before):
-            first, second = self._halves(record)
-            if not odd:
-                yield first._replace(position=2 * before + 1)
-            yield second._replace(position=2 * record.position)
-            before, odd = record.position, 0
 
     def _halves(self, record: Any) -> tuple[Pair, Pair]:
         if not isinstance(record, Pair):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from mmalign.arguments.ranges import Fraction
 from mmalign.objectives.parts import SCORES
 from mmalign.objectives.sentences.pairwise import pairwise
-from mmalign.objectives.terms import uncertain
+from mmalign.objectives.terms import several, uncertain
 from mmalign.types import Method
 
 
-def bradley_terry_gaussian() -> Method:
+def bradley_terry_gaussian(*, bagging: Fraction = 1.0) -> Method:
     """A mean and the logarithm of a variance for every output: what people disagree about is uncertain, and pulls less.
 
     With scores ``s ~ N(mean, variance)`` and p the strength of a preference, in each dimension (names stand in twos, as ``scores: [a,
@@ -19,11 +20,17 @@ def bradley_terry_gaussian() -> Method:
     The difference of two is Gaussian with the sum of both variances, and the mean over it is taken by quadrature, without drawing. Scores
     are comparable up to one number added to all means, and variances only where preferences go both ways.
 
+    bagging: for several dimensions that are the heads of one Bayesian reward model (BRME) and not labelled each by itself: the part of the
+        records that each learns from, another one each. They count ``1 / bagging``, and start apart (``policy.head: {use: linear, spread:
+        0.02}``). As a reward: ``{use: trained, run: ..., spread: true}``, and ``combine: {use: bayesian, heads: {NAME/a: NAME/a_spread,
+        ...}}``, the most certain head's mean and the worst head's.
+
     Paper: HPSv3, arXiv 2508.03789, sec. 4 (one dimension); EditReward, arXiv 2509.26346, sec. 3 (several; of a tie both orders, which is
-    a strength of 0.5); PEARL, arXiv 2306.03615, eq. 7.
+    a strength of 0.5); PEARL, arXiv 2306.03615, eq. 7. Heads: Reward-Robust RLHF in LLMs (BRME), arXiv 2409.15360 (recalled).
 
     Deviations: the papers draw differences; EditReward also averages the dimensions' means and variances before it compares, here each
-    dimension is compared by itself.
+    dimension is compared by itself. BRME's heads learn to regress a first reward model's scores, in a second stage; here they learn from
+    comparisons, of a part of the records each.
 
     Examples:
         >>> from mmalign.types import Feedback, Steps
@@ -35,4 +42,5 @@ def bradley_terry_gaussian() -> Method:
         tensor(0.3133, dtype=torch.float64)
         tensor(0.6207, dtype=torch.float64)
     """
-    return pairwise(uncertain.probably_ahead(), kinds=SCORES, numbers=2, wins=lambda own, other: uncertain.log_wins(own, other).exp())
+    term = several.bagged(uncertain.probably_ahead(), bagging, numbers=2)
+    return pairwise(term, kinds=SCORES, numbers=2, wins=lambda own, other: uncertain.log_wins(own, other).exp())

@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from mmalign.objectives import links, scores
-from mmalign.objectives.parts import SCORES, Survey
+from mmalign.objectives.parts import SCORES, Reading, Survey, live
 from mmalign.objectives.state.running import Kept
 from mmalign.objectives.terms.margins import REWARDS_OF_ROWS
 from mmalign.objectives.terms.pairs import Order, Term, shared
-from mmalign.types import Steps
+from mmalign.types import Feedback, Steps, UserError
 
 SCORE = scores.policy()
 LEAST = 1e-3  # nats of log k: a model that has met no tie yet may meet one
@@ -83,6 +83,32 @@ def centred(weight: float) -> Term:
     """
     links.not_negative(centre=weight)
     return Term(lambda steps, order: weight * torch.stack(order.sides(SCORE.of(steps))).sum(0) ** 2, SCORE.needs, kinds=SCORES)
+
+
+def on_its_side(weight: float) -> Term:
+    """``-weight log sigmoid(z s)`` of both rows, z the sign of what people rated a row; nothing of a row that they rated 0.
+
+    weight: 0 or more. Errors: UserError of the signal for ratings in several dimensions.
+    """
+    links.not_negative(weight=weight)
+
+    def signs(feedback: Feedback) -> Tensor:
+        ratings = feedback.rewards[:, None] if feedback.ratings is None else feedback.ratings
+        if ratings.shape[1] != 1:
+            raise UserError(f"method: takes a sign of each row, and records rate {ratings.shape[1]} dimensions; takes one policy.scores")
+        return ratings.detach().sign()
+
+    def of(steps: Steps, order: Order) -> Tensor:
+        cost = order.extras.abs() * functional.softplus(-order.extras * SCORE.of(steps))
+        return weight * (cost[0::2] + cost[1::2])
+
+    def metrics(steps: Steps, order: Order) -> dict[str, Tensor]:
+        """Rows on their side of 0: what it is worth as a guardrail. One that was rated 0 counts one half."""
+        right, there = (torch.sign(order.extras * SCORE.of(steps)) + 1) / 2, shared(steps)
+        both, count = live((right[0::2] + right[1::2]) / 2, there), there.sum(1, keepdim=True)
+        return {"signs": both.sum(1, keepdim=True) / count.clamp(min=1)}
+
+    return Term(of, SCORE.needs, kinds=SCORES, extras=Reading(signs), metrics=metrics)
 
 
 def wins(own: Tensor, other: Tensor) -> Tensor:

@@ -23,25 +23,26 @@ from mmalign.types import Feedback, Steps, UserError
 Assignment = Literal["hard", "soft"]
 
 
-def bagged(term: Term, share: float) -> Term:
+def bagged(term: Term, share: float, *, numbers: int = 1) -> Term:
     """A term of which every dimension learns from a ``share`` of the pairs alone, another one each, at ``1 / share`` times the cost.
 
     Which they are follows from the record's id, so that a record is the same dimension's at every visit.
 
-    term: of pairs, that surveys nothing. share: above 0, to 1.
+    term: of pairs, that surveys nothing. share: above 0, to 1. numbers: of how many scores, side by side, a dimension is made.
     """
     if share == 1:
         return term
     told = Reading(lambda feedback: feedback.rewards[:, None][:, :0], width=0) if term.extras is None else term.extras
 
-    def numbers(feedback: Feedback) -> Tensor:
+    def known(feedback: Feedback) -> Tensor:
         return torch.cat([told.of(feedback).double(), _lots(feedback)], 1)
 
     def of(steps: Steps, order: Order) -> Tensor:
-        taken = _drawn(order.extras[:, -1], share, steps.mask.shape[1]).double() / share
+        width = steps.mask.shape[1]
+        taken = _drawn(order.extras[:, -1], share, -(-width // numbers)).repeat_interleave(numbers, 1)[:, :width].double() / share
         return taken * term.of(steps, order._replace(extras=order.extras[:, :-1]))
 
-    return replace(term, of=of, extras=Reading(numbers, told.reads, told.width + 1))
+    return replace(term, of=of, extras=Reading(known, told.reads, told.width + 1))
 
 
 def peers(term: Term, *, members: int, dropped: float, warmup: int, bagging: float) -> Term:

@@ -68,11 +68,12 @@ class LastToken:
     """
 
     differentiable = False
+    predicts = False  # whether words are predicted, too
 
     def __init__(self, of: TransformersPolicy):
         self.of, self.model, self.sets, self.rows_at_once = of, of.model, of.sets, of.rows_at_once
         self.width = int(of.model.config.get_text_config().hidden_size)
-        output = of.model.get_output_embeddings()
+        output = None if self.predicts else of.model.get_output_embeddings()
         if output is not None and output.weight is not of.model.get_input_embeddings().weight:
             own = {id(p) for p in output.parameters()}  # words are not predicted, and no gradient arrives there
             of.sets.freeze([name for name, p in of.sets.trained.items() if id(p) in own])
