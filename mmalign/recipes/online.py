@@ -41,6 +41,7 @@ from mmalign.training.entanglement import Entanglement
 from mmalign.training.evaluation import compared_with, evaluation_plan
 from mmalign.training.experience import Experience
 from mmalign.training.feedback import feedback_of, refuse_columns, scores_on, states_of
+from mmalign.training.inner_products import InnerProducts
 from mmalign.training.journal import Journal, hashed
 from mmalign.training.latents import looked_at, refuse_without_latents
 from mmalign.training.learner import BEHIND, Learner
@@ -128,6 +129,7 @@ def online(  # one argument for each thing that a run is made of
     plan = evaluation_plan(evaluation, prompts=first, rewards=rewards, reference=compared_with(policy))
     entangled = Entanglement(learner, run.gradients)
     fitting = MicroRows(batch.micro_rows, learner, say=lambda line: journal.say(line))
+    products = InnerProducts(learner, combine)
     gradients = RewardGradients(learner, rewards, combine, fitting.fit, optimizer=optimizer, seed=run.seed)
     states = {"micro_rows": fitting, **states_of(combine, rewards, plan.judges)}
     journal = Journal(learner, plan, run, steps=steps, resume=resume, stop=evaluation.stop, states=states, prompts=prompts)
@@ -152,6 +154,7 @@ def online(  # one argument for each thing that a run is made of
             groups = whole.group[kept].unique()[:wanted]
             inside = kept & torch.isin(whole.group, groups)
             scored.append(Scored(feedback, Experience(rollout, method.signal(feedback), in_units(method, feedback, inside), whole)))
+            products.tell(*scored[-1], contents(chosen), fitting.fit)
             if (wanted := wanted - len(groups)) <= 0:
                 break
         return scored
