@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from mmalign.arguments.ranges import Count, Finite, NotNegative, Positive, Share

@@ -1,13 +1,12 @@
 """Sums of rewards whose weights are learned from the rewards' policy gradients: which ones help, which ones only hinder.
 
 ``g_k`` is the policy gradient of reward k alone, ``<g_k, g_j>`` the inner product of two over all trained parameters, measured before the
-updates of a rollout (``training.inner_products``: one backward pass for each reward). Weights move after it, and count from the next rollout
-on; they are in every checkpoint.
+updates of a rollout (``training.inner_products``: one backward pass for each reward). Weights move after it, and count from the next
+rollout on; they are in every checkpoint.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -92,15 +91,15 @@ def bilevel_weights(
 
     Papers: PARL, https://arxiv.org/abs/2308.02585 (the term); Behavior Alignment via Reward Function Optimization,
     https://arxiv.org/abs/2310.19007 (BARFI: primary and auxiliary rewards, by implicit differentiation); both numbers recalled.
-    Deviations: the Hessian above, of which ``worlds/tabular`` has the exact one to compare with; one update of the policy between two of the
-    weights; a weight for a reward, and not a function of the state. BARFI learns the discount too.
+    Deviations: the Hessian above, of which ``worlds/tabular`` has the exact one to compare with; one update of the policy between two of
+    the weights; a weight for a reward, and not a function of the state. BARFI learns the discount too.
 
     Errors: UserError for a target that has no weight, and settings out of range.
     """
     if target not in weights or rate <= 0 or price < 0:
         raise UserError(
-            f"bilevel_weights: got weights={dict(weights)}, target={target!r}, rate={rate}, price={price}, takes a target that has a weight "
-            "(0 keeps it out of the sum), rate above 0, price of 0 or more"
+            f"bilevel_weights: got weights={dict(weights)}, target={target!r}, rate={rate}, price={price}, takes a target that has a "
+            "weight (0 keeps it out of the sum), rate above 0, price of 0 or more"
         )
     own = list(weights).index(target)
 

@@ -150,12 +150,10 @@ def online(  # one argument for each thing that a run is made of
             rollout, whole = gradients.carried(rollout, whole, feedback, contents(chosen), purpose=(step, attempt))
             tables = fitting.fit(lambda most: learner.tables(rollout, micro_rows=most), partial(min, len(rollout)))  # noqa: B023
             feedback = replace(feedback, tables={**feedback.tables, **tables}, prompts=_names(chosen, feedback.group))
-            kept = ~feedback.rewards.isnan() if method.keep is None else method.keep(feedback) & ~feedback.rewards.isnan()
-            groups = whole.group[kept].unique()[:wanted]
-            inside = kept & torch.isin(whole.group, groups)
+            inside = _worth_an_update(method, feedback, most=wanted)
             scored.append(Scored(feedback, Experience(rollout, method.signal(feedback), in_units(method, feedback, inside), whole)))
             products.tell(*scored[-1], contents(chosen), fitting.fit)
-            if (wanted := wanted - len(groups)) <= 0:
+            if (wanted := wanted - len(feedback.group[inside].unique())) <= 0:
                 break
         return scored
 
@@ -176,8 +174,14 @@ def online(  # one argument for each thing that a run is made of
             learner.end(step)
             journal.state["position"] = rollouts.position
             moved |= {"broken": float(len(coming.aside))} if coming.aside else {}
-            journal.trained({**_row(scored, updates, lr=float(learner.optimizer.param_groups[0]["lr"])), **moved, **fitting.row})
+            journal.trained({**_row(scored, updates, lr=float(learner.optimizer.param_groups[0]["lr"])), **moved, **fitting.row, **products.row})
     return concluded(journal, policy)
+
+
+def _worth_an_update(method: Method, feedback: Feedback, *, most: int) -> torch.Tensor:
+    """``[B]`` bool: rows with a reward that the method keeps, of the first ``most`` groups that have any."""
+    kept = ~feedback.rewards.isnan() if method.keep is None else method.keep(feedback) & ~feedback.rewards.isnan()
+    return kept & torch.isin(feedback.group, feedback.group[kept].unique()[:most])
 
 
 def _names(prompts: Sequence[Any], group: torch.Tensor) -> list[str]:

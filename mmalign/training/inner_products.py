@@ -43,6 +43,11 @@ class InnerProducts:
         if learner.shards is not None:
             raise UserError("combine: learns from the gradient of each reward; takes devices.place: replicate, whose gradients are whole")
 
+    @property
+    def row(self) -> dict[str, float]:
+        """What the log says of a step: ``weight/NAME``, the weights that the next rollout has."""
+        return {} if self.gradients is None else {f"weight/{name}": value for name, value in self.gradients.values.items()}
+
     def tell(self, feedback: Feedback, experience: Experience, prompts: Sequence[Any], fit: Callable[..., Any]) -> None:
         """Lets the combination know, where it asks and some row is worth an update. prompts: of the groups. fit: ``MicroRows.fit``."""
         if self.gradients is None or not len(experience.rows):
@@ -79,9 +84,8 @@ class InnerProducts:
                 pulled = torch.autograd.grad(
                     steps.log_probs, parameters, grad_outputs=slopes[-1] - slope, retain_graph=True, allow_unused=True
                 )
-                total += torch.cat([
-                    (torch.zeros_like(p) if one is None else one).flatten().double().cpu() for p, one in zip(parameters, pulled, strict=True)
-                ])  # fmt: skip
+                whole_ones = (torch.zeros_like(p) if one is None else one for p, one in zip(parameters, pulled, strict=True))
+                total += torch.cat([one.flatten().double().cpu() for one in whole_ones])
         self.learner.team.add([sums])
         if state is not None:
             method.state.load(state)

@@ -1,7 +1,7 @@
 """Rewards that are learned for what their best policy does: two levels, both exact, and what is wrong with leaving the lower one out.
 
-``upper(nu)`` is judged on what the optimum ``theta*(nu) = argmax lower(theta, nu)`` does, so that its gradient by ``nu`` has two parts: that
-of what is said of the rows, and that of which rows there are. ``combinations.bilevel_weights`` is the sampled form.
+``upper(nu)`` is judged on what the optimum ``theta*(nu) = argmax lower(theta, nu)`` does, so that its gradient by ``nu`` has two parts:
+that of what is said of the rows, and that of which rows there are. ``combinations.bilevel_weights`` is the sampled form.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ def best_response(lower: Level, nu: Tensor, start: Tensor) -> Tensor:
 
 
 def episodes(mdp: Mdp, *, most: int = 100_000) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Every episode there can be: states ``[N, H + 1]``, actions ``[N, H]``, live steps ``[N, H]``, and ``[N]`` how probably the world alone
-    (start and transitions) lets it happen. Errors: UserError for more than ``most``."""
+    """Every episode there can be: states ``[N, H + 1]``, actions ``[N, H]``, live steps ``[N, H]``, and ``[N]`` how probably the world
+    alone (start and transitions) lets it happen. Errors: UserError for more than ``most``."""
     walks: list[tuple[list[int], list[int], float]] = [([start], [], 1 / len(mdp.starts)) for start in mdp.starts]
     for _ in range(mdp.horizon):
         longer = list[tuple[list[int], list[int], float]]()

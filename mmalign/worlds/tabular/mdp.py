@@ -114,7 +114,7 @@ def values(mdp: Mdp, probabilities: Tensor, reward: Tensor) -> tuple[Tensor, Ten
 
 
 def optimum(mdp: Mdp, reward: Tensor) -> tuple[Tensor, Tensor]:
-    """``V* [H + 1, S]`` and ``Q* [H, S, A]``: the same with ``V_h = max_a Q_h``, which no policy exceeds, one that knows the time included."""
+    """``V* [H + 1, S]`` and ``Q* [H, S, A]``: the same with ``V_h = max_a Q_h``, which no policy exceeds, nor one that knows the time."""
     return _backwards(mdp, reward, lambda q: q.amax(-1))
 
 

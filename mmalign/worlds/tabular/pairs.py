@@ -24,9 +24,9 @@ def tabular_pairs(
 
     Args:
         world: as of the policy. reward: the one that is preferred.
-        by: ``return``: ``u = sum_t discount^t r_t``, as Bradley-Terry reward models take it. ``regret``: ``u = - sum_t discount^t (V*(s_t) -
-            Q*(s_t, a_t))``, minus what each action gave away: an episode that did nothing wrong and was not paid yet beats one that was
-            paid and went astray.
+        by: ``return``: ``u = sum_t discount^t r_t``, as Bradley-Terry reward models take it. ``regret``:
+            ``u = - sum_t discount^t (V*(s_t) - Q*(s_t, a_t))``, minus what each action gave away: an episode that did
+            nothing wrong and was not paid yet beats one that was paid and went astray.
         count: how many. temperature: in units of the reward; the lower, the surer. seed: of all that is drawn.
 
     Paper (regret): Models of human preference for learning reward functions, https://arxiv.org/abs/2206.02231, its number recalled. There
@@ -53,10 +53,10 @@ def tabular_pairs(
 
 def utilities(mdp: Mdp, reward: Tensor, states: Tensor, actions: Tensor, mask: Tensor, by: str) -> Tensor:
     """``[B]``: the return of episodes, or minus their regret; states ``[B, H + 1]``, actions and mask ``[B, H]``."""
-    steps = torch.arange(mdp.horizon)
+    steps = torch.arange(mdp.horizon)  # of int64, whose powers torch would give in float32
     if by == "return":
         each = reward[states[:, :-1], actions, states[:, 1:]]
     else:
         v, q = optimum(mdp, reward)
         each = q[steps, states[:, :-1], actions] - v[steps, states[:, :-1]]
-    return (torch.where(mask, each, 0.0) * mdp.discount**steps).sum(1)
+    return (torch.where(mask, each, 0.0) * mdp.discount ** steps.double()).sum(1)

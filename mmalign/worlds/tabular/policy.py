@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -21,39 +21,44 @@ from mmalign.worlds.tabular.walks import Walks, read, said, start_of
 
 __all__ = ["TabularPolicy", "tabular"]
 
-GIVES = frozenset({"old", "refs", "kls", "reverse_kls", "entropy", "collision", "value", "behaviors"})
-ADAPTER = Adapter("token", GIVES, call=lambda arguments: ())
+GIVES = frozenset({"old", "refs", "kls", "reverse_kls", "entropy", "collision", "behaviors"})
+HEADS = frozenset({"value"})
+ADAPTER = Adapter("token", GIVES, gives_with={"heads": HEADS}, call=lambda arguments: ())
 
 
-def tabular(*, world: Mdp | None = None, start: Sequence[Sequence[Finite]] | None = None) -> TabularPolicy:
+def tabular(
+    *, world: Mdp | None = None, start: Sequence[Sequence[Finite]] | None = None, heads: Sequence[Literal["value"]] = ()
+) -> TabularPolicy:
     """A policy on a decision process: ``pi(a | s) = softmax(logits[s])``, a table that is trained, as any other model is.
 
     world: ``{use: grid, ...}``, or an ``Mdp`` of your own; the standard grid by default. start: ``[S, A]`` logits to begin with, and so
-    those of ``ref``; 0 by default, every action as likely.
+    those of ``ref``; 0 by default, every action as likely. heads: ``value``: a critic, a number for each state.
 
-    Errors: UserError for a table of another shape.
+    Errors: UserError for a table of another shape, and another head.
     """
-    return TabularPolicy(grid() if world is None else world, start)
+    return TabularPolicy(grid() if world is None else world, start, heads)
 
 
 class TabularPolicy:
     """A ``types.Policy`` whose prompts are states, whose steps are actions, and whose outputs are episodes (``walks``).
 
-    Parameters: ``logits [S, A]`` and ``value [S]``, what a critic expects of a state (0 at first). All in float64.
+    Parameters: ``logits [S, A]``, and with that head ``value [S]``, what a critic expects of a state (0 at first). All in float64.
     """
 
     kind: Kind = "token"
-    gives = GIVES
 
-    def __init__(self, world: Mdp, start: Sequence[Sequence[float]] | None = None) -> None:
-        self.world = world
+    def __init__(self, world: Mdp, start: Sequence[Sequence[float]] | None = None, heads: Sequence[str] = ()) -> None:
+        if isinstance(heads, str) or not set(heads) <= HEADS:
+            raise UserError(f"policy.heads: got {heads!r}, takes a list of {', '.join(HEADS)}")
+        self.world, self.gives = world, GIVES | set(heads)
         shape = len(world.states), len(world.actions)
-        logits = (
-            torch.zeros(shape, dtype=torch.float64) if start is None else torch.tensor([list(row) for row in start], dtype=torch.float64)
-        )
+        logits = torch.zeros(shape, dtype=torch.float64)
+        if start is not None:
+            logits = torch.tensor([list(row) for row in start], dtype=torch.float64)
         if tuple(logits.shape) != shape:
             raise UserError(f"policy.start: got {list(logits.shape)}, takes {list(shape)}, a number for each action of each state")
-        self.sets = ParameterSets(torch.nn.ParameterDict({"logits": logits, "value": torch.zeros(shape[0], dtype=torch.float64)}))
+        tables = {"logits": logits, **{head: torch.zeros(shape[0], dtype=torch.float64) for head in heads}}
+        self.sets = ParameterSets(torch.nn.ParameterDict(tables))
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
         return self.sets.trained
@@ -132,16 +137,13 @@ class TabularPolicy:
         states, done, mask = walks.states[cells], walks.actions[cells][..., None], rollout.mask[cells]
         now = self.log_probs()[states]
         refs = {name: table[cells] for name, table in walks.refs.items()}
-        terms = {
-            "entropy": -(now.exp() * now).sum(-1),
-            "collision": (2 * now).logsumexp(-1),
-            "value": self.sets.trained["value"][states],
-        }
+        terms = {"entropy": -(now.exp() * now).sum(-1), "collision": (2 * now).logsumexp(-1)}
+        terms |= {head: self.sets.trained[head][states] for head in HEADS & self.gives}
         live = lambda table: torch.where(mask, table, 0.0)  # noqa: E731
         return Steps(
             log_probs=live(now.gather(-1, done)[..., 0]),
             mask=mask,
-            old=rollout.log_probs[cells] if OLD in needs else None,
+            old=None if OLD not in needs or bool(rollout.log_probs.isnan().any()) else rollout.log_probs[cells],
             refs={name: live(refs[name].gather(-1, done)[..., 0]) for name in references_of("refs", needs, refs)},
             kls={name: live(_kl(now, refs[name])) for name in references_of("kls", needs, refs)},
             reverse_kls={name: live(_kl(refs[name], now)) for name in references_of("reverse_kls", needs, refs)},

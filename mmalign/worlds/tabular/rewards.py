@@ -58,7 +58,7 @@ def tabular_return(
 
 def _paid(mdp: Mdp, table: Tensor, potential: Tensor, shaping: Shaping | None, states: list[int], actions: list[int]) -> Tensor:
     """``[T]``: what each step of an episode is paid, discounted."""
-    steps, mask = torch.arange(len(actions)), torch.ones(1, len(actions), dtype=torch.bool)
+    steps, mask = torch.arange(len(actions), dtype=torch.float64), torch.ones(1, len(actions), dtype=torch.bool)
     paid = table[states[:-1], actions, states[1:]]
     if shaping == "potential":
         paid = paid + potential_shaping(potential[states][None], mask, discount=mdp.discount)[0]
