@@ -173,8 +173,8 @@ def online(  # one argument for each thing that a run is made of
                 journal.say(f"step {step + 1}: no group is informative after {len(scored)} rollouts, so nothing was updated")
             learner.end(step)
             journal.state["position"] = rollouts.position
-            moved |= {"broken": float(len(coming.aside))} if coming.aside else {}
-            journal.trained({**_row(scored, updates, lr=float(learner.optimizer.param_groups[0]["lr"])), **moved, **fitting.row, **products.row})
+            moved |= products.row | ({"broken": float(len(coming.aside))} if coming.aside else {})
+            journal.trained({**_row(scored, updates, lr=float(learner.optimizer.param_groups[0]["lr"])), **moved, **fitting.row})
     return concluded(journal, policy)
 
 
