@@ -56,6 +56,14 @@ class Weighted(Protocol):
 
 
 @runtime_checkable
+class Following(Protocol):
+    """A combination that may learn from the policy gradient of each reward by itself (``combinations._parts.ByGradient``); None: it does
+    not."""
+
+    gradients: Any
+
+
+@runtime_checkable
 class Tolerant(Protocol):
     """A policy that says by how many nats of one number preflight lets a step score differently at replay; 1e-6 for others."""
 

@@ -49,18 +49,36 @@ Transforms = Mapping[str, Transform | Sequence[Transform]]
 """Reward -> what is done to it first, one or several in their order."""
 
 
+class ByGradient(Protocol):
+    """What a combination asks of the policy gradients ``g_k`` of its rewards, each by itself (``training.inner_products``).
+
+    values: the weights as they are.
+    """
+
+    values: Mapping[str, float]
+
+    def apart(self, parts: Mapping[str, Tensor], group: Tensor, prompts: Sequence[Any]) -> dict[str, Tensor]:
+        """The scores ``[B]`` that each gradient is of, by name."""
+        ...
+
+    def follow(self, names: Sequence[str], inner: Tensor) -> None:
+        """Takes in ``<g_k, g_j>``, ``[K, K]`` in the order of the names, before the rollout's updates: it counts from the next one on."""
+
+
 @dataclass(frozen=True)
 class Combination:
     """Rewards by name into one number for each row, ``(parts {name: [B]}, group [B], prompts) -> [B]`` float64; NaN is missing.
 
     learn: whether the state may take these rows in; only training does. state: None, or what is checkpointed. weights: what each reward
-    counts for where it is a sum; rewards of single steps count for as much, and for 1 where there are none.
+    counts for where it is a sum; rewards of single steps count for as much, and for 1 where there are none. gradients: what it asks of
+    the policy gradient of each reward, or None.
     """
 
     name: str
     of: Callable[[Mapping[str, Tensor], Rows], Tensor]
     state: State | None = None
     weights: Mapping[str, float] = field(default_factory=dict)
+    gradients: ByGradient | None = None
 
     def __call__(self, parts: Mapping[str, Tensor], group: Tensor, prompts: Sequence[Any], *, learn: bool = False) -> Tensor:
         rows = Rows(group, prompts)

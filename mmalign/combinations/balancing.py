@@ -6,14 +6,13 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from mmalign.arguments.ranges import Count, Finite, NotNegative, Positive, Share
 from mmalign.combinations._parts import Both, Chain, Combination, Rows, Transforms, chosen, or_missing, table
 from mmalign.types import UserError
 
-__all__ = ["constrained", "fairest", "gradient_weights", "hypervolume_weights"]
+__all__ = ["constrained", "fairest", "hypervolume_weights"]
 
 Parts = Mapping[str, Tensor]
 
@@ -77,32 +76,6 @@ def fairest(*, of: Sequence[str] | None = None, decay: Share = 0.0, transforms: 
         return parts[min(known, key=lambda name: means[name])] if known else parts[names[0]]
 
     return Combination("fairest", least, Both(chain, averages))
-
-
-def gradient_weights(*, weights: Mapping[str, Positive], rate: Positive = 0.1, transforms: Transforms | None = None) -> Combination:
-    """``sum_k w_k r_k``, whose weights move to the rewards that help the others: ``w_k <- w_k exp(rate * I_k) / Z``.
-
-    ``I_k = sum_j <g_k, g_j>``, g_k the policy gradient of reward k alone. Here ``<g_k, g_j>`` is the mean over rows of the product of
-    their group-relative advantages, which it is (up to a factor) where the score functions of rows are orthogonal and of one length:
-    no gradient of the model is taken. Weights stay positive and keep their sum.
-
-    weights: name -> weight at the start, above 0. rate: of the weights, for a rollout.
-
-    Paper: Learning to Optimize Multi-Objective Alignment Through Dynamic Reward Weighting, https://arxiv.org/abs/2509.11452.
-    Deviations: that estimate of the inner products. A row without one of the scores has no reward.
-
-    Errors: UserError for settings out of range.
-    """
-    if not weights or not all(weight > 0 for weight in weights.values()) or rate <= 0:
-        raise UserError(f"gradient_weights: got weights={dict(weights)}, rate={rate}, takes numbers above 0")
-    moving, chain = _MirrorWeights(weights, rate), Chain("gradient_weights", transforms)
-
-    def of(parts: Parts, rows: Rows) -> Tensor:
-        parts = chain.apply(parts, rows)
-        names = chosen("gradient_weights", "weights", weights, parts)
-        return sum(moving.values[name] * parts[name] for name in names)  # type: ignore[return-value]
-
-    return Combination("gradient_weights", of, Both(chain, moving))
 
 
 def hypervolume_weights(
@@ -195,32 +168,6 @@ class _Means:
 
     def load(self, state: Mapping[str, Any]) -> None:
         self.means = dict(state["means"])
-
-
-class _MirrorWeights:
-    """Weights under mirror descent."""
-
-    def __init__(self, weights: Mapping[str, float], rate: float):
-        self.values, self.rate, self.total = dict(weights), rate, sum(weights.values())
-
-    def learn(self, parts: Parts, rows: Rows) -> None:
-        names = chosen("gradient_weights", "weights", self.values, parts)
-        scores, known = table(parts, names)
-        scores, group = scores[:, known.all(0)], rows.group[known.all(0)]
-        if not scores.shape[1]:
-            return
-        same = (group[:, None] == group[None, :]).double()
-        advantages = scores - scores @ same / same.sum(1)
-        gram = advantages @ advantages.T / scores.shape[1]
-        logs = torch.tensor([math.log(self.values[name]) for name in names], dtype=torch.float64) + self.rate * gram.sum(1)
-        moved = logs.softmax(0) * self.total
-        self.values = dict(zip(names, moved.clamp(min=1e-12).tolist(), strict=True))
-
-    def dump(self) -> dict[str, Any]:
-        return {"values": self.values}
-
-    def load(self, state: Mapping[str, Any]) -> None:
-        self.values = dict(state["values"])
 
 
 class _Front:

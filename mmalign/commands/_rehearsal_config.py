@@ -81,7 +81,7 @@ def _weights(policy: Mapping[str, Any]) -> str:
 
 def _policy(node: Mapping[str, Any], path: str, kind: str | None) -> rehearsal.TwinPolicy:
     """By the function of the policy's name in ``policies.twins.rehearsal``, by ``rehearsal`` in its module, or what it wraps."""
-    function = _function("policies", node["use"])
+    function = _function("policy", node["use"])
     inside = function.__module__.startswith("mmalign.policies.")
     home, name = (rehearsal, function.__name__) if inside else (sys.modules[function.__module__], "rehearsal")
     shrink = vars(home).get(name)
@@ -207,7 +207,7 @@ def _records(node: Any, twin: rehearsal.TwinPolicy, stand_ins: dict[str, str]) -
     if not isinstance(node, Mapping) or twin.shape is None or twin.size is None or node.get("use") not in index("mmalign.data"):
         return node
     small = {**node}
-    takes, _ = signatures.parameters(_function("data", node["use"]))
+    takes, _ = signatures.parameters(_function("records", node["use"]))
     if "size" in takes:
         small["size"] = list(twin.size) if not isinstance(node.get("size"), int) or twin.size[0] != twin.size[1] else twin.size[0]
     if "frames" in takes and len(twin.shape) == 4:

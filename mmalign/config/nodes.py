@@ -13,7 +13,7 @@ from mmalign.lookup.external_code import IMPORT_PATH
 from mmalign.rooms import index, resource
 
 ROOMS: dict[str, tuple[str, ...]] = {
-    "policy": ("policies",),
+    "policy": ("policies", "worlds"),
     "samplers": ("policies",),
     "head": ("policies.scorers.heads",),
     "pipeline": ("worlds",),
@@ -30,7 +30,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "edits": ("data",),
     "mask": ("data",),
     "rewards": ("rewards", "worlds"),
-    "combine": ("combinations.algebra", "combinations.balancing", "combinations.eligible"),
+    "combine": ("combinations.algebra", "combinations.balancing", "combinations.by_gradient", "combinations.eligible"),
     "transforms": ("combinations.transforms",),
     "oracle": ("rewards", "worlds"),
     "judges": ("rewards", "evaluation", "worlds"),

@@ -33,9 +33,9 @@ PROMPTS = frozenset({"Prompts", "list[str]", "list[Any]", "list[Prompt]", "list[
 KINDS = {
     "recipes": Kind("loops that train, by data flow", ("recipes",), "use: {name}"),
     "methods": Kind("what is optimised", ("methods",), "method: {use}", frozenset({"Method"})),
-    "policies": Kind("models as policies", ("policies",), "policy: {use}",
+    "policies": Kind("models as policies", ("policies", "worlds"), "policy: {use}",
                      frozenset({"DiffusersPolicy", "TransformersPolicy", "ForwardPolicy", "ScorerPolicy", "ImageTokensPolicy",
-                                "ThinkingImagesPolicy"})),
+                                "ThinkingImagesPolicy", "TabularPolicy"})),
     "readers": Kind("what a reward model reads outputs with, beside transformers", ("policies.scorers",),
                     "policy: {{use: scorer, of: {use}}}", frozenset({"OpenClipReader", "NoisyLatentsReader", "NamedFeatures",
                                                                                         "ThinkingReader"})),

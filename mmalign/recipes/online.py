@@ -43,6 +43,7 @@ from mmalign.training.entanglement import Entanglement
 from mmalign.training.evaluation import compared_with, evaluation_plan
 from mmalign.training.experience import Experience
 from mmalign.training.feedback import feedback_of, refuse_columns, scores_on, states_of
+from mmalign.training.inner_products import InnerProducts
 from mmalign.training.journal import Journal, hashed
 from mmalign.training.latents import looked_at, refuse_without_latents
 from mmalign.training.learner import BEHIND, Learner
@@ -130,6 +131,7 @@ def online(  # one argument for each thing that a run is made of
     plan = evaluation_plan(evaluation, prompts=first, rewards=rewards, reference=compared_with(policy))
     entangled = Entanglement(learner, run.gradients)
     fitting = MicroRows(batch.micro_rows, learner, say=lambda line: journal.say(line))
+    products = InnerProducts(learner, combine)
     gradients = RewardGradients(learner, rewards, combine, fitting.fit, optimizer=optimizer, seed=run.seed)
     states = {"micro_rows": fitting, **states_of(combine, rewards, plan.judges)}
     journal = Journal(learner, plan, run, steps=steps, resume=resume, stop=evaluation.stop, states=states, prompts=prompts)
@@ -150,11 +152,10 @@ def online(  # one argument for each thing that a run is made of
             rollout, whole = gradients.carried(rollout, whole, feedback, contents(chosen), purpose=(step, attempt))
             tables = fitting.fit(lambda most: learner.tables(rollout, micro_rows=most), partial(min, len(rollout)))  # noqa: B023
             feedback = replace(feedback, tables={**feedback.tables, **tables}, prompts=_names(chosen, feedback.group))
-            kept = ~feedback.rewards.isnan() if method.keep is None else method.keep(feedback) & ~feedback.rewards.isnan()
-            groups = whole.group[kept].unique()[:wanted]
-            inside = kept & torch.isin(whole.group, groups)
+            inside = _worth_an_update(method, feedback, most=wanted)
             scored.append(Scored(feedback, Experience(rollout, method.signal(feedback), in_units(method, feedback, inside), whole)))
-            if (wanted := wanted - len(groups)) <= 0:
+            products.tell(*scored[-1], contents(chosen), fitting.fit)
+            if (wanted := wanted - len(feedback.group[inside].unique())) <= 0:
                 break
         return scored
 
@@ -174,9 +175,15 @@ def online(  # one argument for each thing that a run is made of
                 journal.say(f"step {step + 1}: no group is informative after {len(scored)} rollouts, so nothing was updated")
             learner.end(step)
             journal.state["position"] = rollouts.position
-            moved |= {"broken": float(len(coming.aside))} if coming.aside else {}
+            moved |= products.row | ({"broken": float(len(coming.aside))} if coming.aside else {})
             journal.trained({**_row(scored, updates, lr=float(learner.optimizer.param_groups[0]["lr"])), **moved, **fitting.row})
     return concluded(journal, policy)
+
+
+def _worth_an_update(method: Method, feedback: Feedback, *, most: int) -> torch.Tensor:
+    """``[B]`` bool: rows with a reward that the method keeps, of the first ``most`` groups that have any."""
+    kept = ~feedback.rewards.isnan() if method.keep is None else method.keep(feedback) & ~feedback.rewards.isnan()
+    return kept & torch.isin(feedback.group, feedback.group[kept].unique()[:most])
 
 
 def _names(prompts: Sequence[Any], group: torch.Tensor) -> list[str]:

@@ -40,6 +40,12 @@ from mmalign.worlds.moving_digits.judges import moving_digits_error as moving_di
 from mmalign.worlds.moving_digits.judges import moving_digits_gold as moving_digits_gold
 from mmalign.worlds.moving_digits.judges import moving_digits_identity as moving_digits_identity
 from mmalign.worlds.moving_digits.judges import moving_digits_proxy as moving_digits_proxy
+from mmalign.worlds.tabular.mdp import Mdp as Mdp
+from mmalign.worlds.tabular.mdp import grid as grid
+from mmalign.worlds.tabular.pairs import tabular_pairs as tabular_pairs
+from mmalign.worlds.tabular.policy import TabularPolicy as TabularPolicy
+from mmalign.worlds.tabular.policy import tabular as tabular
+from mmalign.worlds.tabular.rewards import tabular_return as tabular_return
 from mmalign.worlds.text.base import text as text
 from mmalign.worlds.text.data import text_prompts as text_prompts
 from mmalign.worlds.text.demonstrations import text_demonstration as text_demonstration

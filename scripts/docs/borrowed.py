@@ -34,6 +34,7 @@ PAGES = {
     "mmalign/serving/README.md": "pages/serving.md",
     "mmalign/training/README.md": "pages/training.md",
     "mmalign/worlds/calculator/README.md": "pages/calculator.md",
+    "mmalign/worlds/tabular/README.md": "pages/tabular.md",
     "mmalign/worlds/digit_scenes/README.md": "pages/digit_scenes.md",
     "scripts/examples/README.md": "pages/examples.md",
     "scripts/bench/README.md": "bench/index.md",

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import mmalign as mm
-from mmalign.combinations import algebra, balancing, transforms
+from mmalign.combinations import algebra, balancing, by_gradient, transforms
 from mmalign.combinations._parts import Combination, Rows
 from mmalign.rewards._shared.scorer import Scorer
 from mmalign.types import UserError
@@ -48,7 +48,9 @@ FIXED = {
     "mixture_of_judges": lambda: algebra.mixture_of_judges(reward="a", judges=["c"], least=1.0),
     "constrained": lambda: balancing.constrained(limits={"c": 1.0}),
     "fairest": lambda: balancing.fairest(),
-    "gradient_weights": lambda: balancing.gradient_weights(weights={"a": 1.0, "b": 2.0}),
+    "gradient_weights": lambda: by_gradient.gradient_weights(weights={"a": 1.0, "b": 2.0}),
+    "min_norm_weights": lambda: by_gradient.min_norm_weights(of=["a", "b"]),
+    "bilevel_weights": lambda: by_gradient.bilevel_weights(weights={"a": 1.0, "b": 2.0}, target="a"),
     "hypervolume_weights": lambda: balancing.hypervolume_weights(weights={"a": 1.0, "b": 2.0}, worst={"a": 0.0, "b": 0.0}),
 }
 
@@ -321,7 +323,7 @@ def test_the_fairest_is_the_reward_with_the_smallest_mean():
 
 def test_weights_move_to_rewards_that_agree():
     def build():
-        return balancing.gradient_weights(weights={"a": 1.0, "b": 1.0, "c": 2.0}, rate=0.1)
+        return by_gradient.gradient_weights(weights={"a": 1.0, "b": 1.0, "c": 2.0}, rate=0.1)
 
     by = build()
     given = parts(a=[1.0, 0.0, -1.0, 1.0, -1.0], b=[1.0, 0.0, -1.0, 2.0, -2.0], c=[-1.0, 0.0, 1.0, 0.0, 0.0])
