@@ -6,10 +6,7 @@ handicap, such as hidden pictures, against the better ones of a data set (BDHS).
 
 from __future__ import annotations
 
-import json
 import math
-import os
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from difflib import SequenceMatcher
 from itertools import islice
@@ -20,9 +17,10 @@ import torch
 from torch import Tensor
 
 from mmalign.arguments.ranges import Count, NotNegative, Proportion, Seed
+from mmalign.commands._lines import Line, refuse_there, written
 from mmalign.data.pairs import listed
 from mmalign.distributed.jobs import in_turn, stopping_together
-from mmalign.distributed.team import Team, joined, team_for
+from mmalign.distributed.team import joined, team_for
 from mmalign.files import plain
 from mmalign.policies.language.completions import Completions
 from mmalign.policies.transformers import TransformersPolicy
@@ -34,7 +32,6 @@ from mmalign.types import Policy, UserError, columns_of, contents
 
 __all__ = ["make_pairs", "make_rejected"]
 
-Line = dict[str, Any]
 Cut = Literal["drop", "keep"]
 SEED = 2**31
 
@@ -118,7 +115,7 @@ def make_pairs(  # what a command may be told
         team_for(len(starts), f"rollouts of {prompts_at_once} prompts")
         settings = {"group": group, "most": most, "least_gap": least_gap, "cut": cut, "prompts_at_once": prompts_at_once, "seed": seed}
         team.agree("make_pairs", {"prompts": hashed(prompts), "rewards": sorted(rewards), "samplers": [*who], **settings})
-        _write(Path(out), lines(), team)
+        written(Path(out), lines(), team)
     return counts
 
 
@@ -187,7 +184,7 @@ def make_rejected(  # what a command may be told
         team_for(-(-count // records_at_once), f"batches of {records_at_once} records")
         settings = {"count": count, "call": call, "alike": alike, "cut": cut, "records_at_once": records_at_once, "seed": seed}
         team.agree("make_rejected", plain(settings))
-        _write(Path(out), lines(), team)
+        written(Path(out), lines(), team)
     return counts
 
 
@@ -237,32 +234,8 @@ def _better(record: Any) -> tuple[Any, str, str] | None:
     return (record.prompt, answer, record.id) if isinstance(answer, str) else None
 
 
-def _write(out: Path, lines: Iterator[Line], team: Team) -> None:
-    """What the main process writes; the others make the lines with it."""
-    if not team.main:
-        deque(lines, maxlen=0)
-        return
-    out.parent.mkdir(parents=True, exist_ok=True)
-    half = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
-        with open(half, "w", encoding="utf-8") as file:
-            for line in lines:
-                file.write(_json(line) + "\n")
-        os.replace(half, out)
-    finally:
-        half.unlink(missing_ok=True)
-
-
-def _json(line: Line) -> str:
-    try:
-        return json.dumps(line, ensure_ascii=False)
-    except TypeError as error:
-        raise UserError(f"prompts: {error}; takes texts, and media by their paths") from error
-
-
 def _refuse(out: str, **sizes: int) -> None:
-    if Path(out).exists():
-        raise UserError(f"out: {out} is there already; takes a new file")
+    refuse_there(out)
     for name, size in sizes.items():
         if size < 1:
             raise UserError(f"{name}: got {size + (name == 'group')}, takes {1 + (name == 'group')} or more")

@@ -1,1 +1,1 @@
-"""Records made of other records: conditioned on their scores, chosen by them, mixed, or ranked beside a teacher's answer."""
+"""Records made of other records: conditioned on their scores, chosen by them, mixed, or labelled as they will be."""
