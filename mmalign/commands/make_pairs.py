@@ -162,7 +162,7 @@ def make_rejected(  # what a command may be told
         first, some = batch
         seeds = [(seed * 1_000_003 + first + place) % SEED for place in range(len(some))]
         answers, endless = _answered(policy, [prompt for prompt, _, _ in some], seeds, call or {})
-        return {"answers": _texts(answers), "cut": endless, "records": hashed(some)}
+        return {"answers": texts_of_outputs(answers), "cut": endless, "records": hashed(some)}
 
     def lines() -> Iterator[Line]:
         for (_, some), made in in_turn(team, batches(), answered):
@@ -191,7 +191,7 @@ def make_rejected(  # what a command may be told
 def _drawn(policy: Policy, prompts: list[Any], group: int, rng: torch.Generator) -> list[list[tuple[str, bool]]]:
     """Answers to each prompt, and whether each of them came to no end, where the policy can tell."""
     rollout = policy.sample(prompts, group, rng)
-    answers = _texts(rollout.outputs)
+    answers = texts_of_outputs(rollout.outputs)
     endless = rollout.held.cut.tolist() if isinstance(rollout.held, Completions) else [False] * len(answers)
     rows = list(zip(answers, endless, strict=True))
     return [rows[start : start + group] for start in range(0, len(rows), group)]
@@ -205,7 +205,7 @@ def _answered(policy: Policy, prompts: list[Any], seeds: list[int], call: Mappin
     return list(policy.generate(prompts, seeds, **call)), [False] * len(prompts)
 
 
-def _texts(answers: Any) -> list[str]:
+def texts_of_outputs(answers: Any) -> list[str]:
     """Errors: UserError for outputs that are no texts."""
     if isinstance(answers, Tensor) or not all(isinstance(answer, str) for answer in answers):
         raise UserError("policy: does not answer in words, and pairs in a file are words; takes a language model")

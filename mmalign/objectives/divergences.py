@@ -98,7 +98,7 @@ def conjugate(name: str) -> Callable[[Tensor], Tensor]:
 
     Examples:
         >>> conjugate("chi_square")(torch.tensor([0.0, 2.0]))
-        tensor([-0., -1.])
+        tensor([ 0., -1.])
     """
     parts: dict[str, Callable[[Tensor], Tensor]] = {
         "total_variation": torch.neg,
