@@ -19,7 +19,7 @@ from mmalign.training.feedback import ask, beside, combined, refuse_columns
 from mmalign.training.journal import hashed
 from mmalign.types import Policy, UserError, columns_of, contents
 
-__all__ = ["agreed", "make_rankings"]
+__all__ = ["make_rankings"]
 
 
 def make_rankings(  # what a command may be told

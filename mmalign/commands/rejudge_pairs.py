@@ -19,7 +19,7 @@ from mmalign.training.feedback import ask, combined, refuse_columns
 from mmalign.training.journal import hashed
 from mmalign.types import UserError
 
-__all__ = ["pair_uncertainty", "rejudge_pairs"]
+__all__ = ["rejudge_pairs"]
 
 
 def rejudge_pairs(  # what a command may be told

@@ -26,7 +26,7 @@ from mmalign.policies.transformers import TransformersPolicy
 from mmalign.records import Pair, Record, Records, once
 from mmalign.types import UserError, contents
 
-__all__ = ["Probe", "fitted_probe", "shift", "shifted_rows"]
+__all__ = ["shift"]
 
 
 class Probe(NamedTuple):

@@ -95,6 +95,7 @@ from mmalign.methods.pairs.tdpo2 import tdpo2 as tdpo2
 from mmalign.methods.pairs.triple_po import triple_po as triple_po
 from mmalign.methods.pairs.wpo import wpo as wpo
 from mmalign.methods.policy_gradient.a_lol import a_lol as a_lol
+from mmalign.methods.policy_gradient.archer import archer as archer
 from mmalign.methods.policy_gradient.cispo import cispo as cispo
 from mmalign.methods.policy_gradient.clip_cov import clip_cov as clip_cov
 from mmalign.methods.policy_gradient.dapo import dapo as dapo
@@ -150,3 +151,4 @@ from mmalign.methods.unpaired.bco import bco as bco
 from mmalign.methods.unpaired.ift import ift as ift
 from mmalign.methods.unpaired.kto import kto as kto
 from mmalign.methods.unpaired.sft import sft as sft
+from mmalign.methods.unpaired.sft_f import sft_f as sft_f

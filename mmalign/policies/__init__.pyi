@@ -25,6 +25,7 @@ from mmalign.policies.scorers.open_clip import OpenClipReader as OpenClipReader
 from mmalign.policies.scorers.open_clip import open_clip as open_clip
 from mmalign.policies.scorers.scorer import ScorerPolicy as ScorerPolicy
 from mmalign.policies.scorers.scorer import scorer as scorer
+from mmalign.policies.scorers.thinned import thinned as thinned
 from mmalign.policies.transformers import TransformersPolicy as TransformersPolicy
 from mmalign.policies.transformers import transformers as transformers
 from mmalign.policies.twins.pipelines import call_arguments as call_arguments

@@ -1,6 +1,8 @@
+from mmalign.rewards.composed.below import below as below
 from mmalign.rewards.composed.by_task import by_task as by_task
 from mmalign.rewards.composed.combined import combined as combined
 from mmalign.rewards.composed.hindsight import hindsight as hindsight
+from mmalign.rewards.composed.mathematics_alone import mathematics_alone as mathematics_alone
 from mmalign.rewards.composed.on_latents import on_latents as on_latents
 from mmalign.rewards.composed.through import through as through
 from mmalign.rewards.composed.time_limit import time_limit as time_limit
