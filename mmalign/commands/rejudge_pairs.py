@@ -31,6 +31,7 @@ def rejudge_pairs(  # what a command may be told
     order: Literal["keep", "turn"] = "keep",
     scale: Positive = 1.0,
     draw: bool = False,
+    least_uncertainty: NotNegative = 0.0,
     most_uncertainty: NotNegative | None = None,
     pairs_at_once: Count = 32,
     seed: Seed = 0,
@@ -50,7 +51,7 @@ def rejudge_pairs(  # what a command may be told
         order: ``keep`` whom the file calls better, or ``turn`` pairs round whose rejected answer has the higher score.
         scale: of a difference of rewards, in their units.
         draw: keep a pair with the probability 1 - u, which in the mean is to weigh it so.
-        most_uncertainty: keep only pairs with at most so many bits.
+        least_uncertainty, most_uncertainty: keep only pairs with so many bits: those that say most, or those that are sure.
         pairs_at_once: that are judged at once. seed: of the drawing.
 
     A pair without a score is left out. Counts: ``pairs`` (kept), ``turned`` (among them), ``left_out``, ``missing``, ``uncertainty`` (the
@@ -89,7 +90,8 @@ def rejudge_pairs(  # what a command may be told
                     continue
                 counts["uncertainty"] += doubt
                 lot = random.Random(f"{seed} {place}").random()
-                if (draw and lot < doubt) or (most_uncertainty is not None and doubt > most_uncertainty):
+                beyond = math.inf if most_uncertainty is None else most_uncertainty
+                if (draw and lot < doubt) or not least_uncertainty <= doubt <= beyond:
                     counts["left_out"] += 1
                     continue
                 turned = order == "turn" and worse > better
@@ -100,7 +102,7 @@ def rejudge_pairs(  # what a command may be told
             raise UserError(f"rejudge_pairs: none of {len(rows)} pairs is left ({counts['missing']} without a score); takes other rewards")
 
     with stopping_together(team):
-        settings = {"order": order, "scale": scale, "draw": draw, "most_uncertainty": most_uncertainty, "seed": seed}
+        settings = {"order": order, "scale": scale, "draw": draw, "bits": [least_uncertainty, most_uncertainty], "seed": seed}
         team.agree("rejudge_pairs", {"pairs": hashed(rows), "rewards": sorted(rewards), "pairs_at_once": pairs_at_once, **settings})
         written(Path(out), lines(), team)
     known = len(rows) - counts["missing"]

@@ -67,6 +67,8 @@ def test_doubtful_pairs_are_drawn_less_often_or_not_at_all(tmp_path: Path) -> No
     assert abs(len(unsure) / 200 - (1 - doubt)) < 5 * (doubt * (1 - doubt) / 200) ** 0.5
     assert abs(counts["uncertainty"] - doubt / 2) < 1e-9 and lines == rejudged(tmp_path, voices, scale=2.0, draw=True)[1]
     assert rejudged(tmp_path, voices, scale=2.0, most_uncertainty=0.1)[0]["pairs"] == 200
+    told = rejudged(tmp_path, voices, scale=2.0, least_uncertainty=0.1)[1]  # a subset by information
+    assert len(told) == 200 and all(int(line["id"]) % 2 for line in told)
     gaps = rejudged(tmp_path, scores(a=(1.0, math.nan)))[0]
     assert (gaps["pairs"], gaps["missing"]) == (200, 200)
     for rewards, line in (({}, r"rewards: got none"), (scores(a=(math.nan,)), r"rejudge_pairs: none of 400 pairs is left \(400 without")):
