@@ -118,7 +118,7 @@ def texts() -> dict[str, str]:
         from_pairs = method.unit == "pair" and not {OLD, refs("previous")} & method.needs and name not in ("online_dpo", "gpo", "osp")
         from_pairs = from_pairs and not method.behaviors
         held = any(need.name == "ref" for need in method.needs | method.reads)  # to the reference
-        files[name] = (OFFLINE if from_pairs or name in ("bco", "sft", "ift") else ONLINE).format(
+        files[name] = (OFFLINE if from_pairs or name in ("bco", "sft", "sft_f", "ift") else ONLINE).format(
             meaning=explanation(find("mmalign.methods", name)).meaning,
             name=name,
             references="references: {dpo: {from: text_dpo}}  # train text/dpo first\n" if refs("dpo") in method.reads else "",

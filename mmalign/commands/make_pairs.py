@@ -7,10 +7,7 @@ set (BDHS).
 
 from __future__ import annotations
 
-import json
 import math
-import os
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from difflib import SequenceMatcher
 from itertools import islice
@@ -21,11 +18,11 @@ import torch
 from torch import Tensor
 
 from mmalign.arguments.ranges import Count, NotNegative, Proportion, Seed
+from mmalign.commands._lines import Line, refuse_there, written
 from mmalign.conversations import said_after
 from mmalign.data.pairs import listed
-from mmalign.distributed.folder import refuse_elsewhere
 from mmalign.distributed.jobs import in_turn, stopping_together
-from mmalign.distributed.team import Team, joined, team_for
+from mmalign.distributed.team import joined, team_for
 from mmalign.files import plain
 from mmalign.policies.language.completions import Completions
 from mmalign.policies.transformers import TransformersPolicy
@@ -38,7 +35,6 @@ from mmalign.types import Policy, UserError, columns_of, contents
 
 __all__ = ["make_pairs", "make_rejected"]
 
-Line = dict[str, Any]
 Cut = Literal["drop", "keep"]
 SEED = 2**31
 
@@ -128,7 +124,7 @@ def make_pairs(  # what a command may be told
         team_for(len(starts), f"rollouts of {prompts_at_once} prompts")
         settings = {"group": group, "most": most, "least_gap": least_gap, "cut": cut, "prompts_at_once": prompts_at_once, "seed": seed}
         team.agree("make_pairs", {"prompts": hashed(prompts), "rewards": sorted(rewards), "samplers": [*who], **settings})
-        _write(Path(out), lines(), team)
+        written(Path(out), lines(), team)
     return counts
 
 
@@ -182,7 +178,7 @@ def make_rejected(  # what a command may be told
         seeds = [(seed * 1_000_003 + first + place) % SEED for place in range(len(some))]
         asked = [prompt if guide is None else said_after(prompt, guide.replace("{answer}", better)) for prompt, better, _ in some]
         answers, endless = _answered(policy, asked, seeds, call or {})
-        return {"answers": _texts(answers), "cut": endless, "records": hashed(some)}
+        return {"answers": texts_of_outputs(answers), "cut": endless, "records": hashed(some)}
 
     def lines() -> Iterator[Line]:
         for (_, some), made in in_turn(team, batches(), answered):
@@ -212,7 +208,7 @@ def make_rejected(  # what a command may be told
             "seed": seed,
         }
         team.agree("make_rejected", plain(settings))
-        _write(Path(out), lines(), team)
+        written(Path(out), lines(), team)
     return counts
 
 
@@ -220,7 +216,7 @@ def _drawn(policy: Policy, prompts: list[Any], group: int, rng: torch.Generator)
     """Answers to each prompt, and whether each of them came to no end, where the policy can tell."""
     rollout = policy.sample(prompts, group, rng)
     pictures = isinstance(rollout.outputs, Tensor) and rollout.outputs.ndim in (4, 5)
-    answers = list(rollout.outputs.detach().cpu()) if pictures else _texts(rollout.outputs)
+    answers = list(rollout.outputs.detach().cpu()) if pictures else texts_of_outputs(rollout.outputs)
     endless = rollout.held.cut.tolist() if isinstance(rollout.held, Completions) else [False] * len(answers)
     rows = list(zip(answers, endless, strict=True))
     return [rows[start : start + group] for start in range(0, len(rows), group)]
@@ -234,7 +230,7 @@ def _answered(policy: Policy, prompts: list[Any], seeds: list[int], call: Mappin
     return list(policy.generate(prompts, seeds, **call)), [False] * len(prompts)
 
 
-def _texts(answers: Any) -> list[str]:
+def texts_of_outputs(answers: Any) -> list[str]:
     """Errors: UserError for outputs that are no texts."""
     if isinstance(answers, Tensor) or not all(isinstance(answer, str) for answer in answers):
         raise UserError("policy: does not answer in words; takes a language model")
@@ -279,34 +275,8 @@ def _better(record: Any) -> tuple[Any, str, str] | None:
     return (record.prompt, answer, record.id) if isinstance(answer, str) else None
 
 
-def _write(out: Path, lines: Iterator[Line], team: Team) -> None:
-    """What the main process writes; the others make the lines with it."""
-    if team.main:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    refuse_elsewhere(team, out.parent, "out")
-    if not team.main:
-        deque(lines, maxlen=0)
-        return
-    half = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
-        with open(half, "w", encoding="utf-8") as file:
-            for line in lines:
-                file.write(_json(line) + "\n")
-        os.replace(half, out)
-    finally:
-        half.unlink(missing_ok=True)
-
-
-def _json(line: Line) -> str:
-    try:
-        return json.dumps(line, ensure_ascii=False)
-    except TypeError as error:
-        raise UserError(f"prompts: {error}; takes texts, and media by their paths") from error
-
-
 def _refuse(out: str, **sizes: int) -> None:
-    if Path(out).exists():
-        raise UserError(f"out: {out} is there already; takes a new file")
+    refuse_there(out)
     for name, size in sizes.items():
         if size < 1:
             raise UserError(f"{name}: got {size + (name == 'group')}, takes {1 + (name == 'group')} or more")

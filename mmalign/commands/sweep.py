@@ -21,6 +21,7 @@ from mmalign.arguments.ranges import Count
 from mmalign.commands._cells import Cell, Grid, grid
 from mmalign.config import check, load
 from mmalign.evaluation.overoptimisation_law import overoptimisation_law
+from mmalign.evaluation.saturation_law import saturation_law
 from mmalign.files import write_json, write_text
 from mmalign.report.read import RunData, read
 from mmalign.report.sweep import page
@@ -205,6 +206,7 @@ def _gathered(folder: Path, asked: Grid, why: Mapping[str, str], sort: str | Non
     return {
         "name": folder.name, "axes": list(asked.axes), "columns": columns, "sorted_by": column, "judges": judges, "rewards": rewards,
         "rows": rows, "means": _means(asked, rows, numbers), "laws": {name: _laws(asked, runs, name) for name in numbers},
+        "saturations": _saturations(asked, rows, numbers),
     }  # fmt: skip
 
 
@@ -259,6 +261,23 @@ def _laws(asked: Grid, runs: Mapping[str, RunData], name: str) -> dict[str, Any]
         drawn = [law.furthest * (place / CURVE) ** 2 for place in range(CURVE + 1)]
         group["curve"] = [] if math.isnan(law.alpha.value) else [[math.sqrt(nats), law(nats)] for nats in drawn]
     return laws
+
+
+def _saturations(asked: Grid, rows: Sequence[Mapping[str, Any]], numbers: Sequence[str]) -> list[dict[str, Any]]:
+    """The law of data of each number, for every axis that counts records (``records.*``, ``records.of.*``), group by group."""
+    found = list[dict[str, Any]]()
+    for axis, values in asked.axes.items():
+        if not axis.startswith("records.") or len(values) < 3 or any(_order(value)[0] for value in values):
+            continue
+        groups = dict[str, list[Mapping[str, Any]]]()
+        for row in rows:
+            groups.setdefault(", ".join(row[other] for other in asked.axes if other not in (axis, SEED)) or "all runs", []).append(row)
+        for name, (group, several) in ((name, item) for name in numbers for item in groups.items()):
+            known = [(float(row[axis]), row[name]) for row in several if row[name] is not None]
+            if len({count for count, _ in known}) > 2:
+                law = saturation_law(*zip(*known, strict=True))
+                found.append({"axis": axis, "number": name, "group": group, **law._asdict()})
+    return found
 
 
 def _path(run: RunData, name: str) -> list[tuple[float, float]]:

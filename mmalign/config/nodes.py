@@ -41,6 +41,8 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "optimizer": ("training.optimizers",),
     "rule": ("merges",),
     "kept": ("rewards", "worlds"),
+    "agree": ("rewards", "worlds"),
+    "critics": ("rewards", "worlds"),
     "environment": ("environments",),
     "tools": ("environments",),
     "simulator": ("environments",),
@@ -50,7 +52,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
 LATER = ("stages",)
 """Keys that hold nodes by name which are built later than what they stand in (`config.stages`)."""
 
-NAMED = ("rewards", "judges", "metrics", "transforms", "kept", "tools", "samplers")
+NAMED = ("rewards", "judges", "metrics", "transforms", "kept", "agree", "critics", "tools", "samplers")
 """Keys that hold nodes by name; the other keys of `ROOMS` hold one node."""
 
 MODELS = ("pipeline", "model")
@@ -65,7 +67,7 @@ PROMPT_FILES = (".txt", ".jsonl", ".json", ".csv", ".tsv", ".parquet")
 OWN_ARGUMENTS = ("outputs", "prompts")
 """What a reward, a judge or a metric is asked about, first of all."""
 
-KIND_OF = {"rewards": "rewards", "judges": "rewards", "kept": "rewards", "oracle": "oracles", "metrics": "metrics"}
+KIND_OF = {"rewards": "rewards", "judges": "rewards", "kept": "rewards", "agree": "rewards", "critics": "rewards", "oracle": "oracles", "metrics": "metrics"}
 """key -> the kind of what stands under it (`catalogue.KINDS`), where its rooms hold other things too."""
 
 

@@ -19,7 +19,9 @@ from mmalign.types import UserError
 
 __all__ = ["hub_texts", "texts"]
 
-SchemaName = Literal["auto", "preference", "hh", "thumbs", "demonstrations", "stepwise", "ranked", "rated", "ultrafeedback", "oasst"]
+SchemaName = Literal[
+    "auto", "preference", "hh", "thumbs", "demonstrations", "stepwise", "ranked", "rated", "ultrafeedback", "critiques", "oasst"
+]
 LOOK = 16  # records that are read before anything long starts
 
 
@@ -35,7 +37,8 @@ def texts(
             the prompt may be what both share; UltraFeedback, binarized), ``hh`` (HH-RLHF). ``thumbs`` (prompt, completion, label), and
             ``demonstrations``, plain supervised rows without a label, which are all good.
             ``stepwise`` (prompt, completions, labels: a thumb for each step), ``rated`` (prompt, completion, ratings: an object, dimension
-            -> number; HelpSteer2). Rankings: ``ranked`` (prompt, completions, scores or ranks), ``ultrafeedback``,
+            -> number; HelpSteer2). Rankings: ``ranked`` (prompt, completions, scores or ranks), ``ultrafeedback``
+            (``critiques``: what its critics wrote, as demonstrations for a critic of one's own),
             ``oasst`` (OpenAssistant's trees, or its messages one to a row, which are read all at once). ``labels`` of a pair, and
             ``ratings_chosen`` and ``ratings_rejected``, are objects, dimension -> strength or number, for reward models of several scores.
             Texts may be strings or conversations, and columns may go by the names that LLaMA-Factory, ms-swift, ShareGPT, OpenAI and

@@ -21,8 +21,9 @@ Embed = Callable[[Sequence[str]], Any]
 
 
 def text_diversity(
-    *, n: Count = 5, vocabulary: Count = 50_000, embed: Embed | None = None, pairs: Count = 500, seed: Seed = 0
-) -> Callable[..., dict[str, float]]:
+    *, n: Count = 5, vocabulary: Count = 50_000, embed: Embed | None = None, nli: Callable[..., Any] | None = None, pairs: Count = 500,
+    seed: Seed = 0,
+) -> Callable[..., dict[str, float]]:  # fmt: skip
     """Diversity within and across prompts as a run's metric: ``(outputs, prompts) -> {ead_within, ead_across, ...}``.
 
     ``ead_within``, ``ead_across``: expectation-adjusted distinct n-grams (``expected_distinct``), mean over runs of 1 to ``n`` words.
@@ -36,10 +37,14 @@ def text_diversity(
         n: words of the longest runs. vocabulary: how many different words a text may be made of, of the model's tokenizer.
         embed: texts -> a vector for each, ``[N, D]``; by default TF-IDF of letters' 2- to 4-grams inside of words (scikit-learn), fitted to
             the texts of the evaluation themselves, which needs no model and knows no meaning.
-        pairs, seed: of texts that METEOR compares, at most, and how they are drawn.
+        nli: ``(hypotheses, premises) -> {entailment, neutral, contradiction}``, ``rewards.entailment``; with it ``nli_within`` and
+            ``nli_across`` are there too: the mean over pairs of texts, each way round, of 1 where one contradicts the other, -1 where it
+            follows from it, 0 for neither, whichever is likeliest.
+        pairs, seed: of texts that METEOR and inference compare, at most, and how they are drawn.
 
     Paper: Kirk et al., "Understanding the Effects of RLHF on LLM Generalisation and Diversity" (2023), https://arxiv.org/abs/2310.06452
-    (EAD and embeddings, per input and across inputs); Mukobi et al., "SuperHF" (2023), https://arxiv.org/abs/2310.16763 (METEOR).
+    (EAD, embeddings and inference, per input and across inputs; the last is Stasaski and Hearst's, https://arxiv.org/abs/2205.01497,
+    *recalled*); Mukobi et al., "SuperHF" (2023), https://arxiv.org/abs/2310.16763 (METEOR).
 
     Deviations: the papers' embeddings are a sentence encoder's, which ``embed`` may be.
 
@@ -61,13 +66,30 @@ def text_diversity(
         ead = {f"ead_{name}": _mean(_ead([outputs[place] for place in places], n, vocabulary) for places in some)
                for name, some in sets.items()}  # fmt: skip
         cosines = {f"embedding_{name}": _mean(_apart(vectors[places]) for places in some) for name, some in sets.items()}
-        chosen = [pair for places in across for pair in combinations(places, 2)]
-        if len(chosen) > pairs:
-            chosen = random.Random(seed).sample(chosen, pairs)
+        chosen = _some(across, pairs, seed)
+        inferred = {} if nli is None else {f"nli_{name}": _contradicted(nli, outputs, _some(some, pairs, seed)) for name, some in sets.items()}
         alike = _mean(stem_similarity(outputs[second], outputs[first]) for first, second in chosen)
-        return {**ead, **cosines, "similarity_across": alike}
+        return {**ead, **cosines, "similarity_across": alike, **inferred}
 
     return metric
+
+
+def _some(groups: Sequence[Sequence[int]], most: int, seed: int) -> list[tuple[int, int]]:
+    """Pairs of places within groups, drawn where there are more than ``most``."""
+    chosen = [pair for places in groups for pair in combinations(places, 2)]
+    return random.Random(seed).sample(chosen, most) if len(chosen) > most else chosen
+
+
+def _contradicted(nli: Callable[..., Any], outputs: Sequence[str], pairs: Sequence[tuple[int, int]]) -> float:
+    """Mean over pairs, each way round, of 1 (contradiction), 0, or -1 (entailment)."""
+    if not pairs:
+        return math.nan
+    ways = [way for first, second in pairs for way in ((first, second), (second, first))]
+    said = nli([outputs[second] for _, second in ways], [outputs[first] for first, _ in ways])
+    if not {"entailment", "neutral", "contradiction"} <= {*said}:
+        raise UserError(f"text_diversity.nli: answered {', '.join(said)}, takes entailment, neutral and contradiction")
+    table = np.stack([np.asarray(said[part], dtype=float) for part in ("entailment", "neutral", "contradiction")])
+    return float((table.argmax(0) - 1).mean())
 
 
 def expected_distinct(texts: Sequence[str], *, n: Count = 1, vocabulary: Count = 50_000) -> float:

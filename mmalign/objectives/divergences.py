@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -62,6 +63,48 @@ def named(name: str, *, alpha: float) -> Callable[[Tensor], Tensor]:
         "forward_kl": forward_kl,
         "js": jensen_shannon,
         "alpha": lambda log_ratio: alpha_divergence(log_ratio, alpha=alpha),
+    }
+    if name not in parts:
+        raise UserError(f"divergence: got {name!r}, takes one of {', '.join(parts)}")
+    return parts[name]
+
+
+EDGE = -0.5
+"""Of ``hellinger_conjugate``, where the curve ends and its tangent goes on: the conjugate is infinite from -1 on."""
+
+
+def chi_square_conjugate(reward: Tensor) -> Tensor:
+    """``f*(-r) = r^2 / 4 - r``: of Pearson's ``f(u) = (u - 1)^2``."""
+    return reward.square() / 4 - reward
+
+
+def hellinger_conjugate(reward: Tensor) -> Tensor:
+    """``f*(-r) = -r / (1 + r)``: of the squared Hellinger distance, ``f(u) = (sqrt(u) - 1)^2``; below -1/2 its tangent there."""
+    inside = reward.clamp(min=EDGE)
+    return -inside / (1 + inside) - (reward - inside) / (1 + EDGE) ** 2
+
+
+def exponential_conjugate(reward: Tensor) -> Tensor:
+    """``f*(-r) = exp(-r) - 1``: of the KL, ``f(u) = u log u - u + 1``."""
+    return bounded_expm1(-reward)
+
+
+def conjugate(name: str) -> Callable[[Tensor], Tensor]:
+    """``r -> f*(-r)``, elementwise, of the divergence of that name: 0 and with the slope -1 where the reward r is 0.
+
+    name: ``total_variation`` (``-r``), ``chi_square``, ``hellinger`` or ``kl``.
+
+    Errors: UserError for an unknown name.
+
+    Examples:
+        >>> conjugate("chi_square")(torch.tensor([0.0, 2.0]))
+        tensor([ 0., -1.])
+    """
+    parts: dict[str, Callable[[Tensor], Tensor]] = {
+        "total_variation": torch.neg,
+        "chi_square": chi_square_conjugate,
+        "hellinger": hellinger_conjugate,
+        "kl": exponential_conjugate,
     }
     if name not in parts:
         raise UserError(f"divergence: got {name!r}, takes one of {', '.join(parts)}")

@@ -69,7 +69,7 @@ def transformers(  # one keyword for each thing that a user may set
     max_prompt: Count | None = None, max_completion: Count = 256, temperature: Positive = 1.0, top_p: Fraction = 1.0, top_k: Natural = 0,
     template: bool | None = None, system: str | None = None, truncate: Truncate | None = None,
     contrasts: dict[str, str | Proportion] | None = None, ablation: Ablation = Ablation(),  # noqa: B008
-    segments: Segments = "sentence", heads: Sequence[HeadName] = (), turns: Turns | None = None,
+    segments: Segments = "sentence", thoughts: list[str] | None = None, heads: Sequence[HeadName] = (), turns: Turns | None = None,
     dtype: Dtype | None = None, device: str | None = None, trust_remote_code: bool = False,
 ) -> TransformersPolicy:  # fmt: skip
     """A policy around an ``AutoModelForCausalLM`` or an ``AutoModelForImageTextToText``.
@@ -81,24 +81,23 @@ def transformers(  # one keyword for each thing that a user may set
         train: in place of lora, what of each member is trained: ``{vision: freeze, projector: full, language: {rank: 16}}``.
         start: a run, or whole weights on disk, that the trained parameters start as, where they are no LoRA (``lora: {from: ...}``).
         max_prompt, max_completion: tokens. A prompt may have as many as the context has room for, by default.
-        temperature: of the distribution that is sampled, scored and trained.
+        temperature: of the distribution that is sampled, scored and trained. system: the system turn of prompts that have none.
         top_p, top_k: cut off the unlikely in sampling alone; the log-probabilities are those of the whole distribution.
         template: whether prompts go through the chat template (a string is then the user's turn); by default, if there is one, which
             a processor has to have.
-        system: the system turn of prompts that have none.
         truncate: the end of too long prompts that is cut off, ``left`` or ``right``; too long completions then lose their end. What
             is cut is counted and said; an image that a cut would go through is left out whole. None: they are refused.
         contrasts: name -> system turn, under which the same completions are scored too, or a prompt in other words (``contrasts.py``);
             ``blended``: a share of the policy's own likeliest tokens in what it reads, 0.2 by default.
         ablation: how the contrast ``ablated`` replaces images (``how``, ``share``, ``seed``).
         segments: what the fact ``segment`` numbers: ``sentence``, or ``turn`` (of the assistant's).
+        thoughts: two texts, ``[<think>, </think>]``: what a completion says from one to the other counts for no method.
         heads: linear ones on hidden states, trained with the rest: ``value``, ``reward_mask``, ``kl_mask``, ``degree`` (``heads.py``).
         media: limits of images and videos (``pixels``, ``bytes``, ``frames``, ``animated``, ``urls``).
         turns: several of them in a rollout, an environment's replies between them (``environment``, ``limit``, ``max_turn``, ``seconds``);
             outputs are then the turns that follow a prompt.
         engine: a server that samples (vLLM's): ``url``, ``model``, ``folder``, ``update``.
-        memory: what makes it fit, and run faster.
-        dtype: of the whole model; as it is by default. LoRA is float32 in any.
+        memory: what makes it fit, and run faster. dtype: of the whole model; as it is by default. LoRA is float32 in any.
         device: a GPU if there is one. trust_remote_code: run code that comes with the model.
 
     Errors: UserError for a model that cannot be loaded, or has no tokenizer with what is asked for, and for LoRA beside members.
@@ -120,7 +119,8 @@ def transformers(  # one keyword for each thing that a user may set
     room = Room(chat, context_of(model), max_prompt, max_completion, truncate)
     return TransformersPolicy(
         model, chat, room, lora=lora, train=train, start=start, memory=memory, engine=engine, temperature=temperature, top_p=top_p,
-        top_k=top_k, contrasts=contrasts or {}, ablation=ablation, segments=segments, heads=heads, turns=turns, device=target,
+        top_k=top_k, contrasts=contrasts or {}, ablation=ablation, segments=segments, thoughts=thoughts, heads=heads, turns=turns,
+        device=target,
     )  # fmt: skip
 
 
@@ -133,10 +133,11 @@ class TransformersPolicy:
     def __init__(  # one keyword for each thing that a user may set
         self, model: Any, chat: Chat, room: Room, *, lora: Lora | None, train: Train | None, start: str | None, memory: TextMemory,
         engine: EngineSettings | None, temperature: float, top_p: float, top_k: int, contrasts: Mapping[str, Any], ablation: Ablation,
-        segments: Segments, heads: Sequence[str], turns: Turns | None, device: torch.device,
+        segments: Segments, thoughts: Sequence[str] | None, heads: Sequence[str], turns: Turns | None, device: torch.device,
     ):  # fmt: skip
         refuse_numbers(temperature, top_p, top_k)
         refuse_turns(turns, engine)
+        self.thoughts = reading.pair_of_marks(thoughts)
         self.model, self.chat, self.room, self.temperature = model, chat, room, temperature
         self.contrasts, self.ablation, self.segments, self.rows_at_once = dict(contrasts), ablation, segments, memory.rows_at_once
         model.eval()
@@ -226,7 +227,7 @@ class TransformersPolicy:
                 raise UserError(f"policy.engine: the {what}, which a server cannot; takes no engine")
             self.engine.refresh(self.model)
         drawn, real, outputs, counted = spoken(self.turns, self.chat, encoded, sources, which, uniform, draw)
-        group = torch.tensor(own)[which]
+        group, real = torch.tensor(own)[which], reading.said(real, drawn.tokens, drawn.lengths, self.thoughts, self.chat.words)
         rollout = self.table(encoded, which, drawn.tokens, drawn.lengths, real, sources=sources, outputs=outputs, group=group)
         allowed = drawn.allowed if drawn.allowed.shape[-1] else None
         rollout.held = replace(rollout.held, cut=drawn.cut, allowed=allowed)
@@ -256,6 +257,7 @@ class TransformersPolicy:
             tokens[place, : len(row.completion)] = torch.tensor(row.completion)
             mask[place, : len(row.trained)] = torch.tensor(row.trained)
         lengths = torch.tensor([len(row.completion) for row in rows])
+        mask = reading.said(mask, tokens, lengths, self.thoughts, self.chat.words)
         rollout = self.table(encoded, which, tokens, lengths, mask, sources=sources, outputs=list(outputs[part]), group=group[part])
         rollout.held = replace(rollout.held, following=following)
         return rollout

@@ -123,7 +123,9 @@ def offline(  # one argument for each thing that a run is made of
     if evaluation.prompts is None:  # then it asks what the first step asks, and only what the policy can use
         first = _encoded(policy, method, coming_from(), batch.records, lambda: stream(run.seed, 0, "encode"), {}, finish, team)[0]
     examples = _distinct([record.prompt for record in first])
-    stored.load(policy, references or {}, runs=run.folder, method=method, examples=examples, drawing=drawing(source))
+    stored.load(
+        policy, references or {}, runs=run.folder, method=method, examples=examples, drawing=drawing(source), measured=evaluation.references
+    )
     learner = Learner(policy, method, optimizer, steps=steps, moving=references, team=team, non_finite=run.non_finite, devices=devices)
     author.begin(source, [move.name for move in learner.moves])
     refuse_without_latents(policy, rewards or {}, evaluation.judges)

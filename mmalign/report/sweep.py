@@ -31,7 +31,16 @@ def page(table: Mapping[str, Any]) -> str:
         figures=[(figure, Markup(figure.svg)) for figure in drawn if figure.svg],
         undrawn=[figure.note for figure in drawn if not figure.svg],
         laws=laws(table),
+        saturations=saturations(table),
     )
+
+
+def saturations(table: Mapping[str, Any]) -> list[list[str]]:
+    """A line for each law of data: what of, its plateau, how many records are enough, how well it fits."""
+    return [
+        [row["number"], row["axis"], row["group"], *(_number(row[name]) for name in ("plateau", "drop", "enough", "explained")), str(row["points"])]
+        for row in table.get("saturations", [])
+    ]  # fmt: skip
 
 
 def headline(table: Mapping[str, Any]) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmalign.arguments.ranges import Count, Seed, Share
 from mmalign.records import RefusedRow
 from mmalign.rewards._shared.scorer import Scorer
 from mmalign.runs import trained as runs
@@ -19,7 +20,9 @@ __all__ = ["log_likelihoods", "self_log_prob", "trained", "trained_pairs"]
 Score = Callable[[list[Any], Any, Mapping[str, list[Any]]], Tensor]
 
 
-def trained(run: str, *, part: str | None = None, spread: bool = False, trust: bool = False) -> Scorer:
+def trained(  # what a reward is told of a run
+    run: str, *, part: str | None = None, spread: bool = False, trust: bool = False, passes: Count = 1, dropout: Share = 0.1, seed: Seed = 0
+) -> Scorer:  # fmt: skip
     """What a finished run says of an output: the scores of a reward model, or DPO's implicit reward.
 
     Of a policy of ``scorer`` its scores, by the parameters that its evaluations found best (``best``), or else their moving average. Of a
@@ -28,7 +31,10 @@ def trained(run: str, *, part: str | None = None, spread: bool = False, trust: b
 
     run: its folder. part: of several scores the one that counts; all dimensions by name where it is not said. trust: the run's
     config may name code outside of mmalign. spread: beside each mean of ``bradley_terry_gaussian`` its standard deviation, under the name
-    that ``policy.scores`` has for it, for ``combine: {use: bayesian}``.
+    that ``policy.scores`` has for it, for ``combine: {use: bayesian}``. passes: of a reward model with one score (or one ``part``), its
+    scores in so many draws of dropout, ``pass_1``, ``pass_2``, ... (Gal and Ghahramani, arXiv 1506.02142), an ensemble of one model: each
+    draw leaves the same inputs of linear layers out for all outputs. 1: no dropout. dropout: the share of inputs that a draw leaves out.
+    seed: of the draws.
 
     A reward model whose reader is differentiable (`mmalign list readers`) hands its gradient to the outputs; what a language or
     vision-language model reads goes through a tokenizer or processor, and has none. Under ``on_latents`` one that reads
@@ -55,6 +61,9 @@ def trained(run: str, *, part: str | None = None, spread: bool = False, trust: b
         raise UserError(f"trained.spread: of a run of bradley_terry_gaussian, without part; {run} has {numbers} number of each dimension")
     every = 1 if spread else numbers
     wanted = names[::every] if part is None else [part]
+    if passes > 1 and (policy.kind != "score" or len(wanted) > 1):
+        got = f"{len(wanted)} scores" if policy.kind == "score" else f"a policy of kind {policy.kind}"
+        raise UserError(f"trained.passes: got {passes} of {got}, takes a reward model and one of its scores (part)")
 
     def parts(table: Tensor) -> Any:
         scores = {name: table[:, names.index(name)] for name in wanted}
@@ -65,9 +74,18 @@ def trained(run: str, *, part: str | None = None, spread: bool = False, trust: b
     def of(outputs: Any, prompts: list[Any], **columns: Any) -> Any:
         return parts(_readable(score, prompts, outputs, columns, len(names)))
 
+    def of_passes(outputs: Any, prompts: list[Any], **columns: Any) -> dict[str, Tensor]:
+        said = dict[str, Tensor]()
+        for number in range(passes):
+            with policy.thinned(dropout, seed * 1_000_003 + number):
+                said[f"pass_{number + 1}"] = of(outputs, prompts, **columns)
+        return said
+
     def latents(x: Tensor, prompts: list[Any], level: Level | None, columns: Mapping[str, Any]) -> Any:
         return parts(policy.score_latents(prompts, x, level, columns))
 
+    if passes > 1:
+        return Scorer("trained", of_passes, reads=reads)
     known = latents if policy.kind == "score" and policy.reads_latents else None
     return Scorer("trained", of, differentiable=differentiable, reads=reads, latents=known)
 

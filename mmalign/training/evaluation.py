@@ -18,7 +18,7 @@ from mmalign.training.background import Background
 from mmalign.training.feedback import Scores, ask, measure, refuse_columns
 from mmalign.training.image_dependence import image_dependence
 from mmalign.training.latents import generated
-from mmalign.training.own_samples import own_samples
+from mmalign.training.own_samples import own_kl, own_samples
 from mmalign.training.pixels import pixel_statistics
 from mmalign.training.rollouts import parts_of
 from mmalign.training.settings import Evaluation
@@ -40,7 +40,7 @@ class EvaluationPlan:
     mark: of answers in words, ``(outputs, prompts) -> [{"mentions": [(start, end, object, whether it is there)], "objects": [...]}]``,
     what each of them says that is there and that is not, to be shown; see ``runs.answers``.
     reference: the set of parameters to which the KL of what answered is measured on its samples, as ``kl`` in nats, and what else
-    ``training.own_samples`` measures, where the policy is ``abilities.Traced``. None: it is not.
+    ``training.own_samples`` measures, where the policy is ``abilities.Traced``. None: it is not. references: further ones, for ``kl/NAME``.
     blind: score the answers without their images too, for ``image_dependence``; see ``training.image_dependence``. Two more passes
     over them.
     overlap: parts in which the prompts are asked; what one part is worth is found while the next one is sampled.
@@ -62,12 +62,15 @@ class EvaluationPlan:
     mark: Callable[[Sequence[str], Sequence[Any]], Sequence[Mapping[str, Any]]] | None = None
     blind: bool = False
     reference: str | None = None
+    references: Sequence[str] = ()
     overlap: int = 1
     held_out: Callable[[], dict[str, float]] | None = None
 
     def __post_init__(self) -> None:
         if not self.prompts and self.held_out is None:
             raise UserError("evaluation.prompts: got none, takes at least one")
+        if self.references and self.reference is None:
+            raise UserError("evaluation.references: this policy's samples have no densities step by step; takes a language model, or none")
         there = columns_of(self.prompts)
         refuse_columns(self.rewards, there, kind="reward")
         refuse_columns(self.judges, there, kind="judge")
@@ -82,7 +85,7 @@ def evaluation_plan(
 ) -> EvaluationPlan:  # fmt: skip
     """An evaluation as a recipe makes it: on ``prompts`` where the settings name none, and with the rewards of training beside judges."""
     chosen = prompts if settings.prompts is None else settings.prompts
-    names = ("judges", "metrics", "every", "samples", "columns", "call", "real", "mark", "blind", "overlap")
+    names = ("judges", "metrics", "every", "samples", "columns", "call", "real", "mark", "blind", "overlap", "references")
     same = {name: getattr(settings, name) for name in names}
     return EvaluationPlan(prompts=chosen, rewards=rewards, reference=reference, held_out=held_out, **same)
 
@@ -140,6 +143,7 @@ def _of_samples(policy: Policy, plan: EvaluationPlan, using: str, team: Team) ->
                     scored["image_dependence"] = image_dependence(policy, rows[own], _words(outputs))
                 if plan.reference is not None:
                     scored |= own_samples(policy, Rollout.join(traced), plan.reference)
+                    scored |= {f"kl/{name}": own_kl(policy, Rollout.join(traced), name) for name in plan.references}
             scored = {**Scores.join([wait() for wait in waiting]).named, **scored, **pixel_statistics(outputs)}
     outputs = of_all.outputs(team, outputs)
     metrics: dict[str, float] = {}

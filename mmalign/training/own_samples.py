@@ -53,5 +53,23 @@ def own_samples(policy: Policy, rollout: Rollout, reference: str) -> dict[str, T
     return {name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0]}
 
 
+@torch.no_grad()
+def own_kl(policy: Policy, rollout: Rollout, reference: str) -> Tensor:
+    """``[B]`` float64: ``kl`` of ``own_samples`` alone, to another reference.
+
+    Beside a teacher (the proxy) that to the model which the teacher was trained to be (the golden one): both fall while a student learns, and
+    where the second rises again the teacher is hacked (Tiapkin et al., "On Teacher Hacking in Language Model Distillation" (2025),
+    https://arxiv.org/abs/2502.02671, *recalled*). Theirs are the other way round, over the golden model's samples; those of a data set of
+    such samples are ``held_out/loss`` of ``sft``, up to a constant.
+    """
+    parts = list[Tensor]()
+    for rows in torch.arange(len(rollout)).split(ROWS):
+        part, places = rollout.take(rows), torch.arange(len(rows))
+        policy.remember(part, [reference], len(rows))
+        steps = policy.steps(part, places, None, frozenset({kls(reference)}))
+        parts.append(torch.where(steps.mask.any(1), _summed(steps.kls[reference], steps.mask), torch.nan))
+    return torch.cat(parts).cpu()
+
+
 def _summed(table: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask, table.double(), 0.0).sum(1)

@@ -33,17 +33,20 @@ def named(method: Method, needs: frozenset[Need]) -> list[str]:
 
 def load(
     policy: Policy, by_name: Mapping[str, Reference], *, runs: str | Path, method: Method | None = None, examples: Sequence[Any] = (),
-    drawing: Sequence[str] = (),
+    drawing: Sequence[str] = (), measured: Sequence[str] = (),
 ) -> None:  # fmt: skip
     """Makes those references that come from elsewhere: a set's values from a folder, or a run of that name in ``runs``; other models.
 
     Of a run its best parameters, as users get them; of a folder its safetensors: an adapter for peft, or whole weights. A soup is made
     after the references that it is made of. method: who reads them. examples: prompts that another model has to read as the policy does.
-    drawing: names of sets that draw rows. Errors: UserError for a name that is no reference, a folder without weights, weights of another
+    drawing: names of sets that draw rows. measured: names to which an evaluation
+    measures the KL. Errors: UserError for a name that is no reference, a folder without weights, weights of another
     model, soups that are made of each other, and a model that cannot score the same rows, or that nothing asks.
     """
+    if odd := [name for name in measured if name not in by_name]:
+        raise UserError(f"evaluation.references: got {odd[0]!r}, takes names of references: {', '.join(by_name) or 'there are none'}")
     if method is not None:
-        _tell_unread(policy, method, by_name, drawing)
+        _tell_unread(policy, method, by_name, [*drawing, *measured])
     for name in in_order(by_name):
         key, reference = f"references.{name}", by_name[name]
         if name in OWN and not (reference.from_ is None and reference.policy is None and reference.soup is None):
@@ -51,7 +54,7 @@ def load(
         if reference.from_ is not None:
             policy.sets.adopt(name, weights.read(weights.existing(reference.from_, key, runs=Path(runs)), key))
         elif reference.policy is not None:
-            _refuse_use(policy, method, name, by_name)
+            _refuse_use(policy, method if name not in measured else None, name, by_name)
             policy.refer(name, reference.policy, examples)
         elif reference.soup is not None:
             stored = [_ingredient(policy, name, place, by_name, Path(runs)) for place, _ in reference.parts]

@@ -192,3 +192,24 @@ def test_real_runs_one_of_which_ends_badly(tmp_path):
     assert rows["1e-3"]["status"] == "finished" and rows["1e-3"]["kl"] >= 0 and rows["1e-3"]["gold"] is not None
     assert made.failed == (rows["1e30"]["status"] == "failed")
     assert (Path(made.path) / rows["1e-3"]["name"] / "report.html").is_file() and (Path(made.path) / "logs").is_dir()
+
+
+def test_an_axis_that_counts_records_has_a_law_of_data(tmp_path, monkeypatch):
+    def start(folder, cell, slot, processes):
+        count, seed = int(cell.values["records.prompts"]), int(cell.values["run.seed"])
+        (folder / "logs").mkdir(exist_ok=True)
+        (run := folder / cell.name).mkdir()
+        (run / "config.yaml").write_text("rewards: {proxy: x}\nevaluation: {judges: {gold: y}}\n")
+        gold = 0.6 - 0.4 * math.exp(-count / 20) + 0.001 * seed
+        summary = {"status": "finished", "rewards": ["proxy"], "judges": ["gold"], "gold_after": gold, "proxy_after": 0.5, "kl": 1.0}
+        (run / "metrics.jsonl").write_text(json.dumps({"step": 1, "phase": "eval", "gold": gold, "proxy": 0.5, "kl": 1.0}) + "\n")
+        (run / "summary.json").write_text(json.dumps(summary))
+        return subprocess.Popen([sys.executable, "-c", ""])
+
+    monkeypatch.setattr(module, "_started", start)
+    monkeypatch.setattr(module, "check", lambda node: [])
+    made, _ = swept(tmp_path, "records.prompts=8,16,32,64", "run.seed=0,1")
+    (law,) = [row for row in made.table["saturations"] if row["number"] == "gold"]
+    assert abs(law["plateau"] - 0.6005) < 1e-6 and abs(law["enough"] - 20 * math.log(20)) < 0.01 and law["points"] == 8
+    shown = made.page.read_text()
+    assert "What data bought" in shown and "<td>records.prompts</td>" in shown

@@ -57,3 +57,22 @@ def test_hints_where_a_group_fails(tmp_path: Path) -> None:
         mm.data.hinted(pool, reference=file, least=1.0, column="hints")
     with pytest.raises(UserError, match=r"^hinted\.column: got 3 beside 'a', takes a text, or a list of texts"):
         mm.data.hinted([Prompt("a", {"hint": 3})], reference=file, least=1.0)
+
+
+def test_prompts_to_refine_an_answer(tmp_path: Path) -> None:
+    rows = [{"prompt": "p", "chosen": "good", "rejected": "bad", "score_chosen": 1, "answer": "7"},
+            {"prompt": [{"role": "user", "content": "q"}], "chosen": "x", "rejected": "y"}]  # fmt: skip
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    made = mm.data.refining(str(path), order="Again.")
+    turns = [[{"role": "user", "content": asked}, {"role": "assistant", "content": said}, {"role": "user", "content": "Again."}]
+             for asked, said in (("p", "bad"), ("q", "y"))]  # fmt: skip
+    assert contents(made) == turns and columns_of(made) == {"answer": ["7", None]}
+    assert [turns[1]["content"] for turns in contents(mm.data.refining(str(path), of="both"))] == ["good", "bad", "x", "y"]
+    with pytest.raises(UserError, match=r"pairs\.jsonl, line 2: the prompt is a conversation, takes an order without \{prompt\}"):
+        mm.data.refining(str(path), order="{prompt}: {answer}, no:")
+    path.write_text(json.dumps(rows[0]))
+    assert contents(mm.data.refining(str(path), order="{prompt}: {answer}, no:", of="chosen")) == ["p: good, no:"]
+    for settings, line in (({"order": "{answer}"}, r"^prompts\.order: got '\{answer\}'"), ({"of": "all"}, r"^refining\.of: got 'all'")):
+        with pytest.raises(UserError, match=line):
+            mm.data.refining(str(path), **settings)

@@ -141,6 +141,12 @@ def test_ultrafeedback(tmp_path):
     assert mean.outputs == ("a", "b") and mean.scores == pytest.approx((4 / 3, 19 / 4)) and overall.scores == (10, 8.5)
     whole = {**row, "completions": {key: [one[key] for one in row["completions"]] for key in row["completions"][0]}}  # as `datasets` has it
     assert read(tmp_path, [whole], schema="ultrafeedback")[0][:3] == mean[:3]
+    for number, one in enumerate(row["completions"]):
+        one |= {"critique": f" critique {number} "}
+    row["completions"].append({"response": "c", "critique": " "})
+    first, second = read(tmp_path, [row], schema="critiques")  # the third has no critique
+    assert first.output == "critique 0\nScore: 10" and second.output == "critique 1\nScore: 8.5" and first.label == 1.0
+    assert "<request>\np\n</request>\n<response>\nb\n</response>" in second.prompt
 
 
 def test_labels_by_dimension(tmp_path):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -155,3 +158,39 @@ def test_the_principle_that_tells_two_answers_most_apart_labels_them() -> None:
         taken(mm.data.principled(SCORED, principles=RULES), 1)
     with pytest.raises(UserError, match=r"records\.principles\.kind: got \['Be kind.'\], takes \[sentence, sentence of its opposite\]"):
         mm.data.principled(pairs, principles={"kind": ["Be kind."]})
+
+
+@pytest.mark.parametrize(("order", "ahead"), [(0, 3), (1, 1), (1, 4), (2, 1), (2, 3)])
+def test_preferences_are_forecast_by_the_polynomial_through_the_last_times(order: int, ahead: int) -> None:
+    """Against numpy's polynomials: who is ahead, and how often a pair comes up."""
+    times = [{"a": 0.1, "b": 0.9, "c": 0.6}, {"a": 0.4, "b": 1.0, "c": 0.45}, {"a": 0.8, "b": 1.0, "c": 0.4}]
+    sources = [[Pair(q, "x", "y", strength=p, id=q) for q, p in known.items()] for known in times]
+    sources[1] = [pair._replace(first="y", second="x", strength=1 - pair.strength) for pair in sources[1]]  # the same, the other way round
+    stream, wanted = taken(mm.data.forecast(sources, order=order, ahead=ahead, most=2), 3000), {}
+    for q in "abc":
+        votes = [2 * known[q] - 1 for known in times][2 - order :]
+        wanted[q] = float(np.polyval(np.polyfit(range(order + 1), votes, order), order + ahead))
+    assert all(record.strength == float(wanted[record.prompt] > 0) for record in stream)
+    counts, sizes = Counter(record.prompt for record in stream), {q: min(abs(vote), 2.0) for q, vote in wanted.items()}
+    for q in "abc":
+        share = sizes[q] / sum(sizes.values())
+        assert abs(counts[q] / 3000 - share) < 6 * (share * (1 - share) / 3000) ** 0.5 + 1e-3
+
+
+def test_a_forecast_goes_on_and_takes_files(tmp_path: Path) -> None:
+    lines = [[{"prompt": str(n), "chosen": f"{n} a", "rejected": f"{n} b"} for n in range(9)] for _ in "ab"]
+    for line in lines[0][:4]:
+        line["chosen"], line["rejected"] = line["rejected"], line["chosen"]
+    for number, rows in enumerate(lines):
+        (tmp_path / f"{number}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    records = mm.data.forecast([str(tmp_path / "0.jsonl"), str(tmp_path / "1.jsonl")])
+    whole = taken(records, 60)
+    assert taken(records, 20, start=whole[29].position) == whole[30:50] and records.digest()
+    turned = Counter(int(record.prompt) < 4 for record in taken(records, 4000))[True] / 4000
+    assert abs(turned - 12 / 17) < 0.04  # 4 that changed their minds count 3 each, 5 that did not 1
+    for make, line in (
+        (lambda: mm.data.forecast([]), r"records\.of: got none, takes pairs of one time or more"),
+        (lambda: taken(mm.data.forecast([[Thumb("q", "a", 1.0)]]), 1), r"records\.of: got a Thumb, takes pairs of texts"),
+    ):
+        with pytest.raises(UserError, match=line):
+            make()

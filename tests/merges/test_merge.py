@@ -234,4 +234,4 @@ def test_the_command_says_where_it_is(tmp_path: Path, mmalign: Any, monkeypatch:
     assert code == 2 and "made exists: takes a folder that is not there yet" in err
     (tmp_path / "c.yaml").write_text(yaml.safe_dump({**config, "use": "make_pairs"}))
     code, _, err = mmalign("merge", "c.yaml")
-    assert code == 2 and "use: got 'make_pairs', takes merge, evolve" in err
+    assert code == 2 and "use: got 'make_pairs', takes merge, evolve, shift" in err

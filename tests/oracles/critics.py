@@ -82,6 +82,38 @@ def ppo(
     return _loss(table, _priced(table, beta), gamma=gamma, lam=lam, value=value, value_clip=value_clip, **rest)
 
 
+def archer(
+    table: Table, *, clip: float = 0.2, gamma: float = 0.95, lam: float = 0.0, value: float = 1.0, beta: float = 0.0, whiten: bool = True
+) -> Tensor:
+    ahead: Cells = {}
+    asked: dict[tuple[int, int], tuple[float, float]] = {}
+    earned = _priced(table, beta)
+    for row in _known_rows(table):
+        turns: list[list[int]] = []
+        for step in _cells(table, row):
+            if turns and turns[-1][-1] == step - 1:
+                turns[-1].append(step)
+            else:
+                turns.append([step])
+        own = dict(zip(_cells(table, row), earned(row), strict=True))
+        judged = [float(table.judged[row, run[0]]) for run in turns]
+        advantages = _gae([sum(own[step] for step in run) for run in turns], judged, gamma, lam)
+        for run, before, advantage in zip(turns, judged, advantages, strict=True):
+            asked[row, run[0]] = (before + advantage, before)
+            ahead |= {(row, step): advantage for step in run}
+    if whiten:
+        ahead = _whiten(table, ahead, 1e-8)
+    total, count = _zero(table), 0
+    for row in _rows(table):
+        for step in _cells(table, row):
+            count += 1
+            if (row, step) in ahead:
+                total = total + _ppo(_gap(table, row, step), ahead[row, step], clip, clip)
+            if (row, step) in asked:
+                total = total + value * (table.value[row, step] - asked[row, step][0]) ** 2 / 2
+    return total / count
+
+
 def ppo_max(
     table: Table, *, gamma: float = 1.0, lam: float = 0.95, value: float = 1.0, value_clip: float | None = 0.2, beta: float = 0.02,
     centre: bool = False, reward_clip: float = 10.0, advantage_clip: float | None = 0.5, **rest: Any,
@@ -171,6 +203,10 @@ def fine_grained_rlhf(
 # name of the method -> (hyper-parameters, oracle) of every case; each keyword of a method is moved at least once.
 _JUDGED: dict[str, Any] = {"clip": 0.05, "gamma": 0.9, "lam": 0.7, "value": 0.3}
 ORACLES: dict[str, list[tuple[dict[str, Any], Callable[..., Tensor]]]] = {
+    "archer": [
+        ({}, archer),
+        ({"clip": 0.3, "gamma": 0.8, "lam": 0.6, "value": 0.4, "beta": 0.1, "whiten": False}, archer),
+    ],
     "ppo": [
         ({}, ppo),
         ({**_JUDGED, "dual": 1.2, "value_clip": None, "entropy": 0.1, "beta": 0.3, "whiten": False}, ppo),

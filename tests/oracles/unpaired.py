@@ -83,8 +83,31 @@ def ift(table: Table, *, gamma: float = 0.95) -> Tensor:
     return total / rows
 
 
+def sft_f(table: Table, *, divergence: str = "chi_square", beta: float = 0.1) -> Tensor:
+    total = table.log_probs.sum() * 0
+    for row, cells in _units(table):
+        p = float(table.labels[row])
+        if math.isnan(p):
+            continue
+        r = beta * _ratio(table.log_probs, table.ref, row, cells)
+        cost = {
+            "total_variation": -r,
+            "chi_square": r * r / 4 - r,
+            "hellinger": -r / (1 + r) if float(r.detach()) > -0.5 else 1 - 4 * (r + 0.5),
+            "kl": torch.exp(-r) - 1,
+        }[divergence]
+        total = total + _share(table, row, cells) * p * cost / beta
+    return total
+
+
 ORACLES: dict[str, list[tuple[dict[str, Any], Callable[..., Tensor]]]] = {
     "sft": [({}, sft)],
+    "sft_f": [
+        ({}, sft_f),
+        ({"divergence": "total_variation", "beta": 0.7}, sft_f),
+        ({"divergence": "hellinger", "beta": 0.9}, sft_f),
+        ({"divergence": "kl", "beta": 0.4}, sft_f),
+    ],
     "ift": [({}, ift), ({"gamma": 0.0}, ift)],
     "kto": [
         ({}, kto),
@@ -96,5 +119,6 @@ ORACLES: dict[str, list[tuple[dict[str, Any], Callable[..., Tensor]]]] = {
 SATURATING = {
     "kto": "a sigmoid: what is far below the baseline is as bad as it can be (prospect theory's concavity)",
     "sft": "only good rows have a gradient",
+    "sft_f": "only good rows have a gradient, and Hellinger's ends far above the reference",
     "ift": "only good rows have a gradient",
 }

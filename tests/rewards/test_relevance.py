@@ -77,3 +77,25 @@ def test_overlap_says_what_it_needs(monkeypatch):
         mm.rewards.text_overlap(metric="rouge")
     with pytest.raises(UserError, match=r"text_overlap\.tokenize: got '13a' with chrf"):
         mm.rewards.text_overlap(tokenize="13a")
+
+
+def test_entailment_is_the_classifier_s_own_word(tmp_path):
+    from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
+
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "it", "rains", "is", "dry", "wet"]
+    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "vocab_size": len(words)}
+    torch.manual_seed(0)
+    model = BertForSequenceClassification(BertConfig(**sizes, id2label={0: "CONTRADICTION", 1: "NEUTRAL", 2: "ENTAILMENT"}, num_labels=3)).eval()
+    BertTokenizerFast(vocab_file=str(tmp_path / "vocab.txt"), model_max_length=32).save_pretrained(tmp_path / "m")
+    model.save_pretrained(tmp_path / "m")
+    said = mm.rewards.entailment(weights=str(tmp_path / "m"), device="cpu", rows_at_once=2)(["it is wet", "dry", "it"], ["it rains"] * 3)
+    tokens = BertTokenizerFast.from_pretrained(tmp_path / "m")("it rains", "dry", return_tensors="pt")
+    wanted = model(**tokens).logits.double().softmax(-1)[0]
+    assert [said[part][1].item() for part in ("contradiction", "neutral", "entailment")] == pytest.approx(wanted.tolist(), abs=1e-5)
+    by_column = mm.rewards.entailment(weights=str(tmp_path / "m"), device="cpu", column="source")
+    assert by_column(["dry"], ["?"], source=["it rains"])["neutral"].item() == pytest.approx(wanted[1].item(), abs=1e-5)
+    model.config.id2label = {0: "a", 1: "b", 2: "c"}
+    model.save_pretrained(tmp_path / "m")
+    with pytest.raises(UserError, match=r"entailment\.weights: .* tells a, b, c apart, takes a classifier of entailment"):
+        mm.rewards.entailment(weights=str(tmp_path / "m"))

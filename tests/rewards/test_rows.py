@@ -256,3 +256,16 @@ def test_what_looks_alike_scores_high():
     assert scores[0] == pytest.approx(1, abs=1e-6) and scores[0] > scores[1] > scores[2] and scores[3:] == [0, 0]
     with pytest.raises(UserError, match=r"render_and_compare\.column: .*gone\.png"):
         mm.rewards.render_and_compare()(["x"], ["?"], picture=["gone.png"])
+
+
+def test_a_rule_that_is_broken_and_steps_without_their_words():
+    count = lambda outputs, prompts, marks, **_: torch.tensor([math.nan if not text else len(text) + marks[0] for text in outputs])  # noqa: E731
+    reward = mm.rewards.below(count, least=4)
+    assert reward(["ab", "abc", "abcd", ""], ["p"] * 4, marks=[1, 1, 1, 1]).nan_to_num(9).tolist() == [1, 0, 0, 9]
+    assert set(reward.reads) == {"marks"}
+    seen = []
+    look = lambda outputs, prompts, **_: (seen.extend(outputs), torch.zeros(len(outputs)))[1]  # noqa: E731
+    mm.rewards.mathematics_alone(look)(["We have x = 3, so\nI add a 4 to it.\nThus \\boxed{7}!", "no words"], ["p", "p"])
+    assert seen == ["x = 3,\n4\n\\boxed{7}!", ""]
+    with pytest.raises(UserError, match=r"below\.reward: answered a dict"):
+        mm.rewards.below(lambda outputs, prompts: {}, least=0)(["a"], ["p"])

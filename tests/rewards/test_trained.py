@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 import mmalign as mm
 from mmalign import config
 from mmalign.cli import app
+from mmalign.policies.scorers.thinned import thinned
 from mmalign.types import UserError
 
 PAIRS = {"use": "text_pairs", "prompts": 16, "groups": 1, "best_of": 3}
@@ -105,3 +106,33 @@ def test_a_run_is_measured_by_a_benchmark_of_rewards(run: Any, tmp_path: Path) -
     scores = [json.loads(line)["scores"] for line in (tmp_path / "out/rows.jsonl").read_text().splitlines()]
     expected = run.policy.score([pair.prompt for pair in pairs], [pair.first for pair in pairs])[:, 0]
     torch.testing.assert_close(torch.tensor([row[0] for row in scores], dtype=torch.float64), expected)
+
+
+def test_draws_of_dropout_are_an_ensemble_of_one_model(run: Any) -> None:
+    """Each pass is the model with some columns of its weights set to 0 and the others made larger, by hand."""
+    import copy
+
+    prompts, outputs = SOME
+    reward = mm.rewards.trained(str(run.path), passes=3, dropout=0.25, seed=7)
+    said = reward(outputs, prompts)
+    assert [*said] == ["pass_1", "pass_2", "pass_3"] and len({float(one[0]) for one in said.values()}) == 3
+    for name, scores in said.items():  # a row's score does not depend on the rows beside it
+        torch.testing.assert_close(reward(outputs[1:], prompts[1:])[name], scores[1:], rtol=1e-5, atol=1e-6)
+    policy, means = copy.deepcopy(run.policy), []
+    with policy.thinned(0.25, 7 * 1_000_003):
+        torch.testing.assert_close(policy.score(prompts, outputs)[:, 0], said["pass_1"], rtol=1e-5, atol=1e-6)
+    layer = torch.nn.Linear(400, 3)
+    for seed in range(200):
+        with thinned(layer, share=0.25, seed=seed):
+            means.append(layer(torch.ones(400)))
+    kept = (torch.stack(means) - layer.bias) / layer.weight.sum(1)  # 1 in the mean
+    assert bool(((torch.stack(means).mean(0) - layer(torch.ones(400))).abs() < 0.2).all()) and bool((kept[0] != kept[1]).all())
+    assert bool((layer(torch.ones(400)) == layer(torch.ones(400))).all()) and not layer._forward_pre_hooks
+    with pytest.raises(UserError, match=r"trained\.passes: got 2 of a policy of kind token, takes a reward model"):
+        mm.rewards.trained(str(_token_run(run)), passes=2)
+
+
+def _token_run(run: Any) -> Path:
+    node = config.load("text/dpo", ["steps=1", "batch.records=4", "evaluation.samples=1", "run.name=tokens", f"run.folder={run.path.parent}"])
+    node["records"], node["evaluation"]["prompts"] = PAIRS, SOME[0]
+    return Path(config.build(node).path)

@@ -14,8 +14,8 @@ from mmalign.policies.language.codes.thinking_images import thinking_images
 from mmalign.policies.twins import visions
 from mmalign.records import Pair
 from mmalign.training import own_samples as module
-from mmalign.training.own_samples import own_samples
-from mmalign.types import Rollout
+from mmalign.training.own_samples import own_kl, own_samples
+from mmalign.types import Rollout, UserError
 from tests.helpers import tiny_text
 from tests.helpers.flat import transformers
 
@@ -137,3 +137,29 @@ def test_an_online_run_of_words_measures_its_evaluations_too(tmp_path):
     rows = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
     evals = [row for row in rows if row["phase"] == "eval"]
     assert evals[0]["kl"] == 0.0 and evals[-1]["kl"] > 1e-4 and math.isfinite(evals[-1]["kl_se"])
+
+
+def test_the_kl_to_a_golden_model_stands_beside_that_to_the_teacher(policy, tmp_path):
+    rollout = policy.traced(PROMPTS * 2, list(range(8)), max_completion=8)
+    torch.testing.assert_close(own_kl(policy, rollout, "ref"), own_samples(policy, rollout, "ref")["kl"], rtol=0, atol=1e-9)
+    make = lambda: transformers(tiny_text.model(), tiny_text.tokenizer(tiny_text.CHATML), max_completion=8, device="cpu")  # noqa: E731
+    other = make()
+    with torch.no_grad():
+        for value in other.parameters().values():
+            value.add_(0.2 * torch.randn(value.shape, generator=torch.Generator().manual_seed(1)))
+    reward = lambda outputs, prompts: torch.tensor([float(len(output)) for output in outputs], dtype=torch.float64)  # noqa: E731
+    settings = {
+        "steps": 2, "batch": {"prompts": 2, "group": 4}, "optimizer": mm.adamw(rate=0.05),
+        "references": {"teacher": {"policy": make()}, "golden": {"policy": other}},
+    }  # fmt: skip
+    evaluation = {"every": 1, "samples": 4, "references": ["teacher", "golden"]}
+    trained = make()
+    run = mm.online(trained, PROMPTS, {"length": reward}, mm.methods.opd(), evaluation=evaluation,
+                    run={"name": "run", "folder": str(tmp_path), "trackers": ()}, **settings)  # fmt: skip
+    first, *_, last = [row for row in map(json.loads, (run.path / "metrics.jsonl").read_text().splitlines()) if row["phase"] == "eval"]
+    assert abs(first["kl/teacher"]) < 1e-6 < 1e-3 < first["kl/golden"] and last["kl/golden"] > 1e-3 and math.isfinite(first["kl/golden_se"])
+    assert run.summary["kl/golden_after"] == last["kl/golden"] and "kl/golden" in run.report.path.read_text()
+    for wrong, line in ((["gold"], r"evaluation\.references: got 'gold', takes names of references: teacher, golden"),):
+        with pytest.raises(UserError, match=line):
+            mm.online(make(), PROMPTS, {"length": reward}, mm.methods.opd(), evaluation={"references": wrong},
+                      run={"name": "wrong", "folder": str(tmp_path), "trackers": ()}, **settings)  # fmt: skip

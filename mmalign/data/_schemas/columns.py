@@ -61,7 +61,7 @@ ITEMS = ("history", "images", "videos")
 IDS = ("id", "prompt_id", "message_id", "idx", "question_id", "uid", "_id")
 ABOUT = (  # texts about a row that are no part of it
     "source", "dataset", "dataset_name", "category", "subcategory", "language", "lang", "model", "model_chosen", "model_rejected", "split",
-    "origin", "license", "domain", "task", "type", "subset", "url", "created_at", "timestamp", "version",
+    "origin", "license", "domain", "task", "type", "subset", "url", "created_at", "timestamp", "version", "uncertainty",
 )  # fmt: skip
 IMAGES = (
     "images", "image", "image_paths", "image_path", "imgs", "img", "img_paths", "img_path", "image_urls", "image_url", "image_files",

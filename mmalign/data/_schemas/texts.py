@@ -34,6 +34,10 @@ from mmalign.media import Broken
 from mmalign.records import Pair, Ranking, Thumb
 
 ASPECTS = ("helpfulness", "honesty", "instruction_following", "truthfulness")
+CRITIQUE = (
+    "<request>\n{asked}\n</request>\n<response>\n{response}\n</response>\n"
+    'Write a critique of the response: what is good, and what is wrong. Then score it in a last line of the form "Score: n".'
+)
 ASKS = "\n\nAssistant:"  # of HH-RLHF
 
 Score = Literal["ratings", "overall"]
@@ -174,6 +178,20 @@ def ultrafeedback(score: Score) -> Schema:
     return schema
 
 
+def critiques(row: Row, name: str) -> Iterator[Thumb]:
+    """UltraFeedback's critiques as what a critic says: of each completion with a ``critique`` a demonstration.
+
+    Its prompt holds instruction and response, its output is the critique, and behind it ``Score: n`` (``overall_score``) in a line of its
+    own where there is one, as ``rewards.critic`` reads it.
+    """
+    asked = text_of(row, "prompt")
+    for place, completion in enumerate(_objects({"completions": _several(row, "completions")}, "completions"), start=1):
+        if isinstance(completion.get("critique"), str) and completion["critique"].strip():
+            response, score = text_of(completion, "response"), number(completion.get("overall_score"))
+            said = completion["critique"].strip() + ("" if math.isnan(score) else f"\nScore: {score:g}")
+            yield Thumb(CRITIQUE.format(asked=asked, response=response), said, 1.0, f"{id_of(row, name)}:{place}")
+
+
 def _aspects(completion: Mapping[str, Any]) -> dict[str, float]:
     annotations = completion.get("annotations")
     aspects = {name: annotations.get(name) for name in ASPECTS} if isinstance(annotations, Mapping) else {}
@@ -211,7 +229,7 @@ def reader(
     schema: Schema = {
         "preference": preference, "hh": transcripts(form), "thumbs": thumbs, "demonstrations": thumbs,
         "stepwise": stepwise(separator), "ranked": ranked, "rated": rated,
-        "ultrafeedback": ultrafeedback(score), "oasst": oasst,
+        "ultrafeedback": ultrafeedback(score), "critiques": critiques, "oasst": oasst,
     }[kind]  # fmt: skip
 
     def read(row: Row, name: str) -> Iterator[Pair | Thumb | Ranking]:

@@ -105,6 +105,17 @@ def macro(mask: Tensor, *, length: int) -> Tensor:
     return live(1.0 + torch.div(mask.cumsum(1) - 1, length, rounding_mode="floor").double(), mask)
 
 
+def turn(mask: Tensor) -> Tensor:
+    """Numbers of runs of live steps, ``[B, T]`` float64 from 1; 0 in dead cells: what was said between two replies of an environment.
+
+    Examples:
+        >>> turn(torch.tensor([[True, True, False, True]])).tolist()
+        [[1.0, 1.0, 0.0, 2.0]]
+    """
+    begins = mask & ~torch.cat([torch.zeros_like(mask[:, :1]), mask[:, :-1]], dim=1)
+    return live(begins.cumsum(1).double(), mask)
+
+
 def first(number: Tensor) -> Tensor:
     """``[B, T]`` bool: the first cell of each macro action.
 

@@ -113,6 +113,35 @@ def segmented(segments: Segments, tokens: Tensor, lengths: Tensor, mask: Tensor,
     return table * mask
 
 
+def pair_of_marks(marks: Sequence[str] | None) -> tuple[str, str] | None:
+    """Two texts between which thoughts stand. Errors: UserError for others."""
+    if marks is None:
+        return None
+    if isinstance(marks, str) or len(marks) != 2 or not all(isinstance(mark, str) and mark for mark in marks) or marks[0] == marks[1]:
+        raise UserError(f"policy.thoughts: got {marks!r}, takes two texts, [<think>, </think>]")
+    return marks[0], marks[1]
+
+
+def said(mask: Tensor, tokens: Tensor, lengths: Tensor, marks: tuple[str, str] | None, decode: Decode) -> Tensor:
+    """``mask`` without tokens that hold something from the one mark to the other, both included; a row's last token stays as it is.
+
+    A thought that does not end goes to the end of its row. marks: None: nothing is a thought.
+    """
+    if marks is None:
+        return mask
+    table = mask.clone()
+    for row, (line, length) in enumerate(zip(tokens.tolist(), lengths.tolist(), strict=True)):
+        text, places = spans(line[:length], decode)
+        inside, start = list[Span](), text.find(marks[0])
+        while start >= 0:
+            end = text.find(marks[1], start + len(marks[0]))
+            inside.append((start, len(text) if end < 0 else end + len(marks[1])))
+            start = -1 if end < 0 else text.find(marks[0], end + len(marks[1]))
+        for place, (first, last) in enumerate(places[: length - 1]):
+            table[row, place] &= not any(first < after and before < last for before, after in inside)
+    return table
+
+
 def _of_tokens(tokens: Sequence[Span], words: Sequence[Span], numbers: Sequence[int]) -> list[int]:
     """For each token, the number of the first numbered word that it shares a character with."""
     per_token = []

@@ -18,6 +18,7 @@ from mmalign.policies.parameters import ParameterSets
 from mmalign.policies.scorers.heads._head import Head
 from mmalign.policies.scorers.heads.linear import linear
 from mmalign.policies.scorers.readers import Reader, ReaderOfLatents, reader_of
+from mmalign.policies.scorers.thinned import thinned
 from mmalign.policies.transformers import TransformersPolicy
 from mmalign.types import EVERY, Adapter, Level, Need, Rollout, Steps, UserError
 
@@ -125,6 +126,10 @@ class ScorerPolicy:
             raise UserError(f"policy.head: reads {', '.join(missing)}, which these records do not say of their rows")
         columns = {name: [column[row] for row in rows.tolist()] for name, column in rollout.columns.items()}
         return self.head(self.reader.features(rollout, rows), columns).double().cpu()  # type: ignore[no-any-return]
+
+    def thinned(self, share: float, seed: int) -> AbstractContextManager[None]:
+        """One draw of dropout in front of every linear layer, while the block lasts; see ``thinned``."""
+        return thinned(self.reader.model, self.head, share=share, seed=seed)
 
     def score(
         self, prompts: Sequence[Any], outputs: Any, columns: Mapping[str, list[Any]] | None = None, *, gradient: bool = False

@@ -5,9 +5,11 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+import json
 import math
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +22,7 @@ from mmalign.types import UserError
 
 Part = dict[str, Any]
 
+DEMONSTRATIONS = 3  # rankings that a judge is shown
 LEAST_MASS = 0.5  # of a token's probability that has to be on the answers that were asked for
 
 
@@ -185,3 +188,29 @@ def scored_token(answer: Answer) -> Mapping[str, float]:
 def as_table(scores: Sequence[float | None]) -> Tensor:
     """Scores ``[B]`` float64; NaN for a missing one."""
     return torch.tensor([math.nan if value is None else value for value in scores], dtype=torch.float64)
+
+
+def words_of(key: str, path: str) -> str:
+    """The words of a file, without spaces at their ends. Errors: UserError, by the setting's ``key``, for none."""
+    try:
+        words = Path(path).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{key}: {path} cannot be read: {type(error).__name__}") from error
+    if not words:
+        raise UserError(f"{key}: {path} is empty, takes a file of words")
+    return words
+
+
+def demonstrated(name: str, path: str | None) -> str:
+    """The first rankings of a file as what a judge is shown before it is asked; nothing for None. Errors: UserError for what is none."""
+    if path is None:
+        return ""
+    shown = []
+    for number, line in enumerate(words_of(f"{name}.demonstrations", path).splitlines()[:DEMONSTRATIONS], start=1):
+        try:
+            row = json.loads(line)
+            answers = [f"{place}. {answer}" for place, answer in enumerate(row["completions"], start=1)]
+            shown.append(f"<request>\n{question(row['prompt'])}\n</request>\n<ranking>\n" + "\n".join(answers) + "\n</ranking>")
+        except (ValueError, TypeError, KeyError) as error:
+            raise UserError(f"{name}.demonstrations: {path}, line {number}: takes an object with prompt and completions") from error
+    return "Responses that were ranked before, the best first:\n" + "\n".join(shown)

@@ -19,6 +19,8 @@ Turn = dict[str, str]
 def calculator_prompts(*, count: Count = 64, offset: Natural = 0) -> list[Prompt]:
     """Sums like ``13 * 14 + 87`` with the column ``answer``, each once, in an order that is always the same.
 
+    Their column ``hint`` has the product, and then the sum behind it, for ``data.hinted``.
+
     count: how many. offset: number of the first, from 0.
 
     Errors: UserError where there are not so many.
@@ -31,11 +33,14 @@ def calculator_prompts(*, count: Count = 64, offset: Natural = 0) -> list[Prompt
     most = 10_000
     if count < 1 or offset < 0 or offset + count > most:
         raise UserError(f"calculator_prompts: got count={count}, offset={offset}, takes 1 or more, 0 or more, together at most {most}")
-    rng, sums = random.Random(0), dict[str, int]()
+    rng, sums = random.Random(0), dict[str, tuple[int, int]]()
     while len(sums) < offset + count:
         a, b, c = _numbers(rng)
-        sums[f"{a} * {b} + {c}"] = a * b + c
-    return [Prompt(text, {"answer": str(value)}) for text, value in list(sums.items())[offset:]]
+        sums[f"{a} * {b} + {c}"] = (a * b, a * b + c)
+    return [
+        Prompt(text, {"answer": str(total), "hint": [str(product), f"{product} {total}"]})
+        for text, (product, total) in list(sums.items())[offset:]
+    ]
 
 
 def conversation(rng: random.Random) -> list[Turn]:
