@@ -15,11 +15,11 @@ def refuse_elsewhere(team: Team, folder: Path, key: str) -> None:
     A file of a new name is looked for, and removed again: a folder of the same name on another machine's disk may hold anything else.
     """
     token = folder / f".seen.{secrets.randbits(60)}.tmp"  # a name of those that a later opening sweeps away, should this process be killed
-    if team.size > 1 and team.main:
+    if not team.alone and team.main:
         token.touch()
     token = folder / team.tell(token.name)[0]
     try:
-        blind = [rank for rank, sees in enumerate(team.tell(team.size == 1 or token.is_file())) if not sees]
+        blind = [rank for rank, sees in enumerate(team.everyone(team.alone or token.is_file())) if not sees]
     finally:
         if team.main:
             token.unlink(missing_ok=True)

@@ -44,18 +44,25 @@ class PeerShort(Exception):
 class Team:
     """The processes of a run. This one is alone; ``Processes`` are several.
 
-    size: how many there are. rank: the number of this one, from 0. Errors, of all that is told and gathered: PeerError where another
-    process has failed, died, or not come within the timeout.
+    size: how many there are to share rows. rank: the number of this one, from 0. Where several compute each row together
+    (``compute_together``), these are one of them: they have its rows, make its calls, and hear what the first of them says. Errors, of all
+    that is told and gathered: PeerError where another process has failed, died, or not come within the timeout.
     """
 
     size, rank = 1, 0
+    count, place = 1, 0
+    """``size`` and ``rank`` where those that compute rows together are counted, too."""
+    alone, main = True, True
+    """Whether there is no other process, and whether this is the one that writes."""
     failed = False
     """Whether this process and the others hear nothing of each other any more."""
 
-    @property
-    def main(self) -> bool:
-        """Whether this is the process that writes."""
-        return self.rank == 0
+    def compute_together(self, count: int) -> None:
+        """From now on so many processes compute each row. Errors: UserError where there are no such groups."""
+        if count > 1:
+            raise UserError(
+                f"devices.sequence: got {count} in one process; takes as many processes, or a multiple (--processes {count}), or 1"
+            )
 
     def share(self, count: int) -> slice:
         """Which of ``count`` things are this process's: as many as every other one's, or one more; those of rank 0 come first."""
@@ -63,6 +70,10 @@ class Team:
 
     def tell(self, value: Any) -> list[Any]:
         """JSON of every process, in the order of ranks."""
+        return [value]
+
+    def everyone(self, value: Any) -> list[Any]:
+        """``tell``, also of those that compute rows together."""
         return [value]
 
     def gather(self, tables: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
@@ -111,11 +122,11 @@ class Team:
 
     def any(self, flag: bool) -> bool:
         """Whether it is so in some process."""
-        return any(self.tell(bool(flag)))
+        return any(self.everyone(bool(flag)))
 
     def agree(self, what: str, value: Any) -> None:
         """Errors: UserError in every process where ``value``, which is JSON, is not the same in all of them; names the key that is not."""
-        values = self.tell(value)
+        values = self.everyone(value)
         for rank, other in enumerate(values):
             if (key := _apart(values[0], other)) is not None:
                 which = f"{what}{key}: process {rank} has another than process 0"
@@ -139,6 +150,7 @@ class Processes(Team):
         import torch.distributed as dist
 
         self.rank, self.size, self.timeout, self.failed = rank, size, timedelta(seconds=timeout), False
+        self.place, self.count, self.each, self.alone, self.main = rank, size, 1, size == 1, rank == 0
         self._board: Any = None  # where each says which of its messages it has come to
         self._messages = 0
         self._helpers: list[WeakMethod[Callable[[int, int], None]]] = []
@@ -159,6 +171,11 @@ class Processes(Team):
             takes = "a launcher such as torchrun, with an address and a port that all of them reach"
             raise UserError(f"processes: could not be joined ({why}); takes {takes}") from error
         self.tell("here")  # whoever ends first may take the store along that the others still join by
+
+    def compute_together(self, count: int) -> None:
+        if self.count % count:
+            raise UserError(f"devices.sequence: got {count} and {self.count} processes; takes a number that divides these, or 1")
+        self.each, self.size, self.rank = count, self.count // count, self.place // count
 
     def _store(self) -> Any:
         """Where the processes find each other. Errors: RuntimeError where they do not within the timeout: whoever else holds that port may
@@ -184,14 +201,18 @@ class Processes(Team):
         return store
 
     def tell(self, value: Any) -> list[Any]:
+        return self.everyone(value)[:: self.each]
+
+    def everyone(self, value: Any) -> list[Any]:
         return [json.loads(text) for text in self._exchange(json.dumps(value).encode())]
 
     def gather(self, tables: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
         from safetensors.torch import load, save
 
         sent = {name: table.detach().cpu().contiguous().clone() for name, table in tables.items()}
-        parts = [load(text) for text in self._exchange(save(sent))]
-        parts[self.rank] = dict(tables)
+        parts = [load(text) for text in self._exchange(save(sent))][:: self.each]
+        first = self.each * self.rank == self.place or any(table.requires_grad for table in tables.values())
+        parts[self.rank] = dict(tables) if first else parts[self.rank]  # rewards may answer each who asks otherwise
         return parts
 
     def add(self, tensors: Iterable[Tensor]) -> None:
@@ -255,7 +276,7 @@ class Processes(Team):
         """
         self._messages += 1
         if self._board is not None:
-            self.heard(lambda: self._board.set(f"mmalign/{self.rank}", str(self._messages)))
+            self.heard(lambda: self._board.set(f"mmalign/{self.place}", str(self._messages)))
         while True:
             heads = self._heads(how, len(message), -1, -1)
             gather = _first_asked(heads)
@@ -267,19 +288,19 @@ class Processes(Team):
         """Of every process how it is, the length of its message, and what it asks for (-1: nothing)."""
         from torch.distributed import all_gather
 
-        heads = [torch.zeros(len(own), dtype=torch.int64) for _ in range(self.size)]
+        heads = [torch.zeros(len(own), dtype=torch.int64) for _ in range(self.count)]
         self.heard(lambda: all_gather(heads, torch.tensor(own), group=self._talk))
         return [head.tolist() for head in heads]
 
     def _bodies(self, message: bytes, heads: Sequence[Sequence[int]]) -> list[bytes]:
         from torch.distributed import all_gather
 
-        lengths, own = [head[LENGTH] for head in heads], heads[self.rank][HOW]
+        lengths, own = [head[LENGTH] for head in heads], heads[self.place][HOW]
         bodies = [torch.zeros(max(*lengths, 1), dtype=torch.uint8) for _ in lengths]
         body = torch.frombuffer(bytearray(message.ljust(max(*lengths, 1), b"\0")), dtype=torch.uint8)
         self.heard(lambda: all_gather(bodies, body, group=self._talk))
         messages = [text.numpy().tobytes()[:length] for text, length in zip(bodies, lengths, strict=True)]
-        stopped, waiting = ([rank for rank, head in enumerate(heads) if head[HOW] == how and rank != self.rank] for how in (FAILED, SHORT))
+        stopped, waiting = ([rank for rank, head in enumerate(heads) if head[HOW] == how and rank != self.place] for how in (FAILED, SHORT))
         if stopped and own != FAILED:
             self.failed = True  # that one waits for nobody any more
             raise PeerError(f"process {stopped[0]}: {messages[stopped[0]].decode()}")
@@ -302,11 +323,13 @@ class Processes(Team):
         except RuntimeError as error:
             self.failed = True
             why = " ".join(str(error).split())[:200]
-            raise PeerError(f"processes: process {self.rank} of {self.size} hears nothing of {self._behind()} any more ({why})") from error
+            raise PeerError(
+                f"processes: process {self.place} of {self.count} hears nothing of {self._behind()} any more ({why})"
+            ) from error
 
     def _behind(self) -> str:
         """Which processes have not come to the message that this one waits at: those that died, or that stall."""
-        others, behind = [rank for rank in range(self.size) if rank != self.rank], list[int]()
+        others, behind = [rank for rank in range(self.count) if rank != self.place], list[int]()
         if self._board is not None and len(others) > 1:
             self._board.set_timeout(timedelta(seconds=LOOK))
             for rank in others:
@@ -351,9 +374,12 @@ def joined() -> Team:
         raise UserError(f"MMALIGN_TIMEOUT: got {timeout!r}, takes seconds") from error
 
 
-def team_for(count: int, key: str) -> Team:
-    """``joined``. Errors: UserError, beside its own, where there are fewer things (``key``) than processes to share them."""
+def team_for(count: int, key: str, *, together: int | None = None) -> Team:
+    """``joined``. together: how many processes compute each row from now on; None: as before. Errors: UserError, beside its own, where
+    there are fewer things (``key``) than processes to share them."""
     team = joined()
+    if together is not None:
+        team.compute_together(together)
     if count < team.size:
         raise UserError(f"{key}: got {count} for {team.size} processes; takes {team.size} or more, or fewer processes")
     return team

@@ -24,7 +24,7 @@ from torch import Tensor
 from mmalign.distributed.shards import digest
 from mmalign.needs import kinds
 from mmalign.policies.parameters import Other, ParameterSets, frozen
-from mmalign.policies.pipelines import adjoints, branching, mixing, recording, reference_models, score_differences
+from mmalign.policies.pipelines import adjoints, branching, mixing, recording, reference_models, score_differences, sequences
 from mmalign.policies.pipelines import memory as fitting
 from mmalign.policies.pipelines.arguments import call_arguments_of, random_steps_of
 from mmalign.policies.pipelines.calling import Caller, load, noting
@@ -138,6 +138,9 @@ class DiffusersPolicy:
     def parameters(self) -> dict[str, torch.nn.Parameter]:
         """Trained parameters by name."""
         return self.sets.trained
+
+    def compute_together(self, count: int, world: int, place: int) -> None:
+        sequences.compute_together(self.denoisers, count, world, place)
 
     def using(self, name: str) -> AbstractContextManager[None]:
         """A named parameter set, or another pipeline, in place of the current one: ``ref``, ``ema``, ``previous``, ..."""

@@ -115,7 +115,7 @@ def offline(  # one argument for each thing that a run is made of
     source, coming_from = streamed(records, seed=run.seed)
     first = refuse_records(policy, coming_from, method, count=batch.records)
     method = dimensions.named(policy, method, coming_from(), count=batch.records)
-    team = team_for(batch.records, "batch.records")
+    team = team_for(batch.records, "batch.records", together=devices.sequence)
     author = OwnRows(policy, method, seed=run.seed, rows_at_once=batch.micro_rows)
     finish = partial(finished, source, author=author, team=team)
     refuse_unknown(method, _feedbacks(coming_from(), method, finish, count=batch.records))
@@ -235,12 +235,13 @@ def _encoded(  # what a step of records depends on
 
     draw: makes the generator of the step, the same for every try. aside: id -> why, of records that the policy refuses; grows, and what is
     in it is not tried again. finish: has the policy draw the rows that records leave to it. refill: whether others take the place of those
-    that are refused. known: media that are decoded already, to which those are added that are not. Errors: UserError where a whole round of the data holds nothing that the policy can use.
+    that are refused. known: media that are decoded already, to which those are added that are not. Errors: UserError where a whole round
+    of the data holds nothing that the policy can use.
     """
     records, passed, read = list[Any](), Counter[str](), {} if known is None else known
     while True:
         records += _take(_unrefused(coming, aside, passed), count - len(records))
-        if team.size > 1:
+        if not team.alone:
             team.agree("records", {_called(record): _contents(record) for record in records})
         prompts, outputs, feedback = _rows(finish(records), method)
         feedback = labelled(feedback, records)

@@ -159,7 +159,7 @@ def _carried_out(turn: Turn, team: Team, rounds: int) -> tuple[Any, Entry]:
 
 def _built(node: Mapping[str, Any], team: Team, **extra: Any) -> Any:
     """What a stage's config gives. A function of somebody else's is called by the main process alone, as it may know of no others."""
-    if "." not in node["use"] or team.size == 1:
+    if "." not in node["use"] or team.alone:
         return build(node, **extra)
     return team.tell(plain(build(node, **extra)) if team.main else None)[0]
 

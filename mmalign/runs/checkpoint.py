@@ -108,7 +108,7 @@ def _agreed(team: Team, write: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     try:
         written = write()
     except OSError as error:
-        if team.size == 1:
+        if team.alone:
             raise
         wrong = error
     parts = team.tell([written, None if wrong is None else [wrong.errno, wrong.strerror, str(wrong.filename)]])

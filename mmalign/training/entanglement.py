@@ -58,6 +58,8 @@ class Entanglement:
     def __init__(self, learner: Learner, every: int | None):
         if every is not None and learner.shards is not None:
             raise UserError("run.gradients: got devices.place: fsdp2, whose gradients are in parts; takes replicate")
+        if every is not None and learner.team.size < learner.team.count:
+            raise UserError("run.gradients: got devices.sequence, whose gradients are in parts; takes 1")
         self.learner, self.every = learner, every
 
     @contextmanager

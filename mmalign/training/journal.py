@@ -258,7 +258,7 @@ class Journal:
 
     def _interrupted(self) -> bool:
         """Whether a signal has come, to whichever process: all of them end after the same step."""
-        names = [name for name in self.team.tell(self.interrupt.name) if name]
+        names = [name for name in self.team.everyone(self.interrupt.name) if name]
         self.interrupt.name = names[0] if names else ""
         return bool(names)
 

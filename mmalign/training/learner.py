@@ -22,7 +22,7 @@ from mmalign.training.kept_references import KeptReferences
 from mmalign.training.optimizer import clipped, flatten_optimizer, parted, restore_optimizer
 from mmalign.training.optimizers import Optimizer
 from mmalign.training.settings import Devices, Reference
-from mmalign.training.units import inside_processes, live_columns, micro_sizes, needed, steps_at_once
+from mmalign.training.units import inside_processes, live_columns, micro_sizes, needed, spread, steps_at_once
 from mmalign.types import Method, Need, Policy, Rollout, Steps
 
 ROUNDING = 1e-9
@@ -60,6 +60,7 @@ class Learner:
         self.policy, self.method, self.settings, self.steps, self.team = policy, method, optimizer, steps, team
         optimizer.refuse_longer(steps)
         self.shards = sharded(policy, devices, team)
+        spread(policy, method, devices, team)
         team.copy([parameter for parameter in policy.parameters().values() if not is_cut(parameter)])
         self.optimizer = parted(optimizer.make(policy.parameters().values()))
         self.optimizer.zero_grad(set_to_none=True)  # of whoever trained the model before
@@ -254,7 +255,7 @@ class Learner:
 
     def _add_gradients(self) -> None:
         """Makes every gradient the sum over processes; None stays None where no process has one."""
-        if self.team.size == 1:
+        if self.team.alone:
             return
         leaves = {} if self.shards is None else self.shards.leaves
         parameters = [parameter for name, parameter in self.policy.parameters().items() if name not in leaves]

@@ -56,8 +56,8 @@ class OfWholeMatrices(torch.optim.Optimizer):
         matrix.grad = whole(parameter.grad.detach()) if parameter.grad is not None else None
         one = self.make([matrix])
         one.param_groups[0].update(settings)
-        entries = {key: whole(held) if isinstance(held, Tensor) else held for key, held in self.state[parameter].items()}
-        one.state[matrix] = _packed(entries, parameter.dtype)
+        held_whole = {key: whole(held) if isinstance(held, Tensor) else held for key, held in self.state[parameter].items()}
+        one.state[matrix] = _packed(held_whole, parameter.dtype)
         one.step()
         if matrix.data_ptr() != parameter.data_ptr():
             parameter.copy_(like(matrix.detach(), parameter))

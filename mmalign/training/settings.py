@@ -235,14 +235,21 @@ class Devices(Record):
     float32. Parameters, their moving averages and the optimiser's state stay in the type that they have, gradients are summed in float32.
     offload: of ``fsdp2``, on GPUs: shards, and with them the optimiser's state and step, are on the CPU; a block's come to the GPU to be
     gathered, and its gradients go back. Changes no number but by rounding.
+    sequence: so many processes compute each row together, each a part of its tokens, with what diffusers has for that (context
+    parallelism, Ulysses): for videos and images whose activations do not fit on one GPU. Of ``replicate``, for denoisers that diffusers
+    has a plan for (Flux, Wan, LTX, Qwen-Image), at sizes whose tokens and heads it divides; not for gradients of rewards. Changes no
+    number but by rounding.
     """
 
     place: Literal["replicate", "fsdp2"] = "replicate"
     mixed_precision: Literal["bfloat16"] | None = None
     offload: bool = False
+    sequence: Count = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.sequence > 1 and self.place == "fsdp2":
+            raise UserError(f"sequence: got {self.sequence} with place: fsdp2, whose processes run blocks apart; takes place: replicate")
         of_shards = {"mixed_precision": self.mixed_precision, "offload": self.offload or None}
         for name, value in of_shards.items() if self.place == "replicate" else ():
             if value is not None:

@@ -8,8 +8,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from mmalign.abilities import Spread
+from mmalign.distributed.team import Team
 from mmalign.needs import OLD, lacking
 from mmalign.training.experience import Experience
+from mmalign.training.settings import Devices
 from mmalign.types import Feedback, Method, Need, Policy, Rollout, Unit, UserError
 
 
@@ -72,6 +75,17 @@ def refuse_stale(method: Method, staleness: int) -> None:
     if staleness and (OLD not in method.needs or method.behaviors):
         why = "lets others draw rows" if method.behaviors else "has no ratio to the parameters that sampled, which would correct for it"
         raise UserError(f"batch.staleness: got {staleness}, and the method {why}; takes 0, or a method with such a ratio (grpo, ppo, rloo)")
+
+
+def spread(policy: Policy, method: Method, devices: Devices, team: Team) -> None:
+    """Has several processes compute each row together, where that is asked for. Errors: UserError where they cannot."""
+    count = devices.sequence
+    if count > 1 and method.reward_gradient is not None:
+        raise UserError(f"devices.sequence: got {count}, and the gradient goes through several calls of the model; takes 1")
+    if isinstance(policy, Spread):
+        policy.compute_together(count, team.count, team.place)
+    elif count > 1:
+        raise UserError(f"devices.sequence: got {count}, and {type(policy).__name__} is no denoiser of diffusers; takes 1")
 
 
 def steps_at_once(policy: Policy, method: Method, micro_steps: int | None) -> int | None:
