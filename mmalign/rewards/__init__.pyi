@@ -23,6 +23,7 @@ from mmalign.rewards.pictures.hps import hps as hps
 from mmalign.rewards.pictures.hpsv3 import hpsv3 as hpsv3
 from mmalign.rewards.pictures.image_reward import image_reward as image_reward
 from mmalign.rewards.pictures.jpeg import jpeg as jpeg
+from mmalign.rewards.pictures.lpips import lpips as lpips
 from mmalign.rewards.pictures.nearest_distance import nearest_distance as nearest_distance
 from mmalign.rewards.pictures.novelty import novelty as novelty
 from mmalign.rewards.pictures.object_counts import object_counts as object_counts
