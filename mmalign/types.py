@@ -118,7 +118,8 @@ class Steps:
         ``drift`` (exact KL of the distribution that the step was sampled from to its present one, nats), and ``adjoint`` (by how much
         the reward would grow, to first order, as the outcome of the step moves from what was recorded).
     contrasts: name -> the same rows and steps under another condition, with references of its own: ``ablated`` (what the prompt
-        shows taken away), ``good`` and ``bad`` (asked to answer well, or badly), ``mismatched`` (another row's prompt).
+        shows taken away), ``good`` and ``bad`` (asked to answer well, or badly), ``mismatched`` (another row's prompt), ``true`` (what the
+        prompt itself shows at each step, in place of what was drawn).
     """
 
     log_probs: Tensor

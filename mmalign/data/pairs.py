@@ -36,7 +36,7 @@ LOOK = 16  # pairs that are read before anything long starts
 
 
 def pairs(  # how a data set of others is read
-    path: str,
+    path: str | list[str],
     *,
     schema: SchemaName = "auto",
     columns: dict[str, str] | None = None,
@@ -51,8 +51,8 @@ def pairs(  # how a data set of others is read
     """Images or videos and what was said of them, in local files: JSONL, JSON, CSV, parquet, webdataset shards (tar), or a folder of them.
 
     Args:
-        path: a file, a folder of files, or an image folder with a ``metadata`` file. Media are paths (relative to their file), bytes,
-            ``data:`` addresses, or structs ``{bytes, path}``; videos are paths that end like one.
+        path: a file, a folder of files, an image folder with a ``metadata`` file, or a list of these. Media are paths (relative to their
+            file), bytes, ``data:`` addresses, or structs ``{bytes, path}``; videos are paths that end like one.
         schema: pairs: ``pickapic``, ``hpdv2``, ``hpdv3``, ``imagereward`` (its lists, and ImageRewardDB's rows of one image, which are read
             all at once); ``thumbs`` (prompt, image, label), ``demonstrations`` (no label, all good); or ``auto``, which looks at the
             first row's columns, and knows prompt, chosen and rejected, too.

@@ -38,14 +38,15 @@ KINDS = {"rlaif_v": "preference", "mm_rlhf": "preference", "povid": "preference"
 
 
 def picture_texts(  # how a data set of others is read
-    path: str, *, schema: SchemaName = "auto", columns: dict[str, str] | None = None, folder: str | None = None, cache: str | None = None,
-    ties: Literal["soft", "drop"] = "soft", animated: media.Animated = "refuse", max_text: Size = 2**20, max_bytes: Size = 64 * 2**20,
-    max_pixels: Size = 64 * 10**6,
+    path: str | list[str], *, schema: SchemaName = "auto", columns: dict[str, str] | None = None, folder: str | None = None,
+    cache: str | None = None, ties: Literal["soft", "drop"] = "soft", animated: media.Animated = "refuse", max_text: Size = 2**20,
+    max_bytes: Size = 64 * 2**20, max_pixels: Size = 64 * 10**6,
 ) -> Stored:  # fmt: skip
     """Answers about pictures or videos in local files: JSONL, JSON, CSV, parquet or tar, or a folder of them.
 
     Args:
-        path: a file, or a folder of files. A prompt becomes a conversation that holds its media as ``{type: image, path: ...}``.
+        path: a file, a folder of files, or a list of these. A prompt becomes a conversation that holds its media as
+            ``{type: image, path: ...}``.
         schema: ``preference`` (prompt, chosen, rejected, and image, images, video or videos: TRL's), ``rlhf_v`` (RLHF-V-Dataset: image,
             and text with question, chosen, rejected), ``rlaif_v`` (RLAIF-V-Dataset: image, question, chosen, rejected), ``mm_rlhf``
             (dpo_pairs.jsonl: prompt, chosen, rejected, image or video), ``povid`` (image, conversations, rejected_conversations),

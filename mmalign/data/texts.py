@@ -26,13 +26,13 @@ LOOK = 16  # records that are read before anything long starts
 
 
 def texts(
-    path: str, *, schema: SchemaName = "auto", columns: dict[str, str] | None = None, ties: Literal["soft", "drop"] = "soft",
+    path: str | list[str], *, schema: SchemaName = "auto", columns: dict[str, str] | None = None, ties: Literal["soft", "drop"] = "soft",
     score: Score = "ratings", transcripts: Form = "turns", separator: str = "\n", max_bytes: Size = 2**20,
 ) -> Stored:  # fmt: skip
     """Preference data of texts in local files: JSONL, JSON, CSV, parquet or tar, or a folder of them.
 
     Args:
-        path: a file, or a folder of files.
+        path: a file, a folder of files, or a list of these.
         schema: what the rows are, or ``auto``, which looks at the first row's columns. Pairs: ``preference`` (prompt, chosen, rejected;
             the prompt may be what both share; UltraFeedback, binarized), ``hh`` (HH-RLHF). ``thumbs`` (prompt, completion, label), and
             ``demonstrations``, plain supervised rows without a label, which are all good.

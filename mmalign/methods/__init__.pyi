@@ -132,6 +132,7 @@ from mmalign.methods.policy_gradient.rto import rto as rto
 from mmalign.methods.policy_gradient.sapo import sapo as sapo
 from mmalign.methods.policy_gradient.superhf import superhf as superhf
 from mmalign.methods.policy_gradient.trpa import trpa as trpa
+from mmalign.methods.policy_gradient.va_pi import va_pi as va_pi
 from mmalign.methods.policy_gradient.vespo import vespo as vespo
 from mmalign.methods.reward_gradient.adjoint_matching import adjoint_matching as adjoint_matching
 from mmalign.methods.reward_gradient.alignprop import alignprop as alignprop

@@ -96,6 +96,21 @@ def grpo(
     return total / len(_rows(table))
 
 
+def va_pi(table: Table, *, clip: float = 1e-4, beta: float = 0.01, truth: float = 0.0, advantage_clip: float | None = 5.0) -> Tensor:
+    scores, total = _z_scores(table, table.rewards.tolist(), True, 1e-4, "group"), _zero(table)
+    most = math.inf if advantage_clip is None else advantage_clip
+    for row in _rows(table):
+        inside = _zero(table)
+        for step in _cells(table, row):
+            score = max(-most, min(most, scores[row]))
+            inside = inside + _ppo(table.log_probs[row, step] - table.old[row, step], score, clip, clip)
+            inside = inside + beta * _kl(table, row, step, "k3")
+            if truth:
+                inside = inside - truth * table.others["true"][0][row, step]
+        total = total + inside / len(_cells(table, row))
+    return total / len(_rows(table))
+
+
 def gspo(table: Table, *, clip: float, **_: Any) -> Tensor:
     scores, total = _z_scores(table, table.rewards.tolist(), True, 1e-4), _zero(table)
     for row in _rows(table):
@@ -179,6 +194,11 @@ ORACLES: dict[str, list[tuple[dict[str, Any], Callable[..., Tensor]]]] = {
         ({"dual": 1.1, "beta": 0.1, "kl": "k3_clamped"}, dapo),
         ({"beta": 0.1, "kl": "k3_straight"}, dapo),
         ({"beta": 0.1, "kl": "k3_weighted"}, dapo),
+    ],
+    "va_pi": [
+        ({}, va_pi),
+        ({"clip": 0.1, "beta": 0.3, "truth": 0.7, "advantage_clip": 0.8}, va_pi),
+        ({"beta": 0.0, "truth": 2.0, "advantage_clip": None}, va_pi),
     ],
     "dr_grpo": [
         ({"length": 10}, dr_grpo),

@@ -49,7 +49,7 @@ STRENGTH = [1.0, 0.8, 0.3, 1.0, math.nan, 0.5]
 EVERYTHING = frozenset(
     {OLD, refs("ref"), refs("previous"), refs("before"), kls("ref"), reverse_kls("ref"), STD, SLOPE, DT, NOISE, CHANGED, PHRASE}
 )
-CONTRASTS = ("ablated", "good", "bad", "mismatched", "blended")
+CONTRASTS = ("ablated", "good", "bad", "mismatched", "blended", "true")
 TERMS = ("entropy", "collision", "value", "reward_mask", "kl_mask", "degree", "drift", "adjoint")
 EVERYTHING |= {SEGMENT, *map(Need, TERMS), *map(contrast, CONTRASTS), kls("previous")}
 ABSOLUTE = frozenset(absolute("previous", share) for share in (1.0, -1.0, 0.3, -0.3, 0.0))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import mmalign as mm
 from mmalign.config import check, load
-from mmalign.needs import ENTROPY
+from mmalign.needs import ENTROPY, contrast
 from mmalign.policies.language.codes.image_tokens import ImageTokensPolicy, image_tokens
 from mmalign.policies.language.codes.thinking_images import ThinkingImagesPolicy, thinking_images
 from mmalign.policies.parameters import replaced
@@ -300,6 +300,11 @@ def test_teacher_forcing_draws_each_code_behind_the_true_ones(kind: str, guidanc
     steps = some.steps(rollout, torch.tensor([4, 0]))
     assert torch.allclose(steps.log_probs.detach(), rollout.log_probs[[4, 0]], atol=1e-5)
     assert torch.allclose(some._whole(rollout.take(torch.tensor([5, 1])), 2), rollout.log_probs[[5, 1]], atol=1e-5)
+    truth = frozenset({contrast("true")})
+    told = some.steps(rollout, torch.tensor([4, 0]), torch.tensor([1, 3]), truth).contrasts["true"].log_probs
+    assert told.requires_grad and torch.allclose(told.detach(), plain[[1, 0]][:, [1, 3]], atol=2e-5)
+    with pytest.raises(UserError, match="contrast true: rows are drawn freely"):
+        policy(kind).steps(given, torch.arange(1), None, truth)
     late = some.sample(prompts, 3, torch.Generator().manual_seed(0), part=slice(1, 2))
     assert torch.equal(late.held.tokens, rollout.held.tokens[3:])
     assert torch.allclose(some._whole(type(rollout).join([rollout, late]), 9)[6:], rollout.log_probs[3:], atol=1e-5)

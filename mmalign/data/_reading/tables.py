@@ -8,7 +8,7 @@ from __future__ import annotations
 import codecs
 import csv
 import io
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote
@@ -47,8 +47,8 @@ class Block(NamedTuple):
     file: str = ""
 
 
-def blocks(path: str, *, most: int = MEMBER) -> list[Block]:
-    """The blocks of a JSONL, JSON, CSV, parquet or tar file, or of a folder of them.
+def blocks(path: str | Sequence[str], *, most: int = MEMBER) -> list[Block]:
+    """The blocks of a JSONL, JSON, CSV, parquet or tar file, or of a folder of them, or of several of these.
 
     most: bytes of one member of a tar file.
 
@@ -56,6 +56,10 @@ def blocks(path: str, *, most: int = MEMBER) -> list[Block]:
     A row keeps the path of its file (``__file__``): the paths of its media start in that folder.
     Errors: UserError for no such file, another kind, or an empty folder.
     """
+    if not isinstance(path, str):
+        if not path:
+            raise UserError("records.path: got an empty list, takes one file or folder, or more")
+        return [block for one in path for block in blocks(one, most=most)]
     place = Path(path)
     if is_folder(place):
         files = [place / name for name in METADATA if (place / name).is_file()][:1] or sorted(

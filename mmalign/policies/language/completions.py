@@ -23,7 +23,8 @@ class Completions:
     of the next other prompt of the rollout that a prompt came with; its own where it was alone. which: ``[B]`` the prompt of each row.
     tokens: ``[B, T]``, filled up with anything. lengths: ``[B]``. cut: ``[B]`` bool, rows that came to no end; False where they were given.
     refs: name -> ``[B, T]`` log-probabilities. phrases: row numbers -> phrases of these rows, read once. contrasts: name -> P prompts,
-    made once. read: ``[B, T]``, allowed: ``[B, T, W]``, as of ``prefixes.Sequences``.
+    made once. read: ``[B, T]``, allowed: ``[B, T, W]``, as of ``prefixes.Sequences``. truth: ``[B, T]``, what stands at each place of what
+    a prompt shows, of rows that are taught by it.
     """
 
     vision: Vision | None
@@ -39,6 +40,7 @@ class Completions:
     contrasts: dict[str, list[Prompt]] = field(default_factory=dict)
     read: Tensor | None = None
     allowed: Tensor | None = None
+    truth: Tensor | None = None
 
     @staticmethod
     def of_rows(
@@ -74,8 +76,8 @@ class Completions:
         """All prompts stay: rows may be compared behind those of others."""
         kept: dict[str, Any] = {name: getattr(self, name)[rows] for name in ("which", "tokens", "lengths", "cut")}
         refs = {name: table[rows] for name, table in self.refs.items()}
-        read, allowed = (None if table is None else table[rows] for table in (self.read, self.allowed))
-        return replace(self, **kept, refs=refs, phrases={}, read=read, allowed=allowed)
+        read, allowed, truth = (None if table is None else table[rows] for table in (self.read, self.allowed, self.truth))
+        return replace(self, **kept, refs=refs, phrases={}, read=read, allowed=allowed, truth=truth)
 
     @staticmethod
     def join(parts: Sequence[Completions]) -> Completions:
@@ -96,4 +98,5 @@ class Completions:
             refs=stacked_by_name([part.refs for part in parts]),
             read=None if parts[0].read is None else stacked([part.read for part in parts if part.read is not None]),
             allowed=None if parts[0].allowed is None else stacked([part.allowed for part in parts if part.allowed is not None]),
+            truth=None if parts[0].truth is None else stacked([part.truth for part in parts if part.truth is not None]),
         )

@@ -189,7 +189,7 @@ class ImageTokensPolicy:
         ]
         codes = torch.cat([drawn.codes for drawn in parts])
         rollout = self._table(encoded, [prompts[number] for number in own], which, codes, torch.tensor(own)[which])
-        rollout.held = replace(rollout.held, read=read)
+        rollout.held = replace(rollout.held, read=read, truth=true[which])
         rollout.log_probs = self._whole(rollout, self.rows_at_once)
         differences = (torch.cat([drawn.log_probs for drawn in parts]) - rollout.log_probs).abs()
         rollout.metrics.update(engine_difference=float(differences.mean()), engine_difference_max=float(differences.max()))
@@ -338,7 +338,8 @@ class ImageTokensPolicy:
         """The table of some rows, and of some codes (all, by default), with gradient.
 
         ``needs`` of ``refs``, ``kls``, ``reverse_kls`` (the last two over the whole codebook), ``entropy``, ``collision`` and
-        ``contrast:mismatched`` (behind another row's prompt) fill those tables.
+        ``contrast:mismatched`` (behind another row's prompt) fill those tables, and ``contrast:true`` that of the codes of the image that
+        a prompt holds, in place of those that were drawn, under ``teacher_forcing``.
         """
         score = lambda cells, numbers, names: self._scored(rollout, rows, cells, numbers=numbers, references=names)  # noqa: E731
         steps = steps_of(rollout, rows, columns, needs, score)
@@ -350,6 +351,8 @@ class ImageTokensPolicy:
 
     def _contrast(self, rollout: Rollout, rows: Tensor, columns: Tensor, cells: Tensor, name: str) -> Steps:
         """The same codes behind other prompts, with gradient, and the references' log-probabilities of them."""
+        if name == "true":
+            return self._true(rollout, rows, columns, cells)
         behind = others(rollout.held, name, rows=(rows, rollout.group[rows]), systems={}, ablation=self.of.ablation, room=self.room)
         scored = lambda: self._scored(rollout, rows, cells, behind=behind)[LOG_PROBS][:, columns]  # noqa: E731
         refs = {}
@@ -357,6 +360,14 @@ class ImageTokensPolicy:
             with torch.no_grad(), self.using(reference):
                 refs[reference] = scored()
         return Steps(log_probs=scored(), mask=rollout.mask[rows][:, columns], refs=refs, kind=ADAPTER.kind)
+
+    def _true(self, rollout: Rollout, rows: Tensor, columns: Tensor, cells: Tensor) -> Steps:
+        """The true codes behind the same ones, with gradient. Errors: UserError where rows were drawn freely."""
+        if rollout.held.truth is None:
+            raise UserError("contrast true: rows are drawn freely, behind no image; takes policy.teacher_forcing")
+        taught = replace(rollout, held=replace(rollout.held, tokens=rollout.held.truth))
+        log_probs = self._scored(taught, rows, cells)[LOG_PROBS][:, columns]
+        return Steps(log_probs=log_probs, mask=rollout.mask[rows][:, columns], kind=ADAPTER.kind)
 
     def _whole(self, rollout: Rollout, rows_at_once: int) -> Tensor:
         """Log-probabilities ``[B, T]`` of all rows under the parameters that are in place, without gradient."""
