@@ -30,8 +30,8 @@ class Strengths(NamedTuple):
 def zermelo(wins: ArrayLike) -> Strengths:
     """The strengths under which what was seen is likeliest.
 
-    The fixed point ``e^s_i = sum_j w_ij e^s_j / (e^s_i + e^s_j) / sum_j w_ji / (e^s_i + e^s_j)`` is gone to one by one. A tie counts one half
-    for either. The covariance is the pseudo-inverse of the information ``sum_ij n_ij p_ij (1 - p_ij) (e_i - e_j)(e_i - e_j)'``.
+    The fixed point ``e^s_i = sum_j w_ij e^s_j / (e^s_i + e^s_j) / sum_j w_ji / (e^s_i + e^s_j)`` is gone to one by one. A tie counts one
+    half for either. The covariance is the pseudo-inverse of the information, over pairs ``sum n p (1 - p) (e_i - e_j)(e_i - e_j)'``.
 
     wins: ``[n, n]``, how often i was found better than j; the diagonal is not read.
 

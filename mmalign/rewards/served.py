@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -16,7 +16,7 @@ from mmalign.arguments.ranges import Count, Natural
 from mmalign.arguments.signatures import Record
 from mmalign.rewards._shared.scorer import Scorer, column_of
 from mmalign.serving.asking import Asking, Client, Passing, Unreadable, key_of, strict_json
-from mmalign.serving.started import Start, started
+from mmalign.serving.started import DYING, Start, alive, started
 from mmalign.serving.wire import PROTOCOL, Pixels, content_hash, packed, packed_prompt
 from mmalign.types import UserError
 
@@ -93,6 +93,7 @@ class Remote:
         self._facts: dict[str, Any] | None = None
         self._cache: OrderedDict[str, dict[str, Any]] = OrderedDict()
         self._kept: dict[str, Any] | None = None
+        self.restarted = 0
         self._client: Client | None = None if url is None else self._connected(url, key_of("asking", asking))
 
     def _connected(self, url: str, key: str | None) -> Client:
@@ -102,12 +103,26 @@ class Remote:
     @property
     def client(self) -> Client:
         """Who asks; the server is started where that has to be done."""
-        if self._client is None:
-            assert self.start is not None
-            self.address = started(self, self.reward or "served", self.start, lambda line: print(line, file=sys.stderr))
-            self._client = self._connected(self.address.url, self.address.token)
-            self._client.load(self._kept or self._client.dump())
+        return self._started(self._kept) if self._client is None else self._client
+
+    def _started(self, counted: dict[str, Any] | None) -> Client:
+        assert self.start is not None
+        self.address = started(self, self.reward or "served", self.start, lambda line: print(line, file=sys.stderr))
+        self._facts, self._client = None, self._connected(self.address.url, self.address.token)
+        self._client.load(counted or self._client.dump())
         return self._client
+
+    def _restarted(self, *, patience: float = 0.0) -> bool:
+        """Whether the server had ended though nobody ended it, and has been started again. patience: as of ``started.alive``."""
+        if self.start is None or self._client is None or self.restarted >= self.start.restarts:
+            return False
+        if alive(self.address.pid, patience=patience):
+            return False
+        self.restarted += 1
+        who, number = self.reward or "served", f"{self.restarted} of {self.start.restarts}"
+        print(f"{who}: its server has ended by itself; starting it again, {number}", file=sys.stderr)
+        self._started(self._client.dump())
+        return True
 
     def at(self, step: int) -> None:
         """The step that is told to rewards that change as training goes."""
@@ -116,17 +131,18 @@ class Remote:
     def dump(self) -> dict[str, Any]:
         """What a checkpoint keeps, as JSON."""
         counted = self._kept if self._client is None else self._client.dump()
-        return {"counted": counted, "weights": self.weights, "parts": self.parts}
+        return {"counted": counted, "weights": self.weights, "parts": self.parts, "restarted": self.restarted}
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Puts ``dump`` back."""
         self.weights, self.parts, self._kept = self.weights or state["weights"], list(state["parts"]), state["counted"]
+        self.restarted = state.get("restarted", 0)
         if self._client is not None and self._kept is not None:
             self._client.load(self._kept)
 
     def score(self, outputs: Any, prompts: list[Any], **columns: Any) -> Any:
         """``[B]`` float64, or such by part, or lists of the scores of parts of texts."""
-        client, count = self.client, len(prompts)
+        count = len(prompts)
         if len(outputs) != count:
             raise UserError(f"served: got {len(outputs)} outputs for {count} prompts, takes one for each")
         tables: list[dict[str, Any] | None] = [None] * count
@@ -136,7 +152,7 @@ class Remote:
         asked = [row for row in range(count) if known[row] is None]
         size = self.rows.most if self.rows is not None else max(1, count)
         parts = [asked[first : first + size] for first in range(0, len(asked), size)]
-        for rows, answer in zip(parts, client.each(parts, lambda rows: self._ask(rows, outputs, prompts, columns)), strict=True):
+        for rows, answer in zip(parts, self._answers(parts, lambda rows: self._ask(rows, outputs, prompts, columns)), strict=True):
             for place, row in enumerate(rows):
                 if isinstance(answer, Unreadable):
                     reasons[row] = str(answer)
@@ -145,8 +161,19 @@ class Remote:
                 reasons[row] = answer.reasons.get(place)
                 self._remember(hashes[row], tables[row] if reasons[row] is None else None)
         tables = [table if table is not None else known[row] for row, table in enumerate(tables)]
-        client.count(reasons, lambda row: {"prompt": str(prompts[row])[:500], "output": str(outputs[row])[:500]})
+        self.client.count(reasons, lambda row: {"prompt": str(prompts[row])[:500], "output": str(outputs[row])[:500]})
         return self._together(tables)
+
+    def _answers(self, parts: list[list[int]], ask: Callable[[list[int]], Answer]) -> list[Answer | Unreadable]:
+        """An answer to each question, or why there is none. What a server that ended did not answer, the next one is asked."""
+        self._restarted()
+        answers = list(self.client.each(parts, ask))
+        open_ = [place for place, answer in enumerate(answers) if isinstance(answer, Unreadable)]
+        while open_ and self._restarted(patience=DYING):
+            for place, answer in zip(open_, self.client.each([parts[place] for place in open_], ask), strict=True):
+                answers[place] = answer
+            open_ = [place for place in open_ if isinstance(answers[place], Unreadable)]
+        return answers
 
     def _together(self, tables: Sequence[Mapping[str, Any] | None]) -> Any:
         self.parts = list(dict.fromkeys([*self.parts, *(part for table in tables for part in table or ())]))

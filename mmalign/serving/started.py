@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -16,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mmalign.arguments.ranges import Positive
+from mmalign.arguments.ranges import Natural, Positive
 from mmalign.arguments.signatures import Record
 from mmalign.files import write_text
 from mmalign.serving.environments import INSIDE, environment, python_of
@@ -26,7 +27,9 @@ from mmalign.types import UserError
 
 TOKEN = "MMALIGN_REWARD_TOKEN"
 """The variable that a started server finds its token in."""
+DYING = 1.0  # seconds in which a server that gave no answer may turn out to be dead
 GRACE = 15.0  # seconds that a server has to end by itself
+_OWN = dict[int, tuple[int, subprocess.Popen[bytes]]]()  # servers by their numbers, and the process that started them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,11 +38,14 @@ class Start(Record):
 
     config: of ``mmalign serve-reward``, a YAML file. requirements: a file of pip's for an environment of its own, in place of what the
     config says. seconds: that it has from its start until it listens; an environment that has to be made first has its own time.
+    restarts: how often it is started again where it ended though nobody ended it; what it was asked then is asked again. After that its
+    answers are missing.
     """
 
     config: str
     requirements: str | None = None
     seconds: Positive = 600.0
+    restarts: Natural = 3
 
 
 class Address(NamedTuple):
@@ -92,7 +98,7 @@ def started(owner: Any, name: str, start: Start, say: Callable[[str], None]) -> 
     with FileLock(f"{place}.lock"):
         if place.is_file():
             told = Address(**json.loads(place.read_text(encoding="utf-8")))
-            if _alive(told.pid):
+            if alive(told.pid):
                 return told
         server = _start(owner, name, start, say)
         write_text(place, json.dumps(server.address._asdict()))  # in a folder that nobody else reads
@@ -128,6 +134,7 @@ def _start(owner: Any, name: str, start: Start, say: Callable[[str], None]) -> _
         server.end()
         why = words_of[-1][:300] if words_of else f"it said nothing within {start.seconds:g} s"
         raise UserError(f"{name}.start: the server of {start.config} did not start: {why}")
+    _OWN[process.pid] = os.getpid(), process
     weakref.finalize(owner, server.end)  # at the latest when this process ends
     say(f"{name}: {line}")
     return server
@@ -155,7 +162,16 @@ def _first_line(process: subprocess.Popen[bytes], beginning: bytes, seconds: flo
     return ""
 
 
-def _alive(pid: int) -> bool:
+def alive(pid: int, *, patience: float = 0.0) -> bool:
+    """Whether a server's process goes on; of one that somebody else started, as far as can be seen.
+
+    patience: seconds in which it may still end: one that is being killed answers no more, and is there for a moment.
+    """
+    owner, process = _OWN.get(pid, (0, None))
+    if process is not None and owner == os.getpid():
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(patience)
+        return process.returncode is None
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

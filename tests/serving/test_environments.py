@@ -54,13 +54,14 @@ def test_two_rewards_whose_packages_exclude_each_other_in_one_run(tmp_path, monk
         reward(tmp_path, version)
     asking = {"failures": 1, "retries": 0, "backoff": 0.0}
     rewards = {
-        name: mm.rewards.served(start={"config": f"by_{number}/server.yaml"}, asking=asking) for name, number in (("one", 1), ("two", 2))
+        name: mm.rewards.served(start={"config": f"by_{number}/server.yaml", "restarts": 1}, asking=asking)
+        for name, number in (("one", 1), ("two", 2))
     }
     seen = []
 
     def letters(outputs, prompts):
         seen.append(list(outputs))
-        if len(seen) == 1 + 3:  # an evaluation first
+        if len(seen) in (1 + 3, 1 + 4):  # an evaluation first; once it is started again, and not twice
             os.kill(rewards["two"].state.address.pid, signal.SIGKILL)
         return [float(len(output)) for output in outputs]
 
@@ -74,11 +75,13 @@ def test_two_rewards_whose_packages_exclude_each_other_in_one_run(tmp_path, monk
             run={"folder": str(tmp_path / "runs"), "trackers": []},
         )  # fmt: skip
     rows = [row for row in map(json.loads, (run.path / "metrics.jsonl").read_text().splitlines()) if row["phase"] == "train"]
-    assert [row.get("missing/two", 0) for row in rows] == [0, 0, 8, 8] and not any("missing/one" in row for row in rows)
+    assert [row.get("missing/two", 0) for row in rows] == [0, 0, 0, 8] and not any("missing/one" in row for row in rows)
     assert all(row["reward/one"] == pytest.approx(row["reward/letters"]) for row in rows)
-    assert [row["reward/two"] for row in rows] == [pytest.approx(2 * row["reward/letters"]) for row in rows[:2]] + [None, None]
+    assert [row["reward/two"] for row in rows] == [pytest.approx(2 * row["reward/letters"]) for row in rows[:3]] + [None]
     said = capfd.readouterr().err
-    assert said.count("making its environment") == said.count("serving http://127.0.0.1:") == 2
+    assert said.count("making its environment") == 2 and said.count("serving http://127.0.0.1:") == 3
+    assert said.count("its server has ended by itself; starting it again, 1 of 1") == 1
+    assert rewards["two"].state.dump()["restarted"] == 1 and rewards["one"].state.dump()["restarted"] == 0
     alive = rewards["one"].state.address.pid
     rewards.clear()
     del run, letters
