@@ -34,7 +34,7 @@ WITHOUT = {
     "modpo": "a second objective",
     "gdpo": "a second reward",
     "ddpo": "denoising steps (on tokens it is GRPO's kin)",
-    "dance_grpo": "denoising steps", "b2_diffurl": "denoising steps", "diffusion_opd": "a teacher", "opd": "a teacher",
+    "dance_grpo": "denoising steps", "b2_diffurl": "denoising steps", "diffusion_opd": "a teacher", "opd": "a teacher", "sdpo": "contrasts", "cgpo": "judges",
 }  # fmt: skip
 
 POLICY = """\

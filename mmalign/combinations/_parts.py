@@ -50,12 +50,11 @@ Transforms = Mapping[str, Transform | Sequence[Transform]]
 
 
 class ByGradient(Protocol):
-    """What a combination asks of the policy gradients ``g_k`` of its rewards, each by itself (``training.inner_products``).
+    """What a combination asks of the policy gradients ``g_k`` of its rewards, each by itself (``training.inner_products``)."""
 
-    values: the weights as they are.
-    """
-
-    values: Mapping[str, float]
+    @property
+    def values(self) -> Mapping[str, float]:
+        """The weights as they are."""
 
     def apart(self, parts: Mapping[str, Tensor], group: Tensor, prompts: Sequence[Any]) -> dict[str, Tensor]:
         """The scores ``[B]`` that each gradient is of, by name."""

@@ -130,8 +130,8 @@ def shortest(inner: Tensor, *, iterations: int = 1000) -> Tensor:
 
 
 def _learned(name: str, weights: Mapping[str, float], move: Move, transforms: Transforms | None, *, estimated: bool = False) -> Combination:
-    state, chain = _Weights(name, weights, move, estimated), Chain(name, transforms)
-    state.chain = chain
+    chain = Chain(name, transforms)
+    state = _Weights(name, weights, move, chain, estimated)
 
     def of(parts: Parts, rows: Rows) -> Tensor:
         parts = chain.apply(parts, rows)
@@ -144,10 +144,9 @@ def _learned(name: str, weights: Mapping[str, float], move: Move, transforms: Tr
 class _Weights:
     """Weights that move by the inner products of gradients, or by an estimate of these; a State, and a ByGradient."""
 
-    chain: Chain
-
-    def __init__(self, owner: str, weights: Mapping[str, float], move: Move, estimated: bool):
-        self.owner, self.values, self.move, self.estimated = owner, dict(weights), move, estimated
+    def __init__(self, owner: str, weights: Mapping[str, float], move: Move, chain: Chain, estimated: bool):
+        self.owner, self.move, self.chain, self.estimated = owner, move, chain, estimated
+        self.values: Mapping[str, float] = dict(weights)
 
     def apart(self, parts: Parts, group: Tensor, prompts: Sequence[Any]) -> dict[str, Tensor]:
         """The scores as its chain leaves them."""

@@ -116,7 +116,7 @@ def archer(
 
 def ppo_max(
     table: Table, *, gamma: float = 1.0, lam: float = 0.95, value: float = 1.0, value_clip: float | None = 0.2, beta: float = 0.02,
-    centre: bool = False, reward_clip: float = 10.0, advantage_clip: float | None = 0.5, **rest: Any,
+    centre: bool = False, reward_clip: float = 10.0, advantage_clip: float | None = 0.5, critic_first: int = 0, **rest: Any,
 ) -> Tensor:  # fmt: skip
     known = [reward for reward in table.rewards.tolist() if not math.isnan(reward)]
     middle = sum(known) / len(known)
@@ -124,6 +124,7 @@ def ppo_max(
     scaled = [(reward - (middle if centre else 0.0)) / spread for reward in table.rewards.tolist()]
     scaled = [max(-reward_clip, min(reward_clip, reward)) if reward == reward else reward for reward in scaled]
     bound = math.inf if advantage_clip is None else advantage_clip
+    bound = 0.0 if critic_first else bound  # no policy gradient at all
     earned = _priced(table, beta, scaled)
     return _loss(table, earned, gamma=gamma, lam=lam, value=value, value_clip=value_clip, largest=bound, **rest)
 
@@ -182,6 +183,14 @@ def ma_rlhf(
         cells = _cells(table, row)
         if macro == "ngram":
             return [cells[start : start + length] for start in range(0, len(cells), length)]
+        if macro == "perplexity":
+            calmer: list[list[int]] = []
+            for step in cells:
+                if calmer and float(table.ref[row, step]) >= float(table.ref[row, calmer[-1][-1]]):
+                    calmer[-1].append(step)
+                else:
+                    calmer.append([step])
+            return calmer
         numbers = sorted({float(table.segment[row, step]) for step in cells})
         return [[step for step in cells if table.segment[row, step] == number] for number in numbers]
 
@@ -215,6 +224,7 @@ ORACLES: dict[str, list[tuple[dict[str, Any], Callable[..., Tensor]]]] = {
     ],
     "ppo_max": [
         ({}, ppo_max),
+        ({"critic_first": 1000, "value": 0.3}, ppo_max),
         ({**_JUDGED, "value_clip": 0.1, "entropy": 0.1, "beta": 0.3, "centre": True, "reward_clip": 0.8, "advantage_clip": None}, ppo_max),
     ],
     "pf_ppo": [
@@ -231,6 +241,7 @@ ORACLES: dict[str, list[tuple[dict[str, Any], Callable[..., Tensor]]]] = {
         ({"length": 2}, ma_rlhf),
         ({**_JUDGED, "macro": "segment", "pool": "sum", "beta": 0.3}, ma_rlhf),
         ({"length": 1, "beta": 0.0}, ma_rlhf),
+        ({"macro": "perplexity", "gamma": 0.9}, ma_rlhf),
     ],
     "fine_grained_rlhf": [({}, fine_grained_rlhf), ({**_JUDGED, "terminal": 0.5, "beta": 0.0}, fine_grained_rlhf)],
 }

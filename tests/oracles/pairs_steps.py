@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -106,7 +107,16 @@ def t_reg(table: Table, *, beta: float = 0.1, weight: float = 0.25) -> Tensor:
     return expected(table, cost)
 
 
-def critical_token_dpo(table: Table, *, beta: float = 0.1, both: bool = True) -> Tensor:
+def critical_token_dpo(
+    table: Table, *, beta: float = 0.1, both: bool = True, by: str = "prompts", right: str = "right", wrong: str = "wrong"
+) -> Tensor:
+    def _thought(table: Table, row: int, step: int) -> float:
+        """What is thought of a step: by the reference under two prompts, or by two models."""
+        first, second = (
+            (table.others[name][1] for name in ("good", "bad")) if by == "prompts" else (getattr(table, n) for n in (right, wrong))
+        )
+        return 1 / (1 + math.exp(float(second[row, step] - first[row, step])))
+
     def cost(better: int, worse: int, _: int | None) -> Tensor:
         margin = torch.tensor(0.0, dtype=torch.float64)
         for step in _cells(table, better):
@@ -171,6 +181,15 @@ def reward_augmented_dpo(table: Table, *, beta: float = 0.1) -> Tensor:
         return softplus(-beta * high) + softplus(-beta * low)
 
     return expected(table, cost)
+
+
+def sdpo(table: Table, *, taught: str = "taught", rows: str = "worse") -> Tensor:
+    def of(row: int) -> Tensor:
+        cells = _cells(table, row)
+        liked = [float((table.others[taught][0][row, step] - table.log_probs[row, step]).detach()) for step in cells]
+        return sum((-gap * table.log_probs[row, step] for gap, step in zip(liked, cells, strict=True)), torch.tensor(0.0)) / len(cells)
+
+    return expected(table, lambda better, worse, _: of(worse) if rows == "worse" else (of(better) + of(worse)) / 2)
 
 
 def mapl(table: Table, *, beta: float = 0.1, weight: float = 1.0, changed: str = "ablated") -> Tensor:
@@ -319,13 +338,18 @@ ORACLES: dict[str, list[tuple[dict[str, Any], Callable[..., Tensor]]]] = {
     "tdpo1": [({}, tdpo1), ({"beta": 0.7}, tdpo1)],
     "tdpo2": [({}, tdpo2), ({"beta": 0.7, "alpha": 1.5}, tdpo2)],
     "t_reg": [({}, t_reg), ({"beta": 0.7, "weight": 2.0}, t_reg)],
-    "critical_token_dpo": [({}, critical_token_dpo), ({"beta": 0.7, "both": False}, critical_token_dpo)],
+    "critical_token_dpo": [
+        ({}, critical_token_dpo),
+        ({"beta": 0.7, "both": False}, critical_token_dpo),
+        ({"by": "models", "right": "previous", "wrong": "before"}, critical_token_dpo),
+    ],
     "dense_dpo": [({}, dense_dpo), ({"beta": 0.7, "gamma": 0.5, "margin": "total"}, dense_dpo)],
     "salt": [({}, salt), ({"added": 0.5, "removed": 2.0}, salt)],
     "rrpo": [({}, rrpo), ({"beta": 0.7, "alpha": 0.5}, rrpo)],
     "opa_dpo": [({}, opa_dpo), ({"beta": 0.7, "picture": 0.5, "keep": 0.3, "anchor": 0.5}, opa_dpo)],
     "mdpo": [({}, mdpo), ({"beta": 0.7, "anchor": 0.5}, mdpo)],
     "reward_augmented_dpo": [({}, reward_augmented_dpo), ({"beta": 0.7}, reward_augmented_dpo)],
+    "sdpo": [({"taught": "bad"}, sdpo), ({"taught": "good", "rows": "both"}, sdpo)],
     "mapl": [({}, mapl), ({"beta": 0.7, "weight": 0.3, "changed": "good"}, mapl)],
     "mm_dpo": [({}, mm_dpo), ({"beta": 0.7, "weight": 2.0, "k": 1.5}, mm_dpo)],
     "modpo": [({}, modpo), ({"beta": 0.7, "weight": 0.3}, modpo)],
@@ -353,4 +377,7 @@ ORACLES: dict[str, list[tuple[dict[str, Any], Callable[..., Tensor]]]] = {
     ],
 }
 
-SATURATING: dict[str, str] = {"triple_po": "a list of two rows has no triple, and no gradient at any distance"}
+SATURATING: dict[str, str] = {
+    "triple_po": "a list of two rows has no triple, and no gradient at any distance",
+    "sdpo": "rows go where the taught policy is, whatever their rewards",
+}

@@ -178,6 +178,36 @@ def rloo(table: Table, *, ratio: str = "whole_sequence", clip: float | None = No
     return total / len(_rows(table))
 
 
+def cgpo(
+    table: Table, *, judges: dict[str, float], optimiser: str = "crpg", most_kl: float | None = None,
+    tasks: dict[str, dict[str, Any]] | None = None,
+) -> Tensor:  # fmt: skip
+    rewards, total, bounds = table.rewards.tolist(), _zero(table), tasks or {}
+    far = [sum(float(table.old[row, step] - table.ref[row, step]) for step in _cells(table, row)) for row in range(len(rewards))]
+    sound = [all(not float(table.parts[name][row]) < least for name, least in judges.items()) for row in range(len(rewards))]
+    task = [next((name for name in bounds if not table.parts[name][row].isnan()), "") for row in range(len(rewards))]
+    for row in _rows(table):
+        how = bounds.get(task[row], {}).get("optimiser", optimiser)
+        most = bounds.get(task[row], {}).get("most_kl", most_kl)
+        near = [
+            other for other in range(len(rewards))
+            if table.group[other] == table.group[row] and task[other] == task[row] and not math.isnan(rewards[other])
+            and (most is None or far[other] <= most)
+        ]  # fmt: skip
+        if row not in near:
+            continue
+        score = 0.0
+        if how == "crpg":
+            paid = [rewards[other] if sound[other] else 0.0 for other in near]
+            score = (rewards[row] if sound[row] else 0.0) - sum(paid) / len(paid)
+        else:
+            able = [other for other in near if sound[other]]
+            if able and row == max(able, key=lambda other: (rewards[other], -other)):
+                score = rewards[row]
+        total = total - score * sum((table.log_probs[row, step] for step in _cells(table, row)), _zero(table))
+    return total / len(_rows(table))
+
+
 # name of the method -> (hyper-parameters, oracle) of every case; each keyword of a method is moved at least once.
 ORACLES: dict[str, list[tuple[dict[str, Any], Callable[..., Tensor]]]] = {
     "grpo": [
@@ -186,6 +216,11 @@ ORACLES: dict[str, list[tuple[dict[str, Any], Callable[..., Tensor]]]] = {
         ({"beta": 0.0, "std": "batch"}, grpo),
         ({"beta": 0.0, "std": "none", "dual": 1.3}, grpo),
         ({"beta": 0.0, "ratio": "per_sequence", "clip": 0.02}, gspo),
+    ],
+    "cgpo": [
+        ({"judges": {"second": 0.0}}, cgpo),
+        ({"judges": {}, "optimiser": "crraft", "most_kl": 0.5}, cgpo),
+        ({"judges": {"second": 0.2}, "most_kl": 0.3, "tasks": {"first": {"optimiser": "crraft", "most_kl": None}}}, cgpo),
     ],
     "dapo": [
         ({}, dapo),
@@ -207,3 +242,4 @@ ORACLES: dict[str, list[tuple[dict[str, Any], Callable[..., Tensor]]]] = {
     ],
     "rloo": [({}, rloo), ({"ratio": "per_step", "clip": 0.1, "beta": 0.1}, rloo), ({"clip": 0.2, "beta": 0.1, "kl": "k1"}, rloo)],
 }
+SATURATING = {"cgpo": "of CRRAFT only the best rows have a gradient, and rows too far away have none"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from mmalign.arguments.ranges import Count, NotNegative, Positive, Proportion
-from mmalign.needs import MASK, SEGMENT
+from mmalign.needs import MASK, SEGMENT, refs
 from mmalign.objectives.feedback import returns
 from mmalign.objectives.parts import Reading, read
 from mmalign.objectives.sentences.actor_critic import actor_critic
@@ -16,7 +16,7 @@ from mmalign.types import Method, UserError
 
 def ma_rlhf(
     *,
-    macro: Literal["ngram", "segment"] = "ngram",
+    macro: Literal["ngram", "segment", "perplexity"] = "ngram",
     length: Count = 5,
     pool: Literal["mean", "sum"] = "mean",
     clip: Positive = 0.2,
@@ -34,26 +34,31 @@ def ma_rlhf(
         loss = mean_it [ -min(rho_it A_m, clip(rho_it, 1 - clip, 1 + clip) A_m) + value / 2 (V_m - R_m)^2 ]
 
     Args:
-        macro: ``ngram``, ``length`` tokens each; ``segment``, the policy's own numbers (sentences, phrases, turns).
+        macro: ``ngram``, ``length`` tokens each; ``segment``, the policy's own numbers (sentences, phrases, turns, the constituents of a
+            parse); ``perplexity``, as long as each token surprises ``ref`` no more than the one before.
         length: of an n-gram, in live steps; 1 is ``ppo``.
         pool: how a macro action's value comes from its tokens'.
         clip, gamma, lam, value, beta: as in ``ppo``; gamma and lam by macro action.
 
     Paper: MA-RLHF: Reinforcement Learning from Human Feedback with Macro Actions, arXiv 2410.02743.
 
-    Deviations: ratios are by token. A discount inside a macro action is left out. Runs by perplexity, or of random lengths, are segments
-    that somebody else has to number. Steps in no segment (number 0) are outside: they have no advantage.
+    Deviations: ratios are by token. A discount inside a macro action is left out. Runs by perplexity are recalled; there is no
+    parser here, and runs of random lengths are segments that somebody else has to number. Steps in no segment (number 0) are outside: they
+    have no advantage.
 
     Dialects:
     - MA-RLHF: length=5, pool="mean": its code; lengths of 1, 2, 3, 5 or 10 drawn at random are segments.
     """
-    if macro not in ("ngram", "segment") or pool not in ("mean", "sum"):
-        raise UserError(f"macro, pool: got {macro!r} and {pool!r}, takes 'ngram' or 'segment', and 'mean' or 'sum'")
+    if macro not in ("ngram", "segment", "perplexity") or pool not in ("mean", "sum"):
+        raise UserError(f"macro, pool: got {macro!r} and {pool!r}, takes 'ngram', 'segment' or 'perplexity', and 'mean' or 'sum'")
     ngrams = Reading(lambda feedback: returns.macro(returns.known(feedback), length=length), frozenset({MASK}))
     segments = Reading(lambda feedback: read(feedback, SEGMENT), frozenset({SEGMENT}))
+    calming = Reading(
+        lambda feedback: returns.falling(-read(feedback, refs("ref")), returns.known(feedback)), frozenset({MASK, refs("ref")})
+    )
     return actor_critic(
         rewards=penalised(AdaptiveKL(beta=beta, target=None)),
         critic=Critic(gamma, lam, value),
         clip=clip,
-        macro=Macro(ngrams if macro == "ngram" else segments, pool == "mean"),
+        macro=Macro({"ngram": ngrams, "segment": segments, "perplexity": calming}[macro], pool == "mean"),
     )

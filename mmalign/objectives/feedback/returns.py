@@ -116,6 +116,25 @@ def turn(mask: Tensor) -> Tensor:
     return live(begins.cumsum(1).double(), mask)
 
 
+def falling(surprise: Tensor, mask: Tensor) -> Tensor:
+    """Numbers of macro actions in which every live step surprises no more than the one before it, as ``macro`` gives them.
+
+    surprise: ``[B, T]``, minus the log-probability of each step under whoever is asked.
+
+    Examples:
+        >>> falling(torch.tensor([[3.0, 2.0, 2.5, 0.5, 9.0]]), torch.tensor([[True, True, True, True, False]])).tolist()
+        [[1.0, 1.0, 2.0, 2.0, 0.0]]
+    """
+    before, count = surprise.new_full((len(surprise),), -torch.inf), surprise.new_zeros(len(surprise))
+    number = torch.zeros_like(surprise)
+    for step in range(surprise.shape[1]):
+        inside = mask[:, step]
+        count = count + (inside & (surprise[:, step] > before))
+        number[:, step] = live(count, inside)
+        before = torch.where(inside, surprise[:, step], before)
+    return number
+
+
 def first(number: Tensor) -> Tensor:
     """``[B, T]`` bool: the first cell of each macro action.
 

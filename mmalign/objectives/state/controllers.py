@@ -43,6 +43,34 @@ class RunningSpread:
         self.count, self.mean, self.squares = state["count"], state["mean"], state["squares"]
 
 
+class CriticFirst:
+    """The spread of rewards, and how many rollouts there were: in the first ``rollouts`` of them only the critic learns."""
+
+    def __init__(self, rollouts: int):
+        if rollouts < 0:
+            raise UserError(f"critic_first: got {rollouts}, takes 0 rollouts or more")
+        self.rollouts, self.seen, self.spread = rollouts, 0, RunningSpread()
+
+    def update(self, rewards: Tensor) -> None:
+        """Takes in the rewards ``[B]`` of a rollout."""
+        self.seen += 1
+        self.spread.update(rewards)
+
+    @property
+    def critic_alone(self) -> bool:
+        """Whether the last rollout that was taken in is one of those."""
+        return self.seen <= self.rollouts
+
+    def dump(self) -> dict[str, Any]:
+        """As JSON."""
+        return {**self.spread.dump(), "seen": self.seen}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Puts back what ``dump`` gave."""
+        self.spread.load(state)
+        self.seen = state["seen"]
+
+
 class AdaptiveKL:
     """A KL weight that is raised while the KL is above its target, and lowered below it (arXiv 1909.08593, sec. 2.2).
 

@@ -45,19 +45,26 @@ def rewarded(*, beta: float) -> Term:
     return Term(of, score.needs | {contrast("good"), contrast("bad")}, kinds=TOKENS)
 
 
-def critical(*, beta: float, both: bool) -> Term:
+def critical(*, beta: float, both: bool, models: tuple[str, str] | None = None) -> Term:
     """DPO whose worse rows' steps count by ``1 - s`` and, with ``both``, better rows' by s: ``sigmoid(log ref(good) - log ref(bad))``.
 
-    both: whether better rows' steps are weighed too.
+    both: whether better rows' steps are weighed too. models: the references of right and of wrong answers, in place of two prompts.
     """
     score = scores.ratio()
 
+    def liked(steps: Steps) -> Tensor:
+        if models is None:
+            return shares.token_rewards(steps) + 0.5
+        right, wrong = (held(steps, refs(name)) for name in models)
+        return live(torch.sigmoid(live(right - wrong, steps.mask)), steps.mask)
+
     def of(steps: Steps, order: Order) -> Tensor:
-        cells, likely = scores.log_ratio(steps), shares.token_rewards(steps) + 0.5
+        cells, likely = scores.log_ratio(steps), liked(steps)
         better = order.sides((cells * likely if both else cells).sum(1, keepdim=True))[0]
         return links.logistic(better - order.sides((cells * (1 - likely)).sum(1, keepdim=True))[1], beta=beta)
 
-    return Term(of, score.needs | {contrast("good"), contrast("bad")}, kinds=TOKENS, score=score)
+    judged = {contrast("good"), contrast("bad")} if models is None else {refs(name) for name in models}
+    return Term(of, score.needs | judged, kinds=TOKENS, score=score)
 
 
 def edited(*, added: float, removed: float) -> Term:
