@@ -37,6 +37,7 @@ from mmalign.rewards.texts.by_segment import by_segment as by_segment
 from mmalign.rewards.texts.code_structure import code_structure as code_structure
 from mmalign.rewards.texts.code_tests import code_tests as code_tests
 from mmalign.rewards.texts.contains import contains as contains
+from mmalign.rewards.texts.entailment import entailment as entailment
 from mmalign.rewards.texts.exact_match import exact_match as exact_match
 from mmalign.rewards.texts.format import format as format
 from mmalign.rewards.texts.length import length as length
@@ -49,6 +50,7 @@ from mmalign.rewards.texts.repetition import distinct_part as distinct_part
 from mmalign.rewards.texts.repetition import repetition as repetition
 from mmalign.rewards.texts.testbench import testbench as testbench
 from mmalign.rewards.texts.text_overlap import text_overlap as text_overlap
+from mmalign.rewards.texts.variable_values import variable_values as variable_values
 from mmalign.rewards.trained import log_likelihoods as log_likelihoods
 from mmalign.rewards.trained import self_log_prob as self_log_prob
 from mmalign.rewards.trained import trained as trained

@@ -57,8 +57,8 @@ def own_samples(policy: Policy, rollout: Rollout, reference: str) -> dict[str, T
 def own_kl(policy: Policy, rollout: Rollout, reference: str) -> Tensor:
     """``[B]`` float64: ``kl`` of ``own_samples`` alone, to another reference.
 
-    Beside a teacher (the proxy) that to the model which the teacher was trained to be (the golden one): both fall while a student learns, and
-    where the second rises again the teacher is hacked (Tiapkin et al., "On Teacher Hacking in Language Model Distillation" (2025),
+    Beside a teacher (the proxy) that to the model which the teacher was trained to be (the golden one): both fall while a student learns,
+    and where the second rises again the teacher is hacked (Tiapkin et al., "On Teacher Hacking in Language Model Distillation" (2025),
     https://arxiv.org/abs/2502.02671, *recalled*). Theirs are the other way round, over the golden model's samples; those of a data set of
     such samples are ``held_out/loss`` of ``sft``, up to a constant.
     """
