@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import runpy
 import shutil
 import signal
@@ -18,6 +19,7 @@ from mmalign.config import build, load
 from mmalign.distributed import forked
 from mmalign.rooms import resource
 from mmalign.selftest.trials import contents, differing
+from tests.helpers.fake_server import FakeServer, likely, written
 
 SCRIPTS = Path(__file__).parents[2] / "scripts" / "fuzz"
 KILLS = runpy.run_path(str(SCRIPTS / "kills.py"))
@@ -26,9 +28,28 @@ SMALL = {
     "micro_rows": 32, "simulations": 4, "held_out": 2, "passes": 2, "best_of": 2, "groups": 1, "prompts_at_once": 32,
 }  # fmt: skip
 COUNT = 4  # of prompts
+URL = [""]
+
+
+def judged(body: dict[str, Any]) -> dict[str, Any]:
+    """What a server says: a rubric to who asks for one, and to others a score that depends on every letter of the question."""
+    said = json.dumps(body["messages"])
+    if "Answer with the new rubric" in said:
+        return written(f"Be plain. {zlib.crc32(said.encode())}")
+    return likely(**{"1": 0.2, str(2 + zlib.crc32(said.encode()) % 4): 0.8})
+
+
+@pytest.fixture(scope="module", autouse=True)
+def server() -> Iterator[FakeServer]:
+    fake = FakeServer(judged)
+    URL[0] = fake.url
+    yield fake
+    fake.kill()
 
 
 def small(value: Any, key: str = "") -> Any:
+    if isinstance(value, dict) and "url" in value:
+        return value | {"url": URL[0], "backoff": 0.0}
     if isinstance(value, dict):
         kept = {name: small(item, str(name)) for name, item in value.items() if name != "metrics"}
         return kept | ({"records": small(value["records"])} if "records" in value and isinstance(value["records"], dict) else {})
@@ -44,7 +65,7 @@ def small(value: Any, key: str = "") -> Any:
 def loops() -> Iterator[str]:
     for path in sorted(resource("configs").glob("*/*.yaml")):
         text = path.read_text(encoding="utf-8")
-        if "\nuse: rounds\n" in f"\n{text}" and "server:" not in text and path.parent.name != "selftest":
+        if "\nuse: rounds\n" in f"\n{text}" and path.parent.name != "selftest":
             yield f"{path.parent.name}/{path.stem}"
 
 
