@@ -65,7 +65,7 @@ def _inspected(model: str, words: list[str], dtype: str | None) -> Any:
 
 @app.command()
 def merge(context: typer.Context, config: Config, overrides: Overrides = None) -> None:
-    """Make one model of several, as a config of merge describes, move an adapter's singular values by rewards (evolve), or rows along a probe (shift)."""
+    """Make one model of several (merge), move an adapter's singular values by rewards (evolve), or rows along a probe (shift)."""
     with mistakes_as_lines(context):
         from mmalign.config import build
         from mmalign.types import UserError

@@ -67,7 +67,7 @@ def backed_up(node: Node, reward: float) -> None:
 
 
 def contrasts(root: Node, *, share: float, least_gap: float) -> Iterator[tuple[Node, Node, Node]]:
-    """(before, better, worse) of every place where two steps were both passed: the best and the worst by Q, further apart than least_gap."""
+    """(before, better, worse) wherever two steps were both passed: the best and the worst by Q, further apart than least_gap."""
     waiting = [root]
     while waiting:
         node = waiting.pop(0)

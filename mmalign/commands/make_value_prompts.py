@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from mmalign.arguments.ranges import Count, Positive, Seed, Size
 from mmalign.commands._lines import Line, refuse_there, written
-from mmalign.commands.make_pairs import SEED, texts_of_outputs
+from mmalign.commands.make_pairs import texts_of_outputs
 from mmalign.distributed.jobs import in_turn, stopping_together
 from mmalign.distributed.team import joined, team_for
 from mmalign.rewards._shared.sandbox import Limits, refuse, run
@@ -84,7 +84,7 @@ def make_value_prompts(  # what a command may be told
         prompts_at_once: prompts in one rollout. seed: of the sampling.
 
     ``rewards: {both: {use: by_task, rewards: {code: {use: code_tests}, values: {use: variable_values}}}}`` learns both at once. Counts:
-    ``prompts`` (written), ``made``, ``passed`` (programs that pass), ``untold`` (that call nothing of theirs, or hold nothing JSON can say).
+    ``prompts`` (written), ``made``, ``passed`` (programs that pass), ``untold`` (call nothing of theirs, or hold nothing that JSON says).
 
     Paper: CodeRL+, https://arxiv.org/abs/2510.18471 (*recalled*: execution semantics alignment from failed rollouts, on the policy, without
     further data). Deviations: new prompts are made between rounds, and not within the step whose rollouts failed; the values are those at

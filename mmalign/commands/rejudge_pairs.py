@@ -68,7 +68,9 @@ def rejudge_pairs(  # what a command may be told
         raise UserError("rewards: got none, takes one or more")
     refuse_columns(rewards, (), kind="reward")
     rows, team = read(path, "prompt", "chosen", "rejected"), joined()
-    if odd := next((number for number, row in enumerate(rows, 1) if not all(isinstance(row[key], str) for key in ("chosen", "rejected"))), 0):
+    if odd := next(
+        (number for number, row in enumerate(rows, 1) if not all(isinstance(row[key], str) for key in ("chosen", "rejected"))), 0
+    ):
         raise UserError(f"{path}, pair {odd}: takes texts under chosen and rejected")
     counts = {"pairs": 0, "turned": 0, "left_out": 0, "missing": 0, "uncertainty": 0.0}
 

@@ -6,7 +6,7 @@ import random
 from pathlib import Path
 from typing import Any
 
-from mmalign.arguments.ranges import Count, Finite, Seed
+from mmalign.arguments.ranges import Count, Seed
 from mmalign.commands._lines import read, refuse_there
 from mmalign.conversations import question
 from mmalign.distributed.jobs import stopping_together

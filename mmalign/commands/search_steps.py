@@ -46,8 +46,8 @@ def search_steps(  # what a command may be told
     """Writes pairs of steps with what they follow, the better one by Monte Carlo tree search first; returns counts.
 
     From the root a step is taken by ``argmax_a Q(s, a) + explore P sqrt(N(s)) / (1 + N(s, a))`` until a leaf; its ``width`` next steps are
-    drawn from the policy, the first of them is played to the end, also by the policy, and the reward of the whole comes back to all steps on
-    the way. Q is the mean of what came back, or with critics ``share`` of it and ``1 - share`` of what they say of the step.
+    drawn from the policy, the first of them is played to the end, also by the policy, and the reward of the whole comes back to all steps
+    on the way. Q is the mean of what came back, or with critics ``share`` of it and ``1 - share`` of what they say of the step.
 
     Args:
         policy: what draws steps, ``generate`` with ``call``. prompts: each has a tree. rewards: name -> reward of a whole answer, as of a
@@ -65,14 +65,14 @@ def search_steps(  # what a command may be told
         prompts_at_once: trees that grow at the same time. seed: of all draws.
 
     With ``smooth`` and ``method: {use: dpo}``, whose reference is what the run began with, it is MCTS-DPO; with an environment, critics and
-    ``smooth: false`` Agent Q, whose reference is the policy that searched. Counts: ``pairs``, ``prompts``, ``steps`` (drawn), ``solved`` (the
-    best reward that came back, mean over prompts).
+    ``smooth: false`` Agent Q, whose reference is the policy that searched. Counts: ``pairs``, ``prompts``, ``steps`` (drawn), ``solved``
+    (the best reward that came back, mean over prompts).
 
     Papers: Monte Carlo Tree Search Boosts Reasoning via Iterative Preference Learning, arXiv 2405.00451; Agent Q, arXiv 2408.07199 (both
     *recalled*).
 
-    Deviations: P is uniform over the steps drawn, which are draws of the policy already; the papers' is the model's likelihood by length, or
-    a critic's ranking. An answer is played to its end, where MCTS-DPO asks the model what it thinks of a step, which ``critics`` may.
+    Deviations: P is uniform over the steps drawn, which are draws of the policy already; the papers' is the model's likelihood by length,
+    or a critic's ranking. An answer is played to its end, where MCTS-DPO asks the model what it thinks of a step, which ``critics`` may.
 
     Of several processes each grows some of the trees, and the main one writes. Errors: UserError for a file that is there already, a policy
     that does not answer in words, and where no two steps differ.
@@ -81,7 +81,9 @@ def search_steps(  # what a command may be told
     for kind in (rewards, critics or {}):
         refuse_columns(kind, columns_of(prompts), kind="reward")
     if not rewards or width < 2 or not separator:
-        raise UserError(f"search_steps: got {len(rewards)} rewards, width {width}, separator {separator!r}; takes 1, 2 or more, some letters")
+        raise UserError(
+            f"search_steps: got {len(rewards)} rewards, width {width}, separator {separator!r}; takes 1, 2 or more, some letters"
+        )
     counts, starts, team = {"pairs": 0, "prompts": 0, "steps": 0, "solved": 0.0}, range(0, len(prompts), prompts_at_once), joined()
     world = _Turns(environment) if environment is not None else _Lines(separator)
 
@@ -110,7 +112,9 @@ def search_steps(  # what a command may be told
                     counts["pairs"] += 1
                     yield {**line, "id": f"{start + number}-{place}"}
         if not counts["pairs"]:
-            raise UserError(f"search_steps: no two steps to {len(prompts)} prompts differ; takes more simulations, a larger width, or others")
+            raise UserError(
+                f"search_steps: no two steps to {len(prompts)} prompts differ; takes more simulations, a larger width, or others"
+            )
 
     with stopping_together(team):
         team_for(len(starts), f"trees of {prompts_at_once} prompts")
@@ -163,10 +167,14 @@ class _Turns:
         said = [(before, [*turns, {"role": "assistant", "content": step}]) for (before, turns), step in zip(states, steps, strict=True)]
         replies = self.environment([[*before, *turns] for before, turns in said], **({"seeds": list(seeds)} if self.seeded else {}))
         if not isinstance(replies, (list, tuple)) or len(replies) != len(said):
-            raise UserError(f"search_steps.environment: gave a {type(replies).__name__} for {len(said)} conversations, takes a reply to each")
+            raise UserError(
+                f"search_steps.environment: gave a {type(replies).__name__} for {len(said)} conversations, takes a reply to each"
+            )
         ended = list[tuple[str, Any, bool]]()
         for step, (before, turns), reply in zip(steps, said, replies, strict=True):
-            heard = [{"role": "user", "content": reply}] if isinstance(reply, str) else [reply] if isinstance(reply, Mapping) else reply or []
+            heard = (
+                [{"role": "user", "content": reply}] if isinstance(reply, str) else [reply] if isinstance(reply, Mapping) else reply or []
+            )
             ended.append((step, (before, [*turns, *heard]), not heard))
         return ended
 

@@ -50,8 +50,8 @@ def shift(  # what a command may be told
 ) -> Path:
     """Writes a model of which some rows of weights have been moved along a probe; nothing is trained; returns the folder.
 
-    The probe p is the direction, of length 1, of a logistic regression of good against bad answers on the mean of the last layer's states at
-    an answer's tokens. Of every layer of that name the rows with the largest ``|cos(W_i, p)|`` are moved::
+    The probe p is the direction, of length 1, of a logistic regression of good against bad answers on the mean of the last layer's states
+    at an answer's tokens. Of every layer of that name the rows with the largest ``|cos(W_i, p)|`` are moved::
 
         W_i <- W_i + strength |W_i| p
 
@@ -102,7 +102,8 @@ def shift(  # what a command may be told
     moved = ", ".join(f"{one:.3g}" for one in strengths)
 
     def card(forms: list[Form]) -> str:
-        how = f"{rows:.0%} of the rows of {len(named)} layers `{layers}` moved along a probe by {moved} (right of {probe.right:.0%} of answers)"
+        how = f"{rows:.0%} of the rows of {len(named)} layers `{layers}` moved along a probe by {moved}"
+        how += f" (right of {probe.right:.0%} of answers)"
         return page(out.name, node, forms, code, how=how, parts=[("base", "the policy", base)], found=found)
 
     asked = prompt or (str(next(iter(contents(search.prompts)), "")) if search is not None else "")

@@ -67,7 +67,15 @@ PROMPT_FILES = (".txt", ".jsonl", ".json", ".csv", ".tsv", ".parquet")
 OWN_ARGUMENTS = ("outputs", "prompts")
 """What a reward, a judge or a metric is asked about, first of all."""
 
-KIND_OF = {"rewards": "rewards", "judges": "rewards", "kept": "rewards", "agree": "rewards", "critics": "rewards", "oracle": "oracles", "metrics": "metrics"}
+KIND_OF = {
+    "rewards": "rewards",
+    "judges": "rewards",
+    "kept": "rewards",
+    "agree": "rewards",
+    "critics": "rewards",
+    "oracle": "oracles",
+    "metrics": "metrics",
+}
 """key -> the kind of what stands under it (`catalogue.KINDS`), where its rooms hold other things too."""
 
 

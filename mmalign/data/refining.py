@@ -11,9 +11,7 @@ from mmalign.types import Prompt, UserError
 KEEPS = ("chosen", "rejected", "score_chosen", "score_rejected", "uncertainty", "id")
 
 
-def refining(
-    path: str, *, order: str = "Please improve this answer.", of: Literal["rejected", "chosen", "both"] = "rejected"
-) -> list[Any]:
+def refining(path: str, *, order: str = "Please improve this answer.", of: Literal["rejected", "chosen", "both"] = "rejected") -> list[Any]:
     """Of each pair of a file the prompt to refine an answer y: the conversation ``x, y, order``, whose answer is z of ``pi(z | x, y)``.
 
     path: JSON lines as ``make_pairs`` writes them. order: what the user says behind the answer; or, with ``{prompt}`` and ``{answer}`` in

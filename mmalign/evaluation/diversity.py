@@ -67,7 +67,9 @@ def text_diversity(
                for name, some in sets.items()}  # fmt: skip
         cosines = {f"embedding_{name}": _mean(_apart(vectors[places]) for places in some) for name, some in sets.items()}
         chosen = _some(across, pairs, seed)
-        inferred = {} if nli is None else {f"nli_{name}": _contradicted(nli, outputs, _some(some, pairs, seed)) for name, some in sets.items()}
+        inferred = (
+            {} if nli is None else {f"nli_{name}": _contradicted(nli, outputs, _some(some, pairs, seed)) for name, some in sets.items()}
+        )
         alike = _mean(stem_similarity(outputs[second], outputs[first]) for first, second in chosen)
         return {**ead, **cosines, "similarity_across": alike, **inferred}
 

@@ -58,7 +58,7 @@ def saturation_law(counts: Sequence[float], scores: Sequence[float], *, share: F
     if len(counts) != len(scores):
         raise UserError(f"saturation_law: got {len(counts)} counts and {len(scores)} scores, takes one of each")
     pairs = np.asarray([(n, y) for n, y in zip(counts, scores, strict=True) if math.isfinite(n) and math.isfinite(y)], dtype=float)
-    if len(pairs) and pairs[:, 0].min() < 0 or len({n for n, _ in pairs.tolist()}) < 3:
+    if (len(pairs) and pairs[:, 0].min() < 0) or len({n for n, _ in pairs.tolist()}) < 3:
         raise UserError(f"saturation_law: got counts {sorted({*map(float, counts)})}, takes three different ones of 0 or more")
     n, y = pairs.T
     low, high = math.log(1e-2 / n.max()), math.log(1e2 / n[n > 0].min())

@@ -125,9 +125,7 @@ def online(  # one argument for each thing that a run is made of
     coming = Prompts(prompts, policy, seed=run.seed, team=team)
     first = coming.first(16)
     refuse_steps(method, policy, contents(first))
-    stored.load(
-        policy, references or {}, runs=run.folder, method=method, examples=contents(first), measured=evaluation.references
-    )
+    stored.load(policy, references or {}, runs=run.folder, method=method, examples=contents(first), measured=evaluation.references)
     more: dict[str, Any] = {"team": team, "non_finite": run.non_finite, "devices": devices, "stale": batch.staleness > 0}
     learner = Learner(policy, method, optimizer, steps=steps, moving=references, **more)
     plan = evaluation_plan(evaluation, prompts=first, rewards=rewards, reference=compared_with(policy))

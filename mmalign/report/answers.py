@@ -17,10 +17,16 @@ MOST_STEPS = 24
 
 @dataclass(frozen=True)
 class Piece:
-    """A stretch of an answer. kind: ``there``, ``invented``, or empty for what names no object."""
+    """A stretch of an answer. kind: ``there``, ``invented``, ``gained`` or ``lost`` (``nats``, over the reference), or empty."""
 
     text: str
     kind: str = ""
+    nats: float = 0.0
+
+    @property
+    def strength(self) -> float:
+        """Of its colour, 0 to 1: full from two nats on."""
+        return round(min(1.0, abs(self.nats) / 2), 2)
 
 
 @dataclass(frozen=True)
@@ -85,10 +91,22 @@ def marked(step: int, row: Mapping[str, Any]) -> Answer:
             pieces.append(Piece(text[start:end], "there" if there else "invented"))
             place = end
     pieces += [Piece(text[place:])] if place < len(text) else []
+    pieces = pieces if marks else credited(text, row.get("credits") or [])
     mentioned = {str(name) for _, _, name, _ in marks}
     unsaid = [str(name) for name in row.get("objects") or [] if str(name) not in mentioned]
     scores = " · ".join(f"{name} {short(value)}" for name, value in (row.get("scores") or {}).items())
     return Answer(step, pieces, unsaid, "mentions" in row, scores)
+
+
+def credited(text: str, credits: Sequence[Sequence[float]]) -> list[Piece]:
+    """An answer by how much likelier than under the reference each token is; credits that overlap an earlier one are left out."""
+    place, pieces = 0, list[Piece]()
+    for start, end, nats in credits:
+        if place <= start < end <= len(text):
+            pieces += [Piece(text[int(place) : int(start)])] if start > place else []
+            pieces.append(Piece(text[int(start) : int(end)], "gained" if nats > 0 else "lost", nats))
+            place = int(end)
+    return pieces + ([Piece(text[place:])] if place < len(text) else [])
 
 
 def _question(row: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:

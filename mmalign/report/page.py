@@ -67,6 +67,7 @@ def render(run: RunData) -> str:
         displacement="" if displacement is None else displacement_in_words(displacement),
         cases=questions,
         marked=any(answer.known for case in questions for answer in case.answers),
+        credited=any(piece.nats for case in questions for answer in case.answers for piece in answer.pieces),
         steps=_steps(frames, questions),
         readouts={step: readout(run, step) for step in _steps(frames, questions)},
         more=count(run) - len(questions),

@@ -37,10 +37,11 @@ def page(table: Mapping[str, Any]) -> str:
 
 def saturations(table: Mapping[str, Any]) -> list[list[str]]:
     """A line for each law of data: what of, its plateau, how many records are enough, how well it fits."""
+    numbers = ("plateau", "drop", "enough", "explained")
     return [
-        [row["number"], row["axis"], row["group"], *(_number(row[name]) for name in ("plateau", "drop", "enough", "explained")), str(row["points"])]
+        [row["number"], row["axis"], row["group"], *(_number(row[name]) for name in numbers), str(row["points"])]
         for row in table.get("saturations", [])
-    ]  # fmt: skip
+    ]
 
 
 def headline(table: Mapping[str, Any]) -> str:

@@ -6,7 +6,8 @@
     answers/images/3f2a9c.png    a small copy, once for all steps
 
 ``mentions`` (start, end, object, whether it is there) and ``objects`` (what is there) are in a line only where the evaluation could
-tell (``EvaluationPlan.mark``). Prompts of a conversation are their last user turn.
+tell (``EvaluationPlan.mark``); ``credits`` (start, end, nats over the reference, of each token) in those of the first answers of a language
+model. Prompts of a conversation are their last user turn.
 """
 
 from __future__ import annotations
@@ -34,11 +35,12 @@ LIMITS = media.Limits(pixels=2**26, animated="first")  # an image with more is n
 
 def write(
     folder: Path, step: int, prompts: Sequence[Any], answers: Sequence[str], marks: Sequence[Mapping[str, Any]] | None = None,
-    scores: Mapping[str, Tensor] | None = None,
+    scores: Mapping[str, Tensor] | None = None, credits: Mapping[int, Sequence[tuple[int, int, float]]] | None = None,
 ) -> Path:  # fmt: skip
     """``answers/step_000040.jsonl``, a line for each answer. An image that cannot be read is null there.
 
-    scores: name -> a number for each answer, in any shape; NaN is null.
+    scores: name -> a number for each answer, in any shape; NaN is null. credits: number of an answer -> (start, end,
+    nats) of its tokens, over the reference.
     """
     columns = {name: values.flatten().tolist() for name, values in (scores or {}).items()}
     lines = []
@@ -46,7 +48,8 @@ def write(
         question, images = words_and_images(prompt)
         row = {"prompt": question, "images": [_kept(folder / "answers", image) for image in images], "answer": answer}
         of_row = {"scores": {name: values[number] for name, values in columns.items()}} if columns else {}
-        lines.append({**row, **of_row, **({} if marks is None else _mark(marks[number]))})
+        gained = {"credits": [list(part) for part in credits[number]]} if credits and number in credits else {}
+        lines.append({**row, **of_row, **gained, **({} if marks is None else _mark(marks[number]))})
     text = "".join(json.dumps(finite(plain(line)), ensure_ascii=False, allow_nan=False) + "\n" for line in lines)
     return write_text(folder / "answers" / f"step_{step:06d}.jsonl", text)
 
@@ -79,6 +82,8 @@ def _line(row: Mapping[str, Any]) -> dict[str, Any]:
     line: dict[str, Any] = {"prompt": str(row.get("prompt", "")), "images": names, "answer": str(row.get("answer") or "")}
     if isinstance(row.get("scores"), dict):
         line["scores"] = {name: value for name, value in row["scores"].items() if is_number(value)}
+    if isinstance(row.get("credits"), list):
+        line["credits"] = [part for part in row["credits"] if isinstance(part, list) and len(part) == 3 and all(map(is_number, part))]
     if not isinstance(row.get("mentions"), list):
         return line
     mentions = [mark for mark in row["mentions"] if isinstance(mark, list) and [type(part) for part in mark] == [int, int, str, bool]]

@@ -18,12 +18,13 @@ from mmalign.training.background import Background
 from mmalign.training.feedback import Scores, ask, measure, refuse_columns
 from mmalign.training.image_dependence import image_dependence
 from mmalign.training.latents import generated
-from mmalign.training.own_samples import own_kl, own_samples
+from mmalign.training.own_samples import Credits, own_kl, own_samples
 from mmalign.training.pixels import pixel_statistics
 from mmalign.training.rollouts import parts_of
 from mmalign.training.settings import Evaluation
 from mmalign.types import Policy, Rollout, UserError, columns_of, contents
 
+CREDITED = 16  # answers of which is kept what each token gained
 SEED = 2**40  # far from every seed that training draws its generators from
 
 Functions = Mapping[str, Callable[..., Any]]
@@ -91,11 +92,13 @@ def evaluation_plan(
 
 
 class Answers(NamedTuple):
-    """Answers in words to the prompts beside them; marks as in ``EvaluationPlan.mark``, None where nobody marks."""
+    """Answers in words to the prompts beside them; marks as in ``EvaluationPlan.mark``, None where nobody marks. credits: number of an
+    answer -> what each of its tokens gained over the reference (``own_samples``), of the first answers to some prompts."""
 
     prompts: list[Any]
     outputs: list[str]
     marks: list[Mapping[str, Any]] | None
+    credits: Mapping[int, Credits] = {}
 
 
 class Results(NamedTuple):
@@ -134,7 +137,7 @@ def _of_samples(policy: Policy, plan: EvaluationPlan, using: str, team: Team) ->
     columns = {name: [value for value in column for _ in range(plan.samples)] for name, column in columns_of(plan.prompts).items()}
     part = team.share(len(plan.prompts))
     own = slice(part.start * plan.samples, part.stop * plan.samples)
-    outputs, scored = None, dict[str, Tensor]()
+    outputs, scored, credits = None, dict[str, Tensor](), list[Credits]()
     if own.start < own.stop:
         with Background(threaded=plan.overlap > 1) as background:
             with policy.using(using):
@@ -142,10 +145,10 @@ def _of_samples(policy: Policy, plan: EvaluationPlan, using: str, team: Team) ->
                 if plan.blind:
                     scored["image_dependence"] = image_dependence(policy, rows[own], _words(outputs))
                 if plan.reference is not None:
-                    scored |= own_samples(policy, Rollout.join(traced), plan.reference)
+                    scored |= own_samples(policy, Rollout.join(traced), plan.reference, credits)
                     scored |= {f"kl/{name}": own_kl(policy, Rollout.join(traced), name) for name in plan.references}
             scored = {**Scores.join([wait() for wait in waiting]).named, **scored, **pixel_statistics(outputs)}
-    outputs = of_all.outputs(team, outputs)
+    outputs, credits = of_all.outputs(team, outputs), of_all.outputs(team, credits)
     metrics: dict[str, float] = {}
     of_rows = of_all.scores(team, scored, own.stop - own.start)
     for name, scores in of_rows.items():
@@ -161,7 +164,7 @@ def _of_samples(policy: Policy, plan: EvaluationPlan, using: str, team: Team) ->
     grid = outputs.unflatten(0, (len(plan.prompts), plan.samples))[:, : plan.columns].float().cpu().clamp(0, 1) if shown else None
     of_shown = {name: scores.unflatten(0, (len(plan.prompts), plan.samples))[:, : plan.columns] for name, scores in of_rows.items()
                 if not name.startswith((PREFIX, tokens.PREFIX))}  # fmt: skip
-    return Results(metrics, grid, None if isinstance(outputs, Tensor) else _answers(plan, outputs, rows), of_shown)
+    return Results(metrics, grid, None if isinstance(outputs, Tensor) else _answers(plan, outputs, rows, credits), of_shown)
 
 
 def _generated(
@@ -204,7 +207,7 @@ def _words(outputs: Any) -> list[str]:
     return list(outputs)
 
 
-def _answers(plan: EvaluationPlan, outputs: Any, rows: list[Any]) -> Answers | None:
+def _answers(plan: EvaluationPlan, outputs: Any, rows: list[Any], credits: list[Credits]) -> Answers | None:
     """What a person may read of it. Errors: UserError for marks that are not one for each answer."""
     if not isinstance(outputs, (list, tuple)) or not all(isinstance(output, str) for output in outputs):
         return None
@@ -213,4 +216,5 @@ def _answers(plan: EvaluationPlan, outputs: Any, rows: list[Any]) -> Answers | N
     marks = None if plan.mark is None else list(plan.mark(words, prompts))
     if marks is not None and len(marks) != len(words):
         raise UserError(f"evaluation.mark: returned {len(marks)} marks for {len(words)} answers, takes one for each")
-    return Answers(prompts, words, marks)
+    first = [place for place in shown if place % plan.samples == 0][:CREDITED] if credits else []
+    return Answers(prompts, words, marks, {shown.index(place): credits[place] for place in first if credits[place]})

@@ -202,9 +202,9 @@ class Evaluation(Record):
     the answers without their images too (``image_dependence``): two more passes over them. stop: when to end early. overlap: as of
     ``Batch``, of an evaluation's prompts. records: of an offline run, records that it is not trained on: the method's own numbers of them
     (``held_out/accuracy``, ``held_out/loss``), which ``stop`` may follow; what the run would be trained on and is among them is left out of
-    its training. held_out: how many of them are taken. references: of a language model, names of references, ``ref`` aside, of which the KL of
-    the evaluation's samples is measured too, ``kl/NAME`` in nats: beside a teacher the one that it was made of, so that a student that comes
-    nearer to the one and further from the other is seen (teacher hacking).
+    its training. held_out: how many of them are taken. references: of a language model, further references to which
+    the KL of the evaluation's samples is measured, ``kl/NAME`` in nats: beside a teacher the model that it was made of, so that a student
+    that comes nearer to the one and further from the other is seen (teacher hacking).
     """
 
     every: Steps = 20

@@ -39,7 +39,9 @@ class Speaker:
 
 def by(order: str) -> Any:
     """A reward of letters, the first the best; none of others."""
-    return lambda outputs, prompts, **_: torch.tensor([-order.find(word[-1]) if word[-1] in order else float("nan") for word in outputs]).double()
+    return lambda outputs, prompts, **_: torch.tensor(
+        [-order.find(word[-1]) if word[-1] in order else float("nan") for word in outputs]
+    ).double()
 
 
 def words(body: dict[str, Any]) -> str:
@@ -99,7 +101,8 @@ def test_a_judge_is_shown_rankings_and_goes_by_a_rubric_that_a_judge_of_it_rewri
     ranked(tmp_path, ["q"], Speaker("b", "a"), rewards={"black": by("ab")}, group=2)
     place = {"url": server.url, "model": "m", "backoff": 0.0}
     pairs = tmp_path / "pairs.jsonl"
-    pairs.write_text("".join(json.dumps({"prompt": f"q{n}", "chosen": "good", "rejected": "bad", "score_chosen": 4, "score_rejected": n}) + "\n"
+    scored = {"chosen": "good", "rejected": "bad", "score_chosen": 4}
+    pairs.write_text("".join(json.dumps({"prompt": f"q{n}", **scored, "score_rejected": n}) + "\n"
                              for n in range(3)))  # fmt: skip
     server.answer = lambda body: written("Be short.\nBe right.")
     assert mm.commands.rewrite_rubric(str(pairs), place, out=str(tmp_path / "one.txt"), count=2) == {"shown": 2, "words": 4}

@@ -59,7 +59,12 @@ def test_programs_that_fail_become_prompts_about_their_variables(tmp_path: Path)
 
 def test_what_a_completion_says_of_values() -> None:
     reward = mm.rewards.variable_values()
-    for text, share in (('{"a": true}', 0.0), ('first {"a": 2}, no: {"a": 1, "b": {"c": [1, 2]}}', 1.0), ("{", 0.0), ('{"b": {"c": [1, 2]}}', 0.5)):
+    for text, share in (
+        ('{"a": true}', 0.0),
+        ('first {"a": 2}, no: {"a": 1, "b": {"c": [1, 2]}}', 1.0),
+        ("{", 0.0),
+        ('{"b": {"c": [1, 2]}}', 0.5),
+    ):
         assert reward([text], ["?"], values=['{"a": 1, "b": {"c": [1, 2]}}']).item() == share
     with pytest.raises(UserError, match=r"variable_values\.column: got 'x', takes an object of JSON"):
         reward(["a"], ["?"], values=["x"])

@@ -41,9 +41,7 @@ def test_uncertainty_is_what_the_voices_know_of_each_other() -> None:
     chances = torch.rand(5, 7, generator=rng, dtype=torch.float64)
     for place, column in enumerate(chances.T.tolist()):  # mutual information, term by term
         mean = sum(column) / 5
-        wanted = sum(
-            share * math.log2(share / whole) / 5 for p in column for share, whole in ((p, mean), (1 - p, 1 - mean))
-        )
+        wanted = sum(share * math.log2(share / whole) / 5 for p in column for share, whole in ((p, mean), (1 - p, 1 - mean)))
         assert abs(float(pair_uncertainty(chances)[place]) - wanted) < 1e-12
     assert pair_uncertainty(torch.tensor([[1.0], [1.0]]).double()).item() == 0.0
 

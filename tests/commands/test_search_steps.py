@@ -47,7 +47,9 @@ def test_a_tree_goes_where_most_is_promised_and_remembers_what_came_back() -> No
     assert bound(two, explore=0.5, share=0.5) == (0.25 + 0.9) / 2 + 0.5 / 2 * math.sqrt(3) / 2
     assert leaf(root, explore=0.0, share=1.0) is three and leaf(root, explore=9.0, share=1.0) is two
     assert [*contrasts(root, share=1.0, least_gap=0.0)] == [(root, one, two)]
-    assert [*contrasts(root, share=0.0, least_gap=0.0)] == [(root, two, one)]  # the critic's word alone, and of one nothing is said: its mean
+    assert [*contrasts(root, share=0.0, least_gap=0.0)] == [
+        (root, two, one)
+    ]  # the critic's word alone, and of one nothing is said: its mean
     assert [*contrasts(root, share=1.0, least_gap=0.5)] == [] and three.depth == 2
 
 

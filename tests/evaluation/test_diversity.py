@@ -78,12 +78,17 @@ def test_inference_tells_texts_apart_that_share_their_words():
     def nli(hypotheses, premises):  # a text contradicts one of other words, follows from itself, and says nothing to one that has "maybe"
         seen.extend(zip(premises, hypotheses, strict=True))
         kinds = [1 if "maybe" in one + other else 0 if one == other else 2 for one, other in zip(hypotheses, premises, strict=True)]
-        return {part: [0.9 if kind == number else 0.05 for kind in kinds] for number, part in enumerate(("entailment", "neutral", "contradiction"))}
+        return {
+            part: [0.9 if kind == number else 0.05 for kind in kinds]
+            for number, part in enumerate(("entailment", "neutral", "contradiction"))
+        }
 
     texts, prompts = ["yes", "yes", "no", "maybe"], ["a", "a", "b", "b"]
     told = text_diversity(nli=nli)(texts, prompts)
     assert told["nli_within"] == -0.5  # yes and yes follow from each other, no and maybe say nothing of each other
-    assert told["nli_across"] == 0.5 and {("yes", "no"), ("no", "yes")} <= set(seen)  # yes and no contradict each other, yes and maybe do not
+    assert told["nli_across"] == 0.5 and {("yes", "no"), ("no", "yes")} <= set(
+        seen
+    )  # yes and no contradict each other, yes and maybe do not
     assert math.isnan(text_diversity(nli=nli)(["x"], ["a"])["nli_within"])
     with pytest.raises(UserError, match=r"text_diversity\.nli: answered score, takes entailment"):
         text_diversity(nli=lambda hypotheses, premises: {"score": [0.0] * len(hypotheses)})(texts, prompts)

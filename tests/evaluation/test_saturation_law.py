@@ -28,6 +28,9 @@ def test_a_noisy_plateau_is_fitted_as_scipy_fits_it() -> None:
 def test_what_shows_no_plateau_has_no_number_that_is_enough() -> None:
     assert math.isnan(saturation_law(COUNTS, [0.001 * n for n in COUNTS]).enough)  # a line
     assert math.isnan(saturation_law(COUNTS, [0.5 + 0.3 * math.exp(-n / 40) for n in COUNTS]).enough)  # more records are worse
-    for counts, scores, line in (([1, 2], [0.0, 1.0], r"got counts \[1\.0, 2\.0\], takes three"), ([1, 2, 3], [0.0], r"got 3 counts and 1")):
+    for counts, scores, line in (
+        ([1, 2], [0.0, 1.0], r"got counts \[1\.0, 2\.0\], takes three"),
+        ([1, 2, 3], [0.0], r"got 3 counts and 1"),
+    ):
         with pytest.raises(UserError, match=line):
             saturation_law(counts, scores)

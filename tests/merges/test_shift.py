@@ -79,7 +79,10 @@ def test_what_cannot_be_moved_is_said(tmp_path: Path) -> None:
     same = [Pair("returns the", "value .", "value .", id="a")]
     for call, line in (
         (lambda: shift(policy(lora={"rank": 2}), PLAIN, out=tmp_path / "a"), r"policy\.lora: got an adapter"),
-        (lambda: shift(policy(), PLAIN, out=tmp_path / "a", layers="mlp"), r"layers: got 'mlp', takes the end of a linear layer's name: .*gate_proj"),
+        (
+            lambda: shift(policy(), PLAIN, out=tmp_path / "a", layers="mlp"),
+            r"layers: got 'mlp', takes the end of a linear layer's name: .*gate_proj",
+        ),
         (lambda: shift(policy(), PLAIN, out=tmp_path / "a", layers="down_proj"), r"layers: .*down_proj\.weight reads \d+ numbers"),
         (lambda: shift(policy(), [Thumb("q", "a", 1.0, "t")], out=tmp_path / "a"), r"records: got a Thumb, takes pairs of texts"),
         (lambda: shift(policy(), same, out=tmp_path / "a"), r"records: good and bad answers have the same states"),

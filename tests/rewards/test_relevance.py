@@ -86,7 +86,9 @@ def test_entailment_is_the_classifier_s_own_word(tmp_path):
     (tmp_path / "vocab.txt").write_text("\n".join(words))
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "vocab_size": len(words)}
     torch.manual_seed(0)
-    model = BertForSequenceClassification(BertConfig(**sizes, id2label={0: "CONTRADICTION", 1: "NEUTRAL", 2: "ENTAILMENT"}, num_labels=3)).eval()
+    model = BertForSequenceClassification(
+        BertConfig(**sizes, id2label={0: "CONTRADICTION", 1: "NEUTRAL", 2: "ENTAILMENT"}, num_labels=3)
+    ).eval()
     BertTokenizerFast(vocab_file=str(tmp_path / "vocab.txt"), model_max_length=32).save_pretrained(tmp_path / "m")
     model.save_pretrained(tmp_path / "m")
     said = mm.rewards.entailment(weights=str(tmp_path / "m"), device="cpu", rows_at_once=2)(["it is wet", "dry", "it"], ["it rains"] * 3)

@@ -133,6 +133,8 @@ def test_draws_of_dropout_are_an_ensemble_of_one_model(run: Any) -> None:
 
 
 def _token_run(run: Any) -> Path:
-    node = config.load("text/dpo", ["steps=1", "batch.records=4", "evaluation.samples=1", "run.name=tokens", f"run.folder={run.path.parent}"])
+    node = config.load(
+        "text/dpo", ["steps=1", "batch.records=4", "evaluation.samples=1", "run.name=tokens", f"run.folder={run.path.parent}"]
+    )
     node["records"], node["evaluation"]["prompts"] = PAIRS, SOME[0]
     return Path(config.build(node).path)

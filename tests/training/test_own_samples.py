@@ -142,6 +142,20 @@ def test_an_online_run_of_words_measures_its_evaluations_too(tmp_path):
 def test_the_kl_to_a_golden_model_stands_beside_that_to_the_teacher(policy, tmp_path):
     rollout = policy.traced(PROMPTS * 2, list(range(8)), max_completion=8)
     torch.testing.assert_close(own_kl(policy, rollout, "ref"), own_samples(policy, rollout, "ref")["kl"], rtol=0, atol=1e-9)
+    credits = []
+    own_samples(policy, rollout, "ref", credits)
+    for row, parts in enumerate(credits):
+        here, there = distributions(policy, rollout, row)
+        token = rollout.held.tokens[row, : len(here)]
+        allowed = [
+            number
+            for number in range(int(policy.model.get_input_embeddings().weight.shape[0]))
+            if number not in policy.scorer.never.tolist()
+        ]
+        places = torch.tensor([allowed.index(number) for number in token.tolist()])
+        gained = (here - there).gather(1, places[:, None])[:, 0].tolist()
+        shown = [value for value, (start, end) in zip(gained, rollout.spans()[row], strict=False) if end > start]
+        assert [value for _, _, value in parts] == pytest.approx(shown, abs=2e-4)
     make = lambda: transformers(tiny_text.model(), tiny_text.tokenizer(tiny_text.CHATML), max_completion=8, device="cpu")  # noqa: E731
     other = make()
     with torch.no_grad():
@@ -158,6 +172,9 @@ def test_the_kl_to_a_golden_model_stands_beside_that_to_the_teacher(policy, tmp_
                     run={"name": "run", "folder": str(tmp_path), "trackers": ()}, **settings)  # fmt: skip
     first, *_, last = [row for row in map(json.loads, (run.path / "metrics.jsonl").read_text().splitlines()) if row["phase"] == "eval"]
     assert abs(first["kl/teacher"]) < 1e-6 < 1e-3 < first["kl/golden"] and last["kl/golden"] > 1e-3 and math.isfinite(first["kl/golden_se"])
+    line = json.loads((run.path / "answers" / "step_000002.jsonl").read_text().splitlines()[0])
+    assert line["credits"] and "".join(line["answer"][start:end] for start, end, _ in line["credits"]) == line["answer"]
+    assert 'class="gained"' in run.report.path.read_text() or 'class="lost"' in run.report.path.read_text()
     assert run.summary["kl/golden_after"] == last["kl/golden"] and "kl/golden" in run.report.path.read_text()
     for wrong, line in ((["gold"], r"evaluation\.references: got 'gold', takes names of references: teacher, golden"),):
         with pytest.raises(UserError, match=line):

@@ -36,8 +36,8 @@ def forecast(of: list[Any], *, order: Natural = 1, ahead: Count = 1, most: Count
     Paper: ProgressGym: Alignment with a Millennium of Moral Progress, arXiv 2406.20087 (extrapolative DPO and RLHF; with order 0 its
     lifelong ones). Read in the authors' code.
 
-    Deviations: there a pair is repeated |v| times; here it is drawn as often, so that a stream goes on from any place. Soft labels are ours,
-    and a vote of 0, of which nothing follows, is passed over.
+    Deviations: there a pair is repeated |v| times; here it is drawn as often, so that a stream goes on from any place. Soft labels are
+    ours, and a vote of 0, of which nothing follows, is passed over.
 
     Errors: UserError for no time, and for records that are no pairs.
 

@@ -21,8 +21,8 @@ def sft_f(*, divergence: Literal["total_variation", "chi_square", "hellinger", "
 
         loss = mean over good rows of  f*(-r) / beta
 
-    With the total variation ``f*(-r) = -r``: the gradient is that of SFT, and the reference drops out of it, which is why SFT alone does not
-    know how far it has gone. With the others a row that is far above the reference already is pulled less, and one below it more:
+    With the total variation ``f*(-r) = -r``: the gradient is that of SFT, and the reference drops out of it, which is why SFT alone does
+    not know how far it has gone. With the others a row that is far above the reference already is pulled less, and one below it more:
     ``chi_square`` ``r^2 / 4 - r`` (up to r = 2, and back beyond), ``hellinger`` ``-r / (1 + r)``, ``kl`` ``exp(-r) - 1``.
 
     Args:

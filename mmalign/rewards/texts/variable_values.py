@@ -14,8 +14,8 @@ from mmalign.types import UserError
 def variable_values(*, column: Column = "values") -> Scorer:
     """The part of a program's variables whose values a completion says, in 0..1.
 
-    A completion says them as an object of JSON, ``{"total": 6, "names": ["a"]}``: the last one that stands in it. A value counts where it is
-    equal, 1 and 1.0 are; one of a variable that nobody asked for counts for nothing.
+    A completion says them as an object of JSON, ``{"total": 6, "names": ["a"]}``: the last one that stands in it. A value counts where it
+    is equal, 1 and 1.0 are; one of a variable that nobody asked for counts for nothing.
 
     column: of the prompts, that holds each one's values, an object of JSON (``make_value_prompts`` writes it).
 
