@@ -25,7 +25,7 @@ from torch import Tensor
 
 import mmalign as mm
 from mmalign.files import write_text
-from mmalign.report.overoptimisation import overoptimised
+from mmalign.runs.overoptimisation import overoptimised
 from mmalign.report.read import read
 from mmalign.runs.pixels import LINE, PREFIX, curves, distance, shifts
 from mmalign.training.pixels import pixel_statistics

@@ -1,7 +1,7 @@
-"""Remakes assets/capitals: questions for the demos of SmolLM2, capitals and opposites, each by its name alone.
+"""Remakes assets/capitals: questions for the demos of SmolLM2, capitals and opposites, each answered in one short sentence.
 
 python scripts/make_capitals.py            # train.jsonl and held_out.jsonl
-python scripts/make_capitals.py --pairs    # pairs.jsonl too, with the model: its own answer is the rejected one
+python scripts/make_capitals.py --pairs    # pairs.jsonl too, with the model: what it says by itself is the rejected answer
 
 Only capitals of one word. A country is asked about in training or held out, and opposites are held out altogether: who has only learned
 training's answers by heart, or only that capitals are short, is found out by them.
@@ -47,9 +47,14 @@ def questions(split: str) -> list[dict[str, str]]:
 
 
 def _row(kind: str, of: str, answer: str) -> dict[str, str]:
-    """Asked so, the model sometimes gives the name alone by itself; asked to "answer in one word", never, and nobody learns from what is
-    never drawn."""
-    return {"prompt": f"Name the {kind} of {of}, and say nothing but its name.", "answer": answer, "kind": kind}
+    """Asked so, the model gives the whole sentence and nothing more once in five times by itself, drawn at temperature 1: nobody learns
+    from what is never drawn, and asked for the name alone it never gives that."""
+    return {
+        "prompt": f"What is the {kind} of {of}? Answer in one short sentence.",
+        "answer": answer,
+        "sentence": f"The {kind} of {of} is {answer}.",
+        "kind": kind,
+    }
 
 
 def lines(rows: list[dict[str, str]]) -> str:
@@ -58,16 +63,16 @@ def lines(rows: list[dict[str, str]]) -> str:
 
 
 def pairs() -> list[dict[str, str]]:
-    """For each question of training the word alone, and what the model says by itself, greedily."""
+    """For each question of training the sentence, and what the model says by itself, drawn at temperature 1, where that is another."""
     import mmalign as mm
 
     policy = mm.policies.transformers(MODEL, max_completion=24)
     rows = questions("train")
-    answers = policy.generate([row["prompt"] for row in rows], [0] * len(rows), temperature=0)
+    answers = policy.generate([row["prompt"] for row in rows], list(range(len(rows))), temperature=1.0)
     return [
-        {"prompt": row["prompt"], "chosen": row["answer"], "rejected": answer.strip(), "id": str(place)}
+        {"prompt": row["prompt"], "chosen": row["sentence"], "rejected": answer.strip(), "id": str(place)}
         for place, (row, answer) in enumerate(zip(rows, answers, strict=True))
-        if answer.strip() != row["answer"]
+        if answer.strip() != row["sentence"]
     ]
 
 

@@ -219,6 +219,8 @@ def _print(evaluated: Any, who: str) -> None:
     rows = [(name, _number(value.value), f"{_number(value.low)} … {_number(value.high)}") for name, value in named]
     print_rows(f"{suite.name}: {who}", ("", "value", "95 % interval"), rows, head=True)
     echo("  ".join(f"{key} {number}" for key, number in scores.counts.items()))
+    if unread := scores.counts.get("unparsed"):
+        echo(f"note: {unread} of {scores.counts['answers']} answers are not of the form that {suite.name} reads; see answers.jsonl first")
     if scores.published:
         echo("as the script prints it: " + "  ".join(f"{key} {number:.4g}" for key, number in scores.published.items()))
     for note in suite.notes:

@@ -9,7 +9,7 @@ from typing import Any
 
 from mmalign.files import flat
 from mmalign.report.figures import HELD_OUT
-from mmalign.report.overoptimisation import Point, curve, overoptimised
+from mmalign.runs.overoptimisation import Point, curve, overoptimised
 from mmalign.report.page import Picture, picture, readout
 from mmalign.report.plots import COLOURS, Figure, Plot, Series, draw, short, thin
 from mmalign.report.read import RunData

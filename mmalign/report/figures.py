@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmalign.report import displacement, hallucination, pixels, reliability, tokens
-from mmalign.report.overoptimisation import SPREAD_LINE, Point, curve
+from mmalign.runs.overoptimisation import SPREAD_LINE, Point, curve
 from mmalign.report.plots import Figure, Plot, Rule, Series, draw, short, thin
 from mmalign.report.read import RunData
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
-from mmalign.report.overoptimisation import Point, curve
+from mmalign.runs.overoptimisation import Point, curve
 from mmalign.report.plots import Figure, Plot, Rule, Series, draw, short
 from mmalign.report.read import RunData
 

@@ -15,7 +15,7 @@ from mmalign.report.displacement import displaced
 from mmalign.report.displacement import in_words as displacement_in_words
 from mmalign.report.figures import figures, scores_only, summary_rows
 from mmalign.report.hallucination import columns, standings
-from mmalign.report.overoptimisation import Finding, curve, fell_silent, overoptimised
+from mmalign.runs.overoptimisation import Finding, curve, fell_silent, overoptimised
 from mmalign.report.plots import short
 from mmalign.report.profile import costs, figure
 from mmalign.report.read import RunData

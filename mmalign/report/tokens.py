@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mmalign.report.overoptimisation import curve
+from mmalign.runs.overoptimisation import curve
 from mmalign.report.plots import Figure, Plot, Series, draw, short
 from mmalign.report.read import RunData
 from mmalign.runs.tokens import IN_WORDS, PREFIX

@@ -20,7 +20,7 @@ from mmalign.arguments.signatures import nearest
 from mmalign.distributed.folder import refuse_elsewhere
 from mmalign.distributed.team import ALONE
 from mmalign.files import plain, write_json
-from mmalign.runs import answers, checkpoint, pixels
+from mmalign.runs import answers, checkpoint, overoptimisation, pixels
 from mmalign.runs.broken import Broken
 from mmalign.runs.folder import RunFolder, opened
 from mmalign.runs.log import Log, Phase
@@ -311,7 +311,11 @@ class Journal:
         row = {"kl": self.state["kl"], **self.team.tell(results.metrics)[0]}  # the main one's: metrics of one's own may be random
         self._write(step, "eval", row)
         self.state["evaluations"].append({"step": step, **row})
-        self.say(f"step {step:>4}  " + "  ".join(f"{key} {row[key]:.3f}" for key in read_by_people(row) if not key.endswith("_se")))
+        if numbers := [f"{key} {row[key]:.3f}" for key in read_by_people(row) if not key.endswith("_se")]:
+            self.say(f"step {step:>4}  " + "  ".join(numbers))
+        known = {"rewards": list(self.evaluation.rewards), "judges": list(self.evaluation.judges)}
+        for finding in overoptimisation.begun(self.state["evaluations"], **known):
+            self.say(f"step {step:>4}  over-optimised: {overoptimisation.in_words(finding)}")
         for shift in pixels.shifts(self.state["evaluations"]):
             if shift.step == step:
                 self.say(f"step {step:>4}  {pixels.in_words(shift)}: see whether a reward is won by it")

@@ -15,6 +15,8 @@ from mkdocs.structure.pages import Page
 from mmalign.lookup import coverage
 
 log = logging.getLogger("mkdocs.hooks.mmalign")
+FIRST = ("index.md", "faq.md", "jobs/", "migrate/")
+"""Pages that a search finds before those of single names: who asks for a learning rate wants to set one, and there are 20 optimisers."""
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -32,5 +34,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Fills what a page leaves to a table, ``<!-- table: NAME -->``, and moves the links of the site's own pages."""
     place = page.file.src_uri
+    if place.startswith(FIRST):
+        page.meta["search"] = {"boost": 4}
     own = (borrowed.ROOT / borrowed.OWN / place).is_file()
     return tables.filled(borrowed.moved(markdown, borrowed.OWN + place, place) if own else markdown, place)

@@ -248,9 +248,11 @@ def test_mistakes():
         wrapped(*twin("LTX2Pipeline"))
     with pytest.raises(UserError, match="takes images"):
         rollout(digits(), torch.rand(4, 8, 8))
-    with pytest.raises(UserError, match="latents: got images of"):
-        policy = digits()
+    policy = digits()
+    with pytest.raises(UserError, match=r"records\.size: got images of \[16, 16\] pixels, DigitsPipeline takes \[8, 8\]: records\.size: 8"):
         policy.steps(rollout(policy, images(2, 16)), torch.arange(2))
+    with pytest.raises(UserError, match="records: got images of 3 colours, DigitsPipeline takes 1"):
+        policy.steps(rollout(policy, images(2, 8).expand(2, 3, 8, 8)), torch.arange(2))
 
 
 def test_a_contrast_is_the_same_rows_under_another_prompt():

@@ -6,6 +6,8 @@ import json
 import math
 import os
 import signal
+from collections.abc import Iterable
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -205,6 +207,17 @@ def test_dynamic_sampling_fills_an_update_from_several_rollouts(tmp_path: Path) 
     assert numbers(run.path) == [pytest.approx(row, rel=1e-10, abs=1e-12) for row in numbers(other.path)]
     fewer = online(tmp_path / "c", **changes, batch={**batch, "resample": 0})
     assert min(row["rows"] for row in rows(fewer.path) if row["phase"] == "train") < 16
+
+
+def test_a_judge_that_falls_while_the_reward_rises_is_told_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def saying(means: Iterable[float]) -> Any:
+        left = iter(means)  # of one call after another, with a little noise
+        return lambda outputs, prompts: next(left) + 0.01 * torch.arange(len(prompts)).double() / len(prompts)
+
+    gold = saying([0.5, 0.8, 0.8, 0.4, 0.3])
+    online(tmp_path, rewards={"proxy": saying(count())}, steps=8, evaluation={"every": 2, "judges": {"gold": gold}})
+    lines = [line for line in capsys.readouterr().out.splitlines() if "over-optimised" in line]
+    assert lines == ["step    6  over-optimised: gold fell from 0.805 at step 4 to 0.405 while the reward proxy rose"]
 
 
 def test_a_step_without_an_informative_group_trains_nothing_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

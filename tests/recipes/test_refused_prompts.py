@@ -234,6 +234,20 @@ def test_a_pipeline_that_takes_one_row_says_so_before_anything_is_sampled(tmp_pa
     assert policy.refusals(["a red fox", "two blue birds"]) == {} and not policy.caller.takes_several
 
 
+def test_a_pipeline_that_takes_one_generator_is_told_of_lists():
+    base = mm.worlds.digits()
+
+    class Own(type(base)):  # type: ignore[misc]
+        @torch.no_grad()
+        def __call__(self, prompt, num_inference_steps=4, generator=None, latents=None, output_type="pt", return_dict=True):
+            torch.randn(1, generator=generator)
+            return super().__call__(prompt, num_inference_steps=num_inference_steps, latents=latents, output_type=output_type)
+
+    policy = diffusers(Own(**base.components), device="cpu", schedule=mm.Schedule(steps=2))
+    with pytest.raises(UserError, match="takes 1, or a pipeline that takes a list of generators, one for each row"):
+        policy.refusals(["a 3", "a 5"])
+
+
 def test_whether_a_call_takes_two_rows_is_asked_once():
     calls = []
     policy = mm.policies.diffusers(mm.worlds.digits(), device="cpu", schedule={"steps": 2})

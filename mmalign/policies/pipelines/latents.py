@@ -31,9 +31,7 @@ def latents(policy: Any, outputs: Any) -> Tensor:
     pixels = (2 * outputs.float() - 1).to(pipe._execution_device)
     vae = pipe.components.get("vae")
     if vae is None:
-        side = dict(getattr(policy.denoiser, "config", {})).get("sample_size", pixels.shape[-1])
-        if tuple(pixels.shape[-2:]) != (side, side):
-            raise UserError(f"latents: got images of {list(pixels.shape[-2:])} pixels, {type(pipe).__name__} takes {[side, side]}")
+        _refuse_other_pixels(pipe, dict(getattr(policy.denoiser, "config", {})), pixels)
         return pixels
     pixels = pixels.to(vae.dtype)
     if any(isinstance(module, torch.nn.Conv3d) for module in vae.modules()):  # an autoencoder of videos: channels before frames
@@ -41,6 +39,16 @@ def latents(policy: Any, outputs: Any) -> Tensor:
     encoded = torch.cat([_mode(vae.encode(rows)) for rows in pixels.split(policy.rows_at_once)])
     patchify = getattr(pipe, "_patchify_latents", None)
     return _arranged(policy, _normalised(vae, encoded.float()) if patchify is None else _standard(vae, patchify(encoded.float())))
+
+
+def _refuse_other_pixels(pipe: Any, config: dict[str, Any], pixels: Tensor) -> None:
+    """Errors: UserError for images that are not of the sides or the colours of a denoiser of pixels, as far as its config has them."""
+    channels, *sides = pixels.shape[1], *pixels.shape[-2:]
+    side, colours = config.get("sample_size", sides[0]), [config[key] for key in ("in_channels", "out_channels") if key in config]
+    if sides != [side, side]:
+        raise UserError(f"records.size: got images of {sides} pixels, {type(pipe).__name__} takes {[side, side]}: records.size: {side}")
+    if colours and channels not in colours:
+        raise UserError(f"records: got images of {channels} colours, {type(pipe).__name__} takes {colours[0]}")
 
 
 def _arranged(policy: Any, clean: Tensor) -> Tensor:

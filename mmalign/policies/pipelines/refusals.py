@@ -16,6 +16,7 @@ from mmalign.types import UserError
 
 REFUSED = (UserError, ValueError, TypeError, KeyError, IndexError, AttributeError, OSError, RuntimeError)
 """What pipelines, tokenizers and readers of pictures raise of a prompt that they cannot use."""
+LIST = ", or a pipeline that takes a list of generators, one for each row, as diffusers' randn_tensor does"
 
 
 @torch.no_grad()
@@ -42,7 +43,7 @@ def _refuse_one_row(caller: Caller, prompts: Sequence[Any], rows_at_once: int) -
     if why and not any(_refusal(caller, [prompt], denoise=True) for prompt in two):
         raise UserError(
             f"policy.memory.rows_at_once: got {rows_at_once}, and {type(caller.pipe).__name__} goes through a step with one row and not "
-            f"with two ({why}); takes 1"
+            f"with two ({why}); takes 1{LIST if 'generator' in why else ''}"
         )
     caller.takes_several = not why
 

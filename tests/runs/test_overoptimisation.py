@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from mmalign.report.overoptimisation import Point, curve, noise, overoptimised, roughness
+from mmalign.runs.overoptimisation import Point, begun, curve, in_words, noise, overoptimised, roughness
 
 UP = [0.5, 0.7, 0.8, 0.9, 0.95, 0.97]
 
@@ -24,6 +24,13 @@ def test_gold_rises_with_proxy():
 def test_gold_turns_down_while_proxy_rises():
     (finding,) = find(proxy=UP, gold=[0.5, 0.65, 0.8, 0.79, 0.7, 0.6])
     assert (finding.name, finding.reward, finding.began, finding.seen, finding.best, finding.last) == ("gold", "proxy", 20, 40, 0.8, 0.6)
+
+
+def test_a_fall_is_news_once():
+    rows = evals(proxy=UP, gold=[0.5, 0.65, 0.8, 0.79, 0.7, 0.6], gold_se=[0.01] * 6)
+    news = [begun(rows[:known], rewards=["proxy"], judges=["gold"]) for known in range(1, 7)]
+    assert [len(found) for found in news] == [0, 0, 0, 0, 1, 0]
+    assert in_words(news[4][0]) == "gold fell from 0.8 at step 20 to 0.7 while the reward proxy rose"
 
 
 def test_a_dip_that_heals_is_no_finding():

@@ -106,6 +106,18 @@ def overoptimised(evals: Sequence[Mapping[str, Any]], *, rewards: Sequence[str],
     return findings
 
 
+def begun(evals: Sequence[Mapping[str, Any]], *, rewards: Sequence[str], judges: Sequence[str]) -> list[Finding]:
+    """What the last evaluation shows to have fallen and those before it did not: what is news while a run goes."""
+    known = {finding.name for finding in overoptimised(evals[:-1], rewards=rewards, judges=judges)}
+    return [finding for finding in overoptimised(evals, rewards=rewards, judges=judges) if finding.name not in known]
+
+
+def in_words(finding: Finding) -> str:
+    """``gold fell from 0.9 at step 20 to 0.6 while the reward proxy rose``."""
+    name = finding.name.replace("_", " ")
+    return f"{name} fell from {finding.best:.3g} at step {finding.began} to {finding.last:.3g} while the reward {finding.reward} rose"
+
+
 def fell_silent(invented: Sequence[Point], recalled: Sequence[Point]) -> Finding | None:
     """Whether recall fell from its best, beyond chance and by more than 5 % of it, while inventions became fewer.
 
