@@ -37,7 +37,7 @@ from mmalign.objectives.feedback import comparisons
 from mmalign.recipes._foreseen import of_records as FORESEEN  # noqa: F401 (config asks for it)
 from mmalign.recipes._foreseen import refuse_records, streamed
 from mmalign.recipes._run import Run, concluded
-from mmalign.records import Drawn, Pair, Ranking, Record, Records, RefusedRow, Thumb, Unfinished, Unread, outputs_of, suited
+from mmalign.records import Drawn, Pair, Ranking, Record, Records, RefusedRow, Thumb, Undecoded, Unfinished, Unread, outputs_of, suited
 from mmalign.training import dimensions
 from mmalign.training import references as stored
 from mmalign.training.ahead import Ahead, read_media, seen_prompts
