@@ -130,7 +130,6 @@ class DiffusersPolicy:
         self.branches = schedule.branches
         self.order: int = schedule.order
         self._place: Place | None = None
-        self._levels: Level | None = None
         self._example = self.caller.example  # a prompt for calls that only ask for the schedule
 
     # Parameters
@@ -217,7 +216,6 @@ class DiffusersPolicy:
     def _trees(self, count: int, group_size: int, step: int, rng: torch.Generator) -> list[Tree]:
         """The structure of each of so many groups."""
         assert self.branches is not None
-        self._levels = self._levels or self.schedule()[1]
         random, trained = self._window(len(self._levels.noise) - 1, step, rng.get_state())
         return [self.branches(trained, random, group_size, rng) for _ in range(count)]
 
@@ -369,6 +367,11 @@ class DiffusersPolicy:
             some = [prompts[row] for row in at.tolist()]
             parts.append(probed(self.caller, self._place, some, x[at.to(x.device)], timesteps[at.to(timesteps.device)], level))
         return Prediction(*(torch.cat(values) for values in zip(*parts, strict=True)))
+
+    @functools.cached_property
+    def _levels(self) -> Level:
+        """The levels of ``schedule``, asked once."""
+        return self.schedule()[1]
 
     def schedule(self) -> tuple[Tensor, Level]:
         """Timesteps ``[T]`` and levels ``[T + 1]`` that the pipeline's own call uses, from the step that it starts with."""
