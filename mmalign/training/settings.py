@@ -237,8 +237,8 @@ class Devices(Record):
     gathered, and its gradients go back. Changes no number but by rounding.
     sequence: so many processes compute each row together, each a part of its tokens, with what diffusers has for that (context
     parallelism, Ulysses): for videos and images whose activations do not fit on one GPU. Of ``replicate``, for denoisers that diffusers
-    has a plan for (Flux, Wan, LTX, Qwen-Image), at sizes whose tokens and heads it divides; not for gradients of rewards. Changes no
-    number but by rounding.
+    has a plan for (Flux, Wan) and that take no attention mask, at sizes whose tokens and heads it divides; not for gradients of rewards.
+    Changes no number but by rounding.
     """
 
     place: Literal["replicate", "fsdp2"] = "replicate"

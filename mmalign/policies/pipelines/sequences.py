@@ -33,7 +33,7 @@ def compute_together(denoisers: Mapping[str, Any], count: int, world: int, place
         if count == 1:
             continue
         if not library or denoiser._cp_plan is None:
-            takes = "takes a denoiser that has one, such as those of Flux, Wan, LTX and Qwen-Image, or 1"
+            takes = "takes a denoiser that has one, such as Flux's or Wan's, or 1"
             raise UserError(f"devices.sequence: got {count}, and diffusers has no plan for the tokens of {kind}; {takes}")
         if (heads := denoiser.config.num_attention_heads) % count:
             raise UserError(f"devices.sequence: got {count}, and {kind} has {heads} heads; takes a number that divides these, or 1")
@@ -59,8 +59,8 @@ def _in_words(forward: Callable[..., Any], count: int) -> Callable[..., Any]:
     def said(*given: Any, **more: Any) -> Any:
         try:
             return forward(*given, **more)
-        except (AssertionError, NotImplementedError) as error:
-            takes = f"takes sizes, frames and prompts whose tokens divide by {count}, or 1"
+        except (AssertionError, NotImplementedError, ValueError) as error:
+            takes = f"takes sizes, frames and prompts whose tokens divide by {count}, and no attention mask; or 1"
             raise UserError(f"devices.sequence: {' '.join(str(error).split())[:200]}; {takes}") from error
 
     return said
