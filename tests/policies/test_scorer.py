@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -217,3 +219,30 @@ def test_an_export_fills_rows_up_with_a_token_that_ends_nothing(tmp_path: Path) 
     policy.of.chat.tokenizer.pad_token_id = policy.of.chat.stops[0]  # as many tokenizers have it
     scorers.save(policy, tmp_path / "out", prompt="abc")
     assert json.loads((tmp_path / "out" / "config.json").read_text())["pad_token_id"] not in policy.of.chat.stops
+
+
+CLEAN = """
+import sys
+sys.modules["mmalign"] = None
+folder, ids = sys.argv[1], [int(word) for word in sys.argv[2].split()]
+{code}
+print(score(torch.tensor([ids])).tolist())
+"""
+
+
+@pytest.mark.parametrize("lora", [None, {"rank": 2}])
+def test_a_head_that_is_not_linear_is_computed_by_whom_has_only_its_tensors(tmp_path: Path, lora: Any) -> None:
+    policy = mm.policies.scorer(reader(**({"lora": lora} if lora else {})), head=mm.heads.mlp(width=3, layers=2), scores=["a", "b"])
+    with torch.no_grad():
+        for number, parameter in enumerate(policy.parameters().values()):
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number)))
+    (form,) = scorers.save(policy, tmp_path / "out", prompt="abc")
+    chat, (prompt, output) = policy.of.chat, ("why", "one two")
+    ids = [*chat.prompt(prompt).ids, *chat.row(prompt, output).completion]
+    program = CLEAN.format(code="\n".join(form.code))
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "out"), " ".join(map(str, ids))], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    scores = torch.tensor(json.loads(done.stdout.splitlines()[-1]))
+    torch.testing.assert_close(scores, policy.score([prompt], [output]).float(), rtol=1e-4, atol=1e-5)

@@ -44,7 +44,7 @@ def save(
     """
     refuse_taken(folder)
     with appearing(folder) as place:
-        form = _adapter(policy, place, name) if policy.sets.lora else _whole(policy, place)
+        form = _adapter(policy, place, name) if policy.sets.lora else whole_model(policy, place)
         (policy.chat.tokenizer if policy.chat.vision is None else policy.chat.vision.processor).save_pretrained(str(place))
         fresh: Any = base() if policy.sets.lora else None
         if policy.stored:
@@ -73,7 +73,9 @@ def _adapter(policy: TransformersPolicy, place: Path, name: str | None) -> Form:
     return Form("peft", code, {"model": policy.model}, load)
 
 
-def _whole(policy: TransformersPolicy, place: Path) -> Form:
+def whole_model(policy: TransformersPolicy, place: Path) -> Form:
+    """Writes a model's weights, LoRA in them added in; returns how to load them."""
+
     def load(folder: Path, fresh: Any) -> Any:
         return type(policy.model).from_pretrained(str(folder), dtype=policy.model.dtype)
 

@@ -1,24 +1,31 @@
-"""Trained reward models as others load them: transformers' sequence classification, LoRA added in, with the tokenizer."""
+"""Trained reward models as others load them: transformers' sequence classification, LoRA added in, with the tokenizer.
+
+Heads that are not linear stand beside the language model, in ``head.safetensors``, and the page has the lines of torch that make scores.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from mmalign.policies.adapters import Form, appearing, refuse_taken
-from mmalign.policies.exports.language import beside_weights
+from mmalign.policies.exports.language import beside_weights, whole_model
 from mmalign.policies.language.contrasts import sequences
 from mmalign.policies.language.fitting import ROUNDING
 from mmalign.policies.language.handover import merged
+from mmalign.policies.scorers.heads._head import Plain
 from mmalign.policies.scorers.heads.linear import Linear
+from mmalign.policies.scorers.readers import LastToken
 from mmalign.policies.scorers.scorer import ScorerPolicy
 from mmalign.types import UserError
 
-HOME = "AutoModelForSequenceClassification"
+HOME, HEAD = "AutoModelForSequenceClassification", "head.safetensors"
 
 
 @torch.no_grad()
@@ -36,6 +43,11 @@ def save(
     """
     refuse_taken(folder)
     with appearing(folder) as place:
+        if isinstance(policy.head, Plain) and type(policy.reader) is LastToken:
+            form = _beside(policy, place)
+            _compare_parts(policy, form.load(place, None), load_file(place / HEAD), prompt)
+            beside_weights(place, form, beside, card)
+            return [form]
         classifier = _classifier(policy)
         classifier.save_pretrained(str(place))
         kind = type(classifier)
@@ -47,6 +59,35 @@ def save(
         _compare(policy, form.load(place, None), prompt)
         beside_weights(place, form, beside, card)
     return [form]
+
+
+def _beside(policy: ScorerPolicy, place: Path) -> Form:
+    """The language model, its tokenizer, and the head's tensors beside them."""
+    form, chat = whole_model(policy.of, place), policy.of.chat
+    (chat.tokenizer if chat.vision is None else chat.vision.processor).save_pretrained(str(place))
+    save_file({name: value.detach().cpu().contiguous() for name, value in policy.head.state_dict().items()}, place / HEAD)
+    code = (
+        "import torch",
+        "from safetensors.torch import load_file",
+        *form.code,
+        f'head = load_file(f"{{folder}}/{HEAD}")',
+        "",
+        "",
+        f"def score(input_ids):  # of one row, up to the end of its answer: {', '.join(policy.scores)}",
+        "    x = model.base_model(input_ids=input_ids).last_hidden_state[:, -1].float()",
+        *(f"    {line}" for line in policy.head.code()),
+        "    return scores",
+    )
+    return form._replace(code=code)
+
+
+def _compare_parts(policy: ScorerPolicy, fresh: Any, tensors: Mapping[str, Tensor], prompt: Any) -> None:
+    """Errors: UserError where the model and the head, loaded again, do not score as the live ones."""
+    ids, here = _row(policy, prompt)
+    head = deepcopy(policy.head)
+    head.load_state_dict(dict(tensors))
+    states = fresh.to(policy.of.device).eval().base_model(input_ids=ids).last_hidden_state[:, -1].float()
+    _refuse_apart(policy, head(states, {}).double().cpu(), here)
 
 
 def _classifier(policy: ScorerPolicy) -> Any:
@@ -76,12 +117,20 @@ def _classifier(policy: ScorerPolicy) -> Any:
 
 def _compare(policy: ScorerPolicy, fresh: Any, prompt: Any) -> None:
     """Errors: UserError where the loaded model's scores are not the live one's."""
-    row, ends = torch.zeros(1, dtype=torch.int64), torch.tensor([[policy.of.chat.stops[0]]])  # an answer that is over at once
+    ids, here = _row(policy, prompt)
+    _refuse_apart(policy, fresh.to(policy.of.device).eval()(input_ids=ids).logits.double().cpu(), here)
+
+
+def _row(policy: ScorerPolicy, prompt: Any) -> tuple[Tensor, Tensor]:
+    """Of a row whose answer is over at once its ids ``[1, T]``, and the live model's scores of it."""
+    row, ends = torch.zeros(1, dtype=torch.int64), torch.tensor([[policy.of.chat.stops[0]]])
     rollout = policy.of.table([policy.of.chat.prompt(prompt)], row, ends, torch.ones_like(row), torch.ones_like(ends).bool())
     rows = sequences(rollout.held, row)
     ids = torch.cat([rows.prompts[0], rows.tokens[0]])[None].to(policy.of.device)
-    there = fresh.to(policy.of.device).eval()(input_ids=ids).logits.double().cpu()
-    here = policy.of_rows(rollout, row)
+    return ids, policy.of_rows(rollout, row)
+
+
+def _refuse_apart(policy: ScorerPolicy, there: Tensor, here: Tensor) -> None:
     difference, allowed = float((there - here).abs().max()), ROUNDING.get(policy.of.model.dtype, 1e-4)
     if not difference <= allowed:
         raise UserError(f"export: the model, loaded again, scores {difference:.2g} apart from the live one, more than {allowed:g}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 from torch import nn
 
@@ -20,3 +21,11 @@ class Head:
     name: str
     make: Callable[[int, list[str]], nn.Module]
     reads: frozenset[str] = frozenset()
+
+
+@runtime_checkable
+class Plain(Protocol):
+    """A head that plain torch computes of its tensors."""
+
+    def code(self) -> tuple[str, ...]:
+        """Lines of Python that make ``scores`` of features ``x`` and the head's tensors by name, ``head``."""

@@ -77,6 +77,13 @@ class Gated(nn.Module):
         parts = torch.softmax(torch.relu(features @ self.hidden.T) @ self.gate.T / self.temperature, 1)
         return (parts * (features @ self.attributes.T)).sum(1, keepdim=True)
 
+    def code(self) -> tuple[str, ...]:
+        """As in ``_head.Plain``."""
+        return (
+            f'parts = torch.softmax(torch.relu(x @ head["hidden"].T) @ head["gate"].T / {self.temperature!r}, 1)',
+            'scores = (parts * (x @ head["attributes"].T)).sum(1, keepdim=True)',
+        )
+
 
 def decorrelating(ratings: Tensor, verbosity: Tensor) -> Tensor:
     """lam ``[k]``: with ``r_i - lam_i r_verbosity`` no attribute is correlated with verbosity, on these outputs.

@@ -14,6 +14,7 @@ from mmalign.policies.scorers.heads._head import Head
 __all__ = ["mlp"]
 
 ACTIVATIONS = {"relu": torch.relu, "tanh": torch.tanh, "gelu": nn.functional.gelu}
+IN_WORDS = {"relu": "torch.relu", "tanh": "torch.tanh", "gelu": "torch.nn.functional.gelu"}
 
 
 def mlp(*, width: Count = 16, layers: Count = 1, activation: Literal["relu", "tanh", "gelu"] = "relu", seed: Seed = 0) -> Head:
@@ -38,7 +39,7 @@ class Mlp(nn.Module):
 
     def __init__(self, features: int, scores: int, *, width: int, layers: int, activation: str, seed: int):
         super().__init__()
-        rng, self.activation = torch.Generator().manual_seed(seed), ACTIVATIONS[activation]
+        rng, self.activation, self.kind = torch.Generator().manual_seed(seed), ACTIVATIONS[activation], activation
         sizes = [features, *[width] * (layers - 1)]
         self.hidden = nn.ParameterList(torch.randn(width, size, generator=rng) / size**0.5 for size in sizes)
         self.biases = nn.ParameterList(torch.zeros(width) for _ in sizes)
@@ -50,3 +51,8 @@ class Mlp(nn.Module):
         for weight, bias in zip(self.hidden, self.biases, strict=True):
             states = self.activation(states @ weight.T + bias)
         return states @ self.out.T
+
+    def code(self) -> tuple[str, ...]:
+        """As in ``_head.Plain``."""
+        hidden = [f'x = {IN_WORDS[self.kind]}(x @ head["hidden.{n}"].T + head["biases.{n}"])' for n in range(len(self.hidden))]
+        return (*hidden, 'scores = x @ head["out"].T')
