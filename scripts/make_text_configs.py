@@ -34,7 +34,8 @@ WITHOUT = {
     "modpo": "a second objective",
     "gdpo": "a second reward",
     "ddpo": "denoising steps (on tokens it is GRPO's kin)",
-    "dance_grpo": "denoising steps", "b2_diffurl": "denoising steps", "diffusion_opd": "a teacher", "opd": "a teacher", "sdpo": "contrasts", "cgpo": "judges",
+    "dance_grpo": "denoising steps", "b2_diffurl": "denoising steps", "diffusion_opd": "a teacher", "opd": "a teacher",
+    "sdpo": "contrasts", "cgpo": "judges",
 }  # fmt: skip
 
 POLICY = """\

@@ -34,7 +34,8 @@ APART = (
 )  # what a run depends on beside the loss
 
 ELSEWHERE = {
-    "diffusion_opd": "a teacher", "opd": "a teacher", "srpo": "a system turn", "sdpo": "a contrast", "cgpo": "judges", "gardo": "a reward of diversity",
+    "sdpo": "a contrast", "cgpo": "judges",
+    "diffusion_opd": "a teacher", "opd": "a teacher", "srpo": "a system turn", "gardo": "a reward of diversity",
     "bradley_terry_mixture": "two scores", "peer_review": "two scores",
 }  # fmt: skip
 """What they read, and no table of these has."""

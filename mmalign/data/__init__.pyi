@@ -22,5 +22,6 @@ from mmalign.data.texts import hub_texts as hub_texts
 from mmalign.data.texts import texts as texts
 from mmalign.data.transforms.chosen import chosen as chosen
 from mmalign.data.transforms.conditioned import conditioned as conditioned
+from mmalign.data.transforms.matched import matched as matched
 from mmalign.data.transforms.mixture import mixture as mixture
 from mmalign.data.turned import turned as turned

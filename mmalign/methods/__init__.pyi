@@ -20,6 +20,7 @@ from mmalign.methods.denoising_preference.text_dpo import text_dpo as text_dpo
 from mmalign.methods.denoising_preference.text_kto import text_kto as text_kto
 from mmalign.methods.distillation.dmd2 import dmd2 as dmd2
 from mmalign.methods.distillation.opd import opd as opd
+from mmalign.methods.distillation.sdpo import sdpo as sdpo
 from mmalign.methods.distillation.tdm import tdm as tdm
 from mmalign.methods.distillation.tdm_r1 import tdm_r1 as tdm_r1
 from mmalign.methods.forward_process.awm import awm as awm
@@ -95,6 +96,7 @@ from mmalign.methods.pairs.tdpo2 import tdpo2 as tdpo2
 from mmalign.methods.pairs.triple_po import triple_po as triple_po
 from mmalign.methods.pairs.wpo import wpo as wpo
 from mmalign.methods.policy_gradient.a_lol import a_lol as a_lol
+from mmalign.methods.policy_gradient.cgpo import cgpo as cgpo
 from mmalign.methods.policy_gradient.cispo import cispo as cispo
 from mmalign.methods.policy_gradient.clip_cov import clip_cov as clip_cov
 from mmalign.methods.policy_gradient.dapo import dapo as dapo
