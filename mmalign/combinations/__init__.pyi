@@ -12,6 +12,7 @@ from mmalign.combinations.algebra import worst as worst
 from mmalign.combinations.balancing import constrained as constrained
 from mmalign.combinations.balancing import fairest as fairest
 from mmalign.combinations.balancing import hypervolume_weights as hypervolume_weights
+from mmalign.combinations.balancing import log_barrier as log_barrier
 from mmalign.combinations.by_gradient import bilevel_weights as bilevel_weights
 from mmalign.combinations.by_gradient import gradient_weights as gradient_weights
 from mmalign.combinations.by_gradient import min_norm_weights as min_norm_weights

@@ -12,7 +12,7 @@ from mmalign.arguments.ranges import Count, Finite, NotNegative, Positive, Share
 from mmalign.combinations._parts import Both, Chain, Combination, Rows, Transforms, chosen, or_missing, table
 from mmalign.types import UserError
 
-__all__ = ["constrained", "fairest", "hypervolume_weights"]
+__all__ = ["constrained", "fairest", "hypervolume_weights", "log_barrier"]
 
 Parts = Mapping[str, Tensor]
 
@@ -121,6 +121,69 @@ def hypervolume(points: Sequence[Sequence[float]], corner: Sequence[float]) -> f
         below = levels[number + 1] if number + 1 < len(levels) else corner[-1]
         volume += (level - below) * hypervolume([point[:-1] for point in inside if point[-1] >= level], corner[:-1])
     return volume
+
+
+def log_barrier(
+    *, objective: str, floors: Mapping[str, Finite], strength: Positive = 0.1, most: Positive = 10.0, window: Count = 5,
+    transforms: Transforms | None = None,
+) -> Combination:  # fmt: skip
+    """``r_objective + sum_j w_j r_j`` with ``w_j = strength / (mean r_j - floor_j)``: one reward goes up, others stay above their floors.
+
+    The gradient of ``J_objective + strength sum_j log(J_j - floor_j)`` is that of this sum, where each J is the mean over the last
+    ``window`` rollouts. At the floor and below it the weight is ``most``.
+
+    Args:
+        objective: the reward that is maximised.
+        floors: name -> what its mean shall not fall below; of a run that goes on from another one, a part of what that one reached:
+            C-MORL's extension of a Pareto front has ``(1 - b) J_j(parent)``, and runs once for each objective and policy in its archive.
+        strength: of the barrier. most: bound of a weight. window: rollouts whose means are averaged.
+
+    A row without one of the scores has no reward.
+    Paper: C-MORL: Multi-Objective Reinforcement Learning through Efficient Discovery of Pareto Front, https://arxiv.org/abs/2410.02236,
+    the interior-point form of its second stage; recalled, the number too. Deviations: the archive is the user's list of runs.
+
+    Errors: UserError for an objective with a floor, no floor, and settings out of range.
+    """
+    if not floors or objective in floors or strength <= 0 or most <= 0 or window < 1:
+        raise UserError(
+            f"log_barrier: got objective={objective!r}, floors={dict(floors)}, strength={strength}, most={most}, window={window}, takes "
+            "floors of other rewards than the objective, strength and most above 0, window of 1 or more"
+        )
+    recent, chain = _Recent([*floors], window), Chain("log_barrier", transforms)
+
+    def of(parts: Parts, rows: Rows) -> Tensor:
+        parts = chain.apply(parts, rows)
+        chosen("log_barrier", "objective", [objective], parts)
+        total = parts[objective]
+        for name in chosen("log_barrier", "floors", floors, parts):
+            above = recent.mean(name) - floors[name]
+            total = total + (min(most, strength / above) if above > 0 else most) * parts[name]
+        return total
+
+    return Combination("log_barrier", of, Both(chain, recent))
+
+
+class _Recent:
+    """The means of rewards over the last rollouts that knew them."""
+
+    def __init__(self, names: Sequence[str], window: int):
+        self.window, self.known = window, {name: list[float]() for name in names}
+
+    def mean(self, name: str) -> float:
+        """NaN where nothing is known yet."""
+        return sum(self.known[name]) / len(self.known[name]) if self.known[name] else math.nan
+
+    def learn(self, parts: Parts, rows: Rows) -> None:
+        for name in chosen("log_barrier", "floors", self.known, parts):
+            mean = float(parts[name].nanmean())
+            if not math.isnan(mean):
+                self.known[name] = [*self.known[name], mean][-self.window :]
+
+    def dump(self) -> dict[str, Any]:
+        return {"known": self.known}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        self.known = {name: list(means) for name, means in state["known"].items()}
 
 
 class _Multipliers:

@@ -17,11 +17,14 @@ from mmalign.data.pictures import picture_texts as picture_texts
 from mmalign.data.pool import hinted as hinted
 from mmalign.data.pool import informative as informative
 from mmalign.data.prompts import prompts as prompts
+from mmalign.data.refining import refining as refining
 from mmalign.data.rejudged import rejudged as rejudged
 from mmalign.data.texts import hub_texts as hub_texts
 from mmalign.data.texts import texts as texts
 from mmalign.data.transforms.chosen import chosen as chosen
 from mmalign.data.transforms.conditioned import conditioned as conditioned
+from mmalign.data.transforms.forecast import forecast as forecast
+from mmalign.data.transforms.matched import matched as matched
 from mmalign.data.transforms.mixture import mixture as mixture
 from mmalign.data.transforms.principled import principled as principled
 from mmalign.data.transforms.rewritten import rewritten as rewritten

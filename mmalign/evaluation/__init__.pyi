@@ -45,6 +45,8 @@ from mmalign.evaluation.reward_scores import best_scores as best_scores
 from mmalign.evaluation.reward_scores import pair_scores as pair_scores
 from mmalign.evaluation.reward_scores import tie_threshold as tie_threshold
 from mmalign.evaluation.reward_scores import tied_answer_scores as tied_answer_scores
+from mmalign.evaluation.saturation_law import Saturation as Saturation
+from mmalign.evaluation.saturation_law import saturation_law as saturation_law
 from mmalign.evaluation.strengths import Strengths as Strengths
 from mmalign.evaluation.strengths import next_comparison as next_comparison
 from mmalign.evaluation.strengths import zermelo as zermelo

@@ -21,6 +21,7 @@ from mmalign.methods.denoising_preference.text_kto import text_kto as text_kto
 from mmalign.methods.distillation.dmd2 import dmd2 as dmd2
 from mmalign.methods.distillation.flash_dmd import flash_dmd as flash_dmd
 from mmalign.methods.distillation.opd import opd as opd
+from mmalign.methods.distillation.sdpo import sdpo as sdpo
 from mmalign.methods.distillation.tdm import tdm as tdm
 from mmalign.methods.distillation.tdm_r1 import tdm_r1 as tdm_r1
 from mmalign.methods.forward_process.awm import awm as awm
@@ -96,6 +97,8 @@ from mmalign.methods.pairs.tdpo2 import tdpo2 as tdpo2
 from mmalign.methods.pairs.triple_po import triple_po as triple_po
 from mmalign.methods.pairs.wpo import wpo as wpo
 from mmalign.methods.policy_gradient.a_lol import a_lol as a_lol
+from mmalign.methods.policy_gradient.archer import archer as archer
+from mmalign.methods.policy_gradient.cgpo import cgpo as cgpo
 from mmalign.methods.policy_gradient.cispo import cispo as cispo
 from mmalign.methods.policy_gradient.clip_cov import clip_cov as clip_cov
 from mmalign.methods.policy_gradient.dapo import dapo as dapo
@@ -142,6 +145,8 @@ from mmalign.methods.reward_gradient.refl import refl as refl
 from mmalign.methods.reward_models.bradley_terry import bradley_terry as bradley_terry
 from mmalign.methods.reward_models.bradley_terry_gaussian import bradley_terry_gaussian as bradley_terry_gaussian
 from mmalign.methods.reward_models.bradley_terry_mixture import bradley_terry_mixture as bradley_terry_mixture
+from mmalign.methods.reward_models.bradley_terry_signed import bradley_terry_signed as bradley_terry_signed
+from mmalign.methods.reward_models.bradley_terry_thinking import bradley_terry_thinking as bradley_terry_thinking
 from mmalign.methods.reward_models.bradley_terry_ties import bradley_terry_ties as bradley_terry_ties
 from mmalign.methods.reward_models.general_preference import general_preference as general_preference
 from mmalign.methods.reward_models.list_mle import list_mle as list_mle
@@ -152,3 +157,4 @@ from mmalign.methods.unpaired.bco import bco as bco
 from mmalign.methods.unpaired.ift import ift as ift
 from mmalign.methods.unpaired.kto import kto as kto
 from mmalign.methods.unpaired.sft import sft as sft
+from mmalign.methods.unpaired.sft_f import sft_f as sft_f

@@ -31,6 +31,7 @@ from mmalign.policies.scorers.scorer import ScorerPolicy as ScorerPolicy
 from mmalign.policies.scorers.scorer import scorer as scorer
 from mmalign.policies.scorers.thinking import ThinkingReader as ThinkingReader
 from mmalign.policies.scorers.thinking import thinking as thinking
+from mmalign.policies.scorers.thinned import thinned as thinned
 from mmalign.policies.transformers import TransformersPolicy as TransformersPolicy
 from mmalign.policies.transformers import transformers as transformers
 from mmalign.policies.twins.pipelines import call_arguments as call_arguments

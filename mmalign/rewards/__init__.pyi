@@ -1,7 +1,9 @@
+from mmalign.rewards.composed.below import below as below
 from mmalign.rewards.composed.by_principles import by_principles as by_principles
 from mmalign.rewards.composed.by_task import by_task as by_task
 from mmalign.rewards.composed.combined import combined as combined
 from mmalign.rewards.composed.hindsight import hindsight as hindsight
+from mmalign.rewards.composed.mathematics_alone import mathematics_alone as mathematics_alone
 from mmalign.rewards.composed.on_latents import on_latents as on_latents
 from mmalign.rewards.composed.rewriting import rewriting as rewriting
 from mmalign.rewards.composed.through import through as through
@@ -25,6 +27,7 @@ from mmalign.rewards.pictures.hps import hps as hps
 from mmalign.rewards.pictures.hpsv3 import hpsv3 as hpsv3
 from mmalign.rewards.pictures.image_reward import image_reward as image_reward
 from mmalign.rewards.pictures.jpeg import jpeg as jpeg
+from mmalign.rewards.pictures.lpips import lpips as lpips
 from mmalign.rewards.pictures.nearest_distance import nearest_distance as nearest_distance
 from mmalign.rewards.pictures.novelty import novelty as novelty
 from mmalign.rewards.pictures.object_counts import object_counts as object_counts
@@ -37,6 +40,7 @@ from mmalign.rewards.texts.by_segment import by_segment as by_segment
 from mmalign.rewards.texts.code_structure import code_structure as code_structure
 from mmalign.rewards.texts.code_tests import code_tests as code_tests
 from mmalign.rewards.texts.contains import contains as contains
+from mmalign.rewards.texts.entailment import entailment as entailment
 from mmalign.rewards.texts.exact_match import exact_match as exact_match
 from mmalign.rewards.texts.format import format as format
 from mmalign.rewards.texts.length import length as length
@@ -49,6 +53,7 @@ from mmalign.rewards.texts.repetition import distinct_part as distinct_part
 from mmalign.rewards.texts.repetition import repetition as repetition
 from mmalign.rewards.texts.testbench import testbench as testbench
 from mmalign.rewards.texts.text_overlap import text_overlap as text_overlap
+from mmalign.rewards.texts.variable_values import variable_values as variable_values
 from mmalign.rewards.trained import log_likelihoods as log_likelihoods
 from mmalign.rewards.trained import self_log_prob as self_log_prob
 from mmalign.rewards.trained import trained as trained

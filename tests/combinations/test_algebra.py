@@ -47,6 +47,7 @@ FIXED = {
     "lexicographic": lambda: algebra.lexicographic(order={"a": 0.5, "b": 0.0}),
     "mixture_of_judges": lambda: algebra.mixture_of_judges(reward="a", judges=["c"], least=1.0),
     "constrained": lambda: balancing.constrained(limits={"c": 1.0}),
+    "log_barrier": lambda: balancing.log_barrier(objective="a", floors={"b": 1.0}),
     "fairest": lambda: balancing.fairest(),
     "gradient_weights": lambda: by_gradient.gradient_weights(weights={"a": 1.0, "b": 2.0}),
     "min_norm_weights": lambda: by_gradient.min_norm_weights(of=["a", "b"]),
@@ -421,3 +422,18 @@ def test_every_combination_is_known_to_yaml():
 
     rooms = {name for room in ROOMS["combine"] for name in index(f"mmalign.{room}")}
     assert rooms >= {*ALL, *FIXED} and not any(isinstance(getattr(mm.combinations, name), Combination) for name in rooms)
+
+
+def test_a_barrier_weighs_what_comes_near_its_floor() -> None:
+    def build() -> Combination:
+        return balancing.log_barrier(objective="a", floors={"b": 1.0, "c": 2.0}, strength=0.5, most=4.0, window=2)
+
+    by = build()
+    asked(by, parts(b=[9.0] * 5, c=[9.0] * 5), learn=True)
+    asked(by, parts(b=[1.0, 2.0, 3.0, 4.0, 5.0], c=[2.5] * 5), learn=True)
+    given = parts(b=[2.0] * 5, c=[1.5] * 5)
+    weight = 0.5 / ((3.0 + 2.0) / 2 - 1)  # c: (2.5 + 1.5) / 2 is its floor, and no further above it
+    assert asked(by, given, learn=True) == near([a + weight * 2.0 + 4.0 * 1.5 for a in PARTS["a"]])
+    assert asked(restored(build, by), given) == asked(by, given)
+    with pytest.raises(UserError, match="of other rewards than the objective"):
+        balancing.log_barrier(objective="a", floors={"a": 1.0})

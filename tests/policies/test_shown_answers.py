@@ -119,3 +119,30 @@ def test_rows_without_a_partner_are_refused() -> None:
     with pytest.raises(UserError, match="rows that do not stand in pairs"):
         made.steps(given, torch.tensor([0]), needs=frozenset({contrast("revising")}))
     made.steps(given, torch.tensor([0]), needs=frozenset({contrast("keeping")}))
+
+
+def test_sdpo_judges_each_token_by_the_policy_that_was_shown_the_better_answer() -> None:
+    """Token by token through a real model; the gradient is that of the worse rows' log-probabilities alone."""
+    made = policy({"taught": "{prompt} * {other}"})
+    given = rollout(made)
+    method = mm.methods.sdpo()
+    feedback = Feedback(torch.tensor([1.0, 0, 0, 1]).double(), group=given.group, pairs=torch.tensor([[0, 1], [3, 2]]))
+    order = torch.tensor([0, 1, 3, 2])
+    values = method.loss(made.steps(given, order, needs=method.needs), method.signal(feedback)[order]).values
+    got = (method.weigh(given.mask)[order] * values).sum()
+
+    def each(prompt: str, answer: str) -> Tensor:
+        head = list(made.chat.prompt(prompt).ids)
+        ids = torch.tensor([head + made.chat.ids(answer) + [made.chat.end]])
+        logits = made.model(input_ids=ids).logits[0].double()
+        logits[:, list(made.chat.never)] = -torch.inf
+        return logits.log_softmax(-1)[:-1].gather(-1, ids[0, 1:, None])[len(head) - 1 :, 0]
+
+    wanted = torch.zeros((), dtype=torch.float64)
+    for better, worse in ((0, 1), (3, 2)):
+        own, taught = each(PROMPTS[worse], ANSWERS[worse]), each(f"{PROMPTS[worse]} * {ANSWERS[better]}", ANSWERS[worse])
+        wanted = wanted - ((taught - own).detach() * own).mean() / 2
+    assert float(got.detach()) == pytest.approx(float(wanted.detach()), rel=1e-5)
+    p = made.parameters()["model.embed_tokens.weight"]
+    ours, theirs = (torch.autograd.grad(loss, p)[0] for loss in (got, wanted))
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)

@@ -24,8 +24,8 @@ def bco(*, beta: Positive = 0.1) -> Method:
     Paper: Binary Classifier Optimization for Large Language Model Alignment, arXiv 2404.04656.
 
     Deviations: delta is the mean over all rows of all updates so far, the present one included; it is state of the method, in the
-    checkpoint. The paper's weights for good and bad rows of unlike prompts (a classifier's density ratio) are left to the data.
-    Soft labels are ours.
+    checkpoint. The paper's weights for good and bad rows of unlike prompts (a classifier's density ratio) are a matter of records:
+    ``records: {use: matched, of: ...}``. Soft labels are ours.
 
     Dialects:
     - TRL 1.16 (experimental BCOTrainer): beta=0.1: the same running mean, which is not in its checkpoint.

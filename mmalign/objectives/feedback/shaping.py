@@ -46,7 +46,9 @@ def progress_shaping(potentials: Tensor, mask: Tensor) -> Tensor:
     """``max(Phi(s_{t+1}) - Phi(s_t), 0)`` for each step: what is gained is paid, what is lost costs nothing.
 
     No potential: who goes back and forth is paid for every time forth, for ever (the bicycle of Randlov and Alstrom 1998, which circled
-    about its goal). Here to show what ``potential_shaping`` is for. The arguments are the same.
+    about its goal). Here to show what ``potential_shaping`` is for.
+
+    potentials: ``[B, T + 1]`` of the states, the last one's included. mask: ``[B, T]``, live steps.
 
     Examples:
         >>> progress_shaping(torch.tensor([[-2.0, -1.0, -2.0]]), torch.tensor([[True, True]])).tolist()
