@@ -78,14 +78,13 @@ def train(config: str, root: Path, resume: bool = False) -> None:
 @pytest.mark.parametrize("config", loops())
 def test_a_loop_that_was_killed_ends_as_one_that_was_not(config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gc, "collect", lambda: 0)  # after every stage, of all that other tests have left: most of the time
-    alone, root = tmp_path / "alone", tmp_path / "killed"
-    train(config, alone)  # in this process, so that those forked from it import nothing
-    expected = contents(alone / "run")
+    root = tmp_path / "run"
+    train(config, root)  # in this process, so that those forked from it import nothing
+    expected = contents(root / "run")
+    shutil.rmtree(root)
     KILLS["train"].__globals__["TRAIN"] = partial(train, config)
-    operations = 20 + zlib.crc32(config.encode()) % 100
-    kill = partial(KILLS["train"], root, before=operations)
+    kill = partial(KILLS["train"], root, before=20 + zlib.crc32(config.encode()) % 100)
     root.mkdir()
     assert forked.wait(forked.fork(1, kill, root, quiet=True))[0] == -signal.SIGKILL, "it has fewer file operations"
     train(config, root, resume=(root / "run").exists())
     assert differing(root / "run", expected) == []
-    shutil.rmtree(tmp_path)
