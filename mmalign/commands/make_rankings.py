@@ -101,12 +101,8 @@ def make_rankings(  # what a command may be told
         settings = {"agree": sorted(agree or {}), "anchor": anchor, "group": group, "prompts_at_once": prompts_at_once, "seed": seed}
         team.agree("make_rankings", {"prompts": hashed(prompts), "rewards": sorted(rewards), **settings})
         written(Path(out), lines(), team)
-<<<<<<< HEAD
-    return {**counts} if agree is None else {**counts, "agreed": sum(agreements) / len(agreements)}
-=======
     shared = {} if agree is None else {"agreed": sum(agreements) / len(agreements)}
     return {**counts, **shared}
->>>>>>> rounds
 
 
 def agreed(one: Sequence[Any], other: Sequence[Any]) -> list[Any]:
