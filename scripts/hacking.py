@@ -25,8 +25,8 @@ from torch import Tensor
 
 import mmalign as mm
 from mmalign.files import write_text
-from mmalign.runs.overoptimisation import overoptimised
 from mmalign.report.read import read
+from mmalign.runs.overoptimisation import overoptimised
 from mmalign.runs.pixels import LINE, PREFIX, curves, distance, shifts
 from mmalign.training.pixels import pixel_statistics
 

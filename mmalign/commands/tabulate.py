@@ -15,8 +15,8 @@ from typing import Any
 from mmalign.evaluation.best_of import best_of_n_kl
 from mmalign.evaluation.drift import Drift, drift
 from mmalign.files import finite, write_bytes, write_json, write_text
-from mmalign.runs.overoptimisation import curve
 from mmalign.report.read import RunData, read
+from mmalign.runs.overoptimisation import curve
 from mmalign.types import UserError
 
 LEAST = 3  # rows that a correlation needs

@@ -9,11 +9,11 @@ from typing import Any
 
 from mmalign.files import flat
 from mmalign.report.figures import HELD_OUT
-from mmalign.runs.overoptimisation import Point, curve, overoptimised
 from mmalign.report.page import Picture, picture, readout
 from mmalign.report.plots import COLOURS, Figure, Plot, Series, draw, short, thin
 from mmalign.report.read import RunData
 from mmalign.report.verdict import describe, state
+from mmalign.runs.overoptimisation import Point, curve, overoptimised
 from mmalign.runs.pixels import in_words, shifts
 
 TRAINED = {  # columns of a training step -> title, note

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmalign.report import displacement, hallucination, pixels, reliability, tokens
-from mmalign.runs.overoptimisation import SPREAD_LINE, Point, curve
 from mmalign.report.plots import Figure, Plot, Rule, Series, draw, short, thin
 from mmalign.report.read import RunData
+from mmalign.runs.overoptimisation import SPREAD_LINE, Point, curve
 
 HELD_OUT = "held_out/"
 """How the names of numbers begin that evaluations have of records that the run is not trained on."""

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
-from mmalign.runs.overoptimisation import Point, curve
 from mmalign.report.plots import Figure, Plot, Rule, Series, draw, short
 from mmalign.report.read import RunData
+from mmalign.runs.overoptimisation import Point, curve
 
 INVENTED = ("chair_s", "chair_i", "hallucination")
 RECALLED = ("object_recall", "recall")

@@ -15,11 +15,11 @@ from mmalign.report.displacement import displaced
 from mmalign.report.displacement import in_words as displacement_in_words
 from mmalign.report.figures import figures, scores_only, summary_rows
 from mmalign.report.hallucination import columns, standings
-from mmalign.runs.overoptimisation import Finding, curve, fell_silent, overoptimised
 from mmalign.report.plots import short
 from mmalign.report.profile import costs, figure
 from mmalign.report.read import RunData
 from mmalign.report.verdict import PERCENT, describe, sentence, silent, state
+from mmalign.runs.overoptimisation import Finding, curve, fell_silent, overoptimised
 from mmalign.runs.pixels import in_words, shifts
 
 LARGEST = 1400  # pixels; a larger grid is scaled down and packed as WebP, so that a page of many steps stays light

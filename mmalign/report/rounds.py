@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from mmalign.runs.overoptimisation import curve
 from mmalign.report.plots import Figure, Plot, Series, draw, short
 from mmalign.report.read import RunData
+from mmalign.runs.overoptimisation import curve
 from mmalign.runs.rounds import Entry, read_entries
 from mmalign.types import UserError
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from mmalign.runs.overoptimisation import curve
 from mmalign.report.plots import Figure, Plot, Series, draw, short
 from mmalign.report.read import RunData
+from mmalign.runs.overoptimisation import curve
 from mmalign.runs.tokens import IN_WORDS, PREFIX
 
 CONCENTRATION = "Likeliest tokens of the policy's own samples"

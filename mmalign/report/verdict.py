@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 from mmalign.report.figures import HELD_OUT, scores_only
 from mmalign.report.hallucination import columns, standings
-from mmalign.runs.overoptimisation import SPREAD_LINE, Finding, curve, measurable
 from mmalign.report.pixels import headline
 from mmalign.report.plots import short
 from mmalign.report.read import RunData
+from mmalign.runs.overoptimisation import SPREAD_LINE, Finding, curve, measurable
 from mmalign.runs.pixels import Shift
 
 MINUS = "\N{MINUS SIGN}"

@@ -307,6 +307,7 @@ class Journal:
                 self.folder.write_real(self.evaluation.real(contents(self.evaluation.prompts), results.grid.shape[1]))
         if results.answers is not None and self.team.main:
             answers.write(self.folder.path, step, results.answers.prompts, results.answers.outputs, results.answers.marks, results.scores)
+            self.log.tabulate(step, *answers.table(results.answers.prompts, results.answers.outputs, results.scores))
         row = {"kl": self.state["kl"], **self.team.tell(results.metrics)[0]}  # the main one's: metrics of one's own may be random
         self._write(step, "eval", row)
         self.state["evaluations"].append({"step": step, **row})

@@ -12,8 +12,8 @@ import torch
 from mmalign.report import build
 from mmalign.report.answers import MOST_STEPS, marked, spaced
 from mmalign.report.hallucination import Standing, front
-from mmalign.runs.overoptimisation import Point, fell_silent
 from mmalign.runs import answers
+from mmalign.runs.overoptimisation import Point, fell_silent
 from tests.helpers.fake_run import make_run, make_vlm_run
 from tests.report.test_report import Page
 
