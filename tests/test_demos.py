@@ -32,9 +32,9 @@ def test_the_questions_are_what_the_script_makes_and_nobody_is_asked_in_both():
         assert (made["FOLDER"] / f"{split}.jsonl").read_text(encoding="utf-8") == made["lines"](rows)
     prompts = [row["prompt"] for row in (*train, *held_out)]
     assert len(set(prompts)) == len(prompts) == 112 and {row["kind"] for row in train} == {"capital"}
-    assert all(" " not in row["answer"] for row in (*train, *held_out))
+    assert all(" " not in row["answer"] and row["sentence"].endswith(f" is {row['answer']}.") for row in (*train, *held_out))
     pairs = [json.loads(line) for line in (made["FOLDER"] / "pairs.jsonl").read_text(encoding="utf-8").splitlines()]
-    right = {row["prompt"]: row["answer"] for row in train}
+    right = {row["prompt"]: row["sentence"] for row in train}
     assert pairs and all(right[pair["prompt"]] == pair["chosen"] != pair["rejected"] for pair in pairs)
 
 
@@ -118,8 +118,8 @@ def test_a_tiny_model_goes_all_the_way(what, tmp_path, mmalign, monkeypatch):
     assert done.code == 0, done.err
     run = tmp_path / "runs" / "small"
     assert f"adapter: {run / 'export'}, for transformers and peft" in done.out.replace("\n", " ")
-    assert done.out.count("say nothing but its name.\t") == demos.SHOWN and "prompt\tbefore\tafter" in done.out
-    prompt = "Name the capital of Japan, and say nothing but its name."
+    assert done.out.count("Answer in one short sentence.\t") == demos.SHOWN and "prompt\tbefore\tafter" in done.out
+    prompt = "What is the capital of Japan? Answer in one short sentence."
     tuned, base = plain(run / "export", prompt)
     assert tuned == shown(run, prompt, mmalign) != base
 

@@ -29,6 +29,7 @@ from mmalign.runs.metrics import is_number
 from mmalign.types import UserError
 
 NAME = re.compile(r"step_(\d{1,12})\.jsonl", re.ASCII)
+SHOWN = 64  # answers in a tracker's table
 LARGEST = 224  # pixels of a copy's longer side
 LIMITS = media.Limits(pixels=2**26, animated="first")  # an image with more is not opened here
 
@@ -52,6 +53,15 @@ def write(
         lines.append({**row, **of_row, **gained, **({} if marks is None else _mark(marks[number]))})
     text = "".join(json.dumps(finite(plain(line)), ensure_ascii=False, allow_nan=False) + "\n" for line in lines)
     return write_text(folder / "answers" / f"step_{step:06d}.jsonl", text)
+
+
+def table(prompts: Sequence[Any], answers: Sequence[str], scores: Mapping[str, Tensor] | None = None) -> tuple[list[str], list[list[Any]]]:
+    """(columns, rows): the first ``SHOWN`` prompts, their answers and scores, for trackers."""
+    columns = {name: values.flatten().tolist() for name, values in (scores or {}).items()}
+    rows = []
+    for number, (prompt, answer) in enumerate(zip(prompts[:SHOWN], answers, strict=False)):
+        rows.append([words_and_images(prompt)[0], answer, *(values[number] for values in columns.values())])
+    return ["prompt", "answer", *columns], rows
 
 
 def _mark(mark: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from mmalign.files import flat, plain
 from mmalign.runs.metrics import read_metrics
 from mmalign.runs.pictures import grid
-from mmalign.runs.showing import SHOW
+from mmalign.runs.showing import SHOW, TABLES
 from mmalign.types import UserError
 
 Phase = Literal["train", "eval", "profile"]
@@ -74,11 +74,18 @@ class Log:
 
     def show(self, step: int, images: Tensor) -> None:
         """Samples ``[rows, columns, (F,) C, H, W]`` in 0..1 to those trackers that show such; one that fails at it is shown no others."""
-        wanted = [name for name in self._trackers if name in SHOW and name not in self._unshown]
-        for name in wanted:
+        if self._trackers.keys() & SHOW.keys():
             pixels = grid(images)
+            self._showing(SHOW, lambda show, tracker: show(tracker, pixels, int(step)))
+
+    def tabulate(self, step: int, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Answers to those trackers that show tables, as ``show``. rows: cells in the order of ``columns``."""
+        self._showing(TABLES, lambda table, tracker: table(tracker, columns, rows, int(step)))
+
+    def _showing(self, ways: Mapping[str, Callable[..., None]], act: Callable[[Any, Any], None]) -> None:
+        for name in [name for name in self._trackers if name in ways and name not in self._unshown]:
             try:
-                SHOW[name](self._trackers[name], pixels, int(step))
+                act(ways[name], self._trackers[name])
             except Exception as error:  # somebody else's code and network, as in _trying
                 self._unshown.add(name)
                 why = " ".join(str(error).split())[:200]

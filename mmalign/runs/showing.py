@@ -1,15 +1,18 @@
-"""Samples in trackers: a picture of the grid, or all of its frames where it is one of videos."""
+"""Samples in trackers: a picture of the grid, or all of its frames where it is one of videos; and answers in words, as tables."""
 
 from __future__ import annotations
 
 import io
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from mmalign.runs.pictures import gif, opaque
 
-TAG = "eval/samples"
+TAG, ANSWERS = "eval/samples", "eval/answers"
 
 
 def tensorboard(tracker: Any, pixels: Tensor, step: int) -> None:
@@ -44,5 +47,54 @@ def trackio(tracker: Any, pixels: Tensor, step: int) -> None:
     tracker.log({TAG: shown}, step=step)
 
 
-SHOW = {"tensorboard": tensorboard, "wandb": wandb, "trackio": trackio}
+def mlflow(tracker: Any, pixels: Tensor, step: int) -> None:
+    """As ``tensorboard``; of a video the file, because MLflow shows pictures alone."""
+    import mlflow as package
+
+    run = tracker.tracker.info.run_id
+    if pixels.ndim == 3:
+        package.MlflowClient().log_image(run, opaque(pixels).permute(1, 2, 0).numpy(), key=TAG, step=step)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        film = Path(folder) / f"step_{step:06d}.gif"
+        film.write_bytes(gif(pixels))
+        package.MlflowClient().log_artifact(run, str(film), TAG)
+
+
+def tensorboard_table(tracker: Any, columns: Sequence[str], rows: Sequence[Sequence[Any]], step: int) -> None:
+    """rows: cells in the order of ``columns``, words or numbers."""
+    lines = [" | ".join(columns), " | ".join("---" for _ in columns), *(" | ".join(map(_cell, row)) for row in rows)]
+    tracker.writer.add_text(ANSWERS, "\n".join(f"| {line} |" for line in lines), global_step=step)
+
+
+def wandb_table(tracker: Any, columns: Sequence[str], rows: Sequence[Sequence[Any]], step: int) -> None:
+    """As ``tensorboard_table``."""
+    tracker.log_table(ANSWERS, columns=list(columns), data=[list(row) for row in rows], step=step)
+
+
+def trackio_table(tracker: Any, columns: Sequence[str], rows: Sequence[Sequence[Any]], step: int) -> None:
+    """As ``tensorboard_table``."""
+    import pandas
+    import trackio as package
+
+    tracker.log({ANSWERS: package.Table(dataframe=pandas.DataFrame(list(rows), columns=list(columns)))}, step=step)
+
+
+def mlflow_table(tracker: Any, columns: Sequence[str], rows: Sequence[Sequence[Any]], step: int) -> None:
+    """As ``tensorboard_table``."""
+    import mlflow as package
+
+    cells = {name: [row[place] for row in rows] for place, name in enumerate(columns)}
+    package.MlflowClient().log_table(tracker.tracker.info.run_id, cells, f"{ANSWERS}/step_{step:06d}.json")
+
+
+def _cell(value: Any) -> str:
+    """A cell of Markdown's: a bar would end it, and so would a line."""
+    words = f"{value:.3f}" if isinstance(value, float) else str(value)
+    return words.replace("|", "\\|").replace("\n", "<br>")
+
+
+SHOW = {"tensorboard": tensorboard, "wandb": wandb, "trackio": trackio, "mlflow": mlflow}
 """Trackers that are shown samples; others hear of numbers alone."""
+TABLES = {"tensorboard": tensorboard_table, "wandb": wandb_table, "trackio": trackio_table, "mlflow": mlflow_table}
+"""Trackers that are given answers."""

@@ -9,6 +9,7 @@ import re
 import shlex
 import sys
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -105,6 +106,19 @@ def test_command_lines_of_the_pages_beside_the_code_are_ones(page):
     for _, _, text in blocks(page):
         for words in commands(text):
             options([word for word in words if word != "..."])
+
+
+def test_words_of_trl_are_those_of_the_release_that_is_compared_with():
+    """What stands in code in the left column of its page: names that TRL 1.16 has, or the trainer and the LoRA under it."""
+    pytest.importorskip("trl", minversion="1.16")
+    trl, transformers, peft = (Path(str(find_spec(name).origin)).parent for name in ("trl", "transformers", "peft"))  # type: ignore[union-attr]
+    sources = [trl / "__init__.py", *(trl / "trainer").glob("*.py"), *(trl / "experimental" / "online_dpo").glob("*.py")]
+    sources += [transformers / "training_args.py", transformers / "trainer.py", peft / "tuners" / "lora" / "config.py"]
+    known = {word for path in sources for word in re.findall(r"\w+", path.read_text(encoding="utf-8"))}
+    page = (PAGES / "migrate" / "trl.md").read_text(encoding="utf-8")
+    left = [line.split(" | ")[0] for line in page.splitlines() if line.startswith("| `")]
+    words = {word for cell in left for code in re.findall(r"`([^`]+)`", cell) for word in re.findall(r"[A-Za-z_]\w+", code)}
+    assert len(words) > 30 and words - known == {"accelerate", "launch", "kwargs"} - known
 
 
 def test_the_readme_works_on_a_small_model(written, tmp_path, monkeypatch):

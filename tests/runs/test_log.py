@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from typing import ClassVar
 
 import pytest
 import torch
 from PIL import Image
 
-from mmalign.runs import folder
+from mmalign.runs import answers, folder
 from mmalign.runs.log import Log
 from mmalign.types import UserError
 
@@ -155,6 +156,20 @@ def test_tensorboard_shows_samples(tmp_path, frames):
     picture.seek(getattr(picture, "n_frames", 1) - 1)
     shown = picture.convert("RGB")
     assert [shown.getpixel(at) for at in ((0, 0), (9, 0), (8, 0))] == [(0, 0, 0), (255, 255, 255), (255, 255, 255)]  # a gap is white
+
+
+def test_tensorboard_is_given_answers_as_a_table(tmp_path):
+    pytest.importorskip("tensorboard")
+    columns, rows = answers.table(["Is a | b?", "Two\nlines?"] * 40, ["Yes.", "No."] * 40, {"gold": torch.tensor([[0.5, math.nan]] * 40)})
+    assert columns == ["prompt", "answer", "gold"] and len(rows) == answers.SHOWN and rows[0] == ["Is a | b?", "Yes.", 0.5]
+    with Log(tmp_path, trackers=("tensorboard",)) as log:
+        log.tabulate(3, columns, rows[:2])
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    (event,) = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Tensors("eval/answers/text_summary")
+    lines = event.tensor_proto.string_val[0].decode().splitlines()
+    assert event.step == 3 and lines[0] == "| prompt | answer | gold |" and len(lines) == 4
+    assert lines[2:] == ["| Is a \\| b? | Yes. | 0.500 |", "| Two<br>lines? | No. | nan |"]
 
 
 def test_a_tracker_that_fails_at_samples_keeps_its_numbers(tmp_path, monkeypatch):
