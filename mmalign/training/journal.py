@@ -306,13 +306,9 @@ class Journal:
             if step == 0 and self.evaluation.real is not None:
                 self.folder.write_real(self.evaluation.real(contents(self.evaluation.prompts), results.grid.shape[1]))
         if results.answers is not None and self.team.main:
-<<<<<<< HEAD
             prompts, outputs, marks, credits = results.answers
             answers.write(self.folder.path, step, prompts, outputs, marks, results.scores, credits)
-=======
-            answers.write(self.folder.path, step, results.answers.prompts, results.answers.outputs, results.answers.marks, results.scores)
-            self.log.tabulate(step, *answers.table(results.answers.prompts, results.answers.outputs, results.scores))
->>>>>>> door
+            self.log.tabulate(step, *answers.table(prompts, outputs, results.scores))
         row = {"kl": self.state["kl"], **self.team.tell(results.metrics)[0]}  # the main one's: metrics of one's own may be random
         self._write(step, "eval", row)
         self.state["evaluations"].append({"step": step, **row})
