@@ -37,17 +37,6 @@ class Differentiable(Policy, Protocol):
         those, with these same parameters. noising: a ``samplers.score_differences.Noising``. seeds: ``[B]``, of levels and noises."""
 
 
-@runtime_checkable
-class Spread(Protocol):
-    """A policy of which several processes can compute a row together."""
-
-    def compute_together(self, count: int, world: int, place: int) -> None:
-        """From now on so many do, those of neighbouring places. world: how many processes there are. place: of this one.
-
-        Errors: UserError for a model that cannot be spread so.
-        """
-
-
 class Recalling(Policy, Protocol):
     """A policy that gives ``recall``: what a named reference says of a row depends on that row alone."""
 

@@ -5,8 +5,8 @@
 
 A row for each server and prompt: the model's family, tokens of the prompt and of what was sampled, whether both read the same ids, and
 mean and largest |server - policy| in nats. It ends with 1 where ids differ, or a mean is above ``--most``. Kernels and types alone make
-some hundredths of a nat in bf16; a temperature, a template or weights that differ make tenths and more. A server's model is asked as it
-was started: nothing is handed over.
+some hundredths of a nat in bf16 (recalled, not measured: no server of vLLM's was run here); a temperature, a template or weights that
+differ make tenths and more. A server's model is asked as it was started: nothing is handed over.
 """
 
 from __future__ import annotations

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from mmalign.abilities import Spread
 from mmalign.distributed.team import Team
 from mmalign.needs import OLD, lacking
 from mmalign.training.experience import Experience
@@ -75,6 +75,17 @@ def refuse_stale(method: Method, staleness: int) -> None:
     if staleness and (OLD not in method.needs or method.behaviors):
         why = "lets others draw rows" if method.behaviors else "has no ratio to the parameters that sampled, which would correct for it"
         raise UserError(f"batch.staleness: got {staleness}, and the method {why}; takes 0, or a method with such a ratio (grpo, ppo, rloo)")
+
+
+@runtime_checkable
+class Spread(Protocol):
+    """A policy of which several processes can compute a row together."""
+
+    def compute_together(self, count: int, world: int, place: int) -> None:
+        """From now on so many do, those of neighbouring places. world: how many processes there are. place: of this one.
+
+        Errors: UserError for a model that cannot be spread so.
+        """
 
 
 def spread(policy: Policy, method: Method, devices: Devices, team: Team) -> None:

@@ -16,6 +16,9 @@ chat template and processor (``handover.py``). ``old`` are the policy's own log-
 server's: a ratio is 1 before the first update, whatever kernels the server has. How far the two are apart is logged
 (``engine_difference``).
 
+vLLM itself was not run: the tests' server answers in its words (``tests/policies/test_engine.py``, ``tests/recipes/test_engine_runs.py``),
+and ``scripts/engine_parity.py`` is the first thing to ask of a real one. SGLang's words differ, and are not spoken.
+
 ``transformers serve`` (5.23) can be a judge, and no engine: it takes no adapter and no weights, leaves ``logprobs`` out, and refuses
 ``return_token_ids``.
 
