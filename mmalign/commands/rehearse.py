@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import shutil
 import tempfile
 import time
@@ -166,6 +167,8 @@ def _update(state: dict[str, Any]) -> list[str]:
     state["run"] = run
     apart = run.summary.get("preflight_difference")
     replay = "no preflight, as no group says anything" if apart is None else f"scored again {apart:.1g} nats apart"
+    if apart is not None and math.isnan(apart):
+        replay = "scored again, of rows that nobody's density has drawn"
     if state["policy"].kind == "score":
         replay = "no preflight, as nothing is sampled"
     numbers = [key.removesuffix("_after") for key in run.summary if key.endswith("_after") and not key.endswith("_se_after")]

@@ -326,7 +326,7 @@ def test_under_a_mask_only_its_pixels_count():
     assert taken.held.weight.shape == (1, 1, 8, 8) and taken.held.weight.mean() == 1
 
 
-@pytest.mark.parametrize("name", ["StableDiffusion3Pipeline", "FluxPipeline", "LTXPipeline"])
+@pytest.mark.parametrize("name", ["StableDiffusion3Pipeline", "FluxPipeline", "Flux2Pipeline", "LTXPipeline"])
 def test_a_mask_of_pixels_lies_where_they_are_in_the_latent(name, monkeypatch):
     """What an autoencoder that only pools makes of a change in one half of the picture is where the mask of that half is."""
     pipe, call = twin(name)

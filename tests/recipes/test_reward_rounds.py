@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 import torch
 import yaml
 
@@ -12,7 +13,7 @@ import mmalign as mm
 from mmalign.config import build, load
 from mmalign.runs.rounds import read_entries
 from mmalign.training.seeds import stream
-from mmalign.types import Rollout
+from mmalign.types import Rollout, UserError
 
 SMALL = (
     "rounds=1", "stages.sample.group=6", "stages.sample.most=3", "stages.exam.group=6", "stages.exam.most=2", "stages.reward.steps=2",
@@ -51,6 +52,16 @@ def test_pairs_of_images_are_the_policys_own_in_the_judges_order(tmp_path: Path)
                 torch.testing.assert_close(picture[:1], drawn[row].clamp(0, 1), rtol=0, atol=0.51 / 255)
             assert line["score_chosen"] > line["score_rejected"]
     assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_records_of_several_files_are_read_one_after_the_other(tmp_path: Path) -> None:
+    for name in "ab":
+        line = {"prompt": f"{name} ", "chosen": "yes", "rejected": "no", "id": name}
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(line) + "\n")
+    paths = [str(tmp_path / f"{name}.jsonl") for name in "ab"]
+    assert sorted(record.id for record in mm.data.texts(paths).first(2)) == ["a", "b"]
+    with pytest.raises(UserError, match=r"^records\.path: got an empty list"):
+        mm.data.texts([])
 
 
 def test_pairs_of_videos_are_films(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def grown(policy: Played, rows: Rows, tree: Tree, how: How) -> tuple[list[Tape],
     return tapes, places
 
 
-def told(tree: Tree, held: Trajectories, levels: Level) -> dict[str, list[Any]]:
+def told(tree: Tree, held: Trajectories, levels: Level | None) -> dict[str, list[Any]]:
     """Columns for rewards, where outputs are clean estimates: of each row its ``level``, (signal, noise), at the step whose estimate it is,
     and the ``noisy`` latent that the estimate was made of; (1, 0) and the sample itself, of a row that goes to its end.
     None where all do.
@@ -50,7 +50,7 @@ def told(tree: Tree, held: Trajectories, levels: Level) -> dict[str, list[Any]]:
     levels: ``[T + 1]`` of the schedule.
     """
     num_steps = tree.trained.shape[1]
-    if bool((tree.ends >= num_steps).all()):
+    if levels is None or bool((tree.ends >= num_steps).all()):
         return {}
     early, at = tree.ends < num_steps, tree.ends.clamp(max=num_steps - 1)
     rows = range(len(at))

@@ -62,8 +62,7 @@ def weights_of(policy: Any, mask: Tensor, outputs: Tensor, clean: Tensor) -> Ten
 
     mask: ``[B, 1, H, W]``, or ``[B, F, 1, H, W]``, of these ``outputs``; the latent's numbers take the mean over their pixels.
 
-    Errors: UserError for another shape, for numbers below 0, a row in which nothing counts, and latents of which nobody can say where in
-    the image they are.
+    Errors: UserError for another shape, for numbers below 0, and a row in which nothing counts.
     """
     takes = [*outputs.shape[:-3], 1, *outputs.shape[-2:]]
     if list(mask.shape) != takes:
@@ -75,8 +74,6 @@ def weights_of(policy: Any, mask: Tensor, outputs: Tensor, clean: Tensor) -> Ten
     if vae is None:
         wide = pixels.expand_as(clean)
     else:
-        if getattr(policy.pipe, "_patchify_latents", None) is not None:
-            raise UserError(f"policy.mask: {type(policy.pipe).__name__} has patches for latents; a mask is not known there")
         video = any(isinstance(module, torch.nn.Conv3d) for module in vae.modules())
         if video:
             pixels = pixels.unsqueeze(2) if pixels.ndim == 4 else pixels.transpose(1, 2)
@@ -84,7 +81,8 @@ def weights_of(policy: Any, mask: Tensor, outputs: Tensor, clean: Tensor) -> Ten
             blank = torch.zeros((1, outputs.shape[-3], *pixels.shape[2:]), dtype=vae.dtype, device=clean.device)
             shape = _mode(vae.encode(blank)).shape[1:]
         coarse = torch.nn.functional.interpolate(pixels, size=list(shape[1:]), mode="area")
-        wide = _arranged(policy, coarse.expand(-1, *shape))
+        patchify = getattr(policy.pipe, "_patchify_latents", lambda latents: latents)
+        wide = _arranged(policy, patchify(coarse.expand(-1, *shape)))
     wide = wide.double()
     return wide / wide.flatten(1).mean(1).view(-1, *(1,) * (wide.ndim - 1))
 
