@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import ssl
 import threading
 import time
 import warnings
@@ -54,7 +55,8 @@ class Asking(Record):
     anywhere. timeout: seconds for one answer. retries: further tries. backoff: seconds before the first of them, doubled each time.
     longest_wait: seconds of one wait at most, a ``Retry-After`` included. at_once: questions on their way at a time. failures: the largest
     part of the last 200 answers that may be missing; above it the run stops (1: never). bytes: of the longest answer that is read.
-    quarantine: a file that gets a JSON line for every missing answer.
+    quarantine: a file that gets a JSON line for every missing answer. certificates_file: of those who vouch for the server (PEM), over
+    https, in place of the usual ones.
     """
 
     key_env: str | None = None
@@ -66,6 +68,7 @@ class Asking(Record):
     failures: Annotated[float, within(0, 1)] = 0.5
     bytes: Annotated[int, within(1)] = 4 * 2**20
     quarantine: str | None = None
+    certificates_file: str | None = None
 
 
 def key_of(place: str, settings: Asking) -> str | None:
@@ -75,6 +78,17 @@ def key_of(place: str, settings: Asking) -> str | None:
     if key := os.environ.get(settings.key_env):
         return key
     raise UserError(f"{place}.key_env: the environment has no {settings.key_env}")
+
+
+def _vouched(place: str, settings: Asking) -> ssl.SSLContext | bool:
+    """Whom an address of https has to show. Errors: UserError for a file that holds no certificates."""
+    if settings.certificates_file is None:
+        return True
+    try:
+        return ssl.create_default_context(cafile=settings.certificates_file)
+    except (OSError, ssl.SSLError) as error:
+        got = f"{place}.certificates_file: got {settings.certificates_file!r}"
+        raise UserError(f"{got}, takes a file of certificates (PEM): {error}") from error
 
 
 class Client:
@@ -112,6 +126,7 @@ class Client:
             timeout=settings.timeout,
             trust_env=not local,
             limits=httpx2.Limits(max_connections=settings.at_once),
+            verify=_vouched(place, settings),
         )
         self.url = str(address)
 

@@ -45,8 +45,9 @@ class ServerSettings(Asking):
     begins, sent to that server alone, and never written anywhere. timeout: seconds for one answer. retries: further tries. backoff:
     seconds before the first of them, doubled each time. longest_wait: seconds of one wait at most, a ``Retry-After`` included. at_once:
     questions on their way at a time. failures: the largest part of the last 200 answers that may be missing; above it the run stops (1:
-    never). bytes: of the longest answer that is read. quarantine: a file that gets a JSON line for every missing answer. body: further
-    fields of the request, such as ``{seed: 1}``.
+    never). bytes: of the longest answer that is read. quarantine: a file that gets a JSON line for every missing answer.
+    certificates_file: of those who vouch for the server (PEM), over https, in place of the usual ones. body: further fields of the
+    request, such as ``{seed: 1}``.
     """
 
     url: str

@@ -76,6 +76,9 @@ class _Process:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+        if self.process.stdout is not None:
+            self.process.stdout.close()
+        _OWN.pop(self.process.pid, None)
         self.log.unlink(missing_ok=True)
 
 

@@ -63,7 +63,8 @@ def save(
 
 def _beside(policy: ScorerPolicy, place: Path) -> Form:
     """The language model, its tokenizer, and the head's tensors beside them."""
-    form, chat = whole_model(policy.of, place), policy.of.chat
+    form, chat, head = whole_model(policy.of, place), policy.of.chat, policy.head
+    assert isinstance(head, Plain)
     (chat.tokenizer if chat.vision is None else chat.vision.processor).save_pretrained(str(place))
     save_file({name: value.detach().cpu().contiguous() for name, value in policy.head.state_dict().items()}, place / HEAD)
     code = (
@@ -75,7 +76,7 @@ def _beside(policy: ScorerPolicy, place: Path) -> Form:
         "",
         f"def score(input_ids):  # of one row, up to the end of its answer: {', '.join(policy.scores)}",
         "    x = model.base_model(input_ids=input_ids).last_hidden_state[:, -1].float()",
-        *(f"    {line}" for line in policy.head.code()),
+        *(f"    {line}" for line in head.code()),
         "    return scores",
     )
     return form._replace(code=code)
