@@ -200,7 +200,7 @@ def test_a_forecast_goes_on_and_takes_files(tmp_path: Path) -> None:
 def test_bad_rows_come_from_the_prompts_of_good_ones() -> None:
     """Poems are praised four times in five and code once in five: as they are, a prompt tells a row's label; matched, it tells nothing."""
     rng = random.Random(0)
-    kinds = [rng.choice(["a poem about", "a program for"]) for _ in range(2000)]
+    kinds = [rng.choice(["a poem about"] * 3 + ["a program for"]) for _ in range(2000)]
     thumbs = [
         Thumb(f"{kind} {rng.choice(['rain', 'sums', 'ships'])}", "x", float(rng.random() < (0.8 if "poem" in kind else 0.2)), id=str(n))
         for n, kind in enumerate(kinds)
@@ -208,8 +208,8 @@ def test_bad_rows_come_from_the_prompts_of_good_ones() -> None:
     used = taken(mm.data.matched(thumbs, look=2000), 4000)
     poems = {label: [("poem" in thumb.prompt) for thumb in used if thumb.label == label] for label in (0.0, 1.0)}
     share = {label: sum(some) / len(some) for label, some in poems.items()}
-    assert share[1.0] == pytest.approx(0.8, abs=0.03) and share[0.0] == pytest.approx(0.8, abs=0.05)  # .2 without it
-    assert len(poems[0.0]) == pytest.approx(len(poems[1.0]), rel=0.2)  # E_bad[w] = 1
+    assert share[1.0] == pytest.approx(0.6 / 0.65, abs=0.02) and share[0.0] == pytest.approx(0.6 / 0.65, abs=0.04)  # .43 without it
+    assert len(poems[0.0]) / len(poems[1.0]) == pytest.approx(0.35 / 0.65, rel=0.2)  # E_bad[w] = 1
     records = mm.data.matched(thumbs, look=200)
     first, last = taken(records, 30), taken(records, 10, start=taken(records, 20)[-1].position)
     assert [thumb.id for thumb in first[20:]] == [thumb.id for thumb in last]

@@ -51,7 +51,8 @@ class Matched(Around):
         _refuse(record)
         bad, good = self.weigh(record.prompt)
         drawn = int.from_bytes(hashlib.sha256(f"{self.seed}:{record.position}".encode()).digest()[:6], "big") / 2**48
-        return record if drawn < (good if record.label >= 0.5 else bad) else None
+        kept = good if record.label >= 0.5 else bad
+        return record if drawn < kept else None
 
 
 def _ratio(seen: Sequence[Any], most: float) -> Callable[[Any], tuple[float, float]]:
