@@ -38,8 +38,8 @@ def make_rankings(  # what a command may be told
     """Writes rankings of the policy's answers by rewards, the best first; returns counts.
 
     Args:
-        policy: what answers, ``group`` times. prompts: each is asked once. rewards: name -> reward, what ranks. combine: how several become
-            one number, their sum by default.
+        policy: what answers. group: how often, to each prompt. prompts: each is asked once. rewards: name -> reward, what ranks.
+        combine: how several become one number, their sum by default.
         out: the file, JSON lines of ``prompt, completions, ranks, id``; it appears whole or not at all.
         agree: name -> reward of another judge, such as the policy itself (``self_log_prob``): kept is the longest list of answers that
             both put in the same order (CycleAlign's agreement), where it has two or more.

@@ -75,7 +75,7 @@ def make_value_prompts(  # what a command may be told
     """Writes prompts about programs that fail their tests, beside those that they were written for; returns counts.
 
     Args:
-        policy: what writes Python, ``group`` programs to each prompt. prompts: with a column of tests, as of ``rewards.code_tests``.
+        policy: what writes Python. group: programs to each prompt. prompts: with a column of tests, as of ``rewards.code_tests``.
         out: the file, JSON lines; it appears whole or not at all. A new prompt shows a program and one test of its, and asks what its
             variables hold when the function that was called last ends; ``values`` holds them as JSON, for ``rewards.variable_values``, and
             ``task`` is ``values``. The old ones have the task ``code``.

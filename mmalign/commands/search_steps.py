@@ -50,7 +50,7 @@ def search_steps(  # what a command may be told
     on the way. Q is the mean of what came back, or with critics ``share`` of it and ``1 - share`` of what they say of the step.
 
     Args:
-        policy: what draws steps, ``generate`` with ``call``. prompts: each has a tree. rewards: name -> reward of a whole answer, as of a
+        policy: what draws steps. call: of its ``generate``. prompts: each has a tree. rewards: name -> reward of a whole answer, as of a
             rollout: a text, or the turns that follow the prompt.
         out: the file, JSON lines of ``prompt, chosen, rejected, strength, score_chosen, score_rejected, id``; whole or not at all.
         environment: what replies to a turn, as of ``policy.turns``; a step is then a turn, and the prompt of a pair the conversation
@@ -171,10 +171,9 @@ class _Turns:
                 f"search_steps.environment: gave a {type(replies).__name__} for {len(said)} conversations, takes a reply to each"
             )
         ended = list[tuple[str, Any, bool]]()
-        for step, (before, turns), reply in zip(steps, said, replies, strict=True):
-            heard = (
-                [{"role": "user", "content": reply}] if isinstance(reply, str) else [reply] if isinstance(reply, Mapping) else reply or []
-            )
+        for step, (before, turns), one in zip(steps, said, replies, strict=True):
+            reply = [one] if isinstance(one, Mapping) else one
+            heard = [{"role": "user", "content": reply}] if isinstance(reply, str) else list(reply or ())
             ended.append((step, (before, [*turns, *heard]), not heard))
         return ended
 
@@ -182,7 +181,7 @@ class _Turns:
 class _Search:
     """What trees of some prompts share. drawn: steps so far."""
 
-    def __init__(
+    def __init__(  # what a command was told
         self, policy: Policy, world: Any, prompts: Sequence[Any], rewards: Mapping[str, Callable[..., Any]],
         critics: Mapping[str, Callable[..., Any]], width: int, depth: int, call: Mapping[str, Any], seed: int,
     ):  # fmt: skip

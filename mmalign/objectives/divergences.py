@@ -74,18 +74,27 @@ EDGE = -0.5
 
 
 def chi_square_conjugate(reward: Tensor) -> Tensor:
-    """``f*(-r) = r^2 / 4 - r``: of Pearson's ``f(u) = (u - 1)^2``."""
+    """``f*(-r) = r^2 / 4 - r``: of Pearson's ``f(u) = (u - 1)^2``.
+
+    reward: r.
+    """
     return reward.square() / 4 - reward
 
 
 def hellinger_conjugate(reward: Tensor) -> Tensor:
-    """``f*(-r) = -r / (1 + r)``: of the squared Hellinger distance, ``f(u) = (sqrt(u) - 1)^2``; below -1/2 its tangent there."""
+    """``f*(-r) = -r / (1 + r)``: of the squared Hellinger distance, ``f(u) = (sqrt(u) - 1)^2``; below -1/2 its tangent there.
+
+    reward: r.
+    """
     inside = reward.clamp(min=EDGE)
     return -inside / (1 + inside) - (reward - inside) / (1 + EDGE) ** 2
 
 
 def exponential_conjugate(reward: Tensor) -> Tensor:
-    """``f*(-r) = exp(-r) - 1``: of the KL, ``f(u) = u log u - u + 1``."""
+    """``f*(-r) = exp(-r) - 1``: of the KL, ``f(u) = u log u - u + 1``.
+
+    reward: r.
+    """
     return bounded_expm1(-reward)
 
 
