@@ -19,7 +19,7 @@ from tests.helpers import tiny_gguf
 ROOT = Path(__file__).parents[1]
 STORIES = ROOT.parent / "shared" / "weights" / "stories260k"
 SHORT = ["steps=2", "batch.prompts=2", "batch.group=4", "evaluation.every=2", "policy.max_completion=6", "run.checkpoint_every=2"]
-SHORT += ["rewards.short.unit=characters"]  # of which a random model says now more and now fewer
+SHORT += ["rewards.short.unit=characters", "rewards.short.most=40", "rewards.short.soft=39"]  # of which a random model says more and fewer
 OF_PAIRS = ["steps=2", "batch.records=2", "evaluation.every=2", "policy.max_completion=300", "run.checkpoint_every=2"]
 ADRIFT = demos.Package("no_such_package_of_ours", "no-such-package-of-ours==1", alone=True)
 WANTING = demos.Demo("configs/smollm2_135m/grpo.yaml", (ADRIFT,), "a model of 93 MB")
