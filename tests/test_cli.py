@@ -197,12 +197,16 @@ def test_a_run_that_is_there_or_is_not_is_said_before_a_model_is_built(tmp_path,
     for run, name in (("", "runs/online"), ("run: {seed: 1}", "runs/run"), ("run: {name: x, folder: y}", "y/x")):
         (tmp_path / "c.yaml").write_text(COSTLY + run)
         code, _, err = mmalign("train", "c.yaml", "--resume")
-        assert code == 2 and err.splitlines()[1:] == [f"{name}: got resume=true, but there is no run here (no config.yaml)"]
+        assert code == 2 and err.splitlines()[1:] == [
+            f"{name}: got --resume (in Python resume=True), but there is no run here (no config.yaml)"
+        ]
         assert "was built" in mmalign("train", "c.yaml").err
         (tmp_path / name).mkdir(parents=True, exist_ok=True)
         (tmp_path / name / "config.yaml").write_text("steps: 1")
         code, _, err = mmalign("train", "c.yaml")
-        assert code == 2 and err.splitlines()[1].startswith(f"{name} exists: resume it (resume=true), or give this run another name")
+        assert code == 2 and err.splitlines()[1].startswith(
+            f"{name} exists: resume it (--resume; in Python resume=True), or give this run another name"
+        )
 
 
 def test_advice_of_torchvision_reaches_no_terminal(monkeypatch):

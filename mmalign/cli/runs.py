@@ -213,7 +213,7 @@ def train_config(node: dict[str, Any], *, resume: bool = False) -> Path | None:
     from mmalign.training import allocator
     from mmalign.training.settings import Devices
 
-    team, devices = joined(), node.get("devices") or {}
+    team, devices, resume = joined(), node.get("devices") or {}, resume or node.get("resume") is True
     refuse_alone(devices.get("place"), team)
     if team.size > 1:
         team.agree("config", plain(node))

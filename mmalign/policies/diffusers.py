@@ -27,7 +27,7 @@ from mmalign.policies.parameters import Other, ParameterSets, frozen
 from mmalign.policies.pipelines import adjoints, branching, mixing, recording, reference_models, score_differences, sequences
 from mmalign.policies.pipelines import memory as fitting
 from mmalign.policies.pipelines.arguments import call_arguments_of, random_steps_of
-from mmalign.policies.pipelines.calling import Caller, load, noting
+from mmalign.policies.pipelines.calling import Caller, load, noting, refuse_other
 from mmalign.policies.pipelines.denoising_errors import DenoisingErrors
 from mmalign.policies.pipelines.interception import Finished, Place, watched
 from mmalign.policies.pipelines.probing import probed
@@ -85,7 +85,8 @@ def diffusers(  # one keyword for each thing that a user may set
     offloaded = {memory.offload} if isinstance(memory.offload, str) else set(memory.offload)
     if isinstance(pipeline, str):
         pipeline = load(pipeline, dtype=dtype)
-    elif kind not in (None, pipeline.dtype):
+    refuse_other(pipeline)
+    if kind not in (None, pipeline.dtype):
         pipeline.to(kind)
     pipeline.set_progress_bar_config(disable=True)
     home = torch.device("cpu") if "references" in offloaded else target

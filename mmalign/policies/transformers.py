@@ -104,8 +104,7 @@ def transformers(  # one keyword for each thing that a user may set
     """
     if lora is not None and train is not None:
         raise UserError("policy.train: got lora too, takes one of them (train: {language: {rank: 16}} is LoRA in the language model)")
-    if isinstance(model, tuple):
-        model, tokenizer = model
+    model, tokenizer = loading.handed_over(model, tokenizer)
     if isinstance(model, (str, Mapping)):
         model, tokenizer = load(model, tokenizer, dtype=dtype, template=template, trust_remote_code=trust_remote_code)
     elif (kind := type_of(dtype)) is not None:

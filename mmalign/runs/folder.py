@@ -189,9 +189,9 @@ def refuse(root: str | Path, name: str, *, resume: bool) -> Path:
     """The folder of a run. Errors: UserError where a fresh run would meet another one, or where there is none to resume."""
     path = _path(root, name)
     if resume and not (path / "config.yaml").is_file() and not (path.is_dir() and _unmade(path)):
-        raise UserError(f"{path}: got resume=true, but there is no run here (no config.yaml)")
+        raise UserError(f"{path}: got --resume (in Python resume=True), but there is no run here (no config.yaml)")
     if not resume and path.exists() and not _unmade(path):
-        raise UserError(f"{path} exists: resume it (resume=true), or give this run another name (name=...)")
+        raise UserError(f"{path} exists: resume it (--resume; in Python resume=True), or give this run another name (run.name=...)")
     return path
 
 

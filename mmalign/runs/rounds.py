@@ -99,6 +99,9 @@ def opened(root: str | Path, name: str, *, config: Mapping[str, Any], resume: bo
     path = folders.refuse(root, name, resume=resume)
     with folders.held(path, "goes through rounds", takes="give this run another name (name=...)"):
         kept = plain(config)
+        for half in [*path.glob(".*.tmp"), *path.glob("round_*/.*.tmp")]:  # whether the kill came before its config was whole, or later
+            if folders.STRAY.fullmatch(half.name):
+                half.unlink()
         if not (path / "config.yaml").is_file():
             folders.write_identity(path, kept)
             yield Book(path, [])
@@ -110,9 +113,6 @@ def opened(root: str | Path, name: str, *, config: Mapping[str, Any], resume: bo
         notes = folders.refuse_other_config(path, was, kept, ("rounds",), ("stages.*", "run.folder"))
         book = Book(path, read_entries(path), tuple(notes))
         folders.write_identity(path, kept)
-        for half in [*path.glob(".*.tmp"), *path.glob("round_*/.*.tmp")]:
-            if folders.STRAY.fullmatch(half.name):
-                half.unlink()
         book.write_metrics()  # which a kill may have come before
         yield book
 

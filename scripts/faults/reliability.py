@@ -237,7 +237,7 @@ def unmade(user: User) -> str:
     return user.train(ONLINE)
 
 
-@fault(22, "a resume of no run, before a model is loaded", "^runs/r: got resume=true, but there is no run here")
+@fault(22, "a resume of no run, before a model is loaded", "^runs/r: got --resume .*, but there is no run here")
 def nothing(user: User) -> str:
     return user.train(ONLINE, {"policy.model": "no/such/model"}, "--resume")
 

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+import mmalign as mm
 from mmalign.policies.language.loading import load
 from mmalign.policies.parameters import ParameterSets
 from mmalign.policies.pipelines.calling import load as load_pipeline
@@ -132,3 +133,11 @@ def test_an_adapter_without_a_rank_or_of_another_shape_is_refused(tmp_path: Path
     save_file(held, tmp_path / weights.PEFT_WEIGHTS)
     module = nn.ModuleDict({"q_proj": nn.Linear(4, 6), "v_proj": nn.Linear(6, 4)})
     refused(lambda: ParameterSets(module, lora=Lora(from_=str(tmp_path))), "lora.from", "q_proj")
+
+
+@pytest.mark.parametrize("other", [[], ["a", "b"], torch.zeros(2), 3, nn.Linear(2, 2), (nn.Linear(2, 2), None), (1, 2, 3), ()])
+def test_what_is_no_model_is_a_line(other: Any) -> None:
+    """As a node under ``model`` or ``pipeline`` gives it that makes something else."""
+    refused(lambda: mm.policies.transformers(other), "policy.model: got a ", ", takes a model of transformers and what reads for it")
+    refused(lambda: mm.policies.diffusers(other), "policy.pipeline: got a ", ", takes a pipeline of diffusers")
+    refused(lambda: mm.policies.transformers(other, dtype="bfloat16"), "policy.model: got a ", "")

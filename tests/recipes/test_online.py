@@ -124,7 +124,7 @@ def test_a_run_from_python_says_what_it_can_and_resumes_with_nothing_else_change
     with pytest.raises(UserError, match=r"optimizer\.rate was 0\.05, is 0\.1"):
         online(tmp_path, resume=True, optimizer={"rate": 0.1})
     assert online(tmp_path, steps=4, resume=True).summary["steps"] == 4
-    with pytest.raises(UserError, match=r"exists: resume it \(resume=true\), or give this run another name"):
+    with pytest.raises(UserError, match=r"exists: resume it \(--resume; in Python resume=True\), or give this run another name"):
         online(tmp_path)
     assert len(rows(run.path)) == 4 + 4  # evaluated at 0, 2 (the end then), 3 and 4
 

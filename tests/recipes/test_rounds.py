@@ -74,6 +74,16 @@ def test_what_is_done_is_not_done_again(tmp_path: Path, capsys: pytest.CaptureFi
         run(tmp_path, rounds=2)
 
 
+@pytest.mark.parametrize("resume", [False, True])
+def test_killed_while_its_folder_is_made(resume: bool, tmp_path: Path) -> None:
+    whole = run(tmp_path / "whole", rounds=1).path
+    killed = tmp_path / "killed" / "run"
+    killed.mkdir(parents=True)
+    (killed / ".config.yaml.534.tmp").write_text("use:")
+    run(tmp_path / "killed", rounds=1, resume=resume)
+    assert {file.name for file in killed.iterdir()} == {file.name for file in whole.iterdir()}
+
+
 @pytest.mark.parametrize("kept", [0, 1, 2, 3])
 def test_killed_between_and_inside_of_stages(kept: int, tmp_path: Path) -> None:
     """What a kill leaves: a state that is one stage behind, the file of that stage, or half of it."""

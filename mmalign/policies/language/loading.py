@@ -61,6 +61,16 @@ def load(
     return model, reader
 
 
+def handed_over(model: Any, reader: Any) -> tuple[Any, Any]:
+    """A model, or its name, and what reads for it, which may stand beside it in a tuple. Errors: UserError for anything else."""
+    pair = model if isinstance(model, tuple) else (model, reader)
+    found = pair[0] if len(pair) == 2 else pair
+    if not isinstance(found, (str, Mapping)) and not (isinstance(found, nn.Module) and getattr(found, "config", None) is not None):
+        what = f"got a {type(found).__name__}"
+        raise UserError(f"policy.model: {what}, takes a model of transformers and what reads for it, or the folder or hub id of both")
+    return pair[0], pair[1]
+
+
 def _of_gguf(place: gguf.Place, reader: Any, *, dtype: str | None) -> tuple[Any, Any]:
     """A causal language model in a GGUF file, and its tokenizer, which is in the file too; in float32, or the type of its matrices."""
     from transformers import AutoModelForCausalLM

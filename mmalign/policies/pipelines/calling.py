@@ -44,6 +44,14 @@ def load(name: str, *, dtype: str | None = None) -> Any:
     return pipe
 
 
+def refuse_other(pipe: Any) -> None:
+    """UserError for what is no pipeline."""
+    from diffusers import DiffusionPipeline
+
+    if not isinstance(pipe, DiffusionPipeline):
+        raise UserError(f"policy.pipeline: got a {type(pipe).__name__}, takes a pipeline of diffusers, or the folder or hub id of one")
+
+
 class Caller:
     """Calls one pipeline, always with the arguments given here; ``denoisers`` are its own, by name.
 
