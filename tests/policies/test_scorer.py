@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import mmalign as mm
 from mmalign.policies.exports import scorers
@@ -230,9 +231,14 @@ print(score(torch.tensor([ids])).tolist())
 """
 
 
-@pytest.mark.parametrize("lora", [None, {"rank": 2}])
-def test_a_head_that_is_not_linear_is_computed_by_whom_has_only_its_tensors(tmp_path: Path, lora: Any) -> None:
-    policy = mm.policies.scorer(reader(**({"lora": lora} if lora else {})), head=mm.heads.mlp(width=3, layers=2), scores=["a", "b"])
+@pytest.mark.parametrize("kind", ["mlp", "gated"])
+def test_a_head_that_is_not_linear_is_computed_by_whom_has_only_its_tensors(tmp_path: Path, kind: str) -> None:
+    of = reader(**({"lora": {"rank": 2}} if kind == "mlp" else {}))
+    heads = {"mlp": mm.heads.mlp(width=3, layers=2), "gated": mm.heads.gated(attributes=str(tmp_path), width=3, temperature=2.0)}
+    rows = torch.randn(3, of.model.config.hidden_size, generator=torch.Generator().manual_seed(9))
+    (tmp_path / "config.json").write_text(json.dumps({"id2label": {"0": "kind", "1": "true", "2": "long"}}))
+    save_file({"score.weight": rows}, tmp_path / "model.safetensors")
+    policy = mm.policies.scorer(of, head=heads[kind], scores=["a", "b"] if kind == "mlp" else ["a"])
     with torch.no_grad():
         for number, parameter in enumerate(policy.parameters().values()):
             parameter.add_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number)))

@@ -10,7 +10,7 @@ import torch
 
 import mmalign as mm
 from mmalign.records import Pair
-from mmalign.types import UserError
+from mmalign.types import Rollout, UserError
 from tests.helpers import tiny_text
 from tests.helpers.flat import transformers
 
@@ -92,3 +92,13 @@ def test_what_cannot_be_asked_again_is_refused() -> None:
         mm.policies.thinking(transformers(tiny_text.model("qwen2"), tiny_text.tokenizer(None), max_completion=8))
     with pytest.raises(UserError, match=r"policy\.scores: got score; the head thought gives"):
         mm.heads.thought().make(5, ["score"])
+
+
+def test_rows_score_alike_alone_and_beside_longer_ones() -> None:
+    made = policy(most=96)
+    short, long = judged("yes", ("assistant", "why")), judged("no", ("assistant", "one two three"), ("user", "so"), ("assistant", "it is"))
+    parts = [made.encode(["abc"], [output], torch.tensor([0]), None) for output in (short, long)]
+    together = Rollout.join(parts)
+    alone = torch.cat([made.of_rows(part, torch.arange(1)) for part in parts])
+    torch.testing.assert_close(made.of_rows(together, torch.arange(2)), alone, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(made.of_rows(together.take(torch.tensor([1])), torch.arange(1)), alone[1:], rtol=1e-4, atol=1e-5)

@@ -123,6 +123,8 @@ def test_words_that_a_rewriter_leaves_are_worth_1_and_others_cost_1() -> None:
         for match in ("beginning", "aligned")
     }
     assert by == {"beginning": [1.0, -1.0, -1.0, -1.0, -1.0], "aligned": [1.0, -1.0, 1.0, 1.0, -1.0]}
+    longer = mm.rewards.rewriting(Fixed("we meet"))(["we meet so"], ["When?"])[0]
+    assert [score for _, _, score in longer] == [1.0, 1.0, -1.0]  # what it takes away is not left
     with pytest.raises(UserError, match=r"rewriting\.policy: got str, takes a policy of a language model"):
         mm.rewards.rewriting("words")
 
