@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import mmalign as mm
 from mmalign.rooms import index
@@ -17,7 +17,7 @@ from mmalign.types import Method
 PAGE = Path(__file__).parents[1] / "mmalign" / "methods" / "ROLES.md"
 UPDATE, SCORE = 3, 1  # passes: forward and backward, which is two; forward alone
 KNOWN = {"mask", "old", "rewards"}  # what a rollout holds by itself
-REQUIRED = {"dr_grpo": {"length": 256}, "cgpo": {"judges": {"judge": 0.5}}}  # keywords without a default
+REQUIRED: dict[str, dict[str, Any]] = {"dr_grpo": {"length": 256}, "cgpo": {"judges": {"judge": 0.5}}}  # keywords without a default
 HEADS = ("value", "degree", "reward_mask", "kl_mask")
 OF_REFERENCES = {"refs": "score", "kls": "compare", "reverse_kls": "compare", "rank": "compare", "absolute": "predict", "score": "predict"}
 
