@@ -78,8 +78,8 @@ def _states(net: list[Layers], images: Tensor) -> list[Tensor]:
     alex = net[0].convolutions[0][0].shape[-1] > 3
     for number, layers in enumerate(net):
         pooled = (0 < number < 3) if alex else number > 0
-        side = 3 if alex else 2
-        if min(x.shape[-2:]) < (side if pooled else layers.convolutions[0][0].shape[-1] - 2 * (2 if alex else 1)):
+        side, first = (3, 7) if alex else (2, 1)  # what a pool takes at least, and the first convolution in its padding
+        if (number == 0 and min(x.shape[-2:]) < first) or (pooled and min(x.shape[-2:]) < side):
             raise UserError(
                 f"lpips: got images of {images.shape[-2]} x {images.shape[-1]}, of which the net leaves nothing; takes larger ones"
             )
