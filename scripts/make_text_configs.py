@@ -18,7 +18,7 @@ from mmalign.rooms import find, index
 from mmalign.types import Method
 
 FOLDER = Path(__file__).parents[1] / "configs" / "text"
-BY_HAND = {"grpo", "dpo", "ipo", "kto", "fine_grained_rlhf", "dppo", "grpo_s", "p3o"}
+BY_HAND = {"grpo", "dpo", "ipo", "kto", "fine_grained_rlhf", "dppo", "grpo_s", "p3o", "opd"}
 
 SETTINGS: dict[str, str] = {
     "dr_grpo": "length: 20", "sppo": "beta: 0.05", "gpo": "beta: 0.1", "inpo": "eta: 0.05", "mnpo": "eta: 0.05", "apo_zero": "beta: 0.3",
@@ -34,8 +34,8 @@ WITHOUT = {
     "modpo": "a second objective",
     "gdpo": "a second reward",
     "ddpo": "denoising steps (on tokens it is GRPO's kin)",
-    "dance_grpo": "denoising steps", "b2_diffurl": "denoising steps", "diffusion_opd": "a teacher", "opd": "a teacher",
-    "sdpo": "contrasts", "cgpo": "judges",
+    "dance_grpo": "denoising steps", "b2_diffurl": "denoising steps", "diffusion_opd": "a teacher", "sdpo": "contrasts",
+    "cgpo": "judges",
 }  # fmt: skip
 
 POLICY = """\

@@ -53,7 +53,7 @@ class Told(NamedTuple):
 def _says(method: Method, at: Table) -> Tensor:
     """Loss and gradient of a table, which rows are worth an update, and which are paired, as one vector."""
     steps, feedback = at.steps(method.needs | method.survey_needs), at.feedback()
-    tables, own = {**feedback.tables, refs("dpo"): at.before}, feedback.parts
+    tables, own = {**feedback.tables, refs("dpo"): at.before, refs("teacher"): at.before}, feedback.parts
     parts = {**own, "told/difference": own["hardness"], "told/gap": own["second"]}  # that grpo_s reads
     feedback = replace(feedback, tables=tables, parts=parts)
     signal = method.signal(feedback)
