@@ -12,7 +12,8 @@ from typing import Any
 class Node:
     """What has been said so far. step: the last of it. state: all of it, as who asks for more keeps it. over: nothing follows.
 
-    visits, total: how often it was passed, and the sum of what came back. said: what a critic says of its step, NaN for nothing.
+    visits: how often it was passed. known, total: how many rewards came back, and their sum; one that is missing is a visit alone.
+    said: what a critic says of its step, NaN for nothing.
     """
 
     step: str
@@ -21,13 +22,14 @@ class Node:
     parent: Node | None = None
     said: float = math.nan
     visits: int = 0
+    known: int = 0
     total: float = 0.0
     children: list[Node] = field(default_factory=list)
 
     @property
     def mean(self) -> float:
         """Of what came back, 0 before anything has."""
-        return self.total / self.visits if self.visits else 0.0
+        return self.total / self.known if self.known else 0.0
 
     @property
     def depth(self) -> int:
@@ -58,21 +60,23 @@ def bound(node: Node, *, explore: float, share: float) -> float:
 
 
 def backed_up(node: Node, reward: float) -> None:
-    """A reward reaches a node and all before it."""
+    """A reward reaches a node and all before it; of a missing one (NaN) they learn that it was looked for."""
     way: Node | None = node
     while way is not None:
         way.visits += 1
-        way.total += reward
+        if not math.isnan(reward):
+            way.known += 1
+            way.total += reward
         way = way.parent
 
 
 def contrasts(root: Node, *, share: float, least_gap: float) -> Iterator[tuple[Node, Node, Node]]:
-    """(before, better, worse) wherever two steps were both passed: the best and the worst by Q, further apart than least_gap."""
+    """(before, better, worse) wherever rewards came back from two steps: the best and the worst by Q, further apart than least_gap."""
     waiting = [root]
     while waiting:
         node = waiting.pop(0)
         waiting += node.children
-        seen = [child for child in node.children if child.visits]
+        seen = [child for child in node.children if child.known]
         if len(seen) < 2:
             continue
         better, worse = (pick(seen, key=lambda child: child.value(share)) for pick in (max, min))

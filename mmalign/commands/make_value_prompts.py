@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -145,14 +145,22 @@ def _about(output: str, tests: Any, limits: Limits) -> Line | None:
     done = run([[sys.executable, "-I", "-c", "import runpy; runpy.run_path('run.py', run_name='__main__')"]], files, limits)[0]
     say(done)
     last = done.output.rstrip().rpartition("\n")[2]
-    if done.code != 0 or not last.startswith(word):
-        return None
-    seen: Mapping[str, Any] = json.loads(last.removeprefix(word))
-    if not seen.get("values"):
+    if done.code != 0 or not last.startswith(word) or (seen := _told(last.removeprefix(word))) is None:
         return None
     names = ", ".join(f"`{name}`" for name in seen["values"])
     prompt = ORDER.format(code=code.strip(), test=test, names=names, function=seen["function"])
     return {"prompt": prompt, "task": "values", "values": json.dumps(seen["values"])}
+
+
+def _told(text: str) -> dict[str, Any] | None:
+    """``function`` and its ``values``; None for anything else, which a program may have printed itself."""
+    try:
+        seen = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(seen, dict) or not isinstance(seen.get("function"), str) or not isinstance(seen.get("values"), dict):
+        return None
+    return seen if seen["values"] else None
 
 
 def _old(prompt: Any) -> Line:

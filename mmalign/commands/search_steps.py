@@ -66,7 +66,7 @@ def search_steps(  # what a command may be told
 
     With ``smooth`` and ``method: {use: dpo}``, whose reference is what the run began with, it is MCTS-DPO; with an environment, critics and
     ``smooth: false`` Agent Q, whose reference is the policy that searched. Counts: ``pairs``, ``prompts``, ``steps`` (drawn), ``solved``
-    (the best reward that came back, mean over prompts).
+    (the best reward that came back, mean over the prompts that have one), ``missing`` (answers without a reward).
 
     Papers: Monte Carlo Tree Search Boosts Reasoning via Iterative Preference Learning, arXiv 2405.00451; Agent Q, arXiv 2408.07199 (both
     *recalled*).
@@ -84,30 +84,33 @@ def search_steps(  # what a command may be told
         raise UserError(
             f"search_steps: got {len(rewards)} rewards, width {width}, separator {separator!r}; takes 1, 2 or more, some letters"
         )
-    counts, starts, team = {"pairs": 0, "prompts": 0, "steps": 0, "solved": 0.0}, range(0, len(prompts), prompts_at_once), joined()
+    counts, solved = {"pairs": 0, "prompts": 0, "steps": 0, "missing": 0}, list[float]()
+    starts, team = range(0, len(prompts), prompts_at_once), joined()
     world = _Turns(environment) if environment is not None else _Lines(separator)
 
     def grown(start: int) -> dict[str, Any]:
         some = list(prompts[start : start + prompts_at_once])
         search = _Search(policy, world, some, rewards, critics or {}, width, depth, dict(call or {}), seed * 1_000_003 + start * 997)
         roots = [Node("", world.begin(prompt)) for prompt in contents(some)]
-        best = [-math.inf] * len(roots)
+        best, missing = [math.nan] * len(roots), 0
         for _ in range(simulations):
             leaves = [leaf(root, explore=explore, share=share) for root in roots]
             search.expand(leaves)
             firsts = [node.children[0] if node.children else node for node in leaves]
             for place, (node, reward) in enumerate(zip(firsts, search.played(firsts), strict=True)):
                 backed_up(node, reward)
-                best[place] = max(best[place], reward)
+                best[place] = reward if math.isnan(best[place]) else max(best[place], reward)
+                missing += math.isnan(reward)
         lines = [[_line(world, pair, smooth, share) for pair in contrasts(root, share=share, least_gap=least_gap)] for root in roots]
-        return {"lines": lines, "drawn": search.drawn, "best": best}
+        return {"lines": lines, "drawn": search.drawn, "missing": missing, "best": best}
 
     def lines() -> Iterator[Line]:
         for start, made in in_turn(team, starts, grown):
             counts["steps"] += made["drawn"]
-            for number, (own, best) in enumerate(zip(made["lines"], made["best"], strict=True)):
+            counts["missing"] += made["missing"]
+            solved.extend(best for best in made["best"] if not math.isnan(best))
+            for number, own in enumerate(made["lines"]):
                 counts["prompts"] += 1
-                counts["solved"] += best
                 for place, line in enumerate(own):
                     counts["pairs"] += 1
                     yield {**line, "id": f"{start + number}-{place}"}
@@ -121,7 +124,7 @@ def search_steps(  # what a command may be told
         settings = {"simulations": simulations, "width": width, "depth": depth, "explore": explore, "share": share, "seed": seed}
         team.agree("search_steps", {"prompts": hashed(prompts), "rewards": sorted(rewards), "critics": sorted(critics or {}), **settings})
         written(Path(out), lines(), team)
-    return {**counts, "solved": counts["solved"] / counts["prompts"]}
+    return {**counts, "solved": sum(solved) / len(solved)}
 
 
 class _Lines:
@@ -202,7 +205,7 @@ class _Search:
                 child.said = said
 
     def played(self, nodes: Sequence[Node]) -> list[float]:
-        """The reward of each node's answer once the policy has brought it to its end; 0 where nothing can be said of it."""
+        """The reward of each node's answer once the policy has brought it to its end; NaN where nothing can be said of it."""
         states, over = [node.state for node in nodes], [node.over for node in nodes]
         for step in range(self.depth):
             going = [row for row, node in enumerate(nodes) if not over[row] and node.depth + step < self.depth]
@@ -211,7 +214,7 @@ class _Search:
             for row, (_, state, ended) in zip(going, self._stepped([states[row] for row in going]), strict=True):
                 states[row], over[row] = state, ended
         ended_nodes = [(row, Node("", state)) for row, state in enumerate(states)]
-        return [0.0 if math.isnan(reward) else reward for reward in self._scored(self.rewards, ended_nodes)]
+        return self._scored(self.rewards, ended_nodes)
 
     def _stepped(self, states: Sequence[Any]) -> list[tuple[str, Any, bool]]:
         if not states:

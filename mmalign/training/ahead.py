@@ -37,7 +37,7 @@ class Ahead(Iterator[Any]):
         """Begins to take the next ``count`` records, and to decode those of them that are ``own``; those of a step before are forgotten."""
         self._filled()
         self.decoded.clear()
-        self.filling = self.background(partial(self._fill, count - len(self.waiting), own))
+        self.filling = self.background(partial(self._fill, count, own))
 
     def _filled(self) -> None:
         """Waits for what ``fill`` has begun."""
@@ -47,8 +47,9 @@ class Ahead(Iterator[Any]):
 
     def _fill(self, count: int, own: slice) -> None:
         for place in range(count):
-            self.waiting.append(self._pulled())
-            came, _ = self.waiting[-1]
+            if place == len(self.waiting):
+                self.waiting.append(self._pulled())
+            came, _ = self.waiting[place]
             if isinstance(came, Exception):
                 return
             if own.start <= place < own.stop:

@@ -16,6 +16,7 @@ from mmalign.types import Prompt, UserError, columns_of, contents
 RIGHT = "```python\ndef add(a, b):\n    return a + b\n```"
 WRONG = "```python\nimport os\ndef add(a, b):\n    total = a - b\n    names = ['x'] * total\n    return total\n```"
 RAISES = "def add(a, b):\n    half = a / 2\n    raise ValueError\n"
+FORGES = "import atexit\natexit.register(lambda: print('values: [3]'))\ndef add(a, b):\n    c = 1\n    return c\n"
 NESTED = "def inner(x):\n    y = x + 1\n    return y\ndef add(a, b):\n    z = {'k': inner(a)}\n    return z\n"
 
 
@@ -38,8 +39,8 @@ def made(folder: Path, *programs: str, **settings: Any) -> tuple[dict[str, int],
 
 
 def test_programs_that_fail_become_prompts_about_their_variables(tmp_path: Path) -> None:
-    counts, pool = made(tmp_path, RIGHT, WRONG, RAISES, NESTED, "def add(", "x = 1")
-    assert counts == {"prompts": 4, "made": 3, "passed": 1, "untold": 2}
+    counts, pool = made(tmp_path, RIGHT, WRONG, RAISES, NESTED, "def add(", "x = 1", FORGES)
+    assert counts == {"prompts": 4, "made": 3, "passed": 1, "untold": 3}
     columns = columns_of(pool)
     assert columns["task"] == ["code", "values", "values", "values"] and columns["tests"][0][0] == "assert add(5, 2) == 7"
     assert [json.loads(values) for values in columns["values"][1:]] == [

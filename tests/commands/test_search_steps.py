@@ -42,6 +42,10 @@ def test_a_tree_goes_where_most_is_promised_and_remembers_what_came_back() -> No
     for node, reward in ((three, 1.0), (two, 0.25), (one, 0.5)):
         backed_up(node, reward)
     assert [(node.visits, node.total) for node in (root, one, two, three)] == [(3, 1.75), (2, 1.5), (1, 0.25), (1, 1.0)]
+    backed_up(three, math.nan)  # a judge that failed: looked for, and nothing known
+    assert (one.visits, one.known, one.mean) == (3, 2, 0.75) and (three.visits, three.mean) == (2, 1.0)
+    for node in (root, one, three):
+        node.visits -= 1
     two.said = 0.9
     assert bound(one, explore=0.5, share=0.5) == 0.75 + 0.5 / 2 * math.sqrt(3) / 3
     assert bound(two, explore=0.5, share=0.5) == (0.25 + 0.9) / 2 + 0.5 / 2 * math.sqrt(3) / 2
@@ -51,6 +55,17 @@ def test_a_tree_goes_where_most_is_promised_and_remembers_what_came_back() -> No
         (root, two, one)
     ]  # the critic's word alone, and of one nothing is said: its mean
     assert [*contrasts(root, share=1.0, least_gap=0.5)] == [] and three.depth == 2
+
+
+def test_a_missing_reward_is_no_reward(tmp_path: Path) -> None:
+    """A judge that cannot read "bad" says nothing of it: no pair calls it worse."""
+
+    def reward(outputs: list[str], prompts: list[str], **_: Any) -> torch.Tensor:
+        return torch.tensor([math.nan if "bad" in text else float("good" in text) for text in outputs]).double()
+
+    counts, lines = searched(tmp_path, Draws("good", "bad", "odd"), ["q: "], reward, simulations=12, width=9, depth=1, share=1.0)
+    assert {(line["chosen"], line["rejected"]) for line in lines} == {("good", "odd")}
+    assert counts["missing"] > 0 and counts["solved"] == 1.0
 
 
 def test_lines_that_lead_to_more_are_chosen(tmp_path: Path) -> None:
