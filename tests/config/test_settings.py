@@ -43,6 +43,10 @@ def misspelled(config: dict[str, Any], path: tuple[Any, ...]) -> dict[str, Any]:
 
 def free(config: dict[str, Any], path: tuple[Any, ...]) -> bool:
     """Whether a key is the user's own word: a reward's name, a reference's, a column's, of a server's or a library's own settings."""
+    if path[-3:-1] == ("records", "of") or path[-4:-2] == ("records", "of"):  # sources of a mixture, by name
+        return True
+    if len(path) > 3 and path[-3] == "by_round" and path[-4] == "rewards":
+        return True
     names = {
         "rewards",
         "judges",
@@ -59,6 +63,8 @@ def free(config: dict[str, Any], path: tuple[Any, ...]) -> bool:
         "parts",
         "kept",
         "scales",
+        "agree",
+        "critics",
         "tools",
         "stages",
         "samplers",
