@@ -101,7 +101,7 @@ def opened(root: str | Path, name: str, *, config: Mapping[str, Any], resume: bo
     Errors: UserError of ``open_run``, and where another process has the folder.
     """
     path = refuse(root, name, resume=resume)
-    with held(path, "trains", takes="give this run another name (name=...)"):
+    with held(path, "trains", takes="give this run another name (run.name=...)"):
         try:
             run = open_run(root, name, config=config, resume=resume, **how)
         except OSError as error:  # no room, no right to write, a folder in place of a file
@@ -164,7 +164,9 @@ def open_run(
     newest, damaged = checkpoints.newest(path / "checkpoints")
     if newest is None and damaged:
         why = "; ".join(line.removeprefix(f"{path / 'checkpoints'}/").removesuffix(", skipped") for line in damaged)
-        raise UserError(f"{path}: no checkpoint can be read, so there is nothing to resume ({why}); give the run another name (name=...)")
+        raise UserError(
+            f"{path}: no checkpoint can be read, so there is nothing to resume ({why}); give the run another name (run.name=...)"
+        )
     if newest is None:
         _refuse_lost(path, flat(kept).get("run.checkpoint_every"))
     step = -1 if newest is None else checkpoints.step_of(newest)
@@ -220,7 +222,7 @@ def _refuse_lost(path: Path, checkpoint_every: Any) -> None:
     if (path / "summary.json").exists() or (isinstance(checkpoint_every, int) and max(steps, default=0) > checkpoint_every):
         raise UserError(
             f"{path}: its checkpoints are gone (its log goes to step {max(steps, default=0)}), so there is nothing to resume; "
-            "give the run another name (name=...)"
+            "give the run another name (run.name=...)"
         )
 
 
@@ -270,7 +272,7 @@ def refuse_other_config(path: Path, old: Any, new: Any, may_grow: Sequence[str],
         (allowed if any(fnmatchcase(key, pattern) for pattern in may_differ) else wrong).append(f"{key} was {was!r}, is {now!r}")
     if wrong:
         raise UserError(
-            f"{path}: cannot resume with another config: {'; '.join(wrong)}; undo that, or give the run another name (name=...)"
+            f"{path}: cannot resume with another config: {'; '.join(wrong)}; undo that, or give the run another name (run.name=...)"
             f"{_warm_start(path, before, [line.partition(' ')[0] for line in wrong])}"
         )
     return [f"{path}: goes on although {change}" for change in allowed]

@@ -97,7 +97,7 @@ def opened(root: str | Path, name: str, *, config: Mapping[str, Any], resume: bo
     Errors: UserError where a run exists and ``resume`` is False, where there is nothing to resume, and where the configs differ otherwise.
     """
     path = folders.refuse(root, name, resume=resume)
-    with folders.held(path, "goes through rounds", takes="give this run another name (name=...)"):
+    with folders.held(path, "goes through rounds", takes="give this run another name (run.name=...)"):
         kept = plain(config)
         for half in [*path.glob(".*.tmp"), *path.glob("round_*/.*.tmp")]:  # whether the kill came before its config was whole, or later
             if folders.STRAY.fullmatch(half.name):

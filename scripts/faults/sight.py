@@ -61,7 +61,7 @@ sees(6, "a picture under a key that nobody knows", DPO, "holds a medium under 'a
      row={**{key: value for key, value in PAIR.items() if key != "image"}, "art": "a.png"})  # fmt: skip
 sees(6, "two places and one picture", "llava15_7b/dpo", "2 places for media in the prompt and 1 media(.|\n)*exit 2",
      row={**PAIR, "prompt": "<image><image> which?"})  # fmt: skip
-sees(6, "a model of words", DPO, "holds an image, and this model reads words alone(.|\n)*exit 2", {"policy.model": "words"})
+sees(6, "a model of words", DPO, r"all of the first \d+ .* show .* \(words\) reads words alone(.|\n)*exit 2", {"policy.model": "words"})
 sees(6, "a prompt shorter than its picture", GRPO, "has [0-9]+ tokens, max_prompt is 4(.|\n)*exit 2", {"policy.max_prompt": 4})
 sees(12, "options in place of a processor", DPO, "policy.tokenizer: got .*takes a processor(.|\n)*exit 2",
      {"policy.tokenizer": {"use_fast": False}})  # fmt: skip

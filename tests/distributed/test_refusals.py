@@ -46,7 +46,7 @@ def test_a_machine_that_does_not_see_the_folder_of_the_others(tmp_path: Path) ->
 
 def test_a_folder_in_which_another_run_trains(tmp_path: Path) -> None:
     def line(rank: int) -> str:
-        where = f"{tmp_path / 'run'}: another process trains there; wait until it ends, or give this run another name (name=...)"
+        where = f"{tmp_path / 'run'}: another process trains there; wait until it ends, or give this run another name (run.name=...)"
         return where if rank == 0 else f"process 0: {where}"
 
     with held(tmp_path / "run", "trains"):

@@ -52,7 +52,7 @@ def test_another_rate_names_the_warm_start_and_nothing_else_does(tmp_path):
     small_run.online(tmp_path, steps=2)
     with pytest.raises(UserError, match=r"optimizer.rate was 0.05, is 0.1; .* and start from its weights, policy.start: \S+run$"):
         small_run.online(tmp_path, steps=2, optimizer={"rate": 0.1}, resume=True)
-    with pytest.raises(UserError, match=r"batch.group was 4, is 8; optimizer.rate was 0.05, is 0.1; undo that, .* \(name=...\)$"):
+    with pytest.raises(UserError, match=r"batch.group was 4, is 8; optimizer.rate was 0.05, is 0.1; undo that, .* \(run.name=...\)$"):
         small_run.online(tmp_path, steps=2, optimizer={"rate": 0.1}, batch={"group": 8}, resume=True)
 
 
