@@ -15,7 +15,7 @@ import inspect
 import json
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Union
 
@@ -228,6 +228,19 @@ def may_be_plain(value: Any, annotation: Any) -> bool:
         if plain(part) and fit(value, Parameter("", part, True)).in_kind:
             return True
     return False
+
+
+def not_plain(value: Any, annotation: Any, place: str = "") -> Iterator[tuple[str, Any]]:
+    """(place, what stands there) of what holds no node where an object has to be built: the value itself, or a mapping inside of it."""
+    if not may_be_plain(value, annotation):
+        yield place, value
+        return
+    parts = typing.get_args(annotation) if typing.get_origin(annotation) in (Union, types.UnionType) else (annotation,)
+    mappings = [part for part in parts if typing.get_origin(part) in CONTAINERS and issubclass(typing.get_origin(part), Mapping)]
+    if isinstance(value, Mapping) and "use" not in value and len(mappings) == 1 and typing.get_args(mappings[0]):
+        for name, item in value.items():
+            if isinstance(item, Mapping):
+                yield from not_plain(item, typing.get_args(mappings[0])[-1], f"{place}.{name}")
 
 
 def fit(value: Any, parameter: Parameter) -> Fit:

@@ -300,12 +300,11 @@ def _not_nodes(path: str, parameter: signatures.Parameter, value: Any) -> Iterat
         return
     if key not in ROOMS:
         said_in_words = isinstance(value, (str, bool, int, float, Mapping, list))  # Python may hand over what it has built
-        if said_in_words and parameter.annotation not in (Any, object) and not signatures.may_be_plain(value, parameter.annotation):
-            yield (
-                f"{path}.use: missing, takes a node {{use: NAME, ...}}"
-                if isinstance(value, Mapping)
-                else f"{path}: got {value!r}, takes a node"
-            )
+        if not said_in_words or parameter.annotation in (Any, object):
+            return
+        for place, item in signatures.not_plain(value, parameter.annotation):
+            missing = f"{path}{place}.use: missing, takes a node {{use: NAME, ...}}"
+            yield missing if isinstance(item, Mapping) else f"{path}{place}: got {item!r}, takes a node"
         return
     places = " or ".join(ROOMS[key])
     by_name = key in NAMED and isinstance(value, Mapping) and "use" not in value
