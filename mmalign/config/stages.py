@@ -153,7 +153,7 @@ class _Resolver(NamedTuple):
         stages, known = self.turn.stages, ", ".join(self.turn.stages)
         if odd := next((key for key in reference if key not in REFERENCE), None):
             return f"unknown key {odd} beside stage; takes stage, round, otherwise"
-        if name not in stages:
+        if not isinstance(name, str) or name not in stages:
             return f"got the stage {name!r}, takes one of {known}{nearest(str(name), stages)}"
         if which != "all" and (not isinstance(which, int) or isinstance(which, bool)):
             return f"got round {which!r}, takes 0 (this one), -1 (the one before), ..., 1 (the first), ..., or all"

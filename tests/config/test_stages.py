@@ -72,6 +72,8 @@ def test_what_a_stage_does_not_say() -> None:
     ("stages", "line"),
     [
         ({"a": writes(source={"stage": "c"})}, "stages.a.source: got the stage 'c', takes one of a"),
+        ({"a": writes(source={"stage": {"use": "."}})}, "stages.a.source: got the stage {'use': '.'}, takes one of a"),
+        ({"a": writes(source={"stage": ["a"]})}, "stages.a.source: got the stage ['a'], takes one of a"),
         ({"a": writes(source={"stage": "a"})}, "stages.a.source: a does not come before a in a round; takes round: -1, or another order"),
         ({"a": writes(source={"stage": "b"}), "b": writes("b", source={"stage": "a"})}, "stages.a.source: b does not come before a"),
         ({"a": writes(source={"stage": "a", "round": -1})}, "stages.a.source: a of round 0 is not made by round 1; takes otherwise: VALUE"),
