@@ -43,7 +43,7 @@ def misspelled(config: dict[str, Any], path: tuple[Any, ...]) -> dict[str, Any]:
 
 def free(config: dict[str, Any], path: tuple[Any, ...]) -> bool:
     """Whether a key is the user's own word: a reward's name, a reference's, a column's, of a server's or a library's own settings."""
-    if path[-3:-1] == ("records", "of") or path[-4:-2] == ("records", "of"):  # sources of a mixture, by name
+    if path[-3:-1] == ("records", "of"):  # sources of a mixture, by name
         return True
     if len(path) > 3 and path[-3] == "by_round" and path[-4] == "rewards":
         return True
@@ -120,6 +120,11 @@ MISTAKES = {
     "shares": ("digits/demo", {"references": {"ref": {"shares": {"ref": 0.5}}}}, "references.ref.shares: got {'ref': 0.5}"),
     "an empty reference": ("digits/demo", {"references": {"ref": {}}}, "references.ref.from: missing; takes from"),
     "sampler": ("text/grpo", {"evaluation__call": {"temprature": 0}}, "evaluation.call.temprature: no argument of this policy's calls"),
+    "a source": (
+        "text/dpo",
+        {"records": {"use": "mixture", "of": {"a": {"usx": "text_pairs"}}}},
+        "records.of.a.use: missing, takes a node",
+    ),
     "old kernel": ("digits/demo", {"policy__kernel": {"use": "ddim"}}, "policy.kernel: is schedule.kernel since 0.2.0"),
 }
 
