@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -137,10 +138,16 @@ def _text(path: Path, notes: list[str]) -> str:
 def _json(path: Path, notes: list[str]) -> Any:
     text = _text(path, notes)
     try:
-        return json.loads(text) if text or path.is_file() else None
+        return json.loads(text, parse_int=_int) if text or path.is_file() else None
     except (ValueError, RecursionError):
         notes.append(f"{path.name} could not be read")
         return None
+
+
+def _int(digits: str) -> float:
+    """A whole number of JSON; infinite where it is larger than any that can be shown."""
+    number = int(digits)
+    return number if is_number(number) else math.inf
 
 
 def _yaml(text: str, notes: list[str]) -> dict[str, Any]:

@@ -197,6 +197,14 @@ def test_an_empty_run_and_one_evaluation(tmp_path):
     assert "From training steps, because KL was not evaluated often enough" in page(run.path)[0].text
 
 
+@pytest.mark.parametrize("key", ["steps", "seed", "gold_after", "gold_se_after", "kl", "dead_steps", "event_size", "train_seconds"])
+def test_a_whole_number_larger_than_any_float_is_no_number(tmp_path, key):
+    run = make_run(tmp_path)
+    summary = {"status": "finished", "steps": 4, "gold_after": 0.5, "gold_se_after": 0.1, "dead_steps": 0}
+    (run / "summary.json").write_text(json.dumps(summary | {key: 10**400}))
+    assert "1" + "0" * 400 not in page(run)[0].text
+
+
 def test_a_folder_with_nothing_or_with_rubbish(tmp_path):
     page(tmp_path)
     (tmp_path / "samples").mkdir()
