@@ -308,7 +308,8 @@ def _wide(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
-def _check(owner: str, name: str, value: float, high: float = math.inf) -> None:
+def _check(owner: str, name: str, value: float, high: float = 1e6) -> None:
+    """high: 1e6 where any level has a meaning; the square of a larger one, over a small signal, is soon no number."""
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not (number and math.isfinite(value) and 0 <= value <= high):
-        raise UserError(f"{owner}.{name}: got {value!r}, takes a number {'of 0 or more' if high == math.inf else f'from 0 to {high:g}'}")
+    if not (number and 0 <= value <= high):
+        raise UserError(f"{owner}.{name}: got {value!r}, takes a number from 0 to {high:g}")

@@ -348,7 +348,9 @@ def test_cps_shrinks_the_data_by_a_known_factor(noise_level: float) -> None:
     [
         (lambda: kernels.cps(noise_level=1.1), r"cps\.noise_level: got 1\.1, takes a number from 0 to 1"),
         (lambda: kernels.ddim(eta=-0.1), r"ddim\.eta: got -0\.1, takes a number from 0 to 1"),
-        (lambda: kernels.flow_sde(noise_level=float("nan")), r"flow_sde\.noise_level: got nan, takes a number of 0 or more"),
+        (lambda: kernels.flow_sde(noise_level=float("nan")), r"flow_sde\.noise_level: got nan, takes a number from 0 to 1e\+06"),
+        (lambda: kernels.flow_sde(noise_level=1e300), r"flow_sde\.noise_level: got 1e\+300, takes a number from 0 to 1e\+06"),
+        (lambda: kernels.dance_sde(noise_level=10**400), r"dance_sde\.noise_level: got 10+, takes a number from 0 to 1e\+06"),
         (lambda: kernels.dance_sde(noise_level="high"), r"dance_sde\.noise_level: got 'high'"),  # type: ignore[arg-type]
         (lambda: kernels.flow_sde(first="clamp"), r"flow_sde\.first: got 'clamp', takes 'next' or a number"),  # type: ignore[arg-type]
         (lambda: kernels.flow_sde(first=1.0), r"flow_sde\.first: got 1\.0"),
