@@ -35,7 +35,7 @@ WITHOUT = {
     "gdpo": "a second reward",
     "ddpo": "denoising steps (on tokens it is GRPO's kin)",
     "dance_grpo": "denoising steps", "b2_diffurl": "denoising steps", "diffusion_opd": "a teacher", "sdpo": "contrasts",
-    "cgpo": "judges",
+    "cgpo": "judges", "va_pi": "codes of images",
 }  # fmt: skip
 
 POLICY = """\

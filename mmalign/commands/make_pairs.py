@@ -7,6 +7,7 @@ set (BDHS).
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from difflib import SequenceMatcher
@@ -85,6 +86,8 @@ def make_pairs(  # what a command may be told
     who = {"pairs": policy, **{f"pairs/{name}": one for name, one in (samplers or {}).items()}}
     rows_of = group * len(who)
 
+    pictures = dict[str, Tensor]()  # of the rollout that this process made last, by their digests
+
     def answered(start: int) -> dict[str, Any]:
         some = list(prompts[start : start + prompts_at_once])
         drawn = [_drawn(one, contents(some), group, stream(seed, start, 0, name)) for name, one in who.items()]
@@ -92,33 +95,36 @@ def make_pairs(  # what a command may be told
         answers, asked = [answer for answer, _ in rows], [prompt for prompt in contents(some) for _ in range(rows_of)]
         shown = torch.stack(answers) if isinstance(answers[0], Tensor) else answers
         scores = ask(rewards, shown, asked, beside(some, rows=len(rows)), drop=True)
-        numbers = torch.arange(len(some)).repeat_interleave(rows_of)
-        rewarded = combined(scores, numbers, asked, combine)
-        found = {"missing": int(rewarded.isnan().sum())}
-        left_out = {
-            "cut": [endless and cut == "drop" for _, endless in rows],
-            "empty": [isinstance(answer, str) and not answer.strip() for answer in answers],
+        pictures.clear()
+        if isinstance(shown, Tensor):
+            answers = [_digest(pixels) for pixels in _bytes(shown)]
+            pictures.update(zip(answers, _bytes(shown), strict=True))
+        return {
+            "answers": answers,
+            "ending": {4: "png", 5: "mp4"}[shown.ndim] if isinstance(shown, Tensor) else None,
+            "scores": {name: values.tolist() for name, values in scores.items()},
+            "cut": [endless for _, endless in rows],
         }
-        for name, rows_out in left_out.items():
-            found[name] = sum(rows_out)
-            rewarded = rewarded.masked_fill(torch.tensor(rows_out), math.nan)
-        made = list[list[Line]]()
-        for number, prompt in enumerate(contents(some)):
-            of = slice(number * rows_of, (number + 1) * rows_of)
-            ranked = enumerate(_ranked(prompt, answers[of], rewarded[of].tolist(), most, least_gap))
-            named = ({**line, "id": f"{start + number}" if most == 1 else f"{start + number}-{place}"} for place, line in ranked)
-            made.append([_written(Path(out), line) for line in named])
-        return {"lines": made, "counts": found}
 
     def lines() -> Iterator[Line]:
-        for _, made in in_turn(team, starts, answered):
-            for name, number in made["counts"].items():
-                counts[name] += number
-            counts["prompts"] += len(made["lines"])
-            counts["pairs"] += sum(map(len, made["lines"]))
-            counts["tied"] += made["lines"].count([])
-            for of_prompt in made["lines"]:
-                yield from of_prompt
+        for start, made in in_turn(team, starts, answered):
+            some, answers = contents(list(prompts[start : start + prompts_at_once])), made["answers"]
+            scores = {name: torch.tensor(values, dtype=torch.float64) for name, values in made["scores"].items()}
+            numbers = torch.arange(len(some)).repeat_interleave(rows_of)  # its state sees all rollouts in their order, in every process
+            rewarded = combined(scores, numbers, [some[number] for number in numbers.tolist()], combine)
+            counts["missing"] += int(rewarded.isnan().sum())
+            for name, rows_out in {"cut": made["cut"] if cut == "drop" else [], "empty": [not one.strip() for one in answers]}.items():
+                counts[name] += sum(rows_out)
+                rewarded = rewarded.masked_fill(torch.tensor(rows_out), math.nan) if rows_out else rewarded
+            for number, prompt in enumerate(some):
+                of = slice(number * rows_of, (number + 1) * rows_of)
+                ranked = list(_ranked(prompt, answers[of], rewarded[of].tolist(), most, least_gap))
+                counts["prompts"] += 1
+                counts["tied"] += not ranked
+                for place, line in enumerate(ranked):
+                    counts["pairs"] += 1
+                    named = {**line, "id": f"{start + number}" if most == 1 else f"{start + number}-{place}"}
+                    yield named if made["ending"] is None else _pictured(Path(out), named, made["ending"], pictures)
 
     with stopping_together(team):
         team_for(len(starts), f"rollouts of {prompts_at_once} prompts")
@@ -222,6 +228,11 @@ def _drawn(policy: Policy, prompts: list[Any], group: int, rng: torch.Generator)
     return [rows[start : start + group] for start in range(0, len(rows), group)]
 
 
+def _bytes(outputs: Tensor) -> Tensor:
+    """What 0 to 1 is in a file: 0 to 255."""
+    return (outputs.float().nan_to_num(0.0).clamp(0, 1) * 255).round().byte()
+
+
 def _answered(policy: Policy, prompts: list[Any], seeds: list[int], call: Mapping[str, Any]) -> tuple[list[str], list[bool]]:
     """Answers, and which of them came to no end, where the policy can tell."""
     if isinstance(policy, TransformersPolicy):
@@ -242,26 +253,23 @@ def _ranked(prompt: Any, answers: Sequence[Any], rewards: Sequence[float], most:
     known = sorted((row for row, reward in enumerate(rewards) if not math.isnan(reward)), key=lambda row: rewards[row])
     for place in range(min(most, len(known) // 2)):
         worse, better = known[place], known[-1 - place]
-        if rewards[better] - rewards[worse] > least_gap and not _same(answers[better], answers[worse]):
+        if rewards[better] - rewards[worse] > least_gap and answers[better] != answers[worse]:
             yield {
                 "prompt": prompt, "chosen": answers[better], "rejected": answers[worse],
                 "score_chosen": rewards[better], "score_rejected": rewards[worse],
             }  # fmt: skip
 
 
-def _same(one: Any, other: Any) -> bool:
-    return torch.equal(one, other) if isinstance(one, Tensor) else one == other
+def _digest(picture: Tensor) -> str:
+    return hashlib.sha256(picture.numpy().tobytes()).hexdigest()
 
 
-def _written(out: Path, line: Line) -> Line:
-    """The line, with the paths of files from ``out`` on in place of pictures, which are on the disk then."""
-    paths = dict[str, str]()
-    for side in ("chosen", "rejected"):
-        if isinstance(picture := line[side], Tensor):
-            pixels = (picture.float().nan_to_num(0.0).clamp(0, 1) * 255).round().byte()
-            ending, write = ("png", write_png) if pixels.ndim == 3 else ("mp4", write_mp4)
-            paths[side] = f"{out.stem}/{line['id']}_{side}.{ending}"
-            write(out.parent / paths[side], pixels)
+def _pictured(out: Path, line: Line, ending: str, pictures: Mapping[str, Tensor]) -> Line:
+    """The line, with paths of files from ``out`` on in place of digests; whose pictures they are writes the files."""
+    paths = {side: f"{out.stem}/{line['id']}_{side}.{ending}" for side in ("chosen", "rejected")}
+    for side, path in paths.items():
+        if (picture := pictures.get(line[side])) is not None:
+            (write_png if ending == "png" else write_mp4)(out.parent / path, picture)
     return {**line, **paths}
 
 

@@ -20,6 +20,7 @@ GRID, ROUNDS = 200, 60
 class Saturation(NamedTuple):
     """``score(n) = plateau - drop exp(-rate n)`` as it was fitted.
 
+    plateau: what is come to without end. drop: how far below it one begins. rate: of a record.
     enough: the n at which ``share`` of what there is to gain from none is gained, NaN where more records gain nothing or without end.
     explained: the share of the scores' variance that the law accounts for. points: how many there were.
     """

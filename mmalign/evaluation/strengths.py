@@ -16,7 +16,10 @@ ROUNDS, PRECISION = 10_000, 1e-12
 
 
 class Strengths(NamedTuple):
-    """values: ``[n]``, ``P(i beats j) = sigmoid(values_i - values_j)``, with mean 0. covariance: ``[n, n]``, of their likelihood."""
+    """How strong each of n is.
+
+    values: ``[n]``, ``P(i beats j) = sigmoid(values_i - values_j)``, with mean 0. covariance: ``[n, n]``, of their likelihood.
+    """
 
     values: Table
     covariance: Table

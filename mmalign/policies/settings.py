@@ -185,8 +185,9 @@ class Turns(Record):
 
 @dataclass(frozen=True)
 class EngineSettings(Record):
-    """A server that samples (vLLM's, see ``language.engine``); what is trained is handed over before every rollout. It was tried with a
-    server of the tests that answers as vLLM does; vLLM itself was not run, and SGLang, whose words differ, is not spoken to.
+    """A server that samples (vLLM's, see ``language.engine``); what is trained is handed over before every rollout.
+
+    Tried with a stand-in of the tests that answers as vLLM does. vLLM itself was not run; SGLang, whose words differ, is not spoken to.
 
     url: up to and with ``/v1``. model: its name there. folder: where adapters are handed over, on a disk that both see; for whole weights
     the one that the server was started on, whose weights are replaced. update: ``adapter`` or ``weights``; by default an adapter where

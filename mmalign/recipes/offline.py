@@ -123,9 +123,8 @@ def offline(  # one argument for each thing that a run is made of
     if evaluation.prompts is None:  # then it asks what the first step asks, and only what the policy can use
         first = _encoded(policy, method, coming_from(), batch.records, lambda: stream(run.seed, 0, "encode"), {}, finish, team)[0]
     examples = _distinct([record.prompt for record in first])
-    stored.load(
-        policy, references or {}, runs=run.folder, method=method, examples=examples, drawing=drawing(source), measured=evaluation.references
-    )
+    whence: dict[str, Any] = {"runs": run.folder, "drawing": drawing(source), "measured": evaluation.references}
+    stored.load(policy, references or {}, method=method, examples=examples, **whence)
     learner = Learner(policy, method, optimizer, steps=steps, moving=references, team=team, non_finite=run.non_finite, devices=devices)
     author.begin(source, [move.name for move in learner.moves])
     refuse_without_latents(policy, rewards or {}, evaluation.judges)
@@ -145,10 +144,8 @@ def offline(  # one argument for each thing that a run is made of
         for step in journal.steps():
             moved = learner.begin(step)
             with journal.profile.part("rollout"):
-                drawing_rows = partial(stream, run.seed, step, "encode")
-                records, feedback, rollout = _encoded(
-                    policy, method, coming, batch.records, drawing_rows, aside, finish, team, known=ahead.decoded
-                )
+                drawn, known = partial(stream, run.seed, step, "encode"), ahead.decoded
+                records, feedback, rollout = _encoded(policy, method, coming, batch.records, drawn, aside, finish, team, known=known)
             if step + 1 < steps:
                 ahead.fill(batch.records, team.share(batch.records))
             with journal.profile.part("references"):

@@ -28,7 +28,7 @@ MINIMAL: dict[str, dict[str, Any]] = {
     "judge_rubric": {"server": SERVER}, "testbench": {"commands": [["true"]], "file": "a", "bench": "b"},
     "by_task": {"rewards": {"a": lambda outputs, prompts: [0.0 for _ in outputs]}},
 }  # fmt: skip
-WEIGHTY = ("object_counts", "relevance", "subject_similarity")  # which load a model when they are made
+WEIGHTY = ("entailment", "object_counts", "relevance", "subject_similarity")  # which load a model when they are made
 
 
 def config(folder: Path, prompts: Any, **changes: Any) -> dict[str, Any]:

@@ -131,7 +131,8 @@ def test_help_and_harm_are_two_labels_of_a_pair(tmp_path):
     pair = read(tmp_path, row | {"is_response_0_safe": False, "is_response_1_safe": True})
     assert (pair.first, pair.labels) == ("Axe", {"helpful": 1.0, "harmful": 1.0})
     assert pair.ratings == ({"harmful": 1.0}, {"harmful": -1.0})
-    assert read(tmp_path, row).labels == {}  # nobody said whether they are safe
+    with pytest.raises(UserWarning, match="nobody reads column safer_response_id"):  # nobody said whether they are safe
+        read(tmp_path, row)
 
 
 def test_a_tie_of_an_arena(tmp_path):

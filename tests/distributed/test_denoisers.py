@@ -29,6 +29,7 @@ OTHERS = ("diffusion_opd", "diffusion_dpo", "flow_dpo")  # of a teacher, and of 
 NAMES = [
     name for name in ORACLES
     if name in METHODS and name not in OTHERS and any(f".{family}." in METHODS[name].__module__ for family in FAMILIES)
+    and method_of(name).kinds & {"bound", "transition"}
 ]  # fmt: skip
 WAYS = {"whole": {}, "cut": {"devices": {"place": "fsdp2"}}}
 

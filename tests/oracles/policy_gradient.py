@@ -201,9 +201,8 @@ def cgpo(
             paid = [rewards[other] if sound[other] else 0.0 for other in near]
             score = (rewards[row] if sound[row] else 0.0) - sum(paid) / len(paid)
         else:
-            able = [other for other in near if sound[other]]
-            if able and row == max(able, key=lambda other: (rewards[other], -other)):
-                score = rewards[row]
+            best = [other for other in near if sound[other] and rewards[other] == max(rewards[one] for one in near if sound[one])]
+            score = rewards[row] / len(best) if row in best else 0.0
         total = total - score * sum((table.log_probs[row, step] for step in _cells(table, row)), _zero(table))
     return total / len(_rows(table))
 
@@ -218,8 +217,8 @@ ORACLES: dict[str, list[tuple[dict[str, Any], Callable[..., Tensor]]]] = {
         ({"beta": 0.0, "ratio": "per_sequence", "clip": 0.02}, gspo),
     ],
     "cgpo": [
-        ({"judges": {"second": 0.0}}, cgpo),
         ({"judges": {}, "optimiser": "crraft", "most_kl": 0.5}, cgpo),
+        ({"judges": {"second": 0.0}}, cgpo),
         ({"judges": {"second": 0.2}, "most_kl": 0.3, "tasks": {"first": {"optimiser": "crraft", "most_kl": None}}}, cgpo),
     ],
     "dapo": [

@@ -40,8 +40,11 @@ WORDS = [("the answer", "a nswer", "or not"), ("no", "yes it is", "or not"), ("t
 IMAGES = torch.rand(3, 3, 1, 8, 8, generator=torch.Generator().manual_seed(1))
 
 
+OWN = {"cgpo": {"judges": {}}}  # the judges of its oracles are rewards of a table
+
+
 def method_of(name: str) -> Method:
-    return METHODS[name](**ORACLES[name][0][0])
+    return METHODS[name](**OWN.get(name, ORACLES[name][0][0]))
 
 
 METHOD = {name: method_of(name) for name in ORACLES if name in METHODS}

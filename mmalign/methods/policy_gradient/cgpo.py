@@ -45,7 +45,7 @@ def cgpo(
 
     Paper: The Perfect Blend: Redefining RLHF with Mixture of Judges, arXiv 2409.20370, its CRPG and CRRAFT; recalled.
 
-    Deviations: one update of a rollout is on-policy as there; there is no ratio. Of the best rows that tie, CRRAFT takes the first.
+    Deviations: one update of a rollout is on-policy as there; there is no ratio. Of the best rows that tie, CRRAFT takes each by its share.
 
     Errors: UserError for judges that no reward is called like, and tasks of another shape.
     """
@@ -66,8 +66,8 @@ def cgpo(
                 if how == "crpg":
                     scores[inside] = paid[inside] - paid[inside].mean()
                 elif bool((inside & sound).any()):
-                    best = int(torch.where(inside & sound, rewards, -torch.inf).argmax())
-                    scores[best] = rewards[best]
+                    best = inside & sound & (rewards == rewards[inside & sound].max())
+                    scores[best] = rewards[best] / best.sum()
         return scores
 
     return policy_gradient(

@@ -48,7 +48,7 @@ def refuse_other(pipe: Any) -> None:
     """UserError for what is no pipeline."""
     from diffusers import DiffusionPipeline
 
-    if not isinstance(pipe, DiffusionPipeline):
+    if not isinstance(pipe, DiffusionPipeline) and not reason(type(pipe).__name__):  # of those that are none, why, by their name
         raise UserError(f"policy.pipeline: got a {type(pipe).__name__}, takes a pipeline of diffusers, or the folder or hub id of one")
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmalign.arguments.columns import Column
 from mmalign.arguments.ranges import Count
 from mmalign.conversations import question
 from mmalign.matching import reading, refuse_length
@@ -19,7 +20,7 @@ PARTS = ("entailment", "neutral", "contradiction")
 
 
 def entailment(
-    *, weights: str = "FacebookAI/roberta-large-mnli", column: str | None = None, device: str | None = None, rows_at_once: Count = 32,
+    *, weights: str = "FacebookAI/roberta-large-mnli", column: Column | None = None, device: str | None = None, rows_at_once: Count = 32,
 ) -> Scorer:  # fmt: skip
     """Parts ``entailment``, ``neutral``, ``contradiction``: probabilities that a completion follows from a premise, or contradicts it.
 
