@@ -31,11 +31,16 @@ def made_once() -> Iterator[None]:
         yield
 
 
-def untrained(reference: dict[str, Any]) -> dict[str, Any]:
-    """Another model without its run, a little surer than the base; a set of parameters as the base has them."""
-    if "policy" in reference:
-        return {"policy": {key: value for key, value in reference["policy"].items() if key != "start"} | {"temperature": 0.7}}
-    return {"from": str(resource("assets/text/llama"))}
+def untrained(reference: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Another model without its run, its words a little louder than the base's; a set of parameters as the base has them."""
+    if "policy" not in reference:
+        return {"from": str(resource("assets/text/llama"))}
+    model, tokenizer = text()
+    with torch.no_grad():
+        model.get_output_embeddings().weight *= 1.3
+    for part in (model, tokenizer):
+        part.save_pretrained(folder)
+    return {"policy": {key: value for key, value in reference["policy"].items() if key != "start"} | {"model": str(folder)}}
 
 
 CONFIGS = sorted(path.stem for path in (Path(__file__).parents[2] / "configs" / "text").glob("*.yaml"))
@@ -46,7 +51,7 @@ def test_a_method_trains_text(name: str, base: dict[str, torch.Tensor], tmp_path
     config = load(f"text/{name}")
     assert check(config) == [] and config["run"]["name"] == f"text_{name}" and config["method"]["use"] == name
     if "references" in config:  # a run that would have been trained before: its folder holds the base itself
-        config["references"] = {key: untrained(node) for key, node in config["references"].items()}
+        config["references"] = {key: untrained(node, tmp_path / key) for key, node in config["references"].items()}
     if "records" in config:
         config["records"] = {"use": "text_pairs", "prompts": 8}
     config["batch"] |= {"records": 8} if "records" in config else {"prompts": 4, "epochs": 1}
