@@ -203,7 +203,7 @@ def _unmade(path: Path) -> bool:
         return False
     entries = [entry for entry in path.iterdir() if entry.name != LOCK and not STRAY.fullmatch(entry.name)]
     inside = [item for entry in entries if entry.is_dir() for item in entry.iterdir()]
-    full = [entry for entry in entries if entry.name == "metrics.jsonl" and entry.stat().st_size]
+    full = [entry for entry in entries if entry.name == "metrics.jsonl" and (entry.is_symlink() or entry.stat().st_size)]
     return {entry.name for entry in entries} <= {"samples", "checkpoints", "versions.json", "metrics.jsonl"} and not inside and not full
 
 

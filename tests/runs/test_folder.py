@@ -120,6 +120,14 @@ def test_a_folder_whose_making_was_interrupted_is_free(tmp_path, resume, made):
     assert len(run.notes) == bool(made or resume)
 
 
+def test_a_log_that_is_a_link_to_itself_is_a_line(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "metrics.jsonl").symlink_to("metrics.jsonl")
+    for resume in (False, True):
+        with pytest.raises(UserError):
+            folder.open_run(tmp_path, "a", config=CONFIG, resume=resume)
+
+
 @pytest.mark.parametrize("there", ["notes.txt", "config.yaml", "samples/step_000000.png", "metrics.jsonl"])
 def test_a_folder_with_anything_else_in_it_is_not(tmp_path, there):
     (tmp_path / "a" / "samples").mkdir(parents=True)
