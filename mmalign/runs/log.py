@@ -86,7 +86,9 @@ class Log:
         for name in [name for name in self._trackers if name in ways and name not in self._unshown]:
             try:
                 act(ways[name], self._trackers[name])
-            except Exception as error:  # somebody else's code and network, as in _trying
+            except ConnectionError as error:  # then its numbers would not arrive either
+                self._failed(name, error)
+            except Exception as error:  # somebody else's code, as in _trying
                 self._unshown.add(name)
                 why = " ".join(str(error).split())[:200]
                 self._tell(f"trackers: {name} takes no samples, going on with numbers ({type(error).__name__}: {why})")
@@ -106,10 +108,13 @@ class Log:
         try:
             return act()
         except Exception as error:  # somebody else's code and network: whatever it raises, the run goes on
-            self._trackers.pop(name, None)
-            why = " ".join(str(error).split())[:200]
-            self._tell(f"trackers: {name} failed, going on without it ({type(error).__name__}: {why})")
+            self._failed(name, error)
             return None
+
+    def _failed(self, name: str, error: Exception) -> None:
+        self._trackers.pop(name, None)
+        why = " ".join(str(error).split())[:200]
+        self._tell(f"trackers: {name} failed, going on without it ({type(error).__name__}: {why})")
 
 
 def _number(name: str, value: float | Tensor) -> float | int | None:
