@@ -193,3 +193,19 @@ def test_a_tracker_that_fails_at_samples_keeps_its_numbers(tmp_path, monkeypatch
 def test_an_unknown_tracker_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"trackers: got 'wanbd', takes .*tensorboard"):
         Log(tmp_path, trackers=("wanbd",))
+
+
+def test_a_tracker_that_cannot_be_reached_costs_one_line(tmp_path, monkeypatch):
+    """Samples come before numbers: what is down for the one is down for the other, and is asked for neither again."""
+    from mmalign.runs import log as module
+
+    def unreachable(*_):
+        raise ConnectionError("no network")
+
+    monkeypatch.setitem(module.SHOW, "tensorboard", unreachable)
+    lines: list[str] = []
+    with Log(tmp_path, trackers=("tensorboard",), tell=lines.append) as log:
+        for step in (1, 2):
+            log.show(step, torch.zeros(1, 1, 1, 8, 8))
+            log.log(step, "eval", {"gold": 0.5})
+    assert lines == ["trackers: tensorboard failed, going on without it (ConnectionError: no network)"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -48,7 +49,7 @@ class Around:
         return record
 
 
-class Doubled(Around):
+class Doubled(Around, ABC):
     """Two records of each. A position is twice that of its source, and odd between the two."""
 
     def stream(self, *, seed: int, start: int = 0) -> Iterator[Any]:
@@ -68,9 +69,9 @@ class Doubled(Around):
             yield second._replace(position=2 * record.position)
             before, odd = record.position, 0
 
+    @abstractmethod
     def _halves(self, record: Any) -> tuple[Any, Any]:
         """The two. Errors: UserError for a record of which there are none."""
-        raise NotImplementedError
 
 
 def inside(of: Records | Sequence[Record]) -> Records:
