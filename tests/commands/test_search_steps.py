@@ -61,7 +61,7 @@ def test_a_missing_reward_is_no_reward(tmp_path: Path) -> None:
     """A judge that cannot read "bad" says nothing of it: no pair calls it worse."""
 
     def reward(outputs: list[str], prompts: list[str], **_: Any) -> torch.Tensor:
-        return torch.tensor([math.nan if "bad" in text else float("good" in text) for text in outputs]).double()
+        return torch.tensor([math.nan if "bad" in text else 0.5 + 0.5 * ("good" in text) for text in outputs]).double()
 
     counts, lines = searched(tmp_path, Draws("good", "bad", "odd"), ["q: "], reward, simulations=12, width=9, depth=1, share=1.0)
     assert {(line["chosen"], line["rejected"]) for line in lines} == {("good", "odd")}
