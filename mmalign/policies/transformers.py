@@ -29,6 +29,7 @@ from mmalign.media import Limits
 from mmalign.needs import DEGREE, kinds, named
 from mmalign.policies.language import loading, reading, reference_models, storage
 from mmalign.policies.language.ablation import Ablation
+from mmalign.policies.language.agreement import FirstRow
 from mmalign.policies.language.blending import blended
 from mmalign.policies.language.budget import Room, Truncate
 from mmalign.policies.language.chat import Chat
@@ -137,7 +138,7 @@ class TransformersPolicy:
         refuse_numbers(temperature, top_p, top_k)
         refuse_turns(turns, engine)
         self.thoughts = reading.pair_of_marks(thoughts)
-        self.model, self.chat, self.room, self.temperature = model, chat, room, temperature
+        self.model, self.chat, self.room, self.agree, self.temperature = model, chat, room, FirstRow(chat), temperature
         self.contrasts, self.ablation, self.segments, self.rows_at_once = dict(contrasts), ablation, segments, memory.rows_at_once
         model.eval()
         self.sets = sets_of(model, memory, lora=lora, train=train, start=start, device=device)
@@ -209,7 +210,7 @@ class TransformersPolicy:
         known = self._sampled[1]
         known.update({number: self.room.prompt(prompts[number], number) for number in needed if number not in known})
         encoded = [known[number] for number in needed]
-        self.chat.agree(prompts[0])
+        self.agree(prompts[0])
         which, who = torch.arange(len(own)).repeat_interleave(len(who)), who.repeat(len(own))
         sources = [prompts[number] for number in needed]
 
@@ -249,7 +250,7 @@ class TransformersPolicy:
         rows, encoded, sources, which, following = given(
             prompts, outputs, part, lambda prompt, output: self.room.row(self.chat.row(prompt, output), prompt)
         )
-        self.chat.agree(prompts[part][0], outputs[part][0])
+        self.agree(prompts[part][0], outputs[part][0])
         width = max(len(row.completion) for row in rows)
         tokens, mask = torch.zeros((len(rows), width), dtype=torch.int64), torch.zeros((len(rows), width), dtype=torch.bool)
         for place, row in enumerate(rows):

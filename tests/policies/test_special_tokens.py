@@ -250,7 +250,7 @@ def test_a_run_says_once_where_its_tokens_are_not_transformers_own():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         policy.encode([ASK], ["yes"], torch.zeros(1, dtype=torch.int64), torch.Generator())
-    assert policy.chat.agreement.place is None
+    assert policy.agree.found.place is None
     words = chat_families.tokenizer(FAMILIES["DeepSeek-R1"])
     policy = transformers(tiny_text.model(), words, max_completion=60, device="cpu")
     policy.model.resize_token_embeddings(len(words))

@@ -6,15 +6,14 @@ through the tokenizer or processor called with a text), and once through ``Chat`
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mmalign.conversations import Turn, as_text, media_of
+from mmalign.policies.language.chat import Chat
 from mmalign.policies.language.vision import Vision
-
-if TYPE_CHECKING:
-    from mmalign.policies.language.chat import Chat
 
 
 @dataclass(frozen=True)
@@ -40,6 +39,20 @@ class Agreement:
             return f"the same {count} tokens as {self.by}{', and an end behind them' if self.ended else ''}"
         own, other = (repr(side[self.place]) if self.place < len(side) else "no token" for side in (self.ours, self.theirs))
         return f"token {self.place} of {count} is {own} here, and {other} by {self.by} (of {len(self.theirs)})"
+
+
+class FirstRow:
+    """Compares the first row that it is given, and warns where the ids differ; later rows cost nothing. found: what it came to."""
+
+    def __init__(self, chat: Chat) -> None:
+        self.chat = chat
+        self.found: Agreement | None = None
+
+    def __call__(self, prompt: Any, output: Any = None) -> None:
+        if self.found is None:
+            self.found = compared(self.chat, prompt, output)
+            if self.found.place is not None:
+                warnings.warn(f"policy.tokenizer: {self.found}", stacklevel=5)
 
 
 def compared(chat: Chat, prompt: Any, output: Any = None) -> Agreement:

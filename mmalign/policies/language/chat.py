@@ -16,7 +16,6 @@ Contents are strings or lists of parts: ``{"type": "text", "text": ...}``, ``{"t
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -25,7 +24,6 @@ from torch import Tensor
 
 from mmalign.conversations import Turn, as_parts, as_text, media_of, texts_of
 from mmalign.media import ONE
-from mmalign.policies.language.agreement import Agreement, compared
 from mmalign.policies.language.templates import PROBE, REASONING, Frame, adds_special, ends_of, frame, holds, overlap, source, start_of_run
 from mmalign.policies.language.tool_calls import Reader, reader
 from mmalign.policies.language.vision import Prompt, Vision
@@ -75,7 +73,6 @@ class Chat:
         self.ends = ends_of(tokenizer, self.stops)
         with_ask, without_ask = (self._render(PROBE, ask=ask)[0] or "" for ask in (True, False)) if self.template else ("", "")
         self.frame = frame(with_ask, without_ask, tokenizer) if self.template else Frame()
-        self.agreement: Agreement | None = None
         self.never = tuple(sorted(set(never) - set(self.stops)))
 
     def prompt(self, prompt: Any, *, system: str | None = None) -> Prompt:
@@ -184,13 +181,6 @@ class Chat:
     def words(self, ids: Sequence[int]) -> str:
         """Tokens as they are, special ones included."""
         return str(self.tokenizer.decode(list(ids)))
-
-    def agree(self, prompt: Any, output: Any = None) -> None:
-        """Once: whether the ids of a row are those that transformers itself makes, said where they are not."""
-        if self.agreement is None:
-            self.agreement = compared(self, prompt, output)
-            if self.agreement.place is not None:
-                warnings.warn(f"policy.tokenizer: {self.agreement}", stacklevel=5)
 
     # ---- inside
 
