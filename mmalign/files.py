@@ -6,7 +6,9 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +75,32 @@ def write_text(path: Path, text: str) -> Path:
 def write_json(path: Path, value: Any) -> Path:
     """``write_bytes`` as strict JSON: a number that is not finite is written as null."""
     return write_text(path, json.dumps(finite(plain(value)), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+@contextmanager
+def appearing(folder: Path) -> Iterator[Path]:
+    """A place beside ``folder`` that takes its name once the block is through."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    place = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir()
+    try:
+        yield place
+        usual_modes(place)
+        os.replace(place, folder)  # replaces an empty folder
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def usual_modes(folder: Path) -> None:
+    """Gives the files in a folder the mode of a new file: what safetensors writes (0.8) nobody but its owner could read."""
+    example = folder / f".{os.getpid()}.mode"
+    example.touch()
+    usual = example.stat().st_mode
+    example.unlink()
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            path.chmod(path.stat().st_mode | usual)
 
 
 def numbers(owner: str, path: str, columns: Sequence[str]) -> list[list[float]]:

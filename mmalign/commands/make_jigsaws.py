@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from random import Random
-from tempfile import mkdtemp
 from typing import Any, Literal
 
 import torch
@@ -17,7 +14,7 @@ from tqdm import tqdm
 
 from mmalign.arguments.ranges import Count, Seed, Share
 from mmalign.distributed.team import joined
-from mmalign.files import write_text
+from mmalign.files import appearing, write_text
 from mmalign.media import Broken, Limits, footage, picture
 from mmalign.runs.pictures import write_mp4, write_png
 from mmalign.types import UserError
@@ -81,10 +78,8 @@ def make_jigsaws(  # what a command may be told
     if joined().size > 1:
         raise UserError("--processes: got several, puzzles are made by one; takes 1")
     task = f"{TASKS[of].format(pieces=count, rows=grid[0], columns=grid[1])} {FORM}"
-    Path(out).absolute().parent.mkdir(parents=True, exist_ok=True)
-    whole = Path(mkdtemp(prefix=f".{Path(out).name}-", dir=Path(out).absolute().parent))
     counts, lines = {"prompts": 0, "broken": 0}, list[str]()
-    try:
+    with appearing(Path(out).absolute()) as whole:
         for number, (path, depth) in enumerate(zip(tqdm(paths, unit="file", disable=None), maps, strict=True)):
             try:
                 for copy in range(copies):
@@ -100,10 +95,6 @@ def make_jigsaws(  # what a command may be told
         if not lines:
             raise UserError(f"make_jigsaws: none of {len(paths)} files could be used")
         write_text(whole / "prompts.jsonl", "".join(lines))
-        os.chmod(whole, 0o755)  # a temporary folder is nobody else's
-        os.replace(whole, out)
-    finally:
-        shutil.rmtree(whole, ignore_errors=True)
     return counts
 
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-import os
 import re
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -177,20 +175,6 @@ def refuse_taken(folder: Path) -> None:
     """Errors: UserError where something is at the place of an export."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists: takes a folder that is not there yet (--out)")
-
-
-@contextmanager
-def appearing(folder: Path) -> Iterator[Path]:
-    """A place beside ``folder`` that takes its name once the block is through."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    place = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(place, ignore_errors=True)
-    place.mkdir()
-    try:
-        yield place
-        os.replace(place, folder)  # replaces an empty folder
-    finally:
-        shutil.rmtree(place, ignore_errors=True)
 
 
 def adapter(module: nn.Module, *, folded: bool = False) -> tuple[dict[str, Tensor], Any]:

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from mmalign.distributed.shards import own_rows
 from mmalign.distributed.team import ALONE, Team
+from mmalign.files import usual_modes
 from mmalign.types import UserError
 
 PREFIX = "step_"
@@ -139,6 +140,7 @@ def _finish(temporary: Path, target: Path, body: Mapping[str, Any]) -> dict[str,
     body = json.loads(json.dumps(body))
     (temporary / "state.json").write_text(json.dumps({**body, "crc32": _crc32_of(body)}, indent=1), encoding="utf-8")
     _flush(temporary / "state.json")
+    usual_modes(temporary)
     _flush(temporary)
     _swap(temporary, target)
     _flush(target.parent)

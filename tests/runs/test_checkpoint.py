@@ -43,6 +43,11 @@ def test_a_parameter_loses_its_graph_and_nothing_else(tmp_path):
     assert torch.equal(loaded["trained"]["w"], parameter.detach()) and not loaded["trained"]["w"].requires_grad
 
 
+def test_weights_are_as_readable_as_the_rest(tmp_path):
+    path = save(tmp_path, 1)
+    assert {file.stat().st_mode for file in path.iterdir()} == {(path / "state.json").stat().st_mode}
+
+
 def test_keeps_the_newest(tmp_path):
     for step in (5, 10, 200_000, 1_000_000):
         save(tmp_path, step, keep=2)

@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from mmalign.policies.adapters import Form, appearing, refuse_taken, write_adapter
+from mmalign.files import appearing
+from mmalign.policies.adapters import Form, refuse_taken, write_adapter
 from mmalign.policies.language import storage
 from mmalign.policies.language.fitting import ROUNDING
 from mmalign.policies.language.handover import merged

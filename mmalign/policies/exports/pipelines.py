@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from mmalign.policies.adapters import Form, adapter, appearing, lora_layers, lora_weights, merged, plain_config, refuse_taken, write_adapter
+from mmalign.files import appearing
+from mmalign.policies.adapters import Form, adapter, lora_layers, lora_weights, merged, plain_config, refuse_taken, write_adapter
 from mmalign.policies.diffusers import DiffusersPolicy
 from mmalign.policies.pipelines.interception import Finished
 from mmalign.types import UserError

@@ -14,7 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mmalign.policies.adapters import Form, appearing, refuse_taken
+from mmalign.files import appearing
+from mmalign.policies.adapters import Form, refuse_taken
 from mmalign.policies.exports.language import beside_weights, whole_model
 from mmalign.policies.language.contrasts import sequences
 from mmalign.policies.language.fitting import ROUNDING

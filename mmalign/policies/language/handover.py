@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from mmalign.conversations import Turn, media_of
 from mmalign.distributed.shards import whole
+from mmalign.files import usual_modes
 from mmalign.media import Medium, footage
 from mmalign.policies.adapters import lora_layers
 from mmalign.policies.language.vision import Vision
@@ -40,6 +41,7 @@ def write_weights(model: Any, folder: Path) -> None:
     place = folder / ".mmalign"
     shutil.rmtree(place, ignore_errors=True)
     model.save_pretrained(str(place), state_dict=merged(model))
+    usual_modes(place)
     new = {file.name for pattern in WEIGHTS for file in place.glob(pattern)}
     for name in sorted(new):
         os.replace(place / name, folder / name)
