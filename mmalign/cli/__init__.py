@@ -25,8 +25,9 @@ def main() -> None:
         arguments = ["--debug", *(argument for argument in arguments if argument != "--debug")]
     if (here := os.getcwd()) not in sys.path:
         sys.path.append(here)  # so that `use: my_module.my_method` finds a file of the user's, and no file there hides a library
-    with _compact(), warnings.catch_warnings():  # torchvision's, of another build than torch: advice for nobody who runs a command
-        warnings.filterwarnings("ignore", "Failed to load image Python extension")
+    with _compact(), warnings.catch_warnings():  # of libraries about each other: advice for nobody who runs a command
+        warnings.filterwarnings("ignore", "Failed to load image Python extension")  # torchvision's, of another build than torch
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`")  # transformers' to peft
         app(args=arguments)
 
 
