@@ -173,6 +173,15 @@ def test_the_optimum_is_reached_with_a_potential_and_missed_with_progress(tmp_pa
     assert trained(tmp_path, shaped("progress"), mm.methods.grpo()) < 0.5
 
 
+def test_a_table_starts_as_a_run_left_it(tmp_path: Path) -> None:
+    trained(tmp_path, {"goal": mm.worlds.tabular_return()}, mm.methods.grpo(), steps=2)
+    policy = tabular(start=str(tmp_path / "0"))
+    assert float(policy.log_probs().std()) > 0.01
+    with policy.using("ref"):
+        ref = policy.log_probs()
+    assert torch.equal(ref, policy.log_probs())
+
+
 def test_weights_that_are_learned_reach_the_optimum_that_fixed_ones_miss(tmp_path: Path) -> None:
     """BARFI's case: an auxiliary reward that pays for standing still. The only difference is that weights follow the score term."""
     both = {"goal": mm.worlds.tabular_return(), "tokens": mm.worlds.tabular_return(reward="tokens")}
