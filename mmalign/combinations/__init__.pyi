@@ -11,6 +11,7 @@ from mmalign.combinations.algebra import weighted_sum as weighted_sum
 from mmalign.combinations.algebra import worst as worst
 from mmalign.combinations.balancing import constrained as constrained
 from mmalign.combinations.balancing import fairest as fairest
+from mmalign.combinations.balancing import front_member as front_member
 from mmalign.combinations.balancing import hypervolume_weights as hypervolume_weights
 from mmalign.combinations.balancing import log_barrier as log_barrier
 from mmalign.combinations.by_gradient import bilevel_weights as bilevel_weights

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from mmalign.arguments.ranges import Count, Finite, NotNegative, Positive, Share
 from mmalign.combinations._parts import Both, Chain, Combination, Rows, Transforms, chosen, or_missing, table
+from mmalign.combinations.algebra import weighted_sum
 from mmalign.types import UserError
 
-__all__ = ["constrained", "fairest", "hypervolume_weights", "log_barrier"]
+__all__ = ["constrained", "fairest", "front_member", "hypervolume_weights", "log_barrier"]
 
 Parts = Mapping[str, Tensor]
 
@@ -140,7 +143,7 @@ def log_barrier(
 
     A row without one of the scores has no reward.
     Paper: C-MORL: Multi-Objective Reinforcement Learning through Efficient Discovery of Pareto Front, https://arxiv.org/abs/2410.02236,
-    the interior-point form of its second stage; recalled, the number too. Deviations: the archive is the user's list of runs.
+    the interior-point form of its second stage; recalled, the number too. Its archive: ``front_member``.
 
     Errors: UserError for an objective with a floor, no floor, and settings out of range.
     """
@@ -161,6 +164,28 @@ def log_barrier(
         return total
 
     return Combination("log_barrier", of, Both(chain, recent))
+
+
+def front_member(
+    *, plan: str, strength: Positive = 0.1, most: Positive = 10.0, window: Count = 5, transforms: Transforms | None = None
+) -> Combination:
+    """What the next policy of a Pareto archive is trained on, by the file of ``extend_front`` (``configs/tabular/c_morl``).
+
+    Of the first stage a ``weighted_sum`` with the plan's ``weights``, of the second a ``log_barrier`` for its ``objective`` above its
+    ``floors``. plan: the file. strength, most, window: of the barrier.
+
+    Paper: C-MORL, https://arxiv.org/abs/2410.02236, recalled (as ``log_barrier``).
+
+    Errors: UserError for a file without a plan, and as of those two.
+    """
+    try:
+        said = json.loads(Path(plan).read_text(encoding="utf-8"))
+        weights, objective, floors = (said[name] for name in ("weights", "objective", "floors"))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(f"front_member.plan: {plan} holds no plan; takes a file of extend_front") from error
+    if weights is not None:
+        return weighted_sum(weights=weights, transforms=transforms)
+    return log_barrier(objective=objective, floors=floors, strength=strength, most=most, window=window, transforms=transforms)
 
 
 class _Recent:

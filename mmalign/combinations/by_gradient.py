@@ -92,7 +92,8 @@ def bilevel_weights(
     Papers: PARL, https://arxiv.org/abs/2308.02585 (the term); Behavior Alignment via Reward Function Optimization,
     https://arxiv.org/abs/2310.19007 (BARFI: primary and auxiliary rewards, by implicit differentiation); both numbers recalled.
     Deviations: the Hessian above, of which ``worlds/tabular`` has the exact one to compare with; one update of the policy between two of
-    the weights; a weight for a reward, and not a function of the state. BARFI learns the discount too.
+    the weights; weights depend on the state where a reward says its part for each (``configs/tabular/barfi``); the discount is given.
+    BARFI whole, with its discount, exactly: ``worlds/tabular/behavior.py``.
 
     Errors: UserError for a target that has no weight, and settings out of range.
     """

@@ -6,6 +6,7 @@ from mmalign.commands.evaluate_ranking import evaluate_ranking as evaluate_ranki
 from mmalign.commands.evaluate_reward import evaluate_reward as evaluate_reward
 from mmalign.commands.evolve import evolve as evolve
 from mmalign.commands.export import export as export
+from mmalign.commands.extend_front import extend_front as extend_front
 from mmalign.commands.filter_pairs import filter_pairs as filter_pairs
 from mmalign.commands.footprint import footprint as footprint
 from mmalign.commands.label import label as label

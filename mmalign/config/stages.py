@@ -6,6 +6,7 @@ Two small nodes stand for what is not known before: ``{stage: sample}`` is the f
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +18,7 @@ from mmalign.config.nodes import Product
 from mmalign.rooms import index
 
 RECIPE = "rounds"
-REFERENCE = frozenset({"stage", "round", "otherwise"})
+REFERENCE = frozenset({"stage", "round", "otherwise", "key"})
 LOOKED_AT = 2
 """Rounds that are checked at least: the first, which has nothing before it, and one that has."""
 
@@ -147,14 +148,18 @@ class _Resolver(NamedTuple):
             made = [self._of(name, number) for number in range(1, turn.round + 1) if self._is_made(name, number)]
             return made or self._otherwise(reference, f"{name} of all rounds so far", path)
         number = turn.round + which if which <= 0 else which
-        return self._of(name, number) if self._is_made(name, number) else self._otherwise(reference, f"{name} of round {number}", path)
+        if not self._is_made(name, number):
+            return self._otherwise(reference, f"{name} of round {number}", path)
+        return self._said(name, number, reference["key"], path) if "key" in reference else self._of(name, number)
 
     def _mistake(self, reference: Mapping[str, Any], name: Any, which: Any) -> str:
         stages, known = self.turn.stages, ", ".join(self.turn.stages)
         if odd := next((key for key in reference if key not in REFERENCE), None):
-            return f"unknown key {odd} beside stage; takes stage, round, otherwise"
+            return f"unknown key {odd} beside stage; takes stage, round, otherwise, key"
         if not isinstance(name, str) or name not in stages:
             return f"got the stage {name!r}, takes one of {known}{nearest(str(name), stages)}"
+        if "key" in reference and (which == "all" or not isinstance(reference["key"], str)):
+            return f"got key {reference['key']!r} of round {which}, takes a word, and one round"
         if which != "all" and (not isinstance(which, int) or isinstance(which, bool)):
             return f"got round {which!r}, takes 0 (this one), -1 (the one before), ..., 1 (the first), ..., or all"
         if named(name, stages[name]) is None:
@@ -170,6 +175,18 @@ class _Resolver(NamedTuple):
     def _of(self, name: str, number: int) -> Product:
         product = self.turn._replace(name=name, round=number).product
         return Product(product)
+
+    def _said(self, name: str, number: int, key: Any, path: str) -> Any:
+        """What the file of a stage says under a key, null: no such key; the path of the file, where it is not there yet."""
+        product = self._of(name, number)
+        if not Path(product).is_file():
+            return product
+        try:
+            value = json.loads(Path(product).read_text(encoding="utf-8"))[key]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            self.errors.append(f"{path}: {product} has nothing under {key!r}; takes a key of its object of JSON")
+            return None
+        return _NOTHING if value is None else value
 
     def _otherwise(self, reference: Mapping[str, Any], what: str, path: str) -> Any:
         if "otherwise" not in reference:

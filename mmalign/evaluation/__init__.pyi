@@ -15,6 +15,10 @@ from mmalign.evaluation.diversity import stem_similarity as stem_similarity
 from mmalign.evaluation.diversity import text_diversity as text_diversity
 from mmalign.evaluation.drift import Drift as Drift
 from mmalign.evaluation.drift import drift as drift
+from mmalign.evaluation.fronts import crowding as crowding
+from mmalign.evaluation.fronts import expected_utility as expected_utility
+from mmalign.evaluation.fronts import pareto_front as pareto_front
+from mmalign.evaluation.fronts import sparsity as sparsity
 from mmalign.evaluation.hallucination import chair_scores as chair_scores
 from mmalign.evaluation.hallucination import object_scores as object_scores
 from mmalign.evaluation.hallucination import pope_scores as pope_scores

@@ -34,7 +34,7 @@ def made(run: RunData) -> list[Made]:
         moved = [
             f"{name} {short(entry.before[name])} to {short(entry.after[name])}" for name in names if _both(entry.before, entry.after, name)
         ]
-        counted = [f"{short(float(value))} {name}" for name, value in entry.counts.items()]
+        counted = [f"{'missing' if value is None else short(float(value))} {name}" for name, value in entry.counts.items()]
         page = f"{entry.product}/report.html" if entry.product and (run.path / entry.product / "report.html").is_file() else entry.product
         rows.append(Made(entry.round, entry.stage, entry.use, ", ".join([*counted, *moved]), f"{short(entry.seconds)} s", page or ""))
     return rows

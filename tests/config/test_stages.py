@@ -57,6 +57,24 @@ def test_values_by_round() -> None:
     assert of(stages, 1, "b")["source"] is None and of(stages, 2, "b")["source"] == "runs/a/round_002/a.json"
 
 
+def test_what_a_file_says_under_a_key(tmp_path: Path) -> None:
+    """The path of the file where it is not there yet, as nobody looks for it; then what it says, of which null is no such key."""
+    stages = {"a": writes(), "b": writes("b.json", source={"stage": "a", "key": "parent"})}
+    turn, errors = Turn(stages, tmp_path, 1, "b"), list[str]()
+    assert isinstance(config_of(turn, [])["source"], Product)
+    turn.home.mkdir()
+    for said, expected in (('{"parent": "runs/x"}', {"source": "runs/x"}), ('{"parent": null}', {})):
+        (turn.home / "a.json").write_text(said)
+        assert config_of(turn, errors) == {"use": WRITE, "out": str(turn.home / "b.json"), **expected}
+    assert errors == []
+    (turn.home / "a.json").write_text("[1]")
+    config_of(turn, errors)
+    assert errors == [f"source: {turn.home / 'a.json'} has nothing under 'parent'; takes a key of its object of JSON"]
+    assert mistakes(a=writes(), b=writes("b.json", source={"stage": "a", "key": 3})) == [
+        "stages.b.source: got key 3 of round 0, takes a word, and one round"
+    ]
+
+
 def test_what_a_stage_does_not_say() -> None:
     stages = {"a": {"use": "make_pairs", "out": "a.jsonl"}, "b": {"use": "offline", "run": {"trackers": []}}, "c": {"use": "online"}}
     seeds = [of(stages, turn.round, turn.name) for turn in turns(stages, FOLDER, rounds=2)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from mmalign.needs import COLLISION, ENTROPY, OLD, kls, refs, reverse_kls
 from mmalign.objectives.feedback.shaping import potential_shaping
 from mmalign.records import RefusedRow
 from mmalign.types import Behavior, UserError
-from mmalign.worlds.tabular import bilevel, mdp, pairs
+from mmalign.worlds.tabular import behavior, bilevel, mdp, pairs
 from mmalign.worlds.tabular.mdp import Mdp
 from mmalign.worlds.tabular.policy import TabularPolicy, tabular
 
@@ -172,6 +173,15 @@ def test_the_optimum_is_reached_with_a_potential_and_missed_with_progress(tmp_pa
     assert trained(tmp_path, shaped("progress"), mm.methods.grpo()) < 0.5
 
 
+def test_a_table_starts_as_a_run_left_it(tmp_path: Path) -> None:
+    trained(tmp_path, {"goal": mm.worlds.tabular_return()}, mm.methods.grpo(), steps=2)
+    policy = tabular(start=str(tmp_path / "0"))
+    assert float(policy.log_probs().std()) > 0.01
+    with policy.using("ref"):
+        ref = policy.log_probs()
+    assert torch.equal(ref, policy.log_probs())
+
+
 def test_weights_that_are_learned_reach_the_optimum_that_fixed_ones_miss(tmp_path: Path) -> None:
     """BARFI's case: an auxiliary reward that pays for standing still. The only difference is that weights follow the score term."""
     both = {"goal": mm.worlds.tabular_return(), "tokens": mm.worlds.tabular_return(reward="tokens")}
@@ -225,6 +235,50 @@ def test_the_upper_optimum_is_reached_and_missed_without_the_score_term() -> Non
     with_term, without = climbed(score_term=True), climbed(score_term=False)
     assert with_term > best - 1e-3
     assert without < best - 1e-2
+
+
+def test_behavior_alignment_follows_the_gradient_through_its_lower_level() -> None:
+    """BARFI's hypergradient against finite differences of the retrained policy's worth, by every weight of a state and by the discount."""
+    world = small(2)
+    first, second = world.rewards["first"], world.rewards["second"]
+    lower, upper = behavior.levels(world, first, second, ridge=0.05, price=0.1, weight_price=0.2)
+    nu, start = behavior.beginning(world, 0.6) + 0.3 * torch.arange(10).double().cos(), torch.zeros(6, dtype=DOUBLE)
+    best = bilevel.best_response(lower, nu, start)
+    table, away = best.view(3, 2).softmax(-1), nu[:9] - torch.tensor([0.0] * 3 + [1.0] * 6, dtype=DOUBLE)
+    by_hand = mdp.worth(world, table, first) - 0.1 * nu[9].sigmoid() - 0.1 * (away**2).sum()
+    torch.testing.assert_close(upper(best, nu), by_hand)
+    alone, of_first, of_second = (nu[3 * k : 3 * k + 3, None, None] for k in range(3))
+    other = replace(world, discount=float(nu[9].sigmoid()))
+    paid = mdp.worth(other, table, alone + of_first * first + of_second * second)
+    torch.testing.assert_close(lower(best, nu), paid - 0.025 * (best**2).sum())
+    slope, step = bilevel.hypergradient(lower, upper, best, nu), 1e-3
+    ways = torch.randn(2, 10, generator=torch.Generator().manual_seed(0), dtype=DOUBLE)
+    for way in (*ways, torch.eye(10, dtype=DOUBLE)[9]):  # some weights together, and the discount alone
+        above, below = (float(upper(bilevel.best_response(lower, moved, best), moved)) for moved in (nu + step * way, nu - step * way))
+        assert float(slope @ way) == pytest.approx((above - below) / (2 * step), rel=1e-3)
+
+
+def test_behavior_alignment_pays_for_getting_there_and_not_for_staying() -> None:
+    world = mm.worlds.grid(rows=["St", "..", ".G"], horizon=8)
+    learned = behavior.behavior_alignment(world, world.rewards["goal"], world.rewards["tokens"], rounds=2, price=0.02)
+    best = float(mdp.optimum(world, world.rewards["goal"])[0][0, 0])
+    assert learned.worth[0] < 0.2 * best and learned.worth[-1] > 0.95 * best
+    stays = world.states.index("0,1")
+    assert float(learned.weights[2, stays]) < float(learned.weights[2, world.states.index("0,0")])
+    assert learned.discount != pytest.approx(0.5, abs=1e-3)
+
+
+def test_a_return_by_state_is_the_return_apart() -> None:
+    rollout = tabular().sample(["0,0"], 16, torch.Generator().manual_seed(0))
+    whole = mm.worlds.tabular_return(reward="tokens")(rollout.outputs, rollout.prompts)
+    parts = mm.worlds.tabular_return(reward="tokens", by_state=True)(rollout.outputs, rollout.prompts)
+    assert list(parts) == ["0,2", "0,3", "1,3"] and all(bool(part.any()) for part in parts.values())
+    torch.testing.assert_close(torch.stack([*parts.values()]).sum(0), whole)
+    stayed = [sum(0.3 * 0.95**t for t, (a, b) in enumerate(itertools.pairwise(["0,0", *line.split()[1::2]])) if a == b == "0,3")
+              for line in rollout.outputs]  # fmt: skip
+    torch.testing.assert_close(parts["0,3"], torch.tensor(stayed, dtype=DOUBLE))
+    with pytest.raises(UserError, match="dense and by_state"):
+        mm.worlds.tabular_return(dense=True, by_state=True)
 
 
 def test_pairs_by_regret_and_by_return(tmp_path: Path) -> None:

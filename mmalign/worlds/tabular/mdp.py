@@ -105,32 +105,33 @@ def grid(
     )
 
 
-def values(mdp: Mdp, probabilities: Tensor, reward: Tensor) -> tuple[Tensor, Tensor]:
+def values(mdp: Mdp, probabilities: Tensor, reward: Tensor, *, discount: Tensor | float | None = None) -> tuple[Tensor, Tensor]:
     """What a policy is worth: ``V [H + 1, S]`` and ``Q [H, S, A]`` of ``probabilities [S, A]``, from each time on; ``V_H`` and ends are 0.
 
-    ``Q_h(s, a) = sum_s' P(s' | s, a) (r(s, a, s') + discount V_{h+1}(s'))``, ``V_h = sum_a pi Q_h`` (Bellman's equations).
+    ``Q_h(s, a) = sum_s' P(s' | s, a) (r(s, a, s') + discount V_{h+1}(s'))``, ``V_h = sum_a pi Q_h`` (Bellman's equations). discount:
+    another one than the world's.
     """
-    return _backwards(mdp, reward, lambda q: (probabilities * q).sum(-1))
+    return _backwards(mdp, reward, lambda q: (probabilities * q).sum(-1), mdp.discount if discount is None else discount)
 
 
 def optimum(mdp: Mdp, reward: Tensor) -> tuple[Tensor, Tensor]:
     """``V* [H + 1, S]`` and ``Q* [H, S, A]``: the same with ``V_h = max_a Q_h``, which no policy exceeds, nor one that knows the time."""
-    return _backwards(mdp, reward, lambda q: q.amax(-1))
+    return _backwards(mdp, reward, lambda q: q.amax(-1), mdp.discount)
 
 
-def _backwards(mdp: Mdp, reward: Tensor, of_actions: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+def _backwards(mdp: Mdp, reward: Tensor, of_actions: Callable[[Tensor], Tensor], discount: Tensor | float) -> tuple[Tensor, Tensor]:
     paid = (mdp.transitions * reward).sum(-1)
     v = [torch.zeros(len(mdp.states), dtype=torch.float64)]
     q: list[Tensor] = []
     for _ in range(mdp.horizon):
-        q.append(paid + mdp.discount * mdp.transitions @ v[-1])
+        q.append(paid + discount * (mdp.transitions @ v[-1]))
         v.append(torch.where(mdp.ends, 0.0, of_actions(q[-1])))
     return torch.stack(v[::-1]), torch.stack(q[::-1])
 
 
-def worth(mdp: Mdp, probabilities: Tensor, reward: Tensor) -> Tensor:
-    """``J = E[sum_t discount^t r_t]`` from the starts, each as likely, a 0-d tensor."""
-    return values(mdp, probabilities, reward)[0][0][list(mdp.starts)].mean()
+def worth(mdp: Mdp, probabilities: Tensor, reward: Tensor, *, discount: Tensor | float | None = None) -> Tensor:
+    """``J = E[sum_t discount^t r_t]`` from the starts, each as likely, a 0-d tensor. discount: another one than the world's."""
+    return values(mdp, probabilities, reward, discount=discount)[0][0][list(mdp.starts)].mean()
 
 
 def distances(mdp: Mdp) -> Tensor:

@@ -27,12 +27,12 @@ ADAPTER = Adapter("token", GIVES, gives_with={"heads": HEADS}, call=lambda argum
 
 
 def tabular(
-    *, world: Mdp | None = None, start: Sequence[Sequence[Finite]] | None = None, heads: Sequence[Literal["value"]] = ()
+    *, world: Mdp | None = None, start: str | Sequence[Sequence[Finite]] | None = None, heads: Sequence[Literal["value"]] = ()
 ) -> TabularPolicy:
     """A policy on a decision process: ``pi(a | s) = softmax(logits[s])``, a table that is trained, as any other model is.
 
     world: ``{use: grid, ...}``, or an ``Mdp`` of your own; the standard grid by default. start: ``[S, A]`` logits to begin with, and so
-    those of ``ref``; 0 by default, every action as likely. heads: ``value``: a critic, a number for each state.
+    those of ``ref``, or a run on this world; 0 by default, every action as likely. heads: ``value``: a critic, a number for each state.
 
     Errors: UserError for a table of another shape, and another head.
     """
@@ -47,18 +47,18 @@ class TabularPolicy:
 
     kind: Kind = "token"
 
-    def __init__(self, world: Mdp, start: Sequence[Sequence[float]] | None = None, heads: Sequence[str] = ()) -> None:
+    def __init__(self, world: Mdp, start: str | Sequence[Sequence[float]] | None = None, heads: Sequence[str] = ()) -> None:
         if isinstance(heads, str) or not set(heads) <= HEADS:
             raise UserError(f"policy.heads: got {heads!r}, takes a list of {', '.join(HEADS)}")
         self.world, self.gives = world, GIVES | set(heads)
         shape = len(world.states), len(world.actions)
         logits = torch.zeros(shape, dtype=torch.float64)
-        if start is not None:
+        if start is not None and not isinstance(start, str):
             logits = torch.tensor([list(row) for row in start], dtype=torch.float64)
         if tuple(logits.shape) != shape:
             raise UserError(f"policy.start: got {list(logits.shape)}, takes {list(shape)}, a number for each action of each state")
         tables = {"logits": logits, **{head: torch.zeros(shape[0], dtype=torch.float64) for head in heads}}
-        self.sets = ParameterSets(torch.nn.ParameterDict(tables))
+        self.sets = ParameterSets(torch.nn.ParameterDict(tables), start=start if isinstance(start, str) else None)
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
         return self.sets.trained
