@@ -1,12 +1,12 @@
 """Remakes the base generators that the small configs align: assets/digits, assets/moving_digits, assets/token_digits, assets/calculator
-and assets/digit_scenes, the questions of assets/prompts/arithmetic.jsonl, and assets/pictures.
+and assets/digit_scenes, the classifier that is their proxy reward, the questions of assets/prompts/arithmetic.jsonl, and assets/pictures.
 
     python scripts/make_assets.py            # all of them
     python scripts/make_assets.py dit        # one of dit, sd3 (about five minutes each on two cores), moving_digits (two), token_digits
-                                             # (two), calculator (two), llava, qwen2_vl (three and five on one core), arithmetic,
-                                             # pictures (at once)
+                                             # (two), calculator (two), llava, qwen2_vl (three and five on one core), proxy (seconds),
+                                             # arithmetic, pictures (at once)
 
-Weights are kept as float16, which is lossless enough: the script prints what they can do before and after rounding.
+Weights of bases are kept as float16, which is lossless enough: the script prints what they can do before and after rounding.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 import make_arithmetic
 import make_pictures
 import torch
+from safetensors.torch import save_file
 
 from mmalign.environments.calculator import calculator as pocket_calculator
 from mmalign.environments.tools import tools
@@ -31,7 +32,7 @@ from mmalign.worlds.digit_scenes.judges import scene_hallucination
 from mmalign.worlds.digit_scenes.scenes import digit_scenes_prompts
 from mmalign.worlds.digits.base import train_base
 from mmalign.worlds.digits.data import PROMPTS, real
-from mmalign.worlds.digits.judges import digits_gold, digits_spread
+from mmalign.worlds.digits.judges import digits_gold, digits_spread, train_proxy
 from mmalign.worlds.moving_digits import base as moving
 from mmalign.worlds.moving_digits import data as moving_data
 from mmalign.worlds.moving_digits import judges as moving_judges
@@ -144,6 +145,10 @@ def main(names: list[str]) -> None:
         if name in ("arithmetic", "pictures"):
             (make_arithmetic if name == "arithmetic" else make_pictures).write()
             continue
+        if name == "proxy":
+            save_file(train_proxy().state_dict(), ASSETS / "digits" / "proxy.safetensors")
+            (ASSETS / "digits" / "proxy.safetensors").chmod(0o644)
+            continue
         if name == "moving_digits":
             make_moving_digits()
             continue
@@ -168,4 +173,7 @@ def main(names: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:] or ["arithmetic", "pictures", *ITERATIONS, "moving_digits", "token_digits", "calculator", *scenes_base.PICTURE])
+    main(
+        sys.argv[1:]
+        or ["arithmetic", "pictures", "proxy", *ITERATIONS, "moving_digits", "token_digits", "calculator", *scenes_base.PICTURE]
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -177,12 +177,19 @@ def source(name: str) -> str:
 
 @cache
 def tree(name: str) -> ast.Module:
-    """A file as it is; to be looked at by many, and changed by none (``parsed``)."""
-    return parsed(name)
-
-
-def parsed(name: str) -> ast.Module:
+    """A file as it is; to be looked at by many, and changed by none."""
     return ast.parse(source(name), filename=name)
+
+
+@cache
+def nodes(name: str) -> tuple[ast.AST, ...]:
+    """All of a file's tree."""
+    return tuple(ast.walk(tree(name)))
+
+
+def odd(of: Callable[[str], object]) -> dict[str, object]:
+    """What is wrong with each file in which something is."""
+    return {name: wrong for name in NAMES if (wrong := of(name))}
 
 
 def docstring_lines(name: str) -> int:
@@ -197,10 +204,10 @@ def home(name: str) -> str:
     return name.split("/")[0].removesuffix(".py")
 
 
-def imports(node: ast.AST, name: str) -> Iterator[tuple[int, str]]:
-    """(line, dotted module) of every import below a node, those inside functions included; relative ones made absolute."""
+def imports(nodes: Iterable[ast.AST], name: str) -> Iterator[tuple[int, str]]:
+    """(line, dotted module) of every import among the nodes of a file; relative ones made absolute."""
     package = ["mmalign", *Path(name).parent.parts]
-    for child in ast.walk(node):
+    for child in nodes:
         if isinstance(child, ast.Import):
             yield from ((child.lineno, alias.name) for alias in child.names)
         elif isinstance(child, ast.ImportFrom):
@@ -214,8 +221,8 @@ def imports(node: ast.AST, name: str) -> Iterator[tuple[int, str]]:
 def edges(name: str, code: str | None = None) -> set[str]:
     """The files of mmalign that a file imports, those inside functions included, but for what only a type checker reads."""
     targets = set()
-    module = ast.parse(code) if code is not None else parsed(name)
-    for child in ast.walk(without_type_checking(module)):
+    module = ast.parse(code) if code is not None else tree(name)
+    for child in running(module):
         if not isinstance(child, ast.ImportFrom) or not (child.module or "").startswith("mmalign"):
             continue
         for alias in child.names:
@@ -252,51 +259,43 @@ def circles(graph: dict[str, set[str]]) -> list[list[str]]:
     return rings
 
 
-def without_type_checking(module: ast.Module) -> ast.Module:
-    """A file as it runs: without the imports that only a type checker reads."""
-
-    class Running(ast.NodeTransformer):
-        def visit_If(self, node: ast.If) -> ast.AST | None:
-            return None if ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING") else self.generic_visit(node)
-
-    return ast.fix_missing_locations(Running().visit(module))
-
-
-def top_level(module: ast.Module) -> ast.Module:
-    """What runs when the file is imported: everything but the bodies of functions and what only a type checker reads."""
-
-    class Outside(ast.NodeTransformer):
-        def visit_FunctionDef(self, node: ast.FunctionDef) -> None: ...
-
-        def visit_Lambda(self, node: ast.Lambda) -> None: ...
-
-    return ast.fix_missing_locations(Outside().visit(without_type_checking(module)))
+def running(node: ast.AST, *, at_import: bool = False) -> Iterator[ast.AST]:
+    """A file as it runs, without what only a type checker reads; ``at_import``: without the bodies of functions, too."""
+    yield node
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.If) and ast.unparse(child.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
+            continue
+        if not (at_import and isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))):
+            yield from running(child, at_import=at_import)
 
 
 def functions(name: str) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
-    return (node for node in ast.walk(tree(name)) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)))
+    return (node for node in nodes(name) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)))
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_import_arrows(name):
-    here = home(name)
-    assert here in ARROWS, f"{here} is new: give it a line in ARROWS"
-    allowed = ARROWS[here] | {here, "rooms", "__version__"}
-    inside = ((line, module.split(".")[1]) for line, module in imports(tree(name), name) if module.startswith("mmalign."))
-    assert [(line, module) for line, module in inside if module not in allowed and "*" not in allowed] == []
-    if here == "commands":
-        assert [line for line, module in imports(tree(name), name) if module.startswith("mmalign.cli")] == []
+def test_import_arrows():
+    assert {home(name) for name in NAMES} - ARROWS.keys() == set(), "new: give it a line in ARROWS"
+
+    def forbidden(name: str) -> list[tuple[int, str]]:
+        here = home(name)
+        allowed = ARROWS[here] | {here, "rooms", "__version__"}
+        inside = [(line, module.split(".")[1]) for line, module in imports(nodes(name), name) if module.startswith("mmalign.")]
+        if here == "commands":
+            return [(line, module) for line, module in inside if module == "cli"]
+        return [(line, module) for line, module in inside if module not in allowed and "*" not in allowed]
+
+    assert odd(forbidden) == {}
 
 
 @pytest.mark.parametrize("room", INSIDE)
 def test_walls_inside_of_a_room(room):
-    odd = []
+    over = []
     for name in (name for name in NAMES if name.startswith(f"{room}/") and name != f"{room}/__init__.py"):
         here = name.split("/")[1].removesuffix(".py")
         allowed = INSIDE[room].get(here, INSIDE[room].get("*", set())) | {here}
         targets = {target.split("/")[1].removesuffix(".py") for target in edges(name) if target.startswith(f"{room}/")}
-        odd.extend((name, target) for target in sorted(targets - allowed - {"__init__"}))
-    assert odd == []
+        over.extend((name, target) for target in sorted(targets - allowed - {"__init__"}))
+    assert over == []
 
 
 @pytest.mark.parametrize("room", INSIDE)
@@ -318,67 +317,83 @@ def conditionals_inside_others(tree: ast.Module) -> list[int]:
 
 def test_no_conditional_inside_another():
     assert conditionals_inside_others(ast.parse("a = 1 if b else 2\nc = 1 if b else [x if x else 0 for x in d]")) == [2]
-    assert {name: lines for name in NAMES if (lines := conditionals_inside_others(tree(name)))} == {}
+    assert odd(lambda name: conditionals_inside_others(tree(name))) == {}
 
 
 def test_no_circles():
     assert circles({name: edges(name) for name in NAMES}) == []
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_only_some_know_diffusers_and_transformers(name):
-    if home(name) not in MODELS_ARE_KNOWN_TO:
-        known = [(line, module) for line, module in imports(tree(name), name) if module.split(".")[0] in MODELS]
-        assert [(line, module) for line, module in known if not module.startswith(OPTIMISERS.get(name, "-"))] == []
+def test_only_some_know_diffusers_and_transformers():
+    def known(name: str) -> list[tuple[int, str]]:
+        if home(name) in MODELS_ARE_KNOWN_TO:
+            return []
+        models = [(line, module) for line, module in imports(nodes(name), name) if module.split(".")[0] in MODELS]
+        return [(line, module) for line, module in models if not module.startswith(OPTIMISERS.get(name, "-"))]
+
+    assert odd(known) == {}
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_nothing_heavy_at_top_level(name):
-    light = home(name) in LIGHT or name.endswith("__init__.py")
-    heavy = HEAVY | {"torch", "numpy", "omegaconf", "pydantic", "yaml"} if light else HEAVY
-    odd = [(line, module) for line, module in imports(top_level(parsed(name)), name) if module.split(".")[0] in heavy]
-    assert name in MAY_BE_HEAVY or odd == []
+def test_nothing_heavy_at_top_level():
+    def loaded(name: str) -> list[tuple[int, str]]:
+        light = home(name) in LIGHT or name.endswith("__init__.py")
+        heavy = HEAVY | {"torch", "numpy", "omegaconf", "pydantic", "yaml"} if light else HEAVY
+        first = imports(running(tree(name), at_import=True), name)
+        return [(line, module) for line, module in first if name not in MAY_BE_HEAVY and module.split(".")[0] in heavy]
+
+    assert odd(loaded) == {}
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_lengths(name):
-    assert len(source(name).splitlines()) - (docstring_lines(name) if name == "types.py" else 0) <= MAX_FILE
-    long = {}
-    for node in functions(name):
-        body = node.body[1:] if ast.get_docstring(node) else node.body
-        long[node.name] = node.end_lineno - body[0].lineno + 1 if body else 0
-    assert {function: lines for function, lines in long.items() if lines > MAX_FUNCTION} == {}
+def test_lengths():
+    def length(name: str) -> int:
+        return len(source(name).splitlines()) - (docstring_lines(name) if name == "types.py" else 0)
+
+    def long(name: str) -> dict[str, int]:
+        lengths = {}
+        for node in functions(name):
+            body = node.body[1:] if ast.get_docstring(node) else node.body
+            lengths[node.name] = node.end_lineno - body[0].lineno + 1 if body else 0
+        return {function: lines for function, lines in lengths.items() if lines > MAX_FUNCTION}
+
+    assert {name: length(name) for name in NAMES if length(name) > MAX_FILE} == {}
+    assert odd(long) == {}
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_more_than_eight_parameters_have_a_reason_beside_them(name):
-    long, lines = {}, source(name).splitlines()
-    for node in functions(name):
-        given = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
-        count = sum(argument.arg not in ("self", "cls") for argument in given)
-        if count > MAX_PARAMETERS and "  # " not in lines[node.lineno - 1]:
-            long[node.name] = count
-    assert long == {}
+def test_more_than_eight_parameters_have_a_reason_beside_them():
+    def many(name: str) -> dict[str, int]:
+        long, lines = {}, source(name).splitlines()
+        for node in functions(name):
+            given = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+            count = sum(argument.arg not in ("self", "cls") for argument in given)
+            if count > MAX_PARAMETERS and "  # " not in lines[node.lineno - 1]:
+                long[node.name] = count
+        return long
+
+    assert odd(many) == {}
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_public_things_have_docstrings(name):
-    module = tree(name)
-    public = [node for node in module.body if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_")]
-    commands = home(name) == "cli"  # a callback's docstring would be the help text of the command
-    assert ast.get_docstring(module), f"{name} does not say what it is"
-    assert [node.name for node in public if not ast.get_docstring(node) and not commands] == []
+def test_public_things_have_docstrings():
+    assert [name for name in NAMES if not ast.get_docstring(tree(name))] == [], "they do not say what they are"
+
+    def silent(name: str) -> list[str]:
+        public = [node for node in tree(name).body if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_")]
+        commands = home(name) == "cli"  # a callback's docstring would be the help text of the command
+        return [node.name for node in public if not ast.get_docstring(node) and not commands]
+
+    assert odd(silent) == {}
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_never_written(name):
-    odd = [(line, module) for line, module in imports(tree(name), name) if module.split(".")[0] in ("pickle", "dill", "marshal")]
-    for node in ast.walk(tree(name)):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("eval", "exec", "hasattr"):
-            odd.append((node.lineno, node.func.id))
-        if isinstance(node, ast.ExceptHandler) and node.type is None:
-            odd.append((node.lineno, "bare except"))
-    assert odd == []
+def test_never_written():
+    def written(name: str) -> list[tuple[int, str]]:
+        found = [(line, module) for line, module in imports(nodes(name), name) if module.split(".")[0] in ("pickle", "dill", "marshal")]
+        for node in nodes(name):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("eval", "exec", "hasattr"):
+                found.append((node.lineno, node.func.id))
+            if isinstance(node, ast.ExceptHandler) and node.type is None:
+                found.append((node.lineno, "bare except"))
+        return found
+
+    assert odd(written) == {}
 
 
 def test_the_top_level_of_the_repository():
@@ -396,9 +411,9 @@ def test_the_top_level_of_the_repository():
 def test_imports_are_seen_wherever_they_are():
     inside = "def f():\n    from .x import y\n    from .. import z\n    import torch\n"
     code = f"import a.b\nfrom mmalign import rooms\n{inside}class C:\n    import np\n"
-    seen = [module for _, module in imports(ast.parse(code), "worlds/digits/model.py")]
+    seen = [module for _, module in imports(ast.walk(ast.parse(code)), "worlds/digits/model.py")]
     assert sorted(seen) == ["a.b", "mmalign.rooms", "mmalign.worlds", "mmalign.worlds.digits.x", "np", "torch"]
-    assert sorted(module for _, module in imports(top_level(ast.parse(code)), "x.py")) == ["a.b", "mmalign.rooms", "np"]
+    assert sorted(module for _, module in imports(running(ast.parse(code), at_import=True), "x.py")) == ["a.b", "mmalign.rooms", "np"]
 
 
 def test_a_circle_is_seen():

@@ -77,15 +77,29 @@ class Case(NamedTuple):
         return at.steps(method.needs | method.survey_needs)
 
 
-def _cases() -> Iterable[Any]:
-    for name, cases in ORACLES.items():
-        for number, (kwargs, oracle) in enumerate(cases):
-            for kind in sorted(METHODS[name](**kwargs).kinds) if name in METHODS else ():
-                if kind != "token" or not GAUSSIAN & {str(value) for value in kwargs.values()}:
-                    yield pytest.param(Case(name, kwargs, oracle, kind), id=f"{name}-{number}-{kind}")
+def _cases(name: str) -> Iterable[Case]:
+    for kwargs, oracle in ORACLES[name]:
+        for kind in sorted(METHODS[name](**kwargs).kinds):
+            if kind != "token" or not GAUSSIAN & {str(value) for value in kwargs.values()}:
+                yield Case(name, kwargs, oracle, kind)
 
 
-every_case = pytest.mark.parametrize("case", list(_cases()))
+CASES = {name: list(_cases(name)) for name in ORACLES if name in METHODS}
+
+
+def every_case(test: Callable[[Case], None]) -> Callable[[str], None]:
+    """A test of each method, which goes through its cases: pytest's own part of ten thousand tests would be longer than theirs."""
+
+    def each(name: str) -> None:
+        for case in CASES[name]:
+            try:
+                test(case)
+            except BaseException as error:  # also what pytest.raises says
+                error.add_note(f"{case.name}(**{case.kwargs}) on steps of kind {case.kind}")
+                raise
+
+    each.__name__, each.__doc__ = test.__name__, test.__doc__
+    return pytest.mark.parametrize("name", CASES)(each)
 
 
 def _close(got: Tensor, wanted: Tensor, rtol: float = 1e-12) -> None:

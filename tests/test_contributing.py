@@ -52,7 +52,7 @@ def test_the_method_passes_the_contract(written):
     options = ("-p", "no:cacheprovider", "-k", "sign_reinforce")
     done = in_a_process("-m", "pytest", "tests/test_contract.py", *options, cwd=ROOT, MMALIGN_CONTRACT="my_methods", PYTHONPATH=path)
     assert done.returncode == 0 and "sign_reinforce" not in done.stdout, done.stdout
-    assert done.stdout.count(".") > 40, "the method's cases were not found"
+    assert done.stdout.count(".") > 10, "the method's tests were not found"
 
 
 def test_a_config_finds_them(written):

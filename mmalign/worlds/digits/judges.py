@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mmalign.arguments.ranges import Finite, Seed
+from mmalign.rooms import resource
 from mmalign.types import UserError
 from mmalign.worlds.digits.data import classes, real
 
@@ -23,18 +24,20 @@ def _images(outputs: Any) -> Tensor:
     return outputs.float()
 
 
-@functools.cache
-@torch.enable_grad()
-def proxy_classifier(seed: int = 0) -> nn.Module:
-    """A small convolutional classifier trained on half A in about two seconds, the same on every call with one seed."""
-    images, labels = real("A")
+def _untrained(seed: int) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        net = nn.Sequential(
+        return nn.Sequential(
             nn.Conv2d(1, 32, 3, padding=1), nn.GELU(), nn.Conv2d(32, 32, 3, padding=1), nn.GELU(), nn.MaxPool2d(2),
             nn.Flatten(), nn.Linear(512, 64), nn.GELU(), nn.Linear(64, 10),
         )  # fmt: skip
-    rng = torch.Generator().manual_seed(seed)
+
+
+@torch.enable_grad()
+def train_proxy(seed: int = 0) -> nn.Module:
+    """A small convolutional classifier trained on half A in a few seconds."""
+    images, labels = real("A")
+    net, rng = _untrained(seed), torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(net.parameters(), lr=2e-3, weight_decay=0.05)
     for _ in range(300):
         rows = torch.randint(0, len(labels), (128,), generator=rng)
@@ -43,6 +46,18 @@ def proxy_classifier(seed: int = 0) -> nn.Module:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+    return net.eval().requires_grad_(False)
+
+
+@functools.cache
+def proxy_classifier(seed: int = 0) -> nn.Module:
+    """The classifier of a seed, the same on every call: that of seed 0 comes with mmalign, others are trained when they are asked for."""
+    if seed:
+        return train_proxy(seed)
+    from safetensors.torch import load_file
+
+    net = _untrained(seed)
+    net.load_state_dict(load_file(resource("assets/digits/proxy.safetensors")))
     return net.eval().requires_grad_(False)
 
 
