@@ -64,7 +64,7 @@ ARROWS: dict[str, set[str]] = {
     },
     "data": {"types", "arguments", "files", "records", "media", "conversations", "reference_scores"},
     "worlds": {"types", "arguments", "needs", "stacking", "records", "samplers", "objectives", "policies", "evaluation"},
-    "guidance": {"types", "arguments", "samplers", "policies"},
+    "guidance": {"types", "arguments", "samplers", "policies", "combinations"},
     "environments": {"types", "arguments", "conversations", "rewards"},
     "evaluation": {"types", "arguments", "media", "records", "data", "objectives"},
     "runs": {"types", "arguments", "config", "files", "media", "conversations", "matching", "distributed"},

@@ -6,6 +6,7 @@ from mmalign.rewards.composed.hindsight import hindsight as hindsight
 from mmalign.rewards.composed.mathematics_alone import mathematics_alone as mathematics_alone
 from mmalign.rewards.composed.on_latents import on_latents as on_latents
 from mmalign.rewards.composed.rewriting import rewriting as rewriting
+from mmalign.rewards.composed.staged import staged as staged
 from mmalign.rewards.composed.through import through as through
 from mmalign.rewards.composed.time_limit import time_limit as time_limit
 from mmalign.rewards.grounding.detection import detection as detection
