@@ -15,7 +15,7 @@ from torch import Tensor
 from mmalign import media
 from mmalign.arguments.ranges import Count, Size
 from mmalign.data._reading.groups import in_groups
-from mmalign.data._reading.parsing import is_folder
+from mmalign.data._reading.parsing import is_file, is_folder
 from mmalign.data._reading.stored import Hub, Passed, Stored, hub
 from mmalign.data._reading.tables import Block, blocks, located
 from mmalign.data._schemas import outputs
@@ -57,7 +57,7 @@ def pairs(  # how a data set of others is read
             all at once); ``thumbs`` (prompt, image, label), ``demonstrations`` (no label, all good); or ``auto``, which looks at the
             first row's columns, and knows prompt, chosen and rejected, too.
         columns: what ``prompt``, ``chosen``, ``rejected``, ``strength``, ``image``, ``label``, ``labels`` and ``id`` are called here,
-            otherwise.
+            otherwise; and ``source``, of edits, the path of the picture that was changed, which the prompt then shows (of pairs).
         folder: where relative paths start that do not start at the file (``train.json`` may name files of ``train/``).
         size: pixels, or [height, width], that every image is scaled and cut to; None takes them as they are, all of one size.
         ties: ``soft``, a tie pulls the margin to 0; ``drop``, ties are passed over. Pairs without a label are always passed over.
@@ -181,7 +181,8 @@ def _with_media(ties: str, limits: Limits, folder: str | None) -> Callable[[outp
         sides = [Unread(source, _name(source), decoded) for source in sources]
         if one:
             return Thumb(draft.prompt, sides[0], draft.strength, draft.id)
-        return Pair(draft.prompt, sides[0], sides[1], draft.strength, draft.id, annotator=draft.annotator, labels=draft.labels)
+        prompt = draft.prompt if draft.source is None else outputs.instructed(_path(located(draft.source, folder)), draft.prompt)
+        return Pair(prompt, sides[0], sides[1], draft.strength, draft.id, annotator=draft.annotator, labels=draft.labels)
 
     return finish
 
@@ -203,6 +204,14 @@ def _stored(
         return outputs.with_notice(own, names, notice)
 
     return _looked_at(Stored(in_groups(source), guess=guess, finish=finish, what="pair"))
+
+
+def _path(source: Any) -> str:
+    """Errors: Broken for a picture of a prompt that is no file."""
+    path = source.get("path") if isinstance(source, dict) else source
+    if not isinstance(path, str) or not is_file(Path(path)):
+        raise Broken(f"source: no such file: {str(path)[:240]}; takes the path of a picture")
+    return path
 
 
 def _name(source: Any) -> str:

@@ -68,3 +68,4 @@ from mmalign.evaluation.suites.rewards.reward_bench import reward_bench as rewar
 from mmalign.evaluation.suites.rewards.reward_bench_2 import reward_bench_2 as reward_bench_2
 from mmalign.evaluation.suites.rewards.videogen_reward_bench import videogen_reward_bench as videogen_reward_bench
 from mmalign.evaluation.suites.rewards.vl_reward_bench import vl_reward_bench as vl_reward_bench
+from mmalign.evaluation.suites.surds import surds as surds

@@ -23,7 +23,7 @@ from mmalign.records import UNSAID
 from mmalign.types import UserError
 
 Row = Mapping[str, Any]
-COLUMNS = ("prompt", "chosen", "rejected", "strength", "id", "image", "label", "labels", "annotator")
+COLUMNS = ("prompt", "chosen", "rejected", "strength", "id", "image", "label", "labels", "annotator", "source")
 PROMPTS = ("prompt", "caption", "text")
 SIDES = (
     ("chosen", "rejected"), ("img_better", "img_worse"), ("image_chosen", "image_rejected"), ("chosen_image", "rejected_image"),
@@ -37,7 +37,7 @@ OUTPUTS = (*names_of.IMAGES, *names_of.VIDEOS, "output", "completion")
 
 class Draft(NamedTuple):
     """A pair before its media are decoded; with one output, second is None and strength says how good it is. labels, annotator: as of
-    ``Pair``."""
+    ``Pair``. source: the picture that the prompt is about, where it is an edit's."""
 
     prompt: str
     first: Any
@@ -46,6 +46,7 @@ class Draft(NamedTuple):
     id: str
     labels: Mapping[str, float] = UNSAID
     annotator: str = ""
+    source: Any = None
 
 
 Schema = Callable[[Row, str], Iterator[Draft]]
@@ -134,7 +135,7 @@ def columns(names: Mapping[str, str]) -> Schema:
 
     names: what those are called in the data, where it is otherwise. strength: the probability that ``chosen`` is the better one,
     1 where there is no such column; empty and null mean that it is not known. labels: an object, dimension -> strength in it (0..1, or A, B
-    or same), for reward models of several scores.
+    or same), for reward models of several scores. source: of edits, the path of the picture that was changed; read where it is named.
     Errors: UserError for a name that is none of these.
     """
     if strange := sorted(set(names) - set(COLUMNS)):
@@ -148,9 +149,15 @@ def columns(names: Mapping[str, str]) -> Schema:
         labels, said_by = dimensions.labels(row.get(called["labels"])), row.get(called["annotator"])
         name, who = _name(row, called["id"], name), "" if said_by is None else str(said_by)
         name = f"{name}@{who}" if who else name
-        yield Draft(_prompt(row, prompt), _output(row, better), _output(row, worse), strength, name, labels, who)
+        source = _output(row, names["source"]) if "source" in names else None
+        yield Draft(_prompt(row, prompt), _output(row, better), _output(row, worse), strength, name, labels, who, source)
 
     return schema
+
+
+def instructed(source: str, prompt: str) -> list[dict[str, Any]]:
+    """What is asked of an edit, as a conversation that shows the picture that is changed. source: its path."""
+    return [{"role": "user", "content": [{"type": "image", "path": source}, {"type": "text", "text": prompt}]}]
 
 
 def _sides(row: Row) -> tuple[str, str]:

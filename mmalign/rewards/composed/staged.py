@@ -36,8 +36,8 @@ def staged(*, rewards: Mapping[str, Callable[..., Any]], keep: Mapping[str, Coun
             reward costs stands in the log.
 
     Paper: the choice of candidates at test time in MIND-V (*recalled, from its abstract*). Deviations: that model chooses once for each
-    part of a long task, and goes on from what it chose, which is ``best_of`` in a loop (guidance's page); its own checks are not known here, so
-    that the stages are the user's.
+    part of a long task, and goes on from what it chose, which is ``best_of`` in a loop (guidance's page); its own checks are not known
+    here, so that the stages are the user's.
 
     Errors: UserError for what is no reward, for names in ``keep`` that are none, for no reward that is left for the last stage, for numbers
     that do not fall, and for a reward that answers parts.

@@ -303,3 +303,43 @@ def test_a_suite_is_whole():
     assert suite.first(2).notes == ["the first 2 of 3 questions"] and suite.first(2).whole == 3
     with pytest.raises(UserError, match="limit"):
         suite.first(0)
+
+
+def spatial(task, answer, image="a.jpg", **more):
+    return {"pic": image, "question": f"{task}?", "kind": task.upper(), "answer": answer, **more}
+
+
+def test_surds(tmp_path):
+    """Two of three left-right questions, one of two locations, a depth that is wrong, and one answer that is missing."""
+    rows = [
+        spatial("left_right", "left"), spatial("left_right", "B. right", "b.jpg"), spatial("left_right", "left", "b.jpg"),
+        spatial("location", "(5, 5)", box=[0, 0, 10, 10]), spatial("location", "(5, 5)", "b.jpg", box=[0, 0, 10, 10]),
+        spatial("depth", "10-20"), spatial("depth", "5-10", "b.jpg"),
+    ]  # fmt: skip
+    settings = {"columns": {"image": "pic", "task": "kind"}, "tasks": {task.upper(): task for task in ("left_right", "location", "depth")}}
+    suite = mm.evaluation.surds(lines(tmp_path / "surds.jsonl", rows), images=tmp_path, ask="{question} Say it.", **settings)
+    assert [item.id for item in suite.items] == list("1234567") and suite.items[0].question == "left_right? Say it."
+    assert suite.items[0].image == tmp_path / "a.jpg" and len(suite.notes) == 3
+    said = ["<think>right</think><answer>Left.</answer>", "b", "A. left", "[0, 0, 4, 6]", "11 and 3", "20-30", None]
+    scores = suite.score(suite.items, said)
+    found = values(scores)
+    assert found["accuracy/left_right"] == 2 / 3 and found["accuracy/location"] == 1 / 2 and found["accuracy/depth"] == 0
+    assert found["score"] == pytest.approx((2 / 3 + 1 / 2) / 3)
+    assert scores.counts == {"answers": 7, "missing": 1, "unparsed": 0}
+    assert suite.score(suite.items, [*said[:4], "somewhere", *said[5:]]).counts["unparsed"] == 1
+
+
+@pytest.mark.parametrize(
+    ("row", "settings", "line"),
+    [
+        ({"task": "speed"}, {}, "row 1 is of the task 'speed'; takes orientation, depth"),
+        ({"task": "location"}, {}, r"row 1 has the box None, takes \[x1, y1, x2, y2\]"),
+        ({"task": "depth", "answer": None}, {}, "row 1 has no answer; takes id, image"),
+        ({}, {"columns": {"picture": "pic"}}, "columns: got 'picture', takes id, image"),
+        ({}, {"tasks": {"yaw": "angle"}}, "tasks: got 'angle', takes the file's words"),
+    ],
+)
+def test_surds_says_what_is_wrong(tmp_path, row, settings, line):
+    whole = {"image": "a.jpg", "question": "?", "task": "depth", "answer": "near", **row}
+    with pytest.raises(UserError, match=line):
+        mm.evaluation.surds(lines(tmp_path / "surds.jsonl", [whole]), **settings)
