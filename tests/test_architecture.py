@@ -66,7 +66,7 @@ ARROWS: dict[str, set[str]] = {
     "worlds": {"types", "arguments", "needs", "stacking", "records", "samplers", "objectives", "policies", "evaluation"},
     "guidance": {"types", "arguments", "samplers", "policies", "combinations"},
     "environments": {"types", "arguments", "conversations", "rewards"},
-    "evaluation": {"types", "arguments", "media", "records", "data", "objectives"},
+    "evaluation": {"types", "arguments", "media", "conversations", "records", "data", "objectives"},
     "runs": {"types", "arguments", "config", "files", "media", "conversations", "matching", "distributed"},
     "distributed": {"types", "stacking"},
     "selftest": {"types", "files", "runs", "config", "distributed"},

@@ -56,6 +56,7 @@ from mmalign.evaluation.suites.amber import amber as amber
 from mmalign.evaluation.suites.chair import chair as chair
 from mmalign.evaluation.suites.mmhal import mmhal as mmhal
 from mmalign.evaluation.suites.pope import pope as pope
+from mmalign.evaluation.suites.red_team import red_team as red_team
 from mmalign.evaluation.suites.refomb import refomb as refomb
 from mmalign.evaluation.suites.rewards.best_of_samples import best_of_samples as best_of_samples
 from mmalign.evaluation.suites.rewards.contrast_instructions import contrast_instructions as contrast_instructions

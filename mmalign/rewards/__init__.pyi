@@ -44,6 +44,7 @@ from mmalign.rewards.texts.contains import contains as contains
 from mmalign.rewards.texts.entailment import entailment as entailment
 from mmalign.rewards.texts.exact_match import exact_match as exact_match
 from mmalign.rewards.texts.format import format as format
+from mmalign.rewards.texts.guard import guard as guard
 from mmalign.rewards.texts.length import length as length
 from mmalign.rewards.texts.math_answer import math_answer as math_answer
 from mmalign.rewards.texts.number_error import number_error as number_error

@@ -59,13 +59,16 @@ def staged(*, rewards: Mapping[str, Callable[..., Any]], keep: Mapping[str, Coun
     counts = Counts()
 
     def score(outputs: Any, prompts: list[Any], **columns: Any) -> Any:
-        def asked(names: list[str], rows: list[int]) -> Tensor:
-            its = {key: [values[row] for row in rows] for key, values in columns.items()}
-            return sum((_one(name, rewards[name], *taken(rows, outputs, prompts), its) for name in names), torch.zeros(len(rows)))
+        def asked(names: list[str]) -> Callable[[list[int]], Tensor]:
+            def of_rows(rows: list[int]) -> Tensor:
+                its = {key: [values[row] for row in rows] for key, values in columns.items()}
+                return torch.stack([_one(name, rewards[name], *taken(rows, outputs, prompts), its) for name in names]).sum(0)
+
+            return of_rows
 
         numbers: dict[str, int] = {}
         group = torch.tensor([numbers.setdefault(repr(prompt), len(numbers)) for prompt in prompts], dtype=torch.int64)
-        found = in_stages({key: lambda rows, names=names: asked(names, rows) for key, names in stages.items()}, group, keep)
+        found = in_stages({key: asked(names) for key, names in stages.items()}, group, keep)
         counts.take({f"asked/{name}": number for name, number in found.asked.items()})
         counts.take({f"missing/{name}": number for name, number in found.missing.items() if number})
         parts = {f"asked/{name}": rows.double() for name, rows in found.reached.items()}

@@ -44,12 +44,12 @@ def grounded_answer(
         by: how a box is compared with the true one, ``overlap`` or ``center``. least: what it has to be above, 0 to below 1.
         column: of the prompts, that holds ``{"answer": ..., "boxes": {name: [x1, y1, x2, y2]}}``; without boxes the
             location is missing, and so is the reward, unless its weight is 0.
-        logic: a reward of words, such as ``{use: judge, criterion: whether the answer follows from the reasoning, low: 0, high: 1, server:
-            ...}``. None: no such score.
+        logic: a reward of words, such as ``{use: judge, criterion: whether the answer follows from the reasoning, low: 0, high: 1, ...}``.
+            None: no such score.
         weights: of ``location``, ``answer``, ``format`` and ``logic``, 1 by default. apart: they as parts in place of their sum.
 
-    Paper: SURDS, https://arxiv.org/abs/2411.13112. Deviations: a language model there finds the answer from the reasoning alone (*recalled*);
-    here whatever reward one has judges both. Its code measures ``dx, dy`` in the drawn box's sides, so that a large box is near
+    Paper: SURDS, https://arxiv.org/abs/2411.13112. Deviations: there a language model finds the answer from the reasoning (*recalled*);
+    here, whatever reward one has judges both. Its code measures ``dx, dy`` in the drawn box's sides, so that a large box is near
     everything.
 
     Errors: UserError, also for true answers of another shape, and a ``logic`` that answers parts or is outside 0..1.
