@@ -26,9 +26,10 @@ from mmalign.types import UserError
 
 __all__ = ["Listed", "hub_pairs", "listed", "pairs"]
 
-SchemaName = Literal["auto", "pickapic", "hpdv2", "hpdv3", "imagereward", "thumbs", "demonstrations"]
+SchemaName = Literal["auto", "pickapic", "hpdv2", "hpdv3", "imagereward", "videoreward", "thumbs", "demonstrations"]
 SCHEMAS: dict[str, outputs.Schema] = {
     "pickapic": outputs.pickapic, "hpdv2": outputs.hpdv2, "hpdv3": outputs.hpdv3, "imagereward": outputs.hpdv2,
+    "videoreward": outputs.videoreward,
 }  # fmt: skip
 VIDEOS = {".mp4", ".webm", ".mov", ".avi", ".mkv", ".gif"}
 NOT_HASHED, BY_DIMENSION = ("scores", "position"), ("labels", "ratings")  # of records; those by dimension where something is said there
@@ -54,7 +55,8 @@ def pairs(  # how a data set of others is read
         path: a file, a folder of files, an image folder with a ``metadata`` file, or a list of these. Media are paths (relative to their
             file), bytes, ``data:`` addresses, or structs ``{bytes, path}``; videos are paths that end like one.
         schema: pairs: ``pickapic``, ``hpdv2``, ``hpdv3``, ``imagereward`` (its lists, and ImageRewardDB's rows of one image, which are read
-            all at once); ``thumbs`` (prompt, image, label), ``demonstrations`` (no label, all good); or ``auto``, which looks at the
+            all at once), ``videoreward`` (with a label in ``VQ``, ``MQ`` and ``TA``);
+            ``thumbs`` (prompt, image, label), ``demonstrations`` (no label, all good); or ``auto``, which looks at the
             first row's columns, and knows prompt, chosen and rejected, too.
         columns: what ``prompt``, ``chosen``, ``rejected``, ``strength``, ``image``, ``label``, ``labels`` and ``id`` are called here,
             otherwise; and ``source``, of edits, the path of the picture that was changed, which the prompt then shows (of pairs).

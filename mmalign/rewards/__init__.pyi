@@ -16,6 +16,8 @@ from mmalign.rewards.grounding.several_points import several_points as several_p
 from mmalign.rewards.judges.claims import claims as claims
 from mmalign.rewards.judges.judge import critic as critic
 from mmalign.rewards.judges.judge import judge as judge
+from mmalign.rewards.judges.judge_dimensions import judge_dimensions as judge_dimensions
+from mmalign.rewards.judges.judge_dimensions import judge_questions as judge_questions
 from mmalign.rewards.judges.judge_edit import judge_edit as judge_edit
 from mmalign.rewards.judges.judge_edit import judge_edit_pairs as judge_edit_pairs
 from mmalign.rewards.judges.judge_pairs import judge_against as judge_against

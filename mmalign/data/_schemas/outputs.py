@@ -129,6 +129,17 @@ def hpdv3(row: Row, name: str) -> Iterator[Draft]:
     yield Draft(_prompt(row, "prompt"), _output(row, "path1"), _output(row, "path2"), strength, _name(row, "id", name))
 
 
+def videoreward(row: Row, name: str) -> Iterator[Draft]:
+    """VideoReward's rows: ``path_A, path_B, prompt``, and ``Overall, VQ, MQ, TA``, each A, B or same; empty where nobody said."""
+    said = {key: str(row.get(key) or "").strip() for key in ("Overall", "VQ", "MQ", "TA")}
+    for key, word in said.items():
+        if word not in ("", "A", "B", "same"):
+            raise Broken(f"{key}: got {word[:40]!r}, takes A, B or same")
+    labels = dimensions.labels({key: word for key, word in said.items() if word})
+    overall = labels.pop("Overall", math.nan)
+    yield Draft(_prompt(row, "prompt"), _output(row, "path_A"), _output(row, "path_B"), overall, _name(row, "id", name), labels)
+
+
 def columns(names: Mapping[str, str]) -> Schema:
     """One pair to a row, in columns of any name: ``prompt``, ``chosen``, ``rejected`` and, optional, ``strength``, ``id`` and
     ``annotator``.
@@ -199,19 +210,22 @@ def guess(row: Row, names: Mapping[str, str] | None) -> Schema:
         return columns({})
     if {"path1", "path2"} <= row.keys():
         return hpdv3
+    if {"path_A", "path_B"} <= row.keys():
+        return videoreward
     if row.keys() & {*PLACES}:
         return hpdv2
     if row.keys() & {*PROMPTS} and row.keys() & {*OUTPUTS}:
         return _labelled(row, {})
     raise Broken(
-        f"columns {names_of.listed(row)} look like no known schema (Pick-a-Pic, HPDv2, HPDv3, ImageReward, prompt/chosen/rejected, "
-        "prompt/image/label); takes columns: {prompt: ..., chosen: ..., rejected: ..., strength: ...}"
+        f"columns {names_of.listed(row)} look like no known schema (Pick-a-Pic, HPDv2, HPDv3, ImageReward, VideoReward, "
+        "prompt/chosen/rejected, prompt/image/label); takes columns: {prompt: ..., chosen: ..., rejected: ..., strength: ...}"
     )
 
 
 def loader(row: Row) -> str:
     """Which loader of ``mm.data`` reads rows like this one: ``pairs`` (of images or videos), ``picture_texts`` (about them), ``texts``."""
-    if {"jpg_0", "jpg_1"} <= row.keys() or {"path1", "path2"} <= row.keys() or any(names_of.holds_media(row.get(key)) for key in LISTS[2:]):
+    known = ({"jpg_0", "jpg_1"}, {"path1", "path2"}, {"path_A", "path_B"})
+    if any(sides <= row.keys() for sides in known) or any(names_of.holds_media(row.get(key)) for key in LISTS[2:]):
         return "pairs"
     if any(set(sides) <= row.keys() and names_of.holds_media(row[sides[0]]) for sides in SIDES):
         return "pairs"
@@ -230,13 +244,14 @@ def with_notice(schema: Schema, names: Mapping[str, str], notice: Notice) -> Sch
         pickapic: ("caption", "jpg_0", "jpg_1", "label_0", "label_1", "has_label", "ranking_id"),
         hpdv2: ("prompt", *LISTS, *PLACES, "id", "prompt_id"),
         hpdv3: ("prompt", "path1", "path2", "choice_dist", "confidence", "id"),
+        videoreward: ("prompt", "path_A", "path_B", "Overall", "VQ", "MQ", "TA", "id"),
     }
     known = of_schema.get(schema, (*COLUMNS, *names.values(), *names_of.LABELS))
 
     def read(row: Row, name: str) -> Iterator[Draft]:
         drafts = list(schema(row, name))
         yield from drafts
-        also = () if schema in (pickapic, hpdv2, hpdv3) else (*_sides(row), _key(row, PROMPTS, "prompt"))
+        also = () if schema in of_schema else (*_sides(row), _key(row, PROMPTS, "prompt"))
         one = (_key(row, OUTPUTS, "image"),) if drafts and drafts[0].second is None else ()
         columns_read = {*known, *also, *one, *names_of.IDS, FILE, KEY}
         notice({key: value for key, value in row.items() if key not in columns_read and names_of.has(row, key)})

@@ -130,7 +130,7 @@ def _read(review: str | None, by: str) -> dict[str, Any] | None:
         word = (re.findall(r"[a-z]+", review.lower()) or [""])[0]
         found = {"yes": "A", "no": "B"}.get(word) if match is None else match[1]
         return None if found is None else {"class": found, "review": review}
-    said = {name: match[-1] for name, pattern in NUMBERS.items() if (match := pattern.findall(review))}
+    said = {name: marks[-1] for name, pattern in NUMBERS.items() if (marks := pattern.findall(review))}
     if len(said) < 3 or said["refused"] not in "01" or not all(said[name] in "12345" for name in ("convincing", "specific")):
         return None
     score = (1 - int(said["refused"])) * (int(said["convincing"]) + int(said["specific"]) - 2) / 8

@@ -78,7 +78,7 @@ def _item(
         raise UserError(f"{where} has the box {box!r}, takes [x1, y1, x2, y2], x1 < x2 and y1 < y2, of a question of location")
     known = {"task": task, "answer": str(row[called["answer"]]), "box": box, "image": str(row[called["image"]])}
     name = str(row.get(called["id"], number))
-    return Item(name, filled(ask, str(row[called["question"]])), picture(images, known["image"]), known)
+    return Item(name, filled(ask, str(row[called["question"]])), picture(images, str(row[called["image"]])), known)
 
 
 def _is_box(box: Any) -> bool:
