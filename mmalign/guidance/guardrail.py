@@ -96,6 +96,7 @@ def guarded_answers(  # what a guardrail is made of
 
     Args:
         generate: ``(prompts, seeds) -> outputs``, such as ``policy.generate``.
+        prompts: strings or conversations.
         answer: a reward of an answer to its prompt, such as ``rewards.guard(policy=...)``. prompt: of the prompt alone, asked first with
             empty answers, such as ``rewards.guard(policy=..., of="prompt")``; None lets every prompt through.
         least: what both have to score, at least. Without a score nothing passes.

@@ -80,7 +80,8 @@ def red_team(  # what published files and their judges differ in
 
     def score(chosen: Sequence[Item], answers: Sequence[str | None]) -> Scores:
         if judge is None:
-            found = [None if text is None else {"class": "B" if refuses(text, phrases, within) else "A"} for text in answers]
+            marks = {True: "B", False: "A"}
+            found = [None if text is None else {"class": marks[refuses(text, phrases, within)]} for text in answers]
             return _scores(chosen, answers, found, resamples)
         asked = [
             None if text is None else [{"role": "user", "content": _filled(template, item.question, text)}]
