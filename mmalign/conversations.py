@@ -170,6 +170,22 @@ def said_after(prompt: Any, words: str) -> Any:
     return [{**turn, "content": said} if number == place else turn for number, turn in enumerate(prompt)]
 
 
+def said_instead(prompt: Any, words: str) -> Any:
+    """A prompt in which its user says other words last; what else that turn holds stays before them, and the prompt is not touched.
+
+    Errors: UserError for a conversation in which the user says nothing.
+    """
+    if isinstance(prompt, str):
+        return words
+    place = next((number for number in reversed(range(len(prompt))) if prompt[number].get("role") == "user"), None)
+    if place is None:
+        raise UserError("prompt: no turn of its user, whose words could be others; takes a conversation with one")
+    content = prompt[place].get("content")
+    media = [part for part in content if part.get("type") != "text"] if isinstance(content, (list, tuple)) else []
+    said = [*media, {"type": "text", "text": words}] if media else words
+    return [{**turn, "content": said} if number == place else turn for number, turn in enumerate(prompt)]
+
+
 def words_and_images(prompt: Any) -> tuple[str, list[Any]]:
     """A prompt's words (a conversation's last user turn) and its images: paths, addresses, bytes, PIL images or tensors."""
     if not isinstance(prompt, (list, tuple)):

@@ -32,7 +32,7 @@ SCHEMAS: dict[str, outputs.Schema] = {
     "videoreward": outputs.videoreward,
 }  # fmt: skip
 VIDEOS = {".mp4", ".webm", ".mov", ".avi", ".mkv", ".gif"}
-NOT_HASHED, BY_DIMENSION = ("scores", "position"), ("labels", "ratings")  # of records; those by dimension where something is said there
+NOT_HASHED, IF_SAID = ("scores", "position"), ("labels", "ratings", "other")  # of records; the latter where something is said there
 LOOK = 16  # pairs that are read before anything long starts
 
 
@@ -121,7 +121,7 @@ class Listed:
     def digest(self) -> str:
         """Of prompts, words, labels and shapes: numbers of a model's own pictures may differ by rounding elsewhere."""
         rows = [
-            {key: value for key, value in record._asdict().items() if key not in NOT_HASHED and (key not in BY_DIMENSION or value)}
+            {key: value for key, value in record._asdict().items() if key not in NOT_HASHED and (key not in IF_SAID or value)}
             for record in self.records
         ]
         text = json.dumps(rows, default=lambda value: list(value.shape) if isinstance(value, Tensor) else type(value).__name__)
