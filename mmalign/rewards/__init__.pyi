@@ -39,6 +39,7 @@ from mmalign.rewards.pictures.pickscore import pickscore as pickscore
 from mmalign.rewards.pictures.reconstruction import reconstruction as reconstruction
 from mmalign.rewards.pictures.subject_similarity import subject_similarity as subject_similarity
 from mmalign.rewards.served import served as served
+from mmalign.rewards.served import served_pairs as served_pairs
 from mmalign.rewards.texts.by_segment import by_segment as by_segment
 from mmalign.rewards.texts.code_structure import code_structure as code_structure
 from mmalign.rewards.texts.code_tests import code_tests as code_tests
