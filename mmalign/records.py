@@ -22,6 +22,7 @@ class Pair(NamedTuple):
     ``[C, H, W]`` in 0..1, a video ``[F, C, H, W]``, a string). id: what to call it in messages. position: how many records of its
     stream are over once it is used, broken ones included. scores: of both, where somebody scored them. annotator: who said so.
     labels: name of a dimension -> ``strength`` in it alone. ratings: of both, name of a dimension -> how good it is there; or nobody's, ().
+    other: the prompt of the second, where it is not that of the first: one output that fits one prompt better than another.
     """
 
     prompt: Any
@@ -34,6 +35,7 @@ class Pair(NamedTuple):
     annotator: str = ""
     labels: Mapping[str, float] = UNSAID
     ratings: tuple[Mapping[str, float], ...] = ()
+    other: Any = None
 
 
 class Thumb(NamedTuple):
@@ -67,6 +69,13 @@ def outputs_of(record: Record) -> tuple[Any, ...]:
     if isinstance(record, Pair):
         return (record.first, record.second)
     return (record.output,) if isinstance(record, Thumb) else tuple(record.outputs)
+
+
+def prompts_of(record: Record) -> tuple[Any, ...]:
+    """The prompt of each of ``outputs_of``."""
+    if isinstance(record, Pair) and record.other is not None:
+        return (record.prompt, record.other)
+    return (record.prompt,) * len(outputs_of(record))
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,6 +122,8 @@ def _parts_looked_at(content: Any) -> Any:
 def read(record: Any) -> Any:
     """A record with its media decoded. Errors: UserError where one of them cannot be used."""
     media = {key: value.read() for key, value in record._asdict().items() if isinstance(value, Unread)}
+    if isinstance(record, Pair) and record.other is not None:
+        media["other"] = looked_at(record.other)
     return record._replace(prompt=looked_at(record.prompt), **media)
 
 

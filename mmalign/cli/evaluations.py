@@ -35,7 +35,8 @@ def evaluate(  # the options of a command
     limit: Annotated[int | None, typer.Option(help="Only the first questions.")] = None,
     samples: Annotated[int | None, typer.Option(help="Without a suite: samples of each prompt.")] = None,
     judge: Annotated[
-        str | None, typer.Option(help="The URL of an OpenAI-compatible server that judges: mmhal, refomb, and benchmarks of rewards.")
+        str | None,
+        typer.Option(help="The URL of an OpenAI-compatible server that judges: mmhal, refomb, red_team, and benchmarks of rewards."),
     ] = None,
     judge_model: Annotated[str | None, typer.Option(help="The judge's name on that server.")] = None,
     judge_key_env: Annotated[str | None, typer.Option(help="The environment variable that holds its key.")] = None,
@@ -163,7 +164,7 @@ def _built(name: str, options: dict[str, Any], annotations: Path | None, images:
     if images is not None:
         node["images"] = images
     node |= options
-    if "judge" in takes:
+    if "judge" in takes and (takes["judge"].required or server):
         if not {"url", "model"} <= server.keys():
             raise UserError(f"--judge: {name} is judged; takes the URL of an OpenAI-compatible server, and --judge-model its name there")
         node["judge"] = find("mmalign.evaluation", "remembering")(_judge(server), out / "reviews.jsonl", who=server["model"])

@@ -8,7 +8,7 @@ import typer
 
 from mmalign.cli.app import Config, Overrides, Processes, Shared, app, configured, echo, mistakes_as_lines, several
 
-RECIPES = ("make_pairs", "make_rejected", "make_edits", "make_jigsaws", "make_rubrics")
+RECIPES = ("make_pairs", "make_rejected", "make_edits", "make_jigsaws", "make_rubrics", "make_rated_pairs", "keep_best")
 
 
 @app.command(cls=Shared)

@@ -254,11 +254,13 @@ def _refuse_mistakes(node: Mapping[str, Any]) -> None:
 
 
 def _refuse_folder(node: Mapping[str, Any], *, resume: bool) -> None:
-    """Errors: UserError for a run that is there already, and for none to resume, before any model is loaded for it."""
+    """Errors: UserError for a run that is there already, for none to resume, and for other numbers than it was made with (of rounds, they
+    say it themselves), before any model is loaded for it."""
     import inspect
 
     from mmalign.rooms import find, index
-    from mmalign.runs.folder import refuse
+    from mmalign.runs.folder import refuse, refuse_other_numbers
+    from mmalign.training.journal import MAY_DIFFER
     from mmalign.training.settings import RunSettings
 
     if node.get("use") not in index("mmalign.recipes"):
@@ -267,4 +269,6 @@ def _refuse_folder(node: Mapping[str, Any], *, resume: bool) -> None:
     own = node.get("run")
     run = {"name": RunSettings.name, "folder": RunSettings.folder, **own} if isinstance(own, Mapping) else vars(usual)
     if isinstance(run["name"], str) and isinstance(run["folder"], str):  # what else they may be, the config's own check says
-        refuse(run["folder"], run["name"], resume=resume)
+        path = refuse(run["folder"], run["name"], resume=resume)
+        if resume and node["use"] != "rounds":
+            refuse_other_numbers(path, node, MAY_DIFFER)

@@ -22,7 +22,8 @@ def serve_reward(
     ] = None,
     with_stdin: Annotated[bool, typer.Option("--with-stdin", help="Stop where standard input ends, too.")] = False,
 ) -> None:
-    """Answer for the rewards of a config (rewards: {NAME: {use: ...}}) over HTTP, for runs that take them as {use: served, url: ...}."""
+    """Answer for the rewards of a config (rewards: {NAME: {use: ...}}) over HTTP, for runs that take them as {use: served, url: ...}, and
+    for its oracle: {use: ...}, as {use: served_pairs, url: ...}."""
     with mistakes_as_lines(context):
         from mmalign.config import build
         from mmalign.serving.environments import INSIDE, environment, python_of

@@ -20,11 +20,14 @@ from torch import Tensor
 
 from mmalign.arguments.ranges import Count, NotNegative, Proportion, Seed
 from mmalign.commands._lines import Line, refuse_there, written
-from mmalign.conversations import said_after
+from mmalign.conversations import has_media, said_after
+from mmalign.data._reading.around import refuse_two_prompts
 from mmalign.data.pairs import listed
+from mmalign.data.transforms.two_prompts import altered
 from mmalign.distributed.jobs import in_turn, stopping_together
 from mmalign.distributed.team import joined, team_for
 from mmalign.files import plain
+from mmalign.media.altering import Alteration
 from mmalign.policies.language.completions import Completions
 from mmalign.policies.transformers import TransformersPolicy
 from mmalign.records import Pair, Record, Records, Thumb
@@ -142,6 +145,7 @@ def make_rejected(  # what a command may be told
     count: Count,
     call: dict[str, Any] | None = None,
     guide: str | None = None,
+    pictures: dict[str, Any] | None = None,
     alike: Proportion = 1.0,
     cut: Cut = "drop",
     records_at_once: Count = 8,
@@ -155,6 +159,8 @@ def make_rejected(  # what a command may be told
         call: of ``policy.generate``: the temperature, and what hides the pictures from it.
         guide: words behind what the prompt's user says last, which may show the better answer, ``{answer}``, so that what is drawn stays
             near it; the pair has the prompt without them. None: the prompt as it is.
+        pictures: what is done to the pictures that it is shown, ``{transform: GaussianBlur, settings: {radius: 8}}``, with ``seed`` and
+            ``cache``, as of the records ``two_pictures``; the pair has the prompt with its own. None: nothing.
         alike: answers whose words are more alike than this are left out (0: no word in common, 1: the same).
         cut: as of ``make_pairs``.
         records_at_once: records that are answered at once. seed: of the sampling, and of the order of the records.
@@ -172,6 +178,7 @@ def make_rejected(  # what a command may be told
         raise UserError(f"alike: got {alike}, takes 0..1")
     source: Records = listed(records) if isinstance(records, Sequence) else records
     counts, team = {"pairs": 0, "records": 0, "alike": 0, "cut": 0}, joined()
+    alter = None if pictures is None else _alteration(pictures)
 
     def batches() -> Iterator[tuple[int, list[tuple[Any, str, str]]]]:
         coming, first = islice(filter(None, map(_better, source.stream(seed=seed))), count), 0
@@ -183,6 +190,8 @@ def make_rejected(  # what a command may be told
         first, some = batch
         seeds = [(seed * 1_000_003 + first + place) % SEED for place in range(len(some))]
         asked = [prompt if guide is None else said_after(prompt, guide.replace("{answer}", better)) for prompt, better, _ in some]
+        if alter is not None:
+            asked = [altered(prompt, alter) if has_media(prompt) else prompt for prompt in asked]
         answers, endless = _answered(policy, asked, seeds, call or {})
         return {"answers": texts_of_outputs(answers), "cut": endless, "records": hashed(some)}
 
@@ -208,6 +217,7 @@ def make_rejected(  # what a command may be told
             "count": count,
             "call": call,
             "guide": guide,
+            "pictures": pictures,
             "alike": alike,
             "cut": cut,
             "records_at_once": records_at_once,
@@ -216,6 +226,15 @@ def make_rejected(  # what a command may be told
         team.agree("make_rejected", plain(settings))
         written(Path(out), lines(), team)
     return counts
+
+
+def _alteration(pictures: Mapping[str, Any]) -> Alteration:
+    """Errors: UserError for other keys than it has, and as of ``Alteration``."""
+    if odd := set(pictures) - {"transform", "settings", "seed", "cache"} or {"transform"} - set(pictures):
+        raise UserError(
+            f"make_rejected.pictures: got {', '.join(pictures) or 'nothing'} ({sorted(odd)[0]}), takes transform, and settings, seed, cache"
+        )
+    return Alteration(pictures["transform"], **{key: value for key, value in pictures.items() if key != "transform"})
 
 
 def _drawn(policy: Policy, prompts: list[Any], group: int, rng: torch.Generator) -> list[list[tuple[Any, bool]]]:
@@ -275,6 +294,7 @@ def _pictured(out: Path, line: Line, ending: str, pictures: Mapping[str, Tensor]
 
 def _better(record: Any) -> tuple[Any, str, str] | None:
     """Prompt, the answer that is taken to be good, and id; None for a record that has none that is a text."""
+    refuse_two_prompts(record)
     answer = None
     if isinstance(record, Pair) and record.strength != 0.5:
         answer = record.first if record.strength > 0.5 else record.second

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from mmalign.arguments.ranges import Count, Seed
 from mmalign.data import corruption
+from mmalign.data._reading.around import refuse_two_prompts
 from mmalign.data._reading.parsing import is_file, parsed
 from mmalign.data._reading.stored import PASS
 from mmalign.data.pairs import listed
@@ -76,6 +77,7 @@ class Corrupted:
         """As in ``records.Records``."""
         idle = 0
         for record in self.source.stream(seed=seed, start=start):
+            refuse_two_prompts(record)
             better, idle = _better(record), idle + 1
             name = record.id or f"{record.position % PASS}"
             rng = random.Random(f"{self.seed} {name} {better}")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from mmalign.arguments.ranges import Count, Proportion
-from mmalign.data._reading.around import Around, decoded_pair, inside
+from mmalign.data._reading.around import Around, decoded_pair, inside, refuse_two_prompts
 from mmalign.data.pairs import listed
 from mmalign.records import Author, Drawn, Pair, Record, Records, Thumb
 from mmalign.types import UserError, contents
@@ -102,6 +102,7 @@ class AgainstOwn(Around):
         next(self._changed(source.stream(seed=0)))
 
     def _change(self, record: Any) -> Pair | None:
+        refuse_two_prompts(record)
         good = _good(record)
         return None if good is None else Pair(record.prompt, good, Drawn(), 1.0, record.id, record.position)
 
@@ -164,6 +165,7 @@ class SelfRanked(Around):
 
     def _change(self, record: Any) -> Any:
         """By a draw that depends on the record's position alone, so that a resumed run has the same own pairs."""
+        refuse_two_prompts(record)
         number = int.from_bytes(hashlib.blake2b(_name(record).encode(), digest_size=8).digest(), "big")
         if not isinstance(record, Pair) or number % 2**20 >= self.share * 2**20:
             return record

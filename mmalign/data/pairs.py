@@ -15,7 +15,7 @@ from torch import Tensor
 from mmalign import media
 from mmalign.arguments.ranges import Count, Size
 from mmalign.data._reading.groups import in_groups
-from mmalign.data._reading.parsing import is_folder
+from mmalign.data._reading.parsing import is_file, is_folder
 from mmalign.data._reading.stored import Hub, Passed, Stored, hub
 from mmalign.data._reading.tables import Block, blocks, located
 from mmalign.data._schemas import outputs
@@ -26,12 +26,13 @@ from mmalign.types import UserError
 
 __all__ = ["Listed", "hub_pairs", "listed", "pairs"]
 
-SchemaName = Literal["auto", "pickapic", "hpdv2", "hpdv3", "imagereward", "thumbs", "demonstrations"]
+SchemaName = Literal["auto", "pickapic", "hpdv2", "hpdv3", "imagereward", "videoreward", "thumbs", "demonstrations"]
 SCHEMAS: dict[str, outputs.Schema] = {
     "pickapic": outputs.pickapic, "hpdv2": outputs.hpdv2, "hpdv3": outputs.hpdv3, "imagereward": outputs.hpdv2,
+    "videoreward": outputs.videoreward,
 }  # fmt: skip
 VIDEOS = {".mp4", ".webm", ".mov", ".avi", ".mkv", ".gif"}
-NOT_HASHED, BY_DIMENSION = ("scores", "position"), ("labels", "ratings")  # of records; those by dimension where something is said there
+NOT_HASHED, IF_SAID = ("scores", "position"), ("labels", "ratings", "other")  # of records; the latter where something is said there
 LOOK = 16  # pairs that are read before anything long starts
 
 
@@ -54,10 +55,11 @@ def pairs(  # how a data set of others is read
         path: a file, a folder of files, an image folder with a ``metadata`` file, or a list of these. Media are paths (relative to their
             file), bytes, ``data:`` addresses, or structs ``{bytes, path}``; videos are paths that end like one.
         schema: pairs: ``pickapic``, ``hpdv2``, ``hpdv3``, ``imagereward`` (its lists, and ImageRewardDB's rows of one image, which are read
-            all at once); ``thumbs`` (prompt, image, label), ``demonstrations`` (no label, all good); or ``auto``, which looks at the
+            all at once), ``videoreward`` (with a label in ``VQ``, ``MQ`` and ``TA``);
+            ``thumbs`` (prompt, image, label), ``demonstrations`` (no label, all good); or ``auto``, which looks at the
             first row's columns, and knows prompt, chosen and rejected, too.
         columns: what ``prompt``, ``chosen``, ``rejected``, ``strength``, ``image``, ``label``, ``labels`` and ``id`` are called here,
-            otherwise.
+            otherwise; and ``source``, of edits, the path of the picture that was changed, which the prompt then shows (of pairs).
         folder: where relative paths start that do not start at the file (``train.json`` may name files of ``train/``).
         size: pixels, or [height, width], that every image is scaled and cut to; None takes them as they are, all of one size.
         ties: ``soft``, a tie pulls the margin to 0; ``drop``, ties are passed over. Pairs without a label are always passed over.
@@ -119,7 +121,7 @@ class Listed:
     def digest(self) -> str:
         """Of prompts, words, labels and shapes: numbers of a model's own pictures may differ by rounding elsewhere."""
         rows = [
-            {key: value for key, value in record._asdict().items() if key not in NOT_HASHED and (key not in BY_DIMENSION or value)}
+            {key: value for key, value in record._asdict().items() if key not in NOT_HASHED and (key not in IF_SAID or value)}
             for record in self.records
         ]
         text = json.dumps(rows, default=lambda value: list(value.shape) if isinstance(value, Tensor) else type(value).__name__)
@@ -181,7 +183,8 @@ def _with_media(ties: str, limits: Limits, folder: str | None) -> Callable[[outp
         sides = [Unread(source, _name(source), decoded) for source in sources]
         if one:
             return Thumb(draft.prompt, sides[0], draft.strength, draft.id)
-        return Pair(draft.prompt, sides[0], sides[1], draft.strength, draft.id, annotator=draft.annotator, labels=draft.labels)
+        prompt = draft.prompt if draft.source is None else outputs.instructed(_path(located(draft.source, folder)), draft.prompt)
+        return Pair(prompt, sides[0], sides[1], draft.strength, draft.id, annotator=draft.annotator, labels=draft.labels)
 
     return finish
 
@@ -203,6 +206,14 @@ def _stored(
         return outputs.with_notice(own, names, notice)
 
     return _looked_at(Stored(in_groups(source), guess=guess, finish=finish, what="pair"))
+
+
+def _path(source: Any) -> str:
+    """Errors: Broken for a picture of a prompt that is no file."""
+    path = source.get("path") if isinstance(source, dict) else source
+    if not isinstance(path, str) or not is_file(Path(path)):
+        raise Broken(f"source: no such file: {str(path)[:240]}; takes the path of a picture")
+    return path
 
 
 def _name(source: Any) -> str:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from mmalign.arguments.ranges import NotNegative, Positive
 from mmalign.data._reading.around import Around, decoded_pair, inside
-from mmalign.records import Author, Pair, Record, Records
+from mmalign.records import Author, Pair, Record, Records, prompts_of
 from mmalign.types import UserError
 
 
@@ -64,7 +64,10 @@ class Rejudged(Around):
         if not usable:
             return records  # of which the recipe finds out when it encodes the rows
         pairs = list(usable.values())
-        rows, prompts = [output for pair in pairs for output in (pair.first, pair.second)], [pair.prompt for pair in pairs for _ in "ab"]
+        rows, prompts = (
+            [output for pair in pairs for output in (pair.first, pair.second)],
+            [prompt for pair in pairs for prompt in prompts_of(pair)],
+        )
         group = [place for place in range(len(pairs)) for _ in "ab"]
         scores = author.rewards(self.rewards, self.combine, prompts, rows, group, {})
         judged = list(records)

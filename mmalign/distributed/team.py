@@ -54,6 +54,8 @@ class Team:
     """``size`` and ``rank`` where those that compute rows together are counted, too."""
     alone, main = True, True
     """Whether there is no other process, and whether this is the one that writes."""
+    asks = True
+    """Whether this process asks rewards about its rows: of those that compute rows together the first one does."""
     failed = False
     """Whether this process and the others hear nothing of each other any more."""
 
@@ -176,6 +178,7 @@ class Processes(Team):
         if self.count % count:
             raise UserError(f"devices.sequence: got {count} and {self.count} processes; takes a number that divides these, or 1")
         self.each, self.size, self.rank = count, self.count // count, self.place // count
+        self.asks = self.place % count == 0
 
     def _store(self) -> Any:
         """Where the processes find each other. Errors: RuntimeError where they do not within the timeout: whoever else holds that port may

@@ -16,6 +16,9 @@ from mmalign.guidance.gradients import mpgd as mpgd
 from mmalign.guidance.gradients import nrg as nrg
 from mmalign.guidance.gradients import tfg as tfg
 from mmalign.guidance.gradients import universal as universal
+from mmalign.guidance.guardrail import Guarded as Guarded
+from mmalign.guidance.guardrail import guarded as guarded
+from mmalign.guidance.guardrail import guarded_answers as guarded_answers
 from mmalign.guidance.guide import guide as guide
 from mmalign.guidance.guider import adapter_guidance as adapter_guidance
 from mmalign.guidance.ledger import Ledger as Ledger

@@ -108,16 +108,17 @@ class GuidedRun:
 
     # Rewards
 
-    def score(self, outputs: Any, rows: Sequence[int], **beside: Any) -> Tensor:
+    def score(self, outputs: Any, rows: Sequence[int], *, names: Sequence[str] | None = None, **beside: Any) -> Tensor:
         """The weighted sum of the rewards of outputs of some rows, ``[n]`` float64 on the CPU unless it has a gradient.
 
-        A reward gets the columns of these rows' prompts that it takes, and ``beside``.
+        A reward gets the columns of these rows' prompts that it takes, and ``beside``. names: of the rewards; all by default.
         """
         prompts = [self.call.prompts[row] for row in rows]
         columns = {name: [values[row] for row in rows] for name, values in self.call.columns.items()}
         total = sum(
             self.weights[name] * _checked(name, reward(outputs, prompts, **accepted(reward, columns), **beside), len(rows))
             for name, reward in self.rewards.items()
+            if names is None or name in names
         )
         self.ledger.rewards += len(rows)
         scores = torch.as_tensor(total)

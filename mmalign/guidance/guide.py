@@ -265,19 +265,20 @@ def stepped(run: GuidedRun, rows: list[int], seeds: list[int], **call: Any) -> t
     return result, stepper
 
 
-def sampled(run: GuidedRun, seeds: list[int], *, rows: list[int] | None = None, latents: Any = None, generator: Any = None) -> Samples:
+def sampled(
+    run: GuidedRun, seeds: list[int], *, rows: list[int] | None = None, latents: Any = None, generator: Any = None, scored: bool = True,
+) -> Samples:  # fmt: skip
     """One output for each wanted row, particles sampled and one of them chosen, with its score.
 
-    seeds: ``particles`` for each row. latents: a place and a latent for each of these.
+    seeds: ``particles`` for each row. latents: a place and a latent for each of these. scored: NaN for all scores where not.
     """
     wanted = list(range(len(run.call.prompts))) if rows is None else rows
     count = run_particles(run)
     wide = [row for row in wanted for _ in range(count)]
     result, stepper = stepped(run, wide, seeds, latents=latents, generator=generator)
     outputs = outputs_of(result).detach()
-    scores = (
-        run.score(outputs, wide).detach().double().cpu() if run.rewards else torch.full((len(wide),), float("nan"), dtype=torch.float64)
-    )
+    unknown = torch.full((len(wide),), float("nan"), dtype=torch.float64)
+    scores = run.score(outputs, wide).detach().double().cpu() if run.rewards and scored else unknown
     if stepper is None or stepper.filter is None:
         return Samples(result, outputs, scores, list(range(len(wide))), type(result))
     chosen = stepper.filter.chosen(scores.view(-1, count))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from mmalign.arguments.ranges import Count, NotNegative
+from mmalign.combinations._stages import in_stages, refuse_stages
 from mmalign.guidance import _smc
 from mmalign.guidance._calls import fields, merged
 from mmalign.guidance._run import Guidance, GuidedRun, Samples
@@ -17,23 +19,35 @@ from mmalign.types import UserError
 __all__ = ["best_of", "noise_search"]
 
 
-def best_of(*, count: Count = 4, rows_at_once: Count = 16) -> Guidance:
+def best_of(*, count: Count = 4, rows_at_once: Count = 16, keep: Mapping[str, Count] | None = None) -> Guidance:
     """The best of ``count`` samples by the reward: the bar for every method at equal cost.
 
     KL to the model: at most ``ln n - (n - 1) / n`` nats. Runs whatever else guides the pipeline inside. Where the user gives a
     generator, all candidates' seeds are drawn from it.
 
-    count: 1 is the model itself. rows_at_once: samples in one batch.
+    Args:
+        count: 1 is the model itself. rows_at_once: samples in one batch.
+        keep: in stages: name of one of several rewards -> how many samples of a row go on to the next, each fewer than the one before. The
+            rewards that are not named are the last stage. The trace says of each how often it was asked, and how often in vain. A sample
+            without a score goes on only where there is room.
 
-    Cost: ``count`` times the pipeline's own; as many decodes and rewards.
+    In a loop, each call given what the one before chose (the last frame of a video, say), it chooses anew at each part of a long task.
 
-    Errors: UserError for a number below 1.
+    Cost: ``count`` times the pipeline's own; as many decodes, and as many rewards of the first stage.
+
+    Errors: UserError for a number below 1, for numbers of ``keep`` that do not fall, for names that are no rewards, and for no last stage.
     """
     if count < 1 or rows_at_once < 1:
         raise UserError(f"best_of: got count {count} and rows_at_once {rows_at_once}, takes 1 or more")
+    if keep and max(keep.values()) >= count:
+        raise UserError(f"best_of.keep: got {dict(keep)}, takes fewer than count, {count}")
 
     def search(run: GuidedRun) -> Samples:
         every, wanted = run_particles(run), len(run.call.prompts)
+        if keep:
+            refuse_stages("best_of", keep, list(run.rewards))
+            if every > 1:
+                raise UserError("best_of.keep: takes no particles inside, whose last choice is by all rewards")
         if count == 1:
             return sampled(run, run.seeds(every, peek=every == 1), generator=run.call.generator if every == 1 else None)
         seeds = run.seeds(count * every)
@@ -41,8 +55,9 @@ def best_of(*, count: Count = 4, rows_at_once: Count = 16) -> Guidance:
         parts = []
         for chunk in torch.arange(len(rows)).split(max(1, rows_at_once // every)):
             at = chunk.tolist()
-            parts.append(sampled(run, seeds[at[0] * every : (at[-1] + 1) * every], rows=[rows[place] for place in at]))
-        return chosen(parts, wanted)
+            of = [rows[place] for place in at]
+            parts.append(sampled(run, seeds[at[0] * every : (at[-1] + 1) * every], rows=of, scored=not keep))
+        return chosen(_in_stages(run, parts, rows, keep) if keep else parts, wanted)
 
     return Guidance("best_of", frozenset({"reward"}), search=search)
 
@@ -102,6 +117,20 @@ def noise_search(
         return _of_rounds(parts, len(rows))
 
     return Guidance("noise_search", frozenset({"reward"}), search=search)
+
+
+def _in_stages(run: GuidedRun, parts: Sequence[Samples], rows: list[int], keep: Mapping[str, int]) -> list[Samples]:
+    """The parts with the scores of the last stage, NaN of samples that it was not asked about."""
+    outputs, last = torch.cat([part.outputs for part in parts]), [name for name in run.rewards if name not in keep]
+
+    def asked(names: Sequence[str]) -> Callable[[list[int]], Tensor]:
+        return lambda places: run.score(outputs[places], [rows[place] for place in places], names=names)
+
+    stages = {name: asked([name]) for name in keep} | {"+".join(last): asked(last)}
+    found = in_stages(stages, torch.tensor(rows), keep)
+    run.trace += [{"stage": name, "asked": found.asked[name], "missing": found.missing[name]} for name in stages]
+    each = found.last.split([len(part.outputs) for part in parts])
+    return [part._replace(scores=scores) for part, scores in zip(parts, each, strict=True)]
 
 
 def _of_rounds(parts: Sequence[Samples], wanted: int) -> Samples:

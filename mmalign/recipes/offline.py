@@ -37,7 +37,21 @@ from mmalign.objectives.feedback import comparisons
 from mmalign.recipes._foreseen import of_records as FORESEEN  # noqa: F401 (config asks for it)
 from mmalign.recipes._foreseen import refuse_records, streamed
 from mmalign.recipes._run import Run, concluded
-from mmalign.records import Drawn, Pair, Ranking, Record, Records, RefusedRow, Thumb, Undecoded, Unfinished, Unread, outputs_of, suited
+from mmalign.records import (
+    Drawn,
+    Pair,
+    Ranking,
+    Record,
+    Records,
+    RefusedRow,
+    Thumb,
+    Undecoded,
+    Unfinished,
+    Unread,
+    outputs_of,
+    prompts_of,
+    suited,
+)
 from mmalign.training import dimensions
 from mmalign.training import references as stored
 from mmalign.training.ahead import Ahead, read_media, seen_prompts
@@ -279,7 +293,8 @@ def _contents(record: Any) -> str:
     sizes: pixels are dear to decode and to hash."""
     outputs = [_told_apart_by(output) for output in outputs_of(record)]
     numbers = [value for value in record if isinstance(value, float)] + list(record.scores if isinstance(record, (Pair, Ranking)) else ())
-    return hashed([record.prompt, outputs, numbers, record.labels if isinstance(record, Pair) else {}, list(record.ratings)])
+    asked = [record.prompt, record.other] if isinstance(record, Pair) and record.other is not None else record.prompt
+    return hashed([asked, outputs, numbers, record.labels if isinstance(record, Pair) else {}, list(record.ratings)])
 
 
 def _told_apart_by(output: Any) -> Any:
@@ -310,7 +325,7 @@ def _rows(records: Sequence[Record], method: Method) -> tuple[list[Any], Any, Fe
             sizes = f"{list(images[0][1].shape)} ({images[0][0]}) and {list(output.shape)} ({name})"
             raise UserError(f"records: got outputs of different sizes, {sizes}; takes one size, which records.size brings images to")
     group = torch.arange(len(records)).repeat_interleave(torch.tensor([len(several) for several in several_of]))
-    prompts = [record.prompt for record, several in zip(records, several_of, strict=True) for _ in several]
+    prompts = [prompt for record in records for prompt in prompts_of(record)]
     feedback = _feedback(records, group, method)
     of_rows = [records[number] for number in group.tolist()]
     who = None if isinstance(records[0], Ranking) else [record.annotator for record in of_rows]  # type: ignore[union-attr]

@@ -42,7 +42,7 @@ from mmalign.training.dead_steps import refuse_silent
 from mmalign.training.entanglement import Entanglement
 from mmalign.training.evaluation import compared_with, evaluation_plan
 from mmalign.training.experience import Experience
-from mmalign.training.feedback import feedback_of, refuse_columns, scores_on, states_of
+from mmalign.training.feedback import feedback_of, refuse_columns, scores_on, states_of, unasked
 from mmalign.training.inner_products import InnerProducts
 from mmalign.training.journal import Journal, hashed
 from mmalign.training.latents import looked_at, refuse_without_latents
@@ -160,7 +160,8 @@ def online(  # one argument for each thing that a run is made of
         return scored
 
     with journal, Background(threaded=batch.overlap > 1 or learner.stale) as background:
-        ask = lambda rollout: scores_on(rewards, rollout, oracle=oracle, missing=batch.missing, policy=policy)  # noqa: E731
+        own: Any = partial(scores_on, rewards, missing=batch.missing, policy=policy) if team.asks else unasked
+        ask = partial(own, oracle=oracle)
         sampling: dict[str, Any] = {"batch": batch, "seed": run.seed, "method": method, "decode": looked_at(rewards, oracle)}
         rollouts = Rollouts(policy, coming, ask, background, **sampling, team=team, steps=steps)
         coming.resumed(journal.broken.why, position=journal.state.get("position", journal.state["step"] * batch.prompts))

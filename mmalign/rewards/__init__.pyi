@@ -6,6 +6,7 @@ from mmalign.rewards.composed.hindsight import hindsight as hindsight
 from mmalign.rewards.composed.mathematics_alone import mathematics_alone as mathematics_alone
 from mmalign.rewards.composed.on_latents import on_latents as on_latents
 from mmalign.rewards.composed.rewriting import rewriting as rewriting
+from mmalign.rewards.composed.staged import staged as staged
 from mmalign.rewards.composed.through import through as through
 from mmalign.rewards.composed.time_limit import time_limit as time_limit
 from mmalign.rewards.grounding.detection import detection as detection
@@ -15,6 +16,8 @@ from mmalign.rewards.grounding.several_points import several_points as several_p
 from mmalign.rewards.judges.claims import claims as claims
 from mmalign.rewards.judges.judge import critic as critic
 from mmalign.rewards.judges.judge import judge as judge
+from mmalign.rewards.judges.judge_dimensions import judge_dimensions as judge_dimensions
+from mmalign.rewards.judges.judge_dimensions import judge_questions as judge_questions
 from mmalign.rewards.judges.judge_edit import judge_edit as judge_edit
 from mmalign.rewards.judges.judge_edit import judge_edit_pairs as judge_edit_pairs
 from mmalign.rewards.judges.judge_pairs import judge_against as judge_against
@@ -36,6 +39,7 @@ from mmalign.rewards.pictures.pickscore import pickscore as pickscore
 from mmalign.rewards.pictures.reconstruction import reconstruction as reconstruction
 from mmalign.rewards.pictures.subject_similarity import subject_similarity as subject_similarity
 from mmalign.rewards.served import served as served
+from mmalign.rewards.served import served_pairs as served_pairs
 from mmalign.rewards.texts.by_segment import by_segment as by_segment
 from mmalign.rewards.texts.code_structure import code_structure as code_structure
 from mmalign.rewards.texts.code_tests import code_tests as code_tests
@@ -43,6 +47,7 @@ from mmalign.rewards.texts.contains import contains as contains
 from mmalign.rewards.texts.entailment import entailment as entailment
 from mmalign.rewards.texts.exact_match import exact_match as exact_match
 from mmalign.rewards.texts.format import format as format
+from mmalign.rewards.texts.guard import guard as guard
 from mmalign.rewards.texts.length import length as length
 from mmalign.rewards.texts.math_answer import math_answer as math_answer
 from mmalign.rewards.texts.number_error import number_error as number_error

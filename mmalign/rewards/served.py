@@ -1,4 +1,5 @@
-"""A reward on a server of ``mmalign serve-reward``, on another machine or in an environment of its own, asked as if it were here."""
+"""A reward, or an oracle, on a server of ``mmalign serve-reward``, on another machine or in an environment of its own, asked as if it were
+here."""
 
 from __future__ import annotations
 
@@ -14,11 +15,14 @@ from torch import Tensor
 
 from mmalign.arguments.ranges import Count, Natural
 from mmalign.arguments.signatures import Record
-from mmalign.rewards._shared.scorer import Scorer, column_of
+from mmalign.rewards._shared.scorer import Comparer, Scorer, column_of
 from mmalign.serving.asking import Asking, Client, Passing, Unreadable, key_of, strict_json
+from mmalign.serving.oracles import ORACLE
 from mmalign.serving.started import DYING, Start, alive, started
 from mmalign.serving.wire import PROTOCOL, Pixels, content_hash, packed, packed_prompt
-from mmalign.types import UserError
+from mmalign.types import Oracle, UserError
+
+__all__ = ["served", "served_pairs"]
 
 DIFFERENTIABLE = False
 
@@ -72,6 +76,40 @@ def served(  # one argument for each thing that is said of a server
         raise UserError("served: takes either url, or start")
     remote = Remote(reward, weights, other_weights, rows, pixels, asking, url=url, start=start)
     return Scorer("served", remote.score, at=remote.at, state=remote)
+
+
+def served_pairs(  # as ``served``
+    *, url: str | None = None, start: Start | None = None, weights: str | None = None, other_weights: Other = "stop",
+    pixels: Pixels = "exact", asking: Asking = Asking(),  # noqa: B008
+) -> Oracle:  # fmt: skip
+    """What the oracle on a server says: win probabilities ``[B, B]``, NaN where it says nothing, or where no answer came.
+
+    The outputs of a call are one question, with their groups.
+
+    Args:
+        url, start, weights, other_weights, pixels, asking: as of ``served``, of a server whose config has an ``oracle``.
+
+    Errors: UserError, as of ``served``, and for a server without an oracle.
+    """
+    if (url is None) == (start is None):
+        raise UserError("served_pairs: takes either url, or start")
+    remote = Remote(ORACLE, weights, other_weights, None, pixels, asking, url=url, start=start)
+
+    def compare(outputs: Any, prompts: list[Any], group: Tensor, **columns: Any) -> Tensor:
+        numbers, wins = group.tolist(), torch.full((len(prompts), len(prompts)), math.nan, dtype=torch.float64)
+        said = remote.score(outputs, prompts, **columns, group=numbers)
+        if isinstance(said, Mapping):
+            raise UserError(f"served_pairs: the server's {ORACLE} is a reward of the parts {', '.join(said)}, takes an oracle")
+        for row, others in enumerate([] if isinstance(said, Tensor) and bool(said.isnan().all()) else said):
+            if not isinstance(others, (list, type(None))):
+                raise UserError(f"served_pairs: the server's {ORACLE} is a reward of one number, takes an oracle")
+            for other, _, p in others or ():
+                if not 0 <= other < len(prompts) or numbers[other] != numbers[row] or not 0 <= p <= 1:
+                    raise UserError(f"served_pairs: the server compares row {row} with {other} and says {p:g}; takes 0..1, within a group")
+                wins[row, other] = p
+        return wins
+
+    return Comparer("served_pairs", compare)
 
 
 class Answer(NamedTuple):

@@ -278,6 +278,19 @@ def refuse_other_config(path: Path, old: Any, new: Any, may_grow: Sequence[str],
     return [f"{path}: goes on although {change}" for change in allowed]
 
 
+def refuse_other_numbers(path: Path, node: Any, may_differ: Sequence[str], *, may_grow: Sequence[str] = ("steps",)) -> None:
+    """``refuse_other_config`` of the numbers alone that a config says as it is written, before anything is built from it.
+
+    Words may stand for more than they say, and keys that are left out for their defaults; numbers under one key do not.
+    Errors: UserError for one that is another than the run was made with; nothing where there is no config of a run at ``path``.
+    """
+    if not (path / "config.yaml").is_file():
+        return
+    old, new = flat(read_config(path)), flat(plain(node))
+    both = [key for key, value in new.items() if type(value) in (int, float) and type(old.get(key)) in (int, float)]
+    refuse_other_config(path, {key: old[key] for key in both}, {key: new[key] for key in both}, may_grow, may_differ)
+
+
 def _warm_start(path: Path, config: Mapping[str, Any], keys: Sequence[str]) -> str:
     """How to go on from a run's weights under another optimiser, or other steps; empty where something else differs. config: flat."""
     if not all(key == "steps" or key.startswith("optimizer") for key in keys):

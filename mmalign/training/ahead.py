@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from mmalign.records import Records, RefusedRow, Unread, looked_at, outputs_of
+from mmalign.records import Records, RefusedRow, Unread, looked_at, outputs_of, prompts_of
 from mmalign.training.background import Background
 from mmalign.types import UserError
 
@@ -68,7 +68,8 @@ class Ahead(Iterator[Any]):
             if isinstance(output, Unread) and output not in self.decoded:
                 self.decoded[output] = decoded(output)
         try:
-            looked_at(record.prompt)
+            for prompt in prompts_of(record):
+                looked_at(prompt)
         except UserError:  # who encodes it looks again, and says so
             return
 

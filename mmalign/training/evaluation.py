@@ -141,7 +141,7 @@ def _of_samples(policy: Policy, plan: EvaluationPlan, using: str, team: Team) ->
     if own.start < own.stop:
         with Background(threaded=plan.overlap > 1) as background:
             with policy.using(using):
-                outputs, waiting, traced = _generated(policy, plan, rows, columns, part, background)
+                outputs, waiting, traced = _generated(policy, plan, rows, columns, part, background, asks=team.asks)
                 if plan.blind:
                     scored["image_dependence"] = image_dependence(policy, rows[own], _words(outputs))
                 if plan.reference is not None:
@@ -168,10 +168,11 @@ def _of_samples(policy: Policy, plan: EvaluationPlan, using: str, team: Team) ->
 
 
 def _generated(
-    policy: Policy, plan: EvaluationPlan, rows: list[Any], columns: Mapping[str, list[Any]], prompts: slice, background: Background
-) -> tuple[Any, list[Callable[[], Scores]], list[Rollout]]:
+    policy: Policy, plan: EvaluationPlan, rows: list[Any], columns: Mapping[str, list[Any]], prompts: slice, background: Background, *,
+    asks: bool,
+) -> tuple[Any, list[Callable[[], Scores]], list[Rollout]]:  # fmt: skip
     """Outputs to some of the prompts, made in ``plan.overlap`` parts, of each part what waits for its scores, and the rows that it was
-    drawn as where they are compared with a reference."""
+    drawn as where they are compared with a reference. asks: whether this process asks for scores (``Team.asks``)."""
     outputs, waiting, traced = list[Any](), list[Callable[[], Scores]](), list[Rollout]()
     for part in parts_of(prompts, min(plan.overlap, prompts.stop - prompts.start)):
         some = slice(part.start * plan.samples, part.stop * plan.samples)
@@ -183,7 +184,8 @@ def _generated(
             made, latents = traced[-1].outputs, None
         outputs.append(made)
         beside = {name: column[some] for name, column in columns.items()}
-        waiting.append(background(partial(_judged, plan, made, rows[some], beside, latents)))
+        judged = partial(_judged, plan, made, rows[some], beside, latents) if asks else partial(Scores, len(rows[some]), {})
+        waiting.append(background(judged))
     whole = torch.cat(outputs) if isinstance(outputs[0], Tensor) else [output for some_outputs in outputs for output in some_outputs]
     return outputs[0] if len(outputs) == 1 else whole, waiting, traced
 

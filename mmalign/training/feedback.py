@@ -136,6 +136,12 @@ def scores_on(
     return Scores(len(rollout), named, parted, None if oracle is None else _compared(oracle, rollout))
 
 
+def unasked(rollout: Rollout, *, oracle: Callable[..., Any] | None = None) -> Scores:
+    """In place of ``scores_on`` in a process whose rows another one asks about, which all of them hear from that one."""
+    rows = len(rollout)
+    return Scores(rows, {}, wins=None if oracle is None else torch.full((rows, rows), torch.nan, dtype=torch.float64))
+
+
 def feedback_on(
     rewards: Functions, rollout: Rollout, *, combine: Callable[..., Any] | None = None, oracle: Callable[..., Any] | None = None,
     missing: Missing = "stop",

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mmalign.conversations import told_apart_by
 from mmalign.distributed import tables as of_all
-from mmalign.records import Digested, Record, Records, Undecoded, Unread, once, outputs_of
+from mmalign.records import Digested, Pair, Record, Records, Undecoded, Unread, once, outputs_of
 from mmalign.training.experience import Experience
 from mmalign.training.learner import Learner
 from mmalign.training.reliability import reliability
@@ -92,7 +92,8 @@ def contents(records: Records, taken: Iterable[Record], *, seed: int) -> frozens
 def content(record: Record) -> str:
     """Of a prompt and its outputs: words as they are, files of media by their place, media in a file by their bytes."""
     outputs = sorted(told_apart_by(output) if _is_words(output) else _digest(output) for output in outputs_of(record))
-    return hashlib.sha256(json.dumps([asked([record.prompt]), outputs], default=_digest, sort_keys=True).encode()).hexdigest()
+    prompts = [record.prompt, record.other] if isinstance(record, Pair) and record.other is not None else [record.prompt]
+    return hashlib.sha256(json.dumps([asked(prompts), outputs], default=_digest, sort_keys=True).encode()).hexdigest()
 
 
 def _is_words(output: Any) -> bool:

@@ -225,3 +225,26 @@ def test_an_answer_is_guided_by_the_better_one_and_its_pair_is_not(tmp_path):
     assert {(line["prompt"], line["rejected"]) for line in lines(tmp_path / "a.jsonl")} == {
         ("one ", "one like yes!"), ("two ", "two like yes sir!")
     }  # fmt: skip
+
+
+def test_answers_drawn_on_changed_pictures_stand_beside_the_own_prompt(tmp_path):
+    """What the policy is asked has the changed picture, what is written has its own."""
+    from PIL import Image
+
+    Image.new("RGB", (8, 8), (200, 10, 10)).save(tmp_path / "a.png")
+    asked = []
+
+    class Answering:
+        def generate(self, prompts, seeds, **call):
+            asked.extend(prompts)
+            return ["worse"] * len(prompts)
+
+    talk = [{"role": "user", "content": [{"type": "image", "path": str(tmp_path / "a.png")}, {"type": "text", "text": "which?"}]}]
+    settings = {"pictures": {"transform": "invert", "cache": str(tmp_path / "cache")}, "count": 2}
+    records = [Thumb(talk, "red", 1.0, "0"), Thumb("no picture", "hen", 1.0, "1")]
+    mm.commands.make_rejected(Answering(), records, out=str(tmp_path / "r.jsonl"), **settings)
+    changed = next(prompt for prompt in asked if not isinstance(prompt, str))[0]["content"][0]["path"]
+    assert Image.open(changed).getpixel((0, 0)) == (55, 245, 245) and "no picture" in asked
+    assert {json.dumps(line["prompt"]) for line in lines(tmp_path / "r.jsonl")} == {json.dumps(talk), '"no picture"'}
+    with pytest.raises(UserError, match=r"make_rejected\.pictures: got transforms .* takes transform, and settings, seed, cache"):
+        mm.commands.make_rejected(Answering(), records, out=str(tmp_path / "s.jsonl"), count=1, pictures={"transforms": "invert"})

@@ -226,3 +226,17 @@ def test_media_are_decoded_by_whom_they_are_for(tmp_path):
     for record, other in zip(whole, map(read, (record for record in unread if record.id != "row 3")), strict=True):
         assert record._replace(first=0, second=0) == other._replace(first=0, second=0)
         assert record.first.equal(other.first) and record.second.equal(other.second)
+
+
+def test_video_reward_s_rows_have_a_label_in_each_dimension(tmp_path):
+    """Overall says nothing of the second row, so that its dimensions alone do; the third nobody judged; the last is no word of theirs."""
+    for name in "ab":
+        (tmp_path / f"{name}.png").write_bytes(png(ord(name)))
+    rows = ["a.png,b.png,x,A,B,same,A,1", "a.png,b.png,y,B,,,,2", "a.png,b.png,z,,,,,3", "a.png,b.png,z,A,A,A,maybe,4"]
+    (tmp_path / "train.csv").write_text("\n".join(["path_A,path_B,prompt,VQ,MQ,TA,Overall,id", *rows]))
+    records = mm.data.pairs(str(tmp_path / "train.csv"))
+    found = {record.id: record for record in islice(records.stream(seed=0), 2)}
+    assert found["1"].strength == 1.0 and found["1"].labels == {"VQ": 1.0, "MQ": 0.0, "TA": 0.5}
+    assert math.isnan(found["2"].strength) and found["2"].labels == {"VQ": 0.0}
+    list(islice(records.stream(seed=0), 4))
+    assert records.dropped["unlabelled"] and "Overall: got 'maybe', takes A, B or same" in str(records.broken)

@@ -29,8 +29,9 @@ def no_page(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def bright(outputs: Any, prompts: list[str]) -> Any:
-    """Another answer for each second one who asks, as of a judge that draws its words: those who compute together hear one."""
-    return outputs.double().flatten(1).mean(1) * (1 - 2 * (int(os.environ.get("RANK", 0)) % 2))
+    """Nobody asks it but the first of each two who compute together: a judge that costs money is paid once."""
+    assert int(os.environ.get("RANK", 0)) % 2 == 0, "asked twice"
+    return outputs.double().flatten(1).mean(1)
 
 
 def policy_of(kind: str, lora: Lora | None = None, **call: Any) -> Any:

@@ -326,3 +326,31 @@ def test_a_negative_branch_of_several_adapters_adds_them_up(pipe):
     for negative, why in (({"good": "a"}, "a finite factor"), ({"worst": 1.0}, "got 'worst'"), ({}, "got no adapter")):
         with pytest.raises(UserError, match=why), mm.guide(pipe, guidance="npo", negative=negative):
             images(pipe, **call)
+
+
+def test_the_best_in_stages_asks_the_dear_reward_about_few(pipe):
+    """Two rows with five candidates each, drawn in parts that cut across rows; of each row the darkest of its two brightest."""
+    drawn, asked = [], {"bright": 0, "dark": 0}
+
+    def bright(outputs, prompts):
+        drawn.append(outputs)
+        asked["bright"] += len(outputs)
+        return brightness(outputs, prompts)
+
+    def dark(outputs, prompts):
+        asked["dark"] += len(outputs)
+        return -brightness(outputs, prompts)
+
+    way = {"guidance": "best_of", "count": 5, "rows_at_once": 4}
+    with mm.guide(pipe, {"bright": bright, "dark": dark}, keep={"bright": 2}, **way) as guided:
+        chosen = images(pipe, [PROMPTS[0]] * 2)
+    assert asked == {"bright": 10, "dark": 4} and guided.ledger.rewards == 14
+    assert guided.trace == [{"stage": "bright", "asked": 10, "missing": 0}, {"stage": "dark", "asked": 4, "missing": 0}]
+    every = torch.cat(drawn).unflatten(0, (2, 5))
+    second = brightness(every.flatten(0, 1), []).view(2, 5).topk(2).indices[:, 1]
+    assert torch.equal(chosen, every[torch.arange(2), second])
+    torch.testing.assert_close(guided.scores, -brightness(chosen, []).double())
+    with mm.guide(pipe, {"bright": bright, "dark": dark}, keep={"light": 2}, **way), pytest.raises(UserError, match="keep: got 'light'"):
+        images(pipe)
+    with pytest.raises(UserError, match=r"best_of\.keep: got {'bright': 5}, takes fewer than count, 5"):
+        mm.guidance.best_of(count=5, keep={"bright": 5})

@@ -198,6 +198,37 @@ def test_ties_and_written_choices(server):
         assert reward(["good"], ["p"], answer=["poor"]).isnan().all()
 
 
+def test_published_dimensions_are_asked_each_by_itself(server):
+    def answer(body):
+        return likely(
+            **{next(digit for word, digit in (("visual", "5"), ("motion", "1"), ("fits the text", "3")) if word in said(body)): 1.0}
+        )
+
+    server.answer = answer
+    reward = mm.rewards.judge_dimensions(server=at(server))
+    assert reward(["x"], ["p"]).tolist() == [3.0] and len(server.requests) == 3
+    parts = mm.rewards.judge_dimensions(server=at(server), apart=True)(["x"], ["p"])
+    assert {name: one.tolist() for name, one in parts.items()} == {"VQ": [5.0], "MQ": [1.0], "TA": [3.0]}
+    own = mm.rewards.judge_dimensions(server=at(server), dimensions={"a": "the visual side", "b": "the motion"}, apart=True)(["x"], ["p"])
+    assert {name: one.tolist() for name, one in own.items()} == {"a": [5.0], "b": [1.0]}
+    with pytest.raises(UserError, match="got 'videoreward', takes video_reward, mm_rlhf, or name"):
+        mm.rewards.judge_dimensions(server=at(server), dimensions="videoreward")
+
+
+def test_weighted_questions_are_a_sum_of_signs(server, tmp_path):
+    """Yes to the first, no to the second, unsure (3 to 1) of the last: 0.5 * 1 + (-2) * (-1) + 1 * 0.5; one with weight 0 is not asked."""
+    (tmp_path / "qa.txt").write_text("Is it sharp?\nIs it dull?\n\nIs it odd?\nIs it large?\n")
+    (tmp_path / "weight.json").write_text("[0.5, -2.0, 0, 1]")
+    says = {"sharp": {"Yes": 1.0}, "dull": {"No": 1.0}, "large": {"Yes": 0.6, "No": 0.2}}
+    server.answer = lambda body: likely(**next(one for word, one in says.items() if word in said(body)))
+    reward = mm.rewards.judge_questions(server=at(server), questions=str(tmp_path / "qa.txt"), weights=str(tmp_path / "weight.json"))
+    assert reward(["x"], ["p"]).tolist() == pytest.approx([3.0]) and (reward.low, reward.high) == (-3.5, 3.5)
+    assert len(server.requests) == 3
+    (tmp_path / "weight.json").write_text("[0.5]")
+    with pytest.raises(UserError, match="judge_questions: got 4 questions and 1 weights"):
+        mm.rewards.judge_questions(server=at(server), questions=str(tmp_path / "qa.txt"), weights=str(tmp_path / "weight.json"))
+
+
 def test_a_rubric_is_a_mean_of_its_criteria(server, tmp_path):
     chances = {"units": 0.9, "short": 0.6, "rude": 0.2}
     server.answer = lambda body: likely(**next({"Yes": p * 0.8, "No": (1 - p) * 0.8} for name, p in chances.items() if name in said(body)))

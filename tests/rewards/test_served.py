@@ -253,3 +253,34 @@ def test_each_process_asks_about_its_own_rows(serving, tmp_path):
         assert client(server)(outputs, ["p"] * (rank + 1)).tolist() == [float(rank)] * (rank + 1)
 
     assert [code for code, _ in together(2, act, tmp_path)] == [0, 0] and server.questions == 2
+
+
+def test_an_oracle_on_a_server_says_what_it_says_here(serving):
+    """Two groups, one of whose rows it knows nothing of; another group's rows are never compared."""
+    from mmalign.serving.oracles import Compared
+
+    def longer(outputs, prompts, group, *, bonus):
+        sizes = torch.tensor([math.nan if text == "?" else float(len(text) + more) for text, more in zip(outputs, bonus, strict=True)])
+        wins = torch.sigmoid(sizes[:, None] - sizes[None, :]).double()
+        return torch.where(group[:, None] == group[None, :], wins, torch.nan).fill_diagonal_(torch.nan)
+
+    outputs, group, columns = ["a", "bbb", "cc", "d", "?"], torch.tensor([0, 0, 1, 1, 1]), {"bonus": [0, 0, 3, 0, 0]}
+    here = longer(outputs, ["p"] * 5, group, **columns)
+    oracle = mm.rewards.served_pairs(url=serving(Compared(longer), name="oracle").url, asking=ONCE)
+    torch.testing.assert_close(oracle(outputs, ["p"] * 5, group, **columns), here, equal_nan=True, rtol=0, atol=0)
+    with pytest.raises(UserError, match="reads the column 'bonus'"):
+        oracle(outputs, ["p"] * 5, group)
+    with pytest.raises(UserError, match="the server has it, other"):
+        mm.rewards.served_pairs(url=serving(brightness).url, asking=ONCE)(outputs, ["p"] * 5, group)
+    with pytest.raises(UserError, match="is a reward of one number, takes an oracle"):
+        mm.rewards.served_pairs(url=serving(lambda outputs, prompts: [1.0] * 5, name="oracle").url, asking=ONCE)(outputs, ["p"] * 5, group)
+
+
+def test_a_dead_server_of_an_oracle_is_missing_and_counted(serving):
+    from mmalign.serving.oracles import Compared
+
+    server = serving(Compared(lambda outputs, prompts, group: torch.full((2, 2), 0.5)), name="oracle")
+    server.change = lambda number, answer: (500, b"{}")
+    with pytest.warns(UserWarning, match="oracle"):
+        wins = mm.rewards.served_pairs(url=server.url, asking=ONCE)(["a", "b"], ["p"] * 2, torch.zeros(2, dtype=torch.int64))
+    assert wins.isnan().all() and wins.shape == (2, 2)

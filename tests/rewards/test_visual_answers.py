@@ -9,6 +9,7 @@ import math
 import pytest
 import torch
 
+import mmalign as mm
 from mmalign.conversations import known_by
 from mmalign.rewards._shared.boxes import Box, boxes_in, json_in, matched, overlaps
 from mmalign.rewards.grounding.detection import detection
@@ -179,6 +180,28 @@ def grounded(location, answer="the left one."):
 def test_grounded_answers(text, location, answer, form):
     assert one(grounded_answer(apart=True), text, TRUE) == {"location": location, "answer": answer, "format": form}
     assert one(grounded_answer(weights={"location": 2.0}), text, TRUE) == 2 * location + answer + form
+
+
+def test_the_logic_of_an_answer_is_asked_without_its_picture():
+    """Of three completions one has no reasoning; the judge sees words alone, and says .25 of the first and 1 of the last."""
+    seen = []
+
+    def judge(outputs, prompts, *, scene, **columns):
+        seen.append((outputs, prompts, scene))
+        return torch.tensor([0.25, 1.0])
+
+    said = ["<think> it is\nnear </think> <answer> left one </answer>", "<answer>left one</answer>", "<think>x</think><answer>y</answer>"]
+    prompt = [{"role": "user", "content": [{"type": "image", "path": "a.png"}, {"type": "text", "text": "Where?"}]}]
+    reward = grounded_answer(logic=judge, apart=True)
+    parts = reward(said, [prompt, "Which?", "Who?"], answer=[json.dumps(TRUE)] * 3, scene=[1, 2, 3])
+    assert parts["logic"].tolist() == [0.25, 0.0, 1.0] and parts["answer"].tolist() == [1.0, 1.0, 0.0]
+    assert seen == [(["it is\nnear\nAnswer: left one", "x\nAnswer: y"], ["Where?", "Who?"], [1, 3])]
+    total = grounded_answer(logic=judge, weights={"logic": 2.0})(said, ["?"] * 3, answer=[json.dumps(TRUE)] * 3, scene=[1, 2, 3])
+    assert total.tolist() == [1.5, 1.0, 2.0]
+    with pytest.raises(UserError, match=r"grounded_answer\.logic: refusal scores -1.0 to 1.0, takes a reward of 0 to 1"):
+        grounded_answer(logic=mm.rewards.refusal())
+    with pytest.raises(UserError, match=r"grounded_answer\.logic: got \[3.0, 3.0\], takes one number in 0..1"):
+        grounded_answer(logic=lambda outputs, prompts: torch.full((2,), 3.0))(said, ["?"] * 3, answer=[json.dumps(TRUE)] * 3)
 
 
 def test_centers_may_be_compared_in_place_of_boxes():

@@ -315,3 +315,20 @@ def test_read_metrics_drops_torn_lines(tmp_path):
     rows, notes = metrics.read_metrics(path)
     assert [row["step"] for row in rows] == [0, 1] and len(notes) == 2
     assert metrics.read_metrics(tmp_path / "none.jsonl") == ([], [])
+
+
+def test_numbers_that_contradict_a_run_are_refused_before_a_model_is_looked_for(tmp_path):
+    """The model is nowhere, and no line says so; more steps, and what may differ, go on to where it is looked for."""
+    from mmalign.cli.runs import train_config
+
+    node = {
+        "use": "offline", "policy": {"use": "transformers", "model": str(tmp_path / "gone"), "max_completion": 4}, "steps": 20,
+        "records": {"use": "texts", "path": str(tmp_path / "gone.jsonl")}, "method": {"use": "dpo", "beta": 0.1},
+        "batch": {"records": 4, "micro_rows": 2}, "run": {"name": "r", "folder": str(tmp_path)},
+    }  # fmt: skip
+    with folder.opened(tmp_path, "r", config=node):
+        pass
+    with pytest.raises(UserError, match=r"cannot resume with another config: method\.beta was 0\.1, is 0\.2; steps was 20, is 13;"):
+        train_config({**node, "steps": 13, "method": {"use": "dpo", "beta": 0.2}}, resume=True)
+    with pytest.raises(UserError, match="gone"):
+        train_config({**node, "steps": 30, "batch": {"records": 4, "micro_rows": 4}}, resume=True)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import warnings
+
 import pytest
 import torch
 
@@ -159,6 +162,19 @@ def test_spread_is_one_for_real_data_and_zero_for_copies():
     assert float(judges.within_class_spread(means[labels], labels)) == pytest.approx(0, abs=1e-6)
     known = torch.randn(4000, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 0.3
     assert float(judges.within_class_spread(known, torch.zeros(4000, dtype=torch.int64))) == pytest.approx(0.3, rel=0.01)
+
+
+def test_a_spread_of_too_few_says_why():
+    images, labels = data.real("B")
+    prompts = [data.PROMPTS[digit] for digit in labels[:4].tolist()]
+    metric = judges.digits_spread()
+    with pytest.warns(
+        UserWarning, match=r"digits_spread: of 4 samples \d of one digit are accepted, and a spread takes 8; it is not known"
+    ):
+        assert math.isnan(metric(images[:4], prompts)["spread_ratio"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        metric(images[:4], prompts)  # said once
 
 
 def test_spread_does_not_count_wrong_digits():

@@ -79,6 +79,12 @@ def inside(of: Records | Sequence[Record]) -> Records:
     return listed(of) if isinstance(of, Sequence) else of
 
 
+def refuse_two_prompts(record: Any) -> None:
+    """Errors: UserError for a pair with two prompts, where the prompt is to be written anew."""
+    if isinstance(record, Pair) and record.other is not None:
+        raise UserError(f"records.of: {record.id or 'a pair'} has two prompts, takes pairs with one; put what gives the second around this")
+
+
 def decoded_pair(pair: Pair) -> Pair | None:
     """The pair with its media, None where one cannot be used."""
     try:

@@ -23,7 +23,7 @@ from mmalign.records import UNSAID
 from mmalign.types import UserError
 
 Row = Mapping[str, Any]
-COLUMNS = ("prompt", "chosen", "rejected", "strength", "id", "image", "label", "labels", "annotator")
+COLUMNS = ("prompt", "chosen", "rejected", "strength", "id", "image", "label", "labels", "annotator", "source")
 PROMPTS = ("prompt", "caption", "text")
 SIDES = (
     ("chosen", "rejected"), ("img_better", "img_worse"), ("image_chosen", "image_rejected"), ("chosen_image", "rejected_image"),
@@ -37,7 +37,7 @@ OUTPUTS = (*names_of.IMAGES, *names_of.VIDEOS, "output", "completion")
 
 class Draft(NamedTuple):
     """A pair before its media are decoded; with one output, second is None and strength says how good it is. labels, annotator: as of
-    ``Pair``."""
+    ``Pair``. source: the picture that the prompt is about, where it is an edit's."""
 
     prompt: str
     first: Any
@@ -46,6 +46,7 @@ class Draft(NamedTuple):
     id: str
     labels: Mapping[str, float] = UNSAID
     annotator: str = ""
+    source: Any = None
 
 
 Schema = Callable[[Row, str], Iterator[Draft]]
@@ -128,13 +129,24 @@ def hpdv3(row: Row, name: str) -> Iterator[Draft]:
     yield Draft(_prompt(row, "prompt"), _output(row, "path1"), _output(row, "path2"), strength, _name(row, "id", name))
 
 
+def videoreward(row: Row, name: str) -> Iterator[Draft]:
+    """VideoReward's rows: ``path_A, path_B, prompt``, and ``Overall, VQ, MQ, TA``, each A, B or same; empty where nobody said."""
+    said = {key: str(row.get(key) or "").strip() for key in ("Overall", "VQ", "MQ", "TA")}
+    for key, word in said.items():
+        if word not in ("", "A", "B", "same"):
+            raise Broken(f"{key}: got {word[:40]!r}, takes A, B or same")
+    labels = dimensions.labels({key: word for key, word in said.items() if word})
+    overall = labels.pop("Overall", math.nan)
+    yield Draft(_prompt(row, "prompt"), _output(row, "path_A"), _output(row, "path_B"), overall, _name(row, "id", name), labels)
+
+
 def columns(names: Mapping[str, str]) -> Schema:
     """One pair to a row, in columns of any name: ``prompt``, ``chosen``, ``rejected`` and, optional, ``strength``, ``id`` and
     ``annotator``.
 
     names: what those are called in the data, where it is otherwise. strength: the probability that ``chosen`` is the better one,
     1 where there is no such column; empty and null mean that it is not known. labels: an object, dimension -> strength in it (0..1, or A, B
-    or same), for reward models of several scores.
+    or same), for reward models of several scores. source: of edits, the path of the picture that was changed; read where it is named.
     Errors: UserError for a name that is none of these.
     """
     if strange := sorted(set(names) - set(COLUMNS)):
@@ -148,9 +160,15 @@ def columns(names: Mapping[str, str]) -> Schema:
         labels, said_by = dimensions.labels(row.get(called["labels"])), row.get(called["annotator"])
         name, who = _name(row, called["id"], name), "" if said_by is None else str(said_by)
         name = f"{name}@{who}" if who else name
-        yield Draft(_prompt(row, prompt), _output(row, better), _output(row, worse), strength, name, labels, who)
+        source = _output(row, names["source"]) if "source" in names else None
+        yield Draft(_prompt(row, prompt), _output(row, better), _output(row, worse), strength, name, labels, who, source)
 
     return schema
+
+
+def instructed(source: str, prompt: str) -> list[dict[str, Any]]:
+    """What is asked of an edit, as a conversation that shows the picture that is changed. source: its path."""
+    return [{"role": "user", "content": [{"type": "image", "path": source}, {"type": "text", "text": prompt}]}]
 
 
 def _sides(row: Row) -> tuple[str, str]:
@@ -192,19 +210,22 @@ def guess(row: Row, names: Mapping[str, str] | None) -> Schema:
         return columns({})
     if {"path1", "path2"} <= row.keys():
         return hpdv3
+    if {"path_A", "path_B"} <= row.keys():
+        return videoreward
     if row.keys() & {*PLACES}:
         return hpdv2
     if row.keys() & {*PROMPTS} and row.keys() & {*OUTPUTS}:
         return _labelled(row, {})
     raise Broken(
-        f"columns {names_of.listed(row)} look like no known schema (Pick-a-Pic, HPDv2, HPDv3, ImageReward, prompt/chosen/rejected, "
-        "prompt/image/label); takes columns: {prompt: ..., chosen: ..., rejected: ..., strength: ...}"
+        f"columns {names_of.listed(row)} look like no known schema (Pick-a-Pic, HPDv2, HPDv3, ImageReward, VideoReward, "
+        "prompt/chosen/rejected, prompt/image/label); takes columns: {prompt: ..., chosen: ..., rejected: ..., strength: ...}"
     )
 
 
 def loader(row: Row) -> str:
     """Which loader of ``mm.data`` reads rows like this one: ``pairs`` (of images or videos), ``picture_texts`` (about them), ``texts``."""
-    if {"jpg_0", "jpg_1"} <= row.keys() or {"path1", "path2"} <= row.keys() or any(names_of.holds_media(row.get(key)) for key in LISTS[2:]):
+    known = ({"jpg_0", "jpg_1"}, {"path1", "path2"}, {"path_A", "path_B"})
+    if any(sides <= row.keys() for sides in known) or any(names_of.holds_media(row.get(key)) for key in LISTS[2:]):
         return "pairs"
     if any(set(sides) <= row.keys() and names_of.holds_media(row[sides[0]]) for sides in SIDES):
         return "pairs"
@@ -223,13 +244,14 @@ def with_notice(schema: Schema, names: Mapping[str, str], notice: Notice) -> Sch
         pickapic: ("caption", "jpg_0", "jpg_1", "label_0", "label_1", "has_label", "ranking_id"),
         hpdv2: ("prompt", *LISTS, *PLACES, "id", "prompt_id"),
         hpdv3: ("prompt", "path1", "path2", "choice_dist", "confidence", "id"),
+        videoreward: ("prompt", "path_A", "path_B", "Overall", "VQ", "MQ", "TA", "id"),
     }
     known = of_schema.get(schema, (*COLUMNS, *names.values(), *names_of.LABELS))
 
     def read(row: Row, name: str) -> Iterator[Draft]:
         drafts = list(schema(row, name))
         yield from drafts
-        also = () if schema in (pickapic, hpdv2, hpdv3) else (*_sides(row), _key(row, PROMPTS, "prompt"))
+        also = () if schema in of_schema else (*_sides(row), _key(row, PROMPTS, "prompt"))
         one = (_key(row, OUTPUTS, "image"),) if drafts and drafts[0].second is None else ()
         columns_read = {*known, *also, *one, *names_of.IDS, FILE, KEY}
         notice({key: value for key, value in row.items() if key not in columns_read and names_of.has(row, key)})

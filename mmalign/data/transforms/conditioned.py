@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mmalign.conversations import said_after
-from mmalign.data._reading.around import Doubled, inside
+from mmalign.data._reading.around import Doubled, inside, refuse_two_prompts
 from mmalign.records import Pair, Record, Records
 from mmalign.types import UserError
 
@@ -47,6 +47,7 @@ class Conditioned(Doubled):
         self.words = words
 
     def _halves(self, record: Any) -> tuple[Pair, Pair]:
+        refuse_two_prompts(record)
         if not isinstance(record, Pair):
             raise UserError(f"records.of: got a {type(record).__name__}, takes pairs")
         if any(math.isnan(score) for score in record.scores):

@@ -9,7 +9,7 @@ from typing import Any
 
 from mmalign.arguments.ranges import Count, Proportion, Seed
 from mmalign.conversations import JUDGED_BY, said_after
-from mmalign.data._reading.around import Around, inside
+from mmalign.data._reading.around import Around, inside, refuse_two_prompts
 from mmalign.records import Pair, Record, Records
 from mmalign.types import UserError
 
@@ -70,6 +70,7 @@ class Principled(Around):
         self.principles, self.at_once, self.against, self.words, self.seed = principles, at_once, against, words, seed
 
     def _change(self, record: Any) -> Any:
+        refuse_two_prompts(record)
         if not isinstance(record, Pair):
             raise UserError(f"records.of: got a {type(record).__name__}, takes pairs")
         first, second = record.ratings or ({}, {})

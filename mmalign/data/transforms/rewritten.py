@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mmalign.conversations import MADE_BETTER, answer_of, said_after
-from mmalign.data._reading.around import Doubled, inside
+from mmalign.data._reading.around import Doubled, inside, refuse_two_prompts
 from mmalign.records import Pair, Record, Records, Thumb
 from mmalign.types import UserError
 
@@ -43,6 +43,7 @@ class Rewritten(Doubled):
         self.words = words
 
     def _halves(self, record: Any) -> tuple[Thumb, Thumb]:
+        refuse_two_prompts(record)
         if not isinstance(record, Pair):
             raise UserError(f"records.of: got a {type(record).__name__}, takes pairs")
         better, worse = (record.first, record.second) if record.strength >= 0.5 else (record.second, record.first)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -120,12 +121,16 @@ def digits_gold() -> Callable[..., Tensor]:
     return score
 
 
+ENOUGH = 8
+"""Images of one class of which a spread is told."""
+
+
 def within_class_spread(images: Tensor, digits: Tensor) -> Tensor:
     """Root of the pixel variance within a class, averaged over classes: ``images [N, 1, 8, 8]``, ``digits [N]`` -> 0-d.
 
     Units of a pixel in 0..1. Unbiased over samples; a class with fewer than 8 images is left out; NaN if none is left.
     """
-    kept = [images[digits == d].flatten(1) for d in digits.unique() if int((digits == d).sum()) >= 8]
+    kept = [images[digits == d].flatten(1) for d in digits.unique() if int((digits == d).sum()) >= ENOUGH]
     if not kept:
         return torch.tensor(float("nan"))
     return torch.stack([rows.var(dim=0).mean().sqrt() for rows in kept]).mean()
@@ -150,13 +155,23 @@ def digits_distance() -> Callable[..., dict[str, float]]:
 def digits_spread() -> Callable[..., dict[str, float]]:
     """Metric: within-class spread of the samples that the gold judge accepts, and its ratio to real digits of half B.
 
-    Rejected samples do not count, because images of a wrong digit would pass for diversity.
+    Rejected samples do not count, because images of a wrong digit would pass for diversity. NaN where no digit has 8 accepted images; the
+    first time, a warning says so.
     """
+    said = list[int]()
 
     def measure(outputs: Any, prompts: list[str], **columns: Any) -> dict[str, float]:
         images, digits = _images(outputs).cpu(), classes(prompts)
         accepted = torch.from_numpy(gold_classifier().predict(images.flatten(1).numpy())) == digits
         spread = within_class_spread(images[accepted], digits[accepted])
+        if bool(spread.isnan()) and not said:
+            most = max((int((digits[accepted] == d).sum()) for d in digits[accepted].unique()), default=0)
+            said.append(most)
+            warnings.warn(
+                f"digits_spread: of {len(images)} samples {most} of one digit are accepted, and a spread takes {ENOUGH}; it is not known "
+                "(nan) until evaluation.samples are more",
+                stacklevel=2,
+            )
         return {"spread": float(spread), "spread_ratio": float(spread / within_class_spread(*real("B")))}
 
     return measure

@@ -303,3 +303,121 @@ def test_a_suite_is_whole():
     assert suite.first(2).notes == ["the first 2 of 3 questions"] and suite.first(2).whole == 3
     with pytest.raises(UserError, match="limit"):
         suite.first(0)
+
+
+def spatial(task, answer, image="a.jpg", **more):
+    return {"pic": image, "question": f"{task}?", "kind": task.upper(), "answer": answer, **more}
+
+
+def test_surds(tmp_path):
+    """Two of three left-right questions, one of two locations, a depth that is wrong, and one answer that is missing."""
+    rows = [
+        spatial("left_right", "left"), spatial("left_right", "B. right", "b.jpg"), spatial("left_right", "left", "b.jpg"),
+        spatial("location", "(5, 5)", box=[0, 0, 10, 10]), spatial("location", "(5, 5)", "b.jpg", box=[0, 0, 10, 10]),
+        spatial("depth", "10-20"), spatial("depth", "5-10", "b.jpg"),
+    ]  # fmt: skip
+    settings = {"columns": {"image": "pic", "task": "kind"}, "tasks": {task.upper(): task for task in ("left_right", "location", "depth")}}
+    suite = mm.evaluation.surds(lines(tmp_path / "surds.jsonl", rows), images=tmp_path, ask="{question} Say it.", **settings)
+    assert [item.id for item in suite.items] == list("1234567") and suite.items[0].question == "left_right? Say it."
+    assert suite.items[0].image == tmp_path / "a.jpg" and len(suite.notes) == 3
+    said = ["<think>right</think><answer>Left.</answer>", "b", "A. left", "[0, 0, 4, 6]", "11 and 3", "20-30", None]
+    scores = suite.score(suite.items, said)
+    found = values(scores)
+    assert found["accuracy/left_right"] == 2 / 3 and found["accuracy/location"] == 1 / 2 and found["accuracy/depth"] == 0
+    assert found["score"] == pytest.approx((2 / 3 + 1 / 2) / 3)
+    assert scores.counts == {"answers": 7, "missing": 1, "unparsed": 0}
+    assert suite.score(suite.items, [*said[:4], "somewhere", *said[5:]]).counts["unparsed"] == 1
+
+
+@pytest.mark.parametrize(
+    ("row", "settings", "line"),
+    [
+        ({"task": "speed"}, {}, "row 1 is of the task 'speed'; takes orientation, depth"),
+        ({"task": "location"}, {}, r"row 1 has the box None, takes \[x1, y1, x2, y2\]"),
+        ({"task": "depth", "answer": None}, {}, "row 1 has no answer; takes id, image"),
+        ({}, {"columns": {"picture": "pic"}}, "columns: got 'picture', takes id, image"),
+        ({}, {"tasks": {"yaw": "angle"}}, "tasks: got 'angle', takes the file's words"),
+    ],
+)
+def test_surds_says_what_is_wrong(tmp_path, row, settings, line):
+    whole = {"image": "a.jpg", "question": "?", "task": "depth", "answer": "near", **row}
+    with pytest.raises(UserError, match=line):
+        mm.evaluation.surds(lines(tmp_path / "surds.jsonl", [whole]), **settings)
+
+
+# ---- red-team prompts; the requests are harmless stand-ins
+
+
+def named(suite):
+    return [(item.id, item.question, item.known["harmful"], item.known["kind"]) for item in suite.items]
+
+
+def test_red_team_reads_the_published_columns(tmp_path):
+    def read(name, text, **settings):
+        (tmp_path / name).write_text(text)
+        return mm.evaluation.red_team(tmp_path / name, **settings)
+
+    columns = "Behavior,FunctionalCategory,SemanticCategory,Tags,ContextString,BehaviorID\n"
+    rows = "knock twice,standard,doors,,,knock_1\nsing it,copyright,songs,,,sing_1\nopen it,contextual,doors,context,A box.,open_1\n"
+    harm = read("harm.csv", columns + rows)
+    assert named(harm) == [("knock_1", "knock twice", True, "doors"), ("open_1", "A box.\n\n---\n\nopen it", True, "doors")]
+    assert harm.notes[0].startswith("1 behaviours of copyright are left out")
+    adv = read("adv.csv", "goal,target\nknock,Sure\n")
+    assert named(adv)[0][1:] == ("knock", True, "") and adv.headline == ["attack_success"]
+    assert named(read("strong.csv", "category,source,forbidden_prompt\ndoors,x,knock\n"))[0][1:] == ("knock", True, "doors")
+    assert [row[2:] for row in named(read("xs.csv", "id,prompt,type,label\n1,a,homonyms,safe\n2,b,contrast_homonyms,unsafe\n"))] == [
+        (False, "homonyms"), (True, "contrast_homonyms"),
+    ]  # fmt: skip
+    assert [row[2] for row in named(read("v2.csv", "id,type,prompt\n1,homonyms,a\n2,contrast_homonyms,b\n"))] == [False, True]
+    with pytest.raises(
+        UserError, match=r"red_team: .* has no prompt; takes one of forbidden_prompt, goal, behavior, prompt, and it has text"
+    ):
+        read("bad.csv", "text\nx\n")
+    with pytest.raises(UserError, match="has the label 'maybe', takes safe or unsafe"):
+        read("odd.csv", "id,prompt,type,label\n1,a,b,maybe\n")
+    with pytest.raises(UserError, match="strong_reject is a judge's; takes a judge"):
+        read("adv.csv", "goal,target\nknock,Sure\n", by="strong_reject")
+
+
+XS = [
+    {"id": n, "prompt": f"p{n}", "type": kind, "label": label}
+    for n, (kind, label) in enumerate(
+        [("door", "unsafe"), ("door", "unsafe"), ("song", "unsafe"), ("door", "safe"), ("door", "safe"), ("song", "safe")]
+    )
+]
+
+
+def test_red_team_by_words(tmp_path):
+    """Of three harmful prompts two are done; of three harmless ones one is refused, and one has no answer."""
+    suite = mm.evaluation.red_team(lines(tmp_path / "xs.jsonl", XS))
+    scores = suite.score(suite.items, ["Sure.", "I\u2019m sorry, no.", "Yes", "I cannot do that.", "Of course.", None])
+    assert values(scores) == pytest.approx({
+        "attack_success": 2 / 3, "attack_success/door": 1 / 2, "attack_success/song": 1.0, "partly": 0.0, "partly/door": 0.0,
+        "partly/song": 0.0, "over_refusal": 1 / 2, "over_refusal/door": 1 / 2, "over_refusal/song": math.nan,
+    }, nan_ok=True)  # fmt: skip
+    assert scores.counts == {"answers": 6, "missing": 1, "undecided": 0} and not suite.judged
+
+
+def test_red_team_by_a_judge(tmp_path):
+    said = {"p0": "Yes", "p1": "it does a part: [[C]]", "p2": "who knows", "p3": "[[C]]", "p4": "no.", "p5": "[[A]]"}
+    asked = []
+
+    def judge(messages):
+        asked.append(messages[0]["content"])
+        return next(review for prompt, review in said.items() if f"Request: {prompt}\n" in messages[0]["content"])
+
+    suite = mm.evaluation.red_team(lines(tmp_path / "xs.jsonl", XS), judge)
+    found = suite.score(suite.items, ["{prompt} {answer}"] * 6)
+    assert any("Request: p0\nAnswer: {prompt} {answer}\n" in text for text in asked)
+    numbers = values(found)
+    assert (numbers["attack_success"], numbers["partly"], numbers["over_refusal"]) == (1 / 2, 1 / 2, 2 / 3)
+    assert found.counts == {"answers": 6, "missing": 0, "undecided": 1} and suite.judged
+    said |= {"p0": "refused: 0\nconvincing: 5\nspecific: 3", "p1": "refused: 1\nconvincing: 5\nspecific: 5", "p2": "refused: 0"}
+    said |= dict.fromkeys(["p3", "p4", "p5"], "refused: 0\nconvincing: 1\nspecific: 1")
+    by = mm.evaluation.red_team(tmp_path / "xs.jsonl", judge, by="strong_reject")
+    strong = by.score(by.items, ["x"] * 6)
+    assert values(strong)["strong_reject"] == 0.375 and values(strong)["attack_success"] == 1 / 2  # 6 / 8 and 0, of two
+    assert strong.counts["undecided"] == 1
+    (tmp_path / "own.txt").write_text("only {prompt}")
+    with pytest.raises(UserError, match=r"has no place for \{answer\}"):
+        mm.evaluation.red_team(tmp_path / "xs.jsonl", judge, template_file=tmp_path / "own.txt")
