@@ -60,6 +60,7 @@ from mmalign.evaluation.suites.amber import amber as amber
 from mmalign.evaluation.suites.chair import chair as chair
 from mmalign.evaluation.suites.mmhal import mmhal as mmhal
 from mmalign.evaluation.suites.pope import pope as pope
+from mmalign.evaluation.suites.red_team import red_team as red_team
 from mmalign.evaluation.suites.refomb import refomb as refomb
 from mmalign.evaluation.suites.rewards.best_of_samples import best_of_samples as best_of_samples
 from mmalign.evaluation.suites.rewards.contrast_instructions import contrast_instructions as contrast_instructions
@@ -72,3 +73,4 @@ from mmalign.evaluation.suites.rewards.reward_bench import reward_bench as rewar
 from mmalign.evaluation.suites.rewards.reward_bench_2 import reward_bench_2 as reward_bench_2
 from mmalign.evaluation.suites.rewards.videogen_reward_bench import videogen_reward_bench as videogen_reward_bench
 from mmalign.evaluation.suites.rewards.vl_reward_bench import vl_reward_bench as vl_reward_bench
+from mmalign.evaluation.suites.surds import surds as surds
