@@ -47,6 +47,7 @@ from mmalign.guidance.guide import guide as guide
 from mmalign.lookup.dialects import like as like
 from mmalign.merges.settings import Part as Part
 from mmalign.merges.settings import Search as Search
+from mmalign.policies.language import segments as segments
 from mmalign.policies.scorers import heads as heads
 from mmalign.policies.settings import EngineSettings as EngineSettings
 from mmalign.policies.settings import Lora as Lora
@@ -68,6 +69,7 @@ from mmalign.training.optimizers import muon as muon
 from mmalign.training.optimizers import sgd as sgd
 from mmalign.training.settings import Batch as Batch
 from mmalign.training.settings import Evaluation as Evaluation
+from mmalign.training.settings import Mix as Mix
 from mmalign.training.settings import RecordBatch as RecordBatch
 from mmalign.training.settings import Reference as Reference
 from mmalign.training.settings import RunSettings as RunSettings

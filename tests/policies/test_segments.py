@@ -21,6 +21,11 @@ TEXT = "the old cat sat on the mat (today)."
 TREE = "(S (NP (DT the) (JJ old) (NN cat)) (VP (VBD sat) (PP (IN on) (NP (DT the) (NN mat))) (-LRB- -LRB-) (NN today) (-RRB- -RRB-)) (. .))"
 
 
+def brackets() -> Any:
+    """A maker of a parser, as a config names it."""
+    return lambda text: TREE
+
+
 def cut(text: str, found: Any, most: int) -> list[str]:
     spans = segments.constituents(parser=lambda _: found, most=most)(text)
     assert all(one[1] <= other[0] for one, other in pairwise(spans))
@@ -110,7 +115,7 @@ def test_a_config_names_a_word_or_a_node() -> None:
         return check({**node, "policy": {**node["policy"], "segments": value}, "method": {"use": "ma_rlhf", "macro": "segment"}})
 
     assert lines("clause") == [] == lines({"use": "constituents", "spacy": "en_core_web_sm", "most": 3})
-    assert lines({"use": "constituents", "parser": {"use": "my_parsers.parse"}}) == []
+    assert lines({"use": "constituents", "parser": {"use": "tests.policies.test_segments.brackets"}}) == []
     (line,) = lines("phrase")
     assert line.startswith("policy.segments: got 'phrase', takes sentence, clause, turn, or a node {use: NAME, ...} with a name of")
     (line,) = lines({"use": "constituents", "spacy": "en_core_web_sm", "most": 0})
