@@ -35,13 +35,14 @@ ROOMS = (
 FILES = {
     **{name: f"mmalign.samplers.{name}" for name in ("kernels", "windows", "branches")},
     "heads": "mmalign.policies.scorers.heads",
+    "segments": "mmalign.policies.language.segments",
 }
 """Single files, and a folder, that have a name of their own: ``mm.kernels.flow_sde``."""
 
 SETTINGS = {
     "Batch": "training", "RecordBatch": "training", "Evaluation": "training", "Reference": "training", "RunSettings": "training",
-    "Stop": "training", "Lora": "policies", "Train": "policies", "Schedule": "policies", "Memory": "policies", "TextMemory": "policies",
-    "EngineSettings": "policies", "Turns": "policies", "Part": "merges", "Search": "merges",
+    "Stop": "training", "Mix": "training", "Lora": "policies", "Train": "policies", "Schedule": "policies", "Memory": "policies",
+    "TextMemory": "policies", "EngineSettings": "policies", "Turns": "policies", "Part": "merges", "Search": "merges",
 }  # fmt: skip
 """Records of settings: ``mm.Batch(prompts=10)``; a mapping of the same keys does as well."""
 

@@ -206,6 +206,12 @@ def scalar(annotation: Any) -> bool:
     return all(any(part is leaf for leaf in scalars) or typing.get_origin(part) is Literal for part in parts)
 
 
+def words(annotation: Any) -> tuple[Any, ...]:
+    """The values that it names by themselves, as of ``Literal["sentence", "turn"] | Callable``."""
+    parts = typing.get_args(annotation) if typing.get_origin(annotation) in (Union, types.UnionType) else (annotation,)
+    return tuple(word for part in parts if typing.get_origin(part) is Literal for word in typing.get_args(part))
+
+
 def data_alone(annotation: Any) -> bool:
     """Whether only scalars, and lists and mappings of them, fit: then no node may stand there, nor inside."""
     if scalar(annotation):

@@ -54,6 +54,8 @@ def rehearsal_config(config: Mapping[str, Any], *, kind: str | None = None) -> R
         node["oracle"] = _score(config["oracle"], "oracle", stand_ins)
     if "records" in config:
         node["records"] = _records(config["records"], twin, stand_ins)
+    if isinstance(mix := config.get("mix"), Mapping) and "records" in mix:
+        node["mix"] = {**mix, "records": _records(mix["records"], twin, stand_ins), "count": min(mix.get("count", GROUP), GROUP)}
     if isinstance(config.get("evaluation"), Mapping) or "prompts" in config:
         node["evaluation"] = _evaluation(config, twin, stand_ins)
     return RehearsalConfig(node, twin.remarks, stand_ins)

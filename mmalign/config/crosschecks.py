@@ -41,6 +41,7 @@ def crosschecked(call: Call, review: Review) -> None:
     """Adds to a review what is wrong between the keys of a plan."""
     review.errors.extend(_calls(call))
     review.errors.extend(_other_kinds(call))
+    review.errors.extend(_mixed(call, review))
     review.errors.extend(_names(call))
     review.errors.extend(_shares(call))
     review.errors.extend(_without_latents(call))
@@ -59,35 +60,21 @@ def _incompatible(call: Call, review: Review) -> list[str]:
     adapter = _adapter(policy)
     if adapter is None:
         return []
-    from mmalign.needs import as_bound, lacking  # imports torch, so only here
-    from mmalign.types import Encoder, Method
+    from mmalign.needs import as_bound  # imports torch, so only here
+    from mmalign.types import Encoder
 
     takes = parameters(call.function)[0].get("policy")
     if adapter.kind == "transition" and takes is not None and takes.annotation is Encoder:
         return [
             f"policy: {policy.name} learns from steps that it samples itself, and records hold finished outputs; {as_bound(policy.name)}"
         ]
-
-    gives = adapter.gives
-    for option, more in adapter.gives_with.items():
-        gives = gives | {word for word in _list(policy.arguments.get(option)) if isinstance(word, str) and word in more}
-    try:
-        built = carry_out(method)
-    except Exception as error:  # whatever a factory raises is the user's to know, as one line among the others
-        return [one_line(error) if str(error).startswith(method.path) else f"{method.path}: {one_line(error)}"]
-    if not isinstance(built, Method):
-        return [f"{method.path}.use: got {method.name!r}, which gives a {type(built).__name__}; takes a function that gives a Method"]
-    wrong = []
-    if lacks := lacking(built, gives):
-        given = ", ".join(sorted(gives)) or "none of them"
-        wrong.append(f"{method.path}: {method.name} needs {', '.join(lacks)}; the policy {policy.name} gives {given}")
+    built, mistakes = _built(method)
+    if mistakes:
+        return mistakes
+    wrong = _lacking(policy, adapter, method, built)
     evaluation = call.arguments.get("evaluation")
     if adapter.kind == "score" and (evaluation is None or (isinstance(evaluation, Call) and evaluation.arguments.get("records") is None)):
         wrong.append("evaluation.records: missing; a reward model is evaluated on records that it is not trained on")
-    if adapter.kind not in built.kinds:
-        kinds = ", ".join(sorted(built.kinds))
-        line = f"; {as_bound(policy.name)}" if adapter.kind == "transition" and "bound" in built.kinds else ""
-        wrong.append(f"{method.path}: {method.name} takes steps of kind {kinds}; the policy {policy.name} gives {adapter.kind}{line}")
     if built.unguided and _keyword(policy, "guided") is True:
         wrong.append(
             f"{policy.path}.guided: rows are sampled with guidance and predicted without, {method.name} takes one policy; takes false"
@@ -95,6 +82,53 @@ def _incompatible(call: Call, review: Review) -> list[str]:
     if built.reward_gradient is not None:
         wrong.extend(_without_gradient(call, method.name))
     return [*wrong, *_steps(policy, adapter, built, review)]
+
+
+def _built(method: Call) -> tuple[Any, list[str]]:
+    """The method of a node, or the line that says why there is none."""
+    from mmalign.types import Method
+
+    try:
+        built = carry_out(method)
+    except Exception as error:  # whatever a factory raises is the user's to know, as one line among the others
+        return None, [one_line(error) if str(error).startswith(method.path) else f"{method.path}: {one_line(error)}"]
+    if not isinstance(built, Method):
+        return None, [f"{method.path}.use: got {method.name!r}, which gives a {type(built).__name__}; takes a function that gives a Method"]
+    return built, []
+
+
+def _lacking(policy: Call, adapter: Any, method: Call, built: Any) -> list[str]:
+    """What a built method needs and the policy does not give: tables of steps, and steps of its kinds."""
+    from mmalign.needs import as_bound, lacking
+
+    gives, wrong = adapter.gives, list[str]()
+    for option, more in adapter.gives_with.items():
+        gives = gives | {word for word in _list(policy.arguments.get(option)) if isinstance(word, str) and word in more}
+    if lacks := lacking(built, gives):
+        given = ", ".join(sorted(gives)) or "none of them"
+        wrong.append(f"{method.path}: {method.name} needs {', '.join(lacks)}; the policy {policy.name} gives {given}")
+    if adapter.kind not in built.kinds:
+        kinds = ", ".join(sorted(built.kinds))
+        line = f"; {as_bound(policy.name)}" if adapter.kind == "transition" and "bound" in built.kinds else ""
+        wrong.append(f"{method.path}: {method.name} takes steps of kind {kinds}; the policy {policy.name} gives {adapter.kind}{line}")
+    return wrong
+
+
+def _mixed(call: Call, review: Review) -> list[str]:
+    """Records that are mixed in, where the policy takes none, or cannot be taught by their method."""
+    policy, mix = call.arguments.get("policy"), call.arguments.get("mix")
+    if not isinstance(policy, Call) or not isinstance(mix, Call) or (adapter := _adapter(policy)) is None:
+        return []
+    if adapter.kind == "transition":
+        from mmalign.needs import as_bound
+
+        return [f"{mix.path}: {policy.name} learns from steps that it samples itself, and records hold finished outputs; "
+                f"{as_bound(policy.name)}"]  # fmt: skip
+    method = mix.arguments.get("method")
+    if not isinstance(method, Call) or not harmless(method, review):
+        return []
+    built, mistakes = _built(method)
+    return mistakes or _lacking(policy, adapter, method, built)
 
 
 def _without_gradient(call: Call, method: str) -> Iterator[str]:

@@ -306,7 +306,11 @@ def _not_nodes(path: str, parameter: signatures.Parameter, value: Any) -> Iterat
             missing = f"{path}{place}.use: missing, takes a node {{use: NAME, ...}}"
             yield missing if isinstance(item, Mapping) else f"{path}{place}: got {item!r}, takes a node"
         return
-    places = " or ".join(ROOMS[key])
+    places, words = " or ".join(ROOMS[key]), signatures.words(parameter.annotation)
+    if isinstance(value, str) and words:
+        if value not in words:
+            yield f"{path}: got {value!r}, takes {', '.join(words)}, or a node {{use: NAME, ...}} with a name of {places}"
+        return
     by_name = key in NAMED and isinstance(value, Mapping) and "use" not in value
     for where, item in {f"{path}.{name}": value[name] for name in value}.items() if by_name else {path: value}.items():
         if isinstance(item, Mapping):

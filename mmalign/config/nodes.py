@@ -46,6 +46,8 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "environment": ("environments",),
     "tools": ("environments",),
     "simulator": ("environments",),
+    "segments": ("policies.language.segments",),
+    "parser": ("policies.language.segments",),
 }
 """key -> where the names under it are looked up, in this order. Mappings and lists inside inherit their key's rooms."""
 
@@ -90,6 +92,8 @@ def expanded(value: Any, parameter: signatures.Parameter) -> Any:
     key = parameter.name
     if key not in ROOMS or signatures.scalar(parameter.annotation):
         return value
+    if isinstance(value, str) and signatures.words(parameter.annotation) and value.isidentifier() and not _named(value, key):
+        return value  # one of its words, or none
     if key in NAMED and isinstance(value, Mapping) and "use" not in value:
         return {name: _node(item, key) for name, item in value.items()}
     return _node(value, key)
@@ -99,11 +103,16 @@ def _node(word: Any, key: str) -> Any:
     """The node that a word stands for under a key; anything else, and the id or folder of a model, as it is."""
     if not isinstance(word, str) or key in MODELS:
         return word
-    is_name = any(word in index(f"mmalign.{room}") for room in ROOMS[key])
+    is_name = _named(word, key)
     if key == "prompts" and not is_name:
         is_file = word.endswith(PROMPT_FILES) or any(os.path.isfile(place) for place in (word, resource(word)))
         return {"use": "prompts", "path": word} if is_file else word
     return {"use": word} if is_name or word.isidentifier() or IMPORT_PATH.fullmatch(word) else word
+
+
+def _named(word: str, key: str) -> bool:
+    """Whether a word is a name of a key's rooms."""
+    return any(word in index(f"mmalign.{room}") for room in ROOMS[key])
 
 
 def maker(function: Callable[..., Any], rooms: tuple[str, ...]) -> Callable[..., Any]:

@@ -41,6 +41,7 @@ SETTINGS = (
     Setting("batch", "", "training.settings.Batch"),
     Setting("batch", "", "training.settings.RecordBatch"),
     Setting("references", "", "training.settings.Reference", by_name=True),
+    Setting("mix", "", "training.settings.Mix"),
     Setting("evaluation", "", "training.settings.Evaluation"),
     Setting("stop", "evaluation", "training.settings.Stop"),
     Setting("devices", "", "training.settings.Devices"),

@@ -11,6 +11,7 @@ from mmalign.policies.language.codes.thinking_images import thinking_images as t
 from mmalign.policies.language.given import given as given
 from mmalign.policies.language.last_states import last_states as last_states
 from mmalign.policies.language.likely import likely as likely
+from mmalign.policies.language.segments import constituents as constituents
 from mmalign.policies.parameters import ParameterSets as ParameterSets
 from mmalign.policies.pipelines.adjoints import adjoints as adjoints
 from mmalign.policies.pipelines.latents import latents as latents

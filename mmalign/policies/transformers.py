@@ -91,7 +91,8 @@ def transformers(  # one keyword for each thing that a user may set
         contrasts: name -> system turn, under which the same completions are scored too, or a prompt in other words (``contrasts.py``);
             ``blended``: a share of the policy's own likeliest tokens in what it reads, 0.2 by default.
         ablation: how the contrast ``ablated`` replaces images (``how``, ``share``, ``seed``).
-        segments: what the fact ``segment`` numbers: ``sentence``, or ``turn`` (of the assistant's).
+        segments: what the fact ``segment`` numbers: ``sentence``, ``clause`` (by punctuation), ``turn`` (of the assistant's), the
+            ``constituents`` of a parse, or a function of your own, text -> its segments as ``(start, end)`` in characters.
         thoughts: two texts, ``[<think>, </think>]``: what a completion says from one to the other counts for no method.
         heads: linear ones on hidden states, trained with the rest: ``value``, ``reward_mask``, ``kl_mask``, ``degree`` (``heads.py``).
         media: limits of images and videos (``pixels``, ``bytes``, ``frames``, ``animated``, ``urls``).

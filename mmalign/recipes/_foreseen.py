@@ -42,6 +42,14 @@ def of_prompts(adapter: Adapter, policy: Mapping[str, Any], arguments: Mapping[s
     """Of an online recipe's arguments. Errors: UserError as ``refuse_prompts``, and for a model of words alone asked about pictures."""
     refuse_prompts(adapter, arguments["prompts"], arguments["method"])
     _refuse_pictures(adapter, policy, "prompts", contents(arguments["prompts"]))
+    if (mix := arguments.get("mix")) is not None:
+        run = arguments.get("run")
+        _, coming = streamed(mix.records, seed=0 if run is None else run.seed)
+        try:
+            first = refuse_records(adapter, coming, mix.method, count=mix.count)
+            _refuse_pictures(adapter, policy, "records", [record.prompt for record in first])
+        except UserError as error:
+            raise UserError(f"mix.{error}") from error
 
 
 def refuse_records(policy: Any, coming: Coming, method: Method, *, count: int) -> Sequence[Any]:

@@ -34,6 +34,7 @@ from mmalign.distributed.team import team_for
 from mmalign.objectives.feedback import comparisons
 from mmalign.recipes._foreseen import of_prompts as FORESEEN  # noqa: F401 (config asks for it)
 from mmalign.recipes._foreseen import refuse_prompts
+from mmalign.recipes._mixed import Mixed, mixed_in
 from mmalign.recipes._run import Run, concluded
 from mmalign.samplers.assignment import assignment
 from mmalign.training import references as stored
@@ -53,7 +54,7 @@ from mmalign.training.preflight import Preflight, preflight
 from mmalign.training.prompts import Prompts, refuse_unusable
 from mmalign.training.reward_gradients import RewardGradients, refuse_not_random, refuse_steps, refuse_without
 from mmalign.training.rollouts import Rollouts
-from mmalign.training.settings import Batch, Devices, Evaluation, Reference, RunSettings, at_least
+from mmalign.training.settings import Batch, Devices, Evaluation, Mix, Reference, RunSettings, at_least
 from mmalign.training.units import in_units, refuse_micro_steps, refuse_mismatch, refuse_stale, unit_sizes, whole_units
 from mmalign.types import Feedback, Method, Oracle, Policy, Unit, UserError, columns_of, contents
 
@@ -80,6 +81,7 @@ def online(  # one argument for each thing that a run is made of
     batch: Batch = Batch(),  # noqa: B008 (records are frozen)
     optimizer: Optimizer = adamw(),  # noqa: B008
     references: dict[str, Reference] | None = None,
+    mix: Mix | None = None,
     evaluation: Evaluation = Evaluation(),  # noqa: B008
     devices: Devices = Devices(),  # noqa: B008
     run: RunSettings = RunSettings(name="online"),  # noqa: B008
@@ -104,6 +106,7 @@ def online(  # one argument for each thing that a run is made of
             after it: ``{before: {every: 9, shares: {last: 1.0}}, last: {every: 9}}`` is a league of two. Or another model that scores
             the same rows, a teacher or a larger reference: ``{ref: {policy: {use: transformers, model: FOLDER}}}``, of the policy's kind.
             ``{ref: {soup: [ref, runs/other]}}`` is SALSA's, the mean of two or more tuned models.
+        mix: records whose loss is added to every update's, such as texts of the kind that the model was pretrained on (PPO-ptx).
         evaluation: what is asked every so often, by whom it is judged, and when to stop.
         devices: where the model is, in a run of several processes.
         run: what the run is called, where it is kept, and its seed.
@@ -112,7 +115,7 @@ def online(  # one argument for each thing that a run is made of
 
     In the log, ``kl`` is the KL of the trained policy to ``ref`` over a whole trajectory, in nats; beside an evaluation it is that
     of its own samples (``training.own_samples``), or, of denoising steps, that of the step before.
-    ``broken`` counts the prompts that are put aside, where there are any.
+    ``broken`` counts the prompts that are put aside, where there are any; ``mix/loss`` is that of records mixed in, before its weight.
 
     Errors: UserError before anything is sampled (what the method needs and the policy cannot give, an existing run), and by
     name for a reward that fails; where that is before the first step is done, no folder is left behind. Ctrl-C finishes the
@@ -120,7 +123,6 @@ def online(  # one argument for each thing that a run is made of
     """
     _refuse(policy, method, batch, prompts, rewards, oracle, evaluation, steps)
     pairs = method.pairs or comparisons.best_and_worst
-    refuse_silent(method, batch, list(rewards), oracle=oracle, pairs=pairs)
     team = team_for(batch.prompts, "batch.prompts", together=devices.sequence)
     coming = Prompts(prompts, policy, seed=run.seed, team=team)
     first = coming.first(16)
@@ -132,8 +134,9 @@ def online(  # one argument for each thing that a run is made of
     entangled = Entanglement(learner, run.gradients)
     fitting = MicroRows(batch.micro_rows, learner, say=lambda line: journal.say(line))
     products = InnerProducts(learner, combine)
+    mixed = mixed_in(mix, learner, fitting, seed=run.seed, put_aside=lambda broken: journal.put_aside(broken, "mix.records"))
     gradients = RewardGradients(learner, rewards, combine, fitting.fit, optimizer=optimizer, seed=run.seed)
-    states = {"micro_rows": fitting, **states_of(combine, rewards, plan.judges)}
+    states = {"micro_rows": fitting, "mix": mixed, **states_of(combine, rewards, plan.judges)}
     journal = Journal(learner, plan, run, steps=steps, resume=resume, stop=evaluation.stop, states=states, prompts=prompts)
 
     def collect(step: int) -> list[Scored]:
@@ -171,7 +174,7 @@ def online(  # one argument for each thing that a run is made of
             scored = collect(step)
             journal.put_aside(coming.aside, "prompts")
             journal.once("preflight_difference", lambda: _checked(learner, scored, batch.micro_steps, fitting.fit))  # noqa: B023
-            updates = _updates(learner, scored, batch, fitting.fit, entangled, step=step)
+            updates = _updates(learner, scored, batch, fitting.fit, entangled, mixed, step=step)
             if not updates:
                 journal.say(f"step {step + 1}: no group is informative after {len(scored)} rollouts, so nothing was updated")
             learner.end(step)
@@ -206,14 +209,17 @@ def _parts(experiences: Sequence[Experience], unit: Unit, epochs: int, updates: 
 
 
 def _updates(
-    learner: Learner, batches: Sequence[Scored], batch: Batch, fit: Fit, entangled: Entanglement, *, step: int
+    learner: Learner, batches: Sequence[Scored], batch: Batch, fit: Fit, entangled: Entanglement, mixed: Mixed | None, *, step: int
 ) -> list[dict[str, float]]:
     """What the updates of a step measure, each in passes that fit into memory."""
-    measured = []
+    measured = list[dict[str, float]]()
     for part in _parts([scored.experience for scored in batches], learner.method.unit, batch.epochs, batch.updates):
+        if mixed is not None:
+            mixed.next(step, len(measured))
+        largest = lambda most: max(learner.largest(part, most), 0 if mixed is None else mixed.largest(most))  # noqa: B023, E731
         update = lambda most: learner.update(part, micro_rows=most, micro_steps=batch.micro_steps, step=step)  # noqa: B023, E731
         with entangled.watched(step, part, batch.micro_rows) as found:
-            measured.append(fit(update, partial(learner.largest, part)))
+            measured.append(fit(update, largest))
         measured[-1] |= found
     return measured
 
@@ -293,6 +299,7 @@ def _refuse(
     refuse_without(method, rewards, batch)
     refuse_without_latents(policy, rewards, evaluation.judges)
     refuse_unusable(policy, evaluation.prompts)
+    refuse_silent(method, batch, list(rewards), oracle=oracle, pairs=method.pairs or comparisons.best_and_worst)
 
 
 def _tell(rewards: Rewards, step: int) -> None:

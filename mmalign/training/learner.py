@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -49,6 +49,7 @@ class Learner:
     from the main one's parameters, and stay alike, since the gradient of an update is the sum of what all of them found. non_finite: what
     becomes of an update whose numbers are not finite (``training.not_finite``). stale: rollouts are sampled one step early; the parameters
     that a step began with are then kept as the set ``behind``, so that a resumed run can sample the rollout that is on its way again.
+    beside: adds gradients of something else to those of an update (``recipes._mixed``): micro_rows -> what was measured; None: nothing.
     """
 
     def __init__(  # one keyword for each thing that updates depend on
@@ -72,6 +73,7 @@ class Learner:
         self.moves = references.plan(method, references.named(method, self.needs), moving or {})
         references.prepare(policy, references.named(method, self.needs), self.moves)
         self.kept = KeptReferences(policy, references.fixed(self.references, self.moves), team)
+        self.beside: Callable[[int], dict[str, float]] | None = None
         self.companions: dict[str, Learner] = {}  # of sets that are trained beside the policy, see ``training.companions``
         self.moments = {move.name: self._optimizer() for move in self.moves if move.moments and move.name != "current"}
         if optimizer.ema is not None:
@@ -131,6 +133,7 @@ class Learner:
                 if state is not None:
                     self.method.state.load(state)
                 measured, odd = self._backward(experiences, micro_rows, micro_steps) if kept else ([], odd)
+        others = {} if self.beside is None else self.beside(micro_rows)
         self._add_gradients()
         with self.profile.part("optimizer"):
             norm = clipped(self.policy.parameters().values(), self.settings.max_norm)
@@ -143,7 +146,12 @@ class Learner:
             self.non_finite.left(gradient=sound)
         total = sum(one.loss for one in measured)
         skipped = float(not (sound and finite))
-        return {**_pooled(measured), "loss": total, "grad_norm": float(norm), "skipped": skipped, "live": float(live)}
+        return {**_pooled(measured), **others, "loss": total, "grad_norm": float(norm), "skipped": skipped, "live": float(live)}
+
+    def add(self, experience: Experience, micro_rows: int) -> dict[str, float]:
+        """Adds the gradient of these rows' loss to those that are there, of this process's; returns what ``measure`` does."""
+        measured, _ = self._backward([experience], micro_rows, steps_at_once(self.policy, self.method, None))
+        return {**_pooled(measured), "loss": sum(one.loss for one in measured)}
 
     def measure(self, experience: Experience, micro_rows: int) -> tuple[dict[str, float], Tensor]:
         """What an update on these rows would measure, and its loss, with the parameters that are in place; nothing is updated.

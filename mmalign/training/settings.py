@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from mmalign.arguments.ranges import Count, Natural, Seed, Steps, within
+from mmalign.arguments.ranges import Count, Natural, Positive, Seed, Steps, within
 from mmalign.arguments.signatures import Record
-from mmalign.types import Policy, UserError
+from mmalign.types import Method, Policy, UserError
 
 Tracker = Literal["tensorboard", "wandb", "trackio", "comet_ml", "aim", "mlflow", "clearml", "dvclive", "swanlab"]
 """Where accelerate can log to."""
@@ -89,6 +89,30 @@ class RecordBatch(Record):
     records: Count = 32
     micro_rows: Count = 16
     reference_memory: Natural = 256
+
+
+@dataclass(frozen=True)
+class Mix(Record):
+    """Records that an online run learns from beside its rollouts: their loss is added to that of every update.
+
+    records: of the data, as of an offline run; texts that the model was pretrained on, for one, as ``texts(schema="demonstrations")``.
+    method: what is learned of them, one of an offline run: ``sft`` for the likelihood of such texts. weight: what their loss counts for.
+    count: how many an update has.
+
+    With ``sft`` this is PPO-ptx (InstructGPT, arXiv 2203.02155, eq. 2): gradients of both losses are added up before each update. The
+    paper has weight 27.8, and eight times as many pretraining examples as episodes (recalled); its loss sums over a text's tokens, where
+    ``sft`` takes the mean, so that weights are not comparable.
+
+    Examples:
+        >>> mm.Mix(records=[], method=mm.methods.sft(), weight=0.0)
+        Traceback (most recent call last):
+        mmalign.types.UserError: weight: got 0.0, takes a number above 0
+    """
+
+    records: Any
+    method: Method
+    weight: Positive = 1.0
+    count: Count = 16
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,7 @@ from mmalign.worlds.tabular.policy import tabular as tabular
 from mmalign.worlds.tabular.rewards import tabular_return as tabular_return
 from mmalign.worlds.text.base import text as text
 from mmalign.worlds.text.data import text_prompts as text_prompts
+from mmalign.worlds.text.data import text_sentences as text_sentences
 from mmalign.worlds.text.demonstrations import text_demonstration as text_demonstration
 from mmalign.worlds.text.judges import text_fluency as text_fluency
 from mmalign.worlds.text.judges import text_gold as text_gold

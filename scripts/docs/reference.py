@@ -20,7 +20,8 @@ from mmalign.lookup.usage import keywords, needs, written
 
 TITLES = {
     "recipes": "Recipes", "methods": "Methods by family", "policies": "Policies", "readers": "Readers of reward models",
-    "heads": "Heads of reward models", "rewards": "Rewards", "oracles": "Oracles", "metrics": "Metrics", "combinations": "Combinations",
+    "heads": "Heads of reward models", "segments": "Segments of texts",
+    "rewards": "Rewards", "oracles": "Oracles", "metrics": "Metrics", "combinations": "Combinations",
     "transforms": "Transforms of rewards", "guidance": "Guidance", "settings": "Settings", "optimizers": "Optimisers",
     "kernels": "Kernels of denoising steps", "windows": "Windows of trained steps", "branches": "Branches", "merges": "Merges of models",
     "worlds": "Small worlds", "environments": "Environments", "tools": "Tools", "data": "Data", "suites": "Benchmarks",

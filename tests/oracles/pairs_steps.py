@@ -192,12 +192,13 @@ def sdpo(table: Table, *, taught: str = "taught", rows: str = "worse") -> Tensor
     return expected(table, lambda better, worse, _: of(worse) if rows == "worse" else (of(better) + of(worse)) / 2)
 
 
-def mapl(table: Table, *, beta: float = 0.1, weight: float = 1.0, changed: str = "ablated") -> Tensor:
+def mapl(table: Table, *, beta: float = 0.1, weight: float = 1.0, between: float = 0.0, changed: str = "ablated") -> Tensor:
     def cost(better: int, worse: int, step: int | None) -> Tensor:
         good, bad = ratio(table, better, step), ratio(table, worse, step)
-        first = softplus(-beta * (good - _other(table, changed, better, step)))
-        second = softplus(-beta * (bad - _other(table, changed, worse, step)))
-        return softplus(-beta * (good - bad)) + weight * (first + second) / 2
+        good_there, bad_there = _other(table, changed, better, step), _other(table, changed, worse, step)
+        prompts = (softplus(-beta * (good - good_there)) + softplus(-beta * (bad - bad_there))) / 2
+        pairs = softplus(-beta * ((good - bad) - (good_there - bad_there)))
+        return softplus(-beta * (good - bad)) + weight * prompts + between * pairs
 
     return expected(table, cost)
 
@@ -350,7 +351,7 @@ ORACLES: dict[str, list[tuple[dict[str, Any], Callable[..., Tensor]]]] = {
     "mdpo": [({}, mdpo), ({"beta": 0.7, "anchor": 0.5}, mdpo)],
     "reward_augmented_dpo": [({}, reward_augmented_dpo), ({"beta": 0.7}, reward_augmented_dpo)],
     "sdpo": [({"taught": "bad"}, sdpo), ({"taught": "good", "rows": "both"}, sdpo)],
-    "mapl": [({}, mapl), ({"beta": 0.7, "weight": 0.3, "changed": "good"}, mapl)],
+    "mapl": [({}, mapl), ({"beta": 0.7, "weight": 0.3, "changed": "good"}, mapl), ({"beta": 0.4, "between": 0.6}, mapl)],
     "mm_dpo": [({}, mm_dpo), ({"beta": 0.7, "weight": 2.0, "k": 1.5}, mm_dpo)],
     "modpo": [({}, modpo), ({"beta": 0.7, "weight": 0.3}, modpo)],
     "constrained_po": [

@@ -43,7 +43,24 @@ def test_phrases_have_one_number_in_both_answers():
 
 
 def test_sentences_hold_what_ends_them():
-    assert reading.sentences([1, 5, 7, 8, 9, 12, 0], decode) == [1, 1, 1, 2, 2, 2, 2]
+    assert reading.ended([1, 5, 7, 8, 9, 12, 0], decode, "sentence") == [1, 1, 1, 2, 2, 2, 2]
+
+
+def test_clauses_end_at_punctuation_and_not_in_numbers():
+    pieces = ["so", ",", " 1,000", " cats", ";", " and", " 3.5", " dogs", ".", " bye", ""]
+    said = lambda ids: "".join(pieces[token] for token in ids)  # noqa: E731
+    assert reading.ended(range(11), said, "clause") == [1, 1, 2, 2, 2, 3, 3, 3, 3, 4, 4]
+    assert reading.ended(range(11), said, "sentence") == [1, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2]
+
+
+def test_segments_of_ones_own_are_those_that_tokens_end_in():
+    # "the cat sat. It ran": the spaces before words are the tokens', the end of the row belongs to the last one
+    ids = [1, 5, 6, 7, 8, 9, 0]
+    assert reading.within(ids, decode, lambda text: [(0, 7), (8, 12), (13, 19)]) == [1, 1, 2, 2, 3, 3, 3]
+    assert reading.within(ids, decode, lambda text: [(8, 11)]) == [1] * 7 == reading.within(ids, decode, lambda text: [])
+    for found, line in (([(0, 70)], "returned .0, 70. of a text of 19 characters"), ("ab", "takes a list of"), (None, "returned None")):
+        with pytest.raises(UserError, match=f"policy.segments: {line}" if "returned" in line else line):
+            reading.within(ids, decode, lambda text, found=found: found)
 
 
 def test_turns_are_runs_of_trained_tokens():

@@ -147,22 +147,22 @@ def test_mistakes_are_found_before_anything_is_trained(tmp_path, pairs):
 
 def test_every_kind_of_record_says_what_a_method_can_read(pairs):
     from mmalign.objectives.feedback import comparisons
-    from mmalign.recipes.offline import _rows
+    from mmalign.recipes._records import rows_of
 
     one, two = pairs[0]._replace(strength=0.8, scores=(3.0, 1.0)), pairs[1]._replace(strength=math.nan)
-    _, outputs, feedback = _rows([one._replace(annotator="ann"), two], METHOD)
+    _, outputs, feedback = rows_of([one._replace(annotator="ann"), two], METHOD)
     assert feedback.ids == ["pair 0", "pair 0", "pair 1", "pair 1"] and feedback.annotators == ["ann", "ann", "", ""]
     assert len(outputs) == 4 and feedback.group.tolist() == [0, 0, 1, 1] and feedback.pairs.tolist() == [[0, 1], [2, 3]]
     assert feedback.rewards[:2].tolist() == [3.0, 1.0] and feedback.rewards[2:].isnan().all()
     assert comparisons.labels(feedback)[:2].tolist() == pytest.approx([0.8, 0.2])
     listed = replace(METHOD, unit="group")
-    assert _rows([one._replace(scores=(math.nan, math.nan))], listed)[2].rewards.tolist() == pytest.approx([0.8, 0.2])
-    _, _, feedback = _rows([Thumb("a", one.first, 1.0), Thumb("b", one.second, math.nan)], replace(METHOD, unit="row"))
+    assert rows_of([one._replace(scores=(math.nan, math.nan))], listed)[2].rewards.tolist() == pytest.approx([0.8, 0.2])
+    _, _, feedback = rows_of([Thumb("a", one.first, 1.0), Thumb("b", one.second, math.nan)], replace(METHOD, unit="row"))
     assert feedback.group.tolist() == [0, 1] and feedback.labels[0] == 1 and feedback.labels[1].isnan()
     ranking = Ranking("a", (one.first, one.second, two.first), (0.5, math.nan, 2.0))
-    _, outputs, feedback = _rows([ranking, ranking], listed)
+    _, outputs, feedback = rows_of([ranking, ranking], listed)
     assert len(outputs) == 6 and feedback.pairs is None and feedback.rewards[3:].nan_to_num(-1).tolist() == [0.5, -1.0, 2.0]
-    assert _rows([ranking, ranking], METHOD)[2].pairs.tolist() == [[2, 0], [5, 3]]
+    assert rows_of([ranking, ranking], METHOD)[2].pairs.tolist() == [[2, 0], [5, 3]]
 
 
 def test_a_ranking_trains_by_its_best_and_its_worst(tmp_path, pairs):

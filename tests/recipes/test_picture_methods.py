@@ -11,7 +11,7 @@ import torch
 import mmalign as mm
 from mmalign.needs import CHANGED, PHRASE, contrast, refs, reverse_kls
 from mmalign.policies.twins import visions
-from mmalign.recipes.offline import _rows
+from mmalign.recipes._records import rows_of
 from mmalign.rooms import resource
 
 NEEDS = {
@@ -32,7 +32,7 @@ def records():
 
 
 def encoded(policy, records, method):
-    prompts, outputs, feedback = _rows(records, method)
+    prompts, outputs, feedback = rows_of(records, method)
     rollout = policy.encode(prompts, outputs, feedback.group, torch.Generator().manual_seed(0))
     policy.remember(rollout, ["ref"], 4)
     return rollout, feedback

@@ -22,7 +22,8 @@ def constrained_po(
         loss = mean over pairs of  -log sigmoid(beta [g - max(0, g_ref)])                                         (clip)
 
     DPO asks for ``g > g_ref``: where the reference prefers the worse row, it is content with a policy that does so too. The log has how
-    often that is so: ``violation``, the part of the pairs with ``g < 0``, and ``reference_violation``, that with ``g_ref < 0``.
+    often and how far that is so, here and of every method for pairs with a reference: ``violation``, the part of the pairs with ``g < 0``,
+    ``violation_nats``, by how much, and ``reference_violation``, ``reference_violation_nats`` of ``g_ref``.
 
     Args:
         beta: how much a nat counts.

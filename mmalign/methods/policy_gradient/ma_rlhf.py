@@ -34,17 +34,18 @@ def ma_rlhf(
         loss = mean_it [ -min(rho_it A_m, clip(rho_it, 1 - clip, 1 + clip) A_m) + value / 2 (V_m - R_m)^2 ]
 
     Args:
-        macro: ``ngram``, ``length`` tokens each; ``segment``, the policy's own numbers (sentences, phrases, turns, the constituents of a
-            parse); ``perplexity``, as long as each token surprises ``ref`` no more than the one before.
+        macro: ``ngram``, ``length`` tokens each; ``segment``, what the policy numbers (``policy.segments``: sentences, clauses, turns, the
+            ``constituents`` of a parse, or what a function of your own says); ``perplexity``, as long as each token surprises ``ref`` no
+            more than the one before.
         length: of an n-gram, in live steps; 1 is ``ppo``.
         pool: how a macro action's value comes from its tokens'.
         clip, gamma, lam, value, beta: as in ``ppo``; gamma and lam by macro action.
 
     Paper: MA-RLHF: Reinforcement Learning from Human Feedback with Macro Actions, arXiv 2410.02743.
 
-    Deviations: ratios are by token. A discount inside a macro action is left out. Runs by perplexity are recalled; there is no
-    parser here, and runs of random lengths are segments that somebody else has to number. Steps in no segment (number 0) are outside: they
-    have no advantage.
+    Deviations: ratios are by token. A discount inside a macro action is left out. Runs by perplexity, and constituents, are recalled; a
+    parser is spaCy's or your own, and runs of random lengths are segments of a function of your own. Steps in no segment (number 0) are
+    outside: they have no advantage.
 
     Dialects:
     - MA-RLHF: length=5, pool="mean": its code; lengths of 1, 2, 3, 5 or 10 drawn at random are segments.

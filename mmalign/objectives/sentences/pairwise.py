@@ -141,6 +141,10 @@ def _metrics(steps: Steps, gap: Gap | None, order: Order, counted: Tensor) -> di
     nothing count one half. better, worse: log-ratio to ``ref`` (log-probability, where the method has no reference) of the better
     and the worse rows, nats, summed over the steps that are seen at once: the margin can grow while both fall. All are 0 without a live
     row. Where scores are labelled each by itself, those of a pair that are count alike.
+
+    Beside a reference, whether what DPO assumes holds: that who is held to it comes to prefer the better rows. With g the better row's
+    log-probability less the worse one's: violation, reference_violation: pairs with g < 0, of the policy and of the reference;
+    ``..._nats``: how far below 0, a mean over all pairs (https://arxiv.org/abs/2605.20834).
     """
     full, rows = whole(steps), steps.mask.any(1).sum().clamp(min=1)
     told = counted & (order.sign != 0)
@@ -155,6 +159,10 @@ def _metrics(steps: Steps, gap: Gap | None, order: Order, counted: Tensor) -> di
         return live(values.expand_as(told), told).sum(1, keepdim=True) / count.clamp(min=1)
 
     metrics = {"better": mean(up), "worse": mean(down)}
+    if "ref" in steps.refs:
+        own = torch.sub(*(side.sum(1, keepdim=True) for side in order.sides(scores.log_prob(steps))))
+        for name, behind in (("violation", -own), ("reference_violation", up - down - own)):
+            metrics |= {name: mean((behind > 0).double()), f"{name}_nats": mean(behind.clamp(min=0))}
     if gap is not None:
         ahead = gap(steps, order)
         metrics["margin"] = mean(over_told(ahead))

@@ -28,6 +28,20 @@ def informed(name: str, *, beta: float, rows: Literal["better", "both"] = "bette
     return Term(of, score.needs | {contrast(name)})
 
 
+def wider(name: str, *, beta: float) -> Term:
+    """``-log sigmoid(beta [(d_w - d_r) - (d'_w - d'_r)])``: a margin against that of the same pair under a contrast, d' there.
+
+    name: of the contrast.
+    """
+    score = scores.ratio()
+
+    def of(steps: Steps, order: Order) -> Tensor:
+        better, worse = order.sides(score.of(steps) - score.of(under(steps, name)))
+        return links.logistic(better - worse, beta=beta)
+
+    return Term(of, score.needs | {contrast(name)})
+
+
 def reversed_under(name: str, link: links.Compare) -> Term:
     """A comparison of log-ratios under a contrast, where the worse row is the better one.
 

@@ -34,23 +34,16 @@ def clipped(reference: Tensor) -> Tensor:
 def above_reference(target: links.Link, *, beta: float) -> Term:
     """``-log sigmoid(beta (g - target(g_ref)))``, g the difference of log-probabilities of the two rows, g_ref the reference's.
 
-    target: of g_ref, nats. Metrics: ``violation`` and ``reference_violation``, the parts of pairs with g and g_ref below 0.
+    target: of g_ref, nats.
     """
     score, policy = scores.ratio(), scores.policy()
 
-    def gaps(steps: Steps, order: Order) -> tuple[Tensor, Tensor]:
-        own = policy.of(steps)
-        return torch.sub(*order.sides(own)), torch.sub(*order.sides((own - score.of(steps)).detach()))
-
     def of(steps: Steps, order: Order) -> Tensor:
-        gap, reference = gaps(steps, order)
+        own = policy.of(steps)
+        gap, reference = torch.sub(*order.sides(own)), torch.sub(*order.sides((own - score.of(steps)).detach()))
         return links.logistic(gap - target(reference), beta=beta)
 
-    def metrics(steps: Steps, order: Order) -> dict[str, Tensor]:
-        names = ("violation", "reference_violation")
-        return {name: (gap.detach() < 0).double() for name, gap in zip(names, gaps(steps, order), strict=True)}
-
-    return Term(of, score.needs, score=score, metrics=metrics)
+    return Term(of, score.needs, score=score)
 
 
 def on_policy(*, cap: bool) -> Term:

@@ -5,7 +5,9 @@ Everything goes by words of the text and not by tokens: a tokenizer may cut one 
 
 from __future__ import annotations
 
+import operator
 import re
+from bisect import bisect_right
 from collections.abc import Callable, Collection, Sequence
 from difflib import SequenceMatcher
 from itertools import pairwise
@@ -17,11 +19,15 @@ from torch import Tensor
 from mmalign.types import UserError
 
 Decode = Callable[[Sequence[int]], str]
-Segments = Literal["sentence", "turn"]
 Span = tuple[int, int]
+Segments = Literal["sentence", "clause", "turn"] | Callable[[str], Sequence[Span]]
 
 WORD = re.compile(r"\S+")
-SENTENCE_END = re.compile(r"[.!?]+(?=\s|$)|\n+|[。！？]+")
+ENDS = {
+    "sentence": re.compile(r"[.!?]+(?=\s|$)|\n+|[。！？]+"),
+    "clause": re.compile(r"[.!?,;:–—]+(?=\s|$)|\n+|[。！？，；：、]+"),
+}
+"""What ends a sentence, or a clause: a number such as 1,000 or 3.5 goes on."""
 
 
 def spans(ids: Sequence[int], decode: Decode) -> tuple[str, list[Span]]:
@@ -58,11 +64,33 @@ def phrases(first: Sequence[int], second: Sequence[int], decode: Decode) -> tupl
     return per_token[0], per_token[1]
 
 
-def sentences(ids: Sequence[int], decode: Decode) -> list[int]:
-    """The number (from 1) of each token's sentence; what ends one belongs to it."""
+def ended(ids: Sequence[int], decode: Decode, unit: Literal["sentence", "clause"]) -> list[int]:
+    """The number (from 1) of each token's sentence, or clause; what ends one belongs to it."""
     text, tokens = spans(ids, decode)
-    ends = [match.end() for match in SENTENCE_END.finditer(text)]
+    ends = [match.end() for match in ENDS[unit].finditer(text)]
     return [1 + sum(end <= start for end in ends if end < len(text)) for start, _ in tokens]
+
+
+def within(ids: Sequence[int], decode: Decode, cut: Callable[[str], Sequence[Span]]) -> list[int]:
+    """The number (from 1) of the segment in which each token ends; one between two, or behind the text, belongs to that before it.
+
+    cut: text -> its segments, ``(start, end)`` in characters. Errors: UserError for others.
+    """
+    text, tokens = spans(ids, decode)
+    starts = sorted(start for start, _ in refuse_spans("policy.segments", cut(text), text))
+    return [max(1, bisect_right(starts, end - 1)) for _, end in tokens]
+
+
+def refuse_spans(key: str, found: Any, text: str) -> list[Span]:
+    """Spans, as they came. Errors: UserError for what are none of that text."""
+    try:
+        several = [(operator.index(start), operator.index(end)) for start, end in found]
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{key}: returned {found!r:.80}, takes a list of (start, end) in characters") from error
+    odd = next(((start, end) for start, end in several if not 0 <= start <= end <= len(text)), None)
+    if odd is not None:
+        raise UserError(f"{key}: returned {odd} of a text of {len(text)} characters, takes 0 <= start <= end <= {len(text)}")
+    return several
 
 
 def turns(trained: Sequence[bool]) -> list[int]:
@@ -108,7 +136,12 @@ def segmented(segments: Segments, tokens: Tensor, lengths: Tensor, mask: Tensor,
     """Segment numbers ``[R, T]`` int64 of some rows, 0 outside of their ``mask``."""
     table = torch.zeros(tokens.shape, dtype=torch.int64)
     for row, (line, length) in enumerate(zip(tokens.tolist(), lengths.tolist(), strict=True)):
-        numbers = turns(mask[row, :length].tolist()) if segments == "turn" else sentences(line[:length], decode)
+        if segments == "turn":
+            numbers = turns(mask[row, :length].tolist())
+        elif callable(segments):
+            numbers = within(line[:length], decode, segments)
+        else:
+            numbers = ended(line[:length], decode, segments)
         table[row, :length] = torch.tensor(numbers)
     return table * mask
 

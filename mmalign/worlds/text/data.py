@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Literal
 
 from mmalign.arguments.ranges import Count, Natural
+from mmalign.records import Thumb
 from mmalign.rooms import resource
 from mmalign.types import UserError
 
-__all__ = ["text_prompts"]
+__all__ = ["text_prompts", "text_sentences"]
 
 Part = Literal["base", "judge"]
 START, WORDS = 3, 20  # words of a prompt; tokens of a completion at most, its full stop and its end included
@@ -47,6 +48,23 @@ def text_prompts(*, count: Count = 64, offset: Natural = 0) -> list[str]:
     if count < 1 or offset < 0 or offset + count > len(known):
         raise UserError(f"text_prompts: got count={count}, offset={offset}, takes 1 or more, 0 or more, together at most {len(known)}")
     return known[offset : offset + count]
+
+
+def text_sentences(*, count: Count = 1024, offset: Natural = 0) -> list[Thumb]:
+    """Sentences that the base has learned from, from number ``offset`` on: what it was pretrained on, to be mixed into a run (``mix``).
+
+    The prompt is a sentence's first three words, the output the rest of it, as far as an answer may be long.
+
+    count: how many. offset: number of the first, from 0.
+
+    Errors: UserError where there are not so many.
+    """
+    known = [line.split() for line in sentences("base")]
+    known = [words for words in known if len(words) - START < WORDS]
+    if count < 1 or offset < 0 or offset + count > len(known):
+        raise UserError(f"text_sentences: got count={count}, offset={offset}, takes 1 or more, 0 or more, together at most {len(known)}")
+    several = enumerate(known[offset : offset + count], offset)
+    return [Thumb(" ".join(words[:START]), " ".join(words[START:]), 1.0, f"sentence {number}") for number, words in several]
 
 
 def collect(*, vocabulary: int = 2000) -> list[str]:

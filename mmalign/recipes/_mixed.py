@@ -1,0 +1,129 @@
+"""Records beside rollouts: what ``mix`` adds to every update of an online run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from mmalign.distributed.team import team_for
+from mmalign.needs import as_bound
+from mmalign.recipes._foreseen import refuse_records, streamed
+from mmalign.recipes._records import feedbacks, learned_from, next_encoded
+from mmalign.records import Unfinished
+from mmalign.training.dead_steps import refuse_unknown
+from mmalign.training.experience import Experience
+from mmalign.training.learner import Learner
+from mmalign.training.micro_rows import MicroRows
+from mmalign.training.same_records import SameRecords
+from mmalign.training.seeds import stream
+from mmalign.training.settings import Mix
+from mmalign.training.units import refuse_mismatch
+from mmalign.types import Method, Policy, UserError
+
+PREFIX = "mix/"
+"""How the names of numbers begin that the log has of them."""
+
+
+def mixed_in(
+    mix: Mix | None, learner: Learner, fitting: MicroRows, *, seed: int, put_aside: Callable[[dict[str, str]], None]
+) -> Mixed | None:
+    """What is mixed into a run's updates, asked for from now on by its learner; None without any.
+
+    Errors: UserError for records that the policy or their method cannot use, which begins with ``mix``.
+    """
+    if mix is None:
+        return None
+    try:
+        return Mixed(mix, learner, fitting, seed=seed, put_aside=put_aside)
+    except UserError as error:
+        raise UserError(f"mix.{error}") from error
+
+
+class Mixed:
+    """The records of a ``settings.Mix``, ``count`` for each update; it has state, the place in the data.
+
+    learner: of the run, whose optimiser moves the parameters: another one around the same policy makes the gradients. put_aside: is told,
+    id -> why, of records that cannot be used. Errors: UserError as ``mixed_in``, without its prefix.
+    """
+
+    def __init__(self, mix: Mix, learner: Learner, fitting: MicroRows, *, seed: int, put_aside: Callable[[dict[str, str]], None]):
+        self.mix, self.learner, self.fitting, self.seed, self.put_aside = mix, learner, fitting, seed, put_aside
+        self.policy: Any = learner.policy
+        refuse_method(mix.method)
+        _refuse_policy(self.policy, mix.method)
+        self.source, self.coming_from = streamed(mix.records, seed=seed)
+        if isinstance(self.source, Unfinished):
+            raise UserError("records: leave rows to the policy, which has those of its rollouts; takes finished ones")
+        refuse_records(self.policy, self.coming_from, mix.method, count=mix.count)
+        refuse_unknown(mix.method, feedbacks(self.coming_from(), mix.method, list, count=mix.count))
+        team_for(mix.count, "count")
+        weigh = mix.method.weigh
+        method = replace(mix.method, weigh=lambda mask: mix.weight * weigh(mask))
+        own = replace(learner.settings, ema=None)
+        self.own = Learner(self.policy, method, own, steps=learner.steps, team=learner.team)
+        self.same, self.position, self.aside, self.coming = SameRecords(self.source), 0, dict[str, str](), None
+        self.experience: Experience | None = None
+        learner.beside = self._add
+
+    def next(self, step: int, update: int) -> None:
+        """The records of the next update are read, encoded and known to the references. step, update: what randomness depends on."""
+        if self.coming is None:
+            self.coming = self.coming_from(start=self.position)
+        draw = partial(stream, self.seed, step, "mix", update)
+        method, team, fit = self.own.method, self.own.team, self.fitting.fit
+        try:
+            records, feedback, rollout = next_encoded(self.policy, method, self.coming, self.mix.count, draw, self.aside, list, team)
+        except UserError as error:
+            raise UserError(f"mix.{error}") from error
+        self.position = records[-1].position
+        self.put_aside(self.aside | self.source.broken)
+        least = partial(min, len(rollout))
+        fit(partial(self.own.remember, rollout), least)
+        tables = fit(lambda most: self.own.tables(rollout, micro_rows=most), least)
+        self.before = None if method.state is None else method.state.dump()
+        self.experience, _ = learned_from(method, replace(feedback, tables=tables), rollout, team)
+
+    def largest(self, micro_rows: int) -> int:
+        """Rows of the largest pass that it makes."""
+        return 0 if self.experience is None else self.own.largest([self.experience], micro_rows)
+
+    def _add(self, micro_rows: int) -> dict[str, float]:
+        """Adds their gradient to those of the update; again, where memory ended in it the first time."""
+        if self.experience is None or not len(self.experience.rows):
+            return {}
+        if self.before is not None:
+            self.own.method.state.load(self.before)
+        self.own.profile = self.learner.profile
+        measured = self.own.add(self.experience, micro_rows)
+        measured["loss"] /= self.mix.weight
+        return {f"{PREFIX}{name}": value for name, value in measured.items()}
+
+    def dump(self) -> dict[str, Any]:
+        """As JSON."""
+        state = self.own.method.state
+        return {"position": self.position, **self.same.dump(), "method": None if state is None else state.dump()}
+
+    def load(self, kept: Mapping[str, Any]) -> None:
+        """Goes on where ``dump`` was. Errors: UserError for other records than those that the run began with."""
+        try:
+            self.same.load({"digest": kept["digest"]})
+        except UserError as error:
+            raise UserError(f"mix.{error}") from error
+        self.position, self.coming = kept["position"], None
+        if self.own.method.state is not None:
+            self.own.method.state.load(kept["method"])
+
+
+def refuse_method(method: Method) -> None:
+    """Errors: UserError for a method of rollouts, and for one with sets of parameters of its own that move: those are the run's."""
+    own = {"behaviors": method.behaviors, "moves": method.moves, "companions": method.companions, "gradients": method.reward_gradient}
+    if held := [name for name, value in own.items() if value]:
+        raise UserError(f"method: has {held[0]} of its own, which belong to a run; takes one that learns from records alone (sft, dpo)")
+
+
+def _refuse_policy(policy: Policy, method: Method) -> None:
+    if policy.kind == "transition":
+        raise UserError(f"records: hold finished outputs, and the policy learns from steps that it samples; {as_bound('diffusers')}")
+    refuse_mismatch(policy, method)
