@@ -45,6 +45,7 @@ from mmalign.worlds.tabular.mdp import grid as grid
 from mmalign.worlds.tabular.pairs import tabular_pairs as tabular_pairs
 from mmalign.worlds.tabular.policy import TabularPolicy as TabularPolicy
 from mmalign.worlds.tabular.policy import tabular as tabular
+from mmalign.worlds.tabular.reward_model import tabular_reward as tabular_reward
 from mmalign.worlds.tabular.rewards import tabular_return as tabular_return
 from mmalign.worlds.text.base import text as text
 from mmalign.worlds.text.data import text_prompts as text_prompts
