@@ -114,7 +114,8 @@ class Steps:
     reverse_kls: name -> ``[B, T]`` the KL of the named reference's distribution to each step's, nats, differentiable.
     terms: name -> ``[B, T]`` further numbers of a step, differentiable: ``entropy`` (nats) and ``collision`` (log of the sum of
         squared probabilities) of its distribution, ``topk_entropy`` (``-sum p log p``) and ``topk_mass`` (``sum p``) of its 10 likeliest
-        outcomes, ``value`` (what a critic expects), ``reward_mask``, ``kl_mask``, ``degree``,
+        outcomes, ``value`` (what a critic expects), ``reward_mask``, ``kl_mask``, ``degree``, ``dead_end`` and
+        ``dead_end_best`` (minus how surely a bad end follows the step, and the step that is best in this),
         ``drift`` (exact KL of the distribution that the step was sampled from to its present one, nats), and ``adjoint`` (by how much
         the reward would grow, to first order, as the outcome of the step moves from what was recorded).
     contrasts: name -> the same rows and steps under another condition, with references of its own: ``ablated`` (what the prompt

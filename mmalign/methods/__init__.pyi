@@ -102,6 +102,7 @@ from mmalign.methods.policy_gradient.cgpo import cgpo as cgpo
 from mmalign.methods.policy_gradient.cispo import cispo as cispo
 from mmalign.methods.policy_gradient.clip_cov import clip_cov as clip_cov
 from mmalign.methods.policy_gradient.dapo import dapo as dapo
+from mmalign.methods.policy_gradient.dead_end_value import dead_end_value as dead_end_value
 from mmalign.methods.policy_gradient.dppo import dppo as dppo
 from mmalign.methods.policy_gradient.dr_grpo import dr_grpo as dr_grpo
 from mmalign.methods.policy_gradient.drpo import drpo as drpo
