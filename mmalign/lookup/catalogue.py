@@ -38,7 +38,7 @@ KINDS = {
                                 "ThinkingImagesPolicy", "TabularPolicy"})),
     "readers": Kind("what a reward model reads outputs with, beside transformers", ("policies.scorers",),
                     "policy: {{use: scorer, of: {use}}}", frozenset({"OpenClipReader", "NoisyLatentsReader", "NamedFeatures",
-                                                                                        "ThinkingReader", "TwoViewsReader"})),
+                                                                                        "ThinkingReader", "TwoViewsReader", "ComparisonsReader"})),
     "heads": Kind("what makes a reward model's scores of what it has read", ("policies.scorers.heads",),
                   "policy: {{use: scorer, head: {use}}}", frozenset({"Head"})),
     "rewards": Kind("what scores an output", ("rewards", "worlds"), "rewards: {{mine: {use}}}", REWARDS),

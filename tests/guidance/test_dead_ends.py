@@ -78,5 +78,5 @@ def test_the_value_is_learned_and_the_bound_keeps_texts_out(tmp_path: Path) -> N
 
 def test_a_policy_without_the_head_is_refused_in_one_line() -> None:
     plain = transformers(tiny_text.model("llama"), tiny_text.tokenizer(), max_completion=LENGTH)
-    with pytest.raises(UserError, match="dead_ends.policy: has no head dead_end"):
+    with pytest.raises(UserError, match=r"dead_ends\.policy: has no head dead_end"):
         mm.guidance.dead_ends(plain)

@@ -211,6 +211,8 @@ def fine_grained_rlhf(
 
 # name of the method -> (hyper-parameters, oracle) of every case; each keyword of a method is moved at least once.
 _JUDGED: dict[str, Any] = {"clip": 0.05, "gamma": 0.9, "lam": 0.7, "value": 0.3}
+
+
 def dead_end_value(table: Table, *, bad_below: float = 0.5, then: str = "best") -> Tensor:
     """Word by word: what the next one is worth at its best, and of the last one whether the row ended badly."""
     total, cells = _zero(table), sum(len(_cells(table, row)) for row in _rows(table))

@@ -64,9 +64,9 @@ def test_the_views_come_to_agree_and_the_run_is_a_reward_of_one_score(tmp_path: 
 
 
 def test_what_does_not_fit_is_one_line() -> None:
-    with pytest.raises(UserError, match=r"policy\.head: linear takes 1, TwoViewsReader reads 3 views of an output; takes prototypes"):
+    with pytest.raises(UserError, match=r"policy\.head: linear takes 1, TwoViewsReader reads 3 features in place of one; takes what"):
         mm.policies.scorer(mm.policies.two_views(language()))
-    with pytest.raises(UserError, match=r"policy\.head: prototypes takes 3, LastToken reads 1 views"):
+    with pytest.raises(UserError, match=r"policy\.head: prototypes takes 3, LastToken reads 1 features"):
         mm.policies.scorer(language(), head=mm.heads.prototypes(), scores=NAMES)
     with pytest.raises(UserError, match=r"policy\.scores: got score, a1; the head prototypes gives"):
         mm.policies.scorer(mm.policies.two_views(language()), head=mm.heads.prototypes(), scores=NAMES[:2])

@@ -28,19 +28,20 @@ def dead_end_value(*, bad_below: Finite = 0.5, then: Literal["best", "said"] = "
 
     Args:
         bad_below: the reward below which a text ended badly. Texts without a reward teach nothing.
-        then: what a word leads to. ``best``: the word after it that is best, Q-learning of the papers' optimal value, which believes well of
-            words that were hardly tried after it, and wants many texts. ``said``: the word that was said, so that Q becomes the chance that
+        then: what a word leads to. ``best``: the word after it that is best, Q-learning of the papers' optimal value, which believes well
+            of words that were hardly tried after it, and wants many texts. ``said``: the word that was said, so that Q becomes the chance
+            that
             the model itself ends badly from there: at least as much, and so a stricter bound, learned from few.
 
-    For policies of ``transformers`` with ``heads: [dead_end]``; the rest of the model is what reads, and is trained with it: its own words are
-    no longer what they were, and it is the model at the start (``start``) that draws, and that is rectified in the end.
+    For policies of ``transformers`` with ``heads: [dead_end]``; the rest of the model is what reads, and is trained with it: its own words
+    are no longer what they were, and it is the model at the start (``start``) that draws, and that is rectified in the end.
 
     Paper: Systematic Rectification of Language Models via Dead-end Analysis, arXiv 2302.14003, sec. 3 and 4 (the decision process and the
     bound; that Q is learned by deep Q-learning on the model's own texts, as recalled); Fatemi et al., Medical Dead-ends and Learning to
     Identify High-risk States and Treatments, arXiv 2110.04186.
 
-    Deviations: ``then: said``; no target network and no second Q, whose maximum is taken of the parameters as they are; Q is kept in -1..0 by a sigmoid,
-    where the papers clip; the reward of a whole text is what makes its end bad, where a classifier of toxicity did.
+    Deviations: ``then: said``; no target network and no second Q, whose maximum is taken of the parameters as they are; Q is kept in -1..0
+    by a sigmoid, where the papers clip; the reward of a whole text is what makes its end bad, where a classifier of toxicity did.
 
     Examples:
         >>> from mmalign.types import Feedback, Steps

@@ -32,8 +32,8 @@ def meta_reward(*, rate: NotNegative = 0.01) -> Method:
     Paper: MetaRM: Shifted Distributions Alignment via Meta-Learning, arXiv 2405.00438, algorithm 1, and Secrets of RLHF Part II,
     arXiv 2401.06080, sec. 4 (both as recalled).
 
-    Deviations: the gradient at theta' is applied to theta as it is, without the derivative of theta' by theta (first order); of a prompt two
-    answers are compared, where the paper takes the mean over all twos of k. Of several scores, each is a reward by itself.
+    Deviations: the gradient at theta' is applied to theta as it is, without the derivative of theta' by theta (first order); two answers of
+    a prompt are compared, where the paper takes the mean over all twos of k. Of several scores, each is a reward by itself.
 
     Examples:
         >>> from mmalign.types import Feedback, Steps

@@ -18,8 +18,8 @@ ROWS = scores.policy()
 def swapped(*, prototypes: int, weight: float, temperature: float, sharpness: float, rounds: int) -> Term:
     """``-weight / 2 sum_k [q''_k log p'_k + q'_k log p''_k]``, the mean of both rows; a row's numbers are ``s, a_1 .. a_K, b_1 .. b_K``.
 
-    a and b are cosines of two views to K prototypes, ``p' = softmax(a / temperature)``, p'' of b, and q', q'' are what ``assigned`` makes of
-    them in all rows of an update whose pair says something, without gradient.
+    a and b are cosines of two views to K prototypes, ``p' = softmax(a / temperature)``, p'' of b, and q', q'' are what ``assigned`` makes
+    of them in all rows of an update whose pair says something, without gradient.
 
     prototypes: K. temperature, sharpness: above 0. rounds: of balancing.
     """

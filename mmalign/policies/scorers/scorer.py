@@ -58,7 +58,9 @@ def scorer(
     head = linear() if head is None else head
     if (views := getattr(reader, "views", 1)) != head.views:
         got = f"{head.name} takes {head.views}, {type(reader).__name__} reads {views}"
-        raise UserError(f"policy.head: {got} views of an output; takes prototypes with of: {{use: two_views}}, or neither")
+        raise UserError(
+            f"policy.head: {got} features in place of one; takes what goes together: prototypes and two_views, encoded_user and with_comparisons"
+        )
     return ScorerPolicy(of, reader, head, scores=names, trained=trained)
 
 

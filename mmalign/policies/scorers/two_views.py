@@ -23,9 +23,9 @@ SEEDS = 2**31
 def two_views(of: TransformersPolicy | Reader, *, share: Share = 0.1) -> TwoViewsReader:
     """What another reader makes of an output, and two views of it: the same under two draws of dropout, for a contrastive term.
 
-    The features are ``[h, h', h'']``, three times as many; h is without dropout. Each step draws anew, and a draw holds for all of its rows,
-    so that a view is one network (``thinned``). Read without a generator, as a reward, there is nothing to compare: the views are h. Takes
-    the head ``prototypes``, and the method ``bradley_terry_contrastive``.
+    The features are ``[h, h', h'']``, three times as many; h is without dropout. Each step draws anew, and a draw holds for all of its
+    rows, so that a view is one network (``thinned``). Read without a generator, as a reward, there is nothing to compare: the views are h.
+    Takes the head ``prototypes``, and the method ``bradley_terry_contrastive``.
 
     Args:
         of: what reads, as of ``scorer``. share: of the inputs of each linear layer, how many a view leaves out.

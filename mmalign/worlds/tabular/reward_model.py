@@ -38,8 +38,8 @@ def tabular_reward(*, world: Mdp | None = None, by: Literal["return", "regret"] 
     Paper: Knox et al., Models of human preference for learning reward functions, arXiv 2206.02231 (its number recalled), sec. 2.2, eq. 4
     (regret as a sum of optimal advantages).
 
-    Deviations: episodes, or their beginnings, are compared, not segments from anywhere; V* is exact for every r, where the paper takes the best of some policies'
-    successor features; where several actions are best, the gradient is the mean of theirs.
+    Deviations: episodes, or their beginnings, are compared, not segments from anywhere; V* is exact for every r, where the paper takes the
+    best of some policies' successor features; where several actions are best, the gradient is the mean of theirs.
 
     Errors: RefusedRow for an output that is no episode.
     """

@@ -17,9 +17,10 @@ __all__ = ["prototypes"]
 
 
 def prototypes(*, seed: Seed = 0) -> Head:
-    """Head: ``s = w h``, and the cosines of two views of h to K directions that are learned, the prototypes: ``cos(h', c_k), cos(h'', c_k)``.
+    """Head: ``s = w h``, and the cosines of two views of h to K learned directions, the prototypes: ``cos(h', c_k), cos(h'', c_k)``.
 
-    For the reader ``two_views``, which reads h, h' and h'', and the method ``bradley_terry_contrastive``. ``scores: [score, a1, a2, b1, b2]``
+    For the reader ``two_views``, which reads h, h' and h'', and the method ``bradley_terry_contrastive``. ``scores: [score, a1, a2, b1,
+    b2]``
     has two prototypes: the first view's cosines, then the second one's. As a reward it is the score.
 
     seed: of the prototypes at the start, which have to be apart.
