@@ -28,5 +28,6 @@ from mmalign.data.transforms.matched import matched as matched
 from mmalign.data.transforms.mixture import mixture as mixture
 from mmalign.data.transforms.principled import principled as principled
 from mmalign.data.transforms.rewritten import rewritten as rewritten
+from mmalign.data.transforms.transferred import transferred as transferred
 from mmalign.data.transforms.unlabelled import unlabelled as unlabelled
 from mmalign.data.turned import turned as turned

@@ -1,2 +1,3 @@
 """Records made of other records: conditioned on their scores, chosen by them, mixed, shown to be made better, under principles, ranked
-beside a teacher's answer, labelled as they will be, or without labels."""
+beside a teacher's answer, labelled as they will be, without labels, or with those of
+another task."""

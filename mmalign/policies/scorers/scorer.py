@@ -58,9 +58,8 @@ def scorer(
     head = linear() if head is None else head
     if (views := getattr(reader, "views", 1)) != head.views:
         got = f"{head.name} takes {head.views}, {type(reader).__name__} reads {views}"
-        raise UserError(
-            f"policy.head: {got} features in place of one; takes what goes together: prototypes and two_views, encoded_user and with_comparisons"
-        )
+        takes = "takes what goes together: prototypes and two_views, encoded_user and with_comparisons"
+        raise UserError(f"policy.head: {got} features in place of one; {takes}")
     return ScorerPolicy(of, reader, head, scores=names, trained=trained)
 
 
