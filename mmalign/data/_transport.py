@@ -13,8 +13,8 @@ def gromov_wasserstein(first: Tensor, second: Tensor) -> Tensor:
     """``[N, M]`` float64, a plan T of uniform margins that makes ``sum (D1_ik - D2_jl)^2 T_ij T_kl`` small.
 
     Of distances ``D1 [N, N]`` and ``D2 [M, M]``. Each round is a transport by the gradient at the last plan, softened by an entropy that
-    falls (Peyre, Cuturi, Solomon, Gromov-Wasserstein Averaging of Kernel and Distance Matrices, ICML 2016, prop. 1 and 2; that the weight of
-    the entropy falls is ours). The problem is not convex: of sets that are like themselves turned round, either plan may come out.
+    falls (Peyre, Cuturi, Solomon, Gromov-Wasserstein Averaging of Kernel and Distance Matrices, ICML 2016, prop. 1 and 2; that the weight
+    of the entropy falls is ours). The problem is not convex: of sets that are like themselves turned round, either plan may come out.
     """
     n, m = len(first), len(second)
     margins = torch.full((n,), 1 / n, dtype=torch.float64), torch.full((m,), 1 / m, dtype=torch.float64)

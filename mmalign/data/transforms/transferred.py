@@ -25,8 +25,9 @@ def transferred(
 ) -> Listed:  # fmt: skip
     """Pairs of a task without labels, with those that a task with labels gives them: preferences across tasks by optimal transport.
 
-    The outputs of both tasks are brought into correspondence T by the distances inside of each alone (Gromov and Wasserstein), so that their
-    features need have nothing in common; with ``y_ij`` how probably output i is better than j, of the labelled pairs, in both orders::
+    The outputs of both tasks are brought into correspondence T by the distances inside of each alone (Gromov and Wasserstein), so that
+    their features need have nothing in common; with ``y_ij`` how probably output i is better than j, of the labelled pairs, in both
+    orders::
 
         y'_ab = sum_ij y_ij T_ia T_jb / sum_ij T_ia T_jb
 
@@ -34,12 +35,13 @@ def transferred(
 
     Args:
         of: pairs of the task that has no labels; labels that they have are not looked at.
-        labelled: pairs of the other one. features: name -> reward, what outputs are told apart by; each is brought to mean 0 and variance 1.
+        labelled: pairs of the other one. features: name -> reward, what outputs are told apart by; each is brought to mean 0 and variance
+        1.
         labelled_features: the same of the other task; ``features`` by default.
         look: pairs of each task that are taken, in the order of seed 0. Costs grow with its third power.
 
-    Paper: PEARL: Zero-shot Cross-task Preference Alignment and Robust Reward Learning for Robotic Manipulation, ICML 2024 (its abstract says
-    what is weighted by what; that both orders count, and the sum below, are as recalled).
+    Paper: PEARL: Zero-shot Cross-task Preference Alignment and Robust Reward Learning for Robotic Manipulation, ICML 2024 (its abstract
+    says what is weighted by what; that both orders count, and the sum below, are as recalled).
 
     Errors: UserError for records that are no pairs, a task without a label, features that are all alike, and an output without a feature.
     """
