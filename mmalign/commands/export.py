@@ -119,8 +119,8 @@ def _reward_card(run: Trained, chosen: str, policy: ScorerPolicy) -> str:
     lines = [
         f"# {_run_name(run)}",
         f"A reward model that mmalign trained by {_in_words(run.config.get('method'))}, {checkpoint.step_of(run.checkpoint)} steps "
-        f"(parameters: {chosen}). Its scores: {', '.join(policy.scores)}. It reads with {type(policy.reader).__name__}; what that is made "
-        f"of stands in `{kept_policy.CONFIG}`, and is loaded from there; here are the parameters that were trained, and hashes of both files, "
+        f"(parameters: {chosen}). Its scores: {', '.join(policy.scores)}. It reads with {type(policy.reader).__name__}; what makes that "
+        f"stands in `{kept_policy.CONFIG}`, and is loaded from there; here are the parameters that were trained, and hashes of both files, "
         "which are compared whenever it is loaded.",
         '```python\nimport mmalign as mm\n\nreward = mm.rewards.trained("FOLDER")  # this folder\n```',
         "```yaml\nrewards: {learned: {use: trained, run: FOLDER}}\n```",
