@@ -114,7 +114,8 @@ class Steps:
     reverse_kls: name -> ``[B, T]`` the KL of the named reference's distribution to each step's, nats, differentiable.
     terms: name -> ``[B, T]`` further numbers of a step, differentiable: ``entropy`` (nats) and ``collision`` (log of the sum of
         squared probabilities) of its distribution, ``topk_entropy`` (``-sum p log p``) and ``topk_mass`` (``sum p``) of its 10 likeliest
-        outcomes, ``value`` (what a critic expects), ``reward_mask``, ``kl_mask``, ``degree``,
+        outcomes, ``value`` (what a critic expects), ``reward_mask``, ``kl_mask``, ``degree``, ``dead_end`` and
+        ``dead_end_best`` (minus how surely a bad end follows the step, and the step that is best in this),
         ``drift`` (exact KL of the distribution that the step was sampled from to its present one, nats), and ``adjoint`` (by how much
         the reward would grow, to first order, as the outcome of the step moves from what was recorded).
     contrasts: name -> the same rows and steps under another condition, with references of its own: ``ablated`` (what the prompt
@@ -198,6 +199,14 @@ class Move(NamedTuple):
     at: int = 0
     moments: bool = False
     decay: Callable[[int], float] | None = None
+
+
+class Climb(NamedTuple):
+    """Where an update's gradient is taken: ``rate`` along the gradient of ``sum(weight * of(steps, signal))`` away, from where it is
+    then subtracted. of: Steps of a micro-batch and their signal -> values as a loss has them, differentiable."""
+
+    of: Callable[[Steps, Tensor], Tensor]
+    rate: float
 
 
 @dataclass(frozen=True)
@@ -460,6 +469,7 @@ class Method:
     numbers: of a reward model's scores, how many say one dimension, the first of them how good a row is in it; 0: none is one by itself,
         and rows are only compared. wins: scores ``[N, T]`` of rows and of others -> how probably each is better, ``[N, dimensions]``; None
         of methods that compare nothing. scores: names of all of them, where records label each by itself; a recipe says them.
+    climb: what is climbed before the gradient of an update is taken (``training.climbing``); None: nothing.
     masking: what its rows may hold, when they are drawn and whenever they are scored, by the policy and by references
         (``samplers.masking.Masking``); None: anything.
     """
@@ -486,6 +496,7 @@ class Method:
     numbers: int = 1
     wins: Callable[[Tensor, Tensor], Tensor] | None = None
     scores: tuple[str, ...] = ()
+    climb: Climb | None = None
     masking: Any = None
 
     def __post_init__(self) -> None:

@@ -251,7 +251,7 @@ def _padded(steps: Steps, feedback: Feedback, garbage: float) -> tuple[Steps, Fe
     leaf = pad(steps.log_probs).requires_grad_()
     wide = replace(steps.each(lambda values: mask if values.dtype == torch.bool else pad(values)), log_probs=leaf)
     moves = {name: replace(other, log_probs=other.log_probs + (leaf - leaf.detach())) for name, other in wide.contrasts.items()}
-    terms = {name: table + (leaf - leaf.detach()) if name == "adjoint" else table for name, table in wide.terms.items()}
+    terms = {name: table + (leaf - leaf.detach()) if name in ("adjoint", "dead_end") else table for name, table in wide.terms.items()}
     distances = {name: table + (leaf - leaf.detach()) for name, table in wide.kls.items()}
     wide = replace(wide, contrasts=moves, terms=terms, kls=distances)  # they are of the same parameters
     missing = torch.full((2,), math.nan, dtype=torch.float64)
@@ -333,7 +333,8 @@ def _far(kind: Any, gaps: Tensor, rewards: list[float]) -> tuple[Tensor, Steps, 
     steps = Steps(
         leaf, mask, gaps, {"ref": gaps, "previous": gaps / 2, "before": gaps / 4}, squares, facts, 1, kind, {"ref": squares["ref"]},
         {"entropy": leaf + 1, "collision": leaf - 1, "value": leaf + 0.1, "reward_mask": leaf + 0.5, "kl_mask": leaf + 2,
-         "degree": -(gaps**2), "drift": (leaf - gaps) ** 2, "adjoint": leaf + 0.2}, dict.fromkeys(CONTRASTS, contrast),
+         "degree": -(gaps**2), "dead_end": leaf - 0.5, "dead_end_best": leaf * 0 - 0.1, "drift": (leaf - gaps) ** 2,
+         "adjoint": leaf + 0.2}, dict.fromkeys(CONTRASTS, contrast),
     )  # fmt: skip
     strength = (known[0::2] > known[1::2]).double() + 0.5 * (known[0::2] == known[1::2]) + 0 * (known[0::2] - known[1::2])
     labels = (known.view(-1, 2) > known.view(-1, 2).nanmean(1, keepdim=True)).double().flatten() + 0 * known

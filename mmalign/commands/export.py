@@ -13,7 +13,7 @@ from mmalign.commands._hub import push as send
 from mmalign.commands._metadata import metadata
 from mmalign.commands._own_code import OwnCode, own_code
 from mmalign.config import build_part
-from mmalign.policies.adapters import Form
+from mmalign.policies.adapters import Form, appearing, refuse_taken
 from mmalign.policies.diffusers import DiffusersPolicy
 from mmalign.policies.exports import scorers
 from mmalign.policies.exports.language import auto_class, save
@@ -26,7 +26,7 @@ from mmalign.policies.language.loading import load as load_language_model
 from mmalign.policies.pipelines.calling import load
 from mmalign.policies.scorers.scorer import ScorerPolicy
 from mmalign.policies.transformers import TransformersPolicy
-from mmalign.runs import checkpoint, pixels
+from mmalign.runs import checkpoint, kept_policy, pixels
 from mmalign.runs.metrics import read_benchmarks
 from mmalign.runs.trained import Trained, trained
 from mmalign.training import dead_steps
@@ -67,8 +67,11 @@ def export(
     the page finds it there; packages are named. See ``policies.exports`` for the other files, and for how they are compared with the
     live model before they appear.
 
+    A reward model whose reader no other library loads (``open_clip``, ``noisy_latents``, ``named_features``, ...) is a folder that
+    ``{use: trained, run: FOLDER}`` takes in place of the run, with hashes that are compared.
+
     Errors: UserError for a run without a checkpoint, a set that it does not have, a policy that is neither a diffusers pipeline nor a
-    language model, and a comparison that fails.
+    language model nor a reward model, and a comparison that fails.
     """
     if push is not None:
         may_push(push)
@@ -81,6 +84,8 @@ def export(
         node["memory"] = {key: value for key, value in node["memory"].items() if key not in ("storage", "compile")}
     outer: Any = run.policy()
     policy = inner(outer)
+    if isinstance(outer, ScorerPolicy) and policy is None:
+        return Exported(_reward_model(run, outer, chosen, out), chosen, ("mmalign",))
     if node is None or policy is None:
         raise UserError(
             f"{run.folder}: got the policy {run.config['policy'].get('use')!r}, export takes a diffusers pipeline or a language model"
@@ -95,6 +100,33 @@ def export(
     words = f"{_in_words(run.config.get('method'))}, {checkpoint.step_of(run.checkpoint)} steps, by mmalign"
     address = None if push is None else send(folder, push, private=private, message=words)
     return Exported(folder, chosen, tuple(form.name for form in forms), tuple(file.name for file in own.files), address)
+
+
+def _reward_model(run: Trained, policy: ScorerPolicy, chosen: str, out: str | Path | None) -> Path:
+    """A reward model whose reader no other library loads, as a folder that ``trained`` takes in place of a run."""
+    folder = run.folder / "export" if out is None else Path(out)
+    refuse_taken(folder)
+    with appearing(folder) as place, policy.using("current" if chosen == "trained" else chosen):
+        kept_policy.write(place, run.config, policy.parameters())
+        (place / "README.md").write_text(_reward_card(run, chosen, policy), encoding="utf-8")
+        kept_policy.read(place)
+    return folder
+
+
+def _reward_card(run: Trained, chosen: str, policy: ScorerPolicy) -> str:
+    """What the folder is, how it is used, and what was measured."""
+    numbers = [f"| {name} | {before} | {after} |" for name, _, before, after in _numbers(run)]
+    lines = [
+        f"# {_run_name(run)}",
+        f"A reward model that mmalign trained by {_in_words(run.config.get('method'))}, {checkpoint.step_of(run.checkpoint)} steps "
+        f"(parameters: {chosen}). Its scores: {', '.join(policy.scores)}. It reads with {type(policy.reader).__name__}; what makes that "
+        f"stands in `{kept_policy.CONFIG}`, and is loaded from there; here are the parameters that were trained, and hashes of both files, "
+        "which are compared whenever it is loaded.",
+        '```python\nimport mmalign as mm\n\nreward = mm.rewards.trained("FOLDER")  # this folder\n```',
+        "```yaml\nrewards: {learned: {use: trained, run: FOLDER}}\n```",
+        "\n".join(["| | before | after |", "|---|---|---|", *numbers]) if numbers else "Nothing was measured.",
+    ]
+    return "\n\n".join(lines) + "\n"
 
 
 def inner(policy: Any) -> DiffusersPolicy | TransformersPolicy | None:

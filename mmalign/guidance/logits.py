@@ -15,9 +15,11 @@ from torch import Tensor
 from mmalign.arguments.ranges import Count, Finite, Proportion
 from mmalign.guidance._checks import check_finite
 from mmalign.guidance.extrapolation import extrapolate
+from mmalign.policies.language.heads import of_dead_ends
+from mmalign.policies.transformers import TransformersPolicy
 from mmalign.types import UserError
 
-__all__ = ["contrastive", "proxy_tuning", "rectified", "value_guided"]
+__all__ = ["contrastive", "dead_ends", "proxy_tuning", "rectified", "value_guided"]
 
 Value = Callable[[Tensor], Tensor]
 
@@ -134,7 +136,36 @@ def rectified(*, dead_end: Callable[[Tensor], Tensor]) -> Any:
     return _processors(change)
 
 
+def dead_ends(policy: TransformersPolicy) -> Callable[[Tensor], Tensor]:
+    """What ``rectified`` takes as ``dead_end``, of a policy that ``dead_end_value`` has trained.
+
+    policy: with the head ``dead_end``: its own, and the words of the model that is rectified. Of a finished run
+    ``mmalign.runs.trained.trained(folder).policy()``.
+
+    Cost: a pass of its model over the text so far, for each token.
+
+    Errors: UserError for a policy without that head.
+    """
+    if "dead_end" not in getattr(policy, "heads", {}):
+        raise UserError("dead_ends.policy: has no head dead_end; takes a policy of transformers with heads: [dead_end]")
+    head, model = policy.heads["dead_end"], policy.model
+
+    @torch.no_grad()
+    def value(ids: Tensor) -> Tensor:
+        states = model.base_model(**_given(model, ids)).last_hidden_state[:, -1]
+        return of_dead_ends(head, states)
+
+    return value
+
+
 # Parts
+
+
+def _given(model: Any, ids: Tensor) -> dict[str, Tensor]:
+    """Inputs of a model for ``ids [B, T]``, whose pads on the left are not read."""
+    pad = model.config.pad_token_id
+    mask = torch.ones_like(ids) if pad is None else (ids != pad).long().cummax(1).values
+    return {"input_ids": ids, "attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
 
 
 class _Reader:
@@ -147,14 +178,11 @@ class _Reader:
     @torch.no_grad()
     def logits(self, ids: Tensor) -> Tensor:
         """Next-token logits after ``ids [B, T]``; pads on the left are not read. What is not a continuation is read anew."""
-        pad = self.model.config.pad_token_id
-        mask = torch.ones_like(ids) if pad is None else (ids != pad).long().cummax(1).values
-        place = (mask.cumsum(1) - 1).clamp(min=0)
-        behind = self.ids.shape[1]
+        given, behind = _given(self.model, ids), self.ids.shape[1]
         goes_on = self.cache is not None and ids.shape[1] == behind + 1 and torch.equal(ids[:, :behind], self.ids)
         new = slice(behind, None) if goes_on else slice(None)
         outputs = self.model(
-            input_ids=ids[:, new], attention_mask=mask, position_ids=place[:, new], use_cache=True,
+            input_ids=ids[:, new], attention_mask=given["attention_mask"], position_ids=given["position_ids"][:, new], use_cache=True,
             past_key_values=self.cache if goes_on else None,
         )  # fmt: skip
         self.ids, self.cache, self.last = ids.clone(), outputs.past_key_values, outputs.logits[:, -1].float()

@@ -102,6 +102,7 @@ from mmalign.methods.policy_gradient.cgpo import cgpo as cgpo
 from mmalign.methods.policy_gradient.cispo import cispo as cispo
 from mmalign.methods.policy_gradient.clip_cov import clip_cov as clip_cov
 from mmalign.methods.policy_gradient.dapo import dapo as dapo
+from mmalign.methods.policy_gradient.dead_end_value import dead_end_value as dead_end_value
 from mmalign.methods.policy_gradient.dppo import dppo as dppo
 from mmalign.methods.policy_gradient.dr_grpo import dr_grpo as dr_grpo
 from mmalign.methods.policy_gradient.drpo import drpo as drpo
@@ -143,6 +144,7 @@ from mmalign.methods.reward_gradient.draft import draft as draft
 from mmalign.methods.reward_gradient.drtune import drtune as drtune
 from mmalign.methods.reward_gradient.refl import refl as refl
 from mmalign.methods.reward_models.bradley_terry import bradley_terry as bradley_terry
+from mmalign.methods.reward_models.bradley_terry_contrastive import bradley_terry_contrastive as bradley_terry_contrastive
 from mmalign.methods.reward_models.bradley_terry_gaussian import bradley_terry_gaussian as bradley_terry_gaussian
 from mmalign.methods.reward_models.bradley_terry_mixture import bradley_terry_mixture as bradley_terry_mixture
 from mmalign.methods.reward_models.bradley_terry_signed import bradley_terry_signed as bradley_terry_signed
@@ -150,6 +152,7 @@ from mmalign.methods.reward_models.bradley_terry_thinking import bradley_terry_t
 from mmalign.methods.reward_models.bradley_terry_ties import bradley_terry_ties as bradley_terry_ties
 from mmalign.methods.reward_models.general_preference import general_preference as general_preference
 from mmalign.methods.reward_models.list_mle import list_mle as list_mle
+from mmalign.methods.reward_models.meta_reward import meta_reward as meta_reward
 from mmalign.methods.reward_models.peer_review import peer_review as peer_review
 from mmalign.methods.reward_models.score_regression import score_regression as score_regression
 from mmalign.methods.reward_models.variational_preference import variational_preference as variational_preference

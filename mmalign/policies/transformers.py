@@ -26,7 +26,7 @@ from mmalign.arguments.ranges import Count, Fraction, Natural, Positive, Proport
 from mmalign.devices import default_device
 from mmalign.distributed.shards import leaves
 from mmalign.media import Limits
-from mmalign.needs import DEGREE, kinds, named
+from mmalign.needs import DEAD_END_BEST, DEGREE, kinds, named
 from mmalign.policies.language import loading, reading, reference_models, storage
 from mmalign.policies.language.ablation import Ablation
 from mmalign.policies.language.agreement import FirstRow
@@ -366,7 +366,7 @@ class TransformersPolicy:
             reverse_kls=of_references("reverse_kls"),
             facts={name: table[:, columns].double() for name, table in facts.items()}
             | {f"rank:{name}": ranks for name, ranks in of_references("rank").items()},
-            terms={need.kind: table[need][:, columns] for need in sorted(terms)},
+            terms={need.kind: table[need][:, columns] for need in sorted(table.keys() & {*terms, DEAD_END_BEST})},
             contrasts=contrasts,
             kind=ADAPTER.kind,
         )

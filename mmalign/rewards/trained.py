@@ -21,7 +21,8 @@ Score = Callable[[list[Any], Any, Mapping[str, list[Any]]], Tensor]
 
 
 def trained(  # what a reward is told of a run
-    run: str, *, part: str | None = None, spread: bool = False, trust: bool = False, passes: Count = 1, dropout: Share = 0.1, seed: Seed = 0
+    run: str, *, part: str | None = None, spread: bool = False, trust: bool = False, passes: Count = 1, dropout: Share = 0.1,
+    seed: Seed = 0, comparisons: Any = None,
 ) -> Scorer:  # fmt: skip
     """What a finished run says of an output: the scores of a reward model, or DPO's implicit reward.
 
@@ -34,7 +35,8 @@ def trained(  # what a reward is told of a run
     that ``policy.scores`` has for it, for ``combine: {use: bayesian}``. passes: of a reward model with one score (or one ``part``), its
     scores in so many draws of dropout, ``pass_1``, ``pass_2``, ... (Gal and Ghahramani, arXiv 1506.02142), an ensemble of one model: each
     draw leaves the same inputs of linear layers out for all outputs. 1: no dropout. dropout: the share of inputs that a draw leaves out.
-    seed: of the draws.
+    seed: of the draws. comparisons: of a run whose reader is ``with_comparisons``, labelled pairs of people whom it need not know, who are
+    then served without training; in place of what was known of them.
 
     A reward model whose reader is differentiable (`mmalign list readers`) hands its gradient to the outputs; what a language or
     vision-language model reads goes through a tokenizer or processor, and has none. Under ``on_latents`` one that reads
@@ -44,6 +46,11 @@ def trained(  # what a reward is told of a run
     """
     kept = runs.trained(run, trust=trust)
     policy: Any = kept.policy()
+    if comparisons is not None:
+        learn = getattr(getattr(policy, "reader", None), "learn", None)
+        if learn is None:
+            raise UserError(f"trained.comparisons: {run} reads none; takes a run whose policy.of is with_comparisons")
+        learn(comparisons)
     using, reads, differentiable, numbers = _best(kept), frozenset[str](), False, 1
     if policy.kind == "score":
         names, reads, differentiable, score = list(policy.scores), policy.reads, policy.reader.differentiable, _of_scorer(policy, using)

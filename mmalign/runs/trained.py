@@ -10,7 +10,7 @@ from mmalign.arguments.calls import sayable
 from mmalign.config import build_part, external_code
 from mmalign.distributed.team import joined
 from mmalign.files import plain
-from mmalign.runs import checkpoint
+from mmalign.runs import checkpoint, kept_policy
 from mmalign.runs.folder import read_config
 from mmalign.runs.rounds import last_run
 from mmalign.types import Method, Policy, UserError
@@ -46,7 +46,8 @@ def trained(run_folder: str | Path, *, trust: bool = False) -> Trained:
 
     trust: its config may name code outside of mmalign, which is imported and run where something of the config is built.
 
-    Of rounds it is the run that the last of their stages made.
+    Of rounds it is the run that the last of their stages made; of an exported folder (``kept_policy``) the parameters that it holds, once
+    their hash has been compared.
 
     Of several processes all read the same files. Errors: UserError where they do not, for a folder without a run, a run without a policy in
     its config, or without a checkpoint, and for outside code.
@@ -54,6 +55,10 @@ def trained(run_folder: str | Path, *, trust: bool = False) -> Trained:
     folder = Path(run_folder)
     if not (folder / "config.yaml").is_file():
         raise UserError(f"{folder}: no run there (no config.yaml); takes the folder of a run")
+    if kept_policy.there(folder):
+        config, parameters = kept_policy.read(folder)
+        refuse_external_code(config, str(folder), trust)
+        return Trained(folder, config, folder / kept_policy.WEIGHTS, {}, ("trained",), "trained", {"trained": parameters})
     config = read_config(folder)
     if "stages" in config and "policy" not in config:
         refuse_external_code(config, str(folder), trust)

@@ -17,6 +17,7 @@ from mmalign.runs import checkpoint
 from mmalign.runs.profile import Profile
 from mmalign.stacking import joined, stacked
 from mmalign.training import allocator, not_finite, references
+from mmalign.training.climbing import climbed
 from mmalign.training.experience import Experience
 from mmalign.training.kept_references import KeptReferences
 from mmalign.training.optimizer import clipped, flatten_optimizer, parted, restore_optimizer
@@ -134,7 +135,7 @@ class Learner:
                     self.method.state.load(state)
                 measured, odd = self._backward(experiences, micro_rows, micro_steps) if kept else ([], odd)
         others = {} if self.beside is None else self.beside(micro_rows)
-        self._add_gradients()
+        self.add_gradients()
         with self.profile.part("optimizer"):
             norm = clipped(self.policy.parameters().values(), self.settings.max_norm)
             sound, finite = not any(any(one) for one in odd), bool(norm.isfinite())
@@ -170,7 +171,7 @@ class Learner:
         self, experiences: Sequence[Experience], micro_rows: int, micro_steps: int | None
     ) -> tuple[list[Measured], list[not_finite.Odd]]:
         """The gradient, where one is wanted, of this process's micro-batches; what was measured, and rows that are not finite, of all."""
-        with self.profile.part("forward"):
+        with self.profile.part("forward"), climbed(self, experiences, micro_rows):
             measured, odd = self._passes(experiences, micro_rows, micro_steps)
         processes = self.team.tell([measured, odd])
         odd_of_all = [not_finite.together(parts) for parts in zip(*(rows for _, rows in processes), strict=True)]
@@ -261,7 +262,7 @@ class Learner:
         if self.shards is not None:
             self.shards.forget()
 
-    def _add_gradients(self) -> None:
+    def add_gradients(self) -> None:
         """Makes every gradient the sum over processes; None stays None where no process has one."""
         if self.team.alone:
             return

@@ -211,6 +211,21 @@ def fine_grained_rlhf(
 
 # name of the method -> (hyper-parameters, oracle) of every case; each keyword of a method is moved at least once.
 _JUDGED: dict[str, Any] = {"clip": 0.05, "gamma": 0.9, "lam": 0.7, "value": 0.3}
+
+
+def dead_end_value(table: Table, *, bad_below: float = 0.5, then: str = "best") -> Tensor:
+    """Word by word: what the next one is worth at its best, and of the last one whether the row ended badly."""
+    total, cells = _zero(table), sum(len(_cells(table, row)) for row in _rows(table))
+    for row in _rows(table):
+        live, reward = _cells(table, row), float(table.rewards[row])
+        for step, following in zip(live, [*live[1:], None], strict=True):
+            if not math.isnan(reward):
+                known = table.dead_end_best if then == "best" else table.dead_end
+                after = -float(reward < bad_below) if following is None else float(known[row, following].detach())
+                total = total + (table.dead_end[row, step] - after) ** 2 / 2 / cells
+    return total
+
+
 ORACLES: dict[str, list[tuple[dict[str, Any], Callable[..., Tensor]]]] = {
     "archer": [
         ({}, archer),
@@ -243,6 +258,7 @@ ORACLES: dict[str, list[tuple[dict[str, Any], Callable[..., Tensor]]]] = {
         ({"length": 1, "beta": 0.0}, ma_rlhf),
         ({"macro": "perplexity", "gamma": 0.9}, ma_rlhf),
     ],
+    "dead_end_value": [({}, dead_end_value), ({"bad_below": -0.2, "then": "said"}, dead_end_value)],
     "fine_grained_rlhf": [({}, fine_grained_rlhf), ({**_JUDGED, "terminal": 0.5, "beta": 0.0}, fine_grained_rlhf)],
 }
 SATURATING = {"fine_grained_rlhf": "rows are told apart by their steps' rewards, which are equal there"}

@@ -248,6 +248,49 @@ def bradley_terry_thinking(table: Table, *, said: float = 1.0, told: float = 0.0
     return expected(table, cost)
 
 
+def bradley_terry_contrastive(
+    table: Table, *, prototypes: int = 8, weight: float = 0.5, temperature: float = 0.1, sharpness: float = 20.0, rounds: int = 3
+) -> Tensor:
+    """The first number of a row is its score, then come the cosines of its first view, and of its second."""
+    rows = sorted({row for first, second, _ in _known(table) for row in (first, second)})
+
+    def cell(row: int, step: int) -> Tensor:
+        return table.log_probs[row, step] if step in _cells(table, row) else torch.zeros(()).double()
+
+    def codes(offset: int) -> dict[int, list[float]]:
+        q = {row: [math.exp(float(cell(row, offset + k).detach()) * sharpness) for k in range(prototypes)] for row in rows}
+        for _ in range(rounds):
+            sums = [sum(own[k] for own in q.values()) for k in range(prototypes)]
+            q = {row: [value / total / prototypes for value, total in zip(own, sums, strict=True)] for row, own in q.items()}
+            q = {row: [value / sum(own) for value in own] for row, own in q.items()}
+        return q
+
+    first, second = codes(1), codes(1 + prototypes)
+
+    def likely(row: int, offset: int) -> list[Tensor]:
+        parts = [torch.exp(cell(row, offset + k) / temperature) for k in range(prototypes)]
+        return [(part / sum(parts)).log() for part in parts]
+
+    def contrast(row: int) -> Tensor:
+        own, other = likely(row, 1), likely(row, 1 + prototypes)
+        return -sum(second[row][k] * own[k] + first[row][k] * other[k] for k in range(prototypes)) / 2  # type: ignore[return-value]
+
+    def cost(better: int, worse: int, step: int | None) -> Tensor:
+        return torch.log1p(torch.exp(cell(worse, 0) - cell(better, 0))) + weight * (contrast(better) + contrast(worse)) / 2
+
+    return expected(table, cost)
+
+
+def meta_reward(table: Table, *, rate: float = 0.01) -> Tensor:
+    """Of one table: what is climbed first moves the parameters, which a table does not have; see tests/training/test_climbing.py."""
+    return bradley_terry(table)
+
+
+ORACLES["meta_reward"] = [({}, meta_reward), ({"rate": 0.5}, meta_reward)]
+ORACLES["bradley_terry_contrastive"] = [
+    ({"prototypes": 2}, bradley_terry_contrastive),
+    ({"prototypes": 2, "weight": 1.5, "temperature": 0.5, "sharpness": 3.0, "rounds": 1}, bradley_terry_contrastive),
+]
 ORACLES["bradley_terry_thinking"] = [({}, bradley_terry_thinking), ({"said": 0.4, "told": 0.7}, bradley_terry_thinking)]
 ORACLES["variational_preference"] = [({}, variational_preference), ({"kl": 0.3}, variational_preference)]
 SATURATING = {"general_preference": "of a number without another one beside it, as that test has it, no embedding is made"}

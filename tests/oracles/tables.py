@@ -20,6 +20,7 @@ from mmalign.needs import (
     ADJOINT_SIZE,
     CHANGED,
     COLLISION,
+    DEAD_END,
     DT,
     MASK,
     NOISE,
@@ -50,7 +51,7 @@ EVERYTHING = frozenset(
     {OLD, refs("ref"), refs("previous"), refs("before"), kls("ref"), reverse_kls("ref"), STD, SLOPE, DT, NOISE, CHANGED, PHRASE}
 )
 CONTRASTS = ("ablated", "good", "bad", "mismatched", "blended", "true")
-TERMS = ("entropy", "collision", "value", "reward_mask", "kl_mask", "degree", "drift", "adjoint")
+TERMS = ("entropy", "collision", "value", "reward_mask", "kl_mask", "degree", "dead_end", "drift", "adjoint")
 EVERYTHING |= {SEGMENT, *map(Need, TERMS), *map(contrast, CONTRASTS), kls("previous")}
 ABSOLUTE = frozenset(absolute("previous", share) for share in (1.0, -1.0, 0.3, -0.3, 0.0))
 EVERYTHING |= ABSOLUTE
@@ -102,6 +103,8 @@ class Table:
     kl_mask: Tensor
     judged: Tensor
     degree: Tensor
+    dead_end: Tensor
+    dead_end_best: Tensor
     drift: Tensor
     adjoint: Tensor
     others: Contrasts
@@ -126,6 +129,7 @@ class Table:
             name: getattr(self, name) for name in ("std", "slope", "dt", "noise", "changed", "phrase", "segment") if Need(name) in needs
         }
         terms = {name: getattr(self, name) for name in TERMS if Need(name) in needs}
+        terms |= {"dead_end_best": self.dead_end_best} if DEAD_END in needs else {}
         for need in ABSOLUTE & needs:
             if self.mean is not None and self.mean_previous is not None and self.target is not None:
                 mixed = need.share * self.mean.detach() + (1 - need.share) * self.mean_previous
@@ -223,6 +227,7 @@ def table(kind: Kind, seed: int = 0, leaf: Tensor | None = None) -> Table:
     std = common["std"]
     common |= {"value": leaf[..., 0] / 2, "reward_mask": leaf[..., 1].relu(), "kl_mask": leaf[..., 2].relu()}
     common["degree"] = -leaf[..., 3].exp()
+    common |= {"dead_end": -leaf[..., 4].sigmoid(), "dead_end_best": -leaf.sigmoid().amin(-1)}
     common["adjoint"] = (common.pop("vectors") * (leaf - sampled)).sum(-1)
     common["judged"] = common["value"].detach() + common["dense"] / 4  # what the critic said when the rows were sampled
 

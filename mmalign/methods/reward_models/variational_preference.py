@@ -14,8 +14,9 @@ from mmalign.types import Method
 def variational_preference(*, kl: NotNegative = 0.01) -> Method:
     """A score that depends on a latent z of whoever compared, which is believed to be ``q_u = N(mu_u, s_u^2)``: the evidence lower bound.
 
-    For policies with the head ``latent_user``, whose numbers of a row are ``m, KL(q_u | N(0, 1)), l_1 .. l_d`` (``scores: [score, kl, z1,
-    z2]``), so that ``r = m + sum_j l_j e_j`` with e standard normal and the same for both rows::
+    For policies with the head ``latent_user``, which knows the people by name, or ``encoded_user``, which is told by comparisons of theirs;
+    their numbers of a row are ``m, KL(q_u | N(0, 1)), l_1 .. l_d`` (``scores: [score, kl, z1, z2]``), so that ``r = m + sum_j l_j e_j``
+    with e standard normal and the same for both rows::
 
         loss = mean over pairs of  -p E log sigmoid(r_w - r_l) - (1 - p) E log sigmoid(r_l - r_w)  + kl KL(q_u | N(0, 1))
 
@@ -23,9 +24,8 @@ def variational_preference(*, kl: NotNegative = 0.01) -> Method:
 
     Paper: Personalizing Reinforcement Learning from Human Feedback with Variational Preference Learning (VPL), arXiv 2408.10075, sec. 4.
 
-    Deviations: the paper's q is an encoder of a person's comparisons, here it is a person's own mean and variance, so that a new person is
-    the prior until some of their comparisons are trained on; r is linear in z, so that the mean over z is a quadrature, where the paper
-    draws; its scaling of rewards is not there, and neither are its queries.
+    Deviations: r is linear in z, so that the mean over z is a quadrature, where the paper draws; its scaling of rewards is not there, and
+    neither are its queries. Under ``latent_user`` q is a person's own mean and variance, and a new person the prior.
 
     Examples:
         >>> from mmalign.types import Feedback, Steps

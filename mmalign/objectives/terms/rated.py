@@ -38,6 +38,16 @@ def ahead_by(share: float, *, flips: float = 0.0, correction: Correction = "smoo
     return Term(of, SCORE.needs, kinds=SCORES, extras=REWARDS_OF_ROWS if share else None, score=SCORE)
 
 
+def first_ahead() -> Term:
+    """``-log sigmoid(s_w - s_l)`` of a row's first number, whatever the others are."""
+
+    def ahead(steps: Steps, order: Order) -> Tensor:
+        better, worse = order.sides(SCORE.of(steps)[:, :1])
+        return better - worse
+
+    return Term(lambda steps, order: functional.softplus(-ahead(steps, order)), SCORE.needs, kinds=SCORES, ahead=ahead)
+
+
 def or_tied(log_k: float, *, rate: float = 0.0) -> Term:
     """Rao and Kupper's model of ties, at ``k = e^log_k``: who is ahead by less than k's worth may be called neither's.
 

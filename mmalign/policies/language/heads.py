@@ -2,6 +2,7 @@
 
 ``value``: what a critic expects; it starts at 0. ``reward_mask`` and ``kl_mask`` (SparsePO): ``relu(W h + b)`` on the hidden states of the
 reference, from 1 on, so that training starts as TDPO's. ``degree``: the log-probability of how much of an answer was taken out of it.
+``dead_end``: ``-sigmoid(W h + b)`` for each word, minus how surely a bad end follows it; close to 0 at first.
 """
 
 from __future__ import annotations
@@ -13,14 +14,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from mmalign.needs import DEGREE
+from mmalign.needs import DEAD_END, DEAD_END_BEST, DEGREE
 from mmalign.policies.language.prefixes import Sequences
 from mmalign.policies.parameters import ParameterSets
 from mmalign.types import Need, UserError
 
-HeadName = Literal["value", "degree", "reward_mask", "kl_mask"]
+HeadName = Literal["value", "degree", "dead_end", "reward_mask", "kl_mask"]
 MASKS = frozenset({"reward_mask", "kl_mask"})
-HEADS = frozenset({"value", "degree"}) | MASKS
+HEADS = frozenset({"value", "degree", "dead_end"}) | MASKS
+SAFE = -4.0
+"""The bias of ``dead_end`` at the start: a bad end is taken to follow a word in one case of 56."""
 DEGREES = 4
 """Degrees are 0, 1, ... of so many: that part of an answer's live tokens is taken out, those that surprise the reference most first."""
 
@@ -32,19 +35,32 @@ def add_heads(sets: ParameterSets, model: Any, names: Sequence[str]) -> dict[str
     width, device = model.config.get_text_config().hidden_size, next(model.parameters()).device
     heads: dict[str, nn.Module] = {}
     for name in names:
-        heads[name] = layer = nn.Linear(width, DEGREES if name == "degree" else 1, device=device)
+        words = model.get_output_embeddings().weight.shape[0]
+        heads[name] = layer = nn.Linear(width, {"degree": DEGREES, "dead_end": words}.get(name, 1), device=device)
         nn.init.zeros_(layer.weight)
-        nn.init.constant_(layer.bias, 1.0 if name in MASKS else 0.0)
+        nn.init.constant_(layer.bias, {**dict.fromkeys(MASKS, 1.0), "dead_end": SAFE}.get(name, 0.0))
     sets.add(heads)
     return heads
 
 
-def head_tables(name: str, head: nn.Module, hidden: Tensor) -> dict[Need, Tensor]:
-    """What a head says at N positions, ``[N]`` float64; of ``degree`` one table for each, named by its number. hidden: ``[N, H]``."""
+def head_tables(name: str, head: nn.Module, hidden: Tensor, tokens: Tensor, never: Tensor | None) -> dict[Need, Tensor]:
+    """What a head says at N positions, ``[N]`` float64; of ``degree`` one table for each, named by its number.
+
+    hidden: ``[N, H]``. tokens: ``[N]``, the word that stands there. never: those that are never said, and so never the best.
+    """
+    if name == "dead_end":
+        each = of_dead_ends(head, hidden).double()
+        open_to = each if never is None else each.index_fill(1, never, -torch.inf)
+        return {DEAD_END: each.gather(1, tokens[:, None])[:, 0], DEAD_END_BEST: open_to.amax(1)}
     outputs = head(hidden.float()).double()
     if name == "degree":
         return {Need("degree", str(number)): column for number, column in enumerate(outputs.log_softmax(-1).unbind(-1))}
     return {Need(name): outputs.squeeze(-1).relu() if name in MASKS else outputs.squeeze(-1)}
+
+
+def of_dead_ends(head: nn.Module, hidden: Tensor) -> Tensor:
+    """``[N, words]`` in -1..0, of hidden states ``[N, H]``: minus how surely a bad end follows each word."""
+    return -head(hidden.float()).sigmoid()  # type: ignore[no-any-return]
 
 
 def degrees(

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmalign.needs import DEAD_END, DEAD_END_BEST
 from mmalign.policies.language import prefixes
 from mmalign.policies.language.fitting import Running
 from mmalign.policies.language.heads import HEADS, MASKS, head_tables
@@ -63,11 +64,12 @@ class Scorer:
             settings["allowed"] = None if sequences.allowed is None else sequences.allowed[inside]
             table = numbers_of(self.fit.head, hidden, sequences.tokens[inside], numbers=numbers - of_heads, **settings)
             for name in (need.kind for need in sorted(of_heads)):
-                table |= head_tables(name, self.heads[name], others["ref"][1] if name in MASKS else hidden)
+                states = others["ref"][1] if name in MASKS else hidden
+                table |= head_tables(name, self.heads[name], states, sequences.tokens[inside], self.never)
             at = wanted_cells.nonzero()
             places.append(torch.stack([part[at[:, 0]], at[:, 1]]))
             tables.append(table)
-        names = tables[0] if tables else dict.fromkeys([LOG_PROBS, *numbers])
+        names = tables[0] if tables else dict.fromkeys([LOG_PROBS, *numbers, *([DEAD_END_BEST] if DEAD_END in numbers else [])])
         where = torch.cat(places, dim=1) if places else torch.zeros((2, 0), dtype=torch.int64)
         empty = torch.zeros(cells.shape, dtype=torch.float64)
         if not tables:

@@ -44,8 +44,8 @@ def scorer(
         scores: the dimensions that are scored, by name.
         trained: ``head`` freezes all of ``of``, and the head alone is trained, on its features.
 
-    Errors: UserError for a model of another kind, and for names that are not one or more, each once, and a ``lora`` that
-    would be frozen.
+    Errors: UserError for a model of another kind, names that are not one or more, each once, a ``lora`` that would be frozen, and
+    a head that takes another number of views than the reader has.
     """
     reader = reader_of(of)
     names = list(scores) if not isinstance(scores, str) else []
@@ -55,7 +55,12 @@ def scorer(
         raise UserError(f"policy.trained: got {trained!r}, takes 'all' or 'head'")
     if trained == "head" and reader.sets.lora:
         raise UserError("policy.trained: head freezes all of policy.of, which has a lora; takes one of the two")
-    return ScorerPolicy(of, reader, linear() if head is None else head, scores=names, trained=trained)
+    head = linear() if head is None else head
+    if (views := getattr(reader, "views", 1)) != head.views:
+        got = f"{head.name} takes {head.views}, {type(reader).__name__} reads {views}"
+        takes = "takes what goes together: prototypes and two_views, encoded_user and with_comparisons"
+        raise UserError(f"policy.head: {got} features in place of one; {takes}")
+    return ScorerPolicy(of, reader, head, scores=names, trained=trained)
 
 
 class ScorerPolicy:

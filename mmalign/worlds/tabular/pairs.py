@@ -18,7 +18,7 @@ __all__ = ["tabular_pairs"]
 
 def tabular_pairs(
     *, world: Mdp | None = None, reward: str = "goal", by: Literal["return", "regret"] = "return", count: Count = 256,
-    temperature: Positive = 0.1, seed: Seed = 0,
+    temperature: Positive = 0.1, length: Count | None = None, seed: Seed = 0,
 ) -> list[Pair]:  # fmt: skip
     """Pairs of episodes of the policy that takes every action as often, ``P(first) = sigmoid((u_1 - u_2) / temperature)``, labels drawn.
 
@@ -28,9 +28,11 @@ def tabular_pairs(
             ``u = - sum_t discount^t (V*(s_t) - Q*(s_t, a_t))``, minus what each action gave away: an episode that did
             nothing wrong and was not paid yet beats one that was paid and went astray.
         count: how many. temperature: in units of the reward; the lower, the surer. seed: of all that is drawn.
+        length: the beginnings of episodes are compared, so many actions of each; None: whole ones. Between whole ones of a world without
+            chance, from one start, return and regret are the same preference; of beginnings only the regret knows where they lead.
 
     Paper (regret): Models of human preference for learning reward functions, https://arxiv.org/abs/2206.02231, its number recalled. There
-    segments of episodes are compared, here whole ones; chance in transitions is no merit: Q* is an expectation.
+    segments from anywhere are compared, here beginnings; chance in transitions is no merit: Q* is an expectation.
 
     Errors: UserError for another ``by``, and for a reward that is not there.
     """
@@ -40,14 +42,16 @@ def tabular_pairs(
     rng = torch.Generator().manual_seed(seed)
     starts = [mdp.states[start] for start in mdp.starts]
     rollout = tabular(world=mdp).sample([starts[number % len(starts)] for number in range(count)], 2, rng)
-    worth = utilities(mdp, mdp.reward({reward: 1.0}), rollout.held.states, rollout.held.actions, rollout.mask, by).view(count, 2)
+    first_ones = rollout.mask & (torch.arange(mdp.horizon) < (mdp.horizon if length is None else length))
+    outputs = [" ".join(text.split()[: 2 * int(live)]) for text, live in zip(rollout.outputs, first_ones.sum(1), strict=True)]
+    worth = utilities(mdp, mdp.reward({reward: 1.0}), rollout.held.states, rollout.held.actions, first_ones, by).view(count, 2)
     chance = ((worth[:, 0] - worth[:, 1]) / temperature).sigmoid()
     first = torch.rand(count, generator=rng, dtype=torch.float64) < chance
     pairs = []
     for number, won in enumerate(first.tolist()):
         better, worse = (2 * number, 2 * number + 1) if won else (2 * number + 1, 2 * number)
         scores = (float(worth.flatten()[better]), float(worth.flatten()[worse]))
-        pairs.append(Pair(rollout.prompts[better], rollout.outputs[better], rollout.outputs[worse], 1.0, f"pair {number}", scores=scores))
+        pairs.append(Pair(rollout.prompts[better], outputs[better], outputs[worse], 1.0, f"pair {number}", scores=scores))
     return pairs
 
 

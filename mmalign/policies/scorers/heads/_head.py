@@ -15,12 +15,14 @@ class Head:
 
     name: its function's. make: (H features, names of the T scores) -> a module with ``forward(features [R, H], columns) -> [R, T]``,
     columns: name -> an entry for each of the R rows (``annotator``, a prompt's own columns); all of its parameters are trained, and what
-    of them is random is drawn from a generator of its own. reads: the columns without which a row has no score.
+    of them is random is drawn from a generator of its own. reads: the columns without which a row has no score. views: how many features
+    of a row it takes in place of one, as a reader with ``views`` gives them.
     """
 
     name: str
     make: Callable[[int, list[str]], nn.Module]
     reads: frozenset[str] = frozenset()
+    views: int = 1
 
 
 @runtime_checkable

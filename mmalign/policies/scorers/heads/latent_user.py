@@ -27,7 +27,7 @@ def latent_user(*, annotators: list[str] | str, seed: Seed = 0) -> Head:
         annotators: their names, or a text file with one in a line.
         seed: of F and mu at the start, which have to be apart.
 
-    Source: VPL, arXiv 2408.10075, with q of each person by itself.
+    Source: VPL, arXiv 2408.10075, with q of each person by itself; ``encoded_user`` has its encoder.
 
     Errors: UserError for no name, one twice, a file that is not there, and fewer than three scores; when a row is scored, for a name that
     is not among them.

@@ -1,0 +1,82 @@
+"""Dead ends: their value is learned from texts that ended badly, and a model that is held to it ends badly less often."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import mmalign as mm
+from mmalign.objectives.terms.dead_ends import backed_up
+from mmalign.types import UserError
+from tests.helpers import tiny_text
+from tests.helpers.flat import transformers
+
+LENGTH = 3
+BAD = "x"  # the letter after which nothing helps, and which the model below likes
+
+
+def peaked() -> Any:
+    """A model that says the bad letter in a third of cases, about, whatever came before."""
+    made = tiny_text.model("llama")
+    letters = [len(tiny_text.SPECIAL) + tiny_text.LETTERS.index(letter) for letter in BAD]
+    with torch.no_grad():
+        mean = made.base_model(input_ids=torch.arange(6, 50).view(-1, 2)).last_hidden_state.mean((0, 1))
+        made.lm_head.weight.mul_(0.1)
+        made.lm_head.weight[letters] += 3.2 * mean / mean.square().sum()
+    return made
+
+
+def without(outputs: list[str], prompts: list[str], **_: Any) -> torch.Tensor:
+    return torch.tensor([0.0 if set(output) & set(BAD) else 1.0 for output in outputs])
+
+
+def policy(**settings: Any) -> Any:
+    return transformers(peaked(), tiny_text.tokenizer(), max_completion=LENGTH, heads=["dead_end"], **settings)
+
+
+def test_targets_are_the_best_that_may_follow_and_the_end_is_what_it_is() -> None:
+    best = torch.tensor([[-0.1, -0.2, -0.3], [-0.4, -0.5, -0.6]])
+    mask = torch.tensor([[True, True, True], [True, True, False]])
+    targets = backed_up(best, mask, torch.tensor([0.0, 1.0]))
+    assert targets[mask].tolist() == pytest.approx([-0.2, -0.3, 0.0, -0.5, -1.0])
+
+
+def test_the_value_is_learned_and_the_bound_keeps_texts_out(tmp_path: Path) -> None:
+    learned, base = policy(), peaked()
+    start = {name: value.detach().clone() for name, value in base.state_dict().items()}
+    run = mm.online(
+        learned, prompts=["ab", "cd"], rewards={"without": without}, method=mm.methods.dead_end_value(then="said"), steps=24,
+        batch={"prompts": 2, "group": 32, "micro_rows": 128}, optimizer=mm.adamw(rate=5e-2), evaluation={"every": 24},
+        run={"folder": str(tmp_path), "name": "run", "trackers": (), "checkpoint_every": 24},
+    )  # fmt: skip
+    value = mm.guidance.dead_ends(run.policy)
+    words: Any = learned.chat.tokenizer
+    ids = torch.tensor([words("ab")["input_ids"]])
+    each = value(ids)[0]
+    bad = torch.tensor([words.convert_tokens_to_ids(letter) for letter in BAD])
+    good = torch.tensor([words.convert_tokens_to_ids(letter) for letter in tiny_text.LETTERS if letter not in BAD])
+    assert float(each[bad].mean()) < float(each[good].mean()) - 0.3
+
+    assert all(torch.equal(value, base.state_dict()[name]) for name, value in start.items())
+    never = learned.chat.never
+
+    def share(*processors: Any) -> float:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            made = base.generate(
+                input_ids=ids.repeat(400, 1), do_sample=True, top_k=0, max_new_tokens=LENGTH, min_new_tokens=LENGTH,
+                bad_words_ids=[[token] for token in sorted(never) if token != 2], logits_processor=[*processors],
+            )  # fmt: skip
+        return float(torch.isin(made[:, ids.shape[1] :], bad).any(1).double().mean())
+
+    free, held = share(), share(*mm.guidance.rectified(dead_end=value))
+    assert free > 0.3 and held < 0.5 * free
+
+
+def test_a_policy_without_the_head_is_refused_in_one_line() -> None:
+    plain = transformers(tiny_text.model("llama"), tiny_text.tokenizer(), max_completion=LENGTH)
+    with pytest.raises(UserError, match=r"dead_ends\.policy: has no head dead_end"):
+        mm.guidance.dead_ends(plain)
