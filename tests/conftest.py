@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import gc
 import os
 import signal
 import sys
@@ -9,13 +8,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-
-
-def pytest_collection_finish(session: pytest.Session) -> None:
-    """What is there by now stays until the end: a collection of garbage, which some runs ask for after each of their parts, need not
-    go through all that was imported and collected, which takes longer than such a part."""
-    gc.collect()
-    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -12,6 +12,7 @@ from mmalign.report.figures import HELD_OUT
 from mmalign.report.page import Picture, picture, readout
 from mmalign.report.plots import COLOURS, Figure, Plot, Series, draw, short, thin
 from mmalign.report.read import RunData
+from mmalign.report.templates import template
 from mmalign.report.verdict import describe, state
 from mmalign.runs.overoptimisation import Point, curve, overoptimised
 from mmalign.runs.pixels import in_words, shifts
@@ -45,15 +46,12 @@ def comparison(runs: Sequence[RunData], *, title: str = "") -> str:
 
     Numbers are those of evaluations, with their standard errors where these were logged; a run without one has no line there.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
     names = told_apart([run.path for run in runs])
     notes = [f"{name}: {note}" for name, run in zip(names, runs, strict=True) for note in run.notes]
     beside = [_beside(run, name, number % COLOURS, notes) for number, (run, name) in enumerate(zip(runs, names, strict=True))]
-    loader = FileSystemLoader(Path(__file__).parent)
-    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return environment.get_template("comparison.html").render(
+    return template("comparison.html").render(
         title=title or f"{len(runs)} runs",
         runs=beside,
         columns=list(dict.fromkeys(column for one in beside for column in one.cells)),

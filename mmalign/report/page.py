@@ -18,6 +18,7 @@ from mmalign.report.hallucination import columns, standings
 from mmalign.report.plots import short
 from mmalign.report.profile import costs, figure
 from mmalign.report.read import RunData
+from mmalign.report.templates import template
 from mmalign.report.verdict import PERCENT, describe, sentence, silent, state
 from mmalign.runs.overoptimisation import Finding, curve, fell_silent, overoptimised
 from mmalign.runs.pixels import in_words, shifts
@@ -39,7 +40,6 @@ class Picture:
 
 def render(run: RunData) -> str:
     """The whole page as one string of HTML."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
     findings = overoptimised(run.evals, rewards=run.rewards, judges=run.judges)
@@ -51,11 +51,7 @@ def render(run: RunData) -> str:
     questions = cases(run, notes)
     drawings = figures(run) + [drawing for drawing in (figure(run),) if drawing is not None]
     drawings = [*figures(run)[:2], *rounds.figures(run)] if run.unit == "round" else drawings
-    loader = FileSystemLoader(Path(__file__).parent)
-    template = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).get_template(
-        "page.html"
-    )
-    return template.render(
+    return template("page.html").render(
         name=run.path.resolve().name,
         verdict=in_a_sentence(run),
         state=state(run),

@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from mmalign.report.plots import COLOURS, Figure, Plot, Series, draw, short
+from mmalign.report.templates import template
 
 MISSING = "\N{EN DASH}"
 
 
 def page(table: Mapping[str, Any]) -> str:
     """One self-contained page of HTML. table: what ``table.json`` of a sweep holds."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
-    loader = FileSystemLoader(Path(__file__).parent)
-    template = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     drawn = [curve(name, groups, judge=name in table["judges"]) for name, groups in table["laws"].items()]
     shown = [*(name for name in table["columns"] if name != "status"), "status"]
     means = [*(axis for axis in table["axes"] if axis != "run.seed"), *table["judges"], *table["rewards"], "kl", "runs"]
-    return template.get_template("sweep.html").render(
+    return template("sweep.html").render(
         name=table["name"],
         headline=headline(table),
         columns=shown,
