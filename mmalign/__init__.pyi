@@ -10,6 +10,7 @@ from mmalign import policies as policies
 from mmalign import recipes as recipes
 from mmalign import rewards as rewards
 from mmalign import worlds as worlds
+from mmalign.commands.align_planner import align_planner as align_planner
 from mmalign.commands.calibrate import calibrate as calibrate
 from mmalign.commands.compare import compare as compare
 from mmalign.commands.evaluate import evaluate as evaluate

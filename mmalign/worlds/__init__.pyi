@@ -1,6 +1,9 @@
 from mmalign.worlds.calculator.base import calculator as calculator
 from mmalign.worlds.calculator.data import calculator_prompts as calculator_prompts
 from mmalign.worlds.chains import path_optimum as path_optimum
+from mmalign.worlds.control.planner import preferred as preferred
+from mmalign.worlds.control.runner import Control as Control
+from mmalign.worlds.control.runner import runner as runner
 from mmalign.worlds.digit_scenes.base import digit_scenes as digit_scenes
 from mmalign.worlds.digit_scenes.judges import scene_answers as scene_answers
 from mmalign.worlds.digit_scenes.judges import scene_exact as scene_exact
