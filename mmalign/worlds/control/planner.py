@@ -179,8 +179,8 @@ def preferred(
 ) -> tuple[Planner, AttributeModel, Tensor]:
     """(planner, attribute model, the recorded motions), all from judgements of a world's attributes.
 
-    world: whose motions they are. motions: that are recorded. judgements: of two motions each, in every attribute. temperature: of those who judge, in standard
-    deviations of the attribute. iterations: of the model's training, and of the planner's.
+    world: whose motions they are. motions: that are recorded. judgements: of two motions each, in every attribute. temperature: of those
+    who judge, in standard deviations of the attribute. iterations: of the model's training, and of the planner's.
 
     Errors: UserError for a world whose motions or measures have another shape.
     """
