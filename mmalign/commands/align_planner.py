@@ -17,7 +17,7 @@ from mmalign.worlds.control.runner import Control
 __all__ = ["align_planner"]
 
 
-def align_planner(
+def align_planner(  # what a command may be told
     world: Control, *, out: str, targets: Count = 200, candidates: Count = 8, guidance: NotNegative = 0.5, motions: Count = 4000,
     judgements: Count = 8000, temperature: Positive = 0.3, iterations: Count = 3000, seed: Seed = 0,
 ) -> dict[str, float]:  # fmt: skip
