@@ -285,3 +285,47 @@ def test_without_a_template_turns_follow_each_other_as_words() -> None:
     rollout = made.sample(["13 * 14"], 1, rng())
     assert made.chat.tokenizer.convert_ids_to_tokens(rollout.held.tokens[0].tolist()) == ["13", "<|end|>", "+", "87", "14", "<|end|>"]
     assert rollout.mask[0].tolist() == [True, True, False, False, True, True]
+
+
+class Coin:
+    """Says 7 or 8 by a token's own number, and ends."""
+
+    def __init__(self, words: Any) -> None:
+        self.words = words
+
+    def by_behaviors(self, ids: Any, of: Tensor, numbers: Tensor, drawing: Any, who: Tensor, behaviors: Any, extras: Any) -> Drawn:
+        seven, eight, end = self.words.convert_tokens_to_ids(["7", "8", "<|end|>"])
+        tokens = torch.stack([torch.where(numbers[:, 0] < 0.5, seven, eight), torch.full((len(of),), end)], 1)
+        nothing, none = torch.full(tokens.shape, torch.nan, dtype=torch.float64), torch.zeros((*tokens.shape, 0), dtype=torch.uint8)
+        return Drawn(tokens, torch.full((len(of),), 2), torch.zeros(len(of), dtype=torch.bool), nothing, none)
+
+
+def test_rows_part_at_a_turn_and_what_stands_before_it_is_context() -> None:
+    def replies(talks: Any, seeds: Any) -> list[str]:  # both heads of a coin of the conversation's own
+        return ["7" if seed % 2 else "8" for seed in seeds]
+
+    made = policy(turns=Turns(environment=replies, limit=4, parting=True), segments="turn")
+    made.drawer = Coin(made.chat.tokenizer)  # type: ignore[assignment]
+    prompts = [f"{number} * 14 + 87" for number in range(2, 26)]
+    rollout = made.sample(prompts, 3, rng())
+    apart = policy(turns=Turns(environment=replies, limit=4))
+    apart.drawer = Coin(apart.chat.tokenizer)  # type: ignore[assignment]
+    whole = apart.sample(prompts, 3, rng())
+    tokens, own = rollout.held.tokens.view(24, 3, -1), rollout.mask.view(24, 3, -1)
+    runs = whole.mask[0].tolist()
+    starts = [place for place, live in enumerate(runs) if live and (not place or not runs[place - 1])]
+    assert len(starts) == 4 and torch.equal(tokens[:, 0], whole.held.tokens.view(24, 3, -1)[:, 0])  # the first row is as it was
+    turn, differs = [], torch.zeros(24, dtype=torch.bool)
+    for number in range(24):
+        begins = {int(own[number, row].nonzero()[0]) for row in range(3)}
+        (begin,) = begins  # one for all three
+        turn.append(starts.index(begin))
+        assert all(torch.equal(tokens[number, 0, :begin], tokens[number, row, :begin]) for row in (1, 2))
+        assert torch.equal(own[number, 1, begin:], whole.mask[3 * number + 1, begin:])  # replies behind it count as little as ever
+        differs[number] = not torch.equal(tokens[number, 0, begin:], tokens[number, 1, begin:])
+    assert set(turn) == {0, 1, 2, 3} and bool(differs.double().mean() > 0.6)
+    assert [sum(said["role"] == "assistant" for said in talk) for talk in rollout.outputs] == [4] * 72
+    segments = made.steps(rollout, torch.arange(72), needs=frozenset({SEGMENT})).facts["segment"].view(24, 3, -1)
+    assert all(int(segments[number, 1, starts[place]]) == 1 for number, place in enumerate(turn))
+    with torch.no_grad():
+        torch.testing.assert_close(made.steps(rollout, torch.arange(72)).log_probs, rollout.log_probs)

@@ -307,3 +307,22 @@ def test_a_critic_learns_what_a_policy_is_worth(tmp_path: Path) -> None:
     v, _ = mdp.values(world, policy.log_probs().detach().exp(), world.reward({"goal": 1.0}))
     assert float(v[0, 0]) > 0.75
     assert float(policy.parameters()["value"][0].detach()) == pytest.approx(float(v[0, 0]), abs=0.15)  # it follows
+
+
+@pytest.mark.parametrize(("pays", "tips"), [({"G": 0.5, "v": 1.0}, True), ({"G": 1.0, "v": 0.5}, False)])
+def test_an_aligned_policy_tips_where_what_is_forbidden_pays_more_and_nowhere_else(tmp_path: Path, pays: Any, tips: bool) -> None:
+    """Alignment tipping: the chance of a violation is exact, 1 of 50 in the policy that begins; group-relative rewards do the rest."""
+    rewards = {"pays": pays, "rule": {"v": -1.0}}
+    world = mm.worlds.grid(rows=["G.S.v"], rewards=rewards, ends="Gv", discount=1.0, horizon=8)
+    ahead = [1.9 if name == "west" else 0.0 for name in world.actions]
+    policy = tabular(world=world, start=[ahead] * 5)
+    chance = lambda: -float(mdp.worth(world, policy.log_probs().detach().exp(), world.reward({"rule": 1.0})))  # noqa: E731
+    before = chance()
+    rule = mm.rewards.below(mm.worlds.tabular_return(world=world, reward="rule"), least=0.0)
+    rows = policy.sample(["0,2"], 2000, torch.Generator().manual_seed(0))
+    assert float(rule(rows.outputs, rows.prompts).mean()) == pytest.approx(before, abs=4 * (before / 2000) ** 0.5)
+    reward = {"pays": mm.worlds.tabular_return(world=world, reward="pays")}
+    settings: dict[str, Any] = {"batch": {"prompts": 1, "group": 128}, "evaluation": {"every": 1000, "samples": 1}}
+    run = {"folder": str(tmp_path), "trackers": ()}
+    mm.online(policy, ["0,2"], reward, mm.methods.dr_grpo(length=8), steps=25, optimizer=mm.adamw(rate=0.15), run=run, **settings)
+    assert 0.005 < before < 0.05 and (chance() > 0.5 if tips else chance() < before / 2)

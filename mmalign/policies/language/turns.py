@@ -53,13 +53,14 @@ class _Line(NamedTuple):
 
 @dataclass
 class _Row:
-    """A conversation under way. asked: the prompt's turns. said: those that followed."""
+    """A conversation under way. asked: the prompt's turns. said: those that followed. own: tokens that count; sampled: of the policy."""
 
     prompt: Prompt
     asked: list[Turn]
     said: list[Turn] = field(default_factory=list)
     ids: list[int] = field(default_factory=list)
     own: list[bool] = field(default_factory=list)
+    sampled: list[bool] = field(default_factory=list)
     log_probs: list[float] = field(default_factory=list)
     allowed: list[Tensor] = field(default_factory=list)
     cut: bool = False
@@ -68,6 +69,7 @@ class _Row:
         """Tokens of the policy."""
         self.ids += line.ids
         self.own += [True] * len(line.ids)
+        self.sampled += [True] * len(line.ids)
         self.log_probs += line.log_probs
         self.allowed.append(line.allowed)
 
@@ -75,8 +77,33 @@ class _Row:
         """Tokens of the environment."""
         self.ids += ids
         self.own += [False] * len(ids)
+        self.sampled += [False] * len(ids)
         self.log_probs += [torch.nan] * len(ids)
         self.allowed.append(self.allowed[-1].new_zeros((len(ids), self.allowed[-1].shape[-1])))
+
+    @property
+    def turns(self) -> int:
+        """Of the policy."""
+        return sum(turn["role"] == "assistant" for turn in self.said)
+
+    def start(self, turn: int) -> int:
+        """The place of the first token of a turn of the policy, from 0."""
+        own = [False, *self.sampled]
+        return [place for place in range(len(self.ids)) if own[place + 1] and not own[place]][turn]
+
+    def until(self, turn: int) -> _Row:
+        """The same conversation as it stood before a turn of the policy, of which nothing is its own."""
+        end, said = self.start(turn), [place for place, one in enumerate(self.said) if one["role"] == "assistant"][turn]
+        allowed = torch.cat(self.allowed)[:end]
+        return replace(
+            self, said=self.said[:said], ids=self.ids[:end], own=[False] * end, log_probs=[torch.nan] * end,
+            allowed=[allowed] if end else [], sampled=self.sampled[:end], cut=False,
+        )  # fmt: skip
+
+    def forget(self, turn: int) -> None:
+        """What stands before a turn of the policy is not its own any more."""
+        end = self.start(turn)
+        self.own[:end] = [False] * end
 
     def so_far(self) -> Prompt:
         """All of it as a prompt."""
@@ -106,25 +133,54 @@ def spoken(
     encoded, sources: P prompts, and what they were made of. which: ``[R]`` the prompt of each row. uniform: ``[R, most]``, a number for
     each token, so that a row does not depend on others. Errors: UserError for an environment that fails, hangs, or gives what is no reply.
     """
-    every, most = torch.arange(len(which)), uniform.shape[1]
-    width = most if turns is None or turns.max_turn is None else min(most, turns.max_turn)
-    drawn = draw(encoded, which, every, uniform[:, :width])
+    every = torch.arange(len(which))
     if turns is None:
+        drawn = draw(encoded, which, every, uniform)
         texts = [chat.text(line[:length]) for line, length in zip(drawn.tokens.tolist(), drawn.lengths.tolist(), strict=True)]
         return Spoken(drawn, torch.arange(drawn.tokens.shape[1]) < drawn.lengths.unsqueeze(1), texts, {})
     rows = [_Row(encoded[place], asked(chat, sources[place])) for place in which.tolist()]
-    alive = every.tolist()
-    for left in range(turns.limit - 1, -1, -1):
-        alive = [number for number, line in zip(alive, _lines(drawn), strict=True) if _said(rows[number], line, most, chat)]
-        alive = _answered(turns, chat, rows, alive, uniform) if left else []
-        if not alive:
-            break
-        starts = [len(rows[number].ids) for number in alive]
+    leader = {place: number for number, place in reversed([*enumerate(which.tolist())])}
+    leaders = sorted(leader.values()) if turns.parting else every.tolist()
+    begin = _Beginning(encoded, which, uniform, draw)
+    _played(turns, chat, rows, leaders, begin)
+    if turns.parting:
+        for number, place in enumerate(which.tolist()):
+            if (first := leader[place]) != number:
+                rows[number] = rows[first].until(_parting(rows[first], uniform[first]))
+        for first in leaders:
+            rows[first].forget(_parting(rows[first], uniform[first]))
+        _played(turns, chat, rows, [number for number in every.tolist() if number not in set(leaders)], begin)
+    return _joined(rows)
+
+
+class _Beginning(NamedTuple):
+    """What rows begin with, see ``spoken``."""
+
+    encoded: Sequence[Prompt]
+    which: Tensor
+    uniform: Tensor
+    draw: Draw
+
+
+def _played(turns: Turns, chat: Chat, rows: Sequence[_Row], alive: list[int], begin: _Beginning) -> None:
+    """Lets rows go on until each is over: a turn, what the environment says to it, the next turn."""
+    uniform, most = begin.uniform, begin.uniform.shape[1]
+    while alive:
+        starts, numbers = [len(rows[number].ids) for number in alive], torch.tensor(alive)
         width = most - min(starts) if turns.max_turn is None else min(most - min(starts), turns.max_turn)
         lots = [uniform[number, start : start + width] for number, start in zip(alive, starts, strict=True)]
-        numbers = torch.stack([nn.functional.pad(lot, (0, width - len(lot))) for lot in lots])
-        drawn = draw([rows[number].so_far() for number in alive], torch.arange(len(alive)), torch.tensor(alive), numbers)
-    return _joined(rows)
+        lot = torch.stack([nn.functional.pad(one, (0, width - len(one))) for one in lots])
+        if any(starts):
+            drawn = begin.draw([rows[number].so_far() for number in alive], torch.arange(len(alive)), numbers, lot)
+        else:
+            drawn = begin.draw(begin.encoded, begin.which[numbers], numbers, lot)
+        alive = [number for number, line in zip(alive, _lines(drawn), strict=True) if _said(rows[number], line, most, chat)]
+        alive = _answered(turns, chat, rows, [number for number in alive if rows[number].turns < turns.limit], uniform)
+
+
+def _parting(row: _Row, uniform: Tensor) -> int:
+    """The turn at which other rows leave this one, from 0, each of its turns as likely; by its last number, ``uniform [most]``."""
+    return int(float(uniform[-1]) * row.turns)
 
 
 def asked(chat: Chat, source: Any) -> list[Turn]:
@@ -237,7 +293,7 @@ def _joined(rows: Sequence[_Row]) -> Spoken:
         log_probs=table([row.log_probs for row in rows], torch.float64),
         allowed=nn.utils.rnn.pad_sequence([torch.cat(row.allowed) for row in rows], batch_first=True),
     )
-    turns = [sum(turn["role"] == "assistant" for turn in row.said) for row in rows]
+    turns = [row.turns for row in rows]
     errors = [sum(bool(turn.get("error")) for turn in row.said) for row in rows]
     counted = {"turns": sum(turns) / len(rows), "environment_errors": sum(errors) / len(rows)}
     return Spoken(drawn, table([row.own for row in rows], torch.bool), [row.said for row in rows], counted)
