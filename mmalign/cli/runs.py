@@ -159,20 +159,28 @@ def export(
     push: Annotated[str | None, typer.Option(metavar="ORG/NAME", help="Put it on the hub too, as a model of that name.")] = None,
     public: Annotated[bool, typer.Option("--public", help="With --push: everybody may see a repository that is made for it.")] = False,
     license: Annotated[str | None, typer.Option(metavar="ID", help="For its card: apache-2.0, mit, ...")] = None,
+    merge: Annotated[bool, typer.Option("--merge", help="The whole model, LoRA in its weights, in place of an adapter.")] = False,
+    comfyui: Annotated[
+        bool, typer.Option("--comfyui", help="Also a file with ComfyUI's and kohya's names, of SD, SDXL, Flux, ...")
+    ] = False,
     trust: Trust = False,
 ) -> None:
     """Write a run's weights as diffusers and peft load them, with a model card; loaded again and compared before they appear."""
     with mistakes_as_lines(context):
         from mmalign.rooms import find
+        from mmalign.types import UserError
 
-        to_hub = {"push": push, "private": not public, "license": license}
-        exported = find("mmalign.commands", "export")(run_folder(run), out=out, parameters=parameters, trust=trust, **to_hub)
+        forms = [form for form, wanted in {"merged": merge, "comfyui": comfyui}.items() if wanted]
+        if len(forms) > 1:
+            raise UserError("export: got --merge and --comfyui, which is a file of LoRA; takes one of them")
+        how = {"push": push, "private": not public, "license": license, "form": next(iter(forms), None)}
+        exported = find("mmalign.commands", "export")(run_folder(run), out=out, parameters=parameters, trust=trust, **how)
         typer.echo(f"export: {exported.path} (parameters: {exported.parameters}; forms: {', '.join(exported.forms)})")
         if exported.address is not None:
             typer.echo(f"on the hub: {exported.address}")
         if exported.code:
             typer.echo(f"with code of yours, which its page needs: {', '.join(exported.code)}")
-        if exported.forms == ("peft", "full"):
+        if exported.forms[:2] == ("peft", "full"):
             typer.echo(
                 "this pipeline has no load_lora_weights: peft/ is for peft, and merged/ is the pipeline with the LoRA in its weights"
             )

@@ -13,7 +13,8 @@ from mmalign.commands._hub import push as send
 from mmalign.commands._metadata import metadata
 from mmalign.commands._own_code import OwnCode, own_code
 from mmalign.config import build_part
-from mmalign.policies.adapters import Form, appearing, refuse_taken
+from mmalign.files import appearing
+from mmalign.policies.adapters import ADAPTER, Form, Wanted, lora_layers, refuse_taken
 from mmalign.policies.diffusers import DiffusersPolicy
 from mmalign.policies.exports import scorers
 from mmalign.policies.exports.language import auto_class, save
@@ -36,11 +37,12 @@ WORDS = {
     "pipeline": {"package": "diffusers", "a": "A diffusers pipeline", "is": "pipeline", "trained": "denoiser"},
     "model": {"package": "transformers", "a": "A language model", "is": "model", "trained": "model"},
 }  # of the card
+VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that its --max-lora-rank takes, recalled
 
 
 class Exported(NamedTuple):
-    """Where an export is, which parameters it holds, the forms in it (``diffusers``, ``peft``, ``full``), files of the user's code, and its
-    address on the hub."""
+    """Where an export is, which parameters it holds, the forms in it (``diffusers``, ``peft``, ``comfyui``, ``full``), files of the user's
+    code, and its address on the hub."""
 
     path: Path
     parameters: str
@@ -51,7 +53,7 @@ class Exported(NamedTuple):
 
 def export(
     run_folder: str | Path, *, out: str | Path | None = None, parameters: str | None = None, trust: bool = False, push: str | None = None,
-    private: bool = True, license: str | None = None,
+    private: bool = True, license: str | None = None, form: Wanted | None = None,
 ) -> Exported:  # fmt: skip
     """Writes what a run has trained, as of its newest checkpoint: LoRA for diffusers and peft, or else the whole pipeline or model.
 
@@ -62,6 +64,8 @@ def export(
         trust: the run's config may name code outside of mmalign, which is then imported and run.
         push: ORGANISATION/NAME of the hub, which gets all of it as one commit. private: whether a repository that is made for it is.
         license: of the export, in the hub's ids (``apache-2.0``); the base model's may bind you.
+        form: ``merged`` writes the whole model or pipeline, LoRA in its weights, in place of adapters; ``comfyui`` adds a file with the
+            names that ComfyUI and kohya's scripts read, of the models in ``policies.exports.comfyui``.
 
     A module of the user's that the model is made of, a file of Python that no package holds, is put beside the weights, and the code on
     the page finds it there; packages are named. See ``policies.exports`` for the other files, and for how they are compared with the
@@ -96,7 +100,7 @@ def export(
     head: Callable[[list[Form]], str] = lambda forms: _head(run, node, live, forms, license)  # noqa: E731
     with outer.using("current" if chosen == "trained" else chosen):
         card: Callable[[list[Form]], str] = lambda forms: _card(run, chosen, node, forms, own, head(forms))  # noqa: E731
-        forms = written(outer, folder, node, prompt=_prompt(run), card=card, beside=own.files)
+        forms = written(outer, folder, node, prompt=_prompt(run), card=card, beside=own.files, form=form)
     words = f"{_in_words(run.config.get('method'))}, {checkpoint.step_of(run.checkpoint)} steps, by mmalign"
     address = None if push is None else send(folder, push, private=private, message=words)
     return Exported(folder, chosen, tuple(form.name for form in forms), tuple(file.name for file in own.files), address)
@@ -137,20 +141,25 @@ def inner(policy: Any) -> DiffusersPolicy | TransformersPolicy | None:
 
 
 def written(
-    policy: Any, folder: Path, node: Mapping[str, Any], *, prompt: str, card: Callable[[list[Form]], str], beside: Sequence[Path] = ()
-) -> list[Form]:
+    policy: Any, folder: Path, node: Mapping[str, Any], *, prompt: str, card: Callable[[list[Form]], str], beside: Sequence[Path] = (),
+    form: Wanted | None = None,
+) -> list[Form]:  # fmt: skip
     """Writes the parameters that a policy has now, as its library loads them; returns how. See ``policies.exports``.
 
-    node: of the policy around the pipeline or model, which says what its base is. prompt: of the one call that is compared.
+    node: of the policy around the pipeline or model, which says what its base is. prompt: of the one call that is compared. form: as of
+    ``export``.
     Errors: UserError where something is at ``folder``, and where what was written does not give the live model again.
     """
     own = inner(policy)
-    if isinstance(policy, ScorerPolicy):
+    if isinstance(policy, ScorerPolicy):  # LoRA is added in anyway
+        if form == "comfyui":
+            raise UserError("export --comfyui: got a reward model, takes a run of a pipeline with lora")
         return scorers.save(policy, folder, prompt=prompt, card=card, beside=beside)
     if isinstance(own, TransformersPolicy):
-        return save(own, folder, base=lambda: _language_model(node), prompt=prompt, card=card, name=_base_name(node), beside=beside)
+        of = {"name": _base_name(node), "beside": beside, "form": form}
+        return save(own, folder, base=lambda: _language_model(node), prompt=prompt, card=card, **of)
     assert own is not None
-    return write(own, folder, base=lambda: _base(node), prompt=prompt, card=card, beside=beside)
+    return write(own, folder, base=lambda: _base(node), prompt=prompt, card=card, beside=beside, form=form)
 
 
 def base_node(node: Any) -> Mapping[str, Any] | None:
@@ -214,6 +223,7 @@ def _card(run: Trained, chosen: str, node: Mapping[str, Any], forms: list[Form],
         own=own,
         lora=node.get("lora"),
         loaders=[{"name": form.name, "code": form.code} for form in forms],
+        served=_served(node, forms),
         method=_in_words(config.get("method")),
         recipe=config.get("use", "online"),
         data=[(key, _in_words(config[key])) for key in ("prompts", "records") if key in config],
@@ -269,6 +279,18 @@ def base_code(node: Mapping[str, Any], forms: Sequence[Form]) -> list[str]:
     if isinstance(name, str):
         return ["from diffusers import DiffusionPipeline", f"pipe = DiffusionPipeline.from_pretrained({name!r})"]
     return ["from mmalign.config import build_part", f"pipe = build_part({{'pipeline': {name!r}}}, 'pipeline')"]
+
+
+def _served(node: Mapping[str, Any], forms: Sequence[Form]) -> str:
+    """How vLLM serves an adapter of a language model, by its documentation; empty for other forms."""
+    if "pipeline" in node or forms[0].name != "peft" or gguf.is_gguf(_name(node)) or not isinstance(_name(node), str):
+        return ""
+    layers = lora_layers(forms[0].modules["model"])
+    if heads := [name for name in layers if name.endswith(("lm_head", "embed_out"))]:
+        return f"It has LoRA in {heads[0]}, which vLLM does not load of every model: export with `--merge` for it."
+    most = max(layer.r[ADAPTER] for layer in layers.values())
+    options = f"--enable-lora --max-lora-rank {next((rank for rank in VLLM_RANKS if rank >= most), most)}"
+    return f"vLLM takes this folder as it is (by its documentation): `vllm serve {_name(node)} {options} --lora-modules tuned=.`"
 
 
 def _in_words(node: Any) -> str:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -149,11 +149,14 @@ def inject(module: nn.Module, layers: Mapping[str, Layer]) -> None:
                 half.load_state_dict({"weight": layer.pair[number]})
 
 
+Wanted = Literal["merged", "comfyui"]  # forms of an export that are asked for
+
+
 class Form(NamedTuple):
     """One way to load an export.
 
-    name: ``diffusers``, ``peft`` or ``full``. code: Python lines that load it from ``folder`` into ``pipe``. modules: the denoisers
-    that it holds, by name. load: (folder, fresh pipeline or None) -> pipeline.
+    name: ``diffusers``, ``peft``, ``comfyui`` or ``full``. code: Python lines that load it from ``folder`` into ``pipe``. modules: the
+    denoisers that it holds, by name. load: (folder, fresh pipeline or None) -> pipeline.
     """
 
     name: str

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from mmalign.arguments.calls import checking
 from mmalign.distributed.team import Team
@@ -47,11 +47,11 @@ class Run:
         return sample(self.path, prompts=prompts, count=count, seed=seed, out=out, trust=True)  # this process made it
 
     @checking
-    def export(self, out: Path | None = None, *, parameters: str | None = None) -> Path:
+    def export(self, out: Path | None = None, *, parameters: str | None = None, form: Literal["merged", "comfyui"] | None = None) -> Path:
         """Its weights as diffusers and peft load them, as ``mmalign export RUN`` writes them (``commands.export``); returns the folder."""
         from mmalign.commands.export import export
 
-        return export(self.path, out=out, parameters=parameters, trust=True).path
+        return export(self.path, out=out, parameters=parameters, trust=True, form=form).path
 
 
 def concluded(journal: Journal, policy: Any) -> Run:

@@ -224,7 +224,8 @@ class Journal:
             return
         before = len(self.broken.why)
         for name, why in list(self.broken.add(broken).items())[: max(0, 3 - before)]:
-            self.say(f"{kind}: {name} left out: {why} (all of them are in {self.broken.path.name})")
+            which = f"id {name}" if kind == "records" else name  # an id that is a number would read as how many
+            self.say(f"{kind}: {which} left out: {why} (all of them are in {self.broken.path.name})")
 
     def trained(self, row: Mapping[str, float]) -> None:
         """A step is done: logs it, evaluates and saves where it is time to."""

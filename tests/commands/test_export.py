@@ -161,6 +161,36 @@ def test_the_code_on_the_page_works_elsewhere_for_a_model_of_ones_own(tmp_path, 
     assert (done.returncode, done.stdout) == (0, "theirs\n" * len(names)), done.stderr
 
 
+TOLD = """
+import sys, torch
+pipe.set_progress_bar_config(disable=True)
+more = dict(height=32, width=32, num_inference_steps=1, output_type="latent", generator=torch.Generator().manual_seed(0))
+print(round(float(pipe("a 7", **more).images.double().norm()), 3))
+assert "mmalign" not in sys.modules
+"""
+
+
+def test_the_code_of_every_form_of_a_pipeline_runs_where_nobody_knows_mmalign(tmp_path, command):
+    pipelines.twin("StableDiffusionPipeline").save_pretrained(tmp_path / "base")
+    policy = {**POLICY, "pipeline": str(tmp_path / "base"), "call": {"height": 32, "width": 32}, "lora": {"rank": 2}}
+    trained(tmp_path, command, policy, rewards={"jpeg": {"use": "jpeg"}}, evaluation={}, optimizer={"rate": 0.3})
+    codes = {"base": f"from diffusers import DiffusionPipeline\npipe = DiffusionPipeline.from_pretrained({str(tmp_path / 'base')!r})\n"}
+    for option, forms in {"--comfyui": ("diffusers", "peft", "comfyui"), "--merge": ("full",)}.items():
+        code, out, err = command("export", "small", option, "--out", option[2:])
+        assert code == 0 and f"forms: {', '.join(forms)})" in out, err
+        on_page = code_on(tmp_path / option[2:] / "README.md")
+        codes |= {form: text.replace('folder = "."', f"folder = {option[2:]!r}") for form, text in zip(forms, on_page, strict=True)}
+    answers = {}
+    for form, text in codes.items():
+        done = subprocess.run([sys.executable, "-I", "-c", text + TOLD], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        answers[form] = done.stdout.strip().splitlines()[-1]
+    assert answers.pop("base") not in answers.values() and len(answers) == 4 and len(set(answers.values())) == 1, answers
+    assert command("export", "small", "--merge", "--comfyui").err == (
+        "export: got --merge and --comfyui, which is a file of LoRA; takes one of them\n"
+    )
+
+
 def test_packages_that_a_model_is_made_of_are_named(write_module):
     write_module("mypackage/__init__.py", "def pipe():\n    pass\n")
     node = {"pipeline": {"use": "mypackage.pipe", "head": {"use": "mine.bright"}}, "lora": {"use": "no.base"}}

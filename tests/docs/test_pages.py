@@ -67,7 +67,6 @@ def check(words: list[str]) -> None:
 
 OWN = [str(path.relative_to(PAGES)) for path in sorted(PAGES.rglob("*.md"))]
 SHOWING = [PAGES / page for page in OWN if blocks(PAGES / page)]
-BESIDE = [ROOT / "README.md", ROOT / "configs" / "README.md", *sorted((ROOT / "mmalign").rglob("README.md"))]
 
 
 @pytest.fixture
@@ -99,13 +98,6 @@ def test_what_a_page_shows_works(page, written):
             exec(compile(text, str(page), "exec"), names)
         for words in commands(text):
             run(words) if language == "bash" else check(words)
-
-
-@pytest.mark.parametrize("page", BESIDE, ids=lambda page: page.parent.name)
-def test_command_lines_of_the_pages_beside_the_code_are_ones(page):
-    for _, _, text in blocks(page):
-        for words in commands(text):
-            options([word for word in words if word != "..."])
 
 
 def test_words_of_trl_are_those_of_the_release_that_is_compared_with():

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -16,6 +19,12 @@ from mmalign.policies.settings import Lora
 from mmalign.types import UserError
 from tests.helpers import tiny_text
 from tests.helpers.flat import transformers
+
+TOLD = """
+import sys, torch
+print(round(float(model.eval()(input_ids=torch.tensor([[5, 9, 11]])).logits.double().norm()), 4))
+assert "mmalign" not in sys.modules
+"""
 
 
 def trained(**more):
@@ -65,6 +74,17 @@ def test_a_lora_run_is_handed_over_without_words_about_pipelines(tmp_path, mmali
     assert (done.code, done.out) == (0, f"export: {tmp_path / 'r' / 'export'} (parameters: trained; forms: peft)\n"), done.err
     config = json.loads((tmp_path / "r" / "export" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == str(tmp_path / "base")
+    assert "vllm serve" in (tmp_path / "r" / "export" / "README.md").read_text()
+    done = mmalign("export", str(tmp_path / "r"), "--merge", "--out", str(tmp_path / "merged"))
+    assert done.code == 0 and "forms: full)" in done.out, done.err
+    answers = {}
+    for name, folder in {"peft": tmp_path / "r" / "export", "merged": tmp_path / "merged"}.items():
+        code = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)[1]
+        run = [sys.executable, "-I", "-c", code + TOLD]
+        told = subprocess.run(run, cwd=folder, capture_output=True, text=True, check=False)
+        assert told.returncode == 0, told.stderr
+        answers[name] = told.stdout.strip().splitlines()[-1]
+    assert len(set(answers.values())) == 1, answers
 
 
 def test_another_base_is_found_out_and_nothing_is_left(tmp_path):
@@ -95,3 +115,38 @@ def test_a_run_is_exported(tmp_path):
     assert torch.allclose(model(input_ids=ids).logits, policy.model(input_ids=ids).logits, atol=1e-5)
     page = (exported.path / "README.md").read_text()
     assert "library_name: transformers" in page and "AutoModelForCausalLM.from_pretrained(folder)" in page and "denoiser" not in page
+
+
+@pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "lm_head"]])
+def test_what_servers_of_adapters_ask_for(tmp_path, targets):
+    """By vLLM's documentation: layers by peft's names, one scale for all, no biases, no whole modules; and no lm_head unless asked for."""
+    policy = trained(lora=Lora(rank=2, alpha=8.0, targets=targets))
+    language.save(policy, tmp_path / "out", base=tiny_text.model, prompt="ab", name="some/model")
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    stored = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    assert all(re.fullmatch(r"base_model\.model\.[\w.]+\.lora_[AB]\.weight", key) for key in stored)
+    assert any("lm_head" in key for key in stored) == ("lm_head" in targets)
+    plain = {"bias": "none", "modules_to_save": None, "use_dora": False, "use_rslora": False, "lora_alpha": config["r"]}
+    assert {key: config[key] for key in plain} == plain and config["alpha_pattern"] == config["rank_pattern"]
+
+
+def test_merged_is_the_whole_model_with_lora_in_its_weights(tmp_path):
+    policy = trained(lora=Lora(rank=2, alpha=4.0), heads=["value"])
+    (form,) = language.save(policy, tmp_path / "out", base=tiny_text.model, prompt="ab", form="merged")
+    model, ids = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval(), torch.tensor([[5, 9, 11]])
+    with torch.no_grad():
+        assert torch.allclose(model(input_ids=ids).logits, policy.model(input_ids=ids).logits, atol=1e-5)
+        assert not torch.allclose(model(input_ids=ids).logits, tiny_text.model()(input_ids=ids).logits, atol=1e-3)
+    names = {key for file in (tmp_path / "out").glob("*.safetensors") for key in load_file(file)}
+    assert form.name == "full" and not any("lora" in name or "base_layer" in name for name in names)
+    assert not (tmp_path / "out" / "adapter_config.json").exists() and (tmp_path / "out" / "tokenizer.json").is_file()
+
+
+def test_forms_that_a_language_model_does_not_have_are_a_line(tmp_path):
+    policy = trained(lora=Lora(rank=2))
+    with pytest.raises(UserError, match="comfyui: got a language model"):
+        language.save(policy, tmp_path / "out", base=tiny_text.model, prompt="ab", form="comfyui")
+    policy.stored = 3
+    with pytest.raises(UserError, match="fits no others; takes the adapter"):
+        language.save(policy, tmp_path / "out", base=tiny_text.model, prompt="ab", form="merged")
+    assert list(tmp_path.iterdir()) == []

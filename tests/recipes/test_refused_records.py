@@ -60,6 +60,11 @@ def test_one_record_that_the_policy_refuses_is_put_aside(tmp_path, what):
     assert [row["broken"] for row in rows(run)][-1] == 1.0 and len(rows(run)) == 6 and all(row["known"] == 1.0 for row in rows(run))
 
 
+def test_a_record_that_is_named_by_a_number_is_not_taken_for_a_count(tmp_path, capsys):
+    run_of(tmp_path, [*GOOD[:3], Pair("q", "", "b", 1.0, "19")], steps=1)
+    assert "records: id 19 left out: " in capsys.readouterr().out
+
+
 def test_a_run_with_a_refused_record_is_the_run_without_it(tmp_path):
     one = run_of(tmp_path, [GOOD[0], ODD["a long prompt"]], batch={"records": 1, "micro_rows": 8}, steps=3, name="one")
     other = run_of(tmp_path, [GOOD[0]], batch={"records": 1, "micro_rows": 8}, steps=3, name="other")

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from mmalign.files import appearing
-from mmalign.policies.adapters import Form, refuse_taken, write_adapter
+from mmalign.policies.adapters import Form, Wanted, refuse_taken, write_adapter
 from mmalign.policies.language import storage
 from mmalign.policies.language.fitting import ROUNDING
 from mmalign.policies.language.handover import merged
@@ -26,33 +26,39 @@ from mmalign.types import UserError
 @torch.no_grad()
 def save(
     policy: TransformersPolicy, folder: Path, *, base: Callable[[], Any], prompt: Any, card: Callable[[list[Form]], str] | None = None,
-    name: str | None = None, beside: Sequence[Path] = (),
+    name: str | None = None, beside: Sequence[Path] = (), form: Wanted | None = None,
 ) -> list[Form]:  # fmt: skip
     """Writes the parameters that ``policy`` has now to ``folder``, which appears whole or not at all; returns how to load them.
 
     ::
 
         adapter_config.json, adapter_model.safetensors    LoRA
-        config.json, model.safetensors ...                without LoRA
+        config.json, model.safetensors ...                without LoRA, or merged
         tokenizer.json ...                                with its chat template, and the processor of a model that sees
         README.md                                         what ``card`` says
 
     base: makes the model as it was before training. prompt: of the one forward that is compared, all logits of it. name: of the base
-    model, for peft's config. beside: files of code that are put there too. A LoRA's scale is in its B, so that a reader of bare tensors
-    has the trained delta as well. Heads are not written.
+    model, for peft's config. beside: files of code that are put there too. form: ``merged`` adds LoRA to the weights, in their own type. A
+    LoRA's scale is in its B, so that a reader of bare tensors has the trained delta as well. Heads are not written.
 
-    Errors: UserError where something is at ``folder``, and where what was written does not give the live model again.
+    Errors: UserError where something is at ``folder``, for a form that it cannot have, and where what was written does not give the live
+    model again.
     """
     refuse_taken(folder)
+    if form == "comfyui":
+        raise UserError("export --comfyui: got a language model, takes a run of a pipeline with lora")
+    if form == "merged" and policy.stored:
+        raise UserError("export --merge: the adapter was trained on weights in 4 bits, and fits no others; takes the adapter")
     with appearing(folder) as place:
-        form = _adapter(policy, place, name) if policy.sets.lora else whole_model(policy, place)
+        lora = policy.sets.lora and form != "merged"
+        made = _adapter(policy, place, name) if lora else whole_model(policy, place)
         (policy.chat.tokenizer if policy.chat.vision is None else policy.chat.vision.processor).save_pretrained(str(place))
-        fresh: Any = base() if policy.sets.lora else None
+        fresh: Any = base() if lora else None
         if policy.stored:
             storage.store(fresh.requires_grad_(False))  # the model that the adapter was trained on
-        _compare(policy, form.load(place, fresh), prompt)
-        beside_weights(place, form, beside, card)
-    return [form]
+        _compare(policy, made.load(place, fresh), prompt)
+        beside_weights(place, made, beside, card)
+    return [made]
 
 
 def beside_weights(place: Path, form: Form, files: Sequence[Path], card: Callable[[list[Form]], str] | None) -> None:

@@ -20,8 +20,19 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from mmalign.files import appearing
-from mmalign.policies.adapters import Form, adapter, lora_layers, lora_weights, merged, plain_config, refuse_taken, write_adapter
+from mmalign.policies.adapters import (
+    Form,
+    Wanted,
+    adapter,
+    lora_layers,
+    lora_weights,
+    merged,
+    plain_config,
+    refuse_taken,
+    write_adapter,
+)
 from mmalign.policies.diffusers import DiffusersPolicy
+from mmalign.policies.exports.comfyui import keyed
 from mmalign.policies.pipelines.interception import Finished
 from mmalign.types import UserError
 
@@ -39,7 +50,7 @@ class DenoiserCall(NamedTuple):
 @torch.no_grad()
 def export(
     policy: DiffusersPolicy, folder: Path, *, base: Callable[[], Any], prompt: str = "", card: Callable[[list[Form]], str] | None = None,
-    beside: Sequence[Path] = (),
+    beside: Sequence[Path] = (), form: Wanted | None = None,
 ) -> list[Form]:  # fmt: skip
     """Writes the parameters that ``policy`` has now to ``folder``, which appears whole or not at all; returns how to load them.
 
@@ -48,21 +59,23 @@ def export(
         pytorch_lora_weights.safetensors     LoRA, where the pipeline has load_lora_weights
         peft/transformer/                    LoRA: adapter_config.json, adapter_model.safetensors
         merged/                              LoRA in the weights, where the pipeline has no load_lora_weights
-        model_index.json ...                 without LoRA: the pipeline's save_pretrained
+        comfyui/transformer.safetensors      LoRA by ComfyUI's names, where ``form`` is comfyui
+        model_index.json ...                 without LoRA, or merged: the pipeline's save_pretrained
         README.md                            what ``card`` says of these forms
 
     base: makes the pipeline as it was before training, to load the LoRA into. prompt: of the one call that is compared. beside: files
-    of code that are put there too. A LoRA's scale is in its B, so that a reader of bare tensors has the trained delta as well. Needs room
-    for a second denoiser on the policy's device.
+    of code that are put there too. form: ``merged``: the whole pipeline, LoRA in its weights; ``comfyui``: that file too. A LoRA's scale is
+    in its B, so that a reader of bare tensors has the trained delta as well. Needs room for a second denoiser on the policy's device.
 
-    Errors: UserError where something is at ``folder``, and where what was written does not give the live model again.
+    Errors: UserError where something is at ``folder``, for ``comfyui`` without LoRA or of a model that has no such names, and where what
+    was written does not give the live model again.
     """
     refuse_taken(folder)
     if policy.acts_on.get("storage"):
         raise UserError("export: this policy keeps its weights rounded, which is not what users load it onto; takes one without storage")
     calls = _first_calls(policy, prompt)
     with appearing(folder) as place:
-        forms = _lora_forms(policy, place) if policy.sets.lora else [_whole(policy.pipe, policy.denoisers, place, "")]
+        forms = _forms(policy, place, form)
         for form in forms:
             _compare(form, form.load(place, None if form.name == "full" else base()), calls)
         for file in beside:
@@ -73,6 +86,16 @@ def export(
 
 
 # ---- writing
+
+
+def _forms(policy: DiffusersPolicy, place: Path, form: Wanted | None) -> list[Form]:
+    if form == "comfyui" and not policy.sets.lora:
+        raise UserError("export --comfyui: this run trained all weights, and the file is of LoRA; takes a run with lora")
+    if not policy.sets.lora:
+        return [_whole(policy.pipe, policy.denoisers, place, "")]
+    if form == "merged":
+        return [_whole(policy.pipe, {name: merged(module) for name, module in policy.denoisers.items()}, place, "")]
+    return [*_lora_forms(policy, place), *([_comfyui(policy.denoisers, place)] if form == "comfyui" else [])]
 
 
 def _lora_forms(policy: DiffusersPolicy, place: Path) -> list[Form]:
@@ -133,6 +156,29 @@ def _peft_lora(modules: Mapping[str, nn.Module], place: Path) -> Form:
     return Form("peft", ("from peft import PeftModel", *lines), dict(modules), load)
 
 
+def _comfyui(modules: Mapping[str, nn.Module], place: Path) -> Form:
+    """A file of each denoiser; a second expert of Wan is a file of its own there too."""
+    from safetensors.torch import save_file
+
+    def options(name: str) -> dict[str, Any]:
+        return {"load_into_transformer_2": True} if name == "transformer_2" else {}
+
+    def load(folder: Path, fresh: Any) -> Any:
+        for name in modules:
+            fresh.load_lora_weights(str(folder / "comfyui"), weight_name=f"{name}.safetensors", **options(name))
+        return fresh
+
+    (place / "comfyui").mkdir()
+    for name, module in modules.items():
+        save_file(keyed(module, name), str(place / "comfyui" / f"{name}.safetensors"), metadata={"format": "pt"})
+    code = [
+        f'pipe.load_lora_weights(f"{{folder}}/comfyui", weight_name="{name}.safetensors"'
+        f"{', load_into_transformer_2=True' if options(name) else ''})"
+        for name in modules
+    ]
+    return Form("comfyui", tuple(code), dict(modules), load)
+
+
 def _whole(pipe: Any, modules: dict[str, nn.Module], place: Path, under: str) -> Form:
     """``save_pretrained`` of the pipeline with these denoisers; the live one is not touched."""
     whole = copy.copy(pipe)
@@ -183,13 +229,10 @@ def _compare(form: Form, fresh: Any, calls: Mapping[str, DenoiserCall]) -> None:
     """Errors: UserError where a denoiser that was loaded is another than the one it was written from."""
     for name, module in form.modules.items():
         loaded, what = fresh.components[name].eval(), f"export: the {form.name} form of {name}, loaded again,"
-        there, here = _facts(loaded), _facts(module)
-        if there.keys() != here.keys():
-            odd = sorted(there.keys() ^ here.keys())[:3]
-            raise UserError(f"{what} has other parameters than the live model: {', '.join(odd)}")
-        for key, value in here.items():
-            if not torch.equal(value.cpu().to(there[key].dtype), there[key].cpu()):
-                raise UserError(f"{what} differs from the live model in {key}")
+        if form.name == "comfyui":
+            _compare_deltas(what, lora_layers(loaded), lora_layers(module))
+        else:
+            _compare_tensors(what, _facts(loaded), _facts(module))
         if name not in calls:  # an expert that this call did not reach
             continue
         device = next(module.parameters()).device
@@ -198,6 +241,29 @@ def _compare(form: Form, fresh: Any, calls: Mapping[str, DenoiserCall]) -> None:
         allowed = TOLERANCE[next(p.dtype for key, p in module.named_parameters() if "lora_" not in key)]
         if not worst <= allowed:
             raise UserError(f"{what} answers {worst:.2g} (of the largest number) apart from the live model, more than {allowed:g}")
+
+
+def _compare_tensors(what: str, there: Mapping[str, Tensor], here: Mapping[str, Tensor]) -> None:
+    if there.keys() != here.keys():
+        odd = sorted(there.keys() ^ here.keys())[:3]
+        raise UserError(f"{what} has other parameters than the live model: {', '.join(odd)}")
+    for key, value in here.items():
+        if not torch.equal(value.cpu().to(there[key].dtype), there[key].cpu()):
+            raise UserError(f"{what} differs from the live model in {key}")
+
+
+def _compare_deltas(what: str, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+    """Of a form that may hold more layers, of more ranks: ``alpha / rank * B A`` of each, up to the order of a sum; of the rest it is 0."""
+    for name in sorted(there.keys() | here.keys()):
+        one, other = (
+            layers[name].get_delta_weight(layers[name].active_adapters[0]) if name in layers else None for layers in (there, here)
+        )
+        if one is None or other is None:
+            apart = bool((other if one is None else one).any())
+        else:
+            apart = _distance(one.cpu(), other.cpu()) > TOLERANCE[torch.float32]
+        if apart:
+            raise UserError(f"{what} differs from the live model in {name}")
 
 
 def _facts(module: nn.Module) -> dict[str, Tensor]:
