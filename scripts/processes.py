@@ -1,8 +1,8 @@
 """Shows that several processes take the steps of one: every method, in every recipe, on 2 and 4 gloo processes of this machine's CPU.
 
-python scripts/processes.py                                     # all of it: an hour and more on two cores
-python scripts/processes.py --only images --processes 4         # one kind, on four
-python scripts/processes.py --only offline/tokens --methods dpo kto --ways cut --models lora --keep runs/processes
+python -m scripts.processes                                     # all of it: an hour and more on two cores
+python -m scripts.processes --only images --processes 4         # one kind, on four
+python -m scripts.processes --only offline/tokens --methods dpo kto --ways cut --models lora --keep runs/processes
 
 A kind is a recipe with a small model of random weights: a language model, a denoiser of images, steps of a closed form, a reward model, and
 the rounds of configs/selftest. Each method that learns from such steps (games and gradients of rewards among them) trains the same model in
@@ -28,14 +28,12 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import patch
-
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
 
 import torch
 import torch._dynamo  # these three here, so that no forked process has to import them again
@@ -43,10 +41,13 @@ import torch.distributed.fsdp
 import torch.distributed.tensor
 
 import mmalign as mm
+from mmalign.config import build, load
 from mmalign.distributed.forked import fork, wait, words
 from mmalign.policies.settings import Lora
 from mmalign.records import Pair, Ranking, Thumb
 from mmalign.samplers import kernels
+from mmalign.training.evaluation import Results
+from mmalign.training.settings import Devices
 from mmalign.types import UserError
 from mmalign.worlds.digits.base import untrained
 from tests.distributed import test_every_method as closed
@@ -71,7 +72,7 @@ DIGITS = ["a 3", "a 5", "a 7", "a 9"]
 
 
 def settings(folder: Path, eps: float, prompts: Sequence[str], **more: Any) -> dict[str, Any]:
-    """Of a run of two steps, evaluated before the first and after the last. eps: of AdamW, which makes no more of rounding than that."""
+    """Of a run of two steps. eps: of AdamW, which makes no more of rounding than that."""
     return {
         "steps": 2, "optimizer": mm.adamw(rate=1e-3, eps=eps, ema=0.9), "evaluation": {"every": 9, "samples": 1, "prompts": prompts},
         "run": {"folder": str(folder), "name": "run", "trackers": (), "checkpoint_every": 9}, **more,
@@ -83,14 +84,14 @@ def adapters(model: str, **more: Any) -> dict[str, Any]:
 
 
 def first_that_fits(trials: Iterator[Callable[[], Any]]) -> None:
-    """The first run of several that is not refused. Errors: UserError, the last one's, where all are."""
-    refused = None
+    """The first run of several that is not refused. Errors: UserError, the first one's, where all are."""
+    refused: UserError | None = None
     for trial in trials:
         try:
             trial()
             return
         except UserError as error:
-            refused = error
+            refused = refused or error
     if refused is not None:
         raise refused
 
@@ -98,26 +99,27 @@ def first_that_fits(trials: Iterator[Callable[[], Any]]) -> None:
 # ---- kinds
 
 
-def online_tokens(name: str, folder: Path, model: str, devices: dict[str, Any]) -> None:
+def online_tokens(name: str, folder: Path, model: str, devices: Devices) -> None:
     method = method_of(name)
     policy = of_words(method, **adapters(model, targets="all-linear"))
-    batch = {"prompts": 4, "group": 4, "resample": 1, "micro_rows": 6, "updates": 2}
+    batch = mm.Batch(prompts=4, group=4, resample=1, micro_rows=6)
     mm.online(policy, ASKED, {"own": varied}, method, batch=batch, devices=devices, **settings(folder, 1e-4, ASKED))
 
 
-def offline_tokens(name: str, folder: Path, model: str, devices: dict[str, Any]) -> None:
+def offline_tokens(name: str, folder: Path, model: str, devices: Devices) -> None:
     def trial(records: list[Any]) -> None:
         method = method_of(name)
         policy = of_words(method, **adapters(model, targets="all-linear"))
-        mm.offline(policy, records, method, batch={"records": 4}, devices=devices, **settings(folder, 1e-4, ASKED))
+        mm.offline(policy, records, method, batch=mm.RecordBatch(records=4), devices=devices, **settings(folder, 1e-4, ASKED))
 
     first_that_fits(partial(trial, records) for records in RECORDS.values())
 
 
-def online_paths(name: str, folder: Path, model: str, devices: dict[str, Any]) -> None:
+def online_paths(name: str, folder: Path, model: str, devices: Devices) -> None:
     reward = {"linear": closed.QuadraticReward(torch.tensor([1.0, -0.5], dtype=torch.float64))}
-    batch = {"prompts": 4, "group": 4, "updates": 2, "resample": 1}
-    mm.online(closed.of_paths(), list("abcd"), reward, method_of(name), batch=batch, devices=devices, **settings(folder, 1e-4, list("abcd")))
+    batch = mm.Batch(prompts=4, group=4, updates=2, resample=1)
+    prompts = list("abcd")
+    mm.online(closed.of_paths(), prompts, reward, method_of(name), batch=batch, devices=devices, **settings(folder, 1e-4, prompts))
 
 
 def of_images(name: str, model: str) -> Any:
@@ -129,51 +131,50 @@ def of_images(name: str, model: str) -> Any:
     return mm.policies.forward(policy) if "bound" in method_of(name).kinds else policy
 
 
-def online_images(name: str, folder: Path, model: str, devices: dict[str, Any]) -> None:
+def online_images(name: str, folder: Path, model: str, devices: Devices) -> None:
     rewards = {"bright": bright, "dark": lambda outputs, prompts: -bright(outputs, prompts) / 2}
-    batch = {"prompts": 4, "group": 4, "micro_rows": 4}
+    batch = mm.Batch(prompts=4, group=4, micro_rows=4)
     mm.online(of_images(name, model), DIGITS, rewards, method_of(name), batch=batch, devices=devices, **settings(folder, 1e-3, DIGITS))
 
 
-def offline_images(name: str, folder: Path, model: str, devices: dict[str, Any]) -> None:
+def offline_images(name: str, folder: Path, model: str, devices: Devices) -> None:
     made = torch.rand(4, 2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    pairs = [Pair(prompt, *made[n], scores=(0.9 - n / 5, n / 3), id=prompt) for n, prompt in enumerate(DIGITS)]
+    pairs = [Pair(prompt, made[n, 0], made[n, 1], scores=(0.9 - n / 5, n / 3), id=prompt) for n, prompt in enumerate(DIGITS)]
     thumbs = [Thumb(prompt, made[n, 0], label=float(n % 2), id=prompt) for n, prompt in enumerate(DIGITS)]
 
     def trial(records: list[Any]) -> None:
-        batch = {"records": 4, "micro_rows": 4}
+        batch = mm.RecordBatch(records=4, micro_rows=4)
         mm.offline(of_images(name, model), records, method_of(name), batch=batch, devices=devices, **settings(folder, 1e-3, DIGITS))
 
     first_that_fits(partial(trial, records) for records in (pairs, thumbs))
 
 
-def offline_scores(name: str, folder: Path, model: str, devices: dict[str, Any]) -> None:
+def offline_scores(name: str, folder: Path, model: str, devices: Devices) -> None:
     def trial(records: list[Any], more: dict[str, Any]) -> None:
         reader = transformers(tiny_text.model("qwen2"), tiny_text.tokenizer(tiny_text.CHATML), max_completion=24, **adapters(model))
         policy = mm.policies.scorer(reader, **more)
         given = settings(folder, 1e-3, ASKED)
-        given["evaluation"] = {"every": 9, "records": records}
-        mm.offline(policy, records, method_of(name), batch={"records": 4, "micro_rows": 4}, devices=devices, **given)
+        given["evaluation"] = {"every": 9, "records": [record._replace(prompt=f"{record.prompt}?") for record in records]}
+        mm.offline(policy, records, method_of(name), batch=mm.RecordBatch(records=4, micro_rows=4), devices=devices, **given)
 
-    latent = {"head": mm.heads.latent_user(annotators=["a", "b"]), "scores": ["score", "kl", "load_a", "load_b"]}
-    heads: list[dict[str, Any]] = [{}, {"scores": ["score", "spread"]}, {"scores": ["a", "b"]}, latent]
-    first_that_fits(partial(trial, records, more) for records in RECORDS.values() for more in heads)
+    heads: Any = mm.heads
+    latent = {"head": heads.latent_user(annotators=["a", "b"]), "scores": ["score", "kl", "load_a", "load_b"]}
+    settings_of: list[dict[str, Any]] = [{}, {"scores": ["score", "spread"]}, {"scores": ["a", "b"]}, latent]
+    first_that_fits(partial(trial, records, more) for records in RECORDS.values() for more in settings_of)
 
 
-def rounds(name: str, folder: Path, model: str, devices: dict[str, Any]) -> None:
+def rounds(name: str, folder: Path, model: str, devices: Devices) -> None:
     """A round of four processes takes four prompts and records."""
     counts = ["stages.sample.prompts.count=8", "stages.train.batch.records=4", "stages.train.evaluation.prompts.count=4"]
-    stages = ["sample", "train"] if model == "lora" else []
-    counts += [f"+stages.{stage}.policy.lora={{rank: 2, targets: all-linear}}" for stage in stages]
-    place = [f"+stages.train.devices.{key}={value}" for key, value in devices.items()]
-    mm.config.build(mm.config.load("selftest/rounds", [f"run.folder={json.dumps(str(folder))}", *counts, *place]))
+    place = [f"stages.train.devices.place={devices.place}"]
+    build(load("selftest/rounds", [f"run.folder={json.dumps(str(folder))}", *counts, *place]))
 
 
 @dataclass(frozen=True)
 class Kind:
     """A recipe with a small model. train: a run of a method, in ``folder/run``. names: of the methods. models, ways: that it has."""
 
-    train: Callable[[str, Path, str, dict[str, Any]], None]
+    train: Callable[[str, Path, str, Devices], None]
     names: list[str]
     close: dict[str, float]
     models: tuple[str, ...] = ("full", "lora")
@@ -195,9 +196,14 @@ KINDS = {
     "online/images": Kind(online_images, of_kinds("transition", "bound"), OF_IMAGES),
     "offline/images": Kind(offline_images, of_kinds("bound"), OF_IMAGES),
     "offline/scores": Kind(offline_scores, of_kinds("score"), OF_IMAGES),
-    "rounds": Kind(rounds, ["selftest/rounds"], OF_ROUNDS),
+    "rounds": Kind(rounds, ["selftest/rounds"], OF_ROUNDS, models=("full",)),
 }
-WAYS: dict[str, dict[str, Any]] = {"whole": {}, "cut": {"place": "fsdp2"}}
+WITHOUT: dict[str, Callable[..., Any]] = {
+    "mmalign.recipes._run.build": lambda path: path,  # the page says nothing that the log does not
+    "mmalign.training.journal.Journal.once": lambda *given: None,  # tests/distributed/test_runs.py has preflights and evaluations
+    "mmalign.training.journal.evaluate": lambda *given, **more: Results({}, None),
+}
+WAYS = {"whole": Devices(), "cut": Devices(place="fsdp2")}
 
 
 # ---- running
@@ -209,10 +215,10 @@ class Trained(NamedTuple):
     kind: str
     model: str
     way: str
-    count: int
+    processes: int
 
     def folder(self, root: Path) -> Path:
-        return root / self.kind.replace("/", "_") / f"{self.model}_{self.way}_{self.count}"
+        return root / self.kind.replace("/", "_") / f"{self.model}_{self.way}_{self.processes}"
 
 
 def train(trained: Trained, names: Sequence[str], root: Path) -> dict[str, str]:
@@ -222,7 +228,9 @@ def train(trained: Trained, names: Sequence[str], root: Path) -> dict[str, str]:
 
     def act(rank: int) -> None:
         warnings.simplefilter("ignore")
-        with patch("mmalign.recipes._run.build", lambda path: path):  # the page says nothing that the log does not
+        with ExitStack() as without:
+            for place, instead in WITHOUT.items():
+                without.enter_context(patch(place, instead))
             for name in left:
                 refused = ""
                 try:
@@ -234,9 +242,9 @@ def train(trained: Trained, names: Sequence[str], root: Path) -> dict[str, str]:
 
     while left := [name for name in names if not ended(name) and name not in died]:
         folder.mkdir(parents=True, exist_ok=True)
-        codes = wait(fork(trained.count, act, folder / "processes", timeout=TIMEOUT, quiet=True))
+        codes = wait(fork(trained.processes, act, folder / "processes", timeout=TIMEOUT, quiet=True))
         if any(codes):
-            said = [text.strip().splitlines()[-1] for text in words(folder / "processes", trained.count) if text.strip()]
+            said = [text.strip().splitlines()[-1] for text in words(folder / "processes", trained.processes) if text.strip()]
             lost = [name for name in left if not ended(name)][:1]
             died |= {name: f"processes ended with {codes}: {'; '.join(said)}" for name in lost}
             if not lost:
@@ -288,8 +296,8 @@ def compared(trained: Trained, names: Sequence[str], root: Path) -> tuple[Row, l
     died = train(one, names, root)
     died |= train(trained, names, root)
     for name in names:
-        folders = [each.folder(root) / name for each in (one, trained)]
-        told = {died[name]: math.inf} if name in died else apart(*folders, kind.tolerance(name, trained.model))
+        folders = one.folder(root) / name, trained.folder(root) / name
+        told = {died[name]: math.inf} if name in died else apart(folders[0], folders[1], kind.tolerance(name, trained.model))
         row.numbers += len(told)
         if told and (most := max(told.values())) >= row.share:
             row.share, row.farthest = most, name

@@ -374,8 +374,10 @@ def joined() -> Team:
 
 
 def team_for(count: int, key: str, *, together: tuple[str, int] | None = None) -> Team:
-    """``joined``. together: how many processes compute each row from now on, by a key of ``devices``; None: as before. Errors: UserError, beside its own, where
-    there are fewer things (``key``) than processes to share them."""
+    """``joined``. together: how many processes compute each row from now on, by a key of ``devices``; None: as before.
+
+    Errors: UserError, beside its own, where there are fewer things (``key``) than processes to share them.
+    """
     team = joined()
     if together is not None:
         team.compute_together(together[1], together[0])

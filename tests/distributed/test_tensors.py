@@ -127,7 +127,7 @@ def test_what_cannot_be_divided_is_one_line(tmp_path: Path) -> None:
     run = {"folder": str(tmp_path), "name": "run", "trackers": ()}
     trials: dict[str, dict[str, Any]] = {
         r"devices\.tensor: got 3 and 2 processes": {"devices": {"tensor": 3}},
-        r"devices\.sequence: got 2, and TransformersPolicy is no denoiser of diffusers; takes 1, or devices\.tensor": {"devices": {"sequence": 2}},
+        r"TransformersPolicy is no denoiser of diffusers; takes 1, or devices\.tensor": {"devices": {"sequence": 2}},
         "transformers has no plan that divides layers of GPT2LMHeadModel; takes 1": {"kind": "gpt2"},
         r"run\.gradients: got devices\.sequence or tensor": {"run": {**run, "gradients": 1}},
     }

@@ -28,7 +28,7 @@ SHOWN = 8  # tokens that a model has to say the same of when it is divided
 
 
 class Summed(torch.autograd.Function):
-    """The sum over a group of processes; of gradients, too."""
+    """The sum over a group of processes, or without one (where memory is counted) as much as that takes; of gradients, too."""
 
     @staticmethod
     def forward(context: Any, value: Tensor, group: Any) -> Tensor:  # type: ignore[override]
@@ -44,7 +44,8 @@ def _sum(value: Tensor, group: Any) -> Tensor:
     from torch.distributed import all_reduce
 
     whole = value.detach().contiguous().clone()
-    all_reduce(whole, group=group)
+    if group is not None:
+        all_reduce(whole, group=group)
     return whole
 
 
@@ -85,10 +86,7 @@ def divided(model: Any, count: int, world: int, place: int) -> None:
     """
     from torch.distributed.device_mesh import init_device_mesh
 
-    kind, layers = type(model).__name__, dict(planned(model))
-    if not layers:
-        raise UserError(f"devices.tensor: got {count}, and transformers has no plan that divides layers of {kind}; takes 1")
-    _refuse_undivided(model, layers, count)
+    kind, layers = type(model).__name__, layers_of(model, count)
     device = next(model.parameters()).device
     mesh = init_device_mesh(device.type, (world // count, count), mesh_dim_names=("rows", "tensor"))
     shown = torch.arange(SHOWN, device=device).remainder(model.config.get_text_config().vocab_size).unsqueeze(0)
@@ -106,6 +104,15 @@ def divided(model: Any, count: int, world: int, place: int) -> None:
     if not bool(((whole - parts).abs() <= least).all()):
         apart = float((whole - parts).abs().max())
         raise UserError(f"devices.tensor: got {count}, and logits of {kind} are {apart:.3g} away when its plan divides it; takes 1")
+
+
+def layers_of(model: Any, count: int) -> dict[str, tuple[nn.Module, str]]:
+    """``planned``. Errors: UserError where there are none, and where ``count`` does not divide them, or the model's heads."""
+    layers = dict(planned(model))
+    if not layers:
+        raise UserError(f"devices.tensor: got {count}, and transformers has no plan that divides layers of {type(model).__name__}; takes 1")
+    _refuse_undivided(model, layers, count)
+    return layers
 
 
 def planned(model: Any) -> Iterator[tuple[str, tuple[nn.Module, str]]]:
@@ -133,14 +140,16 @@ def _refuse_undivided(model: Any, layers: dict[str, tuple[nn.Module, str]], coun
     heads = config.num_attention_heads
     for what, number in (("heads", heads), ("heads of keys", getattr(config, "num_key_value_heads", None) or heads)):
         if number % count:
-            raise UserError(f"devices.tensor: got {count}, and {type(model).__name__} has {number} {what}; takes a number that divides these")
+            has = f"{type(model).__name__} has {number} {what}"
+            raise UserError(f"devices.tensor: got {count}, and {has}; takes a number that divides these")
     for name, (layer, style) in layers.items():
         entering, leaving = parts_of(layer)
         width = leaving[0].out_features if style == BY_COLUMNS else entering[0].in_features
         if width % count:
             raise UserError(f"devices.tensor: got {count}, and {name} has {width} numbers to divide; takes a number that divides these")
         if variants := getattr(layer, "lora_variant", None):
-            raise UserError(f"devices.tensor: got {count}, and {name} has LoRA as {type(next(iter(variants.values()))).__name__}; takes plain LoRA")
+            which = type(next(iter(variants.values()))).__name__
+            raise UserError(f"devices.tensor: got {count}, and {name} has LoRA as {which}; takes plain LoRA")
 
 
 def divide(layer: nn.Module, style: str, place: int, count: int, group: Any) -> None:
@@ -150,11 +159,11 @@ def divide(layer: nn.Module, style: str, place: int, count: int, group: Any) -> 
     if style == BY_COLUMNS:
         each = base.out_features // count
         for part in leaving:
-            part.forward = _of_outputs(part, slice(each * place, each * (place + 1)))  # type: ignore[method-assign]
+            part.forward = _of_outputs(part, slice(each * place, each * (place + 1)))  # type: ignore[method-assign,assignment]
         return
     each = base.in_features // count
     for part in entering:
-        part.forward = _of_inputs(part, slice(each * place, each * (place + 1)))  # type: ignore[method-assign]
+        part.forward = _of_inputs(part, slice(each * place, each * (place + 1)))  # type: ignore[method-assign,assignment]
     layer.forward = _summed(layer.forward, base, group)
 
 
