@@ -15,7 +15,7 @@ from mmalign.policies.inspecting.footprint import ALWAYS, DECODE, DENOISE, ENCOD
 from mmalign.policies.inspecting.ledger import size_of
 from mmalign.training.optimizers import adamw
 from mmalign.training.references import references
-from mmalign.training.settings import Batch, RecordBatch
+from mmalign.training.settings import Batch, Devices, RecordBatch
 from mmalign.types import UserError
 
 GIB = 2**30
@@ -63,12 +63,16 @@ class Footprint(NamedTuple):
 
 
 def footprint(config: Mapping[str, Any], *, card: str | None = None, kind: str | None = None) -> Footprint:
-    """The memory of a config's run, by part, in one process.
+    """The memory of a config's run, by part, in each process.
 
     card: a name of ``CARDS``, or a size, ``24GB``. kind: the model's class, where nothing else tells it. Weights, gradients, states of the
     optimiser and sets of parameters are counted as they are kept; what a pass holds for its backward pass, and works with, is counted
     tensor by tensor of the model's own code. Not counted: rewards and judges, other models that are references, images and videos of
-    prompts, and what ``torch.compile`` saves. Errors: UserError by the config's key, and for an unknown card.
+    prompts, what ``torch.compile`` saves, and shards, of which each process has its part (``devices.place``). Where several processes
+    compute each row together, a language model runs in parts as they do (``devices.tensor``); of what a denoiser keeps for its backward
+    pass each has a part (``devices.sequence``), and what it works with is counted whole.
+
+    Errors: UserError by the config's key, and for an unknown card.
     """
     room = None if card is None else _room(card)
     node = config.get("policy")
@@ -80,7 +84,7 @@ def footprint(config: Mapping[str, Any], *, card: str | None = None, kind: str |
     shape = build_part({"policy": {**inner, "use": PEER[inner["use"]]}}, "policy")
     shape = replace(shape, draws=draws) if draws else shape
     method = build_part(config, "method")
-    rows = _rows(config, method)
+    rows = replace(_rows(config, method), together=_together(config, inner["use"]))
     measured = shape.measure(rows, kind=kind)
     parts = [*measured.parts, *_trained(config, measured, rows)]
     phases = (SAMPLE, UPDATE) if inner["use"] == "transformers" else (ENCODE, DENOISE, DECODE, UPDATE)
@@ -115,6 +119,15 @@ def _rows(config: Mapping[str, Any], method: Any) -> Rows:
     alone = (config.get("policy") or {}).get("use") == "diffusers" and method.unit == "cell"  # as ``training.units.steps_at_once``
     micro_steps = batch.micro_steps or (1 if alone else None)
     return Rows(batch.prompts * batch.group, batch.group, batch.micro_rows, micro_steps, names, numbers)
+
+
+def _together(config: Mapping[str, Any], policy: str) -> int:
+    """How many processes compute each row. Errors: UserError for a key that this kind of policy does not have."""
+    key, count = Devices(**(config.get("devices") or {})).together
+    own = {"diffusers": "sequence", "transformers": "tensor"}[policy]
+    if count > 1 and key != own:
+        raise UserError(f"devices.{key}: got {count}, and policy.use is {policy}; takes 1, or devices.{own}")
+    return count
 
 
 def _trained(config: Mapping[str, Any], measured: Measured, rows: Rows) -> list[Part]:

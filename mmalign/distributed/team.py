@@ -59,12 +59,11 @@ class Team:
     failed = False
     """Whether this process and the others hear nothing of each other any more."""
 
-    def compute_together(self, count: int) -> None:
-        """From now on so many processes compute each row. Errors: UserError where there are no such groups."""
+    def compute_together(self, count: int, key: str = "sequence") -> None:
+        """From now on so many processes compute each row. key: of ``devices``. Errors: UserError where there are no such groups."""
         if count > 1:
-            raise UserError(
-                f"devices.sequence: got {count} in one process; takes as many processes, or a multiple (--processes {count}), or 1"
-            )
+            takes = f"takes as many processes, or a multiple (--processes {count}), or 1"
+            raise UserError(f"devices.{key}: got {count} in one process; {takes}")
 
     def share(self, count: int) -> slice:
         """Which of ``count`` things are this process's: as many as every other one's, or one more; those of rank 0 come first."""
@@ -174,9 +173,9 @@ class Processes(Team):
             raise UserError(f"processes: could not be joined ({why}); takes {takes}") from error
         self.tell("here")  # whoever ends first may take the store along that the others still join by
 
-    def compute_together(self, count: int) -> None:
+    def compute_together(self, count: int, key: str = "sequence") -> None:
         if self.count % count:
-            raise UserError(f"devices.sequence: got {count} and {self.count} processes; takes a number that divides these, or 1")
+            raise UserError(f"devices.{key}: got {count} and {self.count} processes; takes a number that divides these, or 1")
         self.each, self.size, self.rank = count, self.count // count, self.place // count
         self.asks = self.place % count == 0
 
@@ -377,12 +376,14 @@ def joined() -> Team:
         raise UserError(f"MMALIGN_TIMEOUT: got {timeout!r}, takes seconds") from error
 
 
-def team_for(count: int, key: str, *, together: int | None = None) -> Team:
-    """``joined``. together: how many processes compute each row from now on; None: as before. Errors: UserError, beside its own, where
-    there are fewer things (``key``) than processes to share them."""
+def team_for(count: int, key: str, *, together: tuple[str, int] | None = None) -> Team:
+    """``joined``. together: how many processes compute each row from now on, by a key of ``devices``; None: as before.
+
+    Errors: UserError, beside its own, where there are fewer things (``key``) than processes to share them.
+    """
     team = joined()
     if together is not None:
-        team.compute_together(together)
+        team.compute_together(together[1], together[0])
     if count < team.size:
         raise UserError(f"{key}: got {count} for {team.size} processes; takes {team.size} or more, or fewer processes")
     return team

@@ -109,8 +109,7 @@ def diffusers(  # one keyword for each thing that a user may set
 class DiffusersPolicy:
     """See ``diffusers``. ``acts_on``: which parts each of its options for memory and speed has found."""
 
-    kind = ADAPTER.kind
-    gives = ADAPTER.gives
+    kind, gives, spreads = ADAPTER.kind, ADAPTER.gives, "sequence"
 
     def __init__(  # what `diffusers` was given, and where it goes
         self, pipe: Any, schedule: Schedule, *, lora: Lora | None = None, rows_at_once: int = 64, call: dict[str, Any] | None = None,

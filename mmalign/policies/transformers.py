@@ -27,7 +27,7 @@ from mmalign.devices import default_device
 from mmalign.distributed.shards import leaves
 from mmalign.media import Limits
 from mmalign.needs import DEAD_END_BEST, DEGREE, kinds, named
-from mmalign.policies.language import loading, reading, reference_models, storage
+from mmalign.policies.language import loading, reading, reference_models, storage, tensors
 from mmalign.policies.language.ablation import Ablation
 from mmalign.policies.language.agreement import FirstRow
 from mmalign.policies.language.blending import blended
@@ -128,8 +128,8 @@ def transformers(  # one keyword for each thing that a user may set
 class TransformersPolicy:
     """See ``transformers``."""
 
-    kind = ADAPTER.kind
-    learns_from = ADAPTER.learns_from
+    kind, learns_from, spreads = ADAPTER.kind, ADAPTER.learns_from, "tensor"
+    compute_together = tensors.compute_together
 
     def __init__(  # one keyword for each thing that a user may set
         self, model: Any, chat: Chat, room: Room, *, lora: Lora | None, train: Train | None, start: str | None, memory: TextMemory,
@@ -145,7 +145,7 @@ class TransformersPolicy:
         self.sets = sets_of(model, memory, lora=lora, train=train, start=start, device=device)
         self.stored = 0 if memory.storage is None else storage.stored(model, lora=self.sets.lora, engine=engine)
         self.engine = None if engine is None else Engine(engine, chat, model, lora=self.sets.lora)
-        self.heads, self.gives = add_heads(self.sets, model, heads), ADAPTER.gives | set(heads)
+        self.heads, self.gives, self.together = add_heads(self.sets, model, heads), ADAPTER.gives | set(heads), 1
         example = made_up(model, chat.never, [] if chat.vision is None else chat.vision.example())
         self.fit = fitted = fit(model, shared=memory.shared_prefixes, trained=leaves(self)[:4], example=example)
         self.rounding = ROUNDING.get(next(model.parameters()).dtype, 1e-4)
@@ -210,10 +210,9 @@ class TransformersPolicy:
             self._sampled = prompts, {}
         known = self._sampled[1]
         known.update({number: self.room.prompt(prompts[number], number) for number in needed if number not in known})
-        encoded = [known[number] for number in needed]
+        encoded, sources = [known[number] for number in needed], [prompts[number] for number in needed]
         self.agree(prompts[0])
         which, who = torch.arange(len(own)).repeat_interleave(len(who)), who.repeat(len(own))
-        sources = [prompts[number] for number in needed]
 
         def draw(asked: Sequence[Prompt], of: Tensor, rows: Tensor, numbers: Tensor) -> Drawn:
             if self.engine is not None:
@@ -274,8 +273,8 @@ class TransformersPolicy:
         sources: what each of the P was made of, its text by default.
         """
         sources = [self.chat.text(prompt.ids) for prompt in encoded] if sources is None else sources
-        lines = zip(tokens.tolist(), lengths.tolist(), strict=True)
-        outputs = [self.chat.text(line[:length]) for line, length in lines] if outputs is None else outputs
+        if outputs is None:
+            outputs = [self.chat.text(line[:length]) for line, length in zip(tokens.tolist(), lengths.tolist(), strict=True)]
         return Rollout(
             prompts=[sources[place] for place in which.tolist()],
             outputs=outputs,

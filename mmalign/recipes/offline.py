@@ -109,7 +109,7 @@ def offline(  # one argument for each thing that a run is made of
     source, coming_from = streamed(records, seed=run.seed)
     first = refuse_records(policy, coming_from, method, count=batch.records)
     method = dimensions.named(policy, method, coming_from(), count=batch.records)
-    team = team_for(batch.records, "batch.records", together=devices.sequence)
+    team = team_for(batch.records, "batch.records", together=devices.together)
     author = OwnRows(policy, method, seed=run.seed, rows_at_once=batch.micro_rows)
     finish = partial(finished, source, author=author, team=team)
     refuse_unknown(method, feedbacks(coming_from(), method, finish, count=batch.records))

@@ -123,7 +123,7 @@ def online(  # one argument for each thing that a run is made of
     """
     _refuse(policy, method, batch, prompts, rewards, oracle, evaluation, steps)
     pairs = method.pairs or comparisons.best_and_worst
-    team = team_for(batch.prompts, "batch.prompts", together=devices.sequence)
+    team = team_for(batch.prompts, "batch.prompts", together=devices.together)
     coming = Prompts(prompts, policy, seed=run.seed, team=team)
     first = coming.first(16)
     refuse_steps(method, policy, contents(first))

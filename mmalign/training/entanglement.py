@@ -59,7 +59,7 @@ class Entanglement:
         if every is not None and learner.shards is not None:
             raise UserError("run.gradients: got devices.place: fsdp2, whose gradients are in parts; takes replicate")
         if every is not None and learner.team.size < learner.team.count:
-            raise UserError("run.gradients: got devices.sequence, whose gradients are in parts; takes 1")
+            raise UserError("run.gradients: got devices.sequence or tensor, whose gradients are in parts; takes 1")
         self.learner, self.every = learner, every
 
     @contextmanager

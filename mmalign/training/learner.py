@@ -63,6 +63,7 @@ class Learner:
         optimizer.refuse_longer(steps)
         self.shards = sharded(policy, devices, team)
         spread(policy, method, devices, team)
+        self.copies = devices.tensor  # processes that take the whole loss of the same rows
         team.copy([parameter for parameter in policy.parameters().values() if not is_cut(parameter)])
         self.optimizer = parted(optimizer.make(policy.parameters().values()))
         self.optimizer.zero_grad(set_to_none=True)  # of whoever trained the model before
@@ -273,9 +274,15 @@ class Learner:
         for parameter in wanted:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        self.team.add([parameter.grad for parameter in wanted if parameter.grad is not None])
+        self.add([parameter.grad for parameter in wanted if parameter.grad is not None])
         if self.shards is not None:
             self.shards.add_gradients()
+
+    def add(self, gradients: Sequence[Tensor]) -> None:
+        """Makes each the sum over processes, in place, of rows that each takes the whole loss of once for all of ``devices.tensor``."""
+        self.team.add(gradients)
+        for gradient in gradients if self.copies > 1 else ():
+            gradient /= self.copies
 
     def remember(self, rollout: Rollout, micro_rows: int) -> None:
         """What the method's references say of a rollout, kept in it (``Policy.remember``), and for when its rows come again."""

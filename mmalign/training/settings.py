@@ -263,17 +263,30 @@ class Devices(Record):
     parallelism, Ulysses): for videos and images whose activations do not fit on one GPU. Of ``replicate``, for denoisers that diffusers
     has a plan for (Flux, Wan) and that take no attention mask, at sizes whose tokens and heads it divides; not for gradients of rewards.
     Changes no number but by rounding.
+    tensor: so many processes compute each row together, each a part of every layer's heads and of its widest products, by the plan that
+    a language model of transformers brings along (tensor parallelism): for texts whose activations or caches do not fit on one GPU, and
+    for rows that are to take less time. Of ``replicate``: weights stay whole in each process. For models whose heads it divides; not for
+    those without a plan (GPT-2), with weights in 4 bits, an engine, or turns. Changes no number but by rounding.
     """
 
     place: Literal["replicate", "fsdp2"] = "replicate"
     mixed_precision: Literal["bfloat16"] | None = None
     offload: bool = False
     sequence: Count = 1
+    tensor: Count = 1
+
+    @property
+    def together(self) -> tuple[str, int]:
+        """How many processes compute each row, and by which key."""
+        return ("tensor", self.tensor) if self.tensor > 1 else ("sequence", self.sequence)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.sequence > 1 and self.place == "fsdp2":
-            raise UserError(f"sequence: got {self.sequence} with place: fsdp2, whose processes run blocks apart; takes place: replicate")
+        for name, count in (("sequence", self.sequence), ("tensor", self.tensor)):
+            if count > 1 and self.place == "fsdp2":
+                raise UserError(f"{name}: got {count} with place: fsdp2, whose processes run blocks apart; takes place: replicate")
+        if self.sequence > 1 and self.tensor > 1:
+            raise UserError(f"tensor: got {self.tensor} with sequence: {self.sequence}; takes one of them, as the policy does")
         of_shards = {"mixed_precision": self.mixed_precision, "offload": self.offload or None}
         for name, value in of_shards.items() if self.place == "replicate" else ():
             if value is not None:

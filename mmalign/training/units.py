@@ -79,7 +79,9 @@ def refuse_stale(method: Method, staleness: int) -> None:
 
 @runtime_checkable
 class Spread(Protocol):
-    """A policy of which several processes can compute a row together."""
+    """A policy of which several processes can compute a row together. spreads: the key of ``Devices`` that says so, by what they divide."""
+
+    spreads: str
 
     def compute_together(self, count: int, world: int, place: int) -> None:
         """From now on so many do, those of neighbouring places. world: how many processes there are. place: of this one.
@@ -90,13 +92,16 @@ class Spread(Protocol):
 
 def spread(policy: Policy, method: Method, devices: Devices, team: Team) -> None:
     """Has several processes compute each row together, where that is asked for. Errors: UserError where they cannot."""
-    count = devices.sequence
+    key, count = devices.together
     if count > 1 and method.reward_gradient is not None:
-        raise UserError(f"devices.sequence: got {count}, and the gradient goes through several calls of the model; takes 1")
+        raise UserError(f"devices.{key}: got {count}, and the gradient goes through several calls of the model; takes 1")
+    own = policy.spreads if isinstance(policy, Spread) else None
+    if count > 1 and own != key:
+        which = {"sequence": "denoiser of diffusers", "tensor": "language model of transformers"}[key]
+        takes = "1" if own is None else f"1, or devices.{own}"
+        raise UserError(f"devices.{key}: got {count}, and {type(policy).__name__} is no {which}; takes {takes}")
     if isinstance(policy, Spread):
         policy.compute_together(count, team.count, team.place)
-    elif count > 1:
-        raise UserError(f"devices.sequence: got {count}, and {type(policy).__name__} is no denoiser of diffusers; takes 1")
 
 
 def steps_at_once(policy: Policy, method: Method, micro_steps: int | None) -> int | None:

@@ -169,3 +169,23 @@ def test_shapes_that_are_known_have_the_sizes_of_their_models() -> None:
     assert round(sum(p.numel() for p in language("Qwen/Qwen2.5-VL-7B-Instruct").parameters()) / 1e6) == 8292
     with pytest.raises(UserError, match=r"the shapes of stabilityai/stable-diffusion-xl-base-1\.0 are not known here"):
         pipeline("stabilityai/stable-diffusion-xl-base-1.0")
+
+
+def test_of_processes_that_compute_rows_together_each_holds_a_part() -> None:
+    """Of a language model the keys and values of its heads, and what lies between two layers that are divided; of a denoiser its tokens."""
+    model = {"use": "policies.twins.texts.twin", "kind": "LlamaForCausalLM"}
+    config = {**CONFIG, "policy": {**CONFIG["policy"], "model": model}}
+    one, two = (by_name(count({**config, "devices": {"tensor": number}}).parts) for number in (1, 2))
+    keys, kept = "keys and values of 8 rows of 16 + 8 tokens", "activations kept for the backward pass"
+    assert two[keys] * 2 == one[keys] and one[kept] / 2 < two[kept] < 0.9 * one[kept]
+    same = ("weights", "LoRA", "gradients", "states of adamw", "EMA")
+    assert [two[name] for name in same] == [one[name] for name in same]
+    images = {**CONFIG, "policy": DENOISER, "method": {"use": "flow_grpo"}}
+    one, two = (by_name(count({**images, "devices": {"sequence": number}}).parts) for number in (1, 2))
+    assert one[kept] / 2 <= two[kept] < 0.55 * one[kept]  # latents of the rollout are whole
+    work = "working memory of a backward pass"
+    assert two[work] == one[work]
+    with pytest.raises(UserError, match=r"devices\.sequence: got 2, and policy\.use is transformers; takes 1, or devices\.tensor"):
+        count({**config, "devices": {"sequence": 2}})
+    with pytest.raises(UserError, match="takes a number that divides these"):
+        count({**config, "devices": {"tensor": 7}})

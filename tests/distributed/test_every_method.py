@@ -158,10 +158,15 @@ def log(run: Path) -> list[dict[str, Any]]:
     return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
 
 
+def share(one: Any, two: Any, close: dict[str, float] = CLOSE) -> float:
+    """How much of the tolerance two numbers, or what else a log holds, are apart; above 1 they are not the same."""
+    if not isinstance(one, float) or not isinstance(two, float) or not math.isfinite(one - two):
+        return 0.0 if one == two else math.inf
+    return abs(one - two) / max(close["rtol"] * max(abs(one), abs(two)), close["atol"])
+
+
 def alike(one: Any, two: Any, close: dict[str, float] = CLOSE) -> bool:
-    if not isinstance(one, float) or not isinstance(two, float):
-        return bool(one == two)
-    return math.isclose(one, two, rel_tol=close["rtol"], abs_tol=close["atol"])
+    return share(one, two, close) <= 1
 
 
 def losses_apart(one: Path, two: Path) -> list[str]:
@@ -171,23 +176,36 @@ def losses_apart(one: Path, two: Path) -> list[str]:
     return [f"step {step}: loss {loss} {other}" for (step, loss), (_, other) in zip(first, second, strict=True) if not alike(loss, other)]
 
 
-def differences(one: Path, two: Path, close: dict[str, float] = CLOSE) -> list[str]:
-    """What is not the same of two runs, in words."""
-    odd = []
+def shares(one: Path, two: Path, close: dict[str, float] = CLOSE) -> dict[str, float]:
+    """Of every number that the runs ``one/run`` and ``two/run`` log, and of every tensor that they save, in words, how much of the
+    tolerance they are apart."""
+    told: dict[str, float] = {}
     for before, after in zip(log(one), log(two), strict=True):
         keys = before.keys() | after.keys()
         if abs(before.get("margin", 0.0)) < close["atol"]:  # its own reference: whether rounding is above 0 is no accuracy
             keys -= {"accuracy"}
         if abs(before.get("grad_norm", math.inf)) < close["atol"]:  # a teacher that is the student still: of rounding, too
             keys -= {"signal_zero"}
-        apart = [key for key in sorted(keys) if not alike(before.get(key), after.get(key), close)]
-        odd += [f"step {before['step']}: {key} {before.get(key)} {after.get(key)}" for key in apart]
-    tables = [next((folder / "run" / "checkpoints").glob("step_*")) for folder in (one, two)]
-    before, after = (checkpoint.load(path)[0] for path in tables)
-    for group, first in before.items():
-        second = after[group]
-        odd += [f"{group}: {name}" for name in first if not torch.allclose(first[name].double(), second[name].double(), **close)]
-    return odd
+        for key in sorted(keys):
+            first, second = before.get(key), after.get(key)
+            told[f"{before['phase']} {before['step']}: {key} {first} {second}"] = share(first, second, close)
+    first, second = (checkpoint.load(max((folder / "run" / "checkpoints").glob("step_*")))[0] for folder in (one, two))
+    told |= {f"{group}: in one alone": math.inf for group in first.keys() ^ second.keys()}
+    for group in first.keys() & second.keys():
+        told |= {f"{group}: {name} in one alone": math.inf for name in first[group].keys() ^ second[group].keys()}
+        for name in first[group].keys() & second[group].keys():
+            told[f"{group}: {name}"] = share_of_tensors(first[group][name].double(), second[group][name].double(), close)
+    return told
+
+
+def share_of_tensors(one: Tensor, two: Tensor, close: dict[str, float]) -> float:
+    apart = torch.where(one == two, 0.0, (one - two).abs() / (close["atol"] + close["rtol"] * two.abs()))
+    return float(apart.nan_to_num(math.inf).max()) if apart.numel() else 0.0
+
+
+def differences(one: Path, two: Path, close: dict[str, float] = CLOSE) -> list[str]:
+    """What is not the same of two runs, in words."""
+    return [words for words, part in shares(one, two, close).items() if part > 1]
 
 
 def test_two_processes_take_the_steps_of_one(runs: tuple[str, Path]) -> None:

@@ -12,6 +12,7 @@ import torch._dynamo  # these two here, so that no forked process has to import 
 import torch.distributed.tensor
 
 import mmalign as mm
+from mmalign.distributed.team import joined
 from mmalign.policies.settings import Lora, Schedule
 from mmalign.policies.twins import pipelines
 from mmalign.types import UserError
@@ -95,3 +96,30 @@ def test_a_policy_that_was_spread_is_spread_in_its_next_run(tmp_path: Path) -> N
 
     ended = together(2, act, tmp_path / "processes")
     assert [code for code, _ in ended] == [0, 0], ended[0][1]
+
+
+def test_each_keeps_a_part_for_its_backward_pass(tmp_path: Path) -> None:
+    """As ``rehearse --memory`` counts it: two processes half each, but for what is of a whole row (its time, its pooled prompt)."""
+
+    def kept() -> int:
+        policy = policy_of("FluxPipeline", height=64, width=64, max_sequence_length=32)
+        policy.compute_together(joined().count, joined().count, joined().place)
+        rollout = policy.sample(["a cat"], 2, torch.Generator().manual_seed(0))
+        known = {p.untyped_storage().data_ptr() for net in policy.denoisers.values() for p in net.parameters()}
+        held: dict[int, int] = {}
+
+        def hold(value: torch.Tensor) -> torch.Tensor:
+            if value.untyped_storage().data_ptr() not in known:
+                held[value.untyped_storage().data_ptr()] = value.untyped_storage().nbytes()
+            return value
+
+        with torch.autograd.graph.saved_tensors_hooks(hold, lambda value: value):
+            steps = policy.steps(rollout, torch.arange(2), torch.tensor([0]))
+        steps.log_probs.sum().backward()
+        return sum(held.values())
+
+    alone = kept()
+    ended = together(2, lambda rank: (tmp_path / f"{rank}.txt").write_text(str(kept())), tmp_path / "processes")
+    assert [code for code, _ in ended] == [0, 0], ended
+    parts = [int((tmp_path / f"{rank}.txt").read_text()) / alone for rank in range(2)]
+    assert parts[0] == pytest.approx(parts[1]) and 0.45 < parts[0] < 0.55, parts

@@ -14,6 +14,9 @@ from mmalign.objectives.terms import gates
 from mmalign.objectives.terms.gates import Signal
 from mmalign.types import Method, Steps, UserError
 
+MOVED = 1e-4
+"""Nats from which on a policy has moved for certain."""
+
 
 def kl_cov(*, share: Fraction = 2e-4, price: NotNegative = 1.0, unbiased: bool = True, eps: NotNegative = 1e-4) -> Method:
     """The unclipped policy gradient, and a price on the steps whose covariance of advantage and log-probability is highest.
@@ -31,7 +34,8 @@ def kl_cov(*, share: Fraction = 2e-4, price: NotNegative = 1.0, unbiased: bool =
     defaults, as verl has them.
 
     Deviations: means and ``share`` are of the whole update; verl's are of a micro-batch, so that its choice depends on the split. The
-    gradient of the price is 0 where the policy has not moved.
+    gradient of the price is 0 where the policy has not moved, and rises to its size over the first 1e-4 nats: what rounding makes of a
+    policy that has not moved, which batches of other sizes do otherwise, would pay in full.
 
     Dialects:
     - verl 0.7: eps=1e-6: `kl_cov`.
@@ -44,7 +48,8 @@ def kl_cov(*, share: Fraction = 2e-4, price: NotNegative = 1.0, unbiased: bool =
         return gates.largest(gates.covariance(steps, advantage), steps.mask, count).double()
 
     def paid(steps: Steps, signal: Signal) -> Tensor:
-        return price * signal.surveyed[..., 0] * ratios.per_step(steps).abs()
+        moved = ratios.per_step(steps)
+        return price * signal.surveyed[..., 0] * moved * (moved / MOVED).clamp(-1, 1).detach()
 
     return policy_gradient(
         advantage=lambda feedback: advantages.normalised(feedback.rewards, feedback.group, unbiased=unbiased, eps=eps),

@@ -41,7 +41,7 @@ class Rows:
     """What a step makes and learns from.
 
     rows: of a rollout. group: rows of a prompt. micro_rows, micro_steps: of a backward pass. references: how many sets or models score
-    every row. numbers: what a method asks of whole distributions of tokens.
+    every row. numbers: what a method asks of whole distributions of tokens. together: how many processes compute each row.
     """
 
     rows: int
@@ -50,6 +50,7 @@ class Rows:
     micro_steps: int | None = None
     references: Sequence[str] = ()
     numbers: frozenset[Any] = frozenset()
+    together: int = 1
 
 
 class Measured(NamedTuple):
@@ -272,8 +273,9 @@ class Diffusion:
         columns = min(columns, rows.micro_steps or columns)
         count = math.ceil(micro / at_once) * columns
         kernel = 4 * 8 * latent.numel() * micro * columns  # means and errors in float64
+        own, shared = largest.saved // rows.together, "" if rows.together == 1 else f", of {rows.together} processes"
         return [
-            Part(f"activations kept for the backward pass: {count} passes of {at_once} rows", count * largest.saved + kernel, (UPDATE,)),
+            Part(f"activations kept for the backward pass: {count} passes of {at_once} rows{shared}", count * own + kernel, (UPDATE,)),
             Part("working memory of a backward pass", largest.peak - largest.saved, (UPDATE,)),
         ]
 

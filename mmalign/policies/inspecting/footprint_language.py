@@ -12,7 +12,7 @@ from mmalign.policies.adapters import add_lora, in_four_bits
 from mmalign.policies.inspecting.footprint import SAMPLE, UPDATE, Measured, Part, Rows, backward_pass
 from mmalign.policies.inspecting.ledger import Fake, size_of
 from mmalign.policies.inspecting.weightless import language
-from mmalign.policies.language import storage
+from mmalign.policies.language import storage, tensors
 from mmalign.policies.language.loading import checkpoint_layers
 from mmalign.policies.language.logits import LOG_PROBS, Matrix, numbers_of
 from mmalign.policies.language.members import making
@@ -48,6 +48,9 @@ class Language:
         else:
             model.requires_grad_(True)
         layers = checkpoint_layers(model) if self.memory.gradient_checkpointing else []
+        if rows.together > 1:
+            for layer, style in tensors.layers_of(model, rows.together).values():
+                tensors.divide(layer, style, 0, rows.together, None)
         fake.weights(model)
         trained = [p for p in model.parameters() if p.requires_grad]
         lora = [p for name, p in model.named_parameters() if "lora_" in name]

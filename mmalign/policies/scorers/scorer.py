@@ -66,8 +66,7 @@ def scorer(
 class ScorerPolicy:
     """See ``scorer``. ``reader``: what makes features, of ``of``. ``head``: the module on top. ``reads``: columns that it needs."""
 
-    kind = ADAPTER.kind
-    gives = ADAPTER.gives
+    kind, gives, spreads = ADAPTER.kind, ADAPTER.gives, "tensor"
 
     def __init__(self, of: Any, reader: Reader, head: Head, *, scores: Sequence[str], trained: str):
         self.of, self.reader, self.scores, self.rows_at_once, self.reads = of, reader, list(scores), reader.rows_at_once, head.reads
@@ -88,6 +87,13 @@ class ScorerPolicy:
     def parameters(self) -> dict[str, nn.Parameter]:
         """Trained parameters by name."""
         return self.sets.trained
+
+    def compute_together(self, count: int, world: int, place: int) -> None:
+        """See ``TransformersPolicy``. Errors: UserError for another reader."""
+        if isinstance(self.of, TransformersPolicy):
+            self.of.compute_together(count, world, place)
+        elif count > 1:
+            raise UserError(f"devices.tensor: got {count}, and {type(self.of).__name__} is no language model of transformers; takes 1")
 
     def using(self, name: str) -> AbstractContextManager[None]:
         """A named parameter set in place of the current one: ``ema``, ``best``, ..."""
