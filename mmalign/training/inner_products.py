@@ -86,7 +86,7 @@ class InnerProducts:
                 )
                 whole_ones = (torch.zeros_like(p) if one is None else one for p, one in zip(parameters, pulled, strict=True))
                 total += torch.cat([one.flatten().double().cpu() for one in whole_ones])
-        self.learner.add([sums])
+        self.learner.sum_over_processes([sums])
         if state is not None:
             method.state.load(state)
         return sums

@@ -274,11 +274,11 @@ class Learner:
         for parameter in wanted:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        self.add([parameter.grad for parameter in wanted if parameter.grad is not None])
+        self.sum_over_processes([parameter.grad for parameter in wanted if parameter.grad is not None])
         if self.shards is not None:
             self.shards.add_gradients()
 
-    def add(self, gradients: Sequence[Tensor]) -> None:
+    def sum_over_processes(self, gradients: Sequence[Tensor]) -> None:
         """Makes each the sum over processes, in place, of rows that each takes the whole loss of once for all of ``devices.tensor``."""
         self.team.add(gradients)
         for gradient in gradients if self.copies > 1 else ():
