@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from mmalign.training import allocator, not_finite, references
 from mmalign.training.climbing import climbed
 from mmalign.training.experience import Experience
 from mmalign.training.kept_references import KeptReferences
+from mmalign.training.measured import Measured, pooled
 from mmalign.training.optimizer import clipped, flatten_optimizer, parted, restore_optimizer
 from mmalign.training.optimizers import Optimizer
 from mmalign.training.settings import Devices, Reference
@@ -32,15 +33,6 @@ ROUNDING = 1e-9
 
 BEHIND = "behind"
 """The set of parameters that the next step's rollout is of, where rollouts are sampled one step early."""
-
-
-class Measured(NamedTuple):
-    """Of a micro-batch: its part of the loss, and metrics that are means over so many things; without a gradient, what was compared."""
-
-    loss: float
-    things: float
-    metrics: dict[str, float]
-    compared: Sequence[Sequence[float]] = ()
 
 
 class Learner:
@@ -148,12 +140,12 @@ class Learner:
             self.non_finite.left(gradient=sound)
         total = sum(one.loss for one in measured)
         skipped = float(not (sound and finite))
-        return {**_pooled(measured), **others, "loss": total, "grad_norm": float(norm), "skipped": skipped, "live": float(live)}
+        return {**pooled(measured), **others, "loss": total, "grad_norm": float(norm), "skipped": skipped, "live": float(live)}
 
     def add(self, experience: Experience, micro_rows: int) -> dict[str, float]:
         """Adds the gradient of these rows' loss to those that are there, of this process's; returns what ``measure`` does."""
         measured, _ = self._backward([experience], micro_rows, steps_at_once(self.policy, self.method, None))
-        return {**_pooled(measured), "loss": sum(one.loss for one in measured)}
+        return {**pooled(measured), "loss": sum(one.loss for one in measured)}
 
     def measure(self, experience: Experience, micro_rows: int) -> tuple[dict[str, float], Tensor]:
         """What an update on these rows would measure, and its loss, with the parameters that are in place; nothing is updated.
@@ -166,7 +158,7 @@ class Learner:
         if state is not None:
             self.method.state.load(state)
         compared = torch.tensor([pair for one in measured for pair in one.compared], dtype=torch.float64).view(-1, 2)
-        return {**_pooled(measured), "loss": sum(one.loss for one in measured)}, compared
+        return {**pooled(measured), "loss": sum(one.loss for one in measured)}, compared
 
     def _backward(
         self, experiences: Sequence[Experience], micro_rows: int, micro_steps: int | None
@@ -389,17 +381,3 @@ class Learner:
         self.updates = state["updates"]
         if self.method.state is not None:
             self.method.state.load(state["method"])
-
-
-def _pooled(measured: list[Measured]) -> dict[str, float]:
-    """Metrics of micro-batches as one: means weighted by what was counted, ``*_max`` the largest."""
-    cells = sum(one.things for one in measured)
-    names = {name for one in measured for name in one.metrics}
-    pooled = {}
-    for name in sorted(names):
-        values = [(one.things, one.metrics[name]) for one in measured if name in one.metrics]
-        if name.endswith("_max"):
-            pooled[name] = max(value for _, value in values)
-        else:
-            pooled[name] = sum(count * value for count, value in values) / max(cells, 1.0)
-    return pooled
