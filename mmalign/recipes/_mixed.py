@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -63,7 +63,9 @@ class Mixed:
         method = replace(mix.method, weigh=lambda mask: mix.weight * weigh(mask))
         own = replace(learner.settings, ema=None)
         self.own = Learner(self.policy, method, own, steps=learner.steps, team=learner.team)
-        self.same, self.position, self.aside, self.coming = SameRecords(self.source), 0, dict[str, str](), None
+        self.same, self.position, self.aside = SameRecords(self.source), 0, dict[str, str]()
+        self.coming: Iterator[Any] | None = None
+        self.before: Any = None
         self.experience: Experience | None = None
         learner.beside = self._add
 
