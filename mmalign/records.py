@@ -162,6 +162,10 @@ def suited(records: Sequence[Any], policy: Any, key: str = "") -> Sequence[Any]:
     return records
 
 
+AT = " at commit "
+"""Before the commit in a digest of what a hub has; before it stands what it is of."""
+
+
 @runtime_checkable
 class Digested(Protocol):
     """Records that can be told apart from others."""

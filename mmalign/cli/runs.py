@@ -151,7 +151,7 @@ def _completions(path: Path) -> str:
 
 
 @app.command()
-def export(
+def export(  # the options of a command
     context: typer.Context,
     run: RunArgument,
     out: Annotated[Path | None, typer.Option(help="A folder that is not there yet; runs/NAME/export by default.")] = None,

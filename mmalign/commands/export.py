@@ -156,8 +156,8 @@ def written(
             raise UserError("export --comfyui: got a reward model, takes a run of a pipeline with lora")
         return scorers.save(policy, folder, prompt=prompt, card=card, beside=beside)
     if isinstance(own, TransformersPolicy):
-        of = {"name": _base_name(node), "beside": beside, "form": form}
-        return save(own, folder, base=lambda: _language_model(node), prompt=prompt, card=card, **of)
+        base = lambda: _language_model(node)  # noqa: E731
+        return save(own, folder, base=base, prompt=prompt, card=card, name=_base_name(node), beside=beside, form=form)
     assert own is not None
     return write(own, folder, base=lambda: _base(node), prompt=prompt, card=card, beside=beside, form=form)
 

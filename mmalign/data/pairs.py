@@ -85,6 +85,7 @@ def hub_pairs(  # how a data set of others is read
     *,
     split: str = "train",
     config: str | None = None,
+    revision: str | None = None,
     streaming: bool = True,
     schema: SchemaName = "auto",
     columns: dict[str, str] | None = None,
@@ -96,7 +97,8 @@ def hub_pairs(  # how a data set of others is read
     """Images or videos and what was said of them, of a data set that the Hugging Face ``datasets`` library loads; see ``pairs``.
 
     Args:
-        name: of the data set on the hub, or a folder.
+        name: of the data set on the hub, or a folder. revision: a branch, a tag or a commit of it; the newest by default. A run that is
+            resumed goes on with the commit that it began with, or not at all.
         streaming: read it as it comes, in a shuffle buffer of 1,000 records, instead of downloading all of it first; a resumed run then
             reads over what it has seen.
         schema: what the rows are, as in ``pairs``; ``auto`` looks at the first row's columns.
@@ -109,7 +111,8 @@ def hub_pairs(  # how a data set of others is read
     Errors: UserError where the data set or the split is not there, and as in ``pairs``.
     """
     limits = Limits(max_bytes, max_pixels, None if size is None else (size, size))
-    return _stored(hub(name, config, split, streaming), _with_media(ties, limits, None), schema=schema, columns=columns, ties=ties)
+    source = hub(name, config, split, streaming, revision)
+    return _stored(source, _with_media(ties, limits, None), schema=schema, columns=columns, ties=ties)
 
 
 class Listed:

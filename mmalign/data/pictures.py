@@ -70,14 +70,16 @@ def picture_texts(  # how a data set of others is read
 
 
 def hub_picture_texts(  # how a data set of others is read
-    name: str, *, split: str = "train", config: str | None = None, streaming: bool = True, schema: SchemaName = "auto",
+    name: str, *, split: str = "train", config: str | None = None, revision: str | None = None, streaming: bool = True,
+    schema: SchemaName = "auto",
     columns: dict[str, str] | None = None, folder: str | None = None, cache: str | None = None, ties: Literal["soft", "drop"] = "soft",
     animated: media.Animated = "refuse", max_text: Size = 2**20, max_bytes: Size = 64 * 2**20, max_pixels: Size = 64 * 10**6,
 ) -> Stored:  # fmt: skip
     """Answers about pictures or videos of a data set that the Hugging Face ``datasets`` library loads; see ``picture_texts``.
 
     Args:
-        name: of the data set on the hub, or a folder.
+        name: of the data set on the hub, or a folder. revision: a branch, a tag or a commit of it; the newest by default. A run that is
+            resumed goes on with the commit that it began with, or not at all.
         streaming: read it as it comes, in a shuffle buffer of 1,000 records, instead of downloading all of it first; a resumed run then
             reads over what it has seen.
         schema: what the rows are, as in ``picture_texts``; ``auto`` looks at the first row's columns.
@@ -90,7 +92,7 @@ def hub_picture_texts(  # how a data set of others is read
     Errors: UserError where the data set or the split is not there, and as in ``picture_texts``.
     """
     limits = Limits(max_bytes, max_pixels, animated=animated)
-    return _looked_at(hub(name, config, split, streaming), schema, columns, ties, max_text, Media(limits, folder, cache))
+    return _looked_at(hub(name, config, split, streaming, revision), schema, columns, ties, max_text, Media(limits, folder, cache))
 
 
 def picture_prompts(

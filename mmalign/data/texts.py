@@ -58,14 +58,16 @@ def texts(
 
 
 def hub_texts(  # how a data set of others is read
-    name: str, *, split: str = "train", config: str | None = None, streaming: bool = True, schema: SchemaName = "auto",
+    name: str, *, split: str = "train", config: str | None = None, revision: str | None = None, streaming: bool = True,
+    schema: SchemaName = "auto",
     columns: dict[str, str] | None = None, ties: Literal["soft", "drop"] = "soft", score: Score = "ratings",
     transcripts: Form = "turns", separator: str = "\n", max_bytes: Size = 2**20,
 ) -> Stored:  # fmt: skip
     """Preference data of texts of a data set that the Hugging Face ``datasets`` library loads; see ``texts``.
 
     Args:
-        name: of the data set on the hub, or a folder.
+        name: of the data set on the hub, or a folder. revision: a branch, a tag or a commit of it; the newest by default. A run that is
+            resumed goes on with the commit that it began with, or not at all.
         streaming: read it as it comes, in a shuffle buffer of 1,000 records, instead of downloading all of it first; a resumed run then
             reads over what it has seen.
         schema: what the rows are, as in ``texts``; ``auto`` looks at the first row's columns.
@@ -77,7 +79,7 @@ def hub_texts(  # how a data set of others is read
 
     Errors: UserError where the data set or the split is not there, and as in ``texts``.
     """
-    return _looked_at(hub(name, config, split, streaming), schema, columns, ties, score, transcripts, separator, max_bytes)
+    return _looked_at(hub(name, config, split, streaming, revision), schema, columns, ties, score, transcripts, separator, max_bytes)
 
 
 def _looked_at(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mmalign.records import Digested, Records
+from mmalign.records import AT, Digested, Records
 from mmalign.types import UserError
 
 
@@ -18,5 +18,9 @@ class SameRecords:
 
     def load(self, kept: dict[str, str]) -> None:
         """Compares it with that of the run's beginning."""
-        if self.digest and kept["digest"] and self.digest != kept["digest"]:
-            raise UserError("records: are others than those that this run began with; undo that, or give the run another name")
+        if not (self.digest and kept["digest"]) or self.digest == kept["digest"]:
+            return
+        (now, at, commit), (before, _, began) = self.digest.partition(AT), kept["digest"].partition(AT)
+        if at and now == before:
+            raise UserError(f"records: {now} is at commit {commit}, and this run began with {began}; takes records.revision={began}")
+        raise UserError("records: are others than those that this run began with; undo that, or give the run another name")

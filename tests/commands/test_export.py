@@ -180,11 +180,10 @@ def test_the_code_of_every_form_of_a_pipeline_runs_where_nobody_knows_mmalign(tm
         assert code == 0 and f"forms: {', '.join(forms)})" in out, err
         on_page = code_on(tmp_path / option[2:] / "README.md")
         codes |= {form: text.replace('folder = "."', f"folder = {option[2:]!r}") for form, text in zip(forms, on_page, strict=True)}
-    answers = {}
-    for form, text in codes.items():
-        done = subprocess.run([sys.executable, "-I", "-c", text + TOLD], cwd=tmp_path, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        answers[form] = done.stdout.strip().splitlines()[-1]
+    run = [sys.executable, "-I", "-c", "".join(f"{text}\n{TOLD}" for text in codes.values())]
+    done = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    answers = dict(zip(codes, done.stdout.split(), strict=True))
     assert answers.pop("base") not in answers.values() and len(answers) == 4 and len(set(answers.values())) == 1, answers
     assert command("export", "small", "--merge", "--comfyui").err == (
         "export: got --merge and --comfyui, which is a file of LoRA; takes one of them\n"

@@ -41,9 +41,8 @@ STANDING_IN: dict[str, Any] = {  # what a Python block has from its reader
 
 
 def mistakes(text: str) -> list[str]:
-    """Those of a fragment in the whole config where it has fewest. Files that it names are there, and the user's module."""
-    for name in re.findall(r"[\w.]+\.(?:jsonl|txt|pem|key)\b", text):
-        Path(name).write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n', encoding="utf-8")
+    """Those of a fragment in the whole config where it has fewest."""
+    put(text)
     open_ended = "..." in text
     fragment = yaml.safe_load(re.sub(r"(\w+): \.\.\.", r"\1: null", re.sub(r", \.\.\.(?=})", "", text)))
     found = []
@@ -63,14 +62,21 @@ def test_what_a_page_beside_the_code_shows_works(page, tmp_path, write_module, m
             assert mistakes(text) == [], text
         elif language == "python":
             pipe = mm.worlds.digits()
-            small = text.replace("a lighthouse at dusk", "a handwritten seven")
-            names = {**STANDING_IN, "pipe": pipe, "reward": mm.worlds.digits_proxy()}
+            small = text.replace('"a lighthouse at dusk"', '"a handwritten seven", num_inference_steps=2')
+            names = {**STANDING_IN, "pipe": pipe, "reward": STANDING_IN["clip"]}
             exec(compile(small, str(page), "exec"), names)
         elif language == "sh":
             lines(text)
 
 
+def put(text: str) -> None:
+    """The files that a block names, in this folder."""
+    for name in re.findall(r"\b[\w.]+\.(?:jsonl|txt|pem|key)\b", text):
+        Path(name).write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n', encoding="utf-8")
+
+
 def lines(text: str) -> None:
+    put(text)
     for words in commands(text):
         words = [word for word in words if word != "..."]
         options(words)

@@ -77,14 +77,13 @@ def test_a_lora_run_is_handed_over_without_words_about_pipelines(tmp_path, mmali
     assert "vllm serve" in (tmp_path / "r" / "export" / "README.md").read_text()
     done = mmalign("export", str(tmp_path / "r"), "--merge", "--out", str(tmp_path / "merged"))
     assert done.code == 0 and "forms: full)" in done.out, done.err
-    answers = {}
-    for name, folder in {"peft": tmp_path / "r" / "export", "merged": tmp_path / "merged"}.items():
-        code = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)[1]
-        run = [sys.executable, "-I", "-c", code + TOLD]
-        told = subprocess.run(run, cwd=folder, capture_output=True, text=True, check=False)
-        assert told.returncode == 0, told.stderr
-        answers[name] = told.stdout.strip().splitlines()[-1]
-    assert len(set(answers.values())) == 1, answers
+    folders = [tmp_path / "r" / "export", tmp_path / "merged"]
+    codes = [re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)[1] for folder in folders]
+    both = "".join(code.replace('"."', repr(str(folder))) + TOLD for code, folder in zip(codes, folders, strict=True))
+    told = subprocess.run([sys.executable, "-I", "-c", both], capture_output=True, text=True, check=False)
+    assert told.returncode == 0, told.stderr
+    answers = told.stdout.split()
+    assert len(answers) == 2 and len(set(answers)) == 1, answers
 
 
 def test_another_base_is_found_out_and_nothing_is_left(tmp_path):

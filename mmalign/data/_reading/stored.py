@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from mmalign.data._reading.parsing import short
 from mmalign.data._reading.tables import Block, Row, in_order
 from mmalign.files import digest
 from mmalign.media import Broken
-from mmalign.records import Record, read
+from mmalign.records import AT, Record, read
 from mmalign.types import UserError
 
 WITHIN = 4096  # records of one row, at most: a position is a row's number times this, plus the records of the next row that are over
@@ -25,10 +27,10 @@ class Passed(Exception):
 
 
 class Hub:
-    """A data set of the ``datasets`` library: rows by number, or one after the other."""
+    """A data set of the ``datasets`` library: rows by number, or one after the other. commit: what it is told apart by, see ``hub``."""
 
-    def __init__(self, loaded: Any, name: str, streaming: bool):
-        self.loaded, self.name, self.streaming = loaded, name, streaming
+    def __init__(self, loaded: Any, name: str, streaming: bool, commit: str = ""):
+        self.loaded, self.name, self.streaming, self.commit = loaded, name, streaming, commit
 
     def rows(self, *, seed: int | None, start: int) -> Iterator[tuple[int, str, Row | Broken]]:
         if not self.streaming:
@@ -56,18 +58,41 @@ class Hub:
         return None if row is None else {str(key): value for key, value in row.items()}
 
 
-def hub(name: str, config: str | None, split: str, streaming: bool) -> Hub:
-    """A data set by name, images left undecoded. Errors: UserError where the data set or the split is not there."""
+def hub(name: str, config: str | None, split: str, streaming: bool, revision: str | None = None) -> Hub:
+    """A data set by name, images left undecoded, of one commit: the revision's, or the newest.
+
+    Errors: UserError where the data set, the split or the revision is not there, and for a revision of a folder.
+    """
     import datasets
 
+    commit = _commit(name, revision)
     try:
-        loaded = datasets.load_dataset(name, config, split=split, streaming=streaming)
+        loaded = datasets.load_dataset(name, config, split=split, streaming=streaming, revision=commit or revision)
     except (OSError, ValueError, ConnectionError, datasets.exceptions.DatasetsError) as error:
         raise UserError(f"records.name: {name!r}, split {split!r}: {short(error)}") from error
     for column, feature in (loaded.features or {}).items():
         if (plain := _undecoded(feature)) != feature:
             loaded = loaded.cast_column(column, plain)
-    return Hub(loaded, name, streaming)
+    return Hub(loaded, name, streaming, f"{name} {config or ''} {split}{AT}{commit}" if commit else "")
+
+
+def _commit(name: str, revision: str | None) -> str:
+    """The commit that a branch or a tag is now; '' for a folder, and where no hub answers, which leaves it to what is cached here."""
+    import httpx2
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    if Path(name).exists():
+        if revision is not None:
+            raise UserError(f"records.revision: got {revision!r} of the folder {name}, takes one of a data set on the hub")
+        return ""
+    try:
+        return HfApi().dataset_info(name, revision=revision).sha or ""
+    except (OfflineModeIsEnabled, httpx2.TransportError):
+        return revision if revision is not None and re.fullmatch(r"[0-9a-f]{40}", revision) else ""
+    except (HfHubHTTPError, ValueError) as error:
+        at = "" if revision is None else f", revision {revision!r}"
+        raise UserError(f"records.name: {name!r}{at}: {short(error)}") from error
 
 
 def _undecoded(feature: Any) -> Any:
@@ -100,8 +125,10 @@ class Stored:
         return f"Stored({self.source.name if isinstance(self.source, Hub) else ', '.join(block.name for block in self.source[:3])})"
 
     def digest(self) -> str:
-        """What the files are told apart by, see ``files.digest``; '' for a data set of a hub, which knows its own revisions."""
-        return "" if isinstance(self.source, Hub) else digest(dict.fromkeys(block.file for block in self.source if block.file))
+        """What the files are told apart by, see ``files.digest``; of a data set of a hub its commit, '' where that is not known."""
+        return (
+            self.source.commit if isinstance(self.source, Hub) else digest(dict.fromkeys(block.file for block in self.source if block.file))
+        )
 
     def stream(self, *, seed: int, start: int = 0) -> Iterator[Any]:
         """As in ``records.Records``. Errors: UserError where a whole pass over the data gives no record."""

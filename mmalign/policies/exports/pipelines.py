@@ -76,8 +76,8 @@ def export(
     calls = _first_calls(policy, prompt)
     with appearing(folder) as place:
         forms = _forms(policy, place, form)
-        for form in forms:
-            _compare(form, form.load(place, None if form.name == "full" else base()), calls)
+        for made in forms:
+            _compare(made, made.load(place, None if made.name == "full" else base()), calls)
         for file in beside:
             shutil.copyfile(file, place / file.name)
         if card is not None:
@@ -258,10 +258,10 @@ def _compare_deltas(what: str, there: Mapping[str, Any], here: Mapping[str, Any]
         one, other = (
             layers[name].get_delta_weight(layers[name].active_adapters[0]) if name in layers else None for layers in (there, here)
         )
-        if one is None or other is None:
-            apart = bool((other if one is None else one).any())
-        else:
+        if one is not None and other is not None:
             apart = _distance(one.cpu(), other.cpu()) > TOLERANCE[torch.float32]
+        else:
+            apart = any(bool(delta.any()) for delta in (one, other) if delta is not None)
         if apart:
             raise UserError(f"{what} differs from the live model in {name}")
 
