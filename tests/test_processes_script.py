@@ -37,7 +37,7 @@ def test_a_process_that_dies_is_told_and_the_next_methods_are_trained(tmp_path: 
             raise ZeroDivisionError("of odd")
         raise processes.UserError("as all are")
 
-    monkeypatch.setitem(processes.KINDS, "rounds", processes.Kind(train, ["odd", "even"], processes.CLOSE))
+    monkeypatch.setitem(processes.KINDS, "rounds", processes.Kind(train, ["odd", "even"], processes.OF_ROUNDS))
     row, lines = processes.compared(processes.Trained("rounds", "full", "whole", 2), ["odd", "even"], tmp_path)
     assert (row.refused, row.wrong, row.share) == (1, ["odd"], math.inf)
     assert "ZeroDivisionError: of odd" in lines[1]
