@@ -9,7 +9,8 @@ Qwen/Qwen2.5-VL-7B-Instruct, as their config.json have them, but for what a twin
 of latents, widths of embeddings, patches of 8 pixels). A rollout is sampled with the policy's kernel and decoded, without guidance; an
 update replays every trained step with gradient (LoRA of rank 32, of generators with gradient checkpointing). Utilisation is the matrix
 products of a pass, counted while one runs, without what checkpointing repeats, over the seconds, over the card's dense bf16 peak
-(``--peak`` in TFLOP/s; known for some). On a CPU the peak is the rate of one large product. Each line is a process of its own.
+(``--peak`` in TFLOP/s; known for some, those on SXM boards). On a CPU, and in float32, the peak is the rate of one large product. Each line
+is a process of its own.
 
 Not run on a GPU so far: what a test runs is ``--tiny --device cpu``.
 """
@@ -21,7 +22,8 @@ import json
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -65,6 +67,18 @@ MODELS = (*GENERATORS, LANGUAGE)
 SETTINGS = ("device", "dtype", "steps", "rows", "micro_rows", "rounds", "tokens", "peak")
 
 
+@contextmanager
+def made_in(args: argparse.Namespace) -> Iterator[None]:
+    """Weights are made where they stay, in the type that they stay in: 14 G of them take 56 GB in float32 first, which few cards have."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(getattr(torch, args.dtype))
+    try:
+        with torch.device(args.device):
+            yield
+    finally:
+        torch.set_default_dtype(before)
+
+
 def generator(name: str, args: argparse.Namespace) -> tuple[Any, Callable[[], Any]]:
     """A policy around a pipeline with the published shape, and what samples a rollout."""
     import diffusers
@@ -75,7 +89,7 @@ def generator(name: str, args: argparse.Namespace) -> tuple[Any, Callable[[], An
     pipe = twin(pipeline)
     config = {**dict(pipe.transformer.config), **config, **(small if args.tiny else {})}
     accepted = {key: value for key, value in config.items() if not key.startswith("_")}
-    with torch.device(args.device):
+    with made_in(args):
         transformer = getattr(diffusers, kind)(**accepted).to(getattr(torch, args.dtype))
     pipe.register_modules(transformer=transformer)
     if args.tiny:
@@ -121,7 +135,7 @@ def language(args: argparse.Namespace) -> tuple[Any, Callable[[], Any]]:
         text_config=text, vision_config=vision, image_token_id=ids["image"], video_token_id=ids["video"],
         vision_start_token_id=ids["start"], vision_end_token_id=ids["end"], tie_word_embeddings=False,
     )  # fmt: skip
-    with torch.device(args.device):
+    with made_in(args):
         model = library.Qwen2_5_VLForConditionalGeneration(config).to(getattr(torch, args.dtype))
     policy = mm.policies.transformers(
         model,
@@ -186,7 +200,8 @@ def lines(args: argparse.Namespace) -> None:
     on_gpu = args.device.startswith("cuda")
     card = torch.cuda.get_device_name(args.device) if on_gpu else "a CPU"
     print(f"{card}; {machine()}")
-    args.peak = args.peak or next((rate for name, rate in PEAKS.items() if on_gpu and name in card), 0.0)
+    known = PEAKS if on_gpu and args.dtype == "bfloat16" else {}
+    args.peak = args.peak or next((rate for name, rate in known.items() if name in card), 0.0)
     table = Table(
         "Large shapes, random weights", "model", "parameters", "compile", "rollout, a second", "utilisation", "peak GiB",
         "update, a second", "utilisation", "peak GiB",

@@ -107,10 +107,11 @@ class Peak:
 def timed(run: Callable[[], Any], device: torch.device) -> float:
     """Wall time of one run on a GPU; on a CPU the time of this process on its one thread, which others cannot lengthen by much."""
     clock = time.perf_counter if device.type == "cuda" else time.process_time
+    waiting = (lambda: torch.cuda.synchronize(device)) if device.type == "cuda" else (lambda: None)
+    waiting()  # for what was started before
     began = clock()
     run()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    waiting()
     return clock() - began
 
 
