@@ -492,7 +492,7 @@ class Method:
     masking: Any = None
 
     def __post_init__(self) -> None:
-        for name, need in ((name, need) for name in ("needs", "survey_needs", "reads") for need in getattr(self, name)):
+        for name, need in ((field, one) for field in ("needs", "survey_needs", "reads") for one in getattr(self, field)):
             _require(isinstance(need, Need), f"Method.{name}: got {need!r}, takes records of mmalign.needs")
 
 
