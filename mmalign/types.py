@@ -492,7 +492,7 @@ class Method:
     masking: Any = None
 
     def __post_init__(self) -> None:
-        for name, need in ((field, one) for field in ("needs", "survey_needs", "reads") for one in getattr(self, field)):
+        for name, need in ((table, one) for table in ("needs", "survey_needs", "reads") for one in getattr(self, table)):
             _require(isinstance(need, Need), f"Method.{name}: got {need!r}, takes records of mmalign.needs")
 
 
