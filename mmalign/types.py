@@ -201,14 +201,6 @@ class Move(NamedTuple):
     decay: Callable[[int], float] | None = None
 
 
-class Climb(NamedTuple):
-    """Where an update's gradient is taken: ``rate`` along the gradient of ``sum(weight * of(steps, signal))`` away, from where it is
-    then subtracted. of: Steps of a micro-batch and their signal -> values as a loss has them, differentiable."""
-
-    of: Callable[[Steps, Tensor], Tensor]
-    rate: float
-
-
 @dataclass(frozen=True)
 class Feedback:
     """What people, rewards and judges said of a rollout's rows. Pairs, lists, groups and thumbs are indices into rows.
@@ -469,7 +461,7 @@ class Method:
     numbers: of a reward model's scores, how many say one dimension, the first of them how good a row is in it; 0: none is one by itself,
         and rows are only compared. wins: scores ``[N, T]`` of rows and of others -> how probably each is better, ``[N, dimensions]``; None
         of methods that compare nothing. scores: names of all of them, where records label each by itself; a recipe says them.
-    climb: what is climbed before the gradient of an update is taken (``training.climbing``); None: nothing.
+    climb: what is climbed before the gradient of an update is taken (``objectives.parts.Climb``); None: nothing.
     masking: what its rows may hold, when they are drawn and whenever they are scored, by the policy and by references
         (``samplers.masking.Masking``); None: anything.
     """
@@ -496,13 +488,12 @@ class Method:
     numbers: int = 1
     wins: Callable[[Tensor, Tensor], Tensor] | None = None
     scores: tuple[str, ...] = ()
-    climb: Climb | None = None
+    climb: Any = None
     masking: Any = None
 
     def __post_init__(self) -> None:
-        for name in ("needs", "survey_needs", "reads"):
-            for need in getattr(self, name):
-                _require(isinstance(need, Need), f"Method.{name}: got {need!r}, takes records of mmalign.needs")
+        for name, need in ((table, one) for table in ("needs", "survey_needs", "reads") for one in getattr(self, table)):
+            _require(isinstance(need, Need), f"Method.{name}: got {need!r}, takes records of mmalign.needs")
 
 
 class Reward(Protocol):

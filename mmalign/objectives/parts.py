@@ -36,6 +36,14 @@ class Part(NamedTuple):
     unit: Unit = "cell"
 
 
+class Climb(NamedTuple):
+    """Where an update's gradient is taken: ``rate`` along the gradient of ``sum(weight * of(steps, signal))`` away, from where it is
+    then subtracted. of: Steps of a micro-batch and their signal -> values as a loss has them, differentiable."""
+
+    of: Callable[[Steps, Tensor], Tensor]
+    rate: float
+
+
 class Reading(NamedTuple):
     """A function of the feedback on a whole rollout, what it reads of the steps, and what it keeps.
 

@@ -94,7 +94,7 @@ def transformers(  # one keyword for each thing that a user may set
         segments: what the fact ``segment`` numbers: ``sentence``, ``clause`` (by punctuation), ``turn`` (of the assistant's), the
             ``constituents`` of a parse, or a function of your own, text -> its segments as ``(start, end)`` in characters.
         thoughts: two texts, ``[<think>, </think>]``: what a completion says from one to the other counts for no method.
-        heads: linear ones on hidden states, trained with the rest: ``value``, ``reward_mask``, ``kl_mask``, ``degree`` (``heads.py``).
+        heads: linear ones on hidden states, trained with the rest: ``value``, ``reward_mask``, ``kl_mask``, ``degree``, ``dead_end``.
         media: limits of images and videos (``pixels``, ``bytes``, ``frames``, ``animated``, ``urls``).
         turns: several of them in a rollout, an environment's replies between them (``environment``, ``limit``, ``max_turn``, ``seconds``);
             outputs are then the turns that follow a prompt.

@@ -1,4 +1,4 @@
-"""Updates whose gradient is taken elsewhere: first something is climbed, and from there the loss is looked at (``types.Climb``)."""
+"""Updates whose gradient is taken elsewhere: something is climbed, and from there the loss is looked at (``objectives.parts.Climb``)."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import mmalign as mm
+from mmalign.needs import DEAD_END
 from mmalign.objectives.terms.dead_ends import backed_up
 from mmalign.types import UserError
 from tests.helpers import tiny_text
@@ -42,6 +43,24 @@ def test_targets_are_the_best_that_may_follow_and_the_end_is_what_it_is() -> Non
     mask = torch.tensor([[True, True, True], [True, True, False]])
     targets = backed_up(best, mask, torch.tensor([0.0, 1.0]))
     assert targets[mask].tolist() == pytest.approx([-0.2, -0.3, 0.0, -0.5, -1.0])
+
+
+def test_the_tables_are_of_the_word_that_was_said_and_of_the_best_that_may_be() -> None:
+    made = policy()
+    with torch.no_grad():
+        made.heads["dead_end"].weight.normal_(generator=torch.Generator().manual_seed(0))
+    rollout = made.encode(["ab"], ["cd"], torch.tensor([0]), torch.Generator())
+    steps = made.steps(rollout, torch.tensor([0]), needs=frozenset({DEAD_END}))
+    prompt, row = made.chat.prompt("ab").ids, made.chat.row("ab", "cd").completion
+    with torch.no_grad():
+        states = made.model.base_model(input_ids=torch.tensor([[*prompt, *row]])).last_hidden_state[0]
+        each = -torch.sigmoid(made.heads["dead_end"](states.float()).double())
+    never = sorted(made.chat.never)
+    for place, token in enumerate(row):
+        values = each[len(prompt) + place - 1]
+        assert float(steps.terms["dead_end"][0, place]) == pytest.approx(float(values[token]), abs=1e-5)
+        values[never] = -torch.inf
+        assert float(steps.terms["dead_end_best"][0, place]) == pytest.approx(float(values.max()), abs=1e-5)
 
 
 def test_the_value_is_learned_and_the_bound_keeps_texts_out(tmp_path: Path) -> None:

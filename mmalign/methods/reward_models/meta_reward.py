@@ -9,11 +9,11 @@ from torch import Tensor
 
 from mmalign.arguments.ranges import NotNegative
 from mmalign.objectives import scores
-from mmalign.objectives.parts import SCORES, live
+from mmalign.objectives.parts import SCORES, Climb, live
 from mmalign.objectives.sentences.pairwise import ordered, pairwise
 from mmalign.objectives.terms import rated
 from mmalign.objectives.terms.pairs import shared
-from mmalign.types import Climb, Feedback, Method, Steps
+from mmalign.types import Feedback, Method, Steps
 
 
 def meta_reward(*, rate: NotNegative = 0.01) -> Method:

@@ -21,7 +21,7 @@ def swapped(*, prototypes: int, weight: float, temperature: float, sharpness: fl
     a and b are cosines of two views to K prototypes, ``p' = softmax(a / temperature)``, p'' of b, and q', q'' are what ``assigned`` makes
     of them in all rows of an update whose pair says something, without gradient.
 
-    prototypes: K. temperature, sharpness: above 0. rounds: of balancing.
+    prototypes: K. weight: 0 or more. temperature, sharpness: above 0. rounds: of balancing.
     """
     links.not_negative(weight=weight)
     width = 1 + 2 * prototypes
@@ -60,6 +60,8 @@ def assigned(cosines: Tensor, *, sharpness: float, rounds: int) -> Tensor:
 
     ``exp(cosines * sharpness)``, its columns and then its rows brought to their sums, ``rounds`` times (Sinkhorn and Knopp; SwAV,
     arXiv 2006.09882, eq. 3 to 5, ``sharpness = 1 / epsilon``).
+
+    cosines: ``[R, K]``. sharpness: above 0. rounds: of balancing.
     """
     logs = cosines * sharpness
     for _ in range(rounds if len(logs) else 0):

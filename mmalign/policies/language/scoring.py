@@ -69,7 +69,8 @@ class Scorer:
             at = wanted_cells.nonzero()
             places.append(torch.stack([part[at[:, 0]], at[:, 1]]))
             tables.append(table)
-        names = tables[0] if tables else dict.fromkeys([LOG_PROBS, *numbers, *([DEAD_END_BEST] if DEAD_END in numbers else [])])
+        beside = {DEAD_END_BEST} if DEAD_END in numbers else set[Need]()
+        names = tables[0] if tables else dict.fromkeys([LOG_PROBS, *numbers, *beside])
         where = torch.cat(places, dim=1) if places else torch.zeros((2, 0), dtype=torch.int64)
         empty = torch.zeros(cells.shape, dtype=torch.float64)
         if not tables:

@@ -33,7 +33,7 @@ def tabular_reward(*, world: Mdp | None = None, by: Literal["return", "regret"] 
     ``policy.head.reward [S, A]``, in units in which comparisons are logits; ``policy.head.values()`` are its ``V* [H + 1, S]`` and
     ``Q* [H, S, A]``.
 
-    world: as of the policy.
+    world: as of the policy. by: what a score is.
 
     Paper: Knox et al., Models of human preference for learning reward functions, arXiv 2206.02231 (its number recalled), sec. 2.2, eq. 4
     (regret as a sum of optimal advantages).
