@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -141,24 +142,28 @@ def pipeline():
 """
 
 
-@pytest.mark.parametrize("more", [{}, {"lora": {"rank": 2, "targets": "all-linear"}}], ids=["full", "lora"])
-def test_the_code_on_the_page_works_elsewhere_for_a_model_of_ones_own(tmp_path, command, write_module, more):
-    """In a process that knows mmalign, and nothing of the folder that the run was trained in."""
+def test_the_code_on_the_page_works_elsewhere_for_a_model_of_ones_own(tmp_path, command, write_module):
+    """In a process that knows mmalign, and nothing of the folder that the runs were trained in."""
     write_module("theirs.py", OWN)
-    run = trained(
-        tmp_path, command, {**POLICY, "pipeline": {"use": "theirs.pipeline"}, **more}, rewards={"jpeg": {"use": "jpeg"}}, evaluation={}
+    program, shown = (
+        ["import os, sys, torch"],
+        "print(type(pipe.transformer if isinstance(pipe.transformer, torch.nn.Module) else 0).__module__)",
     )
-    code, out, err = command("export", "small", "--trust")
-    assert code == 0 and "with code of yours, which its page needs: theirs.py" in out, err
-    elsewhere = (run / "export").rename(tmp_path / "elsewhere")
+    for name, more in {"full": {}, "lora": {"lora": {"rank": 2, "targets": "all-linear"}}}.items():
+        policy = {**POLICY, "pipeline": {"use": "theirs.pipeline"}, **more}
+        run = trained(tmp_path, command, policy, rewards={"jpeg": {"use": "jpeg"}}, evaluation={})
+        code, out, err = command("export", "small", "--trust")
+        assert code == 0 and "with code of yours, which its page needs: theirs.py" in out, err
+        elsewhere = (run / "export").rename(tmp_path / name)
+        shutil.rmtree(run)
+        codes = code_on(elsewhere / "README.md")
+        assert len(codes) == (2 if more else 1) and (elsewhere / "theirs.py").read_text() == OWN
+        program += [f"os.chdir({str(elsewhere)!r})", "sys.modules.pop('theirs', None)", *(f"{text}\n{shown}\ndel pipe" for text in codes)]
     (tmp_path / "theirs.py").unlink()
-    names = code_on(elsewhere / "README.md")
-    assert len(names) == (2 if more else 1) and (elsewhere / "theirs.py").read_text() == OWN
-    shown = "print(type(pipe.transformer if isinstance(pipe.transformer, torch.nn.Module) else 0).__module__)\ndel pipe\n"
-    code = "import torch\n" + "".join(f"{text}\n{shown}" for text in names)
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    done = subprocess.run([sys.executable, "-c", code], cwd=elsewhere, env=environment, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (0, "theirs\n" * len(names)), done.stderr
+    words = [sys.executable, "-c", "\n".join(program)]
+    done = subprocess.run(words, cwd=tmp_path / "full", env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "theirs\n" * 3), done.stderr
 
 
 TOLD = """
