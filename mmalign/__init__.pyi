@@ -10,6 +10,7 @@ from mmalign import policies as policies
 from mmalign import recipes as recipes
 from mmalign import rewards as rewards
 from mmalign import worlds as worlds
+from mmalign.commands.align_planner import align_planner as align_planner
 from mmalign.commands.calibrate import calibrate as calibrate
 from mmalign.commands.compare import compare as compare
 from mmalign.commands.evaluate import evaluate as evaluate
@@ -50,6 +51,7 @@ from mmalign.guidance.guide import guide as guide
 from mmalign.lookup.dialects import like as like
 from mmalign.merges.settings import Part as Part
 from mmalign.merges.settings import Search as Search
+from mmalign.policies.language import segments as segments
 from mmalign.policies.scorers import heads as heads
 from mmalign.policies.settings import EngineSettings as EngineSettings
 from mmalign.policies.settings import Lora as Lora
@@ -71,6 +73,7 @@ from mmalign.training.optimizers import muon as muon
 from mmalign.training.optimizers import sgd as sgd
 from mmalign.training.settings import Batch as Batch
 from mmalign.training.settings import Evaluation as Evaluation
+from mmalign.training.settings import Mix as Mix
 from mmalign.training.settings import RecordBatch as RecordBatch
 from mmalign.training.settings import Reference as Reference
 from mmalign.training.settings import RunSettings as RunSettings

@@ -1,3 +1,4 @@
+from mmalign.commands.align_planner import align_planner as align_planner
 from mmalign.commands.calibrate import calibrate as calibrate
 from mmalign.commands.compare import compare as compare
 from mmalign.commands.evaluate import evaluate as evaluate

@@ -28,6 +28,8 @@ from mmalign.data.transforms.matched import matched as matched
 from mmalign.data.transforms.mixture import mixture as mixture
 from mmalign.data.transforms.principled import principled as principled
 from mmalign.data.transforms.rewritten import rewritten as rewritten
+from mmalign.data.transforms.transferred import transferred as transferred
 from mmalign.data.transforms.two_prompts import two_pictures as two_pictures
 from mmalign.data.transforms.two_prompts import two_prompts as two_prompts
+from mmalign.data.transforms.unlabelled import unlabelled as unlabelled
 from mmalign.data.turned import turned as turned

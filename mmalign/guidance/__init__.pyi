@@ -23,6 +23,7 @@ from mmalign.guidance.guide import guide as guide
 from mmalign.guidance.guider import adapter_guidance as adapter_guidance
 from mmalign.guidance.ledger import Ledger as Ledger
 from mmalign.guidance.logits import contrastive as contrastive
+from mmalign.guidance.logits import dead_ends as dead_ends
 from mmalign.guidance.logits import proxy_tuning as proxy_tuning
 from mmalign.guidance.logits import rectified as rectified
 from mmalign.guidance.logits import value_guided as value_guided

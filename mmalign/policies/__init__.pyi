@@ -16,11 +16,13 @@ from mmalign.policies.parameters import ParameterSets as ParameterSets
 from mmalign.policies.pipelines.adjoints import adjoints as adjoints
 from mmalign.policies.pipelines.latents import latents as latents
 from mmalign.policies.pipelines.refusals import refusals as refusals
+from mmalign.policies.scorers.heads.encoded_user import encoded_user as encoded_user
 from mmalign.policies.scorers.heads.gated import gated as gated
 from mmalign.policies.scorers.heads.ideal_points import ideal_points as ideal_points
 from mmalign.policies.scorers.heads.latent_user import latent_user as latent_user
 from mmalign.policies.scorers.heads.linear import linear as linear
 from mmalign.policies.scorers.heads.mlp import mlp as mlp
+from mmalign.policies.scorers.heads.prototypes import prototypes as prototypes
 from mmalign.policies.scorers.heads.thought import thought as thought
 from mmalign.policies.scorers.named_features import NamedFeatures as NamedFeatures
 from mmalign.policies.scorers.named_features import named_features as named_features
@@ -33,6 +35,10 @@ from mmalign.policies.scorers.scorer import scorer as scorer
 from mmalign.policies.scorers.thinking import ThinkingReader as ThinkingReader
 from mmalign.policies.scorers.thinking import thinking as thinking
 from mmalign.policies.scorers.thinned import thinned as thinned
+from mmalign.policies.scorers.two_views import TwoViewsReader as TwoViewsReader
+from mmalign.policies.scorers.two_views import two_views as two_views
+from mmalign.policies.scorers.with_comparisons import ComparisonsReader as ComparisonsReader
+from mmalign.policies.scorers.with_comparisons import with_comparisons as with_comparisons
 from mmalign.policies.transformers import TransformersPolicy as TransformersPolicy
 from mmalign.policies.transformers import transformers as transformers
 from mmalign.policies.twins.pipelines import call_arguments as call_arguments

@@ -1,6 +1,9 @@
 from mmalign.worlds.calculator.base import calculator as calculator
 from mmalign.worlds.calculator.data import calculator_prompts as calculator_prompts
 from mmalign.worlds.chains import path_optimum as path_optimum
+from mmalign.worlds.control.planner import preferred as preferred
+from mmalign.worlds.control.runner import Control as Control
+from mmalign.worlds.control.runner import runner as runner
 from mmalign.worlds.digit_scenes.base import digit_scenes as digit_scenes
 from mmalign.worlds.digit_scenes.judges import scene_answers as scene_answers
 from mmalign.worlds.digit_scenes.judges import scene_exact as scene_exact
@@ -45,6 +48,7 @@ from mmalign.worlds.tabular.mdp import grid as grid
 from mmalign.worlds.tabular.pairs import tabular_pairs as tabular_pairs
 from mmalign.worlds.tabular.policy import TabularPolicy as TabularPolicy
 from mmalign.worlds.tabular.policy import tabular as tabular
+from mmalign.worlds.tabular.reward_model import tabular_reward as tabular_reward
 from mmalign.worlds.tabular.rewards import tabular_return as tabular_return
 from mmalign.worlds.text.base import text as text
 from mmalign.worlds.text.data import text_prompts as text_prompts
