@@ -15,6 +15,7 @@ CHANGED, PHRASE, SEGMENT = Need("changed"), Need("phrase"), Need("segment")
 ENTROPY, COLLISION, VALUE = Need("entropy"), Need("collision"), Need("value")
 TOPK_ENTROPY, TOPK_MASS = Need("topk_entropy"), Need("topk_mass")
 REWARD_MASK, KL_MASK, DEGREE = Need("reward_mask"), Need("kl_mask"), Need("degree")
+REALISM, REALISM_OF_GIVEN = Need("realism"), Need("realism_of_given")
 DRIFT, ADJOINT, ADJOINT_SIZE = Need("drift"), Need("adjoint"), Need("adjoint_size")
 
 

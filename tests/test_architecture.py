@@ -71,7 +71,7 @@ ARROWS: dict[str, set[str]] = {
     "distributed": {"types", "stacking"},
     "selftest": {"types", "files", "runs", "config", "distributed"},
     "devices": set(),
-    "training": {"types", "needs", "records", "stacking", "samplers", "arguments", "files", "conversations", "runs", "distributed"},
+    "training": {"types", "abilities", "needs", "records", "stacking", "samplers", "arguments", "files", "conversations", "runs", "distributed"},
     "report": {"types", "files", "runs"},
     "recipes": {
         *("types", "needs", "arguments", "records", "samplers", "objectives", "data", "distributed", "training", "report", "commands"),

@@ -33,8 +33,9 @@ from mmalign.distributed import tables as of_all
 from mmalign.distributed.team import team_for
 from mmalign.objectives.feedback import comparisons
 from mmalign.recipes._foreseen import of_prompts as FORESEEN  # noqa: F401 (config asks for it)
-from mmalign.recipes._foreseen import refuse_prompts
+from mmalign.recipes._foreseen import refuse_prompts, streamed
 from mmalign.recipes._run import Run, concluded
+from mmalign.records import Record, Records
 from mmalign.samplers.assignment import assignment
 from mmalign.training import references as stored
 from mmalign.training.background import Background
@@ -43,6 +44,7 @@ from mmalign.training.entanglement import Entanglement
 from mmalign.training.evaluation import compared_with, evaluation_plan
 from mmalign.training.experience import Experience
 from mmalign.training.feedback import feedback_of, refuse_columns, scores_on, states_of
+from mmalign.training.given import Given, refuse_given
 from mmalign.training.inner_products import InnerProducts
 from mmalign.training.journal import Journal, hashed
 from mmalign.training.latents import looked_at, refuse_without_latents
@@ -53,6 +55,7 @@ from mmalign.training.preflight import Preflight, preflight
 from mmalign.training.prompts import Prompts, refuse_unusable
 from mmalign.training.reward_gradients import RewardGradients, refuse_not_random, refuse_steps, refuse_without
 from mmalign.training.rollouts import Rollouts
+from mmalign.training.same_records import SameRecords
 from mmalign.training.settings import Batch, Devices, Evaluation, Reference, RunSettings, at_least
 from mmalign.training.units import in_units, refuse_micro_steps, refuse_mismatch, refuse_stale, unit_sizes, whole_units
 from mmalign.types import Feedback, Method, Oracle, Policy, Unit, UserError, columns_of, contents
@@ -76,6 +79,7 @@ def online(  # one argument for each thing that a run is made of
     *,
     combine: Callable[..., Any] | None = None,
     oracle: Oracle | None = None,
+    records: Records | Sequence[Record] | None = None,
     steps: Steps = 100,
     batch: Batch = Batch(),  # noqa: B008 (records are frozen)
     optimizer: Optimizer = adamw(),  # noqa: B008
@@ -95,6 +99,8 @@ def online(  # one argument for each thing that a run is made of
         combine: how rewards become one number (`mmalign list combinations`); their sum by default.
         oracle: a judge of pairs, ``(outputs, prompts, group) -> [B, B]`` win probabilities (NaN: not compared), for methods that learn
             from those; others get Bradley-Terry's from the rewards.
+        records: given images or videos of the samples' size, for methods that tell samples from those (the gan of ``dmd2``); each update
+            of theirs takes as many as a rollout has rows, the better one of each pair.
         steps: rollouts.
         batch: what a step samples, and how it is learned from.
         optimizer: by name, with its schedule and moving average (`mmalign list optimizers`).
@@ -119,6 +125,7 @@ def online(  # one argument for each thing that a run is made of
     step, saves, and says how to resume.
     """
     _refuse(policy, method, batch, prompts, rewards, oracle, evaluation, steps)
+    refuse_given(method, records)
     pairs = method.pairs or comparisons.best_and_worst
     refuse_silent(method, batch, list(rewards), oracle=oracle, pairs=pairs)
     team = team_for(batch.prompts, "batch.prompts", together=devices.sequence)
@@ -132,8 +139,10 @@ def online(  # one argument for each thing that a run is made of
     entangled = Entanglement(learner, run.gradients)
     fitting = MicroRows(batch.micro_rows, learner, say=lambda line: journal.say(line))
     products = InnerProducts(learner, combine)
-    gradients = RewardGradients(learner, rewards, combine, fitting.fit, optimizer=optimizer, seed=run.seed)
+    given = None if records is None else Given(streamed(records, seed=run.seed)[0], seed=run.seed)
+    gradients = RewardGradients(learner, rewards, combine, fitting.fit, optimizer=optimizer, seed=run.seed, given=given)
     states = {"micro_rows": fitting, **states_of(combine, rewards, plan.judges)}
+    states |= {} if given is None else {"given": given, "records": SameRecords(given.records)}
     journal = Journal(learner, plan, run, steps=steps, resume=resume, stop=evaluation.stop, states=states, prompts=prompts)
 
     def collect(step: int) -> list[Scored]:

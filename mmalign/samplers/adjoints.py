@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from mmalign.arguments.ranges import Count
-from mmalign.samplers.score_differences import ScoreDifference
+from mmalign.samplers.score_differences import Adversary, ScoreDifference
 from mmalign.types import UserError
 
 
@@ -42,7 +42,8 @@ class RewardGradient(NamedTuple):
     """How a method carries a reward's gradient back through the steps of a sample.
 
     plan: ``(random [T] bool, rng) -> Plan``, anew for each rollout. utility: rewards ``[B]`` -> what is maximised, ``[B]``; None: no
-    reward's gradient is asked for. differences: of scores, which pull the sample too, where its plan ends in a clean estimate.
+    reward's gradient is asked for. differences: of scores, and adversaries, which pull the sample too, where its plan ends in a clean
+    estimate.
     through: whether the gradient passes through the denoiser's input too; False: along the latent alone. under: the set of parameters
     whose denoiser it passes through. copies: samples that are made of each: with 2 or more, noise of the last step's level is put onto a
     sample, and the last step taken again.
@@ -53,7 +54,7 @@ class RewardGradient(NamedTuple):
     through: bool = True
     under: str = "current"
     copies: int = 1
-    differences: tuple[ScoreDifference, ...] = ()
+    differences: tuple[ScoreDifference | Adversary, ...] = ()
 
 
 Under = Callable[[], AbstractContextManager[None]]

@@ -52,6 +52,17 @@ class ScoreDifference(NamedTuple):
     noising: Noising = Noising()
 
 
+class Adversary(NamedTuple):
+    """A pull on the clean estimate of a step to where a classifier takes it, noised, for given data: ``-weight d softplus(-logit)``.
+
+    of: the companion on whose features it is, and beside which it learns. noising: of the estimates, which get new noise.
+    """
+
+    of: str
+    weight: float
+    noising: Noising = Noising()
+
+
 class Companion(NamedTuple):
     """A set of the policy's parameters that is trained beside it, on noised samples of the policy: a fake score, a surrogate reward.
 

@@ -14,6 +14,7 @@ from mmalign.distributed import tables as of_all
 from mmalign.distributed.tables import Whole
 from mmalign.training.companions import Companions, own_seeds
 from mmalign.training.feedback import Functions, answer_of, scored_by
+from mmalign.training.given import Given
 from mmalign.training.latents import shown
 from mmalign.training.learner import Learner
 from mmalign.training.optimizers import Optimizer
@@ -62,10 +63,13 @@ def refuse_steps(method: Method, policy: Policy, prompts: list[Any]) -> None:
 
 class RewardGradients:
     """Gives the rollouts of a run what its method wants of references, of the gradients of rewards, and of differences of scores, whose
-    companions it trains. optimizer: of the policy. fit: ``MicroRows.fit``."""
+    companions it trains. optimizer: of the policy. fit: ``MicroRows.fit``. given: data for companions."""
 
-    def __init__(self, learner: Learner, rewards: Functions, combine: Combine | None, fit: Fit, *, optimizer: Optimizer, seed: int):
-        self.companions = Companions(learner, optimizer, fit, seed=seed)
+    def __init__(  # what rollouts get it from
+        self, learner: Learner, rewards: Functions, combine: Combine | None, fit: Fit, *, optimizer: Optimizer, seed: int,
+        given: Given | None = None,
+    ):  # fmt: skip
+        self.companions = Companions(learner, optimizer, fit, seed=seed, given=given)
         self.learner, self.rewards, self.combine, self.fit, self.seed = learner, rewards, combine, fit, seed
         self.policy: Any = learner.policy
         self.how = learner.method.reward_gradient
