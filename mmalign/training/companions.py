@@ -29,7 +29,8 @@ class Companions:
     """Trains the companions of a run's method on its rollouts, before the policy learns from these.
 
     learner: of the policy, in whose checkpoints they are. optimizer: of the policy, whose rate each may have another of. fit:
-    ``MicroRows.fit``. given: for those that tell samples from given data. Every update draws the step whose clean estimates are noised, the levels and the noise anew.
+    ``MicroRows.fit``. given: for those that tell samples from given data. Every update draws the step whose clean estimates are noised,
+    the levels and the noise anew.
     """
 
     def __init__(self, learner: Learner, optimizer: Optimizer, fit: Fit, *, seed: int, given: Given | None = None):

@@ -34,7 +34,9 @@ class Given:
         taken = list(islice(self._coming, count))
         shapes = {tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__ for _, output in taken}
         if len(shapes) != 1 or isinstance(next(iter(shapes)), str):
-            raise UserError(f"records: got outputs of {', '.join(sorted(map(str, shapes))) or 'none'}; takes images, or videos, of one size")
+            raise UserError(
+                f"records: got outputs of {', '.join(sorted(map(str, shapes))) or 'none'}; takes images, or videos, of one size"
+            )
         held = [row for row, mine in zip(taken, own.tolist(), strict=True) if mine]
         return [prompt for prompt, _ in held], torch.stack([output for _, output in held])
 

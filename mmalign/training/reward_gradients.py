@@ -108,7 +108,7 @@ class RewardGradients:
         def carry(most: int) -> Rollout:
             rng = stream(self.seed, *purpose, "adjoints")
             more = {"rows_at_once": most, "seeds": seeds, **shown(self.rewards)}
-            return self.policy.adjoints(rollout, self.how, utility, rng, **more)  # type: ignore[no-any-return]
+            return self.policy.adjoints(rollout, self.how.at(purpose[0]), utility, rng, **more)  # type: ignore[no-any-return]
 
         with self.learner.profile.part("gradients of rewards"):
             carried = self.fit(carry, partial(min, len(rollout)))

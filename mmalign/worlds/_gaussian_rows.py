@@ -13,7 +13,7 @@ from torch import Tensor
 from mmalign.needs import ADJOINT_SIZE
 from mmalign.samplers import kernels, score_differences
 from mmalign.samplers.adjoints import RewardGradient, carried_back, of_reward
-from mmalign.samplers.score_differences import Noising
+from mmalign.samplers.score_differences import Adversary, Noising
 from mmalign.stacking import offset, stacked_by_name
 from mmalign.types import Kind, Level, Need, Rollout, Steps, UserError
 
@@ -102,6 +102,8 @@ def gone_back(
     plan = how.plan(paths.stochastic.any(0) & rollout.mask.any(0), rng)
     if how.copies > 1:
         raise UserError(f"method.copies: got {how.copies}, takes 1 in this world")
+    if how.subjects or how.tail < 1 or any(isinstance(one, Adversary) for one in how.differences):
+        raise UserError("method: its subjects, tail or gan ask for attention, frames or features, and points of this world have none")
     last = torch.tensor([plan.last])
 
     def outcome(column: int, x: Tensor) -> Tensor:

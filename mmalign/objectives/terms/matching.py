@@ -33,7 +33,7 @@ def distance(steps: Steps, name: str) -> Tensor:
 
 
 def classified(steps: Steps) -> Tensor:
-    """``-log D(given) - log(1 - D(sample))``, D the sigmoid of a classifier's logit: its cross entropy, the loss of a GAN's discriminator."""
+    """``-log D(given) - log(1 - D(sample))``, D the sigmoid of a classifier's logit: its cross entropy, a GAN discriminator's loss."""
     return softplus(-live(held(steps, REALISM_OF_GIVEN), steps.mask)) + softplus(live(held(steps, REALISM), steps.mask))
 
 

@@ -6,6 +6,7 @@ bound up to weights and constants, and no density.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from mmalign.needs import kinds, named
+from mmalign.policies.pipelines.attention import SubjectCost
 from mmalign.policies.pipelines.other_rows import other_prompts
 from mmalign.policies.pipelines.scheduler import PRECONDITIONED, parametrisation
 from mmalign.policies.pipelines.trained_levels import training_schedule
@@ -57,8 +59,8 @@ class Noised:
     clean: ``[B, ...]`` latents. noise: ``[G, draws, ...]``. places: ``[G, draws]`` on the training schedule. which: ``[B]`` the group of
     each row. others: B prompts that do not fit, see ``forward``. refs: name -> ``[B, draws]`` bounds.
     predicted: name -> ``[B, draws, ...]`` float32 on the CPU, what was predicted under each of them, in the target's parametrisation.
-    weight: ``[B, ...]``, what each number of a latent counts; None: all alike. given: ``[B, ...]``, latents of data that nobody sampled, one
-    beside each row, of the prompts ``given_prompts``; None: there are none.
+    weight: ``[B, ...]``, what each number of a latent counts; None: all alike. given: ``[B, ...]``, latents of data that nobody sampled,
+    one beside each row, of the prompts ``given_prompts``; None: there are none.
     """
 
     clean: Tensor
@@ -138,6 +140,11 @@ class DenoisingErrors:
         if name not in self.classifying_by:
             self.classifying_by[name] = Classifying(self.of)
         return self.classifying_by[name]
+
+    @functools.cached_property
+    def subject_cost(self) -> SubjectCost:
+        """How far the subjects of a prompt share attention."""
+        return SubjectCost(self.of.pipe, self.of.caller.call)
 
     def remember(self, rollout: Rollout, names: Iterable[str], rows_at_once: int) -> None:
         """Bounds and predictions of a rollout under named parameter sets, without gradient, kept in the rollout."""

@@ -87,7 +87,7 @@ def pulls(
         if isinstance(one, Adversary):
             yield _to_given(policy, one, prompts, x, at) * wide.signal
             continue
-        with policy.using(one.toward):
+        with policy.using(str(one.toward)):
             toward = errors.predicted(prompts, x, *at).clean
             if one.guidance != 1.0:
                 _refuse_unprompted(policy, one.guidance)
