@@ -19,9 +19,9 @@ def echotorrent(
 
     With ``pull`` and D as in ``dmd2``, and w of each number of D what the last frames count there, 0 elsewhere and 1 on average::
 
-        loss at step n = mean over rows of  -((w pull_k) . D + reward r(D)),   k = (n // turn) mod the number of teachers
+        loss = mean over rows of  -((w pull_k) . D + reward r(D)),   k = (n // turn) mod the number of teachers
 
-    where ``pull_k`` is to teacher k. ``fake`` learns all frames, whoever teaches.
+    at step n, where ``pull_k`` is to teacher k. ``fake`` learns all frames, whoever teaches.
 
     Args:
         teachers: references, experts of a domain each; sets of the student's parameters, or other models.

@@ -90,13 +90,13 @@ class Classifying(DenoisingErrors):
     def __init__(self, of: Probed):
         super().__init__(of)
         with torch.no_grad(), features(of.denoisers) as seen:  # a first call tells whether two rows go at once, a second one the widths
-            prompts, x, *at = self._any_rows(2)
-            self.predicted(prompts, x, *at)
+            rows = self._any_rows(2)
+            self.predicted(*rows)
             seen.clear()
-            self.predicted(prompts, x, *at)
+            self.predicted(*rows)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            self.classifier = Classifier([stream.shape[2] for stream in by_row(seen, 2)[0]]).to(x.device)
+            self.classifier = Classifier([stream.shape[2] for stream in by_row(seen, 2)[0]]).to(rows[1].device)
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """The denoiser's that are trained, and the classifier's."""
@@ -119,8 +119,7 @@ class Classifying(DenoisingErrors):
         if noised.given is None:
             raise UserError("records: missing; this method tells samples from given images or videos, and has none")
         own = self._told(seen, len(rows))
-        x, *at = self.at_level(noised, rows, 0, noised.given[rows])
-        given = self.logits([noised.given_prompts[row] for row in rows.tolist()], x, *at)
+        given = self.logits([noised.given_prompts[row] for row in rows.tolist()], *self.at_level(noised, rows, 0, noised.given[rows]))
         terms = {name: value.double().cpu()[:, None] for name, value in (("realism", own), ("realism_of_given", given))}
         return replace(steps, terms={**steps.terms, **terms})
 
