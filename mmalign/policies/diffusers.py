@@ -263,6 +263,7 @@ class DiffusersPolicy:
 
     def latents(self, rollout: Rollout) -> Tensor:
         """Those that a rollout's outputs are decoded from, ``[B, ...]``."""
+        recording.refuse_parts(self.pipe, rollout.held)
         return rollout.held.x_next[-1]  # type: ignore[no-any-return]
 
     def refusals(self, prompts: Sequence[Any]) -> dict[int, str]:

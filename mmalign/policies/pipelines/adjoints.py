@@ -28,6 +28,7 @@ def adjoints(  # all that a gradient depends on
     """See ``abilities.Differentiable``. Errors: UserError for a plan that the schedule does not fit."""
     held: Trajectories = rollout.held
     plan = how.plan(held.random, rng)
+    refuse_chunks(policy, held, plan, how)
     copies = torch.randint(2**62, (how.copies - 1, len(rollout)), generator=rng)
     if how.copies > 1 and plan.last == 0:
         raise UserError("policy.schedule.steps: got 1, takes 2 or more where the last step is taken again from other noise (copies)")
@@ -46,6 +47,17 @@ def adjoints(  # all that a gradient depends on
         squares[:, adjoint.column] += adjoint.vector.double().flatten(1).square().sum(1)
     facts = {**rollout.facts, str(ADJOINT_SIZE): squares.sqrt()}
     return replace(rollout, mask=plan.trained.repeat(len(rollout), 1), held=replace(held, adjoints=made), facts=facts)
+
+
+def refuse_chunks(policy: Played, held: Trajectories, plan: Plan, how: RewardGradient) -> None:
+    """Errors: UserError for what has to see chunks of a video behind each other: a later one goes on from those before by more than its
+    first latent, and a probe knows of no chunk before."""
+    made = f"method: {type(policy.pipe).__name__} makes this video in {held.chunks} chunks"
+    if held.chunks > 1 and (how.differences or how.subjects):
+        raise UserError(f"{made}, and what is asked at noised latents knows the first one alone; takes policy gradients")
+    if held.chunks > 1 and held.chunk[plan.trained].min() < held.chunk.max():
+        last = int((held.chunk == held.chunk.max()).sum())
+        raise UserError(f"{made}, and gradients of rewards go back through the last one; takes its steps, the last {last}")
 
 
 def grown(policy: Played, rollout: Rollout, rows: Tensor, column: int, step: Transition) -> Tensor:
