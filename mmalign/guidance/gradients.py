@@ -288,6 +288,7 @@ def _gradient(run: GuidedRun, value: Tensor, of: Tensor) -> Tensor:
 
 
 def limited(shift: Tensor, limit: float | None) -> Tensor:
+    """A shift ``[B, ...]`` whose root mean square in each row is at most ``limit``; None: as it is."""
     if limit is None:
         return shift
     size = shift.flatten(1).square().mean(1).sqrt().view(-1, *(1,) * (shift.ndim - 1))

@@ -28,6 +28,7 @@ from mmalign.policies.pipelines import adjoints, branching, mixing, recording, r
 from mmalign.policies.pipelines import memory as fitting
 from mmalign.policies.pipelines.arguments import call_arguments_of, random_steps_of
 from mmalign.policies.pipelines.calling import Caller, load, noting, refuse_other
+from mmalign.policies.pipelines.classifying import Classifying
 from mmalign.policies.pipelines.denoising_errors import DenoisingErrors
 from mmalign.policies.pipelines.interception import Finished, Place, watched
 from mmalign.policies.pipelines.probing import probed
@@ -349,7 +350,7 @@ class DiffusersPolicy:
         """How well it denoises given latents. Errors: UserError for a pipeline that cannot be asked that."""
         if why := without_probe(type(self.pipe).__name__):
             raise UserError(f"policy.pipeline: {type(self.pipe).__name__} has no denoising error to train on: {why}")
-        return DenoisingErrors(self)
+        return DenoisingErrors(self, with_classifier=Classifying)
 
     def noised(self, *args: Any, rows_at_once: int, given: tuple[list[str], Tensor] | None = None) -> tuple[Any, Rollout]:
         """See ``abilities.Differentiable``."""

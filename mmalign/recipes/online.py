@@ -55,7 +55,6 @@ from mmalign.training.preflight import Preflight, preflight
 from mmalign.training.prompts import Prompts, refuse_unusable
 from mmalign.training.reward_gradients import RewardGradients, refuse_not_random, refuse_steps, refuse_without
 from mmalign.training.rollouts import Rollouts
-from mmalign.training.same_records import SameRecords
 from mmalign.training.settings import Batch, Devices, Evaluation, Reference, RunSettings, at_least
 from mmalign.training.units import in_units, refuse_micro_steps, refuse_mismatch, refuse_stale, unit_sizes, whole_units
 from mmalign.types import Feedback, Method, Oracle, Policy, Unit, UserError, columns_of, contents
@@ -124,8 +123,7 @@ def online(  # one argument for each thing that a run is made of
     name for a reward that fails; where that is before the first step is done, no folder is left behind. Ctrl-C finishes the
     step, saves, and says how to resume.
     """
-    _refuse(policy, method, batch, prompts, rewards, oracle, evaluation, steps)
-    refuse_given(method, records)
+    _refuse(policy, method, batch, prompts, rewards, oracle, evaluation, steps, records)
     pairs = method.pairs or comparisons.best_and_worst
     refuse_silent(method, batch, list(rewards), oracle=oracle, pairs=pairs)
     team = team_for(batch.prompts, "batch.prompts", together=devices.sequence)
@@ -139,10 +137,8 @@ def online(  # one argument for each thing that a run is made of
     entangled = Entanglement(learner, run.gradients)
     fitting = MicroRows(batch.micro_rows, learner, say=lambda line: journal.say(line))
     products = InnerProducts(learner, combine)
-    given = None if records is None else Given(streamed(records, seed=run.seed)[0], seed=run.seed)
-    gradients = RewardGradients(learner, rewards, combine, fitting.fit, optimizer=optimizer, seed=run.seed, given=given)
-    states = {"micro_rows": fitting, **states_of(combine, rewards, plan.judges)}
-    states |= {} if given is None else {"given": given, "records": SameRecords(given.records)}
+    gradients = RewardGradients(learner, rewards, combine, fitting.fit, optimizer=optimizer, seed=run.seed, given=_given(records, run.seed))
+    states = {"micro_rows": fitting, **gradients.states, **states_of(combine, rewards, plan.judges)}
     journal = Journal(learner, plan, run, steps=steps, resume=resume, stop=evaluation.stop, states=states, prompts=prompts)
 
     def collect(step: int) -> list[Scored]:
@@ -187,6 +183,11 @@ def online(  # one argument for each thing that a run is made of
             moved |= products.row | ({"broken": float(len(coming.aside))} if coming.aside else {})
             journal.trained({**_row(scored, updates, lr=float(learner.optimizer.param_groups[0]["lr"])), **moved, **fitting.row})
     return concluded(journal, policy)
+
+
+def _given(records: Records | Sequence[Record] | None, seed: int) -> Given | None:
+    """The rows of records beside samples; None without any."""
+    return None if records is None else Given(streamed(records, seed=seed)[0], seed=seed)
 
 
 def _worth_an_update(method: Method, feedback: Feedback, *, most: int) -> torch.Tensor:
@@ -281,9 +282,9 @@ def _row(batches: Sequence[Scored], updates: Sequence[Mapping[str, float]], *, l
     return {**row, "lr": lr}
 
 
-def _refuse(
+def _refuse(  # what a run is made of
     policy: Policy, method: Method, batch: Batch, prompts: Sequence[Any], rewards: Rewards, oracle: Oracle | None, evaluation: Evaluation,
-    steps: int,
+    steps: int, records: Any,
 ) -> None:  # fmt: skip
     at_least(1, steps=steps)
     refuse_mismatch(policy, method)
@@ -299,6 +300,7 @@ def _refuse(
         raise UserError("rewards: got none, takes at least one {name: reward}")
     refuse_columns({**rewards, **({} if oracle is None else {"of pairs": oracle})}, columns_of(prompts), kind="reward")
     refuse_without(method, rewards, batch)
+    refuse_given(method, records)
     refuse_without_latents(policy, rewards, evaluation.judges)
     refuse_unusable(policy, evaluation.prompts)
 

@@ -372,7 +372,8 @@ class Learner:
 
     def _classifiers(self) -> dict[str, torch.nn.Module]:
         """Companion -> the classifier on its features, of those that have one."""
-        return {name: one.policy.classifier for name, one in self.companions.items() if hasattr(one.policy, "classifier")}
+        found = {name: getattr(one.policy, "classifier", None) for name, one in self.companions.items()}
+        return {name: module for name, module in found.items() if module is not None}
 
     def load_own(self, optimizer: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Puts back what ``own_state`` gave, and the tensors of the optimiser."""

@@ -18,6 +18,7 @@ from mmalign.training.given import Given
 from mmalign.training.latents import shown
 from mmalign.training.learner import Learner
 from mmalign.training.optimizers import Optimizer
+from mmalign.training.same_records import SameRecords
 from mmalign.training.seeds import stream
 from mmalign.training.settings import Batch
 from mmalign.types import Feedback, Method, Policy, Rollout, UserError
@@ -73,6 +74,7 @@ class RewardGradients:
         self.learner, self.rewards, self.combine, self.fit, self.seed = learner, rewards, combine, fit, seed
         self.policy: Any = learner.policy
         self.how = learner.method.reward_gradient
+        self.states: dict[str, Any] = {} if given is None else {"given": given, "records": SameRecords(given.records)}
 
     def remember(self, rollout: Rollout) -> None:
         """Tabulates the references on a rollout whose trained steps are known: where no gradient of rewards says them."""

@@ -113,7 +113,7 @@ def columns(pipe: Any, call: Mapping[str, Any], prompt: str, subject: str) -> Te
 
     Errors: UserError where no text encoder reads these words in the prompt, or the pipeline has no ``encode_prompt``.
     """
-    if not hasattr(pipe, "encode_prompt"):
+    if getattr(pipe, "encode_prompt", None) is None:
         raise UserError(f"subjects: {type(pipe).__name__} has no encode_prompt, so that no word of a prompt can be followed")
     changed = dict[str, list[int]]()
     plain = _embeddings(pipe, call, prompt, changed, note=subject)

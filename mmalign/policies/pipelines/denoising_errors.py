@@ -7,7 +7,7 @@ bound up to weights and constants, and no density.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple, Protocol, get_args
@@ -109,7 +109,7 @@ class Seen(NamedTuple):
 class DenoisingErrors:
     """A ``types.Policy`` of kind ``bound`` but for sampling: it scores rollouts that hold a ``Noised``.
 
-    of: whose denoiser is asked. target: whose error counts, see ``forward``.
+    of: whose denoiser is asked. target: whose error counts, see ``forward``. with_classifier: makes the errors that ``classifying`` gives.
 
     Errors: UserError for a scheduler without a training schedule that is known here, and an unknown target.
     """
@@ -117,10 +117,11 @@ class DenoisingErrors:
     kind: Kind = "bound"
     gives = frozenset({"refs", "kls", "absolute", "noise", "contrast"})
 
-    def __init__(self, of: Probed, *, target: Target = "native"):
+    def __init__(self, of: Probed, *, target: Target = "native", with_classifier: Callable[[Probed], DenoisingErrors] | None = None):
         if target not in get_args(Target):
             raise UserError(f"policy.target: got {target!r}, takes {', '.join(get_args(Target))}")
         self.of, self.sets, self.schedule = of, of.sets, training_schedule(of.pipe.scheduler)
+        self.with_classifier = with_classifier
         self.classifying_by: dict[str, DenoisingErrors] = {}  # companion -> the same with a classifier, ``pipelines.classifying``
         self.together: dict[type, bool] = {}  # whether a class of pipelines takes a time for each row; not known before it is tried
         self.target, self.sigma_data = (parametrisation(of.pipe.scheduler) if target == "native" else target), 0.0
@@ -135,10 +136,10 @@ class DenoisingErrors:
 
     def classifying(self, name: str) -> DenoisingErrors:
         """See ``abilities.Featured``. name: of the companion whose features they are; its parameters are in place at each call."""
-        from mmalign.policies.pipelines.classifying import Classifying
-
+        if self.with_classifier is None:
+            raise UserError("method: tells samples from given data, and this policy's errors are asked without a classifier")
         if name not in self.classifying_by:
-            self.classifying_by[name] = Classifying(self.of)
+            self.classifying_by[name] = self.with_classifier(self.of)
         return self.classifying_by[name]
 
     @functools.cached_property
